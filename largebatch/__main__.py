@@ -1,0 +1,63 @@
+"""`python -m largebatch VERB [KEY=VALUE ...]`, also as the console script `largebatch`."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+
+VERBS = {
+    "train": "train with an exact global batch on any number of processes",
+    "plan": "show what a run would do: batch plan, learning rates, steps; no process group, no training",
+    "bench": "measure on this machine: `bench loop` compares our loop with a hand-written DDP loop",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit code (0 done, 1 failed, 2 wrong input, 75 stopped by a signal and resumable)."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments[:1] == ["--version"]:
+        print(f"largebatch {_version()}")
+        return 0
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_usage())
+        return 0 if arguments else 2
+    verb, *rest = arguments
+    if verb not in VERBS:
+        print(f"largebatch: {verb!r} is not a verb.{_nearest(verb)}\n\n{_usage()}", file=sys.stderr)
+        return 2
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.append(os.getcwd())  # as under `python -m`: the user's own models and data sets
+    # Heavy imports wait until a verb needs them: --help answers in under a second.
+    command = importlib.import_module(f"largebatch.commands.{verb}")
+    return int(command.main(rest))
+
+
+def _usage() -> str:
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {verb:{width}}  {what}" for verb, what in VERBS.items())
+    return (
+        "usage: largebatch VERB [KEY=VALUE ...]\n\n"
+        f"{verbs}\n\n"
+        "`largebatch VERB --help` shows the configuration of a verb."
+    )
+
+
+def _nearest(verb: str) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(verb, VERBS, n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def _version() -> str:
+    try:
+        return version("largebatch")
+    except PackageNotFoundError:
+        return "(not installed)"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,142 @@
+"""The plan of one optimizer step: global batch -> micro-batches -> ranks.
+
+The micro-batch is the atom: a global batch is an ordered list of micro-batches, and a topology only says which rank
+computes which of them. Each rank owns a contiguous run of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import accumulate
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """One forward and backward pass: samples `offset` to `offset + size` of the global batch."""
+
+    index: int
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """How a global batch is computed on `world_size` ranks.
+
+    Attributes:
+        global_batch_size: samples per optimizer step.
+        world_size: number of ranks.
+        micro_batch_sizes: samples of every micro-batch of the step, in the order of the global batch.
+        owners: the rank that computes each micro-batch; ascending.
+
+    >>> plan = BatchPlan.solve(global_batch_size=10, world_size=2, max_micro_batch_size=3)
+    >>> plan.micro_batch_sizes, plan.owners
+    ((3, 2, 3, 2), (0, 0, 1, 1))
+    >>> plan.micro_batches(1)
+    (MicroBatch(index=2, offset=5, size=3), MicroBatch(index=3, offset=8, size=2))
+    """
+
+    global_batch_size: int
+    world_size: int
+    micro_batch_sizes: tuple[int, ...]
+    owners: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        assert sum(self.micro_batch_sizes) == self.global_batch_size
+        assert min(self.micro_batch_sizes) >= 1
+        assert list(self.owners) == sorted(self.owners)
+        assert set(self.owners) == set(range(self.world_size)), "every rank must take part in the all-reduce"
+
+    @classmethod
+    def solve(cls, *, global_batch_size: int, world_size: int, max_micro_batch_size: int | None = None) -> BatchPlan:
+        """Share the batch evenly: ranks, and the micro-batches of a rank, differ by one sample at most.
+
+        Args:
+            global_batch_size: samples per optimizer step, any integer >= `world_size`.
+            world_size: number of ranks.
+            max_micro_batch_size: the most samples that one forward pass may hold; None: a rank's whole share.
+
+        Raises:
+            ValueError: if a rank would have no sample, or an argument is below 1.
+        """
+        _require_positive(
+            global_batch_size=global_batch_size, world_size=world_size, max_micro_batch_size=max_micro_batch_size
+        )
+        if global_batch_size < world_size:
+            raise ValueError(
+                f"A global batch of {global_batch_size} cannot be shared by {world_size} ranks: each needs at least "
+                f"one sample per step. Use at most {global_batch_size} ranks or a batch of at least {world_size}."
+            )
+        sizes: list[int] = []
+        owners: list[int] = []
+        for rank, share in enumerate(_split_evenly(global_batch_size, world_size)):
+            parts = _split_evenly(share, -(-share // (max_micro_batch_size or share)))
+            sizes += parts
+            owners += [rank] * len(parts)
+        return cls(global_batch_size, world_size, tuple(sizes), tuple(owners))
+
+    @classmethod
+    def pinned(cls, *, global_batch_size: int, world_size: int, micro_batch_size: int) -> BatchPlan:
+        """Cut the batch every `micro_batch_size` samples, whatever the number of ranks; the last part may be smaller.
+
+        The boundaries, and with them batch norm statistics and dropout masks, are then the same on any topology.
+
+        Raises:
+            ValueError: if there are fewer micro-batches than ranks, or an argument is below 1.
+        """
+        _require_positive(global_batch_size=global_batch_size, world_size=world_size, micro_batch_size=micro_batch_size)
+        full, rest = divmod(global_batch_size, micro_batch_size)
+        sizes = (micro_batch_size,) * full + ((rest,) if rest else ())
+        if len(sizes) < world_size:
+            raise ValueError(
+                f"A global batch of {global_batch_size} in micro-batches of {micro_batch_size} makes {len(sizes)}, "
+                f"fewer than the {world_size} ranks: a rank without a micro-batch would idle. Use at most {len(sizes)} "
+                f"ranks, a batch of at least {(world_size - 1) * micro_batch_size + 1}"
+                + _smaller_micro_batch(global_batch_size, world_size)
+            )
+        shares = _split_evenly(len(sizes), world_size)
+        owners = tuple(rank for rank, share in enumerate(shares) for _ in range(share))
+        return cls(global_batch_size, world_size, sizes, owners)
+
+    def micro_batches(self, rank: int) -> tuple[MicroBatch, ...]:
+        """The micro-batches that `rank` computes, in order."""
+        offsets = [0, *accumulate(self.micro_batch_sizes)]
+        return tuple(
+            MicroBatch(index, offsets[index], size)
+            for index, size in enumerate(self.micro_batch_sizes)
+            if self.owners[index] == rank
+        )
+
+    def rank_batch_size(self, rank: int) -> int:
+        """Samples per optimizer step on `rank`."""
+        return sum(micro_batch.size for micro_batch in self.micro_batches(rank))
+
+    @property
+    def grad_accum_steps(self) -> int:
+        """Forward and backward passes per optimizer step on the rank that has most."""
+        return max(self.owners.count(rank) for rank in range(self.world_size))
+
+    @property
+    def max_micro_batch_size(self) -> int:
+        """Samples of the largest micro-batch: what activation memory grows with."""
+        return max(self.micro_batch_sizes)
+
+
+def _split_evenly(total: int, parts: int) -> list[int]:
+    """`total` as `parts` integers that differ by one at most, larger ones first."""
+    size, extra = divmod(total, parts)
+    return [size + 1] * extra + [size] * (parts - extra)
+
+
+def _smaller_micro_batch(global_batch_size: int, world_size: int) -> str:
+    if global_batch_size < world_size:
+        return "."
+    # The largest m with ceil(B / m) >= W.
+    largest = global_batch_size if world_size == 1 else (global_batch_size - 1) // (world_size - 1)
+    return f", or micro-batches of at most {max(largest, 1)}."
+
+
+def _require_positive(**values: int | None) -> None:
+    for name, value in values.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name}={value}: must be at least 1.")

@@ -1,0 +1,247 @@
+"""From a prepared config to a run: joins the job, connects loader, trackers and observers, restores a checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from torch import nn
+
+from largebatch.checkpoint import Checkpoint, CheckpointError, load_checkpoint, newest_valid
+from largebatch.data import MicroBatchLoader
+from largebatch.derive import PROFILE_WARMUP_STEPS
+from largebatch.interruption import StopRequest
+from largebatch.loop import Observer, Run
+from largebatch.observers import (
+    CheckpointObserver,
+    EvaluationObserver,
+    Journal,
+    MetricsObserver,
+    ProfileObserver,
+    restore,
+)
+from largebatch.order import SampleOrder
+from largebatch.prepare import Prepared
+from largebatch.run_folder import RunFolder, new_folder
+from largebatch.runtime import Runtime
+from largebatch.trackers import JsonlTracker, ProgressLine, TensorBoardTracker, Tracker, WandbTracker
+
+# A run with another value of one of these is another run: a checkpoint of it must not be continued.
+_IDENTITY = ("seed", "length", "clip_norm", "scaling", "schedule", "optimizer", "parameters", "model", "loss")
+
+
+@dataclass
+class Job:
+    """A run and what surrounds it, as `open_job` yields it."""
+
+    run: Run
+    folder: RunFolder
+    trackers: list[Tracker]
+    evaluation: EvaluationObserver
+    checkpoints: CheckpointObserver
+    notes: list[str]
+
+
+@contextlib.contextmanager
+def open_job(prepared: Prepared, stop: StopRequest, overrides: Sequence[str]) -> Iterator[Job]:
+    """Join the job of the launcher, yield the run ready to train, and leave the job.
+
+    Raises:
+        LauncherError: if launcher and accelerate disagree.
+        CheckpointError: if the run to resume has no usable checkpoint, or was another run.
+    """
+    config = prepared.config
+    runtime = Runtime.open(
+        precision=config.precision.compute, tf32=config.precision.tf32, timeout_s=config.launcher.timeout_s
+    )
+    try:
+        name = config.run.name or config.data.name
+        folder = RunFolder(Path(runtime.broadcast(config.run.dir or str(new_folder(config.run.root, name)))))
+        identity = run_identity(prepared)
+        checkpoint, notes = find_checkpoint(config.resume, folder, runtime)
+        if checkpoint is not None:
+            check_identity(checkpoint, identity)
+        if runtime.is_main:
+            folder.write_inputs(
+                config_yaml=OmegaConf.to_yaml(prepared.public), overrides=overrides, plan=prepared.derived.record()
+            )
+        with contextlib.ExitStack() as stack:
+            trackers = _trackers(prepared, folder, checkpoint, stack) if runtime.is_main else []
+            job = _connect(prepared, runtime, folder, trackers, identity, stop)
+            job.notes += notes
+            if checkpoint is not None:
+                restore(job.run, checkpoint)
+            yield job
+    finally:
+        runtime.close()
+
+
+def run_identity(prepared: Prepared) -> dict[str, Any]:
+    """What makes a run this run, as plain values."""
+    config, plain = prepared.config, prepared.public
+    return {key: plain[key] for key in _IDENTITY} | {
+        "global_batch_size": prepared.derived.plan.global_batch_size,
+        "precision": config.precision.compute,
+        "data": {"name": config.data.name, "num_samples": len(prepared.train), "augment": plain["data"]["augment"]},
+    }
+
+
+def find_checkpoint(resume: str, folder: RunFolder, runtime: Runtime) -> tuple[Checkpoint | None, list[str]]:
+    """The checkpoint to continue from and why newer ones were passed over; rank 0 chooses, every rank reads the file.
+
+    Raises:
+        CheckpointError: if `resume` names a folder without a valid checkpoint.
+    """
+    if resume == "none":
+        return None, []
+    chosen: Checkpoint | None = None
+    notes: list[str] = []
+    failure: str | None = None
+    if runtime.is_main:
+        path = folder.path if resume == "auto" else Path(resume)
+        try:
+            chosen, notes = _newest(path)
+        except CheckpointError as error:
+            failure = str(error)
+        if chosen is None and failure is None and resume != "auto":
+            failure = f"resume={resume}: no valid checkpoint there. " + " ".join(notes or ["There is none at all."])
+    where, notes, failure = runtime.broadcast((str(chosen.path) if chosen else None, notes, failure))
+    if failure is not None:
+        raise CheckpointError(failure)
+    if where is None:
+        return None, [*notes, "resume=auto: no checkpoint yet, starting from scratch"]
+    checkpoint = chosen or load_checkpoint(Path(where))
+    return checkpoint, [*notes, f"resumed from {where}"]
+
+
+def _newest(path: Path) -> tuple[Checkpoint | None, list[str]]:
+    if (path / "MANIFEST.json").exists():
+        return load_checkpoint(path), []
+    return newest_valid(RunFolder(path).checkpoints)
+
+
+def check_identity(checkpoint: Checkpoint, identity: dict[str, Any]) -> None:
+    """Refuse to continue a run as another one.
+
+    Raises:
+        CheckpointError: with every key that changed, and both values.
+    """
+    saved = checkpoint.values["identity"]
+    changed = list(_differences(saved, identity))
+    if changed:
+        raise CheckpointError(
+            f"{checkpoint.path} belongs to a run with another config: {'; '.join(changed)}. "
+            "Resume with the same values, or start a new run with resume=none."
+        )
+
+
+def _differences(saved: Any, given: Any, prefix: str = "") -> Iterator[str]:
+    if isinstance(saved, dict) and isinstance(given, dict):
+        for key in sorted(saved.keys() | given.keys()):
+            yield from _differences(saved.get(key), given.get(key), f"{prefix}.{key}" if prefix else key)
+    elif saved != given:
+        yield f"{prefix} was {saved}, now {given}"
+
+
+def _trackers(
+    prepared: Prepared, folder: RunFolder, checkpoint: Checkpoint | None, stack: contextlib.ExitStack
+) -> list[Tracker]:
+    config, derived = prepared.config, prepared.derived
+    wandb_config = config.logger.wandb
+    values: dict[str, Any] = checkpoint.values if checkpoint else {"step": None, "samples_seen": None, "extra": {}}
+    trackers: list[Tracker] = [JsonlTracker(folder.metrics, resume_at_step=values["step"])]
+    if wandb_config.mode != "disabled":
+        trackers.append(
+            WandbTracker(
+                folder=folder.path,
+                project=wandb_config.project,
+                name=config.run.name or config.data.name,
+                config={"config": prepared.public, "plan": derived.record()},
+                mode=wandb_config.mode,
+                group=wandb_config.group,
+                tags=wandb_config.tags,
+                run_id=values["extra"].get("wandb_run_id"),
+            )
+        )
+    if config.logger.tensorboard:
+        resume_at = values["samples_seen"]
+        trackers.append(TensorBoardTracker(folder.path / "tensorboard", resume_at_samples=resume_at))
+    if config.observers.progress:
+        total = derived.num_steps * derived.plan.global_batch_size
+        trackers.append(stack.enter_context(ProgressLine(total_steps=derived.num_steps, total_samples=total)))
+    return trackers
+
+
+def _connect(
+    prepared: Prepared,
+    runtime: Runtime,
+    folder: RunFolder,
+    trackers: list[Tracker],
+    identity: dict[str, Any],
+    stop: StopRequest,
+) -> Job:
+    config, derived = prepared.config, prepared.derived
+    evaluation_config, data = config.observers.evaluation, config.data
+    journal = Journal(trackers, num_samples=derived.num_samples)
+    evaluation = EvaluationObserver(
+        journal,
+        train=prepared.train_plain,
+        validation=prepared.validation,
+        loss=prepared.measured_loss,
+        every=derived.evaluate_every,
+        micro_batch_size=evaluation_config.micro,
+        seed=config.seed,
+        num_workers=data.num_workers,
+    )
+    run_ids = [tracker.run_id for tracker in trackers if isinstance(tracker, WandbTracker)]
+    checkpoints = CheckpointObserver(
+        folder.checkpoints,
+        every=derived.checkpoint_every,
+        keep=config.observers.checkpoint.keep,
+        identity=identity,
+        extra={"wandb_run_id": run_ids[0]} if run_ids else {},
+    )
+    observers: list[Observer] = [MetricsObserver(journal), evaluation, checkpoints]
+    if config.observers.profile.steps:
+        observers.insert(0, _profiler(prepared, folder))
+    run = Run(
+        runtime=runtime,
+        model=_wrapped(prepared, runtime),
+        loss=prepared.loss,
+        optimizer=prepared.optimizer,
+        plan=derived.plan,
+        loader=MicroBatchLoader(
+            prepared.train,
+            SampleOrder(derived.num_samples, config.seed),
+            derived.plan,
+            runtime.rank,
+            augment=prepared.augment,
+            num_workers=data.num_workers,
+            pin_memory=runtime.device.type == "cuda",
+            seed=config.seed,
+            timeout_s=data.timeout_s,
+        ),
+        lr_at=derived.lr_at,
+        num_steps=derived.num_steps,
+        seed=config.seed,
+        clip_norm=config.clip_norm,
+        log_every=config.observers.metrics.every,
+        observers=observers,
+        stop_requested=stop,
+    )
+    return Job(run, folder, trackers, evaluation, checkpoints, notes=[])
+
+
+def _profiler(prepared: Prepared, folder: RunFolder) -> ProfileObserver:
+    steps = prepared.config.observers.profile.steps
+    return ProfileObserver(folder.path, num_steps=steps, warmup_steps=PROFILE_WARMUP_STEPS)
+
+
+def _wrapped(prepared: Prepared, runtime: Runtime) -> nn.Module:
+    if prepared.config.precision.compile:
+        prepared.model.compile()  # in place: parameter names stay as they are
+    return runtime.wrap(prepared.model)

@@ -1,0 +1,217 @@
+"""The folder of checkpoints: one directory per saved step, each of which is there as a whole or not at all.
+
+    step_00000120/        model.safetensors  optimizer.safetensors  values.json  MANIFEST.json
+    .tmp-120-3fa8c1d2/    being written, or left by a crash: never read, removed at the next save
+    .old-120-9be07a11/    the former step 120 while a new one takes its place: read only if a crash came just then
+
+All renames stay inside the folder, so each of them is atomic.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from largebatch.checkpoint.manifest import TENSORS_SUFFIX, VALUES, CheckpointError, read_manifest, verify_files
+from largebatch.checkpoint.writing import check_contents, encode_values, sync, write_directory
+
+_STEP = re.compile(r"step_(\d{8,})")
+_OLD = re.compile(r"\.old-(\d+)-[0-9a-f]+")
+_LEFTOVER = re.compile(r"\.tmp-\d+-[0-9a-f]+")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What was saved: groups of named tensors, on the CPU, and plain JSON values."""
+
+    path: Path
+    step: int
+    tensors: dict[str, dict[str, Tensor]]
+    values: dict[str, Any]
+
+
+def save_checkpoint(
+    folder: Path,
+    *,
+    step: int,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    values: Mapping[str, Any],
+    keep: int,
+) -> Path:
+    """Write a checkpoint and remove all but the newest ones. Call it on one rank.
+
+    A crash at any moment leaves every earlier checkpoint valid, and this one either complete or invisible. If the same
+    step is there already with the same content, it is left; otherwise the new one takes its place.
+
+    Args:
+        folder: holds the checkpoints of one run; made if absent.
+        step: optimizer steps done, >= 0.
+        tensors: groups of tensors; each becomes a file NAME.safetensors. Tensors of any device and layout in memory,
+            views and tied ones too; a tied tensor is written once under each of its names.
+        values: whatever else there is, as plain JSON values: dict with str keys, list, str, int, float, bool, None.
+        keep: how many checkpoints stay, >= 1: this one and the newest others.
+
+    Returns:
+        The directory of the checkpoint.
+
+    Raises:
+        ValueError: if an argument is not as described. Nothing is written.
+        CheckpointError: if the disk refuses; the message has the bytes needed and free. Earlier checkpoints are intact.
+    """
+    if step < 0 or keep < 1:
+        raise ValueError(f"step={step}, keep={keep}: a step is >= 0, and at least the newest checkpoint is kept.")
+    check_contents(tensors, values)
+    num_bytes = len(encode_values(values)) + sum(part.nbytes for group in tensors.values() for part in group.values())
+    temporary = folder / f".tmp-{step}-{secrets.token_hex(4)}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _recover(folder)
+        _check_space(folder, num_bytes)
+        temporary.mkdir()
+        try:
+            write_directory(temporary, step=step, tensors=tensors, values=values)
+            path = _put_in_place(temporary, folder / f"step_{step:08d}")
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        _prune(folder, path, keep)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"The checkpoint of step {step} cannot be written to {folder}: {error}. "
+            f"It needs {num_bytes:,} bytes; {_free_bytes(folder)} are free. Earlier checkpoints are intact. "
+            "Make room, lower the number of checkpoints to keep, or choose another disk."
+        ) from error
+    return path
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read the checkpoint in the directory `path`, after its manifest and every byte that the manifest lists.
+
+    Raises:
+        CheckpointError: if anything is missing, damaged or of a newer format. No file is parsed before it is verified.
+    """
+    manifest = read_manifest(path)
+    verify_files(path, manifest)
+    step = manifest["step"]
+    named = _STEP.fullmatch(path.name)
+    if named and int(named[1]) != step:
+        raise CheckpointError(f"{path} holds step {step} by its manifest: give the directory its own name back.")
+    try:
+        values = json.loads((path / VALUES).read_bytes())
+        tensors = {
+            name.removesuffix(TENSORS_SUFFIX): load_file(path / name)
+            for name in manifest["files"]
+            if name.endswith(TENSORS_SUFFIX)
+        }
+    except (OSError, SafetensorError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: {error}. Its bytes are those of its manifest, so it was written wrong, by another program or by "
+            "somebody else: use an older checkpoint."
+        ) from error
+    return Checkpoint(path=path, step=step, tensors=tensors, values=values)
+
+
+def newest_valid(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint of `folder` that is whole, and why each newer one is not.
+
+    Pointers and names do not count: directories are tried from the highest step down. None if no checkpoint is valid or
+    there is none; the folder need not exist.
+    """
+    rejected: list[str] = []
+    for path in _candidates(folder):
+        checkpoint = _load_or_tell(path, rejected)
+        if checkpoint is not None:
+            return checkpoint, rejected
+    return None, rejected
+
+
+def _load_or_tell(path: Path, rejected: list[str]) -> Checkpoint | None:
+    try:
+        return load_checkpoint(path)
+    except CheckpointError as error:
+        rejected.append(str(error))
+        return None
+
+
+def _candidates(folder: Path) -> list[Path]:
+    """Directories that may hold a checkpoint, newest first; of one step the one in its place first."""
+    entries = list(folder.iterdir()) if folder.is_dir() else []
+    matches = [(_STEP.fullmatch(entry.name) or _OLD.fullmatch(entry.name), entry) for entry in entries]
+    found = [(int(match[1]), match.re is _STEP, entry) for match, entry in matches if match]
+    return [entry for _, _, entry in sorted(found, reverse=True)]
+
+
+def _check_space(folder: Path, num_bytes: int) -> None:
+    usage = shutil.disk_usage(folder)
+    # Before the first byte: a disk that is filled up to the last one loses the log of the run as well. Some network
+    # file systems report a total of 0.
+    if usage.total and usage.free < num_bytes:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _free_bytes(folder: Path) -> str:
+    try:
+        return f"{shutil.disk_usage(folder).free:,}"
+    except OSError:
+        return "an unknown number"
+
+
+def _put_in_place(temporary: Path, path: Path) -> Path:
+    """Give a finished directory its final name; an equal one that is there already stays."""
+    aside = None
+    if path.exists():
+        if _is_same(path, temporary):
+            return path
+        aside = path.with_name(f".old-{int(path.name.removeprefix('step_'))}-{secrets.token_hex(4)}")
+        os.rename(path, aside)
+    os.rename(temporary, path)
+    sync(path.parent)
+    if aside is not None:
+        shutil.rmtree(aside, ignore_errors=True)
+    return path
+
+
+def _is_same(path: Path, other: Path) -> bool:
+    try:
+        manifest = read_manifest(path)
+        verify_files(path, manifest)
+    except CheckpointError:
+        return False
+    theirs = read_manifest(other)
+    return (manifest["step"], manifest["files"]) == (theirs["step"], theirs["files"])
+
+
+def _recover(folder: Path) -> None:
+    """Finish what a crash interrupted: put a directory that was set aside back, and remove leftovers."""
+    for entry in list(folder.iterdir()):
+        if match := _OLD.fullmatch(entry.name):
+            path = folder / f"step_{int(match[1]):08d}"
+            if path.exists():
+                shutil.rmtree(entry, ignore_errors=True)
+            else:
+                os.rename(entry, path)
+        elif _LEFTOVER.fullmatch(entry.name):
+            shutil.rmtree(entry, ignore_errors=True)
+
+
+def _prune(folder: Path, newest: Path, keep: int) -> None:
+    """Remove all but `newest`, which was just written, and the `keep - 1` others of the highest steps."""
+    others = [path for path in _candidates(folder) if path != newest and _STEP.fullmatch(path.name)]
+    for path in reversed(others[keep - 1 :]):
+        # Renamed first: a directory that is half removed must not look like a checkpoint.
+        doomed = path.with_name(f".tmp-{int(path.name.removeprefix('step_'))}-{secrets.token_hex(4)}")
+        with contextlib.suppress(OSError):  # the checkpoint is saved; an old one that stays is no failure of it
+            os.rename(path, doomed)
+            shutil.rmtree(doomed)

@@ -1,0 +1,1 @@
+"""One file per verb. Each has `main(arguments) -> exit code`."""

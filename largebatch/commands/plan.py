@@ -1,0 +1,35 @@
+"""`largebatch plan`: what a run would do, without a process group and without training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from omegaconf import DictConfig
+
+from largebatch.commands.composition import run_verb
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Compose, check, print the plan; returns the exit code."""
+    return run_verb("plan", run, arguments)
+
+
+def run(config: DictConfig, overrides: list[str]) -> int:
+    """Print the plan for `launcher.num_processes` ranks, or for one."""
+    import os
+
+    from largebatch.config import parse_config
+    from largebatch.prepare import prepare
+    from largebatch.trackers import print_plan
+
+    ranks = parse_config(config).launcher.num_processes
+    environ = dict(os.environ)
+    if ranks is not None:
+        environ |= {"WORLD_SIZE": str(ranks), "RANK": "0", "LOCAL_RANK": "0"}
+    derived = prepare(config, environ).derived
+    print_plan(derived.rows())
+    milestones = sorted({0, derived.schedule.warmup_samples, derived.schedule.total_samples // 2})
+    points = [*milestones, (derived.num_steps - 1) * derived.plan.global_batch_size]
+    curve = [(f"{samples:,} samples", f"{derived.lr_at(samples):.6g}", "") for samples in points]
+    print_plan(curve, title="learning rate at the step that starts after")
+    return 0

@@ -1,0 +1,136 @@
+"""`largebatch train`: one run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+from largebatch.commands.composition import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_STOPPED,
+    run_verb,
+)
+
+if TYPE_CHECKING:
+    from largebatch.build import Job
+    from largebatch.prepare import Prepared
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Compose, check, train; returns the exit code."""
+    return run_verb("train", run, arguments)
+
+
+def run(config: DictConfig, overrides: list[str]) -> int:
+    """Train the composed config on the ranks of this launcher."""
+    import os
+
+    from largebatch.build import open_job
+    from largebatch.interruption import StopRequest
+    from largebatch.loop import train
+    from largebatch.prepare import prepare
+
+    prepared = prepare(config, os.environ)
+    with StopRequest() as stop, open_job(prepared, stop, overrides) as job:
+        if job.run.runtime.is_main:
+            _announce(prepared, job)
+        if job.run.progress.step >= job.run.num_steps:
+            if job.run.runtime.is_main:
+                print(f"already finished: {job.run.progress.step} steps, {job.folder.path}")
+            return 0
+        status = train(job.run)
+        if job.run.runtime.is_main:
+            _conclude(job, status)
+        interrupted = EXIT_INTERRUPTED if stop.signal_name == "SIGINT" else EXIT_STOPPED
+        return {"finished": 0, "diverged": EXIT_FAILED, "stopped": interrupted}[status]
+
+
+def _announce(prepared: Prepared, job: Job) -> None:
+    from largebatch.trackers import print_plan
+
+    runtime, config = job.run.runtime, prepared.config
+    parameters = [parameter for group in job.run.optimizer.param_groups for parameter in group["params"]]
+    decaying, adapting = (
+        sum(len(group["params"]) for group in job.run.optimizer.param_groups if group[flag])
+        for flag in ("decays", "adapts")
+    )
+    rows = [
+        ("device", f"{runtime.device.type}, {runtime.precision}", "precision"),
+        (
+            "model",
+            f"{sum(parameter.numel() for parameter in parameters):,} parameters",
+            f"{config.model['_target_']}; of {len(parameters)} tensors {decaying} decay, {adapting} adapt",
+        ),
+        ("optimizer", config.optimizer["_target_"].rpartition(".")[2], "optimizer"),
+        *prepared.derived.rows(),
+        ("run folder", str(job.folder.path), "run.dir" if config.run.dir else "run.root"),
+    ]
+    print_plan(rows)
+    for note in job.notes:
+        print(note)
+
+
+def _conclude(job: Job, status: str) -> None:
+    """Write summary and plots, close the trackers, print the end of the story."""
+    from largebatch.trackers import plot_run, print_summary, read_metrics
+
+    rows = read_metrics(job.folder.metrics)
+    summary = _summary(job, status)
+    problems = list(job.checkpoints.problems)
+    plots = []
+    try:
+        plots = plot_run(rows, job.folder.plots, title=job.folder.path.name)
+    except Exception as error:  # whatever a plot stumbles over, the run's numbers are worth more
+        problems.append(f"plots were not written: {type(error).__name__}: {error}")
+    for tracker in job.trackers:
+        tracker.finish(summary, plots)
+        problems += tracker.problems
+    try:
+        job.folder.write_summary(summary | {"problems": problems})
+    except OSError as error:
+        problems.append(f"summary.json was not written: {error}")
+    print_summary(_summary_rows(job, summary), job.folder.path, plots, problems=problems)
+
+
+def _summary(job: Job, status: str) -> dict[str, Any]:
+    progress = job.run.progress
+    return {
+        "status": status,
+        "steps": progress.step,
+        "samples_seen": progress.samples_seen,
+        "epochs": progress.samples_seen / job.evaluation.journal.num_samples,
+        "train_seconds": progress.train_s,
+        "checkpoint": str(job.checkpoints.latest) if job.checkpoints.latest else None,
+        **job.evaluation.last,
+        **{f"best/{name}": value for name, value in job.evaluation.best.items()},
+    }
+
+
+def _summary_rows(job: Job, summary: dict[str, Any]) -> list[tuple[str, object]]:
+    rows: list[tuple[str, object]] = [
+        ("status", summary["status"]),
+        ("steps", f"{summary['steps']:,} of {job.run.num_steps:,}"),
+        ("samples", f"{summary['samples_seen']:,} ({summary['epochs']:.4g} epochs)"),
+        ("time in steps", f"{summary['train_seconds']:.1f} s"),
+    ]
+    for name, label, error in (
+        ("eval/train_accuracy", "train accuracy", None),
+        ("eval/val_accuracy", "validation accuracy", "eval/val_accuracy_stderr"),
+        ("gap/accuracy", "accuracy gap", "gap/accuracy_stderr"),
+        ("eval/val_loss", "validation loss", None),
+        ("gap/loss", "loss gap", "gap/loss_stderr"),
+    ):
+        if name in summary:
+            spread = f" ± {summary[error]:.4f}" if error in summary else ""
+            rows.append((label, f"{summary[name]:.4f}{spread}"))
+    if summary["status"] == "diverged":
+        rows.append(("hint", "the loss is not a number any more: lower the peak rate, warm up longer, or clip_norm=1"))
+    if summary["status"] == "stopped":
+        rows.append(("to go on", f"same command with run.dir={job.folder.path} resume=auto"))
+    if job.checkpoints.latest:
+        rows.append(("checkpoint", job.checkpoints.latest.relative_to(job.folder.path)))
+    rows += [("W&B", command) for tracker in job.trackers if (command := getattr(tracker, "sync_command", None))]
+    return rows

@@ -1,0 +1,130 @@
+"""Reads a composed config. Every error is collected and shown in one report, before any process group."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
+from pydantic import ValidationError
+
+from largebatch.schema import TrainConfig
+
+
+class ConfigError(Exception):
+    """Everything that is wrong with a run's input, one line each: fact, rule, remedy."""
+
+    def __init__(self, errors: Sequence[str]) -> None:
+        assert errors
+        self.errors = list(errors)
+        count = "1 error" if len(errors) == 1 else f"{len(errors)} errors"
+        super().__init__("\n".join([f"{count} in the configuration:", *(f"  - {error}" for error in errors)]))
+
+
+def parse_config(config: DictConfig) -> TrainConfig:
+    """Check types, ranges and names of a composed config.
+
+    Raises:
+        ConfigError: with all that is wrong.
+    """
+    unresolved = list(_unresolved(config))
+    if unresolved:
+        raise ConfigError(unresolved)
+    try:
+        return TrainConfig.model_validate(OmegaConf.to_container(config, resolve=True))
+    except ValidationError as error:
+        raise ConfigError(_explain(error)) from None
+
+
+def _unresolved(node: DictConfig | ListConfig, prefix: str = "") -> Iterator[str]:
+    """Values without a default and interpolations that lead nowhere."""
+    keys: Iterable[Any] = range(len(node)) if isinstance(node, ListConfig) else map(str, node)
+    for key in keys:
+        name = f"{prefix}{key}"
+        if OmegaConf.is_missing(node, key):
+            yield f"{name}=???: this value has no default. Give it as {name}=VALUE."
+            continue
+        try:
+            value = node[key]
+        except InterpolationToMissingValueError:  # reported at its source
+            continue
+        except OmegaConfBaseException as error:
+            yield f"{name}: {str(error).splitlines()[0]}. Set the variable or key that it refers to."
+            continue
+        if isinstance(value, (DictConfig, ListConfig)):
+            yield from _unresolved(value, f"{name}.")
+
+
+def _explain(error: ValidationError) -> list[str]:
+    lines = []
+    for detail in error.errors():
+        key = ".".join(str(part) for part in detail["loc"])
+        if detail["type"] == "missing":
+            lines.append(f"{key}: is missing. A group that was replaced must bring all its keys.")
+        elif detail["type"] == "extra_forbidden":
+            lines.append(f"{key}={detail['input']}: there is no such key.{_nearest_key(detail['loc'])}")
+        else:
+            lines.append(f"{key}={detail['input']}: {_rule(detail)}")
+    return lines
+
+
+_RULES = {
+    "int_type": "must be a whole number.",
+    "int_from_float": "must be a whole number.",
+    "float_type": "must be a number.",
+    "finite_number": "must be finite.",
+    "string_type": "must be text; quote it if it looks like a number.",
+    "bool_type": "must be true or false.",
+    "dict_type": "must be a group of keys.",
+    "model_type": "must be a group of keys.",
+    "list_type": "must be a list, [a, b].",
+    "string_too_short": "must not be empty.",
+    "string_pattern_mismatch": "must fit the regular expression {pattern}.",
+    "greater_than": "must be above {gt}.",
+    "greater_than_equal": "must be at least {ge}.",
+    "less_than": "must be below {lt}.",
+    "less_than_equal": "must be at most {le}.",
+    "literal_error": "must be {expected}.",
+}
+
+
+def _rule(detail: Any) -> str:
+    template = _RULES.get(detail["type"])
+    if template is None:
+        return str(detail["msg"]).removeprefix("Value error, ")
+    value = detail["input"]
+    whole = detail["type"].startswith("int") and isinstance(value, float) and value.is_integer()
+    return str(template.format(**detail.get("ctx", {}))) + (f" Write {int(value)}." if whole else "")
+
+
+def _nearest_key(location: tuple[int | str, ...]) -> str:
+    section: Any = TrainConfig
+    for part in location[:-1]:
+        section = section.model_fields[part].annotation
+    names = list(section.model_fields)
+    close = difflib.get_close_matches(str(location[-1]), names, n=1)
+    prefix = "".join(f"{part}." for part in location[:-1])
+    return f" Did you mean {prefix}{close[0]}?" if close else f" Known here: {', '.join(names)}."
+
+
+def public_values(config: DictConfig) -> dict[str, Any]:
+    """The config with everything resolved except environment variables, which may be secrets: for records."""
+    kept = OmegaConf.create(_keep_environment(OmegaConf.to_container(config, resolve=False)))
+    public = OmegaConf.to_container(kept, resolve=True)
+    assert isinstance(public, dict)
+    return {str(key): value for key, value in public.items()}
+
+
+def _keep_environment(raw: Any) -> Any:
+    """Escape texts that read the environment: then they stay as they are, in themselves and in what refers to them."""
+    if isinstance(raw, dict):
+        return {key: _keep_environment(value) for key, value in raw.items()}
+    if isinstance(raw, list):
+        return [_keep_environment(value) for value in raw]
+    if isinstance(raw, str) and "oc.env" in raw:
+        # An even number of backslashes before `${` leaves it an interpolation.
+        return re.sub(r"(\\*)\$\{", lambda found: found[0] if len(found[1]) % 2 else "\\" + found[0], raw)
+    return raw

@@ -1,0 +1,33 @@
+"""Data sets, and the micro-batches that a rank computes."""
+
+from __future__ import annotations
+
+from largebatch.data.array import ArrayDataset
+from largebatch.data.augmentation import Augmentation
+from largebatch.data.digits import digits
+from largebatch.data.errors import DataError
+from largebatch.data.fetching import MicroBatchData
+from largebatch.data.folder import image_folder
+from largebatch.data.images import hub_images, parquet_images
+from largebatch.data.loader import MicroBatchLoader, evaluation_batches
+from largebatch.data.subset import FirstSamples
+from largebatch.data.synthetic import masked_tokens, random_classification
+from largebatch.data.tokens import TokenWindows, token_stream
+
+__all__ = [
+    "ArrayDataset",
+    "Augmentation",
+    "DataError",
+    "FirstSamples",
+    "MicroBatchData",
+    "MicroBatchLoader",
+    "TokenWindows",
+    "digits",
+    "evaluation_batches",
+    "hub_images",
+    "image_folder",
+    "masked_tokens",
+    "parquet_images",
+    "random_classification",
+    "token_stream",
+]

@@ -1,0 +1,95 @@
+"""Random crops, flips and cutout as a pure function of (seed, epoch, sample id)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from largebatch.data.array import Int64Array
+from largebatch.keyed import keyed_uniforms, stream_key
+
+# One column of random numbers per decision: switching one on leaves the others as they were.
+_ROW, _COLUMN, _FLIP, _CUTOUT_ROW, _CUTOUT_COLUMN = range(5)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random crop of the padded image, then mirror image, then cutout, drawn for each sample on its own.
+
+    What happens to a sample depends on (seed, epoch, sample id) alone: not on its batch, rank, worker or on what was
+    drawn before. Runs of any topology, and resumed runs, therefore train on the same images.
+
+    Attributes:
+        seed: seed of the run.
+        crop_padding: p; zeros are put around the image, p pixels wide, and a window of the image's size is cut at one
+            of the (2p + 1)^2 places. Images are normalised by then, so zero is the mean colour.
+        flip: mirror left and right with probability 1/2.
+        cutout: side of a square of zeros, in pixels, centred at a random pixel and cut off at the border
+            (DeVries and Taylor 2017, "Improved regularization of convolutional neural networks with cutout").
+
+    Raises:
+        ValueError: if `crop_padding` or `cutout` is negative; from a call, if `inputs` are not images [n, C, H, W].
+    """
+
+    seed: int
+    crop_padding: int = 0
+    flip: bool = False
+    cutout: int = 0
+
+    def __post_init__(self) -> None:
+        if self.crop_padding < 0 or self.cutout < 0:
+            raise ValueError(f"crop_padding={self.crop_padding}, cutout={self.cutout}: pixels, 0 (off) or more.")
+
+    def __call__(self, inputs: Tensor, ids: Int64Array, epochs: Int64Array) -> Tensor:
+        """Augmented copies of images [n, C, H, W] of the samples `ids` [n], each in its epoch, `epochs` [n]."""
+        if inputs.dim() != 4:
+            raise ValueError(
+                f"Augmentation takes images [n, C, H, W], not inputs of shape {tuple(inputs.shape)}. "
+                f"Switch crop_padding, flip and cutout off for other data."
+            )
+        if not (self.crop_padding or self.flip or self.cutout):
+            return inputs
+        uniforms = self._uniforms(ids, epochs, inputs.device)
+        if self.crop_padding or self.flip:
+            inputs = self._crop_and_flip(inputs, uniforms)
+        # A product with a mask takes a third of the time of masked_fill.
+        return inputs * ~self._cutout_mask(inputs, uniforms) if self.cutout else inputs
+
+    def _uniforms(self, ids: Int64Array, epochs: Int64Array, device: torch.device) -> Tensor:
+        distinct, which = np.unique(epochs, return_inverse=True)
+        keys = np.array([stream_key(self.seed, "augment", epoch) for epoch in distinct.tolist()], dtype=np.uint64)
+        return torch.from_numpy(keyed_uniforms(keys[which], ids, 5)).to(device)
+
+    def _crop_and_flip(self, inputs: Tensor, uniforms: Tensor) -> Tensor:
+        num_images, num_channels, height, width = inputs.shape
+        padding = self.crop_padding
+        rows = torch.arange(height, device=inputs.device) + _integers(uniforms[:, _ROW], 2 * padding + 1)
+        columns = torch.arange(width, device=inputs.device).expand(num_images, -1)
+        if self.flip:
+            columns = torch.where(uniforms[:, _FLIP, None] < 0.5, columns.flip(1), columns)
+        columns = columns + _integers(uniforms[:, _COLUMN], 2 * padding + 1)
+        # Crop and flip are one permutation of pixels, the same for all channels: one gather over the padded image.
+        places = (rows[:, :, None] * (width + 2 * padding) + columns[:, None, :]).view(num_images, 1, -1)
+        padded = F.pad(inputs, (padding,) * 4).flatten(2)
+        return padded.gather(2, places.expand(-1, num_channels, -1)).view(inputs.shape)
+
+    def _cutout_mask(self, inputs: Tensor, uniforms: Tensor) -> Tensor:
+        height, width = inputs.shape[2:]
+        in_rows = self._in_span(height, uniforms[:, _CUTOUT_ROW])
+        in_columns = self._in_span(width, uniforms[:, _CUTOUT_COLUMN])
+        return (in_rows[:, :, None] & in_columns[:, None, :]).unsqueeze(1)
+
+    def _in_span(self, length: int, uniforms: Tensor) -> Tensor:
+        """Bool [n, length]: `cutout` places around a random centre."""
+        start = _integers(uniforms, length) - self.cutout // 2
+        places = torch.arange(length, device=uniforms.device)
+        return (places >= start) & (places < start + self.cutout)
+
+
+def _integers(uniforms: Tensor, count: int) -> Tensor:
+    """Integers [n, 1], uniform on range(count)."""
+    return (uniforms * count).to(torch.int64)[:, None]

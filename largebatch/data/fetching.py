@@ -1,0 +1,247 @@
+"""From requested sample ids to loaded micro-batches: in this process, or through workers."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from largebatch.data.array import Int64Array
+from largebatch.data.errors import DataError
+from largebatch.data.items import Augment, Inputs, KeyedItems, SampleRequest, WorkerFailure, augment_inputs
+
+_PREFETCH_PER_WORKER = 2
+
+
+@dataclass(frozen=True)
+class Request:
+    """A micro-batch to load; see `MicroBatchData` for the fields."""
+
+    ids: Int64Array
+    epochs: Int64Array
+    index: int
+    samples_seen: int
+
+    def filled(self, inputs: Inputs, targets: Tensor) -> MicroBatchData:
+        """The request answered."""
+        return MicroBatchData(inputs, targets, self.ids, self.epochs, self.index, self.samples_seen)
+
+
+@dataclass(frozen=True)
+class MicroBatchData:
+    """One micro-batch.
+
+    Attributes:
+        inputs: Tensor [n, ...], or a dict of such.
+        targets: Tensor [n, ...].
+        ids: sample ids, int64 [n].
+        epochs: epoch of each sample, int64 [n]; a batch may span two.
+        index: number of the micro-batch within its global batch.
+        samples_seen: position at which the global batch starts: samples that all steps before it consumed.
+    """
+
+    inputs: Inputs
+    targets: Tensor
+    ids: Int64Array
+    epochs: Int64Array
+    index: int
+    samples_seen: int
+
+
+class BatchSource:
+    """Loads requested micro-batches in order, holding at most a few at a time.
+
+    Args:
+        dataset: in memory (has `fetch`), or map-style.
+        augment, num_workers, pin_memory, seed, timeout_s: see `MicroBatchLoader`.
+        stream: name of the random stream that items are drawn under.
+
+    Raises:
+        ValueError: if a setting would have no effect, or the data set cannot be asked for a sample by its number.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        *,
+        augment: Augment | None,
+        num_workers: int,
+        pin_memory: bool,
+        seed: int,
+        stream: str,
+        timeout_s: float,
+    ) -> None:
+        in_memory = hasattr(dataset, "fetch")
+        _check_settings(dataset, in_memory=in_memory, num_workers=num_workers, timeout_s=timeout_s)
+        if pin_memory and not torch.accelerator.is_available():
+            raise ValueError("pin_memory=True has no effect without a GPU. Set it to False.")
+        self._dataset = dataset
+        self._augment = augment
+        self._pin_memory = pin_memory
+        self._timeout_s = timeout_s
+        self._items = None if in_memory else KeyedItems(dataset, seed=seed, stream=stream, augment=augment)
+        self._sampler = _RequestSampler()
+        self._loader = self._start_loader(num_workers) if num_workers else None
+        self._num_calls = 0
+
+    def load(self, requests: Iterator[Request]) -> Iterator[MicroBatchData]:
+        """One loaded micro-batch per request, in order.
+
+        A new call ends earlier iterators, which raise RuntimeError if they are used again: they share the workers.
+        """
+        self._num_calls += 1
+        batches = self._in_this_process(requests) if self._loader is None else self._through_workers(requests)
+        return self._while_current(batches, self._num_calls)
+
+    def _while_current(self, batches: Iterator[MicroBatchData], call: int) -> Iterator[MicroBatchData]:
+        while True:
+            if call != self._num_calls:
+                raise RuntimeError("These micro-batches ended when others were asked for: use one iterator at a time.")
+            batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
+
+    def _in_this_process(self, requests: Iterator[Request]) -> Iterator[MicroBatchData]:
+        for request in requests:
+            inputs, targets = self._fetch(request) if self._items is None else self._items.load(_pairs(request))
+            if self._pin_memory:
+                inputs, targets = _pinned(inputs), targets.pin_memory()
+            yield request.filled(inputs, targets)
+
+    def _fetch(self, request: Request) -> tuple[Inputs, Tensor]:
+        try:
+            inputs, targets = self._dataset.fetch(request.ids)
+        except Exception as error:
+            raise DataError(f"{_name(request.ids)} cannot be loaded: {type(error).__name__}: {error}") from error
+        if self._augment is not None:
+            inputs = augment_inputs(self._augment, inputs, request.ids, request.epochs)
+        return inputs, targets
+
+    def _through_workers(self, requests: Iterator[Request]) -> Iterator[MicroBatchData]:
+        self._sampler.requests = requests
+        self._sampler.issued.clear()
+        assert self._loader is not None
+        with _child_signals_as_before():
+            batches = iter(self._loader)
+        while True:
+            try:
+                loaded: Any = next(batches)
+            except StopIteration:
+                return
+            # A worker hangs or was killed; if killed while it sent a batch, the connection breaks instead.
+            except (RuntimeError, OSError, EOFError) as error:
+                raise DataError(self._worker_died(error)) from error
+            request = self._sampler.issued.popleft()
+            if isinstance(loaded, WorkerFailure):
+                raise DataError(loaded.message) from RuntimeError(f"in a worker process:\n{loaded.worker_traceback}")
+            yield request.filled(*loaded)
+
+    def _worker_died(self, error: Exception) -> str:
+        waiting = np.concatenate([request.ids for request in self._sampler.issued])
+        return (
+            f"No data from the workers ({type(error).__name__}: {error}) while these were being loaded: "
+            f"{_name(waiting)}. If a worker was killed, memory (also of /dev/shm) may be too small: use fewer workers. "
+            f"If it hangs, look at how these samples are read; timeout_s={self._timeout_s:g} bounds the wait."
+        )
+
+    def _start_loader(self, num_workers: int) -> DataLoader[Any]:
+        assert self._items is not None
+        return DataLoader(
+            self._items,
+            batch_sampler=self._sampler,
+            num_workers=num_workers,
+            collate_fn=_as_loaded,
+            pin_memory=self._pin_memory,
+            timeout=self._timeout_s,
+            prefetch_factor=_PREFETCH_PER_WORKER,
+            persistent_workers=True,
+            worker_init_fn=_leave_signals_to_the_run,
+            # The loader draws a seed whenever it starts: from a generator of its own, so that the run's stays as it is.
+            generator=torch.Generator(),
+        )
+
+
+def _leave_signals_to_the_run(worker: int) -> None:
+    """Let a worker outlive the signal that a launcher sends to the whole process group: the run finishes its step.
+
+    The first SIGTERM only: a second one is how the loader ends a worker that does not answer.
+    """
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda received, frame: signal.signal(received, signal.SIG_DFL))
+
+
+class _RequestSampler:
+    """Hands requests to the DataLoader as lists of samples, and keeps those whose batches are still to come."""
+
+    def __init__(self) -> None:
+        self.requests: Iterator[Request] = iter(())
+        self.issued: deque[Request] = deque()
+
+    def __iter__(self) -> Iterator[list[SampleRequest]]:
+        for request in self.requests:
+            self.issued.append(request)
+            yield _pairs(request)
+
+
+@contextmanager
+def _child_signals_as_before() -> Iterator[None]:
+    """Undo the DataLoader's handler of SIGCHLD, which raises wherever the program happens to be when a worker dies.
+
+    In a `__del__` such an error is lost, in the middle of writing a file it does harm. Without the handler a dead
+    worker is noticed when its data are waited for.
+    """
+    handler = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
+    try:
+        yield
+    finally:
+        if handler is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, handler)
+
+
+def _check_settings(dataset: Any, *, in_memory: bool, num_workers: int, timeout_s: float) -> None:
+    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+        raise ValueError(
+            f"{type(dataset).__name__} cannot be asked for a sample by its number: a run's order needs a map-style "
+            f"data set, with __len__ and __getitem__."
+        )
+    if num_workers < 0 or timeout_s < 0:
+        raise ValueError(f"num_workers={num_workers}, timeout_s={timeout_s:g}: neither can be negative.")
+    if in_memory and num_workers:
+        raise ValueError(
+            f"num_workers={num_workers} has no effect: the data set is in memory and is indexed by this process. "
+            f"Set num_workers=0."
+        )
+    if timeout_s and not num_workers:
+        raise ValueError(
+            f"timeout_s={timeout_s:g} has no effect without workers. Set num_workers >= 1, or timeout_s=0."
+        )
+
+
+def _pairs(request: Request) -> list[SampleRequest]:
+    return list(zip(request.epochs.tolist(), request.ids.tolist(), strict=True))
+
+
+def _as_loaded(batch: Any) -> Any:
+    return batch
+
+
+def _pinned(inputs: Inputs) -> Inputs:
+    if isinstance(inputs, dict):
+        return {key: value.pin_memory() for key, value in inputs.items()}
+    return inputs.pin_memory()
+
+
+def _name(ids: Int64Array) -> str:
+    shown = ", ".join(map(str, ids[:8].tolist()))
+    return f"samples {shown}{f' and {len(ids) - 8} more' if len(ids) > 8 else ''}"

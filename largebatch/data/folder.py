@@ -1,0 +1,137 @@
+"""Images in folders, one per class: in memory when small, from disk through workers when not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from largebatch.data.array import ArrayDataset, ImageNormalisation
+from largebatch.data.decoding import DEFAULT_MAX_BYTES_IN_MEMORY, decode_image, decode_images
+from largebatch.data.errors import DataError, Split, check_split
+
+_SUFFIXES = {".png", ".jpg", ".jpeg"}
+_SPLIT_FOLDERS = {"train": ("train",), "validation": ("validation", "val", "test")}
+
+
+class ImageFiles(Dataset[tuple[Tensor, int]]):
+    """Images decoded one at a time when asked for: float32 [C, image_size, image_size] and a label.
+
+    Attributes:
+        files: the image files, ordered by class, then by name.
+        labels: the class of each.
+        num_classes: number of classes.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[Path],
+        labels: Sequence[int],
+        *,
+        image_size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        num_classes: int,
+    ) -> None:
+        self.files = list(files)
+        self.labels = list(labels)
+        self.num_classes = num_classes
+        self._image_size = image_size
+        self._normalise = ImageNormalisation(mean, std)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        pixels = decode_image(
+            self.files[index],
+            num_channels=self._normalise.num_channels,
+            where=lambda: str(self.files[index]),
+            image_size=self._image_size,
+        )
+        return self._normalise(torch.from_numpy(pixels.transpose(2, 0, 1).copy())), self.labels[index]
+
+
+def image_folder(
+    path: str | Path,
+    split: Split,
+    *,
+    image_size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    max_bytes_in_memory: int = DEFAULT_MAX_BYTES_IN_MEMORY,
+) -> ArrayDataset | ImageFiles:
+    """The images `path`/SPLIT/CLASS/*.png, .jpg or .jpeg, resized to squares.
+
+    The shorter side is resized to `image_size` and the centre is cut out. If all images of the split then take at
+    most `max_bytes_in_memory`, they are decoded once into memory; otherwise each is read when it is needed, and
+    num_workers of the loader sets how many processes do so. Pixels are the same either way.
+
+    Args:
+        path: folder with `train` and with `validation`, `val` or `test`. Labels number the sorted folders of `train`.
+        split: "train" or "validation".
+        image_size: side of the images, in pixels.
+        mean: one number per channel, pixels divided by 255; their count says grey (1) or RGB (3).
+        std: as many, likewise.
+        max_bytes_in_memory: the most that the decoded split may take in memory, 1 byte per pixel and channel.
+
+    Raises:
+        DataError: for a missing folder, a class without images, a class that `train` lacks, an unreadable image.
+        ValueError: if `image_size` is below 1 or `mean` and `std` are no such numbers.
+        ImportError: if Pillow is missing.
+    """
+    check_split(split)
+    if image_size < 1:
+        raise ValueError(f"image_size={image_size}: the side of the images in pixels, at least 1.")
+    files, labels, num_classes = _list_images(Path(path), split)
+    on_disk = ImageFiles(files, labels, image_size=image_size, mean=mean, std=std, num_classes=num_classes)
+    if len(files) * len(mean) * image_size**2 > max_bytes_in_memory:
+        return on_disk
+    images = decode_images(
+        files,
+        num_channels=len(mean),
+        describe=lambda index: str(files[index]),
+        image_size=image_size,
+        max_bytes_in_memory=max_bytes_in_memory,
+    )
+    return ArrayDataset(images, torch.tensor(labels), mean=mean, std=std, num_classes=num_classes)
+
+
+def _list_images(root: Path, split: Split) -> tuple[list[Path], list[int], int]:
+    classes = _class_names(_split_folder(root, "train"))
+    folder = _split_folder(root, split)
+    unknown = [name for name in _class_names(folder) if name not in classes]
+    if unknown:
+        raise DataError(
+            f"{folder}: class {unknown[0]!r} does not occur in {root / 'train'}, which has {len(classes)} classes. "
+            f"Labels number the classes of the training set: rename or remove the folder."
+        )
+    files: list[Path] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        images = _image_files(folder / name) if (folder / name).is_dir() else []
+        if not images and split == "train":
+            raise DataError(f"{folder / name}: no .png, .jpg or .jpeg file. Remove the folder of an empty class.")
+        files += images
+        labels += [label] * len(images)
+    if not files:
+        raise DataError(f"{folder}: no images. They should lie in {folder}/CLASS/ as .png, .jpg or .jpeg files.")
+    return files, labels, len(classes)
+
+
+def _split_folder(root: Path, split: Split) -> Path:
+    for name in _SPLIT_FOLDERS[split]:
+        if (root / name).is_dir():
+            return root / name
+    raise DataError(f"{root}: no folder {' or '.join(_SPLIT_FOLDERS[split])}. Images lie in {root}/SPLIT/CLASS/.")
+
+
+def _class_names(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _image_files(folder: Path) -> list[Path]:
+    return sorted(entry for entry in folder.iterdir() if entry.suffix.lower() in _SUFFIXES)

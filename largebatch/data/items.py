@@ -1,0 +1,167 @@
+"""Samples of a map-style data set as micro-batches, each drawn under its own random numbers."""
+
+from __future__ import annotations
+
+import random
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, default_collate
+
+from largebatch.data.array import Int64Array
+from largebatch.data.errors import DataError
+from largebatch.keyed import stream_key
+
+Inputs = Tensor | dict[str, Tensor]
+Augment = Callable[[Tensor, Int64Array, Int64Array], Tensor]
+# One sample to load: (epoch, sample id).
+SampleRequest = tuple[int, int]
+
+_TARGET_KEYS = ("labels", "label", "targets", "target")
+
+
+@dataclass(frozen=True)
+class WorkerFailure:
+    """An error on its way from a worker to the process that raises it: exceptions need not survive pickling."""
+
+    message: str
+    worker_traceback: str
+
+
+class KeyedItems(Dataset[Any]):
+    """Loads micro-batches of (epoch, id) requests, in the main process or in a worker of a torch DataLoader.
+
+    Every `dataset[id]` runs with the global generators of torch, numpy and random seeded by (seed, stream, epoch,
+    id), so that transforms which draw from them give the same sample in any process and any order.
+
+    Args:
+        dataset: map-style; items are (input, target), or a dict with a key "labels", "label", "targets" or "target".
+        seed: seed of the run.
+        stream: name of the random stream.
+        augment: applied to the collated images.
+    """
+
+    def __init__(self, dataset: Any, *, seed: int, stream: str, augment: Augment | None) -> None:
+        self._dataset = dataset
+        self._seed = seed
+        self._stream = stream
+        self._augment = augment
+
+    def load(self, requests: Sequence[SampleRequest]) -> tuple[Inputs, Tensor]:
+        """Inputs and targets of `requests`, in their order. Raises DataError that names the sample at fault."""
+        samples = []
+        with preserved_generators():
+            for epoch, sample_id in requests:
+                seed_generators(stream_key(self._seed, self._stream, epoch, sample_id))
+                try:
+                    samples.append(self._dataset[sample_id])
+                except Exception as error:
+                    raise DataError(
+                        f"Sample {sample_id} cannot be loaded: {type(error).__name__}: {error}. "
+                        f"Repair or remove it; `dataset[{sample_id}]` repeats the error."
+                    ) from error
+        ids = [sample_id for _, sample_id in requests]
+        inputs, targets = split_targets(_collate(samples, ids), ids)
+        if self._augment is not None:
+            epochs = np.array([epoch for epoch, _ in requests], dtype=np.int64)
+            inputs = augment_inputs(self._augment, inputs, np.array(ids, dtype=np.int64), epochs)
+        return inputs, targets
+
+    def __getitems__(self, requests: Sequence[SampleRequest]) -> tuple[Inputs, Tensor] | WorkerFailure:
+        """What a DataLoader calls in a worker: `load`, with an error as a value."""
+        try:
+            return self.load(requests)
+        except Exception as error:
+            return WorkerFailure(str(error), traceback.format_exc())
+
+    def __getitem__(self, index: int) -> Any:
+        raise NotImplementedError("items are loaded a micro-batch at a time")
+
+
+@contextmanager
+def preserved_generators() -> Iterator[None]:
+    """Put the global CPU generators of torch, numpy and random back as they were on leaving."""
+    states = torch.random.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
+    try:
+        yield
+    finally:
+        torch.random.set_rng_state(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
+        random.setstate(states[2])
+
+
+def seed_generators(key: int) -> None:
+    """Seed the global CPU generators of torch, numpy and random with a 64-bit key."""
+    # Not torch.manual_seed: it would seed the GPU's generators as well, and data are made on the CPU.
+    torch.random.default_generator.manual_seed(key)
+    # The legacy generators, because users' transforms draw from them.
+    # The third word: numpy and random expand a key alike, and with the same one they would draw the same numbers.
+    np.random.seed([key & 0xFFFFFFFF, key >> 32, 1])  # noqa: NPY002
+    random.seed(key)
+
+
+def split_targets(batch: Any, ids: Sequence[int]) -> tuple[Inputs, Tensor]:
+    """Inputs and targets of a collated batch of samples `ids`.
+
+    Raises DataError if items are neither (input, target) nor a dict with exactly one key of targets.
+    """
+    if isinstance(batch, dict):
+        keys = [key for key in _TARGET_KEYS if key in batch]
+        if len(keys) == 1 and isinstance(batch[keys[0]], Tensor) and len(batch) > 1:
+            return {key: value for key, value in batch.items() if key != keys[0]}, batch[keys[0]]
+        found = f"a dict with the keys {', '.join(map(str, batch))}"
+    elif isinstance(batch, (tuple, list)):
+        if len(batch) == 2 and isinstance(batch[0], (Tensor, dict)) and isinstance(batch[1], Tensor):
+            return batch[0], batch[1]
+        found = f"({', '.join(type(part).__name__ for part in batch)}) once collated"
+    else:
+        found = type(batch).__name__
+    raise DataError(
+        f"Sample {ids[0]} is {found}. An item of a data set is (input, target), or a dict with inputs and exactly one "
+        f"of the keys {', '.join(_TARGET_KEYS)}; targets are numbers or a Tensor."
+    )
+
+
+def augment_inputs(augment: Augment, inputs: Inputs, ids: Int64Array, epochs: Int64Array) -> Inputs:
+    """`augment` on the inputs, or on the one entry of a dict that is images [n, C, H, W].
+
+    Raises DataError if a dict has no such entry, or several.
+    """
+    if isinstance(inputs, Tensor):
+        return augment(inputs, ids, epochs)
+    images = [key for key, value in inputs.items() if isinstance(value, Tensor) and value.dim() == 4]
+    if len(images) != 1:
+        raise DataError(
+            f"{len(images)} of the inputs {', '.join(inputs)} are images [n, C, H, W]: augmentation needs exactly one. "
+            f"Switch it off, or augment in the data set."
+        )
+    return {**inputs, images[0]: augment(inputs[images[0]], ids, epochs)}
+
+
+def _collate(samples: Sequence[Any], ids: Sequence[int]) -> Any:
+    try:
+        return default_collate(list(samples))
+    except Exception as error:
+        shapes = [_shape(sample) for sample in samples]
+        other = next((place for place, shape in enumerate(shapes) if shape != shapes[0]), None)
+        what = (
+            f"Sample {ids[0]} has {shapes[0]}, sample {ids[other]} has {shapes[other]}"
+            if other is not None
+            else f"Samples {ids[0]} to {ids[-1]}, each {shapes[0]}, cannot be put together ({error})"
+        )
+        raise DataError(f"{what}. A batch is one tensor: all samples need the same shape and type.") from error
+
+
+def _shape(sample: Any) -> str:
+    if isinstance(sample, dict):
+        return "{" + ", ".join(f"{key}: {_shape(value)}" for key, value in sample.items()) + "}"
+    if isinstance(sample, (tuple, list)):
+        return "(" + ", ".join(map(_shape, sample)) + ")"
+    shape = getattr(sample, "shape", None)
+    return type(sample).__name__ if shape is None else f"{type(sample).__name__} {tuple(shape)}"

@@ -1,0 +1,137 @@
+"""The micro-batches of one rank, in order, from any position of the run."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from largebatch.batch import BatchPlan
+from largebatch.data.array import Int64Array
+from largebatch.data.fetching import BatchSource, MicroBatchData, Request
+from largebatch.data.items import Augment
+from largebatch.order import SampleOrder
+
+_IDS_AT_ONCE = 4096
+
+
+class MicroBatchLoader:
+    """Loads what one rank computes: the plan says which places of a global batch, the order which samples are there.
+
+    A step that starts at position p consumes `order.ids(p, B)`; micro-batch i of the plan is the `size_i` samples
+    from `offset_i` on. Nothing but the position is remembered, so a run resumes anywhere, on any number of ranks.
+    Memory grows with the micro-batch, not with the global batch.
+
+    Args:
+        dataset: in memory (has `fetch(ids) -> (inputs, targets)`), loaded in this process; or any map-style set,
+            loaded through `num_workers` processes, whose number changes nothing but speed.
+        order: order of the samples; as long as the data set.
+        plan: how a global batch is split.
+        rank: this process.
+        augment: (inputs, ids, epochs) -> inputs; keyed by sample, such as `Augmentation`.
+        num_workers: processes that load map-style items; 0: this one.
+        pin_memory: put batches into page-locked memory, for faster copies to a GPU.
+        seed: key of the random numbers that items of a map-style set are drawn with.
+        timeout_s: seconds to wait for a worker before it counts as hanging; 0: forever.
+
+    Raises:
+        ValueError: if the lengths differ, the rank is outside the plan, or a setting would have no effect.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        order: SampleOrder,
+        plan: BatchPlan,
+        rank: int,
+        *,
+        augment: Augment | None = None,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+        seed: int = 0,
+        timeout_s: float = 0,
+    ) -> None:
+        if not 0 <= rank < plan.world_size:
+            raise ValueError(f"rank={rank}: the plan has the ranks 0 to {plan.world_size - 1}.")
+        self._source = BatchSource(
+            dataset,
+            augment=augment,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            seed=seed,
+            stream="item",
+            timeout_s=timeout_s,
+        )
+        if order.num_samples != len(dataset):
+            raise ValueError(
+                f"The order covers {order.num_samples} samples, the data set has {len(dataset)}: they must agree. "
+                f"Make the order from len(dataset)."
+            )
+        self._order = order
+        self._global_batch_size = plan.global_batch_size
+        self._micro_batches = plan.micro_batches(rank)
+
+    def micro_batches(self, samples_seen: int, num_steps: int) -> Iterator[MicroBatchData]:
+        """This rank's micro-batches of `num_steps` steps, the first of which starts at position `samples_seen`.
+
+        A new call ends the iterators of earlier ones, which raise RuntimeError if they are used again.
+
+        Raises:
+            ValueError: if `samples_seen` or `num_steps` is negative.
+            DataError: when a sample cannot be loaded; names it.
+        """
+        if samples_seen < 0 or num_steps < 0:
+            raise ValueError(f"samples_seen={samples_seen}, num_steps={num_steps}: both are counts, 0 or more.")
+        return self._source.load(self._requests(samples_seen, num_steps))
+
+    def _requests(self, samples_seen: int, num_steps: int) -> Iterator[Request]:
+        steps = (samples_seen + step * self._global_batch_size for step in range(num_steps))
+        places = ((position, part) for position in steps for part in self._micro_batches)
+        # The order costs about as much for thousands of ids as for one: ask for those of many micro-batches at once.
+        at_once = max(1, _IDS_AT_ONCE // self._micro_batches[0].size)
+        while block := list(itertools.islice(places, at_once)):
+            positions = [
+                np.arange(position + part.offset, position + part.offset + part.size) for position, part in block
+            ]
+            ends = np.cumsum([part.size for _, part in block])[:-1]
+            ids = np.split(self._order.ids_at(np.concatenate(positions)), ends)
+            for (position, part), own_ids, own_positions in zip(block, ids, positions, strict=True):
+                epochs = own_positions // self._order.num_samples
+                yield Request(ids=own_ids, epochs=epochs, index=part.index, samples_seen=position)
+
+
+def evaluation_batches(
+    dataset: Any,
+    ids: Int64Array,
+    micro_batch_size: int,
+    *,
+    num_workers: int = 0,
+    pin_memory: bool = False,
+    seed: int = 0,
+    timeout_s: float = 0,
+) -> Iterator[MicroBatchData]:
+    """The samples `ids` in their order, without augmentation, in micro-batches of `micro_batch_size` or, last, fewer.
+
+    Every id comes exactly once: nothing is padded or repeated. `epochs` and `samples_seen` of the batches are zero.
+    Items of a map-style set that draw random numbers are the same in every evaluation. Arguments and errors as for
+    `MicroBatchLoader`.
+    """
+    if micro_batch_size < 1:
+        raise ValueError(f"micro_batch_size={micro_batch_size}: must be at least 1.")
+    source = BatchSource(
+        dataset,
+        augment=None,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        seed=seed,
+        stream="evaluation item",
+        timeout_s=timeout_s,
+    )
+    return source.load(
+        Request(ids=part, epochs=np.zeros(len(part), dtype=np.int64), index=index, samples_seen=0)
+        for index, part in enumerate(
+            ids[first : first + micro_batch_size] for first in range(0, len(ids), micro_batch_size)
+        )
+    )

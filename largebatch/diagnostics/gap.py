@@ -1,0 +1,194 @@
+"""Generalization gap with its standard error, from exact sums over samples."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import astuple, dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class EvalSums:
+    """Sums over evaluated samples from which means and their standard errors follow exactly, however samples are split.
+
+    Write l for a sample's summed loss, u for its units (1, or its valid tokens) and c for its correct units. Batches
+    are added with `+`, ranks as tensors by one all-reduce; every sample must be in exactly one of them (a sampler that
+    pads the last batch with copies makes both the means and the errors wrong). `EvalSums()` is the empty sum.
+
+    The mean loss sum(l)/sum(u) is a ratio of two sums that vary together when samples differ in length. Its standard
+    error is that of the ratio estimator by the delta method (Cochran 1977, Sampling Techniques, chapter 6, for an
+    infinite population), with samples, not tokens, as independent draws, since tokens of one sample are correlated:
+    `var = n/(n-1) * sum((l - m u)^2) / sum(u)^2`, where m is the mean. For u = 1 this is the usual s^2/n.
+
+    Attributes:
+        num_samples: n.
+        units: sum of u.
+        loss: sum of l.
+        loss_sq: sum of l^2.
+        loss_units: sum of l u.
+        units_sq: sum of u^2.
+        correct: sum of c; None if a part has no count of correct units (regression).
+        correct_sq: sum of c^2, or None.
+        correct_units: sum of c u, or None.
+
+    >>> sums = EvalSums.from_batch(torch.tensor([1.0, 3.0]), torch.tensor([1, 1]), torch.tensor([1, 0]))
+    >>> sums.mean_loss, sums.loss_stderr, sums.accuracy
+    (2.0, 1.0, 0.5)
+    """
+
+    num_samples: int = 0
+    units: float = 0.0
+    loss: float = 0.0
+    loss_sq: float = 0.0
+    loss_units: float = 0.0
+    units_sq: float = 0.0
+    correct: float | None = 0.0
+    correct_sq: float | None = 0.0
+    correct_units: float | None = 0.0
+
+    @classmethod
+    def from_batch(cls, loss: Tensor, units: Tensor, correct: Tensor | None = None) -> EvalSums:
+        """Sums over one batch, in float64.
+
+        Args:
+            loss: summed loss per sample, [n].
+            units: units per sample, [n].
+            correct: correct units per sample, [n], or None.
+
+        Raises:
+            ValueError: if the arguments are not vectors of one length.
+        """
+        parts = [part for part in (loss, units, correct) if part is not None]
+        if any(part.shape != loss.shape or part.dim() != 1 for part in parts):
+            raise ValueError(
+                f"Shapes {[list(part.shape) for part in parts]}: loss, units and correct hold one number per sample, "
+                f"all of shape [n]. Pass loss_per_sample, not its mean."
+            )
+        # To the host first: not every device has float64.
+        l, u = loss.detach().cpu().double(), units.detach().cpu().double()  # noqa: E741
+        counts: tuple[float | None, ...] = (None, None, None)
+        if correct is not None:
+            c = correct.detach().cpu().double()
+            counts = (c.sum().item(), c.dot(c).item(), c.dot(u).item())
+        losses = (l.sum().item(), l.dot(l).item(), l.dot(u).item())
+        return cls(len(l), u.sum().item(), *losses, u.dot(u).item(), *counts)
+
+    def __add__(self, other: EvalSums) -> EvalSums:
+        return EvalSums.from_tensor(self.to_tensor() + other.to_tensor())
+
+    def to_tensor(self) -> Tensor:
+        """The nine sums, float64 [9], ready to be added to those of other ranks. None travels as NaN."""
+        return torch.tensor([math.nan if value is None else value for value in astuple(self)], dtype=torch.float64)
+
+    @classmethod
+    def from_tensor(cls, sums: Tensor) -> EvalSums:
+        """Inverse of `to_tensor`, from any device."""
+        num_samples, units, loss, loss_sq, loss_units, units_sq, *counts = sums.tolist()
+        correct, correct_sq, correct_units = (None if math.isnan(count) else count for count in counts)
+        return cls(round(num_samples), units, loss, loss_sq, loss_units, units_sq, correct, correct_sq, correct_units)
+
+    @property
+    def mean_loss(self) -> float:
+        """Loss per unit, sum(l)/sum(u). Raises ValueError if nothing was evaluated."""
+        return self.loss / self._some_units()
+
+    @property
+    def loss_stderr(self) -> float:
+        """Standard error of `mean_loss`; NaN for fewer than two samples, which say nothing about their spread."""
+        return self._ratio_stderr(self.loss, self.loss_sq, self.loss_units)
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of correct units, sum(c)/sum(u), or None. Raises ValueError if nothing was evaluated."""
+        return None if self.correct is None else self.correct / self._some_units()
+
+    @property
+    def accuracy_stderr(self) -> float | None:
+        """Standard error of `accuracy`, or None; NaN for fewer than two samples."""
+        if self.correct is None or self.correct_sq is None or self.correct_units is None:
+            return None
+        return self._ratio_stderr(self.correct, self.correct_sq, self.correct_units)
+
+    def _ratio_stderr(self, total: float, total_sq: float, total_units: float) -> float:
+        ratio = total / self._some_units()
+        if self.num_samples < 2:
+            return math.nan
+        residual_sq = total_sq - 2.0 * ratio * total_units + ratio**2 * self.units_sq
+        # Rounding can leave a little below 0 where all residuals are 0; NaN must stay NaN.
+        residual_sq = 0.0 if residual_sq < 0.0 else residual_sq
+        return math.sqrt(self.num_samples / (self.num_samples - 1) * residual_sq) / self.units
+
+    def _some_units(self) -> float:
+        if self.units == 0.0:
+            raise ValueError(
+                f"{self.num_samples} samples with 0 units in all: a mean needs at least one unit. Is the data set "
+                f"empty, or every token masked?"
+            )
+        return self.units
+
+
+@dataclass(frozen=True)
+class GeneralizationGap:
+    """How much worse a model does on validation than on training samples; positive means worse.
+
+    Attributes:
+        loss: L(validation) - L(training), per unit.
+        loss_stderr: standard error of `loss`.
+        accuracy: accuracy(training) - accuracy(validation), as a fraction; None without accuracies.
+        accuracy_stderr: standard error of `accuracy`, or None.
+    """
+
+    loss: float
+    loss_stderr: float
+    accuracy: float | None
+    accuracy_stderr: float | None
+
+
+def generalization_gap(train: EvalSums, validation: EvalSums) -> GeneralizationGap:
+    """Gap between training and validation samples of one model, with standard errors.
+
+    The two sets are disjoint draws, so the variances of their means add. The error describes which samples happened to
+    be in the sets, for these weights. It says nothing about other seeds, and it is too large for the *change* of the
+    gap between two evaluations on the same sets, whose errors are shared.
+
+    What the numbers must come from, or the gap measures something else:
+
+    - the same weights in the same mode: evaluation mode, hence no dropout and the same batch-norm statistics;
+    - no augmentation, no mixup and no label smoothing, on either side. The running training loss has all of these, and
+      averages over older weights: a gap against it can even be negative;
+    - a fixed random subset of the training set, as large as the validation set, so that both errors are alike;
+    - every sample once: no padded last batch, no mean of batch means.
+
+    Not to be confused with the large-batch gap (Keskar et al. 2017), the difference in *validation* accuracy between
+    runs with a small and a large batch.
+
+    Raises:
+        ValueError: if one side is empty, or only one has accuracies.
+
+    >>> train = EvalSums.from_batch(torch.tensor([1.0, 3.0]), torch.tensor([1, 1]))
+    >>> validation = EvalSums.from_batch(torch.tensor([2.0, 4.0]), torch.tensor([1, 1]))
+    >>> gap = generalization_gap(train, validation)
+    >>> gap.loss, round(gap.loss_stderr, 6)  # sqrt(1 + 1)
+    (1.0, 1.414214)
+    """
+    if (train.accuracy is None) != (validation.accuracy is None):
+        raise ValueError(
+            f"Accuracy is {train.accuracy} on training and {validation.accuracy} on validation samples: a gap needs "
+            f"both sides measured by the same loss. Evaluate both with the same loss object."
+        )
+    return GeneralizationGap(
+        loss=validation.mean_loss - train.mean_loss,
+        loss_stderr=math.hypot(train.loss_stderr, validation.loss_stderr),
+        accuracy=_difference(train.accuracy, validation.accuracy),
+        accuracy_stderr=_hypot(train.accuracy_stderr, validation.accuracy_stderr),
+    )
+
+
+def _difference(left: float | None, right: float | None) -> float | None:
+    return None if left is None or right is None else left - right
+
+
+def _hypot(left: float | None, right: float | None) -> float | None:
+    return None if left is None or right is None else math.hypot(left, right)

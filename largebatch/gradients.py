@@ -1,0 +1,143 @@
+"""The gradient of a global batch: any number of micro-batches, one all-reduce."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterable
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+
+from largebatch.keyed import stream_key
+from largebatch.losses import Loss
+from largebatch.runtime import Inputs, Runtime
+
+
+class MicroBatchSource(Protocol):
+    """What the accumulation needs to know of a micro-batch: its data and its place in the global batch."""
+
+    @property
+    def inputs(self) -> Inputs:
+        """[n, ...], or a dict of such."""
+
+    @property
+    def targets(self) -> Tensor:
+        """[n, ...]."""
+
+    @property
+    def index(self) -> int:
+        """Place in the step's list of micro-batches, over all ranks."""
+
+
+class GradientResult(NamedTuple):
+    """This rank's part of the loss of one global batch, and where its time went.
+
+    Attributes:
+        loss_sum: sum of the loss over this rank's samples, float64 scalar on the device.
+        data_s: seconds spent waiting for micro-batches.
+        communication_s: seconds in which the backward pass had nothing left to do but wait for the all-reduce (exposed
+            communication); 0 on a single rank, None when not measured.
+    """
+
+    loss_sum: Tensor
+    data_s: float
+    communication_s: float | None
+
+
+def forward(model: nn.Module, inputs: Inputs) -> Any:
+    """Call the model with a tensor, or with a dict as keyword arguments."""
+    return model(**inputs) if isinstance(inputs, dict) else model(inputs)
+
+
+def accumulate_gradients(
+    runtime: Runtime,
+    model: nn.Module,
+    loss: Loss,
+    micro_batches: Iterable[MicroBatchSource],
+    *,
+    count: int,
+    weight: float,
+    random_key: int,
+    clock: ReductionClock | None = None,
+) -> GradientResult:
+    """Add `weight` times the gradient of this rank's loss sum to `.grad`, averaged over ranks.
+
+    With weight = world_size / (samples, or valid tokens, of the whole global batch), `.grad` is the gradient of the
+    mean loss over the global batch, however it is cut and shared: nothing else divides. All micro-batches but the last
+    run under `no_sync`, so every gradient element is reduced exactly once.
+
+    Args:
+        runtime: the job.
+        model: as returned by `runtime.wrap`; its gradients are zero or None.
+        loss: sums per sample.
+        micro_batches: this rank's part of the global batch; consumed one by one, so that only one is in memory.
+        count: how many micro-batches to take.
+        weight: the one normalisation.
+        random_key: draws inside the model are keyed by it and by the micro-batch's index, not by the rank.
+        clock: measures exposed communication in this step; costs a device synchronisation on a GPU.
+    """
+    loss_sum = torch.zeros((), dtype=torch.float64, device=runtime.device)
+    source = iter(micro_batches)
+    data_s = 0.0
+    for number in range(count):
+        started = time.perf_counter()
+        micro_batch = next(source)
+        inputs, targets = runtime.place(micro_batch.inputs), runtime.place_tensor(micro_batch.targets)
+        data_s += time.perf_counter() - started
+        runtime.seed(stream_key(random_key, "micro-batch", micro_batch.index))
+        is_last = number == count - 1
+        with contextlib.nullcontext() if is_last else _no_sync(model):
+            micro_loss = loss.loss_per_sample(forward(model, inputs), targets).sum()
+            runtime.backward(micro_loss * weight)
+        loss_sum += micro_loss.detach()
+    return GradientResult(loss_sum, data_s, None if clock is None else clock.exposed_s())
+
+
+def _no_sync(model: nn.Module) -> contextlib.AbstractContextManager[None]:
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        return model.no_sync()
+    return contextlib.nullcontext()
+
+
+class ReductionClock:
+    """Times the part of the all-reduce that no computation hides.
+
+    DDP hands over its last bucket when the last gradient is ready. From then until the backward pass returns, the rank
+    only waits.
+    """
+
+    def __init__(self, runtime: Runtime, model: nn.Module) -> None:
+        self._on_gpu = runtime.device.type == "cuda"
+        self._is_distributed = isinstance(model, nn.parallel.DistributedDataParallel)
+        self._last_bucket: Any = None
+        self.is_running = False
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            # A lambda, because DDP rejects a hook whose annotations are strings.
+            model.register_comm_hook(None, lambda state, bucket: self._reduce(bucket))
+
+    def _reduce(self, bucket: Any) -> torch.futures.Future[Tensor]:
+        if self.is_running and bucket.is_last():
+            self._last_bucket = self._now()
+        return allreduce_hook(None, bucket)  # type: ignore[arg-type]
+
+    def _now(self) -> Any:
+        if not self._on_gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def exposed_s(self) -> float | None:
+        """Seconds between the last bucket of the latest backward pass and now; None while not running."""
+        if not self.is_running:
+            return None
+        if not self._is_distributed:
+            return 0.0
+        start, end = self._last_bucket, self._now()
+        if not self._on_gpu:
+            return float(end - start)
+        end.synchronize()
+        return float(start.elapsed_time(end)) / 1000

@@ -1,0 +1,231 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from largebatch.agreement import Agreement
+from largebatch.batch import BatchPlan
+from largebatch.gradients import ReductionClock, accumulate_gradients
+from largebatch.keyed import stream_key
+from largebatch.losses import Loss
+from largebatch.runtime import Runtime
+
+
+@dataclass
+class Progress:
+    """How far a run is. `samples_seen` says everything; `step` is its count in optimizer steps.
+
+    `train_s` is the time that this process spent in steps, observers left out.
+    """
+
+    step: int = 0
+    samples_seen: int = 0
+    train_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One optimizer step, as the observers see it.
+
+    Attributes:
+        step, samples_seen: after the step.
+        lr: learning rate that the step used.
+        num_units: samples, or valid tokens, of the whole global batch.
+        agreement: sums over ranks, maybe still on their way; None after a step that made none. One that is logged does.
+        grad_norm: L2 norm of the global gradient before clipping; None when this step did not need it.
+        data_s: seconds that this rank waited for data.
+        communication_s: seconds of exposed communication; None when this step did not measure it.
+    """
+
+    step: int
+    samples_seen: int
+    lr: float
+    num_units: int
+    agreement: Agreement | None
+    grad_norm: torch.Tensor | None
+    data_s: float
+    communication_s: float | None
+
+    @property
+    def mean_loss(self) -> float:
+        """Mean loss over the whole global batch; only where there is an agreement."""
+        assert self.agreement is not None, "the loss is summed over ranks in steps that are logged"
+        return self.agreement.loss_sum / max(self.num_units, 1)
+
+
+class Observer(Protocol):
+    """Watches a run. Called in a fixed order on every rank; without any, the weights come out bit-identical."""
+
+    def on_start(self, run: Run) -> None:
+        """Before the first step."""
+
+    def after_step(self, run: Run, report: StepReport) -> None:
+        """After every optimizer step. Whether it makes a collective depends on the step and the config alone."""
+
+    def on_end(self, run: Run, status: str) -> None:
+        """After the last step; `status` as `train` returns it."""
+
+
+class Loader(Protocol):
+    """Yields this rank's micro-batches, step after step."""
+
+    def micro_batches(self, samples_seen: int, num_steps: int) -> Iterator[Any]:
+        """This rank's micro-batches of `num_steps` steps, the first of which starts after `samples_seen` samples."""
+
+
+@dataclass
+class Run:
+    """Everything that the loop needs.
+
+    Attributes:
+        runtime: the job. model: as `runtime.wrap` returned it. loss: sums per sample.
+        lr_at: samples seen -> learning rate of the step that starts there.
+        num_steps: optimizer steps of the whole run.
+        seed: of the run; draws inside the model are keyed by (seed, samples seen, micro-batch).
+        clip_norm: largest gradient norm; None: no clipping.
+        log_every: steps between detailed reports (gradient norm, exposed communication).
+        stop_requested: whether this rank was asked to stop.
+    """
+
+    runtime: Runtime
+    model: nn.Module
+    loss: Loss
+    optimizer: torch.optim.Optimizer
+    plan: BatchPlan
+    loader: Loader
+    lr_at: Callable[[int], float]
+    num_steps: int
+    seed: int = 0
+    clip_norm: float | None = None
+    log_every: int = 10
+    observers: Sequence[Observer] = ()
+    stop_requested: Callable[[], bool] = lambda: False
+    progress: Progress = field(default_factory=Progress)
+
+    def __post_init__(self) -> None:
+        self.own_micro_batches = self.plan.micro_batches(self.runtime.rank)
+        self.clock = ReductionClock(self.runtime, self.model)
+        self.units_per_sample: int | None = None
+        self.agrees_every_step = True
+        self.last_agreement = (self.progress.step, self.progress.train_s)
+
+    def is_logged(self, step: int) -> bool:
+        """Whether the step that makes `step` steps done is reported in detail."""
+        return step % self.log_every == 0 or step == self.num_steps
+
+    @property
+    def module(self) -> nn.Module:
+        """The model without its distributed wrapper."""
+        return self.runtime.unwrap(self.model)
+
+    @property
+    def share(self) -> float:
+        """This rank's share of the global batch."""
+        return sum(part.size for part in self.own_micro_batches) / self.plan.global_batch_size
+
+
+def train(run: Run) -> str:
+    """Train until the planned number of steps is done, a stop is asked for, or the loss is not a number.
+
+    Returns:
+        "finished", "stopped" or "diverged", the same on every rank.
+    """
+    for observer in run.observers:
+        observer.on_start(run)
+    micro_batches = run.loader.micro_batches(run.progress.samples_seen, run.num_steps - run.progress.step)
+    run.model.train()
+    run.last_agreement = (run.progress.step, run.progress.train_s)
+    status, previous = "running", None
+    while run.progress.step < run.num_steps and status == "running":
+        started = time.perf_counter()
+        report = take_step(run, micro_batches)
+        if previous is not None:
+            # One step late: by now the sums have arrived, so nobody waits for the network.
+            status = previous.verdict()
+            run.agrees_every_step = previous.steps_are_slow
+        previous = report.agreement
+        run.progress.train_s += time.perf_counter() - started
+        for observer in run.observers:
+            observer.after_step(run, report)
+    if previous is not None and status == "running":
+        status = previous.verdict(is_last=run.progress.step == run.num_steps)
+    status = "finished" if status == "running" else status
+    for observer in run.observers:
+        observer.on_end(run, status)
+    return status
+
+
+def take_step(run: Run, micro_batches: Iterator[Any]) -> StepReport:
+    """Consume one global batch: gradient, learning rate, update."""
+    progress, runtime = run.progress, run.runtime
+    is_detailed = run.is_logged(progress.step + 1)
+    run.clock.is_running = is_detailed
+    lr = run.lr_at(progress.samples_seen)
+    for group in run.optimizer.param_groups:
+        group["lr"] = lr
+
+    run.optimizer.zero_grad()
+    own, num_units = _count_units(run, itertools.islice(micro_batches, len(run.own_micro_batches)))
+    gradient = accumulate_gradients(
+        runtime,
+        run.model,
+        run.loss,
+        own,
+        count=len(run.own_micro_batches),
+        weight=runtime.world_size / max(num_units, 1),
+        random_key=stream_key(run.seed, "forward", progress.samples_seen),
+        clock=run.clock,
+    )
+    needs_norm = is_detailed or run.clip_norm is not None
+    grad_norm = runtime.grad_norm(run.optimizer, run.clip_norm) if needs_norm else None
+    runtime.step(run.optimizer)
+
+    progress.step += 1
+    progress.samples_seen += run.plan.global_batch_size
+    return StepReport(
+        step=progress.step,
+        samples_seen=progress.samples_seen,
+        lr=lr,
+        num_units=num_units,
+        agreement=_agree(run, gradient.loss_sum) if is_detailed or run.agrees_every_step else None,
+        grad_norm=grad_norm,
+        data_s=gradient.data_s,
+        communication_s=gradient.communication_s,
+    )
+
+
+def _count_units(run: Run, own: Iterator[Any]) -> tuple[Iterator[Any], int]:
+    """Units of the whole global batch: counted from the targets of all ranks before the first backward pass.
+
+    Only losses whose samples differ in units (masked tokens) need this collective, and only their micro-batches are
+    kept in host memory for the step.
+    """
+    if run.loss.fixed_units:
+        if run.units_per_sample is None:
+            first = next(own)
+            run.units_per_sample = int(run.loss.units_per_sample(first.targets[:1]).sum())
+            own = itertools.chain([first], own)
+        return own, run.plan.global_batch_size * run.units_per_sample
+    kept = list(own)
+    units = sum(int(run.loss.units_per_sample(part.targets).sum()) for part in kept)
+    return iter(kept), round(run.runtime.sum([float(units)])[0])
+
+
+def _agree(run: Run, loss_sum: torch.Tensor) -> Agreement:
+    """Sum over ranks what they must agree on, with the time per step since they last did: at first unknown, so long."""
+    progress, (last_step, last_s) = run.progress, run.last_agreement
+    finished = progress.step - 1 - last_step
+    step_s = (progress.train_s - last_s) / finished if finished > 0 else math.inf
+    run.last_agreement = (progress.step - 1, progress.train_s)
+    return Agreement.start(
+        run.runtime, loss_sum=loss_sum, stop=run.stop_requested(), step=progress.step, step_s=min(step_s, 1e9)
+    )

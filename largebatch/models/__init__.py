@@ -1,0 +1,19 @@
+from largebatch.models.checkpointing import checkpoint_activations
+from largebatch.models.convnet import ConvNet
+from largebatch.models.gpt import GPT
+from largebatch.models.hugging_face import hugging_face
+from largebatch.models.linear import Linear
+from largebatch.models.mlp import MLP
+from largebatch.models.resnet import ResNet, resnet18, resnet50
+
+__all__ = [
+    "GPT",
+    "MLP",
+    "ConvNet",
+    "Linear",
+    "ResNet",
+    "checkpoint_activations",
+    "hugging_face",
+    "resnet18",
+    "resnet50",
+]

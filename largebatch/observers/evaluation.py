@@ -1,0 +1,117 @@
+"""Training and validation metrics in the same mode, and the generalization gap between them."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from largebatch.data import evaluation_batches
+from largebatch.diagnostics.gap import EvalSums, generalization_gap
+from largebatch.duration import passes
+from largebatch.gradients import forward
+from largebatch.keyed import stream_key
+from largebatch.loop import Run, StepReport
+from largebatch.losses import Loss
+from largebatch.observers.metrics import Journal
+from largebatch.order import SampleOrder
+from largebatch.trackers import Row
+
+
+@dataclass
+class EvaluationObserver:
+    """Measures `eval/*` and `gap/*` every `every` samples (None: only at the end) and after the last step.
+
+    Both sets are read in eval mode without augmentation and without label smoothing, each example exactly once on any
+    number of ranks. The training side is a fixed random subset as large as the validation set.
+
+    Attributes:
+        train: training set without augmentation.
+        validation: validation set.
+        loss: the loss to measure with.
+        every: samples between evaluations.
+        micro_batch_size: samples per forward pass.
+        num_workers: processes that load data, for sets that are not in memory.
+        best: the best value so far of each metric that has a direction.
+        last: the latest row.
+    """
+
+    journal: Journal
+    train: Any
+    validation: Any
+    loss: Loss
+    every: int | None
+    micro_batch_size: int
+    seed: int = 0
+    num_workers: int = 0
+    best: dict[str, float] = field(default_factory=dict)
+    last: Row = field(default_factory=dict)
+    _last_step: int = -1
+
+    def on_start(self, run: Run) -> None:
+        """Nothing: the first evaluation comes after the first interval."""
+
+    def after_step(self, run: Run, report: StepReport) -> None:
+        """Evaluate, if the interval is over."""
+        before = report.samples_seen - run.plan.global_batch_size
+        if self.every is not None and passes(self.every, before, report.samples_seen):
+            self.measure(run)
+
+    def on_end(self, run: Run, status: str) -> None:
+        """Evaluate the final weights, unless they are not numbers any more."""
+        if status != "diverged" and self._last_step != run.progress.step:
+            self.measure(run)
+
+    def measure(self, run: Run) -> Row:
+        """Evaluate both sets now and log the row."""
+        started = time.perf_counter()
+        run.runtime.average_buffers(run.module, run.share)
+        sums = [self._sums(run, dataset, name) for name, dataset in (("train", self.train), ("val", self.validation))]
+        train, validation = sums
+        gap = generalization_gap(train, validation)
+        values = {
+            "eval/train_loss": train.mean_loss,
+            "eval/val_loss": validation.mean_loss,
+            "eval/train_accuracy": train.accuracy,
+            "eval/val_accuracy": validation.accuracy,
+            "eval/val_accuracy_stderr": validation.accuracy_stderr,
+            "gap/loss": gap.loss,
+            "gap/loss_stderr": gap.loss_stderr,
+            "gap/accuracy": gap.accuracy,
+            "gap/accuracy_stderr": gap.accuracy_stderr,
+            "eval/seconds": time.perf_counter() - started,
+        }
+        self.last = {name: value for name, value in values.items() if value is not None}
+        self._last_step = run.progress.step
+        for name, better in (("eval/val_loss", min), ("eval/val_accuracy", max)):
+            if name in self.last:
+                value = float(self.last[name])
+                self.best[name] = better(self.best.get(name, value), value)
+        self.journal.log(run.progress, self.last)
+        return self.last
+
+    def _sums(self, run: Run, dataset: Any, name: str) -> EvalSums:
+        """Sums over the set's evaluated examples, shared among ranks by contiguous slices."""
+        runtime = run.runtime
+        count = min(len(self.train), len(self.validation)) if name == "train" else len(dataset)
+        order = SampleOrder(len(dataset), stream_key(self.seed, "evaluated subset"))
+        first, last = (count * rank // runtime.world_size for rank in (runtime.rank, runtime.rank + 1))
+        module = run.module
+        sums = EvalSums()
+        module.eval()
+        with torch.no_grad():
+            for batch in evaluation_batches(
+                dataset, order.ids(first, last - first), self.micro_batch_size, num_workers=self.num_workers
+            ):
+                outputs = forward(module, runtime.place(batch.inputs))
+                targets = runtime.place_tensor(batch.targets)
+                sums += EvalSums.from_batch(
+                    self.loss.loss_per_sample(outputs, targets),
+                    self.loss.units_per_sample(targets),
+                    self.loss.correct_per_sample(outputs, targets),
+                )
+        module.train()
+        total = runtime.sum(sums.to_tensor().tolist())
+        return EvalSums.from_tensor(torch.tensor(total, dtype=torch.float64))

@@ -1,0 +1,9 @@
+"""Optimizers for large batches: LARS, LAMB, Muon with AdamW, and the parameter groups all of them take."""
+
+from largebatch.optim.lamb import LAMB
+from largebatch.optim.lars import LARS
+from largebatch.optim.muon import MuonWithAdamW
+from largebatch.optim.parameter_groups import parameter_groups
+from largebatch.optim.trust_ratio import l2_norm, trust_ratio
+
+__all__ = ["LAMB", "LARS", "MuonWithAdamW", "l2_norm", "parameter_groups", "trust_ratio"]

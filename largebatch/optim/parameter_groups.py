@@ -1,0 +1,143 @@
+"""Which parameters decay and which adapt: two independent decisions, made by name and by kind of module."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from largebatch.optim.checks import check_hyperparameters
+
+_NORM_MODULES = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)  # _NormBase: batch and instance norms
+_BIAS_NAME = re.compile(r"(^|\.)(bias(_\w+)?|\w+_bias)$")  # bias; in_proj_bias of attention; bias_ih_l0 of an LSTM
+
+
+def parameter_groups(
+    model: nn.Module,
+    *,
+    weight_decay: float,
+    exclude_from_decay: Sequence[str] = ("bias", "norm"),
+    exclude_from_adaptation: Sequence[str] = ("bias", "norm"),
+) -> list[dict[str, Any]]:
+    r"""Split the trainable parameters of `model` into at most four groups: decays or not, times adapts or not.
+
+    An entry of an exclusion list is
+
+    - "bias": parameters whose last name is `bias`, starts with `bias_` or ends with `_bias`;
+    - "norm": parameters of torch's own batch, instance, layer, group and RMS norms (subclasses included);
+    - or a regular expression, looked for anywhere in the full name of the parameter (`re.search`). Norms that a library
+      defines itself need one, for example `r"norm\d?\.weight$"`.
+
+    A parameter that several modules share appears once, under its first name; an entry that fits any of its names
+    excludes it.
+
+    Args:
+        model: wrapped or not; frozen parameters are left out.
+        weight_decay: of the groups that decay, >= 0; the others get 0.
+        exclude_from_decay: which parameters do not decay.
+        exclude_from_adaptation: which parameters get the trust ratio 1 from LARS and LAMB.
+
+    Returns:
+        Groups for any optimizer of torch or of this package, in a fixed order, without empty ones: `params` and
+        `param_names` in the order of the model, `weight_decay`, `adapts`, and `decays` (what a schedule of the weight
+        decay may write to).
+
+    Raises:
+        ValueError: if the model has no trainable parameter, `weight_decay` is negative, or a regular expression is
+            invalid or fits no trainable parameter.
+
+    >>> for group in parameter_groups(nn.Linear(2, 1), weight_decay=0.1):
+    ...     print(group["param_names"], group["weight_decay"], group["adapts"])
+    ['weight'] 0.1 True
+    ['bias'] 0.0 False
+    """
+    check_hyperparameters({"weight_decay": weight_decay})
+    params = _trainable(model)
+    kept_from_decay = _excluded(params, "exclude_from_decay", exclude_from_decay)
+    kept_from_adaptation = _excluded(params, "exclude_from_adaptation", exclude_from_adaptation)
+    groups = []
+    for decays, adapts in ((True, True), (True, False), (False, True), (False, False)):
+        members = [
+            param
+            for param in params
+            if (param.name not in kept_from_decay) == decays and (param.name not in kept_from_adaptation) == adapts
+        ]
+        if members:
+            groups.append(
+                {
+                    "params": [param.value for param in members],
+                    "param_names": [param.name for param in members],
+                    "weight_decay": weight_decay if decays else 0.0,
+                    "adapts": adapts,
+                    "decays": decays,
+                }
+            )
+    return groups
+
+
+@dataclass
+class _Param:
+    value: nn.Parameter
+    names: list[str]
+    in_norm: bool
+
+    @property
+    def name(self) -> str:
+        return self.names[0]
+
+    def fits(self, entry: str) -> bool:
+        if entry == "norm":
+            return self.in_norm
+        pattern = _BIAS_NAME if entry == "bias" else re.compile(entry)
+        return any(pattern.search(name) for name in self.names)
+
+
+def _trainable(model: nn.Module) -> list[_Param]:
+    in_norms = {
+        id(value)
+        for module in model.modules()
+        if isinstance(module, _NORM_MODULES)
+        for value in module.parameters(recurse=False)
+    }
+    params: dict[int, _Param] = {}
+    for name, value in model.named_parameters(remove_duplicate=False):
+        if value.requires_grad:
+            params.setdefault(id(value), _Param(value, [], id(value) in in_norms)).names.append(name)
+    if not params:
+        raise ValueError(
+            f"{type(model).__name__} has no trainable parameters ({sum(1 for _ in model.parameters())} in all): an "
+            "optimizer needs at least one. Set requires_grad=True on what is to be trained."
+        )
+    return list(params.values())
+
+
+def _excluded(params: list[_Param], argument: str, entries: Sequence[str]) -> set[str]:
+    """Names of the parameters that fit at least one entry."""
+    if isinstance(entries, str):
+        raise ValueError(f"{argument}={entries!r}: a list of entries, not one string. Write [{entries!r}].")
+    excluded = set()
+    for entry in entries:
+        fitting = _fitting(params, argument, entry)
+        if not fitting and entry not in ("bias", "norm"):
+            names = [name for param in params for name in param.names]
+            shown = ", ".join(names[:8]) + (f", ... ({len(names)} names)" if len(names) > 8 else "")
+            raise ValueError(
+                f"{argument}: {entry!r} fits no trainable parameter. A regular expression must be found in at least "
+                f"one name, or it has no effect. Remove it or correct it; the names are {shown}."
+            )
+        excluded.update(fitting)
+    return excluded
+
+
+def _fitting(params: list[_Param], argument: str, entry: str) -> list[str]:
+    try:
+        return [param.name for param in params if param.fits(entry)]
+    except (re.error, TypeError) as error:
+        raise ValueError(
+            f'{argument}: {entry!r} is not a regular expression ({error}). Entries are "bias", "norm" or a regular '
+            "expression for names; escape special characters with a backslash."
+        ) from error

@@ -1,0 +1,97 @@
+"""Optimizer state at full precision: which dtype it has, how it is grouped and how it is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+
+def params_and_grads(group: dict[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
+    """The group's parameters that have a gradient, in order, and their gradients.
+
+    Raises:
+        RuntimeError: if a gradient is sparse.
+    """
+    params, grads = [], []
+    for param in group["params"]:
+        if param.grad is None:
+            continue
+        if param.grad.is_sparse:
+            raise RuntimeError(
+                f"A parameter of shape {list(param.shape)} has a sparse gradient: a trust ratio needs the norm of the "
+                "dense gradient. Build its torch.nn.Embedding with sparse=False, or give it to torch.optim.SparseAdam."
+            )
+        params.append(param)
+        grads.append(param.grad)
+    return params, grads
+
+
+def wide_dtype(tensor: Tensor) -> torch.dtype:
+    """float32, or the tensor's own dtype where that is wider: the dtype of its state and of all arithmetic on it."""
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def wide_zeros(param: Tensor) -> Tensor:
+    """Zeros in the layout of `param` and its wide dtype."""
+    return torch.zeros_like(param, dtype=wide_dtype(param), memory_format=torch.preserve_format)
+
+
+def widened(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """The tensors in `dtype`: copies where it is wider than theirs, the very same tensors where it is theirs."""
+    return [tensor.to(dtype) for tensor in tensors]
+
+
+def uses_foreach(foreach: bool | None, params: Sequence[Tensor]) -> bool:
+    """Whether to take the foreach path: as told, or else if no parameter is a tensor subclass such as DTensor."""
+    if foreach is not None:
+        return foreach
+    return all(type(param) in (Tensor, torch.nn.Parameter) for param in params)
+
+
+def same_kind(*columns: Sequence[Tensor]) -> Iterator[list[list[Tensor]]]:
+    """Split parallel lists so that the tensors of the first one share a device and a dtype."""
+    rows: dict[tuple[torch.device, torch.dtype], list[tuple[Tensor, ...]]] = {}
+    for row in zip(*columns, strict=True):
+        rows.setdefault((row[0].device, row[0].dtype), []).append(row)
+    for same in rows.values():
+        yield [list(column) for column in zip(*same, strict=True)]
+
+
+def load_unrounded(optimizer: Optimizer, load: Callable[[dict[str, Any]], None], state_dict: dict[str, Any]) -> None:
+    """Call `load`, torch's own `load_state_dict`, and undo what it does to state that is wider than its parameter.
+
+    torch casts all state but "step" to the dtype of the parameter, so a bfloat16 model would lose 16 bits of its
+    momentum at every resume. Also unlike torch, the optimizer owns what it loaded, in memory of its own.
+    """
+    given: dict[str, Any] = {}
+
+    def remember(_: Optimizer, final: dict[str, Any]) -> None:
+        given.update(final)
+
+    def restore(loaded: Optimizer) -> None:
+        _copy_state(loaded, given)
+
+    # Registered last and first: between them stand torch's casts alone, and every hook of the user's still counts.
+    handles = [
+        optimizer.register_load_state_dict_pre_hook(remember),
+        optimizer.register_load_state_dict_post_hook(restore, prepend=True),
+    ]
+    try:
+        load(state_dict)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _copy_state(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
+    keys = [key for group in state_dict["param_groups"] for key in group["params"]]
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    for key, param in zip(keys, params, strict=True):
+        for name, value in state_dict["state"].get(key, {}).items():
+            # A step counter stays on the CPU: reading it there does not wait for the device.
+            device, dtype = ("cpu", torch.float32) if name == "step" else (param.device, wide_dtype(param))
+            optimizer.state[param][name] = value.detach().to(device=device, dtype=dtype, copy=True)

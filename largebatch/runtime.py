@@ -1,0 +1,251 @@
+"""Device, precision, ranks and exact reductions. The only file that imports accelerate.
+
+Of accelerate we take the device, the process group, mixed precision and model wrapping. Its loaders, schedulers,
+`accumulate()` and `save_state()` are left alone: each of them changes which samples a step consumes or how they are
+weighted.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from torch import Tensor, nn
+
+Inputs = Tensor | dict[str, Tensor]
+
+_LEFT_GROUPS: list[Any] = []
+_ACCELERATE_PRECISION = {"fp64": "no", "fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+
+
+class LauncherError(RuntimeError):
+    """The launcher and accelerate disagree about the ranks of this job."""
+
+
+@dataclass
+class PendingSum:
+    """The result of a reduction that may still be on its way."""
+
+    _values: Tensor
+    _work: Any = None
+    _copied: Any = None
+
+    def result(self) -> list[float]:
+        """Wait for the sum and return it."""
+        if self._work is not None:
+            self._work.wait()
+            self._work = None
+        if self._copied is not None:
+            self._copied.synchronize()
+        return cast("list[float]", self._values.tolist())
+
+
+@dataclass
+class Runtime:
+    """One rank's view of the job.
+
+    Attributes:
+        device: where this rank computes.
+        rank, local_rank, world_size: of the launcher; 0, 0 and 1 without one.
+        precision: fp64, fp32, bf16 or fp16; the last two by autocast over fp32 weights.
+    """
+
+    device: torch.device
+    rank: int
+    local_rank: int
+    world_size: int
+    precision: str
+    _accelerator: Accelerator = field(repr=False)
+    _owns_group: bool = field(repr=False, default=True)
+
+    @classmethod
+    def open(cls, *, precision: str = "fp32", tf32: bool = False, timeout_s: float = 1800) -> Runtime:
+        """Join the job that the launcher's environment describes; without one, a job of a single process.
+
+        Raises:
+            LauncherError: if accelerate sees another number of processes than the launcher started.
+            ValueError: for fp16 without a GPU, where autocast and loss scaling would silently do nothing.
+        """
+        has_gpu = torch.cuda.is_available()
+        owns_group = not dist.is_initialized()
+        if precision == "fp16" and not has_gpu:
+            raise ValueError("precision fp16 needs a GPU: on a CPU it would silently train in fp32. Use bf16 or fp32.")
+        torch.backends.cuda.matmul.allow_tf32 = tf32
+        torch.backends.cudnn.allow_tf32 = tf32
+        accelerator = Accelerator(
+            cpu=not has_gpu,
+            mixed_precision=_ACCELERATE_PRECISION[precision],
+            kwargs_handlers=[
+                # Buffers belong to the micro-batches of their rank until `average_buffers`; a broadcast in every
+                # forward pass would replace them by rank 0's and cost a collective.
+                DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+                InitProcessGroupKwargs(timeout=timedelta(seconds=timeout_s)),
+            ],
+        )
+        started = int(os.environ.get("WORLD_SIZE", "1"))
+        if accelerator.num_processes != started:
+            seen = accelerator.num_processes
+            _close(accelerator, owns_group)
+            raise LauncherError(
+                f"The launcher started {started} processes, but accelerate sees {seen}: every rank would train alone "
+                "and write the same files. On a machine without GPU start with `torchrun --nproc-per-node N` or "
+                "`accelerate launch --multi_gpu --num_processes N`, and unset ACCELERATE_* variables of other runs."
+            )
+        return cls(
+            device=accelerator.device,
+            rank=accelerator.process_index,
+            local_rank=accelerator.local_process_index,
+            world_size=accelerator.num_processes,
+            precision=precision,
+            _accelerator=accelerator,
+            _owns_group=owns_group,
+        )
+
+    def close(self) -> None:
+        """Leave the job; a process group that was there before `open` stays. A later `open` starts afresh."""
+        _close(self._accelerator, self._owns_group)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank writes files and prints."""
+        return self.rank == 0
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """Move the model to the device, apply precision, and wrap it in DistributedDataParallel if there are ranks."""
+        if self.precision == "fp64":
+            model = model.double()
+        with warnings.catch_warnings():
+            # torch 2.13 renames broadcast_buffers to forward_sync_buffers, which older releases and accelerate lack.
+            warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)
+            return cast(nn.Module, self._accelerator.prepare_model(model))
+
+    def unwrap(self, model: nn.Module) -> nn.Module:
+        """The module inside `wrap`'s result: the one to evaluate and to save."""
+        return cast(nn.Module, model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model)
+
+    def place(self, value: Inputs) -> Inputs:
+        """The tensor or dict of tensors on this rank's device, in double precision under fp64."""
+        if isinstance(value, Mapping):
+            return {name: self.place_tensor(part) for name, part in value.items()}
+        return self.place_tensor(value)
+
+    def place_tensor(self, value: Tensor) -> Tensor:
+        """As `place`, for a tensor."""
+        dtype = torch.float64 if self.precision == "fp64" and value.is_floating_point() else value.dtype
+        return value.to(self.device, dtype, non_blocking=True)
+
+    def seed(self, key: int) -> None:
+        """Set the generators that models draw from (dropout) to a 64-bit key."""
+        torch.default_generator.manual_seed(key)
+        if self.device.type == "cuda":
+            torch.cuda.default_generators[self.device.index or 0].manual_seed(key)
+
+    def backward(self, loss: Tensor) -> None:
+        """Backward pass, scaled under fp16."""
+        scaler = self._accelerator.scaler
+        (loss if scaler is None else scaler.scale(loss)).backward()
+
+    def grad_norm(self, optimizer: torch.optim.Optimizer, max_norm: float | None) -> Tensor:
+        """L2 norm of the whole gradient, before clipping to `max_norm` (None: no clipping). Call it before `step`."""
+        if self._accelerator.scaler is not None:
+            self._accelerator.scaler.unscale_(optimizer)
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if max_norm is not None:
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+        return norm
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Optimizer step; under fp16 the loss scaler leaves it out when a gradient overflowed."""
+        scaler = self._accelerator.scaler
+        if scaler is None:
+            optimizer.step()
+        else:
+            scaler.step(optimizer)
+            scaler.update()
+
+    def start_sum(self, values: Tensor) -> PendingSum:
+        """Start the element-wise sum of a float64 vector over ranks; the caller goes on computing.
+
+        On a GPU the result travels to the host behind the kernels already queued, so that `result()` one step later
+        waits for nothing that the step itself does not wait for.
+        """
+        assert values.dtype == torch.float64
+        work = dist.all_reduce(values, async_op=True) if self.world_size > 1 else None
+        if values.device.type != "cuda":
+            return PendingSum(values, work)
+        if work is not None:
+            work.wait()  # holds back the stream, not the host
+        host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
+        copied = torch.cuda.Event()
+        copied.record()
+        return PendingSum(host, None, copied)
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """Element-wise sum over ranks, in float64."""
+        return self.start_sum(torch.tensor(values, dtype=torch.float64, device=self.device)).result()
+
+    def average_buffers(self, module: nn.Module, share: float) -> None:
+        """Replace floating-point buffers (batch norm statistics) by their mean over ranks, weighted by `share`.
+
+        Args:
+            module: the unwrapped model.
+            share: this rank's share of the global batch; the shares of all ranks add up to 1.
+        """
+        if self.world_size == 1:
+            return
+        buffers = [buffer for buffer in module.buffers() if buffer.is_floating_point()]
+        if not buffers:
+            return
+        flat = torch.cat([buffer.detach().double().reshape(-1) for buffer in buffers]) * share
+        dist.all_reduce(flat)
+        for buffer, mean in zip(buffers, flat.split([buffer.numel() for buffer in buffers]), strict=True):
+            buffer.copy_(mean.view_as(buffer))
+
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's value (text, numbers, None) on every rank."""
+        box = [value]
+        if self.world_size > 1:
+            dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        if self.world_size > 1:
+            dist.barrier()
+
+    def loss_scale_state(self) -> dict[str, Any]:
+        """State of the fp16 loss scaler, plain numbers; empty in other precisions."""
+        return {} if self._accelerator.scaler is None else dict(self._accelerator.scaler.state_dict())
+
+    def load_loss_scale_state(self, state: dict[str, Any]) -> None:
+        """Restore what `loss_scale_state` returned."""
+        if self._accelerator.scaler is not None and state:
+            self._accelerator.scaler.load_state_dict(state)
+
+
+def leave_process_group() -> None:
+    """Destroy the process group of this job.
+
+    Gloo's destructor joins its threads while it holds the GIL, which they may still need to let go of the last tensors:
+    a deadlock, seen with torch 2.13 in the destructor of DDP's reducer. So the group object is kept until the
+    interpreter exits, when its threads are idle.
+    """
+    _LEFT_GROUPS.append(dist.group.WORLD)
+    dist.destroy_process_group()
+
+
+def _close(accelerator: Accelerator, owns_group: bool) -> None:
+    if owns_group and dist.is_initialized():
+        leave_process_group()
+    AcceleratorState._reset_state(reset_partial_state=True)

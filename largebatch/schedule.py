@@ -1,0 +1,97 @@
+"""Warmup and decay: samples seen -> factor of the peak learning rate.
+
+A schedule is a pure function of the samples that the run has consumed. It does not know steps, ranks or accumulation,
+so its curve over samples is the same on every topology, and a resumed run needs no scheduler state.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+DECAYS = ("constant", "linear", "cosine", "step", "polynomial")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Factor of the peak learning rate for the step that starts after `samples_seen` samples.
+
+    Warmup is gradual: linear in samples from `warmup_start_factor` (base LR / peak LR in Goyal et al. 2017; 0 in MLPerf
+    and LAMB) at sample 0 to 1 at `warmup_samples`. From zero, the first step moves no weight, as in every
+    implementation that evaluates the schedule at the start of the step.
+
+    After the warmup, with p = (samples_seen - warmup_samples) / (total_samples - warmup_samples):
+
+    - constant: 1
+    - linear: 1 - p
+    - cosine: (1 + cos(pi p)) / 2 (Loshchilov and Hutter 2017)
+    - polynomial: (1 - p)^power (LARS: power 2)
+    - step: `step_gamma` to the number of `step_samples` milestones passed, counted from sample 0, warmup included
+      (Goyal et al. 2017)
+
+    linear, cosine and polynomial are stretched to end at `end_factor`: end + (1 - end) f(p).
+
+    >>> schedule = Schedule(total_samples=100, warmup_samples=10, warmup_start_factor=0.5, decay="linear")
+    >>> schedule(0), schedule(5), schedule(10), schedule(55), schedule(100)
+    (0.5, 0.75, 1.0, 0.5, 0.0)
+
+    Raises:
+        ValueError: for an unknown decay, a warmup as long as the run or longer, factors outside [0, 1], or milestones
+            that do not rise.
+    """
+
+    total_samples: int
+    warmup_samples: int = 0
+    warmup_start_factor: float = 0.0
+    decay: str = "cosine"
+    end_factor: float = 0.0
+    power: float = 2.0
+    step_samples: tuple[int, ...] = ()
+    step_gamma: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.decay not in DECAYS:
+            raise ValueError(f"decay={self.decay!r} is not a decay. Choose one of {', '.join(DECAYS)}.")
+        if self.total_samples < 1:
+            raise ValueError(f"total_samples={self.total_samples}: a schedule needs at least 1 sample.")
+        if not 0 <= self.warmup_samples < self.total_samples:
+            raise ValueError(
+                f"A warmup of {self.warmup_samples} samples does not fit into a run of {self.total_samples}: "
+                "nothing would be left to train at the peak rate. Shorten the warmup or lengthen the run."
+            )
+        if not 0 <= self.warmup_start_factor <= 1 or not 0 <= self.end_factor <= 1:
+            raise ValueError(
+                f"warmup_start_factor={self.warmup_start_factor}, end_factor={self.end_factor}: "
+                "both are shares of the peak rate, from 0 to 1."
+            )
+        if not 0 < self.power < math.inf or not 0 < self.step_gamma <= 1:
+            raise ValueError(
+                f"power={self.power}, step_gamma={self.step_gamma}: power is above 0 and finite, "
+                "step_gamma above 0 and at most 1."
+            )
+        if list(self.step_samples) != sorted(set(self.step_samples)):
+            raise ValueError(f"step_samples={self.step_samples}: milestones rise from one to the next.")
+        if bool(self.step_samples) != (self.decay == "step"):
+            raise ValueError(
+                f"decay={self.decay} with {len(self.step_samples)} milestones: milestones belong to the decay `step`, "
+                "which needs at least one."
+            )
+
+    def __call__(self, samples_seen: int) -> float:
+        """Factor in [0, 1] for the optimizer step that starts after `samples_seen` samples."""
+        if samples_seen < self.warmup_samples:
+            return self.warmup_start_factor + (1 - self.warmup_start_factor) * samples_seen / self.warmup_samples
+        if self.decay == "step":
+            return self.step_gamma ** sum(samples_seen >= milestone for milestone in self.step_samples)
+        progress = (samples_seen - self.warmup_samples) / (self.total_samples - self.warmup_samples)
+        shape = _SHAPES[self.decay](min(progress, 1.0), self.power)
+        return self.end_factor + (1 - self.end_factor) * shape
+
+
+_SHAPES: dict[str, Callable[[float, float], float]] = {
+    "constant": lambda progress, power: 1.0,
+    "linear": lambda progress, power: 1 - progress,
+    "cosine": lambda progress, power: (1 + math.cos(math.pi * progress)) / 2,
+    "polynomial": lambda progress, power: (1 - progress) ** power,
+}

@@ -1,0 +1,218 @@
+"""The schema of a run's configuration: names, types and ranges."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+
+from largebatch.duration import Duration
+from largebatch.scaling import SCALING_RULES
+from largebatch.schedule import DECAYS
+
+
+def _duration(text: Any) -> Any:
+    Duration.parse(str(text))
+    return text
+
+
+def _switch_or_pattern(value: Any) -> Any:
+    if isinstance(value, (bool, str)):
+        return value
+    raise ValueError("must be true, false, or a regular expression of module names.")
+
+
+def _one_of(choices: Iterable[str]) -> AfterValidator:
+    names = tuple(choices)
+
+    def check(value: str) -> str:
+        if value not in names:
+            close = difflib.get_close_matches(value, names, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"choose one of {', '.join(names)}.{hint}")
+        return value
+
+    return AfterValidator(check)
+
+
+DurationText = Annotated[str, BeforeValidator(_duration)]
+PositiveInt = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Target = dict[str, Any]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class BatchConfig(_Section):
+    """Samples per optimizer step, and how many of them one forward pass may hold."""
+
+    total: Any
+    max_micro: PositiveInt | None
+    micro: PositiveInt | None
+
+    @field_validator("total")
+    @classmethod
+    def _total(cls, value: Any) -> Any:
+        if value == "full" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+            return value
+        whole = isinstance(value, float) and value.is_integer()
+        hint = f" Write {int(value)}." if whole else ""
+        raise ValueError(f"a batch is a whole number of samples, 1 or more, or `full`.{hint}")
+
+
+class ScalingConfig(_Section):
+    """Peak learning rate from the base rate."""
+
+    rule: Annotated[str, _one_of(SCALING_RULES)]
+    base_lr: PositiveFloat
+    base_batch_size: PositiveInt
+
+
+class ScheduleConfig(_Section):
+    """Warmup and decay."""
+
+    warmup: DurationText
+    warmup_from: Literal["base_lr", "zero"]
+    decay: Annotated[str, _one_of(DECAYS)]
+    end_factor: Annotated[float, Field(ge=0, le=1)]
+    power: PositiveFloat
+    milestones: list[DurationText]
+    gamma: Annotated[float, Field(gt=0, le=1)]
+
+
+class ParametersConfig(_Section):
+    """Which parameters neither decay nor adapt."""
+
+    exclude_from_decay: list[str]
+    exclude_from_adaptation: list[str]
+
+
+class AugmentConfig(_Section):
+    """Random changes of training images."""
+
+    crop_padding: Annotated[int, Field(ge=0)]
+    flip: bool
+    cutout: Annotated[int, Field(ge=0)]
+
+
+class DataConfig(_Section):
+    """Training and validation set, and what models ask about them."""
+
+    name: str
+    train: Target
+    validation: Target
+    augment: AugmentConfig
+    limit: PositiveInt | None
+    num_workers: Annotated[int, Field(ge=0)]
+    timeout_s: Annotated[float, Field(ge=0)]
+    train_plain: Target | None = None
+    path: str | None = None
+    num_classes: PositiveInt | None = None
+    num_channels: PositiveInt | None = None
+    num_features: PositiveInt | None = None
+    image_size: PositiveInt | None = None
+    vocab_size: PositiveInt | None = None
+    context_length: PositiveInt | None = None
+
+
+class PrecisionConfig(_Section):
+    """Number formats and memory."""
+
+    compute: Literal["fp64", "fp32", "bf16", "fp16"]
+    tf32: bool
+    compile: bool
+    activation_checkpointing: Annotated[bool | str, BeforeValidator(_switch_or_pattern)]
+
+
+class MetricsConfig(_Section):
+    """Training rows."""
+
+    every: PositiveInt
+
+
+class EvaluationConfig(_Section):
+    """Evaluation of train subset and validation set."""
+
+    every: DurationText | None
+    micro: PositiveInt
+
+
+class CheckpointConfig(_Section):
+    """Checkpoints."""
+
+    every: DurationText | None
+    keep: PositiveInt
+
+
+class ProfileConfig(_Section):
+    """torch.profiler."""
+
+    steps: Annotated[int, Field(ge=0)]
+
+
+class ObserversConfig(_Section):
+    """What watches the run."""
+
+    metrics: MetricsConfig
+    evaluation: EvaluationConfig
+    checkpoint: CheckpointConfig
+    profile: ProfileConfig
+    progress: bool
+
+
+class WandbConfig(_Section):
+    """Weights & Biases."""
+
+    mode: Literal["auto", "online", "offline", "disabled"]
+    project: Annotated[str, Field(min_length=1, pattern=r"^[^/\\#?%:]+$")]
+    group: str | None
+    tags: list[str]
+
+
+class LoggerConfig(_Section):
+    """Where rows go besides metrics.jsonl."""
+
+    wandb: WandbConfig
+    tensorboard: bool
+    plots: bool
+
+
+class LauncherConfig(_Section):
+    """What the launcher should have started."""
+
+    num_processes: PositiveInt | None
+    timeout_s: PositiveFloat
+
+
+class RunConfig(_Section):
+    """Name and folder."""
+
+    name: str | None
+    dir: str | None
+    root: str
+
+
+class TrainConfig(_Section):
+    """Everything about a run."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**63)]
+    length: DurationText
+    clip_norm: PositiveFloat | None
+    resume: str
+    run: RunConfig
+    batch: BatchConfig
+    scaling: ScalingConfig
+    schedule: ScheduleConfig
+    optimizer: Target
+    parameters: ParametersConfig
+    model: Target
+    data: DataConfig
+    loss: Target
+    precision: PrecisionConfig
+    observers: ObserversConfig
+    logger: LoggerConfig
+    launcher: LauncherConfig

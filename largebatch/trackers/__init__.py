@@ -1,0 +1,40 @@
+"""Where a run's metrics go: metrics.jsonl (the record of truth), the console, W&B, TensorBoard, and plots."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from largebatch.trackers.console import ProgressLine, print_plan, print_summary
+from largebatch.trackers.jsonl import JsonlTracker, read_metrics, set_stale_rows_aside, torn_lines
+from largebatch.trackers.tensorboard import TensorBoardTracker
+from largebatch.trackers.tracker import Problems, Row, Tracker
+from largebatch.trackers.wandb import WandbTracker, key_source
+
+if TYPE_CHECKING:
+    from largebatch.trackers.plots import plot_comparison, plot_run
+
+__all__ = [
+    "JsonlTracker",
+    "Problems",
+    "ProgressLine",
+    "Row",
+    "TensorBoardTracker",
+    "Tracker",
+    "WandbTracker",
+    "key_source",
+    "plot_comparison",
+    "plot_run",
+    "print_plan",
+    "print_summary",
+    "read_metrics",
+    "set_stale_rows_aside",
+    "torn_lines",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("plot_comparison", "plot_run"):  # matplotlib is loaded when something is drawn
+        from largebatch.trackers import plots
+
+        return getattr(plots, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

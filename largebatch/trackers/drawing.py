@@ -1,0 +1,130 @@
+"""What every plot shares: series of a run's rows, colours, axes.
+
+Figures are made without pyplot: no window, no global state, safe beside a user's own plots.
+Colours: Okabe and Ito 2008, distinct for colour-blind readers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, MaxNLocator
+
+from largebatch.trackers.tracker import Row
+
+BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY, BLACK = PALETTE = (
+    "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000",
+)  # fmt: skip
+MANY = 40  # a line of more points has no markers, and a smoothed line over it if it is noisy
+_DPI = 150
+_LOG_RANGE = 50  # a positive quantity that spans more than this factor gets a logarithmic axis
+
+
+def series(rows: Sequence[Row], key: str, against: str = "samples_seen") -> tuple[np.ndarray, np.ndarray]:
+    """(x, y) of the rows that have `key`, ordered by x; y is NaN where the value is not finite.
+
+    >>> rows = [{"samples_seen": 8, "a": 2.0}, {"samples_seen": 4, "a": float("inf")}, {"samples_seen": 9}]
+    >>> [column.tolist() for column in series(rows, "a")]
+    [[4.0, 8.0], [nan, 2.0]]
+    """
+    pairs = [(float(row[against]), float(row[key])) for row in rows if key in row and against in row]
+    x, y = np.array(sorted(pairs, key=lambda pair: pair[0])).reshape(-1, 2).T
+    return x, np.where(np.isfinite(y), y, np.nan)
+
+
+def has_data(rows: Sequence[Row], key: str) -> bool:
+    """Whether any value of `key` can be drawn."""
+    return bool(np.isfinite(series(rows, key)[1]).any())
+
+
+def smooth(y: np.ndarray, span: float) -> np.ndarray:
+    """Exponential mean over about `span` values, unbiased at the start; NaN has no weight.
+
+    mean_i = sum_j k^(i-j) y_j / sum_j k^(i-j) with k = 1 - 1/span, over the j <= i that are not NaN.
+
+    >>> smooth(np.array([2.0, np.nan, 5.0]), 2.0).tolist()  # (2/4 + 5) / (1/4 + 1)
+    [2.0, 2.0, 4.4]
+    """
+    keep = 1 - 1 / max(span, 1)
+    total = weight = 0.0
+    means = np.full(len(y), np.nan)
+    for i, value in enumerate(y):
+        seen = not np.isnan(value)
+        total = keep * total + (value if seen else 0.0)
+        weight = keep * weight + seen
+        means[i] = total / weight if weight else np.nan
+    return means
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write the figure as a PNG; the folder is created if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, format="png", dpi=_DPI)
+    return path
+
+
+def plain(text: str) -> str:
+    """A text in which a dollar is a dollar, not the start of a formula."""
+    return text.replace("$", r"\$")
+
+
+def style_axes(ax: Axes, *, ylabel: str, xlabel: str = "samples seen") -> None:
+    """Labels, a light grid, thousands as k and millions as M."""
+    ax.set_xlabel(xlabel)
+    ax.set_ylabel(ylabel)
+    ax.grid(alpha=0.25)
+    ax.spines["right"].set_visible(False)
+    ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+
+
+def add_epochs(ax: Axes, rows: Sequence[Row]) -> None:
+    """A second x axis on top, in epochs, where the rows know the epoch."""
+    x, epoch = series(rows, "epoch")
+    known = (epoch > 0) & (x > 0)
+    if not known.any():
+        ax.spines["top"].set_visible(False)
+        return
+    per_epoch = float(x[known][-1] / epoch[known][-1])
+    top = ax.secondary_xaxis(
+        "top", functions=(lambda v: np.asarray(v) / per_epoch, lambda v: np.asarray(v) * per_epoch)
+    )
+    top.set_xlabel("epochs", fontsize=9)
+    top.xaxis.set_major_locator(MaxNLocator(6))
+    top.tick_params(labelsize=9)
+
+
+def draw_line(ax: Axes, rows: Sequence[Row], key: str, *, label: str, colour: str) -> None:
+    """The values of `key`, with markers if they are few; nothing where there is no data."""
+    x, y = series(rows, key)
+    if not np.isfinite(y).any():
+        return
+    marker = "o" if len(x) <= MANY else None
+    ax.plot(x, y, color=colour, label=label + _lost(y), marker=marker, markersize=3.5, linewidth=1.6)
+
+
+def draw_noisy_line(ax: Axes, rows: Sequence[Row], key: str, *, label: str, colour: str) -> None:
+    """The values of `key` thin, and their smoothed course over them; like `draw_line` if they are few."""
+    x, y = series(rows, key)
+    if len(x) <= MANY or not np.isfinite(y).any():
+        draw_line(ax, rows, key, label=label, colour=colour)
+        return
+    ax.plot(x, y, color=colour, alpha=0.28, linewidth=0.7)
+    smoothed = smooth(y, len(x) / MANY)
+    ax.plot(x, smoothed, color=colour, label=f"{label}, smoothed{_lost(y)}", linewidth=1.6)
+
+
+def log_if_wide(ax: Axes) -> None:
+    """A logarithmic y axis if all that is drawn is positive and spans more than a factor of 50."""
+    y = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in ax.get_lines()])
+    y = y[np.isfinite(y)]
+    if y.min() > 0 and y.max() > _LOG_RANGE * y.min():
+        ax.set_yscale("log")
+
+
+def _lost(y: np.ndarray) -> str:
+    lost = int(np.isnan(y).sum())
+    return f" ({lost} not finite)" if lost else ""

@@ -1,0 +1,233 @@
+"""Weights & Biases as a sink: offline unless there is a key, never a prompt, never a reason to stop.
+
+W&B may lose rows without a word (an offline run on a full disk, or killed before its buffer is written), so
+metrics.jsonl is the record of truth and this is a copy for looking at. Measured with wandb 0.31: an offline start takes
+about 2 s with the import, one `log` 0.3 to 0.7 ms.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import netrc
+import os
+import socket
+import urllib.request
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from largebatch.trackers.tracker import Problems, Row, plain_values
+
+_PUBLIC_SERVER = "https://api.wandb.ai"
+_MODES = ("auto", "online", "offline", "disabled")
+_INIT_TIMEOUT_S = 15
+_FINISH_TIMEOUT_S = 60
+_CONNECT_TIMEOUT_S = 3
+_BEST = {"eval/val_accuracy": "max", "eval/val_loss": "min"}
+
+
+class WandbTracker:
+    """One W&B run; its x axis is `samples_seen`.
+
+    Args:
+        folder: the run folder; W&B makes the subfolder `wandb` itself.
+        project: the W&B project.
+        name: the run's name on the charts.
+        config: what to show as the run's configuration. Give it unresolved, without secrets: it is stored as it is,
+            but for values that JSON does not know, which are stored as texts.
+        mode: "auto" is what WANDB_MODE says, else online if a key is found (`key_source`), else offline.
+        group: joins the runs of one study.
+        tags: words to filter by.
+        run_id: the id of the run that is resumed. Offline, W&B opens another folder with the same id; `wandb sync`
+            joins them. Rows logged again after a resume appear twice, at the same `samples_seen`.
+        job_type: "train", "eval", ...
+
+    An online start that fails (no key, no server within 15 s) becomes an offline run and a line in `problems`.
+
+    Attributes:
+        run_id: to be stored for a resume; None if there is no W&B run.
+        mode: what it became: "online", "offline" or "disabled".
+        sync_command: uploads later what stayed on this machine; None if nothing did.
+    """
+
+    def __init__(
+        self,
+        *,
+        folder: str | Path,
+        project: str,
+        name: str,
+        config: Mapping[str, Any],
+        mode: str = "auto",
+        group: str | None = None,
+        tags: Sequence[str] = (),
+        run_id: str | None = None,
+        job_type: str = "train",
+    ) -> None:
+        if mode not in _MODES:
+            raise ValueError(f"W&B mode {mode!r} does not exist. Choose one of {', '.join(_MODES)}.")
+        self.run_id = run_id
+        self.mode = "disabled"
+        self.sync_command: str | None = None
+        self._run: Any = None
+        self._wandb: Any = None
+        self._run_folder = Path(folder)
+        self._samples_seen: float | int | str = 0
+        self._problems = Problems("W&B")
+        self._identity: dict[str, Any] = {
+            "dir": str(folder),
+            "project": project,
+            "name": name,
+            "group": group,
+            "tags": list(tags),
+            "job_type": job_type,
+        }
+        mode = _mode_of_the_environment(mode)
+        if mode != "disabled":
+            with self._problems.counted("no W&B run; the records are in metrics.jsonl"):
+                Path(folder).mkdir(parents=True, exist_ok=True)  # or W&B writes to the folder for temporary files
+                self._identity["config"] = json.loads(json.dumps(dict(config), default=str))
+                self._wandb = importlib.import_module("wandb")
+                self._start(mode)
+
+    @property
+    def problems(self) -> list[str]:
+        """What was lost, one line per kind of trouble."""
+        return self._problems.lines()
+
+    def log(self, row: Row) -> None:
+        """Hand one row to W&B, without a W&B step: a row with an old step would be dropped."""
+        if self._run is None:
+            return
+        values = plain_values(row, self._problems)
+        self._samples_seen = values.get("samples_seen", self._samples_seen)
+        with self._problems.counted("a row was lost"):
+            self._run.log(values)
+
+    def finish(self, summary: dict[str, Any], plots: Sequence[Path]) -> None:
+        """Store the summary and the pictures, then wait at most 60 s for uploads; what remains can be synced later.
+
+        W&B's service may write its last block a moment later; the process does not end before it has.
+        """
+        if self._run is None:
+            return
+        run, self._run = self._run, None
+        for plot in plots:
+            with self._problems.counted("a plot was lost"):
+                run.log({"samples_seen": self._samples_seen, f"plots/{plot.stem}": self._wandb.Image(str(plot))})
+        for key, value in summary.items():
+            if key in _BEST:  # its summary stays the best value; the last one is in the history
+                continue
+            with self._problems.counted("a summary value was lost"):
+                run.summary[key] = value
+        try:
+            run.finish(exit_code=0)
+        except Exception as error:
+            self._problems.count("not everything was uploaded", error)
+            self.sync_command = f"wandb sync {self._run_folder}"
+
+    def _start(self, mode: str) -> None:
+        server = _server(self._wandb)
+        if mode == "auto":
+            mode = "online" if key_source(server) else "offline"
+        if mode == "online" and not self._starts_online(server):
+            mode = "offline"
+        if mode == "offline":
+            self._run = self._init("offline")
+        self.mode = mode
+        self.run_id = self._run.id
+        self._run_folder = Path(self._run.dir).parent
+        if mode == "offline":
+            self.sync_command = f"wandb sync {self._run_folder}"
+        with self._problems.counted("the x axis of the charts is not samples_seen"):
+            _define_axes(self._run)
+
+    def _starts_online(self, server: str) -> bool:
+        try:
+            if key_source(server) is None:  # `wandb.init` would ask for one at a terminal
+                raise PermissionError(f"no API key for {server}; `wandb login` stores one")
+            _connect(server)
+            self._run = self._init("online")
+        except Exception as error:
+            self._problems.count("no online run, continuing offline", error)
+        return self._run is not None
+
+    def _init(self, mode: str) -> Any:
+        wanted: dict[str, Any] = {
+            "mode": mode,
+            "x_disable_meta": True,  # the command line may hold a secret, and W&B would store it
+            "save_code": False,
+            "disable_git": True,  # a remote's address may hold a token
+            "silent": True,
+            "console": "off",
+            "init_timeout": _INIT_TIMEOUT_S,
+            "finish_timeout": _FINISH_TIMEOUT_S,
+            "finish_timeout_raises": True,
+            "reinit": "create_new",  # a run that the user has opened stays open
+        }
+        if "finish_timeout" not in self._wandb.Settings.model_fields:  # wandb < 0.27 waits for its uploads for ever
+            del wanted["finish_timeout"], wanted["finish_timeout_raises"]
+        resume = "allow" if self.run_id and mode == "online" else None
+        return self._wandb.init(
+            **self._identity, id=self.run_id, resume=resume, settings=self._wandb.Settings(**wanted)
+        )
+
+
+def key_source(server: str = _PUBLIC_SERVER) -> str | None:
+    """Where a W&B credential for `server` is configured: a variable's name or a netrc file's path; None if nowhere.
+
+    Looks where wandb looks, but never prompts, and the key itself is not returned.
+    """
+    for variable in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"):
+        if os.environ.get(variable):
+            return variable
+    named = os.environ.get("NETRC")
+    for path in [Path(named)] if named else [Path("~/.netrc"), Path("~/_netrc")]:
+        try:
+            path = path.expanduser()
+            entry = netrc.netrc(str(path)).authenticators(urlsplit(server).netloc)
+        except (OSError, RuntimeError, netrc.NetrcParseError):  # RuntimeError: there is no home
+            continue
+        if entry and entry[2]:
+            return str(path)
+    return None
+
+
+def _mode_of_the_environment(mode: str) -> str:
+    """WANDB_MODE decides where the configuration says "auto"."""
+    if mode != "auto":
+        return mode
+    said = os.environ.get("WANDB_MODE", "").lower()
+    said = {"run": "online", "dryrun": "offline"}.get(said, said)
+    return said if said in _MODES else "auto"
+
+
+def _server(wandb: Any) -> str:
+    """The address that wandb will use: the environment, then its settings files, then the public server."""
+    if said := os.environ.get("WANDB_BASE_URL"):
+        return said
+    try:
+        return str(wandb.setup().settings.base_url)
+    except Exception:
+        return _PUBLIC_SERVER
+
+
+def _connect(server: str) -> None:
+    """Raise OSError at once where nothing listens: wandb itself would go on trying until `init_timeout`."""
+    address = urlsplit(server)
+    proxies = urllib.request.getproxies()
+    if address.scheme in proxies or "all" in proxies:  # a direct connection says nothing about one through a proxy
+        return
+    port = address.port or (80 if address.scheme == "http" else 443)
+    try:
+        socket.create_connection((address.hostname or "", port), timeout=_CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        raise ConnectionError(f"{server} cannot be reached ({error})") from error
+
+
+def _define_axes(run: Any) -> None:
+    run.define_metric("samples_seen")
+    run.define_metric("*", step_metric="samples_seen")
+    for metric, best in _BEST.items():
+        run.define_metric(metric, step_metric="samples_seen", summary=best)

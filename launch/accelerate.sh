@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Usage: launch/accelerate.sh NUM_PROCESSES [KEY=VALUE ...]
+#
+# The same as torchrun.sh, with accelerate's launcher: NUM_PROCESSES processes of this machine.
+#   launch/accelerate.sh 8 optimizer=lars batch.total=8192
+# On a machine without GPU, too, this needs --multi_gpu: without it `accelerate launch --num_processes 2` silently starts
+# one process, and --cpu does the same. The settings of `accelerate config` are overridden where they would change the run.
+#
+#   OMP_NUM_THREADS    threads of each process; default: 1. On a CPU: cores / NUM_PROCESSES.
+
+set -euo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+if [[ ! ${1:-} =~ ^[1-9][0-9]*$ ]]; then
+    sed -n '2,/^$/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
+    exit 2
+fi
+num_processes=$1
+shift
+# shellcheck source=launch/setup_venv.sh
+source "$here/setup_venv.sh" ""
+
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-100}"
+options=(--num_processes "$num_processes" --num_machines 1 --mixed_precision no --dynamo_backend no)
+if ((num_processes > 1)); then
+    options+=(--multi_gpu --main_process_port 0) # 0: a free port; accelerate refuses --multi_gpu for one process
+fi
+exec accelerate launch "${options[@]}" -m largebatch train "$@"

@@ -1,0 +1,87 @@
+#!/usr/bin/env bash
+# Usage: launch/setup_venv.sh [dev]
+#
+# Makes a virtual environment with largebatch in it, unless it is there and up to date: the package itself as an editable
+# install, its dependencies in the versions of launch/constraints.txt. The other scripts source this one. On a cluster,
+# run it once where there is a network; afterwards they find everything in place.
+#
+#   dev                with the extras for tests and linters
+#   LARGEBATCH_VENV    where the environment is; default: .venv in the repository. It may exist already, but then the
+#                      packages in it move to the versions of launch/constraints.txt.
+#   PYTHON             the Python to make it with, 3.10 or newer; default: the first of python3, python, python3.13 ...
+#                      that will do
+
+set -euo pipefail
+
+# In a subshell each: sourcing this leaves nothing behind but PATH, VIRTUAL_ENV and names that begin with largebatch_.
+largebatch_find_python() (
+    candidates=(python3 python python3.13 python3.12 python3.11 python3.10)
+    if [[ -n ${PYTHON:-} ]]; then
+        candidates=("$PYTHON")
+    fi
+    for candidate in "${candidates[@]}"; do
+        if "$candidate" -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1; then
+            command -v "$candidate"
+            return 0
+        fi
+    done
+    echo "largebatch: needs Python 3.10 or newer with its venv module; none of these is one: ${candidates[*]}." >&2
+    echo "Install it (Debian, Ubuntu: apt-get install python3-venv), or name it: PYTHON=/path/to/python3 $0" >&2
+    return 1
+)
+
+largebatch_setup() (
+    repository=$1 venv=$2 extras=$3
+    stamp=$venv/.largebatch
+    log=$venv/install.log
+    # What was installed, from what, for what: any change of it installs anew. An environment with "dev" serves all.
+    wanted() {
+        echo "$repository $1"
+        cat "$repository/pyproject.toml" "$repository/launch/constraints.txt"
+    }
+    is_current() {
+        [[ -f $stamp && -x $venv/bin/python ]] &&
+            { wanted "[dev]" | cmp -s - "$stamp" || { [[ -z $extras ]] && wanted "" | cmp -s - "$stamp"; }; }
+    }
+    if is_current; then
+        return 0
+    fi
+
+    if command -v flock >/dev/null; then
+        exec 9>"$venv/.lock"
+        flock 9 # several nodes may share the folder
+        if is_current; then
+            return 0
+        fi
+    fi
+    if [[ ! -x $venv/bin/python ]]; then
+        python=$(largebatch_find_python)
+        echo "largebatch: making $venv with $python ($("$python" --version))" >&2
+        "$python" -m venv "$venv"
+    fi
+    echo "largebatch: installing largebatch$extras into $venv (minutes, the first time); log: $log" >&2
+    rm -f "$stamp"
+    cd "$repository"
+    if ! "$venv/bin/python" -m pip install --disable-pip-version-check --no-input \
+        -c launch/constraints.txt -e ".$extras" >"$log" 2>&1; then
+        tail -n 20 "$log" >&2
+        echo "largebatch: the installation failed, see above and $log." >&2
+        return 1
+    fi
+    wanted "$extras" >"$stamp"
+)
+
+largebatch_repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+largebatch_extras=
+if [[ ${1:-} == dev ]]; then
+    largebatch_extras="[dev]"
+elif [[ ${BASH_SOURCE[0]} == "$0" && $# -gt 0 ]]; then
+    echo "largebatch: $* is not an argument of $0: dev, or none." >&2
+    exit 2
+fi
+VIRTUAL_ENV=${LARGEBATCH_VENV:-$largebatch_repository/.venv}
+mkdir -p "$VIRTUAL_ENV"
+VIRTUAL_ENV=$(cd "$VIRTUAL_ENV" && pwd)
+largebatch_setup "$largebatch_repository" "$VIRTUAL_ENV" "$largebatch_extras"
+export VIRTUAL_ENV PATH="$VIRTUAL_ENV/bin:$PATH"
+unset PYTHONHOME

@@ -1,0 +1,24 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.multiprocess.pool import RankPool, RankProcesses
+
+
+@pytest.fixture(scope="session")
+def ranks() -> Iterator[Callable[[int], RankPool]]:
+    """`ranks(world_size).run(function, *args, **kwargs)`: a function's result in every rank of a world.
+
+    Any test may use it; the processes behind it live as long as the session. See `tests/multiprocess/pool.py`.
+    """
+    processes = RankProcesses()
+
+    def pool(world_size: int) -> RankPool:
+        if world_size < 1:
+            raise ValueError(f"world_size={world_size}: a world has at least one rank.")
+        return RankPool(processes, world_size)
+
+    yield pool
+    processes.close()

@@ -1,0 +1,247 @@
+"""Whole runs through the command line, in this process."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import wandb
+from safetensors.torch import load_file
+
+from largebatch.__main__ import main
+from largebatch.trackers import read_metrics
+from tests.reference.wandb_file import read_run
+
+SMALL = [
+    "data=digits",
+    "data.limit=128",
+    "data.augment.crop_padding=1",
+    "model=convnet",
+    "model.width=4",
+    "batch.total=24",
+    "batch.max_micro=9",
+    "length=40steps",
+    "schedule.warmup=5steps",
+    "observers.evaluation.every=20steps",
+    "observers.metrics.every=5",
+]
+
+
+@pytest.fixture(autouse=True)
+def _no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No W&B key, no home, no launcher."""
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_DIR", "RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("sys.argv", ["largebatch"])
+
+
+def train(folder: Path, *overrides: str) -> int:
+    return main(["train", *SMALL, f"run.dir={folder}", "logger=none", "observers.progress=false", *overrides])
+
+
+def weights(folder: Path, step: int) -> dict[str, torch.Tensor]:
+    return load_file(folder / "checkpoints" / f"step_{step:08d}" / "model.safetensors")
+
+
+def test_the_run_folder_holds_everything_about_the_run(tmp_path, capsys):
+    assert train(tmp_path / "run") == 0
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names == {
+        "config.yaml", "overrides.txt", "environment.json", "plan.json", "metrics.jsonl", "summary.json", "plots",
+        "checkpoints",
+    }  # fmt: skip
+    plan = json.loads((tmp_path / "run" / "plan.json").read_text())
+    assert plan["global_batch_size"] == 24
+    assert plan["peak_lr"]["formula"] == "base_lr * global_batch_size / base_batch_size"
+    assert plan["peak_lr"]["value"] == plan["peak_lr"]["inputs"]["base_lr"] * 24 / 32
+    assert plan["rank_batch_sizes"] == [24]
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [row["step"] for row in rows if "train/loss" in row] == list(range(5, 41, 5))
+    assert [row["step"] for row in rows if "eval/val_loss" in row] == [20, 40]
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["status"], summary["steps"], summary["problems"]) == ("finished", 40, [])
+    assert summary["eval/val_loss"] == rows[-1]["eval/val_loss"]
+    printed = capsys.readouterr().out
+    assert printed.index("global batch") < printed.index("finished"), "the plan comes first, the summary last"
+    assert str(tmp_path / "run" / "plots" / "training.png") in printed
+
+
+def test_the_offline_wandb_run_tells_the_same_story_as_metrics_jsonl(tmp_path):
+    assert train(tmp_path / "run", "logger=default") == 0
+    wandb.teardown()  # in one process, its last block is written in the background
+    run = read_run(tmp_path / "run" / "wandb")
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    logged = [
+        {key: value for key, value in row.items() if not key.startswith(("_", "plots/"))}
+        for row in run.history
+        if "train/loss" in row or "eval/val_loss" in row
+    ]
+    assert logged == rows
+    assert run.step_metrics["*"] == "samples_seen"
+    assert run.config["plan"]["global_batch_size"] == 24
+    assert run.config["config"]["optimizer"]["_target_"] == "torch.optim.SGD"
+    best = max(row["eval/val_accuracy"] for row in rows if "eval/val_accuracy" in row)
+    assert run.summary["eval/val_accuracy"]["max"] == best
+    assert run.summary["status"] == "finished"
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path):
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    options = ["observers.checkpoint.every=17steps", "observers.checkpoint.keep=9", "optimizer=lamb"]
+    assert train(whole, *options) == 0
+    assert sorted(path.name for path in (whole / "checkpoints").iterdir()) == [
+        "step_00000017", "step_00000034", "step_00000040",
+    ]  # fmt: skip
+    shutil.copytree(whole, resumed)
+    for step in (34, 40):
+        shutil.rmtree(resumed / "checkpoints" / f"step_{step:08d}")
+    assert train(resumed, *options, "resume=auto") == 0
+    for step in (34, 40):
+        ours, theirs = weights(resumed, step), weights(whole, step)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    kept = [{key: row.get(key) for key in ("step", "train/loss", "train/lr", "eval/val_loss")}
+            for row in read_metrics(resumed / "metrics.jsonl")]  # fmt: skip
+    assert kept == [{key: row.get(key) for key in ("step", "train/loss", "train/lr", "eval/val_loss")}
+                    for row in read_metrics(whole / "metrics.jsonl")]  # fmt: skip
+
+
+def test_resume_refuses_another_run_and_names_what_changed(tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert train(folder) == 0
+    assert train(folder, "resume=auto", "seed=1", "model.width=5") == 2
+    printed = capsys.readouterr().err
+    assert "seed was 0, now 1" in printed
+    assert "model.width was 4, now 5" in printed
+    assert train(folder, "resume=auto") == 0
+    assert "already finished" in capsys.readouterr().out
+    assert train(folder) == 2, "a folder that holds a run is not overwritten"
+    assert "resume=auto" in capsys.readouterr().err
+    assert train(tmp_path / "other", f"resume={tmp_path}") == 2
+    assert "no valid checkpoint" in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert train(folder, "observers.checkpoint.every=20steps") == 0
+    broken = folder / "checkpoints" / "step_00000040" / "model.safetensors"
+    data = bytearray(broken.read_bytes())
+    data[-1] ^= 1
+    broken.write_bytes(data)
+    expected = weights(folder, 20)
+    assert train(folder, "observers.checkpoint.every=20steps", "resume=auto") == 0
+    printed = capsys.readouterr().out
+    assert "resumed from" in printed
+    assert "step_00000020" in printed
+    assert expected.keys() == weights(folder, 40).keys()
+
+
+def test_a_diverged_run_says_so_and_saves_nothing(tmp_path, capsys):
+    assert train(tmp_path / "run", "scaling.base_lr=1e30", "schedule.warmup=0ep") == 1
+    assert "diverged" in capsys.readouterr().out
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_multirun_outside_a_launcher_sweeps(tmp_path):
+    code = main(
+        ["train", "--multirun", *SMALL, "length=2steps", "schedule.warmup=0ep", f"run.root={tmp_path}", "logger=none",
+         "observers.progress=false", "observers.evaluation.every=null", "seed=1,2"]
+    )  # fmt: skip
+    assert code == 0
+    runs = sorted((tmp_path / "digits").iterdir())
+    seeds = [(run / "overrides.txt").read_text().split("seed=")[1].strip() for run in runs]
+    assert seeds == ["1", "2"]
+
+
+def test_debug_overfit_drives_the_training_loss_to_zero(tmp_path):
+    assert main(["train", "debug=overfit", f"run.dir={tmp_path / 'run'}", "observers.progress=false"]) == 0
+    losses = [row["train/loss"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if "train/loss" in row]
+    assert losses[0] > 1
+    assert losses[-1] < 0.05
+
+
+def test_debug_profile_writes_a_trace(tmp_path):
+    assert main(["train", "debug=profile", f"run.dir={tmp_path / 'run'}", "model.width=4"]) == 0
+    trace = json.loads((tmp_path / "run" / "trace.json").read_text())
+    assert any("conv" in str(event.get("name")) for event in trace["traceEvents"])
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["optimizer=lars"],
+        ["optimizer=adamw", "precision=bf16"],
+        ["optimizer=muon", "model=mlp"],
+        ["precision.activation_checkpointing=true"],
+        ["batch=full", "length=2ep", "schedule.warmup=0ep", "observers.evaluation.every=1ep"],
+        ["batch=sgd"],
+        ["logger=tensorboard"],
+        ["batch.micro=7", "schedule=step", "schedule.milestones=[2ep,4ep]"],
+        ["model=resnet18", "length=2steps", "schedule.warmup=0ep", "observers.evaluation.every=null"],
+    ],
+    ids=lambda overrides: overrides[0],
+)
+def test_the_choices_train(tmp_path, overrides):
+    """Every optimizer, precision and batch form finishes with a finite validation loss."""
+    assert train(tmp_path / "run", "observers.progress=false", *overrides) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["status"] == "finished"
+    assert 0 < summary["eval/val_loss"] < 5
+    if overrides[0] == "logger=tensorboard":
+        assert list((tmp_path / "run" / "tensorboard").glob("events*"))
+
+
+MINE = """
+import torch
+from torch import nn
+
+class Images(torch.utils.data.Dataset):
+    def __init__(self, split):
+        self.count = 64 if split == "train" else 16
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        return {"pixels": torch.randn(8) + 3 * (index % 2), "label": index % 2}
+
+class Net(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(8, width), nn.ReLU(), nn.Linear(width, 2))
+
+    def forward(self, pixels):
+        return self.layers(pixels)
+"""
+
+
+def test_a_model_and_a_data_set_of_the_users_own_train_and_do_not_depend_on_workers(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(MINE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for group, text in (
+        ("model", "_target_: mine.Net\nwidth: 16\n"),
+        ("data", "defaults: [digits, _self_]\nname: mine\ntrain: {_target_: mine.Images, split: train}\n"
+                 "validation: {_target_: mine.Images, split: validation}\n"),
+    ):  # fmt: skip
+        (tmp_path / "conf" / group).mkdir(parents=True)
+        (tmp_path / "conf" / group / "mine.yaml").write_text(text)
+    for workers in (0, 1):
+        assert main(
+            ["train", "--config-dir", str(tmp_path / "conf"), "model=mine", "data=mine", "batch.total=16", "length=6ep",
+             "logger=none", "observers.progress=false", f"data.num_workers={workers}",
+             f"run.dir={tmp_path / str(workers)}"]
+        ) == 0  # fmt: skip
+    assert json.loads((tmp_path / "0" / "summary.json").read_text())["eval/val_accuracy"] > 0.9
+    ours, theirs = weights(tmp_path / "0", 24), weights(tmp_path / "1", 24)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_activation_checkpointing_changes_nothing_but_memory(tmp_path):
+    for name, value in (("with", "true"), ("without", "false")):
+        assert train(tmp_path / name, f"precision.activation_checkpointing={value}", "length=6steps") == 0
+    ours, theirs = weights(tmp_path / "with", 6), weights(tmp_path / "without", 6)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)

@@ -1,0 +1,357 @@
+"""The invariance contract, levels 1 and 2: world size and accumulation change the plan, never the result."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import largebatch.gradients
+from largebatch.batch import BatchPlan
+from largebatch.data import ArrayDataset, Augmentation, MicroBatchLoader, masked_tokens, random_classification
+from largebatch.keyed import stream_key
+from largebatch.loop import Run, train
+from largebatch.losses import CrossEntropy, NextToken
+from largebatch.models import GPT, MLP, ConvNet
+from largebatch.order import SampleOrder
+from largebatch.runtime import Runtime
+from largebatch.schedule import Schedule
+
+STEPS = 20
+SEED = 3
+
+
+@dataclass(frozen=True)
+class Case:
+    """One training problem; `max_micro` and `micro` say how it is cut."""
+
+    kind: str
+    batch: int
+    precision: str = "fp64"
+    max_micro: int | None = None
+    micro: int | None = None
+    steps: int = STEPS
+    clip_norm: float | None = None
+
+
+def model_and_data(kind: str) -> tuple[nn.Module, Any, Any, Augmentation | None]:
+    torch.manual_seed(stream_key(SEED, "initialisation"))
+    if kind == "mlp":
+        return MLP(16, 5, hidden=[12]), CrossEntropy(), random_classification(50, 5, (16,), "train"), None
+    if kind == "tokens":
+        model = GPT(11, 8, num_layers=1, num_heads=2, width=16)
+        return model, NextToken(), masked_tokens(50, 8, 11, "train"), None
+    images = random_classification(50, 5, (1, 8, 8), "train")
+    model = nn.Sequential(ConvNet(5, 1, width=4).blocks, nn.Dropout(0.3), nn.Flatten(), nn.LazyLinear(5))
+    model(torch.zeros(2, 1, 8, 8))
+    return model, CrossEntropy(), images, Augmentation(SEED, crop_padding=1, flip=True, cutout=2)
+
+
+def lr_at(samples_seen: int) -> float:
+    return 0.1 * Schedule(total_samples=2000, warmup_samples=100)(samples_seen)
+
+
+class RecordingLoader:
+    """Passes micro-batches on and remembers which samples they held."""
+
+    def __init__(self, loader: MicroBatchLoader) -> None:
+        self.loader = loader
+        self.seen: list[tuple[int, int, list[int]]] = []
+
+    def micro_batches(self, samples_seen: int, num_steps: int) -> Any:
+        for batch in self.loader.micro_batches(samples_seen, num_steps):
+            self.seen.append((batch.samples_seen, batch.index, batch.ids.tolist()))
+            yield batch
+
+
+class Recorder:
+    def __init__(self) -> None:
+        self.lrs: list[float] = []
+        self.losses: list[float] = []
+        self.norms: list[float] = []
+
+    def on_start(self, run: Run) -> None: ...
+
+    def after_step(self, run: Run, report: Any) -> None:
+        self.lrs.append(report.lr)
+        self.losses.append(report.mean_loss)
+        if report.grad_norm is not None:
+            self.norms.append(float(report.grad_norm))
+
+    def on_end(self, run: Run, status: str) -> None: ...
+
+
+def trajectory(case: Case) -> dict[str, Any]:
+    """Train `case` on the ranks of this world with the package's own loop."""
+    runtime = Runtime.open(precision=case.precision)
+    try:
+        model, loss, data, augment = model_and_data(case.kind)
+        size = {"global_batch_size": case.batch, "world_size": runtime.world_size}
+        plan = (
+            BatchPlan.pinned(**size, micro_batch_size=case.micro)
+            if case.micro
+            else BatchPlan.solve(**size, max_micro_batch_size=case.max_micro)
+        )
+        loader = RecordingLoader(
+            MicroBatchLoader(data, SampleOrder(len(data), SEED), plan, runtime.rank, augment=augment)
+        )
+        recorder = Recorder()
+        run = Run(
+            runtime,
+            runtime.wrap(model),
+            loss,
+            torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9, weight_decay=1e-3),
+            plan,
+            loader,
+            lr_at,
+            case.steps,
+            seed=SEED,
+            clip_norm=case.clip_norm,
+            log_every=1,
+            observers=[recorder],
+        )
+        status = train(run)
+        return {
+            "status": status,
+            "weights": [parameter.detach().double().numpy() for parameter in run.module.parameters()],
+            "seen": loader.seen,
+            "lrs": recorder.lrs,
+            "losses": recorder.losses,
+            "norms": recorder.norms,
+        }
+    finally:
+        runtime.close()
+
+
+def reference(case: Case) -> tuple[list[np.ndarray], list[float]]:
+    """The same training as one big batch per step in plain torch, with the mean taken over the whole batch."""
+    model, _, data, _ = model_and_data(case.kind)
+    model = model.double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9, weight_decay=1e-3)
+    order, losses = SampleOrder(len(data), SEED), []
+    for step in range(case.steps):
+        optimizer.param_groups[0]["lr"] = lr_at(step * case.batch)
+        inputs, targets = data.fetch(order.ids(step * case.batch, case.batch))
+        inputs = inputs.double() if inputs.is_floating_point() else inputs
+        value = F.cross_entropy(model(inputs).flatten(0, -2), targets.flatten(), ignore_index=-100)
+        optimizer.zero_grad()
+        value.backward()
+        if case.clip_norm:
+            nn.utils.clip_grad_norm_(model.parameters(), case.clip_norm)
+        optimizer.step()
+        losses.append(value.item())
+    return [parameter.detach().numpy() for parameter in model.parameters()], losses
+
+
+def relative_error(ours: list[np.ndarray], theirs: list[np.ndarray]) -> float:
+    return max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in zip(ours, theirs, strict=True))
+
+
+def ids_of_steps(results: list[dict[str, Any]]) -> dict[int, list[int]]:
+    """Position of a step -> its sample ids over all ranks, in the order of the global batch."""
+    parts = sorted(part for result in results for part in result["seen"])
+    steps: dict[int, list[int]] = {}
+    for position, _, ids in parts:
+        steps.setdefault(position, []).extend(ids)
+    return steps
+
+
+# 23 and 10 divide by none of the worlds' micro-batches; 50 is the whole set (batch gradient descent).
+FACTORIZATIONS = [(1, 24, None), (1, 24, 5), (2, 24, 12), (2, 23, 3), (4, 24, 2), (4, 23, None), (2, 10, 2), (4, 50, 3)]
+
+
+@pytest.mark.parametrize("kind", ["mlp", "tokens"])
+@pytest.mark.parametrize(("world_size", "batch", "max_micro"), FACTORIZATIONS)
+def test_every_factorization_equals_one_big_batch_in_float64(ranks, kind, world_size, batch, max_micro):
+    case = Case(kind, batch, max_micro=max_micro)
+    results = ranks(world_size).run(trajectory, case)
+    weights, losses = reference(case)
+    for result in results:
+        assert relative_error(result["weights"], weights) < 1e-12
+        np.testing.assert_allclose(result["losses"], losses, rtol=1e-12)
+
+
+@pytest.mark.parametrize(("world_size", "batch", "max_micro"), [(1, 24, 5), (2, 23, 3), (4, 24, 2)])
+def test_one_float32_step_is_within_1e_6_of_the_float64_one(ranks, world_size, batch, max_micro):
+    case = Case("mlp", batch, precision="fp32", max_micro=max_micro, steps=2)
+    weights, _ = reference(case)
+    for result in ranks(world_size).run(trajectory, case):
+        assert relative_error(result["weights"], weights) < 1e-6
+
+
+@pytest.mark.parametrize(("world_size", "max_micro"), [(1, None), (2, 4), (4, 3)])
+def test_clipping_sees_the_global_gradient(ranks, world_size, max_micro):
+    case = Case("mlp", 24, max_micro=max_micro, clip_norm=0.05)
+    weights, _ = reference(case)
+    results = ranks(world_size).run(trajectory, case)
+    assert relative_error(results[0]["weights"], weights) < 1e-12
+    assert min(results[0]["norms"]) > 0.05, "the norm is reported before clipping, and this case must clip"
+
+
+@pytest.mark.parametrize(("world_size", "max_micro"), [(1, 7), (2, 3), (4, None)])
+def test_a_step_consumes_the_same_samples_at_the_same_rate_on_any_world(ranks, world_size, max_micro):
+    case = Case("mlp", 23, max_micro=max_micro)
+    results = ranks(world_size).run(trajectory, case)
+    order = SampleOrder(50, SEED)
+    assert ids_of_steps(results) == {23 * step: order.ids(23 * step, 23).tolist() for step in range(STEPS)}
+    assert all(result["lrs"] == [lr_at(23 * step) for step in range(STEPS)] for result in results)
+
+
+@pytest.mark.parametrize("batch", [24, 22])
+def test_pinned_micro_batches_make_batch_norm_dropout_and_augmentation_agree_on_any_world(ranks, batch):
+    case = Case("batch norm", batch, micro=6)
+    one = ranks(1).run(trajectory, case)[0]
+    for world_size in (2, 4):
+        for result in ranks(world_size).run(trajectory, case):
+            assert relative_error(result["weights"], one["weights"]) < 1e-12
+            np.testing.assert_allclose(result["losses"], one["losses"], rtol=1e-12)
+
+
+def test_without_pinning_batch_norm_depends_on_the_cut():
+    """The claim above has content: another cut of the same batch gives other batch norm statistics."""
+    whole = trajectory(Case("batch norm", 24, micro=24, steps=3))
+    parts = trajectory(Case("batch norm", 24, micro=6, steps=3))
+    assert relative_error(parts["weights"], whole["weights"]) > 1e-4
+
+
+def reductions(case: Case) -> dict[str, Any]:
+    """How often the gradient all-reduce is called, and over how many elements."""
+    calls: list[int] = []
+    original = largebatch.gradients.allreduce_hook
+
+    def counting(group: object, bucket: Any) -> Any:
+        calls.append(bucket.buffer().numel())
+        return original(group, bucket)
+
+    largebatch.gradients.allreduce_hook = counting
+    try:
+        weights = trajectory(case)["weights"]
+    finally:
+        largebatch.gradients.allreduce_hook = original
+    return {"calls": calls, "elements": sum(weight.size for weight in weights)}
+
+
+@pytest.mark.parametrize("max_micro", [None, 4, 1])
+def test_gradients_are_reduced_exactly_once_per_step_whatever_the_accumulation(ranks, max_micro):
+    for result in ranks(2).run(reductions, Case("mlp", 24, max_micro=max_micro, steps=5)):
+        assert result["calls"] == [result["elements"]] * 5
+
+
+class DivergesOnRankOne(nn.Module):
+    """Its loss is not a number at the fourth step, on one rank only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = MLP(16, 5, hidden=[12])
+        self.calls = 0
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        broken = self.calls == 4 and torch.distributed.get_rank() == 1
+        return self.inner(inputs) * (float("nan") if broken else 1.0)
+
+
+def train_to_the_end(model_class: str, stop_rank: int | None) -> tuple[str, int]:
+    runtime = Runtime.open()
+    try:
+        torch.manual_seed(0)
+        model = DivergesOnRankOne() if model_class == "diverges" else MLP(16, 5, hidden=[12])
+        data = random_classification(50, 5, (16,), "train")
+        plan = BatchPlan.solve(global_batch_size=10, world_size=runtime.world_size)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        loader = MicroBatchLoader(data, SampleOrder(50, 0), plan, runtime.rank)
+        run = Run(runtime, runtime.wrap(model), CrossEntropy(), optimizer, plan, loader, lambda _: 0.1, 12, log_every=1)
+        run.stop_requested = lambda: runtime.rank == stop_rank and run.progress.step >= 5
+        return train(run), run.progress.step
+    finally:
+        runtime.close()
+
+
+def test_a_nan_on_one_rank_ends_the_run_on_all_ranks_at_the_same_step(ranks):
+    assert ranks(2).run(train_to_the_end, "diverges", None) == [("diverged", 5), ("diverged", 5)]
+
+
+def test_a_stop_request_on_one_rank_stops_all_ranks_after_the_same_step(ranks):
+    outcomes = ranks(2).run(train_to_the_end, "mlp", 1)
+    assert outcomes[0] == outcomes[1] == ("stopped", 6)
+
+
+def skip_a_step_on_rank_one() -> str:
+    runtime = Runtime.open()
+    try:
+        model = MLP(16, 5, hidden=[12])
+        data = random_classification(50, 5, (16,), "train")
+        plan = BatchPlan.solve(global_batch_size=10, world_size=2)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        loader = MicroBatchLoader(data, SampleOrder(50, 0), plan, runtime.rank)
+        run = Run(runtime, runtime.wrap(model), CrossEntropy(), optimizer, plan, loader, lambda _: 0.1, 8, log_every=1)
+        if runtime.rank == 1:
+            run.progress.step += 1
+        try:
+            train(run)
+        except RuntimeError as error:
+            return str(error)
+        return "nothing was noticed"
+    finally:
+        runtime.close()
+
+
+def test_ranks_at_different_steps_are_noticed(ranks):
+    for rank, message in enumerate(ranks(2).run(skip_a_step_on_rank_one)):
+        assert f"rank {rank} finished step {1 + rank}" in message
+
+
+def test_the_model_is_the_same_with_and_without_observers():
+    case = Case("mlp", 24, max_micro=7)
+    observed = trajectory(case)["weights"]
+    model, loss, data, _ = model_and_data("mlp")
+    runtime = Runtime.open(precision="fp64")
+    plan = BatchPlan.solve(global_batch_size=24, world_size=1, max_micro_batch_size=7)
+    loader = MicroBatchLoader(copy.copy(data), SampleOrder(len(data), SEED), plan, 0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9, weight_decay=1e-3)
+    train(Run(runtime, runtime.wrap(model), loss, optimizer, plan, loader, lr_at, STEPS, seed=SEED))
+    runtime.close()
+    for ours, theirs in zip(model.parameters(), observed, strict=True):
+        assert np.array_equal(ours.detach().numpy(), theirs)
+
+
+def test_peak_memory_does_not_depend_on_the_global_batch():
+    """Tensors alive at any time during a step, for 1 and for 64 micro-batches of the same size."""
+    peaks = [peak_live_bytes(batch) for batch in (4, 256)]
+    assert peaks[1] == peaks[0]
+
+
+def peak_live_bytes(batch: int) -> int:
+    """Largest sum of saved activations of one forward pass, over a step."""
+    data = ArrayDataset(torch.randn(256, 16), torch.zeros(256, dtype=torch.int64))
+    model = MLP(16, 5, hidden=[12])
+    runtime = Runtime.open()
+    plan = BatchPlan.solve(global_batch_size=batch, world_size=1, max_micro_batch_size=4)
+    loader = MicroBatchLoader(data, SampleOrder(256, 0), plan, 0)
+    run = Run(
+        runtime, runtime.wrap(model), CrossEntropy(), torch.optim.SGD(model.parameters(), lr=0.1), plan, loader,
+        lambda _: 0.1, 1,
+    )  # fmt: skip
+    alive = peak = 0
+
+    class Held:
+        def __init__(self, tensor: torch.Tensor) -> None:
+            nonlocal alive, peak
+            self.tensor, self.size = tensor, tensor.numel() * tensor.element_size()
+            alive += self.size
+            peak = max(peak, alive)
+
+        def __del__(self) -> None:
+            nonlocal alive
+            alive -= self.size
+
+    with torch.autograd.graph.saved_tensors_hooks(Held, lambda held: held.tensor):
+        train(run)
+    runtime.close()
+    return peak

@@ -1,0 +1,136 @@
+"""Evaluation counts every example exactly once on any world, and buffers are averaged as defined."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from largebatch.batch import BatchPlan
+from largebatch.data import ArrayDataset, MicroBatchLoader, masked_tokens
+from largebatch.loop import Run, train
+from largebatch.losses import CrossEntropy, NextToken
+from largebatch.models import GPT, MLP, ConvNet
+from largebatch.observers import EvaluationObserver, Journal, MetricsObserver
+from largebatch.order import SampleOrder
+from largebatch.runtime import Runtime
+
+
+class Rows:
+    """A tracker that keeps its rows."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self.problems: list[str] = []
+
+    def log(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+
+    def finish(self, summary: dict[str, Any], plots: Any) -> None: ...
+
+
+def problem(kind: str, num_validation: int) -> tuple[Any, Any, Any, Any]:
+    torch.manual_seed(1)
+    if kind == "tokens":
+        train_set, validation = (
+            masked_tokens(count, 8, 11, split) for count, split in ((40, "train"), (num_validation, "validation"))
+        )
+        return GPT(11, 8, num_layers=1, num_heads=2, width=16), NextToken(), train_set, validation
+    sets = [ArrayDataset(torch.randn(count, 6), torch.randint(0, 3, (count,))) for count in (40, num_validation)]
+    return MLP(6, 3, hidden=[5]), CrossEntropy(), *sets
+
+
+def evaluate(kind: str, num_validation: int, steps: int = 2) -> tuple[list[dict[str, Any]], list[np.ndarray]]:
+    runtime = Runtime.open(precision="fp64")
+    try:
+        model, loss, train_set, validation = problem(kind, num_validation)
+        tracker = Rows()
+        journal = Journal([tracker], num_samples=40)
+        plan = BatchPlan.solve(global_batch_size=8, world_size=runtime.world_size)
+        observer = EvaluationObserver(
+            journal, train=train_set, validation=validation, loss=loss, every=8, micro_batch_size=4
+        )
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        loader = MicroBatchLoader(train_set, SampleOrder(40, 0), plan, runtime.rank)
+        run = Run(
+            runtime, runtime.wrap(model), loss, optimizer, plan, loader, lambda _: 0.1, steps,
+            log_every=1, observers=[MetricsObserver(journal), observer],
+        )  # fmt: skip
+        train(run)
+        return tracker.rows, [parameter.detach().numpy() for parameter in run.module.parameters()]
+    finally:
+        runtime.close()
+
+
+@pytest.mark.parametrize("kind", ["classes", "tokens"])
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize("num_validation", [21, 3])
+def test_every_example_counts_exactly_once_on_any_world(ranks, kind, world_size, num_validation):
+    """21 examples over 2 or 4 ranks in batches of 4; 3 examples leave a rank of 4 without any."""
+    rows, weights = ranks(world_size).run(evaluate, kind, num_validation)[0]
+    model, _, train_set, validation = problem(kind, num_validation)
+    model = model.double().eval()
+    with torch.no_grad():
+        for parameter, value in zip(model.parameters(), weights, strict=True):
+            parameter.copy_(torch.from_numpy(value))
+    last = next(row for row in reversed(rows) if "eval/val_loss" in row)
+    for name, dataset in (("val", validation), ("train", train_set)):
+        ids = np.arange(num_validation) if name == "val" else train_subset_ids(num_validation)
+        inputs, targets = dataset.fetch(ids)
+        with torch.no_grad():
+            logits = model(inputs.double() if inputs.is_floating_point() else inputs).flatten(0, -2)
+        kept = targets.flatten() != -100
+        expected = F.cross_entropy(logits[kept], targets.flatten()[kept])
+        accuracy = (logits.argmax(-1) == targets.flatten())[kept].double().mean()
+        assert last[f"eval/{name}_loss"] == pytest.approx(expected.item(), rel=1e-12)
+        assert last[f"eval/{name}_accuracy"] == pytest.approx(accuracy.item(), rel=1e-12)
+    assert last["gap/loss"] == pytest.approx(last["eval/val_loss"] - last["eval/train_loss"], abs=1e-12)
+
+
+def train_subset_ids(count: int) -> np.ndarray:
+    from largebatch.keyed import stream_key
+
+    return SampleOrder(40, stream_key(0, "evaluated subset")).ids(0, count)
+
+
+def test_rows_carry_position_loss_rate_norm_throughput_and_times(ranks):
+    rows, _ = ranks(2).run(evaluate, "classes", 21)[0]
+    first = rows[0]
+    assert (first["step"], first["samples_seen"], first["epoch"]) == (1, 8, 8 / 40)
+    for key in ("train/loss", "train/lr", "train/grad_norm", "train/samples_per_s", "time/step_s", "time/data_s"):
+        assert np.isfinite(first[key]), key
+    parts = first["time/data_s"] + first["time/compute_s"] + first["time/communication_s"]
+    assert parts == pytest.approx(first["time/step_s"], rel=1e-6)
+    assert first["time/communication_s"] > 0
+    assert [row["step"] for row in rows] == [1, 1, 2, 2], "a training row and an evaluation row per step"
+
+
+def buffers_after(steps: int, batch: int) -> dict[str, Any]:
+    runtime = Runtime.open()
+    try:
+        torch.manual_seed(0)
+        model = ConvNet(3, 1, width=2)
+        data = ArrayDataset(torch.randn(16, 1, 8, 8), torch.randint(0, 3, (16,)))
+        plan = BatchPlan.solve(global_batch_size=batch, world_size=runtime.world_size)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        loader = MicroBatchLoader(data, SampleOrder(16, 0), plan, runtime.rank)
+        run = Run(runtime, runtime.wrap(model), CrossEntropy(), optimizer, plan, loader, lambda _: 0.1, steps)
+        train(run)
+        before = [buffer.clone().numpy() for buffer in run.module.buffers()]
+        runtime.average_buffers(run.module, run.share)
+        return {"before": before, "after": [buffer.numpy() for buffer in run.module.buffers()], "share": run.share}
+    finally:
+        runtime.close()
+
+
+def test_batch_norm_statistics_become_the_mean_over_ranks_weighted_by_their_samples(ranks):
+    one, two = ranks(2).run(buffers_after, 3, 7)
+    assert (one["share"], two["share"]) == (4 / 7, 3 / 7)
+    for a, b, after_a, after_b in zip(one["before"], two["before"], one["after"], two["after"], strict=True):
+        if a.dtype == np.float32:
+            assert not np.allclose(a, b), "each rank saw other micro-batches"
+            np.testing.assert_allclose(after_a, a * 4 / 7 + b * 3 / 7, rtol=1e-6)
+        assert np.array_equal(after_a, after_b)

@@ -1,0 +1,142 @@
+"""The command line: verbs, exit codes, one report for wrong input, and quick help.
+
+Each process costs seconds, so a test asks as much of one as it can; what needs none calls `main`.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from largebatch.__main__ import VERBS, main
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(*arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    launcher = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "WANDB_API_KEY")
+    environ = {name: value for name, value in os.environ.items() if name not in launcher}
+    environ |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "120", **variables}
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=cwd, env=environ, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def test_without_a_verb_the_list_is_printed_and_the_exit_code_is_two(capsys: pytest.CaptureFixture[str]):
+    assert main([]) == 2
+    listing = capsys.readouterr().out
+    assert listing.startswith("usage: largebatch VERB [KEY=VALUE ...]\n")
+    assert all(f"\n  {verb} " in listing for verb in VERBS)
+    for flag in ("-h", "--help"):
+        assert main([flag]) == 0
+        assert capsys.readouterr().out == listing
+
+
+def test_a_verb_that_does_not_exist_is_answered_with_the_nearest_and_the_list(capsys: pytest.CaptureFixture[str]):
+    assert main(["trian", "seed=1"]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("largebatch: 'trian' is not a verb. Did you mean 'train'?\n")
+    assert "usage: largebatch VERB" in said.err
+    assert main(["zzz"]) == 2
+    assert capsys.readouterr().err.startswith("largebatch: 'zzz' is not a verb.\n")
+
+
+def test_the_version_is_one_line(capsys: pytest.CaptureFixture[str]):
+    assert main(["--version"]) == 0
+    name, _, version = capsys.readouterr().out.strip().partition(" ")
+    assert name == "largebatch"
+    assert version
+
+
+HELP = """
+import sys
+from largebatch.__main__ import main
+codes = [main(["--help"]), main(["train", "--help"]), main(["plan", "--cfg", "job"])]
+heavy = [name for name in ("torch", "accelerate", "wandb", "matplotlib", "sklearn", "pydantic") if name in sys.modules]
+print(codes, heavy, file=sys.stderr)
+"""
+
+
+def test_help_and_the_composed_config_are_shown_without_importing_torch(tmp_path: Path):
+    done = run("-c", HELP, cwd=tmp_path)
+    assert done.stderr.strip().splitlines()[-1] == "[0, 0, 0] []"
+    assert "torchrun --standalone --nproc-per-node N -m largebatch train" in done.stdout
+    assert "optimizer: adamw, lamb, lars, muon, sgd" in done.stdout
+    assert "batch:\n  total: 32\n" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_plan_prints_the_arithmetic_and_writes_nothing(tmp_path: Path):
+    overrides = ["data=synthetic", "data.train.num_samples=8192", "model=linear", "length=90ep", "batch.total=8192"]
+    overrides += ["scaling.base_lr=0.1", "scaling.base_batch_size=256", "schedule.warmup=5ep", "batch.max_micro=1024"]
+    done = run("-m", "largebatch", "plan", "launcher.num_processes=4", *overrides, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    said = " ".join(done.stdout.split())
+    for fact in (
+        "8,192 samples batch.total",
+        "ranks 4 each 2048 samples per step",
+        "8 of 1024 rank 0: 1024 + 1024; one gradient all-reduce per step",
+        "steps 90 737,280 samples // 8,192",
+        "peak LR 3.2 linear: base_lr * global_batch_size / base_batch_size with base_lr=0.1",
+        "warmup 40,960 samples from 0.1",
+        "40,960 samples 3.2",
+    ):
+        assert fact in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_input_is_one_report_and_exit_code_two(tmp_path: Path):
+    done = run("-m", "largebatch", "train", "batch.total=0", "+foo=1", "seed=x", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    lines = done.stderr.splitlines()
+    assert lines[0] == "largebatch: 3 errors in the configuration:"
+    assert sorted(line.split("=")[0] for line in lines[1:]) == ["  - batch.total", "  - foo", "  - seed"]
+    assert list(tmp_path.iterdir()) == []
+
+
+WRONG = """
+import sys
+from largebatch.__main__ import main
+for arguments in (["plan", "sed=1"], ["train", "optimizer=sdg"], ["train", "batch.total={3"], ["plan", "--hlp"]):
+    print("exit code", main(arguments), file=sys.stderr)
+"""
+
+
+def test_what_cannot_be_composed_is_hydras_message_and_exit_code_two(tmp_path: Path):
+    done = run("-c", WRONG, cwd=tmp_path)
+    unknown_key, unknown_choice, syntax, flag, rest = done.stderr.split("exit code 2\n")
+    assert "Key 'sed' is not in struct" in unknown_key
+    assert "Could not find 'optimizer/sdg'" in unknown_choice
+    assert "Available options in 'optimizer':\n\tadamw\n\tlamb\n\tlars" in unknown_choice
+    assert "no viable alternative at input '{3'" in syntax
+    assert "unrecognized arguments: --hlp" in flag
+    assert rest == ""
+    assert done.stdout == ""
+
+
+def test_only_the_first_rank_of_a_machine_reports(tmp_path: Path):
+    done = run("-m", "largebatch", "train", "seed=x", cwd=tmp_path, WORLD_SIZE="2", RANK="1", LOCAL_RANK="1")
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "")
+
+
+def test_a_sweep_inside_a_launcher_is_refused_with_the_loop_to_write(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    for flag in ("--multirun", "-m"):
+        assert main(["train", flag, "seed=0,1"]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("largebatch: --multirun inside a launcher: every rank would run the sweep by itself.")
+        assert "for value in ...; do torchrun ... -m largebatch train KEY=$value; done" in said
+
+
+@pytest.mark.xfail(strict=True, raises=ValueError, reason="WORLD_SIZE is read before anything has checked it")
+def test_a_sweep_in_a_broken_environment_is_wrong_input_too(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    assert main(["train", "--multirun", "seed=0,1"]) == 2

@@ -1,0 +1,292 @@
+"""conf/ and the schema: every choice parses, and everything wrong with a config is in one report."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+
+from largebatch.commands.composition import conf_dir
+from largebatch.config import ConfigError, parse_config, public_values
+from largebatch.schema import TrainConfig
+from tests.unit.composing import GROUPS, compose_choices, compose_run
+
+# What some choices leave to the person.
+MISSING = {"num_classes": 10, "vocab_size": 65}
+
+
+def combinations() -> list[tuple[str, ...]]:
+    """Choice i of every group at once, those with fewer choices over again; GPT and text only with each other."""
+    single = {group: names for group, names in GROUPS.items() if group not in ("experiment", "debug")}
+    images = [name for name in single["data"] if name != "text"]
+    rows = []
+    for number in range(max(map(len, single.values()))):
+        row = {group: names[number % len(names)] for group, names in single.items()}
+        row["data"] = "text" if row["model"] == "gpt" else images[number % len(images)]
+        rows.append(tuple(f"{group}={name}" for group, name in row.items()))
+    return rows
+
+
+def parse(*overrides: str) -> TrainConfig:
+    return parse_config(compose_run(*overrides))
+
+
+def errors(*overrides: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        parse(*overrides)
+    return caught.value.errors
+
+
+@pytest.mark.parametrize("choices", combinations(), ids=lambda choices: choices[-1])
+def test_every_choice_of_every_group_parses(choices: tuple[str, ...]):
+    config = compose_run(*choices)
+    for section in ("data", "model"):
+        for key in config[section]:
+            if OmegaConf.is_missing(config[section], key):
+                config[section][key] = MISSING.get(str(key), "X")
+    parsed = parse_config(config)
+    chosen = dict(choice.split("=") for choice in choices)
+    assert (parsed.scaling.rule, parsed.schedule.decay) == (chosen["scaling"], chosen["schedule"])
+    assert parsed.precision.compute == chosen["precision"]
+
+
+def test_the_combinations_leave_no_choice_out():
+    chosen = {choice for choices in combinations() for choice in choices}
+    single = {f"{group}={name}" for group in GROUPS.keys() - {"experiment", "debug"} for name in GROUPS[group]}
+    assert chosen == single
+
+
+@pytest.mark.parametrize("choice", [f"{group}={name}" for group in ("experiment", "debug") for name in GROUPS[group]])
+def test_every_experiment_and_debug_file_parses_with_nothing_but_its_data(choice: str):
+    config = compose_run(choice)
+    if config.data.name in ("cifar10", "text"):
+        config.data.path = "X"
+    parsed = parse_config(config)
+    assert parsed.run.name in (choice.partition("=")[2], f"debug-{choice.partition('=')[2]}")
+
+
+def test_every_yaml_file_is_a_choice_of_a_group_that_the_run_composes():
+    files = {path.relative_to(conf_dir()).as_posix() for path in Path(conf_dir()).rglob("*.yaml")}
+    assert files == {"train.yaml"} | {f"{group}/{name}.yaml" for group, names in GROUPS.items() for name in names}
+    defaults = Path(conf_dir(), "train.yaml").read_text()
+    assert all(f"- {group}: " in defaults or f"- optional {group}: " in defaults for group in GROUPS)
+
+
+def test_the_defaults_need_no_argument():
+    parsed = parse()
+    assert (parsed.batch.total, parsed.seed, parsed.data.name) == (32, 0, "digits")
+
+
+def test_an_optimizer_brings_its_rate_and_its_rule_and_data_bring_their_loss():
+    lamb = parse("optimizer=lamb")
+    assert (lamb.scaling.rule, lamb.scaling.base_lr, lamb.scaling.base_batch_size) == ("sqrt", 6.25e-4, 512)
+    lars = parse("optimizer=lars")
+    assert (lars.scaling.rule, lars.scaling.base_lr, lars.scaling.base_batch_size) == ("linear", 10.0, 4096)
+    assert parse("optimizer=lamb", "scaling=linear").scaling.rule == "linear"
+    text = parse("data=text", "data.path=X", "data.vocab_size=65")
+    assert text.loss["_target_"] == "largebatch.losses.NextToken"
+    assert text.model["vocab_size"] == 65
+
+
+def test_the_large_batch_experiments_differ_from_the_baseline_in_what_they_say():
+    baseline, sgd, lars = (parse(f"experiment=digits_{name}") for name in ("baseline", "large_sgd", "large_lars"))
+    assert [run.batch.total for run in (baseline, sgd, lars)] == [32, 718, 718]
+    for key in ("seed", "length", "model", "data", "loss", "parameters", "precision"):
+        assert getattr(sgd, key) == getattr(lars, key) == getattr(baseline, key)
+    assert sgd.optimizer == baseline.optimizer != lars.optimizer
+
+
+def test_full_is_a_batch():
+    assert parse("batch=full").batch.total == "full"
+    assert parse("batch=sgd").batch.total == 1
+
+
+NUMBER = "a batch is a whole number of samples, 1 or more, or `full`."
+LENGTH = "a length is a number and a unit. Write 30ep, 500steps or 100000samples."
+
+
+@pytest.mark.parametrize(
+    ("override", "error"),
+    [
+        ("batch.total=abc", f"batch.total=abc: {NUMBER}"),
+        ("batch.total=64.0", f"batch.total=64.0: {NUMBER} Write 64."),
+        ("batch.total=0", f"batch.total=0: {NUMBER}"),
+        ("batch.total=-4", f"batch.total=-4: {NUMBER}"),
+        ("batch.total=true", f"batch.total=True: {NUMBER}"),
+        ("batch.total=null", f"batch.total=None: {NUMBER}"),
+        ("batch.micro=0", "batch.micro=0: must be at least 1."),
+        ("batch.max_micro=2.5", "batch.max_micro=2.5: must be a whole number."),
+        ("seed=1.0", "seed=1.0: must be a whole number. Write 1."),
+        ("seed=-1", "seed=-1: must be at least 0."),
+        ("seed=9223372036854775808", "seed=9223372036854775808: must be below 9223372036854775808."),
+        ("seed=true", "seed=True: must be a whole number."),
+        ("length=30", f"length=30: {LENGTH}"),
+        ("length=1e3", f"length=1000.0: {LENGTH}"),
+        ("length=1:30", f"length=1:30: {LENGTH}"),
+        ("length=2.5steps", "length=2.5steps: a number of steps is whole; only epochs may be fractions."),
+        ("clip_norm=0", "clip_norm=0: must be above 0.0."),
+        ("clip_norm=inf", "clip_norm=inf: must be finite."),
+        ("scaling.base_lr=-1", "scaling.base_lr=-1: must be above 0.0."),
+        ("scaling.base_lr=nan", "scaling.base_lr=nan: must be finite."),
+        ("scaling.base_lr=.nan", "scaling.base_lr=.nan: must be a number."),
+        ("scaling.base_batch_size=null", "scaling.base_batch_size=None: must be a whole number."),
+        (
+            "scaling.rule=linaer",
+            "scaling.rule=linaer: choose one of none, linear, sqrt. Did you mean 'linear'?",
+        ),
+        (
+            "schedule.decay=cosin",
+            "schedule.decay=cosin: choose one of constant, linear, cosine, step, polynomial. Did you mean 'cosine'?",
+        ),
+        ("schedule.warmup_from=one", "schedule.warmup_from=one: must be 'base_lr' or 'zero'."),
+        ("schedule.end_factor=1.5", "schedule.end_factor=1.5: must be at most 1.0."),
+        ("schedule.milestones=[5ep,x]", f"schedule.milestones.1=x: {LENGTH}"),
+        ("schedule.milestones=5ep", "schedule.milestones=5ep: must be a list, [a, b]."),
+        ("parameters.exclude_from_decay=bias", "parameters.exclude_from_decay=bias: must be a list, [a, b]."),
+        ("precision.compute=fp8", "precision.compute=fp8: must be 'fp64', 'fp32', 'bf16' or 'fp16'."),
+        ("precision.tf32=2", "precision.tf32=2: must be true or false."),
+        (
+            "precision.activation_checkpointing=1",
+            "precision.activation_checkpointing=1: must be true, false, or a regular expression of module names.",
+        ),
+        ("data.num_workers=-1", "data.num_workers=-1: must be at least 0."),
+        ("data.limit=0", "data.limit=0: must be at least 1."),
+        ("data.augment.crop_padding=-1", "data.augment.crop_padding=-1: must be at least 0."),
+        ("data.augment.flip=1", "data.augment.flip=1: must be true or false."),
+        ("data.augment=null", "data.augment=None: must be a group of keys."),
+        ("data.train=5", "data.train=5: must be a group of keys."),
+        ("observers.metrics.every=0", "observers.metrics.every=0: must be at least 1."),
+        ("observers.evaluation.every=10", f"observers.evaluation.every=10: {LENGTH}"),
+        ("observers.checkpoint.keep=0", "observers.checkpoint.keep=0: must be at least 1."),
+        ("observers.progress=yes", "observers.progress=yes: must be true or false."),
+        ("logger.wandb.mode=on", "logger.wandb.mode=on: must be 'auto', 'online', 'offline' or 'disabled'."),
+        ("logger.wandb.project=a/b", r"logger.wandb.project=a/b: must fit the regular expression ^[^/\\#?%:]+$."),
+        ("logger.wandb.project=''", "logger.wandb.project=: must not be empty."),
+        ("logger.wandb.tags=x", "logger.wandb.tags=x: must be a list, [a, b]."),
+        ("launcher.num_processes=0", "launcher.num_processes=0: must be at least 1."),
+        ("launcher.timeout_s=0", "launcher.timeout_s=0: must be above 0.0."),
+        ("run.name=5", "run.name=5: must be text; quote it if it looks like a number."),
+        ("resume=null", "resume=None: must be text; quote it if it looks like a number."),
+        ("~logger", "logger: is missing. A group that was replaced must bring all its keys."),
+        ("~batch.micro", "batch.micro: is missing. A group that was replaced must bring all its keys."),
+        # Hydra itself accepts keys that no schema knows, if they are added with a plus.
+        ("+sed=1", "sed=1: there is no such key. Did you mean seed?"),
+        ("+batch.totl=3", "batch.totl=3: there is no such key. Did you mean batch.total?"),
+        ("+data.augment.flop=true", "data.augment.flop=True: there is no such key. Did you mean data.augment.flip?"),
+        (
+            "+run.foo=1",
+            "run.foo=1: there is no such key. Known here: name, dir, root.",
+        ),
+        ("data=cifar10", "data.path=???: this value has no default. Give it as data.path=VALUE."),
+        (
+            "run.name=${nowhere}",
+            "run.name: Interpolation key 'nowhere' not found. Set the variable or key that it refers to.",
+        ),
+        (
+            "logger.wandb.tags=['${oc.env:LARGEBATCH_UNSET}']",
+            'logger.wandb.tags.0: KeyError raised while resolving interpolation: "Environment variable '
+            "'LARGEBATCH_UNSET' not found\". Set the variable or key that it refers to.",
+        ),
+    ],
+)
+def test_a_bad_value_is_one_line_with_key_value_rule_and_remedy(override: str, error: str):
+    assert errors(override) == [error]
+
+
+def test_every_error_is_in_one_report():
+    wrong = ["seed=a", "batch.total=x", "length=3", "+foo=1", "schedule.decay=cosin", "clip_norm=-1", "~launcher"]
+    found = errors(*wrong)
+    assert sorted(line.partition("=")[0].partition(":")[0] for line in found) == [
+        "batch.total",
+        "clip_norm",
+        "foo",
+        "launcher",
+        "length",
+        "schedule.decay",
+        "seed",
+    ]
+
+
+def test_the_report_counts_its_errors_and_gives_each_a_line():
+    with pytest.raises(ConfigError) as one:
+        parse("seed=a")
+    assert str(one.value) == "1 error in the configuration:\n  - seed=a: must be a whole number."
+    with pytest.raises(ConfigError, match=r"^2 errors in the configuration:\n  - .*\n  - .*$"):
+        parse("seed=a", "length=3")
+
+
+def test_all_values_without_a_default_are_named_at_once():
+    found = {line.partition("=")[0] for line in errors("data=text", "model=hugging_face")}
+    assert found == {"data.path", "data.vocab_size", "model.auto_class", "model.name"}
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        (("model=giant",), "Could not find 'model/giant'.*Available options in 'model':.*convnet.*resnet18"),
+        (("sed=1",), "Could not override 'sed'"),
+        (("model=linear,mlp",), "Ambiguous value for argument 'model=linear,mlp'"),
+        (("+model=mlp",), "Multiple values for model"),
+        (("batch.total={3",), "no viable alternative"),
+    ],
+)
+def test_what_hydra_itself_refuses(choices: tuple[str, ...], message: str):
+    with pytest.raises(HydraException, match=f"(?s){message}"):
+        compose_choices(*choices)
+
+
+def test_a_float_may_be_written_as_a_whole_number_but_text_stays_text():
+    assert parse("scaling.base_lr=1").scaling.base_lr == 1.0
+    assert errors("scaling.base_lr='1'") == ["scaling.base_lr=1: must be a number."]
+
+
+# --- records
+
+
+@pytest.fixture
+def secret(monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("LARGEBATCH_SECRET", "hunter2-7f")
+    return "hunter2-7f"
+
+
+def test_values_of_environment_variables_never_reach_the_records(secret: str):
+    config = compose_run(
+        "data=cifar10",
+        "data.path='${oc.env:LARGEBATCH_SECRET}/set'",  # data.train.path and data.validation.path refer to it
+        "run.name='${run.root}-${data.path}'",
+        "run.dir='${run.name}'",
+        "logger.wandb.group='${oc.decode:${oc.env:LARGEBATCH_SECRET}}'",
+        "logger.wandb.tags=[a,'${oc.env:LARGEBATCH_SECRET}','${run.name}']",
+        "resume='${oc.env:LARGEBATCH_SECRET,none}'",
+    )
+    parsed = parse_config(config)
+    assert parsed.data.train["path"] == f"{secret}/set", "the run itself gets the value"
+    public = public_values(config)
+    assert secret not in repr(public)
+    assert public["data"]["path"] == public["data"]["train"]["path"] == "${oc.env:LARGEBATCH_SECRET}/set"
+    assert public["run"] == {
+        "name": "runs-${oc.env:LARGEBATCH_SECRET}/set",
+        "dir": public["run"]["name"],
+        "root": "runs",
+    }
+    assert public["logger"]["wandb"]["tags"] == ["a", "${oc.env:LARGEBATCH_SECRET}", public["run"]["name"]]
+
+
+def test_everything_else_is_resolved_in_the_records(secret: str):
+    config = compose_run("data=synthetic", "model=linear", "run.name='${data.name}_${batch.total}'")
+    public = public_values(config)
+    assert public["run"]["name"] == "synthetic_32"
+    assert public["model"] == {"_target_": "largebatch.models.Linear", "in_features": 64, "num_outputs": 10}
+    assert TrainConfig.model_validate(public) == parse_config(config)
+
+
+def test_a_text_that_only_looks_like_a_variable_is_not_looked_up(secret: str):
+    config = compose_run("data=synthetic")
+    config.run.name = r"\${oc.env:LARGEBATCH_SECRET}"
+    assert public_values(config)["run"]["name"] == "${oc.env:LARGEBATCH_SECRET}"
+    config.run.name = r"\\${oc.env:LARGEBATCH_SECRET}"  # a backslash, then the variable
+    assert parse_config(config).run.name == "\\" + os.environ["LARGEBATCH_SECRET"]
+    assert secret not in repr(public_values(config))

@@ -1,0 +1,110 @@
+"""What the launcher's environment may say, and what is refused before a process group exists."""
+
+from __future__ import annotations
+
+import pytest
+
+from largebatch.launcher import launcher_problems
+
+TORCHRUN = {"WORLD_SIZE": "4", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+
+
+@pytest.mark.parametrize(
+    ("environ", "precision", "num_processes"),
+    [
+        ({}, "fp32", None),
+        ({}, "fp32", 1),
+        (TORCHRUN, "fp32", None),
+        (TORCHRUN, "fp32", 4),
+        (TORCHRUN | {"RANK": "3"}, "fp32", 4),
+        ({"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"}, "fp64", 1),
+        # What `accelerate launch` sets by default.
+        (
+            {
+                "ACCELERATE_MIXED_PRECISION": "no",
+                "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1",
+                "ACCELERATE_DYNAMO_BACKEND": "NO",
+                "ACCELERATE_USE_FSDP": "false",
+            },
+            "bf16",
+            None,
+        ),
+        ({"ACCELERATE_MIXED_PRECISION": "bf16"}, "bf16", None),
+        ({"ACCELERATE_MIXED_PRECISION": "fp16"}, "fp16", None),
+    ],
+)
+def test_a_sound_environment_has_no_problems(environ: dict[str, str], precision: str, num_processes: int | None):
+    assert launcher_problems(environ, precision=precision, num_processes=num_processes) == []
+
+
+PARTIAL = "the environment of a launcher came through in part. Start with torchrun or accelerate launch, or unset it."
+
+
+@pytest.mark.parametrize(
+    ("environ", "precision", "num_processes", "problems"),
+    [
+        ({"WORLD_SIZE": "2"}, "fp32", None, [f"WORLD_SIZE is set but RANK is not: {PARTIAL}"]),
+        (
+            {"RANK": "0"},
+            "fp32",
+            None,
+            [f"RANK is set but WORLD_SIZE is not: {PARTIAL}", f"RANK is set but LOCAL_RANK is not: {PARTIAL}"],
+        ),
+        ({"WORLD_SIZE": "2", "RANK": "0"}, "fp32", None, [f"RANK is set but LOCAL_RANK is not: {PARTIAL}"]),
+        # accelerate starts a process group as soon as it sees LOCAL_RANK.
+        ({"LOCAL_RANK": "0"}, "fp32", None, [f"LOCAL_RANK is set but RANK is not: {PARTIAL}"]),
+        (TORCHRUN | {"RANK": "4"}, "fp32", None, ["RANK=4 with WORLD_SIZE=4: ranks count from 0."]),
+        (TORCHRUN | {"WORLD_SIZE": "two"}, "fp32", None, ["WORLD_SIZE=two: not a whole number."]),
+        (TORCHRUN | {"LOCAL_RANK": "²"}, "fp32", None, ["LOCAL_RANK=²: not a whole number."]),
+        (TORCHRUN | {"RANK": "-1"}, "fp32", None, ["RANK=-1: not a whole number."]),
+        (TORCHRUN | {"LOCAL_RANK": ""}, "fp32", None, ["LOCAL_RANK=: not a whole number."]),
+        (
+            {},
+            "fp32",
+            4,
+            ["launcher.num_processes=4, but 1 started. Start with `torchrun --standalone --nproc-per-node 4 "],
+        ),
+        (TORCHRUN, "fp32", 8, ["launcher.num_processes=8, but 4 started."]),
+        (
+            {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"},
+            "fp32",
+            None,
+            ["ACCELERATE_GRADIENT_ACCUMULATION_STEPS=4: accelerate would divide the loss once more. Set batch.total"],
+        ),
+        (
+            {"ACCELERATE_MIXED_PRECISION": "fp16"},
+            "bf16",
+            None,
+            ["ACCELERATE_MIXED_PRECISION=fp16 contradicts precision.compute=bf16. Choose with precision=..."],
+        ),
+        ({"ACCELERATE_MIXED_PRECISION": "bf16"}, "fp32", None, ["ACCELERATE_MIXED_PRECISION=bf16 contradicts"]),
+        ({"ACCELERATE_MIXED_PRECISION": "fp8"}, "fp16", None, ["ACCELERATE_MIXED_PRECISION=fp8 contradicts"]),
+        ({"ACCELERATE_USE_FSDP": "true"}, "fp32", None, ["ACCELERATE_USE_FSDP: that plug-in takes over"]),
+        ({"ACCELERATE_USE_DEEPSPEED": "True"}, "fp32", None, ["ACCELERATE_USE_DEEPSPEED: that plug-in"]),
+        ({"ACCELERATE_USE_MEGATRON_LM": "1"}, "fp32", None, ["ACCELERATE_USE_MEGATRON_LM: that plug-in"]),
+        (
+            {"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"},
+            "fp32",
+            None,
+            ["ACCELERATE_DYNAMO_BACKEND is set: use precision.compile"],
+        ),
+        (
+            {"WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "1", "ACCELERATE_MIXED_PRECISION": "fp16"},
+            "fp32",
+            3,
+            [
+                "WORLD_SIZE is set but RANK",
+                "launcher.num_processes=3, but 2",
+                "ACCELERATE_MIXED",
+                "ACCELERATE_USE_FSDP",
+            ],
+        ),
+    ],
+)
+def test_every_problem_is_one_sentence_with_the_variable_and_a_remedy(
+    environ: dict[str, str], precision: str, num_processes: int | None, problems: list[str]
+):
+    found = launcher_problems(environ, precision=precision, num_processes=num_processes)
+    assert len(found) == len(problems)
+    for sentence, start in zip(found, problems, strict=True):
+        assert sentence.startswith(start)

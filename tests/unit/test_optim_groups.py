@@ -1,0 +1,160 @@
+"""parameter_groups: who decays, who adapts, and what it refuses."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from largebatch.optim import LAMB, LARS, MuonWithAdamW, parameter_groups
+
+
+class Model(nn.Module):
+    """A convolution, every kind of norm, attention with its odd bias name, an embedding tied to the head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(5, 8)
+        self.conv = nn.Conv2d(1, 2, 3)
+        self.batch = nn.SyncBatchNorm(2)
+        self.instance = nn.InstanceNorm1d(2, affine=True)
+        self.layer = nn.LayerNorm(8)
+        self.group = nn.GroupNorm(2, 8)
+        self.rms = nn.RMSNorm(8)
+        self.attention = nn.MultiheadAttention(8, 2)
+        self.recurrent = nn.LSTM(8, 8)
+        self.scale = nn.Parameter(torch.ones(()))
+        self.bias = nn.Parameter(torch.zeros(3))
+        self.biased = nn.Linear(8, 8, bias=False)
+        self.head = nn.Linear(8, 5)
+        self.head.weight = self.embedding.weight
+        self.frozen = nn.Linear(8, 8)
+        self.frozen.requires_grad_(False)
+
+
+MATRICES = ["embedding.weight", "conv.weight", "attention.in_proj_weight", "attention.out_proj.weight"]
+MATRICES += ["recurrent.weight_ih_l0", "recurrent.weight_hh_l0", "biased.weight"]
+NORMS = [f"{norm}.{name}" for norm in ("batch", "instance", "layer", "group") for name in ("weight", "bias")]
+NORMS += ["rms.weight"]
+BIASES = ["bias", "conv.bias", "attention.in_proj_bias", "attention.out_proj.bias"]
+BIASES += ["recurrent.bias_ih_l0", "recurrent.bias_hh_l0", "head.bias"]
+
+
+def by_flags(groups) -> dict[tuple[bool, bool], set[str]]:
+    return {(group["decays"], group["adapts"]): set(group["param_names"]) for group in groups}
+
+
+def test_biases_and_norms_neither_decay_nor_adapt_by_default():
+    groups = parameter_groups(Model(), weight_decay=0.1)
+    assert by_flags(groups) == {(True, True): {"scale", *MATRICES}, (False, False): {*NORMS, *BIASES}}
+    assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
+
+
+def test_decay_and_adaptation_have_their_own_lists():
+    groups = parameter_groups(
+        Model(),
+        weight_decay=0.1,
+        exclude_from_decay=["norm", r"^embedding"],
+        exclude_from_adaptation=["bias", r"embed", r"\.in_proj"],
+    )
+    assert by_flags(groups) == {
+        (True, True): {"scale", *MATRICES} - {"embedding.weight", "attention.in_proj_weight"},
+        (True, False): {*BIASES, "attention.in_proj_weight"},
+        (False, True): {name for name in NORMS if name.endswith("weight")},
+        (False, False): {name for name in NORMS if name.endswith("bias")} | {"embedding.weight"},
+    }
+    assert [(group["weight_decay"], group["adapts"]) for group in groups] == [
+        (0.1, True),
+        (0.1, False),
+        (0.0, True),
+        (0.0, False),
+    ]
+
+
+def test_every_trainable_parameter_is_in_one_group_under_its_own_name():
+    model = Model()
+    groups = parameter_groups(model, weight_decay=0.1)
+    listed = [pair for group in groups for pair in zip(group["param_names"], group["params"], strict=True)]
+    trainable = {name: param for name, param in model.named_parameters() if param.requires_grad}
+    assert len(listed) == len(trainable)
+    assert all(trainable[name] is param for name, param in listed)
+    order = list(trainable)
+    for group in groups:
+        assert group["param_names"] == sorted(group["param_names"], key=order.index)
+
+
+def test_a_shared_parameter_is_excluded_by_any_of_its_names():
+    groups = parameter_groups(Model(), weight_decay=0.1, exclude_from_decay=[r"^head\.weight$"])
+    assert by_flags(groups)[False, True] == {"embedding.weight"}
+
+
+def test_empty_lists_exclude_nothing_and_kinds_may_fit_nothing():
+    bare = nn.Linear(3, 2, bias=False)
+    for entries in ([], ["bias", "norm"]):
+        groups = parameter_groups(bare, weight_decay=0.1, exclude_from_decay=entries, exclude_from_adaptation=entries)
+        assert by_flags(groups) == {(True, True): {"weight"}}
+
+
+def test_without_decay_the_groups_still_say_who_would_decay():
+    groups = parameter_groups(Model(), weight_decay=0.0)
+    assert [(group["decays"], group["weight_decay"]) for group in groups] == [(True, 0.0), (False, 0.0)]
+
+
+@pytest.mark.parametrize(
+    "optimizer_class",
+    [LARS, LAMB, MuonWithAdamW, torch.optim.SGD, torch.optim.AdamW, torch.optim.Adam],
+)
+def test_optimizers_take_the_groups_and_carry_every_key(optimizer_class):
+    model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
+    groups = parameter_groups(model, weight_decay=0.1, exclude_from_adaptation=["bias"])
+    optimizer = optimizer_class(groups, lr=0.1)
+    model(torch.ones(2, 4)).square().sum().backward()
+    optimizer.step()
+    saved = optimizer.state_dict()["param_groups"]
+    names = [(name, group["decays"], group["adapts"]) for group in saved for name in group["param_names"]]
+    assert sorted(names) == [
+        ("0.bias", False, False),
+        ("0.weight", True, True),
+        ("1.bias", False, False),
+        ("1.weight", False, True),
+    ]
+
+
+def test_torch_muon_takes_a_group_of_matrices():
+    (group,) = parameter_groups(nn.Linear(4, 4, bias=False), weight_decay=0.1)
+    optimizer = torch.optim.Muon([group], lr=0.1)
+    assert optimizer.param_groups[0]["param_names"] == ["weight"]
+    assert optimizer.param_groups[0]["weight_decay"] == 0.1
+
+
+@pytest.mark.parametrize("argument", ["exclude_from_decay", "exclude_from_adaptation"])
+@pytest.mark.parametrize(
+    ("entries", "fact"),
+    [
+        (
+            ["bias", "embedd_ing"],
+            r"'embedd_ing' fits no trainable parameter.*names are scale, bias, embedding\.weight, head\.weight, ",
+        ),
+        ([r"^frozen\."], r"fits no trainable parameter"),
+        (["("], r"'\(' is not a regular expression \(.*backslash"),
+        ([3], r"3 is not a regular expression"),
+        ("bias", r"='bias': a list of entries, not one string. Write \['bias'\]"),
+    ],
+)
+def test_an_entry_without_effect_or_sense_is_refused(argument, entries, fact):
+    with pytest.raises(ValueError, match=f"^{argument}.*{fact}"):
+        parameter_groups(Model(), weight_decay=0.1, **{argument: entries})
+
+
+@pytest.mark.parametrize("weight_decay", [-0.1, float("nan"), "0.1"])
+def test_a_weight_decay_out_of_range_is_refused(weight_decay):
+    with pytest.raises(ValueError, match=r"^weight_decay="):
+        parameter_groups(Model(), weight_decay=weight_decay)
+
+
+@pytest.mark.parametrize(
+    ("model", "count"), [(nn.ReLU(), 0), (nn.Linear(2, 2).requires_grad_(False), 2)], ids=["no parameters", "frozen"]
+)
+def test_a_model_without_trainable_parameters_is_refused(model, count):
+    with pytest.raises(ValueError, match=rf"has no trainable parameters \({count} in all\).*requires_grad=True"):
+        parameter_groups(model, weight_decay=0.1)

@@ -1,0 +1,191 @@
+"""LARS against the paper: a float64 reference, closed forms and invariances."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from largebatch.optim import LARS
+from tests.reference.lars_lamb import FLAGS, NUM_STEPS, ErrorMeter, ReferenceLARS, courses, warmup_then_cosine
+
+MOMENTUM, TRUST = 0.9, 0.02
+seeds = st.integers(0, 2**32 - 1)
+scales = st.floats(1e-3, 1e3)
+decays = st.sampled_from([0.0, 1e-4, 0.05, 1.0])
+
+
+def parameter(values: torch.Tensor | list[float], grad: torch.Tensor | list[float]) -> torch.nn.Parameter:
+    param = torch.nn.Parameter(torch.as_tensor(values, dtype=torch.float64).clone())
+    param.grad = torch.as_tensor(grad, dtype=torch.float64)
+    return param
+
+
+def random_pair(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    shape = [(6, 4), (3, 2, 2), (5,), (1,)][seed % 4]
+    return tuple(torch.randn(shape, dtype=torch.float64, generator=generator) for _ in range(2))
+
+
+def one_step(weight: torch.Tensor, grad: torch.Tensor, **options) -> torch.Tensor:
+    """Change of the weight in one step without momentum."""
+    param = parameter(weight, grad)
+    LARS([param], momentum=0.0, **options).step()
+    return param.detach() - weight
+
+
+def norm(tensor: torch.Tensor) -> float:
+    return float(torch.linalg.vector_norm(tensor.detach()))
+
+
+def error_of_a_trajectory(dtype: torch.dtype, foreach: bool | None) -> float:
+    meter = ErrorMeter()
+    groups, tensors = [], []
+    for number, (weight_decay, adapts) in enumerate(FLAGS):
+        flags = {"weight_decay": weight_decay, "adapts": adapts}
+        group = {"params": [], **flags}
+        for course in courses(seed=number):
+            param = torch.nn.Parameter(torch.tensor(course.weight, dtype=dtype))
+            group["params"].append(param)
+            reference = ReferenceLARS(course.weight, momentum=MOMENTUM, trust_coefficient=TRUST, **flags)
+            tensors.append((param, course.grads, reference))
+        groups.append(group)
+    optimizer = LARS(groups, lr=0.0, momentum=MOMENTUM, trust_coefficient=TRUST, foreach=foreach)
+    for step in range(NUM_STEPS):
+        lr = warmup_then_cosine(step, peak=0.3)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        for param, grads, reference in tensors:
+            param.grad = torch.tensor(grads[step], dtype=dtype)
+            reference.step(grads[step], lr)
+        optimizer.step()
+        for number, (param, _, reference) in enumerate(tensors):
+            meter.compare(f"weight {number}", param.detach().numpy(), reference.weight)
+            buffer = optimizer.state[param]["momentum_buffer"].numpy()
+            meter.compare(f"velocity {number}", buffer, reference.velocity)
+    return meter.worst
+
+
+# Every step rounds about five times, by 2^-53 or 2^-24 at most. Were all errors to add up: 60 * 5 * 2^-53 = 3e-14; in
+# float32, as the random walk that they are: sqrt(60 * 5) * 2^-24 = 1e-6.
+@pytest.mark.parametrize("foreach", [False, True, None])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-13), (torch.float32, 1e-6)])
+def test_sixty_steps_at_a_changing_rate_equal_the_paper_in_weights_and_state(dtype, tolerance, foreach):
+    assert error_of_a_trajectory(dtype, foreach) <= tolerance
+
+
+def test_two_steps_by_hand():
+    # Step 1: ratio 0.1 * 5 / (2 + 0.2 * 5) = 1/6, v = 2 * 1/6 * ([0, 2] + 0.2 [3, 4]) = [0.2, 2.8 / 3].
+    # Step 2 has no gradient, so ratio 1 and v = 0.5 v + 1 * 0.2 w.
+    param = parameter([3.0, 4.0], [0.0, 2.0])
+    optimizer = LARS([param], lr=2.0, momentum=0.5, weight_decay=0.2, trust_coefficient=0.1)
+    optimizer.step()
+    first = [3 - 0.2, 4 - 2.8 / 3]
+    assert param.tolist() == pytest.approx(first, rel=1e-15)
+    optimizer.param_groups[0]["lr"] = 1.0
+    param.grad.zero_()
+    optimizer.step()
+    second = [first[0] - 0.1 - 0.2 * first[0], first[1] - 1.4 / 3 - 0.2 * first[1]]
+    assert param.tolist() == pytest.approx(second, rel=1e-15)
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 1e-4])
+def test_lars_with_its_defaults_is_not_sgd(weight_decay):
+    """The defect of a ratio that is skipped without decay: what remains is SGD."""
+    weight, grad = random_pair(0)
+    adapted, plain = parameter(weight, grad), parameter(weight, grad)
+    LARS([adapted], lr=1.0, weight_decay=weight_decay).step()
+    torch.optim.SGD([plain], lr=1.0, momentum=0.9, weight_decay=weight_decay).step()
+    assert norm(adapted - plain) > 0.9 * norm(grad)
+    assert norm(adapted - weight) == pytest.approx(0.001 * norm(weight), rel=1e-3)
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+def test_a_zero_initialised_tensor_moves_by_lr_times_its_gradient(foreach):
+    param = parameter([0.0, 0.0], [1.0, -2.0])
+    LARS([param], lr=0.25, foreach=foreach).step()
+    assert param.tolist() == [-0.25, 0.5]
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+def test_a_zero_gradient_leaves_plain_decay(foreach):
+    param = parameter([3.0, 4.0], [0.0, 0.0])
+    LARS([param], lr=0.5, weight_decay=0.25, foreach=foreach).step()
+    assert param.tolist() == [3.0 - 0.5 * 0.25 * 3.0, 4.0 - 0.5 * 0.25 * 4.0]
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+def test_decay_and_adaptation_are_independent_flags(foreach):
+    weight, grad = [3.0, 4.0], [0.0, 2.0]
+    params = {flags: parameter(weight, grad) for flags in [(0.2, True), (0.2, False), (0.0, True), (0.0, False)]}
+    groups = [{"params": [param], "weight_decay": wd, "adapts": adapts} for (wd, adapts), param in params.items()]
+    LARS(groups, lr=1.0, trust_coefficient=0.1, foreach=foreach).step()
+    assert params[0.2, True].tolist() == pytest.approx([3 - 0.6 / 6, 4 - 2.8 / 6], rel=1e-15)  # ratio 0.5 / (2 + 1)
+    assert params[0.2, False].tolist() == pytest.approx([3 - 0.6, 4 - 2.8], rel=1e-15)
+    assert params[0.0, True].tolist() == pytest.approx([3, 4 - 2 * 0.25], rel=1e-15)  # ratio 0.5 / 2
+    assert params[0.0, False].tolist() == pytest.approx([3, 4 - 2], rel=1e-15)
+
+
+def test_without_adaptation_a_constant_rate_gives_torch_sgd():
+    weight, _ = random_pair(1)
+    ours, theirs = parameter(weight, weight), parameter(weight, weight)
+    lars = LARS([ours], lr=0.1, momentum=0.9, weight_decay=0.05, adapts=False)
+    sgd = torch.optim.SGD([theirs], lr=0.1, momentum=0.9, weight_decay=0.05)
+    for seed in range(1, 41, 4):
+        ours.grad = theirs.grad = random_pair(seed)[1]
+        lars.step()
+        sgd.step()
+    torch.testing.assert_close(ours, theirs, rtol=1e-13, atol=1e-15)
+
+
+@pytest.mark.parametrize("changing", [False, True])
+def test_the_rate_inside_the_velocity_matters_only_if_it_changes(changing):
+    weight, _ = random_pair(0)
+    options = {"momentum": 0.9, "weight_decay": 0.05, "trust_coefficient": TRUST}
+    outside = ReferenceLARS(weight.numpy(), adapts=True, lr_inside=False, **options)
+    param = parameter(weight, weight)
+    optimizer = LARS([param], lr=1.0, **options)
+    for step in range(20):
+        lr = optimizer.param_groups[0]["lr"] = (step + 1) / 20 if changing else 0.5
+        param.grad = random_pair(4 * step)[1]
+        outside.step(param.grad.numpy(), lr)
+        optimizer.step()
+    displacement = np.abs(outside.weight - weight.numpy()).max()
+    difference = np.abs(param.detach().numpy() - outside.weight).max() / displacement
+    if changing:
+        assert difference > 0.05
+    else:
+        assert difference < 1e-13
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=seeds, weight_decay=decays, lr=st.floats(1e-3, 10.0), gradient_scale=scales)
+def test_a_step_without_momentum_is_at_most_lr_times_trust_times_the_norm(seed, weight_decay, lr, gradient_scale):
+    weight, grad = random_pair(seed)
+    step = one_step(weight, gradient_scale * grad, lr=lr, weight_decay=weight_decay, trust_coefficient=0.01)
+    bound = lr * 0.01 * norm(weight)
+    # The weight minus the step is rounded to 2^-53 |w|, which is all that the difference can be wrong by.
+    slack = 1e-15 * norm(weight) + 1e-14 * bound
+    assert norm(step) <= bound + slack
+    if weight_decay == 0:
+        assert norm(step) >= bound - slack
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=seeds, scale=scales)
+def test_without_decay_the_scale_of_the_gradient_cancels(seed, scale):
+    weight, grad = random_pair(seed)
+    step, scaled = (one_step(weight, factor * grad, lr=0.5, weight_decay=0.0) for factor in (1.0, scale))
+    torch.testing.assert_close(scaled, step, rtol=0, atol=1e-15 * max(1.0, float(weight.abs().max())))
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=seeds, scale=scales, weight_decay=decays)
+def test_a_rescaled_scale_invariant_layer_takes_the_rescaled_step(seed, scale, weight_decay):
+    """(w, g, decay) -> (a w, g / a, decay / a^2), as in front of a normalisation, turns the step into a times it."""
+    weight, grad = random_pair(seed)
+    step = one_step(weight, grad, lr=0.5, weight_decay=weight_decay)
+    scaled = one_step(scale * weight, grad / scale, lr=0.5, weight_decay=weight_decay / scale**2)
+    torch.testing.assert_close(scaled / scale, step, rtol=0, atol=2e-15 * max(1.0, float(weight.abs().max())))
