@@ -6,7 +6,10 @@ computes which of them. Each rank owns a contiguous run of them.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
+from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 
 
@@ -100,21 +103,28 @@ class BatchPlan:
 
     def micro_batches(self, rank: int) -> tuple[MicroBatch, ...]:
         """The micro-batches that `rank` computes, in order."""
-        offsets = [0, *accumulate(self.micro_batch_sizes)]
+        first, last = self._run_of(rank)
         return tuple(
-            MicroBatch(index, offsets[index], size)
-            for index, size in enumerate(self.micro_batch_sizes)
-            if self.owners[index] == rank
+            MicroBatch(index, self._offsets[index], self.micro_batch_sizes[index]) for index in range(first, last)
         )
 
     def rank_batch_size(self, rank: int) -> int:
         """Samples per optimizer step on `rank`."""
-        return sum(micro_batch.size for micro_batch in self.micro_batches(rank))
+        first, last = self._run_of(rank)
+        return self._offsets[last] - self._offsets[first]
 
     @property
     def grad_accum_steps(self) -> int:
         """Forward and backward passes per optimizer step on the rank that has most."""
-        return max(self.owners.count(rank) for rank in range(self.world_size))
+        return max(Counter(self.owners).values())
+
+    @cached_property
+    def _offsets(self) -> tuple[int, ...]:
+        return (0, *accumulate(self.micro_batch_sizes))
+
+    def _run_of(self, rank: int) -> tuple[int, int]:
+        """The micro-batches of `rank` as a range of indices: with 1,000 ranks nobody searches all of them each time."""
+        return bisect_left(self.owners, rank), bisect_right(self.owners, rank)
 
     @property
     def max_micro_batch_size(self) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from torch import nn
 
-from largebatch.checkpoint import Checkpoint, CheckpointError, load_checkpoint, newest_valid
+from largebatch.checkpoint import Checkpoint
 from largebatch.data import MicroBatchLoader
 from largebatch.derive import PROFILE_WARMUP_STEPS
 from largebatch.interruption import StopRequest
@@ -26,12 +26,10 @@ from largebatch.observers import (
 )
 from largebatch.order import SampleOrder
 from largebatch.prepare import Prepared
+from largebatch.resume import check_identity, find_checkpoint, run_identity
 from largebatch.run_folder import RunFolder, new_folder
 from largebatch.runtime import Runtime
 from largebatch.trackers import JsonlTracker, ProgressLine, TensorBoardTracker, Tracker, WandbTracker
-
-# A run with another value of one of these is another run: a checkpoint of it must not be continued.
-_IDENTITY = ("seed", "length", "clip_norm", "scaling", "schedule", "optimizer", "parameters", "model", "loss")
 
 
 @dataclass
@@ -80,73 +78,6 @@ def open_job(prepared: Prepared, stop: StopRequest, overrides: Sequence[str]) ->
         runtime.close()
 
 
-def run_identity(prepared: Prepared) -> dict[str, Any]:
-    """What makes a run this run, as plain values."""
-    config, plain = prepared.config, prepared.public
-    return {key: plain[key] for key in _IDENTITY} | {
-        "global_batch_size": prepared.derived.plan.global_batch_size,
-        "precision": config.precision.compute,
-        "data": {"name": config.data.name, "num_samples": len(prepared.train), "augment": plain["data"]["augment"]},
-    }
-
-
-def find_checkpoint(resume: str, folder: RunFolder, runtime: Runtime) -> tuple[Checkpoint | None, list[str]]:
-    """The checkpoint to continue from and why newer ones were passed over; rank 0 chooses, every rank reads the file.
-
-    Raises:
-        CheckpointError: if `resume` names a folder without a valid checkpoint.
-    """
-    if resume == "none":
-        return None, []
-    chosen: Checkpoint | None = None
-    notes: list[str] = []
-    failure: str | None = None
-    if runtime.is_main:
-        path = folder.path if resume == "auto" else Path(resume)
-        try:
-            chosen, notes = _newest(path)
-        except CheckpointError as error:
-            failure = str(error)
-        if chosen is None and failure is None and resume != "auto":
-            failure = f"resume={resume}: no valid checkpoint there. " + " ".join(notes or ["There is none at all."])
-    where, notes, failure = runtime.broadcast((str(chosen.path) if chosen else None, notes, failure))
-    if failure is not None:
-        raise CheckpointError(failure)
-    if where is None:
-        return None, [*notes, "resume=auto: no checkpoint yet, starting from scratch"]
-    checkpoint = chosen or load_checkpoint(Path(where))
-    return checkpoint, [*notes, f"resumed from {where}"]
-
-
-def _newest(path: Path) -> tuple[Checkpoint | None, list[str]]:
-    if (path / "MANIFEST.json").exists():
-        return load_checkpoint(path), []
-    return newest_valid(RunFolder(path).checkpoints)
-
-
-def check_identity(checkpoint: Checkpoint, identity: dict[str, Any]) -> None:
-    """Refuse to continue a run as another one.
-
-    Raises:
-        CheckpointError: with every key that changed, and both values.
-    """
-    saved = checkpoint.values["identity"]
-    changed = list(_differences(saved, identity))
-    if changed:
-        raise CheckpointError(
-            f"{checkpoint.path} belongs to a run with another config: {'; '.join(changed)}. "
-            "Resume with the same values, or start a new run with resume=none."
-        )
-
-
-def _differences(saved: Any, given: Any, prefix: str = "") -> Iterator[str]:
-    if isinstance(saved, dict) and isinstance(given, dict):
-        for key in sorted(saved.keys() | given.keys()):
-            yield from _differences(saved.get(key), given.get(key), f"{prefix}.{key}" if prefix else key)
-    elif saved != given:
-        yield f"{prefix} was {saved}, now {given}"
-
-
 def _trackers(
     prepared: Prepared, folder: RunFolder, checkpoint: Checkpoint | None, stack: contextlib.ExitStack
 ) -> list[Tracker]:
@@ -185,26 +116,9 @@ def _connect(
     stop: StopRequest,
 ) -> Job:
     config, derived = prepared.config, prepared.derived
-    evaluation_config, data = config.observers.evaluation, config.data
     journal = Journal(trackers, num_samples=derived.num_samples)
-    evaluation = EvaluationObserver(
-        journal,
-        train=prepared.train_plain,
-        validation=prepared.validation,
-        loss=prepared.measured_loss,
-        every=derived.evaluate_every,
-        micro_batch_size=evaluation_config.micro,
-        seed=config.seed,
-        num_workers=data.num_workers,
-    )
-    run_ids = [tracker.run_id for tracker in trackers if isinstance(tracker, WandbTracker)]
-    checkpoints = CheckpointObserver(
-        folder.checkpoints,
-        every=derived.checkpoint_every,
-        keep=config.observers.checkpoint.keep,
-        identity=identity,
-        extra={"wandb_run_id": run_ids[0]} if run_ids else {},
-    )
+    evaluation = _evaluation(prepared, journal)
+    checkpoints = _checkpoints(prepared, folder, trackers, identity)
     observers: list[Observer] = [MetricsObserver(journal), evaluation, checkpoints]
     if config.observers.profile.steps:
         observers.insert(0, _profiler(prepared, folder))
@@ -214,17 +128,7 @@ def _connect(
         loss=prepared.loss,
         optimizer=prepared.optimizer,
         plan=derived.plan,
-        loader=MicroBatchLoader(
-            prepared.train,
-            SampleOrder(derived.num_samples, config.seed),
-            derived.plan,
-            runtime.rank,
-            augment=prepared.augment,
-            num_workers=data.num_workers,
-            pin_memory=runtime.device.type == "cuda",
-            seed=config.seed,
-            timeout_s=data.timeout_s,
-        ),
+        loader=_loader(prepared, runtime),
         lr_at=derived.lr_at,
         num_steps=derived.num_steps,
         seed=config.seed,
@@ -234,6 +138,49 @@ def _connect(
         stop_requested=stop,
     )
     return Job(run, folder, trackers, evaluation, checkpoints, notes=[])
+
+
+def _loader(prepared: Prepared, runtime: Runtime) -> MicroBatchLoader:
+    config, derived = prepared.config, prepared.derived
+    return MicroBatchLoader(
+        prepared.train,
+        SampleOrder(derived.num_samples, config.seed),
+        derived.plan,
+        runtime.rank,
+        augment=prepared.augment,
+        num_workers=config.data.num_workers,
+        pin_memory=runtime.device.type == "cuda",
+        seed=config.seed,
+        timeout_s=config.data.timeout_s,
+    )
+
+
+def _evaluation(prepared: Prepared, journal: Journal) -> EvaluationObserver:
+    config = prepared.config
+    return EvaluationObserver(
+        journal,
+        train=prepared.train_plain,
+        validation=prepared.validation,
+        loss=prepared.measured_loss,
+        every=prepared.derived.evaluate_every,
+        micro_batch_size=config.observers.evaluation.micro,
+        seed=config.seed,
+        num_workers=config.data.num_workers,
+        timeout_s=config.data.timeout_s,
+    )
+
+
+def _checkpoints(
+    prepared: Prepared, folder: RunFolder, trackers: Sequence[Tracker], identity: dict[str, Any]
+) -> CheckpointObserver:
+    run_ids = [tracker.run_id for tracker in trackers if isinstance(tracker, WandbTracker)]
+    return CheckpointObserver(
+        folder.checkpoints,
+        every=prepared.derived.checkpoint_every,
+        keep=prepared.config.observers.checkpoint.keep,
+        identity=identity,
+        extra={"wandb_run_id": run_ids[0]} if run_ids else {},
+    )
 
 
 def _profiler(prepared: Prepared, folder: RunFolder) -> ProfileObserver:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from largebatch.batch import BatchPlan
 from largebatch.config import ConfigError
 from largebatch.duration import Duration
+from largebatch.report import Report
 from largebatch.scaling import ScaledValue, scale_lr
 from largebatch.schedule import Schedule
-from largebatch.schema import TrainConfig
+from largebatch.schema import ScheduleConfig, TrainConfig
 
 PROFILE_WARMUP_STEPS = 5
 PlanRow = tuple[str, str, str]
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -117,60 +117,34 @@ def derive(config: TrainConfig, *, num_samples: int, world_size: int) -> Derived
     Raises:
         ConfigError: with everything that cannot be solved.
     """
-    errors: list[str] = []
-
-    def attempt(key: str, function: Callable[[], T]) -> T | None:
-        try:
-            return function()
-        except ValueError as error:
-            errors.append(f"{key}: {error}")
-            return None
-
-    batch = config.batch
-    total = num_samples if batch.total == "full" else batch.total
+    report = Report()
+    total = num_samples if config.batch.total == "full" else config.batch.total
     if total > num_samples:
-        errors.append(
+        report.errors.append(
             f"batch.total={total}: the training set has {num_samples} samples, and a step uses each at most once. "
             "Use at most that many, or batch.total=full."
         )
-    plan = attempt("batch", lambda: _solve(config, total, world_size))
-    peak = attempt(
-        "scaling",
-        lambda: scale_lr(
-            config.scaling.base_lr,
-            base_batch_size=config.scaling.base_batch_size,
-            global_batch_size=total,
-            rule=config.scaling.rule,
-        ),
-    )
 
     def samples(text: str) -> int:
         return Duration.parse(text).samples(num_samples=num_samples, global_batch_size=total)
 
+    plan = report.attempt("batch", lambda: _solve(config, total, world_size))
+    peak = report.attempt("scaling", lambda: _peak_lr(config, total))
     length = samples(config.length)
     if length < total:
-        errors.append(f"length={config.length}: {length} samples are less than one batch of {total}. Train longer.")
-    schedule = None if peak is None else attempt("schedule", lambda: _schedule(config, peak, length, samples))
-    if config.observers.profile.steps and length // total < config.observers.profile.steps + PROFILE_WARMUP_STEPS:
-        errors.append(
-            f"observers.profile.steps={config.observers.profile.steps}: the run has {length // total} steps, and "
-            f"{PROFILE_WARMUP_STEPS} warm up. Train longer or record fewer."
+        report.errors.append(
+            f"length={config.length}: {length} samples are less than one batch of {total}. Train longer."
         )
-    intervals = {}
-    for name, text in (
-        ("observers.evaluation.every", config.observers.evaluation.every),
-        ("observers.checkpoint.every", config.observers.checkpoint.every),
-    ):
-        intervals[name] = None if text is None else samples(text)
-        if intervals[name] == 0:
-            errors.append(f"{name}={text}: an interval is above 0. Use null for only at the end.")
-    if errors:
-        raise ConfigError(errors)
+    report.errors += _settings_of_another_decay(config.schedule)
+    schedule = None if peak is None else report.attempt("schedule", lambda: _schedule(config, peak, length, samples))
+    report.errors += _profile_problems(config, length // total)
+    evaluate_every = report.attempt("", lambda: _interval("evaluation", config.observers.evaluation.every, samples))
+    checkpoint_every = report.attempt("", lambda: _interval("checkpoint", config.observers.checkpoint.every, samples))
+    report.raise_if_any()
     assert plan is not None
     assert peak is not None
     assert schedule is not None
-    every_evaluation, every_checkpoint = intervals.values()
-    return Derived(plan, peak, schedule, num_samples, length // total, every_evaluation, every_checkpoint)
+    return Derived(plan, peak, schedule, num_samples, length // total, evaluate_every, checkpoint_every)
 
 
 def _solve(config: TrainConfig, total: int, world_size: int) -> BatchPlan:
@@ -179,20 +153,70 @@ def _solve(config: TrainConfig, total: int, world_size: int) -> BatchPlan:
     return BatchPlan.solve(global_batch_size=total, world_size=world_size, max_micro_batch_size=config.batch.max_micro)
 
 
+def _peak_lr(config: TrainConfig, total: int) -> ScaledValue:
+    scaling = config.scaling
+    return scale_lr(
+        scaling.base_lr, base_batch_size=scaling.base_batch_size, global_batch_size=total, rule=scaling.rule
+    )
+
+
 def _schedule(config: TrainConfig, peak: ScaledValue, length: int, samples: Callable[[str], int]) -> Schedule:
     schedule = config.schedule
     # With a peak at or below the base rate there is nothing to warm up to: the factor stays 1.
     base_share = min(config.scaling.base_lr / peak.value, 1.0)
+    given = {
+        name: value
+        for name, decays in _DECAYS_WITH.items()
+        if schedule.decay in decays and (value := getattr(schedule, name)) is not None
+    }
+    if "milestones" in given:
+        given["step_samples"] = tuple(samples(text) for text in given.pop("milestones"))
+    if "gamma" in given:
+        given["step_gamma"] = given.pop("gamma")
     return Schedule(
         total_samples=max(length, 1),
         warmup_samples=samples(schedule.warmup),
         warmup_start_factor=base_share if schedule.warmup_from == "base_lr" else 0.0,
         decay=schedule.decay,
-        end_factor=schedule.end_factor,
-        power=schedule.power,
-        step_samples=tuple(samples(text) for text in schedule.milestones),
-        step_gamma=schedule.gamma,
+        **given,
     )
+
+
+# Settings of a schedule that only some decays have.
+_DECAYS_WITH = {
+    "end_factor": ("linear", "cosine", "polynomial"),
+    "power": ("polynomial",),
+    "milestones": ("step",),
+    "gamma": ("step",),
+}
+
+
+def _settings_of_another_decay(schedule: ScheduleConfig) -> list[str]:
+    return [
+        f"schedule.{name}={value}: has no effect with schedule.decay={schedule.decay}, it belongs to "
+        f"{', '.join(decays)}. Remove it, or choose the schedule with schedule=NAME."
+        for name, decays in _DECAYS_WITH.items()
+        if (value := getattr(schedule, name)) is not None and schedule.decay not in decays
+    ]
+
+
+def _profile_problems(config: TrainConfig, num_steps: int) -> list[str]:
+    steps = config.observers.profile.steps
+    if not steps or num_steps >= steps + PROFILE_WARMUP_STEPS:
+        return []
+    return [
+        f"observers.profile.steps={steps}: the run has {num_steps} steps, and {PROFILE_WARMUP_STEPS} warm up. "
+        "Train longer or record fewer."
+    ]
+
+
+def _interval(observer: str, text: str | None, samples: Callable[[str], int]) -> int | None:
+    if text is None:
+        return None
+    interval = samples(text)
+    if interval == 0:
+        raise ConfigError([f"observers.{observer}.every={text}: an interval is above 0. Use null for only at the end."])
+    return interval
 
 
 def _span(sizes: Any) -> str:

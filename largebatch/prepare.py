@@ -3,35 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import re
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
 from torch import nn
 
-from largebatch.batch import BatchPlan
-from largebatch.config import ConfigError, parse_config, public_values
-from largebatch.data import Augmentation, FirstSamples, MicroBatchLoader
+from largebatch.config import parse_config, public_values
+from largebatch.data import Augmentation, FirstSamples
 from largebatch.derive import Derived, derive
-from largebatch.gradients import forward
 from largebatch.keyed import stream_key
 from largebatch.launcher import launcher_problems
 from largebatch.losses import Loss
 from largebatch.models.checkpointing import checkpoint_activations
 from largebatch.optim import parameter_groups
-from largebatch.order import SampleOrder
-from largebatch.run_folder import RunFolder
+from largebatch.preconditions import folder_problems, machine_problems
+from largebatch.report import Report
 from largebatch.schema import TrainConfig
 from largebatch.targets import TargetError, check_arguments, make
-from largebatch.trackers import key_source
+from largebatch.trial import try_evaluation, try_training
 
-T = TypeVar("T")
 _LOSS_MEMBERS = ("unit", "fixed_units", "loss_per_sample", "units_per_sample", "correct_per_sample")
 
 
@@ -52,28 +46,6 @@ class Prepared:
     optimizer: torch.optim.Optimizer
 
 
-class _Report:
-    """Collects errors, so that one run of the command shows all of them."""
-
-    def __init__(self) -> None:
-        self.errors: list[str] = []
-
-    def attempt(self, key: str, function: Callable[[], T]) -> T | None:
-        try:
-            return function()
-        except ConfigError as error:
-            self.errors += error.errors
-        except TargetError as error:
-            self.errors.append(str(error))
-        except (ValueError, OSError) as error:
-            self.errors.append(f"{key}: {error}")
-        return None
-
-    def raise_if_any(self) -> None:
-        if self.errors:
-            raise ConfigError(self.errors)
-
-
 def prepare(composed: DictConfig, environ: Mapping[str, str]) -> Prepared:
     """Check a composed config, build data, model, loss and optimizer, and try one sample.
 
@@ -81,19 +53,14 @@ def prepare(composed: DictConfig, environ: Mapping[str, str]) -> Prepared:
         ConfigError: with everything that was found.
     """
     config = parse_config(composed)
-    report = _Report()
+    report = Report()
     report.errors += launcher_problems(
         environ, precision=config.precision.compute, num_processes=config.launcher.num_processes
     )
-    report.errors += _machine_problems(config, environ)
-    report.errors += report.attempt("run folder", lambda: _folder_problems(config)) or []
+    report.errors += machine_problems(config, environ)
+    report.errors += report.attempt("run folder", lambda: folder_problems(config)) or []
 
-    train = report.attempt("data.train", lambda: _limited(make("data.train", config.data.train), config.data.limit))
-    plain = config.data.train_plain
-    train_plain = train
-    if plain is not None:
-        train_plain = report.attempt("data.train_plain", lambda: _limited(make("data.train_plain", plain), None))
-    validation = report.attempt("data.validation", lambda: _not_empty(make("data.validation", config.data.validation)))
+    train, train_plain, validation = _datasets(config, report)
     loss = report.attempt("loss", lambda: _loss(config))
     # On the CPU and from a key of its own, so that every rank of every topology draws the same weights.
     torch.manual_seed(stream_key(config.seed, "initialisation"))
@@ -104,8 +71,11 @@ def prepare(composed: DictConfig, environ: Mapping[str, str]) -> Prepared:
     if train is not None and not any("WORLD_SIZE" in error for error in report.errors):
         world_size = int(environ.get("WORLD_SIZE", "1"))
         derived = report.attempt("batch", lambda: derive(config, num_samples=len(train), world_size=world_size))
-    if train is not None and model is not None and loss is not None and not report.errors:
-        report.attempt("model and data", lambda: _try_one_step(config, train, augment, model, loss))
+    if model is not None and loss is not None and not report.errors:
+        report.attempt("model and data", lambda: try_training(config, train, augment, model, loss))
+        for key, dataset in (("data.train_plain", train_plain), ("data.validation", validation)):
+            if not report.errors:
+                report.attempt(f"model and {key}", partial(try_evaluation, dataset, model, loss))
     report.raise_if_any()
     assert derived is not None
     assert model is not None
@@ -124,6 +94,22 @@ def prepare(composed: DictConfig, environ: Mapping[str, str]) -> Prepared:
         measured_loss=_without_smoothing(loss),
         optimizer=optimizer,
     )
+
+
+def _datasets(config: TrainConfig, report: Report) -> tuple[Any, Any, Any]:
+    """Training set, the same without augmentation, validation set; None for what cannot be made."""
+    data = config.data
+    train = report.attempt("data.train", lambda: _limited(make("data.train", data.train), data.limit))
+    train_plain = train
+    if (plain := data.train_plain) is not None:
+        train_plain = report.attempt("data.train_plain", lambda: _limited(make("data.train_plain", plain), data.limit))
+    if train is not None and train_plain is not None and len(train) != len(train_plain):
+        report.errors.append(
+            f"data.train_plain: has {len(train_plain)} samples and data.train {len(train)}: it is the same set without "
+            "random changes. Read both from the same place."
+        )
+    validation = report.attempt("data.validation", lambda: _not_empty(make("data.validation", data.validation)))
+    return train, train_plain, validation
 
 
 def _limited(dataset: Any, limit: int | None) -> Any:
@@ -196,91 +182,3 @@ def _augmentation(config: TrainConfig) -> Augmentation | None:
 def _without_smoothing(loss: Any) -> Any:
     """Smoothing belongs to training; both sides of the gap are measured without."""
     return dataclasses.replace(loss, label_smoothing=0.0) if getattr(loss, "label_smoothing", 0.0) else loss
-
-
-def _try_one_step(config: TrainConfig, train: Any, augment: Any, model: nn.Module, loss: Loss) -> None:
-    """Forward and backward of one sample on the CPU: shapes, labels, and parameters that get no gradient."""
-    plan = BatchPlan.solve(global_batch_size=1, world_size=1)
-    # One worker shows whether items load. A set in memory refuses workers: it should name their real number.
-    loader = MicroBatchLoader(
-        train,
-        SampleOrder(len(train), config.seed),
-        plan,
-        0,
-        augment=augment,
-        num_workers=config.data.num_workers if hasattr(train, "fetch") else min(config.data.num_workers, 1),
-        seed=config.seed,
-        timeout_s=config.data.timeout_s,
-    )
-    batch = next(loader.micro_batches(0, 1))
-    model.eval()  # batch norm needs no second sample, and its statistics stay as they are
-    try:
-        value = loss.loss_per_sample(forward(model, batch.inputs), batch.targets).sum()
-        value.backward()
-    except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError) as error:
-        inputs = batch.inputs if isinstance(batch.inputs, dict) else {"inputs": batch.inputs}
-        shapes = ", ".join(f"{name} {list(part.shape)}" for name, part in (inputs | {"targets": batch.targets}).items())
-        raise ValueError(
-            f"one sample ({shapes}) failed with {type(error).__name__}: {(str(error).splitlines() or [''])[0]}. "
-            "Do the model's inputs and outputs and the labels fit the data?"
-        ) from error
-    unused = [name for name, one in model.named_parameters() if one.requires_grad and one.grad is None]
-    model.zero_grad()
-    model.train()
-    if unused:
-        raise ValueError(
-            f"{len(unused)} parameters get no gradient, e.g. {', '.join(unused[:3])}: the all-reduce would wait for "
-            "them. Remove them, or freeze them with requires_grad=False."
-        )
-
-
-def _machine_problems(config: TrainConfig, environ: Mapping[str, str]) -> list[str]:
-    """Settings that this machine cannot fulfil."""
-    problems = []
-    precision, has_gpu = config.precision, torch.cuda.is_available()
-    if precision.compute == "fp16" and not has_gpu:
-        problems.append("precision.compute=fp16: needs a GPU; on a CPU it would silently be fp32. Use bf16 or fp32.")
-    if precision.compute == "bf16" and has_gpu and not torch.cuda.is_bf16_supported():
-        problems.append("precision.compute=bf16: this GPU has no bfloat16. Use fp16 or fp32.")
-    if precision.tf32 and not has_gpu:
-        problems.append("precision.tf32=true: has no effect without a GPU. Leave it false.")
-    if precision.compile and not has_gpu and not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
-        problems.append("precision.compile=true: torch.compile needs a C++ compiler here. Install g++.")
-    if isinstance(precision.activation_checkpointing, str):
-        try:
-            re.compile(precision.activation_checkpointing)
-        except re.error as error:
-            problems.append(f"precision.activation_checkpointing={precision.activation_checkpointing}: {error}.")
-    local_rank = environ.get("LOCAL_RANK", "0")
-    if has_gpu and local_rank.isdigit() and int(local_rank) >= torch.cuda.device_count():
-        problems.append(
-            f"LOCAL_RANK={local_rank}: this machine has {torch.cuda.device_count()} GPUs. Start one process per GPU."
-        )
-    if config.data.num_workers > 4 * (os.cpu_count() or 1):
-        problems.append(
-            f"data.num_workers={config.data.num_workers}: per rank, on {os.cpu_count()} cores. Use fewer workers."
-        )
-    if config.logger.wandb.mode == "online" and key_source() is None:
-        problems.append(
-            "logger.wandb.mode=online: there is no W&B key. Run `wandb login`, set WANDB_API_KEY, or use offline."
-        )
-    return problems
-
-
-def _folder_problems(config: TrainConfig) -> list[str]:
-    problems = []
-    folder = None if config.run.dir is None else RunFolder(Path(config.run.dir))
-    if config.resume == "auto" and folder is None:
-        problems.append("resume=auto: looks into run.dir, which is not set. Give run.dir=FOLDER.")
-    if config.resume not in ("auto", "none") and not Path(config.resume).exists():
-        problems.append(f"resume={config.resume}: there is no such folder. Use auto, none, or the path of a run.")
-    if folder is not None and config.resume == "none" and folder.holds_a_run:
-        problems.append(
-            f"run.dir={config.run.dir}: already holds a run. Continue it with resume=auto, or choose another folder."
-        )
-    existing = folder.path if folder is not None else Path(config.run.root)
-    while not existing.exists():
-        existing = existing.parent
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        problems.append(f"run folder: {existing.resolve()} cannot be written to. Choose run.dir or run.root elsewhere.")
-    return problems

@@ -38,7 +38,7 @@ class Schedule:
 
     Raises:
         ValueError: for an unknown decay, a warmup as long as the run or longer, factors outside [0, 1], or milestones
-            that do not rise.
+            that do not rise or lie outside the decay.
     """
 
     total_samples: int
@@ -76,6 +76,13 @@ class Schedule:
             raise ValueError(
                 f"decay={self.decay} with {len(self.step_samples)} milestones: milestones belong to the decay `step`, "
                 "which needs at least one."
+            )
+        outside = [one for one in self.step_samples if not self.warmup_samples < one < self.total_samples]
+        if outside:
+            raise ValueError(
+                f"A milestone at {outside[0]} samples in a run of {self.total_samples} with a warmup of "
+                f"{self.warmup_samples}: before the end of the warmup it would make the rate jump there, after the run "
+                "it has no effect. Move or remove it."
             )
 
     def __call__(self, samples_seen: int) -> float:

@@ -73,15 +73,15 @@ class ScalingConfig(_Section):
 
 
 class ScheduleConfig(_Section):
-    """Warmup and decay."""
+    """Warmup and decay; a setting is None where the decay has no such thing."""
 
     warmup: DurationText
     warmup_from: Literal["base_lr", "zero"]
     decay: Annotated[str, _one_of(DECAYS)]
-    end_factor: Annotated[float, Field(ge=0, le=1)]
-    power: PositiveFloat
-    milestones: list[DurationText]
-    gamma: Annotated[float, Field(gt=0, le=1)]
+    end_factor: Annotated[float, Field(ge=0, le=1)] | None = None
+    power: PositiveFloat | None = None
+    milestones: list[DurationText] | None = None
+    gamma: Annotated[float, Field(gt=0, le=1)] | None = None
 
 
 class ParametersConfig(_Section):
@@ -178,7 +178,6 @@ class LoggerConfig(_Section):
 
     wandb: WandbConfig
     tensorboard: bool
-    plots: bool
 
 
 class LauncherConfig(_Section):

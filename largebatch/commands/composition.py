@@ -34,7 +34,7 @@ def run_verb(verb: str, function: Verb, arguments: Sequence[str]) -> int:
     Returns:
         the function's exit code, the worst one of a sweep; 2 if the arguments cannot be composed.
     """
-    if _is_sweep(arguments) and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if _is_sweep(arguments) and _number("WORLD_SIZE", 1) > 1:
         _report(
             "--multirun inside a launcher: every rank would run the sweep by itself. Start one job per value instead:\n"
             f"  for value in ...; do torchrun ... -m largebatch {verb} KEY=$value; done"
@@ -50,7 +50,7 @@ def run_verb(verb: str, function: Verb, arguments: Sequence[str]) -> int:
             codes.append(_call(function, config))
 
     # Of Hydra's own errors one copy is enough.
-    muted = contextlib.redirect_stderr(io.StringIO()) if _local_rank() else contextlib.nullcontext()
+    muted = contextlib.redirect_stderr(io.StringIO()) if _number("LOCAL_RANK", 0) else contextlib.nullcontext()
     try:
         with muted:
             compose()
@@ -94,12 +94,13 @@ def _is_sweep(arguments: Sequence[str]) -> bool:
     return any(argument in ("-m", "--multirun") for argument in arguments)
 
 
-def _local_rank() -> int:
-    text = os.environ.get("LOCAL_RANK", "0")
-    return int(text) if text.isdigit() else 0
+def _number(variable: str, default: int) -> int:
+    """A launcher's number; the default where it is none, which is reported with everything else."""
+    text = os.environ.get(variable, "")
+    return int(text) if text.isdecimal() else default
 
 
 def _report(message: str) -> None:
     """One copy per machine."""
-    if _local_rank() == 0:
+    if _number("LOCAL_RANK", 0) == 0:
         print(f"largebatch: {message}", file=sys.stderr)

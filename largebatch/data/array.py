@@ -90,6 +90,13 @@ class ArrayDataset(Dataset[tuple[Tensor, Tensor]]):
     def __len__(self) -> int:
         return len(self.inputs)
 
+    @property
+    def label_range(self) -> tuple[int, int] | None:
+        """Smallest and largest target; None if they are not whole numbers."""
+        if self.targets.is_floating_point():
+            return None
+        return int(self.targets.min()), int(self.targets.max())
+
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         # The sequence protocol ends a for loop at the IndexError that a Tensor raises past its end.
         inputs = self.inputs[index]

@@ -45,6 +45,11 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.files)
 
+    @property
+    def label_range(self) -> tuple[int, int]:
+        """Smallest and largest label."""
+        return min(self.labels), max(self.labels)
+
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         pixels = decode_image(
             self.files[index],

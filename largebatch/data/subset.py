@@ -20,6 +20,8 @@ class FirstSamples(Dataset[Any]):
         self._count = count
         if hasattr(dataset, "fetch"):
             self.fetch = dataset.fetch
+        if hasattr(dataset, "label_range"):
+            self.label_range = dataset.label_range
 
     def __len__(self) -> int:
         return self._count

@@ -59,6 +59,11 @@ class TokenWindows(Dataset[tuple[Tensor, Tensor]]):
     def __len__(self) -> int:
         return (len(self._tokens) - 1) // self.context_length
 
+    @property
+    def label_range(self) -> tuple[int, int]:
+        """Smallest and largest token that may occur."""
+        return 0, self.vocab_size - 1
+
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         if not 0 <= index < len(self):
             raise IndexError(f"window {index} of {len(self)}")

@@ -34,6 +34,7 @@ class EvaluationObserver:
         every: samples between evaluations.
         micro_batch_size: samples per forward pass.
         num_workers: processes that load data, for sets that are not in memory.
+        timeout_s: seconds to wait for such a process; 0: forever.
         best: the best value so far of each metric that has a direction.
         last: the latest row.
     """
@@ -46,6 +47,7 @@ class EvaluationObserver:
     micro_batch_size: int
     seed: int = 0
     num_workers: int = 0
+    timeout_s: float = 0
     best: dict[str, float] = field(default_factory=dict)
     last: Row = field(default_factory=dict)
     _last_step: int = -1
@@ -98,13 +100,20 @@ class EvaluationObserver:
         count = min(len(self.train), len(self.validation)) if name == "train" else len(dataset)
         order = SampleOrder(len(dataset), stream_key(self.seed, "evaluated subset"))
         first, last = (count * rank // runtime.world_size for rank in (runtime.rank, runtime.rank + 1))
+        # One of the two sets may be in memory while the other is too large for it.
+        num_workers = 0 if hasattr(dataset, "fetch") else self.num_workers
+        batches = evaluation_batches(
+            dataset,
+            order.ids(first, last - first),
+            self.micro_batch_size,
+            num_workers=num_workers,
+            timeout_s=self.timeout_s if num_workers else 0,
+        )
         module = run.module
         sums = EvalSums()
         module.eval()
         with torch.no_grad():
-            for batch in evaluation_batches(
-                dataset, order.ids(first, last - first), self.micro_batch_size, num_workers=self.num_workers
-            ):
+            for batch in batches:
                 outputs = forward(module, runtime.place(batch.inputs))
                 targets = runtime.place_tensor(batch.targets)
                 sums += EvalSums.from_batch(

@@ -19,8 +19,6 @@ SMALL = [
     "data=digits",
     "data.limit=128",
     "data.augment.crop_padding=1",
-    "model=convnet",
-    "model.width=4",
     "batch.total=24",
     "batch.max_micro=9",
     "length=40steps",
@@ -40,7 +38,8 @@ def _no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def train(folder: Path, *overrides: str) -> int:
-    return main(["train", *SMALL, f"run.dir={folder}", "logger=none", "observers.progress=false", *overrides])
+    model = [] if any(override.startswith("model=") for override in overrides) else ["model=convnet", "model.width=4"]
+    return main(["train", *SMALL, *model, f"run.dir={folder}", "logger=none", "observers.progress=false", *overrides])
 
 
 def weights(folder: Path, step: int) -> dict[str, torch.Tensor]:
@@ -175,7 +174,7 @@ def test_debug_profile_writes_a_trace(tmp_path):
     [
         ["optimizer=lars"],
         ["optimizer=adamw", "precision=bf16"],
-        ["optimizer=muon", "model=mlp"],
+        ["optimizer=muon", "model=mlp", "model.hidden=[16]"],
         ["precision.activation_checkpointing=true"],
         ["batch=full", "length=2ep", "schedule.warmup=0ep", "observers.evaluation.every=1ep"],
         ["batch=sgd"],

@@ -136,7 +136,10 @@ def test_a_sweep_inside_a_launcher_is_refused_with_the_loop_to_write(
         assert "for value in ...; do torchrun ... -m largebatch train KEY=$value; done" in said
 
 
-@pytest.mark.xfail(strict=True, raises=ValueError, reason="WORLD_SIZE is read before anything has checked it")
-def test_a_sweep_in_a_broken_environment_is_wrong_input_too(monkeypatch: pytest.MonkeyPatch):
+def test_a_sweep_in_a_broken_environment_is_wrong_input_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WORLD_SIZE", "two")
     assert main(["train", "--multirun", "seed=0,1"]) == 2
+    assert "WORLD_SIZE=two: not a whole number." in capsys.readouterr().err

@@ -18,12 +18,25 @@ LEVELS = (
     {"batch", "scaling", "schedule", "duration", "keyed", "order"},
     {"optim", "diagnostics", "models", "losses"},
     {"runtime", "gradients", "data", "checkpoint", "trackers", "launcher", "interruption", "run_folder"},
-    {"loop", "observers"},
-    {"config", "schema", "derive", "targets", "prepare", "build", "commands", "__main__"},
+    {"loop", "agreement", "observers"},
+    {
+        "config",
+        "schema",
+        "derive",
+        "targets",
+        "report",
+        "preconditions",
+        "trial",
+        "resume",
+        "prepare",
+        "build",
+        "commands",
+        "__main__",
+    },
 )
 LEVEL = {room: number for number, rooms in enumerate(LEVELS) for room in rooms}
 # Inside a level rooms do not know each other, but for these. Level 4 is the wiring: only a cycle is wrong there.
-SAME_LEVEL = {("order", "keyed"), ("gradients", "runtime"), ("observers", "loop")}
+SAME_LEVEL = {("order", "keyed"), ("gradients", "runtime"), ("observers", "loop"), ("loop", "agreement")}
 HEAVY = {"torch", "accelerate", "hydra", "omegaconf", "wandb", "matplotlib", "sklearn", "datasets", "transformers"}
 MAX_FILE_LINES = 260
 MAX_FUNCTION_LINES = 45

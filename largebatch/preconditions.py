@@ -1,0 +1,87 @@
+"""What a run asks of the machine and the disk that it is started on."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from largebatch.run_folder import RunFolder
+from largebatch.schema import TrainConfig
+from largebatch.trackers import key_source
+
+
+def machine_problems(config: TrainConfig, environ: Mapping[str, str]) -> list[str]:
+    """Settings that this machine cannot fulfil."""
+    return _precision_problems(config) + _process_problems(config, environ) + _logger_problems(config)
+
+
+def _precision_problems(config: TrainConfig) -> list[str]:
+    problems = []
+    precision, has_gpu = config.precision, torch.cuda.is_available()
+    if precision.compute == "fp16" and not has_gpu:
+        problems.append("precision.compute=fp16: needs a GPU; on a CPU it would silently be fp32. Use bf16 or fp32.")
+    if precision.compute == "bf16" and has_gpu and not torch.cuda.is_bf16_supported():
+        problems.append("precision.compute=bf16: this GPU has no bfloat16. Use fp16 or fp32.")
+    if precision.tf32 and not has_gpu:
+        problems.append("precision.tf32=true: has no effect without a GPU. Leave it false.")
+    if precision.compile and not has_gpu and not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
+        problems.append("precision.compile=true: torch.compile needs a C++ compiler here. Install g++.")
+    if isinstance(precision.activation_checkpointing, str):
+        try:
+            re.compile(precision.activation_checkpointing)
+        except re.error as error:
+            problems.append(f"precision.activation_checkpointing={precision.activation_checkpointing}: {error}.")
+    return problems
+
+
+def _process_problems(config: TrainConfig, environ: Mapping[str, str]) -> list[str]:
+    problems = []
+    local_rank = environ.get("LOCAL_RANK", "0")
+    if torch.cuda.is_available() and local_rank.isdigit() and int(local_rank) >= torch.cuda.device_count():
+        problems.append(
+            f"LOCAL_RANK={local_rank}: this machine has {torch.cuda.device_count()} GPUs. Start one process per GPU."
+        )
+    if config.data.num_workers > 4 * (os.cpu_count() or 1):
+        problems.append(
+            f"data.num_workers={config.data.num_workers}: per rank, on {os.cpu_count()} cores. Use fewer workers."
+        )
+    return problems
+
+
+def _logger_problems(config: TrainConfig) -> list[str]:
+    problems = []
+    if config.logger.wandb.mode == "online" and key_source() is None:
+        problems.append(
+            "logger.wandb.mode=online: there is no W&B key. Run `wandb login`, set WANDB_API_KEY, or use offline."
+        )
+    if config.logger.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        problems.append(
+            'logger.tensorboard=true: the package tensorboard is missing. Run `pip install "largebatch[tensorboard]"`.'
+        )
+    return problems
+
+
+def folder_problems(config: TrainConfig) -> list[str]:
+    """Why the run cannot be written to, or continued from, the folder that the config names."""
+    problems = []
+    folder = None if config.run.dir is None else RunFolder(Path(config.run.dir))
+    if config.resume == "auto" and folder is None:
+        problems.append("resume=auto: looks into run.dir, which is not set. Give run.dir=FOLDER.")
+    if config.resume not in ("auto", "none") and not Path(config.resume).exists():
+        problems.append(f"resume={config.resume}: there is no such folder. Use auto, none, or the path of a run.")
+    if folder is not None and config.resume == "none" and folder.holds_a_run:
+        problems.append(
+            f"run.dir={config.run.dir}: already holds a run. Continue it with resume=auto, or choose another folder."
+        )
+    existing = folder.path if folder is not None else Path(config.run.root)
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        problems.append(f"run folder: {existing.resolve()} cannot be written to. Choose run.dir or run.root elsewhere.")
+    return problems

@@ -1,0 +1,35 @@
+"""Collects what is wrong with a run, so that one run of a command shows all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from largebatch.config import ConfigError
+from largebatch.targets import TargetError
+
+T = TypeVar("T")
+
+
+class Report:
+    """Errors of a run's input, one line each."""
+
+    def __init__(self) -> None:
+        self.errors: list[str] = []
+
+    def attempt(self, key: str, function: Callable[[], T]) -> T | None:
+        """What `function` returns; None if it raised an error of the user's input, which is noted under `key`."""
+        try:
+            return function()
+        except ConfigError as error:
+            self.errors += error.errors
+        except TargetError as error:  # names its key itself
+            self.errors.append(str(error))
+        except (ValueError, OSError) as error:
+            self.errors.append(f"{key}: {error}")
+        return None
+
+    def raise_if_any(self) -> None:
+        """Raise ConfigError with all that was noted."""
+        if self.errors:
+            raise ConfigError(self.errors)

@@ -1,0 +1,105 @@
+"""Tries a run on one sample of each set, on the CPU, so that what does not fit together is found before it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from largebatch.batch import BatchPlan
+from largebatch.data import Augmentation, MicroBatchData, MicroBatchLoader, evaluation_batches
+from largebatch.gradients import forward
+from largebatch.losses import Loss
+from largebatch.order import SampleOrder
+from largebatch.schema import TrainConfig
+
+
+def try_training(config: TrainConfig, dataset: Any, augment: Augmentation | None, model: nn.Module, loss: Loss) -> None:
+    """Forward and backward of one training sample; the model is as new afterwards.
+
+    Raises:
+        ValueError: if shapes or labels do not fit, or a parameter gets no gradient.
+    """
+    # One worker shows whether items load. A set in memory refuses workers: it should name their real number.
+    num_workers = config.data.num_workers
+    loader = MicroBatchLoader(
+        dataset,
+        SampleOrder(len(dataset), config.seed),
+        BatchPlan.solve(global_batch_size=1, world_size=1),
+        0,
+        augment=augment,
+        num_workers=num_workers if hasattr(dataset, "fetch") else min(num_workers, 1),
+        seed=config.seed,
+        timeout_s=config.data.timeout_s,
+    )
+    batch = next(loader.micro_batches(0, 1))
+    model.eval()  # batch norm needs no second sample, and its statistics stay as they are
+    with _explained(batch):
+        _loss_of(batch, dataset, model, loss).backward()
+    unused = [name for name, one in model.named_parameters() if one.requires_grad and one.grad is None]
+    model.zero_grad()
+    model.train()
+    if unused:
+        raise ValueError(
+            f"{len(unused)} parameters get no gradient, e.g. {', '.join(unused[:3])}: the all-reduce would wait for "
+            "them. Remove them, or freeze them with requires_grad=False."
+        )
+
+
+def try_evaluation(dataset: Any, model: nn.Module, loss: Loss) -> None:
+    """Forward of one sample of a set that is only evaluated.
+
+    Raises:
+        ValueError: if shapes or labels do not fit.
+    """
+    first = SampleOrder(len(dataset)).ids(0, 1)
+    batch = next(evaluation_batches(dataset, first, micro_batch_size=1))
+    model.eval()
+    with torch.no_grad(), _explained(batch):
+        _loss_of(batch, dataset, model, loss)
+    model.train()
+
+
+def _loss_of(batch: MicroBatchData, dataset: Any, model: nn.Module, loss: Loss) -> Tensor:
+    outputs = forward(model, batch.inputs)
+    value = loss.loss_per_sample(outputs, batch.targets).sum()
+    for label in getattr(dataset, "label_range", None) or ():
+        _check_label(label, outputs, batch, dataset, loss)
+    return value
+
+
+@contextmanager
+def _explained(batch: MicroBatchData) -> Iterator[None]:
+    """Say what one sample looks like where model, loss and data do not fit together."""
+    try:
+        yield
+    except _MISFITS as error:
+        inputs = batch.inputs if isinstance(batch.inputs, dict) else {"inputs": batch.inputs}
+        shapes = ", ".join(f"{name} {list(part.shape)}" for name, part in (inputs | {"targets": batch.targets}).items())
+        raise ValueError(
+            f"one sample ({shapes}) failed with {_told(error)}. Do the model's inputs and outputs and the labels fit "
+            "the data?"
+        ) from error
+
+
+def _check_label(label: int, outputs: Any, batch: MicroBatchData, dataset: Any, loss: Loss) -> None:
+    """Score the outputs against the smallest or largest label of the whole set: it may come at any step."""
+    try:
+        loss.loss_per_sample(outputs, torch.full_like(batch.targets, label))
+    except _MISFITS as error:
+        smallest, largest = dataset.label_range
+        raise ValueError(
+            f"the labels lie from {smallest} to {largest}, and the model's outputs cannot be scored against {label} "
+            f"({_told(error)}). Give the model as many outputs as there are classes (data.num_classes, "
+            "data.vocab_size), or correct the labels."
+        ) from error
+
+
+_MISFITS = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError)
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
