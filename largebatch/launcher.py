@@ -37,12 +37,27 @@ def launcher_problems(environ: Mapping[str, str], *, precision: str, num_process
     world_size, rank = numbers.get("WORLD_SIZE", 1), numbers.get("RANK", 0)
     if numbers.keys() >= {"WORLD_SIZE", "RANK"} and rank >= world_size:
         problems.append(f"RANK={rank} with WORLD_SIZE={world_size}: ranks count from 0. {_REMEDY}")
+    if world_size > 1:
+        problems += _meeting_point_problems(environ)
     if num_processes is not None and num_processes != world_size:
         problems.append(
             f"launcher.num_processes={num_processes}, but {world_size} started. "
             f"Start with `torchrun --standalone --nproc-per-node {num_processes} -m largebatch train ...`."
         )
     return problems + _accelerate_problems(environ, precision)
+
+
+def _meeting_point_problems(environ: Mapping[str, str]) -> list[str]:
+    """Where the ranks meet: without it torch waits or fails inside the start of the process group."""
+    problems = [
+        f"{name} is not set with WORLD_SIZE={environ['WORLD_SIZE']}: the ranks would not find each other. {_REMEDY}"
+        for name in ("MASTER_ADDR", "MASTER_PORT")
+        if not environ.get(name)
+    ]
+    port = environ.get("MASTER_PORT") or "0"
+    if not port.isdecimal() or int(port) > 65535:
+        problems.append(f"MASTER_PORT={port}: a port is a number up to 65535. {_REMEDY}")
+    return problems
 
 
 def _accelerate_problems(environ: Mapping[str, str], precision: str) -> list[str]:

@@ -26,6 +26,7 @@ def run(config: DictConfig, overrides: list[str]) -> int:
     environ = dict(os.environ)
     if ranks is not None:
         environ |= {"WORLD_SIZE": str(ranks), "RANK": "0", "LOCAL_RANK": "0"}
+        environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "0"}  # as a launcher would; nobody goes there
     derived = prepare(config, environ).derived
     print_plan(derived.rows())
     milestones = sorted({0, derived.schedule.warmup_samples, derived.schedule.total_samples // 2})

@@ -6,7 +6,8 @@ import pytest
 
 from largebatch.launcher import launcher_problems
 
-TORCHRUN = {"WORLD_SIZE": "4", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+MEETING = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+TORCHRUN = MEETING | {"WORLD_SIZE": "4", "RANK": "1", "LOCAL_RANK": "1"}
 
 
 @pytest.mark.parametrize(
@@ -43,14 +44,14 @@ PARTIAL = "the environment of a launcher came through in part. Start with torchr
 @pytest.mark.parametrize(
     ("environ", "precision", "num_processes", "problems"),
     [
-        ({"WORLD_SIZE": "2"}, "fp32", None, [f"WORLD_SIZE is set but RANK is not: {PARTIAL}"]),
+        (MEETING | {"WORLD_SIZE": "2"}, "fp32", None, [f"WORLD_SIZE is set but RANK is not: {PARTIAL}"]),
         (
             {"RANK": "0"},
             "fp32",
             None,
             [f"RANK is set but WORLD_SIZE is not: {PARTIAL}", f"RANK is set but LOCAL_RANK is not: {PARTIAL}"],
         ),
-        ({"WORLD_SIZE": "2", "RANK": "0"}, "fp32", None, [f"RANK is set but LOCAL_RANK is not: {PARTIAL}"]),
+        (MEETING | {"WORLD_SIZE": "2", "RANK": "0"}, "fp32", None, [f"RANK is set but LOCAL_RANK is not: {PARTIAL}"]),
         # accelerate starts a process group as soon as it sees LOCAL_RANK.
         ({"LOCAL_RANK": "0"}, "fp32", None, [f"LOCAL_RANK is set but RANK is not: {PARTIAL}"]),
         (TORCHRUN | {"RANK": "4"}, "fp32", None, ["RANK=4 with WORLD_SIZE=4: ranks count from 0."]),
@@ -58,6 +59,17 @@ PARTIAL = "the environment of a launcher came through in part. Start with torchr
         (TORCHRUN | {"LOCAL_RANK": "²"}, "fp32", None, ["LOCAL_RANK=²: not a whole number."]),
         (TORCHRUN | {"RANK": "-1"}, "fp32", None, ["RANK=-1: not a whole number."]),
         (TORCHRUN | {"LOCAL_RANK": ""}, "fp32", None, ["LOCAL_RANK=: not a whole number."]),
+        (
+            TORCHRUN | {"MASTER_ADDR": "", "MASTER_PORT": ""},
+            "fp32",
+            None,
+            [
+                "MASTER_ADDR is not set with WORLD_SIZE=4: the ranks would not find each other. Start",
+                "MASTER_PORT is not",
+            ],
+        ),
+        (TORCHRUN | {"MASTER_PORT": "99999"}, "fp32", None, ["MASTER_PORT=99999: a port is a number up to 65535."]),
+        (TORCHRUN | {"MASTER_PORT": "http"}, "fp32", None, ["MASTER_PORT=http: a port is a number up to 65535."]),
         (
             {},
             "fp32",
@@ -89,7 +101,7 @@ PARTIAL = "the environment of a launcher came through in part. Start with torchr
             ["ACCELERATE_DYNAMO_BACKEND is set: use precision.compile"],
         ),
         (
-            {"WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "1", "ACCELERATE_MIXED_PRECISION": "fp16"},
+            MEETING | {"WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "1", "ACCELERATE_MIXED_PRECISION": "fp16"},
             "fp32",
             3,
             [

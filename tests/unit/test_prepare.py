@@ -18,7 +18,9 @@ from tests.unit.composing import GROUPS, compose_run
 
 HERE = "tests.unit.test_prepare"
 SMALL = ("data=synthetic", "model=linear", "logger=none", "length=4ep", "schedule.warmup=1ep")
-TWO_RANKS = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}
+MEETING = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+TWO_RANKS = MEETING | {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}
+EIGHT_RANKS = MEETING | {"WORLD_SIZE": "8", "RANK": "0", "LOCAL_RANK": "0"}
 
 
 class WithUnused(nn.Linear):
@@ -209,12 +211,12 @@ BATCH: dict[str, Row] = {
     ),
     "smaller than the ranks": (
         ["batch.total=4"],
-        {"WORLD_SIZE": "8", "RANK": "0", "LOCAL_RANK": "0"},
+        EIGHT_RANKS,
         {"batch: A global batch of 4 cannot be shared by 8 ranks": "at most 4 ranks or a batch of at least 8."},
     ),
     "too few pinned micro-batches": (
         ["batch.total=100", "batch.micro=64"],
-        {"WORLD_SIZE": "8", "RANK": "0", "LOCAL_RANK": "0"},
+        EIGHT_RANKS,
         {"batch: A global batch of 100 in micro-batches of 64 makes 2": "or micro-batches of at most 14."},
     ),
 }
@@ -483,7 +485,7 @@ MACHINE: dict[str, Row] = {
     ),
     "launcher in part": (
         [],
-        {"WORLD_SIZE": "2"},
+        MEETING | {"WORLD_SIZE": "2"},
         {"WORLD_SIZE is set but RANK is not": "Start with torchrun or accelerate launch, or unset it."},
     ),
     "launcher that is not there": (
@@ -605,7 +607,7 @@ def test_every_part_reports_its_errors_in_one_go():
 def test_every_rank_gets_the_same_report():
     wrong = ("batch.total=1", "precision=fp16", "+optimizer.lrr=1")
     reports: list[Any] = [
-        errors(*wrong, environ={"WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in (0, 1)
+        errors(*wrong, environ=TWO_RANKS | {"RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in (0, 1)
     ]
     assert reports[0] == reports[1]
     assert len(reports[0]) == 3
