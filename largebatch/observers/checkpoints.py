@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from largebatch.checkpoint import (
@@ -17,6 +18,7 @@ from largebatch.checkpoint import (
 )
 from largebatch.duration import passes
 from largebatch.loop import Run, StepReport
+from largebatch.trackers import Problems
 
 
 @dataclass
@@ -30,7 +32,6 @@ class CheckpointObserver:
         keep: how many to keep.
         identity: plain values that tell what the run is; stored and compared on resume.
         extra: plain values to store beside them.
-        problems: what could not be saved.
     """
 
     folder: Path
@@ -38,9 +39,14 @@ class CheckpointObserver:
     keep: int
     identity: dict[str, Any]
     extra: dict[str, Any]
-    problems: list[str] = field(default_factory=list)
     latest: Path | None = None
     _last_step: int = -1
+    _problems: Problems = field(default_factory=lambda: Problems("checkpoints"))
+
+    @property
+    def problems(self) -> list[str]:
+        """What could not be saved, one line per kind of trouble."""
+        return self._problems.lines()
 
     def on_start(self, run: Run) -> None:
         """The step that the run starts from is saved already."""
@@ -63,8 +69,9 @@ class CheckpointObserver:
         run.runtime.average_buffers(run.module, run.share)
         if not run.runtime.is_main:
             return
-        tensors, values = pack_optimizer(run.optimizer, parameter_names(run))
         try:
+            _require_finite(run)
+            tensors, values = pack_optimizer(run.optimizer, parameter_names(run))
             self.latest = save_checkpoint(
                 self.folder,
                 step=run.progress.step,
@@ -80,7 +87,14 @@ class CheckpointObserver:
                 keep=self.keep,
             )
         except CheckpointError as error:
-            self.problems.append(f"checkpoint of step {run.progress.step} was not saved: {error}")
+            self._problems.count("one was not saved", error)
+
+
+def _require_finite(run: Run) -> None:
+    """Divergence is noticed some steps later: until then it must not push good checkpoints out."""
+    for name, tensor in run.module.named_parameters():
+        if not torch.isfinite(tensor).all():
+            raise CheckpointError(f"at step {run.progress.step} {name} is not finite; earlier checkpoints are kept")
 
 
 def parameter_names(run: Run) -> dict[Tensor, str]:

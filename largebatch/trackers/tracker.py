@@ -55,7 +55,7 @@ class Problems:
         self._counts[kind] = self._counts.get(kind, 0) + 1
         if kind in self._messages:
             return
-        text = (str(cause).splitlines() or [""])[0][:200]
+        text = (str(cause).splitlines() or [""])[0][:400]
         self._messages[kind] = ": ".join(part for part in (self._tracker, what, name, text) if part)
         with suppress(OSError, ValueError):  # stderr itself may be full, or closed
             print(f"warning: {self._messages[kind]}", file=sys.stderr)

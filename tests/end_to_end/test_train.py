@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -12,6 +13,7 @@ import wandb
 from safetensors.torch import load_file
 
 from largebatch.__main__ import main
+from largebatch.runtime import Runtime
 from largebatch.trackers import read_metrics
 from tests.reference.wandb_file import read_run
 
@@ -145,6 +147,24 @@ def test_a_diverged_run_says_so_and_saves_nothing(tmp_path, capsys):
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+def test_weights_that_are_not_numbers_never_replace_a_good_checkpoint(tmp_path, monkeypatch, capsys):
+    """Divergence is noticed a little later than it happens: a checkpoint in between must not be made of it."""
+    original, steps = Runtime.step, itertools.count(1)
+
+    def overflow_at_step_three(runtime, optimizer):
+        original(runtime, optimizer)
+        if next(steps) == 3:
+            next(iter(optimizer.param_groups[0]["params"])).data.fill_(float("inf"))
+
+    monkeypatch.setattr(Runtime, "step", overflow_at_step_three)
+    folder = tmp_path / "run"
+    options = ["observers.checkpoint.every=1steps", "observers.checkpoint.keep=1", "observers.evaluation.every=null"]
+    assert train(folder, *options) == 1
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step_00000002"]
+    printed = capsys.readouterr().out
+    assert "checkpoints: one was not saved: CheckpointError: at step 3 blocks.0.0.weight is not finite" in printed
+
+
 def test_multirun_outside_a_launcher_sweeps(tmp_path):
     code = main(
         ["train", "--multirun", *SMALL, "length=2steps", "schedule.warmup=0ep", f"run.root={tmp_path}", "logger=none",
@@ -244,3 +264,21 @@ def test_activation_checkpointing_changes_nothing_but_memory(tmp_path):
         assert train(tmp_path / name, f"precision.activation_checkpointing={value}", "length=6steps") == 0
     ours, theirs = weights(tmp_path / "with", 6), weights(tmp_path / "without", 6)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_hugging_face_model_learns_a_text(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    transformers.GPT2Config(
+        vocab_size=5, n_positions=8, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0
+    ).save_pretrained(tmp_path / "tiny")
+    (tmp_path / "text.txt").write_text("abcde" * 400)
+    code = main(
+        ["train", "data=text", f"data.path={tmp_path / 'text.txt'}", "data.vocab_size=5", "data.context_length=8",
+         "model=hugging_face", "model.auto_class=AutoModelForCausalLM", f"model.name={tmp_path / 'tiny'}",
+         "model.pretrained=false", "optimizer=adamw", "scaling.base_lr=0.02", "batch.total=16", "batch.max_micro=5",
+         "length=60steps", "schedule.warmup=0ep", "logger=none", "observers.progress=false",
+         f"run.dir={tmp_path / 'run'}"]
+    )  # fmt: skip
+    assert code == 0
+    # After one letter the next one is certain.
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["eval/val_accuracy"] == 1.0

@@ -5,11 +5,13 @@ import math
 import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from largebatch.losses import NextToken
 from largebatch.models import GPT, MLP, ConvNet, Linear, hugging_face, resnet18, resnet50
 
 
@@ -257,6 +259,36 @@ def test_gpt_drops_the_embeddings_the_attention_weights_and_both_residual_branch
 def test_wrong_argument_is_refused_with_the_numbers(build: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def tiny_gpt2(folder: Path) -> Path:
+    """The configuration of a GPT-2 with two small layers, as a local folder."""
+    pytest.importorskip("transformers").GPT2Config(
+        vocab_size=11, n_positions=8, n_embd=12, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0
+    ).save_pretrained(folder)
+    return folder
+
+
+def test_a_hugging_face_model_is_fresh_or_pretrained_as_asked(tmp_path: Path) -> None:
+    folder = tiny_gpt2(tmp_path / "config")
+    torch.manual_seed(0)
+    fresh = hugging_face("AutoModelForCausalLM", str(folder), pretrained=False)
+    assert fresh.training
+    tokens = torch.randint(0, 11, (2, 8))
+    assert NextToken().loss_per_sample(fresh(tokens), tokens).shape == (2,)
+    fresh.save_pretrained(tmp_path / "weights")
+    loaded = hugging_face("AutoModelForCausalLM", str(tmp_path / "weights"))
+    for (name, ours), theirs in zip(loaded.named_parameters(), fresh.parameters(), strict=True):
+        assert torch.equal(ours, theirs), name
+    smaller = hugging_face("AutoModelForCausalLM", str(folder), pretrained=False, n_layer=1)
+    assert len(smaller.transformer.h) == 1
+
+
+def test_a_hugging_face_override_that_fits_no_field_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="n_layers: no such field in GPT2Config"):
+        hugging_face("AutoModelForCausalLM", str(tiny_gpt2(tmp_path)), pretrained=False, n_layers=1)
+    with pytest.raises(ValueError, match="starts with AutoModel, e"):
+        hugging_face("GPT2LMHeadModel", str(tiny_gpt2(tmp_path)))
 
 
 def test_missing_transformers_names_the_extra_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
