@@ -243,7 +243,7 @@ def test_a_model_and_a_data_set_of_the_users_own_train_and_do_not_depend_on_work
     monkeypatch.syspath_prepend(str(tmp_path))
     for group, text in (
         ("model", "_target_: mine.Net\nwidth: 16\n"),
-        ("data", "defaults: [digits, _self_]\nname: mine\ntrain: {_target_: mine.Images, split: train}\n"
+        ("data", "name: mine\ntrain: {_target_: mine.Images, split: train}\n"
                  "validation: {_target_: mine.Images, split: validation}\n"),
     ):  # fmt: skip
         (tmp_path / "conf" / group).mkdir(parents=True)
