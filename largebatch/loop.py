@@ -17,6 +17,7 @@ from largebatch.batch import BatchPlan
 from largebatch.gradients import ReductionClock, accumulate_gradients
 from largebatch.keyed import stream_key
 from largebatch.losses import Loss
+from largebatch.running_statistics import RunningStatistics
 from largebatch.runtime import Runtime
 
 
@@ -114,6 +115,7 @@ class Run:
     def __post_init__(self) -> None:
         self.own_micro_batches = self.plan.micro_batches(self.runtime.rank)
         self.clock = ReductionClock(self.runtime, self.model)
+        self.statistics = RunningStatistics(self.runtime, self.module, self.plan)
         self.units_per_sample: int | None = None
         self.agrees_every_step = True
         self.last_agreement = (self.progress.step, self.progress.train_s)
@@ -126,11 +128,6 @@ class Run:
     def module(self) -> nn.Module:
         """The model without its distributed wrapper."""
         return self.runtime.unwrap(self.model)
-
-    @property
-    def share(self) -> float:
-        """This rank's share of the global batch."""
-        return sum(part.size for part in self.own_micro_batches) / self.plan.global_batch_size
 
 
 def train(run: Run) -> str:
@@ -174,6 +171,7 @@ def take_step(run: Run, micro_batches: Iterator[Any]) -> StepReport:
         group["lr"] = lr
 
     run.optimizer.zero_grad()
+    run.statistics.begin_step()
     own, num_units = _count_units(run, itertools.islice(micro_batches, len(run.own_micro_batches)))
     gradient = accumulate_gradients(
         runtime,
@@ -185,6 +183,7 @@ def take_step(run: Run, micro_batches: Iterator[Any]) -> StepReport:
         random_key=stream_key(run.seed, "forward", progress.samples_seen),
         clock=run.clock,
     )
+    run.statistics.end_step()
     needs_norm = is_detailed or run.clip_norm is not None
     grad_norm = runtime.grad_norm(run.optimizer, run.clip_norm) if needs_norm else None
     runtime.step(run.optimizer)

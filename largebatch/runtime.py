@@ -85,8 +85,8 @@ class Runtime:
             cpu=not has_gpu,
             mixed_precision=_ACCELERATE_PRECISION[precision],
             kwargs_handlers=[
-                # Buffers belong to the micro-batches of their rank until `average_buffers`; a broadcast in every
-                # forward pass would replace them by rank 0's and cost a collective.
+                # Buffers belong to the micro-batches of their rank until `RunningStatistics.merge`; a broadcast in
+                # every forward pass would replace them by rank 0's and cost a collective.
                 DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
                 InitProcessGroupKwargs(timeout=timedelta(seconds=timeout_s)),
             ],
@@ -195,22 +195,10 @@ class Runtime:
         """Element-wise sum over ranks, in float64."""
         return self.start_sum(torch.tensor(values, dtype=torch.float64, device=self.device)).result()
 
-    def average_buffers(self, module: nn.Module, share: float) -> None:
-        """Replace floating-point buffers (batch norm statistics) by their mean over ranks, weighted by `share`.
-
-        Args:
-            module: the unwrapped model.
-            share: this rank's share of the global batch; the shares of all ranks add up to 1.
-        """
-        if self.world_size == 1:
-            return
-        buffers = [buffer for buffer in module.buffers() if buffer.is_floating_point()]
-        if not buffers:
-            return
-        flat = torch.cat([buffer.detach().double().reshape(-1) for buffer in buffers]) * share
-        dist.all_reduce(flat)
-        for buffer, mean in zip(buffers, flat.split([buffer.numel() for buffer in buffers]), strict=True):
-            buffer.copy_(mean.view_as(buffer))
+    def sum_in_place(self, values: Tensor) -> None:
+        """Replace a tensor by its element-wise sum over ranks."""
+        if self.world_size > 1:
+            dist.all_reduce(values)
 
     def broadcast(self, value: Any) -> Any:
         """Rank 0's value (text, numbers, None) on every rank."""

@@ -92,7 +92,7 @@ def _conclude(job: Job, status: str) -> None:
         job.folder.write_summary(summary | {"problems": problems})
     except OSError as error:
         problems.append(f"summary.json was not written: {error}")
-    print_summary(_summary_rows(job, summary), job.folder.path, plots, problems=problems)
+    print_summary(_summary_rows(job, summary), job.folder.path, plots, problems=problems, commands=_next(job, status))
 
 
 def _summary(job: Job, status: str) -> dict[str, Any]:
@@ -128,9 +128,14 @@ def _summary_rows(job: Job, summary: dict[str, Any]) -> list[tuple[str, object]]
             rows.append((label, f"{summary[name]:.4f}{spread}"))
     if summary["status"] == "diverged":
         rows.append(("hint", "the loss is not a number any more: lower the peak rate, warm up longer, or clip_norm=1"))
-    if summary["status"] == "stopped":
-        rows.append(("to go on", f"same command with run.dir={job.folder.path} resume=auto"))
     if job.checkpoints.latest:
         rows.append(("checkpoint", job.checkpoints.latest.relative_to(job.folder.path)))
-    rows += [("W&B", command) for tracker in job.trackers if (command := getattr(tracker, "sync_command", None))]
     return rows
+
+
+def _next(job: Job, status: str) -> list[tuple[str, str]]:
+    """What a person may want to type next."""
+    commands = [("upload", command) for one in job.trackers if (command := getattr(one, "sync_command", None))]
+    if status == "stopped":
+        commands.append(("go on", f"the same command with run.dir={job.folder.path} resume=auto"))
+    return commands

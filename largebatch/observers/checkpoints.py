@@ -64,9 +64,9 @@ class CheckpointObserver:
             self.save(run)
 
     def save(self, run: Run) -> None:
-        """Save now. Every rank calls it, since batch norm statistics are averaged first."""
+        """Save now. Every rank calls it, since batch norm statistics are merged first."""
         self._last_step = run.progress.step
-        run.runtime.average_buffers(run.module, run.share)
+        run.statistics.merge()
         if not run.runtime.is_main:
             return
         try:

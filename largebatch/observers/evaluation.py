@@ -69,7 +69,7 @@ class EvaluationObserver:
     def measure(self, run: Run) -> Row:
         """Evaluate both sets now and log the row."""
         started = time.perf_counter()
-        run.runtime.average_buffers(run.module, run.share)
+        run.statistics.merge()
         sums = [self._sums(run, dataset, name) for name, dataset in (("train", self.train), ("val", self.validation))]
         train, validation = sums
         gap = generalization_gap(train, validation)

@@ -52,11 +52,12 @@ def print_summary(
     plots: Sequence[Path],
     *,
     problems: Sequence[str] = (),
+    commands: Sequence[tuple[str, str]] = (),
     console: Console | None = None,
 ) -> None:
-    """Print a table of (what, value), what the trackers lost, and where the run and its pictures are.
+    """Print a table of (what, value), what the trackers lost, where the run and its pictures are, and what to do next.
 
-    A path is one line however narrow the terminal is, so that it can be copied.
+    A path or a command is one line however narrow the terminal is, so that it can be copied.
     """
     console = console or Console()
     table = Table(title="summary", title_justify="left", title_style="bold", box=box.SIMPLE, pad_edge=False)
@@ -68,8 +69,8 @@ def print_summary(
     console.print(table)
     for problem in problems:
         console.print(Text(f"lost    {problem}", style="yellow"), soft_wrap=True)
-    for name, path in [("run", run_dir), *(("plot", plot) for plot in plots)]:
-        console.print(Text(f"{name:7} {path}"), soft_wrap=True)
+    for name, text in [("run", run_dir), *(("plot", plot) for plot in plots), *commands]:
+        console.print(Text(f"{name:7} {text}"), soft_wrap=True)
 
 
 class ProgressLine:

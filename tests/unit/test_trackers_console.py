@@ -194,9 +194,19 @@ def test_the_summary_tells_values_losses_and_whole_paths_however_narrow(tmp_path
     console, out = plain_console(40)
     folder = Path("runs") / ("long" * 20)
     problem = "metrics.jsonl: a row was lost: OSError: [Errno 28] No space left on device (5 times)"
-    print_summary([("steps", 120)], folder, [folder / "plots/training.png"], problems=[problem], console=console)
+    command = ("upload", f"wandb sync {folder}/wandb")
+    print_summary(
+        [("steps", 120)],
+        folder,
+        [folder / "plots/training.png"],
+        problems=[problem],
+        commands=[command],
+        console=console,
+    )
     lines = [line.rstrip() for line in out.getvalue().splitlines()]
-    assert lines[-3:] == [f"lost    {problem}", f"run     {folder}", f"plot    {folder}/plots/training.png"]
+    assert lines[-4:] == [
+        f"lost    {problem}", f"run     {folder}", f"plot    {folder}/plots/training.png", f"upload  {command[1]}"
+    ]  # fmt: skip
     assert ["steps", "120"] in [line.split() for line in lines]
 
 

@@ -1,0 +1,124 @@
+"""Running statistics of batch norm: a function of all micro-batches of a run, whichever ranks computed them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from largebatch.batch import BatchPlan
+from largebatch.runtime import Runtime
+
+
+class RunningStatistics:
+    """Makes W ranks arrive at the running statistics that one rank would have, without a collective per step.
+
+    A batch norm of momentum m sees the K micro-batches of a step in their order: `running = (1 - m) running + m value`
+    for each (ghost batch norm, Hoffer et al. 2017). Rank r, which computes the micro-batches a to b - 1 of them,
+    multiplies its buffers by (1 - m)^a / W before and by W (1 - m)^(K - b) after its forward passes. The mean of the
+    buffers over ranks is then exactly the sequential result, since the recursion is linear, and each rank's own buffer
+    keeps the right size in between. `merge` takes the mean.
+
+    Layers with momentum None (a plain average over all micro-batches) and counts of batches are merged exactly, too.
+    Layers in eval mode are left alone. Other floating-point buffers become their mean, weighted by the ranks' samples.
+
+    Args:
+        runtime: the job.
+        module: the unwrapped model.
+        plan: who computes which micro-batches.
+    """
+
+    def __init__(self, runtime: Runtime, module: nn.Module, plan: BatchPlan) -> None:
+        own = plan.micro_batches(runtime.rank)
+        self._runtime = runtime
+        self._module = module
+        self._num_before = own[0].index
+        self._num_after = len(plan.micro_batch_sizes) - own[-1].index - 1
+        self._share = plan.rank_batch_size(runtime.rank) / plan.global_batch_size
+        # Statistics of SyncBatchNorm are those of all ranks already.
+        self._norms = [
+            one
+            for one in module.modules()
+            if isinstance(one, _NormBase) and one.running_mean is not None and not isinstance(one, nn.SyncBatchNorm)
+        ]
+        self._merged: list[tuple[Tensor, Tensor, Tensor]] | None = None
+
+    def begin_step(self) -> None:
+        """Before the forward passes of a step."""
+        if self._merged is None:
+            self._remember()
+        self._scale(lambda momentum: (1 - momentum) ** self._num_before / self._runtime.world_size)
+
+    def end_step(self) -> None:
+        """After the forward passes of a step."""
+        self._scale(lambda momentum: (1 - momentum) ** self._num_after * self._runtime.world_size)
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        """Give every rank the statistics over all ranks; one collective, between steps."""
+        if self._runtime.world_size == 1 or not any(True for _ in self._module.buffers()):
+            return
+        if self._merged is None:
+            self._remember()
+        parts = list(self._parts())
+        flat = torch.cat([value.double().reshape(-1) for value, _ in parts])
+        self._runtime.sum_in_place(flat)
+        for (value, store), total in zip(parts, flat.split([value.numel() for value, _ in parts]), strict=True):
+            store(total.view_as(value))
+        self._remember()
+
+    @torch.no_grad()
+    def _scale(self, factor: Callable[[float], float]) -> None:
+        if self._runtime.world_size == 1:
+            return
+        scaled: dict[float, list[Tensor]] = {}
+        for norm in self._norms:
+            if norm.training and norm.momentum is not None:
+                scaled.setdefault(norm.momentum, []).extend(_statistics(norm))
+        for momentum, tensors in scaled.items():
+            torch._foreach_mul_(tensors, factor(momentum))
+
+    def _remember(self) -> None:
+        """What all ranks have in common now: counts and plain averages go on from there."""
+        self._merged = []
+        for norm in self._norms:
+            mean, variance = _statistics(norm)
+            self._merged.append((_count(norm).clone(), mean.clone(), variance.clone()))
+
+    def _parts(self) -> Iterator[tuple[Tensor, Callable[[Tensor], object]]]:
+        """(what a rank adds to a sum over ranks, what to do with the sum), in an order in which it can be done."""
+        assert self._merged is not None
+        own = {id(statistic) for norm in self._norms for statistic in _statistics(norm)}
+        for buffer in self._module.buffers():
+            if buffer.is_floating_point() and id(buffer) not in own:
+                yield buffer * self._share, buffer.copy_
+        for norm, (count, *averages) in zip(self._norms, self._merged, strict=True):
+            yield _count(norm) - count, _adding(_count(norm), count)
+            for statistic, average in zip(_statistics(norm), averages, strict=True):
+                if norm.momentum is not None:
+                    yield statistic / self._runtime.world_size, statistic.copy_
+                else:
+                    own_sum = _count(norm) * statistic - count * average
+                    yield own_sum, _averaging(statistic, count * average, _count(norm))
+
+
+def _statistics(norm: _NormBase) -> tuple[Tensor, Tensor]:
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    return norm.running_mean, norm.running_var
+
+
+def _count(norm: _NormBase) -> Tensor:
+    assert norm.num_batches_tracked is not None
+    return norm.num_batches_tracked
+
+
+def _adding(count: Tensor, before: Tensor) -> Callable[[Tensor], object]:
+    return lambda total: count.copy_(before + total.round())
+
+
+def _averaging(statistic: Tensor, sum_before: Tensor, count: Tensor) -> Callable[[Tensor], object]:
+    """For after `count` was summed over ranks; 1 where nothing was counted yet."""
+    return lambda total: statistic.copy_(torch.where(count > 0, (sum_before + total) / count.clamp(min=1), statistic))
