@@ -75,22 +75,12 @@ class Runtime:
             LauncherError: if accelerate sees another number of processes than the launcher started.
             ValueError: for fp16 without a GPU, where autocast and loss scaling would silently do nothing.
         """
-        has_gpu = torch.cuda.is_available()
         owns_group = not dist.is_initialized()
-        if precision == "fp16" and not has_gpu:
+        if precision == "fp16" and not torch.cuda.is_available():
             raise ValueError("precision fp16 needs a GPU: on a CPU it would silently train in fp32. Use bf16 or fp32.")
         torch.backends.cuda.matmul.allow_tf32 = tf32
         torch.backends.cudnn.allow_tf32 = tf32
-        accelerator = Accelerator(
-            cpu=not has_gpu,
-            mixed_precision=_ACCELERATE_PRECISION[precision],
-            kwargs_handlers=[
-                # Buffers belong to the micro-batches of their rank until `RunningStatistics.merge`; a broadcast in
-                # every forward pass would replace them by rank 0's and cost a collective.
-                DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
-                InitProcessGroupKwargs(timeout=timedelta(seconds=timeout_s)),
-            ],
-        )
+        accelerator = _accelerator(precision, timeout_s)
         started = int(os.environ.get("WORLD_SIZE", "1"))
         if accelerator.num_processes != started:
             seen = accelerator.num_processes
@@ -220,6 +210,23 @@ class Runtime:
         """Restore what `loss_scale_state` returned."""
         if self._accelerator.scaler is not None and state:
             self._accelerator.scaler.load_state_dict(state)
+
+
+def _accelerator(precision: str, timeout_s: float) -> Accelerator:
+    try:
+        return Accelerator(
+            cpu=not torch.cuda.is_available(),
+            mixed_precision=_ACCELERATE_PRECISION[precision],
+            kwargs_handlers=[
+                # Buffers belong to the micro-batches of their rank until `RunningStatistics.merge`; a broadcast in
+                # every forward pass would replace them by rank 0's and cost a collective.
+                DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+                InitProcessGroupKwargs(timeout=timedelta(seconds=timeout_s)),
+            ],
+        )
+    except Exception:
+        AcceleratorState._reset_state(reset_partial_state=True)  # half of it would be taken for the whole next time
+        raise
 
 
 def leave_process_group() -> None:
