@@ -20,6 +20,7 @@ from largebatch.data.errors import DataError
 from largebatch.data.items import Augment, Inputs, KeyedItems, SampleRequest, WorkerFailure, augment_inputs
 
 _PREFETCH_PER_WORKER = 2
+_GROUP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ class BatchSource:
         self._sampler.requests = requests
         self._sampler.issued.clear()
         assert self._loader is not None
-        with _child_signals_as_before():
+        with _signals_of_a_start():
             batches = iter(self._loader)
         while True:
             try:
@@ -179,6 +180,7 @@ def _leave_signals_to_the_run(worker: int) -> None:
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda received, frame: signal.signal(received, signal.SIG_DFL))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _GROUP_SIGNALS)  # held back since before the worker was born
 
 
 class _RequestSampler:
@@ -195,16 +197,19 @@ class _RequestSampler:
 
 
 @contextmanager
-def _child_signals_as_before() -> Iterator[None]:
-    """Undo the DataLoader's handler of SIGCHLD, which raises wherever the program happens to be when a worker dies.
+def _signals_of_a_start() -> Iterator[None]:
+    """Start workers with the stop signals held back: one that comes before a worker is ready must not kill it.
 
+    Also undo the DataLoader's handler of SIGCHLD, which raises wherever the program happens to be when a worker dies.
     In a `__del__` such an error is lost, in the middle of writing a file it does harm. Without the handler a dead
     worker is noticed when its data are waited for.
     """
-    handler = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
+    handler = signal.getsignal(signal.SIGCHLD)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _GROUP_SIGNALS)
     try:
         yield
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if handler is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGCHLD, handler)
 

@@ -141,9 +141,9 @@ def test_a_killed_worker_is_an_error_that_names_the_samples_it_had_where_they_ar
 
 
 def test_a_stop_signal_to_the_whole_group_leaves_the_workers_loading() -> None:
-    loader = MicroBatchLoader(NoisyImages(), ORDER, PLAN, 0, augment=AUGMENT, num_workers=2, timeout_s=30)
+    loader = MicroBatchLoader(NoisyImages(), ORDER, PLAN, 0, augment=AUGMENT, num_workers=6, timeout_s=30)
     batches = loader.micro_batches(0, 4)
-    first = [next(batches)]
+    first = [next(batches)]  # of the first worker: the last ones may not have come to life yet
     for process in loader._source._loader._iterator._workers:  # type: ignore[union-attr]
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             os.kill(process.pid, number)
