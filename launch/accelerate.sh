@@ -2,7 +2,7 @@
 # Usage: launch/accelerate.sh NUM_PROCESSES [KEY=VALUE ...]
 #
 # The same as torchrun.sh, with accelerate's launcher: NUM_PROCESSES processes of this machine.
-#   launch/accelerate.sh 8 optimizer=lars batch.total=8192
+#   launch/accelerate.sh 8 data=cifar10 data.path=FOLDER model=resnet18 optimizer=lars batch.total=8192
 # On a machine without GPU, too, this needs --multi_gpu: without it `accelerate launch --num_processes 2` silently starts
 # one process, and --cpu does the same. The settings of `accelerate config` are overridden where they would change the run.
 #

@@ -6,7 +6,7 @@
 #   NUM_PROCESSES    processes on each: usually one per GPU ("gpu" counts them), any number on a CPU (gloo)
 #   HOST:PORT        where they meet: one of the machines, by a name or address that all of them reach, and a free port
 #   RUN_ID           any word, the same on all machines and another one for every job
-#   launch/multinode.sh 2 8 node1:29400 monday-lars optimizer=lars batch.total=65536
+#   launch/multinode.sh 2 8 node1:29400 monday-lars data=cifar10 data.path=FOLDER model=resnet18 optimizer=lars batch.total=16384
 # The run folder (run.dir, run.root) has to be on a disk that all machines share if the run is to be resumed.
 # Whoever reaches HOST:PORT can take part: trusted networks only.
 #

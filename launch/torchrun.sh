@@ -2,7 +2,7 @@
 # Usage: launch/torchrun.sh NUM_PROCESSES [KEY=VALUE ...]
 #
 # Trains on NUM_PROCESSES processes of this machine: usually one per GPU ("gpu" counts them), any number on a CPU.
-#   launch/torchrun.sh 8 optimizer=lars batch.total=8192
+#   launch/torchrun.sh 8 data=cifar10 data.path=FOLDER model=resnet18 optimizer=lars batch.total=8192
 # Ctrl-C once: finish the step, save, leave. Twice: leave at once. Continue with run.dir=FOLDER resume=auto.
 #
 #   OMP_NUM_THREADS                  threads of each process; default: 1. On a CPU: cores / NUM_PROCESSES.

@@ -1,0 +1,66 @@
+"""What the README tells people to type is possible: every command composes, and its run passes all checks."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from largebatch.__main__ import VERBS
+from largebatch.prepare import prepare
+from tests.unit.composing import compose_run
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text()
+COMMAND = re.compile(r"(?:-m )?largebatch (\w[\w-]*)([^`#|\n]*)")
+
+
+def commands() -> list[tuple[str, tuple[str, ...]]]:
+    """(verb, arguments) of everything in code that begins with `largebatch VERB`, whatever launcher stands before."""
+    blocks = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+    spans = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", README, flags=re.DOTALL))
+    found = [COMMAND.search(text) for text in (*"".join(blocks).splitlines(), *spans)]
+    return [(match[1], tuple(shlex.split(match[2]))) for match in found if match]
+
+
+# Of the user's own, or read from a copy of the data that the tests may not have.
+ELSEWHERE = ("--config-dir", "data.path=", "--help", "...")
+RUNS = [
+    (verb, arguments)
+    for verb, arguments in commands()
+    if not any(argument.startswith(ELSEWHERE) for argument in arguments)
+]
+
+
+def test_commands_are_found():
+    assert len(RUNS) >= 8
+    assert {verb for verb, _ in commands()} <= VERBS.keys()
+
+
+@pytest.mark.parametrize(("verb", "arguments"), dict.fromkeys(RUNS), ids=lambda part: " ".join(part) or "-")
+def test_a_command_of_the_readme_passes_all_checks(
+    verb: str, arguments: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    overrides = [argument for argument in arguments if argument not in ("loop", "--multirun")]
+    overrides = [f"{key}={value.split(',')[0]}" for key, _, value in (one.partition("=") for one in overrides)]
+    environ = {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"}
+    if (wanted := [one for one in overrides if one.startswith("launcher.num_processes=")]) and verb == "plan":
+        environ |= {"WORLD_SIZE": wanted[0].partition("=")[2], "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
+    assert prepare(compose_run(*overrides), environ).derived.num_steps > 0
+
+
+@pytest.mark.parametrize("path", [line for line in re.findall(r"launch/[\w./]+\w", README) if "." in line])
+def test_a_file_that_the_readme_names_is_there(path: str):
+    assert (ROOT / path).exists()
+
+
+def test_the_loop_of_ones_own_runs_as_printed():
+    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    from largebatch.models import Linear
+
+    names: dict[str, object] = {"model": Linear(4, 2)}
+    exec(code, names)
+    assert names["lr"] == 3.2
