@@ -16,6 +16,7 @@ from largebatch.data import MicroBatchLoader
 from largebatch.derive import PROFILE_WARMUP_STEPS
 from largebatch.interruption import StopRequest
 from largebatch.loop import Observer, Run
+from largebatch.losses import units_are_fixed
 from largebatch.observers import (
     CheckpointObserver,
     EvaluationObserver,
@@ -131,6 +132,7 @@ def _connect(
         loader=_loader(prepared, runtime),
         lr_at=derived.lr_at,
         num_steps=derived.num_steps,
+        fixed_units=units_are_fixed(prepared.loss, prepared.train),
         seed=config.seed,
         clip_norm=config.clip_norm,
         log_every=config.observers.metrics.every,

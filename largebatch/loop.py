@@ -91,6 +91,7 @@ class Run:
         runtime: the job. model: as `runtime.wrap` returned it. loss: sums per sample.
         lr_at: samples seen -> learning rate of the step that starts there.
         num_steps: optimizer steps of the whole run.
+        fixed_units: whether all samples have the same number of units; see `units_are_fixed`. None: as the loss says.
         seed: of the run; draws inside the model are keyed by (seed, samples seen, micro-batch).
         clip_norm: largest gradient norm; None: no clipping.
         log_every: steps between detailed reports (gradient norm, exposed communication).
@@ -105,6 +106,7 @@ class Run:
     loader: Loader
     lr_at: Callable[[int], float]
     num_steps: int
+    fixed_units: bool | None = None
     seed: int = 0
     clip_norm: float | None = None
     log_every: int = 10
@@ -117,6 +119,7 @@ class Run:
         self.clock = ReductionClock(self.runtime, self.model)
         self.statistics = RunningStatistics(self.runtime, self.module, self.plan)
         self.units_per_sample: int | None = None
+        self.fixed_units = self.loss.fixed_units if self.fixed_units is None else self.fixed_units
         self.agrees_every_step = True
         self.last_agreement = (self.progress.step, self.progress.train_s)
 
@@ -205,10 +208,10 @@ def take_step(run: Run, micro_batches: Iterator[Any]) -> StepReport:
 def _count_units(run: Run, own: Iterator[Any]) -> tuple[Iterator[Any], int]:
     """Units of the whole global batch: counted from the targets of all ranks before the first backward pass.
 
-    Only losses whose samples differ in units (masked tokens) need this collective, and only their micro-batches are
-    kept in host memory for the step.
+    Only where samples differ in units (masked tokens) this needs a collective, and only there the micro-batches of a
+    step are kept in host memory.
     """
-    if run.loss.fixed_units:
+    if run.fixed_units:
         if run.units_per_sample is None:
             first = next(own)
             run.units_per_sample = int(run.loss.units_per_sample(first.targets[:1]).sum())

@@ -174,6 +174,20 @@ class SquaredError:
         return
 
 
+def units_are_fixed(loss: Loss, dataset: Any) -> bool:
+    """Whether the units of a global batch follow from its size, so that no rank has to count or ask.
+
+    So it is for a loss with fixed units, and for one that masks targets on a data set in memory (samples of one shape)
+    whose `label_range` does not hold the masking value: a stream of tokens without padding.
+    """
+    if loss.fixed_units:
+        return True
+    masked, labels = getattr(loss, "ignore_index", None), getattr(dataset, "label_range", None)
+    if masked is None or labels is None or not hasattr(dataset, "fetch"):
+        return False
+    return not labels[0] <= masked <= labels[1]
+
+
 def _prediction(outputs: Any) -> Tensor:
     if isinstance(outputs, Tensor):
         return outputs

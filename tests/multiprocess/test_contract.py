@@ -14,10 +14,17 @@ import torch.nn.functional as F
 from torch import nn
 
 from largebatch.batch import BatchPlan
-from largebatch.data import ArrayDataset, Augmentation, MicroBatchLoader, masked_tokens, random_classification
+from largebatch.data import (
+    ArrayDataset,
+    Augmentation,
+    MicroBatchLoader,
+    TokenWindows,
+    masked_tokens,
+    random_classification,
+)
 from largebatch.keyed import stream_key
 from largebatch.loop import Run, train
-from largebatch.losses import CrossEntropy, NextToken
+from largebatch.losses import CrossEntropy, NextToken, units_are_fixed
 from largebatch.models import GPT, MLP, ConvNet
 from largebatch.order import SampleOrder
 from largebatch.runtime import Runtime
@@ -47,6 +54,10 @@ def model_and_data(kind: str) -> tuple[nn.Module, Any, Any, Augmentation | None]
     if kind == "tokens":
         model = GPT(11, 8, num_layers=1, num_heads=2, width=16)
         return model, NextToken(), masked_tokens(50, 8, 11, "train"), None
+    if kind == "stream":
+        tokens = np.random.default_rng(0).integers(0, 11, 50 * 8 + 1)
+        model = GPT(11, 8, num_layers=1, num_heads=2, width=16)
+        return model, NextToken(), TokenWindows(tokens, context_length=8, vocab_size=11), None
     images = random_classification(50, 5, (1, 8, 8), "train")
     model = nn.Sequential(ConvNet(5, 1, width=4).blocks, nn.Dropout(0.3), nn.Flatten(), nn.LazyLinear(5))
     model(torch.zeros(2, 1, 8, 8))
@@ -111,6 +122,7 @@ def trajectory(case: Case) -> dict[str, Any]:
             loader,
             lr_at,
             case.steps,
+            fixed_units=units_are_fixed(loss, data),
             seed=SEED,
             clip_norm=case.clip_norm,
             log_every=1,
@@ -166,7 +178,7 @@ def ids_of_steps(results: list[dict[str, Any]]) -> dict[int, list[int]]:
 FACTORIZATIONS = [(1, 24, None), (1, 24, 5), (2, 24, 12), (2, 23, 3), (4, 24, 2), (4, 23, None), (2, 10, 2), (4, 50, 3)]
 
 
-@pytest.mark.parametrize("kind", ["mlp", "tokens"])
+@pytest.mark.parametrize("kind", ["mlp", "tokens", "stream"])
 @pytest.mark.parametrize(("world_size", "batch", "max_micro"), FACTORIZATIONS)
 def test_every_factorization_equals_one_big_batch_in_float64(ranks, kind, world_size, batch, max_micro):
     case = Case(kind, batch, max_micro=max_micro)
@@ -240,6 +252,13 @@ def test_a_step_makes_one_gradient_all_reduce_whatever_the_accumulation(ranks, m
         size = many["elements"]
         assert few["calls"][("all_reduce", size)] == few["calls"][("all_reduce", 4)] == 2
         assert many["calls"] - few["calls"] == {("all_reduce", size): 3, ("all_reduce", 4): 3}
+
+
+@pytest.mark.parametrize(("kind", "counts"), [("stream", 0), ("tokens", 3)])
+def test_only_masked_tokens_are_counted_over_ranks(ranks, kind, counts):
+    """Every token of a stream is a target: their number is known, and no step waits for other ranks to tell it."""
+    few, many = (ranks(2).run(collectives, Case(kind, 24, max_micro=5, steps=steps))[0]["calls"] for steps in (2, 5))
+    assert (many - few)["all_reduce", 1] == counts
 
 
 class DivergesOnRankOne(nn.Module):

@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import math
 from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from largebatch.losses import CrossEntropy, Loss, NextToken, SquaredError
+from largebatch.data import FirstSamples, TokenWindows, masked_tokens
+from largebatch.losses import CrossEntropy, Loss, NextToken, SquaredError, units_are_fixed
 
 
 def classification(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
@@ -246,3 +249,19 @@ def test_smoothing_outside_its_range_is_refused(smoothing: float) -> None:
     for loss in (CrossEntropy, NextToken):
         with pytest.raises(ValueError, match="label_smoothing="):
             loss(label_smoothing=smoothing)
+
+
+@pytest.mark.parametrize(
+    ("loss", "dataset", "fixed"),
+    [
+        (CrossEntropy(), object(), True),
+        (NextToken(), TokenWindows(np.arange(9), context_length=4, vocab_size=9), True),
+        (NextToken(ignore_index=8), TokenWindows(np.arange(9), context_length=4, vocab_size=9), False),
+        (NextToken(), FirstSamples(TokenWindows(np.arange(9), context_length=4, vocab_size=9), 1), True),
+        (NextToken(), masked_tokens(20, 4, 9, "train"), False),
+        (NextToken(), object(), False),
+    ],
+    ids=["classes", "stream", "padded stream", "part of a stream", "masked", "unknown"],
+)
+def test_units_are_fixed_where_no_target_can_be_masked(loss: Any, dataset: Any, fixed: bool):
+    assert units_are_fixed(loss, dataset) == fixed
