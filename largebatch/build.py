@@ -135,6 +135,7 @@ def _connect(
         fixed_units=units_are_fixed(prepared.loss, prepared.train),
         seed=config.seed,
         clip_norm=config.clip_norm,
+        ordered=config.batch.reduction == "ordered",
         log_every=config.observers.metrics.every,
         observers=observers,
         stop_requested=stop,

@@ -125,6 +125,12 @@ def derive(config: TrainConfig, *, num_samples: int, world_size: int) -> Derived
             "Use at most that many, or batch.total=full."
         )
 
+    if config.batch.reduction == "ordered" and config.batch.micro is None:
+        report.errors.append(
+            "batch.reduction=ordered: the order of the sum is that of the micro-batches, and these depend on the "
+            "number of ranks. Pin them with batch.micro=SIZE."
+        )
+
     def samples(text: str) -> int:
         return Duration.parse(text).samples(num_samples=num_samples, global_batch_size=total)
 

@@ -13,6 +13,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 
 from largebatch.keyed import stream_key
 from largebatch.losses import Loss
+from largebatch.ordered_reduction import OrderedReduction
 from largebatch.runtime import Inputs, Runtime
 
 
@@ -62,12 +63,15 @@ def accumulate_gradients(
     weight: float,
     random_key: int,
     clock: ReductionClock | None = None,
+    ordered: OrderedReduction | None = None,
 ) -> GradientResult:
     """Add `weight` times the gradient of this rank's loss sum to `.grad`, averaged over ranks.
 
     With weight = world_size / (samples, or valid tokens, of the whole global batch), `.grad` is the gradient of the
     mean loss over the global batch, however it is cut and shared: nothing else divides. All micro-batches but the last
     run under `no_sync`, so every gradient element is reduced exactly once.
+
+    An ordered reduction sums over ranks instead of averaging: its weight is 1 / units.
 
     Args:
         runtime: the job.
@@ -78,7 +82,10 @@ def accumulate_gradients(
         weight: the one normalisation.
         random_key: draws inside the model are keyed by it and by the micro-batch's index, not by the rank.
         clock: measures exposed communication in this step; costs a device synchronisation on a GPU.
+        ordered: reduces in place of DDP, in an order that does not depend on the ranks.
     """
+    if ordered is not None:
+        ordered.begin()
     loss_sum = torch.zeros((), dtype=torch.float64, device=runtime.device)
     source = iter(micro_batches)
     data_s = 0.0
@@ -88,11 +95,17 @@ def accumulate_gradients(
         inputs, targets = runtime.place(micro_batch.inputs), runtime.place_tensor(micro_batch.targets)
         data_s += time.perf_counter() - started
         runtime.seed(stream_key(random_key, "micro-batch", micro_batch.index))
-        is_last = number == count - 1
-        with contextlib.nullcontext() if is_last else _no_sync(model):
+        reduces = number == count - 1 and ordered is None
+        with contextlib.nullcontext() if reduces else _no_sync(model):
             micro_loss = loss.loss_per_sample(forward(model, inputs), targets).sum()
             runtime.backward(micro_loss * weight)
         loss_sum += micro_loss.detach()
+        if ordered is not None:
+            ordered.take(micro_batch.index)
+    if ordered is not None:
+        if clock is not None:
+            clock.start()
+        ordered.finish()
     return GradientResult(loss_sum, data_s, None if clock is None else clock.exposed_s())
 
 
@@ -122,6 +135,11 @@ class ReductionClock:
         if self.is_running and bucket.is_last():
             self._last_bucket = self._now()
         return allreduce_hook(None, bucket)  # type: ignore[arg-type]
+
+    def start(self) -> None:
+        """From here on the rank only waits: for a reduction that DDP does not make."""
+        if self.is_running:
+            self._last_bucket = self._now()
 
     def _now(self) -> Any:
         if not self._on_gpu:

@@ -17,6 +17,7 @@ from largebatch.batch import BatchPlan
 from largebatch.gradients import ReductionClock, accumulate_gradients
 from largebatch.keyed import stream_key
 from largebatch.losses import Loss
+from largebatch.ordered_reduction import OrderedReduction
 from largebatch.running_statistics import RunningStatistics
 from largebatch.runtime import Runtime
 
@@ -94,6 +95,7 @@ class Run:
         fixed_units: whether all samples have the same number of units; see `units_are_fixed`. None: as the loss says.
         seed: of the run; draws inside the model are keyed by (seed, samples seen, micro-batch).
         clip_norm: largest gradient norm; None: no clipping.
+        ordered: sums gradients in one order on any number of ranks, see `OrderedReduction`; for audits.
         log_every: steps between detailed reports (gradient norm, exposed communication).
         stop_requested: whether this rank was asked to stop.
     """
@@ -109,6 +111,7 @@ class Run:
     fixed_units: bool | None = None
     seed: int = 0
     clip_norm: float | None = None
+    ordered: bool = False
     log_every: int = 10
     observers: Sequence[Observer] = ()
     stop_requested: Callable[[], bool] = lambda: False
@@ -118,6 +121,7 @@ class Run:
         self.own_micro_batches = self.plan.micro_batches(self.runtime.rank)
         self.clock = ReductionClock(self.runtime, self.model)
         self.statistics = RunningStatistics(self.runtime, self.module, self.plan)
+        self.reduction = OrderedReduction(self.runtime, self.module, self.plan) if self.ordered else None
         self.units_per_sample: int | None = None
         self.fixed_units = self.loss.fixed_units if self.fixed_units is None else self.fixed_units
         self.agrees_every_step = True
@@ -182,9 +186,11 @@ def take_step(run: Run, micro_batches: Iterator[Any]) -> StepReport:
         run.loss,
         own,
         count=len(run.own_micro_batches),
-        weight=runtime.world_size / max(num_units, 1),
+        # DDP averages over ranks; an ordered reduction adds, and its terms must not depend on the number of ranks.
+        weight=(1 if run.ordered else runtime.world_size) / max(num_units, 1),
         random_key=stream_key(run.seed, "forward", progress.samples_seen),
         clock=run.clock,
+        ordered=run.reduction,
     )
     run.statistics.end_step()
     needs_norm = is_detailed or run.clip_norm is not None

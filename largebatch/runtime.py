@@ -190,6 +190,18 @@ class Runtime:
         if self.world_size > 1:
             dist.all_reduce(values)
 
+    def send(self, values: Tensor, to: int) -> None:
+        """Send a tensor to rank `to`, which receives one like it."""
+        dist.send(values, to)
+
+    def receive(self, values: Tensor, source: int) -> None:
+        """Replace a tensor by the one that rank `source` sends."""
+        dist.recv(values, source)
+
+    def broadcast_tensor(self, values: Tensor) -> None:
+        """Replace a tensor by rank 0's."""
+        dist.broadcast(values, src=0)
+
     def broadcast(self, value: Any) -> Any:
         """Rank 0's value (text, numbers, None) on every rank."""
         box = [value]

@@ -53,6 +53,7 @@ class BatchConfig(_Section):
     total: Any
     max_micro: PositiveInt | None
     micro: PositiveInt | None
+    reduction: Literal["all_reduce", "ordered"]
 
     @field_validator("total")
     @classmethod

@@ -45,6 +45,7 @@ class Case:
     micro: int | None = None
     steps: int = STEPS
     clip_norm: float | None = None
+    ordered: bool = False
 
 
 def model_and_data(kind: str) -> tuple[nn.Module, Any, Any, Augmentation | None]:
@@ -125,6 +126,7 @@ def trajectory(case: Case) -> dict[str, Any]:
             fixed_units=units_are_fixed(loss, data),
             seed=SEED,
             clip_norm=case.clip_norm,
+            ordered=case.ordered,
             log_every=1,
             observers=[recorder],
         )
@@ -230,6 +232,38 @@ def test_without_pinning_batch_norm_depends_on_the_cut():
     whole = trajectory(Case("batch norm", 24, micro=24, steps=3))
     parts = trajectory(Case("batch norm", 24, micro=6, steps=3))
     assert relative_error(parts["weights"], whole["weights"]) > 1e-4
+
+
+def bitwise(ours: list[np.ndarray], theirs: list[np.ndarray]) -> bool:
+    return all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["batch norm", "tokens"])
+def test_an_ordered_reduction_gives_bitwise_equal_weights_after_50_steps_on_any_world(ranks, kind):
+    """Level 3 of the contract, in float32: 5 ragged micro-batches shared by 1, 2, 3 and 4 ranks; clipping included."""
+    case = Case(kind, 23, precision="fp32", micro=5, steps=50, clip_norm=0.5, ordered=True)
+    one = ranks(1).run(trajectory, case)[0]
+    assert one["status"] == "finished"
+    for world_size in (2, 3, 4):
+        for result in ranks(world_size).run(trajectory, case):
+            assert bitwise(result["weights"], one["weights"])
+            np.testing.assert_allclose(result["losses"], one["losses"], rtol=1e-12)
+
+
+def test_without_order_the_last_bits_depend_on_the_number_of_ranks(ranks):
+    """The claim above has content."""
+    case = Case("batch norm", 23, precision="fp32", micro=5, steps=50, clip_norm=0.5)
+    one, three = (ranks(world_size).run(trajectory, case)[0]["weights"] for world_size in (1, 3))
+    assert not bitwise(three, one)
+    assert relative_error(three, one) < 1e-2
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_an_ordered_reduction_is_the_gradient_of_one_big_batch(ranks, world_size):
+    case = Case("tokens", 23, micro=3, ordered=True)
+    weights, _ = reference(case)
+    for result in ranks(world_size).run(trajectory, case):
+        assert relative_error(result["weights"], weights) < 1e-12
 
 
 def collectives(case: Case) -> dict[str, Any]:

@@ -15,12 +15,13 @@ MODULES = {
 
 # A room is a module or a package directly under `largebatch`.
 LEVELS = (
-    {"batch", "scaling", "schedule", "duration", "keyed", "order"},
+    {"batch", "scaling", "schedule", "duration", "keyed", "order", "pairwise"},
     {"optim", "diagnostics", "models", "losses"},
     {
         "runtime",
         "gradients",
         "running_statistics",
+        "ordered_reduction",
         "data",
         "checkpoint",
         "trackers",
@@ -50,6 +51,8 @@ SAME_LEVEL = {
     ("order", "keyed"),
     ("gradients", "runtime"),
     ("running_statistics", "runtime"),
+    ("ordered_reduction", "runtime"),
+    ("gradients", "ordered_reduction"),
     ("observers", "loop"),
     ("loop", "agreement"),
 }

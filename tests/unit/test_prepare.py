@@ -214,6 +214,11 @@ BATCH: dict[str, Row] = {
         EIGHT_RANKS,
         {"batch: A global batch of 4 cannot be shared by 8 ranks": "at most 4 ranks or a batch of at least 8."},
     ),
+    "order without pinned micro-batches": (
+        ["batch.reduction=ordered"],
+        NO_ENVIRON,
+        {"batch.reduction=ordered: the order of the sum is that of the micro-batches": "with batch.micro=SIZE."},
+    ),
     "too few pinned micro-batches": (
         ["batch.total=100", "batch.micro=64"],
         EIGHT_RANKS,
