@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 VERBS = {
     "train": "train with an exact global batch on any number of processes",
     "plan": "show what a run would do: batch plan, learning rates, steps; no process group, no training",
+    "verify": "prove on your own model and data that ranks and accumulation change nothing; name the cause if they do",
     "bench": "measure on this machine: `bench loop` compares our loop with a hand-written DDP loop",
 }
 
@@ -32,7 +33,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.path.append(os.getcwd())  # as under `python -m`: the user's own models and data sets
     # Heavy imports wait until a verb needs them: --help answers in under a second.
     command = importlib.import_module(f"largebatch.commands.{verb}")
-    return int(command.main(rest))
+    try:
+        return int(command.main(rest))
+    except BrokenPipeError:  # whoever read our output has left, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 141  # what a shell shows for SIGPIPE
 
 
 def _usage() -> str:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from largebatch.schema import TrainConfig
+
+Section = TypeVar("Section", bound=BaseModel)
 
 
 class ConfigError(Exception):
@@ -39,6 +41,21 @@ def parse_config(config: DictConfig) -> TrainConfig:
         raise ConfigError(_explain(error)) from None
 
 
+def parse_section(config: DictConfig, name: str, schema: type[Section]) -> Section:
+    """Check a section that only one verb knows, and take it out of the config.
+
+    Raises:
+        ConfigError: with all that is wrong in it.
+    """
+    section = OmegaConf.to_container(config[name], resolve=True)
+    with open_dict(config):
+        del config[name]
+    try:
+        return schema.model_validate(section)
+    except ValidationError as error:
+        raise ConfigError([f"{name}.{line}" for line in _explain(error, schema)]) from None
+
+
 def _unresolved(node: DictConfig | ListConfig, prefix: str = "") -> Iterator[str]:
     """Values without a default and interpolations that lead nowhere."""
     keys: Iterable[Any] = range(len(node)) if isinstance(node, ListConfig) else map(str, node)
@@ -58,14 +75,14 @@ def _unresolved(node: DictConfig | ListConfig, prefix: str = "") -> Iterator[str
             yield from _unresolved(value, f"{name}.")
 
 
-def _explain(error: ValidationError) -> list[str]:
+def _explain(error: ValidationError, schema: type[BaseModel] = TrainConfig) -> list[str]:
     lines = []
     for detail in error.errors():
         key = ".".join(str(part) for part in detail["loc"])
         if detail["type"] == "missing":
             lines.append(f"{key}: is missing. A group that was replaced must bring all its keys.")
         elif detail["type"] == "extra_forbidden":
-            lines.append(f"{key}={detail['input']}: there is no such key.{_nearest_key(detail['loc'])}")
+            lines.append(f"{key}={detail['input']}: there is no such key.{_nearest_key(detail['loc'], schema)}")
         else:
             lines.append(f"{key}={detail['input']}: {_rule(detail)}")
     return lines
@@ -100,8 +117,8 @@ def _rule(detail: Any) -> str:
     return str(template.format(**detail.get("ctx", {}))) + (f" Write {int(value)}." if whole else "")
 
 
-def _nearest_key(location: tuple[int | str, ...]) -> str:
-    section: Any = TrainConfig
+def _nearest_key(location: tuple[int | str, ...], schema: type[BaseModel]) -> str:
+    section: Any = schema
     for part in location[:-1]:
         section = section.model_fields[part].annotation
     names = list(section.model_fields)

@@ -216,3 +216,12 @@ class TrainConfig(_Section):
     observers: ObserversConfig
     logger: LoggerConfig
     launcher: LauncherConfig
+
+
+class VerifyConfig(_Section):
+    """What `largebatch verify` compares."""
+
+    world_sizes: Annotated[list[PositiveInt], Field(min_length=1)]
+    steps: PositiveInt
+    precision: Literal["fp64", "fp32"]
+    tolerance: PositiveFloat | None

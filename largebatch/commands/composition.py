@@ -28,8 +28,8 @@ def conf_dir() -> str:
     return str(inside if inside.is_dir() else Path(__file__).resolve().parents[2] / "conf")
 
 
-def run_verb(verb: str, function: Verb, arguments: Sequence[str]) -> int:
-    """Compose the config from `arguments` and call `function(config, overrides)`.
+def run_verb(verb: str, function: Verb, arguments: Sequence[str], *, config_name: str = "train") -> int:
+    """Compose conf/`config_name`.yaml with `arguments` and call `function(config, overrides)`.
 
     Returns:
         the function's exit code, the worst one of a sweep; 2 if the arguments cannot be composed.
@@ -44,7 +44,7 @@ def run_verb(verb: str, function: Verb, arguments: Sequence[str]) -> int:
     screen = sys.stderr
     sys.argv = [f"largebatch {verb}", *arguments]
 
-    @hydra.main(version_base="1.3", config_path=conf_dir(), config_name="train")
+    @hydra.main(version_base="1.3", config_path=conf_dir(), config_name=config_name)
     def compose(config: DictConfig) -> None:
         with contextlib.redirect_stderr(screen):
             codes.append(_call(function, config))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from largebatch.trackers.console import ProgressLine, print_plan, print_summary
+from largebatch.trackers.console import ProgressLine, print_plan, print_summary, print_table
 from largebatch.trackers.jsonl import JsonlTracker, read_metrics, set_stale_rows_aside, torn_lines
 from largebatch.trackers.tensorboard import TensorBoardTracker
 from largebatch.trackers.tracker import Problems, Row, Tracker
@@ -26,6 +26,7 @@ __all__ = [
     "plot_run",
     "print_plan",
     "print_summary",
+    "print_table",
     "read_metrics",
     "set_stale_rows_aside",
     "torn_lines",

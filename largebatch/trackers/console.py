@@ -38,11 +38,24 @@ def print_plan(
 
     Long cells are folded, never cut; brackets in a value are not markup.
     """
+    headers, styles = ("what", "value", "where it comes from"), ("", "bold", "dim")
+    print_table(headers, plan_rows, title=title, styles=styles, console=console)
+
+
+def print_table(
+    headers: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    *,
+    title: str,
+    styles: Sequence[str] = (),
+    console: Console | None = None,
+) -> None:
+    """Print a table. Long cells are folded, never cut; brackets in a value are not markup."""
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    for header, style in (("what", ""), ("value", "bold"), ("where it comes from", "dim")):
-        table.add_column(header, style=style, overflow="fold")
-    for what, value, source in plan_rows:
-        table.add_row(Text(what), Text(str(value)), Text(source))
+    for number, header in enumerate(headers):
+        table.add_column(header, style=styles[number] if number < len(styles) else "", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(str(cell)) for cell in row))
     (console or Console()).print(table)
 
 

@@ -143,3 +143,10 @@ def test_a_sweep_in_a_broken_environment_is_wrong_input_too(
     monkeypatch.setenv("WORLD_SIZE", "two")
     assert main(["train", "--multirun", "seed=0,1"]) == 2
     assert "WORLD_SIZE=two: not a whole number." in capsys.readouterr().err
+
+
+def test_a_reader_that_leaves_early_gets_no_traceback():
+    command = f"{sys.executable} -m largebatch train --help | head -n 1"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("largebatch train: train with an exact global batch")
+    assert done.stderr == ""

@@ -40,6 +40,7 @@ LEVELS = (
         "trial",
         "resume",
         "prepare",
+        "verification",
         "build",
         "commands",
         "__main__",

@@ -1,0 +1,23 @@
+"""Proof that a run does not depend on its topology: factorizations compared with a plain reference, causes named."""
+
+from largebatch.verification.cases import Case, choose_cases
+from largebatch.verification.causes import Cause, causes_in_advance, causes_of_failure
+from largebatch.verification.comparison import Comparison, compare
+from largebatch.verification.ranks import run_cases, save_reference, start_ranks
+from largebatch.verification.trajectories import Trajectory, package_trajectory, reference_trajectory
+
+__all__ = [
+    "Case",
+    "Cause",
+    "Comparison",
+    "Trajectory",
+    "causes_in_advance",
+    "causes_of_failure",
+    "choose_cases",
+    "compare",
+    "package_trajectory",
+    "reference_trajectory",
+    "run_cases",
+    "save_reference",
+    "start_ranks",
+]

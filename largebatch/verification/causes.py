@@ -1,0 +1,226 @@
+"""Why a run depends on its topology: each cause is an experiment of its own, on a few samples, in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from largebatch.prepare import Prepared
+from largebatch.verification.cases import Case
+from largebatch.verification.comparison import Comparison
+from largebatch.verification.probe import Probe
+from largebatch.verification.trajectories import Trajectory
+
+
+@dataclass(frozen=True)
+class Cause:
+    """Why a run is not the same on every topology.
+
+    Attributes:
+        name: in a few words.
+        text: fact, rule and remedy.
+    """
+
+    name: str
+    text: str
+
+
+def causes_in_advance(prepared: Prepared, reference: Trajectory) -> list[Cause]:
+    """What is wrong whatever the comparison says: it breaks the contract, or would make ranks wait for each other."""
+    return [*_absent(reference), *_shared_storage(prepared.model), *_loss_over_batch(Probe(prepared))]
+
+
+def causes_of_failure(prepared: Prepared, errors: Mapping[Case, Comparison], *, tolerance: float) -> list[Cause]:
+    """What explains that some cases are off, found by experiments; empty if nothing does."""
+    causes = []
+    if prepared.config.batch.micro is None:
+        causes += _split_dependence(Probe(prepared), tolerance)
+    causes += _unkeyed_draws(Probe(prepared))
+    causes += _unequal_shares(errors, tolerance)
+    if all(one.gradient_error <= tolerance for one in errors.values()):
+        optimizer = type(prepared.optimizer).__name__
+        causes.append(
+            Cause(
+                "optimizer enlarges rounding",
+                f"The gradients agree and the weights do not: {optimizer} makes a large difference out of one in the "
+                "last bits (Muon, for one, computes in bfloat16). Compare gradients alone with verify.steps=1, or "
+                "choose another optimizer to see whether it is the reason.",
+            )
+        )
+    return causes
+
+
+def _absent(reference: Trajectory) -> list[Cause]:
+    if not reference.absent:
+        return []
+    name, numbers = next(iter(reference.absent.items()))
+    return [
+        Cause(
+            "unused parameters",
+            f"{len(reference.absent)} parameters get no gradient in some micro-batches, e.g. {name} in micro-batch "
+            f"{numbers[0]}: the all-reduce would wait for them. Let every forward pass use every parameter, or freeze "
+            "what is not trained with requires_grad=False.",
+        )
+    ]
+
+
+def _shared_storage(model: nn.Module) -> list[Cause]:
+    owners: dict[int, str] = {}
+    for name, parameter in model.named_parameters():
+        address = parameter.untyped_storage().data_ptr()
+        if address and address in owners:
+            return [
+                Cause(
+                    "tied parameters",
+                    f"{owners[address]} and {name} are two parameters over one memory: moving or converting the model "
+                    "separates them, and each is reduced and stepped by itself. Make them one parameter: "
+                    f"module.{name} = module.{owners[address]}.",
+                )
+            ]
+        owners[address] = name
+    return []
+
+
+@torch.no_grad()
+def _loss_over_batch(probe: Probe) -> list[Cause]:
+    """A loss per sample must not depend on which other samples are in the micro-batch."""
+    if probe.count < 2:
+        return []
+    probe.model.eval()
+    outputs = probe.outputs(slice(0, probe.count))
+    prediction = getattr(outputs, "logits", outputs)
+    whole = probe.loss.loss_per_sample(prediction, probe.targets)
+    ratios = []
+    for part in probe.parts:
+        alone = probe.loss.loss_per_sample(prediction[part], probe.targets[part])
+        if not torch.allclose(alone, whole[part], rtol=1e-5, atol=1e-7):
+            ratios.append((alone.sum() / whole[part].sum()).item() * (part.stop - part.start) / probe.count)
+    if not ratios:
+        return []
+    if all(abs(ratio - 1) < 1e-3 for ratio in ratios):
+        return [
+            Cause(
+                "mean of means",
+                "The loss of a sample is divided by the size of its micro-batch: means over micro-batches of unequal "
+                "size are then averaged as if they were equal. Return each sample's sum; the trainer divides once, by "
+                "the samples or tokens of the whole global batch.",
+            )
+        ]
+    return [
+        Cause(
+            "batch-coupled loss",
+            "The loss of a sample depends on the other samples of its micro-batch, so it changes with every other cut "
+            "of the global batch. Write it as a sum over samples that stand for themselves.",
+        )
+    ]
+
+
+def _split_dependence(probe: Probe, tolerance: float) -> list[Cause]:
+    """What makes the gradient depend on where the batch is cut, mode by mode."""
+    if probe.count < 4:  # batch norm needs two samples on either side
+        return []
+    norms = [name for name, module in probe.model.named_modules() if isinstance(module, _BatchNorm)]
+    modules = dict(probe.model.named_modules())
+
+    def error(mode: Callable[[], object]) -> float:
+        mode()
+        return probe.split_error()
+
+    def only_norms() -> None:
+        probe.model.eval()
+        for name in norms:
+            modules[name].train()
+
+    def all_but_norms() -> None:
+        probe.model.train()
+        for name in norms:
+            modules[name].eval()
+
+    causes = []
+    if error(probe.model.eval) > tolerance:
+        return [_coupling(probe)]
+    if norms and error(only_norms) > tolerance:
+        causes.append(
+            Cause(
+                "batch norm over micro-batches",
+                f"{len(norms)} batch norms, e.g. {norms[0]}, normalise over a micro-batch, and without batch.micro its "
+                "samples depend on the number of ranks. Pin it: batch.micro=SIZE.",
+            )
+        )
+    if error(all_but_norms) > tolerance:
+        draws = not torch.equal(probe.prediction(), probe.prediction(seed=2))
+        causes.append(_dropout() if draws else _coupling(probe))
+    return causes
+
+
+def _dropout() -> Cause:
+    return Cause(
+        "dropout over micro-batches",
+        "The model draws random numbers for a micro-batch as a whole, and without batch.micro its samples depend on "
+        "the number of ranks. Pin it: batch.micro=SIZE.",
+    )
+
+
+@torch.no_grad()
+def _coupling(probe: Probe) -> Cause:
+    """Name the first module whose output for a sample depends on the other samples."""
+    seen: dict[str, Tensor] = {}
+    first: list[str] = []
+    part = probe.parts[0]
+
+    def hook(name: str) -> Callable[..., None]:
+        def compare(module: nn.Module, inputs: Any, output: Any) -> None:
+            if not isinstance(output, Tensor) or output.dim() == 0:
+                return
+            if name not in seen:
+                seen[name] = output.clone()
+            elif len(output) == part.stop and not torch.allclose(output, seen[name][part], rtol=1e-5, atol=1e-7):
+                first.append(name)
+
+        return compare
+
+    leaves = [(name, one) for name, one in probe.model.named_modules() if not list(one.children())]
+    handles = [module.register_forward_hook(hook(name)) for name, module in leaves]
+    for taken in (slice(0, probe.count), part):
+        probe.outputs(taken)
+    for handle in handles:
+        handle.remove()
+    where = f"first in {first[0]} ({type(dict(leaves)[first[0]]).__name__})" if first else "outside of its submodules"
+    return Cause(
+        "model couples samples",
+        f"The model's output for a sample depends on the other samples of the micro-batch, {where}. Pin the "
+        "micro-batch with batch.micro=SIZE, or normalise within a sample.",
+    )
+
+
+def _unkeyed_draws(probe: Probe) -> list[Cause]:
+    probe.model.train()
+    if torch.equal(probe.prediction(), probe.prediction()):
+        return []
+    return [
+        Cause(
+            "random draws that the run does not seed",
+            "The same micro-batch under the same seed gave two outputs: the model draws from numpy, random or a "
+            "generator of its own. Draw from torch's global generator, which is keyed by step and micro-batch.",
+        )
+    ]
+
+
+def _unequal_shares(errors: Mapping[Case, Comparison], tolerance: float) -> list[Cause]:
+    shared = {case: one.gradient_error > tolerance for case, one in errors.items() if case.world_size > 1}
+    unequal = [fails for case, fails in shared.items() if not case.shares_are_equal]
+    equal = [fails for case, fails in shared.items() if case.shares_are_equal]
+    if not unequal or not equal or not all(unequal) or any(equal):
+        return []
+    return [
+        Cause(
+            "unequal shares",
+            "Ranks with equal shares of the batch agree with the reference, ranks with unequal ones do not: something "
+            "weighs ranks alike instead of samples. Remove averages over ranks from the model and the loss.",
+        )
+    ]

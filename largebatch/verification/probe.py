@@ -1,0 +1,61 @@
+"""A run's model on a few samples, as a whole and in parts: what the experiments are made on."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from largebatch.batch import BatchPlan
+from largebatch.gradients import forward
+from largebatch.prepare import Prepared
+from largebatch.verification.comparison import relative_errors
+from largebatch.verification.trajectories import gradients_of, loader_of, widened
+
+_MOST_SAMPLES = 8
+
+
+class Probe:
+    """The model of a run on its first few samples, whole or cut in two parts of unequal size."""
+
+    def __init__(self, prepared: Prepared) -> None:
+        self.loss = prepared.loss
+        self.model = copy.deepcopy(prepared.model)
+        is_double = prepared.config.precision.compute == "fp64"
+        if is_double:
+            self.model = self.model.double()
+        self.count = min(prepared.derived.plan.global_batch_size, _MOST_SAMPLES)
+        plan = BatchPlan.solve(global_batch_size=self.count, world_size=1)
+        (batch,) = loader_of(prepared, plan, 0).micro_batches(0, 1)
+        self.inputs: Any = widened(batch.inputs) if is_double else batch.inputs
+        self.targets = batch.targets.double() if is_double and batch.targets.is_floating_point() else batch.targets
+        # 3 + 5: means over parts of equal size would agree with the mean over the whole.
+        cut = max(self.count * 3 // 8, 1)
+        self.parts = [slice(0, cut), slice(cut, self.count)]
+
+    def outputs(self, part: slice, *, seed: int = 1) -> Any:
+        """What the model returns for a part, drawing from `seed`."""
+        torch.default_generator.manual_seed(seed)
+        inputs = {name: value[part] for name, value in self.inputs.items()} if isinstance(self.inputs, dict) else None
+        return forward(self.model, self.inputs[part] if inputs is None else inputs)
+
+    def gradient(self, parts: list[slice]) -> dict[str, Tensor]:
+        """Gradient of the summed loss, part by part."""
+        self.model.zero_grad()
+        for part in parts:
+            self.loss.loss_per_sample(self.outputs(part), self.targets[part]).sum().backward()
+        return gradients_of(self.model)
+
+    def split_error(self) -> float:
+        """Relative difference between the gradients of the whole and of the parts, in the model's present mode."""
+        errors = relative_errors(self.gradient(self.parts), self.gradient([slice(0, self.count)]))
+        return max(errors.values(), default=0.0)
+
+    @torch.no_grad()
+    def prediction(self, *, seed: int = 1) -> Tensor:
+        """The outputs of the whole as a tensor, without a graph."""
+        outputs = self.outputs(slice(0, self.count), seed=seed)
+        prediction: Tensor = getattr(outputs, "logits", outputs)
+        return prediction

@@ -1,0 +1,145 @@
+"""Starts ranks for a comparison, and what each of them does."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from omegaconf import OmegaConf
+from safetensors.torch import load_file, save_file
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from largebatch.batch import BatchPlan
+from largebatch.prepare import Prepared, prepare
+from largebatch.runtime import Runtime
+from largebatch.verification.cases import Case
+from largebatch.verification.causes import Cause
+from largebatch.verification.comparison import Comparison, compare
+from largebatch.verification.probe import Probe
+from largebatch.verification.trajectories import Trajectory, package_trajectory
+
+Outcome = tuple[list[Cause], dict[Case, Comparison]]
+
+
+def start_ranks(
+    world_size: int, config: dict[str, Any], plans: Sequence[BatchPlan], folder: str, steps: int
+) -> Outcome:
+    """Compare `plans` on `world_size` processes of this machine, over gloo.
+
+    Args:
+        world_size: processes to start.
+        config: the composed config as plain values.
+        plans: all for `world_size` ranks.
+        folder: holds the reference, as `save_reference` wrote it.
+        steps: optimizer steps.
+
+    Raises:
+        ChildFailedError: if a process fails; its own message was printed.
+    """
+    launch = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=world_size,
+        run_id=str(uuid.uuid4()),
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+    )
+    threads = str(max((os.cpu_count() or 1) // world_size, 1))
+    # No GPU: NCCL refuses several ranks on one.
+    with _environment(CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", threads)):
+        outcomes = elastic_launch(launch, _rank)(config, list(plans), folder, steps)
+    outcome: Outcome = outcomes[0]
+    return outcome
+
+
+@contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    """Variables for processes that are started inside."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _rank(config: dict[str, Any], plans: list[BatchPlan], folder: str, steps: int) -> Outcome:
+    prepared = prepare(OmegaConf.create(config), os.environ)
+    return run_cases(prepared, plans, load_reference(folder), steps)
+
+
+def save_reference(reference: Trajectory, folder: str) -> None:
+    """Write the reference where the ranks find it."""
+    for name, tensors in (("gradient", reference.gradient), ("weights", reference.weights)):
+        save_file({key: value.contiguous() for key, value in tensors.items()}, f"{folder}/{name}.safetensors")
+
+
+def load_reference(folder: str) -> Trajectory:
+    """What `save_reference` wrote."""
+    return Trajectory(load_file(f"{folder}/gradient.safetensors"), load_file(f"{folder}/weights.safetensors"))
+
+
+def run_cases(prepared: Prepared, plans: Sequence[BatchPlan], reference: Trajectory, steps: int) -> Outcome:
+    """Compare each plan with the reference on the ranks of this job; the same on every rank."""
+    runtime = Runtime.open(precision=prepared.config.precision.compute, timeout_s=prepared.config.launcher.timeout_s)
+    try:
+        causes = _rank_dependence(Probe(prepared), runtime) if runtime.world_size > 1 else []
+        if causes:  # a collective in the model or the loss would hang where ranks have unequal numbers of micro-batches
+            return causes, {}
+        errors = {}
+        for plan in plans:
+            ours = package_trajectory(prepared, runtime, plan, num_steps=steps)
+            errors[Case(plan)] = compare(ours, reference)
+        return [], errors
+    finally:
+        runtime.close()
+
+
+def _rank_dependence(probe: Probe, runtime: Runtime) -> list[Cause]:
+    """The same samples under the same seed on every rank: no rank may talk to others, and all must get the same."""
+    probe.model.train()
+    with _Collectives() as collectives:
+        gradient = probe.gradient([slice(0, probe.count)])
+    if collectives.names:
+        return [
+            Cause(
+                "collective inside the loss or the model",
+                f"One forward and backward pass called {', '.join(sorted(collectives.names))}: its gradient is then "
+                "multiplied by the number of ranks or mixed between them, and ranks with unequal numbers of "
+                "micro-batches hang. Let the loss see its own micro-batch alone; the trainer reduces once per step.",
+            )
+        ]
+    own = sum(float(part.double().abs().sum()) for part in gradient.values())
+    slots = [own if rank == runtime.rank else 0.0 for rank in range(runtime.world_size)]
+    if len(set(runtime.sum(slots))) == 1:
+        return []
+    return [
+        Cause(
+            "rank-seeded dropout",
+            "The same micro-batch under the same seed gives another gradient on every rank: the model draws random "
+            "numbers that depend on the rank. Draw from torch's global generator, which is keyed by step and "
+            "micro-batch, never by rank.",
+        )
+    ]
+
+
+class _Collectives(TorchDispatchMode):
+    """Notes every collective of a process group that is called inside, in backward passes too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace in ("c10d", "_c10d_functional"):
+            self.names.add(func.overloadpacket.__name__.rstrip("_"))
+        return func(*args, **(kwargs or {}))

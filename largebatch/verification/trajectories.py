@@ -1,0 +1,165 @@
+"""A few steps of a run: once in plain torch on one process, and once by the package on the ranks of a job."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from largebatch.batch import BatchPlan
+from largebatch.data import MicroBatchData, MicroBatchLoader
+from largebatch.gradients import forward
+from largebatch.keyed import stream_key
+from largebatch.loop import Run, StepReport, train
+from largebatch.losses import units_are_fixed
+from largebatch.order import SampleOrder
+from largebatch.prepare import Prepared, build_optimizer
+from largebatch.runtime import Runtime
+
+
+@dataclass
+class Trajectory:
+    """What is compared, by parameter name, on the CPU.
+
+    Attributes:
+        gradient: of the first global batch, as the optimizer saw it.
+        weights: after the last step.
+        absent: parameters that got no gradient in some micro-batches, with the numbers of those.
+    """
+
+    gradient: dict[str, Tensor]
+    weights: dict[str, Tensor]
+    absent: dict[str, list[int]] = field(default_factory=dict)
+
+
+def loader_of(prepared: Prepared, plan: BatchPlan, rank: int) -> MicroBatchLoader:
+    """The micro-batches of a rank, loaded in this process."""
+    order = SampleOrder(len(prepared.train), prepared.config.seed)
+    return MicroBatchLoader(prepared.train, order, plan, rank, augment=prepared.augment, seed=prepared.config.seed)
+
+
+def reference_trajectory(prepared: Prepared, plan: BatchPlan, *, num_steps: int) -> Trajectory:
+    """Train `num_steps` steps in plain torch: no process group, nothing of the package's loop or reductions.
+
+    The loss of a step is the sum over its micro-batches over the units of the whole batch, written out.
+
+    Args:
+        prepared: the run; its model is copied.
+        plan: the micro-batches, of one rank.
+        num_steps: optimizer steps.
+    """
+    config = prepared.config
+    model = copy.deepcopy(prepared.model)
+    if config.precision.compute == "fp64":
+        model = model.double()
+    optimizer = build_optimizer(config, model)
+    batches = loader_of(prepared, plan, 0).micro_batches(0, num_steps)
+    result = Trajectory({}, {})
+    model.train()
+    for step in range(num_steps):
+        position = step * plan.global_batch_size
+        for group in optimizer.param_groups:
+            group["lr"] = prepared.derived.lr_at(position)
+        optimizer.zero_grad()
+        parts = [next(batches) for _ in plan.micro_batch_sizes]
+        units = max(sum(int(prepared.loss.units_per_sample(part.targets).sum()) for part in parts), 1)
+        for part in parts:
+            with _noting_absent(result, model, part.index) if step == 0 else nullcontext():
+                _backward(prepared, model, part, units)
+        if config.clip_norm is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+        if step == 0:
+            result.gradient = gradients_of(model)
+        optimizer.step()
+    result.weights = {name: parameter.detach().cpu().clone() for name, parameter in model.named_parameters()}
+    return result
+
+
+def _backward(prepared: Prepared, model: nn.Module, part: MicroBatchData, units: int) -> None:
+    key = stream_key(prepared.config.seed, "forward", part.samples_seen)
+    torch.default_generator.manual_seed(stream_key(key, "micro-batch", part.index))
+    is_double = prepared.config.precision.compute == "fp64"
+    outputs = forward(model, widened(part.inputs) if is_double else part.inputs)
+    targets = part.targets.double() if is_double and part.targets.is_floating_point() else part.targets
+    (prepared.loss.loss_per_sample(outputs, targets).sum() / units).backward()
+
+
+def widened(inputs: Any) -> Any:
+    """Floating-point inputs in double precision."""
+    if isinstance(inputs, dict):
+        return {name: widened(value) for name, value in inputs.items()}
+    return inputs.double() if inputs.is_floating_point() else inputs
+
+
+@contextmanager
+def _noting_absent(result: Trajectory, model: nn.Module, index: int) -> Iterator[None]:
+    """Note the parameters that the backward pass of micro-batch `index` leaves out."""
+    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    seen: set[int] = set()
+    handles = [one.register_post_accumulate_grad_hook(lambda one: seen.add(id(one))) for one in trainable.values()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name, parameter in trainable.items():
+        if id(parameter) not in seen:
+            result.absent.setdefault(name, []).append(index)
+
+
+def gradients_of(module: nn.Module) -> dict[str, Tensor]:
+    """Copies of the gradients by name; zeros where there is none."""
+    return {
+        name: (torch.zeros_like(parameter) if parameter.grad is None else parameter.grad).detach().cpu().clone()
+        for name, parameter in module.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+class _FirstGradient:
+    """Keeps the gradient of the first step."""
+
+    def __init__(self) -> None:
+        self.gradient: dict[str, Tensor] = {}
+
+    def on_start(self, run: Run) -> None:
+        """Nothing to prepare."""
+
+    def after_step(self, run: Run, report: StepReport) -> None:
+        """The gradients stay in place until the next step begins."""
+        if report.step == 1:
+            self.gradient = gradients_of(run.module)
+
+    def on_end(self, run: Run, status: str) -> None:
+        """Nothing is left over."""
+
+
+def package_trajectory(prepared: Prepared, runtime: Runtime, plan: BatchPlan, *, num_steps: int) -> Trajectory:
+    """Train `num_steps` steps with the package's loop on the ranks of `runtime`; see `reference_trajectory`."""
+    config = prepared.config
+    model = copy.deepcopy(prepared.model)
+    optimizer = build_optimizer(config, model)
+    first = _FirstGradient()
+    run = Run(
+        runtime=runtime,
+        model=runtime.wrap(model),
+        loss=prepared.loss,
+        optimizer=optimizer,
+        plan=plan,
+        loader=loader_of(prepared, plan, runtime.rank),
+        lr_at=prepared.derived.lr_at,
+        num_steps=num_steps,
+        fixed_units=units_are_fixed(prepared.loss, prepared.train),
+        seed=config.seed,
+        clip_norm=config.clip_norm,
+        ordered=config.batch.reduction == "ordered",
+        observers=[first],
+    )
+    train(run)
+    weights = {name: parameter.detach().cpu().clone() for name, parameter in run.module.named_parameters()}
+    return Trajectory(first.gradient, weights)

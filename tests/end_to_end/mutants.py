@@ -1,0 +1,135 @@
+"""Models and losses with one defect each, and defects of the trainer itself: what `verify` must catch and name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import largebatch.loop
+from largebatch.losses import CrossEntropy
+from largebatch.verification.ranks import _rank
+
+
+class Net(nn.Module):
+    """Sound: two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(64, 12), nn.Linear(12, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.last(self.change(torch.relu(self.first(images.flatten(1)))))
+
+    def change(self, hidden: Tensor) -> Tensor:
+        return hidden
+
+
+class RankSeeded(Net):
+    def change(self, hidden: Tensor) -> Tensor:
+        generator = torch.Generator().manual_seed(int(os.environ.get("RANK", "0")))
+        return hidden * (torch.rand(hidden.shape, generator=generator) < 0.5) if self.training else hidden
+
+
+class DrawsFromNumpy(Net):
+    def change(self, hidden: Tensor) -> Tensor:
+        return hidden * float(np.random.rand()) if self.training else hidden  # noqa: NPY002
+
+
+class Centre(nn.Module):
+    def forward(self, hidden: Tensor) -> Tensor:
+        return hidden - hidden.mean(0)
+
+
+class CouplesSamples(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.centre = Centre()
+
+    def change(self, hidden: Tensor) -> Tensor:
+        return self.centre(hidden)
+
+
+class SometimesUnused(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.extra = nn.Linear(12, 12)
+
+    def change(self, hidden: Tensor) -> Tensor:
+        return self.extra(hidden) if len(hidden) < 9 else hidden
+
+
+class TiedByMemory(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.again = nn.Parameter(self.last.bias.data)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images) + self.again
+
+
+class Shifted(Net):
+    """Sound, with a parameter that no loss depends on: softmax is blind to it, so its gradient is rounding alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(()))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images) + self.shift
+
+
+class MeanLoss(CrossEntropy):
+    def loss_per_sample(self, outputs: Any, targets: Tensor) -> Tensor:
+        return super().loss_per_sample(outputs, targets) / len(targets)
+
+
+class CoupledLoss(CrossEntropy):
+    def loss_per_sample(self, outputs: Any, targets: Tensor) -> Tensor:
+        return super().loss_per_sample(outputs, targets) + F.softmax(outputs[:, 0], 0)
+
+
+class ReducingLoss(CrossEntropy):
+    def loss_per_sample(self, outputs: Any, targets: Tensor) -> Tensor:
+        loss = super().loss_per_sample(outputs, targets)
+        if dist.is_initialized():
+            dist.all_reduce(loss.detach().sum())
+        return loss
+
+
+@contextmanager
+def reweighted(factor: Any) -> Iterator[None]:
+    """The trainer's one normalisation times `factor(plan, rank)`."""
+    original = largebatch.loop.accumulate_gradients
+
+    def changed(runtime: Any, *args: Any, weight: float, **kwargs: Any) -> Any:
+        return original(runtime, *args, weight=weight * factor(runtime), **kwargs)
+
+    largebatch.loop.accumulate_gradients = changed
+    try:
+        yield
+    finally:
+        largebatch.loop.accumulate_gradients = original
+
+
+def ranks_alike(config: Any, plans: Any, folder: str, steps: int) -> Any:
+    """As `_rank`, with gradients averaged over ranks however many samples each of them had."""
+    outcome: Any = ([], {})
+    for plan in plans:
+        with reweighted(lambda runtime, plan=plan: plan.global_batch_size / plan.world_size
+                        / plan.rank_batch_size(runtime.rank)):  # fmt: skip
+            outcome[1].update(_rank(config, [plan], folder, steps)[1])
+    return outcome
+
+
+def off_by_a_little(config: Any, plans: Any, folder: str, steps: int) -> Any:
+    """As `_rank`, with a gradient that is a millionth too long where there are several ranks."""
+    with reweighted(lambda runtime: 1 + 1e-6):
+        return _rank(config, plans, folder, steps)

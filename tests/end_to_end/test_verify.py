@@ -1,0 +1,163 @@
+"""`largebatch verify`: sound runs pass, and each defect is caught and named."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import largebatch.verification
+from largebatch.__main__ import main
+from largebatch.verification.ranks import _rank
+from tests.end_to_end import mutants
+from tests.end_to_end.test_launchers import STANDALONE, environment, finish
+
+HERE = "tests.end_to_end.mutants"
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = ["data=synthetic", "model=linear", "batch.total=22", "verify.world_sizes=[1,2,3]", "verify.steps=2"]
+PINNED = "batch.micro=5"
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["largebatch"])
+
+
+@pytest.fixture
+def verify(ranks, monkeypatch: pytest.MonkeyPatch):
+    """Run the verb on the ranks of the test session: (exit code, what verify.json says)."""
+
+    def run(*overrides: str, rank: Any = _rank) -> tuple[int, dict[str, Any]]:
+        def start(world_size: int, *arguments: Any) -> Any:
+            return ranks(world_size).run(rank, *arguments)[0]
+
+        monkeypatch.setattr(largebatch.verification, "start_ranks", start)
+        code = main(["verify", *SMALL, "run.dir=out", *overrides])
+        return code, json.loads(Path("out/verify.json").read_text())
+
+    return run
+
+
+def own(name: str, group: str = "model") -> list[str]:
+    """A class of the mutants in place of the model or the loss."""
+    kept = {"model": "in_features num_outputs", "loss": "label_smoothing"}[group]
+    return [f"{group}._target_={HERE}.{name}", *(f"~{group}.{key}" for key in kept.split() if group == "model")]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        own("Net"),
+        [*own("Shifted"), "optimizer=adamw"],
+        ["model=convnet", "model.width=2", PINNED],
+        ["model=mlp", "model.hidden=[8]", "model.dropout=0.5", PINNED],
+        ["model=convnet", "model.width=2", PINNED, "batch.reduction=ordered", "data.augment.crop_padding=1"],
+        ["optimizer=lars", "clip_norm=0.1"],
+        ["optimizer=lamb", "scaling.base_lr=0.1", "verify.precision=fp32"],
+    ],
+    ids=[
+        "linear",
+        "own model",
+        "gradient 0",
+        "pinned batch norm",
+        "pinned dropout",
+        "ordered",
+        "clipped LARS",
+        "LAMB in fp32",
+    ],
+)
+def test_a_sound_run_is_the_same_on_every_factorization(verify, overrides):
+    code, record = verify(*overrides)
+    assert (code, record["same"], record["causes"]) == (0, True, [])
+    assert {case["world_size"] for case in record["cases"]} == {1, 2, 3}
+    limit = record["tolerance"]
+    assert all(0 <= error < limit for case in record["cases"] for error in case["gradient"].values())
+    assert all(0 <= error < limit for case in record["cases"] for error in case["weights"].values())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "causes"),
+    [
+        (["model=convnet", "model.width=2"], ["batch norm over micro-batches"]),
+        (["model=mlp", "model.hidden=[8]", "model.dropout=0.5"], ["dropout over micro-batches"]),
+        ([*own("RankSeeded"), PINNED], ["rank-seeded dropout"]),
+        ([*own("CouplesSamples")], ["model couples samples"]),
+        ([*own("SometimesUnused")], ["unused parameters"]),
+        ([*own("TiedByMemory")], ["tied parameters"]),
+        ([*own("MeanLoss", "loss")], ["mean of means"]),
+        ([*own("CoupledLoss", "loss")], ["batch-coupled loss"]),
+        ([*own("ReducingLoss", "loss")], ["collective inside the loss or the model"]),
+        # Without eps, Adam's step is as long for rounding as for any gradient.
+        ([*own("Shifted"), "optimizer=adamw", "optimizer.eps=0.0"], ["optimizer enlarges rounding"]),
+    ],
+    ids=lambda part: part[0] if len(part) == 1 else "",
+)
+def test_each_defect_of_the_users_is_caught_and_named_and_nothing_else(verify, capsys, overrides, causes):
+    code, record = verify(*overrides)
+    assert (code, record["same"]) == (1, False)
+    assert [cause["name"] for cause in record["causes"]] == causes
+    assert f"cause: {causes[0]}" in capsys.readouterr().out
+
+
+def test_draws_that_no_seed_reaches_are_named_among_the_causes(verify):
+    """They also look like dropout or like ranks that differ: at least the right name must be there."""
+    code, record = verify(*own("DrawsFromNumpy"), "verify.world_sizes=[1]")
+    assert code == 1
+    assert "random draws that the run does not seed" in [cause["name"] for cause in record["causes"]]
+
+
+def test_a_module_that_couples_samples_is_named(verify):
+    _, record = verify(*own("CouplesSamples"))
+    assert "first in centre (Centre)" in record["causes"][0]["text"]
+
+
+def test_an_average_over_ranks_instead_of_samples_is_named(verify):
+    code, record = verify("verify.world_sizes=[2,3]", "batch.micro=1", rank=mutants.ranks_alike)
+    assert code == 1
+    assert [cause["name"] for cause in record["causes"]] == ["unequal shares"]
+
+
+def test_a_defect_without_a_known_cause_is_still_a_failure(verify, capsys):
+    code, record = verify(rank=mutants.off_by_a_little)
+    assert (code, record["causes"]) == (1, [])
+    assert "cause: not found" in capsys.readouterr().out
+
+
+def test_wrong_options_are_wrong_input(capsys):
+    assert main(["verify", *SMALL, "verify.world_sizes=[1,64]"]) == 2
+    assert "verify.world_sizes=[1, 64]: A global batch of 22 cannot be shared by 64 ranks" in capsys.readouterr().err
+    assert main(["verify", *SMALL, "verify.steps=0", "verify.precision=fp16"]) == 2
+    printed = capsys.readouterr().err
+    assert "verify.steps=0: must be at least 1." in printed
+    assert "verify.precision=fp16: must be 'fp64' or 'fp32'." in printed
+
+
+def run_command(*command: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*command, "-m", "largebatch", "verify", *SMALL, "verify.world_sizes=[1,2]", "run.dir=out"],
+        env=environment() | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+@pytest.mark.parametrize("launcher", [[sys.executable], STANDALONE], ids=["alone", "inside torchrun"])
+def test_it_starts_its_own_ranks_or_uses_those_of_a_launcher(launcher):
+    process = run_command(
+        *launcher,
+    )
+    output = finish(process)
+    assert process.returncode == 0, output
+    assert output.count("same (tolerance 1e-09)") == 1
+    worlds = {case["world_size"] for case in json.loads(Path("out/verify.json").read_text())["cases"]}
+    assert worlds == ({1, 2} if launcher == [sys.executable] else {2})
