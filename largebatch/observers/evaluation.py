@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -92,7 +93,12 @@ class EvaluationObserver:
             "gap/accuracy_stderr": gap.accuracy_stderr,
             "eval/seconds": time.perf_counter() - started,
         }
-        self.last = {name: value for name, value in values.items() if value is not None}
+        # One draw does not tell its own error, which is then left out.
+        self.last = {
+            name: value
+            for name, value in values.items()
+            if value is not None and not (name.endswith("_stderr") and math.isnan(value))
+        }
         self._last_step = run.progress.step
         for name, better in (("eval/val_loss", min), ("eval/val_accuracy", max)):
             if name in self.last:
