@@ -137,12 +137,9 @@ def written_out(kind: str, representations: Tensor, targets: Tensor, *, detached
     views = unit.flatten(0, 1)  # 2k and 2k + 1 are the views of sample k
     candidates = views.detach() if detached else views
     similar = (views @ candidates.T / TEMPERATURE).exp()
-    total = similar.new_zeros(())
-    for i in range(len(views)):
-        j = i ^ 1
-        others = [k for k in range(len(views)) if k != i]
-        total = total - (similar[i, j] / similar[i, others].sum()).log()
-    return total / len(views)
+    i = torch.arange(len(views))
+    others = similar * (i[:, None] != i[None, :])
+    return -(similar[i, i ^ 1] / others.sum(dim=1)).log().mean()
 
 
 @functools.cache
