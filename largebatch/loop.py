@@ -92,7 +92,7 @@ class Run:
     """Everything that the loop needs.
 
     Attributes:
-        runtime: the job. model: as `runtime.wrap` returned it. loss: sums per sample.
+        runtime: the job. model: as `runtime.wrap` returned it. loss: sums per sample; may be a `CoupledLoss`.
         lr_at: samples seen -> learning rate of the step that starts there.
         num_steps: optimizer steps of the whole run.
         fixed_units: whether all samples have the same number of units; see `units_are_fixed`. None: as the loss says.
