@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
+from largebatch.coupled_losses import is_coupled
 from largebatch.keyed import stream_key
-from largebatch.losses import Loss
 from largebatch.ordered_reduction import OrderedReduction
 from largebatch.runtime import Inputs, Runtime
 
@@ -31,6 +31,13 @@ class MicroBatchSource(Protocol):
     @property
     def index(self) -> int:
         """Place in the step's list of micro-batches, over all ranks."""
+
+
+class LossPerSample(Protocol):
+    """What the accumulation needs of a loss."""
+
+    def loss_per_sample(self, outputs: Any, targets: Tensor) -> Tensor:
+        """Sum of the loss over the units of each sample, [n]."""
 
 
 class GradientResult(NamedTuple):
@@ -53,10 +60,15 @@ def forward(model: nn.Module, inputs: Inputs) -> Any:
     return model(**inputs) if isinstance(inputs, dict) else model(inputs)
 
 
+def micro_batch_key(random_key: int, index: int) -> int:
+    """Key of what the model draws for micro-batch `index` of a step."""
+    return stream_key(random_key, "micro-batch", index)
+
+
 def accumulate_gradients(
     runtime: Runtime,
     model: nn.Module,
-    loss: Loss,
+    loss: LossPerSample,
     micro_batches: Iterable[MicroBatchSource],
     *,
     count: int,
@@ -83,7 +95,15 @@ def accumulate_gradients(
         random_key: draws inside the model are keyed by it and by the micro-batch's index, not by the rank.
         clock: measures exposed communication in this step; costs a device synchronisation on a GPU.
         ordered: reduces in place of DDP, in an order that does not depend on the ranks.
+
+    Raises:
+        ValueError: for a loss that couples samples: over micro-batches it would be another loss.
     """
+    if is_coupled(loss):
+        raise ValueError(
+            f"{type(loss).__name__} depends on all samples of a batch at once: added up over micro-batches it would "
+            "compare fewer samples. Use accumulate_coupled_gradients."
+        )
     if ordered is not None:
         ordered.begin()
     loss_sum = torch.zeros((), dtype=torch.float64, device=runtime.device)
@@ -94,7 +114,7 @@ def accumulate_gradients(
         micro_batch = next(source)
         inputs, targets = runtime.place(micro_batch.inputs), runtime.place_tensor(micro_batch.targets)
         data_s += time.perf_counter() - started
-        runtime.seed(stream_key(random_key, "micro-batch", micro_batch.index))
+        runtime.seed(micro_batch_key(random_key, micro_batch.index))
         reduces = number == count - 1 and ordered is None
         with contextlib.nullcontext() if reduces else _no_sync(model):
             micro_loss = loss.loss_per_sample(forward(model, inputs), targets).sum()

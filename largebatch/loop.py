@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -14,7 +15,9 @@ from torch import nn
 
 from largebatch.agreement import Agreement
 from largebatch.batch import BatchPlan
-from largebatch.gradients import ReductionClock, accumulate_gradients
+from largebatch.coupled_gradients import accumulate_coupled_gradients
+from largebatch.coupled_losses import is_coupled
+from largebatch.gradients import GradientResult, ReductionClock, accumulate_gradients
 from largebatch.keyed import stream_key
 from largebatch.losses import Loss
 from largebatch.ordered_reduction import OrderedReduction
@@ -89,7 +92,7 @@ class Run:
     """Everything that the loop needs.
 
     Attributes:
-        runtime: the job. model: as `runtime.wrap` returned it. loss: sums per sample.
+        runtime: the job. model: as `runtime.wrap` returned it. loss: sums per sample; may be a `CoupledLoss`.
         lr_at: samples seen -> learning rate of the step that starts there.
         num_steps: optimizer steps of the whole run.
         fixed_units: whether all samples have the same number of units; see `units_are_fixed`. None: as the loss says.
@@ -122,6 +125,8 @@ class Run:
         self.clock = ReductionClock(self.runtime, self.model)
         self.statistics = RunningStatistics(self.runtime, self.module, self.plan)
         self.reduction = OrderedReduction(self.runtime, self.module, self.plan) if self.ordered else None
+        coupled = partial(accumulate_coupled_gradients, plan=self.plan)
+        self.accumulate: Callable[..., GradientResult] = coupled if is_coupled(self.loss) else accumulate_gradients
         self.units_per_sample: int | None = None
         self.fixed_units = self.loss.fixed_units if self.fixed_units is None else self.fixed_units
         self.agrees_every_step = True
@@ -180,7 +185,7 @@ def take_step(run: Run, micro_batches: Iterator[Any]) -> StepReport:
     run.optimizer.zero_grad()
     run.statistics.begin_step()
     own, num_units = _count_units(run, itertools.islice(micro_batches, len(run.own_micro_batches)))
-    gradient = accumulate_gradients(
+    gradient = run.accumulate(
         runtime,
         run.model,
         run.loss,

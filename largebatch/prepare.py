@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from largebatch.config import parse_config, public_values
+from largebatch.coupled_losses import is_coupled
 from largebatch.data import Augmentation, FirstSamples
 from largebatch.derive import Derived, derive
 from largebatch.keyed import stream_key
@@ -71,6 +72,8 @@ def prepare(composed: DictConfig, environ: Mapping[str, str]) -> Prepared:
     if train is not None and not any("WORLD_SIZE" in error for error in report.errors):
         world_size = int(environ.get("WORLD_SIZE", "1"))
         derived = report.attempt("batch", lambda: derive(config, num_samples=len(train), world_size=world_size))
+    if is_coupled(loss) and not report.errors:
+        report.errors += _coupled_problems(config, derived, train_plain, validation)
     if model is not None and loss is not None and not report.errors:
         report.attempt("model and data", lambda: try_training(config, train, augment, model, loss))
         for key, dataset in (("data.train_plain", train_plain), ("data.validation", validation)):
@@ -146,6 +149,24 @@ def _loss(config: TrainConfig) -> Loss:
             "class of largebatch.losses, or write one with what `largebatch.losses.Loss` asks for."
         )
     return loss
+
+
+def _coupled_problems(config: TrainConfig, derived: Derived | None, train_plain: Any, validation: Any) -> list[str]:
+    """What a loss that compares samples cannot be taken over."""
+    name, problems = config.loss["_target_"], []
+    if derived is not None and derived.plan.global_batch_size < 2:
+        problems.append(f"batch.total=1: {name} compares the samples of a batch. Use at least 2.")
+    if config.observers.evaluation.micro < 2:
+        problems.append(
+            f"observers.evaluation.micro=1: {name} compares the samples of an evaluation batch. Use at least 2."
+        )
+    if len(train_plain) < len(validation):
+        problems.append(
+            f"data.validation: has {len(validation)} samples and the training set {len(train_plain)}: {name} would be "
+            "measured over evaluation batches of another size on each side, which are not comparable. Use a validation "
+            "set that is not larger, or raise data.limit."
+        )
+    return problems
 
 
 def build_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:

@@ -1,4 +1,7 @@
-"""Tries a run on one sample of each set, on the CPU, so that what does not fit together is found before it starts."""
+"""Tries a run on one sample of each set, on the CPU, so that what does not fit together is found before it starts.
+
+A loss that compares samples is tried on two.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from largebatch.batch import BatchPlan
+from largebatch.coupled_losses import is_coupled
 from largebatch.data import Augmentation, MicroBatchData, MicroBatchLoader, evaluation_batches
 from largebatch.gradients import forward
 from largebatch.losses import Loss
@@ -28,7 +32,7 @@ def try_training(config: TrainConfig, dataset: Any, augment: Augmentation | None
     loader = MicroBatchLoader(
         dataset,
         SampleOrder(len(dataset), config.seed),
-        BatchPlan.solve(global_batch_size=1, world_size=1),
+        BatchPlan.solve(global_batch_size=_num_tried(dataset, loss), world_size=1),
         0,
         augment=augment,
         num_workers=num_workers if hasattr(dataset, "fetch") else min(num_workers, 1),
@@ -55,12 +59,17 @@ def try_evaluation(dataset: Any, model: nn.Module, loss: Loss) -> None:
     Raises:
         ValueError: if shapes or labels do not fit.
     """
-    first = SampleOrder(len(dataset)).ids(0, 1)
-    batch = next(evaluation_batches(dataset, first, micro_batch_size=1))
+    first = SampleOrder(len(dataset)).ids(0, _num_tried(dataset, loss))
+    batch = next(evaluation_batches(dataset, first, micro_batch_size=len(first)))
     model.eval()
     with torch.no_grad(), _explained(batch):
         _loss_of(batch, dataset, model, loss)
     model.train()
+
+
+def _num_tried(dataset: Any, loss: Loss) -> int:
+    """One sample alone has nothing to be compared with."""
+    return min(2, len(dataset)) if is_coupled(loss) else 1
 
 
 def _loss_of(batch: MicroBatchData, dataset: Any, model: nn.Module, loss: Loss) -> Tensor:
@@ -79,8 +88,9 @@ def _explained(batch: MicroBatchData) -> Iterator[None]:
     except _MISFITS as error:
         inputs = batch.inputs if isinstance(batch.inputs, dict) else {"inputs": batch.inputs}
         shapes = ", ".join(f"{name} {list(part.shape)}" for name, part in (inputs | {"targets": batch.targets}).items())
+        tried = "one sample" if len(batch.targets) == 1 else "two samples"
         raise ValueError(
-            f"one sample ({shapes}) failed with {_told(error)}. Do the model's inputs and outputs and the labels fit "
+            f"{tried} ({shapes}) failed with {_told(error)}. Do the model's inputs and outputs and the labels fit "
             "the data?"
         ) from error
 

@@ -37,6 +37,8 @@ def run(config: DictConfig, overrides: list[str]) -> int:
     import os
 
     from largebatch.build import open_job
+    from largebatch.config import ConfigError
+    from largebatch.coupled_losses import is_coupled
     from largebatch.interruption import StopRequest
     from largebatch.observers import MetricsObserver
     from largebatch.prepare import prepare
@@ -45,6 +47,11 @@ def run(config: DictConfig, overrides: list[str]) -> int:
         OmegaConf.update(config, "run.root", folder)
         OmegaConf.update(config, "observers.progress", False)
         prepared = prepare(config, os.environ)
+        if is_coupled(prepared.loss):
+            raise ConfigError(
+                [f"loss._target_={prepared.config.loss['_target_']}: the hand-written loop takes the loss of each "
+                 "micro-batch, which is another one. Choose a loss that does not compare samples."]
+            )  # fmt: skip
         rival_model = copy.deepcopy(prepared.model)
         with StopRequest() as stop, open_job(prepared, stop, overrides) as job:
             # Rows and trackers belong to the loop; evaluation and checkpoints are work of their own.

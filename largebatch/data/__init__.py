@@ -11,7 +11,7 @@ from largebatch.data.folder import image_folder
 from largebatch.data.images import hub_images, parquet_images
 from largebatch.data.loader import MicroBatchLoader, evaluation_batches
 from largebatch.data.subset import FirstSamples
-from largebatch.data.synthetic import masked_tokens, random_classification
+from largebatch.data.synthetic import masked_tokens, paired_views, random_classification
 from largebatch.data.tokens import TokenWindows, token_stream
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "hub_images",
     "image_folder",
     "masked_tokens",
+    "paired_views",
     "parquet_images",
     "random_classification",
     "token_stream",

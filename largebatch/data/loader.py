@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -105,7 +105,7 @@ class MicroBatchLoader:
 def evaluation_batches(
     dataset: Any,
     ids: Int64Array,
-    micro_batch_size: int,
+    micro_batch_size: int | Sequence[int],
     *,
     num_workers: int = 0,
     pin_memory: bool = False,
@@ -114,12 +114,20 @@ def evaluation_batches(
 ) -> Iterator[MicroBatchData]:
     """The samples `ids` in their order, without augmentation, in micro-batches of `micro_batch_size` or, last, fewer.
 
+    `micro_batch_size` may also list the size of every micro-batch.
+
     Every id comes exactly once: nothing is padded or repeated. `epochs` and `samples_seen` of the batches are zero.
     Items of a map-style set that draw random numbers are the same in every evaluation. Arguments and errors as for
     `MicroBatchLoader`.
     """
-    if micro_batch_size < 1:
-        raise ValueError(f"micro_batch_size={micro_batch_size}: must be at least 1.")
+    if isinstance(micro_batch_size, int):
+        if micro_batch_size < 1:
+            raise ValueError(f"micro_batch_size={micro_batch_size}: must be at least 1.")
+        ends = range(micro_batch_size, len(ids), micro_batch_size)
+        parts = np.split(ids, ends) if len(ids) else []
+    else:
+        assert sum(micro_batch_size) == len(ids)
+        parts = np.split(ids, np.cumsum(micro_batch_size)[:-1]) if len(ids) else []
     source = BatchSource(
         dataset,
         augment=None,
@@ -131,7 +139,5 @@ def evaluation_batches(
     )
     return source.load(
         Request(ids=part, epochs=np.zeros(len(part), dtype=np.int64), index=index, samples_seen=0)
-        for index, part in enumerate(
-            ids[first : first + micro_batch_size] for first in range(0, len(ids), micro_batch_size)
-        )
+        for index, part in enumerate(parts)
     )

@@ -80,6 +80,35 @@ def masked_tokens(
     return ArrayDataset(torch.from_numpy(inputs), torch.from_numpy(targets))
 
 
+def paired_views(
+    num_samples: int,
+    shape: Sequence[int],
+    split: Split,
+    *,
+    noise: float = 0.5,
+    seed: int = 0,
+) -> ArrayDataset:
+    """Samples with two views, [N, 2, *shape]: x + noise e, with x of the sample and e of the view, standard normal.
+
+    The cosine of the two views of a sample is near 1 / (1 + noise^2), that of others near 0. Targets are zeros [N]:
+    contrastive losses need none. Sample i is the same whatever `num_samples` is.
+
+    Raises ValueError if a count is too small or `noise` is negative.
+    """
+    check_split(split)
+    dimension = int(np.prod(shape))
+    if num_samples < 1 or dimension < 1 or not noise >= 0:
+        raise ValueError(
+            f"num_samples={num_samples}, shape={list(shape)}, noise={noise}: at least 1 sample, 1 number per view, and "
+            "noise of 0 or more."
+        )
+    draws = _keyed_normals(stream_key(seed, "paired_views", split), num_samples, 3 * dimension)
+    common, first, second = np.split(draws, 3, axis=1)
+    views = torch.from_numpy(np.stack([common + noise * first, common + noise * second], axis=1))
+    inputs = views.to(torch.float32).view(num_samples, 2, *shape)
+    return ArrayDataset(inputs, torch.zeros(num_samples, dtype=torch.int64))
+
+
 def _keyed_normals(key: int, num_rows: int, num_columns: int) -> npt.NDArray[np.float64]:
     """Standard normal numbers [rows, columns] by the method of Box and Muller 1958; row i depends on (key, i) alone."""
     half = -(-num_columns // 2)

@@ -5,6 +5,7 @@ from largebatch.models.hugging_face import hugging_face
 from largebatch.models.linear import Linear
 from largebatch.models.mlp import MLP
 from largebatch.models.resnet import ResNet, resnet18, resnet50
+from largebatch.models.two_views import TwoViews
 
 __all__ = [
     "GPT",
@@ -12,6 +13,7 @@ __all__ = [
     "ConvNet",
     "Linear",
     "ResNet",
+    "TwoViews",
     "checkpoint_activations",
     "hugging_face",
     "resnet18",

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from largebatch.batch import BatchPlan
+from largebatch.coupled_losses import is_coupled
 from largebatch.data import evaluation_batches
 from largebatch.diagnostics.gap import EvalSums, generalization_gap
 from largebatch.duration import passes
@@ -17,6 +20,7 @@ from largebatch.loop import Run, StepReport
 from largebatch.losses import Loss
 from largebatch.observers.metrics import Journal
 from largebatch.order import SampleOrder
+from largebatch.runtime import Runtime
 from largebatch.trackers import Row
 
 
@@ -26,6 +30,10 @@ class EvaluationObserver:
 
     Both sets are read in eval mode without augmentation and without label smoothing, each example exactly once on any
     number of ranks. The training side is a fixed random subset as large as the validation set.
+
+    A loss that couples samples is taken within evaluation batches of `micro_batch_size` samples at most, the same on
+    any number of ranks and as equal in size as possible; it is not comparable with the training loss, which is taken
+    within the global batch. Its standard errors take each batch as one draw, since the samples in it are correlated.
 
     Attributes:
         train: training set without augmentation.
@@ -85,7 +93,12 @@ class EvaluationObserver:
             "gap/accuracy_stderr": gap.accuracy_stderr,
             "eval/seconds": time.perf_counter() - started,
         }
-        self.last = {name: value for name, value in values.items() if value is not None}
+        # One draw does not tell its own error, which is then left out.
+        self.last = {
+            name: value
+            for name, value in values.items()
+            if value is not None and not (name.endswith("_stderr") and math.isnan(value))
+        }
         self._last_step = run.progress.step
         for name, better in (("eval/val_loss", min), ("eval/val_accuracy", max)):
             if name in self.last:
@@ -99,13 +112,13 @@ class EvaluationObserver:
         runtime = run.runtime
         count = min(len(self.train), len(self.validation)) if name == "train" else len(dataset)
         order = SampleOrder(len(dataset), stream_key(self.seed, "evaluated subset"))
-        first, last = (count * rank // runtime.world_size for rank in (runtime.rank, runtime.rank + 1))
+        first, sizes = _share(count, self.micro_batch_size, runtime, whole_batches=is_coupled(self.loss))
         # One of the two sets may be in memory while the other is too large for it.
         num_workers = 0 if hasattr(dataset, "fetch") else self.num_workers
         batches = evaluation_batches(
             dataset,
-            order.ids(first, last - first),
-            self.micro_batch_size,
+            order.ids(first, sum(sizes)),
+            sizes,
             num_workers=num_workers,
             timeout_s=self.timeout_s if num_workers else 0,
         )
@@ -116,11 +129,31 @@ class EvaluationObserver:
             for batch in batches:
                 outputs = forward(module, runtime.place(batch.inputs))
                 targets = runtime.place_tensor(batch.targets)
-                sums += EvalSums.from_batch(
-                    self.loss.loss_per_sample(outputs, targets),
-                    self.loss.units_per_sample(targets),
-                    self.loss.correct_per_sample(outputs, targets),
-                )
+                sums += self._sums_of_batch(outputs, targets)
         module.train()
         total = runtime.sum(sums.to_tensor().tolist())
         return EvalSums.from_tensor(torch.tensor(total, dtype=torch.float64))
+
+    def _sums_of_batch(self, outputs: Any, targets: torch.Tensor) -> EvalSums:
+        loss = self.loss.loss_per_sample(outputs, targets)
+        units = self.loss.units_per_sample(targets)
+        correct = self.loss.correct_per_sample(outputs, targets)
+        if is_coupled(self.loss):
+            loss, units = loss.double().sum()[None], units.sum()[None]
+            correct = None if correct is None else correct.sum()[None]
+        return EvalSums.from_batch(loss, units, correct)
+
+
+def _share(count: int, micro_batch_size: int, runtime: Runtime, *, whole_batches: bool) -> tuple[int, list[int]]:
+    """This rank's first place among `count` samples, and the sizes of its batches from there on.
+
+    With `whole_batches` the cut into batches depends on `count` alone, and a rank takes some of them, maybe none.
+    """
+    if whole_batches:
+        cut = BatchPlan.solve(global_batch_size=count, world_size=1, max_micro_batch_size=micro_batch_size)
+        sizes = list(cut.micro_batch_sizes)
+        first, last = (len(sizes) * rank // runtime.world_size for rank in (runtime.rank, runtime.rank + 1))
+        return sum(sizes[:first]), sizes[first:last]
+    first, last = (count * rank // runtime.world_size for rank in (runtime.rank, runtime.rank + 1))
+    full, rest = divmod(last - first, micro_batch_size)
+    return first, [micro_batch_size] * full + [rest] * (rest > 0)

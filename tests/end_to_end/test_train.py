@@ -183,6 +183,27 @@ def test_debug_overfit_drives_the_training_loss_to_zero(tmp_path):
     assert losses[-1] < 0.05
 
 
+def test_a_contrastive_run_learns_and_micro_batches_change_nothing(tmp_path):
+    found = {}
+    for name, micro in (("whole", 64), ("parts", 7)):
+        assert main(
+            ["train", "data=paired_views", "batch.total=64", f"batch.max_micro={micro}", "length=10ep",
+             "precision=fp64", "observers.evaluation.micro=32", "logger=none", "observers.progress=false",
+             f"run.dir={tmp_path / name}"]
+        ) == 0  # fmt: skip
+        found[name] = weights(tmp_path / name, 80)
+        summary = json.loads((tmp_path / name / "summary.json").read_text())
+        # By chance 1 in 32 views is found.
+        assert summary["eval/val_accuracy"] > 0.4
+    for name, value in found["whole"].items():
+        torch.testing.assert_close(found["parts"][name], value, rtol=1e-9, atol=1e-12)
+
+
+def test_the_hand_written_loop_of_bench_knows_no_loss_that_compares_samples(capsys):
+    assert main(["bench", "loop", "data=paired_views", "logger=none"]) == 2
+    assert "loss._target_=largebatch.coupled_losses.InfoNCE: the hand-written loop" in capsys.readouterr().err
+
+
 def test_debug_profile_writes_a_trace(tmp_path):
     assert main(["train", "debug=profile", f"run.dir={tmp_path / 'run'}", "model.width=4"]) == 0
     trace = json.loads((tmp_path / "run" / "trace.json").read_text())

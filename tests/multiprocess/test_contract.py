@@ -55,6 +55,8 @@ def model_and_data(kind: str) -> tuple[nn.Module, Any, Any, Augmentation | None]
     if kind == "tokens":
         model = GPT(11, 8, num_layers=1, num_heads=2, width=16)
         return model, NextToken(), masked_tokens(50, 8, 11, "train"), None
+    if kind == "masked":
+        return GPT(11, 8, num_layers=1, num_heads=2, width=16), NextToken(), tokens_with_masked_shares(), None
     if kind == "stream":
         tokens = np.random.default_rng(0).integers(0, 11, 50 * 8 + 1)
         model = GPT(11, 8, num_layers=1, num_heads=2, width=16)
@@ -63,6 +65,14 @@ def model_and_data(kind: str) -> tuple[nn.Module, Any, Any, Augmentation | None]
     model = nn.Sequential(ConvNet(5, 1, width=4).blocks, nn.Dropout(0.3), nn.Flatten(), nn.LazyLinear(5))
     model(torch.zeros(2, 1, 8, 8))
     return model, CrossEntropy(), images, Augmentation(SEED, crop_padding=1, flip=True, cutout=2)
+
+
+def tokens_with_masked_shares() -> ArrayDataset:
+    """In the first batch of 24 the samples at places 0 to 2 and 12 to 23 have no valid token: the others have some."""
+    data = masked_tokens(48, 8, 11, "train")
+    first_batch = torch.from_numpy(SampleOrder(48, SEED).ids(0, 24))
+    data.targets[first_batch[[*range(3), *range(12, 24)]]] = -100
+    return data
 
 
 def lr_at(samples_seen: int) -> float:
@@ -189,6 +199,22 @@ def test_every_factorization_equals_one_big_batch_in_float64(ranks, kind, world_
     for result in results:
         assert relative_error(result["weights"], weights) < 1e-12
         np.testing.assert_allclose(result["losses"], losses, rtol=1e-12)
+
+
+@pytest.mark.parametrize(("world_size", "max_micro"), [(1, 3), (2, 3), (2, None), (4, 3), (4, 2)])
+@pytest.mark.parametrize("ordered", [False, True])
+def test_micro_batches_and_ranks_without_a_valid_token_have_no_say_in_the_mean(ranks, world_size, max_micro, ordered):
+    """Among them the micro-batch whose backward pass starts the all-reduce, and every one of the last ranks'."""
+    data, units = tokens_with_masked_shares(), NextToken().units_per_sample
+    case = Case("masked", 24, max_micro=max_micro, ordered=ordered)
+    results = ranks(world_size).run(trajectory, case)
+    weights, losses = reference(case)
+    for result in results:
+        assert relative_error(result["weights"], weights) < 1e-12
+        np.testing.assert_allclose(result["losses"], losses, rtol=1e-12)
+    counts = [[int(units(data.targets[ids]).sum()) for at, _, ids in result["seen"] if at == 0] for result in results]
+    assert world_size == 1 or sum(counts[-1]) == 0, "a whole rank's share is masked"
+    assert max_micro != 3 or (counts[0][0] == 0 < sum(counts[0])), "a whole micro-batch is masked"
 
 
 @pytest.mark.parametrize(("world_size", "batch", "max_micro"), [(1, 24, 5), (2, 23, 3), (4, 24, 2)])

@@ -10,10 +10,13 @@ import torch
 import torch.nn.functional as F
 
 from largebatch.batch import BatchPlan
-from largebatch.data import ArrayDataset, MicroBatchLoader, masked_tokens
+from largebatch.coupled_losses import InfoNCE
+from largebatch.data import ArrayDataset, MicroBatchLoader, masked_tokens, paired_views
+from largebatch.diagnostics.gap import EvalSums
+from largebatch.keyed import stream_key
 from largebatch.loop import Run, train
 from largebatch.losses import CrossEntropy, NextToken
-from largebatch.models import GPT, MLP
+from largebatch.models import GPT, MLP, TwoViews
 from largebatch.observers import EvaluationObserver, Journal, MetricsObserver
 from largebatch.order import SampleOrder
 from largebatch.runtime import Runtime
@@ -39,6 +42,9 @@ def problem(kind: str, num_validation: int) -> tuple[Any, Any, Any, Any]:
             masked_tokens(count, 8, 11, split) for count, split in ((40, "train"), (num_validation, "validation"))
         )
         return GPT(11, 8, num_layers=1, num_heads=2, width=16), NextToken(), train_set, validation
+    if kind == "pairs":
+        sets = [paired_views(count, (6,), split) for count, split in ((40, "train"), (num_validation, "validation"))]
+        return TwoViews(MLP(6, 4, hidden=[5])), InfoNCE(0.2), *sets
     sets = [ArrayDataset(torch.randn(count, 6), torch.randint(0, 3, (count,))) for count in (40, num_validation)]
     return MLP(6, 3, hidden=[5]), CrossEntropy(), *sets
 
@@ -90,9 +96,36 @@ def test_every_example_counts_exactly_once_on_any_world(ranks, kind, world_size,
     assert last["gap/loss"] == pytest.approx(last["eval/val_loss"] - last["eval/train_loss"], abs=1e-12)
 
 
-def train_subset_ids(count: int) -> np.ndarray:
-    from largebatch.keyed import stream_key
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize(("num_validation", "sizes"), [(21, (4, 4, 4, 3, 3, 3)), (5, (3, 2)), (3, (3,))])
+def test_a_loss_that_compares_samples_is_taken_within_the_same_batches_on_any_world(
+    ranks, world_size, num_validation, sizes
+):
+    """Batches of 4 at most that differ by one at most, each on one rank; every batch is one draw."""
+    rows, weights = ranks(world_size).run(evaluate, "pairs", num_validation)[0]
+    model, loss, train_set, validation = problem("pairs", num_validation)
+    model = model.double().eval()
+    with torch.no_grad():
+        for parameter, value in zip(model.parameters(), weights, strict=True):
+            parameter.copy_(torch.from_numpy(value))
+    last = next(row for row in reversed(rows) if "eval/val_loss" in row)
+    for name, dataset in (("val", validation), ("train", train_set)):
+        order = SampleOrder(len(dataset), stream_key(0, "evaluated subset"))
+        inputs, _ = dataset.fetch(order.ids(0, num_validation))
+        with torch.no_grad():
+            parts = [loss.loss_per_sample(model(part), part[:, 0, 0]) for part in inputs.double().split(sizes)]
+        of_batches = torch.stack([part.sum() for part in parts])
+        expected = EvalSums.from_batch(of_batches, torch.tensor(sizes))
+        assert last[f"eval/{name}_loss"] == pytest.approx(expected.mean_loss, rel=1e-12)
+        if name == "val":
+            correct = sum(
+                int(loss.correct_per_sample(model(p), p[:, 0, 0]).sum()) for p in inputs.double().split(sizes)
+            )
+            assert last["eval/val_accuracy"] == pytest.approx(correct / num_validation, rel=1e-12)
+    assert ("gap/loss_stderr" in last) == ("eval/val_accuracy_stderr" in last) == (len(sizes) > 1)
 
+
+def train_subset_ids(count: int) -> np.ndarray:
     return SampleOrder(40, stream_key(0, "evaluated subset")).ids(0, count)
 
 

@@ -19,13 +19,14 @@ MISSING = {"num_classes": 10, "vocab_size": 65}
 
 
 def combinations() -> list[tuple[str, ...]]:
-    """Choice i of every group at once, those with fewer choices over again; GPT and text only with each other."""
+    """Choice i of every group at once, those with fewer choices over again; GPT with text, two views with pairs."""
     single = {group: names for group, names in GROUPS.items() if group not in ("experiment", "debug")}
-    images = [name for name in single["data"] if name != "text"]
+    partners = {"gpt": "text", "two_views": "paired_views"}
+    images = [name for name in single["data"] if name not in partners.values()]
     rows = []
     for number in range(max(map(len, single.values()))):
         row = {group: names[number % len(names)] for group, names in single.items()}
-        row["data"] = "text" if row["model"] == "gpt" else images[number % len(images)]
+        row["data"] = partners.get(row["model"], images[number % len(images)])
         rows.append(tuple(f"{group}={name}" for group, name in row.items()))
     return rows
 

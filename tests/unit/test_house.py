@@ -16,10 +16,11 @@ MODULES = {
 # A room is a module or a package directly under `largebatch`.
 LEVELS = (
     {"batch", "scaling", "schedule", "duration", "keyed", "order", "pairwise"},
-    {"optim", "diagnostics", "models", "losses"},
+    {"optim", "diagnostics", "models", "losses", "coupled_losses"},
     {
         "runtime",
         "gradients",
+        "coupled_gradients",
         "running_statistics",
         "ordered_reduction",
         "data",
@@ -54,6 +55,9 @@ SAME_LEVEL = {
     ("running_statistics", "runtime"),
     ("ordered_reduction", "runtime"),
     ("gradients", "ordered_reduction"),
+    ("coupled_gradients", "gradients"),
+    ("coupled_gradients", "ordered_reduction"),
+    ("coupled_gradients", "runtime"),
     ("observers", "loop"),
     ("loop", "agreement"),
 }

@@ -182,6 +182,12 @@ def test_both_sides_of_the_gap_are_measured_without_label_smoothing():
     assert run.measured_loss == CrossEntropy()
 
 
+def test_a_contrastive_run_is_tried_on_two_samples_and_left_as_new():
+    run = prepared("data=paired_views", "model=two_views", "loss=info_nce")
+    assert all(parameter.grad is None for parameter in run.model.parameters())
+    assert run.measured_loss == run.loss
+
+
 def test_a_run_may_continue_in_its_own_folder(tmp_path: Path):
     (tmp_path / "old" / "checkpoints").mkdir(parents=True)
     assert prepared(f"run.dir={tmp_path}/old", "resume=auto").config.resume == "auto"
@@ -404,6 +410,45 @@ MODEL: dict[str, Row] = {
     ),
 }
 
+COUPLED = ["data=paired_views", "model=two_views", "loss=info_nce"]
+LOSS: dict[str, Row] = {
+    "one sample per step": (
+        [*COUPLED, "batch.total=1"],
+        NO_ENVIRON,
+        {"batch.total=1: largebatch.coupled_losses.InfoNCE compares the samples of a batch": "Use at least 2."},
+    ),
+    "one sample per evaluation batch": (
+        [*COUPLED, "observers.evaluation.micro=1"],
+        NO_ENVIRON,
+        {"observers.evaluation.micro=1: largebatch.coupled_losses.InfoNCE compares": "Use at least 2."},
+    ),
+    "sides of the gap in batches of different sizes": (
+        [*COUPLED, "data.limit=100"],
+        NO_ENVIRON,
+        {"data.validation: has 128 samples and the training set 100": "raise data.limit"},
+    ),
+    "one view": (
+        ["loss=info_nce"],
+        NO_ENVIRON,
+        {"model and data: InfoNCE got outputs [2, 10] and 2 targets": "Use inputs [n, 2, ...]"},
+    ),
+    "one view for a model of two": (
+        ["loss=info_nce", "model=two_views"],
+        NO_ENVIRON,
+        {"model and data: TwoViews got inputs of shape [2, 1, 8, 8]": "data=paired_views"},
+    ),
+    "an encoder of another size": (
+        [*COUPLED, "model.encoder.in_features=63"],
+        NO_ENVIRON,
+        {"model and data: MLP got inputs of shape [4, 64]": "set in_features=64"},
+    ),
+    "no temperature": (
+        [*COUPLED, "loss.temperature=0"],
+        NO_ENVIRON,
+        {"loss (largebatch.coupled_losses.InfoNCE): temperature=0": "0.05 to 0.5"},
+    ),
+}
+
 DATA: dict[str, Row] = {
     "missing folder": (
         ["data=cifar10", "model=convnet", "data.path=/nowhere"],
@@ -535,6 +580,7 @@ TABLES = {
     "schedule": SCHEDULE,
     "optimizer": OPTIMIZER,
     "model": MODEL,
+    "loss": LOSS,
     "data": DATA,
     "machine": MACHINE,
 }
