@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from largebatch.coupled_losses import is_coupled
 from largebatch.prepare import Prepared
 from largebatch.verification.cases import Case
 from largebatch.verification.comparison import Comparison
@@ -89,7 +90,7 @@ def _shared_storage(model: nn.Module) -> list[Cause]:
 @torch.no_grad()
 def _loss_over_batch(probe: Probe) -> list[Cause]:
     """A loss per sample must not depend on which other samples are in the micro-batch."""
-    if probe.count < 2:
+    if probe.count < 2 or is_coupled(probe.loss):  # a loss that says so is taken over the whole global batch
         return []
     probe.model.eval()
     outputs = probe.outputs(slice(0, probe.count))
@@ -115,7 +116,8 @@ def _loss_over_batch(probe: Probe) -> list[Cause]:
         Cause(
             "batch-coupled loss",
             "The loss of a sample depends on the other samples of its micro-batch, so it changes with every other cut "
-            "of the global batch. Write it as a sum over samples that stand for themselves.",
+            "of the global batch. Write it as a sum over samples that stand for themselves, or give it `coupled = "
+            "True`: then it is taken over the whole global batch.",
         )
     ]
 

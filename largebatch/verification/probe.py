@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from largebatch.batch import BatchPlan
+from largebatch.coupled_losses import is_coupled
 from largebatch.gradients import forward
 from largebatch.prepare import Prepared
 from largebatch.verification.comparison import relative_errors
@@ -42,10 +43,14 @@ class Probe:
         return forward(self.model, self.inputs[part] if inputs is None else inputs)
 
     def gradient(self, parts: list[slice]) -> dict[str, Tensor]:
-        """Gradient of the summed loss, part by part."""
+        """Gradient of the summed loss, part by part; of a coupled loss over all parts together."""
         self.model.zero_grad()
-        for part in parts:
-            self.loss.loss_per_sample(self.outputs(part), self.targets[part]).sum().backward()
+        if is_coupled(self.loss):
+            outputs = torch.cat([self.outputs(part) for part in parts])
+            self.loss.loss_per_sample(outputs, self.targets).sum().backward()
+        else:
+            for part in parts:
+                self.loss.loss_per_sample(self.outputs(part), self.targets[part]).sum().backward()
         return gradients_of(self.model)
 
     def split_error(self) -> float:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from largebatch.batch import BatchPlan
+from largebatch.coupled_losses import is_coupled
 from largebatch.data import MicroBatchData, MicroBatchLoader
 from largebatch.gradients import forward
 from largebatch.keyed import stream_key
@@ -68,9 +69,12 @@ def reference_trajectory(prepared: Prepared, plan: BatchPlan, *, num_steps: int)
         optimizer.zero_grad()
         parts = [next(batches) for _ in plan.micro_batch_sizes]
         units = max(sum(int(prepared.loss.units_per_sample(part.targets).sum()) for part in parts), 1)
-        for part in parts:
-            with _noting_absent(result, model, part.index) if step == 0 else nullcontext():
-                _backward(prepared, model, part, units)
+        if is_coupled(prepared.loss):
+            _coupled_loss(prepared, model, parts).div(units).backward()
+        else:
+            for part in parts:
+                with _noting_absent(result, model, part.index) if step == 0 else nullcontext():
+                    _loss_sum(prepared, model, part).div(units).backward()
         if config.clip_norm is not None:
             nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
         if step == 0:
@@ -80,13 +84,25 @@ def reference_trajectory(prepared: Prepared, plan: BatchPlan, *, num_steps: int)
     return result
 
 
-def _backward(prepared: Prepared, model: nn.Module, part: MicroBatchData, units: int) -> None:
+def _loss_sum(prepared: Prepared, model: nn.Module, part: MicroBatchData) -> Tensor:
+    return prepared.loss.loss_per_sample(_outputs(prepared, model, part), _targets(prepared, part)).sum()
+
+
+def _coupled_loss(prepared: Prepared, model: nn.Module, parts: list[MicroBatchData]) -> Tensor:
+    """A loss over the whole global batch, with the graphs of all micro-batches in memory."""
+    outputs = torch.cat([_outputs(prepared, model, part) for part in parts])
+    return prepared.loss.loss_per_sample(outputs, torch.cat([_targets(prepared, part) for part in parts])).sum()
+
+
+def _outputs(prepared: Prepared, model: nn.Module, part: MicroBatchData) -> Any:
     key = stream_key(prepared.config.seed, "forward", part.samples_seen)
     torch.default_generator.manual_seed(stream_key(key, "micro-batch", part.index))
-    is_double = prepared.config.precision.compute == "fp64"
-    outputs = forward(model, widened(part.inputs) if is_double else part.inputs)
-    targets = part.targets.double() if is_double and part.targets.is_floating_point() else part.targets
-    (prepared.loss.loss_per_sample(outputs, targets).sum() / units).backward()
+    return forward(model, widened(part.inputs) if prepared.config.precision.compute == "fp64" else part.inputs)
+
+
+def _targets(prepared: Prepared, part: MicroBatchData) -> Tensor:
+    is_double = prepared.config.precision.compute == "fp64" and part.targets.is_floating_point()
+    return part.targets.double() if is_double else part.targets
 
 
 def widened(inputs: Any) -> Any:
