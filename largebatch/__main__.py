@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 VERBS = {
     "train": "train with an exact global batch on any number of processes",
     "plan": "show what a run would do: batch plan, learning rates, steps; no process group, no training",
+    "ledger": "find the first step in which two runs differ: `ledger A B`, folders of runs",
     "bench": "measure on this machine: `bench loop` compares our loop with a hand-written DDP loop",
 }
 
