@@ -15,13 +15,14 @@ MODULES = {
 
 # A room is a module or a package directly under `largebatch`.
 LEVELS = (
-    {"batch", "scaling", "schedule", "duration", "keyed", "order", "pairwise"},
-    {"optim", "diagnostics", "models", "losses"},
+    {"batch", "scaling", "schedule", "duration", "keyed", "order", "pairwise", "ledger"},
+    {"optim", "diagnostics", "models", "losses", "fingerprint"},
     {
         "runtime",
         "gradients",
         "running_statistics",
         "ordered_reduction",
+        "rank_values",
         "data",
         "checkpoint",
         "trackers",
@@ -39,6 +40,7 @@ LEVELS = (
         "preconditions",
         "trial",
         "resume",
+        "same_run",
         "prepare",
         "build",
         "commands",
@@ -52,6 +54,7 @@ SAME_LEVEL = {
     ("gradients", "runtime"),
     ("running_statistics", "runtime"),
     ("ordered_reduction", "runtime"),
+    ("rank_values", "runtime"),
     ("gradients", "ordered_reduction"),
     ("observers", "loop"),
     ("loop", "agreement"),
