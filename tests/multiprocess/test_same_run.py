@@ -132,12 +132,26 @@ def test_without_comparison_torch_goes_on_with_different_weights(ranks, tmp_path
     assert ranks(2).run(run_with_fault, str(tmp_path), "weight", 1, 5, *overrides) == [("finished", 20)] * 2
 
 
-@pytest.mark.parametrize("overrides", [("observers.metrics.every=1",), ("observers.metrics.every=10",)])
-def test_a_rank_that_skips_a_step_is_found_and_named(ranks, tmp_path, overrides):
-    outcomes = ranks(3).run(run_with_fault, str(tmp_path), "step", 1, 5, *overrides)
+@pytest.mark.parametrize(
+    ("at_step", "found_after", "overrides"),
+    [
+        (5, 7, ("observers.metrics.every=1",)),  # by the sum that goes with every row
+        (9, 11, ("observers.metrics.every=10", "observers.ranks.compare_every=1000")),
+        (5, 8, ("observers.metrics.every=10",)),  # by the comparison of ranks
+        (7, 8, ("observers.metrics.every=10",)),
+        (
+            5,
+            6,
+            ("observers.metrics.every=10", "observers.ranks.compare_every=1000", "observers.checkpoint.every=6steps"),
+        ),
+    ],
+)
+def test_a_rank_that_skips_a_step_is_found_and_named(ranks, tmp_path, at_step, found_after, overrides):
+    """Whatever the faulty rank believes to be due: it takes part in what the others do."""
+    outcomes = ranks(3).run(run_with_fault, str(tmp_path), "step", 1, at_step, *overrides)
     assert len({message for message, _ in outcomes}) == 1
     message, step = outcomes[0]
-    assert step <= 8
+    assert step <= found_after
     assert "teps done: rank 1 has" in message
     assert checkpoints(tmp_path) == []
 
