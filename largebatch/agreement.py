@@ -24,8 +24,6 @@ class Agreement:
     the same numbers, all of them stop, or change the interval of agreements, after the same step.
     """
 
-    step: int
-    _runtime: Runtime
     _pending: PendingSum
 
     @classmethod
@@ -43,7 +41,7 @@ class Agreement:
         steps = [step if rank == runtime.rank else 0 for rank in range(runtime.world_size)]
         others = torch.tensor([stop, step_s if runtime.is_main else 0.0, *steps], dtype=torch.float64)
         values = torch.cat([loss_sum.reshape(1), others.to(runtime.device)])
-        return cls(step, runtime, runtime.start_sum(values))
+        return cls(runtime.start_sum(values))
 
     @property
     def loss_sum(self) -> float:

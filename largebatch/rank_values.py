@@ -71,9 +71,9 @@ def disagreement(values: Sequence[object]) -> Disagreement | None:
     >>> disagreement([7, 7, 8]).explain("step")
     'step: rank 2 has 8; ranks 0 and 1 have 7'
     """
-    texts = [str(value) for value in values]
-    if len(set(texts)) <= 1:
+    if len(set(values)) <= 1:  # before anything else: with a thousand ranks this is all that a step should cost
         return None
+    texts = [str(value) for value in values]
     usual, count = Counter(texts).most_common(1)[0]
     return Disagreement(
         usual=usual,
