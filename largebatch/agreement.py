@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from largebatch.rank_values import disagreement
 from largebatch.runtime import PendingSum, Runtime
 
 # Steps longer than this are agreed on one by one: the sum, about a millisecond over sockets, is below one per cent of
@@ -23,8 +24,6 @@ class Agreement:
     the same numbers, all of them stop, or change the interval of agreements, after the same step.
     """
 
-    step: int
-    _runtime: Runtime
     _pending: PendingSum
 
     @classmethod
@@ -38,9 +37,11 @@ class Agreement:
             step: the step that this rank has finished.
             step_s: seconds per step lately; rank 0's counts.
         """
-        others = torch.tensor([stop, step, step_s if runtime.is_main else 0.0], dtype=torch.float64)
+        # A place of its own for every rank's step: from a sum nobody could tell which rank is at another one.
+        steps = [step if rank == runtime.rank else 0 for rank in range(runtime.world_size)]
+        others = torch.tensor([stop, step_s if runtime.is_main else 0.0, *steps], dtype=torch.float64)
         values = torch.cat([loss_sum.reshape(1), others.to(runtime.device)])
-        return cls(step, runtime, runtime.start_sum(values))
+        return cls(runtime.start_sum(values))
 
     @property
     def loss_sum(self) -> float:
@@ -50,21 +51,19 @@ class Agreement:
     @property
     def steps_are_slow(self) -> bool:
         """Whether agreeing after every step costs next to nothing."""
-        return self._pending.result()[3] > SLOW_STEP_S
+        return self._pending.result()[2] > SLOW_STEP_S
 
     def verdict(self, *, is_last: bool = False) -> str:
         """How the run stands: "running", "stopped" (not after the last step), or "diverged".
 
         Raises:
-            RuntimeError: if ranks are at different steps.
+            RuntimeError: on every rank, if ranks are at different steps; names the rank.
         """
-        loss_sum, num_stops, steps, _ = self._pending.result()
-        world_size = self._runtime.world_size
-        if steps != self.step * world_size:
+        loss_sum, num_stops, _, *steps = self._pending.result()
+        if found := disagreement([round(step) for step in steps]):
             raise RuntimeError(
-                f"Ranks are at different steps: rank {self._runtime.rank} finished step {self.step}, the mean over "
-                f"ranks is {steps / world_size:g}. A rank skipped or repeated a step, and its gradients were mixed "
-                "with the others'. Resume from the last checkpoint."
+                f"Ranks are at different steps. {found.explain('Steps done')}. A rank skipped or repeated a step, and "
+                "its gradients were mixed with the others'. Resume from the last checkpoint."
             )
         if not math.isfinite(loss_sum):
             return "diverged"

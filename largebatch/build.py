@@ -21,8 +21,11 @@ from largebatch.observers import (
     CheckpointObserver,
     EvaluationObserver,
     Journal,
+    LedgerObserver,
     MetricsObserver,
     ProfileObserver,
+    RankObserver,
+    WatchedLoader,
     restore,
 )
 from largebatch.order import SampleOrder
@@ -30,6 +33,8 @@ from largebatch.prepare import Prepared
 from largebatch.resume import check_identity, find_checkpoint, run_identity
 from largebatch.run_folder import RunFolder, new_folder
 from largebatch.runtime import Runtime
+from largebatch.same_run import require_same_run, run_fingerprint
+from largebatch.schema import TrainConfig
 from largebatch.trackers import JsonlTracker, ProgressLine, TensorBoardTracker, Tracker, WandbTracker
 
 
@@ -50,7 +55,7 @@ def open_job(prepared: Prepared, stop: StopRequest, overrides: Sequence[str]) ->
     """Join the job of the launcher, yield the run ready to train, and leave the job.
 
     Raises:
-        LauncherError: if launcher and accelerate disagree.
+        LauncherError: if launcher and accelerate disagree, or the ranks are not the same run.
         CheckpointError: if the run to resume has no usable checkpoint, or was another run.
     """
     config = prepared.config
@@ -58,6 +63,8 @@ def open_job(prepared: Prepared, stop: StopRequest, overrides: Sequence[str]) ->
         precision=config.precision.compute, tf32=config.precision.tf32, timeout_s=config.launcher.timeout_s
     )
     try:
+        if runtime.world_size > 1:
+            require_same_run(runtime, run_fingerprint(prepared))
         name = config.run.name or config.data.name
         folder = RunFolder(Path(runtime.broadcast(config.run.dir or str(new_folder(config.run.root, name)))))
         identity = run_identity(prepared)
@@ -71,6 +78,8 @@ def open_job(prepared: Prepared, stop: StopRequest, overrides: Sequence[str]) ->
         with contextlib.ExitStack() as stack:
             trackers = _trackers(prepared, folder, checkpoint, stack) if runtime.is_main else []
             job = _connect(prepared, runtime, folder, trackers, identity, stop)
+            if config.observers.ledger.enabled:
+                _keep_ledger(job, config, resume_at_step=checkpoint.values["step"] if checkpoint else 0)
             job.notes += notes
             if checkpoint is not None:
                 restore(job.run, checkpoint)
@@ -120,7 +129,9 @@ def _connect(
     journal = Journal(trackers, num_samples=derived.num_samples)
     evaluation = _evaluation(prepared, journal)
     checkpoints = _checkpoints(prepared, folder, trackers, identity)
-    observers: list[Observer] = [MetricsObserver(journal), evaluation, checkpoints]
+    # First, so that nothing is logged or saved of weights that the ranks do not share.
+    ranks = RankObserver(every=config.observers.ranks.compare_every, checkpoint_every=derived.checkpoint_every)
+    observers: list[Observer] = [ranks, MetricsObserver(journal), evaluation, checkpoints]
     if config.observers.profile.steps:
         observers.insert(0, _profiler(prepared, folder))
     run = Run(
@@ -141,6 +152,18 @@ def _connect(
         stop_requested=stop,
     )
     return Job(run, folder, trackers, evaluation, checkpoints, notes=[])
+
+
+def _keep_ledger(job: Job, config: TrainConfig, *, resume_at_step: int) -> None:
+    """Add the ledger in front of the checkpoints: a checkpoint has the row of its own step on disk."""
+    tracker = None
+    if job.run.runtime.is_main:
+        tracker = JsonlTracker(job.folder.ledger, resume_at_step=resume_at_step)
+        job.trackers = [*job.trackers, tracker]  # to be closed and asked for problems; metrics do not go there
+    loader = WatchedLoader(job.run.loader)
+    job.run.loader = loader
+    ledger = LedgerObserver(tracker, loader, parameters_every=config.observers.ledger.parameters_every)
+    job.run.observers = [*job.run.observers[:-1], ledger, job.checkpoints]
 
 
 def _loader(prepared: Prepared, runtime: Runtime) -> MicroBatchLoader:

@@ -100,6 +100,7 @@ class Run:
         clip_norm: largest gradient norm; None: no clipping.
         ordered: sums gradients in one order on any number of ranks, see `OrderedReduction`; for audits.
         log_every: steps between detailed reports (gradient norm, exposed communication).
+        needs_every_loss: whether the loss is summed over ranks in every step, short or long.
         stop_requested: whether this rank was asked to stop.
     """
 
@@ -116,6 +117,7 @@ class Run:
     clip_norm: float | None = None
     ordered: bool = False
     log_every: int = 10
+    needs_every_loss: bool = False
     observers: Sequence[Observer] = ()
     stop_requested: Callable[[], bool] = lambda: False
     progress: Progress = field(default_factory=Progress)
@@ -130,10 +132,15 @@ class Run:
         self.units_per_sample: int | None = None
         self.fixed_units = self.loss.fixed_units if self.fixed_units is None else self.fixed_units
         self.agrees_every_step = True
+        self.counted_step = self.progress.step
         self.last_agreement = (self.progress.step, self.progress.train_s)
 
     def is_logged(self, step: int) -> bool:
-        """Whether the step that makes `step` steps done is reported in detail."""
+        """Whether the step that makes `step` steps done is reported in detail. Ask for `counted_step`.
+
+        What the ranks do together follows the steps that this process has counted since they last agreed on one: were
+        `progress` wrong on one rank, its collectives would meet other ones of other ranks before anybody could tell.
+        """
         return step % self.log_every == 0 or step == self.num_steps
 
     @property
@@ -153,14 +160,15 @@ def train(run: Run) -> str:
     micro_batches = run.loader.micro_batches(run.progress.samples_seen, run.num_steps - run.progress.step)
     run.model.train()
     run.last_agreement = (run.progress.step, run.progress.train_s)
+    run.counted_step = run.progress.step
     status, previous = "running", None
-    while run.progress.step < run.num_steps and status == "running":
+    while run.counted_step < run.num_steps and status == "running":
         started = time.perf_counter()
         report = take_step(run, micro_batches)
         if previous is not None:
             # One step late: by now the sums have arrived, so nobody waits for the network.
             status = previous.verdict()
-            run.agrees_every_step = previous.steps_are_slow
+            run.agrees_every_step = run.needs_every_loss or previous.steps_are_slow
         previous = report.agreement
         run.progress.train_s += time.perf_counter() - started
         for observer in run.observers:
@@ -176,7 +184,8 @@ def train(run: Run) -> str:
 def take_step(run: Run, micro_batches: Iterator[Any]) -> StepReport:
     """Consume one global batch: gradient, learning rate, update."""
     progress, runtime = run.progress, run.runtime
-    is_detailed = run.is_logged(progress.step + 1)
+    run.counted_step += 1
+    is_detailed = run.is_logged(run.counted_step)
     run.clock.is_running = is_detailed
     lr = run.lr_at(progress.samples_seen)
     for group in run.optimizer.param_groups:

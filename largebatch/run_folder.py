@@ -27,6 +27,11 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def ledger(self) -> Path:
+        """One JSON object per optimizer step, to compare runs by."""
+        return self.path / "ledger.jsonl"
+
+    @property
     def checkpoints(self) -> Path:
         """`step_XXXXXXXX` folders."""
         return self.path / "checkpoints"

@@ -28,7 +28,7 @@ _ACCELERATE_PRECISION = {"fp64": "no", "fp32": "no", "bf16": "bf16", "fp16": "fp
 
 
 class LauncherError(RuntimeError):
-    """The launcher and accelerate disagree about the ranks of this job."""
+    """The processes that the launcher started do not fit together as the ranks of one job."""
 
 
 @dataclass

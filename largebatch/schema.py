@@ -155,12 +155,27 @@ class ProfileConfig(_Section):
     steps: Annotated[int, Field(ge=0)]
 
 
+class LedgerConfig(_Section):
+    """ledger.jsonl."""
+
+    enabled: bool
+    parameters_every: PositiveInt
+
+
+class RanksConfig(_Section):
+    """Comparison of step and weights over ranks."""
+
+    compare_every: PositiveInt | None
+
+
 class ObserversConfig(_Section):
     """What watches the run."""
 
     metrics: MetricsConfig
     evaluation: EvaluationConfig
     checkpoint: CheckpointConfig
+    ledger: LedgerConfig
+    ranks: RanksConfig
     profile: ProfileConfig
     progress: bool
 

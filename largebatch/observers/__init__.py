@@ -1,15 +1,23 @@
-"""What watches a run: metrics, evaluation, checkpoints. Removing all of them leaves the weights bit-identical."""
+"""What watches a run: metrics, evaluation, checkpoints, ledger, agreement of ranks.
+
+Removing all of them leaves the weights bit-identical.
+"""
 
 from largebatch.observers.checkpoints import CheckpointObserver, restore
 from largebatch.observers.evaluation import EvaluationObserver
+from largebatch.observers.ledger import LedgerObserver, WatchedLoader
 from largebatch.observers.metrics import Journal, MetricsObserver
 from largebatch.observers.profile import ProfileObserver
+from largebatch.observers.ranks import RankObserver
 
 __all__ = [
     "CheckpointObserver",
     "EvaluationObserver",
     "Journal",
+    "LedgerObserver",
     "MetricsObserver",
     "ProfileObserver",
+    "RankObserver",
+    "WatchedLoader",
     "restore",
 ]

@@ -56,7 +56,7 @@ class MetricsObserver:
     def after_step(self, run: Run, report: StepReport) -> None:
         """Log, if this step is due."""
         self._data_s += report.data_s
-        if run.is_logged(report.step):
+        if run.is_logged(run.counted_step):
             self._journal.log(run.progress, self._row(run, report))
             self._begin_window(run)
 

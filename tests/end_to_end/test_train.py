@@ -111,6 +111,50 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path):
                     for row in read_metrics(whole / "metrics.jsonl")]  # fmt: skip
 
 
+LEDGER = ["observers.ledger.enabled=true", "observers.ledger.parameters_every=4"]
+
+
+def test_the_ledger_of_a_resumed_run_equals_that_of_an_uninterrupted_one_line_by_line(tmp_path, capsys):
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    options = [*LEDGER, "observers.checkpoint.every=17steps", "observers.checkpoint.keep=9"]
+    assert train(whole, *options) == 0
+    lines = (whole / "ledger.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, 41))
+    shutil.copytree(whole, resumed)
+    for step in (34, 40):
+        shutil.rmtree(resumed / "checkpoints" / f"step_{step:08d}")
+    torn = "".join(f"{line}\n" for line in lines[:23]) + lines[23][:50]  # killed while it wrote row 24
+    (resumed / "ledger.jsonl").write_text(torn)
+    assert train(resumed, *options, "resume=auto") == 0
+    assert (resumed / "ledger.jsonl").read_text().splitlines() == lines
+    aside = (resumed / "ledger.stale-1.jsonl").read_text().splitlines()
+    assert aside == [*lines[17:23], lines[23][:50]]
+    assert main(["ledger", str(whole), str(resumed)]) == 0
+    assert main(["ledger", str(whole / "ledger.jsonl"), str(resumed / "ledger.stale-1.jsonl")]) == 0
+    assert "torn lines left out: 7" in capsys.readouterr().out
+
+
+def test_a_run_that_starts_again_before_its_first_checkpoint_sets_all_rows_aside(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "ledger.jsonl").write_text('{"step":1,"ids":"of the run that was killed"}\n')
+    assert train(folder, *LEDGER, "length=6steps", "resume=auto") == 0
+    assert [row["step"] for row in read_metrics(folder / "ledger.jsonl")] == list(range(1, 7))
+    assert (folder / "ledger.stale-1.jsonl").exists()
+
+
+def test_a_ledger_that_cannot_be_written_costs_rows_and_not_the_run(tmp_path, capsys):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "ledger.jsonl").symlink_to("/dev/full")
+    assert train(folder, *LEDGER, "length=6steps") == 0
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["status"] == "finished"
+    (problem,) = summary["problems"]
+    assert problem.startswith("ledger.jsonl: a row was lost: OSError: [Errno 28]")
+    assert problem.endswith("(6 times)")
+
+
 def test_resume_refuses_another_run_and_names_what_changed(tmp_path, capsys):
     folder = tmp_path / "run"
     assert train(folder) == 0

@@ -15,14 +15,15 @@ MODULES = {
 
 # A room is a module or a package directly under `largebatch`.
 LEVELS = (
-    {"batch", "scaling", "schedule", "duration", "keyed", "order", "pairwise"},
-    {"optim", "diagnostics", "models", "losses", "coupled_losses"},
+    {"batch", "scaling", "schedule", "duration", "keyed", "order", "pairwise", "ledger"},
+    {"optim", "diagnostics", "models", "losses", "coupled_losses", "fingerprint"},
     {
         "runtime",
         "gradients",
         "coupled_gradients",
         "running_statistics",
         "ordered_reduction",
+        "rank_values",
         "data",
         "checkpoint",
         "trackers",
@@ -40,6 +41,7 @@ LEVELS = (
         "preconditions",
         "trial",
         "resume",
+        "same_run",
         "prepare",
         "verification",
         "build",
@@ -54,6 +56,7 @@ SAME_LEVEL = {
     ("gradients", "runtime"),
     ("running_statistics", "runtime"),
     ("ordered_reduction", "runtime"),
+    ("rank_values", "runtime"),
     ("gradients", "ordered_reduction"),
     ("coupled_gradients", "gradients"),
     ("coupled_gradients", "ordered_reduction"),

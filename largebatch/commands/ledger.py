@@ -1,0 +1,166 @@
+"""`largebatch ledger A B`: the first step in which two runs differ, and what differs there."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from largebatch.ledger import Comparison, FieldComparison, LedgerRow
+
+EXIT_EQUAL, EXIT_DIFFERENT, EXIT_WRONG_INPUT = 0, 1, 2
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`ledger A B [--loss-tolerance R]`; returns 0 if the ledgers agree, 1 if they differ, 2 for wrong input."""
+    parser = _parser()
+    try:
+        options = parser.parse_args(list(arguments))
+    except SystemExit as exit_:
+        return EXIT_WRONG_INPUT if exit_.code else 0
+    from largebatch.ledger import compare_ledgers
+
+    try:
+        ledgers = [_read(Path(given)) for given in (options.first, options.second)]
+        comparison = compare_ledgers(*(rows for rows, _ in ledgers), loss_tolerance=options.loss_tolerance)
+        if not comparison.common_steps:
+            raise ValueError(
+                f"the ledgers have no step in common: A has {_steps(comparison.only_first)}, "
+                f"B has {_steps(comparison.only_second)}. Compare runs of the same steps."
+            )
+    except (OSError, ValueError) as error:
+        print(f"largebatch ledger: {error}", file=sys.stderr)
+        return EXIT_WRONG_INPUT
+    with contextlib.suppress(BrokenPipeError):  # `| head` has seen enough; the exit code still tells the result
+        for name, given, (rows, notes) in zip("AB", (options.first, options.second), ledgers, strict=True):
+            print("\n".join([f"{name}  {given}: {_steps(sorted({row['step'] for row in rows}))}", *notes]))
+        print("\n".join(_report(comparison, [rows for rows, _ in ledgers], options.loss_tolerance)), flush=True)
+    return EXIT_DIFFERENT if comparison.first_divergence else EXIT_EQUAL
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="largebatch ledger",
+        description="Find the first optimizer step in which two runs differ. Exit code 0: equal, 1: different, "
+        "2: wrong input.",
+    )
+    parser.add_argument("first", metavar="A", help="folder of a run, or a ledger.jsonl")
+    parser.add_argument("second", metavar="B", help="the other one")
+    parser.add_argument(
+        "--loss-tolerance",
+        type=_tolerance,
+        default=0.0,
+        metavar="R",
+        help="relative difference up to which losses count as equal; hashes of parameters are then not judged. Sums of "
+        "another number of ranks differ in the last digits. Default: 0, bitwise",
+    )
+    return parser
+
+
+def _tolerance(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text}: a tolerance is a finite number, 0 or more.")
+    return value
+
+
+def _read(path: Path) -> tuple[list[LedgerRow], list[str]]:
+    """The rows of a ledger and what was wrong with others.
+
+    Raises ValueError if there is none.
+    """
+    from largebatch.ledger import is_ledger_row
+    from largebatch.trackers import read_metrics, torn_lines
+
+    file = path / "ledger.jsonl" if path.is_dir() else path
+    if not file.is_file():
+        raise ValueError(
+            f"{file} does not exist. A run writes it when it is trained with observers.ledger.enabled=true."
+        )
+    found = read_metrics(file)
+    rows: list[LedgerRow] = [row for row in found if is_ledger_row(row)]
+    if not rows:
+        raise ValueError(f"{file} has no row of a ledger. Give the folder of a run, or its ledger.jsonl.")
+    notes = []
+    if torn := torn_lines(file):
+        shown = ", ".join(map(str, torn[:5])) + (", ..." if len(torn) > 5 else "")
+        notes.append(f"   torn lines left out: {shown}")
+    if len(rows) < len(found):
+        notes.append(f"   {len(found) - len(rows)} lines left out: they are no rows of a ledger")
+    steps = {row["step"] for row in rows}
+    if len(steps) < len(rows):
+        notes.append(f"   {len(rows) - len(steps)} steps are there twice: the last row counts")
+    return rows, notes
+
+
+def _report(comparison: Comparison, ledgers: Sequence[Sequence[LedgerRow]], tolerance: float) -> list[str]:
+    from largebatch.ledger import FIELDS
+
+    lines = []
+    for name, steps in (("A", comparison.only_first), ("B", comparison.only_second)):
+        if steps:
+            lines.append(f"only {name} has {_steps(steps)}")
+    compared = _steps(comparison.common_steps)
+    if comparison.first_divergence is None:
+        how = f"with losses within {tolerance:g}" if tolerance else "bit for bit"
+        lines += ["", f"equal {how} over {compared}"]
+    else:
+        step, fields = comparison.first_divergence
+        rows = [next(row for row in reversed(rows) if row["step"] == step) for rows in ledgers]
+        names = [FIELDS[field] for field in fields]
+        lines += ["", f"first different at step {step}: {names[0]}" + _also(names[1:])]
+        for field in fields:
+            lines += [f"  {which} {FIELDS[field]}: {_shown(row, field)}" for which, row in zip("AB", rows, strict=True)]
+            lines += _apart(rows, field)
+    lines += ["", f"over {compared}:"]
+    return lines + [f"  {_summary(one, comparison)}" for one in comparison.fields]
+
+
+def _also(names: Sequence[str]) -> str:
+    return f" (and with it: {', '.join(names)})" if names else ""
+
+
+def _shown(row: LedgerRow, field: str) -> str:
+    if field in ("lr", "loss"):
+        return f"{float.fromhex(row[field])!r} ({row[field]})"
+    return str(row[field])
+
+
+def _apart(rows: Sequence[LedgerRow], field: str) -> list[str]:
+    from largebatch.ledger import relative_difference
+
+    if field not in ("lr", "loss"):
+        return []
+    one, other = (float.fromhex(row[field]) for row in rows)
+    return [f"  relative difference: {relative_difference(one, other):.3g}"]
+
+
+def _summary(one: FieldComparison, comparison: Comparison) -> str:
+    from largebatch.ledger import FIELDS
+
+    name = FIELDS[one.field]
+    if not one.num_compared:
+        return f"{name}: not compared, no step has it in both ledgers"
+    note = "" if one.field in comparison.judged else "; not judged, since losses may differ"
+    distance = f", at most {one.largest:.3g} relative" if one.largest else ""
+    if not one.differing_steps:
+        return f"{name}: equal in all {one.num_compared:,} rows{distance}{note}"
+    first, count = one.differing_steps[0], len(one.differing_steps)
+    return f"{name}: different in {count:,} of {one.num_compared:,} rows, first at step {first}{distance}{note}"
+
+
+def _steps(steps: Sequence[Any]) -> str:
+    """Ascending steps as ranges: `steps 1 to 4, 6` with the number of steps."""
+    ranges: list[list[int]] = []
+    for step in steps:
+        if ranges and step == ranges[-1][1] + 1:
+            ranges[-1][1] = step
+        else:
+            ranges.append([step, step])
+    shown = [f"{low}" if low == high else f"{low} to {high}" for low, high in ranges[:5]]
+    more = [f"and {len(ranges) - 5} more ranges"] if len(ranges) > 5 else []
+    return f"{len(steps):,} steps, {', '.join([*shown, *more])}" if len(steps) != 1 else f"step {shown[0]}"

@@ -1,0 +1,67 @@
+"""Short proofs that two sets of tensors are the same: a cryptographic one for records, a cheap one for checks."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+# Words at a time: 2 MiB stay in the cache of a CPU and are enough work for a kernel of a GPU.
+_CHUNK = 2**18
+
+
+def tensors_sha256(named: Iterable[tuple[str, Tensor]]) -> str:
+    """SHA-256 over name, dtype, shape and bytes of tensors, in the order of their names.
+
+    Tensors on a GPU are copied to the host one after another.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(named, key=lambda pair: pair[0]):
+        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        flat = _real(tensor).cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def parameter_checksums(module: nn.Module) -> Tensor:
+    """One 64-bit checksum per parameter, int64 [number of parameters] in the order of `named_parameters`.
+
+    It is sum_i (2 i + 1) x_i modulo 2^64 over the bytes as little-endian 64-bit words x_i, filled up with zeros, and
+    summed with odd factors over chunks. Odd numbers have inverses modulo 2^64, so a change inside one word, whatever
+    its size, always changes the sum.
+
+    It runs on the device of the parameters and waits for nothing.
+    """
+    return torch.stack([_checksum(parameter) for parameter in module.parameters()])
+
+
+def combine_checksums(checksums: Tensor) -> Tensor:
+    """One checksum of many, int64 scalar; a change of one of them always changes it."""
+    return (checksums * _odd_numbers(len(checksums), checksums.device)).sum()
+
+
+def _checksum(tensor: Tensor) -> Tensor:
+    words = _words(tensor)
+    total = torch.zeros((), dtype=torch.int64, device=tensor.device)
+    weights = _odd_numbers(min(len(words), _CHUNK), tensor.device)
+    for number, chunk in enumerate(words.split(_CHUNK)):
+        total += (2 * number + 1) * (chunk * weights[: len(chunk)]).sum()
+    return total
+
+
+def _words(tensor: Tensor) -> Tensor:
+    data = _real(tensor).contiguous().reshape(-1).view(torch.uint8)
+    if len(data) % 8 or data.storage_offset() % 8:
+        data = torch.cat([data, data.new_zeros(-len(data) % 8)])
+    return data.view(torch.int64)
+
+
+def _odd_numbers(count: int, device: torch.device) -> Tensor:
+    return torch.arange(1, 2 * count, 2, dtype=torch.int64, device=device)
+
+
+def _real(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach()
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor

@@ -1,0 +1,96 @@
+"""What each rank has, known to every rank, and which rank differs from the others."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from largebatch.runtime import Runtime
+
+
+def integers_of_ranks(runtime: Runtime, values: Tensor) -> Tensor:
+    """The int64 vector of every rank, [world size, len(values)], on the device; all ranks give equally many.
+
+    A sum in which each rank fills a row of its own: one small all-reduce.
+    """
+    assert values.dtype == torch.int64
+    table = torch.zeros((runtime.world_size, len(values)), dtype=torch.int64, device=runtime.device)
+    table[runtime.rank] = values
+    runtime.sum_in_place(table)
+    return table
+
+
+def texts_of_ranks(runtime: Runtime, text: str) -> list[str]:
+    """The text of every rank, in the order of ranks."""
+    own = torch.tensor(list(text.encode()), dtype=torch.uint8)
+    lengths = integers_of_ranks(runtime, torch.tensor([len(own)], device=runtime.device))[:, 0].tolist()
+    table = torch.zeros((runtime.world_size, max(lengths)), dtype=torch.uint8, device=runtime.device)
+    table[runtime.rank, : len(own)] = own.to(runtime.device)
+    runtime.sum_in_place(table)
+    return [bytes(row[:length].tolist()).decode() for row, length in zip(table.cpu(), lengths, strict=True)]
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """Ranks that differ from the most common value.
+
+    Attributes:
+        usual: the most common value as text; among equally common ones that of the lowest rank.
+        usual_ranks: the ranks that have it.
+        others: the value of every other rank, as text.
+        has_majority: whether more than half of the ranks have the usual value; if not, either side may be at fault.
+    """
+
+    usual: str
+    usual_ranks: tuple[int, ...]
+    others: dict[int, str]
+    has_majority: bool
+
+    @property
+    def first_rank(self) -> int:
+        """The lowest rank that differs."""
+        return min(self.others)
+
+    def explain(self, what: str) -> str:
+        """One sentence: which ranks have which value of `what`."""
+        by_value: dict[str, list[int]] = {}
+        for rank, value in self.others.items():
+            by_value.setdefault(value, []).append(rank)
+        odd = ", ".join(f"{_ranks(held)} {_has(held)} {value}" for value, held in by_value.items())
+        tie = "" if self.has_majority else " (no majority: either may be at fault)"
+        return f"{what}: {odd}; {_ranks(self.usual_ranks)} {_has(self.usual_ranks)} {self.usual}{tie}"
+
+
+def disagreement(values: Sequence[object]) -> Disagreement | None:
+    """Who differs, given one value per rank; None if all are equal.
+
+    >>> disagreement([7, 7, 8]).explain("step")
+    'step: rank 2 has 8; ranks 0 and 1 have 7'
+    """
+    if len(set(values)) <= 1:  # before anything else: with a thousand ranks this is all that a step should cost
+        return None
+    texts = [str(value) for value in values]
+    usual, count = Counter(texts).most_common(1)[0]
+    return Disagreement(
+        usual=usual,
+        usual_ranks=tuple(rank for rank, text in enumerate(texts) if text == usual),
+        others={rank: text for rank, text in enumerate(texts) if text != usual},
+        has_majority=2 * count > len(texts),
+    )
+
+
+def _has(ranks: Sequence[int]) -> str:
+    return "has" if len(ranks) == 1 else "have"
+
+
+def _ranks(ranks: Sequence[int]) -> str:
+    """Names of ranks; of many only the first."""
+    if len(ranks) == 1:
+        return f"rank {ranks[0]}"
+    if len(ranks) > 8:
+        return f"ranks {', '.join(map(str, ranks[:6]))} and {len(ranks) - 6} more"
+    return f"ranks {', '.join(map(str, ranks[:-1]))} and {ranks[-1]}"

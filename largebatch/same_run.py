@@ -1,0 +1,122 @@
+"""Whether all ranks of a job were started with the same run: config, code, data and weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from largebatch.data import evaluation_batches
+from largebatch.fingerprint import combine_checksums, parameter_checksums, tensors_sha256
+from largebatch.prepare import Prepared
+from largebatch.rank_values import disagreement, integers_of_ranks, texts_of_ranks
+from largebatch.run_folder import environment
+from largebatch.runtime import LauncherError, Runtime
+
+_PACKAGE = Path(__file__).resolve().parent
+_PROBED_SAMPLES = 4
+_MOST_LINES = 12
+# Versions that change numbers; of the others the ranks may have what they like.
+_NUMERIC_PACKAGES = ("torch", "accelerate", "numpy")
+
+
+def run_fingerprint(prepared: Prepared) -> dict[str, str]:
+    """What must be the same on every rank, as texts: every config value, and hashes of code, data and weights.
+
+    Of the config the section `run` is left out, and `data.path` wherever it occurs: folders may differ between
+    machines, and what is in them is hashed. Of the data set four samples stand for all, so that it costs nothing.
+    """
+    values = {
+        f"config {key}": _without_folder(value, prepared.config.data.path)
+        for key, value in _flat(prepared.public)
+        if not key.startswith("run.")
+    }
+    packages = environment()["packages"]
+    return values | {
+        "code of largebatch": _code_sha256(),
+        "code of the model, data set and loss": _own_code_sha256(prepared),
+        **{f"version of {name}": str(packages[name]) for name in _NUMERIC_PACKAGES},
+        "length of the training set": str(len(prepared.train)),
+        "samples of the training set": _samples_sha256(prepared),
+        "initial weights": f"0x{int(combine_checksums(parameter_checksums(prepared.model))) % 2**64:016x}",
+    }
+
+
+def require_same_run(runtime: Runtime, fingerprint: dict[str, str]) -> None:
+    """Refuse to train when ranks have different fingerprints. Every rank calls it, before any other collective.
+
+    Raises:
+        LauncherError: on every rank, with what differs, on which rank, and both values.
+    """
+    text = json.dumps(fingerprint, sort_keys=True)
+    own = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little", signed=True)
+    if not disagreement(integers_of_ranks(runtime, torch.tensor([own], device=runtime.device))[:, 0].tolist()):
+        return
+    fingerprints = [json.loads(one) for one in texts_of_ranks(runtime, text)]
+    keys = sorted(set().union(*fingerprints))
+    columns = {key: [values.get(key, "no value") for values in fingerprints] for key in keys}
+    found = [one.explain(key) for key, column in columns.items() if (one := disagreement(column))]
+    hidden = [f"and {len(found) - _MOST_LINES} more"] if len(found) > _MOST_LINES else []
+    lines = "".join(f"\n  - {line}" for line in found[:_MOST_LINES] + hidden)
+    raise LauncherError(
+        f"The ranks of this job are not the same run:{lines}\n"
+        "Gradients of different runs must not be mixed. Start every rank with the same command, code and data; items "
+        "of a data set may draw random numbers only from the global generators of torch, numpy and random."
+    )
+
+
+def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict) and value:
+        for key, part in value.items():
+            yield from _flat(part, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, str(value)
+
+
+def _without_folder(value: str, path: str | None) -> str:
+    if path and (value == path or value.startswith(f"{path}/")):
+        return "${data.path}" + value.removeprefix(path)
+    return value
+
+
+def _code_sha256() -> str:
+    return _files_sha256({str(path.relative_to(_PACKAGE)): path for path in _PACKAGE.rglob("*.py")})
+
+
+def _own_code_sha256(prepared: Prepared) -> str:
+    """Of the files that define what the config names, whoever wrote them; not of what those import."""
+    config, files = prepared.config, {}
+    for role, node, made in (
+        ("model", config.model, prepared.model),
+        ("data", config.data.train, prepared.train),
+        ("loss", config.loss, prepared.loss),
+    ):
+        # The target may be a function: then the class that it makes is somebody else's.
+        modules = {"target": node["_target_"].rpartition(".")[0], "class": type(made).__module__}
+        for what, module in modules.items():
+            if path := getattr(sys.modules.get(module), "__file__", None):
+                files[f"{role} {what}"] = Path(path)
+    return _files_sha256(files)
+
+
+def _files_sha256(files: dict[str, Path]) -> str:
+    """Of names and contents; a file that cannot be read counts as empty."""
+    digest = hashlib.sha256()
+    for name, path in sorted(files.items()):
+        content = path.read_bytes() if path.is_file() else b""
+        digest.update(f"{name}\0{len(content)}\0".encode() + content)
+    return digest.hexdigest()
+
+
+def _samples_sha256(prepared: Prepared) -> str:
+    """Of samples spread over the training set, each drawn under its own random numbers as in training."""
+    ids = np.unique(np.linspace(0, len(prepared.train) - 1, _PROBED_SAMPLES).astype(np.int64))
+    (batch,) = evaluation_batches(prepared.train, ids, len(ids), seed=prepared.config.seed)
+    inputs = batch.inputs if isinstance(batch.inputs, dict) else {"input": batch.inputs}
+    return tensors_sha256([*((f"inputs.{name}", part) for name, part in inputs.items()), ("targets", batch.targets)])
