@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +28,7 @@ from largebatch.models import GPT, MLP, ConvNet
 from largebatch.order import SampleOrder
 from largebatch.runtime import Runtime
 from largebatch.schedule import Schedule
+from tests.multiprocess.counting import count_collectives
 
 STEPS = 20
 SEED = 3
@@ -293,15 +293,9 @@ def test_an_ordered_reduction_is_the_gradient_of_one_big_batch(ranks, world_size
 
 
 def collectives(case: Case) -> dict[str, Any]:
-    """Every collective of the process group during training, counted by kind and number of elements."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as profiler:
-        weights = trajectory(case)["weights"]
-    calls = Counter(
-        (event.name.removeprefix("gloo:"), int(np.prod(event.input_shapes[0])))
-        for event in profiler.events()
-        if event.name.startswith("gloo:")
-    )
-    return {"calls": calls, "elements": sum(weight.size for weight in weights)}
+    """The collectives of a training, and the number of elements of its gradient."""
+    calls, result = count_collectives(trajectory, case)
+    return {"calls": calls, "elements": sum(weight.size for weight in result["weights"])}
 
 
 @pytest.mark.parametrize("max_micro", [None, 4, 1])
