@@ -21,7 +21,7 @@ from largebatch.trackers import read_metrics
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 STANDALONE = [*TORCHRUN, "--standalone", "--nproc-per-node", "2"]
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch"]
-DEADLINE_S = 150
+DEADLINE_S = 400  # a first start reads gigabytes of libraries from a cold disk
 
 # Pinned micro-batches and double precision: then every launcher must arrive at the same weights.
 RUN = [
