@@ -44,16 +44,20 @@ class RunningStatistics:
             if isinstance(one, _NormBase) and one.running_mean is not None and not isinstance(one, nn.SyncBatchNorm)
         ]
         self._merged: list[tuple[Tensor, Tensor, Tensor]] | None = None
+        self._in_step: dict[float, list[Tensor]] = {}
 
     def begin_step(self) -> None:
         """Before the forward passes of a step."""
         if self._merged is None:
             self._remember()
-        self._scale(lambda momentum: (1 - momentum) ** self._num_before / self._runtime.world_size)
+        if self._runtime.world_size > 1:
+            self._in_step = self._training_statistics()
+            self._scale(lambda momentum: (1 - momentum) ** self._num_before / self._runtime.world_size)
 
     def end_step(self) -> None:
         """After the forward passes of a step."""
-        self._scale(lambda momentum: (1 - momentum) ** self._num_after * self._runtime.world_size)
+        if self._runtime.world_size > 1:
+            self._scale(lambda momentum: (1 - momentum) ** self._num_after * self._runtime.world_size)
 
     @torch.no_grad()
     def merge(self) -> None:
@@ -71,14 +75,16 @@ class RunningStatistics:
 
     @torch.no_grad()
     def _scale(self, factor: Callable[[float], float]) -> None:
-        if self._runtime.world_size == 1:
-            return
-        scaled: dict[float, list[Tensor]] = {}
+        for momentum, tensors in self._in_step.items():
+            torch._foreach_mul_(tensors, factor(momentum))
+
+    def _training_statistics(self) -> dict[float, list[Tensor]]:
+        """The buffers that the coming forward passes will move, by momentum."""
+        moved: dict[float, list[Tensor]] = {}
         for norm in self._norms:
             if norm.training and norm.momentum is not None:
-                scaled.setdefault(norm.momentum, []).extend(_statistics(norm))
-        for momentum, tensors in scaled.items():
-            torch._foreach_mul_(tensors, factor(momentum))
+                moved.setdefault(norm.momentum, []).extend(_statistics(norm))
+        return moved
 
     def _remember(self) -> None:
         """What all ranks have in common now: counts and plain averages go on from there."""
