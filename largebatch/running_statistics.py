@@ -62,7 +62,7 @@ class RunningStatistics:
     @torch.no_grad()
     def merge(self) -> None:
         """Give every rank the statistics over all ranks; one collective, between steps."""
-        if self._runtime.world_size == 1 or not any(True for _ in self._module.buffers()):
+        if self._runtime.world_size == 1 or next(self._module.buffers(), None) is None:
             return
         if self._merged is None:
             self._remember()

@@ -37,7 +37,7 @@ def run(config: DictConfig, overrides: list[str]) -> int:
     prepared = prepare(config, os.environ)
     tolerance = options.tolerance or _TOLERANCES[options.precision]
     causes, errors = _compare(config, prepared, options, tolerance)
-    failed = bool(causes) or any(max(one.gradient_error, one.weights_error) > tolerance for one in errors.values())
+    failed = bool(causes) or any(one.error > tolerance for one in errors.values())
     if os.environ.get("RANK", "0") == "0":
         _show(prepared, causes, errors, tolerance, failed=failed)
     return EXIT_FAILED if failed else 0
@@ -63,7 +63,7 @@ def _compare(
     if causes:
         return causes, {}
     causes, errors = _run_all(config, prepared, cases, reference, options)
-    if any(max(one.gradient_error, one.weights_error) > tolerance for one in errors.values()):
+    if any(one.error > tolerance for one in errors.values()):
         causes += causes_of_failure(prepared, errors, tolerance=tolerance)
     return causes, errors
 
@@ -104,7 +104,7 @@ def _show(prepared: Prepared, causes: list[Cause], errors: Errors, tolerance: fl
 
     rows = [
         (case.name, f"{one.gradient_error:.1e}", f"{one.weights_error:.1e}",
-         "same" if max(one.gradient_error, one.weights_error) <= tolerance else "DIFFERENT")
+         "same" if one.error <= tolerance else "DIFFERENT")
         for case, one in errors.items()
     ]  # fmt: skip
     if rows:

@@ -38,10 +38,10 @@ def causes_in_advance(prepared: Prepared, reference: Trajectory) -> list[Cause]:
 
 def causes_of_failure(prepared: Prepared, errors: Mapping[Case, Comparison], *, tolerance: float) -> list[Cause]:
     """What explains that some cases are off, found by experiments; empty if nothing does."""
-    causes = []
+    causes, probe = [], Probe(prepared)
     if prepared.config.batch.micro is None:
-        causes += _split_dependence(Probe(prepared), tolerance)
-    causes += _unkeyed_draws(Probe(prepared))
+        causes += _split_dependence(probe, tolerance)
+    causes += _unkeyed_draws(probe)
     causes += _unequal_shares(errors, tolerance)
     if all(one.gradient_error <= tolerance for one in errors.values()):
         optimizer = type(prepared.optimizer).__name__
@@ -93,8 +93,7 @@ def _loss_over_batch(probe: Probe) -> list[Cause]:
     if probe.count < 2 or is_coupled(probe.loss):  # a loss that says so is taken over the whole global batch
         return []
     probe.model.eval()
-    outputs = probe.outputs(slice(0, probe.count))
-    prediction = getattr(outputs, "logits", outputs)
+    prediction = probe.prediction()
     whole = probe.loss.loss_per_sample(prediction, probe.targets)
     ratios = []
     for part in probe.parts:

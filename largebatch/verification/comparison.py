@@ -39,6 +39,11 @@ class Comparison:
         """The largest of the weights' errors; infinite if one is not a number."""
         return _largest(self.weights)
 
+    @property
+    def error(self) -> float:
+        """The largest of all errors: what a tolerance is held against."""
+        return max(self.gradient_error, self.weights_error)
+
 
 def compare(ours: Trajectory, reference: Trajectory) -> Comparison:
     """Errors of `ours`; both have the same parameters."""

@@ -13,7 +13,7 @@ from largebatch.coupled_losses import is_coupled
 from largebatch.gradients import forward
 from largebatch.prepare import Prepared
 from largebatch.verification.comparison import relative_errors
-from largebatch.verification.trajectories import gradients_of, loader_of, widened
+from largebatch.verification.trajectories import gradients_of, in_precision, loader_of
 
 _MOST_SAMPLES = 8
 
@@ -24,14 +24,12 @@ class Probe:
     def __init__(self, prepared: Prepared) -> None:
         self.loss = prepared.loss
         self.model = copy.deepcopy(prepared.model)
-        is_double = prepared.config.precision.compute == "fp64"
-        if is_double:
+        if prepared.config.precision.compute == "fp64":
             self.model = self.model.double()
         self.count = min(prepared.derived.plan.global_batch_size, _MOST_SAMPLES)
         plan = BatchPlan.solve(global_batch_size=self.count, world_size=1)
         (batch,) = loader_of(prepared, plan, 0).micro_batches(0, 1)
-        self.inputs: Any = widened(batch.inputs) if is_double else batch.inputs
-        self.targets = batch.targets.double() if is_double and batch.targets.is_floating_point() else batch.targets
+        self.inputs, self.targets = in_precision(prepared, batch)
         # 3 + 5: means over parts of equal size would agree with the mean over the whole.
         cut = max(self.count * 3 // 8, 1)
         self.parts = [slice(0, cut), slice(cut, self.count)]

@@ -85,31 +85,32 @@ def reference_trajectory(prepared: Prepared, plan: BatchPlan, *, num_steps: int)
 
 
 def _loss_sum(prepared: Prepared, model: nn.Module, part: MicroBatchData) -> Tensor:
-    return prepared.loss.loss_per_sample(_outputs(prepared, model, part), _targets(prepared, part)).sum()
+    return prepared.loss.loss_per_sample(*_outputs_and_targets(prepared, model, part)).sum()
 
 
 def _coupled_loss(prepared: Prepared, model: nn.Module, parts: list[MicroBatchData]) -> Tensor:
     """A loss over the whole global batch, with the graphs of all micro-batches in memory."""
-    outputs = torch.cat([_outputs(prepared, model, part) for part in parts])
-    return prepared.loss.loss_per_sample(outputs, torch.cat([_targets(prepared, part) for part in parts])).sum()
+    outputs, targets = zip(*(_outputs_and_targets(prepared, model, part) for part in parts), strict=True)
+    return prepared.loss.loss_per_sample(torch.cat(outputs), torch.cat(targets)).sum()
 
 
-def _outputs(prepared: Prepared, model: nn.Module, part: MicroBatchData) -> Any:
+def _outputs_and_targets(prepared: Prepared, model: nn.Module, part: MicroBatchData) -> tuple[Any, Tensor]:
+    inputs, targets = in_precision(prepared, part)
     key = stream_key(prepared.config.seed, "forward", part.samples_seen)
     torch.default_generator.manual_seed(stream_key(key, "micro-batch", part.index))
-    return forward(model, widened(part.inputs) if prepared.config.precision.compute == "fp64" else part.inputs)
+    return forward(model, inputs), targets
 
 
-def _targets(prepared: Prepared, part: MicroBatchData) -> Tensor:
-    is_double = prepared.config.precision.compute == "fp64" and part.targets.is_floating_point()
-    return part.targets.double() if is_double else part.targets
+def in_precision(prepared: Prepared, batch: MicroBatchData) -> tuple[Any, Tensor]:
+    """Inputs and targets of a micro-batch; floating-point ones in double precision where the run computes in it."""
 
+    def widened(value: Tensor) -> Tensor:
+        is_double = prepared.config.precision.compute == "fp64" and value.is_floating_point()
+        return value.double() if is_double else value
 
-def widened(inputs: Any) -> Any:
-    """Floating-point inputs in double precision."""
-    if isinstance(inputs, dict):
-        return {name: widened(value) for name, value in inputs.items()}
-    return inputs.double() if inputs.is_floating_point() else inputs
+    if isinstance(batch.inputs, dict):
+        return {name: widened(value) for name, value in batch.inputs.items()}, widened(batch.targets)
+    return widened(batch.inputs), widened(batch.targets)
 
 
 @contextmanager

@@ -71,6 +71,15 @@ def evaluate(kind: str, num_validation: int, steps: int = 2) -> tuple[list[dict[
         runtime.close()
 
 
+@torch.no_grad()
+def evaluated(model: Any, weights: list[np.ndarray]) -> Any:
+    """`model` as it was evaluated last: with these weights, in float64 and eval mode."""
+    model = model.double().eval()
+    for parameter, value in zip(model.parameters(), weights, strict=True):
+        parameter.copy_(torch.from_numpy(value))
+    return model
+
+
 @pytest.mark.parametrize("kind", ["classes", "tokens"])
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 @pytest.mark.parametrize("num_validation", [21, 3])
@@ -78,10 +87,7 @@ def test_every_example_counts_exactly_once_on_any_world(ranks, kind, world_size,
     """21 examples over 2 or 4 ranks in batches of 4; 3 examples leave a rank of 4 without any."""
     rows, weights = ranks(world_size).run(evaluate, kind, num_validation)[0]
     model, _, train_set, validation = problem(kind, num_validation)
-    model = model.double().eval()
-    with torch.no_grad():
-        for parameter, value in zip(model.parameters(), weights, strict=True):
-            parameter.copy_(torch.from_numpy(value))
+    model = evaluated(model, weights)
     last = next(row for row in reversed(rows) if "eval/val_loss" in row)
     for name, dataset in (("val", validation), ("train", train_set)):
         ids = np.arange(num_validation) if name == "val" else train_subset_ids(num_validation)
@@ -104,10 +110,7 @@ def test_a_loss_that_compares_samples_is_taken_within_the_same_batches_on_any_wo
     """Batches of 4 at most that differ by one at most, each on one rank; every batch is one draw."""
     rows, weights = ranks(world_size).run(evaluate, "pairs", num_validation)[0]
     model, loss, train_set, validation = problem("pairs", num_validation)
-    model = model.double().eval()
-    with torch.no_grad():
-        for parameter, value in zip(model.parameters(), weights, strict=True):
-            parameter.copy_(torch.from_numpy(value))
+    model = evaluated(model, weights)
     last = next(row for row in reversed(rows) if "eval/val_loss" in row)
     for name, dataset in (("val", validation), ("train", train_set)):
         order = SampleOrder(len(dataset), stream_key(0, "evaluated subset"))
