@@ -6,6 +6,7 @@ import itertools
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +32,6 @@ def accumulate_coupled_gradients(
     micro_batches: Iterable[MicroBatchSource],
     *,
     plan: BatchPlan,
-    count: int,
     weight: float,
     random_key: int,
     clock: ReductionClock | None = None,
@@ -59,7 +59,6 @@ def accumulate_coupled_gradients(
         loss: over the representations of the whole global batch.
         micro_batches: this rank's part of the global batch.
         plan: which part that is.
-        count: how many micro-batches to take.
         weight: the one normalisation, of the sum of the losses of the whole batch.
         random_key: draws inside the model are keyed by it and by the micro-batch's index, not by the rank.
         clock: measures exposed communication of the gradient.
@@ -69,30 +68,67 @@ def accumulate_coupled_gradients(
         ValueError: if the model returns no tensor [n, ...].
     """
     started = time.perf_counter()
-    own = list(itertools.islice(micro_batches, count))
+    own = list(itertools.islice(micro_batches, len(plan.micro_batches(runtime.rank))))
     data_s = time.perf_counter() - started
-    first, last = plan.micro_batches(runtime.rank)[0], plan.micro_batches(runtime.rank)[-1]
-    rows = slice(first.offset, last.offset + last.size)
-
     represented = _represent(runtime, runtime.unwrap(model), own, random_key)
-    representations = _gather(runtime, represented, rows, plan.global_batch_size).requires_grad_()
-    targets = torch.cat([runtime.place_tensor(part.targets) for part in own])
-    losses = loss.loss_per_sample(representations, _gather(runtime, targets, rows, plan.global_batch_size))
-    (gradient,) = torch.autograd.grad(losses.sum(), representations)
-
-    gradients = gradient[rows].split([len(part.targets) for part in own])
+    loss_sum, gradients = differentiate_coupled_loss(runtime, loss, represented, own, plan)
     result = accumulate_gradients(
         runtime,
         model,
         _InnerProduct(),
         [_Cached(part.inputs, rows_of_part, part.index) for part, rows_of_part in zip(own, gradients, strict=True)],
-        count=count,
+        plan=plan,
         weight=weight,
         random_key=random_key,
         clock=clock,
         ordered=ordered,
     )
-    return GradientResult(losses.detach()[rows].double().sum(), data_s + result.data_s, result.communication_s)
+    return GradientResult(loss_sum, data_s + result.data_s, result.communication_s)
+
+
+def differentiate_coupled_loss(
+    runtime: Runtime,
+    loss: CoupledLoss,
+    represented: Sequence[Tensor],
+    micro_batches: Sequence[MicroBatchSource],
+    plan: BatchPlan,
+) -> tuple[Tensor, list[Tensor]]:
+    """The loss of the whole global batch and its total derivative in the representations of this rank.
+
+    Args:
+        runtime: the job.
+        loss: over the representations of the whole global batch.
+        represented: of each micro-batch of this rank, [n, ...]; graphs are left alone.
+        micro_batches: this rank's part of the global batch, for the targets.
+        plan: which part that is.
+
+    Returns:
+        The sum of the losses of this rank's samples, float64, and the derivative for each micro-batch, [n, ...].
+    """
+    first, last = plan.micro_batches(runtime.rank)[0], plan.micro_batches(runtime.rank)[-1]
+    rows = slice(first.offset, last.offset + last.size)
+    own = torch.cat([part.detach() for part in represented])
+    representations = _gather(runtime, own, rows, plan.global_batch_size).requires_grad_()
+    targets = torch.cat([runtime.place_tensor(part.targets) for part in micro_batches])
+    losses = loss.loss_per_sample(representations, _gather(runtime, targets, rows, plan.global_batch_size))
+    (gradient,) = torch.autograd.grad(losses.sum(), representations)
+    parts = gradient[rows].split([len(part.targets) for part in micro_batches])
+    return losses.detach()[rows].double().sum(), list(parts)
+
+
+def require_representations(outputs: Any, micro_batch: MicroBatchSource) -> Tensor:
+    """What a model returned for a micro-batch.
+
+    Raises:
+        ValueError: if it is not a tensor [n, ...].
+    """
+    if isinstance(outputs, Tensor) and len(outputs) == len(micro_batch.targets):
+        return outputs
+    shape = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+    raise ValueError(
+        f"The model returned {shape} for {len(micro_batch.targets)} samples: a coupled loss needs one tensor of "
+        "representations, the first dimension of which counts samples. Return it from the model's forward."
+    )
 
 
 @dataclass(frozen=True)
@@ -114,25 +150,18 @@ class _InnerProduct:
 @torch.no_grad()
 def _represent(
     runtime: Runtime, module: nn.Module, micro_batches: Sequence[MicroBatchSource], random_key: int
-) -> Tensor:
-    """Representations of all micro-batches, in order; buffers are as before afterwards."""
+) -> list[Tensor]:
+    """Representations of each micro-batch, in order; buffers are as before afterwards."""
     # All buffers, not only running statistics: the second pass must start from the same state to compute the same.
     before = {name: buffer.clone() for name, buffer in module.named_buffers()}
     parts = []
     for micro_batch in micro_batches:
         runtime.seed(micro_batch_key(random_key, micro_batch.index))
-        outputs = forward(module, runtime.place(micro_batch.inputs))
-        if not isinstance(outputs, Tensor) or len(outputs) != len(micro_batch.targets):
-            shape = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-            raise ValueError(
-                f"The model returned {shape} for {len(micro_batch.targets)} samples: a coupled loss needs one tensor "
-                "of representations, the first dimension of which counts samples. Return it from the model's forward."
-            )
-        parts.append(outputs)
+        parts.append(require_representations(forward(module, runtime.place(micro_batch.inputs)), micro_batch))
     for name, buffer in module.named_buffers():
         if name in before:
             buffer.copy_(before[name])
-    return torch.cat(parts)
+    return parts
 
 
 def _gather(runtime: Runtime, own: Tensor, rows: slice, global_batch_size: int) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
+from largebatch.batch import BatchPlan
 from largebatch.coupled_losses import is_coupled
 from largebatch.keyed import stream_key
 from largebatch.ordered_reduction import OrderedReduction
@@ -71,7 +72,7 @@ def accumulate_gradients(
     loss: LossPerSample,
     micro_batches: Iterable[MicroBatchSource],
     *,
-    count: int,
+    plan: BatchPlan,
     weight: float,
     random_key: int,
     clock: ReductionClock | None = None,
@@ -90,7 +91,7 @@ def accumulate_gradients(
         model: as returned by `runtime.wrap`; its gradients are zero or None.
         loss: sums per sample.
         micro_batches: this rank's part of the global batch; consumed one by one, so that only one is in memory.
-        count: how many micro-batches to take.
+        plan: how the batch is cut and shared.
         weight: the one normalisation.
         random_key: draws inside the model are keyed by it and by the micro-batch's index, not by the rank.
         clock: measures exposed communication in this step; costs a device synchronisation on a GPU.
@@ -105,10 +106,11 @@ def accumulate_gradients(
             "compare fewer samples. Use accumulate_coupled_gradients."
         )
     if ordered is not None:
-        ordered.begin()
+        ordered.begin(plan)
     loss_sum = torch.zeros((), dtype=torch.float64, device=runtime.device)
     source = iter(micro_batches)
     data_s = 0.0
+    count = len(plan.micro_batches(runtime.rank))
     for number in range(count):
         started = time.perf_counter()
         micro_batch = next(source)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -15,13 +13,10 @@ from torch import nn
 
 from largebatch.agreement import Agreement
 from largebatch.batch import BatchPlan
-from largebatch.coupled_gradients import accumulate_coupled_gradients
-from largebatch.coupled_losses import is_coupled
-from largebatch.gradients import GradientResult, ReductionClock, accumulate_gradients
+from largebatch.global_gradient import GlobalGradient
 from largebatch.keyed import stream_key
 from largebatch.losses import Loss
-from largebatch.ordered_reduction import OrderedReduction
-from largebatch.running_statistics import RunningStatistics
+from largebatch.ramp import BatchRamp
 from largebatch.runtime import Runtime
 
 
@@ -43,6 +38,7 @@ class StepReport:
 
     Attributes:
         step, samples_seen: after the step.
+        plan: that the step followed.
         lr: learning rate that the step used.
         num_units: samples, or valid tokens, of the whole global batch.
         agreement: sums over ranks, maybe still on their way; None after a step that made none. One that is logged does.
@@ -53,6 +49,7 @@ class StepReport:
 
     step: int
     samples_seen: int
+    plan: BatchPlan
     lr: float
     num_units: int
     agreement: Agreement | None
@@ -93,12 +90,14 @@ class Run:
 
     Attributes:
         runtime: the job. model: as `runtime.wrap` returned it. loss: sums per sample; may be a `CoupledLoss`.
+        plan: how a global batch is cut and shared, or a ramp of such plans.
         lr_at: samples seen -> learning rate of the step that starts there.
         num_steps: optimizer steps of the whole run.
         fixed_units: whether all samples have the same number of units; see `units_are_fixed`. None: as the loss says.
         seed: of the run; draws inside the model are keyed by (seed, samples seen, micro-batch).
         clip_norm: largest gradient norm; None: no clipping.
         ordered: sums gradients in one order on any number of ranks, see `OrderedReduction`; for audits.
+        exact_batch_norm: takes batch norm over the whole global batch, see `ExactBatchNorm`.
         log_every: steps between detailed reports (gradient norm, exposed communication).
         needs_every_loss: whether the loss is summed over ranks in every step, short or long.
         stop_requested: whether this rank was asked to stop.
@@ -108,7 +107,7 @@ class Run:
     model: nn.Module
     loss: Loss
     optimizer: torch.optim.Optimizer
-    plan: BatchPlan
+    plan: BatchPlan | BatchRamp
     loader: Loader
     lr_at: Callable[[int], float]
     num_steps: int
@@ -116,6 +115,7 @@ class Run:
     seed: int = 0
     clip_norm: float | None = None
     ordered: bool = False
+    exact_batch_norm: bool = False
     log_every: int = 10
     needs_every_loss: bool = False
     observers: Sequence[Observer] = ()
@@ -123,16 +123,17 @@ class Run:
     progress: Progress = field(default_factory=Progress)
 
     def __post_init__(self) -> None:
-        self.own_micro_batches = self.plan.micro_batches(self.runtime.rank)
-        self.clock = ReductionClock(self.runtime, self.model)
-        self.statistics = RunningStatistics(self.runtime, self.module, self.plan)
-        self.reduction = OrderedReduction(self.runtime, self.module, self.plan) if self.ordered else None
-        coupled = partial(accumulate_coupled_gradients, plan=self.plan)
-        self.accumulate: Callable[..., GradientResult] = coupled if is_coupled(self.loss) else accumulate_gradients
-        self.units_per_sample: int | None = None
-        self.fixed_units = self.loss.fixed_units if self.fixed_units is None else self.fixed_units
+        self.ramp = BatchRamp.of(self.plan)
+        self.gradient = GlobalGradient(
+            self.runtime,
+            self.model,
+            self.loss,
+            fixed_units=self.loss.fixed_units if self.fixed_units is None else self.fixed_units,
+            ordered=self.ordered,
+            exact_batch_norm=self.exact_batch_norm,
+        )
         self.agrees_every_step = True
-        self.counted_step = self.progress.step
+        self.counted_step, self.counted_samples = self.progress.step, self.progress.samples_seen
         self.last_agreement = (self.progress.step, self.progress.train_s)
 
     def is_logged(self, step: int) -> bool:
@@ -160,7 +161,7 @@ def train(run: Run) -> str:
     micro_batches = run.loader.micro_batches(run.progress.samples_seen, run.num_steps - run.progress.step)
     run.model.train()
     run.last_agreement = (run.progress.step, run.progress.train_s)
-    run.counted_step = run.progress.step
+    run.counted_step, run.counted_samples = run.progress.step, run.progress.samples_seen
     status, previous = "running", None
     while run.counted_step < run.num_steps and status == "running":
         started = time.perf_counter()
@@ -184,62 +185,38 @@ def train(run: Run) -> str:
 def take_step(run: Run, micro_batches: Iterator[Any]) -> StepReport:
     """Consume one global batch: gradient, learning rate, update."""
     progress, runtime = run.progress, run.runtime
+    plan = run.ramp.at(run.counted_samples)
     run.counted_step += 1
+    run.counted_samples += plan.global_batch_size
     is_detailed = run.is_logged(run.counted_step)
-    run.clock.is_running = is_detailed
     lr = run.lr_at(progress.samples_seen)
     for group in run.optimizer.param_groups:
         group["lr"] = lr
 
     run.optimizer.zero_grad()
-    run.statistics.begin_step()
-    own, num_units = _count_units(run, itertools.islice(micro_batches, len(run.own_micro_batches)))
-    gradient = run.accumulate(
-        runtime,
-        run.model,
-        run.loss,
-        own,
-        count=len(run.own_micro_batches),
-        # DDP averages over ranks; an ordered reduction adds, and its terms must not depend on the number of ranks.
-        weight=(1 if run.ordered else runtime.world_size) / max(num_units, 1),
+    batch = run.gradient.compute(
+        plan,
+        micro_batches,
         random_key=stream_key(run.seed, "forward", progress.samples_seen),
-        clock=run.clock,
-        ordered=run.reduction,
+        measures_communication=is_detailed,
     )
-    run.statistics.end_step()
     needs_norm = is_detailed or run.clip_norm is not None
     grad_norm = runtime.grad_norm(run.optimizer, run.clip_norm) if needs_norm else None
     runtime.step(run.optimizer)
 
     progress.step += 1
-    progress.samples_seen += run.plan.global_batch_size
+    progress.samples_seen += plan.global_batch_size
     return StepReport(
         step=progress.step,
         samples_seen=progress.samples_seen,
+        plan=plan,
         lr=lr,
-        num_units=num_units,
-        agreement=_agree(run, gradient.loss_sum) if is_detailed or run.agrees_every_step else None,
+        num_units=batch.num_units,
+        agreement=_agree(run, batch.loss_sum) if is_detailed or run.agrees_every_step else None,
         grad_norm=grad_norm,
-        data_s=gradient.data_s,
-        communication_s=gradient.communication_s,
+        data_s=batch.data_s,
+        communication_s=batch.communication_s,
     )
-
-
-def _count_units(run: Run, own: Iterator[Any]) -> tuple[Iterator[Any], int]:
-    """Units of the whole global batch: counted from the targets of all ranks before the first backward pass.
-
-    Only where samples differ in units (masked tokens) this needs a collective, and only there the micro-batches of a
-    step are kept in host memory.
-    """
-    if run.fixed_units:
-        if run.units_per_sample is None:
-            first = next(own)
-            run.units_per_sample = int(run.loss.units_per_sample(first.targets[:1]).sum())
-            own = itertools.chain([first], own)
-        return own, run.plan.global_batch_size * run.units_per_sample
-    kept = list(own)
-    units = sum(int(run.loss.units_per_sample(part.targets).sum()) for part in kept)
-    return iter(kept), round(run.runtime.sum([float(units)])[0])
 
 
 def _agree(run: Run, loss_sum: torch.Tensor) -> Agreement:

@@ -26,18 +26,17 @@ class OrderedReduction:
     Args:
         runtime: the job.
         module: the unwrapped model.
-        plan: who computes which micro-batches.
     """
 
-    def __init__(self, runtime: Runtime, module: nn.Module, plan: BatchPlan) -> None:
+    def __init__(self, runtime: Runtime, module: nn.Module) -> None:
         self._runtime = runtime
         self._parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         self._dtypes = list(dict.fromkeys(parameter.dtype for parameter in self._parameters))
-        self._plan = plan
         self._sum = _empty_sum()
 
-    def begin(self) -> None:
-        """Before the first micro-batch of a step."""
+    def begin(self, plan: BatchPlan) -> None:
+        """Before the first micro-batch of a step; the plan says who computes which of them."""
+        self._plan = plan
         self._sum = _empty_sum()
         self._clear()
 

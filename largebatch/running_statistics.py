@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -27,27 +27,33 @@ class RunningStatistics:
     Args:
         runtime: the job.
         module: the unwrapped model.
-        plan: who computes which micro-batches.
+        exact: batch norms whose statistics are those of the global batch already, the same on every rank.
     """
 
-    def __init__(self, runtime: Runtime, module: nn.Module, plan: BatchPlan) -> None:
-        own = plan.micro_batches(runtime.rank)
+    def __init__(self, runtime: Runtime, module: nn.Module, *, exact: Sequence[_NormBase] = ()) -> None:
         self._runtime = runtime
         self._module = module
-        self._num_before = own[0].index
-        self._num_after = len(plan.micro_batch_sizes) - own[-1].index - 1
-        self._share = plan.rank_batch_size(runtime.rank) / plan.global_batch_size
+        self._num_before = self._num_after = 0
+        self._share = 1 / runtime.world_size
         # Statistics of SyncBatchNorm are those of all ranks already.
         self._norms = [
             one
             for one in module.modules()
-            if isinstance(one, _NormBase) and one.running_mean is not None and not isinstance(one, nn.SyncBatchNorm)
+            if isinstance(one, _NormBase)
+            and one.running_mean is not None
+            and not isinstance(one, nn.SyncBatchNorm)
+            and one not in exact
         ]
+        self._exact = {id(buffer) for norm in exact for buffer in norm.buffers()}
         self._merged: list[tuple[Tensor, Tensor, Tensor]] | None = None
         self._in_step: dict[float, list[Tensor]] = {}
 
-    def begin_step(self) -> None:
-        """Before the forward passes of a step."""
+    def begin_step(self, plan: BatchPlan) -> None:
+        """Before the forward passes of a step; the plan says who computes which micro-batches."""
+        own = plan.micro_batches(self._runtime.rank)
+        self._num_before = own[0].index
+        self._num_after = len(plan.micro_batch_sizes) - own[-1].index - 1
+        self._share = plan.rank_batch_size(self._runtime.rank) / plan.global_batch_size
         if self._merged is None:
             self._remember()
         if self._runtime.world_size > 1:
@@ -67,6 +73,8 @@ class RunningStatistics:
         if self._merged is None:
             self._remember()
         parts = list(self._parts())
+        if not parts:
+            return
         flat = torch.cat([value.double().reshape(-1) for value, _ in parts])
         self._runtime.sum_in_place(flat)
         for (value, store), total in zip(parts, flat.split([value.numel() for value, _ in parts]), strict=True):
@@ -98,7 +106,7 @@ class RunningStatistics:
         assert self._merged is not None
         own = {id(statistic) for norm in self._norms for statistic in _statistics(norm)}
         for buffer in self._module.buffers():
-            if buffer.is_floating_point() and id(buffer) not in own:
+            if buffer.is_floating_point() and id(buffer) not in own | self._exact:
                 yield buffer * self._share, buffer.copy_
         for norm, (count, *averages) in zip(self._norms, self._merged, strict=True):
             yield _count(norm) - count, _adding(_count(norm), count)

@@ -95,7 +95,10 @@ def _hand_written_loop(prepared: Prepared, job: Job, model: object) -> Callable[
     model = runtime.wrap(model)  # the same DDP: the loops are compared, not the wrappers
     order = SampleOrder(len(prepared.train), prepared.config.seed)
     loader = MicroBatchLoader(prepared.train, order, prepared.derived.plan, runtime.rank, augment=prepared.augment)
-    num_parts, scale = len(job.run.own_micro_batches), runtime.world_size / prepared.derived.plan.global_batch_size
+    num_parts, scale = (
+        len(prepared.derived.plan.micro_batches(runtime.rank)),
+        runtime.world_size / prepared.derived.plan.global_batch_size,
+    )
     batches = loader.micro_batches(0, (ROUNDS + WARMUP_ROUNDS) * STEPS_PER_ROUND)
 
     def steps() -> None:

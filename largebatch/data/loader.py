@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from largebatch.batch import BatchPlan
+from largebatch.batch import BatchPlan, MicroBatch
 from largebatch.data.array import Int64Array
 from largebatch.data.fetching import BatchSource, MicroBatchData, Request
 from largebatch.data.items import Augment
 from largebatch.order import SampleOrder
+from largebatch.ramp import BatchRamp
 
 _IDS_AT_ONCE = 4096
 
@@ -28,7 +29,7 @@ class MicroBatchLoader:
         dataset: in memory (has `fetch(ids) -> (inputs, targets)`), loaded in this process; or any map-style set,
             loaded through `num_workers` processes, whose number changes nothing but speed.
         order: order of the samples; as long as the data set.
-        plan: how a global batch is split.
+        plan: how a global batch is split, or a ramp that says it of each position.
         rank: this process.
         augment: (inputs, ids, epochs) -> inputs; keyed by sample, such as `Augmentation`.
         num_workers: processes that load map-style items; 0: this one.
@@ -44,7 +45,7 @@ class MicroBatchLoader:
         self,
         dataset: Any,
         order: SampleOrder,
-        plan: BatchPlan,
+        plan: BatchPlan | BatchRamp,
         rank: int,
         *,
         augment: Augment | None = None,
@@ -53,8 +54,11 @@ class MicroBatchLoader:
         seed: int = 0,
         timeout_s: float = 0,
     ) -> None:
-        if not 0 <= rank < plan.world_size:
-            raise ValueError(f"rank={rank}: the plan has the ranks 0 to {plan.world_size - 1}.")
+        self._ramp = BatchRamp.of(plan)
+        self._rank = rank
+        world_size = self._ramp.at(0).world_size
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank={rank}: the plan has the ranks 0 to {world_size - 1}.")
         self._source = BatchSource(
             dataset,
             augment=augment,
@@ -70,8 +74,6 @@ class MicroBatchLoader:
                 f"Make the order from len(dataset)."
             )
         self._order = order
-        self._global_batch_size = plan.global_batch_size
-        self._micro_batches = plan.micro_batches(rank)
 
     def micro_batches(self, samples_seen: int, num_steps: int) -> Iterator[MicroBatchData]:
         """This rank's micro-batches of `num_steps` steps, the first of which starts at position `samples_seen`.
@@ -87,10 +89,10 @@ class MicroBatchLoader:
         return self._source.load(self._requests(samples_seen, num_steps))
 
     def _requests(self, samples_seen: int, num_steps: int) -> Iterator[Request]:
-        steps = (samples_seen + step * self._global_batch_size for step in range(num_steps))
-        places = ((position, part) for position in steps for part in self._micro_batches)
+        places = self._places(samples_seen, num_steps)
         # The order costs about as much for thousands of ids as for one: ask for those of many micro-batches at once.
-        at_once = max(1, _IDS_AT_ONCE // self._micro_batches[0].size)
+        first_size = self._ramp.at(samples_seen).micro_batches(self._rank)[0].size
+        at_once = max(1, _IDS_AT_ONCE // first_size)
         while block := list(itertools.islice(places, at_once)):
             positions = [
                 np.arange(position + part.offset, position + part.offset + part.size) for position, part in block
@@ -100,6 +102,16 @@ class MicroBatchLoader:
             for (position, part), own_ids, own_positions in zip(block, ids, positions, strict=True):
                 epochs = own_positions // self._order.num_samples
                 yield Request(ids=own_ids, epochs=epochs, index=part.index, samples_seen=position)
+
+    def _places(self, samples_seen: int, num_steps: int) -> Iterator[tuple[int, MicroBatch]]:
+        """(samples consumed before its step, micro-batch) for each micro-batch of this rank."""
+        plan: BatchPlan | None = None
+        own: tuple[MicroBatch, ...] = ()
+        for position, next_plan in self._ramp.steps(samples_seen, num_steps):
+            if next_plan is not plan:
+                plan, own = next_plan, next_plan.micro_batches(self._rank)
+            for part in own:
+                yield position, part
 
 
 def evaluation_batches(

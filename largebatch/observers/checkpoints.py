@@ -54,7 +54,7 @@ class CheckpointObserver:
 
     def after_step(self, run: Run, report: StepReport) -> None:
         """Save, if the interval is over."""
-        before = report.samples_seen - run.plan.global_batch_size
+        before = report.samples_seen - report.plan.global_batch_size
         if self.every is not None and passes(self.every, before, report.samples_seen):
             self.save(run)
 
@@ -66,7 +66,7 @@ class CheckpointObserver:
     def save(self, run: Run) -> None:
         """Save now. Every rank calls it, since batch norm statistics are merged first."""
         self._last_step = run.progress.step
-        run.statistics.merge()
+        run.gradient.statistics.merge()
         if not run.runtime.is_main:
             return
         try:

@@ -65,7 +65,7 @@ class EvaluationObserver:
 
     def after_step(self, run: Run, report: StepReport) -> None:
         """Evaluate, if the interval is over."""
-        before = report.samples_seen - run.plan.global_batch_size
+        before = report.samples_seen - report.plan.global_batch_size
         if self.every is not None and passes(self.every, before, report.samples_seen):
             self.measure(run)
 
@@ -77,7 +77,7 @@ class EvaluationObserver:
     def measure(self, run: Run) -> Row:
         """Evaluate both sets now and log the row."""
         started = time.perf_counter()
-        run.statistics.merge()
+        run.gradient.statistics.merge()
         sums = [self._sums(run, dataset, name) for name, dataset in (("train", self.train), ("val", self.validation))]
         train, validation = sums
         gap = generalization_gap(train, validation)

@@ -60,7 +60,7 @@ class LedgerObserver:
 
     def after_step(self, run: Run, report: StepReport) -> None:
         """Write the row of this step."""
-        ids = ids_over_ranks(run.runtime, run.plan, self._loader.take_delivered())
+        ids = ids_over_ranks(run.runtime, report.plan, self._loader.take_delivered())
         if self._tracker is None:
             return
         row: Row = {

@@ -38,9 +38,9 @@ class RankObserver:
         """Compare, if this step is due."""
         if self._every is None:
             return
-        batch = run.plan.global_batch_size
-        after = run.counted_step * batch
-        saves = self._checkpoint_every is not None and passes(self._checkpoint_every, after - batch, after)
+        after = run.counted_samples
+        before = after - report.plan.global_batch_size
+        saves = self._checkpoint_every is not None and passes(self._checkpoint_every, before, after)
         if saves or run.counted_step % self._every == 0:
             self.compare(run)
 

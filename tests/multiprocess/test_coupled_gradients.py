@@ -114,7 +114,7 @@ def trajectory(case: Case) -> dict[str, Any]:
             observers=[recorder],
         )
         status = train(run)
-        run.statistics.merge()
+        run.gradient.statistics.merge()
         return {
             "status": status,
             "weights": [parameter.detach().double().numpy() for parameter in run.module.parameters()],
@@ -236,7 +236,7 @@ def test_negatives_of_the_micro_batch_alone_would_be_another_training(ranks):
 
 def test_a_coupled_loss_is_never_added_up_over_micro_batches():
     with pytest.raises(ValueError, match=r"InfoNCE depends on all samples.*accumulate_coupled_gradients"):
-        accumulate_gradients(None, None, InfoNCE(), [], count=0, weight=1.0, random_key=0)  # type: ignore[arg-type]
+        accumulate_gradients(None, None, InfoNCE(), [], plan=None, weight=1.0, random_key=0)  # type: ignore[arg-type]
 
 
 def collectives(case: Case) -> dict[str, Any]:

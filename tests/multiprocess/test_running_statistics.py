@@ -66,7 +66,7 @@ def buffers_after(batch: int, steps: int, merges_at: tuple[int, ...], precision:
             train(run)
             before = {name: buffer.clone() for name, buffer in run.module.named_buffers()}
             if step in (*merges_at, steps):
-                run.statistics.merge()
+                run.gradient.statistics.merge()
         after = dict(run.module.named_buffers())
         return {
             "before": {name: buffer.numpy() for name, buffer in before.items()},

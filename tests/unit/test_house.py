@@ -15,7 +15,7 @@ MODULES = {
 
 # A room is a module or a package directly under `largebatch`.
 LEVELS = (
-    {"batch", "scaling", "schedule", "duration", "keyed", "order", "pairwise", "ledger"},
+    {"batch", "ramp", "scaling", "schedule", "duration", "keyed", "order", "pairwise", "ledger"},
     {"optim", "diagnostics", "models", "losses", "coupled_losses", "fingerprint"},
     {
         "runtime",
@@ -23,6 +23,10 @@ LEVELS = (
         "coupled_gradients",
         "running_statistics",
         "ordered_reduction",
+        "lockstep",
+        "exact_batch_norm",
+        "exact_gradients",
+        "global_gradient",
         "rank_values",
         "data",
         "checkpoint",
@@ -61,6 +65,20 @@ SAME_LEVEL = {
     ("coupled_gradients", "gradients"),
     ("coupled_gradients", "ordered_reduction"),
     ("coupled_gradients", "runtime"),
+    ("ramp", "batch"),
+    ("exact_batch_norm", "lockstep"),
+    ("exact_batch_norm", "runtime"),
+    ("exact_gradients", "coupled_gradients"),
+    ("exact_gradients", "exact_batch_norm"),
+    ("exact_gradients", "gradients"),
+    ("exact_gradients", "runtime"),
+    ("global_gradient", "coupled_gradients"),
+    ("global_gradient", "exact_batch_norm"),
+    ("global_gradient", "exact_gradients"),
+    ("global_gradient", "gradients"),
+    ("global_gradient", "ordered_reduction"),
+    ("global_gradient", "running_statistics"),
+    ("global_gradient", "runtime"),
     ("observers", "loop"),
     ("loop", "agreement"),
 }

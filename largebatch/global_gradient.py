@@ -1,0 +1,129 @@
+"""The gradient of one global batch after the other, in the way that a loss, a model and a config ask for."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from largebatch.batch import BatchPlan
+from largebatch.coupled_gradients import accumulate_coupled_gradients
+from largebatch.coupled_losses import is_coupled
+from largebatch.exact_batch_norm import ExactBatchNorm
+from largebatch.exact_gradients import accumulate_exact_gradients
+from largebatch.gradients import GradientResult, ReductionClock, accumulate_gradients
+from largebatch.losses import Loss
+from largebatch.ordered_reduction import OrderedReduction
+from largebatch.running_statistics import RunningStatistics
+from largebatch.runtime import Runtime
+
+
+class BatchResult(NamedTuple):
+    """What a global batch gave besides the gradient.
+
+    Attributes:
+        loss_sum: of this rank's samples, float64 scalar on the device.
+        num_units: samples, or valid tokens, of the whole global batch.
+        data_s: seconds that this rank waited for data.
+        communication_s: seconds of exposed communication; None when not measured.
+    """
+
+    loss_sum: Tensor
+    num_units: int
+    data_s: float
+    communication_s: float | None
+
+
+class GlobalGradient:
+    """Puts the gradient of the mean loss over a global batch into `.grad`.
+
+    Args:
+        runtime: the job.
+        model: as `runtime.wrap` returned it.
+        loss: sums per sample; may be a `CoupledLoss`.
+        fixed_units: whether all samples have the same number of units; see `units_are_fixed`.
+        ordered: sums over micro-batches in one order on any number of ranks, see `OrderedReduction`.
+        exact_batch_norm: takes batch norm over the whole global batch, see `ExactBatchNorm`.
+
+    Raises:
+        ValueError: if ordered and exact batch norm are asked for together, or there is no batch norm to be exact.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        model: nn.Module,
+        loss: Loss,
+        *,
+        fixed_units: bool,
+        ordered: bool = False,
+        exact_batch_norm: bool = False,
+    ) -> None:
+        if ordered and exact_batch_norm:
+            raise ValueError(
+                "An ordered reduction adds the gradients of micro-batches one by one; with exact batch norm a "
+                "micro-batch has no gradient of its own. Choose one of them."
+            )
+        module = runtime.unwrap(model)
+        self._runtime, self._model, self._loss = runtime, model, loss
+        self._fixed_units = fixed_units
+        self._units_per_sample: int | None = None
+        self._clock = ReductionClock(runtime, model)
+        self._ordered = OrderedReduction(runtime, module) if ordered else None
+        norms = ExactBatchNorm(runtime, module) if exact_batch_norm else None
+        self.statistics = RunningStatistics(runtime, module, exact=norms.norms if norms else ())
+        # DDP averages over ranks; the others add, and a term must not depend on the number of ranks.
+        self._scale = 1 if ordered or exact_batch_norm else runtime.world_size
+        self._accumulate: Callable[..., GradientResult] = accumulate_gradients
+        if norms is not None:
+            self._accumulate = partial(accumulate_exact_gradients, norms=norms)
+        elif is_coupled(loss):
+            self._accumulate = accumulate_coupled_gradients
+
+    def compute(
+        self, plan: BatchPlan, micro_batches: Iterator[Any], *, random_key: int, measures_communication: bool
+    ) -> BatchResult:
+        """Take this rank's micro-batches of one global batch and leave its gradient in `.grad`, which was zero or None.
+
+        Args:
+            plan: how the batch is cut and shared.
+            micro_batches: this rank's, from the first one of the batch on.
+            random_key: draws inside the model are keyed by it and by the index of the micro-batch.
+            measures_communication: waits for a GPU once.
+        """
+        self._clock.is_running = measures_communication
+        self.statistics.begin_step(plan)
+        count = len(plan.micro_batches(self._runtime.rank))
+        own, num_units = self._count_units(plan, itertools.islice(micro_batches, count))
+        result = self._accumulate(
+            self._runtime,
+            self._model,
+            self._loss,
+            own,
+            plan=plan,
+            weight=self._scale / max(num_units, 1),
+            random_key=random_key,
+            clock=self._clock,
+            ordered=self._ordered,
+        )
+        self.statistics.end_step()
+        return BatchResult(result.loss_sum, num_units, result.data_s, result.communication_s)
+
+    def _count_units(self, plan: BatchPlan, own: Iterator[Any]) -> tuple[Iterator[Any], int]:
+        """Units of the whole global batch: counted from the targets of all ranks before the first backward pass.
+
+        Only where samples differ in units (masked tokens) this needs a collective, and only there the micro-batches of
+        a step are kept in host memory.
+        """
+        if self._fixed_units:
+            if self._units_per_sample is None:
+                first = next(own)
+                self._units_per_sample = int(self._loss.units_per_sample(first.targets[:1]).sum())
+                own = itertools.chain([first], own)
+            return own, plan.global_batch_size * self._units_per_sample
+        kept = list(own)
+        units = sum(int(self._loss.units_per_sample(part.targets).sum()) for part in kept)
+        return iter(kept), round(self._runtime.sum([float(units)])[0])

@@ -1,0 +1,117 @@
+"""Batch-size ramps: the plan of a step as a function of the samples that the run has consumed before it."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from largebatch.batch import BatchPlan
+
+
+@dataclass(frozen=True)
+class BatchRamp:
+    """Plans, and from which sample on each of them holds.
+
+    A step follows the last plan whose milestone is not above the samples consumed before it. Nothing else decides, so
+    a run resumes inside a ramp from its position alone, on any number of ranks.
+
+    Attributes:
+        plans: the first holds from sample 0 on.
+        milestones: `plans[i + 1]` holds from `milestones[i]` samples on; they rise from one to the next.
+
+    Raises:
+        ValueError: if milestones do not rise from above 0, or there is not one fewer than plans.
+
+    >>> small, large = (BatchPlan.solve(global_batch_size=size, world_size=1) for size in (4, 10))
+    >>> ramp = BatchRamp((small, large), (6,))
+    >>> [(position, plan.global_batch_size) for position, plan in ramp.steps(0, 4)]
+    [(0, 4), (4, 4), (8, 10), (18, 10)]
+    >>> ramp.num_steps(total_samples=29)
+    4
+    """
+
+    plans: tuple[BatchPlan, ...]
+    milestones: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.plans) != len(self.milestones) + 1:
+            raise ValueError(
+                f"{len(self.plans)} plans and {len(self.milestones)} milestones: each plan but the first has one."
+            )
+        if list(self.milestones) != sorted(set(self.milestones)) or min(self.milestones, default=1) < 1:
+            raise ValueError(f"milestones={list(self.milestones)}: they rise from one to the next, from above 0.")
+
+    @classmethod
+    def of(cls, plan: BatchPlan | BatchRamp) -> BatchRamp:
+        """A plan for the whole run as a ramp that does not rise; a ramp as it is."""
+        return plan if isinstance(plan, BatchRamp) else cls((plan,))
+
+    def at(self, samples_seen: int) -> BatchPlan:
+        """The plan of the step that starts after `samples_seen` samples."""
+        return self.plans[bisect_right(self.milestones, samples_seen)]
+
+    def steps(self, samples_seen: int, num_steps: int) -> Iterator[tuple[int, BatchPlan]]:
+        """(samples consumed before it, plan) of `num_steps` steps, the first of which starts after `samples_seen`."""
+        for _ in range(num_steps):
+            plan = self.at(samples_seen)
+            yield samples_seen, plan
+            samples_seen += plan.global_batch_size
+
+    def num_steps(self, total_samples: int) -> int:
+        """Whole steps in a run of `total_samples`; what is left after them is less than the batch that would follow."""
+        return sum(count for _, _, count in self.stages(total_samples))
+
+    def samples_after(self, total_samples: int) -> int:
+        """Samples that the whole steps of a run of `total_samples` consume."""
+        position, plan, count = self.stages(total_samples)[-1]
+        return position + count * plan.global_batch_size
+
+    def stages(self, total_samples: int) -> list[tuple[int, BatchPlan, int]]:
+        """(samples consumed before it, plan, steps) of each stretch of equal steps; one without a step is left out.
+
+        The first stretch is always there.
+        """
+        stages: list[tuple[int, BatchPlan, int]] = []
+        position = 0
+        for plan, end in zip(self.plans, (*self.milestones, total_samples), strict=True):
+            size = plan.global_batch_size
+            # The step that begins before a milestone still has this plan; none may go past the end of the run.
+            until_milestone = max(-(-(end - position) // size), 0)
+            count = min(until_milestone, max(total_samples - position, 0) // size)
+            if count or not stages:
+                stages.append((position, plan, count))
+            position += count * size
+            if count < until_milestone:
+                break
+        return stages
+
+
+def totals_in_place_of_decay(total: int, *, num_milestones: int, gamma: float, max_total: int | None) -> list[int]:
+    """Batches from each milestone on that have the effect of multiplying the learning rate by `gamma` there.
+
+    The noise of SGD is governed by learning rate / batch: instead of gamma times the rate, 1 / gamma times the batch.
+    Source: Smith, Kindermans, Ying, Le 2018, "Don't decay the learning rate, increase the batch size", section 3.
+
+    Args:
+        total: samples per step before the first milestone.
+        num_milestones: how many there are.
+        gamma: factor of the rate at each milestone, in (0, 1).
+        max_total: no batch is larger; the paper stops at a tenth of the training set.
+
+    >>> totals_in_place_of_decay(128, num_milestones=3, gamma=0.2, max_total=5000)
+    [640, 3200, 5000]
+    """
+    largest = max_total or round(total / gamma**num_milestones)
+    return [min(round(total / gamma ** (number + 1)), largest) for number in range(num_milestones)]
+
+
+def decay_left_over(total: int, totals: Sequence[int], *, gamma: float) -> list[float]:
+    """Factor of the learning rate from each milestone on that, with the batch there, has the effect of the decay.
+
+    1 where the batch has grown by exactly 1 / gamma each time; less where it could not.
+
+    >>> decay_left_over(128, [256, 300], gamma=0.5)
+    [1.0, 0.5859375]
+    """
+    return [gamma ** (number + 1) * size / total for number, size in enumerate(totals)]
