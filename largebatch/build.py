@@ -147,6 +147,7 @@ def _connect(
         seed=config.seed,
         clip_norm=config.clip_norm,
         ordered=config.batch.reduction == "ordered",
+        exact_batch_norm=config.batch_norm == "exact",
         log_every=config.observers.metrics.every,
         observers=observers,
         stop_requested=stop,

@@ -130,6 +130,7 @@ def derive(config: TrainConfig, *, num_samples: int, world_size: int) -> Derived
             "batch.reduction=ordered: the order of the sum is that of the micro-batches, and these depend on the "
             "number of ranks. Pin them with batch.micro=SIZE."
         )
+    report.errors += _exact_batch_norm_problems(config)
 
     def samples(text: str) -> int:
         return Duration.parse(text).samples(num_samples=num_samples, global_batch_size=total)
@@ -151,6 +152,27 @@ def derive(config: TrainConfig, *, num_samples: int, world_size: int) -> Derived
     assert peak is not None
     assert schedule is not None
     return Derived(plan, peak, schedule, num_samples, length // total, evaluate_every, checkpoint_every)
+
+
+def _exact_batch_norm_problems(config: TrainConfig) -> list[str]:
+    if config.batch_norm != "exact":
+        return []
+    others = {
+        "batch.reduction=ordered": (
+            config.batch.reduction == "ordered",
+            "it adds the gradients of micro-batches one by one, and here they have none of their own",
+        ),
+        "precision.activation_checkpointing": (
+            bool(config.precision.activation_checkpointing),
+            "it computes micro-batches again one by one, without the statistics of the others",
+        ),
+        "precision.compile": (config.precision.compile, "the forward passes wait for each other in Python"),
+    }
+    return [
+        f"batch_norm=exact: does not go with {name}: {reason}. Choose one of them."
+        for name, (is_set, reason) in others.items()
+        if is_set
+    ]
 
 
 def _solve(config: TrainConfig, total: int, world_size: int) -> BatchPlan:

@@ -16,6 +16,7 @@ from largebatch.config import parse_config, public_values
 from largebatch.coupled_losses import is_coupled
 from largebatch.data import Augmentation, FirstSamples
 from largebatch.derive import Derived, derive
+from largebatch.exact_batch_norm import batch_norms
 from largebatch.keyed import stream_key
 from largebatch.launcher import launcher_problems
 from largebatch.losses import Loss
@@ -72,6 +73,8 @@ def prepare(composed: DictConfig, environ: Mapping[str, str]) -> Prepared:
     if train is not None and not any("WORLD_SIZE" in error for error in report.errors):
         world_size = int(environ.get("WORLD_SIZE", "1"))
         derived = report.attempt("batch", lambda: derive(config, num_samples=len(train), world_size=world_size))
+    if model is not None and config.batch_norm == "exact":
+        report.attempt("batch_norm=exact", partial(batch_norms, model))
     if is_coupled(loss) and not report.errors:
         report.errors += _coupled_problems(config, derived, train_plain, validation)
     if model is not None and loss is not None and not report.errors:

@@ -12,7 +12,18 @@ from largebatch.run_folder import RunFolder
 from largebatch.runtime import Runtime
 
 # A run with another value of one of these is another run: a checkpoint of it must not be continued.
-_IDENTITY = ("seed", "length", "clip_norm", "scaling", "schedule", "optimizer", "parameters", "model", "loss")
+_IDENTITY = (
+    "seed",
+    "length",
+    "clip_norm",
+    "batch_norm",
+    "scaling",
+    "schedule",
+    "optimizer",
+    "parameters",
+    "model",
+    "loss",
+)
 
 
 def run_identity(prepared: Prepared) -> dict[str, Any]:

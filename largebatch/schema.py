@@ -217,6 +217,7 @@ class TrainConfig(_Section):
     seed: Annotated[int, Field(ge=0, lt=2**63)]
     length: DurationText
     clip_norm: PositiveFloat | None
+    batch_norm: Literal["ghost", "exact"]
     resume: str
     run: RunConfig
     batch: BatchConfig

@@ -47,7 +47,13 @@ def _compare(
     config: DictConfig, prepared: Prepared, options: VerifyConfig, tolerance: float
 ) -> tuple[list[Cause], Errors]:
     from largebatch.config import ConfigError
-    from largebatch.verification import causes_in_advance, causes_of_failure, choose_cases, reference_trajectory
+    from largebatch.verification import (
+        Probe,
+        causes_in_advance,
+        causes_of_failure,
+        choose_cases,
+        reference_trajectory,
+    )
 
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     size = prepared.derived.plan.global_batch_size
@@ -56,8 +62,15 @@ def _compare(
     try:
         cases = choose_cases(global_batch_size=size, world_sizes=world_sizes, **limits)
         (whole, *_) = choose_cases(global_batch_size=size, world_sizes=[1], **limits)
+        if prepared.config.batch_norm == "exact":
+            (whole, *_) = choose_cases(global_batch_size=size, world_sizes=[1], micro=None, max_micro=None)
     except ValueError as error:
         raise ConfigError([f"verify.world_sizes={world_sizes}: {error}"]) from None
+    if prepared.config.batch_norm == "exact" and Probe(prepared).draws():
+        raise ConfigError(
+            ["batch_norm=exact: is compared with one big batch, which draws other random numbers than its micro-"
+             "batches do. Verify without dropout; what each micro-batch draws does not depend on the ranks."]
+        )  # fmt: skip
     reference = reference_trajectory(prepared, whole.plan, num_steps=options.steps)
     causes = causes_in_advance(prepared, reference)
     if causes:

@@ -3,6 +3,7 @@
 from largebatch.verification.cases import Case, choose_cases
 from largebatch.verification.causes import Cause, causes_in_advance, causes_of_failure
 from largebatch.verification.comparison import Comparison, compare
+from largebatch.verification.probe import Probe
 from largebatch.verification.ranks import run_cases, save_reference, start_ranks
 from largebatch.verification.trajectories import Trajectory, package_trajectory, reference_trajectory
 
@@ -10,6 +11,7 @@ __all__ = [
     "Case",
     "Cause",
     "Comparison",
+    "Probe",
     "Trajectory",
     "causes_in_advance",
     "causes_of_failure",

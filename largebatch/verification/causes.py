@@ -39,7 +39,7 @@ def causes_in_advance(prepared: Prepared, reference: Trajectory) -> list[Cause]:
 def causes_of_failure(prepared: Prepared, errors: Mapping[Case, Comparison], *, tolerance: float) -> list[Cause]:
     """What explains that some cases are off, found by experiments; empty if nothing does."""
     causes, probe = [], Probe(prepared)
-    if prepared.config.batch.micro is None:
+    if prepared.config.batch.micro is None and prepared.config.batch_norm == "ghost":
         causes += _split_dependence(probe, tolerance)
     causes += _unkeyed_draws(probe)
     causes += _unequal_shares(errors, tolerance)
@@ -150,7 +150,7 @@ def _split_dependence(probe: Probe, tolerance: float) -> list[Cause]:
             Cause(
                 "batch norm over micro-batches",
                 f"{len(norms)} batch norms, e.g. {norms[0]}, normalise over a micro-batch, and without batch.micro its "
-                "samples depend on the number of ranks. Pin it: batch.micro=SIZE.",
+                "samples depend on the number of ranks. Pin it: batch.micro=SIZE; or batch_norm=exact.",
             )
         )
     if error(all_but_norms) > tolerance:

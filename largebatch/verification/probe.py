@@ -56,6 +56,11 @@ class Probe:
         errors = relative_errors(self.gradient(self.parts), self.gradient([slice(0, self.count)]))
         return max(errors.values(), default=0.0)
 
+    def draws(self) -> bool:
+        """Whether the model draws random numbers in training mode."""
+        self.model.train()
+        return not torch.equal(self.prediction(), self.prediction(seed=2))
+
     @torch.no_grad()
     def prediction(self, *, seed: int = 1) -> Tensor:
         """The outputs of the whole as a tensor, without a graph."""

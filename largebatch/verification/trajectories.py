@@ -47,7 +47,8 @@ def loader_of(prepared: Prepared, plan: BatchPlan, rank: int) -> MicroBatchLoade
 def reference_trajectory(prepared: Prepared, plan: BatchPlan, *, num_steps: int) -> Trajectory:
     """Train `num_steps` steps in plain torch: no process group, nothing of the package's loop or reductions.
 
-    The loss of a step is the sum over its micro-batches over the units of the whole batch, written out.
+    The loss of a step is the sum over its micro-batches over the units of the whole batch, written out. With exact
+    batch norm the plan must be one micro-batch: what is meant is one big batch.
 
     Args:
         prepared: the run; its model is copied.
@@ -175,6 +176,7 @@ def package_trajectory(prepared: Prepared, runtime: Runtime, plan: BatchPlan, *,
         seed=config.seed,
         clip_norm=config.clip_norm,
         ordered=config.batch.reduction == "ordered",
+        exact_batch_norm=config.batch_norm == "exact",
         observers=[first],
     )
     train(run)

@@ -136,7 +136,7 @@ def one_big_batch(problem: Problem) -> dict[str, Any]:
 
 
 def largest_error(found: dict[str, Any], truth: dict[str, Any], *keys: str) -> float:
-    """Of any tensor, relative to its largest entry; absolute where the truth is zero, as in buffers of a frozen norm."""
+    """Of any tensor, relative to its largest entry; absolute where the truth is zero, as in a frozen norm."""
     errors = []
     for key in keys or ("weights", "buffers", "losses"):
         for ours, theirs in zip(found[key], truth[key], strict=True):

@@ -225,6 +225,15 @@ BATCH: dict[str, Row] = {
         NO_ENVIRON,
         {"batch.reduction=ordered: the order of the sum is that of the micro-batches": "with batch.micro=SIZE."},
     ),
+    "exact batch norm and what cannot go with it": (
+        ["batch_norm=exact", "batch.micro=4", "batch.reduction=ordered", "precision.activation_checkpointing=head"],
+        NO_ENVIRON,
+        {
+            "batch_norm=exact: does not go with batch.reduction=ordered": "Choose one of them.",
+            "batch_norm=exact: does not go with precision.activation_checkpointing": "Choose one of them.",
+            "batch_norm=exact: the model has no batch norm": "Use batch_norm=ghost.",
+        },
+    ),
     "too few pinned micro-batches": (
         ["batch.total=100", "batch.micro=64"],
         EIGHT_RANKS,
