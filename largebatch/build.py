@@ -29,6 +29,7 @@ from largebatch.observers import (
     restore,
 )
 from largebatch.order import SampleOrder
+from largebatch.plan_report import plan_record
 from largebatch.prepare import Prepared
 from largebatch.resume import check_identity, find_checkpoint, run_identity
 from largebatch.run_folder import RunFolder, new_folder
@@ -73,7 +74,7 @@ def open_job(prepared: Prepared, stop: StopRequest, overrides: Sequence[str]) ->
             check_identity(checkpoint, identity)
         if runtime.is_main:
             folder.write_inputs(
-                config_yaml=OmegaConf.to_yaml(prepared.public), overrides=overrides, plan=prepared.derived.record()
+                config_yaml=OmegaConf.to_yaml(prepared.public), overrides=overrides, plan=plan_record(prepared.derived)
             )
         with contextlib.ExitStack() as stack:
             trackers = _trackers(prepared, folder, checkpoint, stack) if runtime.is_main else []
@@ -101,7 +102,7 @@ def _trackers(
                 folder=folder.path,
                 project=wandb_config.project,
                 name=config.run.name or config.data.name,
-                config={"config": prepared.public, "plan": derived.record()},
+                config={"config": prepared.public, "plan": plan_record(derived)},
                 mode=wandb_config.mode,
                 group=wandb_config.group,
                 tags=wandb_config.tags,
@@ -112,8 +113,8 @@ def _trackers(
         resume_at = values["samples_seen"]
         trackers.append(TensorBoardTracker(folder.path / "tensorboard", resume_at_samples=resume_at))
     if config.observers.progress:
-        total = derived.num_steps * derived.plan.global_batch_size
-        trackers.append(stack.enter_context(ProgressLine(total_steps=derived.num_steps, total_samples=total)))
+        line = ProgressLine(total_steps=derived.num_steps, total_samples=derived.num_consumed)
+        trackers.append(stack.enter_context(line))
     return trackers
 
 
@@ -139,7 +140,7 @@ def _connect(
         model=_wrapped(prepared, runtime),
         loss=prepared.loss,
         optimizer=prepared.optimizer,
-        plan=derived.plan,
+        plan=derived.ramp,
         loader=_loader(prepared, runtime),
         lr_at=derived.lr_at,
         num_steps=derived.num_steps,
@@ -172,7 +173,7 @@ def _loader(prepared: Prepared, runtime: Runtime) -> MicroBatchLoader:
     return MicroBatchLoader(
         prepared.train,
         SampleOrder(derived.num_samples, config.seed),
-        derived.plan,
+        derived.ramp,
         runtime.rank,
         augment=prepared.augment,
         num_workers=config.data.num_workers,

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from largebatch.batch import BatchPlan
 from largebatch.config import ConfigError
 from largebatch.duration import Duration
+from largebatch.ramp import BatchRamp
 from largebatch.report import Report
 from largebatch.scaling import ScaledValue, scale_lr
 from largebatch.schedule import Schedule
 from largebatch.schema import ScheduleConfig, TrainConfig
+from largebatch.stages import Stages, solve_stages
 
 PROFILE_WARMUP_STEPS = 5
-PlanRow = tuple[str, str, str]
+IN_PLACE_OF_DECAY = "in_place_of_decay"  # the rule of a rate that stays because the batch grows
 
 
 @dataclass(frozen=True)
@@ -23,92 +25,38 @@ class Derived:
     """What a config becomes for a data set and a number of ranks.
 
     Attributes:
-        plan: global batch -> micro-batches -> ranks.
-        peak_lr: peak learning rate and its provenance.
+        ramp: samples seen -> plan: global batch -> micro-batches -> ranks.
+        peak_lrs: peak learning rate of each plan of the ramp, and its provenance.
         schedule: samples seen -> factor of the peak.
         num_samples: size of the training set.
-        num_steps: optimizer steps of the whole run; what is left of the length after them is less than a batch.
         evaluate_every, checkpoint_every: in samples; None: only at the end.
     """
 
-    plan: BatchPlan
-    peak_lr: ScaledValue
+    ramp: BatchRamp
+    peak_lrs: tuple[ScaledValue, ...]
     schedule: Schedule
     num_samples: int
-    num_steps: int
     evaluate_every: int | None
     checkpoint_every: int | None
 
-    def lr_at(self, samples_seen: int) -> float:
-        """Learning rate of the step that starts after `samples_seen` samples."""
-        return self.peak_lr.value * self.schedule(samples_seen)
-
-    def rows(self) -> list[PlanRow]:
-        """(what, value, where it comes from), for people."""
-        plan, schedule = self.plan, self.schedule
-        first = [part.size for part in plan.micro_batches(0)]
-        shares = [plan.rank_batch_size(rank) for rank in range(plan.world_size)]
-        unused = schedule.total_samples - self.num_steps * plan.global_batch_size
-        return [
-            ("global batch", f"{plan.global_batch_size:,} samples", "batch.total"),
-            ("ranks", f"{plan.world_size}", f"each {_span(shares)} samples per step"),
-            (
-                "micro-batches",
-                f"{len(plan.micro_batch_sizes)} of {_span(plan.micro_batch_sizes)}",
-                f"rank 0: {_shorten(first)}; one gradient all-reduce per step",
-            ),
-            ("training set", f"{self.num_samples:,} samples", f"{self.steps_per_epoch:.4g} steps per epoch"),
-            (
-                "steps",
-                f"{self.num_steps:,}",
-                f"{schedule.total_samples:,} samples // {plan.global_batch_size:,}"
-                + (f"; the last {unused:,} samples do not fill a batch" if unused else ""),
-            ),
-            ("peak LR", f"{self.peak_lr.value:.6g}", f"{self.peak_lr.rule}: {self.peak_lr.explanation}"),
-            (
-                "warmup",
-                f"{schedule.warmup_samples:,} samples",
-                self._warmup_explained(),
-            ),
-            ("decay", schedule.decay, f"to {self.lr_at(schedule.total_samples):.6g}"),
-        ]
-
-    def _warmup_explained(self) -> str:
-        if not self.schedule.warmup_samples:
-            return "none"
-        if self.schedule.warmup_start_factor == 1.0:
-            return "without effect: the peak is not above the base rate, from which it would start"
-        return f"from {self.lr_at(0):.6g}"
+    @property
+    def plan(self) -> BatchPlan:
+        """Of the first step, and of all of them without a ramp."""
+        return self.ramp.plans[0]
 
     @property
-    def steps_per_epoch(self) -> float:
-        """Optimizer steps per pass over the training set."""
-        return self.num_samples / self.plan.global_batch_size
+    def num_steps(self) -> int:
+        """Optimizer steps of the whole run; what is left of the length after them is less than a batch."""
+        return self.ramp.num_steps(self.schedule.total_samples)
 
-    def record(self) -> dict[str, Any]:
-        """The same as plain values, for plan.json and the trackers."""
-        plan = self.plan
-        return {
-            "global_batch_size": plan.global_batch_size,
-            "world_size": plan.world_size,
-            "grad_accum_steps": plan.grad_accum_steps,
-            "max_micro_batch_size": plan.max_micro_batch_size,
-            "rank_batch_sizes": [plan.rank_batch_size(rank) for rank in range(plan.world_size)],
-            "num_samples": self.num_samples,
-            "num_steps": self.num_steps,
-            "steps_per_epoch": self.steps_per_epoch,
-            "total_samples": self.schedule.total_samples,
-            "peak_lr": {
-                "value": self.peak_lr.value,
-                "rule": self.peak_lr.rule,
-                "formula": self.peak_lr.formula,
-                "inputs": self.peak_lr.inputs,
-            },
-            "warmup_samples": self.schedule.warmup_samples,
-            "warmup_start_lr": self.lr_at(0),
-            "decay": self.schedule.decay,
-            "end_lr": self.lr_at(self.schedule.total_samples),
-        }
+    @property
+    def num_consumed(self) -> int:
+        """Samples that these steps consume."""
+        return self.ramp.samples_after(self.schedule.total_samples)
+
+    def lr_at(self, samples_seen: int) -> float:
+        """Learning rate of the step that starts after `samples_seen` samples."""
+        return self.peak_lrs[self.ramp.stage_at(samples_seen)].value * self.schedule(samples_seen)
 
 
 def derive(config: TrainConfig, *, num_samples: int, world_size: int) -> Derived:
@@ -135,23 +83,28 @@ def derive(config: TrainConfig, *, num_samples: int, world_size: int) -> Derived
     def samples(text: str) -> int:
         return Duration.parse(text).samples(num_samples=num_samples, global_batch_size=total)
 
-    plan = report.attempt("batch", lambda: _solve(config, total, world_size))
-    peak = report.attempt("scaling", lambda: _peak_lr(config, total))
     length = samples(config.length)
+    stages = report.attempt(
+        "batch.ramp",
+        lambda: solve_stages(config, total, num_samples=num_samples, length=length, samples=samples),
+    )
+    # Errors of the first batch are worth telling beside those of the ramp.
+    ramp = report.attempt("batch", lambda: _ramp(config, stages or Stages((total,)), world_size))
+    peaks = report.attempt("scaling", lambda: _peak_lrs(config, stages or Stages((total,))))
     if length < total:
         report.errors.append(
             f"length={config.length}: {length} samples are less than one batch of {total}. Train longer."
         )
     report.errors += _settings_of_another_decay(config.schedule)
-    schedule = None if peak is None else report.attempt("schedule", lambda: _schedule(config, peak, length, samples))
-    report.errors += _profile_problems(config, length // total)
+    schedule = report.attempt("schedule", lambda: _schedule(config, peaks[0], length, samples)) if peaks else None
+    report.errors += _profile_problems(config, ramp.num_steps(length) if ramp else length // total)
     evaluate_every = report.attempt("", lambda: _interval("evaluation", config.observers.evaluation.every, samples))
     checkpoint_every = report.attempt("", lambda: _interval("checkpoint", config.observers.checkpoint.every, samples))
     report.raise_if_any()
-    assert plan is not None
-    assert peak is not None
+    assert ramp is not None
+    assert peaks is not None
     assert schedule is not None
-    return Derived(plan, peak, schedule, num_samples, length // total, evaluate_every, checkpoint_every)
+    return Derived(ramp, peaks, schedule, num_samples, evaluate_every, checkpoint_every)
 
 
 def _exact_batch_norm_problems(config: TrainConfig) -> list[str]:
@@ -181,10 +134,35 @@ def _solve(config: TrainConfig, total: int, world_size: int) -> BatchPlan:
     return BatchPlan.solve(global_batch_size=total, world_size=world_size, max_micro_batch_size=config.batch.max_micro)
 
 
-def _peak_lr(config: TrainConfig, total: int) -> ScaledValue:
+def _ramp(config: TrainConfig, stages: Stages, world_size: int) -> BatchRamp:
+    return BatchRamp(tuple(_solve(config, total, world_size) for total in stages.totals), stages.milestones)
+
+
+def _peak_lrs(config: TrainConfig, stages: Stages) -> tuple[ScaledValue, ...]:
+    """Peak rate of each stage: the scaling rule for its batch, or what is left of a decay that the batch replaces."""
     scaling = config.scaling
-    return scale_lr(
-        scaling.base_lr, base_batch_size=scaling.base_batch_size, global_batch_size=total, rule=scaling.rule
+    first, *others = (
+        scale_lr(scaling.base_lr, base_batch_size=scaling.base_batch_size, global_batch_size=total, rule=scaling.rule)
+        for total in stages.totals
+    )
+    if stages.decay is None:
+        return (first, *others)
+    return (first, *(_left_of_decay(config, first, stages, number) for number in range(1, len(stages.totals))))
+
+
+def _left_of_decay(config: TrainConfig, first: ScaledValue, stages: Stages, number: int) -> ScaledValue:
+    assert stages.decay is not None
+    return ScaledValue(
+        first.value * stages.decay[number],
+        IN_PLACE_OF_DECAY,
+        "first_peak_lr * gamma^milestones * global_batch_size / first_batch_size",
+        {
+            "first_peak_lr": first.value,
+            "gamma": config.schedule.gamma,
+            "milestones": number,
+            "global_batch_size": stages.totals[number],
+            "first_batch_size": stages.totals[0],
+        },
     )
 
 
@@ -201,13 +179,16 @@ def _schedule(config: TrainConfig, peak: ScaledValue, length: int, samples: Call
         given["step_samples"] = tuple(samples(text) for text in given.pop("milestones"))
     if "gamma" in given:
         given["step_gamma"] = given.pop("gamma")
-    return Schedule(
+    solved = Schedule(
         total_samples=max(length, 1),
         warmup_samples=samples(schedule.warmup),
         warmup_start_factor=base_share if schedule.warmup_from == "base_lr" else 0.0,
         decay=schedule.decay,
         **given,
     )
+    if config.batch.ramp.in_place_of_decay:
+        return dataclasses.replace(solved, decay="constant", step_samples=())
+    return solved
 
 
 # Settings of a schedule that only some decays have.
@@ -245,13 +226,3 @@ def _interval(observer: str, text: str | None, samples: Callable[[str], int]) ->
     if interval == 0:
         raise ConfigError([f"observers.{observer}.every={text}: an interval is above 0. Use null for only at the end."])
     return interval
-
-
-def _span(sizes: Any) -> str:
-    smallest, largest = min(sizes), max(sizes)
-    return f"{largest}" if smallest == largest else f"{smallest} to {largest}"
-
-
-def _shorten(sizes: list[int]) -> str:
-    shown = [str(size) for size in sizes[:6]] + (["..."] if len(sizes) > 6 else [])
-    return " + ".join(shown)

@@ -12,7 +12,7 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
-from largebatch.config import parse_config, public_values
+from largebatch.config import ConfigError, parse_config, public_values
 from largebatch.coupled_losses import is_coupled
 from largebatch.data import Augmentation, FirstSamples
 from largebatch.derive import Derived, derive
@@ -73,8 +73,6 @@ def prepare(composed: DictConfig, environ: Mapping[str, str]) -> Prepared:
     if train is not None and not any("WORLD_SIZE" in error for error in report.errors):
         world_size = int(environ.get("WORLD_SIZE", "1"))
         derived = report.attempt("batch", lambda: derive(config, num_samples=len(train), world_size=world_size))
-    if model is not None and config.batch_norm == "exact":
-        report.attempt("batch_norm=exact", partial(batch_norms, model))
     if is_coupled(loss) and not report.errors:
         report.errors += _coupled_problems(config, derived, train_plain, validation)
     if model is not None and loss is not None and not report.errors:
@@ -137,6 +135,11 @@ def _model(config: TrainConfig) -> nn.Module:
     model = make("model", config.model)
     if not isinstance(model, nn.Module):
         raise TargetError(f"model._target_={config.model['_target_']}: made a {type(model).__name__}, not a Module.")
+    if config.batch_norm == "exact":
+        try:
+            batch_norms(model)
+        except ValueError as error:
+            raise ConfigError([f"batch_norm=exact: {error}"]) from None
     pattern = config.precision.activation_checkpointing
     if pattern:
         checkpoint_activations(model, *([] if pattern is True else [pattern]))
@@ -157,7 +160,7 @@ def _loss(config: TrainConfig) -> Loss:
 def _coupled_problems(config: TrainConfig, derived: Derived | None, train_plain: Any, validation: Any) -> list[str]:
     """What a loss that compares samples cannot be taken over."""
     name, problems = config.loss["_target_"], []
-    if derived is not None and derived.plan.global_batch_size < 2:
+    if derived is not None and min(plan.global_batch_size for plan in derived.ramp.plans) < 2:
         problems.append(f"batch.total=1: {name} compares the samples of a batch. Use at least 2.")
     if config.observers.evaluation.micro < 2:
         problems.append(

@@ -49,7 +49,11 @@ class BatchRamp:
 
     def at(self, samples_seen: int) -> BatchPlan:
         """The plan of the step that starts after `samples_seen` samples."""
-        return self.plans[bisect_right(self.milestones, samples_seen)]
+        return self.plans[self.stage_at(samples_seen)]
+
+    def stage_at(self, samples_seen: int) -> int:
+        """Place of that plan in `plans`."""
+        return bisect_right(self.milestones, samples_seen)
 
     def steps(self, samples_seen: int, num_steps: int) -> Iterator[tuple[int, BatchPlan]]:
         """(samples consumed before it, plan) of `num_steps` steps, the first of which starts after `samples_seen`."""

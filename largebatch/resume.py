@@ -31,6 +31,7 @@ def run_identity(prepared: Prepared) -> dict[str, Any]:
     config, plain = prepared.config, prepared.public
     return {key: plain[key] for key in _IDENTITY} | {
         "global_batch_size": prepared.derived.plan.global_batch_size,
+        "ramp": plain["batch"]["ramp"],
         "precision": config.precision.compute,
         "data": {"name": config.data.name, "num_samples": len(prepared.train), "augment": plain["data"]["augment"]},
     }

@@ -47,6 +47,20 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
+class RampConfig(_Section):
+    """How the batch changes over the run."""
+
+    milestones: list[DurationText]
+    totals: list[PositiveInt]
+    in_place_of_decay: bool
+    max_total: PositiveInt | None
+
+    @property
+    def is_used(self) -> bool:
+        """Whether there is a ramp at all."""
+        return bool(self.milestones or self.totals or self.in_place_of_decay)
+
+
 class BatchConfig(_Section):
     """Samples per optimizer step, and how many of them one forward pass may hold."""
 
@@ -54,6 +68,7 @@ class BatchConfig(_Section):
     max_micro: PositiveInt | None
     micro: PositiveInt | None
     reduction: Literal["all_reduce", "ordered"]
+    ramp: RampConfig
 
     @field_validator("total")
     @classmethod

@@ -19,6 +19,7 @@ def run(config: DictConfig, overrides: list[str]) -> int:
     import os
 
     from largebatch.config import parse_config
+    from largebatch.plan_report import lr_rows, plan_rows
     from largebatch.prepare import prepare
     from largebatch.trackers import print_plan
 
@@ -28,9 +29,6 @@ def run(config: DictConfig, overrides: list[str]) -> int:
         environ |= {"WORLD_SIZE": str(ranks), "RANK": "0", "LOCAL_RANK": "0"}
         environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "0"}  # as a launcher would; nobody goes there
     derived = prepare(config, environ).derived
-    print_plan(derived.rows())
-    milestones = sorted({0, derived.schedule.warmup_samples, derived.schedule.total_samples // 2})
-    points = [*milestones, (derived.num_steps - 1) * derived.plan.global_batch_size]
-    curve = [(f"{samples:,} samples", f"{derived.lr_at(samples):.6g}", "") for samples in points]
-    print_plan(curve, title="learning rate at the step that starts after")
+    print_plan(plan_rows(derived))
+    print_plan(lr_rows(derived), title="learning rate at the step that starts after")
     return 0

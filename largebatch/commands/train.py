@@ -49,6 +49,7 @@ def run(config: DictConfig, overrides: list[str]) -> int:
 
 
 def _announce(prepared: Prepared, job: Job) -> None:
+    from largebatch.plan_report import plan_rows
     from largebatch.trackers import print_plan
 
     runtime, config = job.run.runtime, prepared.config
@@ -65,7 +66,7 @@ def _announce(prepared: Prepared, job: Job) -> None:
             f"{config.model['_target_']}; of {len(parameters)} tensors {decaying} decay, {adapting} adapt",
         ),
         ("optimizer", config.optimizer["_target_"].rpartition(".")[2], "optimizer"),
-        *prepared.derived.rows(),
+        *plan_rows(prepared.derived),
         ("run folder", str(job.folder.path), "run.dir" if config.run.dir else "run.root"),
     ]
     print_plan(rows)

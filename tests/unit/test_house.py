@@ -39,7 +39,9 @@ LEVELS = (
     {
         "config",
         "schema",
+        "stages",
         "derive",
+        "plan_report",
         "targets",
         "report",
         "preconditions",

@@ -13,6 +13,7 @@ from torch import nn
 from largebatch.config import ConfigError
 from largebatch.data import ArrayDataset
 from largebatch.losses import CrossEntropy
+from largebatch.plan_report import plan_record, plan_rows
 from largebatch.prepare import Prepared, prepare
 from tests.unit.composing import GROUPS, compose_run
 
@@ -137,7 +138,7 @@ def test_lengths_and_intervals_are_samples_and_whole_steps():
     derived = run.derived
     assert (derived.schedule.total_samples, derived.num_steps) == (2048, 20)
     assert (derived.evaluate_every, derived.checkpoint_every) == (256, 700)
-    assert {what: (value, why) for what, value, why in derived.rows()}["steps"] == (
+    assert {what: (value, why) for what, value, why in plan_rows(derived)}["steps"] == (
         "20",
         "2,048 samples // 100; the last 48 samples do not fill a batch",
     )
@@ -149,7 +150,7 @@ def test_the_whole_set_is_a_batch():
 
 
 def test_the_record_of_the_plan_is_json_and_says_where_the_rate_comes_from():
-    record = json.loads(json.dumps(prepared("batch.total=128").derived.record()))
+    record = json.loads(json.dumps(plan_record(prepared("batch.total=128").derived)))
     rate = record["peak_lr"]
     assert eval(rate["formula"], {}, rate["inputs"]) == pytest.approx(rate["value"]) == pytest.approx(0.2)
     assert (record["global_batch_size"], record["num_steps"], record["warmup_start_lr"]) == (128, 16, 0.05)
@@ -702,3 +703,68 @@ def test_tensorboard_is_asked_for_only_where_it_is_installed(monkeypatch: pytest
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     (line,) = errors("logger=tensorboard")
     assert line.startswith("logger.tensorboard=true: the package tensorboard is missing.")
+
+
+RAMP = ("batch.ramp.milestones=[1ep,1200samples]", "batch.ramp.totals=[100,33]")
+
+
+def test_the_scaled_rate_follows_the_batch_of_a_ramp():
+    derived = prepared(*RAMP, "batch.total=64", "schedule=constant", "schedule.warmup=0ep").derived
+    sizes = {0: 64, 511: 64, 512: 100, 1199: 100, 1200: 33, 2047: 33}
+    assert {samples: derived.ramp.at(samples).global_batch_size for samples in sizes} == sizes
+    for samples, size in sizes.items():
+        assert derived.lr_at(samples) == pytest.approx(0.05 * size / 32, rel=1e-12)
+    # 8 steps of 64, 7 of 100 up to 1212, 25 of 33 up to 2037 of 2048.
+    assert (derived.num_steps, derived.num_consumed) == (40, 2037)
+    rows = {what: (value, why) for what, value, why in plan_rows(derived)}
+    assert rows["from 512 samples"][0] == "100 samples"
+    assert rows["from 512 samples"][1].startswith("7 steps, each 1 micro-batch; peak LR 0.15625, linear: base_lr")
+    assert rows["steps"] == ("40", "2,048 samples; the last 11 samples do not fill a batch")
+    ramp = json.loads(json.dumps(plan_record(derived)))["ramp"]
+    assert [(stage["from_samples"], stage["global_batch_size"], stage["num_steps"]) for stage in ramp] == [
+        (512, 100, 7), (1212, 33, 25),
+    ]  # fmt: skip
+
+
+def test_warmup_and_decay_stay_functions_of_samples_under_a_ramp():
+    with_ramp, without = (
+        prepared(*ramp, "scaling=none", "schedule=cosine", "schedule.warmup_from=zero").derived for ramp in (RAMP, ())
+    )
+    for samples in range(0, 2048, 31):
+        assert with_ramp.lr_at(samples) == without.lr_at(samples)
+
+
+def test_the_batch_grows_in_place_of_a_decay_and_the_rate_falls_only_beyond_the_largest_batch():
+    steps = ("schedule=step", "schedule.milestones=[2ep,3ep]", "schedule.gamma=0.5", "batch.total=32")
+    decays = prepared(*steps).derived
+    grows = prepared(*steps, "batch.ramp.in_place_of_decay=true", "batch.ramp.max_total=100").derived
+    assert [plan.global_batch_size for plan in grows.ramp.plans] == [32, 64, 100]
+    assert [grows.lr_at(samples) for samples in (600, 1100)] == [decays.lr_at(600)] * 2
+    for samples in (100, 600, 1100, 1600):
+        noise, theirs = (one.lr_at(samples) / one.ramp.at(samples).global_batch_size for one in (grows, decays))
+        assert noise == pytest.approx(theirs, rel=1e-12)
+    assert {what: value for what, value, _ in plan_rows(grows)}["decay"] == "by the batch"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["batch.ramp.milestones=[1ep]"], "batch.ramp: 1 milestones and 0 totals"),
+        (["batch.ramp.milestones=[2ep,1ep]", "batch.ramp.totals=[64,96]"], "they rise from one to the next"),
+        (["batch.ramp.milestones=[9ep]", "batch.ramp.totals=[64]"], "9ep is not inside the run of 2048 samples"),
+        (["batch.ramp.milestones=[1ep]", "batch.ramp.totals=[32]"], "32 follows 32, which has no effect"),
+        (["batch.ramp.milestones=[1ep]", "batch.ramp.totals=[513]"], "a batch of 513 samples"),
+        ([*RAMP, "schedule.warmup=3steps"], "schedule.warmup=3steps: with a ramp a number of steps"),
+        (["batch.ramp.in_place_of_decay=true"], "schedule.decay=cosine. Use schedule=step"),
+        (["batch.ramp.max_total=64"], "has no effect without in_place_of_decay"),
+        ([*RAMP, "batch.ramp.in_place_of_decay=true", "schedule=step", "schedule.milestones=[2ep]"], "Leave"),
+        ([*RAMP, "batch.ramp.totals=[100,0]"], "batch.ramp.totals.1=0: must be at least 1."),
+    ],
+)
+def test_a_ramp_that_makes_no_sense_is_refused(overrides: list[str], expected: str):
+    assert any(expected in error for error in errors(*overrides)), errors(*overrides)
+
+
+def test_a_ramp_that_leaves_a_rank_without_samples_is_refused():
+    found = errors("batch.ramp.milestones=[1ep]", "batch.ramp.totals=[7]", environ=EIGHT_RANKS)
+    assert found == [line for line in found if "A global batch of 7 cannot be shared by 8 ranks" in line]
