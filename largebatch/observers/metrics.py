@@ -74,6 +74,7 @@ class MetricsObserver:
         row: Row = {
             "train/loss": loss,
             "train/lr": report.lr,
+            "train/global_batch_size": report.plan.global_batch_size,
             "train/samples_per_s": (report.samples_seen - self._window_start.samples_seen) / seconds,
             "time/step_s": seconds / num_steps,
             "time/data_s": self._data_s / num_steps,

@@ -172,6 +172,18 @@ def _draw_lr(ax: Axes, rows: Sequence[Row]) -> None:
     x, y = series(rows, "train/lr")
     ax.plot(x, y, color=GREEN, linewidth=1.6, marker="o" if len(x) <= MANY else None, markersize=3.5)
     ax.set_ylim(0, np.nanmax(y) * 1.05 or 1.0)
+    _draw_ramp(ax, rows)
+
+
+def _draw_ramp(ax: Axes, rows: Sequence[Row]) -> None:
+    """The global batch on an axis of its own, in a run in which it changes."""
+    x, sizes = series(rows, "train/global_batch_size")
+    if len(set(sizes)) < 2:
+        return
+    twin = ax.twinx()
+    twin.step(x, sizes, where="pre", color=ORANGE, linewidth=1.6)
+    twin.set_ylim(0, sizes.max() * 1.05)
+    twin.set_ylabel("global batch (samples, orange)")
 
 
 def _draw_grad_norm(ax: Axes, rows: Sequence[Row]) -> None:

@@ -23,11 +23,13 @@ STANDALONE = [*TORCHRUN, "--standalone", "--nproc-per-node", "2"]
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch"]
 DEADLINE_S = 400  # a first start reads gigabytes of libraries from a cold disk
 
-# Pinned micro-batches and double precision: then every launcher must arrive at the same weights.
+# Pinned micro-batches and double precision: then every launcher must arrive at the same weights. The batch changes on
+# the way: three steps of 12 samples, two of 30 and three of 24; the checkpoint of step 4 lies inside the ramp.
 RUN = [
     "-m", "largebatch", "train", "data=digits", "data.limit=96", "model=convnet", "model.width=4", "precision=fp64",
-    "batch.total=24", "batch.micro=6", "length=8steps", "schedule.warmup=2steps", "observers.metrics.every=1",
-    "observers.evaluation.every=4steps", "observers.checkpoint.every=4steps", "logger=none",
+    "batch.total=12", "batch.micro=6", "batch.ramp.milestones=[36samples,90samples]", "batch.ramp.totals=[30,24]",
+    "length=170samples", "schedule.warmup=24samples", "observers.metrics.every=1", "logger=none",
+    "observers.evaluation.every=66samples", "observers.checkpoint.every=66samples", "observers.checkpoint.keep=3",
 ]  # fmt: skip
 
 
@@ -71,6 +73,8 @@ def final_weights(folder: Path) -> dict[str, torch.Tensor]:
 def assert_same_run(folder: Path, reference: Path) -> None:
     ours, theirs = read_metrics(folder / "metrics.jsonl"), read_metrics(reference / "metrics.jsonl")
     assert [row["samples_seen"] for row in ours] == [row["samples_seen"] for row in theirs]
+    steps = [row["samples_seen"] for row in ours if "train/loss" in row]
+    assert steps == [12, 24, 36, 66, 96, 120, 144, 168]
     for key in ("train/loss", "train/lr", "train/grad_norm", "eval/val_loss", "gap/loss"):
         mine, reference_values = ([row[key] for row in rows if key in row] for rows in (ours, theirs))
         np.testing.assert_allclose(mine, reference_values, rtol=1e-12, atol=1e-12, err_msg=key)
@@ -103,7 +107,8 @@ def test_two_processes_train_the_run_of_one(launcher, one_process, tmp_path):
 def test_two_processes_finish_what_one_has_begun(one_process, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(one_process, folder)
-    shutil.rmtree(folder / "checkpoints" / "step_00000008")
+    for step in (7, 8):
+        shutil.rmtree(folder / "checkpoints" / f"step_{step:08d}")
     output = run(STANDALONE, f"run.dir={folder}", "resume=auto")
     assert "step_00000004" in output
     assert_same_run(folder, one_process)
@@ -136,7 +141,7 @@ def test_a_launcher_that_starts_fewer_processes_than_meant_is_refused(tmp_path):
 
 def test_sigterm_stops_all_ranks_after_the_same_step_and_saves_it(tmp_path):
     folder = tmp_path / "run"
-    forever = ["length=100000steps", "observers.evaluation.every=null", "observers.checkpoint.every=null"]
+    forever = ["length=100000ep", "observers.evaluation.every=null", "observers.checkpoint.every=null"]
     process = start(STANDALONE, f"run.dir={folder}", *forever)
     deadline = time.monotonic() + DEADLINE_S
     while not (folder / "metrics.jsonl").exists() and time.monotonic() < deadline and process.poll() is None:

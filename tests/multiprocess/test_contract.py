@@ -26,6 +26,7 @@ from largebatch.loop import Run, train
 from largebatch.losses import CrossEntropy, NextToken, units_are_fixed
 from largebatch.models import GPT, MLP, ConvNet
 from largebatch.order import SampleOrder
+from largebatch.ramp import BatchRamp
 from largebatch.runtime import Runtime
 from largebatch.schedule import Schedule
 from tests.multiprocess.counting import count_collectives
@@ -46,6 +47,7 @@ class Case:
     steps: int = STEPS
     clip_norm: float | None = None
     ordered: bool = False
+    ramp: tuple[tuple[int, int], ...] = ()  # (milestone, batch from there on)
 
 
 def model_and_data(kind: str) -> tuple[nn.Module, Any, Any, Augmentation | None]:
@@ -109,16 +111,21 @@ class Recorder:
     def on_end(self, run: Run, status: str) -> None: ...
 
 
+def plan_of(case: Case, batch: int, world_size: int) -> BatchPlan:
+    size = {"global_batch_size": batch, "world_size": world_size}
+    if case.micro:
+        return BatchPlan.pinned(**size, micro_batch_size=case.micro)
+    return BatchPlan.solve(**size, max_micro_batch_size=case.max_micro)
+
+
 def trajectory(case: Case) -> dict[str, Any]:
     """Train `case` on the ranks of this world with the package's own loop."""
     runtime = Runtime.open(precision=case.precision)
     try:
         model, loss, data, augment = model_and_data(case.kind)
-        size = {"global_batch_size": case.batch, "world_size": runtime.world_size}
-        plan = (
-            BatchPlan.pinned(**size, micro_batch_size=case.micro)
-            if case.micro
-            else BatchPlan.solve(**size, max_micro_batch_size=case.max_micro)
+        plan = BatchRamp(
+            tuple(plan_of(case, batch, runtime.world_size) for batch in (case.batch, *(size for _, size in case.ramp))),
+            tuple(milestone for milestone, _ in case.ramp),
         )
         loader = RecordingLoader(
             MicroBatchLoader(data, SampleOrder(len(data), SEED), plan, runtime.rank, augment=augment)
@@ -158,10 +165,12 @@ def reference(case: Case) -> tuple[list[np.ndarray], list[float]]:
     model, _, data, _ = model_and_data(case.kind)
     model = model.double()
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9, weight_decay=1e-3)
-    order, losses = SampleOrder(len(data), SEED), []
-    for step in range(case.steps):
-        optimizer.param_groups[0]["lr"] = lr_at(step * case.batch)
-        inputs, targets = data.fetch(order.ids(step * case.batch, case.batch))
+    order, losses, position = SampleOrder(len(data), SEED), [], 0
+    for _ in range(case.steps):
+        batch = [case.batch, *(size for milestone, size in case.ramp if milestone <= position)][-1]
+        optimizer.param_groups[0]["lr"] = lr_at(position)
+        inputs, targets = data.fetch(order.ids(position, batch))
+        position += batch
         inputs = inputs.double() if inputs.is_floating_point() else inputs
         value = F.cross_entropy(model(inputs).flatten(0, -2), targets.flatten(), ignore_index=-100)
         optimizer.zero_grad()
@@ -258,6 +267,38 @@ def test_without_pinning_batch_norm_depends_on_the_cut():
     whole = trajectory(Case("batch norm", 24, micro=24, steps=3))
     parts = trajectory(Case("batch norm", 24, micro=6, steps=3))
     assert relative_error(parts["weights"], whole["weights"]) > 1e-4
+
+
+RAMP = ((60, 33), (130, 7), (150, 48))
+
+
+@pytest.mark.parametrize("kind", ["mlp", "masked"])
+@pytest.mark.parametrize(("world_size", "max_micro"), [(1, 10), (2, None), (3, 4), (4, 48)])
+def test_a_ramp_equals_one_big_batch_per_step_on_any_factorization(ranks, kind, world_size, max_micro):
+    case = Case(kind, 24, max_micro=max_micro, ramp=RAMP)
+    weights, losses = reference(case)
+    results = ranks(world_size).run(trajectory, case)
+    for result in results:
+        assert relative_error(result["weights"], weights) < 1e-12
+    np.testing.assert_allclose(results[0]["losses"], losses, rtol=1e-12)
+    (alone,) = ranks(1).run(trajectory, Case(kind, 24, ramp=RAMP))
+    assert ids_of_steps(results) == ids_of_steps([alone])
+    sizes = [len(ids) for ids in ids_of_steps(results).values()]
+    assert sizes == [24, 24, 24, 33, 33, 7, 7, *(48,) * 13]
+
+
+def test_a_ramp_keeps_pinned_batch_norm_and_dropout_on_any_number_of_ranks(ranks):
+    case = Case("random", 24, micro=6, ramp=((60, 33), (130, 18)))
+    alone, two, three = (ranks(world_size).run(trajectory, case)[0] for world_size in (1, 2, 3))
+    for other in (two, three):
+        assert relative_error(other["weights"], alone["weights"]) < 1e-12
+
+
+def test_an_ordered_reduction_is_bitwise_equal_through_a_ramp(ranks):
+    case = Case("mlp", 24, precision="fp32", micro=4, ordered=True, ramp=((60, 33), (130, 14), (170, 48)))
+    alone, two, three = (ranks(world_size).run(trajectory, case)[0] for world_size in (1, 2, 3))
+    assert bitwise(two["weights"], alone["weights"])
+    assert bitwise(three["weights"], alone["weights"])
 
 
 def bitwise(ours: list[np.ndarray], theirs: list[np.ndarray]) -> bool:

@@ -230,9 +230,9 @@ BATCH: dict[str, Row] = {
         ["batch_norm=exact", "batch.micro=4", "batch.reduction=ordered", "precision.activation_checkpointing=head"],
         NO_ENVIRON,
         {
+            "batch_norm=exact: the model has no batch norm": "Use batch_norm=ghost.",
             "batch_norm=exact: does not go with batch.reduction=ordered": "Choose one of them.",
             "batch_norm=exact: does not go with precision.activation_checkpointing": "Choose one of them.",
-            "batch_norm=exact: the model has no batch norm": "Use batch_norm=ghost.",
         },
     ),
     "too few pinned micro-batches": (

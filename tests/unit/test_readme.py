@@ -46,7 +46,9 @@ def test_a_command_of_the_readme_passes_all_checks(
 ):
     monkeypatch.chdir(tmp_path)
     overrides = [argument for argument in arguments if argument not in ("loop", "--multirun")]
-    overrides = [f"{key}={value.split(',')[0]}" for key, _, value in (one.partition("=") for one in overrides)]
+    # Of a sweep the first value; the commas of a list are its own.
+    parts = [one.partition("=") for one in overrides]
+    overrides = [f"{key}={value if value[:1] == '[' else value.split(',')[0]}" for key, _, value in parts]
     environ = {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"}
     if (wanted := [one for one in overrides if one.startswith("launcher.num_processes=")]) and verb == "plan":
         environ |= {"WORLD_SIZE": wanted[0].partition("=")[2], "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
