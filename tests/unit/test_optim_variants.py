@@ -157,9 +157,9 @@ def run(name: str, variant: str, dtype: torch.dtype, foreach: bool | None) -> Tr
     return Trajectory({kind: np.stack(values) for kind, values in rows.items()}, STARTS)
 
 
-# A step rounds about ten times, by at most 2^-53 or 2^-24: all in one direction, 200 * 10 * 2^-53 = 2e-13; in float32 as
-# the random walk that it is, sqrt(200 * 10) / sqrt(12) * 2^-23 = 1.5e-6 if all values were as large as the largest: half
-# of it is what remains. 0.99 itself is off by 1e-8 in float32, which the second moment remembers for 100 steps.
+# A step rounds about ten times, by at most 2^-53 or 2^-24: all in one direction, 200 * 10 * 2^-53 = 2e-13; in float32,
+# as the random walk that it is, sqrt(200 * 10) / sqrt(12) * 2^-23 = 1.5e-6 if all values were as large as the largest.
+# Half of it remains. 0.99 itself is off by 1e-8 in float32, which the second moment remembers for 100 steps.
 TOLERANCES = {torch.float64: {}, torch.float32: {"exp_avg_sq": 2e-6}}
 
 
@@ -337,7 +337,7 @@ def test_textbook_moves_what_adapts_as_the_paper_does_and_what_is_excluded_a_tho
 
 @both_paths
 def test_the_global_norm_is_that_of_all_groups_and_dtypes(foreach):
-    """3, 4 and 12 in three dtypes and two groups: 13, so all gradients are divided by 13 / 6.5 = 2 before the moments."""
+    """3, 4 and 12 in three dtypes and two groups: 13. So all are divided by 13 / 6.5 = 2 before the moments."""
     dtypes = (torch.float64, torch.float32, torch.bfloat16)
     params = [torch.nn.Parameter(torch.ones(2, dtype=dtype)) for dtype in dtypes]
     without = torch.nn.Parameter(torch.ones(2))
