@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from largebatch.checkpoint import Checkpoint, CheckpointError, load_checkpoint, 
 from largebatch.prepare import Prepared
 from largebatch.run_folder import RunFolder
 from largebatch.runtime import Runtime
+from largebatch.targets import TargetError, find_target
 
 # A run with another value of one of these is another run: a checkpoint of it must not be continued.
 _IDENTITY = (
@@ -78,12 +80,30 @@ def check_identity(checkpoint: Checkpoint, identity: dict[str, Any]) -> None:
         CheckpointError: with every key that changed, and both values.
     """
     saved = checkpoint.values["identity"]
-    changed = list(_differences(saved, identity))
+    changed = list(_differences(_completed(saved), _completed(identity)))
     if changed:
         raise CheckpointError(
             f"{checkpoint.path} belongs to a run with another config: {'; '.join(changed)}. "
             "Resume with the same values, or start a new run with resume=none."
         )
+
+
+def _completed(identity: dict[str, Any]) -> dict[str, Any]:
+    """The identity with every option of the optimizer, those that the config left to the class too.
+
+    So a run that began before an option existed, or before conf/ named it, can go on with the value that it had.
+    """
+    node = identity["optimizer"]
+    try:
+        parameters = inspect.signature(find_target("optimizer", node)).parameters
+    except (TargetError, TypeError, ValueError):  # a class that is gone, or without a signature
+        return identity
+    defaults = {
+        name: list(one.default) if isinstance(one.default, tuple) else one.default
+        for name, one in parameters.items()
+        if one.default is not inspect.Parameter.empty
+    }
+    return identity | {"optimizer": defaults | node}
 
 
 def _differences(saved: Any, given: Any, prefix: str = "") -> Iterator[str]:

@@ -4,6 +4,16 @@ from largebatch.optim.lamb import LAMB
 from largebatch.optim.lars import LARS
 from largebatch.optim.muon import MuonWithAdamW
 from largebatch.optim.parameter_groups import parameter_groups
+from largebatch.optim.presets import LAMB_PRESETS, LARS_PRESETS
 from largebatch.optim.trust_ratio import l2_norm, trust_ratio
 
-__all__ = ["LAMB", "LARS", "MuonWithAdamW", "l2_norm", "parameter_groups", "trust_ratio"]
+__all__ = [
+    "LAMB",
+    "LAMB_PRESETS",
+    "LARS",
+    "LARS_PRESETS",
+    "MuonWithAdamW",
+    "l2_norm",
+    "parameter_groups",
+    "trust_ratio",
+]

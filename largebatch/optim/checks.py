@@ -12,11 +12,15 @@ def check_hyperparameters(group: Mapping[str, Any]) -> None:
     """Check every value of a parameter group that has a rule.
 
     Raises:
-        ValueError: for the first value that breaks its rule.
+        ValueError: for the first value that breaks its rule, or has no effect beside the others.
     """
     for name, rule in _RULES.items():
         if name in group and not rule.holds(group[name]):
             raise ValueError(f"{name}={group[name]!r}: {rule.text}. {rule.remedy}.")
+    if group.get("nesterov") and group["momentum"] == 0:
+        raise ValueError("nesterov=True has no effect at momentum=0: there is no velocity to look along. Leave it out.")
+    if not group.get("grad_averaging", True) and group["betas"][0] == 0:
+        raise ValueError("grad_averaging=False has no effect at betas[0]=0: nothing is averaged. Leave it out.")
 
 
 def refuse_complex(param_groups: list[dict[str, Any]]) -> None:
@@ -56,6 +60,30 @@ def _are_fractions(value: Any) -> bool:
     return isinstance(value, Sequence) and len(value) == 2 and all(_is_fraction(beta) for beta in value)
 
 
+def _is_positive_or_none(value: Any) -> bool:
+    return value is None or _is_positive(value)
+
+
+def _are_bounds_or_none(value: Any) -> bool:
+    if value is None:
+        return True
+    is_pair = isinstance(value, Sequence) and len(value) == 2 and all(_is_number(bound) for bound in value)
+    return is_pair and 0 <= value[0] <= value[1] and value[1] > 0
+
+
+def _switch(name: str, meaning: str) -> _Rule:
+    return _Rule(
+        lambda value: isinstance(value, bool),
+        f"{name} is True or False: {meaning}",
+        "Write a bool, not a string or a number",
+    )
+
+
+def _choice(name: str, meaning: str, *choices: str) -> _Rule:
+    written = " or ".join(f'"{choice}"' for choice in choices)
+    return _Rule(lambda value: value in choices, f"{name} is {written}: {meaning}", f'The paper\'s is "{choices[0]}"')
+
+
 _RULES = {
     "lr": _Rule(
         _is_nonnegative,
@@ -75,9 +103,24 @@ _RULES = {
         "the trust coefficient is a finite number > 0: |step| / |weights| at lr=1",
         "0.001 is the paper's; for steps without trust ratio set adapts=False in the group",
     ),
-    "adapts": _Rule(
-        lambda value: isinstance(value, bool),
-        "adapts is True or False: whether the group's tensors get a trust ratio",
-        "Write a bool, not a string or a number",
+    "adapts": _switch("adapts", "whether the group's tensors get a trust ratio"),
+    "adapt_undecayed": _switch("adapt_undecayed", "whether tensors without decay get a trust ratio"),
+    "denominator": _choice("denominator", "|g| + weight_decay |w|, or |g + weight_decay w|", "split", "joint"),
+    "lr_placement": _choice("lr_placement", "of the velocity", "inside", "outside"),
+    "nesterov": _switch("nesterov", "whether the step looks ahead along the velocity"),
+    "clip": _switch("clip", "whether lr bounds the rates of the tensors instead of scaling them"),
+    "bias_correction": _switch("bias_correction", "whether the moments are divided by 1 - beta^t"),
+    "decay_placement": _choice("decay_placement", "of the trust ratio", "inside", "outside"),
+    "norm_bounds": _Rule(
+        _are_bounds_or_none,
+        "norm_bounds are two finite numbers, 0 <= lower <= upper and upper > 0: the range of phi(|w|)",
+        "None switches them off; ports of LAMB use (0, 10)",
     ),
+    "trust_clip": _switch("trust_clip", "whether a trust ratio is at most 1"),
+    "max_grad_norm": _Rule(
+        _is_positive_or_none,
+        "max_grad_norm is a finite number > 0: the largest norm of the gradients of all groups together",
+        "None switches it off; 1.0 is usual",
+    ),
+    "grad_averaging": _switch("grad_averaging", "whether a gradient enters the first moment times 1 - beta1"),
 }

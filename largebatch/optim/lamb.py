@@ -11,15 +11,10 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from largebatch.optim.checks import check_hyperparameters, refuse_complex
-from largebatch.optim.state import (
-    load_unrounded,
-    params_and_grads,
-    same_kind,
-    uses_foreach,
-    wide_zeros,
-    widened,
-)
-from largebatch.optim.trust_ratio import l2_norm, l2_norms, trust_ratio
+from largebatch.optim.forms import LambForm, fill_with_paper
+from largebatch.optim.lamb_arithmetic import lamb
+from largebatch.optim.state import load_unrounded, params_and_grads, wide_zeros
+from largebatch.optim.trust_ratio import global_l2_norm
 
 
 class LAMB(Optimizer):
@@ -35,12 +30,20 @@ class LAMB(Optimizer):
     optimization for deep learning: training BERT in 76 minutes" (arXiv 1904.00962 v5), Algorithm 2, with phi the
     identity. Hence a step is exactly lr |w| long, whatever the gradient; only at ratio 1 it is lr |u|.
 
-    More than one algorithm has this name. It differs from
+    More than one algorithm has this name, and torch.optim.AdamW is this one with adapts=False. The options name every
+    difference; `presets.LAMB_PRESETS` has the settings that reproduce both versions of the paper, NVLAMB and timm:
 
-    - torch.optim.AdamW: in the ratio alone. With adapts=False it is AdamW;
-    - timm, whose defaults first clip gradients to a global norm of 1 and give tensors with weight_decay=0 no ratio;
-    - optax: in nothing;
-    - version 3 of the paper: there is no bias correction; ports of it clip |w| at 10 as well.
+    - bias_correction: False leaves out both 1 - beta^t. Where nothing decays, the ratio cancels all of it but the eps:
+      version 3 of the paper, torch_optimizer;
+    - decay_placement: "inside" the ratio as above, or "outside": w = (1 - lr weight_decay) w first, then u = r with the
+      norm of the decayed w, as in AdamW: Keras, timm's decoupled_decay;
+    - norm_bounds: (lower, upper) of the paper's phi, ratio = min(max(|w|, lower), upper) / |u|, for which it gives no
+      numbers; torch_optimizer has (0, 10);
+    - trust_clip: a ratio is at most 1, so that no step is longer than Adam's: LAMBC, timm's trust_clip;
+    - max_grad_norm: g is divided by max(1, |all gradients of all groups| / max_grad_norm) before the moments: 1 in
+      NVLAMB, apex and timm;
+    - grad_averaging: False adds g to m instead of (1 - beta1) g: apex and timm have the option;
+    - adapt_undecayed: False gives groups with weight_decay=0 the ratio 1: timm, apex without use_nvlamb.
 
     Each parameter group has two independent flags: `weight_decay` (0: does not decay) and `adapts` (False: ratio 1). No
     parameter is treated apart by its shape or name: `parameter_groups` makes the groups.
@@ -55,11 +58,19 @@ class LAMB(Optimizer):
         eps: >= 0. With 0 an element whose gradients were all 0 becomes NaN.
         weight_decay: >= 0. It turns the step towards -w; the length of the step stays.
         adapts: default of the group flag.
+        bias_correction: whether the moments are divided by 1 - beta^t.
+        decay_placement: "inside" or "outside" of the ratio.
+        norm_bounds: 0 <= lower <= upper; None: phi is the identity.
+        trust_clip: whether a ratio is at most 1.
+        max_grad_norm: > 0; None: gradients are taken as they are. A group may have its own, for the norm over all.
+        grad_averaging: whether the newest gradient enters m with the weight 1 - beta1.
+        adapt_undecayed: whether groups without decay get a ratio too.
         foreach: True for one call per operation over all tensors, False for a plain loop; None takes the former unless
-            a parameter is a tensor subclass. It needs temporary memory of twice the size of the parameters.
+            a parameter is a tensor subclass. It needs temporary memory of twice the size of the parameters, three
+            times with max_grad_norm.
 
     Raises:
-        ValueError: if a number is out of range, here or in a group, or a parameter is complex.
+        ValueError: if a value breaks its rule or has no effect, here or in a group, or a parameter is complex.
         RuntimeError: from `step`, if a gradient is sparse.
 
     >>> w = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
@@ -78,6 +89,13 @@ class LAMB(Optimizer):
         weight_decay: float = 0.01,
         adapts: bool = True,
         *,
+        bias_correction: bool = True,
+        decay_placement: str = "inside",
+        norm_bounds: tuple[float, float] | None = None,
+        trust_clip: bool = False,
+        max_grad_norm: float | None = None,
+        grad_averaging: bool = True,
+        adapt_undecayed: bool = True,
         foreach: bool | None = None,
     ) -> None:
         defaults = {
@@ -86,6 +104,13 @@ class LAMB(Optimizer):
             "eps": eps,
             "weight_decay": weight_decay,
             "adapts": adapts,
+            "bias_correction": bias_correction,
+            "decay_placement": decay_placement,
+            "norm_bounds": norm_bounds,
+            "trust_clip": trust_clip,
+            "max_grad_norm": max_grad_norm,
+            "grad_averaging": grad_averaging,
+            "adapt_undecayed": adapt_undecayed,
             "foreach": foreach,
         }
         check_hyperparameters(defaults)
@@ -101,6 +126,10 @@ class LAMB(Optimizer):
         """Load what `state_dict` returned, at full precision and without sharing its memory."""
         load_unrounded(self, super().load_state_dict, state_dict)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        fill_with_paper(self.param_groups, LambForm())
+
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One step on every parameter that has a gradient; returns what `closure` returned, if there is one."""
@@ -108,8 +137,9 @@ class LAMB(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
-            params, grads = params_and_grads(group)
+        collected = [params_and_grads(group) for group in self.param_groups]
+        grad_norm = self._grad_norm([grad for _, grads in collected for grad in grads])
+        for group, (params, grads) in zip(self.param_groups, collected, strict=True):
             states = [self._state(param) for param in params]
             lamb(
                 params,
@@ -124,8 +154,15 @@ class LAMB(Optimizer):
                 eps=group["eps"],
                 weight_decay=group["weight_decay"],
                 adapts=group["adapts"],
+                form=LambForm.of(group),
+                grad_norm=grad_norm,
             )
         return loss
+
+    def _grad_norm(self, grads: list[Tensor]) -> Tensor | None:
+        """Norm of the gradients of all groups, if one of them asks for it."""
+        is_asked_for = any(group["max_grad_norm"] is not None for group in self.param_groups)
+        return global_l2_norm(grads) if grads and is_asked_for else None
 
     def _state(self, param: Tensor) -> dict[str, Tensor]:
         state: dict[str, Tensor] = self.state[param]
@@ -134,109 +171,3 @@ class LAMB(Optimizer):
             state["exp_avg"] = wide_zeros(param)
             state["exp_avg_sq"] = wide_zeros(param)
         return state
-
-
-def lamb(
-    params: list[Tensor],
-    grads: list[Tensor],
-    exp_avgs: list[Tensor],
-    exp_avg_sqs: list[Tensor],
-    state_steps: list[Tensor],
-    *,
-    foreach: bool | None = None,
-    lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    weight_decay: float,
-    adapts: bool,
-) -> None:
-    """One LAMB step on lists of tensors: changes all but `grads`; `state_steps` are scalars on the CPU. See `LAMB`."""
-    step = _multi_tensor_lamb if uses_foreach(foreach, params) else _single_tensor_lamb
-    for same in same_kind(params, grads, exp_avgs, exp_avg_sqs, state_steps):
-        step(
-            *same,
-            lr=lr,
-            beta1=beta1,
-            beta2=beta2,
-            eps=eps,
-            weight_decay=weight_decay,
-            adapts=adapts,
-        )
-
-
-def _single_tensor_lamb(
-    params: list[Tensor],
-    grads: list[Tensor],
-    exp_avgs: list[Tensor],
-    exp_avg_sqs: list[Tensor],
-    state_steps: list[Tensor],
-    *,
-    lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    weight_decay: float,
-    adapts: bool,
-) -> None:
-    for param, param_grad, exp_avg, exp_avg_sq, state_step in zip(
-        params, grads, exp_avgs, exp_avg_sqs, state_steps, strict=True
-    ):
-        weight, grad = widened([param, param_grad], exp_avg.dtype)
-        state_step.add_(1)
-        exp_avg.mul_(beta1).add_(grad, alpha=1 - beta1)
-        exp_avg_sq.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-        correction1, correction2 = _bias_corrections(state_step, beta1, beta2)
-        update = exp_avg.div(correction1).div_(exp_avg_sq.div(correction2).sqrt_().add_(eps))
-        if weight_decay != 0:
-            update.add_(weight, alpha=weight_decay)
-        if adapts:
-            weight.addcmul_(update, trust_ratio(l2_norm(weight), l2_norm(update)), value=-lr)
-        else:
-            weight.add_(update, alpha=-lr)
-        if weight is not param:
-            param.copy_(weight)
-
-
-def _multi_tensor_lamb(
-    params: list[Tensor],
-    grads: list[Tensor],
-    exp_avgs: list[Tensor],
-    exp_avg_sqs: list[Tensor],
-    state_steps: list[Tensor],
-    *,
-    lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    weight_decay: float,
-    adapts: bool,
-) -> None:
-    dtype = exp_avgs[0].dtype
-    weights, grads = widened(params, dtype), widened(grads, dtype)
-    torch._foreach_add_(state_steps, 1)
-    torch._foreach_mul_(exp_avgs, beta1)
-    torch._foreach_add_(exp_avgs, grads, alpha=1 - beta1)
-    torch._foreach_mul_(exp_avg_sqs, beta2)
-    torch._foreach_addcmul_(exp_avg_sqs, grads, grads, value=1 - beta2)
-    corrections = [_bias_corrections(state_step, beta1, beta2) for state_step in state_steps]
-    updates = torch._foreach_div(exp_avgs, [correction1 for correction1, _ in corrections])
-    denominators = torch._foreach_div(exp_avg_sqs, [correction2 for _, correction2 in corrections])
-    torch._foreach_sqrt_(denominators)
-    torch._foreach_add_(denominators, eps)
-    torch._foreach_div_(updates, denominators)
-    if weight_decay != 0:
-        torch._foreach_add_(updates, weights, alpha=weight_decay)
-    if adapts:
-        ratios = trust_ratio(l2_norms(weights), l2_norms(updates))
-        torch._foreach_addcmul_(weights, updates, list(ratios.unbind()), value=-lr)
-    else:
-        torch._foreach_add_(weights, updates, alpha=-lr)
-    if params[0].dtype != dtype:
-        torch._foreach_copy_(params, weights)
-
-
-def _bias_corrections(state_step: Tensor, beta1: float, beta2: float) -> tuple[float, float]:
-    """1 - beta1^t and 1 - beta2^t in double precision."""
-    steps = float(state_step)
-    return 1 - beta1**steps, 1 - beta2**steps

@@ -11,15 +11,9 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from largebatch.optim.checks import check_hyperparameters, refuse_complex
-from largebatch.optim.state import (
-    load_unrounded,
-    params_and_grads,
-    same_kind,
-    uses_foreach,
-    wide_zeros,
-    widened,
-)
-from largebatch.optim.trust_ratio import l2_norm, l2_norms, trust_ratio
+from largebatch.optim.forms import LarsForm, fill_with_paper
+from largebatch.optim.lars_arithmetic import lars
+from largebatch.optim.state import load_unrounded, params_and_grads, wide_zeros
 
 
 class LARS(Optimizer):
@@ -34,12 +28,18 @@ class LARS(Optimizer):
     A step without momentum is at most lr trust_coefficient |w| long. Where the ratio is 1, `lr` acts without the
     trust coefficient, which is a 1000 times larger rate.
 
-    More than one algorithm has this name. It differs from
+    More than one algorithm has this name. The options name every difference; `presets.LARS_PRESETS` has the settings
+    that reproduce the paper, MLPerf's reference, the textbook formula, SimCLR and timm:
 
-    - torch.optim.SGD: in the ratio, and in that the learning rate is inside v, so that a changing rate acts on new
-      gradients only. SGD, timm and VISSL multiply v by the newest rate. Under a constant rate both are the same;
-    - timm: there the denominator has an eps, the rate is outside v, and tensors with weight_decay=0 get no ratio;
-    - optax: there the denominator is |g + weight_decay w|.
+    - denominator: "split" as above, or "joint", |g + weight_decay w|: optax, SimCLR, Barlow Twins;
+    - lr_placement: "inside" the velocity as above, so that a changing rate acts on new gradients only, or "outside",
+      v = momentum v + ratio (g + weight_decay w), w = w - lr v, as torch.optim.SGD has it: timm, torch_optimizer, apex.
+      Under a constant rate both are the same;
+    - nesterov: w = w - (momentum v + lr ratio (g + weight_decay w)) with the new v;
+    - clip: the rate of a tensor is min(ratio, lr) instead of lr ratio, and lr where a norm is 0: the default of apex's
+      LARC, timm's trust_clip;
+    - eps: added to the denominator: 1e-8 in timm and apex;
+    - adapt_undecayed: False gives groups with weight_decay=0 the ratio 1: timm and torch_optimizer.
 
     Each parameter group has two independent flags: `weight_decay` (0: does not decay) and `adapts` (False: ratio 1,
     momentum SGD). No parameter is treated apart by its shape or name: `parameter_groups` makes the groups.
@@ -54,11 +54,17 @@ class LARS(Optimizer):
         weight_decay: >= 0, added to the gradient as weight_decay w (L2 regularisation), and part of the ratio.
         trust_coefficient: > 0, "eta" in the paper. With 1 the ratio itself is |w| / (|g| + weight_decay |w|).
         adapts: default of the group flag.
+        denominator: "split" or "joint".
+        lr_placement: "inside" or "outside" of the velocity.
+        nesterov: whether the step looks ahead along the velocity; needs momentum.
+        clip: whether lr bounds the rates of the tensors instead of scaling them.
+        eps: >= 0.
+        adapt_undecayed: whether groups without decay get a ratio too.
         foreach: True for one call per operation over all tensors, False for a plain loop; None takes the former unless
             a parameter is a tensor subclass. It needs temporary memory of the size of the gradients.
 
     Raises:
-        ValueError: if a number is out of range, here or in a group, or a parameter is complex.
+        ValueError: if a value breaks its rule or has no effect, here or in a group, or a parameter is complex.
         RuntimeError: from `step`, if a gradient is sparse.
 
     >>> w = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
@@ -77,6 +83,12 @@ class LARS(Optimizer):
         trust_coefficient: float = 0.001,
         adapts: bool = True,
         *,
+        denominator: str = "split",
+        lr_placement: str = "inside",
+        nesterov: bool = False,
+        clip: bool = False,
+        eps: float = 0.0,
+        adapt_undecayed: bool = True,
         foreach: bool | None = None,
     ) -> None:
         defaults = {
@@ -85,6 +97,12 @@ class LARS(Optimizer):
             "weight_decay": weight_decay,
             "trust_coefficient": trust_coefficient,
             "adapts": adapts,
+            "denominator": denominator,
+            "lr_placement": lr_placement,
+            "nesterov": nesterov,
+            "clip": clip,
+            "eps": eps,
+            "adapt_undecayed": adapt_undecayed,
             "foreach": foreach,
         }
         check_hyperparameters(defaults)
@@ -99,6 +117,10 @@ class LARS(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict` returned, at full precision and without sharing its memory."""
         load_unrounded(self, super().load_state_dict, state_dict)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        fill_with_paper(self.param_groups, LarsForm())
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -119,6 +141,7 @@ class LARS(Optimizer):
                 weight_decay=group["weight_decay"],
                 trust_coefficient=group["trust_coefficient"],
                 adapts=group["adapts"],
+                form=LarsForm.of(group),
             )
         return loss
 
@@ -128,84 +151,3 @@ class LARS(Optimizer):
             state["momentum_buffer"] = wide_zeros(param)
         buffer: Tensor = state["momentum_buffer"]
         return buffer
-
-
-def lars(
-    params: list[Tensor],
-    grads: list[Tensor],
-    momentum_buffers: list[Tensor],
-    *,
-    foreach: bool | None = None,
-    lr: float,
-    momentum: float,
-    weight_decay: float,
-    trust_coefficient: float,
-    adapts: bool,
-) -> None:
-    """One LARS step on lists of tensors: changes `params` and `momentum_buffers`, reads `grads`. See `LARS`."""
-    step = _multi_tensor_lars if uses_foreach(foreach, params) else _single_tensor_lars
-    for same_params, same_grads, same_buffers in same_kind(params, grads, momentum_buffers):
-        step(
-            same_params,
-            same_grads,
-            same_buffers,
-            lr=lr,
-            momentum=momentum,
-            weight_decay=weight_decay,
-            trust_coefficient=trust_coefficient,
-            adapts=adapts,
-        )
-
-
-def _single_tensor_lars(
-    params: list[Tensor],
-    grads: list[Tensor],
-    momentum_buffers: list[Tensor],
-    *,
-    lr: float,
-    momentum: float,
-    weight_decay: float,
-    trust_coefficient: float,
-    adapts: bool,
-) -> None:
-    for param, param_grad, velocity in zip(params, grads, momentum_buffers, strict=True):
-        weight, grad = widened([param, param_grad], velocity.dtype)
-        direction = grad.add(weight, alpha=weight_decay) if weight_decay != 0 else grad
-        velocity.mul_(momentum)
-        if adapts:
-            ratio = trust_ratio(
-                l2_norm(weight), l2_norm(grad), coefficient=trust_coefficient, weight_decay=weight_decay
-            )
-            velocity.addcmul_(direction, ratio, value=lr)
-        else:
-            velocity.add_(direction, alpha=lr)
-        weight.sub_(velocity)
-        if weight is not param:
-            param.copy_(weight)
-
-
-def _multi_tensor_lars(
-    params: list[Tensor],
-    grads: list[Tensor],
-    momentum_buffers: list[Tensor],
-    *,
-    lr: float,
-    momentum: float,
-    weight_decay: float,
-    trust_coefficient: float,
-    adapts: bool,
-) -> None:
-    dtype = momentum_buffers[0].dtype
-    weights, grads = widened(params, dtype), widened(grads, dtype)
-    directions = torch._foreach_add(grads, weights, alpha=weight_decay) if weight_decay != 0 else grads
-    torch._foreach_mul_(momentum_buffers, momentum)
-    if adapts:
-        ratios = trust_ratio(
-            l2_norms(weights), l2_norms(grads), coefficient=trust_coefficient, weight_decay=weight_decay
-        )
-        torch._foreach_addcmul_(momentum_buffers, directions, list(ratios.unbind()), value=lr)
-    else:
-        torch._foreach_add_(momentum_buffers, directions, alpha=lr)
-    torch._foreach_sub_(weights, momentum_buffers)
-    if params[0].dtype != dtype:
-        torch._foreach_copy_(params, weights)

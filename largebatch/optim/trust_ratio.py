@@ -2,37 +2,59 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from largebatch.optim.state import same_kind, wide_dtype
+
 
 def trust_ratio(
-    weight_norm: Tensor, direction_norm: Tensor, *, coefficient: float = 1.0, weight_decay: float = 0.0
+    weight_norm: Tensor,
+    direction_norm: Tensor,
+    *,
+    coefficient: float = 1.0,
+    weight_decay: float = 0.0,
+    eps: float = 0.0,
+    norm_bounds: Sequence[float] | None = None,
+    at_most: float | None = None,
 ) -> Tensor:
     """Factor that makes a step proportional to the norm of the weights it changes.
 
-        ratio = coefficient |w| / (|d| + weight_decay |w|)     1 where |w| = 0 or |d| = 0
+        ratio = coefficient phi(|w|) / (|d| + weight_decay |w| + eps)     1 where phi(|w|) = 0 or |d| = 0
+        phi(z) = min(max(z, lower), upper), z itself without bounds
 
     LARS: d is the gradient and `coefficient` the trust coefficient. LAMB: d is the whole update, decay included, and
-    both arguments keep their defaults.
+    the arguments keep their defaults. The rest is for the variants of both.
 
     Args:
         weight_norm: |w|, any shape: one entry per tensor.
         direction_norm: |d|, of the same shape.
         coefficient: length of the step relative to |w|.
         weight_decay: the decay that the direction does not contain yet.
+        eps: added to the denominator.
+        norm_bounds: (lower, upper) of phi.
+        at_most: the largest ratio.
 
     Returns:
         Ratios, shaped like the norms, on their device: nothing waits for the device.
 
     >>> trust_ratio(torch.tensor([5.0, 5.0, 0.0]), torch.tensor([2.0, 0.0, 2.0]), coefficient=0.1, weight_decay=0.1)
     tensor([0.2000, 1.0000, 1.0000])
+    >>> trust_ratio(torch.tensor([5.0, 0.0]), torch.tensor([2.0, 2.0]), norm_bounds=(1.0, 3.0))
+    tensor([1.5000, 0.5000])
     """
-    ratio = coefficient * weight_norm / (direction_norm + weight_decay * weight_norm)
+    scale = weight_norm if norm_bounds is None else weight_norm.clamp(*norm_bounds)
+    denominator = direction_norm + weight_decay * weight_norm
+    if eps != 0:
+        denominator = denominator + eps
+    ratio = coefficient * scale / denominator
+    if at_most is not None:
+        ratio = ratio.clamp(max=at_most)
     # Ratio 1, not 0: a zero-initialised layer must be able to leave zero.
-    return torch.where((weight_norm == 0) | (direction_norm == 0), 1.0, ratio)
+    return torch.where((scale == 0) | (direction_norm == 0), 1.0, ratio)
 
 
 def l2_norm(tensor: Tensor) -> Tensor:
@@ -44,8 +66,18 @@ def l2_norm(tensor: Tensor) -> Tensor:
     return torch.linalg.vector_norm(torch.linalg.vector_norm(tensor, dim=-1))
 
 
-def l2_norms(tensors: Sequence[Tensor]) -> Tensor:
-    """L2 norm of each tensor, shape [len(tensors)]; all tensors have one device and one dtype."""
+def l2_norms(tensors: Sequence[Tensor], *, dtype: torch.dtype | None = None) -> Tensor:
+    """L2 norm of each tensor, shape [len(tensors)]; all tensors have one device and one dtype. Computed in `dtype`."""
     if tensors[0].device.type == "cpu":
-        return torch.stack([l2_norm(tensor) for tensor in tensors])
-    return torch.stack(torch._foreach_norm(list(tensors)))
+        return torch.stack([l2_norm(tensor.to(dtype or tensor.dtype)) for tensor in tensors])
+    return torch.stack(torch._foreach_norm(list(tensors), 2, dtype))
+
+
+def global_l2_norm(tensors: Sequence[Tensor]) -> Tensor:
+    """L2 norm of all elements of all tensors, whatever their dtypes and devices; shape [], float32 or wider.
+
+    It lies on the device of the first tensor, and nothing waits for a device there.
+    """
+    dtype = functools.reduce(torch.promote_types, map(wide_dtype, tensors))
+    norms = [l2_norms(same, dtype=dtype) for (same,) in same_kind(tensors)]
+    return torch.linalg.vector_norm(torch.cat([part.to(tensors[0].device, non_blocking=True) for part in norms]))

@@ -6,21 +6,27 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from largebatch.commands.composition import conf_dir
 from largebatch.config import ConfigError, parse_config, public_values
+from largebatch.optim import LAMB_PRESETS, LARS_PRESETS
+from largebatch.prepare import build_optimizer
 from largebatch.schema import TrainConfig
 from tests.unit.composing import GROUPS, compose_choices, compose_run
 
+# Chosen inside of a choice: which formula optimizer=lars and optimizer=lamb stand for.
+PRESETS = {"lars": LARS_PRESETS, "lamb": LAMB_PRESETS}
+APART = {"experiment", "debug", *PRESETS}
 # What some choices leave to the person.
 MISSING = {"num_classes": 10, "vocab_size": 65}
 
 
 def combinations() -> list[tuple[str, ...]]:
     """Choice i of every group at once, those with fewer choices over again; GPT with text, two views with pairs."""
-    single = {group: names for group, names in GROUPS.items() if group not in ("experiment", "debug")}
+    single = {group: names for group, names in GROUPS.items() if group not in APART}
     partners = {"gpt": "text", "two_views": "paired_views"}
     images = [name for name in single["data"] if name not in partners.values()]
     rows = []
@@ -56,7 +62,7 @@ def test_every_choice_of_every_group_parses(choices: tuple[str, ...]):
 
 def test_the_combinations_leave_no_choice_out():
     chosen = {choice for choices in combinations() for choice in choices}
-    single = {f"{group}={name}" for group in GROUPS.keys() - {"experiment", "debug"} for name in GROUPS[group]}
+    single = {f"{group}={name}" for group in GROUPS.keys() - APART for name in GROUPS[group]}
     assert chosen == single
 
 
@@ -75,7 +81,44 @@ def test_every_yaml_file_is_a_choice_of_a_group_that_the_run_composes():
         f"{group}/{name}.yaml" for group, names in GROUPS.items() for name in names
     }
     defaults = Path(conf_dir(), "train.yaml").read_text()
-    assert all(f"- {group}: " in defaults or f"- optional {group}: " in defaults for group in GROUPS)
+    groups = GROUPS.keys() - PRESETS.keys()
+    assert all(f"- {group}: " in defaults or f"- optional {group}: " in defaults for group in groups)
+    for name in PRESETS:
+        assert f"- /{name}: paper\n" in Path(conf_dir(), "optimizer", f"{name}.yaml").read_text()
+
+
+EVERY_PRESET = [(name, preset) for name, presets in PRESETS.items() for preset in presets]
+
+
+@pytest.mark.parametrize(("name", "preset"), EVERY_PRESET)
+def test_a_preset_of_an_optimizer_names_the_options_of_its_twin_in_python_and_trains(name: str, preset: str):
+    config = parse(f"optimizer={name}", f"{name}={preset}", "model=linear")
+    paper, options = PRESETS[name]["paper"], PRESETS[name][preset]
+    assert {key: config.optimizer[key] for key in paper} == options
+    assert config.optimizer.keys() == parse(f"optimizer={name}").optimizer.keys()
+    model = torch.nn.Linear(3, 2)
+    optimizer = build_optimizer(config, model)
+    assert all({key: group[key] for key in options} == options for group in optimizer.param_groups)
+    before = model.weight.detach().clone()
+    model(torch.ones(4, 3)).square().sum().backward()
+    optimizer.step()
+    assert model.weight.isfinite().all()
+    assert not torch.equal(model.weight, before)
+
+
+def test_every_preset_is_a_choice_and_the_paper_is_the_default():
+    assert {name: set(GROUPS[name]) for name in PRESETS} == {name: set(presets) for name, presets in PRESETS.items()}
+    for name in PRESETS:
+        assert parse(f"optimizer={name}") == parse(f"optimizer={name}", f"{name}=paper")
+    lars = parse("experiment=digits_large_lars", "lars=timm")
+    assert (lars.optimizer["lr_placement"], lars.scaling.base_lr) == ("outside", 10.0)
+    assert parse("optimizer=lars", "optimizer.nesterov=true").optimizer["nesterov"] is True
+
+
+def test_the_textbook_rate_moves_weights_as_the_papers_does():
+    paper, textbook = parse("optimizer=lars"), parse("optimizer=lars", "lars=textbook")
+    rates = [run.scaling.base_lr * run.optimizer["trust_coefficient"] for run in (paper, textbook)]
+    assert rates[0] == pytest.approx(rates[1], rel=1e-12)
 
 
 def test_the_defaults_need_no_argument():
@@ -231,6 +274,9 @@ def test_all_values_without_a_default_are_named_at_once():
     [
         (("model=giant",), "Could not find 'model/giant'.*Available options in 'model':.*convnet.*resnet18"),
         (("sed=1",), "Could not override 'sed'"),
+        (("optimizer=sgd", "lars=paper"), "Could not override 'lars'. No match in the defaults list"),
+        (("optimizer=lars", "lamb=paper"), "Could not override 'lamb'. No match in the defaults list"),
+        (("optimizer=lars", "lars=larc"), "Could not find 'lars/larc'.*Available options in 'lars':.*paper.*timm"),
         (("model=linear,mlp",), "Ambiguous value for argument 'model=linear,mlp'"),
         (("+model=mlp",), "Multiple values for model"),
         (("batch.total={3",), "no viable alternative"),

@@ -22,8 +22,20 @@ SHARED_ERRORS = [
     ("weight_decay", None),
     ("adapts", 1),
     ("adapts", "false"),
+    ("adapt_undecayed", 0),
 ]
-LARS_ERRORS = [("momentum", 1.0), ("momentum", -0.1), ("trust_coefficient", 0.0), ("trust_coefficient", -1e-3)]
+LARS_ERRORS = [
+    ("momentum", 1.0),
+    ("momentum", -0.1),
+    ("trust_coefficient", 0.0),
+    ("trust_coefficient", -1e-3),
+    ("denominator", "both"),
+    ("denominator", None),
+    ("lr_placement", "before"),
+    ("nesterov", 1),
+    ("clip", None),
+    ("eps", -1e-8),
+]
 LAMB_ERRORS = [
     ("betas", (1.0, 0.999)),
     ("betas", (0.9, 1.0)),
@@ -31,6 +43,19 @@ LAMB_ERRORS = [
     ("betas", (0.9,)),
     ("betas", 0.9),
     ("eps", -1e-6),
+    ("bias_correction", 1),
+    ("decay_placement", "coupled"),
+    ("norm_bounds", 10.0),
+    ("norm_bounds", (0.0,)),
+    ("norm_bounds", (2.0, 1.0)),
+    ("norm_bounds", (-1.0, 1.0)),
+    ("norm_bounds", (0.0, 0.0)),
+    ("norm_bounds", (0.0, float("inf"))),
+    ("trust_clip", "true"),
+    ("max_grad_norm", 0.0),
+    ("max_grad_norm", float("inf")),
+    ("max_grad_norm", True),
+    ("grad_averaging", 0),
 ]
 GOOD_VALUES = {
     "lr": 0.1,
@@ -40,6 +65,17 @@ GOOD_VALUES = {
     "trust_coefficient": 0.001,
     "betas": (0.9, 0.999),
     "eps": 1e-6,
+    "denominator": "split",
+    "lr_placement": "inside",
+    "nesterov": False,
+    "clip": False,
+    "adapt_undecayed": True,
+    "bias_correction": True,
+    "decay_placement": "inside",
+    "norm_bounds": None,
+    "trust_clip": False,
+    "max_grad_norm": None,
+    "grad_averaging": True,
 }
 ERRORS = [
     *((optimizer_class, *error) for optimizer_class in OPTIMIZERS for error in SHARED_ERRORS),
@@ -61,6 +97,20 @@ def test_a_number_out_of_range_is_named_with_its_value(optimizer_class, name, va
     optimizer = optimizer_class([torch.nn.Parameter(torch.ones(2))], lr=0.1)
     with pytest.raises(ValueError, match=f"^{name}="):  # in a group that comes later, which is then not added
         optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(2))], **options})
+    assert len(optimizer.param_groups) == 1
+
+
+@pytest.mark.parametrize(
+    ("optimizer_class", "options"),
+    [(LARS, {"momentum": 0.0, "nesterov": True}), (LAMB, {"betas": (0.0, 0.999), "grad_averaging": False})],
+)
+def test_an_option_that_another_leaves_without_effect_is_refused(optimizer_class, options):
+    with pytest.raises(ValueError, match=r"^(nesterov|grad_averaging)=.* has no effect at .*Leave it out\.$"):
+        optimizer_class([torch.nn.Parameter(torch.ones(2))], lr=0.1, **options)
+    first, second = options.items()
+    optimizer = optimizer_class([torch.nn.Parameter(torch.ones(2))], lr=0.1, **dict([second]))
+    with pytest.raises(ValueError, match="has no effect"):  # in a group that comes later, which is then not added
+        optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(2))], **dict([first])})
     assert len(optimizer.param_groups) == 1
 
 

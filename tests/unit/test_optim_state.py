@@ -145,7 +145,7 @@ def through_a_file(state_dict):
 
 
 @both
-def test_state_is_tensors_and_groups_are_plain_numbers(optimizer_class):
+def test_state_is_tensors_and_groups_are_plain_values(optimizer_class):
     params = make_params(torch.float32)
     optimizer = make_optimizer(optimizer_class, params)
     set_grads(params, 0)
@@ -157,7 +157,7 @@ def test_state_is_tensors_and_groups_are_plain_numbers(optimizer_class):
         values = [
             value for entry in group.values() for value in (entry if isinstance(entry, (list, tuple)) else [entry])
         ]
-        assert all(value is None or isinstance(value, (bool, int, float)) for value in values)
+        assert all(value is None or isinstance(value, (bool, int, float, str)) for value in values)
 
 
 @both

@@ -1,0 +1,51 @@
+"""Which checkpoint belongs to a run: what the config left to the class of the optimizer had its default."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from largebatch.checkpoint import Checkpoint, CheckpointError
+from largebatch.optim import LAMB_PRESETS, LARS_PRESETS
+from largebatch.prepare import prepare
+from largebatch.resume import check_identity, run_identity
+from tests.unit.composing import compose_run
+
+SMALL = ("data=synthetic", "model=linear", "logger=none", "length=4ep", "schedule.warmup=1ep")
+
+
+def identity(*overrides: str) -> dict[str, Any]:
+    return run_identity(prepare(compose_run(*SMALL, *overrides), {}))
+
+
+def check(saved: dict[str, Any], given: dict[str, Any]) -> None:
+    check_identity(Checkpoint(Path("runs/x"), 3, {}, {"identity": saved}), given)
+
+
+@pytest.mark.parametrize(("name", "paper"), [("lars", LARS_PRESETS["paper"]), ("lamb", LAMB_PRESETS["paper"])])
+def test_a_run_from_before_the_options_were_named_goes_on_as_the_papers_and_as_nothing_else(name, paper):
+    now = identity(f"optimizer={name}")
+    old = copy.deepcopy(now)
+    for option in paper:
+        if option != "trust_coefficient":
+            del old["optimizer"][option]
+    check(old, now)
+    check(now, old)
+    with pytest.raises(CheckpointError, match=r"optimizer\.adapt_undecayed was True, now False"):
+        check(old, identity(f"optimizer={name}", f"{name}=timm"))
+
+
+def test_a_changed_option_is_named_with_both_values():
+    with pytest.raises(CheckpointError, match=r"optimizer\.momentum was 0\.9, now 0\.8\. Resume"):
+        check(identity("optimizer=lars"), identity("optimizer=lars", "optimizer.momentum=0.8"))
+
+
+def test_a_class_that_is_gone_is_compared_by_what_the_config_said():
+    now = identity()
+    gone = now | {"optimizer": {"_target_": "nowhere.Gone", "momentum": 0.9}}
+    check(gone, copy.deepcopy(gone))
+    with pytest.raises(CheckpointError, match=r"optimizer\._target_ was nowhere\.Gone, now torch\.optim\.SGD"):
+        check(gone, now)
