@@ -6,6 +6,9 @@ import pytest
 
 from tests.multiprocess.pool import RankPool, RankProcesses
 
+# A script for a process of its own: looking for doctests in it would import JAX into this one.
+collect_ignore = ["reference/optax_trajectories.py"]
+
 
 @pytest.fixture(scope="session")
 def ranks() -> Iterator[Callable[[int], RankPool]]:
