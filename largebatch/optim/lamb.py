@@ -11,6 +11,8 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from largebatch.optim.checks import check_hyperparameters, refuse_complex
+from largebatch.optim.flat import check_paths, rows_of_one_dtype, split_off_fused
+from largebatch.optim.fused_lamb import fused_lamb
 from largebatch.optim.state import (
     load_unrounded,
     params_and_grads,
@@ -57,9 +59,13 @@ class LAMB(Optimizer):
         adapts: default of the group flag.
         foreach: True for one call per operation over all tensors, False for a plain loop; None takes the former unless
             a parameter is a tensor subclass. It needs temporary memory of twice the size of the parameters.
+        fused: True for torch's fused AdamW kernel with 4.5 % of the group as temporary memory; False
+            never; None takes it, if `foreach` is None too, for what it is made for: plain float32 or float64 tensors on
+            a CPU whose gradient and state lie in memory in the same order, without gaps. True demands that of all.
 
     Raises:
-        ValueError: if a number is out of range, here or in a group, or a parameter is complex.
+        ValueError: if a number is out of range, here or in a group, a parameter is complex, or `fused` is
+            True where it cannot be.
         RuntimeError: from `step`, if a gradient is sparse.
 
     >>> w = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
@@ -79,6 +85,7 @@ class LAMB(Optimizer):
         adapts: bool = True,
         *,
         foreach: bool | None = None,
+        fused: bool | None = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -87,13 +94,17 @@ class LAMB(Optimizer):
             "weight_decay": weight_decay,
             "adapts": adapts,
             "foreach": foreach,
+            "fused": fused,
         }
+        check_paths(foreach, fused)
         check_hyperparameters(defaults)
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; values it does not name are the optimizer's. Raises ValueError as the constructor does."""
-        check_hyperparameters({**self.defaults, **param_group})
+        given = {**self.defaults, **param_group}
+        check_hyperparameters(given)
+        check_paths(given["foreach"], given["fused"])
         super().add_param_group(param_group)
         refuse_complex(self.param_groups)
 
@@ -118,6 +129,7 @@ class LAMB(Optimizer):
                 [state["exp_avg_sq"] for state in states],
                 [state["step"] for state in states],
                 foreach=group["foreach"],
+                fused=group.get("fused"),
                 lr=group["lr"],
                 beta1=group["betas"][0],
                 beta2=group["betas"][1],
@@ -144,6 +156,7 @@ def lamb(
     state_steps: list[Tensor],
     *,
     foreach: bool | None = None,
+    fused: bool | None = None,
     lr: float,
     beta1: float,
     beta2: float,
@@ -152,17 +165,20 @@ def lamb(
     adapts: bool,
 ) -> None:
     """One LAMB step on lists of tensors: changes all but `grads`; `state_steps` are scalars on the CPU. See `LAMB`."""
+    options: dict[str, Any] = {
+        "lr": lr,
+        "beta1": beta1,
+        "beta2": beta2,
+        "eps": eps,
+        "weight_decay": weight_decay,
+        "adapts": adapts,
+    }
+    fast, others = split_off_fused(foreach, fused, params, grads, exp_avgs, exp_avg_sqs, scalars=state_steps)
+    for rows in rows_of_one_dtype(fast):
+        fused_lamb(rows, **options)
     step = _multi_tensor_lamb if uses_foreach(foreach, params) else _single_tensor_lamb
-    for same in same_kind(params, grads, exp_avgs, exp_avg_sqs, state_steps):
-        step(
-            *same,
-            lr=lr,
-            beta1=beta1,
-            beta2=beta2,
-            eps=eps,
-            weight_decay=weight_decay,
-            adapts=adapts,
-        )
+    for same in same_kind(*others):
+        step(*same, **options)
 
 
 def _single_tensor_lamb(

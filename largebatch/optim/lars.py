@@ -11,6 +11,8 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from largebatch.optim.checks import check_hyperparameters, refuse_complex
+from largebatch.optim.flat import check_paths, rows_of_one_dtype, split_off_fused
+from largebatch.optim.fused_lars import fused_lars
 from largebatch.optim.state import (
     load_unrounded,
     params_and_grads,
@@ -56,9 +58,13 @@ class LARS(Optimizer):
         adapts: default of the group flag.
         foreach: True for one call per operation over all tensors, False for a plain loop; None takes the former unless
             a parameter is a tensor subclass. It needs temporary memory of the size of the gradients.
+        fused: True for torch's fused SGD kernel with no temporary memory; False
+            never; None takes it, if `foreach` is None too, for what it is made for: plain float32 or float64 tensors on
+            a CPU whose gradient and state lie in memory in the same order, without gaps. True demands that of all.
 
     Raises:
-        ValueError: if a number is out of range, here or in a group, or a parameter is complex.
+        ValueError: if a number is out of range, here or in a group, a parameter is complex, or `fused` is
+            True where it cannot be.
         RuntimeError: from `step`, if a gradient is sparse.
 
     >>> w = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
@@ -78,6 +84,7 @@ class LARS(Optimizer):
         adapts: bool = True,
         *,
         foreach: bool | None = None,
+        fused: bool | None = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -86,13 +93,17 @@ class LARS(Optimizer):
             "trust_coefficient": trust_coefficient,
             "adapts": adapts,
             "foreach": foreach,
+            "fused": fused,
         }
+        check_paths(foreach, fused)
         check_hyperparameters(defaults)
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; values it does not name are the optimizer's. Raises ValueError as the constructor does."""
-        check_hyperparameters({**self.defaults, **param_group})
+        given = {**self.defaults, **param_group}
+        check_hyperparameters(given)
+        check_paths(given["foreach"], given["fused"])
         super().add_param_group(param_group)
         refuse_complex(self.param_groups)
 
@@ -114,6 +125,7 @@ class LARS(Optimizer):
                 grads,
                 [self._momentum_buffer(param) for param in params],
                 foreach=group["foreach"],
+                fused=group.get("fused"),
                 lr=group["lr"],
                 momentum=group["momentum"],
                 weight_decay=group["weight_decay"],
@@ -136,6 +148,7 @@ def lars(
     momentum_buffers: list[Tensor],
     *,
     foreach: bool | None = None,
+    fused: bool | None = None,
     lr: float,
     momentum: float,
     weight_decay: float,
@@ -143,18 +156,19 @@ def lars(
     adapts: bool,
 ) -> None:
     """One LARS step on lists of tensors: changes `params` and `momentum_buffers`, reads `grads`. See `LARS`."""
+    options: dict[str, Any] = {
+        "lr": lr,
+        "momentum": momentum,
+        "weight_decay": weight_decay,
+        "trust_coefficient": trust_coefficient,
+        "adapts": adapts,
+    }
+    fast, others = split_off_fused(foreach, fused, params, grads, momentum_buffers)
+    for rows in rows_of_one_dtype(fast):
+        fused_lars(rows, **options)
     step = _multi_tensor_lars if uses_foreach(foreach, params) else _single_tensor_lars
-    for same_params, same_grads, same_buffers in same_kind(params, grads, momentum_buffers):
-        step(
-            same_params,
-            same_grads,
-            same_buffers,
-            lr=lr,
-            momentum=momentum,
-            weight_decay=weight_decay,
-            trust_coefficient=trust_coefficient,
-            adapts=adapts,
-        )
+    for same in same_kind(*others):
+        step(*same, **options)
 
 
 def _single_tensor_lars(
