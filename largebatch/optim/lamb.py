@@ -57,15 +57,15 @@ class LAMB(Optimizer):
         eps: >= 0. With 0 an element whose gradients were all 0 becomes NaN.
         weight_decay: >= 0. It turns the step towards -w; the length of the step stays.
         adapts: default of the group flag.
-        foreach: True for one call per operation over all tensors, False for a plain loop; None takes the former unless
-            a parameter is a tensor subclass. It needs temporary memory of twice the size of the parameters.
-        fused: True for torch's fused AdamW kernel with 4.5 % of the group as temporary memory; False
-            never; None takes it, if `foreach` is None too, for what it is made for: plain float32 or float64 tensors on
-            a CPU whose gradient and state lie in memory in the same order, without gaps. True demands that of all.
+        foreach: True for one call per operation over many tensors, False for a plain loop; None takes the former unless
+            a parameter is a tensor subclass. Temporary memory: 64 MiB, or twice the size of the largest tensor if more.
+        fused: True for torch's fused AdamW kernel with 4.5 % of the group as temporary memory, False never. None takes it,
+            if `foreach` is None too, for plain float32 and float64 tensors on a CPU whose gradient and state lie in
+            memory in the same order, without gaps. True demands that of all.
 
     Raises:
-        ValueError: if a number is out of range, here or in a group, a parameter is complex, or `fused` is
-            True where it cannot be.
+        ValueError: if a number is out of range, here or in a group, a parameter is complex, or fused=True
+            cannot be.
         RuntimeError: from `step`, if a gradient is sparse.
 
     >>> w = torch.nn.Parameter(torch.tensor([3.0, 4.0]))

@@ -56,15 +56,15 @@ class LARS(Optimizer):
         weight_decay: >= 0, added to the gradient as weight_decay w (L2 regularisation), and part of the ratio.
         trust_coefficient: > 0, "eta" in the paper. With 1 the ratio itself is |w| / (|g| + weight_decay |w|).
         adapts: default of the group flag.
-        foreach: True for one call per operation over all tensors, False for a plain loop; None takes the former unless
-            a parameter is a tensor subclass. It needs temporary memory of the size of the gradients.
-        fused: True for torch's fused SGD kernel with no temporary memory; False
-            never; None takes it, if `foreach` is None too, for what it is made for: plain float32 or float64 tensors on
-            a CPU whose gradient and state lie in memory in the same order, without gaps. True demands that of all.
+        foreach: True for one call per operation over many tensors, False for a plain loop; None takes the former unless
+            a parameter is a tensor subclass. Temporary memory: 32 MiB, or the size of the largest tensor if more.
+        fused: True for torch's fused SGD kernel with no temporary memory, False never. None takes it,
+            if `foreach` is None too, for plain float32 and float64 tensors on a CPU whose gradient and state lie in
+            memory in the same order, without gaps. True demands that of all.
 
     Raises:
-        ValueError: if a number is out of range, here or in a group, a parameter is complex, or `fused` is
-            True where it cannot be.
+        ValueError: if a number is out of range, here or in a group, a parameter is complex, or fused=True
+            cannot be.
         RuntimeError: from `step`, if a gradient is sparse.
 
     >>> w = torch.nn.Parameter(torch.tensor([3.0, 4.0]))

@@ -159,6 +159,16 @@ def test_a_gradient_in_another_order_than_its_parameter_takes_the_other_path(opt
     assert paths_taken == ["fused", "multi_tensor", "multi_tensor"]
 
 
+@both
+def test_the_foreach_path_goes_by_bunches_of_limited_size(optimizer_class, paths_taken, monkeypatch):
+    whole, in_bunches = make_params(), make_params()
+    stepped(optimizer_class, whole, foreach=True)
+    monkeypatch.setattr(importlib.import_module("largebatch.optim.state"), "MAX_BUNCH_NUMEL", 3000)
+    stepped(optimizer_class, in_bunches, foreach=True)
+    assert all(torch.equal(one, other) for one, other in zip(whole, in_bunches, strict=True))
+    assert paths_taken == (4 + 4 * 3) * ["multi_tensor"]  # 1200; 5000; 231 + 2700 + 6 + 1 + 0
+
+
 class Labelled(torch.Tensor):
     """A subclass, as DTensor is one."""
 
