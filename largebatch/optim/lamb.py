@@ -59,8 +59,8 @@ class LAMB(Optimizer):
         adapts: default of the group flag.
         foreach: True for one call per operation over many tensors, False for a plain loop; None takes the former unless
             a parameter is a tensor subclass. Temporary memory: 64 MiB, or twice the size of the largest tensor if more.
-        fused: True for torch's fused AdamW kernel with 4.5 % of the group as temporary memory, False never. None takes it,
-            if `foreach` is None too, for plain float32 and float64 tensors on a CPU whose gradient and state lie in
+        fused: True for torch's fused AdamW kernel with 4.5 % of the group as temporary memory, False never. None takes
+            it, if `foreach` is None too, for plain float32 and float64 tensors on a CPU whose gradient and state lie in
             memory in the same order, without gaps. True demands that of all.
 
     Raises:
