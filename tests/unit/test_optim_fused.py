@@ -169,6 +169,16 @@ def test_the_foreach_path_goes_by_bunches_of_limited_size(optimizer_class, paths
     assert paths_taken == (4 + 4 * 3) * ["multi_tensor"]  # 1200; 5000; 231 + 2700 + 6 + 1 + 0
 
 
+@both
+def test_a_parameter_that_became_wider_than_its_state_takes_the_other_path(optimizer_class, paths_taken):
+    params = make_params(torch.float32, [(3,)])
+    optimizer = stepped(optimizer_class, params, num_steps=1)
+    params[0].data = params[0].data.double()  # as model.double() does
+    set_grads(params, 1)
+    optimizer.step()
+    assert paths_taken == ["fused", "multi_tensor"]
+
+
 class Labelled(torch.Tensor):
     """A subclass, as DTensor is one."""
 
