@@ -17,10 +17,17 @@ def check_hyperparameters(group: Mapping[str, Any]) -> None:
     for name, rule in _RULES.items():
         if name in group and not rule.holds(group[name]):
             raise ValueError(f"{name}={group[name]!r}: {rule.text}. {rule.remedy}.")
+    check_paths(group.get("foreach"), group.get("fused"))
     if group.get("nesterov") and group["momentum"] == 0:
         raise ValueError("nesterov=True has no effect at momentum=0: there is no velocity to look along. Leave it out.")
     if not group.get("grad_averaging", True) and group["betas"][0] == 0:
         raise ValueError("grad_averaging=False has no effect at betas[0]=0: nothing is averaged. Leave it out.")
+
+
+def check_paths(foreach: bool | None, fused: bool | None) -> None:
+    """Raise ValueError if both paths are asked for."""
+    if foreach and fused:
+        raise ValueError("foreach=True and fused=True: these are two paths of one step. Set one of them, or none.")
 
 
 def refuse_complex(param_groups: list[dict[str, Any]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -24,9 +25,24 @@ class LarsForm:
         return cls(**{field.name: group[field.name] for field in fields(cls)})
 
     @property
-    def is_paper(self) -> bool:
-        """Whether every option has the paper's value."""
-        return self == LarsForm()
+    def is_fused(self) -> bool:
+        """Whether the fused path has this form: torch's kernel knows no rate of a tensor's own for a look ahead."""
+        return self.denominator == "split" and not self.nesterov
+
+    def ratio_options(self, *, lr: float, weight_decay: float, trust_coefficient: float) -> dict[str, Any]:
+        """Arguments of `trust_ratio` besides the norms."""
+        if self.clip:  # lr ratio becomes min(trust_coefficient ..., lr): the rate is a bound, the ratio the rate itself
+            trust_coefficient = trust_coefficient / lr if lr > 0 else math.inf
+        return {
+            "coefficient": trust_coefficient,
+            "weight_decay": weight_decay if self.denominator == "split" else 0.0,
+            "eps": self.eps,
+            "at_most": 1.0 if self.clip else None,
+        }
+
+    def placed(self, lr: float) -> tuple[float, float]:
+        """The rate inside the velocity and the one outside of it."""
+        return (lr, 1.0) if self.lr_placement == "inside" else (1.0, lr)
 
 
 @dataclass(frozen=True)
@@ -47,9 +63,19 @@ class LambForm:
         return cls(**{field.name: group[field.name] for field in fields(cls)})
 
     @property
-    def is_paper(self) -> bool:
-        """Whether every option has the paper's value."""
-        return self == LambForm()
+    def is_fused(self) -> bool:
+        """Whether the fused path has this form: the rest would need another kernel than torch's AdamW."""
+        return (
+            self.bias_correction
+            and self.decay_placement == "inside"
+            and self.max_grad_norm is None
+            and self.grad_averaging
+        )
+
+    @property
+    def ratio_options(self) -> dict[str, Any]:
+        """Arguments of `trust_ratio` besides the norms."""
+        return {"norm_bounds": self.norm_bounds, "at_most": 1.0 if self.trust_clip else None}
 
 
 def fill_with_paper(groups: Sequence[dict[str, Any]], paper: LarsForm | LambForm) -> None:

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from largebatch.optim.checks import check_hyperparameters, refuse_complex
+from largebatch.optim.flat import require_fused_form
 from largebatch.optim.forms import LambForm, fill_with_paper
 from largebatch.optim.lamb_arithmetic import lamb
 from largebatch.optim.state import load_unrounded, params_and_grads, wide_zeros
@@ -65,12 +66,15 @@ class LAMB(Optimizer):
         max_grad_norm: > 0; None: gradients are taken as they are. A group may have its own, for the norm over all.
         grad_averaging: whether the newest gradient enters m with the weight 1 - beta1.
         adapt_undecayed: whether groups without decay get a ratio too.
-        foreach: True for one call per operation over all tensors, False for a plain loop; None takes the former unless
-            a parameter is a tensor subclass. It needs temporary memory of twice the size of the parameters, three
-            times with max_grad_norm.
+        foreach: True for one call per operation over many tensors, False for a plain loop; None takes the former unless
+            a parameter is a tensor subclass. Temporary memory: 64 MiB, or twice the size of the largest tensor if more.
+        fused: True for torch's fused AdamW kernel with 4.5 % of the group as temporary memory, False never. None takes
+            it, if `foreach` is None too, for plain float32 and float64 tensors on a CPU whose gradient and state lie in
+            memory in the same order, without gaps, and a form that it has (`forms`). True demands that of all.
 
     Raises:
-        ValueError: if a value breaks its rule or has no effect, here or in a group, or a parameter is complex.
+        ValueError: if a value breaks its rule or has no effect, here or in a group, a parameter is complex, or
+            fused=True cannot be.
         RuntimeError: from `step`, if a gradient is sparse.
 
     >>> w = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
@@ -97,6 +101,7 @@ class LAMB(Optimizer):
         grad_averaging: bool = True,
         adapt_undecayed: bool = True,
         foreach: bool | None = None,
+        fused: bool | None = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -112,13 +117,17 @@ class LAMB(Optimizer):
             "grad_averaging": grad_averaging,
             "adapt_undecayed": adapt_undecayed,
             "foreach": foreach,
+            "fused": fused,
         }
         check_hyperparameters(defaults)
+        require_fused_form(fused, LambForm.of(defaults))
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; values it does not name are the optimizer's. Raises ValueError as the constructor does."""
-        check_hyperparameters({**self.defaults, **param_group})
+        given = {**self.defaults, **param_group}
+        check_hyperparameters(given)
+        require_fused_form(given["fused"], LambForm.of(given))
         super().add_param_group(param_group)
         refuse_complex(self.param_groups)
 
@@ -148,6 +157,7 @@ class LAMB(Optimizer):
                 [state["exp_avg_sq"] for state in states],
                 [state["step"] for state in states],
                 foreach=group["foreach"],
+                fused=group.get("fused"),
                 lr=group["lr"],
                 beta1=group["betas"][0],
                 beta2=group["betas"][1],

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from largebatch.optim.flat import require_fused_form, rows_of_one_dtype, split_off_fused
 from largebatch.optim.forms import LambForm
+from largebatch.optim.fused_lamb import fused_lamb
 from largebatch.optim.state import same_kind, uses_foreach, widened
 from largebatch.optim.trust_ratio import l2_norm, l2_norms, trust_ratio
 
@@ -20,6 +24,7 @@ def lamb(
     state_steps: list[Tensor],
     *,
     foreach: bool | None = None,
+    fused: bool | None = None,
     lr: float,
     beta1: float,
     beta2: float,
@@ -33,19 +38,22 @@ def lamb(
 
     `grad_norm` is the norm that `form.max_grad_norm` is compared with: that of the gradients of all groups.
     """
+    options: dict[str, Any] = {
+        "lr": lr,
+        "beta1": beta1,
+        "beta2": beta2,
+        "eps": eps,
+        "weight_decay": weight_decay,
+        "adapts": adapts and (weight_decay != 0 or form.adapt_undecayed),
+        "form": form,
+    }
+    fused = require_fused_form(fused, form)
+    fast, others = split_off_fused(foreach, fused, params, grads, exp_avgs, exp_avg_sqs, scalars=state_steps)
+    for rows in rows_of_one_dtype(fast):
+        fused_lamb(rows, **options)
     step = _multi_tensor_lamb if uses_foreach(foreach, params) else _single_tensor_lamb
-    for same in same_kind(params, grads, exp_avgs, exp_avg_sqs, state_steps):
-        step(
-            *same,
-            lr=lr,
-            beta1=beta1,
-            beta2=beta2,
-            eps=eps,
-            weight_decay=weight_decay,
-            adapts=adapts and (weight_decay != 0 or form.adapt_undecayed),
-            form=form,
-            grad_divisor=_grad_divisor(grad_norm, same[2][0], form),
-        )
+    for same in same_kind(*others):
+        step(*same, **options, grad_divisor=_grad_divisor(grad_norm, same[2][0], form))
 
 
 def _single_tensor_lamb(
@@ -80,7 +88,7 @@ def _single_tensor_lamb(
         elif weight_decay != 0:
             weight.add_(weight, alpha=-lr * weight_decay)  # 1 - lr weight_decay would be rounded, each time alike
         if adapts:
-            weight.addcmul_(update, _ratio(l2_norm(weight), l2_norm(update), form), value=-lr)
+            weight.addcmul_(update, trust_ratio(l2_norm(weight), l2_norm(update), **form.ratio_options), value=-lr)
         else:
             weight.add_(update, alpha=-lr)
         if weight is not param:
@@ -118,7 +126,7 @@ def _multi_tensor_lamb(
     elif weight_decay != 0:
         torch._foreach_add_(weights, weights, alpha=-lr * weight_decay)
     if adapts:
-        ratios = _ratio(l2_norms(weights), l2_norms(updates), form)
+        ratios = trust_ratio(l2_norms(weights), l2_norms(updates), **form.ratio_options)
         torch._foreach_addcmul_(weights, updates, list(ratios.unbind()), value=-lr)
     else:
         torch._foreach_add_(weights, updates, alpha=-lr)
@@ -162,8 +170,3 @@ def _bias_corrections(state_step: Tensor, beta1: float, beta2: float, form: Lamb
         return 1.0, 1.0
     steps = float(state_step)
     return 1 - beta1**steps, 1 - beta2**steps
-
-
-def _ratio(weight_norm: Tensor, update_norm: Tensor, form: LambForm) -> Tensor:
-    at_most = 1.0 if form.trust_clip else None
-    return trust_ratio(weight_norm, update_norm, norm_bounds=form.norm_bounds, at_most=at_most)

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from largebatch.optim.checks import check_hyperparameters, refuse_complex
+from largebatch.optim.flat import require_fused_form
 from largebatch.optim.forms import LarsForm, fill_with_paper
 from largebatch.optim.lars_arithmetic import lars
 from largebatch.optim.state import load_unrounded, params_and_grads, wide_zeros
@@ -60,11 +61,15 @@ class LARS(Optimizer):
         clip: whether lr bounds the rates of the tensors instead of scaling them.
         eps: >= 0.
         adapt_undecayed: whether groups without decay get a ratio too.
-        foreach: True for one call per operation over all tensors, False for a plain loop; None takes the former unless
-            a parameter is a tensor subclass. It needs temporary memory of the size of the gradients.
+        foreach: True for one call per operation over many tensors, False for a plain loop; None takes the former unless
+            a parameter is a tensor subclass. Temporary memory: 32 MiB, or the size of the largest tensor if more.
+        fused: True for torch's fused SGD kernel, without temporary memory, False never. None takes it, if `foreach` is
+            None too, for plain float32 and float64 tensors on a CPU whose gradient and state lie in memory in the same
+            order, without gaps, and a form that it has (`forms`). True demands that of all.
 
     Raises:
-        ValueError: if a value breaks its rule or has no effect, here or in a group, or a parameter is complex.
+        ValueError: if a value breaks its rule or has no effect, here or in a group, a parameter is complex, or
+            fused=True cannot be.
         RuntimeError: from `step`, if a gradient is sparse.
 
     >>> w = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
@@ -90,6 +95,7 @@ class LARS(Optimizer):
         eps: float = 0.0,
         adapt_undecayed: bool = True,
         foreach: bool | None = None,
+        fused: bool | None = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -104,13 +110,17 @@ class LARS(Optimizer):
             "eps": eps,
             "adapt_undecayed": adapt_undecayed,
             "foreach": foreach,
+            "fused": fused,
         }
         check_hyperparameters(defaults)
+        require_fused_form(fused, LarsForm.of(defaults))
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; values it does not name are the optimizer's. Raises ValueError as the constructor does."""
-        check_hyperparameters({**self.defaults, **param_group})
+        given = {**self.defaults, **param_group}
+        check_hyperparameters(given)
+        require_fused_form(given["fused"], LarsForm.of(given))
         super().add_param_group(param_group)
         refuse_complex(self.param_groups)
 
@@ -136,6 +146,7 @@ class LARS(Optimizer):
                 grads,
                 [self._momentum_buffer(param) for param in params],
                 foreach=group["foreach"],
+                fused=group.get("fused"),
                 lr=group["lr"],
                 momentum=group["momentum"],
                 weight_decay=group["weight_decay"],

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from largebatch.optim.flat import require_fused_form, rows_of_one_dtype, split_off_fused
 from largebatch.optim.forms import LarsForm
+from largebatch.optim.fused_lars import fused_lars
 from largebatch.optim.state import same_kind, uses_foreach, widened
 from largebatch.optim.trust_ratio import l2_norm, l2_norms, trust_ratio
 
@@ -20,6 +22,7 @@ def lars(
     momentum_buffers: list[Tensor],
     *,
     foreach: bool | None = None,
+    fused: bool | None = None,
     lr: float,
     momentum: float,
     weight_decay: float,
@@ -28,19 +31,21 @@ def lars(
     form: LarsForm = _PAPER,
 ) -> None:
     """One LARS step on lists of tensors: changes `params` and `momentum_buffers`, reads `grads`. See `LARS`."""
+    options: dict[str, Any] = {
+        "lr": lr,
+        "momentum": momentum,
+        "weight_decay": weight_decay,
+        "trust_coefficient": trust_coefficient,
+        "adapts": adapts and (weight_decay != 0 or form.adapt_undecayed),
+        "form": form,
+    }
+    fused = require_fused_form(fused, form)
+    fast, others = split_off_fused(foreach, fused, params, grads, momentum_buffers)
+    for rows in rows_of_one_dtype(fast):
+        fused_lars(rows, **options)
     step = _multi_tensor_lars if uses_foreach(foreach, params) else _single_tensor_lars
-    for same_params, same_grads, same_buffers in same_kind(params, grads, momentum_buffers):
-        step(
-            same_params,
-            same_grads,
-            same_buffers,
-            lr=lr,
-            momentum=momentum,
-            weight_decay=weight_decay,
-            trust_coefficient=trust_coefficient,
-            adapts=adapts and (weight_decay != 0 or form.adapt_undecayed),
-            form=form,
-        )
+    for same in same_kind(*others):
+        step(*same, **options)
 
 
 def _single_tensor_lars(
@@ -55,14 +60,15 @@ def _single_tensor_lars(
     adapts: bool,
     form: LarsForm,
 ) -> None:
-    inner_lr, outer_lr = _placed(lr, form)
+    inner_lr, outer_lr = form.placed(lr)
+    options = form.ratio_options(lr=lr, weight_decay=weight_decay, trust_coefficient=trust_coefficient)
     for param, param_grad, velocity in zip(params, grads, momentum_buffers, strict=True):
         weight, grad = widened([param, param_grad], velocity.dtype)
         direction = grad.add(weight, alpha=weight_decay) if weight_decay != 0 else grad
         ratio = None
         if adapts:
             norm = l2_norm(grad if form.denominator == "split" else direction)
-            ratio = _ratio(l2_norm(weight), norm, lr, weight_decay, trust_coefficient, form)
+            ratio = trust_ratio(l2_norm(weight), norm, **options)
         _add(velocity.mul_(momentum), direction, ratio, inner_lr)
         step = velocity
         if form.nesterov:
@@ -84,14 +90,15 @@ def _multi_tensor_lars(
     adapts: bool,
     form: LarsForm,
 ) -> None:
-    inner_lr, outer_lr = _placed(lr, form)
+    inner_lr, outer_lr = form.placed(lr)
+    options = form.ratio_options(lr=lr, weight_decay=weight_decay, trust_coefficient=trust_coefficient)
     dtype = momentum_buffers[0].dtype
     weights, grads = widened(params, dtype), widened(grads, dtype)
     directions = list(torch._foreach_add(grads, weights, alpha=weight_decay)) if weight_decay != 0 else grads
     ratios = None
     if adapts:
         norms = l2_norms(grads if form.denominator == "split" else directions)
-        of_all = _ratio(l2_norms(weights), norms, lr, weight_decay, trust_coefficient, form)
+        of_all = trust_ratio(l2_norms(weights), norms, **options)
         ratios = list(of_all.unbind())
     torch._foreach_mul_(momentum_buffers, momentum)
     _foreach_add(momentum_buffers, directions, ratios, inner_lr)
@@ -102,31 +109,6 @@ def _multi_tensor_lars(
     torch._foreach_sub_(weights, steps, alpha=outer_lr)
     if params[0].dtype != dtype:
         torch._foreach_copy_(params, weights)
-
-
-def _placed(lr: float, form: LarsForm) -> tuple[float, float]:
-    """The rate inside the velocity and the one outside of it."""
-    return (lr, 1.0) if form.lr_placement == "inside" else (1.0, lr)
-
-
-def _ratio(
-    weight_norm: Tensor,
-    direction_norm: Tensor,
-    lr: float,
-    weight_decay: float,
-    trust_coefficient: float,
-    form: LarsForm,
-) -> Tensor:
-    if form.clip:  # lr ratio becomes min(trust_coefficient ..., lr): the rate is a bound, the ratio the rate itself
-        trust_coefficient = trust_coefficient / lr if lr > 0 else math.inf
-    return trust_ratio(
-        weight_norm,
-        direction_norm,
-        coefficient=trust_coefficient,
-        weight_decay=weight_decay if form.denominator == "split" else 0.0,
-        eps=form.eps,
-        at_most=1.0 if form.clip else None,
-    )
 
 
 def _add(to: Tensor, direction: Tensor, ratio: Tensor | None, lr: float) -> Tensor:

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+MAX_BUNCH_NUMEL = 2**23
+"""Elements of a bunch: 32 MiB of float32, many times what one call costs to start on an accelerator."""
+
 
 def params_and_grads(group: dict[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
     """The group's parameters that have a gradient, in order, and their gradients.
@@ -53,12 +56,26 @@ def uses_foreach(foreach: bool | None, params: Sequence[Tensor]) -> bool:
 
 
 def same_kind(*columns: Sequence[Tensor]) -> Iterator[list[list[Tensor]]]:
-    """Split parallel lists so that the tensors of the first one share a device and a dtype."""
-    rows: dict[tuple[torch.device, torch.dtype], list[tuple[Tensor, ...]]] = {}
+    """Split parallel lists so that the tensors of the first one share a device and a dtype, and are not too many.
+
+    Up to MAX_BUNCH_NUMEL elements, or a single larger tensor, come together: the temporary memory of one call per
+    operation does not grow with the model.
+    """
+    bunches: dict[tuple[torch.device, torch.dtype], list[tuple[Tensor, ...]]] = {}
+    numels: dict[tuple[torch.device, torch.dtype], int] = {}
     for row in zip(*columns, strict=True):
-        rows.setdefault((row[0].device, row[0].dtype), []).append(row)
-    for same in rows.values():
-        yield [list(column) for column in zip(*same, strict=True)]
+        kind = (row[0].device, row[0].dtype)
+        numels[kind] = numels.get(kind, 0) + row[0].numel()
+        if kind in bunches and numels[kind] > MAX_BUNCH_NUMEL:
+            yield _columns(bunches.pop(kind))
+            numels[kind] = row[0].numel()
+        bunches.setdefault(kind, []).append(row)
+    for bunch in bunches.values():
+        yield _columns(bunch)
+
+
+def _columns(rows: Sequence[tuple[Tensor, ...]]) -> list[list[Tensor]]:
+    return [list(column) for column in zip(*rows, strict=True)]
 
 
 def load_unrounded(optimizer: Optimizer, load: Callable[[dict[str, Any]], None], state_dict: dict[str, Any]) -> None:

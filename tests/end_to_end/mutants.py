@@ -13,7 +13,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import largebatch.loop
+import largebatch.global_gradient
 from largebatch.losses import CrossEntropy
 from largebatch.verification.ranks import _rank
 
@@ -107,16 +107,16 @@ class ReducingLoss(CrossEntropy):
 @contextmanager
 def reweighted(factor: Any) -> Iterator[None]:
     """The trainer's one normalisation times `factor(plan, rank)`."""
-    original = largebatch.loop.accumulate_gradients
+    original = largebatch.global_gradient.accumulate_gradients
 
     def changed(runtime: Any, *args: Any, weight: float, **kwargs: Any) -> Any:
         return original(runtime, *args, weight=weight * factor(runtime), **kwargs)
 
-    largebatch.loop.accumulate_gradients = changed
+    largebatch.global_gradient.accumulate_gradients = changed
     try:
         yield
     finally:
-        largebatch.loop.accumulate_gradients = original
+        largebatch.global_gradient.accumulate_gradients = original
 
 
 def ranks_alike(config: Any, plans: Any, folder: str, steps: int) -> Any:

@@ -83,7 +83,8 @@ PRESETS_ALONE = [key for key in VARIANTS if key[1].startswith("preset-")]
 every_variant = pytest.mark.parametrize(("name", "variant"), VARIANTS, ids=map("-".join, VARIANTS))
 every_preset = pytest.mark.parametrize(("name", "variant"), PRESETS_ALONE, ids=map("-".join, PRESETS_ALONE))
 both_classes = pytest.mark.parametrize("name", CLASSES)
-both_paths = pytest.mark.parametrize("foreach", [False, True], ids=["loop", "foreach"])
+# None: fused for the forms that have it, foreach for the others.
+every_path = pytest.mark.parametrize("foreach", [False, True, None], ids=["loop", "foreach", "chosen"])
 
 
 def peak_of(name: str, variant: str) -> float:
@@ -164,7 +165,7 @@ TOLERANCES = {torch.float64: {}, torch.float32: {"exp_avg_sq": 2e-6}}
 
 
 @every_variant
-@both_paths
+@every_path
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6)], ids=["64", "32"])
 def test_two_hundred_steps_equal_the_reference_in_weights_and_state(name, variant, dtype, tolerance, foreach):
     errors = run(name, variant, dtype, foreach).worst_errors(truth(name, variant))
@@ -189,7 +190,7 @@ def test_both_paths_give_the_same_bits_and_leave_the_gradients_as_they_are(name,
 
 
 @every_variant
-@both_paths
+@every_path
 def test_no_variant_waits_for_the_device(name, variant, foreach):
     """Tensors on the meta device have no values: reading one, or branching on one, raises."""
     params = [torch.nn.Parameter(torch.empty(shape, device="meta")) for shape in ((3, 2), (4,), ())]
@@ -206,7 +207,7 @@ def rounded(array: Any) -> Any:
 
 
 @every_preset
-@both_paths
+@every_path
 def test_bfloat16_weights_over_two_hundred_steps_are_the_reference_rounded_once_a_step(name, variant, foreach):
     """Both round the same weights every step, so the state has to be right to float32 and the weights to a rounding."""
     params, optimizer = make(name, variant, torch.bfloat16, foreach)
@@ -235,7 +236,7 @@ def test_bfloat16_weights_over_two_hundred_steps_are_the_reference_rounded_once_
 
 
 @every_preset
-@both_paths
+@every_path
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_saved_in_the_middle_of_the_warmup_a_run_goes_on_bit_for_bit(name, variant, foreach, dtype):
     def steps(params: list[Any], optimizer: torch.optim.Optimizer, numbers: range) -> None:
@@ -263,7 +264,7 @@ def test_saved_in_the_middle_of_the_warmup_a_run_goes_on_bit_for_bit(name, varia
 
 
 @every_preset
-@both_paths
+@every_path
 def test_a_closure_makes_the_gradients_that_the_step_uses(name, variant, foreach):
     params, optimizer = make(name, variant, torch.float64, foreach)
     twins, twin = make(name, variant, torch.float64, foreach)
@@ -296,7 +297,6 @@ def test_the_defaults_are_the_papers(name):
     defaults = CLASSES[name]([torch.nn.Parameter(torch.ones(1))], lr=0.1).defaults
     assert {key: defaults[key] for key in paper} == paper
     assert asdict(form.of(defaults)) == asdict(form())
-    assert form().is_paper
 
 
 @every_preset
@@ -305,7 +305,7 @@ def test_a_preset_names_every_option_and_is_the_paper_or_not(name, variant):
     options = VARIANTS[name, variant]
     assert set(options) - {"trust_coefficient"} == set(asdict(form()))
     is_the_formula = {"paper", "mlperf", "textbook"}
-    assert form.of(options).is_paper == (variant.removeprefix("preset-") in is_the_formula)
+    assert (form.of(options) == form()) == (variant.removeprefix("preset-") in is_the_formula)
 
 
 @both_classes
@@ -318,7 +318,7 @@ def test_a_state_from_before_the_options_existed_is_loaded_as_the_papers(name):
     for option in asdict(FORMS[name]()):
         del state["param_groups"][0][option]
     new.load_state_dict(state)
-    assert FORMS[name].of(new.param_groups[0]).is_paper
+    assert FORMS[name].of(new.param_groups[0]) == FORMS[name]()
     new.step()
 
 
@@ -335,7 +335,7 @@ def test_textbook_moves_what_adapts_as_the_paper_does_and_what_is_excluded_a_tho
     torch.testing.assert_close(1000 * changes["textbook"][1], changes["paper"][1], rtol=1e-12, atol=0)
 
 
-@both_paths
+@every_path
 def test_the_global_norm_is_that_of_all_groups_and_dtypes(foreach):
     """3, 4 and 12 in three dtypes and two groups: 13. So all are divided by 13 / 6.5 = 2 before the moments."""
     dtypes = (torch.float64, torch.float32, torch.bfloat16)
@@ -356,7 +356,7 @@ def test_the_global_norm_is_that_of_all_groups_and_dtypes(foreach):
     optimizer.step()  # no gradient at all
 
 
-@both_paths
+@every_path
 def test_gradients_shorter_than_the_largest_norm_are_not_touched(foreach):
     results = []
     for max_grad_norm in (None, 100.0):
