@@ -15,12 +15,13 @@ from largebatch.checkpoint import Checkpoint
 from largebatch.data import MicroBatchLoader
 from largebatch.derive import PROFILE_WARMUP_STEPS
 from largebatch.interruption import StopRequest
-from largebatch.loop import Observer, Run
+from largebatch.loop import Loader, Observer, Run
 from largebatch.losses import units_are_fixed
 from largebatch.observers import (
     CheckpointObserver,
     EvaluationObserver,
     Journal,
+    LayersObserver,
     LedgerObserver,
     MetricsObserver,
     ProfileObserver,
@@ -35,7 +36,6 @@ from largebatch.resume import check_identity, find_checkpoint, run_identity
 from largebatch.run_folder import RunFolder, new_folder
 from largebatch.runtime import Runtime
 from largebatch.same_run import require_same_run, run_fingerprint
-from largebatch.schema import TrainConfig
 from largebatch.trackers import JsonlTracker, ProgressLine, TensorBoardTracker, Tracker, WandbTracker
 
 
@@ -78,9 +78,8 @@ def open_job(prepared: Prepared, stop: StopRequest, overrides: Sequence[str]) ->
             )
         with contextlib.ExitStack() as stack:
             trackers = _trackers(prepared, folder, checkpoint, stack) if runtime.is_main else []
-            job = _connect(prepared, runtime, folder, trackers, identity, stop)
-            if config.observers.ledger.enabled:
-                _keep_ledger(job, config, resume_at_step=checkpoint.values["step"] if checkpoint else 0)
+            records = Records(runtime, resume_at_step=checkpoint.values["step"] if checkpoint else 0)
+            job = _connect(prepared, runtime, folder, trackers, records, identity, stop)
             job.notes += notes
             if checkpoint is not None:
                 restore(job.run, checkpoint)
@@ -118,11 +117,33 @@ def _trackers(
     return trackers
 
 
+class Records:
+    """Files of one observer's rows each: closed and asked for problems like trackers; metrics do not go there.
+
+    Args:
+        runtime: rank 0 writes.
+        resume_at_step: rows of later steps are set aside.
+    """
+
+    def __init__(self, runtime: Runtime, *, resume_at_step: int) -> None:
+        self._is_main = runtime.is_main
+        self._resume_at_step = resume_at_step
+        self.trackers: list[Tracker] = []
+
+    def open(self, path: Path) -> Tracker | None:
+        """A tracker for `path`; None on other ranks than 0."""
+        if not self._is_main:
+            return None
+        self.trackers.append(JsonlTracker(path, resume_at_step=self._resume_at_step))
+        return self.trackers[-1]
+
+
 def _connect(
     prepared: Prepared,
     runtime: Runtime,
     folder: RunFolder,
     trackers: list[Tracker],
+    records: Records,
     identity: dict[str, Any],
     stop: StopRequest,
 ) -> Job:
@@ -130,9 +151,17 @@ def _connect(
     journal = Journal(trackers, num_samples=derived.num_samples)
     evaluation = _evaluation(prepared, journal)
     checkpoints = _checkpoints(prepared, folder, trackers, identity)
+    loader: Loader = _loader(prepared, runtime)
     # First, so that nothing is logged or saved of weights that the ranks do not share.
     ranks = RankObserver(every=config.observers.ranks.compare_every, checkpoint_every=derived.checkpoint_every)
-    observers: list[Observer] = [ranks, MetricsObserver(journal), evaluation, checkpoints]
+    observers: list[Observer] = [ranks, MetricsObserver(journal), evaluation]
+    if config.observers.layers.every is not None:
+        observers.append(LayersObserver(journal, records.open(folder.layers), every=config.observers.layers.every))
+    if config.observers.ledger.enabled:
+        loader = watched = WatchedLoader(loader)
+        parameters_every = config.observers.ledger.parameters_every
+        observers.append(LedgerObserver(records.open(folder.ledger), watched, parameters_every=parameters_every))
+    observers.append(checkpoints)  # last: a checkpoint has the rows of its own step on disk
     if config.observers.profile.steps:
         observers.insert(0, _profiler(prepared, folder))
     run = Run(
@@ -141,7 +170,7 @@ def _connect(
         loss=prepared.loss,
         optimizer=prepared.optimizer,
         plan=derived.ramp,
-        loader=_loader(prepared, runtime),
+        loader=loader,
         lr_at=derived.lr_at,
         num_steps=derived.num_steps,
         fixed_units=units_are_fixed(prepared.loss, prepared.train),
@@ -153,19 +182,7 @@ def _connect(
         observers=observers,
         stop_requested=stop,
     )
-    return Job(run, folder, trackers, evaluation, checkpoints, notes=[])
-
-
-def _keep_ledger(job: Job, config: TrainConfig, *, resume_at_step: int) -> None:
-    """Add the ledger in front of the checkpoints: a checkpoint has the row of its own step on disk."""
-    tracker = None
-    if job.run.runtime.is_main:
-        tracker = JsonlTracker(job.folder.ledger, resume_at_step=resume_at_step)
-        job.trackers = [*job.trackers, tracker]  # to be closed and asked for problems; metrics do not go there
-    loader = WatchedLoader(job.run.loader)
-    job.run.loader = loader
-    ledger = LedgerObserver(tracker, loader, parameters_every=config.observers.ledger.parameters_every)
-    job.run.observers = [*job.run.observers[:-1], ledger, job.checkpoints]
+    return Job(run, folder, [*trackers, *records.trackers], evaluation, checkpoints, notes=[])
 
 
 def _loader(prepared: Prepared, runtime: Runtime) -> MicroBatchLoader:

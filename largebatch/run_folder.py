@@ -32,6 +32,11 @@ class RunFolder:
         return self.path / "ledger.jsonl"
 
     @property
+    def layers(self) -> Path:
+        """One JSON object per measurement of all layers."""
+        return self.path / "layers.jsonl"
+
+    @property
     def checkpoints(self) -> Path:
         """`step_XXXXXXXX` folders."""
         return self.path / "checkpoints"

@@ -2,52 +2,24 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
-from largebatch.duration import Duration
+from largebatch.config_types import (
+    DurationText,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+    Target,
+    one_of,
+    switch_or_pattern,
+)
 from largebatch.scaling import SCALING_RULES
 from largebatch.schedule import DECAYS
 
 
-def _duration(text: Any) -> Any:
-    Duration.parse(str(text))
-    return text
-
-
-def _switch_or_pattern(value: Any) -> Any:
-    if isinstance(value, (bool, str)):
-        return value
-    raise ValueError("must be true, false, or a regular expression of module names.")
-
-
-def _one_of(choices: Iterable[str]) -> AfterValidator:
-    names = tuple(choices)
-
-    def check(value: str) -> str:
-        if value not in names:
-            close = difflib.get_close_matches(value, names, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"choose one of {', '.join(names)}.{hint}")
-        return value
-
-    return AfterValidator(check)
-
-
-DurationText = Annotated[str, BeforeValidator(_duration)]
-PositiveInt = Annotated[int, Field(ge=1)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Target = dict[str, Any]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class RampConfig(_Section):
+class RampConfig(Section):
     """How the batch changes over the run."""
 
     milestones: list[DurationText]
@@ -61,7 +33,7 @@ class RampConfig(_Section):
         return bool(self.milestones or self.totals or self.in_place_of_decay)
 
 
-class BatchConfig(_Section):
+class BatchConfig(Section):
     """Samples per optimizer step, and how many of them one forward pass may hold."""
 
     total: Any
@@ -80,34 +52,34 @@ class BatchConfig(_Section):
         raise ValueError(f"a batch is a whole number of samples, 1 or more, or `full`.{hint}")
 
 
-class ScalingConfig(_Section):
+class ScalingConfig(Section):
     """Peak learning rate from the base rate."""
 
-    rule: Annotated[str, _one_of(SCALING_RULES)]
+    rule: Annotated[str, one_of(SCALING_RULES)]
     base_lr: PositiveFloat
     base_batch_size: PositiveInt
 
 
-class ScheduleConfig(_Section):
+class ScheduleConfig(Section):
     """Warmup and decay; a setting is None where the decay has no such thing."""
 
     warmup: DurationText
     warmup_from: Literal["base_lr", "zero"]
-    decay: Annotated[str, _one_of(DECAYS)]
+    decay: Annotated[str, one_of(DECAYS)]
     end_factor: Annotated[float, Field(ge=0, le=1)] | None = None
     power: PositiveFloat | None = None
     milestones: list[DurationText] | None = None
     gamma: Annotated[float, Field(gt=0, le=1)] | None = None
 
 
-class ParametersConfig(_Section):
+class ParametersConfig(Section):
     """Which parameters neither decay nor adapt."""
 
     exclude_from_decay: list[str]
     exclude_from_adaptation: list[str]
 
 
-class AugmentConfig(_Section):
+class AugmentConfig(Section):
     """Random changes of training images."""
 
     crop_padding: Annotated[int, Field(ge=0)]
@@ -115,7 +87,7 @@ class AugmentConfig(_Section):
     cutout: Annotated[int, Field(ge=0)]
 
 
-class DataConfig(_Section):
+class DataConfig(Section):
     """Training and validation set, and what models ask about them."""
 
     name: str
@@ -135,67 +107,74 @@ class DataConfig(_Section):
     context_length: PositiveInt | None = None
 
 
-class PrecisionConfig(_Section):
+class PrecisionConfig(Section):
     """Number formats and memory."""
 
     compute: Literal["fp64", "fp32", "bf16", "fp16"]
     tf32: bool
     compile: bool
-    activation_checkpointing: Annotated[bool | str, BeforeValidator(_switch_or_pattern)]
+    activation_checkpointing: Annotated[bool | str, BeforeValidator(switch_or_pattern)]
 
 
-class MetricsConfig(_Section):
+class MetricsConfig(Section):
     """Training rows."""
 
     every: PositiveInt
 
 
-class EvaluationConfig(_Section):
+class EvaluationConfig(Section):
     """Evaluation of train subset and validation set."""
 
     every: DurationText | None
     micro: PositiveInt
 
 
-class CheckpointConfig(_Section):
+class CheckpointConfig(Section):
     """Checkpoints."""
 
     every: DurationText | None
     keep: PositiveInt
 
 
-class ProfileConfig(_Section):
+class ProfileConfig(Section):
     """torch.profiler."""
 
     steps: Annotated[int, Field(ge=0)]
 
 
-class LedgerConfig(_Section):
+class LedgerConfig(Section):
     """ledger.jsonl."""
 
     enabled: bool
     parameters_every: PositiveInt
 
 
-class RanksConfig(_Section):
+class LayersConfig(Section):
+    """layers.jsonl."""
+
+    every: PositiveInt | None
+
+
+class RanksConfig(Section):
     """Comparison of step and weights over ranks."""
 
     compare_every: PositiveInt | None
 
 
-class ObserversConfig(_Section):
+class ObserversConfig(Section):
     """What watches the run."""
 
     metrics: MetricsConfig
     evaluation: EvaluationConfig
     checkpoint: CheckpointConfig
+    layers: LayersConfig
     ledger: LedgerConfig
     ranks: RanksConfig
     profile: ProfileConfig
     progress: bool
 
 
-class WandbConfig(_Section):
+class WandbConfig(Section):
     """Weights & Biases."""
 
     mode: Literal["auto", "online", "offline", "disabled"]
@@ -204,21 +183,21 @@ class WandbConfig(_Section):
     tags: list[str]
 
 
-class LoggerConfig(_Section):
+class LoggerConfig(Section):
     """Where rows go besides metrics.jsonl."""
 
     wandb: WandbConfig
     tensorboard: bool
 
 
-class LauncherConfig(_Section):
+class LauncherConfig(Section):
     """What the launcher should have started."""
 
     num_processes: PositiveInt | None
     timeout_s: PositiveFloat
 
 
-class RunConfig(_Section):
+class RunConfig(Section):
     """Name and folder."""
 
     name: str | None
@@ -226,7 +205,7 @@ class RunConfig(_Section):
     root: str
 
 
-class TrainConfig(_Section):
+class TrainConfig(Section):
     """Everything about a run."""
 
     seed: Annotated[int, Field(ge=0, lt=2**63)]
@@ -249,7 +228,7 @@ class TrainConfig(_Section):
     launcher: LauncherConfig
 
 
-class VerifyConfig(_Section):
+class VerifyConfig(Section):
     """What `largebatch verify` compares."""
 
     world_sizes: Annotated[list[PositiveInt], Field(min_length=1)]

@@ -76,7 +76,7 @@ def _announce(prepared: Prepared, job: Job) -> None:
 
 def _conclude(job: Job, status: str) -> None:
     """Write summary and plots, close the trackers, print the end of the story."""
-    from largebatch.trackers import plot_run, print_summary, read_metrics
+    from largebatch.trackers import plot_layers, plot_run, print_summary, read_metrics
 
     rows = read_metrics(job.folder.metrics)
     summary = _summary(job, status)
@@ -84,6 +84,8 @@ def _conclude(job: Job, status: str) -> None:
     plots = []
     try:
         plots = plot_run(rows, job.folder.plots, title=job.folder.path.name)
+        if job.folder.layers.exists():
+            plots += plot_layers(read_metrics(job.folder.layers), job.folder.plots, title=job.folder.path.name)
     except Exception as error:  # whatever a plot stumbles over, the run's numbers are worth more
         problems.append(f"plots were not written: {type(error).__name__}: {error}")
     for tracker in job.trackers:

@@ -1,10 +1,11 @@
-"""What watches a run: metrics, evaluation, checkpoints, ledger, agreement of ranks.
+"""What watches a run: metrics, evaluation, checkpoints, layers, ledger, agreement of ranks.
 
 Removing all of them leaves the weights bit-identical.
 """
 
 from largebatch.observers.checkpoints import CheckpointObserver, restore
 from largebatch.observers.evaluation import EvaluationObserver
+from largebatch.observers.layers import LayersObserver
 from largebatch.observers.ledger import LedgerObserver, WatchedLoader
 from largebatch.observers.metrics import Journal, MetricsObserver
 from largebatch.observers.profile import ProfileObserver
@@ -14,6 +15,7 @@ __all__ = [
     "CheckpointObserver",
     "EvaluationObserver",
     "Journal",
+    "LayersObserver",
     "LedgerObserver",
     "MetricsObserver",
     "ProfileObserver",

@@ -5,6 +5,7 @@ from largebatch.optim.lars import LARS
 from largebatch.optim.muon import MuonWithAdamW
 from largebatch.optim.parameter_groups import parameter_groups
 from largebatch.optim.presets import LAMB_PRESETS, LARS_PRESETS
+from largebatch.optim.telemetry import TensorStep, tensor_steps, weights_of
 from largebatch.optim.trust_ratio import l2_norm, trust_ratio
 
 __all__ = [
@@ -13,7 +14,10 @@ __all__ = [
     "LARS",
     "LARS_PRESETS",
     "MuonWithAdamW",
+    "TensorStep",
     "l2_norm",
     "parameter_groups",
+    "tensor_steps",
     "trust_ratio",
+    "weights_of",
 ]

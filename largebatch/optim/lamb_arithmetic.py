@@ -81,18 +81,36 @@ def _single_tensor_lamb(
         state_step.add_(1)
         exp_avg.mul_(beta1).add_(grad, alpha=_grad_share(beta1, form))
         exp_avg_sq.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-        correction1, correction2 = _bias_corrections(state_step, beta1, beta2, form)
-        update = exp_avg.div(correction1).div_(exp_avg_sq.div(correction2).sqrt_().add_(eps))
-        if weight_decay != 0 and form.decay_placement == "inside":
-            update.add_(weight, alpha=weight_decay)
-        elif weight_decay != 0:
+        if weight_decay != 0 and form.decay_placement == "outside":
             weight.add_(weight, alpha=-lr * weight_decay)  # 1 - lr weight_decay would be rounded, each time alike
+        update = lamb_update(
+            weight, exp_avg, exp_avg_sq, state_step, betas=(beta1, beta2), eps=eps, weight_decay=weight_decay, form=form
+        )
         if adapts:
             weight.addcmul_(update, trust_ratio(l2_norm(weight), l2_norm(update), **form.ratio_options), value=-lr)
         else:
             weight.add_(update, alpha=-lr)
         if weight is not param:
             param.copy_(weight)
+
+
+def lamb_update(
+    weight: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    state_step: Tensor,
+    *,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+    form: LambForm,
+) -> Tensor:
+    """The update u of a tensor, whose norm the ratio is taken of, from moments that have seen this step's gradient."""
+    correction1, correction2 = _bias_corrections(state_step, *betas, form)
+    update = exp_avg.div(correction1).div_(exp_avg_sq.div(correction2).sqrt_().add_(eps))
+    if weight_decay != 0 and form.decay_placement == "inside":
+        update.add_(weight, alpha=weight_decay)
+    return update
 
 
 def _multi_tensor_lamb(

@@ -11,6 +11,7 @@ from largebatch.trackers.tracker import Problems, Row, Tracker
 from largebatch.trackers.wandb import WandbTracker, key_source
 
 if TYPE_CHECKING:
+    from largebatch.trackers.heat_map import plot_layers
     from largebatch.trackers.plots import plot_comparison, plot_run
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "WandbTracker",
     "key_source",
     "plot_comparison",
+    "plot_layers",
     "plot_run",
     "print_plan",
     "print_summary",
@@ -38,4 +40,8 @@ def __getattr__(name: str) -> Any:
         from largebatch.trackers import plots
 
         return getattr(plots, name)
+    if name == "plot_layers":
+        from largebatch.trackers import heat_map
+
+        return heat_map.plot_layers
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

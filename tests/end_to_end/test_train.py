@@ -71,6 +71,29 @@ def test_the_run_folder_holds_everything_about_the_run(tmp_path, capsys):
     assert str(tmp_path / "run" / "plots" / "training.png") in printed
 
 
+@pytest.mark.parametrize("optimizer", ["lars", "sgd"])
+def test_rows_of_every_layer_come_on_request_and_change_nothing(tmp_path, capsys, optimizer):
+    options = [f"optimizer={optimizer}", "length=10steps"]
+    assert train(tmp_path / "plain", *options) == 0
+    assert train(tmp_path / "layers", *options, "observers.layers.every=3") == 0
+    one, other = weights(tmp_path / "plain", 10), weights(tmp_path / "layers", 10)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert not (tmp_path / "plain" / "layers.jsonl").exists()
+    rows = read_metrics(tmp_path / "layers" / "layers.jsonl")
+    assert [row["step"] for row in rows] == [3, 6, 9]
+    names = {name for name in one if "running" not in name and "num_batches" not in name}
+    assert {key.removeprefix("update_to_weight/") for key in rows[0] if key.startswith("update")} == names
+    adapting = {name for name in names if one[name].ndim > 1} if optimizer == "lars" else set()
+    assert {key.removeprefix("trust_ratio/") for key in rows[0] if key.startswith("trust")} == adapting
+    summaries = [row for row in read_metrics(tmp_path / "layers" / "metrics.jsonl") if "update_to_weight/median" in row]
+    assert [row["step"] for row in summaries] == [3, 6, 9]
+    assert all(("trust_ratio/q25" in row) == (optimizer == "lars") for row in summaries)
+    pictures = {path.name for path in (tmp_path / "layers" / "plots").iterdir()}
+    assert ("trust_ratio.png" in pictures) == (optimizer == "lars")
+    assert "update_to_weight.png" in pictures
+    assert "update_to_weight.png" in capsys.readouterr().out
+
+
 def test_the_offline_wandb_run_tells_the_same_story_as_metrics_jsonl(tmp_path):
     assert train(tmp_path / "run", "logger=default") == 0
     wandb.teardown()  # in one process, its last block is written in the background

@@ -39,6 +39,7 @@ LEVELS = (
     {
         "config",
         "schema",
+        "config_types",
         "stages",
         "derive",
         "plan_report",
