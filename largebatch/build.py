@@ -24,6 +24,7 @@ from largebatch.observers import (
     LayersObserver,
     LedgerObserver,
     MetricsObserver,
+    NoiseScaleObserver,
     ProfileObserver,
     RankObserver,
     WatchedLoader,
@@ -36,6 +37,7 @@ from largebatch.resume import check_identity, find_checkpoint, run_identity
 from largebatch.run_folder import RunFolder, new_folder
 from largebatch.runtime import Runtime
 from largebatch.same_run import require_same_run, run_fingerprint
+from largebatch.schema import TrainConfig
 from largebatch.trackers import JsonlTracker, ProgressLine, TensorBoardTracker, Tracker, WandbTracker
 
 
@@ -48,6 +50,7 @@ class Job:
     trackers: list[Tracker]
     evaluation: EvaluationObserver
     checkpoints: CheckpointObserver
+    noise_scale: NoiseScaleObserver | None
     notes: list[str]
 
 
@@ -152,9 +155,10 @@ def _connect(
     evaluation = _evaluation(prepared, journal)
     checkpoints = _checkpoints(prepared, folder, trackers, identity)
     loader: Loader = _loader(prepared, runtime)
-    # First, so that nothing is logged or saved of weights that the ranks do not share.
-    ranks = RankObserver(every=config.observers.ranks.compare_every, checkpoint_every=derived.checkpoint_every)
-    observers: list[Observer] = [ranks, MetricsObserver(journal), evaluation]
+    # The ranks first, so that nothing is logged or saved of weights that they do not share.
+    observers: list[Observer] = [_ranks(prepared), MetricsObserver(journal), evaluation]
+    noise_scale = _noise_scale(config, journal)
+    observers += [noise_scale] if noise_scale else []
     if config.observers.layers.every is not None:
         observers.append(LayersObserver(journal, records.open(folder.layers), every=config.observers.layers.every))
     if config.observers.ledger.enabled:
@@ -182,7 +186,17 @@ def _connect(
         observers=observers,
         stop_requested=stop,
     )
-    return Job(run, folder, [*trackers, *records.trackers], evaluation, checkpoints, notes=[])
+    return Job(run, folder, [*trackers, *records.trackers], evaluation, checkpoints, noise_scale, notes=[])
+
+
+def _ranks(prepared: Prepared) -> RankObserver:
+    every = prepared.config.observers.ranks.compare_every
+    return RankObserver(every=every, checkpoint_every=prepared.derived.checkpoint_every)
+
+
+def _noise_scale(config: TrainConfig, journal: Journal) -> NoiseScaleObserver | None:
+    options = config.observers.noise_scale
+    return None if options.every is None else NoiseScaleObserver(journal, every=options.every, window=options.window)
 
 
 def _loader(prepared: Prepared, runtime: Runtime) -> MicroBatchLoader:

@@ -97,6 +97,7 @@ def derive(config: TrainConfig, *, num_samples: int, world_size: int) -> Derived
         )
     report.errors += _settings_of_another_decay(config.schedule)
     schedule = report.attempt("schedule", lambda: _schedule(config, peaks[0], length, samples)) if peaks else None
+    report.errors += _noise_scale_problems(config, ramp)
     report.errors += _profile_problems(config, ramp.num_steps(length) if ramp else length // total)
     evaluate_every = report.attempt("", lambda: _interval("evaluation", config.observers.evaluation.every, samples))
     checkpoint_every = report.attempt("", lambda: _interval("checkpoint", config.observers.checkpoint.every, samples))
@@ -207,6 +208,24 @@ def _settings_of_another_decay(schedule: ScheduleConfig) -> list[str]:
         for name, decays in _DECAYS_WITH.items()
         if (value := getattr(schedule, name)) is not None and schedule.decay not in decays
     ]
+
+
+def _noise_scale_problems(config: TrainConfig, ramp: BatchRamp | None) -> list[str]:
+    every = config.observers.noise_scale.every
+    if every is None:
+        return []
+    errors = []
+    if ramp is not None and min(len(plan.micro_batch_sizes) for plan in ramp.plans) < 2:
+        errors.append(
+            f"observers.noise_scale.every={every}: the noise shows in the difference between micro-batches, and a step "
+            "has one. Lower batch.max_micro, pin batch.micro, or use more processes."
+        )
+    if config.batch_norm == "exact":
+        errors.append(
+            f"observers.noise_scale.every={every}: with batch_norm=exact a micro-batch has no gradient of its own. Use "
+            "batch_norm=ghost, or leave the noise scale out."
+        )
+    return errors
 
 
 def _profile_problems(config: TrainConfig, num_steps: int) -> list[str]:

@@ -16,9 +16,10 @@ from largebatch.exact_batch_norm import ExactBatchNorm
 from largebatch.exact_gradients import accumulate_exact_gradients
 from largebatch.gradients import GradientResult, ReductionClock, accumulate_gradients
 from largebatch.losses import Loss
+from largebatch.micro_batch_norms import MicroBatchNorms
 from largebatch.ordered_reduction import OrderedReduction
 from largebatch.running_statistics import RunningStatistics
-from largebatch.runtime import Runtime
+from largebatch.runtime import PendingSum, Runtime
 
 
 class BatchResult(NamedTuple):
@@ -29,12 +30,14 @@ class BatchResult(NamedTuple):
         num_units: samples, or valid tokens, of the whole global batch.
         data_s: seconds that this rank waited for data.
         communication_s: seconds of exposed communication; None when not measured.
+        norms: (sum_i b_i |g_i|^2, |g|^2), see `MicroBatchNorms`; None when not measured.
     """
 
     loss_sum: Tensor
     num_units: int
     data_s: float
     communication_s: float | None
+    norms: PendingSum | None
 
 
 class GlobalGradient:
@@ -77,6 +80,7 @@ class GlobalGradient:
         self.statistics = RunningStatistics(runtime, module, exact=norms.norms if norms else ())
         # DDP averages over ranks; the others add, and a term must not depend on the number of ranks.
         self._scale = 1 if ordered or exact_batch_norm else runtime.world_size
+        self._norms = MicroBatchNorms(runtime, module, scale=self._scale)
         self._accumulate: Callable[..., GradientResult] = accumulate_gradients
         if norms is not None:
             self._accumulate = partial(accumulate_exact_gradients, norms=norms)
@@ -84,7 +88,13 @@ class GlobalGradient:
             self._accumulate = accumulate_coupled_gradients
 
     def compute(
-        self, plan: BatchPlan, micro_batches: Iterator[Any], *, random_key: int, measures_communication: bool
+        self,
+        plan: BatchPlan,
+        micro_batches: Iterator[Any],
+        *,
+        random_key: int,
+        measures_communication: bool,
+        measures_norms: bool = False,
     ) -> BatchResult:
         """Take this rank's micro-batches of one global batch and leave its gradient in `.grad`, which was zero or None.
 
@@ -93,9 +103,13 @@ class GlobalGradient:
             micro_batches: this rank's, from the first one of the batch on.
             random_key: draws inside the model are keyed by it and by the index of the micro-batch.
             measures_communication: waits for a GPU once.
+            measures_norms: costs a pass over the gradients per micro-batch. A micro-batch's gradient must be its own:
+                not with a coupled loss or exact batch norm.
         """
         self._clock.is_running = measures_communication
         self.statistics.begin_step(plan)
+        if measures_norms:
+            self._norms.begin(plan)
         count = len(plan.micro_batches(self._runtime.rank))
         own, num_units = self._count_units(plan, itertools.islice(micro_batches, count))
         result = self._accumulate(
@@ -110,7 +124,8 @@ class GlobalGradient:
             ordered=self._ordered,
         )
         self.statistics.end_step()
-        return BatchResult(result.loss_sum, num_units, result.data_s, result.communication_s)
+        norms = self._norms.finish() if measures_norms else None
+        return BatchResult(result.loss_sum, num_units, result.data_s, result.communication_s, norms)
 
     def _count_units(self, plan: BatchPlan, own: Iterator[Any]) -> tuple[Iterator[Any], int]:
         """Units of the whole global batch: counted from the targets of all ranks before the first backward pass.

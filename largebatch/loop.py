@@ -17,7 +17,7 @@ from largebatch.global_gradient import GlobalGradient
 from largebatch.keyed import stream_key
 from largebatch.losses import Loss
 from largebatch.ramp import BatchRamp
-from largebatch.runtime import Runtime
+from largebatch.runtime import PendingSum, Runtime
 
 
 @dataclass
@@ -45,6 +45,7 @@ class StepReport:
         grad_norm: L2 norm of the global gradient before clipping; None when this step did not need it.
         data_s: seconds that this rank waited for data.
         communication_s: seconds of exposed communication; None when this step did not measure it.
+        norms: of micro-batch gradients, see `MicroBatchNorms`; None when this step did not measure them.
     """
 
     step: int
@@ -56,6 +57,7 @@ class StepReport:
     grad_norm: torch.Tensor | None
     data_s: float
     communication_s: float | None
+    norms: PendingSum | None = None
 
     @property
     def mean_loss(self) -> float:
@@ -100,6 +102,7 @@ class Run:
         exact_batch_norm: takes batch norm over the whole global batch, see `ExactBatchNorm`.
         log_every: steps between detailed reports (gradient norm, exposed communication).
         needs_every_loss: whether the loss is summed over ranks in every step, short or long.
+        norms_every: steps between measurements of micro-batch gradients; None: none.
         stop_requested: whether this rank was asked to stop.
     """
 
@@ -118,6 +121,7 @@ class Run:
     exact_batch_norm: bool = False
     log_every: int = 10
     needs_every_loss: bool = False
+    norms_every: int | None = None
     observers: Sequence[Observer] = ()
     stop_requested: Callable[[], bool] = lambda: False
     progress: Progress = field(default_factory=Progress)
@@ -199,6 +203,7 @@ def take_step(run: Run, micro_batches: Iterator[Any]) -> StepReport:
         micro_batches,
         random_key=stream_key(run.seed, "forward", progress.samples_seen),
         measures_communication=is_detailed,
+        measures_norms=run.norms_every is not None and run.counted_step % run.norms_every == 0,
     )
     needs_norm = is_detailed or run.clip_norm is not None
     grad_norm = runtime.grad_norm(run.optimizer, run.clip_norm) if needs_norm else None
@@ -216,6 +221,7 @@ def take_step(run: Run, micro_batches: Iterator[Any]) -> StepReport:
         grad_norm=grad_norm,
         data_s=batch.data_s,
         communication_s=batch.communication_s,
+        norms=batch.norms,
     )
 
 

@@ -166,6 +166,11 @@ def _coupled_problems(config: TrainConfig, derived: Derived | None, train_plain:
         problems.append(
             f"observers.evaluation.micro=1: {name} compares the samples of an evaluation batch. Use at least 2."
         )
+    if (every := config.observers.noise_scale.every) is not None:
+        problems.append(
+            f"observers.noise_scale.every={every}: {name} compares samples, so a micro-batch has no gradient of its "
+            "own. Leave the noise scale out."
+        )
     if len(train_plain) < len(validation):
         problems.append(
             f"data.validation: has {len(validation)} samples and the training set {len(train_plain)}: {name} would be "

@@ -155,6 +155,13 @@ class LayersConfig(Section):
     every: PositiveInt | None
 
 
+class NoiseScaleConfig(Section):
+    """Gradient noise scale."""
+
+    every: PositiveInt | None
+    window: Annotated[int, Field(ge=10)]
+
+
 class RanksConfig(Section):
     """Comparison of step and weights over ranks."""
 
@@ -168,6 +175,7 @@ class ObserversConfig(Section):
     evaluation: EvaluationConfig
     checkpoint: CheckpointConfig
     layers: LayersConfig
+    noise_scale: NoiseScaleConfig
     ledger: LedgerConfig
     ranks: RanksConfig
     profile: ProfileConfig

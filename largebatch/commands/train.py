@@ -129,11 +129,27 @@ def _summary_rows(job: Job, summary: dict[str, Any]) -> list[tuple[str, object]]
         if name in summary:
             spread = f" ± {summary[error]:.4f}" if error in summary else ""
             rows.append((label, f"{summary[name]:.4f}{spread}"))
+    rows += _noise_scale_rows(job)
     if summary["status"] == "diverged":
         rows.append(("hint", "the loss is not a number any more: lower the peak rate, warm up longer, or clip_norm=1"))
     if job.checkpoints.latest:
         rows.append(("checkpoint", job.checkpoints.latest.relative_to(job.folder.path)))
     return rows
+
+
+def _noise_scale_rows(job: Job) -> list[tuple[str, object]]:
+    if job.noise_scale is None or job.noise_scale.latest is None:
+        return []
+    scale, batch = job.noise_scale.latest, job.run.ramp.at(job.run.progress.samples_seen).global_batch_size
+    samples, steps = scale.sample_efficiency(batch), scale.step_efficiency(batch)
+    if scale.value is None or scale.interval is None or samples is None or steps is None:
+        return [("noise scale", f"not enough evidence in {scale.num_measurements} measurements")]
+    low, high = scale.interval
+    return [
+        ("noise scale", f"{scale.value:,.0f} samples (95 %: {low:,.0f} to {high:,.0f}) at the end: batches of "
+                        "several times as many waste samples"),
+        (f"batch {batch:,}", f"predicted {1 / samples:.2f} x the fewest samples, {1 / steps:.2f} x the fewest steps"),
+    ]  # fmt: skip
 
 
 def _next(job: Job, status: str) -> list[tuple[str, str]]:

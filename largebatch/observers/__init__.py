@@ -8,6 +8,7 @@ from largebatch.observers.evaluation import EvaluationObserver
 from largebatch.observers.layers import LayersObserver
 from largebatch.observers.ledger import LedgerObserver, WatchedLoader
 from largebatch.observers.metrics import Journal, MetricsObserver
+from largebatch.observers.noise_scale import NoiseScaleObserver
 from largebatch.observers.profile import ProfileObserver
 from largebatch.observers.ranks import RankObserver
 
@@ -18,6 +19,7 @@ __all__ = [
     "LayersObserver",
     "LedgerObserver",
     "MetricsObserver",
+    "NoiseScaleObserver",
     "ProfileObserver",
     "RankObserver",
     "WatchedLoader",

@@ -370,3 +370,16 @@ def test_a_hugging_face_model_learns_a_text(tmp_path):
     assert code == 0
     # After one letter the next one is certain.
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["eval/val_accuracy"] == 1.0
+
+
+def test_the_noise_scale_reaches_rows_and_summary(tmp_path, capsys):
+    options = ["data=synthetic", "model=linear", "batch.total=40", "batch.max_micro=8", "length=60steps"]
+    assert train(tmp_path / "run", *options, "observers.noise_scale.every=2", "scaling.base_lr=1e-6") == 0
+    rows = [row for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if "noise_scale/trace" in row]
+    assert [row["step"] for row in rows] == list(range(2, 61, 2))
+    assert not any("noise_scale/value" in row for row in rows[:9]), "less than ten measurements are no evidence"
+    last = rows[-1]
+    assert 0 < last["noise_scale/low"] < last["noise_scale/value"] < last["noise_scale/high"]
+    assert last["noise_scale/value"] == pytest.approx(last["noise_scale/trace"] / last["noise_scale/grad_sq_norm"])
+    assert last["noise_scale/sample_efficiency"] + last["noise_scale/step_efficiency"] == pytest.approx(1)
+    assert f"{last['noise_scale/value']:,.0f} samples (95 %: " in capsys.readouterr().out

@@ -27,6 +27,7 @@ LEVELS = (
         "exact_batch_norm",
         "exact_gradients",
         "global_gradient",
+        "micro_batch_norms",
         "rank_values",
         "data",
         "checkpoint",
@@ -82,6 +83,8 @@ SAME_LEVEL = {
     ("global_gradient", "ordered_reduction"),
     ("global_gradient", "running_statistics"),
     ("global_gradient", "runtime"),
+    ("global_gradient", "micro_batch_norms"),
+    ("micro_batch_norms", "runtime"),
     ("observers", "loop"),
     ("loop", "agreement"),
 }

@@ -235,6 +235,13 @@ BATCH: dict[str, Row] = {
             "batch_norm=exact: does not go with precision.activation_checkpointing": "Choose one of them.",
         },
     ),
+    "a noise scale without noise": (
+        ["observers.noise_scale.every=5", "batch.total=24"],
+        NO_ENVIRON,
+        {
+            "observers.noise_scale.every=5: the noise shows in the difference": "Lower batch.max_micro, pin",
+        },
+    ),
     "too few pinned micro-batches": (
         ["batch.total=100", "batch.micro=64"],
         EIGHT_RANKS,
