@@ -156,9 +156,8 @@ def _connect(
     checkpoints = _checkpoints(prepared, folder, trackers, identity)
     loader: Loader = _loader(prepared, runtime)
     # The ranks first, so that nothing is logged or saved of weights that they do not share.
-    observers: list[Observer] = [_ranks(prepared), MetricsObserver(journal), evaluation]
     noise_scale = _noise_scale(config, journal)
-    observers += [noise_scale] if noise_scale else []
+    observers: list[Observer] = [_ranks(prepared), MetricsObserver(journal), evaluation, *filter(None, [noise_scale])]
     if config.observers.layers.every is not None:
         observers.append(LayersObserver(journal, records.open(folder.layers), every=config.observers.layers.every))
     if config.observers.ledger.enabled:
