@@ -10,20 +10,20 @@ from collections.abc import Sequence
 EXIT_WRONG_INPUT = 2
 BENCHES = {
     "loop": "our training loop against a hand-written DDP loop, on the model, data and batch of the config",
+    "diagnostics": "our loop with the noise scale against without it, on the model, data and batch of the config",
     "optim": "a step of LAMB and LARS against torch's fused AdamW and SGD, and other packages that are installed",
 }
 
 
 def main(arguments: Sequence[str]) -> int:
-    """`bench loop|optim [KEY=VALUE ...]`. Returns the exit code."""
+    """`bench loop|diagnostics|optim [KEY=VALUE ...]`. Returns the exit code."""
     if arguments and arguments[0] in BENCHES:
         bench = importlib.import_module(f"largebatch.commands.bench_{arguments[0]}")
         return int(bench.main(arguments[1:]))
     asked = bool(arguments) and arguments[0] in ("-h", "--help")
-    lines = [f"  bench {name:6} {what}" for name, what in BENCHES.items()]
-    print(
-        "\n".join(["usage: largebatch bench loop|optim [KEY=VALUE ...]\n", *lines]), file=None if asked else sys.stderr
-    )
+    lines = [f"  bench {name:11} {what}" for name, what in BENCHES.items()]
+    usage = f"usage: largebatch bench {'|'.join(BENCHES)} [KEY=VALUE ...]\n"
+    print("\n".join([usage, *lines]), file=None if asked else sys.stderr)
     return 0 if asked else EXIT_WRONG_INPUT
 
 

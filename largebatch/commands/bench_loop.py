@@ -52,14 +52,22 @@ def run(config: DictConfig, overrides: list[str]) -> int:
         with StopRequest() as stop, open_job(prepared, stop, overrides) as job:
             # Rows and trackers belong to the loop; evaluation and checkpoints are work of their own.
             job.run.observers = [one for one in job.run.observers if isinstance(one, MetricsObserver)]
-            ours = partial(_run_ours, job)
+            ours = partial(run_ours, job)
             theirs = _hand_written_loop(prepared, job, rival_model)
-            times = [
-                (ours(), theirs()) if number % 2 else _swapped(theirs, ours) for number in range(WARMUP_ROUNDS + ROUNDS)
-            ]
+            times = alternate(ours, theirs)
             if job.run.runtime.is_main:
-                _print_table(prepared, job, times[WARMUP_ROUNDS:])
+                rows = (
+                    ("our loop", f"rounds of {STEPS_PER_ROUND} steps, logging on"),
+                    ("hand-written loop", "the same DDP"),
+                )
+                print_ratio(prepared, job, times, rows, title="bench loop")
     return 0
+
+
+def alternate(ours: Callable[[], float], theirs: Callable[[], float]) -> list[tuple[float, float]]:
+    """(seconds of ours, of theirs) in each round, after some that warm up."""
+    rounds = [(ours(), theirs()) if number % 2 else _swapped(theirs, ours) for number in range(WARMUP_ROUNDS + ROUNDS)]
+    return rounds[WARMUP_ROUNDS:]
 
 
 def _swapped(first: Callable[[], float], second: Callable[[], float]) -> tuple[float, float]:
@@ -68,11 +76,12 @@ def _swapped(first: Callable[[], float], second: Callable[[], float]) -> tuple[f
     return second(), time_of_first
 
 
-def _run_ours(job: Job) -> float:
+def run_ours(job: Job) -> float:
+    """A round of our loop; seconds per step."""
     from largebatch.loop import train
 
     job.run.num_steps = job.run.progress.step + STEPS_PER_ROUND
-    return _timed(job, lambda: train(job.run))
+    return seconds_per_step(job, lambda: train(job.run))
 
 
 def _hand_written_loop(prepared: Prepared, job: Job, model: object) -> Callable[[], float]:
@@ -107,10 +116,11 @@ def _hand_written_loop(prepared: Prepared, job: Job, model: object) -> Callable[
                 (loss.loss_per_sample(forward(model, inputs), targets).sum() * scale).backward()
             optimizer.step()
 
-    return lambda: _timed(job, steps)
+    return lambda: seconds_per_step(job, steps)
 
 
-def _timed(job: Job, function: Callable[[], object]) -> float:
+def seconds_per_step(job: Job, function: Callable[[], object]) -> float:
+    """Of a function that makes the steps of a round, between two barriers."""
     import torch
 
     def settle() -> None:
@@ -125,7 +135,15 @@ def _timed(job: Job, function: Callable[[], object]) -> float:
     return (time.perf_counter() - started) / STEPS_PER_ROUND
 
 
-def _print_table(prepared: Prepared, job: Job, times: list[tuple[float, float]]) -> None:
+def print_ratio(
+    prepared: Prepared,
+    job: Job,
+    times: Sequence[tuple[float, float]],
+    rows: tuple[tuple[str, str], tuple[str, str]],
+    *,
+    title: str,
+) -> None:
+    """Medians of both sides and of their ratio; `rows` are their names and what they are."""
     from largebatch.trackers import print_plan
 
     ratios = sorted(ours / theirs for ours, theirs in times)
@@ -138,10 +156,10 @@ def _print_table(prepared: Prepared, job: Job, times: list[tuple[float, float]])
         [
             ("case", f"{prepared.config.model['_target_']} on {prepared.config.data.name}", "model, data"),
             ("job", f"batch {plan.global_batch_size} on {plan.world_size} ranks, {runtime.device}", "batch, launcher"),
-            ("our loop", milliseconds[0], f"median of {ROUNDS} rounds of {STEPS_PER_ROUND} steps, logging on"),
-            ("hand-written loop", milliseconds[1], "alternating with ours in the same process group"),
+            *((name, value, f"median of {len(times)} alternating rounds of {STEPS_PER_ROUND} steps: {what}")
+              for (name, what), value in zip(rows, milliseconds, strict=True)),
             ("ratio", f"{statistics.median(ratios):.3f}", f"median, 95% interval {low:.3f} to {high:.3f}; quartiles "
              f"{ratios[quarter]:.3f} and {ratios[-quarter - 1]:.3f}, range {ratios[0]:.3f} to {ratios[-1]:.3f}"),
         ],
-        title="bench loop",
+        title=title,
     )  # fmt: skip
