@@ -27,6 +27,12 @@ _IDENTITY = (
     "loss",
 )
 
+# What runs did before these keys existed.
+_BEFORE = {
+    "batch_norm": "ghost",
+    "ramp": {"milestones": [], "totals": [], "in_place_of_decay": False, "max_total": None},
+}
+
 
 def run_identity(prepared: Prepared) -> dict[str, Any]:
     """What makes a run this run, as plain values."""
@@ -89,10 +95,11 @@ def check_identity(checkpoint: Checkpoint, identity: dict[str, Any]) -> None:
 
 
 def _completed(identity: dict[str, Any]) -> dict[str, Any]:
-    """The identity with every option of the optimizer, those that the config left to the class too.
+    """The identity with keys that are newer than it, and the options that the config left to the optimizer's class.
 
     So a run that began before an option existed, or before conf/ named it, can go on with the value that it had.
     """
+    identity = _BEFORE | identity
     node = identity["optimizer"]
     try:
         parameters = inspect.signature(find_target("optimizer", node)).parameters

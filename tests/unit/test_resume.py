@@ -49,3 +49,13 @@ def test_a_class_that_is_gone_is_compared_by_what_the_config_said():
     check(gone, copy.deepcopy(gone))
     with pytest.raises(CheckpointError, match=r"optimizer\._target_ was nowhere\.Gone, now torch\.optim\.SGD"):
         check(gone, now)
+
+
+def test_a_run_from_before_ramps_and_exact_batch_norm_goes_on_without_them():
+    now = identity()
+    old = {key: value for key, value in now.items() if key not in ("batch_norm", "ramp")}
+    check(old, now)
+    ramp = ("batch.ramp.milestones=[1ep]", "batch.ramp.totals=[64]")
+    changed = r"ramp\.milestones was \[\], now \['1ep'\]; ramp\.totals was \[\], now \[64\]"
+    with pytest.raises(CheckpointError, match=changed):
+        check(old, identity(*ramp))
