@@ -177,6 +177,6 @@ def _print_race(title: str, results: Sequence[Result], bytes_limit: float) -> No
                 f"{100 * result.extra_memory:.1f}",
             )
         )
-    rows.append(("bytes that must move", "", f"{bytes_limit:.2f}", "", ""))
-    headers = ("optimizer", "ms per step", "ratio", "first s", "memory %")
-    print_table(headers, rows, title=f"{title}: medians of {len(base)} rounds with 95 % intervals", styles=("", "bold"))
+    rows.append(("limit by bytes", "", f"{bytes_limit:.2f}", "", ""))
+    headers = ("optimizer", "ms per step", "ratio", "1st s", "mem. %")
+    print_table(headers, rows, title=f"{title}: medians of {len(base)} rounds, 95 % intervals", styles=("", "bold"))

@@ -71,8 +71,8 @@ def _compiler() -> list[str]:
     for words in [given] if given else [["cc"], ["gcc"], ["clang"]]:
         if path := shutil.which(words[0]):
             return [path, *words[1:]]
-    absent = f"the compiler of CC={shlex.join(given)}" if given else "any of the C compilers cc, gcc and clang"
-    raise ValueError(f"compile=True and {absent} is not on PATH. {_REMEDY}")
+    absent = f"CC={shlex.join(given)} is not" if given else "none of the C compilers cc, gcc and clang is"
+    raise ValueError(f"compile=True and {absent} on PATH. {_REMEDY}")
 
 
 def _processor() -> str:
