@@ -18,7 +18,12 @@ from largebatch.trackers import key_source
 
 def machine_problems(config: TrainConfig, environ: Mapping[str, str]) -> list[str]:
     """Settings that this machine cannot fulfil."""
-    return _precision_problems(config) + _process_problems(config, environ) + _logger_problems(config)
+    return (
+        _precision_problems(config)
+        + _optimizer_problems(config)
+        + _process_problems(config, environ)
+        + _logger_problems(config)
+    )
 
 
 def _precision_problems(config: TrainConfig) -> list[str]:
@@ -38,6 +43,13 @@ def _precision_problems(config: TrainConfig) -> list[str]:
         except re.error as error:
             problems.append(f"precision.activation_checkpointing={precision.activation_checkpointing}: {error}.")
     return problems
+
+
+def _optimizer_problems(config: TrainConfig) -> list[str]:
+    is_ours = str(config.optimizer.get("_target_")).startswith("largebatch.")
+    if is_ours and config.optimizer.get("compile") is True and torch.cuda.is_available():
+        return ["optimizer.compile=true: the kernels run on a CPU, and this run would be on a GPU. Leave it out."]
+    return []
 
 
 def _process_problems(config: TrainConfig, environ: Mapping[str, str]) -> list[str]:

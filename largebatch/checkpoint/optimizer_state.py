@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from largebatch.checkpoint.manifest import CheckpointError
 
-EXECUTION_OPTIONS = frozenset({"foreach", "fused", "capturable", "differentiable"})
+EXECUTION_OPTIONS = frozenset({"foreach", "fused", "compile", "capturable", "differentiable"})
 """Options of torch's optimizers that say how a machine computes a step, not which step: never saved."""
 
 _MEMBERS = frozenset({"params", "param_names"})

@@ -133,7 +133,7 @@ def _measure(settings: Settings) -> None:
     report: dict[str, Any] = {"machine": machine, "rounds": settings.rounds, "races": []}
     for shapes in settings.shapes:
         for algorithm in ALGORITHMS.values():
-            rivals, absent = contestants(algorithm)
+            rivals, absent = contestants(algorithm, settings.device)
             results, num_params = race(algorithm, rivals, shapes, settings.rounds, settings.device)
             _print_race(f"{algorithm.name} on {shapes}, {num_params:,} parameters", results, algorithm.bytes_limit)
             if absent:
@@ -167,18 +167,16 @@ def _print_race(title: str, results: Sequence[Result], bytes_limit: float) -> No
         low, high = median_interval(sorted(result.milliseconds))
         ratios = sorted(ours / theirs for ours, theirs in zip(result.milliseconds, base, strict=True))
         low_ratio, high_ratio = median_interval(ratios)
-        ratio = (
-            "1" if result is results[0] else f"{statistics.median(ratios):.2f} ({low_ratio:.2f} to {high_ratio:.2f})"
-        )
+        ratio = "1" if result is results[0] else f"{statistics.median(ratios):.2f} ({low_ratio:.2f}-{high_ratio:.2f})"
         rows.append(
             (
                 result.name,
-                f"{statistics.median(result.milliseconds):.1f} ({low:.1f} to {high:.1f})",
+                f"{statistics.median(result.milliseconds):.1f} ({low:.1f}-{high:.1f})",
                 ratio,
                 f"{result.first_step_s:.2f}",
                 f"{100 * result.extra_memory:.1f}",
             )
         )
-    rows.append(("bytes that must move", "", f"{bytes_limit:.2f}", "", ""))
-    headers = ("optimizer", "ms per step", "ratio", "first step s", "extra memory %")
-    print_table(headers, rows, title=f"{title}: medians of {len(base)} rounds with 95 % intervals", styles=("", "bold"))
+    rows.append(("limit by bytes", "", f"{bytes_limit:.2f}", "", ""))
+    headers = ("optimizer", "ms per step", "ratio", "1st s", "mem. %")
+    print_table(headers, rows, title=f"{title}: medians of {len(base)} rounds, 95 % intervals", styles=("", "bold"))

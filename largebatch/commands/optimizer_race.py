@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from largebatch.models import resnet50
 from largebatch.optim import LAMB, LARS
+from largebatch.optim.compiler import has_compiler
 
 WARMUP_ROUNDS = 2
 
@@ -31,7 +32,7 @@ class Algorithm:
 
     name: str
     rival: tuple[str, MakeOptimizer]
-    ours: MakeOptimizer
+    ours: Callable[..., Optimizer]
     elsewhere: Sequence[tuple[str, str]]
     options: dict[str, Any]
     bytes_limit: float  # bytes per float32 parameter that have to move, over the rival's
@@ -40,8 +41,8 @@ class Algorithm:
 ALGORITHMS = {
     "LAMB": Algorithm(
         "LAMB",
-        ("torch AdamW, fused", lambda params: torch.optim.AdamW(params, lr=1e-6, weight_decay=0.01, fused=True)),
-        lambda params: LAMB(params, lr=1e-6, weight_decay=0.01),
+        ("torch AdamW", lambda params: torch.optim.AdamW(params, lr=1e-6, weight_decay=0.01, fused=True)),
+        partial(LAMB, lr=1e-6, weight_decay=0.01),
         (("timm.optim", "Lamb"), ("pytorch_optimizer", "Lamb"), ("torch_optimizer", "Lamb")),
         {"lr": 1e-6, "weight_decay": 0.01},
         40 / 28,
@@ -49,10 +50,10 @@ ALGORITHMS = {
     "LARS": Algorithm(
         "LARS",
         (
-            "torch SGD, fused",
+            "torch SGD",
             lambda params: torch.optim.SGD(params, lr=1e-6, momentum=0.9, weight_decay=1e-4, fused=True),
         ),
-        lambda params: LARS(params, lr=1e-3, momentum=0.9, weight_decay=1e-4),
+        partial(LARS, lr=1e-3, momentum=0.9, weight_decay=1e-4),
         (("timm.optim", "Lars"), ("pytorch_optimizer", "LARS"), ("torch_optimizer", "LARS")),
         {"lr": 1e-6, "momentum": 0.9, "weight_decay": 1e-4},
         28 / 20,
@@ -70,17 +71,26 @@ class Result:
     milliseconds: list[float] = field(default_factory=list)
 
 
-def contestants(algorithm: Algorithm) -> tuple[list[tuple[str, MakeOptimizer]], list[str]]:
-    """(name, how to make it) of the rival, ours and those of installed packages; and what is absent, with the cause."""
-    found = [algorithm.rival, (f"largebatch {algorithm.name}", algorithm.ours)]
+def contestants(algorithm: Algorithm, device: str = "cpu") -> tuple[list[tuple[str, MakeOptimizer]], list[str]]:
+    """(name, how to make it) of the rival, ours and those of installed packages; and what is absent, with the cause.
+
+    Names are short, so that a row fits in 80 columns: ours is "LAMB", another package's is the package.
+    """
+    found = [algorithm.rival, (algorithm.name, algorithm.ours)]
     absent = []
+    if device != "cpu":
+        absent.append(f"{algorithm.name} compiled ({device} is no CPU)")
+    elif not has_compiler():
+        absent.append(f"{algorithm.name} compiled (no C compiler)")
+    else:
+        found.append((f"{algorithm.name} compiled", partial(algorithm.ours, compile=True)))
     for module, name in algorithm.elsewhere:
         try:
             made = getattr(importlib.import_module(module), name)
         except (ImportError, AttributeError) as error:
             absent.append(f"{module}.{name} ({error})")
             continue
-        found.append((f"{module}.{name}", partial(made, **algorithm.options)))
+        found.append((module.removesuffix(".optim"), partial(made, **algorithm.options)))
     return found, absent
 
 

@@ -17,17 +17,18 @@ def check_hyperparameters(group: Mapping[str, Any]) -> None:
     for name, rule in _RULES.items():
         if name in group and not rule.holds(group[name]):
             raise ValueError(f"{name}={group[name]!r}: {rule.text}. {rule.remedy}.")
-    check_paths(group.get("foreach"), group.get("fused"))
+    check_paths(group.get("foreach"), group.get("fused"), compile=group.get("compile", False))
     if group.get("nesterov") and group["momentum"] == 0:
         raise ValueError("nesterov=True has no effect at momentum=0: there is no velocity to look along. Leave it out.")
     if not group.get("grad_averaging", True) and group["betas"][0] == 0:
         raise ValueError("grad_averaging=False has no effect at betas[0]=0: nothing is averaged. Leave it out.")
 
 
-def check_paths(foreach: bool | None, fused: bool | None) -> None:
-    """Raise ValueError if both paths are asked for."""
-    if foreach and fused:
-        raise ValueError("foreach=True and fused=True: these are two paths of one step. Set one of them, or none.")
+def check_paths(foreach: bool | None, fused: bool | None, *, compile: bool = False) -> None:
+    """Raise ValueError if more than one path is asked for."""
+    asked = [f"{name}=True" for name, value in (("foreach", foreach), ("fused", fused), ("compile", compile)) if value]
+    if len(asked) > 1:
+        raise ValueError(f"{' and '.join(asked)}: these are different paths of one step. Set one of them, or none.")
 
 
 def refuse_complex(param_groups: list[dict[str, Any]]) -> None:
@@ -129,5 +130,6 @@ _RULES = {
         "max_grad_norm is a finite number > 0: the largest norm of the gradients of all groups together",
         "None switches it off; 1.0 is usual",
     ),
+    "compile": _switch("compile", "whether a step runs in kernels that are compiled on this machine"),
     "grad_averaging": _switch("grad_averaging", "whether a gradient enters the first moment times 1 - beta1"),
 }

@@ -18,7 +18,7 @@ SMALL_NUMEL = 4096
 """Tensors up to this size are handled many per call: a call costs as much as the arithmetic on them."""
 
 _ROW_NUMEL = 1024
-_DTYPES = (torch.float32, torch.float64)
+PLAIN_DTYPES = (torch.float32, torch.float64)
 
 Row = list[Tensor]
 """What belongs to one parameter: itself, its gradient, its state."""
@@ -66,9 +66,9 @@ def split_off_fused(
     rows: list[Row] = []
     rest: list[list[Tensor]] = [[] for _ in every]
     for number, row in enumerate(zip(*columns, strict=True)):
-        flat = _flat_views(row)
+        flat = flat_views(row)
         if flat is None and fused:
-            raise ValueError(_refusal(row))
+            raise ValueError(refusal("fused=True", row, "Set fused=None, which takes it where it applies"))
         ending = [] if scalars is None else [scalars[number]]
         if flat is None or not row[0].numel():
             for column, tensor in zip(rest, [*row, *ending], strict=True):
@@ -78,10 +78,10 @@ def split_off_fused(
     return rows, rest
 
 
-def _flat_views(row: Sequence[Tensor]) -> Row | None:
+def flat_views(row: Sequence[Tensor]) -> Row | None:
     """One-dimensional views in which an element has one and the same place; None where the path does not apply."""
     param = row[0]
-    if type(param) not in (Tensor, torch.nn.Parameter) or param.device.type != "cpu" or param.dtype not in _DTYPES:
+    if type(param) not in (Tensor, torch.nn.Parameter) or param.device.type != "cpu" or param.dtype not in PLAIN_DTYPES:
         return None
     if any(type(other) is not Tensor or other.dtype != param.dtype for other in row[1:]):
         return None
@@ -94,19 +94,20 @@ def _flat_views(row: Sequence[Tensor]) -> Row | None:
     return [tensor if tensor.ndim == 1 else tensor.view(-1) for tensor in row]
 
 
-def _refusal(row: Sequence[Tensor]) -> str:
+def refusal(option: str, row: Sequence[Tensor], remedy: str) -> str:
+    """Why a path that needs flat views cannot have this parameter, its gradient and its state."""
     param, grad = row[0], row[1]
     return (
-        f"fused=True and a parameter of shape {list(param.shape)}, {type(param).__name__} of {param.dtype} on "
-        f"{param.device} with strides {param.stride()}, its gradient of {grad.dtype} with strides {grad.stride()}: the "
-        "fused path takes plain float32 and float64 tensors on a CPU that lie in memory without gaps, the gradient and "
-        "the state in the order of the parameter. Set fused=None, which takes it where it applies."
+        f"{option} and a parameter of shape {list(param.shape)}, {type(param).__name__} of {param.dtype} on "
+        f"{param.device} with strides {param.stride()}, its gradient of {grad.dtype} with strides {grad.stride()}: "
+        f"{option} takes plain float32 and float64 tensors on a CPU that lie in memory without gaps, the gradient and "
+        f"the state in the order of the parameter. {remedy}."
     )
 
 
 def rows_of_one_dtype(rows: Sequence[Row]) -> list[list[Row]]:
     """The rows, those of float32 and those of float64 apart."""
-    parts = [[row for row in rows if row[0].dtype == dtype] for dtype in _DTYPES]
+    parts = [[row for row in rows if row[0].dtype == dtype] for dtype in PLAIN_DTYPES]
     return [part for part in parts if part]
 
 

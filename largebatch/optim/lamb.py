@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from largebatch.optim.checks import check_hyperparameters, refuse_complex
+from largebatch.optim.compiler import kernels
 from largebatch.optim.flat import require_fused_form
 from largebatch.optim.forms import LambForm, fill_with_paper
 from largebatch.optim.lamb_arithmetic import lamb
@@ -71,10 +72,13 @@ class LAMB(Optimizer):
         fused: True for torch's fused AdamW kernel with 4.5 % of the group as temporary memory, False never. None takes
             it, if `foreach` is None too, for plain float32 and float64 tensors on a CPU whose gradient and state lie in
             memory in the same order, without gaps, and a form that it has (`forms`). True demands that of all.
+        compile: True for C kernels that are compiled here, once per machine and user: the fastest path on a CPU, for
+            every form. The constructor compiles; `step` takes what `fused` says of tensors, of all, without temporary
+            memory, on as many threads as torch has.
 
     Raises:
         ValueError: if a value breaks its rule or has no effect, here or in a group, a parameter is complex, or
-            fused=True cannot be.
+            fused=True or compile=True cannot be: there is no compiler, or it fails.
         RuntimeError: from `step`, if a gradient is sparse.
 
     >>> w = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
@@ -102,6 +106,7 @@ class LAMB(Optimizer):
         adapt_undecayed: bool = True,
         foreach: bool | None = None,
         fused: bool | None = None,
+        compile: bool = False,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -118,6 +123,7 @@ class LAMB(Optimizer):
             "adapt_undecayed": adapt_undecayed,
             "foreach": foreach,
             "fused": fused,
+            "compile": compile,
         }
         check_hyperparameters(defaults)
         require_fused_form(fused, LambForm.of(defaults))
@@ -128,6 +134,8 @@ class LAMB(Optimizer):
         given = {**self.defaults, **param_group}
         check_hyperparameters(given)
         require_fused_form(given["fused"], LambForm.of(given))
+        if given["compile"]:
+            kernels()  # now, so that the first step does not take longer than the others
         super().add_param_group(param_group)
         refuse_complex(self.param_groups)
 
@@ -158,6 +166,7 @@ class LAMB(Optimizer):
                 [state["step"] for state in states],
                 foreach=group["foreach"],
                 fused=group.get("fused"),
+                compile=group.get("compile", False),
                 lr=group["lr"],
                 beta1=group["betas"][0],
                 beta2=group["betas"][1],

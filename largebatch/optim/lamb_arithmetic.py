@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from largebatch.optim.checks import check_paths
+from largebatch.optim.compiled import compiled_lamb, rows_in_place
 from largebatch.optim.flat import require_fused_form, rows_of_one_dtype, split_off_fused
 from largebatch.optim.forms import LambForm
 from largebatch.optim.fused_lamb import fused_lamb
@@ -25,6 +27,7 @@ def lamb(
     *,
     foreach: bool | None = None,
     fused: bool | None = None,
+    compile: bool = False,
     lr: float,
     beta1: float,
     beta2: float,
@@ -47,6 +50,15 @@ def lamb(
         "adapts": adapts and (weight_decay != 0 or form.adapt_undecayed),
         "form": form,
     }
+    if compile:
+        check_paths(foreach, fused, compile=True)
+        parts = rows_in_place(params, grads, exp_avgs, exp_avg_sqs, scalars=state_steps)
+        if state_steps:
+            torch._foreach_add_(state_steps, torch.tensor(1.0), alpha=1.0)
+        for rows in parts:
+            divisor = _grad_divisor(grad_norm, rows[0][2], form)
+            compiled_lamb(rows, **options, grad_divisor=1.0 if divisor is None else float(divisor))
+        return
     fused = require_fused_form(fused, form)
     fast, others = split_off_fused(foreach, fused, params, grads, exp_avgs, exp_avg_sqs, scalars=state_steps)
     for rows in rows_of_one_dtype(fast):

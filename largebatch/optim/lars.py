@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from largebatch.optim.checks import check_hyperparameters, refuse_complex
+from largebatch.optim.compiler import kernels
 from largebatch.optim.flat import require_fused_form
 from largebatch.optim.forms import LarsForm, fill_with_paper
 from largebatch.optim.lars_arithmetic import lars
@@ -66,10 +67,13 @@ class LARS(Optimizer):
         fused: True for torch's fused SGD kernel, without temporary memory, False never. None takes it, if `foreach` is
             None too, for plain float32 and float64 tensors on a CPU whose gradient and state lie in memory in the same
             order, without gaps, and a form that it has (`forms`). True demands that of all.
+        compile: True for C kernels that are compiled here, once per machine and user: the fastest path on a CPU, for
+            every form. The constructor compiles; `step` takes what `fused` says of tensors, of all, without temporary
+            memory, on as many threads as torch has.
 
     Raises:
         ValueError: if a value breaks its rule or has no effect, here or in a group, a parameter is complex, or
-            fused=True cannot be.
+            fused=True or compile=True cannot be: there is no compiler, or it fails.
         RuntimeError: from `step`, if a gradient is sparse.
 
     >>> w = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
@@ -96,6 +100,7 @@ class LARS(Optimizer):
         adapt_undecayed: bool = True,
         foreach: bool | None = None,
         fused: bool | None = None,
+        compile: bool = False,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -111,6 +116,7 @@ class LARS(Optimizer):
             "adapt_undecayed": adapt_undecayed,
             "foreach": foreach,
             "fused": fused,
+            "compile": compile,
         }
         check_hyperparameters(defaults)
         require_fused_form(fused, LarsForm.of(defaults))
@@ -121,6 +127,8 @@ class LARS(Optimizer):
         given = {**self.defaults, **param_group}
         check_hyperparameters(given)
         require_fused_form(given["fused"], LarsForm.of(given))
+        if given["compile"]:
+            kernels()  # now, so that the first step does not take longer than the others
         super().add_param_group(param_group)
         refuse_complex(self.param_groups)
 
@@ -147,6 +155,7 @@ class LARS(Optimizer):
                 [self._momentum_buffer(param) for param in params],
                 foreach=group["foreach"],
                 fused=group.get("fused"),
+                compile=group.get("compile", False),
                 lr=group["lr"],
                 momentum=group["momentum"],
                 weight_decay=group["weight_decay"],

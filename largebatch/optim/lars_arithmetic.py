@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from largebatch.optim.checks import check_paths
+from largebatch.optim.compiled import compiled_lars, rows_in_place
 from largebatch.optim.flat import require_fused_form, rows_of_one_dtype, split_off_fused
 from largebatch.optim.forms import LarsForm
 from largebatch.optim.fused_lars import fused_lars
@@ -23,6 +25,7 @@ def lars(
     *,
     foreach: bool | None = None,
     fused: bool | None = None,
+    compile: bool = False,
     lr: float,
     momentum: float,
     weight_decay: float,
@@ -39,6 +42,11 @@ def lars(
         "adapts": adapts and (weight_decay != 0 or form.adapt_undecayed),
         "form": form,
     }
+    if compile:
+        check_paths(foreach, fused, compile=True)
+        for rows in rows_in_place(params, grads, momentum_buffers):
+            compiled_lars(rows, **options)
+        return
     fused = require_fused_form(fused, form)
     fast, others = split_off_fused(foreach, fused, params, grads, momentum_buffers)
     for rows in rows_of_one_dtype(fast):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from largebatch.__main__ import main
-from largebatch.commands import optimizer_race
+from largebatch.commands import bench_optim, optimizer_race
 from largebatch.commands.bench import BENCHES, median_interval
 from largebatch.commands.optimizer_race import ALGORITHMS, peak_extra_bytes, shapes_of
 from largebatch.optim import LAMB, LARS
@@ -69,23 +69,45 @@ def test_the_table_and_the_file_hold_every_optimizer(tmp_path: Path, monkeypatch
     said = " ".join(capsys.readouterr().out.split())
     report = json.loads(file.read_text())
     assert [race["algorithm"] for race in report["races"]] == ["LAMB", "LARS"]
-    for race, rival in zip(report["races"], ("torch AdamW, fused", "torch SGD, fused"), strict=True):
+    for race, rival in zip(report["races"], ("torch AdamW", "torch SGD"), strict=True):
         names = [result["name"] for result in race["results"]]
-        assert names[:2] == [rival, f"largebatch {race['algorithm']}"]
+        assert names[:2] == [rival, race["algorithm"]]
         assert f"{race['algorithm']} on bert_base, 1,233 parameters: medians of 6 rounds" in said
         for result in race["results"]:
             assert len(result["milliseconds"]) == 6
             assert f"{result['name']} {statistics.median(result['milliseconds']):.1f} (" in said
-    assert "bytes that must move 1.43" in said
+    assert "limit by bytes 1.43" in said
     assert report["machine"]["torch"] == torch.__version__
 
 
 def test_a_package_that_is_absent_is_named_with_the_cause(monkeypatch):
     algorithm = ALGORITHMS["LAMB"]
+    monkeypatch.setattr(optimizer_race, "has_compiler", lambda: True)
     monkeypatch.setattr(optimizer_race.importlib, "import_module", lambda name: __import__("no_such_package"))
     found, absent = optimizer_race.contestants(algorithm)
-    assert [name for name, _ in found] == ["torch AdamW, fused", "largebatch LAMB"]
+    assert [name for name, _ in found] == ["torch AdamW", "LAMB", "LAMB compiled"]
     assert absent[0] == "timm.optim.Lamb (No module named 'no_such_package')"
+
+
+def test_the_compiled_path_takes_part_where_it_can(monkeypatch):
+    for has_compiler, device, cause in ((False, "cpu", "no C compiler"), (True, "cuda", "cuda is no CPU")):
+        monkeypatch.setattr(optimizer_race, "has_compiler", lambda has_compiler=has_compiler: has_compiler)
+        found, absent = optimizer_race.contestants(ALGORITHMS["LARS"], device)
+        assert "LARS compiled" not in [name for name, _ in found]
+        assert absent[0] == f"LARS compiled ({cause})"
+
+
+def test_the_rows_of_slow_steps_fit_in_80_columns(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    slow = [326.2, 446.5, 640.2, 446.5, 500.0, 400.0]
+    results = [optimizer_race.Result("torch AdamW", 12.34, 0.0, [43.21] * 6)]
+    results.append(optimizer_race.Result("pytorch_optimizer", 12.34, 0.428, slow))
+    bench_optim._print_race("LAMB on bert_base, 109,482,240 parameters", results, 1.43)
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].strip() == "LAMB on bert_base, 109,482,240 parameters: medians of 6 rounds, 95 % intervals"
+    assert (
+        sum("pytorch_optimizer   446.5 (326.2-640.2)   10.33 (7.55-14.82)   12.34   42.8" in row for row in said) == 1
+    )
 
 
 def test_peak_memory_is_the_most_that_was_held_at_once():

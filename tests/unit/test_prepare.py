@@ -13,6 +13,7 @@ from torch import nn
 from largebatch.config import ConfigError
 from largebatch.data import ArrayDataset
 from largebatch.losses import CrossEntropy
+from largebatch.optim.compiler import has_compiler, kernels
 from largebatch.plan_report import plan_record, plan_rows
 from largebatch.prepare import Prepared, prepare
 from tests.unit.composing import GROUPS, compose_run
@@ -93,6 +94,26 @@ def test_every_optimizer_is_built_over_the_parameters_of_the_model(choice: str):
     assert sorted(map(id, held)) == sorted(map(id, run.model.parameters()))
     assert {group["decays"] for group in run.optimizer.param_groups} == {True, False}
     assert not run.optimizer.state
+
+
+@pytest.mark.parametrize("choice", ["optimizer=lamb", "optimizer=lars"])
+def test_kernels_are_compiled_for_the_optimizer_or_what_is_missing_is_an_error_of_the_config(choice: str, monkeypatch):
+    if has_compiler():
+        run = prepared(choice, "+optimizer.compile=true")
+        assert all(group["compile"] for group in run.optimizer.param_groups)
+        assert not run.config.precision.compile  # torch.compile of the model is another thing
+    monkeypatch.setenv("CC", "no-such-compiler")
+    kernels.cache_clear()
+    (error,) = errors(choice, "+optimizer.compile=true")
+    assert error.startswith(f"optimizer (largebatch.optim.{choice[-4:].upper()}): compile=True and CC=no-such-compiler")
+    assert "Install gcc or clang, or set compile=False." in error
+
+
+def test_kernels_for_a_cpu_are_refused_where_the_run_would_be_on_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert [error for error in errors("optimizer=lamb", "+optimizer.compile=true") if "optimizer.compile" in error] == [
+        "optimizer.compile=true: the kernels run on a CPU, and this run would be on a GPU. Leave it out."
+    ]
 
 
 @pytest.mark.parametrize("choice", [f"schedule={name}" for name in GROUPS["schedule"]])
