@@ -47,7 +47,7 @@ def test_a_command_of_the_readme_passes_all_checks(
     verb: str, arguments: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
-    overrides = [argument for argument in arguments if argument not in ("loop", "--multirun")]
+    overrides = [argument for argument in arguments if argument not in ("loop", "diagnostics", "--multirun")]
     # Of a sweep the first value; the commas of a list are its own.
     parts = [one.partition("=") for one in overrides]
     overrides = [f"{key}={value if value[:1] == '[' else value.split(',')[0]}" for key, _, value in parts]
