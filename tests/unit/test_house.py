@@ -28,6 +28,7 @@ LEVELS = (
         "exact_gradients",
         "global_gradient",
         "rank_values",
+        "sharpness",
         "data",
         "checkpoint",
         "trackers",
@@ -39,6 +40,8 @@ LEVELS = (
     {
         "config",
         "schema",
+        "measure_schema",
+        "measured_weights",
         "config_types",
         "stages",
         "derive",
@@ -82,6 +85,9 @@ SAME_LEVEL = {
     ("global_gradient", "ordered_reduction"),
     ("global_gradient", "running_statistics"),
     ("global_gradient", "runtime"),
+    ("sharpness", "data"),
+    ("sharpness", "gradients"),
+    ("sharpness", "runtime"),
     ("observers", "loop"),
     ("loop", "agreement"),
 }
