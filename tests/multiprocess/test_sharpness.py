@@ -111,7 +111,7 @@ def dense(kind: str) -> tuple[torch.Tensor, float]:
 @pytest.mark.parametrize("kind", ["classes", "images", "tokens"])
 def test_the_largest_eigenvalue_and_the_trace_are_those_of_the_dense_hessian(kind):
     hessian, value = dense(kind)
-    found = measure(kind, trace_samples=200, plane_points=0, line_points=0)
+    found = measure(kind, trace_samples=60, box_iterations=1, plane_points=0, line_points=0)
     assert found is not None
     assert found.loss == pytest.approx(value, rel=1e-12)
     eigenvalues = torch.linalg.eigvalsh(hessian)
@@ -120,7 +120,7 @@ def test_the_largest_eigenvalue_and_the_trace_are_those_of_the_dense_hessian(kin
     assert found.lambda_max.converged
     assert abs(found.trace.value - float(hessian.trace())) < 4 * found.trace.standard_error
     variance = 2 * float(hessian.square().sum() - hessian.diag().square().sum())
-    assert found.trace.standard_error == pytest.approx((variance / 200) ** 0.5, rel=0.25)
+    assert found.trace.standard_error == pytest.approx((variance / 60) ** 0.5, rel=0.4)
 
 
 class Distances(nn.Module):
