@@ -39,7 +39,7 @@ def sharpness(*overrides: str) -> dict[str, Any]:
 def test_the_initial_weights_are_measured_in_a_table_a_file_and_two_pictures(capsys):
     record = sharpness()
     said = capsys.readouterr().out
-    assert "sharpness of the initial weights, on 64 training samples in fp64" in said
+    assert "sharpness of the initial weights, on 64 training samples in fp32" in said
     assert (record["weights"], record["checkpoint"], record["step"]) == ("the initial weights", None, 0)
     for what, value in (
         ("lambda_max", record["lambda_max"]["value"]),
@@ -71,7 +71,8 @@ def test_a_run_and_its_checkpoint_have_the_same_sharpness_and_other_than_the_sta
 
 
 def test_fp32_agrees_with_fp64_to_its_precision():
-    double, single = sharpness(), sharpness("measure.precision=fp32")
+    single, double = sharpness(), sharpness("measure.precision=fp64")
+    assert double["settings"]["precision"] == "fp64"
     assert single["settings"]["precision"] == "fp32"
     for name in ("lambda_max", "trace", "m_sharpness"):
         assert single[name]["value"] == pytest.approx(double[name]["value"], rel=1e-4)
@@ -94,7 +95,7 @@ def test_two_ranks_of_a_launcher_measure_what_one_process_does():
     two = json.loads(Path("two/sharpness.json").read_text())
     assert two["world_size"] == 2
     for name in ("lambda_max", "trace", "box", "m_sharpness"):
-        assert two[name]["value"] == pytest.approx(alone[name]["value"], rel=1e-8)
+        assert two[name]["value"] == pytest.approx(alone[name]["value"], rel=1e-5)
 
 
 @pytest.mark.parametrize(
