@@ -209,7 +209,8 @@ def bits(module: Restless) -> dict[str, Any]:
     values |= {f"{name}.grad": parameter.grad.numpy().tobytes() for name, parameter in module.named_parameters()}
     values["modes"] = [part.training for part in module.modules()]
     values["torch"] = torch.get_rng_state().numpy().tobytes()
-    values["numpy"] = np.random.get_state()[1].tobytes()  # noqa: NPY002
+    _, words, place, *_ = np.random.get_state()  # noqa: NPY002
+    values["numpy"] = (words.tobytes(), place)
     values["python"] = random.getstate()
     return values
 
