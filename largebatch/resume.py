@@ -45,8 +45,12 @@ def run_identity(prepared: Prepared) -> dict[str, Any]:
     }
 
 
-def find_checkpoint(resume: str, folder: RunFolder, runtime: Runtime) -> tuple[Checkpoint | None, list[str]]:
+def find_checkpoint(
+    resume: str, folder: RunFolder, runtime: Runtime, *, key: str = "resume"
+) -> tuple[Checkpoint | None, list[str]]:
     """The checkpoint to continue from and why newer ones were passed over; rank 0 chooses, every rank reads the file.
+
+    `key` is what errors call `resume`.
 
     Raises:
         CheckpointError: if `resume` names a folder without a valid checkpoint.
@@ -63,7 +67,7 @@ def find_checkpoint(resume: str, folder: RunFolder, runtime: Runtime) -> tuple[C
         except CheckpointError as error:
             failure = str(error)
         if chosen is None and failure is None and resume != "auto":
-            failure = f"resume={resume}: no valid checkpoint there. " + " ".join(notes or ["There is none at all."])
+            failure = f"{key}={resume}: no valid checkpoint there. " + " ".join(notes or ["There is none at all."])
     where, notes, failure = runtime.broadcast((str(chosen.path) if chosen else None, notes, failure))
     if failure is not None:
         raise CheckpointError(failure)

@@ -13,6 +13,7 @@ from largebatch.trackers.wandb import WandbTracker, key_source
 if TYPE_CHECKING:
     from largebatch.trackers.heat_map import plot_layers
     from largebatch.trackers.plots import plot_comparison, plot_run
+    from largebatch.trackers.slice_plots import plot_slices
 
 __all__ = [
     "JsonlTracker",
@@ -26,6 +27,7 @@ __all__ = [
     "plot_comparison",
     "plot_layers",
     "plot_run",
+    "plot_slices",
     "print_plan",
     "print_summary",
     "print_table",
@@ -44,4 +46,8 @@ def __getattr__(name: str) -> Any:
         from largebatch.trackers import heat_map
 
         return heat_map.plot_layers
+    if name == "plot_slices":
+        from largebatch.trackers import slice_plots
+
+        return slice_plots.plot_slices
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

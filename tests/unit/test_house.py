@@ -29,6 +29,7 @@ LEVELS = (
         "global_gradient",
         "micro_batch_norms",
         "rank_values",
+        "sharpness",
         "data",
         "checkpoint",
         "trackers",
@@ -40,6 +41,8 @@ LEVELS = (
     {
         "config",
         "schema",
+        "measure_schema",
+        "measured_weights",
         "config_types",
         "stages",
         "derive",
@@ -85,6 +88,9 @@ SAME_LEVEL = {
     ("global_gradient", "runtime"),
     ("global_gradient", "micro_batch_norms"),
     ("micro_batch_norms", "runtime"),
+    ("sharpness", "data"),
+    ("sharpness", "gradients"),
+    ("sharpness", "runtime"),
     ("observers", "loop"),
     ("loop", "agreement"),
 }

@@ -1,0 +1,34 @@
+"""The schema of what `largebatch measure` looks at."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from largebatch.config_types import PositiveFloat, PositiveInt, Section
+
+
+class SharpnessConfig(Section):
+    """Estimators of sharpness."""
+
+    m: PositiveInt
+    rho: PositiveFloat
+    box_eps: PositiveFloat
+    box_iterations: PositiveInt
+    lanczos_iterations: PositiveInt
+    lanczos_tolerance: PositiveFloat
+    trace_samples: Annotated[int, Field(ge=2)]  # one draw does not tell its own error
+    slice_radius: PositiveFloat
+    line_points: Annotated[int, Field(ge=0)]
+    plane_points: Annotated[int, Field(ge=0)]
+
+
+class MeasureConfig(Section):
+    """Weights and samples."""
+
+    checkpoint: str | None
+    precision: Literal["fp64", "fp32"]
+    samples: PositiveInt | None
+    micro: PositiveInt
+    sharpness: SharpnessConfig

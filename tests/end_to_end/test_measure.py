@@ -1,0 +1,144 @@
+"""`largebatch measure`: from the command line to numbers and pictures."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from largebatch.__main__ import main
+from largebatch.commands.measure import MEASURES
+from tests.end_to_end.test_launchers import STANDALONE, environment, finish
+
+ROOT = Path(__file__).resolve().parents[2]
+MODEL = ["model=mlp", "model.hidden=[8]"]
+QUICK = ["logger=none", "observers.progress=false", "schedule.warmup=0samples"]
+SMALL = [
+    *MODEL, "measure.samples=64", "measure.sharpness.m=16", "measure.sharpness.trace_samples=4",
+    "measure.sharpness.line_points=3", "measure.sharpness.plane_points=3", "run.dir=out",
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["largebatch"])
+
+
+def sharpness(*overrides: str) -> dict[str, Any]:
+    assert main(["measure", "sharpness", *SMALL, *overrides]) == 0
+    return json.loads(Path("out/sharpness.json").read_text())
+
+
+def test_the_initial_weights_are_measured_in_a_table_a_file_and_two_pictures(capsys):
+    record = sharpness()
+    said = capsys.readouterr().out
+    assert "sharpness of the initial weights, on 64 training samples in fp32" in said
+    assert (record["weights"], record["checkpoint"], record["step"]) == ("the initial weights", None, 0)
+    for what, value in (
+        ("lambda_max", record["lambda_max"]["value"]),
+        ("trace", record["trace"]["value"]),
+        ("box", record["box"]["value"]),
+        ("16-sharpness", record["m_sharpness"]["value"]),
+    ):
+        (line,) = [line for line in said.splitlines() if line.startswith(f" {what} ")]
+        assert f" {value:.6g} " in line
+    assert f"residual {record['lambda_max']['residual']:.1e}" in said
+    for source in ("Cohen et al. 2021", "Hutchinson 1990", "Keskar et al. 2017", "Foret et al. 2021"):
+        assert source in said
+    assert record["slices"]["line"][1] == pytest.approx(record["loss"])
+    assert record["settings"]["sharpness"]["m"] == 16
+    for name in ("sharpness.json", "slice_1d.png", "slice_2d.png"):
+        assert Path("out", name).stat().st_size > 1000
+        assert f"out/{name}\n" in said
+
+
+def test_a_run_and_its_checkpoint_have_the_same_sharpness_and_other_than_the_start(capsys):
+    assert main(["train", *MODEL, *QUICK, "length=20steps", "run.dir=trained"]) == 0
+    trained = sharpness("measure.checkpoint=trained")
+    assert trained["step"] == 20
+    assert trained["weights"] == trained["checkpoint"] + " (step 20)"
+    (path,) = Path("trained/checkpoints").glob("step_*")
+    one = sharpness(f"measure.checkpoint={path}")
+    assert one["lambda_max"] == trained["lambda_max"]
+    assert one["loss"] == trained["loss"] < sharpness()["loss"]
+
+
+def test_fp32_agrees_with_fp64_to_its_precision():
+    single, double = sharpness(), sharpness("measure.precision=fp64")
+    assert double["settings"]["precision"] == "fp64"
+    assert single["settings"]["precision"] == "fp32"
+    for name in ("lambda_max", "trace", "m_sharpness"):
+        assert single[name]["value"] == pytest.approx(double[name]["value"], rel=1e-4)
+    assert single["box"]["value"] == pytest.approx(double["box"]["value"], rel=1e-2)
+
+
+def test_two_ranks_of_a_launcher_measure_what_one_process_does():
+    alone = sharpness()
+    process = subprocess.Popen(
+        [*STANDALONE, "-m", "largebatch", "measure", "sharpness", *SMALL, "run.dir=two"],
+        env=environment() | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    output = finish(process)
+    assert process.returncode == 0, output
+    assert output.count("sharpness of the initial weights") == 1
+    two = json.loads(Path("two/sharpness.json").read_text())
+    assert two["world_size"] == 2
+    for name in ("lambda_max", "trace", "box", "m_sharpness"):
+        assert two[name]["value"] == pytest.approx(alone[name]["value"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["measure.sharpness.m=5"], "m=5: 64 samples do not divide into groups of 5. Use measure.samples=60, or"),
+        (["measure.sharpness.m=65"], "64 samples do not divide into groups of 65. Use m at most 64, or another m."),
+        (["measure.samples=9999"], "measure.samples=9999: the training set has 1437. Use 1437 or fewer, or null"),
+        (["measure.sharpness.rho=0"], "measure.sharpness.rho=0: must be above 0."),
+        (["measure.precision=bf16"], "measure.precision=bf16: must be 'fp64' or 'fp32'."),
+        (["measure.sharpness.trace_samples=1"], "measure.sharpness.trace_samples=1: must be at least 2."),
+        (["measure.checkpoint=nowhere"], "nowhere: no valid checkpoint there. There is none at all."),
+        (["measure.checkpoint=auto"], "auto: no valid checkpoint there."),
+    ],
+)
+def test_wrong_input_is_one_report_and_exit_code_two(overrides, said, capsys):
+    assert main(["measure", "sharpness", *SMALL, *overrides]) == 2
+    told = capsys.readouterr()
+    assert said in told.err
+    assert not Path("out").exists()
+
+
+def test_a_loss_that_compares_samples_is_refused(capsys):
+    pairs = ["data=paired_views", "model=two_views", "loss=info_nce", "measure.samples=64"]
+    assert main(["measure", "sharpness", *pairs]) == 2
+    assert "InfoNCE: it compares the samples of a batch" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_another_model_is_refused(capsys):
+    assert main(["train", *MODEL, *QUICK, "length=1steps", "run.dir=trained"]) == 0
+    assert main(["measure", "sharpness", *SMALL, "model.hidden=[9]", "measure.checkpoint=trained"]) == 2
+    said = capsys.readouterr().err
+    assert "belongs to another model: " in said
+    assert "size mismatch" in said
+
+
+def test_without_a_measure_or_with_an_unknown_one_the_list_is_printed(capsys):
+    for arguments in ([], ["sharpnes"], ["seed=1"]):
+        assert main(["measure", *arguments]) == 2
+        said = capsys.readouterr()
+        assert said.out == ""
+        assert all(f"\n  measure {name} " in said.err for name in MEASURES)
+        assert (f"{arguments[0]!r} is nothing to measure" in said.err) if arguments else True
+    assert main(["measure", "--help"]) == 0
+    assert all(f"\n  measure {name} " in capsys.readouterr().out for name in MEASURES)
+    assert main(["measure", "sharpness", "--help"]) == 0
