@@ -36,7 +36,8 @@ class Quadratic(nn.Module):
         if len(theta) not in (1, len(numbers)):
             raise ValueError(f"start has {len(theta)} numbers, curvature {len(numbers)}: give as many, or one for all.")
         self.curvature: Tensor
-        self.register_buffer("curvature", numbers.to(torch.get_default_dtype()))
+        # A constant of the config, not a state; in float64, so that fp64 knows it as the closed forms do.
+        self.register_buffer("curvature", numbers, persistent=False)
         self.theta = nn.Parameter(theta.expand(len(numbers)).clone().to(torch.get_default_dtype()))
 
     def forward(self, noise: Tensor) -> Tensor:
@@ -44,4 +45,4 @@ class Quadratic(nn.Module):
         require_features("Quadratic", expected=len(self.theta), shape=noise.shape)
         # A product and a sum, no matrix product: autocast would take that in half precision.
         linear = (noise.flatten(1).to(self.theta.dtype) * self.theta).sum(dim=1)
-        return 0.5 * (self.curvature * self.theta.square()).sum() + linear
+        return 0.5 * (self.curvature.to(self.theta.dtype) * self.theta.square()).sum() + linear
