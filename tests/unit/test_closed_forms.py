@@ -112,14 +112,14 @@ class WithReplacement(SampleOrder):
 @pytest.mark.parametrize("order", [SampleOrder, WithReplacement])
 @pytest.mark.parametrize("batch", [1, 20, 150])
 def test_the_batches_of_the_training_order_have_the_known_variance(order: type[SampleOrder], batch: int):
-    """The first batches of 2000 epochs: within 4 standard errors, which are those of the 2000 values themselves.
+    """The first batches of 1000 epochs: within 4 standard errors, which are those of the 1000 values themselves.
 
     At a batch of 150 of 200 samples the finite-population factor is 1/4, dozens of standard errors from 1.
     """
     task, weights = regression(), some_weights()
     draws = order(200, 5)
     deviations = task.sample_gradients(weights) - task.gradient(weights)
-    found = np.array([((deviations[draws.ids(200 * e, batch)].mean(axis=0)) ** 2).sum() for e in range(2000)])
+    found = np.array([((deviations[draws.ids(200 * e, batch)].mean(axis=0)) ** 2).sum() for e in range(1000)])
     known = task.gradient_noise(weights).mini_batch_variance(batch, replacement=order is WithReplacement)
     error = found.std(ddof=1) / np.sqrt(len(found))
     assert abs(found.mean() - known) < 4 * error
