@@ -57,7 +57,8 @@ def noisy_quadratic(
 
     Over the set the mean of e is exactly 0 and its (population) covariance exactly diag(c), up to float64: normal
     draws are centred and made orthogonal. So the noise of a mini-batch is known, not only expected, with the numbers
-    of `NoisyQuadratic(curvature, c)`. For that a sample depends on `num_samples`.
+    of `NoisyQuadratic(curvature, c)`. For that a sample depends on `num_samples`, and a part of the set (`data.limit`)
+    has other moments.
 
     Args:
         num_samples: N, more than d.
