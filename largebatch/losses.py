@@ -174,6 +174,38 @@ class SquaredError:
         return
 
 
+@dataclass(frozen=True)
+class OutputIsLoss:
+    """For models that return the loss of every sample themselves, such as `largebatch.models.Quadratic`: outputs [n].
+
+    The targets say how many samples there are, and nothing else. Raises ValueError if the outputs are not as many.
+
+    >>> OutputIsLoss().loss_per_sample(torch.tensor([3.0, -1.0]), torch.zeros(2))
+    tensor([ 3., -1.])
+    """
+
+    unit: ClassVar[str] = "sample"
+    fixed_units: ClassVar[bool] = True
+
+    def loss_per_sample(self, outputs: Any, targets: Tensor) -> Tensor:
+        """The outputs, [n]."""
+        losses = _prediction(outputs)
+        if losses.shape != targets.shape[:1]:
+            raise ValueError(
+                f"OutputIsLoss got outputs {list(losses.shape)} for {len(targets)} samples: the model must return one "
+                f"loss per sample, [n]. Choose a model that does, such as model=quadratic, or another loss."
+            )
+        return _float32_or_wider(losses)
+
+    def units_per_sample(self, targets: Tensor) -> Tensor:
+        """Ones, int64 [n]."""
+        return torch.ones(len(targets), dtype=torch.int64, device=targets.device)
+
+    def correct_per_sample(self, outputs: Any, targets: Tensor) -> None:
+        """None: nothing is predicted."""
+        return
+
+
 def units_are_fixed(loss: Loss, dataset: Any) -> bool:
     """Whether the units of a global batch follow from its size, so that no rank has to count or ask.
 

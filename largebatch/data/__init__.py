@@ -10,6 +10,7 @@ from largebatch.data.fetching import MicroBatchData
 from largebatch.data.folder import image_folder
 from largebatch.data.images import hub_images, parquet_images
 from largebatch.data.loader import MicroBatchLoader, evaluation_batches
+from largebatch.data.solvable import linear_regression, noisy_quadratic
 from largebatch.data.subset import FirstSamples
 from largebatch.data.synthetic import masked_tokens, paired_views, random_classification
 from largebatch.data.tokens import TokenWindows, token_stream
@@ -26,7 +27,9 @@ __all__ = [
     "evaluation_batches",
     "hub_images",
     "image_folder",
+    "linear_regression",
     "masked_tokens",
+    "noisy_quadratic",
     "paired_views",
     "parquet_images",
     "random_classification",

@@ -37,8 +37,8 @@ def random_classification(
             f"num_samples={num_samples}, num_classes={num_classes}, shape={list(shape)}: "
             f"at least 1 sample, 2 classes and 1 number per sample."
         )
-    teacher = _keyed_normals(stream_key(seed, "random_classification", "teacher"), num_classes, dimension)
-    inputs = _keyed_normals(stream_key(seed, "random_classification", split), num_samples, dimension)
+    teacher = keyed_normals(stream_key(seed, "random_classification", "teacher"), num_classes, dimension)
+    inputs = keyed_normals(stream_key(seed, "random_classification", split), num_samples, dimension)
     labels = torch.from_numpy((inputs @ teacher.T).argmax(axis=1))
     images = torch.from_numpy(inputs).to(torch.float32).view(num_samples, *shape)
     return ArrayDataset(images, labels, num_classes=num_classes)
@@ -102,14 +102,14 @@ def paired_views(
             f"num_samples={num_samples}, shape={list(shape)}, noise={noise}: at least 1 sample, 1 number per view, and "
             "noise of 0 or more."
         )
-    draws = _keyed_normals(stream_key(seed, "paired_views", split), num_samples, 3 * dimension)
+    draws = keyed_normals(stream_key(seed, "paired_views", split), num_samples, 3 * dimension)
     common, first, second = np.split(draws, 3, axis=1)
     views = torch.from_numpy(np.stack([common + noise * first, common + noise * second], axis=1))
     inputs = views.to(torch.float32).view(num_samples, 2, *shape)
     return ArrayDataset(inputs, torch.zeros(num_samples, dtype=torch.int64))
 
 
-def _keyed_normals(key: int, num_rows: int, num_columns: int) -> npt.NDArray[np.float64]:
+def keyed_normals(key: int, num_rows: int, num_columns: int) -> npt.NDArray[np.float64]:
     """Standard normal numbers [rows, columns] by the method of Box and Muller 1958; row i depends on (key, i) alone."""
     half = -(-num_columns // 2)
     uniforms = keyed_uniforms(key, np.arange(num_rows, dtype=np.int64), 2 * half)

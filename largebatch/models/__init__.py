@@ -4,6 +4,7 @@ from largebatch.models.gpt import GPT
 from largebatch.models.hugging_face import hugging_face
 from largebatch.models.linear import Linear
 from largebatch.models.mlp import MLP
+from largebatch.models.quadratic import Quadratic
 from largebatch.models.resnet import ResNet, resnet18, resnet50
 from largebatch.models.two_views import TwoViews
 
@@ -12,6 +13,7 @@ __all__ = [
     "MLP",
     "ConvNet",
     "Linear",
+    "Quadratic",
     "ResNet",
     "TwoViews",
     "checkpoint_activations",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 
@@ -25,14 +26,19 @@ MISSING = {"num_classes": 10, "vocab_size": 65}
 
 
 def combinations() -> list[tuple[str, ...]]:
-    """Choice i of every group at once, those with fewer choices over again; GPT with text, two views with pairs."""
+    """Choice i of every group at once, those with fewer choices over again; some models have data of their own kind."""
     single = {group: names for group, names in GROUPS.items() if group not in APART}
-    partners = {"gpt": "text", "two_views": "paired_views"}
-    images = [name for name in single["data"] if name not in partners.values()]
+    partners = {
+        "gpt": "text",
+        "two_views": "paired_views",
+        "linear": "linear_regression",
+        "quadratic": "noisy_quadratic",
+    }
+    others = itertools.cycle(name for name in single["data"] if name not in partners.values())
     rows = []
     for number in range(max(map(len, single.values()))):
         row = {group: names[number % len(names)] for group, names in single.items()}
-        row["data"] = partners.get(row["model"], images[number % len(images)])
+        row["data"] = partners.get(row["model"]) or next(others)
         rows.append(tuple(f"{group}={name}" for group, name in row.items()))
     return rows
 

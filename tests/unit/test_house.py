@@ -15,7 +15,7 @@ MODULES = {
 
 # A room is a module or a package directly under `largebatch`.
 LEVELS = (
-    {"batch", "ramp", "scaling", "schedule", "duration", "keyed", "order", "pairwise", "ledger"},
+    {"batch", "ramp", "scaling", "schedule", "duration", "keyed", "order", "pairwise", "ledger", "closed_forms"},
     {"optim", "diagnostics", "models", "losses", "coupled_losses", "fingerprint"},
     {
         "runtime",
