@@ -49,20 +49,30 @@ class NoiseScale:
 
 
 def moments_of_step(
-    weighted_sq_norm: float, grad_sq_norm: float, *, num_micro_batches: int, global_batch_size: int
+    weighted_sq_norm: float,
+    grad_sq_norm: float,
+    *,
+    num_micro_batches: int,
+    global_batch_size: int,
+    num_samples: int | None = None,
 ) -> Pair:
-    """Unbiased tr(Sigma) and |G|^2 of one step, for samples that are drawn independently.
+    """Unbiased tr(Sigma) and |G|^2 of one step.
 
         tr(Sigma) = (sum_i b_i |g_i|^2 - B |g|^2) / (n - 1)        |G|^2 = |g|^2 - tr(Sigma) / B
 
     with g_i the mean gradient of the b_i samples of micro-batch i of n, and g the mean gradient of all B. With equal b
-    it is the estimator of McCandlish et al. 2018, appendix A.1. |G|^2 can be negative: average before dividing.
+    it is the estimator of McCandlish et al. 2018, appendix A.1, for samples that are drawn independently. |G|^2 can be
+    negative: average before dividing.
+
+    Samples that are drawn without replacement from D repel each other: the trace then comes out D / (D - 1) times too
+    large and |G|^2 too small by tr(Sigma) / (D - 1), whatever the batch. With `num_samples` that is taken back.
 
     Args:
         weighted_sq_norm: sum_i b_i |g_i|^2.
         grad_sq_norm: |g|^2.
         num_micro_batches: n, at least 2.
         global_batch_size: B.
+        num_samples: D, if batches are drawn without replacement; None: independent draws.
 
     Raises:
         ValueError: for fewer than 2 micro-batches.
@@ -76,7 +86,10 @@ def moments_of_step(
             "batch into 2 or more."
         )
     trace = (weighted_sq_norm - global_batch_size * grad_sq_norm) / (num_micro_batches - 1)
-    return trace, grad_sq_norm - trace / global_batch_size
+    mean_sq_norm = grad_sq_norm - trace / global_batch_size
+    if num_samples is None:
+        return trace, mean_sq_norm
+    return trace * (num_samples - 1) / num_samples, mean_sq_norm + trace / num_samples
 
 
 @dataclass

@@ -41,6 +41,7 @@ class NoiseScaleObserver:
             grad_sq_norm,
             num_micro_batches=len(report.plan.micro_batch_sizes),
             global_batch_size=report.plan.global_batch_size,
+            num_samples=self._journal.num_samples,  # within an epoch none comes twice
         )
         self._estimator.add(*moments)
         self.latest = self._estimator.estimate()

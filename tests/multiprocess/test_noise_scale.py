@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -10,10 +10,13 @@ import torch
 import torch.nn.functional as F
 
 from largebatch.batch import BatchPlan
-from largebatch.data import MicroBatchLoader
+from largebatch.closed_forms import NoisyQuadratic
+from largebatch.data import MicroBatchLoader, noisy_quadratic
 from largebatch.diagnostics import moments_of_step
 from largebatch.loop import Run, train
-from largebatch.losses import units_are_fixed
+from largebatch.losses import OutputIsLoss, units_are_fixed
+from largebatch.models import Quadratic
+from largebatch.observers import Journal, NoiseScaleObserver
 from largebatch.order import SampleOrder
 from largebatch.runtime import Runtime
 from tests.multiprocess.counting import count_collectives
@@ -114,6 +117,68 @@ def test_measuring_changes_no_bit_of_the_weights(ranks):
         plain, measuring = (ranks(world_size).run(measured, case, every)[0] for every in (None, 1))
         for one, other in zip(plain["weights"], measuring["weights"], strict=True):
             assert np.array_equal(one, other)
+
+
+CURVATURE, VARIANCE, POOL = [1.0, 2.0, 0.5, 3.0, 1.5, 1.0], [0.5, 2.0, 1.0, 0.3, 4.0, 1.0], 48
+QUADRATIC_STEPS = 300
+
+
+class Estimates:
+    """What the observer of a run estimates, at fixed weights."""
+
+    def __init__(self) -> None:
+        self.moments: list[tuple[float, float]] = []
+
+    def log(self, row: Any) -> None:
+        self.moments.append((row["noise_scale/trace"], row["noise_scale/grad_sq_norm"]))
+
+    def finish(self, summary: Any, plots: Any) -> None: ...
+
+    problems: ClassVar[list[str]] = []
+
+
+def at_fixed_weights(seed: int, window: int) -> tuple[list[tuple[float, float]], Any]:
+    """Running means of both moments after each step on the noisy quadratic, and the estimate in the end."""
+    runtime = Runtime.open(precision="fp64")
+    try:
+        data = noisy_quadratic(POOL, VARIANCE, "train", seed=3)
+        plan = BatchPlan.pinned(global_batch_size=BATCH, world_size=runtime.world_size, micro_batch_size=MICRO)
+        model, estimates = Quadratic(CURVATURE, start=0.6), Estimates()
+        observer = NoiseScaleObserver(Journal([estimates], num_samples=POOL), every=1, window=window)
+        train(
+            Run(
+                runtime,
+                runtime.wrap(model),
+                OutputIsLoss(),
+                torch.optim.SGD(model.parameters(), lr=0.0),
+                plan,
+                MicroBatchLoader(data, SampleOrder(POOL, seed), plan, runtime.rank),
+                lambda samples_seen: 0.0,
+                QUADRATIC_STEPS,
+                seed=seed,
+                observers=[observer],
+            )
+        )
+        return estimates.moments, observer.latest
+    finally:
+        runtime.close()
+
+
+def test_a_run_on_the_noisy_quadratic_measures_its_known_noise_scale_without_the_bias_of_a_finite_set(ranks):
+    """Batches are half of the set: without its correction |G|^2 would be off by tr(Sigma) / 47, a sixth of itself."""
+    truth = NoisyQuadratic(CURVATURE, VARIANCE).gradient_noise([0.6] * 6, num_samples=POOL)
+    covered, means = 0, []
+    for seed in range(12):
+        moments, latest = ranks(2).run(at_fixed_weights, seed, QUADRATIC_STEPS)[0]
+        means.append(moments[-1])
+        assert latest.interval is not None
+        covered += latest.interval[0] <= truth.simple_noise_scale <= latest.interval[1]
+    error = (np.mean(means, axis=0) - [truth.covariance_trace, truth.grad_sq_norm]) / (
+        np.std(means, axis=0, ddof=1) / np.sqrt(len(means))
+    )
+    assert np.abs(error).max() < 4  # standard errors
+    assert np.std(means, axis=0)[1] / np.sqrt(len(means)) < truth.covariance_trace / (POOL - 1) / 8, "it would show"
+    assert covered >= 9, "of 12 intervals that cover in 95 % of cases; 8 or fewer: 1 in 5000"
 
 
 def collectives(case: Case, every: int | None) -> Any:
