@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import os
 import sys
@@ -42,6 +43,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 141  # what a shell shows for SIGPIPE
 
 
+def run() -> None:
+    """Run one verb and end the process with its exit code.
+
+    A rank of a job ends without taking the interpreter apart. A thread of gloo that lets go of its last tensors needs
+    the GIL for that, and a thread that asks for the GIL while the interpreter ends aborts the process: seen with torch
+    2.13 as "terminate called without an active exception", and taken for a failed rank by torchrun.
+    """
+    code = main()
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        sys.exit(code)
+    atexit._run_exitfuncs()  # what others registered: trackers, children
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 def _usage() -> str:
     width = max(map(len, VERBS))
     verbs = "\n".join(f"  {verb:{width}}  {what}" for verb, what in VERBS.items())
@@ -67,4 +84,4 @@ def _version() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

@@ -150,3 +150,29 @@ def test_a_reader_that_leaves_early_gets_no_traceback():
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.stdout.startswith("largebatch train: train with an exact global batch")
     assert done.stderr == ""
+
+
+END = """
+import atexit, os, sys
+class Kept:
+    def __del__(self):
+        os.write(1, b"taken apart ")
+kept = Kept()
+atexit.register(print, "atexit", end=" ")
+sys.argv = ["largebatch", *sys.argv[1:]]
+from largebatch.__main__ import run
+run()
+"""
+
+
+@pytest.mark.parametrize(("world_size", "expected"), [("1", "atexit taken apart "), ("2", "atexit ")])
+def test_a_rank_ends_with_its_code_and_exit_functions_but_leaves_the_interpreter_alone(world_size, expected):
+    done = subprocess.run(
+        [sys.executable, "-c", END, "nonsense"],
+        env=os.environ | {"WORLD_SIZE": world_size},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, expected)
+    assert "'nonsense' is not a verb" in done.stderr
