@@ -14,7 +14,15 @@ from largebatch.batch import BatchPlan
 from largebatch.coupled_gradients import differentiate_coupled_loss, require_representations
 from largebatch.coupled_losses import is_coupled
 from largebatch.exact_batch_norm import ExactBatchNorm
-from largebatch.gradients import GradientResult, MicroBatchSource, ReductionClock, forward, micro_batch_key
+from largebatch.flat_gradients import FlatGradients
+from largebatch.gradients import (
+    GradientResult,
+    MicroBatchSource,
+    ReductionClock,
+    forward,
+    micro_batch_key,
+    no_sync,
+)
 from largebatch.runtime import Runtime
 
 
@@ -62,7 +70,7 @@ def accumulate_exact_gradients(
         terms = [(part * gradient).sum() for part, gradient in zip(parts, gradients, strict=True)]
     else:
         loss_sum, terms = torch.stack([part.detach().double() for part in parts]).sum(), parts
-    with model.no_sync() if isinstance(model, nn.parallel.DistributedDataParallel) else torch.enable_grad():
+    with no_sync(model):
         runtime.backward(torch.stack(terms).sum() * weight)
     if clock is not None:
         clock.start()
@@ -88,21 +96,12 @@ def _represent(runtime: Runtime, module: nn.Module, loss: Any, part: MicroBatchS
     return require_representations(forward(module, runtime.place(part.inputs)), part)
 
 
-@torch.no_grad()
 def _sum_gradients(runtime: Runtime, module: nn.Module) -> None:
-    """Replace gradients by their sums over ranks, one collective per dtype; a missing one counts as 0."""
+    """Replace gradients by their sums over ranks, one collective per dtype."""
     if runtime.world_size == 1:
         return
-    by_dtype: dict[torch.dtype, list[nn.Parameter]] = {}
-    for parameter in module.parameters():
-        if parameter.requires_grad:
-            by_dtype.setdefault(parameter.dtype, []).append(parameter)
-    for parameters in by_dtype.values():
-        for parameter in parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-        runtime.sum_in_place(flat)
-        for gradient, part in zip(gradients, flat.split([one.numel() for one in gradients]), strict=True):
-            gradient.copy_(part.view_as(gradient))
+    gradients = FlatGradients(module)
+    total = gradients.read()
+    for part in total:
+        runtime.sum_in_place(part)
+    gradients.write(total)

@@ -118,7 +118,7 @@ def accumulate_gradients(
         data_s += time.perf_counter() - started
         runtime.seed(micro_batch_key(random_key, micro_batch.index))
         reduces = number == count - 1 and ordered is None
-        with contextlib.nullcontext() if reduces else _no_sync(model):
+        with contextlib.nullcontext() if reduces else no_sync(model):
             micro_loss = loss.loss_per_sample(forward(model, inputs), targets).sum()
             runtime.backward(micro_loss * weight)
         loss_sum += micro_loss.detach()
@@ -131,7 +131,8 @@ def accumulate_gradients(
     return GradientResult(loss_sum, data_s, None if clock is None else clock.exposed_s())
 
 
-def _no_sync(model: nn.Module) -> contextlib.AbstractContextManager[None]:
+def no_sync(model: nn.Module) -> contextlib.AbstractContextManager[None]:
+    """Backward passes inside leave the ranks' gradients apart."""
     if isinstance(model, nn.parallel.DistributedDataParallel):
         return model.no_sync()
     return contextlib.nullcontext()

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from largebatch.batch import BatchPlan
+from largebatch.flat_gradients import Flat, FlatGradients
 from largebatch.pairwise import Block, PairwiseSum
 from largebatch.runtime import Runtime
-
-Flat = list[Tensor]
 
 
 class OrderedReduction:
@@ -30,20 +28,19 @@ class OrderedReduction:
 
     def __init__(self, runtime: Runtime, module: nn.Module) -> None:
         self._runtime = runtime
-        self._parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        self._dtypes = list(dict.fromkeys(parameter.dtype for parameter in self._parameters))
+        self._gradients = FlatGradients(module)
         self._sum = _empty_sum()
 
     def begin(self, plan: BatchPlan) -> None:
         """Before the first micro-batch of a step; the plan says who computes which of them."""
         self._plan = plan
         self._sum = _empty_sum()
-        self._clear()
+        self._gradients.clear()
 
     def take(self, index: int) -> None:
         """Move the gradient of micro-batch `index` from `.grad` into the sum; a parameter without one counts as 0."""
-        self._sum.push(Block(index, 1, self._flatten()))
-        self._clear()
+        self._sum.push(Block(index, 1, self._gradients.read()))
+        self._gradients.clear()
 
     def finish(self) -> None:
         """Put the total over all micro-batches and ranks into `.grad`."""
@@ -53,16 +50,12 @@ class OrderedReduction:
                 self._runtime.broadcast_tensor(part)
         else:
             total = self._sum.total()
-        for dtype, flat in zip(self._dtypes, total, strict=True):
-            parameters = [parameter for parameter in self._parameters if parameter.dtype == dtype]
-            parts = flat.split([parameter.numel() for parameter in parameters])
-            for parameter, part in zip(parameters, parts, strict=True):
-                parameter.grad = part.view_as(parameter)
+        self._gradients.write(total)
 
     def _collect(self) -> Flat:
         for rank in range(1, self._runtime.world_size):
             for block in self._shape_of(rank):
-                value = self._buffers()
+                value = self._gradients.empty(self._runtime.device)
                 for part in value:
                     self._runtime.receive(part, rank)
                 self._sum.push(Block(block.start, block.size, value))
@@ -72,7 +65,7 @@ class OrderedReduction:
         for block in self._sum.blocks:
             for part in block.value:
                 self._runtime.send(part, 0)
-        return self._buffers()
+        return self._gradients.empty(self._runtime.device)
 
     def _shape_of(self, rank: int) -> list[Block[None]]:
         """The blocks that `rank` is left with."""
@@ -80,32 +73,6 @@ class OrderedReduction:
         for part in self._plan.micro_batches(rank):
             blocks.push(Block(part.index, 1, None))
         return blocks.blocks
-
-    def _flatten(self) -> Flat:
-        return [
-            torch.cat(
-                [
-                    (torch.zeros_like(parameter) if parameter.grad is None else parameter.grad).detach().reshape(-1)
-                    for parameter in self._parameters
-                    if parameter.dtype == dtype
-                ]
-            )
-            for dtype in self._dtypes
-        ]
-
-    def _buffers(self) -> Flat:
-        counts = [
-            sum(parameter.numel() for parameter in self._parameters if parameter.dtype == dtype)
-            for dtype in self._dtypes
-        ]
-        device = self._runtime.device
-        return [
-            torch.empty(count, dtype=dtype, device=device) for count, dtype in zip(counts, self._dtypes, strict=True)
-        ]
-
-    def _clear(self) -> None:
-        for parameter in self._parameters:
-            parameter.grad = None
 
 
 def _empty_sum() -> PairwiseSum[Flat]:

@@ -111,11 +111,11 @@ class Recorder:
     def on_end(self, run: Run, status: str) -> None: ...
 
 
-def plan_of(case: Case, batch: int, world_size: int) -> BatchPlan:
+def plan_of(batch: int, world_size: int, *, micro: int | None, max_micro: int | None) -> BatchPlan:
     size = {"global_batch_size": batch, "world_size": world_size}
-    if case.micro:
-        return BatchPlan.pinned(**size, micro_batch_size=case.micro)
-    return BatchPlan.solve(**size, max_micro_batch_size=case.max_micro)
+    if micro:
+        return BatchPlan.pinned(**size, micro_batch_size=micro)
+    return BatchPlan.solve(**size, max_micro_batch_size=max_micro)
 
 
 def trajectory(case: Case) -> dict[str, Any]:
@@ -123,8 +123,10 @@ def trajectory(case: Case) -> dict[str, Any]:
     runtime = Runtime.open(precision=case.precision)
     try:
         model, loss, data, augment = model_and_data(case.kind)
+        sizes = (case.batch, *(size for _, size in case.ramp))
+        cut = {"micro": case.micro, "max_micro": case.max_micro}
         plan = BatchRamp(
-            tuple(plan_of(case, batch, runtime.world_size) for batch in (case.batch, *(size for _, size in case.ramp))),
+            tuple(plan_of(size, runtime.world_size, **cut) for size in sizes),
             tuple(milestone for milestone, _ in case.ramp),
         )
         loader = RecordingLoader(

@@ -22,7 +22,16 @@ from largebatch.models import MLP, TwoViews
 from largebatch.order import SampleOrder
 from largebatch.runtime import Runtime
 from tests.multiprocess.counting import count_collectives
-from tests.multiprocess.test_contract import FACTORIZATIONS, SEED, STEPS, Recorder, bitwise, lr_at, relative_error
+from tests.multiprocess.test_contract import (
+    FACTORIZATIONS,
+    SEED,
+    STEPS,
+    Recorder,
+    bitwise,
+    lr_at,
+    plan_of,
+    relative_error,
+)
 
 TEMPERATURE = 0.3
 
@@ -92,12 +101,7 @@ def trajectory(case: Case) -> dict[str, Any]:
     runtime = Runtime.open(precision=case.precision)
     try:
         model, loss, data = model_and_data(case.kind)
-        size = {"global_batch_size": case.batch, "world_size": runtime.world_size}
-        plan = (
-            BatchPlan.pinned(**size, micro_batch_size=case.micro)
-            if case.micro
-            else BatchPlan.solve(**size, max_micro_batch_size=case.max_micro)
-        )
+        plan = plan_of(case.batch, runtime.world_size, micro=case.micro, max_micro=case.max_micro)
         recorder = Recorder()
         run = Run(
             runtime,

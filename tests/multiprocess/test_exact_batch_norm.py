@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from largebatch.batch import BatchPlan
 from largebatch.coupled_losses import InfoNCE
 from largebatch.data import ArrayDataset, MicroBatchLoader, paired_views, random_classification
 from largebatch.exact_batch_norm import ExactBatchNorm, batch_norms
@@ -22,7 +21,7 @@ from largebatch.models import TwoViews
 from largebatch.order import SampleOrder
 from largebatch.runtime import Runtime
 from tests.multiprocess.counting import count_collectives
-from tests.multiprocess.test_contract import SEED, Recorder, lr_at
+from tests.multiprocess.test_contract import SEED, Recorder, lr_at, plan_of
 
 STEPS, BATCH = 12, 22
 # (ranks, largest micro-batch): accumulation, unequal ranks, unequal micro-batches, one sample per micro-batch.
@@ -80,12 +79,7 @@ def trajectory(problem: Problem) -> dict[str, Any]:
     runtime = Runtime.open(precision=problem.precision)
     try:
         model, loss, data = model_and_data(problem.kind)
-        size = {"global_batch_size": BATCH, "world_size": runtime.world_size}
-        plan = (
-            BatchPlan.pinned(**size, micro_batch_size=problem.micro)
-            if problem.micro
-            else BatchPlan.solve(**size, max_micro_batch_size=problem.max_micro)
-        )
+        plan = plan_of(BATCH, runtime.world_size, micro=problem.micro, max_micro=problem.max_micro)
         recorder = Recorder()
         run = Run(
             runtime,

@@ -16,7 +16,7 @@ MODULES = {
 # A room is a module or a package directly under `largebatch`.
 LEVELS = (
     {"batch", "ramp", "scaling", "schedule", "duration", "keyed", "order", "pairwise", "ledger", "closed_forms"},
-    {"optim", "diagnostics", "models", "losses", "coupled_losses", "fingerprint"},
+    {"optim", "diagnostics", "models", "losses", "coupled_losses", "fingerprint", "flat_gradients"},
     {
         "runtime",
         "gradients",
