@@ -103,10 +103,12 @@ class BatchPlan:
 
     def micro_batches(self, rank: int) -> tuple[MicroBatch, ...]:
         """The micro-batches that `rank` computes, in order."""
-        first, last = self._run_of(rank)
-        return tuple(
-            MicroBatch(index, self._offsets[index], self.micro_batch_sizes[index]) for index in range(first, last)
-        )
+        if rank not in self._known_micro_batches:  # asked for several times in every step
+            first, last = self._run_of(rank)
+            self._known_micro_batches[rank] = tuple(
+                MicroBatch(index, self._offsets[index], self.micro_batch_sizes[index]) for index in range(first, last)
+            )
+        return self._known_micro_batches[rank]
 
     def rank_batch_size(self, rank: int) -> int:
         """Samples per optimizer step on `rank`."""
@@ -117,6 +119,10 @@ class BatchPlan:
     def grad_accum_steps(self) -> int:
         """Forward and backward passes per optimizer step on the rank that has most."""
         return max(Counter(self.owners).values())
+
+    @cached_property
+    def _known_micro_batches(self) -> dict[int, tuple[MicroBatch, ...]]:
+        return {}
 
     @cached_property
     def _offsets(self) -> tuple[int, ...]:
