@@ -2,53 +2,43 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import math
-import os
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from omegaconf import DictConfig
-
-from largebatch.commands.composition import run_verb
-
-if TYPE_CHECKING:
-    from largebatch.measure_schema import MeasureConfig, SharpnessConfig
-    from largebatch.measured_weights import Weights
-    from largebatch.prepare import Prepared
-    from largebatch.sharpness import FixedSubset, Sharpness
+from largebatch.config import ConfigError
+from largebatch.coupled_losses import is_coupled
+from largebatch.finding import Finding, Measurement, Present
+from largebatch.measure_schema import MeasureConfig, SharpnessConfig
+from largebatch.measured_weights import Weights, fixed_subset
+from largebatch.prepare import Prepared
+from largebatch.sharpness import FixedSubset, Sharpness, SharpnessSettings, measure_sharpness
+from largebatch.trackers import plot_slices
 
 Rows = list[tuple[str, str, str, str]]
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Compose, measure, show; returns the exit code."""
-    return run_verb("measure sharpness", run, arguments, config_name="measure")
+def plan(prepared: Prepared, options: MeasureConfig) -> Measurement:
+    """Check what is asked for.
 
-
-def run(config: DictConfig, overrides: list[str]) -> int:
-    """Measure the weights that `measure.checkpoint` names, on all ranks of the launcher together."""
-    from largebatch.measured_weights import open_weights, parse_measure
-    from largebatch.prepare import prepare
-    from largebatch.sharpness import SharpnessSettings, measure_sharpness
-
-    options = parse_measure(config)
-    prepared = prepare(config, os.environ)
+    Raises:
+        ConfigError: if the subset is larger than the set or does not divide into groups of m, or the loss couples
+            samples.
+    """
     subset = _subset(prepared, options)
     settings = SharpnessSettings(seed=prepared.config.seed, **options.sharpness.model_dump())
-    with open_weights(prepared, options.checkpoint) as weights:
+
+    def measure(weights: Weights) -> Present | None:
         found = measure_sharpness(weights.module, prepared.measured_loss, subset, weights.runtime, settings)
-    if found is not None:
-        _show(prepared, options, weights, found, num_samples=len(subset.ids))
-    return 0
+        if found is None:
+            return None
+        return lambda folder: _finding(prepared, options, weights, found, folder)
+
+    return measure
 
 
 def _subset(prepared: Prepared, options: MeasureConfig) -> FixedSubset:
-    from largebatch.config import ConfigError
-    from largebatch.coupled_losses import is_coupled
-    from largebatch.measured_weights import fixed_subset
-
     if is_coupled(prepared.loss):
         raise ConfigError(
             [f"loss._target_={prepared.config.loss['_target_']}: it compares the samples of a batch, so that the loss "
@@ -89,39 +79,21 @@ def _error(standard_error: float) -> str:
     return "" if math.isnan(standard_error) else f"+- {standard_error:.2g}"
 
 
-def _show(prepared: Prepared, options: MeasureConfig, weights: Weights, found: Sharpness, *, num_samples: int) -> None:
-    from largebatch.run_folder import new_folder
-    from largebatch.trackers import plot_slices, print_table
-
-    config = prepared.config
-    folder = Path(config.run.dir) if config.run.dir else new_folder(config.run.root, "sharpness")
-    folder.mkdir(parents=True, exist_ok=True)
-    title = f"sharpness of {weights.source}, on {num_samples} training samples in {options.precision}"
-    print_table(("what", "value", "error", "meaning"), _rows(found, options.sharpness), title=title)
-    name = config.run.name or config.data.name
-    plots = plot_slices(found.slices, folder, title=f"{name}, {weights.source}", unit=prepared.loss.unit)
-    (folder / "sharpness.json").write_text(json.dumps(_record(prepared, options, weights, found), indent=1) + "\n")
-    for path in (folder / "sharpness.json", *plots):
-        print(path)
+def _finding(prepared: Prepared, options: MeasureConfig, weights: Weights, found: Sharpness, folder: Path) -> Finding:
+    count = options.samples or len(prepared.train_plain)
+    name = prepared.config.run.name or prepared.config.data.name
+    return Finding(
+        title=f"sharpness of {weights.source}, on {count} training samples in {options.precision}",
+        headers=("what", "value", "error", "meaning"),
+        rows=_rows(found, options.sharpness),
+        record=_values(found) | {"settings": options.model_dump()},
+        plots=plot_slices(found.slices, folder, title=f"{name}, {weights.source}", unit=prepared.loss.unit),
+    )
 
 
-def _record(prepared: Prepared, options: MeasureConfig, weights: Weights, found: Sharpness) -> dict[str, Any]:
-    import dataclasses
-
-    from largebatch.run_folder import environment
-
+def _values(found: Sharpness) -> dict[str, Any]:
     values = dataclasses.asdict(found)
     for estimate in (values["trace"], values["m_sharpness"]):
         if math.isnan(estimate["standard_error"]):
             estimate["standard_error"] = None
-    return {
-        **values,
-        "weights": weights.source,
-        "checkpoint": weights.checkpoint,
-        "step": weights.step,
-        "world_size": weights.runtime.world_size,
-        "unit": prepared.loss.unit,
-        "settings": options.model_dump(),
-        "config": prepared.public,
-        "environment": environment(),
-    }
+    return values

@@ -43,6 +43,7 @@ LEVELS = (
         "schema",
         "measure_schema",
         "measured_weights",
+        "finding",
         "config_types",
         "stages",
         "derive",

@@ -1,0 +1,36 @@
+"""What a measurement of `largebatch measure` gives back, and how it comes to be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from largebatch.measured_weights import Weights
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A result, for people and for programs.
+
+    Attributes:
+        title: of the table: what was measured, on what.
+        headers: of the columns.
+        rows: cells as shown.
+        record: the numbers, ready for JSON.
+        plots: pictures that were drawn.
+    """
+
+    title: str
+    headers: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+    record: dict[str, Any]
+    plots: Sequence[Path] = ()
+
+
+# Draws into a folder and tells: on rank 0 alone, after everything is measured.
+Present = Callable[[Path], Finding]
+
+# Measures on all ranks together; None on every rank but 0. Made before any process group, where wrong input is refused.
+Measurement = Callable[[Weights], Present | None]
