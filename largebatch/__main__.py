@@ -13,7 +13,7 @@ VERBS = {
     "train": "train with an exact global batch on any number of processes",
     "plan": "show what a run would do: batch plan, learning rates, steps; no process group, no training",
     "verify": "prove on your own model and data that ranks and accumulation change nothing; name the cause if they do",
-    "measure": "measure weights on a fixed subset of the data: `measure sharpness`, of a checkpoint or at the start",
+    "measure": "measure weights on a fixed subset of the data: `measure sharpness`, `measure variance`",
     "ledger": "find the first step in which two runs differ: `ledger A B`, folders of runs",
     "bench": "measure on this machine: `bench loop`, against a hand-written DDP loop; `bench optim`, LAMB and LARS",
 }

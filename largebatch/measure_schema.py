@@ -24,6 +24,13 @@ class SharpnessConfig(Section):
     plane_points: Annotated[int, Field(ge=0)]
 
 
+class VarianceConfig(Section):
+    """Gradient variance over batch sizes."""
+
+    batch_sizes: list[PositiveInt] | None
+    replications: Annotated[int, Field(ge=2)]  # one does not tell its own error
+
+
 class MeasureConfig(Section):
     """Weights and samples."""
 
@@ -32,3 +39,4 @@ class MeasureConfig(Section):
     samples: PositiveInt | None
     micro: PositiveInt
     sharpness: SharpnessConfig
+    variance: VarianceConfig

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 # `commands/measure_NAME.py` has `plan(prepared, options)`, which refuses wrong input and returns a `Measurement`.
 MEASURES = {
     "sharpness": "largest Hessian eigenvalue, trace, Keskar's box, m-sharpness, slices through the loss",
+    "variance": "gradient variance against batch size, the 1/B law, and the noise scale",
 }
 
 

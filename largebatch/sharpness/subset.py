@@ -39,8 +39,13 @@ class FixedSubset:
 
     def batches(self, runtime: Runtime) -> list[Batch]:
         """This rank's share of the subset, on its device."""
+        return list(self.stream(runtime))
+
+    def stream(self, runtime: Runtime) -> Iterator[Batch]:
+        """The same, one batch in memory at a time."""
         parts = self._share(self._cut(self.ids), runtime)
-        return [_placed(batch, runtime) for batch in self._load(parts)]
+        for batch in self._load(parts):
+            yield _placed(batch, runtime)
 
     def num_groups(self, size: int) -> int:
         """Groups of exactly `size` samples that the subset consists of. Raises ValueError if it does not."""

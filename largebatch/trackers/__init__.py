@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from largebatch.trackers.heat_map import plot_layers
     from largebatch.trackers.plots import plot_comparison, plot_run
     from largebatch.trackers.slice_plots import plot_slices
+    from largebatch.trackers.variance_plot import plot_variance
 
 __all__ = [
     "JsonlTracker",
@@ -28,6 +29,7 @@ __all__ = [
     "plot_layers",
     "plot_run",
     "plot_slices",
+    "plot_variance",
     "print_plan",
     "print_summary",
     "print_table",
@@ -50,4 +52,8 @@ def __getattr__(name: str) -> Any:
         from largebatch.trackers import slice_plots
 
         return slice_plots.plot_slices
+    if name == "plot_variance":
+        from largebatch.trackers import variance_plot
+
+        return variance_plot.plot_variance
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -30,6 +30,7 @@ LEVELS = (
         "micro_batch_norms",
         "rank_values",
         "sharpness",
+        "gradient_variance",
         "data",
         "checkpoint",
         "trackers",
@@ -92,6 +93,9 @@ SAME_LEVEL = {
     ("sharpness", "data"),
     ("sharpness", "gradients"),
     ("sharpness", "runtime"),
+    ("gradient_variance", "gradients"),
+    ("gradient_variance", "runtime"),
+    ("gradient_variance", "sharpness"),
     ("observers", "loop"),
     ("loop", "agreement"),
 }
