@@ -174,7 +174,7 @@ def _measured(
 ) -> npt.NDArray[np.float64]:
     """Mean squared deviation at every size, [with and without replacement, replications, sizes], on all ranks."""
     sizes, replications = settings.batch_sizes, settings.replications
-    drawn = dataclasses.replace(subset, ids=subset.ids[_places(len(subset.ids), settings)])
+    drawn = dataclasses.replace(subset, ids=subset.ids[places_of_draws(len(subset.ids), settings)])
     # Gradients are taken of so many samples at once: as many as memory allows that make up groups of the first size.
     at_once = math.gcd(sizes[0], subset.micro_batch_size)
     table = torch.zeros((2 * replications, len(sizes)), dtype=torch.float64, device=runtime.device)
@@ -188,8 +188,11 @@ def _measured(
     return table.view(2, replications, len(sizes)).cpu().numpy()
 
 
-def _places(count: int, settings: VarianceSettings) -> Int64Array:
-    """Places in the subset of all draws, one largest batch after the other: first with, then without replacement."""
+def places_of_draws(count: int, settings: VarianceSettings) -> Int64Array:
+    """Places among `count` samples of all draws of the largest batch, int64 [2 replications x largest batch].
+
+    One draw after the other, first those with, then those without replacement; a function of the seed alone.
+    """
     size = settings.batch_sizes[-1]
     drawn = []
     for replacement in (True, False):

@@ -82,21 +82,19 @@ def moments_of_sample(
         scale = trace / mean_sq_norm if mean_sq_norm > 0 else None
         return SampledMoments(num_samples, count, trace, None, mean_sq_norm, None, scale, None)
     interval = _fieller(trace, mean_sq_norm, covariance)
+    # Squares are skewed: on the scale of logarithms their mean is closer to a normal one.
+    factor = math.exp(_NORMAL * math.sqrt(covariance[0, 0]) / trace)
+    reach = _NORMAL * math.sqrt(covariance[1, 1])
     return SampledMoments(
         num_samples=num_samples,
         num_measured=count,
         trace=trace,
-        trace_interval=_around(trace, covariance[0, 0]),
+        trace_interval=(trace / factor, trace * factor),
         grad_sq_norm=mean_sq_norm,
-        grad_sq_norm_interval=_around(mean_sq_norm, covariance[1, 1]),
+        grad_sq_norm_interval=(mean_sq_norm - reach, mean_sq_norm + reach),
         noise_scale=None if interval is None else trace / mean_sq_norm,
         interval=interval,
     )
-
-
-def _around(value: float, variance: float) -> Pair:
-    reach = _NORMAL * math.sqrt(variance)
-    return value - reach, value + reach
 
 
 def _moments(spread: float | Float64Array, sq_norm: float | Float64Array, count: int, num_samples: int) -> Float64Array:

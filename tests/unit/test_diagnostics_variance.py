@@ -14,6 +14,7 @@ from largebatch.data import linear_regression
 from largebatch.diagnostics.nested_groups import NestedGroups, doubling_sizes, require_nested
 from largebatch.diagnostics.sampled_moments import SampledMoments, moments_of_sample
 from largebatch.diagnostics.variance_law import VarianceCurve, VariancePoint, variance_curve
+from largebatch.gradient_variance import VarianceSettings, places_of_draws
 
 NUM_SAMPLES = 1000
 SIZES = [1, 5, 25, 125]
@@ -54,6 +55,14 @@ def experiments(*, replacement: bool) -> list[VarianceCurve]:
         table = measured(GRADIENTS - GRADIENTS.mean(axis=0), draws, SIZES)
         curves.append(variance_curve(table, SIZES, NOISE, replacement=replacement))
     return curves
+
+
+def test_a_draw_without_replacement_holds_no_sample_twice_and_one_with_does():
+    settings = VarianceSettings(0, (5, 500), 4)
+    with_replacement, without = places_of_draws(NUM_SAMPLES, settings).reshape(2, 4, 500)
+    assert all(len(set(draw)) == 500 for draw in without.tolist())
+    assert all(len(set(draw)) < 450 for draw in with_replacement.tolist()), "393 distinct ones are expected"
+    assert len({tuple(draw) for draw in [*without.tolist(), *with_replacement.tolist()]}) == 8
 
 
 def assert_covers(covered: np.ndarray, *, share: tuple[float, float] = (0.93, 0.97)) -> None:
@@ -168,8 +177,11 @@ def test_leaving_one_out_by_formula_is_leaving_it_out():
     whole = np.array([found.trace, found.grad_sq_norm])
     left = np.array([[one.trace, one.grad_sq_norm] for one in (sampled(np.delete(ids, i)) for i in ids)])
     variance = np.var(40 * whole - 39 * left, axis=0, ddof=1) / 40 * (1 - 40 / NUM_SAMPLES)
-    for (low, high), expected in zip((found.trace_interval, found.grad_sq_norm_interval), variance, strict=True):
-        assert (high - low) / 2 == pytest.approx(1.959964 * math.sqrt(expected))
+    of_trace, of_norm = 1.959964 * np.sqrt(variance)
+    factor = math.exp(of_trace / found.trace)
+    assert found.trace_interval == pytest.approx((found.trace / factor, found.trace * factor))
+    low, high = found.grad_sq_norm_interval
+    assert (high - low) / 2 == pytest.approx(of_norm)
 
 
 def test_where_the_mean_gradient_drowns_in_noise_there_is_no_noise_scale():
