@@ -10,6 +10,13 @@ from tests.multiprocess.pool import RankPool, RankProcesses
 collect_ignore = ["reference/optax_trajectories.py"]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """How `-n 2` shares out the tests: by file, and all that need ranks to one worker, so that there is one pool."""
+    for item in items:
+        needs_ranks = "ranks" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("ranks" if needs_ranks else item.nodeid.partition("::")[0]))
+
+
 @pytest.fixture(scope="session")
 def ranks() -> Iterator[Callable[[int], RankPool]]:
     """`ranks(world_size).run(function, *args, **kwargs)`: a function's result in every rank of a world.

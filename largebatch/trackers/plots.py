@@ -23,14 +23,13 @@ from largebatch.trackers.drawing import (
     add_epochs,
     draw_line,
     draw_noisy_line,
-    has_data,
     log_if_wide,
     plain,
     save,
-    series,
     style_axes,
 )
 from largebatch.trackers.noise_figure import noise_scale_figure
+from largebatch.trackers.series import has_data, series
 from largebatch.trackers.tracker import Row
 
 Draw = Callable[[Axes, Sequence[Row]], None]
