@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 from tests.multiprocess.pool import RankPool, RankProcesses
 
@@ -15,6 +17,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         needs_ranks = "ranks" in getattr(item, "fixturenames", ())
         item.add_marker(pytest.mark.xdist_group("ranks" if needs_ranks else item.nodeid.partition("::")[0]))
+
+
+class OnePool(LoadFileScheduling):
+    """Shares the test files out to the workers of `-n`, those of tests/multiprocess to one: there is one pool of ranks.
+
+    Not by `xdist_group` marks: xdist 3.8 loses them under pytest 9.2.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "ranks" if nodeid.startswith("tests/multiprocess/") else super()._split_scope(nodeid)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OnePool:
+    return OnePool(config, log)
 
 
 @pytest.fixture(scope="session")
