@@ -51,10 +51,7 @@ _CHARTS: dict[str, tuple[str, dict[str, str]]] = {
             "train/global_batch_size": "global batch",
         },
     ),
-    "sharpness": (
-        "sharpness",
-        {"sharpness/lambda_max": "lambda_max", "sharpness/two_over_lr": "2 / learning rate"},
-    ),
+    "sharpness": ("largest Hessian eigenvalue", {"sharpness/lambda_max": "lambda_max"}),
     "trust_ratio": ("trust ratio over layers", {f"trust_ratio/{key}": label for key, label in _QUANTILES.items()}),
     "time": (
         "time of a step (s)",
