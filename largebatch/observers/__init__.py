@@ -1,4 +1,4 @@
-"""What watches a run: metrics, evaluation, checkpoints, layers, ledger, agreement of ranks.
+"""What watches a run: metrics, evaluation, noise scale, sharpness, checkpoints, layers, ledger, agreement of ranks.
 
 Removing all of them leaves the weights bit-identical.
 """
@@ -11,6 +11,7 @@ from largebatch.observers.metrics import Journal, MetricsObserver
 from largebatch.observers.noise_scale import NoiseScaleObserver
 from largebatch.observers.profile import ProfileObserver
 from largebatch.observers.ranks import RankObserver
+from largebatch.observers.sharpness import SharpnessObserver
 
 __all__ = [
     "CheckpointObserver",
@@ -22,6 +23,7 @@ __all__ = [
     "NoiseScaleObserver",
     "ProfileObserver",
     "RankObserver",
+    "SharpnessObserver",
     "WatchedLoader",
     "restore",
 ]

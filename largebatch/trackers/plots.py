@@ -23,14 +23,14 @@ from largebatch.trackers.drawing import (
     add_epochs,
     draw_line,
     draw_noisy_line,
-    has_data,
     log_if_wide,
     plain,
     save,
-    series,
     style_axes,
 )
 from largebatch.trackers.noise_figure import noise_scale_figure
+from largebatch.trackers.series import has_data, series
+from largebatch.trackers.sharpness_figure import sharpness_figure
 from largebatch.trackers.tracker import Row
 
 Draw = Callable[[Axes, Sequence[Row]], None]
@@ -50,11 +50,12 @@ _LOG_STEPS = 6  # runs that differ by this factor in steps get a logarithmic axi
 
 
 def plot_run(rows: Sequence[Row], folder: str | Path, title: str) -> list[Path]:
-    """Draw `training.png`, `time.png` and `noise_scale.png` into `folder`; returns the paths of those that had data."""
+    """Draw training, time, noise scale and sharpness into `folder`; returns the paths of those that had data."""
     figures = {
         "training.png": training_figure(rows, title),
         "time.png": time_figure(rows, title),
         "noise_scale.png": noise_scale_figure(rows, title),
+        "sharpness.png": sharpness_figure(rows, title),
     }
     return [save(figure, Path(folder) / name) for name, figure in figures.items() if figure is not None]
 

@@ -263,6 +263,20 @@ BATCH: dict[str, Row] = {
             "observers.noise_scale.every=5: the noise shows in the difference": "Lower batch.max_micro, pin",
         },
     ),
+    "a sharpness that cannot be measured": (
+        [
+            "observers.sharpness.every=1ep",
+            "observers.sharpness.samples=2000",
+            "observers.sharpness.m=3000",
+            "precision.compile=true",
+        ],
+        NO_ENVIRON,
+        {
+            "observers.sharpness.samples=2000: the training set has": "Use at most that.",
+            "observers.sharpness.m=3000: 2000 samples do not divide": "Use m at most 2000, or another m.",
+            "observers.sharpness.every=1ep: torch.compile has no second derivatives": "after the run.",
+        },
+    ),
     "too few pinned micro-batches": (
         ["batch.total=100", "batch.micro=64"],
         EIGHT_RANKS,
