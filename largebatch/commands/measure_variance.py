@@ -92,8 +92,8 @@ def _rows(found: GradientVariance) -> list[Row]:
     known = moments.noise_scale is not None
     scale = f"{moments.noise_scale:.4g} samples" if known else "not enough evidence"
     values = (
-        ("tr(Sigma)", "one sample", f"{moments.trace:.5g}", moments.trace_interval),
-        ("|G|^2", "all samples", f"{moments.grad_sq_norm:.5g}", moments.grad_sq_norm_interval),
+        ("tr(Sigma)", f"one of all {moments.num_samples}", f"{moments.trace:.5g}", moments.trace_interval),
+        ("|G|^2", f"all {moments.num_samples}", f"{moments.grad_sq_norm:.5g}", moments.grad_sq_norm_interval),
         ("noise scale", "tr(Sigma)/|G|^2", scale, moments.interval),
     )
     for what, drawn, value, interval in values:

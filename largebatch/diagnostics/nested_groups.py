@@ -65,7 +65,7 @@ class NestedGroups:
         self._sizes = list(sizes)
         self._open: list[Tensor | None] = [None] * len(self._sizes)
         self._filled = [0] * len(self._sizes)
-        self._totals = [0.0] * len(self._sizes)
+        self._totals: list[Tensor | float] = [0.0] * len(self._sizes)  # stay on the device: nobody waits for them
         self._num_groups = [0] * len(self._sizes)
 
     def add(self, total: Tensor, count: int) -> None:
@@ -78,10 +78,10 @@ class NestedGroups:
             if self._filled[level] < size:
                 self._open[level] = total
                 return
-            self._totals[level] += float(total @ total) / size**2
+            self._totals[level] = self._totals[level] + (total @ total) / size**2
             self._num_groups[level] += 1
             self._open[level], self._filled[level], count = None, 0, size
 
     def mean_sq_norms(self) -> list[float]:
         """Mean of |group mean|^2 over the full groups, for every size; each must have at least one."""
-        return [total / count for total, count in zip(self._totals, self._num_groups, strict=True)]
+        return [float(total) / count for total, count in zip(self._totals, self._num_groups, strict=True)]
