@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from largebatch.coupled_losses import is_coupled
+from largebatch.observers.variance import group_sizes
+from largebatch.ramp import BatchRamp
 from largebatch.schema import TrainConfig
 
 
@@ -34,4 +36,24 @@ def sharpness_problems(config: TrainConfig, train_plain: Any, loss: Any) -> list
             f"observers.sharpness.every={options.every}: torch.compile has no second derivatives. Use "
             "precision.compile=false, or `largebatch measure sharpness` after the run."
         )
+    return problems
+
+
+def variance_problems(config: TrainConfig, ramp: BatchRamp | None, loss: Any) -> list[str]:
+    """Errors of `observers.variance`, if it is asked for; `ramp` is None where it could not be solved."""
+    options = config.observers.variance
+    if options.every is None:
+        return []
+    key, problems = f"observers.variance.every={options.every}", []
+    if ramp is not None and not any(len(group_sizes(plan)) >= 3 for plan in ramp.plans):
+        plan = ramp.plans[0]
+        sizes = f"{min(plan.micro_batch_sizes)} to {max(plan.micro_batch_sizes)}"
+        problems.append(
+            f"{key}: variances are those of 1, 2, 4, ... equal micro-batches, and a process needs 4 of them; a step of "
+            f"{plan.global_batch_size} samples has {len(plan.micro_batch_sizes)} on {plan.world_size} processes, of "
+            f"{sizes} samples. Choose batch.micro so that they are equal and 4 or more per process."
+        )
+    if config.batch_norm == "exact" or is_coupled(loss):
+        cause = "batch_norm=exact" if config.batch_norm == "exact" else str(config.loss["_target_"])
+        problems.append(f"{key}: with {cause} a micro-batch has no gradient of its own. Leave the variance out.")
     return problems

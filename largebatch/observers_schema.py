@@ -55,6 +55,13 @@ class NoiseScaleConfig(Section):
     window: Annotated[int, Field(ge=10)]
 
 
+class VarianceObserverConfig(Section):
+    """Gradient variance over groups of micro-batches."""
+
+    every: PositiveInt | None
+    window: Annotated[int, Field(ge=10)]
+
+
 class SharpnessObserverConfig(Section):
     """Sharpness during a run."""
 
@@ -82,6 +89,7 @@ class ObserversConfig(Section):
     checkpoint: CheckpointConfig
     layers: LayersConfig
     noise_scale: NoiseScaleConfig
+    variance: VarianceObserverConfig
     sharpness: SharpnessObserverConfig
     ledger: LedgerConfig
     ranks: RanksConfig

@@ -20,6 +20,7 @@ from largebatch.observers import (
     ProfileObserver,
     RankObserver,
     SharpnessObserver,
+    VarianceObserver,
     WatchedLoader,
 )
 from largebatch.prepare import Prepared
@@ -78,6 +79,8 @@ def observe(
     # The ranks first, so that nothing is logged or saved of weights that they do not share.
     noise_scale = _noise_scale(config, journal)
     observers: list[Observer] = [_ranks(prepared), MetricsObserver(journal), evaluation, *filter(None, [noise_scale])]
+    if (variance := config.observers.variance).every is not None:
+        observers.append(VarianceObserver(journal, every=variance.every, window=variance.window))
     if derived.sharpness_every is not None:
         observers.append(_sharpness(prepared, journal, every=derived.sharpness_every))
     if config.observers.layers.every is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -83,5 +84,6 @@ class NestedGroups:
             self._open[level], self._filled[level], count = None, 0, size
 
     def mean_sq_norms(self) -> list[float]:
-        """Mean of |group mean|^2 over the full groups, for every size; each must have at least one."""
-        return [float(total) / count for total, count in zip(self._totals, self._num_groups, strict=True)]
+        """Mean of |group mean|^2 over the full groups, for every size; NaN for a size that has none."""
+        pairs = zip(self._totals, self._num_groups, strict=True)
+        return [float(total) / count if count else math.nan for total, count in pairs]

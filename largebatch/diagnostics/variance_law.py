@@ -118,7 +118,24 @@ def variance_curve(
     varying = [number for number, expected in enumerate(theory) if expected]
     sizes = np.array(batch_sizes, dtype=np.float64)[varying]
     left = np.ones_like(sizes) if replacement else (noise.num_samples - sizes) / (noise.num_samples - 1)
-    return VarianceCurve(replacement, points, _slope(measured[:, varying] / left, np.log(sizes)))
+    return VarianceCurve(replacement, points, jackknifed_slope(measured[:, varying] / left, np.log(sizes)))
+
+
+def jackknifed_slope(measured: Float64Array, log_sizes: Float64Array) -> Slope | None:
+    """Slope of the log of the mean over replications [R, sizes]; None if that is not above 0, or is not with one less.
+
+    See `variance_curve`.
+    """
+    count = len(measured)
+    means = np.vstack([measured.mean(axis=0), (measured.sum(axis=0) - measured) / (count - 1)])
+    if not (means > 0).all():
+        return None
+    centred = log_sizes - log_sizes.mean()
+    whole, *without_one = np.log(means) @ centred / float(centred @ centred)
+    pseudo_values = count * whole - (count - 1) * np.array(without_one)
+    value = float(pseudo_values.mean())
+    reach = t_quantile(count) * float(pseudo_values.std(ddof=1)) / math.sqrt(count)
+    return Slope(value, (value - reach, value + reach))
 
 
 def t_quantile(num_draws: int) -> float:
@@ -134,16 +151,3 @@ def _interval(draws: Float64Array) -> Pair | None:
         return None
     reach = t_quantile(count) * float(draws.std(ddof=1)) / math.sqrt(count) / mean
     return mean * math.exp(-reach), mean * math.exp(reach)
-
-
-def _slope(measured: Float64Array, log_sizes: Float64Array) -> Slope | None:
-    count = len(measured)
-    means = np.vstack([measured.mean(axis=0), (measured.sum(axis=0) - measured) / (count - 1)])
-    if not (means > 0).all():
-        return None
-    centred = log_sizes - log_sizes.mean()
-    whole, *without_one = np.log(means) @ centred / float(centred @ centred)
-    pseudo_values = count * whole - (count - 1) * np.array(without_one)
-    value = float(pseudo_values.mean())
-    reach = t_quantile(count) * float(pseudo_values.std(ddof=1)) / math.sqrt(count)
-    return Slope(value, (value - reach, value + reach))

@@ -12,6 +12,7 @@ from largebatch.observers.noise_scale import NoiseScaleObserver
 from largebatch.observers.profile import ProfileObserver
 from largebatch.observers.ranks import RankObserver
 from largebatch.observers.sharpness import SharpnessObserver
+from largebatch.observers.variance import VarianceObserver
 
 __all__ = [
     "CheckpointObserver",
@@ -24,6 +25,7 @@ __all__ = [
     "ProfileObserver",
     "RankObserver",
     "SharpnessObserver",
+    "VarianceObserver",
     "WatchedLoader",
     "restore",
 ]

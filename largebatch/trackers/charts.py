@@ -51,6 +51,14 @@ _CHARTS: dict[str, tuple[str, dict[str, str]]] = {
             "train/global_batch_size": "global batch",
         },
     ),
+    "variance_slope": (
+        "slope of log gradient variance over log batch size (1/B law: -1)",
+        {
+            "variance/slope_high": "upper end of 95 %",
+            "variance/slope": "slope",
+            "variance/slope_low": "lower end of 95 %",
+        },
+    ),
     "sharpness": ("largest Hessian eigenvalue", {"sharpness/lambda_max": "lambda_max"}),
     "trust_ratio": ("trust ratio over layers", {f"trust_ratio/{key}": label for key, label in _QUANTILES.items()}),
     "time": (
