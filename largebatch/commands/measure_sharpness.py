@@ -9,7 +9,7 @@ from typing import Any
 
 from largebatch.config import ConfigError
 from largebatch.coupled_losses import is_coupled
-from largebatch.finding import Finding, Measurement, Present
+from largebatch.finding import Finding, Measurement, NotMeasurableError, Present
 from largebatch.measure_schema import MeasureConfig, SharpnessConfig
 from largebatch.measured_weights import Weights, fixed_subset
 from largebatch.prepare import Prepared
@@ -40,7 +40,7 @@ def plan(prepared: Prepared, options: MeasureConfig) -> Measurement:
 
 def _subset(prepared: Prepared, options: MeasureConfig) -> FixedSubset:
     if is_coupled(prepared.loss):
-        raise ConfigError(
+        raise NotMeasurableError(
             [f"loss._target_={prepared.config.loss['_target_']}: it compares the samples of a batch, so that the loss "
              "of a subset depends on how it is cut. Measure the sharpness of a loss that is a sum over samples."]
         )  # fmt: skip
