@@ -10,7 +10,7 @@ from largebatch.config import ConfigError
 from largebatch.coupled_losses import is_coupled
 from largebatch.diagnostics.nested_groups import doubling_sizes, require_nested
 from largebatch.diagnostics.variance_law import Pair, Slope, VarianceCurve
-from largebatch.finding import Finding, Measurement, Present
+from largebatch.finding import Finding, Measurement, NotMeasurableError, Present
 from largebatch.gradient_variance import GradientVariance, VarianceSettings, measure_variance
 from largebatch.measure_schema import MeasureConfig
 from largebatch.measured_weights import Weights, fixed_subset
@@ -25,11 +25,11 @@ def plan(prepared: Prepared, options: MeasureConfig) -> Measurement:
     """Check what is asked for.
 
     Raises:
-        ConfigError: if the subset is larger than the set, the batch sizes do not nest or exceed it, or the loss
-            couples samples.
+        NotMeasurableError: if the loss couples samples.
+        ConfigError: if the subset is larger than the set, or the batch sizes do not nest or exceed it.
     """
     if is_coupled(prepared.loss):
-        raise ConfigError(
+        raise NotMeasurableError(
             [f"loss._target_={prepared.config.loss['_target_']}: it compares the samples of a batch, so that a sample "
              "has no gradient of its own. Measure the variance with a loss that is a sum over samples."]
         )  # fmt: skip
@@ -65,7 +65,7 @@ def _finding(
     name = prepared.config.run.name or prepared.config.data.name
     measured = f"{weights.source}, on {count} training samples in {options.precision}"
     return Finding(
-        title=f"gradient variance of {measured}\n{_verdict(found.with_replacement.slope)}",
+        title=f"gradient variance of {measured}:\n{_verdict(found.with_replacement.slope)}",
         headers=_HEADERS,
         rows=_rows(found),
         record=_values(found) | {"settings": options.model_dump()},

@@ -15,7 +15,7 @@ from largebatch.closed_forms import LeastSquares
 from largebatch.data import linear_regression
 
 REGRESSION = ["data=linear_regression", "measure.precision=fp64", "measure.variance.replications=2", "run.dir=out"]
-TEXTBOOK = [*REGRESSION, "measure.samples=null", "measure.variance.batch_sizes=[1,10,100,1000]"]
+TEXTBOOK = [*REGRESSION, "measure.samples=null", "measure.variance.batch_sizes=[1,10,100]"]
 
 
 @pytest.fixture(autouse=True)
@@ -40,13 +40,13 @@ def test_the_textbook_experiment_is_a_table_a_verdict_a_file_and_a_picture(capsy
     said = capsys.readouterr().out
     words = " ".join(said.split())
     assert words.startswith("gradient variance of ")
-    assert "(step 3), on 1000 training samples in fp64 slope" in words
+    assert "(step 3), on 1000 training samples in fp64: slope" in words
     slope = record["with_replacement"]["slope"]
     low, high = slope["interval"]
     assert f"slope {slope['value']:.3f} (95 %: {low:.3f} to {high:.3f})" in words
     for name, drawn in (("with_replacement", "with replacement"), ("without_replacement", "without")):
         points = record[name]["points"]
-        assert [point["batch_size"] for point in points] == [1, 10, 100, 1000]
+        assert [point["batch_size"] for point in points] == [1, 10, 100]
         for point in points:
             assert f"variance, B={point['batch_size']} {drawn} {point['variance']:.5g} " in words
             assert point["standard_deviation"] == point["variance"] ** 0.5

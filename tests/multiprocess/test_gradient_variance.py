@@ -71,7 +71,7 @@ def test_on_the_textbook_regression_everything_is_as_the_closed_form_says():
     module, _, subset = regression()
     weights = torch.cat([parameter.detach().reshape(-1) for parameter in module.parameters()]).numpy()
     noise = LeastSquares(subset.dataset.inputs, subset.dataset.targets).gradient_noise(weights)
-    found = measure("regression", VarianceSettings(seed=0, batch_sizes=(1, 10, 100, 1000), replications=4))
+    found = measure("regression", VarianceSettings(seed=0, batch_sizes=(1, 10, 100, 1000), replications=3))
     assert found.noise.grad_sq_norm == pytest.approx(noise.grad_sq_norm, rel=1e-10)
     assert found.noise.covariance_trace == pytest.approx(noise.covariance_trace, rel=1e-10)
     assert found.moments.is_exact

@@ -121,12 +121,12 @@ def test_measuring_leaves_weights_bit_identical_and_no_hook_behind(ranks, world_
 
 
 def test_over_an_epoch_the_law_holds_and_variances_are_those_of_the_closed_form():
-    """At a rate so small that the weights stay: 20 steps of one epoch, then others; |G|^2 is not small beside them."""
-    found = run_of(batch=96, steps=100, every=1, lr=1e-12)
+    """At a rate so small that the weights stay: an epoch has 10 steps; |G|^2 is not small beside them."""
+    found = run_of(batch=96, steps=60, every=1, lr=1e-12)
     noise = task().gradient_noise(found["start"])
     trend = found["latest"]
-    assert trend.slope.includes_law
-    assert trend.slope.interval[1] - trend.slope.interval[0] < 0.15
+    assert trend.slope.value == pytest.approx(-1, abs=0.1)  # coverage: tests/unit/test_diagnostics_variance.py
+    assert trend.slope.interval[1] - trend.slope.interval[0] < 0.2
     assert noise.grad_sq_norm > noise.covariance_trace / 96
     for size, variance in trend.variances.items():
         assert variance == pytest.approx(noise.covariance_trace / size, rel=0.15)
