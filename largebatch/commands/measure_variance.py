@@ -81,8 +81,8 @@ def _verdict(slope: Slope | None) -> str:
     if slope.includes_law:
         return f"{measured}: the 1/B law holds"
     return (
-        f"{measured}: -1 lies outside, as chance has it in 1 of 20 measurements. Raise measure.variance.replications, "
-        "or try another seed."
+        f"{measured}: -1 lies outside, as chance has it in 1 of 20 measurements, in more where few samples have most "
+        "of the variance. Raise measure.variance.replications."
     )
 
 

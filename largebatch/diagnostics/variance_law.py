@@ -96,6 +96,9 @@ def variance_curve(
                 replications (Efron and Tibshirani 1993, An introduction to the bootstrap, chapter 11), which also
                 takes back the bias of the logarithm
 
+    Where a handful of samples has nearly all of the variance, as after training to a loss of 0, intervals are too
+    narrow: with 10 of 1437 samples holding 73 % of it, 90 to 94 % of those of slopes covered, and 86 to 94 % of points.
+
     Args:
         measured: mean |g_B - G|^2 of each replication and size, [R, sizes], R >= 2.
         batch_sizes: ascending.
