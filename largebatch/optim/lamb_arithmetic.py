@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from largebatch.optim.checks import check_paths
-from largebatch.optim.compiled import compiled_lamb, rows_in_place
+from largebatch.optim.compiled import compiled_lamb
 from largebatch.optim.flat import require_fused_form, rows_of_one_dtype, split_off_fused
 from largebatch.optim.forms import LambForm
 from largebatch.optim.fused_lamb import fused_lamb
+from largebatch.optim.kernel_paths import rows_of_kernels
 from largebatch.optim.state import same_kind, uses_foreach, widened
+from largebatch.optim.triton_steps import triton_lamb
 from largebatch.optim.trust_ratio import l2_norm, l2_norms, trust_ratio
 
 _PAPER = LambForm()
@@ -52,12 +54,14 @@ def lamb(
     }
     if compile:
         check_paths(foreach, fused, compile=True)
-        parts = rows_in_place(params, grads, exp_avgs, exp_avg_sqs, scalars=state_steps)
+        on_cpu, on_gpu = rows_of_kernels(params, grads, exp_avgs, exp_avg_sqs, scalars=state_steps)
         if state_steps:
             torch._foreach_add_(state_steps, torch.tensor(1.0), alpha=1.0)
-        for rows in parts:
+        for rows in on_cpu:
             divisor = _grad_divisor(grad_norm, rows[0][2], form)
             compiled_lamb(rows, **options, grad_divisor=1.0 if divisor is None else float(divisor))
+        for rows in on_gpu:
+            triton_lamb(rows, **options, grad_divisor=_grad_divisor(grad_norm, rows[0][2], form))
         return
     fused = require_fused_form(fused, form)
     fast, others = split_off_fused(foreach, fused, params, grads, exp_avgs, exp_avg_sqs, scalars=state_steps)

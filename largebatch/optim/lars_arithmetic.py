@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from largebatch.optim.checks import check_paths
-from largebatch.optim.compiled import compiled_lars, rows_in_place
+from largebatch.optim.compiled import compiled_lars
 from largebatch.optim.flat import require_fused_form, rows_of_one_dtype, split_off_fused
 from largebatch.optim.forms import LarsForm
 from largebatch.optim.fused_lars import fused_lars
+from largebatch.optim.kernel_paths import rows_of_kernels
 from largebatch.optim.state import same_kind, uses_foreach, widened
+from largebatch.optim.triton_steps import triton_lars
 from largebatch.optim.trust_ratio import l2_norm, l2_norms, trust_ratio
 
 _PAPER = LarsForm()
@@ -44,8 +46,11 @@ def lars(
     }
     if compile:
         check_paths(foreach, fused, compile=True)
-        for rows in rows_in_place(params, grads, momentum_buffers):
+        on_cpu, on_gpu = rows_of_kernels(params, grads, momentum_buffers)
+        for rows in on_cpu:
             compiled_lars(rows, **options)
+        for rows in on_gpu:
+            triton_lars(rows, **options)
         return
     fused = require_fused_form(fused, form)
     fast, others = split_off_fused(foreach, fused, params, grads, momentum_buffers)
