@@ -187,7 +187,7 @@ class LAMB(Optimizer):
     def _state(self, param: Tensor) -> dict[str, Tensor]:
         state: dict[str, Tensor] = self.state[param]
         if not state:
-            state["step"] = torch.zeros((), dtype=torch.float32)  # on the CPU: reading it does not wait for the device
+            state["step"] = torch.zeros((), dtype=torch.float32, device="cpu")  # reading it there waits for no device
             state["exp_avg"] = wide_zeros(param)
             state["exp_avg_sq"] = wide_zeros(param)
         return state

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from largebatch.optim.checks import check_paths
 from largebatch.optim.compiled import compiled_lamb
-from largebatch.optim.flat import require_fused_form, rows_of_one_dtype, split_off_fused
+from largebatch.optim.flat import Row, require_fused_form, rows_of_one_dtype, split_off_fused
 from largebatch.optim.forms import LambForm
 from largebatch.optim.fused_lamb import fused_lamb
 from largebatch.optim.kernel_paths import rows_of_kernels
@@ -54,14 +54,10 @@ def lamb(
     }
     if compile:
         check_paths(foreach, fused, compile=True)
-        on_cpu, on_gpu = rows_of_kernels(params, grads, exp_avgs, exp_avg_sqs, scalars=state_steps)
+        parts = rows_of_kernels(params, grads, exp_avgs, exp_avg_sqs, scalars=state_steps)
         if state_steps:
-            torch._foreach_add_(state_steps, torch.tensor(1.0), alpha=1.0)
-        for rows in on_cpu:
-            divisor = _grad_divisor(grad_norm, rows[0][2], form)
-            compiled_lamb(rows, **options, grad_divisor=1.0 if divisor is None else float(divisor))
-        for rows in on_gpu:
-            triton_lamb(rows, **options, grad_divisor=_grad_divisor(grad_norm, rows[0][2], form))
+            torch._foreach_add_(state_steps, torch.tensor(1.0, device="cpu"), alpha=1.0)
+        _lamb_of_kernels(*parts, options, grad_norm)
         return
     fused = require_fused_form(fused, form)
     fast, others = split_off_fused(foreach, fused, params, grads, exp_avgs, exp_avg_sqs, scalars=state_steps)
@@ -70,6 +66,17 @@ def lamb(
     step = _multi_tensor_lamb if uses_foreach(foreach, params) else _single_tensor_lamb
     for same in same_kind(*others):
         step(*same, **options, grad_divisor=_grad_divisor(grad_norm, same[2][0], form))
+
+
+def _lamb_of_kernels(
+    on_cpu: list[list[Row]], on_gpu: list[list[Row]], options: dict[str, Any], grad_norm: Tensor | None
+) -> None:
+    form = options["form"]
+    for rows in on_cpu:
+        divisor = _grad_divisor(grad_norm, rows[0][2], form)
+        compiled_lamb(rows, **options, grad_divisor=1.0 if divisor is None else float(divisor))
+    for rows in on_gpu:
+        triton_lamb(rows, **options, grad_divisor=_grad_divisor(grad_norm, rows[0][2], form))
 
 
 def _single_tensor_lamb(

@@ -20,15 +20,9 @@ def _quotient(numerator: tl.tensor, denominator: tl.tensor, STATE: tl.constexpr)
 
 @triton.jit
 def _direction(
-    weight: tl.tensor,
-    first: tl.tensor,
-    second: tl.tensor,
-    scale: tl.tensor,
-    eps: tl.tensor,
-    decay: tl.tensor,
-    PLACE: tl.constexpr,
-    STATE: tl.constexpr,
-) -> tl.tensor:
+    weight: tl.tensor, first: tl.tensor, second: tl.tensor, scale: tl.tensor, eps: tl.tensor, decay: tl.tensor,
+    PLACE: tl.constexpr, STATE: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
     root = tl.sqrt(second) if tl.float64 == STATE else tl.sqrt_rn(second)
     update = _quotient(scale * first, root + eps, STATE)
     if PLACE == "inside":
@@ -38,26 +32,11 @@ def _direction(
 
 @triton.jit
 def lamb_moments(
-    table: tl.tensor,
-    chunks: tl.tensor,
-    firsts: tl.tensor,
-    sums: tl.tensor,
-    divisor: tl.tensor,
-    scales: tl.tensor,
-    scale: tl.float64,
-    eps: tl.float64,
-    beta1: tl.float64,
-    share: tl.float64,
-    beta2: tl.float64,
-    rest2: tl.float64,
-    decay: tl.float64,
-    rate: tl.float64,
-    PLACE: tl.constexpr,
-    KIND: tl.constexpr,
-    GRAD: tl.constexpr,
-    STATE: tl.constexpr,
-    CHUNK: tl.constexpr,
-) -> None:
+    table: tl.tensor, chunks: tl.tensor, firsts: tl.tensor, sums: tl.tensor, divisor: tl.tensor, scales: tl.tensor,
+    scale: tl.float64, eps: tl.float64, beta1: tl.float64, share: tl.float64, beta2: tl.float64, rest2: tl.float64,
+    decay: tl.float64, rate: tl.float64,
+    PLACE: tl.constexpr, KIND: tl.constexpr, GRAD: tl.constexpr, STATE: tl.constexpr, CHUNK: tl.constexpr,
+) -> None:  # fmt: skip
     """Set m = beta1 m + share g and v = beta2 v + rest2 g^2; sums of w^2 and u^2. 24 bytes in float32.
 
     Without sums there is no ratio to wait for, and w = w - rate u at once: 28 bytes. `divisor`, if there is one, holds
@@ -73,81 +52,24 @@ def lamb_moments(
     decay, rate = tl.full((), decay, STATE), tl.full((), rate, STATE)
     if is_whole(w | g | m | v, start, numel, CHUNK):
         _lamb_moments(
-            w,
-            g,
-            m,
-            v,
-            start,
-            numel,
-            sums,
-            divisor,
-            scale,
-            eps,
-            beta1,
-            share,
-            beta2,
-            rest2,
-            decay,
-            rate,
-            PLACE,
-            KIND,
-            GRAD,
-            STATE,
-            CHUNK,
-            True,
-        )
+            w, g, m, v, start, numel, sums, divisor, scale, eps, beta1, share, beta2, rest2, decay, rate, PLACE, KIND,
+            GRAD, STATE, CHUNK, True,
+        )  # fmt: skip
     else:
         _lamb_moments(
-            w,
-            g,
-            m,
-            v,
-            start,
-            numel,
-            sums,
-            divisor,
-            scale,
-            eps,
-            beta1,
-            share,
-            beta2,
-            rest2,
-            decay,
-            rate,
-            PLACE,
-            KIND,
-            GRAD,
-            STATE,
-            CHUNK,
-            False,
-        )
+            w, g, m, v, start, numel, sums, divisor, scale, eps, beta1, share, beta2, rest2, decay, rate, PLACE, KIND,
+            GRAD, STATE, CHUNK, False,
+        )  # fmt: skip
 
 
 @triton.jit
 def _lamb_moments(
-    w: tl.tensor,
-    g: tl.tensor,
-    m: tl.tensor,
-    v: tl.tensor,
-    start: tl.tensor,
-    numel: tl.tensor,
-    sums: tl.tensor,
-    divisor: tl.tensor,
-    scale: tl.tensor,
-    eps: tl.tensor,
-    beta1: tl.tensor,
-    share: tl.tensor,
-    beta2: tl.tensor,
-    rest2: tl.tensor,
-    decay: tl.tensor,
-    rate: tl.tensor,
-    PLACE: tl.constexpr,
-    KIND: tl.constexpr,
-    GRAD: tl.constexpr,
-    STATE: tl.constexpr,
-    CHUNK: tl.constexpr,
+    w: tl.tensor, g: tl.tensor, m: tl.tensor, v: tl.tensor, start: tl.tensor, numel: tl.tensor, sums: tl.tensor,
+    divisor: tl.tensor, scale: tl.tensor, eps: tl.tensor, beta1: tl.tensor, share: tl.tensor, beta2: tl.tensor,
+    rest2: tl.tensor, decay: tl.tensor, rate: tl.tensor,
+    PLACE: tl.constexpr, KIND: tl.constexpr, GRAD: tl.constexpr, STATE: tl.constexpr, CHUNK: tl.constexpr,
     WHOLE: tl.constexpr,
-) -> None:
+) -> None:  # fmt: skip
     at = start + tl.arange(0, CHUNK)
     weight = read(w, at, numel, KIND, STATE, WHOLE)
     grad = read(g, at, numel, GRAD, STATE, WHOLE)
@@ -168,20 +90,11 @@ def _lamb_moments(
 
 @triton.jit
 def lamb_step(
-    table: tl.tensor,
-    chunks: tl.tensor,
-    firsts: tl.tensor,
-    rates: tl.tensor,
-    scales: tl.tensor,
-    scale: tl.float64,
-    eps: tl.float64,
-    decay: tl.float64,
-    PLACE: tl.constexpr,
-    KIND: tl.constexpr,
-    STATE: tl.constexpr,
-    CHUNK: tl.constexpr,
-) -> None:
-    """W = w - rate u, with u from the moments as above. Reads w, m, v and writes w: 16 bytes in float32."""
+    table: tl.tensor, chunks: tl.tensor, firsts: tl.tensor, rates: tl.tensor, scales: tl.tensor,
+    scale: tl.float64, eps: tl.float64, decay: tl.float64,
+    PLACE: tl.constexpr, KIND: tl.constexpr, STATE: tl.constexpr, CHUNK: tl.constexpr,
+) -> None:  # fmt: skip
+    """Set w = w - rate u, with u from the moments as above. Reads w, m, v and writes w: 16 bytes in float32."""
     tensor = tl.load(chunks + tl.program_id(0))
     start = (tl.program_id(0) - tl.load(firsts + tensor)).to(tl.int64) * CHUNK
     row = table + 5 * tensor
@@ -196,21 +109,10 @@ def lamb_step(
 
 @triton.jit
 def _lamb_step(
-    w: tl.tensor,
-    m: tl.tensor,
-    v: tl.tensor,
-    start: tl.tensor,
-    numel: tl.tensor,
-    scale: tl.tensor,
-    eps: tl.tensor,
-    decay: tl.tensor,
-    rate: tl.tensor,
-    PLACE: tl.constexpr,
-    KIND: tl.constexpr,
-    STATE: tl.constexpr,
-    CHUNK: tl.constexpr,
-    WHOLE: tl.constexpr,
-) -> None:
+    w: tl.tensor, m: tl.tensor, v: tl.tensor, start: tl.tensor, numel: tl.tensor, scale: tl.tensor, eps: tl.tensor,
+    decay: tl.tensor, rate: tl.tensor,
+    PLACE: tl.constexpr, KIND: tl.constexpr, STATE: tl.constexpr, CHUNK: tl.constexpr, WHOLE: tl.constexpr,
+) -> None:  # fmt: skip
     at = start + tl.arange(0, CHUNK)
     weight = read(w, at, numel, KIND, STATE, WHOLE)
     if PLACE == "outside":

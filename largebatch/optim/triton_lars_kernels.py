@@ -10,17 +10,10 @@ from largebatch.optim.triton_kernels import is_whole, number_of, read, store_squ
 
 @triton.jit
 def lars_norms(
-    table: tl.tensor,
-    chunks: tl.tensor,
-    firsts: tl.tensor,
-    sums: tl.tensor,
+    table: tl.tensor, chunks: tl.tensor, firsts: tl.tensor, sums: tl.tensor,
     weight_decay: tl.float64,
-    JOINT: tl.constexpr,
-    KIND: tl.constexpr,
-    GRAD: tl.constexpr,
-    STATE: tl.constexpr,
-    CHUNK: tl.constexpr,
-) -> None:
+    JOINT: tl.constexpr, KIND: tl.constexpr, GRAD: tl.constexpr, STATE: tl.constexpr, CHUNK: tl.constexpr,
+) -> None:  # fmt: skip
     """Sums of w^2 and d^2, d = g + weight_decay w where it is joint, else g. Reads w and g: 8 bytes in float32."""
     tensor = tl.load(chunks + tl.program_id(0))
     start = (tl.program_id(0) - tl.load(firsts + tensor)).to(tl.int64) * CHUNK
@@ -34,19 +27,11 @@ def lars_norms(
 
 @triton.jit
 def _lars_norms(
-    w: tl.tensor,
-    g: tl.tensor,
-    start: tl.tensor,
-    numel: tl.tensor,
-    sums: tl.tensor,
+    w: tl.tensor, g: tl.tensor, start: tl.tensor, numel: tl.tensor, sums: tl.tensor,
     weight_decay: tl.float64,
-    JOINT: tl.constexpr,
-    KIND: tl.constexpr,
-    GRAD: tl.constexpr,
-    STATE: tl.constexpr,
-    CHUNK: tl.constexpr,
+    JOINT: tl.constexpr, KIND: tl.constexpr, GRAD: tl.constexpr, STATE: tl.constexpr, CHUNK: tl.constexpr,
     WHOLE: tl.constexpr,
-) -> None:
+) -> None:  # fmt: skip
     at = start + tl.arange(0, CHUNK)
     weight = read(w, at, numel, KIND, STATE, WHOLE)
     direction = read(g, at, numel, GRAD, STATE, WHOLE)
@@ -57,21 +42,11 @@ def _lars_norms(
 
 @triton.jit
 def lars_step(
-    table: tl.tensor,
-    chunks: tl.tensor,
-    firsts: tl.tensor,
-    rates: tl.tensor,
-    rate: tl.float64,
-    momentum: tl.float64,
-    weight_decay: tl.float64,
-    outer_lr: tl.float64,
-    DECAYS: tl.constexpr,
-    NESTEROV: tl.constexpr,
-    KIND: tl.constexpr,
-    GRAD: tl.constexpr,
-    STATE: tl.constexpr,
+    table: tl.tensor, chunks: tl.tensor, firsts: tl.tensor, rates: tl.tensor,
+    rate: tl.float64, momentum: tl.float64, weight_decay: tl.float64, outer_lr: tl.float64,
+    DECAYS: tl.constexpr, NESTEROV: tl.constexpr, KIND: tl.constexpr, GRAD: tl.constexpr, STATE: tl.constexpr,
     CHUNK: tl.constexpr,
-) -> None:
+) -> None:  # fmt: skip
     """Set v = momentum v + rate (g + weight_decay w); w = w - outer_lr v, or a momentum on. 20 bytes in float32."""
     tensor = tl.load(chunks + tl.program_id(0))
     start = (tl.program_id(0) - tl.load(firsts + tensor)).to(tl.int64) * CHUNK
@@ -82,33 +57,21 @@ def lars_step(
     decay = tl.full((), weight_decay, STATE)
     if is_whole(w | g | v, start, numel, CHUNK):
         _lars_step(
-            w, g, v, start, numel, rate, momentum, decay, outer, DECAYS, NESTEROV, KIND, GRAD, STATE, CHUNK, True
-        )
+            w, g, v, start, numel, rate, momentum, decay, outer, DECAYS, NESTEROV, KIND, GRAD, STATE, CHUNK, True,
+        )  # fmt: skip
     else:
         _lars_step(
-            w, g, v, start, numel, rate, momentum, decay, outer, DECAYS, NESTEROV, KIND, GRAD, STATE, CHUNK, False
-        )
+            w, g, v, start, numel, rate, momentum, decay, outer, DECAYS, NESTEROV, KIND, GRAD, STATE, CHUNK, False,
+        )  # fmt: skip
 
 
 @triton.jit
 def _lars_step(
-    w: tl.tensor,
-    g: tl.tensor,
-    v: tl.tensor,
-    start: tl.tensor,
-    numel: tl.tensor,
-    rate: tl.tensor,
-    momentum: tl.tensor,
-    decay: tl.tensor,
-    outer: tl.tensor,
-    DECAYS: tl.constexpr,
-    NESTEROV: tl.constexpr,
-    KIND: tl.constexpr,
-    GRAD: tl.constexpr,
-    STATE: tl.constexpr,
-    CHUNK: tl.constexpr,
-    WHOLE: tl.constexpr,
-) -> None:
+    w: tl.tensor, g: tl.tensor, v: tl.tensor, start: tl.tensor, numel: tl.tensor, rate: tl.tensor,
+    momentum: tl.tensor, decay: tl.tensor, outer: tl.tensor,
+    DECAYS: tl.constexpr, NESTEROV: tl.constexpr, KIND: tl.constexpr, GRAD: tl.constexpr, STATE: tl.constexpr,
+    CHUNK: tl.constexpr, WHOLE: tl.constexpr,
+) -> None:  # fmt: skip
     at = start + tl.arange(0, CHUNK)
     weight = read(w, at, numel, KIND, STATE, WHOLE)
     push = read(g, at, numel, GRAD, STATE, WHOLE)

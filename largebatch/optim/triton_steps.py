@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -223,5 +224,4 @@ def _scales(
         of_step[steps] = (root2 / (1 - beta1**steps), eps * root2)
     if len(of_step) == 1:
         return None, of_step[state_steps[0]]
-    table = torch.tensor([of_step[steps] for steps in state_steps], dtype=torch.float64)
-    return to_device(table.numpy(), rows[0][0].device), (1.0, eps)
+    return to_device(np.array([of_step[steps] for steps in state_steps]), rows[0][0].device), (1.0, eps)
