@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 import torch
 
-from largebatch.optim import LAMB, LARS, kernel_paths, triton_steps
+from largebatch.optim import LAMB, LARS, kernel_paths, triton_steps, triton_tables
 from tests.unit import triton_cases as cases
 from tests.unit.test_optim_variants import PRESETS_ALONE, TOLERANCES, VARIANTS, every_preset
 
-BLOCK = triton_steps.CHUNK_NUMEL
+BLOCK = triton_tables.CHUNK_NUMEL
 both = pytest.mark.parametrize("name", ["LARS", "LAMB"])
 OPTIONS_ALONE = [key for key in VARIANTS if key not in PRESETS_ALONE]
 every_option = pytest.mark.parametrize(("name", "variant"), OPTIONS_ALONE, ids=map("-".join, OPTIONS_ALONE))
@@ -238,7 +238,7 @@ def test_without_triton_the_constructor_says_what_to_do(optimizer_class, monkeyp
     def missing(name: str) -> None:
         raise ModuleNotFoundError("No module named 'triton'")
 
-    monkeypatch.setattr(kernel_paths, "GPU_TYPES", ("meta",))
+    monkeypatch.setattr(kernel_paths, "is_on_gpu", lambda tensor: tensor.is_meta)
     monkeypatch.setattr(triton_steps, "importlib", SimpleNamespace(import_module=missing))
     triton_steps.triton_kernels.cache_clear()
     param = torch.nn.Parameter(torch.ones(2, device="meta"))
