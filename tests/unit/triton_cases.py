@@ -126,8 +126,10 @@ def late_joiner(adapts: bool) -> list[list[Any]]:
         optimizer = LAMB(params, lr=0.1, adapts=adapts, **path)
         optimizer.step()  # no gradient at all
         for seed in range(3):
-            for param, grad in zip(params[seed % 2 :: 2], gradients(params, seed)[seed % 2 :: 2], strict=True):
+            for param, grad in zip(params, gradients(params, seed), strict=True):
                 param.grad = grad
+            for param in params[seed + 1 :: 2]:
+                param.grad = None
             optimizer.step()
             optimizer.zero_grad()
         states = [value.numpy() for param in params for value in optimizer.state[param].values()]
@@ -167,8 +169,8 @@ def moving_gradients(name: str) -> tuple[list[int], list[Any], list[Any]]:
 
 def at_the_edge_of_numbers(name: str, options: dict[str, Any]) -> list[list[Any]]:
     inf, nan = math.inf, math.nan
-    weights = [[0.0, 0.0], [3.0, 4.0], [0.0, 0.0], [3.0, 4.0], [3.0, 4.0], [nan, 1.0], [inf, 1.0]]
-    grads = [[1.0, 2.0], [0.0, 0.0], [0.0, 0.0], [nan, 1.0], [inf, 1.0], [1.0, 2.0], [1.0, 2.0]]
+    weights = [[0.0, 0.0], [3.0, 4.0], [0.0, 0.0], [3.0, 4.0], [3.0, 4.0], [nan, 1.0], [inf, 1.0], [3.0, 4.0]]
+    grads = [[1.0, 2.0], [0.0, 0.0], [0.0, 0.0], [nan, 1.0], [inf, 1.0], [1.0, 2.0], [1.0, 2.0], [1.0, 2.0]]
     results = []
     for path in ({"compile": True}, {"foreach": False}):
         params = [torch.nn.Parameter(torch.tensor(weight)) for weight in weights]
