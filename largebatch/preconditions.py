@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from largebatch.optim.triton_steps import has_triton
 from largebatch.run_folder import RunFolder
 from largebatch.schema import TrainConfig
 from largebatch.trackers import key_source
@@ -47,8 +48,8 @@ def _precision_problems(config: TrainConfig) -> list[str]:
 
 def _optimizer_problems(config: TrainConfig) -> list[str]:
     is_ours = str(config.optimizer.get("_target_")).startswith("largebatch.")
-    if is_ours and config.optimizer.get("compile") is True and torch.cuda.is_available():
-        return ["optimizer.compile=true: the kernels run on a CPU, and this run would be on a GPU. Leave it out."]
+    if is_ours and config.optimizer.get("compile") is True and torch.cuda.is_available() and not has_triton():
+        return ["optimizer.compile=true: its kernels for a GPU need Triton, which is missing. Run pip install triton."]
     return []
 
 

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from largebatch.models import resnet50
 from largebatch.optim import LAMB, LARS
 from largebatch.optim.compiler import has_compiler
+from largebatch.optim.triton_steps import has_triton
 
 WARMUP_ROUNDS = 2
 
@@ -78,10 +79,8 @@ def contestants(algorithm: Algorithm, device: str = "cpu") -> tuple[list[tuple[s
     """
     found = [algorithm.rival, (algorithm.name, algorithm.ours)]
     absent = []
-    if device != "cpu":
-        absent.append(f"{algorithm.name} compiled ({device} is no CPU)")
-    elif not has_compiler():
-        absent.append(f"{algorithm.name} compiled (no C compiler)")
+    if missing := _missing_for_kernels(device):
+        absent.append(f"{algorithm.name} compiled ({missing})")
     else:
         found.append((f"{algorithm.name} compiled", partial(algorithm.ours, compile=True)))
     for module, name in algorithm.elsewhere:
@@ -92,6 +91,16 @@ def contestants(algorithm: Algorithm, device: str = "cpu") -> tuple[list[tuple[s
             continue
         found.append((module.removesuffix(".optim"), partial(made, **algorithm.options)))
     return found, absent
+
+
+def _missing_for_kernels(device: str) -> str:
+    """What the device needs for compile=True and this machine has not; empty if there is nothing."""
+    kind = device.partition(":")[0]
+    if kind == "cpu":
+        return "" if has_compiler() else "no C compiler"
+    if kind != "cuda":
+        return f"no kernels for {device}"
+    return "" if has_triton() else "no Triton"
 
 
 def race(

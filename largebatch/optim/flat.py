@@ -19,6 +19,7 @@ SMALL_NUMEL = 4096
 
 _ROW_NUMEL = 1024
 PLAIN_DTYPES = (torch.float32, torch.float64)
+_TAKES = "float32 and float64 tensors on a CPU"
 
 Row = list[Tensor]
 """What belongs to one parameter: itself, its gradient, its state."""
@@ -85,22 +86,27 @@ def flat_views(row: Sequence[Tensor]) -> Row | None:
         return None
     if any(type(other) is not Tensor or other.dtype != param.dtype for other in row[1:]):
         return None
+    return in_one_order(row)
+
+
+def in_one_order(row: Sequence[Tensor]) -> Row | None:
+    """The tensors as flat views, if they lie in memory without gaps and in the order of the first; else None."""
     if not all(tensor.is_contiguous() for tensor in row):
-        strides = param.stride()
-        order = sorted(range(param.ndim), key=lambda dim: (-strides[dim], dim))
+        strides = row[0].stride()
+        order = sorted(range(row[0].ndim), key=lambda dim: (-strides[dim], dim))
         row = [tensor.permute(order) for tensor in row]
         if not all(tensor.is_contiguous() for tensor in row):
             return None
     return [tensor if tensor.ndim == 1 else tensor.view(-1) for tensor in row]
 
 
-def refusal(option: str, row: Sequence[Tensor], remedy: str) -> str:
-    """Why a path that needs flat views cannot have this parameter, its gradient and its state."""
+def refusal(option: str, row: Sequence[Tensor], remedy: str, *, takes: str = _TAKES) -> str:
+    """Why a path that needs flat views cannot have this parameter, its gradient and its state; what it does take."""
     param, grad = row[0], row[1]
     return (
         f"{option} and a parameter of shape {list(param.shape)}, {type(param).__name__} of {param.dtype} on "
         f"{param.device} with strides {param.stride()}, its gradient of {grad.dtype} with strides {grad.stride()}: "
-        f"{option} takes plain float32 and float64 tensors on a CPU that lie in memory without gaps, the gradient and "
+        f"{option} takes plain {takes} that lie in memory without gaps, the gradient and "
         f"the state in the order of the parameter. {remedy}."
     )
 

@@ -11,9 +11,9 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from largebatch.optim.checks import check_hyperparameters, refuse_complex
-from largebatch.optim.compiler import kernels
 from largebatch.optim.flat import require_fused_form
 from largebatch.optim.forms import LambForm, fill_with_paper
+from largebatch.optim.kernel_paths import prepare_kernels
 from largebatch.optim.lamb_arithmetic import lamb
 from largebatch.optim.state import load_unrounded, params_and_grads, wide_zeros
 from largebatch.optim.trust_ratio import global_l2_norm
@@ -72,13 +72,14 @@ class LAMB(Optimizer):
         fused: True for torch's fused AdamW kernel with 4.5 % of the group as temporary memory, False never. None takes
             it, if `foreach` is None too, for plain float32 and float64 tensors on a CPU whose gradient and state lie in
             memory in the same order, without gaps, and a form that it has (`forms`). True demands that of all.
-        compile: True for C kernels that are compiled here, once per machine and user: the fastest path on a CPU, for
-            every form. The constructor compiles; `step` takes what `fused` says of tensors, of all, without temporary
-            memory, on as many threads as torch has.
+        compile: True for kernels of our own, for every form: the fastest path, with next to no temporary memory. On a
+            CPU they are in C, the constructor compiles them, once per machine and user, and `step` takes what `fused`
+            says of tensors, of all, on as many threads as torch has. On a GPU they are in Triton, which compiles at the
+            first step, once per machine and user: a few seconds; bfloat16 and float16 are taken there too.
 
     Raises:
         ValueError: if a value breaks its rule or has no effect, here or in a group, a parameter is complex, or
-            fused=True or compile=True cannot be: there is no compiler, or it fails.
+            fused=True or compile=True cannot be: there is no compiler, it fails, or Triton is missing.
         RuntimeError: from `step`, if a gradient is sparse.
 
     >>> w = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
@@ -134,10 +135,10 @@ class LAMB(Optimizer):
         given = {**self.defaults, **param_group}
         check_hyperparameters(given)
         require_fused_form(given["fused"], LambForm.of(given))
-        if given["compile"]:
-            kernels()  # now, so that the first step does not take longer than the others
         super().add_param_group(param_group)
         refuse_complex(self.param_groups)
+        if given["compile"]:
+            prepare_kernels(self.param_groups)  # now, so that the first step does not take longer than the others
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict` returned, at full precision and without sharing its memory."""
@@ -186,7 +187,7 @@ class LAMB(Optimizer):
     def _state(self, param: Tensor) -> dict[str, Tensor]:
         state: dict[str, Tensor] = self.state[param]
         if not state:
-            state["step"] = torch.zeros((), dtype=torch.float32)  # on the CPU: reading it does not wait for the device
+            state["step"] = torch.zeros((), dtype=torch.float32, device="cpu")  # reading it there waits for no device
             state["exp_avg"] = wide_zeros(param)
             state["exp_avg_sq"] = wide_zeros(param)
         return state

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,10 @@ from largebatch.optim.compiled import compiled_lamb, rows_in_place
 from largebatch.optim.flat import require_fused_form, rows_of_one_dtype, split_off_fused
 from largebatch.optim.forms import LambForm
 from largebatch.optim.fused_lamb import fused_lamb
+from largebatch.optim.kernel_paths import split_by_device
 from largebatch.optim.state import same_kind, uses_foreach, widened
+from largebatch.optim.triton_steps import triton_lamb
+from largebatch.optim.triton_tables import works
 from largebatch.optim.trust_ratio import l2_norm, l2_norms, trust_ratio
 
 _PAPER = LambForm()
@@ -52,12 +56,7 @@ def lamb(
     }
     if compile:
         check_paths(foreach, fused, compile=True)
-        parts = rows_in_place(params, grads, exp_avgs, exp_avg_sqs, scalars=state_steps)
-        if state_steps:
-            torch._foreach_add_(state_steps, torch.tensor(1.0), alpha=1.0)
-        for rows in parts:
-            divisor = _grad_divisor(grad_norm, rows[0][2], form)
-            compiled_lamb(rows, **options, grad_divisor=1.0 if divisor is None else float(divisor))
+        _lamb_of_kernels([params, grads, exp_avgs, exp_avg_sqs, state_steps], options, grad_norm)
         return
     fused = require_fused_form(fused, form)
     fast, others = split_off_fused(foreach, fused, params, grads, exp_avgs, exp_avg_sqs, scalars=state_steps)
@@ -65,7 +64,19 @@ def lamb(
         fused_lamb(rows, **options)
     step = _multi_tensor_lamb if uses_foreach(foreach, params) else _single_tensor_lamb
     for same in same_kind(*others):
-        step(*same, **options, grad_divisor=_grad_divisor(grad_norm, same[2][0], form))
+        step(*same, **options, grad_divisor=_grad_divisor(grad_norm, same[2][0].device, same[2][0].dtype, form))
+
+
+def _lamb_of_kernels(columns: list[list[Tensor]], options: dict[str, Any], grad_norm: Tensor | None) -> None:
+    on_cpu, on_gpu = split_by_device(*columns)
+    parts, launches = rows_in_place(*on_cpu[:4], scalars=on_cpu[4]), works(*on_gpu[:4])  # both before anything moves
+    if columns[4]:
+        torch._foreach_add_(columns[4], torch.tensor(1.0, device="cpu"), alpha=1.0)
+    divisor_of = partial(_grad_divisor, grad_norm, form=options["form"])
+    for rows in parts:
+        divisor = divisor_of(rows[0][2].device, rows[0][2].dtype)
+        compiled_lamb(rows, **options, grad_divisor=1.0 if divisor is None else float(divisor))
+    triton_lamb(launches, on_gpu[0], on_gpu[4], **options, divisor_of=divisor_of)
 
 
 def _single_tensor_lamb(
@@ -182,12 +193,12 @@ def _foreach_adam_updates(
     return list(updates)
 
 
-def _grad_divisor(grad_norm: Tensor | None, state: Tensor, form: LambForm) -> Tensor | None:
+def _grad_divisor(grad_norm: Tensor | None, device: torch.device, dtype: torch.dtype, form: LambForm) -> Tensor | None:
     """What the gradients are divided by, on the device and in the dtype of their state: 1 up to the largest norm."""
     if form.max_grad_norm is None:
         return None
     assert grad_norm is not None
-    return (grad_norm / form.max_grad_norm).clamp_(min=1.0).to(state.device, state.dtype, non_blocking=True)
+    return (grad_norm / form.max_grad_norm).clamp_(min=1.0).to(device, dtype, non_blocking=True)
 
 
 def _grad_share(beta1: float, form: LambForm) -> float:

@@ -12,7 +12,10 @@ from largebatch.optim.compiled import compiled_lars, rows_in_place
 from largebatch.optim.flat import require_fused_form, rows_of_one_dtype, split_off_fused
 from largebatch.optim.forms import LarsForm
 from largebatch.optim.fused_lars import fused_lars
+from largebatch.optim.kernel_paths import split_by_device
 from largebatch.optim.state import same_kind, uses_foreach, widened
+from largebatch.optim.triton_steps import triton_lars
+from largebatch.optim.triton_tables import works
 from largebatch.optim.trust_ratio import l2_norm, l2_norms, trust_ratio
 
 _PAPER = LarsForm()
@@ -44,8 +47,11 @@ def lars(
     }
     if compile:
         check_paths(foreach, fused, compile=True)
-        for rows in rows_in_place(params, grads, momentum_buffers):
+        on_cpu, on_gpu = split_by_device(params, grads, momentum_buffers)
+        parts, launches = rows_in_place(*on_cpu), works(*on_gpu)  # both before anything moves
+        for rows in parts:
             compiled_lars(rows, **options)
+        triton_lars(launches, on_gpu[0], **options)
         return
     fused = require_fused_form(fused, form)
     fast, others = split_off_fused(foreach, fused, params, grads, momentum_buffers)

@@ -90,11 +90,14 @@ def test_a_package_that_is_absent_is_named_with_the_cause(monkeypatch):
 
 
 def test_the_compiled_path_takes_part_where_it_can(monkeypatch):
-    for has_compiler, device, cause in ((False, "cpu", "no C compiler"), (True, "cuda", "cuda is no CPU")):
-        monkeypatch.setattr(optimizer_race, "has_compiler", lambda has_compiler=has_compiler: has_compiler)
-        found, absent = optimizer_race.contestants(ALGORITHMS["LARS"], device)
-        assert "LARS compiled" not in [name for name, _ in found]
-        assert absent[0] == f"LARS compiled ({cause})"
+    for has_kernels in (True, False):
+        monkeypatch.setattr(optimizer_race, "has_compiler", lambda has_kernels=has_kernels: has_kernels)
+        monkeypatch.setattr(optimizer_race, "has_triton", lambda has_kernels=has_kernels: has_kernels)
+        for device, cause in (("cpu", "no C compiler"), ("cuda:1", "no Triton"), ("mps", "no kernels for mps")):
+            found, absent = optimizer_race.contestants(ALGORITHMS["LARS"], device)
+            takes_part = has_kernels and device != "mps"
+            assert ("LARS compiled" in [name for name, _ in found]) == takes_part
+            assert (absent[0] == f"LARS compiled ({cause})") != takes_part
 
 
 def test_the_rows_of_slow_steps_fit_in_80_columns(monkeypatch, capsys):

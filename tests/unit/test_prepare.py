@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from largebatch import preconditions
 from largebatch.config import ConfigError
 from largebatch.data import ArrayDataset
 from largebatch.losses import CrossEntropy
@@ -109,11 +110,13 @@ def test_kernels_are_compiled_for_the_optimizer_or_what_is_missing_is_an_error_o
     assert "Install gcc or clang, or set compile=False." in error
 
 
-def test_kernels_for_a_cpu_are_refused_where_the_run_would_be_on_a_gpu(monkeypatch):
+@pytest.mark.parametrize("is_there", [True, False])
+def test_kernels_for_a_gpu_need_triton(is_there: bool, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert [error for error in errors("optimizer=lamb", "+optimizer.compile=true") if "optimizer.compile" in error] == [
-        "optimizer.compile=true: the kernels run on a CPU, and this run would be on a GPU. Leave it out."
-    ]
+    monkeypatch.setattr(preconditions, "has_triton", lambda: is_there)
+    told = [error for error in errors("optimizer=lamb", "+optimizer.compile=true") if "optimizer.compile" in error]
+    text = "optimizer.compile=true: its kernels for a GPU need Triton, which is missing. Run pip install triton."
+    assert told == ([] if is_there else [text])
 
 
 @pytest.mark.parametrize("choice", [f"schedule={name}" for name in GROUPS["schedule"]])
