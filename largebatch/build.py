@@ -19,6 +19,7 @@ from largebatch.loop import Loader, Observer, Run
 from largebatch.losses import units_are_fixed
 from largebatch.observers import (
     CheckpointObserver,
+    CommunicationObserver,
     EvaluationObserver,
     Journal,
     LayersObserver,
@@ -51,6 +52,7 @@ class Job:
     evaluation: EvaluationObserver
     checkpoints: CheckpointObserver
     noise_scale: NoiseScaleObserver | None
+    communication: CommunicationObserver | None
     notes: list[str]
 
 
@@ -156,8 +158,8 @@ def _connect(
     checkpoints = _checkpoints(prepared, folder, trackers, identity)
     loader: Loader = _loader(prepared, runtime)
     # The ranks first, so that nothing is logged or saved of weights that they do not share.
-    noise_scale = _noise_scale(config, journal)
-    observers: list[Observer] = [_ranks(prepared), MetricsObserver(journal), evaluation, *filter(None, [noise_scale])]
+    live = _noise_scale(config, journal), _communication(config, journal)
+    observers: list[Observer] = [_ranks(prepared), MetricsObserver(journal), evaluation, *(one for one in live if one)]
     if config.observers.layers.every is not None:
         observers.append(LayersObserver(journal, records.open(folder.layers), every=config.observers.layers.every))
     if config.observers.ledger.enabled:
@@ -185,7 +187,7 @@ def _connect(
         observers=observers,
         stop_requested=stop,
     )
-    return Job(run, folder, [*trackers, *records.trackers], evaluation, checkpoints, noise_scale, notes=[])
+    return Job(run, folder, [*trackers, *records.trackers], evaluation, checkpoints, *live, notes=[])
 
 
 def _ranks(prepared: Prepared) -> RankObserver:
@@ -196,6 +198,11 @@ def _ranks(prepared: Prepared) -> RankObserver:
 def _noise_scale(config: TrainConfig, journal: Journal) -> NoiseScaleObserver | None:
     options = config.observers.noise_scale
     return None if options.every is None else NoiseScaleObserver(journal, every=options.every, window=options.window)
+
+
+def _communication(config: TrainConfig, journal: Journal) -> CommunicationObserver | None:
+    every = config.observers.communication.every
+    return None if every is None else CommunicationObserver(journal, every=every)
 
 
 def _loader(prepared: Prepared, runtime: Runtime) -> MicroBatchLoader:

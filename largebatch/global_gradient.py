@@ -14,10 +14,11 @@ from largebatch.coupled_gradients import accumulate_coupled_gradients
 from largebatch.coupled_losses import is_coupled
 from largebatch.exact_batch_norm import ExactBatchNorm
 from largebatch.exact_gradients import accumulate_exact_gradients
-from largebatch.gradients import GradientResult, ReductionClock, accumulate_gradients
+from largebatch.gradients import GradientResult, accumulate_gradients
 from largebatch.losses import Loss
 from largebatch.micro_batch_norms import MicroBatchNorms
 from largebatch.ordered_reduction import OrderedReduction
+from largebatch.reduction_clock import ReductionClock, Timeline
 from largebatch.running_statistics import RunningStatistics
 from largebatch.runtime import PendingSum, Runtime
 
@@ -31,6 +32,7 @@ class BatchResult(NamedTuple):
         data_s: seconds that this rank waited for data.
         communication_s: seconds of exposed communication; None when not measured.
         norms: (sum_i b_i |g_i|^2, |g|^2), see `MicroBatchNorms`; None when not measured.
+        timeline: of the reduction on this rank; None when communication was not measured, and on a single rank.
     """
 
     loss_sum: Tensor
@@ -38,6 +40,7 @@ class BatchResult(NamedTuple):
     data_s: float
     communication_s: float | None
     norms: PendingSum | None
+    timeline: Timeline | None
 
 
 class GlobalGradient:
@@ -106,7 +109,7 @@ class GlobalGradient:
             measures_norms: costs a pass over the gradients per micro-batch. A micro-batch's gradient must be its own:
                 not with a coupled loss or exact batch norm.
         """
-        self._clock.is_running = measures_communication
+        self._clock.begin(measures=measures_communication)
         self.statistics.begin_step(plan)
         if measures_norms:
             self._norms.begin(plan)
@@ -125,7 +128,8 @@ class GlobalGradient:
         )
         self.statistics.end_step()
         norms = self._norms.finish() if measures_norms else None
-        return BatchResult(result.loss_sum, num_units, result.data_s, result.communication_s, norms)
+        timeline = self._clock.timeline()
+        return BatchResult(result.loss_sum, num_units, result.data_s, result.communication_s, norms, timeline)
 
     def _count_units(self, plan: BatchPlan, own: Iterator[Any]) -> tuple[Iterator[Any], int]:
         """Units of the whole global batch: counted from the targets of all ranks before the first backward pass.

@@ -24,6 +24,14 @@ class SharpnessConfig(Section):
     plane_points: Annotated[int, Field(ge=0)]
 
 
+class CommunicationConfig(Section):
+    """How often steps and all-reduces are timed."""
+
+    pairs: Annotated[int, Field(ge=10)]  # an interval of a median takes that many
+    sizes: Annotated[int, Field(ge=4)]
+    repetitions: PositiveInt
+
+
 class MeasureConfig(Section):
     """Weights and samples."""
 
@@ -32,3 +40,4 @@ class MeasureConfig(Section):
     samples: PositiveInt | None
     micro: PositiveInt
     sharpness: SharpnessConfig
+    communication: CommunicationConfig

@@ -162,6 +162,12 @@ class NoiseScaleConfig(Section):
     window: Annotated[int, Field(ge=10)]
 
 
+class CommunicationConfig(Section):
+    """What communication costs."""
+
+    every: PositiveInt | None
+
+
 class RanksConfig(Section):
     """Comparison of step and weights over ranks."""
 
@@ -176,6 +182,7 @@ class ObserversConfig(Section):
     checkpoint: CheckpointConfig
     layers: LayersConfig
     noise_scale: NoiseScaleConfig
+    communication: CommunicationConfig
     ledger: LedgerConfig
     ranks: RanksConfig
     profile: ProfileConfig

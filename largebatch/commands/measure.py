@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 # `commands/measure_NAME.py` has `plan(prepared, options)`, which refuses wrong input and returns a `Measurement`.
 MEASURES = {
     "sharpness": "largest Hessian eigenvalue, trace, Keskar's box, m-sharpness, slices through the loss",
+    "communication": "a step with and without its all-reduces, exposed and hidden time, latency and bandwidth",
 }
 
 
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
         what = arguments[0]
         return run_verb(f"measure {what}", partial(run, what), arguments[1:], config_name="measure")
     asked = bool(arguments) and arguments[0] in ("-h", "--help")
-    lines = [f"  measure {name:10} {what}" for name, what in MEASURES.items()]
+    lines = [f"  measure {name:13} {what}" for name, what in MEASURES.items()]
     if arguments and not asked:
         lines.insert(0, f"largebatch measure: {arguments[0]!r} is nothing to measure.\n")
     usage = "usage: largebatch measure WHAT [KEY=VALUE ...]\n"

@@ -11,6 +11,7 @@ from largebatch.trackers.tracker import Problems, Row, Tracker
 from largebatch.trackers.wandb import WandbTracker, key_source
 
 if TYPE_CHECKING:
+    from largebatch.trackers.communication_figures import plot_transfer
     from largebatch.trackers.heat_map import plot_layers
     from largebatch.trackers.plots import plot_comparison, plot_run
     from largebatch.trackers.slice_plots import plot_slices
@@ -28,6 +29,7 @@ __all__ = [
     "plot_layers",
     "plot_run",
     "plot_slices",
+    "plot_transfer",
     "print_plan",
     "print_summary",
     "print_table",
@@ -50,4 +52,8 @@ def __getattr__(name: str) -> Any:
         from largebatch.trackers import slice_plots
 
         return slice_plots.plot_slices
+    if name == "plot_transfer":
+        from largebatch.trackers import communication_figures
+
+        return communication_figures.plot_transfer
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
+from largebatch.trackers.communication_figures import communication_figure
 from largebatch.trackers.drawing import (
     BLACK,
     BLUE,
@@ -50,11 +51,12 @@ _LOG_STEPS = 6  # runs that differ by this factor in steps get a logarithmic axi
 
 
 def plot_run(rows: Sequence[Row], folder: str | Path, title: str) -> list[Path]:
-    """Draw `training.png`, `time.png` and `noise_scale.png` into `folder`; returns the paths of those that had data."""
+    """Draw `training.png`, `time.png` and so on into `folder`; returns the paths of those that had data."""
     figures = {
         "training.png": training_figure(rows, title),
         "time.png": time_figure(rows, title),
         "noise_scale.png": noise_scale_figure(rows, title),
+        "communication.png": communication_figure(rows, title),
     }
     return [save(figure, Path(folder) / name) for name, figure in figures.items() if figure is not None]
 
