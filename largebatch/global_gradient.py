@@ -32,7 +32,6 @@ class BatchResult(NamedTuple):
         data_s: seconds that this rank waited for data.
         communication_s: seconds of exposed communication; None when not measured.
         norms: (sum_i b_i |g_i|^2, |g|^2), see `MicroBatchNorms`; None when not measured.
-        timeline: of the reduction on this rank; None when communication was not measured, and on a single rank.
     """
 
     loss_sum: Tensor
@@ -40,7 +39,6 @@ class BatchResult(NamedTuple):
     data_s: float
     communication_s: float | None
     norms: PendingSum | None
-    timeline: Timeline | None
 
 
 class GlobalGradient:
@@ -128,8 +126,14 @@ class GlobalGradient:
         )
         self.statistics.end_step()
         norms = self._norms.finish() if measures_norms else None
-        timeline = self._clock.timeline()
-        return BatchResult(result.loss_sum, num_units, result.data_s, result.communication_s, norms, timeline)
+        return BatchResult(result.loss_sum, num_units, result.data_s, result.communication_s, norms)
+
+    def timeline(self) -> Timeline | None:
+        """How this rank's gradient was reduced in a step that measured communication: call it after the update.
+
+        Waits for a GPU. None on a single rank.
+        """
+        return self._clock.timeline()
 
     def _count_units(self, plan: BatchPlan, own: Iterator[Any]) -> tuple[Iterator[Any], int]:
         """Units of the whole global batch: counted from the targets of all ranks before the first backward pass.

@@ -47,8 +47,7 @@ class StepReport:
         data_s: seconds that this rank waited for data.
         communication_s: seconds of exposed communication; None when this step did not measure it.
         norms: of micro-batch gradients, see `MicroBatchNorms`; None when this step did not measure them.
-        timeline: of the gradient's reduction on this rank; None when this step did not measure communication, and on a
-            single rank.
+        timeline: of the gradient's reduction on this rank; None when this step did not measure it, and on one rank.
     """
 
     step: int
@@ -107,7 +106,7 @@ class Run:
         log_every: steps between detailed reports (gradient norm, exposed communication).
         needs_every_loss: whether the loss is summed over ranks in every step, short or long.
         norms_every: steps between measurements of micro-batch gradients; None: none.
-        communication_every: steps between measurements of communication besides detailed reports; None: none.
+        communication_every: steps between timelines of the gradient's reduction; None: none.
         stop_requested: whether this rank was asked to stop.
     """
 
@@ -198,7 +197,7 @@ def take_step(run: Run, micro_batches: Iterator[Any]) -> StepReport:
     plan = run.ramp.at(run.counted_samples)
     run.counted_step += 1
     run.counted_samples += plan.global_batch_size
-    is_detailed = run.is_logged(run.counted_step)
+    is_detailed, measures_timeline = run.is_logged(run.counted_step), _is_due(run, run.communication_every)
     lr = run.lr_at(progress.samples_seen)
     for group in run.optimizer.param_groups:
         group["lr"] = lr
@@ -208,12 +207,13 @@ def take_step(run: Run, micro_batches: Iterator[Any]) -> StepReport:
         plan,
         micro_batches,
         random_key=stream_key(run.seed, "forward", progress.samples_seen),
-        measures_communication=is_detailed or _is_due(run, run.communication_every),
+        measures_communication=is_detailed or measures_timeline,
         measures_norms=_is_due(run, run.norms_every),
     )
     needs_norm = is_detailed or run.clip_norm is not None
     grad_norm = runtime.grad_norm(run.optimizer, run.clip_norm) if needs_norm else None
     runtime.step(run.optimizer)
+    timeline = run.gradient.timeline() if measures_timeline else None
 
     progress.step += 1
     progress.samples_seen += plan.global_batch_size
@@ -228,7 +228,7 @@ def take_step(run: Run, micro_batches: Iterator[Any]) -> StepReport:
         data_s=batch.data_s,
         communication_s=batch.communication_s,
         norms=batch.norms,
-        timeline=batch.timeline,
+        timeline=timeline,
     )
 
 

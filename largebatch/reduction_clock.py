@@ -24,11 +24,13 @@ class Timeline:
         num_bytes: of every part, in the order in which they were ready: DDP's buckets.
         ready_s: when the gradients of the part were computed, [parts].
         done_s: when the part was reduced, [parts].
+        step_s: length of the whole step, data and update included.
     """
 
     num_bytes: tuple[int, ...]
     ready_s: tuple[float, ...]
     done_s: tuple[float, ...]
+    step_s: float
 
 
 @dataclass
@@ -51,13 +53,15 @@ class ReductionClock:
         self._is_distributed = isinstance(model, nn.parallel.DistributedDataParallel)
         self._is_running = False
         self._parts: list[_Part] = []
+        self._begun: Any = None
         if isinstance(model, nn.parallel.DistributedDataParallel):
             # A lambda, because DDP rejects a hook whose annotations are strings.
             model.register_comm_hook(None, lambda state, bucket: self._reduce(bucket))
 
     def begin(self, *, measures: bool) -> None:
-        """Before the first backward pass of a step."""
+        """A step begins."""
         self._is_running, self._parts = measures, []
+        self._begun = self._now() if measures else None
 
     def start(self) -> None:
         """From here on the rank only waits: for a reduction that DDP does not make."""
@@ -70,28 +74,25 @@ class ReductionClock:
             return None
         if not self._is_distributed:
             return 0.0
-        end = self._now()
-        if self._on_gpu:
-            end.synchronize()
+        end = self._end()
         for part in self._parts:
             part.done = end if part.done is None else part.done
         return self._seconds(self._parts[-1].ready, end)
 
     def timeline(self) -> Timeline | None:
-        """Of the latest backward pass, after `exposed_s`; None while not running, and on a single rank."""
+        """Of the step that ends here, after `exposed_s`; None while not running, and on a single rank."""
         if not self._is_running or not self._is_distributed:
             return None
-        first = self._parts[0].ready
-        ready, done = ([self._seconds(first, moment) for moment in column] for column in self._moments())
-        end = max(done)
+        end = self._end()
+        ready = [self._seconds(self._begun, part.ready) for part in self._parts]
+        done = [self._seconds(self._begun, part.done) for part in self._parts]
+        last = max(done)
         return Timeline(
-            tuple(part.num_bytes for part in self._parts),
-            tuple(moment - end for moment in ready),
-            tuple(moment - end for moment in done),
+            num_bytes=tuple(part.num_bytes for part in self._parts),
+            ready_s=tuple(moment - last for moment in ready),
+            done_s=tuple(moment - last for moment in done),
+            step_s=self._seconds(self._begun, end),
         )
-
-    def _moments(self) -> tuple[list[Any], list[Any]]:
-        return [part.ready for part in self._parts], [part.done for part in self._parts]
 
     def _reduce(self, bucket: Any) -> torch.futures.Future[Tensor]:
         if not self._is_running:
@@ -113,6 +114,13 @@ class ReductionClock:
         event = torch.cuda.Event(enable_timing=True)
         event.record(torch.cuda.current_stream(self._device))
         return event
+
+    def _end(self) -> Any:
+        """Now, when a GPU has done all that it was given."""
+        end = self._now()
+        if self._on_gpu:
+            end.synchronize()
+        return end
 
     def _seconds(self, start: Any, end: Any) -> float:
         return float(start.elapsed_time(end)) / 1000 if self._on_gpu else float(end - start)

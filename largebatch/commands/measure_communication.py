@@ -131,7 +131,8 @@ def _rows(found: dict[str, _Median], steps: StepTimes, fit: TransferFit, num_ran
 def _fit_rows(steps: StepTimes, fit: TransferFit, num_ranks: int) -> Rows:
     low, high = (1e6 * one for one in fit.latency_interval)
     latency = ("latency", f"{1e6 * fit.latency_s:.4g} us", f"{low:.4g} to {high:.4g}", "of an all-reduce (fit)")
-    size = f"{sum(steps.num_bytes) / _MB:.4g} MB in {len(steps.num_bytes)} parts"
+    count, size = len(steps.num_bytes), f"{sum(steps.num_bytes) / _MB:.4g} MB"
+    parts = "at once" if count == 1 else f"in {count} parts one after another"
     if fit.bandwidth is None or fit.bandwidth_interval is None:
         return [latency, ("bandwidth", "not enough evidence", "", "larger all-reduces did not take longer for sure: "
                           "raise measure.communication.repetitions")]  # fmt: skip
@@ -143,7 +144,7 @@ def _fit_rows(steps: StepTimes, fit: TransferFit, num_ranks: int) -> Rows:
         ("ring", f"{1 / link_s_per_byte / _MB:.4g} MB/s", "",
          f"over each link, and {1e6 * message_s:.3g} us per message, if the all-reduce is a ring of {num_ranks} ranks: "
          "2 (p - 1) messages of n / p bytes (Patarasuk and Yuan 2009)"),
-        ("predicted", f"{1000 * fit.seconds(steps.num_bytes):.4g} ms", "", f"by the fit, for the gradient: {size}"),
+        ("predicted", f"{1000 * fit.seconds(steps.num_bytes):.4g} ms", "", f"by the fit: {size} {parts}"),
     ]  # fmt: skip
 
 

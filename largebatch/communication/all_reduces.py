@@ -15,7 +15,7 @@ from largebatch.diagnostics import TransferFit, fit_transfer
 from largebatch.rank_values import reals_of_ranks
 from largebatch.runtime import Runtime
 
-_WARMUP = 2
+_WARMUP = 1
 
 
 @dataclass(frozen=True)

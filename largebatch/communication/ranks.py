@@ -16,11 +16,9 @@ def communication_of_ranks(runtime: Runtime, timeline: Timeline) -> StepCommunic
     It costs an all-reduce of 16 bytes per rank and part of the gradient.
     """
     count = len(timeline.num_bytes)
-    table = reals_of_ranks(runtime, [*timeline.ready_s, *timeline.done_s])
-    return communication_of_step(
-        [row[:count] for row in table],
-        [row[count:] for row in table],
-    )
+    table = reals_of_ranks(runtime, [*timeline.ready_s, *timeline.done_s, timeline.step_s])
+    ready, done, step = zip(*((row[:count], row[count:-1], row[-1]) for row in table), strict=True)
+    return communication_of_step(ready, done, step)
 
 
 def meet(runtime: Runtime) -> None:

@@ -21,20 +21,29 @@ class StepCommunication:
         exposed_s: those of them after the last gradient of the slowest rank: nobody computes any more.
         skew_s: seconds that the fastest rank waited for the slowest before: no time of the network.
         slowest_rank: the one that computed its last gradient last.
+        step_s: length of the whole step, on the rank where it took longest.
     """
 
     total_s: float
     exposed_s: float
     skew_s: float
     slowest_rank: int
+    step_s: float
 
     @property
     def hidden_share(self) -> float:
         """Share of the reduction that ran beside computation; it may still have slowed it down."""
         return 1 - self.exposed_s / self.total_s if self.total_s > 0 else 0.0
 
+    @property
+    def share_of_step(self) -> float:
+        """Exposed communication over the time of the step."""
+        return self.exposed_s / self.step_s
 
-def communication_of_step(ready_s: Sequence[Sequence[float]], done_s: Sequence[Sequence[float]]) -> StepCommunication:
+
+def communication_of_step(
+    ready_s: Sequence[Sequence[float]], done_s: Sequence[Sequence[float]], step_s: Sequence[float]
+) -> StepCommunication:
     """What the ranks' own clocks say together.
 
     The reduction of a part begins when the last rank has it ready, and what a rank waits before that is the slowness
@@ -44,10 +53,11 @@ def communication_of_step(ready_s: Sequence[Sequence[float]], done_s: Sequence[S
         ready_s: when each part of the gradient was ready on each rank, [ranks][parts], in the order in which parts
             become ready; 0 is a moment that the ranks share, the end of the whole reduction.
         done_s: when it was reduced there, likewise.
+        step_s: length of the step on each rank, [ranks].
 
     >>> ready, done = [[-9.0, -2.0], [-7.0, -3.0]], [[-5.0, 0.0], [-5.0, 0.0]]  # rank 1, then rank 0 is the last
-    >>> communication_of_step(ready, done)  # from -7 to -5 and from -2 to 0
-    StepCommunication(total_s=4.0, exposed_s=2.0, skew_s=1.0, slowest_rank=0)
+    >>> communication_of_step(ready, done, [20.0, 20.0])  # from -7 to -5 and from -2 to 0
+    StepCommunication(total_s=4.0, exposed_s=2.0, skew_s=1.0, slowest_rank=0, step_s=20.0)
     """
     ready, done = np.asarray(ready_s, dtype=float), np.asarray(done_s, dtype=float)
     last = ready[:, -1]
@@ -56,6 +66,7 @@ def communication_of_step(ready_s: Sequence[Sequence[float]], done_s: Sequence[S
         exposed_s=-float(last.max()),
         skew_s=float(last.max() - last.min()),
         slowest_rank=int(last.argmax()),
+        step_s=max(step_s),
     )
 
 

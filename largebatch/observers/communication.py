@@ -6,11 +6,11 @@ import statistics
 
 from largebatch.communication import communication_of_ranks, time_all_reduces
 from largebatch.diagnostics import StepCommunication, probe_sizes
-from largebatch.loop import Progress, Run, StepReport
+from largebatch.loop import Run, StepReport
 from largebatch.observers.metrics import Journal
 from largebatch.trackers import Row
 
-_NUM_SIZES, _REPETITIONS = 8, 7
+_NUM_SIZES = 8
 
 
 class CommunicationObserver:
@@ -18,54 +18,46 @@ class CommunicationObserver:
 
     `communication/total_s` is the time in which parts of the gradient, ready on every rank, were being reduced;
     `communication/exposed_s` the part of it that no computation hides, `communication/hidden_share` the rest as a share
-    of the total, and `communication/share_of_step` the exposed part over rank 0's mean time per step since the last
-    measurement. `communication/skew_s` is how long the fastest rank waited for `communication/slowest_rank`: time that
-    a faster network would not save.
+    of the total, and `communication/share_of_step` the exposed part over the time of the step. `communication/skew_s`
+    is how long the fastest rank waited for `communication/slowest_rank`: time that a faster network would not save.
 
     After the step the ranks sum a few buffers of their own, up to the largest part of the gradient: the line through
     their times is `communication/latency_s` and `communication/bandwidth_bytes_per_s` (left out where they do not lie
     on one), and `communication/predicted_s` what it says of this gradient's parts one after another. Of a total far
     above it, something else than the network is the cause: computation on the same cores, or other jobs.
 
-    A measurement costs two time stamps per part of the gradient during the step and, after it, time for about ten
-    gradients' all-reduces, which counts as an observer's, not as the step's.
+    A measurement costs two time stamps per part of the gradient and, after the step and not counted as its time, about
+    a dozen all-reduces of the largest part, or of 4 MiB.
 
     Args:
         journal: for the rows.
         every: steps between measurements.
+        repetitions: of each of the all-reduces after the step.
     """
 
-    def __init__(self, journal: Journal, *, every: int) -> None:
+    def __init__(self, journal: Journal, *, every: int, repetitions: int = 7) -> None:
         self._journal = journal
         self._every = every
-        self._first_step = 1
-        self._window_start = Progress()
-        self._found: list[tuple[StepCommunication, float]] = []
+        self._repetitions = repetitions
+        self._found: list[StepCommunication] = []
 
     def on_start(self, run: Run) -> None:
         """Ask for time stamps."""
         run.communication_every = self._every
-        self._first_step = run.progress.step + 1
-        self._begin_window(run)
 
     def after_step(self, run: Run, report: StepReport) -> None:
         """Take the measurement of this step, if it made one."""
-        if run.counted_step % self._every:
-            if report.step == self._first_step:
-                self._begin_window(run)  # a process's first step is slow for other reasons
-            return
         if report.timeline is None:
             return
-        step_s = (run.progress.train_s - self._window_start.train_s) / (run.progress.step - self._window_start.step)
         found = communication_of_ranks(run.runtime, report.timeline)
-        self._found.append((found, step_s))
+        self._found.append(found)
         sizes = probe_sizes(max(report.timeline.num_bytes), _NUM_SIZES)
-        fit = time_all_reduces(run.runtime, sizes, repetitions=_REPETITIONS).fit
+        fit = time_all_reduces(run.runtime, sizes, repetitions=self._repetitions).fit
         row: Row = {
             "communication/total_s": found.total_s,
             "communication/exposed_s": found.exposed_s,
             "communication/hidden_share": found.hidden_share,
-            "communication/share_of_step": found.exposed_s / step_s,
+            "communication/share_of_step": found.share_of_step,
             "communication/skew_s": found.skew_s,
             "communication/slowest_rank": found.slowest_rank,
             "communication/gradient_bytes": sum(report.timeline.num_bytes),
@@ -75,7 +67,6 @@ class CommunicationObserver:
             row["communication/bandwidth_bytes_per_s"] = fit.bandwidth
             row["communication/predicted_s"] = fit.seconds(report.timeline.num_bytes)
         self._journal.log(run.progress, row)
-        self._begin_window(run)
 
     def on_end(self, run: Run, status: str) -> None:
         """Nothing is left over."""
@@ -84,17 +75,9 @@ class CommunicationObserver:
         """Medians over the measurements, for people; None without any."""
         if not self._found:
             return None
-        total, exposed, skew, share = (
-            statistics.median(column)
-            for column in zip(
-                *((one.total_s, one.exposed_s, one.skew_s, one.exposed_s / step_s) for one, step_s in self._found),
-                strict=True,
-            )
-        )
+        rows = [(one.total_s, one.exposed_s, one.skew_s, one.share_of_step) for one in self._found]
+        total, exposed, skew, share = (statistics.median(column) for column in zip(*rows, strict=True))
         return (
             f"{1000 * exposed:.3g} ms exposed per step ({share:.1%} of its time) of {1000 * total:.3g} ms, and "
             f"{1000 * skew:.3g} ms waiting for the slowest rank; medians of {len(self._found)}"
         )
-
-    def _begin_window(self, run: Run) -> None:
-        self._window_start = Progress(run.progress.step, run.progress.samples_seen, run.progress.train_s)
