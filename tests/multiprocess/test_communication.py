@@ -26,7 +26,7 @@ from torch import nn
 from largebatch import reduction_clock
 from largebatch.__main__ import main
 from largebatch.batch import BatchPlan
-from largebatch.communication import time_all_reduces, time_steps
+from largebatch.communication import StepTimes, time_all_reduces, time_steps
 from largebatch.data import MicroBatchLoader, random_classification
 from largebatch.loop import Run, train
 from largebatch.losses import CrossEntropy
@@ -188,7 +188,8 @@ def test_a_slow_rank_is_skew_and_named_and_no_communication(ranks):
     assert {row["communication/slowest_rank"] for row in rows[3::2]} == {1}
 
 
-def steps_with_a_delay() -> dict[str, Any]:
+def timed_steps() -> dict[str, Any]:
+    """Times of steps whose all-reduces are not, and are, delayed."""
     runtime = Runtime.open()
     try:
         model, loss, data, _ = problem_of(MLP(8, 5, hidden=[8]))
@@ -196,22 +197,29 @@ def steps_with_a_delay() -> dict[str, Any]:
         plan = BatchPlan.pinned(global_batch_size=BATCH, world_size=2, micro_batch_size=BATCH // 2)
         own = list(MicroBatchLoader(data, SampleOrder(len(data), SEED), plan, runtime.rank).micro_batches(0, 1))
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        with delayed_all_reduces(always):
-            times = time_steps(runtime, runtime.wrap(model), loss, optimizer, own, plan=plan, fixed_units=True, pairs=8)
+        times = []
+        for slows in (never, always):
+            with delayed_all_reduces(slows):
+                wrapped = runtime.wrap(model)
+                times.append(time_steps(runtime, wrapped, loss, optimizer, own, plan=plan, fixed_units=True, pairs=8))
         changed = [name for name, value in model.state_dict().items() if not torch.equal(value, before[name])]
         return {"times": times, "changed": changed}
     finally:
         runtime.close()
 
 
+def cost(times: StepTimes) -> float:
+    return statistics.median(times.with_s) - statistics.median(times.without_s)
+
+
 def test_a_step_with_delayed_communication_is_that_much_longer_than_one_without(ranks):
-    first, second = ranks(2).run(steps_with_a_delay)
-    times = first["times"]
-    assert times == second["times"]
-    assert len(times.with_s) == len(times.without_s) == len(times.communication) == 8
-    difference = statistics.median(times.with_s) - statistics.median(times.without_s)
-    assert difference == pytest.approx(DELAY_S, rel=WITHIN)
-    assert statistics.median(one.exposed_s for one in times.communication) == pytest.approx(DELAY_S, rel=WITHIN)
+    first, second = ranks(2).run(timed_steps)
+    plain, delayed = first["times"]
+    assert first["times"] == second["times"]
+    assert len(delayed.with_s) == len(delayed.without_s) == len(delayed.communication) == 8
+    assert cost(delayed) - cost(plain) == pytest.approx(DELAY_S, rel=WITHIN)
+    exposed, before = (statistics.median(one.exposed_s for one in times.communication) for times in (delayed, plain))
+    assert exposed - before == pytest.approx(DELAY_S, rel=WITHIN)
     assert first["changed"] == [], "the weights go back after every step"
 
 
