@@ -13,24 +13,17 @@ from torch import nn
 
 from largebatch.checkpoint import Checkpoint
 from largebatch.data import MicroBatchLoader
-from largebatch.derive import PROFILE_WARMUP_STEPS
 from largebatch.interruption import StopRequest
-from largebatch.loop import Loader, Observer, Run
+from largebatch.loop import Run
 from largebatch.losses import units_are_fixed
 from largebatch.observers import (
     CheckpointObserver,
     CommunicationObserver,
     EvaluationObserver,
-    Journal,
-    LayersObserver,
-    LedgerObserver,
-    MetricsObserver,
     NoiseScaleObserver,
-    ProfileObserver,
-    RankObserver,
-    WatchedLoader,
     restore,
 )
+from largebatch.observing import Records, observe
 from largebatch.order import SampleOrder
 from largebatch.plan_report import plan_record
 from largebatch.prepare import Prepared
@@ -38,7 +31,6 @@ from largebatch.resume import check_identity, find_checkpoint, run_identity
 from largebatch.run_folder import RunFolder, new_folder
 from largebatch.runtime import Runtime
 from largebatch.same_run import require_same_run, run_fingerprint
-from largebatch.schema import TrainConfig
 from largebatch.trackers import JsonlTracker, ProgressLine, TensorBoardTracker, Tracker, WandbTracker
 
 
@@ -122,27 +114,6 @@ def _trackers(
     return trackers
 
 
-class Records:
-    """Files of one observer's rows each: closed and asked for problems like trackers; metrics do not go there.
-
-    Args:
-        runtime: rank 0 writes.
-        resume_at_step: rows of later steps are set aside.
-    """
-
-    def __init__(self, runtime: Runtime, *, resume_at_step: int) -> None:
-        self._is_main = runtime.is_main
-        self._resume_at_step = resume_at_step
-        self.trackers: list[Tracker] = []
-
-    def open(self, path: Path) -> Tracker | None:
-        """A tracker for `path`; None on other ranks than 0."""
-        if not self._is_main:
-            return None
-        self.trackers.append(JsonlTracker(path, resume_at_step=self._resume_at_step))
-        return self.trackers[-1]
-
-
 def _connect(
     prepared: Prepared,
     runtime: Runtime,
@@ -153,29 +124,14 @@ def _connect(
     stop: StopRequest,
 ) -> Job:
     config, derived = prepared.config, prepared.derived
-    journal = Journal(trackers, num_samples=derived.num_samples)
-    evaluation = _evaluation(prepared, journal)
-    checkpoints = _checkpoints(prepared, folder, trackers, identity)
-    loader: Loader = _loader(prepared, runtime)
-    # The ranks first, so that nothing is logged or saved of weights that they do not share.
-    live = _noise_scale(config, journal), _communication(config, journal)
-    observers: list[Observer] = [_ranks(prepared), MetricsObserver(journal), evaluation, *(one for one in live if one)]
-    if config.observers.layers.every is not None:
-        observers.append(LayersObserver(journal, records.open(folder.layers), every=config.observers.layers.every))
-    if config.observers.ledger.enabled:
-        loader = watched = WatchedLoader(loader)
-        parameters_every = config.observers.ledger.parameters_every
-        observers.append(LedgerObserver(records.open(folder.ledger), watched, parameters_every=parameters_every))
-    observers.append(checkpoints)  # last: a checkpoint has the rows of its own step on disk
-    if config.observers.profile.steps:
-        observers.insert(0, _profiler(prepared, folder))
+    watch = observe(prepared, _loader(prepared, runtime), folder, trackers, records, identity)
     run = Run(
         runtime=runtime,
         model=_wrapped(prepared, runtime),
         loss=prepared.loss,
         optimizer=prepared.optimizer,
         plan=derived.ramp,
-        loader=loader,
+        loader=watch.loader,
         lr_at=derived.lr_at,
         num_steps=derived.num_steps,
         fixed_units=units_are_fixed(prepared.loss, prepared.train),
@@ -184,25 +140,12 @@ def _connect(
         ordered=config.batch.reduction == "ordered",
         exact_batch_norm=config.batch_norm == "exact",
         log_every=config.observers.metrics.every,
-        observers=observers,
+        observers=watch.observers,
         stop_requested=stop,
     )
-    return Job(run, folder, [*trackers, *records.trackers], evaluation, checkpoints, *live, notes=[])
-
-
-def _ranks(prepared: Prepared) -> RankObserver:
-    every = prepared.config.observers.ranks.compare_every
-    return RankObserver(every=every, checkpoint_every=prepared.derived.checkpoint_every)
-
-
-def _noise_scale(config: TrainConfig, journal: Journal) -> NoiseScaleObserver | None:
-    options = config.observers.noise_scale
-    return None if options.every is None else NoiseScaleObserver(journal, every=options.every, window=options.window)
-
-
-def _communication(config: TrainConfig, journal: Journal) -> CommunicationObserver | None:
-    every = config.observers.communication.every
-    return None if every is None else CommunicationObserver(journal, every=every)
+    every_tracker = [*trackers, *records.trackers]
+    named = watch.evaluation, watch.checkpoints, watch.noise_scale, watch.communication
+    return Job(run, folder, every_tracker, *named, notes=[])
 
 
 def _loader(prepared: Prepared, runtime: Runtime) -> MicroBatchLoader:
@@ -218,39 +161,6 @@ def _loader(prepared: Prepared, runtime: Runtime) -> MicroBatchLoader:
         seed=config.seed,
         timeout_s=config.data.timeout_s,
     )
-
-
-def _evaluation(prepared: Prepared, journal: Journal) -> EvaluationObserver:
-    config = prepared.config
-    return EvaluationObserver(
-        journal,
-        train=prepared.train_plain,
-        validation=prepared.validation,
-        loss=prepared.measured_loss,
-        every=prepared.derived.evaluate_every,
-        micro_batch_size=config.observers.evaluation.micro,
-        seed=config.seed,
-        num_workers=config.data.num_workers,
-        timeout_s=config.data.timeout_s,
-    )
-
-
-def _checkpoints(
-    prepared: Prepared, folder: RunFolder, trackers: Sequence[Tracker], identity: dict[str, Any]
-) -> CheckpointObserver:
-    run_ids = [tracker.run_id for tracker in trackers if isinstance(tracker, WandbTracker)]
-    return CheckpointObserver(
-        folder.checkpoints,
-        every=prepared.derived.checkpoint_every,
-        keep=prepared.config.observers.checkpoint.keep,
-        identity=identity,
-        extra={"wandb_run_id": run_ids[0]} if run_ids else {},
-    )
-
-
-def _profiler(prepared: Prepared, folder: RunFolder) -> ProfileObserver:
-    steps = prepared.config.observers.profile.steps
-    return ProfileObserver(folder.path, num_steps=steps, warmup_steps=PROFILE_WARMUP_STEPS)
 
 
 def _wrapped(prepared: Prepared, runtime: Runtime) -> nn.Module:

@@ -30,6 +30,7 @@ class Derived:
         schedule: samples seen -> factor of the peak.
         num_samples: size of the training set.
         evaluate_every, checkpoint_every: in samples; None: only at the end.
+        sharpness_every: in samples; None: never.
     """
 
     ramp: BatchRamp
@@ -38,6 +39,7 @@ class Derived:
     num_samples: int
     evaluate_every: int | None
     checkpoint_every: int | None
+    sharpness_every: int | None = None
 
     @property
     def plan(self) -> BatchPlan:
@@ -101,11 +103,12 @@ def derive(config: TrainConfig, *, num_samples: int, world_size: int) -> Derived
     report.errors += _profile_problems(config, ramp.num_steps(length) if ramp else length // total)
     evaluate_every = report.attempt("", lambda: _interval("evaluation", config.observers.evaluation.every, samples))
     checkpoint_every = report.attempt("", lambda: _interval("checkpoint", config.observers.checkpoint.every, samples))
+    sharpness_every = report.attempt("", lambda: _interval("sharpness", config.observers.sharpness.every, samples))
     report.raise_if_any()
     assert ramp is not None
     assert peaks is not None
     assert schedule is not None
-    return Derived(ramp, peaks, schedule, num_samples, evaluate_every, checkpoint_every)
+    return Derived(ramp, peaks, schedule, num_samples, evaluate_every, checkpoint_every, sharpness_every)
 
 
 def _exact_batch_norm_problems(config: TrainConfig) -> list[str]:

@@ -7,7 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from largebatch.config import ConfigError
 from largebatch.measured_weights import Weights
+
+
+class NotMeasurableError(ConfigError):
+    """What is asked for does not exist for this loss or this number of processes; `measure all` says so and goes on."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ class SharpnessConfig(Section):
     m: PositiveInt
     rho: PositiveFloat
     box_eps: PositiveFloat
-    box_iterations: PositiveInt
+    box_iterations: Annotated[int, Field(ge=0)]
     lanczos_iterations: PositiveInt
     lanczos_tolerance: PositiveFloat
     trace_samples: Annotated[int, Field(ge=2)]  # one draw does not tell its own error

@@ -12,9 +12,7 @@ from torch import nn
 
 from largebatch.checkpoint import Checkpoint, CheckpointError
 from largebatch.config import ConfigError, parse_section
-from largebatch.keyed import stream_key
 from largebatch.measure_schema import MeasureConfig
-from largebatch.order import SampleOrder
 from largebatch.prepare import Prepared
 from largebatch.resume import find_checkpoint
 from largebatch.run_folder import RunFolder
@@ -105,5 +103,6 @@ def fixed_subset(prepared: Prepared, options: MeasureConfig) -> FixedSubset:
             [f"measure.samples={count}: the training set has {len(dataset)}. Use {len(dataset)} or fewer, or null for "
              "all of it."]
         )  # fmt: skip
-    order = SampleOrder(len(dataset), stream_key(config.seed, "evaluated subset"))
-    return FixedSubset(dataset, order.ids(0, count), options.micro, num_workers=config.data.num_workers)
+    return FixedSubset.random(
+        dataset, count, seed=config.seed, micro_batch_size=options.micro, num_workers=config.data.num_workers
+    )

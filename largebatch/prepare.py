@@ -21,6 +21,7 @@ from largebatch.keyed import stream_key
 from largebatch.launcher import launcher_problems
 from largebatch.losses import Loss
 from largebatch.models.checkpointing import checkpoint_activations
+from largebatch.observer_checks import sharpness_problems
 from largebatch.optim import parameter_groups
 from largebatch.preconditions import folder_problems, machine_problems
 from largebatch.report import Report
@@ -56,12 +57,7 @@ def prepare(composed: DictConfig, environ: Mapping[str, str]) -> Prepared:
     """
     config = parse_config(composed)
     report = Report()
-    report.errors += launcher_problems(
-        environ, precision=config.precision.compute, num_processes=config.launcher.num_processes
-    )
-    report.errors += machine_problems(config, environ)
-    report.errors += report.attempt("run folder", lambda: folder_problems(config)) or []
-
+    _look_around(config, environ, report)
     train, train_plain, validation = _datasets(config, report)
     loss = report.attempt("loss", lambda: _loss(config))
     # On the CPU and from a key of its own, so that every rank of every topology draws the same weights.
@@ -75,6 +71,8 @@ def prepare(composed: DictConfig, environ: Mapping[str, str]) -> Prepared:
         derived = report.attempt("batch", lambda: derive(config, num_samples=len(train), world_size=world_size))
     if is_coupled(loss) and not report.errors:
         report.errors += _coupled_problems(config, derived, train_plain, validation)
+    if train_plain is not None:
+        report.errors += sharpness_problems(config, train_plain, loss)
     if model is not None and loss is not None and not report.errors:
         report.attempt("model and data", lambda: try_training(config, train, augment, model, loss))
         for key, dataset in (("data.train_plain", train_plain), ("data.validation", validation)):
@@ -98,6 +96,14 @@ def prepare(composed: DictConfig, environ: Mapping[str, str]) -> Prepared:
         measured_loss=_without_smoothing(loss),
         optimizer=optimizer,
     )
+
+
+def _look_around(config: TrainConfig, environ: Mapping[str, str], report: Report) -> None:
+    """Launcher, machine and run folder."""
+    precision, num_processes = config.precision.compute, config.launcher.num_processes
+    report.errors += launcher_problems(environ, precision=precision, num_processes=num_processes)
+    report.errors += machine_problems(config, environ)
+    report.errors += report.attempt("run folder", lambda: folder_problems(config)) or []
 
 
 def _datasets(config: TrainConfig, report: Report) -> tuple[Any, Any, Any]:

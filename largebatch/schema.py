@@ -15,6 +15,7 @@ from largebatch.config_types import (
     one_of,
     switch_or_pattern,
 )
+from largebatch.observers_schema import ObserversConfig
 from largebatch.scaling import SCALING_RULES
 from largebatch.schedule import DECAYS
 
@@ -114,79 +115,6 @@ class PrecisionConfig(Section):
     tf32: bool
     compile: bool
     activation_checkpointing: Annotated[bool | str, BeforeValidator(switch_or_pattern)]
-
-
-class MetricsConfig(Section):
-    """Training rows."""
-
-    every: PositiveInt
-
-
-class EvaluationConfig(Section):
-    """Evaluation of train subset and validation set."""
-
-    every: DurationText | None
-    micro: PositiveInt
-
-
-class CheckpointConfig(Section):
-    """Checkpoints."""
-
-    every: DurationText | None
-    keep: PositiveInt
-
-
-class ProfileConfig(Section):
-    """torch.profiler."""
-
-    steps: Annotated[int, Field(ge=0)]
-
-
-class LedgerConfig(Section):
-    """ledger.jsonl."""
-
-    enabled: bool
-    parameters_every: PositiveInt
-
-
-class LayersConfig(Section):
-    """layers.jsonl."""
-
-    every: PositiveInt | None
-
-
-class NoiseScaleConfig(Section):
-    """Gradient noise scale."""
-
-    every: PositiveInt | None
-    window: Annotated[int, Field(ge=10)]
-
-
-class CommunicationConfig(Section):
-    """What communication costs."""
-
-    every: PositiveInt | None
-
-
-class RanksConfig(Section):
-    """Comparison of step and weights over ranks."""
-
-    compare_every: PositiveInt | None
-
-
-class ObserversConfig(Section):
-    """What watches the run."""
-
-    metrics: MetricsConfig
-    evaluation: EvaluationConfig
-    checkpoint: CheckpointConfig
-    layers: LayersConfig
-    noise_scale: NoiseScaleConfig
-    communication: CommunicationConfig
-    ledger: LedgerConfig
-    ranks: RanksConfig
-    profile: ProfileConfig
-    progress: bool
 
 
 class WandbConfig(Section):

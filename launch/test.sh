@@ -15,4 +15,4 @@ export LARGEBATCH_TEST_ORACLES=required # a comparison with another implementati
 ruff check .
 ruff format --check .
 mypy
-exec python -m pytest -q "$@"
+exec python -m pytest -q -n 2 "$@" # two workers, by file; a later -n counts

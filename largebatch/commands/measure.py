@@ -17,7 +17,8 @@ from omegaconf import DictConfig
 from largebatch.commands.composition import EXIT_WRONG_INPUT, run_verb
 
 if TYPE_CHECKING:
-    from largebatch.finding import Finding
+    from largebatch.finding import Finding, Measurement
+    from largebatch.measure_schema import MeasureConfig
     from largebatch.measured_weights import Weights
     from largebatch.prepare import Prepared
 
@@ -28,13 +29,18 @@ MEASURES = {
 }
 
 
+ALL = "all"
+
+
 def main(arguments: Sequence[str]) -> int:
     """`measure WHAT [KEY=VALUE ...]`. Returns the exit code."""
-    if arguments and arguments[0] in MEASURES:
+    choices = MEASURES | {ALL: "all of these, and a page with their tables and pictures"}
+    if arguments and arguments[0] in choices:
         what = arguments[0]
         return run_verb(f"measure {what}", partial(run, what), arguments[1:], config_name="measure")
     asked = bool(arguments) and arguments[0] in ("-h", "--help")
-    lines = [f"  measure {name:13} {what}" for name, what in MEASURES.items()]
+    width = max(map(len, choices))
+    lines = [f"  measure {name:{width}} {what}" for name, what in choices.items()]
     if arguments and not asked:
         lines.insert(0, f"largebatch measure: {arguments[0]!r} is nothing to measure.\n")
     usage = "usage: largebatch measure WHAT [KEY=VALUE ...]\n"
@@ -50,15 +56,47 @@ def run(what: str, config: DictConfig, overrides: list[str]) -> int:
 
     options = parse_measure(config)
     prepared = prepare(config, os.environ)
-    measure = importlib.import_module(f"largebatch.commands.measure_{what}").plan(prepared, options)
+    measurements, left_out = _planned(what, prepared, options)
     with open_weights(prepared, options.checkpoint) as weights:
-        started = time.perf_counter()
-        present = measure(weights)
-        seconds = time.perf_counter() - started
-        if present is not None:
-            folder = _folder(prepared, what)
-            _show(what, present(folder), folder, _context(prepared, weights) | {"seconds": seconds})
+        folder, shown = None, []
+        for name, measure in measurements.items():
+            started = time.perf_counter()
+            present = measure(weights)
+            if present is not None:
+                folder = folder or _folder(prepared, what)
+                finding = present(folder)
+                shown.append((name, finding, time.perf_counter() - started))
+                _show(*shown[-1], folder, _context(prepared, weights))
+        if what == ALL and folder is not None:
+            _conclude(folder, prepared, weights, shown, left_out)
     return 0
+
+
+def _planned(
+    what: str, prepared: Prepared, options: MeasureConfig
+) -> tuple[dict[str, Measurement], list[tuple[str, str]]]:
+    """The measurements by name, and of `all` those that do not exist here, with the reason.
+
+    Raises:
+        ConfigError: with all that is wrong, of all measurements.
+    """
+    from largebatch.config import ConfigError
+    from largebatch.finding import NotMeasurableError
+
+    errors: list[str] = []
+    measurements, left_out = {}, []
+    for name in MEASURES if what == ALL else (what,):
+        try:
+            measurements[name] = importlib.import_module(f"largebatch.commands.measure_{name}").plan(prepared, options)
+        except NotMeasurableError as reason:  # noqa: PERF203  at most five
+            left_out.append((name, " ".join(reason.errors)))
+        except ConfigError as error:
+            errors += error.errors
+    if not measurements:
+        errors += [reason for _, reason in left_out]
+    if errors:
+        raise ConfigError(list(dict.fromkeys(errors)))  # what is wrong for several is told once
+    return measurements, left_out
 
 
 def _folder(prepared: Prepared, what: str) -> Path:
@@ -70,14 +108,40 @@ def _folder(prepared: Prepared, what: str) -> Path:
     return folder
 
 
-def _show(what: str, finding: Finding, folder: Path, context: dict[str, object]) -> None:
+def _show(name: str, finding: Finding, seconds: float, folder: Path, context: dict[str, object]) -> None:
     from largebatch.trackers import print_table
 
     print_table(finding.headers, finding.rows, title=finding.title)
-    path = folder / f"{what}.json"
-    path.write_text(json.dumps(finding.record | context, indent=1) + "\n")
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps(finding.record | context | {"seconds": seconds}, indent=1) + "\n")
     for written in (path, *finding.plots):
         print(written)
+
+
+def _conclude(
+    folder: Path,
+    prepared: Prepared,
+    weights: Weights,
+    shown: Sequence[tuple[str, Finding, float]],
+    left_out: Sequence[tuple[str, str]],
+) -> None:
+    """The page of all that was measured, and how long each took."""
+    from largebatch.trackers import print_table
+    from largebatch.trackers.page import Section, write_page
+
+    times = [(name, f"{seconds:.1f} s", finding.title) for name, finding, seconds in shown]
+    times += [(name, "left out", reason) for name, reason in left_out]
+    overview = Section("overview", "What was measured, and how long it took.", ("what", "took", "of what"), times)
+    parts = [Section(name, found.title, found.headers, found.rows, found.plots) for name, found, _ in shown]
+    name = prepared.config.run.name or prepared.config.data.name
+    page = write_page(
+        folder / "page.html",
+        title=f"{name}: {weights.source}",
+        lines=[f"{weights.runtime.world_size} processes, {weights.runtime.device.type}, {weights.runtime.precision}"],
+        sections=[overview, *parts],
+    )
+    print_table(overview.headers, overview.rows, title="measured")
+    print(page)
 
 
 def _context(prepared: Prepared, weights: Weights) -> dict[str, object]:

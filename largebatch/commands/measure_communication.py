@@ -14,10 +14,9 @@ from torch import nn
 
 from largebatch.commands.bench import median_interval
 from largebatch.communication import ProbeTimes, StepTimes, time_all_reduces, time_steps
-from largebatch.config import ConfigError
 from largebatch.data import MicroBatchLoader
 from largebatch.diagnostics import TransferFit, probe_sizes
-from largebatch.finding import Finding, Measurement, Present
+from largebatch.finding import Finding, Measurement, NotMeasurableError, Present
 from largebatch.losses import units_are_fixed
 from largebatch.measure_schema import MeasureConfig
 from largebatch.measured_weights import Weights
@@ -34,12 +33,12 @@ def plan(prepared: Prepared, options: MeasureConfig) -> Measurement:
     """Check what is asked for.
 
     Raises:
-        ConfigError: on a single process, or where gradients are not sent by all-reduces that DDP makes.
+        NotMeasurableError: on a single process, or where gradients are not sent by all-reduces that DDP makes.
     """
     if problems := communication_problems(
         prepared.config, world_size=prepared.derived.plan.world_size, what="measure communication"
     ):
-        raise ConfigError(problems)
+        raise NotMeasurableError(problems)
 
     def measure(weights: Weights) -> Present | None:
         steps = _time_steps(prepared, weights, pairs=options.communication.pairs)
@@ -130,7 +129,12 @@ def _rows(found: dict[str, _Median], steps: StepTimes, fit: TransferFit, num_ran
 
 def _fit_rows(steps: StepTimes, fit: TransferFit, num_ranks: int) -> Rows:
     low, high = (1e6 * one for one in fit.latency_interval)
-    latency = ("latency", f"{1e6 * fit.latency_s:.4g} us", f"{low:.4g} to {high:.4g}", "of an all-reduce (fit)")
+    latency = (
+        "latency",
+        f"{1e6 * fit.latency_s:.4g} us",
+        f"{low:.4g} to {high:.4g}",
+        "of an undisturbed all-reduce (fit to lower quartiles)",
+    )
     count, size = len(steps.num_bytes), f"{sum(steps.num_bytes) / _MB:.4g} MB"
     parts = "at once" if count == 1 else f"in {count} parts one after another"
     if fit.bandwidth is None or fit.bandwidth_interval is None:
@@ -140,7 +144,7 @@ def _fit_rows(steps: StepTimes, fit: TransferFit, num_ranks: int) -> Rows:
     message_s, link_s_per_byte = fit.ring(num_ranks)
     return [
         latency,
-        ("bandwidth", f"{fit.bandwidth / _MB:.4g} MB/s", f"{slow:.4g} to {fast:.4g}", "of the gradient's bytes (fit)"),
+        ("bandwidth", f"{fit.bandwidth / _MB:.4g} MB/s", f"{slow:.4g} to {fast:.4g}", "of the gradient's bytes (the same fit)"),
         ("ring", f"{1 / link_s_per_byte / _MB:.4g} MB/s", "",
          f"over each link, and {1e6 * message_s:.3g} us per message, if the all-reduce is a ring of {num_ranks} ranks: "
          "2 (p - 1) messages of n / p bytes (Patarasuk and Yuan 2009)"),

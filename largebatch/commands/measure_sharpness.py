@@ -9,7 +9,7 @@ from typing import Any
 
 from largebatch.config import ConfigError
 from largebatch.coupled_losses import is_coupled
-from largebatch.finding import Finding, Measurement, Present
+from largebatch.finding import Finding, Measurement, NotMeasurableError, Present
 from largebatch.measure_schema import MeasureConfig, SharpnessConfig
 from largebatch.measured_weights import Weights, fixed_subset
 from largebatch.prepare import Prepared
@@ -40,7 +40,7 @@ def plan(prepared: Prepared, options: MeasureConfig) -> Measurement:
 
 def _subset(prepared: Prepared, options: MeasureConfig) -> FixedSubset:
     if is_coupled(prepared.loss):
-        raise ConfigError(
+        raise NotMeasurableError(
             [f"loss._target_={prepared.config.loss['_target_']}: it compares the samples of a batch, so that the loss "
              "of a subset depends on how it is cut. Measure the sharpness of a loss that is a sum over samples."]
         )  # fmt: skip
@@ -58,7 +58,7 @@ def _rows(found: Sharpness, options: SharpnessConfig) -> Rows:
     """(what, value, error, meaning) as shown."""
     top, box = found.lambda_max, found.box
     unconverged = "" if top.converged else "; not converged, raise measure.sharpness.lanczos_iterations"
-    return [
+    rows = [
         ("loss", f"{found.loss:.6g}", "", "mean over the subset, in eval mode"),
         ("|gradient|", f"{found.gradient_norm:.4g}", "", "of that mean; small near a minimum"),
         ("lambda_max", f"{top.value:.6g}", f"residual {top.residual:.1e}",
@@ -66,13 +66,15 @@ def _rows(found: Sharpness, options: SharpnessConfig) -> Rows:
          "plain gradient descent is stable up to lr 2/lambda_max (Cohen et al. 2021)"),
         ("trace", f"{found.trace.value:.6g}", f"+- {found.trace.standard_error:.2g}",
          f"sum of all eigenvalues (Hutchinson 1990, {found.trace.num_samples} vectors)"),
-        ("box", f"{box.value:.6g}", "lower bound",
-         f"100 (max loss - loss) / (1 + loss) for |y| <= {options.box_eps:g} (|w| + 1) "
-         f"(Keskar et al. 2017, {box.num_evaluations} evaluations)"),
         (f"{options.m}-sharpness", f"{found.m_sharpness.value:.6g}", _error(found.m_sharpness.standard_error),
          f"mean rise of a loss of {options.m} samples along its own gradient over {options.rho:g} "
          f"(Foret et al. 2021, {found.m_sharpness.num_samples} groups)"),
     ]  # fmt: skip
+    if box is not None:
+        meaning = f"100 (max loss - loss) / (1 + loss) for |y| <= {options.box_eps:g} (|w| + 1)"
+        evaluations = f"(Keskar et al. 2017, {box.num_evaluations} evaluations)"
+        rows.append(("box", f"{box.value:.6g}", "lower bound", f"{meaning} {evaluations}"))
+    return rows
 
 
 def _error(standard_error: float) -> str:

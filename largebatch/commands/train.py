@@ -76,7 +76,7 @@ def _announce(prepared: Prepared, job: Job) -> None:
 
 def _conclude(job: Job, status: str) -> None:
     """Write summary and plots, close the trackers, print the end of the story."""
-    from largebatch.trackers import plot_layers, plot_run, print_summary, read_metrics
+    from largebatch.trackers import WandbTracker, default_charts, plot_layers, plot_run, print_summary, read_metrics
 
     rows = read_metrics(job.folder.metrics)
     summary = _summary(job, status)
@@ -89,6 +89,8 @@ def _conclude(job: Job, status: str) -> None:
     except Exception as error:  # whatever a plot stumbles over, the run's numbers are worth more
         problems.append(f"plots were not written: {type(error).__name__}: {error}")
     for tracker in job.trackers:
+        if isinstance(tracker, WandbTracker):
+            tracker.draw(default_charts(rows))
         tracker.finish(summary, plots)
         problems += tracker.problems
     try:

@@ -1,4 +1,4 @@
-"""What watches a run: metrics, evaluation, checkpoints, layers, communication, ledger, agreement of ranks.
+"""What watches a run: metrics, evaluation, noise scale, sharpness, communication, checkpoints, layers, ledger, ranks.
 
 Removing all of them leaves the weights bit-identical.
 """
@@ -12,6 +12,7 @@ from largebatch.observers.metrics import Journal, MetricsObserver
 from largebatch.observers.noise_scale import NoiseScaleObserver
 from largebatch.observers.profile import ProfileObserver
 from largebatch.observers.ranks import RankObserver
+from largebatch.observers.sharpness import SharpnessObserver
 
 __all__ = [
     "CheckpointObserver",
@@ -24,6 +25,7 @@ __all__ = [
     "NoiseScaleObserver",
     "ProfileObserver",
     "RankObserver",
+    "SharpnessObserver",
     "WatchedLoader",
     "restore",
 ]

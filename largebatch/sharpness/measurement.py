@@ -35,10 +35,10 @@ class SharpnessSettings:
         lanczos_iterations: Hessian-vector products for the eigenvalue at most; as many vectors are kept in memory.
         lanczos_tolerance: relative to the largest |eigenvalue|.
         trace_samples: Hessian-vector products for the trace.
-        box_eps: half width of Keskar's box, relative to |w| + 1.
-        box_iterations: of L-BFGS-B.
         m: samples that share one ascent step in the m-sharpness.
         rho: length of the ascent step.
+        box_eps: half width of Keskar's box, relative to |w| + 1.
+        box_iterations: of L-BFGS-B; 0: no box.
         slice_radius: slices reach from -radius to radius, in filter norms.
         line_points, plane_points: positions of a slice along an axis; 0: no such slice.
     """
@@ -47,13 +47,13 @@ class SharpnessSettings:
     lanczos_iterations: int
     lanczos_tolerance: float
     trace_samples: int
-    box_eps: float
-    box_iterations: int
     m: int
     rho: float
-    slice_radius: float
-    line_points: int
-    plane_points: int
+    box_eps: float = 1e-3
+    box_iterations: int = 0
+    slice_radius: float = 1.0
+    line_points: int = 0
+    plane_points: int = 0
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Sharpness:
         gradient_norm: of that loss.
         lambda_max: largest eigenvalue of its Hessian.
         trace: of its Hessian.
-        box: Keskar's sharpness.
+        box: Keskar's sharpness; None if it was not asked for.
         m_sharpness: mean over groups of m samples of the rise along the group's own ascent step.
         slices: for plots.
     """
@@ -87,7 +87,7 @@ class Sharpness:
     gradient_norm: float
     lambda_max: TopEigenvalue
     trace: Estimate
-    box: BoxSharpness
+    box: BoxSharpness | None
     m_sharpness: Estimate
     slices: Slices
 
@@ -158,7 +158,9 @@ def _trace(shared: SharedLoss, weights: Tensor, settings: SharpnessSettings) -> 
     return hutchinson_trace(shared.hessian_vector_product, (rademacher(weights, key) for key in keys))
 
 
-def _box(shared: SharedLoss, weights: Tensor, settings: SharpnessSettings) -> BoxSharpness:
+def _box(shared: SharedLoss, weights: Tensor, settings: SharpnessSettings) -> BoxSharpness | None:
+    if settings.box_iterations == 0:
+        return None
     generator = torch.Generator().manual_seed(stream_key(settings.seed, "box start"))
     start = torch.rand(weights.shape, generator=generator, dtype=torch.float64).to(weights) * 2 - 1
     return box_sharpness(

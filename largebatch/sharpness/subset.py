@@ -13,6 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from largebatch.data import MicroBatchData, evaluation_batches
 from largebatch.gradients import forward
+from largebatch.keyed import stream_key
+from largebatch.order import SampleOrder
 from largebatch.runtime import Inputs, Runtime
 
 Reduce = Callable[[Tensor], None]
@@ -36,6 +38,12 @@ class FixedSubset:
     ids: np.ndarray[Any, np.dtype[np.int64]]
     micro_batch_size: int
     num_workers: int = 0
+
+    @classmethod
+    def random(cls, dataset: Any, count: int, *, seed: int, micro_batch_size: int, num_workers: int = 0) -> FixedSubset:
+        """`count` random samples of a set, the same ones as evaluation reads, for the seed of a run."""
+        order = SampleOrder(len(dataset), stream_key(seed, "evaluated subset"))
+        return cls(dataset, order.ids(0, count), micro_batch_size, num_workers)
 
     def batches(self, runtime: Runtime) -> list[Batch]:
         """This rank's share of the subset, on its device."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from largebatch.trackers.charts import default_charts
 from largebatch.trackers.console import ProgressLine, print_plan, print_summary, print_table
 from largebatch.trackers.jsonl import JsonlTracker, read_metrics, set_stale_rows_aside, torn_lines
 from largebatch.trackers.tensorboard import TensorBoardTracker
@@ -24,6 +25,7 @@ __all__ = [
     "TensorBoardTracker",
     "Tracker",
     "WandbTracker",
+    "default_charts",
     "key_source",
     "plot_comparison",
     "plot_layers",

@@ -21,12 +21,11 @@ from largebatch.trackers.drawing import (
     VERMILLION,
     add_epochs,
     draw_line,
-    has_data,
     plain,
     save,
-    series,
     style_axes,
 )
+from largebatch.trackers.series import has_data, series
 from largebatch.trackers.tracker import Row
 
 _COLOURS = (BLUE, VERMILLION, SKY, ORANGE)
@@ -78,7 +77,7 @@ def plot_transfer(
         title: of what.
         num_bytes: sizes of the all-reduces, [n].
         seconds: median, lower and upper quartile of their times, [3][n].
-        fit: through the medians.
+        fit: through the lower quartiles.
         parts: sizes in which a gradient is sent.
         bars: name of a bar -> its parts -> seconds.
     """
@@ -88,8 +87,8 @@ def plot_transfer(
     _draw_bars(right, bars)
     figure.suptitle(plain(title), fontweight="bold")
     figure.supxlabel(
-        "Left: medians with quartiles. Right: medians; hidden communication runs beside computation, and both share "
-        "the machine.",
+        "Left: medians with quartiles; the line goes through the lower ones. Right: medians; hidden communication runs "
+        "beside computation, and both share the machine.",
         fontsize=8,
     )
     return save(figure, Path(path))

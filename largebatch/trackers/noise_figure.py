@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from largebatch.trackers.drawing import BLACK, BLUE, add_epochs, has_data, series, style_axes
+from largebatch.trackers.drawing import BLACK, BLUE, add_epochs, style_axes
+from largebatch.trackers.series import has_data, series
 from largebatch.trackers.tracker import Row
 
 

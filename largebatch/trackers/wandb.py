@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from largebatch.trackers.charts import Chart
 from largebatch.trackers.tracker import Problems, Row, plain_values
 
 _PUBLIC_SERVER = "https://api.wandb.ai"
@@ -104,6 +105,16 @@ class WandbTracker:
         self._samples_seen = values.get("samples_seen", self._samples_seen)
         with self._problems.counted("a row was lost"):
             self._run.log(values)
+
+    def draw(self, charts: Sequence[Chart]) -> None:
+        """Log charts of whole runs; call it once, before `finish`."""
+        if self._run is None:
+            return
+        for chart in charts:
+            xs, ys = zip(*chart.lines.values(), strict=True)
+            with self._problems.counted("a chart was lost"):
+                drawn = self._wandb.plot.line_series(xs, ys, list(chart.lines), chart.title, "samples seen")
+                self._run.log({"samples_seen": self._samples_seen, chart.name: drawn})
 
     def finish(self, summary: dict[str, Any], plots: Sequence[Path]) -> None:
         """Store the summary and the pictures, then wait at most 60 s for uploads; what remains can be synced later.

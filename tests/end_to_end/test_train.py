@@ -383,3 +383,32 @@ def test_the_noise_scale_reaches_rows_and_summary(tmp_path, capsys):
     assert last["noise_scale/value"] == pytest.approx(last["noise_scale/trace"] / last["noise_scale/grad_sq_norm"])
     assert last["noise_scale/sample_efficiency"] + last["noise_scale/step_efficiency"] == pytest.approx(1)
     assert f"{last['noise_scale/value']:,.0f} samples (95 %: " in capsys.readouterr().out
+
+
+def test_sharpness_during_a_run_is_that_of_its_checkpoints_and_changes_no_bit(tmp_path):
+    options = ["model=mlp", "model.hidden=[8]", "data.augment.crop_padding=0", "observers.checkpoint.every=20steps"]
+    watched = [
+        "observers.sharpness.every=20steps", "observers.sharpness.samples=64", "observers.sharpness.m=16",
+        "observers.sharpness.trace_samples=4", "observers.sharpness.lanczos_tolerance=1e-6",
+    ]  # fmt: skip
+    assert train(tmp_path / "plain", *options) == 0
+    assert train(tmp_path / "watched", *options, *watched) == 0
+    plain = weights(tmp_path / "plain", 40)
+    assert all(torch.equal(one, plain[name]) for name, one in weights(tmp_path / "watched", 40).items())
+    rows = [row for row in read_metrics(tmp_path / "watched" / "metrics.jsonl") if "sharpness/trace" in row]
+    assert [row["step"] for row in rows] == [20, 40]
+    assert (tmp_path / "watched" / "plots" / "sharpness.png").stat().st_size > 10_000
+    same = [
+        "data=digits", "data.limit=128", *options[:2], "measure.samples=64", "measure.sharpness.m=16",
+        "measure.sharpness.trace_samples=4",
+        "measure.sharpness.line_points=0", "measure.sharpness.plane_points=0", "measure.sharpness.box_iterations=0",
+    ]  # fmt: skip
+    for row in rows:
+        checkpoint = tmp_path / "watched" / "checkpoints" / f"step_{row['step']:08d}"
+        out = tmp_path / f"measured_{row['step']}"
+        assert main(["measure", "sharpness", *same, f"measure.checkpoint={checkpoint}", f"run.dir={out}"]) == 0
+        record = json.loads((out / "sharpness.json").read_text())
+        assert record["box"] is None
+        assert row["sharpness/lambda_max"] == pytest.approx(record["lambda_max"]["value"], rel=1e-4)
+        assert row["sharpness/trace"] == pytest.approx(record["trace"]["value"], rel=1e-4)
+        assert row["sharpness/m_sharpness"] == pytest.approx(record["m_sharpness"]["value"], rel=1e-4)

@@ -278,6 +278,20 @@ BATCH: dict[str, Row] = {
         TWO_RANKS,
         {"observers.communication.every=5: with batch_norm=exact the ranks": "Use batch_norm=ghost, or leave it out."},
     ),
+    "a sharpness that cannot be measured": (
+        [
+            "observers.sharpness.every=1ep",
+            "observers.sharpness.samples=2000",
+            "observers.sharpness.m=3000",
+            "precision.compile=true",
+        ],
+        NO_ENVIRON,
+        {
+            "observers.sharpness.samples=2000: the training set has": "Use at most that.",
+            "observers.sharpness.m=3000: 2000 samples do not divide": "Use m at most 2000, or another m.",
+            "observers.sharpness.every=1ep: torch.compile has no second derivatives": "after the run.",
+        },
+    ),
     "too few pinned micro-batches": (
         ["batch.total=100", "batch.micro=64"],
         EIGHT_RANKS,

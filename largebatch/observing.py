@@ -1,0 +1,158 @@
+"""The observers of a run, in the order in which they are called."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from largebatch.derive import PROFILE_WARMUP_STEPS
+from largebatch.loop import Loader, Observer
+from largebatch.observers import (
+    CheckpointObserver,
+    CommunicationObserver,
+    EvaluationObserver,
+    Journal,
+    LayersObserver,
+    LedgerObserver,
+    MetricsObserver,
+    NoiseScaleObserver,
+    ProfileObserver,
+    RankObserver,
+    SharpnessObserver,
+    WatchedLoader,
+)
+from largebatch.prepare import Prepared
+from largebatch.run_folder import RunFolder
+from largebatch.runtime import Runtime
+from largebatch.schema import TrainConfig
+from largebatch.sharpness import FixedSubset, SharpnessSettings
+from largebatch.trackers import JsonlTracker, Tracker, WandbTracker
+
+
+class Records:
+    """Files of one observer's rows each: closed and asked for problems like trackers; metrics do not go there.
+
+    Args:
+        runtime: rank 0 writes.
+        resume_at_step: rows of later steps are set aside.
+    """
+
+    def __init__(self, runtime: Runtime, *, resume_at_step: int) -> None:
+        self._is_main = runtime.is_main
+        self._resume_at_step = resume_at_step
+        self.trackers: list[Tracker] = []
+
+    def open(self, path: Path) -> Tracker | None:
+        """A tracker for `path`; None on other ranks than 0."""
+        if not self._is_main:
+            return None
+        self.trackers.append(JsonlTracker(path, resume_at_step=self._resume_at_step))
+        return self.trackers[-1]
+
+
+@dataclass
+class Observation:
+    """What watches a run, and the loader that it reads through. The named ones are in the list, too."""
+
+    observers: list[Observer]
+    loader: Loader
+    evaluation: EvaluationObserver
+    checkpoints: CheckpointObserver
+    noise_scale: NoiseScaleObserver | None
+    communication: CommunicationObserver | None
+
+
+def observe(
+    prepared: Prepared,
+    loader: Loader,
+    folder: RunFolder,
+    trackers: list[Tracker],
+    records: Records,
+    identity: dict[str, Any],
+) -> Observation:
+    """The observers that the config asks for, in their order."""
+    config, derived = prepared.config, prepared.derived
+    journal = Journal(trackers, num_samples=derived.num_samples)
+    evaluation = _evaluation(prepared, journal)
+    checkpoints = _checkpoints(prepared, folder, trackers, identity)
+    # The ranks first, so that nothing is logged or saved of weights that they do not share.
+    live = _noise_scale(config, journal), _communication(config, journal)
+    observers: list[Observer] = [_ranks(prepared), MetricsObserver(journal), evaluation, *(one for one in live if one)]
+    if derived.sharpness_every is not None:
+        observers.append(_sharpness(prepared, journal, every=derived.sharpness_every))
+    if config.observers.layers.every is not None:
+        observers.append(LayersObserver(journal, records.open(folder.layers), every=config.observers.layers.every))
+    if config.observers.ledger.enabled:
+        loader = watched = WatchedLoader(loader)
+        parameters_every = config.observers.ledger.parameters_every
+        observers.append(LedgerObserver(records.open(folder.ledger), watched, parameters_every=parameters_every))
+    observers.append(checkpoints)  # last: a checkpoint has the rows of its own step on disk
+    if config.observers.profile.steps:
+        observers.insert(0, _profiler(prepared, folder))
+    return Observation(observers, loader, evaluation, checkpoints, *live)
+
+
+def _ranks(prepared: Prepared) -> RankObserver:
+    every = prepared.config.observers.ranks.compare_every
+    return RankObserver(every=every, checkpoint_every=prepared.derived.checkpoint_every)
+
+
+def _noise_scale(config: TrainConfig, journal: Journal) -> NoiseScaleObserver | None:
+    options = config.observers.noise_scale
+    return None if options.every is None else NoiseScaleObserver(journal, every=options.every, window=options.window)
+
+
+def _communication(config: TrainConfig, journal: Journal) -> CommunicationObserver | None:
+    every = config.observers.communication.every
+    return None if every is None else CommunicationObserver(journal, every=every)
+
+
+def _sharpness(prepared: Prepared, journal: Journal, *, every: int) -> SharpnessObserver:
+    """Without box and slices, which are for `largebatch measure sharpness`."""
+    config = prepared.config
+    options = config.observers.sharpness
+    subset = FixedSubset.random(
+        prepared.train_plain,
+        options.samples,
+        seed=config.seed,
+        micro_batch_size=options.micro,
+        num_workers=config.data.num_workers,
+    )
+    named = options.model_dump(exclude={"every", "samples", "micro"})
+    settings = SharpnessSettings(seed=config.seed, **named)
+    return SharpnessObserver(journal, subset=subset, loss=prepared.measured_loss, settings=settings, every=every)
+
+
+def _evaluation(prepared: Prepared, journal: Journal) -> EvaluationObserver:
+    config = prepared.config
+    return EvaluationObserver(
+        journal,
+        train=prepared.train_plain,
+        validation=prepared.validation,
+        loss=prepared.measured_loss,
+        every=prepared.derived.evaluate_every,
+        micro_batch_size=config.observers.evaluation.micro,
+        seed=config.seed,
+        num_workers=config.data.num_workers,
+        timeout_s=config.data.timeout_s,
+    )
+
+
+def _checkpoints(
+    prepared: Prepared, folder: RunFolder, trackers: Sequence[Tracker], identity: dict[str, Any]
+) -> CheckpointObserver:
+    run_ids = [tracker.run_id for tracker in trackers if isinstance(tracker, WandbTracker)]
+    return CheckpointObserver(
+        folder.checkpoints,
+        every=prepared.derived.checkpoint_every,
+        keep=prepared.config.observers.checkpoint.keep,
+        identity=identity,
+        extra={"wandb_run_id": run_ids[0]} if run_ids else {},
+    )
+
+
+def _profiler(prepared: Prepared, folder: RunFolder) -> ProfileObserver:
+    steps = prepared.config.observers.profile.steps
+    return ProfileObserver(folder.path, num_steps=steps, warmup_steps=PROFILE_WARMUP_STEPS)

@@ -1,0 +1,45 @@
+"""Columns of a run's rows, as every chart takes them; without matplotlib, which takes a second to load."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from largebatch.trackers.tracker import Row
+
+
+def series(rows: Sequence[Row], key: str, against: str = "samples_seen") -> tuple[np.ndarray, np.ndarray]:
+    """(x, y) of the rows that have `key`, ordered by x; y is NaN where the value is not finite.
+
+    >>> rows = [{"samples_seen": 8, "a": 2.0}, {"samples_seen": 4, "a": float("inf")}, {"samples_seen": 9}]
+    >>> [column.tolist() for column in series(rows, "a")]
+    [[4.0, 8.0], [nan, 2.0]]
+    """
+    pairs = [(float(row[against]), float(row[key])) for row in rows if key in row and against in row]
+    x, y = np.array(sorted(pairs, key=lambda pair: pair[0])).reshape(-1, 2).T
+    return x, np.where(np.isfinite(y), y, np.nan)
+
+
+def has_data(rows: Sequence[Row], key: str) -> bool:
+    """Whether any value of `key` can be drawn."""
+    return bool(np.isfinite(series(rows, key)[1]).any())
+
+
+def smooth(y: np.ndarray, span: float) -> np.ndarray:
+    """Exponential mean over about `span` values, unbiased at the start; NaN has no weight.
+
+    mean_i = sum_j k^(i-j) y_j / sum_j k^(i-j) with k = 1 - 1/span, over the j <= i that are not NaN.
+
+    >>> smooth(np.array([2.0, np.nan, 5.0]), 2.0).tolist()  # (2/4 + 5) / (1/4 + 1)
+    [2.0, 2.0, 4.4]
+    """
+    keep = 1 - 1 / max(span, 1)
+    total = weight = 0.0
+    means = np.full(len(y), np.nan)
+    for i, value in enumerate(y):
+        seen = not np.isnan(value)
+        total = keep * total + (value if seen else 0.0)
+        weight = keep * weight + seen
+        means[i] = total / weight if weight else np.nan
+    return means
