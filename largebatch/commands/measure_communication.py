@@ -144,7 +144,8 @@ def _fit_rows(steps: StepTimes, fit: TransferFit, num_ranks: int) -> Rows:
     message_s, link_s_per_byte = fit.ring(num_ranks)
     return [
         latency,
-        ("bandwidth", f"{fit.bandwidth / _MB:.4g} MB/s", f"{slow:.4g} to {fast:.4g}", "of the gradient's bytes (the same fit)"),
+        ("bandwidth", f"{fit.bandwidth / _MB:.4g} MB/s", f"{slow:.4g} to {fast:.4g}",
+         "bytes of a gradient per second beyond the latency: the same fit"),
         ("ring", f"{1 / link_s_per_byte / _MB:.4g} MB/s", "",
          f"over each link, and {1e6 * message_s:.3g} us per message, if the all-reduce is a ring of {num_ranks} ranks: "
          "2 (p - 1) messages of n / p bytes (Patarasuk and Yuan 2009)"),

@@ -37,8 +37,8 @@ class ProbeTimes:
     def fit(self) -> TransferFit:
         """Latency and bandwidth of undisturbed all-reduces, from the lower quartiles.
 
-        A rank that the system takes off its core for milliseconds lengthens times a hundredfold; on a busy machine that
-        is half of them, and the median of one size then lies among these and that of the next does not.
+        On a busy machine half of the times are several times longer, because a rank lost its core for a while: then the
+        median of one size is a disturbed time and that of the next is not.
         """
         return fit_transfer(self.num_bytes, self.low_s)
 
