@@ -18,6 +18,7 @@ from largebatch.loop import Run
 from largebatch.losses import units_are_fixed
 from largebatch.observers import (
     CheckpointObserver,
+    CommunicationObserver,
     EvaluationObserver,
     NoiseScaleObserver,
     restore,
@@ -43,6 +44,7 @@ class Job:
     evaluation: EvaluationObserver
     checkpoints: CheckpointObserver
     noise_scale: NoiseScaleObserver | None
+    communication: CommunicationObserver | None
     notes: list[str]
 
 
@@ -142,7 +144,8 @@ def _connect(
         stop_requested=stop,
     )
     every_tracker = [*trackers, *records.trackers]
-    return Job(run, folder, every_tracker, watch.evaluation, watch.checkpoints, watch.noise_scale, notes=[])
+    named = watch.evaluation, watch.checkpoints, watch.noise_scale, watch.communication
+    return Job(run, folder, every_tracker, *named, notes=[])
 
 
 def _loader(prepared: Prepared, runtime: Runtime) -> MicroBatchLoader:

@@ -16,12 +16,12 @@ from largebatch.coupled_losses import CoupledLoss
 from largebatch.gradients import (
     GradientResult,
     MicroBatchSource,
-    ReductionClock,
     accumulate_gradients,
     forward,
     micro_batch_key,
 )
 from largebatch.ordered_reduction import OrderedReduction
+from largebatch.reduction_clock import ReductionClock
 from largebatch.runtime import Inputs, Runtime
 
 

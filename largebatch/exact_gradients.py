@@ -18,11 +18,11 @@ from largebatch.flat_gradients import FlatGradients
 from largebatch.gradients import (
     GradientResult,
     MicroBatchSource,
-    ReductionClock,
     forward,
     micro_batch_key,
     no_sync,
 )
+from largebatch.reduction_clock import ReductionClock
 from largebatch.runtime import Runtime
 
 

@@ -14,10 +14,11 @@ from largebatch.coupled_gradients import accumulate_coupled_gradients
 from largebatch.coupled_losses import is_coupled
 from largebatch.exact_batch_norm import ExactBatchNorm
 from largebatch.exact_gradients import accumulate_exact_gradients
-from largebatch.gradients import GradientResult, ReductionClock, accumulate_gradients
+from largebatch.gradients import GradientResult, accumulate_gradients
 from largebatch.losses import Loss
 from largebatch.micro_batch_norms import MicroBatchNorms
 from largebatch.ordered_reduction import OrderedReduction
+from largebatch.reduction_clock import ReductionClock, Timeline
 from largebatch.running_statistics import RunningStatistics
 from largebatch.runtime import PendingSum, Runtime
 
@@ -106,7 +107,7 @@ class GlobalGradient:
             measures_norms: costs a pass over the gradients per micro-batch. A micro-batch's gradient must be its own:
                 not with a coupled loss or exact batch norm.
         """
-        self._clock.is_running = measures_communication
+        self._clock.begin(measures=measures_communication)
         self.statistics.begin_step(plan)
         if measures_norms:
             self._norms.begin(plan)
@@ -126,6 +127,13 @@ class GlobalGradient:
         self.statistics.end_step()
         norms = self._norms.finish() if measures_norms else None
         return BatchResult(result.loss_sum, num_units, result.data_s, result.communication_s, norms)
+
+    def timeline(self) -> Timeline | None:
+        """How this rank's gradient was reduced in a step that measured communication: call it after the update.
+
+        Waits for a GPU. None on a single rank.
+        """
+        return self._clock.timeline()
 
     def _count_units(self, plan: BatchPlan, own: Iterator[Any]) -> tuple[Iterator[Any], int]:
         """Units of the whole global batch: counted from the targets of all ranks before the first backward pass.

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 from largebatch.batch import BatchPlan
 from largebatch.coupled_losses import is_coupled
 from largebatch.keyed import stream_key
 from largebatch.ordered_reduction import OrderedReduction
+from largebatch.reduction_clock import ReductionClock
 from largebatch.runtime import Inputs, Runtime
 
 
@@ -136,49 +136,3 @@ def no_sync(model: nn.Module) -> contextlib.AbstractContextManager[None]:
     if isinstance(model, nn.parallel.DistributedDataParallel):
         return model.no_sync()
     return contextlib.nullcontext()
-
-
-class ReductionClock:
-    """Times the part of the all-reduce that no computation hides.
-
-    DDP hands over its last bucket when the last gradient is ready. From then until the backward pass returns, the rank
-    only waits.
-    """
-
-    def __init__(self, runtime: Runtime, model: nn.Module) -> None:
-        self._on_gpu = runtime.device.type == "cuda"
-        self._is_distributed = isinstance(model, nn.parallel.DistributedDataParallel)
-        self._last_bucket: Any = None
-        self.is_running = False
-        if isinstance(model, nn.parallel.DistributedDataParallel):
-            # A lambda, because DDP rejects a hook whose annotations are strings.
-            model.register_comm_hook(None, lambda state, bucket: self._reduce(bucket))
-
-    def _reduce(self, bucket: Any) -> torch.futures.Future[Tensor]:
-        if self.is_running and bucket.is_last():
-            self._last_bucket = self._now()
-        return allreduce_hook(None, bucket)  # type: ignore[arg-type]
-
-    def start(self) -> None:
-        """From here on the rank only waits: for a reduction that DDP does not make."""
-        if self.is_running:
-            self._last_bucket = self._now()
-
-    def _now(self) -> Any:
-        if not self._on_gpu:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
-    def exposed_s(self) -> float | None:
-        """Seconds between the last bucket of the latest backward pass and now; None while not running."""
-        if not self.is_running:
-            return None
-        if not self._is_distributed:
-            return 0.0
-        start, end = self._last_bucket, self._now()
-        if not self._on_gpu:
-            return float(end - start)
-        end.synchronize()
-        return float(start.elapsed_time(end)) / 1000

@@ -17,6 +17,7 @@ from largebatch.global_gradient import GlobalGradient
 from largebatch.keyed import stream_key
 from largebatch.losses import Loss
 from largebatch.ramp import BatchRamp
+from largebatch.reduction_clock import Timeline
 from largebatch.runtime import PendingSum, Runtime
 
 
@@ -46,6 +47,7 @@ class StepReport:
         data_s: seconds that this rank waited for data.
         communication_s: seconds of exposed communication; None when this step did not measure it.
         norms: of micro-batch gradients, see `MicroBatchNorms`; None when this step did not measure them.
+        timeline: of the gradient's reduction on this rank; None when this step did not measure it, and on one rank.
     """
 
     step: int
@@ -58,6 +60,7 @@ class StepReport:
     data_s: float
     communication_s: float | None
     norms: PendingSum | None = None
+    timeline: Timeline | None = None
 
     @property
     def mean_loss(self) -> float:
@@ -103,6 +106,7 @@ class Run:
         log_every: steps between detailed reports (gradient norm, exposed communication).
         needs_every_loss: whether the loss is summed over ranks in every step, short or long.
         norms_every: steps between measurements of micro-batch gradients; None: none.
+        communication_every: steps between timelines of the gradient's reduction; None: none.
         stop_requested: whether this rank was asked to stop.
     """
 
@@ -122,6 +126,7 @@ class Run:
     log_every: int = 10
     needs_every_loss: bool = False
     norms_every: int | None = None
+    communication_every: int | None = None
     observers: Sequence[Observer] = ()
     stop_requested: Callable[[], bool] = lambda: False
     progress: Progress = field(default_factory=Progress)
@@ -192,7 +197,7 @@ def take_step(run: Run, micro_batches: Iterator[Any]) -> StepReport:
     plan = run.ramp.at(run.counted_samples)
     run.counted_step += 1
     run.counted_samples += plan.global_batch_size
-    is_detailed = run.is_logged(run.counted_step)
+    is_detailed, measures_timeline = run.is_logged(run.counted_step), _is_due(run, run.communication_every)
     lr = run.lr_at(progress.samples_seen)
     for group in run.optimizer.param_groups:
         group["lr"] = lr
@@ -202,12 +207,13 @@ def take_step(run: Run, micro_batches: Iterator[Any]) -> StepReport:
         plan,
         micro_batches,
         random_key=stream_key(run.seed, "forward", progress.samples_seen),
-        measures_communication=is_detailed,
-        measures_norms=run.norms_every is not None and run.counted_step % run.norms_every == 0,
+        measures_communication=is_detailed or measures_timeline,
+        measures_norms=_is_due(run, run.norms_every),
     )
     needs_norm = is_detailed or run.clip_norm is not None
     grad_norm = runtime.grad_norm(run.optimizer, run.clip_norm) if needs_norm else None
     runtime.step(run.optimizer)
+    timeline = run.gradient.timeline() if measures_timeline else None
 
     progress.step += 1
     progress.samples_seen += plan.global_batch_size
@@ -222,7 +228,12 @@ def take_step(run: Run, micro_batches: Iterator[Any]) -> StepReport:
         data_s=batch.data_s,
         communication_s=batch.communication_s,
         norms=batch.norms,
+        timeline=timeline,
     )
+
+
+def _is_due(run: Run, every: int | None) -> bool:
+    return every is not None and run.counted_step % every == 0
 
 
 def _agree(run: Run, loss_sum: torch.Tensor) -> Agreement:

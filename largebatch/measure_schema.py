@@ -31,6 +31,14 @@ class VarianceConfig(Section):
     replications: Annotated[int, Field(ge=2)]  # one does not tell its own error
 
 
+class CommunicationConfig(Section):
+    """How often steps and all-reduces are timed."""
+
+    pairs: Annotated[int, Field(ge=10)]  # an interval of a median takes that many
+    sizes: Annotated[int, Field(ge=4)]
+    repetitions: PositiveInt
+
+
 class MeasureConfig(Section):
     """Weights and samples."""
 
@@ -40,3 +48,4 @@ class MeasureConfig(Section):
     micro: PositiveInt
     sharpness: SharpnessConfig
     variance: VarianceConfig
+    communication: CommunicationConfig

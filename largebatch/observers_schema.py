@@ -75,6 +75,12 @@ class SharpnessObserverConfig(Section):
     trace_samples: Annotated[int, Field(ge=2)]  # one draw does not tell its own error
 
 
+class CommunicationConfig(Section):
+    """What communication costs."""
+
+    every: PositiveInt | None
+
+
 class RanksConfig(Section):
     """Comparison of step and weights over ranks."""
 
@@ -90,6 +96,7 @@ class ObserversConfig(Section):
     layers: LayersConfig
     noise_scale: NoiseScaleConfig
     variance: VarianceObserverConfig
+    communication: CommunicationConfig
     sharpness: SharpnessObserverConfig
     ledger: LedgerConfig
     ranks: RanksConfig

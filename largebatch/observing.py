@@ -11,6 +11,7 @@ from largebatch.derive import PROFILE_WARMUP_STEPS
 from largebatch.loop import Loader, Observer
 from largebatch.observers import (
     CheckpointObserver,
+    CommunicationObserver,
     EvaluationObserver,
     Journal,
     LayersObserver,
@@ -61,6 +62,7 @@ class Observation:
     evaluation: EvaluationObserver
     checkpoints: CheckpointObserver
     noise_scale: NoiseScaleObserver | None
+    communication: CommunicationObserver | None
 
 
 def observe(
@@ -77,8 +79,8 @@ def observe(
     evaluation = _evaluation(prepared, journal)
     checkpoints = _checkpoints(prepared, folder, trackers, identity)
     # The ranks first, so that nothing is logged or saved of weights that they do not share.
-    noise_scale = _noise_scale(config, journal)
-    observers: list[Observer] = [_ranks(prepared), MetricsObserver(journal), evaluation, *filter(None, [noise_scale])]
+    live = _noise_scale(config, journal), _communication(config, journal)
+    observers: list[Observer] = [_ranks(prepared), MetricsObserver(journal), evaluation, *(one for one in live if one)]
     if (variance := config.observers.variance).every is not None:
         observers.append(VarianceObserver(journal, every=variance.every, window=variance.window))
     if derived.sharpness_every is not None:
@@ -92,7 +94,7 @@ def observe(
     observers.append(checkpoints)  # last: a checkpoint has the rows of its own step on disk
     if config.observers.profile.steps:
         observers.insert(0, _profiler(prepared, folder))
-    return Observation(observers, loader, evaluation, checkpoints, noise_scale)
+    return Observation(observers, loader, evaluation, checkpoints, *live)
 
 
 def _ranks(prepared: Prepared) -> RankObserver:
@@ -103,6 +105,11 @@ def _ranks(prepared: Prepared) -> RankObserver:
 def _noise_scale(config: TrainConfig, journal: Journal) -> NoiseScaleObserver | None:
     options = config.observers.noise_scale
     return None if options.every is None else NoiseScaleObserver(journal, every=options.every, window=options.window)
+
+
+def _communication(config: TrainConfig, journal: Journal) -> CommunicationObserver | None:
+    every = config.observers.communication.every
+    return None if every is None else CommunicationObserver(journal, every=every)
 
 
 def _sharpness(prepared: Prepared, journal: Journal, *, every: int) -> SharpnessObserver:

@@ -23,6 +23,7 @@ def machine_problems(config: TrainConfig, environ: Mapping[str, str]) -> list[st
         _precision_problems(config)
         + _optimizer_problems(config)
         + _process_problems(config, environ)
+        + _communication_problems(config, environ)
         + _logger_problems(config)
     )
 
@@ -63,6 +64,33 @@ def _process_problems(config: TrainConfig, environ: Mapping[str, str]) -> list[s
     if config.data.num_workers > 4 * (os.cpu_count() or 1):
         problems.append(
             f"data.num_workers={config.data.num_workers}: per rank, on {os.cpu_count()} cores. Use fewer workers."
+        )
+    return problems
+
+
+def _communication_problems(config: TrainConfig, environ: Mapping[str, str]) -> list[str]:
+    every, started = config.observers.communication.every, environ.get("WORLD_SIZE", "1")
+    if every is None or not started.isdecimal():  # the latter is reported with the launcher
+        return []
+    return communication_problems(config, world_size=int(started), what=f"observers.communication.every={every}")
+
+
+def communication_problems(config: TrainConfig, *, world_size: int, what: str) -> list[str]:
+    """Why the communication of a run cannot be measured; `what` asks for it."""
+    problems = []
+    if world_size == 1:
+        problems.append(
+            f"{what}: one process sends nothing. Start 2 or more with torchrun or accelerate launch, or leave it out."
+        )
+    if config.batch.reduction == "ordered":
+        problems.append(
+            f"{what}: batch.reduction=ordered sends gradients one by one after the last of them, so that all of it is "
+            "exposed, as time/communication_s says. Use batch.reduction=all_reduce, or leave it out."
+        )
+    if config.batch_norm == "exact":
+        problems.append(
+            f"{what}: with batch_norm=exact the ranks also meet in every batch norm, which would be left out. Use "
+            "batch_norm=ghost, or leave it out."
         )
     return problems
 

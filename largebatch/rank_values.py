@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -22,6 +23,14 @@ def integers_of_ranks(runtime: Runtime, values: Tensor) -> Tensor:
     table[runtime.rank] = values
     runtime.sum_in_place(table)
     return table
+
+
+def reals_of_ranks(runtime: Runtime, values: Sequence[float]) -> list[list[float]]:
+    """The numbers of every rank, [world size][len(values)], in float64; all ranks give equally many."""
+    table = torch.zeros((runtime.world_size, len(values)), dtype=torch.float64, device=runtime.device)
+    table[runtime.rank] = torch.tensor(values, dtype=torch.float64)
+    runtime.sum_in_place(table)
+    return cast("list[list[float]]", table.tolist())
 
 
 def texts_of_ranks(runtime: Runtime, text: str) -> list[str]:

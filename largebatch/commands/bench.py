@@ -10,7 +10,7 @@ from collections.abc import Sequence
 EXIT_WRONG_INPUT = 2
 BENCHES = {
     "loop": "our training loop against a hand-written DDP loop, on the model, data and batch of the config",
-    "diagnostics": "our loop with the noise scale against without it, on the model, data and batch of the config",
+    "diagnostics": "our loop with the noise scale or communication measured against without, on the same",
     "optim": "a step of LAMB and LARS against torch's fused AdamW and SGD, and other packages that are installed",
 }
 

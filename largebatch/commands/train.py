@@ -132,6 +132,8 @@ def _summary_rows(job: Job, summary: dict[str, Any]) -> list[tuple[str, object]]
             spread = f" ± {summary[error]:.4f}" if error in summary else ""
             rows.append((label, f"{summary[name]:.4f}{spread}"))
     rows += _noise_scale_rows(job)
+    if job.communication is not None and (communication := job.communication.summary()) is not None:
+        rows.append(("communication", communication))
     if summary["status"] == "diverged":
         rows.append(("hint", "the loss is not a number any more: lower the peak rate, warm up longer, or clip_norm=1"))
     if job.checkpoints.latest:

@@ -1,9 +1,10 @@
-"""What watches a run: metrics, evaluation, noise scale, sharpness, checkpoints, layers, ledger, agreement of ranks.
+"""What watches a run: metrics, evaluation, noise scale, sharpness, communication, checkpoints, layers, ledger, ranks.
 
 Removing all of them leaves the weights bit-identical.
 """
 
 from largebatch.observers.checkpoints import CheckpointObserver, restore
+from largebatch.observers.communication import CommunicationObserver
 from largebatch.observers.evaluation import EvaluationObserver
 from largebatch.observers.layers import LayersObserver
 from largebatch.observers.ledger import LedgerObserver, WatchedLoader
@@ -16,6 +17,7 @@ from largebatch.observers.variance import VarianceObserver
 
 __all__ = [
     "CheckpointObserver",
+    "CommunicationObserver",
     "EvaluationObserver",
     "Journal",
     "LayersObserver",

@@ -12,6 +12,7 @@ from largebatch.trackers.tracker import Problems, Row, Tracker
 from largebatch.trackers.wandb import WandbTracker, key_source
 
 if TYPE_CHECKING:
+    from largebatch.trackers.communication_figures import plot_transfer
     from largebatch.trackers.heat_map import plot_layers
     from largebatch.trackers.plots import plot_comparison, plot_run
     from largebatch.trackers.slice_plots import plot_slices
@@ -31,6 +32,7 @@ __all__ = [
     "plot_layers",
     "plot_run",
     "plot_slices",
+    "plot_transfer",
     "plot_variance",
     "print_plan",
     "print_summary",
@@ -58,4 +60,8 @@ def __getattr__(name: str) -> Any:
         from largebatch.trackers import variance_plot
 
         return variance_plot.plot_variance
+    if name == "plot_transfer":
+        from largebatch.trackers import communication_figures
+
+        return communication_figures.plot_transfer
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -59,6 +59,14 @@ _CHARTS: dict[str, tuple[str, dict[str, str]]] = {
             "variance/slope_low": "lower end of 95 %",
         },
     ),
+    "communication": (
+        "communication of the gradient (s per step)",
+        {
+            "communication/total_s": "exposed and hidden",
+            "communication/exposed_s": "exposed",
+            "communication/skew_s": "wait for the slowest rank",
+        },
+    ),
     "sharpness": ("largest Hessian eigenvalue", {"sharpness/lambda_max": "lambda_max"}),
     "trust_ratio": ("trust ratio over layers", {f"trust_ratio/{key}": label for key, label in _QUANTILES.items()}),
     "time": (

@@ -27,6 +27,7 @@ _SHOWN = {
     "eval/val_accuracy": "val accuracy",
     "gap/loss": "loss gap",
     "gap/accuracy": "accuracy gap",
+    "communication/share_of_step": "communication's share of a step",
 }
 _DROPPED_FIRST = ("samples ", "lr ", "samples/s", "eta ", "loss ")
 

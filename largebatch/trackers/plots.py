@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
+from largebatch.trackers.communication_figures import communication_figure
 from largebatch.trackers.drawing import (
     BLACK,
     BLUE,
@@ -50,11 +51,12 @@ _LOG_STEPS = 6  # runs that differ by this factor in steps get a logarithmic axi
 
 
 def plot_run(rows: Sequence[Row], folder: str | Path, title: str) -> list[Path]:
-    """Draw training, time, noise scale and sharpness into `folder`; returns the paths of those that had data."""
+    """Draw training, time and what else was measured into `folder`; returns the paths of those that had data."""
     figures = {
         "training.png": training_figure(rows, title),
         "time.png": time_figure(rows, title),
         "noise_scale.png": noise_scale_figure(rows, title),
+        "communication.png": communication_figure(rows, title),
         "sharpness.png": sharpness_figure(rows, title),
     }
     return [save(figure, Path(folder) / name) for name, figure in figures.items() if figure is not None]
@@ -246,8 +248,7 @@ def _draw_group(ax: Axes, runs: list[tuple[np.ndarray, np.ndarray]], *, colour: 
     grid = np.unique(np.concatenate([x for x, _ in runs]))
     grid = grid[(grid >= start) & (grid <= end)]
     values = np.array([np.interp(grid, x, y) for x, y in runs])
-    marker = "o" if len(grid) <= MANY else None
-    style = "--" if dashed else "-"
+    marker, style = "o" if len(grid) <= MANY else None, "--" if dashed else "-"
     ax.plot(grid, values.mean(axis=0), color=colour, linestyle=style, marker=marker, markersize=3.5, linewidth=1.8)
     if len(runs) > 1:
         ax.fill_between(grid, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.2, linewidth=0)

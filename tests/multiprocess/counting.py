@@ -11,11 +11,14 @@ import torch
 
 
 def count_collectives(function: Callable[..., Any], *arguments: Any) -> tuple[Counter[tuple[str, int]], Any]:
-    """Collectives by kind and number of elements while `function` runs, as gloo itself tells, and what it returned."""
+    """Collectives by kind and number of elements while `function` runs, as gloo itself tells, and what it returned.
+
+    A barrier has 0 elements.
+    """
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as profiler:
         result = function(*arguments)
     calls = Counter(
-        (event.name.removeprefix("gloo:"), int(np.prod(event.input_shapes[0])))
+        (event.name.removeprefix("gloo:"), int(np.prod(event.input_shapes[0])) if event.input_shapes else 0)
         for event in profiler.events()
         if event.name.startswith("gloo:")
     )

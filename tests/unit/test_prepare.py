@@ -266,6 +266,21 @@ BATCH: dict[str, Row] = {
             "observers.noise_scale.every=5: the noise shows in the difference": "Lower batch.max_micro, pin",
         },
     ),
+    "communication of one process": (
+        ["observers.communication.every=5"],
+        NO_ENVIRON,
+        {"observers.communication.every=5: one process sends nothing": "Start 2 or more with torchrun or accelerate"},
+    ),
+    "communication in an order": (
+        ["observers.communication.every=5", "batch.reduction=ordered", "batch.micro=8"],
+        TWO_RANKS,
+        {"observers.communication.every=5: batch.reduction=ordered sends": "Use batch.reduction=all_reduce, or leave"},
+    ),
+    "communication in batch norms": (
+        ["observers.communication.every=5", "batch_norm=exact", "model=convnet"],
+        TWO_RANKS,
+        {"observers.communication.every=5: with batch_norm=exact the ranks": "Use batch_norm=ghost, or leave it out."},
+    ),
     "a sharpness that cannot be measured": (
         [
             "observers.sharpness.every=1ep",

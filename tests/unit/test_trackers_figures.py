@@ -6,6 +6,9 @@ import math
 
 import numpy as np
 
+from largebatch.diagnostics import fit_transfer
+from largebatch.trackers import communication_figures
+from largebatch.trackers.communication_figures import communication_figure, plot_transfer
 from largebatch.trackers.heat_map import layers_figure, plot_layers
 from largebatch.trackers.noise_figure import noise_scale_figure
 from largebatch.trackers.plots import plot_run
@@ -56,3 +59,45 @@ def test_the_noise_scale_is_drawn_with_its_interval_beside_the_batch(tmp_path):
     assert (ax.get_ylabel(), ax.get_yscale()) == ("samples (logarithmic)", "log")
     assert noise_scale_figure(NOISE[:2], "run") is None
     assert "noise_scale.png" in {path.name for path in plot_run(NOISE, tmp_path, "run")}
+
+
+COMMUNICATION = [
+    {"step": 1, "samples_seen": 8, "train/loss": 1.0},
+    {"step": 2, "samples_seen": 16, "communication/total_s": 0.004, "communication/exposed_s": 0.001,
+     "communication/share_of_step": 0.1, "communication/skew_s": 0.0005, "communication/predicted_s": 0.003},
+    {"step": 4, "samples_seen": 32, "communication/total_s": 0.006, "communication/exposed_s": 0.002,
+     "communication/share_of_step": 0.2, "communication/skew_s": 0.0001},
+]  # fmt: skip
+
+
+def test_exposed_and_hidden_communication_are_stacked_to_the_total_beside_their_share(tmp_path):
+    figure = communication_figure(COMMUNICATION, "run")
+    assert figure is not None
+    left, right = figure.axes
+    exposed, hidden = (stack.get_paths()[0].vertices[:, 1] for stack in left.collections)
+    assert (exposed.min(), exposed.max()) == (0.0, 0.002)
+    assert (hidden.min(), hidden.max()) == (0.001, 0.006)
+    assert right.get_lines()[0].get_ydata().tolist() == [10.0, 20.0]
+    assert right.get_ylabel() == "exposed communication (% of the step's time)"
+    assert communication_figure(COMMUNICATION[:1], "run") is None
+    assert communication_figure(COMMUNICATION[:2], "run") is not None, "one measurement has no area, but a point"
+    assert "communication.png" in {path.name for path in plot_run(COMMUNICATION, tmp_path, "run")}
+
+
+def test_the_fitted_line_and_the_gradient_are_drawn_over_the_times_of_all_reduces(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(communication_figures, "save", lambda figure, path: figures.append(figure) or path)
+    sizes, median = [1000, 10_000, 100_000], [0.00101, 0.0011, 0.002]  # 1 ms and 100 MB/s
+    plot_transfer(
+        tmp_path / "one.png", title="two ranks", num_bytes=sizes, seconds=[median, median, median],
+        fit=fit_transfer(sizes, median), parts=[50_000, 20_000],
+        bars={"with": {"step": 0.01, "difference": 0.002}, "communication": {"hidden": 0.001}},
+    )  # fmt: skip
+    left, right = figures[0].axes
+    labels = left.get_legend_handles_labels()[1]
+    assert "fit: 1.0 ms + size / (100.0 MB/s)" in labels
+    assert "the gradient's 2 parts, together 70.0 kB" in labels
+    line = next(line for line in left.get_lines() if line.get_label().startswith("fit"))
+    assert np.allclose(line.get_ydata(), 1e-3 + line.get_xdata() / 1e8)
+    assert (left.get_xlabel(), left.get_ylabel()) == ("size", "time of an all-reduce")
+    assert [(bar.get_x(), bar.get_width()) for bar in right.patches] == [(0.0, 0.01), (0.01, 0.002), (0.0, 0.001)]

@@ -1,0 +1,126 @@
+"""When the parts of a gradient were ready to be reduced over ranks, and when they were."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+
+from largebatch.runtime import Runtime
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """The reduction of one gradient as one rank saw it.
+
+    Seconds count from the moment at which the last part was reduced, so none is above 0. Ranks leave a reduction
+    together: this moment is one that their clocks share.
+
+    Attributes:
+        num_bytes: of every part, in the order in which they were ready: DDP's buckets.
+        ready_s: when the gradients of the part were computed, [parts].
+        done_s: when the part was reduced, [parts].
+        step_s: length of the whole step, data and update included.
+    """
+
+    num_bytes: tuple[int, ...]
+    ready_s: tuple[float, ...]
+    done_s: tuple[float, ...]
+    step_s: float
+
+
+@dataclass
+class _Part:
+    num_bytes: int
+    ready: Any
+    done: Any = None
+
+
+class ReductionClock:
+    """Times the reduction of gradients, and the part of it that no computation hides.
+
+    DDP hands over its last bucket when the last gradient is ready. From then until the backward pass returns, the rank
+    only waits.
+    """
+
+    def __init__(self, runtime: Runtime, model: nn.Module) -> None:
+        self._device = runtime.device
+        self._on_gpu = runtime.device.type == "cuda"
+        self._is_distributed = isinstance(model, nn.parallel.DistributedDataParallel)
+        self._is_running = False
+        self._parts: list[_Part] = []
+        self._begun: Any = None
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            # A lambda, because DDP rejects a hook whose annotations are strings.
+            model.register_comm_hook(None, lambda state, bucket: self._reduce(bucket))
+
+    def begin(self, *, measures: bool) -> None:
+        """A step begins."""
+        self._is_running, self._parts = measures, []
+        self._begun = self._now() if measures else None
+
+    def start(self) -> None:
+        """From here on the rank only waits: for a reduction that DDP does not make."""
+        if self._is_running:
+            self._parts = [_Part(0, self._now())]
+
+    def exposed_s(self) -> float | None:
+        """Seconds between the last bucket of the latest backward pass and now; None while not running."""
+        if not self._is_running:
+            return None
+        if not self._is_distributed:
+            return 0.0
+        end = self._end()
+        for part in self._parts:
+            part.done = end if part.done is None else part.done
+        return self._seconds(self._parts[-1].ready, end)
+
+    def timeline(self) -> Timeline | None:
+        """Of the step that ends here, after `exposed_s`; None while not running, and on a single rank."""
+        if not self._is_running or not self._is_distributed:
+            return None
+        end = self._end()
+        ready = [self._seconds(self._begun, part.ready) for part in self._parts]
+        done = [self._seconds(self._begun, part.done) for part in self._parts]
+        last = max(done)
+        return Timeline(
+            num_bytes=tuple(part.num_bytes for part in self._parts),
+            ready_s=tuple(moment - last for moment in ready),
+            done_s=tuple(moment - last for moment in done),
+            step_s=self._seconds(self._begun, end),
+        )
+
+    def _reduce(self, bucket: Any) -> torch.futures.Future[Tensor]:
+        if not self._is_running:
+            return allreduce_hook(None, bucket)  # type: ignore[arg-type]
+        buffer = bucket.buffer()
+        part = _Part(buffer.numel() * buffer.element_size(), self._now())
+        self._parts.append(part)
+
+        def stamp(future: torch.futures.Future[Tensor]) -> Tensor:
+            part.done = self._now()
+            return future.value()
+
+        # On a GPU this is called at once, on a stream of its own that waits for the reduction.
+        return allreduce_hook(None, bucket).then(stamp)  # type: ignore[arg-type]
+
+    def _now(self) -> Any:
+        if not self._on_gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self._device))
+        return event
+
+    def _end(self) -> Any:
+        """Now, when a GPU has done all that it was given."""
+        end = self._now()
+        if self._on_gpu:
+            end.synchronize()
+        return end
+
+    def _seconds(self, start: Any, end: Any) -> float:
+        return float(start.elapsed_time(end)) / 1000 if self._on_gpu else float(end - start)

@@ -1,0 +1,320 @@
+"""Communication that is known because a test adds it: each all-reduce is made d longer, and d is what is measured.
+
+The only sleeps of the tests. Delayed and undelayed steps take turns in one run, and medians are compared, so that a
+busy machine meets both; d is large against its noise.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import itertools
+import json
+import os
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from largebatch import reduction_clock
+from largebatch.__main__ import main
+from largebatch.batch import BatchPlan
+from largebatch.communication import StepTimes, time_all_reduces, time_steps
+from largebatch.data import MicroBatchLoader, random_classification
+from largebatch.loop import Run, train
+from largebatch.losses import CrossEntropy
+from largebatch.models import MLP
+from largebatch.observers import CommunicationObserver, Journal
+from largebatch.order import SampleOrder
+from largebatch.runtime import Runtime
+from tests.multiprocess.counting import count_collectives
+from tests.multiprocess.test_contract import SEED, lr_at, model_and_data
+
+DELAY_S, WITHIN = 0.1, 0.1
+BATCH, STEPS = 8, 12
+Slows = Callable[[int, Any], bool]  # (number of the step from 0, bucket)
+
+
+@contextlib.contextmanager
+def delayed_all_reduces(slows: Slows) -> Iterator[None]:
+    """All-reduces of the buckets for which `slows` come DELAY_S late, while the rank goes on computing."""
+    original, steps = reduction_clock.allreduce_hook, itertools.count()
+    step = [0]
+
+    def hook(group: Any, bucket: Any) -> torch.futures.Future[torch.Tensor]:
+        if bucket.index() == 0:
+            step[0] = next(steps)
+        future = original(group, bucket)
+        return _later(future) if slows(step[0], bucket) else future
+
+    reduction_clock.allreduce_hook = hook
+    try:
+        yield
+    finally:
+        reduction_clock.allreduce_hook = original
+
+
+def _later(future: Any) -> torch.futures.Future[torch.Tensor]:
+    late: torch.futures.Future[torch.Tensor] = torch.futures.Future()
+
+    def finish() -> None:
+        value = future.wait()
+        time.sleep(DELAY_S)
+        late.set_result(value)
+
+    threading.Thread(target=finish).start()
+    return late
+
+
+class Pause(nn.Module):
+    """The identity, but the backward pass takes `seconds(step)` longer."""
+
+    def __init__(self, seconds: Callable[[int], float]) -> None:
+        super().__init__()
+        self.seconds = seconds
+        self.calls = itertools.count()
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        outputs = inputs * 1
+        number = next(self.calls)
+
+        def wait(gradient: torch.Tensor) -> None:
+            time.sleep(self.seconds(number))
+
+        outputs.register_hook(wait)
+        return outputs
+
+
+def never(step: int, bucket: Any) -> bool:
+    return False
+
+
+def always(step: int, bucket: Any) -> bool:
+    return True
+
+
+def every_other(step: int, bucket: Any) -> bool:
+    return step % 2 == 1
+
+
+def every_other_but_the_last_bucket(step: int, bucket: Any) -> bool:
+    return step % 2 == 1 and not bucket.is_last()
+
+
+class Rows:
+    """A tracker that keeps rows."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    def log(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+
+
+def run_of(runtime: Runtime, problem: tuple[Any, ...], *, observers: Any, steps: int = STEPS) -> Run:
+    model, loss, data, augment = problem
+    plan = BatchPlan.pinned(global_batch_size=BATCH, world_size=runtime.world_size, micro_batch_size=BATCH // 2)
+    loader = MicroBatchLoader(data, SampleOrder(len(data), SEED), plan, runtime.rank, augment=augment)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    wrapped = runtime.wrap(model)
+    return Run(runtime, wrapped, loss, optimizer, plan, loader, lr_at, steps, seed=SEED, observers=observers)
+
+
+def problem_of(model: nn.Module) -> tuple[Any, ...]:
+    return model, CrossEntropy(), random_classification(48, 5, (8,), "train"), None
+
+
+def measured(kind: str) -> list[dict[str, Any]]:
+    """Rows of a run in which every other step has a delay."""
+    layers: list[nn.Module] = [nn.Linear(8, 8), nn.Linear(8, 5)]
+    slows: Slows = never
+    if kind == "exposed":
+        slows = every_other
+    elif kind == "hidden":  # the last layer fills a bucket of its own, which is sent while the first one waits
+        layers = [nn.Linear(8, 8), Pause(lambda step: 1.5 * DELAY_S), nn.Linear(8, 40_000)]
+        slows = every_other_but_the_last_bucket
+    elif os.environ["RANK"] == "1":
+        layers.insert(1, Pause(lambda step: DELAY_S * (step % 2)))
+    runtime = Runtime.open()
+    try:
+        rows = Rows()
+        observer = CommunicationObserver(Journal([rows], num_samples=48), every=1, repetitions=1)
+        with delayed_all_reduces(slows):
+            train(run_of(runtime, problem_of(nn.Sequential(*layers)), observers=[observer]))
+        return rows.rows
+    finally:
+        runtime.close()
+
+
+def added(rows: list[dict[str, Any]], key: str) -> float:
+    """Median of the delayed steps less that of the others; the first two set DDP up."""
+    values = [row[f"communication/{key}"] for row in rows[2:]]
+    return statistics.median(values[1::2]) - statistics.median(values[0::2])
+
+
+def of_communication(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key.startswith("communication/")}
+
+
+def test_a_delay_that_nothing_hides_is_measured_as_exposed_communication(ranks):
+    rows, others = ranks(2).run(measured, "exposed")
+    for key in ("exposed_s", "total_s"):
+        assert added(rows, key) == pytest.approx(DELAY_S, rel=WITHIN), key
+    assert abs(added(rows, "skew_s")) < WITHIN * DELAY_S
+    assert statistics.median(row["communication/share_of_step"] for row in rows[3::2]) > 0.5
+    assert [of_communication(row) for row in rows] == [of_communication(row) for row in others], "ranks know the same"
+
+
+def test_a_delay_that_computation_hides_is_in_the_total_and_not_exposed(ranks):
+    rows = ranks(2).run(measured, "hidden")[0]
+    assert added(rows, "total_s") == pytest.approx(DELAY_S, rel=WITHIN)
+    assert abs(added(rows, "exposed_s")) < WITHIN * DELAY_S
+    assert statistics.median(row["communication/hidden_share"] for row in rows[3::2]) > 0.5
+    assert rows[0]["communication/gradient_bytes"] == 4 * (8 * 8 + 8 + 9 * 40_000)
+
+
+def test_a_slow_rank_is_skew_and_named_and_no_communication(ranks):
+    rows = ranks(2).run(measured, "straggler")[0]
+    assert added(rows, "skew_s") == pytest.approx(DELAY_S, rel=WITHIN)
+    assert abs(added(rows, "exposed_s")) < WITHIN * DELAY_S
+    assert abs(added(rows, "total_s")) < WITHIN * DELAY_S
+    assert {row["communication/slowest_rank"] for row in rows[3::2]} == {1}
+
+
+def timed_steps() -> dict[str, Any]:
+    """Times of steps whose all-reduces are not, and are, delayed."""
+    runtime = Runtime.open()
+    try:
+        model, loss, data, _ = problem_of(MLP(8, 5, hidden=[8]))
+        before = copy.deepcopy(model.state_dict())
+        plan = BatchPlan.pinned(global_batch_size=BATCH, world_size=2, micro_batch_size=BATCH // 2)
+        own = list(MicroBatchLoader(data, SampleOrder(len(data), SEED), plan, runtime.rank).micro_batches(0, 1))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        times = []
+        for slows in (never, always):
+            with delayed_all_reduces(slows):
+                wrapped = runtime.wrap(model)
+                times.append(time_steps(runtime, wrapped, loss, optimizer, own, plan=plan, fixed_units=True, pairs=8))
+        changed = [name for name, value in model.state_dict().items() if not torch.equal(value, before[name])]
+        return {"times": times, "changed": changed}
+    finally:
+        runtime.close()
+
+
+def cost(times: StepTimes) -> float:
+    return statistics.median(times.with_s) - statistics.median(times.without_s)
+
+
+def test_a_step_with_delayed_communication_is_that_much_longer_than_one_without(ranks):
+    first, second = ranks(2).run(timed_steps)
+    plain, delayed = first["times"]
+    assert first["times"] == second["times"]
+    assert len(delayed.with_s) == len(delayed.without_s) == len(delayed.communication) == 8
+    assert cost(delayed) - cost(plain) == pytest.approx(DELAY_S, rel=WITHIN)
+    exposed, before = (statistics.median(one.exposed_s for one in times.communication) for times in (delayed, plain))
+    assert exposed - before == pytest.approx(DELAY_S, rel=WITHIN)
+    assert first["changed"] == [], "the weights go back after every step"
+
+
+def all_reduces_of_a_known_line(latency_s: float, s_per_byte: float) -> Any:
+    runtime = Runtime.open()
+
+    def slow_sum(values: torch.Tensor) -> None:
+        time.sleep(latency_s + values.numel() * values.element_size() * s_per_byte)
+
+    try:
+        gather = runtime.sum_in_place
+        runtime.sum_in_place = lambda values: slow_sum(values) if values.dtype == torch.float32 else gather(values)
+        return time_all_reduces(runtime, [1000, 400_000, 1_000_000, 4_000_000], repetitions=3).fit
+    finally:
+        runtime.close()
+
+
+def test_latency_and_bandwidth_of_slow_all_reduces_are_found(ranks):
+    fit, other = ranks(2).run(all_reduces_of_a_known_line, 0.02, 1e-8)
+    assert fit == other
+    assert fit.latency_s == pytest.approx(0.02, rel=WITHIN)
+    assert fit.bandwidth == pytest.approx(1e8, rel=WITHIN)
+
+
+def trained(every: int | None) -> dict[str, Any]:
+    runtime = Runtime.open()
+    try:
+        rows = Rows()
+        observers = [] if every is None else [CommunicationObserver(Journal([rows], num_samples=50), every=every)]
+        run = run_of(runtime, model_and_data("convnet"), observers=observers, steps=6)
+        run.log_every = 4
+        train(run)
+        tensors = [*run.module.state_dict().values(), *(one["momentum_buffer"] for one in run.optimizer.state.values())]
+        return {
+            "bits": [one.numpy().tobytes() for one in (*tensors, torch.get_rng_state())],
+            "names": list(run.module.state_dict()),
+            "measured": [row["step"] for row in rows.rows],
+        }
+    finally:
+        runtime.close()
+
+
+def counted(every: int | None) -> tuple[Any, dict[str, Any]]:
+    return count_collectives(trained, every)
+
+
+def test_measuring_changes_no_bit_of_weights_buffers_or_random_numbers_and_other_steps_cost_nothing(ranks):
+    without, with_it = (ranks(2).run(counted, every) for every in (None, 3))
+    for (_, plain), (_, watched) in zip(without, with_it, strict=True):
+        assert watched["bits"] == plain["bits"]
+        assert watched["measured"] == [3, 6]
+        assert any("running_mean" in name for name in plain["names"])
+    assert without[0][0] == without[1][0]
+    assert with_it[0][0] == with_it[1][0], "every rank makes the same collectives"
+    added = with_it[0][0] - without[0][0]
+    all_reduces = sum(count for (kind, _), count in added.items() if kind == "all_reduce")
+    # The timelines of two steps, and after the first 8 sizes 7 times after a first time, and what these times were.
+    assert all_reduces == 2 + 8 * 8 + 1
+
+
+def verb(arguments: list[str], folder: str) -> tuple[int, str]:
+    """Run a command on the ranks of this pool; the exit code and what was printed."""
+    os.chdir(folder)
+    os.environ["COLUMNS"] = "200"
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        return main(arguments), said.getvalue()
+
+
+MODEL = ["model=mlp", "model.hidden=[8]", "batch.micro=8"]
+
+
+def test_the_verb_shows_a_table_and_a_picture_and_keeps_the_times(ranks, tmp_path: Path):
+    quick = ["measure.communication.pairs=10", "measure.communication.sizes=4", "measure.communication.repetitions=2"]
+    command = ["measure", "communication", *MODEL, *quick, "run.dir=out"]
+    (code, said), (_, silent) = ranks(2).run(verb, command, str(tmp_path))
+    assert code == 0, said
+    assert silent == ""
+    assert "communication of 2 ranks, batch 32 in fp32" in said
+    record = json.loads((tmp_path / "out/communication.json").read_text())
+    for what, key in (("step with it", "step_with"), ("exposed", "exposed"), ("total", "total"), ("skew", "skew")):
+        (line,) = [line for line in said.splitlines() if line.startswith(f" {what} ")]
+        assert f" {1000 * record['medians'][key]['value']:.4g} ms " in line
+    assert record["steps"]["num_bytes"] == [4 * (64 * 8 + 8 + 8 * 10 + 10)]
+    assert len(record["steps"]["with_s"]) == 10
+    assert record["all_reduces"]["num_bytes"] == [1024, 16384, 262144, 4194304]
+    assert (tmp_path / "out/communication.png").stat().st_size > 1000
+
+
+def test_a_run_logs_communication_and_tells_it_at_the_end(ranks, tmp_path: Path):
+    command = ["train", *MODEL, "length=4steps", "schedule.warmup=0samples", "observers.communication.every=2",
+               "logger=none", "observers.progress=false", "run.dir=out"]  # fmt: skip
+    (code, said), _ = ranks(2).run(verb, command, str(tmp_path))
+    assert code == 0, said
+    rows = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "communication/exposed_s" in row] == [2, 4]
+    assert "communication" in said
+    assert "waiting for the slowest rank; medians of 2" in said
+    assert "out/plots/communication.png" in said
