@@ -24,6 +24,14 @@ class SharpnessConfig(Section):
     plane_points: Annotated[int, Field(ge=0)]
 
 
+class GapConfig(Section):
+    """The parts of the gap."""
+
+    draws: PositiveInt
+    ghost: PositiveInt | None
+    resamples: Annotated[int, Field(ge=100)]  # fewer do not tell where 2.5 % lie
+
+
 class MeasureConfig(Section):
     """Weights and samples."""
 
@@ -32,3 +40,4 @@ class MeasureConfig(Section):
     samples: PositiveInt | None
     micro: PositiveInt
     sharpness: SharpnessConfig
+    gap: GapConfig

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 # `commands/measure_NAME.py` has `plan(prepared, options)`, which refuses wrong input and returns a `Measurement`.
 MEASURES = {
     "sharpness": "largest Hessian eigenvalue, trace, Keskar's box, m-sharpness, slices through the loss",
+    "gap": "training loss to validation loss: augmentation, train mode, stale statistics, generalization",
 }
 
 

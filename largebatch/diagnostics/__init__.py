@@ -1,11 +1,23 @@
+from largebatch.diagnostics.bootstrap import Interval
 from largebatch.diagnostics.gap import EvalSums, GeneralizationGap, generalization_gap
+from largebatch.diagnostics.gap_parts import GapParts, Part, PerSample, decompose_gap
+from largebatch.diagnostics.large_batch_gap import MATCHES, Evaluations, LargeBatchGap, large_batch_gap
 from largebatch.diagnostics.noise_scale import NoiseScale, NoiseScaleEstimator, moments_of_step
 
 __all__ = [
+    "MATCHES",
     "EvalSums",
+    "Evaluations",
+    "GapParts",
     "GeneralizationGap",
+    "Interval",
+    "LargeBatchGap",
     "NoiseScale",
     "NoiseScaleEstimator",
+    "Part",
+    "PerSample",
+    "decompose_gap",
     "generalization_gap",
+    "large_batch_gap",
     "moments_of_step",
 ]

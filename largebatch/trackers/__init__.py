@@ -11,6 +11,7 @@ from largebatch.trackers.tracker import Problems, Row, Tracker
 from largebatch.trackers.wandb import WandbTracker, key_source
 
 if TYPE_CHECKING:
+    from largebatch.trackers.gap_figures import plot_gap_parts, plot_large_batch_gap
     from largebatch.trackers.heat_map import plot_layers
     from largebatch.trackers.plots import plot_comparison, plot_run
     from largebatch.trackers.slice_plots import plot_slices
@@ -25,6 +26,8 @@ __all__ = [
     "WandbTracker",
     "key_source",
     "plot_comparison",
+    "plot_gap_parts",
+    "plot_large_batch_gap",
     "plot_layers",
     "plot_run",
     "plot_slices",
@@ -50,4 +53,8 @@ def __getattr__(name: str) -> Any:
         from largebatch.trackers import slice_plots
 
         return slice_plots.plot_slices
+    if name in ("plot_gap_parts", "plot_large_batch_gap"):
+        from largebatch.trackers import gap_figures
+
+        return getattr(gap_figures, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -30,6 +30,7 @@ LEVELS = (
         "micro_batch_norms",
         "rank_values",
         "sharpness",
+        "gap_conditions",
         "data",
         "checkpoint",
         "trackers",
@@ -92,6 +93,10 @@ SAME_LEVEL = {
     ("sharpness", "data"),
     ("sharpness", "gradients"),
     ("sharpness", "runtime"),
+    ("gap_conditions", "data"),
+    ("gap_conditions", "gradients"),
+    ("gap_conditions", "runtime"),
+    ("gap_conditions", "sharpness"),
     ("observers", "loop"),
     ("loop", "agreement"),
 }
