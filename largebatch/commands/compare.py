@@ -51,7 +51,7 @@ def main(arguments: Sequence[str]) -> int:
         return EXIT_WRONG_INPUT
     base, *_ = groups
     gaps = _gaps(groups)
-    headers = ("batch", "matched at", "", "loss gap", "95 % interval", "accuracy gap", "95 % interval")
+    headers = ("batch", "matched at", "which is", "loss gap", "95 % interval", "accuracy gap", "95 % interval")
     title = f"large-batch gap on validation, against batch {base:,} ({len(groups[base])} runs); positive: worse"
     print_table(headers, [_row(size, len(groups[size]), gap) for size, gap in gaps], title=title)
     if differing := _differing(runs):

@@ -31,6 +31,7 @@ class NoisyLabels(Dataset[Any]):
     """
 
     def __init__(self, dataset: Any, share: float, *, num_classes: int, seed: int) -> None:
+        _check_targets(_target_of(dataset[0]))
         if not 0 < share <= 1 or num_classes < 2:
             raise ValueError(
                 f"share={share}, num_classes={num_classes}: the share lies in (0, 1], of at least 2 classes."
@@ -39,7 +40,6 @@ class NoisyLabels(Dataset[Any]):
         self._share = share
         self._num_classes = num_classes
         self._key = stream_key(seed, "label noise")
-        _check_targets(_target_of(dataset[0]))
         if hasattr(dataset, "fetch"):
             self.fetch = self._fetch
             self.label_range = (0, num_classes - 1)

@@ -121,11 +121,7 @@ def decompose_gap(
     steps = [(name, number, number + 1) for number, name in enumerate(names)]
     end = len(conditions)
     steps += [("generalization", end - 1, end), ("naive", 0, end), ("generalization_gap", last, end)]
-    loss = _differences(steps, conditions, validation, "loss", num_resamples, seed)
-    accuracy: list[Interval | None] = [None] * len(steps)
-    if first.correct is not None:
-        falls = _differences(steps, conditions, validation, "correct", num_resamples, seed)
-        accuracy = [one and Interval(0.0 - one.value, 0.0 - one.high, 0.0 - one.low) for one in falls]
+    loss, accuracy = _differences(steps, [*conditions, validation], num_resamples, seed)
     *parts, naive, gap = (Part(step[0], *both) for step, *both in zip(steps, loss, accuracy, strict=True))
     return GapParts(
         tuple(parts), naive, gap, first.mean_loss, first.accuracy, validation.mean_loss, validation.accuracy
@@ -133,35 +129,44 @@ def decompose_gap(
 
 
 def _differences(
-    steps: Sequence[tuple[str, int, int]],
-    conditions: Sequence[PerSample],
-    validation: PerSample,
-    quantity: str,
-    num_resamples: int,
-    seed: int,
-) -> list[Interval | None]:
-    """Mean of `quantity` after minus before, for (name, before, after); None for one and the same array."""
-    own = [getattr(one, quantity) for one in conditions]
-    tops, bottoms = np.stack(own, axis=1), np.stack([one.units for one in conditions], axis=1)
-    other = getattr(validation, quantity)[:, None], validation.units[:, None]
-    ratios = np.concatenate(
-        [
-            resampled_ratios(tops, bottoms, num_resamples=num_resamples, seed=seed),
-            # Of another stream: with the same one, sets of one size would be drawn alike.
-            resampled_ratios(*other, num_resamples=num_resamples, seed=seed ^ 1),
-        ],
-        axis=1,
-    )
-    arrays = [*own, getattr(validation, quantity)]
+    steps: Sequence[tuple[str, int, int]], conditions: Sequence[PerSample], num_resamples: int, seed: int
+) -> tuple[list[Interval | None], list[Interval | None]]:
+    """Rise of the loss and fall of the accuracy for each (name, before, after); None between one and the same array."""
+    count = len(conditions)
+    losses = [one.loss for one in conditions]
+    wrongs = [-one.correct for one in conditions if one.correct is not None]
+    ratios = _resampled(conditions, num_resamples, seed)
     means = [
-        math.fsum(values) / math.fsum(one.units) for values, one in zip(arrays, [*conditions, validation], strict=True)
+        math.fsum(values) / math.fsum(one.units)
+        for values, one in zip([*losses, *wrongs], [*conditions, *conditions], strict=False)
     ]
-    return [
-        None
-        if arrays[before] is arrays[after]
-        else percentile_interval(means[after] - means[before], ratios[:, after] - ratios[:, before])
-        for _, before, after in steps
-    ]
+
+    def difference(before: int, after: int) -> Interval:
+        return percentile_interval(means[after] - means[before], ratios[:, after] - ratios[:, before])
+
+    rises: list[Interval | None] = []
+    falls: list[Interval | None] = []
+    for _, before, after in steps:
+        one, other = conditions[before], conditions[after]
+        rises.append(None if one.loss is other.loss else difference(before, after))
+        falls.append(None if one.correct is other.correct else difference(count + before, count + after))
+    return rises, falls
+
+
+def _resampled(conditions: Sequence[PerSample], num_resamples: int, seed: int) -> Array:
+    """Mean losses, then minus accuracies if there are any, of all conditions over resamples, [num_resamples, k]."""
+    *train, validation = conditions
+    sides = []
+    # Two streams: with the same one, sets of one size would be drawn alike.
+    for part, key in ((train, seed), ([validation], seed ^ 1)):
+        tops = [one.loss for one in part] + [-one.correct for one in part if one.correct is not None]
+        units = [one.units for one in part] * (len(tops) // len(part))
+        sides.append(
+            resampled_ratios(np.stack(tops, axis=1), np.stack(units, axis=1), num_resamples=num_resamples, seed=key)
+        )
+    own, other = sides
+    columns = [own[:, : len(train)], other[:, :1], own[:, len(train) :], other[:, 1:]]
+    return np.concatenate(columns, axis=1)
 
 
 def _check(conditions: Sequence[PerSample]) -> None:

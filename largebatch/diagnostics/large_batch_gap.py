@@ -143,4 +143,4 @@ def _apart(match: str, first: float, last: float) -> str:
             f"one run is below a training loss of {-first:.4g} at its first evaluation, and another never gets below "
             f"{-last:.4g}: evaluate more often, or train longer"
         )
-    return f"one run ends at {last:,.0f} {match}, and another has its first evaluation at {first:,.0f}: evaluate more often"
+    return f"one run ends at {last:,.0f} {match}, another is first evaluated at {first:,.0f}: evaluate more often"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, PercentFormatter
@@ -17,6 +18,7 @@ from largebatch.trackers.tracker import Row
 # Global batch size -> rows of every run with it.
 Runs = Mapping[int, Sequence[Sequence[Row]]]
 
+_TRAIN_LOSS = "eval/train_loss"
 _WIDE = 6  # an axis that spans more than this factor between runs is logarithmic
 _CAPTION = (
     "Each bar begins where the one above it ends: from the training samples as the training loss sees them (top) to "
@@ -34,6 +36,11 @@ def plot_gap_parts(found: GapParts, folder: str | Path, *, title: str, unit: str
         title: whose gap it is.
         unit: what the mean loss is a mean over.
     """
+    return save(gap_parts_figure(found, title=title, unit=unit), Path(folder) / "gap_parts.png")
+
+
+def gap_parts_figure(found: GapParts, *, title: str, unit: str) -> Figure:
+    """Rows from the top: training as printed, a bar for every part, validation."""
     has_accuracy = found.train_accuracy is not None and found.val_accuracy is not None
     figure = Figure(figsize=(12.5 if has_accuracy else 8, 4.6), layout="constrained")
     axes = figure.subplots(1, 2 if has_accuracy else 1, squeeze=False, sharey=True)[0]
@@ -49,7 +56,7 @@ def plot_gap_parts(found: GapParts, folder: str | Path, *, title: str, unit: str
     figure.suptitle("what lies between training loss and validation loss", fontweight="bold")
     axes[0].set_title(plain(title), fontsize=8, loc="left", wrap=True)
     figure.supxlabel(_CAPTION, fontsize=8)
-    return save(figure, Path(folder) / "gap_parts.png")
+    return figure
 
 
 def _waterfall(
@@ -74,6 +81,7 @@ def _waterfall(
         ax.annotate(f"{part.value:+{form}}", (right, row), xytext=(8, -3), textcoords="offset points", fontsize=9)
         at += part.value
     ax.plot([at, at], [len(parts), len(parts) + 1], color=BLACK, linewidth=0.6, linestyle=":")
+    ax.use_sticky_edges = False  # a bar is no border
     ax.margins(x=0.18)
     ax.grid(axis="x", alpha=0.25)
     ax.spines[["right", "top"]].set_visible(False)
@@ -87,6 +95,11 @@ def plot_large_batch_gap(runs: Runs, path: str | Path, *, title: str) -> Path:
         path: the picture.
         title: what stands above it.
     """
+    return save(large_batch_gap_figure(runs, title=title), Path(path))
+
+
+def large_batch_gap_figure(runs: Runs, *, title: str) -> Figure:
+    """Above the generalization gap of each run, below its validation error, or its loss if there is no error."""
     every = [rows for group in runs.values() for rows in group]
     has_error = all(has_data(rows, "eval/val_accuracy") for rows in every)
     figure = Figure(figsize=(13, 7), layout="constrained")
@@ -94,7 +107,7 @@ def plot_large_batch_gap(runs: Runs, path: str | Path, *, title: str) -> Path:
     across = {
         "samples_seen": "samples seen",
         "step": "optimizer steps",
-        "eval/train_loss": "training loss (evaluated; falls to the right)",
+        _TRAIN_LOSS: "training loss (evaluated; falls to the right)",
     }
     below = "eval/val_accuracy" if has_error else "eval/val_loss"
     for column, (against, xlabel) in enumerate(across.items()):
@@ -110,8 +123,9 @@ def plot_large_batch_gap(runs: Runs, path: str | Path, *, title: str) -> Path:
     handles = [axes[0, 0].plot([], [], color=PALETTE[i % len(PALETTE)], linewidth=2)[0] for i in range(len(runs))]
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(runs), 6), frameon=False)
     figure.suptitle(plain(title), fontweight="bold")
-    figure.supxlabel("One line per run, both losses in eval mode without augmentation.", fontsize=8)
-    return save(figure, Path(path))
+    axes[0, 0].set_title("one line per run; losses in eval mode, without augmentation", fontsize=8, loc="left")
+    axes[0, 2].set_title("only evaluations with a new lowest training loss", fontsize=8, loc="left")
+    return figure
 
 
 def _draw_runs(ax: Axes, runs: Runs, against: str, key: str, *, is_error: bool) -> None:
@@ -120,6 +134,9 @@ def _draw_runs(ax: Axes, runs: Runs, against: str, key: str, *, is_error: bool) 
         for rows in group:
             _, x = series([row for row in rows if key in row], against, "step")
             _, y = series([row for row in rows if against in row], key, "step")
+            if against == _TRAIN_LOSS:
+                is_new = x <= np.fmin.accumulate(x)
+                x, y = x[is_new], y[is_new]
             marker = "o" if len(x) <= MANY else None
             colour = PALETTE[number % len(PALETTE)]
             ax.plot(x, 1 - y if is_error else y, color=colour, alpha=0.8, linewidth=1.2, marker=marker, markersize=2.5)
@@ -129,8 +146,8 @@ def _style(ax: Axes, every: Sequence[Sequence[Row]], against: str, xlabel: str) 
     ax.set_xlabel(xlabel)
     ax.grid(alpha=0.25)
     ax.spines[["right", "top"]].set_visible(False)
-    ends = [float(series(rows, against, "step")[1][-1]) for rows in every]
-    is_loss = against == "eval/train_loss"
+    is_loss = against == _TRAIN_LOSS
+    ends = [float(np.nanmin(y) if is_loss else y[-1]) for _, y in (series(rows, against, "step") for rows in every)]
     if min(ends) > 0 and (is_loss or max(ends) > _WIDE * min(ends)):
         ax.set_xscale("log")
     else:
