@@ -37,7 +37,7 @@ def plan(prepared: Prepared, options: MeasureConfig) -> Measurement:
         ConfigError: if there are too few or too many samples, or the loss couples samples.
     """
     data = _data(prepared, options)
-    ghost = options.gap.ghost or _ghost(prepared)
+    ghost = options.gap.ghost or ghost_size(prepared)
     seed = prepared.config.seed
     settings = GapSettings(seed=seed, ghost=ghost, draws=options.gap.draws, micro_batch_size=options.micro)
     losses = prepared.loss, prepared.measured_loss
@@ -79,7 +79,7 @@ def _data(prepared: Prepared, options: MeasureConfig) -> GapData:
     )
 
 
-def _ghost(prepared: Prepared) -> int:
+def ghost_size(prepared: Prepared) -> int:
     """Samples that share the statistics of batch norm in training on one rank, at the end of the run."""
     config, total = prepared.config, prepared.derived.ramp.plans[-1].global_batch_size
     if config.batch_norm == "exact":

@@ -140,5 +140,6 @@ def test_without_a_measure_or_with_an_unknown_one_the_list_is_printed(capsys):
         assert all(f"\n  measure {name} " in said.err for name in MEASURES)
         assert (f"{arguments[0]!r} is nothing to measure" in said.err) if arguments else True
     assert main(["measure", "--help"]) == 0
-    assert all(f"\n  measure {name} " in capsys.readouterr().out for name in MEASURES)
+    listed = capsys.readouterr().out
+    assert all(f"\n  measure {name} " in listed for name in MEASURES)
     assert main(["measure", "sharpness", "--help"]) == 0

@@ -56,7 +56,7 @@ def sums(found: Conditions) -> dict[str, Any]:
 
 @pytest.mark.parametrize("kind", ["images", "tokens"])
 def test_any_number_of_ranks_measures_the_same_samples_in_the_same_micro_batches(ranks, kind):
-    """22 samples in six micro-batches of 3 or 4 and four of 5 or 6; 9 in two, over 4 ranks."""
+    """22 samples in 6 micro-batches of training and 4 of evaluation, and 9 in 2: not all of 4 ranks have one."""
     (alone,) = ranks(1).run(measure, kind)
     expected = {"images": 6, "tokens": 3}[kind] + (kind == "images")  # conditions that differ
     assert len({values.tobytes() for name, values in alone.items() if name.endswith("loss")}) == expected
