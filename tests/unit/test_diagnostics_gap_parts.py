@@ -70,6 +70,15 @@ def test_what_two_conditions_have_in_common_is_not_part_of_the_error():
     assert generalization.loss.high - generalization.loss.low > 0.5
 
 
+def test_validation_samples_are_drawn_on_their_own_even_if_they_are_alike():
+    first, _, _ = chain(False)
+    twin = PerSample(first.loss.copy(), first.units, first.correct.copy())
+    (generalization,) = decompose(first, [], twin).parts
+    assert generalization.loss.value == 0.0
+    for one in (generalization.loss, generalization.accuracy):
+        assert one.high - one.low > 0.2
+
+
 def test_intervals_are_those_of_a_bootstrap_written_out(monkeypatch):
     first, _, _ = chain(True)
     ratios = resampled_ratios(first.loss[:, None], first.units[:, None], num_resamples=50, seed=3)
