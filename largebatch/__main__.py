@@ -13,7 +13,8 @@ VERBS = {
     "train": "train with an exact global batch on any number of processes",
     "plan": "show what a run would do: batch plan, learning rates, steps; no process group, no training",
     "verify": "prove on your own model and data that ranks and accumulation change nothing; name the cause if they do",
-    "measure": "measure weights on a fixed subset of the data: `measure sharpness`, `measure variance`",
+    "measure": "measure weights on a fixed subset: `measure sharpness`, `variance`, `gap`, `communication` or `all`",
+    "compare": "large-batch gap: validation of large-batch against small-batch runs, `compare RUN...`, folders of runs",
     "ledger": "find the first step in which two runs differ: `ledger A B`, folders of runs",
     "bench": "measure on this machine: `bench loop`, against a hand-written DDP loop; `bench optim`, LAMB and LARS",
 }

@@ -39,6 +39,14 @@ class CommunicationConfig(Section):
     repetitions: PositiveInt
 
 
+class GapConfig(Section):
+    """The parts of the gap."""
+
+    draws: PositiveInt
+    ghost: PositiveInt | None
+    resamples: Annotated[int, Field(ge=100)]  # fewer do not tell where 2.5 % lie
+
+
 class MeasureConfig(Section):
     """Weights and samples."""
 
@@ -49,3 +57,4 @@ class MeasureConfig(Section):
     sharpness: SharpnessConfig
     variance: VarianceConfig
     communication: CommunicationConfig
+    gap: GapConfig

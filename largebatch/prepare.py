@@ -14,7 +14,7 @@ from torch import nn
 
 from largebatch.config import ConfigError, parse_config, public_values
 from largebatch.coupled_losses import is_coupled
-from largebatch.data import Augmentation, FirstSamples
+from largebatch.data import Augmentation, FirstSamples, NoisyLabels
 from largebatch.derive import Derived, derive
 from largebatch.exact_batch_norm import batch_norms
 from largebatch.keyed import stream_key
@@ -110,10 +110,10 @@ def _look_around(config: TrainConfig, environ: Mapping[str, str], report: Report
 def _datasets(config: TrainConfig, report: Report) -> tuple[Any, Any, Any]:
     """Training set, the same without augmentation, validation set; None for what cannot be made."""
     data = config.data
-    train = report.attempt("data.train", lambda: _limited(make("data.train", data.train), data.limit))
+    train = report.attempt("data.train", lambda: _training_set(make("data.train", data.train), config))
     train_plain = train
     if (plain := data.train_plain) is not None:
-        train_plain = report.attempt("data.train_plain", lambda: _limited(make("data.train_plain", plain), data.limit))
+        train_plain = report.attempt("data.train_plain", lambda: _training_set(make("data.train_plain", plain), config))
     if train is not None and train_plain is not None and len(train) != len(train_plain):
         report.errors.append(
             f"data.train_plain: has {len(train_plain)} samples and data.train {len(train)}: it is the same set without "
@@ -123,11 +123,21 @@ def _datasets(config: TrainConfig, report: Report) -> tuple[Any, Any, Any]:
     return train, train_plain, validation
 
 
-def _limited(dataset: Any, limit: int | None) -> Any:
+def _training_set(dataset: Any, config: TrainConfig) -> Any:
+    data = config.data
     _not_empty(dataset)
-    if limit is None:
-        return dataset
-    return FirstSamples(dataset, limit)
+    limited = dataset if data.limit is None else FirstSamples(dataset, data.limit)
+    if not data.label_noise:
+        return limited
+    if data.num_classes is None:
+        raise ValueError(
+            f"data.label_noise={data.label_noise}: labels are replaced by one of data.num_classes, which {data.name} "
+            "does not have. Only labels of a classification can be noisy: leave it at 0."
+        )
+    try:
+        return NoisyLabels(limited, data.label_noise, num_classes=data.num_classes, seed=config.seed)
+    except ValueError as error:
+        raise ValueError(f"data.label_noise={data.label_noise}: {error}") from None
 
 
 def _not_empty(dataset: Any) -> Any:

@@ -96,6 +96,7 @@ class DataConfig(Section):
     validation: Target
     augment: AugmentConfig
     limit: PositiveInt | None
+    label_noise: Annotated[float, Field(ge=0, le=1)]
     num_workers: Annotated[int, Field(ge=0)]
     timeout_s: Annotated[float, Field(ge=0)]
     train_plain: Target | None = None

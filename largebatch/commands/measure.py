@@ -27,6 +27,7 @@ MEASURES = {
     "sharpness": "largest Hessian eigenvalue, trace, Keskar's box, m-sharpness, slices through the loss",
     "variance": "gradient variance against batch size, the 1/B law, and the noise scale",
     "communication": "a step with and without its all-reduces, exposed and hidden time, latency and bandwidth",
+    "gap": "training loss to validation loss: augmentation, train mode, stale statistics, generalization",
 }
 
 

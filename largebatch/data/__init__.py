@@ -9,6 +9,7 @@ from largebatch.data.errors import DataError
 from largebatch.data.fetching import MicroBatchData
 from largebatch.data.folder import image_folder
 from largebatch.data.images import hub_images, parquet_images
+from largebatch.data.label_noise import NoisyLabels
 from largebatch.data.loader import MicroBatchLoader, evaluation_batches
 from largebatch.data.solvable import linear_regression, noisy_quadratic
 from largebatch.data.subset import FirstSamples
@@ -22,6 +23,7 @@ __all__ = [
     "FirstSamples",
     "MicroBatchData",
     "MicroBatchLoader",
+    "NoisyLabels",
     "TokenWindows",
     "digits",
     "evaluation_batches",

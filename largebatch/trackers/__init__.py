@@ -13,6 +13,7 @@ from largebatch.trackers.wandb import WandbTracker, key_source
 
 if TYPE_CHECKING:
     from largebatch.trackers.communication_figures import plot_transfer
+    from largebatch.trackers.gap_figures import plot_gap_parts, plot_large_batch_gap
     from largebatch.trackers.heat_map import plot_layers
     from largebatch.trackers.plots import plot_comparison, plot_run
     from largebatch.trackers.slice_plots import plot_slices
@@ -29,6 +30,8 @@ __all__ = [
     "default_charts",
     "key_source",
     "plot_comparison",
+    "plot_gap_parts",
+    "plot_large_batch_gap",
     "plot_layers",
     "plot_run",
     "plot_slices",
@@ -64,4 +67,8 @@ def __getattr__(name: str) -> Any:
         from largebatch.trackers import communication_figures
 
         return communication_figures.plot_transfer
+    if name in ("plot_gap_parts", "plot_large_batch_gap"):
+        from largebatch.trackers import gap_figures
+
+        return getattr(gap_figures, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -33,6 +33,7 @@ LEVELS = (
         "sharpness",
         "gradient_variance",
         "communication",
+        "gap_conditions",
         "data",
         "checkpoint",
         "trackers",
@@ -111,6 +112,10 @@ SAME_LEVEL = {
     ("gradient_variance", "gradients"),
     ("gradient_variance", "runtime"),
     ("gradient_variance", "sharpness"),
+    ("gap_conditions", "data"),
+    ("gap_conditions", "gradients"),
+    ("gap_conditions", "runtime"),
+    ("gap_conditions", "sharpness"),
     ("observers", "loop"),
     ("loop", "agreement"),
 }

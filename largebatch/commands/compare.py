@@ -1,0 +1,211 @@
+"""`largebatch compare RUN...`: the large-batch gap between runs at different batch sizes."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from largebatch.diagnostics import Evaluations, Interval, LargeBatchGap
+    from largebatch.trackers import Row
+
+EXIT_DONE, EXIT_WRONG_INPUT = 0, 2
+# What the numbers are measured with: where it differs there is nothing to compare.
+_MEASURED_WITH = ("data.validation", "loss._target_")
+# What differs between replicates, or follows from the batch size and the machine.
+_EXPECTED = ("seed", "run.", "batch.", "launcher.", "logger.", "observers.", "resume")
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A run's folder as read."""
+
+    folder: Path
+    global_batch_size: int
+    rows: Sequence[Row]
+    evaluations: Evaluations
+    settings: dict[str, str]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`compare RUN... [--out FOLDER]`; returns 0, or 2 for wrong input."""
+    try:
+        options = _parser().parse_args(list(arguments))
+    except SystemExit as exit_:
+        return EXIT_WRONG_INPUT if exit_.code else EXIT_DONE
+    from largebatch.run_folder import new_folder
+    from largebatch.trackers import plot_large_batch_gap, print_table
+
+    try:
+        runs = [_read(Path(given)) for given in options.runs]
+        groups = _by_batch_size(runs)
+    except (OSError, ValueError) as error:
+        print(f"largebatch compare: {error}", file=sys.stderr)
+        return EXIT_WRONG_INPUT
+    base, *_ = groups
+    gaps = _gaps(groups)
+    headers = ("batch", "matched at", "which is", "loss gap", "95 % interval", "accuracy gap", "95 % interval")
+    title = f"large-batch gap on validation, against batch {base:,} ({len(groups[base])} runs); positive: worse"
+    print_table(headers, [_row(size, len(groups[size]), gap) for size, gap in gaps], title=title)
+    if differing := _differing(runs):
+        print(f"besides the batch, the runs differ in: {', '.join(differing)}")
+    folder = Path(options.out) if options.out else new_folder("runs", "compare")
+    folder.mkdir(parents=True, exist_ok=True)
+    record = folder / "large_batch_gap.json"
+    record.write_text(json.dumps(_record(groups, gaps, differing), indent=1) + "\n")
+    rows = {size: [run.rows for run in group] for size, group in groups.items()}
+    print(record)
+    print(plot_large_batch_gap(rows, folder / "gap.png", title=f"{len(runs)} runs at {len(groups)} batch sizes"))
+    return EXIT_DONE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="largebatch compare",
+        description="Large-batch gap: how much worse runs with a larger batch do on validation than those with the "
+        "smallest, at equal samples, equal steps and equal training loss. Runs of one batch size are replicates: give "
+        "several seeds of each for an interval.",
+    )
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="folder of a run")
+    parser.add_argument("--out", metavar="FOLDER", help="for gap.png and large_batch_gap.json; default: a new one")
+    return parser
+
+
+def _read(folder: Path) -> _Run:
+    """Raises ValueError if the folder holds no run that can be compared."""
+    from omegaconf import OmegaConf
+
+    from largebatch.run_folder import RunFolder
+    from largebatch.trackers import read_metrics
+
+    run = RunFolder(folder)
+    plan, config = folder / "plan.json", folder / "config.yaml"
+    for file in (plan, config, run.metrics):
+        if not file.is_file():
+            raise ValueError(f"{file} does not exist. Give the folder of a run of `largebatch train`.")
+    values = json.loads(plan.read_text())
+    if values.get("ramp"):
+        raise ValueError(
+            f"{folder}: its batch changes over the run, so that it belongs to no batch size. Leave it out."
+        )
+    rows = read_metrics(run.metrics)
+    settings = dict(_flat(OmegaConf.to_container(OmegaConf.load(config), resolve=False)))
+    return _Run(folder, int(values["global_batch_size"]), rows, _evaluations(rows, folder), settings)
+
+
+def _evaluations(rows: Sequence[Row], folder: Path) -> Evaluations:
+    import numpy as np
+
+    from largebatch.diagnostics import Evaluations
+
+    keys = ("samples_seen", "step", "eval/train_loss", "eval/val_loss", "eval/val_accuracy")
+    by_step = {row["step"]: row for row in rows if all(key in row for key in keys[:4])}
+    table = [[float(row.get(key, math.inf)) for key in keys] for _, row in sorted(by_step.items())]
+    found = np.array([line for line in table if all(map(math.isfinite, line[:4]))]).reshape(-1, len(keys))
+    if not len(found):
+        raise ValueError(f"{folder}: its metrics have no evaluation with finite losses. Train with evaluation.")
+    accuracy = found[:, 4] if np.isfinite(found[:, 4]).all() else None
+    return Evaluations(found[:, 0], found[:, 1], found[:, 2], found[:, 3], accuracy)
+
+
+def _flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
+    if isinstance(value, dict) and value:
+        return [line for key, part in value.items() for line in _flat(part, f"{prefix}.{key}" if prefix else str(key))]
+    return [(prefix, str(value))]
+
+
+def _by_batch_size(runs: Sequence[_Run]) -> dict[int, list[_Run]]:
+    """Ascending. Raises ValueError if there is one size only, a folder twice, or the runs measure different things."""
+    folders = [run.folder.resolve() for run in runs]
+    if len(set(folders)) < len(folders):
+        raise ValueError("a folder is given twice: a copy of a run is no replicate. Name each run once.")
+    groups = {size: [run for run in runs if run.global_batch_size == size] for size in _sizes(runs)}
+    if len(groups) < 2:
+        (size,) = groups
+        raise ValueError(f"all runs have batch {size:,}: a gap needs two batch sizes. Add runs of another.")
+    for key in _MEASURED_WITH:
+        if found := _values(runs, key):
+            raise ValueError(
+                f"the runs differ in {key}: {found}. They measure different things; compare like with like."
+            )
+    return groups
+
+
+def _sizes(runs: Sequence[_Run]) -> list[int]:
+    return sorted({run.global_batch_size for run in runs})
+
+
+def _values(runs: Sequence[_Run], prefix: str) -> str:
+    """The different settings that begin with `prefix`, or "" if there are none."""
+    parts = [{key: text for key, text in run.settings.items() if key.startswith(prefix)} for run in runs]
+    differing = [part for part in parts if part != parts[0]]
+    return f"{_brief(parts[0])} and {_brief(differing[0])}" if differing else ""
+
+
+def _brief(settings: dict[str, str]) -> str:
+    return ", ".join(f"{key}={text}" for key, text in settings.items())
+
+
+def _differing(runs: Sequence[_Run]) -> list[str]:
+    keys = sorted({key for run in runs for key in run.settings if not key.startswith(_EXPECTED)})
+    return [key for key in keys if len({run.settings.get(key) for run in runs}) > 1]
+
+
+def _gaps(groups: dict[int, list[_Run]]) -> list[tuple[int, LargeBatchGap]]:
+    from largebatch.diagnostics import MATCHES, large_batch_gap
+
+    base, *others = groups
+    small = [run.evaluations for run in groups[base]]
+    return [
+        (size, large_batch_gap(small, [run.evaluations for run in groups[size]], match=match))
+        for size in others
+        for match in MATCHES
+    ]
+
+
+def _row(size: int, num_runs: int, gap: LargeBatchGap) -> tuple[str, ...]:
+    from largebatch.diagnostics import MATCHES
+
+    batch, match = f"{size:,} ({num_runs} run{'s' if num_runs > 1 else ''})", MATCHES[gap.match]
+    if gap.at is None:
+        return batch, match, "none", gap.reason, "", "", ""
+    at = f"{gap.at:.4g}" if gap.match == "train_loss" else f"{gap.at:,.0f}"
+    return batch, match, at, *_shown(gap.loss), *_shown(gap.accuracy)
+
+
+def _shown(one: Interval | None) -> tuple[str, str]:
+    if one is None:
+        return "", ""
+    interval = "one run: unknown" if math.isnan(one.low) else f"{one.low:+.4f} to {one.high:+.4f}"
+    return f"{one.value:+.4f}", interval
+
+
+def _record(
+    groups: dict[int, list[_Run]], gaps: Sequence[tuple[int, LargeBatchGap]], differing: list[str]
+) -> dict[str, Any]:
+    base, *_ = groups
+    return {
+        "base_batch_size": base,
+        "runs": {size: [str(run.folder) for run in group] for size, group in groups.items()},
+        "differing": differing,
+        "large_batch_gap": [{"global_batch_size": size} | _finite(dataclasses.asdict(gap)) for size, gap in gaps],
+    }
+
+
+def _finite(values: dict[str, Any]) -> dict[str, Any]:
+    """An end that is not known is null, not NaN, which is no JSON."""
+    return {
+        key: _finite(value)
+        if isinstance(value, dict)
+        else None
+        if isinstance(value, float) and math.isnan(value)
+        else value
+        for key, value in values.items()
+    }

@@ -1,0 +1,117 @@
+"""`largebatch compare`: run folders in, the large-batch gap out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from largebatch.__main__ import main
+from largebatch.trackers.gap_figures import large_batch_gap_figure
+
+CONFIG = """\
+seed: {seed}
+data: {{validation: {{_target_: {data}}}}}
+loss: {{_target_: one}}
+optimizer: {{momentum: {momentum}}}
+"""
+
+
+def make(
+    name: str, batch: int, losses: list[float], *, seed: int = 0, data: str = "digits", momentum: float = 0.9
+) -> str:
+    """A run's folder: validation loss is 1 above, accuracy 1 - train loss / 10, an evaluation every 100 samples."""
+    folder = Path(name)
+    folder.mkdir()
+    (folder / "plan.json").write_text(json.dumps({"global_batch_size": batch, "ramp": []}))
+    (folder / "config.yaml").write_text(CONFIG.format(seed=seed, data=data, momentum=momentum))
+    rows = [
+        {"step": 100 * number // batch, "samples_seen": 100 * number, "eval/train_loss": loss,
+         "eval/val_loss": loss + 1, "eval/val_accuracy": 1 - loss / 10, "gap/loss": 1.0}
+        for number, loss in enumerate(losses, start=1)
+    ]  # fmt: skip
+    rows.insert(1, {"step": 1, "samples_seen": batch, "train/loss": 5.0})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return name
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.chdir(tmp_path)
+
+
+def test_runs_are_grouped_by_their_batch_and_compared_with_the_smallest(capsys):
+    runs = [
+        make("a", 50, [4.0, 2.0], momentum=0.8), make("b", 10, [2.0, 1.0], seed=0), make("c", 10, [2.2, 1.2], seed=1),
+        make("d", 50, [4.0, 2.4], seed=1),
+    ]  # fmt: skip
+    assert main(["compare", *runs, "--out", "out"]) == 0
+    said = capsys.readouterr().out
+    assert "large-batch gap on validation, against batch 10 (2 runs); positive: worse" in said
+    assert "besides the batch, the runs differ in: optimizer.momentum" in said
+    for words in ("equal samples seen", "equal optimizer steps", "equal training loss"):
+        assert f" 50 (2 runs)   {words}" in said
+    record = json.loads(Path("out/large_batch_gap.json").read_text())
+    assert record["runs"] == {"10": ["b", "c"], "50": ["a", "d"]}
+    samples, steps, train_loss = record["large_batch_gap"]
+    assert samples["loss"]["value"] == pytest.approx(2.2 - 1.1)
+    assert samples["accuracy"]["value"] == pytest.approx(0.22 - 0.11)
+    assert samples["loss"]["low"] < 1.1 < samples["loss"]["high"]
+    assert (steps["at"], steps["loss"]) == (None, None)
+    assert "one run ends at 4 steps, another is first evaluated at 10" in steps["reason"]
+    assert train_loss["reason"].startswith("one run is below a training loss of 2 at its first evaluation")
+    assert Path("out/gap.png").stat().st_size > 10_000
+
+
+def test_one_run_of_each_has_no_interval_and_the_record_is_plain_json(capsys):
+    assert main(["compare", make("a", 10, [2.0, 1.0]), make("b", 20, [3.0, 2.0]), "--out", "out"]) == 0
+    assert "one run: unknown" in capsys.readouterr().out
+    text = Path("out/large_batch_gap.json").read_text()
+    assert json.loads(text)["large_batch_gap"][0]["loss"] == {"value": 1.0, "low": None, "high": None}
+    assert "NaN" not in text
+    assert "besides the batch" not in capsys.readouterr().out
+
+
+def test_what_cannot_be_compared_is_refused_with_a_reason(capsys):
+    good, other = make("good", 10, [2.0, 1.0]), make("other", 20, [2.0, 1.0])
+    Path("empty").mkdir()
+    make("ramp", 20, [1.0])
+    Path("ramp/plan.json").write_text(json.dumps({"global_batch_size": 20, "ramp": [{"position": 1}]}))
+    make("unevaluated", 20, [float("inf")])
+    for arguments, words in (
+        ([good, "empty"], "empty/plan.json does not exist. Give the folder of a run"),
+        ([good, other, "good/"], "a folder is given twice"),
+        ([good, make("same", 10, [1.0])], "all runs have batch 10: a gap needs two batch sizes"),
+        ([good, "ramp"], "ramp: its batch changes over the run"),
+        ([good, "unevaluated"], "unevaluated: its metrics have no evaluation with finite losses"),
+        (
+            [good, make("mnist", 20, [1.0], data="mnist")],
+            "the runs differ in data.validation: data.validation._target_=",
+        ),
+    ):
+        assert main(["compare", *arguments]) == 2
+        assert words in capsys.readouterr().err
+    assert main(["compare"]) == 2
+    assert main(["compare", "--help"]) == 0
+    assert not Path("runs").exists()
+
+
+def test_the_picture_has_a_line_per_run_in_the_colour_of_its_batch_against_three_measures_of_time():
+    rows = [
+        {"step": step, "samples_seen": 10 * step, "eval/train_loss": loss, "gap/loss": 0.1, "eval/val_accuracy": 0.75}
+        for step, loss in ((1, 2.0), (2, 1.0), (3, 1.5), (4, 0.5))
+    ]
+    figure = large_batch_gap_figure({10: [rows, rows], 80: [rows]}, title="t")
+    labels = [ax.get_xlabel() for ax in figure.axes]
+    assert (
+        labels[:3] == labels[3:] == ["samples seen", "optimizer steps", "training loss (evaluated; falls to the right)"]
+    )
+    lines = figure.axes[3].get_lines()
+    assert [list(line.get_xdata()) for line in lines] == [[10.0, 20.0, 30.0, 40.0]] * 3
+    assert [list(line.get_ydata()) for line in lines] == [[0.25] * 4] * 3
+    assert lines[0].get_color() == lines[1].get_color() != lines[2].get_color()
+    assert list(figure.axes[5].get_lines()[0].get_xdata()) == [2.0, 1.0, 0.5], "each a new lowest"
+    assert figure.axes[5].xaxis_inverted()
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["batch 10 (2 runs)", "batch 80 (1 run)"]
