@@ -159,7 +159,7 @@ class NoiseScaleConfig(Section):
     """Gradient noise scale."""
 
     every: PositiveInt | None
-    window: Annotated[int, Field(ge=10)]
+    window: Annotated[int, Field(ge=20)]
 
 
 class RanksConfig(Section):
