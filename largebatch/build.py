@@ -32,12 +32,11 @@ from largebatch.observers import (
 )
 from largebatch.order import SampleOrder
 from largebatch.plan_report import plan_record
-from largebatch.prepare import Prepared
+from largebatch.prepare import Prepared, noise_scale_groups
 from largebatch.resume import check_identity, find_checkpoint, run_identity
 from largebatch.run_folder import RunFolder, new_folder
 from largebatch.runtime import Runtime
 from largebatch.same_run import require_same_run, run_fingerprint
-from largebatch.schema import TrainConfig
 from largebatch.trackers import JsonlTracker, ProgressLine, TensorBoardTracker, Tracker, WandbTracker
 
 
@@ -156,14 +155,13 @@ def _connect(
     checkpoints = _checkpoints(prepared, folder, trackers, identity)
     loader: Loader = _loader(prepared, runtime)
     # The ranks first, so that nothing is logged or saved of weights that they do not share.
-    noise_scale = _noise_scale(config, journal)
+    noise_scale = _noise_scale(prepared, journal)
     observers: list[Observer] = [_ranks(prepared), MetricsObserver(journal), evaluation, *filter(None, [noise_scale])]
     if config.observers.layers.every is not None:
         observers.append(LayersObserver(journal, records.open(folder.layers), every=config.observers.layers.every))
-    if config.observers.ledger.enabled:
+    if (ledger := config.observers.ledger).enabled:
         loader = watched = WatchedLoader(loader)
-        parameters_every = config.observers.ledger.parameters_every
-        observers.append(LedgerObserver(records.open(folder.ledger), watched, parameters_every=parameters_every))
+        observers.append(LedgerObserver(records.open(folder.ledger), watched, parameters_every=ledger.parameters_every))
     observers.append(checkpoints)  # last: a checkpoint has the rows of its own step on disk
     if config.observers.profile.steps:
         observers.insert(0, _profiler(prepared, folder))
@@ -181,6 +179,7 @@ def _connect(
         clip_norm=config.clip_norm,
         ordered=config.batch.reduction == "ordered",
         exact_batch_norm=config.batch_norm == "exact",
+        compression=config.precision.gradient_compression,
         log_every=config.observers.metrics.every,
         observers=observers,
         stop_requested=stop,
@@ -193,9 +192,12 @@ def _ranks(prepared: Prepared) -> RankObserver:
     return RankObserver(every=every, checkpoint_every=prepared.derived.checkpoint_every)
 
 
-def _noise_scale(config: TrainConfig, journal: Journal) -> NoiseScaleObserver | None:
-    options = config.observers.noise_scale
-    return None if options.every is None else NoiseScaleObserver(journal, every=options.every, window=options.window)
+def _noise_scale(prepared: Prepared, journal: Journal) -> NoiseScaleObserver | None:
+    options = prepared.config.observers.noise_scale
+    if options.every is None:
+        return None
+    groups = noise_scale_groups(prepared.config, prepared.model)
+    return NoiseScaleObserver(journal, every=options.every, window=options.window, groups=groups)
 
 
 def _loader(prepared: Prepared, runtime: Runtime) -> MicroBatchLoader:

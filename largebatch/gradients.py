@@ -5,17 +5,24 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import (
+    allreduce_hook,
+    bf16_compress_hook,
+    fp16_compress_hook,
+)
 
 from largebatch.batch import BatchPlan
 from largebatch.coupled_losses import is_coupled
 from largebatch.keyed import stream_key
 from largebatch.ordered_reduction import OrderedReduction
 from largebatch.runtime import Inputs, Runtime
+
+Compression = Literal["none", "fp16", "bf16"]
+_REDUCTIONS: dict[str, Any] = {"none": allreduce_hook, "fp16": fp16_compress_hook, "bf16": bf16_compress_hook}
 
 
 class MicroBatchSource(Protocol):
@@ -143,9 +150,15 @@ class ReductionClock:
 
     DDP hands over its last bucket when the last gradient is ready. From then until the backward pass returns, the rank
     only waits.
+
+    Args:
+        runtime: the job.
+        model: as `runtime.wrap` returned it.
+        compression: what gradients are rounded to on their way between ranks; each step loses what that loses.
     """
 
-    def __init__(self, runtime: Runtime, model: nn.Module) -> None:
+    def __init__(self, runtime: Runtime, model: nn.Module, compression: Compression = "none") -> None:
+        self._all_reduce = _REDUCTIONS[compression]
         self._on_gpu = runtime.device.type == "cuda"
         self._is_distributed = isinstance(model, nn.parallel.DistributedDataParallel)
         self._last_bucket: Any = None
@@ -157,7 +170,8 @@ class ReductionClock:
     def _reduce(self, bucket: Any) -> torch.futures.Future[Tensor]:
         if self.is_running and bucket.is_last():
             self._last_bucket = self._now()
-        return allreduce_hook(None, bucket)  # type: ignore[arg-type]
+        future: torch.futures.Future[Tensor] = self._all_reduce(None, bucket)
+        return future
 
     def start(self) -> None:
         """From here on the rank only waits: for a reduction that DDP does not make."""

@@ -21,7 +21,7 @@ from largebatch.keyed import stream_key
 from largebatch.launcher import launcher_problems
 from largebatch.losses import Loss
 from largebatch.models.checkpointing import checkpoint_activations
-from largebatch.optim import parameter_groups
+from largebatch.optim import parameter_groups, parameters_by_name
 from largebatch.preconditions import folder_problems, machine_problems
 from largebatch.report import Report
 from largebatch.schema import TrainConfig
@@ -68,6 +68,8 @@ def prepare(composed: DictConfig, environ: Mapping[str, str]) -> Prepared:
     torch.manual_seed(stream_key(config.seed, "initialisation"))
     model = report.attempt("model", lambda: _model(config))
     optimizer = None if model is None else report.attempt("optimizer", lambda: build_optimizer(config, model))
+    if model is not None:
+        report.attempt("observers.noise_scale.groups", lambda: noise_scale_groups(config, model))
     augment = report.attempt("data.augment", lambda: _augmentation(config))
     derived = None
     if train is not None and not any("WORLD_SIZE" in error for error in report.errors):
@@ -202,6 +204,15 @@ def build_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimi
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TargetError(f"optimizer._target_={node['_target_']}: made a {type(optimizer).__name__}, no Optimizer.")
     return optimizer
+
+
+def noise_scale_groups(config: TrainConfig, model: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """The groups of parameters whose noise scales are told apart.
+
+    Raises:
+        ValueError: see `parameters_by_name`.
+    """
+    return parameters_by_name(model, config.observers.noise_scale.groups or {})
 
 
 def _augmentation(config: TrainConfig) -> Augmentation | None:

@@ -114,6 +114,7 @@ class PrecisionConfig(Section):
     tf32: bool
     compile: bool
     activation_checkpointing: Annotated[bool | str, BeforeValidator(switch_or_pattern)]
+    gradient_compression: Literal["none", "fp16", "bf16"]
 
 
 class MetricsConfig(Section):
@@ -160,6 +161,7 @@ class NoiseScaleConfig(Section):
 
     every: PositiveInt | None
     window: Annotated[int, Field(ge=20)]
+    groups: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")], list[str]] | None
 
 
 class RanksConfig(Section):
