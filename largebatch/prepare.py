@@ -68,8 +68,6 @@ def prepare(composed: DictConfig, environ: Mapping[str, str]) -> Prepared:
     torch.manual_seed(stream_key(config.seed, "initialisation"))
     model = report.attempt("model", lambda: _model(config))
     optimizer = None if model is None else report.attempt("optimizer", lambda: build_optimizer(config, model))
-    if model is not None:
-        report.attempt("observers.noise_scale.groups", lambda: noise_scale_groups(config, model))
     augment = report.attempt("data.augment", lambda: _augmentation(config))
     derived = None
     if train is not None and not any("WORLD_SIZE" in error for error in report.errors):
@@ -142,6 +140,10 @@ def _model(config: TrainConfig) -> nn.Module:
             batch_norms(model)
         except ValueError as error:
             raise ConfigError([f"batch_norm=exact: {error}"]) from None
+    try:
+        noise_scale_groups(config, model)
+    except ValueError as error:
+        raise ConfigError([f"observers.noise_scale.groups: {error}"]) from None
     pattern = config.precision.activation_checkpointing
     if pattern:
         checkpoint_activations(model, *([] if pattern is True else [pattern]))
@@ -212,7 +214,8 @@ def noise_scale_groups(config: TrainConfig, model: nn.Module) -> dict[str, list[
     Raises:
         ValueError: see `parameters_by_name`.
     """
-    return parameters_by_name(model, config.observers.noise_scale.groups or {})
+    groups = config.observers.noise_scale.groups
+    return parameters_by_name(model, groups) if groups else {}
 
 
 def _augmentation(config: TrainConfig) -> Augmentation | None:

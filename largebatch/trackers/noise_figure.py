@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
@@ -9,8 +10,7 @@ from matplotlib.figure import Figure
 from largebatch.trackers.drawing import BLACK, BLUE, PALETTE, add_epochs, has_data, plain, series, style_axes
 from largebatch.trackers.tracker import Row
 
-_GROUP_COLOURS = [colour for colour in PALETTE if colour not in (BLACK, BLUE)]
-_DASHES = ("-", ":", "-.")
+_GROUP_LINES = [(dash, colour) for dash in ("-", ":", "-.") for colour in PALETTE if colour not in (BLACK, BLUE)]
 
 
 def noise_scale_figure(rows: Sequence[Row], title: str) -> Figure | None:
@@ -29,14 +29,9 @@ def noise_scale_figure(rows: Sequence[Row], title: str) -> Figure | None:
     _, value = series(rows, "noise_scale/value")
     ax.fill_between(x, low, high, color=BLUE, alpha=0.2, linewidth=0, label="95 % interval")
     ax.plot(x, value, color=BLUE, linewidth=1.6, label="gradient noise scale")
-    for number, name in enumerate(groups):
-        colour, dash = (
-            _GROUP_COLOURS[number % len(_GROUP_COLOURS)],
-            _DASHES[number // len(_GROUP_COLOURS) % len(_DASHES)],
-        )
-        ax.plot(
-            *series(rows, f"noise_scale/{name}/value"), color=colour, linestyle=dash, linewidth=1.0, label=plain(name)
-        )
+    for name, (dash, colour) in zip(groups, itertools.cycle(_GROUP_LINES), strict=False):
+        x, value = series(rows, f"noise_scale/{name}/value")
+        ax.plot(x, value, color=colour, linestyle=dash, linewidth=1.0, label=plain(name))
     steps, batch = series(rows, "train/global_batch_size")
     ax.step(steps, batch, where="pre", color=BLACK, linewidth=1.2, linestyle="--", label="global batch")
     ax.set_yscale("log")
