@@ -88,10 +88,10 @@ def l2_norm(tensor: Tensor) -> Tensor:
     8 million elements; norms of the norms of rows of 4096 keep the error below 1e-6. Rows are cut from memory as it
     lies there: along a dimension of the tensor they can be as short as the 3 weights of a kernel, 30 times as slow.
     """
+    num_rows, rest = divmod(tensor.numel(), _ROW)
+    if num_rows == 0 or (num_rows, rest) == (1, 0) or not tensor.is_cpu:
+        return torch.linalg.vector_norm(tensor)
     flat = _in_memory_order(tensor).reshape(-1)
-    num_rows, rest = divmod(flat.numel(), _ROW)
-    if tensor.device.type != "cpu" or num_rows == 0 or flat.numel() == _ROW:
-        return torch.linalg.vector_norm(flat)
     rows = torch.linalg.vector_norm(flat[: num_rows * _ROW].view(num_rows, _ROW), dim=1)
     return l2_norm(torch.cat([rows, flat[num_rows * _ROW :]]) if rest else rows)
 
