@@ -86,7 +86,9 @@ def measured(
         runtime.close()
 
 
-def written_out(kind: str, *, cuts: Sequence[int] = range(0, BATCH, MICRO), step: int = 1) -> tuple[float, float]:
+def written_out(
+    kind: str, *, cuts: Sequence[int] = range(0, BATCH, MICRO), step: int = 1, names: str = ""
+) -> tuple[float, float]:
     """Of one step at the first weights, from the gradient of each micro-batch by itself in plain torch."""
     model, _, data, _ = model_and_data(kind)
     model = model.double()
@@ -97,7 +99,7 @@ def written_out(kind: str, *, cuts: Sequence[int] = range(0, BATCH, MICRO), step
     def gradient(rows: slice) -> torch.Tensor:
         outputs = model(inputs[rows]).flatten(0, -2)
         total = F.cross_entropy(outputs, targets[rows].flatten(), ignore_index=-100, reduction="sum")
-        parts = torch.autograd.grad(total, list(model.parameters()))
+        parts = torch.autograd.grad(total, [one for name, one in model.named_parameters() if names in name])
         return torch.cat([part.flatten() for part in parts])
 
     # A sample's gradient: the sum over its tokens over the mean tokens of a sample.
@@ -177,7 +179,8 @@ def test_groups_that_cover_the_model_add_up_to_it(ranks, world_size, micro):
     for whole, weights, biases in found.values():
         assert np.add(weights, biases) == pytest.approx(np.array(whole), rel=1e-12)
         assert min(*weights, *biases) > 0
-        assert weights != pytest.approx(biases, rel=0.1)
+    expected = written_out("mlp", cuts=range(0, BATCH, micro) if micro < BATCH else (0, BATCH // 2), names="bias")
+    assert found[1][2] == pytest.approx(expected, rel=1e-10)
 
 
 # --- compressed gradients
@@ -266,13 +269,13 @@ def test_a_run_on_the_noisy_quadratic_measures_its_known_noise_scale_without_the
 
 def test_a_run_of_single_micro_batches_measures_the_known_noise_scale(ranks):
     truth = NoisyQuadratic(CURVATURE, VARIANCE).gradient_noise([0.6] * 6, num_samples=POOL)
-    runs = [ranks(1).run(at_fixed_weights, seed, 150, BATCH)[0] for seed in range(8)]
+    runs = [ranks(1).run(at_fixed_weights, seed, 100, BATCH)[0] for seed in range(6)]
     means = np.array([moments[-1] for moments, _ in runs])
-    error = (means.mean(axis=0) - [truth.covariance_trace, truth.grad_sq_norm]) / (means.std(axis=0, ddof=1) / 8**0.5)
+    error = (means.mean(axis=0) - [truth.covariance_trace, truth.grad_sq_norm]) / (means.std(axis=0, ddof=1) / 6**0.5)
     assert np.abs(error).max() < 4  # standard errors
-    assert means.std(axis=0)[0] / 8**0.5 < truth.covariance_trace / 20
+    assert means.std(axis=0)[0] / 6**0.5 < truth.covariance_trace / 20
     covered = [latest.interval[0] <= truth.simple_noise_scale <= latest.interval[1] for _, latest in runs]
-    assert sum(covered) >= 6
+    assert sum(covered) >= 4
 
 
 def collectives(case: Case, every: int | None) -> Any:
