@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,19 +15,23 @@ import torch
 import torch.nn.functional as F
 
 from largebatch.batch import BatchPlan
+from largebatch.build import open_job
 from largebatch.closed_forms import NoisyQuadratic
 from largebatch.data import MicroBatchLoader, noisy_quadratic
 from largebatch.diagnostics import moments_of_step
 from largebatch.gradients import Compression
+from largebatch.interruption import StopRequest
 from largebatch.loop import Run, train
 from largebatch.losses import OutputIsLoss, units_are_fixed
 from largebatch.models import Quadratic
 from largebatch.observers import Journal, NoiseScaleObserver
 from largebatch.optim import parameters_by_name
 from largebatch.order import SampleOrder
+from largebatch.prepare import prepare
 from largebatch.runtime import Runtime
 from tests.multiprocess.counting import count_collectives
 from tests.multiprocess.test_contract import SEED, Case, lr_at, model_and_data
+from tests.unit.composing import compose_run
 
 STEPS, BATCH, MICRO = 6, 24, 5
 
@@ -286,3 +292,22 @@ def test_a_measurement_costs_one_collective_of_two_numbers(ranks):
     case = Case("mlp", BATCH)
     without, with_it = (ranks(2).run(collectives, case, every)[0] for every in (None, 3))
     assert with_it - without == {("all_reduce", 2): 2}
+
+
+def built(folder: str) -> tuple[str, list[str]]:
+    """What a config with both settings makes: the compression of the run, and the groups that it measures."""
+    options = ["data=synthetic", "model=linear", "logger=none", "observers.progress=false", f"run.dir={folder}"]
+    options += ["observers.noise_scale.every=1", "observers.noise_scale.groups={head: [weight]}", "length=1steps"]
+    options += ["precision.gradient_compression=bf16", "schedule.warmup=0ep", "observers.evaluation.every=null"]
+    prepared = prepare(compose_run(*options), os.environ)
+    with StopRequest() as stop, open_job(prepared, stop, options) as job:
+        reports: list[Any] = []
+        job.run.observers = [*job.run.observers, SimpleNamespace(
+            on_start=lambda run: None, after_step=lambda run, report: reports.append(report), on_end=lambda *_: None
+        )]  # fmt: skip
+        train(job.run)
+        return job.run.compression, list(reports[0].norms.groups)
+
+
+def test_groups_and_compression_of_the_config_reach_the_run(ranks, tmp_path):
+    assert ranks(2).run(built, str(tmp_path / "run")) == [("bf16", ["head"])] * 2
