@@ -139,6 +139,7 @@ def _connect(
         clip_norm=config.clip_norm,
         ordered=config.batch.reduction == "ordered",
         exact_batch_norm=config.batch_norm == "exact",
+        compression=config.precision.gradient_compression,
         log_every=config.observers.metrics.every,
         observers=watch.observers,
         stop_requested=stop,

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from largebatch.batch import BatchPlan
+from largebatch.combinations import combination_problems, noise_scale_problems
 from largebatch.config import ConfigError
 from largebatch.duration import Duration
 from largebatch.ramp import BatchRamp
@@ -80,7 +81,7 @@ def derive(config: TrainConfig, *, num_samples: int, world_size: int) -> Derived
             "batch.reduction=ordered: the order of the sum is that of the micro-batches, and these depend on the "
             "number of ranks. Pin them with batch.micro=SIZE."
         )
-    report.errors += _exact_batch_norm_problems(config)
+    report.errors += combination_problems(config, world_size=world_size)
 
     def samples(text: str) -> int:
         return Duration.parse(text).samples(num_samples=num_samples, global_batch_size=total)
@@ -99,7 +100,7 @@ def derive(config: TrainConfig, *, num_samples: int, world_size: int) -> Derived
         )
     report.errors += _settings_of_another_decay(config.schedule)
     schedule = report.attempt("schedule", lambda: _schedule(config, peaks[0], length, samples)) if peaks else None
-    report.errors += _noise_scale_problems(config, ramp)
+    report.errors += noise_scale_problems(config, ramp)
     report.errors += _profile_problems(config, ramp.num_steps(length) if ramp else length // total)
     evaluate_every = report.attempt("", lambda: _interval("evaluation", config.observers.evaluation.every, samples))
     checkpoint_every = report.attempt("", lambda: _interval("checkpoint", config.observers.checkpoint.every, samples))
@@ -109,27 +110,6 @@ def derive(config: TrainConfig, *, num_samples: int, world_size: int) -> Derived
     assert peaks is not None
     assert schedule is not None
     return Derived(ramp, peaks, schedule, num_samples, evaluate_every, checkpoint_every, sharpness_every)
-
-
-def _exact_batch_norm_problems(config: TrainConfig) -> list[str]:
-    if config.batch_norm != "exact":
-        return []
-    others = {
-        "batch.reduction=ordered": (
-            config.batch.reduction == "ordered",
-            "it adds the gradients of micro-batches one by one, and here they have none of their own",
-        ),
-        "precision.activation_checkpointing": (
-            bool(config.precision.activation_checkpointing),
-            "it computes micro-batches again one by one, without the statistics of the others",
-        ),
-        "precision.compile": (config.precision.compile, "the forward passes wait for each other in Python"),
-    }
-    return [
-        f"batch_norm=exact: does not go with {name}: {reason}. Choose one of them."
-        for name, (is_set, reason) in others.items()
-        if is_set
-    ]
 
 
 def _solve(config: TrainConfig, total: int, world_size: int) -> BatchPlan:
@@ -211,24 +191,6 @@ def _settings_of_another_decay(schedule: ScheduleConfig) -> list[str]:
         for name, decays in _DECAYS_WITH.items()
         if (value := getattr(schedule, name)) is not None and schedule.decay not in decays
     ]
-
-
-def _noise_scale_problems(config: TrainConfig, ramp: BatchRamp | None) -> list[str]:
-    every = config.observers.noise_scale.every
-    if every is None:
-        return []
-    errors = []
-    if ramp is not None and min(len(plan.micro_batch_sizes) for plan in ramp.plans) < 2:
-        errors.append(
-            f"observers.noise_scale.every={every}: the noise shows in the difference between micro-batches, and a step "
-            "has one. Lower batch.max_micro, pin batch.micro, or use more processes."
-        )
-    if config.batch_norm == "exact":
-        errors.append(
-            f"observers.noise_scale.every={every}: with batch_norm=exact a micro-batch has no gradient of its own. Use "
-            "batch_norm=ghost, or leave the noise scale out."
-        )
-    return errors
 
 
 def _profile_problems(config: TrainConfig, num_steps: int) -> list[str]:

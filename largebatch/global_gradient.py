@@ -10,17 +10,18 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from largebatch.batch import BatchPlan
+from largebatch.batch_split import BatchSplit
 from largebatch.coupled_gradients import accumulate_coupled_gradients
 from largebatch.coupled_losses import is_coupled
 from largebatch.exact_batch_norm import ExactBatchNorm
 from largebatch.exact_gradients import accumulate_exact_gradients
 from largebatch.gradients import GradientResult, accumulate_gradients
 from largebatch.losses import Loss
-from largebatch.micro_batch_norms import MicroBatchNorms
+from largebatch.micro_batch_norms import MicroBatchNorms, StepNorms
 from largebatch.ordered_reduction import OrderedReduction
-from largebatch.reduction_clock import ReductionClock, Timeline
+from largebatch.reduction_clock import Compression, ReductionClock, Timeline
 from largebatch.running_statistics import RunningStatistics
-from largebatch.runtime import PendingSum, Runtime
+from largebatch.runtime import Runtime
 
 
 class BatchResult(NamedTuple):
@@ -31,14 +32,14 @@ class BatchResult(NamedTuple):
         num_units: samples, or valid tokens, of the whole global batch.
         data_s: seconds that this rank waited for data.
         communication_s: seconds of exposed communication; None when not measured.
-        norms: (sum_i b_i |g_i|^2, |g|^2), see `MicroBatchNorms`; None when not measured.
+        norms: of the gradients of micro-batches, see `MicroBatchNorms`; None when not measured.
     """
 
     loss_sum: Tensor
     num_units: int
     data_s: float
     communication_s: float | None
-    norms: PendingSum | None
+    norms: StepNorms | None
 
 
 class GlobalGradient:
@@ -51,6 +52,11 @@ class GlobalGradient:
         fixed_units: whether all samples have the same number of units; see `units_are_fixed`.
         ordered: sums over micro-batches in one order on any number of ranks, see `OrderedReduction`.
         exact_batch_norm: takes batch norm over the whole global batch, see `ExactBatchNorm`.
+        compression: of what DDP sends.
+
+    Attributes:
+        statistics: of batch norm.
+        norms: of micro-batch gradients, in steps that measure them.
 
     Raises:
         ValueError: if ordered and exact batch norm are asked for together, or there is no batch norm to be exact.
@@ -65,6 +71,7 @@ class GlobalGradient:
         fixed_units: bool,
         ordered: bool = False,
         exact_batch_norm: bool = False,
+        compression: Compression = "none",
     ) -> None:
         if ordered and exact_batch_norm:
             raise ValueError(
@@ -75,13 +82,14 @@ class GlobalGradient:
         self._runtime, self._model, self._loss = runtime, model, loss
         self._fixed_units = fixed_units
         self._units_per_sample: int | None = None
-        self._clock = ReductionClock(runtime, model)
+        self._clock = ReductionClock(runtime, model, compression)
         self._ordered = OrderedReduction(runtime, module) if ordered else None
         norms = ExactBatchNorm(runtime, module) if exact_batch_norm else None
         self.statistics = RunningStatistics(runtime, module, exact=norms.norms if norms else ())
         # DDP averages over ranks; the others add, and a term must not depend on the number of ranks.
         self._scale = 1 if ordered or exact_batch_norm else runtime.world_size
-        self._norms = MicroBatchNorms(runtime, module, scale=self._scale)
+        self.norms = MicroBatchNorms(runtime, module, scale=self._scale)
+        self._split = BatchSplit(runtime, module, loss)
         self._accumulate: Callable[..., GradientResult] = accumulate_gradients
         if norms is not None:
             self._accumulate = partial(accumulate_exact_gradients, norms=norms)
@@ -104,28 +112,38 @@ class GlobalGradient:
             micro_batches: this rank's, from the first one of the batch on.
             random_key: draws inside the model are keyed by it and by the index of the micro-batch.
             measures_communication: waits for a GPU once.
-            measures_norms: costs a pass over the gradients per micro-batch. A micro-batch's gradient must be its own:
-                not with a coupled loss or exact batch norm.
+            measures_norms: costs a pass over the gradients per micro-batch, and if there is only one, see `BatchSplit`.
+                A micro-batch's gradient must be its own: not with a coupled loss or exact batch norm.
         """
         self._clock.begin(measures=measures_communication)
         self.statistics.begin_step(plan)
-        if measures_norms:
-            self._norms.begin(plan)
         count = len(plan.micro_batches(self._runtime.rank))
         own, num_units = self._count_units(plan, itertools.islice(micro_batches, count))
+        weight = self._scale / max(num_units, 1)
+        to_split = None
+        if measures_norms and len(plan.micro_batch_sizes) == 1:
+            to_split = next(own)
+            own = iter([to_split])
+        elif measures_norms:
+            self.norms.begin(plan)
         result = self._accumulate(
             self._runtime,
             self._model,
             self._loss,
             own,
             plan=plan,
-            weight=self._scale / max(num_units, 1),
+            weight=weight,
             random_key=random_key,
             clock=self._clock,
             ordered=self._ordered,
         )
         self.statistics.end_step()
-        norms = self._norms.finish() if measures_norms else None
+        norms = None
+        if to_split is not None:
+            by_parameter = self._split.measure(to_split, weight=weight, random_key=random_key)
+            norms = self.norms.sum(by_parameter, num_parts=2)
+        elif measures_norms:
+            norms = self.norms.finish()
         return BatchResult(result.loss_sum, num_units, result.data_s, result.communication_s, norms)
 
     def timeline(self) -> Timeline | None:

@@ -16,9 +16,10 @@ from largebatch.batch import BatchPlan
 from largebatch.global_gradient import GlobalGradient
 from largebatch.keyed import stream_key
 from largebatch.losses import Loss
+from largebatch.micro_batch_norms import StepNorms
 from largebatch.ramp import BatchRamp
-from largebatch.reduction_clock import Timeline
-from largebatch.runtime import PendingSum, Runtime
+from largebatch.reduction_clock import Compression, Timeline
+from largebatch.runtime import Runtime
 
 
 @dataclass
@@ -59,7 +60,7 @@ class StepReport:
     grad_norm: torch.Tensor | None
     data_s: float
     communication_s: float | None
-    norms: PendingSum | None = None
+    norms: StepNorms | None = None
     timeline: Timeline | None = None
 
     @property
@@ -103,6 +104,7 @@ class Run:
         clip_norm: largest gradient norm; None: no clipping.
         ordered: sums gradients in one order on any number of ranks, see `OrderedReduction`; for audits.
         exact_batch_norm: takes batch norm over the whole global batch, see `ExactBatchNorm`.
+        compression: of gradients between ranks, see `ReductionClock`.
         log_every: steps between detailed reports (gradient norm, exposed communication).
         needs_every_loss: whether the loss is summed over ranks in every step, short or long.
         norms_every: steps between measurements of micro-batch gradients; None: none.
@@ -123,6 +125,7 @@ class Run:
     clip_norm: float | None = None
     ordered: bool = False
     exact_batch_norm: bool = False
+    compression: Compression = "none"
     log_every: int = 10
     needs_every_loss: bool = False
     norms_every: int | None = None
@@ -140,6 +143,7 @@ class Run:
             fixed_units=self.loss.fixed_units if self.fixed_units is None else self.fixed_units,
             ordered=self.ordered,
             exact_batch_norm=self.exact_batch_norm,
+            compression=self.compression,
         )
         self.agrees_every_step = True
         self.counted_step, self.counted_samples = self.progress.step, self.progress.samples_seen

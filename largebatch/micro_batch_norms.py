@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -13,13 +15,34 @@ from largebatch.optim import l2_norm
 from largebatch.runtime import PendingSum, Runtime
 
 
+@dataclass(frozen=True)
+class StepNorms:
+    """What a step showed of its gradient and of those of its parts, maybe still on the way between ranks.
+
+    Attributes:
+        pending: the sums.
+        groups: names of the groups of parameters.
+        num_parts: micro-batches; 2 where a single one was split.
+    """
+
+    pending: PendingSum
+    groups: tuple[str, ...]
+    num_parts: int
+
+    def result(self) -> list[tuple[float, float]]:
+        """(sum_i b_i |g_i|^2, |g|^2) of all parameters, then of each group; waits for the ranks."""
+        numbers = iter(self.pending.result())
+        return list(zip(numbers, numbers, strict=True))
+
+
 class MicroBatchNorms:
     """Measures sum_i b_i |g_i|^2 over all micro-batches of a global batch, and |g|^2 of the whole.
 
     g_i is the mean gradient of the b_i samples of micro-batch i; the mean of the g_i, weighted by b_i, is the gradient
     g that the step uses, before clipping. A hook on every parameter sees the fresh gradient of each backward pass,
-    before it is added to others and before any reduction between ranks. Hooks are there only during the steps that are
-    measured, which cost one pass over the gradients per micro-batch and a sum of two numbers over ranks.
+    before it is added to others and before any reduction between ranks: what a compression loses between ranks touches
+    |g|^2 alone. Hooks are there only during the steps that are measured, which cost one pass over the gradients per
+    micro-batch and a sum of two numbers, and two for each group, over ranks.
 
     Where samples differ in units (masked tokens) a sample is still what counts: its gradient is the sum over its
     tokens, divided by the mean number of tokens of a sample of this global batch.
@@ -34,35 +57,55 @@ class MicroBatchNorms:
         self._runtime = runtime
         self._parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         self._scale = scale
-        self._loss_scale = 1.0
-        self._sizes: list[int] = []
-        self._global_batch_size = 0
-        self._sq_norms: list[list[Tensor]] = []
+        self._plan: BatchPlan | None = None
+        self._norms: list[list[Tensor]] = []
         self._handles: list[Any] = []
+        self.group({})
+
+    def group(self, groups: Mapping[str, Sequence[nn.Parameter]]) -> None:
+        """Tell the norms of these parameters from the others', too."""
+        self._groups = tuple(groups)
+        members = [{id(parameter) for parameter in group} for group in groups.values()]
+        everything = [1.0] * len(self._parameters)
+        rows = [everything, *([float(id(one) in group) for one in self._parameters] for group in members)]
+        self._membership = torch.tensor(rows, dtype=torch.float64, device=self._runtime.device)
 
     def begin(self, plan: BatchPlan) -> None:
         """Before the first micro-batch of a step."""
-        self._sizes = [part.size for part in plan.micro_batches(self._runtime.rank)]
-        self._global_batch_size = plan.global_batch_size
-        self._loss_scale = float(self._runtime.loss_scale_state().get("scale", 1.0))
-        self._sq_norms = [[] for _ in self._parameters]
+        self._plan = plan
+        self._norms = [[] for _ in self._parameters]
         self._handles = [
-            parameter.register_hook(partial(self._take, number)) for number, parameter in enumerate(self._parameters)
+            parameter.register_hook(partial(_take, norms))
+            for parameter, norms in zip(self._parameters, self._norms, strict=True)
         ]
 
-    def _take(self, number: int, gradient: Tensor) -> None:
-        self._sq_norms[number].append(l2_norm(gradient.detach()).double().square())
-
-    def finish(self) -> PendingSum:
-        """(sum_i b_i |g_i|^2, |g|^2) over all ranks, maybe still on their way; call it before gradients are clipped."""
+    def finish(self) -> StepNorms:
+        """Of all micro-batches of all ranks; call it before gradients are clipped."""
+        assert self._plan is not None
         for handle in self._handles:
             handle.remove()
+        sizes = [part.size for part in self._plan.micro_batches(self._runtime.rank)]
         # A parameter that is left out of the graph has no norms at all: its gradient is 0.
-        by_parameter = [torch.stack(norms) for norms in self._sq_norms if norms]
-        sq_norms = torch.stack(by_parameter).sum(dim=0)
-        share = self._global_batch_size / (self._scale * self._loss_scale)
-        sizes = torch.tensor(self._sizes, dtype=torch.float64, device=sq_norms.device)
-        weighted = (sq_norms / sizes).sum() * share**2
-        norms = [l2_norm(one.grad).double() for one in self._parameters if one.grad is not None]
-        own_part = torch.stack(norms).square().sum() / self._loss_scale**2 / self._runtime.world_size
-        return self._runtime.start_sum(torch.stack([weighted, own_part]))
+        missing = [torch.zeros((), device=self._runtime.device)] * len(sizes)
+        norms = torch.stack([norm for own in self._norms for norm in own or missing]).double()
+        by_size = norms.square().view(len(self._parameters), len(sizes)) @ (1 / torch.tensor(sizes).to(norms))
+        share = self._plan.global_batch_size / self._scale
+        own_part = sq_norms([one.grad for one in self._parameters], self._runtime) / self._runtime.world_size
+        by_parameter = torch.stack([by_size * share**2, own_part], dim=1)
+        return self.sum(by_parameter, num_parts=len(self._plan.micro_batch_sizes))
+
+    def sum(self, by_parameter: Tensor, *, num_parts: int) -> StepNorms:
+        """Over parameters, groups and ranks, of this rank's [parameters, 2] in the units of `.grad`."""
+        loss_scale = float(self._runtime.loss_scale_state().get("scale", 1.0))
+        rows = self._membership @ by_parameter / loss_scale**2
+        return StepNorms(self._runtime.start_sum(rows.flatten()), self._groups, num_parts)
+
+
+def _take(norms: list[Tensor], gradient: Tensor) -> None:
+    norms.append(l2_norm(gradient))
+
+
+def sq_norms(gradients: Sequence[Tensor | None], runtime: Runtime) -> Tensor:
+    """Squared norm of each, float64; 0 of what has no gradient."""
+    zero = torch.zeros((), device=runtime.device)
+    return torch.stack([zero if one is None else l2_norm(one) for one in gradients]).double().square()

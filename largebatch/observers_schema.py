@@ -52,7 +52,8 @@ class NoiseScaleConfig(Section):
     """Gradient noise scale."""
 
     every: PositiveInt | None
-    window: Annotated[int, Field(ge=10)]
+    window: Annotated[int, Field(ge=20)]
+    groups: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")], list[str]] | None
 
 
 class VarianceObserverConfig(Section):

@@ -24,7 +24,7 @@ from largebatch.observers import (
     VarianceObserver,
     WatchedLoader,
 )
-from largebatch.prepare import Prepared
+from largebatch.prepare import Prepared, noise_scale_groups
 from largebatch.run_folder import RunFolder
 from largebatch.runtime import Runtime
 from largebatch.schema import TrainConfig
@@ -79,7 +79,7 @@ def observe(
     evaluation = _evaluation(prepared, journal)
     checkpoints = _checkpoints(prepared, folder, trackers, identity)
     # The ranks first, so that nothing is logged or saved of weights that they do not share.
-    live = _noise_scale(config, journal), _communication(config, journal)
+    live = _noise_scale(prepared, journal), _communication(config, journal)
     observers: list[Observer] = [_ranks(prepared), MetricsObserver(journal), evaluation, *(one for one in live if one)]
     if (variance := config.observers.variance).every is not None:
         observers.append(VarianceObserver(journal, every=variance.every, window=variance.window))
@@ -102,9 +102,12 @@ def _ranks(prepared: Prepared) -> RankObserver:
     return RankObserver(every=every, checkpoint_every=prepared.derived.checkpoint_every)
 
 
-def _noise_scale(config: TrainConfig, journal: Journal) -> NoiseScaleObserver | None:
-    options = config.observers.noise_scale
-    return None if options.every is None else NoiseScaleObserver(journal, every=options.every, window=options.window)
+def _noise_scale(prepared: Prepared, journal: Journal) -> NoiseScaleObserver | None:
+    options = prepared.config.observers.noise_scale
+    if options.every is None:
+        return None
+    groups = noise_scale_groups(prepared.config, prepared.model)
+    return NoiseScaleObserver(journal, every=options.every, window=options.window, groups=groups)
 
 
 def _communication(config: TrainConfig, journal: Journal) -> CommunicationObserver | None:

@@ -22,7 +22,7 @@ from largebatch.launcher import launcher_problems
 from largebatch.losses import Loss
 from largebatch.models.checkpointing import checkpoint_activations
 from largebatch.observer_checks import sharpness_problems, variance_problems
-from largebatch.optim import parameter_groups
+from largebatch.optim import parameter_groups, parameters_by_name
 from largebatch.preconditions import folder_problems, machine_problems
 from largebatch.report import Report
 from largebatch.schema import TrainConfig
@@ -157,6 +157,10 @@ def _model(config: TrainConfig) -> nn.Module:
             batch_norms(model)
         except ValueError as error:
             raise ConfigError([f"batch_norm=exact: {error}"]) from None
+    try:
+        noise_scale_groups(config, model)
+    except ValueError as error:
+        raise ConfigError([f"observers.noise_scale.groups: {error}"]) from None
     pattern = config.precision.activation_checkpointing
     if pattern:
         checkpoint_activations(model, *([] if pattern is True else [pattern]))
@@ -219,6 +223,16 @@ def build_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimi
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TargetError(f"optimizer._target_={node['_target_']}: made a {type(optimizer).__name__}, no Optimizer.")
     return optimizer
+
+
+def noise_scale_groups(config: TrainConfig, model: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """The groups of parameters whose noise scales are told apart.
+
+    Raises:
+        ValueError: see `parameters_by_name`.
+    """
+    groups = config.observers.noise_scale.groups
+    return parameters_by_name(model, groups) if groups else {}
 
 
 def _augmentation(config: TrainConfig) -> Augmentation | None:

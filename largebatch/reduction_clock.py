@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import (
+    allreduce_hook,
+    bf16_compress_hook,
+    fp16_compress_hook,
+)
 
 from largebatch.runtime import Runtime
+
+Compression = Literal["none", "fp16", "bf16"]
+_REDUCTIONS: dict[str, Any] = {"none": allreduce_hook, "fp16": fp16_compress_hook, "bf16": bf16_compress_hook}
+_COMPRESSED_BYTES = 2  # of a number on its way
 
 
 @dataclass(frozen=True)
@@ -21,7 +29,7 @@ class Timeline:
     together: this moment is one that their clocks share.
 
     Attributes:
-        num_bytes: of every part, in the order in which they were ready: DDP's buckets.
+        num_bytes: of every part as it is sent, in the order in which they were ready: DDP's buckets.
         ready_s: when the gradients of the part were computed, [parts].
         done_s: when the part was reduced, [parts].
         step_s: length of the whole step, data and update included.
@@ -45,9 +53,16 @@ class ReductionClock:
 
     DDP hands over its last bucket when the last gradient is ready. From then until the backward pass returns, the rank
     only waits.
+
+    Args:
+        runtime: the job.
+        model: as `runtime.wrap` returned it.
+        compression: what gradients are rounded to on their way between ranks; each step loses what that loses.
     """
 
-    def __init__(self, runtime: Runtime, model: nn.Module) -> None:
+    def __init__(self, runtime: Runtime, model: nn.Module, compression: Compression = "none") -> None:
+        self._all_reduce = _REDUCTIONS[compression]
+        self._is_compressed = compression != "none"
         self._device = runtime.device
         self._on_gpu = runtime.device.type == "cuda"
         self._is_distributed = isinstance(model, nn.parallel.DistributedDataParallel)
@@ -96,9 +111,11 @@ class ReductionClock:
 
     def _reduce(self, bucket: Any) -> torch.futures.Future[Tensor]:
         if not self._is_running:
-            return allreduce_hook(None, bucket)  # type: ignore[arg-type]
+            return self._start(bucket)
         buffer = bucket.buffer()
-        part = _Part(buffer.numel() * buffer.element_size(), self._now())
+        part = _Part(
+            buffer.numel() * (_COMPRESSED_BYTES if self._is_compressed else buffer.element_size()), self._now()
+        )
         self._parts.append(part)
 
         def stamp(future: torch.futures.Future[Tensor]) -> Tensor:
@@ -106,7 +123,11 @@ class ReductionClock:
             return future.value()
 
         # On a GPU this is called at once, on a stream of its own that waits for the reduction.
-        return allreduce_hook(None, bucket).then(stamp)  # type: ignore[arg-type]
+        return self._start(bucket).then(stamp)
+
+    def _start(self, bucket: Any) -> torch.futures.Future[Tensor]:
+        future: torch.futures.Future[Tensor] = self._all_reduce(None, bucket)
+        return future
 
     def _now(self) -> Any:
         if not self._on_gpu:

@@ -116,6 +116,7 @@ class PrecisionConfig(Section):
     tf32: bool
     compile: bool
     activation_checkpointing: Annotated[bool | str, BeforeValidator(switch_or_pattern)]
+    gradient_compression: Literal["none", "fp16", "bf16"]
 
 
 class WandbConfig(Section):

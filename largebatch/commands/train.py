@@ -144,16 +144,18 @@ def _summary_rows(job: Job, summary: dict[str, Any]) -> list[tuple[str, object]]
 def _noise_scale_rows(job: Job) -> list[tuple[str, object]]:
     if job.noise_scale is None or job.noise_scale.latest is None:
         return []
+    from largebatch.observers.noise_scale import told
+
     scale, batch = job.noise_scale.latest, job.run.ramp.at(job.run.progress.samples_seen).global_batch_size
     samples, steps = scale.sample_efficiency(batch), scale.step_efficiency(batch)
-    if scale.value is None or scale.interval is None or samples is None or steps is None:
-        return [("noise scale", f"not enough evidence in {scale.num_measurements} measurements")]
-    low, high = scale.interval
+    groups = [(f"noise scale, {name}", told(one)) for name, one in job.noise_scale.latest_of_groups.items()]
+    if samples is None or steps is None:
+        return [("noise scale", told(scale)), *groups]
     return [
-        ("noise scale", f"{scale.value:,.0f} samples (95 %: {low:,.0f} to {high:,.0f}) at the end: batches of "
-                        "several times as many waste samples"),
+        ("noise scale", f"{told(scale)} at the end: batches of several times as many waste samples"),
+        *groups,
         (f"batch {batch:,}", f"predicted {1 / samples:.2f} x the fewest samples, {1 / steps:.2f} x the fewest steps"),
-    ]  # fmt: skip
+    ]
 
 
 def _next(job: Job, status: str) -> list[tuple[str, str]]:

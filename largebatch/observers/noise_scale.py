@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
+from torch import nn
+
 from largebatch.diagnostics import NoiseScale, NoiseScaleEstimator, moments_of_step
 from largebatch.loop import Run, StepReport
 from largebatch.observers.metrics import Journal
@@ -13,40 +17,56 @@ class NoiseScaleObserver:
 
     `noise_scale/trace` and `noise_scale/grad_sq_norm` are running means; `noise_scale/value`, its interval
     `noise_scale/low` to `noise_scale/high`, in samples, and the efficiencies at the present batch follow when there is
-    enough evidence.
+    enough evidence. `noise_scale/GROUP/...` are the same of groups of parameters, without the efficiencies, which are
+    those of a batch and not of a group.
 
     Args:
         journal: for the rows.
         every: steps between measurements.
         window: measurements that count.
+        groups: of parameters, each in one of them at most.
+
+    Attributes:
+        latest: of all parameters; None before the first measurement.
+        latest_of_groups: of each group.
     """
 
-    def __init__(self, journal: Journal, *, every: int, window: int) -> None:
+    def __init__(
+        self, journal: Journal, *, every: int, window: int, groups: Mapping[str, Sequence[nn.Parameter]] | None = None
+    ) -> None:
         self._journal = journal
         self._every = every
-        self._estimator = NoiseScaleEstimator(window)
+        self._groups = groups or {}
+        self._estimators = [NoiseScaleEstimator(window) for _ in range(1 + len(self._groups))]
         self.latest: NoiseScale | None = None
+        self.latest_of_groups: dict[str, NoiseScale] = {}
 
     def on_start(self, run: Run) -> None:
         """Ask for the norms of micro-batch gradients."""
         run.norms_every = self._every
+        run.gradient.norms.group(self._groups)
 
     def after_step(self, run: Run, report: StepReport) -> None:
         """Take the measurement of this step, if it made one."""
         if report.norms is None:
             return
-        weighted_sq_norm, grad_sq_norm = report.norms.result()
-        moments = moments_of_step(
-            weighted_sq_norm,
-            grad_sq_norm,
-            num_micro_batches=len(report.plan.micro_batch_sizes),
-            global_batch_size=report.plan.global_batch_size,
-            num_samples=self._journal.num_samples,  # within an epoch none comes twice
-        )
-        self._estimator.add(*moments)
-        self.latest = self._estimator.estimate()
+        for estimator, (weighted_sq_norm, grad_sq_norm) in zip(self._estimators, report.norms.result(), strict=True):
+            moments = moments_of_step(
+                weighted_sq_norm,
+                grad_sq_norm,
+                num_micro_batches=report.norms.num_parts,
+                global_batch_size=report.plan.global_batch_size,
+                num_samples=self._journal.num_samples,  # within an epoch none comes twice
+            )
+            estimator.add(*moments)
+        whole, *of_groups = (estimator.estimate() for estimator in self._estimators)
+        self.latest = whole
+        self.latest_of_groups = {name: one for name, one in zip(self._groups, of_groups, strict=True) if one}
         if self.latest is not None:
-            self._journal.log(run.progress, row_of(self.latest, report.plan.global_batch_size))
+            row = row_of(self.latest, report.plan.global_batch_size)
+            for name, scale in self.latest_of_groups.items():
+                row |= _row_under(f"noise_scale/{name}", scale)
+            self._journal.log(run.progress, row)
 
     def on_end(self, run: Run, status: str) -> None:
         """Nothing is left over."""
@@ -54,14 +74,24 @@ class NoiseScaleObserver:
 
 def row_of(scale: NoiseScale, global_batch_size: int) -> Row:
     """What is logged of an estimate; keys of what is not known are left out."""
-    row: Row = {"noise_scale/trace": scale.trace, "noise_scale/grad_sq_norm": scale.grad_sq_norm}
+    row = _row_under("noise_scale", scale)
     samples, steps = scale.sample_efficiency(global_batch_size), scale.step_efficiency(global_batch_size)
-    if scale.value is not None and scale.interval is not None and samples is not None and steps is not None:
-        row |= {
-            "noise_scale/value": scale.value,
-            "noise_scale/low": scale.interval[0],
-            "noise_scale/high": scale.interval[1],
-            "noise_scale/sample_efficiency": samples,
-            "noise_scale/step_efficiency": steps,
-        }
+    if samples is not None and steps is not None:
+        row |= {"noise_scale/sample_efficiency": samples, "noise_scale/step_efficiency": steps}
+    return row
+
+
+def told(scale: NoiseScale) -> str:
+    """An estimate with its interval, or that there is not enough evidence."""
+    if scale.value is None or scale.interval is None:
+        return f"not enough evidence in {scale.num_measurements} measurements"
+    low, high = scale.interval
+    return f"{scale.value:,.0f} samples (95 %: {low:,.0f} to {high:,.0f})"
+
+
+def _row_under(prefix: str, scale: NoiseScale) -> Row:
+    row: Row = {f"{prefix}/trace": scale.trace, f"{prefix}/grad_sq_norm": scale.grad_sq_norm}
+    if scale.value is not None and scale.interval is not None:
+        low, high = scale.interval
+        row |= {f"{prefix}/value": scale.value, f"{prefix}/low": low, f"{prefix}/high": high}
     return row

@@ -3,7 +3,7 @@
 from largebatch.optim.lamb import LAMB
 from largebatch.optim.lars import LARS
 from largebatch.optim.muon import MuonWithAdamW
-from largebatch.optim.parameter_groups import parameter_groups
+from largebatch.optim.parameter_groups import parameter_groups, parameters_by_name
 from largebatch.optim.presets import LAMB_PRESETS, LARS_PRESETS
 from largebatch.optim.telemetry import TensorStep, tensor_steps, weights_of
 from largebatch.optim.trust_ratio import l2_norm, trust_ratio
@@ -17,6 +17,7 @@ __all__ = [
     "TensorStep",
     "l2_norm",
     "parameter_groups",
+    "parameters_by_name",
     "tensor_steps",
     "trust_ratio",
     "weights_of",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,6 +77,37 @@ def parameter_groups(
                 }
             )
     return groups
+
+
+def parameters_by_name(model: nn.Module, groups: Mapping[str, Sequence[str]]) -> dict[str, list[nn.Parameter]]:
+    r"""The trainable parameters of each group, which is a list of entries as `parameter_groups` takes them.
+
+    Parameters may be left over; none may be in two groups.
+
+    Raises:
+        ValueError: with the name of a group that has no parameter, shares one, or has a regular expression that is
+            invalid or fits none.
+
+    >>> model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1))
+    >>> {name: len(found) for name, found in parameters_by_name(model, {"first": [r"^0\."], "rest": ["1"]}).items()}
+    {'first': 2, 'rest': 2}
+    """
+    params = _trainable(model)
+    taken: dict[str, str] = {}
+    found = {}
+    for group, entries in groups.items():
+        names = _excluded(params, group, entries)
+        if not names:
+            raise ValueError(f"{group}: {list(entries)} fits no trainable parameter. Remove the group or correct it.")
+        twice = [name for name in names if name in taken]
+        if twice:
+            raise ValueError(
+                f"{group}: {min(twice)} is in {taken[min(twice)]}, too ({len(twice)} such parameters). A parameter is "
+                "in one group at most: make the entries narrower, for example with ^ and $."
+            )
+        taken |= dict.fromkeys(names, group)
+        found[group] = [param.value for param in params if param.name in names]
+    return found
 
 
 @dataclass

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from largebatch.optim.state import same_kind, wide_dtype
 
+_ROW = 4096
+
 
 def trust_ratio(
     weight_norm: Tensor,
@@ -83,9 +85,22 @@ def l2_norm(tensor: Tensor) -> Tensor:
     """L2 norm of all elements, a tensor of shape [] and the dtype of `tensor`.
 
     Rows first: on a CPU torch adds the squares of a whole float32 tensor one after the other, which is off by 2e-4 at
-    8 million elements; norms of the norms of rows keep the error near 1e-7 and cost no more.
+    8 million elements; norms of the norms of rows of 4096 keep the error below 1e-6. Rows are cut from memory as it
+    lies there: along a dimension of the tensor they can be as short as the 3 weights of a kernel, 30 times as slow.
     """
-    return torch.linalg.vector_norm(torch.linalg.vector_norm(tensor, dim=-1))
+    num_rows, rest = divmod(tensor.numel(), _ROW)
+    if num_rows == 0 or (num_rows, rest) == (1, 0) or not tensor.is_cpu:
+        return torch.linalg.vector_norm(tensor)
+    flat = _in_memory_order(tensor).reshape(-1)
+    rows = torch.linalg.vector_norm(flat[: num_rows * _ROW].view(num_rows, _ROW), dim=1)
+    return l2_norm(torch.cat([rows, flat[num_rows * _ROW :]]) if rest else rows)
+
+
+def _in_memory_order(tensor: Tensor) -> Tensor:
+    """The tensor with its dimensions from the largest stride to the smallest (channels last, transposed)."""
+    if tensor.is_contiguous():
+        return tensor
+    return tensor.permute(sorted(range(tensor.dim()), key=tensor.stride, reverse=True))
 
 
 def l2_norms(tensors: Sequence[Tensor], *, dtype: torch.dtype | None = None) -> Tensor:

@@ -2,7 +2,7 @@
 
 from largebatch.sharpness.measurement import Sharpness, SharpnessSettings, Slices, measure_sharpness
 from largebatch.sharpness.subset import FixedSubset, SubsetLoss
-from largebatch.sharpness.undisturbed import undisturbed
+from largebatch.undisturbed import undisturbed
 
 __all__ = [
     "FixedSubset",

@@ -23,7 +23,7 @@ from largebatch.keyed import stream_key
 from largebatch.runtime import Runtime
 from largebatch.sharpness.shared import SharedLoss
 from largebatch.sharpness.subset import FixedSubset, SubsetLoss
-from largebatch.sharpness.undisturbed import undisturbed
+from largebatch.undisturbed import undisturbed
 
 
 @dataclass(frozen=True)

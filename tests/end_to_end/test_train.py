@@ -374,15 +374,31 @@ def test_a_hugging_face_model_learns_a_text(tmp_path):
 
 def test_the_noise_scale_reaches_rows_and_summary(tmp_path, capsys):
     options = ["data=synthetic", "model=linear", "batch.total=40", "batch.max_micro=8", "length=60steps"]
-    assert train(tmp_path / "run", *options, "observers.noise_scale.every=2", "scaling.base_lr=1e-6") == 0
+    options += ["observers.noise_scale.every=2", "observers.noise_scale.groups={weights: [weight], bias: [bias]}"]
+    assert train(tmp_path / "run", *options, "scaling.base_lr=1e-6") == 0
     rows = [row for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if "noise_scale/trace" in row]
     assert [row["step"] for row in rows] == list(range(2, 61, 2))
-    assert not any("noise_scale/value" in row for row in rows[:9]), "less than ten measurements are no evidence"
+    assert not any("noise_scale/value" in row for row in rows[:19]), "less than twenty measurements are no evidence"
     last = rows[-1]
     assert 0 < last["noise_scale/low"] < last["noise_scale/value"] < last["noise_scale/high"]
     assert last["noise_scale/value"] == pytest.approx(last["noise_scale/trace"] / last["noise_scale/grad_sq_norm"])
     assert last["noise_scale/sample_efficiency"] + last["noise_scale/step_efficiency"] == pytest.approx(1)
-    assert f"{last['noise_scale/value']:,.0f} samples (95 %: " in capsys.readouterr().out
+    of_groups = [last[f"noise_scale/{name}/trace"] for name in ("weights", "bias")]
+    assert sum(of_groups) == pytest.approx(last["noise_scale/trace"])
+    output = capsys.readouterr().out
+    assert f"{last['noise_scale/value']:,.0f} samples (95 %: " in output
+    assert "noise scale, weights" in output
+    assert "noise scale, bias" in output
+
+
+def test_a_ramp_goes_from_one_micro_batch_that_is_split_to_several(tmp_path):
+    options = ["data=synthetic", "model=linear", "batch.total=8", "batch.max_micro=8", "length=160samples"]
+    ramp = ["batch.ramp.milestones=[80samples]", "batch.ramp.totals=[16]", "schedule=constant", "schedule.warmup=0ep"]
+    ramp += ["observers.evaluation.every=null"]
+    assert train(tmp_path / "run", *options, *ramp, "observers.noise_scale.every=1") == 0
+    rows = [row for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if "noise_scale/trace" in row]
+    assert [row["samples_seen"] for row in rows] == [*range(8, 81, 8), *range(96, 161, 16)]
+    assert min(row["noise_scale/trace"] for row in rows) > 0
 
 
 def test_sharpness_during_a_run_is_that_of_its_checkpoints_and_changes_no_bit(tmp_path):

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+import os
+from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -10,30 +15,37 @@ import torch
 import torch.nn.functional as F
 
 from largebatch.batch import BatchPlan
+from largebatch.build import open_job
 from largebatch.closed_forms import NoisyQuadratic
 from largebatch.data import MicroBatchLoader, noisy_quadratic
 from largebatch.diagnostics import moments_of_step
+from largebatch.gradients import Compression
+from largebatch.interruption import StopRequest
 from largebatch.loop import Run, train
 from largebatch.losses import OutputIsLoss, units_are_fixed
 from largebatch.models import Quadratic
 from largebatch.observers import Journal, NoiseScaleObserver
+from largebatch.optim import parameters_by_name
 from largebatch.order import SampleOrder
+from largebatch.prepare import prepare
 from largebatch.runtime import Runtime
 from tests.multiprocess.counting import count_collectives
 from tests.multiprocess.test_contract import SEED, Case, lr_at, model_and_data
+from tests.unit.composing import compose_run
 
 STEPS, BATCH, MICRO = 6, 24, 5
 
 
 class Norms:
-    """What the run measured, step by step."""
+    """What the run measured, step by step: of all parameters, and of groups of them."""
 
-    def __init__(self, every: int | None) -> None:
-        self.every = every
-        self.found: dict[int, list[float]] = {}
+    def __init__(self, every: int | None, groups: dict[str, list[str]]) -> None:
+        self.every, self.groups = every, groups
+        self.found: dict[int, list[tuple[float, float]]] = {}
 
     def on_start(self, run: Run) -> None:
         run.norms_every = self.every
+        run.gradient.norms.group(parameters_by_name(run.module, self.groups))
 
     def after_step(self, run: Run, report: Any) -> None:
         if report.norms is not None:
@@ -42,12 +54,21 @@ class Norms:
     def on_end(self, run: Run, status: str) -> None: ...
 
 
-def measured(case: Case, every: int | None) -> dict[str, Any]:
+def measured(
+    case: Case,
+    every: int | None,
+    *,
+    micro: int = MICRO,
+    lr: float = 1.0,
+    groups: dict[str, list[str]] | None = None,
+    compression: Compression = "none",
+) -> dict[str, Any]:
     runtime = Runtime.open(precision=case.precision)
     try:
         model, loss, data, augment = model_and_data(case.kind)
-        plan = BatchPlan.pinned(global_batch_size=case.batch, world_size=runtime.world_size, micro_batch_size=MICRO)
-        norms = Norms(every)
+        plan = BatchPlan.pinned(global_batch_size=case.batch, world_size=runtime.world_size, micro_batch_size=micro)
+        norms, sizes = Norms(every, groups or {}), []
+        model.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
         run = Run(
             runtime,
             runtime.wrap(model),
@@ -55,36 +76,40 @@ def measured(case: Case, every: int | None) -> dict[str, Any]:
             torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9),
             plan,
             MicroBatchLoader(data, SampleOrder(len(data), SEED), plan, runtime.rank, augment=augment),
-            lr_at,
+            lambda samples_seen: lr * lr_at(samples_seen),
             STEPS,
             fixed_units=units_are_fixed(loss, data),
             seed=SEED,
             clip_norm=case.clip_norm,
             ordered=case.ordered,
+            compression=compression,
             observers=[norms],
         )
         train(run)
-        return {"norms": norms.found, "weights": [one.detach().numpy() for one in run.module.parameters()]}
+        state = [*run.module.state_dict().values(), torch.get_rng_state()]
+        return {"norms": norms.found, "state": [one.numpy() for one in state], "forwards": sizes}
     finally:
         runtime.close()
 
 
-def written_out(kind: str) -> tuple[float, float]:
-    """Of the first step, from the gradient of each micro-batch by itself in plain torch."""
+def written_out(
+    kind: str, *, cuts: Sequence[int] = range(0, BATCH, MICRO), step: int = 1, names: str = ""
+) -> tuple[float, float]:
+    """Of one step at the first weights, from the gradient of each micro-batch by itself in plain torch."""
     model, _, data, _ = model_and_data(kind)
     model = model.double()
-    inputs, targets = data.fetch(SampleOrder(len(data), SEED).ids(0, BATCH))
+    inputs, targets = data.fetch(SampleOrder(len(data), SEED).ids((step - 1) * BATCH, BATCH))
     inputs = inputs.double() if inputs.is_floating_point() else inputs
     units = int((targets != -100).sum())
 
     def gradient(rows: slice) -> torch.Tensor:
         outputs = model(inputs[rows]).flatten(0, -2)
         total = F.cross_entropy(outputs, targets[rows].flatten(), ignore_index=-100, reduction="sum")
-        parts = torch.autograd.grad(total, list(model.parameters()))
+        parts = torch.autograd.grad(total, [one for name, one in model.named_parameters() if names in name])
         return torch.cat([part.flatten() for part in parts])
 
     # A sample's gradient: the sum over its tokens over the mean tokens of a sample.
-    micro = [slice(start, min(start + MICRO, BATCH)) for start in range(0, BATCH, MICRO)]
+    micro = [slice(start, stop) for start, stop in itertools.pairwise([*cuts, BATCH])]
     sizes = [part.stop - part.start for part in micro]
     means = [gradient(part) / size * BATCH / units for part, size in zip(micro, sizes, strict=True)]
     whole = gradient(slice(0, BATCH)) / units
@@ -98,7 +123,7 @@ def written_out(kind: str) -> tuple[float, float]:
 def test_norms_are_those_of_each_micro_batch_by_itself(ranks, kind, world_size, ordered):
     case = Case(kind, BATCH, ordered=ordered, clip_norm=0.01)  # clipping comes after the measurement
     for result in ranks(world_size).run(measured, case, 1):
-        assert result["norms"][1] == pytest.approx(written_out(kind), rel=1e-10)
+        assert result["norms"][1] == [pytest.approx(written_out(kind), rel=1e-10)]
 
 
 def test_moments_do_not_depend_on_the_number_of_ranks_with_batch_norm_and_dropout(ranks):
@@ -106,8 +131,8 @@ def test_moments_do_not_depend_on_the_number_of_ranks_with_batch_norm_and_dropou
     assert sorted(one) == [2, 4, 6]
     for other in (two, three):
         for step, norms in one.items():
-            assert other[step] == pytest.approx(norms, rel=1e-10)
-    trace, _ = moments_of_step(*one[2], num_micro_batches=5, global_batch_size=BATCH)
+            assert other[step] == [pytest.approx(norms[0], rel=1e-10)]
+    trace, _ = moments_of_step(*one[2][0], num_micro_batches=5, global_batch_size=BATCH)
     assert trace > 0
 
 
@@ -115,8 +140,75 @@ def test_measuring_changes_no_bit_of_the_weights(ranks):
     for world_size in (1, 2):
         case = Case("mlp", BATCH, precision="fp32")
         plain, measuring = (ranks(world_size).run(measured, case, every)[0] for every in (None, 1))
-        for one, other in zip(plain["weights"], measuring["weights"], strict=True):
+        for one, other in zip(plain["state"], measuring["state"], strict=True):
             assert np.array_equal(one, other)
+
+
+# --- one micro-batch per step
+
+
+@pytest.mark.parametrize("kind", ["mlp", "masked"])
+def test_a_single_micro_batch_has_the_norms_of_two_parts_of_it(ranks, kind):
+    """The third and fifth measurement pass an eighth of the batch, the others both halves."""
+    # The data set has two batches, each of which comes in an order of its own in every epoch.
+    found = ranks(1).run(measured, Case(kind, 24, ordered=kind == "mlp"), 1, micro=24, lr=0.0)[0]
+    for step, cut in ((1, 12), (2, 12), (3, 3), (4, 12), (5, 3)):
+        expected = written_out(kind, cuts=(0, cut), step=step)
+        assert found["norms"][step] == [pytest.approx(expected, rel=1e-9)]
+    assert found["forwards"] == [24, 12, 12, 24, 12, 12, 24, 3, 24, 12, 12, 24, 3, 24, 3]
+
+
+def test_batch_norm_and_dropout_are_seen_and_take_both_halves_every_time(ranks):
+    found = ranks(1).run(measured, Case("random", BATCH), 2, micro=BATCH)[0]
+    assert found["forwards"] == [24, 24, 12, 12] * 3
+    for norms in found["norms"].values():
+        trace, _ = moments_of_step(*norms[0], num_micro_batches=2, global_batch_size=BATCH)
+        assert trace > 0
+
+
+@pytest.mark.parametrize("kind", ["mlp", "random"])
+def test_splitting_a_micro_batch_changes_no_bit_of_weights_statistics_and_generators(ranks, kind):
+    case = Case(kind, BATCH, precision="fp32")
+    plain, measuring = (ranks(1).run(measured, case, every, micro=BATCH)[0] for every in (None, 1))
+    assert len(measuring["norms"]) == STEPS
+    for one, other in zip(plain["state"], measuring["state"], strict=True):
+        assert np.array_equal(one, other)
+
+
+# --- groups of parameters
+
+
+@pytest.mark.parametrize(("world_size", "micro"), [(1, MICRO), (2, MICRO), (1, BATCH)])
+def test_groups_that_cover_the_model_add_up_to_it(ranks, world_size, micro):
+    options = {"micro": micro, "groups": {"weights": ["weight$"], "biases": ["bias"]}}
+    found = ranks(world_size).run(measured, Case("mlp", BATCH), 1, **options)[0]["norms"]
+    for whole, weights, biases in found.values():
+        assert np.add(weights, biases) == pytest.approx(np.array(whole), rel=1e-12)
+        assert min(*weights, *biases) > 0
+    expected = written_out("mlp", cuts=range(0, BATCH, micro) if micro < BATCH else (0, BATCH // 2), names="bias")
+    assert found[1][2] == pytest.approx(expected, rel=1e-10)
+
+
+# --- compressed gradients
+
+
+@pytest.mark.parametrize(("compression", "unit_roundoff"), [("bf16", 2**-9), ("fp16", 2**-12)])
+def test_compression_touches_the_norm_of_the_reduced_gradient_alone_and_that_within_its_rounding(
+    ranks, compression, unit_roundoff
+):
+    case = Case("mlp", BATCH, precision="fp32")
+    exact, rounded = (
+        ranks(2).run(measured, case, 1, lr=0.0, compression=each)[0]["norms"] for each in ("none", compression)
+    )
+    worst = 0.0
+    for step, [(weighted, sq_norm)] in exact.items():
+        [(weighted_too, sq_norm_too)] = rounded[step]
+        assert weighted_too == weighted, "norms of micro-batches are taken before"
+        # Both ranks' parts and their sum are rounded, and a part is at most sqrt(weighted / B) long.
+        bound = 2 * 3 * unit_roundoff * math.sqrt(weighted / BATCH * sq_norm)
+        assert abs(sq_norm_too - sq_norm) < bound
+        worst = max(worst, abs(sq_norm_too - sq_norm) / bound)
+    assert worst > 1e-3, "something was rounded"
 
 
 CURVATURE, VARIANCE, POOL = [1.0, 2.0, 0.5, 3.0, 1.5, 1.0], [0.5, 2.0, 1.0, 0.3, 4.0, 1.0], 48
@@ -137,14 +229,14 @@ class Estimates:
     problems: ClassVar[list[str]] = []
 
 
-def at_fixed_weights(seed: int, window: int) -> tuple[list[tuple[float, float]], Any]:
+def at_fixed_weights(seed: int, steps: int, micro: int = MICRO) -> tuple[list[tuple[float, float]], Any]:
     """Running means of both moments after each step on the noisy quadratic, and the estimate in the end."""
     runtime = Runtime.open(precision="fp64")
     try:
         data = noisy_quadratic(POOL, VARIANCE, "train", seed=3)
-        plan = BatchPlan.pinned(global_batch_size=BATCH, world_size=runtime.world_size, micro_batch_size=MICRO)
+        plan = BatchPlan.pinned(global_batch_size=BATCH, world_size=runtime.world_size, micro_batch_size=micro)
         model, estimates = Quadratic(CURVATURE, start=0.6), Estimates()
-        observer = NoiseScaleObserver(Journal([estimates], num_samples=POOL), every=1, window=window)
+        observer = NoiseScaleObserver(Journal([estimates], num_samples=POOL), every=1, window=steps)
         train(
             Run(
                 runtime,
@@ -154,7 +246,7 @@ def at_fixed_weights(seed: int, window: int) -> tuple[list[tuple[float, float]],
                 plan,
                 MicroBatchLoader(data, SampleOrder(POOL, seed), plan, runtime.rank),
                 lambda samples_seen: 0.0,
-                QUADRATIC_STEPS,
+                steps,
                 seed=seed,
                 observers=[observer],
             )
@@ -181,6 +273,17 @@ def test_a_run_on_the_noisy_quadratic_measures_its_known_noise_scale_without_the
     assert covered >= 9, "of 12 intervals that cover in 95 % of cases; 8 or fewer: 1 in 5000"
 
 
+def test_a_run_of_single_micro_batches_measures_the_known_noise_scale(ranks):
+    truth = NoisyQuadratic(CURVATURE, VARIANCE).gradient_noise([0.6] * 6, num_samples=POOL)
+    runs = [ranks(1).run(at_fixed_weights, seed, 100, BATCH)[0] for seed in range(6)]
+    means = np.array([moments[-1] for moments, _ in runs])
+    error = (means.mean(axis=0) - [truth.covariance_trace, truth.grad_sq_norm]) / (means.std(axis=0, ddof=1) / 6**0.5)
+    assert np.abs(error).max() < 4  # standard errors
+    assert means.std(axis=0)[0] / 6**0.5 < truth.covariance_trace / 20
+    covered = [latest.interval[0] <= truth.simple_noise_scale <= latest.interval[1] for _, latest in runs]
+    assert sum(covered) >= 4
+
+
 def collectives(case: Case, every: int | None) -> Any:
     return count_collectives(measured, case, every)[0]
 
@@ -189,3 +292,22 @@ def test_a_measurement_costs_one_collective_of_two_numbers(ranks):
     case = Case("mlp", BATCH)
     without, with_it = (ranks(2).run(collectives, case, every)[0] for every in (None, 3))
     assert with_it - without == {("all_reduce", 2): 2}
+
+
+def built(folder: str) -> tuple[str, list[str]]:
+    """What a config with both settings makes: the compression of the run, and the groups that it measures."""
+    options = ["data=synthetic", "model=linear", "logger=none", "observers.progress=false", f"run.dir={folder}"]
+    options += ["observers.noise_scale.every=1", "observers.noise_scale.groups={head: [weight]}", "length=1steps"]
+    options += ["precision.gradient_compression=bf16", "schedule.warmup=0ep", "observers.evaluation.every=null"]
+    prepared = prepare(compose_run(*options), os.environ)
+    with StopRequest() as stop, open_job(prepared, stop, options) as job:
+        reports: list[Any] = []
+        job.run.observers = [*job.run.observers, SimpleNamespace(
+            on_start=lambda run: None, after_step=lambda run, report: reports.append(report), on_end=lambda *_: None
+        )]  # fmt: skip
+        train(job.run)
+        return job.run.compression, list(reports[0].norms.groups)
+
+
+def test_groups_and_compression_of_the_config_reach_the_run(ranks, tmp_path):
+    assert ranks(2).run(built, str(tmp_path / "run")) == [("bf16", ["head"])] * 2

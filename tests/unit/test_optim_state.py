@@ -241,6 +241,20 @@ def test_norms_of_large_float32_tensors_are_right_on_a_cpu():
     assert l2_norms([tensor, tensor[:1]])[0].item() == pytest.approx(truth, rel=1e-6)
 
 
+SHAPES = [(), (1,), (4095,), (4096,), (4097,), (8191,), (64, 64, 3, 3), (3, 2, 1, 4097)]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_a_norm_is_that_of_all_elements_in_whatever_order_they_lie(shape):
+    tensor = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    truth = tensor.square().sum().sqrt().item()
+    orders = [tensor, tensor.mT if len(shape) > 1 else tensor, tensor[..., None].expand(*shape, 4) / 2]
+    if len(shape) == 4:
+        orders.append(tensor.to(memory_format=torch.channels_last))
+    for one in orders:
+        assert l2_norm(one).item() == pytest.approx(truth, rel=1e-14)
+
+
 @settings(max_examples=50, deadline=None)
 @given(
     weight_norm=st.floats(0, 1e6),

@@ -260,10 +260,38 @@ BATCH: dict[str, Row] = {
         },
     ),
     "a noise scale without noise": (
-        ["observers.noise_scale.every=5", "batch.total=24"],
+        ["observers.noise_scale.every=5", "batch.total=3"],
         NO_ENVIRON,
         {
-            "observers.noise_scale.every=5: the noise shows in the difference": "Lower batch.max_micro, pin",
+            "observers.noise_scale.every=5: the noise shows in the difference": "Raise batch.total, or use more",
+        },
+    ),
+    "groups of a noise scale that is not measured": (
+        ["observers.noise_scale.groups={all:[weight]}"],
+        NO_ENVIRON,
+        {"observers.noise_scale.groups: has no effect without measurements": "Set observers.noise_scale.every=10."},
+    ),
+    "a group without parameters": (
+        ["observers.noise_scale.every=5", "observers.noise_scale.groups={tail:[tail]}"],
+        NO_ENVIRON,
+        {"observers.noise_scale.groups: tail: 'tail' fits no trainable parameter": "Remove it or correct it"},
+    ),
+    "a parameter in two groups": (
+        ["observers.noise_scale.every=5", "observers.noise_scale.groups={one:[weight],other:[head]}"],
+        NO_ENVIRON,
+        {"observers.noise_scale.groups: other: head.weight is in one, too": "make the entries narrower"},
+    ),
+    "compression of gradients that are not sent": (
+        ["precision.gradient_compression=bf16"],
+        NO_ENVIRON,
+        {"precision.gradient_compression=bf16: has no effect on one process": "Leave it none, or use more"},
+    ),
+    "compression and audits": (
+        ["precision=fp64", "precision.gradient_compression=fp16", "batch.reduction=ordered", "batch.micro=2"],
+        TWO_RANKS,
+        {
+            "precision.gradient_compression=fp16: does not go with batch.reduction=ordered": "Choose one of them.",
+            "precision.gradient_compression=fp16: does not go with precision.compute=fp64": "Choose one of them.",
         },
     ),
     "communication of one process": (

@@ -58,6 +58,11 @@ def test_the_noise_scale_is_drawn_with_its_interval_beside_the_batch(tmp_path):
     assert {10.0, 20.0, 40.0, 50.0} <= set(edges.tolist())
     assert (ax.get_ylabel(), ax.get_yscale()) == ("samples (logarithmic)", "log")
     assert noise_scale_figure(NOISE[:2], "run") is None
+    of_group = {"step": 3, "samples_seen": 24, "noise_scale/head/trace": 1.0, "noise_scale/head/value": 5.0}
+    with_group = noise_scale_figure([*NOISE, of_group], "run")
+    assert with_group is not None
+    lines = {line.get_label(): line.get_ydata().tolist() for line in with_group.axes[0].get_lines()}
+    assert lines == {"gradient noise scale": [20.0, 30.0], "head": [5.0], "global batch": [8.0, 8.0]}
     assert "noise_scale.png" in {path.name for path in plot_run(NOISE, tmp_path, "run")}
 
 

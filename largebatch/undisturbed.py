@@ -1,4 +1,4 @@
-"""A stretch of code after which a module and all random generators are as before, bit for bit."""
+"""Stretches of code after which a module and all random generators are as before, bit for bit."""
 
 from __future__ import annotations
 
@@ -13,33 +13,45 @@ from torch import nn
 
 @contextmanager
 def undisturbed(module: nn.Module) -> Iterator[None]:
-    """Put the module into eval mode, and on every way out restore weights, buffers, modes and random generators.
+    """Put the module into eval mode, and on every way out restore weights, modes, and what `unmoved` restores.
 
-    The generators are torch's on the CPU and on every CUDA device, numpy's and Python's. Gradients (`.grad`) are not
-    looked at: use `torch.autograd.grad`, which leaves them alone.
+    Gradients (`.grad`) are not looked at: use `torch.autograd.grad`, which leaves them alone.
     """
     parameters = [(parameter, parameter.detach().clone()) for parameter in module.parameters()]
+    modes = [(part, part.training) for part in module.modules()]
+    with unmoved(module):
+        try:
+            module.eval()
+            yield
+        finally:
+            with torch.no_grad():
+                for parameter, saved in parameters:
+                    parameter.copy_(saved)
+            for part, was_training in modes:
+                part.training = was_training
+
+
+@contextmanager
+def unmoved(module: nn.Module) -> Iterator[None]:
+    """On every way out restore what a forward pass may move: buffers and random generators.
+
+    The generators are torch's on the CPU and on every CUDA device, numpy's and Python's.
+    """
     buffers = [
         (owner, name, buffer, None if buffer is None else buffer.detach().clone())
         for owner in module.modules()
         for name, buffer in owner._buffers.items()
     ]
-    modes = [(part, part.training) for part in module.modules()]
     generators = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
     on_gpu = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
     try:
-        module.eval()
         yield
     finally:
         with torch.no_grad():
-            for parameter, saved in parameters:
-                parameter.copy_(saved)
-            for owner, name, buffer, saved_buffer in buffers:
-                if buffer is not None and saved_buffer is not None:
-                    buffer.copy_(saved_buffer)
+            for owner, name, buffer, saved in buffers:
+                if buffer is not None and saved is not None:
+                    buffer.copy_(saved)
                 owner._buffers[name] = buffer  # some modules assign a new tensor instead of writing into theirs
-        for part, was_training in modes:
-            part.training = was_training
         torch.set_rng_state(generators[0])
         np.random.set_state(generators[1])  # noqa: NPY002
         random.setstate(generators[2])

@@ -1,0 +1,76 @@
+"""Which ways to compute a gradient, and to measure its noise, go together."""
+
+from __future__ import annotations
+
+from largebatch.ramp import BatchRamp
+from largebatch.schema import TrainConfig
+
+_FEWEST_TO_SPLIT = 4
+
+
+def combination_problems(config: TrainConfig, *, world_size: int) -> list[str]:
+    """Settings about the gradient of a global batch that exclude each other, or have no effect on so many ranks."""
+    return _exact_batch_norm_problems(config) + _compression_problems(config, world_size)
+
+
+def _exact_batch_norm_problems(config: TrainConfig) -> list[str]:
+    if config.batch_norm != "exact":
+        return []
+    others = {
+        "batch.reduction=ordered": (
+            config.batch.reduction == "ordered",
+            "it adds the gradients of micro-batches one by one, and here they have none of their own",
+        ),
+        "precision.activation_checkpointing": (
+            bool(config.precision.activation_checkpointing),
+            "it computes micro-batches again one by one, without the statistics of the others",
+        ),
+        "precision.compile": (config.precision.compile, "the forward passes wait for each other in Python"),
+    }
+    return [
+        f"batch_norm=exact: does not go with {name}: {reason}. Choose one of them."
+        for name, (is_set, reason) in others.items()
+        if is_set
+    ]
+
+
+def _compression_problems(config: TrainConfig, world_size: int) -> list[str]:
+    compression = config.precision.gradient_compression
+    if compression == "none":
+        return []
+    key = f"precision.gradient_compression={compression}"
+    if world_size == 1:
+        return [f"{key}: has no effect on one process, which sends no gradients. Leave it none, or use more processes."]
+    others = {
+        "batch.reduction=ordered": (config.batch.reduction == "ordered", "it is for audits, bit for bit"),
+        "batch_norm=exact": (config.batch_norm == "exact", "its gradients are summed by other means than DDP"),
+        "precision.compute=fp64": (config.precision.compute == "fp64", "a few digits would be left of sixteen"),
+    }
+    return [
+        f"{key}: does not go with {name}: {reason}. Choose one of them."
+        for name, (is_set, reason) in others.items()
+        if is_set
+    ]
+
+
+def noise_scale_problems(config: TrainConfig, ramp: BatchRamp | None) -> list[str]:
+    """Why the noise scale cannot be measured; `ramp` is None where it could not be solved."""
+    options = config.observers.noise_scale
+    if options.every is None:
+        if options.groups is None:
+            return []
+        return ["observers.noise_scale.groups: has no effect without measurements. Set observers.noise_scale.every=10."]
+    errors = []
+    single = [plan.global_batch_size for plan in ramp.plans if len(plan.micro_batch_sizes) == 1] if ramp else []
+    if single and min(single) < _FEWEST_TO_SPLIT:
+        errors.append(
+            f"observers.noise_scale.every={options.every}: the noise shows in the difference between parts of a batch, "
+            f"and one micro-batch is split into two; a step has {min(single)} samples, and it takes "
+            f"{_FEWEST_TO_SPLIT}. Raise batch.total, or use more processes."
+        )
+    if config.batch_norm == "exact":
+        errors.append(
+            f"observers.noise_scale.every={options.every}: with batch_norm=exact a micro-batch has no gradient of its "
+            "own. Use batch_norm=ghost, or leave the noise scale out."
+        )
+    return errors
