@@ -132,6 +132,33 @@ def test_a_checkpoint_of_another_model_is_refused(capsys):
     assert "size mismatch" in said
 
 
+def test_all_measures_share_a_page_and_what_does_not_exist_here_is_said(capsys):
+    small = ["measure.variance.batch_sizes=[1,8,32]", "measure.variance.replications=3", "measure.gap.resamples=100"]
+    assert main(["measure", "all", *SMALL, *small]) == 0
+    said = capsys.readouterr().out
+    done = [name for name in MEASURES if name != "communication"]  # of a single process
+    assert sorted(path.stem for path in Path("out").glob("*.json")) == sorted(done)
+    page = Path("out/page.html").read_text()
+    pictures = list(Path("out").glob("*.png"))
+    assert page.count("data:image/png;base64,") == len(pictures) >= 4
+    for name in done:
+        record = json.loads(Path(f"out/{name}.json").read_text())
+        assert record["seconds"] > 0
+        assert f'<section id="{name}">' in page
+    assert "left out" in said
+    assert "<td>communication</td><td>left out</td>" in page
+
+
+def test_all_measures_refuse_what_is_wrong_for_any_of_them_in_one_report(capsys):
+    wrong = ["measure.sharpness.m=5", "measure.variance.batch_sizes=[2,3]"]
+    assert main(["measure", "all", *SMALL, *wrong]) == 2
+    said = capsys.readouterr().err
+    assert "2 errors" in said
+    assert "measure.sharpness.m=5: " in said
+    assert "batch_sizes=[2, 3]: a batch of 3 is not made of" in said
+    assert not Path("out").exists()
+
+
 def test_without_a_measure_or_with_an_unknown_one_the_list_is_printed(capsys):
     for arguments in ([], ["sharpnes"], ["seed=1"]):
         assert main(["measure", *arguments]) == 2

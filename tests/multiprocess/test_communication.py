@@ -45,7 +45,7 @@ Slows = Callable[[int, Any], bool]  # (number of the step from 0, bucket)
 @contextlib.contextmanager
 def delayed_all_reduces(slows: Slows) -> Iterator[None]:
     """All-reduces of the buckets for which `slows` come DELAY_S late, while the rank goes on computing."""
-    original, steps = reduction_clock.allreduce_hook, itertools.count()
+    original, steps = reduction_clock._REDUCTIONS["none"], itertools.count()
     step = [0]
 
     def hook(group: Any, bucket: Any) -> torch.futures.Future[torch.Tensor]:
@@ -54,11 +54,11 @@ def delayed_all_reduces(slows: Slows) -> Iterator[None]:
         future = original(group, bucket)
         return _later(future) if slows(step[0], bucket) else future
 
-    reduction_clock.allreduce_hook = hook
+    reduction_clock._REDUCTIONS["none"] = hook
     try:
         yield
     finally:
-        reduction_clock.allreduce_hook = original
+        reduction_clock._REDUCTIONS["none"] = original
 
 
 def _later(future: Any) -> torch.futures.Future[torch.Tensor]:

@@ -19,7 +19,6 @@ from largebatch.build import open_job
 from largebatch.closed_forms import NoisyQuadratic
 from largebatch.data import MicroBatchLoader, noisy_quadratic
 from largebatch.diagnostics import moments_of_step
-from largebatch.gradients import Compression
 from largebatch.interruption import StopRequest
 from largebatch.loop import Run, train
 from largebatch.losses import OutputIsLoss, units_are_fixed
@@ -28,6 +27,7 @@ from largebatch.observers import Journal, NoiseScaleObserver
 from largebatch.optim import parameters_by_name
 from largebatch.order import SampleOrder
 from largebatch.prepare import prepare
+from largebatch.reduction_clock import Compression
 from largebatch.runtime import Runtime
 from tests.multiprocess.counting import count_collectives
 from tests.multiprocess.test_contract import SEED, Case, lr_at, model_and_data
