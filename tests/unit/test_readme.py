@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from largebatch.__main__ import VERBS
+from largebatch.commands.measure import MEASURES
 from largebatch.prepare import prepare
 from tests.unit.composing import compose_run
 
@@ -27,8 +28,8 @@ def commands() -> list[tuple[str, tuple[str, ...]]]:
 
 # Of the user's own, or read from a copy of the data that the tests may not have.
 ELSEWHERE = ("--config-dir", "data.path=", "--help", "...")
-OWN_ARGUMENTS = {"ledger"}  # verbs that take no config; neither does `bench optim`
-WORDS = ("loop", "diagnostics", "--multirun", "sharpness")
+OWN_ARGUMENTS = {"ledger", "compare"}  # verbs that take no config; neither does `bench optim`
+WORDS = ("loop", "diagnostics", "--multirun", "WHAT", "all", *MEASURES)
 OF_A_VERB = ("measure.",)  # sections that only one verb has
 RUNS = [
     (verb, arguments)
