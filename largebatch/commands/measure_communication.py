@@ -76,6 +76,7 @@ def _time_steps(prepared: Prepared, weights: Weights, *, pairs: int) -> StepTime
         plan=batch_plan,
         fixed_units=units_are_fixed(prepared.loss, prepared.train),
         pairs=pairs,
+        compression=config.precision.gradient_compression,
     )
 
 

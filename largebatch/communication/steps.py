@@ -17,6 +17,7 @@ from largebatch.diagnostics import StepCommunication
 from largebatch.global_gradient import GlobalGradient
 from largebatch.gradients import no_sync
 from largebatch.rank_values import reals_of_ranks
+from largebatch.reduction_clock import Compression
 from largebatch.runtime import Runtime
 
 _WARMUP = 3
@@ -48,6 +49,7 @@ def time_steps(
     plan: BatchPlan,
     fixed_units: bool,
     pairs: int,
+    compression: Compression = "none",
 ) -> StepTimes:
     """Take the same step again and again, from the same weights; every rank calls it and gets the same.
 
@@ -63,8 +65,9 @@ def time_steps(
         plan: which part that is.
         fixed_units: whether all samples have the same number of units.
         pairs: how many, after some that warm up.
+        compression: of gradients between ranks.
     """
-    gradient = GlobalGradient(runtime, model, loss, fixed_units=fixed_units)
+    gradient = GlobalGradient(runtime, model, loss, fixed_units=fixed_units, compression=compression)
     weights = [parameter.detach().clone() for parameter in model.parameters()]
     model.train()
 

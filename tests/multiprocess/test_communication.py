@@ -308,6 +308,15 @@ def test_the_verb_shows_a_table_and_a_picture_and_keeps_the_times(ranks, tmp_pat
     assert (tmp_path / "out/communication.png").stat().st_size > 1000
 
 
+def test_compressed_gradients_are_timed_as_they_are_sent(ranks, tmp_path: Path):
+    quick = ["measure.communication.pairs=10", "measure.communication.sizes=4", "measure.communication.repetitions=1"]
+    command = ["measure", "communication", *MODEL, *quick, "precision.gradient_compression=bf16", "run.dir=out"]
+    (code, said), _ = ranks(2).run(verb, command, str(tmp_path))
+    assert code == 0, said
+    record = json.loads((tmp_path / "out/communication.json").read_text())
+    assert record["steps"]["num_bytes"] == [2 * (64 * 8 + 8 + 8 * 10 + 10)]
+
+
 def test_a_run_logs_communication_and_tells_it_at_the_end(ranks, tmp_path: Path):
     command = ["train", *MODEL, "length=4steps", "schedule.warmup=0samples", "observers.communication.every=2",
                "logger=none", "observers.progress=false", "run.dir=out"]  # fmt: skip
