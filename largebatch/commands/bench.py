@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib
 import math
-import sys
 from collections.abc import Sequence
 
-EXIT_WRONG_INPUT = 2
+from largebatch.commands.choices import show_choices
+
 BENCHES = {
     "loop": "our training loop against a hand-written DDP loop, on the model, data and batch of the config",
     "diagnostics": "our loop with the noise scale or communication measured against without, on the same",
@@ -20,11 +20,7 @@ def main(arguments: Sequence[str]) -> int:
     if arguments and arguments[0] in BENCHES:
         bench = importlib.import_module(f"largebatch.commands.bench_{arguments[0]}")
         return int(bench.main(arguments[1:]))
-    asked = bool(arguments) and arguments[0] in ("-h", "--help")
-    lines = [f"  bench {name:11} {what}" for name, what in BENCHES.items()]
-    usage = f"usage: largebatch bench {'|'.join(BENCHES)} [KEY=VALUE ...]\n"
-    print("\n".join([usage, *lines]), file=None if asked else sys.stderr)
-    return 0 if asked else EXIT_WRONG_INPUT
+    return show_choices("bench", BENCHES, arguments)
 
 
 def median_interval(ordered: Sequence[float]) -> tuple[float, float]:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from largebatch.commands.bench import EXIT_WRONG_INPUT, median_interval
+from largebatch.commands.bench import median_interval
+from largebatch.commands.composition import EXIT_WRONG_INPUT
 
 if TYPE_CHECKING:
     from largebatch.commands.optimizer_race import Result

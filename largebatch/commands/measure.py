@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import sys
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -14,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from largebatch.commands.composition import EXIT_WRONG_INPUT, run_verb
+from largebatch.commands.choices import show_choices
+from largebatch.commands.composition import run_verb
 
 if TYPE_CHECKING:
     from largebatch.finding import Finding, Measurement
@@ -40,15 +40,7 @@ def main(arguments: Sequence[str]) -> int:
     if arguments and arguments[0] in choices:
         what = arguments[0]
         return run_verb(f"measure {what}", partial(run, what), arguments[1:], config_name="measure")
-    asked = bool(arguments) and arguments[0] in ("-h", "--help")
-    width = max(map(len, choices))
-    lines = [f"  measure {name:{width}} {what}" for name, what in choices.items()]
-    if arguments and not asked:
-        lines.insert(0, f"largebatch measure: {arguments[0]!r} is nothing to measure.\n")
-    usage = "usage: largebatch measure WHAT [KEY=VALUE ...]\n"
-    hint = "\n`largebatch measure WHAT --help` shows the configuration."
-    print("\n".join([usage, *lines, hint]), file=None if asked else sys.stderr)
-    return 0 if asked else EXIT_WRONG_INPUT
+    return show_choices("measure", choices, arguments)
 
 
 def run(what: str, config: DictConfig, overrides: list[str]) -> int:
