@@ -16,6 +16,8 @@ VERBS = {
     "measure": "measure weights on a fixed subset: `measure sharpness`, `variance`, `gap`, `communication` or `all`",
     "compare": "large-batch gap: validation of large-batch against small-batch runs, `compare RUN...`, folders of runs",
     "ledger": "find the first step in which two runs differ: `ledger A B`, folders of runs",
+    "checkpoint": "`checkpoint verify PATH`, every byte; `checkpoint export PATH`, the weights for other programs",
+    "doctor": "look at versions, devices, memory, disk, ports and launcher; what would stop a run, and what helps",
     "bench": "measure on this machine: `bench loop`, against a hand-written DDP loop; `bench optim`, LAMB and LARS",
 }
 

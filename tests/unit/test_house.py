@@ -68,6 +68,7 @@ LEVELS = (
         "observing",
         "build",
         "quiet_training",
+        "doctor",
         "commands",
         "__main__",
     },
