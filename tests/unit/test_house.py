@@ -67,6 +67,7 @@ LEVELS = (
         "verification",
         "observing",
         "build",
+        "quiet_training",
         "commands",
         "__main__",
     },
