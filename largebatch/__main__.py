@@ -16,6 +16,7 @@ VERBS = {
     "measure": "measure weights on a fixed subset: `measure sharpness`, `variance`, `gap`, `communication` or `all`",
     "compare": "large-batch gap: validation of large-batch against small-batch runs, `compare RUN...`, folders of runs",
     "ledger": "find the first step in which two runs differ: `ledger A B`, folders of runs",
+    "chapter": "run the textbook chapter on batch size: `chapter NAME`, or `all`; each ends with figures and an answer",
     "bench": "measure on this machine: `bench loop`, against a hand-written DDP loop; `bench optim`, LAMB and LARS",
 }
 

@@ -68,6 +68,7 @@ LEVELS = (
         "observing",
         "build",
         "quiet_training",
+        "chapter",
         "commands",
         "__main__",
     },
