@@ -18,6 +18,7 @@ VERBS = {
     "ledger": "find the first step in which two runs differ: `ledger A B`, folders of runs",
     "checkpoint": "`checkpoint verify PATH`, every byte; `checkpoint export PATH`, the weights for other programs",
     "doctor": "look at versions, devices, memory, disk, ports and launcher; what would stop a run, and what helps",
+    "chapter": "run the textbook chapter on batch size: `chapter NAME`, or `all`; each ends with figures and an answer",
     "bench": "measure on this machine: `bench loop`, against a hand-written DDP loop; `bench optim`, LAMB and LARS",
 }
 

@@ -32,6 +32,7 @@ _BEFORE = {
     "batch_norm": "ghost",
     "ramp": {"milestones": [], "totals": [], "in_place_of_decay": False, "max_total": None},
 }
+_SCHEDULE_BEFORE = {"warmup_kind": "gradual"}
 
 
 def run_identity(prepared: Prepared) -> dict[str, Any]:
@@ -103,7 +104,7 @@ def _completed(identity: dict[str, Any]) -> dict[str, Any]:
 
     So a run that began before an option existed, or before conf/ named it, can go on with the value that it had.
     """
-    identity = _BEFORE | identity
+    identity = _BEFORE | identity | {"schedule": _SCHEDULE_BEFORE | identity["schedule"]}
     node = identity["optimizer"]
     try:
         parameters = inspect.signature(find_target("optimizer", node)).parameters

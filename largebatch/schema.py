@@ -17,7 +17,7 @@ from largebatch.config_types import (
 )
 from largebatch.observers_schema import ObserversConfig
 from largebatch.scaling import SCALING_RULES
-from largebatch.schedule import DECAYS
+from largebatch.schedule import DECAYS, WARMUP_KINDS
 
 
 class RampConfig(Section):
@@ -65,6 +65,7 @@ class ScheduleConfig(Section):
     """Warmup and decay; a setting is None where the decay has no such thing."""
 
     warmup: DurationText
+    warmup_kind: Annotated[str, one_of(WARMUP_KINDS)]
     warmup_from: Literal["base_lr", "zero"]
     decay: Annotated[str, one_of(DECAYS)]
     end_factor: Annotated[float, Field(ge=0, le=1)] | None = None

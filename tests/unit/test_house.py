@@ -69,6 +69,7 @@ LEVELS = (
         "build",
         "quiet_training",
         "doctor",
+        "chapter",
         "commands",
         "__main__",
     },

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from largebatch.__main__ import VERBS
+from largebatch.commands.chapter import EXPERIMENTS
 from largebatch.commands.measure import MEASURES
 from largebatch.prepare import prepare
 from tests.unit.composing import compose_run
@@ -29,8 +30,8 @@ def commands() -> list[tuple[str, tuple[str, ...]]]:
 # Of the user's own, or read from a copy of the data that the tests may not have.
 ELSEWHERE = ("--config-dir", "data.path=", "--help", "...")
 OWN_ARGUMENTS = {"ledger", "compare"}  # verbs that take no config; neither does `bench optim`
-WORDS = ("loop", "diagnostics", "--multirun", "WHAT", "all", *MEASURES)
-OF_A_VERB = ("measure.",)  # sections that only one verb has
+WORDS = ("loop", "diagnostics", "--multirun", "WHAT", "NAME", "all", *MEASURES, *EXPERIMENTS)
+OF_A_VERB = ("measure.", "chapter.")  # sections that only one verb has
 RUNS = [
     (verb, arguments)
     for verb, arguments in commands()

@@ -51,6 +51,15 @@ def test_a_class_that_is_gone_is_compared_by_what_the_config_said():
         check(gone, now)
 
 
+def test_a_run_from_before_there_were_kinds_of_warmup_goes_on_with_a_gradual_one():
+    now = identity()
+    old = copy.deepcopy(now)
+    del old["schedule"]["warmup_kind"]
+    check(old, now)
+    with pytest.raises(CheckpointError, match=r"schedule\.warmup_kind was gradual, now constant"):
+        check(old, identity("schedule.warmup_kind=constant"))
+
+
 def test_a_run_from_before_ramps_and_exact_batch_norm_goes_on_without_them():
     now = identity()
     old = {key: value for key, value in now.items() if key not in ("batch_norm", "ramp")}

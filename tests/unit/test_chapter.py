@@ -1,0 +1,186 @@
+"""The chapter's experiments: each runs in a shortened form, and its numbers are what theory or a second way says."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from omegaconf import OmegaConf
+
+from largebatch.__main__ import main
+from largebatch.chapter.bands import band_of_mean
+from largebatch.chapter.experiment import Experiment
+from largebatch.commands.chapter import EXPERIMENTS
+from largebatch.commands.composition import compose_config, conf_dir
+from largebatch.config import parse_config, parse_section
+from largebatch.trackers.diagram import from_record
+
+SHORT = {
+    "gd_variants": ["length=4ep", "data.train.num_samples=60", "data.validation.num_samples=60",
+                    "chapter.mini_batch.total=20", "chapter.mini_batch.seeds=2"],
+}  # fmt: skip
+
+
+class Told(NamedTuple):
+    """What a shortened experiment leaves: made once for all tests."""
+
+    record: dict[str, Any]
+    folder: Path
+    said: str
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["largebatch"])
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Told]:
+    """`told(name)`: the shortened experiment."""
+
+    @functools.cache
+    def made(name: str) -> Told:
+        folder = tmp_path_factory.mktemp("chapter") / "out"
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            assert main(["chapter", name, *SHORT[name], f"run.dir={folder}"]) == 0
+        return Told(json.loads((folder / "chapter.json").read_text()), folder, said.getvalue())
+
+    return made
+
+
+def composed(name: str, *overrides: str) -> tuple[Any, Any]:
+    """(config of its runs, settings) of an experiment."""
+    config = compose_config([f"experiment=chapter/{name}", *overrides], config_name="chapter")
+    return config, parse_section(config, "chapter", importlib.import_module(f"largebatch.chapter.{name}").Settings)
+
+
+# --- the verb
+
+
+def test_every_experiment_has_a_file_a_module_and_a_shortened_form():
+    assert EXPERIMENTS.keys() == SHORT.keys()
+    assert EXPERIMENTS.keys() == {file.stem for file in Path(conf_dir(), "experiment", "chapter").glob("*.yaml")}
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_parses_and_says_how_it_is_started(name: str):
+    config, _ = composed(name)
+    assert parse_config(config).run.name == name
+    lines = Path(conf_dir(), "experiment", "chapter", f"{name}.yaml").read_text().splitlines()
+    assert lines[0] == "# @package _global_"
+    assert f"#   largebatch chapter {name}" in lines
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_a_shortened_experiment_is_a_table_an_answer_figures_and_runs(name: str, told: Callable[[str], Told]):
+    record, folder, said = told(name)
+    assert (record["kind"], record["name"]) == ("chapter", name)
+    assert f"\n{record['question']}\n{record['answer']}\n" in said
+    assert "nan" not in record["answer"]
+    for table in record["tables"]:
+        assert {len(row) for row in table["rows"]} == {len(table["headers"])}
+        assert " ".join(table["title"].split()) in " ".join(said.split())
+    assert len({figure["name"] for figure in record["figures"]}) == len(record["figures"]) > 0
+    for figure in record["figures"]:
+        assert from_record(figure).name == figure["name"]
+        assert Path(folder, f"{figure['name']}.png").stat().st_size > 5000
+    assert len(set(record["runs"])) == len(record["runs"]) > 0
+    for run in record["runs"]:
+        assert json.loads(Path(folder, run, "summary.json").read_text())["steps"] > 0
+    assert record["config"]["chapter"].keys() == composed(name)[1].model_dump().keys()
+
+
+def test_without_a_name_the_experiments_are_listed(capsys: pytest.CaptureFixture[str]):
+    assert main(["chapter"]) == 2
+    listing = capsys.readouterr().err
+    assert all(f"  chapter {name} " in listing for name in (*EXPERIMENTS, "all"))
+    assert main(["chapter", "gd_variant"]) == 2
+    assert "Did you mean 'gd_variants'?" in capsys.readouterr().err
+
+
+def test_wrong_settings_are_all_told_with_the_nearest_key(capsys: pytest.CaptureFixture[str]):
+    assert main(["chapter", "gd_variants", "chapter.batch.lr=0", "+chapter.stochastic.rate=1"]) == 2
+    said = capsys.readouterr().err
+    assert "2 errors" in said
+    assert "chapter.batch.lr=0: must be above 0." in said
+    assert "chapter.stochastic.rate=1: there is no such key." in said
+
+
+def test_a_launcher_and_a_folder_that_is_in_use_are_refused(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    Path("out").mkdir()
+    Path("out", "mine.txt").touch()
+    assert main(["chapter", "gd_variants", "run.dir=out"]) == 2
+    assert "run.dir=out: is not empty" in capsys.readouterr().err
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["chapter", "gd_variants"]) == 2
+    assert "WORLD_SIZE=2: an experiment of the chapter" in capsys.readouterr().err
+    assert [path.name for path in Path(".").rglob("*")] == ["out", "mine.txt"]
+
+
+def test_all_makes_every_experiment_and_returns_the_worst_exit_code(monkeypatch: pytest.MonkeyPatch):
+    made: list[list[str]] = []
+    codes = iter([0, 2, *[1] * len(EXPERIMENTS)])
+    monkeypatch.setattr("largebatch.commands.chapter.EXPERIMENTS", {"one": "", "two": "", "three": ""})
+    monkeypatch.setattr(
+        "largebatch.commands.chapter._run_one", lambda name, arguments: made.append([name, *arguments]) or next(codes)
+    )
+    assert main(["chapter", "all", "seed=1", "run.dir=mine"]) == 2
+    assert made == [[name, "seed=1", f"run.dir=mine/{name}"] for name in ("one", "two", "three")]
+
+
+# --- what experiments are made of
+
+
+def test_a_run_of_an_experiment_changes_what_it_names_and_nothing_else():
+    config, _ = composed("gd_variants", "optimizer.momentum=0.5")
+    given: list[list[str]] = []
+
+    def compose(choices: Any) -> Any:
+        given.append(list(choices))
+        return composed("gd_variants", "optimizer.momentum=0.5", *choices)[0]
+
+    experiment = Experiment(config, "out", compose=compose)
+    changed = experiment.config_of("batch.total=7", "schedule=cosine", "schedule.end_factor=0.5")
+    assert (changed.batch.total, changed.schedule.decay, changed.schedule.end_factor) == (7, "cosine", 0.5)
+    assert changed.optimizer.momentum == 0.5
+    again = experiment.config_of("schedule=cosine")
+    assert (again.batch.total, again.schedule.end_factor, given) == (32, 0.0, [["schedule=cosine"]])
+    assert OmegaConf.to_container(experiment.config_of()) == OmegaConf.to_container(config)
+
+
+def test_a_band_of_logarithms_is_that_of_the_geometric_mean():
+    mean, low, high = band_of_mean([[1.0, 2.0], [4.0, 2.0]], of_logarithms=True)
+    assert mean == pytest.approx([2.0, 2.0])
+    # log 1 and log 4: mean log 2, standard error log 2, Student's 97.5 % point with one degree of freedom 12.706
+    assert low == pytest.approx([2.0 / 2**12.706205, 2.0])
+    assert high == pytest.approx([2.0 * 2**12.706205, 2.0])
+
+
+# --- the experiments
+
+
+def test_batch_gradient_descent_follows_its_closed_form_and_the_others_make_more_updates(told: Callable[[str], Told]):
+    numbers = told("gd_variants").record["numbers"]
+    assert numbers["deviation_from_closed_form"] < 1e-13  # float64, values of order 1
+    updates = [numbers[name]["updates"] for name in ("batch", "mini_batch", "stochastic")]
+    assert updates == [4, 12, 240]
+    assert numbers["stochastic"]["final_excess"][0] < numbers["batch"]["final_excess"][0]
+    assert numbers["batch"]["expected_late_excess"] == pytest.approx(0, abs=1e-20)
+
+
+def test_a_task_without_closed_forms_is_refused(capsys: pytest.CaptureFixture[str]):
+    assert main(["chapter", "gd_variants", "data=digits"]) == 2
+    assert "closed forms of a linear regression" in capsys.readouterr().err
