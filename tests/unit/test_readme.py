@@ -28,7 +28,7 @@ def commands() -> list[tuple[str, tuple[str, ...]]]:
 
 # Of the user's own, or read from a copy of the data that the tests may not have.
 ELSEWHERE = ("--config-dir", "data.path=", "--help", "...")
-OWN_ARGUMENTS = {"ledger", "compare"}  # verbs that take no config; neither does `bench optim`
+OWN_ARGUMENTS = {"ledger", "compare", "report"}  # verbs that take no config; neither does `bench optim`
 WORDS = ("loop", "diagnostics", "--multirun", "WHAT", "all", *MEASURES)
 OF_A_VERB = ("measure.",)  # sections that only one verb has
 RUNS = [
