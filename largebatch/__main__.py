@@ -15,6 +15,7 @@ VERBS = {
     "verify": "prove on your own model and data that ranks and accumulation change nothing; name the cause if they do",
     "measure": "measure weights on a fixed subset: `measure sharpness`, `variance`, `gap`, `communication` or `all`",
     "compare": "large-batch gap: validation of large-batch against small-batch runs, `compare RUN...`, folders of runs",
+    "report": "one interactive page of runs, measurements and studies: `report FOLDER...`, also all below it",
     "ledger": "find the first step in which two runs differ: `ledger A B`, folders of runs",
     "checkpoint": "`checkpoint verify PATH`, every byte; `checkpoint export PATH`, the weights for other programs",
     "doctor": "look at versions, devices, memory, disk, ports and launcher; what would stop a run, and what helps",

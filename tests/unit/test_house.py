@@ -58,6 +58,7 @@ LEVELS = (
         "plan_report",
         "targets",
         "report",
+        "run_report",
         "preconditions",
         "observer_checks",
         "trial",
