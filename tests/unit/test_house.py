@@ -42,6 +42,7 @@ LEVELS = (
         "launcher",
         "interruption",
         "run_folder",
+        "folder_lock",
     },
     {"loop", "agreement", "observers"},
     {
