@@ -66,6 +66,7 @@ LEVELS = (
         "same_run",
         "prepare",
         "verification",
+        "study",
         "observing",
         "build",
         "quiet_training",
