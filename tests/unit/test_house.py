@@ -67,6 +67,7 @@ LEVELS = (
         "same_run",
         "prepare",
         "verification",
+        "study",
         "observing",
         "build",
         "quiet_training",
