@@ -54,7 +54,7 @@ def test_the_run_folder_holds_everything_about_the_run(tmp_path, capsys):
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert names == {
         "config.yaml", "overrides.txt", "environment.json", "plan.json", "metrics.jsonl", "summary.json", "plots",
-        "checkpoints",
+        "checkpoints", "history.jsonl", ".lock",
     }  # fmt: skip
     plan = json.loads((tmp_path / "run" / "plan.json").read_text())
     assert plan["global_batch_size"] == 24
