@@ -131,7 +131,7 @@ def has_diverged(losses: Sequence[float], settings: RangeSettings) -> bool:
     larger: a loss that noise takes to zero or below has no multiples.
 
     >>> settings = RangeSettings(smoothing=0.0)
-    >>> [has_diverged([4.0, 2.0, last], settings) for last in (7.9, 8.1, math.nan)]
+    >>> [has_diverged([2.0, 2.0, 2.0, last], settings) for last in (7.9, 8.1, math.nan)]
     [False, True, True]
     """
     if not math.isfinite(losses[-1]):
