@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ from torch import nn
 
 from largebatch.checkpoint import Checkpoint
 from largebatch.data import MicroBatchLoader
-from largebatch.interruption import StopRequest
 from largebatch.loop import Run
 from largebatch.losses import units_are_fixed
 from largebatch.observers import (
@@ -47,9 +46,23 @@ class Job:
     communication: CommunicationObserver | None
     notes: list[str]
 
+    def summary(self, status: str) -> dict[str, Any]:
+        """What is left to say at the end, as in summary.json; `status` as `train` returns it."""
+        progress = self.run.progress
+        return {
+            "status": status,
+            "steps": progress.step,
+            "samples_seen": progress.samples_seen,
+            "epochs": progress.samples_seen / self.evaluation.journal.num_samples,
+            "train_seconds": progress.train_s,
+            "checkpoint": str(self.checkpoints.latest) if self.checkpoints.latest else None,
+            **self.evaluation.last,
+            **{f"best/{name}": value for name, value in self.evaluation.best.items()},
+        }
+
 
 @contextlib.contextmanager
-def open_job(prepared: Prepared, stop: StopRequest, overrides: Sequence[str]) -> Iterator[Job]:
+def open_job(prepared: Prepared, stop: Callable[[], bool], overrides: Sequence[str]) -> Iterator[Job]:
     """Join the job of the launcher, yield the run ready to train, and leave the job.
 
     Raises:
@@ -121,7 +134,7 @@ def _connect(
     trackers: list[Tracker],
     records: Records,
     identity: dict[str, Any],
-    stop: StopRequest,
+    stop: Callable[[], bool],
 ) -> Job:
     config, derived = prepared.config, prepared.derived
     watch = observe(prepared, _loader(prepared, runtime), folder, trackers, records, identity)

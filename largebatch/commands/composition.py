@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import hydra
+from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
@@ -26,6 +27,18 @@ def conf_dir() -> str:
     """
     inside = Path(__file__).resolve().parents[1] / "conf"
     return str(inside if inside.is_dir() else Path(__file__).resolve().parents[2] / "conf")
+
+
+def compose_config(overrides: Sequence[str] = (), *, config_name: str = "train") -> DictConfig:
+    """The config that a command line of these overrides would have, without one.
+
+    Inside a verb, too: Hydra's state is put back.
+
+    Raises:
+        hydra.errors.HydraException: if the overrides cannot be composed.
+    """
+    with initialize_config_dir(conf_dir(), version_base="1.3"):
+        return compose(config_name, overrides=list(overrides))
 
 
 def run_verb(verb: str, function: Verb, arguments: Sequence[str], *, config_name: str = "train") -> int:

@@ -79,7 +79,7 @@ def _conclude(job: Job, status: str) -> None:
     from largebatch.trackers import WandbTracker, default_charts, plot_layers, plot_run, print_summary, read_metrics
 
     rows = read_metrics(job.folder.metrics)
-    summary = _summary(job, status)
+    summary = job.summary(status)
     problems = list(job.checkpoints.problems)
     plots = []
     try:
@@ -98,20 +98,6 @@ def _conclude(job: Job, status: str) -> None:
     except OSError as error:
         problems.append(f"summary.json was not written: {error}")
     print_summary(_summary_rows(job, summary), job.folder.path, plots, problems=problems, commands=_next(job, status))
-
-
-def _summary(job: Job, status: str) -> dict[str, Any]:
-    progress = job.run.progress
-    return {
-        "status": status,
-        "steps": progress.step,
-        "samples_seen": progress.samples_seen,
-        "epochs": progress.samples_seen / job.evaluation.journal.num_samples,
-        "train_seconds": progress.train_s,
-        "checkpoint": str(job.checkpoints.latest) if job.checkpoints.latest else None,
-        **job.evaluation.last,
-        **{f"best/{name}": value for name, value in job.evaluation.best.items()},
-    }
 
 
 def _summary_rows(job: Job, summary: dict[str, Any]) -> list[tuple[str, object]]:

@@ -80,6 +80,7 @@ LEVELS = (
         "verification",
         "observing",
         "build",
+        "quiet_training",
         "commands",
         "__main__",
     },
