@@ -10,7 +10,7 @@ from largebatch.diagnostics.gap import EvalSums, GeneralizationGap, generalizati
 from largebatch.diagnostics.gap_parts import GapParts, Part, PerSample, decompose_gap
 from largebatch.diagnostics.large_batch_gap import MATCHES, Evaluations, LargeBatchGap, large_batch_gap
 from largebatch.diagnostics.lr_range import RangeCurve, RangeSettings, walk_rates
-from largebatch.diagnostics.lr_suggestion import Reading, mean_rate, read_curve
+from largebatch.diagnostics.lr_suggestion import Reading, Suggestion, mean_rate, read_curve, scaling_exponent, suggest
 from largebatch.diagnostics.noise_scale import NoiseScale, NoiseScaleEstimator, moments_of_step
 from largebatch.diagnostics.stability import Momentum, momentum_of, stability_limit
 
@@ -31,6 +31,7 @@ __all__ = [
     "RangeSettings",
     "Reading",
     "StepCommunication",
+    "Suggestion",
     "TransferFit",
     "communication_of_step",
     "decompose_gap",
@@ -42,6 +43,8 @@ __all__ = [
     "momentum_of",
     "probe_sizes",
     "read_curve",
+    "scaling_exponent",
     "stability_limit",
+    "suggest",
     "walk_rates",
 ]

@@ -18,7 +18,7 @@ from largebatch.smoothing import smooth
 Array = npt.NDArray[np.float64]
 
 _SPANS = 3  # a curve shorter than this many spans of its smoothing has no shape
-_HELD_STEPS = 16  # growth of 20 % a step is then 18-fold: no noise looks like that
+HELD_STEPS = 16  # growth of 20 % a step is then 18-fold: no noise looks like that
 _MAX_GROWTH = 1e10  # far from overflow in float32, where squares of gradients are summed
 
 
@@ -40,7 +40,7 @@ class RangeSettings:
     """
 
     lowest: float = 1e-5
-    highest: float = 10.0
+    highest: float = 100.0
     num_steps: int = 100
     smoothing: float = 0.9
     diverged_at: float = 4.0
@@ -119,7 +119,7 @@ def walk_rates(take_step: Callable[[float], float], settings: RangeSettings, *, 
             break
     rates = settings.rates[: len(losses)]
     held: list[float] = []
-    while hold and diverged and len(held) < _HELD_STEPS and _can_grow(losses[-1], held):
+    while hold and diverged and len(held) < HELD_STEPS and _can_grow(losses[-1], held):
         held.append(float(take_step(float(rates[-1]))))
     return RangeCurve(settings, rates, np.array(losses), diverged, np.array(held))
 

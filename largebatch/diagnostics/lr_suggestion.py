@@ -105,6 +105,67 @@ def _steepest(curve: RangeCurve, lowest: int) -> int | None:
     return span + int(candidates.argmin())
 
 
+@dataclass(frozen=True)
+class Suggestion:
+    """One rate for all seeds of a batch size.
+
+    Attributes:
+        lr: with its 95 % interval over seeds, whose ends are NaN for one seed; None: nothing is suggested.
+        reason: why this rate, or why none.
+        limit: the largest stable rate, over seeds; None where none is known.
+    """
+
+    lr: Interval | None
+    reason: str
+    limit: Interval | None = None
+
+
+def suggest(readings: Sequence[Reading], limits: Sequence[float | None]) -> Suggestion:
+    """The steepest descent, as the geometric mean of seeds, but not above half of the largest stable rate.
+
+    More than half of the seeds must show a rate or a limit for it to count.
+
+    >>> seeds = [Reading(0.1, 0.3, 1.0), Reading(0.4, 0.5, 1.0)]
+    >>> round(suggest(seeds, [0.9, 0.9]).lr.value, 6), suggest(seeds, [0.2, 0.2]).reason
+    (0.2, 'half of the largest stable rate, 0.2: the loss falls fastest above it, at 0.2')
+    """
+    needed = len(readings) // 2 + 1
+    steepest = [one.steepest for one in readings if one.steepest is not None]
+    known = [one for one in limits if one is not None]
+    limit = mean_rate(known) if len(known) >= needed else None
+    if len(steepest) < needed:
+        problems = [one.problem for one in readings if one.problem is not None]
+        return Suggestion(None, f"{len(problems)} of {len(readings)} seeds show none: {problems[0]}", limit)
+    lr = mean_rate(steepest)
+    if limit is not None and limit.value / 2 < lr.value:
+        half = Interval(limit.value / 2, limit.low / 2, limit.high / 2)
+        reason = (
+            f"half of the largest stable rate, {limit.value:.3g}: the loss falls fastest above it, at {lr.value:.3g}"
+        )
+        return Suggestion(half, reason, limit)
+    seeds = "one seed" if len(steepest) == 1 else f"geometric mean of {len(steepest)} seeds"
+    return Suggestion(lr, f"the loss falls fastest there ({seeds})", limit)
+
+
+def scaling_exponent(rates: Sequence[tuple[int, float]]) -> Interval | None:
+    """Slope of log rate over log batch size, with its 95 % interval: linear scaling has 1, square-root scaling 0.5.
+
+    Of (batch size, rate) of all seeds. None for fewer than three of them, or of one size: they have no spread.
+
+    >>> found = scaling_exponent([(32, 0.1), (64, 0.2), (128, 0.4)])
+    >>> round(found.value, 6), round(found.high - found.low, 6)
+    (1.0, 0.0)
+    """
+    from scipy.stats import linregress
+
+    sizes, found = (np.log(np.array(column)) for column in zip(*rates, strict=True)) if rates else (np.zeros(0),) * 2
+    if len(found) < 3 or len(set(sizes)) < 2:
+        return None
+    line = linregress(sizes, found)
+    reach = t_quantile(len(found) - 1) * float(line.stderr)  # of two parameters: len - 2 degrees of freedom
+    return Interval(float(line.slope), float(line.slope) - reach, float(line.slope) + reach)
+
+
 def mean_rate(rates: Sequence[float]) -> Interval:
     """Geometric mean of the rates of several seeds, with Student's 95 % interval of log rates; NaN ends for one.
 

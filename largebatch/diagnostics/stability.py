@@ -35,6 +35,13 @@ class Momentum:
     momentum: float = 0.0
     nesterov: bool = False
 
+    @property
+    def formula(self) -> str:
+        """The largest stable rate, for people."""
+        if self.nesterov:
+            return "(2 + 2 m)/((1 + 2 m) h_max)"
+        return "2 (1 + m)/h_max" if self.momentum else "2/h_max"
+
     def scaled_curvature(self, growth: float) -> float:
         """R h of the direction whose amplitude a step multiplies by `-growth`, in the long run.
 

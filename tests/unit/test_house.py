@@ -62,6 +62,8 @@ LEVELS = (
         "schema",
         "observers_schema",
         "measure_schema",
+        "find_lr_schema",
+        "range_runs",
         "measured_weights",
         "finding",
         "config_types",

@@ -176,7 +176,7 @@ def test_noise_around_a_loss_of_zero_is_no_divergence():
     ("settings", "said"),
     [
         ({"lowest": 1.0, "highest": 0.1}, "min=1, max=0.1: rates grow"),
-        ({"lowest": 0.0}, "min=0, max=10: rates grow"),
+        ({"lowest": 0.0}, "min=0, max=100: rates grow"),
         ({"highest": math.inf}, "max=inf: rates grow"),
         ({"smoothing": 1.0}, r"smoothing=1: lies in \[0, 1\)"),
         ({"diverged_at": 1.0}, "diverged_at=1: a multiple of the best loss, above 1"),

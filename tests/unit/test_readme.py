@@ -30,7 +30,7 @@ def commands() -> list[tuple[str, tuple[str, ...]]]:
 ELSEWHERE = ("--config-dir", "data.path=", "--help", "...")
 OWN_ARGUMENTS = {"ledger", "compare"}  # verbs that take no config; neither does `bench optim`
 WORDS = ("loop", "diagnostics", "--multirun", "WHAT", "all", *MEASURES)
-OF_A_VERB = ("measure.",)  # sections that only one verb has
+OF_A_VERB = ("measure.", "find_lr.")  # sections that only one verb has
 RUNS = [
     (verb, arguments)
     for verb, arguments in commands()
