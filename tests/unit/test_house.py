@@ -63,6 +63,7 @@ LEVELS = (
         "observers_schema",
         "measure_schema",
         "find_lr_schema",
+        "range_findings",
         "range_runs",
         "measured_weights",
         "finding",

@@ -145,7 +145,7 @@ def test_the_steepest_descent_the_minimum_and_the_divergence_are_where_they_were
     assert -1.2 < math.log10(reading.minimum) < -0.2
     assert curve.diverged
     assert reading.divergence == curve.rates[-1] == 10 * reading.tenth_of_divergence
-    assert 0.2 < math.log10(reading.divergence) < 0.5
+    assert 0.2 < math.log10(reading.divergence) < 0.6
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_the_steepest_descent_the_minimum_and_the_divergence_are_where_they_were
         (of(lambda x: 2.3), r"the loss never fell: by 0 at best, where 0.0023 would be more"),
         (of(lambda x: 2.3 + 0.01 * x), "the loss never fell"),
         (of(sigmoid_then_blow_up, highest=0.01), "the loss still falls at the upper end of the range, 0.01"),
-        (of(sigmoid_then_blow_up, lowest=1.0), "the loss never fell"),
+        (of(sigmoid_then_blow_up, lowest=1.0), r"diverged after 19 of 100 steps, at 2\.31: too early to see a descent"),
         (of(sigmoid_then_blow_up, lowest=0.02), "the loss falls fastest at the lower end of the range, 0.02"),
         (of(lambda x: math.nan), "the loss diverged after 1 of 100 steps, at 1e-05"),
     ],
