@@ -71,7 +71,9 @@ def rolled_back(module: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator
     parameters = [(one, one.detach().clone(), _kept(one.grad)) for one in module.parameters()]
     modes = [(part, part.training) for part in module.modules()]
     settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
-    states = {one: {name: _kept(value) for name, value in state.items()} for one, state in optimizer.state.items()}
+    states = [
+        (one, state, {name: _kept(value) for name, value in state.items()}) for one, state in optimizer.state.items()
+    ]
     with unmoved(module):
         try:
             yield
@@ -81,8 +83,10 @@ def rolled_back(module: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator
                     parameter.copy_(value)
                     parameter.grad = _restored(grad)
                 optimizer.state.clear()
-                for one, state in states.items():
-                    optimizer.state[one] = {name: _restored(value) for name, value in state.items()}
+                for one, state, values in states:
+                    state.clear()
+                    state.update({name: _restored(value) for name, value in values.items()})
+                    optimizer.state[one] = state
             for group, setting in zip(optimizer.param_groups, settings, strict=True):
                 group.update(setting)
             for part, was_training in modes:

@@ -13,6 +13,7 @@ from largebatch.diagnostics.lr_range import RangeCurve, loss_spread
 from largebatch.diagnostics.variance_law import t_quantile
 
 _SURE = 3.0  # standard errors by which a loss must fall
+_AGREEMENT = 1.5  # ratio of the limits of seeds
 _LEAST_DESCENT = 1e-3  # and share of what it was
 
 
@@ -123,7 +124,8 @@ class Suggestion:
 def suggest(readings: Sequence[Reading], limits: Sequence[float | None]) -> Suggestion:
     """The steepest descent, as the geometric mean of seeds, but not above half of the largest stable rate.
 
-    More than half of the seeds must show a rate or a limit for it to count.
+    More than half of the seeds must show a rate or a limit for it to count. Limits that differ by half are none: seeds
+    of a quadratic agree, and what they differ by elsewhere is how the loss bends.
 
     >>> seeds = [Reading(0.1, 0.3, 1.0), Reading(0.4, 0.5, 1.0)]
     >>> round(suggest(seeds, [0.9, 0.9]).lr.value, 6), suggest(seeds, [0.2, 0.2]).reason
@@ -132,7 +134,8 @@ def suggest(readings: Sequence[Reading], limits: Sequence[float | None]) -> Sugg
     needed = len(readings) // 2 + 1
     steepest = [one.steepest for one in readings if one.steepest is not None]
     known = [one for one in limits if one is not None]
-    limit = mean_rate(known) if len(known) >= needed else None
+    agree = len(known) >= needed and max(known) < _AGREEMENT * min(known)
+    limit = mean_rate(known) if agree else None
     if len(steepest) < needed:
         problems = [one.problem for one in readings if one.problem is not None]
         return Suggestion(None, f"{len(problems)} of {len(readings)} seeds show none: {problems[0]}", limit)

@@ -79,7 +79,8 @@ def stability_limit(curve: RangeCurve, momentum: Momentum = Momentum()) -> float
     Of the steps at the last rate the second half is taken, where the largest curvature dominates most. If the loss
     does not go on growing there, nothing is told: it had risen by noise, or it is no quadratic, as where a network
     saturates. With mini-batches whose Hessians differ, the growth is that of their product, and the limit of such
-    steps, which lies below 2/h_max of the whole set.
+    steps, which lies below 2/h_max of the whole set. A step of exactly 1/h_max would take that direction out of a
+    quadratic without noise, and the next one would be found.
 
     Returns None, too, if the test did not diverge or did not hold its last rate.
     """

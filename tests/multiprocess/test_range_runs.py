@@ -101,8 +101,8 @@ def test_nothing_is_left_of_a_test_that_was_broken_off(error):
 
         weights.module.register_forward_hook(fail)
         before = bits(weights)
+        settings = RangeSettings(1e-4, 0.05, 8, smoothing=0.5)
         with pytest.raises(error):
-            settings = RangeSettings(1e-4, 0.05, 8, smoothing=0.5)
             run_range_tests(prepared, weights, [prepared.derived.plan], settings, [0, 1])
         return before, bits(weights), len(calls)
 

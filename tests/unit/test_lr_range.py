@@ -17,10 +17,13 @@ from largebatch.diagnostics import (
     Momentum,
     RangeCurve,
     RangeSettings,
+    Reading,
     mean_rate,
     momentum_of,
     read_curve,
+    scaling_exponent,
     stability_limit,
+    suggest,
     walk_rates,
 )
 from largebatch.lr_range_test import lr_range_test
@@ -58,7 +61,7 @@ def quadratic(spectrum: list[float], noise: float, seed: int = 0, **sgd: Any) ->
 def test_on_a_quadratic_the_largest_stable_rate_is_found_within_ten_per_cent(spectrum, num_steps, noise):
     # Not 1e-5: a step with exactly 1 / h_max would take the largest curvature out of a quadratic without noise.
     settings = RangeSettings(lowest=1.1e-5, highest=1000.0, num_steps=num_steps)
-    for seed in range(3):
+    for seed in range(2):
         curve = lr_range_test(*quadratic(spectrum, noise, seed), settings)
         assert stability_limit(curve) == pytest.approx(2 / max(spectrum), rel=0.1)
 
@@ -186,6 +189,38 @@ def test_noise_around_a_loss_of_zero_is_no_divergence():
 def test_settings_without_a_test_are_refused(settings, said):
     with pytest.raises(ValueError, match=said):
         RangeSettings(**settings)
+
+
+def test_limits_count_where_most_seeds_have_one_and_agree():
+    seeds = [Reading(0.01, 0.3, 1.0)] * 3
+    assert suggest(seeds, [2.0, 2.1, None]).limit.value == pytest.approx(math.sqrt(2.0 * 2.1))
+    for limits in ([2.0, None, None], [2.0, 2.1, 3.1], [None] * 3):
+        assert suggest(seeds, limits).limit is None
+
+
+def test_most_seeds_must_show_a_descent():
+    lost = Reading(None, None, None, "the loss never fell")
+    assert suggest([Reading(0.1, 0.3, 1.0), lost], [None] * 2).lr is None
+    assert suggest([lost, Reading(0.1, 0.3, 1.0)], [None] * 2).reason == "1 of 2 seeds show none: the loss never fell"
+    found = suggest([Reading(0.1, 0.3, 1.0), lost, Reading(0.4, 0.6, 1.0)], [None] * 3)
+    assert found.lr.value == pytest.approx(0.2)
+    assert found.reason == "the loss falls fastest there (geometric mean of 2 seeds)"
+
+
+def test_the_scaling_exponent_is_the_slope_with_the_interval_of_least_squares():
+    draws = np.random.default_rng(0)
+    sizes = np.repeat([16, 64, 256], 3)
+    rates = 0.01 * np.sqrt(sizes) * np.exp(0.1 * draws.normal(size=9))
+    found = scaling_exponent(list(zip(sizes, rates, strict=True)))
+    design = np.stack([np.ones(9), np.log(sizes)], axis=1)
+    weights, residual, *_ = np.linalg.lstsq(design, np.log(rates), rcond=None)
+    error = math.sqrt(residual[0] / 7 * np.linalg.inv(design.T @ design)[1, 1])
+    reach = 2.364624251592785 * error  # t(7) at 97.5 %
+    assert (found.value, found.high - found.value) == pytest.approx((weights[1], reach))
+    assert found.low < 0.5 < found.high
+    assert scaling_exponent([(8, 0.1), (16, 0.2)]) is None
+    assert scaling_exponent([(8, 0.1)] * 4) is None
+    assert scaling_exponent([]) is None
 
 
 def test_rates_of_seeds_have_a_geometric_mean_and_students_interval():
