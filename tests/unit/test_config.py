@@ -85,6 +85,7 @@ def test_every_yaml_file_is_a_choice_of_a_group_that_the_run_composes():
     files = {path.relative_to(conf_dir()).as_posix() for path in Path(conf_dir()).rglob("*.yaml")}
     chapter = {file for file in files if file.startswith("experiment/chapter/")}  # tests/unit/test_chapter.py
     assert files - chapter == {"chapter.yaml", "measure.yaml", "train.yaml", "verify.yaml"} | {
+    assert files == {"find_lr.yaml", "measure.yaml", "train.yaml", "verify.yaml"} | {
         f"{group}/{name}.yaml" for group, names in GROUPS.items() for name in names
     }
     defaults = Path(conf_dir(), "train.yaml").read_text()
