@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 # `largebatch/chapter/NAME.py` and conf/experiment/chapter/NAME.yaml.
 EXPERIMENTS = {
     "gd_variants": "batch, stochastic and mini-batch gradient descent: loss over epochs, updates and time; three paths",
+    "learning_rate": "rates that converge, oscillate and diverge on a quadratic, and the limit of stability",
+    "gradient_variance": "the 1/B law at B = 1, 10, 100, 1000, before and after training",
 }
 ALL = "all"
 

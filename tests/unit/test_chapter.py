@@ -11,20 +11,30 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from largebatch.__main__ import main
 from largebatch.chapter.bands import band_of_mean
 from largebatch.chapter.experiment import Experiment
+from largebatch.chapter.learning_rate import kind_of_path
+from largebatch.closed_forms import LeastSquares
 from largebatch.commands.chapter import EXPERIMENTS
 from largebatch.commands.composition import compose_config, conf_dir
 from largebatch.config import parse_config, parse_section
+from largebatch.data import linear_regression
+from largebatch.keyed import stream_key
+from largebatch.models import Linear
 from largebatch.trackers.diagram import from_record
 
 SHORT = {
     "gd_variants": ["length=4ep", "data.train.num_samples=60", "data.validation.num_samples=60",
                     "chapter.mini_batch.total=20", "chapter.mini_batch.seeds=2"],
+    "learning_rate": ["chapter.rates=[0.1]"],
+    "gradient_variance": ["length=1ep", "data.train.num_samples=100", "data.validation.num_samples=100",
+                          "chapter.batch_sizes=[1,10,100]", "chapter.replications=3"],
 }  # fmt: skip
 
 
@@ -184,3 +194,50 @@ def test_batch_gradient_descent_follows_its_closed_form_and_the_others_make_more
 def test_a_task_without_closed_forms_is_refused(capsys: pytest.CaptureFixture[str]):
     assert main(["chapter", "gd_variants", "data=digits"]) == 2
     assert "closed forms of a linear regression" in capsys.readouterr().err
+
+
+def test_rates_below_at_and_above_the_limit_do_what_the_closed_form_says(told: Callable[[str], Told]):
+    runs = told("learning_rate").record["numbers"]["runs"]
+    kinds = {(one["momentum"], round(one["lr"], 3)): one["kind"] for one in runs}
+    plain = {0.1: "converges", 1.9: "oscillates", 2.0: "oscillates", 2.1: "diverges"}
+    heavy = {0.1: "oscillates", 3.61: "oscillates", 3.8: "oscillates", 3.99: "diverges"}
+    assert kinds == {(0.0, lr): kind for lr, kind in plain.items()} | {(0.9, lr): kind for lr, kind in heavy.items()}
+    assert all(one["kind"] == one["expected"] for one in runs)
+    assert max(one["deviation_from_closed_form"] for one in runs) < 1e-12
+
+
+def test_a_path_is_classed_by_what_it_does():
+    steps = np.arange(50)[:, None]
+    for factor, kind in ((0.9, "converges"), (-0.9, "oscillates"), (-1.0, "oscillates"), (1.1, "diverges")):
+        path = float(factor) ** steps
+        assert kind_of_path(path, path[:, 0] ** 2) == kind
+    path[-1] = np.nan
+    assert kind_of_path(path, path[:, 0]) == "diverges"
+
+
+def test_the_variance_of_an_experiment_is_that_of_the_closed_form(told: Callable[[str], Told]):
+    numbers = told("gradient_variance").record["numbers"]
+    assert numbers["num_samples"] == 100
+    data = linear_regression(100, 10, "train", noise=0.1)
+    torch.manual_seed(stream_key(0, "initialisation"))
+    model = Linear(10, 1)
+    weights = torch.cat([part.detach().reshape(-1) for part in model.parameters()]).double().numpy()
+    noise = LeastSquares(data.inputs, data.targets).gradient_noise(weights)
+    start, end = numbers["ends"].values()
+    assert list(numbers["ends"]) == ["step 0", "step 3"]
+    assert start["covariance_trace"] == pytest.approx(noise.covariance_trace, rel=1e-9)
+    assert start["with_replacement"]["theory"] == pytest.approx([noise.covariance_trace / b for b in (1, 10, 100)])
+    assert end["covariance_trace"] < start["covariance_trace"]
+    for one in (start, end):
+        assert one["without_replacement"]["variance"][-1] == pytest.approx(0, abs=1e-20)
+        slope = one["with_replacement"]["slope"]
+        assert slope["low"] < slope["value"] < slope["high"]
+
+
+def test_batches_that_do_not_nest_or_do_not_fit_are_refused(capsys: pytest.CaptureFixture[str]):
+    small = ["data.train.num_samples=100", "chapter.batch_sizes=[1,10,25]", "chapter.samples=101"]
+    assert main(["chapter", "gradient_variance", *small]) == 2
+    said = capsys.readouterr().err
+    assert "2 errors" in said
+    assert "chapter.batch_sizes=[1, 10, 25]: a batch of 25 is not" in said
+    assert "chapter.samples=101: the training set has 100" in said
