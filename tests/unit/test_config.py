@@ -194,6 +194,10 @@ LENGTH = "a length is a number and a unit. Write 30ep, 500steps or 100000samples
             "schedule.decay=cosin",
             "schedule.decay=cosin: choose one of constant, linear, cosine, step, polynomial. Did you mean 'cosine'?",
         ),
+        (
+            "schedule.warmup_kind=gradul",
+            "schedule.warmup_kind=gradul: choose one of gradual, constant. Did you mean 'gradual'?",
+        ),
         ("schedule.warmup_from=one", "schedule.warmup_from=one: must be 'base_lr' or 'zero'."),
         ("schedule.end_factor=1.5", "schedule.end_factor=1.5: must be at most 1.0."),
         ("+schedule.milestones=[5ep,x]", f"schedule.milestones.1=x: {LENGTH}"),
