@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 # `largebatch/chapter/NAME.py` and conf/experiment/chapter/NAME.yaml.
 EXPERIMENTS = {
     "gd_variants": "batch, stochastic and mini-batch gradient descent: loss over epochs, updates and time; three paths",
+    "linear_scaling": "k times the rate for k times the batch: one step against k, whole runs, where it breaks and why",
 }
 ALL = "all"
 

@@ -25,6 +25,8 @@ from largebatch.trackers.diagram import from_record
 SHORT = {
     "gd_variants": ["length=4ep", "data.train.num_samples=60", "data.validation.num_samples=60",
                     "chapter.mini_batch.total=20", "chapter.mini_batch.seeds=2"],
+    "linear_scaling": ["length=2ep", "data.limit=128", "model.hidden=[8]", "chapter.factors=[1,2,4]",
+                       "chapter.seeds=1", "chapter.after_steps=[0,2]", "observers.sharpness.samples=64"],
 }  # fmt: skip
 
 
