@@ -94,6 +94,18 @@ def choice(key: str, label: str, options: Sequence[tuple[str, str]]) -> str:
     )
 
 
+def select(identity: str, label: str, options: Sequence[str], *, chosen: int = 0) -> str:
+    """A list to choose from; an option's value is its number."""
+    items = "".join(
+        f'<option value="{i}"{" selected" if i == chosen else ""}>{html.escape(text)}</option>'
+        for i, text in enumerate(options)
+    )
+    return (
+        f'<p><label for="{identity}">{html.escape(label)}</label> '
+        f'<select id="{identity}" autocomplete="off">{items}</select></p>'
+    )
+
+
 def slider(number: int, label: str, *, count: int, start: int) -> str:
     """A range over `count` places with its text; what it changes is beside it in the block of this number."""
     identity = f"explorer-{number}"

@@ -17,6 +17,7 @@ from typing import Any
 
 from largebatch.run_report import html_parts
 from largebatch.run_report.batches import Group, batch_figures, grouped
+from largebatch.run_report.comparison import comparison, comparison_html
 from largebatch.run_report.explorer import Explorer, explorers
 from largebatch.run_report.html_parts import Cell
 from largebatch.run_report.plotly_figures import Shown, plotly_figure
@@ -24,7 +25,7 @@ from largebatch.run_report.records import Evidence, RunRecord
 from largebatch.run_report.run_figures import curves, trust_ratio_maps
 from largebatch.run_report.verdict import caveats, verdict
 
-_SCRIPTS = ("figures.js", "explorer.js")
+_SCRIPTS = ("figures.js", "explorer.js", "comparison.js")
 _TITLES = {
     "batches": "Against batch size",
     "training": "Over training",
@@ -100,6 +101,8 @@ def report_sections(
     sections.append(Section("explorer", "Batch-size explorer", options=list(map(_explorer_option, count(), explored))))
     for key, title in _TITLES.items():
         sections.append(Section(key, title, figures=figures.get(key, ()), options=maps if key == "layers" else ()))
+    if len(evidence.runs) > 1:
+        sections.append(Section("comparison", "Two runs compared", comparison_html(evidence.runs)))
     sections.append(Section("runs", f"Runs ({len(evidence.runs)})", _runs_table(evidence.runs, page)))
     if evidence.left_out:
         rows = [(str(one.path), one.reason) for one in evidence.left_out]
@@ -121,14 +124,15 @@ def write_report(evidence: Evidence, path: Path, *, title: str) -> list[Shown]:
     explored = explorers(groups, evidence)
     sections = report_sections(evidence, groups, explored, path)
     keys = {id(shown): f"{part.key}-{n}" for part in sections for n, shown in enumerate(part.all_figures)}
-    figures = {keys[id(shown)]: plotly_figure(shown) for part in sections for shown in part.all_figures}
+    data: dict[str, Any] = {"explorers": [one.record() for one in explored], "comparison": comparison(evidence.runs)}
+    data["figures"] = {keys[id(shown)]: plotly_figure(shown) for part in sections for shown in part.all_figures}
     content = _read("page.html").substitute(
         title=html_parts.escaped(title),
         made=time.strftime("%Y-%m-%d %H:%M"),
         style=_read("page.css").template,
         navigation="".join(html_parts.anchor(part.key, part.title) for part in sections),
         content="\n".join(_html(part, keys) for part in sections),
-        data=embedded_json({"figures": figures, "explorers": [one.record() for one in explored]}),
+        data=embedded_json(data),
         plotly=get_plotlyjs().replace("</script", "<\\/script"),
         scripts="\n".join(_read(name).template for name in _SCRIPTS),
     )

@@ -115,6 +115,26 @@ def test_the_slider_changes_numbers_and_figures_by_the_keyboard_alone(visit: Vis
                                  arg=[chart.element_handle(), before])  # fmt: skip
 
 
+def test_any_two_runs_are_compared_over_samples_or_steps(visit: Visit):
+    section = visit.page.locator("#comparison")
+    chart = section.locator("figure").first
+    chart.scroll_into_view_if_needed()
+    chart.locator(".xtitle").wait_for()
+    section.get_by_label("First run").select_option(label="run0: batch 16, LARS")
+    section.get_by_label("Second run").select_option(label="run2: batch 64, LARS")
+    rows = [[cell.text_content() for cell in row.locator("td").all()] for row in section.locator("tbody tr").all()]
+    assert rows == [["batch.total", "16", "64"], ["model.width", "16", "64"]]
+    assert chart.locator(".legendtext").all_text_contents() == ["first: run0", "second: run2"]
+    assert chart.locator(".xtitle").text_content() == "samples seen (samples)"
+    section.get_by_label("Against").select_option(label="optimizer steps")
+    chart.locator(".xtitle", has_text="optimizer steps").wait_for()
+    ends = chart.evaluate("(one) => one.querySelector('.plot').data.map((line) => line.x.at(-1))")
+    assert ends == [512, 128]
+    section.get_by_label("Second run").select_option(label="run0: batch 16, LARS")
+    assert section.locator("tbody tr").all_text_contents() == ["none: the runs have the same settings"]
+    assert visit.said == []
+
+
 def test_the_theme_follows_the_reader_and_the_button(browser: Any, page_file: Path):
     visit = Visit(browser, page_file, viewport={"width": 1200, "height": 900}, color_scheme="dark")
     colour = "getComputedStyle(document.body).backgroundColor"
