@@ -31,10 +31,7 @@ def commands() -> list[tuple[str, tuple[str, ...]]]:
 ELSEWHERE = ("--config-dir", "data.path=", "--help", "...")
 OWN_ARGUMENTS = {"checkpoint", "compare", "doctor", "ledger", "report"}  # no config; neither has `bench optim`
 WORDS = ("loop", "diagnostics", "--multirun", "WHAT", "NAME", "all", *MEASURES, *EXPERIMENTS)
-OF_A_VERB = ("measure.", "chapter.")  # sections that only one verb has
-OWN_ARGUMENTS = {"ledger", "compare"}  # verbs that take no config; neither does `bench optim`
-WORDS = ("loop", "diagnostics", "--multirun", "WHAT", "all", *MEASURES)
-OF_A_VERB = ("measure.", "find_lr.")  # sections that only one verb has
+OF_A_VERB = ("measure.", "chapter.", "find_lr.")  # sections that only one verb has
 RUNS = [
     (verb, arguments)
     for verb, arguments in commands()
