@@ -12,6 +12,7 @@ from pathlib import Path
 
 import hydra
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
@@ -32,11 +33,13 @@ def conf_dir() -> str:
 def compose_config(overrides: Sequence[str] = (), *, config_name: str = "train") -> DictConfig:
     """The config that a command line of these overrides would have, without one.
 
-    Inside a verb, too: Hydra's state is put back.
+    Inside a verb with its search path, so that choices of a --config-dir are found, too.
 
     Raises:
         hydra.errors.HydraException: if the overrides cannot be composed.
     """
+    if GlobalHydra.instance().is_initialized():
+        return compose(config_name, overrides=list(overrides))
     with initialize_config_dir(conf_dir(), version_base="1.3"):
         return compose(config_name, overrides=list(overrides))
 

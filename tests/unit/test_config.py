@@ -83,8 +83,9 @@ def test_every_experiment_and_debug_file_parses_with_nothing_but_its_data(choice
 
 def test_every_yaml_file_is_a_choice_of_a_group_that_the_run_composes():
     files = {path.relative_to(conf_dir()).as_posix() for path in Path(conf_dir()).rglob("*.yaml")}
-    chapter = {file for file in files if file.startswith("experiment/chapter/")}  # tests/unit/test_chapter.py
-    assert files - chapter == {"chapter.yaml", "measure.yaml", "train.yaml", "verify.yaml"} | {
+    # tests/unit/test_chapter.py and test_study.py
+    apart = {file for file in files if file.startswith(("experiment/chapter/", "experiment/study/", "study/"))}
+    assert files - apart == {"chapter.yaml", "measure.yaml", "study.yaml", "train.yaml", "verify.yaml"} | {
         f"{group}/{name}.yaml" for group, names in GROUPS.items() for name in names
     }
     defaults = Path(conf_dir(), "train.yaml").read_text()
