@@ -168,6 +168,7 @@ def _schedule(config: TrainConfig, peak: ScaledValue, length: int, samples: Call
         total_samples=max(length, 1),
         warmup_samples=samples(schedule.warmup),
         warmup_start_factor=base_share if schedule.warmup_from == "base_lr" else 0.0,
+        warmup_kind=schedule.warmup_kind,
         decay=schedule.decay,
         **given,
     )

@@ -75,7 +75,8 @@ def _warmup_explained(derived: Derived) -> str:
         return "none"
     if derived.schedule.warmup_start_factor == 1.0:
         return "without effect: the peak is not above the base rate, from which it would start"
-    return f"from {derived.lr_at(0):.6g}"
+    how = "constant at" if derived.schedule.warmup_kind == "constant" else "from"
+    return f"{how} {derived.lr_at(0):.6g}"
 
 
 def lr_rows(derived: Derived) -> list[PlanRow]:
@@ -110,6 +111,7 @@ def plan_record(derived: Derived) -> dict[str, Any]:
             for position, later, count in derived.ramp.stages(schedule.total_samples)[1:]
         ],
         "warmup_samples": schedule.warmup_samples,
+        "warmup_kind": schedule.warmup_kind,
         "warmup_start_lr": derived.lr_at(0),
         "decay": schedule.decay,
         "end_lr": derived.lr_at(schedule.total_samples),

@@ -11,15 +11,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 DECAYS = ("constant", "linear", "cosine", "step", "polynomial")
+WARMUP_KINDS = ("gradual", "constant")
 
 
 @dataclass(frozen=True)
 class Schedule:
     """Factor of the peak learning rate for the step that starts after `samples_seen` samples.
 
-    Warmup is gradual: linear in samples from `warmup_start_factor` (base LR / peak LR in Goyal et al. 2017; 0 in MLPerf
-    and LAMB) at sample 0 to 1 at `warmup_samples`. From zero, the first step moves no weight, as in every
-    implementation that evaluates the schedule at the start of the step.
+    Warmup starts at `warmup_start_factor` (base LR / peak LR in Goyal et al. 2017; 0 in MLPerf and LAMB) at sample 0:
+
+    - gradual: linear in samples up to 1 at `warmup_samples` (Goyal et al. 2017, section 2.2). From zero, the first
+      step moves no weight, as in every implementation that evaluates the schedule at the start of the step.
+    - constant: the start factor until `warmup_samples`, then 1 at once (the same section; He et al. 2016, section 4.2)
 
     After the warmup, with p = (samples_seen - warmup_samples) / (total_samples - warmup_samples):
 
@@ -35,15 +38,20 @@ class Schedule:
     >>> schedule = Schedule(total_samples=100, warmup_samples=10, warmup_start_factor=0.5, decay="linear")
     >>> schedule(0), schedule(5), schedule(10), schedule(55), schedule(100)
     (0.5, 0.75, 1.0, 0.5, 0.0)
+    >>> schedule = Schedule(total_samples=100, warmup_samples=10, warmup_start_factor=0.5, warmup_kind="constant")
+    >>> schedule(0), schedule(9), schedule(10)
+    (0.5, 0.5, 1.0)
 
     Raises:
-        ValueError: for an unknown decay, a warmup as long as the run or longer, factors outside [0, 1], or milestones
-            that do not rise or lie outside the decay.
+        ValueError: for an unknown decay or kind of warmup, a warmup as long as the run or longer, a constant warmup
+            that has no samples or a factor of 0, factors outside [0, 1], or milestones that do not rise or lie outside
+            the decay.
     """
 
     total_samples: int
     warmup_samples: int = 0
     warmup_start_factor: float = 0.0
+    warmup_kind: str = "gradual"
     decay: str = "cosine"
     end_factor: float = 0.0
     power: float = 2.0
@@ -60,6 +68,7 @@ class Schedule:
                 f"A warmup of {self.warmup_samples} samples does not fit into a run of {self.total_samples}: "
                 "nothing would be left to train at the peak rate. Shorten the warmup or lengthen the run."
             )
+        self._check_constant_warmup()
         if not 0 <= self.warmup_start_factor <= 1 or not 0 <= self.end_factor <= 1:
             raise ValueError(
                 f"warmup_start_factor={self.warmup_start_factor}, end_factor={self.end_factor}: "
@@ -85,8 +94,23 @@ class Schedule:
                 "it has no effect. Move or remove it."
             )
 
+    def _check_constant_warmup(self) -> None:
+        if self.warmup_kind not in WARMUP_KINDS:
+            raise ValueError(f"warmup_kind={self.warmup_kind!r}: choose one of {', '.join(WARMUP_KINDS)}.")
+        if self.warmup_kind == "gradual":
+            return
+        if not self.warmup_samples:
+            raise ValueError("warmup_kind=constant with a warmup of 0 samples: has no effect. Use gradual, or warm up.")
+        if self.warmup_start_factor == 0:
+            raise ValueError(
+                f"warmup_kind=constant with warmup_start_factor=0: the first {self.warmup_samples} samples would move "
+                "no weight. Start from the base rate."
+            )
+
     def __call__(self, samples_seen: int) -> float:
         """Factor in [0, 1] for the optimizer step that starts after `samples_seen` samples."""
+        if samples_seen < self.warmup_samples and self.warmup_kind == "constant":
+            return self.warmup_start_factor
         if samples_seen < self.warmup_samples:
             return self.warmup_start_factor + (1 - self.warmup_start_factor) * samples_seen / self.warmup_samples
         if self.decay == "step":

@@ -17,7 +17,10 @@ from largebatch.config_types import (
 )
 from largebatch.observers_schema import ObserversConfig
 from largebatch.scaling import SCALING_RULES
-from largebatch.schedule import DECAYS
+from largebatch.schedule import DECAYS, WARMUP_KINDS
+
+# What a run may change when it is resumed, if it says so: which samples come, and what is trained, stays as it was.
+CHANGEABLE = ("length", "schedule", "scaling", "clip_norm")
 
 
 class RampConfig(Section):
@@ -65,6 +68,7 @@ class ScheduleConfig(Section):
     """Warmup and decay; a setting is None where the decay has no such thing."""
 
     warmup: DurationText
+    warmup_kind: Annotated[str, one_of(WARMUP_KINDS)]
     warmup_from: Literal["base_lr", "zero"]
     decay: Annotated[str, one_of(DECAYS)]
     end_factor: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -158,6 +162,7 @@ class TrainConfig(Section):
     clip_norm: PositiveFloat | None
     batch_norm: Literal["ghost", "exact"]
     resume: str
+    resume_allow: list[Annotated[str, one_of(CHANGEABLE)]]
     run: RunConfig
     batch: BatchConfig
     scaling: ScalingConfig

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
 from largebatch.closed_forms.arrays import Float64Array, Numbers, require_rate, vector
 from largebatch.closed_forms.gradient_noise import GradientNoise
+from largebatch.closed_forms.quadratic import NoisyQuadratic
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class LeastSquares:
         design: Z, [N, p], with p = d + 1, or d without a bias.
         hessian: H = Z'Z/N, [p, p].
         eigenvalues: of H, ascending, [p].
+        eigenvectors: of H, its columns in that order, [p, p].
         minimiser: w with gradient 0, [p].
 
     Raises:
@@ -44,7 +47,7 @@ class LeastSquares:
     hessian: Float64Array = field(init=False, repr=False)
     eigenvalues: Float64Array = field(init=False, repr=False)
     minimiser: Float64Array = field(init=False, repr=False)
-    _eigenvectors: Float64Array = field(init=False, repr=False)
+    eigenvectors: Float64Array = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         inputs, targets = np.asarray(self.inputs, np.float64), np.asarray(self.targets, np.float64)
@@ -68,7 +71,7 @@ class LeastSquares:
             "hessian": hessian,
             "eigenvalues": eigenvalues,
             "minimiser": np.linalg.lstsq(design, targets, rcond=None)[0],
-            "_eigenvectors": eigenvectors,
+            "eigenvectors": eigenvectors,
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)
@@ -81,6 +84,27 @@ class LeastSquares:
     def loss(self, weights: Numbers) -> float:
         """L(w), the mean over the set."""
         return 0.5 * float(np.mean(self._residuals(weights) ** 2))
+
+    def excess(self, path: npt.ArrayLike) -> Float64Array:
+        """L(w) - L(w*) = 1/2 (w - w*)'H(w - w*) of every point w of `path` [..., p]: no difference of near losses.
+
+        >>> LeastSquares(np.array([[1.0], [-1.0]]), np.array([3.0, -1.0])).excess([[0.0, 0.0], [2.0, 1.0]]).round(12)
+        array([2.5, 0. ])
+        """
+        along = self.along_eigenvectors(path)
+        return 0.5 * along**2 @ self.eigenvalues
+
+    def along_eigenvectors(self, path: npt.ArrayLike) -> Float64Array:
+        """W - w* of every point w of `path` [..., p], in coordinates along the eigenvectors, [..., p]."""
+        return (np.asarray(path, np.float64) - self.minimiser) @ self.eigenvectors
+
+    def near_minimiser(self) -> NoisyQuadratic:
+        """What SGD sees there, in coordinates along the eigenvectors: curvature h, and noise c of the gradient at w*.
+
+        An approximation: the noise grows with the distance from w*, and may be correlated between coordinates.
+        """
+        noise = self.sample_gradients(self.minimiser) @ self.eigenvectors
+        return NoisyQuadratic(self.eigenvalues, (noise**2).mean(axis=0))
 
     def gradient(self, weights: Numbers) -> Float64Array:
         """G = Z'(Z w - y)/N, [p]."""
@@ -103,9 +127,9 @@ class LeastSquares:
         w_t = w* + (I - lr H)^t (w_0 - w*), by the eigenvectors of H: no step is simulated.
         """
         require_rate(lr)
-        start = self._eigenvectors.T @ (self._weights(weights) - self.minimiser)
+        start = self.eigenvectors.T @ (self._weights(weights) - self.minimiser)
         powers = (1 - lr * self.eigenvalues) ** np.arange(num_steps + 1)[:, None]
-        return self.minimiser + (powers * start) @ self._eigenvectors.T
+        return self.minimiser + (powers * start) @ self.eigenvectors.T
 
     def _weights(self, weights: Numbers) -> Float64Array:
         return vector("weights", weights, length=self.design.shape[1])

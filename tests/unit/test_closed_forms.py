@@ -152,6 +152,27 @@ def test_the_trajectory_of_least_squares_is_gradient_descent():
 # --- the noisy quadratic
 
 
+def test_the_excess_loss_is_the_difference_of_losses_and_a_sum_over_eigenvectors():
+    task = regression()
+    path = np.random.default_rng(1).normal(size=(3, 4, 11))
+    losses = np.array([[task.loss(weights) for weights in row] for row in path])
+    excess = task.excess(path)
+    np.testing.assert_allclose(excess, losses - task.loss(task.minimiser), rtol=1e-10)
+    np.testing.assert_allclose(0.5 * task.along_eigenvectors(path) ** 2 @ task.eigenvalues, excess, rtol=1e-12)
+    assert task.excess(task.minimiser) == 0
+
+
+def test_near_the_minimiser_least_squares_is_the_quadratic_of_its_curvature_and_noise():
+    task = regression()
+    model = task.near_minimiser()
+    noise = task.gradient_noise(task.minimiser)
+    assert noise.grad_sq_norm < 1e-24
+    assert model.noise_variance.sum() == pytest.approx(noise.covariance_trace, rel=1e-12)
+    theta = task.along_eigenvectors(some_weights())
+    assert model.loss(theta) == pytest.approx(task.excess(some_weights()), rel=1e-12)
+    np.testing.assert_allclose(task.eigenvectors @ model.gradient(theta), task.gradient(some_weights()), rtol=1e-10)
+
+
 def test_the_variance_after_an_epoch_is_that_over_all_shuffles():
     """4 samples in batches of 1, 2 and 4, one epoch, all 24 shuffles: equal up to rounding."""
     draws = np.array([1.0, 4.0, -2.0, 0.5])

@@ -128,6 +128,15 @@ def test_every_schedule_starts_at_the_base_rate_and_peaks_after_the_warmup(choic
     assert run.derived.lr_at(512 // 2) == pytest.approx(0.125, rel=1e-12)
 
 
+def test_a_constant_warmup_trains_at_the_base_rate_and_the_plan_says_so():
+    run = prepared("batch.total=128", "schedule=constant", "schedule.warmup_kind=constant")
+    rates = [run.derived.lr_at(samples) for samples in (0, 128, 511, 512, 2000)]
+    assert rates == pytest.approx([0.05, 0.05, 0.05, 0.2, 0.2], rel=1e-12)
+    assert ("warmup", "512 samples", "constant at 0.05") in plan_rows(run.derived)
+    record = plan_record(run.derived)
+    assert (record["warmup_kind"], record["warmup_start_lr"]) == ("constant", pytest.approx(0.05))
+
+
 def test_goyals_run_has_goyals_rates():
     run = prepared(
         "schedule=step",
@@ -335,6 +344,16 @@ SCHEDULE: dict[str, Row] = {
         ["schedule.warmup=4ep"],
         NO_ENVIRON,
         {"schedule: A warmup of 2048 samples does not fit into a run of 2048": "Shorten the warmup or lengthen"},
+    ),
+    "constant warmup at no rate": (
+        ["schedule.warmup_kind=constant", "schedule.warmup_from=zero"],
+        NO_ENVIRON,
+        {"schedule: warmup_kind=constant with warmup_start_factor=0: the first 512": "Start from the base rate."},
+    ),
+    "constant warmup of nothing": (
+        ["schedule.warmup_kind=constant", "schedule.warmup=0ep"],
+        NO_ENVIRON,
+        {"schedule: warmup_kind=constant with a warmup of 0 samples": "has no effect. Use gradual, or warm up."},
     ),
     "length below a batch": (
         ["length=31samples", "schedule.warmup=0ep"],

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from largebatch.__main__ import VERBS
+from largebatch.commands.chapter import EXPERIMENTS
 from largebatch.commands.measure import MEASURES
 from largebatch.prepare import prepare
 from tests.unit.composing import compose_run
@@ -28,6 +29,9 @@ def commands() -> list[tuple[str, tuple[str, ...]]]:
 
 # Of the user's own, or read from a copy of the data that the tests may not have.
 ELSEWHERE = ("--config-dir", "data.path=", "--help", "...")
+OWN_ARGUMENTS = {"checkpoint", "compare", "doctor", "ledger", "report"}  # no config; neither has `bench optim`
+WORDS = ("loop", "diagnostics", "--multirun", "WHAT", "NAME", "all", *MEASURES, *EXPERIMENTS)
+OF_A_VERB = ("measure.", "chapter.")  # sections that only one verb has
 OWN_ARGUMENTS = {"ledger", "compare"}  # verbs that take no config; neither does `bench optim`
 WORDS = ("loop", "diagnostics", "--multirun", "WHAT", "all", *MEASURES)
 OF_A_VERB = ("measure.", "find_lr.")  # sections that only one verb has

@@ -94,6 +94,23 @@ def test_gradual_warmup_is_goyals_formula():
         assert k * eta * factor(int(epochs * per_epoch)) == pytest.approx(lr, rel=1e-12)
 
 
+def test_constant_warmup_stays_at_the_base_rate_and_takes_the_peak_at_once():
+    # eta for the first epochs, then k eta: Goyal et al. 2017, section 2.2.
+    eta, k = 0.1, 32
+    factor = schedule("constant", warmup_start_factor=1 / k, warmup_kind="constant")
+    for samples, lr in ((0, 0.1), (1, 0.1), (W - 1, 0.1), (W, 3.2), (W + 1, 3.2), (T, 3.2)):
+        assert k * eta * factor(samples) == pytest.approx(lr, rel=1e-14)
+
+
+@pytest.mark.parametrize("decay", DECAYS)
+def test_the_kind_of_warmup_changes_nothing_after_it(decay: str):
+    gradual, constant = (
+        schedule(decay, warmup_start_factor=0.25, warmup_kind=kind) for kind in ("gradual", "constant")
+    )
+    assert [constant(samples) for samples in range(W, T)] == [gradual(samples) for samples in range(W, T)]
+    assert constant(W // 2) == 0.25 < gradual(W // 2)
+
+
 def test_mlperfs_warmup_from_zero_moves_nothing_in_the_first_step():
     # lr = lr0 * step / warmup_steps, with 32 samples a step.
     factor = Schedule(total_samples=3200, warmup_samples=640, decay="polynomial", power=2.0)
@@ -162,6 +179,13 @@ def test_the_curve_keeps_its_shape_when_every_length_grows(decay: str, samples: 
         ("cosine", {"warmup_start_factor": 1.5}, "warmup_start_factor=1.5, end_factor=0.0: both are shares"),
         ("cosine", {"warmup_start_factor": -0.1}, "warmup_start_factor=-0.1"),
         ("cosine", {"end_factor": math.nan}, "end_factor=nan"),
+        ("cosine", {"warmup_kind": "sudden"}, "warmup_kind='sudden': choose one of gradual, constant"),
+        (
+            "cosine",
+            {"warmup_kind": "constant", "warmup_samples": 0, "warmup_start_factor": 0.5},
+            "warmup_kind=constant with a warmup of 0 samples: has no effect",
+        ),
+        ("cosine", {"warmup_kind": "constant"}, f"the first {W} samples would move no weight. Start from the base"),
         ("polynomial", {"power": 0.0}, "power=0.0"),
         ("polynomial", {"power": math.nan}, "power=nan"),
         ("polynomial", {"power": math.inf}, "power=inf"),

@@ -1,0 +1,77 @@
+"""Trains the runs of an experiment, each of them a change of one composed config."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+
+from largebatch.loop import Observer
+from largebatch.quiet_training import Trained, train_quietly
+
+
+class Experiment:
+    """What an experiment has at hand: a config, and a folder with the runs that it makes of it.
+
+    Args:
+        config: of `largebatch train`, composed, without the section `chapter`.
+        compose: the same with more choices of groups (`optimizer=lars`), whose values overrides then change.
+        folder: of the experiment.
+
+    Attributes:
+        runs: folders of the runs so far, relative to the experiment's.
+    """
+
+    def __init__(
+        self, config: DictConfig, folder: str | Path, *, compose: Callable[[Sequence[str]], DictConfig] | None = None
+    ) -> None:
+        self.config = config
+        self.folder = Path(folder)
+        self.runs: list[str] = []
+        self._compose = compose
+        self._composed: dict[tuple[str, ...], DictConfig] = {}
+
+    def train(self, name: str, *overrides: str, observers: Sequence[Observer] = ()) -> Trained:
+        """Train a run into FOLDER/runs/NAME, silently.
+
+        Args:
+            name: of the run; no two have the same.
+            overrides: what it changes, as on the command line: `batch.total=64`, `optimizer=lars`.
+            observers: called after those of the config.
+
+        Raises:
+            ConfigError: with all that is wrong, before anything is written.
+        """
+        relative = f"runs/{name}"
+        assert relative not in self.runs, name
+        config = self.config_of(*overrides)
+        OmegaConf.update(config, "run.name", name)
+        trained = train_quietly(config, self.folder / relative, overrides=overrides, observers=observers)
+        self.runs.append(relative)
+        return trained
+
+    def config_of(self, *overrides: str) -> DictConfig:
+        """The config of a run: a copy, to be changed at will. Hydra composes once per combination of choices."""
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+        choices = [one for one in parsed if self._is_group(one.key_or_group)]
+        config = copy.deepcopy(self._with_choices(tuple(str(one.input_line) for one in choices)))
+        for one in parsed:
+            if one not in choices:
+                OmegaConf.update(config, one.key_or_group, one.value(), merge=True, force_add=one.is_add())
+        return config
+
+    def _is_group(self, key: str) -> bool:
+        """Whether a value of this key is the name of a choice. `run` and `data.augment` are only groups of keys."""
+        groups = ("batch", "scaling", "schedule", "optimizer", "loss", "model", "data", "precision", "observers")
+        return key in groups
+
+    def _with_choices(self, choices: tuple[str, ...]) -> DictConfig:
+        if not choices:
+            return self.config
+        if choices not in self._composed:
+            assert self._compose is not None, f"{choices} need to be composed"
+            self._composed[choices] = self._compose(choices)
+        return self._composed[choices]

@@ -1,0 +1,311 @@
+"""The chapter's experiments: each runs in a shortened form, and its numbers are what theory or a second way says."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+from largebatch.__main__ import main
+from largebatch.chapter.bands import band_of_mean
+from largebatch.chapter.convergence_runs import fastest_rate
+from largebatch.chapter.experiment import Experiment
+from largebatch.chapter.learning_rate import kind_of_path
+from largebatch.closed_forms import LeastSquares, NoisyQuadratic
+from largebatch.commands.chapter import EXPERIMENTS
+from largebatch.commands.composition import compose_config, conf_dir
+from largebatch.config import ConfigError, parse_config, parse_section
+from largebatch.data import linear_regression
+from largebatch.keyed import stream_key
+from largebatch.models import Linear
+from largebatch.trackers.diagram import from_record
+
+SHORT = {
+    "gd_variants": ["length=4ep", "data.train.num_samples=60", "data.validation.num_samples=60",
+                    "chapter.mini_batch.total=20", "chapter.mini_batch.seeds=2"],
+    "accumulation": ["length=2steps", "batch.total=64", "chapter.micro=16", "chapter.ragged=30",
+                     "chapter.precisions=[fp32]", "data.limit=200", "chapter.normed=['model=convnet','model.width=2']"],
+    "convergence": ["chapter.targets=[0.3,0.1]", "chapter.batch_sizes=[4,32]", "chapter.seeds=2",
+                    "chapter.full_batch_steps=5", "data.train.num_samples=1024"],
+    "learning_rate": ["chapter.rates=[0.1]"],
+    "gradient_variance": ["length=1ep", "data.train.num_samples=100", "data.validation.num_samples=100",
+                          "chapter.batch_sizes=[1,10,100]", "chapter.replications=3"],
+    "linear_scaling": ["length=2ep", "data.limit=128", "model.hidden=[8]", "chapter.factors=[1,2,4]",
+                       "chapter.seeds=1", "chapter.after_steps=[0,2]", "observers.sharpness.samples=64"],
+}  # fmt: skip
+
+
+class Told(NamedTuple):
+    """What a shortened experiment leaves: made once for all tests."""
+
+    record: dict[str, Any]
+    folder: Path
+    said: str
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["largebatch"])
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Told]:
+    """`told(name)`: the shortened experiment."""
+
+    @functools.cache
+    def made(name: str) -> Told:
+        folder = tmp_path_factory.mktemp("chapter") / "out"
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            assert main(["chapter", name, *SHORT[name], f"run.dir={folder}"]) == 0
+        return Told(json.loads((folder / "chapter.json").read_text()), folder, said.getvalue())
+
+    return made
+
+
+def composed(name: str, *overrides: str) -> tuple[Any, Any]:
+    """(config of its runs, settings) of an experiment."""
+    config = compose_config([f"experiment=chapter/{name}", *overrides], config_name="chapter")
+    return config, parse_section(config, "chapter", importlib.import_module(f"largebatch.chapter.{name}").Settings)
+
+
+# --- the verb
+
+
+def test_every_experiment_has_a_file_a_module_and_a_shortened_form():
+    assert EXPERIMENTS.keys() == SHORT.keys()
+    assert EXPERIMENTS.keys() == {file.stem for file in Path(conf_dir(), "experiment", "chapter").glob("*.yaml")}
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_parses_and_says_how_it_is_started(name: str):
+    config, _ = composed(name)
+    assert parse_config(config).run.name == name
+    lines = Path(conf_dir(), "experiment", "chapter", f"{name}.yaml").read_text().splitlines()
+    assert lines[0] == "# @package _global_"
+    assert f"#   largebatch chapter {name}" in lines
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_a_shortened_experiment_is_a_table_an_answer_figures_and_runs(name: str, told: Callable[[str], Told]):
+    record, folder, said = told(name)
+    assert (record["kind"], record["name"]) == ("chapter", name)
+    assert f"\n{record['question']}\n{record['answer']}\n" in said
+    assert "nan" not in record["answer"]
+    for table in record["tables"]:
+        assert {len(row) for row in table["rows"]} == {len(table["headers"])}
+        assert " ".join(table["title"].split()) in " ".join(said.split())
+    assert len({figure["name"] for figure in record["figures"]}) == len(record["figures"]) > 0
+    for figure in record["figures"]:
+        assert from_record(figure).name == figure["name"]
+        assert Path(folder, f"{figure['name']}.png").stat().st_size > 5000
+    assert len(set(record["runs"])) == len(record["runs"]) > 0
+    for run in record["runs"]:
+        assert json.loads(Path(folder, run, "summary.json").read_text())["steps"] > 0
+    assert record["config"]["chapter"].keys() == composed(name)[1].model_dump().keys()
+
+
+def test_without_a_name_the_experiments_are_listed(capsys: pytest.CaptureFixture[str]):
+    assert main(["chapter"]) == 2
+    listing = capsys.readouterr().err
+    assert all(f"  chapter {name} " in listing for name in (*EXPERIMENTS, "all"))
+    assert main(["chapter", "gd_variant"]) == 2
+    assert "Did you mean 'gd_variants'?" in capsys.readouterr().err
+
+
+def test_wrong_settings_are_all_told_with_the_nearest_key(capsys: pytest.CaptureFixture[str]):
+    assert main(["chapter", "gd_variants", "chapter.batch.lr=0", "+chapter.stochastic.rate=1"]) == 2
+    said = capsys.readouterr().err
+    assert "2 errors" in said
+    assert "chapter.batch.lr=0: must be above 0." in said
+    assert "chapter.stochastic.rate=1: there is no such key." in said
+
+
+def test_a_launcher_and_a_folder_that_is_in_use_are_refused(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    Path("out").mkdir()
+    Path("out", "mine.txt").touch()
+    assert main(["chapter", "gd_variants", "run.dir=out"]) == 2
+    assert "run.dir=out: is not empty" in capsys.readouterr().err
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["chapter", "gd_variants"]) == 2
+    assert "WORLD_SIZE=2: an experiment of the chapter" in capsys.readouterr().err
+    assert [path.name for path in Path(".").rglob("*")] == ["out", "mine.txt"]
+
+
+def test_all_makes_every_experiment_and_returns_the_worst_exit_code(monkeypatch: pytest.MonkeyPatch):
+    made: list[list[str]] = []
+    codes = iter([0, 2, *[1] * len(EXPERIMENTS)])
+    monkeypatch.setattr("largebatch.commands.chapter.EXPERIMENTS", {"one": "", "two": "", "three": ""})
+    monkeypatch.setattr(
+        "largebatch.commands.chapter._run_one", lambda name, arguments: made.append([name, *arguments]) or next(codes)
+    )
+    assert main(["chapter", "all", "seed=1", "run.dir=mine"]) == 2
+    assert made == [[name, "seed=1", f"run.dir=mine/{name}"] for name in ("one", "two", "three")]
+
+
+# --- what experiments are made of
+
+
+def test_a_run_of_an_experiment_changes_what_it_names_and_nothing_else():
+    config, _ = composed("gd_variants", "optimizer.momentum=0.5")
+    given: list[list[str]] = []
+
+    def compose(choices: Any) -> Any:
+        given.append(list(choices))
+        return composed("gd_variants", "optimizer.momentum=0.5", *choices)[0]
+
+    experiment = Experiment(config, "out", compose=compose)
+    changed = experiment.config_of("batch.total=7", "schedule=cosine", "schedule.end_factor=0.5")
+    assert (changed.batch.total, changed.schedule.decay, changed.schedule.end_factor) == (7, "cosine", 0.5)
+    assert changed.optimizer.momentum == 0.5
+    again = experiment.config_of("schedule=cosine")
+    assert (again.batch.total, again.schedule.end_factor, given) == (32, 0.0, [["schedule=cosine"]])
+    assert OmegaConf.to_container(experiment.config_of()) == OmegaConf.to_container(config)
+
+
+def test_a_band_of_logarithms_is_that_of_the_geometric_mean():
+    mean, low, high = band_of_mean([[1.0, 2.0], [4.0, 2.0]], of_logarithms=True)
+    assert mean == pytest.approx([2.0, 2.0])
+    # log 1 and log 4: mean log 2, standard error log 2, Student's 97.5 % point with one degree of freedom 12.706
+    assert low == pytest.approx([2.0 / 2**12.706205, 2.0])
+    assert high == pytest.approx([2.0 * 2**12.706205, 2.0])
+
+
+# --- the experiments
+
+
+def test_batch_gradient_descent_follows_its_closed_form_and_the_others_make_more_updates(told: Callable[[str], Told]):
+    numbers = told("gd_variants").record["numbers"]
+    assert numbers["deviation_from_closed_form"] < 1e-13  # float64, values of order 1
+    updates = [numbers[name]["updates"] for name in ("batch", "mini_batch", "stochastic")]
+    assert updates == [4, 12, 240]
+    assert numbers["stochastic"]["final_excess"][0] < numbers["batch"]["final_excess"][0]
+    assert numbers["batch"]["expected_late_excess"] == pytest.approx(0, abs=1e-20)
+
+
+def test_a_task_without_closed_forms_is_refused(capsys: pytest.CaptureFixture[str]):
+    assert main(["chapter", "gd_variants", "data=digits"]) == 2
+    assert "closed forms of a linear regression" in capsys.readouterr().err
+
+
+def test_rates_below_at_and_above_the_limit_do_what_the_closed_form_says(told: Callable[[str], Told]):
+    runs = told("learning_rate").record["numbers"]["runs"]
+    kinds = {(one["momentum"], round(one["lr"], 3)): one["kind"] for one in runs}
+    plain = {0.1: "converges", 1.9: "oscillates", 2.0: "oscillates", 2.1: "diverges"}
+    heavy = {0.1: "oscillates", 3.61: "oscillates", 3.8: "oscillates", 3.99: "diverges"}
+    assert kinds == {(0.0, lr): kind for lr, kind in plain.items()} | {(0.9, lr): kind for lr, kind in heavy.items()}
+    assert all(one["kind"] == one["expected"] for one in runs)
+    assert max(one["deviation_from_closed_form"] for one in runs) < 1e-12
+
+
+def test_a_path_is_classed_by_what_it_does():
+    steps = np.arange(50)[:, None]
+    for factor, kind in ((0.9, "converges"), (-0.9, "oscillates"), (-1.0, "oscillates"), (1.1, "diverges")):
+        path = float(factor) ** steps
+        assert kind_of_path(path, path[:, 0] ** 2) == kind
+    path[-1] = np.nan
+    assert kind_of_path(path, path[:, 0]) == "diverges"
+
+
+def test_the_variance_of_an_experiment_is_that_of_the_closed_form(told: Callable[[str], Told]):
+    numbers = told("gradient_variance").record["numbers"]
+    assert numbers["num_samples"] == 100
+    data = linear_regression(100, 10, "train", noise=0.1)
+    torch.manual_seed(stream_key(0, "initialisation"))
+    model = Linear(10, 1)
+    weights = torch.cat([part.detach().reshape(-1) for part in model.parameters()]).double().numpy()
+    noise = LeastSquares(data.inputs, data.targets).gradient_noise(weights)
+    start, end = numbers["ends"].values()
+    assert list(numbers["ends"]) == ["step 0", "step 3"]
+    assert start["covariance_trace"] == pytest.approx(noise.covariance_trace, rel=1e-9)
+    assert start["with_replacement"]["theory"] == pytest.approx([noise.covariance_trace / b for b in (1, 10, 100)])
+    assert end["covariance_trace"] < start["covariance_trace"]
+    for one in (start, end):
+        assert one["without_replacement"]["variance"][-1] == pytest.approx(0, abs=1e-20)
+        slope = one["with_replacement"]["slope"]
+        assert slope["low"] < slope["value"] < slope["high"]
+
+
+def test_batches_that_do_not_nest_or_do_not_fit_are_refused(capsys: pytest.CaptureFixture[str]):
+    small = ["data.train.num_samples=100", "chapter.batch_sizes=[1,10,25]", "chapter.samples=101"]
+    assert main(["chapter", "gradient_variance", *small]) == 2
+    said = capsys.readouterr().err
+    assert "2 errors" in said
+    assert "chapter.batch_sizes=[1, 10, 25]: a batch of 25 is not" in said
+    assert "chapter.samples=101: the training set has 100" in said
+
+
+def test_splits_of_a_batch_differ_by_rounding_and_batch_norm_needs_the_whole_batch(told: Callable[[str], Told]):
+    found = {(one["model"], one["what"]): one for one in told("accumulation").record["numbers"]["comparisons"]}
+    for split in ("4 x 16 / at once", "4 x 16, ordered sum / at once", "unequal, 30 at most / at once"):
+        assert found["plain", split]["first_step_in_eps"] < 4  # a handful of roundings of numbers below the largest
+        assert 0 < found["plain", split]["distance"][-1] < 1e-6
+    assert found["plain", "4 x 16 / itself again"]["distance"] == [0, 0, 0]
+    ghost, exact = (found["batch norm", f"4 x 16, statistics of {of} / at once"] for of in ("each", "all"))
+    assert ghost["distance"][1] > 1e-5
+    assert exact["distance"][1] < 1e-14
+
+
+def test_a_split_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]):
+    assert main(["chapter", "accumulation", "chapter.micro=96"]) == 2
+    assert "chapter.micro=96: batch.total=256 is not several of it" in capsys.readouterr().err
+
+
+def test_steps_to_a_target_are_compared_with_the_closed_form(told: Callable[[str], Told]):
+    numbers = told("convergence").record["numbers"]
+    assert numbers["full_batch"]["deviation_from_closed_form"] < 1e-12
+    task = NoisyQuadratic(np.repeat([1.0, 0.5, 0.25], 16), np.repeat([1.0, 0.5, 0.25], 16))
+    assert [(one["global_batch_size"], one["target"]) for one in numbers["descents"]] == [
+        (4, 0.3), (4, 0.1), (32, 0.3), (32, 0.1)
+    ]  # fmt: skip
+    for one in numbers["descents"]:
+        moments = task.second_moments(
+            np.ones(48), lr=one["lr"], num_steps=one["expected_steps"], global_batch_size=one["global_batch_size"]
+        )
+        losses = 0.5 * moments @ task.curvature / task.loss(np.ones(48))
+        assert losses[-1] <= one["target"] < losses[-2]
+        loss = one["loss_after_expected_steps"]
+        assert loss["low"] < loss["value"] < loss["high"]
+
+
+def test_the_fastest_rate_needs_no_more_steps_than_any_other():
+    task, start = NoisyQuadratic(np.array([1.0, 0.2]), np.array([1.0, 0.2])), np.ones(2)
+    lr, steps = fastest_rate(task, start, target=0.05, global_batch_size=4)
+    others = [task.steps_to_target(0.05, start, lr=factor * lr, global_batch_size=4) for factor in (0.5, 0.9, 1.1, 2)]
+    assert all(other is None or other >= steps for other in others)
+    with pytest.raises(ConfigError, match="no rate reaches a loss of 1e-09"):
+        fastest_rate(task, start, target=1e-9, global_batch_size=1)
+
+
+def test_targets_above_the_start_and_batches_of_everything_are_refused(capsys: pytest.CaptureFixture[str]):
+    assert main(["chapter", "convergence", "chapter.targets=[2.0,0.1]"]) == 2
+    assert "chapter.targets.0=2.0: must be below 1" in capsys.readouterr().err
+    assert main(["chapter", "convergence", "chapter.batch_sizes=[1,16384]"]) == 2
+    said = capsys.readouterr().err
+    assert "chapter.batch_sizes=16384: the set has 16384 samples" in said
+
+
+def test_hydra_composes_inside_of_itself_and_its_state_is_put_back():
+    before = compose_config(["seed=3"])
+    with initialize_config_dir(conf_dir(), version_base="1.3"):
+        outer = GlobalHydra.instance().hydra
+        assert compose_config(["seed=3"]) == before
+        assert GlobalHydra.instance().hydra is outer
+    assert not GlobalHydra.instance().is_initialized()
