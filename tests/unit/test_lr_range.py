@@ -56,12 +56,11 @@ def quadratic(spectrum: list[float], noise: float, seed: int = 0, **sgd: Any) ->
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.01, 0.3])
-@pytest.mark.parametrize("num_steps", [60, 100])
 @pytest.mark.parametrize("spectrum", SPECTRA.values(), ids=SPECTRA)
-def test_on_a_quadratic_the_largest_stable_rate_is_found_within_ten_per_cent(spectrum, num_steps, noise):
+def test_on_a_quadratic_the_largest_stable_rate_is_found_within_ten_per_cent(spectrum, noise):
     # Not 1e-5: a step with exactly 1 / h_max would take the largest curvature out of a quadratic without noise.
-    settings = RangeSettings(lowest=1.1e-5, highest=1000.0, num_steps=num_steps)
-    for seed in range(2):
+    for seed, num_steps in enumerate((60, 100, 150)):
+        settings = RangeSettings(lowest=1.1e-5, highest=1000.0, num_steps=num_steps)
         curve = lr_range_test(*quadratic(spectrum, noise, seed), settings)
         assert stability_limit(curve) == pytest.approx(2 / max(spectrum), rel=0.1)
 
@@ -129,9 +128,9 @@ def test_smoothing_is_without_bias_and_its_rates_lag_as_it_does():
     assert straight.smoothed == pytest.approx(np.log(straight.smoothed_rates) * -2)
 
 
-def of(loss: Callable[[float], float], noise: float = 0.0, **settings: Any) -> RangeCurve:
+def of(loss: Callable[[float], float], noise: float = 0.0, seed: int = 0, **settings: Any) -> RangeCurve:
     """The curve of a loss that is a function of log10 of the rate."""
-    draws = np.random.default_rng(0)
+    draws = np.random.default_rng(seed)
     return walk_rates(lambda lr: loss(math.log10(lr)) + noise * draws.normal(), RangeSettings(**settings))
 
 
@@ -171,8 +170,8 @@ def test_a_curve_that_shows_nothing_gives_the_reason_and_no_rate(curve, said):
 
 def test_noise_around_a_loss_of_zero_is_no_divergence():
     """Four times the best of a loss that noise takes below zero would be any loss at all."""
-    assert not of(lambda x: 0.0, noise=1.0).diverged
-    assert of(lambda x: 0.0 if x < 0 else 100.0 * x, noise=1.0).diverged
+    assert not any(of(lambda x: 0.5, noise=1.0, seed=seed).diverged for seed in range(10))
+    assert all(of(lambda x: 0.5 + max(0.0, 100.0 * x), noise=1.0, seed=seed).diverged for seed in range(10))
 
 
 @pytest.mark.parametrize(
