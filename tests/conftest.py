@@ -8,8 +8,8 @@ from xdist.scheduler import LoadFileScheduling
 
 from tests.multiprocess.pool import RankPool, RankProcesses
 
-# A script for a process of its own: looking for doctests in it would import JAX into this one.
-collect_ignore = ["reference/optax_trajectories.py"]
+# Scripts for processes of their own: looking for doctests in them would import JAX into this one, and train.
+collect_ignore = ["reference/optax_trajectories.py", "faults/warm.py"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -20,13 +20,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 class OnePool(LoadFileScheduling):
-    """Shares the test files out to the workers of `-n`, those of tests/multiprocess to one: there is one pool of ranks.
+    """Shares the test files out to the workers of `-n`, those that need the one pool of ranks to one of them.
+
+    Likewise those of tests/faults that fork: there is one prepared interpreter.
 
     Not by `xdist_group` marks: xdist 3.8 loses them under pytest 9.2.
     """
 
     def _split_scope(self, nodeid: str) -> str:
-        return "ranks" if nodeid.startswith("tests/multiprocess/") else super()._split_scope(nodeid)
+        if nodeid.startswith("tests/multiprocess/"):
+            return "ranks"
+        if nodeid.startswith("tests/faults/") and not nodeid.startswith("tests/faults/test_torchrun"):
+            return "forks"
+        return super()._split_scope(nodeid)
 
 
 @pytest.hookimpl(optionalhook=True)

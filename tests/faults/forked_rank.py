@@ -1,0 +1,80 @@
+"""What a fork of the prepared interpreter does: one rank of `largebatch train`, and then it is gone."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch.distributed as dist
+
+import largebatch.commands.train
+import largebatch.trackers
+from largebatch.checkpoint import CheckpointError
+from largebatch.commands.composition import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_WRONG_INPUT
+from largebatch.config import ConfigError
+from largebatch.runtime import LauncherError
+from tests.faults.planted import Fault
+from tests.unit.composing import compose_run
+
+# 120 samples in batches of 24: an epoch is 5 steps, the run 3 1/5 epochs; augmented, in micro-batches of 8.
+RUN = (
+    "data=digits", "data.limit=120", "data.augment.crop_padding=1", "model=mlp", "model.hidden=[8]", "batch.total=24",
+    "batch.max_micro=8", "length=16steps", "schedule.warmup=5steps", "logger=none", "observers.progress=false",
+    "observers.metrics.every=4", "observers.evaluation.every=4steps", "observers.checkpoint.every=3steps",
+    "observers.ledger.enabled=true", "observers.ledger.parameters_every=1", "observers.ranks.compare_every=4",
+)  # fmt: skip
+
+
+def train(
+    overrides: Sequence[str],
+    *,
+    log: Path,
+    rank: int,
+    world_size: int,
+    store: Path,
+    fault: Fault | None,
+    deadline_s: float,
+) -> None:
+    """Train as one rank of a job and leave with the exit code of the command; what it says goes to `log`."""
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    faulthandler.dump_traceback_later(deadline_s, file=output)  # a rank that hangs says where
+    if fault is not None and fault.rank == rank:
+        fault.plant()
+    if world_size > 1:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
+        os.environ |= {"LOCAL_WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world_size)
+    code = _exit_code(overrides)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _exit_code(overrides: Sequence[str]) -> int:
+    """As the command line ends, without its start: composing by Hydra and drawing cost ten times the run."""
+    largebatch.trackers.plot_run = lambda *_, **__: []
+    try:
+        return largebatch.commands.train.run(compose_run(*RUN, *overrides), list(overrides))
+    except (ConfigError, LauncherError, CheckpointError) as error:
+        print(f"largebatch: {error}")
+        return EXIT_WRONG_INPUT
+    except KeyboardInterrupt:
+        print("interrupted")
+        return EXIT_INTERRUPTED
+    except Exception:
+        traceback.print_exc()
+        return EXIT_FAILED
+
+
+def warm_up() -> None:
+    """Train once and come back to it, so that forks find everything imported that a run imports on its way."""
+    with tempfile.TemporaryDirectory() as folder:
+        for resume in ("none", "auto"):
+            assert _exit_code([f"run.dir={folder}/run", f"resume={resume}"]) == 0

@@ -1,0 +1,101 @@
+"""Runs in forks of one prepared interpreter: half a second each, so that a test can afford to kill hundreds of them.
+
+    ended = train_in_forks(tmp_path / "run", ranks=2, fault=Fault("after_backward", step=7, rank=1))
+    assert ended.codes[1] == -signal.SIGKILL
+
+The interpreter is the fork server of `multiprocessing`, a process of its own: pytest has threads, and a fork of it
+would not be safe. Ranks meet by a file, no ports.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import pytest
+
+from tests.faults.forked_rank import train
+from tests.faults.planted import Fault
+
+DEADLINE_S = 120.0  # a run takes half a second; on a crowded machine the first one waits for the server
+_SERVER = multiprocessing.get_context("forkserver")
+_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "WANDB_MODE": "disabled"}
+_LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a job ended.
+
+    Attributes:
+        codes: exit code of each rank; -9 for one that SIGKILL has ended.
+        said: what each rank printed.
+    """
+
+    codes: tuple[int, ...]
+    said: tuple[str, ...]
+
+    @property
+    def output(self) -> str:
+        """What all ranks printed, one after the other."""
+        return "".join(f"--- rank {rank} ---\n{text}" for rank, text in enumerate(self.said))
+
+
+def train_in_forks(
+    folder: Path, *overrides: str, ranks: int = 1, fault: Fault | None = None, deadline_s: float = DEADLINE_S
+) -> Ended:
+    """Train `RUN` of forked_rank.py in `folder` until all ranks have ended.
+
+    The test fails if one of them has not after `deadline_s`, which then tells where it was.
+    """
+    with tempfile.TemporaryDirectory(prefix="largebatch-faults-") as scratch:
+        logs = [Path(scratch) / f"rank_{rank}.log" for rank in range(ranks)]
+        options = {"world_size": ranks, "store": Path(scratch) / "store", "fault": fault, "deadline_s": deadline_s - 1}
+        processes = [
+            _SERVER.Process(
+                target=train, args=((f"run.dir={folder}", *overrides),), kwargs={**options, "log": log, "rank": rank}
+            )
+            for rank, log in enumerate(logs)
+        ]
+        is_late = _run_until(time.monotonic() + deadline_s, processes)
+        said = tuple(log.read_text(errors="replace") if log.exists() else "" for log in logs)
+    ended = Ended(tuple(process.exitcode for process in processes), said)
+    if is_late:
+        pytest.fail(f"still running after {deadline_s:g} s:\n{ended.output}")
+    return ended
+
+
+def _run_until(deadline: float, processes: Sequence[BaseProcess]) -> bool:
+    """Start all and wait for them; whether one had to be killed because the time was over."""
+    with _server_environment():
+        for process in processes:
+            process.start()
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))
+    late = [process for process in processes if process.is_alive()]
+    for process in late:
+        process.kill()
+        process.join()
+    return bool(late)
+
+
+@contextmanager
+def _server_environment() -> Iterator[None]:
+    """What the fork server starts with, where it is not yet there, and all forks have."""
+    _SERVER.set_forkserver_preload(["tests.faults.warm"])
+    hidden = {name: os.environ.pop(name) for name in _LAUNCHER if name in os.environ}
+    former = {name: os.environ.get(name) for name in _ENVIRONMENT}
+    os.environ |= _ENVIRONMENT
+    try:
+        yield
+    finally:
+        for name, value in former.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+        os.environ |= hidden

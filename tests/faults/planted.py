@@ -1,0 +1,190 @@
+"""Faults for a run in a process of its own: where it is hit, and what hits it.
+
+Nothing in the product knows of them. In the loop they come through the hooks that torch gives to everybody and around
+two public functions; in the checkpoint they come through audit events of the interpreter, which it raises before each
+call that touches the disk. The process does not outlive its run, so nothing is put back.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import largebatch.loop
+from largebatch.loop import Run
+
+# Inside optimizer step `step`, in the order in which a step passes them.
+STEP_POINTS = ("before_step", "after_forward", "after_backward", "before_update", "after_update", "log_mid")
+# Inside the checkpoint of step `step`, in the order of its writing.
+CHECKPOINT_POINTS = (
+    "checkpoint_begin",
+    "checkpoint_mid_file",
+    "checkpoint_before_manifest",
+    "checkpoint_before_rename",
+    "checkpoint_after_rename",
+)
+POINTS = (*STEP_POINTS, "evaluation_mid", *CHECKPOINT_POINTS)
+
+
+class PlantedError(Exception):
+    """What a planted fault raises."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One fault of one rank.
+
+    Attributes:
+        point: where, of `POINTS`.
+        step: the optimizer step, from 1, in which or after which it comes.
+        action: `kill` by SIGKILL, `raise` an error, `leave` with exit code 0, or a signal by its name.
+        rank: whom it hits.
+        micro_batch: in `after_forward` and `after_backward`, of the rank's in this step, from 0.
+    """
+
+    point: str
+    step: int
+    action: str = "kill"
+    rank: int = 0
+    micro_batch: int = 0
+
+    def plant(self) -> None:
+        """Make it come, once, in the run that this process is about to start."""
+        assert self.point in POINTS, self.point
+        if self.point in CHECKPOINT_POINTS:
+            sys.addaudithook(_CheckpointWatch(self))
+            return
+        original = largebatch.loop.train
+
+        def train(run: Run) -> str:
+            _plant_in(run, self)
+            return original(run)
+
+        largebatch.loop.train = train
+
+    def strike(self) -> None:
+        """Let it happen now."""
+        if self.action == "raise":
+            raise PlantedError(f"planted: {self.point} of step {self.step}")
+        if self.action == "leave":
+            os._exit(0)
+        os.kill(os.getpid(), signal.SIGKILL if self.action == "kill" else getattr(signal, self.action))
+
+
+def _plant_in(run: Run, fault: Fault) -> None:
+    """Hooks that strike when the run is at the fault's point; `counted_step` is the step that is being taken."""
+    calls = [0]
+
+    def in_step(*_: Any) -> None:
+        if run.counted_step == fault.step and run.module.training:
+            calls[0] += 1
+            if calls[0] == fault.micro_batch + 1:
+                fault.strike()
+
+    def in_evaluation(*_: Any) -> None:
+        if run.counted_step == fault.step and not run.module.training:
+            fault.strike()
+
+    if fault.point == "before_step":
+        largebatch.loop.take_step = _before(largebatch.loop.take_step, run, fault)
+    elif fault.point == "after_forward":
+        run.module.register_forward_hook(in_step)
+    elif fault.point == "after_backward":
+        run.runtime.backward = _followed(run.runtime.backward, in_step)  # type: ignore[method-assign]
+    elif fault.point == "before_update":
+        run.optimizer.register_step_pre_hook(in_step)
+    elif fault.point == "after_update":
+        run.optimizer.register_step_post_hook(in_step)
+    elif fault.point == "evaluation_mid":
+        run.module.register_forward_hook(in_evaluation)
+    else:
+        run.observers = [TornRow(fault), *run.observers]
+
+
+def _before(take_step: Callable[..., Any], run: Run, fault: Fault) -> Callable[..., Any]:
+    def step(*arguments: Any) -> Any:
+        if run.counted_step + 1 == fault.step:
+            fault.strike()
+        return take_step(*arguments)
+
+    return step
+
+
+def _followed(function: Callable[..., Any], then: Callable[..., None]) -> Callable[..., Any]:
+    def run(*arguments: Any) -> Any:
+        result = function(*arguments)
+        then()
+        return result
+
+    return run
+
+
+@dataclass
+class TornRow:
+    """Strikes while a row is written: half of it is on the disk."""
+
+    fault: Fault
+
+    def on_start(self, run: Run) -> None:
+        """Nothing."""
+
+    def after_step(self, run: Run, report: Any) -> None:
+        """Write half a row into each record of the run, in the step of the fault."""
+        if report.step != self.fault.step:
+            return
+        (lock,) = (Path(os.readlink(link)) for link in Path("/proc/self/fd").iterdir() if _target(link) == ".lock")
+        for record in ("ledger.jsonl", "metrics.jsonl"):
+            with (lock.parent / record).open("ab") as file:
+                file.write(b'{"step":%d,"samples_se' % report.step)
+        self.fault.strike()
+
+    def on_end(self, run: Run, status: str) -> None:
+        """Nothing."""
+
+
+def _target(link: Path) -> str:
+    try:
+        return Path(os.readlink(link)).name
+    except OSError:  # closed meanwhile
+        return ""
+
+
+class _CheckpointWatch:
+    """An audit hook that follows how the checkpoint of one step is written."""
+
+    def __init__(self, fault: Fault) -> None:
+        self._fault = fault
+        self._prefix = f".tmp-{fault.step}-"
+        self._is_renamed = self._has_struck = False
+
+    def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if self._has_struck or event not in ("open", "os.mkdir", "os.rename") or isinstance(arguments[0], int):
+            return
+        path = Path(os.fsdecode(arguments[0]))
+        if self._is_here(event, path, arguments):
+            self._has_struck = True
+            if self._fault.point == "checkpoint_mid_file":
+                os.truncate(path, path.stat().st_size // 2)
+            self._fault.strike()
+        if event == "os.rename" and path.name.startswith(self._prefix):
+            self._is_renamed = True
+
+    def _is_here(self, event: str, path: Path, arguments: tuple[Any, ...]) -> bool:
+        point = self._fault.point
+        if point == "checkpoint_after_rename":
+            return self._is_renamed and event == "open"  # to force the new name to the disk
+        if event != "open":
+            return path.name.startswith(self._prefix) and (point, event) in (
+                ("checkpoint_begin", "os.mkdir"),
+                ("checkpoint_before_rename", "os.rename"),
+            )
+        if not path.parent.name.startswith(self._prefix):
+            return False
+        if point == "checkpoint_mid_file":  # it is opened to be forced to the disk, so all of it was written
+            return path.name == "model.safetensors"
+        return point == "checkpoint_before_manifest" and path.name == "MANIFEST.json" and "w" in str(arguments[1])

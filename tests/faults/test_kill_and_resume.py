@@ -1,0 +1,126 @@
+"""A run that is killed anywhere and started again is the run that nothing happened to, to the last bit."""
+
+from __future__ import annotations
+
+import itertools
+import signal
+from pathlib import Path
+
+import pytest
+
+from largebatch.checkpoint import newest_valid
+from tests.faults.forks import train_in_forks
+from tests.faults.oracle import assert_same_run
+from tests.faults.planted import CHECKPOINT_POINTS, STEP_POINTS, Fault
+
+KILLED = (-signal.SIGKILL,)
+# Checkpoints at 3, 6, 9, 12, 15 and 16. Steps 5, 10 and 15 end an epoch; 1 to 3 are before the first checkpoint.
+SAMPLED_STEPS = (1, 4, 10, 16)
+
+
+def killed(folder: Path, fault: Fault, *overrides: str) -> None:
+    ended = train_in_forks(folder, "resume=auto", *overrides, fault=fault)
+    assert ended.codes == KILLED, f"{fault} was never reached:\n{ended.output}"
+
+
+def resumed(folder: Path, *overrides: str) -> str:
+    ended = train_in_forks(folder, "resume=auto", *overrides)
+    assert ended.codes == (0,), ended.output
+    return ended.output
+
+
+def last_saved(folder: Path) -> int:
+    checkpoint, _ = newest_valid(folder / "checkpoints")
+    return 0 if checkpoint is None else checkpoint.step
+
+
+@pytest.mark.parametrize("point", STEP_POINTS)
+def test_a_run_killed_inside_a_step_goes_on_bit_for_bit(point: str, golden: Path, tmp_path: Path):
+    for step in SAMPLED_STEPS:
+        folder = tmp_path / str(step)
+        killed(folder, Fault(point, step))
+        assert last_saved(folder) == (step - 1) // 3 * 3
+        resumed(folder)
+        assert_same_run(folder, golden)
+
+
+@pytest.mark.parametrize("micro_batch", [0, 1, 2])
+def test_a_step_killed_inside_accumulation_is_taken_again_as_a_whole(micro_batch: int, golden: Path, tmp_path: Path):
+    for point, step in itertools.product(("after_forward", "after_backward"), (2, 7)):
+        folder = tmp_path / f"{point}_{step}"
+        killed(folder, Fault(point, step, micro_batch=micro_batch))
+        resumed(folder)
+        assert_same_run(folder, golden)
+
+
+@pytest.mark.parametrize("step", [4, 8, 16])
+def test_a_run_killed_while_it_evaluates_goes_on_bit_for_bit(step: int, golden: Path, tmp_path: Path):
+    killed(tmp_path, Fault("evaluation_mid", step))
+    resumed(tmp_path)
+    assert_same_run(tmp_path, golden)
+
+
+@pytest.mark.parametrize(
+    ("background", "every", "steps"),
+    [
+        ("false", 3, (3, 9, 16)),
+        ("true", 8, (8, 16)),  # so rarely that none is left out because the one before is still being written
+    ],
+)
+@pytest.mark.parametrize("point", CHECKPOINT_POINTS)
+def test_a_checkpoint_that_is_killed_is_there_as_a_whole_or_not_at_all(
+    point: str, background: str, every: int, steps: tuple[int, ...], golden: Path, tmp_path: Path
+):
+    for step in steps:
+        folder = tmp_path / str(step)
+        how = f"observers.checkpoint.background={background}", f"observers.checkpoint.every={every}steps"
+        killed(folder, Fault(point, step), *how)
+        assert last_saved(folder) == (step if point == "checkpoint_after_rename" else (step - 1) // every * every)
+        resumed(folder)
+        assert_same_run(folder, golden)
+
+
+@pytest.mark.parametrize("points", [("after_backward", "before_update"), ("checkpoint_mid_file", "log_mid")])
+def test_two_kills_in_one_epoch_are_as_good_as_none(points: tuple[str, str], golden: Path, tmp_path: Path):
+    killed(tmp_path, Fault(points[0], 6))
+    killed(tmp_path, Fault(points[1], 9))
+    resumed(tmp_path)
+    assert_same_run(tmp_path, golden)
+
+
+def test_a_run_killed_again_and_again_comes_to_its_end(golden: Path, tmp_path: Path):
+    """A step further each time: every checkpoint is both resumed from and written by a resumed run."""
+    for step in range(2, 17, 2):
+        killed(tmp_path, Fault("after_update", step))
+    resumed(tmp_path)
+    assert_same_run(tmp_path, golden)
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_from_scratch_and_says_so(golden: Path, tmp_path: Path):
+    killed(tmp_path, Fault("after_update", 2))
+    assert "no checkpoint yet, starting from scratch" in resumed(tmp_path)
+    assert_same_run(tmp_path, golden)
+
+
+@pytest.mark.parametrize("step", [5, 6, 10, 11])
+def test_a_run_goes_on_at_the_boundary_of_an_epoch(step: int, golden: Path, tmp_path: Path):
+    """An epoch is 5 steps, and a checkpoint stands at the end of each."""
+    killed(tmp_path, Fault("before_step", step + 1), "observers.checkpoint.every=1ep")
+    assert last_saved(tmp_path) == step // 5 * 5
+    resumed(tmp_path, "observers.checkpoint.every=1ep")
+    assert_same_run(tmp_path, golden)
+
+
+def test_a_run_killed_in_its_last_step_takes_it_again(golden: Path, tmp_path: Path):
+    killed(tmp_path, Fault("checkpoint_before_rename", 16))
+    assert last_saved(tmp_path) == 15
+    resumed(tmp_path)
+    assert_same_run(tmp_path, golden)
+
+
+def test_a_run_that_has_ended_is_already_finished(golden: Path, tmp_path: Path):
+    resumed(tmp_path)
+    before = sorted((path.name, path.stat().st_mtime_ns) for path in (tmp_path / "checkpoints").rglob("*"))
+    assert "already finished: 16 steps" in resumed(tmp_path)
+    assert sorted((path.name, path.stat().st_mtime_ns) for path in (tmp_path / "checkpoints").rglob("*")) == before
+    assert_same_run(tmp_path, golden)
