@@ -51,12 +51,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run() -> None:
-    """Run one verb and end the process with its exit code.
+    """Run one verb and end the process with its exit code, or with its launcher.
 
     A rank of a job ends without taking the interpreter apart. A thread of gloo that lets go of its last tensors needs
     the GIL for that, and a thread that asks for the GIL while the interpreter ends aborts the process: seen with torch
     2.13 as "terminate called without an active exception", and taken for a failed rank by torchrun.
     """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        from largebatch.interruption import end_with_launcher
+
+        end_with_launcher()
     code = main()
     if os.environ.get("WORLD_SIZE", "1") == "1":
         sys.exit(code)

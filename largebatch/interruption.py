@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import signal
+import sys
+import time
 from types import FrameType, TracebackType
 from typing import Any
 
 STOP_SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1")
+ECHO_S = 2.0
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def end_with_launcher() -> None:
+    """Have the kernel end this process with the torchrun that has started it, however that one ends.
+
+    Torchrun stops its ranks when it is asked to stop; killed, it cannot, and they would go on without anybody to
+    collect them. SIGKILL, because a rank that hangs heeds nothing else, and checkpoints are whole at any moment.
+    Without torchrun nothing happens: ranks started by hand may be meant to outlive their shell.
+    """
+    if sys.platform != "linux" or "TORCHELASTIC_RUN_ID" not in os.environ:
+        return
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it ended before the line above
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 class StopRequest:
     """Context manager that turns the first stop signal into a flag; a second one interrupts at once.
+
+    The same signal again within `ECHO_S` seconds is the first one once more: a terminal and a batch system signal all
+    processes of a job, and torchrun then hands on what it got to ranks that have it already.
 
     The flag is local to this process. The loop adds it up over ranks, so that all of them stop after the same step even
     if only one was signalled.
@@ -18,6 +42,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal_name: str | None = None
+        self._first_at = 0.0
         self._previous: dict[int, Any] = {}
 
     def __call__(self) -> bool:
@@ -37,6 +62,8 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.signal_name is not None:
+        name = signal.Signals(number).name
+        if self.signal_name is None:
+            self.signal_name, self._first_at = name, time.monotonic()
+        elif name != self.signal_name or time.monotonic() - self._first_at > ECHO_S:
             raise KeyboardInterrupt
-        self.signal_name = signal.Signals(number).name

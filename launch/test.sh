@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# Usage: launch/test.sh [PYTEST ARGUMENT ...]
+# Usage: launch/test.sh [faults | soak] [PYTEST ARGUMENT ...]
 #
 # Installs what is needed and runs all checks: lint, format, types, tests. The last line is pytest's.
 #   launch/test.sh -x tests/unit        only these tests, up to the first failure
+#   launch/test.sh faults               only what holds the fault matrix; prints it, with outcome and time of each row
+#   launch/test.sh soak                 thirty random faults in one run
 
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -12,6 +14,17 @@ source "$here/setup_venv.sh" dev
 cd "$here/.."
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export LARGEBATCH_TEST_ORACLES=required # a comparison with another implementation must not be skipped unseen
+case "${1:-}" in
+    faults)
+        shift
+        mapfile -t tests < <(PYTHONPATH=. python -m tests.faults.matrix)
+        exec python -m pytest -q -n 2 tests/faults "${tests[@]}" "$@"
+        ;;
+    soak)
+        shift
+        exec python -m pytest -q -m soak tests/faults "$@"
+        ;;
+esac
 ruff check .
 ruff format --check .
 mypy

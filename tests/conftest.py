@@ -6,10 +6,15 @@ from typing import Any
 import pytest
 from xdist.scheduler import LoadFileScheduling
 
+from tests.faults.table import FaultTable
 from tests.multiprocess.pool import RankPool, RankProcesses
 
 # Scripts for processes of their own: looking for doctests in them would import JAX into this one, and train.
 collect_ignore = ["reference/optax_trajectories.py", "faults/warm.py"]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(FaultTable())
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -31,6 +31,7 @@ def run(config: DictConfig, overrides: list[str]) -> int:
     from largebatch.build import open_job
     from largebatch.interruption import StopRequest
     from largebatch.loop import train
+    from largebatch.lost_ranks import naming_lost_ranks
     from largebatch.prepare import prepare
 
     prepared = prepare(config, os.environ)
@@ -41,7 +42,8 @@ def run(config: DictConfig, overrides: list[str]) -> int:
             if job.run.runtime.is_main:
                 print(f"already finished: {job.run.progress.step} steps, {job.folder.path}")
             return 0
-        status = train(job.run)
+        with naming_lost_ranks(job.run.runtime, lambda: f"step {job.run.counted_step}"):
+            status = train(job.run)
         if job.run.runtime.is_main:
             _conclude(job, status)
         interrupted = EXIT_INTERRUPTED if stop.signal_name == "SIGINT" else EXIT_STOPPED

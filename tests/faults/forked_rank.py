@@ -8,6 +8,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 
 import torch.distributed as dist
@@ -39,6 +40,7 @@ def train(
     store: Path,
     fault: Fault | None,
     deadline_s: float,
+    timeout_s: float,
 ) -> None:
     """Train as one rank of a job and leave with the exit code of the command; what it says goes to `log`."""
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -50,7 +52,8 @@ def train(
     if world_size > 1:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
         os.environ |= {"LOCAL_WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
-        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world_size)
+        limit = timedelta(seconds=timeout_s)
+        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world_size, timeout=limit)
     code = _exit_code(overrides)
     sys.stdout.flush()
     sys.stderr.flush()

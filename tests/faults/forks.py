@@ -49,15 +49,21 @@ class Ended:
 
 
 def train_in_forks(
-    folder: Path, *overrides: str, ranks: int = 1, fault: Fault | None = None, deadline_s: float = DEADLINE_S
+    folder: Path,
+    *overrides: str,
+    ranks: int = 1,
+    fault: Fault | None = None,
+    deadline_s: float = DEADLINE_S,
+    timeout_s: float = 60.0,
 ) -> Ended:
-    """Train `RUN` of forked_rank.py in `folder` until all ranks have ended.
+    """Train `RUN` of forked_rank.py in `folder` until all ranks have ended; collectives have `timeout_s`.
 
     The test fails if one of them has not after `deadline_s`, which then tells where it was.
     """
     with tempfile.TemporaryDirectory(prefix="largebatch-faults-") as scratch:
         logs = [Path(scratch) / f"rank_{rank}.log" for rank in range(ranks)]
-        options = {"world_size": ranks, "store": Path(scratch) / "store", "fault": fault, "deadline_s": deadline_s - 1}
+        options = {"world_size": ranks, "store": Path(scratch) / "store", "fault": fault}
+        options |= {"deadline_s": deadline_s - 1, "timeout_s": timeout_s}
         processes = [
             _SERVER.Process(
                 target=train, args=((f"run.dir={folder}", *overrides),), kwargs={**options, "log": log, "rank": rank}

@@ -29,12 +29,12 @@ def saved(folder: Path) -> Path:
     return checkpoint.path
 
 
-def assert_same_run(folder: Path, golden: Path) -> None:
+def assert_same_run(folder: Path, golden: Path, *, num_steps: int = NUM_STEPS) -> None:
     """Bit for bit: ids, learning rates, losses and weights of all steps, weights and optimizer at the end."""
     assert ledger(folder) == ledger(golden)
-    assert [json.loads(line)["step"] for line in ledger(folder)] == list(range(1, NUM_STEPS + 1))
+    assert [json.loads(line)["step"] for line in ledger(folder)] == list(range(1, num_steps + 1))
     ours, theirs = saved(folder), saved(golden)
-    assert ours.name == f"step_{NUM_STEPS:08d}"
+    assert ours.name == f"step_{num_steps:08d}"
     for name in RECORDS:
         assert _sha256(ours / name) == _sha256(theirs / name), name
     leftovers = [path.name for path in (folder / "checkpoints").iterdir() if path.name.startswith(".")]

@@ -7,7 +7,9 @@ call that touches the disk. The process does not outlive its run, so nothing is 
 
 from __future__ import annotations
 
+import ctypes
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -42,9 +44,11 @@ class Fault:
     Attributes:
         point: where, of `POINTS`.
         step: the optimizer step, from 1, in which or after which it comes.
-        action: `kill` by SIGKILL, `raise` an error, `leave` with exit code 0, or a signal by its name.
+        action: `kill` by SIGKILL, `raise` an error, `leave` with exit code 0, let `folder` `vanish`,
+            `hold` the interpreter for `seconds`, or signals by their names.
         rank: whom it hits.
         micro_batch: in `after_forward` and `after_backward`, of the rank's in this step, from 0.
+        folder, seconds: of the actions that need them.
     """
 
     point: str
@@ -52,6 +56,8 @@ class Fault:
     action: str = "kill"
     rank: int = 0
     micro_batch: int = 0
+    folder: Path | None = None
+    seconds: int = 0
 
     def plant(self) -> None:
         """Make it come, once, in the run that this process is about to start."""
@@ -73,7 +79,17 @@ class Fault:
             raise PlantedError(f"planted: {self.point} of step {self.step}")
         if self.action == "leave":
             os._exit(0)
-        os.kill(os.getpid(), signal.SIGKILL if self.action == "kill" else getattr(signal, self.action))
+        if self.action == "vanish":
+            assert self.folder is not None
+            shutil.rmtree(self.folder)
+        elif self.action == "hold":
+            ctypes.PyDLL(None).sleep(self.seconds)  # a PyDLL keeps the GIL: no thread of this process runs
+        else:
+            self._signal()
+
+    def _signal(self) -> None:
+        for name in ("SIGKILL" if self.action == "kill" else self.action).split():
+            os.kill(os.getpid(), getattr(signal, name))
 
 
 def _plant_in(run: Run, fault: Fault) -> None:

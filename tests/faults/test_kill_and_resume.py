@@ -124,3 +124,24 @@ def test_a_run_that_has_ended_is_already_finished(golden: Path, tmp_path: Path):
     assert "already finished: 16 steps" in resumed(tmp_path)
     assert sorted((path.name, path.stat().st_mtime_ns) for path in (tmp_path / "checkpoints").rglob("*")) == before
     assert_same_run(tmp_path, golden)
+
+
+def test_a_checkpoint_folder_that_vanishes_comes_back_with_the_next_checkpoint(golden: Path, tmp_path: Path):
+    """Removed after step 7 by somebody else; the run neither ends nor waits."""
+    ended = train_in_forks(tmp_path, fault=Fault("after_update", 7, action="vanish", folder=tmp_path / "checkpoints"))
+    assert ended.codes == (0,), ended.output
+    assert_same_run(tmp_path, golden)
+
+
+def test_junk_beside_the_checkpoints_is_ignored(golden: Path, tmp_path: Path):
+    """Pointers, whatever they point to, and directories that another program named alike."""
+    killed(tmp_path, Fault("before_step", 8))
+    folder = tmp_path / "checkpoints"
+    (folder / "latest").write_text("step_99999999")
+    (folder / "step_00000099").mkdir()
+    (folder / "step_00000100").symlink_to(tmp_path / "nowhere")
+    (folder / "best").write_bytes(b"\0")
+    output = resumed(tmp_path)
+    assert "step_00000006" in output
+    assert "step_00000099" in output, "what looked like a checkpoint is told"
+    assert (tmp_path / "ledger.jsonl").read_text() == (golden / "ledger.jsonl").read_text()

@@ -45,6 +45,7 @@ LEVELS = (
         "undisturbed",
         "lr_range_test",
         "rank_values",
+        "lost_ranks",
         "sharpness",
         "gradient_variance",
         "communication",
@@ -111,6 +112,7 @@ SAME_LEVEL = {
     ("running_statistics", "runtime"),
     ("ordered_reduction", "runtime"),
     ("rank_values", "runtime"),
+    ("lost_ranks", "runtime"),
     ("gradients", "ordered_reduction"),
     ("coupled_gradients", "gradients"),
     ("coupled_gradients", "ordered_reduction"),
@@ -267,3 +269,10 @@ def test_annotations_are_postponed_and_public_things_documented(module: str, pat
     public = [node for node in parsed.body if isinstance(node, (ast.ClassDef, *FunctionNode.__args__))]
     silent = [node.name for node in public if not node.name.startswith("_") and not ast.get_docstring(node)]
     assert not silent, f"no docstring: {silent}"
+
+
+@every_module
+def test_durations_are_never_taken_from_the_wall_clock(module: str, path: Path):
+    """It jumps; dates come from strftime."""
+    calls = [ast.unparse(node) for node in ast.walk(tree(path)) if isinstance(node, ast.Attribute)]
+    assert not {"time.time", "time.time_ns"} & set(calls), module

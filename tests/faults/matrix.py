@@ -1,0 +1,379 @@
+"""The fault matrix: what can happen to a run, what must come of it, and the tests that hold it to that.
+
+As a script it prints the tests, for `pytest $(python -m tests.faults.matrix)`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+KILL, RANKS, TORCHRUN = (f"tests/faults/test_{name}.py" for name in ("kill_and_resume", "ranks", "torchrun"))
+TRAIN, LAUNCHERS = "tests/end_to_end/test_train.py", "tests/end_to_end/test_launchers.py"
+CHECKPOINT, OBSERVER = "tests/unit/test_checkpoint.py", "tests/unit/test_checkpoint_observer.py"
+SAME_RUN, CONTRACT = "tests/multiprocess/test_same_run.py", "tests/multiprocess/test_contract.py"
+JSONL, WANDB = "tests/unit/test_trackers_jsonl.py", "tests/unit/test_trackers_wandb.py"
+WORKERS, PREPARE, RESUME = (f"tests/unit/test_{name}.py" for name in ("data_workers", "prepare", "resume"))
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the matrix.
+
+    Attributes:
+        number: of the row.
+        fault: what happens.
+        outcome: what must come of it.
+        tests: `FILE::TEST`, without parameters.
+        not_met: what is missing of the outcome, or why it cannot be injected here; empty: nothing.
+    """
+
+    number: int
+    fault: str
+    outcome: str
+    tests: tuple[str, ...] = ()
+    not_met: str = ""
+
+
+def _row(number: int, fault: str, outcome: str, *tests: tuple[str, str], not_met: str = "") -> Row:
+    return Row(number, fault, outcome, tuple(f"{file}::test_{name}" for file, name in tests), not_met)
+
+
+MATRIX = (
+    _row(
+        1,
+        "rank killed inside a step",
+        "named; resume is bitwise the same run",
+        (KILL, "a_run_killed_inside_a_step_goes_on_bit_for_bit"),
+        (RANKS, "a_killed_rank_is_named_by_the_other_and_the_job_goes_on_bit_for_bit"),
+        (TORCHRUN, "a_killed_rank_ends_the_job_and_both_sides_name_it"),
+    ),
+    _row(
+        2,
+        "killed twice in one epoch",
+        "as 1",
+        (KILL, "two_kills_in_one_epoch_are_as_good_as_none"),
+        (KILL, "a_run_killed_again_and_again_comes_to_its_end"),
+    ),
+    _row(
+        3,
+        "killed inside a checkpoint",
+        "whole or not at all; leftovers removed",
+        (KILL, "a_checkpoint_that_is_killed_is_there_as_a_whole_or_not_at_all"),
+        (CHECKPOINT, "death_at_any_moment_leaves_the_new_checkpoint_whole_or_the_former_ones"),
+    ),
+    _row(
+        4,
+        "one rank raises",
+        "all stop; its traceback, its number",
+        (RANKS, "a_rank_that_raises_tells_why_and_the_other_tells_who"),
+    ),
+    _row(
+        5,
+        "one rank exits with 0",
+        "a failure that names it",
+        (RANKS, "a_rank_that_leaves_as_if_all_were_well_is_a_failure_of_the_job"),
+    ),
+    _row(
+        6,
+        "SIGTERM to the launcher",
+        "same step on all ranks, saved",
+        (LAUNCHERS, "sigterm_stops_all_ranks_after_the_same_step_and_saves_it"),
+    ),
+    _row(
+        7,
+        "signal to one rank",
+        "as 6, resume bitwise",
+        (RANKS, "a_signal_to_one_rank_stops_both_after_the_same_step_and_nothing_is_lost"),
+    ),
+    _row(
+        8,
+        "SIGUSR1 of Slurm",
+        "as 6",
+        (TORCHRUN, "the_warning_of_a_batch_system_stops_all_ranks_after_the_same_step_and_saves_it"),
+    ),
+    _row(
+        9,
+        "second signal",
+        "stops at once, former checkpoint intact",
+        (RANKS, "a_second_signal_stops_at_once_and_the_checkpoint_before_is_intact"),
+        ("tests/unit/test_interruption.py", "a_second_request_interrupts_at_once"),
+    ),
+    _row(
+        10,
+        "SIGTERM while saving",
+        "saved as a whole",
+        (RANKS, "a_signal_during_evaluation_or_saving_leaves_a_whole_checkpoint"),
+    ),
+    _row(
+        11,
+        "SIGTERM while evaluating",
+        "checkpoint of the last step",
+        (RANKS, "a_signal_during_evaluation_or_saving_leaves_a_whole_checkpoint"),
+        not_met="the evaluation is finished first, not broken off",
+    ),
+    _row(
+        12,
+        "Ctrl-C",
+        "one request to stop, no traceback of ours",
+        (TORCHRUN, "ctrl_c_is_one_request_to_stop_although_each_rank_gets_it_twice"),
+        not_met="torchrun prints one of its own",
+    ),
+    _row(13, "launcher killed", "no rank alive after 5 s", (TORCHRUN, "no_rank_survives_a_launcher_that_is_killed")),
+    _row(
+        14,
+        "rank hangs",
+        "named in time, stack of the others",
+        (TORCHRUN, "a_rank_that_hangs_is_named_with_the_step_within_the_time_limit"),
+    ),
+    _row(
+        15,
+        "rank hangs and holds the GIL",
+        "as 14",
+        (RANKS, "a_rank_that_holds_its_interpreter_is_named_within_the_time_limit"),
+    ),
+    _row(
+        16,
+        "straggler",
+        "warning with rank and ratio",
+        not_met="communication.every measures the wait, no rank is named",
+    ),
+    _row(
+        17,
+        "rank skips a step",
+        "stopped, named, nothing saved",
+        (SAME_RUN, "a_rank_that_skips_a_step_is_found_and_named"),
+    ),
+    _row(
+        18,
+        "other config on a rank",
+        "refused: key and both values",
+        (SAME_RUN, "a_rank_of_another_run_is_refused_by_name_before_anything_is_written"),
+    ),
+    _row(
+        19,
+        "other code, data, seed on a rank",
+        "refused",
+        (SAME_RUN, "a_rank_of_another_run_is_refused_by_name_before_anything_is_written"),
+    ),
+    _row(
+        20,
+        "weights drift on a rank",
+        "found within k steps, named",
+        (SAME_RUN, "a_rank_with_another_weight_is_found_within_k_steps_and_named"),
+        (SAME_RUN, "no_checkpoint_is_written_of_weights_that_ranks_do_not_share"),
+    ),
+    _row(21, "bit flip in a gradient before the sum", "found by recomputing", not_met="no step is computed twice"),
+    _row(
+        22,
+        "NaN loss on one rank",
+        "same decision on all ranks",
+        (CONTRACT, "a_nan_on_one_rank_ends_the_run_on_all_ranks_at_the_same_step"),
+        (TRAIN, "weights_that_are_not_numbers_never_replace_a_good_checkpoint"),
+        not_met="the run ends; no policy that skips the step",
+    ),
+    _row(23, "Inf in one gradient", "as 22", (TRAIN, "a_diverged_run_says_so_and_saves_nothing"), not_met="as 22"),
+    _row(24, "loss spike", "log, skip or roll back", not_met="no policy; clip_norm bounds it"),
+    _row(25, "overflow under fp16", "scaler state restored", not_met="needs a GPU"),
+    _row(
+        26,
+        "disk full at a checkpoint",
+        "goes on or stops, bytes told, former intact",
+        (CHECKPOINT, "a_write_that_the_system_refuses_is_told_with_bytes_and_leaves_the_former"),
+        (CHECKPOINT, "a_disk_without_room_is_refused_before_the_first_byte"),
+        (OBSERVER, "a_checkpoint_that_cannot_be_written_is_told_and_the_run_goes_on"),
+        (OBSERVER, "or_it_stops_the_run_where_that_is_asked_for"),
+        (SAME_RUN, "every_rank_learns_that_rank_0_could_not_save"),
+    ),
+    _row(
+        27,
+        "disk full for records",
+        "goes on, loss counted",
+        (TRAIN, "a_ledger_that_cannot_be_written_costs_rows_and_not_the_run"),
+        (JSONL, "a_full_disk_is_counted_and_printed_once"),
+        (JSONL, "rows_after_a_full_disk_are_whole_again"),
+    ),
+    _row(
+        28,
+        "checkpoint folder cannot be made or vanishes",
+        "as 26",
+        (CHECKPOINT, "a_folder_that_cannot_be_made_is_a_checkpoint_error"),
+        (KILL, "a_checkpoint_folder_that_vanishes_comes_back_with_the_next_checkpoint"),
+    ),
+    _row(
+        29,
+        "truncated checkpoint",
+        "passed over, told",
+        (CHECKPOINT, "every_truncation_and_extension_is_found"),
+        (TRAIN, "a_damaged_checkpoint_is_passed_over_for_the_one_before"),
+    ),
+    _row(
+        30,
+        "bit flip in a checkpoint",
+        "every one is found",
+        (CHECKPOINT, "every_flipped_bit_is_found"),
+        ("tests/unit/test_checkpoint_verb.py", "one_bit_anywhere_is_found"),
+    ),
+    _row(
+        31,
+        "file or manifest missing",
+        "as 29",
+        (CHECKPOINT, "a_missing_file_makes_the_one_before_the_newest_valid"),
+        (CHECKPOINT, "each_newer_checkpoint_is_rejected_with_its_reason"),
+    ),
+    _row(32, "stale pointer to the latest", "ignored", (KILL, "junk_beside_the_checkpoints_is_ignored")),
+    _row(
+        33,
+        "pickle in a checkpoint",
+        "refused, never executed",
+        (CHECKPOINT, "a_pickle_in_place_of_a_file_is_refused_and_never_executed"),
+    ),
+    _row(
+        34,
+        "two runs in one folder",
+        "refused, owner named",
+        ("tests/unit/test_folder_lock.py", "a_second_process_is_refused_with_the_first_ones_number_and_a_kill_lets_go"),
+        (TRAIN, "a_folder_that_another_process_writes_to_is_refused"),
+    ),
+    _row(
+        35,
+        "resumed on other numbers of ranks",
+        "same samples; bitwise in strict mode",
+        (RANKS, "a_job_goes_on_with_any_number_of_ranks_and_any_micro_batch"),
+        (RANKS, "pinned_micro_batches_in_order_are_bitwise_the_same_run_on_other_ranks"),
+        (LAUNCHERS, "two_processes_finish_what_one_has_begun"),
+    ),
+    _row(
+        36,
+        "batch not divisible by the ranks",
+        "uneven split, exact weights",
+        (CONTRACT, "every_factorization_equals_one_big_batch_in_float64"),
+    ),
+    _row(
+        37,
+        "other micro-batch on resume",
+        "same samples",
+        (RANKS, "a_job_goes_on_with_any_number_of_ranks_and_any_micro_batch"),
+    ),
+    _row(
+        38,
+        "other model, optimizer, data or seed on resume",
+        "refused, keys and values",
+        (TRAIN, "resume_refuses_another_run_and_names_what_changed"),
+        (RESUME, "no_permission_lets_another_run_go_on"),
+    ),
+    _row(
+        39,
+        "other length or schedule on resume",
+        "needs a permission, recorded",
+        (TRAIN, "a_run_goes_on_longer_where_that_is_allowed_and_its_history_says_so"),
+        (RESUME, "a_change_of_length_or_rate_needs_a_permission_and_the_error_names_it"),
+    ),
+    _row(40, "other package versions on resume", "told", (RESUME, "versions_that_changed_are_told")),
+    _row(
+        41,
+        "other data on resume",
+        "refused",
+        (RESUME, "no_permission_lets_another_run_go_on"),
+        not_met="the length is compared, not the content",
+    ),
+    _row(
+        42,
+        "resumed at an epoch's end, in the last step, after it",
+        "correct; already finished",
+        (KILL, "a_run_goes_on_at_the_boundary_of_an_epoch"),
+        (KILL, "a_run_killed_in_its_last_step_takes_it_again"),
+        (KILL, "a_run_that_has_ended_is_already_finished"),
+    ),
+    _row(
+        43,
+        "killed inside evaluation or accumulation",
+        "the step is taken again as a whole",
+        (KILL, "a_step_killed_inside_accumulation_is_taken_again_as_a_whole"),
+        (KILL, "a_run_killed_while_it_evaluates_goes_on_bit_for_bit"),
+    ),
+    _row(
+        44,
+        "random draws after a resume",
+        "bitwise, any number of workers",
+        (WORKERS, "no_one_and_two_workers_give_bitwise_the_same_batches"),
+        (CONTRACT, "pinned_micro_batches_make_batch_norm_dropout_and_augmentation_agree_on_any_world"),
+    ),
+    _row(
+        45,
+        "loading process killed or hangs",
+        "error names the samples, bounded",
+        (WORKERS, "a_killed_worker_is_an_error_that_names_the_samples_it_had_where_they_are_waited_for"),
+        (WORKERS, "a_hanging_worker_is_an_error_within_the_time_limit"),
+    ),
+    _row(
+        46,
+        "bad sample",
+        "named",
+        (WORKERS, "a_bad_sample_is_named_after_the_good_ones_before_it"),
+        ("tests/unit/test_data_images.py", "a_bad_row_is_named_with_its_file"),
+        not_met="no policy that skips and counts",
+    ),
+    _row(
+        47,
+        "uneven data over ranks",
+        "exact weights; each example once",
+        ("tests/multiprocess/test_evaluation.py", "every_example_counts_exactly_once_on_any_world"),
+        ("tests/unit/test_data_loader.py", "every_sample_comes_once_per_epoch_when_the_batch_does_not_divide_the_set"),
+    ),
+    _row(48, "W&B down at the start", "offline, a line", (WANDB, "a_server_that_is_down_costs_a_line_and_no_time")),
+    _row(49, "W&B dies", "counted, never raises", (WANDB, "a_service_that_dies_is_counted_and_never_raises")),
+    _row(50, "no key, no terminal", "never asks", (WANDB, "online_without_a_key_never_asks_for_one")),
+    _row(51, "W&B gets an odd value", "counted", (WANDB, "odd_values_cost_themselves_and_are_counted")),
+    _row(
+        52,
+        "unused or frozen parameters",
+        "named before step 1",
+        (PREPARE, "bad_input_is_reported_with_its_key_and_a_remedy_and_nothing_else"),
+    ),
+    _row(
+        53,
+        "batch norm statistics per rank",
+        "merged exactly",
+        ("tests/multiprocess/test_running_statistics.py", "any_number_of_ranks_arrives_at_the_statistics_of_one"),
+    ),
+    _row(
+        54,
+        "port taken",
+        "told with the remedy",
+        ("tests/unit/test_doctor.py", "a_port_that_is_taken_is_a_problem_only_where_rank_0_opens_it"),
+    ),
+    _row(55, "a node never comes", "bounded, count told", not_met="torchrun waits before our code runs"),
+    _row(
+        56,
+        "out of memory on one rank",
+        "all ranks lower the micro-batch",
+        not_met="the job ends; resume takes another batch.max_micro",
+    ),
+    _row(
+        57,
+        "clock jumps",
+        "durations are monotonic",
+        ("tests/unit/test_house.py", "durations_are_never_taken_from_the_wall_clock"),
+    ),
+    _row(
+        58,
+        "too many threads",
+        "told with the number that fits",
+        ("tests/unit/test_doctor.py", "more_threads_than_cores_are_told_with_the_number_that_fits"),
+    ),
+    _row(
+        59,
+        "killed before the first checkpoint",
+        "from scratch, says so",
+        (KILL, "a_run_killed_before_its_first_checkpoint_starts_from_scratch_and_says_so"),
+    ),
+    _row(
+        60,
+        "30 random faults",
+        "the weights of the uninterrupted run",
+        ("tests/faults/test_soak.py", "thirty_random_faults_end_with_the_weights_of_the_uninterrupted_run"),
+    ),
+)
+
+if __name__ == "__main__":
+    print("\n".join(sorted({test for row in MATRIX for test in row.tests})))

@@ -1,0 +1,124 @@
+"""Faults of one rank among several: all end, the culprit is named, and the job goes on from where it was."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.faults.forks import train_in_forks
+from tests.faults.oracle import assert_same_run, assert_same_samples, saved
+from tests.faults.planted import Fault
+
+FAILED, STOPPED, INTERRUPTED = 1, 75, 130
+
+
+@pytest.fixture(scope="module")
+def golden_of_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the run that nothing happened to, on two ranks."""
+    folder = tmp_path_factory.mktemp("golden_of_two") / "run"
+    ended = train_in_forks(folder, ranks=2)
+    assert ended.codes == (0, 0), ended.output
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("point", "step", "rank"),
+    [("before_step", 2, 1), ("after_forward", 7, 1), ("after_backward", 10, 0), ("after_update", 13, 1)],
+)
+def test_a_killed_rank_is_named_by_the_other_and_the_job_goes_on_bit_for_bit(
+    point: str, step: int, rank: int, golden_of_two: Path, tmp_path: Path
+):
+    ended = train_in_forks(tmp_path, ranks=2, fault=Fault(point, step, rank=rank))
+    assert ended.codes[rank] == -signal.SIGKILL
+    assert ended.codes[1 - rank] == FAILED, ended.output
+    # The other may be a step ahead: the gradient of its step was summed before the fault.
+    assert f"LostRankError: Rank {rank} left the run or does not answer: rank {1 - rank} " in ended.said[1 - rank]
+    assert train_in_forks(tmp_path, "resume=auto", ranks=2).codes == (0, 0)
+    assert_same_run(tmp_path, golden_of_two)
+
+
+def test_a_rank_that_raises_tells_why_and_the_other_tells_who(tmp_path: Path):
+    ended = train_in_forks(tmp_path, ranks=2, fault=Fault("after_forward", 7, action="raise", rank=1))
+    assert ended.codes == (FAILED, FAILED)
+    assert "PlantedError: planted: after_forward of step 7" in ended.said[1]
+    assert "LostRankError: Rank 1 left the run or does not answer: rank 0 waited in step 7 " in ended.said[0]
+    assert "LostRankError" not in ended.said[1]
+
+
+def test_a_rank_that_leaves_as_if_all_were_well_is_a_failure_of_the_job(tmp_path: Path):
+    """Torchrun alone takes exit code 0 for success and blames the other rank."""
+    ended = train_in_forks(tmp_path, ranks=2, fault=Fault("before_step", 7, action="leave", rank=1))
+    assert ended.codes == (FAILED, 0)
+    assert "LostRankError: Rank 1 left the run or does not answer: rank 0 waited in step 7 " in ended.said[0]
+
+
+@pytest.mark.parametrize("signal_name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+def test_a_signal_to_one_rank_stops_both_after_the_same_step_and_nothing_is_lost(
+    signal_name: str, golden_of_two: Path, tmp_path: Path
+):
+    fault = Fault("after_forward", 7, action=signal_name, rank=1)
+    ended = train_in_forks(tmp_path, ranks=2, fault=fault)
+    assert ended.codes[1] == (INTERRUPTED if signal_name == "SIGINT" else STOPPED)
+    assert ended.codes[0] == STOPPED, ended.output
+    assert saved(tmp_path).name in ("step_00000007", "step_00000008"), "a verdict comes one step late"
+    assert train_in_forks(tmp_path, "resume=auto", ranks=2).codes == (0, 0)
+    assert_same_run(tmp_path, golden_of_two)
+
+
+@pytest.mark.parametrize(
+    ("point", "step"), [("checkpoint_mid_file", 6), ("checkpoint_before_rename", 6), ("evaluation_mid", 4)]
+)
+def test_a_signal_during_evaluation_or_saving_leaves_a_whole_checkpoint(
+    point: str, step: int, golden: Path, tmp_path: Path
+):
+    ended = train_in_forks(tmp_path, fault=Fault(point, step, action="SIGTERM"))
+    assert ended.codes == (STOPPED,), ended.output
+    # It goes with the sums of the next step, which are read one step late.
+    assert saved(tmp_path).name == f"step_{step + 2:08d}"
+    assert train_in_forks(tmp_path, "resume=auto").codes == (0,)
+    assert_same_run(tmp_path, golden)
+
+
+def test_a_second_signal_stops_at_once_and_the_checkpoint_before_is_intact(golden: Path, tmp_path: Path):
+    ended = train_in_forks(tmp_path, fault=Fault("after_forward", 8, action="SIGTERM SIGINT"))
+    assert ended.codes == (INTERRUPTED,), ended.output
+    assert "Traceback" not in ended.output
+    assert saved(tmp_path).name == "step_00000006"
+    assert train_in_forks(tmp_path, "resume=auto").codes == (0,)
+    assert_same_run(tmp_path, golden)
+
+
+def test_a_job_goes_on_with_any_number_of_ranks_and_any_micro_batch(tmp_path: Path):
+    """Killed five times, on another number of ranks each time: one run all the same."""
+    double = "precision=fp64"
+    assert train_in_forks(tmp_path / "golden", double).codes == (0,)
+    folder = tmp_path / "run"
+    for ranks, micro, step in ((2, 8, 5), (1, 24, 7), (3, 5, 10), (4, 1, 11), (2, 3, 15)):
+        fault = Fault("after_backward", step, rank=ranks - 1)
+        ended = train_in_forks(folder, double, "resume=auto", f"batch.max_micro={micro}", ranks=ranks, fault=fault)
+        assert ended.codes[-1] == -signal.SIGKILL, ended.output
+        assert all(code == FAILED for code in ended.codes[:-1]), ended.output
+    assert train_in_forks(folder, double, "resume=auto", "batch.max_micro=7", ranks=3).codes == (0, 0, 0)
+    assert_same_samples(folder, tmp_path / "golden", tolerance=1e-12)
+
+
+def test_pinned_micro_batches_in_order_are_bitwise_the_same_run_on_other_ranks(tmp_path: Path):
+    strict = ("batch.reduction=ordered", "batch.max_micro=null", "batch.micro=6")
+    assert train_in_forks(tmp_path / "golden", *strict).codes == (0,)
+    folder = tmp_path / "run"
+    for ranks, step in ((2, 5), (1, 9), (4, 13)):
+        fault = Fault("after_backward", step, rank=ranks - 1)
+        ended = train_in_forks(folder, *strict, "resume=auto", ranks=ranks, fault=fault)
+        assert ended.codes[-1] == -signal.SIGKILL, ended.output
+    assert train_in_forks(folder, *strict, "resume=auto", ranks=2).codes == (0, 0)
+    assert_same_run(folder, tmp_path / "golden")
+
+
+def test_a_rank_that_holds_its_interpreter_is_named_within_the_time_limit(tmp_path: Path):
+    """No thread of it runs, so that it could not say anything itself."""
+    fault = Fault("before_step", 7, action="hold", rank=1, seconds=12)
+    ended = train_in_forks(tmp_path, ranks=2, fault=fault, timeout_s=4)
+    assert ended.codes == (FAILED, FAILED)
+    assert "LostRankError: Rank 1 left the run or does not answer: rank 0 waited in step 7 " in ended.said[0]

@@ -1,0 +1,75 @@
+"""Thirty faults, one after the other, into one run: what comes out is the run that nothing happened to."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from largebatch.trackers import read_metrics
+from tests.faults.forks import train_in_forks
+from tests.faults.oracle import assert_same_run
+from tests.faults.planted import POINTS, Fault
+
+NUM_FAULTS = 30
+# Long enough that thirty faults do not stop it from going on; strict, so that any number of ranks has the same bits.
+OPTIONS = ("length=160steps", "batch.reduction=ordered", "batch.max_micro=null", "batch.micro=6")
+ACTIONS = ("kill", "kill", "kill", "raise", "leave", "SIGTERM", "SIGTERM SIGINT")
+
+
+def flip_a_bit(folder: Path, draw: random.Random) -> None:
+    files = [path for path in folder.glob("checkpoints/step_*/*") if path.stat().st_size]
+    if files:
+        path = draw.choice(sorted(files))
+        data = bytearray(path.read_bytes())
+        data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+        path.write_bytes(data)
+
+
+def cut_a_file(folder: Path, draw: random.Random) -> None:
+    files = sorted(folder.glob("checkpoints/step_*/*")) + sorted(folder.glob("*.jsonl"))
+    if files:
+        path = draw.choice(files)
+        with path.open("r+b") as file:
+            file.truncate(draw.randrange(path.stat().st_size + 1))
+
+
+def remove_a_file(folder: Path, draw: random.Random) -> None:
+    if files := sorted(folder.glob("checkpoints/step_*/*")):
+        draw.choice(files).unlink()
+
+
+def leave_rubbish(folder: Path, draw: random.Random) -> None:
+    (folder / "checkpoints" / f".tmp-{draw.randrange(200)}-{draw.randrange(2**32):08x}").mkdir(parents=True)
+
+
+@pytest.mark.soak
+def test_thirty_random_faults_end_with_the_weights_of_the_uninterrupted_run(tmp_path: Path):
+    draw = random.Random(20)
+    damages: list[Callable[[Path, random.Random], None]] = [flip_a_bit, cut_a_file, remove_a_file, leave_rubbish]
+    assert train_in_forks(tmp_path / "golden", *OPTIONS).codes == (0,)
+    folder = tmp_path / "run"
+    for _ in range(NUM_FAULTS):
+        ranks = draw.choice((1, 1, 2, 3))
+        position = reached(folder)
+        fault = Fault(
+            point=draw.choice(POINTS),
+            step=min(position + draw.randrange(1, 13), 159),
+            action=draw.choice(ACTIONS),
+            rank=draw.randrange(ranks),
+        )
+        ended = train_in_forks(folder, *OPTIONS, "resume=auto", ranks=ranks, fault=fault)
+        assert all(code in (0, 1, 75, 130, -9) for code in ended.codes), f"{fault}:\n{ended.output}"
+        if draw.random() < 0.5:
+            draw.choice(damages)(folder, draw)
+    ended = train_in_forks(folder, *OPTIONS, "resume=auto")
+    assert ended.codes == (0,), ended.output
+    assert_same_run(folder, tmp_path / "golden", num_steps=160)
+
+
+def reached(folder: Path) -> int:
+    """The last step that a row tells of."""
+    ledger = folder / "ledger.jsonl"
+    return max((int(row["step"]) for row in read_metrics(ledger)), default=0) if ledger.exists() else 0

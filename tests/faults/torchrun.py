@@ -1,0 +1,145 @@
+"""Jobs under torchrun that faults are injected into from outside, and the search for processes that survive them.
+
+    with Job(tmp_path / "run") as job:
+        job.wait_for_step(3)
+        os.kill(job.rank_pid(1), signal.SIGKILL)
+        ended = job.end()
+
+A job has a session of its own, a mark in its environment that all its processes inherit, and a deadline. Whatever
+happens, leaving the `with` block ends what carries the mark, and a survivor of a job that had ended fails the test.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import pytest
+
+MARK = "LARGEBATCH_FAULT_JOB"
+DEADLINE_S = 300.0  # two ranks that import torch from a cold disk on a crowded machine
+ROOT = Path(__file__).resolve().parents[2]
+_HIDDEN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "WANDB_API_KEY")
+
+# Endless until something happens to it; ranks wait for each other in every step.
+ENDLESS = (
+    "data=digits", "data.limit=120", "data.augment.crop_padding=1", "model=mlp", "model.hidden=[8]", "batch.total=24",
+    "batch.max_micro=8", "length=10000000steps", "schedule=constant", "schedule.warmup=0ep", "logger=none",
+    "observers.progress=false", "observers.metrics.every=1", "observers.evaluation.every=null",
+    "observers.ranks.compare_every=1",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a job ended: torchrun's exit code, all that was printed, seconds since the fault, as the test counts them."""
+
+    code: int
+    output: str
+
+
+class Job:
+    """`torchrun --standalone --nproc-per-node 2 --max-restarts 0 -m largebatch train ...`, as a context manager.
+
+    Args:
+        folder: of the run.
+        overrides: after those of `ENDLESS`.
+        agent: further options of torchrun.
+    """
+
+    def __init__(self, folder: Path, *overrides: str, agent: tuple[str, ...] = ()) -> None:
+        self._folder = folder
+        self._mark = f"{MARK}={secrets.token_hex(8)}"
+        self._log = folder.with_name(f"{folder.name}.{secrets.token_hex(2)}.log")
+        self._command = [
+            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+            "--max-restarts", "0", *agent, "-m", "largebatch", "train", *ENDLESS, f"run.dir={folder}", *overrides,
+        ]  # fmt: skip
+
+    def __enter__(self) -> Job:
+        kept = {name: value for name, value in os.environ.items() if name not in _HIDDEN}
+        name, _, value = self._mark.partition("=")
+        with self._log.open("wb") as output:
+            self.agent = subprocess.Popen(
+                self._command,
+                cwd=ROOT,
+                env=kept | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", name: value},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        self._deadline = time.monotonic() + DEADLINE_S
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        has_ended = self.agent.poll() is not None
+        orphans = self.processes() if has_ended else []
+        for pid in self.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.agent.kill()
+        self.agent.wait()
+        if kind is None:
+            assert has_ended, "the test left a job running"
+            assert orphans == [], f"{len(orphans)} processes outlived their job:\n{self.output()}"
+
+    def output(self) -> str:
+        """What all processes have printed so far."""
+        return self._log.read_text(errors="replace")
+
+    def processes(self) -> list[int]:
+        """Every process of this machine that carries the mark of this job and is alive."""
+        return [pid for pid, environment in _environments() if self._mark.encode() in environment]
+
+    def rank_pid(self, rank: int) -> int:
+        """The process of a rank."""
+        wanted = {self._mark.encode(), f"RANK={rank}".encode()}
+        (pid,) = (pid for pid, environment in _environments() if wanted <= environment)
+        return pid
+
+    def wait_for_step(self, step: int) -> None:
+        """Until rank 0 has written the row of an optimizer step."""
+        metrics = self._folder / "metrics.jsonl"
+        self.wait_until(lambda: metrics.exists() and metrics.read_bytes().count(b"train/loss") >= step, f"step {step}")
+
+    def wait_until(self, is_so: Callable[[], bool], what: str) -> None:
+        """Until something is so; a job that has ended before, or takes too long, fails the test."""
+        while not is_so():
+            if self.agent.poll() is not None or time.monotonic() > self._deadline:
+                pytest.fail(f"never came to {what}:\n{self.output()}")
+            time.sleep(0.05)
+
+    def end(self, within_s: float | None = None) -> Ended:
+        """Wait until the agent has ended.
+
+        Args:
+            within_s: fail if it takes longer; None: the deadline of the job.
+        """
+        left = self._deadline - time.monotonic() if within_s is None else within_s
+        try:
+            code = self.agent.wait(timeout=max(left, 0.0))
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"still running after {left:.0f} s:\n{self.output()}")
+        return Ended(code, self.output())
+
+
+def _environments() -> list[tuple[int, set[bytes]]]:
+    """(pid, its variables as it was started with) of every process that may be looked at; zombies have none."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            with contextlib.suppress(OSError):  # it has ended meanwhile, or is another user's
+                found.append((int(entry.name), set((entry / "environ").read_bytes().split(b"\0"))))
+    return found
