@@ -18,7 +18,7 @@ case "${1:-}" in
     faults)
         shift
         mapfile -t tests < <(PYTHONPATH=. python -m tests.faults.matrix)
-        exec python -m pytest -q -n 2 tests/faults "${tests[@]}" "$@"
+        exec python -m pytest -q -n 2 tests/faults/test_matrix.py "${tests[@]}" "$@"
         ;;
     soak)
         shift

@@ -13,9 +13,9 @@ from tests.faults.forks import train_in_forks
 from tests.faults.oracle import assert_same_run
 from tests.faults.planted import POINTS, Fault
 
-NUM_FAULTS = 30
+NUM_FAULTS, NUM_STEPS = 30, 160
 # Long enough that thirty faults do not stop it from going on; strict, so that any number of ranks has the same bits.
-OPTIONS = ("length=160steps", "batch.reduction=ordered", "batch.max_micro=null", "batch.micro=6")
+OPTIONS = (f"length={NUM_STEPS}steps", "batch.reduction=ordered", "batch.max_micro=null", "batch.micro=6")
 ACTIONS = ("kill", "kill", "kill", "raise", "leave", "SIGTERM", "SIGTERM SIGINT")
 
 
@@ -50,23 +50,25 @@ def test_thirty_random_faults_end_with_the_weights_of_the_uninterrupted_run(tmp_
     draw = random.Random(20)
     damages: list[Callable[[Path, random.Random], None]] = [flip_a_bit, cut_a_file, remove_a_file, leave_rubbish]
     assert train_in_forks(tmp_path / "golden", *OPTIONS).codes == (0,)
-    folder = tmp_path / "run"
+    folder, num_hit = tmp_path / "run", 0
     for _ in range(NUM_FAULTS):
         ranks = draw.choice((1, 1, 2, 3))
         position = reached(folder)
         fault = Fault(
             point=draw.choice(POINTS),
-            step=min(position + draw.randrange(1, 13), 159),
+            step=min(position + draw.randrange(1, 13), NUM_STEPS - 1),
             action=draw.choice(ACTIONS),
             rank=draw.randrange(ranks),
         )
         ended = train_in_forks(folder, *OPTIONS, "resume=auto", ranks=ranks, fault=fault)
         assert all(code in (0, 1, 75, 130, -9) for code in ended.codes), f"{fault}:\n{ended.output}"
+        num_hit += reached(folder) < NUM_STEPS
         if draw.random() < 0.5:
             draw.choice(damages)(folder, draw)
+    assert num_hit == NUM_FAULTS, "it came to its end early"
     ended = train_in_forks(folder, *OPTIONS, "resume=auto")
     assert ended.codes == (0,), ended.output
-    assert_same_run(folder, tmp_path / "golden", num_steps=160)
+    assert_same_run(folder, tmp_path / "golden", num_steps=NUM_STEPS)
 
 
 def reached(folder: Path) -> int:
