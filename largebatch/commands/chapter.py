@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 EXPERIMENTS = {
     "gd_variants": "batch, stochastic and mini-batch gradient descent: loss over epochs, updates and time; three paths",
     "linear_scaling": "k times the rate for k times the batch: one step against k, whole runs, where it breaks and why",
+    "warmup": "none, constant and gradual before a large rate: which rates train, and the jump after a constant one",
 }
 ALL = "all"
 

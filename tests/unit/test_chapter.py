@@ -27,6 +27,8 @@ SHORT = {
                     "chapter.mini_batch.total=20", "chapter.mini_batch.seeds=2"],
     "linear_scaling": ["length=2ep", "data.limit=128", "model.hidden=[8]", "chapter.factors=[1,2,4]",
                        "chapter.seeds=1", "chapter.after_steps=[0,2]", "observers.sharpness.samples=64"],
+    "warmup": ["length=3ep", "schedule.warmup=1ep", "data.limit=128", "model.hidden=[8]", "batch.total=32",
+               "chapter.base_lrs=[0.05]", "chapter.seeds=1", "observers.evaluation.every=null"],
 }  # fmt: skip
 
 

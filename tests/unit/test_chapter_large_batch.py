@@ -6,12 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from omegaconf import DictConfig, open_dict
 
 from largebatch.chapter.experiment import Experiment
 from largebatch.chapter.linear_scaling import Settings as LinearScaling
 from largebatch.chapter.one_step import Detour, measure_detour
 from largebatch.chapter.outcomes import Outcome, finals, train_seeds
 from largebatch.chapter.regression import least_squares
+from largebatch.chapter.warmup import Settings as WarmupSettings
+from largebatch.chapter.warmup import Warmup, highest_at_peak, train_warmup
 from largebatch.commands.composition import compose_config
 from largebatch.order import SampleOrder
 
@@ -81,3 +84,45 @@ def test_seeds_count_from_that_of_the_config(tmp_path: Path):
 def test_factors_rise_from_one(factors: list[int]):
     with pytest.raises(ValueError, match="they rise, and begin with 1"):
         LinearScaling(factors=factors, beside=[], seeds=1, tolerance=0.1, after_steps=[0])
+
+
+def outcome(rates: list[float], losses: list[float], end: float, status: str = "finished") -> Outcome:
+    rows = [{"samples_seen": 8 * at, "train/lr": lr, "train/loss": loss}
+            for at, (lr, loss) in enumerate(zip(rates, losses, strict=True), 1)]  # fmt: skip
+    return Outcome([status], [{"eval/train_loss": end}], [rows])
+
+
+def test_the_jump_after_a_warmup_is_over_the_loss_with_which_the_peak_begins():
+    constant = outcome([0.1, 0.1, 0.8, 0.8, 0.4], [2.0, 1.0, 0.5, 4.0, 3.0], 0.1)
+    assert highest_at_peak(constant) == pytest.approx([8.0])
+    # Without a warmup the peak is the first step.
+    assert highest_at_peak(outcome([0.8, 0.8, 0.4], [2.0, 1.0, 3.0], 0.1)) == pytest.approx([1.5])
+
+
+def test_a_run_is_lost_that_diverges_or_ends_above_the_limit():
+    ends = Warmup("none", [], np.array([[0.1, 1.0], [1.1, 0.2], [np.inf, np.nan]]), np.ones((3, 2)))
+    assert ends.num_lost(1.0) == [0, 1, 2]
+
+
+def test_warmup_starts_at_the_base_rate_or_at_the_peak(tmp_path: Path):
+    """8 times the base rate at 8 times the batch: what `kind` makes of the first and the last step of a warmup."""
+    config = compose_config(["experiment=chapter/warmup", "length=4ep", "schedule.warmup=2ep", "data.limit=256",
+                             "observers.evaluation.every=null", "model.hidden=[4]", "batch.total=64"],
+                            config_name="chapter")  # fmt: skip
+    settings = WarmupSettings(
+        kinds=["none", "constant", "gradual"], base_lrs=[0.1], small_batch=64, seeds=1, lost_above=1.0
+    )
+    experiment = Experiment(parse_off(config), tmp_path)
+    rates = {
+        kind: train_warmup(experiment, settings, kind).outcomes[0].curve("train/lr").values[0]
+        for kind in settings.kinds
+    }
+    assert rates["none"][0] == pytest.approx(0.2)
+    assert rates["constant"][:9] == pytest.approx([0.1] * 8 + [0.2])
+    assert rates["gradual"][:9] == pytest.approx(0.1 + 0.1 * np.arange(9) / 8)
+
+
+def parse_off(config: DictConfig) -> DictConfig:
+    with open_dict(config):
+        del config["chapter"]
+    return config
