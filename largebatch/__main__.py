@@ -14,8 +14,12 @@ VERBS = {
     "plan": "show what a run would do: batch plan, learning rates, steps; no process group, no training",
     "verify": "prove on your own model and data that ranks and accumulation change nothing; name the cause if they do",
     "measure": "measure weights on a fixed subset: `measure sharpness`, `variance`, `gap`, `communication` or `all`",
+    "study": "steps and samples to a target against batch size; `study analyze FILE` fits B_crit to a CSV file",
     "compare": "large-batch gap: validation of large-batch against small-batch runs, `compare RUN...`, folders of runs",
+    "report": "one interactive page of runs, measurements and studies: `report FOLDER...`, also all below it",
     "ledger": "find the first step in which two runs differ: `ledger A B`, folders of runs",
+    "checkpoint": "`checkpoint verify PATH`, every byte; `checkpoint export PATH`, the weights for other programs",
+    "doctor": "look at versions, devices, memory, disk, ports and launcher; what would stop a run, and what helps",
     "chapter": "run the textbook chapter on batch size: `chapter NAME`, or `all`; each ends with figures and an answer",
     "bench": "measure on this machine: `bench loop`, against a hand-written DDP loop; `bench optim`, LAMB and LARS",
 }

@@ -86,9 +86,9 @@ def _draw_surface(ax: Axes, figure: Surface) -> None:
         spaced = np.geomspace if isinstance(norm, LogNorm) else np.linspace
         drawn = ax.contourf(columns, rows, values, spaced(finite.min(), finite.max(), _LEVELS), norm=norm, alpha=0.85)
     else:
-        drawn = ax.pcolormesh(columns, rows, values, norm=norm, shading="nearest")
+        drawn = ax.pcolormesh(_edges(columns, figure.x), _edges(rows, figure.y), values, norm=norm)
     assert ax.figure is not None
-    ax.figure.colorbar(drawn, ax=ax, label=plain(str(figure.z)))
+    ax.figure.colorbar(drawn, ax=ax, label=plain(str(figure.z)), format="%.3g")
     for trail, colour in zip(figure.trails, PALETTE[1:] * len(figure.trails), strict=False):
         x, y = _floats(trail.x), _floats(trail.y)
         ax.plot(x, y, color=BLACK, linewidth=2.2)
@@ -97,6 +97,14 @@ def _draw_surface(ax: Axes, figure: Surface) -> None:
     _style(ax, figure.x, figure.y)
     if figure.trails:
         ax.legend(fontsize=8)
+
+
+def _edges(centres: np.ndarray, axis: Axis) -> np.ndarray:
+    """Borders of the cells around ascending centres: halfway, as the axis is scaled; a single cell is one wide."""
+    scaled = np.log2(centres) if axis.log else centres
+    half = np.diff(scaled) / 2 if len(scaled) > 1 else np.array([0.5])
+    edges = np.concatenate([scaled[:1] - half[:1], scaled[:-1] + half[: len(scaled) - 1], scaled[-1:] + half[-1:]])
+    return np.exp2(edges) if axis.log else edges
 
 
 def _norm(values: np.ndarray, axis: Axis) -> Normalize:

@@ -6,7 +6,9 @@ from pathlib import Path
 import matplotlib.image
 import numpy as np
 import pytest
+from matplotlib.figure import Figure as MatplotlibFigure
 
+from largebatch.trackers import diagram_png
 from largebatch.trackers.diagram import Axis, Diagram, Line, Surface, Trail, from_record
 from largebatch.trackers.diagram_png import draw_panels, draw_png
 
@@ -78,3 +80,14 @@ def test_a_surface_of_the_wrong_shape_is_refused():
 def test_what_is_no_record_of_a_figure_is_refused(record: dict[str, object]):
     with pytest.raises(ValueError, match="no record of a figure"):
         from_record(record)
+
+
+def test_cells_of_a_logarithmic_map_end_halfway_on_its_scale(tmp_path: Path):
+    """Four colours in four quarters: cells of one size, though 1, 4 and 2, 32 are not equally far from the middle."""
+    corners = [[1.0, 2.0], [3.0, 4.0]]
+    map_ = Surface("map", "", Axis("x", log=True), Axis("y", log=True), Axis("z"), [1, 4], [2, 32], corners)
+    ax = MatplotlibFigure().subplots()
+    diagram_png._draw_surface(ax, map_)
+    (cells,) = ax.collections
+    assert cells.get_coordinates()[0, :, 0].tolist() == pytest.approx([0.5, 2, 8])
+    assert cells.get_coordinates()[:, 0, 1].tolist() == pytest.approx([0.5, 8, 128])

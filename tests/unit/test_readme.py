@@ -29,7 +29,7 @@ def commands() -> list[tuple[str, tuple[str, ...]]]:
 
 # Of the user's own, or read from a copy of the data that the tests may not have.
 ELSEWHERE = ("--config-dir", "data.path=", "--help", "...")
-OWN_ARGUMENTS = {"ledger", "compare"}  # verbs that take no config; neither does `bench optim`
+OWN_ARGUMENTS = {"checkpoint", "compare", "doctor", "ledger", "report"}  # no config; neither has `bench optim`
 WORDS = ("loop", "diagnostics", "--multirun", "WHAT", "NAME", "all", *MEASURES, *EXPERIMENTS)
 OF_A_VERB = ("measure.", "chapter.")  # sections that only one verb has
 RUNS = [

@@ -1,0 +1,120 @@
+"""`largebatch checkpoint verify|export`: whether checkpoints are whole, and their weights for other programs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import secrets
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from largebatch.commands.choices import show_choices
+
+EXIT_VALID, EXIT_DAMAGED, EXIT_WRONG_INPUT = 0, 1, 2
+
+SUBJECTS = {
+    "verify": "every byte of checkpoints against their manifests: `verify PATH...`, also folders of them",
+    "export": "the weights of a checkpoint as one plain safetensors file: `export PATH --out FILE`",
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`checkpoint verify PATH...` or `checkpoint export PATH --out FILE`.
+
+    Returns 0; 1 if a checkpoint is damaged; 2 for wrong input.
+    """
+    if not arguments or arguments[0] not in SUBJECTS:
+        return show_choices("checkpoint", SUBJECTS, arguments)
+    what, *rest = arguments
+    try:
+        options = _parser(what).parse_args(rest)
+        return _verify(options.paths) if what == "verify" else _export(Path(options.path), options.out)
+    except SystemExit as exit_:
+        return EXIT_WRONG_INPUT if exit_.code else EXIT_VALID
+    except (OSError, ValueError) as error:
+        print(f"largebatch checkpoint {what}: {error}", file=sys.stderr)
+        return EXIT_WRONG_INPUT
+
+
+def _parser(what: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"largebatch checkpoint {what}", description=SUBJECTS[what])
+    if what == "verify":
+        parser.add_argument("paths", metavar="PATH", nargs="+", help="a checkpoint, a run, or a folder of runs")
+    else:
+        parser.add_argument("path", metavar="PATH", help="a checkpoint, or a run: then its newest valid one")
+        parser.add_argument("--out", metavar="FILE", help="must not exist; default: STEP.safetensors in this folder")
+    return parser
+
+
+def _verify(given: Sequence[str]) -> int:
+    """A table of all checkpoints below the paths."""
+    from largebatch.checkpoint import CheckpointError, load_checkpoint
+    from largebatch.trackers import print_table
+
+    rows, damaged = [], 0
+    for path in [one for text in given for one in _checkpoints(Path(text))]:
+        size = sum(file.stat().st_size for file in path.iterdir() if file.is_file())
+        try:
+            step, verdict = str(load_checkpoint(path).step), "valid"
+        except CheckpointError as error:
+            step, verdict, damaged = "", str(error), damaged + 1
+        rows.append((path, step, f"{size:,}", verdict))
+    print_table(("checkpoint", "step", "bytes", "verdict"), rows, title="every byte against the manifests")
+    print(f"{len(rows) - damaged} valid, {damaged} damaged")
+    return EXIT_DAMAGED if damaged else EXIT_VALID
+
+
+def _checkpoints(path: Path) -> list[Path]:
+    """The checkpoints at or below a path; a directory that looks like one counts even without its manifest.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if not path.is_dir():
+        raise ValueError(f"{path}: no such folder. Give a checkpoint, a run, or a folder of runs.")
+    if (path / "MANIFEST.json").is_file() or path.name.startswith("step_"):
+        return [path]
+    found = sorted(one for one in path.rglob("step_*") if one.is_dir())
+    if not found:
+        raise ValueError(f"{path}: holds no checkpoint (step_*). Give a checkpoint, a run, or a folder of runs.")
+    return found
+
+
+def _export(path: Path, out: str | None) -> int:
+    """Write the model's tensors alone, for programs that know nothing of runs."""
+    from safetensors.torch import save_file
+
+    from largebatch.checkpoint import CheckpointError, load_checkpoint, newest_valid
+    from largebatch.run_folder import RunFolder
+
+    passed_over: list[str] = []
+    try:
+        if not path.is_dir():
+            raise ValueError(f"{path}: no such folder. Give a checkpoint, or a run.")
+        if (path / "MANIFEST.json").is_file() or path.name.startswith("step_"):
+            checkpoint = load_checkpoint(path)
+        else:
+            newest, passed_over = newest_valid(RunFolder(path).checkpoints)
+            if newest is None:
+                raise CheckpointError(
+                    f"{path}: no valid checkpoint. " + " ".join(passed_over or ["There is none at all."])
+                )
+            checkpoint = newest
+    except CheckpointError as error:
+        print(f"largebatch checkpoint export: {error}", file=sys.stderr)
+        return EXIT_DAMAGED
+    for note in passed_over:
+        print(f"passed over: {note}", file=sys.stderr)
+    target = Path(out) if out else Path(f"{checkpoint.path.name}.safetensors")
+    if target.exists():
+        raise ValueError(f"{target} exists already. Choose another name with --out FILE.")
+    weights = checkpoint.tensors["model"]
+    temporary = target.with_name(f".{target.name}.tmp-{secrets.token_hex(4)}")
+    try:
+        save_file(weights, temporary, metadata={"format": "pt", "step": str(checkpoint.step)})
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    print(f"{target}: {len(weights)} tensors of step {checkpoint.step}, {target.stat().st_size:,} bytes")
+    return EXIT_VALID

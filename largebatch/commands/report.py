@@ -1,0 +1,57 @@
+"""`largebatch report FOLDER...`: one page of everything that runs, measurements and studies have left behind."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+EXIT_DONE, EXIT_FAILED, EXIT_WRONG_INPUT = 0, 1, 2
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`report FOLDER... [--out FILE]`; returns 0, 2 for wrong input, or 1 if the page cannot be written."""
+    try:
+        options = _parser().parse_args(list(arguments))
+    except SystemExit as exit_:
+        return EXIT_WRONG_INPUT if exit_.code else EXIT_DONE
+    from largebatch.run_report import read_evidence, write_report
+
+    path = Path(options.out)
+    evidence = read_evidence(options.folders)
+    for one in evidence.left_out:
+        print(f"left out: {one.path}: {one.reason}", file=sys.stderr)
+    if not evidence:
+        print(
+            f"largebatch report: nothing of {len(options.folders)} given can be shown. A report needs one folder at "
+            "least that `largebatch train`, `measure`, `compare`, `study` or `find-lr` has written, or one with such "
+            "folders below it. Train first, or name another folder.",
+            file=sys.stderr,
+        )
+        return EXIT_WRONG_INPUT
+    try:
+        write_report(evidence, path, title=options.title or _title(options.folders))
+    except OSError as error:
+        print(f"largebatch report: {path} cannot be written: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    print(f"{len(evidence.runs)} runs, {sum(map(len, evidence.records.values()))} records")
+    print(path)
+    return EXIT_DONE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="largebatch report",
+        description="One self-contained HTML page (about 5 MB) of runs, measurements, comparisons, studies and "
+        "learning-rate searches: a verdict, figures, and links to every run. It needs no network.",
+    )
+    parser.add_argument("folders", metavar="FOLDER", nargs="+", help="what to show; also all below it")
+    parser.add_argument("--out", metavar="FILE", default="report.html", help="the page (default: report.html)")
+    parser.add_argument("--title", metavar="TEXT", help="its heading")
+    return parser
+
+
+def _title(folders: Sequence[str]) -> str:
+    first = Path(folders[0]).resolve().name
+    return f"largebatch: {first}" + (f" and {len(folders) - 1} more" if len(folders) > 1 else "")

@@ -1,0 +1,103 @@
+"""Pieces of HTML. Every text that a run brings along goes through `html.escape` here."""
+
+from __future__ import annotations
+
+import html
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from largebatch.run_report.plotly_figures import Shown
+from largebatch.run_report.records import RunRecord
+
+
+@dataclass(frozen=True)
+class Link:
+    """A cell that leads somewhere, relative to the page."""
+
+    text: str
+    target: str
+
+
+Cell = str | Link | Sequence[Link]
+
+
+def link_to(page: Path, target: Path, text: str) -> Link:
+    """From the page to a file or folder; folders and pages may move together."""
+    return Link(text, quote(os.path.relpath(target.resolve(), page.resolve().parent)))
+
+
+def run_links(page: Path, run: RunRecord) -> list[Link]:
+    """To what a run has left behind."""
+    names = ("config.yaml", "plan.json", "metrics.jsonl", "summary.json")
+    files = [link_to(page, run.folder / name, name) for name in names if (run.folder / name).is_file()]
+    return [link_to(page, run.folder, "folder"), *files]
+
+
+def escaped(text: str) -> str:
+    """Plain text."""
+    return html.escape(text)
+
+
+def anchor(key: str, text: str) -> str:
+    """A link to a section of the page."""
+    return f'<a href="#{html.escape(key, quote=True)}">{html.escape(text)}</a>'
+
+
+def paragraph(text: str) -> str:
+    """Plain text."""
+    return f"<p>{html.escape(text)}</p>"
+
+
+def bullets(lines: Sequence[str]) -> str:
+    """A list; nothing without lines."""
+    return f"<ul>{''.join(f'<li>{html.escape(line)}</li>' for line in lines)}</ul>" if lines else ""
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[Cell]], *, caption: str = "") -> str:
+    """A table that scrolls by itself where the page is narrow; it can be reached by the keyboard."""
+    head = "".join(f'<th scope="col">{html.escape(text)}</th>' for text in headers)
+    body = "".join(f"<tr>{''.join(f'<td>{_cell(cell)}</td>' for cell in row)}</tr>\n" for row in rows)
+    label = html.escape(caption or "table", quote=True)
+    title = f"<caption>{html.escape(caption)}</caption>" if caption else ""
+    return (
+        f'<div class="table" tabindex="0" role="region" aria-label="{label}"><table>{title}'
+        f"<thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>"
+    )
+
+
+def figure(key: str, shown: Shown) -> str:
+    """The place where the page draws a figure once it comes into view."""
+    title, caption = html.escape(shown.figure.title), html.escape(shown.figure.caption)
+    return (
+        f'<figure data-figure="{html.escape(key, quote=True)}"><h3>{title}</h3>'
+        f'<div class="plot" role="img" aria-label="{html.escape(shown.figure.title, quote=True)}"></div>'
+        f"<figcaption>{caption}</figcaption></figure>"
+    )
+
+
+def choice(key: str, label: str, options: Sequence[tuple[str, str]]) -> str:
+    """A select of (label, HTML) of which one is shown."""
+    if len(options) == 1:
+        return options[0][1]
+    identity = html.escape(key, quote=True)
+    items = "".join(f'<option value="{i}">{html.escape(text)}</option>' for i, (text, _) in enumerate(options))
+    parts = "".join(f"<div{' hidden' if i else ''}>{content}</div>" for i, (_, content) in enumerate(options))
+    return (
+        f'<label for="{identity}">{html.escape(label)}</label> <select id="{identity}" data-choice>{items}</select>'
+        f'<div class="choices">{parts}</div>'
+    )
+
+
+def section(key: str, title: str, content: str) -> str:
+    """A part of the page that the navigation leads to."""
+    return f'<section id="{html.escape(key, quote=True)}"><h2>{html.escape(title)}</h2>\n{content}</section>'
+
+
+def _cell(cell: Cell) -> str:
+    if isinstance(cell, str):
+        return html.escape(cell)
+    links = [cell] if isinstance(cell, Link) else cell
+    return " ".join(f'<a href="{html.escape(one.target, quote=True)}">{html.escape(one.text)}</a>' for one in links)

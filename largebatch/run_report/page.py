@@ -1,0 +1,163 @@
+"""Puts the report together: one HTML file with plotly inside, that asks nothing of any network.
+
+A Content-Security-Policy in the page forbids requests; figures are drawn when they come into view.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from largebatch.run_report import html_parts
+from largebatch.run_report.batches import batch_figures, grouped
+from largebatch.run_report.html_parts import Cell
+from largebatch.run_report.plotly_figures import Shown, plotly_figure
+from largebatch.run_report.records import Evidence, RunRecord
+from largebatch.run_report.run_figures import curves, trust_ratio_maps
+from largebatch.run_report.verdict import caveats, verdict
+
+_SCRIPTS = ("figures.js",)
+_TITLES = {
+    "batches": "Against batch size",
+    "training": "Over training",
+    "noise": "Gradient noise",
+    "layers": "Trust ratios",
+    "time": "Time",
+}
+_HEADERS = (
+    "run", "batch", "ranks", "optimizer", "status", "steps", "samples", "validation accuracy", "loss gap", "s / step",
+    "files",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page.
+
+    Attributes:
+        key: of its anchor.
+        title: its heading.
+        before: HTML above the figures.
+        figures: in their order.
+        choices: (label, figure) of which one is shown at a time.
+    """
+
+    key: str
+    title: str
+    before: str = ""
+    figures: Sequence[Shown] = ()
+    choices: Sequence[tuple[str, Shown]] = ()
+
+    @property
+    def all_figures(self) -> list[Shown]:
+        """Those of the choices too."""
+        return [*self.figures, *(shown for _, shown in self.choices)]
+
+
+def report_sections(evidence: Evidence, page: Path) -> list[Section]:
+    """The parts of the page that have something to show.
+
+    Args:
+        evidence: what was read.
+        page: where the page will be: links are relative to it.
+    """
+    groups = grouped(evidence.runs)
+    over_time = curves(evidence.runs)
+    figures = {"batches": batch_figures(groups)} | over_time
+    maps = [(shown.figure.title, shown) for shown in trust_ratio_maps(evidence.runs)]
+    said = "".join(map(html_parts.paragraph, verdict(evidence, groups)))
+    doubts = html_parts.bullets(caveats(evidence, groups))
+    overview = f'<div class="verdict">{said}</div><h3>What weakens this, or is missing</h3>{doubts}'
+    sections = [Section("overview", "Overview", overview)]
+    for key, title in _TITLES.items():
+        sections.append(Section(key, title, figures=figures.get(key, ()), choices=maps if key == "layers" else ()))
+    sections.append(Section("runs", f"Runs ({len(evidence.runs)})", _runs_table(evidence.runs, page)))
+    if evidence.left_out:
+        rows = [(str(one.path), one.reason) for one in evidence.left_out]
+        sections.append(Section("left-out", "Left out", html_parts.table(("folder", "left out, because"), rows)))
+    return [one for one in sections if one.before or one.all_figures]
+
+
+def write_report(evidence: Evidence, path: Path, *, title: str) -> list[Shown]:
+    """Write the page; returns its figures, for other places to show.
+
+    Args:
+        evidence: what was read.
+        path: the HTML file; its folder is created if need be.
+        title: its heading.
+    """
+    from plotly.offline import get_plotlyjs
+
+    sections = report_sections(evidence, path)
+    keys = {id(shown): f"{part.key}-{n}" for part in sections for n, shown in enumerate(part.all_figures)}
+    figures = {keys[id(shown)]: plotly_figure(shown) for part in sections for shown in part.all_figures}
+    content = _read("page.html").substitute(
+        title=html_parts.escaped(title),
+        made=time.strftime("%Y-%m-%d %H:%M"),
+        style=_read("page.css").template,
+        navigation="".join(html_parts.anchor(part.key, part.title) for part in sections),
+        content="\n".join(_html(part, keys) for part in sections),
+        data=embedded_json({"figures": figures}),
+        plotly=get_plotlyjs().replace("</script", "<\\/script"),
+        scripts="\n".join(_read(name).template for name in _SCRIPTS),
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content, encoding="utf-8")
+    return [shown for part in sections for shown in part.all_figures]
+
+
+def embedded_json(values: dict[str, Any]) -> str:
+    r"""JSON that cannot end the script element that it stands in.
+
+    >>> embedded_json({"name": "</script>"})
+    '{"name":"\\u003c/script>"}'
+    """
+    return json.dumps(values, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+
+
+def _html(part: Section, keys: dict[int, str]) -> str:
+    figures = [html_parts.figure(keys[id(shown)], shown) for shown in part.figures]
+    content = part.before + (f'<div class="figures">{"".join(figures)}</div>' if figures else "")
+    if part.choices:
+        options = [(label, html_parts.figure(keys[id(shown)], shown)) for label, shown in part.choices]
+        content += html_parts.choice(f"{part.key}-choice", "Show", options)
+    return html_parts.section(part.key, part.title, content)
+
+
+def _read(name: str) -> Template:
+    return Template((files("largebatch.run_report") / "template" / name).read_text(encoding="utf-8"))
+
+
+def _runs_table(runs: Sequence[RunRecord], page: Path) -> str:
+    if not runs:
+        return ""
+    rows: list[list[Cell]] = [
+        [
+            run.name,
+            f"{run.global_batch_size:,}{' and more' if run.is_ramped else ''}",
+            str(run.world_size),
+            run.optimizer,
+            run.status,
+            f"{run.steps:,}",
+            f"{run.samples_seen:,}",
+            _with_error(run, "eval/val_accuracy", "eval/val_accuracy_stderr"),
+            _with_error(run, "gap/loss", "gap/loss_stderr"),
+            "" if run.step_s is None else f"{run.step_s:.3g}",
+            html_parts.run_links(page, run),
+        ]
+        for run in runs
+    ]
+    return html_parts.table(_HEADERS, rows, caption="± is the standard error over validation samples")
+
+
+def _with_error(run: RunRecord, key: str, stderr: str) -> str:
+    value, error = run.last(key), run.last(stderr)
+    if value is None:
+        return ""
+    return f"{value:.4f}" + ("" if error is None else f" ± {error:.4f}")

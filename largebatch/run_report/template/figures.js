@@ -1,0 +1,68 @@
+"use strict";
+// Draws figures when they come into view, in the colours of the theme.
+
+const DATA = JSON.parse(document.getElementById("data").textContent);
+const drawn = new Map(); // element -> figure as it was given
+
+function style(name) {
+  return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+}
+
+function themed(layout) {
+  const axis = { gridcolor: style("--line"), zerolinecolor: style("--line"), linecolor: style("--line"), automargin: true };
+  const legend = { orientation: "h", y: -0.24, x: 0, yanchor: "top", bgcolor: "rgba(0,0,0,0)" };
+  return {
+    ...layout,
+    title: undefined, // stands above the figure, where it wraps
+    autosize: true,
+    paper_bgcolor: "rgba(0,0,0,0)",
+    plot_bgcolor: "rgba(0,0,0,0)",
+    font: { color: style("--text"), family: "system-ui, sans-serif", size: 13 },
+    margin: { l: 56, r: 12, t: 12, b: 48 },
+    legend: legend,
+    hoverlabel: { namelength: -1 },
+    xaxis: { ...axis, ...layout.xaxis },
+    yaxis: { ...axis, ...layout.yaxis },
+  };
+}
+
+function draw(place, figure) {
+  drawn.set(place, figure);
+  const config = { responsive: true, displaylogo: false, displayModeBar: "hover", scrollZoom: false,
+    modeBarButtonsToRemove: ["lasso2d", "select2d"] };
+  return Plotly.react(place, figure.data, themed(figure.layout), config);
+}
+
+function drawNamed(element) {
+  draw(element.querySelector(".plot"), DATA.figures[element.dataset.figure]);
+}
+
+const inView = new IntersectionObserver((entries) => {
+  for (const entry of entries) {
+    if (entry.isIntersecting) {
+      inView.unobserve(entry.target);
+      drawNamed(entry.target);
+    }
+  }
+}, { rootMargin: "300px" });
+document.querySelectorAll("figure[data-figure]").forEach((element) => inView.observe(element));
+
+function setTheme(theme) {
+  document.documentElement.dataset.theme = theme;
+  document.getElementById("theme").textContent = theme === "dark" ? "Light" : "Dark";
+  drawn.forEach((figure, place) => draw(place, figure));
+}
+
+const prefersDark = matchMedia("(prefers-color-scheme: dark)");
+prefersDark.addEventListener("change", (event) => setTheme(event.matches ? "dark" : "light"));
+document.getElementById("theme").addEventListener("click", () => {
+  setTheme(document.documentElement.dataset.theme === "dark" ? "light" : "dark");
+});
+setTheme(prefersDark.matches ? "dark" : "light");
+
+for (const select of document.querySelectorAll("select[data-choice]")) {
+  const parts = select.nextElementSibling.children;
+  select.addEventListener("change", () => {
+    for (const [number, part] of [...parts].entries()) part.hidden = number !== Number(select.value);
+  });
+}

@@ -1,0 +1,123 @@
+"""The page of `largebatch report`: complete, self-contained, and safe against what runs are called."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from largebatch.__main__ import main
+from largebatch.run_report.plotly_figures import Shown, plotly_figure
+from largebatch.trackers.diagram import Axis, Diagram, Line, Surface, Trail
+from tests.unit.report_folders import write_run
+
+STEPS, LOSS = Axis("steps", "steps", log=True), Axis("loss", log=True)
+
+
+def data_of(page: str) -> dict[str, Any]:
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, flags=re.DOTALL)
+    assert found is not None
+    return json.loads(found[1])
+
+
+def before_the_scripts(page: str) -> str:
+    return page[: page.index('<script type="application/json"')]
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("report")
+    write_run(folder / "runs" / "<script>alert(1)</script>".replace("/", "_"), 32)
+    write_run(folder / "runs" / "b & c", 64, optimizer="<img src=x>")
+    (folder / "runs" / "torn").mkdir()
+    (folder / "runs" / "torn" / "metrics.jsonl").write_text("{")
+    assert main(["report", str(folder), "--out", str(folder / "out" / "r.html"), "--title", "</title><b>"]) == 0
+    return (folder / "out" / "r.html").read_text()
+
+
+def test_texts_of_runs_are_escaped_everywhere(page: str):
+    static = before_the_scripts(page)
+    assert "&lt;script&gt;alert(1)&lt;_script&gt;" in static
+    assert static.count("<script") == 0
+    assert "<img" not in page[: page.index("plotly.js v")]
+    assert "<title>&lt;/title&gt;&lt;b&gt;</title>" in static
+    embedded = page[page.index('id="data">') :].partition("</script>")[0]
+    assert "<" not in embedded
+
+
+def test_plotly_shows_a_name_as_it_is_and_no_tag(page: str):
+    texts = json.dumps(data_of(page))
+    assert "&lt;script&gt;alert(1)&lt;_script&gt;" in texts
+    assert "<script" not in texts
+
+
+def test_the_page_forbids_every_request(page: str):
+    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', page)
+    assert policy is not None
+    allowed = dict(part.strip().split(" ", 1) for part in policy[1].split(";"))
+    assert allowed == {
+        "default-src": "'none'", "script-src": "'unsafe-inline'", "style-src": "'unsafe-inline'",
+        "img-src": "data: blob:",
+    }  # fmt: skip
+
+
+def test_links_lead_to_the_files_of_the_run_from_where_the_page_is(page: str):
+    assert 'href="../runs/b%20%26%20c/config.yaml"' in page
+    assert "torn" in before_the_scripts(page)
+    assert "plan.json is missing" in page
+
+
+def test_every_figure_has_axes_and_a_place(page: str):
+    figures = data_of(page)["figures"]
+    assert set(figures) == set(re.findall(r'data-figure="([^"]*)"', page))
+    assert len(figures) >= 8
+    for figure in figures.values():
+        assert all(figure["layout"][axis]["title"]["text"] for axis in ("xaxis", "yaxis"))
+
+
+def test_nothing_usable_is_wrong_input_told_with_the_remedy(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["report", str(tmp_path), str(tmp_path / "nowhere"), "--out", str(tmp_path / "r.html")]) == 2
+    told = capsys.readouterr().err
+    assert f"left out: {tmp_path / 'nowhere'}: does not exist" in told
+    assert "nothing of 2 given can be shown" in told
+    assert not (tmp_path / "r.html").exists()
+    assert main(["report"]) == 2
+
+
+def test_a_page_that_cannot_be_written_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    write_run(tmp_path / "a", 32)
+    (tmp_path / "file").write_text("")
+    assert main(["report", str(tmp_path / "a"), "--out", str(tmp_path / "file" / "r.html")]) == 1
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_lines_of_one_label_share_a_colour_and_a_place_in_the_legend():
+    lines = tuple(Line(label, [1, 2], [1.0, 0.5]) for label in ("a", "b", "a"))
+    first, second, third = plotly_figure(Shown(Diagram("n", "t", STEPS, LOSS, lines), names=["1", "2", "3"]))["data"]
+    assert first["line"]["color"] == third["line"]["color"] != second["line"]["color"]
+    assert [one["showlegend"] for one in (first, second, third)] == [True, True, False]
+    assert third["hovertemplate"].endswith("<extra>3</extra>")
+
+
+def test_a_band_is_drawn_around_its_line_and_stays_on_a_logarithmic_axis():
+    line = Line("a", [1, 2, 4], [2.0, None, 1.0], [0.5, None, -1.0], [4.0, None, 3.0])
+    band, _ = plotly_figure(Shown(Diagram("n", "t", STEPS, LOSS, (line,))))["data"]
+    assert (band["x"], band["y"]) == ([1, 4, 4, 1], [0.5, 0.5, 3.0, 4.0])
+
+
+def test_the_interval_of_a_point_is_an_error_bar():
+    line = Line("a", [1], [2.0], [1.5], [4.0], "points")
+    (trace,) = plotly_figure(Shown(Diagram("n", "t", STEPS, LOSS, (line,))))["data"]
+    assert (trace["mode"], trace["error_y"]["array"], trace["error_y"]["arrayminus"]) == ("markers", [2.0], [0.5])
+
+
+def test_a_landscape_has_its_logarithm_and_a_point_per_trail_that_can_walk():
+    surface = Surface("n", "t", STEPS, STEPS, LOSS, [1, 2], [3], [[1.0, 100.0]], (Trail("SGD", [1, 2], [3, 4]),), True)
+    drawn = plotly_figure(Shown(surface))
+    assert drawn["data"][0]["type"] == "contour"
+    assert drawn["data"][0]["z"] == [[0.0, 2.0]]
+    (trail,) = drawn["trails"]
+    assert drawn["data"][trail["trace"]]["mode"] == "markers"

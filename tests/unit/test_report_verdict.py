@@ -1,0 +1,103 @@
+"""The sentences of a report say what its runs support, with the interval, and no more."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from largebatch.run_report.batches import ACCURACY, LOSS, grouped, outcome, quality_of, worse_than_smallest
+from largebatch.run_report.reading import read_evidence
+from largebatch.run_report.records import Evidence
+from largebatch.run_report.verdict import caveats, verdict
+from tests.unit.report_folders import write_json, write_run
+
+
+def said(evidence: Evidence) -> tuple[str, str]:
+    groups = grouped(evidence.runs)
+    return " ".join(verdict(evidence, groups)), " ".join(caveats(evidence, groups))
+
+
+def test_a_large_batch_that_ends_worse_by_more_than_noise_is_told_from_one_that_does_not(tmp_path: Path):
+    for seed, wobble in enumerate((-0.002, 0.0, 0.002)):
+        write_run(tmp_path / f"small{seed}", 32, accuracy=0.9 + wobble, seed=seed)
+        write_run(tmp_path / f"middle{seed}", 64, accuracy=0.899 + wobble, seed=seed)
+        write_run(tmp_path / f"large{seed}", 512, accuracy=0.85 + wobble, seed=seed)
+    words, doubts = said(read_evidence([tmp_path]))
+    assert "validation accuracy at batch 32 is 0.9 (95 %: 0.895 to 0.905)" in words
+    # Welch: standard error 0.002 sqrt(2/3) = 0.001633, t(4) = 2.7764, half width 0.4534 points
+    assert "batch 64 ends 0.1 points worse (95 %: -0.353 to +0.553, positive is worse): within the noise" in words
+    assert "batch 512 ends 5 points worse (95 %: +4.55 to +5.45, positive is worse): more than noise" in words
+    assert "one run" not in doubts
+
+
+def test_one_run_each_is_compared_by_the_errors_over_validation_samples(tmp_path: Path):
+    write_run(tmp_path / "a", 32, accuracy=0.9)
+    write_run(tmp_path / "b", 64, accuracy=0.92)
+    evidence = read_evidence([tmp_path])
+    (group,) = grouped(evidence.runs)
+    found = worse_than_smallest(group, ACCURACY)[64]
+    assert found.value == pytest.approx(-0.02)
+    assert found.high - found.value == pytest.approx(1.959964 * 0.01 * math.sqrt(2))
+    words, doubts = said(evidence)
+    assert "within the noise" in words
+    assert "one run at batch 32, 64: its interval covers the validation samples, not the seed" in doubts
+
+
+def test_a_loss_of_one_run_each_cannot_be_told_from_noise(tmp_path: Path):
+    write_run(tmp_path / "a", 32)
+    write_run(tmp_path / "b", 64)
+    (group,) = grouped(read_evidence([tmp_path]).runs)
+    assert math.isnan(worse_than_smallest(group, LOSS)[64].low)
+
+
+def test_runs_that_diverged_have_no_outcome_and_are_named(tmp_path: Path):
+    write_run(tmp_path / "a", 32)
+    write_run(tmp_path / "lost", 64, status="diverged")
+    evidence = read_evidence([tmp_path])
+    (group,) = grouped(evidence.runs)
+    assert outcome(group.by_batch[64], ACCURACY) is None
+    assert quality_of(group) == ACCURACY
+    words, doubts = said(evidence)
+    assert "no other batch size with an evaluation to compare with" in words
+    assert "diverged: lost" in doubts
+
+
+def test_unequal_budgets_and_settings_are_named(tmp_path: Path):
+    write_run(tmp_path / "a", 32)
+    write_run(tmp_path / "b", 64, width=32)
+    path = tmp_path / "b" / "metrics.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:8]))
+    _, doubts = said(read_evidence([tmp_path]))
+    assert "besides the batch, the runs differ in model.width" in doubts
+    assert "the runs saw 4,096 to 8,192 samples: they are no equal budgets" in doubts
+
+
+def test_optimizers_are_not_mixed(tmp_path: Path):
+    write_run(tmp_path / "a", 32, optimizer="LARS")
+    write_run(tmp_path / "b", 64, optimizer="LAMB")
+    assert {group.name for group in grouped(read_evidence([tmp_path]).runs)} == {
+        "digits, ConvNet, LARS", "digits, ConvNet, LAMB",
+    }  # fmt: skip
+
+
+def test_noise_scale_and_critical_batch_come_with_their_intervals_or_not_at_all(tmp_path: Path):
+    write_run(tmp_path / "a", 32, extra={"noise_scale/value": 96.0, "noise_scale/low": 80.0, "noise_scale/high": 120.0})
+    fits = [
+        {"optimizer": "SGD", "b_crit": {"value": 300.0, "low": 200.0, "high": 500.0}, "supported": True},
+        {"optimizer": "LAMB", "b_crit": {"value": 9.0}, "supported": False, "warnings": ["two points only"]},
+    ]
+    write_json(tmp_path / "study" / "study.json", {"points": [], "fits": fits, "conclusions": ["LARS wins."]})
+    words, doubts = said(read_evidence([tmp_path]))
+    assert "the gradient noise scale is 96 samples (95 %: 80 to 120)" in words
+    assert "The critical batch size of SGD is 300 samples (95 %: 200 to 500)" in words
+    assert "The study does not support a critical batch size of LAMB: two points only." in words
+    assert "LARS wins." in words
+    assert "No study" not in doubts
+
+
+def test_without_any_evaluation_nothing_is_claimed():
+    words, doubts = said(Evidence([]))
+    assert words == "There is no run with an evaluation, and no study: nothing can be said about batch sizes."
+    assert "No study is among the folders" in doubts
