@@ -59,11 +59,11 @@ class Tuned:
 
 def run(experiment: Experiment, settings: Settings) -> Story:
     """Tune every optimizer at every batch size, and train other seeds with what was chosen."""
-    found = {name: [_tune(experiment, settings, name, size) for size in settings.batch_sizes]
+    found = {name: [tune(experiment, settings, name, size) for size in settings.batch_sizes]
              for name in settings.base_lrs}  # fmt: skip
     return Story(
         title="SGD, LARS and LAMB over batch sizes",
-        question="When every optimizer has a rate of its own for every batch size, which of them holds the large batch?",
+        question="When every optimizer has its own rate for every batch size, which of them holds the large batch?",
         answer=_answer(found, settings),
         tables=(_table(experiment, found, settings),),
         figures=(_accuracy_figure(experiment, found), _loss_figure(experiment, found), _grid_figure(found)),
@@ -71,10 +71,12 @@ def run(experiment: Experiment, settings: Settings) -> Story:
     )
 
 
-def _tune(experiment: Experiment, settings: Settings, name: Name, size: int | str) -> Tuned:
-    base_lr = settings.base_lrs[name]
-    common = (f"optimizer={name}", f"scaling.rule={experiment.config.scaling.rule}",
-              f"scaling.base_batch_size={experiment.config.scaling.base_batch_size}", f"batch.total={size}")  # fmt: skip
+def tune(experiment: Experiment, settings: Settings, name: Name, size: int | str) -> Tuned:
+    """Choose the rate of an optimizer for a batch size, and train other seeds with it."""
+    base_lr, scaling = settings.base_lrs[name], experiment.config.scaling
+    # The file of an optimizer brings a rule and a base of its own.
+    common = (f"optimizer={name}", f"scaling.rule={scaling.rule}", f"scaling.base_batch_size={scaling.base_batch_size}",
+              f"batch.total={size}")  # fmt: skip
     tried = [
         train_seeds(experiment, f"{name}-b{size}-x{times:g}", *common, f"scaling.base_lr={base_lr * times}", seeds=[0])
         for times in settings.grid
@@ -150,7 +152,7 @@ def _table(experiment: Experiment, found: dict[Name, list[Tuned]], settings: Set
             rows.append(
                 (
                     name.upper(), f"{one.global_batch_size:,}", f"{one.num_steps:,}",
-                    " ".join(f"{lr:.3g}" for lr in one.lrs), f"{one.lrs[one.chosen]:.3g}{border}",
+                    f"{min(one.lrs):.3g} to {max(one.lrs):.3g}", f"{one.lrs[one.chosen]:.3g}{border}",
                     f"{one.outcome.final(_TRAIN_LOSS).mean():.3g}", f"{mean[0]:.4f}", interval,
                 )
             )  # fmt: skip

@@ -29,6 +29,7 @@ EXPERIMENTS = {
     "linear_scaling": "k times the rate for k times the batch: one step against k, whole runs, where it breaks and why",
     "warmup": "none, constant and gradual before a large rate: which rates train, and the jump after a constant one",
     "lars": "SGD, LARS and LAMB from batch 32 to all samples, each with a rate tuned for every batch size",
+    "noise_and_minima": "sharpness and generalization gap against batch size, at equal epochs and equal steps",
 }
 ALL = "all"
 

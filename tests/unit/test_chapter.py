@@ -47,7 +47,9 @@ SHORT = {
     "warmup": ["length=3ep", "schedule.warmup=1ep", "data.limit=128", "model.hidden=[8]", "batch.total=32",
                "chapter.base_lrs=[0.05]", "chapter.seeds=1", "observers.evaluation.every=null"],
     "lars": ["length=2ep", "schedule.warmup=0ep", "data.limit=96", "model.hidden=[8]", "chapter.seeds=1",
-             "chapter.batch_sizes=[32,full]", "chapter.grid=[1,2]"],
+             "chapter.batch_sizes=[32,full]", "chapter.grid=[1,2]", "~chapter.base_lrs.lars"],
+    "noise_and_minima": ["length=2ep", "data.limit=64", "model.hidden=[8]", "chapter.batch_sizes=[32,64]",
+                         "observers.sharpness.samples=64", "chapter.seeds=1"],
 }  # fmt: skip
 
 
