@@ -36,7 +36,8 @@ SHORT = {
     "gd_variants": ["length=4ep", "data.train.num_samples=60", "data.validation.num_samples=60",
                     "chapter.mini_batch.total=20", "chapter.mini_batch.seeds=2"],
     "accumulation": ["length=2steps", "batch.total=64", "chapter.micro=16", "chapter.ragged=30",
-                     "chapter.precisions=[fp32]", "data.limit=200", "chapter.normed=['model=convnet','model.width=2']"],
+                     "chapter.precisions=[fp32]", "chapter.world_size=1", "data.limit=200",
+                     "chapter.normed=['model=convnet','model.width=2']"],
     "convergence": ["chapter.targets=[0.3,0.1]", "chapter.batch_sizes=[4,32]", "chapter.seeds=2",
                     "chapter.full_batch_steps=5", "data.train.num_samples=1024"],
     "learning_rate": ["chapter.rates=[0.1]"],
@@ -279,6 +280,7 @@ def test_steps_to_a_target_are_compared_with_the_closed_form(told: Callable[[str
         )
         losses = 0.5 * moments @ task.curvature / task.loss(np.ones(48))
         assert losses[-1] <= one["target"] < losses[-2]
+        assert one["expected_loss"] == pytest.approx(losses[-1], rel=1e-12)
         loss = one["loss_after_expected_steps"]
         assert loss["low"] < loss["value"] < loss["high"]
 

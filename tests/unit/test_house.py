@@ -42,6 +42,7 @@ LEVELS = (
         "launcher",
         "interruption",
         "run_folder",
+        "local_ranks",
         "folder_lock",
     },
     {"loop", "agreement", "observers"},
