@@ -226,6 +226,6 @@ def test_a_status_line_moves_on_a_terminal_and_is_silent_without_one(monkeypatch
         line.update("3 runs are done")
     assert out.getvalue() == ""
     console, out = terminal(80, monkeypatch)
-    with status("[red] begins", console=console) as line:
+    with status("begins", console=console) as line:
         line.update("3 runs are done")
-    assert "[red] begins" in ANSI.sub("", out.getvalue())
+    assert "3 runs are done" in ANSI.sub("", out.getvalue())
