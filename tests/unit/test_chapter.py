@@ -44,6 +44,8 @@ SHORT = {
     "learning_rate": ["chapter.rates=[0.1]"],
     "gradient_variance": ["length=1ep", "data.train.num_samples=100", "data.validation.num_samples=100",
                           "chapter.batch_sizes=[1,10,100]", "chapter.replications=3"],
+    "linear_scaling": ["length=2ep", "data.limit=128", "model.hidden=[8]", "chapter.factors=[1,2,4]",
+                       "chapter.seeds=1", "chapter.after_steps=[0,2]", "observers.sharpness.samples=64"],
 }  # fmt: skip
 
 
