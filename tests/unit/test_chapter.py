@@ -201,7 +201,7 @@ def test_the_noise_floor_is_where_shuffled_epochs_stay(batch: int, lr: float):
             weights -= lr * design.T @ (design @ weights - task.targets[rows]) / batch
         ends.append(task.excess(weights))
     # 3000 ends, correlated over 1/(lr h steps per epoch), about 10 of them, in 4 coordinates: 4 % of error, and the
-    # noise grows by lr |z|^2/B, 1 %, away from the minimiser, which the model leaves out. Fresh draws: 20 times more.
+    # noise grows by lr |z|^2/B, 1 %, away from the minimiser, which the model leaves out. Fresh draws would leave 700 times more.
     assert np.mean(ends) == pytest.approx(noise_floor(task, batch, lr), rel=0.15, abs=1e-25)
 
 
