@@ -200,8 +200,8 @@ def test_the_noise_floor_is_where_shuffled_epochs_stay(batch: int, lr: float):
             design = task.design[rows]
             weights -= lr * design.T @ (design @ weights - task.targets[rows]) / batch
         ends.append(task.excess(weights))
-    # 3000 ends, correlated over 1/(lr h steps per epoch), about 10 of them, in 4 coordinates: 4 % of error, and the
-    # noise grows by lr |z|^2/B, 1 %, away from the minimiser, which the model leaves out. Fresh draws would leave 700 times more.
+    # 3000 ends in 4 coordinates, of which some ten in a row are alike: 4 % of error. Away from the minimiser the noise
+    # grows by lr |z|^2/B, 1 %, which the model leaves out. Fresh draws would leave 700 times more.
     assert np.mean(ends) == pytest.approx(noise_floor(task, batch, lr), rel=0.15, abs=1e-25)
 
 
