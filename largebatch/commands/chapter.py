@@ -63,6 +63,7 @@ def run(name: str, config: DictConfig, overrides: list[str]) -> int:
     from largebatch.chapter.experiment import Experiment
     from largebatch.config import parse_section, public_values
     from largebatch.run_folder import environment
+    from largebatch.trackers.console import status
 
     started = time.perf_counter()
     _require_one_process()
@@ -76,8 +77,14 @@ def run(name: str, config: DictConfig, overrides: list[str]) -> int:
         parse_section(composed, "chapter", module.Settings)
         return composed
 
-    experiment = Experiment(config, folder, compose=compose)
-    story: Story = module.run(experiment, settings)
+    with status(f"{name}: begins") as line:
+        experiment = Experiment(
+            config,
+            folder,
+            compose=compose,
+            on_run=lambda run, number: line.update(f"{name}: {number} runs are done, now {run}"),
+        )
+        story: Story = module.run(experiment, settings)
     record = {"kind": "chapter", "name": name} | story.record()
     record |= {"runs": experiment.runs, "seconds": time.perf_counter() - started}
     _show(story, record | {"config": public, "environment": environment()}, folder)

@@ -33,19 +33,15 @@ def conf_dir() -> str:
 def compose_config(overrides: Sequence[str] = (), *, config_name: str = "train") -> DictConfig:
     """The config that a command line of these overrides would have, without one.
 
-    Inside a verb, too: Hydra's state is put back.
+    Inside a verb with its search path, so that choices of a --config-dir are found, too.
 
     Raises:
         hydra.errors.HydraException: if the overrides cannot be composed.
     """
-    state = GlobalHydra.instance()
-    outer = state.hydra
-    state.clear()  # Hydra refuses to begin inside of itself
-    try:
-        with initialize_config_dir(conf_dir(), version_base="1.3"):
-            return compose(config_name, overrides=list(overrides))
-    finally:
-        GlobalHydra.instance().hydra = outer
+    if GlobalHydra.instance().is_initialized():
+        return compose(config_name, overrides=list(overrides))
+    with initialize_config_dir(conf_dir(), version_base="1.3"):
+        return compose(config_name, overrides=list(overrides))
 
 
 def run_verb(verb: str, function: Verb, arguments: Sequence[str], *, config_name: str = "train") -> int:

@@ -161,7 +161,7 @@ def _limits(b_crit: Estimate, seen: Sequence[int]) -> list[str]:
             f"from batch {smallest:,} on it is not excluded that a larger batch saves no steps: B_crit has no lower "
             "and E_min no lower bound. Add smaller batches."
         )
-    if b_crit.value > largest or b_crit.value < smallest:
+    if 0 < b_crit.value < smallest or largest < b_crit.value < math.inf:
         side = "larger" if b_crit.value > largest else "smaller"
         found.append(
             f"B_crit = {b_crit.value:,.4g} lies outside of the batch sizes {smallest:,} to {largest:,} that reached "

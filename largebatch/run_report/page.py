@@ -10,19 +10,22 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from itertools import count
 from pathlib import Path
 from string import Template
 from typing import Any
 
 from largebatch.run_report import html_parts
-from largebatch.run_report.batches import batch_figures, grouped
+from largebatch.run_report.batches import Group, batch_figures, grouped
+from largebatch.run_report.comparison import comparison, comparison_html
+from largebatch.run_report.explorer import Explorer, explorers
 from largebatch.run_report.html_parts import Cell
 from largebatch.run_report.plotly_figures import Shown, plotly_figure
 from largebatch.run_report.records import Evidence, RunRecord
 from largebatch.run_report.run_figures import curves, trust_ratio_maps
 from largebatch.run_report.verdict import caveats, verdict
 
-_SCRIPTS = ("figures.js",)
+_SCRIPTS = ("figures.js", "explorer.js", "comparison.js")
 _TITLES = {
     "batches": "Against batch size",
     "training": "Over training",
@@ -37,6 +40,23 @@ _HEADERS = (
 
 
 @dataclass(frozen=True)
+class Option:
+    """One of several things to choose from.
+
+    Attributes:
+        label: in the list of choices.
+        figures: in their order.
+        before: HTML above them.
+        explorer: the number of the explorer that it is; None: it is none.
+    """
+
+    label: str
+    figures: Sequence[Shown]
+    before: str = ""
+    explorer: int | None = None
+
+
+@dataclass(frozen=True)
 class Section:
     """A part of the page.
 
@@ -45,38 +65,44 @@ class Section:
         title: its heading.
         before: HTML above the figures.
         figures: in their order.
-        choices: (label, figure) of which one is shown at a time.
+        options: of which one is shown at a time.
     """
 
     key: str
     title: str
     before: str = ""
     figures: Sequence[Shown] = ()
-    choices: Sequence[tuple[str, Shown]] = ()
+    options: Sequence[Option] = ()
 
     @property
     def all_figures(self) -> list[Shown]:
-        """Those of the choices too."""
-        return [*self.figures, *(shown for _, shown in self.choices)]
+        """Those of the options too."""
+        return [*self.figures, *(shown for option in self.options for shown in option.figures)]
 
 
-def report_sections(evidence: Evidence, page: Path) -> list[Section]:
+def report_sections(
+    evidence: Evidence, groups: Sequence[Group], explored: Sequence[Explorer], page: Path
+) -> list[Section]:
     """The parts of the page that have something to show.
 
     Args:
         evidence: what was read.
+        groups: of its runs.
+        explored: of each group.
         page: where the page will be: links are relative to it.
     """
-    groups = grouped(evidence.runs)
     over_time = curves(evidence.runs)
     figures = {"batches": batch_figures(groups)} | over_time
-    maps = [(shown.figure.title, shown) for shown in trust_ratio_maps(evidence.runs)]
+    maps = [Option(shown.figure.title, [shown]) for shown in trust_ratio_maps(evidence.runs)]
     said = "".join(map(html_parts.paragraph, verdict(evidence, groups)))
     doubts = html_parts.bullets(caveats(evidence, groups))
     overview = f'<div class="verdict">{said}</div><h3>What weakens this, or is missing</h3>{doubts}'
     sections = [Section("overview", "Overview", overview)]
+    sections.append(Section("explorer", "Batch-size explorer", options=list(map(_explorer_option, count(), explored))))
     for key, title in _TITLES.items():
-        sections.append(Section(key, title, figures=figures.get(key, ()), choices=maps if key == "layers" else ()))
+        sections.append(Section(key, title, figures=figures.get(key, ()), options=maps if key == "layers" else ()))
+    if len(evidence.runs) > 1:
+        sections.append(Section("comparison", "Two runs compared", comparison_html(evidence.runs)))
     sections.append(Section("runs", f"Runs ({len(evidence.runs)})", _runs_table(evidence.runs, page)))
     if evidence.left_out:
         rows = [(str(one.path), one.reason) for one in evidence.left_out]
@@ -94,16 +120,19 @@ def write_report(evidence: Evidence, path: Path, *, title: str) -> list[Shown]:
     """
     from plotly.offline import get_plotlyjs
 
-    sections = report_sections(evidence, path)
+    groups = grouped(evidence.runs)
+    explored = explorers(groups, evidence)
+    sections = report_sections(evidence, groups, explored, path)
     keys = {id(shown): f"{part.key}-{n}" for part in sections for n, shown in enumerate(part.all_figures)}
-    figures = {keys[id(shown)]: plotly_figure(shown) for part in sections for shown in part.all_figures}
+    data: dict[str, Any] = {"explorers": [one.record() for one in explored], "comparison": comparison(evidence.runs)}
+    data["figures"] = {keys[id(shown)]: plotly_figure(shown) for part in sections for shown in part.all_figures}
     content = _read("page.html").substitute(
         title=html_parts.escaped(title),
         made=time.strftime("%Y-%m-%d %H:%M"),
         style=_read("page.css").template,
         navigation="".join(html_parts.anchor(part.key, part.title) for part in sections),
         content="\n".join(_html(part, keys) for part in sections),
-        data=embedded_json({"figures": figures}),
+        data=embedded_json(data),
         plotly=get_plotlyjs().replace("</script", "<\\/script"),
         scripts="\n".join(_read(name).template for name in _SCRIPTS),
     )
@@ -124,10 +153,23 @@ def embedded_json(values: dict[str, Any]) -> str:
 def _html(part: Section, keys: dict[int, str]) -> str:
     figures = [html_parts.figure(keys[id(shown)], shown) for shown in part.figures]
     content = part.before + (f'<div class="figures">{"".join(figures)}</div>' if figures else "")
-    if part.choices:
-        options = [(label, html_parts.figure(keys[id(shown)], shown)) for label, shown in part.choices]
+    if part.options:
+        options = [(option.label, _option(option, keys)) for option in part.options]
         content += html_parts.choice(f"{part.key}-choice", "Show", options)
     return html_parts.section(part.key, part.title, content)
+
+
+def _option(option: Option, keys: dict[int, str]) -> str:
+    figures = "".join(html_parts.figure(keys[id(shown)], shown) for shown in option.figures)
+    content = f'{option.before}<div class="figures">{figures}</div>'
+    return content if option.explorer is None else html_parts.explorer(option.explorer, content)
+
+
+def _explorer_option(number: int, found: Explorer) -> Option:
+    rows = [(one.label, "", "", "", one.source) for one in found.quantities]
+    before = html_parts.slider(number, "Batch size:", count=len(found.sizes), start=found.start)
+    before += html_parts.table(("quantity", "value", "95 % or range", "which is", "from"), rows, caption=found.name)
+    return Option(found.name, found.figures, before, number)
 
 
 def _read(name: str) -> Template:

@@ -8,9 +8,14 @@ function style(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 }
 
+// Plotly reads tags in texts.
+function escaped(text) {
+  return text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
+}
+
 function themed(layout) {
   const axis = { gridcolor: style("--line"), zerolinecolor: style("--line"), linecolor: style("--line"), automargin: true };
-  const legend = { orientation: "h", y: -0.24, x: 0, yanchor: "top", bgcolor: "rgba(0,0,0,0)" };
+  const legend = { orientation: "h", yref: "container", y: 0, yanchor: "bottom", x: 0, bgcolor: "rgba(0,0,0,0)" };
   return {
     ...layout,
     title: undefined, // stands above the figure, where it wraps

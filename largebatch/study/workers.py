@@ -1,0 +1,91 @@
+"""Runs of a study side by side: processes of one thread each, which live as long as the study does and no longer."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import wait as wait_for_handles
+from typing import Any
+
+from largebatch.study.protocol import Job, Row
+
+Work = Callable[[Job, Callable[[], bool]], Row | None]  # job, stop -> row; None: it was stopped
+_WAIT_S = 0.5  # until a stop that came from outside is seen
+
+
+def run_here(work: Work, next_job: Callable[[list[str]], Job | None], stop: Callable[[], bool]) -> Iterator[Row]:
+    """One run after the other in this process."""
+    while not stop() and (job := next_job([])) is not None:
+        row = work(job, stop)
+        if row is not None:
+            yield row
+
+
+def run_side_by_side(
+    work: Work, next_job: Callable[[list[str]], Job | None], stop: Callable[[], bool], *, workers: int
+) -> Iterator[Row]:
+    """So many runs at a time. A job is handed out when a worker is free, with what is known by then.
+
+    A stop lets every worker end its run after the step, and waits for it. Workers whose parent is gone end at once.
+
+    Raises:
+        BrokenProcessPool: if a worker was killed; what is finished has been yielded.
+    """
+    context = multiprocessing.get_context("spawn")
+    stopped = context.Event()
+    # Before they start: torch reads it when it is imported.
+    threads = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(work, stopped))
+    pending: dict[Future[Row | None], str] = {}
+    try:
+        while True:
+            while not stop() and len(pending) < workers and (job := next_job(list(pending.values()))) is not None:
+                pending[pool.submit(_work, job)] = job.name
+            if not pending:
+                return
+            if stop():
+                stopped.set()
+            done, _ = wait(pending, timeout=_WAIT_S, return_when=FIRST_COMPLETED)
+            for future in done:
+                del pending[future]
+                if (row := future.result()) is not None:
+                    yield row
+    finally:
+        stopped.set()
+        pool.shutdown(cancel_futures=True)
+        if threads is None:
+            del os.environ["OMP_NUM_THREADS"]
+        else:
+            os.environ["OMP_NUM_THREADS"] = threads
+
+
+_state: dict[str, Any] = {}  # of a worker
+
+
+def _begin(work: Work, stopped: Any) -> None:
+    """In a new worker: signals are the parent's business, and so is life."""
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _state.update(work=work, stopped=stopped)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait_for_handles([parent.sentinel])
+    os._exit(1)
+
+
+def _work(job: Job) -> Row | None:
+    work: Work = _state["work"]
+    return work(job, _state["stopped"].is_set)
+
+
+__all__ = ["BrokenProcessPool", "Work", "run_here", "run_side_by_side"]

@@ -1,0 +1,202 @@
+"""The protocol of a study without training: what is tried, which run comes next, and what finished ones say."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from largebatch.config import ConfigError
+from largebatch.study.journal import Journal, require_same_study
+from largebatch.study.protocol import Cell, Job, Row, best_trial, next_job, point_of
+from largebatch.study.search import borders, draw_settings
+from largebatch.study.settings import RangeConfig, TargetConfig
+
+LR = RangeConfig(key="scaling.base_lr", low=0.01, high=1.0, scale="log")
+MOMENTUM = RangeConfig(key="optimizer.momentum", low=0.0, high=0.99, scale="one_minus_log")
+RANGES = {"lr": LR, "momentum": MOMENTUM}
+
+
+def cell(batch_size: int = 32, *, trials: int = 3, seeds: int = 2, optimizer: str = "sgd") -> Cell:
+    settings = tuple(draw_settings(RANGES, trials, seed=0))
+    return Cell(optimizer, batch_size, settings, tuple(range(1, 1 + seeds)), 0, 500, RANGES)
+
+
+def finished(job: Job, status: str, steps: int, **more: object) -> Row:
+    return {
+        "id": job.name, "cell": job.cell.name, "number": job.number, "seed": job.seed, "setting": job.setting,
+        "status": status, "steps": steps, "run": f"runs/{job.name}", **more,
+    }  # fmt: skip
+
+
+# --- what is tried
+
+
+def test_settings_fill_every_range_evenly_on_its_own_scale():
+    settings = draw_settings(RANGES, 256, seed=3)
+    lr = np.log([setting["scaling.base_lr"] for setting in settings])
+    one_minus = np.log([1 - setting["optimizer.momentum"] for setting in settings])
+    for logs, low, high in ((lr, math.log(0.01), 0.0), (one_minus, math.log(0.01), 0.0)):
+        places = (logs - low) / (high - low)
+        assert places.min() >= 0
+        assert places.max() <= 1
+        counts = np.histogram(places, 8, (0, 1))[0]
+        assert (abs(counts - 32) <= 4).all(), "a random draw would scatter by 5.3"
+
+
+def test_more_trials_begin_with_the_same_ones_and_another_seed_draws_others():
+    assert draw_settings(RANGES, 16, seed=0)[:5] == draw_settings(RANGES, 5, seed=0)
+    assert draw_settings(RANGES, 5, seed=0) != draw_settings(RANGES, 5, seed=1)
+
+
+def test_the_outer_5_percent_of_a_range_are_its_border_but_no_momentum_is_none():
+    inside, low, high = 0.1, 0.01 * 100**0.049, 0.01 * 100**0.951
+    assert borders({"scaling.base_lr": inside, "optimizer.momentum": 0.5}, RANGES) == ()
+    assert borders({"scaling.base_lr": inside, "optimizer.momentum": 0.0}, RANGES) == ()
+    assert "at the lower border" in borders({"scaling.base_lr": low, "optimizer.momentum": 0.5}, RANGES)[0]
+    assert "at the upper border" in borders({"scaling.base_lr": high, "optimizer.momentum": 0.5}, RANGES)[0]
+    assert "optimizer.momentum=0.989" in borders({"scaling.base_lr": inside, "optimizer.momentum": 0.989}, RANGES)[0]
+
+
+@pytest.mark.parametrize(
+    ("values", "error"),
+    [
+        ({"low": 1.0, "high": 0.1, "scale": "log"}, "a range goes up"),
+        ({"low": 0.0, "high": 0.1, "scale": "log"}, "a logarithmic range is above 0"),
+        ({"low": 0.0, "high": 1.0, "scale": "one_minus_log"}, "1 - value is above 0 there"),
+    ],
+)
+def test_a_range_that_cannot_be_searched_is_refused(values: dict, error: str):
+    with pytest.raises(ValidationError, match=error):
+        RangeConfig(key="x", **values)
+
+
+def test_a_loss_is_to_fall_and_an_accuracy_to_rise():
+    loss, accuracy = (
+        TargetConfig(metric="eval/val_loss", value=0.5),
+        TargetConfig(metric="eval/val_accuracy", value=0.9),
+    )
+    assert [loss.is_reached(value) for value in (0.4, 0.5, 0.6)] == [True, True, False]
+    assert [accuracy.is_reached(value) for value in (0.8, 0.9, 0.95)] == [False, True, True]
+    assert (loss.direction, accuracy.direction) == ("below", "above")
+
+
+# --- what comes next
+
+
+def test_all_settings_are_tried_then_the_best_runs_on_every_seed_that_is_not_of_the_tuning():
+    one, rows, made = cell(), [], []
+    steps = iter([90, 60, 70, 65, 75])
+    while (job := next_job([one], rows, ())) is not None:
+        made.append((job.number, job.seed, job.beaten_at))
+        rows.append(finished(job, "reached", next(steps)))
+    assert made == [(0, 0, None), (1, 0, 90), (2, 0, 60), (1, 1, None), (1, 2, None)]
+
+
+def test_every_point_gets_the_same_settings_and_as_many():
+    cells, rows = [cell(8), cell(16), cell(8, optimizer="lars")], []
+    while (job := next_job(cells, rows, ())) is not None:
+        rows.append(finished(job, "reached" if job.number == 2 else "beaten", 50))
+    for each in cells:
+        tried = [row["setting"] for row in rows if row["cell"] == each.name and row["seed"] == 0]
+        assert tried == list(each.settings)
+
+
+def test_runs_that_count_wait_for_the_trials_still_running_while_other_points_go_on():
+    first, second = cell(8, trials=2), cell(16, trials=2)
+    trials = [Job(first, number, 0, None) for number in (0, 1)]
+    job = next_job([first, second], [finished(trials[0], "reached", 50)], [trials[1].name])
+    assert (job.cell.batch_size, job.number, job.is_tuning) == (16, 0, True)
+    assert next_job([first], [finished(trials[0], "reached", 50)], [trials[1].name]) is None
+
+
+def test_of_equal_trials_the_first_wins_in_whatever_order_they_end():
+    one = cell()
+    rows = [finished(Job(one, number, 0, None), "reached", 50) for number in (2, 0, 1)]
+    assert best_trial(one, rows)["number"] == 0
+
+
+def test_without_a_trial_that_reached_the_target_a_point_is_censored_at_the_budget():
+    one = cell()
+    rows = [
+        finished(Job(one, number, 0, None), status, 100)
+        for number, status in enumerate(("budget", "hopeless", "diverged"))
+    ]
+    assert next_job([one], rows, ()) is None
+    point = point_of(one, rows)
+    assert (point.measured.reached, point.measured.censored, point.trials) == ((), (500.0,), 3)
+
+
+def test_the_steps_of_the_tuning_do_not_count_and_a_seed_that_diverges_is_censored():
+    one = cell(seeds=3)
+    rows = [finished(Job(one, number, 0, None), "reached", steps) for number, steps in enumerate((80, 40, 60))]
+    scale = {"value": 100.0, "low": 50.0, "high": 200.0}
+    final = [("reached", 55), ("diverged", 7), ("reached", 45)]
+    for seed, (status, steps) in enumerate(final, start=1):
+        rows.append(finished(Job(one, 1, seed, None), status, steps, noise_scale=scale))
+    point = point_of(one, rows)
+    assert point.by_seed == (55.0, None, 45.0)
+    assert point.measured.censored == (500.0,)
+    assert point.measured.median == (55.0, False)
+    assert point.setting == one.settings[1]
+    assert (point.noise_scale.value, point.noise_scale.low) == pytest.approx((100.0, 50.0))
+    assert point.runs == ("runs/sgd_b32_t1_s1", "runs/sgd_b32_t1_s2", "runs/sgd_b32_t1_s3")
+
+
+# --- what is on disk
+
+
+def test_a_row_torn_by_a_kill_is_no_row_and_the_next_one_stands_on_its_own(tmp_path: Path):
+    with Journal(tmp_path, share=0, shares=1) as journal:
+        journal.append({"id": "a"})
+    path = tmp_path / "trials.jsonl"
+    path.write_bytes(path.read_bytes() + b'{"id": "b", "st')
+    with Journal(tmp_path, share=0, shares=1) as journal:
+        assert [row["id"] for row in journal.rows()] == ["a"]
+        journal.append({"id": "c"})
+        assert [row["id"] for row in journal.rows()] == ["a", "c"]
+
+
+def test_shares_write_their_own_files_and_read_all(tmp_path: Path):
+    with Journal(tmp_path, share=0, shares=2) as first, Journal(tmp_path, share=1, shares=2) as second:
+        first.append({"id": "a"})
+        second.append({"id": "b"})
+        assert [row["id"] for row in first.rows()] == [row["id"] for row in second.rows()] == ["a", "b"]
+
+
+def test_two_processes_cannot_hold_the_same_share(tmp_path: Path):
+    second = Journal(tmp_path, share=0, shares=1)
+    with Journal(tmp_path, share=0, shares=1), pytest.raises(ConfigError, match="another process writes to it"):
+        second.__enter__()
+
+
+def identity(
+    *, trials: int = 4, value: float = 0.5, length: str = "3ep", optimizers: tuple[str, ...] = ("sgd",)
+) -> dict:
+    return {
+        "trials": trials,
+        "study": {"study": {"target": {"value": value}}},
+        "optimizers": {name: {"length": length} for name in optimizers},
+    }
+
+
+def test_a_study_goes_on_with_more_trials_and_optimizers_but_not_with_anything_else_changed(tmp_path: Path):
+    folder = tmp_path / "study"
+    require_same_study(folder, identity())
+    require_same_study(folder, identity(trials=8, optimizers=("sgd", "lars")))
+    require_same_study(folder, identity(trials=8, optimizers=("lars",)))
+    with pytest.raises(ConfigError) as caught:
+        require_same_study(folder, identity(trials=4, value=0.4, length="5ep"))
+    length, target, trials = sorted(caught.value.errors)
+    assert length.startswith(f'length="5ep": was "3ep" when {folder} was begun')
+    assert target.startswith("study.target.value=0.4: was 0.5")
+    assert trials.startswith(f"study.trials=4: {folder} was begun with 8")
+
+
+def test_a_folder_with_something_else_is_no_study(tmp_path: Path):
+    (tmp_path / "metrics.jsonl").write_text("")
+    with pytest.raises(ConfigError, match="holds something that is no study"):
+        require_same_study(tmp_path, identity())
