@@ -125,8 +125,12 @@ def section(key: str, title: str, content: str) -> str:
     return f'<section id="{html.escape(key, quote=True)}"><h2>{html.escape(title)}</h2>\n{content}</section>'
 
 
+def links(targets: Sequence[Link]) -> str:
+    """One after the other."""
+    return " ".join(f'<a href="{html.escape(one.target, quote=True)}">{html.escape(one.text)}</a>' for one in targets)
+
+
 def _cell(cell: Cell) -> str:
     if isinstance(cell, str):
         return html.escape(cell)
-    links = [cell] if isinstance(cell, Link) else cell
-    return " ".join(f'<a href="{html.escape(one.target, quote=True)}">{html.escape(one.text)}</a>' for one in links)
+    return links([cell] if isinstance(cell, Link) else cell)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.resources import files
 from itertools import count
 from pathlib import Path
@@ -21,8 +20,10 @@ from largebatch.run_report.comparison import comparison, comparison_html
 from largebatch.run_report.explorer import Explorer, explorers
 from largebatch.run_report.html_parts import Cell
 from largebatch.run_report.plotly_figures import Shown, plotly_figure
+from largebatch.run_report.record_sections import record_sections
 from largebatch.run_report.records import Evidence, RunRecord
 from largebatch.run_report.run_figures import curves, trust_ratio_maps
+from largebatch.run_report.sections import Option, Section
 from largebatch.run_report.verdict import caveats, verdict
 
 _SCRIPTS = ("figures.js", "explorer.js", "comparison.js")
@@ -39,49 +40,12 @@ _HEADERS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Option:
-    """One of several things to choose from.
-
-    Attributes:
-        label: in the list of choices.
-        figures: in their order.
-        before: HTML above them.
-        explorer: the number of the explorer that it is; None: it is none.
-    """
-
-    label: str
-    figures: Sequence[Shown]
-    before: str = ""
-    explorer: int | None = None
-
-
-@dataclass(frozen=True)
-class Section:
-    """A part of the page.
-
-    Attributes:
-        key: of its anchor.
-        title: its heading.
-        before: HTML above the figures.
-        figures: in their order.
-        options: of which one is shown at a time.
-    """
-
-    key: str
-    title: str
-    before: str = ""
-    figures: Sequence[Shown] = ()
-    options: Sequence[Option] = ()
-
-    @property
-    def all_figures(self) -> list[Shown]:
-        """Those of the options too."""
-        return [*self.figures, *(shown for option in self.options for shown in option.figures)]
-
-
 def report_sections(
-    evidence: Evidence, groups: Sequence[Group], explored: Sequence[Explorer], page: Path
+    evidence: Evidence,
+    groups: Sequence[Group],
+    explored: Sequence[Explorer],
+    of_records: Sequence[Section],
+    page: Path,
 ) -> list[Section]:
     """The parts of the page that have something to show.
 
@@ -89,11 +53,12 @@ def report_sections(
         evidence: what was read.
         groups: of its runs.
         explored: of each group.
+        of_records: sections of studies, measurements and the like.
         page: where the page will be: links are relative to it.
     """
-    over_time = curves(evidence.runs)
+    over_time = curves(evidence.compared)
     figures = {"batches": batch_figures(groups)} | over_time
-    maps = [Option(shown.figure.title, [shown]) for shown in trust_ratio_maps(evidence.runs)]
+    maps = [Option(shown.figure.title, [shown]) for shown in trust_ratio_maps(evidence.compared)]
     said = "".join(map(html_parts.paragraph, verdict(evidence, groups)))
     doubts = html_parts.bullets(caveats(evidence, groups))
     overview = f'<div class="verdict">{said}</div><h3>What weakens this, or is missing</h3>{doubts}'
@@ -101,13 +66,14 @@ def report_sections(
     sections.append(Section("explorer", "Batch-size explorer", options=list(map(_explorer_option, count(), explored))))
     for key, title in _TITLES.items():
         sections.append(Section(key, title, figures=figures.get(key, ()), options=maps if key == "layers" else ()))
+    sections += of_records
     if len(evidence.runs) > 1:
-        sections.append(Section("comparison", "Two runs compared", comparison_html(evidence.runs)))
+        sections.append(Section("two-runs", "Two runs compared", comparison_html(evidence.runs)))
     sections.append(Section("runs", f"Runs ({len(evidence.runs)})", _runs_table(evidence.runs, page)))
     if evidence.left_out:
         rows = [(str(one.path), one.reason) for one in evidence.left_out]
         sections.append(Section("left-out", "Left out", html_parts.table(("folder", "left out, because"), rows)))
-    return [one for one in sections if one.before or one.all_figures]
+    return [one for one in sections if one.before or one.figures or one.options]
 
 
 def write_report(evidence: Evidence, path: Path, *, title: str) -> list[Shown]:
@@ -120,9 +86,11 @@ def write_report(evidence: Evidence, path: Path, *, title: str) -> list[Shown]:
     """
     from plotly.offline import get_plotlyjs
 
-    groups = grouped(evidence.runs)
+    of_records, broken = record_sections(evidence, path)
+    evidence = evidence.without(broken)
+    groups = grouped(evidence.compared)
     explored = explorers(groups, evidence)
-    sections = report_sections(evidence, groups, explored, path)
+    sections = report_sections(evidence, groups, explored, of_records, path)
     keys = {id(shown): f"{part.key}-{n}" for part in sections for n, shown in enumerate(part.all_figures)}
     data: dict[str, Any] = {"explorers": [one.record() for one in explored], "comparison": comparison(evidence.runs)}
     data["figures"] = {keys[id(shown)]: plotly_figure(shown) for part in sections for shown in part.all_figures}

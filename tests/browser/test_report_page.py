@@ -116,7 +116,7 @@ def test_the_slider_changes_numbers_and_figures_by_the_keyboard_alone(visit: Vis
 
 
 def test_any_two_runs_are_compared_over_samples_or_steps(visit: Visit):
-    section = visit.page.locator("#comparison")
+    section = visit.page.locator("#two-runs")
     chart = section.locator("figure").first
     chart.scroll_into_view_if_needed()
     chart.locator(".xtitle").wait_for()
