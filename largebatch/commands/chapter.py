@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 # `largebatch/chapter/NAME.py` and conf/experiment/chapter/NAME.yaml.
 EXPERIMENTS = {
     "gd_variants": "batch, stochastic and mini-batch gradient descent: loss over epochs, updates and time; three paths",
+    "convergence": "steps to a loss of eps: log(1/eps), sigma^2/eps, sigma^2/(B eps)",
+    "learning_rate": "rates that converge, oscillate and diverge on a quadratic, and the limit of stability",
+    "gradient_variance": "the 1/B law at B = 1, 10, 100, 1000, before and after training",
+    "accumulation": "256 samples from 8 micro-batches of 32 against 256 at once, in both precisions",
+    "linear_scaling": "k times the rate for k times the batch: one step against k, whole runs, where it breaks and why",
 }
 ALL = "all"
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import hydra
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
@@ -37,8 +38,14 @@ def compose_config(overrides: Sequence[str] = (), *, config_name: str = "train")
     Raises:
         hydra.errors.HydraException: if the overrides cannot be composed.
     """
-    with initialize_config_dir(conf_dir(), version_base="1.3"):
-        return compose(config_name, overrides=list(overrides))
+    state = GlobalHydra.instance()
+    outer = state.hydra
+    state.clear()  # Hydra refuses to begin inside of itself
+    try:
+        with initialize_config_dir(conf_dir(), version_base="1.3"):
+            return compose(config_name, overrides=list(overrides))
+    finally:
+        GlobalHydra.instance().hydra = outer
 
 
 def run_verb(verb: str, function: Verb, arguments: Sequence[str], *, config_name: str = "train") -> int:

@@ -9,8 +9,9 @@ from largebatch.run_report.html_parts import escaped, select, table
 from largebatch.run_report.plotly_figures import rounded
 from largebatch.run_report.records import RunRecord
 from largebatch.run_report.run_figures import run_label, thinned
+from largebatch.smoothing import smooth
 from largebatch.trackers.diagram import Axis
-from largebatch.trackers.series import has_data, series, smooth
+from largebatch.trackers.series import has_data, series
 
 # Key of the rows -> its axis.
 SERIES = {

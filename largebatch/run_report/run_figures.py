@@ -9,8 +9,9 @@ import numpy as np
 
 from largebatch.run_report.plotly_figures import Shown
 from largebatch.run_report.records import RunRecord
+from largebatch.smoothing import smooth
 from largebatch.trackers.diagram import Axis, Diagram, Line, Numbers, Style, Surface
-from largebatch.trackers.series import has_data, series, smooth
+from largebatch.trackers.series import has_data, series
 
 _SAMPLES = Axis("samples seen", "samples")
 _MOST_POINTS = 12_000  # of a figure: more are slow on a phone

@@ -15,7 +15,19 @@ MODULES = {
 
 # A room is a module or a package directly under `largebatch`.
 LEVELS = (
-    {"batch", "ramp", "scaling", "schedule", "duration", "keyed", "order", "pairwise", "ledger", "closed_forms"},
+    {
+        "batch",
+        "ramp",
+        "scaling",
+        "schedule",
+        "duration",
+        "keyed",
+        "order",
+        "pairwise",
+        "ledger",
+        "closed_forms",
+        "smoothing",
+    },
     {"optim", "diagnostics", "models", "losses", "coupled_losses", "fingerprint", "flat_gradients"},
     {
         "runtime",
@@ -31,6 +43,7 @@ LEVELS = (
         "micro_batch_norms",
         "batch_split",
         "undisturbed",
+        "lr_range_test",
         "rank_values",
         "sharpness",
         "gradient_variance",
@@ -42,6 +55,7 @@ LEVELS = (
         "launcher",
         "interruption",
         "run_folder",
+        "folder_lock",
     },
     {"loop", "agreement", "observers"},
     {
@@ -49,6 +63,9 @@ LEVELS = (
         "schema",
         "observers_schema",
         "measure_schema",
+        "find_lr_schema",
+        "range_findings",
+        "range_runs",
         "measured_weights",
         "finding",
         "config_types",
@@ -66,6 +83,7 @@ LEVELS = (
         "same_run",
         "prepare",
         "verification",
+        "study",
         "observing",
         "build",
         "quiet_training",
@@ -118,6 +136,7 @@ SAME_LEVEL = {
     ("batch_split", "runtime"),
     ("batch_split", "undisturbed"),
     ("global_gradient", "batch_split"),
+    ("lr_range_test", "undisturbed"),
     ("sharpness", "undisturbed"),
     ("sharpness", "data"),
     ("sharpness", "gradients"),

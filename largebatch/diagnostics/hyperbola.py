@@ -1,0 +1,159 @@
+"""The likelihood of steps to a target over the batch size, S = S_min (1 + B_crit/B), and profiles of it.
+
+Steps scatter by factors, so all of it is in logarithms (McCandlish et al. 2018, appendix A.3). The curve has two
+parameters, a = log S_min and c = log B_crit; the spread of log S around it is a third, which nobody asks for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Float64Array = npt.NDArray[np.float64]
+# What is asked for, as a function of c that is added to a: 0 for log S_min, c for log E_min.
+Shift = Callable[[Float64Array], Float64Array]
+
+FAR = 20.0  # |c - log B| from which on S(B) is its limit to 2e-9: perfect scaling on one side, no gain on the other
+_FLOOR = 1e-12  # of a squared residual: steps that lie on a curve exactly would have an infinite likelihood
+_COARSE = 121  # places where a minimum is looked for before it is refined
+
+
+def log_gain(c: Float64Array, log_sizes: Float64Array) -> Float64Array:
+    """log(1 + B_crit/B) for c = log B_crit [...] and sizes [K] -> [..., K]."""
+    return np.logaddexp(0.0, np.asarray(c)[..., None] - log_sizes)
+
+
+@dataclass(frozen=True)
+class Hyperbola:
+    """Gaussian log-likelihood of the medians of log steps, right-censored where a median was not reached.
+
+    Attributes:
+        log_sizes: log B, [K].
+        log_steps: log S, or the log of the steps within which the target was not reached, [K].
+        weights: number of replicates of each, [K]; the variance of a median is sigma^2 / weight.
+        censored: whether `log_steps` is only a lower bound, bool [K]; at least 3 are not.
+    """
+
+    log_sizes: Float64Array
+    log_steps: Float64Array
+    weights: Float64Array
+    censored: npt.NDArray[np.bool_]
+
+    @property
+    def num_seen(self) -> int:
+        """Batch sizes whose median is known."""
+        return int((~self.censored).sum())
+
+    @property
+    def range_of_c(self) -> tuple[float, float]:
+        """Outside of it the curve does not change any more."""
+        return float(self.log_sizes.min()) - FAR, float(self.log_sizes.max()) + FAR
+
+    def deviance(self, a: Float64Array, c: Float64Array) -> Float64Array:
+        """-2 log likelihood at the best sigma, up to a constant, for a [...] and c [...] -> [...]."""
+        residuals = self.log_steps - np.asarray(a)[..., None] - log_gain(c, self.log_sizes)
+        if not self.censored.any():
+            squares = (self.weights * residuals**2).sum(axis=-1) / len(self.log_steps)
+            return np.asarray(len(self.log_steps) * np.log(squares + _FLOOR))
+        return np.vectorize(self._at_best_sigma, signature="(k)->()")(residuals)
+
+    def _at_best_sigma(self, residuals: Float64Array) -> float:
+        from scipy.optimize import minimize_scalar
+        from scipy.special import log_ndtr
+
+        scaled = residuals * np.sqrt(self.weights)
+        seen, hidden = scaled[~self.censored], scaled[self.censored]
+        squares = float(seen @ seen) + _FLOOR * len(seen)
+
+        def of_log_variance(s: float) -> float:
+            beyond = float(log_ndtr(-hidden * math.exp(-s / 2)).sum())
+            return len(seen) * s + squares * math.exp(-s) - 2 * beyond
+
+        least = math.log(squares / len(seen))
+        # A bound that the curve runs against can only widen sigma: by as much as its own residual at the most.
+        most = max(least, math.log(squares + float(hidden @ hidden))) + 3
+        return float(minimize_scalar(of_log_variance, bounds=(least - 1, most), method="bounded").fun) - len(seen)
+
+    def best(self, shift: Shift, value: float) -> tuple[float, float]:
+        """The c that fits best where a + shift(c) is `value`, and its deviance."""
+        return self._least(lambda c: self._rough(value - shift(c), c), lambda c: self.deviance(value - shift(c), c))
+
+    def best_of_all(self) -> tuple[float, float, float]:
+        """a, c and deviance of the best curve."""
+        c, deviance = self._least(
+            lambda c: self._rough(self._best_a(c), c), lambda c: self._deviance_of_c(c)[1], tolerance=1e-7
+        )
+        return self._deviance_of_c(np.array(c))[0], c, deviance
+
+    def deviance_of_c(self, c: float) -> float:
+        """The deviance at the best a."""
+        return self._deviance_of_c(np.array(c))[1]
+
+    def _deviance_of_c(self, c: Float64Array) -> tuple[float, float]:
+        from scipy.optimize import minimize_scalar
+
+        a = float(self._best_a(c))
+        if not self.censored.any():
+            return a, float(self.deviance(np.array(a), c))
+        # Bounds that the curve runs against lift it.
+        found = minimize_scalar(lambda a: float(self.deviance(np.array(a), c)), bracket=(a, a + 0.1))
+        return float(found.x), float(found.fun)
+
+    def _best_a(self, c: Float64Array) -> Float64Array:
+        """By least squares over what was seen."""
+        weights = self.weights * ~self.censored
+        return np.asarray((self.log_steps - log_gain(c, self.log_sizes)) @ weights / weights.sum())
+
+    def _rough(self, a: Float64Array, c: Float64Array) -> Float64Array:
+        """Squares, in which a bound counts where the curve is below it: tells where to look for a minimum."""
+        residuals = self.log_steps - np.asarray(a)[..., None] - log_gain(c, self.log_sizes)
+        residuals = np.where(self.censored, np.maximum(residuals, 0), residuals)
+        return np.asarray((self.weights * residuals**2).sum(axis=-1))
+
+    def _least(
+        self, rough: Shift, exact: Callable[[Float64Array], Float64Array | float], *, tolerance: float = 1e-4
+    ) -> tuple[float, float]:
+        """Where `exact` is least over c, and its value: near the least of `rough` on a grid."""
+        from scipy.optimize import minimize_scalar
+
+        grid = np.linspace(*self.range_of_c, _COARSE)
+        place = int(np.argmin(rough(grid)))
+        bounds = grid[max(place - 1, 0)], grid[min(place + 1, _COARSE - 1)]
+        found = minimize_scalar(
+            lambda c: float(exact(np.array(c))), bounds=bounds, method="bounded", options={"xatol": tolerance}
+        )
+        end = grid[place] if place in (0, _COARSE - 1) else found.x
+        return min(((float(c), float(exact(np.array(c)))) for c in (found.x, end)), key=lambda pair: pair[1])
+
+
+def profile_interval(
+    profile: Callable[[float], float], value: float, *, least: float, threshold: float, reach: float
+) -> tuple[float, float]:
+    """Where a profile deviance first rises by `threshold` over `least`, below and above `value`.
+
+    -inf or inf where it does not within `reach`.
+
+    >>> low, high = profile_interval(lambda t: (t - 1) ** 2, 1.0, least=0.0, threshold=4.0, reach=50.0)
+    >>> round(low, 4), round(high, 4)
+    (-1.0, 3.0)
+    """
+    below, above = (_edge(profile, value, least + threshold, sign * reach) for sign in (-1, 1))
+    return below, above
+
+
+def _edge(profile: Callable[[float], float], value: float, level: float, reach: float) -> float:
+    from scipy.optimize import brentq
+
+    if profile(value) >= level:  # no noise at all, but for rounding
+        return value
+    inside, step = value, math.copysign(min(0.05, abs(reach)), reach)
+    while abs(inside - value) < abs(reach):
+        outside = inside + step
+        if profile(outside) > level:
+            return float(brentq(lambda t: profile(t) - level, inside, outside, xtol=1e-4))
+        inside, step = outside, 2 * step
+    return math.copysign(math.inf, reach)

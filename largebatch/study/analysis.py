@@ -1,0 +1,104 @@
+"""What a study's points say together: a curve per optimizer, and conclusions that claim no more than is known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+from largebatch.diagnostics.critical_batch import CriticalBatch, Estimate, fit_critical_batch
+from largebatch.study.points import StudyPoint
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """Fits and what follows.
+
+    Attributes:
+        points: all of them.
+        fits: by optimizer, in the order of the points.
+        conclusions: one sentence each.
+    """
+
+    points: tuple[StudyPoint, ...]
+    fits: dict[str, CriticalBatch]
+    conclusions: tuple[str, ...]
+
+    def of(self, optimizer: str) -> list[StudyPoint]:
+        """Its points, ascending in batch size."""
+        return sorted((one for one in self.points if one.optimizer == optimizer), key=lambda one: one.batch_size)
+
+
+def analyse(points: Sequence[StudyPoint]) -> Analysis:
+    """Fit every optimizer's curve and conclude.
+
+    Raises:
+        ValueError: if there are no points.
+    """
+    names = list(dict.fromkeys(point.optimizer for point in points))
+    if not names:
+        raise ValueError("a study without points has nothing to say.")
+    fits = {name: fit_critical_batch([one.measured for one in points if one.optimizer == name]) for name in names}
+    analysis = Analysis(tuple(points), fits, ())
+    said = [line for name in names for line in _of_optimizer(analysis, name)]
+    said += [_between(one, fits[one], other, fits[other]) for one, other in combinations(names, 2)]
+    return Analysis(tuple(points), fits, tuple(line for line in said if line))
+
+
+def shown(estimate: Estimate) -> str:
+    """A value with its interval.
+
+    >>> shown(Estimate(1234.5, 1000.0, math.inf))
+    '1,234 (95 %: 1,000 to unbounded)'
+    """
+    return f"{_number(estimate.value)} (95 %: {_number(estimate.low)} to {_number(estimate.high)})"
+
+
+def _number(value: float) -> str:
+    if value == math.inf:
+        return "unbounded"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _of_optimizer(analysis: Analysis, name: str) -> list[str]:
+    fit, points = analysis.fits[name], analysis.of(name)
+    lines = []
+    if fit.b_crit is not None and fit.s_min is not None and fit.e_min is not None:
+        if fit.supported:
+            lines.append(
+                f"{name}: B_crit is {shown(fit.b_crit)} samples: a batch of that size takes twice the fewest steps, "
+                f"S_min = {shown(fit.s_min)}, and twice the fewest samples, E_min = {shown(fit.e_min)}."
+            )
+        else:
+            lines.append(f"{name}: the evidence does not support a value of B_crit; the fit says {shown(fit.b_crit)}.")
+    lines += [f"{name}: {warning}" for warning in fit.warnings]
+    lines += [f"{name}, batch {point.batch_size:,}: {line}" for point in points for line in point.border]
+    scale = _noise_scale(name, fit, points)
+    return [*lines, scale] if scale else lines
+
+
+def _noise_scale(name: str, fit: CriticalBatch, points: Sequence[StudyPoint]) -> str:
+    """The noise scale, from gradients alone, beside B_crit, from training to the target."""
+    measured = [(point.batch_size, point.noise_scale) for point in points if point.noise_scale is not None]
+    if not measured:
+        return ""
+    values = [scale.value for _, scale in measured]
+    said = (
+        f"{name}: the noise scale at the end of the tuned runs was {_number(min(values))} to {_number(max(values))} "
+        f"samples at {len(measured)} batch size{'s' * (len(measured) > 1)}"
+    )
+    if fit.b_crit is None or not fit.supported:
+        return f"{said}; there is no B_crit to compare it with."
+    typical = math.exp(sum(map(math.log, values)) / len(values))
+    return f"{said}, in the geometric mean {typical / fit.b_crit.value:.2g} times B_crit."
+
+
+def _between(one: str, fit: CriticalBatch, other: str, second: CriticalBatch) -> str:
+    """Which of two optimizers has the larger critical batch, if their intervals tell."""
+    if fit.b_crit is None or second.b_crit is None:
+        return ""
+    (smaller, low), (larger, high) = sorted([(one, fit.b_crit), (other, second.b_crit)], key=lambda pair: pair[1].value)
+    if low.high < high.low and not fit.rejected and not second.rejected:
+        return f"B_crit of {larger} is above that of {smaller}: their intervals do not meet."
+    return f"B_crit of {larger} is not shown to be above that of {smaller}: the evidence does not tell them apart."

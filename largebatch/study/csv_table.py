@@ -1,0 +1,105 @@
+"""Reads steps to a target from a CSV file: anybody's measurements, one row per run."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from largebatch.diagnostics.steps_to_target import StepsToTarget
+from largebatch.study.points import StudyPoint
+
+REQUIRED = ("batch_size", "steps")
+OPTIONAL = ("optimizer", "seed", "censored")
+ONLY_ONE = "all runs"  # the name of the group where there is no column `optimizer`
+_TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False, "": False}
+_MOST_ERRORS = 10
+
+
+class TableError(ValueError):
+    """What is wrong with a table, one line each, with the numbers of its lines."""
+
+
+Row = tuple[str, int, str, float, bool]  # optimizer, batch size, seed, steps, censored
+
+
+def read_points(path: Path) -> list[StudyPoint]:
+    """One point per optimizer and batch size, ascending; rows of one are its replicates.
+
+    Columns `batch_size` and `steps`, and if you like `optimizer`, `seed` (at most one row of each per point) and
+    `censored` (true: the target was not reached within `steps`). Others are not read.
+
+    Raises:
+        TableError: with all that is wrong, up to 10 lines.
+        OSError: if the file cannot be read.
+    """
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        try:
+            rows = _rows(path, csv.DictReader(file, skipinitialspace=True))
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise TableError(f"{path}: is no CSV file in UTF-8 ({error}). Save it as one, with commas.") from None
+    groups: dict[tuple[str, int], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row[:2], []).append(row)
+    names = list(dict.fromkeys(row[0] for row in rows))
+    in_order = sorted(groups, key=lambda group: (names.index(group[0]), group[1]))
+    return [_point(name, size, groups[name, size]) for name, size in in_order]
+
+
+def _rows(path: Path, reader: csv.DictReader[str]) -> list[Row]:
+    names = [name.strip() for name in reader.fieldnames or []]
+    if missing := [name for name in REQUIRED if name not in names]:
+        raise TableError(
+            f"{path}: line 1 has the columns {', '.join(names) or 'none'}: {' and '.join(missing)} must be among them. "
+            f"Name the columns in the first line: {', '.join(REQUIRED)}, and if you like {', '.join(OPTIONAL)}."
+        )
+    reader.fieldnames = names
+    rows, errors = [], []
+    seen: dict[tuple[str, int, str], int] = {}
+    for values in reader:
+        line = reader.line_num
+        try:
+            row = _row(values)
+            if row[2] and (before := seen.setdefault(row[:3], line)) != line:
+                raise ValueError(f"seed={row[2]}: line {before} has it at this batch size too. Remove one.")
+            rows.append(row)
+        except ValueError as error:
+            errors.append(f"{path}: line {line}: {error}")
+    if errors:
+        more = [f"... and {len(errors) - _MOST_ERRORS} more lines"] if len(errors) > _MOST_ERRORS else []
+        raise TableError("\n".join([*errors[:_MOST_ERRORS], *more]))
+    if not rows:
+        raise TableError(f"{path}: has no rows below its first line. Add one per run.")
+    return rows
+
+
+def _row(values: Mapping[str | None, str | list[str] | None]) -> Row:
+    if None in values or None in values.values():
+        raise ValueError("has another number of cells than the first line. Quote texts that contain commas.")
+    cells = {name: str(value).strip() for name, value in values.items()}
+    size, steps = _number(cells, "batch_size"), _number(cells, "steps")
+    if size != int(size):
+        raise ValueError(f"batch_size={cells['batch_size']}: is a whole number of samples.")
+    censored = _TRUTH.get(cells.get("censored", "").lower())
+    if censored is None:
+        raise ValueError(f"censored={cells['censored']}: is true (the target was not reached) or false.")
+    return cells.get("optimizer") or ONLY_ONE, int(size), cells.get("seed", ""), steps, censored
+
+
+def _number(cells: Mapping[str | None, str], name: str) -> float:
+    try:
+        value = float(cells[name])
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        hint = " Of a run without the target: the steps it had, and censored=true." if name == "steps" else ""
+        raise ValueError(f"{name}={cells[name] or 'nothing'}: is a number above 0.{hint}")
+    return value
+
+
+def _point(optimizer: str, size: int, rows: list[Row]) -> StudyPoint:
+    reached = tuple(steps for *_, steps, censored in rows if not censored)
+    hidden = tuple(steps for *_, steps, censored in rows if censored)
+    by_seed = tuple(None if censored else steps for *_, steps, censored in rows)
+    return StudyPoint(optimizer, StepsToTarget(size, reached, hidden), by_seed)

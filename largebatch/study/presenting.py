@@ -1,0 +1,69 @@
+"""Tells a study: tables and conclusions on the console, study.json in its folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from largebatch.diagnostics.critical_batch import CriticalBatch
+from largebatch.run_folder import environment
+from largebatch.study.analysis import Analysis, shown
+from largebatch.study.figures import study_figures
+from largebatch.study.points import StudyPoint
+from largebatch.study.record import study_record
+
+_POINT_HEADERS = ("optimizer", "batch", "steps (median)", "95 %", "samples", "seeds", "best setting")
+_FIT_HEADERS = ("optimizer", "S_min (steps)", "E_min (samples)", "B_crit (samples)", "supported")
+
+
+def present(
+    analysis: Analysis, folder: Path, *, title: str, config: dict[str, Any], more: dict[str, Any] | None = None
+) -> None:
+    """Print tables and conclusions; write study.json and study.png into `folder`, which is made if need be.
+
+    Args:
+        analysis: of the study.
+        folder: where to.
+        title: of the table and the picture.
+        config: for the record.
+        more: other keys of the record.
+    """
+    from largebatch.trackers import print_table
+    from largebatch.trackers.diagram_png import draw_panels
+
+    points = [point for name in analysis.fits for point in analysis.of(name)]
+    print_table(_POINT_HEADERS, [_point_row(point) for point in points], title=title)
+    fits = [_fit_row(name, fit) for name, fit in analysis.fits.items()]
+    print_table(_FIT_HEADERS, fits, title="S = S_min (1 + B_crit/B)")
+    for line in analysis.conclusions:
+        print(f"- {line}")
+    figures = study_figures(analysis)
+    record = study_record(analysis) | {"figures": [figure.record() for figure in figures]} | (more or {})
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "study.json"
+    record |= {"config": config, "environment": environment()}
+    path.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
+    print(path)
+    print(draw_panels(figures, folder / "study.png", title=title))
+
+
+def _point_row(point: StudyPoint) -> tuple[str, ...]:
+    median, hidden = point.measured.median
+    interval = point.measured.interval
+    reached, count = len(point.measured.reached), point.measured.num_replicates
+    setting = ", ".join(f"{key}={value:.4g}" for key, value in point.setting.items())
+    return (
+        point.optimizer,
+        f"{point.batch_size:,}",
+        f"{'> ' * hidden}{median:,.0f}",
+        "" if interval is None else f"{interval[0]:,.0f} to {interval[1]:,.0f}",
+        f"{'> ' * hidden}{median * point.batch_size:,.0f}",
+        f"{reached} of {count}",
+        setting + " (border)" * bool(point.border),
+    )
+
+
+def _fit_row(name: str, fit: CriticalBatch) -> tuple[str, ...]:
+    estimates = ("" if one is None else shown(one) for one in (fit.s_min, fit.e_min, fit.b_crit))
+    return name, *estimates, "yes" if fit.supported else "no"

@@ -1,0 +1,144 @@
+"""`largebatch study analyze`: a CSV file in, S_min, E_min and B_crit out, and only what it supports."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from largebatch.__main__ import main
+from largebatch.diagnostics.steps_to_target import StepsToTarget
+from largebatch.study import Scale, StudyPoint, TableError, analyse, read_points
+from largebatch.study.figures import study_figures
+from largebatch.trackers.diagram import from_record
+
+SIZES = (8, 16, 32, 64, 128, 256, 512)
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "220")
+    monkeypatch.chdir(tmp_path)
+
+
+def write(text: str) -> Path:
+    path = Path("steps.csv")
+    path.write_text(text)
+    return path
+
+
+def point(size: int, steps: float, *, optimizer: str = "sgd", **more: object) -> StudyPoint:
+    return StudyPoint(optimizer, StepsToTarget(size, (steps,)), (steps,), **more)
+
+
+def curve(s_min: float, b_crit: float, *, optimizer: str = "sgd", **more: object) -> list[StudyPoint]:
+    return [point(size, s_min * (1 + b_crit / size), optimizer=optimizer, **more) for size in SIZES]
+
+
+def test_a_file_becomes_tables_conclusions_a_record_and_a_picture(capsys: pytest.CaptureFixture[str]):
+    rows = [
+        f"{name},{seed},{size},{steps * (1 + b_crit / size) * (1 + 0.01 * seed)},no"
+        for name, steps, b_crit in (("sgd", 100, 60), ("lars", 50, 200))
+        for size in SIZES
+        for seed in (0, 1, -1)
+    ]
+    write("\n".join(["optimizer,seed,batch_size,steps,censored", "lars,0,1024,55,yes", *rows]))
+    assert main(["study", "analyze", "steps.csv", "--out", "out"]) == 0
+    said = capsys.readouterr().out
+    assert "sgd: B_crit is 60 (95 %: 60 to 60) samples" in said
+    assert "- lars: the median did not reach the target at batch 1,024: counted as a lower bound." in said
+    assert "B_crit of lars is above that of sgd: their intervals do not meet." in said
+    record = json.loads(Path("out/study.json").read_text())
+    assert (record["kind"], record["unit"], record["optimizers"]) == ("study", "samples", ["lars", "sgd"])
+    lars, sgd = record["fits"]
+    assert sgd["b_crit"]["value"] == pytest.approx(60, rel=1e-3)
+    assert lars["s_min"]["value"] == pytest.approx(50, rel=1e-3)
+    assert len(sgd["curve"]["steps"]) == len(sgd["curve"]["batch_size"])
+    first, hidden = record["points"][0], record["points"][7]
+    assert first["median_steps"] == pytest.approx(50 * 26)
+    assert first["low"] < first["median_steps"] < first["high"]
+    assert (hidden["steps"], hidden["median_steps"], hidden["censored"], hidden["censored_at"]) == (
+        [None], None, True, [55.0],
+    )  # fmt: skip
+    steps, samples = (from_record(figure) for figure in record["figures"])
+    assert [line.label for line in steps.lines][2:] == ["lars", "lars: not reached within", "sgd"]
+    assert samples.lines[2].y[0] == pytest.approx(8 * steps.lines[2].y[0])
+    assert Path("out/study.png").stat().st_size > 10_000
+
+
+def test_batch_sizes_and_steps_are_enough(capsys: pytest.CaptureFixture[str]):
+    write("steps, batch_size, machine\n" + "".join(f"{100 * (1 + 50 / size)}, {size}, a\n" for size in SIZES))
+    points = read_points(Path("steps.csv"))
+    assert [one.batch_size for one in points] == list(SIZES)
+    assert {one.optimizer for one in points} == {"all runs"}
+    assert analyse(points).fits["all runs"].b_crit.value == pytest.approx(50, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("", "line 1 has the columns none: batch_size and steps must be among them"),
+        ("batch,steps\n1,2\n", "line 1 has the columns batch, steps: batch_size must be among them"),
+        ("batch_size,steps\n", "has no rows below its first line"),
+        ("batch_size,steps\n8,0\n", "line 2: steps=0: is a number above 0. Of a run without the target: the"),
+        ("batch_size,steps\n8,\n", "line 2: steps=nothing: is a number above 0"),
+        ("batch_size,steps\n8,nan\n", "line 2: steps=nan: is a number above 0"),
+        ("batch_size,steps\n8.5,10\n", "line 2: batch_size=8.5: is a whole number of samples"),
+        ("batch_size,steps\n8,10,3\n", "line 2: has another number of cells than the first line"),
+        ("batch_size,steps\n8\n", "line 2: has another number of cells than the first line"),
+        ("batch_size,steps,censored\n8,10,maybe\n", "line 2: censored=maybe: is true"),
+        ("batch_size,steps,seed\n8,10,1\n\n8,11,1\n", "line 4: seed=1: line 2 has it at this batch size too"),
+    ],
+)
+def test_a_bad_table_is_refused_with_the_line_the_value_and_the_rule(text: str, error: str):
+    with pytest.raises(TableError, match=error):
+        read_points(write(text))
+
+
+def test_all_bad_lines_are_told_at_once_up_to_ten():
+    with pytest.raises(TableError) as caught:
+        read_points(write("batch_size,steps\n" + "8,x\n" * 12))
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 11
+    assert lines[-1] == "... and 2 more lines"
+
+
+def test_wrong_input_ends_with_two(capsys: pytest.CaptureFixture[str]):
+    assert main(["study", "analyze", "none.csv"]) == 2
+    assert main(["study", "analyze"]) == 2
+    write("batch_size,steps\n8,x\n")
+    assert main(["study", "analyze", "steps.csv"]) == 2
+    assert "largebatch study analyze: steps.csv: line 2: steps=x" in capsys.readouterr().err
+
+
+def test_an_unsupported_critical_batch_is_no_conclusion_but_its_lower_bound_may_separate_two():
+    analysis = analyse([*curve(100, 60), *curve(1, 5000, optimizer="lars")])
+    assert not analysis.fits["lars"].supported
+    doubt = "lars: the evidence does not support a value of B_crit"
+    assert any(line.startswith(doubt) for line in analysis.conclusions)
+    assert analysis.conclusions[-1] == "B_crit of lars is above that of sgd: their intervals do not meet."
+
+
+def test_optimizers_with_the_same_curve_are_not_told_apart():
+    noisy = [point(size, 100 * (1 + 60 / size) * (1.1 if size in (16, 128) else 0.97)) for size in SIZES]
+    analysis = analyse([*noisy, *curve(100, 66, optimizer="lars")])
+    assert analysis.conclusions[-1].startswith("B_crit of lars is not shown to be above that of sgd")
+
+
+def test_the_noise_scale_of_the_runs_is_set_beside_the_critical_batch():
+    points = curve(100, 50, noise_scale=Scale(100.0, 80.0, 130.0))
+    said = "sgd: the noise scale at the end of the tuned runs was 100 to 100 samples at 7 batch sizes, in the geometric"
+    assert f"{said} mean 2 times B_crit." in analyse(points).conclusions
+    alone = analyse(points[:2])
+    assert any(line.endswith("there is no B_crit to compare it with.") for line in alone.conclusions)
+
+
+def test_a_setting_at_the_border_of_its_range_is_a_conclusion():
+    points = [*curve(100, 50)[1:], point(8, 725, border=("lr: at the upper border",))]
+    assert "sgd, batch 8: lr: at the upper border" in analyse(points).conclusions
+
+
+def test_a_study_of_two_batch_sizes_draws_points_without_a_curve():
+    figures = study_figures(analyse(curve(100, 50)[:2]))
+    assert [line.style for line in figures[0].lines] == ["points"]
