@@ -76,7 +76,7 @@ def figure(key: str, shown: Shown) -> str:
     title, caption = html.escape(shown.figure.title), html.escape(shown.figure.caption)
     return (
         f'<figure data-figure="{html.escape(key, quote=True)}"><h3>{title}</h3>'
-        f'<div class="plot" role="img" aria-label="{html.escape(shown.figure.title, quote=True)}"></div>'
+        f'<div class="plot" role="group" aria-label="{html.escape(shown.figure.title, quote=True)}"></div>'
         f"<figcaption>{caption}</figcaption></figure>"
     )
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Sequence
 from importlib.resources import files
 from itertools import count
@@ -19,7 +20,7 @@ from largebatch.run_report.batches import Group, batch_figures, grouped
 from largebatch.run_report.comparison import comparison, comparison_html
 from largebatch.run_report.explorer import Explorer, explorers
 from largebatch.run_report.html_parts import Cell
-from largebatch.run_report.plotly_figures import Shown, plotly_figure
+from largebatch.run_report.plotly_figures import plotly_figure
 from largebatch.run_report.record_sections import record_sections
 from largebatch.run_report.records import Evidence, RunRecord
 from largebatch.run_report.run_figures import curves, trust_ratio_maps
@@ -56,16 +57,12 @@ def report_sections(
         of_records: sections of studies, measurements and the like.
         page: where the page will be: links are relative to it.
     """
-    over_time = curves(evidence.compared)
-    figures = {"batches": batch_figures(groups)} | over_time
-    maps = [Option(shown.figure.title, [shown]) for shown in trust_ratio_maps(evidence.compared)]
     said = "".join(map(html_parts.paragraph, verdict(evidence, groups)))
     doubts = html_parts.bullets(caveats(evidence, groups))
     overview = f'<div class="verdict">{said}</div><h3>What weakens this, or is missing</h3>{doubts}'
     sections = [Section("overview", "Overview", overview)]
     sections.append(Section("explorer", "Batch-size explorer", options=list(map(_explorer_option, count(), explored))))
-    for key, title in _TITLES.items():
-        sections.append(Section(key, title, figures=figures.get(key, ()), options=maps if key == "layers" else ()))
+    sections += _run_sections(evidence.compared, groups)
     sections += of_records
     if len(evidence.runs) > 1:
         sections.append(Section("two-runs", "Two runs compared", comparison_html(evidence.runs)))
@@ -76,8 +73,21 @@ def report_sections(
     return [one for one in sections if one.before or one.figures or one.options]
 
 
-def write_report(evidence: Evidence, path: Path, *, title: str) -> list[Shown]:
-    """Write the page; returns its figures, for other places to show.
+def _run_sections(runs: Sequence[RunRecord], groups: Sequence[Group]) -> list[Section]:
+    """Figures over runs, of one task at a time: losses of different tasks have nothing to do with each other."""
+    options: dict[str, list[Option]] = {key: [] for key in _TITLES}
+    for task in dict.fromkeys([*(group.task for group in groups), *(run.task for run in runs)]):
+        ours = [run for run in runs if run.task == task]
+        found = {"batches": batch_figures([group for group in groups if group.task == task])} | curves(ours)
+        for key, figures in found.items():
+            if figures:
+                options[key].append(Option(task, figures))
+        options["layers"] += [Option(shown.figure.title, [shown]) for shown in trust_ratio_maps(ours)]
+    return [Section(key, title, options=options[key]) for key, title in _TITLES.items()]
+
+
+def write_report(evidence: Evidence, path: Path, *, title: str) -> dict[str, dict[str, Any]]:
+    """Write the page; returns its figures as plotly has them, by `SECTION/NAME`, for other places to show.
 
     Args:
         evidence: what was read.
@@ -91,22 +101,22 @@ def write_report(evidence: Evidence, path: Path, *, title: str) -> list[Shown]:
     groups = grouped(evidence.compared)
     explored = explorers(groups, evidence)
     sections = report_sections(evidence, groups, explored, of_records, path)
-    keys = {id(shown): f"{part.key}-{n}" for part in sections for n, shown in enumerate(part.all_figures)}
-    data: dict[str, Any] = {"explorers": [one.record() for one in explored], "comparison": comparison(evidence.runs)}
-    data["figures"] = {keys[id(shown)]: plotly_figure(shown) for part in sections for shown in part.all_figures}
+    keys = _figure_keys(sections)
+    figures = {keys[id(shown)]: plotly_figure(shown) for part in sections for shown in part.all_figures}
+    looked_up = {"explorers": [one.record() for one in explored], "comparison": comparison(evidence.runs)}
     content = _read("page.html").substitute(
         title=html_parts.escaped(title),
         made=time.strftime("%Y-%m-%d %H:%M"),
         style=_read("page.css").template,
         navigation="".join(html_parts.anchor(part.key, part.title) for part in sections),
         content="\n".join(_html(part, keys) for part in sections),
-        data=embedded_json(data),
+        data=embedded_json({"figures": figures} | looked_up),
         plotly=get_plotlyjs().replace("</script", "<\\/script"),
         scripts="\n".join(_read(name).template for name in _SCRIPTS),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(content, encoding="utf-8")
-    return [shown for part in sections for shown in part.all_figures]
+    return figures
 
 
 def embedded_json(values: dict[str, Any]) -> str:
@@ -116,6 +126,18 @@ def embedded_json(values: dict[str, Any]) -> str:
     '{"name":"\\u003c/script>"}'
     """
     return json.dumps(values, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+
+
+def _figure_keys(sections: Sequence[Section]) -> dict[int, str]:
+    """Key of each figure, by its id; of several with one name the second ends in -2."""
+    count_of_name: Counter[str] = Counter()
+    keys = {}
+    for part in sections:
+        for shown in part.all_figures:
+            name = f"{part.key}/{shown.figure.name}"
+            count_of_name[name] += 1
+            keys[id(shown)] = name if count_of_name[name] == 1 else f"{name}-{count_of_name[name]}"
+    return keys
 
 
 def _html(part: Section, keys: dict[int, str]) -> str:

@@ -33,8 +33,9 @@ function themed(layout) {
 
 function draw(place, figure) {
   drawn.set(place, figure);
+  // Without showSendToCloud: false, plotly.js 4 offers to upload the chart to its makers.
   const config = { responsive: true, displaylogo: false, displayModeBar: "hover", scrollZoom: false,
-    modeBarButtonsToRemove: ["lasso2d", "select2d"] };
+    showSendToCloud: false, plotlyServerURL: "", modeBarButtonsToRemove: ["lasso2d", "select2d"] };
   return Plotly.react(place, figure.data, themed(figure.layout), config);
 }
 
