@@ -52,7 +52,7 @@ def comparison_html(runs: Sequence[RunRecord]) -> str:
     present = [key for key in SERIES if any(has_data(run.rows, key) for run in runs)]
     places = "".join(
         f'<figure data-key="{key}"><h3>{escaped(SERIES[key].label.capitalize())}</h3>'
-        f'<div class="plot" role="img" aria-label="{escaped(SERIES[key].label)} of both runs"></div></figure>'
+        f'<div class="plot" role="group" aria-label="{escaped(SERIES[key].label)} of both runs"></div></figure>'
         for key in present
     )
     settings = table(("setting", "first", "second"), [], caption="Settings in which they differ")

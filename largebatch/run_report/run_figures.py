@@ -79,7 +79,7 @@ def _trust_ratio_map(run: RunRecord) -> Shown | None:
     rows = [run.layers[i] for i in thinned(len(run.layers), 120)]
     values = [[_finite(row.get(name)) for row in rows] for name in reversed(names)]
     figure = Surface(
-        f"trust_ratio_{run.name}",
+        "trust_ratio",
         f"Trust ratio: {run.name}, {run_label(run)}",
         _SAMPLES,
         Axis("layer", "first at the top"),
