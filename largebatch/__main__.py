@@ -15,6 +15,7 @@ VERBS = {
     "verify": "prove on your own model and data that ranks and accumulation change nothing; name the cause if they do",
     "measure": "measure weights on a fixed subset: `measure sharpness`, `variance`, `gap`, `communication` or `all`",
     "study": "steps and samples to a target against batch size; `study analyze FILE` fits B_crit to a CSV file",
+    "find-lr": "learning rate for a batch: range test over seeds, with its reason; a map of rate x batch size",
     "compare": "large-batch gap: validation of large-batch against small-batch runs, `compare RUN...`, folders of runs",
     "report": "one interactive page of runs, measurements and studies: `report FOLDER...`, also all below it",
     "ledger": "find the first step in which two runs differ: `ledger A B`, folders of runs",
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.append(os.getcwd())  # as under `python -m`: the user's own models and data sets
     # Heavy imports wait until a verb needs them: --help answers in under a second.
-    command = importlib.import_module(f"largebatch.commands.{verb}")
+    command = importlib.import_module(f"largebatch.commands.{verb.replace('-', '_')}")
     try:
         return int(command.main(rest))
     except BrokenPipeError:  # whoever read our output has left, as `| head` does

@@ -13,6 +13,7 @@ from torch import nn
 
 from largebatch.checkpoint import Checkpoint
 from largebatch.data import MicroBatchLoader
+from largebatch.folder_lock import FolderInUseError, FolderLock
 from largebatch.loop import Run
 from largebatch.losses import units_are_fixed
 from largebatch.observers import (
@@ -26,9 +27,9 @@ from largebatch.observing import Records, observe
 from largebatch.order import SampleOrder
 from largebatch.plan_report import plan_record
 from largebatch.prepare import Prepared
-from largebatch.resume import check_identity, find_checkpoint, run_identity
+from largebatch.resume import check_identity, find_checkpoint, record_start, run_identity, start_notes
 from largebatch.run_folder import RunFolder, new_folder
-from largebatch.runtime import Runtime
+from largebatch.runtime import LauncherError, Runtime
 from largebatch.same_run import require_same_run, run_fingerprint
 from largebatch.trackers import JsonlTracker, ProgressLine, TensorBoardTracker, Tracker, WandbTracker
 
@@ -66,7 +67,8 @@ def open_job(prepared: Prepared, stop: Callable[[], bool], overrides: Sequence[s
     """Join the job of the launcher, yield the run ready to train, and leave the job.
 
     Raises:
-        LauncherError: if launcher and accelerate disagree, or the ranks are not the same run.
+        LauncherError: if launcher and accelerate disagree, the ranks are not the same run, or another process writes to
+            the folder.
         CheckpointError: if the run to resume has no usable checkpoint, or was another run.
     """
     config = prepared.config
@@ -80,22 +82,40 @@ def open_job(prepared: Prepared, stop: Callable[[], bool], overrides: Sequence[s
         folder = RunFolder(Path(runtime.broadcast(config.run.dir or str(new_folder(config.run.root, name)))))
         identity = run_identity(prepared)
         checkpoint, notes = find_checkpoint(config.resume, folder, runtime)
-        if checkpoint is not None:
-            check_identity(checkpoint, identity)
-        if runtime.is_main:
-            folder.write_inputs(
-                config_yaml=OmegaConf.to_yaml(prepared.public), overrides=overrides, plan=plan_record(prepared.derived)
-            )
+        changes = check_identity(checkpoint, identity, allow=config.resume_allow) if checkpoint is not None else []
         with contextlib.ExitStack() as stack:
+            _lock(folder, runtime, stack)
+            if runtime.is_main:
+                folder.write_inputs(
+                    config_yaml=OmegaConf.to_yaml(prepared.public),
+                    overrides=overrides,
+                    plan=plan_record(prepared.derived),
+                )
+                record_start(folder, checkpoint, changes, world_size=runtime.world_size)
             trackers = _trackers(prepared, folder, checkpoint, stack) if runtime.is_main else []
             records = Records(runtime, resume_at_step=checkpoint.values["step"] if checkpoint else 0)
             job = _connect(prepared, runtime, folder, trackers, records, identity, stop)
-            job.notes += notes
+            job.notes += [*notes, *start_notes(checkpoint, changes)]
             if checkpoint is not None:
                 restore(job.run, checkpoint)
             yield job
     finally:
         runtime.close()
+
+
+def _lock(folder: RunFolder, runtime: Runtime, stack: contextlib.ExitStack) -> None:
+    """Hold the folder on rank 0, or refuse on every rank."""
+    refusal = None
+    if runtime.is_main:
+        try:
+            stack.enter_context(FolderLock(folder.path))
+        except FolderInUseError as error:
+            refusal = str(error)
+        except OSError as error:
+            refusal = f"{folder.path} cannot be written to: {error}. Make room, or choose another run.dir."
+    refusal = runtime.broadcast(refusal)
+    if refusal is not None:
+        raise LauncherError(refusal)
 
 
 def _trackers(

@@ -112,14 +112,15 @@ def derive(config: TrainConfig, *, num_samples: int, world_size: int) -> Derived
     return Derived(ramp, peaks, schedule, num_samples, evaluate_every, checkpoint_every, sharpness_every)
 
 
-def _solve(config: TrainConfig, total: int, world_size: int) -> BatchPlan:
+def solve_plan(config: TrainConfig, total: int, world_size: int) -> BatchPlan:
+    """How a global batch of `total` samples is cut for the ranks, within the limits of the config."""
     if config.batch.micro is not None:
         return BatchPlan.pinned(global_batch_size=total, world_size=world_size, micro_batch_size=config.batch.micro)
     return BatchPlan.solve(global_batch_size=total, world_size=world_size, max_micro_batch_size=config.batch.max_micro)
 
 
 def _ramp(config: TrainConfig, stages: Stages, world_size: int) -> BatchRamp:
-    return BatchRamp(tuple(_solve(config, total, world_size) for total in stages.totals), stages.milestones)
+    return BatchRamp(tuple(solve_plan(config, total, world_size) for total in stages.totals), stages.milestones)
 
 
 def _peak_lrs(config: TrainConfig, stages: Stages) -> tuple[ScaledValue, ...]:

@@ -51,8 +51,10 @@ def parse_measure(config: DictConfig) -> MeasureConfig:
 
 
 @contextlib.contextmanager
-def open_weights(prepared: Prepared, checkpoint: str | None) -> Iterator[Weights]:
+def open_weights(prepared: Prepared, checkpoint: str | None, *, key: str = "measure.checkpoint") -> Iterator[Weights]:
     """Join the job of the launcher, load the weights of a run or a checkpoint (None: the initial ones), leave the job.
+
+    `key` is what errors call `checkpoint`.
 
     Raises:
         LauncherError: if launcher and accelerate disagree, or the ranks are not the same run.
@@ -70,22 +72,22 @@ def open_weights(prepared: Prepared, checkpoint: str | None) -> Iterator[Weights
         source, path, step = "the initial weights", None, 0
         if checkpoint is not None:
             where = str(Path(checkpoint).absolute())  # a path, even if it is called "auto"
-            found, _ = find_checkpoint(where, RunFolder(Path(where)), runtime, key="measure.checkpoint")
+            found, _ = find_checkpoint(where, RunFolder(Path(where)), runtime, key=key)
             assert found is not None
-            _load(module, found)
+            _load(module, found, key)
             source, path, step = f"{found.path} (step {found.step})", str(found.path), found.step
         yield Weights(module, runtime, source, path, step)
     finally:
         runtime.close()
 
 
-def _load(module: nn.Module, checkpoint: Checkpoint) -> None:
+def _load(module: nn.Module, checkpoint: Checkpoint, key: str) -> None:
     try:
         module.load_state_dict(checkpoint.tensors["model"])
     except (RuntimeError, KeyError) as error:
         differences = " ".join(str(error).split())
         raise CheckpointError(
-            f"measure.checkpoint={checkpoint.path} belongs to another model: {differences}. Give the model and the "
+            f"{key}={checkpoint.path} belongs to another model: {differences}. Give the model and the "
             "data of its run; they are in its config.yaml."
         ) from None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -27,6 +27,9 @@ class CheckpointConfig(Section):
 
     every: DurationText | None
     keep: PositiveInt
+    best_by: Literal["eval/val_loss", "eval/val_accuracy"] | None
+    background: bool
+    on_error: Literal["warn", "stop"]
 
 
 class ProfileConfig(Section):

@@ -77,7 +77,7 @@ def observe(
     config, derived = prepared.config, prepared.derived
     journal = Journal(trackers, num_samples=derived.num_samples)
     evaluation = _evaluation(prepared, journal)
-    checkpoints = _checkpoints(prepared, folder, trackers, identity)
+    checkpoints = _checkpoints(prepared, folder, trackers, identity, evaluation)
     # The ranks first, so that nothing is logged or saved of weights that they do not share.
     live = _noise_scale(prepared, journal), _communication(config, journal)
     observers: list[Observer] = [_ranks(prepared), MetricsObserver(journal), evaluation, *(one for one in live if one)]
@@ -147,15 +147,24 @@ def _evaluation(prepared: Prepared, journal: Journal) -> EvaluationObserver:
 
 
 def _checkpoints(
-    prepared: Prepared, folder: RunFolder, trackers: Sequence[Tracker], identity: dict[str, Any]
+    prepared: Prepared,
+    folder: RunFolder,
+    trackers: Sequence[Tracker],
+    identity: dict[str, Any],
+    evaluation: EvaluationObserver,
 ) -> CheckpointObserver:
+    options = prepared.config.observers.checkpoint
     run_ids = [tracker.run_id for tracker in trackers if isinstance(tracker, WandbTracker)]
     return CheckpointObserver(
         folder.checkpoints,
         every=prepared.derived.checkpoint_every,
-        keep=prepared.config.observers.checkpoint.keep,
+        keep=options.keep,
         identity=identity,
         extra={"wandb_run_id": run_ids[0]} if run_ids else {},
+        evaluation=evaluation,
+        best_by=options.best_by,
+        background=options.background,
+        on_error=options.on_error,
     )
 
 

@@ -114,6 +114,10 @@ def folder_problems(config: TrainConfig) -> list[str]:
     folder = None if config.run.dir is None else RunFolder(Path(config.run.dir))
     if config.resume == "auto" and folder is None:
         problems.append("resume=auto: looks into run.dir, which is not set. Give run.dir=FOLDER.")
+    if config.resume == "none" and config.resume_allow:
+        problems.append(
+            f"resume_allow={config.resume_allow}: has no effect on a new run. Set resume=auto, or leave it empty."
+        )
     if config.resume not in ("auto", "none") and not Path(config.resume).exists():
         problems.append(f"resume={config.resume}: there is no such folder. Use auto, none, or the path of a run.")
     if folder is not None and config.resume == "none" and folder.holds_a_run:

@@ -60,9 +60,7 @@ def prepare(composed: DictConfig, environ: Mapping[str, str]) -> Prepared:
     _look_around(config, environ, report)
     train, train_plain, validation = _datasets(config, report)
     loss = report.attempt("loss", lambda: _loss(config))
-    # On the CPU and from a key of its own, so that every rank of every topology draws the same weights.
-    torch.manual_seed(stream_key(config.seed, "initialisation"))
-    model = report.attempt("model", lambda: _model(config))
+    model = report.attempt("model", lambda: initial_model(config, config.seed))
     optimizer = None if model is None else report.attempt("optimizer", lambda: build_optimizer(config, model))
     augment = report.attempt("data.augment", lambda: _augmentation(config))
     derived = None
@@ -148,7 +146,14 @@ def _not_empty(dataset: Any) -> Any:
     return dataset
 
 
-def _model(config: TrainConfig) -> nn.Module:
+def initial_model(config: TrainConfig, seed: int) -> nn.Module:
+    """The model with the weights that a run of `seed` starts from.
+
+    Raises:
+        ValueError, ConfigError: if it cannot be made, or does not fit the config.
+    """
+    # On the CPU and from a key of its own, so that every rank of every topology draws the same weights.
+    torch.manual_seed(stream_key(seed, "initialisation"))
     model = make("model", config.model)
     if not isinstance(model, nn.Module):
         raise TargetError(f"model._target_={config.model['_target_']}: made a {type(model).__name__}, not a Module.")

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from largebatch.checkpoint import Checkpoint, CheckpointError, load_checkpoint, newest_valid
+from largebatch.checkpoint import Checkpoint, CheckpointError, load_checkpoint, newest_valid, saved_versions
 from largebatch.prepare import Prepared
 from largebatch.run_folder import RunFolder
 from largebatch.runtime import Runtime
+from largebatch.schema import CHANGEABLE
 from largebatch.targets import TargetError, find_target
 
 # A run with another value of one of these is another run: a checkpoint of it must not be continued.
@@ -84,19 +88,81 @@ def _newest(path: Path) -> tuple[Checkpoint | None, list[str]]:
     return newest_valid(RunFolder(path).checkpoints)
 
 
-def check_identity(checkpoint: Checkpoint, identity: dict[str, Any]) -> None:
+@dataclass(frozen=True)
+class Change:
+    """A value of the config that a run goes on with, and what it was."""
+
+    key: str
+    was: Any
+    now: Any
+
+    def __str__(self) -> str:
+        return f"{self.key} was {self.was}, now {self.now}"
+
+    @property
+    def permission(self) -> str | None:
+        """The value of resume_allow that would let it pass; None: nothing would."""
+        section = self.key.partition(".")[0]
+        return section if section in CHANGEABLE else None
+
+
+def check_identity(checkpoint: Checkpoint, identity: dict[str, Any], *, allow: Sequence[str] = ()) -> list[Change]:
     """Refuse to continue a run as another one.
 
+    Args:
+        checkpoint: to continue from.
+        identity: of the run that would go on.
+        allow: sections of the config that may differ, out of `CHANGEABLE`.
+
+    Returns:
+        What differs and is allowed to.
+
     Raises:
-        CheckpointError: with every key that changed, and both values.
+        CheckpointError: with every key that changed and is not allowed to, and both values.
     """
     saved = checkpoint.values["identity"]
-    changed = list(_differences(_completed(saved), _completed(identity)))
-    if changed:
+    changes = list(_differences(_completed(saved), _completed(identity)))
+    refused = [change for change in changes if change.permission not in allow]
+    if refused:
+        permissions = {change.permission for change in refused}
+        asked = ",".join(sorted(set(map(str, permissions)) | set(allow)))
+        way_out = "" if None in permissions else f" To change it on purpose: 'resume_allow=[{asked}]'."
         raise CheckpointError(
-            f"{checkpoint.path} belongs to a run with another config: {'; '.join(changed)}. "
-            "Resume with the same values, or start a new run with resume=none."
+            f"{checkpoint.path} belongs to a run with another config: {'; '.join(map(str, refused))}. "
+            f"Resume with the same values, or start a new run with resume=none.{way_out}"
         )
+    return changes
+
+
+def start_notes(checkpoint: Checkpoint | None, changes: Sequence[Change]) -> list[str]:
+    """What a person should know of how a run goes on: changed values, changed versions."""
+    notes = [f"changed, as resume_allow permits: {change}" for change in changes]
+    now = saved_versions()
+    for name, version in (checkpoint.versions if checkpoint else {}).items():
+        if version != now.get(name):
+            told = f"saved by {name} {version}, now {now.get(name)}"
+            notes.append(f"{told}: last digits may differ from those of an uninterrupted run")
+    return notes
+
+
+def record_start(
+    folder: RunFolder, checkpoint: Checkpoint | None, changes: Sequence[Change], *, world_size: int
+) -> None:
+    """Append to history.jsonl how the run began or went on: position, processes, versions and changed values.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    row = {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "step": checkpoint.values["step"] if checkpoint else 0,
+        "resumed_from": str(checkpoint.path) if checkpoint else None,
+        "changed": [asdict(change) for change in changes],
+        "world_size": world_size,
+        "versions": saved_versions(),
+    }
+    with folder.history.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
 
 
 def _completed(identity: dict[str, Any]) -> dict[str, Any]:
@@ -118,9 +184,9 @@ def _completed(identity: dict[str, Any]) -> dict[str, Any]:
     return identity | {"optimizer": defaults | node}
 
 
-def _differences(saved: Any, given: Any, prefix: str = "") -> Iterator[str]:
+def _differences(saved: Any, given: Any, prefix: str = "") -> Iterator[Change]:
     if isinstance(saved, dict) and isinstance(given, dict):
         for key in sorted(saved.keys() | given.keys()):
             yield from _differences(saved.get(key), given.get(key), f"{prefix}.{key}" if prefix else key)
     elif saved != given:
-        yield f"{prefix} was {saved}, now {given}"
+        yield Change(prefix, saved, given)

@@ -27,6 +27,11 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def history(self) -> Path:
+        """One JSON object per start: from which step, on how many processes, with which changes."""
+        return self.path / "history.jsonl"
+
+    @property
     def ledger(self) -> Path:
         """One JSON object per optimizer step, to compare runs by."""
         return self.path / "ledger.jsonl"

@@ -19,6 +19,9 @@ from largebatch.observers_schema import ObserversConfig
 from largebatch.scaling import SCALING_RULES
 from largebatch.schedule import DECAYS, WARMUP_KINDS
 
+# What a run may change when it is resumed, if it says so: which samples come, and what is trained, stays as it was.
+CHANGEABLE = ("length", "schedule", "scaling", "clip_norm")
+
 
 class RampConfig(Section):
     """How the batch changes over the run."""
@@ -159,6 +162,7 @@ class TrainConfig(Section):
     clip_norm: PositiveFloat | None
     batch_norm: Literal["ghost", "exact"]
     resume: str
+    resume_allow: list[Annotated[str, one_of(CHANGEABLE)]]
     run: RunConfig
     batch: BatchConfig
     scaling: ScalingConfig

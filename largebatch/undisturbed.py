@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,3 +58,46 @@ def unmoved(module: nn.Module) -> Iterator[None]:
         random.setstate(generators[2])
         if on_gpu is not None:
             torch.cuda.set_rng_state_all(on_gpu)
+
+
+@contextmanager
+def rolled_back(module: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Train on a module for a while: on every way out all is as before, an exception or Ctrl-C included.
+
+    Restored are weights, gradients, modes, the optimizer's state and settings, and what `unmoved` restores. Tensors
+    that were there before keep their identity, so that whoever holds one (a distributed wrapper, a fused optimizer) is
+    right. Takes the memory of one copy of all of these.
+    """
+    parameters = [(one, one.detach().clone(), _kept(one.grad)) for one in module.parameters()]
+    modes = [(part, part.training) for part in module.modules()]
+    settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    states = [
+        (one, state, {name: _kept(value) for name, value in state.items()}) for one, state in optimizer.state.items()
+    ]
+    with unmoved(module):
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for parameter, value, grad in parameters:
+                    parameter.copy_(value)
+                    parameter.grad = _restored(grad)
+                optimizer.state.clear()
+                for one, state, values in states:
+                    state.clear()
+                    state.update({name: _restored(value) for name, value in values.items()})
+                    optimizer.state[one] = state
+            for group, setting in zip(optimizer.param_groups, settings, strict=True):
+                group.update(setting)
+            for part, was_training in modes:
+                part.training = was_training
+
+
+def _kept(value: Any) -> tuple[Any, Any]:
+    """The value itself and, of a tensor, a copy of what it holds."""
+    return value, value.detach().clone() if isinstance(value, torch.Tensor) else None
+
+
+def _restored(kept: tuple[Any, Any]) -> Any:
+    value, copy = kept
+    return value if copy is None else value.copy_(copy)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from largebatch.chapter.experiment import Experiment
+from largebatch.chapter.training_set import training_set
 from largebatch.closed_forms import LeastSquares
 from largebatch.config import ConfigError
-from largebatch.targets import TargetError, make
 
 
 def least_squares(experiment: Experiment) -> LeastSquares:
@@ -16,12 +16,11 @@ def least_squares(experiment: Experiment) -> LeastSquares:
     Raises:
         ConfigError: if the task is no linear regression.
     """
-    config = experiment.config
+    config, data = experiment.config, training_set(experiment)
     try:
-        data = make("data.train", dict(config.data.train))
         limit = slice(config.data.limit)
         return LeastSquares(data.inputs[limit], data.targets[limit], bias=config.model.get("bias", True))
-    except (TargetError, ValueError, AttributeError) as error:
+    except (ValueError, AttributeError) as error:
         raise ConfigError(
             [f"data.train._target_={config.data.train.get('_target_')}: {error} This experiment compares its runs with "
              "the closed forms of a linear regression. Leave data, model and loss as they are."]

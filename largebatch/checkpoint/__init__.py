@@ -1,16 +1,20 @@
 """Checkpoints: tensors as safetensors, everything else as JSON, a manifest over both. No pickle anywhere."""
 
+from largebatch.checkpoint.background import BackgroundWriter, copied
 from largebatch.checkpoint.folder import Checkpoint, load_checkpoint, newest_valid, save_checkpoint
-from largebatch.checkpoint.manifest import FORMAT, CheckpointError
+from largebatch.checkpoint.manifest import FORMAT, CheckpointError, saved_versions
 from largebatch.checkpoint.optimizer_state import pack_optimizer, unpack_optimizer
 
 __all__ = [
     "FORMAT",
+    "BackgroundWriter",
     "Checkpoint",
     "CheckpointError",
+    "copied",
     "load_checkpoint",
     "newest_valid",
     "pack_optimizer",
     "save_checkpoint",
+    "saved_versions",
     "unpack_optimizer",
 ]

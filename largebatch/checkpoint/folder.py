@@ -17,7 +17,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +35,13 @@ _LEFTOVER = re.compile(r"\.tmp-\d+-[0-9a-f]+")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What was saved: groups of named tensors, on the CPU, and plain JSON values."""
+    """What was saved: groups of named tensors, on the CPU, plain JSON values, and the versions that saved them."""
 
     path: Path
     step: int
     tensors: dict[str, dict[str, Tensor]]
     values: dict[str, Any]
+    versions: dict[str, str] = field(default_factory=dict)
 
 
 def save_checkpoint(
@@ -120,7 +121,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             f"{path}: {error}. Its bytes are those of its manifest, so it was written wrong, by another program or by "
             "somebody else: use an older checkpoint."
         ) from error
-    return Checkpoint(path=path, step=step, tensors=tensors, values=values)
+    return Checkpoint(path=path, step=step, tensors=tensors, values=values, versions=manifest.get("versions", {}))
 
 
 def newest_valid(folder: Path) -> tuple[Checkpoint | None, list[str]]:

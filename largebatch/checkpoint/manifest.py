@@ -31,9 +31,14 @@ def build_manifest(directory: Path, *, step: int, names: Iterable[str]) -> dict[
     return {
         "format": FORMAT,
         "step": step,
-        "versions": {name: _version(name) for name in ("largebatch", "torch")},
+        "versions": saved_versions(),
         "files": {name: _fingerprint(directory / name) for name in sorted(names)},
     }
+
+
+def saved_versions() -> dict[str, str]:
+    """Of what decides the numbers of a run."""
+    return {name: _version(name) for name in ("largebatch", "torch")}
 
 
 def encode_manifest(body: dict[str, Any]) -> bytes:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from largebatch.data.array import ArrayDataset
@@ -37,12 +41,19 @@ def digits(split: Split, *, validation_size: int = 360) -> ArrayDataset:
         raise ValueError(
             f"validation_size={validation_size}: both splits need images, so it lies in [1, {_NUM_IMAGES - 1}]."
         )
+    images, labels = _all_images()
+    permutation = SampleOrder(_NUM_IMAGES, seed=_SPLIT_SEED).ids(0, _NUM_IMAGES)
+    chosen = permutation[:-validation_size] if split == "train" else permutation[-validation_size:]
+    values = torch.from_numpy(images[chosen]).to(torch.float32).unsqueeze(1)
+    return ArrayDataset(
+        (values / 16 - DIGITS_MEAN) / DIGITS_STD, torch.from_numpy(labels[chosen]).to(torch.int64), num_classes=10
+    )
+
+
+@functools.cache
+def _all_images() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    """[N, 8, 8] and [N]: parsed once, since it takes longer than a short run of a study. Splits are copies."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
-    permutation = SampleOrder(_NUM_IMAGES, seed=_SPLIT_SEED).ids(0, _NUM_IMAGES)
-    chosen = permutation[:-validation_size] if split == "train" else permutation[-validation_size:]
-    values = torch.from_numpy(bunch.images[chosen]).to(torch.float32).unsqueeze(1)
-    return ArrayDataset(
-        (values / 16 - DIGITS_MEAN) / DIGITS_STD, torch.from_numpy(bunch.target[chosen]).to(torch.int64), num_classes=10
-    )
+    return bunch.images, bunch.target

@@ -9,7 +9,10 @@ from largebatch.diagnostics.communication import (
 from largebatch.diagnostics.gap import EvalSums, GeneralizationGap, generalization_gap
 from largebatch.diagnostics.gap_parts import GapParts, Part, PerSample, decompose_gap
 from largebatch.diagnostics.large_batch_gap import MATCHES, Evaluations, LargeBatchGap, large_batch_gap
+from largebatch.diagnostics.lr_range import RangeCurve, RangeSettings, walk_rates
+from largebatch.diagnostics.lr_suggestion import Reading, Suggestion, mean_rate, read_curve, scaling_exponent, suggest
 from largebatch.diagnostics.noise_scale import NoiseScale, NoiseScaleEstimator, moments_of_step
+from largebatch.diagnostics.stability import Momentum, momentum_of, stability_limit
 
 __all__ = [
     "MATCHES",
@@ -19,17 +22,29 @@ __all__ = [
     "GeneralizationGap",
     "Interval",
     "LargeBatchGap",
+    "Momentum",
     "NoiseScale",
     "NoiseScaleEstimator",
     "Part",
     "PerSample",
+    "RangeCurve",
+    "RangeSettings",
+    "Reading",
     "StepCommunication",
+    "Suggestion",
     "TransferFit",
     "communication_of_step",
     "decompose_gap",
     "fit_transfer",
     "generalization_gap",
     "large_batch_gap",
+    "mean_rate",
     "moments_of_step",
+    "momentum_of",
     "probe_sizes",
+    "read_curve",
+    "scaling_exponent",
+    "stability_limit",
+    "suggest",
+    "walk_rates",
 ]

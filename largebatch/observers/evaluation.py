@@ -45,6 +45,7 @@ class EvaluationObserver:
         timeout_s: seconds to wait for such a process; 0: forever.
         best: the best value so far of each metric that has a direction.
         last: the latest row.
+        last_step: the step of it; -1: there is none.
     """
 
     journal: Journal
@@ -58,7 +59,7 @@ class EvaluationObserver:
     timeout_s: float = 0
     best: dict[str, float] = field(default_factory=dict)
     last: Row = field(default_factory=dict)
-    _last_step: int = -1
+    last_step: int = -1
 
     def on_start(self, run: Run) -> None:
         """Nothing: the first evaluation comes after the first interval."""
@@ -71,7 +72,7 @@ class EvaluationObserver:
 
     def on_end(self, run: Run, status: str) -> None:
         """Evaluate the final weights, unless they are not numbers any more."""
-        if status != "diverged" and self._last_step != run.progress.step:
+        if status != "diverged" and self.last_step != run.progress.step:
             self.measure(run)
 
     def measure(self, run: Run) -> Row:
@@ -99,7 +100,7 @@ class EvaluationObserver:
             for name, value in values.items()
             if value is not None and not (name.endswith("_stderr") and math.isnan(value))
         }
-        self._last_step = run.progress.step
+        self.last_step = run.progress.step
         for name, better in (("eval/val_loss", min), ("eval/val_accuracy", max)):
             if name in self.last:
                 value = float(self.last[name])

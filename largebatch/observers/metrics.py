@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 
 from largebatch.loop import Progress, Run, StepReport
+from largebatch.observers.memory import peak_memory
 from largebatch.trackers import Row, Tracker
 
 
@@ -41,7 +42,8 @@ class MetricsObserver:
 
     The loss is that of the step's whole global batch, summed over ranks. Times are rank 0's: `time/step_s` and
     `time/data_s` are means over the steps since the last row; `time/communication_s` is the exposed communication of
-    the row's own step; `time/compute_s` is the rest.
+    the row's own step; `time/compute_s` is the rest. `memory/peak_bytes` is the most so far: on a GPU of tensors, on a
+    CPU of rank 0's whole process.
     """
 
     def __init__(self, journal: Journal) -> None:
@@ -82,6 +84,8 @@ class MetricsObserver:
         communication_s = report.communication_s or 0.0
         row["time/communication_s"] = communication_s
         row["time/compute_s"] = max((seconds - self._data_s) / num_steps - communication_s, 0.0)
+        if (peak := peak_memory(run.runtime.device)) is not None:
+            row["memory/peak_bytes"] = peak
         if report.grad_norm is not None:
             row["train/grad_norm"] = float(report.grad_norm)
         return row

@@ -12,6 +12,8 @@ from urllib.parse import quote
 from largebatch.run_report.plotly_figures import Shown
 from largebatch.run_report.records import RunRecord
 
+_LONG = 20  # rows of a table that scrolls by itself
+
 
 @dataclass(frozen=True)
 class Link:
@@ -62,8 +64,9 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[Cell]], *, caption: st
     body = "".join(f"<tr>{''.join(f'<td>{_cell(cell)}</td>' for cell in row)}</tr>\n" for row in rows)
     label = html.escape(caption or "table", quote=True)
     title = f"<caption>{html.escape(caption)}</caption>" if caption else ""
+    style = "table long" if len(rows) > _LONG else "table"
     return (
-        f'<div class="table" tabindex="0" role="region" aria-label="{label}"><table>{title}'
+        f'<div class="{style}" tabindex="0" role="region" aria-label="{label}"><table>{title}'
         f"<thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>"
     )
 
@@ -73,7 +76,7 @@ def figure(key: str, shown: Shown) -> str:
     title, caption = html.escape(shown.figure.title), html.escape(shown.figure.caption)
     return (
         f'<figure data-figure="{html.escape(key, quote=True)}"><h3>{title}</h3>'
-        f'<div class="plot" role="img" aria-label="{html.escape(shown.figure.title, quote=True)}"></div>'
+        f'<div class="plot" role="group" aria-label="{html.escape(shown.figure.title, quote=True)}"></div>'
         f"<figcaption>{caption}</figcaption></figure>"
     )
 
@@ -91,13 +94,43 @@ def choice(key: str, label: str, options: Sequence[tuple[str, str]]) -> str:
     )
 
 
+def select(identity: str, label: str, options: Sequence[str], *, chosen: int = 0) -> str:
+    """A list to choose from; an option's value is its number."""
+    items = "".join(
+        f'<option value="{i}"{" selected" if i == chosen else ""}>{html.escape(text)}</option>'
+        for i, text in enumerate(options)
+    )
+    return (
+        f'<p><label for="{identity}">{html.escape(label)}</label> '
+        f'<select id="{identity}" autocomplete="off">{items}</select></p>'
+    )
+
+
+def slider(number: int, label: str, *, count: int, start: int) -> str:
+    """A range over `count` places with its text; what it changes is beside it in the block of this number."""
+    identity = f"explorer-{number}"
+    return (
+        f'<p><label for="{identity}">{html.escape(label)}</label> <output for="{identity}"></output></p>'
+        f'<input type="range" id="{identity}" min="0" max="{count - 1}" step="1" value="{start}" autocomplete="off">'
+    )
+
+
+def explorer(number: int, content: str) -> str:
+    """The block of a slider, whose script finds its table and figures inside."""
+    return f'<div class="explorer" data-explorer="{number}">{content}</div>'
+
+
 def section(key: str, title: str, content: str) -> str:
     """A part of the page that the navigation leads to."""
     return f'<section id="{html.escape(key, quote=True)}"><h2>{html.escape(title)}</h2>\n{content}</section>'
 
 
+def links(targets: Sequence[Link]) -> str:
+    """One after the other."""
+    return " ".join(f'<a href="{html.escape(one.target, quote=True)}">{html.escape(one.text)}</a>' for one in targets)
+
+
 def _cell(cell: Cell) -> str:
     if isinstance(cell, str):
         return html.escape(cell)
-    links = [cell] if isinstance(cell, Link) else cell
-    return " ".join(f'<a href="{html.escape(one.target, quote=True)}">{html.escape(one.text)}</a>' for one in links)
+    return links([cell] if isinstance(cell, Link) else cell)

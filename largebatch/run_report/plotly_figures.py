@@ -5,6 +5,8 @@ The page adds what depends on the reader: colours of the theme, the size, and ho
 
 from __future__ import annotations
 
+import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +17,8 @@ from largebatch.trackers.diagram import Axis, Diagram, Line, Numbers, Surface, T
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#A87400", "#BE5F93", "#3A8FC7", "#7A7F85")
 _DASHES = ("solid", "dot", "dashdot", "longdash")  # once the colours are used up
 _MODES = {"line": "lines", "dashed": "lines", "points": "markers", "both": "lines+markers"}
+_TITLE_WIDTH = 36  # letters of an axis title in a line
+_MOST_DECADES = 7  # labels of a logarithmic axis
 _DIGITS = 6  # significant ones; more are not seen
 
 
@@ -42,7 +46,8 @@ def plotly_figure(shown: Shown) -> dict[str, Any]:
     ([0.5, 0.25], 'steps')
     """
     figure = shown.figure
-    layout = {"title": {"text": _safe(figure.title)}, "xaxis": _axis(figure.x), "yaxis": _axis(figure.y)}
+    axes = {"xaxis": _axis(figure.x, _extent(figure, "x")), "yaxis": _axis(figure.y, _extent(figure, "y"))}
+    layout = {"title": {"text": _safe(figure.title)}, **axes}
     if isinstance(figure, Diagram):
         return {"data": _lines(figure, shown.names), "layout": layout | {"hovermode": "closest"}}
     if shown.row_names:
@@ -67,11 +72,27 @@ def rounded(values: Numbers) -> list[float | None]:
     return [None if value is None or value != value else float(f"{value:.{_DIGITS}g}") for value in values]
 
 
-def _axis(axis: Axis) -> dict[str, Any]:
-    values: dict[str, Any] = {"title": {"text": _safe(str(axis))}, "type": "log" if axis.log else "linear"}
+def _axis(axis: Axis, extent: tuple[float, float] | None) -> dict[str, Any]:
+    title = "<br>".join(_safe(line) for line in textwrap.wrap(str(axis), _TITLE_WIDTH))
+    values: dict[str, Any] = {"title": {"text": title}, "type": "log" if axis.log else "linear"}
+    if axis.log and extent and extent[1] > extent[0]:
+        decades = math.log10(extent[1] / extent[0])
+        # Plotly itself labels up to nine values per decade, which run into each other.
+        values["dtick"] = math.ceil(decades / _MOST_DECADES) if decades > 2 else "D2"
     if axis.unit in ("samples", "steps"):
         values["exponentformat"] = "SI"
     return values
+
+
+def _extent(figure: Diagram | Surface, key: str) -> tuple[float, float] | None:
+    """The least and the largest positive value along an axis."""
+    if isinstance(figure, Surface):
+        values = list(figure.columns if key == "x" else figure.rows)
+    else:
+        columns = ("x",) if key == "x" else ("y", "low", "high")
+        values = [value for line in figure.lines for column in columns for value in getattr(line, column) or ()]
+    positive = [value for value in values if value is not None and value > 0]
+    return (min(positive), max(positive)) if positive else None
 
 
 def _lines(figure: Diagram, names: Sequence[str]) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ class RunRecord:
         summary: of summary.json; empty while the run is going on, or where it was killed.
         rows: of metrics.jsonl.
         layers: of layers.jsonl; empty without it.
+        is_compared: whether the verdict compares it; an experiment of the chapter tells of its runs itself.
     """
 
     folder: Path
@@ -36,6 +37,7 @@ class RunRecord:
     summary: dict[str, Any]
     rows: Sequence[Row]
     layers: Sequence[Row] = ()
+    is_compared: bool = True
 
     @property
     def global_batch_size(self) -> int:
@@ -149,9 +151,20 @@ class Evidence:
     left_out: Sequence[LeftOut] = ()
     num_trials: int = 0
 
+    @property
+    def compared(self) -> list[RunRecord]:
+        """The runs that the verdict and the figures over runs are about."""
+        return [run for run in self.runs if run.is_compared]
+
     def of(self, kind: str) -> list[JsonRecord]:
         """The records of a kind."""
         return self.records.get(kind, [])
+
+    def without(self, broken: Sequence[LeftOut]) -> Evidence:
+        """The same with records left out that turned out to be none."""
+        paths = {one.path for one in broken}
+        kept = {kind: [one for one in found if one.path not in paths] for kind, found in self.records.items()}
+        return replace(self, records=kept, left_out=(*self.left_out, *broken))
 
     def __bool__(self) -> bool:
         return bool(self.runs or any(self.records.values()))

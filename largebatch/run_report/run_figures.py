@@ -9,8 +9,9 @@ import numpy as np
 
 from largebatch.run_report.plotly_figures import Shown
 from largebatch.run_report.records import RunRecord
+from largebatch.smoothing import smooth
 from largebatch.trackers.diagram import Axis, Diagram, Line, Numbers, Style, Surface
-from largebatch.trackers.series import has_data, series, smooth
+from largebatch.trackers.series import has_data, series
 
 _SAMPLES = Axis("samples seen", "samples")
 _MOST_POINTS = 12_000  # of a figure: more are slow on a phone
@@ -78,7 +79,7 @@ def _trust_ratio_map(run: RunRecord) -> Shown | None:
     rows = [run.layers[i] for i in thinned(len(run.layers), 120)]
     values = [[_finite(row.get(name)) for row in rows] for name in reversed(names)]
     figure = Surface(
-        f"trust_ratio_{run.name}",
+        "trust_ratio",
         f"Trust ratio: {run.name}, {run_label(run)}",
         _SAMPLES,
         Axis("layer", "first at the top"),

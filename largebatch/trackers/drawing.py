@@ -14,7 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from largebatch.trackers.series import series, smooth
+from largebatch.smoothing import smooth
+from largebatch.trackers.series import series
 from largebatch.trackers.tracker import Row
 
 BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY, BLACK = PALETTE = (

@@ -13,6 +13,7 @@ import wandb
 from safetensors.torch import load_file
 
 from largebatch.__main__ import main
+from largebatch.folder_lock import FolderLock
 from largebatch.runtime import Runtime
 from largebatch.trackers import read_metrics
 from tests.reference.wandb_file import read_run
@@ -53,7 +54,7 @@ def test_the_run_folder_holds_everything_about_the_run(tmp_path, capsys):
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert names == {
         "config.yaml", "overrides.txt", "environment.json", "plan.json", "metrics.jsonl", "summary.json", "plots",
-        "checkpoints",
+        "checkpoints", "history.jsonl", ".lock",
     }  # fmt: skip
     plan = json.loads((tmp_path / "run" / "plan.json").read_text())
     assert plan["global_batch_size"] == 24
@@ -191,6 +192,26 @@ def test_resume_refuses_another_run_and_names_what_changed(tmp_path, capsys):
     assert "resume=auto" in capsys.readouterr().err
     assert train(tmp_path / "other", f"resume={tmp_path}") == 2
     assert "no valid checkpoint" in capsys.readouterr().err
+
+
+def test_a_run_goes_on_longer_where_that_is_allowed_and_its_history_says_so(tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert train(folder, "length=6steps") == 0
+    assert train(folder, "length=9steps", "resume=auto") == 2
+    assert "resume_allow=[length]" in capsys.readouterr().err
+    assert train(folder, "length=9steps", "resume=auto", "resume_allow=[length]") == 0
+    assert "length was 6steps, now 9steps" in capsys.readouterr().out
+    begun, resumed = read_metrics(folder / "history.jsonl")
+    assert (begun["step"], begun["changed"]) == (0, [])
+    assert (resumed["step"], resumed["changed"]) == (6, [{"key": "length", "was": "6steps", "now": "9steps"}])
+    assert train(folder, "length=9steps", "resume=auto") == 0, "the permission is needed once"
+
+
+def test_a_folder_that_another_process_writes_to_is_refused(tmp_path, capsys):
+    with FolderLock(tmp_path / "run"):
+        assert train(tmp_path / "run") == 2
+    assert "is in use by process" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, capsys):

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 
+import largebatch.observers.checkpoints as checkpoints_module
 import largebatch.same_run
 from largebatch.batch import BatchPlan
 from largebatch.build import open_job
+from largebatch.checkpoint import CheckpointError
 from largebatch.interruption import StopRequest
 from largebatch.ledger import compare_ledgers
 from largebatch.loop import train
@@ -89,6 +91,31 @@ def run_with_fault(folder: str, fault: str, faulty: int, at_step: int, *override
             return str(error), job.run.progress.step
         finally:
             Runtime.step = original  # type: ignore[method-assign]
+
+
+def run_on_a_full_disk(folder: str, background: bool) -> str:
+    """Train where nothing can be saved and that is to stop the run; what this rank says."""
+    overrides = ("observers.checkpoint.on_error=stop", f"observers.checkpoint.background={background}")
+    prepared = prepare(compose_run(*SMALL, *overrides, f"run.dir={folder}"), os.environ)
+
+    def refuse(*arguments: object, **options: object) -> Path:
+        raise CheckpointError("No space left on device")
+
+    original, checkpoints_module.save_checkpoint = checkpoints_module.save_checkpoint, refuse
+    try:
+        with StopRequest() as stop, open_job(prepared, stop, []) as job:
+            return train(job.run)
+    except CheckpointError as error:
+        return str(error)
+    finally:
+        checkpoints_module.save_checkpoint = original
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_every_rank_learns_that_rank_0_could_not_save(ranks, tmp_path, background):
+    said = ranks(2).run(run_on_a_full_disk, str(tmp_path), background)
+    assert len(set(said)) == 1
+    assert said[0].startswith("No space left on device The run stops here")
 
 
 def checkpoints(folder: Path) -> list[str]:

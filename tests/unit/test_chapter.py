@@ -11,20 +11,47 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
+import torch
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from largebatch.__main__ import main
 from largebatch.chapter.bands import band_of_mean
+from largebatch.chapter.convergence_runs import fastest_rate
 from largebatch.chapter.experiment import Experiment
+from largebatch.chapter.learning_rate import kind_of_path
+from largebatch.chapter.regression import noise_floor
+from largebatch.closed_forms import LeastSquares, NoisyQuadratic
 from largebatch.commands.chapter import EXPERIMENTS
 from largebatch.commands.composition import compose_config, conf_dir
-from largebatch.config import parse_config, parse_section
+from largebatch.config import ConfigError, parse_config, parse_section
+from largebatch.data import linear_regression
+from largebatch.keyed import stream_key
+from largebatch.models import Linear
 from largebatch.trackers.diagram import from_record
 
 SHORT = {
     "gd_variants": ["length=4ep", "data.train.num_samples=60", "data.validation.num_samples=60",
                     "chapter.mini_batch.total=20", "chapter.mini_batch.seeds=2"],
+    "accumulation": ["length=2steps", "batch.total=64", "chapter.micro=16", "chapter.ragged=30",
+                     "chapter.precisions=[fp32]", "chapter.world_size=1", "data.limit=200",
+                     "chapter.normed=['model=convnet','model.width=2']"],
+    "convergence": ["chapter.targets=[0.3,0.1]", "chapter.batch_sizes=[4,32]", "chapter.seeds=2",
+                    "chapter.full_batch_steps=5", "data.train.num_samples=1024"],
+    "learning_rate": ["chapter.rates=[0.1]"],
+    "gradient_variance": ["length=1ep", "data.train.num_samples=100", "data.validation.num_samples=100",
+                          "chapter.batch_sizes=[1,10,100]", "chapter.replications=3"],
+    "linear_scaling": ["length=2ep", "data.limit=128", "model.hidden=[8]", "chapter.factors=[1,2,4]",
+                       "chapter.seeds=1", "chapter.after_steps=[0,2]", "observers.sharpness.samples=64"],
+    "warmup": ["length=3ep", "schedule.warmup=1ep", "data.limit=128", "model.hidden=[8]", "batch.total=32",
+               "chapter.base_lrs=[0.05]", "chapter.seeds=1", "observers.evaluation.every=null"],
+    "lars": ["length=2ep", "schedule.warmup=0ep", "data.limit=96", "model.hidden=[8]", "chapter.seeds=1",
+             "chapter.batch_sizes=[32,full]", "chapter.grid=[1,2]", "~chapter.base_lrs.lars"],
+    "noise_and_minima": ["length=2ep", "data.limit=64", "model.hidden=[8]", "chapter.batch_sizes=[32,64]",
+                         "observers.sharpness.samples=64", "chapter.seeds=1"],
 }  # fmt: skip
 
 
@@ -169,6 +196,29 @@ def test_a_band_of_logarithms_is_that_of_the_geometric_mean():
     assert high == pytest.approx([2.0 * 2**12.706205, 2.0])
 
 
+@pytest.mark.parametrize(("batch", "lr"), [(5, 0.01), (50, 0.01)])
+def test_the_noise_floor_is_where_shuffled_epochs_stay(batch: int, lr: float):
+    data = linear_regression(50, 3, "train", noise=0.5)
+    task = LeastSquares(data.inputs, data.targets)
+    weights, generator, ends = task.minimiser.copy(), np.random.default_rng(0), []
+    for _ in range(3000):
+        for rows in generator.permutation(50).reshape(-1, batch):
+            design = task.design[rows]
+            weights -= lr * design.T @ (design @ weights - task.targets[rows]) / batch
+        ends.append(task.excess(weights))
+    # 3000 ends in 4 coordinates, of which some ten in a row are alike: 4 % of error. Away from the minimiser the noise
+    # grows by lr |z|^2/B, 1 %, which the model leaves out. Fresh draws would leave 700 times more.
+    assert np.mean(ends) == pytest.approx(noise_floor(task, batch, lr), rel=0.15, abs=1e-25)
+
+
+def test_batches_that_do_not_fill_the_epoch_have_the_floor_of_fresh_draws():
+    data = linear_regression(50, 3, "train", noise=0.5)
+    task = LeastSquares(data.inputs, data.targets)
+    model = task.near_minimiser()
+    moments = model.stationary_variance(lr=0.01, global_batch_size=7)
+    assert noise_floor(task, 7, 0.01) == pytest.approx(0.5 * model.curvature @ moments, rel=1e-12)
+
+
 # --- the experiments
 
 
@@ -184,3 +234,110 @@ def test_batch_gradient_descent_follows_its_closed_form_and_the_others_make_more
 def test_a_task_without_closed_forms_is_refused(capsys: pytest.CaptureFixture[str]):
     assert main(["chapter", "gd_variants", "data=digits"]) == 2
     assert "closed forms of a linear regression" in capsys.readouterr().err
+
+
+def test_rates_below_at_and_above_the_limit_do_what_the_closed_form_says(told: Callable[[str], Told]):
+    runs = told("learning_rate").record["numbers"]["runs"]
+    kinds = {(one["momentum"], round(one["lr"], 3)): one["kind"] for one in runs}
+    plain = {0.1: "converges", 1.9: "oscillates", 2.0: "oscillates", 2.1: "diverges"}
+    heavy = {0.1: "oscillates", 3.61: "oscillates", 3.8: "oscillates", 3.99: "diverges"}
+    assert kinds == {(0.0, lr): kind for lr, kind in plain.items()} | {(0.9, lr): kind for lr, kind in heavy.items()}
+    assert all(one["kind"] == one["expected"] for one in runs)
+    assert max(one["deviation_from_closed_form"] for one in runs) < 1e-12
+
+
+def test_a_path_is_classed_by_what_it_does():
+    steps = np.arange(50)[:, None]
+    for factor, kind in ((0.9, "converges"), (-0.9, "oscillates"), (-1.0, "oscillates"), (1.1, "diverges")):
+        path = float(factor) ** steps
+        assert kind_of_path(path, path[:, 0] ** 2) == kind
+    path[-1] = np.nan
+    assert kind_of_path(path, path[:, 0]) == "diverges"
+
+
+def test_the_variance_of_an_experiment_is_that_of_the_closed_form(told: Callable[[str], Told]):
+    numbers = told("gradient_variance").record["numbers"]
+    assert numbers["num_samples"] == 100
+    data = linear_regression(100, 10, "train", noise=0.1)
+    torch.manual_seed(stream_key(0, "initialisation"))
+    model = Linear(10, 1)
+    weights = torch.cat([part.detach().reshape(-1) for part in model.parameters()]).double().numpy()
+    noise = LeastSquares(data.inputs, data.targets).gradient_noise(weights)
+    start, end = numbers["ends"].values()
+    assert list(numbers["ends"]) == ["step 0", "step 3"]
+    assert start["covariance_trace"] == pytest.approx(noise.covariance_trace, rel=1e-9)
+    assert start["with_replacement"]["theory"] == pytest.approx([noise.covariance_trace / b for b in (1, 10, 100)])
+    assert end["covariance_trace"] < start["covariance_trace"]
+    for one in (start, end):
+        assert one["without_replacement"]["variance"][-1] == pytest.approx(0, abs=1e-20)
+        slope = one["with_replacement"]["slope"]
+        assert slope["low"] < slope["value"] < slope["high"]
+
+
+def test_batches_that_do_not_nest_or_do_not_fit_are_refused(capsys: pytest.CaptureFixture[str]):
+    small = ["data.train.num_samples=100", "chapter.batch_sizes=[1,10,25]", "chapter.samples=101"]
+    assert main(["chapter", "gradient_variance", *small]) == 2
+    said = capsys.readouterr().err
+    assert "2 errors" in said
+    assert "chapter.batch_sizes=[1, 10, 25]: a batch of 25 is not" in said
+    assert "chapter.samples=101: the training set has 100" in said
+
+
+def test_splits_of_a_batch_differ_by_rounding_and_batch_norm_needs_the_whole_batch(told: Callable[[str], Told]):
+    found = {(one["model"], one["what"]): one for one in told("accumulation").record["numbers"]["comparisons"]}
+    for split in ("4 x 16 / at once", "4 x 16, ordered sum / at once", "unequal, 30 at most / at once"):
+        assert found["plain", split]["first_step_in_eps"] < 4  # a handful of roundings of numbers below the largest
+        assert 0 < found["plain", split]["distance"][-1] < 1e-6
+    assert found["plain", "4 x 16 / itself again"]["distance"] == [0, 0, 0]
+    ghost, exact = (found["batch norm", f"4 x 16, statistics of {of} / at once"] for of in ("each", "all"))
+    assert ghost["distance"][1] > 1e-5
+    assert exact["distance"][1] < 1e-14
+
+
+def test_a_split_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]):
+    assert main(["chapter", "accumulation", "chapter.micro=96"]) == 2
+    assert "chapter.micro=96: batch.total=256 is not several of it" in capsys.readouterr().err
+
+
+def test_steps_to_a_target_are_compared_with_the_closed_form(told: Callable[[str], Told]):
+    numbers = told("convergence").record["numbers"]
+    assert numbers["full_batch"]["deviation_from_closed_form"] < 1e-12
+    task = NoisyQuadratic(np.repeat([1.0, 0.5, 0.25], 16), np.repeat([1.0, 0.5, 0.25], 16))
+    assert [(one["global_batch_size"], one["target"]) for one in numbers["descents"]] == [
+        (4, 0.3), (4, 0.1), (32, 0.3), (32, 0.1)
+    ]  # fmt: skip
+    for one in numbers["descents"]:
+        moments = task.second_moments(
+            np.ones(48), lr=one["lr"], num_steps=one["expected_steps"], global_batch_size=one["global_batch_size"]
+        )
+        losses = 0.5 * moments @ task.curvature / task.loss(np.ones(48))
+        assert losses[-1] <= one["target"] < losses[-2]
+        assert one["expected_loss"] == pytest.approx(losses[-1], rel=1e-12)
+        loss = one["loss_after_expected_steps"]
+        assert loss["low"] < loss["value"] < loss["high"]
+
+
+def test_the_fastest_rate_needs_no_more_steps_than_any_other():
+    task, start = NoisyQuadratic(np.array([1.0, 0.2]), np.array([1.0, 0.2])), np.ones(2)
+    lr, steps = fastest_rate(task, start, target=0.05, global_batch_size=4)
+    others = [task.steps_to_target(0.05, start, lr=factor * lr, global_batch_size=4) for factor in (0.5, 0.9, 1.1, 2)]
+    assert all(other is None or other >= steps for other in others)
+    with pytest.raises(ConfigError, match="no rate reaches a loss of 1e-09"):
+        fastest_rate(task, start, target=1e-9, global_batch_size=1)
+
+
+def test_targets_above_the_start_and_batches_of_everything_are_refused(capsys: pytest.CaptureFixture[str]):
+    assert main(["chapter", "convergence", "chapter.targets=[2.0,0.1]"]) == 2
+    assert "chapter.targets.0=2.0: must be below 1" in capsys.readouterr().err
+    assert main(["chapter", "convergence", "chapter.batch_sizes=[1,16384]"]) == 2
+    said = capsys.readouterr().err
+    assert "chapter.batch_sizes=16384: the set has 16384 samples" in said
+
+
+def test_hydra_composes_inside_of_itself_and_its_state_is_put_back():
+    before = compose_config(["seed=3"])
+    with initialize_config_dir(conf_dir(), version_base="1.3"):
+        outer = GlobalHydra.instance().hydra
+        assert compose_config(["seed=3"]) == before
+        assert GlobalHydra.instance().hydra is outer
+    assert not GlobalHydra.instance().is_initialized()

@@ -85,9 +85,8 @@ def test_every_yaml_file_is_a_choice_of_a_group_that_the_run_composes():
     files = {path.relative_to(conf_dir()).as_posix() for path in Path(conf_dir()).rglob("*.yaml")}
     # tests/unit/test_chapter.py and test_study.py
     apart = {file for file in files if file.startswith(("experiment/chapter/", "experiment/study/", "study/"))}
-    assert files - apart == {"chapter.yaml", "measure.yaml", "study.yaml", "train.yaml", "verify.yaml"} | {
-        f"{group}/{name}.yaml" for group, names in GROUPS.items() for name in names
-    }
+    of_verbs = {f"{verb}.yaml" for verb in ("chapter", "find_lr", "measure", "study", "train", "verify")}
+    assert files - apart == of_verbs | {f"{group}/{name}.yaml" for group, names in GROUPS.items() for name in names}
     defaults = Path(conf_dir(), "train.yaml").read_text()
     groups = GROUPS.keys() - PRESETS.keys()
     assert all(f"- {group}: " in defaults or f"- optional {group}: " in defaults for group in groups)

@@ -15,7 +15,19 @@ MODULES = {
 
 # A room is a module or a package directly under `largebatch`.
 LEVELS = (
-    {"batch", "ramp", "scaling", "schedule", "duration", "keyed", "order", "pairwise", "ledger", "closed_forms"},
+    {
+        "batch",
+        "ramp",
+        "scaling",
+        "schedule",
+        "duration",
+        "keyed",
+        "order",
+        "pairwise",
+        "ledger",
+        "closed_forms",
+        "smoothing",
+    },
     {"optim", "diagnostics", "models", "losses", "coupled_losses", "fingerprint", "flat_gradients"},
     {
         "runtime",
@@ -31,6 +43,7 @@ LEVELS = (
         "micro_batch_norms",
         "batch_split",
         "undisturbed",
+        "lr_range_test",
         "rank_values",
         "sharpness",
         "gradient_variance",
@@ -42,6 +55,8 @@ LEVELS = (
         "launcher",
         "interruption",
         "run_folder",
+        "local_ranks",
+        "folder_lock",
     },
     {"loop", "agreement", "observers"},
     {
@@ -49,6 +64,9 @@ LEVELS = (
         "schema",
         "observers_schema",
         "measure_schema",
+        "find_lr_schema",
+        "range_findings",
+        "range_runs",
         "measured_weights",
         "finding",
         "config_types",
@@ -119,6 +137,7 @@ SAME_LEVEL = {
     ("batch_split", "runtime"),
     ("batch_split", "undisturbed"),
     ("global_gradient", "batch_split"),
+    ("lr_range_test", "undisturbed"),
     ("sharpness", "undisturbed"),
     ("sharpness", "data"),
     ("sharpness", "gradients"),

@@ -31,7 +31,7 @@ def commands() -> list[tuple[str, tuple[str, ...]]]:
 ELSEWHERE = ("--config-dir", "data.path=", "--help", "...")
 OWN_ARGUMENTS = {"checkpoint", "compare", "doctor", "ledger", "report"}  # no config; neither has `bench optim`
 WORDS = ("loop", "diagnostics", "--multirun", "WHAT", "NAME", "all", *MEASURES, *EXPERIMENTS)
-OF_A_VERB = ("measure.", "chapter.")  # sections that only one verb has
+OF_A_VERB = ("measure.", "chapter.", "find_lr.")  # sections that only one verb has
 RUNS = [
     (verb, arguments)
     for verb, arguments in commands()

@@ -49,7 +49,7 @@ def test_texts_of_runs_are_escaped_everywhere(page: str):
 
 
 def test_plotly_shows_a_name_as_it_is_and_no_tag(page: str):
-    texts = json.dumps(data_of(page))
+    texts = json.dumps(data_of(page)["figures"])
     assert "&lt;script&gt;alert(1)&lt;_script&gt;" in texts
     assert "<script" not in texts
 

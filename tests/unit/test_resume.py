@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from largebatch.checkpoint import Checkpoint, CheckpointError
+from largebatch.checkpoint import Checkpoint, CheckpointError, saved_versions
 from largebatch.optim import LAMB_PRESETS, LARS_PRESETS
 from largebatch.prepare import prepare
-from largebatch.resume import check_identity, run_identity
+from largebatch.resume import check_identity, run_identity, start_notes
 from tests.unit.composing import compose_run
 
 SMALL = ("data=synthetic", "model=linear", "logger=none", "length=4ep", "schedule.warmup=1ep")
@@ -68,3 +68,38 @@ def test_a_run_from_before_ramps_and_exact_batch_norm_goes_on_without_them():
     changed = r"ramp\.milestones was \[\], now \['1ep'\]; ramp\.totals was \[\], now \[64\]"
     with pytest.raises(CheckpointError, match=changed):
         check(old, identity(*ramp))
+
+
+def changes(saved: dict[str, Any], given: dict[str, Any], *allow: str) -> list[str]:
+    return list(map(str, check_identity(Checkpoint(Path("runs/x"), 3, {}, {"identity": saved}), given, allow=allow)))
+
+
+def test_a_change_of_length_or_rate_needs_a_permission_and_the_error_names_it():
+    before, after = identity(), identity("length=8ep", "scaling.base_lr=0.2")
+    with pytest.raises(CheckpointError, match=r"length was 4ep, now 8ep.*'resume_allow=\[length,scaling\]'"):
+        changes(before, after)
+    with pytest.raises(
+        CheckpointError, match=r"scaling\.base_lr was 0\.05, now 0\.2\. .*resume_allow=\[length,scaling\]"
+    ):
+        changes(before, after, "length")
+    assert changes(before, after, "length", "scaling") == [
+        "length was 4ep, now 8ep",
+        "scaling.base_lr was 0.05, now 0.2",
+    ]
+    assert changes(before, before, "length") == []
+
+
+@pytest.mark.parametrize("override", ["seed=1", "optimizer=lars", "batch.total=64", "model=mlp", "precision=fp64"])
+def test_no_permission_lets_another_run_go_on(override: str):
+    with pytest.raises(CheckpointError) as refusal:
+        changes(identity(), identity(override, "length=8ep"), "length", "schedule", "scaling", "clip_norm")
+    assert "resume_allow" not in str(refusal.value)
+
+
+def test_versions_that_changed_are_told():
+    saved = Checkpoint(
+        Path("runs/x"), 3, {}, {}, versions={"torch": "1.0", "largebatch": saved_versions()["largebatch"]}
+    )
+    (note,) = start_notes(saved, [])
+    assert note.startswith("saved by torch 1.0, now ")
+    assert start_notes(None, []) == []

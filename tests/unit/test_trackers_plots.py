@@ -14,9 +14,10 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.lines import Line2D
 
+from largebatch.smoothing import smooth
 from largebatch.trackers import plot_comparison, plot_run
 from largebatch.trackers.plots import comparison_figure, time_figure, training_figure
-from largebatch.trackers.series import series, smooth
+from largebatch.trackers.series import series
 from largebatch.trackers.tracker import Row
 
 BATCH, SAMPLES_PER_EPOCH = 32, 128

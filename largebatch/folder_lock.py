@@ -1,0 +1,66 @@
+"""One writer per folder: two runs in one would overwrite each other's checkpoints and mix their rows."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from pathlib import Path
+from types import TracebackType
+
+LOCK = ".lock"
+
+
+class FolderInUseError(Exception):
+    """Another process writes to the folder. The message names it and the remedy."""
+
+
+class FolderLock:
+    """Holds a folder for this process, as a context manager; the folder is made if absent.
+
+    The kernel lets go of it when the process ends, however it ends: nothing is left to clean up after a kill. Over NFS
+    it needs a server with locks, as every one since version 4 has.
+
+    Args:
+        folder: of a run.
+
+    Raises:
+        FolderInUseError: on entry, if another process holds it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / LOCK
+        self._file: int | None = None
+
+    def __enter__(self) -> FolderLock:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = _owner(os.read(file, 1000))
+            os.close(file)
+            raise FolderInUseError(
+                f"{self._path.parent} is in use by {owner}: two runs in one folder would overwrite each other's "
+                "checkpoints and mix their rows. Wait for it, stop it, or choose another run.dir."
+            ) from None
+        os.ftruncate(file, 0)
+        os.write(file, json.dumps({"pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}).encode())
+        self._file = file
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._file is not None:
+            os.close(self._file)  # and with it the lock; the file stays: removing it would race with the next owner
+            self._file = None
+
+
+def _owner(content: bytes) -> str:
+    try:
+        values = json.loads(content)
+        return f"process {values['pid']} since {values['since']}"
+    except (ValueError, KeyError, TypeError):  # between taking the lock and writing who has it
+        return "another process"

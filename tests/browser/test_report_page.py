@@ -1,0 +1,206 @@
+"""The page of `largebatch report` in a headless Chromium: it draws, answers, and asks nothing of any network."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from largebatch.__main__ import main
+from largebatch.trackers.diagram import Axis, Surface, Trail
+from tests.unit.report_folders import write_json, write_run
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium in PATH, and no variable CHROMIUM")
+
+NOISE = {"noise_scale/value": 96.0, "noise_scale/low": 64.0, "noise_scale/high": 128.0, "noise_scale/trace": 8.0}
+LANDSCAPE = Surface(
+    "paths", "Paths over the loss", Axis("first weight"), Axis("second weight"), Axis("loss"), [0, 1], [0, 1],
+    [[1.0, 2.0], [3.0, 4.0]], (Trail("SGD", [0, 0.5, 1], [0, 0.25, 1]), Trail("batch", [1, 0], [1, 0])), True,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    # Chromium's sandbox does not work for root.
+    arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
+    with playwright.sync_playwright() as driver:
+        started = driver.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="module")
+def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    for number, batch in enumerate((16, 32, 64)):
+        write_run(folder / f"run{number}", batch, step_s=0.1 + batch / 100, width=batch, extra=NOISE)
+    write_json(folder / "chapter" / "chapter.json", {"title": "Ravines", "figures": [LANDSCAPE.record()]})
+    write_run(folder / "<script>document.title='attacked'<", 64, seed=1, optimizer="LAMB")
+    assert main(["report", str(folder), "--out", str(folder / "page.html")]) == 0
+    return folder / "page.html"
+
+
+class Visit:
+    """A page with everything that it said and asked for."""
+
+    def __init__(self, browser: Any, file: Path, **context: Any) -> None:
+        self.page = browser.new_page(**context)
+        self.said: list[str] = []
+        self.asked: list[str] = []
+        self.page.on("console", lambda message: self.said.append(message.text))
+        self.page.on("pageerror", lambda error: self.said.append(str(error)))
+        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.page.goto(file.as_uri())
+
+    def draw_all(self) -> None:
+        """Make the window as high as the page, so that every figure that is not hidden comes into view."""
+        size = self.page.viewport_size
+        self.page.set_viewport_size(size | {"height": self.page.evaluate("document.body.scrollHeight")})
+        shown = "[...document.querySelectorAll('figure[data-figure]')].filter((one) => one.offsetParent)"
+        self.page.wait_for_function(f"{shown}.every((one) => one.querySelector('.xtitle'))")
+
+
+@pytest.fixture
+def visit(browser: Any, page_file: Path) -> Iterator[Visit]:
+    found = Visit(browser, page_file, viewport={"width": 1200, "height": 900}, color_scheme="light")
+    yield found
+    found.page.close()
+
+
+def test_every_chart_is_drawn_with_both_axes_and_without_a_word_on_the_console(visit: Visit):
+    visit.draw_all()
+    charts = visit.page.locator("figure[data-figure]:visible")
+    assert charts.count() >= 12
+    titles = visit.page.evaluate(
+        "[...document.querySelectorAll('figure[data-figure]')].filter((one) => one.offsetParent)"
+        ".map((one) => ['.xtitle', '.ytitle'].map((axis) => one.querySelector(axis).textContent))"
+    )
+    assert len(titles) == charts.count()
+    assert all(x and y for x, y in titles)
+    assert visit.said == []
+
+
+def test_no_request_leaves_the_page(visit: Visit, page_file: Path):
+    visit.draw_all()
+    assert {url for url in visit.asked if not url.startswith(("data:", "blob:"))} == {page_file.as_uri()}
+    assert visit.page.get_by_role("button", name="Share").count() == 0  # plotly would upload the chart
+    refused = visit.page.evaluate("fetch('https://example.org/').then(() => 'sent', () => 'refused')")
+    assert refused == "refused"
+    assert all("Content Security Policy" in line for line in visit.said)
+
+
+def test_a_run_that_is_called_like_a_script_is_only_a_name(visit: Visit):
+    visit.draw_all()
+    assert "attacked" not in visit.page.title()
+    assert visit.page.locator("#runs").get_by_text("<script>document.title='attacked'<").count() == 1
+
+
+def test_the_slider_changes_numbers_and_figures_by_the_keyboard_alone(visit: Visit):
+    block = visit.page.locator("[data-explorer='0']")
+    slider, told = block.locator("input[type=range]"), block.locator("output")
+    chart = block.locator("figure[data-figure]").nth(1)
+    chart.scroll_into_view_if_needed()
+    chart.locator(".shapelayer path").wait_for(state="attached")  # a vertical line has no area to be visible by
+    before = chart.locator(".shapelayer path").get_attribute("d")
+    cells = [row.locator("td").nth(1).text_content() for row in block.locator("tbody tr").all()]
+    kind = block.locator("tbody tr").nth(1).locator("td").nth(3)
+    assert told.text_content() == "32 samples"
+    assert cells[0] == "32 steps"
+    slider.focus()
+    visit.page.keyboard.press("End")
+    assert told.text_content() == "256 samples"
+    assert slider.get_attribute("aria-valuetext") == "256 samples"
+    assert block.locator("tbody tr").first.locator("td").nth(1).text_content() == "4 steps"
+    assert kind.text_content() == "extrapolated"
+    visit.page.wait_for_function("([chart, d]) => chart.querySelector('.shapelayer path').getAttribute('d') !== d",
+                                 arg=[chart.element_handle(), before])  # fmt: skip
+
+
+def test_any_two_runs_are_compared_over_samples_or_steps(visit: Visit):
+    section = visit.page.locator("#two-runs")
+    chart = section.locator("figure").first
+    chart.scroll_into_view_if_needed()
+    chart.locator(".xtitle").wait_for()
+    section.get_by_label("First run").select_option(label="run0: batch 16, LARS")
+    section.get_by_label("Second run").select_option(label="run2: batch 64, LARS")
+    rows = [[cell.text_content() for cell in row.locator("td").all()] for row in section.locator("tbody tr").all()]
+    assert rows == [["batch.total", "16", "64"], ["model.width", "16", "64"]]
+    assert chart.locator(".legendtext").all_text_contents() == ["first: run0", "second: run2"]
+    assert chart.locator(".xtitle").text_content() == "samples seen (samples)"
+    section.get_by_label("Against").select_option(label="optimizer steps")
+    chart.locator(".xtitle", has_text="optimizer steps").wait_for()
+    ends = chart.evaluate("(one) => one.querySelector('.plot').data.map((line) => line.x.at(-1))")
+    assert ends == [512, 128]
+    section.get_by_label("Second run").select_option(label="run0: batch 16, LARS")
+    assert section.locator("tbody tr").all_text_contents() == ["none: the runs have the same settings"]
+    assert visit.said == []
+
+
+def test_points_walk_along_their_paths_by_a_slider_or_by_themselves(visit: Visit):
+    chart = visit.page.locator("#chapter-0 figure")
+    chart.scroll_into_view_if_needed()
+    slider, play = chart.locator("input[type=range]"), chart.locator(".walk button")
+    slider.focus()
+    visit.page.keyboard.press("Home")
+    visit.page.keyboard.press("ArrowRight")
+    points = (
+        "(one) => one.querySelector('.plot').data.filter((trace) => trace.mode === 'markers').map((t) => [t.x, t.y])"
+    )
+    assert chart.evaluate(points) == [[[0.5], [0.25]], [[0], [0]]]  # the shorter path has ended
+    assert slider.get_attribute("aria-valuetext") == "point 1 of 2"
+    visit.page.keyboard.press("Home")
+    play.click()
+    visit.page.wait_for_function("(button) => button.textContent === 'Play'", arg=play.element_handle())
+    assert slider.input_value() == "2"
+    assert chart.evaluate(points)[0] == [[1], [1]]
+    assert visit.said == []
+
+
+def test_who_wants_less_motion_is_offered_none(browser: Any, page_file: Path):
+    visit = Visit(browser, page_file, reduced_motion="reduce")
+    chart = visit.page.locator("#chapter-0 figure")
+    chart.scroll_into_view_if_needed()
+    chart.locator("input[type=range]").wait_for()
+    assert not chart.locator(".walk button").is_visible()
+    visit.page.close()
+
+
+def test_two_hundred_runs_are_drawn_without_a_word(browser: Any, tmp_path: Path):
+    for number in range(200):
+        write_run(tmp_path / "runs" / f"run{number}", 2 ** (4 + number % 6), seed=number, num_rows=100)
+    assert main(["report", str(tmp_path), "--out", str(tmp_path / "page.html")]) == 0
+    assert (tmp_path / "page.html").stat().st_size < 12e6
+    visit = Visit(browser, tmp_path / "page.html", viewport={"width": 1200, "height": 900})
+    visit.draw_all()
+    assert visit.page.locator("#runs tbody tr").count() == 200
+    assert visit.said == []
+    visit.page.close()
+
+
+def test_the_theme_follows_the_reader_and_the_button(browser: Any, page_file: Path):
+    visit = Visit(browser, page_file, viewport={"width": 1200, "height": 900}, color_scheme="dark")
+    colour = "getComputedStyle(document.body).backgroundColor"
+    text = "getComputedStyle(document.querySelector('.xtitle')).fill"
+    visit.page.locator("figure").first.scroll_into_view_if_needed()
+    visit.page.locator(".xtitle").first.wait_for()
+    dark, dark_text = visit.page.evaluate(colour), visit.page.evaluate(text)
+    visit.page.locator("#theme").focus()
+    visit.page.keyboard.press("Enter")
+    visit.page.wait_for_function(f"{text} !== '{dark_text}'")
+    assert visit.page.evaluate(colour) == "rgb(255, 255, 255)" != dark
+    assert visit.said == []
+    visit.page.close()
+
+
+def test_on_a_phone_nothing_is_wider_than_the_screen(browser: Any, page_file: Path):
+    visit = Visit(browser, page_file, viewport={"width": 390, "height": 844}, device_scale_factor=2)
+    visit.draw_all()
+    assert visit.page.evaluate("document.documentElement.scrollWidth") == 390
+    assert visit.said == []
+    visit.page.close()

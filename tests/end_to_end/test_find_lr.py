@@ -1,0 +1,126 @@
+"""`largebatch find-lr`: from the command line to a suggestion, a record and pictures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from largebatch.__main__ import main
+from largebatch.closed_forms import LeastSquares
+from largebatch.data import linear_regression
+
+PLAIN = ["optimizer.momentum=0.0", "precision=fp64", "run.dir=out"]
+BOWL = ["data=noisy_quadratic", *PLAIN]
+REGRESSION = ["data=linear_regression", *PLAIN]
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["largebatch"])
+
+
+def find_lr(*overrides: str, code: int = 0) -> dict[str, Any]:
+    assert main(["find-lr", *overrides]) == code
+    return json.loads(Path("out/find_lr.json").read_text())
+
+
+def test_on_the_noisy_quadratic_the_limit_is_found_and_the_suggestion_is_told_written_and_drawn(capsys):
+    record = find_lr(*BOWL, "batch.total=256", "find_lr.seeds=2")
+    assert record["stability_limit"]["value"] == pytest.approx(2 / 1.0, rel=0.1)
+    said = capsys.readouterr().out
+    suggestion = record["suggestion"]
+    assert f"batch 256: lr {suggestion['lr']:.3g} (95 %: " in said
+    assert suggestion["low"] < suggestion["lr"] < suggestion["high"]
+    assert "2/h_max of a quadratic" in said
+    assert (record["kind"], record["batch_size"], list(record["loss"])) == ("find_lr", 256, ["0", "1"])
+    columns = [record["lr"], record["smoothed"], record["smoothed_lr"], *record["loss"].values()]
+    assert len({len(column) for column in columns}) == 1
+    assert record["loss"]["0"][:20] != record["loss"]["1"][:20]
+    assert [figure["name"] for figure in record["figures"]] == ["find_lr"]
+    assert Path("out/find_lr.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize("batch", [1000, 250])
+def test_on_linear_regression_the_limit_is_that_of_the_hessian(batch):
+    """Batches of a quarter of the set have Hessians of their own."""
+    data = linear_regression(1000, 10, "train", noise=0.1)
+    hessian = LeastSquares(data.inputs, data.targets).hessian
+    largest = np.linalg.eigvalsh(hessian).max()
+    record = find_lr(*REGRESSION, f"batch.total={batch}")
+    assert record["stability_limit"]["value"] == pytest.approx(2 / largest, rel=0.1)
+
+
+def test_a_map_of_batch_sizes_tells_how_the_suggestion_scales(capsys):
+    record = find_lr(*REGRESSION, "find_lr.batch_sizes=[200,50,1000]", "find_lr.seeds=2")
+    assert [one["batch_size"] for one in record["map"]] == [50, 200, 1000]
+    assert record["batch_size"] == 1000
+    exponent = record["scaling_exponent"]
+    said = capsys.readouterr().out
+    assert f"log lr over log batch: slope {exponent['value']:.3g} (95 %: {exponent['low']:.3g} to" in said
+    surface = record["figures"][1]
+    assert (surface["type"], surface["rows"]) == ("surface", [50, 200, 1000])
+    assert surface["trails"][0]["y"] == [one["batch_size"] for one in record["map"] if one["suggestion"]]
+    assert Path("out/lr_map.png").stat().st_size > 5000
+
+
+def test_an_adaptive_optimizer_has_a_suggestion_but_no_limit(capsys):
+    record = find_lr("data=digits", "model=linear", "optimizer=adamw", "run.dir=out", "find_lr.seeds=1")
+    assert record["stability_limit"] is None
+    assert 1e-4 < record["suggestion"]["lr"] < 1.0
+    assert record["suggestion"]["low"] is None
+    assert "no largest stable rate: only the steps of plain SGD" in capsys.readouterr().out
+
+
+def test_a_range_that_is_too_narrow_has_no_suggestion_and_exit_code_one(capsys):
+    record = find_lr("data=digits", "model=linear", "run.dir=out", "find_lr.max=0.001", "find_lr.seeds=2", code=1)
+    assert record["suggestion"] is None
+    assert "upper end of the range, 0.001: the range is too narrow. Raise find_lr.max." in record["reason"]
+    assert "batch 32: no suggestion: 2 of 2 seeds show none: the loss still falls" in capsys.readouterr().out
+
+
+def test_a_checkpoint_is_where_the_tests_start_and_seeds_share_its_weights():
+    quiet = ["logger=none", "observers.progress=false", "schedule.warmup=0samples"]
+    # Without noise and with the whole set, all that a seed could change is the weights.
+    whole = ["data=linear_regression", "batch.total=full", "precision=fp64"]
+    assert main(["train", *whole, *quiet, "length=3steps", "run.dir=trained"]) == 0
+    (last,) = [json.loads(line) for line in Path("trained/metrics.jsonl").read_text().splitlines()][-1:]
+    record = find_lr(*whole, "run.dir=out", "find_lr.checkpoint=trained", "find_lr.seeds=2")
+    first, second = (losses[0] for losses in record["loss"].values())
+    assert first == pytest.approx(second, rel=1e-12)
+    assert first == pytest.approx(last["eval/train_loss"], rel=1e-6)
+    assert "(step 3)" in record["weights"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["find_lr.min=1", "find_lr.max=0.1"], "find_lr.min=1, max=0.1: rates grow, from above 0 to a finite max."),
+        (
+            ["find_lr.steps=20"],
+            "find_lr.steps=20: smoothing=0.9 looks over 10 steps, and a curve needs 3",
+        ),
+        (["find_lr.smoothing=1.0"], "find_lr.smoothing=1.0: must be below 1"),
+        (["find_lr.seeds=0"], "find_lr.seeds=0: must be at least 1."),
+        (["find_lr.batch_sizes=[8,5000]"], "find_lr.batch_sizes=[8, 5000]: the training set has 1000 samples."),
+        (["find_lr.batch_sizes=[8,8]"], "find_lr.batch_sizes=[8, 8]: a size is listed twice."),
+        (["batch.ramp.milestones=[10ep]", "batch.ramp.totals=[64]"], "batch.ramp: a range test is of one batch size."),
+        (["find_lr.checkpoint=nowhere"], "find_lr.checkpoint="),
+    ],
+)
+def test_wrong_input_is_one_report_and_exit_code_two(overrides, said, capsys):
+    assert main(["find-lr", *REGRESSION, *overrides]) == 2
+    assert said in capsys.readouterr().err
+    assert not Path("out").exists()
+
+
+def test_what_is_wrong_with_range_and_batches_is_told_together(capsys):
+    assert main(["find-lr", *REGRESSION, "find_lr.max=1e-9", "find_lr.batch_sizes=[5000]"]) == 2
+    assert capsys.readouterr().err.startswith("largebatch: 2 errors in the configuration:")
