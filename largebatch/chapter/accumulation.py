@@ -178,8 +178,8 @@ def _answer(found: list[Comparison], total: int, settings: Settings) -> str:
         one = next(one for one in found if (one.precision, one.split) == (precision, f"{split} / at once"))
         sentences.append(
             f"In {precision} {split} and {total} at once differ after a step by at most {one.distance[1]:.1g}, "
-            f"{one.in_eps:.1g} eps of the largest weight, {one.equal:.0%} of the weights in no bit; after "
-            f"{len(one.distance) - 1} steps by {one.distance[-1]:.1g}."
+            f"{one.in_eps:.1g} eps of the largest weight, and {one.equal:.0%} of the weights are equal bit for bit; "
+            f"after {len(one.distance) - 1} steps they differ by {one.distance[-1]:.1g}."
         )
     sentences.append(
         "To the last bits means that: the same sum in another order, rounded otherwise."
