@@ -169,7 +169,7 @@ def _answer(found: dict[Name, list[Tuned]], settings: Settings) -> str:
         sentences.append(
             f"{name.upper()} stays within {settings.tolerance:g} of its accuracy at batch {tuned[0].global_batch_size} "
             f"up to batch {max(held, default=tuned[0].global_batch_size):,} and has {means[name][-1]:.3f} at "
-            f"{tuned[-1].global_batch_size:,}."
+            f"{tuned[-1].global_batch_size:,}, in {tuned[-1].num_steps:,} steps."
         )
     if "sgd" in found and len(found) > 1:
         sentences += _against_sgd(found, means)
@@ -182,7 +182,7 @@ def _answer(found: dict[Name, list[Tuned]], settings: Settings) -> str:
 
 def _against_sgd(found: dict[Name, list[Tuned]], means: dict[Name, Float64Array]) -> list[str]:
     """Whether the layer-wise methods are ahead at the largest batch, by seeds of which each is one pair."""
-    sentences, sgd = [], found["sgd"][-1].outcome.final(_ACCURACY)
+    sentences, is_ahead, sgd = [], False, found["sgd"][-1].outcome.final(_ACCURACY)
     for name in found:
         if name == "sgd":
             continue
@@ -191,9 +191,12 @@ def _against_sgd(found: dict[Name, list[Tuned]], means: dict[Name, Float64Array]
             verdict = "one seed does not tell how sure that is"
         elif low[0] > 0 or high[0] < 0:
             verdict = f"95 %: {low[0]:+.3f} to {high[0]:+.3f}"
+            is_ahead = is_ahead or low[0] > 0
         else:
             verdict = f"95 %: {low[0]:+.3f} to {high[0]:+.3f}, not told apart"
         sentences.append(f"There {name.upper()} is {ahead[0]:+.3f} against tuned SGD ({verdict}).")
+    if not is_ahead and len(sgd) > 1:
+        sentences.append("No trust ratio beats a tuned rate here, as Nado et al. 2021 found for large models.")
     return sentences
 
 
