@@ -9,6 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from largebatch.trackers.series import series
 from largebatch.trackers.tracker import Row
 
 # What differs between replicates, or follows from the batch size and the machine.
@@ -102,13 +105,35 @@ class RunRecord:
         times = [float(row["time/step_s"]) for row in self.rows if "time/step_s" in row]
         return statistics.median(times[1:] or times) if times else None
 
+    @cached_property
+    def _last(self) -> dict[str, float]:
+        """Of every key at once: a search per key would read all rows of every run a dozen times."""
+        found: dict[str, float] = {}
+        for row in self.rows:
+            for key, value in row.items():
+                if isinstance(value, (int, float)) and abs(value) < float("inf"):  # NaN is not below
+                    found[key] = float(value)
+        return found
+
+    @cached_property
+    def _columns(self) -> dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]:
+        return {}
+
     def last(self, key: str) -> float | None:
         """The last finite value of a metric; None where there is none."""
-        for row in reversed(self.rows):
-            value = row.get(key)
-            if isinstance(value, (int, float)) and abs(value) < float("inf"):  # NaN is not below
-                return float(value)
-        return None
+        return self._last.get(key)
+
+    def series(self, key: str, against: str = "samples_seen") -> tuple[np.ndarray, np.ndarray]:
+        """(x, y) of the rows that have `key`, as of `trackers.series`; empty where there is no finite value."""
+        if key not in self._last:
+            return np.empty(0), np.empty(0)
+        if (key, against) not in self._columns:
+            self._columns[key, against] = series(self.rows, key, against)
+        return self._columns[key, against]
+
+    def has(self, key: str) -> bool:
+        """Whether any value of `key` can be drawn."""
+        return key in self._last
 
 
 @dataclass(frozen=True)

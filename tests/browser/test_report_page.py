@@ -46,6 +46,15 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "page.html"
 
 
+def wait_until(page: Any, expression: str, arg: Any = None) -> None:
+    """Ask until it is so. `wait_for_function` asks by `eval` inside the page, which its policy forbids."""
+    for _ in range(600):
+        if page.evaluate(expression, arg):
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError(f"still not so: {expression}")
+
+
 class Visit:
     """A page with everything that it said and asked for."""
 
@@ -63,7 +72,7 @@ class Visit:
         size = self.page.viewport_size
         self.page.set_viewport_size(size | {"height": self.page.evaluate("document.body.scrollHeight")})
         shown = "[...document.querySelectorAll('figure[data-figure]')].filter((one) => one.offsetParent)"
-        self.page.wait_for_function(f"{shown}.every((one) => one.querySelector('.xtitle'))")
+        wait_until(self.page, f"{shown}.every((one) => one.querySelector('.xtitle'))")
 
 
 @pytest.fixture
@@ -118,7 +127,7 @@ def test_the_slider_changes_numbers_and_figures_by_the_keyboard_alone(visit: Vis
     assert slider.get_attribute("aria-valuetext") == "256 samples"
     assert block.locator("tbody tr").first.locator("td").nth(1).text_content() == "4 steps"
     assert kind.text_content() == "extrapolated"
-    visit.page.wait_for_function("([chart, d]) => chart.querySelector('.shapelayer path').getAttribute('d') !== d",
+    wait_until(visit.page, "([chart, d]) => chart.querySelector('.shapelayer path').getAttribute('d') !== d",
                                  arg=[chart.element_handle(), before])  # fmt: skip
 
 
@@ -156,7 +165,7 @@ def test_points_walk_along_their_paths_by_a_slider_or_by_themselves(visit: Visit
     assert slider.get_attribute("aria-valuetext") == "point 1 of 2"
     visit.page.keyboard.press("Home")
     play.click()
-    visit.page.wait_for_function("(button) => button.textContent === 'Play'", arg=play.element_handle())
+    wait_until(visit.page, "(button) => button.textContent === 'Play'", arg=play.element_handle())
     assert slider.input_value() == "2"
     assert chart.evaluate(points)[0] == [[1], [1]]
     assert visit.said == []
@@ -192,7 +201,7 @@ def test_the_theme_follows_the_reader_and_the_button(browser: Any, page_file: Pa
     dark, dark_text = visit.page.evaluate(colour), visit.page.evaluate(text)
     visit.page.locator("#theme").focus()
     visit.page.keyboard.press("Enter")
-    visit.page.wait_for_function(f"{text} !== '{dark_text}'")
+    wait_until(visit.page, f"{text} !== '{dark_text}'")
     assert visit.page.evaluate(colour) == "rgb(255, 255, 255)" != dark
     assert visit.said == []
     visit.page.close()

@@ -31,7 +31,17 @@ function themed(layout) {
   };
 }
 
+// Plotly is most of the page: it is run once the texts are there, or a figure is needed.
+function needPlotly() {
+  if (window.Plotly) return;
+  const script = document.createElement("script");
+  script.textContent = document.getElementById("plotly").textContent;
+  document.head.append(script);
+}
+addEventListener("load", () => setTimeout(needPlotly, 300));
+
 function draw(place, figure) {
+  needPlotly();
   drawn.set(place, figure);
   // Without showSendToCloud: false, plotly.js 4 offers to upload the chart to its makers.
   const config = { responsive: true, displaylogo: false, displayModeBar: "hover", scrollZoom: false,
