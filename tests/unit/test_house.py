@@ -56,6 +56,7 @@ LEVELS = (
         "launcher",
         "interruption",
         "run_folder",
+        "local_ranks",
         "folder_lock",
     },
     {"loop", "agreement", "observers"},
