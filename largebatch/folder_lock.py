@@ -10,6 +10,16 @@ from pathlib import Path
 from types import TracebackType
 
 LOCK = ".lock"
+_HELD: set[int] = set()
+
+
+def _let_go_after_fork() -> None:
+    """A fork, such as a loading process, shares the lock, and outlives a run that is killed by seconds."""
+    while _HELD:
+        os.close(_HELD.pop())
+
+
+os.register_at_fork(after_in_child=_let_go_after_fork)
 
 
 class FolderInUseError(Exception):
@@ -19,8 +29,8 @@ class FolderInUseError(Exception):
 class FolderLock:
     """Holds a folder for this process, as a context manager; the folder is made if absent.
 
-    The kernel lets go of it when the process ends, however it ends: nothing is left to clean up after a kill. Over NFS
-    it needs a server with locks, as every one since version 4 has.
+    The kernel lets go of it when the process ends, however it ends: nothing is left to clean up after a kill, and what
+    was forked from it does not hold it. Over NFS it needs a server with locks, as every one since version 4 has.
 
     Args:
         folder: of a run.
@@ -48,14 +58,16 @@ class FolderLock:
         os.ftruncate(file, 0)
         os.write(file, json.dumps({"pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}).encode())
         self._file = file
+        _HELD.add(file)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._file is not None:
+        if self._file in _HELD:  # not in a fork, where the number may be another file's by now
+            _HELD.discard(self._file)
             os.close(self._file)  # and with it the lock; the file stays: removing it would race with the next owner
-            self._file = None
+        self._file = None
 
 
 def _owner(content: bytes) -> str:

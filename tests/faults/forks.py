@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import secrets
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -23,10 +24,12 @@ import pytest
 
 from tests.faults.forked_rank import train
 from tests.faults.planted import Fault
+from tests.faults.processes import marked_processes
 
 DEADLINE_S = 120.0  # a run takes half a second; on a crowded machine the first one waits for the server
 _SERVER = multiprocessing.get_context("forkserver")
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "WANDB_MODE": "disabled"}
+_ENVIRONMENT["LARGEBATCH_FAULT_FORKS"] = _MARK = secrets.token_hex(8)
 _LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -76,6 +79,11 @@ def train_in_forks(
     if is_late:
         pytest.fail(f"still running after {deadline_s:g} s:\n{ended.output}")
     return ended
+
+
+def forked_processes() -> set[int]:
+    """Every living process that came of the fork server of this session, the server itself included."""
+    return marked_processes(f"LARGEBATCH_FAULT_FORKS={_MARK}")
 
 
 def _run_until(deadline: float, processes: Sequence[BaseProcess]) -> bool:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-KILL, RANKS, TORCHRUN = (f"tests/faults/test_{name}.py" for name in ("kill_and_resume", "ranks", "torchrun"))
+KILL, RANKS, TORCHRUN, LOADING = (
+    f"tests/faults/test_{name}.py" for name in ("kill_and_resume", "ranks", "torchrun", "loading")
+)
 TRAIN, LAUNCHERS = "tests/end_to_end/test_train.py", "tests/end_to_end/test_launchers.py"
 CHECKPOINT, OBSERVER = "tests/unit/test_checkpoint.py", "tests/unit/test_checkpoint_observer.py"
 SAME_RUN, CONTRACT = "tests/multiprocess/test_same_run.py", "tests/multiprocess/test_contract.py"
@@ -118,7 +120,14 @@ MATRIX = (
         (TORCHRUN, "ctrl_c_is_one_request_to_stop_although_each_rank_gets_it_twice"),
         not_met="torchrun prints one of its own",
     ),
-    _row(13, "launcher killed", "no rank alive after 5 s", (TORCHRUN, "no_rank_survives_a_launcher_that_is_killed")),
+    _row(
+        13,
+        "launcher killed",
+        "no rank alive after 5 s",
+        (TORCHRUN, "no_rank_survives_a_launcher_that_is_killed"),
+        ("tests/unit/test_interruption.py", "a_rank_ends_with_its_torchrun_and_with_no_other_parent"),
+        (LOADING, "loading_processes_end_with_a_rank_that_is_killed"),
+    ),
     _row(
         14,
         "rank hangs",
@@ -295,6 +304,7 @@ MATRIX = (
         44,
         "random draws after a resume",
         "bitwise, any number of workers",
+        (LOADING, "random_items_and_dropout_are_bitwise_the_same_after_kills_with_any_number_of_workers"),
         (WORKERS, "no_one_and_two_workers_give_bitwise_the_same_batches"),
         (CONTRACT, "pinned_micro_batches_make_batch_norm_dropout_and_augmentation_agree_on_any_world"),
     ),

@@ -59,7 +59,7 @@ def test_no_rank_survives_a_launcher_that_is_killed(tmp_path: Path):
         end = time.monotonic() + 5
         while job.processes() and time.monotonic() < end:
             time.sleep(0.05)
-        assert job.processes() == []
+        assert job.processes() == set()
 
 
 def test_a_rank_that_hangs_is_named_with_the_step_within_the_time_limit(tmp_path: Path):
@@ -77,4 +77,4 @@ def test_a_rank_that_hangs_is_named_with_the_step_within_the_time_limit(tmp_path
         end = time.monotonic() + 5
         while job.processes() and time.monotonic() < end:
             time.sleep(0.05)
-        assert job.processes() == [], "not even a stopped one"
+        assert job.processes() == set(), "not even a stopped one"

@@ -25,6 +25,8 @@ from types import TracebackType
 
 import pytest
 
+from tests.faults.processes import marked_processes
+
 MARK = "LARGEBATCH_FAULT_JOB"
 DEADLINE_S = 300.0  # two ranks that import torch from a cold disk on a crowded machine
 ROOT = Path(__file__).resolve().parents[2]
@@ -85,7 +87,7 @@ class Job:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         has_ended = self.agent.poll() is not None
-        orphans = self.processes() if has_ended else []
+        orphans = self.processes() if has_ended else set()
         for pid in self.processes():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -93,20 +95,19 @@ class Job:
         self.agent.wait()
         if kind is None:
             assert has_ended, "the test left a job running"
-            assert orphans == [], f"{len(orphans)} processes outlived their job:\n{self.output()}"
+            assert orphans == set(), f"{len(orphans)} processes outlived their job:\n{self.output()}"
 
     def output(self) -> str:
         """What all processes have printed so far."""
         return self._log.read_text(errors="replace")
 
-    def processes(self) -> list[int]:
-        """Every process of this machine that carries the mark of this job and is alive."""
-        return [pid for pid, environment in _environments() if self._mark.encode() in environment]
+    def processes(self) -> set[int]:
+        """Every process of this job that is alive."""
+        return marked_processes(self._mark)
 
     def rank_pid(self, rank: int) -> int:
         """The process of a rank."""
-        wanted = {self._mark.encode(), f"RANK={rank}".encode()}
-        (pid,) = (pid for pid, environment in _environments() if wanted <= environment)
+        (pid,) = marked_processes(self._mark, f"RANK={rank}")
         return pid
 
     def wait_for_step(self, step: int) -> None:
@@ -133,13 +134,3 @@ class Job:
         except subprocess.TimeoutExpired:
             pytest.fail(f"still running after {left:.0f} s:\n{self.output()}")
         return Ended(code, self.output())
-
-
-def _environments() -> list[tuple[int, set[bytes]]]:
-    """(pid, its variables as it was started with) of every process that may be looked at; zombies have none."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal():
-            with contextlib.suppress(OSError):  # it has ended meanwhile, or is another user's
-                found.append((int(entry.name), set((entry / "environ").read_bytes().split(b"\0"))))
-    return found
