@@ -14,6 +14,7 @@ from torch import nn
 
 from largebatch.config import ConfigError, parse_config, public_values
 from largebatch.coupled_losses import is_coupled
+from largebatch.credentials import credential_problems
 from largebatch.data import Augmentation, FirstSamples, NoisyLabels
 from largebatch.derive import Derived, derive
 from largebatch.exact_batch_norm import batch_norms
@@ -55,6 +56,8 @@ def prepare(composed: DictConfig, environ: Mapping[str, str]) -> Prepared:
     Raises:
         ConfigError: with everything that was found.
     """
+    if secrets := credential_problems(composed):
+        raise ConfigError(secrets)  # alone: other messages repeat values
     config = parse_config(composed)
     report = Report()
     _look_around(config, environ, report)

@@ -89,6 +89,7 @@ LEVELS = (
         "build",
         "quiet_training",
         "doctor",
+        "credentials",
         "chapter",
         "commands",
         "__main__",
