@@ -57,7 +57,7 @@ LEVELS = (
         "run_folder",
         "folder_lock",
     },
-    {"loop", "agreement", "observers"},
+    {"loop", "agreement", "guard", "step_report", "observers"},
     {
         "config",
         "schema",
@@ -149,7 +149,12 @@ SAME_LEVEL = {
     ("gap_conditions", "runtime"),
     ("gap_conditions", "sharpness"),
     ("observers", "loop"),
+    ("observers", "guard"),
     ("loop", "agreement"),
+    ("loop", "guard"),
+    ("loop", "step_report"),
+    ("step_report", "agreement"),
+    ("step_report", "guard"),
 }
 HEAVY = {"torch", "accelerate", "hydra", "omegaconf", "wandb", "matplotlib", "sklearn", "datasets", "transformers"}
 MAX_FILE_LINES = 260
