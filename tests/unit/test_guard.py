@@ -12,17 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf, open_dict
 
 from largebatch.checkpoint import Checkpoint, CheckpointError, load_checkpoint, newest_valid, save_checkpoint
 from largebatch.commands.composition import compose_config
 from largebatch.config import ConfigError
 from largebatch.diagnostics.outliers import FEWEST_VALUES, RecentValues, upper_limit
 from largebatch.guard import Guard
-from largebatch.order import SampleOrder
 from largebatch.quiet_training import Trained, train_quietly
 from largebatch.runtime import Runtime
 from largebatch.trackers import read_metrics
+from tests.unit.faulty_data import BATCH_NORM, SKIP, SMALL, at_steps, faulty
 
 
 def reference_verdicts(series: np.ndarray, *, window: int, threshold: float) -> list[bool]:
@@ -167,42 +166,6 @@ def test_settings_out_of_range_are_refused(options: dict[str, Any], message: str
 
 def test_the_limit_of_fewer_values_than_needed_is_infinite():
     assert upper_limit([1.0] * (FEWEST_VALUES - 1), 5.0) == math.inf
-
-
-# Whole runs: less than an epoch of 2,048 samples in batches of 32, so that a sample spoils one step.
-SMALL = (
-    "model=mlp",
-    "data=synthetic",
-    "data.train.num_samples=2048",
-    "batch.total=32",
-    "length=48steps",
-    "schedule.warmup=1steps",
-    "observers.evaluation.every=null",
-    "observers.metrics.every=1",
-    "observers.ledger.enabled=true",
-    "observers.ledger.parameters_every=1",
-)
-BATCH_NORM = ("model=convnet", "model.width=4")
-SKIP = ("guard.policy=skip", "guard.window=20")
-
-
-def faulty(*overrides: str, factors: dict[int, float]) -> Any:
-    config = compose_config([*SMALL, *overrides])
-    with open_dict(config):
-        config.data.train_plain = OmegaConf.create(OmegaConf.to_container(config.data.train, resolve=True))
-        config.data.train._target_ = "tests.unit.faulty_data.with_faulty_samples"
-        config.data.train.factors = {str(sample): factor for sample, factor in factors.items()}
-    return config
-
-
-def samples_of_step(step: int) -> list[int]:
-    """Of the run's step `step`, from 1."""
-    return SampleOrder(2048, 0).ids(32 * (step - 1), 32).tolist()
-
-
-def at_steps(factors: dict[int, float]) -> dict[int, float]:
-    """A faulty sample in each of some steps."""
-    return {samples_of_step(step)[3]: factor for step, factor in factors.items()}
 
 
 def ledger(folder: Path) -> list[dict[str, Any]]:
