@@ -302,12 +302,15 @@ def test_before_there_is_a_checkpoint_a_rollback_skips(tmp_path: Path):
 
 
 def test_checkpoints_of_later_steps_are_not_gone_back_to(tmp_path: Path):
-    """As another process may have left them, that went on from the same checkpoint."""
-    for step in (10, 20):
-        save_checkpoint(tmp_path, step=step, tensors={}, values={}, keep=9)
-    assert newest_valid(tmp_path, up_to=9)[0] is None
-    found = [newest_valid(tmp_path, up_to=step)[0] for step in (10, 19, 20, 21)]
-    assert [one and one.step for one in found] == [10, 10, 20, 20]
+    """They are of a process that went on from the same checkpoint before this one."""
+    asked = ("guard.policy=rollback", "observers.checkpoint.every=5steps", "observers.checkpoint.keep=9")
+    train_quietly(faulty(*asked, "length=20steps", factors={}), tmp_path)
+    going_on = ("length=20steps", f"resume={tmp_path}/checkpoints/step_00000010")
+    trained = train_quietly(faulty(*asked, *going_on, factors=at_steps({13: math.nan})), tmp_path)
+    assert trained.summary["guard/rolled_back"] == 1
+    rows = {row["step"]: row for row in ledger(tmp_path)}
+    assert rows[13]["guard"] == "rollback"
+    assert rows[13]["parameters"] == rows[10]["parameters"]
 
 
 def test_a_rollback_without_checkpoints_on_the_way_is_refused(tmp_path: Path):
