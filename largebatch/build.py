@@ -23,7 +23,6 @@ from largebatch.observers import (
     CommunicationObserver,
     EvaluationObserver,
     NoiseScaleObserver,
-    counts_row,
     restore,
 )
 from largebatch.observing import Records, observe
@@ -61,7 +60,7 @@ class Job:
             "epochs": progress.samples_seen / self.evaluation.journal.num_samples,
             "train_seconds": progress.train_s,
             "checkpoint": str(self.checkpoints.latest) if self.checkpoints.latest else None,
-            **({} if self.run.guard is None else counts_row(self.run.guard.counts)),
+            **({} if self.run.guard is None else self.run.guard.counts.row()),
             **self.evaluation.last,
             **{f"best/{name}": value for name, value in self.evaluation.best.items()},
         }

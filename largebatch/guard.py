@@ -47,12 +47,20 @@ class Judgement:
 
 @dataclass
 class Counts:
-    """How often what happened, in steps."""
+    """How often what happened, in steps.
+
+    >>> Counts(bad=2, skipped=2).row()
+    {'guard/bad': 2, 'guard/skipped': 2, 'guard/rolled_back': 0, 'guard/overflows': 0}
+    """
 
     bad: int = 0
     skipped: int = 0
     rolled_back: int = 0
     overflows: int = 0
+
+    def row(self) -> dict[str, float | int | str]:
+        """Under the names of logged rows."""
+        return {f"guard/{name}": count for name, count in asdict(self).items()}
 
 
 class Guard:

@@ -6,7 +6,7 @@ Removing all of them leaves the weights bit-identical.
 from largebatch.observers.checkpoints import CheckpointObserver
 from largebatch.observers.communication import CommunicationObserver
 from largebatch.observers.evaluation import EvaluationObserver
-from largebatch.observers.guard import GuardObserver, counts_row
+from largebatch.observers.guard import GuardObserver
 from largebatch.observers.layers import LayersObserver
 from largebatch.observers.ledger import LedgerObserver, WatchedLoader
 from largebatch.observers.metrics import Journal, MetricsObserver
@@ -32,6 +32,5 @@ __all__ = [
     "SharpnessObserver",
     "VarianceObserver",
     "WatchedLoader",
-    "counts_row",
     "restore",
 ]

@@ -31,8 +31,7 @@ _SHOWN = {
     "guard/loss_limit": "limit",
     "guard/grad_norm": "gradient norm",
     "guard/grad_norm_limit": "limit",
-    "guard/skipped": "skipped so far",
-    "guard/rolled_back": "rolled back",
+    "guard/bad": "bad steps so far",
     "communication/share_of_step": "communication's share of a step",
 }
 _DROPPED_FIRST = ("samples ", "lr ", "samples/s", "eta ", "loss ")

@@ -168,8 +168,10 @@ def test_without_a_guard_such_a_fault_ends_the_run_as_it_always_did(ranks):
 
 
 def rolled_back_run(folder: str, *overrides: str) -> dict[str, Any]:
+    """The evaluation of step 6 merges running statistics that step 7 takes back."""
     asked = (
         "guard.policy=rollback",
+        "observers.evaluation.every=3steps",
         "observers.checkpoint.every=4steps",
         "observers.checkpoint.keep=9",
         "batch.micro=8",

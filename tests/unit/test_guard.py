@@ -313,6 +313,17 @@ def test_checkpoints_of_later_steps_are_not_gone_back_to(tmp_path: Path):
     assert rows[13]["parameters"] == rows[10]["parameters"]
 
 
+def test_a_run_that_was_resumed_into_another_folder_goes_back_to_where_it_came_from(tmp_path: Path):
+    asked = ("guard.policy=rollback", "observers.checkpoint.every=5steps", "length=8steps")
+    factors = at_steps({7: math.nan})
+    train_quietly(faulty(*asked, factors=factors), tmp_path / "first", stop=after(5))
+    rows = {row["step"]: row for row in ledger(tmp_path / "first")}
+    going_on = (f"resume={tmp_path}/first/checkpoints/step_00000005",)
+    train_quietly(faulty(*asked, *going_on, factors=factors), tmp_path / "second")
+    (back,) = [row for row in ledger(tmp_path / "second") if "guard" in row]
+    assert (back["step"], back["guard"], back["parameters"]) == (7, "rollback", rows[5]["parameters"])
+
+
 def test_a_rollback_without_checkpoints_on_the_way_is_refused(tmp_path: Path):
     with pytest.raises(ConfigError, match=r"guard\.policy=rollback: .*observers\.checkpoint\.every"):
         train_quietly(compose_config([*SMALL, "guard.policy=rollback"]), tmp_path / "x")

@@ -149,7 +149,6 @@ SAME_LEVEL = {
     ("gap_conditions", "runtime"),
     ("gap_conditions", "sharpness"),
     ("observers", "loop"),
-    ("observers", "guard"),
     ("loop", "agreement"),
     ("loop", "guard"),
     ("loop", "step_report"),
