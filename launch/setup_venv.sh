@@ -63,8 +63,10 @@ largebatch_setup() (
     rm -f "$stamp"
     cd "$repository"
     pip=("$venv/bin/python" -m pip install --disable-pip-version-check --no-input -c launch/constraints.txt)
-    # Tests compare with two files of timm. Its dependency torchvision would bring a build of torch of its own along.
-    if ! { "${pip[@]}" -e ".$extras" && { [[ -z $extras ]] || "${pip[@]}" --no-deps timm; }; } >"$log" 2>&1; then
+    # Tests compare with two files of timm. Its dependency torchvision would bring a build of torch of its own along; and
+    # without it timm cannot be imported, which accelerate's command line tries: so it lies beside the other packages.
+    oracle=(--no-deps --upgrade --target "$venv/oracles" timm)
+    if ! { "${pip[@]}" -e ".$extras" && { [[ -z $extras ]] || "${pip[@]}" "${oracle[@]}"; }; } >"$log" 2>&1; then
         tail -n 20 "$log" >&2
         echo "largebatch: the installation failed, see above and $log." >&2
         return 1

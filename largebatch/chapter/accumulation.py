@@ -23,6 +23,7 @@ class Settings(Section):
 
     micro: PositiveInt
     ragged: PositiveInt
+    world_size: PositiveInt
     precisions: Annotated[list[Literal["fp64", "fp32"]], Field(min_length=1)]
     plain: list[str]
     normed: list[str]
@@ -62,6 +63,8 @@ def run(experiment: Experiment, settings: Settings) -> Story:
             [f"chapter.micro={settings.micro}: batch.total={total} is not several of it. Use a divisor of the batch."]
         )
     found = [one for precision in settings.precisions for one in _plain(experiment, settings, total, precision)]
+    if settings.world_size > 1:
+        found += _on_ranks(experiment, settings, total)
     found += _normed(experiment, settings, total)
     return Story(
         title="Gradient accumulation",
@@ -90,6 +93,21 @@ def _plain(experiment: Experiment, settings: Settings, total: int, precision: st
         found.append(_compared("plain", precision, f"{name} / at once", paths[name], whole))
     again = _weights(experiment, f"{precision}-again", *common, *ways[split])
     found.append(_compared("plain", precision, f"{split} / itself again", again, paths[split]))
+    return found
+
+
+def _on_ranks(experiment: Experiment, settings: Settings, total: int) -> list[Comparison]:
+    """The micro-batches shared among processes, against all of them on one."""
+    precision, found = settings.precisions[-1], []
+    common = (*settings.plain, f"precision={precision}", f"batch.micro={settings.micro}")
+    split = f"{total // settings.micro} x {settings.micro}"
+    for name, reduction in ((split, "all_reduce"), (f"{split}, ordered sum", "ordered")):
+        overrides = (*common, f"batch.reduction={reduction}")
+        one = _weights(experiment, f"{reduction}-on-1-rank", *overrides)
+        several = experiment.train_on_ranks(
+            f"{reduction}-on-{settings.world_size}-ranks", settings.world_size, *overrides
+        )
+        found.append(_compared("plain", precision, f"{name}: {settings.world_size} ranks / 1 rank", several, one))
     return found
 
 
@@ -160,8 +178,8 @@ def _answer(found: list[Comparison], total: int, settings: Settings) -> str:
         one = next(one for one in found if (one.precision, one.split) == (precision, f"{split} / at once"))
         sentences.append(
             f"In {precision} {split} and {total} at once differ after a step by at most {one.distance[1]:.1g}, "
-            f"{one.in_eps:.1g} eps of the largest weight, {one.equal:.0%} of the weights in no bit; after "
-            f"{len(one.distance) - 1} steps by {one.distance[-1]:.1g}."
+            f"{one.in_eps:.1g} eps of the largest weight, and {one.equal:.0%} of the weights are equal bit for bit; "
+            f"after {len(one.distance) - 1} steps they differ by {one.distance[-1]:.1g}."
         )
     sentences.append(
         "To the last bits means that: the same sum in another order, rounded otherwise."
@@ -171,12 +189,25 @@ def _answer(found: list[Comparison], total: int, settings: Settings) -> str:
     again = [one for one in found if one.split.endswith("itself again")]
     same = "equal bits" if not any(one.distance.any() for one in again) else "unequal bits, which no sum explains"
     sentences.append(f"The same split again gives {same}.")
+    sentences += _about_ranks(found)
     ghost, exact = (one for one in found if one.model == "batch norm")
     sentences.append(
         f"Batch norm over each micro-batch is another model, {ghost.distance[1]:.1g} away after a step; over the whole "
         f"batch (batch_norm=exact) it is {exact.distance[1]:.1g}."
     )
     return " ".join(sentences)
+
+
+def _about_ranks(found: list[Comparison]) -> list[str]:
+    shared = [one for one in found if one.split.endswith("/ 1 rank")]
+    if not shared:
+        return []
+    plain, ordered = shared
+    same = "is equal bit for bit" if not ordered.distance.any() else f"differs by {ordered.distance[-1]:.1g}"
+    return [
+        f"On several processes the all-reduce adds in another order, {plain.distance[-1]:.1g} away at the end; the "
+        f"ordered sum (batch.reduction=ordered) {same}."
+    ]
 
 
 def _file_name(name: str) -> str:

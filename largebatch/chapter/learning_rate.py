@@ -19,6 +19,8 @@ from largebatch.trackers.diagram import Axis, Diagram, Line
 
 Kind = Literal["converges", "oscillates", "diverges"]
 
+_CROSSINGS = 12
+
 
 class Settings(Section):
     """See conf/experiment/chapter/learning_rate.yaml."""
@@ -174,9 +176,14 @@ def _landscapes(task: NoisyQuadratic, descents: list[Descent]) -> list[Any]:
     for momentum in dict.fromkeys(one.momentum for one in descents):
         kept = [one for one in descents if one.momentum == momentum and one.losses.max() <= 2 * one.losses[0]]
         if kept:
-            paths = {f"rate {one.lr:g}: {one.kind}": one.theta for one in kept}
+            # Near the limit a path crosses the landscape in every step: a few of them show how.
+            paths = {
+                f"rate {one.lr:g}: {one.kind}": one.theta[: _CROSSINGS if one.lr > one.limit / 2 else None]
+                for one in kept
+            }
             name = f"landscape_momentum_{momentum:g}".replace(".", "_")
-            drawn.append(landscape(h, paths, name=name, title=f"Paths at momentum {momentum:g}"))
+            caption = f"Above half of the limit the first {_CROSSINGS} points."
+            drawn.append(landscape(h, paths, name=name, title=f"Paths at momentum {momentum:g}", caption=caption))
     return drawn
 
 

@@ -27,6 +27,9 @@ EXPERIMENTS = {
     "gradient_variance": "the 1/B law at B = 1, 10, 100, 1000, before and after training",
     "accumulation": "256 samples from 8 micro-batches of 32 against 256 at once, in both precisions",
     "linear_scaling": "k times the rate for k times the batch: one step against k, whole runs, where it breaks and why",
+    "warmup": "none, constant and gradual before a large rate: which rates train, and the jump after a constant one",
+    "lars": "SGD, LARS and LAMB from batch 32 to all samples, each with a rate tuned for every batch size",
+    "noise_and_minima": "sharpness and generalization gap against batch size, at equal epochs and equal steps",
 }
 ALL = "all"
 
@@ -60,6 +63,7 @@ def run(name: str, config: DictConfig, overrides: list[str]) -> int:
     from largebatch.chapter.experiment import Experiment
     from largebatch.config import parse_section, public_values
     from largebatch.run_folder import environment
+    from largebatch.trackers.console import status
 
     started = time.perf_counter()
     _require_one_process()
@@ -73,8 +77,14 @@ def run(name: str, config: DictConfig, overrides: list[str]) -> int:
         parse_section(composed, "chapter", module.Settings)
         return composed
 
-    experiment = Experiment(config, folder, compose=compose)
-    story: Story = module.run(experiment, settings)
+    with status(f"{name}: begins") as line:
+        experiment = Experiment(
+            config,
+            folder,
+            compose=compose,
+            on_run=lambda run, number: line.update(f"{name}: {number} runs are done, now {run}"),
+        )
+        story: Story = module.run(experiment, settings)
     record = {"kind": "chapter", "name": name} | story.record()
     record |= {"runs": experiment.runs, "seconds": time.perf_counter() - started}
     _show(story, record | {"config": public, "environment": environment()}, folder)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 EXIT_DONE, EXIT_FAILED, EXIT_WRONG_INPUT = 0, 1, 2
 
 
 def main(arguments: Sequence[str]) -> int:
-    """`report FOLDER... [--out FILE]`; returns 0, 2 for wrong input, or 1 if the page cannot be written."""
+    """`report FOLDER... [--out FILE] [--wandb PROJECT]`.
+
+    Returns 0, 2 for wrong input, or 1 if the page cannot be written.
+    """
     try:
         options = _parser().parse_args(list(arguments))
     except SystemExit as exit_:
@@ -31,13 +35,31 @@ def main(arguments: Sequence[str]) -> int:
         )
         return EXIT_WRONG_INPUT
     try:
-        write_report(evidence, path, title=options.title or _title(options.folders))
+        title = options.title or _title(options.folders)
+        figures = write_report(evidence, path, title=title)
     except OSError as error:
         print(f"largebatch report: {path} cannot be written: {error}", file=sys.stderr)
         return EXIT_FAILED
     print(f"{len(evidence.runs)} runs, {sum(map(len, evidence.records.values()))} records")
     print(path)
+    if options.wandb:
+        _log_to_wandb(options.wandb, title, path, figures, options.folders)
     return EXIT_DONE
+
+
+def _log_to_wandb(
+    project: str, title: str, path: Path, figures: Mapping[str, Mapping[str, Any]], folders: Sequence[str]
+) -> None:
+    """The figures and the page in a W&B run of their own; without a key it is an offline one beside the page."""
+    from largebatch.trackers import WandbTracker
+
+    tracker = WandbTracker(
+        folder=path.parent, project=project, name=title, config={"folders": list(folders)}, job_type="report"
+    )
+    tracker.show({f"report/{key}": figure for key, figure in figures.items()}, {"report/page": path})
+    tracker.finish({"figures": len(figures)}, [])
+    if tracker.sync_command:
+        print(f"upload: {tracker.sync_command}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -48,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("folders", metavar="FOLDER", nargs="+", help="what to show; also all below it")
     parser.add_argument("--out", metavar="FILE", default="report.html", help="the page (default: report.html)")
+    parser.add_argument("--wandb", metavar="PROJECT", help="also log figures and page to W&B; offline without a key")
     parser.add_argument("--title", metavar="TEXT", help="its heading")
     return parser
 

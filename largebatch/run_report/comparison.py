@@ -11,7 +11,6 @@ from largebatch.run_report.records import RunRecord
 from largebatch.run_report.run_figures import run_label, thinned
 from largebatch.smoothing import smooth
 from largebatch.trackers.diagram import Axis
-from largebatch.trackers.series import has_data, series
 
 # Key of the rows -> its axis.
 SERIES = {
@@ -49,10 +48,10 @@ def comparison_html(runs: Sequence[RunRecord]) -> str:
     choices = select("compare-first", "First run", options)
     choices += select("compare-second", "Second run", options, chosen=len(runs) - 1)
     choices += select("compare-against", "Against", ("samples seen", "optimizer steps"))
-    present = [key for key in SERIES if any(has_data(run.rows, key) for run in runs)]
+    present = [key for key in SERIES if any(run.has(key) for run in runs)]
     places = "".join(
         f'<figure data-key="{key}"><h3>{escaped(SERIES[key].label.capitalize())}</h3>'
-        f'<div class="plot" role="img" aria-label="{escaped(SERIES[key].label)} of both runs"></div></figure>'
+        f'<div class="plot" role="group" aria-label="{escaped(SERIES[key].label)} of both runs"></div></figure>'
         for key in present
     )
     settings = table(("setting", "first", "second"), [], caption="Settings in which they differ")
@@ -62,9 +61,9 @@ def comparison_html(runs: Sequence[RunRecord]) -> str:
 def _series_of(run: RunRecord, most: int) -> dict[str, list[list[float | None]]]:
     found = {}
     for key in SERIES:
-        if not has_data(run.rows, key):
+        if not run.has(key):
             continue
-        (samples, values), (_, steps) = series(run.rows, key), series([row for row in run.rows if key in row], "step")
+        (samples, values), (steps, _) = run.series(key), run.series(key, against="step")
         if key in _SMOOTHED and len(values) > _FEWEST:
             values = smooth(values, len(values) / _FEWEST)
         kept = thinned(len(values), most)

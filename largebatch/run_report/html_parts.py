@@ -76,7 +76,7 @@ def figure(key: str, shown: Shown) -> str:
     title, caption = html.escape(shown.figure.title), html.escape(shown.figure.caption)
     return (
         f'<figure data-figure="{html.escape(key, quote=True)}"><h3>{title}</h3>'
-        f'<div class="plot" role="img" aria-label="{html.escape(shown.figure.title, quote=True)}"></div>'
+        f'<div class="plot" role="group" aria-label="{html.escape(shown.figure.title, quote=True)}"></div>'
         f"<figcaption>{caption}</figcaption></figure>"
     )
 
@@ -125,8 +125,12 @@ def section(key: str, title: str, content: str) -> str:
     return f'<section id="{html.escape(key, quote=True)}"><h2>{html.escape(title)}</h2>\n{content}</section>'
 
 
+def links(targets: Sequence[Link]) -> str:
+    """One after the other."""
+    return " ".join(f'<a href="{html.escape(one.target, quote=True)}">{html.escape(one.text)}</a>' for one in targets)
+
+
 def _cell(cell: Cell) -> str:
     if isinstance(cell, str):
         return html.escape(cell)
-    links = [cell] if isinstance(cell, Link) else cell
-    return " ".join(f'<a href="{html.escape(one.target, quote=True)}">{html.escape(one.text)}</a>' for one in links)
+    return links([cell] if isinstance(cell, Link) else cell)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.resources import files
 from itertools import count
 from pathlib import Path
@@ -20,9 +20,11 @@ from largebatch.run_report.batches import Group, batch_figures, grouped
 from largebatch.run_report.comparison import comparison, comparison_html
 from largebatch.run_report.explorer import Explorer, explorers
 from largebatch.run_report.html_parts import Cell
-from largebatch.run_report.plotly_figures import Shown, plotly_figure
+from largebatch.run_report.plotly_figures import plotly_figure
+from largebatch.run_report.record_sections import record_sections
 from largebatch.run_report.records import Evidence, RunRecord
 from largebatch.run_report.run_figures import curves, trust_ratio_maps
+from largebatch.run_report.sections import Option, Section
 from largebatch.run_report.verdict import caveats, verdict
 
 _SCRIPTS = ("figures.js", "explorer.js", "comparison.js")
@@ -39,49 +41,12 @@ _HEADERS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Option:
-    """One of several things to choose from.
-
-    Attributes:
-        label: in the list of choices.
-        figures: in their order.
-        before: HTML above them.
-        explorer: the number of the explorer that it is; None: it is none.
-    """
-
-    label: str
-    figures: Sequence[Shown]
-    before: str = ""
-    explorer: int | None = None
-
-
-@dataclass(frozen=True)
-class Section:
-    """A part of the page.
-
-    Attributes:
-        key: of its anchor.
-        title: its heading.
-        before: HTML above the figures.
-        figures: in their order.
-        options: of which one is shown at a time.
-    """
-
-    key: str
-    title: str
-    before: str = ""
-    figures: Sequence[Shown] = ()
-    options: Sequence[Option] = ()
-
-    @property
-    def all_figures(self) -> list[Shown]:
-        """Those of the options too."""
-        return [*self.figures, *(shown for option in self.options for shown in option.figures)]
-
-
 def report_sections(
-    evidence: Evidence, groups: Sequence[Group], explored: Sequence[Explorer], page: Path
+    evidence: Evidence,
+    groups: Sequence[Group],
+    explored: Sequence[Explorer],
+    of_records: Sequence[Section],
+    page: Path,
 ) -> list[Section]:
     """The parts of the page that have something to show.
 
@@ -89,29 +54,40 @@ def report_sections(
         evidence: what was read.
         groups: of its runs.
         explored: of each group.
+        of_records: sections of studies, measurements and the like.
         page: where the page will be: links are relative to it.
     """
-    over_time = curves(evidence.runs)
-    figures = {"batches": batch_figures(groups)} | over_time
-    maps = [Option(shown.figure.title, [shown]) for shown in trust_ratio_maps(evidence.runs)]
     said = "".join(map(html_parts.paragraph, verdict(evidence, groups)))
     doubts = html_parts.bullets(caveats(evidence, groups))
     overview = f'<div class="verdict">{said}</div><h3>What weakens this, or is missing</h3>{doubts}'
     sections = [Section("overview", "Overview", overview)]
     sections.append(Section("explorer", "Batch-size explorer", options=list(map(_explorer_option, count(), explored))))
-    for key, title in _TITLES.items():
-        sections.append(Section(key, title, figures=figures.get(key, ()), options=maps if key == "layers" else ()))
+    sections += _run_sections(evidence.compared, groups)
+    sections += of_records
     if len(evidence.runs) > 1:
-        sections.append(Section("comparison", "Two runs compared", comparison_html(evidence.runs)))
+        sections.append(Section("two-runs", "Two runs compared", comparison_html(evidence.runs)))
     sections.append(Section("runs", f"Runs ({len(evidence.runs)})", _runs_table(evidence.runs, page)))
     if evidence.left_out:
         rows = [(str(one.path), one.reason) for one in evidence.left_out]
         sections.append(Section("left-out", "Left out", html_parts.table(("folder", "left out, because"), rows)))
-    return [one for one in sections if one.before or one.all_figures]
+    return [one for one in sections if one.before or one.figures or one.options]
 
 
-def write_report(evidence: Evidence, path: Path, *, title: str) -> list[Shown]:
-    """Write the page; returns its figures, for other places to show.
+def _run_sections(runs: Sequence[RunRecord], groups: Sequence[Group]) -> list[Section]:
+    """Figures over runs, of one task at a time: losses of different tasks have nothing to do with each other."""
+    options: dict[str, list[Option]] = {key: [] for key in _TITLES}
+    for task in dict.fromkeys([*(group.task for group in groups), *(run.task for run in runs)]):
+        ours = [run for run in runs if run.task == task]
+        found = {"batches": batch_figures([group for group in groups if group.task == task])} | curves(ours)
+        for key, figures in found.items():
+            if figures:
+                options[key].append(Option(task, figures))
+        options["layers"] += [Option(shown.figure.title, [shown]) for shown in trust_ratio_maps(ours)]
+    return [Section(key, title, options=options[key]) for key, title in _TITLES.items()]
+
+
+def write_report(evidence: Evidence, path: Path, *, title: str) -> dict[str, dict[str, Any]]:
+    """Write the page; returns its figures as plotly has them, by `SECTION/NAME`, for other places to show.
 
     Args:
         evidence: what was read.
@@ -120,25 +96,27 @@ def write_report(evidence: Evidence, path: Path, *, title: str) -> list[Shown]:
     """
     from plotly.offline import get_plotlyjs
 
-    groups = grouped(evidence.runs)
+    of_records, broken = record_sections(evidence, path)
+    evidence = evidence.without(broken)
+    groups = grouped(evidence.compared)
     explored = explorers(groups, evidence)
-    sections = report_sections(evidence, groups, explored, path)
-    keys = {id(shown): f"{part.key}-{n}" for part in sections for n, shown in enumerate(part.all_figures)}
-    data: dict[str, Any] = {"explorers": [one.record() for one in explored], "comparison": comparison(evidence.runs)}
-    data["figures"] = {keys[id(shown)]: plotly_figure(shown) for part in sections for shown in part.all_figures}
+    sections = report_sections(evidence, groups, explored, of_records, path)
+    keys = _figure_keys(sections)
+    figures = {keys[id(shown)]: plotly_figure(shown) for part in sections for shown in part.all_figures}
+    looked_up = {"explorers": [one.record() for one in explored], "comparison": comparison(evidence.runs)}
     content = _read("page.html").substitute(
         title=html_parts.escaped(title),
         made=time.strftime("%Y-%m-%d %H:%M"),
         style=_read("page.css").template,
         navigation="".join(html_parts.anchor(part.key, part.title) for part in sections),
         content="\n".join(_html(part, keys) for part in sections),
-        data=embedded_json(data),
+        data=embedded_json({"figures": figures} | looked_up),
         plotly=get_plotlyjs().replace("</script", "<\\/script"),
         scripts="\n".join(_read(name).template for name in _SCRIPTS),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(content, encoding="utf-8")
-    return [shown for part in sections for shown in part.all_figures]
+    return figures
 
 
 def embedded_json(values: dict[str, Any]) -> str:
@@ -148,6 +126,18 @@ def embedded_json(values: dict[str, Any]) -> str:
     '{"name":"\\u003c/script>"}'
     """
     return json.dumps(values, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+
+
+def _figure_keys(sections: Sequence[Section]) -> dict[int, str]:
+    """Key of each figure, by its id; of several with one name the second ends in -2."""
+    count_of_name: Counter[str] = Counter()
+    keys = {}
+    for part in sections:
+        for shown in part.all_figures:
+            name = f"{part.key}/{shown.figure.name}"
+            count_of_name[name] += 1
+            keys[id(shown)] = name if count_of_name[name] == 1 else f"{name}-{count_of_name[name]}"
+    return keys
 
 
 def _html(part: Section, keys: dict[int, str]) -> str:

@@ -96,16 +96,15 @@ def _extent(figure: Diagram | Surface, key: str) -> tuple[float, float] | None:
 
 
 def _lines(figure: Diagram, names: Sequence[str]) -> list[dict[str, Any]]:
-    labels = list(dict.fromkeys(line.label for line in figure.lines))
+    several = len({line.label for line in figure.lines}) > 1
     traces: list[dict[str, Any]] = []
     seen: set[str] = set()
-    for number, line in enumerate(figure.lines):
-        place = labels.index(line.label)
+    for number, (line, place) in enumerate(zip(figure.lines, figure.colour_places, strict=True)):
         colour = COLOURS[place % len(COLOURS)]
         if line.low is not None and line.high is not None and line.style != "points":
             traces.append(_band(line, colour, log=figure.y.log))
         name = names[number] if names else line.label
-        traces.append(_line(line, place, name, in_legend=line.label not in seen and len(labels) > 1))
+        traces.append(_line(line, place, name, in_legend=line.label not in seen and several))
         seen.add(line.label)
     return traces
 

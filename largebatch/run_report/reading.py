@@ -50,6 +50,7 @@ def read_evidence(folders: Sequence[str | Path]) -> Evidence:
             kind, _ = _RECORDS[path.name]
             attempt(path, lambda path=path, kind=kind: records.setdefault(kind, []).append(_read_record(path)))  # type: ignore[misc]
     chosen, trials = _without_trials(runs, records.get("study", []))
+    chosen = _with_owners(chosen, records.get("chapter", []))
     named = {kind: _named_records(found) for kind, found in records.items()}
     return Evidence(_named_runs(chosen), named, tuple(left_out), trials)
 
@@ -128,6 +129,9 @@ def _read_record(path: Path) -> JsonRecord:
     values = _json(path)
     if missing := [key for key in needed if key not in values]:
         raise ValueError(f"has no {', '.join(missing)}")
+    for key in ("points", "fits"):  # of a study, which tells of its runs
+        if not all(isinstance(one, dict) for one in values.get(key) or ()):
+            raise ValueError(f"{key} are no list of objects")
     return JsonRecord(path, path.parent.name, values)
 
 
@@ -155,6 +159,13 @@ def _without_trials(runs: Sequence[RunRecord], studies: Sequence[JsonRecord]) ->
         if run.folder.resolve() in chosen or not any(run.folder.resolve().is_relative_to(root) for root in roots)
     ]
     return kept, len(runs) - len(kept)
+
+
+def _with_owners(runs: Sequence[RunRecord], chapters: Sequence[JsonRecord]) -> list[RunRecord]:
+    """Runs of an experiment differ in what it is about: they are no replicates of anything."""
+    roots = [chapter.path.parent.resolve() for chapter in chapters]
+    owned = [any(run.folder.resolve().is_relative_to(root) for root in roots) for run in runs]
+    return [replace(run, is_compared=not is_owned) for run, is_owned in zip(runs, owned, strict=True)]
 
 
 def _named_runs(runs: Sequence[RunRecord]) -> list[RunRecord]:

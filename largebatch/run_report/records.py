@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from largebatch.trackers.series import series
 from largebatch.trackers.tracker import Row
 
 # What differs between replicates, or follows from the batch size and the machine.
@@ -27,6 +30,7 @@ class RunRecord:
         summary: of summary.json; empty while the run is going on, or where it was killed.
         rows: of metrics.jsonl.
         layers: of layers.jsonl; empty without it.
+        is_compared: whether the verdict compares it; an experiment of the chapter tells of its runs itself.
     """
 
     folder: Path
@@ -36,6 +40,7 @@ class RunRecord:
     summary: dict[str, Any]
     rows: Sequence[Row]
     layers: Sequence[Row] = ()
+    is_compared: bool = True
 
     @property
     def global_batch_size(self) -> int:
@@ -100,13 +105,35 @@ class RunRecord:
         times = [float(row["time/step_s"]) for row in self.rows if "time/step_s" in row]
         return statistics.median(times[1:] or times) if times else None
 
+    @cached_property
+    def _last(self) -> dict[str, float]:
+        """Of every key at once: a search per key would read all rows of every run a dozen times."""
+        found: dict[str, float] = {}
+        for row in self.rows:
+            for key, value in row.items():
+                if isinstance(value, (int, float)) and abs(value) < float("inf"):  # NaN is not below
+                    found[key] = float(value)
+        return found
+
+    @cached_property
+    def _columns(self) -> dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]:
+        return {}
+
     def last(self, key: str) -> float | None:
         """The last finite value of a metric; None where there is none."""
-        for row in reversed(self.rows):
-            value = row.get(key)
-            if isinstance(value, (int, float)) and abs(value) < float("inf"):  # NaN is not below
-                return float(value)
-        return None
+        return self._last.get(key)
+
+    def series(self, key: str, against: str = "samples_seen") -> tuple[np.ndarray, np.ndarray]:
+        """(x, y) of the rows that have `key`, as of `trackers.series`; empty where there is no finite value."""
+        if key not in self._last:
+            return np.empty(0), np.empty(0)
+        if (key, against) not in self._columns:
+            self._columns[key, against] = series(self.rows, key, against)
+        return self._columns[key, against]
+
+    def has(self, key: str) -> bool:
+        """Whether any value of `key` can be drawn."""
+        return key in self._last
 
 
 @dataclass(frozen=True)
@@ -149,9 +176,20 @@ class Evidence:
     left_out: Sequence[LeftOut] = ()
     num_trials: int = 0
 
+    @property
+    def compared(self) -> list[RunRecord]:
+        """The runs that the verdict and the figures over runs are about."""
+        return [run for run in self.runs if run.is_compared]
+
     def of(self, kind: str) -> list[JsonRecord]:
         """The records of a kind."""
         return self.records.get(kind, [])
+
+    def without(self, broken: Sequence[LeftOut]) -> Evidence:
+        """The same with records left out that turned out to be none."""
+        paths = {one.path for one in broken}
+        kept = {kind: [one for one in found if one.path not in paths] for kind, found in self.records.items()}
+        return replace(self, records=kept, left_out=(*self.left_out, *broken))
 
     def __bool__(self) -> bool:
         return bool(self.runs or any(self.records.values()))

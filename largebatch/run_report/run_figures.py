@@ -11,7 +11,6 @@ from largebatch.run_report.plotly_figures import Shown
 from largebatch.run_report.records import RunRecord
 from largebatch.smoothing import smooth
 from largebatch.trackers.diagram import Axis, Diagram, Line, Numbers, Style, Surface
-from largebatch.trackers.series import has_data, series
 
 _SAMPLES = Axis("samples seen", "samples")
 _MOST_POINTS = 12_000  # of a figure: more are slow on a phone
@@ -49,10 +48,10 @@ def curves(runs: Sequence[RunRecord]) -> dict[str, list[Shown]]:
 
 def noise_scale(runs: Sequence[RunRecord]) -> Shown | None:
     """The gradient noise scale with its interval, where there is enough evidence for one."""
-    shown = [run for run in runs if has_data(run.rows, "noise_scale/value")]
+    shown = [run for run in runs if run.has("noise_scale/value")]
     lines = []
     for run in shown:
-        (x, y), (_, low), (_, high) = (series(run.rows, f"noise_scale/{key}") for key in ("value", "low", "high"))
+        (x, y), (_, low), (_, high) = (run.series(f"noise_scale/{key}") for key in ("value", "low", "high"))
         kept = thinned(len(x), _points(len(shown)))
         band = len(shown) <= _BANDS and len(low) == len(high) == len(x)
         ends = (low[kept].tolist(), high[kept].tolist()) if band else (None, None)
@@ -79,7 +78,7 @@ def _trust_ratio_map(run: RunRecord) -> Shown | None:
     rows = [run.layers[i] for i in thinned(len(run.layers), 120)]
     values = [[_finite(row.get(name)) for row in rows] for name in reversed(names)]
     figure = Surface(
-        f"trust_ratio_{run.name}",
+        "trust_ratio",
         f"Trust ratio: {run.name}, {run_label(run)}",
         _SAMPLES,
         Axis("layer", "first at the top"),
@@ -111,15 +110,15 @@ def _over_samples(
     smoothed: bool = False,
     stderr: str | None = None,
 ) -> Shown | None:
-    shown = [run for run in runs if has_data(run.rows, key)]
+    shown = [run for run in runs if run.has(key)]
     lines = []
     for run in shown:
-        x, y = series(run.rows, key)
+        x, y = run.series(key)
         if smoothed and len(y) > _SMOOTHED:
             y = smooth(y, len(y) / _SMOOTHED)
         kept = thinned(len(x), _points(len(shown)))
         ends: tuple[list[float], list[float]] | tuple[None, None] = (None, None)
-        if stderr and len(shown) <= _BANDS and len(error := series(run.rows, stderr)[1]) == len(y):
+        if stderr and len(shown) <= _BANDS and len(error := run.series(stderr)[1]) == len(y):
             ends = ((y - 1.96 * error)[kept].tolist(), (y + 1.96 * error)[kept].tolist())
         style: Style = "both" if len(kept) <= _SMOOTHED else "line"
         low, high = ends

@@ -18,8 +18,11 @@ def verdict(evidence: Evidence, groups: Sequence[Group]) -> list[str]:
     """Sentences: how batch sizes compare, noise scale, critical batch size."""
     said = [line for group in groups for line in (_of_batches(group), _of_noise(group)) if line]
     for study in evidence.of("study"):
-        said += [line for fit in study.values.get("fits") or () if (line := _of_fit(fit))]
-        said += [str(line) for line in study.values.get("conclusions") or ()]
+        conclusions = [str(line) for line in study.values.get("conclusions") or ()]
+        said += conclusions or [line for fit in study.values.get("fits") or () if (line := _of_fit(fit))]
+    said += [
+        f"{told['title']}: {told['answer']}" for one in evidence.of("chapter") if (told := one.values).get("answer")
+    ]
     return said or ["There is no run with an evaluation, and no study: nothing can be said about batch sizes."]
 
 
@@ -46,6 +49,12 @@ def _of_batches(group: Group) -> str:
     base = outcome(group.by_batch[smallest], quality)
     if base is None:
         return ""
+    seen = [run.samples_seen for run in group.runs]
+    if others and max(seen) > _EQUAL * min(seen):
+        return (
+            f"{group.name}: the runs saw {min(seen):,} to {max(seen):,} samples: where they end says as much about "
+            "that as about the batch size. `largebatch compare` matches them at equal samples, steps or training loss."
+        )
     start = f"{group.name}: {quality.label} at batch {smallest:,} is {_number(base.value)}{_interval(base)}"
     compared = worse_than_smallest(group, quality)
     if not compared:
@@ -103,9 +112,6 @@ def _caveats_of(group: Group) -> list[str]:
         )
     if keys := differing(group.runs):
         lines.append(f"{group.name}: besides the batch, the runs differ in {', '.join(keys)}.")
-    seen = [run.samples_seen for run in group.runs]
-    if len(group.by_batch) > 1 and max(seen) > _EQUAL * min(seen):
-        lines.append(f"{group.name}: the runs saw {min(seen):,} to {max(seen):,} samples: they are no equal budgets.")
     by_status = {one: [run.name for run in group.runs if run.status == one] for one in _NOT_FINISHED}
     return lines + [
         f"{group.name}: {status}: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}."

@@ -50,7 +50,7 @@ def _curve(name: str, fit: CriticalBatch, scale: Callable[[float, float], float]
         for column in zip(*((one.value, one.low, one.high) for one in curve), strict=True)
     )
     doubt = "" if fit.supported else ", not supported"
-    return Line(f"{name}: B_crit {shown(fit.b_crit)}{doubt}", sizes, value, low, high)
+    return Line(f"{name}: B_crit {shown(fit.b_crit)}{doubt}", sizes, value, low, high, group=name)
 
 
 def _points(name: str, points: list[StudyPoint], scale: Callable[[float, float], float]) -> list[Line]:
@@ -65,9 +65,9 @@ def _points(name: str, points: list[StudyPoint], scale: Callable[[float, float],
             [None if one is None else scale(one, size) for one, size in zip(column, sizes, strict=True)]
             for column in (medians, [low for low, _ in ends], [high for _, high in ends])
         )
-        lines.append(Line(name, sizes, y, low, high, style="points"))
+        lines.append(Line(name, sizes, y, low, high, style="points", group=name))
     if hidden := [point for point in points if point.measured.median[1]]:
         sizes = [float(point.batch_size) for point in hidden]
         bounds = [scale(point.measured.median[0], point.batch_size) for point in hidden]
-        lines.append(Line(f"{name}: not reached within", sizes, bounds, style="points"))
+        lines.append(Line(f"{name}: not reached within", sizes, bounds, style="points", group=name))
     return lines

@@ -13,6 +13,7 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
+from rich.status import Status
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -63,6 +64,14 @@ def print_table(
     for row in rows:
         table.add_row(*(Text(str(cell)) for cell in row))
     (console or Console()).print(table)
+
+
+def status(text: str, *, console: Console | None = None) -> Status:
+    """A context manager with a line that moves while something runs; `.update(text)` changes it, the end removes it.
+
+    Nothing is written where there is no terminal.
+    """
+    return (console or Console(stderr=True)).status(Text(text))
 
 
 def print_summary(

@@ -42,6 +42,7 @@ class Line:
         x, y: of one length.
         low, high: ends of the error band, of the same length; None: there is no band.
         style: `line`, `dashed` (theory, by convention), `points`, or `both` points and line.
+        group: lines of one group have one colour, as measured points and the curve through them; empty: its own.
 
     Raises:
         ValueError: if the lengths differ, or a band has one end.
@@ -53,6 +54,7 @@ class Line:
     low: Numbers | None = None
     high: Numbers | None = None
     style: Style = "line"
+    group: str = ""
 
     def __post_init__(self) -> None:
         if (self.low is None) != (self.high is None):
@@ -80,6 +82,13 @@ class Diagram:
     y: Axis
     lines: tuple[Line, ...]
     caption: str = ""
+
+    @property
+    def colour_places(self) -> list[int]:
+        """The place of each line's colour in a palette: one per group, and lines of one label share theirs."""
+        keys = [line.group or line.label for line in self.lines]
+        order = list(dict.fromkeys(keys))
+        return [order.index(key) for key in keys]
 
     def record(self) -> dict[str, Any]:
         """Ready for JSON; what is not finite is None.

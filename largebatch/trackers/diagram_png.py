@@ -10,13 +10,14 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter
 
 from largebatch.trackers.diagram import Axis, Diagram, Line, Numbers, Surface
 from largebatch.trackers.drawing import BLACK, MANY, PALETTE, plain, save
 
 _LINES = {"line": ("-", None), "dashed": ("--", None), "points": ("none", "o"), "both": ("-", "o")}
 _LEVELS = 18  # contours of a landscape
+_FEW_DECADES = 300.0  # a logarithmic axis of a smaller range is labelled at 1, 2 and 5
 
 
 def draw_png(figure: Diagram | Surface, folder: str | Path) -> Path:
@@ -52,8 +53,8 @@ def draw_panels(figures: Sequence[Diagram | Surface], path: str | Path, *, title
 
 
 def _draw_lines(ax: Axes, figure: Diagram) -> None:
-    for line, colour in zip(figure.lines, _colours(len(figure.lines)), strict=True):
-        _draw_line(ax, line, colour)
+    for line, place in zip(figure.lines, figure.colour_places, strict=True):
+        _draw_line(ax, line, PALETTE[place % len(PALETTE)])
     _style(ax, figure.x, figure.y)
     ax.grid(alpha=0.25)
     ax.spines[["right", "top"]].set_visible(False)
@@ -117,13 +118,16 @@ def _style(ax: Axes, x: Axis, y: Axis) -> None:
     ax.set_ylabel(plain(str(y)))
     ax.set_xscale("log" if x.log else "linear")
     ax.set_yscale("log" if y.log else "linear")
-    low, high = ax.get_xlim()
-    if max(abs(low), abs(high)) >= 1000:
-        ax.xaxis.set_major_formatter(EngFormatter(sep=""))
-
-
-def _colours(number: int) -> list[str]:
-    return [PALETTE[i % len(PALETTE)] for i in range(number)]
+    for along, axis in ((ax.xaxis, x), (ax.yaxis, y)):
+        low, high = sorted(map(abs, along.get_view_interval()))
+        if axis.log:
+            along.set_minor_formatter(NullFormatter())  # its labels run into each other
+            if high < _FEW_DECADES * low:
+                along.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                along.set_major_formatter(EngFormatter(sep="") if high >= 1000 else FuncFormatter("{:g}".format))
+                continue
+        if high >= 1000 and along is ax.xaxis:
+            along.set_major_formatter(EngFormatter(sep=""))
 
 
 def _floats(values: Numbers) -> np.ndarray:

@@ -116,6 +116,20 @@ class WandbTracker:
                 drawn = self._wandb.plot.line_series(xs, ys, list(chart.lines), chart.title, "samples seen")
                 self._run.log({"samples_seen": self._samples_seen, chart.name: drawn})
 
+    def show(self, figures: Mapping[str, Mapping[str, Any]], pages: Mapping[str, Path]) -> None:
+        """Log figures of plotly (`data` and `layout`) and HTML pages that stand alone, by key."""
+        if self._run is None:
+            return
+        from plotly.graph_objects import Figure
+
+        for key, figure in figures.items():
+            with self._problems.counted("a figure was lost"):
+                drawn = Figure(data=figure["data"], layout=figure["layout"])
+                self._run.log({key: self._wandb.Plotly(drawn)})
+        for key, page in pages.items():
+            with self._problems.counted("a page was lost"):
+                self._run.log({key: self._wandb.Html(str(page), inject=False)})
+
     def finish(self, summary: dict[str, Any], plots: Sequence[Path]) -> None:
         """Store the summary and the pictures, then wait at most 60 s for uploads; what remains can be synced later.
 

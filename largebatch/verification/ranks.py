@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from largebatch.batch import BatchPlan
+from largebatch.local_ranks import on_local_ranks
 from largebatch.prepare import Prepared, prepare
 from largebatch.runtime import Runtime
 from largebatch.verification.cases import Case
@@ -40,36 +38,8 @@ def start_ranks(
     Raises:
         ChildFailedError: if a process fails; its own message was printed.
     """
-    launch = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=world_size,
-        run_id=str(uuid.uuid4()),
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=0,
-    )
-    threads = str(max((os.cpu_count() or 1) // world_size, 1))
-    # No GPU: NCCL refuses several ranks on one.
-    with _environment(CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", threads)):
-        outcomes = elastic_launch(launch, _rank)(config, list(plans), folder, steps)
-    outcome: Outcome = outcomes[0]
+    outcome: Outcome = on_local_ranks(world_size, _rank, config, list(plans), folder, steps)
     return outcome
-
-
-@contextmanager
-def _environment(**values: str) -> Iterator[None]:
-    """Variables for processes that are started inside."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def _rank(config: dict[str, Any], plans: list[BatchPlan], folder: str, steps: int) -> Outcome:

@@ -11,13 +11,18 @@ from typing import Any
 import pytest
 
 from largebatch.__main__ import main
-from tests.unit.report_folders import write_run
+from largebatch.trackers.diagram import Axis, Surface, Trail
+from tests.unit.report_folders import write_json, write_run
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium in PATH, and no variable CHROMIUM")
 
 NOISE = {"noise_scale/value": 96.0, "noise_scale/low": 64.0, "noise_scale/high": 128.0, "noise_scale/trace": 8.0}
+LANDSCAPE = Surface(
+    "paths", "Paths over the loss", Axis("first weight"), Axis("second weight"), Axis("loss"), [0, 1], [0, 1],
+    [[1.0, 2.0], [3.0, 4.0]], (Trail("SGD", [0, 0.5, 1], [0, 0.25, 1]), Trail("batch", [1, 0], [1, 0])), True,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +40,19 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
     for number, batch in enumerate((16, 32, 64)):
         write_run(folder / f"run{number}", batch, step_s=0.1 + batch / 100, width=batch, extra=NOISE)
+    write_json(folder / "chapter" / "chapter.json", {"title": "Ravines", "figures": [LANDSCAPE.record()]})
     write_run(folder / "<script>document.title='attacked'<", 64, seed=1, optimizer="LAMB")
     assert main(["report", str(folder), "--out", str(folder / "page.html")]) == 0
     return folder / "page.html"
+
+
+def wait_until(page: Any, expression: str, arg: Any = None) -> None:
+    """Ask until it is so. `wait_for_function` asks by `eval` inside the page, which its policy forbids."""
+    for _ in range(600):
+        if page.evaluate(expression, arg):
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError(f"still not so: {expression}")
 
 
 class Visit:
@@ -57,7 +72,7 @@ class Visit:
         size = self.page.viewport_size
         self.page.set_viewport_size(size | {"height": self.page.evaluate("document.body.scrollHeight")})
         shown = "[...document.querySelectorAll('figure[data-figure]')].filter((one) => one.offsetParent)"
-        self.page.wait_for_function(f"{shown}.every((one) => one.querySelector('.xtitle'))")
+        wait_until(self.page, f"{shown}.every((one) => one.querySelector('.xtitle'))")
 
 
 @pytest.fixture
@@ -83,6 +98,7 @@ def test_every_chart_is_drawn_with_both_axes_and_without_a_word_on_the_console(v
 def test_no_request_leaves_the_page(visit: Visit, page_file: Path):
     visit.draw_all()
     assert {url for url in visit.asked if not url.startswith(("data:", "blob:"))} == {page_file.as_uri()}
+    assert visit.page.get_by_role("button", name="Share").count() == 0  # plotly would upload the chart
     refused = visit.page.evaluate("fetch('https://example.org/').then(() => 'sent', () => 'refused')")
     assert refused == "refused"
     assert all("Content Security Policy" in line for line in visit.said)
@@ -111,12 +127,12 @@ def test_the_slider_changes_numbers_and_figures_by_the_keyboard_alone(visit: Vis
     assert slider.get_attribute("aria-valuetext") == "256 samples"
     assert block.locator("tbody tr").first.locator("td").nth(1).text_content() == "4 steps"
     assert kind.text_content() == "extrapolated"
-    visit.page.wait_for_function("([chart, d]) => chart.querySelector('.shapelayer path').getAttribute('d') !== d",
+    wait_until(visit.page, "([chart, d]) => chart.querySelector('.shapelayer path').getAttribute('d') !== d",
                                  arg=[chart.element_handle(), before])  # fmt: skip
 
 
 def test_any_two_runs_are_compared_over_samples_or_steps(visit: Visit):
-    section = visit.page.locator("#comparison")
+    section = visit.page.locator("#two-runs")
     chart = section.locator("figure").first
     chart.scroll_into_view_if_needed()
     chart.locator(".xtitle").wait_for()
@@ -135,6 +151,47 @@ def test_any_two_runs_are_compared_over_samples_or_steps(visit: Visit):
     assert visit.said == []
 
 
+def test_points_walk_along_their_paths_by_a_slider_or_by_themselves(visit: Visit):
+    chart = visit.page.locator("#chapter-0 figure")
+    chart.scroll_into_view_if_needed()
+    slider, play = chart.locator("input[type=range]"), chart.locator(".walk button")
+    slider.focus()
+    visit.page.keyboard.press("Home")
+    visit.page.keyboard.press("ArrowRight")
+    points = (
+        "(one) => one.querySelector('.plot').data.filter((trace) => trace.mode === 'markers').map((t) => [t.x, t.y])"
+    )
+    assert chart.evaluate(points) == [[[0.5], [0.25]], [[0], [0]]]  # the shorter path has ended
+    assert slider.get_attribute("aria-valuetext") == "point 1 of 2"
+    visit.page.keyboard.press("Home")
+    play.click()
+    wait_until(visit.page, "(button) => button.textContent === 'Play'", arg=play.element_handle())
+    assert slider.input_value() == "2"
+    assert chart.evaluate(points)[0] == [[1], [1]]
+    assert visit.said == []
+
+
+def test_who_wants_less_motion_is_offered_none(browser: Any, page_file: Path):
+    visit = Visit(browser, page_file, reduced_motion="reduce")
+    chart = visit.page.locator("#chapter-0 figure")
+    chart.scroll_into_view_if_needed()
+    chart.locator("input[type=range]").wait_for()
+    assert not chart.locator(".walk button").is_visible()
+    visit.page.close()
+
+
+def test_two_hundred_runs_are_drawn_without_a_word(browser: Any, tmp_path: Path):
+    for number in range(200):
+        write_run(tmp_path / "runs" / f"run{number}", 2 ** (4 + number % 6), seed=number, num_rows=100)
+    assert main(["report", str(tmp_path), "--out", str(tmp_path / "page.html")]) == 0
+    assert (tmp_path / "page.html").stat().st_size < 12e6
+    visit = Visit(browser, tmp_path / "page.html", viewport={"width": 1200, "height": 900})
+    visit.draw_all()
+    assert visit.page.locator("#runs tbody tr").count() == 200
+    assert visit.said == []
+    visit.page.close()
+
+
 def test_the_theme_follows_the_reader_and_the_button(browser: Any, page_file: Path):
     visit = Visit(browser, page_file, viewport={"width": 1200, "height": 900}, color_scheme="dark")
     colour = "getComputedStyle(document.body).backgroundColor"
@@ -144,7 +201,7 @@ def test_the_theme_follows_the_reader_and_the_button(browser: Any, page_file: Pa
     dark, dark_text = visit.page.evaluate(colour), visit.page.evaluate(text)
     visit.page.locator("#theme").focus()
     visit.page.keyboard.press("Enter")
-    visit.page.wait_for_function(f"{text} !== '{dark_text}'")
+    wait_until(visit.page, f"{text} !== '{dark_text}'")
     assert visit.page.evaluate(colour) == "rgb(255, 255, 255)" != dark
     assert visit.said == []
     visit.page.close()

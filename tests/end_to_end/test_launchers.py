@@ -20,7 +20,7 @@ from largebatch.trackers import read_metrics
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 STANDALONE = [*TORCHRUN, "--standalone", "--nproc-per-node", "2"]
-ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch"]
+ACCELERATE = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]  # what `accelerate launch` runs
 DEADLINE_S = 400  # a first start reads gigabytes of libraries from a cold disk
 
 # Pinned micro-batches and double precision: then every launcher must arrive at the same weights. The batch changes on

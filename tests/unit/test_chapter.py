@@ -23,6 +23,7 @@ from largebatch.chapter.bands import band_of_mean
 from largebatch.chapter.convergence_runs import fastest_rate
 from largebatch.chapter.experiment import Experiment
 from largebatch.chapter.learning_rate import kind_of_path
+from largebatch.chapter.regression import noise_floor
 from largebatch.closed_forms import LeastSquares, NoisyQuadratic
 from largebatch.commands.chapter import EXPERIMENTS
 from largebatch.commands.composition import compose_config, conf_dir
@@ -36,14 +37,21 @@ SHORT = {
     "gd_variants": ["length=4ep", "data.train.num_samples=60", "data.validation.num_samples=60",
                     "chapter.mini_batch.total=20", "chapter.mini_batch.seeds=2"],
     "accumulation": ["length=2steps", "batch.total=64", "chapter.micro=16", "chapter.ragged=30",
-                     "chapter.precisions=[fp32]", "data.limit=200", "chapter.normed=['model=convnet','model.width=2']"],
+                     "chapter.precisions=[fp32]", "chapter.world_size=1", "data.limit=200",
+                     "chapter.normed=['model=convnet','model.width=2']"],
     "convergence": ["chapter.targets=[0.3,0.1]", "chapter.batch_sizes=[4,32]", "chapter.seeds=2",
                     "chapter.full_batch_steps=5", "data.train.num_samples=1024"],
     "learning_rate": ["chapter.rates=[0.1]"],
     "gradient_variance": ["length=1ep", "data.train.num_samples=100", "data.validation.num_samples=100",
                           "chapter.batch_sizes=[1,10,100]", "chapter.replications=3"],
     "linear_scaling": ["length=2ep", "data.limit=128", "model.hidden=[8]", "chapter.factors=[1,2,4]",
-                       "chapter.seeds=1", "chapter.after_steps=[0,2]", "observers.sharpness.samples=64"],
+                       "chapter.seeds=1", "chapter.after_steps=[2]", "observers.sharpness.samples=64"],
+    "warmup": ["length=3ep", "schedule.warmup=1ep", "data.limit=128", "model.hidden=[8]", "batch.total=32",
+               "chapter.base_lrs=[0.05]", "chapter.seeds=1", "observers.evaluation.every=null"],
+    "lars": ["length=2ep", "schedule.warmup=0ep", "data.limit=96", "model.hidden=[8]", "chapter.seeds=1",
+             "chapter.batch_sizes=[32,full]", "chapter.grid=[1,2]", "~chapter.base_lrs.lars"],
+    "noise_and_minima": ["length=2ep", "data.limit=64", "model.hidden=[8]", "chapter.batch_sizes=[32,64]",
+                         "observers.sharpness.samples=64", "chapter.seeds=1"],
 }  # fmt: skip
 
 
@@ -188,6 +196,29 @@ def test_a_band_of_logarithms_is_that_of_the_geometric_mean():
     assert high == pytest.approx([2.0 * 2**12.706205, 2.0])
 
 
+@pytest.mark.parametrize(("batch", "lr"), [(5, 0.01), (50, 0.01)])
+def test_the_noise_floor_is_where_shuffled_epochs_stay(batch: int, lr: float):
+    data = linear_regression(50, 3, "train", noise=0.5)
+    task = LeastSquares(data.inputs, data.targets)
+    weights, generator, ends = task.minimiser.copy(), np.random.default_rng(0), []
+    for _ in range(3000):
+        for rows in generator.permutation(50).reshape(-1, batch):
+            design = task.design[rows]
+            weights -= lr * design.T @ (design @ weights - task.targets[rows]) / batch
+        ends.append(task.excess(weights))
+    # 3000 ends in 4 coordinates, of which some ten in a row are alike: 4 % of error. Away from the minimiser the noise
+    # grows by lr |z|^2/B, 1 %, which the model leaves out. Fresh draws would leave 700 times more.
+    assert np.mean(ends) == pytest.approx(noise_floor(task, batch, lr), rel=0.15, abs=1e-25)
+
+
+def test_batches_that_do_not_fill_the_epoch_have_the_floor_of_fresh_draws():
+    data = linear_regression(50, 3, "train", noise=0.5)
+    task = LeastSquares(data.inputs, data.targets)
+    model = task.near_minimiser()
+    moments = model.stationary_variance(lr=0.01, global_batch_size=7)
+    assert noise_floor(task, 7, 0.01) == pytest.approx(0.5 * model.curvature @ moments, rel=1e-12)
+
+
 # --- the experiments
 
 
@@ -281,6 +312,7 @@ def test_steps_to_a_target_are_compared_with_the_closed_form(told: Callable[[str
         )
         losses = 0.5 * moments @ task.curvature / task.loss(np.ones(48))
         assert losses[-1] <= one["target"] < losses[-2]
+        assert one["expected_loss"] == pytest.approx(losses[-1], rel=1e-12)
         loss = one["loss_after_expected_steps"]
         assert loss["low"] < loss["value"] < loss["high"]
 

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+from omegaconf import DictConfig, open_dict
 
 from largebatch.chapter.experiment import Experiment
+from largebatch.chapter.lars import Settings as LarsSettings
+from largebatch.chapter.lars import tune
 from largebatch.chapter.linear_scaling import Settings as LinearScaling
+from largebatch.chapter.noise_and_minima import Series, tell_verdict
 from largebatch.chapter.one_step import Detour, measure_detour
 from largebatch.chapter.outcomes import Outcome, finals, train_seeds
 from largebatch.chapter.regression import least_squares
+from largebatch.chapter.warmup import Settings as WarmupSettings
+from largebatch.chapter.warmup import Warmup, highest_at_peak, train_warmup
 from largebatch.commands.composition import compose_config
 from largebatch.order import SampleOrder
 
@@ -81,3 +89,101 @@ def test_seeds_count_from_that_of_the_config(tmp_path: Path):
 def test_factors_rise_from_one(factors: list[int]):
     with pytest.raises(ValueError, match="they rise, and begin with 1"):
         LinearScaling(factors=factors, beside=[], seeds=1, tolerance=0.1, after_steps=[0])
+
+
+def outcome(rates: list[float], losses: list[float], end: float, status: str = "finished") -> Outcome:
+    rows = [{"samples_seen": 8 * at, "train/lr": lr, "train/loss": loss}
+            for at, (lr, loss) in enumerate(zip(rates, losses, strict=True), 1)]  # fmt: skip
+    return Outcome([status], [{"eval/train_loss": end}], [rows])
+
+
+def test_the_jump_after_a_warmup_is_over_the_loss_with_which_the_peak_begins():
+    constant = outcome([0.1, 0.1, 0.8, 0.8, 0.4], [2.0, 1.0, 0.5, 4.0, 3.0], 0.1)
+    assert highest_at_peak(constant) == pytest.approx([8.0])
+    # Without a warmup the peak is the first step.
+    assert highest_at_peak(outcome([0.8, 0.8, 0.4], [2.0, 1.0, 3.0], 0.1)) == pytest.approx([1.5])
+
+
+def test_a_run_is_lost_that_diverges_or_ends_above_the_limit():
+    ends = Warmup("none", [], np.array([[0.1, 1.0], [1.1, 0.2], [np.inf, np.nan]]), np.ones((3, 2)))
+    assert ends.num_lost(1.0) == [0, 1, 2]
+
+
+def test_warmup_starts_at_the_base_rate_or_at_the_peak(tmp_path: Path):
+    """8 times the base rate at 8 times the batch: what `kind` makes of the first and the last step of a warmup."""
+    config = compose_config(["experiment=chapter/warmup", "length=4ep", "schedule.warmup=2ep", "data.limit=256",
+                             "observers.evaluation.every=null", "model.hidden=[4]", "batch.total=64"],
+                            config_name="chapter")  # fmt: skip
+    settings = WarmupSettings(
+        kinds=["none", "constant", "gradual"], base_lrs=[0.1], small_batch=64, seeds=1, lost_above=1.0
+    )
+    experiment = Experiment(without_section(config), tmp_path)
+    rates = {
+        kind: train_warmup(experiment, settings, kind).outcomes[0].curve("train/lr").values[0]
+        for kind in settings.kinds
+    }
+    assert rates["none"][0] == pytest.approx(0.2)
+    assert rates["constant"][:9] == pytest.approx([0.1] * 8 + [0.2])
+    assert rates["gradual"][:9] == pytest.approx(0.1 + 0.1 * np.arange(9) / 8)
+
+
+def without_section(config: DictConfig) -> DictConfig:
+    with open_dict(config):
+        del config["chapter"]
+    return config
+
+
+def test_a_change_is_paired_by_seed_and_has_students_interval():
+    def ended(*values: float) -> Outcome:
+        return Outcome(["finished"] * 2, [{"eval/train_loss": value} for value in values], [[], []])
+
+    series = Series("equal steps", [8, 64], [ended(1.0, 3.0), ended(2.0, 6.0)])
+    # Differences 1 and 3: mean 2, standard error 1, Student's 97.5 % point with one degree of freedom 12.706.
+    assert series.change("eval/train_loss", of_logarithms=False) == pytest.approx((2, 2 - 12.706205, 2 + 12.706205))
+    assert series.change("eval/train_loss", of_logarithms=True) == pytest.approx((2, 2, 2))
+    lone = Outcome(["finished"], [{"eval/train_loss": 1.0}], [[]])
+    assert Series("equal steps", [8, 64], [lone, lone]).change("eval/train_loss", of_logarithms=False) is None
+    lost = Outcome(["finished", "diverged"], [{"eval/train_loss": 1.0}] * 2, [[], []])
+    assert Series("equal steps", [8, 64], [ended(1.0, 3.0), lost]).change("eval/train_loss", of_logarithms=True) is None
+
+
+def test_tuning_takes_the_rate_with_the_least_validation_loss_and_trains_other_seeds_with_it(tmp_path: Path):
+    config = compose_config(["experiment=chapter/lars", "data.limit=64", "model.hidden=[8]", "length=4ep"],
+                            config_name="chapter")  # fmt: skip
+    given = {"batch_sizes": [16, "full"], "base_lrs": {"lamb": 0.01}, "grid": [0.01, 4.0, 1e6], "seeds": 2}
+    settings = LarsSettings(**given, tolerance=0.01)
+
+    def compose(choices: Sequence[str]) -> DictConfig:
+        return without_section(
+            compose_config(["experiment=chapter/lars", "data.limit=64", "model.hidden=[8]", "length=4ep", *choices],
+                           config_name="chapter")
+        )  # fmt: skip
+
+    experiment = Experiment(without_section(config), tmp_path, compose=compose)
+    found = tune(experiment, settings, "lamb", "full")
+    assert (found.global_batch_size, found.num_steps) == (64, 4)
+    # sqrt(64 / 32) times the base rate, times the grid.
+    assert found.lrs == pytest.approx([0.01 * 2**0.5 * times for times in (0.01, 4.0, 1e6)])
+    assert (found.chosen, found.is_at_border) == (int(np.argmin(found.tried)), False)
+    chosen = [run for run in experiment.runs if "chosen" in run]
+    assert chosen == ["runs/lamb-bfull-chosen-1", "runs/lamb-bfull-chosen-2"]
+    plans = [json.loads((tmp_path / run / "plan.json").read_text()) for run in chosen]
+    assert [plan["peak_lr"]["value"] for plan in plans] == pytest.approx([0.04 * 2**0.5] * 2)
+
+
+@pytest.mark.parametrize(
+    ("large", "verdict"),
+    [
+        ((2.0, 0.5), "sharper and generalizes worse, as the textbook has it."),
+        ((2.0, 0.1), "sharper, as the textbook has it, but its gap is not larger."),
+        ((1.0, 0.5), "the gap of the large batch is larger, but its minimum is not sharper."),
+        ((1.0, 0.1), "neither sharpness nor gap of the large batch is larger"),
+    ],
+)
+def test_the_verdict_on_minima_follows_the_intervals(large: tuple[float, float], verdict: str):
+    def ended(sharpness: float, gap: float) -> Outcome:
+        values = {"sharpness/lambda_max": sharpness, "gap/loss": gap, "eval/train_loss": 0.1}
+        return Outcome(["finished"] * 2, [values] * 2, [[], []])
+
+    (sentence,) = tell_verdict([Series("equal steps (9)", [8, 64], [ended(1.0, 0.1), ended(*large)])])
+    assert verdict in sentence

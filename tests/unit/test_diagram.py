@@ -91,3 +91,13 @@ def test_cells_of_a_logarithmic_map_end_halfway_on_its_scale(tmp_path: Path):
     (cells,) = ax.collections
     assert cells.get_coordinates()[0, :, 0].tolist() == pytest.approx([0.5, 2, 8])
     assert cells.get_coordinates()[:, 0, 1].tolist() == pytest.approx([0.5, 8, 128])
+
+
+def test_lines_of_a_group_have_one_colour_and_others_their_own():
+    lines = (
+        Line("fit of a", [1], [1], group="a"),
+        Line("b", [1], [1]),
+        Line("a, measured", [1], [1], group="a"),
+        Line("b", [2], [1]),
+    )
+    assert Diagram("d", "", Axis("x"), Axis("y"), lines).colour_places == [0, 1, 0, 1]

@@ -55,6 +55,7 @@ LEVELS = (
         "launcher",
         "interruption",
         "run_folder",
+        "local_ranks",
         "folder_lock",
     },
     {"loop", "agreement", "guard", "step_report", "observers"},

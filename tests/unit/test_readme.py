@@ -7,11 +7,15 @@ import shlex
 from pathlib import Path
 
 import pytest
+from omegaconf import DictConfig
 
 from largebatch.__main__ import VERBS
 from largebatch.commands.chapter import EXPERIMENTS
+from largebatch.commands.composition import compose_config
 from largebatch.commands.measure import MEASURES
+from largebatch.config import parse_section
 from largebatch.prepare import prepare
+from largebatch.study.settings import StudyConfig
 from tests.unit.composing import compose_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,7 +40,7 @@ RUNS = [
     (verb, arguments)
     for verb, arguments in commands()
     if verb not in OWN_ARGUMENTS
-    and arguments[:1] != ("optim",)
+    and arguments[:1] not in (("optim",), ("analyze",))
     and not any(argument.startswith(ELSEWHERE) for argument in arguments)
 ]
 
@@ -58,7 +62,15 @@ def test_a_command_of_the_readme_passes_all_checks(
     environ = {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"}
     if (wanted := [one for one in overrides if one.startswith("launcher.num_processes=")]) and verb == "plan":
         environ |= {"WORLD_SIZE": wanted[0].partition("=")[2], "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
-    assert prepare(compose_run(*overrides), environ).derived.num_steps > 0
+    config = _study(overrides) if verb == "study" else compose_run(*overrides)
+    assert prepare(config, environ).derived.num_steps > 0
+
+
+def _study(overrides: list[str]) -> DictConfig:
+    """A study's experiments have a section that no other verb knows."""
+    config = compose_config([one for one in overrides if not one.startswith("study.")], config_name="study")
+    parse_section(config, "study", StudyConfig)
+    return config
 
 
 @pytest.mark.parametrize("path", [line for line in re.findall(r"launch/[\w./]+\w", README) if "." in line])

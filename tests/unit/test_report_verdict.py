@@ -69,9 +69,10 @@ def test_unequal_budgets_and_settings_are_named(tmp_path: Path):
     write_run(tmp_path / "b", 64, width=32)
     path = tmp_path / "b" / "metrics.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:8]))
-    _, doubts = said(read_evidence([tmp_path]))
+    words, doubts = said(read_evidence([tmp_path]))
     assert "besides the batch, the runs differ in model.width" in doubts
-    assert "the runs saw 4,096 to 8,192 samples: they are no equal budgets" in doubts
+    assert "the runs saw 4,096 to 8,192 samples: where they end says as much about that" in words
+    assert "noise" not in words
 
 
 def test_optimizers_are_not_mixed(tmp_path: Path):
@@ -88,12 +89,15 @@ def test_noise_scale_and_critical_batch_come_with_their_intervals_or_not_at_all(
         {"optimizer": "SGD", "b_crit": {"value": 300.0, "low": 200.0, "high": 500.0}, "supported": True},
         {"optimizer": "LAMB", "b_crit": {"value": 9.0}, "supported": False, "warnings": ["two points only"]},
     ]
-    write_json(tmp_path / "study" / "study.json", {"points": [], "fits": fits, "conclusions": ["LARS wins."]})
+    write_json(tmp_path / "study" / "study.json", {"points": [], "fits": fits})
     words, doubts = said(read_evidence([tmp_path]))
     assert "the gradient noise scale is 96 samples (95 %: 80 to 120)" in words
     assert "The critical batch size of SGD is 300 samples (95 %: 200 to 500)" in words
     assert "The study does not support a critical batch size of LAMB: two points only." in words
+    write_json(tmp_path / "study" / "study.json", {"points": [], "fits": fits, "conclusions": ["LARS wins."]})
+    words, _ = said(read_evidence([tmp_path]))
     assert "LARS wins." in words
+    assert "The critical batch size" not in words  # the study has said it itself
     assert "No study" not in doubts
 
 

@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from largebatch.trackers import ProgressLine, print_plan, print_summary
+from largebatch.trackers.console import status
 
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 PLAN = [
@@ -217,3 +218,14 @@ def test_an_output_without_unicode_still_gets_its_table() -> None:
     print_summary([("steps", 120)], "run", [], console=console)
     console.file.flush()
     assert b"global batch" in raw.getvalue()
+
+
+def test_a_status_line_moves_on_a_terminal_and_is_silent_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    console, out = plain_console()
+    with status("begins", console=console) as line:
+        line.update("3 runs are done")
+    assert out.getvalue() == ""
+    console, out = terminal(80, monkeypatch)
+    with status("begins", console=console) as line:
+        line.update("3 runs are done")
+    assert "3 runs are done" in ANSI.sub("", out.getvalue())

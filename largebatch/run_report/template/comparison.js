@@ -5,7 +5,7 @@ const comparison = document.getElementById("compare-figures");
 if (comparison) {
   const all = DATA.comparison;
   const [first, second, against] = ["compare-first", "compare-second", "compare-against"].map((id) => document.getElementById(id));
-  const table = document.querySelector("#comparison tbody");
+  const table = document.querySelector("#two-runs tbody");
   const colours = ["#0072B2", "#D55E00"];
   let seen = false;
 

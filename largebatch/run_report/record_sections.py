@@ -1,0 +1,51 @@
+"""One section per kind of record; a record that cannot be shown is named, and the others are shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from largebatch.run_report import measurement_sections, story_sections
+from largebatch.run_report.records import Evidence, JsonRecord, LeftOut
+from largebatch.run_report.sections import Option, Section
+
+_KINDS: dict[str, tuple[str, Callable[[JsonRecord, Path], Option]]] = {
+    "study": ("Steps to a target", story_sections.study),
+    "find_lr": ("Learning-rate range tests", story_sections.find_lr),
+    "comparison": ("Large-batch gap", measurement_sections.comparison),
+    "variance": ("The variance law", measurement_sections.variance),
+    "gap": ("What the gap is made of", measurement_sections.gap),
+    "communication": ("Communication", measurement_sections.communication),
+    "sharpness": ("Sharpness", measurement_sections.sharpness),
+}
+_WRONG = (KeyError, TypeError, ValueError, AttributeError, IndexError)
+
+
+def record_sections(evidence: Evidence, page: Path) -> tuple[list[Section], list[LeftOut]]:
+    """Sections of all records, and the records that are not as they should be.
+
+    Each experiment of the chapter has a section of its own; of the other kinds one of several records is shown.
+
+    Args:
+        evidence: what was read.
+        page: where the page will be: links are relative to it.
+    """
+    left_out: list[LeftOut] = []
+
+    def options(kind: str, build: Callable[[JsonRecord, Path], Option]) -> list[Option]:
+        found = []
+        for record in evidence.of(kind):
+            try:
+                found.append(build(record, page))
+            except _WRONG as error:  # noqa: PERF203  a record is a file
+                left_out.append(LeftOut(record.path, f"is no whole record: {type(error).__name__}: {error}"))
+        return found
+
+    sections = [
+        Section(kind.replace("_", "-"), title, options=found)
+        for kind, (title, build) in _KINDS.items()
+        if (found := options(kind, build))
+    ]
+    for number, told in enumerate(options("chapter", story_sections.chapter)):
+        sections.append(Section(f"chapter-{number}", told.label, told.before, told.figures))
+    return sections, left_out
