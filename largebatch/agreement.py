@@ -27,7 +27,16 @@ class Agreement:
     _pending: PendingSum
 
     @classmethod
-    def start(cls, runtime: Runtime, *, loss_sum: Tensor, stop: bool, step: int, step_s: float) -> Agreement:
+    def start(
+        cls,
+        runtime: Runtime,
+        *,
+        loss_sum: Tensor,
+        stop: bool,
+        step: int,
+        step_s: float,
+        grad_norm: Tensor | None = None,
+    ) -> Agreement:
         """Start the sum.
 
         Args:
@@ -36,11 +45,14 @@ class Agreement:
             stop: whether this rank was asked to stop.
             step: the step that this rank has finished.
             step_s: seconds per step lately; rank 0's counts.
+            grad_norm: of the global gradient, a scalar on the device; None: it is not agreed on.
         """
         # A place of its own for every rank's step: from a sum nobody could tell which rank is at another one.
         steps = [step if rank == runtime.rank else 0 for rank in range(runtime.world_size)]
-        others = torch.tensor([stop, step_s if runtime.is_main else 0.0, *steps], dtype=torch.float64)
+        others = torch.tensor([0.0, stop, step_s if runtime.is_main else 0.0, *steps], dtype=torch.float64)
         values = torch.cat([loss_sum.reshape(1), others.to(runtime.device)])
+        if grad_norm is not None:
+            values[1] = grad_norm.double() / runtime.world_size
         return cls(runtime.start_sum(values))
 
     @property
@@ -49,22 +61,27 @@ class Agreement:
         return self._pending.result()[0]
 
     @property
+    def grad_norm(self) -> float:
+        """Norm of the global gradient, as the mean over ranks: not a number, or infinite, if it is on any of them."""
+        return self._pending.result()[1]
+
+    @property
     def steps_are_slow(self) -> bool:
         """Whether agreeing after every step costs next to nothing."""
-        return self._pending.result()[2] > SLOW_STEP_S
+        return self._pending.result()[3] > SLOW_STEP_S
 
-    def verdict(self, *, is_last: bool = False) -> str:
-        """How the run stands: "running", "stopped" (not after the last step), or "diverged".
+    def verdict(self, *, is_last: bool = False, takes_any_loss: bool = False) -> str:
+        """How the run stands: "running", "stopped" (not after the last step), or "diverged" (not if any loss will do).
 
         Raises:
             RuntimeError: on every rank, if ranks are at different steps; names the rank.
         """
-        loss_sum, num_stops, _, *steps = self._pending.result()
+        loss_sum, _, num_stops, _, *steps = self._pending.result()
         if found := disagreement([round(step) for step in steps]):
             raise RuntimeError(
                 f"Ranks are at different steps. {found.explain('Steps done')}. A rank skipped or repeated a step, and "
                 "its gradients were mixed with the others'. Resume from the last checkpoint."
             )
-        if not math.isfinite(loss_sum):
+        if not math.isfinite(loss_sum) and not takes_any_loss:
             return "diverged"
         return "stopped" if num_stops and not is_last else "running"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import nn
 from largebatch.checkpoint import Checkpoint
 from largebatch.data import MicroBatchLoader
 from largebatch.folder_lock import FolderInUseError, FolderLock
+from largebatch.guard import Guard
 from largebatch.loop import Run
 from largebatch.losses import units_are_fixed
 from largebatch.observers import (
@@ -31,6 +33,7 @@ from largebatch.resume import check_identity, find_checkpoint, record_start, run
 from largebatch.run_folder import RunFolder, new_folder
 from largebatch.runtime import LauncherError, Runtime
 from largebatch.same_run import require_same_run, run_fingerprint
+from largebatch.schema import TrainConfig
 from largebatch.trackers import JsonlTracker, ProgressLine, TensorBoardTracker, Tracker, WandbTracker
 
 
@@ -57,6 +60,7 @@ class Job:
             "epochs": progress.samples_seen / self.evaluation.journal.num_samples,
             "train_seconds": progress.train_s,
             "checkpoint": str(self.checkpoints.latest) if self.checkpoints.latest else None,
+            **({} if self.run.guard is None else self.run.guard.counts.row()),
             **self.evaluation.last,
             **{f"best/{name}": value for name, value in self.evaluation.best.items()},
         }
@@ -98,6 +102,7 @@ def open_job(prepared: Prepared, stop: Callable[[], bool], overrides: Sequence[s
             job.notes += [*notes, *start_notes(checkpoint, changes)]
             if checkpoint is not None:
                 restore(job.run, checkpoint)
+                job.checkpoints.origin = checkpoint.path
             yield job
     finally:
         runtime.close()
@@ -174,12 +179,23 @@ def _connect(
         exact_batch_norm=config.batch_norm == "exact",
         compression=config.precision.gradient_compression,
         log_every=config.observers.metrics.every,
+        guard=_guard(config),
         observers=watch.observers,
         stop_requested=stop,
     )
+    if run.guard is not None:
+        run.guard.roll_back = partial(watch.checkpoints.roll_back, run)
     every_tracker = [*trackers, *records.trackers]
     named = watch.evaluation, watch.checkpoints, watch.noise_scale, watch.communication
     return Job(run, folder, every_tracker, *named, notes=[])
+
+
+def _guard(config: TrainConfig) -> Guard | None:
+    options = config.guard
+    if options.policy == "off":
+        return None
+    limits = options.model_dump(exclude={"policy"})
+    return Guard(options.policy, **limits)
 
 
 def _loader(prepared: Prepared, runtime: Runtime) -> MicroBatchLoader:

@@ -92,7 +92,9 @@ def derive(config: TrainConfig, *, num_samples: int, world_size: int) -> Derived
         lambda: solve_stages(config, total, num_samples=num_samples, length=length, samples=samples),
     )
     # Errors of the first batch are worth telling beside those of the ramp.
-    ramp = report.attempt("batch", lambda: _ramp(config, stages or Stages((total,)), world_size))
+    ramp = None
+    if max((stages or Stages((total,))).totals) <= num_samples:  # no list of micro-batches of a batch that nobody has
+        ramp = report.attempt("batch", lambda: _ramp(config, stages or Stages((total,)), world_size))
     peaks = report.attempt("scaling", lambda: _peak_lrs(config, stages or Stages((total,))))
     if length < total:
         report.errors.append(

@@ -2,7 +2,8 @@
 
 A ledger is `ledger.jsonl`: one JSON object per optimizer step with `step`, `samples_seen`, `ids` (SHA-256 of the sample
 ids of the whole global batch in their order, little-endian int64), `lr` and `loss` (float64 as `float.hex`, so that
-equal texts are equal numbers), and in every k-th row `parameters` (SHA-256 of the weights after the step).
+equal texts are equal numbers), and in every k-th row `parameters` (SHA-256 of the weights after the step). The row of a
+step that the numeric guard found bad has `guard`, what it did: `log`, `skip` or `rollback`.
 """
 
 from __future__ import annotations

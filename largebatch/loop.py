@@ -13,61 +13,14 @@ from torch import nn
 
 from largebatch.agreement import Agreement
 from largebatch.batch import BatchPlan
-from largebatch.global_gradient import GlobalGradient
+from largebatch.global_gradient import BatchResult, GlobalGradient
+from largebatch.guard import Guard, Judgement
 from largebatch.keyed import stream_key
 from largebatch.losses import Loss
-from largebatch.micro_batch_norms import StepNorms
 from largebatch.ramp import BatchRamp
-from largebatch.reduction_clock import Compression, Timeline
+from largebatch.reduction_clock import Compression
 from largebatch.runtime import Runtime
-
-
-@dataclass
-class Progress:
-    """How far a run is. `samples_seen` says everything; `step` is its count in optimizer steps.
-
-    `train_s` is the time that this process spent in steps, observers left out.
-    """
-
-    step: int = 0
-    samples_seen: int = 0
-    train_s: float = 0.0
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """One optimizer step, as the observers see it.
-
-    Attributes:
-        step, samples_seen: after the step.
-        plan: that the step followed.
-        lr: learning rate that the step used.
-        num_units: samples, or valid tokens, of the whole global batch.
-        agreement: sums over ranks, maybe still on their way; None after a step that made none. One that is logged does.
-        grad_norm: L2 norm of the global gradient before clipping; None when this step did not need it.
-        data_s: seconds that this rank waited for data.
-        communication_s: seconds of exposed communication; None when this step did not measure it.
-        norms: of micro-batch gradients, see `MicroBatchNorms`; None when this step did not measure them.
-        timeline: of the gradient's reduction on this rank; None when this step did not measure it, and on one rank.
-    """
-
-    step: int
-    samples_seen: int
-    plan: BatchPlan
-    lr: float
-    num_units: int
-    agreement: Agreement | None
-    grad_norm: torch.Tensor | None
-    data_s: float
-    communication_s: float | None
-    norms: StepNorms | None = None
-    timeline: Timeline | None = None
-
-    @property
-    def mean_loss(self) -> float:
-        """Mean loss over the whole global batch; only where there is an agreement."""
-        assert self.agreement is not None, "the loss is summed over ranks in steps that are logged"
-        return self.agreement.loss_sum / max(self.num_units, 1)
+from largebatch.step_report import Progress, StepReport
 
 
 class Observer(Protocol):
@@ -109,6 +62,7 @@ class Run:
         needs_every_loss: whether the loss is summed over ranks in every step, short or long.
         norms_every: steps between measurements of micro-batch gradients; None: none.
         communication_every: steps between timelines of the gradient's reduction; None: none.
+        guard: judges every step before its update; None: a loss that is not a number ends the run.
         stop_requested: whether this rank was asked to stop.
     """
 
@@ -130,6 +84,7 @@ class Run:
     needs_every_loss: bool = False
     norms_every: int | None = None
     communication_every: int | None = None
+    guard: Guard | None = None
     observers: Sequence[Observer] = ()
     stop_requested: Callable[[], bool] = lambda: False
     progress: Progress = field(default_factory=Progress)
@@ -148,6 +103,11 @@ class Run:
         self.agrees_every_step = True
         self.counted_step, self.counted_samples = self.progress.step, self.progress.samples_seen
         self.last_agreement = (self.progress.step, self.progress.train_s)
+
+    @property
+    def skips_bad_steps(self) -> bool:
+        """Whether a loss that is not a number costs its step alone."""
+        return self.guard is not None and self.guard.acts
 
     def is_logged(self, step: int) -> bool:
         """Whether the step that makes `step` steps done is reported in detail. Ask for `counted_step`.
@@ -181,14 +141,17 @@ def train(run: Run) -> str:
         report = take_step(run, micro_batches)
         if previous is not None:
             # One step late: by now the sums have arrived, so nobody waits for the network.
-            status = previous.verdict()
+            status = previous.verdict(takes_any_loss=run.skips_bad_steps)
             run.agrees_every_step = run.needs_every_loss or previous.steps_are_slow
         previous = report.agreement
         run.progress.train_s += time.perf_counter() - started
+        if run.guard is not None and run.guard.gives_up:
+            status = "diverged"
         for observer in run.observers:
             observer.after_step(run, report)
     if previous is not None and status == "running":
-        status = previous.verdict(is_last=run.progress.step == run.num_steps)
+        is_last = run.progress.step == run.num_steps
+        status = previous.verdict(is_last=is_last, takes_any_loss=run.skips_bad_steps)
     status = "finished" if status == "running" else status
     for observer in run.observers:
         observer.on_end(run, status)
@@ -207,6 +170,8 @@ def take_step(run: Run, micro_batches: Iterator[Any]) -> StepReport:
         group["lr"] = lr
 
     run.optimizer.zero_grad()
+    if run.guard is not None:
+        run.guard.begin_step(run.module)
     batch = run.gradient.compute(
         plan,
         micro_batches,
@@ -214,38 +179,62 @@ def take_step(run: Run, micro_batches: Iterator[Any]) -> StepReport:
         measures_communication=is_detailed or measures_timeline,
         measures_norms=_is_due(run, run.norms_every),
     )
-    needs_norm = is_detailed or run.clip_norm is not None
+    needs_norm = is_detailed or run.clip_norm is not None or run.guard is not None
     grad_norm = runtime.grad_norm(run.optimizer, run.clip_norm) if needs_norm else None
-    runtime.step(run.optimizer)
-    timeline = run.gradient.timeline() if measures_timeline else None
 
     progress.step += 1
     progress.samples_seen += plan.global_batch_size
+    agreement, judgement = _update(run, batch, grad_norm, agrees=is_detailed or run.agrees_every_step)
+    is_skipped = judgement is not None and judgement.skips
     return StepReport(
         step=progress.step,
         samples_seen=progress.samples_seen,
         plan=plan,
         lr=lr,
         num_units=batch.num_units,
-        agreement=_agree(run, batch.loss_sum) if is_detailed or run.agrees_every_step else None,
+        agreement=agreement,
         grad_norm=grad_norm,
         data_s=batch.data_s,
         communication_s=batch.communication_s,
-        norms=batch.norms,
-        timeline=timeline,
+        norms=None if is_skipped else batch.norms,
+        timeline=run.gradient.timeline() if measures_timeline else None,
+        judgement=judgement,
     )
+
+
+def _update(
+    run: Run, batch: BatchResult, grad_norm: torch.Tensor | None, *, agrees: bool
+) -> tuple[Agreement | None, Judgement | None]:
+    """Step the optimizer. A guard decides before, by numbers of all ranks: so the host waits for them in every step."""
+    runtime, guard = run.runtime, run.guard
+    if guard is None:
+        runtime.step(run.optimizer)
+        return _agree(run, batch.loss_sum) if agrees else None, None
+    agreement = _agree(run, batch.loss_sum, grad_norm)
+    mean_loss = agreement.loss_sum / max(batch.num_units, 1)
+    judgement = guard.judge(mean_loss, agreement.grad_norm, scales_loss=runtime.precision == "fp16")
+    runtime.step(run.optimizer, leaves_out=judgement.skips)
+    if judgement.skips:
+        run.optimizer.zero_grad()
+        judgement = guard.undo(judgement)
+    return agreement, judgement
 
 
 def _is_due(run: Run, every: int | None) -> bool:
     return every is not None and run.counted_step % every == 0
 
 
-def _agree(run: Run, loss_sum: torch.Tensor) -> Agreement:
+def _agree(run: Run, loss_sum: torch.Tensor, grad_norm: torch.Tensor | None = None) -> Agreement:
     """Sum over ranks what they must agree on, with the time per step since they last did: at first unknown, so long."""
     progress, (last_step, last_s) = run.progress, run.last_agreement
     finished = progress.step - 1 - last_step
     step_s = (progress.train_s - last_s) / finished if finished > 0 else math.inf
     run.last_agreement = (progress.step - 1, progress.train_s)
     return Agreement.start(
-        run.runtime, loss_sum=loss_sum, stop=run.stop_requested(), step=progress.step, step_s=min(step_s, 1e9)
+        run.runtime,
+        loss_sum=loss_sum,
+        grad_norm=grad_norm,
+        stop=run.stop_requested(),
+        step=progress.step,
+        step_s=min(step_s, 1e9),
     )

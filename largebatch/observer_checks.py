@@ -39,6 +39,16 @@ def sharpness_problems(config: TrainConfig, train_plain: Any, loss: Any) -> list
     return problems
 
 
+def guard_problems(config: TrainConfig) -> list[str]:
+    """Errors of `guard`: a checkpoint to go back to must come during the run."""
+    if config.guard.policy != "rollback" or config.observers.checkpoint.every is not None:
+        return []
+    return [
+        "guard.policy=rollback: goes back to the newest checkpoint, and with observers.checkpoint.every=null there is "
+        "none before the end. Set observers.checkpoint.every, e.g. 1ep, or use guard.policy=skip."
+    ]
+
+
 def variance_problems(config: TrainConfig, ramp: BatchRamp | None, loss: Any) -> list[str]:
     """Errors of `observers.variance`, if it is asked for; `ramp` is None where it could not be solved."""
     options = config.observers.variance

@@ -13,6 +13,7 @@ from largebatch.observers import (
     CheckpointObserver,
     CommunicationObserver,
     EvaluationObserver,
+    GuardObserver,
     Journal,
     LayersObserver,
     LedgerObserver,
@@ -81,6 +82,8 @@ def observe(
     # The ranks first, so that nothing is logged or saved of weights that they do not share.
     live = _noise_scale(prepared, journal), _communication(config, journal)
     observers: list[Observer] = [_ranks(prepared), MetricsObserver(journal), evaluation, *(one for one in live if one)]
+    if config.guard.policy != "off":
+        observers.append(GuardObserver(journal))
     if (variance := config.observers.variance).every is not None:
         observers.append(VarianceObserver(journal, every=variance.every, window=variance.window))
     if derived.sharpness_every is not None:

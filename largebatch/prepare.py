@@ -14,6 +14,7 @@ from torch import nn
 
 from largebatch.config import ConfigError, parse_config, public_values
 from largebatch.coupled_losses import is_coupled
+from largebatch.credentials import credential_problems
 from largebatch.data import Augmentation, FirstSamples, NoisyLabels
 from largebatch.derive import Derived, derive
 from largebatch.exact_batch_norm import batch_norms
@@ -21,7 +22,7 @@ from largebatch.keyed import stream_key
 from largebatch.launcher import launcher_problems
 from largebatch.losses import Loss
 from largebatch.models.checkpointing import checkpoint_activations
-from largebatch.observer_checks import sharpness_problems, variance_problems
+from largebatch.observer_checks import guard_problems, sharpness_problems, variance_problems
 from largebatch.optim import parameter_groups, parameters_by_name
 from largebatch.preconditions import folder_problems, machine_problems
 from largebatch.report import Report
@@ -55,6 +56,8 @@ def prepare(composed: DictConfig, environ: Mapping[str, str]) -> Prepared:
     Raises:
         ConfigError: with everything that was found.
     """
+    if secrets := credential_problems(composed):
+        raise ConfigError(secrets)  # alone: other messages repeat values
     config = parse_config(composed)
     report = Report()
     _look_around(config, environ, report)
@@ -72,6 +75,7 @@ def prepare(composed: DictConfig, environ: Mapping[str, str]) -> Prepared:
     if train_plain is not None:
         report.errors += sharpness_problems(config, train_plain, loss)
     report.errors += variance_problems(config, None if derived is None else derived.ramp, loss)
+    report.errors += guard_problems(config)
     if model is not None and loss is not None and not report.errors:
         report.attempt("model and data", lambda: try_training(config, train, augment, model, loss))
         for key, dataset in (("data.train_plain", train_plain), ("data.validation", validation)):

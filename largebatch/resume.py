@@ -32,8 +32,9 @@ _IDENTITY = (
 )
 
 # What runs did before these keys existed.
-_BEFORE = {
+_BEFORE: dict[str, Any] = {
     "batch_norm": "ghost",
+    "guard": None,
     "ramp": {"milestones": [], "totals": [], "in_place_of_decay": False, "max_total": None},
 }
 _SCHEDULE_BEFORE = {"warmup_kind": "gradual"}
@@ -45,6 +46,7 @@ def run_identity(prepared: Prepared) -> dict[str, Any]:
     return {key: plain[key] for key in _IDENTITY} | {
         "global_batch_size": prepared.derived.plan.global_batch_size,
         "ramp": plain["batch"]["ramp"],
+        "guard": plain["guard"] if config.guard.acts else None,
         "precision": config.precision.compute,
         "data": {"name": config.data.name, "num_samples": len(prepared.train), "augment": plain["data"]["augment"]},
     }

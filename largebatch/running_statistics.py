@@ -81,6 +81,10 @@ class RunningStatistics:
             store(total.view_as(value))
         self._remember()
 
+    def forget(self) -> None:
+        """After every rank was given the same buffers from outside: they go on from these."""
+        self._merged = None
+
     @torch.no_grad()
     def _scale(self, factor: Callable[[float], float]) -> None:
         for momentum, tensors in self._in_step.items():

@@ -155,12 +155,14 @@ class Runtime:
             torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
         return norm
 
-    def step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Optimizer step; under fp16 the loss scaler leaves it out when a gradient overflowed."""
+    def step(self, optimizer: torch.optim.Optimizer, *, leaves_out: bool = False) -> None:
+        """Optimizer step, if not left out; under fp16 the loss scaler leaves it out when a gradient overflowed."""
         scaler = self._accelerator.scaler
-        if scaler is None:
+        if leaves_out and scaler is not None:
+            scaler.update(scaler.get_scale())  # forgets that this gradient was unscaled, and keeps the scale
+        elif scaler is None and not leaves_out:
             optimizer.step()
-        else:
+        elif scaler is not None:
             scaler.step(optimizer)
             scaler.update()
 

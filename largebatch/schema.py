@@ -15,12 +15,13 @@ from largebatch.config_types import (
     one_of,
     switch_or_pattern,
 )
+from largebatch.diagnostics.outliers import FEWEST_VALUES
 from largebatch.observers_schema import ObserversConfig
 from largebatch.scaling import SCALING_RULES
 from largebatch.schedule import DECAYS, WARMUP_KINDS
 
 # What a run may change when it is resumed, if it says so: which samples come, and what is trained, stays as it was.
-CHANGEABLE = ("length", "schedule", "scaling", "clip_norm")
+CHANGEABLE = ("length", "schedule", "scaling", "clip_norm", "guard")
 
 
 class RampConfig(Section):
@@ -123,6 +124,20 @@ class PrecisionConfig(Section):
     gradient_compression: Literal["none", "fp16", "bf16"]
 
 
+class GuardConfig(Section):
+    """What becomes of a step whose loss or gradient is bad."""
+
+    policy: Literal["off", "log", "skip", "rollback"]
+    window: Annotated[int, Field(ge=FEWEST_VALUES)]
+    threshold: PositiveFloat | None
+    most_in_a_row: PositiveInt
+
+    @property
+    def acts(self) -> bool:
+        """Whether it may change what is trained."""
+        return self.policy in ("skip", "rollback")
+
+
 class WandbConfig(Section):
     """Weights & Biases."""
 
@@ -173,6 +188,7 @@ class TrainConfig(Section):
     data: DataConfig
     loss: Target
     precision: PrecisionConfig
+    guard: GuardConfig
     observers: ObserversConfig
     logger: LoggerConfig
     launcher: LauncherConfig

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
+
+# A variable with names of modules, separated by commas; unset, everything may be named that Hydra does not forbid.
+ALLOW_LIST = "LARGEBATCH_TARGETS"
+_ALWAYS = ("largebatch", "torch.optim", "torch.nn")
 
 
 class TargetError(ValueError):
@@ -24,6 +29,7 @@ def find_target(key: str, node: Mapping[str, Any]) -> Callable[..., Any]:
     name = node.get("_target_")
     if not isinstance(name, str):
         raise TargetError(f"{key}._target_={name}: the dotted name of a class or function is missing.")
+    _require_allowed(key, name)
     try:
         target = get_object(name)
     except InstantiationException as error:  # refused by Hydra's own policy
@@ -37,6 +43,22 @@ def find_target(key: str, node: Mapping[str, Any]) -> Callable[..., Any]:
     if not callable(target):
         raise TargetError(f"{key}._target_={name}: is a {type(target).__name__}, not a class or function.")
     return target
+
+
+def _require_allowed(key: str, name: str) -> None:
+    """Hold a name against the list of the environment, if there is one, before anything is imported.
+
+    To import a module is to run it. So the list comes from whoever starts the process, never from a config.
+    """
+    listed = os.environ.get(ALLOW_LIST)
+    if listed is None:
+        return
+    allowed = [*_ALWAYS, *(one.strip() for one in listed.split(",") if one.strip())]
+    if not any(name == one or name.startswith(f"{one}.") for one in allowed):
+        raise TargetError(
+            f"{key}._target_={name}: is not on the list of {ALLOW_LIST}: {', '.join(allowed)}. "
+            "Add its module there if you trust it."
+        )
 
 
 def check_arguments(key: str, node: Mapping[str, Any], *, supplied: tuple[str, ...] = ()) -> None:

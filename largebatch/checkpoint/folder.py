@@ -124,14 +124,14 @@ def load_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path=path, step=step, tensors=tensors, values=values, versions=manifest.get("versions", {}))
 
 
-def newest_valid(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+def newest_valid(folder: Path, *, up_to: int | None = None) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint of `folder` that is whole, and why each newer one is not.
 
-    Pointers and names do not count: directories are tried from the highest step down. None if no checkpoint is valid or
-    there is none; the folder need not exist.
+    Pointers and names do not count: directories are tried from the highest step down, `up_to` a step if it is given.
+    None if no checkpoint is valid or there is none; the folder need not exist.
     """
     rejected: list[str] = []
-    for path in _candidates(folder):
+    for path in _candidates(folder, up_to):
         checkpoint = _load_or_tell(path, rejected)
         if checkpoint is not None:
             return checkpoint, rejected
@@ -146,12 +146,12 @@ def _load_or_tell(path: Path, rejected: list[str]) -> Checkpoint | None:
         return None
 
 
-def _candidates(folder: Path) -> list[Path]:
+def _candidates(folder: Path, up_to: int | None = None) -> list[Path]:
     """Directories that may hold a checkpoint, newest first; of one step the one in its place first."""
     entries = list(folder.iterdir()) if folder.is_dir() else []
     matches = [(_STEP.fullmatch(entry.name) or _OLD.fullmatch(entry.name), entry) for entry in entries]
     found = [(int(match[1]), match.re is _STEP, entry) for match, entry in matches if match]
-    return [entry for _, _, entry in sorted(found, reverse=True)]
+    return [entry for step, _, entry in sorted(found, reverse=True) if up_to is None or step <= up_to]
 
 
 def _check_space(folder: Path, num_bytes: int) -> None:

@@ -119,14 +119,25 @@ def _summary_rows(job: Job, summary: dict[str, Any]) -> list[tuple[str, object]]
         if name in summary:
             spread = f" ± {summary[error]:.4f}" if error in summary else ""
             rows.append((label, f"{summary[name]:.4f}{spread}"))
+    rows += _guard_rows(job)
     rows += _noise_scale_rows(job)
     if job.communication is not None and (communication := job.communication.summary()) is not None:
         rows.append(("communication", communication))
     if summary["status"] == "diverged":
-        rows.append(("hint", "the loss is not a number any more: lower the peak rate, warm up longer, or clip_norm=1"))
+        gave_up = job.run.guard is not None and job.run.guard.gives_up
+        what = "too many bad steps in a row, see guard" if gave_up else "the loss is not a number any more"
+        rows.append(("hint", f"{what}: lower the peak rate, warm up longer, or clip_norm=1"))
     if job.checkpoints.latest:
         rows.append(("checkpoint", job.checkpoints.latest.relative_to(job.folder.path)))
     return rows
+
+
+def _guard_rows(job: Job) -> list[tuple[str, object]]:
+    if job.run.guard is None:
+        return []
+    counts = job.run.guard.counts
+    told = f"{counts.bad:,} bad steps, {counts.skipped:,} of them skipped, {counts.rolled_back:,} rolled back"
+    return [("guard", told + (f"; {counts.overflows:,} overflows of the loss scale" if counts.overflows else ""))]
 
 
 def _noise_scale_rows(job: Job) -> list[tuple[str, object]]:

@@ -1,4 +1,4 @@
-"""Checkpoints at intervals, of the best evaluation, and at the end; and how a run continues from one."""
+"""Checkpoints at intervals, of the best evaluation, and at the end."""
 
 from __future__ import annotations
 
@@ -14,17 +14,16 @@ from torch import Tensor
 
 from largebatch.checkpoint import (
     BackgroundWriter,
-    Checkpoint,
     CheckpointError,
     copied,
     newest_valid,
     pack_optimizer,
     save_checkpoint,
-    unpack_optimizer,
 )
 from largebatch.duration import passes
 from largebatch.loop import Run, StepReport
 from largebatch.observers.evaluation import EvaluationObserver
+from largebatch.observers.restoring import parameter_names, roll_back
 from largebatch.trackers import Problems
 
 # The sign with which a larger value is a better one.
@@ -48,6 +47,8 @@ class CheckpointObserver:
             is begun: one that would come due is left out and counted. At the end the run waits for it.
         on_error: `warn`: a checkpoint that cannot be written is a problem to report, not a reason to lose the run.
             `stop`: every rank raises CheckpointError, in the background mode when the next one comes due or at the end.
+        latest: that was written.
+        origin: that the run was resumed from.
     """
 
     folder: Path
@@ -60,6 +61,7 @@ class CheckpointObserver:
     background: bool = False
     on_error: Literal["warn", "stop"] = "warn"
     latest: Path | None = None
+    origin: Path | None = None
     _last_step: int = -1
     _best_value: float = -math.inf
     _failure: str | None = None
@@ -110,6 +112,12 @@ class CheckpointObserver:
         self._last_step = run.progress.step
         self._save(run, self.folder, self.keep, {}, wait=finally_)
 
+    def roll_back(self, run: Run) -> bool:
+        """Go back to the newest one, see `roll_back`; one that is being written counts. Every rank calls it."""
+        if run.runtime.is_main:
+            self._writer.wait()
+        return roll_back(run, self.folder, self.origin)
+
     def _save_if_best(self, run: Run) -> None:
         """The metrics are the same on every rank, and so is the decision."""
         if self.best_by is None or self.evaluation is None or self.evaluation.last_step != run.progress.step:
@@ -153,7 +161,8 @@ class CheckpointObserver:
                 "loss_scale": run.runtime.loss_scale_state(),
                 "extra": self.extra,
                 "best": best,
-            },
+            }
+            | ({} if run.guard is None else {"guard": run.guard.state()}),
         )
 
     def _write(
@@ -206,26 +215,3 @@ def _require_finite(run: Run) -> None:
     for name, tensor in run.module.named_parameters():
         if not torch.isfinite(tensor).all():
             raise CheckpointError(f"at step {run.progress.step} {name} is not finite; earlier checkpoints are kept")
-
-
-def parameter_names(run: Run) -> dict[Tensor, str]:
-    """Name of every parameter of the unwrapped model."""
-    return {parameter: name for name, parameter in run.module.named_parameters()}
-
-
-def restore(run: Run, checkpoint: Checkpoint) -> None:
-    """Put weights, buffers, optimizer state and position of `checkpoint` into `run`.
-
-    Raises:
-        CheckpointError: if the model or the optimizer has other parameters than the checkpoint.
-    """
-    missing, unexpected = run.module.load_state_dict(checkpoint.tensors["model"], strict=False)
-    if missing or unexpected:
-        raise CheckpointError(
-            f"{checkpoint.path} belongs to another model: it lacks {missing or 'nothing'} and has "
-            f"{unexpected or 'nothing'} beyond it. Resume with the config of the run, or start anew with resume=none."
-        )
-    values = checkpoint.values
-    unpack_optimizer(run.optimizer, checkpoint.tensors["optimizer"], values["optimizer"], parameter_names(run))
-    run.runtime.load_loss_scale_state(values["loss_scale"])
-    run.progress.step, run.progress.samples_seen = values["step"], values["samples_seen"]

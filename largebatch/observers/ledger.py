@@ -72,6 +72,8 @@ class LedgerObserver:
         }
         if report.step % self._parameters_every == 0 or report.step == run.num_steps:
             row["parameters"] = tensors_sha256(run.module.named_parameters())
+        if report.judgement is not None and report.judgement.is_bad:
+            row["guard"] = report.judgement.action
         self._tracker.log(row)
 
     def on_end(self, run: Run, status: str) -> None:

@@ -48,7 +48,9 @@ class VarianceObserver:
 
     def after_step(self, run: Run, report: StepReport) -> None:
         """Take the measurement of this step, if it made one, and listen to the next, if that is measured."""
-        if self._handles:
+        if self._handles and report.is_skipped:
+            self._release()
+        elif self._handles:
             self._take(run, report.plan)
         self._prepare(run, report.step, report.samples_seen)
 

@@ -28,6 +28,11 @@ _SHOWN = {
     "eval/val_accuracy": "val accuracy",
     "gap/loss": "loss gap",
     "gap/accuracy": "accuracy gap",
+    "guard/loss": "BAD STEP: loss",
+    "guard/loss_limit": "limit",
+    "guard/grad_norm": "gradient norm",
+    "guard/grad_norm_limit": "limit",
+    "guard/bad": "bad steps so far",
     "communication/share_of_step": "communication's share of a step",
 }
 _DROPPED_FIRST = ("samples ", "lr ", "samples/s", "eta ", "loss ")

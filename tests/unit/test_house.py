@@ -59,7 +59,7 @@ LEVELS = (
         "local_ranks",
         "folder_lock",
     },
-    {"loop", "agreement", "observers"},
+    {"loop", "agreement", "guard", "step_report", "observers"},
     {
         "config",
         "schema",
@@ -90,6 +90,7 @@ LEVELS = (
         "build",
         "quiet_training",
         "doctor",
+        "credentials",
         "chapter",
         "commands",
         "__main__",
@@ -153,6 +154,10 @@ SAME_LEVEL = {
     ("gap_conditions", "sharpness"),
     ("observers", "loop"),
     ("loop", "agreement"),
+    ("loop", "guard"),
+    ("loop", "step_report"),
+    ("step_report", "agreement"),
+    ("step_report", "guard"),
 }
 HEAVY = {"torch", "accelerate", "hydra", "omegaconf", "wandb", "matplotlib", "sklearn", "datasets", "transformers"}
 MAX_FILE_LINES = 260
