@@ -13,6 +13,7 @@ KILL, RANKS, TORCHRUN, LOADING = (
 TRAIN, LAUNCHERS = "tests/end_to_end/test_train.py", "tests/end_to_end/test_launchers.py"
 CHECKPOINT, OBSERVER = "tests/unit/test_checkpoint.py", "tests/unit/test_checkpoint_observer.py"
 SAME_RUN, CONTRACT = "tests/multiprocess/test_same_run.py", "tests/multiprocess/test_contract.py"
+GUARD, GUARD_OF_RANKS = "tests/unit/test_guard.py", "tests/multiprocess/test_guard.py"
 JSONL, WANDB = "tests/unit/test_trackers_jsonl.py", "tests/unit/test_trackers_wandb.py"
 WORKERS, PREPARE, RESUME = (f"tests/unit/test_{name}.py" for name in ("data_workers", "prepare", "resume"))
 
@@ -175,14 +176,34 @@ MATRIX = (
     _row(
         22,
         "NaN loss on one rank",
-        "same decision on all ranks",
+        "that step left out on all ranks, n in a row end the run",
+        (GUARD_OF_RANKS, "a_fault_on_one_rank_is_one_skipped_step_on_all_of_them"),
+        (GUARD_OF_RANKS, "bad_steps_in_a_row_end_the_run_on_all_ranks_after_the_same_step"),
         (CONTRACT, "a_nan_on_one_rank_ends_the_run_on_all_ranks_at_the_same_step"),
         (TRAIN, "weights_that_are_not_numbers_never_replace_a_good_checkpoint"),
-        not_met="the run ends; no policy that skips the step",
     ),
-    _row(23, "Inf in one gradient", "as 22", (TRAIN, "a_diverged_run_says_so_and_saves_nothing"), not_met="as 22"),
-    _row(24, "loss spike", "log, skip or roll back", not_met="no policy; clip_norm bounds it"),
-    _row(25, "overflow under fp16", "scaler state restored", not_met="needs a GPU"),
+    _row(
+        23,
+        "Inf in one gradient",
+        "as 22",
+        (GUARD_OF_RANKS, "a_fault_on_one_rank_is_one_skipped_step_on_all_of_them"),
+        (GUARD, "weights_buffers_and_momentum_after_a_skipped_step_are_those_before_it"),
+    ),
+    _row(
+        24,
+        "loss spike",
+        "log, skip or roll back; resume decides alike",
+        (GUARD, "a_spike_is_skipped_by_the_threshold_and_the_limit_stays"),
+        (GUARD, "a_rollback_goes_back_to_the_newest_checkpoint_and_on_behind_the_bad_batch"),
+        (GUARD, "a_resumed_run_decides_as_an_uninterrupted_one"),
+    ),
+    _row(
+        25,
+        "overflow under fp16",
+        "scaler state restored",
+        (GUARD, "a_skipped_step_leaves_the_loss_scale_and_the_next_step_is_unscaled_once"),
+        not_met="resuming the scaler itself needs a GPU",
+    ),
     _row(
         26,
         "disk full at a checkpoint",
