@@ -25,6 +25,7 @@ class Agreement:
     """
 
     _pending: PendingSum
+    _world_size: int
 
     @classmethod
     def start(
@@ -49,11 +50,11 @@ class Agreement:
         """
         # A place of its own for every rank's step: from a sum nobody could tell which rank is at another one.
         steps = [step if rank == runtime.rank else 0 for rank in range(runtime.world_size)]
-        others = torch.tensor([0.0, stop, step_s if runtime.is_main else 0.0, *steps], dtype=torch.float64)
+        others = torch.tensor([stop, step_s if runtime.is_main else 0.0, *steps], dtype=torch.float64)
         values = torch.cat([loss_sum.reshape(1), others.to(runtime.device)])
         if grad_norm is not None:
-            values[1] = grad_norm.double() / runtime.world_size
-        return cls(runtime.start_sum(values))
+            values = torch.cat([values, grad_norm.double().reshape(1) / runtime.world_size])
+        return cls(runtime.start_sum(values), runtime.world_size)
 
     @property
     def loss_sum(self) -> float:
@@ -63,12 +64,12 @@ class Agreement:
     @property
     def grad_norm(self) -> float:
         """Norm of the global gradient, as the mean over ranks: not a number, or infinite, if it is on any of them."""
-        return self._pending.result()[1]
+        return self._pending.result()[3 + self._world_size]
 
     @property
     def steps_are_slow(self) -> bool:
         """Whether agreeing after every step costs next to nothing."""
-        return self._pending.result()[3] > SLOW_STEP_S
+        return self._pending.result()[2] > SLOW_STEP_S
 
     def verdict(self, *, is_last: bool = False, takes_any_loss: bool = False) -> str:
         """How the run stands: "running", "stopped" (not after the last step), or "diverged" (not if any loss will do).
@@ -76,7 +77,7 @@ class Agreement:
         Raises:
             RuntimeError: on every rank, if ranks are at different steps; names the rank.
         """
-        loss_sum, _, num_stops, _, *steps = self._pending.result()
+        loss_sum, num_stops, _, *steps = self._pending.result()[: 3 + self._world_size]
         if found := disagreement([round(step) for step in steps]):
             raise RuntimeError(
                 f"Ranks are at different steps. {found.explain('Steps done')}. A rank skipped or repeated a step, and "
