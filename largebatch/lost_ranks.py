@@ -55,8 +55,8 @@ def naming_lost_ranks(
 
 
 def _is_of_backend(error: RuntimeError) -> bool:
-    """Gloo raises bare RuntimeErrors that name its source files."""
-    return isinstance(error, dist.DistError) or "gloo" in str(error)
+    """Gloo raises bare RuntimeErrors, most of which name its source files."""
+    return isinstance(error, dist.DistError) or any(text in str(error) for text in ("gloo", "pair closure"))
 
 
 def _missing(runtime: Runtime, roll_call_s: float) -> list[int]:

@@ -11,9 +11,9 @@ import pytest
 from largebatch.trackers import read_metrics
 from tests.faults.forks import train_in_forks
 from tests.faults.oracle import assert_same_run
-from tests.faults.planted import POINTS, Fault
+from tests.faults.planted import CHECKPOINT_POINTS, POINTS, Fault
 
-NUM_FAULTS, NUM_STEPS = 30, 160
+NUM_FAULTS, NUM_STEPS = 30, 500
 # Long enough that thirty faults do not stop it from going on; strict, so that any number of ranks has the same bits.
 OPTIONS = (f"length={NUM_STEPS}steps", "batch.reduction=ordered", "batch.max_micro=null", "batch.micro=6")
 ACTIONS = ("kill", "kill", "kill", "raise", "leave", "SIGTERM", "SIGTERM SIGINT")
@@ -54,12 +54,7 @@ def test_thirty_random_faults_end_with_the_weights_of_the_uninterrupted_run(tmp_
     for _ in range(NUM_FAULTS):
         ranks = draw.choice((1, 1, 2, 3))
         position = reached(folder)
-        fault = Fault(
-            point=draw.choice(POINTS),
-            step=min(position + draw.randrange(1, 13), NUM_STEPS - 1),
-            action=draw.choice(ACTIONS),
-            rank=draw.randrange(ranks),
-        )
+        fault = draw_fault(draw, position, ranks)
         ended = train_in_forks(folder, *OPTIONS, "resume=auto", ranks=ranks, fault=fault)
         assert all(code in (0, 1, 75, 130, -9) for code in ended.codes), f"{fault}:\n{ended.output}"
         num_hit += reached(folder) < NUM_STEPS
@@ -69,6 +64,15 @@ def test_thirty_random_faults_end_with_the_weights_of_the_uninterrupted_run(tmp_
     ended = train_in_forks(folder, *OPTIONS, "resume=auto")
     assert ended.codes == (0,), ended.output
     assert_same_run(folder, tmp_path / "golden", num_steps=NUM_STEPS)
+
+
+def draw_fault(draw: random.Random, position: int, ranks: int) -> Fault:
+    """One of the next steps: checkpoints are at each 3rd, evaluations at each 4th."""
+    point = draw.choice(POINTS)
+    every = 3 if point in CHECKPOINT_POINTS else 4 if point == "evaluation_mid" else 1
+    step = -(-(position + draw.randrange(1, 10)) // every) * every
+    rank = 0 if point in (*CHECKPOINT_POINTS, "log_mid") else draw.randrange(ranks)  # rank 0 writes
+    return Fault(point, step, action=draw.choice(ACTIONS), rank=rank)
 
 
 def reached(folder: Path) -> int:
