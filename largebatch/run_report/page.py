@@ -58,8 +58,9 @@ def report_sections(
         page: where the page will be: links are relative to it.
     """
     said = "".join(map(html_parts.paragraph, verdict(evidence, groups)))
-    doubts = html_parts.bullets(caveats(evidence, groups))
-    overview = f'<div class="verdict">{said}</div><h3>What weakens this, or is missing</h3>{doubts}'
+    overview = f'<div class="verdict">{said}</div>'
+    if doubts := caveats(evidence, groups):
+        overview += f"<h3>What weakens this, or is missing</h3>{html_parts.bullets(doubts)}"
     sections = [Section("overview", "Overview", overview)]
     sections.append(Section("explorer", "Batch-size explorer", options=list(map(_explorer_option, count(), explored))))
     sections += _run_sections(evidence.compared, groups)

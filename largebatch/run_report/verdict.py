@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,9 +22,21 @@ def verdict(evidence: Evidence, groups: Sequence[Group]) -> list[str]:
         conclusions = [str(line) for line in study.values.get("conclusions") or ()]
         said += conclusions or [line for fit in study.values.get("fits") or () if (line := _of_fit(fit))]
     said += [
-        f"{told['title']}: {told['answer']}" for one in evidence.of("chapter") if (told := one.values).get("answer")
+        f"{told['title']}: {first_sentence(told['answer'])}"
+        for one in evidence.of("chapter")
+        if (told := one.values).get("answer")
     ]
     return said or ["There is no run with an evaluation, and no study: nothing can be said about batch sizes."]
+
+
+def first_sentence(text: str) -> str:
+    """Of an answer; its section has the whole.
+
+    >>> first_sentence("The slope is -1.008 (95 %: -1.046 to -0.969). The law holds.")
+    'The slope is -1.008 (95 %: -1.046 to -0.969).'
+    """
+    end = re.search(r"\.(?=\s+[A-Z])", text)
+    return text if end is None else text[: end.end()]
 
 
 def caveats(evidence: Evidence, groups: Sequence[Group]) -> list[str]:
