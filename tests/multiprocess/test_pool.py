@@ -139,7 +139,9 @@ def test_a_local_function_is_refused_before_any_rank_sees_it(ranks: Ranks) -> No
 def test_no_rank_survives_the_process_that_started_it(tmp_path: Path, number: signal.Signals) -> None:
     ready = tmp_path / "pid"
     script = f"""
-        import os, pathlib, tempfile
+        import os, pathlib, signal, tempfile
+        # Ignored by what a shell has started in the background, and inherited.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         from tests.multiprocess.pool import RankPool, RankProcesses
         pool = RankPool(RankProcesses(pathlib.Path({str(tmp_path)!r})), 1)
         pathlib.Path({str(ready)!r}).write_text(str(pool.run("os:getpid")[0]))
