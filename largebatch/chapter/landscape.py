@@ -29,7 +29,7 @@ def landscape(
     columns, rows = np.linspace(-reach, reach, _CELLS).T
     values = 0.5 * (curvature[0] * columns[None, :] ** 2 + curvature[1] * rows[:, None] ** 2)
     trails = [Trail(label, *path[thinned(len(path), 200)].T.tolist()) for label, path in finite.items()]
-    axes = [Axis(f"eigenvector of curvature {one:.3g}") for one in curvature]
+    axes = [Axis(f"along h = {one:.3g}") for one in curvature]
     return Surface(
         name=name,
         title=title,
