@@ -163,8 +163,8 @@ def _landscape(task: LeastSquares, variants: list[Variant]) -> Surface:
         {_label(one): task.along_eigenvectors(one.paths[0].weights)[:, [first, second]] for one in variants},
         name="landscape",
         title="Three paths over one landscape",
-        caption="Coordinates along eigenvectors of the Hessian with eigenvalue h, measured from the minimiser. The loss "
-        f"is a sum over {len(start)} of them; these two hold {share:.0%} of the squared distance of the start.",
+        caption="Coordinates along eigenvectors of the Hessian with eigenvalue h, measured from the minimiser. The "
+        f"loss is a sum over {len(start)} of them; these two hold {share:.0%} of the squared distance of the start.",
     )
 
 
