@@ -23,7 +23,7 @@ CHOICES = (
     ("data=noisy_quadratic", "optimizer=adamw", "logger=none"),
 )
 NASTY: list[Any] = [
-    None, True, False, -1, 0, 1, 3, 2**31, 2**63, 10**30, -0.5, 1e-300, 1e308, math.nan, math.inf, -math.inf,
+    None, True, False, -1, 0, 1, 3, 1000, 2**63, 10**30, -0.5, 1e-300, 1e308, math.nan, math.inf, -math.inf,
     "", " ", "abc", "0", "-3", "1e3", "nan", "10ep", "0ep", "-1ep", "5steps", "1e400ep", "full", "ordered", "null",
     "é\u200b\N{PARTY POPPER}", "a" * 5000, "../../..", "/dev/null", "/proc/self/mem", "%s%n", "[1,2", "{}",
     "${nowhere}", "${oc.env:LARGEBATCH_NOT_SET}", "os.system", "builtins.eval", "largebatch.models.Linear", "[",
@@ -74,7 +74,8 @@ def test_a_mutated_config_is_a_run_or_one_readable_report(change: tuple[int, lis
     config = base(number)
     for key, value in changes:
         parent, _, name = key.rpartition(".")
-        holder = OmegaConf.select(config, parent) if parent else config
+        # Nothing where an earlier change has put an interpolation that leads nowhere.
+        holder = OmegaConf.select(config, parent, throw_on_resolution_failure=False) if parent else config
         if isinstance(holder, DictConfig):
             holder[name] = value
     said = outcome(config)
