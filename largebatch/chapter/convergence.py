@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import numpy as np
@@ -99,23 +100,26 @@ def _full_diagram(full: FullBatch) -> Diagram:
 
 
 def _over_targets(descents: list[Descent]) -> Diagram:
-    lines = []
+    lines: list[Line] = []
     for total in dict.fromkeys(one.total for one in descents):
         mine = [one for one in descents if one.total == total]
-        targets = [one.target for one in mine]
-        lines.append(Line(f"B = {total}, measured", targets, [one.measured for one in mine], style="points"))
-        lines.append(Line(f"B = {total}, theory", targets, [one.expected for one in mine], style="dashed"))
+        lines += _beside_theory(f"B = {total}", [one.target for one in mine], mine)
     x, y = Axis("eps, share of the first loss", log=True), Axis("steps", log=True)
     return Diagram("steps_over_target", "Steps to eps of the first loss", x, y, tuple(lines), _CAPTION)
 
 
+def _beside_theory(label: str, places: Sequence[float], descents: Sequence[Descent]) -> list[Line]:
+    return [
+        Line(f"{label}, measured", places, [one.measured for one in descents], style="points"),
+        Line(f"{label}, theory", places, [one.expected for one in descents], style="dashed"),
+    ]
+
+
 def _over_batches(descents: list[Descent]) -> Diagram:
-    lines = []
+    lines: list[Line] = []
     for target in dict.fromkeys(one.target for one in descents):
         mine = [one for one in descents if one.target == target]
-        sizes = [one.total for one in mine]
-        lines.append(Line(f"eps = {target:g}, measured", sizes, [one.measured for one in mine], style="points"))
-        lines.append(Line(f"eps = {target:g}, theory", sizes, [one.expected for one in mine], style="dashed"))
+        lines += _beside_theory(f"eps = {target:g}", [one.total for one in mine], mine)
     x, y = Axis("batch size", "samples", log=True), Axis("steps", log=True)
     return Diagram("steps_over_batch_size", "Steps to eps of the first loss", x, y, tuple(lines), _CAPTION)
 

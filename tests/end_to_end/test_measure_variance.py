@@ -18,13 +18,7 @@ REGRESSION = ["data=linear_regression", "measure.precision=fp64", "measure.varia
 TEXTBOOK = [*REGRESSION, "measure.samples=null", "measure.variance.batch_sizes=[1,10,100]"]
 
 
-@pytest.fixture(autouse=True)
-def in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", ["largebatch"])
+pytestmark = pytest.mark.usefixtures("in_a_folder")
 
 
 def variance(*overrides: str) -> dict[str, Any]:
