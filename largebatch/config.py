@@ -25,6 +25,10 @@ class ConfigError(Exception):
         count = "1 error" if len(errors) == 1 else f"{len(errors)} errors"
         super().__init__("\n".join([f"{count} in the configuration:", *(f"  - {error}" for error in errors)]))
 
+    def __reduce__(self) -> tuple[type[ConfigError], tuple[list[str]]]:
+        """So that a worker's error says the same in the process that waits for it."""
+        return type(self), (self.errors,)
+
 
 def parse_config(config: DictConfig) -> TrainConfig:
     """Check types, ranges and names of a composed config.

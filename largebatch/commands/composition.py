@@ -14,8 +14,10 @@ import hydra
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import CompactHydraException
 from omegaconf import DictConfig
 
+_SWEEP_FLAGS = ("-m", "--multirun")
 EXIT_FAILED, EXIT_WRONG_INPUT, EXIT_STOPPED, EXIT_INTERRUPTED = 1, 2, 75, 130
 
 Verb = Callable[[DictConfig, list[str]], int]
@@ -57,26 +59,51 @@ def run_verb(verb: str, function: Verb, arguments: Sequence[str], *, config_name
         )
         return EXIT_WRONG_INPUT
     codes: list[int] = []
-    screen = sys.stderr
-    sys.argv = [f"largebatch {verb}", *arguments]
+    own_process = os.getpid()
+    # Flags first: Hydra's parser takes overrides on one side of them only.
+    sys.argv = [f"largebatch {verb}", *sorted(arguments, key=lambda argument: argument not in _SWEEP_FLAGS)]
 
+    # Launchers of a sweep pickle it, with what it refers to.
     @hydra.main(version_base="1.3", config_path=conf_dir(), config_name=config_name)
     def compose(config: DictConfig) -> None:
+        screen = sys.stderr.screen if isinstance(sys.stderr, _Muted) else sys.stderr
         with contextlib.redirect_stderr(screen):
-            codes.append(_call(function, config))
+            code = _call(function, config)
+        if os.getpid() != own_process and code:
+            raise _FailedJobError(f"a job of the sweep ended with exit code {code}; it printed why")
+        codes.append(code)
 
     # Of Hydra's own errors one copy is enough.
-    muted = contextlib.redirect_stderr(io.StringIO()) if _number("LOCAL_RANK", 0) else contextlib.nullcontext()
+    muted = contextlib.redirect_stderr(_Muted()) if _number("LOCAL_RANK", 0) else contextlib.nullcontext()
     try:
         with muted:
             compose()
     except SystemExit as exit_:
         if not codes:
-            return EXIT_WRONG_INPUT if exit_.code else 0
+            return _code_without_call(exit_, is_sweep=_is_sweep(arguments))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     return max(codes, default=0)
+
+
+class _FailedJobError(CompactHydraException):
+    """Of a job in another process; Hydra prints its text alone, in the process that waits for all of them."""
+
+
+class _Muted(io.StringIO):
+    """Takes what is printed to the screen, which it remembers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.screen = sys.stderr
+
+
+def _code_without_call(exit_: SystemExit, *, is_sweep: bool) -> int:
+    """Hydra ended by itself: after --help, for overrides that it cannot compose, or with a job of another process."""
+    if isinstance(exit_.__context__, _FailedJobError) and is_sweep:
+        return EXIT_FAILED
+    return EXIT_WRONG_INPUT if exit_.code else 0
 
 
 def _call(function: Verb, config: DictConfig) -> int:
@@ -107,7 +134,7 @@ def _with_report(function: Verb, config: DictConfig, overrides: list[str]) -> in
 
 
 def _is_sweep(arguments: Sequence[str]) -> bool:
-    return any(argument in ("-m", "--multirun") for argument in arguments)
+    return any(argument in _SWEEP_FLAGS for argument in arguments)
 
 
 def _number(variable: str, default: int) -> int:

@@ -54,11 +54,11 @@ def plotly_figure(shown: Shown) -> dict[str, Any]:
         layout["yaxis"] |= {"tickvals": list(figure.rows), "ticktext": [_safe(name) for name in shown.row_names]}
         layout["yaxis"]["automargin"] = True
     surface = _surface(figure)
-    trails = [trace for i, trail in enumerate(figure.trails) for trace in _trail(trail, i + 1)]
+    trails = [trace for i, trail in enumerate(figure.trails) for trace in _trail(trail, i)]
     drawn: dict[str, Any] = {"data": [surface, *trails], "layout": layout}
-    if figure.trails:  # of each trail the line comes first, then the point that moves along it
+    if figure.trails:  # of each trail its edge comes first, then its line, then the point that moves along it
         drawn["trails"] = [
-            {"x": rounded(one.x), "y": rounded(one.y), "trace": 2 + 2 * i} for i, one in enumerate(figure.trails)
+            {"x": rounded(one.x), "y": rounded(one.y), "trace": 3 + 3 * i} for i, one in enumerate(figure.trails)
         ]
     return drawn
 
@@ -182,10 +182,12 @@ def _trail(trail: Trail, place: int) -> list[dict[str, Any]]:
     colour = COLOURS[place % len(COLOURS)]
     shared = {"type": "scatter", "name": _safe(trail.label), "legendgroup": _safe(trail.label)}
     x, y = rounded(trail.x), rounded(trail.y)
-    edge = {"color": "#ffffff", "width": 1.5}
+    edge = {"color": "#ffffff", "width": 1.5}  # without one, a line of the landscape's own colours is lost in it
     point = {"mode": "markers", "x": x[-1:], "y": y[-1:], "showlegend": False}
+    path = shared | {"mode": "lines", "x": x, "y": y}
     return [
-        shared | {"mode": "lines", "x": x, "y": y, "line": {"color": colour, "width": 2.5}},
+        path | {"line": edge | {"width": 5}, "showlegend": False, "hoverinfo": "skip"},
+        path | {"line": {"color": colour, "width": 2.5}},
         shared | point | {"marker": {"color": colour, "size": 12, "line": edge}},
     ]
 

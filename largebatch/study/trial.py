@@ -12,6 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from largebatch.config import ConfigError
 from largebatch.loop import Run, StepReport
 from largebatch.observers import EvaluationObserver
 from largebatch.quiet_training import Trained, train_quietly
@@ -66,9 +67,11 @@ class TargetObserver:
         self._evaluation = next(one for one in run.observers if isinstance(one, EvaluationObserver))
         self._untrained = float(self._evaluation.measure(run)[self._target.metric])
         if self._target.is_reached(self._untrained):
-            raise ValueError(
-                f"study.target: {self._target.metric} is {self._untrained:.4g} before any training, and the target is "
-                f"{self._target.value:g}. Choose a harder one."
+            raise ConfigError(
+                [
+                    f"study.target.value={self._target.value:g}: {self._target.metric} is {self._untrained:.4g} before "
+                    "any training. Choose a harder target."
+                ]
             )
 
     def after_step(self, run: Run, report: StepReport) -> None:

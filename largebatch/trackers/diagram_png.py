@@ -90,7 +90,7 @@ def _draw_surface(ax: Axes, figure: Surface) -> None:
         drawn = ax.pcolormesh(_edges(columns, figure.x), _edges(rows, figure.y), values, norm=norm)
     assert ax.figure is not None
     ax.figure.colorbar(drawn, ax=ax, label=plain(str(figure.z)), format="%.3g")
-    for trail, colour in zip(figure.trails, PALETTE[1:] * len(figure.trails), strict=False):
+    for trail, colour in zip(figure.trails, PALETTE * len(figure.trails), strict=False):
         x, y = _floats(trail.x), _floats(trail.y)
         ax.plot(x, y, color=BLACK, linewidth=2.2)
         marker = "o" if len(x) <= MANY else None

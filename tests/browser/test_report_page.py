@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,27 +10,14 @@ import pytest
 
 from largebatch.__main__ import main
 from largebatch.trackers.diagram import Axis, Surface, Trail
+from tests.browser.visiting import Visit, wait_until
 from tests.unit.report_folders import write_json, write_run
-
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium in PATH, and no variable CHROMIUM")
 
 NOISE = {"noise_scale/value": 96.0, "noise_scale/low": 64.0, "noise_scale/high": 128.0, "noise_scale/trace": 8.0}
 LANDSCAPE = Surface(
     "paths", "Paths over the loss", Axis("first weight"), Axis("second weight"), Axis("loss"), [0, 1], [0, 1],
     [[1.0, 2.0], [3.0, 4.0]], (Trail("SGD", [0, 0.5, 1], [0, 0.25, 1]), Trail("batch", [1, 0], [1, 0])), True,
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    # Chromium's sandbox does not work for root.
-    arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
-    with playwright.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=CHROMIUM, args=arguments)
-        yield started
-        started.close()
 
 
 @pytest.fixture(scope="module")
@@ -44,35 +29,6 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_run(folder / "<script>document.title='attacked'<", 64, seed=1, optimizer="LAMB")
     assert main(["report", str(folder), "--out", str(folder / "page.html")]) == 0
     return folder / "page.html"
-
-
-def wait_until(page: Any, expression: str, arg: Any = None) -> None:
-    """Ask until it is so. `wait_for_function` asks by `eval` inside the page, which its policy forbids."""
-    for _ in range(600):
-        if page.evaluate(expression, arg):
-            return
-        page.wait_for_timeout(50)
-    raise AssertionError(f"still not so: {expression}")
-
-
-class Visit:
-    """A page with everything that it said and asked for."""
-
-    def __init__(self, browser: Any, file: Path, **context: Any) -> None:
-        self.page = browser.new_page(**context)
-        self.said: list[str] = []
-        self.asked: list[str] = []
-        self.page.on("console", lambda message: self.said.append(message.text))
-        self.page.on("pageerror", lambda error: self.said.append(str(error)))
-        self.page.on("request", lambda request: self.asked.append(request.url))
-        self.page.goto(file.as_uri())
-
-    def draw_all(self) -> None:
-        """Make the window as high as the page, so that every figure that is not hidden comes into view."""
-        size = self.page.viewport_size
-        self.page.set_viewport_size(size | {"height": self.page.evaluate("document.body.scrollHeight")})
-        shown = "[...document.querySelectorAll('figure[data-figure]')].filter((one) => one.offsetParent)"
-        wait_until(self.page, f"{shown}.every((one) => one.querySelector('.xtitle'))")
 
 
 @pytest.fixture

@@ -121,3 +121,16 @@ def test_a_landscape_has_its_logarithm_and_a_point_per_trail_that_can_walk():
     assert drawn["data"][0]["z"] == [[0.0, 2.0]]
     (trail,) = drawn["trails"]
     assert drawn["data"][trail["trace"]]["mode"] == "markers"
+
+
+def test_paths_over_a_landscape_have_the_colours_of_the_lines_of_the_same_order():
+    names = ("batch", "stochastic", "mini-batch")
+    lines = Diagram("n", "t", STEPS, LOSS, tuple(Line(name, [1, 2], [1, 2]) for name in names))
+    trails = tuple(Trail(name, [1, 2], [3, 3]) for name in names)
+    over = Surface("n", "t", STEPS, STEPS, LOSS, [1, 2], [3], [[1.0, 100.0]], trails, True)
+    colours = []
+    for figure in (lines, over):
+        traces = [one for one in plotly_figure(Shown(figure))["data"] if one.get("mode") == "lines"]
+        colours.append({one["name"]: one["line"]["color"] for one in traces if one.get("hoverinfo") != "skip"})
+    assert colours[0] == colours[1]
+    assert list(colours[0]) == list(names)
