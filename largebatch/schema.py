@@ -150,6 +150,7 @@ class WandbConfig(Section):
 class LoggerConfig(Section):
     """Where rows go besides metrics.jsonl."""
 
+    plots: bool
     wandb: WandbConfig
     tensorboard: bool
 

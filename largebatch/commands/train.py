@@ -15,8 +15,12 @@ from largebatch.commands.composition import (
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from largebatch.build import Job
     from largebatch.prepare import Prepared
+    from largebatch.run_folder import RunFolder
+    from largebatch.trackers import Row
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -45,7 +49,7 @@ def run(config: DictConfig, overrides: list[str]) -> int:
         with naming_lost_ranks(job.run.runtime, lambda: f"step {job.run.counted_step}"):
             status = train(job.run)
         if job.run.runtime.is_main:
-            _conclude(job, status)
+            _conclude(job, status, draws=prepared.config.logger.plots)
         interrupted = EXIT_INTERRUPTED if stop.signal_name == "SIGINT" else EXIT_STOPPED
         return {"finished": 0, "diverged": EXIT_FAILED, "stopped": interrupted}[status]
 
@@ -76,20 +80,14 @@ def _announce(prepared: Prepared, job: Job) -> None:
         print(note)
 
 
-def _conclude(job: Job, status: str) -> None:
+def _conclude(job: Job, status: str, *, draws: bool) -> None:
     """Write summary and plots, close the trackers, print the end of the story."""
-    from largebatch.trackers import WandbTracker, default_charts, plot_layers, plot_run, print_summary, read_metrics
+    from largebatch.trackers import WandbTracker, default_charts, print_summary, read_metrics
 
     rows = read_metrics(job.folder.metrics)
     summary = job.summary(status)
     problems = list(job.checkpoints.problems)
-    plots = []
-    try:
-        plots = plot_run(rows, job.folder.plots, title=job.folder.path.name)
-        if job.folder.layers.exists():
-            plots += plot_layers(read_metrics(job.folder.layers), job.folder.plots, title=job.folder.path.name)
-    except Exception as error:  # whatever a plot stumbles over, the run's numbers are worth more
-        problems.append(f"plots were not written: {type(error).__name__}: {error}")
+    plots = _plot(job.folder, rows, problems) if draws else []
     for tracker in job.trackers:
         if isinstance(tracker, WandbTracker):
             tracker.draw(default_charts(rows))
@@ -100,6 +98,20 @@ def _conclude(job: Job, status: str) -> None:
     except OSError as error:
         problems.append(f"summary.json was not written: {error}")
     print_summary(_summary_rows(job, summary), job.folder.path, plots, problems=problems, commands=_next(job, status))
+
+
+def _plot(folder: RunFolder, rows: list[Row], problems: list[str]) -> list[Path]:
+    """The pictures of a run; whatever stops them is a problem, since the run's numbers are worth more."""
+    from largebatch.trackers import plot_layers, plot_run, read_metrics
+
+    try:
+        plots = plot_run(rows, folder.plots, title=folder.path.name)
+        if folder.layers.exists():
+            plots += plot_layers(read_metrics(folder.layers), folder.plots, title=folder.path.name)
+    except Exception as error:
+        problems.append(f"plots were not written: {type(error).__name__}: {error}")
+        return []
+    return plots
 
 
 def _summary_rows(job: Job, summary: dict[str, Any]) -> list[tuple[str, object]]:

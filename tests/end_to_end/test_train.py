@@ -50,7 +50,7 @@ def weights(folder: Path, step: int) -> dict[str, torch.Tensor]:
 
 
 def test_the_run_folder_holds_everything_about_the_run(tmp_path, capsys):
-    assert train(tmp_path / "run") == 0
+    assert train(tmp_path / "run", "logger.plots=true") == 0
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert names == {
         "config.yaml", "overrides.txt", "environment.json", "plan.json", "metrics.jsonl", "summary.json", "plots",
@@ -76,7 +76,7 @@ def test_the_run_folder_holds_everything_about_the_run(tmp_path, capsys):
 def test_rows_of_every_layer_come_on_request_and_change_nothing(tmp_path, capsys, optimizer):
     options = [f"optimizer={optimizer}", "length=10steps"]
     assert train(tmp_path / "plain", *options) == 0
-    assert train(tmp_path / "layers", *options, "observers.layers.every=3") == 0
+    assert train(tmp_path / "layers", *options, "observers.layers.every=3", "logger.plots=true") == 0
     one, other = weights(tmp_path / "plain", 10), weights(tmp_path / "layers", 10)
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert not (tmp_path / "plain" / "layers.jsonl").exists()
@@ -429,7 +429,7 @@ def test_sharpness_during_a_run_is_that_of_its_checkpoints_and_changes_no_bit(tm
         "observers.sharpness.trace_samples=4", "observers.sharpness.lanczos_tolerance=1e-6",
     ]  # fmt: skip
     assert train(tmp_path / "plain", *options) == 0
-    assert train(tmp_path / "watched", *options, *watched) == 0
+    assert train(tmp_path / "watched", *options, *watched, "logger.plots=true") == 0
     plain = weights(tmp_path / "plain", 40)
     assert all(torch.equal(one, plain[name]) for name, one in weights(tmp_path / "watched", 40).items())
     rows = [row for row in read_metrics(tmp_path / "watched" / "metrics.jsonl") if "sharpness/trace" in row]
