@@ -180,6 +180,7 @@ def _connect(
         compression=config.precision.gradient_compression,
         log_every=config.observers.metrics.every,
         guard=_guard(config),
+        survives_shortage=config.batch.on_out_of_memory == "lower",
         observers=watch.observers,
         stop_requested=stop,
     )

@@ -10,7 +10,7 @@ _FEWEST_TO_SPLIT = 4
 
 def combination_problems(config: TrainConfig, *, world_size: int) -> list[str]:
     """Settings about the gradient of a global batch that exclude each other, or have no effect on so many ranks."""
-    return _exact_batch_norm_problems(config) + _compression_problems(config, world_size)
+    return _exact_batch_norm_problems(config) + _compression_problems(config, world_size) + _shortage_problems(config)
 
 
 def _exact_batch_norm_problems(config: TrainConfig) -> list[str]:
@@ -48,6 +48,25 @@ def _compression_problems(config: TrainConfig, world_size: int) -> list[str]:
     }
     return [
         f"{key}: does not go with {name}: {reason}. Choose one of them."
+        for name, (is_set, reason) in others.items()
+        if is_set
+    ]
+
+
+def _shortage_problems(config: TrainConfig) -> list[str]:
+    if config.batch.on_out_of_memory == "stop":
+        return []
+    compression = config.precision.gradient_compression
+    compressed = f"precision.gradient_compression={compression}"
+    others = {
+        f"batch.micro={config.batch.micro}": (config.batch.micro is not None, "a pinned micro-batch cannot be lowered"),
+        "batch.max_micro=1": (config.batch.max_micro == 1, "there is nothing lower"),
+        "batch.reduction=ordered": (config.batch.reduction == "ordered", "it needs a pinned micro-batch"),
+        "batch_norm=exact": (config.batch_norm == "exact", "all micro-batches of a rank are in memory at once"),
+        compressed: (compression != "none", "DDP compresses, and sums nothing here"),
+    }
+    return [
+        f"batch.on_out_of_memory=lower: does not go with {name}: {reason}. Choose one of them."
         for name, (is_set, reason) in others.items()
         if is_set
     ]

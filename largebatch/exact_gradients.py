@@ -14,13 +14,13 @@ from largebatch.batch import BatchPlan
 from largebatch.coupled_gradients import differentiate_coupled_loss, require_representations
 from largebatch.coupled_losses import is_coupled
 from largebatch.exact_batch_norm import ExactBatchNorm
-from largebatch.flat_gradients import FlatGradients
 from largebatch.gradients import (
     GradientResult,
     MicroBatchSource,
     forward,
     micro_batch_key,
     no_sync,
+    sum_gradients,
 )
 from largebatch.reduction_clock import ReductionClock
 from largebatch.runtime import Runtime
@@ -74,7 +74,7 @@ def accumulate_exact_gradients(
         runtime.backward(torch.stack(terms).sum() * weight)
     if clock is not None:
         clock.start()
-    _sum_gradients(runtime, module)
+    sum_gradients(runtime, module)
     return GradientResult(loss_sum, data_s, None if clock is None else clock.exposed_s())
 
 
@@ -94,14 +94,3 @@ def _loss_sum(runtime: Runtime, module: nn.Module, loss: Any, part: MicroBatchSo
 
 def _represent(runtime: Runtime, module: nn.Module, loss: Any, part: MicroBatchSource) -> Tensor:
     return require_representations(forward(module, runtime.place(part.inputs)), part)
-
-
-def _sum_gradients(runtime: Runtime, module: nn.Module) -> None:
-    """Replace gradients by their sums over ranks, one collective per dtype."""
-    if runtime.world_size == 1:
-        return
-    gradients = FlatGradients(module)
-    total = gradients.read()
-    for part in total:
-        runtime.sum_in_place(part)
-    gradients.write(total)

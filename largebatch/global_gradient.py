@@ -16,7 +16,9 @@ from largebatch.coupled_losses import is_coupled
 from largebatch.exact_batch_norm import ExactBatchNorm
 from largebatch.exact_gradients import accumulate_exact_gradients
 from largebatch.gradients import GradientResult, accumulate_gradients
+from largebatch.kept_buffers import KeptBuffers
 from largebatch.losses import Loss
+from largebatch.memory_shortage import MicroBatchTooLargeError, accumulate_if_it_fits
 from largebatch.micro_batch_norms import MicroBatchNorms, StepNorms
 from largebatch.ordered_reduction import OrderedReduction
 from largebatch.reduction_clock import Compression, ReductionClock, Timeline
@@ -53,6 +55,7 @@ class GlobalGradient:
         ordered: sums over micro-batches in one order on any number of ranks, see `OrderedReduction`.
         exact_batch_norm: takes batch norm over the whole global batch, see `ExactBatchNorm`.
         compression: of what DDP sends.
+        survives_shortage: of memory, see `accumulate_if_it_fits`; not with any of the three above.
 
     Attributes:
         statistics: of batch norm.
@@ -72,11 +75,17 @@ class GlobalGradient:
         ordered: bool = False,
         exact_batch_norm: bool = False,
         compression: Compression = "none",
+        survives_shortage: bool = False,
     ) -> None:
         if ordered and exact_batch_norm:
             raise ValueError(
                 "An ordered reduction adds the gradients of micro-batches one by one; with exact batch norm a "
                 "micro-batch has no gradient of its own. Choose one of them."
+            )
+        if survives_shortage and (ordered or exact_batch_norm or is_coupled(loss) or compression != "none"):
+            raise ValueError(
+                "A step that is taken again in smaller micro-batches sums its gradients by itself, once all are there: "
+                "not in order, not compressed, and not where micro-batches depend on each other."
             )
         module = runtime.unwrap(model)
         self._runtime, self._model, self._loss = runtime, model, loss
@@ -87,7 +96,8 @@ class GlobalGradient:
         norms = ExactBatchNorm(runtime, module) if exact_batch_norm else None
         self.statistics = RunningStatistics(runtime, module, exact=norms.norms if norms else ())
         # DDP averages over ranks; the others add, and a term must not depend on the number of ranks.
-        self._scale = 1 if ordered or exact_batch_norm else runtime.world_size
+        self._scale = 1 if ordered or exact_batch_norm or survives_shortage else runtime.world_size
+        self._survives_shortage = survives_shortage
         self.norms = MicroBatchNorms(runtime, module, scale=self._scale)
         self._split = BatchSplit(runtime, module, loss)
         self._accumulate: Callable[..., GradientResult] = accumulate_gradients
@@ -95,6 +105,8 @@ class GlobalGradient:
             self._accumulate = partial(accumulate_exact_gradients, norms=norms)
         elif is_coupled(loss):
             self._accumulate = accumulate_coupled_gradients
+        elif survives_shortage:
+            self._accumulate = accumulate_if_it_fits
 
     def compute(
         self,
@@ -114,7 +126,34 @@ class GlobalGradient:
             measures_communication: waits for a GPU once.
             measures_norms: costs a pass over the gradients per micro-batch, and if there is only one, see `BatchSplit`.
                 A micro-batch's gradient must be its own: not with a coupled loss or exact batch norm.
+
+        Raises:
+            MicroBatchTooLargeError: on every rank, with the model as it was before; only where shortages are survived.
         """
+        kept = KeptBuffers(self._runtime.unwrap(self._model)) if self._survives_shortage else None
+        try:
+            return self._compute(
+                plan,
+                micro_batches,
+                random_key=random_key,
+                measures_communication=measures_communication,
+                measures_norms=measures_norms,
+            )
+        except MicroBatchTooLargeError:
+            assert kept is not None
+            kept.put_back()
+            self.norms.end()
+            raise
+
+    def _compute(
+        self,
+        plan: BatchPlan,
+        micro_batches: Iterator[Any],
+        *,
+        random_key: int,
+        measures_communication: bool,
+        measures_norms: bool,
+    ) -> BatchResult:
         self._clock.begin(measures=measures_communication)
         self.statistics.begin_step(plan)
         count = len(plan.micro_batches(self._runtime.rank))

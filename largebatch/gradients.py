@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from largebatch.batch import BatchPlan
 from largebatch.coupled_losses import is_coupled
+from largebatch.flat_gradients import FlatGradients
 from largebatch.keyed import stream_key
 from largebatch.ordered_reduction import OrderedReduction
 from largebatch.reduction_clock import ReductionClock
@@ -129,6 +130,17 @@ def accumulate_gradients(
             clock.start()
         ordered.finish()
     return GradientResult(loss_sum, data_s, None if clock is None else clock.exposed_s())
+
+
+def sum_gradients(runtime: Runtime, module: nn.Module) -> None:
+    """Replace the gradients of an unwrapped model by their sums over ranks, one collective per dtype."""
+    if runtime.world_size == 1:
+        return
+    gradients = FlatGradients(module)
+    total = gradients.read()
+    for part in total:
+        runtime.sum_in_place(part)
+    gradients.write(total)
 
 
 def no_sync(model: nn.Module) -> contextlib.AbstractContextManager[None]:

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from largebatch.diagnostics.outliers import RecentValues
+from largebatch.kept_buffers import KeptBuffers
 
 Policy = Literal["log", "skip", "rollback"]
 Action = Literal["none", "log", "skip", "rollback"]
@@ -102,7 +102,7 @@ class Guard:
         self._grad_norms = RecentValues(window=window, threshold=threshold)
         self._most_in_a_row = most_in_a_row
         self._in_a_row = 0
-        self._kept: list[tuple[nn.Module, str, Tensor, Tensor]] = []
+        self._kept: KeptBuffers | None = None
 
     @property
     def acts(self) -> bool:
@@ -117,12 +117,7 @@ class Guard:
     def begin_step(self, module: nn.Module) -> None:
         """Before the forward passes: remember what they move besides gradients, if it may have to be put back."""
         if self.acts:
-            self._kept = [
-                (owner, name, buffer, buffer.detach().clone())
-                for owner in module.modules()
-                for name, buffer in owner._buffers.items()
-                if buffer is not None
-            ]
+            self._kept = KeptBuffers(module)
 
     def judge(self, loss: float, grad_norm: float, *, scales_loss: bool = False) -> Judgement:
         """Decide on a step, and remember it.
@@ -146,11 +141,10 @@ class Guard:
         self._grad_norms.add(grad_norm)
         return judgement
 
-    @torch.no_grad()
     def undo(self, judgement: Judgement) -> Judgement:
         """After a step that is left out: put back what its forward passes moved, or the newest checkpoint."""
-        for owner, name, buffer, copy in self._kept:
-            owner._buffers[name] = buffer.copy_(copy)  # some modules assign a new tensor instead of writing into theirs
+        assert self._kept is not None
+        self._kept.put_back()
         if self.policy == "rollback" and not self.gives_up and self.roll_back():
             self.counts.rolled_back += 1
             return replace(judgement, action="rollback")

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import nn
 
 from largebatch.agreement import Agreement
 from largebatch.batch import BatchPlan
+from largebatch.batch_stream import BatchStream, Loader
 from largebatch.global_gradient import BatchResult, GlobalGradient
 from largebatch.guard import Guard, Judgement
 from largebatch.keyed import stream_key
@@ -36,13 +37,6 @@ class Observer(Protocol):
         """After the last step; `status` as `train` returns it."""
 
 
-class Loader(Protocol):
-    """Yields this rank's micro-batches, step after step."""
-
-    def micro_batches(self, samples_seen: int, num_steps: int) -> Iterator[Any]:
-        """This rank's micro-batches of `num_steps` steps, the first of which starts after `samples_seen` samples."""
-
-
 @dataclass
 class Run:
     """Everything that the loop needs.
@@ -63,6 +57,7 @@ class Run:
         norms_every: steps between measurements of micro-batch gradients; None: none.
         communication_every: steps between timelines of the gradient's reduction; None: none.
         guard: judges every step before its update; None: a loss that is not a number ends the run.
+        survives_shortage: of memory: the step is taken again in smaller micro-batches, see `accumulate_if_it_fits`.
         stop_requested: whether this rank was asked to stop.
     """
 
@@ -85,12 +80,12 @@ class Run:
     norms_every: int | None = None
     communication_every: int | None = None
     guard: Guard | None = None
+    survives_shortage: bool = False
     observers: Sequence[Observer] = ()
     stop_requested: Callable[[], bool] = lambda: False
     progress: Progress = field(default_factory=Progress)
 
     def __post_init__(self) -> None:
-        self.ramp = BatchRamp.of(self.plan)
         self.gradient = GlobalGradient(
             self.runtime,
             self.model,
@@ -99,7 +94,9 @@ class Run:
             ordered=self.ordered,
             exact_batch_norm=self.exact_batch_norm,
             compression=self.compression,
+            survives_shortage=self.survives_shortage,
         )
+        self.batches = BatchStream(self.gradient, self.loader, BatchRamp.of(self.plan))
         self.agrees_every_step = True
         self.counted_step, self.counted_samples = self.progress.step, self.progress.samples_seen
         self.last_agreement = (self.progress.step, self.progress.train_s)
@@ -131,14 +128,14 @@ def train(run: Run) -> str:
     """
     for observer in run.observers:
         observer.on_start(run)
-    micro_batches = run.loader.micro_batches(run.progress.samples_seen, run.num_steps - run.progress.step)
+    run.batches.begin(run.progress.samples_seen, run.num_steps - run.progress.step)
     run.model.train()
     run.last_agreement = (run.progress.step, run.progress.train_s)
     run.counted_step, run.counted_samples = run.progress.step, run.progress.samples_seen
     status, previous = "running", None
     while run.counted_step < run.num_steps and status == "running":
         started = time.perf_counter()
-        report = take_step(run, micro_batches)
+        report = take_step(run)
         if previous is not None:
             # One step late: by now the sums have arrived, so nobody waits for the network.
             status = previous.verdict(takes_any_loss=run.skips_bad_steps)
@@ -158,12 +155,11 @@ def train(run: Run) -> str:
     return status
 
 
-def take_step(run: Run, micro_batches: Iterator[Any]) -> StepReport:
+def take_step(run: Run) -> StepReport:
     """Consume one global batch: gradient, learning rate, update."""
-    progress, runtime = run.progress, run.runtime
-    plan = run.ramp.at(run.counted_samples)
+    progress, runtime, position = run.progress, run.runtime, run.counted_samples
     run.counted_step += 1
-    run.counted_samples += plan.global_batch_size
+    run.counted_samples += run.batches.ramp.at(position).global_batch_size
     is_detailed, measures_timeline = run.is_logged(run.counted_step), _is_due(run, run.communication_every)
     lr = run.lr_at(progress.samples_seen)
     for group in run.optimizer.param_groups:
@@ -172,9 +168,8 @@ def take_step(run: Run, micro_batches: Iterator[Any]) -> StepReport:
     run.optimizer.zero_grad()
     if run.guard is not None:
         run.guard.begin_step(run.module)
-    batch = run.gradient.compute(
-        plan,
-        micro_batches,
+    plan, batch = run.batches.next_gradient(
+        position,
         random_key=stream_key(run.seed, "forward", progress.samples_seen),
         measures_communication=is_detailed or measures_timeline,
         measures_norms=_is_due(run, run.norms_every),

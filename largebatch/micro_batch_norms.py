@@ -79,11 +79,16 @@ class MicroBatchNorms:
             for parameter, norms in zip(self._parameters, self._norms, strict=True)
         ]
 
+    def end(self) -> None:
+        """Listen no more, in a step that is finished or given up."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
     def finish(self) -> StepNorms:
         """Of all micro-batches of all ranks; call it before gradients are clipped."""
         assert self._plan is not None
-        for handle in self._handles:
-            handle.remove()
+        self.end()
         sizes = [part.size for part in self._plan.micro_batches(self._runtime.rank)]
         # A parameter that is left out of the graph has no norms at all: its gradient is 0.
         missing = [torch.zeros((), device=self._runtime.device)] * len(sizes)

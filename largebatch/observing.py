@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from largebatch.batch_stream import Loader
 from largebatch.derive import PROFILE_WARMUP_STEPS
-from largebatch.loop import Loader, Observer
+from largebatch.loop import Observer
 from largebatch.observers import (
     CheckpointObserver,
     CommunicationObserver,
@@ -18,6 +19,7 @@ from largebatch.observers import (
     LayersObserver,
     LedgerObserver,
     MetricsObserver,
+    MicroBatchObserver,
     NoiseScaleObserver,
     ProfileObserver,
     RankObserver,
@@ -82,6 +84,8 @@ def observe(
     # The ranks first, so that nothing is logged or saved of weights that they do not share.
     live = _noise_scale(prepared, journal), _communication(config, journal)
     observers: list[Observer] = [_ranks(prepared), MetricsObserver(journal), evaluation, *(one for one in live if one)]
+    if config.batch.on_out_of_memory == "lower":
+        observers.append(MicroBatchObserver(journal))
     if config.guard.policy != "off":
         observers.append(GuardObserver(journal))
     if (variance := config.observers.variance).every is not None:

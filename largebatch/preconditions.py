@@ -87,6 +87,11 @@ def communication_problems(config: TrainConfig, *, world_size: int, what: str) -
             f"{what}: batch.reduction=ordered sends gradients one by one after the last of them, so that all of it is "
             "exposed, as time/communication_s says. Use batch.reduction=all_reduce, or leave it out."
         )
+    if config.batch.on_out_of_memory == "lower":
+        problems.append(
+            f"{what}: batch.on_out_of_memory=lower sends gradients after the last of them, so that all of it is "
+            "exposed, as time/communication_s says. Use batch.on_out_of_memory=stop, or leave it out."
+        )
     if config.batch_norm == "exact":
         problems.append(
             f"{what}: with batch_norm=exact the ranks also meet in every batch norm, which would be left out. Use "

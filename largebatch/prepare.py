@@ -201,6 +201,8 @@ def _coupled_problems(config: TrainConfig, derived: Derived | None, train_plain:
             f"observers.noise_scale.every={every}: {name} compares samples, so a micro-batch has no gradient of its "
             "own. Leave the noise scale out."
         )
+    if config.batch.on_out_of_memory == "lower":
+        problems.append(f"batch.on_out_of_memory=lower: {name} ties micro-batches together. Leave it stop.")
     if len(train_plain) < len(validation):
         problems.append(
             f"data.validation: has {len(validation)} samples and the training set {len(train_plain)}: {name} would be "

@@ -47,6 +47,25 @@ class BatchRamp:
         """A plan for the whole run as a ramp that does not rise; a ramp as it is."""
         return plan if isinstance(plan, BatchRamp) else cls((plan,))
 
+    def capped(self, max_micro_batch_size: int) -> BatchRamp:
+        """The same global batches, shared out evenly in micro-batches of no more than so many samples.
+
+        >>> ramp = BatchRamp.of(BatchPlan.solve(global_batch_size=10, world_size=1)).capped(4)
+        >>> ramp.plans[0].micro_batch_sizes
+        (4, 3, 3)
+        """
+        plans = [
+            plan
+            if plan.max_micro_batch_size <= max_micro_batch_size
+            else BatchPlan.solve(
+                global_batch_size=plan.global_batch_size,
+                world_size=plan.world_size,
+                max_micro_batch_size=max_micro_batch_size,
+            )
+            for plan in self.plans
+        ]
+        return BatchRamp(tuple(plans), self.milestones)
+
     def at(self, samples_seen: int) -> BatchPlan:
         """The plan of the step that starts after `samples_seen` samples."""
         return self.plans[self.stage_at(samples_seen)]

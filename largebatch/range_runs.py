@@ -82,26 +82,26 @@ def _range_test(
     run: Run, prepared: Prepared, weights: Weights, plan: BatchPlan, settings: RangeSettings, seed: int
 ) -> RangeCurve:
     loader = _loader(prepared, run.runtime.rank, plan, seed)
-    with _rewound(run, prepared, plan, seed):
+    with _rewound(run, prepared, seed):
         if weights.checkpoint is None:
             run.module.load_state_dict(initial_model(prepared.config, seed).state_dict())
         run.model.train()
-        micro_batches = loader.micro_batches(0, settings.num_steps + HELD_STEPS)
+        run.batches.begin(0, settings.num_steps + HELD_STEPS, loader=loader, ramp=BatchRamp.of(plan))
 
         def step_at(lr: float) -> float:
             run.lr_at = lambda _: lr
-            return take_step(run, micro_batches).mean_loss
+            return take_step(run).mean_loss
 
         return walk_rates(step_at, settings, hold=growing_momentum(prepared) is not None)
 
 
 @contextmanager
-def _rewound(run: Run, prepared: Prepared, plan: BatchPlan, seed: int) -> Iterator[None]:
+def _rewound(run: Run, prepared: Prepared, seed: int) -> Iterator[None]:
     """A run at its start, with another seed, batch and optimizer; all is rolled back in the end.
 
     One run serves all tests: a distributed wrapper takes its hooks once.
     """
-    run.seed, run.progress, run.ramp = seed, Progress(), BatchRamp.of(plan)
+    run.seed, run.progress = seed, Progress()
     run.counted_step = run.counted_samples = 0
     run.optimizer = build_optimizer(prepared.config, run.module)
     loss_scale = run.runtime.loss_scale_state()

@@ -45,6 +45,7 @@ class BatchConfig(Section):
     max_micro: PositiveInt | None
     micro: PositiveInt | None
     reduction: Literal["all_reduce", "ordered"]
+    on_out_of_memory: Literal["stop", "lower"]
     ramp: RampConfig
 
     @field_validator("total")

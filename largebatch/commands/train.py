@@ -157,7 +157,7 @@ def _noise_scale_rows(job: Job) -> list[tuple[str, object]]:
         return []
     from largebatch.observers.noise_scale import told
 
-    scale, batch = job.noise_scale.latest, job.run.ramp.at(job.run.progress.samples_seen).global_batch_size
+    scale, batch = job.noise_scale.latest, job.run.batches.ramp.at(job.run.progress.samples_seen).global_batch_size
     samples, steps = scale.sample_efficiency(batch), scale.step_efficiency(batch)
     groups = [(f"noise scale, {name}", told(one)) for name, one in job.noise_scale.latest_of_groups.items()]
     if samples is None or steps is None:

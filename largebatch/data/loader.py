@@ -88,6 +88,10 @@ class MicroBatchLoader:
             raise ValueError(f"samples_seen={samples_seen}, num_steps={num_steps}: both are counts, 0 or more.")
         return self._source.load(self._requests(samples_seen, num_steps))
 
+    def replan(self, plan: BatchPlan | BatchRamp) -> None:
+        """Cut the same global batches in another way from the next call of `micro_batches` on."""
+        self._ramp = BatchRamp.of(plan)
+
     def _requests(self, samples_seen: int, num_steps: int) -> Iterator[Request]:
         places = self._places(samples_seen, num_steps)
         # The order costs about as much for thousands of ids as for one: ask for those of many micro-batches at once.

@@ -10,6 +10,7 @@ from largebatch.observers.guard import GuardObserver
 from largebatch.observers.layers import LayersObserver
 from largebatch.observers.ledger import LedgerObserver, WatchedLoader
 from largebatch.observers.metrics import Journal, MetricsObserver
+from largebatch.observers.micro_batches import MicroBatchObserver
 from largebatch.observers.noise_scale import NoiseScaleObserver
 from largebatch.observers.profile import ProfileObserver
 from largebatch.observers.ranks import RankObserver
@@ -26,6 +27,7 @@ __all__ = [
     "LayersObserver",
     "LedgerObserver",
     "MetricsObserver",
+    "MicroBatchObserver",
     "NoiseScaleObserver",
     "ProfileObserver",
     "RankObserver",

@@ -10,8 +10,10 @@ import numpy as np
 import torch
 
 from largebatch.batch import BatchPlan
+from largebatch.batch_stream import Loader
 from largebatch.fingerprint import tensors_sha256
-from largebatch.loop import Loader, Run, StepReport
+from largebatch.loop import Run, StepReport
+from largebatch.ramp import BatchRamp
 from largebatch.runtime import Runtime
 from largebatch.trackers import Row, Tracker
 
@@ -29,6 +31,10 @@ class WatchedLoader:
         for micro_batch in self._loader.micro_batches(samples_seen, num_steps):
             self._delivered.append((micro_batch.index, micro_batch.ids))
             yield micro_batch
+
+    def replan(self, plan: BatchRamp) -> None:
+        """As the loader does."""
+        self._loader.replan(plan)
 
     def take_delivered(self) -> list[tuple[int, Any]]:
         """(index, sample ids) of the micro-batches that were handed out since the last call."""

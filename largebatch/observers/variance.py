@@ -61,7 +61,7 @@ class VarianceObserver:
     def _prepare(self, run: Run, steps_done: int, samples_seen: int) -> None:
         if (steps_done + 1) % self._every or steps_done == run.num_steps:
             return
-        plan = run.ramp.at(samples_seen)
+        plan = run.batches.ramp.at(samples_seen)
         self._sizes = group_sizes(plan)
         if len(self._sizes) < 3:
             return

@@ -12,6 +12,7 @@ import torch
 import wandb
 from safetensors.torch import load_file
 
+import largebatch.memory_shortage
 from largebatch.__main__ import main
 from largebatch.folder_lock import FolderLock
 from largebatch.runtime import Runtime
@@ -449,3 +450,24 @@ def test_sharpness_during_a_run_is_that_of_its_checkpoints_and_changes_no_bit(tm
         assert row["sharpness/lambda_max"] == pytest.approx(record["lambda_max"]["value"], rel=1e-4)
         assert row["sharpness/trace"] == pytest.approx(record["trace"]["value"], rel=1e-4)
         assert row["sharpness/m_sharpness"] == pytest.approx(record["m_sharpness"]["value"], rel=1e-4)
+
+
+def test_a_run_without_enough_memory_lowers_its_micro_batches_and_says_so(tmp_path, capsys, monkeypatch):
+    accumulate = largebatch.memory_shortage.accumulate_gradients
+
+    def short(*arguments, plan, **others):
+        if plan.max_micro_batch_size > 5:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes.")
+        return accumulate(*arguments, plan=plan, **others)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(largebatch.memory_shortage, "accumulate_gradients", short)
+        assert train(tmp_path / "short", "length=10steps", "batch.on_out_of_memory=lower") == 0
+    said = capsys.readouterr().out
+    assert "out of memory in step 1 (rank 0): from there on micro-batches hold at most 4 samples in place of 8" in said
+    assert "To begin so: batch.max_micro=4" in said
+    rows = read_metrics(tmp_path / "short" / "metrics.jsonl")
+    assert [(row["step"], row["batch/max_micro"]) for row in rows if "batch/max_micro" in row] == [(1, 4)]
+    assert train(tmp_path / "begun", "length=10steps", "batch.max_micro=4", "batch.on_out_of_memory=lower") == 0
+    begun = weights(tmp_path / "begun", 10)
+    assert all(torch.equal(value, begun[name]) for name, value in weights(tmp_path / "short", 10).items())

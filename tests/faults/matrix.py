@@ -13,6 +13,7 @@ KILL, RANKS, TORCHRUN, LOADING = (
 TRAIN, LAUNCHERS = "tests/end_to_end/test_train.py", "tests/end_to_end/test_launchers.py"
 CHECKPOINT, OBSERVER = "tests/unit/test_checkpoint.py", "tests/unit/test_checkpoint_observer.py"
 SAME_RUN, CONTRACT = "tests/multiprocess/test_same_run.py", "tests/multiprocess/test_contract.py"
+SHORTAGE = "tests/multiprocess/test_memory_shortage.py"
 GUARD, GUARD_OF_RANKS = "tests/unit/test_guard.py", "tests/multiprocess/test_guard.py"
 JSONL, WANDB = "tests/unit/test_trackers_jsonl.py", "tests/unit/test_trackers_wandb.py"
 WORKERS, PREPARE, RESUME = (f"tests/unit/test_{name}.py" for name in ("data_workers", "prepare", "resume"))
@@ -377,8 +378,11 @@ MATRIX = (
     _row(
         56,
         "out of memory on one rank",
-        "all ranks lower the micro-batch",
-        not_met="the job ends; resume takes another batch.max_micro",
+        "all ranks lower the micro-batch and take the step again",
+        (SHORTAGE, "a_run_that_does_not_fit_is_bit_for_bit_the_one_that_began_with_smaller_micro_batches"),
+        (SHORTAGE, "a_shortage_in_the_middle_changes_the_cut_from_there_on_and_no_sample"),
+        (SHORTAGE, "a_single_sample_that_does_not_fit_ends_the_run_on_every_rank_and_says_where"),
+        (TRAIN, "a_run_without_enough_memory_lowers_its_micro_batches_and_says_so"),
     ),
     _row(
         57,

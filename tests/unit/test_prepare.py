@@ -308,6 +308,29 @@ BATCH: dict[str, Row] = {
         NO_ENVIRON,
         {"observers.communication.every=5: one process sends nothing": "Start 2 or more with torchrun or accelerate"},
     ),
+    "micro-batches that cannot be lowered": (
+        ["batch.on_out_of_memory=lower", "batch.micro=2", "batch.max_micro=1", "batch.reduction=ordered"],
+        TWO_RANKS,
+        {
+            "batch.on_out_of_memory=lower: does not go with batch.micro=2": "Choose one of them.",
+            "batch.on_out_of_memory=lower: does not go with batch.max_micro=1": "Choose one of them.",
+            "batch.on_out_of_memory=lower: does not go with batch.reduction=ordered": "Choose one of them.",
+        },
+    ),
+    "micro-batches that cannot be lowered for other reasons": (
+        ["batch.on_out_of_memory=lower", "batch_norm=exact", "model=convnet", "precision.gradient_compression=fp16"],
+        TWO_RANKS,
+        {
+            "precision.gradient_compression=fp16: does not go with batch_norm=exact": "Choose one of them.",
+            "batch.on_out_of_memory=lower: does not go with batch_norm=exact": "Choose one of them.",
+            "batch.on_out_of_memory=lower: does not go with precision.gradient_compression=fp16": "Choose one of them.",
+        },
+    ),
+    "communication of a step that may be taken again": (
+        ["observers.communication.every=5", "batch.on_out_of_memory=lower"],
+        TWO_RANKS,
+        {"observers.communication.every=5: batch.on_out_of_memory=lower sends": "Use batch.on_out_of_memory=stop"},
+    ),
     "communication in an order": (
         ["observers.communication.every=5", "batch.reduction=ordered", "batch.micro=8"],
         TWO_RANKS,

@@ -1,0 +1,89 @@
+"""The global batches of a run, one after the other, in micro-batches that fit into memory on every rank."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+from largebatch.batch import BatchPlan
+from largebatch.global_gradient import BatchResult, GlobalGradient
+from largebatch.memory_shortage import MicroBatchTooLargeError
+from largebatch.ramp import BatchRamp
+
+
+class Loader(Protocol):
+    """Yields this rank's micro-batches, step after step."""
+
+    def micro_batches(self, samples_seen: int, num_steps: int) -> Iterator[Any]:
+        """This rank's micro-batches of `num_steps` steps, the first of which starts after `samples_seen` samples."""
+
+    def replan(self, plan: BatchRamp) -> None:
+        """Cut the same global batches in another way from the next call of `micro_batches` on."""
+
+
+class BatchStream:
+    """Feeds a `GlobalGradient` with the micro-batches of one step after the other.
+
+    A step that did not fit is taken again, from its first sample, in micro-batches of half the size: by all ranks
+    alike, since each of them hears of it before anything was reduced. The following steps keep that size.
+
+    Args:
+        gradient: of a global batch.
+        loader: of this rank's micro-batches.
+        ramp: how global batches are cut and shared.
+
+    Attributes:
+        ramp: as given, or with smaller micro-batches.
+        shortages: of memory, in the order in which they came.
+    """
+
+    def __init__(self, gradient: GlobalGradient, loader: Loader, ramp: BatchRamp) -> None:
+        self.ramp = ramp
+        self.shortages: list[MicroBatchTooLargeError] = []
+        self._gradient = gradient
+        self._loader = loader
+        self._steps_left = 0
+        self._micro_batches: Iterator[Any] = iter(())
+
+    def begin(
+        self, samples_seen: int, num_steps: int, *, loader: Loader | None = None, ramp: BatchRamp | None = None
+    ) -> None:
+        """The next step is the one after `samples_seen` samples, the first of `num_steps`; with others from here on."""
+        self._loader, self.ramp = loader or self._loader, ramp or self.ramp
+        self._steps_left = num_steps
+        self._micro_batches = self._loader.micro_batches(samples_seen, num_steps)
+
+    def next_gradient(self, samples_seen: int, **how: Any) -> tuple[BatchPlan, BatchResult]:
+        """Put the gradient of the next global batch into `.grad`.
+
+        Args:
+            samples_seen: before it.
+            how: for `GlobalGradient.compute`.
+
+        Raises:
+            MicroBatchTooLargeError: on every rank, if a single sample does not fit on one.
+        """
+        plan, result = self.ramp.at(samples_seen), None
+        while result is None:
+            result = self._try(plan, how)
+            if result is None:
+                plan = self._lowered(samples_seen)
+        self._steps_left -= 1
+        return plan, result
+
+    def _try(self, plan: BatchPlan, how: dict[str, Any]) -> BatchResult | None:
+        try:
+            return self._gradient.compute(plan, self._micro_batches, **how)
+        except MicroBatchTooLargeError as error:
+            if error.next_size is None:
+                raise
+            self.shortages.append(error.with_traceback(None))  # which holds what did not fit
+            return None
+
+    def _lowered(self, samples_seen: int) -> BatchPlan:
+        size = self.shortages[-1].next_size
+        assert size is not None
+        self.ramp = self.ramp.capped(size)
+        self._loader.replan(self.ramp)
+        self._micro_batches = self._loader.micro_batches(samples_seen, self._steps_left)
+        return self.ramp.at(samples_seen)

@@ -1,0 +1,28 @@
+"""The buffers of a model as they were: forward passes move some of them, and a step may have to be taken back."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+class KeptBuffers:
+    """Copies of all buffers of a module, at the moment at which it is made.
+
+    Args:
+        module: the unwrapped model.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._kept = [
+            (owner, name, buffer, buffer.detach().clone())
+            for owner in module.modules()
+            for name, buffer in owner._buffers.items()
+            if buffer is not None
+        ]
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        """Give the module the copies back; may be called again."""
+        for owner, name, buffer, copy in self._kept:
+            owner._buffers[name] = buffer.copy_(copy)  # some modules assign a new tensor instead of writing into theirs
