@@ -32,7 +32,8 @@ class Settings(Section):
 
 def run(experiment: Experiment, settings: Settings) -> Story:
     """Train to every target at every batch size, and on all samples."""
-    task, start = _task(experiment), _start(experiment)
+    task = _task(experiment)
+    start = _start(experiment, task)
     if errors := _problems(settings, int(experiment.config.data.train.num_samples)):
         raise ConfigError(errors)
     full = descend_full_batch(experiment, task, start, num_steps=settings.full_batch_steps)
@@ -57,7 +58,7 @@ def _task(experiment: Experiment) -> NoisyQuadratic:
     config = experiment.config
     try:
         curvature, noise = (
-            np.array(list(values), dtype=np.float64)
+            np.repeat(np.array(list(values), dtype=np.float64), config.data.train.copies)
             for values in (config.model.curvature, config.data.train.noise_variance)
         )
         return NoisyQuadratic(curvature, noise)
@@ -68,8 +69,8 @@ def _task(experiment: Experiment) -> NoisyQuadratic:
         ) from None  # fmt: skip
 
 
-def _start(experiment: Experiment) -> Float64Array:
-    return np.ones(len(experiment.config.model.curvature)) * np.asarray(experiment.config.model.start, dtype=np.float64)
+def _start(experiment: Experiment, task: NoisyQuadratic) -> Float64Array:
+    return np.ones(len(task.curvature)) * np.asarray(experiment.config.model.start, dtype=np.float64)
 
 
 def _problems(settings: Settings, num_samples: int) -> list[str]:

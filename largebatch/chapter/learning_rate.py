@@ -82,7 +82,7 @@ def _rates(settings: Settings, limit: float) -> list[float]:
 def _task(experiment: Experiment) -> NoisyQuadratic:
     config = experiment.config
     try:
-        curvature = np.array(list(config.model.curvature), dtype=np.float64)
+        curvature = np.repeat(np.array(list(config.model.curvature), dtype=np.float64), config.model.copies)
         return NoisyQuadratic(curvature, np.zeros_like(curvature))
     except (AttributeError, ValueError) as error:
         raise ConfigError(

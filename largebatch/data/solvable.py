@@ -51,6 +51,7 @@ def noisy_quadratic(
     noise_variance: Sequence[float],
     split: Split,
     *,
+    copies: int = 1,
     seed: int = 0,
 ) -> ArrayDataset:
     """Noise vectors e [N, d], float64, for `largebatch.models.Quadratic` and `OutputIsLoss`; targets are zeros [N].
@@ -64,13 +65,16 @@ def noisy_quadratic(
         num_samples: N, more than d.
         noise_variance: c, [d]; how much the gradients of samples vary in each coordinate.
         split: train or validation, of independent draws; the mean loss over either is that without noise.
+        copies: coordinates for every entry of `noise_variance`, one after the other.
         seed: of the draws.
 
     Raises:
-        ValueError: if N is not above d, or a variance is negative.
+        ValueError: if N is not above d, a variance is negative, or there is less than one copy.
     """
     check_split(split)
-    variances = np.asarray(noise_variance, dtype=np.float64)
+    if copies < 1:
+        raise ValueError(f"copies={copies}: every variance is that of at least one coordinate.")
+    variances = np.repeat(np.asarray(noise_variance, dtype=np.float64), copies, axis=0)
     if variances.ndim != 1 or len(variances) == 0 or not ((variances >= 0) & np.isfinite(variances)).all():
         raise ValueError(f"noise_variance={noise_variance}: a list of at least one number, each 0 or more.")
     if num_samples <= len(variances):

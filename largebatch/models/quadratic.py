@@ -18,18 +18,21 @@ class Quadratic(nn.Module):
     Args:
         curvature: h, [d].
         start: theta_0, d numbers, or one for all coordinates.
+        copies: coordinates for every entry of `curvature`, one after the other.
 
     Raises:
-        ValueError: if a curvature is not positive, or the lengths of start or inputs do not fit.
+        ValueError: if a curvature is not positive, there is less than one copy, or lengths do not fit.
 
     >>> model = Quadratic([1.0, 2.0], start=3.0)
     >>> model(torch.tensor([[0.0, 0.0], [1.0, -0.5]])).tolist()  # 1/2 (9 + 18), then + 3 - 1.5
     [13.5, 15.0]
     """
 
-    def __init__(self, curvature: Sequence[float], *, start: float | Sequence[float] = 1.0) -> None:
+    def __init__(self, curvature: Sequence[float], *, start: float | Sequence[float] = 1.0, copies: int = 1) -> None:
         super().__init__()
-        numbers = torch.tensor(list(curvature), dtype=torch.float64)
+        if copies < 1:
+            raise ValueError(f"copies={copies}: every curvature is that of at least one coordinate.")
+        numbers = torch.tensor(list(curvature), dtype=torch.float64).repeat_interleave(copies)
         if len(numbers) == 0 or not bool(((numbers > 0) & numbers.isfinite()).all()):
             raise ValueError(f"curvature={list(curvature)}: at least one number, all of them positive and finite.")
         theta = torch.tensor([start] if isinstance(start, (int, float)) else list(start), dtype=torch.float64)
