@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from largebatch.__main__ import main
 from largebatch.trackers import read_metrics
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
@@ -89,22 +90,18 @@ def assert_same_run(folder: Path, reference: Path) -> None:
 @pytest.fixture(scope="module")
 def one_process(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("reference") / "run"
-    run([sys.executable], f"run.dir={folder}")
+    assert main([*RUN[2:], f"run.dir={folder}"]) == 0
     return folder
 
 
-@pytest.mark.parametrize(
-    "launcher",
-    [STANDALONE, [*ACCELERATE, "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]],
-    ids=["torchrun", "accelerate"],
-)
-def test_two_processes_train_the_run_of_one(launcher, one_process, tmp_path):
+def test_two_processes_of_accelerate_train_the_run_of_one(one_process, tmp_path):
+    launcher = [*ACCELERATE, "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
     output = run(launcher, f"run.dir={tmp_path / 'run'}", "launcher.num_processes=2")
     assert output.count("where it comes from") == 1, "one rank prints"
     assert_same_run(tmp_path / "run", one_process)
 
 
-def test_two_processes_finish_what_one_has_begun(one_process, tmp_path):
+def test_two_processes_of_torchrun_finish_what_one_has_begun(one_process, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(one_process, folder)
     for step in (7, 8):

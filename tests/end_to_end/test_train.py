@@ -302,14 +302,10 @@ def test_debug_profile_writes_a_trace(tmp_path):
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["optimizer=lars"],
-        ["optimizer=adamw", "precision=bf16"],
-        ["optimizer=muon", "model=mlp", "model.hidden=[16]"],
-        ["precision.activation_checkpointing=true"],
-        ["batch=full", "length=2ep", "schedule.warmup=0ep", "observers.evaluation.every=1ep"],
-        ["batch=sgd"],
-        ["logger=tensorboard"],
-        ["batch.micro=7", "schedule=step", "schedule.milestones=[2ep,4ep]"],
+        ["optimizer=lars", "precision.activation_checkpointing=true"],
+        ["optimizer=adamw", "precision=bf16", "batch=full", "length=20ep", "schedule.warmup=1ep"],
+        ["optimizer=muon", "model=mlp", "model.hidden=[16]", "batch=sgd"],
+        ["logger=tensorboard", "batch.micro=7", "schedule=step", "schedule.milestones=[2ep,4ep]"],
         ["model=resnet18", "length=2steps", "schedule.warmup=0ep", "observers.evaluation.every=null"],
     ],
     ids=lambda overrides: overrides[0],

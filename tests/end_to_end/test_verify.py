@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -157,13 +156,19 @@ def run_command(*command: str) -> subprocess.Popen[str]:
     )
 
 
-@pytest.mark.parametrize("launcher", [[sys.executable], STANDALONE], ids=["alone", "inside torchrun"])
-def test_it_starts_its_own_ranks_or_uses_those_of_a_launcher(launcher):
-    process = run_command(
-        *launcher,
-    )
+def worlds_of_cases() -> set[int]:
+    return {case["world_size"] for case in json.loads(Path("out/verify.json").read_text())["cases"]}
+
+
+def test_it_starts_its_own_ranks(capsys: pytest.CaptureFixture[str]):
+    assert main(["verify", *SMALL, "verify.world_sizes=[1,2]", "run.dir=out"]) == 0
+    assert capsys.readouterr().out.count("same (tolerance 1e-09)") == 1
+    assert worlds_of_cases() == {1, 2}
+
+
+def test_it_uses_the_ranks_of_a_launcher():
+    process = run_command(*STANDALONE)
     output = finish(process)
     assert process.returncode == 0, output
     assert output.count("same (tolerance 1e-09)") == 1
-    worlds = {case["world_size"] for case in json.loads(Path("out/verify.json").read_text())["cases"]}
-    assert worlds == ({1, 2} if launcher == [sys.executable] else {2})
+    assert worlds_of_cases() == {2}

@@ -93,7 +93,7 @@ MATRIX = (
         8,
         "SIGUSR1 of Slurm",
         "as 6",
-        (TORCHRUN, "the_warning_of_a_batch_system_stops_all_ranks_after_the_same_step_and_saves_it"),
+        (RANKS, "a_signal_to_one_rank_stops_both_after_the_same_step_and_nothing_is_lost"),
     ),
     _row(
         9,
@@ -271,7 +271,7 @@ MATRIX = (
         "same samples; bitwise in strict mode",
         (RANKS, "a_job_goes_on_with_any_number_of_ranks_and_any_micro_batch"),
         (RANKS, "pinned_micro_batches_in_order_are_bitwise_the_same_run_on_other_ranks"),
-        (LAUNCHERS, "two_processes_finish_what_one_has_begun"),
+        (LAUNCHERS, "two_processes_of_torchrun_finish_what_one_has_begun"),
     ),
     _row(
         36,

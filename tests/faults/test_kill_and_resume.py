@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import signal
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from tests.faults.planted import CHECKPOINT_POINTS, STEP_POINTS, Fault
 
 KILLED = (-signal.SIGKILL,)
 # Checkpoints at 3, 6, 9, 12, 15 and 16. Steps 5, 10 and 15 end an epoch; 1 to 3 are before the first checkpoint.
-SAMPLED_STEPS = (1, 4, 10, 16)
+SAMPLED_STEPS = (1, 10, 16)
 
 
 def killed(folder: Path, fault: Fault, *overrides: str) -> None:
@@ -46,9 +45,9 @@ def test_a_run_killed_inside_a_step_goes_on_bit_for_bit(point: str, golden: Path
 
 @pytest.mark.parametrize("micro_batch", [0, 1, 2])
 def test_a_step_killed_inside_accumulation_is_taken_again_as_a_whole(micro_batch: int, golden: Path, tmp_path: Path):
-    for point, step in itertools.product(("after_forward", "after_backward"), (2, 7)):
-        folder = tmp_path / f"{point}_{step}"
-        killed(folder, Fault(point, step, micro_batch=micro_batch))
+    for point in ("after_forward", "after_backward"):
+        folder = tmp_path / point
+        killed(folder, Fault(point, 7, micro_batch=micro_batch))
         resumed(folder)
         assert_same_run(folder, golden)
 
@@ -63,8 +62,8 @@ def test_a_run_killed_while_it_evaluates_goes_on_bit_for_bit(step: int, golden: 
 @pytest.mark.parametrize(
     ("background", "every", "steps"),
     [
-        ("false", 3, (3, 9, 16)),
-        ("true", 8, (8, 16)),  # so rarely that none is left out because the one before is still being written
+        ("false", 3, (3, 16)),
+        ("true", 8, (16,)),  # so rarely that none is left out because the one before is still being written
     ],
 )
 @pytest.mark.parametrize("point", CHECKPOINT_POINTS)

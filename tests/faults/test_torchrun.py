@@ -29,17 +29,6 @@ def test_a_killed_rank_ends_the_job_and_both_sides_name_it(tmp_path: Path):
     assert "Signal 9 (SIGKILL) received" in ended.output, "as torchrun tells it"
 
 
-def test_the_warning_of_a_batch_system_stops_all_ranks_after_the_same_step_and_saves_it(tmp_path: Path):
-    """Slurm's --signal=USR1@120, handed on by torchrun."""
-    with Job(tmp_path / "run", agent=("--signals-to-handle", "SIGTERM,SIGINT,SIGUSR1")) as job:
-        job.wait_for_step(3)
-        os.kill(job.agent.pid, signal.SIGUSR1)
-        ended = job.end(within_s=60)
-    assert read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["step"] == saved_step(tmp_path / "run")
-    assert "resume=auto" in ended.output
-    assert "LostRankError" not in ended.output
-
-
 def test_ctrl_c_is_one_request_to_stop_although_each_rank_gets_it_twice(tmp_path: Path):
     """From the terminal and from torchrun, whose own traceback is the only one."""
     with Job(tmp_path / "run") as job:

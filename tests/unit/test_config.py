@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import pickle
 from pathlib import Path
 
 import pytest
@@ -350,3 +351,8 @@ def test_a_text_that_only_looks_like_a_variable_is_not_looked_up(secret: str):
     config.run.name = r"\\${oc.env:LARGEBATCH_SECRET}"  # a backslash, then the variable
     assert parse_config(config).run.name == "\\" + os.environ["LARGEBATCH_SECRET"]
     assert secret not in repr(public_values(config))
+
+
+def test_an_error_that_a_worker_sends_says_the_same_here():
+    error = ConfigError(["seed=-1: must be 0 or more.", "length=0: must be 1 or more."])
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from pathlib import Path
 
 import pytest
@@ -174,6 +175,7 @@ MAX_FUNCTION_LINES = 45
 FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
 
 
+@functools.cache
 def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(), filename=str(path))
 
@@ -182,6 +184,7 @@ def room(module: str) -> str:
     return [*module.split("."), ""][1]
 
 
+@functools.cache
 def imported(module: str, path: Path) -> set[str]:
     """Dotted names of everything that a module imports, at the top or inside a function."""
     names: set[str] = set()

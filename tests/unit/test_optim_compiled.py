@@ -23,7 +23,7 @@ from tests.unit.test_optim_fused import (
     set_grads,
     stepped,
 )
-from tests.unit.test_optim_variants import CLASSES, TOLERANCES, VARIANTS, every_variant, run, truth
+from tests.unit.test_optim_variants import CLASSES, TOLERANCES, VARIANTS, every_course, every_variant, run, truth
 
 COMPILED = importlib.import_module("largebatch.optim.compiled")
 ROOT = Path(__file__).resolve().parents[2]
@@ -76,8 +76,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 # --- what it computes ---
 
 
-@every_variant
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6)], ids=["64", "32"])
+@every_course
 def test_two_hundred_steps_equal_the_reference(name, variant, dtype, tolerance, tiny_blocks, threads, monkeypatch):
     threads(2)
     monkeypatch.setitem(CLASSES, name, functools.partial(CLASSES[name], compile=True))
@@ -353,16 +352,13 @@ def test_a_cache_folder_that_cannot_be_used_costs_a_compilation_and_no_error(fre
 
 
 def test_several_processes_may_compile_at_once(tmp_path):
-    program = (
-        "import torch; from largebatch.optim import LAMB; p = torch.nn.Parameter(torch.tensor([3.0, 4.0])); "
-        "p.grad = torch.tensor([0.0, 2.0]); LAMB([p], lr=0.1, weight_decay=0.0, compile=True).step(); print(p.tolist())"
-    )
+    program = "from largebatch.optim import compiler; print(type(compiler.kernels()).__name__)"
     environ = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
     started = [
         subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, env=environ, stdout=subprocess.PIPE, text=True)
         for _ in range(3)
     ]
-    assert [process.communicate()[0].strip() for process in started] == 3 * ["[3.0, 3.5]"]
+    assert [process.communicate()[0].strip() for process in started] == 3 * ["CDLL"]
     assert [file.suffix for file in (tmp_path / "largebatch").iterdir()] == [".so"]
 
 

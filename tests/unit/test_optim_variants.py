@@ -82,8 +82,20 @@ PRESETS_ALONE = [key for key in VARIANTS if key[1].startswith("preset-")]
 
 every_variant = pytest.mark.parametrize(("name", "variant"), VARIANTS, ids=map("-".join, VARIANTS))
 every_preset = pytest.mark.parametrize(("name", "variant"), PRESETS_ALONE, ids=map("-".join, PRESETS_ALONE))
+# The arithmetic of every option in float64. In float32 what is new is rounding, which the presets show.
+COURSES_TO_TAKE = [
+    *((*key, torch.float64, 1e-12) for key in VARIANTS),
+    *((*key, torch.float32, 1e-6) for key in PRESETS_ALONE),
+]
+every_course = pytest.mark.parametrize(
+    ("name", "variant", "dtype", "tolerance"),
+    COURSES_TO_TAKE,
+    ids=[f"{name}-{variant}-{torch.finfo(dtype).bits}" for name, variant, dtype, _ in COURSES_TO_TAKE],
+)
 both_classes = pytest.mark.parametrize("name", CLASSES)
 # None: fused for the forms that have it, foreach for the others.
+# foreach gives the bits of the loop, see test_both_paths_give_the_same_bits.
+one_of_equal_paths = pytest.mark.parametrize("foreach", [False, None], ids=["loop", "chosen"])
 every_path = pytest.mark.parametrize("foreach", [False, True, None], ids=["loop", "foreach", "chosen"])
 
 
@@ -164,9 +176,8 @@ def run(name: str, variant: str, dtype: torch.dtype, foreach: bool | None) -> Tr
 TOLERANCES = {torch.float64: {}, torch.float32: {"exp_avg_sq": 2e-6}}
 
 
-@every_variant
-@every_path
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6)], ids=["64", "32"])
+@every_course
+@one_of_equal_paths
 def test_two_hundred_steps_equal_the_reference_in_weights_and_state(name, variant, dtype, tolerance, foreach):
     errors = run(name, variant, dtype, foreach).worst_errors(truth(name, variant))
     assert all(error <= TOLERANCES[dtype].get(kind, tolerance) for kind, error in errors.items()), errors
@@ -207,7 +218,7 @@ def rounded(array: Any) -> Any:
 
 
 @every_preset
-@every_path
+@one_of_equal_paths
 def test_bfloat16_weights_over_two_hundred_steps_are_the_reference_rounded_once_a_step(name, variant, foreach):
     """Both round the same weights every step, so the state has to be right to float32 and the weights to a rounding."""
     params, optimizer = make(name, variant, torch.bfloat16, foreach)
