@@ -159,6 +159,7 @@ class LauncherConfig(Section):
     """What the launcher should have started."""
 
     num_processes: PositiveInt | None
+    join_timeout_s: PositiveFloat
     timeout_s: PositiveFloat
 
 

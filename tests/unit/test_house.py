@@ -30,6 +30,7 @@ LEVELS = (
     },
     {"optim", "diagnostics", "models", "losses", "coupled_losses", "fingerprint", "flat_gradients"},
     {
+        "process_group",
         "runtime",
         "gradients",
         "reduction_clock",
@@ -100,6 +101,7 @@ LEVEL = {room: number for number, rooms in enumerate(LEVELS) for room in rooms}
 # Inside a level rooms do not know each other, but for these. Level 4 is the wiring: only a cycle is wrong there.
 SAME_LEVEL = {
     ("order", "keyed"),
+    ("runtime", "process_group"),
     ("gradients", "runtime"),
     ("gradients", "reduction_clock"),
     ("reduction_clock", "runtime"),
