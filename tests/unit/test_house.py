@@ -116,6 +116,7 @@ SAME_LEVEL = {
     ("running_statistics", "runtime"),
     ("ordered_reduction", "runtime"),
     ("rank_values", "runtime"),
+    ("lost_ranks", "process_group"),
     ("lost_ranks", "runtime"),
     ("gradients", "ordered_reduction"),
     ("coupled_gradients", "gradients"),
