@@ -71,13 +71,16 @@ def open_job(prepared: Prepared, stop: Callable[[], bool], overrides: Sequence[s
     """Join the job of the launcher, yield the run ready to train, and leave the job.
 
     Raises:
-        LauncherError: if launcher and accelerate disagree, the ranks are not the same run, or another process writes to
-            the folder.
+        LauncherError: if ranks do not come, launcher and accelerate disagree, the ranks are not the same run, or
+            another process writes to the folder.
         CheckpointError: if the run to resume has no usable checkpoint, or was another run.
     """
     config = prepared.config
     runtime = Runtime.open(
-        precision=config.precision.compute, tf32=config.precision.tf32, timeout_s=config.launcher.timeout_s
+        precision=config.precision.compute,
+        tf32=config.precision.tf32,
+        timeout_s=config.launcher.timeout_s,
+        join_timeout_s=config.launcher.join_timeout_s,
     )
     try:
         if runtime.world_size > 1:

@@ -57,12 +57,15 @@ def open_weights(prepared: Prepared, checkpoint: str | None, *, key: str = "meas
     `key` is what errors call `checkpoint`.
 
     Raises:
-        LauncherError: if launcher and accelerate disagree, or the ranks are not the same run.
+        LauncherError: if ranks do not come, launcher and accelerate disagree, or the ranks are not the same run.
         CheckpointError: if there is no valid checkpoint, or it belongs to another model.
     """
     config = prepared.config
     runtime = Runtime.open(
-        precision=config.precision.compute, tf32=config.precision.tf32, timeout_s=config.launcher.timeout_s
+        precision=config.precision.compute,
+        tf32=config.precision.tf32,
+        timeout_s=config.launcher.timeout_s,
+        join_timeout_s=config.launcher.join_timeout_s,
     )
     try:
         if runtime.world_size > 1:

@@ -7,6 +7,7 @@ weighted.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -21,14 +22,11 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor, nn
 
+from largebatch.process_group import LauncherError, leave_process_group, meeting
+
 Inputs = Tensor | dict[str, Tensor]
 
-_LEFT_GROUPS: list[Any] = []
 _ACCELERATE_PRECISION = {"fp64": "no", "fp32": "no", "bf16": "bf16", "fp16": "fp16"}
-
-
-class LauncherError(RuntimeError):
-    """The processes that the launcher started do not fit together as the ranks of one job."""
 
 
 @dataclass
@@ -68,11 +66,20 @@ class Runtime:
     _owns_group: bool = field(repr=False, default=True)
 
     @classmethod
-    def open(cls, *, precision: str = "fp32", tf32: bool = False, timeout_s: float = 1800) -> Runtime:
+    def open(
+        cls, *, precision: str = "fp32", tf32: bool = False, timeout_s: float = 1800, join_timeout_s: float = 300
+    ) -> Runtime:
         """Join the job that the launcher's environment describes; without one, a job of a single process.
 
+        Args:
+            precision: fp64, fp32, bf16 or fp16.
+            tf32: let float32 products of a GPU run in TF32.
+            timeout_s: seconds after which a collective that does not complete fails.
+            join_timeout_s: seconds to wait here until all ranks of the job have come.
+
         Raises:
-            LauncherError: if accelerate sees another number of processes than the launcher started.
+            LauncherError: if ranks do not come in time, this one cannot reach rank 0, or accelerate sees another
+                number of processes than the launcher started.
             ValueError: for fp16 without a GPU, where autocast and loss scaling would silently do nothing.
         """
         owns_group = not dist.is_initialized()
@@ -80,7 +87,8 @@ class Runtime:
             raise ValueError("precision fp16 needs a GPU: on a CPU it would silently train in fp32. Use bf16 or fp32.")
         torch.backends.cuda.matmul.allow_tf32 = tf32
         torch.backends.cudnn.allow_tf32 = tf32
-        accelerator = _accelerator(precision, timeout_s)
+        with meeting(os.environ, timeout_s=join_timeout_s) if owns_group else contextlib.nullcontext():
+            accelerator = _accelerator(precision, timeout_s)
         started = int(os.environ.get("WORLD_SIZE", "1"))
         if accelerator.num_processes != started:
             seen = accelerator.num_processes
@@ -241,17 +249,6 @@ def _accelerator(precision: str, timeout_s: float) -> Accelerator:
     except Exception:
         AcceleratorState._reset_state(reset_partial_state=True)  # half of it would be taken for the whole next time
         raise
-
-
-def leave_process_group() -> None:
-    """Destroy the process group of this job.
-
-    Gloo's destructor joins its threads while it holds the GIL, which they may still need to let go of the last tensors:
-    a deadlock, seen with torch 2.13 in the destructor of DDP's reducer. So the group object is kept until the
-    interpreter exits, when its threads are idle.
-    """
-    _LEFT_GROUPS.append(dist.group.WORLD)
-    dist.destroy_process_group()
 
 
 def _close(accelerator: Accelerator, owns_group: bool) -> None:

@@ -160,6 +160,7 @@ class LauncherConfig(Section):
     """What the launcher should have started."""
 
     num_processes: PositiveInt | None
+    join_timeout_s: PositiveFloat
     timeout_s: PositiveFloat
 
 

@@ -60,7 +60,12 @@ def load_reference(folder: str) -> Trajectory:
 
 def run_cases(prepared: Prepared, plans: Sequence[BatchPlan], reference: Trajectory, steps: int) -> Outcome:
     """Compare each plan with the reference on the ranks of this job; the same on every rank."""
-    runtime = Runtime.open(precision=prepared.config.precision.compute, timeout_s=prepared.config.launcher.timeout_s)
+    launcher = prepared.config.launcher
+    runtime = Runtime.open(
+        precision=prepared.config.precision.compute,
+        timeout_s=launcher.timeout_s,
+        join_timeout_s=launcher.join_timeout_s,
+    )
     try:
         causes = _rank_dependence(Probe(prepared), runtime) if runtime.world_size > 1 else []
         if causes:  # a collective in the model or the loss would hang where ranks have unequal numbers of micro-batches

@@ -20,6 +20,7 @@ from largebatch.checkpoint import CheckpointError
 from largebatch.commands.composition import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_WRONG_INPUT
 from largebatch.config import ConfigError
 from largebatch.runtime import LauncherError
+from tests.faults.nodes import INTERFACE, Node
 from tests.faults.planted import Fault
 from tests.unit.composing import compose_run
 
@@ -42,6 +43,7 @@ def train(
     fault: Fault | None,
     deadline_s: float,
     timeout_s: float,
+    nodes: Sequence[Node] | None,
 ) -> None:
     """Train as one rank of a job and leave with the exit code of the command; what it says goes to `log`."""
     multiprocessing.set_start_method("fork", force=True)  # as in a process that nobody forked, for loading processes
@@ -54,12 +56,22 @@ def train(
     if world_size > 1:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
         os.environ |= {"LOCAL_WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
-        limit = timedelta(seconds=timeout_s)
-        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world_size, timeout=limit)
+        if nodes is None:
+            _meet_by_file(store, rank, world_size, timeout_s)
+        else:
+            nodes[rank].enter()
+            os.environ |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": nodes[0].address}
+            os.environ |= {"GLOO_SOCKET_IFNAME": INTERFACE}
+            overrides = (*overrides, f"launcher.timeout_s={timeout_s:g}")
     code = _exit_code(overrides)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _meet_by_file(store: Path, rank: int, world_size: int, timeout_s: float) -> None:
+    limit = timedelta(seconds=timeout_s)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world_size, timeout=limit)
 
 
 def _exit_code(overrides: Sequence[str]) -> int:

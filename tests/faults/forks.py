@@ -4,7 +4,7 @@
     assert ended.codes[1] == -signal.SIGKILL
 
 The interpreter is the fork server of `multiprocessing`, a process of its own: pytest has threads, and a fork of it
-would not be safe. Ranks meet by a file, no ports.
+would not be safe. Ranks meet by a file, no ports; on two nodes, whose ports are all free, as ranks of a launcher do.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.forked_rank import train
+from tests.faults.nodes import Node
 from tests.faults.planted import Fault
 from tests.faults.processes import marked_processes
 
@@ -58,15 +59,17 @@ def train_in_forks(
     fault: Fault | None = None,
     deadline_s: float = DEADLINE_S,
     timeout_s: float = 60.0,
+    nodes: Sequence[Node] | None = None,
 ) -> Ended:
     """Train `RUN` of forked_rank.py in `folder` until all ranks have ended; collectives have `timeout_s`.
 
-    The test fails if one of them has not after `deadline_s`, which then tells where it was.
+    With `nodes` each rank has a node of its own, and they meet at the first one's address. The test fails if a rank has
+    not ended after `deadline_s`, which then tells where it was.
     """
     with tempfile.TemporaryDirectory(prefix="largebatch-faults-") as scratch:
         logs = [Path(scratch) / f"rank_{rank}.log" for rank in range(ranks)]
         options = {"world_size": ranks, "store": Path(scratch) / "store", "fault": fault}
-        options |= {"deadline_s": deadline_s - 1, "timeout_s": timeout_s}
+        options |= {"deadline_s": deadline_s - 1, "timeout_s": timeout_s, "nodes": nodes}
         processes = [
             _SERVER.Process(
                 target=train, args=((f"run.dir={folder}", *overrides),), kwargs={**options, "log": log, "rank": rank}

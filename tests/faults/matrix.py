@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-KILL, RANKS, TORCHRUN, LOADING = (
-    f"tests/faults/test_{name}.py" for name in ("kill_and_resume", "ranks", "torchrun", "loading")
+KILL, RANKS, TORCHRUN, LOADING, NETWORK = (
+    f"tests/faults/test_{name}.py" for name in ("kill_and_resume", "ranks", "torchrun", "loading", "network")
 )
 TRAIN, LAUNCHERS = "tests/end_to_end/test_train.py", "tests/end_to_end/test_launchers.py"
 CHECKPOINT, OBSERVER = "tests/unit/test_checkpoint.py", "tests/unit/test_checkpoint_observer.py"
@@ -17,6 +17,7 @@ SHORTAGE = "tests/multiprocess/test_memory_shortage.py"
 GUARD, GUARD_OF_RANKS = "tests/unit/test_guard.py", "tests/multiprocess/test_guard.py"
 JSONL, WANDB = "tests/unit/test_trackers_jsonl.py", "tests/unit/test_trackers_wandb.py"
 WORKERS, PREPARE, RESUME = (f"tests/unit/test_{name}.py" for name in ("data_workers", "prepare", "resume"))
+MEETING, LAUNCH = "tests/unit/test_process_group.py", "tests/unit/test_launch.py"
 
 
 @dataclass(frozen=True)
@@ -132,9 +133,12 @@ MATRIX = (
     ),
     _row(
         14,
-        "rank hangs",
+        "rank hangs, or the link to it is cut",
         "named in time, stack of the others",
         (TORCHRUN, "a_rank_that_hangs_is_named_with_the_step_within_the_time_limit"),
+        (NETWORK, "two_nodes_train_the_run_of_one_bit_for_bit"),
+        (NETWORK, "a_link_cut_inside_a_step_is_told_on_both_sides_in_time_and_the_job_goes_on_bit_for_bit"),
+        (LAUNCH, "a_torchrun_that_does_not_notice_that_all_its_ranks_have_ended_is_found"),
     ),
     _row(
         15,
@@ -373,8 +377,19 @@ MATRIX = (
         "port taken",
         "told with the remedy",
         ("tests/unit/test_doctor.py", "a_port_that_is_taken_is_a_problem_only_where_rank_0_opens_it"),
+        (MEETING, "a_port_that_is_taken_is_told_by_rank_0_with_the_variable_to_set"),
     ),
-    _row(55, "a node never comes", "bounded, count told", not_met="torchrun waits before our code runs"),
+    _row(
+        55,
+        "a node never comes",
+        "bounded, count told",
+        (MEETING, "ranks_that_do_not_come_are_counted_and_named_and_nothing_is_left_behind"),
+        (MEETING, "a_run_whose_other_ranks_do_not_come_ends_with_one_line_as_any_wrong_input"),
+        (MEETING, "ranks_that_have_come_all_say_the_same_about_those_that_have_not"),
+        (MEETING, "a_rank_that_cannot_reach_rank_0_says_where_and_why"),
+        (LAUNCH, "a_node_whose_others_never_come_says_so_in_one_line"),
+        (LAUNCH, "a_node_that_does_not_reach_the_meeting_point_says_so_in_one_line"),
+    ),
     _row(
         56,
         "out of memory on one rank",

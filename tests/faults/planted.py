@@ -11,6 +11,7 @@ import ctypes
 import os
 import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from typing import Any
 
 import largebatch.loop
 from largebatch.loop import Run
+from tests.faults.nodes import INTERFACE
 
 # Inside optimizer step `step`, in the order in which a step passes them.
 STEP_POINTS = ("before_step", "after_forward", "after_backward", "before_update", "after_update", "log_mid")
@@ -45,7 +47,7 @@ class Fault:
         point: where, of `POINTS`.
         step: the optimizer step, from 1, in which or after which it comes.
         action: `kill` by SIGKILL, `raise` an error, `leave` with exit code 0, let `folder` `vanish`,
-            `hold` the interpreter for `seconds`, or signals by their names.
+            `hold` the interpreter for `seconds`, `cut` the link to the other node, or signals by their names.
         rank: whom it hits.
         micro_batch: in `after_forward` and `after_backward`, of the rank's in this step, from 0.
         folder, seconds: of the actions that need them.
@@ -82,6 +84,8 @@ class Fault:
         if self.action == "vanish":
             assert self.folder is not None
             shutil.rmtree(self.folder)
+        elif self.action == "cut":
+            subprocess.run(["ip", "link", "set", "dev", INTERFACE, "down"], check=True)
         elif self.action == "hold":
             ctypes.PyDLL(None).sleep(self.seconds)  # a PyDLL keeps the GIL: no thread of this process runs
         else:

@@ -31,6 +31,7 @@ LEVELS = (
     },
     {"optim", "diagnostics", "models", "losses", "coupled_losses", "fingerprint", "flat_gradients", "kept_buffers"},
     {
+        "process_group",
         "runtime",
         "gradients",
         "reduction_clock",
@@ -102,6 +103,7 @@ LEVEL = {room: number for number, rooms in enumerate(LEVELS) for room in rooms}
 # Inside a level rooms do not know each other, but for these. Level 4 is the wiring: only a cycle is wrong there.
 SAME_LEVEL = {
     ("order", "keyed"),
+    ("runtime", "process_group"),
     ("gradients", "runtime"),
     ("gradients", "reduction_clock"),
     ("reduction_clock", "runtime"),
@@ -116,6 +118,7 @@ SAME_LEVEL = {
     ("running_statistics", "runtime"),
     ("ordered_reduction", "runtime"),
     ("rank_values", "runtime"),
+    ("lost_ranks", "process_group"),
     ("lost_ranks", "runtime"),
     ("gradients", "ordered_reduction"),
     ("coupled_gradients", "gradients"),

@@ -1,11 +1,18 @@
 from __future__ import annotations
 
+import importlib.util
+import os
 import re
 import shutil
+import signal
+import socket
 import subprocess
+import threading
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+from torch.distributed.elastic.rendezvous import RendezvousConnectionError
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted(
@@ -89,3 +96,94 @@ def test_a_python_that_is_too_old_is_refused_with_the_remedy(tmp_path: Path) -> 
     assert done.returncode == 1
     assert "needs Python 3.10 or newer" in done.stderr
     assert str(old) in done.stderr
+
+
+@pytest.fixture
+def torchrun() -> ModuleType:
+    """launch/bounded_torchrun.py"""
+    spec = importlib.util.spec_from_file_location("bounded_torchrun", ROOT / "launch" / "bounded_torchrun.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def of_two_nodes(endpoint: str, conf: str) -> list[str]:
+    return [
+        "--nnodes",
+        "2",
+        "--rdzv-backend",
+        "c10d",
+        "--rdzv-endpoint",
+        endpoint,
+        "--rdzv-conf",
+        conf,
+        "-m",
+        "nothing",
+    ]
+
+
+@pytest.fixture
+def nowhere() -> str:
+    """HOST:PORT that nothing listens at."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+def test_a_node_whose_others_never_come_says_so_in_one_line(
+    nowhere: str, torchrun: ModuleType, capsys: pytest.CaptureFixture[str]
+):
+    assert torchrun.run(of_two_nodes(nowhere, "join_timeout=1")) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"largebatch: fewer than 2 nodes came to {nowhere} within 1 s. Start the missing ones")
+
+
+def test_a_node_that_does_not_reach_the_meeting_point_says_so_in_one_line(
+    nowhere: str, torchrun: ModuleType, capsys: pytest.CaptureFixture[str]
+):
+    assert torchrun.run(of_two_nodes(nowhere, "join_timeout=1,read_timeout=1,is_host=false")) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"largebatch: fewer than 2 nodes came to {nowhere}: after ")
+    assert "it does not answer from this node" in line
+
+
+@pytest.mark.parametrize(
+    ("cause", "calls"), [("timed out after 60000ms while trying to connect to (node1, 29400)", 2), ("reset by peer", 1)]
+)
+def test_only_a_node_that_comes_before_the_host_tries_again(
+    cause: str,
+    calls: int,
+    torchrun: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    called = []
+
+    def main(arguments: list[str]) -> None:
+        called.append(arguments)
+        if len(called) == 1:
+            raise RendezvousConnectionError from RuntimeError(cause)
+
+    monkeypatch.setattr(torchrun, "main", main)
+    with socket.create_server(("127.0.0.1", 0)) as host:
+        code = torchrun.run(of_two_nodes(f"127.0.0.1:{host.getsockname()[1]}", "join_timeout=9"))
+    assert len(called) == calls
+    assert code == (0 if calls == 2 else 2)
+    assert ("any more" in capsys.readouterr().err) == (calls == 1)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="there is no /proc here")
+@pytest.mark.parametrize(("ranks", "is_stranded"), [("sleep 0 &", True), ("sleep 0 & sleep 60 &", False)])
+def test_a_torchrun_that_does_not_notice_that_all_its_ranks_have_ended_is_found(
+    ranks: str, is_stranded: bool, torchrun: ModuleType
+):
+    """As one does that waits for a host behind a link that was cut."""
+    agent = subprocess.Popen(["sh", "-c", f"{ranks} exec sleep 60"], start_new_session=True)  # looks after no child
+    limits = {"unnoticed_s": 0.2}
+    found = threading.Thread(target=torchrun.wait_until_stranded, args=(agent.pid,), kwargs=limits, daemon=True)
+    found.start()
+    found.join(10 if is_stranded else 1)
+    assert found.is_alive() != is_stranded
+    os.killpg(agent.pid, signal.SIGKILL)
+    agent.wait()

@@ -1,0 +1,112 @@
+"""Torchrun, but nodes that do not meet, or lose each other, are one line and an end in time.
+
+    python launch/bounded_torchrun.py --nnodes 2 --rdzv-backend c10d --rdzv-endpoint HOST:PORT \
+        --rdzv-conf join_timeout=300 --rdzv-id ID --nproc-per-node 8 -m largebatch train
+
+All options are torchrun's. `join_timeout` bounds the wait for the other nodes; exit code 2 after it, without a
+traceback. Torchrun alone gives up after `read_timeout` (60 seconds) where HOST is the last to come; here that counts as
+waiting, too. And with torch 2.13 it waits for ever for a HOST that the network has lost, ranks or no ranks: here it
+ends a minute after its last rank.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from torch.distributed.elastic.rendezvous import RendezvousConnectionError, RendezvousTimeoutError
+from torch.distributed.run import main, parse_args
+
+_TORCHRUN_S = 600.0  # its own join_timeout
+_UNNOTICED_S = 60.0
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Call torchrun's main until the nodes have met; what it raises and is not about meeting goes on."""
+    options = parse_args(list(arguments))
+    conf = dict(part.partition("=")[::2] for part in options.rdzv_conf.split(",") if part)
+    started, limit_s = time.monotonic(), float(conf.get("join_timeout", _TORCHRUN_S))
+    who = f"largebatch: fewer than {options.nnodes} nodes came to {options.rdzv_endpoint}"
+    while True:
+        try:
+            main(list(arguments))
+        except RendezvousTimeoutError:
+            print(
+                f"{who} within {limit_s:g} s. Start the missing ones with the same arguments, check that they reach "
+                "this address, or wait longer: JOIN_TIMEOUT.",
+                file=sys.stderr,
+            )
+        except RendezvousConnectionError as error:
+            is_early = "trying to connect" in str(error.__cause__)
+            if is_early and _opens(options.rdzv_endpoint, started + limit_s):
+                continue
+            print(
+                f"{who}: after {time.monotonic() - started:.0f} s it does not answer {'' if is_early else 'any more '}"
+                "from this node. It is the address of one of them, as all others reach it, with a port that is free.",
+                file=sys.stderr,
+            )
+        else:
+            return 0
+        return 2
+
+
+def wait_until_stranded(torchrun: int, *, unnoticed_s: float) -> None:
+    """Return when all children of a process have ended, and it has not noticed for so many seconds.
+
+    Torchrun looks after its ranks ten times a second, and waits for one after the other only to stop them all.
+    """
+    since = None
+    while since is None or time.monotonic() - since < unnoticed_s:
+        time.sleep(min(unnoticed_s / 10, 5.0))
+        if {*_states_of_children(torchrun)} != {"Z"}:
+            since = None
+        elif since is None:
+            since = time.monotonic()
+
+
+def _states_of_children(parent: int) -> Iterator[str]:
+    """Letters as in `ps`; none where there is no /proc."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # gone meanwhile
+            state, number = stat.read_text().rpartition(")")[2].split()[:2]
+            if int(number) == parent:
+                yield state
+
+
+def _end_when_stranded(endpoint: str) -> None:
+    wait_until_stranded(os.getpid(), unnoticed_s=_UNNOTICED_S)
+    print(
+        f"largebatch: all ranks of this node ended {_UNNOTICED_S:g} s ago, and torchrun still waits for {endpoint}, "
+        "which does not answer: the network to it is gone. What the ranks said stands above.",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(1)
+
+
+def _opens(endpoint: str, end: float) -> bool:
+    """Whether HOST:PORT can be connected to before the time is over."""
+    while not (is_open := _is_open(endpoint)) and time.monotonic() < end:
+        time.sleep(0.5)
+    return is_open
+
+
+def _is_open(endpoint: str) -> bool:
+    host, _, port = endpoint.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=5):
+            return True
+    except OSError:
+        return False
+
+
+if __name__ == "__main__":
+    where = parse_args(sys.argv[1:]).rdzv_endpoint
+    threading.Thread(target=_end_when_stranded, args=(where,), daemon=True).start()
+    sys.exit(run(sys.argv[1:]))
