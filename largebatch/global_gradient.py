@@ -146,6 +146,13 @@ class GlobalGradient:
             norms = self.norms.finish()
         return BatchResult(result.loss_sum, num_units, result.data_s, result.communication_s, norms)
 
+    def own_s(self) -> float | None:
+        """Seconds of a step in which this rank waited for no other, if it measured communication.
+
+        Call it after the update. None in other steps and on a single rank.
+        """
+        return self._clock.own_s()
+
     def timeline(self) -> Timeline | None:
         """How this rank's gradient was reduced in a step that measured communication: call it after the update.
 
@@ -167,4 +174,5 @@ class GlobalGradient:
             return own, plan.global_batch_size * self._units_per_sample
         kept = list(own)
         units = sum(int(self._loss.units_per_sample(part.targets).sum()) for part in kept)
-        return iter(kept), round(self._runtime.sum([float(units)])[0])
+        with self._clock.waiting():
+            return iter(kept), round(self._runtime.sum([float(units)])[0])

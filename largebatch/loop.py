@@ -196,6 +196,7 @@ def take_step(run: Run, micro_batches: Iterator[Any]) -> StepReport:
         grad_norm=grad_norm,
         data_s=batch.data_s,
         communication_s=batch.communication_s,
+        own_s=run.gradient.own_s(),
         norms=None if is_skipped else batch.norms,
         timeline=run.gradient.timeline() if measures_timeline else None,
         judgement=judgement,

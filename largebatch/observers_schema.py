@@ -86,9 +86,10 @@ class CommunicationConfig(Section):
 
 
 class RanksConfig(Section):
-    """Comparison of step and weights over ranks."""
+    """Whether ranks have the same weights and keep the same pace."""
 
     compare_every: PositiveInt | None
+    slow_ratio: Annotated[float, Field(gt=1)] | None
 
 
 class ObserversConfig(Section):

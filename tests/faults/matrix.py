@@ -13,6 +13,7 @@ KILL, RANKS, TORCHRUN, LOADING = (
 TRAIN, LAUNCHERS = "tests/end_to_end/test_train.py", "tests/end_to_end/test_launchers.py"
 CHECKPOINT, OBSERVER = "tests/unit/test_checkpoint.py", "tests/unit/test_checkpoint_observer.py"
 SAME_RUN, CONTRACT = "tests/multiprocess/test_same_run.py", "tests/multiprocess/test_contract.py"
+STRAGGLERS = "tests/multiprocess/test_stragglers.py"
 GUARD, GUARD_OF_RANKS = "tests/unit/test_guard.py", "tests/multiprocess/test_guard.py"
 JSONL, WANDB = "tests/unit/test_trackers_jsonl.py", "tests/unit/test_trackers_wandb.py"
 WORKERS, PREPARE, RESUME = (f"tests/unit/test_{name}.py" for name in ("data_workers", "prepare", "resume"))
@@ -144,8 +145,10 @@ MATRIX = (
     _row(
         16,
         "straggler",
-        "warning with rank and ratio",
-        not_met="communication.every measures the wait, no rank is named",
+        "warning with rank and ratio, run goes on",
+        (STRAGGLERS, "a_slow_rank_is_named_once_and_no_bit_of_the_run_is_another"),
+        (STRAGGLERS, "a_run_names_a_slow_rank_and_has_the_ledger_of_one_that_does_not_look"),
+        (STRAGGLERS, "ranks_that_are_slow_alike_are_not_accused"),
     ),
     _row(
         17,

@@ -1,7 +1,7 @@
 """Communication that is known because a test adds it: each all-reduce is made d longer, and d is what is measured.
 
-The only sleeps of the tests. Delayed and undelayed steps take turns in one run, and medians are compared, so that a
-busy machine meets both; d is large against its noise.
+With those of `test_stragglers.py` the only sleeps of the tests. Delayed and undelayed steps take turns in one run, and
+medians are compared, so that a busy machine meets both; d is large against its noise.
 """
 
 from __future__ import annotations
