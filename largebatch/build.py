@@ -179,6 +179,7 @@ def _connect(
         exact_batch_norm=config.batch_norm == "exact",
         compression=config.precision.gradient_compression,
         log_every=config.observers.metrics.every,
+        recompute_every=config.observers.ranks.recompute_every,
         guard=_guard(config),
         observers=watch.observers,
         stop_requested=stop,

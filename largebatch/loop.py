@@ -62,6 +62,7 @@ class Run:
         needs_every_loss: whether the loss is summed over ranks in every step, short or long.
         norms_every: steps between measurements of micro-batch gradients; None: none.
         communication_every: steps between timelines of the gradient's reduction; None: none.
+        recompute_every: steps between ones whose gradient is computed twice, see `Recomputation`; None: none.
         guard: judges every step before its update; None: a loss that is not a number ends the run.
         stop_requested: whether this rank was asked to stop.
     """
@@ -84,6 +85,7 @@ class Run:
     needs_every_loss: bool = False
     norms_every: int | None = None
     communication_every: int | None = None
+    recompute_every: int | None = None
     guard: Guard | None = None
     observers: Sequence[Observer] = ()
     stop_requested: Callable[[], bool] = lambda: False
@@ -99,6 +101,7 @@ class Run:
             ordered=self.ordered,
             exact_batch_norm=self.exact_batch_norm,
             compression=self.compression,
+            recomputes=self.recompute_every is not None,
         )
         self.agrees_every_step = True
         self.counted_step, self.counted_samples = self.progress.step, self.progress.samples_seen
@@ -178,6 +181,7 @@ def take_step(run: Run, micro_batches: Iterator[Any]) -> StepReport:
         random_key=stream_key(run.seed, "forward", progress.samples_seen),
         measures_communication=is_detailed or measures_timeline,
         measures_norms=_is_due(run, run.norms_every),
+        recomputed_step=run.counted_step if _is_due(run, run.recompute_every) else None,
     )
     needs_norm = is_detailed or run.clip_norm is not None or run.guard is not None
     grad_norm = runtime.grad_norm(run.optimizer, run.clip_norm) if needs_norm else None

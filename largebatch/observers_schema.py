@@ -86,10 +86,11 @@ class CommunicationConfig(Section):
 
 
 class RanksConfig(Section):
-    """Whether ranks have the same weights and keep the same pace."""
+    """Whether ranks have the same weights, keep the same pace, and compute the same twice."""
 
     compare_every: PositiveInt | None
     slow_ratio: Annotated[float, Field(gt=1)] | None
+    recompute_every: PositiveInt | None
 
 
 class ObserversConfig(Section):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -60,6 +60,10 @@ class ReductionClock:
         runtime: the job.
         model: as `runtime.wrap` returned it.
         compression: what gradients are rounded to on their way between ranks; each step loses what that loses.
+
+    Attributes:
+        before_reduction: called with each of DDP's buckets when the rank's own part of the gradient is complete in it,
+            before it is compressed or sent; None: nothing is.
     """
 
     def __init__(self, runtime: Runtime, model: nn.Module, compression: Compression = "none") -> None:
@@ -68,6 +72,7 @@ class ReductionClock:
         self._device = runtime.device
         self._on_gpu = runtime.device.type == "cuda"
         self._is_distributed = isinstance(model, nn.parallel.DistributedDataParallel)
+        self.before_reduction: Callable[[Any], None] | None = None
         self._is_running = False
         self._parts: list[_Part] = []
         self._waits: list[tuple[Any, Any]] = []
@@ -136,6 +141,8 @@ class ReductionClock:
         )
 
     def _reduce(self, bucket: Any) -> torch.futures.Future[Tensor]:
+        if self.before_reduction is not None:
+            self.before_reduction(bucket)
         if not self._is_running:
             return self._start(bucket)
         buffer = bucket.buffer()
