@@ -182,6 +182,7 @@ def _connect(
         exact_batch_norm=config.batch_norm == "exact",
         compression=config.precision.gradient_compression,
         log_every=config.observers.metrics.every,
+        recompute_every=config.observers.ranks.recompute_every,
         guard=_guard(config),
         survives_shortage=config.batch.on_out_of_memory == "lower",
         observers=watch.observers,

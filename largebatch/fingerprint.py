@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +34,12 @@ def parameter_checksums(module: nn.Module) -> Tensor:
 
     It runs on the device of the parameters and waits for nothing.
     """
-    return torch.stack([_checksum(parameter) for parameter in module.parameters()])
+    return checksums(list(module.parameters()))
+
+
+def checksums(tensors: Sequence[Tensor]) -> Tensor:
+    """As `parameter_checksums`, of any tensors on one device; strides do not count, and of an empty tensor it is 0."""
+    return torch.stack([_checksum(tensor) for tensor in tensors])
 
 
 def combine_checksums(checksums: Tensor) -> Tensor:

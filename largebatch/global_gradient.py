@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from largebatch.losses import Loss
 from largebatch.memory_shortage import MicroBatchTooLargeError, accumulate_if_it_fits
 from largebatch.micro_batch_norms import MicroBatchNorms, StepNorms
 from largebatch.ordered_reduction import OrderedReduction
+from largebatch.recomputation import Recomputation
 from largebatch.reduction_clock import Compression, ReductionClock, Timeline
 from largebatch.running_statistics import RunningStatistics
 from largebatch.runtime import Runtime
@@ -56,13 +58,15 @@ class GlobalGradient:
         exact_batch_norm: takes batch norm over the whole global batch, see `ExactBatchNorm`.
         compression: of what DDP sends.
         survives_shortage: of memory, see `accumulate_if_it_fits`; not with any of the three above.
+        recomputes: whether some steps are to be computed twice, see `Recomputation`.
 
     Attributes:
         statistics: of batch norm.
         norms: of micro-batch gradients, in steps that measure them.
 
     Raises:
-        ValueError: if ordered and exact batch norm are asked for together, or there is no batch norm to be exact.
+        ValueError: if ordered and exact batch norm are asked for together, or there is no batch norm to be exact; if
+            recomputation is asked for beside one of them or a coupled loss.
     """
 
     def __init__(
@@ -76,6 +80,7 @@ class GlobalGradient:
         exact_batch_norm: bool = False,
         compression: Compression = "none",
         survives_shortage: bool = False,
+        recomputes: bool = False,
     ) -> None:
         if ordered and exact_batch_norm:
             raise ValueError(
@@ -87,9 +92,15 @@ class GlobalGradient:
                 "A step that is taken again in smaller micro-batches sums its gradients by itself, once all are there: "
                 "not in order, not compressed, and not where micro-batches depend on each other."
             )
+        if recomputes and (ordered or exact_batch_norm or is_coupled(loss) or survives_shortage):
+            raise ValueError(
+                "To compute its part of a gradient twice a rank must have one: not with an ordered reduction, exact "
+                "batch norm or a loss that couples samples, which mix the ranks before, and not in steps that may be "
+                "taken again in smaller micro-batches. Leave the recomputation out."
+            )
         module = runtime.unwrap(model)
         self._runtime, self._model, self._loss = runtime, model, loss
-        self._fixed_units = fixed_units
+        self._fixed_units, self._recomputes = fixed_units, recomputes
         self._units_per_sample: int | None = None
         self._clock = ReductionClock(runtime, model, compression)
         self._ordered = OrderedReduction(runtime, module) if ordered else None
@@ -100,6 +111,9 @@ class GlobalGradient:
         self._survives_shortage = survives_shortage
         self.norms = MicroBatchNorms(runtime, module, scale=self._scale)
         self._split = BatchSplit(runtime, module, loss)
+        self._recomputation = Recomputation(runtime, model)
+        if recomputes:
+            self._clock.before_reduction = self._recomputation.take
         self._accumulate: Callable[..., GradientResult] = accumulate_gradients
         if norms is not None:
             self._accumulate = partial(accumulate_exact_gradients, norms=norms)
@@ -116,6 +130,7 @@ class GlobalGradient:
         random_key: int,
         measures_communication: bool,
         measures_norms: bool = False,
+        recomputed_step: int | None = None,
     ) -> BatchResult:
         """Take this rank's micro-batches of one global batch and leave its gradient in `.grad`, which was zero or None.
 
@@ -126,9 +141,11 @@ class GlobalGradient:
             measures_communication: waits for a GPU once.
             measures_norms: costs a pass over the gradients per micro-batch, and if there is only one, see `BatchSplit`.
                 A micro-batch's gradient must be its own: not with a coupled loss or exact batch norm.
+            recomputed_step: the number of the step, if its gradient is to be computed twice; see `Recomputation`.
 
         Raises:
             MicroBatchTooLargeError: on every rank, with the model as it was before; only where shortages are survived.
+            RuntimeError: on every rank, if one of them computed different bits the second time.
         """
         kept = KeptBuffers(self._runtime.unwrap(self._model)) if self._survives_shortage else None
         try:
@@ -138,6 +155,7 @@ class GlobalGradient:
                 random_key=random_key,
                 measures_communication=measures_communication,
                 measures_norms=measures_norms,
+                recomputed_step=recomputed_step,
             )
         except MicroBatchTooLargeError:
             assert kept is not None
@@ -153,12 +171,16 @@ class GlobalGradient:
         random_key: int,
         measures_communication: bool,
         measures_norms: bool,
+        recomputed_step: int | None,
     ) -> BatchResult:
         self._clock.begin(measures=measures_communication)
         self.statistics.begin_step(plan)
         count = len(plan.micro_batches(self._runtime.rank))
-        own, num_units = self._count_units(plan, itertools.islice(micro_batches, count))
+        own, num_units, data_s = self._count_units(plan, itertools.islice(micro_batches, count))
         weight = self._scale / max(num_units, 1)
+        if recomputed_step is not None:
+            own, waited_s = self._rehearse(own, plan=plan, weight=weight, random_key=random_key)
+            data_s += waited_s
         to_split = None
         if measures_norms and len(plan.micro_batch_sizes) == 1:
             to_split = next(own)
@@ -183,7 +205,16 @@ class GlobalGradient:
             norms = self.norms.sum(by_parameter, num_parts=2)
         elif measures_norms:
             norms = self.norms.finish()
-        return BatchResult(result.loss_sum, num_units, result.data_s, result.communication_s, norms)
+        if recomputed_step is not None:
+            self._recomputation.require_equal(recomputed_step)
+        return BatchResult(result.loss_sum, num_units, data_s + result.data_s, result.communication_s, norms)
+
+    def own_s(self) -> float | None:
+        """Seconds of a step in which this rank waited for no other, if it measured communication.
+
+        Call it after the update. None in other steps and on a single rank.
+        """
+        return self._clock.own_s()
 
     def timeline(self) -> Timeline | None:
         """How this rank's gradient was reduced in a step that measured communication: call it after the update.
@@ -192,18 +223,34 @@ class GlobalGradient:
         """
         return self._clock.timeline()
 
-    def _count_units(self, plan: BatchPlan, own: Iterator[Any]) -> tuple[Iterator[Any], int]:
+    def _rehearse(
+        self, own: Iterator[Any], *, plan: BatchPlan, weight: float, random_key: int
+    ) -> tuple[Iterator[Any], float]:
+        """Compute the gradient of a step before the step does; its micro-batches, and seconds waited for them."""
+        assert self._recomputes
+        kept, waited_s = _kept(own)
+        self._recomputation.rehearse(self._loss, kept, plan=plan, weight=weight, random_key=random_key)
+        return iter(kept), waited_s
+
+    def _count_units(self, plan: BatchPlan, own: Iterator[Any]) -> tuple[Iterator[Any], int, float]:
         """Units of the whole global batch: counted from the targets of all ranks before the first backward pass.
 
         Only where samples differ in units (masked tokens) this needs a collective, and only there the micro-batches of
-        a step are kept in host memory.
+        a step are kept in host memory. Besides: the micro-batches, and the seconds that were waited for them here.
         """
         if self._fixed_units:
             if self._units_per_sample is None:
                 first = next(own)
                 self._units_per_sample = int(self._loss.units_per_sample(first.targets[:1]).sum())
                 own = itertools.chain([first], own)
-            return own, plan.global_batch_size * self._units_per_sample
-        kept = list(own)
+            return own, plan.global_batch_size * self._units_per_sample, 0.0
+        kept, waited_s = _kept(own)
         units = sum(int(self._loss.units_per_sample(part.targets).sum()) for part in kept)
-        return iter(kept), round(self._runtime.sum([float(units)])[0])
+        with self._clock.waiting():
+            return iter(kept), round(self._runtime.sum([float(units)])[0]), waited_s
+
+
+def _kept(micro_batches: Iterator[Any]) -> tuple[list[Any], float]:
+    """All of them, in memory, and the seconds until they were there."""
+    started = time.perf_counter()
+    return list(micro_batches), time.perf_counter() - started

@@ -15,14 +15,15 @@ class KeptBuffers:
 
     def __init__(self, module: nn.Module) -> None:
         self._kept = [
-            (owner, name, buffer, buffer.detach().clone())
+            (owner, name, buffer, None if buffer is None else buffer.detach().clone())
             for owner in module.modules()
             for name, buffer in owner._buffers.items()
-            if buffer is not None
         ]
 
     @torch.no_grad()
     def put_back(self) -> None:
         """Give the module the copies back; may be called again."""
         for owner, name, buffer, copy in self._kept:
-            owner._buffers[name] = buffer.copy_(copy)  # some modules assign a new tensor instead of writing into theirs
+            if buffer is not None and copy is not None:
+                buffer.copy_(copy)
+            owner._buffers[name] = buffer  # some modules assign a new tensor instead of writing into theirs

@@ -56,6 +56,7 @@ class Run:
         needs_every_loss: whether the loss is summed over ranks in every step, short or long.
         norms_every: steps between measurements of micro-batch gradients; None: none.
         communication_every: steps between timelines of the gradient's reduction; None: none.
+        recompute_every: steps between ones whose gradient is computed twice, see `Recomputation`; None: none.
         guard: judges every step before its update; None: a loss that is not a number ends the run.
         survives_shortage: of memory: the step is taken again in smaller micro-batches, see `accumulate_if_it_fits`.
         stop_requested: whether this rank was asked to stop.
@@ -79,6 +80,7 @@ class Run:
     needs_every_loss: bool = False
     norms_every: int | None = None
     communication_every: int | None = None
+    recompute_every: int | None = None
     guard: Guard | None = None
     survives_shortage: bool = False
     observers: Sequence[Observer] = ()
@@ -95,6 +97,7 @@ class Run:
             exact_batch_norm=self.exact_batch_norm,
             compression=self.compression,
             survives_shortage=self.survives_shortage,
+            recomputes=self.recompute_every is not None,
         )
         self.batches = BatchStream(self.gradient, self.loader, BatchRamp.of(self.plan))
         self.agrees_every_step = True
@@ -173,6 +176,7 @@ def take_step(run: Run) -> StepReport:
         random_key=stream_key(run.seed, "forward", progress.samples_seen),
         measures_communication=is_detailed or measures_timeline,
         measures_norms=_is_due(run, run.norms_every),
+        recomputed_step=run.counted_step if _is_due(run, run.recompute_every) else None,
     )
     needs_norm = is_detailed or run.clip_norm is not None or run.guard is not None
     grad_norm = runtime.grad_norm(run.optimizer, run.clip_norm) if needs_norm else None
@@ -191,6 +195,7 @@ def take_step(run: Run) -> StepReport:
         grad_norm=grad_norm,
         data_s=batch.data_s,
         communication_s=batch.communication_s,
+        own_s=run.gradient.own_s(),
         norms=None if is_skipped else batch.norms,
         timeline=run.gradient.timeline() if measures_timeline else None,
         judgement=judgement,

@@ -67,3 +67,33 @@ def variance_problems(config: TrainConfig, ramp: BatchRamp | None, loss: Any) ->
         cause = "batch_norm=exact" if config.batch_norm == "exact" else str(config.loss["_target_"])
         problems.append(f"{key}: with {cause} a micro-batch has no gradient of its own. Leave the variance out.")
     return problems
+
+
+def recomputation_problems(config: TrainConfig, loss: Any) -> list[str]:
+    """Errors of `observers.ranks.recompute_every`, if it is asked for."""
+    every = config.observers.ranks.recompute_every
+    if every is None:
+        return []
+    others = {
+        "batch.reduction=ordered": (
+            config.batch.reduction == "ordered",
+            "it adds up micro-batches of several ranks one by one, and no rank has a part of its own to compare",
+        ),
+        "batch_norm=exact": (
+            config.batch_norm == "exact",
+            "the ranks meet in every batch norm, none computes alone",
+        ),
+        "batch.on_out_of_memory=lower": (
+            config.batch.on_out_of_memory == "lower",
+            "a step may be taken again by all ranks, and the rehearsal of one of them would not be",
+        ),
+        f"loss._target_={config.loss['_target_']}": (
+            is_coupled(loss),
+            "it compares the samples of all ranks, so that what one got wrong is in the gradients of the others",
+        ),
+    }
+    return [
+        f"observers.ranks.recompute_every={every}: does not go with {name}: {reason}. Choose one of them."
+        for name, (is_set, reason) in others.items()
+        if is_set
+    ]

@@ -86,9 +86,11 @@ class CommunicationConfig(Section):
 
 
 class RanksConfig(Section):
-    """Comparison of step and weights over ranks."""
+    """Whether ranks have the same weights, keep the same pace, and compute the same twice."""
 
     compare_every: PositiveInt | None
+    slow_ratio: Annotated[float, Field(gt=1)] | None
+    recompute_every: PositiveInt | None
 
 
 class ObserversConfig(Section):

@@ -24,6 +24,7 @@ from largebatch.observers import (
     ProfileObserver,
     RankObserver,
     SharpnessObserver,
+    StragglerObserver,
     VarianceObserver,
     WatchedLoader,
 )
@@ -83,7 +84,7 @@ def observe(
     checkpoints = _checkpoints(prepared, folder, trackers, identity, evaluation)
     # The ranks first, so that nothing is logged or saved of weights that they do not share.
     live = _noise_scale(prepared, journal), _communication(config, journal)
-    observers: list[Observer] = [_ranks(prepared), MetricsObserver(journal), evaluation, *(one for one in live if one)]
+    observers: list[Observer] = [*_ranks(prepared, journal), evaluation, *(one for one in live if one)]
     if config.batch.on_out_of_memory == "lower":
         observers.append(MicroBatchObserver(journal))
     if config.guard.policy != "off":
@@ -104,9 +105,14 @@ def observe(
     return Observation(observers, loader, evaluation, checkpoints, *live)
 
 
-def _ranks(prepared: Prepared) -> RankObserver:
-    every = prepared.config.observers.ranks.compare_every
-    return RankObserver(every=every, checkpoint_every=prepared.derived.checkpoint_every)
+def _ranks(prepared: Prepared, journal: Journal) -> list[Observer]:
+    """Those of the ranks, and the metrics, whose rows have what these found."""
+    options = prepared.config.observers.ranks
+    same = RankObserver(every=options.compare_every, checkpoint_every=prepared.derived.checkpoint_every)
+    if options.slow_ratio is None:
+        return [same, MetricsObserver(journal)]
+    stragglers = StragglerObserver(slow_ratio=options.slow_ratio)
+    return [same, stragglers, MetricsObserver(journal, more=lambda: stragglers.row)]
 
 
 def _noise_scale(prepared: Prepared, journal: Journal) -> NoiseScaleObserver | None:

@@ -22,7 +22,7 @@ from largebatch.keyed import stream_key
 from largebatch.launcher import launcher_problems
 from largebatch.losses import Loss
 from largebatch.models.checkpointing import checkpoint_activations
-from largebatch.observer_checks import guard_problems, sharpness_problems, variance_problems
+from largebatch.observer_checks import guard_problems, recomputation_problems, sharpness_problems, variance_problems
 from largebatch.optim import parameter_groups, parameters_by_name
 from largebatch.preconditions import folder_problems, machine_problems
 from largebatch.report import Report
@@ -76,6 +76,7 @@ def prepare(composed: DictConfig, environ: Mapping[str, str]) -> Prepared:
         report.errors += sharpness_problems(config, train_plain, loss)
     report.errors += variance_problems(config, None if derived is None else derived.ramp, loss)
     report.errors += guard_problems(config)
+    report.errors += recomputation_problems(config, loss)
     if model is not None and loss is not None and not report.errors:
         report.attempt("model and data", lambda: try_training(config, train, augment, model, loss))
         for key, dataset in (("data.train_plain", train_plain), ("data.validation", validation)):

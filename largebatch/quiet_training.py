@@ -16,7 +16,12 @@ from largebatch.loop import Observer, train
 from largebatch.prepare import prepare
 from largebatch.trackers import Row, read_metrics
 
-_SILENCE = {"observers.progress": False, "logger.wandb.mode": "disabled", "logger.tensorboard": False}
+_SILENCE = {
+    "observers.progress": False,
+    "observers.ranks.slow_ratio": None,
+    "logger.wandb.mode": "disabled",
+    "logger.tensorboard": False,
+}
 
 
 @dataclass(frozen=True)

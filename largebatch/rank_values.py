@@ -69,9 +69,9 @@ class Disagreement:
         by_value: dict[str, list[int]] = {}
         for rank, value in self.others.items():
             by_value.setdefault(value, []).append(rank)
-        odd = ", ".join(f"{_ranks(held)} {_has(held)} {value}" for value, held in by_value.items())
+        odd = ", ".join(f"{named_ranks(held)} {_has(held)} {value}" for value, held in by_value.items())
         tie = "" if self.has_majority else " (no majority: either may be at fault)"
-        return f"{what}: {odd}; {_ranks(self.usual_ranks)} {_has(self.usual_ranks)} {self.usual}{tie}"
+        return f"{what}: {odd}; {named_ranks(self.usual_ranks)} {_has(self.usual_ranks)} {self.usual}{tie}"
 
 
 def disagreement(values: Sequence[object]) -> Disagreement | None:
@@ -96,8 +96,12 @@ def _has(ranks: Sequence[int]) -> str:
     return "has" if len(ranks) == 1 else "have"
 
 
-def _ranks(ranks: Sequence[int]) -> str:
-    """Names of ranks; of many only the first."""
+def named_ranks(ranks: Sequence[int]) -> str:
+    """Names of ranks for a sentence; of many only the first.
+
+    >>> named_ranks([3]), named_ranks([0, 1, 4])
+    ('rank 3', 'ranks 0, 1 and 4')
+    """
     if len(ranks) == 1:
         return f"rank {ranks[0]}"
     if len(ranks) > 8:

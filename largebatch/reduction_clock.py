@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -58,6 +60,10 @@ class ReductionClock:
         runtime: the job.
         model: as `runtime.wrap` returned it.
         compression: what gradients are rounded to on their way between ranks; each step loses what that loses.
+
+    Attributes:
+        before_reduction: called with each of DDP's buckets when the rank's own part of the gradient is complete in it,
+            before it is compressed or sent; None: nothing is.
     """
 
     def __init__(self, runtime: Runtime, model: nn.Module, compression: Compression = "none") -> None:
@@ -66,8 +72,11 @@ class ReductionClock:
         self._device = runtime.device
         self._on_gpu = runtime.device.type == "cuda"
         self._is_distributed = isinstance(model, nn.parallel.DistributedDataParallel)
+        self.before_reduction: Callable[[Any], None] | None = None
         self._is_running = False
         self._parts: list[_Part] = []
+        self._waits: list[tuple[Any, Any]] = []
+        self._exposed_s = 0.0
         self._begun: Any = None
         if isinstance(model, nn.parallel.DistributedDataParallel):
             # A lambda, because DDP rejects a hook whose annotations are strings.
@@ -75,7 +84,7 @@ class ReductionClock:
 
     def begin(self, *, measures: bool) -> None:
         """A step begins."""
-        self._is_running, self._parts = measures, []
+        self._is_running, self._parts, self._waits = measures, [], []
         self._begun = self._now() if measures else None
 
     def start(self) -> None:
@@ -83,8 +92,19 @@ class ReductionClock:
         if self._is_running:
             self._parts = [_Part(0, self._now())]
 
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around a collective that the rank waits for before its backward passes: its time is exposed, too."""
+        started = self._now() if self._is_running else None
+        yield
+        if started is not None:
+            self._waits.append((started, self._now()))
+
     def exposed_s(self) -> float | None:
-        """Seconds between the last bucket of the latest backward pass and now; None while not running."""
+        """Seconds from the last bucket of the latest backward pass until now, and of `waiting`; None while not running.
+
+        0 on a single rank.
+        """
         if not self._is_running:
             return None
         if not self._is_distributed:
@@ -92,7 +112,18 @@ class ReductionClock:
         end = self._end()
         for part in self._parts:
             part.done = end if part.done is None else part.done
-        return self._seconds(self._parts[-1].ready, end)
+        waits = [*self._waits, (self._parts[-1].ready, end)]
+        self._exposed_s = sum(self._seconds(started, ended) for started, ended in waits)
+        return self._exposed_s
+
+    def own_s(self) -> float | None:
+        """Seconds of the step that ends here, after `exposed_s`, in which this rank did not wait for other ones.
+
+        On a GPU it is the time of its stream. None while not running, and on a single rank.
+        """
+        if not self._is_running or not self._is_distributed:
+            return None
+        return self._seconds(self._begun, self._end()) - self._exposed_s
 
     def timeline(self) -> Timeline | None:
         """Of the step that ends here, after `exposed_s`; None while not running, and on a single rank."""
@@ -110,6 +141,8 @@ class ReductionClock:
         )
 
     def _reduce(self, bucket: Any) -> torch.futures.Future[Tensor]:
+        if self.before_reduction is not None:
+            self.before_reduction(bucket)
         if not self._is_running:
             return self._start(bucket)
         buffer = bucket.buffer()

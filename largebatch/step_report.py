@@ -38,6 +38,8 @@ class StepReport:
         grad_norm: L2 norm of the global gradient before clipping; None when this step did not need it.
         data_s: seconds that this rank waited for data.
         communication_s: seconds of exposed communication; None when this step did not measure it.
+        own_s: seconds in which this rank did not wait for other ones; None on one rank, and when this step did not
+            measure communication.
         norms: of micro-batch gradients, see `MicroBatchNorms`; None when this step did not measure them.
         timeline: of the gradient's reduction on this rank; None when this step did not measure it, and on one rank.
         judgement: of the numeric guard; None where there is none.
@@ -52,6 +54,7 @@ class StepReport:
     grad_norm: torch.Tensor | None
     data_s: float
     communication_s: float | None
+    own_s: float | None = None
     norms: StepNorms | None = None
     timeline: Timeline | None = None
     judgement: Judgement | None = None

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from largebatch.kept_buffers import KeptBuffers
+
 
 @contextmanager
 def undisturbed(module: nn.Module) -> Iterator[None]:
@@ -38,21 +40,13 @@ def unmoved(module: nn.Module) -> Iterator[None]:
 
     The generators are torch's on the CPU and on every CUDA device, numpy's and Python's.
     """
-    buffers = [
-        (owner, name, buffer, None if buffer is None else buffer.detach().clone())
-        for owner in module.modules()
-        for name, buffer in owner._buffers.items()
-    ]
+    buffers = KeptBuffers(module)
     generators = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
     on_gpu = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
     try:
         yield
     finally:
-        with torch.no_grad():
-            for owner, name, buffer, saved in buffers:
-                if buffer is not None and saved is not None:
-                    buffer.copy_(saved)
-                owner._buffers[name] = buffer  # some modules assign a new tensor instead of writing into theirs
+        buffers.put_back()
         torch.set_rng_state(generators[0])
         np.random.set_state(generators[1])  # noqa: NPY002
         random.setstate(generators[2])

@@ -13,8 +13,10 @@ from largebatch.diagnostics.lr_range import RangeCurve, RangeSettings, walk_rate
 from largebatch.diagnostics.lr_suggestion import Reading, Suggestion, mean_rate, read_curve, scaling_exponent, suggest
 from largebatch.diagnostics.noise_scale import NoiseScale, NoiseScaleEstimator, moments_of_step
 from largebatch.diagnostics.stability import Momentum, momentum_of, stability_limit
+from largebatch.diagnostics.stragglers import IN_A_ROW, RankTimes, StragglerWatch, compare_ranks
 
 __all__ = [
+    "IN_A_ROW",
     "MATCHES",
     "EvalSums",
     "Evaluations",
@@ -29,11 +31,14 @@ __all__ = [
     "PerSample",
     "RangeCurve",
     "RangeSettings",
+    "RankTimes",
     "Reading",
     "StepCommunication",
+    "StragglerWatch",
     "Suggestion",
     "TransferFit",
     "communication_of_step",
+    "compare_ranks",
     "decompose_gap",
     "fit_transfer",
     "generalization_gap",

@@ -16,6 +16,7 @@ from largebatch.observers.profile import ProfileObserver
 from largebatch.observers.ranks import RankObserver
 from largebatch.observers.restoring import restore
 from largebatch.observers.sharpness import SharpnessObserver
+from largebatch.observers.stragglers import StragglerObserver
 from largebatch.observers.variance import VarianceObserver
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "ProfileObserver",
     "RankObserver",
     "SharpnessObserver",
+    "StragglerObserver",
     "VarianceObserver",
     "WatchedLoader",
     "restore",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from largebatch.loop import Progress, Run, StepReport
 from largebatch.observers.memory import peak_memory
@@ -44,10 +44,15 @@ class MetricsObserver:
     `time/data_s` are means over the steps since the last row; `time/communication_s` is the exposed communication of
     the row's own step; `time/compute_s` is the rest. `memory/peak_bytes` is the most so far: on a GPU of tensors, on a
     CPU of rank 0's whole process. With a numeric guard, `guard/*` are its counts.
+
+    Args:
+        journal: for the rows.
+        more: what an observer called before this one has to add to the row of a step.
     """
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: Journal, *, more: Callable[[], Row] = dict) -> None:
         self._journal = journal
+        self._more = more
         self._data_s = 0.0
         self._window_start = Progress()
 
@@ -59,7 +64,7 @@ class MetricsObserver:
         """Log, if this step is due."""
         self._data_s += report.data_s
         if run.is_logged(run.counted_step):
-            self._journal.log(run.progress, self._row(run, report))
+            self._journal.log(run.progress, self._row(run, report) | self._more())
             self._begin_window(run)
 
     def on_end(self, run: Run, status: str) -> None:

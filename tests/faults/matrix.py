@@ -14,6 +14,7 @@ TRAIN, LAUNCHERS = "tests/end_to_end/test_train.py", "tests/end_to_end/test_laun
 CHECKPOINT, OBSERVER = "tests/unit/test_checkpoint.py", "tests/unit/test_checkpoint_observer.py"
 SAME_RUN, CONTRACT = "tests/multiprocess/test_same_run.py", "tests/multiprocess/test_contract.py"
 SHORTAGE = "tests/multiprocess/test_memory_shortage.py"
+STRAGGLERS, RECOMPUTATION = (f"tests/multiprocess/test_{name}.py" for name in ("stragglers", "recomputation"))
 GUARD, GUARD_OF_RANKS = "tests/unit/test_guard.py", "tests/multiprocess/test_guard.py"
 JSONL, WANDB = "tests/unit/test_trackers_jsonl.py", "tests/unit/test_trackers_wandb.py"
 WORKERS, PREPARE, RESUME = (f"tests/unit/test_{name}.py" for name in ("data_workers", "prepare", "resume"))
@@ -149,8 +150,10 @@ MATRIX = (
     _row(
         16,
         "straggler",
-        "warning with rank and ratio",
-        not_met="communication.every measures the wait, no rank is named",
+        "warning with rank and ratio, run goes on",
+        (STRAGGLERS, "a_slow_rank_is_named_once_and_no_bit_of_the_run_is_another"),
+        (STRAGGLERS, "a_run_names_a_slow_rank_and_has_the_ledger_of_one_that_does_not_look"),
+        (STRAGGLERS, "ranks_that_are_slow_alike_are_not_accused"),
     ),
     _row(
         17,
@@ -177,7 +180,14 @@ MATRIX = (
         (SAME_RUN, "a_rank_with_another_weight_is_found_within_k_steps_and_named"),
         (SAME_RUN, "no_checkpoint_is_written_of_weights_that_ranks_do_not_share"),
     ),
-    _row(21, "bit flip in a gradient before the sum", "found by recomputing", not_met="no step is computed twice"),
+    _row(
+        21,
+        "bit flip in a gradient before the sum",
+        "found by recomputing, named, nothing updated or saved",
+        (RECOMPUTATION, "every_flipped_bit_is_found_before_it_is_used_and_named_on_all_ranks"),
+        (RECOMPUTATION, "nothing_is_saved_of_a_step_with_a_flipped_bit"),
+        (RECOMPUTATION, "steps_that_are_computed_twice_are_bit_for_bit_those_computed_once"),
+    ),
     _row(
         22,
         "NaN loss on one rank",

@@ -1,7 +1,7 @@
 """Communication that is known because a test adds it: each all-reduce is made d longer, and d is what is measured.
 
-The only sleeps of the tests. Delayed and undelayed steps take turns in one run, and medians are compared, so that a
-busy machine meets both; d is large against its noise.
+With those of `test_stragglers.py` the only sleeps of the tests. Delayed and undelayed steps take turns in one run, and
+medians are compared, so that a busy machine meets both; d is large against its noise.
 """
 
 from __future__ import annotations
@@ -319,7 +319,7 @@ def test_compressed_gradients_are_timed_as_they_are_sent(ranks, tmp_path: Path):
 
 def test_a_run_logs_communication_and_tells_it_at_the_end(ranks, tmp_path: Path):
     command = ["train", *MODEL, "length=4steps", "schedule.warmup=0samples", "observers.communication.every=2",
-               "logger=none", "observers.progress=false", "run.dir=out"]  # fmt: skip
+               "logger=none", "logger.plots=true", "observers.progress=false", "run.dir=out"]  # fmt: skip
     (code, said), _ = ranks(2).run(verb, command, str(tmp_path))
     assert code == 0, said
     rows = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]

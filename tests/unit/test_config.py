@@ -219,6 +219,8 @@ LENGTH = "a length is a number and a unit. Write 30ep, 500steps or 100000samples
         ("observers.metrics.every=0", "observers.metrics.every=0: must be at least 1."),
         ("observers.evaluation.every=10", f"observers.evaluation.every=10: {LENGTH}"),
         ("observers.checkpoint.keep=0", "observers.checkpoint.keep=0: must be at least 1."),
+        ("observers.ranks.slow_ratio=1", "observers.ranks.slow_ratio=1: must be above 1.0."),
+        ("observers.ranks.recompute_every=0", "observers.ranks.recompute_every=0: must be at least 1."),
         ("observers.progress=yes", "observers.progress=yes: must be true or false."),
         ("logger.wandb.mode=on", "logger.wandb.mode=on: must be 'auto', 'online', 'offline' or 'disabled'."),
         ("logger.wandb.project=a/b", r"logger.wandb.project=a/b: must fit the regular expression ^[^/\\#?%:]+$."),

@@ -1,0 +1,222 @@
+"""A rank that makes the others wait is named while the run goes on as before.
+
+Ranks sleep a few dozen milliseconds in a step, since nothing else is slow in a way that a test can know. All of them
+sleep `USUAL_S`, and the slow one `SLOW_S` more: four times as long. Where nobody may be named they sleep `LONG_S`: what
+a busy machine adds to a rank must not come near half of it three times in a row.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from largebatch.batch import BatchPlan
+from largebatch.build import open_job
+from largebatch.data import MicroBatchLoader
+from largebatch.interruption import StopRequest
+from largebatch.loop import Run, train
+from largebatch.losses import units_are_fixed
+from largebatch.observers import StragglerObserver
+from largebatch.order import SampleOrder
+from largebatch.prepare import prepare
+from largebatch.runtime import Runtime
+from largebatch.trackers import read_metrics
+from tests.multiprocess.counting import count_collectives
+from tests.multiprocess.test_contract import SEED, lr_at, model_and_data
+from tests.unit.composing import compose_run
+
+STEPS = 12
+USUAL_S, SLOW_S, LONG_S = 0.02, 0.06, 0.06
+Pauses = Callable[[int, int], float]  # (rank, step from 1) -> seconds
+
+
+def even(rank: int, step: int) -> float:
+    return LONG_S
+
+
+def slow(rank: int, step: int) -> float:
+    """Rank 1 is, in every step."""
+    return USUAL_S + (SLOW_S if rank == 1 else 0.0)
+
+
+def recovering(rank: int, step: int) -> float:
+    """Rank 1 is slow in eight steps, well in ten, and slow in eight again."""
+    return slow(rank, step) if step <= 8 or step > 18 else USUAL_S
+
+
+class PausingLoader:
+    """Waits before the first micro-batch of each step, or before every one."""
+
+    def __init__(self, loader: Any, seconds: Pauses, rank: int, *, each: bool = False) -> None:
+        self.loader, self.seconds, self.rank, self.each = loader, seconds, rank, each
+
+    def micro_batches(self, samples_seen: int, num_steps: int) -> Iterator[Any]:
+        step, last = 0, None
+        for batch in self.loader.micro_batches(samples_seen, num_steps):
+            step += batch.samples_seen != last
+            if self.each or batch.samples_seen != last:
+                time.sleep(self.seconds(self.rank, step))
+            last = batch.samples_seen
+            yield batch
+
+
+def pause_in_forward(run: Run, seconds: Pauses) -> None:
+    def wait(*_: Any) -> None:
+        time.sleep(seconds(run.runtime.rank, run.counted_step))
+
+    run.module.register_forward_pre_hook(wait)
+
+
+class Keeping:
+    """The rows of an observer, step by step."""
+
+    def __init__(self, watched: StragglerObserver) -> None:
+        self.watched = watched
+        self.rows: list[dict[str, Any]] = []
+
+    def on_start(self, run: Run) -> None: ...
+
+    def after_step(self, run: Run, report: Any) -> None:
+        self.rows.append(self.watched.row)
+
+    def on_end(self, run: Run, status: str) -> None: ...
+
+
+def trained(
+    kind: str, *, seconds: Pauses | None = None, where: str = "data", observed: bool = True, **options: Any
+) -> dict[str, Any]:
+    """What a run said, its rows, and the bits of all that it moved."""
+    runtime = Runtime.open()
+    try:
+        model, loss, data, augment = model_and_data(kind)
+        plan = BatchPlan.pinned(
+            global_batch_size=options.pop("batch", 24), world_size=runtime.world_size, micro_batch_size=8
+        )
+        loader: Any = MicroBatchLoader(data, SampleOrder(len(data), SEED), plan, runtime.rank, augment=augment)
+        if seconds is not None and where != "forward":
+            loader = PausingLoader(loader, seconds, runtime.rank, each=where == "each micro-batch")
+        wrapped = runtime.wrap(model)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        options = {"num_steps": STEPS, "log_every": 1, "fixed_units": units_are_fixed(loss, data)} | options
+        run = Run(runtime, wrapped, loss, optimizer, plan, loader, lr_at, seed=SEED, **options)
+        if seconds is not None and where == "forward":
+            pause_in_forward(run, seconds)
+        watching = StragglerObserver(slow_ratio=1.5)
+        keeping = Keeping(watching)
+        if observed:
+            run.observers = [watching, keeping]
+        with contextlib.redirect_stderr(io.StringIO()) as said:
+            status = train(run)
+        tensors = [*run.module.state_dict().values(), *(one["momentum_buffer"] for one in optimizer.state.values())]
+        bits = [one.numpy().tobytes() for one in (*tensors, torch.get_rng_state())]
+        return {"status": status, "said": said.getvalue(), "rows": keeping.rows, "bits": bits}
+    finally:
+        runtime.close()
+
+
+def warnings(said: str) -> list[str]:
+    return [line for line in said.splitlines() if line.startswith("warning: ")]
+
+
+@pytest.mark.parametrize(
+    ("kind", "where", "options"),
+    [
+        ("mlp", "data", {}),
+        ("mlp", "forward", {"batch": 16}),
+        ("mlp", "data", {"ordered": True}),
+        ("masked", "data", {}),  # tokens are counted over ranks before the first forward pass: the others wait there
+    ],
+    ids=["data", "forward", "ordered", "tokens"],
+)
+def test_a_slow_rank_is_named_once_and_no_bit_of_the_run_is_another(ranks, kind, where, options):
+    first, other = ranks(2).run(trained, kind, seconds=slow, where=where, **options)
+    (line,) = warnings(first["said"])
+    assert line.startswith("warning: rank 1 on ")
+    assert "in 3 measurements in a row. All ranks wait for it in every step. Look there for other jobs" in line
+    assert warnings(other["said"]) == [], "rank 0 speaks"
+    assert first["rows"] == other["rows"], "every rank knows the same"
+    assert [row["ranks/slowest_rank"] for row in first["rows"]].count(1) >= STEPS - 3
+    assert sorted(row["ranks/slowest_ratio"] for row in first["rows"])[STEPS // 2] > 1.5
+    plain = ranks(2).run(trained, kind, observed=False, **options)
+    assert [one["bits"] for one in (first, other)] == [one["bits"] for one in plain]
+    assert {one["status"] for one in (first, other, *plain)} == {"finished"}
+
+
+def test_ranks_that_are_slow_alike_are_not_accused(ranks):
+    for result in ranks(2).run(trained, "mlp", seconds=even):
+        assert warnings(result["said"]) == []
+        assert len(result["rows"]) == STEPS
+
+
+def test_a_rank_with_more_micro_batches_is_not_accused(ranks):
+    """Rank 0 has two of the three, and each takes LONG_S: twice the time of rank 1, whose share is half as large."""
+    for result in ranks(2).run(trained, "mlp", seconds=even, where="each micro-batch"):
+        assert warnings(result["said"]) == []
+        assert sum(row["ranks/slowest_ratio"] < 1.5 for row in result["rows"]) > STEPS / 2
+
+
+def test_a_rank_is_named_again_after_it_has_recovered(ranks):
+    first, _ = ranks(2).run(trained, "mlp", seconds=recovering, num_steps=26)
+    lines = warnings(first["said"])
+    steps = [int(line.partition(" step ")[2].split()[0]) for line in lines]
+    assert all(line.startswith("warning: rank 1 on ") for line in lines)
+    assert [step > 18 for step in steps] == [False, True], lines
+
+
+def test_a_rank_alone_is_compared_with_nobody(ranks):
+    (result,) = ranks(1).run(trained, "mlp")
+    assert (result["said"], result["rows"]) == ("", [{}] * STEPS)
+
+
+def counted(*, observed: bool) -> tuple[Any, dict[str, Any]]:
+    return count_collectives(lambda: trained("mlp", observed=observed, log_every=4, num_steps=10))
+
+
+def test_only_steps_that_are_logged_cost_a_sum_and_no_bit_is_another(ranks):
+    with_it, without = (ranks(3).run(counted, observed=observed) for observed in (True, False))
+    for (found, result), (plain, other) in zip(with_it, without, strict=True):
+        assert result["bits"] == other["bits"]
+        assert [step for step, row in enumerate(result["rows"], start=1) if row] == [4, 8, 10]
+        added = found - plain
+        assert added["all_reduce", 3] == 3 + 1, "the times of 3 steps, and at the start the lengths of the hosts' names"
+        assert sum(count for (kind, _), count in added.items() if kind == "all_reduce") == 3 + 2
+
+
+def job(folder: str, slow_ratio: str, slow_rank: int) -> str:
+    """Train from a config; what was said."""
+    overrides = (
+        "data=digits", "data.limit=96", "model=mlp", "model.hidden=[8]", "batch.total=24", f"length={STEPS}steps",
+        "schedule.warmup=1steps", "observers.evaluation.every=null", "observers.metrics.every=1", "logger=none",
+        "observers.progress=false", "observers.ledger.enabled=true", "observers.ledger.parameters_every=1",
+        f"observers.ranks.slow_ratio={slow_ratio}",
+    )  # fmt: skip
+    prepared = prepare(compose_run(*overrides, f"run.dir={folder}"), os.environ)
+    with StopRequest() as stop, open_job(prepared, stop, []) as opened:
+        pause_in_forward(opened.run, lambda rank, step: USUAL_S + (SLOW_S if rank == slow_rank else 0.0))
+        with contextlib.redirect_stderr(io.StringIO()) as said:
+            assert train(opened.run) == "finished"
+    return said.getvalue()
+
+
+@pytest.mark.parametrize(("world_size", "slow_rank"), [(2, 0), (3, 2)])
+def test_a_run_names_a_slow_rank_and_has_the_ledger_of_one_that_does_not_look(ranks, tmp_path, world_size, slow_rank):
+    said, *silent = ranks(world_size).run(job, str(tmp_path / "watched"), "1.5", slow_rank)
+    (line,) = warnings(said)
+    assert line.startswith(f"warning: rank {slow_rank} on {os.uname().nodename} is slow: step ")
+    assert not any(map(warnings, silent))
+    rows = read_metrics(tmp_path / "watched" / "metrics.jsonl")
+    training = [row for row in rows if "train/loss" in row]
+    assert [row["step"] for row in training] == list(range(1, STEPS + 1))
+    assert [row["ranks/slowest_rank"] for row in training].count(slow_rank) >= STEPS - 3
+    assert not any(map(warnings, ranks(world_size).run(job, str(tmp_path / "off"), "null", slow_rank)))
+    assert not any("ranks/slowest_rank" in row for row in read_metrics(tmp_path / "off" / "metrics.jsonl"))
+    ledgers = [read_metrics(tmp_path / name / "ledger.jsonl") for name in ("watched", "off")]
+    assert len(ledgers[0]) == STEPS
+    assert ledgers[0] == ledgers[1]
