@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Protocol
 
+from torch import nn
+
 from largebatch.batch import BatchPlan
 from largebatch.global_gradient import BatchResult, GlobalGradient
+from largebatch.kept_buffers import KeptBuffers
 from largebatch.memory_shortage import MicroBatchTooLargeError
 from largebatch.ramp import BatchRamp
 
@@ -31,16 +34,20 @@ class BatchStream:
         gradient: of a global batch.
         loader: of this rank's micro-batches.
         ramp: how global batches are cut and shared.
+        module: the unwrapped model, whose buffers are put back before a step is taken again; None: none is.
 
     Attributes:
         ramp: as given, or with smaller micro-batches.
         shortages: of memory, in the order in which they came.
     """
 
-    def __init__(self, gradient: GlobalGradient, loader: Loader, ramp: BatchRamp) -> None:
+    def __init__(
+        self, gradient: GlobalGradient, loader: Loader, ramp: BatchRamp, *, module: nn.Module | None = None
+    ) -> None:
         self.ramp = ramp
         self.shortages: list[MicroBatchTooLargeError] = []
         self._gradient = gradient
+        self._module = module
         self._loader = loader
         self._steps_left = 0
         self._micro_batches: Iterator[Any] = iter(())
@@ -72,11 +79,14 @@ class BatchStream:
         return plan, result
 
     def _try(self, plan: BatchPlan, how: dict[str, Any]) -> BatchResult | None:
+        kept = None if self._module is None else KeptBuffers(self._module)
         try:
             return self._gradient.compute(plan, self._micro_batches, **how)
         except MicroBatchTooLargeError as error:
-            if error.next_size is None:
+            if error.next_size is None or kept is None:
                 raise
+            kept.put_back()
+            self._gradient.norms.end()
             self.shortages.append(error.with_traceback(None))  # which holds what did not fit
             return None
 

@@ -17,9 +17,8 @@ from largebatch.coupled_losses import is_coupled
 from largebatch.exact_batch_norm import ExactBatchNorm
 from largebatch.exact_gradients import accumulate_exact_gradients
 from largebatch.gradients import GradientResult, accumulate_gradients
-from largebatch.kept_buffers import KeptBuffers
 from largebatch.losses import Loss
-from largebatch.memory_shortage import MicroBatchTooLargeError, accumulate_if_it_fits
+from largebatch.memory_shortage import accumulate_if_it_fits
 from largebatch.micro_batch_norms import MicroBatchNorms, StepNorms
 from largebatch.ordered_reduction import OrderedReduction
 from largebatch.recomputation import Recomputation
@@ -82,22 +81,14 @@ class GlobalGradient:
         survives_shortage: bool = False,
         recomputes: bool = False,
     ) -> None:
-        if ordered and exact_batch_norm:
-            raise ValueError(
-                "An ordered reduction adds the gradients of micro-batches one by one; with exact batch norm a "
-                "micro-batch has no gradient of its own. Choose one of them."
-            )
-        if survives_shortage and (ordered or exact_batch_norm or is_coupled(loss) or compression != "none"):
-            raise ValueError(
-                "A step that is taken again in smaller micro-batches sums its gradients by itself, once all are there: "
-                "not in order, not compressed, and not where micro-batches depend on each other."
-            )
-        if recomputes and (ordered or exact_batch_norm or is_coupled(loss) or survives_shortage):
-            raise ValueError(
-                "To compute its part of a gradient twice a rank must have one: not with an ordered reduction, exact "
-                "batch norm or a loss that couples samples, which mix the ranks before, and not in steps that may be "
-                "taken again in smaller micro-batches. Leave the recomputation out."
-            )
+        _require_compatible(
+            ordered=ordered,
+            exact_batch_norm=exact_batch_norm,
+            compresses=compression != "none",
+            couples=is_coupled(loss),
+            survives_shortage=survives_shortage,
+            recomputes=recomputes,
+        )
         module = runtime.unwrap(model)
         self._runtime, self._model, self._loss = runtime, model, loss
         self._fixed_units, self._recomputes = fixed_units, recomputes
@@ -108,7 +99,6 @@ class GlobalGradient:
         self.statistics = RunningStatistics(runtime, module, exact=norms.norms if norms else ())
         # DDP averages over ranks; the others add, and a term must not depend on the number of ranks.
         self._scale = 1 if ordered or exact_batch_norm or survives_shortage else runtime.world_size
-        self._survives_shortage = survives_shortage
         self.norms = MicroBatchNorms(runtime, module, scale=self._scale)
         self._split = BatchSplit(runtime, module, loss)
         self._recomputation = Recomputation(runtime, model)
@@ -144,35 +134,9 @@ class GlobalGradient:
             recomputed_step: the number of the step, if its gradient is to be computed twice; see `Recomputation`.
 
         Raises:
-            MicroBatchTooLargeError: on every rank, with the model as it was before; only where shortages are survived.
+            MicroBatchTooLargeError: on every rank, only where shortages are survived; buffers are left moved.
             RuntimeError: on every rank, if one of them computed different bits the second time.
         """
-        kept = KeptBuffers(self._runtime.unwrap(self._model)) if self._survives_shortage else None
-        try:
-            return self._compute(
-                plan,
-                micro_batches,
-                random_key=random_key,
-                measures_communication=measures_communication,
-                measures_norms=measures_norms,
-                recomputed_step=recomputed_step,
-            )
-        except MicroBatchTooLargeError:
-            assert kept is not None
-            kept.put_back()
-            self.norms.end()
-            raise
-
-    def _compute(
-        self,
-        plan: BatchPlan,
-        micro_batches: Iterator[Any],
-        *,
-        random_key: int,
-        measures_communication: bool,
-        measures_norms: bool,
-        recomputed_step: int | None,
-    ) -> BatchResult:
         self._clock.begin(measures=measures_communication)
         self.statistics.begin_step(plan)
         count = len(plan.micro_batches(self._runtime.rank))
@@ -254,3 +218,30 @@ def _kept(micro_batches: Iterator[Any]) -> tuple[list[Any], float]:
     """All of them, in memory, and the seconds until they were there."""
     started = time.perf_counter()
     return list(micro_batches), time.perf_counter() - started
+
+
+def _require_compatible(
+    *,
+    ordered: bool,
+    exact_batch_norm: bool,
+    compresses: bool,
+    couples: bool,
+    survives_shortage: bool,
+    recomputes: bool,
+) -> None:
+    if ordered and exact_batch_norm:
+        raise ValueError(
+            "An ordered reduction adds the gradients of micro-batches one by one; with exact batch norm a "
+            "micro-batch has no gradient of its own. Choose one of them."
+        )
+    if survives_shortage and (ordered or exact_batch_norm or couples or compresses):
+        raise ValueError(
+            "A step that is taken again in smaller micro-batches sums its gradients by itself, once all are there: "
+            "not in order, not compressed, and not where micro-batches depend on each other."
+        )
+    if recomputes and (ordered or exact_batch_norm or couples or survives_shortage):
+        raise ValueError(
+            "To compute its part of a gradient twice a rank must have one: not with an ordered reduction, exact "
+            "batch norm or a loss that couples samples, which mix the ranks before, and not in steps that may be "
+            "taken again in smaller micro-batches. Leave the recomputation out."
+        )

@@ -99,7 +99,8 @@ class Run:
             survives_shortage=self.survives_shortage,
             recomputes=self.recompute_every is not None,
         )
-        self.batches = BatchStream(self.gradient, self.loader, BatchRamp.of(self.plan))
+        module = self.module if self.survives_shortage else None
+        self.batches = BatchStream(self.gradient, self.loader, BatchRamp.of(self.plan), module=module)
         self.agrees_every_step = True
         self.counted_step, self.counted_samples = self.progress.step, self.progress.samples_seen
         self.last_agreement = (self.progress.step, self.progress.train_s)

@@ -165,7 +165,7 @@ class Flip:
 
     def __init__(self, run: Run, *, bit: int, where: str, rank: int, step: int, every: int) -> None:
         self.run, self.step, self.mask = run, step, (1 << bit) - (1 << 32 if bit == 31 else 0)
-        count = len(run.ramp.at(0).micro_batches(run.runtime.rank))
+        count = len(run.batches.ramp.at(0).micro_batches(run.runtime.rank))
         self.at = count * (2 if where == "step" and step % every == 0 else 1)
         self.calls = 0
         if run.runtime.rank == rank:
