@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from largebatch.ramp import BatchRamp
 from largebatch.schema import TrainConfig
 
@@ -93,3 +95,28 @@ def noise_scale_problems(config: TrainConfig, ramp: BatchRamp | None) -> list[st
             "own. Use batch_norm=ghost, or leave the noise scale out."
         )
     return errors
+
+
+def coupled_problems(config: TrainConfig, ramp: BatchRamp | None, train_plain: Any, validation: Any) -> list[str]:
+    """What a loss that compares samples cannot be taken over; `ramp` is None where it could not be solved."""
+    name, problems = config.loss["_target_"], []
+    if ramp is not None and min(plan.global_batch_size for plan in ramp.plans) < 2:
+        problems.append(f"batch.total=1: {name} compares the samples of a batch. Use at least 2.")
+    if config.observers.evaluation.micro < 2:
+        problems.append(
+            f"observers.evaluation.micro=1: {name} compares the samples of an evaluation batch. Use at least 2."
+        )
+    if (every := config.observers.noise_scale.every) is not None:
+        problems.append(
+            f"observers.noise_scale.every={every}: {name} compares samples, so a micro-batch has no gradient of its "
+            "own. Leave the noise scale out."
+        )
+    if config.batch.on_out_of_memory == "lower":
+        problems.append(f"batch.on_out_of_memory=lower: {name} ties micro-batches together. Leave it stop.")
+    if len(train_plain) < len(validation):
+        problems.append(
+            f"data.validation: has {len(validation)} samples and the training set {len(train_plain)}: {name} would be "
+            "measured over evaluation batches of another size on each side, which are not comparable. Use a validation "
+            "set that is not larger, or raise data.limit."
+        )
+    return problems

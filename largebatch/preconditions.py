@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from largebatch.optim.triton_steps import has_triton
 from largebatch.run_folder import RunFolder
@@ -129,9 +130,31 @@ def folder_problems(config: TrainConfig) -> list[str]:
         problems.append(
             f"run.dir={config.run.dir}: already holds a run. Continue it with resume=auto, or choose another folder."
         )
-    existing = folder.path if folder is not None else Path(config.run.root)
-    while not existing.exists():
-        existing = existing.parent
+    existing = _existing_folder(config)
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         problems.append(f"run folder: {existing.resolve()} cannot be written to. Choose run.dir or run.root elsewhere.")
     return problems
+
+
+def checkpoint_problems(config: TrainConfig, model: nn.Module) -> list[str]:
+    """Why no checkpoint of the run could be written: its weights alone are larger than the room on the disk."""
+    num_bytes = sum(one.nbytes for one in model.state_dict().values() if isinstance(one, torch.Tensor))
+    try:
+        folder = _existing_folder(config).resolve()
+        usage = shutil.disk_usage(folder)
+    except OSError:  # a problem of the folder
+        return []
+    if usage.free >= num_bytes or not usage.total:  # some network file systems report a total of 0
+        return []
+    return [
+        f"run folder: {folder} has {usage.free:,} bytes left, and the weights in a checkpoint take {num_bytes:,}. "
+        "Make room, or choose run.dir or run.root elsewhere."
+    ]
+
+
+def _existing_folder(config: TrainConfig) -> Path:
+    """What is there of the path that the run will be written to."""
+    existing = Path(config.run.root if config.run.dir is None else config.run.dir)
+    while not existing.exists():
+        existing = existing.parent
+    return existing

@@ -12,6 +12,7 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
+from largebatch.combinations import coupled_problems
 from largebatch.config import ConfigError, parse_config, public_values
 from largebatch.coupled_losses import is_coupled
 from largebatch.credentials import credential_problems
@@ -21,10 +22,11 @@ from largebatch.exact_batch_norm import batch_norms
 from largebatch.keyed import stream_key
 from largebatch.launcher import launcher_problems
 from largebatch.losses import Loss
+from largebatch.model_size import require_memory_for_weights
 from largebatch.models.checkpointing import checkpoint_activations
 from largebatch.observer_checks import guard_problems, recomputation_problems, sharpness_problems, variance_problems
 from largebatch.optim import parameter_groups, parameters_by_name
-from largebatch.preconditions import folder_problems, machine_problems
+from largebatch.preconditions import checkpoint_problems, folder_problems, machine_problems
 from largebatch.report import Report
 from largebatch.schema import TrainConfig
 from largebatch.targets import TargetError, check_arguments, make
@@ -63,19 +65,20 @@ def prepare(composed: DictConfig, environ: Mapping[str, str]) -> Prepared:
     _look_around(config, environ, report)
     train, train_plain, validation = _datasets(config, report)
     loss = report.attempt("loss", lambda: _loss(config))
-    model = report.attempt("model", lambda: initial_model(config, config.seed))
+    model = report.attempt("model", lambda: _model(config))
     optimizer = None if model is None else report.attempt("optimizer", lambda: build_optimizer(config, model))
     augment = report.attempt("data.augment", lambda: _augmentation(config))
     derived = None
     if train is not None and not any("WORLD_SIZE" in error for error in report.errors):
         world_size = int(environ.get("WORLD_SIZE", "1"))
         derived = report.attempt("batch", lambda: derive(config, num_samples=len(train), world_size=world_size))
+    ramp = None if derived is None else derived.ramp
     if is_coupled(loss) and not report.errors:
-        report.errors += _coupled_problems(config, derived, train_plain, validation)
+        report.errors += coupled_problems(config, ramp, train_plain, validation)
     if train_plain is not None:
         report.errors += sharpness_problems(config, train_plain, loss)
-    report.errors += variance_problems(config, None if derived is None else derived.ramp, loss)
-    report.errors += guard_problems(config)
+    report.errors += variance_problems(config, ramp, loss)
+    report.errors += guard_problems(config) + ([] if model is None else checkpoint_problems(config, model))
     report.errors += recomputation_problems(config, loss)
     if model is not None and loss is not None and not report.errors:
         report.attempt("model and data", lambda: try_training(config, train, augment, model, loss))
@@ -151,6 +154,11 @@ def _not_empty(dataset: Any) -> Any:
     return dataset
 
 
+def _model(config: TrainConfig) -> nn.Module:
+    require_memory_for_weights(config.model)
+    return initial_model(config, config.seed)
+
+
 def initial_model(config: TrainConfig, seed: int) -> nn.Module:
     """The model with the weights that a run of `seed` starts from.
 
@@ -186,31 +194,6 @@ def _loss(config: TrainConfig) -> Loss:
             "class of largebatch.losses, or write one with what `largebatch.losses.Loss` asks for."
         )
     return loss
-
-
-def _coupled_problems(config: TrainConfig, derived: Derived | None, train_plain: Any, validation: Any) -> list[str]:
-    """What a loss that compares samples cannot be taken over."""
-    name, problems = config.loss["_target_"], []
-    if derived is not None and min(plan.global_batch_size for plan in derived.ramp.plans) < 2:
-        problems.append(f"batch.total=1: {name} compares the samples of a batch. Use at least 2.")
-    if config.observers.evaluation.micro < 2:
-        problems.append(
-            f"observers.evaluation.micro=1: {name} compares the samples of an evaluation batch. Use at least 2."
-        )
-    if (every := config.observers.noise_scale.every) is not None:
-        problems.append(
-            f"observers.noise_scale.every={every}: {name} compares samples, so a micro-batch has no gradient of its "
-            "own. Leave the noise scale out."
-        )
-    if config.batch.on_out_of_memory == "lower":
-        problems.append(f"batch.on_out_of_memory=lower: {name} ties micro-batches together. Leave it stop.")
-    if len(train_plain) < len(validation):
-        problems.append(
-            f"data.validation: has {len(validation)} samples and the training set {len(train_plain)}: {name} would be "
-            "measured over evaluation batches of another size on each side, which are not comparable. Use a validation "
-            "set that is not larger, or raise data.limit."
-        )
-    return problems
 
 
 def build_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:

@@ -63,9 +63,6 @@ largebatch_setup() (
     rm -f "$stamp"
     cd "$repository"
     pip=("$venv/bin/python" -m pip install --disable-pip-version-check --no-input -c launch/constraints.txt)
-    if [[ -n $extras ]]; then
-        pip+=(--no-compile) # of thousands of modules the tests import some, which Python compiles then
-    fi
     # Tests compare with two files of timm. Its dependency torchvision would bring a build of torch of its own along; and
     # without it timm cannot be imported, which accelerate's command line tries: so it lies beside the other packages.
     oracle=(--no-deps --upgrade --target "$venv/oracles" timm)

@@ -11,6 +11,7 @@ from largebatch.data.array import ArrayDataset
 from largebatch.data.errors import Split, check_split
 from largebatch.data.synthetic import keyed_normals
 from largebatch.keyed import stream_key
+from largebatch.machine_memory import require_memory
 
 
 def linear_regression(
@@ -74,6 +75,7 @@ def noisy_quadratic(
     check_split(split)
     if copies < 1:
         raise ValueError(f"copies={copies}: every variance is that of at least one coordinate.")
+    require_memory(f"{copies:,} copies of {np.size(noise_variance)} coordinates", 8 * copies * np.size(noise_variance))
     variances = np.repeat(np.asarray(noise_variance, dtype=np.float64), copies, axis=0)
     if variances.ndim != 1 or len(variances) == 0 or not ((variances >= 0) & np.isfinite(variances)).all():
         raise ValueError(f"noise_variance={noise_variance}: a list of at least one number, each 0 or more.")

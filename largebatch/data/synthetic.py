@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from largebatch.data.array import ArrayDataset
 from largebatch.data.errors import Split, check_split
 from largebatch.keyed import keyed_uniforms, stream_key
+from largebatch.machine_memory import require_memory
 
 IGNORED_TARGET = -100
 
@@ -31,7 +33,7 @@ def random_classification(
     Raises ValueError if a count is too small.
     """
     check_split(split)
-    dimension = int(np.prod(shape))
+    dimension = int(math.prod(shape))
     if num_samples < 1 or num_classes < 2 or dimension < 1:
         raise ValueError(
             f"num_samples={num_samples}, num_classes={num_classes}, shape={list(shape)}: "
@@ -65,6 +67,7 @@ def masked_tokens(
             f"num_samples={num_samples}, context_length={context_length}, vocab_size={vocab_size}: "
             f"at least 1 sample, 1 token per sample and 2 different tokens."
         )
+    require_memory(f"{num_samples:,} samples of {context_length:,} tokens", 8 * num_samples * (context_length + 2))
     uniforms = keyed_uniforms(
         stream_key(seed, "masked_tokens", split), np.arange(num_samples, dtype=np.int64), context_length + 2
     )
@@ -96,7 +99,7 @@ def paired_views(
     Raises ValueError if a count is too small or `noise` is negative.
     """
     check_split(split)
-    dimension = int(np.prod(shape))
+    dimension = int(math.prod(shape))
     if num_samples < 1 or dimension < 1 or not noise >= 0:
         raise ValueError(
             f"num_samples={num_samples}, shape={list(shape)}, noise={noise}: at least 1 sample, 1 number per view, and "
@@ -110,7 +113,11 @@ def paired_views(
 
 
 def keyed_normals(key: int, num_rows: int, num_columns: int) -> npt.NDArray[np.float64]:
-    """Standard normal numbers [rows, columns] by the method of Box and Muller 1958; row i depends on (key, i) alone."""
+    """Standard normal numbers [rows, columns] by the method of Box and Muller 1958; row i depends on (key, i) alone.
+
+    Raises ValueError, before anything is drawn, if they are larger than the memory of the machine.
+    """
+    require_memory(f"{num_rows:,} times {num_columns:,} random numbers", 8 * num_rows * num_columns)
     half = -(-num_columns // 2)
     uniforms = keyed_uniforms(key, np.arange(num_rows, dtype=np.int64), 2 * half)
     radius = np.sqrt(-2 * np.log1p(-uniforms[:, :half]))

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from largebatch.doctor.diagnosis import Diagnosis
+from largebatch.machine_memory import container_limit, machine_memory
 
 _GIB, _MIB = 1 << 30, 1 << 20
 _LITTLE_SHARED = 1 * _GIB  # docker gives 64 MiB, which a worker of a loader fills with its first batches
@@ -36,24 +37,9 @@ def cores(environ: Mapping[str, str]) -> Iterator[Diagnosis]:
 
 def memory() -> Iterator[Diagnosis]:
     """What the container may take, where a limit is set."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = _container_limit()
-    if limit is not None and limit < total:
-        yield Diagnosis(
-            "memory", "ok", f"{limit / _GIB:.1f} GiB by the container, {total / _GIB:.1f} GiB in the machine"
-        )
-    else:
-        yield Diagnosis("memory", "ok", f"{total / _GIB:.1f} GiB")
-
-
-def _container_limit() -> int | None:
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            text = Path(path).read_text().strip()
-        except OSError:
-            continue
-        return int(text) if text.isdecimal() else None
-    return None
+    usable = machine_memory()
+    whose = " of the container" if usable == container_limit() else ""
+    yield Diagnosis("memory", "ok", f"{usable / _GIB:.1f} GiB{whose}")
 
 
 def shared_memory(path: Path = Path("/dev/shm")) -> Iterator[Diagnosis]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from largebatch.machine_memory import require_memory
 from largebatch.models.arguments import require_features
 
 
@@ -32,6 +33,7 @@ class Quadratic(nn.Module):
         super().__init__()
         if copies < 1:
             raise ValueError(f"copies={copies}: every curvature is that of at least one coordinate.")
+        require_memory(f"{copies:,} copies of {len(curvature)} coordinates", 8 * copies * len(curvature))
         numbers = torch.tensor(list(curvature), dtype=torch.float64).repeat_interleave(copies)
         if len(numbers) == 0 or not bool(((numbers > 0) & numbers.isfinite()).all()):
             raise ValueError(f"curvature={list(curvature)}: at least one number, all of them positive and finite.")

@@ -28,6 +28,7 @@ LEVELS = (
         "ledger",
         "closed_forms",
         "smoothing",
+        "machine_memory",
     },
     {"optim", "diagnostics", "models", "losses", "coupled_losses", "fingerprint", "flat_gradients", "kept_buffers"},
     {
@@ -84,6 +85,7 @@ LEVELS = (
         "run_report",
         "preconditions",
         "observer_checks",
+        "model_size",
         "trial",
         "resume",
         "same_run",

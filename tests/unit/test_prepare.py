@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,19 @@ class Stumbles(WithUnused):
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         raise KeyError("pixel_values")
+
+
+class Counted(nn.Linear):
+    """A model that says how often it was made."""
+
+    count = 0
+
+    def __init__(self, in_features: int, num_outputs: int) -> None:
+        super().__init__(in_features, num_outputs)
+        Counted.count += 1
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return super().forward(inputs.flatten(1))
 
 
 class Items:
@@ -398,6 +412,11 @@ SCHEDULE: dict[str, Row] = {
         NO_ENVIRON,
         {"length=31samples: 31 samples are less than one batch of 32": "Train longer."},
     ),
+    "no length": (
+        ["length=0steps", "schedule.warmup=0ep"],
+        NO_ENVIRON,
+        {"length=0steps: 0 samples are less than one batch of 32": "Train longer."},
+    ),
     "milestones fall": (
         ["schedule=step", "schedule.milestones=[2ep,1ep]"],
         NO_ENVIRON,
@@ -524,6 +543,11 @@ MODEL: dict[str, Row] = {
         NO_ENVIRON,
         {"model (largebatch.models.MLP): hidden=[]": "Use Linear for none."},
     ),
+    "wider than any memory": (
+        ["model=mlp", "model.hidden=[35184372088832]"],
+        NO_ENVIRON,
+        {"model: its weights take ": "GiB of memory. Ask for less, or use a machine with more."},
+    ),
     "inputs of another width": (
         ["model.in_features=3"],
         NO_ENVIRON,
@@ -643,6 +667,24 @@ DATA: dict[str, Row] = {
         ],
         NO_ENVIRON,
         {"data.train: the data set is empty": "Check its path and its split."},
+    ),
+    "nothing to evaluate on": (
+        [
+            f"data.validation._target_={HERE}.Items",
+            *(f"~data.validation.{key}" for key in ("num_samples", "num_classes", "shape", "split")),
+            "+data.validation.count=0",
+        ],
+        NO_ENVIRON,
+        {"data.validation: the data set is empty": "Check its path and its split."},
+    ),
+    # More bytes than an address has room for: the system refuses them in any case, and nothing is filled.
+    "more samples than any memory holds": (
+        ["data.train.num_samples=35184372088832"],
+        NO_ENVIRON,
+        {
+            "data.train (largebatch.data.random_classification): 35,184,372,088,832 times 64 random numbers take "
+            "16,777,216.0 GiB, and this machine has ": "GiB of memory. Ask for less, or use a machine with more."
+        },
     ),
     "limit above the set": (
         ["data.limit=513"],
@@ -776,6 +818,27 @@ def test_a_folder_without_permission_is_reported(tmp_path: Path, monkeypatch: py
     assert line == f"run folder: {tmp_path} cannot be written to. Choose run.dir or run.root elsewhere."
 
 
+def test_a_disk_without_room_for_the_weights_is_told_before_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    usage, num_bytes = shutil.disk_usage(tmp_path), 4 * (64 * 10 + 10)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage._replace(free=num_bytes - 1))
+    (line,) = errors(f"run.dir={tmp_path}/new/run")
+    assert line == (
+        f"run folder: {tmp_path} has 2,599 bytes left, and the weights in a checkpoint take 2,600. "
+        "Make room, or choose run.dir or run.root elsewhere."
+    )
+    for total, free in ((usage.total, num_bytes), (0, 0)):  # some network file systems report a total of 0
+        monkeypatch.setattr(
+            "shutil.disk_usage", lambda path, now=(total, free): usage._replace(total=now[0], free=now[1])
+        )
+        assert prepared(f"run.dir={tmp_path}/new/run").derived.num_steps == 64
+
+
+def test_a_model_of_ones_own_is_made_once():
+    Counted.count = 0
+    assert isinstance(prepared(f"model._target_={HERE}.Counted").model, Counted)
+    assert Counted.count == 1
+
+
 def test_a_compiler_is_needed_only_for_compilation(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("shutil.which", lambda name: None)
     assert prepared().derived.num_steps == 64
@@ -843,6 +906,18 @@ def test_an_evaluated_set_that_does_not_fit_the_model_is_found():
     target = [f"data.validation._target_={HERE}.labels_that_grow", *(f"~data.validation.{key}" for key in keys)]
     (line,) = errors(*target, "model.num_outputs=5", "data.train.num_classes=5")
     assert line.startswith("model and data.validation: the labels lie from 0 to 9")
+
+
+def test_text_with_more_tokens_or_a_longer_context_than_the_model_has_is_found(tmp_path: Path):
+    (tmp_path / "text.txt").write_text("ab" * 900 + "abcdefgh" * 25)  # the last tenth, for validation, has all 8
+    text = ["data=text", "model=gpt", "data.path=text.txt", "data.vocab_size=8", "data.context_length=4"]
+    text += ["loss=next_token", "model.num_layers=1", "model.num_heads=1", "model.width=4", "batch.total=16"]
+    assert len(prepared(*text).train) == 449
+    (line,) = errors(*text, "model.vocab_size=7")
+    assert line.startswith("model and data: the labels lie from 0 to 7, and the model's outputs cannot be scored")
+    assert "(data.num_classes, data.vocab_size)" in line
+    (line,) = errors(*text, "model.context_length=3")
+    assert "4 tokens, context_length=3" in line
 
 
 def test_the_plain_training_set_is_the_same_part_of_the_same_set():
