@@ -77,9 +77,8 @@ def prepare(composed: DictConfig, environ: Mapping[str, str]) -> Prepared:
         report.errors += coupled_problems(config, ramp, train_plain, validation)
     if train_plain is not None:
         report.errors += sharpness_problems(config, train_plain, loss)
-    report.errors += variance_problems(config, ramp, loss)
+    report.errors += variance_problems(config, ramp, loss) + recomputation_problems(config, loss)
     report.errors += guard_problems(config) + ([] if model is None else checkpoint_problems(config, model))
-    report.errors += recomputation_problems(config, loss)
     if model is not None and loss is not None and not report.errors:
         report.attempt("model and data", lambda: try_training(config, train, augment, model, loss))
         for key, dataset in (("data.train_plain", train_plain), ("data.validation", validation)):
