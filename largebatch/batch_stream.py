@@ -70,13 +70,10 @@ class BatchStream:
         Raises:
             MicroBatchTooLargeError: on every rank, if a single sample does not fit on one.
         """
-        plan, result = self.ramp.at(samples_seen), None
-        while result is None:
-            result = self._try(plan, how)
-            if result is None:
-                plan = self._lowered(samples_seen)
+        while (result := self._try(self.ramp.at(samples_seen), how)) is None:
+            self._lower(samples_seen)
         self._steps_left -= 1
-        return plan, result
+        return self.ramp.at(samples_seen), result
 
     def _try(self, plan: BatchPlan, how: dict[str, Any]) -> BatchResult | None:
         kept = None if self._module is None else KeptBuffers(self._module)
@@ -90,10 +87,9 @@ class BatchStream:
             self.shortages.append(error.with_traceback(None))  # which holds what did not fit
             return None
 
-    def _lowered(self, samples_seen: int) -> BatchPlan:
+    def _lower(self, samples_seen: int) -> None:
         size = self.shortages[-1].next_size
         assert size is not None
         self.ramp = self.ramp.capped(size)
         self._loader.replan(self.ramp)
         self._micro_batches = self._loader.micro_batches(samples_seen, self._steps_left)
-        return self.ramp.at(samples_seen)

@@ -91,7 +91,7 @@ class GlobalGradient:
         )
         module = runtime.unwrap(model)
         self._runtime, self._model, self._loss = runtime, model, loss
-        self._fixed_units, self._recomputes = fixed_units, recomputes
+        self._fixed_units = fixed_units
         self._units_per_sample: int | None = None
         self._clock = ReductionClock(runtime, model, compression)
         self._ordered = OrderedReduction(runtime, module) if ordered else None
@@ -101,8 +101,8 @@ class GlobalGradient:
         self._scale = 1 if ordered or exact_batch_norm or survives_shortage else runtime.world_size
         self.norms = MicroBatchNorms(runtime, module, scale=self._scale)
         self._split = BatchSplit(runtime, module, loss)
-        self._recomputation = Recomputation(runtime, model)
-        if recomputes:
+        self._recomputation = Recomputation(runtime, model) if recomputes else None
+        if self._recomputation is not None:
             self._clock.before_reduction = self._recomputation.take
         self._accumulate: Callable[..., GradientResult] = accumulate_gradients
         if norms is not None:
@@ -169,7 +169,7 @@ class GlobalGradient:
             norms = self.norms.sum(by_parameter, num_parts=2)
         elif measures_norms:
             norms = self.norms.finish()
-        if recomputed_step is not None:
+        if recomputed_step is not None and self._recomputation is not None:
             self._recomputation.require_equal(recomputed_step)
         return BatchResult(result.loss_sum, num_units, data_s + result.data_s, result.communication_s, norms)
 
@@ -191,7 +191,7 @@ class GlobalGradient:
         self, own: Iterator[Any], *, plan: BatchPlan, weight: float, random_key: int
     ) -> tuple[Iterator[Any], float]:
         """Compute the gradient of a step before the step does; its micro-batches, and seconds waited for them."""
-        assert self._recomputes
+        assert self._recomputation is not None
         kept, waited_s = _kept(own)
         self._recomputation.rehearse(self._loss, kept, plan=plan, weight=weight, random_key=random_key)
         return iter(kept), waited_s

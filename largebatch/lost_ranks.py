@@ -11,7 +11,7 @@ from concurrent.futures import TimeoutError
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import _get_default_store
 
-from largebatch.process_group import named_ranks, within
+from largebatch.process_group import counted_ranks, within
 from largebatch.runtime import Runtime
 
 # The others hear of a lost rank when their own connections close or their own time limit ends, which is about now.
@@ -52,7 +52,7 @@ def naming_lost_ranks(
             raise LostRankError(_without_store(runtime.rank, where())) from error
         if not missing:
             raise
-        who = named_ranks(missing, runtime.world_size)
+        who = counted_ranks(missing, runtime.world_size)
         raise LostRankError(
             f"{who.capitalize()} left the run or {'does' if len(missing) == 1 else 'do'} not answer: rank "
             f"{runtime.rank} waited in {where()} and then {roll_call_s:g} s more. The cause is in the output of the "

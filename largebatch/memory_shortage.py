@@ -17,6 +17,7 @@ from largebatch.gradients import (
     sum_gradients,
 )
 from largebatch.ordered_reduction import OrderedReduction
+from largebatch.rank_values import named_ranks, reals_of_ranks
 from largebatch.reduction_clock import ReductionClock
 from largebatch.runtime import Runtime
 
@@ -35,11 +36,10 @@ class MicroBatchTooLargeError(RuntimeError):
 
     def __init__(self, ranks: tuple[int, ...], size: int) -> None:
         self.ranks, self.size = ranks, size
-        who = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}"
         super().__init__(
-            f"Out of memory on {who} with micro-batches of at most {size} {'sample' if size == 1 else 'samples'}. "
-            "Lower batch.max_micro; where it is 1 already, set precision.activation_checkpointing=true, or take a "
-            "smaller model."
+            f"Out of memory on {named_ranks(ranks)} with micro-batches of at most {size} "
+            f"{'sample' if size == 1 else 'samples'}. Lower batch.max_micro; where it is 1 already, set "
+            "precision.activation_checkpointing=true, or take a smaller model."
         )
 
     @property
@@ -103,12 +103,10 @@ def accumulate_if_it_fits(
     # Behind the handler: inside of it the error keeps everything alive that the passes had computed.
     if result is None and runtime.device.type == "cuda":
         torch.cuda.empty_cache()
-    failed = runtime.sum([float(result is None and rank == runtime.rank) for rank in range(runtime.world_size)])
-    if result is None or any(failed):
+    failed = tuple(rank for rank, (is_short,) in enumerate(reals_of_ranks(runtime, [result is None])) if is_short)
+    if result is None or failed:
         FlatGradients(module).clear()
-        raise MicroBatchTooLargeError(
-            tuple(rank for rank, count in enumerate(failed) if count), plan.max_micro_batch_size
-        )
+        raise MicroBatchTooLargeError(failed, plan.max_micro_batch_size)
     if clock is not None:
         clock.start()
     sum_gradients(runtime, module)

@@ -178,17 +178,17 @@ class _Place:
         hosts = dict.fromkeys(store.get(f"rank/{rank}").decode() for rank in came)
         return (
             f"{len(came)} of {self.world_size} ranks came to {self} within {self.limit_s:g} s "
-            f"(launcher.join_timeout_s). Missing: {named_ranks(missing, self.world_size)}; the others are on "
+            f"(launcher.join_timeout_s). Missing: {counted_ranks(missing, self.world_size)}; the others are on "
             f"{_shortened(list(hosts))}. A job starts when all of its ranks are there. Start the missing ones, check "
             f"that {self.address} is rank 0's host and that they reach it, or raise launcher.join_timeout_s where "
             "nodes come one by one out of a queue."
         )
 
 
-def named_ranks(ranks: Sequence[int], world_size: int) -> str:
-    """Ranks for people.
+def counted_ranks(ranks: Sequence[int], world_size: int) -> str:
+    """Names of ranks, and of how many they are; of many only the first.
 
-    >>> named_ranks([3], 8), named_ranks([1, 3], 8)
+    >>> counted_ranks([3], 8), counted_ranks([1, 3], 8)
     ('rank 3', 'ranks 1, 3 (2 of 8)')
     """
     if len(ranks) == 1:

@@ -58,8 +58,11 @@ def _task(experiment: Experiment) -> NoisyQuadratic:
     config = experiment.config
     try:
         curvature, noise = (
-            np.repeat(np.array(list(values), dtype=np.float64), config.data.train.copies)
-            for values in (config.model.curvature, config.data.train.noise_variance)
+            np.repeat(np.array(list(values), dtype=np.float64), copies)
+            for values, copies in (
+                (config.model.curvature, config.model.copies),
+                (config.data.train.noise_variance, config.data.train.copies),
+            )
         )
         return NoisyQuadratic(curvature, noise)
     except (AttributeError, ValueError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from largebatch.loop import Run, StepReport
 from largebatch.observers.metrics import Journal
+from largebatch.rank_values import named_ranks
 
 
 class MicroBatchObserver:
@@ -25,9 +26,9 @@ class MicroBatchObserver:
         assert size is not None
         self._journal.log(run.progress, {"batch/max_micro": size})
         if run.runtime.is_main:
-            ranks = ", ".join(str(rank) for rank in sorted({rank for one in new for rank in one.ranks}))
+            ranks = named_ranks(sorted({rank for one in new for rank in one.ranks}))
             print(
-                f"out of memory in step {report.step} (rank {ranks}): from there on micro-batches hold at most {size} "
+                f"out of memory in step {report.step} ({ranks}): from there on micro-batches hold at most {size} "
                 f"samples in place of {new[0].size}, on every rank; the global batch stays. To begin so: "
                 f"batch.max_micro={size}",
                 flush=True,

@@ -168,6 +168,7 @@ SAME_LEVEL = {
     ("global_gradient", "memory_shortage"),
     ("memory_shortage", "gradients"),
     ("memory_shortage", "ordered_reduction"),
+    ("memory_shortage", "rank_values"),
     ("memory_shortage", "reduction_clock"),
     ("memory_shortage", "runtime"),
     ("observers", "batch_stream"),
