@@ -8,6 +8,7 @@ import pytest
 from xdist.scheduler import LoadFileScheduling
 
 from tests.faults.table import FaultTable
+from tests.launcher import LAUNCHER
 from tests.multiprocess.pool import RankPool, RankProcesses
 
 # Scripts for processes of their own: looking for doctests in them would import JAX into this one, and train.
@@ -71,3 +72,13 @@ def in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["largebatch"])
+
+
+@pytest.fixture
+def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that nobody launched, on a machine without a GPU; what it becomes of itself is undone."""
+    for name in LAUNCHER:
+        # Set first: what accelerate writes into the environment is then undone as well.
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)

@@ -25,12 +25,8 @@ PARTS = ["label smoothing", "augmentation", "train mode", "stale statistics", "l
 
 
 @pytest.fixture(autouse=True)
-def in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
-        monkeypatch.delenv(name, raising=False)
+def in_a_wide_terminal(in_a_folder: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "220")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", ["largebatch"])
 
 
 def gap(*overrides: str) -> dict[str, Any]:

@@ -27,15 +27,6 @@ def nodes() -> Iterator[tuple[Node, Node]]:
         yield pair
 
 
-@pytest.fixture(scope="module")
-def golden_of_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the run of two ranks that nothing happened to, on one node."""
-    folder = tmp_path_factory.mktemp("golden_of_two") / "run"
-    ended = train_in_forks(folder, ranks=2)
-    assert ended.codes == (0, 0), ended.output
-    return folder
-
-
 def test_two_nodes_train_the_run_of_one_bit_for_bit(nodes: tuple[Node, Node], golden_of_two: Path, tmp_path: Path):
     ended = train_in_forks(tmp_path, ranks=2, nodes=nodes)
     assert ended.codes == (0, 0), ended.output

@@ -14,15 +14,6 @@ from tests.faults.planted import Fault
 FAILED, STOPPED, INTERRUPTED = 1, 75, 130
 
 
-@pytest.fixture(scope="module")
-def golden_of_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the run that nothing happened to, on two ranks."""
-    folder = tmp_path_factory.mktemp("golden_of_two") / "run"
-    ended = train_in_forks(folder, ranks=2)
-    assert ended.codes == (0, 0), ended.output
-    return folder
-
-
 @pytest.mark.parametrize(
     ("point", "step", "rank"),
     [("before_step", 2, 1), ("after_forward", 7, 1), ("after_backward", 10, 0), ("after_update", 13, 1)],

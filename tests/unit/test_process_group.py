@@ -12,27 +12,15 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-import torch
 from torch.distributed import TCPStore
 
 from largebatch import process_group
 from largebatch.commands import train
 from largebatch.process_group import LauncherError, meeting
 from largebatch.runtime import Runtime
+from tests.launcher import LAUNCHER
 
-LAUNCHER = (
-    "WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
-    "TORCHELASTIC_USE_AGENT_STORE", "TORCHELASTIC_RESTART_COUNT",
-)  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in LAUNCHER:
-        # Set first: what accelerate writes into the environment is then undone as well.
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+pytestmark = pytest.mark.usefixtures("no_launcher")
 
 
 @pytest.fixture

@@ -9,17 +9,9 @@ import torch
 from accelerate import Accelerator
 
 from largebatch.runtime import LauncherError, Runtime
+from tests.launcher import LAUNCHER
 
-LAUNCHER = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-
-
-@pytest.fixture(autouse=True)
-def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in LAUNCHER:
-        # Set first: what accelerate writes into the environment is then undone as well.
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+pytestmark = pytest.mark.usefixtures("no_launcher")
 
 
 @pytest.fixture
