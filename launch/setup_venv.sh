@@ -62,7 +62,7 @@ largebatch_setup() (
     echo "largebatch: installing largebatch$extras into $venv (minutes, the first time); log: $log" >&2
     rm -f "$stamp"
     cd "$repository"
-    pip=("$venv/bin/python" -m pip install --disable-pip-version-check --no-input -c launch/constraints.txt)
+    pip=("$venv/bin/python" -m pip install --disable-pip-version-check --no-input --no-compile -c launch/constraints.txt)
     # Tests compare with two files of timm. Its dependency torchvision would bring a build of torch of its own along; and
     # without it timm cannot be imported, which accelerate's command line tries: so it lies beside the other packages.
     oracle=(--no-deps --upgrade --target "$venv/oracles" timm)
@@ -71,6 +71,11 @@ largebatch_setup() (
         echo "largebatch: the installation failed, see above and $log." >&2
         return 1
     fi
+    # On all cores, where pip would take one. Not left to the first import: eight ranks would compile torch eight times,
+    # and where PYTHONDONTWRITEBYTECODE is set, at every start. Nobody imports the packages' tests or all models of
+    # transformers. Some packages bring templates that are no Python: what cannot be compiled is no failure.
+    "$venv/bin/python" -m compileall -q -j 0 -x '/tests/|/transformers/models/' "$venv"/lib/python*/site-packages \
+        "$venv"/oracles >>"$log" 2>&1 || true
     wanted "$extras" >"$stamp"
 )
 

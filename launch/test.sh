@@ -13,6 +13,7 @@ source "$here/setup_venv.sh" dev
 
 cd "$here/.."
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+unset PYTHONDONTWRITEBYTECODE            # hundreds of processes import the same files of the checkout
 export LARGEBATCH_TEST_ORACLES=required # a comparison with another implementation must not be skipped unseen
 case "${1:-}" in
     faults)

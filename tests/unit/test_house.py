@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ast
 import functools
+from collections.abc import Callable
 from pathlib import Path
-
-import pytest
+from typing import Any
 
 PACKAGE = Path(__file__).resolve().parents[2] / "largebatch"
 MODULES = {
@@ -192,6 +192,11 @@ def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(), filename=str(path))
 
 
+@functools.cache
+def nodes(path: Path) -> tuple[ast.AST, ...]:
+    return tuple(ast.walk(tree(path)))
+
+
 def room(module: str) -> str:
     return [*module.split("."), ""][1]
 
@@ -200,7 +205,7 @@ def room(module: str) -> str:
 def imported(module: str, path: Path) -> set[str]:
     """Dotted names of everything that a module imports, at the top or inside a function."""
     names: set[str] = set()
-    for node in ast.walk(tree(path)):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -225,23 +230,26 @@ def function_lines(node: FunctionNode) -> int:
     return node.end_lineno - node.lineno + 1 - docstring
 
 
-every_module = pytest.mark.parametrize(("module", "path"), MODULES.items(), ids=MODULES)
+def of_every_module(problem: Callable[[str, Path], Any]) -> dict[str, Any]:
+    """What `problem` finds, by module. One test for all: two thousand of them cost more than what they look at."""
+    return {module: found for module, path in MODULES.items() if (found := problem(module, path))}
 
 
 def test_every_room_has_a_level():
     assert {room(module) for module in MODULES} - {""} == set(LEVEL)
 
 
-@pytest.mark.parametrize(("module", "path"), {name: path for name, path in MODULES.items() if room(name)}.items())
-def test_imports_go_downward_only(module: str, path: Path):
-    own = room(module)
-    upward = {
-        other
-        for other in imported_rooms(module, path)
-        if LEVEL[other] > LEVEL[own]
-        or (LEVEL[other] == LEVEL[own] < len(LEVELS) - 1 and (own, other) not in SAME_LEVEL)
-    }
-    assert not upward, f"{module} (level {LEVEL[own]}) imports {upward}"
+def test_imports_go_downward_only():
+    def upward(module: str, path: Path) -> set[str]:
+        own = room(module)
+        return {
+            other
+            for other in (imported_rooms(module, path) if own else ())
+            if LEVEL[other] > LEVEL[own]
+            or (LEVEL[other] == LEVEL[own] < len(LEVELS) - 1 and (own, other) not in SAME_LEVEL)
+        }
+
+    assert of_every_module(upward) == {}
 
 
 def test_the_wiring_has_no_cycle():
@@ -259,49 +267,57 @@ def test_the_listed_edges_inside_a_level_are_all_needed():
     assert found >= SAME_LEVEL
 
 
-@every_module
-def test_heavy_libraries_stay_in_their_rooms(module: str, path: Path):
-    libraries = {name.split(".")[0] for name in imported(module, path)} & HEAVY
-    own = room(module)
-    if own and LEVEL[own] == 0:
-        assert not libraries, "arithmetic needs numpy at most"
-    if own != "runtime":
-        assert "accelerate" not in libraries, "only runtime.py imports accelerate"
-    if own and LEVEL[own] < 4:
-        assert not libraries & {"hydra", "omegaconf"}, "only level 4 knows Hydra"
+def test_heavy_libraries_stay_in_their_rooms():
+    """Arithmetic needs numpy at most, only runtime.py imports accelerate, only level 4 knows Hydra."""
+
+    def strangers(module: str, path: Path) -> set[str]:
+        libraries = {name.split(".")[0] for name in imported(module, path)} & HEAVY
+        own = room(module)
+        forbidden = set() if own == "runtime" else {"accelerate"}
+        if own and LEVEL[own] < 4:
+            forbidden |= {"hydra", "omegaconf"}
+        return libraries & (HEAVY if own and LEVEL[own] == 0 else forbidden)
+
+    assert of_every_module(strangers) == {}
 
 
-@every_module
-def test_a_file_can_be_read_in_one_go(module: str, path: Path):
-    assert len(path.read_text().splitlines()) <= MAX_FILE_LINES
+def test_a_file_can_be_read_in_one_go():
+    lines = {module: len(path.read_text().splitlines()) for module, path in MODULES.items()}
+    assert {module: count for module, count in lines.items() if count > MAX_FILE_LINES} == {}
 
 
-@every_module
-def test_a_function_fits_on_a_screen(module: str, path: Path):
-    functions = [node for node in ast.walk(tree(path)) if isinstance(node, FunctionNode)]
-    long = {node.name: function_lines(node) for node in functions if function_lines(node) > MAX_FUNCTION_LINES}
-    assert not long, f"longer than {MAX_FUNCTION_LINES} lines: {long}"
+def test_a_function_fits_on_a_screen():
+    def long(module: str, path: Path) -> dict[str, int]:
+        functions = [node for node in nodes(path) if isinstance(node, FunctionNode)]
+        return {node.name: lines for node in functions if (lines := function_lines(node)) > MAX_FUNCTION_LINES}
+
+    assert of_every_module(long) == {}
 
 
-@every_module
-def test_a_name_says_what_is_inside(module: str, path: Path):
-    assert not set(module.split(".")) & {"utils", "util", "helpers", "helper", "manager", "common", "misc"}
+def test_a_name_says_what_is_inside():
+    drawers = {"utils", "util", "helpers", "helper", "manager", "common", "misc"}
+    assert of_every_module(lambda module, _: set(module.split(".")) & drawers) == {}
 
 
-@every_module
-def test_annotations_are_postponed_and_public_things_documented(module: str, path: Path):
-    parsed = tree(path)
-    if not parsed.body or path.name == "__init__.py":
-        return
-    futures = [node for node in parsed.body if isinstance(node, ast.ImportFrom) and node.module == "__future__"]
-    assert any(alias.name == "annotations" for node in futures for alias in node.names)
-    public = [node for node in parsed.body if isinstance(node, (ast.ClassDef, *FunctionNode.__args__))]
-    silent = [node.name for node in public if not node.name.startswith("_") and not ast.get_docstring(node)]
-    assert not silent, f"no docstring: {silent}"
+def test_annotations_are_postponed_and_public_things_documented():
+    def missing(module: str, path: Path) -> list[str]:
+        body = tree(path).body
+        if not body or path.name == "__init__.py":
+            return []
+        futures = [node for node in body if isinstance(node, ast.ImportFrom) and node.module == "__future__"]
+        postponed = any(alias.name == "annotations" for node in futures for alias in node.names)
+        public = [node for node in body if isinstance(node, (ast.ClassDef, *FunctionNode.__args__))]
+        silent = [node.name for node in public if not node.name.startswith("_") and not ast.get_docstring(node)]
+        return silent if postponed else ["from __future__ import annotations", *silent]
+
+    assert of_every_module(missing) == {}
 
 
-@every_module
-def test_durations_are_never_taken_from_the_wall_clock(module: str, path: Path):
+def test_durations_are_never_taken_from_the_wall_clock():
     """It jumps; dates come from strftime."""
-    calls = [ast.unparse(node) for node in ast.walk(tree(path)) if isinstance(node, ast.Attribute)]
-    assert not {"time.time", "time.time_ns"} & set(calls), module
+
+    def clocks(module: str, path: Path) -> set[str]:
+        attributes = [node for node in nodes(path) if isinstance(node, ast.Attribute) and node.attr.startswith("time")]
+        return {"time.time", "time.time_ns"} & {ast.unparse(node) for node in attributes}
+
+    assert of_every_module(clocks) == {}
