@@ -178,11 +178,14 @@ class Trajectory:
     def worst_errors(self, truth: Trajectory) -> dict[str, float]:
         """By name: the largest error of any tensor at any step, as a vector, relative to its longest value up to then.
 
+        The truth may go on longer.
+
         Relative to the value of the moment, the error of a scalar that crosses zero would measure cancellation.
         """
         assert self.values.keys() == truth.values.keys()
         worst = {}
-        for name, true in truth.values.items():
+        for name, whole in truth.values.items():
+            true = whole[: len(self.values[name])]
             errors = self._norms(self.values[name] - true)
             scales = np.maximum.accumulate(self._norms(true), axis=0)
             relative = np.divide(errors, scales, out=np.where(errors == 0, 0.0, np.inf), where=scales > 0)

@@ -77,7 +77,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 
 
 @every_course
-def test_two_hundred_steps_equal_the_reference(name, variant, dtype, tolerance, tiny_blocks, threads, monkeypatch):
+def test_every_step_equals_the_reference(name, variant, dtype, tolerance, tiny_blocks, threads, monkeypatch):
     threads(2)
     monkeypatch.setitem(CLASSES, name, functools.partial(CLASSES[name], compile=True))
     errors = run(name, variant, dtype, None).worst_errors(truth(name, variant))
@@ -351,14 +351,14 @@ def test_a_cache_folder_that_cannot_be_used_costs_a_compilation_and_no_error(fre
     stepped(LAMB, make_params(), compile=True)
 
 
-def test_several_processes_may_compile_at_once(tmp_path):
+def test_two_processes_may_compile_at_once(tmp_path):
     program = "from largebatch.optim import compiler; print(type(compiler.kernels()).__name__)"
     environ = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
     started = [
         subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, env=environ, stdout=subprocess.PIPE, text=True)
-        for _ in range(3)
+        for _ in range(2)
     ]
-    assert [process.communicate()[0].strip() for process in started] == 3 * ["CDLL"]
+    assert [process.communicate()[0].strip() for process in started] == 2 * ["CDLL"]
     assert [file.suffix for file in (tmp_path / "largebatch").iterdir()] == [".so"]
 
 

@@ -53,7 +53,7 @@ def results(optimizer_class: type, dtype: torch.dtype, **options: object) -> lis
 
 @every_variant
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6)], ids=["64", "32"])
-def test_two_hundred_steps_equal_the_reference(name, variant, dtype, tolerance):
+def test_every_step_equals_the_reference(name, variant, dtype, tolerance):
     errors = variants.run(name, variant, dtype, None).worst_errors(variants.truth(name, variant))
     assert all(error <= TOLERANCES[dtype].get(kind, tolerance) for kind, error in errors.items()), errors
 

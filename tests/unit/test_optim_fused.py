@@ -91,7 +91,7 @@ FUSED_VARIANTS = [
 @pytest.mark.parametrize(
     ("name", "variant", "dtype", "tolerance"), [course for course in COURSES_TO_TAKE if course[:2] in FUSED_VARIANTS]
 )
-def test_two_hundred_steps_in_tiny_blocks_equal_the_reference(name, variant, dtype, tolerance, paths_taken):
+def test_every_step_in_tiny_blocks_equals_the_reference(name, variant, dtype, tolerance, paths_taken):
     errors = run(name, variant, dtype, None).worst_errors(truth(name, variant))
     assert all(error <= TOLERANCES[dtype].get(kind, tolerance) for kind, error in errors.items()), errors
     assert set(paths_taken) == {"fused"}
