@@ -61,6 +61,7 @@ class Job:
             "train_seconds": progress.train_s,
             "checkpoint": str(self.checkpoints.latest) if self.checkpoints.latest else None,
             **({} if self.run.guard is None else self.run.guard.counts.row()),
+            **({"evaluated_after_step": self.evaluation.last_step} if self.evaluation.last else {}),
             **self.evaluation.last,
             **{f"best/{name}": value for name, value in self.evaluation.best.items()},
         }
@@ -106,6 +107,7 @@ def open_job(prepared: Prepared, stop: Callable[[], bool], overrides: Sequence[s
             if checkpoint is not None:
                 restore(job.run, checkpoint)
                 job.checkpoints.origin = checkpoint.path
+                job.evaluation.is_owed = checkpoint.values.get("evaluation_owed", False)
             yield job
     finally:
         runtime.close()

@@ -102,6 +102,7 @@ class Run:
         module = self.module if self.survives_shortage else None
         self.batches = BatchStream(self.gradient, self.loader, BatchRamp.of(self.plan), module=module)
         self.agrees_every_step = True
+        self.stops_here = False  # an observer that was asked to stop says so, on every rank alike
         self.counted_step, self.counted_samples = self.progress.step, self.progress.samples_seen
         self.last_agreement = (self.progress.step, self.progress.train_s)
 
@@ -127,6 +128,8 @@ class Run:
 def train(run: Run) -> str:
     """Train until the planned number of steps is done, a stop is asked for, or the loss is not a number.
 
+    A stop that is asked for inside a step is agreed on one step later, one inside an observer ends the run there.
+
     Returns:
         "finished", "stopped" or "diverged", the same on every rank.
     """
@@ -137,7 +140,7 @@ def train(run: Run) -> str:
     run.last_agreement = (run.progress.step, run.progress.train_s)
     run.counted_step, run.counted_samples = run.progress.step, run.progress.samples_seen
     status, previous = "running", None
-    while run.counted_step < run.num_steps and status == "running":
+    while run.counted_step < run.num_steps and status == "running" and not run.stops_here:
         started = time.perf_counter()
         report = take_step(run)
         if previous is not None:
@@ -153,10 +156,11 @@ def train(run: Run) -> str:
     if previous is not None and status == "running":
         is_last = run.progress.step == run.num_steps
         status = previous.verdict(is_last=is_last, takes_any_loss=run.skips_bad_steps)
-    status = "finished" if status == "running" else status
+    if status == "running":
+        status = "stopped" if run.stops_here else "finished"
     for observer in run.observers:
         observer.on_end(run, status)
-    return status
+    return "stopped" if run.stops_here and status == "finished" else status
 
 
 def take_step(run: Run) -> StepReport:

@@ -30,14 +30,19 @@ from largebatch.preconditions import checkpoint_problems, folder_problems, machi
 from largebatch.report import Report
 from largebatch.schema import TrainConfig
 from largebatch.targets import TargetError, check_arguments, make
-from largebatch.trial import try_evaluation, try_training
+from largebatch.trial import sampled_content, try_evaluation, try_training
 
 _LOSS_MEMBERS = ("unit", "fixed_units", "loss_per_sample", "units_per_sample", "correct_per_sample")
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run that is known to work on one sample: what `build` needs to start it. `public` is the config for records."""
+    """A run that is known to work on one sample: what `build` needs to start it.
+
+    Attributes:
+        public: the config for records.
+        content: stands for what is in the training set, see `sampled_content`.
+    """
 
     config: TrainConfig
     public: dict[str, Any]
@@ -50,6 +55,7 @@ class Prepared:
     loss: Loss
     measured_loss: Loss
     optimizer: torch.optim.Optimizer
+    content: str
 
 
 def prepare(composed: DictConfig, environ: Mapping[str, str]) -> Prepared:
@@ -79,12 +85,16 @@ def prepare(composed: DictConfig, environ: Mapping[str, str]) -> Prepared:
         report.errors += sharpness_problems(config, train_plain, loss)
     report.errors += variance_problems(config, ramp, loss) + recomputation_problems(config, loss)
     report.errors += guard_problems(config) + ([] if model is None else checkpoint_problems(config, model))
+    content = None
     if model is not None and loss is not None and not report.errors:
         report.attempt("model and data", lambda: try_training(config, train, augment, model, loss))
         for key, dataset in (("data.train_plain", train_plain), ("data.validation", validation)):
             if not report.errors:
                 report.attempt(f"model and {key}", partial(try_evaluation, dataset, model, loss))
+        if not report.errors:
+            content = report.attempt("data.train", lambda: sampled_content(train, seed=config.seed))
     report.raise_if_any()
+    assert content is not None
     assert derived is not None
     assert model is not None
     assert loss is not None
@@ -101,6 +111,7 @@ def prepare(composed: DictConfig, environ: Mapping[str, str]) -> Prepared:
         loss=loss,
         measured_loss=_without_smoothing(loss),
         optimizer=optimizer,
+        content=content,
     )
 
 

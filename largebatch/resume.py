@@ -48,6 +48,7 @@ def run_identity(prepared: Prepared) -> dict[str, Any]:
         "ramp": plain["batch"]["ramp"],
         "guard": plain["guard"] if config.guard.acts else None,
         "precision": config.precision.compute,
+        "content": prepared.content,
         "data": {"name": config.data.name, "num_samples": len(prepared.train), "augment": plain["data"]["augment"]},
     }
 
@@ -99,6 +100,8 @@ class Change:
     now: Any
 
     def __str__(self) -> str:
+        if self.key == "content":
+            return f"samples of the training set are others (their hash was {self.was}, now {self.now})"
         return f"{self.key} was {self.was}, now {self.now}"
 
     @property
@@ -114,7 +117,7 @@ def check_identity(checkpoint: Checkpoint, identity: dict[str, Any], *, allow: S
     Args:
         checkpoint: to continue from.
         identity: of the run that would go on.
-        allow: sections of the config that may differ, out of `CHANGEABLE`.
+        allow: what may differ, out of `CHANGEABLE`: sections of the config, or the content of the training set.
 
     Returns:
         What differs and is allowed to.
@@ -122,7 +125,7 @@ def check_identity(checkpoint: Checkpoint, identity: dict[str, Any], *, allow: S
     Raises:
         CheckpointError: with every key that changed and is not allowed to, and both values.
     """
-    saved = checkpoint.values["identity"]
+    saved = {"content": identity["content"]} | checkpoint.values["identity"]  # once it was not recorded
     changes = list(_differences(_completed(saved), _completed(identity)))
     refused = [change for change in changes if change.permission not in allow]
     if refused:
@@ -130,7 +133,7 @@ def check_identity(checkpoint: Checkpoint, identity: dict[str, Any], *, allow: S
         asked = ",".join(sorted(set(map(str, permissions)) | set(allow)))
         way_out = "" if None in permissions else f" To change it on purpose: 'resume_allow=[{asked}]'."
         raise CheckpointError(
-            f"{checkpoint.path} belongs to a run with another config: {'; '.join(map(str, refused))}. "
+            f"{checkpoint.path} belongs to another run: {'; '.join(map(str, refused))}. "
             f"Resume with the same values, or start a new run with resume=none.{way_out}"
         )
     return changes

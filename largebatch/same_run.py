@@ -9,18 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from largebatch.data import evaluation_batches
-from largebatch.fingerprint import combine_checksums, parameter_checksums, tensors_sha256
+from largebatch.fingerprint import combine_checksums, parameter_checksums
 from largebatch.prepare import Prepared
 from largebatch.rank_values import disagreement, integers_of_ranks, texts_of_ranks
 from largebatch.run_folder import environment
 from largebatch.runtime import LauncherError, Runtime
 
 _PACKAGE = Path(__file__).resolve().parent
-_PROBED_SAMPLES = 4
 _MOST_LINES = 12
 # Versions that change numbers; of the others the ranks may have what they like.
 _NUMERIC_PACKAGES = ("torch", "accelerate", "numpy")
@@ -30,7 +27,7 @@ def run_fingerprint(prepared: Prepared) -> dict[str, str]:
     """What must be the same on every rank, as texts: every config value, and hashes of code, data and weights.
 
     Of the config the section `run` is left out, and `data.path` wherever it occurs: folders may differ between
-    machines, and what is in them is hashed. Of the data set four samples stand for all, so that it costs nothing.
+    machines, and what is in them is hashed. Of the data set some samples stand for all, see `sampled_content`.
     """
     values = {
         f"config {key}": _without_folder(value, prepared.config.data.path)
@@ -43,7 +40,7 @@ def run_fingerprint(prepared: Prepared) -> dict[str, str]:
         "code of the model, data set and loss": _own_code_sha256(prepared),
         **{f"version of {name}": str(packages[name]) for name in _NUMERIC_PACKAGES},
         "length of the training set": str(len(prepared.train)),
-        "samples of the training set": _samples_sha256(prepared),
+        "samples of the training set": prepared.content,
         "initial weights": f"0x{int(combine_checksums(parameter_checksums(prepared.model))) % 2**64:016x}",
     }
 
@@ -112,11 +109,3 @@ def _files_sha256(files: dict[str, Path]) -> str:
         content = path.read_bytes() if path.is_file() else b""
         digest.update(f"{name}\0{len(content)}\0".encode() + content)
     return digest.hexdigest()
-
-
-def _samples_sha256(prepared: Prepared) -> str:
-    """Of samples spread over the training set, each drawn under its own random numbers as in training."""
-    ids = np.unique(np.linspace(0, len(prepared.train) - 1, _PROBED_SAMPLES).astype(np.int64))
-    (batch,) = evaluation_batches(prepared.train, ids, len(ids), seed=prepared.config.seed)
-    inputs = batch.inputs if isinstance(batch.inputs, dict) else {"input": batch.inputs}
-    return tensors_sha256([*((f"inputs.{name}", part) for name, part in inputs.items()), ("targets", batch.targets)])

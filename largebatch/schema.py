@@ -21,7 +21,7 @@ from largebatch.scaling import SCALING_RULES
 from largebatch.schedule import DECAYS, WARMUP_KINDS
 
 # What a run may change when it is resumed, if it says so: which samples come, and what is trained, stays as it was.
-CHANGEABLE = ("length", "schedule", "scaling", "clip_norm", "guard")
+CHANGEABLE = ("length", "schedule", "scaling", "clip_norm", "guard", "content")
 
 
 class RampConfig(Section):

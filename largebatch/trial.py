@@ -1,6 +1,6 @@
-"""Tries a run on one sample of each set, on the CPU, so that what does not fit together is found before it starts.
+"""Tries a run on some samples of each set, on the CPU, so that what does not fit together is found before it starts.
 
-A loss that compares samples is tried on two.
+A loss that compares samples is tried on two of them, others on one.
 """
 
 from __future__ import annotations
@@ -9,16 +9,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from largebatch.batch import BatchPlan
 from largebatch.coupled_losses import is_coupled
 from largebatch.data import Augmentation, MicroBatchData, MicroBatchLoader, evaluation_batches
+from largebatch.fingerprint import tensors_sha256
 from largebatch.gradients import forward
 from largebatch.losses import Loss
 from largebatch.order import SampleOrder
 from largebatch.schema import TrainConfig
+
+_PROBED_SAMPLES = 16
 
 
 def try_training(config: TrainConfig, dataset: Any, augment: Augmentation | None, model: nn.Module, loss: Loss) -> None:
@@ -65,6 +69,21 @@ def try_evaluation(dataset: Any, model: nn.Module, loss: Loss) -> None:
     with torch.no_grad(), _explained(batch):
         _loss_of(batch, dataset, model, loss)
     model.train()
+
+
+def sampled_content(dataset: Any, *, seed: int) -> str:
+    """SHA-256, shortened, of samples spread over a set, each drawn under its own random numbers as in training.
+
+    They stand for all, so that it costs nothing; the last one is among them. Other samples may change unseen.
+
+    Raises:
+        DataError: if one of them cannot be loaded; names it.
+    """
+    ids = np.unique(np.linspace(0, len(dataset) - 1, _PROBED_SAMPLES).astype(np.int64))
+    (batch,) = evaluation_batches(dataset, ids, len(ids), seed=seed)
+    inputs = batch.inputs if isinstance(batch.inputs, dict) else {"input": batch.inputs}
+    named = [*((f"inputs.{name}", part) for name, part in inputs.items()), ("targets", batch.targets)]
+    return tensors_sha256(named)[:16]
 
 
 def _num_tried(dataset: Any, loss: Loss) -> int:

@@ -42,7 +42,7 @@ def run(config: DictConfig, overrides: list[str]) -> int:
     with StopRequest() as stop, open_job(prepared, stop, overrides) as job:
         if job.run.runtime.is_main:
             _announce(prepared, job)
-        if job.run.progress.step >= job.run.num_steps:
+        if job.run.progress.step >= job.run.num_steps and not job.evaluation.is_owed:
             if job.run.runtime.is_main:
                 print(f"already finished: {job.run.progress.step} steps, {job.folder.path}")
             return 0
@@ -131,6 +131,8 @@ def _summary_rows(job: Job, summary: dict[str, Any]) -> list[tuple[str, object]]
         if name in summary:
             spread = f" ± {summary[error]:.4f}" if error in summary else ""
             rows.append((label, f"{summary[name]:.4f}{spread}"))
+    if summary.get("evaluated_after_step", summary["steps"]) != summary["steps"]:
+        rows.append(("evaluated", f"after step {summary['evaluated_after_step']:,}, before the run was stopped"))
     rows += _guard_rows(job)
     rows += _noise_scale_rows(job)
     if job.communication is not None and (communication := job.communication.summary()) is not None:

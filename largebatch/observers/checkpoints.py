@@ -84,6 +84,9 @@ class CheckpointObserver:
             known = run.runtime.broadcast(known)
             if known is not None:
                 self._best_value = BEST_BY[self.best_by] * known
+        if self.evaluation is not None and self.evaluation.last_step == run.progress.step > 0:  # it was owed
+            self.save(run)
+            self._save_if_best(run)
 
     def after_step(self, run: Run, report: StepReport) -> None:
         """Save, if the interval is over, or if the evaluation of this step is the best so far."""
@@ -161,6 +164,7 @@ class CheckpointObserver:
                 "loss_scale": run.runtime.loss_scale_state(),
                 "extra": self.extra,
                 "best": best,
+                "evaluation_owed": self.evaluation is not None and self.evaluation.is_owed,
             }
             | ({} if run.guard is None else {"guard": run.guard.state()}),
         )

@@ -28,6 +28,10 @@ from largebatch.trackers import Row
 class EvaluationObserver:
     """Measures `eval/*` and `gap/*` every `every` samples (None: only at the end) and after the last step.
 
+    A stop that is asked for meanwhile breaks it off, since the time that is left is for the checkpoint: the run ends
+    there, and the one that goes on from this checkpoint begins with the evaluation. A run that is stopped between
+    evaluations makes none either: its records are those of a run that was not.
+
     Both sets are read in eval mode without augmentation and without label smoothing, each example exactly once on any
     number of ranks. The training side is a fixed random subset as large as the validation set.
 
@@ -46,6 +50,7 @@ class EvaluationObserver:
         best: the best value so far of each metric that has a direction.
         last: the latest row.
         last_step: the step of it; -1: there is none.
+        is_owed: whether the evaluation of this step was broken off, here or before the run went on from a checkpoint.
     """
 
     journal: Journal
@@ -60,9 +65,12 @@ class EvaluationObserver:
     best: dict[str, float] = field(default_factory=dict)
     last: Row = field(default_factory=dict)
     last_step: int = -1
+    is_owed: bool = False
 
     def on_start(self, run: Run) -> None:
-        """Nothing: the first evaluation comes after the first interval."""
+        """Evaluate what is owed; otherwise the first evaluation comes after the first interval."""
+        if self.is_owed:
+            self.measure(run)
 
     def after_step(self, run: Run, report: StepReport) -> None:
         """Evaluate, if the interval is over."""
@@ -71,16 +79,20 @@ class EvaluationObserver:
             self.measure(run)
 
     def on_end(self, run: Run, status: str) -> None:
-        """Evaluate the final weights, unless they are not numbers any more."""
-        if status != "diverged" and self.last_step != run.progress.step:
+        """Evaluate the final weights."""
+        if status == "finished" and self.last_step != run.progress.step:
             self.measure(run)
 
-    def measure(self, run: Run) -> Row:
-        """Evaluate both sets now and log the row."""
+    def measure(self, run: Run) -> Row | None:
+        """Evaluate both sets now and log the row; None if a rank was asked to stop meanwhile, see above."""
         started = time.perf_counter()
         run.gradient.statistics.merge()
-        sums = [self._sums(run, dataset, name) for name, dataset in (("train", self.train), ("val", self.validation))]
-        train, validation = sums
+        train = self._sums(run, self.train, "train")
+        validation = None if train is None else self._sums(run, self.validation, "val")
+        self.is_owed = validation is None
+        if train is None or validation is None:
+            run.stops_here = True
+            return None
         gap = generalization_gap(train, validation)
         values = {
             "eval/train_loss": train.mean_loss,
@@ -108,8 +120,8 @@ class EvaluationObserver:
         self.journal.log(run.progress, self.last)
         return self.last
 
-    def _sums(self, run: Run, dataset: Any, name: str) -> EvalSums:
-        """Sums over the set's evaluated examples, shared among ranks by contiguous slices."""
+    def _sums(self, run: Run, dataset: Any, name: str) -> EvalSums | None:
+        """Sums over the set's evaluated examples, shared among ranks by contiguous slices; None if one broke off."""
         runtime = run.runtime
         count = min(len(self.train), len(self.validation)) if name == "train" else len(dataset)
         order = SampleOrder(len(dataset), stream_key(self.seed, "evaluated subset"))
@@ -124,16 +136,18 @@ class EvaluationObserver:
             timeout_s=self.timeout_s if num_workers else 0,
         )
         module = run.module
-        sums = EvalSums()
+        sums, broke_off = EvalSums(), False
         module.eval()
         with torch.no_grad():
             for batch in batches:
+                if broke_off := run.stop_requested():
+                    break
                 outputs = forward(module, runtime.place(batch.inputs))
                 targets = runtime.place_tensor(batch.targets)
                 sums += self._sums_of_batch(outputs, targets)
         module.train()
-        total = runtime.sum(sums.to_tensor().tolist())
-        return EvalSums.from_tensor(torch.tensor(total, dtype=torch.float64))
+        *total, num_broken_off = runtime.sum([*sums.to_tensor().tolist(), broke_off])
+        return None if num_broken_off else EvalSums.from_tensor(torch.tensor(total, dtype=torch.float64))
 
     def _sums_of_batch(self, outputs: Any, targets: torch.Tensor) -> EvalSums:
         loss = self.loss.loss_per_sample(outputs, targets)

@@ -47,8 +47,8 @@ class SharpnessObserver:
             self._measure(run)
 
     def on_end(self, run: Run, status: str) -> None:
-        """Measure the final weights, unless they are not numbers any more."""
-        if status != "diverged" and self._last_step != run.progress.step:
+        """Measure the final weights."""
+        if status == "finished" and self._last_step != run.progress.step:
             self._measure(run)
 
     def _measure(self, run: Run) -> None:

@@ -65,7 +65,7 @@ class TargetObserver:
         """Evaluate the untrained model, the yardstick of hopelessness."""
         run.needs_every_loss = True  # so that a verdict ends the run one step later, not at the next row of metrics
         self._evaluation = next(one for one in run.observers if isinstance(one, EvaluationObserver))
-        self._untrained = float(self._evaluation.measure(run)[self._target.metric])
+        self._untrained = self._measured(run)
         if self._target.is_reached(self._untrained):
             raise ConfigError(
                 [
@@ -78,7 +78,9 @@ class TargetObserver:
         """Evaluate, if it is time."""
         if self.verdict is not None or (report.step < self._next and report.step < run.num_steps):
             return
-        value = float(self._evaluation.measure(run)[self._target.metric])
+        value = self._measured(run)
+        if run.stops_here:
+            return
         status = self._status(report.step, value, is_last=report.step == run.num_steps)
         if status is not None:
             self.verdict = Verdict(status, report.step, self._last, value if math.isfinite(value) else None)
@@ -90,6 +92,11 @@ class TargetObserver:
         """A loss that is no number any more ends a run by itself."""
         if status == "diverged" and self.verdict is None:
             self.verdict = Verdict("diverged", run.progress.step, self._last, None)
+
+    def _measured(self, run: Run) -> float:
+        """The target's metric; not a number if the study was asked to stop meanwhile."""
+        row = self._evaluation.measure(run)
+        return math.nan if row is None else float(row[self._target.metric])
 
     def _status(self, step: int, value: float, *, is_last: bool) -> str | None:
         if not math.isfinite(value):

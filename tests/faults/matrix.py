@@ -108,14 +108,13 @@ MATRIX = (
         10,
         "SIGTERM while saving",
         "saved as a whole",
-        (RANKS, "a_signal_during_evaluation_or_saving_leaves_a_whole_checkpoint"),
+        (RANKS, "a_signal_while_saving_leaves_a_whole_checkpoint"),
     ),
     _row(
         11,
         "SIGTERM while evaluating",
-        "checkpoint of the last step",
-        (RANKS, "a_signal_during_evaluation_or_saving_leaves_a_whole_checkpoint"),
-        not_met="the evaluation is finished first, not broken off",
+        "broken off, checkpoint of the last step, made up for",
+        (RANKS, "a_signal_breaks_an_evaluation_off_and_the_resumed_run_makes_it_up"),
     ),
     _row(
         12,
@@ -318,8 +317,8 @@ MATRIX = (
         41,
         "other data on resume",
         "refused",
-        (RESUME, "no_permission_lets_another_run_go_on"),
-        not_met="the length is compared, not the content",
+        (RESUME, "a_training_set_that_grew_or_shrank_is_another_run"),
+        (RESUME, "other_samples_under_the_same_name_are_another_run_unless_that_is_allowed"),
     ),
     _row(
         42,

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from largebatch.checkpoint import newest_valid
+from largebatch.trackers import Row, read_metrics
 
 NUM_STEPS = 16
 RECORDS = ("model.safetensors", "optimizer.safetensors")
@@ -18,6 +19,12 @@ RECORDS = ("model.safetensors", "optimizer.safetensors")
 def ledger(folder: Path) -> list[str]:
     """Its lines."""
     return (folder / "ledger.jsonl").read_text().splitlines()
+
+
+def evaluations(folder: Path) -> list[Row]:
+    """The rows of metrics.jsonl that tell of one, without times."""
+    rows = [row for row in read_metrics(folder / "metrics.jsonl") if "eval/val_loss" in row]
+    return [{key: value for key, value in row.items() if key not in ("wall_s", "eval/seconds")} for row in rows]
 
 
 def saved(folder: Path) -> Path:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.forks import train_in_forks
-from tests.faults.oracle import assert_same_run, assert_same_samples, saved
+from tests.faults.oracle import assert_same_run, assert_same_samples, evaluations, saved
 from tests.faults.planted import Fault
 
 FAILED, STOPPED, INTERRUPTED = 1, 75, 130
@@ -58,18 +58,30 @@ def test_a_signal_to_one_rank_stops_both_after_the_same_step_and_nothing_is_lost
     assert_same_run(tmp_path, golden_of_two)
 
 
-@pytest.mark.parametrize(
-    ("point", "step"), [("checkpoint_mid_file", 6), ("checkpoint_before_rename", 6), ("evaluation_mid", 4)]
-)
-def test_a_signal_during_evaluation_or_saving_leaves_a_whole_checkpoint(
-    point: str, step: int, golden: Path, tmp_path: Path
-):
-    ended = train_in_forks(tmp_path, fault=Fault(point, step, action="SIGTERM"))
+@pytest.mark.parametrize("point", ["checkpoint_mid_file", "checkpoint_before_rename"])
+def test_a_signal_while_saving_leaves_a_whole_checkpoint(point: str, golden: Path, tmp_path: Path):
+    ended = train_in_forks(tmp_path, fault=Fault(point, 6, action="SIGTERM"))
     assert ended.codes == (STOPPED,), ended.output
     # It goes with the sums of the next step, which are read one step late.
-    assert saved(tmp_path).name == f"step_{step + 2:08d}"
+    assert saved(tmp_path).name == "step_00000008"
     assert train_in_forks(tmp_path, "resume=auto").codes == (0,)
     assert_same_run(tmp_path, golden)
+
+
+@pytest.mark.parametrize(("ranks", "step"), [(2, 4), (1, 16)], ids=["one rank of two", "the last step"])
+def test_a_signal_breaks_an_evaluation_off_and_the_resumed_run_makes_it_up(
+    ranks: int, step: int, golden: Path, golden_of_two: Path, tmp_path: Path
+):
+    whole = golden if ranks == 1 else golden_of_two
+    fault = Fault("evaluation_mid", step, action="SIGTERM", rank=ranks - 1)
+    ended = train_in_forks(tmp_path, ranks=ranks, fault=fault)
+    assert set(ended.codes) == {STOPPED}, ended.output
+    assert saved(tmp_path).name == f"step_{step:08d}"
+    assert evaluations(tmp_path) == [row for row in evaluations(whole) if row["step"] < step]
+    assert set(train_in_forks(tmp_path, "resume=auto", ranks=ranks).codes) == {0}
+    assert_same_run(tmp_path, whole)
+    assert evaluations(tmp_path) == evaluations(whole)
+    assert "already finished: 16 steps" in train_in_forks(tmp_path, "resume=auto").output
 
 
 def test_a_second_signal_stops_at_once_and_the_checkpoint_before_is_intact(golden: Path, tmp_path: Path):

@@ -25,6 +25,7 @@ from largebatch.prepare import prepare
 from largebatch.rank_values import disagreement, integers_of_ranks, texts_of_ranks
 from largebatch.runtime import Runtime
 from largebatch.trackers import read_metrics
+from largebatch.trial import sampled_content
 from tests.unit.composing import compose_run
 
 SMALL = (
@@ -235,6 +236,7 @@ def start_with_fault(folder: str, faulty: int, overrides: tuple[str, ...], fault
     change = fault if is_faulty else ""
     if fault in ("length", "content"):
         object.__setattr__(prepared, "train", OtherImages(prepared.train, change))
+        object.__setattr__(prepared, "content", sampled_content(prepared.train, seed=prepared.config.seed))
     if change == "weights":
         next(iter(prepared.model.parameters())).data.view(-1)[0] += 1e-3
     with other_code() if change == "code" else contextlib.nullcontext():

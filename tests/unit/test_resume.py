@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,27 @@ def test_no_permission_lets_another_run_go_on(override: str):
     with pytest.raises(CheckpointError) as refusal:
         changes(identity(), identity(override, "length=8ep"), "length", "schedule", "scaling", "clip_norm")
     assert "resume_allow" not in str(refusal.value)
+
+
+def test_other_samples_under_the_same_name_are_another_run_unless_that_is_allowed():
+    before, after = identity(), identity("+data.train.seed=1")
+    told = r"samples of the training set are others \(their hash was [0-9a-f]{16}, now [0-9a-f]{16}\)"
+    with pytest.raises(CheckpointError, match=rf"{told}.*'resume_allow=\[content\]'"):
+        changes(before, after)
+    assert changes(before, identity("data.validation.num_samples=64")) == []
+    (change,) = changes(before, after, "content")
+    assert re.fullmatch(told, change)
+
+
+@pytest.mark.parametrize("num_samples", [511, 513])
+def test_a_training_set_that_grew_or_shrank_is_another_run(num_samples):
+    with pytest.raises(CheckpointError, match=rf"data\.num_samples was 512, now {num_samples}"):
+        changes(identity(), identity(f"data.train.num_samples={num_samples}"), "content")
+
+
+def test_a_run_from_before_samples_were_compared_goes_on():
+    now = identity()
+    check({key: value for key, value in now.items() if key != "content"}, now)
 
 
 def test_versions_that_changed_are_told():
