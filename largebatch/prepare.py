@@ -74,10 +74,7 @@ def prepare(composed: DictConfig, environ: Mapping[str, str]) -> Prepared:
     model = report.attempt("model", lambda: _model(config))
     optimizer = None if model is None else report.attempt("optimizer", lambda: build_optimizer(config, model))
     augment = report.attempt("data.augment", lambda: _augmentation(config))
-    derived = None
-    if train is not None and not any("WORLD_SIZE" in error for error in report.errors):
-        world_size = int(environ.get("WORLD_SIZE", "1"))
-        derived = report.attempt("batch", lambda: derive(config, num_samples=len(train), world_size=world_size))
+    derived = _derived(config, environ, train, report)
     ramp = None if derived is None else derived.ramp
     if is_coupled(loss) and not report.errors:
         report.errors += coupled_problems(config, ramp, train_plain, validation)
@@ -86,13 +83,14 @@ def prepare(composed: DictConfig, environ: Mapping[str, str]) -> Prepared:
     report.errors += variance_problems(config, ramp, loss) + recomputation_problems(config, loss)
     report.errors += guard_problems(config) + ([] if model is None else checkpoint_problems(config, model))
     content = None
-    if model is not None and loss is not None and not report.errors:
-        report.attempt("model and data", lambda: try_training(config, train, augment, model, loss))
-        for key, dataset in (("data.train_plain", train_plain), ("data.validation", validation)):
-            if not report.errors:
-                report.attempt(f"model and {key}", partial(try_evaluation, dataset, model, loss))
-        if not report.errors:
-            content = report.attempt("data.train", lambda: sampled_content(train, seed=config.seed))
+    if model is not None and loss is not None:
+        trials = {
+            "model and data": partial(try_training, config, train, augment, model, loss),
+            "model and data.train_plain": partial(try_evaluation, train_plain, model, loss),
+            "model and data.validation": partial(try_evaluation, validation, model, loss),
+            "data.train": partial(sampled_content, train, seed=config.seed),
+        }
+        content = report.attempt_in_turn(trials)
     report.raise_if_any()
     assert content is not None
     assert derived is not None
@@ -113,6 +111,13 @@ def prepare(composed: DictConfig, environ: Mapping[str, str]) -> Prepared:
         optimizer=optimizer,
         content=content,
     )
+
+
+def _derived(config: TrainConfig, environ: Mapping[str, str], train: Any, report: Report) -> Derived | None:
+    if train is None or any("WORLD_SIZE" in error for error in report.errors):
+        return None
+    world_size = int(environ.get("WORLD_SIZE", "1"))
+    return report.attempt("batch", lambda: derive(config, num_samples=len(train), world_size=world_size))
 
 
 def _look_around(config: TrainConfig, environ: Mapping[str, str], report: Report) -> None:

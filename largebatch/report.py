@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 from largebatch.config import ConfigError
 from largebatch.targets import TargetError
@@ -28,6 +28,13 @@ class Report:
         except (ValueError, OSError) as error:
             self.errors.append(f"{key}: {error}")
         return None
+
+    def attempt_in_turn(self, functions: Mapping[str, Callable[[], Any]]) -> Any:
+        """What the last of them returns; None from the first error on, a former one included: more would say no more."""
+        result = None
+        for key, function in functions.items():
+            result = None if self.errors else self.attempt(key, function)
+        return result
 
     def raise_if_any(self) -> None:
         """Raise ConfigError with all that was noted."""
