@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -78,13 +78,12 @@ def prepare(composed: DictConfig, environ: Mapping[str, str]) -> Prepared:
     ramp = None if derived is None else derived.ramp
     if is_coupled(loss) and not report.errors:
         report.errors += coupled_problems(config, ramp, train_plain, validation)
-    if train_plain is not None:
-        report.errors += sharpness_problems(config, train_plain, loss)
+    report.errors += [] if train_plain is None else sharpness_problems(config, train_plain, loss)
     report.errors += variance_problems(config, ramp, loss) + recomputation_problems(config, loss)
     report.errors += guard_problems(config) + ([] if model is None else checkpoint_problems(config, model))
     content = None
     if model is not None and loss is not None:
-        trials = {
+        trials: dict[str, Callable[[], Any]] = {
             "model and data": partial(try_training, config, train, augment, model, loss),
             "model and data.train_plain": partial(try_evaluation, train_plain, model, loss),
             "model and data.validation": partial(try_evaluation, validation, model, loss),
@@ -92,11 +91,7 @@ def prepare(composed: DictConfig, environ: Mapping[str, str]) -> Prepared:
         }
         content = report.attempt_in_turn(trials)
     report.raise_if_any()
-    assert content is not None
-    assert derived is not None
-    assert model is not None
-    assert loss is not None
-    assert optimizer is not None
+    assert not (content is None or derived is None or model is None or loss is None or optimizer is None)  # noqa: PT018
     return Prepared(
         config=config,
         public=public_values(composed),

@@ -30,7 +30,7 @@ class Report:
         return None
 
     def attempt_in_turn(self, functions: Mapping[str, Callable[[], Any]]) -> Any:
-        """What the last of them returns; None from the first error on, a former one included: more would say no more."""
+        """What the last one returns; None from the first error on, former ones included: the rest could say no more."""
         result = None
         for key, function in functions.items():
             result = None if self.errors else self.attempt(key, function)
