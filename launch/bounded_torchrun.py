@@ -1,12 +1,13 @@
-"""Torchrun, but nodes that do not meet, or lose each other, are one line and an end in time.
+"""Torchrun, but nodes that do not meet, or lose each other, are one line and an end in time, and a signal is no error.
 
     python launch/bounded_torchrun.py --nnodes 2 --rdzv-backend c10d --rdzv-endpoint HOST:PORT \
         --rdzv-conf join_timeout=300 --rdzv-id ID --nproc-per-node 8 -m largebatch train
 
-All options are torchrun's. `join_timeout` bounds the wait for the other nodes; exit code 2 after it, without a
-traceback. Torchrun alone gives up after `read_timeout` (60 seconds) where HOST is the last to come; here that counts as
-waiting, too. And with torch 2.13 it waits for ever for a HOST that the network has lost, ranks or no ranks: here it
-ends a minute after its last rank.
+All options are torchrun's. A signal, which it hands on to its ranks, ends it with exit code 128 + signal when they have
+ended, without a traceback: what happened is what the ranks say. `join_timeout` bounds the wait for the other nodes;
+exit code 2 after it. Torchrun alone gives up after `read_timeout` (60 seconds) where HOST is the last to come; here that
+counts as waiting, too. And with torch 2.13 it waits for ever for a HOST that the network has lost, ranks or no ranks:
+here it ends a minute after its last rank.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.rendezvous import RendezvousConnectionError, RendezvousTimeoutError
 from torch.distributed.run import main, parse_args
 
@@ -36,6 +38,8 @@ def run(arguments: Sequence[str]) -> int:
     while True:
         try:
             main(list(arguments))
+        except SignalException as stopped:
+            return 128 + stopped.sigval
         except RendezvousTimeoutError:
             print(
                 f"{who} within {limit_s:g} s. Start the missing ones with the same arguments, check that they reach "
@@ -107,6 +111,6 @@ def _is_open(endpoint: str) -> bool:
 
 
 if __name__ == "__main__":
-    where = parse_args(sys.argv[1:]).rdzv_endpoint
+    where = parse_args(sys.argv[1:]).rdzv_endpoint or "itself"
     threading.Thread(target=_end_when_stranded, args=(where,), daemon=True).start()
     sys.exit(run(sys.argv[1:]))

@@ -24,4 +24,4 @@ export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-100}"
 # By the environment, where releases of torch without this option ignore it.
 export PET_SIGNALS_TO_HANDLE="${PET_SIGNALS_TO_HANDLE:-SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1}"
 # --standalone takes a free port by itself, so two jobs on one machine do not meet.
-exec torchrun --standalone --nproc-per-node "$num_processes" -m largebatch train "$@"
+exec python "$here/bounded_torchrun.py" --standalone --nproc-per-node "$num_processes" -m largebatch train "$@"

@@ -119,9 +119,8 @@ MATRIX = (
     _row(
         12,
         "Ctrl-C",
-        "one request to stop, no traceback of ours",
+        "one request to stop, no traceback",
         (TORCHRUN, "ctrl_c_is_one_request_to_stop_although_each_rank_gets_it_twice"),
-        not_met="torchrun prints one of its own",
     ),
     _row(
         13,

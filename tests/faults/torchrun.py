@@ -54,16 +54,23 @@ class Job:
 
     Args:
         folder: of the run.
+        launcher: what Python is to run as torchrun.
         overrides: after those of `ENDLESS`.
         agent: further options of torchrun.
     """
 
-    def __init__(self, folder: Path, *overrides: str, agent: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *overrides: str,
+        launcher: tuple[str, ...] = ("-m", "torch.distributed.run"),
+        agent: tuple[str, ...] = (),
+    ) -> None:
         self._folder = folder
         self._mark = f"{MARK}={secrets.token_hex(8)}"
         self._log = folder.with_name(f"{folder.name}.{secrets.token_hex(2)}.log")
         self._command = [
-            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+            sys.executable, *launcher, "--standalone", "--nproc-per-node", "2",
             "--max-restarts", "0", *agent, "-m", "largebatch", "train", *ENDLESS, f"run.dir={folder}", *overrides,
         ]  # fmt: skip
 
