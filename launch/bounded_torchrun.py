@@ -5,9 +5,9 @@
 
 All options are torchrun's. A signal, which it hands on to its ranks, ends it with exit code 128 + signal when they have
 ended, without a traceback: what happened is what the ranks say. `join_timeout` bounds the wait for the other nodes;
-exit code 2 after it. Torchrun alone gives up after `read_timeout` (60 seconds) where HOST is the last to come; here that
-counts as waiting, too. And with torch 2.13 it waits for ever for a HOST that the network has lost, ranks or no ranks:
-here it ends a minute after its last rank.
+exit code 2 after it. Torchrun alone gives up after `read_timeout` (60 seconds) where HOST is the last to come; here
+that counts as waiting, too. And with torch 2.13 it waits for ever for a HOST that the network has lost, ranks or no
+ranks: here it ends a minute after its last rank.
 """
 
 from __future__ import annotations
