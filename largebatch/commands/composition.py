@@ -8,14 +8,17 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import hydra
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import CompactHydraException
-from omegaconf import DictConfig
+from hydra.errors import CompactHydraException, HydraException
+from omegaconf import DictConfig, OmegaConf
+
+from largebatch.commands.remedies import keys_of, number_for_a_group, remedy
 
 _SWEEP_FLAGS = ("-m", "--multirun")
 EXIT_FAILED, EXIT_WRONG_INPUT, EXIT_STOPPED, EXIT_INTERRUPTED = 1, 2, 75, 130
@@ -58,6 +61,10 @@ def run_verb(verb: str, function: Verb, arguments: Sequence[str], *, config_name
             f"  for value in ...; do torchrun ... -m largebatch {verb} KEY=$value; done"
         )
         return EXIT_WRONG_INPUT
+    keys = partial(_keys, config_name)
+    if problem := number_for_a_group(arguments, Path(conf_dir()), keys):
+        _report(problem)
+        return EXIT_WRONG_INPUT
     codes: list[int] = []
     own_process = os.getpid()
     # Flags first: Hydra's parser takes overrides on one side of them only.
@@ -80,11 +87,24 @@ def run_verb(verb: str, function: Verb, arguments: Sequence[str], *, config_name
             compose()
     except SystemExit as exit_:
         if not codes:
+            _tell_remedy(exit_.__context__, keys)
             return _code_without_call(exit_, is_sweep=_is_sweep(arguments))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     return max(codes, default=0)
+
+
+def _keys(config_name: str) -> list[str]:
+    config = OmegaConf.to_container(compose_config(config_name=config_name))
+    assert isinstance(config, dict)
+    return list(keys_of({str(key): value for key, value in config.items()}))
+
+
+def _tell_remedy(error: BaseException | None, keys: Callable[[], list[str]]) -> None:
+    """Below a message of Hydra."""
+    if isinstance(error, HydraException) and (found := remedy(f"{error}\n{error.__cause__ or ''}", keys)):
+        _report(found)
 
 
 class _FailedJobError(CompactHydraException):

@@ -29,7 +29,8 @@ def flip_a_bit(folder: Path, draw: random.Random) -> None:
 
 
 def cut_a_file(folder: Path, draw: random.Random) -> None:
-    files = sorted(folder.glob("checkpoints/step_*/*")) + sorted(folder.glob("*.jsonl"))
+    """Not the ledger: rows of steps before the checkpoint that a run goes on from are not made again."""
+    files = [*sorted(folder.glob("checkpoints/step_*/*")), *sorted(folder.glob("metrics.jsonl"))]
     if files:
         path = draw.choice(files)
         with path.open("r+b") as file:

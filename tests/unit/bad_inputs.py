@@ -23,6 +23,7 @@ TRAIN, LAUNCHERS = "tests/end_to_end/test_train.py", "tests/end_to_end/test_laun
 VALUE = (CONFIG, "a_bad_value_is_one_line_with_key_value_rule_and_remedy")
 TABLE = (PREPARE, "bad_input_is_reported_with_its_key_and_a_remedy_and_nothing_else")
 OF_HYDRA = (CONFIG, "what_hydra_itself_refuses")
+HINT = ("tests/unit/test_remedies.py", "the_nearest_name_or_what_to_type_stands_below_a_message_of_hydra")
 RAMP = (PREPARE, "a_ramp_that_makes_no_sense_is_refused")
 ENVIRONMENT = (LAUNCHER, "every_problem_is_one_sentence_with_the_variable_and_a_remedy")
 
@@ -86,7 +87,7 @@ BAD_INPUTS = (
         "an unknown optimizer",
         (CLI, "what_cannot_be_composed_is_hydras_message_and_exit_code_two"),
         (TARGETS, "a_name_that_leads_nowhere_is_reported_with_its_cause"),
-        not_met="choices are listed by Hydra, the nearest is not named",
+        HINT,
     ),
     _row(17, "an unknown argument of the optimizer", TABLE, (TARGETS, "arguments_that_do_not_fit_are_named")),
     _row(18, "a beta outside of [0, 1)", TABLE),
@@ -99,13 +100,13 @@ BAD_INPUTS = (
         "an unknown key",
         OF_HYDRA,
         (CLI, "what_cannot_be_composed_is_hydras_message_and_exit_code_two"),
-        not_met="Hydra's message names no nearest key; ours, for +key=value, does",
+        HINT,
     ),
     _row(24, "an unknown key that is added with a plus", VALUE),
     _row(25, "an unknown choice of a group", OF_HYDRA),
-    _row(26, "a plus before a group that has a choice", OF_HYDRA, not_met="Hydra does not say to drop the plus"),
+    _row(26, "a plus before a group that has a choice", OF_HYDRA, HINT),
     _row(27, "a sweep without --multirun", OF_HYDRA),
-    _row(28, "unbalanced braces or quotes", OF_HYDRA, not_met="Hydra does not speak of the shell's quotes"),
+    _row(28, "unbalanced braces or quotes", OF_HYDRA, HINT),
     _row(29, "a value without a default", VALUE, (CONFIG, "all_values_without_a_default_are_named_at_once")),
     _row(30, "a variable of the environment that is not set", VALUE),
     _row(31, "fp16 on a CPU", TABLE, (RUNTIME, "fp16_without_a_gpu_is_refused")),
