@@ -1,7 +1,8 @@
-"""How much memory the weights of a model take, before there is one."""
+"""How much the weights of a model and the state of its optimizer take, before there are any."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -29,6 +30,27 @@ def require_memory_for_weights(node: Mapping[str, Any]) -> None:
     except Exception:
         return
     require_memory("its weights", num_bytes)
+
+
+def state_bytes(optimizer: torch.optim.Optimizer) -> int:
+    """Bytes of the state that an optimizer will have after its first step, taken with parameters without storage.
+
+    0 where that cannot be found out: for an optimizer of others that reads values, or cannot be made from its defaults.
+    """
+    groups = [
+        {**group, "params": [torch.nn.Parameter(torch.empty_like(one, device="meta")) for one in group["params"]]}
+        for group in optimizer.param_groups
+    ]
+    try:
+        known = inspect.signature(type(optimizer)).parameters  # torch's AdamW has a default that it does not take
+        twin = type(optimizer)(groups, **{name: value for name, value in optimizer.defaults.items() if name in known})
+        for group in groups:
+            for parameter in group["params"]:
+                parameter.grad = torch.empty_like(parameter)
+        twin.step()
+    except Exception:
+        return 0
+    return sum(value.nbytes for state in twin.state.values() for value in state.values() if torch.is_tensor(value))
 
 
 def _targets(node: Any) -> Iterator[str]:

@@ -12,10 +12,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from largebatch.model_size import state_bytes
 from largebatch.optim.triton_steps import has_triton
 from largebatch.run_folder import RunFolder
 from largebatch.schema import TrainConfig
 from largebatch.trackers import key_source
+
+_AMPLE = 8  # times the weights; the state of an optimizer is twice as large, or a little more
 
 
 def machine_problems(config: TrainConfig, environ: Mapping[str, str]) -> list[str]:
@@ -136,19 +139,23 @@ def folder_problems(config: TrainConfig) -> list[str]:
     return problems
 
 
-def checkpoint_problems(config: TrainConfig, model: nn.Module) -> list[str]:
-    """Why no checkpoint of the run could be written: its weights alone are larger than the room on the disk."""
-    num_bytes = sum(one.nbytes for one in model.state_dict().values() if isinstance(one, torch.Tensor))
+def checkpoint_problems(config: TrainConfig, model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
+    """Why no checkpoint of the run could be written: weights and optimizer are larger than the room on the disk."""
+    weights = sum(one.nbytes for one in model.state_dict().values() if isinstance(one, torch.Tensor))
     try:
         folder = _existing_folder(config).resolve()
         usage = shutil.disk_usage(folder)
     except OSError:  # a problem of the folder
         return []
-    if usage.free >= num_bytes or not usage.total:  # some network file systems report a total of 0
+    # The state is measured only where it could matter. Some network file systems report a total of 0.
+    if usage.free >= _AMPLE * weights or not usage.total:
+        return []
+    state = state_bytes(optimizer)
+    if usage.free >= weights + state:
         return []
     return [
-        f"run folder: {folder} has {usage.free:,} bytes left, and the weights in a checkpoint take {num_bytes:,}. "
-        "Make room, or choose run.dir or run.root elsewhere."
+        f"run folder: {folder} has {usage.free:,} bytes left, and a checkpoint takes {weights + state:,}: "
+        f"{weights:,} of weights, {state:,} of the optimizer. Make room, or choose run.dir or run.root elsewhere."
     ]
 
 

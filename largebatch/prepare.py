@@ -80,7 +80,9 @@ def prepare(composed: DictConfig, environ: Mapping[str, str]) -> Prepared:
         report.errors += coupled_problems(config, ramp, train_plain, validation)
     report.errors += [] if train_plain is None else sharpness_problems(config, train_plain, loss)
     report.errors += variance_problems(config, ramp, loss) + recomputation_problems(config, loss)
-    report.errors += guard_problems(config) + ([] if model is None else checkpoint_problems(config, model))
+    report.errors += guard_problems(config)
+    if model is not None and optimizer is not None:
+        report.errors += checkpoint_problems(config, model, optimizer)
     content = None
     if model is not None and loss is not None:
         trials: dict[str, Callable[[], Any]] = {

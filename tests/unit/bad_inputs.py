@@ -184,9 +184,8 @@ BAD_INPUTS = (
     _row(
         55,
         "a disk without room for a checkpoint",
-        (PREPARE, "a_disk_without_room_for_the_weights_is_told_before_the_run"),
+        (PREPARE, "a_disk_without_room_for_weights_and_optimizer_is_told_before_the_run"),
         (CHECKPOINT, "a_disk_without_room_is_refused_before_the_first_byte"),
-        not_met="the state of the optimizer, which is there after a step, is not estimated",
     ),
     _row(
         56,
@@ -270,5 +269,10 @@ BAD_INPUTS = (
         (MEMORY, "what_is_larger_than_all_memory_is_refused_with_both_sizes"),
         (MEMORY, "made_up_sets_and_models_that_no_memory_holds_are_refused_before_they_are_made"),
         not_met="a model of the user's own is made to find out; many layers of Python objects are not counted",
+    ),
+    _row(
+        72,
+        "a number for a group, as in batch=64",
+        ("tests/unit/test_remedies.py", "a_number_for_a_group_is_wrong_input_with_the_choices_and_a_key"),
     ),
 )

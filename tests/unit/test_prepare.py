@@ -818,19 +818,30 @@ def test_a_folder_without_permission_is_reported(tmp_path: Path, monkeypatch: py
     assert line == f"run folder: {tmp_path} cannot be written to. Choose run.dir or run.root elsewhere."
 
 
-def test_a_disk_without_room_for_the_weights_is_told_before_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    usage, num_bytes = shutil.disk_usage(tmp_path), 4 * (64 * 10 + 10)
+@pytest.mark.parametrize(
+    ("optimizer", "num_bytes", "told"),
+    [
+        ("sgd", 5200, "5,200: 2,600 of weights, 2,600 of the optimizer"),
+        ("lars", 5200, "5,200: 2,600 of weights, 2,600 of the optimizer"),
+        ("adamw", 7808, "7,808: 2,600 of weights, 5,208 of the optimizer"),  # two moments, and two numbers of steps
+        ("lamb", 7808, "7,808: 2,600 of weights, 5,208 of the optimizer"),
+    ],
+)
+def test_a_disk_without_room_for_weights_and_optimizer_is_told_before_the_run(
+    optimizer: str, num_bytes: int, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    usage, chosen = shutil.disk_usage(tmp_path), (f"run.dir={tmp_path}/new/run", f"optimizer={optimizer}")
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage._replace(free=num_bytes - 1))
-    (line,) = errors(f"run.dir={tmp_path}/new/run")
+    (line,) = errors(*chosen)
     assert line == (
-        f"run folder: {tmp_path} has 2,599 bytes left, and the weights in a checkpoint take 2,600. "
+        f"run folder: {tmp_path} has {num_bytes - 1:,} bytes left, and a checkpoint takes {told}. "
         "Make room, or choose run.dir or run.root elsewhere."
     )
     for total, free in ((usage.total, num_bytes), (0, 0)):  # some network file systems report a total of 0
         monkeypatch.setattr(
             "shutil.disk_usage", lambda path, now=(total, free): usage._replace(total=now[0], free=now[1])
         )
-        assert prepared(f"run.dir={tmp_path}/new/run").derived.num_steps == 64
+        assert prepared(*chosen).derived.num_steps == 64
 
 
 def test_a_model_of_ones_own_is_made_once():
