@@ -23,6 +23,7 @@ from largebatch.observers import (
     CommunicationObserver,
     EvaluationObserver,
     NoiseScaleObserver,
+    SkippedObserver,
     restore,
 )
 from largebatch.observing import Records, observe
@@ -48,7 +49,13 @@ class Job:
     checkpoints: CheckpointObserver
     noise_scale: NoiseScaleObserver | None
     communication: CommunicationObserver | None
+    skipped: SkippedObserver | None
     notes: list[str]
+
+    @property
+    def problems(self) -> list[str]:
+        """What went wrong and did not stop the run, of all but the trackers."""
+        return [*self.checkpoints.problems, *([] if self.skipped is None else self.skipped.problems)]
 
     def summary(self, status: str) -> dict[str, Any]:
         """What is left to say at the end, as in summary.json; `status` as `train` returns it."""
@@ -177,7 +184,7 @@ def _connect(
         loader=watch.loader,
         lr_at=derived.lr_at,
         num_steps=derived.num_steps,
-        fixed_units=units_are_fixed(prepared.loss, prepared.train),
+        fixed_units=config.data.on_bad_sample == "stop" and units_are_fixed(prepared.loss, prepared.train),
         seed=config.seed,
         clip_norm=config.clip_norm,
         ordered=config.batch.reduction == "ordered",
@@ -193,7 +200,7 @@ def _connect(
     if run.guard is not None:
         run.guard.roll_back = partial(watch.checkpoints.roll_back, run)
     every_tracker = [*trackers, *records.trackers]
-    named = watch.evaluation, watch.checkpoints, watch.noise_scale, watch.communication
+    named = watch.evaluation, watch.checkpoints, watch.noise_scale, watch.communication, watch.skipped
     return Job(run, folder, every_tracker, *named, notes=[])
 
 
@@ -217,6 +224,7 @@ def _loader(prepared: Prepared, runtime: Runtime) -> MicroBatchLoader:
         pin_memory=runtime.device.type == "cuda",
         seed=config.seed,
         timeout_s=config.data.timeout_s,
+        skips=config.data.on_bad_sample == "skip",
     )
 
 

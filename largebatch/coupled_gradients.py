@@ -138,6 +138,7 @@ class _Cached:
     inputs: Inputs
     targets: Tensor
     index: int
+    is_stand_in: bool = False
 
 
 class _InnerProduct:

@@ -209,7 +209,7 @@ class GlobalGradient:
                 own = itertools.chain([first], own)
             return own, plan.global_batch_size * self._units_per_sample, 0.0
         kept, waited_s = _kept(own)
-        units = sum(int(self._loss.units_per_sample(part.targets).sum()) for part in kept)
+        units = sum(int(self._loss.units_per_sample(part.targets).sum()) for part in kept if not part.is_stand_in)
         with self._clock.waiting():
             return iter(kept), round(self._runtime.sum([float(units)])[0]), waited_s
 

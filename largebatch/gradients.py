@@ -34,6 +34,10 @@ class MicroBatchSource(Protocol):
     def index(self) -> int:
         """Place in the step's list of micro-batches, over all ranks."""
 
+    @property
+    def is_stand_in(self) -> bool:
+        """Whether no sample of it could be loaded: another one stands in, which lets ranks meet and counts nothing."""
+
 
 class LossPerSample(Protocol):
     """What the accumulation needs of a loss."""
@@ -121,6 +125,8 @@ def accumulate_gradients(
         reduces = number == count - 1 and ordered is None
         with contextlib.nullcontext() if reduces else no_sync(model):
             micro_loss = loss.loss_per_sample(forward(model, inputs), targets).sum()
+            if micro_batch.is_stand_in:
+                micro_loss = 0 * micro_loss
             runtime.backward(micro_loss * weight)
         loss_sum += micro_loss.detach()
         if ordered is not None:

@@ -97,3 +97,25 @@ def recomputation_problems(config: TrainConfig, loss: Any) -> list[str]:
         for name, (is_set, reason) in others.items()
         if is_set
     ]
+
+
+def skip_problems(config: TrainConfig, train: Any, loss: Any) -> list[str]:
+    """Errors of `data.on_bad_sample=skip`: what takes the sizes of micro-batches from the plan would be wrong."""
+    if config.data.on_bad_sample == "stop":
+        return []
+    key, observers = "data.on_bad_sample=skip", config.observers
+    if hasattr(train, "fetch"):
+        return [f"{key}: has no effect on a set that is in memory. Leave it stop."]
+    smaller = "it takes micro-batches to be as large as planned"
+    others = {
+        f"loss._target_={config.loss['_target_']}": (is_coupled(loss), "it compares all samples of a global batch"),
+        "batch_norm=exact": (config.batch_norm == "exact", smaller),
+        "observers.noise_scale": (observers.noise_scale.every is not None, smaller),
+        "observers.variance": (observers.variance.every is not None, smaller),
+        "observers.sharpness": (observers.sharpness.every is not None, "it measures a fixed subset"),
+    }
+    return [
+        f"{key}: does not go with {name}: {reason}. Choose one of them."
+        for name, (is_set, reason) in others.items()
+        if is_set
+    ]

@@ -24,6 +24,8 @@ from largebatch.observers import (
     ProfileObserver,
     RankObserver,
     SharpnessObserver,
+    SkipNotingLoader,
+    SkippedObserver,
     StragglerObserver,
     VarianceObserver,
     WatchedLoader,
@@ -67,6 +69,7 @@ class Observation:
     checkpoints: CheckpointObserver
     noise_scale: NoiseScaleObserver | None
     communication: CommunicationObserver | None
+    skipped: SkippedObserver | None
 
 
 def observe(
@@ -99,10 +102,15 @@ def observe(
         loader = watched = WatchedLoader(loader)
         parameters_every = config.observers.ledger.parameters_every
         observers.append(LedgerObserver(records.open(folder.ledger), watched, parameters_every=parameters_every))
+    skipped = None
+    if config.data.on_bad_sample == "skip":
+        loader = noting = SkipNotingLoader(loader)
+        skipped = SkippedObserver(journal, records.open(folder.skipped), noting)
+        observers.append(skipped)
     observers.append(checkpoints)  # last: a checkpoint has the rows of its own step on disk
     if config.observers.profile.steps:
         observers.insert(0, _profiler(prepared, folder))
-    return Observation(observers, loader, evaluation, checkpoints, *live)
+    return Observation(observers, loader, evaluation, checkpoints, *live, skipped)
 
 
 def _ranks(prepared: Prepared, journal: Journal) -> list[Observer]:
@@ -156,6 +164,7 @@ def _evaluation(prepared: Prepared, journal: Journal) -> EvaluationObserver:
         seed=config.seed,
         num_workers=config.data.num_workers,
         timeout_s=config.data.timeout_s,
+        skips=config.data.on_bad_sample == "skip",
     )
 
 

@@ -24,7 +24,13 @@ from largebatch.launcher import launcher_problems
 from largebatch.losses import Loss
 from largebatch.model_size import require_memory_for_weights
 from largebatch.models.checkpointing import checkpoint_activations
-from largebatch.observer_checks import guard_problems, recomputation_problems, sharpness_problems, variance_problems
+from largebatch.observer_checks import (
+    guard_problems,
+    recomputation_problems,
+    sharpness_problems,
+    skip_problems,
+    variance_problems,
+)
 from largebatch.optim import parameter_groups, parameters_by_name
 from largebatch.preconditions import checkpoint_problems, folder_problems, machine_problems
 from largebatch.report import Report
@@ -80,16 +86,16 @@ def prepare(composed: DictConfig, environ: Mapping[str, str]) -> Prepared:
         report.errors += coupled_problems(config, ramp, train_plain, validation)
     report.errors += [] if train_plain is None else sharpness_problems(config, train_plain, loss)
     report.errors += variance_problems(config, ramp, loss) + recomputation_problems(config, loss)
-    report.errors += guard_problems(config)
+    report.errors += guard_problems(config) + skip_problems(config, train, loss)
     if model is not None and optimizer is not None:
         report.errors += checkpoint_problems(config, model, optimizer)
     content = None
     if model is not None and loss is not None:
         trials: dict[str, Callable[[], Any]] = {
             "model and data": partial(try_training, config, train, augment, model, loss),
-            "model and data.train_plain": partial(try_evaluation, train_plain, model, loss),
-            "model and data.validation": partial(try_evaluation, validation, model, loss),
-            "data.train": partial(sampled_content, train, seed=config.seed),
+            "model and data.train_plain": partial(try_evaluation, config, train_plain, model, loss),
+            "model and data.validation": partial(try_evaluation, config, validation, model, loss),
+            "data.train": partial(sampled_content, config, train),
         }
         content = report.attempt_in_turn(trials)
     report.raise_if_any()

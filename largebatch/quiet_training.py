@@ -76,7 +76,7 @@ def train_quietly(
         if job.run.runtime.is_main:
             for tracker in job.trackers:
                 tracker.finish(summary, [])
-            problems = [*job.checkpoints.problems, *(line for one in job.trackers for line in one.problems)]
+            problems = [*job.problems, *(line for one in job.trackers for line in one.problems)]
             job.folder.write_summary(summary | {"problems": problems})
         job.run.runtime.barrier()  # rank 0 has written before another reads
         rows = read_metrics(job.folder.metrics)

@@ -141,9 +141,10 @@ class _Copied:
     inputs: Inputs
     targets: Tensor
     index: int
+    is_stand_in: bool
 
 
 def _copied(part: MicroBatchSource) -> _Copied:
     inputs = part.inputs
     copies = {name: one.clone() for name, one in inputs.items()} if isinstance(inputs, dict) else inputs.clone()
-    return _Copied(copies, part.targets.clone(), part.index)
+    return _Copied(copies, part.targets.clone(), part.index, part.is_stand_in)

@@ -42,6 +42,11 @@ class RunFolder:
         return self.path / "layers.jsonl"
 
     @property
+    def skipped(self) -> Path:
+        """One JSON object per sample that could not be loaded."""
+        return self.path / "skipped.jsonl"
+
+    @property
     def checkpoints(self) -> Path:
         """`step_XXXXXXXX` folders."""
         return self.path / "checkpoints"

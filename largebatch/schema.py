@@ -105,6 +105,7 @@ class DataConfig(Section):
     label_noise: Annotated[float, Field(ge=0, le=1)]
     num_workers: Annotated[int, Field(ge=0)]
     timeout_s: Annotated[float, Field(ge=0)]
+    on_bad_sample: Literal["stop", "skip"]
     train_plain: Target | None = None
     path: str | None = None
     num_classes: PositiveInt | None = None

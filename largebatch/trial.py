@@ -23,6 +23,7 @@ from largebatch.order import SampleOrder
 from largebatch.schema import TrainConfig
 
 _PROBED_SAMPLES = 16
+_TRIED_TO_SKIP = 8
 
 
 def try_training(config: TrainConfig, dataset: Any, augment: Augmentation | None, model: nn.Module, loss: Loss) -> None:
@@ -32,16 +33,17 @@ def try_training(config: TrainConfig, dataset: Any, augment: Augmentation | None
         ValueError: if shapes or labels do not fit, or a parameter gets no gradient.
     """
     # One worker shows whether items load. A set in memory refuses workers: it should name their real number.
-    num_workers = config.data.num_workers
+    num_workers, skips = config.data.num_workers, config.data.on_bad_sample == "skip"
     loader = MicroBatchLoader(
         dataset,
         SampleOrder(len(dataset), config.seed),
-        BatchPlan.solve(global_batch_size=_num_tried(dataset, loss), world_size=1),
+        BatchPlan.solve(global_batch_size=_num_tried(dataset, loss, skips=skips), world_size=1),
         0,
         augment=augment,
         num_workers=num_workers if hasattr(dataset, "fetch") else min(num_workers, 1),
         seed=config.seed,
         timeout_s=config.data.timeout_s,
+        skips=skips,
     )
     batch = next(loader.micro_batches(0, 1))
     model.eval()  # batch norm needs no second sample, and its statistics stay as they are
@@ -57,21 +59,22 @@ def try_training(config: TrainConfig, dataset: Any, augment: Augmentation | None
         )
 
 
-def try_evaluation(dataset: Any, model: nn.Module, loss: Loss) -> None:
-    """Forward of one sample of a set that is only evaluated.
+def try_evaluation(config: TrainConfig, dataset: Any, model: nn.Module, loss: Loss) -> None:
+    """Forward of a sample of a set that is only evaluated.
 
     Raises:
         ValueError: if shapes or labels do not fit.
     """
-    first = SampleOrder(len(dataset)).ids(0, _num_tried(dataset, loss))
-    batch = next(evaluation_batches(dataset, first, micro_batch_size=len(first)))
+    skips = config.data.on_bad_sample == "skip"
+    first = SampleOrder(len(dataset)).ids(0, _num_tried(dataset, loss, skips=skips))
+    batch = next(evaluation_batches(dataset, first, micro_batch_size=len(first), skips=skips))
     model.eval()
     with torch.no_grad(), _explained(batch):
         _loss_of(batch, dataset, model, loss)
     model.train()
 
 
-def sampled_content(dataset: Any, *, seed: int) -> str:
+def sampled_content(config: TrainConfig, dataset: Any) -> str:
     """SHA-256, shortened, of samples spread over a set, each drawn under its own random numbers as in training.
 
     They stand for all, so that it costs nothing; the last one is among them. Other samples may change unseen.
@@ -80,15 +83,16 @@ def sampled_content(dataset: Any, *, seed: int) -> str:
         DataError: if one of them cannot be loaded; names it.
     """
     ids = np.unique(np.linspace(0, len(dataset) - 1, _PROBED_SAMPLES).astype(np.int64))
-    (batch,) = evaluation_batches(dataset, ids, len(ids), seed=seed)
+    skips = config.data.on_bad_sample == "skip"
+    (batch,) = evaluation_batches(dataset, ids, len(ids), seed=config.seed, skips=skips)
     inputs = batch.inputs if isinstance(batch.inputs, dict) else {"input": batch.inputs}
     named = [*((f"inputs.{name}", part) for name, part in inputs.items()), ("targets", batch.targets)]
     return tensors_sha256(named)[:16]
 
 
-def _num_tried(dataset: Any, loss: Loss) -> int:
-    """One sample alone has nothing to be compared with."""
-    return min(2, len(dataset)) if is_coupled(loss) else 1
+def _num_tried(dataset: Any, loss: Loss, *, skips: bool) -> int:
+    """One sample alone has nothing to be compared with, and may be one of those to skip."""
+    return min(_TRIED_TO_SKIP if skips else 2 if is_coupled(loss) else 1, len(dataset))
 
 
 def _loss_of(batch: MicroBatchData, dataset: Any, model: nn.Module, loss: Loss) -> Tensor:

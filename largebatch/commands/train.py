@@ -86,7 +86,7 @@ def _conclude(job: Job, status: str, *, draws: bool) -> None:
 
     rows = read_metrics(job.folder.metrics)
     summary = job.summary(status)
-    problems = list(job.checkpoints.problems)
+    problems = job.problems
     plots = _plot(job.folder, rows, problems) if draws else []
     for tracker in job.trackers:
         if isinstance(tracker, WandbTracker):

@@ -6,11 +6,11 @@ from largebatch.data.array import ArrayDataset
 from largebatch.data.augmentation import Augmentation
 from largebatch.data.digits import digits
 from largebatch.data.errors import DataError
-from largebatch.data.fetching import MicroBatchData
 from largebatch.data.folder import image_folder
 from largebatch.data.images import hub_images, parquet_images
 from largebatch.data.label_noise import NoisyLabels
 from largebatch.data.loader import MicroBatchLoader, evaluation_batches
+from largebatch.data.micro_batch import MicroBatchData
 from largebatch.data.solvable import linear_regression, noisy_quadratic
 from largebatch.data.subset import FirstSamples
 from largebatch.data.synthetic import masked_tokens, paired_views, random_classification

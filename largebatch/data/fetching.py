@@ -7,55 +7,19 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from largebatch.data.array import Int64Array
 from largebatch.data.errors import DataError
-from largebatch.data.items import Augment, Inputs, KeyedItems, SampleRequest, WorkerFailure, augment_inputs
+from largebatch.data.items import Augment, Inputs, KeyedItems, Loaded, SampleRequest, WorkerFailure, augment_inputs
+from largebatch.data.micro_batch import MicroBatchData, Request
 
 _PREFETCH_PER_WORKER = 2
 _GROUP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-
-
-@dataclass(frozen=True)
-class Request:
-    """A micro-batch to load; see `MicroBatchData` for the fields."""
-
-    ids: Int64Array
-    epochs: Int64Array
-    index: int
-    samples_seen: int
-
-    def filled(self, inputs: Inputs, targets: Tensor) -> MicroBatchData:
-        """The request answered."""
-        return MicroBatchData(inputs, targets, self.ids, self.epochs, self.index, self.samples_seen)
-
-
-@dataclass(frozen=True)
-class MicroBatchData:
-    """One micro-batch.
-
-    Attributes:
-        inputs: Tensor [n, ...], or a dict of such.
-        targets: Tensor [n, ...].
-        ids: sample ids, int64 [n].
-        epochs: epoch of each sample, int64 [n]; a batch may span two.
-        index: number of the micro-batch within its global batch.
-        samples_seen: position at which the global batch starts: samples that all steps before it consumed.
-    """
-
-    inputs: Inputs
-    targets: Tensor
-    ids: Int64Array
-    epochs: Int64Array
-    index: int
-    samples_seen: int
 
 
 class BatchSource:
@@ -63,7 +27,7 @@ class BatchSource:
 
     Args:
         dataset: in memory (has `fetch`), or map-style.
-        augment, num_workers, pin_memory, seed, timeout_s: see `MicroBatchLoader`.
+        augment, num_workers, pin_memory, seed, timeout_s, skips: see `MicroBatchLoader`.
         stream: name of the random stream that items are drawn under.
 
     Raises:
@@ -80,6 +44,7 @@ class BatchSource:
         seed: int,
         stream: str,
         timeout_s: float,
+        skips: bool = False,
     ) -> None:
         in_memory = hasattr(dataset, "fetch")
         _check_settings(dataset, in_memory=in_memory, num_workers=num_workers, timeout_s=timeout_s)
@@ -89,7 +54,7 @@ class BatchSource:
         self._augment = augment
         self._pin_memory = pin_memory
         self._timeout_s = timeout_s
-        self._items = None if in_memory else KeyedItems(dataset, seed=seed, stream=stream, augment=augment)
+        self._items = None if in_memory else KeyedItems(dataset, seed=seed, stream=stream, augment=augment, skips=skips)
         self._sampler = _RequestSampler()
         self._loader = self._start_loader(num_workers) if num_workers else None
         self._num_calls = 0
@@ -114,19 +79,20 @@ class BatchSource:
 
     def _in_this_process(self, requests: Iterator[Request]) -> Iterator[MicroBatchData]:
         for request in requests:
-            inputs, targets = self._fetch(request) if self._items is None else self._items.load(_pairs(request))
+            loaded = self._fetch(request) if self._items is None else self._items.load(_pairs(request))
+            inputs, targets, skipped = loaded
             if self._pin_memory:
                 inputs, targets = _pinned(inputs), targets.pin_memory()
-            yield request.filled(inputs, targets)
+            yield request.filled(inputs, targets, skipped)
 
-    def _fetch(self, request: Request) -> tuple[Inputs, Tensor]:
+    def _fetch(self, request: Request) -> Loaded:
         try:
             inputs, targets = self._dataset.fetch(request.ids)
         except Exception as error:
             raise DataError(f"{_name(request.ids)} cannot be loaded: {type(error).__name__}: {error}") from error
         if self._augment is not None:
             inputs = augment_inputs(self._augment, inputs, request.ids, request.epochs)
-        return inputs, targets
+        return inputs, targets, []
 
     def _through_workers(self, requests: Iterator[Request]) -> Iterator[MicroBatchData]:
         self._sampler.requests = requests

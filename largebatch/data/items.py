@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,10 @@ Inputs = Tensor | dict[str, Tensor]
 Augment = Callable[[Tensor, Int64Array, Int64Array], Tensor]
 # One sample to load: (epoch, sample id).
 SampleRequest = tuple[int, int]
+# A sample that could not be loaded: (place among those that were asked for, why).
+Skipped = tuple[int, str]
+_MOST_BROKEN = 1000  # in a row
+Loaded = tuple[Inputs, Tensor, list[Skipped]]
 
 _TARGET_KEYS = ("labels", "label", "targets", "target")
 
@@ -45,35 +50,62 @@ class KeyedItems(Dataset[Any]):
         seed: seed of the run.
         stream: name of the random stream.
         augment: applied to the collated images.
+        skips: leave out samples that cannot be loaded.
     """
 
-    def __init__(self, dataset: Any, *, seed: int, stream: str, augment: Augment | None) -> None:
+    def __init__(self, dataset: Any, *, seed: int, stream: str, augment: Augment | None, skips: bool = False) -> None:
         self._dataset = dataset
         self._seed = seed
         self._stream = stream
         self._augment = augment
+        self._skips = skips
 
-    def load(self, requests: Sequence[SampleRequest]) -> tuple[Inputs, Tensor]:
-        """Inputs and targets of `requests`, in their order. Raises DataError that names the sample at fault."""
-        samples = []
+    def load(self, requests: Sequence[SampleRequest]) -> Loaded:
+        """Inputs and targets of `requests`, in their order, and what was skipped.
+
+        If all was, they are those of one sample that can be loaded: a model needs something to compute.
+
+        Raises DataError that names the sample at fault.
+        """
+        samples, kept, skipped = [], [], []
         with preserved_generators():
-            for epoch, sample_id in requests:
-                seed_generators(stream_key(self._seed, self._stream, epoch, sample_id))
+            for place, request in enumerate(requests):
                 try:
-                    samples.append(self._dataset[sample_id])
-                except Exception as error:
-                    raise DataError(
-                        f"Sample {sample_id} cannot be loaded: {type(error).__name__}: {error}. "
-                        f"Repair or remove it; `dataset[{sample_id}]` repeats the error."
-                    ) from error
-        ids = [sample_id for _, sample_id in requests]
-        inputs, targets = split_targets(_collate(samples, ids), ids)
+                    samples.append(self._sample(request))
+                    kept.append(request)
+                except DataError as error:  # noqa: PERF203
+                    if not self._skips:
+                        repeat = f"Repair or remove it; `dataset[{request[1]}]` repeats the error."
+                        raise DataError(f"{error} {repeat}") from error.__cause__
+                    skipped.append((place, str(error)))
+            if not kept:
+                kept.append(self._stand_in(requests[0]))
+                samples.append(self._sample(kept[0]))
+        epochs, ids = (np.array(column, dtype=np.int64) for column in zip(*kept, strict=True))
+        inputs, targets = split_targets(_collate(samples, ids.tolist()), ids.tolist())
         if self._augment is not None:
-            epochs = np.array([epoch for epoch, _ in requests], dtype=np.int64)
-            inputs = augment_inputs(self._augment, inputs, np.array(ids, dtype=np.int64), epochs)
-        return inputs, targets
+            inputs = augment_inputs(self._augment, inputs, ids, epochs)
+        return inputs, targets, skipped
 
-    def __getitems__(self, requests: Sequence[SampleRequest]) -> tuple[Inputs, Tensor] | WorkerFailure:
+    def _sample(self, request: SampleRequest) -> Any:
+        epoch, sample_id = request
+        seed_generators(stream_key(self._seed, self._stream, epoch, sample_id))
+        try:
+            return self._dataset[sample_id]
+        except Exception as error:
+            raise DataError(f"Sample {sample_id} cannot be loaded: {type(error).__name__}: {error}.") from error
+
+    def _stand_in(self, request: SampleRequest) -> SampleRequest:
+        """The next sample after a broken one that can be loaded."""
+        epoch, broken = request
+        for distance in range(1, min(len(self._dataset), _MOST_BROKEN)):
+            candidate = epoch, (broken + distance) % len(self._dataset)
+            with contextlib.suppress(DataError):
+                self._sample(candidate)
+                return candidate
+        raise DataError(f"Sample {broken} cannot be loaded, nor can the {distance} behind it: is the disk still there?")
+
+    def __getitems__(self, requests: Sequence[SampleRequest]) -> Loaded | WorkerFailure:
         """What a DataLoader calls in a worker: `load`, with an error as a value."""
         try:
             return self.load(requests)

@@ -10,8 +10,9 @@ import numpy as np
 
 from largebatch.batch import BatchPlan, MicroBatch
 from largebatch.data.array import Int64Array
-from largebatch.data.fetching import BatchSource, MicroBatchData, Request
+from largebatch.data.fetching import BatchSource
 from largebatch.data.items import Augment
+from largebatch.data.micro_batch import MicroBatchData, Request
 from largebatch.order import SampleOrder
 from largebatch.ramp import BatchRamp
 
@@ -36,6 +37,7 @@ class MicroBatchLoader:
         pin_memory: put batches into page-locked memory, for faster copies to a GPU.
         seed: key of the random numbers that items of a map-style set are drawn with.
         timeout_s: seconds to wait for a worker before it counts as hanging; 0: forever.
+        skips: leave out samples that cannot be loaded, see `MicroBatchData.skipped`.
 
     Raises:
         ValueError: if the lengths differ, the rank is outside the plan, or a setting would have no effect.
@@ -53,6 +55,7 @@ class MicroBatchLoader:
         pin_memory: bool = False,
         seed: int = 0,
         timeout_s: float = 0,
+        skips: bool = False,
     ) -> None:
         self._ramp = BatchRamp.of(plan)
         self._rank = rank
@@ -67,6 +70,7 @@ class MicroBatchLoader:
             seed=seed,
             stream="item",
             timeout_s=timeout_s,
+            skips=skips,
         )
         if order.num_samples != len(dataset):
             raise ValueError(
@@ -127,6 +131,7 @@ def evaluation_batches(
     pin_memory: bool = False,
     seed: int = 0,
     timeout_s: float = 0,
+    skips: bool = False,
 ) -> Iterator[MicroBatchData]:
     """The samples `ids` in their order, without augmentation, in micro-batches of `micro_batch_size` or, last, fewer.
 
@@ -152,6 +157,7 @@ def evaluation_batches(
         seed=seed,
         stream="evaluation item",
         timeout_s=timeout_s,
+        skips=skips,
     )
     return source.load(
         Request(ids=part, epochs=np.zeros(len(part), dtype=np.int64), index=index, samples_seen=0)

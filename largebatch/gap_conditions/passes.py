@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from largebatch.batch import BatchPlan
-from largebatch.data.fetching import BatchSource, Request
+from largebatch.data.fetching import BatchSource
+from largebatch.data.micro_batch import Request
 from largebatch.gradients import forward, micro_batch_key
 from largebatch.keyed import stream_key
 from largebatch.order import SampleOrder

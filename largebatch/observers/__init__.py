@@ -16,6 +16,7 @@ from largebatch.observers.profile import ProfileObserver
 from largebatch.observers.ranks import RankObserver
 from largebatch.observers.restoring import restore
 from largebatch.observers.sharpness import SharpnessObserver
+from largebatch.observers.skipped import SkipNotingLoader, SkippedObserver
 from largebatch.observers.stragglers import StragglerObserver
 from largebatch.observers.variance import VarianceObserver
 
@@ -33,6 +34,8 @@ __all__ = [
     "ProfileObserver",
     "RankObserver",
     "SharpnessObserver",
+    "SkipNotingLoader",
+    "SkippedObserver",
     "StragglerObserver",
     "VarianceObserver",
     "WatchedLoader",

@@ -47,6 +47,7 @@ class EvaluationObserver:
         micro_batch_size: samples per forward pass.
         num_workers: processes that load data, for sets that are not in memory.
         timeout_s: seconds to wait for such a process; 0: forever.
+        skips: whether samples that cannot be loaded are left out; the others are then the set.
         best: the best value so far of each metric that has a direction.
         last: the latest row.
         last_step: the step of it; -1: there is none.
@@ -62,6 +63,7 @@ class EvaluationObserver:
     seed: int = 0
     num_workers: int = 0
     timeout_s: float = 0
+    skips: bool = False
     best: dict[str, float] = field(default_factory=dict)
     last: Row = field(default_factory=dict)
     last_step: int = -1
@@ -134,6 +136,7 @@ class EvaluationObserver:
             sizes,
             num_workers=num_workers,
             timeout_s=self.timeout_s if num_workers else 0,
+            skips=self.skips,
         )
         module = run.module
         sums, broke_off = EvalSums(), False
@@ -142,6 +145,8 @@ class EvaluationObserver:
             for batch in batches:
                 if broke_off := run.stop_requested():
                     break
+                if batch.is_stand_in:
+                    continue
                 outputs = forward(module, runtime.place(batch.inputs))
                 targets = runtime.place_tensor(batch.targets)
                 sums += self._sums_of_batch(outputs, targets)

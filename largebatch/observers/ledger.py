@@ -29,7 +29,9 @@ class WatchedLoader:
         """As the loader does."""
         self._delivered = []
         for micro_batch in self._loader.micro_batches(samples_seen, num_steps):
-            self._delivered.append((micro_batch.index, micro_batch.ids))
+            ids = micro_batch.asked.copy()
+            ids[[place for place, _ in micro_batch.skipped]] = -1
+            self._delivered.append((micro_batch.index, ids))
             yield micro_batch
 
     def replan(self, plan: BatchRamp) -> None:
@@ -37,7 +39,7 @@ class WatchedLoader:
         self._loader.replan(plan)
 
     def take_delivered(self) -> list[tuple[int, Any]]:
-        """(index, sample ids) of the micro-batches that were handed out since the last call."""
+        """(index, sample ids; -1: skipped) of the micro-batches that were handed out since the last call."""
         delivered, self._delivered = self._delivered, []
         return delivered
 

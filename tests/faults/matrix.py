@@ -13,6 +13,7 @@ KILL, RANKS, TORCHRUN, LOADING, NETWORK = (
 TRAIN, LAUNCHERS = "tests/end_to_end/test_train.py", "tests/end_to_end/test_launchers.py"
 CHECKPOINT, OBSERVER = "tests/unit/test_checkpoint.py", "tests/unit/test_checkpoint_observer.py"
 SAME_RUN, CONTRACT = "tests/multiprocess/test_same_run.py", "tests/multiprocess/test_contract.py"
+SKIPPED = "tests/multiprocess/test_skipped_samples.py"
 SHORTAGE = "tests/multiprocess/test_memory_shortage.py"
 STRAGGLERS, RECOMPUTATION = (f"tests/multiprocess/test_{name}.py" for name in ("stragglers", "recomputation"))
 GUARD, GUARD_OF_RANKS = "tests/unit/test_guard.py", "tests/multiprocess/test_guard.py"
@@ -352,10 +353,12 @@ MATRIX = (
     _row(
         46,
         "bad sample",
-        "named",
+        "named; or skipped and counted, alike on any ranks",
         (WORKERS, "a_bad_sample_is_named_after_the_good_ones_before_it"),
         ("tests/unit/test_data_images.py", "a_bad_row_is_named_with_its_file"),
-        not_met="no policy that skips and counts",
+        (SKIPPED, "a_step_is_that_of_the_sound_samples_alone"),
+        (SKIPPED, "every_skipped_sample_is_told_with_its_reason_and_counted"),
+        (SKIPPED, "any_number_of_ranks_and_any_micro_batch_skip_alike"),
     ),
     _row(
         47,

@@ -236,7 +236,7 @@ def start_with_fault(folder: str, faulty: int, overrides: tuple[str, ...], fault
     change = fault if is_faulty else ""
     if fault in ("length", "content"):
         object.__setattr__(prepared, "train", OtherImages(prepared.train, change))
-        object.__setattr__(prepared, "content", sampled_content(prepared.train, seed=prepared.config.seed))
+        object.__setattr__(prepared, "content", sampled_content(prepared.config, prepared.train))
     if change == "weights":
         next(iter(prepared.model.parameters())).data.view(-1)[0] += 1e-3
     with other_code() if change == "code" else contextlib.nullcontext():

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
+from torch import Tensor
+from torch.utils.data import Dataset
 
 from largebatch.commands.composition import compose_config
 from largebatch.data import ArrayDataset, random_classification
 from largebatch.order import SampleOrder
+from tests.unit.composing import compose_run
 
 
 def with_faulty_samples(factors: dict[int, float], **options: Any) -> ArrayDataset:
@@ -54,3 +59,31 @@ def samples_of_step(step: int) -> list[int]:
 def at_steps(factors: dict[int, float]) -> dict[int, float]:
     """A faulty sample in each of some steps."""
     return {samples_of_step(step)[3]: factor for step, factor in factors.items()}
+
+
+class BrokenFiles(Dataset[tuple[Tensor, int]]):
+    """Classes of points, some of which cannot be read."""
+
+    def __init__(self, count: int, broken: Sequence[int]) -> None:
+        self._count = count
+        self._broken = frozenset(broken)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        if index in self._broken:
+            raise OSError(f"point {index} is truncated")
+        generator = torch.Generator().manual_seed(index)
+        return torch.randn(8, generator=generator) + index % 4, index % 4
+
+
+def broken_files(*overrides: str, count: int, broken: Sequence[int]) -> DictConfig:
+    """A train config on `BrokenFiles`, of which the training set has all broken ones, in float64."""
+    config = compose_run("data=synthetic", "model=linear", "precision=fp64", "logger=none", *overrides)
+    with open_dict(config):
+        config.data.num_classes, config.data.num_features = 4, 8
+        for name, samples in (("train", list(broken)), ("validation", [])):
+            node = {"_target_": "tests.unit.faulty_data.BrokenFiles", "count": count, "broken": samples}
+            config.data[name] = OmegaConf.create(node)
+    return config

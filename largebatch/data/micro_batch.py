@@ -1,0 +1,58 @@
+"""A micro-batch: as it is asked for, and as it comes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from largebatch.data.array import Int64Array
+from largebatch.data.items import Inputs, Skipped
+
+
+@dataclass(frozen=True)
+class Request:
+    """A micro-batch to load; see `MicroBatchData` for the fields."""
+
+    ids: Int64Array
+    epochs: Int64Array
+    index: int
+    samples_seen: int
+
+    def filled(self, inputs: Inputs, targets: Tensor, skipped: Sequence[Skipped] = ()) -> MicroBatchData:
+        """The request answered, without the samples that were skipped."""
+        places = [place for place, _ in skipped]
+        ids, epochs = np.delete(self.ids, places), np.delete(self.epochs, places)
+        return MicroBatchData(inputs, targets, ids, epochs, self.index, self.samples_seen, self.ids, tuple(skipped))
+
+
+@dataclass(frozen=True)
+class MicroBatchData:
+    """One micro-batch.
+
+    Attributes:
+        inputs: Tensor [n, ...], or a dict of such.
+        targets: Tensor [n, ...].
+        ids: sample ids, int64 [n].
+        epochs: epoch of each sample, int64 [n]; a batch may span two.
+        index: number of the micro-batch within its global batch.
+        samples_seen: position at which the global batch starts: samples that all steps before it consumed.
+        asked: the ids that were asked for, int64 [n + skipped].
+        skipped: (place among these, reason) of each sample that could not be loaded, where such are skipped.
+    """
+
+    inputs: Inputs
+    targets: Tensor
+    ids: Int64Array
+    epochs: Int64Array
+    index: int
+    samples_seen: int
+    asked: Int64Array
+    skipped: tuple[Skipped, ...]
+
+    @property
+    def is_stand_in(self) -> bool:
+        """Whether nothing that was asked for could be loaded: inputs and targets are those of another sample."""
+        return len(self.ids) == 0

@@ -1,0 +1,80 @@
+"""Samples that could not be loaded and were skipped: which, why, and how many."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from largebatch.batch_stream import Loader
+from largebatch.loop import Run, StepReport
+from largebatch.observers.metrics import Journal
+from largebatch.ramp import BatchRamp
+from largebatch.rank_values import texts_of_ranks
+from largebatch.trackers import Problems, Tracker
+
+
+class SkipNotingLoader:
+    """Passes micro-batches on and remembers which samples were skipped until `take_skipped` is called."""
+
+    def __init__(self, loader: Loader) -> None:
+        self._loader = loader
+        self._skipped: list[tuple[int, str]] = []
+
+    def micro_batches(self, samples_seen: int, num_steps: int) -> Iterator[Any]:
+        """As the loader does."""
+        for micro_batch in self._loader.micro_batches(samples_seen, num_steps):
+            self._skipped += [(int(micro_batch.asked[place]), reason) for place, reason in micro_batch.skipped]
+            yield micro_batch
+
+    def replan(self, plan: BatchRamp) -> None:
+        """As the loader does."""
+        self._loader.replan(plan)
+
+    def take_skipped(self) -> list[tuple[int, str]]:
+        """(sample id, reason) of what was skipped since the last call."""
+        skipped, self._skipped = self._skipped, []
+        return skipped
+
+
+class SkippedObserver:
+    """Tells, in steps that are logged, of the samples that all ranks have skipped: a row each in skipped.jsonl.
+
+    `data/skipped` is their number since the last row of metrics. Two small collectives per such step.
+
+    Args:
+        journal: for the numbers.
+        tracker: for the samples, on rank 0; None on other ranks.
+        loader: the run's loader, watched.
+    """
+
+    def __init__(self, journal: Journal, tracker: Tracker | None, loader: SkipNotingLoader) -> None:
+        self._journal = journal
+        self._tracker = tracker
+        self._loader = loader
+        self._problems = Problems("data")
+
+    @property
+    def problems(self) -> list[str]:
+        """What was skipped, for the summary."""
+        return self._problems.lines()
+
+    def on_start(self, run: Run) -> None:
+        """Nothing has been loaded yet."""
+
+    def after_step(self, run: Run, report: StepReport) -> None:
+        """Gather what the ranks have skipped, if this step is logged."""
+        if not run.is_logged(run.counted_step):
+            return
+        texts = texts_of_ranks(run.runtime, json.dumps(self._loader.take_skipped()))
+        skipped = [(rank, *one) for rank, text in enumerate(texts) for one in json.loads(text)]
+        if not skipped:
+            return
+        self._journal.log(run.progress, {"data/skipped": len(skipped)})
+        for rank, sample, reason in skipped:
+            if self._tracker is not None:
+                self._tracker.log({"step": report.step, "sample": sample, "rank": rank, "reason": reason})
+                self._problems.count("a sample was skipped, all are in skipped.jsonl", reason)
+
+    def on_end(self, run: Run, status: str) -> None:
+        """The last step was logged."""
