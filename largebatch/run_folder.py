@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import platform
@@ -92,6 +93,7 @@ def environment() -> dict[str, Any]:
     }
 
 
+@functools.cache  # of a study, every run asks
 def _version(name: str) -> str | None:
     try:
         return version(name)
