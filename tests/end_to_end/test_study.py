@@ -17,7 +17,7 @@ from largebatch.__main__ import main
 from tests.faults.processes import marked_processes
 
 TINY = [
-    "experiment=study/quadratic", "study.batch_sizes=[64,128]", "study.trials=3", "study.seeds=1",
+    "experiment=study/quadratic", "study.batch_sizes=[64,128]", "study.trials=2", "study.seeds=1",
     "data.train.num_samples=1024", "length=8192samples", "study.target.value=2.0",
 ]  # fmt: skip
 DEADLINE_S = 300
@@ -78,11 +78,11 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_killed_study_leaves_no_process_behind_and_loses_its_running_trials_only(reference: Path, tmp_path: Path):
     killed = Started(tmp_path / "study")
-    killed.wait_for_rows(3)
+    killed.wait_for_rows(2)
     killed.process.kill()
     assert killed.survivors_after(10) == set()
     finished = rows_of(killed.folder)
-    assert 3 <= len(finished) < len(rows_of(reference)), "killed too late to show anything"
+    assert 2 <= len(finished) < len(rows_of(reference)), "killed too late to show anything"
     assert main(["study", *TINY, f"run.dir={killed.folder}"]) == 0
     assert [row for row in rows_of(killed.folder) if row in finished] == finished
     assert points_of(killed.folder) == points_of(reference)
@@ -90,7 +90,7 @@ def test_a_killed_study_leaves_no_process_behind_and_loses_its_running_trials_on
 
 def test_ctrl_c_ends_a_study_between_steps_and_says_how_it_goes_on(reference: Path, tmp_path: Path):
     started = Started(tmp_path / "study")
-    started.wait_for_rows(2)
+    started.wait_for_rows(1)
     os.killpg(started.process.pid, signal.SIGINT)  # as a terminal does: to the workers, too
     output = started.output()
     assert started.process.returncode == 130, output
