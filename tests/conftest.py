@@ -16,6 +16,7 @@ from tests.faults.table import FaultTable
 from tests.launcher import LAUNCHER
 from tests.multiprocess.pool import RankPool, RankProcesses
 
+FORKING = ("tests/faults/", "tests/end_to_end/test_leaving.py")
 # Scripts for processes of their own: looking for doctests in them would import JAX into this one, and train.
 collect_ignore = ["reference/optax_trajectories.py", "faults/warm.py"]
 
@@ -67,7 +68,7 @@ def _compose_once() -> Iterator[None]:
 class OnePool(LoadFileScheduling):
     """Shares the test files out to the workers of `-n`, those that need the one pool of ranks to one of them.
 
-    Likewise those of tests/faults that fork: there is one prepared interpreter.
+    Likewise those that fork: there is one prepared interpreter.
 
     Not by `xdist_group` marks: xdist 3.8 loses them under pytest 9.2.
     """
@@ -75,7 +76,7 @@ class OnePool(LoadFileScheduling):
     def _split_scope(self, nodeid: str) -> str:
         if nodeid.startswith("tests/multiprocess/"):
             return "ranks"
-        if nodeid.startswith("tests/faults/") and not nodeid.startswith("tests/faults/test_torchrun"):
+        if nodeid.startswith(FORKING) and not nodeid.startswith("tests/faults/test_torchrun"):
             return "forks"
         return super()._split_scope(nodeid)
 
