@@ -11,8 +11,8 @@ import pytest
 from largebatch.__main__ import main
 
 SMALL = [
-    "model=mlp", "model.hidden=[8]", "measure.samples=64", "measure.sharpness.m=16", "measure.sharpness.trace_samples=4",
-    "measure.sharpness.line_points=3", "measure.sharpness.plane_points=3",
+    "model=mlp", "model.hidden=[8]", "measure.samples=64", "measure.sharpness.m=16",
+    "measure.sharpness.trace_samples=4", "measure.sharpness.line_points=3", "measure.sharpness.plane_points=3",
 ]  # fmt: skip
 
 
