@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait as wait_for_handles
 from multiprocessing.context import BaseContext
 from typing import Any
@@ -97,6 +97,7 @@ def _context() -> BaseContext:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["largebatch.study.preloaded"])
+    resource_tracker.ensure_running()  # before: it lets signals through when it has started
     former = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # inherited
     try:
         forkserver.ensure_running()
