@@ -1,5 +1,7 @@
 """Imported once, by the process whose forks are the workers of a study; see workers.py."""
 
+from __future__ import annotations
+
 import atexit
 import gc
 import os
