@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import platform
@@ -97,6 +98,7 @@ def environment() -> dict[str, Any]:
     }
 
 
+@functools.cache  # of a study, every run asks
 def _version(name: str) -> str | None:
     try:
         return version(name)

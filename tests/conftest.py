@@ -1,16 +1,22 @@
 from __future__ import annotations
 
+import copy
+import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra._internal.hydra import Hydra
+from hydra.plugins.config_source import ConfigResult
 from xdist.scheduler import LoadFileScheduling
 
 from tests.faults.table import FaultTable
 from tests.launcher import LAUNCHER
 from tests.multiprocess.pool import RankPool, RankProcesses
 
+FORKING = ("tests/faults/", "tests/end_to_end/test_leaving.py")
 # Scripts for processes of their own: looking for doctests in them would import JAX into this one, and train.
 collect_ignore = ["reference/optax_trajectories.py", "faults/warm.py"]
 
@@ -26,10 +32,43 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.xdist_group("ranks" if needs_ranks else item.nodeid.partition("::")[0]))
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """What has been imported by now stays: the garbage collector need not walk through a million objects again."""
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compose_once() -> Iterator[None]:
+    """Hydra composes every command line twice, the first time to find `hydra.mode`, which conf/ leaves open.
+
+    Without it, it goes by the flags, as it would in the end. And it parses two dozen files each time; here each one
+    once, until it changes. Processes that tests start are left as they are.
+    """
+    find, load = Hydra.get_mode, FileConfigSource.load_config
+    loaded: dict[tuple[str, str, int], ConfigResult] = {}
+
+    def get_mode(self: Hydra, config_name: str | None, overrides: list[str]) -> Any:
+        return find(self, config_name, overrides) if any("hydra.mode" in one for one in overrides) else None
+
+    def load_config(self: FileConfigSource, config_path: str) -> ConfigResult:
+        file = Path(self.path, config_path).with_suffix(".yaml")
+        if not file.exists():
+            return load(self, config_path)
+        key = (self.path, config_path, file.stat().st_mtime_ns)
+        if key not in loaded:
+            loaded[key] = load(self, config_path)
+        return copy.deepcopy(loaded[key])  # Hydra takes it apart
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Hydra, "get_mode", get_mode)
+        patched.setattr(FileConfigSource, "load_config", load_config)
+        yield
+
+
 class OnePool(LoadFileScheduling):
     """Shares the test files out to the workers of `-n`, those that need the one pool of ranks to one of them.
 
-    Likewise those of tests/faults that fork: there is one prepared interpreter.
+    Likewise those that fork: there is one prepared interpreter.
 
     Not by `xdist_group` marks: xdist 3.8 loses them under pytest 9.2.
     """
@@ -37,7 +76,7 @@ class OnePool(LoadFileScheduling):
     def _split_scope(self, nodeid: str) -> str:
         if nodeid.startswith("tests/multiprocess/"):
             return "ranks"
-        if nodeid.startswith("tests/faults/") and not nodeid.startswith("tests/faults/test_torchrun"):
+        if nodeid.startswith(FORKING) and not nodeid.startswith("tests/faults/test_torchrun"):
             return "forks"
         return super()._split_scope(nodeid)
 

@@ -7,6 +7,7 @@ other file is parsed. It proves that the bytes are those that were saved, not wh
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -119,6 +120,7 @@ def _fingerprint(path: Path) -> dict[str, Any]:
     return {"size": size, "sha256": digest.hexdigest()}
 
 
+@functools.cache  # a file of the package is searched for and parsed, and a run saves often
 def _version(name: str) -> str:
     try:
         return importlib.metadata.version(name)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from largebatch.data.array import ArrayDataset
@@ -84,8 +87,19 @@ def noisy_quadratic(
             f"num_samples={num_samples}: noise of mean 0 that is uncorrelated in {len(variances)} coordinates needs at "
             f"least {len(variances) + 1} samples."
         )
-    draws = keyed_normals(stream_key(seed, "noisy_quadratic", split), num_samples, len(variances))
+    shape, key = (num_samples, len(variances)), stream_key(seed, "noisy_quadratic", split)
+    white = (_kept_white_noise if 8 * math.prod(shape) <= _KEPT_BYTES else _white_noise)(key, *shape)
+    return ArrayDataset(torch.from_numpy(white * np.sqrt(variances)), torch.zeros(num_samples))
+
+
+def _white_noise(key: int, num_samples: int, num_columns: int) -> npt.NDArray[np.float64]:
+    """[N, d] of mean 0 and covariance 1, both exactly."""
+    draws = keyed_normals(key, num_samples, num_columns)
     orthonormal, triangle = np.linalg.qr(draws - draws.mean(axis=0))
     # The signs of a QR decomposition are the library's choice; these are those of the draws.
-    white = orthonormal * np.sign(np.diag(triangle)) * np.sqrt(num_samples)
-    return ArrayDataset(torch.from_numpy(white * np.sqrt(variances)), torch.zeros(num_samples))
+    return np.asarray(orthonormal * np.sign(np.diag(triangle)) * np.sqrt(num_samples))
+
+
+# A study makes the two sets anew for each of its runs, and that took longer than a short run.
+_KEPT_BYTES = 1 << 25
+_kept_white_noise = functools.lru_cache(maxsize=2)(_white_noise)

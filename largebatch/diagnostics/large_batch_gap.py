@@ -105,7 +105,7 @@ def welch_difference(first: Sequence[float], second: Sequence[float]) -> Interva
     >>> round(found.value, 3), round(found.low, 3), round(found.high, 3)
     (3.0, 0.733, 5.267)
     """
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
     value = math.fsum(second) / len(second) - math.fsum(first) / len(first)
     if len(first) < 2 or len(second) < 2:
@@ -114,7 +114,7 @@ def welch_difference(first: Sequence[float], second: Sequence[float]) -> Interva
     if one + other == 0.0:
         return Interval(value, value, value)
     freedom = (one + other) ** 2 / (one**2 / (len(first) - 1) + other**2 / (len(second) - 1))
-    half_width = float(t.ppf(0.975, freedom)) * math.sqrt(one + other)
+    half_width = float(stdtrit(freedom, 0.975)) * math.sqrt(one + other)
     return Interval(value, value - half_width, value + half_width)
 
 

@@ -115,11 +115,11 @@ def mean_interval(values: Sequence[float]) -> Interval:
     >>> round(found.low, 3), found.value, round(found.high, 3)
     (-0.484, 2.0, 4.484)
     """
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
     count, mean = len(values), math.fsum(values) / len(values)
     spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1))
-    half = float(t.ppf(0.975, count - 1)) * spread / math.sqrt(count)
+    half = float(stdtrit(count - 1, 0.975)) * spread / math.sqrt(count)
     return Interval(mean, mean - half, mean + half)
 
 

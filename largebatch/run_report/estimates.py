@@ -153,7 +153,7 @@ def fit_step_times(sizes: Sequence[int], seconds: Sequence[float]) -> StepTimeFi
     (0.1, 0.02, 1.7, 'extrapolated')
     """
     from scipy.optimize import nnls
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
     if len(set(sizes)) < 2:
         return None
@@ -164,7 +164,7 @@ def fit_step_times(sizes: Sequence[int], seconds: Sequence[float]) -> StepTimeFi
     if freedom < 1:
         return StepTimeFit(float(fixed), float(per_sample), tuple(sizes))
     covariance = np.linalg.inv(columns.T @ columns) * residual**2 / freedom
-    return StepTimeFit(float(fixed), float(per_sample), tuple(sizes), covariance, float(t.ppf(0.975, freedom)))
+    return StepTimeFit(float(fixed), float(per_sample), tuple(sizes), covariance, float(stdtrit(freedom, 0.975)))
 
 
 def from_curve(curve: Mapping[str, Sequence[float | None]], *, s_min: float | None, b_crit: float | None) -> AtBatch:

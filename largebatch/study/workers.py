@@ -5,17 +5,22 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait as wait_for_handles
+from multiprocessing.context import BaseContext
 from typing import Any
 
 from largebatch.study.protocol import Job, Row
 
 Work = Callable[[Job, Callable[[], bool]], Row | None]  # job, stop -> row; None: it was stopped
 _WAIT_S = 0.5  # until a stop that came from outside is seen
+_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}  # the parent's business
 
 
 def run_here(work: Work, next_job: Callable[[list[str]], Job | None], stop: Callable[[], bool]) -> Iterator[Row]:
@@ -36,11 +41,18 @@ def run_side_by_side(
     Raises:
         BrokenProcessPool: if a worker was killed; what is finished has been yielded.
     """
-    context = multiprocessing.get_context("spawn")
+    with _single_threaded():
+        yield from _share_out(_context(), work, next_job, stop, workers)
+
+
+def _share_out(
+    context: BaseContext,
+    work: Work,
+    next_job: Callable[[list[str]], Job | None],
+    stop: Callable[[], bool],
+    workers: int,
+) -> Iterator[Row]:
     stopped = context.Event()
-    # Before they start: torch reads it when it is imported.
-    threads = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(work, stopped))
     pending: dict[Future[Row | None], str] = {}
     try:
@@ -59,10 +71,39 @@ def run_side_by_side(
     finally:
         stopped.set()
         pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _single_threaded() -> Iterator[None]:
+    """For processes that are started inside: torch reads it when it is imported."""
+    threads = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    try:
+        yield
+    finally:
         if threads is None:
             del os.environ["OMP_NUM_THREADS"]
         else:
             os.environ["OMP_NUM_THREADS"] = threads
+
+
+def _context() -> BaseContext:
+    """How workers come into being: on Linux as forks of one process that has imported what a run needs, and no more.
+
+    Importing takes each of them seconds, on as many cores as there are workers. That process has touched no GPU, has no
+    threads, and ends with the last one that it serves. A stop signal, which a terminal sends to all, must not end it.
+    """
+    if sys.platform != "linux":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["largebatch.study.preloaded"])
+    resource_tracker.ensure_running()  # before: it lets signals through when it has started
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # inherited
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
+    return context
 
 
 _state: dict[str, Any] = {}  # of a worker
@@ -70,8 +111,9 @@ _state: dict[str, Any] = {}  # of a worker
 
 def _begin(work: Work, stopped: Any) -> None:
     """In a new worker: signals are the parent's business, and so is life."""
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
-        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)  # as they were held back by the process that forked this one
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _state.update(work=work, stopped=stopped)
 

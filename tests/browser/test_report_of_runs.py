@@ -12,7 +12,7 @@ from largebatch.__main__ import main
 from tests.browser.visiting import Visit
 
 RUN = [
-    "data=digits", "model=mlp", "model.hidden=[16]", "length=6ep", "scaling.base_lr=0.1", "logger=none",
+    "data=digits", "model=mlp", "model.hidden=[16]", "length=3ep", "scaling.base_lr=0.1", "logger=none",
     "observers.evaluation.every=1ep", "observers.noise_scale.every=1", "observers.noise_scale.window=20",
     "observers.progress=false",
 ]  # fmt: skip

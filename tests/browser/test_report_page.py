@@ -31,15 +31,34 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "page.html"
 
 
-@pytest.fixture
-def visit(browser: Any, page_file: Path) -> Iterator[Visit]:
+@pytest.fixture(scope="module")
+def opened(browser: Any, page_file: Path) -> Iterator[tuple[Visit, list[str]]]:
+    """The page with all of its charts, which costs a browser seconds, and what it said meanwhile."""
     found = Visit(browser, page_file, viewport={"width": 1200, "height": 900}, color_scheme="light")
+    found.draw_all()
+    yield found, list(found.said)
+    found.page.close()
+
+
+@pytest.fixture
+def visit(opened: tuple[Visit, list[str]]) -> Visit:
+    """The same page for all; each test touches a part of its own."""
+    opened[0].said.clear()
+    return opened[0]
+
+
+@pytest.fixture(scope="module")
+def phone(browser: Any, page_file: Path) -> Iterator[Visit]:
+    """Small, dark and without motion."""
+    screen = {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2}
+    found = Visit(browser, page_file, color_scheme="dark", reduced_motion="reduce", **screen)
     yield found
     found.page.close()
 
 
-def test_every_chart_is_drawn_with_both_axes_and_without_a_word_on_the_console(visit: Visit):
-    visit.draw_all()
+def test_every_chart_is_drawn_with_both_axes_and_without_a_word_on_the_console(
+    visit: Visit, opened: tuple[Visit, list[str]]
+):
     charts = visit.page.locator("figure[data-figure]:visible")
     assert charts.count() >= 12
     titles = visit.page.evaluate(
@@ -48,11 +67,10 @@ def test_every_chart_is_drawn_with_both_axes_and_without_a_word_on_the_console(v
     )
     assert len(titles) == charts.count()
     assert all(x and y for x, y in titles)
-    assert visit.said == []
+    assert opened[1] == visit.said == []
 
 
 def test_no_request_leaves_the_page(visit: Visit, page_file: Path):
-    visit.draw_all()
     assert {url for url in visit.asked if not url.startswith(("data:", "blob:"))} == {page_file.as_uri()}
     assert visit.page.get_by_role("button", name="Share").count() == 0  # plotly would upload the chart
     refused = visit.page.evaluate("fetch('https://example.org/').then(() => 'sent', () => 'refused')")
@@ -61,7 +79,6 @@ def test_no_request_leaves_the_page(visit: Visit, page_file: Path):
 
 
 def test_a_run_that_is_called_like_a_script_is_only_a_name(visit: Visit):
-    visit.draw_all()
     assert "attacked" not in visit.page.title()
     assert visit.page.locator("#runs").get_by_text("<script>document.title='attacked'<").count() == 1
 
@@ -127,13 +144,17 @@ def test_points_walk_along_their_paths_by_a_slider_or_by_themselves(visit: Visit
     assert visit.said == []
 
 
-def test_who_wants_less_motion_is_offered_none(browser: Any, page_file: Path):
-    visit = Visit(browser, page_file, reduced_motion="reduce")
-    chart = visit.page.locator("#chapter-0 figure")
+def test_on_a_phone_nothing_is_wider_than_the_screen(phone: Visit):
+    phone.draw_all()
+    assert phone.page.evaluate("document.documentElement.scrollWidth") == 390
+    assert phone.said == []
+
+
+def test_who_wants_less_motion_is_offered_none(phone: Visit):
+    chart = phone.page.locator("#chapter-0 figure")
     chart.scroll_into_view_if_needed()
     chart.locator("input[type=range]").wait_for()
     assert not chart.locator(".walk button").is_visible()
-    visit.page.close()
 
 
 def test_two_hundred_runs_are_drawn_without_a_word(browser: Any, tmp_path: Path):
@@ -148,24 +169,14 @@ def test_two_hundred_runs_are_drawn_without_a_word(browser: Any, tmp_path: Path)
     visit.page.close()
 
 
-def test_the_theme_follows_the_reader_and_the_button(browser: Any, page_file: Path):
-    visit = Visit(browser, page_file, viewport={"width": 1200, "height": 900}, color_scheme="dark")
+def test_the_theme_follows_the_reader_and_the_button(phone: Visit):
     colour = "getComputedStyle(document.body).backgroundColor"
     text = "getComputedStyle(document.querySelector('.xtitle')).fill"
-    visit.page.locator("figure").first.scroll_into_view_if_needed()
-    visit.page.locator(".xtitle").first.wait_for()
-    dark, dark_text = visit.page.evaluate(colour), visit.page.evaluate(text)
-    visit.page.locator("#theme").focus()
-    visit.page.keyboard.press("Enter")
-    wait_until(visit.page, f"{text} !== '{dark_text}'")
-    assert visit.page.evaluate(colour) == "rgb(255, 255, 255)" != dark
-    assert visit.said == []
-    visit.page.close()
-
-
-def test_on_a_phone_nothing_is_wider_than_the_screen(browser: Any, page_file: Path):
-    visit = Visit(browser, page_file, viewport={"width": 390, "height": 844}, device_scale_factor=2)
-    visit.draw_all()
-    assert visit.page.evaluate("document.documentElement.scrollWidth") == 390
-    assert visit.said == []
-    visit.page.close()
+    phone.page.locator("figure").first.scroll_into_view_if_needed()
+    phone.page.locator(".xtitle").first.wait_for()
+    dark, dark_text = phone.page.evaluate(colour), phone.page.evaluate(text)
+    phone.page.locator("#theme").focus()
+    phone.page.keyboard.press("Enter")
+    wait_until(phone.page, f"{text} !== '{dark_text}'")
+    assert phone.page.evaluate(colour) == "rgb(255, 255, 255)" != dark
+    assert phone.said == []

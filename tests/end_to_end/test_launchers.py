@@ -10,10 +10,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 import torch
+from accelerate.commands import launch
 from safetensors.torch import load_file
 
 from largebatch.__main__ import main
@@ -101,17 +103,11 @@ def test_two_processes_of_accelerate_train_the_run_of_one(one_process, tmp_path)
     assert_same_run(tmp_path / "run", one_process)
 
 
-def test_two_processes_of_torchrun_finish_what_one_has_begun(one_process, tmp_path):
+def test_two_nodes_that_meet_by_c10d_rendezvous_finish_what_one_process_has_begun(one_process, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(one_process, folder)
     for step in (7, 8):
         shutil.rmtree(folder / "checkpoints" / f"step_{step:08d}")
-    output = run(STANDALONE, f"run.dir={folder}", "resume=auto")
-    assert "step_00000004" in output
-    assert_same_run(folder, one_process)
-
-
-def test_two_nodes_that_meet_by_c10d_rendezvous_train_the_run_of_one(one_process, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -119,20 +115,35 @@ def test_two_nodes_that_meet_by_c10d_rendezvous_train_the_run_of_one(one_process
         *TORCHRUN, "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-id", "test",
         "--rdzv-endpoint", f"localhost:{port}", "--local-addr", "localhost",
     ]  # fmt: skip
-    nodes = [start(node, f"run.dir={tmp_path / 'run'}") for _ in range(2)]
+    nodes = [start(node, f"run.dir={folder}", "resume=auto") for _ in range(2)]
     outputs = [finish(one) for one in nodes]
     assert [one.returncode for one in nodes] == [0, 0], "\n".join(outputs)
-    assert_same_run(tmp_path / "run", one_process)
+    assert "step_00000004" in "".join(outputs)
+    assert_same_run(folder, one_process)
 
 
-def test_a_launcher_that_starts_fewer_processes_than_meant_is_refused(tmp_path):
-    process = start(
-        [*ACCELERATE, "--cpu", "--num_processes", "2"], f"run.dir={tmp_path / 'run'}", "launcher.num_processes=2"
-    )
-    output = finish(process)
-    assert process.returncode != 0
-    assert "launcher.num_processes=2, but 1 started" in output
-    assert "torchrun --standalone --nproc-per-node 2" in output
+def test_a_launcher_that_starts_fewer_processes_than_meant_is_refused(tmp_path, monkeypatch, no_launcher, capsys):
+    """What `accelerate launch` would start is asked of itself, and started here."""
+    meant = [*RUN, f"run.dir={tmp_path / 'run'}", "launcher.num_processes=2"]
+    options = launch.launch_command_parser().parse_args(["--cpu", "--num_processes", "2", *meant])
+    started: list[tuple[list[str], dict[str, str]]] = []
+
+    def note(command: list[str], env: dict[str, str]) -> MagicMock:
+        started.append((command, env))
+        return MagicMock(returncode=0)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(launch.subprocess, "Popen", note)
+        launch.launch_command(options)
+    ((command, environ),) = started
+    assert command == [sys.executable, *meant]
+    assert environ.items() >= os.environ.items()
+    for name in environ.keys() - os.environ.keys():
+        monkeypatch.setenv(name, environ[name])
+    assert main(meant[2:]) == 2
+    said = capsys.readouterr().err
+    assert "launcher.num_processes=2, but 1 started" in said
+    assert "torchrun --standalone --nproc-per-node 2" in said
     assert not (tmp_path / "run").exists()
 
 
@@ -151,47 +162,3 @@ def test_sigterm_stops_all_ranks_after_the_same_step_and_saves_it(tmp_path):
     assert read_metrics(folder / "metrics.jsonl")[-1]["step"] == step
     assert "stopped" in output
     assert "resume=auto" in output
-
-
-LIFECYCLE = """
-import os, sys, torch, torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
-from largebatch.runtime import leave_process_group
-
-def join_and_leave(number):
-    store = f"file://{sys.argv[1]}/{number}"
-    dist.init_process_group("gloo", init_method=store, rank=int(os.environ["RANK"]), world_size=2)
-    model = DistributedDataParallel(torch.nn.Linear(4, 4))
-    model.register_comm_hook(None, lambda state, bucket: allreduce_hook(None, bucket))
-    for _ in range(3):
-        model(torch.randn(2, 4)).sum().backward()
-        values = torch.zeros(4, dtype=torch.float64)
-        dist.all_reduce(values, async_op=True).wait()
-        del values
-    leave_process_group()
-
-for number in range(100):
-    join_and_leave(number)
-print("all left")
-"""
-
-
-def test_a_job_is_left_without_a_deadlock(tmp_path):
-    """With a bare destroy_process_group, gloo's destructor waits for threads that wait for the GIL: seen within 100."""
-    script = tmp_path / "lifecycle.py"
-    script.write_text(LIFECYCLE)
-    search_path = {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(script), str(tmp_path)],
-            env=environment() | search_path | {"RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-        for rank in range(2)
-    ]
-    outputs = [finish(rank) for rank in ranks]
-    assert all("all left" in output for output in outputs), "\n".join(outputs)

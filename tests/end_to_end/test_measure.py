@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,7 @@ import pytest
 
 from largebatch.__main__ import main
 from largebatch.commands.measure import MEASURES
-from tests.end_to_end.test_launchers import STANDALONE, environment, finish
 
-ROOT = Path(__file__).resolve().parents[2]
 MODEL = ["model=mlp", "model.hidden=[8]"]
 QUICK = ["logger=none", "observers.progress=false", "schedule.warmup=0samples"]
 SMALL = [
@@ -71,25 +68,6 @@ def test_fp32_agrees_with_fp64_to_its_precision():
     for name in ("lambda_max", "trace", "m_sharpness"):
         assert single[name]["value"] == pytest.approx(double[name]["value"], rel=1e-4)
     assert single["box"]["value"] == pytest.approx(double["box"]["value"], rel=1e-2)
-
-
-def test_two_ranks_of_a_launcher_measure_what_one_process_does():
-    alone = sharpness()
-    process = subprocess.Popen(
-        [*STANDALONE, "-m", "largebatch", "measure", "sharpness", *SMALL, "run.dir=two"],
-        env=environment() | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    output = finish(process)
-    assert process.returncode == 0, output
-    assert output.count("sharpness of the initial weights") == 1
-    two = json.loads(Path("two/sharpness.json").read_text())
-    assert two["world_size"] == 2
-    for name in ("lambda_max", "trace", "box", "m_sharpness"):
-        assert two[name]["value"] == pytest.approx(alone[name]["value"], rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -8,17 +8,23 @@ import os
 import sys
 import tempfile
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
+import torch
 import torch.distributed as dist
+from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.nn.parallel import DistributedDataParallel
 
 import largebatch.commands.train
 import largebatch.trackers
 from largebatch.checkpoint import CheckpointError
 from largebatch.commands.composition import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_WRONG_INPUT
 from largebatch.config import ConfigError
+from largebatch.process_group import leave_process_group
 from largebatch.runtime import LauncherError
 from tests.faults.nodes import INTERFACE, Node
 from tests.faults.planted import Fault
@@ -33,24 +39,27 @@ RUN = (
 )  # fmt: skip
 
 
-def train(
-    overrides: Sequence[str],
-    *,
-    log: Path,
-    rank: int,
-    world_size: int,
-    store: Path,
-    fault: Fault | None,
-    deadline_s: float,
-    timeout_s: float,
-    nodes: Sequence[Node] | None,
-) -> None:
-    """Train as one rank of a job and leave with the exit code of the command; what it says goes to `log`."""
-    multiprocessing.set_start_method("fork", force=True)  # as in a process that nobody forked, for loading processes
+def told_to(log: Path, deadline_s: float, function: Callable[..., None], /, *arguments: Any, **options: Any) -> None:
+    """Call a function in this process; what it says goes to `log`, and after the deadline where it is."""
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
     faulthandler.dump_traceback_later(deadline_s, file=output)  # a rank that hangs says where
+    function(*arguments, **options)
+
+
+def train(
+    overrides: Sequence[str],
+    *,
+    rank: int,
+    world_size: int,
+    store: Path,
+    fault: Fault | None,
+    timeout_s: float,
+    nodes: Sequence[Node] | None,
+) -> None:
+    """Train as one rank of a job and leave with the exit code of the command."""
+    multiprocessing.set_start_method("fork", force=True)  # as in a process that nobody forked, for loading processes
     if fault is not None and fault.rank == rank:
         fault.plant()
     if world_size > 1:
@@ -67,6 +76,21 @@ def train(
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def join_and_leave(times: int, *, rank: int, store: Path) -> None:
+    """Be a rank of a job of two that trains a little, one job after the other."""
+    for number in range(times):
+        _meet_by_file(store.with_name(f"store_{number}"), rank, 2, timeout_s=60)
+        model = DistributedDataParallel(nn.Linear(4, 4))
+        model.register_comm_hook(None, lambda state, bucket: allreduce_hook(None, bucket))
+        for _ in range(3):
+            model(torch.randn(2, 4)).sum().backward()
+            values = torch.zeros(4, dtype=torch.float64)
+            dist.all_reduce(values, async_op=True).wait()
+            del values
+        leave_process_group()
+    print(f"left {times} jobs", flush=True)
 
 
 def _meet_by_file(store: Path, rank: int, world_size: int, timeout_s: float) -> None:

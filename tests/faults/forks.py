@@ -14,15 +14,16 @@ import os
 import secrets
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.faults.forked_rank import train
+from tests.faults.forked_rank import told_to, train
 from tests.faults.nodes import Node
 from tests.faults.planted import Fault
 from tests.faults.processes import marked_processes
@@ -60,23 +61,42 @@ def train_in_forks(
     deadline_s: float = DEADLINE_S,
     timeout_s: float = 60.0,
     nodes: Sequence[Node] | None = None,
+    killed_at_last: int | None = None,
 ) -> Ended:
     """Train `RUN` of forked_rank.py in `folder` until all ranks have ended; collectives have `timeout_s`.
 
     With `nodes` each rank has a node of its own, and they meet at the first one's address. The test fails if a rank has
-    not ended after `deadline_s`, which then tells where it was.
+    not ended after `deadline_s`, which then tells where it was. A rank that cannot end, because it is stopped, is
+    `killed_at_last`, when the others have ended.
+    """
+    options = {"world_size": ranks, "fault": fault, "timeout_s": timeout_s, "nodes": nodes}
+    limits = {"deadline_s": deadline_s, "killed_at_last": killed_at_last}
+    return call_in_forks(train, (f"run.dir={folder}", *overrides), ranks=ranks, **limits, **options)
+
+
+def call_in_forks(
+    function: Callable[..., None],
+    *arguments: Any,
+    ranks: int,
+    deadline_s: float = DEADLINE_S,
+    killed_at_last: int | None = None,
+    **options: Any,
+) -> Ended:
+    """`function(*arguments, rank=..., store=..., **options)` in a fork for each rank, until all have ended.
+
+    The function is one at the top level of a module that the server knows, `store` a path by which ranks can meet. The
+    test fails as with `train_in_forks`.
     """
     with tempfile.TemporaryDirectory(prefix="largebatch-faults-") as scratch:
         logs = [Path(scratch) / f"rank_{rank}.log" for rank in range(ranks)]
-        options = {"world_size": ranks, "store": Path(scratch) / "store", "fault": fault}
-        options |= {"deadline_s": deadline_s - 1, "timeout_s": timeout_s, "nodes": nodes}
+        options |= {"store": Path(scratch) / "store"}
         processes = [
             _SERVER.Process(
-                target=train, args=((f"run.dir={folder}", *overrides),), kwargs={**options, "log": log, "rank": rank}
+                target=told_to, args=(log, deadline_s - 1, function, *arguments), kwargs={**options, "rank": rank}
             )
             for rank, log in enumerate(logs)
         ]
-        is_late = _run_until(time.monotonic() + deadline_s, processes)
+        is_late = _run_until(time.monotonic() + deadline_s, processes, killed_at_last)
         said = tuple(log.read_text(errors="replace") if log.exists() else "" for log in logs)
     ended = Ended(tuple(process.exitcode for process in processes), said)
     if is_late:
@@ -89,13 +109,17 @@ def forked_processes() -> set[int]:
     return marked_processes(f"LARGEBATCH_FAULT_FORKS={_MARK}")
 
 
-def _run_until(deadline: float, processes: Sequence[BaseProcess]) -> bool:
+def _run_until(deadline: float, processes: Sequence[BaseProcess], killed_at_last: int | None) -> bool:
     """Start all and wait for them; whether one had to be killed because the time was over."""
     with _server_environment():
         for process in processes:
             process.start()
-    for process in processes:
-        process.join(max(0.0, deadline - time.monotonic()))
+    for rank, process in enumerate(processes):
+        if rank != killed_at_last:
+            process.join(max(0.0, deadline - time.monotonic()))
+    if killed_at_last is not None:
+        processes[killed_at_last].kill()
+        processes[killed_at_last].join()
     late = [process for process in processes if process.is_alive()]
     for process in late:
         process.kill()

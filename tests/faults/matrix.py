@@ -135,7 +135,7 @@ MATRIX = (
         14,
         "rank hangs, or the link to it is cut",
         "named in time, stack of the others",
-        (TORCHRUN, "a_rank_that_hangs_is_named_with_the_step_within_the_time_limit"),
+        (RANKS, "a_rank_that_is_stopped_is_named_with_the_step_within_the_time_limit"),
         (NETWORK, "two_nodes_train_the_run_of_one_bit_for_bit"),
         (NETWORK, "a_link_cut_inside_a_step_is_told_on_both_sides_in_time_and_the_job_goes_on_bit_for_bit"),
         (LAUNCH, "a_torchrun_that_does_not_notice_that_all_its_ranks_have_ended_is_found"),
@@ -284,7 +284,7 @@ MATRIX = (
         "same samples; bitwise in strict mode",
         (RANKS, "a_job_goes_on_with_any_number_of_ranks_and_any_micro_batch"),
         (RANKS, "pinned_micro_batches_in_order_are_bitwise_the_same_run_on_other_ranks"),
-        (LAUNCHERS, "two_processes_of_torchrun_finish_what_one_has_begun"),
+        (LAUNCHERS, "two_nodes_that_meet_by_c10d_rendezvous_finish_what_one_process_has_begun"),
     ),
     _row(
         36,

@@ -35,21 +35,20 @@ def last_saved(folder: Path) -> int:
 
 @pytest.mark.parametrize("point", STEP_POINTS)
 def test_a_run_killed_inside_a_step_goes_on_bit_for_bit(point: str, golden: Path, tmp_path: Path):
+    """In three steps one after the other, each time gone on with: what one leaves behind is there in the end."""
     for step in SAMPLED_STEPS:
-        folder = tmp_path / str(step)
-        killed(folder, Fault(point, step))
-        assert last_saved(folder) == (step - 1) // 3 * 3
-        resumed(folder)
-        assert_same_run(folder, golden)
+        killed(tmp_path, Fault(point, step))
+        assert last_saved(tmp_path) == (step - 1) // 3 * 3
+    resumed(tmp_path)
+    assert_same_run(tmp_path, golden)
 
 
 @pytest.mark.parametrize("micro_batch", [0, 1, 2])
 def test_a_step_killed_inside_accumulation_is_taken_again_as_a_whole(micro_batch: int, golden: Path, tmp_path: Path):
     for point in ("after_forward", "after_backward"):
-        folder = tmp_path / point
-        killed(folder, Fault(point, 7, micro_batch=micro_batch))
-        resumed(folder)
-        assert_same_run(folder, golden)
+        killed(tmp_path, Fault(point, 7, micro_batch=micro_batch))
+    resumed(tmp_path)
+    assert_same_run(tmp_path, golden)
 
 
 @pytest.mark.parametrize("step", [4, 8, 16])
@@ -70,13 +69,12 @@ def test_a_run_killed_while_it_evaluates_goes_on_bit_for_bit(step: int, golden: 
 def test_a_checkpoint_that_is_killed_is_there_as_a_whole_or_not_at_all(
     point: str, background: str, every: int, steps: tuple[int, ...], golden: Path, tmp_path: Path
 ):
+    how = f"observers.checkpoint.background={background}", f"observers.checkpoint.every={every}steps"
     for step in steps:
-        folder = tmp_path / str(step)
-        how = f"observers.checkpoint.background={background}", f"observers.checkpoint.every={every}steps"
-        killed(folder, Fault(point, step), *how)
-        assert last_saved(folder) == (step if point == "checkpoint_after_rename" else (step - 1) // every * every)
-        resumed(folder)
-        assert_same_run(folder, golden)
+        killed(tmp_path, Fault(point, step), *how)
+        assert last_saved(tmp_path) == (step if point == "checkpoint_after_rename" else (step - 1) // every * every)
+    resumed(tmp_path)
+    assert_same_run(tmp_path, golden)
 
 
 @pytest.mark.parametrize("points", [("after_backward", "before_update"), ("checkpoint_mid_file", "log_mid")])

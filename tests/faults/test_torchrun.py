@@ -44,27 +44,10 @@ def test_ctrl_c_is_one_request_to_stop_although_each_rank_gets_it_twice(tmp_path
 def test_no_rank_survives_a_launcher_that_is_killed(tmp_path: Path):
     with Job(tmp_path / "run") as job:
         job.wait_for_step(3)
-        os.kill(job.agent.pid, signal.SIGKILL)
-        job.end(within_s=5)
-        end = time.monotonic() + 5
-        while job.processes() and time.monotonic() < end:
-            time.sleep(0.05)
-        assert job.processes() == set()
-
-
-def test_a_rank_that_hangs_is_named_with_the_step_within_the_time_limit(tmp_path: Path):
-    limit_s = 6
-    with Job(tmp_path / "run", f"launcher.timeout_s={limit_s}") as job:
-        job.wait_for_step(3)
         os.kill(job.rank_pid(1), signal.SIGSTOP)
-        stopped = time.monotonic()
-        job.wait_until(lambda: "LostRankError: Rank 1 left the run or does not answer" in job.output(), "its name")
-        assert time.monotonic() - stopped < limit_s + 15
-        assert "largebatch/loop.py" in job.output(), "where the live rank waited"
-        # Torchrun would now give the stopped rank 30 s to end by itself.
         os.kill(job.agent.pid, signal.SIGKILL)
         job.end(within_s=5)
         end = time.monotonic() + 5
         while job.processes() and time.monotonic() < end:
             time.sleep(0.05)
-        assert job.processes() == set(), "not even a stopped one"
+        assert job.processes() == set(), "neither one that waits nor one that is stopped"

@@ -17,10 +17,10 @@ from largebatch.__main__ import VERBS, main
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def run(*arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     launcher = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "WANDB_API_KEY")
     environ = {name: value for name, value in os.environ.items() if name not in launcher}
-    environ |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "120", **variables}
+    environ |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
     return subprocess.run(
         [sys.executable, *arguments], cwd=cwd, env=environ, capture_output=True, text=True, timeout=120, check=False
     )
@@ -71,12 +71,15 @@ def test_help_and_the_composed_config_are_shown_without_importing_torch(tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
-def test_plan_prints_the_arithmetic_and_writes_nothing(tmp_path: Path):
+def test_plan_prints_the_arithmetic_and_writes_nothing(
+    in_a_folder: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     overrides = ["data=synthetic", "data.train.num_samples=8192", "model=linear", "length=90ep", "batch.total=8192"]
     overrides += ["scaling.base_lr=0.1", "scaling.base_batch_size=256", "schedule.warmup=5ep", "batch.max_micro=1024"]
-    done = run("-m", "largebatch", "plan", "launcher.num_processes=4", *overrides, cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
-    said = " ".join(done.stdout.split())
+    assert main(["plan", "launcher.num_processes=4", *overrides]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    said = " ".join(printed.out.split())
     for fact in (
         "8,192 samples batch.total",
         "ranks 4 each 2048 samples per step",
@@ -119,9 +122,15 @@ def test_what_cannot_be_composed_is_hydras_message_and_exit_code_two(tmp_path: P
     assert done.stdout == ""
 
 
-def test_only_the_first_rank_of_a_machine_reports(tmp_path: Path):
-    done = run("-m", "largebatch", "train", "seed=x", cwd=tmp_path, WORLD_SIZE="2", RANK="1", LOCAL_RANK="1")
-    assert (done.returncode, done.stdout, done.stderr) == (2, "", "")
+def test_only_the_first_rank_of_a_machine_reports(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    for name, value in (("WORLD_SIZE", "2"), ("RANK", "1")):
+        monkeypatch.setenv(name, value)
+    for local_rank, reports in (("1", 0), ("0", 1)):
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+        assert main(["train", "seed=x"]) == 2
+        said = capsys.readouterr()
+        assert (said.out, said.err.count("seed=x")) == ("", reports)
+        assert bool(said.err) == bool(reports)
 
 
 def test_a_sweep_inside_a_launcher_is_refused_with_the_loop_to_write(
