@@ -9,8 +9,8 @@
         assert ranks(2).run(sum_of_ranks, 10.0) == [21.0, 21.0]
 
 The processes are forks of one that has imported torch, and shared: the worlds of 1, 2, ... ranks are made of the first
-1, 2, ... of them. Only the process group is made anew, when the world size changes or a call has failed: gloo by a file,
-no ports. A world of one rank gets no process group, but the same environment (RANK=0, WORLD_SIZE=1).
+1, 2, ... of them. Only the process group is made anew, when the world size changes or a call failed: gloo by a file, no
+ports. A world of one rank gets no process group, but the same environment (RANK=0, WORLD_SIZE=1).
 
 Each call begins with the environment that a launcher would give to that rank, torch's default dtype, seed 0 and one
 thread, and without accelerate's singleton; imported modules stay. Messages are plain pickles through a pipe: no shared
