@@ -261,8 +261,9 @@ def test_a_run_on_the_noisy_quadratic_measures_its_known_noise_scale_without_the
     truth = NoisyQuadratic(CURVATURE, VARIANCE).gradient_noise([0.6] * 6, num_samples=POOL)
     covered, means = 0, []
     for seed in range(8):
-        # Norms of micro-batches are the same on any number of ranks, see above: one of the runs has two.
-        moments, latest = ranks(2 if seed == 0 else 1).run(at_fixed_weights, seed, QUADRATIC_STEPS)[0]
+        # Norms of micro-batches are those of one process on any number of ranks, see above: one of the runs has two.
+        run = (seed, QUADRATIC_STEPS)
+        moments, latest = at_fixed_weights(*run) if seed else ranks(2).run(at_fixed_weights, *run)[0]
         means.append(moments[-1])
         assert latest.interval is not None
         covered += latest.interval[0] <= truth.simple_noise_scale <= latest.interval[1]
@@ -274,9 +275,9 @@ def test_a_run_on_the_noisy_quadratic_measures_its_known_noise_scale_without_the
     assert covered >= 5, "of 8 intervals that cover in 95 % of cases; 4 or fewer: 1 in 2500"
 
 
-def test_a_run_of_single_micro_batches_measures_the_known_noise_scale(ranks):
+def test_a_run_of_single_micro_batches_measures_the_known_noise_scale():
     truth = NoisyQuadratic(CURVATURE, VARIANCE).gradient_noise([0.6] * 6, num_samples=POOL)
-    runs = [ranks(1).run(at_fixed_weights, seed, 100, BATCH)[0] for seed in range(6)]
+    runs = [at_fixed_weights(seed, 100, BATCH) for seed in range(6)]
     means = np.array([moments[-1] for moments, _ in runs])
     error = (means.mean(axis=0) - [truth.covariance_trace, truth.grad_sq_norm]) / (means.std(axis=0, ddof=1) / 6**0.5)
     assert np.abs(error).max() < 4  # standard errors
