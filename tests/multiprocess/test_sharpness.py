@@ -77,7 +77,7 @@ def numbers(found: Sharpness) -> dict[str, float]:
 def test_any_number_of_ranks_measures_the_same(ranks, kind, world_size):
     """5 batches over 4 ranks, 24 samples in batches of 5, and tokens, of which samples have unequal numbers.
 
-    What is measured needs not have converged for that.
+    What is measured need not have converged for that.
     """
     few = {"lanczos_iterations": 12, "trace_samples": 4, "box_iterations": 4}
     (alone,) = ranks(1).run(measure, kind, **few)
