@@ -8,10 +8,9 @@
     def test_sum(ranks):
         assert ranks(2).run(sum_of_ranks, 10.0) == [21.0, 21.0]
 
-Starting a rank costs an `import torch`, so the processes are shared: the worlds of 1, 2, ... ranks are made of the
-first 1, 2, ... of the same processes. Only the process group is made anew, when the world size changes or a call has
-failed: gloo by a file, no ports. A world of one rank gets no process group, but the same environment (RANK=0,
-WORLD_SIZE=1).
+The processes are forks of one that has imported torch, and shared: the worlds of 1, 2, ... ranks are made of the first
+1, 2, ... of them. Only the process group is made anew, when the world size changes or a call failed: gloo by a file, no
+ports. A world of one rank gets no process group, but the same environment (RANK=0, WORLD_SIZE=1).
 
 Each call begins with the environment that a launcher would give to that rank, torch's default dtype, seed 0 and one
 thread, and without accelerate's singleton; imported modules stay. Messages are plain pickles through a pipe: no shared
@@ -26,7 +25,6 @@ import os
 import pickle
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -36,10 +34,9 @@ from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
 from typing import Any
 
-START_DEADLINE_S = 180.0  # `import torch` in every rank, on a busy machine
+from tests.multiprocess.prepared import PREPARED, START_DEADLINE_S, PreparedInterpreter
+
 GRACE_S = 10.0  # for the others once a rank has failed: their collectives break at once, so this is for slow code
-LAUNCHER_PREFIXES = ("ACCELERATE_", "TORCHELASTIC_", "TORCH_DISTRIBUTED_", "FSDP_")  # from whatever started the tests
-ROOT = Path(__file__).resolve().parents[2]
 
 
 class RankError(Exception):
@@ -68,47 +65,41 @@ class Reply:
 class Rank:
     """A rank process, the pipe to it and the file that its output goes to."""
 
-    process: subprocess.Popen[bytes]
+    pid: int
+    interpreter: PreparedInterpreter
     connection: Connection
     log: Path
 
     @classmethod
-    def start(cls, number: int, folder: Path) -> Rank:
+    def start(cls, number: int, folder: Path, interpreter: PreparedInterpreter) -> Rank:
         """Start a rank process. Its first reply says that it is ready."""
         ours, theirs = Pipe()
         log = folder / f"rank_{number}.log"
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHER_PREFIXES)}
-        environment |= {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-        if sys.platform == "linux":
-            environment["GLOO_SOCKET_IFNAME"] = "lo"  # the host's own name need not resolve
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                [sys.executable, str(Path(__file__).with_name("rank.py")), str(theirs.fileno()), str(os.getpid())],
-                pass_fds=[theirs.fileno()],
-                env=environment,
-                cwd=ROOT,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,  # Ctrl-C reaches the tests alone; a kill of the group reaches a rank's children
-            )
+        log.write_bytes(b"")
+        pid = interpreter.fork(theirs.fileno(), log)
         theirs.close()
-        ours.send_bytes(pickle.dumps(sys.path))
-        return cls(process, ours, log)
+        return cls(pid, interpreter, ours, log)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether there is no such process any more."""
+        return self.interpreter.exit_code(self.pid) is not None
 
     def receive(self) -> Reply:
         """The reply that waits in the pipe, or what became of the process."""
         try:
             return Reply(**pickle.loads(self.connection.recv_bytes()))
         except (EOFError, ConnectionError):
-            code = self.process.wait(timeout=10)
+            code = self.interpreter.exit_code(self.pid, within_s=10)
+            if code is None:
+                return Reply(error=f"The process has closed its pipe, but lives. The end of its output:\n{self.tail()}")
             end = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"left with exit code {code}"
             return Reply(error=f"The process {end}. The end of its output:\n{self.tail()}")
 
     def dump_stacks(self) -> str:
         """Where each thread of a rank that does not answer is, at the end of its output."""
         written = self.log.stat().st_size
-        self.process.send_signal(signal.SIGUSR2)
+        os.kill(self.pid, signal.SIGUSR2)
         deadline = time.monotonic() + 2.0
         while self.log.stat().st_size == written and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -121,8 +112,8 @@ class Rank:
     def kill(self) -> None:
         """End the process and those that it has started."""
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+            os.killpg(self.pid, signal.SIGKILL)
+        self.interpreter.exit_code(self.pid, within_s=10)
         self.connection.close()
 
 
@@ -131,7 +122,9 @@ class RankProcesses:
     """The rank processes of a test session: started when needed, killed when a call leaves one of them hanging."""
 
     folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="largebatch-ranks-")))
+    imports: Sequence[str] = PREPARED
     ranks: list[Rank] = field(default_factory=list)
+    _interpreter: PreparedInterpreter | None = None
     _group_size: int = 0  # ranks of the process group that stands ready; 0: none does
     _group_number: int = 0
 
@@ -142,6 +135,7 @@ class RankProcesses:
         """End all processes and remove the temporary folder."""
         atexit.unregister(self.close)
         self._kill()
+        self._close_interpreter()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def call(self, reference: dict[str, Any], world_size: int, arguments: bytes, deadline: float) -> list[Any]:
@@ -162,10 +156,14 @@ class RankProcesses:
         return [pickle.loads(replies[number].result) for number in range(world_size)]
 
     def _started(self, world_size: int) -> Sequence[Rank]:
-        if any(rank.process.poll() is not None for rank in self.ranks):  # killed from outside, between two calls
+        if self._interpreter is not None and self._interpreter.has_ended:  # killed from outside, and with it its forks
+            self._close_interpreter()
+            self.ranks, self._group_size = [], 0
+        if any(rank.has_ended for rank in self.ranks):  # the same, between two calls
             self._kill()
         if new := range(len(self.ranks), world_size):
-            self.ranks += [Rank.start(number, self.folder) for number in new]
+            self._interpreter = self._interpreter or PreparedInterpreter.start(self.folder, self.imports)
+            self.ranks += [Rank.start(number, self.folder, self._interpreter) for number in new]
             replies = self._collect(self.ranks[new.start :], START_DEADLINE_S)
             if failures := {new.start + number: reply.error for number, reply in replies.items() if reply.error}:
                 raise RankError("The start of the rank processes", world_size, failures)
@@ -192,9 +190,14 @@ class RankProcesses:
         for number in pending.values():
             text = f"No answer within {limit}: killed. The end of its output, with its stacks:"
             replies[number] = Reply(error=f"{text}\n{ranks[number].dump_stacks()}")
-        if pending or any(rank.process.poll() is not None for rank in ranks):
+        if pending or any(rank.has_ended for rank in ranks):
             self._kill()
         return replies
+
+    def _close_interpreter(self) -> None:
+        if self._interpreter is not None:
+            self._interpreter.close()
+            self._interpreter = None
 
     def _kill(self) -> None:
         for rank in self.ranks:

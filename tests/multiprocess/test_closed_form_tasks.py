@@ -112,18 +112,17 @@ def regression() -> LeastSquares:
 # --- the full set: no noise, so equal up to rounding
 
 
-@pytest.mark.parametrize(("world_size", "max_micro"), [(1, None), (1, 100), (2, None), (2, 50)])
+@pytest.mark.parametrize(("world_size", "max_micro"), [(1, None), (1, 100), (2, 50)])
 def test_gradient_descent_on_linear_regression_is_the_power_of_a_matrix(ranks, world_size, max_micro):
-    case = Case("regression", lr=0.1, num_steps=100, batch=NUM_SAMPLES, max_micro=max_micro)
+    case = Case("regression", lr=0.1, num_steps=40, batch=NUM_SAMPLES, max_micro=max_micro)
     task = regression()
     for result in ranks(world_size).run(path_of, case):
-        known = task.trajectory(result["points"][0], lr=0.1, num_steps=100)
+        known = task.trajectory(result["points"][0], lr=0.1, num_steps=40)
         np.testing.assert_allclose(result["points"], known, rtol=0, atol=1e-10)
         np.testing.assert_allclose(result["losses"], [task.loss(point) for point in known[:-1]], rtol=1e-10)
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
-def test_gradient_descent_converges_below_the_largest_stable_rate_and_diverges_above(ranks, world_size):
+def test_gradient_descent_converges_below_the_largest_stable_rate_and_diverges_above():
     """At 2/h_max (1 -+ 0.02) the steepest direction shrinks or grows by 0.96 or 1.04 per step, by 2500 in 200 steps.
 
     The loss grows by the square of that, from the thousandth that lies in this direction at the start.
@@ -131,7 +130,7 @@ def test_gradient_descent_converges_below_the_largest_stable_rate_and_diverges_a
     task, ends = regression(), []
     for factor in (0.98, 1.02):
         case = Case("regression", lr=factor * task.max_stable_lr, num_steps=200, batch=NUM_SAMPLES)
-        points = ranks(world_size).run(path_of, case)[0]["points"]
+        points = path_of(case)["points"]
         known = task.trajectory(points[0], lr=case.lr, num_steps=200)
         # Rounding grows as the path does: compare with its size.
         sizes = np.maximum(np.abs(known).max(axis=1, keepdims=True), 1)
@@ -143,8 +142,8 @@ def test_gradient_descent_converges_below_the_largest_stable_rate_and_diverges_a
 
 @pytest.mark.parametrize(("world_size", "momentum"), [(1, 0.0), (1, 0.9), (2, 0.9)])
 def test_the_noise_of_the_quadratic_adds_up_to_nothing_over_the_full_set(ranks, world_size, momentum):
-    case = Case("quadratic", lr=0.2, num_steps=60, batch=NUM_SAMPLES, momentum=momentum, max_micro=100)
-    known = QUADRATIC.mean_trajectory(np.ones(64), lr=0.2, num_steps=60, momentum=momentum)
+    case = Case("quadratic", lr=0.2, num_steps=30, batch=NUM_SAMPLES, momentum=momentum, max_micro=100)
+    known = QUADRATIC.mean_trajectory(np.ones(64), lr=0.2, num_steps=30, momentum=momentum)
     for result in ranks(world_size).run(path_of, case):
         np.testing.assert_allclose(result["points"], known, rtol=0, atol=1e-10)
         np.testing.assert_allclose(result["losses"], [QUADRATIC.loss(point) for point in known[:-1]], rtol=1e-10)
@@ -196,10 +195,10 @@ def test_draws_with_replacement_follow_the_recursion_of_fresh_noise(momentum: fl
 
 def test_two_ranks_follow_the_same_noisy_path_as_one(ranks):
     """Two ranks with three micro-batches each draw what one process draws in one: the same noisy path."""
-    case = Case("quadratic", lr=0.25, num_steps=40, batch=18, momentum=0.5, seed=3)
+    case = Case("quadratic", lr=0.25, num_steps=20, batch=18, momentum=0.5, seed=3)
     alone = path_of(case)["points"]
-    cut = Case("quadratic", lr=0.25, num_steps=40, batch=18, momentum=0.5, seed=3, max_micro=3)
+    cut = Case("quadratic", lr=0.25, num_steps=20, batch=18, momentum=0.5, seed=3, max_micro=3)
     for result in ranks(2).run(path_of, cut):
         np.testing.assert_allclose(result["points"], alone, rtol=0, atol=1e-12)
-    calm = QUADRATIC.mean_trajectory(np.ones(64), lr=0.25, num_steps=40, momentum=0.5)
+    calm = QUADRATIC.mean_trajectory(np.ones(64), lr=0.25, num_steps=20, momentum=0.5)
     assert np.abs(alone - calm)[1:].max(axis=1).min() > 1e-2, "the path is a noisy one"

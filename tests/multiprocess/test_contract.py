@@ -31,7 +31,7 @@ from largebatch.runtime import Runtime
 from largebatch.schedule import Schedule
 from tests.multiprocess.counting import count_collectives
 
-STEPS = 10
+STEPS = 6  # into the third epoch, past the warm-up
 SEED = 3
 
 
@@ -198,13 +198,16 @@ def ids_of_steps(results: list[dict[str, Any]]) -> dict[int, list[int]]:
 
 
 # 23 and 10 divide by none of the worlds' micro-batches; 50 is the whole set (batch gradient descent).
-FACTORIZATIONS = [(1, 24, None), (1, 24, 5), (2, 24, 12), (2, 23, 3), (4, 24, 2), (4, 23, None), (2, 10, 2), (4, 50, 3)]
+FACTORIZATIONS = [(1, 24, None), (1, 24, 5), (2, 24, 12), (2, 10, 2), (3, 23, None), (3, 50, 3), (4, 24, 2)]
 
 
-@pytest.mark.parametrize("kind", ["mlp", "tokens", "stream"])
-@pytest.mark.parametrize(("world_size", "batch", "max_micro"), FACTORIZATIONS)
+@pytest.mark.parametrize(
+    ("kind", "world_size", "batch", "max_micro"),
+    [("mlp", *each) for each in FACTORIZATIONS]
+    + [(kind, *each) for kind in ("tokens", "stream") for each in ((1, 24, 5), (2, 10, None), (3, 23, 3))],
+)
 def test_every_factorization_equals_one_big_batch_in_float64(ranks, kind, world_size, batch, max_micro):
-    case = Case(kind, batch, max_micro=max_micro)
+    case = Case(kind, batch, max_micro=max_micro, steps=20 if batch == 23 else STEPS)
     results = ranks(world_size).run(trajectory, case)
     weights, losses = reference(case)
     for result in results:
@@ -212,7 +215,7 @@ def test_every_factorization_equals_one_big_batch_in_float64(ranks, kind, world_
         np.testing.assert_allclose(result["losses"], losses, rtol=1e-12)
 
 
-@pytest.mark.parametrize(("world_size", "max_micro"), [(1, 3), (2, 3), (2, None), (4, 3), (4, 2)])
+@pytest.mark.parametrize(("world_size", "max_micro"), [(1, 3), (2, 3), (2, None), (3, 3)])
 @pytest.mark.parametrize("ordered", [False, True])
 def test_micro_batches_and_ranks_without_a_valid_token_have_no_say_in_the_mean(ranks, world_size, max_micro, ordered):
     """Among them the micro-batch whose backward pass starts the all-reduce, and every one of the last ranks'."""
@@ -228,7 +231,7 @@ def test_micro_batches_and_ranks_without_a_valid_token_have_no_say_in_the_mean(r
     assert max_micro != 3 or (counts[0][0] == 0 < sum(counts[0])), "a whole micro-batch is masked"
 
 
-@pytest.mark.parametrize(("world_size", "batch", "max_micro"), [(1, 24, 5), (2, 23, 3), (4, 24, 2)])
+@pytest.mark.parametrize(("world_size", "batch", "max_micro"), [(1, 24, 5), (3, 23, 3)])
 def test_one_float32_step_is_within_1e_6_of_the_float64_one(ranks, world_size, batch, max_micro):
     case = Case("mlp", batch, precision="fp32", max_micro=max_micro, steps=2)
     weights, _ = reference(case)
@@ -236,7 +239,7 @@ def test_one_float32_step_is_within_1e_6_of_the_float64_one(ranks, world_size, b
         assert relative_error(result["weights"], weights) < 1e-6
 
 
-@pytest.mark.parametrize(("world_size", "max_micro"), [(1, None), (2, 4), (4, 3)])
+@pytest.mark.parametrize(("world_size", "max_micro"), [(1, None), (3, 4)])
 def test_clipping_sees_the_global_gradient(ranks, world_size, max_micro):
     case = Case("mlp", 24, max_micro=max_micro, clip_norm=0.05)
     weights, _ = reference(case)
@@ -258,7 +261,7 @@ def test_a_step_consumes_the_same_samples_at_the_same_rate_on_any_world(ranks, w
 def test_pinned_micro_batches_make_batch_norm_dropout_and_augmentation_agree_on_any_world(ranks, batch):
     case = Case("batch norm", batch, micro=6)
     one = ranks(1).run(trajectory, case)[0]
-    for world_size in (2, 4):
+    for world_size in (2, 3):
         for result in ranks(world_size).run(trajectory, case):
             assert relative_error(result["weights"], one["weights"]) < 1e-12
             np.testing.assert_allclose(result["losses"], one["losses"], rtol=1e-12)
@@ -271,22 +274,22 @@ def test_without_pinning_batch_norm_depends_on_the_cut():
     assert relative_error(parts["weights"], whole["weights"]) > 1e-4
 
 
-RAMP = ((60, 33), (130, 7), (150, 48))
+RAMP, RAMP_STEPS = ((60, 33), (130, 7), (150, 48)), 8
 
 
 @pytest.mark.parametrize("kind", ["mlp", "masked"])
-@pytest.mark.parametrize(("world_size", "max_micro"), [(1, 10), (2, None), (3, 4), (4, 48)])
+@pytest.mark.parametrize(("world_size", "max_micro"), [(1, 10), (2, None), (3, 4)])
 def test_a_ramp_equals_one_big_batch_per_step_on_any_factorization(ranks, kind, world_size, max_micro):
-    case = Case(kind, 24, max_micro=max_micro, ramp=RAMP)
+    case = Case(kind, 24, max_micro=max_micro, ramp=RAMP, steps=RAMP_STEPS)
     weights, losses = reference(case)
     results = ranks(world_size).run(trajectory, case)
     for result in results:
         assert relative_error(result["weights"], weights) < 1e-12
     np.testing.assert_allclose(results[0]["losses"], losses, rtol=1e-12)
-    (alone,) = ranks(1).run(trajectory, Case(kind, 24, ramp=RAMP))
+    (alone,) = ranks(1).run(trajectory, Case(kind, 24, ramp=RAMP, steps=RAMP_STEPS))
     assert ids_of_steps(results) == ids_of_steps([alone])
     sizes = [len(ids) for ids in ids_of_steps(results).values()]
-    assert sizes == [24, 24, 24, 33, 33, 7, 7, *(48,) * (STEPS - 7)]
+    assert sizes == [24, 24, 24, 33, 33, 7, 7, 48]
 
 
 def test_a_ramp_keeps_pinned_batch_norm_and_dropout_on_any_number_of_ranks(ranks):
@@ -307,13 +310,13 @@ def bitwise(ours: list[np.ndarray], theirs: list[np.ndarray]) -> bool:
     return all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
-@pytest.mark.parametrize("kind", ["batch norm", "tokens"])
-def test_an_ordered_reduction_gives_bitwise_equal_weights_after_50_steps_on_any_world(ranks, kind):
+@pytest.mark.parametrize(("kind", "steps", "worlds"), [("batch norm", 20, (2, 3, 4)), ("tokens", STEPS, (2, 3))])
+def test_an_ordered_reduction_gives_bitwise_equal_weights_after_20_steps_on_any_world(ranks, kind, steps, worlds):
     """Level 3 of the contract, in float32: 5 ragged micro-batches shared by 1, 2, 3 and 4 ranks; clipping included."""
-    case = Case(kind, 23, precision="fp32", micro=5, steps=50, clip_norm=0.5, ordered=True)
+    case = Case(kind, 23, precision="fp32", micro=5, steps=steps, clip_norm=0.5, ordered=True)
     one = ranks(1).run(trajectory, case)[0]
     assert one["status"] == "finished"
-    for world_size in (2, 3, 4):
+    for world_size in worlds:
         for result in ranks(world_size).run(trajectory, case):
             assert bitwise(result["weights"], one["weights"])
             np.testing.assert_allclose(result["losses"], one["losses"], rtol=1e-12)
@@ -321,13 +324,13 @@ def test_an_ordered_reduction_gives_bitwise_equal_weights_after_50_steps_on_any_
 
 def test_without_order_the_last_bits_depend_on_the_number_of_ranks(ranks):
     """The claim above has content."""
-    case = Case("batch norm", 23, precision="fp32", micro=5, steps=50, clip_norm=0.5)
+    case = Case("batch norm", 23, precision="fp32", micro=5, clip_norm=0.5)
     one, three = (ranks(world_size).run(trajectory, case)[0]["weights"] for world_size in (1, 3))
     assert not bitwise(three, one)
     assert relative_error(three, one) < 1e-2
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize("world_size", [1, 3])
 def test_an_ordered_reduction_is_the_gradient_of_one_big_batch(ranks, world_size):
     case = Case("tokens", 23, micro=3, ordered=True)
     weights, _ = reference(case)

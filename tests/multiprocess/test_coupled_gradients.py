@@ -183,15 +183,17 @@ def assert_same_training(results: list[dict[str, Any]], expected: dict[str, Any]
         np.testing.assert_allclose(result["losses"], expected["losses"], rtol=1e-12)
 
 
-@pytest.mark.parametrize("kind", ["all views", "other view", "same class"])
-@pytest.mark.parametrize(("world_size", "batch", "max_micro"), FACTORIZATIONS)
+@pytest.mark.parametrize(
+    ("kind", "world_size", "batch", "max_micro"),
+    [("all views", *each) for each in FACTORIZATIONS]
+    + [(kind, *each) for kind in ("other view", "same class") for each in ((1, 24, 5), (2, 10, None), (3, 23, 3))],
+)
 def test_every_factorization_equals_one_big_batch_in_float64(ranks, kind, world_size, batch, max_micro):
     results = ranks(world_size).run(trajectory, Case(kind, batch, max_micro=max_micro))
     assert_same_training(results, reference(Case(kind, batch)))
 
 
-@pytest.mark.parametrize("batch", [24, 22])
-@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize(("world_size", "batch"), [(1, 22), (2, 24), (3, 22)])
 def test_both_passes_draw_the_same_dropout_and_batch_norm_counts_a_micro_batch_once(ranks, world_size, batch):
     """As if the graphs of all micro-batches were kept: weights, losses, and running statistics of both kinds."""
     case = Case("random", batch, micro=6)
@@ -216,13 +218,13 @@ def test_an_ordered_reduction_gives_bitwise_equal_weights_on_any_world(ranks):
     case = Case("random", 23, precision="fp32", micro=5, ordered=True)
     one = ranks(1).run(trajectory, case)[0]
     assert one["status"] == "finished"
-    for world_size in (2, 3, 4):
+    for world_size in (2, 3):
         for result in ranks(world_size).run(trajectory, case):
             assert bitwise(result["weights"], one["weights"])
             np.testing.assert_allclose(result["losses"], one["losses"], rtol=1e-12)
 
 
-@pytest.mark.parametrize(("world_size", "max_micro"), [(1, 5), (2, 3), (4, 2)])
+@pytest.mark.parametrize(("world_size", "max_micro"), [(1, 5), (3, 3)])
 def test_two_float32_steps_are_within_1e_6_of_the_float64_one(ranks, world_size, max_micro):
     case = Case("all views", 24, precision="fp32", max_micro=max_micro, steps=2)
     expected = reference(case)

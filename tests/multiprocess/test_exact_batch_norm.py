@@ -23,7 +23,7 @@ from largebatch.runtime import Runtime
 from tests.multiprocess.counting import count_collectives
 from tests.multiprocess.test_contract import SEED, Recorder, lr_at, plan_of
 
-STEPS, BATCH = 12, 22
+STEPS, BATCH = 6, 22
 # (ranks, largest micro-batch): accumulation, unequal ranks, unequal micro-batches, one sample per micro-batch.
 SPLITS = [(1, 22), (1, 5), (1, 1), (2, 11), (2, 4), (3, 22), (3, 3), (4, 2)]
 
@@ -139,8 +139,10 @@ def largest_error(found: dict[str, Any], truth: dict[str, Any], *keys: str) -> f
     return float(max(errors))
 
 
-@pytest.mark.parametrize("kind", ["branches", "contrastive"])
-@pytest.mark.parametrize(("world_size", "max_micro"), SPLITS)
+@pytest.mark.parametrize(
+    ("kind", "world_size", "max_micro"),
+    [("branches", *split) for split in SPLITS] + [("contrastive", *split) for split in ((1, 1), (2, 11), (3, 3))],
+)
 def test_exact_batch_norm_equals_one_big_batch(ranks, kind: str, world_size: int, max_micro: int):
     problem = Problem(kind, max_micro=max_micro)
     truth = one_big_batch(problem)
@@ -172,8 +174,7 @@ def test_bfloat16_autocast_stays_near_one_big_batch(ranks):
 def test_dropout_is_that_of_the_pinned_micro_batch_on_any_number_of_ranks(ranks):
     problem = Problem("dropout", micro=4)
     (alone,) = ranks(1).run(trajectory, problem)
-    for world_size in (2, 3):
-        assert largest_error(ranks(world_size).run(trajectory, problem)[0], alone) < 1e-12
+    assert largest_error(ranks(3).run(trajectory, problem)[0], alone) < 1e-12
     # And each micro-batch has draws of its own: with one generator handed on, another cut would draw the same.
     other = ranks(1).run(trajectory, Problem("dropout", micro=11))[0]
     assert largest_error(other, alone) > 1e-3

@@ -26,8 +26,8 @@ SETTINGS = VarianceSettings(seed=3, batch_sizes=(2, 4, 12), replications=5)
 
 def regression() -> tuple[nn.Module, Any, FixedSubset]:
     torch.manual_seed(0)
-    data = linear_regression(1000, 10, "train", noise=0.5)
-    return Linear(10, 1).double(), SquaredError(), FixedSubset(data, np.random.default_rng(0).permutation(1000), 100)
+    data = linear_regression(216, 10, "train", noise=0.5)
+    return Linear(10, 1).double(), SquaredError(), FixedSubset(data, np.random.default_rng(0).permutation(216), 36)
 
 
 def measure(kind: str, settings: VarianceSettings = SETTINGS, micro: int | None = None) -> GradientVariance | None:
@@ -49,8 +49,7 @@ def numbers(found: GradientVariance) -> list[float]:
     return values
 
 
-@pytest.mark.parametrize("kind", ["classes", "images", "tokens"])
-@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize(("kind", "world_size"), [("classes", 2), ("classes", 4), ("images", 3), ("tokens", 3)])
 def test_any_number_of_ranks_measures_the_same(ranks, kind, world_size):
     """10 draws over 4 ranks; batch norm and dropout, and tokens, of which samples have unequal numbers."""
     (alone,) = ranks(1).run(measure, kind)
@@ -67,11 +66,11 @@ def test_how_many_samples_share_a_backward_pass_changes_nothing():
 
 
 def test_on_the_textbook_regression_everything_is_as_the_closed_form_says():
-    """B = 1, 10, 100, 1000 of 1000 samples: the last has no variance without replacement."""
+    """B = 1, 6, 36, 216 of 216 samples: the last has no variance without replacement."""
     module, _, subset = regression()
     weights = torch.cat([parameter.detach().reshape(-1) for parameter in module.parameters()]).numpy()
     noise = LeastSquares(subset.dataset.inputs, subset.dataset.targets).gradient_noise(weights)
-    found = measure("regression", VarianceSettings(seed=0, batch_sizes=(1, 10, 100, 1000), replications=3))
+    found = measure("regression", VarianceSettings(seed=0, batch_sizes=(1, 6, 36, 216), replications=3))
     assert found.noise.grad_sq_norm == pytest.approx(noise.grad_sq_norm, rel=1e-10)
     assert found.noise.covariance_trace == pytest.approx(noise.covariance_trace, rel=1e-10)
     assert found.moments.is_exact

@@ -62,6 +62,7 @@ def measured(
     lr: float = 1.0,
     groups: dict[str, list[str]] | None = None,
     compression: Compression = "none",
+    steps: int = STEPS,
 ) -> dict[str, Any]:
     runtime = Runtime.open(precision=case.precision)
     try:
@@ -77,7 +78,7 @@ def measured(
             plan,
             MicroBatchLoader(data, SampleOrder(len(data), SEED), plan, runtime.rank, augment=augment),
             lambda samples_seen: lr * lr_at(samples_seen),
-            STEPS,
+            steps,
             fixed_units=units_are_fixed(loss, data),
             seed=SEED,
             clip_norm=case.clip_norm,
@@ -118,20 +119,19 @@ def written_out(
 
 
 @pytest.mark.parametrize("kind", ["mlp", "masked"])
-@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize("world_size", [1, 3])
 @pytest.mark.parametrize("ordered", [False, True])
 def test_norms_are_those_of_each_micro_batch_by_itself(ranks, kind, world_size, ordered):
     case = Case(kind, BATCH, ordered=ordered, clip_norm=0.01)  # clipping comes after the measurement
-    for result in ranks(world_size).run(measured, case, 1):
+    for result in ranks(world_size).run(measured, case, 1, steps=1):
         assert result["norms"][1] == [pytest.approx(written_out(kind), rel=1e-10)]
 
 
 def test_moments_do_not_depend_on_the_number_of_ranks_with_batch_norm_and_dropout(ranks):
-    one, two, three = (ranks(size).run(measured, Case("random", BATCH), 2)[0]["norms"] for size in (1, 2, 3))
+    one, three = (ranks(size).run(measured, Case("random", BATCH), 2)[0]["norms"] for size in (1, 3))
     assert sorted(one) == [2, 4, 6]
-    for other in (two, three):
-        for step, norms in one.items():
-            assert other[step] == [pytest.approx(norms[0], rel=1e-10)]
+    for step, norms in one.items():
+        assert three[step] == [pytest.approx(norms[0], rel=1e-10)]
     trace, _ = moments_of_step(*one[2][0], num_micro_batches=5, global_batch_size=BATCH)
     assert trace > 0
 
@@ -261,7 +261,9 @@ def test_a_run_on_the_noisy_quadratic_measures_its_known_noise_scale_without_the
     truth = NoisyQuadratic(CURVATURE, VARIANCE).gradient_noise([0.6] * 6, num_samples=POOL)
     covered, means = 0, []
     for seed in range(8):
-        moments, latest = ranks(2).run(at_fixed_weights, seed, QUADRATIC_STEPS)[0]
+        # Norms of micro-batches are those of one process on any number of ranks, see above: one of the runs has two.
+        run = (seed, QUADRATIC_STEPS)
+        moments, latest = at_fixed_weights(*run) if seed else ranks(2).run(at_fixed_weights, *run)[0]
         means.append(moments[-1])
         assert latest.interval is not None
         covered += latest.interval[0] <= truth.simple_noise_scale <= latest.interval[1]
@@ -273,9 +275,9 @@ def test_a_run_on_the_noisy_quadratic_measures_its_known_noise_scale_without_the
     assert covered >= 5, "of 8 intervals that cover in 95 % of cases; 4 or fewer: 1 in 2500"
 
 
-def test_a_run_of_single_micro_batches_measures_the_known_noise_scale(ranks):
+def test_a_run_of_single_micro_batches_measures_the_known_noise_scale():
     truth = NoisyQuadratic(CURVATURE, VARIANCE).gradient_noise([0.6] * 6, num_samples=POOL)
-    runs = [ranks(1).run(at_fixed_weights, seed, 100, BATCH)[0] for seed in range(6)]
+    runs = [at_fixed_weights(seed, 100, BATCH) for seed in range(6)]
     means = np.array([moments[-1] for moments, _ in runs])
     error = (means.mean(axis=0) - [truth.covariance_trace, truth.grad_sq_norm]) / (means.std(axis=0, ddof=1) / 6**0.5)
     assert np.abs(error).max() < 4  # standard errors

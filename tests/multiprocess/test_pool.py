@@ -14,7 +14,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from tests.multiprocess.pool import ROOT, RankError, RankPool
+from tests.multiprocess.pool import RankError, RankPool
+from tests.multiprocess.prepared import ROOT
 
 Ranks = Callable[[int], RankPool]
 
@@ -134,28 +135,36 @@ def test_a_local_function_is_refused_before_any_rank_sees_it(ranks: Ranks) -> No
         ranks(2).run(lambda: None)
 
 
+def wait_forever(ready: Path) -> None:
+    ready.write_text(str(os.getpid()))
+    time.sleep(1000)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux's own")
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_no_rank_survives_the_process_that_started_it(tmp_path: Path, number: signal.Signals) -> None:
-    ready = tmp_path / "pid"
+def test_no_rank_survives_the_end_of_its_call_by_ctrl_c_nor_that_of_the_process_that_started_it(tmp_path: Path) -> None:
     script = f"""
-        import os, pathlib, signal, tempfile
+        import contextlib, pathlib, signal
         # Ignored by what a shell has started in the background, and inherited.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         from tests.multiprocess.pool import RankPool, RankProcesses
-        pool = RankPool(RankProcesses(pathlib.Path({str(tmp_path)!r})), 1)
-        pathlib.Path({str(ready)!r}).write_text(str(pool.run("os:getpid")[0]))
-        pool.run("time:sleep", 1000, deadline=1000)
+        folder = pathlib.Path({str(tmp_path)!r})
+        pool = RankPool(RankProcesses(folder, imports=()), 1)
+        for name in ("SIGINT", "SIGKILL"):
+            with contextlib.suppress(KeyboardInterrupt):
+                pool.run({f"{__name__}:{wait_forever.__name__}"!r}, folder / name, deadline=1000)
     """
     with subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(script)], cwd=ROOT, stderr=subprocess.DEVNULL
     ) as process:
-        pid = _wait_for(lambda: int(ready.read_text() or 0) if ready.exists() else 0, seconds=60)
-        process.send_signal(number)
-    assert pid, "the pool did not start"
-    if not _wait_for(lambda: not _is_alive(pid), seconds=10):
-        os.kill(pid, signal.SIGKILL)
-        pytest.fail(f"rank {pid} outlived {number.name} to its parent")
+        for number in (signal.SIGINT, signal.SIGKILL):
+            ready = tmp_path / number.name
+            pid = _wait_for(lambda ready=ready: int(ready.read_text() or 0) if ready.exists() else 0, seconds=60)
+            process.send_signal(number)
+            assert pid, "the pool did not start"
+            if not _wait_for(lambda pid=pid: not _is_alive(pid), seconds=10):
+                os.kill(pid, signal.SIGKILL)
+                process.kill()
+                pytest.fail(f"rank {pid} outlived {number.name} to its parent")
 
 
 def _wait_for(condition: Callable[[], int], *, seconds: float) -> int:

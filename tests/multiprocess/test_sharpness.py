@@ -36,7 +36,7 @@ def problem(kind: str, precision: str = "fp64") -> tuple[nn.Module, Any, FixedSu
     dtype = torch.float64 if precision == "fp64" else torch.float32
     ids = np.random.default_rng(0).permutation(40)[:24]
     if kind == "tokens":
-        model, loss = GPT(7, 6, num_layers=1, num_heads=2, width=8, dropout=0.3), NextToken()
+        model, loss = GPT(7, 6, num_layers=1, num_heads=2, width=4, dropout=0.3), NextToken()
         return model.to(dtype), loss, FixedSubset(masked_tokens(40, 6, 7, "train"), ids, 5)
     if kind == "images":
         dataset = ArrayDataset(torch.randn(40, 1, 8, 8), torch.randint(0, 3, (40,)))
@@ -73,12 +73,15 @@ def numbers(found: Sharpness) -> dict[str, float]:
     }
 
 
-@pytest.mark.parametrize("kind", ["classes", "images", "tokens"])
-@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize(("kind", "world_size"), [("classes", 2), ("classes", 4), ("images", 3), ("tokens", 3)])
 def test_any_number_of_ranks_measures_the_same(ranks, kind, world_size):
-    """5 batches over 4 ranks, 24 samples in batches of 5, and tokens, of which samples have unequal numbers."""
-    (alone,) = ranks(1).run(measure, kind)
-    found, *others = ranks(world_size).run(measure, kind)
+    """5 batches over 4 ranks, 24 samples in batches of 5, and tokens, of which samples have unequal numbers.
+
+    What is measured need not have converged for that.
+    """
+    few = {"lanczos_iterations": 12, "trace_samples": 4, "box_iterations": 4}
+    (alone,) = ranks(1).run(measure, kind, **few)
+    found, *others = ranks(world_size).run(measure, kind, **few)
     assert others == [None] * (world_size - 1)
     assert numbers(found) == pytest.approx(numbers(alone), rel=1e-8, abs=1e-10)
 

@@ -20,20 +20,20 @@ GROUPS = {
 
 
 @functools.cache
-def compose_choices(*choices: str) -> DictConfig:
+def compose_choices(*choices: str, config_name: str = "train") -> DictConfig:
     """What Hydra makes of `GROUP=CHOICE ...`; shared, so not to be changed."""
     with initialize_config_dir(conf_dir(), version_base="1.3"):
-        return compose("train", overrides=list(choices))
+        return compose(config_name, overrides=list(choices))
 
 
-def compose_run(*overrides: str) -> DictConfig:
+def compose_run(*overrides: str, config_name: str = "train") -> DictConfig:
     """The composed config for overrides as on the command line.
 
     Hydra composes the groups once per combination; values are parsed by its grammar and set as it sets them.
     """
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     of_groups = [one for one in parsed if one.key_or_group in GROUPS and not one.is_delete()]
-    config = copy.deepcopy(compose_choices(*(one.input_line for one in of_groups)))
+    config = copy.deepcopy(compose_choices(*(one.input_line for one in of_groups), config_name=config_name))
     for one in parsed:
         if one in of_groups:
             continue
