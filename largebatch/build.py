@@ -35,7 +35,15 @@ from largebatch.run_folder import RunFolder, new_folder
 from largebatch.runtime import LauncherError, Runtime
 from largebatch.same_run import require_same_run, run_fingerprint
 from largebatch.schema import TrainConfig
-from largebatch.trackers import JsonlTracker, ProgressLine, TensorBoardTracker, Tracker, WandbTracker
+from largebatch.trackers import (
+    JsonlTracker,
+    ProgressLine,
+    Row,
+    TensorBoardTracker,
+    Tracker,
+    WandbTracker,
+    read_metrics,
+)
 
 
 @dataclass
@@ -51,6 +59,11 @@ class Job:
     communication: CommunicationObserver | None
     skipped: SkippedObserver | None
     notes: list[str]
+
+    @property
+    def rows(self) -> list[Row]:
+        """What metrics.jsonl has so far; nothing of a run that was stopped before its first row."""
+        return read_metrics(self.folder.metrics) if self.folder.metrics.exists() else []
 
     @property
     def problems(self) -> list[str]:

@@ -14,7 +14,7 @@ from torch import nn
 from largebatch.build import open_job
 from largebatch.loop import Observer, train
 from largebatch.prepare import prepare
-from largebatch.trackers import Row, read_metrics
+from largebatch.trackers import Row
 
 _SILENCE = {
     "observers.progress": False,
@@ -79,5 +79,5 @@ def train_quietly(
             problems = [*job.problems, *(line for one in job.trackers for line in one.problems)]
             job.folder.write_summary(summary | {"problems": problems})
         job.run.runtime.barrier()  # rank 0 has written before another reads
-        rows = read_metrics(job.folder.metrics)
+        rows = job.rows
         return Trained(status, summary, rows, job.folder.path, job.run.module)

@@ -82,9 +82,9 @@ def _announce(prepared: Prepared, job: Job) -> None:
 
 def _conclude(job: Job, status: str, *, draws: bool) -> None:
     """Write summary and plots, close the trackers, print the end of the story."""
-    from largebatch.trackers import WandbTracker, default_charts, print_summary, read_metrics
+    from largebatch.trackers import WandbTracker, default_charts, print_summary
 
-    rows = read_metrics(job.folder.metrics)
+    rows = job.rows
     summary = job.summary(status)
     problems = job.problems
     plots = _plot(job.folder, rows, problems) if draws else []

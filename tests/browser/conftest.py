@@ -8,9 +8,13 @@ from typing import Any
 import pytest
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """A headless Chromium; who asks for it is skipped where there is none."""
+    """A headless Chromium; who asks for it is skipped where there is none.
+
+    Not for the whole session: a loading process of another test that is forked meanwhile and stays would hold its pipe
+    open, and the driver waits for the end of it.
+    """
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     chromium = os.environ.get("CHROMIUM") or shutil.which("chromium")
     if chromium is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import signal
@@ -22,6 +23,13 @@ NUM_SAMPLES = 11
 ORDER = SampleOrder(NUM_SAMPLES, seed=2)
 PLAN = BatchPlan.solve(global_batch_size=5, world_size=1, max_micro_batch_size=2)
 AUGMENT = Augmentation(seed=9, crop_padding=1, flip=True)
+
+
+@pytest.fixture(autouse=True)
+def no_loading_process_stays() -> Iterator[None]:
+    """An error's traceback holds the iterator, and that its processes, until the garbage is collected."""
+    yield
+    gc.collect()
 
 
 class NoisyImages(Dataset[tuple[torch.Tensor, int]]):

@@ -78,6 +78,8 @@ STATE = {
 COURSES = [course for seed in range(len(FLAGS)) for course in courses(seed)]
 STARTS = [0, *np.cumsum([course.weight.size for course in COURSES])[:-1].tolist()]
 
+SAVED_AT = WARMUP_STEPS // 5
+
 PRESETS_ALONE = [key for key in VARIANTS if key[1].startswith("preset-")]
 
 every_variant = pytest.mark.parametrize(("name", "variant"), VARIANTS, ids=map("-".join, VARIANTS))
@@ -255,17 +257,17 @@ def test_bfloat16_weights_are_the_reference_rounded_once_a_step(name, variant, f
 @every_preset
 @every_path
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_saved_in_the_middle_of_the_warmup_a_run_goes_on_bit_for_bit(name, variant, foreach, dtype):
+def test_saved_in_the_warmup_a_run_goes_on_bit_for_bit(name, variant, foreach, dtype):
     def steps(params: list[Any], optimizer: torch.optim.Optimizer, numbers: range) -> None:
         for step in numbers:
             set_rate_and_grads(optimizer, params, warmup_then_cosine(step, peak_of(name, variant)), step)
             optimizer.step()
 
     params, optimizer = make(name, variant, dtype, foreach)
-    steps(params, optimizer, range(WARMUP_STEPS // 2))
+    steps(params, optimizer, range(SAVED_AT))
     file = io.BytesIO()
     torch.save({"weights": params, "optimizer": optimizer.state_dict()}, file)
-    steps(params, optimizer, range(WARMUP_STEPS // 2, WARMUP_STEPS))
+    steps(params, optimizer, range(SAVED_AT, 2 * SAVED_AT))
 
     file.seek(0)
     saved = torch.load(file, weights_only=True)
@@ -274,7 +276,7 @@ def test_saved_in_the_middle_of_the_warmup_a_run_goes_on_bit_for_bit(name, varia
         for param, weight in zip(resumed_params, saved["weights"], strict=True):
             param.copy_(weight)
     resumed.load_state_dict(saved["optimizer"])
-    steps(resumed_params, resumed, range(WARMUP_STEPS // 2, WARMUP_STEPS))
+    steps(resumed_params, resumed, range(SAVED_AT, 2 * SAVED_AT))
     for one, other in zip(params, resumed_params, strict=True):
         assert torch.equal(one, other)
         assert all(torch.equal(value, resumed.state[other][key]) for key, value in optimizer.state[one].items())

@@ -11,6 +11,7 @@ from largebatch.__main__ import main
 from largebatch.checkpoint import load_checkpoint
 from largebatch.commands.composition import compose_config
 from largebatch.config import ConfigError
+from largebatch.interruption import StopRequest
 from largebatch.quiet_training import train_quietly
 
 SMALL = (
@@ -60,3 +61,15 @@ def test_a_stop_ends_the_run_after_the_step(tmp_path: Path):
     trained = train_quietly(compose_config(SMALL), tmp_path / "run", stop=lambda: True)
     assert trained.status == "stopped"
     assert trained.summary["steps"] < 5
+
+
+def test_a_run_that_is_stopped_before_its_first_row_ends_as_any_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    """No metrics, and no evaluation, since a stopped run makes none: there is nothing to draw."""
+    rare = [*SMALL, "observers.metrics.every=100", "length=1000steps"]
+    assert train_quietly(compose_config(rare), tmp_path / "quiet", stop=lambda: True).rows == []
+    monkeypatch.setattr(StopRequest, "__call__", lambda stop: True)
+    assert main(["train", *rare, "logger.wandb.mode=disabled", f"run.dir={tmp_path / 'loud'}"]) == 75
+    assert "resume=auto" in capfd.readouterr().out
+    assert json.loads((tmp_path / "loud" / "summary.json").read_text())["problems"] == []
