@@ -22,9 +22,18 @@ def end_with_launcher() -> None:
     collect them. SIGKILL, because a rank that hangs heeds nothing else, and checkpoints are whole at any moment.
     Without torchrun nothing happens: ranks started by hand may be meant to outlive their shell.
     """
-    if sys.platform != "linux" or "TORCHELASTIC_RUN_ID" not in os.environ:
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with_parent(os.getppid())
+
+
+def end_with_parent(parent: int) -> None:
+    """Have the kernel end this process by SIGKILL when the thread that has started it ends, on Linux.
+
+    Args:
+        parent: id of the process that has started this one.
+    """
+    if sys.platform != "linux":
         return
-    parent = os.getppid()
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:  # it ended before the line above
         os.kill(os.getpid(), signal.SIGKILL)

@@ -71,12 +71,12 @@ def keys_of(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def _is_choice(argument: str) -> bool:
-    """Whether Hydra can look for it; what it cannot parse, it says itself."""
+    """Whether Hydra can look for it, or merge it; what it cannot parse, it says itself."""
     try:
         value = OverridesParser.create().parse_override(argument)
     except HydraException:
         return True
-    return value.is_sweep_override() or isinstance(value.value(), (str, list))
+    return value.is_sweep_override() or isinstance(value.value(), (str, list, dict))
 
 
 def _meant(given: str, names: Sequence[str]) -> str | None:

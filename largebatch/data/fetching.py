@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import signal
 import threading
 from collections import deque
@@ -17,6 +18,7 @@ from largebatch.data.array import Int64Array
 from largebatch.data.errors import DataError
 from largebatch.data.items import Augment, Inputs, KeyedItems, Loaded, SampleRequest, WorkerFailure, augment_inputs
 from largebatch.data.micro_batch import MicroBatchData, Request
+from largebatch.interruption import end_with_parent
 
 _PREFETCH_PER_WORKER = 2
 _GROUP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -141,8 +143,11 @@ class BatchSource:
 def _leave_signals_to_the_run(worker: int) -> None:
     """Let a worker outlive the signal that a launcher sends to the whole process group: the run finishes its step.
 
-    The first SIGTERM only: a second one is how the loader ends a worker that does not answer.
+    The first SIGTERM only: a second one is how the loader ends a worker that does not answer. One that hangs in a
+    sample never looks whether its process is still there: the kernel ends it with that.
     """
+    if (parent := multiprocessing.parent_process()) is not None and parent.pid is not None:
+        end_with_parent(parent.pid)
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda received, frame: signal.signal(received, signal.SIG_DFL))

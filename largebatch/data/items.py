@@ -98,12 +98,13 @@ class KeyedItems(Dataset[Any]):
     def _stand_in(self, request: SampleRequest) -> SampleRequest:
         """The next sample after a broken one that can be loaded."""
         epoch, broken = request
-        for distance in range(1, min(len(self._dataset), _MOST_BROKEN)):
+        most = min(len(self._dataset), _MOST_BROKEN) - 1
+        for distance in range(1, most + 1):
             candidate = epoch, (broken + distance) % len(self._dataset)
             with contextlib.suppress(DataError):
                 self._sample(candidate)
                 return candidate
-        raise DataError(f"Sample {broken} cannot be loaded, nor can the {distance} behind it: is the disk still there?")
+        raise DataError(f"Sample {broken} cannot be loaded, nor can the {most} behind it: is the disk still there?")
 
     def __getitems__(self, requests: Sequence[SampleRequest]) -> Loaded | WorkerFailure:
         """What a DataLoader calls in a worker: `load`, with an error as a value."""

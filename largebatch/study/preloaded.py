@@ -5,8 +5,11 @@ from __future__ import annotations
 import atexit
 import gc
 import os
+import sys
 
 import largebatch.study.trial  # noqa: F401
 
-gc.freeze()  # what is there now is shared with the forks for as long as nobody walks through it
-atexit.register(os._exit, 0)  # of this process alone: to take torch apart costs a second after the end of a study
+# In the fork server alone: whoever else imports this module must keep its exit code.
+if any("multiprocessing.forkserver" in argument for argument in sys.orig_argv):
+    gc.freeze()  # what is there now is shared with the forks for as long as nobody walks through it
+    atexit.register(os._exit, 0)  # to take torch apart costs a second after the end of a study

@@ -45,6 +45,11 @@ def test_a_name_like_no_other_gets_no_suggestion(capsys: pytest.CaptureFixture[s
     assert "largebatch:" not in capsys.readouterr().err
 
 
+def test_settings_of_a_group_in_braces_are_hydras_business(capsys: pytest.CaptureFixture[str]):
+    assert main(["plan", "batch={total: 64}"]) == 0
+    assert "64 samples" in " ".join(capsys.readouterr().out.split())
+
+
 def test_only_the_first_rank_of_a_machine_says_it(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert main(["plan", "sed=1"]) == 2

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -125,3 +128,15 @@ def test_wrong_input_of_every_point_is_one_report(tmp_path: Path, capsys: pytest
     assert "- study.target.value=1000: eval/val_loss is" in said
     assert "Traceback" not in said
     assert not (tmp_path / "study" / "study.json").exists()
+
+
+@pytest.mark.parametrize("is_fork_server", [False, True])
+def test_only_the_fork_server_gives_up_its_exit_code(is_fork_server: bool, monkeypatch: pytest.MonkeyPatch):
+    """Whoever else imports what it is prepared with, such as the search for doctests, must be able to fail."""
+    registered: list[Any] = []
+    monkeypatch.setattr("atexit.register", lambda *call: registered.append(call))
+    monkeypatch.setattr("gc.freeze", lambda: registered.append("frozen"))
+    started = "from multiprocessing.forkserver import main; main(3, 4)"
+    monkeypatch.setattr("sys.orig_argv", ["python", "-c", started if is_fork_server else "pass"])
+    importlib.reload(importlib.import_module("largebatch.study.preloaded"))
+    assert ("frozen" in registered, (os._exit, 0) in registered) == (is_fork_server, is_fork_server)
