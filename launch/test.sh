@@ -29,4 +29,4 @@ esac
 ruff check .
 ruff format --check .
 mypy
-exec python -m pytest -q -n 3 "$@" # by file; a third worker, since tests of faults mostly wait; a later -n counts
+exec python -m pytest -q -n 3 --no-loadscope-reorder "$@" # by file, see tests/conftest.py; a third worker, since tests of faults mostly wait; a later -n counts

@@ -17,6 +17,11 @@ from tests.launcher import LAUNCHER
 from tests.multiprocess.pool import RankPool, RankProcesses
 
 FORKING = ("tests/faults/", "tests/end_to_end/test_leaving.py")
+# What takes longest comes first, so that no worker is left with a file of minutes when the others have ended.
+LONG = (
+    "tests/multiprocess/", "tests/faults/", "tests/end_to_end/", "tests/browser/", "tests/unit/test_optim_",
+    "tests/unit/test_chapter", "tests/unit/test_study", "tests/unit/test_prepare", "tests/unit/test_guard",
+)  # fmt: skip
 # Scripts for processes of their own: looking for doctests in them would import JAX into this one, and train.
 collect_ignore = ["reference/optax_trajectories.py", "faults/warm.py"]
 
@@ -30,6 +35,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         needs_ranks = "ranks" in getattr(item, "fixturenames", ())
         item.add_marker(pytest.mark.xdist_group("ranks" if needs_ranks else item.nodeid.partition("::")[0]))
+    items.sort(key=lambda item: next((at for at, one in enumerate(LONG) if item.nodeid.startswith(one)), len(LONG)))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
