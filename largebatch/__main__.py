@@ -37,7 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0 if arguments else 2
     verb, *rest = arguments
     if verb not in VERBS:
-        print(f"largebatch: {verb!r} is not a verb.{_nearest(verb)}\n\n{_usage()}", file=sys.stderr)
+        from largebatch.nearest import did_you_mean
+
+        print(f"largebatch: {verb!r} is not a verb.{did_you_mean(verb, VERBS)}\n\n{_usage()}", file=sys.stderr)
         return 2
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.append(os.getcwd())  # as under `python -m`: the user's own models and data sets
@@ -78,13 +80,6 @@ def _usage() -> str:
         f"{verbs}\n\n"
         "`largebatch VERB --help` shows the configuration of a verb."
     )
-
-
-def _nearest(verb: str) -> str:
-    import difflib
-
-    close = difflib.get_close_matches(verb, VERBS, n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def _version() -> str:

@@ -197,7 +197,7 @@ def _connect(
         loader=watch.loader,
         lr_at=derived.lr_at,
         num_steps=derived.num_steps,
-        fixed_units=config.data.on_bad_sample == "stop" and units_are_fixed(prepared.loss, prepared.train),
+        fixed_units=not config.data.skips and units_are_fixed(prepared.loss, prepared.train),
         seed=config.seed,
         clip_norm=config.clip_norm,
         ordered=config.batch.reduction == "ordered",
@@ -237,7 +237,7 @@ def _loader(prepared: Prepared, runtime: Runtime) -> MicroBatchLoader:
         pin_memory=runtime.device.type == "cuda",
         seed=config.seed,
         timeout_s=config.data.timeout_s,
-        skips=config.data.on_bad_sample == "skip",
+        skips=config.data.skips,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from largebatch.ramp import BatchRamp
@@ -13,6 +14,20 @@ _FEWEST_TO_SPLIT = 4
 def combination_problems(config: TrainConfig, *, world_size: int) -> list[str]:
     """Settings about the gradient of a global batch that exclude each other, or have no effect on so many ranks."""
     return _exact_batch_norm_problems(config) + _compression_problems(config, world_size) + _shortage_problems(config)
+
+
+def exclusions(key: str, others: Mapping[str, tuple[bool, str]]) -> list[str]:
+    """An error for each setting that `key` does not go with.
+
+    Args:
+        key: with its value.
+        others: setting -> whether it is chosen, and why both cannot be.
+    """
+    return [
+        f"{key}: does not go with {name}: {reason}. Choose one of them."
+        for name, (is_set, reason) in others.items()
+        if is_set
+    ]
 
 
 def _exact_batch_norm_problems(config: TrainConfig) -> list[str]:
@@ -29,11 +44,7 @@ def _exact_batch_norm_problems(config: TrainConfig) -> list[str]:
         ),
         "precision.compile": (config.precision.compile, "the forward passes wait for each other in Python"),
     }
-    return [
-        f"batch_norm=exact: does not go with {name}: {reason}. Choose one of them."
-        for name, (is_set, reason) in others.items()
-        if is_set
-    ]
+    return exclusions("batch_norm=exact", others)
 
 
 def _compression_problems(config: TrainConfig, world_size: int) -> list[str]:
@@ -48,11 +59,7 @@ def _compression_problems(config: TrainConfig, world_size: int) -> list[str]:
         "batch_norm=exact": (config.batch_norm == "exact", "its gradients are summed by other means than DDP"),
         "precision.compute=fp64": (config.precision.compute == "fp64", "a few digits would be left of sixteen"),
     }
-    return [
-        f"{key}: does not go with {name}: {reason}. Choose one of them."
-        for name, (is_set, reason) in others.items()
-        if is_set
-    ]
+    return exclusions(key, others)
 
 
 def _shortage_problems(config: TrainConfig) -> list[str]:
@@ -67,11 +74,7 @@ def _shortage_problems(config: TrainConfig) -> list[str]:
         "batch_norm=exact": (config.batch_norm == "exact", "all micro-batches of a rank are in memory at once"),
         compressed: (compression != "none", "DDP compresses, and sums nothing here"),
     }
-    return [
-        f"batch.on_out_of_memory=lower: does not go with {name}: {reason}. Choose one of them."
-        for name, (is_set, reason) in others.items()
-        if is_set
-    ]
+    return exclusions("batch.on_out_of_memory=lower", others)
 
 
 def noise_scale_problems(config: TrainConfig, ramp: BatchRamp | None) -> list[str]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from largebatch.duration import Duration
+from largebatch.nearest import did_you_mean
 
 
 def _duration(text: Any) -> Any:
@@ -29,9 +29,7 @@ def one_of(choices: Iterable[str]) -> AfterValidator:
 
     def check(value: str) -> str:
         if value not in names:
-            close = difflib.get_close_matches(value, names, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"choose one of {', '.join(names)}.{hint}")
+            raise ValueError(f"choose one of {', '.join(names)}.{did_you_mean(value, names)}")
         return value
 
     return AfterValidator(check)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from largebatch.combinations import exclusions
 from largebatch.coupled_losses import is_coupled
 from largebatch.observers.variance import group_sizes
 from largebatch.ramp import BatchRamp
@@ -92,16 +93,12 @@ def recomputation_problems(config: TrainConfig, loss: Any) -> list[str]:
             "it compares the samples of all ranks, so that what one got wrong is in the gradients of the others",
         ),
     }
-    return [
-        f"observers.ranks.recompute_every={every}: does not go with {name}: {reason}. Choose one of them."
-        for name, (is_set, reason) in others.items()
-        if is_set
-    ]
+    return exclusions(f"observers.ranks.recompute_every={every}", others)
 
 
 def skip_problems(config: TrainConfig, train: Any, loss: Any) -> list[str]:
     """Errors of `data.on_bad_sample=skip`: what takes the sizes of micro-batches from the plan would be wrong."""
-    if config.data.on_bad_sample == "stop":
+    if not config.data.skips:
         return []
     key, observers = "data.on_bad_sample=skip", config.observers
     if hasattr(train, "fetch"):
@@ -114,8 +111,4 @@ def skip_problems(config: TrainConfig, train: Any, loss: Any) -> list[str]:
         "observers.variance": (observers.variance.every is not None, smaller),
         "observers.sharpness": (observers.sharpness.every is not None, "it measures a fixed subset"),
     }
-    return [
-        f"{key}: does not go with {name}: {reason}. Choose one of them."
-        for name, (is_set, reason) in others.items()
-        if is_set
-    ]
+    return exclusions(key, others)

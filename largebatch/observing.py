@@ -103,7 +103,7 @@ def observe(
         parameters_every = config.observers.ledger.parameters_every
         observers.append(LedgerObserver(records.open(folder.ledger), watched, parameters_every=parameters_every))
     skipped = None
-    if config.data.on_bad_sample == "skip":
+    if config.data.skips:
         loader = noting = SkipNotingLoader(loader)
         skipped = SkippedObserver(journal, records.open(folder.skipped), noting)
         observers.append(skipped)
@@ -164,7 +164,7 @@ def _evaluation(prepared: Prepared, journal: Journal) -> EvaluationObserver:
         seed=config.seed,
         num_workers=config.data.num_workers,
         timeout_s=config.data.timeout_s,
-        skips=config.data.on_bad_sample == "skip",
+        skips=config.data.skips,
     )
 
 

@@ -115,6 +115,11 @@ class DataConfig(Section):
     vocab_size: PositiveInt | None = None
     context_length: PositiveInt | None = None
 
+    @property
+    def skips(self) -> bool:
+        """Whether samples that cannot be loaded are left out."""
+        return self.on_bad_sample == "skip"
+
 
 class PrecisionConfig(Section):
     """Number formats and memory."""

@@ -33,7 +33,7 @@ def try_training(config: TrainConfig, dataset: Any, augment: Augmentation | None
         ValueError: if shapes or labels do not fit, or a parameter gets no gradient.
     """
     # One worker shows whether items load. A set in memory refuses workers: it should name their real number.
-    num_workers, skips = config.data.num_workers, config.data.on_bad_sample == "skip"
+    num_workers, skips = config.data.num_workers, config.data.skips
     loader = MicroBatchLoader(
         dataset,
         SampleOrder(len(dataset), config.seed),
@@ -65,7 +65,7 @@ def try_evaluation(config: TrainConfig, dataset: Any, model: nn.Module, loss: Lo
     Raises:
         ValueError: if shapes or labels do not fit.
     """
-    skips = config.data.on_bad_sample == "skip"
+    skips = config.data.skips
     first = SampleOrder(len(dataset)).ids(0, _num_tried(dataset, loss, skips=skips))
     batch = next(evaluation_batches(dataset, first, micro_batch_size=len(first), skips=skips))
     model.eval()
@@ -83,7 +83,7 @@ def sampled_content(config: TrainConfig, dataset: Any) -> str:
         DataError: if one of them cannot be loaded; names it.
     """
     ids = np.unique(np.linspace(0, len(dataset) - 1, _PROBED_SAMPLES).astype(np.int64))
-    skips = config.data.on_bad_sample == "skip"
+    skips = config.data.skips
     (batch,) = evaluation_batches(dataset, ids, len(ids), seed=config.seed, skips=skips)
     inputs = batch.inputs if isinstance(batch.inputs, dict) else {"input": batch.inputs}
     named = [*((f"inputs.{name}", part) for name, part in inputs.items()), ("targets", batch.targets)]

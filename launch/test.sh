@@ -13,7 +13,7 @@ source "$here/setup_venv.sh" dev
 
 cd "$here/.."
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-unset PYTHONDONTWRITEBYTECODE            # hundreds of processes import the same files of the checkout
+unset PYTHONDONTWRITEBYTECODE           # hundreds of processes import the same files of the checkout
 export LARGEBATCH_TEST_ORACLES=required # a comparison with another implementation must not be skipped unseen
 case "${1:-}" in
     faults)
@@ -29,4 +29,5 @@ esac
 ruff check .
 ruff format --check .
 mypy
-exec python -m pytest -q -n 3 --no-loadscope-reorder "$@" # by file, see tests/conftest.py; a third worker, since tests of faults mostly wait; a later -n counts
+# By file, in the order of tests/conftest.py. A third worker, since tests of faults mostly wait; a later -n counts.
+exec python -m pytest -q -n 3 --no-loadscope-reorder "$@"

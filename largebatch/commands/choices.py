@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 from collections.abc import Mapping, Sequence
 
 from largebatch.commands.composition import EXIT_WRONG_INPUT
+from largebatch.nearest import did_you_mean
 
 
 def show_choices(verb: str, choices: Mapping[str, str], arguments: Sequence[str]) -> int:
@@ -21,8 +21,7 @@ def show_choices(verb: str, choices: Mapping[str, str], arguments: Sequence[str]
     width = max(map(len, choices))
     lines = [f"  {verb} {name:{width}}  {what}" for name, what in choices.items()]
     if arguments and not asked:
-        close = difflib.get_close_matches(arguments[0], choices, n=1)
-        meant = f" Did you mean {close[0]!r}?" if close else ""
+        meant = did_you_mean(arguments[0], choices)
         lines.insert(0, f"largebatch {verb}: {arguments[0]!r} is nothing that it can do.{meant}\n")
     usage = f"usage: largebatch {verb} WHAT [KEY=VALUE ...]\n"
     hint = f"\n`largebatch {verb} WHAT --help` shows the configuration."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,14 +10,16 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
+from largebatch.nearest import did_you_mean
+
 _KEY = re.compile(r"Could not (?:override|delete from config\.) '(\S+)'")
 _CHOICE = re.compile(r"Could not find '(\S+)/(\S+)'\s+Available options in '\1':\n((?:\t.*(?:\n|$))+)")
 _SEVERAL = re.compile(r"Multiple values for (\S+)\. .*'override \S+ (\S+)'")
 _SYNTAX = re.compile(r"no viable alternative|mismatched input|extraneous input|missing \w+ at|LexerNoViableAlt")
 
 
-def remedy(message: str, keys: Callable[[], Sequence[str]]) -> str | None:
-    """A sentence to print below an error of Hydra; None where there is nothing to add.
+def remedy(message: str, keys: Callable[[], Sequence[str]]) -> str:
+    """A sentence to print below an error of Hydra; empty where there is nothing to add.
 
     Args:
         message: of the error.
@@ -30,10 +31,10 @@ def remedy(message: str, keys: Callable[[], Sequence[str]]) -> str | None:
     'debug has a choice already: drop the plus of +debug=tiny.'
     """
     if key := _KEY.search(message):
-        return _meant(key[1], keys())
+        return did_you_mean(key[1], keys()).lstrip()
     if choice := _CHOICE.search(message):
         group, given, options = choice.groups()
-        return _meant(f"{group}={given}", [f"{group}={option.strip()}" for option in options.splitlines()])
+        return did_you_mean(f"{group}={given}", (f"{group}={one.strip()}" for one in options.splitlines())).lstrip()
     if several := _SEVERAL.search(message):
         return f"{several[1]} has a choice already: drop the plus of +{several[1]}={several[2]}."
     if _SYNTAX.search(message):
@@ -42,7 +43,7 @@ def remedy(message: str, keys: Callable[[], Sequence[str]]) -> str | None:
             "argument into single quotes, 'KEY=[a,b]', and a text that has such signs into double ones inside, "
             "'KEY=\"a=b\"'."
         )
-    return None
+    return ""
 
 
 def number_for_a_group(arguments: Sequence[str], groups: Path, keys: Callable[[], Sequence[str]]) -> str | None:
@@ -77,8 +78,3 @@ def _is_choice(argument: str) -> bool:
     except HydraException:
         return True
     return value.is_sweep_override() or isinstance(value.value(), (str, list, dict))
-
-
-def _meant(given: str, names: Sequence[str]) -> str | None:
-    close = difflib.get_close_matches(given, names, n=1)
-    return f"Did you mean {close[0]!r}?" if close else None

@@ -25,9 +25,9 @@ Augment = Callable[[Tensor, Int64Array, Int64Array], Tensor]
 SampleRequest = tuple[int, int]
 # A sample that could not be loaded: (place among those that were asked for, why).
 Skipped = tuple[int, str]
-_MOST_BROKEN = 1000  # in a row
 Loaded = tuple[Inputs, Tensor, list[Skipped]]
 
+_MOST_BROKEN = 1000  # in a row
 _TARGET_KEYS = ("labels", "label", "targets", "target")
 
 
@@ -79,8 +79,7 @@ class KeyedItems(Dataset[Any]):
                         raise DataError(f"{error} {repeat}") from error.__cause__
                     skipped.append((place, str(error)))
             if not kept:
-                kept.append(self._stand_in(requests[0]))
-                samples.append(self._sample(kept[0]))
+                kept, samples = ([one] for one in self._stand_in(requests[0]))
         epochs, ids = (np.array(column, dtype=np.int64) for column in zip(*kept, strict=True))
         inputs, targets = split_targets(_collate(samples, ids.tolist()), ids.tolist())
         if self._augment is not None:
@@ -95,15 +94,14 @@ class KeyedItems(Dataset[Any]):
         except Exception as error:
             raise DataError(f"Sample {sample_id} cannot be loaded: {type(error).__name__}: {error}.") from error
 
-    def _stand_in(self, request: SampleRequest) -> SampleRequest:
-        """The next sample after a broken one that can be loaded."""
+    def _stand_in(self, request: SampleRequest) -> tuple[SampleRequest, Any]:
+        """The next sample after a broken one that can be loaded, and its request."""
         epoch, broken = request
         most = min(len(self._dataset), _MOST_BROKEN) - 1
         for distance in range(1, most + 1):
             candidate = epoch, (broken + distance) % len(self._dataset)
             with contextlib.suppress(DataError):
-                self._sample(candidate)
-                return candidate
+                return candidate, self._sample(candidate)
         raise DataError(f"Sample {broken} cannot be loaded, nor can the {most} behind it: is the disk still there?")
 
     def __getitems__(self, requests: Sequence[SampleRequest]) -> Loaded | WorkerFailure:

@@ -23,8 +23,10 @@ class Request:
 
     def filled(self, inputs: Inputs, targets: Tensor, skipped: Sequence[Skipped] = ()) -> MicroBatchData:
         """The request answered, without the samples that were skipped."""
-        places = [place for place, _ in skipped]
-        ids, epochs = np.delete(self.ids, places), np.delete(self.epochs, places)
+        ids, epochs = self.ids, self.epochs
+        if skipped:
+            places = [place for place, _ in skipped]
+            ids, epochs = np.delete(ids, places), np.delete(epochs, places)
         return MicroBatchData(inputs, targets, ids, epochs, self.index, self.samples_seen, self.ids, tuple(skipped))
 
 

@@ -76,6 +76,7 @@ LEVELS = (
         "measured_weights",
         "finding",
         "config_types",
+        "nearest",
         "stages",
         "derive",
         "combinations",
