@@ -117,13 +117,13 @@ def open_job(prepared: Prepared, stop: Callable[[], bool], overrides: Sequence[s
                 folder.write_inputs(
                     config_yaml=OmegaConf.to_yaml(prepared.public),
                     overrides=overrides,
-                    plan=plan_record(prepared.derived),
+                    plan=plan_record(prepared.derived, prepared.notes),
                 )
                 record_start(folder, checkpoint, changes, world_size=runtime.world_size)
             trackers = _trackers(prepared, folder, checkpoint, stack) if runtime.is_main else []
             records = Records(runtime, resume_at_step=checkpoint.values["step"] if checkpoint else 0)
             job = _connect(prepared, runtime, folder, trackers, records, identity, stop)
-            job.notes += [*notes, *start_notes(checkpoint, changes)]
+            job.notes += [*prepared.notes, *notes, *start_notes(checkpoint, changes)]
             if checkpoint is not None:
                 restore(job.run, checkpoint)
                 job.checkpoints.origin = checkpoint.path
@@ -161,7 +161,7 @@ def _trackers(
                 folder=folder.path,
                 project=wandb_config.project,
                 name=config.run.name or config.data.name,
-                config={"config": prepared.public, "plan": plan_record(derived)},
+                config={"config": prepared.public, "plan": plan_record(derived, prepared.notes)},
                 mode=wandb_config.mode,
                 group=wandb_config.group,
                 tags=wandb_config.tags,

@@ -89,8 +89,8 @@ def lr_rows(derived: Derived) -> list[PlanRow]:
     return [(f"{samples:,} samples", f"{derived.lr_at(samples):.6g}", "") for samples in sorted(places)]
 
 
-def plan_record(derived: Derived) -> dict[str, Any]:
-    """The plan as plain values, for plan.json and the trackers."""
+def plan_record(derived: Derived, notes: Sequence[str] = ()) -> dict[str, Any]:
+    """The plan, and what was told with it, as plain values, for plan.json and the trackers."""
     plan, schedule = derived.plan, derived.schedule
     return {
         **_batch_record(plan),
@@ -115,6 +115,7 @@ def plan_record(derived: Derived) -> dict[str, Any]:
         "warmup_start_lr": derived.lr_at(0),
         "decay": schedule.decay,
         "end_lr": derived.lr_at(schedule.total_samples),
+        "notes": list(notes),
     }
 
 

@@ -48,6 +48,7 @@ class Prepared:
     Attributes:
         public: the config for records.
         content: stands for what is in the training set, see `sampled_content`.
+        notes: what is told before the run starts, one line each; in plan.json, too.
     """
 
     config: TrainConfig
@@ -62,6 +63,7 @@ class Prepared:
     measured_loss: Loss
     optimizer: torch.optim.Optimizer
     content: str
+    notes: tuple[str, ...]
 
 
 def prepare(composed: DictConfig, environ: Mapping[str, str]) -> Prepared:
@@ -113,6 +115,7 @@ def prepare(composed: DictConfig, environ: Mapping[str, str]) -> Prepared:
         measured_loss=_without_smoothing(loss),
         optimizer=optimizer,
         content=content,
+        notes=tuple(report.notes),
     )
 
 

@@ -1,4 +1,4 @@
-"""Collects what is wrong with a run, so that one run of a command shows all of it."""
+"""Collects what is wrong with a run, or worth telling, so that one run of a command shows all of it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,16 @@ T = TypeVar("T")
 
 
 class Report:
-    """Errors of a run's input, one line each."""
+    """Findings about a run's input, one line each.
+
+    Attributes:
+        errors: what stops it.
+        notes: what does not, and is told before it starts: what of the input is used in another way than one may think.
+    """
 
     def __init__(self) -> None:
         self.errors: list[str] = []
+        self.notes: list[str] = []
 
     def attempt(self, key: str, function: Callable[[], T]) -> T | None:
         """What `function` returns; None if it raised an error of the user's input, which is noted under `key`."""

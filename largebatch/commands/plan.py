@@ -28,7 +28,10 @@ def run(config: DictConfig, overrides: list[str]) -> int:
     if ranks is not None:
         environ |= {"WORLD_SIZE": str(ranks), "RANK": "0", "LOCAL_RANK": "0"}
         environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "0"}  # as a launcher would; nobody goes there
-    derived = prepare(config, environ).derived
+    prepared = prepare(config, environ)
+    derived = prepared.derived
     print_plan(plan_rows(derived))
     print_plan(lr_rows(derived), title="learning rate at the step that starts after")
+    for note in prepared.notes:
+        print(note)
     return 0
