@@ -79,7 +79,7 @@ def prepare(composed: DictConfig, environ: Mapping[str, str]) -> Prepared:
     _look_around(config, environ, report)
     train, train_plain, validation = _datasets(config, report)
     loss = report.attempt("loss", lambda: _loss(config))
-    model = report.attempt("model", lambda: _model(config))
+    model = report.attempt("model", lambda: initial_model(config, config.seed))
     optimizer = None if model is None else report.attempt("optimizer", lambda: build_optimizer(config, model))
     augment = report.attempt("data.augment", lambda: _augmentation(config))
     derived = _derived(config, environ, train, report)
@@ -89,8 +89,7 @@ def prepare(composed: DictConfig, environ: Mapping[str, str]) -> Prepared:
     report.errors += [] if train_plain is None else sharpness_problems(config, train_plain, loss)
     report.errors += variance_problems(config, ramp, loss) + recomputation_problems(config, loss)
     report.errors += guard_problems(config) + skip_problems(config, train, loss)
-    if model is not None and optimizer is not None:
-        report.errors += checkpoint_problems(config, model, optimizer)
+    report.errors += [] if model is None or optimizer is None else checkpoint_problems(config, model, optimizer)
     content = None
     if model is not None and loss is not None:
         trials: dict[str, Callable[[], Any]] = {
@@ -175,17 +174,13 @@ def _not_empty(dataset: Any) -> Any:
     return dataset
 
 
-def _model(config: TrainConfig) -> nn.Module:
-    require_memory_for_weights(config.model)
-    return initial_model(config, config.seed)
-
-
 def initial_model(config: TrainConfig, seed: int) -> nn.Module:
     """The model with the weights that a run of `seed` starts from.
 
     Raises:
         ValueError, ConfigError: if it cannot be made, or does not fit the config.
     """
+    require_memory_for_weights(config.model)
     # On the CPU and from a key of its own, so that every rank of every topology draws the same weights.
     torch.manual_seed(stream_key(seed, "initialisation"))
     model = make("model", config.model)
