@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from largebatch.machine_memory import require_memory
 from largebatch.targets import make
@@ -25,11 +26,20 @@ def require_memory_for_weights(node: Mapping[str, Any]) -> None:
     if not all(name.startswith(_MADE_BY_ARITHMETIC) and name != _FETCHED for name in _targets(node)):
         return
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _Undrawn():
             num_bytes = sum(parameter.nbytes for parameter in make("model", node).parameters())
     except Exception:
         return
     require_memory("its weights", num_bytes)
+
+
+class _Undrawn(TorchFunctionMode):
+    """Leaves tensors without storage undrawn: torch draws those in Python, and imports its compiler for that."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in ("normal_", "uniform_", "random_", "bernoulli_"):
+            return args[0] if args else (kwargs or {})["tensor"]  # torch.nn.init passes itself first, by name
+        return func(*args, **(kwargs or {}))
 
 
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:

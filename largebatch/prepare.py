@@ -32,6 +32,7 @@ from largebatch.observer_checks import (
     variance_problems,
 )
 from largebatch.optim import parameter_groups, parameters_by_name
+from largebatch.optim.uncompiled import without_compiler
 from largebatch.preconditions import checkpoint_problems, folder_problems, machine_problems
 from largebatch.report import Report
 from largebatch.schema import TrainConfig
@@ -230,7 +231,8 @@ def build_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimi
         exclude_from_decay=config.parameters.exclude_from_decay,
         exclude_from_adaptation=config.parameters.exclude_from_adaptation,
     )
-    optimizer = make("optimizer", node, params=groups, lr=config.scaling.base_lr)
+    with without_compiler():
+        optimizer = make("optimizer", node, params=groups, lr=config.scaling.base_lr)
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TargetError(f"optimizer._target_={node['_target_']}: made a {type(optimizer).__name__}, no Optimizer.")
     return optimizer

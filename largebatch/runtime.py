@@ -13,16 +13,16 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor, nn
 
 from largebatch.process_group import LauncherError, leave_process_group, meeting
+
+if TYPE_CHECKING:  # and where a job is joined: a verb that joins none starts without accelerate
+    from accelerate import Accelerator
 
 Inputs = Tensor | dict[str, Tensor]
 
@@ -235,6 +235,9 @@ class Runtime:
 
 
 def _accelerator(precision: str, timeout_s: float) -> Accelerator:
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+
     try:
         return Accelerator(
             cpu=not torch.cuda.is_available(),
@@ -247,11 +250,17 @@ def _accelerator(precision: str, timeout_s: float) -> Accelerator:
             ],
         )
     except Exception:
-        AcceleratorState._reset_state(reset_partial_state=True)  # half of it would be taken for the whole next time
+        _forget_state()  # half of it would be taken for the whole next time
         raise
 
 
 def _close(accelerator: Accelerator, owns_group: bool) -> None:
     if owns_group and dist.is_initialized():
         leave_process_group()
+    _forget_state()
+
+
+def _forget_state() -> None:
+    from accelerate.state import AcceleratorState
+
     AcceleratorState._reset_state(reset_partial_state=True)

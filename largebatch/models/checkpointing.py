@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import re
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from types import MethodType
 from typing import Any
@@ -46,7 +48,7 @@ def checkpoint_activations(model: nn.Module, pattern: str = r"blocks\.\d+$") -> 
             )
     for module in matches.values():
         has_statistics = bool(_norms_with_statistics(module))
-        forward = _checkpointed_forward_with_statistics if has_statistics else _checkpointed_forward
+        forward = _uncompiled_forward_with_statistics() if has_statistics else _checkpointed_forward
         # A method, not a closure: copy.deepcopy then binds the copy's forward to the copy.
         module.forward = MethodType(forward, module)
     return list(matches)
@@ -85,8 +87,16 @@ def _checkpointed_forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     return checkpoint(type(module).forward, module, *args, use_reentrant=False, **kwargs)
 
 
-# torch.compile cannot trace a context of recomputation: it leaves these blocks as they are and compiles around them.
-@torch.compiler.disable
+@functools.cache
+def _uncompiled_forward_with_statistics() -> Callable[..., Any]:
+    """torch.compile cannot trace a recomputation: it leaves these blocks as they are and compiles around them.
+
+    Made when it is needed: `torch.compiler.disable` imports the compiler, which takes longer than torch itself.
+    """
+    disabled: Callable[..., Any] = torch.compiler.disable(_checkpointed_forward_with_statistics)
+    return disabled
+
+
 def _checkpointed_forward_with_statistics(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     def contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
         return nullcontext(), _FrozenStatistics(_norms_with_statistics(module))

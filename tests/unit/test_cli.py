@@ -163,22 +163,30 @@ def test_a_reader_that_leaves_early_gets_no_traceback():
 
 
 END = """
-import atexit, os, sys
+import atexit, os, sys, threading, time
 class Kept:
     def __del__(self):
         os.write(1, b"taken apart ")
 kept = Kept()
 atexit.register(print, "atexit", end=" ")
+if sys.argv.pop(1) == "with":
+    sys.modules["torch"] = None
+threading.Thread(target=lambda: (time.sleep(0.2), os.write(1, b"thread "))).start()
 sys.argv = ["largebatch", *sys.argv[1:]]
 from largebatch.__main__ import run
 run()
 """
 
 
-@pytest.mark.parametrize(("world_size", "expected"), [("1", "atexit taken apart "), ("2", "atexit ")])
-def test_a_rank_ends_with_its_code_and_exit_functions_but_leaves_the_interpreter_alone(world_size, expected):
+@pytest.mark.parametrize(
+    ("torch", "world_size", "expected"),
+    [("without", "1", "thread atexit taken apart "), ("with", "1", "thread atexit "), ("with", "2", "atexit ")],
+)
+def test_a_process_with_torch_ends_with_its_code_and_exit_functions_but_leaves_the_interpreter_alone(
+    torch, world_size, expected
+):
     done = subprocess.run(
-        [sys.executable, "-c", END, "nonsense"],
+        [sys.executable, "-c", END, torch, "nonsense"],
         env=os.environ | {"WORLD_SIZE": world_size},
         capture_output=True,
         text=True,
