@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from largebatch.pending_sum import PendingSum
 from largebatch.rank_values import disagreement
-from largebatch.runtime import PendingSum, Runtime
+from largebatch.runtime import Runtime
 
 # Steps longer than this are agreed on one by one: the sum, about a millisecond over sockets, is below one per cent of
 # them. Shorter ones are agreed on when a row is logged: with the usual 10 steps between rows, within a second as well.

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from largebatch.batch import BatchPlan
 from largebatch.optim import l2_norm
-from largebatch.runtime import PendingSum, Runtime
+from largebatch.pending_sum import PendingSum
+from largebatch.runtime import Runtime
 
 
 @dataclass(frozen=True)

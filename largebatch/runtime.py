@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from largebatch.pending_sum import PendingSum
 from largebatch.process_group import LauncherError, leave_process_group, meeting
 
 if TYPE_CHECKING:  # and where a job is joined: a verb that joins none starts without accelerate
@@ -27,24 +28,6 @@ if TYPE_CHECKING:  # and where a job is joined: a verb that joins none starts wi
 Inputs = Tensor | dict[str, Tensor]
 
 _ACCELERATE_PRECISION = {"fp64": "no", "fp32": "no", "bf16": "bf16", "fp16": "fp16"}
-
-
-@dataclass
-class PendingSum:
-    """The result of a reduction that may still be on its way."""
-
-    _values: Tensor
-    _work: Any = None
-    _copied: Any = None
-
-    def result(self) -> list[float]:
-        """Wait for the sum and return it."""
-        if self._work is not None:
-            self._work.wait()
-            self._work = None
-        if self._copied is not None:
-            self._copied.synchronize()
-        return cast("list[float]", self._values.tolist())
 
 
 @dataclass

@@ -30,7 +30,17 @@ LEVELS = (
         "smoothing",
         "machine_memory",
     },
-    {"optim", "diagnostics", "models", "losses", "coupled_losses", "fingerprint", "flat_gradients", "kept_buffers"},
+    {
+        "optim",
+        "diagnostics",
+        "models",
+        "losses",
+        "coupled_losses",
+        "fingerprint",
+        "flat_gradients",
+        "kept_buffers",
+        "pending_sum",
+    },
     {
         "process_group",
         "runtime",
