@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -37,7 +36,7 @@ from largebatch.preconditions import checkpoint_problems, folder_problems, machi
 from largebatch.report import Report
 from largebatch.schema import TrainConfig
 from largebatch.targets import TargetError, check_arguments, make
-from largebatch.trial import sampled_content, try_evaluation, try_training
+from largebatch.trial import TriedRun, try_run
 
 _LOSS_MEMBERS = ("unit", "fixed_units", "loss_per_sample", "units_per_sample", "correct_per_sample")
 
@@ -92,14 +91,9 @@ def prepare(composed: DictConfig, environ: Mapping[str, str]) -> Prepared:
     report.errors += guard_problems(config) + skip_problems(config, train, loss)
     report.errors += [] if model is None or optimizer is None else checkpoint_problems(config, model, optimizer)
     content = None
-    if model is not None and loss is not None:
-        trials: dict[str, Callable[[], Any]] = {
-            "model and data": partial(try_training, config, train, augment, model, loss),
-            "model and data.train_plain": partial(try_evaluation, config, train_plain, model, loss),
-            "model and data.validation": partial(try_evaluation, config, validation, model, loss),
-            "data.train": partial(sampled_content, config, train),
-        }
-        content = report.attempt_in_turn(trials)
+    if not (derived is None or model is None or loss is None or optimizer is None or report.errors):
+        run = TriedRun(config, derived, train, train_plain, validation, augment, model, loss, optimizer)
+        content = try_run(run, report)
     report.raise_if_any()
     assert not (content is None or derived is None or model is None or loss is None or optimizer is None)  # noqa: PT018
     return Prepared(
@@ -187,6 +181,8 @@ def initial_model(config: TrainConfig, seed: int) -> nn.Module:
     model = make("model", config.model)
     if not isinstance(model, nn.Module):
         raise TargetError(f"model._target_={config.model['_target_']}: made a {type(model).__name__}, not a Module.")
+    if config.precision.compute == "fp64":
+        model = model.double()  # as the run computes; `Runtime.wrap` would do it after the trial
     if config.batch_norm == "exact":
         try:
             batch_norms(model)

@@ -4,6 +4,7 @@ from largebatch.checkpoint.background import BackgroundWriter, copied
 from largebatch.checkpoint.folder import Checkpoint, load_checkpoint, newest_valid, save_checkpoint
 from largebatch.checkpoint.manifest import FORMAT, CheckpointError, saved_versions
 from largebatch.checkpoint.optimizer_state import pack_optimizer, unpack_optimizer
+from largebatch.checkpoint.writing import require_storable
 
 __all__ = [
     "FORMAT",
@@ -14,6 +15,7 @@ __all__ = [
     "load_checkpoint",
     "newest_valid",
     "pack_optimizer",
+    "require_storable",
     "save_checkpoint",
     "saved_versions",
     "unpack_optimizer",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load, save, save_file
 from torch import Tensor
 
 from largebatch.checkpoint.manifest import (
@@ -36,6 +36,20 @@ def check_contents(tensors: Mapping[str, Mapping[str, Tensor]], values: Mapping[
                 )
     for fault in _not_plain(dict(values), "values"):
         raise ValueError(f"{fault}, not a plain JSON value: it would not come back as it is. Convert it before saving.")
+
+
+def require_storable(tensors: Mapping[str, Mapping[str, Tensor]], values: Mapping[str, Any]) -> None:
+    """Raise ValueError if what is to be saved would not come back: tried on one number of each tensor, in memory."""
+    check_contents(tensors, values)
+    for group, named in tensors.items():
+        few = {name: one.detach().reshape(-1)[:1] for name, one in named.items()}
+        try:
+            back = load(save(_separate(few)))
+            lost = [name for name in few if name not in back or back[name].dtype != few[name].dtype]
+        except Exception as error:
+            lost = [f"{type(error).__name__}: {error}"]
+        if lost:
+            raise ValueError(f"tensors[{group!r}] would not come back from a safetensors file: {', '.join(lost)}.")
 
 
 def _not_plain(value: Any, where: str) -> Iterator[str]:

@@ -40,6 +40,7 @@ LEVELS = (
         "flat_gradients",
         "kept_buffers",
         "pending_sum",
+        "raised",
     },
     {
         "process_group",

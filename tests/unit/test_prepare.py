@@ -551,21 +551,26 @@ MODEL: dict[str, Row] = {
     "inputs of another width": (
         ["model.in_features=3"],
         NO_ENVIRON,
-        {"model and data: Linear got inputs of shape [1, 1, 8, 8], that is 64 features": "set in_features=64"},
+        {"model and data: Linear got inputs of shape [32, 1, 8, 8], that is 64 features": "set in_features=64"},
     ),
     "fewer outputs than classes": (
         ["model.num_outputs=1"],
         NO_ENVIRON,
         {
-            "model and data: one sample (inputs [1, 1, 8, 8], targets [1]) failed with IndexError": (
-                "Do the model's inputs and outputs and the labels fit the data?"
+            "model and data: a micro-batch of 32 samples (60, 114, 274, 456, ...: inputs float32 [32, 1, 8, 8], ": (
+                "targets int64 [32] from 0 to 9) failed in the loss in training mode with IndexError: Target 2 is out "
+                "of bounds. Do the model's inputs and outputs and the labels fit the data?"
             )
         },
     ),
     "fails in its own way": (
         [f"model._target_={HERE}.Stumbles"],
         NO_ENVIRON,
-        {"model and data: one sample (inputs [1, 1, 8, 8], targets [1]) failed with KeyError: 'pixel_values'": "fit"},
+        {
+            "model and data: a micro-batch of 32 samples (": (
+                "failed in the forward pass in training mode with KeyError: 'pixel_values' (test_prepare.py:46 in "
+            )
+        },
     ),
     "unused parameters": (
         [f"model._target_={HERE}.WithUnused"],
@@ -618,17 +623,17 @@ LOSS: dict[str, Row] = {
     "one view": (
         ["loss=info_nce"],
         NO_ENVIRON,
-        {"model and data: InfoNCE got outputs [2, 10] and 2 targets": "Use inputs [n, 2, ...]"},
+        {"model and data: InfoNCE got outputs [32, 10] and 32 targets": "Use inputs [n, 2, ...]"},
     ),
     "one view for a model of two": (
         ["loss=info_nce", "model=two_views"],
         NO_ENVIRON,
-        {"model and data: TwoViews got inputs of shape [2, 1, 8, 8]": "data=paired_views"},
+        {"model and data: TwoViews got inputs of shape [32, 1, 8, 8]": "data=paired_views"},
     ),
     "an encoder of another size": (
         [*COUPLED, "model.encoder.in_features=63"],
         NO_ENVIRON,
-        {"model and data: MLP got inputs of shape [4, 64]": "set in_features=64"},
+        {"model and data: MLP got inputs of shape [64, 64]": "set in_features=64"},
     ),
     "no temperature": (
         [*COUPLED, "loss.temperature=0"],

@@ -1,0 +1,58 @@
+"""What an exception of somebody else's code says, where it arose, and what the data looked like."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+_PACKAGE = Path(__file__).resolve().parent
+_LIBRARIES = ("site-packages", "dist-packages")
+_STANDARD = Path(traceback.__file__).resolve().parent
+
+
+def told(error: BaseException) -> str:
+    """Kind and first line of an error, and the line of the user's own code that it comes from, if there is one.
+
+    >>> told(KeyError("pixel_values"))
+    "KeyError: 'pixel_values'"
+    """
+    place = where_raised(error)
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0].rstrip('.')}{f' ({place})' if place else ''}"
+
+
+def where_raised(error: BaseException) -> str | None:
+    """File, line and function of the innermost frame that is neither ours nor of an installed library."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(frame.filename)
+        parents = path.resolve().parents
+        if path.is_file() and not {_PACKAGE, _STANDARD} & set(parents) and not set(_LIBRARIES) & set(path.parts):
+            return f"{path.name}:{frame.lineno} in {frame.name}"
+    return None
+
+
+def is_ours(error: BaseException) -> bool:
+    """Whether it is a sentence of this package about wrong input, which needs no explanation."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return isinstance(error, ValueError) and bool(frames) and _PACKAGE in Path(frames[-1].filename).resolve().parents
+
+
+def described(inputs: Tensor | Mapping[str, Any], targets: Any) -> str:
+    """Types and shapes of a micro-batch, and the range of targets that are whole numbers.
+
+    >>> described(torch.zeros(2, 3), torch.tensor([1, 7]))
+    'inputs float32 [2, 3], targets int64 [2] from 1 to 7'
+    """
+    parts = {**inputs} if isinstance(inputs, Mapping) else {"inputs": inputs}
+    return ", ".join(f"{name} {_described(part)}" for name, part in (parts | {"targets": targets}).items())
+
+
+def _described(part: Any) -> str:
+    if not isinstance(part, Tensor):
+        return type(part).__name__
+    text = f"{str(part.dtype).removeprefix('torch.')} {list(part.shape)}"
+    is_whole = not (part.is_floating_point() or part.is_complex()) and part.numel() > 0
+    return f"{text} from {int(part.min())} to {int(part.max())}" if is_whole else text

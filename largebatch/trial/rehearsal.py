@@ -1,0 +1,63 @@
+"""All trials of a run, in turn.
+
+Each is a function that raises ValueError with a fact, a rule and a remedy, or adds to the notes of a report what is to
+be known before the first step. Model, generators and gradients are afterwards as they were, bit for bit: see
+`as_before`.
+
+Not tried: memory and speed of the device, its kernels, fp16 (bf16 stands for it on a CPU), the network, and
+micro-batches of sizes between the smallest and the largest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from largebatch.data import Augmentation
+from largebatch.derive import Derived
+from largebatch.losses import Loss
+from largebatch.report import Report
+from largebatch.schema import TrainConfig
+from largebatch.trial.content import sampled_content
+from largebatch.trial.evaluation import try_evaluation
+from largebatch.trial.saving import try_saving
+from largebatch.trial.training import try_training
+
+
+@dataclass(frozen=True)
+class TriedRun:
+    """What there is of a run before it starts; see `Prepared`."""
+
+    config: TrainConfig
+    derived: Derived
+    train: Any
+    train_plain: Any
+    validation: Any
+    augment: Augmentation | None
+    model: nn.Module
+    loss: Loss
+    optimizer: torch.optim.Optimizer
+
+
+def try_run(run: TriedRun, report: Report) -> str | None:
+    """Try everything until something fails; what stands for the training set, see `sampled_content`.
+
+    Args:
+        run: to be tried.
+        report: gets the error, and notes.
+    """
+    config, model, loss = run.config, run.model, run.loss
+    trials: dict[str, Callable[[], Any]] = {
+        "model and data": partial(try_training, config, run.derived, run.train, run.augment, model, loss),
+        "model and data.train_plain": partial(try_evaluation, config, run.train_plain, model, loss),
+        "model and data.validation": partial(try_evaluation, config, run.validation, model, loss),
+        "checkpoint": partial(try_saving, model, run.optimizer),
+        "data.train": partial(sampled_content, config, run.train),
+    }
+    content: str | None = report.attempt_in_turn(trials)
+    return content

@@ -1,0 +1,135 @@
+"""Tries what a step of training does: forward and backward pass in training mode."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from largebatch.data import Augmentation
+from largebatch.derive import Derived
+from largebatch.keyed import stream_key
+from largebatch.losses import Loss
+from largebatch.schema import TrainConfig
+from largebatch.trial.as_before import as_before
+from largebatch.trial.labels import check_labels
+from largebatch.trial.passes import explained, in_precision, named, outputs_of
+from largebatch.trial.samples import TriedBatch, tried_batches
+
+_DRAWS = 8  # in which a module that is skipped at random has its turn
+
+
+def try_training(
+    config: TrainConfig, derived: Derived, dataset: Any, augment: Augmentation | None, model: nn.Module, loss: Loss
+) -> None:
+    """Forward and backward pass of the smallest and the largest micro-batch, in the precision of the run.
+
+    Raises:
+        ValueError: if something fails or does not fit, a gradient cannot be reduced, or a parameter gets none.
+    """
+    with as_before(model):
+        model.train()
+        for batch in tried_batches(config, derived, dataset, augment, model, loss):
+            _try_batch(config, dataset, model, loss, batch)
+
+
+def _try_batch(config: TrainConfig, dataset: Any, model: nn.Module, loss: Loss, batch: TriedBatch) -> None:
+    parameters = dict(model.named_parameters())
+    state = _layout(model)
+    _backward(config, dataset, model, loss, batch, draw=0)
+    _require_same_members(model, parameters, state)
+    _require_gradients(config, dataset, model, loss, batch)
+    for name, parameter in parameters.items():
+        if parameter.grad is not None:
+            _require_reducible(config, model, name, parameter.grad, batch)
+
+
+def _backward(config: TrainConfig, dataset: Any, model: nn.Module, loss: Loss, batch: TriedBatch, *, draw: int) -> None:
+    """One pass, which leaves its gradient."""
+    precision = config.precision.compute
+    model.zero_grad()
+    torch.manual_seed(stream_key(config.seed, "trial", draw))
+    inputs, targets = in_precision(batch.inputs, precision), in_precision(batch.targets, precision)
+    parts = list(inputs.values()) if isinstance(inputs, dict) else [inputs]
+    versions = [part._version for part in parts]
+    with explained(batch, during="the forward pass in training mode"):
+        outputs = outputs_of(model, inputs, precision)
+    with explained(batch, during="the loss in training mode"):
+        total = loss.loss_per_sample(outputs, targets).sum()
+    if [part._version for part in parts] != versions:
+        raise ValueError(
+            f"{type(model).__name__} changes its inputs in place. Whatever reads a micro-batch twice (a noise scale, "
+            "a recomputation, a step taken again after a shortage of memory) would then see other data. Compute on a "
+            "copy: x = x.clone(), or no operation with a trailing underscore or inplace=True on the inputs."
+        )
+    check_labels(dataset, outputs, targets, loss)
+    _require_number(config, total, batch)
+    with explained(batch, during="the backward pass"):
+        total.backward()
+
+
+def _require_number(config: TrainConfig, total: Tensor, batch: TriedBatch) -> None:
+    if not math.isfinite(total.detach()) and not config.guard.acts:
+        raise ValueError(
+            f"the loss of {named(batch)} is {float(total)} at the initial weights: the run would end as diverged. Look "
+            "at these inputs and targets, and at what the model and the loss make of them."
+        )
+
+
+def _layout(model: nn.Module) -> dict[str, list[int]]:
+    return {name: list(value.shape) for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+
+
+def _require_same_members(model: nn.Module, parameters: dict[str, nn.Parameter], state: dict[str, list[int]]) -> None:
+    """The optimizer has the parameters that were there when it was made; a checkpoint has those at the end."""
+    now = dict(model.named_parameters())
+    changed = [name for name in now if now[name] is not parameters.get(name)] + [*(parameters.keys() - now.keys())]
+    if changed:
+        raise ValueError(
+            f"a forward pass makes, replaces or removes {len(changed)} parameters, e.g. {', '.join(changed[:3])}: the "
+            "optimizer would not train them. Make them in __init__, or with torch's lazy modules (torch.nn.LazyLinear)."
+        )
+    after = _layout(model)
+    others = [name for name, shape in after.items() if state.get(name) != shape]
+    others += [*(state.keys() - after.keys())]
+    if others:
+        told = ", ".join(f"{name} {state.get(name, 'absent')} -> {after.get(name, 'absent')}" for name in others[:3])
+        raise ValueError(
+            f"a forward pass changes what the model's state consists of ({told}): a checkpoint of it could not be "
+            "loaded into the model as it is made. Register buffers in __init__ with their final shape, or with "
+            "persistent=False."
+        )
+
+
+def _require_gradients(config: TrainConfig, dataset: Any, model: nn.Module, loss: Loss, batch: TriedBatch) -> None:
+    """Every trainable parameter gets a gradient, in some draw: modules may be skipped at random."""
+    needed = {name: one for name, one in model.named_parameters() if one.requires_grad}
+    unused = {name for name, one in needed.items() if one.grad is None}
+    draw = 1
+    while unused and draw < _DRAWS:
+        _backward(config, dataset, model, loss, batch, draw=draw)
+        unused &= {name for name, one in needed.items() if one.grad is None}
+        draw += 1
+    if unused:
+        shown = ", ".join([name for name in needed if name in unused][:3])
+        raise ValueError(
+            f"{len(unused)} parameters get no gradient, e.g. {shown}: the all-reduce would wait for them. Remove them, "
+            "or freeze them with requires_grad=False."
+        )
+
+
+def _require_reducible(config: TrainConfig, model: nn.Module, name: str, grad: Tensor, batch: TriedBatch) -> None:
+    """What sums over ranks, norms and trust ratios are taken of: dense numbers on this device."""
+    owner = model.get_submodule(name.rpartition(".")[0])
+    if grad.layout != torch.strided:
+        raise ValueError(
+            f"{name} of {type(owner).__name__} gets a gradient of layout {grad.layout}: clipping, norms and the "
+            "reduction over ranks need dense ones. Make the module with sparse=False."
+        )
+    if not torch.isfinite(grad).all() and not config.guard.acts:
+        raise ValueError(
+            f"the gradient of {name} is not finite for {named(batch)} at the initial weights, though the loss is: look "
+            "for a square root, norm, logarithm or division at 0 in the model or the loss."
+        )
