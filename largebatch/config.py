@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -11,6 +10,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
+from largebatch.nearest import meant_by_key
 from largebatch.schema import TrainConfig
 
 Section = TypeVar("Section", bound=BaseModel)
@@ -86,7 +86,9 @@ def _explain(error: ValidationError, schema: type[BaseModel] = TrainConfig) -> l
         if detail["type"] == "missing":
             lines.append(f"{key}: is missing. A group that was replaced must bring all its keys.")
         elif detail["type"] == "extra_forbidden":
-            lines.append(f"{key}={detail['input']}: there is no such key.{_nearest_key(detail['loc'], schema)}")
+            lines.append(
+                f"{key}={detail['input']}: there is no such key.{_nearest_key(detail['loc'], detail['input'], schema)}"
+            )
         else:
             lines.append(f"{key}={detail['input']}: {_rule(detail)}")
     return lines
@@ -121,14 +123,21 @@ def _rule(detail: Any) -> str:
     return str(template.format(**detail.get("ctx", {}))) + (f" Write {int(value)}." if whole else "")
 
 
-def _nearest_key(location: tuple[int | str, ...], schema: type[BaseModel]) -> str:
+def _nearest_key(location: tuple[int | str, ...], value: Any, schema: type[BaseModel]) -> str:
     section: Any = schema
     for part in location[:-1]:
         section = section.model_fields[part].annotation
-    names = list(section.model_fields)
-    close = difflib.get_close_matches(str(location[-1]), names, n=1)
-    prefix = "".join(f"{part}." for part in location[:-1])
-    return f" Did you mean {prefix}{close[0]}?" if close else f" Known here: {', '.join(names)}."
+    name = ".".join(map(str, location))
+    meant = meant_by_key(name, list(_keys(schema)), "" if isinstance(value, (dict, list)) else str(value))
+    return f" {meant}" if meant else f" Known here: {', '.join(section.model_fields)}."
+
+
+def _keys(schema: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """The dotted names of a schema, sections included."""
+    for name, field in schema.model_fields.items():
+        yield f"{prefix}{name}"
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _keys(field.annotation, f"{prefix}{name}.")
 
 
 def public_values(config: DictConfig) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import os
 from collections.abc import Callable, Mapping
@@ -10,6 +9,8 @@ from typing import Any
 
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
+
+from largebatch.nearest import did_you_mean
 
 # A variable with names of modules, separated by commas; unset, everything may be named that Hydra does not forbid.
 ALLOW_LIST = "LARGEBATCH_TARGETS"
@@ -85,9 +86,8 @@ def check_arguments(key: str, node: Mapping[str, Any], *, supplied: tuple[str, .
             raise TargetError(f"{key}.{name}={node[name]}: largebatch itself gives this argument. Remove it.")
         if name not in named and not takes_any:
             options = [option for option in named if option not in supplied]
-            close = difflib.get_close_matches(name, options, n=1)
-            hint = f"Did you mean {close[0]!r}?" if close else f"It takes {', '.join(options) or 'nothing'}."
-            raise TargetError(f"{key}.{name}={node[name]}: {node['_target_']} has no such argument. {hint}")
+            hint = did_you_mean(name, options) or f" It takes {', '.join(options) or 'nothing'}."
+            raise TargetError(f"{key}.{name}={node[name]}: {node['_target_']} has no such argument.{hint}")
     required = [name for name in named if parameters[name].default is inspect.Parameter.empty]
     absent = [name for name in required if name not in given and name not in supplied and "_args_" not in node]
     if absent:

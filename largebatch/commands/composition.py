@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra import compose, initialize_config_dir
@@ -18,7 +19,15 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException, HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from largebatch.commands.remedies import keys_of, number_for_a_group, remedy
+from largebatch.commands.remedies import (
+    QUOTING,
+    flag_problem,
+    is_syntax,
+    keys_of,
+    number_for_a_group,
+    overrides_and_flags,
+    remedy,
+)
 
 _SWEEP_FLAGS = ("-m", "--multirun")
 EXIT_FAILED, EXIT_WRONG_INPUT, EXIT_STOPPED, EXIT_INTERRUPTED = 1, 2, 75, 130
@@ -62,36 +71,37 @@ def run_verb(verb: str, function: Verb, arguments: Sequence[str], *, config_name
         )
         return EXIT_WRONG_INPUT
     keys = partial(_keys, config_name)
-    if problem := number_for_a_group(arguments, Path(conf_dir()), keys):
+    if problem := flag_problem(arguments, keys) or number_for_a_group(arguments, Path(conf_dir()), keys):
         _report(problem)
         return EXIT_WRONG_INPUT
     codes: list[int] = []
     own_process = os.getpid()
-    # Flags first: Hydra's parser takes overrides on one side of them only.
-    sys.argv = [f"largebatch {verb}", *sorted(arguments, key=lambda argument: argument not in _SWEEP_FLAGS)]
+    overrides, flags = overrides_and_flags(arguments)
+    sys.argv = [f"largebatch {verb}", *overrides, *flags]
 
     # Launchers of a sweep pickle it, with what it refers to.
     @hydra.main(version_base="1.3", config_path=conf_dir(), config_name=config_name)
     def compose(config: DictConfig) -> None:
-        screen = sys.stderr.screen if isinstance(sys.stderr, _Muted) else sys.stderr
+        screen = sys.stderr.release() if isinstance(sys.stderr, _Held) else sys.stderr
         with contextlib.redirect_stderr(screen):
             code = _call(function, config)
         if os.getpid() != own_process and code:
             raise _FailedJobError(f"a job of the sweep ended with exit code {code}; it printed why")
         codes.append(code)
 
-    # Of Hydra's own errors one copy is enough.
-    muted = contextlib.redirect_stderr(_Muted()) if _number("LOCAL_RANK", 0) else contextlib.nullcontext()
+    held = _Held()
     try:
-        with muted:
+        with contextlib.redirect_stderr(held):
             compose()
     except SystemExit as exit_:
         if not codes:
-            _tell_remedy(exit_.__context__, keys)
+            _tell_remedy(exit_.__context__, held, keys, arguments)
             return _code_without_call(exit_, is_sweep=_is_sweep(arguments))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
+    finally:
+        held.release()
     return max(codes, default=0)
 
 
@@ -101,22 +111,49 @@ def _keys(config_name: str) -> list[str]:
     return list(keys_of({str(key): value for key, value in config.items()}))
 
 
-def _tell_remedy(error: BaseException | None, keys: Callable[[], list[str]]) -> None:
-    """Below a message of Hydra."""
-    if isinstance(error, HydraException) and (found := remedy(f"{error}\n{error.__cause__ or ''}", keys)):
+def _tell_remedy(
+    error: BaseException | None, held: _Held, keys: Callable[[], list[str]], arguments: Sequence[str]
+) -> None:
+    """In place of a message of Hydra, whose own advice for an unknown key, a plus, would lead to the next error."""
+    if not isinstance(error, HydraException):
+        return
+    message = f"{error}\n{error.__cause__ or ''}"
+    if found := remedy(message, keys, arguments, Path(conf_dir())):
+        held.drop()
         _report(found)
+    elif is_syntax(message):
+        held.release()
+        _report(QUOTING)
 
 
 class _FailedJobError(CompactHydraException):
     """Of a job in another process; Hydra prints its text alone, in the process that waits for all of them."""
 
 
-class _Muted(io.StringIO):
-    """Takes what is printed to the screen, which it remembers."""
+class _Held(io.StringIO):
+    """Keeps what Hydra prints until it is known whether there is more to say; then it passes everything on.
+
+    Of Hydra's own errors one copy per machine is enough.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.screen = sys.stderr
+        self._screen = sys.stderr
+        self._passes = False
+
+    def write(self, text: str) -> int:
+        return self._screen.write(text) if self._passes else super().write(text)
+
+    def drop(self) -> None:
+        """Forget what was held."""
+        self.truncate(0)
+
+    def release(self) -> Any:
+        """Print what was held; returns the screen, where the rest goes."""
+        if not self._passes and _number("LOCAL_RANK", 0) == 0:
+            self._passes = True
+            self._screen.write(self.getvalue())
+        return self._screen
 
 
 def _code_without_call(exit_: SystemExit, *, is_sweep: bool) -> int:

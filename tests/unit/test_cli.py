@@ -102,26 +102,6 @@ def test_wrong_input_is_one_report_and_exit_code_two(tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
-WRONG = """
-import sys
-from largebatch.__main__ import main
-for arguments in (["plan", "sed=1"], ["train", "optimizer=sdg"], ["train", "batch.total={3"], ["plan", "--hlp"]):
-    print("exit code", main(arguments), file=sys.stderr)
-"""
-
-
-def test_what_cannot_be_composed_is_hydras_message_and_exit_code_two(tmp_path: Path):
-    done = run("-c", WRONG, cwd=tmp_path)
-    unknown_key, unknown_choice, syntax, flag, rest = done.stderr.split("exit code 2\n")
-    assert "Key 'sed' is not in struct" in unknown_key
-    assert "Could not find 'optimizer/sdg'" in unknown_choice
-    assert "Available options in 'optimizer':\n\tadamw\n\tlamb\n\tlars" in unknown_choice
-    assert "no viable alternative at input '{3'" in syntax
-    assert "unrecognized arguments: --hlp" in flag
-    assert rest == ""
-    assert done.stdout == ""
-
-
 def test_only_the_first_rank_of_a_machine_reports(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     for name, value in (("WORLD_SIZE", "2"), ("RANK", "1")):
         monkeypatch.setenv(name, value)

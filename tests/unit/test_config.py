@@ -182,7 +182,8 @@ LENGTH = "a length is a number and a unit. Write 30ep, 500steps or 100000samples
         ("length=1:30", f"length=1:30: {LENGTH}"),
         ("length=null", f"length=None: {LENGTH}"),
         ("length=-5steps", f"length=-5steps: {LENGTH}"),
-        ("+max_steps=10", f"max_steps=10: there is no such key. Known here: {', '.join(TrainConfig.model_fields)}."),
+        ("+max_steps=10", "max_steps=10: there is no such key. Write length=10steps."),
+        ("+mixup=0.1", f"mixup=0.1: there is no such key. Known here: {', '.join(TrainConfig.model_fields)}."),
         ("length=2.5steps", "length=2.5steps: a number of steps is whole; only epochs may be fractions."),
         ("clip_norm=0", "clip_norm=0: must be above 0.0."),
         ("clip_norm=inf", "clip_norm=inf: must be finite."),
@@ -238,9 +239,9 @@ LENGTH = "a length is a number and a unit. Write 30ep, 500steps or 100000samples
         ("~logger", "logger: is missing. A group that was replaced must bring all its keys."),
         ("~batch.micro", "batch.micro: is missing. A group that was replaced must bring all its keys."),
         # Hydra itself accepts keys that no schema knows, if they are added with a plus.
-        ("+sed=1", "sed=1: there is no such key. Did you mean seed?"),
-        ("+batch.totl=3", "batch.totl=3: there is no such key. Did you mean batch.total?"),
-        ("+data.augment.flop=true", "data.augment.flop=True: there is no such key. Did you mean data.augment.flip?"),
+        ("+sed=1", "sed=1: there is no such key. Did you mean 'seed'?"),
+        ("+batch.totl=3", "batch.totl=3: there is no such key. Did you mean 'batch.total'?"),
+        ("+data.augment.flop=true", "data.augment.flop=True: there is no such key. Did you mean 'data.augment.flip'?"),
         (
             "+run.foo=1",
             "run.foo=1: there is no such key. Known here: name, dir, root.",

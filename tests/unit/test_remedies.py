@@ -1,4 +1,4 @@
-"""What is said below Hydra's own messages."""
+"""A named thing that does not exist is refused, in every verb, with what was meant; never with another experiment."""
 
 from __future__ import annotations
 
@@ -8,41 +8,97 @@ import pytest
 
 from largebatch.__main__ import main
 from largebatch.commands.composition import conf_dir
+from largebatch.nearest import did_you_mean, meant_by_key
 
 pytestmark = pytest.mark.usefixtures("in_a_folder")
 QUOTES = "put the whole argument into single quotes"
+NO_KEY, NO_CHOICE, NO_DASHES = "there is no such key. ", "there is no such choice. ", "settings have no dashes, "
 
 
 @pytest.mark.parametrize(
     ("arguments", "remedy"),
     [
-        (["sed=1"], "Did you mean 'seed'?"),
-        (["batch.totl=64"], "Did you mean 'batch.total'?"),
-        (["optimzer=lars"], "Did you mean 'optimizer'?"),
-        (["~observers.progres"], "Did you mean 'observers.progress'?"),
-        (["optimizer=sdg"], "Did you mean 'optimizer=sgd'?"),
+        (["sed=1"], f"sed=1: {NO_KEY}Did you mean 'seed'?"),
+        (["batch.totl=64"], f"batch.totl=64: {NO_KEY}Did you mean 'batch.total'?"),
+        (["optimzer=lars"], f"optimzer=lars: {NO_KEY}Did you mean 'optimizer'?"),
+        (["experment=quickstart"], f"experment=quickstart: {NO_KEY}Did you mean 'experiment'?"),
+        (["~observers.progres"], f"~observers.progres: {NO_KEY}Did you mean 'observers.progress'?"),
+        (["optimizer=sdg"], f"optimizer=sdg: {NO_CHOICE}Did you mean 'optimizer=sgd'?"),
+        (["optimizer=LAMB"], f"optimizer=LAMB: {NO_CHOICE}Did you mean 'optimizer=lamb'?"),
+        (["model=resnet"], f"model=resnet: {NO_CHOICE}Did you mean 'model=resnet18' or 'model=resnet50'?"),
+        (["experiment=quickstrat"], f"experiment=quickstrat: {NO_CHOICE}Did you mean 'experiment=quickstart'?"),
+        (["experiment=gd_variants"], "Did you mean 'experiment=chapter/gd_variants'?"),
+        (["experiment=[quickstart,linear_regresion]"], "Did you mean 'experiment=linear_regression'?"),
+        (["debug=tniy"], f"debug=tniy: {NO_CHOICE}Did you mean 'debug=tiny'? There are: overfit, profile, tiny."),
+        (["hydra/launcher=submitit_slrum"], "Did you mean 'hydra/launcher=submitit_slurm'?"),
+        (["optimizer=lars", "lars=simcrl"], f"lars=simcrl: {NO_CHOICE}Did you mean 'lars=simclr'?"),
+        (["lars=simclr"], f"lars=simclr: {NO_KEY}The group lars comes with optimizer=lars: add that."),
+        # Looks alike, and is another experiment.
+        (["model=resnet34"], f"model=resnet34: {NO_CHOICE}There are: "),
+        (["model=vit"], f"model=vit: {NO_CHOICE}There are: "),
+        (["data=cifar100"], f"data=cifar100: {NO_CHOICE}There are: "),
+        (["data.mixup=0.2"], f"data.mixup=0.2: {NO_KEY}Known here: "),
+        (["zzzzzz=1"], f"zzzzzz=1: {NO_KEY}Known here: seed, "),
+        (["a.b=1"], f"a.b=1: {NO_KEY}There is no section a either."),
+        # What other tools call it.
+        (["data.batch_size=64"], f"data.batch_size=64: {NO_KEY}The batch is batch.total, "),
+        (["optimizer.lr=0.1"], f"{NO_KEY}The rate is scaling.base_lr, "),
+        (["trainer.max_epochs=10"], f"{NO_KEY}Write length=10ep."),
+        (["wandb.project=mine"], f"{NO_KEY}Did you mean 'logger.wandb.project'?"),
+        (["--epochs", "10"], f"--epochs 10: {NO_DASHES}they are KEY=VALUE. Write length=10ep."),
+        (["--batch-size=64"], f"--batch-size=64: {NO_DASHES}they are KEY=VALUE. The batch is batch.total, "),
+        (["--optimizer", "lars"], f"--optimizer lars: {NO_DASHES}write optimizer=lars."),
+        (["--scaling.base_lr=0.1"], "write scaling.base_lr=0.1. In a W&B sweep, `command` has ${args_no_hyphens} "),
+        (["--hlp"], "--hlp: there is no such flag. Did you mean '--help'?"),
+        (["--config", "mine.yaml"], "give --config-dir FOLDER experiment=NAME."),
         (["+debug=tiny"], "debug has a choice already: drop the plus of +debug=tiny."),
-        (["batch.total={3"], QUOTES),
-        (["run.name='x"], QUOTES),
-        (["run.name=two", "words"], QUOTES),
-        (["run.dir=a=b"], QUOTES),
     ],
     ids=lambda part: " ".join(part) if isinstance(part, list) else "",
 )
-def test_the_nearest_name_or_what_to_type_stands_below_a_message_of_hydra(
+def test_what_does_not_exist_is_one_line_with_what_was_meant(
     arguments: list[str], remedy: str, capsys: pytest.CaptureFixture[str]
 ):
     assert main(["plan", *arguments]) == 2
     said = capsys.readouterr()
     assert said.out == ""
-    assert "HYDRA_FULL_ERROR" in said.err.splitlines()[-2]
-    assert said.err.splitlines()[-1].startswith("largebatch: ")
     assert remedy in said.err.splitlines()[-1]
+    assert "HYDRA_FULL_ERROR" not in said.err
 
 
-def test_a_name_like_no_other_gets_no_suggestion(capsys: pytest.CaptureFixture[str]):
-    assert main(["plan", "zzzzzz=1"]) == 2
-    assert "largebatch:" not in capsys.readouterr().err
+@pytest.mark.parametrize("argument", ["batch.total={3", "run.name='x", "words", "run.dir=a=b"])
+def test_what_hydra_cannot_read_is_shown_by_it_with_the_quotes_to_type(
+    argument: str, capsys: pytest.CaptureFixture[str]
+):
+    assert main(["plan", "run.name=two", argument]) == 2
+    *hydras, ours = capsys.readouterr().err.splitlines()
+    assert "HYDRA_FULL_ERROR" in hydras[-1]
+    assert ours.startswith("largebatch: ")
+    assert QUOTES in ours
+
+
+@pytest.mark.parametrize(
+    "verb", ["train", "plan", "verify", "study", "find-lr", "measure sharpness", "chapter lars", "bench loop"]
+)
+def test_no_verb_goes_on_without_the_choice_it_was_given_also_of_a_folder_of_ones_own(
+    verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """`optional` in a list of defaults forgave a misspelt name: the default config trained instead."""
+    group = "debug" if verb == "train" else "experiment"
+    (tmp_path / "mine" / group).mkdir(parents=True)
+    (tmp_path / "mine" / group / "warm_start.yaml").write_text("# @package _global_\nseed: 3\n", encoding="utf-8")
+    assert main([*verb.split(), "--config-dir", str(tmp_path / "mine"), f"{group}=warmstart"]) == 2
+    said = capsys.readouterr().err
+    assert f"{group}=warmstart: {NO_CHOICE}Did you mean '{group}=warm_start'?" in said
+    assert f"There are in {conf_dir()} and {tmp_path / 'mine'}: " in said
+    assert list(tmp_path.iterdir()) == [tmp_path / "mine"]
+
+
+def test_a_misspelt_choice_inside_a_file_is_told_with_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "experiment").mkdir()
+    text = "# @package _global_\ndefaults:\n  - override /optimizer: LARS\n"
+    (tmp_path / "experiment" / "mine.yaml").write_text(text, encoding="utf-8")
+    assert main(["plan", "--config-dir", str(tmp_path), "experiment=mine"]) == 2
+    assert f"optimizer=LARS: {NO_CHOICE}Did you mean 'optimizer=lars'?" in capsys.readouterr().err
 
 
 def test_settings_of_a_group_in_braces_are_hydras_business(capsys: pytest.CaptureFixture[str]):
@@ -52,19 +108,44 @@ def test_settings_of_a_group_in_braces_are_hydras_business(capsys: pytest.Captur
 
 def test_only_the_first_rank_of_a_machine_says_it(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert main(["plan", "sed=1"]) == 2
-    assert capsys.readouterr().err == ""
+    for argument in ("sed=1", "run.dir=a=b"):
+        assert main(["plan", argument]) == 2
+        assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("argument", ["batch=64", "batch=null", "schedule=0.1"])
-def test_a_number_for_a_group_is_wrong_input_with_the_choices_and_a_key(
-    argument: str, capsys: pytest.CaptureFixture[str]
-):
+@pytest.mark.parametrize("argument", ["batch=64", "batch=null", "schedule=0.1", "experiment=null"])
+def test_a_number_for_a_group_is_wrong_input_with_the_choices(argument: str, capsys: pytest.CaptureFixture[str]):
     """Of a number for `batch`, which is meant for `batch.total`, Hydra makes a traceback."""
     assert main(["plan", "seed=1", argument]) == 2
     said = capsys.readouterr().err
     group = argument.partition("=")[0]
     choices = ", ".join(sorted(path.stem for path in Path(conf_dir(), group).glob("*.yaml")))
     assert said.startswith(f"largebatch: {argument}: {group} is a group of settings, chosen by name ({choices}). ")
-    assert f"such as {group}." in said
+    assert (f"such as {group}." in said) is (group != "experiment")
     assert len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "name", "is_meant"),
+    [
+        ("trian", "train", True),
+        ("batch.totl", "batch.total", True),
+        ("batchtotal", "batch.total", True),
+        ("shakespere_gpt", "shakespeare_gpt", True),
+        ("Quick-Start", "quickstart", True),
+        ("lr", "rl", False),  # of two letters one is half of the word
+        ("min_micro", "max_micro", False),
+        ("paper_v2", "paper_v3", False),
+        ("sgd", "lars", False),
+    ],
+)
+def test_a_name_is_meant_if_each_of_its_words_is_a_slip_away(given: str, name: str, is_meant: bool):
+    assert bool(did_you_mean(given, [name, "unrelated"])) is is_meant
+    assert bool(meant_by_key(f"observers.{given}", [f"observers.{name}", "unrelated"])) is is_meant
+
+
+def test_a_part_of_a_key_is_no_suggestion_for_it():
+    assert (
+        did_you_mean("gd_variants", ["chapter/gd_variants", "chapter/lars"]) == " Did you mean 'chapter/gd_variants'?"
+    )
+    assert meant_by_key("observers.limit", ["data.limit", "observers.batch_limit"]) == ""
