@@ -96,8 +96,7 @@ class BatchSplit:
         self._runtime.seed(stream_key(random_key, "part of a micro-batch", rows.start))
         outputs = forward(self._module, self._runtime.place(cut))
         loss = self._loss.loss_per_sample(outputs, self._runtime.place_tensor(micro_batch.targets[rows])).sum()
-        scale = float(self._runtime.loss_scale_state().get("scale", 1.0))
-        return list(torch.autograd.grad(loss * weight * scale, self._parameters, allow_unused=True))
+        return list(torch.autograd.grad(loss * weight * self._runtime.loss_scale, self._parameters, allow_unused=True))
 
 
 def _combined(one: Sequence[Tensor | None], other: Sequence[Tensor | None], *, factor: float) -> list[Tensor | None]:

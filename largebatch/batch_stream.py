@@ -83,7 +83,6 @@ class BatchStream:
             if error.next_size is None or kept is None:
                 raise
             kept.put_back()
-            self._gradient.norms.end()
             self.shortages.append(error.with_traceback(None))  # which holds what did not fit
             return None
 

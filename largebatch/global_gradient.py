@@ -19,7 +19,7 @@ from largebatch.exact_gradients import accumulate_exact_gradients
 from largebatch.gradients import GradientResult, accumulate_gradients
 from largebatch.losses import Loss
 from largebatch.memory_shortage import accumulate_if_it_fits
-from largebatch.micro_batch_norms import MicroBatchNorms, StepNorms
+from largebatch.micro_batch_norms import MicroBatchGroups, MicroBatchNorms, StepGroups, StepNorms, listening
 from largebatch.ordered_reduction import OrderedReduction
 from largebatch.recomputation import Recomputation
 from largebatch.reduction_clock import Compression, ReductionClock, Timeline
@@ -36,6 +36,7 @@ class BatchResult(NamedTuple):
         data_s: seconds that this rank waited for data.
         communication_s: seconds of exposed communication; None when not measured.
         norms: of the gradients of micro-batches, see `MicroBatchNorms`; None when not measured.
+        groups: of the gradients of micro-batches, see `MicroBatchGroups`; None when not measured.
     """
 
     loss_sum: Tensor
@@ -43,6 +44,7 @@ class BatchResult(NamedTuple):
     data_s: float
     communication_s: float | None
     norms: StepNorms | None
+    groups: StepGroups | None
 
 
 class GlobalGradient:
@@ -97,20 +99,17 @@ class GlobalGradient:
         self._ordered = OrderedReduction(runtime, module) if ordered else None
         norms = ExactBatchNorm(runtime, module) if exact_batch_norm else None
         self.statistics = RunningStatistics(runtime, module, exact=norms.norms if norms else ())
-        # DDP averages over ranks; the others add, and a term must not depend on the number of ranks.
+        # DDP averages over ranks; the others add, and a term must not depend on the number of ranks. It is known here
+        # alone: whoever looks at gradients before they are reduced is told.
         self._scale = 1 if ordered or exact_batch_norm or survives_shortage else runtime.world_size
         self.norms = MicroBatchNorms(runtime, module, scale=self._scale)
+        self._groups = MicroBatchGroups(runtime, module, scale=self._scale)
         self._split = BatchSplit(runtime, module, loss)
         self._recomputation = Recomputation(runtime, model) if recomputes else None
         if self._recomputation is not None:
             self._clock.before_reduction = self._recomputation.take
-        self._accumulate: Callable[..., GradientResult] = accumulate_gradients
-        if norms is not None:
-            self._accumulate = partial(accumulate_exact_gradients, norms=norms)
-        elif is_coupled(loss):
-            self._accumulate = accumulate_coupled_gradients
-        elif survives_shortage:
-            self._accumulate = accumulate_if_it_fits
+        accumulate = _local_pass(loss, norms, survives_shortage=survives_shortage)
+        self._accumulate = partial(accumulate, runtime, model, loss, clock=self._clock, ordered=self._ordered)
 
     def compute(
         self,
@@ -120,6 +119,7 @@ class GlobalGradient:
         random_key: int,
         measures_communication: bool,
         measures_norms: bool = False,
+        measures_groups: bool = False,
         recomputed_step: int | None = None,
     ) -> BatchResult:
         """Take this rank's micro-batches of one global batch and leave its gradient in `.grad`, which was zero or None.
@@ -131,6 +131,7 @@ class GlobalGradient:
             measures_communication: waits for a GPU once.
             measures_norms: costs a pass over the gradients per micro-batch, and if there is only one, see `BatchSplit`.
                 A micro-batch's gradient must be its own: not with a coupled loss or exact batch norm.
+            measures_groups: costs another such pass, under the same condition.
             recomputed_step: the number of the step, if its gradient is to be computed twice; see `Recomputation`.
 
         Raises:
@@ -149,21 +150,13 @@ class GlobalGradient:
         if measures_norms and len(plan.micro_batch_sizes) == 1:
             to_split = next(own)
             own = iter([to_split])
-        elif measures_norms:
-            self.norms.begin(plan)
-        result = self._accumulate(
-            self._runtime,
-            self._model,
-            self._loss,
-            own,
-            plan=plan,
-            weight=weight,
-            random_key=random_key,
-            clock=self._clock,
-            ordered=self._ordered,
-        )
+        listeners: list[MicroBatchNorms | MicroBatchGroups] = [self._groups] if measures_groups else []
+        if measures_norms and to_split is None:
+            listeners.append(self.norms)
+        with listening(listeners, plan, own) as parts:
+            result = self._accumulate(parts, plan=plan, weight=weight, random_key=random_key)
         self.statistics.end_step()
-        norms = None
+        norms, groups = None, self._groups.finish() if measures_groups else None
         if to_split is not None:
             by_parameter = self._split.measure(to_split, weight=weight, random_key=random_key)
             norms = self.norms.sum(by_parameter, num_parts=2)
@@ -171,7 +164,8 @@ class GlobalGradient:
             norms = self.norms.finish()
         if recomputed_step is not None and self._recomputation is not None:
             self._recomputation.require_equal(recomputed_step)
-        return BatchResult(result.loss_sum, num_units, data_s + result.data_s, result.communication_s, norms)
+        data_s += result.data_s
+        return BatchResult(result.loss_sum, num_units, data_s, result.communication_s, norms, groups)
 
     def own_s(self) -> float | None:
         """Seconds of a step in which this rank waited for no other, if it measured communication.
@@ -212,6 +206,14 @@ class GlobalGradient:
         units = sum(int(self._loss.units_per_sample(part.targets).sum()) for part in kept if not part.is_stand_in)
         with self._clock.waiting():
             return iter(kept), round(self._runtime.sum([float(units)])[0]), waited_s
+
+
+def _local_pass(loss: Loss, norms: ExactBatchNorm | None, *, survives_shortage: bool) -> Callable[..., GradientResult]:
+    if norms is not None:
+        return partial(accumulate_exact_gradients, norms=norms)
+    if is_coupled(loss):
+        return accumulate_coupled_gradients
+    return accumulate_if_it_fits if survives_shortage else accumulate_gradients
 
 
 def _kept(micro_batches: Iterator[Any]) -> tuple[list[Any], float]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from largebatch.combinations import exclusions
 from largebatch.coupled_losses import is_coupled
-from largebatch.observers.variance import group_sizes
+from largebatch.micro_batch_norms import FEWEST_SIZES, group_sizes
 from largebatch.ramp import BatchRamp
 from largebatch.schema import TrainConfig
 
@@ -56,7 +56,7 @@ def variance_problems(config: TrainConfig, ramp: BatchRamp | None, loss: Any) ->
     if options.every is None:
         return []
     key, problems = f"observers.variance.every={options.every}", []
-    if ramp is not None and not any(len(group_sizes(plan)) >= 3 for plan in ramp.plans):
+    if ramp is not None and not any(len(group_sizes(plan)) >= FEWEST_SIZES for plan in ramp.plans):
         plan = ramp.plans[0]
         sizes = f"{min(plan.micro_batch_sizes)} to {max(plan.micro_batch_sizes)}"
         problems.append(

@@ -139,10 +139,9 @@ class Runtime:
         """L2 norm of the whole gradient, before clipping to `max_norm` (None: no clipping). Call it before `step`."""
         if self._accelerator.scaler is not None:
             self._accelerator.scaler.unscale_(optimizer)
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if max_norm is not None:
-            parameters = [p for group in optimizer.param_groups for p in group["params"]]
             torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
         return norm
 
@@ -170,8 +169,7 @@ class Runtime:
         if work is not None:
             work.wait()  # holds back the stream, not the host
         host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
-        copied = torch.cuda.Event()
-        copied.record()
+        copied = torch.cuda.current_stream().record_event()
         return PendingSum(host, None, copied)
 
     def sum(self, values: Sequence[float]) -> list[float]:
@@ -210,6 +208,11 @@ class Runtime:
     def loss_scale_state(self) -> dict[str, Any]:
         """State of the fp16 loss scaler, plain numbers; empty in other precisions."""
         return {} if self._accelerator.scaler is None else dict(self._accelerator.scaler.state_dict())
+
+    @property
+    def loss_scale(self) -> float:
+        """What `backward` multiplies losses by, and so gradients until they are clipped or used: 1, but under fp16."""
+        return float(self.loss_scale_state().get("scale", 1.0))
 
     def load_loss_scale_state(self, state: dict[str, Any]) -> None:
         """Restore what `loss_scale_state` returned."""

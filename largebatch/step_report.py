@@ -9,7 +9,7 @@ import torch
 from largebatch.agreement import Agreement
 from largebatch.batch import BatchPlan
 from largebatch.guard import Judgement
-from largebatch.micro_batch_norms import StepNorms
+from largebatch.micro_batch_norms import StepGroups, StepNorms
 from largebatch.reduction_clock import Timeline
 
 
@@ -41,6 +41,7 @@ class StepReport:
         own_s: seconds in which this rank did not wait for other ones; None on one rank, and when this step did not
             measure communication.
         norms: of micro-batch gradients, see `MicroBatchNorms`; None when this step did not measure them.
+        groups: of micro-batch gradients, see `MicroBatchGroups`; None when this step did not measure them.
         timeline: of the gradient's reduction on this rank; None when this step did not measure it, and on one rank.
         judgement: of the numeric guard; None where there is none.
     """
@@ -56,6 +57,7 @@ class StepReport:
     communication_s: float | None
     own_s: float | None = None
     norms: StepNorms | None = None
+    groups: StepGroups | None = None
     timeline: Timeline | None = None
     judgement: Judgement | None = None
 

@@ -120,9 +120,9 @@ def written_out(
 
 @pytest.mark.parametrize("kind", ["mlp", "masked"])
 @pytest.mark.parametrize("world_size", [1, 3])
-@pytest.mark.parametrize("ordered", [False, True])
-def test_norms_are_those_of_each_micro_batch_by_itself(ranks, kind, world_size, ordered):
-    case = Case(kind, BATCH, ordered=ordered, clip_norm=0.01)  # clipping comes after the measurement
+def test_norms_are_those_of_each_micro_batch_by_itself(ranks, kind, world_size):
+    """Micro-batches are unequal here; ways to reduce are test_every_diagnostic.py's."""
+    case = Case(kind, BATCH, clip_norm=0.01)  # clipping comes after the measurement
     for result in ranks(world_size).run(measured, case, 1, steps=1):
         assert result["norms"][1] == [pytest.approx(written_out(kind), rel=1e-10)]
 
