@@ -117,7 +117,7 @@ def open_job(prepared: Prepared, stop: Callable[[], bool], overrides: Sequence[s
                 folder.write_inputs(
                     config_yaml=OmegaConf.to_yaml(prepared.public),
                     overrides=overrides,
-                    plan=plan_record(prepared.derived, prepared.notes),
+                    plan=plan_record(prepared.derived, prepared.optimizer, prepared.notes),
                 )
                 record_start(folder, checkpoint, changes, world_size=runtime.world_size)
             trackers = _trackers(prepared, folder, checkpoint, stack) if runtime.is_main else []
@@ -161,7 +161,7 @@ def _trackers(
                 folder=folder.path,
                 project=wandb_config.project,
                 name=config.run.name or config.data.name,
-                config={"config": prepared.public, "plan": plan_record(derived, prepared.notes)},
+                config={"config": prepared.public, "plan": plan_record(derived, prepared.optimizer, prepared.notes)},
                 mode=wandb_config.mode,
                 group=wandb_config.group,
                 tags=wandb_config.tags,

@@ -18,6 +18,8 @@ from largebatch.global_gradient import BatchResult, GlobalGradient
 from largebatch.guard import Guard, Judgement
 from largebatch.keyed import stream_key
 from largebatch.losses import Loss
+from largebatch.modes import train_mode
+from largebatch.optim import set_lr
 from largebatch.ramp import BatchRamp
 from largebatch.reduction_clock import Compression
 from largebatch.runtime import Runtime
@@ -138,7 +140,7 @@ def train(run: Run) -> str:
     for observer in run.observers:
         observer.on_start(run)
     run.batches.begin(run.progress.samples_seen, run.num_steps - run.progress.step)
-    run.model.train()
+    train_mode(run.module)
     run.last_agreement = (run.progress.step, run.progress.train_s)
     run.counted_step, run.counted_samples = run.progress.step, run.progress.samples_seen
     status, previous = "running", None
@@ -172,8 +174,7 @@ def take_step(run: Run) -> StepReport:
     run.counted_samples += run.batches.ramp.at(position).global_batch_size
     is_detailed, measures_timeline = run.is_logged(run.counted_step), _is_due(run, run.communication_every)
     lr = run.lr_at(progress.samples_seen)
-    for group in run.optimizer.param_groups:
-        group["lr"] = lr
+    set_lr(run.optimizer, lr)
 
     run.optimizer.zero_grad()
     if run.guard is not None:

@@ -10,6 +10,8 @@ from torch import nn
 
 from largebatch.diagnostics.lr_range import RangeCurve, RangeSettings, walk_rates
 from largebatch.diagnostics.stability import momentum_of
+from largebatch.modes import train_mode
+from largebatch.optim import keep_lr_ratios, set_lr
 from largebatch.undisturbed import rolled_back
 
 
@@ -27,7 +29,7 @@ def lr_range_test(
 
     Args:
         module: whose weights are trained.
-        optimizer: over them; every parameter group gets the same rate.
+        optimizer: over them; the rates of its groups keep their ratios to its default rate.
         closure: as for `optimizer.step`: takes the next batch, clears gradients, computes the loss and its gradient,
             and returns the loss, a tensor or a number. The batches that it takes are not given back.
         settings: rates, smoothing and when to stop.
@@ -47,12 +49,12 @@ def lr_range_test(
     """
 
     def take_step(lr: float) -> float:
-        for group in optimizer.param_groups:
-            group["lr"] = lr
+        set_lr(optimizer, lr)
         loss = closure()
         optimizer.step()
         return loss.item() if isinstance(loss, torch.Tensor) else float(loss)
 
     with rolled_back(module, optimizer):
-        module.train()
+        keep_lr_ratios(optimizer)
+        train_mode(module)
         return walk_rates(take_step, settings, hold=momentum_of(optimizer) is not None)

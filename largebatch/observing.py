@@ -30,7 +30,8 @@ from largebatch.observers import (
     VarianceObserver,
     WatchedLoader,
 )
-from largebatch.prepare import Prepared, noise_scale_groups
+from largebatch.initial_state import noise_scale_groups
+from largebatch.prepare import Prepared
 from largebatch.run_folder import RunFolder
 from largebatch.runtime import Runtime
 from largebatch.schema import TrainConfig

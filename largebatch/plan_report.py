@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
+
+from torch.optim import Optimizer
 
 from largebatch.batch import BatchPlan
 from largebatch.derive import IN_PLACE_OF_DECAY, Derived
@@ -12,7 +15,7 @@ from largebatch.scaling import ScaledValue
 PlanRow = tuple[str, str, str]
 
 
-def plan_rows(derived: Derived) -> list[PlanRow]:
+def plan_rows(derived: Derived, optimizer: Optimizer) -> list[PlanRow]:
     """(what, value, where it comes from)."""
     plan, schedule = derived.plan, derived.schedule
     first = [part.size for part in plan.micro_batches(0)]
@@ -36,6 +39,7 @@ def plan_rows(derived: Derived) -> list[PlanRow]:
             consumed + (f"; the last {unused:,} samples do not fill a batch" if unused else ""),
         ),
         ("peak LR", f"{derived.peak_lrs[0].value:.6g}", _explained(derived.peak_lrs[0])),
+        *_factor_rows(optimizer),
         ("warmup", f"{schedule.warmup_samples:,} samples", _warmup_explained(derived)),
         ("decay", _decay(derived), f"to {derived.lr_at(schedule.total_samples):.6g}"),
     ]
@@ -55,6 +59,23 @@ def _ramp_rows(derived: Derived) -> list[PlanRow]:
             )
         )
     return rows
+
+
+def _factor_rows(optimizer: Optimizer) -> list[PlanRow]:
+    """Which part of the rate of the run each group has, where that is not all of it everywhere."""
+    counts = lr_factor_counts(optimizer)
+    if list(counts) in ([], [1.0]):
+        return []
+    value = ", ".join(f"{count} x {factor:.4g}" for factor, count in counts.items())
+    return [("rates of tensors", value, "times the rate of the run: parameters, or the optimizer's own groups")]
+
+
+def lr_factor_counts(optimizer: Optimizer) -> dict[float, int]:
+    """Tensors by the factor of their rate, the largest first."""
+    counts: Counter[float] = Counter()
+    for group in optimizer.param_groups:
+        counts[group.get("lr_factor", 1.0)] += len(group["params"])
+    return dict(sorted(counts.items(), reverse=True))
 
 
 def _decay(derived: Derived) -> str:
@@ -89,7 +110,7 @@ def lr_rows(derived: Derived) -> list[PlanRow]:
     return [(f"{samples:,} samples", f"{derived.lr_at(samples):.6g}", "") for samples in sorted(places)]
 
 
-def plan_record(derived: Derived, notes: Sequence[str] = ()) -> dict[str, Any]:
+def plan_record(derived: Derived, optimizer: Optimizer, notes: Sequence[str] = ()) -> dict[str, Any]:
     """The plan, and what was told with it, as plain values, for plan.json and the trackers."""
     plan, schedule = derived.plan, derived.schedule
     return {
@@ -115,6 +136,7 @@ def plan_record(derived: Derived, notes: Sequence[str] = ()) -> dict[str, Any]:
         "warmup_start_lr": derived.lr_at(0),
         "decay": schedule.decay,
         "end_lr": derived.lr_at(schedule.total_samples),
+        "lr_factors": [{"factor": factor, "tensors": count} for factor, count in lr_factor_counts(optimizer).items()],
         "notes": list(notes),
     }
 

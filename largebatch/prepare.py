@@ -17,12 +17,9 @@ from largebatch.coupled_losses import is_coupled
 from largebatch.credentials import credential_problems
 from largebatch.data import Augmentation, FirstSamples, NoisyLabels
 from largebatch.derive import Derived, derive
-from largebatch.exact_batch_norm import batch_norms
-from largebatch.keyed import stream_key
+from largebatch.initial_state import build_optimizer, initial_model
 from largebatch.launcher import launcher_problems
 from largebatch.losses import Loss
-from largebatch.model_size import require_memory_for_weights
-from largebatch.models.checkpointing import checkpoint_activations
 from largebatch.observer_checks import (
     guard_problems,
     recomputation_problems,
@@ -30,12 +27,10 @@ from largebatch.observer_checks import (
     skip_problems,
     variance_problems,
 )
-from largebatch.optim import parameter_groups, parameters_by_name
-from largebatch.optim.uncompiled import without_compiler
 from largebatch.preconditions import checkpoint_problems, folder_problems, machine_problems
 from largebatch.report import Report
 from largebatch.schema import TrainConfig
-from largebatch.targets import TargetError, check_arguments, make
+from largebatch.targets import TargetError, make
 from largebatch.trial import TriedRun, try_run
 
 _LOSS_MEMBERS = ("unit", "fixed_units", "loss_per_sample", "units_per_sample", "correct_per_sample")
@@ -79,7 +74,7 @@ def prepare(composed: DictConfig, environ: Mapping[str, str]) -> Prepared:
     _look_around(config, environ, report)
     train, train_plain, validation = _datasets(config, report)
     loss = report.attempt("loss", lambda: _loss(config))
-    model = report.attempt("model", lambda: initial_model(config, config.seed))
+    model = report.attempt("model", lambda: initial_model(config, config.seed, train))
     optimizer = None if model is None else report.attempt("optimizer", lambda: build_optimizer(config, model))
     augment = report.attempt("data.augment", lambda: _augmentation(config))
     derived = _derived(config, environ, train, report)
@@ -169,35 +164,6 @@ def _not_empty(dataset: Any) -> Any:
     return dataset
 
 
-def initial_model(config: TrainConfig, seed: int) -> nn.Module:
-    """The model with the weights that a run of `seed` starts from.
-
-    Raises:
-        ValueError, ConfigError: if it cannot be made, or does not fit the config.
-    """
-    require_memory_for_weights(config.model)
-    # On the CPU and from a key of its own, so that every rank of every topology draws the same weights.
-    torch.manual_seed(stream_key(seed, "initialisation"))
-    model = make("model", config.model)
-    if not isinstance(model, nn.Module):
-        raise TargetError(f"model._target_={config.model['_target_']}: made a {type(model).__name__}, not a Module.")
-    if config.precision.compute == "fp64":
-        model = model.double()  # as the run computes; `Runtime.wrap` would do it after the trial
-    if config.batch_norm == "exact":
-        try:
-            batch_norms(model)
-        except ValueError as error:
-            raise ConfigError([f"batch_norm=exact: {error}"]) from None
-    try:
-        noise_scale_groups(config, model)
-    except ValueError as error:
-        raise ConfigError([f"observers.noise_scale.groups: {error}"]) from None
-    pattern = config.precision.activation_checkpointing
-    if pattern:
-        checkpoint_activations(model, *([] if pattern is True else [pattern]))
-    return model
-
-
 def _loss(config: TrainConfig) -> Loss:
     loss: Loss = make("loss", config.loss)
     absent = [name for name in _LOSS_MEMBERS if not hasattr(loss, name)]
@@ -207,41 +173,6 @@ def _loss(config: TrainConfig) -> Loss:
             "class of largebatch.losses, or write one with what `largebatch.losses.Loss` asks for."
         )
     return loss
-
-
-def build_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of the config over the parameter groups of `model`; its rate is set by the loop."""
-    node = dict(config.optimizer)
-    if "lr" in node:
-        raise TargetError(
-            f"optimizer.lr={node['lr']}: the rate is derived from scaling.base_lr, scaling.base_batch_size and "
-            "scaling.rule. Set those."
-        )
-    check_arguments("optimizer", node, supplied=("params", "lr"))
-    weight_decay = node.pop("weight_decay", 0.0)
-    if isinstance(weight_decay, bool) or not isinstance(weight_decay, (int, float)):
-        raise TargetError(f"optimizer.weight_decay={weight_decay}: must be a number.")
-    groups = parameter_groups(
-        model,
-        weight_decay=weight_decay,
-        exclude_from_decay=config.parameters.exclude_from_decay,
-        exclude_from_adaptation=config.parameters.exclude_from_adaptation,
-    )
-    with without_compiler():
-        optimizer = make("optimizer", node, params=groups, lr=config.scaling.base_lr)
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise TargetError(f"optimizer._target_={node['_target_']}: made a {type(optimizer).__name__}, no Optimizer.")
-    return optimizer
-
-
-def noise_scale_groups(config: TrainConfig, model: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """The groups of parameters whose noise scales are told apart.
-
-    Raises:
-        ValueError: see `parameters_by_name`.
-    """
-    groups = config.observers.noise_scale.groups
-    return parameters_by_name(model, groups) if groups else {}
 
 
 def _augmentation(config: TrainConfig) -> Augmentation | None:

@@ -13,8 +13,10 @@ from largebatch.diagnostics.lr_range import HELD_STEPS
 from largebatch.loop import Progress, Run, take_step
 from largebatch.losses import units_are_fixed
 from largebatch.measured_weights import Weights
+from largebatch.modes import train_mode
 from largebatch.order import SampleOrder
-from largebatch.prepare import Prepared, build_optimizer, initial_model
+from largebatch.initial_state import build_optimizer, initial_model
+from largebatch.prepare import Prepared
 from largebatch.ramp import BatchRamp
 from largebatch.undisturbed import rolled_back
 
@@ -84,8 +86,8 @@ def _range_test(
     loader = _loader(prepared, run.runtime.rank, plan, seed)
     with _rewound(run, prepared, seed):
         if weights.checkpoint is None:
-            run.module.load_state_dict(initial_model(prepared.config, seed).state_dict())
-        run.model.train()
+            run.module.load_state_dict(initial_model(prepared.config, seed, prepared.train).state_dict())
+        train_mode(run.module)
         run.batches.begin(0, settings.num_steps + HELD_STEPS, loader=loader, ramp=BatchRamp.of(plan))
 
         def step_at(lr: float) -> float:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from largebatch.checkpoint import Checkpoint, CheckpointError, load_checkpoint, newest_valid, saved_versions
+from largebatch.optim.learning_rates import DEPTH_PATTERN
 from largebatch.prepare import Prepared
 from largebatch.run_folder import RunFolder
 from largebatch.runtime import Runtime
@@ -38,6 +39,7 @@ _BEFORE: dict[str, Any] = {
     "ramp": {"milestones": [], "totals": [], "in_place_of_decay": False, "max_total": None},
 }
 _SCHEDULE_BEFORE = {"warmup_kind": "gradual"}
+_PARAMETERS_BEFORE = {"lr_factor": None, "layer_decay": None, "layer_pattern": DEPTH_PATTERN}
 
 
 def run_identity(prepared: Prepared) -> dict[str, Any]:
@@ -175,15 +177,16 @@ def _completed(identity: dict[str, Any]) -> dict[str, Any]:
 
     So a run that began before an option existed, or before conf/ named it, can go on with the value that it had.
     """
-    identity = _BEFORE | identity | {"schedule": _SCHEDULE_BEFORE | identity["schedule"]}
+    schedule, parameters = identity["schedule"], identity["parameters"]
+    identity = _BEFORE | identity | {"schedule": _SCHEDULE_BEFORE | schedule, "parameters": _PARAMETERS_BEFORE | parameters}
     node = identity["optimizer"]
     try:
-        parameters = inspect.signature(find_target("optimizer", node)).parameters
+        arguments = inspect.signature(find_target("optimizer", node)).parameters
     except (TargetError, TypeError, ValueError):  # a class that is gone, or without a signature
         return identity
     defaults = {
         name: list(one.default) if isinstance(one.default, tuple) else one.default
-        for name, one in parameters.items()
+        for name, one in arguments.items()
         if one.default is not inspect.Parameter.empty
     }
     return identity | {"optimizer": defaults | node}

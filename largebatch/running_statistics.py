@@ -22,7 +22,7 @@ class RunningStatistics:
     keeps the right size in between. `merge` takes the mean.
 
     Layers with momentum None (a plain average over all micro-batches) and counts of batches are merged exactly, too.
-    Layers in eval mode are left alone. Other floating-point buffers become their mean, weighted by the ranks' samples.
+    Layers in evaluation mode are left alone. Other floating-point buffers become their mean, weighted by the ranks' samples.
 
     Args:
         runtime: the job.
@@ -47,6 +47,7 @@ class RunningStatistics:
         self._exact = {id(buffer) for norm in exact for buffer in norm.buffers()}
         self._merged: list[tuple[Tensor, Tensor, Tensor]] | None = None
         self._in_step: dict[float, list[Tensor]] = {}
+        self._moved: set[int] = set()  # norms that were in training mode in a step since the last merge
 
     def begin_step(self, plan: BatchPlan) -> None:
         """Before the forward passes of a step; the plan says who computes which micro-batches."""
@@ -56,6 +57,7 @@ class RunningStatistics:
         self._share = plan.rank_batch_size(self._runtime.rank) / plan.global_batch_size
         if self._merged is None:
             self._remember()
+        self._moved |= {id(norm) for norm in self._norms if norm.training}
         if self._runtime.world_size > 1:
             self._in_step = self._training_statistics()
             self._scale(lambda momentum: (1 - momentum) ** self._num_before / self._runtime.world_size)
@@ -100,7 +102,7 @@ class RunningStatistics:
 
     def _remember(self) -> None:
         """What all ranks have in common now: counts and plain averages go on from there."""
-        self._merged = []
+        self._merged, self._moved = [], set()
         for norm in self._norms:
             mean, variance = _statistics(norm)
             self._merged.append((_count(norm).clone(), mean.clone(), variance.clone()))
@@ -113,6 +115,8 @@ class RunningStatistics:
             if buffer.is_floating_point() and id(buffer) not in own | self._exact:
                 yield buffer * self._share, buffer.copy_
         for norm, (count, *averages) in zip(self._norms, self._merged, strict=True):
+            if id(norm) not in self._moved:
+                continue
             yield _count(norm) - count, _adding(_count(norm), count)
             for statistic, average in zip(_statistics(norm), averages, strict=True):
                 if norm.momentum is not None:

@@ -80,10 +80,13 @@ class ScheduleConfig(Section):
 
 
 class ParametersConfig(Section):
-    """Which parameters neither decay nor adapt."""
+    """Which parameters neither decay nor adapt, and which have rates of their own."""
 
     exclude_from_decay: list[str]
     exclude_from_adaptation: list[str]
+    lr_factor: dict[str, PositiveFloat] | None
+    layer_decay: Annotated[float, Field(gt=0, lt=1)] | None
+    layer_pattern: str
 
 
 class AugmentConfig(Section):

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from largebatch.kept_buffers import KeptBuffers
+from largebatch.modes import Modes, evaluating
 
 
 @contextmanager
@@ -21,17 +22,14 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
     Gradients (`.grad`) are not looked at: use `torch.autograd.grad`, which leaves them alone.
     """
     parameters = [(parameter, parameter.detach().clone()) for parameter in module.parameters()]
-    modes = [(part, part.training) for part in module.modules()]
     with unmoved(module):
         try:
-            module.eval()
-            yield
+            with evaluating(module):
+                yield
         finally:
             with torch.no_grad():
                 for parameter, saved in parameters:
                     parameter.copy_(saved)
-            for part, was_training in modes:
-                part.training = was_training
 
 
 @contextmanager
@@ -63,7 +61,7 @@ def rolled_back(module: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator
     right. Takes the memory of one copy of all of these.
     """
     parameters = [(one, one.detach().clone(), _kept(one.grad)) for one in module.parameters()]
-    modes = [(part, part.training) for part in module.modules()]
+    modes = Modes(module)
     settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     states = [
         (one, state, {name: _kept(value) for name, value in state.items()}) for one, state in optimizer.state.items()
@@ -83,8 +81,7 @@ def rolled_back(module: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator
                     optimizer.state[one] = state
             for group, setting in zip(optimizer.param_groups, settings, strict=True):
                 group.update(setting)
-            for part, was_training in modes:
-                part.training = was_training
+            modes.restore()
 
 
 def _kept(value: Any) -> tuple[Any, Any]:

@@ -92,7 +92,7 @@ def _hand_written_loop(prepared: Prepared, job: Job, model: object) -> Callable[
     from largebatch.data import MicroBatchLoader
     from largebatch.gradients import forward
     from largebatch.order import SampleOrder
-    from largebatch.prepare import build_optimizer
+    from largebatch.initial_state import build_optimizer
 
     assert isinstance(model, nn.Module)
     runtime, loss = job.run.runtime, prepared.loss

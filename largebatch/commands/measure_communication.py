@@ -22,7 +22,8 @@ from largebatch.measure_schema import MeasureConfig
 from largebatch.measured_weights import Weights
 from largebatch.order import SampleOrder
 from largebatch.preconditions import communication_problems
-from largebatch.prepare import Prepared, build_optimizer
+from largebatch.initial_state import build_optimizer
+from largebatch.prepare import Prepared
 from largebatch.trackers import plot_transfer
 
 Rows = list[tuple[str, str, str, str]]

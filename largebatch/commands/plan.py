@@ -30,7 +30,7 @@ def run(config: DictConfig, overrides: list[str]) -> int:
         environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "0"}  # as a launcher would; nobody goes there
     prepared = prepare(config, environ)
     derived = prepared.derived
-    print_plan(plan_rows(derived))
+    print_plan(plan_rows(derived, prepared.optimizer))
     print_plan(lr_rows(derived), title="learning rate at the step that starts after")
     for note in prepared.notes:
         print(note)

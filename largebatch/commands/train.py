@@ -61,7 +61,7 @@ def _announce(prepared: Prepared, job: Job) -> None:
     runtime, config = job.run.runtime, prepared.config
     parameters = [parameter for group in job.run.optimizer.param_groups for parameter in group["params"]]
     decaying, adapting = (
-        sum(len(group["params"]) for group in job.run.optimizer.param_groups if group[flag])
+        sum(len(group["params"]) for group in job.run.optimizer.param_groups if group.get(flag, True))
         for flag in ("decays", "adapts")
     )
     rows = [
@@ -72,7 +72,7 @@ def _announce(prepared: Prepared, job: Job) -> None:
             f"{config.model['_target_']}; of {len(parameters)} tensors {decaying} decay, {adapting} adapt",
         ),
         ("optimizer", config.optimizer["_target_"].rpartition(".")[2], "optimizer"),
-        *plan_rows(prepared.derived),
+        *plan_rows(prepared.derived, job.run.optimizer),
         ("run folder", str(job.folder.path), "run.dir" if config.run.dir else "run.root"),
     ]
     print_plan(rows)

@@ -16,6 +16,7 @@ from largebatch.communication.ranks import communication_of_ranks, meet, settle
 from largebatch.diagnostics import StepCommunication
 from largebatch.global_gradient import GlobalGradient
 from largebatch.gradients import no_sync
+from largebatch.modes import train_mode
 from largebatch.rank_values import reals_of_ranks
 from largebatch.reduction_clock import Compression
 from largebatch.runtime import Runtime
@@ -69,7 +70,7 @@ def time_steps(
     """
     gradient = GlobalGradient(runtime, model, loss, fixed_units=fixed_units, compression=compression)
     weights = [parameter.detach().clone() for parameter in model.parameters()]
-    model.train()
+    train_mode(runtime.unwrap(model))
 
     def step(*, reduces: bool) -> tuple[float, Any]:
         meet(runtime)

@@ -61,12 +61,12 @@ class Momentum:
 def momentum_of(optimizer: Optimizer) -> Momentum | None:
     """The memory of a plain SGD, None for others: their steps are not proportional to the gradient.
 
-    Dampening, ascent, or groups that differ in momentum count as others.
+    Dampening, ascent, or groups that differ in momentum or in their rates count as others.
     """
     if type(optimizer) is not torch.optim.SGD:
         return None
     kinds = {(group["momentum"], group["nesterov"]) for group in optimizer.param_groups}
-    odd = any(group["dampening"] or group["maximize"] for group in optimizer.param_groups)
+    odd = any(group["dampening"] or group["maximize"] or group["lr"] != optimizer.param_groups[0]["lr"] for group in optimizer.param_groups)
     if odd or len(kinds) != 1:
         return None
     momentum, nesterov = kinds.pop()

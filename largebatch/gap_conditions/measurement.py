@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from largebatch.diagnostics.gap_parts import PerSample
 from largebatch.gap_conditions.passes import CORRECT, LOSS, TRAINED, UNITS, GapData, GapSettings, Passes
 from largebatch.gap_conditions.statistics import averaging, norms_with_statistics, over_ranks, put, statistics
+from largebatch.modes import Modes, train_mode
 from largebatch.runtime import Runtime
 from largebatch.sharpness import undisturbed
 
@@ -52,11 +53,12 @@ def measure_conditions(
         settings: how.
     """
     passes = Passes(module, losses, data, runtime, settings)
-    norms = norms_with_statistics(module)
+    train_mode(module)
+    modes, norms = Modes(module), norms_with_statistics(module)
     draws = range(settings.draws)
     with undisturbed(module), torch.no_grad():
         running = [statistics(norm) for norm in norms]
-        module.train()
+        modes.restore()
         with averaging(norms):
             augmented = [passes.train(draw, is_augmented=True) for draw in draws]
             fresh = [over_ranks(norm, runtime, kept) for norm, kept in zip(norms, running, strict=True)]

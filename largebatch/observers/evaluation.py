@@ -18,6 +18,7 @@ from largebatch.gradients import forward
 from largebatch.keyed import stream_key
 from largebatch.loop import Run, StepReport
 from largebatch.losses import Loss
+from largebatch.modes import evaluating
 from largebatch.observers.metrics import Journal
 from largebatch.order import SampleOrder
 from largebatch.runtime import Runtime
@@ -140,8 +141,7 @@ class EvaluationObserver:
         )
         module = run.module
         sums, broke_off = EvalSums(), False
-        module.eval()
-        with torch.no_grad():
+        with evaluating(module), torch.no_grad():
             for batch in batches:
                 if broke_off := run.stop_requested():
                     break
@@ -150,7 +150,6 @@ class EvaluationObserver:
                 outputs = forward(module, runtime.place(batch.inputs))
                 targets = runtime.place_tensor(batch.targets)
                 sums += self._sums_of_batch(outputs, targets)
-        module.train()
         *total, num_broken_off = runtime.sum([*sums.to_tensor().tolist(), broke_off])
         return None if num_broken_off else EvalSums.from_tensor(torch.tensor(total, dtype=torch.float64))
 

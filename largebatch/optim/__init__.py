@@ -2,6 +2,7 @@
 
 from largebatch.optim.lamb import LAMB
 from largebatch.optim.lars import LARS
+from largebatch.optim.learning_rates import keep_lr_ratios, lr_factors, set_lr
 from largebatch.optim.muon import MuonWithAdamW
 from largebatch.optim.parameter_groups import parameter_groups, parameters_by_name
 from largebatch.optim.presets import LAMB_PRESETS, LARS_PRESETS
@@ -15,9 +16,12 @@ __all__ = [
     "LARS_PRESETS",
     "MuonWithAdamW",
     "TensorStep",
+    "keep_lr_ratios",
     "l2_norm",
+    "lr_factors",
     "parameter_groups",
     "parameters_by_name",
+    "set_lr",
     "tensor_steps",
     "trust_ratio",
     "weights_of",

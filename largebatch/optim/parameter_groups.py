@@ -22,8 +22,10 @@ def parameter_groups(
     weight_decay: float,
     exclude_from_decay: Sequence[str] = ("bias", "norm"),
     exclude_from_adaptation: Sequence[str] = ("bias", "norm"),
+    lr: float | None = None,
+    lr_factors: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
-    r"""Split the trainable parameters of `model` into at most four groups: decays or not, times adapts or not.
+    r"""Split the trainable parameters of `model` into groups: decays or not, times adapts or not, times factors of lr.
 
     An entry of an exclusion list is
 
@@ -40,15 +42,17 @@ def parameter_groups(
         weight_decay: of the groups that decay, >= 0; the others get 0.
         exclude_from_decay: which parameters do not decay.
         exclude_from_adaptation: which parameters get the trust ratio 1 from LARS and LAMB.
+        lr: what the optimizer gets as its rate; needed with factors.
+        lr_factors: factor of each trainable parameter's rate by name, see `lr_factors`; None: all 1.
 
     Returns:
         Groups for any optimizer of torch or of this package, in a fixed order, without empty ones: `params` and
         `param_names` in the order of the model, `weight_decay`, `adapts`, and `decays` (what a schedule of the weight
-        decay may write to).
+        decay may write to). Where the factor is not 1 also `lr_factor`, and `lr` times it as the group's own `lr`.
 
     Raises:
-        ValueError: if the model has no trainable parameter, `weight_decay` is negative, or a regular expression is
-            invalid or fits no trainable parameter.
+        ValueError: if the model has no trainable parameter, `weight_decay` is negative, a regular expression is
+            invalid or fits no trainable parameter, or there are factors and no rate.
 
     >>> for group in parameter_groups(nn.Linear(2, 1), weight_decay=0.1):
     ...     print(group["param_names"], group["weight_decay"], group["adapts"])
@@ -59,24 +63,34 @@ def parameter_groups(
     params = _trainable(model)
     kept_from_decay = _excluded(params, "exclude_from_decay", exclude_from_decay)
     kept_from_adaptation = _excluded(params, "exclude_from_adaptation", exclude_from_adaptation)
-    groups = []
-    for decays, adapts in ((True, True), (True, False), (False, True), (False, False)):
-        members = [
-            param
-            for param in params
-            if (param.name not in kept_from_decay) == decays and (param.name not in kept_from_adaptation) == adapts
-        ]
-        if members:
-            groups.append(
-                {
-                    "params": [param.value for param in members],
-                    "param_names": [param.name for param in members],
-                    "weight_decay": weight_decay if decays else 0.0,
-                    "adapts": adapts,
-                    "decays": decays,
-                }
-            )
-    return groups
+    factors = lr_factors or {}
+    if factors and lr is None:
+        raise ValueError("lr_factors without lr: a group's own rate is the product. Pass the rate of the optimizer, too.")
+
+    def kind(param: _Param) -> tuple[bool, bool, float]:
+        decays, adapts = param.name not in kept_from_decay, param.name not in kept_from_adaptation
+        return not decays, not adapts, factors.get(param.name, 1.0)
+
+    members: dict[tuple[bool, bool, float], list[_Param]] = {}
+    for param in params:
+        members.setdefault(kind(param), []).append(param)
+    return [
+        {
+            "params": [param.value for param in members[key]],
+            "param_names": [param.name for param in members[key]],
+            "weight_decay": 0.0 if stays else weight_decay,
+            "adapts": not has_ratio_1,
+            "decays": not stays,
+            **({} if lr is None or factor == 1 else {"lr": lr * factor, "lr_factor": factor}),
+        }
+        for key in sorted(members)
+        for stays, has_ratio_1, factor in (key,)
+    ]
+
+
+def named_trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The trainable parameters of a model in its order, a shared one once, under its first name."""
+    return {param.name: param.value for param in _trainable(model)}
 
 
 def parameters_by_name(model: nn.Module, groups: Mapping[str, Sequence[str]]) -> dict[str, list[nn.Parameter]]:

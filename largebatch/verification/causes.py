@@ -125,7 +125,8 @@ def _split_dependence(probe: Probe, tolerance: float) -> list[Cause]:
     """What makes the gradient depend on where the batch is cut, mode by mode."""
     if probe.count < 4:  # batch norm needs two samples on either side
         return []
-    norms = [name for name, module in probe.model.named_modules() if isinstance(module, _BatchNorm)]
+    probe.train()
+    norms = [name for name, one in probe.model.named_modules() if isinstance(one, _BatchNorm) and one.training]
     modules = dict(probe.model.named_modules())
 
     def error(mode: Callable[[], object]) -> float:
@@ -138,7 +139,7 @@ def _split_dependence(probe: Probe, tolerance: float) -> list[Cause]:
             modules[name].train()
 
     def all_but_norms() -> None:
-        probe.model.train()
+        probe.train()
         for name in norms:
             modules[name].eval()
 
@@ -200,7 +201,7 @@ def _coupling(probe: Probe) -> Cause:
 
 
 def _unkeyed_draws(probe: Probe) -> list[Cause]:
-    probe.model.train()
+    probe.train()
     if torch.equal(probe.prediction(), probe.prediction()):
         return []
     return [

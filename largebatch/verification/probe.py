@@ -11,6 +11,7 @@ from torch import Tensor
 from largebatch.batch import BatchPlan
 from largebatch.coupled_losses import is_coupled
 from largebatch.gradients import forward
+from largebatch.modes import Modes
 from largebatch.prepare import Prepared
 from largebatch.verification.comparison import relative_errors
 from largebatch.verification.trajectories import gradients_of, in_precision, loader_of
@@ -26,6 +27,7 @@ class Probe:
         self.model = copy.deepcopy(prepared.model)
         if prepared.config.precision.compute == "fp64":
             self.model = self.model.double()
+        self._modes = Modes(self.model)
         self.count = min(prepared.derived.plan.global_batch_size, _MOST_SAMPLES)
         plan = BatchPlan.solve(global_batch_size=self.count, world_size=1)
         (batch,) = loader_of(prepared, plan, 0).micro_batches(0, 1)
@@ -33,6 +35,10 @@ class Probe:
         # 3 + 5: means over parts of equal size would agree with the mean over the whole.
         cut = max(self.count * 3 // 8, 1)
         self.parts = [slice(0, cut), slice(cut, self.count)]
+
+    def train(self) -> None:
+        """The modes in which the run trains."""
+        self._modes.restore()
 
     def outputs(self, part: slice, *, seed: int = 1) -> Any:
         """What the model returns for a part, drawing from `seed`."""
@@ -58,7 +64,7 @@ class Probe:
 
     def draws(self) -> bool:
         """Whether the model draws random numbers in training mode."""
-        self.model.train()
+        self.train()
         return not torch.equal(self.prediction(), self.prediction(seed=2))
 
     @torch.no_grad()

@@ -81,7 +81,7 @@ def run_cases(prepared: Prepared, plans: Sequence[BatchPlan], reference: Traject
 
 def _rank_dependence(probe: Probe, runtime: Runtime) -> list[Cause]:
     """The same samples under the same seed on every rank: no rank may talk to others, and all must get the same."""
-    probe.model.train()
+    probe.train()
     with _Collectives() as collectives:
         gradient = probe.gradient([slice(0, probe.count)])
     if collectives.names:

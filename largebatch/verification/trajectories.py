@@ -18,8 +18,10 @@ from largebatch.gradients import forward
 from largebatch.keyed import stream_key
 from largebatch.loop import Run, StepReport, train
 from largebatch.losses import units_are_fixed
+from largebatch.modes import train_mode
 from largebatch.order import SampleOrder
-from largebatch.prepare import Prepared, build_optimizer
+from largebatch.initial_state import build_optimizer
+from largebatch.prepare import Prepared
 from largebatch.runtime import Runtime
 
 
@@ -62,11 +64,11 @@ def reference_trajectory(prepared: Prepared, plan: BatchPlan, *, num_steps: int)
     optimizer = build_optimizer(config, model)
     batches = loader_of(prepared, plan, 0).micro_batches(0, num_steps)
     result = Trajectory({}, {})
-    model.train()
+    train_mode(model)
     for step in range(num_steps):
         position = step * plan.global_batch_size
         for group in optimizer.param_groups:
-            group["lr"] = prepared.derived.lr_at(position)
+            group["lr"] = prepared.derived.lr_at(position) * group.get("lr_factor", 1.0)
         optimizer.zero_grad()
         parts = [next(batches) for _ in plan.micro_batch_sizes]
         units = max(sum(int(prepared.loss.units_per_sample(part.targets).sum()) for part in parts), 1)

@@ -1,0 +1,152 @@
+"""The model and the optimizer that a run starts from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from largebatch.config import ConfigError
+from largebatch.data import evaluation_batches
+from largebatch.exact_batch_norm import batch_norms
+from largebatch.gradients import forward
+from largebatch.keyed import stream_key
+from largebatch.model_size import require_memory_for_weights
+from largebatch.models.checkpointing import checkpoint_activations
+from largebatch.modes import evaluating, train_mode
+from largebatch.optim import keep_lr_ratios, lr_factors, parameter_groups, parameters_by_name
+from largebatch.optim.uncompiled import without_compiler
+from largebatch.order import SampleOrder
+from largebatch.schema import TrainConfig
+from largebatch.targets import TargetError, check_arguments, make
+
+_TRIED_TO_SKIP = 8
+
+
+def initial_model(config: TrainConfig, seed: int, dataset: Any) -> nn.Module:
+    """The model with the weights that a run of `seed` starts from.
+
+    Args:
+        config: of the run.
+        seed: of the weights.
+        dataset: lazy modules take their shapes from its first sample; None: there is none, and they stay lazy.
+
+    Raises:
+        ValueError, ConfigError: if it cannot be made, or does not fit the config.
+    """
+    require_memory_for_weights(config.model)
+    # On the CPU and from a key of its own, so that every rank of every topology draws the same weights.
+    torch.manual_seed(stream_key(seed, "initialisation"))
+    model = make("model", config.model)
+    if not isinstance(model, nn.Module):
+        raise TargetError(f"model._target_={config.model['_target_']}: made a {type(model).__name__}, not a Module.")
+    train_mode(model)
+    if config.precision.compute == "fp64":
+        model = model.double()  # as the run computes; `Runtime.wrap` would do it after the trial
+    if dataset is not None and any(is_lazy(one) for one in [*model.parameters(), *model.buffers()]):
+        _materialise(model, dataset, skips=config.data.skips)
+    if config.batch_norm == "exact":
+        try:
+            batch_norms(model)
+        except ValueError as error:
+            raise ConfigError([f"batch_norm=exact: {error}"]) from None
+    try:
+        noise_scale_groups(config, model)
+    except ValueError as error:
+        raise ConfigError([f"observers.noise_scale.groups: {error}"]) from None
+    pattern = config.precision.activation_checkpointing
+    if pattern:
+        checkpoint_activations(model, *([] if pattern is True else [pattern]))
+    return model
+
+
+def build_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of the config over the parameter groups of `model`; its rate is set by the loop."""
+    node = dict(config.optimizer)
+    if "lr" in node:
+        raise TargetError(
+            f"optimizer.lr={node['lr']}: the rate is derived from scaling.base_lr, scaling.base_batch_size and "
+            "scaling.rule. Set those."
+        )
+    check_arguments("optimizer", node, supplied=("params", "lr"))
+    weight_decay = node.pop("weight_decay", 0.0)
+    if isinstance(weight_decay, bool) or not isinstance(weight_decay, (int, float)):
+        raise TargetError(f"optimizer.weight_decay={weight_decay}: must be a number.")
+    parameters, lr = config.parameters, config.scaling.base_lr
+    groups = parameter_groups(
+        model,
+        weight_decay=weight_decay,
+        exclude_from_decay=parameters.exclude_from_decay,
+        exclude_from_adaptation=parameters.exclude_from_adaptation,
+        lr=lr,
+        lr_factors=_lr_factors(config, model),
+    )
+    with without_compiler():
+        optimizer = make("optimizer", node, params=groups, lr=lr)
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TargetError(f"optimizer._target_={node['_target_']}: made a {type(optimizer).__name__}, no Optimizer.")
+    _keep_lr_ratios(optimizer, groups, lr)
+    return optimizer
+
+
+def _lr_factors(config: TrainConfig, model: nn.Module) -> dict[str, float]:
+    parameters = config.parameters
+    try:
+        return lr_factors(
+            model,
+            parameters.lr_factor,
+            layer_decay=parameters.layer_decay,
+            layer_pattern=parameters.layer_pattern,
+        )
+    except ValueError as error:
+        raise ConfigError([f"parameters.lr_factor, layer_decay: {error}"]) from None
+
+
+def _keep_lr_ratios(optimizer: torch.optim.Optimizer, groups: list[dict[str, Any]], lr: float) -> None:
+    """The rates of all groups over the rate that the optimizer was given: what the config asks for must be in them.
+
+    An optimizer may give its groups rates of its own; where it makes groups anew, it must not lose ours.
+    """
+    asked = {id(one): group["lr_factor"] for group in groups if "lr_factor" in group for one in group["params"]}
+    optimizer.defaults["lr"] = lr  # the ratios are those to what was passed, whatever the class makes of it
+    keep_lr_ratios(optimizer)
+    kept = {id(one) for group in optimizer.param_groups if "lr_factor" in group for one in group["params"]}
+    if lost := asked.keys() - kept:
+        raise TargetError(
+            f"parameters.lr_factor, layer_decay: {type(optimizer).__name__} makes groups of its own, in which {len(lost)} "
+            "parameters have the rate of all others. Keep the groups that it is given, or set the rates there."
+        )
+
+
+def _materialise(model: nn.Module, dataset: Any, *, skips: bool) -> None:
+    """Let lazy modules take their shapes, and draw their weights, in a forward pass of one sample."""
+    generator = torch.get_rng_state()  # as if nothing had been loaded between making the model and calling it
+    first = SampleOrder(len(dataset)).ids(0, min(_TRIED_TO_SKIP if skips else 1, len(dataset)))
+    batch = next(evaluation_batches(dataset, first, len(first), skips=skips))
+    torch.set_rng_state(generator)
+    try:
+        with evaluating(model), torch.no_grad():
+            forward(model, batch.inputs)
+    except Exception as error:
+        raise ValueError(
+            f"its lazy modules take their shapes from a forward pass of one sample, which failed with "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    lazy = [name for name, one in [*model.named_parameters(), *model.named_buffers()] if is_lazy(one)]
+    if lazy:
+        raise ValueError(
+            f"{len(lazy)} parameters of lazy modules have no shape after a forward pass in evaluation mode, e.g. "
+            f"{lazy[0]}. Give these modules their sizes, or call the model once where it is made."
+        )
+
+
+def noise_scale_groups(config: TrainConfig, model: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """The groups of parameters whose noise scales are told apart.
+
+    Raises:
+        ValueError: see `parameters_by_name`.
+    """
+    groups = config.observers.noise_scale.groups
+    return parameters_by_name(model, groups) if groups else {}
