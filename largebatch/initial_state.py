@@ -43,10 +43,10 @@ def initial_model(config: TrainConfig, seed: int, dataset: Any) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise TargetError(f"model._target_={config.model['_target_']}: made a {type(model).__name__}, not a Module.")
     train_mode(model)
-    if config.precision.compute == "fp64":
-        model = model.double()  # as the run computes; `Runtime.wrap` would do it after the trial
     if dataset is not None and any(is_lazy(one) for one in [*model.parameters(), *model.buffers()]):
         _materialise(model, dataset, skips=config.data.skips)
+    if config.precision.compute == "fp64":
+        model = model.double()  # as the run computes; `Runtime.wrap` would do it after the trial
     if config.batch_norm == "exact":
         try:
             batch_norms(model)
@@ -93,6 +93,8 @@ def build_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimi
 
 def _lr_factors(config: TrainConfig, model: nn.Module) -> dict[str, float]:
     parameters = config.parameters
+    if parameters.lr_factor is None and parameters.layer_decay is None:
+        return {}
     try:
         return lr_factors(
             model,
@@ -115,8 +117,9 @@ def _keep_lr_ratios(optimizer: torch.optim.Optimizer, groups: list[dict[str, Any
     kept = {id(one) for group in optimizer.param_groups if "lr_factor" in group for one in group["params"]}
     if lost := asked.keys() - kept:
         raise TargetError(
-            f"parameters.lr_factor, layer_decay: {type(optimizer).__name__} makes groups of its own, in which {len(lost)} "
-            "parameters have the rate of all others. Keep the groups that it is given, or set the rates there."
+            f"parameters.lr_factor, layer_decay: {type(optimizer).__name__} makes groups of its own, in which "
+            f"{len(lost)} parameters have the rate of all others. Keep the groups that it is given, or set the rates "
+            "there."
         )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from largebatch.batch_stream import Loader
 from largebatch.derive import PROFILE_WARMUP_STEPS
+from largebatch.initial_state import noise_scale_groups
 from largebatch.loop import Observer
 from largebatch.observers import (
     CheckpointObserver,
@@ -30,7 +31,6 @@ from largebatch.observers import (
     VarianceObserver,
     WatchedLoader,
 )
-from largebatch.initial_state import noise_scale_groups
 from largebatch.prepare import Prepared
 from largebatch.run_folder import RunFolder
 from largebatch.runtime import Runtime

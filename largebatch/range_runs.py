@@ -10,12 +10,12 @@ from largebatch.batch import BatchPlan
 from largebatch.data import MicroBatchLoader
 from largebatch.diagnostics import Momentum, RangeCurve, RangeSettings, momentum_of, walk_rates
 from largebatch.diagnostics.lr_range import HELD_STEPS
+from largebatch.initial_state import build_optimizer, initial_model
 from largebatch.loop import Progress, Run, take_step
 from largebatch.losses import units_are_fixed
 from largebatch.measured_weights import Weights
 from largebatch.modes import train_mode
 from largebatch.order import SampleOrder
-from largebatch.initial_state import build_optimizer, initial_model
 from largebatch.prepare import Prepared
 from largebatch.ramp import BatchRamp
 from largebatch.undisturbed import rolled_back

@@ -177,8 +177,8 @@ def _completed(identity: dict[str, Any]) -> dict[str, Any]:
 
     So a run that began before an option existed, or before conf/ named it, can go on with the value that it had.
     """
-    schedule, parameters = identity["schedule"], identity["parameters"]
-    identity = _BEFORE | identity | {"schedule": _SCHEDULE_BEFORE | schedule, "parameters": _PARAMETERS_BEFORE | parameters}
+    sections = {"schedule": _SCHEDULE_BEFORE, "parameters": _PARAMETERS_BEFORE}
+    identity = _BEFORE | identity | {name: before | identity[name] for name, before in sections.items()}
     node = identity["optimizer"]
     try:
         arguments = inspect.signature(find_target("optimizer", node)).parameters

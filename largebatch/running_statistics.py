@@ -22,7 +22,8 @@ class RunningStatistics:
     keeps the right size in between. `merge` takes the mean.
 
     Layers with momentum None (a plain average over all micro-batches) and counts of batches are merged exactly, too.
-    Layers in evaluation mode are left alone. Other floating-point buffers become their mean, weighted by the ranks' samples.
+    Layers in evaluation mode are left alone. Other floating-point buffers become their mean, weighted by the ranks'
+    samples.
 
     Args:
         runtime: the job.

@@ -50,13 +50,13 @@ class Runtime:
 
     @classmethod
     def open(
-        cls, *, precision: str = "fp32", tf32: bool = False, timeout_s: float = 1800, join_timeout_s: float = 300
+        cls, *, precision: str = "fp32", tf32: bool | None = None, timeout_s: float = 1800, join_timeout_s: float = 300
     ) -> Runtime:
         """Join the job that the launcher's environment describes; without one, a job of a single process.
 
         Args:
             precision: fp64, fp32, bf16 or fp16.
-            tf32: let float32 products of a GPU run in TF32.
+            tf32: whether float32 products of a GPU may run in TF32; None: as torch's flags are set.
             timeout_s: seconds after which a collective that does not complete fails.
             join_timeout_s: seconds to wait here until all ranks of the job have come.
 
@@ -68,8 +68,9 @@ class Runtime:
         owns_group = not dist.is_initialized()
         if precision == "fp16" and not torch.cuda.is_available():
             raise ValueError("precision fp16 needs a GPU: on a CPU it would silently train in fp32. Use bf16 or fp32.")
-        torch.backends.cuda.matmul.allow_tf32 = tf32
-        torch.backends.cudnn.allow_tf32 = tf32
+        if tf32 is not None:
+            torch.backends.cuda.matmul.allow_tf32 = tf32
+            torch.backends.cudnn.allow_tf32 = tf32
         with meeting(os.environ, timeout_s=join_timeout_s) if owns_group else contextlib.nullcontext():
             accelerator = _accelerator(precision, timeout_s)
         started = int(os.environ.get("WORLD_SIZE", "1"))

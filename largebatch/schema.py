@@ -128,7 +128,7 @@ class PrecisionConfig(Section):
     """Number formats and memory."""
 
     compute: Literal["fp64", "fp32", "bf16", "fp16"]
-    tf32: bool
+    tf32: bool | None
     compile: bool
     activation_checkpointing: Annotated[bool | str, BeforeValidator(switch_or_pattern)]
     gradient_compression: Literal["none", "fp16", "bf16"]

@@ -80,6 +80,8 @@ def rolled_back(module: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator
                     state.update({name: _restored(value) for name, value in values.items()})
                     optimizer.state[one] = state
             for group, setting in zip(optimizer.param_groups, settings, strict=True):
+                for key in group.keys() - setting.keys() - {"params"}:
+                    del group[key]
                 group.update(setting)
             modes.restore()
 

@@ -91,8 +91,8 @@ def _hand_written_loop(prepared: Prepared, job: Job, model: object) -> Callable[
 
     from largebatch.data import MicroBatchLoader
     from largebatch.gradients import forward
-    from largebatch.order import SampleOrder
     from largebatch.initial_state import build_optimizer
+    from largebatch.order import SampleOrder
 
     assert isinstance(model, nn.Module)
     runtime, loss = job.run.runtime, prepared.loss

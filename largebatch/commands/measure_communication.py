@@ -17,12 +17,12 @@ from largebatch.communication import ProbeTimes, StepTimes, time_all_reduces, ti
 from largebatch.data import MicroBatchLoader
 from largebatch.diagnostics import TransferFit, probe_sizes
 from largebatch.finding import Finding, Measurement, NotMeasurableError, Present
+from largebatch.initial_state import build_optimizer
 from largebatch.losses import units_are_fixed
 from largebatch.measure_schema import MeasureConfig
 from largebatch.measured_weights import Weights
 from largebatch.order import SampleOrder
 from largebatch.preconditions import communication_problems
-from largebatch.initial_state import build_optimizer
 from largebatch.prepare import Prepared
 from largebatch.trackers import plot_transfer
 

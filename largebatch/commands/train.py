@@ -61,7 +61,7 @@ def _announce(prepared: Prepared, job: Job) -> None:
     runtime, config = job.run.runtime, prepared.config
     parameters = [parameter for group in job.run.optimizer.param_groups for parameter in group["params"]]
     decaying, adapting = (
-        sum(len(group["params"]) for group in job.run.optimizer.param_groups if group.get(flag, True))
+        sum(len(group["params"]) for group in job.run.optimizer.param_groups if group.get(flag))
         for flag in ("decays", "adapts")
     )
     rows = [

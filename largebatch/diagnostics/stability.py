@@ -66,8 +66,8 @@ def momentum_of(optimizer: Optimizer) -> Momentum | None:
     if type(optimizer) is not torch.optim.SGD:
         return None
     kinds = {(group["momentum"], group["nesterov"]) for group in optimizer.param_groups}
-    odd = any(group["dampening"] or group["maximize"] or group["lr"] != optimizer.param_groups[0]["lr"] for group in optimizer.param_groups)
-    if odd or len(kinds) != 1:
+    odd = any(group["dampening"] or group["maximize"] for group in optimizer.param_groups)
+    if odd or len(kinds) != 1 or len({float(group["lr"]) for group in optimizer.param_groups}) != 1:
         return None
     momentum, nesterov = kinds.pop()
     return Momentum(float(momentum), bool(nesterov))

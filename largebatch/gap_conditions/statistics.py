@@ -18,9 +18,7 @@ Pair = tuple[Tensor, Tensor]
 def norms_with_statistics(module: nn.Module) -> list[_NormBase]:
     """The norms of a module whose running statistics training moves and evaluation reads: none in evaluation mode."""
     return [
-        one
-        for one in module.modules()
-        if isinstance(one, _NormBase) and one.running_mean is not None and one.training
+        one for one in module.modules() if isinstance(one, _NormBase) and one.running_mean is not None and one.training
     ]
 
 

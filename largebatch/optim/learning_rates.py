@@ -19,11 +19,11 @@ def set_lr(optimizer: Optimizer, lr: float) -> None:
 
     >>> import torch
     >>> weight, bias = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
-    >>> optimizer = torch.optim.SGD([{"params": [weight]}, {"params": [bias], "lr": 0.02}], lr=0.1)
+    >>> optimizer = torch.optim.SGD([{"params": [weight]}, {"params": [bias], "lr": 0.25}], lr=0.5)
     >>> keep_lr_ratios(optimizer)
     >>> set_lr(optimizer, 10.0)
     >>> [group["lr"] for group in optimizer.param_groups]
-    [10.0, 2.0]
+    [10.0, 5.0]
     """
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_factor", 1.0)

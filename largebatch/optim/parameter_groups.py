@@ -65,7 +65,7 @@ def parameter_groups(
     kept_from_adaptation = _excluded(params, "exclude_from_adaptation", exclude_from_adaptation)
     factors = lr_factors or {}
     if factors and lr is None:
-        raise ValueError("lr_factors without lr: a group's own rate is the product. Pass the rate of the optimizer, too.")
+        raise ValueError("lr_factors without lr: a group's rate is their product. Pass the optimizer's rate, too.")
 
     def kind(param: _Param) -> tuple[bool, bool, float]:
         decays, adapts = param.name not in kept_from_decay, param.name not in kept_from_adaptation

@@ -63,6 +63,7 @@ def run_cases(prepared: Prepared, plans: Sequence[BatchPlan], reference: Traject
     launcher = prepared.config.launcher
     runtime = Runtime.open(
         precision=prepared.config.precision.compute,
+        tf32=False,
         timeout_s=launcher.timeout_s,
         join_timeout_s=launcher.join_timeout_s,
     )

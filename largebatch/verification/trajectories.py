@@ -15,12 +15,12 @@ from largebatch.batch import BatchPlan
 from largebatch.coupled_losses import is_coupled
 from largebatch.data import MicroBatchData, MicroBatchLoader
 from largebatch.gradients import forward
+from largebatch.initial_state import build_optimizer
 from largebatch.keyed import stream_key
 from largebatch.loop import Run, StepReport, train
 from largebatch.losses import units_are_fixed
 from largebatch.modes import train_mode
 from largebatch.order import SampleOrder
-from largebatch.initial_state import build_optimizer
 from largebatch.prepare import Prepared
 from largebatch.runtime import Runtime
 

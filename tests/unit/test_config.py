@@ -14,8 +14,8 @@ from omegaconf import OmegaConf
 
 from largebatch.commands.composition import conf_dir
 from largebatch.config import ConfigError, parse_config, public_values
-from largebatch.optim import LAMB_PRESETS, LARS_PRESETS
 from largebatch.initial_state import build_optimizer
+from largebatch.optim import LAMB_PRESETS, LARS_PRESETS
 from largebatch.schema import TrainConfig
 from tests.unit.composing import GROUPS, compose_choices, compose_run
 

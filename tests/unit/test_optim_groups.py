@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from largebatch.optim import LAMB, LARS, MuonWithAdamW, parameter_groups
+from largebatch.optim import LAMB, LARS, MuonWithAdamW, keep_lr_ratios, lr_factors, parameter_groups, set_lr
 
 
 class Model(nn.Module):
@@ -158,3 +158,81 @@ def test_a_weight_decay_out_of_range_is_refused(weight_decay):
 def test_a_model_without_trainable_parameters_is_refused(model, count):
     with pytest.raises(ValueError, match=rf"has no trainable parameters \({count} in all\).*requires_grad=True"):
         parameter_groups(model, weight_decay=0.1)
+
+
+class Layered(nn.Module):
+    """Embeddings, three layers in two stages, a last norm and a head, as vision transformers have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.zeros(1))
+        self.patch = nn.Linear(2, 2)
+        self.layers = nn.ModuleList(
+            nn.ModuleDict({"blocks": nn.ModuleList(nn.Linear(2, 2, bias=False) for _ in range(count))})
+            for count in (2, 1)
+        )
+        self.norm, self.head = nn.LayerNorm(2), nn.Linear(2, 2)
+
+
+def test_a_layer_decay_is_beits_and_multiplies_with_the_factors():
+    """Exponents by hand: head 0, last layer 1, ..., first layer 3, embeddings 4."""
+    found = lr_factors(Layered(), {"^head": 10.0}, layer_decay=0.5, layer_pattern=r"layers\.(\d+)\.blocks\.(\d+)\.")
+    blocks = {"layers.0.blocks.0": 0.125, "layers.0.blocks.1": 0.25, "layers.1.blocks.0": 0.5}
+    first, last = (
+        dict.fromkeys(("token", "patch.weight", "patch.bias"), 0.0625),
+        dict.fromkeys(("norm.weight", "norm.bias"), 1.0),
+    )
+    head = dict.fromkeys(("head.weight", "head.bias"), 10.0)
+    assert found == first | {f"{name}.weight": factor for name, factor in blocks.items()} | last | head
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"factors": {"stem": 2.0}}, "'stem' fits no trainable parameter"),
+        ({"factors": {"^head": 2.0, "bias": 0.5}}, "head.bias is in"),
+        ({"factors": {"^head": 0.0}}, "frozen with requires_grad=False"),
+        ({"layer_decay": 1.0}, "between 0 and 1"),
+        ({"layer_decay": 0.5, "layer_pattern": r"stages\.(\d+)"}, "is found in none of"),
+        ({"layer_decay": 0.5, "layer_pattern": r"layers\.(\w+)\."}, None),
+        ({"layer_decay": 0.5, "layer_pattern": r"(\w+)\.0"}, "regular expression whose groups are the numbers"),
+        ({"layer_decay": 0.5, "layer_pattern": r"blocks\.(0)\."}, "layers.0.blocks.1.weight lies between two layers"),
+    ],
+)
+def test_factors_without_effect_or_meaning_are_refused(arguments, message):
+    if message is None:
+        assert lr_factors(Layered(), **arguments)["layers.0.blocks.1.weight"] == 0.25
+        return
+    with pytest.raises(ValueError, match=message):
+        lr_factors(Layered(), **arguments)
+
+
+@pytest.mark.parametrize("make", [LARS, LAMB, MuonWithAdamW, torch.optim.SGD, torch.optim.AdamW])
+def test_every_optimizer_steps_each_group_with_its_share_of_the_rate(make):
+    """Two halves of a step: all parameters at factor f move as under the rate f times as large."""
+
+    def moved(factor: float, rate: float) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 2)).double()
+        factors = lr_factors(model, {"^1": factor})
+        optimizer = make(parameter_groups(model, weight_decay=0.1, lr=0.3, lr_factors=factors), lr=0.3)
+        keep_lr_ratios(optimizer)
+        for _ in range(2):
+            set_lr(optimizer, rate)
+            for number, one in enumerate(model.parameters()):
+                one.grad = torch.full_like(one, 0.5 + number)
+            optimizer.step()
+        return {name: one.detach() for name, one in model.named_parameters()}
+
+    together, apart, faster = moved(0.5, 0.2), moved(1.0, 0.2), moved(1.0, 0.1)
+    for name, value in together.items():
+        torch.testing.assert_close(value, (faster if name.startswith("1.") else apart)[name], rtol=1e-12, atol=1e-15)
+
+
+def test_rates_that_an_optimizer_gives_its_groups_keep_their_ratios():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    groups = [{"params": model[0].parameters(), "lr": 0.01}, {"params": model[1].parameters()}]
+    optimizer = torch.optim.SGD(groups, lr=0.1)
+    keep_lr_ratios(optimizer)
+    set_lr(optimizer, 3.0)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.3, 3.0], rel=1e-15)

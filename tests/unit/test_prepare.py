@@ -14,6 +14,7 @@ from torch import nn
 from largebatch import preconditions
 from largebatch.config import ConfigError
 from largebatch.data import ArrayDataset
+from largebatch.keyed import stream_key
 from largebatch.losses import CrossEntropy
 from largebatch.optim.compiler import has_compiler, kernels
 from largebatch.plan_report import plan_record, plan_rows
@@ -146,8 +147,8 @@ def test_a_constant_warmup_trains_at_the_base_rate_and_the_plan_says_so():
     run = prepared("batch.total=128", "schedule=constant", "schedule.warmup_kind=constant")
     rates = [run.derived.lr_at(samples) for samples in (0, 128, 511, 512, 2000)]
     assert rates == pytest.approx([0.05, 0.05, 0.05, 0.2, 0.2], rel=1e-12)
-    assert ("warmup", "512 samples", "constant at 0.05") in plan_rows(run.derived)
-    record = plan_record(run.derived)
+    assert ("warmup", "512 samples", "constant at 0.05") in plan_rows(run.derived, run.optimizer)
+    record = plan_record(run.derived, run.optimizer)
     assert (record["warmup_kind"], record["warmup_start_lr"]) == ("constant", pytest.approx(0.05))
 
 
@@ -185,7 +186,7 @@ def test_lengths_and_intervals_are_samples_and_whole_steps():
     derived = run.derived
     assert (derived.schedule.total_samples, derived.num_steps) == (2048, 20)
     assert (derived.evaluate_every, derived.checkpoint_every) == (256, 700)
-    assert {what: (value, why) for what, value, why in plan_rows(derived)}["steps"] == (
+    assert {what: (value, why) for what, value, why in plan_rows(derived, run.optimizer)}["steps"] == (
         "20",
         "2,048 samples // 100; the last 48 samples do not fill a batch",
     )
@@ -197,7 +198,7 @@ def test_the_whole_set_is_a_batch():
 
 
 def test_the_record_of_the_plan_is_json_and_says_where_the_rate_comes_from():
-    record = json.loads(json.dumps(plan_record(prepared("batch.total=128").derived)))
+    record = json.loads(json.dumps(plan_record((run := prepared("batch.total=128")).derived, run.optimizer)))
     rate = record["peak_lr"]
     assert eval(rate["formula"], {}, rate["inputs"]) == pytest.approx(rate["value"]) == pytest.approx(0.2)
     assert (record["global_batch_size"], record["num_steps"], record["warmup_start_lr"]) == (128, 16, 0.05)
@@ -954,18 +955,19 @@ RAMP = ("batch.ramp.milestones=[1ep,1200samples]", "batch.ramp.totals=[100,33]")
 
 
 def test_the_scaled_rate_follows_the_batch_of_a_ramp():
-    derived = prepared(*RAMP, "batch.total=64", "schedule=constant", "schedule.warmup=0ep").derived
+    run = prepared(*RAMP, "batch.total=64", "schedule=constant", "schedule.warmup=0ep")
+    derived = run.derived
     sizes = {0: 64, 511: 64, 512: 100, 1199: 100, 1200: 33, 2047: 33}
     assert {samples: derived.ramp.at(samples).global_batch_size for samples in sizes} == sizes
     for samples, size in sizes.items():
         assert derived.lr_at(samples) == pytest.approx(0.05 * size / 32, rel=1e-12)
     # 8 steps of 64, 7 of 100 up to 1212, 25 of 33 up to 2037 of 2048.
     assert (derived.num_steps, derived.num_consumed) == (40, 2037)
-    rows = {what: (value, why) for what, value, why in plan_rows(derived)}
+    rows = {what: (value, why) for what, value, why in plan_rows(derived, run.optimizer)}
     assert rows["from 512 samples"][0] == "100 samples"
     assert rows["from 512 samples"][1].startswith("7 steps, each 1 micro-batch; peak LR 0.15625, linear: base_lr")
     assert rows["steps"] == ("40", "2,048 samples; the last 11 samples do not fill a batch")
-    ramp = json.loads(json.dumps(plan_record(derived)))["ramp"]
+    ramp = json.loads(json.dumps(plan_record(derived, run.optimizer)))["ramp"]
     assert [(stage["from_samples"], stage["global_batch_size"], stage["num_steps"]) for stage in ramp] == [
         (512, 100, 7), (1212, 33, 25),
     ]  # fmt: skip
@@ -982,13 +984,14 @@ def test_warmup_and_decay_stay_functions_of_samples_under_a_ramp():
 def test_the_batch_grows_in_place_of_a_decay_and_the_rate_falls_only_beyond_the_largest_batch():
     steps = ("schedule=step", "schedule.milestones=[2ep,3ep]", "schedule.gamma=0.5", "batch.total=32")
     decays = prepared(*steps).derived
-    grows = prepared(*steps, "batch.ramp.in_place_of_decay=true", "batch.ramp.max_total=100").derived
+    run = prepared(*steps, "batch.ramp.in_place_of_decay=true", "batch.ramp.max_total=100")
+    grows = run.derived
     assert [plan.global_batch_size for plan in grows.ramp.plans] == [32, 64, 100]
     assert [grows.lr_at(samples) for samples in (600, 1100)] == [decays.lr_at(600)] * 2
     for samples in (100, 600, 1100, 1600):
         noise, theirs = (one.lr_at(samples) / one.ramp.at(samples).global_batch_size for one in (grows, decays))
         assert noise == pytest.approx(theirs, rel=1e-12)
-    assert {what: value for what, value, _ in plan_rows(grows)}["decay"] == "by the batch"
+    assert {what: value for what, value, _ in plan_rows(grows, run.optimizer)}["decay"] == "by the batch"
 
 
 @pytest.mark.parametrize(
@@ -1013,3 +1016,60 @@ def test_a_ramp_that_makes_no_sense_is_refused(overrides: list[str], expected: s
 def test_a_ramp_that_leaves_a_rank_without_samples_is_refused():
     found = errors("batch.ramp.milestones=[1ep]", "batch.ramp.totals=[7]", environ=EIGHT_RANKS)
     assert found == [line for line in found if "A global batch of 7 cannot be shared by 8 ranks" in line]
+
+
+class OwnGroups(torch.optim.SGD):
+    """An optimizer that makes its own groups: biases at twice the rate, and what it is given is forgotten."""
+
+    def __init__(self, params: Any, lr: float, weight_decay: float = 0.0) -> None:
+        given = [one for group in params for one in group["params"]]
+        halves = [[one for one in given if (one.ndim == 1) == is_bias] for is_bias in (False, True)]
+        super().__init__([{"params": halves[0]}, {"params": halves[1], "lr": 2 * lr}], lr=lr)
+
+
+class Evaluated(Counted):
+    """As from_pretrained leaves a model."""
+
+    def __init__(self, in_features: int, num_outputs: int) -> None:
+        super().__init__(in_features, num_outputs)
+        self.eval()
+
+
+class Lazy(nn.Sequential):
+    """Takes its sizes from what it sees."""
+
+    def __init__(self, in_features: int, num_outputs: int) -> None:
+        super().__init__(nn.Flatten(), nn.LazyLinear(5), nn.Dropout(0.5), nn.LazyLinear(num_outputs))
+
+
+def own(name: str) -> str:
+    return f"model._target_={HERE}.{name}"
+
+
+def test_rates_of_groups_come_from_config_and_code_and_stand_in_the_plan():
+    run = prepared("parameters.lr_factor={bias: 10}")
+    assert [group.get("lr_factor", 1.0) for group in run.optimizer.param_groups] == [1.0, 10.0]
+    rows = {what: value for what, value, _ in plan_rows(run.derived, run.optimizer)}
+    assert rows["rates of tensors"] == "1 x 10, 1 x 1"
+    optimizer = ["optimizer={_target_: " + HERE + ".OwnGroups}", "~optimizer.momentum", "~optimizer.nesterov"]
+    assert [group.get("lr_factor") for group in prepared(*optimizer).optimizer.param_groups] == [None, 2.0]
+    (lost,) = errors(*optimizer, "parameters.lr_factor={weight: 10}")
+    assert "OwnGroups makes groups of its own, in which 1 parameters have the rate of all others" in lost
+    (none,) = errors("parameters.lr_factor={stem: 10}")
+    assert none.startswith("parameters.lr_factor, layer_decay: stem: 'stem' fits no trainable parameter")
+
+
+def test_a_model_that_is_in_evaluation_mode_as_a_whole_is_refused():
+    (error,) = errors(own("Evaluated"))
+    assert error.startswith("model: Evaluated is in evaluation mode as a whole")
+
+
+def test_lazy_modules_take_shape_before_the_optimizer_as_in_plain_torch():
+    run = prepared(own("Lazy"), "seed=3")
+    torch.manual_seed(stream_key(3, "initialisation"))
+    truth = Lazy(1, 10)
+    truth.eval()(run.train.inputs[:2])
+    for (name, one), (_, other) in zip(run.model.named_parameters(), truth.named_parameters(), strict=True):
+        assert torch.equal(one, other), name
+    held = {id(one) for group in run.optimizer.param_groups for one in group["params"]}
+    assert held == {id(one) for one in run.model.parameters()}
