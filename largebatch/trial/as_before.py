@@ -38,18 +38,6 @@ def as_before(model: nn.Module) -> Iterator[None]:
                     parameter.grad = grad
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; the modes are afterwards as before."""
-    modes = [(part, part.training) for part in model.modules()]
-    try:
-        model.eval()
-        yield
-    finally:
-        for part, is_training in modes:
-            part.training = is_training
-
-
 def _kept_attributes(part: nn.Module) -> Callable[[], None]:
     """A function that gives a module its attributes back."""
     attributes, seen = dict(part.__dict__), {id(part)}

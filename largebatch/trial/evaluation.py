@@ -10,9 +10,10 @@ from torch import nn
 from largebatch.coupled_losses import is_coupled
 from largebatch.data import evaluation_batches
 from largebatch.losses import Loss
+from largebatch.modes import evaluating
 from largebatch.order import SampleOrder
 from largebatch.schema import TrainConfig
-from largebatch.trial.as_before import as_before, evaluating
+from largebatch.trial.as_before import as_before
 from largebatch.trial.labels import check_labels
 from largebatch.trial.passes import explained, in_precision, outputs_of
 from largebatch.trial.samples import TriedBatch

@@ -17,10 +17,10 @@ from largebatch.data.micro_batch import Request
 from largebatch.derive import Derived
 from largebatch.gradients import forward
 from largebatch.losses import Loss
+from largebatch.modes import evaluating
 from largebatch.order import SampleOrder
 from largebatch.runtime import Inputs
 from largebatch.schema import TrainConfig
-from largebatch.trial.as_before import evaluating
 
 MOST_LOADED = 32  # samples; a larger micro-batch repeats them, so that a trial reads few files
 # Floating-point operations of a forward and a backward pass: some seconds of a core.

@@ -12,6 +12,7 @@ from largebatch.data import Augmentation
 from largebatch.derive import Derived
 from largebatch.keyed import stream_key
 from largebatch.losses import Loss
+from largebatch.modes import train_mode
 from largebatch.schema import TrainConfig
 from largebatch.trial.as_before import as_before
 from largebatch.trial.labels import check_labels
@@ -30,7 +31,7 @@ def try_training(
         ValueError: if something fails or does not fit, a gradient cannot be reduced, or a parameter gets none.
     """
     with as_before(model):
-        model.train()
+        train_mode(model)
         for batch in tried_batches(config, derived, dataset, augment, model, loss):
             _try_batch(config, dataset, model, loss, batch)
 
