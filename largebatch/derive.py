@@ -19,6 +19,11 @@ from largebatch.stages import Stages, solve_stages
 
 PROFILE_WARMUP_STEPS = 5
 IN_PLACE_OF_DECAY = "in_place_of_decay"  # the rule of a rate that stays because the batch grows
+# What such a batch is worth, by scaling rule.
+_GROWTH = {
+    "linear": "global_batch_size / first_batch_size",
+    "sqrt": "sqrt(global_batch_size / first_batch_size)",
+}
 
 
 @dataclass(frozen=True)
@@ -142,7 +147,7 @@ def _left_of_decay(config: TrainConfig, first: ScaledValue, stages: Stages, numb
     return ScaledValue(
         first.value * stages.decay[number],
         IN_PLACE_OF_DECAY,
-        "first_peak_lr * gamma^milestones * global_batch_size / first_batch_size",
+        f"first_peak_lr * gamma^milestones * {_GROWTH[config.scaling.rule]}",
         {
             "first_peak_lr": first.value,
             "gamma": config.schedule.gamma,

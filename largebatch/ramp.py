@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -110,31 +111,47 @@ class BatchRamp:
         return stages
 
 
-def totals_in_place_of_decay(total: int, *, num_milestones: int, gamma: float, max_total: int | None) -> list[int]:
+def totals_in_place_of_decay(
+    total: int, *, num_milestones: int, gamma: float, max_total: int | None, exponent: float
+) -> list[int]:
     """Batches from each milestone on that have the effect of multiplying the learning rate by `gamma` there.
 
-    The noise of SGD is governed by learning rate / batch: instead of gamma times the rate, 1 / gamma times the batch.
-    Source: Smith, Kindermans, Ying, Le 2018, "Don't decay the learning rate, increase the batch size", section 3.
+    A scaling rule lr ~ B^p says that runs with equal lr / B^p are one run. So instead of gamma times the rate, the
+    batch is gamma^(-1/p) times as large: 1 / gamma under the linear rule, 1 / gamma^2 under the square root.
+
+    Source for the linear rule: Smith, Kindermans, Ying, Le 2018, "Don't decay the learning rate, increase the batch
+    size", section 3; for the square root of adaptive methods: Malladi et al. 2022, "On the SDEs and scaling rules for
+    adaptive gradient algorithms".
 
     Args:
         total: samples per step before the first milestone.
         num_milestones: how many there are.
         gamma: factor of the rate at each milestone, in (0, 1).
-        max_total: no batch is larger; the paper stops at a tenth of the training set.
+        max_total: no batch is larger; Smith et al. stop at a tenth of the training set.
+        exponent: p of the scaling rule, above 0; see `scaling.RATE_EXPONENTS`.
 
-    >>> totals_in_place_of_decay(128, num_milestones=3, gamma=0.2, max_total=5000)
+    >>> totals_in_place_of_decay(128, num_milestones=3, gamma=0.2, max_total=5000, exponent=1.0)
     [640, 3200, 5000]
+    >>> totals_in_place_of_decay(128, num_milestones=2, gamma=0.2, max_total=None, exponent=0.5)
+    [3200, 80000]
     """
-    largest = max_total or round(total / gamma**num_milestones)
-    return [min(round(total / gamma ** (number + 1)), largest) for number in range(num_milestones)]
+    sizes = [total / _power(gamma, (number + 1) / exponent) for number in range(num_milestones)]
+    return [round(size if max_total is None else min(size, max_total)) for size in sizes]
 
 
-def decay_left_over(total: int, totals: Sequence[int], *, gamma: float) -> list[float]:
+def decay_left_over(total: int, totals: Sequence[int], *, gamma: float, exponent: float) -> list[float]:
     """Factor of the learning rate from each milestone on that, with the batch there, has the effect of the decay.
 
-    1 where the batch has grown by exactly 1 / gamma each time; less where it could not.
+    1 where the batch has grown by exactly gamma^(-1 / exponent) each time; less where it could not.
 
-    >>> decay_left_over(128, [256, 300], gamma=0.5)
+    >>> decay_left_over(128, [256, 300], gamma=0.5, exponent=1.0)
     [1.0, 0.5859375]
+    >>> decay_left_over(128, [512, 800], gamma=0.5, exponent=0.5)
+    [1.0, 0.625]
     """
-    return [gamma ** (number + 1) * size / total for number, size in enumerate(totals)]
+    return [_power(gamma, number + 1) * (size / total) ** exponent for number, size in enumerate(totals)]
+
+
+def _power(gamma: float, exponent: float) -> float:
+    """Never 0: a decay that no float holds ends at the largest batch, not in a division by zero."""
+    return float(max(gamma**exponent, sys.float_info.min))

@@ -11,6 +11,8 @@ SCALING_RULES = {
     "linear": "base_lr * global_batch_size / base_batch_size",
     "sqrt": "base_lr * sqrt(global_batch_size / base_batch_size)",
 }
+# The power p of the batch that the rate grows with: lr / B^p stays.
+RATE_EXPONENTS = {"none": 0.0, "linear": 1.0, "sqrt": 0.5}
 
 
 @dataclass(frozen=True)

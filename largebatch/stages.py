@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from largebatch.config import ConfigError
 from largebatch.duration import Duration
 from largebatch.ramp import decay_left_over, totals_in_place_of_decay
+from largebatch.scaling import RATE_EXPONENTS
 from largebatch.schema import TrainConfig
 
 
@@ -49,8 +50,11 @@ def solve_stages(
     if ramp.in_place_of_decay:
         milestones, gamma = schedule.milestones or [], schedule.gamma or 1.0
         largest = ramp.max_total or max(num_samples // 10, total)
-        grown = totals_in_place_of_decay(total, num_milestones=len(milestones), gamma=gamma, max_total=largest)
-        left = (1.0, *decay_left_over(total, grown, gamma=gamma))
+        exponent = RATE_EXPONENTS[config.scaling.rule]
+        grown = totals_in_place_of_decay(
+            total, num_milestones=len(milestones), gamma=gamma, max_total=largest, exponent=exponent
+        )
+        left = (1.0, *decay_left_over(total, grown, gamma=gamma, exponent=exponent))
         stages = Stages((total, *grown), tuple(samples(text) for text in milestones), left)
     else:
         stages = Stages((total, *ramp.totals), tuple(samples(text) for text in ramp.milestones))
@@ -75,8 +79,14 @@ def _conflicts(config: TrainConfig) -> list[str]:
         )
     if ramp.in_place_of_decay and (ramp.milestones or ramp.totals):
         errors.append(
-            "batch.ramp.in_place_of_decay=true: the batch grows at schedule.milestones, by 1 / schedule.gamma. Leave "
+            "batch.ramp.in_place_of_decay=true: the batch grows at schedule.milestones, by schedule.gamma. Leave "
             "batch.ramp.milestones and batch.ramp.totals empty, or in_place_of_decay false."
+        )
+    if ramp.in_place_of_decay and not RATE_EXPONENTS[config.scaling.rule]:
+        errors.append(
+            f"batch.ramp.in_place_of_decay=true: scaling.rule={config.scaling.rule} says that the right rate is the "
+            "same for every batch, so no batch takes the place of a lower rate. Use scaling=linear (SGD), scaling=sqrt "
+            "(adaptive methods), or let the rate decay."
         )
     if ramp.in_place_of_decay and (schedule.decay != "step" or schedule.gamma == 1):
         errors.append(

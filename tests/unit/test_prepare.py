@@ -994,6 +994,23 @@ def test_the_batch_grows_in_place_of_a_decay_and_the_rate_falls_only_beyond_the_
     assert {what: value for what, value, _ in plan_rows(grows, run.optimizer)}["decay"] == "by the batch"
 
 
+def test_under_the_square_root_rule_the_batch_grows_by_the_square_and_the_rest_of_the_rate_follows_the_root():
+    steps = (
+        "optimizer=adamw",
+        "schedule=step",
+        "schedule.milestones=[2ep,3ep]",
+        "schedule.gamma=0.5",
+        "batch.total=16",
+    )
+    decays = prepared(*steps).derived
+    grows = prepared(*steps, "batch.ramp.in_place_of_decay=true", "batch.ramp.max_total=100").derived
+    assert [plan.global_batch_size for plan in grows.ramp.plans] == [16, 64, 100]  # 256 by the rule
+    for samples in (100, 600, 1100, 1600):
+        kept, theirs = (one.lr_at(samples) / one.ramp.at(samples).global_batch_size ** 0.5 for one in (grows, decays))
+        assert kept == pytest.approx(theirs, rel=1e-12)
+    assert "sqrt(global_batch_size / first_batch_size)" in grows.peak_lrs[2].explanation
+
+
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
@@ -1005,6 +1022,10 @@ def test_the_batch_grows_in_place_of_a_decay_and_the_rate_falls_only_beyond_the_
         ([*RAMP, "schedule.warmup=3steps"], "schedule.warmup=3steps: with a ramp a number of steps"),
         (["batch.ramp.in_place_of_decay=true"], "schedule.decay=cosine. Use schedule=step"),
         (["batch.ramp.max_total=64"], "has no effect without in_place_of_decay"),
+        (
+            ["batch.ramp.in_place_of_decay=true", "scaling=none", "schedule=step", "schedule.milestones=[2ep]"],
+            "scaling.rule=none says that the right rate is the same for every batch",
+        ),
         ([*RAMP, "batch.ramp.in_place_of_decay=true", "schedule=step", "schedule.milestones=[2ep]"], "Leave"),
         ([*RAMP, "batch.ramp.totals=[100,0]"], "batch.ramp.totals.1=0: must be at least 1."),
     ],
