@@ -37,7 +37,8 @@ def _parser() -> argparse.ArgumentParser:
         description="Fit S = S_min (1 + B_crit/B) to steps to a target, with 95 % intervals, and say what the evidence "
         "does not support.",
         epilog="The first line of FILE names its columns: batch_size and steps, and if you like optimizer, seed and "
-        "censored (true: the target was not reached within `steps`). One row per run.",
+        "censored (true: the target was not reached within `steps`). One row per run; or one per batch size, with the "
+        "median in `steps` and the number of its runs in `runs`.",
     )
     parser.add_argument("file", metavar="FILE", help="CSV")
     parser.add_argument("--out", metavar="FOLDER", help="for study.json and the pictures; default: a new one")

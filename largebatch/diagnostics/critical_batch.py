@@ -9,12 +9,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from largebatch.diagnostics.hyperbola import FAR, Hyperbola, Shift, log_gain, profile_interval
+from largebatch.diagnostics.misfit import Misfit, measure_misfit
 from largebatch.diagnostics.steps_to_target import StepsToTarget
 from largebatch.diagnostics.variance_law import t_quantile
 
 LEAST_BATCH_SIZES = 3  # a curve of two parameters goes through any two points
 _REJECTED = 0.01  # p value of a lack of fit that is told
-_WIDE = 10.0  # an interval of B_crit of more than this factor is told
+# Batch sizes are chosen by doubling. An interval of this factor is a doubling to either side, and a batch that is off
+# by as much takes 3 E_min or 3 S_min in place of 2: half as much again as was meant.
+WIDEST = 4.0
 _ENOUGH_BATCH_SIZES = 5
 _ROUNDING = 1e-6  # residuals that no noise makes
 
@@ -41,19 +44,23 @@ class CriticalBatch:
         s_min: fewest steps, at an infinite batch. None, like the two others, if there are too few points for a curve.
         e_min: fewest samples, at an infinitely small batch: S_min B_crit.
         b_crit: batch size that takes twice the fewest steps and twice the fewest samples.
+        misfit: how far the curve is from the points, and from those that it was not fitted to.
         warnings: what the evidence does not support, a sentence each.
-        rejected: whether the curve lies further from the points than the spread of the replicates explains.
-        supported: whether B_crit is bounded on both sides and lies between batch sizes that were measured, and the
-            curve is not rejected.
+        rejected: whether a test tells the curve from the points. A remark: with enough seeds it tells every curve.
+        supported: whether B_crit is bounded on both sides within a factor of 4, lies between batch sizes that were
+            measured, and the misfit is small enough to decide with.
+        verdict: `supported`, `extrapolated` or `not supported`, and because of which numbers.
     """
 
     points: tuple[StepsToTarget, ...]
     s_min: Estimate | None
     e_min: Estimate | None
     b_crit: Estimate | None
+    misfit: Misfit | None
     warnings: tuple[str, ...]
     rejected: bool
     supported: bool
+    verdict: str
 
     def curve(self, batch_sizes: Sequence[float]) -> list[Estimate]:
         """Steps at each batch size with their 95 % interval; none if there is no curve."""
@@ -92,12 +99,31 @@ def fit_critical_batch(points: Sequence[StepsToTarget]) -> CriticalBatch:
             f"the median reached the target at {len(seen)} of {len(ordered)} batch sizes: S_min and B_crit need "
             f"{LEAST_BATCH_SIZES} or more. Add batch sizes, raise the budget, or choose an easier target."
         )
-        return CriticalBatch(ordered, None, None, None, (reason,), False, False)
+        verdict = f"not supported: {len(seen)} batch sizes reached the target"
+        return CriticalBatch(ordered, None, None, None, None, (reason,), False, False, verdict)
     fit = _Fit(ordered)
-    s_min, e_min, b_crit = fit.s_min(), fit.e_min(), fit.b_crit()
-    limits, misfit = _limits(b_crit, seen), _lack_of_fit(ordered)
-    warnings = (*limits, *misfit, *_precision(ordered, seen, b_crit))
-    return CriticalBatch(ordered, s_min, e_min, b_crit, warnings, bool(misfit), not limits and not misfit)
+    s_min, e_min, b_crit, misfit = fit.s_min(), fit.e_min(), fit.b_crit(), fit.misfit()
+    told = _lack_of_fit(ordered)
+    warnings = (*_limits(b_crit, seen), *told, *_precision(ordered, seen))
+    verdict = _verdict(b_crit, misfit, seen)
+    is_supported = verdict.startswith("supported")
+    return CriticalBatch(ordered, s_min, e_min, b_crit, misfit, warnings, bool(told), is_supported, verdict)
+
+
+def _verdict(b_crit: Estimate, misfit: Misfit, seen: Sequence[int]) -> str:
+    """What evidence strengthens: a narrower interval and a smaller error of prediction."""
+    reasons = misfit.reasons
+    if not b_crit.is_bounded:
+        reasons.append(f"the data do not bound B_crit {'below' if b_crit.low == 0 else 'above'}")
+    elif b_crit.high > WIDEST * b_crit.low:
+        reasons.append(f"its interval spans a factor of {b_crit.high / b_crit.low:,.2g} (at most {WIDEST:g})")
+    if reasons:
+        return f"not supported: {'; '.join(reasons)}"
+    beyond = max(b_crit.value / seen[-1], seen[0] / b_crit.value)
+    if beyond > 1:
+        side = "largest" if b_crit.value > seen[-1] else "smallest"
+        return f"extrapolated: {misfit.told}, but B_crit lies {beyond:.2g} times beyond the {side} of them"
+    return f"supported: {misfit.told}"
 
 
 class _Fit:
@@ -131,6 +157,10 @@ class _Fit:
     def steps(self, batch_size: float) -> Estimate:
         """Of S(B)."""
         return self._estimate(lambda c: log_gain(c, np.array([math.log(batch_size)]))[..., 0])
+
+    def misfit(self) -> Misfit:
+        """Of the best curve."""
+        return measure_misfit(self._likelihood, self._a, self._c)
 
     def b_crit(self) -> Estimate:
         """Of exp(c)."""
@@ -171,7 +201,7 @@ def _limits(b_crit: Estimate, seen: Sequence[int]) -> list[str]:
 
 
 def _lack_of_fit(points: Sequence[StepsToTarget]) -> list[str]:
-    """Whether the medians lie further from the curve than the spread of the replicates explains, by an F test."""
+    """Whether an F test tells the curve from the means: a remark, since with enough seeds it tells every curve."""
     from scipy.special import fdtrc
 
     known = [np.log(point.reached) for point in points if not point.censored]
@@ -191,17 +221,15 @@ def _lack_of_fit(points: Sequence[StepsToTarget]) -> list[str]:
         return []
     worst = int(np.argmax(np.abs(residuals)))
     return [
-        f"the curve does not fit: its distance to the means is {math.sqrt(ratio):,.1f} times what the spread of the "
-        f"seeds explains, most at batch {sizes[worst]:,} ({math.expm1(residuals[worst]):+.0%} steps). Tune more "
-        "finely, or do not read S_min, E_min and B_crit as more than a summary."
+        f"the curve is not exact: its distance to the means is {math.sqrt(ratio):,.1f} times what the spread of the "
+        f"seeds explains, most at batch {sizes[worst]:,} ({math.expm1(residuals[worst]):+.0%} steps). Whether that "
+        "matters is a question of its size, by which the verdict goes."
     ]
 
 
-def _precision(points: Sequence[StepsToTarget], seen: Sequence[int], b_crit: Estimate) -> list[str]:
+def _precision(points: Sequence[StepsToTarget], seen: Sequence[int]) -> list[str]:
     """What makes an estimate weak without making it wrong."""
     found = []
-    if b_crit.is_bounded and b_crit.high > _WIDE * b_crit.low:
-        found.append(f"B_crit is known within a factor of {b_crit.high / b_crit.low:,.0f} only.")
     if len(seen) < _ENOUGH_BATCH_SIZES:
         found.append(
             f"{len(seen)} batch sizes leave {len(seen) - 2} degree{'s' * (len(seen) > 3)} of freedom for the spread "
@@ -211,5 +239,5 @@ def _precision(points: Sequence[StepsToTarget], seen: Sequence[int], b_crit: Est
     if hidden:
         found.append(f"the median did not reach the target at batch {', '.join(hidden)}: counted as a lower bound.")
     if max(point.num_replicates for point in points) == 1:
-        found.append("one seed per batch size: whether the curve fits cannot be told from noise.")
+        found.append("one seed per batch size: what is misfit cannot be told from what is noise of seeds.")
     return found

@@ -25,14 +25,22 @@ def study(record: JsonRecord, page: Path) -> Option:
             str(point["optimizer"]),
             f"{point['batch_size']:,}",
             "not reached" if point.get("median_steps") is None else f"{point['median_steps']:,.4g}",
-            _range(point.get("low"), point.get("high")),
+            _range(point.get("low"), point.get("high")) + _level(point.get("level")),
             ", ".join(f"{key}={_brief(value)}" for key, value in (point.get("setting") or {}).items()),
             "; ".join(map(str, point.get("border") or ())),
             _run_links(record, point.get("runs") or (), page),
         ]
         for point in values["points"]
     ]
-    headers = ("optimizer", "batch", "median steps", "95 %", "best setting", "at the border of the search", "runs")
+    headers = (
+        "optimizer",
+        "batch",
+        "median steps",
+        "its interval",
+        "best setting",
+        "at the border of the search",
+        "runs",
+    )
     return Option(record.name, _figures(values), said + table(headers, rows) + _files(record, page))
 
 
@@ -89,6 +97,11 @@ def _range(low: float | None, high: float | None) -> str:
         return ""
     start, end = ("unbounded" if one is None else f"{one:,.3g}" for one in (low, high))
     return f"{start} to {end}"
+
+
+def _level(level: float | None) -> str:
+    """Of an interval of less than 95 %, as a few seeds have it for their median."""
+    return "" if level is None or level >= 0.95 else f" ({level:.0%})"
 
 
 def _brief(value: object) -> str:

@@ -109,7 +109,8 @@ def _of_fit(fit: dict[str, Any]) -> str:
     critical = fit.get("b_crit")
     name = fit.get("optimizer", "the optimizer")
     if not fit.get("supported", True) or not isinstance(critical, dict) or critical.get("value") is None:
-        reason = "; ".join(map(str, fit.get("warnings") or ())) or "the fit is not supported by the points"
+        told = [fit["verdict"]] if fit.get("verdict") else fit.get("warnings") or ()
+        reason = "; ".join(map(str, told)) or "the fit is not supported by the points"
         return f"The study does not support a critical batch size of {name}: {reason}."
     low, high = critical.get("low"), critical.get("high")
     ends = f" (95 %: {low:,.0f} to {high:,.0f})" if low is not None and high is not None else ", interval unknown"

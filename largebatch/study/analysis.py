@@ -72,6 +72,7 @@ def _of_optimizer(analysis: Analysis, name: str) -> list[str]:
             )
         else:
             lines.append(f"{name}: the evidence does not support a value of B_crit; the fit says {shown(fit.b_crit)}.")
+        lines.append(f"{name}: {fit.verdict}.")
     lines += [f"{name}: {warning}" for warning in fit.warnings]
     lines += [f"{name}, batch {point.batch_size:,}: {line}" for point in points for line in point.border]
     scale = _noise_scale(name, fit, points)
@@ -99,6 +100,8 @@ def _between(one: str, fit: CriticalBatch, other: str, second: CriticalBatch) ->
     if fit.b_crit is None or second.b_crit is None:
         return ""
     (smaller, low), (larger, high) = sorted([(one, fit.b_crit), (other, second.b_crit)], key=lambda pair: pair[1].value)
-    if low.high < high.low and not fit.rejected and not second.rejected:
-        return f"B_crit of {larger} is above that of {smaller}: their intervals do not meet."
-    return f"B_crit of {larger} is not shown to be above that of {smaller}: the evidence does not tell them apart."
+    if low.high >= high.low:
+        return f"B_crit of {larger} and {smaller}: not told apart, their intervals meet."
+    doubted = [name for name, found in ((one, fit), (other, second)) if found.misfit and not found.misfit.is_small]
+    doubt = f" The curve of {' and '.join(doubted)} misses its points by too much to lean on that." if doubted else ""
+    return f"B_crit of {larger} is above that of {smaller}: apart, their intervals do not meet.{doubt}"

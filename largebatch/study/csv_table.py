@@ -11,7 +11,7 @@ from largebatch.diagnostics.steps_to_target import StepsToTarget
 from largebatch.study.points import StudyPoint
 
 REQUIRED = ("batch_size", "steps")
-OPTIONAL = ("optimizer", "seed", "censored")
+OPTIONAL = ("optimizer", "seed", "censored", "runs")
 ONLY_ONE = "all runs"  # the name of the group where there is no column `optimizer`
 _TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False, "": False}
 _MOST_ERRORS = 10
@@ -21,14 +21,15 @@ class TableError(ValueError):
     """What is wrong with a table, one line each, with the numbers of its lines."""
 
 
-Row = tuple[str, int, str, float, bool]  # optimizer, batch size, seed, steps, censored
+Row = tuple[str, int, str, float, bool, int]  # optimizer, batch size, seed, steps, censored, runs
 
 
 def read_points(path: Path) -> list[StudyPoint]:
     """One point per optimizer and batch size, ascending; rows of one are its replicates.
 
-    Columns `batch_size` and `steps`, and if you like `optimizer`, `seed` (at most one row of each per point) and
-    `censored` (true: the target was not reached within `steps`). Others are not read.
+    Columns `batch_size` and `steps`, and if you like `optimizer`, `seed` (at most one row of each per point),
+    `censored` (true: the target was not reached within `steps`) and `runs` (how many runs `steps` is the median of:
+    then one row per point). Others are not read.
 
     Raises:
         TableError: with all that is wrong, up to 10 lines.
@@ -57,12 +58,15 @@ def _rows(path: Path, reader: csv.DictReader[str]) -> list[Row]:
     reader.fieldnames = names
     rows, errors = [], []
     seen: dict[tuple[str, int, str], int] = {}
+    summaries: dict[tuple[str, int], int] = {}
     for values in reader:
         line = reader.line_num
         try:
             row = _row(values)
             if row[2] and (before := seen.setdefault(row[:3], line)) != line:
                 raise ValueError(f"seed={row[2]}: line {before} has it at this batch size too. Remove one.")
+            if row[5] and (before := summaries.setdefault(row[:2], line)) != line:
+                raise ValueError(f"runs={row[5]}: line {before} has this batch size too. A median stands alone.")
             rows.append(row)
         except ValueError as error:
             errors.append(f"{path}: line {line}: {error}")
@@ -84,7 +88,10 @@ def _row(values: Mapping[str | None, str | list[str] | None]) -> Row:
     censored = _TRUTH.get(cells.get("censored", "").lower())
     if censored is None:
         raise ValueError(f"censored={cells['censored']}: is true (the target was not reached) or false.")
-    return cells.get("optimizer") or ONLY_ONE, int(size), cells.get("seed", ""), steps, censored
+    runs = _number(cells, "runs") if cells.get("runs") else 0
+    if runs != int(runs):
+        raise ValueError(f"runs={cells['runs']}: is a whole number.")
+    return cells.get("optimizer") or ONLY_ONE, int(size), cells.get("seed", ""), steps, censored, int(runs)
 
 
 def _number(cells: Mapping[str | None, str], name: str) -> float:
@@ -99,7 +106,7 @@ def _number(cells: Mapping[str | None, str], name: str) -> float:
 
 
 def _point(optimizer: str, size: int, rows: list[Row]) -> StudyPoint:
-    reached = tuple(steps for *_, steps, censored in rows if not censored)
-    hidden = tuple(steps for *_, steps, censored in rows if censored)
-    by_seed = tuple(None if censored else steps for *_, steps, censored in rows)
-    return StudyPoint(optimizer, StepsToTarget(size, reached, hidden), by_seed)
+    reached = tuple(steps for *_, steps, censored, _ in rows if not censored)
+    hidden = tuple(steps for *_, steps, censored, _ in rows if censored)
+    by_seed = tuple(None if censored else steps for *_, steps, censored, _ in rows)
+    return StudyPoint(optimizer, StepsToTarget(size, reached, hidden, max(row[5] for row in rows)), by_seed)

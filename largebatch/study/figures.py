@@ -22,7 +22,8 @@ def study_figures(analysis: Analysis) -> list[Diagram]:
             _BATCH,
             Axis("optimizer steps", log=True),
             _lines(analysis, lambda steps, size: steps),
-            "Points: medians over seeds with 95 % intervals. Curves: S = S_min (1 + B_crit/B) with 95 % bands.",
+            "Points: medians over seeds; bars: their 95 % intervals (order statistics), of 3 to 5 seeds the range. "
+            "Curves: S = S_min (1 + B_crit/B) with 95 % bands.",
         ),
         Diagram(
             "samples_to_target",
@@ -49,7 +50,8 @@ def _curve(name: str, fit: CriticalBatch, scale: Callable[[float, float], float]
         [scale(steps, size) for steps, size in zip(column, sizes, strict=True)]
         for column in zip(*((one.value, one.low, one.high) for one in curve), strict=True)
     )
-    doubt = "" if fit.supported else ", not supported"
+    word = fit.verdict.partition(":")[0]
+    doubt = "" if fit.supported else f", {word}"
     return Line(f"{name}: B_crit {shown(fit.b_crit)}{doubt}", sizes, value, low, high, group=name)
 
 

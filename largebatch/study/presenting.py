@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from largebatch.diagnostics.critical_batch import CriticalBatch
+from largebatch.diagnostics.steps_to_target import LEAST_FOR_INTERVAL, StepsToTarget
 from largebatch.run_folder import environment
 from largebatch.study.analysis import Analysis, shown
 from largebatch.study.figures import study_figures
 from largebatch.study.points import StudyPoint
 from largebatch.study.record import study_record
 
-_POINT_HEADERS = ("optimizer", "batch", "steps (median)", "95 %", "samples", "seeds", "best setting")
-_FIT_HEADERS = ("optimizer", "S_min (steps)", "E_min (samples)", "B_crit (samples)", "supported")
+_POINT_HEADERS = ("optimizer", "batch", "steps (median)", "its interval", "samples", "seeds", "best setting")
+_FIT_HEADERS = ("optimizer", "S_min (steps)", "E_min (samples)", "B_crit (samples)", "verdict")
 
 
 def present(
@@ -50,20 +51,30 @@ def present(
 
 def _point_row(point: StudyPoint) -> tuple[str, ...]:
     median, hidden = point.measured.median
-    interval = point.measured.interval
     reached, count = len(point.measured.reached), point.measured.num_replicates
+    seeds = f"median of {count}" if point.measured.summarised else f"{reached} of {count}"
     setting = ", ".join(f"{key}={value:.4g}" for key, value in point.setting.items())
     return (
         point.optimizer,
         f"{point.batch_size:,}",
         f"{'> ' * hidden}{median:,.0f}",
-        "" if interval is None else f"{interval[0]:,.0f} to {interval[1]:,.0f}",
+        _interval(point.measured),
         f"{'> ' * hidden}{median * point.batch_size:,.0f}",
-        f"{reached} of {count}",
+        seeds,
         setting + " (border)" * bool(point.border),
     )
 
 
+def _interval(measured: StepsToTarget) -> str:
+    """Of the median; a few seeds have one of less than 95 %, or none."""
+    count, interval = len(measured.reached), measured.interval
+    if interval is None:
+        few = count < LEAST_FOR_INTERVAL and not measured.summarised and not measured.censored
+        return f"{count} seed{'s' * (count > 1)}: no interval" if few else ""
+    level = "" if measured.level >= 0.95 else f" ({measured.level:.0%}, the range)"
+    return f"{interval[0]:,.0f} to {interval[1]:,.0f}{level}"
+
+
 def _fit_row(name: str, fit: CriticalBatch) -> tuple[str, ...]:
     estimates = ("" if one is None else shown(one) for one in (fit.s_min, fit.e_min, fit.b_crit))
-    return name, *estimates, "yes" if fit.supported else "no"
+    return name, *estimates, fit.verdict

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from largebatch.diagnostics.critical_batch import CriticalBatch, Estimate
+from largebatch.diagnostics.misfit import Misfit
 from largebatch.study.analysis import Analysis
 from largebatch.study.points import StudyPoint
 
@@ -44,6 +45,8 @@ def _point(point: StudyPoint) -> dict[str, Any]:
         "median_steps": None if censored else median,
         "low": low,
         "high": high,
+        "level": None if low is None else point.measured.level,
+        "num_runs": point.measured.num_replicates,
         "censored": censored,
         "setting": point.setting,
         "border": list(point.border),
@@ -68,7 +71,20 @@ def _fit(name: str, fit: CriticalBatch) -> dict[str, Any]:
             "high": [one.high for one in curve],
         },
         "supported": fit.supported,
+        "verdict": fit.verdict,
+        "misfit": _misfit(fit.misfit),
         "warnings": list(fit.warnings),
+    }
+
+
+def _misfit(misfit: Misfit | None) -> dict[str, Any] | None:
+    if misfit is None:
+        return None
+    return dataclasses.asdict(misfit) | {
+        "worst_batch_size": misfit.worst[0],
+        "worst_residual": misfit.worst[1],
+        "worst_left_out": misfit.worst_left_out,
+        "left_out_error": misfit.left_out_error,
     }
 
 
