@@ -11,14 +11,15 @@ from omegaconf import DictConfig, OmegaConf
 from largebatch.commands.composition import EXIT_FAILED, run_verb
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from largebatch.prepare import Prepared
     from largebatch.schema import VerifyConfig
-    from largebatch.verification import Case, Cause, Comparison, Trajectory
+    from largebatch.verification import Bounds, Case, Cause, Comparison, Trajectory
 
     Errors = dict[Case, Comparison]
 
 MOST_TENSORS = 12  # on the screen; the file has all
-_TOLERANCES = {"fp64": 1e-9, "fp32": 1e-4}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -35,24 +36,24 @@ def run(config: DictConfig, overrides: list[str]) -> int:
     options = parse_section(config, "verify", VerifyConfig)
     OmegaConf.update(config, "precision.compute", options.precision)
     prepared = prepare(config, os.environ)
-    tolerance = options.tolerance or _TOLERANCES[options.precision]
-    causes, errors = _compare(config, prepared, options, tolerance)
-    failed = bool(causes) or any(one.error > tolerance for one in errors.values())
+    causes, errors, bounds = _compare(config, prepared, options)
+    failed = bool(causes) or any(bounds.share(one) > 1 for one in errors.values())
     if os.environ.get("RANK", "0") == "0":
-        _show(prepared, causes, errors, tolerance, failed=failed)
+        _show(prepared, causes, errors, bounds, failed=failed)
     return EXIT_FAILED if failed else 0
 
 
-def _compare(
-    config: DictConfig, prepared: Prepared, options: VerifyConfig, tolerance: float
-) -> tuple[list[Cause], Errors]:
+def _compare(config: DictConfig, prepared: Prepared, options: VerifyConfig) -> tuple[list[Cause], Errors, Bounds]:
     from largebatch.config import ConfigError
     from largebatch.verification import (
+        Bounds,
         Probe,
         causes_in_advance,
+        causes_of_doubt,
         causes_of_failure,
         choose_cases,
         reference_trajectory,
+        rounding_bounds,
     )
 
     launched = int(os.environ.get("WORLD_SIZE", "1"))
@@ -74,11 +75,16 @@ def _compare(
     reference = reference_trajectory(prepared, whole.plan, num_steps=options.steps)
     causes = causes_in_advance(prepared, reference)
     if causes:
-        return causes, {}
+        return causes, {}, Bounds({}, {})
+    if options.tolerance is None:
+        bounds = rounding_bounds(prepared, whole.plan, reference, num_steps=options.steps)
+    else:
+        bounds = Bounds.fixed(options.tolerance, reference)
     causes, errors = _run_all(config, prepared, cases, reference, options)
-    if any(one.error > tolerance for one in errors.values()):
-        causes += causes_of_failure(prepared, errors, tolerance=tolerance)
-    return causes, errors
+    causes += causes_of_doubt(prepared, bounds)
+    if any(bounds.share(one) > 1 for one in errors.values()):
+        causes += causes_of_failure(prepared, errors, bounds)
+    return causes, errors, bounds
 
 
 def _run_all(
@@ -108,47 +114,74 @@ def _run_all(
     return causes, errors
 
 
-def _show(prepared: Prepared, causes: list[Cause], errors: Errors, tolerance: float, *, failed: bool) -> None:
-    import json
-    from pathlib import Path
-
-    from largebatch.run_folder import environment, new_folder
+def _show(prepared: Prepared, causes: list[Cause], errors: Errors, bounds: Bounds, *, failed: bool) -> None:
     from largebatch.trackers import print_table
 
+    with_statistics = bool(bounds.statistics)
     rows = [
         (case.name, f"{one.gradient_error:.1e}", f"{one.weights_error:.1e}",
-         "same" if one.error <= tolerance else "DIFFERENT")
+         *([f"{one.statistics_error:.1e}"] if with_statistics else []),
+         f"{bounds.share(one):.2g}", "same" if bounds.share(one) <= 1 else "DIFFERENT")
         for case, one in errors.items()
     ]  # fmt: skip
     if rows:
-        print_table(("ranks: micro-batches", "gradient", "weights", ""), rows, title="largest relative error")
+        statistics = ["batch norm"] if with_statistics else []
+        header = ("ranks: micro-batches", "gradient", "weights", *statistics, "of its bound", "")
+        print_table(header, rows, title="largest relative error")
     worst = _worst(errors)
     shown = sorted(worst, key=lambda name: -max(worst[name]))[:MOST_TENSORS]
-    tensors = [(name, *(f"{error:.1e}" for error in worst[name])) for name in shown]
+    tensors = [
+        (name, *(f"{error:.1e}" for error in worst[name]),
+         f"{bounds.weights[name]:.1e}" if name in bounds.weights else "rounding decides")
+        for name in shown
+    ]  # fmt: skip
     if tensors:
         title = f"per parameter tensor, over all of them; the largest {len(shown)} of {len(worst)}"
-        print_table(("parameter", "gradient", "weights"), tensors, title=title)
+        print_table(("parameter", "gradient", "weights", "bound of weights"), tensors, title=title)
+    if bounds.undecided:
+        print(
+            f"{len(bounds.undecided)} of {len(bounds.gradient)} tensors are compared by their gradients alone, since "
+            f"rounding decides their weights in one process, too: {', '.join(bounds.undecided[:MOST_TENSORS])}"
+        )
     for cause in causes:
         print(f"cause: {cause.name}\n  {cause.text}")
     if failed and not causes:
-        print("cause: not found. Look at the parameters with the largest errors, and at what computes their gradients.")
+        gradients_agree = all(bounds.gradient_share(one) <= 1 for one in errors.values())
+        where = (
+            "The first gradients agree: look at what a later step adds: state that a rank keeps, the optimizer, data."
+        )
+        print(f"cause: not found. {where if gradients_agree else 'Look at what computes the largest errors.'}")
+    path = _write(prepared, causes, errors, bounds, failed=failed)
+    largest = max((bounds.share(one) for one in errors.values()), default=0.0)
+    of_bound = f" (largest error: {largest:.2g} of its bound)" if errors else ""
+    print(f"{'DIFFERENT' if failed else 'same'}{of_bound}; {path}")
+
+
+def _write(prepared: Prepared, causes: list[Cause], errors: Errors, bounds: Bounds, *, failed: bool) -> Path:
+    import json
+    from dataclasses import asdict
+    from pathlib import Path
+
+    from largebatch.run_folder import environment, new_folder
+
     config = prepared.config
     folder = Path(config.run.dir) if config.run.dir else new_folder(config.run.root, "verify")
     folder.mkdir(parents=True, exist_ok=True)
     record = {
         "same": not failed,
-        "tolerance": tolerance,
+        "bounds": asdict(bounds),
         "precision": config.precision.compute,
         "causes": [{"name": cause.name, "text": cause.text} for cause in causes],
         "cases": [
             {"name": case.name, "world_size": case.world_size, "micro_batch_sizes": list(case.plan.micro_batch_sizes),
-             "gradient": one.gradient, "weights": one.weights}
+             **asdict(one)}
             for case, one in errors.items()
         ],
         "environment": environment(),
     }  # fmt: skip
-    (folder / "verify.json").write_text(json.dumps(record, indent=1) + "\n")
-    print(f"{'DIFFERENT' if failed else 'same'} (tolerance {tolerance:g}); {folder / 'verify.json'}")
+    path = folder / "verify.json"
+    path.write_text(json.dumps(record, indent=1) + "\n")
+    return path
 
 
 def _worst(errors: Errors) -> dict[str, tuple[float, float]]:

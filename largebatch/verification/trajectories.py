@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from largebatch.batch import BatchPlan
 from largebatch.coupled_losses import is_coupled
@@ -32,12 +33,21 @@ class Trajectory:
     Attributes:
         gradient: of the first global batch, as the optimizer saw it.
         weights: after the last step.
+        statistics: running statistics of batch norm after the last step, by name of the buffer.
         absent: parameters that got no gradient in some micro-batches, with the numbers of those.
     """
 
     gradient: dict[str, Tensor]
     weights: dict[str, Tensor]
+    statistics: dict[str, Tensor] = field(default_factory=dict)
     absent: dict[str, list[int]] = field(default_factory=dict)
+
+
+class Change(Protocol):
+    """What is done to the numbers of a model while it trains."""
+
+    def changed_in(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Do it inside."""
 
 
 def loader_of(prepared: Prepared, plan: BatchPlan, rank: int) -> MicroBatchLoader:
@@ -46,7 +56,9 @@ def loader_of(prepared: Prepared, plan: BatchPlan, rank: int) -> MicroBatchLoade
     return MicroBatchLoader(prepared.train, order, plan, rank, augment=prepared.augment, seed=prepared.config.seed)
 
 
-def reference_trajectory(prepared: Prepared, plan: BatchPlan, *, num_steps: int) -> Trajectory:
+def reference_trajectory(
+    prepared: Prepared, plan: BatchPlan, *, num_steps: int, change: Change | None = None
+) -> Trajectory:
     """Train `num_steps` steps in plain torch: no process group, nothing of the package's loop or reductions.
 
     The loss of a step is the sum over its micro-batches over the units of the whole batch, written out. With exact
@@ -56,11 +68,17 @@ def reference_trajectory(prepared: Prepared, plan: BatchPlan, *, num_steps: int)
         prepared: the run; its model is copied.
         plan: the micro-batches, of one rank.
         num_steps: optimizer steps.
+        change: of the model's numbers, to see what comes of it.
     """
-    config = prepared.config
     model = copy.deepcopy(prepared.model)
-    if config.precision.compute == "fp64":
+    if prepared.config.precision.compute == "fp64":
         model = model.double()
+    with nullcontext() if change is None else change.changed_in(model):
+        return _plain_steps(prepared, model, plan, num_steps)
+
+
+def _plain_steps(prepared: Prepared, model: nn.Module, plan: BatchPlan, num_steps: int) -> Trajectory:
+    config = prepared.config
     optimizer = build_optimizer(config, model)
     batches = loader_of(prepared, plan, 0).micro_batches(0, num_steps)
     result = Trajectory({}, {})
@@ -83,7 +101,7 @@ def reference_trajectory(prepared: Prepared, plan: BatchPlan, *, num_steps: int)
         if step == 0:
             result.gradient = gradients_of(model)
         optimizer.step()
-    result.weights = {name: parameter.detach().cpu().clone() for name, parameter in model.named_parameters()}
+    result.weights, result.statistics = _weights_of(model), _statistics_of(model)
     return result
 
 
@@ -141,6 +159,19 @@ def gradients_of(module: nn.Module) -> dict[str, Tensor]:
     }
 
 
+def _weights_of(module: nn.Module) -> dict[str, Tensor]:
+    return {name: parameter.detach().cpu().clone() for name, parameter in module.named_parameters()}
+
+
+def _statistics_of(module: nn.Module) -> dict[str, Tensor]:
+    norms = [(name, one) for name, one in module.named_modules() if isinstance(one, _NormBase)]
+    return {
+        f"{name}.{key}".lstrip("."): buffer.detach().cpu().clone()
+        for name, norm in norms
+        for key, buffer in norm.named_buffers()
+    }
+
+
 class _FirstGradient:
     """Keeps the gradient of the first step."""
 
@@ -182,5 +213,5 @@ def package_trajectory(prepared: Prepared, runtime: Runtime, plan: BatchPlan, *,
         observers=[first],
     )
     train(run)
-    weights = {name: parameter.detach().cpu().clone() for name, parameter in run.module.named_parameters()}
-    return Trajectory(first.gradient, weights)
+    run.gradient.statistics.merge()
+    return Trajectory(first.gradient, _weights_of(run.module), _statistics_of(run.module))
