@@ -15,7 +15,7 @@ VERBS = {
     "plan": "show what a run would do: batch plan, learning rates, steps; no process group, no training",
     "verify": "prove on your own model and data that ranks and accumulation change nothing; name the cause if they do",
     "measure": "measure weights on a fixed subset: `measure sharpness`, `variance`, `gap`, `communication` or `all`",
-    "study": "steps and samples to a target against batch size; `study analyze FILE` fits B_crit to a CSV file",
+    "study": "steps and samples to a target against batch size; `study analyze FILE` fits a CSV; `study atlas`",
     "find-lr": "learning rate for a batch: range test over seeds, with its reason; a map of rate x batch size",
     "compare": "large-batch gap: validation of large-batch against small-batch runs, `compare RUN...`, folders of runs",
     "report": "one interactive page of runs, measurements and studies: `report FOLDER...`, also all below it",

@@ -17,11 +17,15 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """`study [KEY=VALUE ...]`, or `study analyze FILE`; returns the exit code."""
+    """`study [KEY=VALUE ...]`, `study analyze FILE`, or `study atlas [FILE...]`; returns the exit code."""
     if arguments and arguments[0] == "analyze":
         from largebatch.commands import study_analyze
 
         return study_analyze.main(arguments[1:])
+    if arguments and arguments[0] == "atlas":
+        from largebatch.commands import study_atlas
+
+        return study_atlas.main(arguments[1:])
     return run_verb("study", run, arguments, config_name="study")
 
 

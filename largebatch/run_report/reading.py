@@ -22,6 +22,7 @@ _RECORDS = {
     "study.json": ("study", ("points",)),
     "find_lr.json": ("find_lr", ("lr",)),
     "chapter.json": ("chapter", ("title",)),
+    "atlas.json": ("chapter", ("title",)),  # told in the same way
 }
 _RUN = "metrics.jsonl"
 _CLOSED = {"checkpoints", "plots", "wandb", "tensorboard", "__pycache__"}  # folders of a run without runs in them

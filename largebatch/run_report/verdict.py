@@ -42,7 +42,7 @@ def first_sentence(text: str) -> str:
 def caveats(evidence: Evidence, groups: Sequence[Group]) -> list[str]:
     """What weakens the sentences of the verdict, or is missing for more."""
     lines = [line for group in groups for line in _caveats_of(group)]
-    if not evidence.of("study"):
+    if not evidence.of("study") and (evidence.runs or not evidence.records):
         lines.append(
             "No study is among the folders: steps to a target and the critical batch size are not measured. "
             "`largebatch study` does."

@@ -40,7 +40,7 @@ RUNS = [
     (verb, arguments)
     for verb, arguments in commands()
     if verb not in OWN_ARGUMENTS
-    and arguments[:1] not in (("optim",), ("analyze",))
+    and arguments[:1] not in (("optim",), ("analyze",), ("atlas",))
     and (verb, arguments) != ("study", ())  # has no target of its own: a verb that a sentence names
     and not any(argument.startswith(ELSEWHERE) for argument in arguments)
 ]
