@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -177,6 +178,9 @@ def _call(function: Verb, config: DictConfig) -> int:
         return EXIT_FAILED
 
 
+_HEAD_START_S = 3.0  # a launcher kills all ranks when the first one leaves: the one that tells why must have done so
+
+
 def _with_report(function: Verb, config: DictConfig, overrides: list[str]) -> int:
     """Wrong input is a report and an exit code, not a failure to be traced back."""
     from largebatch.checkpoint import CheckpointError
@@ -187,6 +191,8 @@ def _with_report(function: Verb, config: DictConfig, overrides: list[str]) -> in
         return function(config, overrides)
     except (ConfigError, LauncherError, CheckpointError) as error:
         _report(str(error))
+        if isinstance(error, ConfigError) and _number("LOCAL_RANK", 0) > 0:
+            time.sleep(_HEAD_START_S)
         return EXIT_WRONG_INPUT
 
 
