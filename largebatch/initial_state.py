@@ -42,9 +42,10 @@ def initial_model(config: TrainConfig, seed: int, dataset: Any) -> nn.Module:
     model = make("model", config.model)
     if not isinstance(model, nn.Module):
         raise TargetError(f"model._target_={config.model['_target_']}: made a {type(model).__name__}, not a Module.")
+    _bring_together(model)
     train_mode(model)
     if dataset is not None and any(is_lazy(one) for one in [*model.parameters(), *model.buffers()]):
-        _materialise(model, dataset, skips=config.data.skips)
+        _materialise(config, model, dataset)
     if config.precision.compute == "fp64":
         model = model.double()  # as the run computes; `Runtime.wrap` would do it after the trial
     if config.batch_norm == "exact":
@@ -60,6 +61,25 @@ def initial_model(config: TrainConfig, seed: int, dataset: Any) -> nn.Module:
     if pattern:
         checkpoint_activations(model, *([] if pattern is True else [pattern]))
     return model
+
+
+def _bring_together(model: nn.Module) -> None:
+    """On the CPU, whatever device the model chose by itself: each rank moves it to its own."""
+    placed = [*model.named_parameters(), *model.named_buffers()]
+    empty = [name for name, one in placed if one.is_meta and not is_lazy(one)]
+    if empty:
+        raise ValueError(
+            f"{len(empty)} of its tensors lie on the meta device and have no values, e.g. {', '.join(empty[:3])}. Make "
+            "the model on the CPU, and load or draw its weights there."
+        )
+    device_map: Any = getattr(model, "hf_device_map", {})
+    if (count := len(set(device_map.values()))) > 1:
+        raise ValueError(
+            f"its parts are placed on {count} devices (device_map), and every rank holds the whole model on one. Load "
+            "it without device_map."
+        )
+    if any(one.device.type != "cpu" for _, one in placed):
+        model.cpu()
 
 
 def build_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
@@ -123,15 +143,16 @@ def _keep_lr_ratios(optimizer: torch.optim.Optimizer, groups: list[dict[str, Any
         )
 
 
-def _materialise(model: nn.Module, dataset: Any, *, skips: bool) -> None:
+def _materialise(config: TrainConfig, model: nn.Module, dataset: Any) -> None:
     """Let lazy modules take their shapes, and draw their weights, in a forward pass of one sample."""
+    skips = config.data.skips
     generator = torch.get_rng_state()  # as if nothing had been loaded between making the model and calling it
     first = SampleOrder(len(dataset)).ids(0, min(_TRIED_TO_SKIP if skips else 1, len(dataset)))
     batch = next(evaluation_batches(dataset, first, len(first), skips=skips))
     torch.set_rng_state(generator)
     try:
         with evaluating(model), torch.no_grad():
-            forward(model, batch.inputs)
+            forward(model, _narrowed(batch.inputs) if config.precision.compute == "fp64" else batch.inputs)
     except Exception as error:
         raise ValueError(
             f"its lazy modules take their shapes from a forward pass of one sample, which failed with "
@@ -143,6 +164,13 @@ def _materialise(model: nn.Module, dataset: Any, *, skips: bool) -> None:
             f"{len(lazy)} parameters of lazy modules have no shape after a forward pass in evaluation mode, e.g. "
             f"{lazy[0]}. Give these modules their sizes, or call the model once where it is made."
         )
+
+
+def _narrowed(inputs: Any) -> Any:
+    """For weights that are drawn in float32 and widened later, as those of all other modules."""
+    if isinstance(inputs, dict):
+        return {name: _narrowed(part) for name, part in inputs.items()}
+    return inputs.float() if inputs.dtype == torch.float64 else inputs
 
 
 def noise_scale_groups(config: TrainConfig, model: nn.Module) -> dict[str, list[nn.Parameter]]:

@@ -6,6 +6,11 @@ import torch
 from torch import nn
 
 
+def is_expanded(tensor: torch.Tensor) -> bool:
+    """Whether several elements share one place, as after `expand`: torch then refuses to write into it."""
+    return any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
+
+
 class KeptBuffers:
     """Copies of all buffers of a module, at the moment at which it is made.
 
@@ -24,6 +29,6 @@ class KeptBuffers:
     def put_back(self) -> None:
         """Give the module the copies back; may be called again."""
         for owner, name, buffer, copy in self._kept:
-            if buffer is not None and copy is not None:
+            if buffer is not None and copy is not None and not is_expanded(buffer):
                 buffer.copy_(copy)
             owner._buffers[name] = buffer  # some modules assign a new tensor instead of writing into theirs

@@ -61,8 +61,13 @@ class Prepared:
     notes: tuple[str, ...]
 
 
-def prepare(composed: DictConfig, environ: Mapping[str, str]) -> Prepared:
-    """Check a composed config, build data, model, loss and optimizer, and try one sample.
+def prepare(composed: DictConfig, environ: Mapping[str, str], *, trains: bool = True) -> Prepared:
+    """Check a composed config, build data, model, loss and optimizer, and try them together; see `try_run`.
+
+    Args:
+        composed: by Hydra.
+        environ: of the process.
+        trains: whether steps may follow: else neither optimizer nor checkpoints are tried.
 
     Raises:
         ConfigError: with everything that was found.
@@ -87,7 +92,7 @@ def prepare(composed: DictConfig, environ: Mapping[str, str]) -> Prepared:
     report.errors += [] if model is None or optimizer is None else checkpoint_problems(config, model, optimizer)
     content = None
     if not (derived is None or model is None or loss is None or optimizer is None or report.errors):
-        run = TriedRun(config, derived, train, train_plain, validation, augment, model, loss, optimizer)
+        run = TriedRun(config, derived, train, train_plain, validation, augment, model, loss, optimizer, trains)
         content = try_run(run, report)
     report.raise_if_any()
     assert not (content is None or derived is None or model is None or loss is None or optimizer is None)  # noqa: PT018

@@ -15,13 +15,15 @@ _STANDARD = Path(traceback.__file__).resolve().parent
 
 
 def told(error: BaseException) -> str:
-    """Kind and first line of an error, and the line of the user's own code that it comes from, if there is one.
+    """Kind and first sentence of an error, and the line of the user's own code that it comes from, if there is one.
 
     >>> told(KeyError("pixel_values"))
     "KeyError: 'pixel_values'"
     """
     place = where_raised(error)
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0].rstrip('.')}{f' ({place})' if place else ''}"
+    first, *others = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    text = f"{first} {others[0]}" if first.endswith(":") and others else first
+    return f"{type(error).__name__}: {text.rstrip('.')}{f' ({place})' if place else ''}"
 
 
 def where_raised(error: BaseException) -> str | None:

@@ -3,15 +3,17 @@
 from largebatch.checkpoint.background import BackgroundWriter, copied
 from largebatch.checkpoint.folder import Checkpoint, load_checkpoint, newest_valid, save_checkpoint
 from largebatch.checkpoint.manifest import FORMAT, CheckpointError, saved_versions
-from largebatch.checkpoint.optimizer_state import pack_optimizer, unpack_optimizer
-from largebatch.checkpoint.writing import require_storable
+from largebatch.checkpoint.optimizer_state import EXECUTION_OPTIONS, pack_optimizer, unpack_optimizer
+from largebatch.checkpoint.writing import encode_values, require_storable
 
 __all__ = [
+    "EXECUTION_OPTIONS",
     "FORMAT",
     "BackgroundWriter",
     "Checkpoint",
     "CheckpointError",
     "copied",
+    "encode_values",
     "load_checkpoint",
     "newest_valid",
     "pack_optimizer",

@@ -28,7 +28,7 @@ def run(config: DictConfig, overrides: list[str]) -> int:
     if ranks is not None:
         environ |= {"WORLD_SIZE": str(ranks), "RANK": "0", "LOCAL_RANK": "0"}
         environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "0"}  # as a launcher would; nobody goes there
-    prepared = prepare(config, environ)
+    prepared = prepare(config, environ, trains=False)
     derived = prepared.derived
     print_plan(plan_rows(derived, prepared.optimizer))
     print_plan(lr_rows(derived), title="learning rate at the step that starts after")

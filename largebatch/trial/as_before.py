@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from largebatch.kept_buffers import is_expanded
 from largebatch.undisturbed import unmoved
 
 
@@ -61,6 +62,8 @@ def _kept_values(value: Any, is_shallow: bool, seen: set[int]) -> Iterator[Calla
         return
     seen.add(id(value))
     if isinstance(value, Tensor):
+        if value.layout != torch.strided or is_expanded(value):
+            return
         yield partial(value.data.copy_, value.detach().clone())
     elif isinstance(value, torch.Generator):
         yield partial(value.set_state, value.get_state())
@@ -72,7 +75,8 @@ def _kept_values(value: Any, is_shallow: bool, seen: set[int]) -> Iterator[Calla
         yield partial(value.setstate, value.getstate())
     elif isinstance(value, (dict, list, set, deque)):
         yield partial(_refill, value, copy.copy(value))
-        for member in () if is_shallow else value.values() if isinstance(value, dict) else value:
+    if isinstance(value, (dict, list, tuple, deque)) and not is_shallow:
+        for member in value.values() if isinstance(value, dict) else value:
             yield from _kept_values(member, False, seen)
 
 

@@ -18,7 +18,7 @@ from largebatch.trial.labels import check_labels
 from largebatch.trial.passes import explained, in_precision, outputs_of
 from largebatch.trial.samples import TriedBatch
 
-_TRIED_TO_SKIP = 8
+TRIED_TO_SKIP = 8
 
 
 def try_evaluation(config: TrainConfig, dataset: Any, model: nn.Module, loss: Loss) -> None:
@@ -29,15 +29,15 @@ def try_evaluation(config: TrainConfig, dataset: Any, model: nn.Module, loss: Lo
     """
     skips, precision = config.data.skips, config.precision.compute
     # One sample alone has nothing to be compared with, and may be one of those to skip.
-    count = min(_TRIED_TO_SKIP if skips else 2 if is_coupled(loss) else 1, len(dataset))
+    count = min(TRIED_TO_SKIP if skips else 2 if is_coupled(loss) else 1, len(dataset))
     ids = SampleOrder(len(dataset)).ids(0, count)
     loaded = next(evaluation_batches(dataset, ids, micro_batch_size=count, skips=skips))
     size = len(loaded.targets)
     batch = TriedBatch(loaded.inputs, loaded.targets, size, size, loaded)
     with as_before(model), evaluating(model), torch.no_grad():
         inputs, targets = in_precision(batch.inputs, precision), in_precision(batch.targets, precision)
-        with explained(batch, during="the forward pass of an evaluation"):
+        with explained(model, batch, during="the forward pass of an evaluation"):
             outputs = outputs_of(model, inputs, precision)
-        with explained(batch, during="the loss"):
+        with explained(model, batch, during="the loss"):
             loss.loss_per_sample(outputs, targets).sum()
         check_labels(dataset, outputs, targets, loss)

@@ -16,7 +16,15 @@ from largebatch.trial.samples import TriedBatch
 
 
 class MisfitError(ValueError):
-    """Model, loss and data do not fit together."""
+    """Model, loss and data do not fit together.
+
+    Attributes:
+        fact: the message without its remedy.
+    """
+
+    def __init__(self, fact: str, remedy: str) -> None:
+        self.fact = fact
+        super().__init__(f"{fact} {remedy}")
 
 
 def in_precision(value: Any, precision: str) -> Any:
@@ -48,11 +56,12 @@ def _in_float32(outputs: Any) -> Any:
 
 
 @contextmanager
-def explained(batch: TriedBatch, *, during: str) -> Iterator[None]:
+def explained(model: nn.Module, batch: TriedBatch, *, during: str) -> Iterator[None]:
     """Say what was tried where code of the user, or of torch for it, fails; our own errors say it themselves.
 
     Args:
-        batch: that was tried.
+        model: that was tried.
+        batch: that it was tried on.
         during: what was going on, as in "failed in the forward pass".
 
     Raises:
@@ -63,10 +72,26 @@ def explained(batch: TriedBatch, *, during: str) -> Iterator[None]:
     except Exception as error:
         if is_ours(error):
             raise
-        raise MisfitError(
-            f"{named(batch)} failed in {during} with {told(error)}. Do the model's inputs and outputs and the labels "
-            "fit the data?"
-        ) from error
+        fact = f"{named(batch)} failed in {during} with {told(error)}."
+        raise MisfitError(fact, _hint(model, batch, error)) from error
+
+
+def _hint(model: nn.Module, batch: TriedBatch, error: Exception) -> str:
+    parts = batch.inputs if isinstance(batch.inputs, dict) else {"inputs": batch.inputs}
+    weights = next((one.dtype for one in model.parameters() if one.is_floating_point()), None)
+    others = [name for name, part in parts.items() if part.dtype != weights]
+    if others and weights is not None and any(text in str(error) for text in ("dtype", "type", "not implemented for")):
+        found = ", ".join(f"{name} {_short(parts[name].dtype)}" for name in others)
+        wide = " or set precision=fp64," if any(parts[name].dtype == torch.float64 for name in others) else ""
+        return (
+            f"The weights are {_short(weights)} and {found}, which torch does not mix: convert in the data set,{wide} "
+            "or in the model's forward."
+        )
+    return "Do the model's inputs and outputs and the labels fit the data?"
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def named(batch: TriedBatch) -> str:

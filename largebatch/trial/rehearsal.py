@@ -31,7 +31,7 @@ from largebatch.trial.training import try_training
 
 @dataclass(frozen=True)
 class TriedRun:
-    """What there is of a run before it starts; see `Prepared`."""
+    """What there is of a run before it starts; see `prepare`."""
 
     config: TrainConfig
     derived: Derived
@@ -42,6 +42,7 @@ class TriedRun:
     model: nn.Module
     loss: Loss
     optimizer: torch.optim.Optimizer
+    trains: bool
 
 
 def try_run(run: TriedRun, report: Report) -> str | None:
@@ -56,8 +57,10 @@ def try_run(run: TriedRun, report: Report) -> str | None:
         "model and data": partial(try_training, config, run.derived, run.train, run.augment, model, loss),
         "model and data.train_plain": partial(try_evaluation, config, run.train_plain, model, loss),
         "model and data.validation": partial(try_evaluation, config, run.validation, model, loss),
-        "checkpoint": partial(try_saving, model, run.optimizer),
+        "checkpoint": partial(try_saving, config, model, run.optimizer),
         "data.train": partial(sampled_content, config, run.train),
     }
+    if not run.trains:
+        del trials["checkpoint"]
     content: str | None = report.attempt_in_turn(trials)
     return content

@@ -14,7 +14,7 @@ from largebatch.coupled_losses import is_coupled
 from largebatch.data import Augmentation, MicroBatchData
 from largebatch.data.fetching import BatchSource
 from largebatch.data.micro_batch import Request
-from largebatch.derive import Derived
+from largebatch.derive import Derived, solve_plan
 from largebatch.gradients import forward
 from largebatch.losses import Loss
 from largebatch.modes import evaluating
@@ -78,8 +78,39 @@ def tried_batches(
         tried = planned if planned <= 2 or is_affordable(model, first, planned) else 2
         if tried == done:
             continue
-        done, rows = tried, torch.arange(tried) % len(loaded.targets)
-        yield TriedBatch(rows_of(loaded.inputs, rows), loaded.targets[rows], tried, planned, loaded)
+        done = tried
+        yield repeated(TriedBatch(loaded.inputs, loaded.targets, tried, planned, loaded), tried)
+
+
+def repeated(batch: TriedBatch, size: int) -> TriedBatch:
+    """The samples that were loaded, as often as it takes to have `size` of them."""
+    rows = torch.arange(size) % len(batch.loaded.targets)
+    return TriedBatch(rows_of(batch.loaded.inputs, rows), batch.loaded.targets[rows], size, batch.planned, batch.loaded)
+
+
+def in_pairs(config: TrainConfig, derived: Derived) -> str:
+    """What to do where a micro-batch of one sample cannot be computed: the nearest batches without one."""
+    plan = next(plan for plan in derived.ramp.plans if min(plan.micro_batch_sizes) == 1)
+    total, world_size = plan.global_batch_size, plan.world_size
+    reach = max(config.batch.micro or 0, config.batch.max_micro or 0, world_size) + 1
+    near = [
+        size
+        for size in range(total + reach, max(total - reach, 0), -1)
+        if _is_without_singles(config, size, world_size)
+    ]
+    rule = "Two samples pass, one alone does not: batch statistics, for one, need two."
+    if not near:
+        return f"{rule} Raise batch.micro or batch.max_micro, or take a norm that looks at one sample at a time."
+    shown = ", ".join(map(str, sorted(sorted(near, key=lambda size: abs(size - total))[:2])))
+    key = "batch.total" if plan is derived.ramp.plans[0] else "the ramp's batch"
+    return f"{rule} {key}={total} leaves such a micro-batch; nearest that do not: {shown}."
+
+
+def _is_without_singles(config: TrainConfig, total: int, world_size: int) -> bool:
+    try:
+        return min(solve_plan(config, total, world_size).micro_batch_sizes) > 1
+    except ValueError:
+        return False
 
 
 def _extremes(derived: Derived) -> list[tuple[int, int, int]]:

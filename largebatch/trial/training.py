@@ -16,8 +16,8 @@ from largebatch.modes import train_mode
 from largebatch.schema import TrainConfig
 from largebatch.trial.as_before import as_before
 from largebatch.trial.labels import check_labels
-from largebatch.trial.passes import explained, in_precision, named, outputs_of
-from largebatch.trial.samples import TriedBatch, tried_batches
+from largebatch.trial.passes import MisfitError, explained, in_precision, named, outputs_of
+from largebatch.trial.samples import TriedBatch, in_pairs, repeated, tried_batches
 
 _DRAWS = 8  # in which a module that is skipped at random has its turn
 
@@ -33,18 +33,33 @@ def try_training(
     with as_before(model):
         train_mode(model)
         for batch in tried_batches(config, derived, dataset, augment, model, loss):
-            _try_batch(config, dataset, model, loss, batch)
+            _try_batch(config, derived, dataset, model, loss, batch)
 
 
-def _try_batch(config: TrainConfig, dataset: Any, model: nn.Module, loss: Loss, batch: TriedBatch) -> None:
+def _try_batch(
+    config: TrainConfig, derived: Derived, dataset: Any, model: nn.Module, loss: Loss, batch: TriedBatch
+) -> None:
     parameters = dict(model.named_parameters())
     state = _layout(model)
-    _backward(config, dataset, model, loss, batch, draw=0)
+    try:
+        _backward(config, dataset, model, loss, batch, draw=0)
+    except MisfitError as error:
+        if batch.size == 1 and _passes(config, dataset, model, loss, repeated(batch, 2)):
+            raise ValueError(f"{error.fact} {in_pairs(config, derived)}") from error
+        raise
     _require_same_members(model, parameters, state)
     _require_gradients(config, dataset, model, loss, batch)
     for name, parameter in parameters.items():
         if parameter.grad is not None:
             _require_reducible(config, model, name, parameter.grad, batch)
+
+
+def _passes(config: TrainConfig, dataset: Any, model: nn.Module, loss: Loss, batch: TriedBatch) -> bool:
+    try:
+        _backward(config, dataset, model, loss, batch, draw=0)
+    except ValueError:
+        return False
+    return True
 
 
 def _backward(config: TrainConfig, dataset: Any, model: nn.Module, loss: Loss, batch: TriedBatch, *, draw: int) -> None:
@@ -55,9 +70,9 @@ def _backward(config: TrainConfig, dataset: Any, model: nn.Module, loss: Loss, b
     inputs, targets = in_precision(batch.inputs, precision), in_precision(batch.targets, precision)
     parts = list(inputs.values()) if isinstance(inputs, dict) else [inputs]
     versions = [part._version for part in parts]
-    with explained(batch, during="the forward pass in training mode"):
+    with explained(model, batch, during="the forward pass in training mode"):
         outputs = outputs_of(model, inputs, precision)
-    with explained(batch, during="the loss in training mode"):
+    with explained(model, batch, during="the loss in training mode"):
         total = loss.loss_per_sample(outputs, targets).sum()
     if [part._version for part in parts] != versions:
         raise ValueError(
@@ -67,15 +82,16 @@ def _backward(config: TrainConfig, dataset: Any, model: nn.Module, loss: Loss, b
         )
     check_labels(dataset, outputs, targets, loss)
     _require_number(config, total, batch)
-    with explained(batch, during="the backward pass"):
+    with explained(model, batch, during="the backward pass"):
         total.backward()
 
 
 def _require_number(config: TrainConfig, total: Tensor, batch: TriedBatch) -> None:
-    if not math.isfinite(total.detach()) and not config.guard.acts:
+    value = float(total.detach())
+    if not math.isfinite(value) and not config.guard.acts:
         raise ValueError(
-            f"the loss of {named(batch)} is {float(total)} at the initial weights: the run would end as diverged. Look "
-            "at these inputs and targets, and at what the model and the loss make of them."
+            f"the loss of {named(batch)} is {value} at the initial weights: the run would end as diverged. Look at "
+            "these inputs and targets, and at what the model and the loss make of them."
         )
 
 

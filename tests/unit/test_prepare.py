@@ -569,7 +569,7 @@ MODEL: dict[str, Row] = {
         NO_ENVIRON,
         {
             "model and data: a micro-batch of 32 samples (": (
-                "failed in the forward pass in training mode with KeyError: 'pixel_values' (test_prepare.py:47 in "
+                "failed in the forward pass in training mode with KeyError: 'pixel_values' (test_prepare.py:"
             )
         },
     ),
