@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -32,7 +33,7 @@ class BatchResult(NamedTuple):
 
     Attributes:
         loss_sum: of this rank's samples, float64 scalar on the device.
-        num_units: samples, or valid tokens, of the whole global batch.
+        num_units: samples, labels or tokens of the whole global batch, or the sum of their weights.
         data_s: seconds that this rank waited for data.
         communication_s: seconds of exposed communication; None when not measured.
         norms: of the gradients of micro-batches, see `MicroBatchNorms`; None when not measured.
@@ -40,7 +41,7 @@ class BatchResult(NamedTuple):
     """
 
     loss_sum: Tensor
-    num_units: int
+    num_units: float
     data_s: float
     communication_s: float | None
     norms: StepNorms | None
@@ -142,7 +143,7 @@ class GlobalGradient:
         self.statistics.begin_step(plan)
         count = len(plan.micro_batches(self._runtime.rank))
         own, num_units, data_s = self._count_units(plan, itertools.islice(micro_batches, count))
-        weight = self._scale / max(num_units, 1)
+        weight = self._scale / (num_units or 1)  # nothing counts: every gradient is 0
         if recomputed_step is not None:
             own, waited_s = self._rehearse(own, plan=plan, weight=weight, random_key=random_key)
             data_s += waited_s
@@ -190,7 +191,7 @@ class GlobalGradient:
         self._recomputation.rehearse(self._loss, kept, plan=plan, weight=weight, random_key=random_key)
         return iter(kept), waited_s
 
-    def _count_units(self, plan: BatchPlan, own: Iterator[Any]) -> tuple[Iterator[Any], int, float]:
+    def _count_units(self, plan: BatchPlan, own: Iterator[Any]) -> tuple[Iterator[Any], float, float]:
         """Units of the whole global batch: counted from the targets of all ranks before the first backward pass.
 
         Only where samples differ in units (masked tokens) this needs a collective, and only there the micro-batches of
@@ -203,9 +204,14 @@ class GlobalGradient:
                 own = itertools.chain([first], own)
             return own, plan.global_batch_size * self._units_per_sample, 0.0
         kept, waited_s = _kept(own)
-        units = sum(int(self._loss.units_per_sample(part.targets).sum()) for part in kept if not part.is_stand_in)
+        units = [0.0] * len(plan.micro_batch_sizes)
+        for part in kept:
+            if not part.is_stand_in:
+                units[part.index] = float(self._loss.units_per_sample(part.targets).sum())
+        # One number per micro-batch, added up without rounding: weights of labels have digits, and the sum must not
+        # depend on which rank has which.
         with self._clock.waiting():
-            return iter(kept), round(self._runtime.sum([float(units)])[0]), waited_s
+            return iter(kept), math.fsum(self._runtime.sum(units)), waited_s
 
 
 def _local_pass(loss: Loss, norms: ExactBatchNorm | None, *, survives_shortage: bool) -> Callable[..., GradientResult]:

@@ -149,13 +149,13 @@ class _Deviations:
         gradient, units = self._sums(batch)
         return gradient.sub_(self.mean, alpha=units).div_(self.mean_units)
 
-    def _sums(self, batch: Batch) -> tuple[Tensor, int]:
+    def _sums(self, batch: Batch) -> tuple[Tensor, float]:
         """Gradient of the summed loss, and the units that it is a sum over."""
         inputs, targets = batch
         loss = self.loss.loss_per_sample(forward(self.module, inputs), targets).sum()
         slopes = torch.autograd.grad(loss, self.parameters, materialize_grads=True)
         flat = torch.cat([slope.reshape(-1) for slope in slopes])
-        return flat.to(torch.float64, copy=True), int(self.loss.units_per_sample(targets).sum())
+        return flat.to(torch.float64, copy=True), float(self.loss.units_per_sample(targets).sum())
 
 
 def _table_of_samples(deviations: _Deviations, subset: FixedSubset, runtime: Runtime) -> Tensor:

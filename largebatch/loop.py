@@ -221,7 +221,7 @@ def _update(
         runtime.step(run.optimizer)
         return _agree(run, batch.loss_sum) if agrees else None, None
     agreement = _agree(run, batch.loss_sum, grad_norm)
-    mean_loss = agreement.loss_sum / max(batch.num_units, 1)
+    mean_loss = agreement.loss_sum / (batch.num_units or 1)
     judgement = guard.judge(mean_loss, agreement.grad_norm, scales_loss=runtime.precision == "fp16")
     runtime.step(run.optimizer, leaves_out=judgement.skips)
     if judgement.skips:

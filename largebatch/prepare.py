@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +19,7 @@ from largebatch.derive import Derived, derive
 from largebatch.initial_state import build_optimizer, initial_model
 from largebatch.launcher import launcher_problems
 from largebatch.losses import Loss
+from largebatch.named_loss import named_loss, without_smoothing
 from largebatch.observer_checks import (
     guard_problems,
     recomputation_problems,
@@ -30,10 +30,8 @@ from largebatch.observer_checks import (
 from largebatch.preconditions import checkpoint_problems, folder_problems, machine_problems
 from largebatch.report import Report
 from largebatch.schema import TrainConfig
-from largebatch.targets import TargetError, make
+from largebatch.targets import make
 from largebatch.trial import TriedRun, try_run
-
-_LOSS_MEMBERS = ("unit", "fixed_units", "loss_per_sample", "units_per_sample", "correct_per_sample")
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,7 @@ def prepare(composed: DictConfig, environ: Mapping[str, str], *, trains: bool = 
     report = Report()
     _look_around(config, environ, report)
     train, train_plain, validation = _datasets(config, report)
-    loss = report.attempt("loss", lambda: _loss(config))
+    loss = report.attempt("loss", lambda: named_loss(config))
     model = report.attempt("model", lambda: initial_model(config, config.seed, train))
     optimizer = None if model is None else report.attempt("optimizer", lambda: build_optimizer(config, model))
     augment = report.attempt("data.augment", lambda: _augmentation(config))
@@ -106,7 +104,7 @@ def prepare(composed: DictConfig, environ: Mapping[str, str], *, trains: bool = 
         augment=augment,
         model=model,
         loss=loss,
-        measured_loss=_without_smoothing(loss),
+        measured_loss=without_smoothing(loss),
         optimizer=optimizer,
         content=content,
         notes=tuple(report.notes),
@@ -169,24 +167,8 @@ def _not_empty(dataset: Any) -> Any:
     return dataset
 
 
-def _loss(config: TrainConfig) -> Loss:
-    loss: Loss = make("loss", config.loss)
-    absent = [name for name in _LOSS_MEMBERS if not hasattr(loss, name)]
-    if absent:
-        raise TargetError(
-            f"loss._target_={config.loss['_target_']}: a {type(loss).__name__} has no {', '.join(absent)}. Choose a "
-            "class of largebatch.losses, or write one with what `largebatch.losses.Loss` asks for."
-        )
-    return loss
-
-
 def _augmentation(config: TrainConfig) -> Augmentation | None:
     augment = config.data.augment
     if not (augment.crop_padding or augment.flip or augment.cutout):
         return None
     return Augmentation(config.seed, crop_padding=augment.crop_padding, flip=augment.flip, cutout=augment.cutout)
-
-
-def _without_smoothing(loss: Any) -> Any:
-    """Smoothing belongs to training; both sides of the gap are measured without."""
-    return dataclasses.replace(loss, label_smoothing=0.0) if getattr(loss, "label_smoothing", 0.0) else loss

@@ -33,7 +33,7 @@ class StepReport:
         step, samples_seen: after the step.
         plan: that the step followed.
         lr: learning rate that the step used.
-        num_units: samples, or valid tokens, of the whole global batch.
+        num_units: samples, labels or tokens of the whole global batch, or the sum of their weights.
         agreement: sums over ranks, maybe still on their way; None after a step that made none. One that is logged does.
         grad_norm: L2 norm of the global gradient before clipping; None when this step did not need it.
         data_s: seconds that this rank waited for data.
@@ -50,7 +50,7 @@ class StepReport:
     samples_seen: int
     plan: BatchPlan
     lr: float
-    num_units: int
+    num_units: float
     agreement: Agreement | None
     grad_norm: torch.Tensor | None
     data_s: float
@@ -70,4 +70,4 @@ class StepReport:
     def mean_loss(self) -> float:
         """Mean loss over the whole global batch; only where there is an agreement."""
         assert self.agreement is not None, "the loss is summed over ranks in steps that are logged"
-        return self.agreement.loss_sum / max(self.num_units, 1)
+        return self.agreement.loss_sum / (self.num_units or 1)

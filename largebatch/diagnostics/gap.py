@@ -13,9 +13,10 @@ from torch import Tensor
 class EvalSums:
     """Sums over evaluated samples from which means and their standard errors follow exactly, however samples are split.
 
-    Write l for a sample's summed loss, u for its units (1, or its valid tokens) and c for its correct units. Batches
-    are added with `+`, ranks as tensors by one all-reduce; every sample must be in exactly one of them (a sampler that
-    pads the last batch with copies makes both the means and the errors wrong). `EvalSums()` is the empty sum.
+    Write l for a sample's summed loss, u for its units (1, its valid tokens, or the sum of their weights), k
+    for what it counts in the accuracy (its units without weights) and c for how many of these are correct. Batches are
+    added with `+`, ranks as tensors by one all-reduce; every sample must be in exactly one of them (a sampler
+    that pads the last batch with copies makes both the means and the errors wrong). `EvalSums()` is the empty sum.
 
     The mean loss sum(l)/sum(u) is a ratio of two sums that vary together when samples differ in length. Its standard
     error is that of the ratio estimator by the delta method (Cochran 1977, Sampling Techniques, chapter 6, for an
@@ -31,7 +32,9 @@ class EvalSums:
         units_sq: sum of u^2.
         correct: sum of c; None if a part has no count of correct units (regression).
         correct_sq: sum of c^2, or None.
-        correct_units: sum of c u, or None.
+        correct_counted: sum of c k, or None.
+        counted: sum of k.
+        counted_sq: sum of k^2.
 
     >>> sums = EvalSums.from_batch(torch.tensor([1.0, 3.0]), torch.tensor([1, 1]), torch.tensor([1, 0]))
     >>> sums.mean_loss, sums.loss_stderr, sums.accuracy
@@ -46,21 +49,26 @@ class EvalSums:
     units_sq: float = 0.0
     correct: float | None = 0.0
     correct_sq: float | None = 0.0
-    correct_units: float | None = 0.0
+    correct_counted: float | None = 0.0
+    counted: float = 0.0
+    counted_sq: float = 0.0
 
     @classmethod
-    def from_batch(cls, loss: Tensor, units: Tensor, correct: Tensor | None = None) -> EvalSums:
+    def from_batch(
+        cls, loss: Tensor, units: Tensor, correct: Tensor | None = None, counted: Tensor | None = None
+    ) -> EvalSums:
         """Sums over one batch, in float64.
 
         Args:
             loss: summed loss per sample, [n].
             units: units per sample, [n].
             correct: correct units per sample, [n], or None.
+            counted: what these are a share of, [n]; None: the units.
 
         Raises:
             ValueError: if the arguments are not vectors of one length.
         """
-        parts = [part for part in (loss, units, correct) if part is not None]
+        parts = [part for part in (loss, units, correct, counted) if part is not None]
         if any(part.shape != loss.shape or part.dim() != 1 for part in parts):
             raise ValueError(
                 f"Shapes {[list(part.shape) for part in parts]}: loss, units and correct hold one number per sample, "
@@ -68,65 +76,70 @@ class EvalSums:
             )
         # To the host first: not every device has float64.
         l, u = loss.detach().cpu().double(), units.detach().cpu().double()  # noqa: E741
+        k = u if counted is None else counted.detach().cpu().double()
         counts: tuple[float | None, ...] = (None, None, None)
         if correct is not None:
             c = correct.detach().cpu().double()
-            counts = (c.sum().item(), c.dot(c).item(), c.dot(u).item())
+            counts = (c.sum().item(), c.dot(c).item(), c.dot(k).item())
         losses = (l.sum().item(), l.dot(l).item(), l.dot(u).item())
-        return cls(len(l), u.sum().item(), *losses, u.dot(u).item(), *counts)
+        c_sum, c_sq, c_k = counts
+        return cls(len(l), u.sum().item(), *losses, u.dot(u).item(), c_sum, c_sq, c_k, k.sum().item(), k.dot(k).item())
 
     def __add__(self, other: EvalSums) -> EvalSums:
         return EvalSums.from_tensor(self.to_tensor() + other.to_tensor())
 
     def to_tensor(self) -> Tensor:
-        """The nine sums, float64 [9], ready to be added to those of other ranks. None travels as NaN."""
+        """The eleven sums, float64 [11], ready to be added to those of other ranks. None travels as NaN."""
         return torch.tensor([math.nan if value is None else value for value in astuple(self)], dtype=torch.float64)
 
     @classmethod
     def from_tensor(cls, sums: Tensor) -> EvalSums:
         """Inverse of `to_tensor`, from any device."""
-        num_samples, units, loss, loss_sq, loss_units, units_sq, *counts = sums.tolist()
-        correct, correct_sq, correct_units = (None if math.isnan(count) else count for count in counts)
-        return cls(round(num_samples), units, loss, loss_sq, loss_units, units_sq, correct, correct_sq, correct_units)
+        num_samples, *of_loss = sums[:6].tolist()
+        counts = [None if math.isnan(count) else count for count in sums[6:9].tolist()]
+        return cls(round(num_samples), *of_loss, *counts, *sums[9:].tolist())
 
     @property
     def mean_loss(self) -> float:
         """Loss per unit, sum(l)/sum(u). Raises ValueError if nothing was evaluated."""
-        return self.loss / self._some_units()
+        return self.loss / self._some(self.units)
 
     @property
     def loss_stderr(self) -> float:
         """Standard error of `mean_loss`; NaN for fewer than two samples, which say nothing about their spread."""
-        return self._ratio_stderr(self.loss, self.loss_sq, self.loss_units)
+        return self._ratio_stderr((self.loss, self.loss_sq, self.loss_units), (self.units, self.units_sq))
 
     @property
     def accuracy(self) -> float | None:
-        """Share of correct units, sum(c)/sum(u), or None. Raises ValueError if nothing was evaluated."""
-        return None if self.correct is None else self.correct / self._some_units()
+        """Share of correct units, sum(c)/sum(k), or None. Raises ValueError if nothing was evaluated."""
+        return None if self.correct is None else self.correct / self._some(self.counted)
 
     @property
     def accuracy_stderr(self) -> float | None:
         """Standard error of `accuracy`, or None; NaN for fewer than two samples."""
-        if self.correct is None or self.correct_sq is None or self.correct_units is None:
+        if self.correct is None or self.correct_sq is None or self.correct_counted is None:
             return None
-        return self._ratio_stderr(self.correct, self.correct_sq, self.correct_units)
+        of_correct = self.correct, self.correct_sq, self.correct_counted
+        return self._ratio_stderr(of_correct, (self.counted, self.counted_sq))
 
-    def _ratio_stderr(self, total: float, total_sq: float, total_units: float) -> float:
-        ratio = total / self._some_units()
+    def _ratio_stderr(self, tops: tuple[float, float, float], bottoms: tuple[float, float]) -> float:
+        """Of sum(top) / sum(bottom), from the sums of top, top^2 and top bottom, and of bottom and bottom^2."""
+        (total, total_sq, cross), (whole, whole_sq) = tops, bottoms
+        ratio = total / self._some(whole)
         if self.num_samples < 2:
             return math.nan
-        residual_sq = total_sq - 2.0 * ratio * total_units + ratio**2 * self.units_sq
+        residual_sq = total_sq - 2.0 * ratio * cross + ratio**2 * whole_sq
         # Rounding can leave a little below 0 where all residuals are 0; NaN must stay NaN.
         residual_sq = 0.0 if residual_sq < 0.0 else residual_sq
-        return math.sqrt(self.num_samples / (self.num_samples - 1) * residual_sq) / self.units
+        return math.sqrt(self.num_samples / (self.num_samples - 1) * residual_sq) / whole
 
-    def _some_units(self) -> float:
-        if self.units == 0.0:
+    def _some(self, total: float) -> float:
+        if total == 0.0:
             raise ValueError(
                 f"{self.num_samples} samples with 0 units in all: a mean needs at least one unit. Is the data set "
-                f"empty, or every token masked?"
+                f"empty, or every label masked?"
             )
-        return self.units
+        return total
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,20 @@ class PerSample:
 
     Attributes:
         loss: of the units of each sample.
-        units: of each sample: 1, or its valid tokens.
+        units: of each sample: 1, its valid tokens, or the sum of their weights.
         correct: of these; None if there is no such thing.
+        counted: what the correct ones are a share of; None: the units.
     """
 
     loss: Array
     units: Array
     correct: Array | None
+    counted: Array | None = None
+
+    @property
+    def counts(self) -> Array:
+        """What the accuracy is a share of."""
+        return self.units if self.counted is None else self.counted
 
     @property
     def mean_loss(self) -> float:
@@ -33,7 +40,7 @@ class PerSample:
     @property
     def accuracy(self) -> float | None:
         """Share of correct units, or None."""
-        return None if self.correct is None else math.fsum(self.correct) / math.fsum(self.units)
+        return None if self.correct is None else math.fsum(self.correct) / math.fsum(self.counts)
 
 
 @dataclass(frozen=True)
@@ -137,8 +144,8 @@ def _differences(
     wrongs = [-one.correct for one in conditions if one.correct is not None]
     ratios = _resampled(conditions, num_resamples, seed)
     means = [
-        math.fsum(values) / math.fsum(one.units)
-        for values, one in zip([*losses, *wrongs], [*conditions, *conditions], strict=False)
+        math.fsum(values) / math.fsum(whole)
+        for values, whole in zip([*losses, *wrongs], _bottoms(conditions), strict=False)
     ]
 
     def difference(before: int, after: int) -> Interval:
@@ -160,13 +167,18 @@ def _resampled(conditions: Sequence[PerSample], num_resamples: int, seed: int) -
     # Two streams: with the same one, sets of one size would be drawn alike.
     for part, key in ((train, seed), ([validation], seed ^ 1)):
         tops = [one.loss for one in part] + [-one.correct for one in part if one.correct is not None]
-        units = [one.units for one in part] * (len(tops) // len(part))
+        units = _bottoms(part)[: len(tops)]
         sides.append(
             resampled_ratios(np.stack(tops, axis=1), np.stack(units, axis=1), num_resamples=num_resamples, seed=key)
         )
     own, other = sides
     columns = [own[:, : len(train)], other[:, :1], own[:, len(train) :], other[:, 1:]]
     return np.concatenate(columns, axis=1)
+
+
+def _bottoms(conditions: Sequence[PerSample]) -> list[Array]:
+    """What the mean losses of conditions are divided by, then what their accuracies are."""
+    return [one.units for one in conditions] + [one.counts for one in conditions]
 
 
 def _check(conditions: Sequence[PerSample]) -> None:

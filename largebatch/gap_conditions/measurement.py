@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from largebatch.diagnostics.gap_parts import PerSample
-from largebatch.gap_conditions.passes import CORRECT, LOSS, TRAINED, UNITS, GapData, GapSettings, Passes
+from largebatch.gap_conditions.passes import CORRECT, COUNTED, LOSS, TRAINED, UNITS, GapData, GapSettings, Passes
 from largebatch.gap_conditions.statistics import averaging, norms_with_statistics, over_ranks, put, statistics
 from largebatch.modes import Modes, train_mode
 from largebatch.runtime import Runtime
@@ -90,7 +91,7 @@ def _smoothing(table: Tensor, losses: tuple[Any, Any]) -> tuple[PerSample, PerSa
     trained, measured = _per_sample(table, TRAINED), _per_sample(table, LOSS)
     if losses[0] == losses[1]:
         return trained, None
-    return PerSample(trained.loss, measured.units, measured.correct), measured
+    return dataclasses.replace(measured, loss=trained.loss), measured
 
 
 def _mean(tables: Sequence[Tensor]) -> Tensor:
@@ -100,4 +101,5 @@ def _mean(tables: Sequence[Tensor]) -> Tensor:
 def _per_sample(table: Tensor, loss: int) -> PerSample:
     values = table.cpu().numpy()
     correct = values[:, CORRECT]
-    return PerSample(values[:, loss], values[:, UNITS], None if np.isnan(correct).any() else correct)
+    counted = values[:, COUNTED]
+    return PerSample(values[:, loss], values[:, UNITS], None if np.isnan(correct).any() else correct, counted)

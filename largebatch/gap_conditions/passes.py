@@ -15,12 +15,13 @@ from largebatch.data.fetching import BatchSource
 from largebatch.data.micro_batch import Request
 from largebatch.gradients import forward, micro_batch_key
 from largebatch.keyed import stream_key
+from largebatch.losses import counted_per_sample
 from largebatch.order import SampleOrder
 from largebatch.runtime import Runtime
 
 Ids = np.ndarray[Any, np.dtype[np.int64]]
 # Columns of what a pass returns.
-LOSS, UNITS, CORRECT, TRAINED = range(4)
+LOSS, UNITS, CORRECT, TRAINED, COUNTED = range(5)
 # Views that no training has seen: with the epochs of the run, the model could know them.
 _FRESH_EPOCH = 2**31
 
@@ -97,10 +98,10 @@ class Passes:
         return self._pass(self._source(dataset), ids, parts, key=stream_key(self._settings.seed, "gap evaluation"))
 
     def _pass(self, source: BatchSource, ids: Ids, parts: Sequence[Ids], *, key: int, epoch: int = 0) -> Tensor:
-        """Sums of every sample, float64 [len(ids), 4]; NaN where there are no correct units."""
+        """Sums of every sample, float64 [len(ids), 5]; NaN where there are no correct units."""
         runtime, (trained, measured) = self._runtime, self._losses
         first, last = (len(parts) * rank // runtime.world_size for rank in (runtime.rank, runtime.rank + 1))
-        table = torch.zeros(len(ids), 4, dtype=torch.float64, device=runtime.device)
+        table = torch.zeros(len(ids), 5, dtype=torch.float64, device=runtime.device)
         for batch in source.load(_requests(ids, parts, range(first, last), epoch)):
             inputs, targets = runtime.place(batch.inputs), runtime.place_tensor(batch.targets)
             runtime.seed(micro_batch_key(key, batch.index))
@@ -111,6 +112,7 @@ class Passes:
                 measured.units_per_sample(targets),
                 torch.full((len(targets),), torch.nan) if correct is None else correct,
                 trained.loss_per_sample(outputs, targets),
+                counted_per_sample(measured, targets),
             ]
             rows = torch.stack([column.to(table) for column in columns], dim=1)
             table[torch.from_numpy(parts[batch.index]).to(table.device)] = rows

@@ -17,7 +17,7 @@ from largebatch.duration import passes
 from largebatch.gradients import forward
 from largebatch.keyed import stream_key
 from largebatch.loop import Run, StepReport
-from largebatch.losses import Loss
+from largebatch.losses import Loss, counted_per_sample
 from largebatch.modes import evaluating
 from largebatch.observers.metrics import Journal
 from largebatch.order import SampleOrder
@@ -157,10 +157,11 @@ class EvaluationObserver:
         loss = self.loss.loss_per_sample(outputs, targets)
         units = self.loss.units_per_sample(targets)
         correct = self.loss.correct_per_sample(outputs, targets)
+        counted = counted_per_sample(self.loss, targets)
         if is_coupled(self.loss):
             loss, units = loss.double().sum()[None], units.sum()[None]
-            correct = None if correct is None else correct.sum()[None]
-        return EvalSums.from_batch(loss, units, correct)
+            correct, counted = None if correct is None else correct.sum()[None], counted.sum()[None]
+        return EvalSums.from_batch(loss, units, correct, counted)
 
 
 def _share(count: int, micro_batch_size: int, runtime: Runtime, *, whole_batches: bool) -> tuple[int, list[int]]:

@@ -110,7 +110,7 @@ class SubsetLoss:
         self._batches = list(batches)
         self._reduce = reduce or (lambda _: None)
         self._parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        units = sum(int(loss.units_per_sample(targets).sum()) for _, targets in self._batches)
+        units = sum(float(loss.units_per_sample(targets).sum()) for _, targets in self._batches)
         total = torch.tensor([units], dtype=torch.float64, device=self._parameters[0].device)
         self._reduce(total)
         self.num_units = float(total)

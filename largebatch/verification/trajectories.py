@@ -89,7 +89,7 @@ def _plain_steps(prepared: Prepared, model: nn.Module, plan: BatchPlan, num_step
             group["lr"] = prepared.derived.lr_at(position) * group.get("lr_factor", 1.0)
         optimizer.zero_grad()
         parts = [next(batches) for _ in plan.micro_batch_sizes]
-        units = max(sum(int(prepared.loss.units_per_sample(part.targets).sum()) for part in parts), 1)
+        units = sum(float(prepared.loss.units_per_sample(part.targets).sum()) for part in parts) or 1
         if is_coupled(prepared.loss):
             _coupled_loss(prepared, model, parts).div(units).backward()
         else:

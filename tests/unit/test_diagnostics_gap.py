@@ -83,9 +83,9 @@ def test_sums_of_shards_are_the_sums_of_the_whole(with_correct: bool) -> None:
     assert (whole.accuracy is None) == (not with_correct)
 
 
-def test_tensor_form_is_the_nine_sums_and_turns_back() -> None:
+def test_tensor_form_is_the_eleven_sums_and_turns_back() -> None:
     sums = EvalSums.from_batch(torch.tensor([2.0, 4.0]), torch.tensor([1, 3]), torch.tensor([1, 2]))
-    assert sums.to_tensor().tolist() == [2, 4, 6, 20, 14, 10, 3, 5, 7]
+    assert sums.to_tensor().tolist() == [2, 4, 6, 20, 14, 10, 3, 5, 7, 4, 10]
     assert sums.to_tensor().dtype == torch.float64
     assert EvalSums.from_tensor(sums.to_tensor()) == sums
     without = EvalSums.from_batch(torch.tensor([2.0]), torch.tensor([1]))

@@ -94,6 +94,7 @@ LEVELS = (
         "combinations",
         "plan_report",
         "targets",
+        "named_loss",
         "report",
         "run_report",
         "preconditions",

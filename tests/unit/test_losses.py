@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from largebatch.data import FirstSamples, TokenWindows, masked_tokens
-from largebatch.losses import CrossEntropy, Loss, NextToken, SquaredError, units_are_fixed
+from largebatch.losses import CrossEntropy, Loss, ModuleLoss, NextToken, SquaredError, units_are_fixed
 
 
 def classification(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
@@ -211,8 +211,8 @@ def test_units_are_fixed_exactly_where_the_loss_says_so(loss: Loss, case: object
     _, targets = case()
     units = loss.units_per_sample(targets)
     assert (units.shape, units.dtype) == ((len(targets),), torch.int64)
-    assert loss.fixed_units == (units.unique().numel() == 1)
-    assert loss.unit == ("token" if isinstance(loss, NextToken) else "sample")
+    assert loss.fixed_units == isinstance(loss, SquaredError)  # labels of the others may be masked
+    assert loss.unit == {"NextToken": "token", "CrossEntropy": "label", "SquaredError": "sample"}[type(loss).__name__]
 
 
 @pytest.mark.parametrize(("loss", "case"), CASES)
@@ -254,14 +254,20 @@ def test_smoothing_outside_its_range_is_refused(smoothing: float) -> None:
 @pytest.mark.parametrize(
     ("loss", "dataset", "fixed"),
     [
-        (CrossEntropy(), object(), True),
+        (CrossEntropy(), object(), False),
+        (CrossEntropy(ignore_index=None), object(), True),
+        (CrossEntropy(weight=[1.0, 2.0]), SimpleNamespace(label_range=(0, 1)), False),
+        (CrossEntropy(), SimpleNamespace(label_range=(0, 1)), True),
+        (CrossEntropy(), SimpleNamespace(label_range=(-100, 1)), False),
+        (NextToken(), SimpleNamespace(label_range=(0, 1)), False),
+        (ModuleLoss(nn.CrossEntropyLoss()), SimpleNamespace(label_range=(0, 1)), True),
+        (ModuleLoss(nn.CrossEntropyLoss(weight=torch.ones(2))), SimpleNamespace(label_range=(0, 1)), False),
         (NextToken(), TokenWindows(np.arange(9), context_length=4, vocab_size=9), True),
         (NextToken(ignore_index=8), TokenWindows(np.arange(9), context_length=4, vocab_size=9), False),
         (NextToken(), FirstSamples(TokenWindows(np.arange(9), context_length=4, vocab_size=9), 1), True),
         (NextToken(), masked_tokens(20, 4, 9, "train"), False),
         (NextToken(), object(), False),
     ],
-    ids=["classes", "stream", "padded stream", "part of a stream", "masked", "unknown"],
 )
 def test_units_are_fixed_where_no_target_can_be_masked(loss: Any, dataset: Any, fixed: bool):
     assert units_are_fixed(loss, dataset) == fixed

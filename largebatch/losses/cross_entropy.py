@@ -1,0 +1,256 @@
+"""Cross-entropy of classes, and of the tokens of a language model, as torch's mean has it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from largebatch.losses.label_rule import LabelRule, class_weights
+from largebatch.losses.protocol import float32_or_wider, prediction
+
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+_NO_LABEL = -(2**31)  # for torch, which always has a label that is not counted
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """Cross-entropy of classification, with the mean of `torch.nn.CrossEntropyLoss` over the whole global batch.
+
+    Outputs are [n, C], or [n, C, ...] for labels of every pixel. Targets are class numbers [n] (or [n, ...]) of any
+    integer type, or probabilities of the classes, floating point, of the outputs' shape.
+
+    With smoothing s, the loss of logits z is (1 - s) nll(target) + s/C sum_c nll(c), where nll = -log_softmax(z).
+    Source: Szegedy et al. 2016, section 7. Smoothing belongs to training: measure with `CrossEntropy()`. With class
+    weights w, nll(c) is multiplied by w_c, and the mean is divided by the sum of the weights of the labels (by the
+    number of samples, for probabilities). A label equal to `ignore_index` is not counted: no loss, no unit, no
+    gradient. Accuracy is the share of counted labels, without weights; of probabilities the largest is the label.
+
+    Attributes:
+        label_smoothing: s, in [0, 1).
+        ignore_index: the label that is not counted; None: every label is, and units are fixed.
+        weight: one number per class; None: all 1.
+
+    Raises:
+        ValueError: if `label_smoothing` or a weight is outside its range or shapes do not fit.
+
+    >>> CrossEntropy().loss_per_sample(torch.zeros(3, 10), torch.tensor([3, 7, -100]))  # log 10
+    tensor([2.3026, 2.3026, 0.0000])
+    """
+
+    unit: ClassVar[str] = "label"
+    label_smoothing: float = 0.0
+    ignore_index: int | None = -100
+    weight: Sequence[float] | None = None
+
+    def __post_init__(self) -> None:
+        _require_smoothing(self.label_smoothing)
+        object.__setattr__(self, "weight", class_weights(self.weight))
+
+    @property
+    def fixed_units(self) -> bool:
+        """Whether every label counts, and as much as any other."""
+        return self.ignore_index is None and self.weight is None
+
+    def loss_per_sample(self, outputs: Any, targets: Tensor) -> Tensor:
+        """Cross-entropy of each sample, summed over its labels, [n]."""
+        logits, labels = self._logits_and_labels(outputs, targets)
+        losses = F.cross_entropy(
+            logits,
+            labels,
+            weight=_weight_like(self.weight, logits),
+            ignore_index=_NO_LABEL if self.ignore_index is None or labels.is_floating_point() else self.ignore_index,
+            reduction="none",
+            label_smoothing=self.label_smoothing,
+        )
+        return losses if losses.dim() == 1 else losses.flatten(1).sum(dim=1)
+
+    def units_per_sample(self, targets: Tensor) -> Tensor:
+        """Number of labels of each sample, int64 [n], or the sum of their weights, float64 [n]."""
+        return label_units(targets, ignore_index=self.ignore_index, weight=self.weight)
+
+    def counted_per_sample(self, targets: Tensor) -> Tensor:
+        """Number of labels of each sample, int64 [n]."""
+        return label_units(targets, ignore_index=self.ignore_index)
+
+    def correct_per_sample(self, outputs: Any, targets: Tensor) -> Tensor:
+        """Number of labels of each sample with the largest logit, int64 [n]."""
+        logits, labels = self._logits_and_labels(outputs, targets)
+        return correct_labels(logits, labels, ignore_index=self.ignore_index)
+
+    def label_rule(self, outputs: Any) -> LabelRule:
+        """Class numbers below the number of outputs, and `ignore_index`."""
+        return LabelRule(prediction(outputs).shape[1] - 1, self.ignore_index)
+
+    def _logits_and_labels(self, outputs: Any, targets: Tensor) -> tuple[Tensor, Tensor]:
+        logits = prediction(outputs)
+        _require_weights(self.weight, logits.shape[1] if logits.dim() > 1 else 0)
+        return float32_or_wider(logits), labels_for("CrossEntropy", logits, targets)
+
+
+@dataclass(frozen=True)
+class NextToken:
+    """Cross-entropy of every token: outputs [n, T, V], targets of an integer type [n, T].
+
+    Position t of the outputs is compared with position t of the targets, or with `shift` with position t + 1. Targets
+    equal to `ignore_index` are masked: no loss, no unit, no gradient. A sample may be masked altogether: its loss is 0
+    and it has 0 units.
+
+    Attributes:
+        ignore_index: the target that means "masked".
+        label_smoothing: as in `CrossEntropy`, per valid token.
+        weight: as in `CrossEntropy`, per token of the vocabulary.
+        shift: whether targets are the inputs themselves, as for the causal models of transformers, so that the
+        target of
+            a position is the one behind it. None: `train` asks model and data (`shift_of`); here it means no.
+
+    Raises:
+        ValueError: if `label_smoothing` or a weight is outside its range or shapes do not fit.
+
+    >>> NextToken().loss_per_sample(torch.zeros(1, 3, 10), torch.tensor([[3, 7, -100]]))  # 2 log 10
+    tensor([4.6052])
+    >>> NextToken(shift=True).units_per_sample(torch.tensor([[3, 7, -100]]))
+    tensor([1])
+    """
+
+    unit: ClassVar[str] = "token"
+    fixed_units: ClassVar[bool] = False
+    ignore_index: int = -100
+    label_smoothing: float = 0.0
+    weight: Sequence[float] | None = None
+    shift: bool | None = None
+
+    def __post_init__(self) -> None:
+        _require_smoothing(self.label_smoothing)
+        object.__setattr__(self, "weight", class_weights(self.weight))
+
+    def loss_per_sample(self, outputs: Any, targets: Tensor) -> Tensor:
+        """Cross-entropy summed over the valid tokens of each sample, [n]."""
+        logits, labels = self._logits_and_labels(outputs, targets)
+        logits = float32_or_wider(logits).flatten(0, 1)
+        loss_per_token = F.cross_entropy(
+            logits,
+            labels.flatten(),
+            weight=_weight_like(self.weight, logits),
+            ignore_index=self.ignore_index,
+            reduction="none",
+            label_smoothing=self.label_smoothing,
+        )
+        return loss_per_token.view(targets.shape).sum(dim=1)
+
+    def units_per_sample(self, targets: Tensor) -> Tensor:
+        """Number of valid tokens of each sample, int64 [n], or the sum of their weights, float64 [n]."""
+        return label_units(self._aligned(targets), ignore_index=self.ignore_index, weight=self.weight)
+
+    def counted_per_sample(self, targets: Tensor) -> Tensor:
+        """Number of valid tokens of each sample, int64 [n]."""
+        return label_units(self._aligned(targets), ignore_index=self.ignore_index)
+
+    def correct_per_sample(self, outputs: Any, targets: Tensor) -> Tensor:
+        """Number of valid tokens of each sample with the largest logit, int64 [n]."""
+        logits, labels = self._logits_and_labels(outputs, targets)
+        return correct_labels(logits, labels, ignore_index=self.ignore_index, dim=-1)
+
+    def label_rule(self, outputs: Any) -> LabelRule:
+        """Tokens of the vocabulary, and `ignore_index`."""
+        return LabelRule(prediction(outputs).shape[-1] - 1, self.ignore_index)
+
+    def _logits_and_labels(self, outputs: Any, targets: Tensor) -> tuple[Tensor, Tensor]:
+        logits = prediction(outputs)
+        if targets.dim() != 2 or logits.dim() != 3 or logits.shape[:-1] != targets.shape:
+            raise ValueError(_misfit("NextToken", logits, targets, "outputs [n, T, V] and targets [n, T]"))
+        _require_weights(self.weight, logits.shape[-1])
+        return logits, self._aligned(_class_numbers("NextToken", targets))
+
+    def _aligned(self, targets: Tensor) -> Tensor:
+        """The target of every position; the last one has none where targets are shifted."""
+        # Targets, not logits, are moved: a slice of the logits would be copied, and they are the largest tensor there.
+        return F.pad(targets[:, 1:], (0, 1), value=self.ignore_index) if self.shift else targets
+
+
+def labels_for(loss: str, logits: Tensor, targets: Tensor) -> Tensor:
+    """Class numbers int64 [n, ...], or probabilities of the type of the logits [n, C, ...].
+
+    Raises:
+        ValueError: if they do not fit the logits [n, C, ...].
+    """
+    if targets.is_floating_point() and targets.shape == logits.shape and logits.dim() > 1:
+        return targets.to(float32_or_wider(logits).dtype)
+    if logits.dim() < 2 or targets.shape != logits.shape[:1] + logits.shape[2:]:
+        expected = "outputs [n, C] and targets [n] (or [n, C, ...] and [n, ...]; class probabilities have [n, C, ...])"
+        if logits.dim() == 3 and targets.shape == logits.shape[:2]:
+            expected += ". For classes in the last dimension (tokens) choose loss=next_token or loss=per_token"
+        raise ValueError(_misfit(loss, logits, targets, expected))
+    return _class_numbers(loss, targets)
+
+
+def label_units(
+    targets: Tensor, *, ignore_index: int | None = None, weight: Sequence[float] | Tensor | None = None
+) -> Tensor:
+    """What torch's mean over the labels [n, ...] counts: int64 [n], or the sums of class weights, float64 [n].
+
+    Class probabilities [n, C, ...] count as one label each, whatever the weights, as in torch.
+    """
+    if targets.is_floating_point():
+        labels = targets[0, 0].numel() if len(targets) else 0
+        return torch.full((len(targets),), labels, dtype=torch.int64, device=targets.device)
+    rows = targets.reshape(len(targets), -1)
+    valid = torch.ones_like(rows, dtype=torch.bool) if ignore_index is None else rows != ignore_index
+    if weight is None:
+        return valid.sum(dim=1)
+    weights = torch.as_tensor(weight, dtype=torch.float64, device=targets.device)
+    # A label out of range is told where the loss is computed, which names it.
+    of_labels = weights[rows.long().clamp(0, len(weights) - 1)]
+    return (of_labels * valid).sum(dim=1)
+
+
+def correct_labels(logits: Tensor, labels: Tensor, *, ignore_index: int | None, dim: int = 1) -> Tensor:
+    """Number of labels of each sample with the largest logit along `dim`, int64 [n]."""
+    best = logits.argmax(dim=dim)
+    if labels.is_floating_point():
+        hits = best == labels.argmax(dim=dim)
+    else:
+        hits = best == labels
+        if ignore_index is not None:
+            hits &= labels != ignore_index
+    return hits.reshape(len(hits), -1).sum(dim=1)
+
+
+def _class_numbers(loss: str, targets: Tensor) -> Tensor:
+    if targets.dtype not in _INTEGERS:
+        raise ValueError(
+            f"{loss} got targets of {targets.dtype}: targets are class numbers, integers. Convert them with .long() in "
+            "the data set."
+        )
+    return targets.long()
+
+
+@functools.lru_cache(maxsize=16)
+def _weight_tensor(weight: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor(weight, dtype=dtype, device=device)  # once per device: each would be a copy that waits
+
+
+def _weight_like(weight: Any, logits: Tensor) -> Tensor | None:
+    return None if weight is None else _weight_tensor(weight, logits.dtype, logits.device)
+
+
+def _require_weights(weight: Sequence[float] | None, num_classes: int) -> None:
+    if weight is not None and num_classes and len(weight) != num_classes:
+        raise ValueError(f"loss.weight has {len(weight)} numbers for the {num_classes} outputs of the model: one each.")
+
+
+def _require_smoothing(label_smoothing: float) -> None:
+    if not 0.0 <= label_smoothing < 1.0:
+        raise ValueError(f"label_smoothing={label_smoothing!r}: the smoothed share lies in [0, 1). Use 0 for none.")
+
+
+def _misfit(loss: str, logits: Tensor, targets: Tensor, expected: str) -> str:
+    return (
+        f"{loss} got outputs {list(logits.shape)} and targets {list(targets.shape)}: it needs {expected}. "
+        f"Change the model, the data set, or the loss."
+    )
