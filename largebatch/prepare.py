@@ -14,7 +14,7 @@ from largebatch.combinations import coupled_problems
 from largebatch.config import ConfigError, parse_config, public_values
 from largebatch.coupled_losses import is_coupled
 from largebatch.credentials import credential_problems
-from largebatch.data import Augmentation, FirstSamples, NoisyLabels
+from largebatch.data import Augmentation, FirstSamples, NoisyLabels, with_checked_labels
 from largebatch.derive import Derived, derive
 from largebatch.initial_state import build_optimizer, initial_model
 from largebatch.launcher import launcher_problems
@@ -88,25 +88,26 @@ def prepare(composed: DictConfig, environ: Mapping[str, str], *, trains: bool = 
     report.errors += variance_problems(config, ramp, loss) + recomputation_problems(config, loss)
     report.errors += guard_problems(config) + skip_problems(config, train, loss)
     report.errors += [] if model is None or optimizer is None else checkpoint_problems(config, model, optimizer)
-    content = None
+    tried = None
     if not (derived is None or model is None or loss is None or optimizer is None or report.errors):
         run = TriedRun(config, derived, train, train_plain, validation, augment, model, loss, optimizer, trains)
-        content = try_run(run, report)
+        tried = try_run(run, report)
     report.raise_if_any()
-    assert not (content is None or derived is None or model is None or loss is None or optimizer is None)  # noqa: PT018
+    assert not (tried is None or derived is None or model is None or optimizer is None)  # noqa: PT018
+    sets = {id(one): with_checked_labels(one, tried.labels) for one in (train, train_plain, validation)}
     return Prepared(
         config=config,
         public=public_values(composed),
         derived=derived,
-        train=train,
-        train_plain=train_plain,
-        validation=validation,
+        train=sets[id(train)],
+        train_plain=sets[id(train_plain)],
+        validation=sets[id(validation)],
         augment=augment,
         model=model,
-        loss=loss,
-        measured_loss=without_smoothing(loss),
+        loss=tried.loss,
+        measured_loss=without_smoothing(tried.loss),
         optimizer=optimizer,
-        content=content,
+        content=tried.content,
         notes=tuple(report.notes),
     )
 

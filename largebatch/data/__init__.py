@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from largebatch.data.array import ArrayDataset
 from largebatch.data.augmentation import Augmentation
+from largebatch.data.checked_labels import CheckedLabels, with_checked_labels
 from largebatch.data.digits import digits
 from largebatch.data.errors import DataError
 from largebatch.data.folder import image_folder
@@ -19,6 +20,7 @@ from largebatch.data.tokens import TokenWindows, token_stream
 __all__ = [
     "ArrayDataset",
     "Augmentation",
+    "CheckedLabels",
     "DataError",
     "FirstSamples",
     "MicroBatchData",
@@ -36,4 +38,5 @@ __all__ = [
     "parquet_images",
     "random_classification",
     "token_stream",
+    "with_checked_labels",
 ]

@@ -28,7 +28,7 @@ Skipped = tuple[int, str]
 Loaded = tuple[Inputs, Tensor, list[Skipped]]
 
 _MOST_BROKEN = 1000  # in a row
-_TARGET_KEYS = ("labels", "label", "targets", "target")
+TARGET_KEYS = ("labels", "label", "targets", "target")
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def split_targets(batch: Any, ids: Sequence[int]) -> tuple[Inputs, Tensor]:
     Raises DataError if items are neither (input, target) nor a dict with exactly one key of targets.
     """
     if isinstance(batch, dict):
-        keys = [key for key in _TARGET_KEYS if key in batch]
+        keys = [key for key in TARGET_KEYS if key in batch]
         if len(keys) == 1 and isinstance(batch[keys[0]], Tensor) and len(batch) > 1:
             return {key: value for key, value in batch.items() if key != keys[0]}, batch[keys[0]]
         found = f"a dict with the keys {', '.join(map(str, batch))}"
@@ -155,7 +155,7 @@ def split_targets(batch: Any, ids: Sequence[int]) -> tuple[Inputs, Tensor]:
         found = type(batch).__name__
     raise DataError(
         f"Sample {ids[0]} is {found}. An item of a data set is (input, target), or a dict with inputs and exactly one "
-        f"of the keys {', '.join(_TARGET_KEYS)}; targets are numbers or a Tensor."
+        f"of the keys {', '.join(TARGET_KEYS)}; targets are numbers or a Tensor."
     )
 
 

@@ -32,11 +32,8 @@ def require_nothing_left_out(model: nn.Module, outputs: Any) -> None:
 def _of_outputs(outputs: Any) -> Iterator[str]:
     if isinstance(outputs, Tensor):
         return
-    fields = (
-        outputs
-        if isinstance(outputs, Mapping)
-        else getattr(outputs, "_asdict", lambda: getattr(outputs, "__dict__", {}))()
-    )
+    named = getattr(outputs, "_asdict", None)
+    fields = outputs if isinstance(outputs, Mapping) else named() if named else getattr(outputs, "__dict__", {})
     for name, value in fields.items():
         if name != "logits" and isinstance(value, Tensor) and value.requires_grad and _is_for_training(name, value):
             yield name

@@ -160,7 +160,9 @@ class ModuleLoss:
             ValueError: if they differ, a sample's part depends on the others, or a call changes a buffer.
         """
         cases = [targets, *self._with_a_masked_label(targets)]
-        for units in [self._units] if self._units else _candidates(self._mean, targets):
+        known = _units_of(self._mean, self._reduction)
+        # What fitted once is tried first: a few samples may leave open what more of them tell.
+        for units in [known] if known else sorted(_candidates(self._mean, targets), key=lambda one: one != self._units):
             self._units = units
             found = [self._means(outputs, one) for one in cases]
             if all(abs(own - ours) <= _CLOSE * size for own, ours, size in found):
@@ -201,7 +203,9 @@ class ModuleLoss:
         predicted, fitting = self._arguments(outputs, targets)
         own = copy.deepcopy(self._mean).to(predicted.device, predicted.dtype)(predicted, fitting)
         parts = self.loss_per_sample(outputs, targets).double()
-        units = float(self.units_per_sample(targets).sum()) or 1.0
+        units = float(self.units_per_sample(targets).sum())
+        if not units:
+            return 0.0, 0.0, 0.0  # torch's mean of nothing is no number
         if not isinstance(own, Tensor) or own.numel() != 1:
             raise ValueError(f"{self._name} with reduction={self._reduction!r} returned no single number. {_OWN_LOSS}")
         return float(own), float(parts.sum()) / units, float(parts.abs().sum()) / units

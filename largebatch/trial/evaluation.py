@@ -14,7 +14,7 @@ from largebatch.modes import evaluating
 from largebatch.order import SampleOrder
 from largebatch.schema import TrainConfig
 from largebatch.trial.as_before import as_before
-from largebatch.trial.labels import check_labels
+from largebatch.trial.labels import check_labels, scored_batch
 from largebatch.trial.passes import explained, in_precision, outputs_of
 from largebatch.trial.samples import TriedBatch
 
@@ -39,5 +39,5 @@ def try_evaluation(config: TrainConfig, dataset: Any, model: nn.Module, loss: Lo
         with explained(model, batch, during="the forward pass of an evaluation"):
             outputs = outputs_of(model, inputs, precision)
         with explained(model, batch, during="the loss"):
-            loss.loss_per_sample(outputs, targets).sum()
-        check_labels(dataset, outputs, targets, loss)
+            scored_batch(batch, outputs, targets, loss)
+        check_labels(dataset, model, outputs, targets, loss)

@@ -1,29 +1,79 @@
-"""Whether the labels of a set can be scored."""
+"""Whether the loss can be taken of what the model returns, and of the labels of a set."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from largebatch.losses import Loss
+from largebatch.data import MicroBatchData
+from largebatch.losses import (
+    LabelRule,
+    Loss,
+    label_rule,
+    require_labels,
+    require_nothing_left_out,
+    scored,
+    with_shift,
+)
+from largebatch.modes import evaluating
 from largebatch.raised import told
+from largebatch.trial.as_before import as_before
+from largebatch.trial.passes import in_precision, outputs_of
+from largebatch.trial.samples import TriedBatch, rows_of
 
 
-def check_labels(dataset: Any, outputs: Any, targets: Tensor, loss: Loss) -> None:
-    """Score outputs against the smallest and the largest label of the whole set: they may come at any step.
+def scored_batch(batch: TriedBatch, outputs: Any, targets: Tensor, loss: Loss) -> Tensor:
+    """Loss of each sample of a batch that is tried.
 
     Raises:
-        ValueError: if that cannot be done.
+        ValueError: if a label cannot be scored; names its sample.
     """
+    ids = batch.loaded.ids
+    return scored(loss, outputs, targets, [int(ids[place % len(ids)]) for place in range(batch.size)])
+
+
+def check_labels(dataset: Any, model: nn.Module, outputs: Any, targets: Tensor, loss: Loss) -> None:
+    """Score outputs against the smallest and the largest label of the whole set: they may come at any step.
+
+    And see that the loss takes all that the model wants to be trained on, and can be taken sample by sample.
+
+    Raises:
+        ValueError: if not.
+    """
+    require_nothing_left_out(model, outputs)
+    if (examine := getattr(loss, "examine", None)) is not None:
+        examine(outputs, targets)
     for label in getattr(dataset, "label_range", None) or ():
+        labels = torch.full_like(targets, label)
         try:
-            loss.loss_per_sample(outputs, torch.full_like(targets, label))
-        except Exception as error:  # noqa: PERF203
+            scored(loss, outputs, labels, range(len(labels)))
+        except Exception as error:
             smallest, largest = dataset.label_range
+            rule = label_rule(loss, outputs)
+            reason = None if rule is None else rule.problem(labels)
             raise ValueError(
                 f"the labels lie from {smallest} to {largest}, and the model's outputs cannot be scored against "
-                f"{label} ({told(error)}). Give the model as many outputs as there are classes (data.num_classes, "
-                "data.vocab_size), or correct the labels."
+                f"{label} ({told(error) if reason is None else reason}). Give the model as many outputs as there are "
+                "classes (data.num_classes, data.vocab_size), or correct the labels."
             ) from error
+
+
+def settled_loss(model: nn.Module, loss: Loss, probed: MicroBatchData, precision: str) -> tuple[Loss, LabelRule | None]:
+    """The loss as the run takes it, see `with_shift`, and the labels that it can score.
+
+    Args:
+        model: of the run.
+        loss: of the config.
+        probed: samples spread over the training set; one is passed through the model, the labels of all are looked at.
+        precision: of the run.
+
+    Raises:
+        ValueError: if labels cannot be scored, or what is meant by them cannot be told.
+    """
+    inputs = in_precision(probed.inputs, precision)
+    with as_before(model), evaluating(model), torch.no_grad():
+        rule = label_rule(loss, outputs_of(model, rows_of(inputs, torch.zeros(1, dtype=torch.int64)), precision))
+        require_labels(rule, probed.targets, probed.ids.tolist())
+        return with_shift(loss, model, inputs, probed.targets), rule

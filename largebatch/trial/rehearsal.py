@@ -18,13 +18,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from largebatch.data import Augmentation
+from largebatch.data import Augmentation, MicroBatchData
 from largebatch.derive import Derived
-from largebatch.losses import Loss
+from largebatch.losses import LabelRule, Loss
 from largebatch.report import Report
 from largebatch.schema import TrainConfig
-from largebatch.trial.content import sampled_content
+from largebatch.trial.content import content_of, probed_samples
 from largebatch.trial.evaluation import try_evaluation
+from largebatch.trial.labels import settled_loss
 from largebatch.trial.saving import try_saving
 from largebatch.trial.training import try_training
 
@@ -45,8 +46,23 @@ class TriedRun:
     trains: bool
 
 
-def try_run(run: TriedRun, report: Report) -> str | None:
-    """Try everything until something fails; what stands for the training set, see `sampled_content`.
+@dataclass(frozen=True)
+class Tried:
+    """What a trial settles.
+
+    Attributes:
+        content: stands for the training set, see `sampled_content`.
+        loss: as the run takes it: whether labels of tokens are shifted was asked.
+        labels: that it can score.
+    """
+
+    content: str
+    loss: Loss
+    labels: LabelRule | None
+
+
+def try_run(run: TriedRun, report: Report) -> Tried | None:
+    """Try everything until something fails; then None.
 
     Args:
         run: to be tried.
@@ -58,9 +74,12 @@ def try_run(run: TriedRun, report: Report) -> str | None:
         "model and data.train_plain": partial(try_evaluation, config, run.train_plain, model, loss),
         "model and data.validation": partial(try_evaluation, config, run.validation, model, loss),
         "checkpoint": partial(try_saving, config, model, run.optimizer),
-        "data.train": partial(sampled_content, config, run.train),
+        "data.train": partial(probed_samples, config, run.train),
     }
     if not run.trains:
         del trials["checkpoint"]
-    content: str | None = report.attempt_in_turn(trials)
-    return content
+    probed: MicroBatchData | None = report.attempt_in_turn(trials)
+    if probed is None:
+        return None
+    settled = report.attempt("loss", lambda: settled_loss(model, loss, probed, config.precision.compute))
+    return None if settled is None else Tried(content_of(probed), *settled)

@@ -15,7 +15,7 @@ from largebatch.losses import Loss
 from largebatch.modes import train_mode
 from largebatch.schema import TrainConfig
 from largebatch.trial.as_before import as_before
-from largebatch.trial.labels import check_labels
+from largebatch.trial.labels import check_labels, scored_batch
 from largebatch.trial.passes import MisfitError, explained, in_precision, named, outputs_of
 from largebatch.trial.samples import TriedBatch, in_pairs, repeated, tried_batches
 
@@ -73,14 +73,14 @@ def _backward(config: TrainConfig, dataset: Any, model: nn.Module, loss: Loss, b
     with explained(model, batch, during="the forward pass in training mode"):
         outputs = outputs_of(model, inputs, precision)
     with explained(model, batch, during="the loss in training mode"):
-        total = loss.loss_per_sample(outputs, targets).sum()
+        total = scored_batch(batch, outputs, targets, loss).sum()
     if [part._version for part in parts] != versions:
         raise ValueError(
             f"{type(model).__name__} changes its inputs in place. Whatever reads a micro-batch twice (a noise scale, "
             "a recomputation, a step taken again after a shortage of memory) would then see other data. Compute on a "
             "copy: x = x.clone(), or no operation with a trailing underscore or inplace=True on the inputs."
         )
-    check_labels(dataset, outputs, targets, loss)
+    check_labels(dataset, model, outputs, targets, loss)
     _require_number(config, total, batch)
     with explained(model, batch, during="the backward pass"):
         total.backward()

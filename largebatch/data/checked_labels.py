@@ -1,0 +1,51 @@
+"""A data set whose labels are looked at whenever a sample is loaded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+
+from largebatch.data.items import TARGET_KEYS
+from largebatch.losses import LabelRule
+
+
+class CheckedLabels(Dataset[Any]):
+    """`dataset`, where a sample whose label the loss cannot score fails to load, as one that cannot be read does.
+
+    So it is named with its label and the range, in training, evaluation and measurements, or skipped, where such
+    samples are; on a GPU the label would be an assertion of a kernel that names nothing.
+
+    Args:
+        dataset: map-style, not in memory.
+        rule: of the labels.
+    """
+
+    def __init__(self, dataset: Any, rule: LabelRule) -> None:
+        self._dataset, self._rule = dataset, rule
+        if hasattr(dataset, "clean"):
+            self.clean = CheckedLabels(dataset.clean, rule)
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        item = self._dataset[index]
+        # What is no item at all is told where items are put together.
+        label = _label_of(item)
+        if label is not None and (problem := self._rule.problem(torch.as_tensor(label))):
+            raise ValueError(problem)
+        return item
+
+
+def with_checked_labels(dataset: Any, rule: LabelRule | None) -> Any:
+    """`dataset`, looked at where its labels are not known as a whole: their range was compared with the rule before."""
+    is_known = hasattr(dataset, "fetch") or getattr(dataset, "label_range", None) is not None
+    return dataset if rule is None or is_known else CheckedLabels(dataset, rule)
+
+
+def _label_of(item: Any) -> Any:
+    if isinstance(item, dict):
+        return next((item[key] for key in TARGET_KEYS if key in item), None)
+    return item[1] if isinstance(item, (tuple, list)) and len(item) == 2 else None
