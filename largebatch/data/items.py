@@ -145,10 +145,13 @@ def split_targets(batch: Any, ids: Sequence[int]) -> tuple[Inputs, Tensor]:
     if isinstance(batch, dict):
         keys = [key for key in TARGET_KEYS if key in batch]
         if len(keys) == 1 and isinstance(batch[keys[0]], Tensor) and len(batch) > 1:
-            return {key: value for key, value in batch.items() if key != keys[0]}, batch[keys[0]]
+            inputs = {key: value for key, value in batch.items() if key != keys[0]}
+            _require_tensors(inputs, ids)
+            return inputs, batch[keys[0]]
         found = f"a dict with the keys {', '.join(map(str, batch))}"
     elif isinstance(batch, (tuple, list)):
         if len(batch) == 2 and isinstance(batch[0], (Tensor, dict)) and isinstance(batch[1], Tensor):
+            _require_tensors(batch[0] if isinstance(batch[0], dict) else {}, ids)
             return batch[0], batch[1]
         found = f"({', '.join(type(part).__name__ for part in batch)}) once collated"
     else:
@@ -157,6 +160,17 @@ def split_targets(batch: Any, ids: Sequence[int]) -> tuple[Inputs, Tensor]:
         f"Sample {ids[0]} is {found}. An item of a data set is (input, target), or a dict with inputs and exactly one "
         f"of the keys {', '.join(TARGET_KEYS)}; targets are numbers or a Tensor."
     )
+
+
+def _require_tensors(inputs: dict[str, Any], ids: Sequence[int]) -> None:
+    """Raise DataError if an input is no tensor: a model could not take it from a batch."""
+    for name, value in inputs.items():
+        if not isinstance(value, Tensor):
+            inside = f" of {type(value[0]).__name__}" if isinstance(value, (list, tuple)) and value else ""
+            raise DataError(
+                f"Sample {ids[0]} has an input {name!r} that is a {type(value).__name__}{inside} once collated: inputs "
+                "are numbers or tensors. Leave it out of the item, or make a tensor of it."
+            )
 
 
 def augment_inputs(augment: Augment, inputs: Inputs, ids: Int64Array, epochs: Int64Array) -> Inputs:

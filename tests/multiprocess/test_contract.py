@@ -360,7 +360,7 @@ def test_a_step_makes_one_gradient_all_reduce_whatever_the_accumulation(ranks, m
 def test_only_masked_tokens_are_counted_over_ranks(ranks, kind, counts):
     """Every token of a stream is a target: their number is known, and no step waits for other ranks to tell it."""
     few, many = (ranks(2).run(collectives, Case(kind, 24, max_micro=5, steps=steps))[0]["calls"] for steps in (2, 5))
-    assert (many - few)["all_reduce", 1] == counts
+    assert (many - few)["all_reduce", 6] == counts, "a number for each of 6 micro-batches"
 
 
 class DivergesOnRankOne(nn.Module):

@@ -198,6 +198,8 @@ def test_augmentation_reaches_the_images_of_a_dict() -> None:
     [
         (lambda i: torch.ones(3), "is Tensor. An item"),
         (lambda i: (torch.ones(3), 1, 2), r"\(Tensor, Tensor, Tensor\) once collated"),
+        (lambda i: {"x": torch.ones(3), "name": "a", "label": 1}, "an input 'name' that is a list of str"),
+        (lambda i: ({"x": torch.ones(3), "name": "a"}, 1), "an input 'name' that is a list of str"),
         (lambda i: (torch.ones(3), "cat"), r"\(Tensor, tuple\) once collated"),
         (lambda i: {"x": torch.ones(3)}, "a dict with the keys x"),
         (lambda i: {"x": torch.ones(3), "label": 1, "labels": 1}, "exactly one of the keys"),

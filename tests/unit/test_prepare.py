@@ -557,12 +557,7 @@ MODEL: dict[str, Row] = {
     "fewer outputs than classes": (
         ["model.num_outputs=1"],
         NO_ENVIRON,
-        {
-            "model and data: a micro-batch of 32 samples (60, 114, 274, 456, ...: inputs float32 [32, 1, 8, 8], ": (
-                "targets int64 [32] from 0 to 9) failed in the loss in training mode with IndexError: Target 2 is out "
-                "of bounds. Do the model's inputs and outputs and the labels fit the data?"
-            )
-        },
+        {"model and data: sample 60: the label 2 is none of the 1 classes, 0 to 0, that ": "(data.num_classes"},
     ),
     "fails in its own way": (
         [f"model._target_={HERE}.Stumbles"],
@@ -584,9 +579,29 @@ MODEL: dict[str, Row] = {
         {"optimizer: Flatten has no trainable parameters": "Set requires_grad=True"},
     ),
     "loss of torch": (
-        ["loss._target_=torch.nn.CrossEntropyLoss"],
+        ["loss=module", "loss._target_=torch.nn.CosineEmbeddingLoss"],
         NO_ENVIRON,
-        {"loss._target_=torch.nn.CrossEntropyLoss: a CrossEntropyLoss has no unit": "largebatch.losses"},
+        {"model and data: a micro-batch of 32 samples (": "missing 1 required positional argument: 'target'"},
+    ),
+    "sum of torch": (
+        ["loss=module", "loss._target_=torch.nn.CrossEntropyLoss", "+loss.reduction=sum"],
+        NO_ENVIRON,
+        {"loss._target_=torch.nn.CrossEntropyLoss: CrossEntropyLoss has reduction='sum'": "Use reduction=mean"},
+    ),
+    "function of torch": (
+        ["loss=module", "loss._target_=torch.nn.functional.cross_entropy"],
+        NO_ENVIRON,
+        {"loss._target_=torch.nn.functional.cross_entropy: a function of input, target": "torch.nn.CrossEntropyLoss"},
+    ),
+    "module without a reduction": (
+        ["loss=module", "loss._target_=torch.nn.Identity"],
+        NO_ENVIRON,
+        {"loss._target_=torch.nn.Identity: a Identity has no unit": "no reduction. Choose a class"},
+    ),
+    "weights of another number of classes": (
+        ["loss.weight=[1,2]"],
+        NO_ENVIRON,
+        {"model and data: loss.weight has 2 numbers for the 10 outputs": "one each"},
     ),
     "smoothing above one": (
         ["loss.label_smoothing=2"],

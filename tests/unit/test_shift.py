@@ -1,0 +1,162 @@
+"""What labels of tokens mean is asked of data and model; nothing that a model wants to be trained on is lost."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from largebatch.losses import CrossEntropy, NextToken, require_nothing_left_out, with_shift
+from largebatch.models import GPT
+
+transformers = pytest.importorskip("transformers")
+
+IDS = torch.randint(1, 17, (6, 9), generator=torch.Generator().manual_seed(0))
+SMALL = {"vocab_size": 17, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+T5 = {"vocab_size": 17, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+
+
+def made(config: Any, kind: str) -> nn.Module:
+    torch.manual_seed(0)
+    return getattr(transformers, f"AutoModelFor{kind}").from_config(config)
+
+
+def gpt2() -> nn.Module:
+    return made(transformers.GPT2Config(vocab_size=17, n_positions=9, n_embd=16, n_layer=1, n_head=2), "CausalLM")
+
+
+def bert() -> nn.Module:
+    return made(transformers.BertConfig(**SMALL), "MaskedLM")
+
+
+def mixtral(**fields: Any) -> nn.Module:
+    config = transformers.MixtralConfig(
+        **SMALL, num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=1, max_position_embeddings=16, **fields
+    )
+    return made(config, "CausalLM")
+
+
+def masked_prompt() -> Tensor:
+    return IDS.masked_fill(torch.arange(9) < 4, -100)
+
+
+def noise() -> Tensor:
+    return torch.randint(1, 17, (6, 9), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "labels", "shift"),
+    [
+        (gpt2(), {"input_ids": IDS}, IDS, True),
+        (gpt2(), {"input_ids": IDS, "attention_mask": torch.ones_like(IDS)}, masked_prompt(), True),
+        (gpt2(), IDS, IDS, True),
+        (gpt2(), {"input_ids": IDS[:, :-1]}, IDS[:, 1:], False),
+        (bert(), {"input_ids": noise()}, masked_prompt(), False),
+        (mixtral(), {"input_ids": IDS}, IDS, True),
+        (GPT(17, 8, num_layers=1, num_heads=2, width=16), IDS[:, :-1], IDS[:, 1:], False),
+        (GPT(17, 9, num_layers=1, num_heads=2, width=16), noise(), IDS, False),
+        (nn.Identity(), {"words": noise(), "type_ids": torch.zeros_like(IDS)}, torch.zeros_like(IDS), False),
+    ],
+    ids=["labels=ids", "prompt", "tensor", "moved", "masked lm", "experts", "own, moved", "own, other", "all alike"],
+)
+def test_labels_are_shifted_where_the_model_shifts_them_and_the_data_do_not(
+    model: nn.Module, inputs: Any, labels: Tensor, shift: bool
+) -> None:
+    model.train()
+    settled = with_shift(NextToken(label_smoothing=0.1), model, inputs, labels)
+    assert settled == NextToken(label_smoothing=0.1, shift=shift)
+    assert model.training
+
+
+def test_a_shifted_loss_is_that_of_the_causal_model_itself() -> None:
+    model, labels = gpt2().double().eval(), masked_prompt()
+    labels[2] = -100
+    outputs = model(input_ids=IDS, labels=labels)
+    loss = with_shift(NextToken(), model, {"input_ids": IDS}, labels)
+    ours = loss.loss_per_sample(outputs, labels).sum() / loss.units_per_sample(labels).sum()
+    assert ours.item() == pytest.approx(outputs.loss.item(), rel=1e-6)  # transformers sums in float32
+    assert loss.units_per_sample(labels).tolist() == [5, 5, 0, 5, 5, 5]
+    hits = (outputs.logits[:, :-1].argmax(-1) == labels[:, 1:]).sum(dim=1)
+    assert torch.equal(loss.correct_per_sample(outputs, labels), hits)
+
+
+def test_an_explicit_shift_is_not_asked_about() -> None:
+    for shift in (True, False):
+        assert with_shift(NextToken(shift=shift), nn.Identity(), IDS, IDS) == NextToken(shift=shift)
+    assert with_shift(CrossEntropy(), nn.Identity(), IDS, IDS) == CrossEntropy()
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "labels", "message"),
+    [
+        (GPT(17, 9, num_layers=1, num_heads=2, width=16), IDS, IDS, "GPT is not known to shift them.*loss.shift=true"),
+        (bert(), {"input_ids": IDS}, masked_prompt(), "BertForMaskedLM does not shift them"),
+        (gpt2(), {"input_ids": IDS}, noise(), "neither the inputs nor the inputs moved by one"),
+        (
+            made(transformers.T5Config(**T5), "Seq2SeqLM"),
+            {"input_ids": IDS},
+            noise(),
+            "add decoder_input_ids|Add decoder",
+        ),
+        (mixtral(output_router_logits=True, router_aux_loss_coef=1.0), {"input_ids": IDS}, IDS, "it adds or does"),
+    ],
+    ids=["own copier", "masked lm copier", "unrelated", "decoder", "adds a loss"],
+)
+def test_what_would_train_a_copier_or_cannot_be_told_is_refused(
+    model: nn.Module, inputs: Any, labels: Tensor, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        with_shift(NextToken(), model, inputs, labels)
+
+
+def test_a_decoder_with_inputs_of_its_own_has_labels_where_they_are_predicted() -> None:
+    model = made(transformers.T5Config(**T5, decoder_start_token_id=0), "Seq2SeqLM")
+    inputs = {"input_ids": noise(), "decoder_input_ids": model.prepare_decoder_input_ids_from_labels(labels=IDS)}
+    assert with_shift(NextToken(), model, inputs, IDS) == NextToken(shift=False)
+
+
+class Gated(nn.Linear):
+    """Keeps a penalty for whoever asks, as gates of several mixtures of experts do."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs = super().forward(inputs)
+        self.l_aux = outputs.square().mean()
+        return outputs
+
+
+class TwoHeads(nn.Linear):
+    """Returns what it is told to."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(3, 2)
+        self.name = name
+
+    def forward(self, inputs: Tensor) -> Any:
+        outputs = super().forward(inputs)
+        return SimpleNamespace(
+            logits=outputs, hidden=outputs, **{self.name: 2 * outputs if "s" in self.name else outputs.sum()}
+        )
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "message"),
+    [
+        (mixtral(output_router_logits=True), IDS, "MixtralForCausalLM also returns aux_loss.*output_router_logits"),
+        (Gated(3, 2), torch.ones(4, 3), "Gated also keeps l_aux"),
+        (TwoHeads("aux_logits"), torch.ones(4, 3), "TwoHeads also returns aux_logits"),
+        (TwoHeads("balance"), torch.ones(4, 3), "TwoHeads also returns balance"),
+    ],
+)
+def test_a_loss_of_the_model_that_training_would_drop_is_refused(
+    model: nn.Module, inputs: Tensor, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        require_nothing_left_out(model, model(inputs))
+
+
+def test_outputs_without_a_loss_of_their_own_pass() -> None:
+    for model, inputs in ((gpt2(), IDS), (mixtral(), IDS), (bert(), IDS), (nn.Linear(3, 2), torch.ones(4, 3))):
+        require_nothing_left_out(model, model(inputs))
