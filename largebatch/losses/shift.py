@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from largebatch.losses.cross_entropy import NextToken
 from largebatch.losses.protocol import Loss
+from largebatch.modes import evaluating
 
 _CLOSE = 1e-3  # of a loss: the model computes its own in the type of its weights
 
@@ -83,14 +84,17 @@ def _model_shifts(model: nn.Module, inputs: Any, targets: Tensor, ignore_index: 
     row = next((number for number, one in enumerate(targets) if (one[1:] != ignore_index).any()), 0)
     labels = targets[row : row + 1].long()
     masked = labels.masked_fill(labels == ignore_index, -100)
-    modes = [(part, part.training) for part in model.modules()]
-    model.eval()
-    if isinstance(inputs, dict):
-        outputs = model(**{name: part[row : row + 1] for name, part in inputs.items()}, labels=masked)
-    else:
-        outputs = model(inputs[row : row + 1], labels=masked)
-    for part, is_training in modes:
-        part.training = is_training
+    try:
+        with evaluating(model):
+            if isinstance(inputs, dict):
+                outputs = model(**{name: part[row : row + 1] for name, part in inputs.items()}, labels=masked)
+            else:
+                outputs = model(inputs[row : row + 1], labels=masked)
+    except Exception as error:
+        raise ValueError(
+            f"{type(model).__name__} takes labels, and fails with those of a sample ({type(error).__name__}: "
+            f"{error}), so that it cannot be asked whether it shifts them. Set loss.shift=true or false."
+        ) from error
     own = getattr(outputs, "loss", None)
     if not isinstance(own, Tensor) or own.numel() != 1:
         return None

@@ -121,6 +121,7 @@ LEVEL = {room: number for number, rooms in enumerate(LEVELS) for room in rooms}
 # Inside a level rooms do not know each other, but for these. Level 4 is the wiring: only a cycle is wrong there.
 SAME_LEVEL = {
     ("order", "keyed"),
+    ("losses", "modes"),
     ("data", "interruption"),
     ("runtime", "process_group"),
     ("gradients", "runtime"),
