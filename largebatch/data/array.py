@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from largebatch.data.errors import check_labels
+from largebatch.data.errors import DataError, check_labels
 
 Int64Array = npt.NDArray[np.int64]
 
@@ -55,10 +55,12 @@ class ArrayDataset(Dataset[tuple[Tensor, Tensor]]):
         mean: for uint8 images, see `ImageNormalisation`; without it pixels are divided by 255 alone.
         std: likewise.
         num_classes: if given, integer `targets` must lie in [0, num_classes).
+        bad: why, for each sample that cannot be used; asking for one is an error.
+        plan_notes: what is to be told before a training.
 
     Raises:
         ValueError: if lengths differ, the set is empty, or `mean` and `std` would have no effect.
-        DataError: if a label lies outside the range.
+        DataError: if a label lies outside the range; when a sample is asked for that is bad.
 
     >>> data = ArrayDataset(torch.tensor([[0.0], [1.0], [2.0]]), torch.tensor([5, 6, 7]))
     >>> data.fetch(np.array([2, 0]))
@@ -74,6 +76,8 @@ class ArrayDataset(Dataset[tuple[Tensor, Tensor]]):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         num_classes: int | None = None,
+        bad: Mapping[int, str] | None = None,
+        plan_notes: Sequence[str] = (),
     ) -> None:
         if len(inputs) != len(targets) or len(inputs) == 0:
             raise ValueError(
@@ -85,6 +89,8 @@ class ArrayDataset(Dataset[tuple[Tensor, Tensor]]):
         self.inputs = inputs
         self.targets = targets
         self.num_classes = num_classes
+        self.plan_notes = tuple(plan_notes)
+        self._bad = dict(bad or {})
         self._normalise = _image_normalisation(inputs, mean, std)
 
     def __len__(self) -> int:
@@ -98,6 +104,7 @@ class ArrayDataset(Dataset[tuple[Tensor, Tensor]]):
         return int(self.targets.min()), int(self.targets.max())
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        self._require_good([index])
         # The sequence protocol ends a for loop at the IndexError that a Tensor raises past its end.
         inputs = self.inputs[index]
         return (inputs if self._normalise is None else self._normalise(inputs)), self.targets[index]
@@ -107,9 +114,16 @@ class ArrayDataset(Dataset[tuple[Tensor, Tensor]]):
 
         Raises IndexError if an id lies outside [0, N).
         """
+        if self._bad:
+            self._require_good(ids.tolist())
         index = torch.from_numpy(ids)
         inputs = self.inputs.index_select(0, index)
         return (inputs if self._normalise is None else self._normalise(inputs)), self.targets.index_select(0, index)
+
+    def _require_good(self, ids: Sequence[int]) -> None:
+        for one in ids:
+            if one in self._bad:
+                raise DataError(self._bad[one])
 
 
 def _image_normalisation(

@@ -1,33 +1,24 @@
-"""Encoded images to uint8 arrays, with the file or row of every image that cannot be used."""
+"""An encoded image as the pixels that its file means, or an error that names it."""
 
 from __future__ import annotations
 
 import io
-import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from itertools import starmap
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from largebatch.data.errors import DataError
 
 UInt8Array = npt.NDArray[np.uint8]
 
-# 4 GiB: 1.4 million RGB images of 32 x 32, or 28,000 of 224 x 224. Every rank of a machine holds its own copy.
-DEFAULT_MAX_BYTES_IN_MEMORY = 4 * 2**30
-
-_BLOCK = 256
-# Pillow parses headers under the interpreter lock; below this many bytes an image is mostly header, and threads
-# that fight for the lock are slower than one (measured on 32 x 32 JPEG: 137 us per image with two, 131 with one).
-_ENCODED_BYTES_WORTH_A_THREAD = 8 * 1024
 _MODES = {1: "L", 3: "RGB"}
+_ORIENTATION = 0x0112  # tag of EXIF
+# TIFF tags: bits per sample; 0 in the other one says that 0 is white.
+_TIFF_BITS, _TIFF_PHOTOMETRIC = 258, 262
 
 
 def require_pillow() -> Any:
@@ -39,29 +30,57 @@ def require_pillow() -> Any:
     return Image
 
 
+@cache
+def readable_suffixes() -> frozenset[str]:
+    """Suffixes, in lower case with their dot, of the image files that this Pillow can read."""
+    pil = require_pillow()
+    pil.init()
+    from PIL.ImageFile import StubImageFile
+
+    def has_decoder(name: str) -> bool:
+        """Pillow knows some formats, such as HDF5 and MPEG, by their first bytes alone."""
+        opener = pil.OPEN.get(name, (None,))[0]
+        is_stub = isinstance(opener, type) and issubclass(opener, StubImageFile)
+        return opener is not None and not is_stub and name != "MPEG"
+
+    return frozenset(suffix for suffix, name in pil.registered_extensions().items() if has_decoder(name))
+
+
 def decode_image(
-    source: bytes | Path, *, num_channels: int, where: Callable[[], str], image_size: int | None = None
+    source: bytes | Path,
+    *,
+    num_channels: int,
+    where: Callable[[], str],
+    image_size: int | None = None,
+    remarks: list[str] | None = None,
 ) -> UInt8Array:
     """One image as uint8 [H, W, C]; read-only.
+
+    The pixels are those that a viewer shows: turned and mirrored as EXIF says; 16 bits per channel are scaled to 8 over
+    their full range. Transparency is dropped, as by Pillow's `convert`: a pixel has the colour that is stored under it.
+    Of several frames the first one counts. Colour profiles (ICC) are not applied.
 
     Args:
         source: the encoded bytes, or a file.
         num_channels: 1 converts to grey, 3 to RGB.
         where: names the image; called for errors alone.
         image_size: if given, the shorter side is resized to it (bilinear, antialiased) and the centre square is cut.
+        remarks: if given, what is dropped of this image is appended to it.
 
     Raises:
-        DataError: if the bytes are not an image that Pillow can decode.
+        DataError: if the bytes are not an image that Pillow can decode, or have no known white.
     """
     pil = require_pillow()
     try:
         with pil.open(io.BytesIO(source) if isinstance(source, bytes) else source) as opened:
-            image = opened if opened.mode == _MODES[num_channels] else opened.convert(_MODES[num_channels])
+            image = _converted(_upright(opened), _MODES[num_channels], opened, pil)
             if image_size is not None:
                 image = _resize_and_crop(image, image_size, pil)
             # np.asarray, the usual way, takes twice as long for small images.
             pixels = np.frombuffer(image.tobytes(), dtype=np.uint8)
             width, height = image.size
+            if remarks is not None:
+                remarks += _dropped(opened)
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError and others for bad bytes
         raise DataError(
             f"{where()}: not a readable image ({type(error).__name__}: {error}). Replace or remove it."
@@ -69,69 +88,50 @@ def decode_image(
     return pixels.reshape(height, width, num_channels)
 
 
-def decode_images(
-    sources: Sequence[bytes] | Sequence[Path],
-    *,
-    num_channels: int,
-    describe: Callable[[int], str],
-    image_size: int | None = None,
-    max_bytes_in_memory: int = DEFAULT_MAX_BYTES_IN_MEMORY,
-) -> Tensor:
-    """All images as one uint8 tensor [N, C, H, W].
+def _upright(opened: Any) -> Any:
+    """As EXIF says, decided as `datasets` does it: after `load`, which itself turns a TIFF."""
+    opened.load()
+    if opened.getexif().get(_ORIENTATION) is None:
+        return opened
+    from PIL.ImageOps import exif_transpose
 
-    Args:
-        sources: encoded bytes, or files.
-        num_channels: 1 (grey) or 3 (RGB).
-        describe: the file or row of image i, for errors.
-        image_size: see `decode_image`; without it all images must have one size.
-        max_bytes_in_memory: the most that the decoded images may take.
-
-    Raises:
-        DataError: if an image is unreadable or of another size, or the set is larger than `max_bytes_in_memory`.
-    """
-
-    def decode(index: int) -> UInt8Array:
-        where = partial(describe, index)
-        return decode_image(sources[index], num_channels=num_channels, where=where, image_size=image_size)
-
-    shape = decode(0).shape
-    _check_fits_in_memory(len(sources), shape, max_bytes_in_memory)
-    images = np.empty((len(sources), shape[2], *shape[:2]), dtype=np.uint8)
-
-    def decode_block(first: int, end: int) -> None:
-        arrays = [decode(index) for index in range(first, end)]
-        for index, array in enumerate(arrays, start=first):
-            if array.shape != shape:
-                raise DataError(
-                    f"Images of two sizes: {describe(0)} is {_size(shape)}, {describe(index)} is {_size(array.shape)}. "
-                    f"A batch is one tensor, so all images need one size: resize the files first, or read them as an "
-                    f"image folder with image_size."
-                )
-        images[first:end] = np.stack(arrays).transpose(0, 3, 1, 2)
-
-    blocks = [(first, min(first + _BLOCK, len(sources))) for first in range(0, len(sources), _BLOCK)]
-    source = sources[0]
-    encoded_bytes = len(source) if isinstance(source, bytes) else source.stat().st_size
-    if encoded_bytes < _ENCODED_BYTES_WORTH_A_THREAD:
-        list(starmap(decode_block, blocks))
-    else:
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as executor:
-            list(executor.map(decode_block, *zip(*blocks, strict=True)))
-    return torch.from_numpy(images)
+    return exif_transpose(opened)
 
 
-def _check_fits_in_memory(num_images: int, shape: tuple[int, ...], max_bytes_in_memory: int) -> None:
-    num_bytes = num_images * int(np.prod(shape))
-    if num_bytes > max_bytes_in_memory:
-        raise DataError(
-            f"{num_images} images of {_size(shape)} take {num_bytes} bytes in memory on every rank, more than "
-            f"max_bytes_in_memory={max_bytes_in_memory}. Raise it if each rank has that much, or use an image folder, "
-            f"which is read from disk when it is too large."
-        )
+def _converted(image: Any, mode: str, opened: Any, pil: Any) -> Any:
+    """`image`, which was `opened`, in `mode` "L" or "RGB"."""
+    if image.mode == mode:
+        return image
+    if image.mode[0] in "IF":
+        image = _scaled_to_8_bits(image, opened, pil)
+    elif image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # the same colours, without Pillow's warning
+    return image if image.mode == mode else image.convert(mode)
 
 
-def _size(shape: tuple[int, ...]) -> str:
-    return f"{shape[1]} x {shape[0]} pixels"
+def _scaled_to_8_bits(image: Any, opened: Any, pil: Any) -> Any:
+    """Grey of 16 bits as "L", rounded: Pillow's own conversion cuts everything off at 255."""
+    if not (image.mode.startswith("I;16") or (image.mode == "I" and opened.format in ("PNG", "PPM"))):
+        raise ValueError(f"mode {image.mode} of {opened.format} does not say which value is white; save 8 or 16 bits")
+    tags = getattr(opened, "tag_v2", {})
+    white = 2 ** int(np.max(tags.get(_TIFF_BITS, 16))) - 1
+    values = np.asarray(image).astype(np.uint32)
+    if tags.get(_TIFF_PHOTOMETRIC) == 0:
+        values = white - values
+    return pil.fromarray(((values * 255 + white // 2) // white).astype(np.uint8))
+
+
+def _dropped(opened: Any) -> list[str]:
+    """What of an image its pixels do not have: transparency, if a pixel has any, and frames."""
+    dropped = []
+    if opened.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in opened.info:
+        alpha = opened if "A" in opened.getbands() else opened.convert("RGBA")
+        if alpha.getchannel("A").getextrema()[0] < 255:
+            dropped.append("transparency")
+    # A phone's JPEG may hold previews: format MPO, in which they are called frames, too.
+    if opened.format != "MPO" and getattr(opened, "n_frames", 1) > 1:
+        dropped.append("frames")
+    return dropped
 
 
 def _resize_and_crop(image: Any, image_size: int, pil: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 Split = Literal["train", "validation"]
+OnBadSample = Literal["stop", "skip"]
 
 
 class DataError(ValueError):
@@ -17,10 +18,21 @@ def check_split(split: str) -> None:
         raise ValueError(f"split={split!r}: a data set has the splits 'train' and 'validation'.")
 
 
+def check_on_bad_sample(on_bad_sample: str) -> None:
+    """Raise ValueError unless `on_bad_sample` is "stop" or "skip"."""
+    if on_bad_sample not in ("stop", "skip"):
+        raise ValueError(f"on_bad_sample={on_bad_sample!r}: 'stop' refuses a bad sample, 'skip' leaves it out.")
+
+
 def check_labels(smallest: int, largest: int, *, num_classes: int, where: str) -> None:
     """Raise DataError unless all labels lie in [0, num_classes); `where` names the labels in the message."""
     if smallest < 0 or largest >= num_classes:
-        raise DataError(
-            f"{where}: labels from {smallest} to {largest}, outside [0, {num_classes}). "
-            f"Labels count from 0 to num_classes - 1: correct them, or pass the true num_classes."
-        )
+        raise DataError(labels_outside(smallest, largest, num_classes=num_classes, where=where))
+
+
+def labels_outside(smallest: int, largest: int, *, num_classes: int, where: str) -> str:
+    """Says of the labels at `where` that they lie outside [0, num_classes)."""
+    return (
+        f"{where}: labels from {smallest} to {largest}, outside [0, {num_classes}). "
+        f"Labels count from 0 to num_classes - 1: correct them, or pass the true num_classes."
+    )

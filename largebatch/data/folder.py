@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from largebatch.data.array import ArrayDataset, ImageNormalisation
-from largebatch.data.decoding import DEFAULT_MAX_BYTES_IN_MEMORY, decode_image, decode_images
-from largebatch.data.errors import DataError, Split, check_split
+from largebatch.data.decoded import DEFAULT_MAX_BYTES_IN_MEMORY, decode_images, notes_of_some
+from largebatch.data.decoding import decode_image, readable_suffixes
+from largebatch.data.errors import DataError, OnBadSample, Split, check_on_bad_sample, check_split
+from largebatch.data.files import Scan, is_hidden
 
-_SUFFIXES = {".png", ".jpg", ".jpeg"}
 _SPLIT_FOLDERS = {"train": ("train",), "validation": ("validation", "val", "test")}
 
 
@@ -21,9 +23,10 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
     """Images decoded one at a time when asked for: float32 [C, image_size, image_size] and a label.
 
     Attributes:
-        files: the image files, ordered by class, then by name.
+        files: the image files, ordered by class, then by path.
         labels: the class of each.
         num_classes: number of classes.
+        plan_notes: what is to be told before a training.
     """
 
     def __init__(
@@ -35,10 +38,12 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
         mean: Sequence[float],
         std: Sequence[float],
         num_classes: int,
+        plan_notes: Sequence[str] = (),
     ) -> None:
         self.files = list(files)
         self.labels = list(labels)
         self.num_classes = num_classes
+        self.plan_notes = tuple(plan_notes)
         self._image_size = image_size
         self._normalise = ImageNormalisation(mean, std)
 
@@ -68,12 +73,17 @@ def image_folder(
     mean: Sequence[float],
     std: Sequence[float],
     max_bytes_in_memory: int = DEFAULT_MAX_BYTES_IN_MEMORY,
+    on_bad_sample: OnBadSample = "stop",
 ) -> ArrayDataset | ImageFiles:
-    """The images `path`/SPLIT/CLASS/*.png, .jpg or .jpeg, resized to squares.
+    """The images below `path`/SPLIT/CLASS/, at any depth, of every suffix that Pillow reads, resized to squares.
 
-    The shorter side is resized to `image_size` and the centre is cut out. If all images of the split then take at
-    most `max_bytes_in_memory`, they are decoded once into memory; otherwise each is read when it is needed, and
-    num_workers of the loader sets how many processes do so. Pixels are the same either way.
+    Their pixels are those of `decode_image`. The shorter side is resized to `image_size` and the centre is cut out. If
+    all images of the split then take at most `max_bytes_in_memory`, they are decoded once into memory; otherwise each
+    is read when it is needed, and num_workers of the loader sets how many processes do so. Pixels are the same either
+    way.
+
+    Links are followed. Hidden files and folders are left out, see `is_hidden`, and so are files of other suffixes; the
+    set's `plan_notes` count them.
 
     Args:
         path: folder with `train` and with `validation`, `val` or `test`. Labels number the sorted folders of `train`.
@@ -82,6 +92,7 @@ def image_folder(
         mean: one number per channel, pixels divided by 255; their count says grey (1) or RGB (3).
         std: as many, likewise.
         max_bytes_in_memory: the most that the decoded split may take in memory, 1 byte per pixel and channel.
+        on_bad_sample: "skip": an unreadable image is an error when it is fetched, not before; as `data.on_bad_sample`.
 
     Raises:
         DataError: for a missing folder, a class without images, a class that `train` lacks, an unreadable image.
@@ -89,23 +100,40 @@ def image_folder(
         ImportError: if Pillow is missing.
     """
     check_split(split)
+    check_on_bad_sample(on_bad_sample)
     if image_size < 1:
         raise ValueError(f"image_size={image_size}: the side of the images in pixels, at least 1.")
-    files, labels, num_classes = _list_images(Path(path), split)
-    on_disk = ImageFiles(files, labels, image_size=image_size, mean=mean, std=std, num_classes=num_classes)
+    ImageNormalisation(mean, std)  # refuses wrong numbers before the slow part
+    files, labels, num_classes, notes = _list_images(Path(path), split)
+
+    def describe(index: int) -> str:
+        return str(files[index])
+
     if len(files) * len(mean) * image_size**2 > max_bytes_in_memory:
-        return on_disk
+        notes += notes_of_some(files, num_channels=len(mean), describe=describe, image_size=image_size)
+        named: dict[str, Any] = {"image_size": image_size, "mean": mean, "std": std, "num_classes": num_classes}
+        return ImageFiles(files, labels, plan_notes=notes, **named)
     images = decode_images(
         files,
         num_channels=len(mean),
-        describe=lambda index: str(files[index]),
+        describe=describe,
         image_size=image_size,
         max_bytes_in_memory=max_bytes_in_memory,
+        skips=on_bad_sample == "skip",
     )
-    return ArrayDataset(images, torch.tensor(labels), mean=mean, std=std, num_classes=num_classes)
+    return ArrayDataset(
+        images.pixels,
+        torch.tensor(labels),
+        mean=mean,
+        std=std,
+        num_classes=num_classes,
+        bad=images.bad,
+        plan_notes=[*notes, *images.notes],
+    )
 
 
-def _list_images(root: Path, split: Split) -> tuple[list[Path], list[int], int]:
+def _list_images(root: Path, split: Split) -> tuple[list[Path], list[int], int, list[str]]:
+    """Files, their labels, the number of classes, and what the scan left out."""
     classes = _class_names(_split_folder(root, "train"))
     folder = _split_folder(root, split)
     unknown = [name for name in _class_names(folder) if name not in classes]
@@ -114,17 +142,21 @@ def _list_images(root: Path, split: Split) -> tuple[list[Path], list[int], int]:
             f"{folder}: class {unknown[0]!r} does not occur in {root / 'train'}, which has {len(classes)} classes. "
             f"Labels number the classes of the training set: rename or remove the folder."
         )
+    scan = Scan(readable_suffixes())
+    scan.leave_out(entry for entry in folder.iterdir() if not entry.is_dir() or is_hidden(entry.name))
     files: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        images = _image_files(folder / name) if (folder / name).is_dir() else []
+        images = scan.below(folder / name) if (folder / name).is_dir() else []
         if not images and split == "train":
-            raise DataError(f"{folder / name}: no .png, .jpg or .jpeg file. Remove the folder of an empty class.")
+            raise DataError(
+                f"{folder / name}: no image{scan.told_of(folder / name)}. Remove the folder of an empty class."
+            )
         files += images
         labels += [label] * len(images)
     if not files:
-        raise DataError(f"{folder}: no images. They should lie in {folder}/CLASS/ as .png, .jpg or .jpeg files.")
-    return files, labels, len(classes)
+        raise DataError(f"{folder}: no images{scan.told_of(folder)}. They should lie in {folder}/CLASS/.")
+    return files, labels, len(classes), scan.notes(folder)
 
 
 def _split_folder(root: Path, split: Split) -> Path:
@@ -135,8 +167,4 @@ def _split_folder(root: Path, split: Split) -> Path:
 
 
 def _class_names(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-
-
-def _image_files(folder: Path) -> list[Path]:
-    return sorted(entry for entry in folder.iterdir() if entry.suffix.lower() in _SUFFIXES)
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not is_hidden(entry.name))

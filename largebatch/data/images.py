@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from largebatch.data.array import ArrayDataset, ImageNormalisation
-from largebatch.data.decoding import DEFAULT_MAX_BYTES_IN_MEMORY, decode_images
-from largebatch.data.errors import DataError, Split, check_labels, check_split
+from largebatch.data.decoded import DEFAULT_MAX_BYTES_IN_MEMORY, decode_images
+from largebatch.data.errors import DataError, OnBadSample, Split, check_on_bad_sample, check_split, labels_outside
 
 _IMAGE_COLUMNS = ("img", "image")
 # A hub set without a validation split is evaluated on its test split.
@@ -22,16 +22,27 @@ _SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "test")}
 
 @dataclass
 class _Rows:
-    """Encoded images and labels of a split, in order, and the name and row of each."""
+    """Encoded images and labels of a split, in order, and the name and row of each.
 
-    images: list[bytes] = field(default_factory=list)
+    `bad` says of a row why it cannot be used; it has an empty image or the label 0.
+    """
+
+    skips: bool
+    images: list[bytes | Path] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
+    bad: dict[int, str] = field(default_factory=dict)
     names: list[str] = field(default_factory=list)
     starts: list[int] = field(default_factory=list)
 
     def describe(self, index: int) -> str:
         part = int(np.searchsorted(self.starts, index, side="right")) - 1
         return f"{self.names[part]} row {index - self.starts[part]}"
+
+    def refuse(self, index: int, why: str) -> None:
+        """Raise DataError, or keep it for the row if bad rows are skipped."""
+        if not self.skips:
+            raise DataError(why)
+        self.bad[index] = why
 
 
 def parquet_images(
@@ -44,8 +55,9 @@ def parquet_images(
     label_column: str = "label",
     num_classes: int | None = None,
     max_bytes_in_memory: int = DEFAULT_MAX_BYTES_IN_MEMORY,
+    on_bad_sample: OnBadSample = "stop",
 ) -> ArrayDataset:
-    """The images of a folder of Hugging Face parquet files, as uint8 in memory.
+    """The images of a folder of Hugging Face parquet files, as uint8 in memory; see `decode_image` for their pixels.
 
     Args:
         path: folder that holds `train-*.parquet`, and `validation-*.parquet` or else `test-*.parquet`.
@@ -56,18 +68,21 @@ def parquet_images(
         label_column: integers in [0, num_classes).
         num_classes: None: as the file's Hugging Face metadata say, or else the largest label plus one.
         max_bytes_in_memory: the most that the decoded split may take; every rank holds a copy.
+        on_bad_sample: "skip": a row that cannot be used is an error when it is fetched, not before; as
+            `data.on_bad_sample`.
 
     Raises:
         DataError: for a missing folder, file, column, an unreadable image, two image sizes or a label out of range.
         ImportError: if pyarrow or Pillow is missing.
     """
     check_split(split)
+    check_on_bad_sample(on_bad_sample)
     ImageNormalisation(mean, std)  # refuses wrong numbers before the slow part
     try:
         import pyarrow.parquet as parquet
     except ImportError as error:
         raise ImportError('Reading parquet files needs pyarrow: pip install "largebatch[images]"') from error
-    rows = _Rows()
+    rows = _Rows(skips=on_bad_sample == "skip")
     for file in _parquet_files(Path(path), split):
         try:
             opened = parquet.ParquetFile(file)
@@ -94,6 +109,7 @@ def hub_images(
     config_name: str | None = None,
     cache_dir: str | None = None,
     max_bytes_in_memory: int = DEFAULT_MAX_BYTES_IN_MEMORY,
+    on_bad_sample: OnBadSample = "stop",
 ) -> ArrayDataset:
     """The images of a Hugging Face data set, as uint8 in memory; downloaded once to its cache.
 
@@ -107,6 +123,7 @@ def hub_images(
         ImportError: if `datasets` or Pillow is missing.
     """
     check_split(split)
+    check_on_bad_sample(on_bad_sample)
     ImageNormalisation(mean, std)
     try:
         import datasets
@@ -128,7 +145,7 @@ def hub_images(
     num_classes = num_classes or getattr(part.features[label_column], "num_classes", None)
     # Without decoding the column is {bytes, path}, as in the parquet files.
     table = part.cast_column(image_column, datasets.Image(decode=False)).with_format("arrow")[:]
-    rows = _Rows()
+    rows = _Rows(skips=on_bad_sample == "skip")
     _append_rows(rows, table, image_column, label_column, name=f"{name} ({chosen})")
     return _in_memory(rows, mean, std, num_classes, max_bytes_in_memory)
 
@@ -165,20 +182,31 @@ def _check_column(columns: list[str], column: str, where: str) -> None:
 
 def _append_rows(rows: _Rows, table: Any, image_column: str, label_column: str, *, name: str) -> None:
     images, labels = table.column(image_column).to_pylist(), table.column(label_column).to_pylist()
-    if images and isinstance(images[0], dict):
-        images = [image and image.get("bytes") for image in images]
-    for number, (image, label) in enumerate(zip(images, labels, strict=True)):
-        if not isinstance(image, bytes):
-            raise DataError(
-                f"{name} row {number}: column {image_column!r} holds no encoded image. "
-                f"It should be bytes, or a struct with a field `bytes`."
-            )
-        if not isinstance(label, int):
-            raise DataError(f"{name} row {number}: column {label_column!r} is {label!r}. Labels are integers.")
     rows.names.append(name)
     rows.starts.append(len(rows.images))
-    rows.images += images
-    rows.labels += labels
+    for number, (cell, label) in enumerate(zip(images, labels, strict=True)):
+        image = _encoded(cell)
+        if image is None:
+            rows.refuse(
+                len(rows.images),
+                f"{name} row {number}: column {image_column!r} holds no encoded image. It should be bytes, or a struct "
+                "with a field `bytes`, or `path` of a file.",
+            )
+        if not isinstance(label, int):
+            why = f"{name} row {number}: column {label_column!r} is {label!r}. Labels are integers."
+            rows.refuse(len(rows.images), why)
+        rows.images.append(b"" if image is None else image)
+        rows.labels.append(label if isinstance(label, int) else 0)
+
+
+def _encoded(cell: Any) -> bytes | Path | None:
+    """Bytes, or the file, of an image column; None: neither."""
+    if isinstance(cell, dict):
+        path = cell.get("path")
+        cell = cell.get("bytes")
+        if cell is None and path is not None and Path(path).is_file():
+            return Path(path)
+    return cell if isinstance(cell, bytes) else None
 
 
 def _num_classes_in_metadata(metadata: dict[bytes, bytes] | None, label_column: str) -> int | None:
@@ -200,12 +228,17 @@ def _in_memory(
         raise DataError(f"{', '.join(rows.names)}: no rows. A data set needs at least one sample.")
     labels = np.asarray(rows.labels, dtype=np.int64)
     num_classes = num_classes or int(labels.max()) + 1
-    wrong = int(np.argmax((labels < 0) | (labels >= num_classes)))
-    check_labels(int(labels[wrong]), int(labels[wrong]), num_classes=num_classes, where=rows.describe(wrong))
+    for wrong in np.flatnonzero((labels < 0) | (labels >= num_classes)).tolist():
+        label, where = int(labels[wrong]), rows.describe(wrong)
+        rows.refuse(wrong, labels_outside(label, label, num_classes=num_classes, where=where))
+        labels[wrong] = 0
     images = decode_images(
         rows.images,
         num_channels=len(mean),
         describe=rows.describe,
         max_bytes_in_memory=max_bytes_in_memory,
+        skips=rows.skips,
     )
-    return ArrayDataset(images, torch.from_numpy(labels), mean=mean, std=std, num_classes=num_classes)
+    bad = {**images.bad, **rows.bad}
+    named: dict[str, Any] = {"mean": mean, "std": std, "num_classes": num_classes}
+    return ArrayDataset(images.pixels, torch.from_numpy(labels), bad=bad, plan_notes=images.notes, **named)

@@ -12,8 +12,8 @@ import torch
 
 from largebatch.batch import BatchPlan
 from largebatch.data import ArrayDataset, DataError, MicroBatchLoader, hub_images, image_folder, parquet_images
-from largebatch.data import decoding as decoding_module
-from largebatch.data.decoding import decode_images
+from largebatch.data import decoded as decoded_module
+from largebatch.data.decoded import decode_images
 from largebatch.order import SampleOrder
 
 pil = pytest.importorskip("PIL.Image", reason='images need Pillow: pip install "largebatch[images]"')
@@ -76,9 +76,9 @@ def test_parquet_images_are_the_pixels_that_pillow_decodes_in_the_order_of_the_f
 
 def test_threads_decode_the_same_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
     data = [encoded(i) for i in range(700)]
-    alone = decode_images(data, num_channels=3, describe=str)
-    monkeypatch.setattr(decoding_module, "_ENCODED_BYTES_WORTH_A_THREAD", 0)
-    assert torch.equal(decode_images(data, num_channels=3, describe=str), alone)
+    alone = decode_images(data, num_channels=3, describe=str).pixels
+    monkeypatch.setattr(decoded_module, "_ENCODED_BYTES_WORTH_A_THREAD", 0)
+    assert torch.equal(decode_images(data, num_channels=3, describe=str).pixels, alone)
     data[650] = b"broken"
     data[690] = b"broken too"
     with pytest.raises(DataError, match=r"^image 650"):
@@ -230,7 +230,7 @@ def test_faults_of_an_image_folder_are_named(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=r"ant/b\.png: not a readable image"):
             list(iter(image_folder(root, "train", image_size=4, max_bytes_in_memory=limit, **RGB)))  # type: ignore[call-overload]
     (root / "train/dog").mkdir()
-    with pytest.raises(DataError, match=r"train/dog: no \.png"):
+    with pytest.raises(DataError, match=r"train/dog: no image\. Remove"):
         image_folder(root, "train", image_size=4, **RGB)
 
 

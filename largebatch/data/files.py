@@ -1,0 +1,73 @@
+"""Which files of a folder are samples, and what of it is left out."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+# What systems leave in every folder without a dot: macOS in its archives, Synology, Windows.
+_LEFT_BY_SYSTEMS = frozenset({"__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini"})
+_MOST_SHOWN = 4
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is no data: its name begins with a dot, or is one that a system leaves everywhere."""
+    return name.startswith(".") or name in _LEFT_BY_SYSTEMS
+
+
+class Scan:
+    """Looks for files of some suffixes in folders and all that they hold, and counts what it leaves out.
+
+    Args:
+        suffixes: in lower case, with their dot; files are compared in lower case, too.
+    """
+
+    def __init__(self, suffixes: Iterable[str]) -> None:
+        self._suffixes = frozenset(suffixes)
+        self._left_out: dict[Path, str] = {}
+
+    def below(self, folder: Path) -> list[Path]:
+        """The files, sorted by path. Links are followed, but not one that leads back to a folder above it."""
+        return sorted(self._below(folder, frozenset()))
+
+    def leave_out(self, entries: Iterable[Path]) -> None:
+        """Count what lies where no files are looked for."""
+        self._left_out |= {entry: "hidden" if is_hidden(entry.name) else "beside the folders" for entry in entries}
+
+    def notes(self, folder: Path) -> list[str]:
+        """What was left out, in at most one line."""
+        told = self._told(self._left_out.values())
+        return [f"{folder}: left out {told}"] if told else []
+
+    def told_of(self, folder: Path) -> str:
+        """What was left out below a folder, for a parenthesis; empty if nothing was."""
+        told = self._told(kind for entry, kind in self._left_out.items() if entry.is_relative_to(folder))
+        return f" (left out: {told})" if told else ""
+
+    def _below(self, folder: Path, above: frozenset[str]) -> list[Path]:
+        real = os.path.realpath(folder)
+        if real in above:
+            self._left_out[folder] = "leading back"
+            return []
+        files: list[Path] = []
+        with os.scandir(folder) as entries:  # knows folders without a question to the disk for every file
+            for entry in entries:
+                path = folder / entry.name
+                if is_hidden(entry.name):
+                    self._left_out[path] = "hidden"
+                elif entry.is_dir():
+                    files += self._below(path, above | {real})
+                elif path.suffix.lower() in self._suffixes:
+                    files.append(path)
+                else:
+                    self._left_out[path] = path.suffix.lower() or "without suffix"
+        return files
+
+    @staticmethod
+    def _told(kinds: Iterable[str]) -> str:
+        counts = sorted(Counter(kinds).items(), key=lambda one: (-one[1], one[0]))
+        shown = [f"{count} {kind}" for kind, count in counts[:_MOST_SHOWN]]
+        rest = sum(count for _, count in counts[_MOST_SHOWN:])
+        return ", ".join([*shown, *([f"{rest} more"] if rest else [])])
