@@ -96,13 +96,11 @@ def recomputation_problems(config: TrainConfig, loss: Any) -> list[str]:
     return exclusions(f"observers.ranks.recompute_every={every}", others)
 
 
-def skip_problems(config: TrainConfig, train: Any, loss: Any) -> list[str]:
+def skip_problems(config: TrainConfig, loss: Any) -> list[str]:
     """Errors of `data.on_bad_sample=skip`: what takes the sizes of micro-batches from the plan would be wrong."""
     if not config.data.skips:
         return []
     key, observers = "data.on_bad_sample=skip", config.observers
-    if hasattr(train, "fetch"):
-        return [f"{key}: has no effect on a set that is in memory. Leave it stop."]
     smaller = "it takes micro-batches to be as large as planned"
     others = {
         f"loss._target_={config.loss['_target_']}": (is_coupled(loss), "it compares all samples of a global batch"),

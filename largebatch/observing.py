@@ -166,6 +166,7 @@ def _evaluation(prepared: Prepared, journal: Journal) -> EvaluationObserver:
         num_workers=config.data.num_workers,
         timeout_s=config.data.timeout_s,
         skips=config.data.skips,
+        gap_is_augmented=prepared.gap_is_augmented,
     )
 
 

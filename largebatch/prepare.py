@@ -14,7 +14,8 @@ from largebatch.combinations import coupled_problems
 from largebatch.config import ConfigError, parse_config, public_values
 from largebatch.coupled_losses import is_coupled
 from largebatch.credentials import credential_problems
-from largebatch.data import Augmentation, FirstSamples, NoisyLabels, with_checked_labels
+from largebatch.data import Augmentation, with_checked_labels
+from largebatch.data_sets import data_sets
 from largebatch.derive import Derived, derive
 from largebatch.initial_state import build_optimizer, initial_model
 from largebatch.launcher import launcher_problems
@@ -30,7 +31,6 @@ from largebatch.observer_checks import (
 from largebatch.preconditions import checkpoint_problems, folder_problems, machine_problems
 from largebatch.report import Report
 from largebatch.schema import TrainConfig
-from largebatch.targets import make
 from largebatch.trial import TriedRun, try_run
 
 
@@ -42,6 +42,7 @@ class Prepared:
         public: the config for records.
         content: stands for what is in the training set, see `sampled_content`.
         notes: what is told before the run starts, one line each; in plan.json, too.
+        gap_is_augmented: whether a set that is evaluated changes at random from read to read.
     """
 
     config: TrainConfig
@@ -57,6 +58,7 @@ class Prepared:
     optimizer: torch.optim.Optimizer
     content: str
     notes: tuple[str, ...]
+    gap_is_augmented: bool
 
 
 def prepare(composed: DictConfig, environ: Mapping[str, str], *, trains: bool = True) -> Prepared:
@@ -75,7 +77,8 @@ def prepare(composed: DictConfig, environ: Mapping[str, str], *, trains: bool = 
     config = parse_config(composed)
     report = Report()
     _look_around(config, environ, report)
-    train, train_plain, validation = _datasets(config, report)
+    made = data_sets(config, report)
+    train, train_plain, validation = made.train, made.train_plain, made.validation
     loss = report.attempt("loss", lambda: named_loss(config))
     model = report.attempt("model", lambda: initial_model(config, config.seed, train))
     optimizer = None if model is None else report.attempt("optimizer", lambda: build_optimizer(config, model))
@@ -86,7 +89,7 @@ def prepare(composed: DictConfig, environ: Mapping[str, str], *, trains: bool = 
         report.errors += coupled_problems(config, ramp, train_plain, validation)
     report.errors += [] if train_plain is None else sharpness_problems(config, train_plain, loss)
     report.errors += variance_problems(config, ramp, loss) + recomputation_problems(config, loss)
-    report.errors += guard_problems(config) + skip_problems(config, train, loss)
+    report.errors += guard_problems(config) + skip_problems(config, loss)
     report.errors += [] if model is None or optimizer is None else checkpoint_problems(config, model, optimizer)
     tried = None
     if not (derived is None or model is None or loss is None or optimizer is None or report.errors):
@@ -109,6 +112,7 @@ def prepare(composed: DictConfig, environ: Mapping[str, str], *, trains: bool = 
         optimizer=optimizer,
         content=tried.content,
         notes=tuple(report.notes),
+        gap_is_augmented=made.gap_is_augmented,
     )
 
 
@@ -125,47 +129,6 @@ def _look_around(config: TrainConfig, environ: Mapping[str, str], report: Report
     report.errors += launcher_problems(environ, precision=precision, num_processes=num_processes)
     report.errors += machine_problems(config, environ)
     report.errors += report.attempt("run folder", lambda: folder_problems(config)) or []
-
-
-def _datasets(config: TrainConfig, report: Report) -> tuple[Any, Any, Any]:
-    """Training set, the same without augmentation, validation set; None for what cannot be made."""
-    data = config.data
-    train = report.attempt("data.train", lambda: _training_set(make("data.train", data.train), config))
-    train_plain = train
-    if (plain := data.train_plain) is not None:
-        train_plain = report.attempt("data.train_plain", lambda: _training_set(make("data.train_plain", plain), config))
-    if train is not None and train_plain is not None and len(train) != len(train_plain):
-        report.errors.append(
-            f"data.train_plain: has {len(train_plain)} samples and data.train {len(train)}: it is the same set without "
-            "random changes. Read both from the same place."
-        )
-    validation = report.attempt("data.validation", lambda: _not_empty(make("data.validation", data.validation)))
-    return train, train_plain, validation
-
-
-def _training_set(dataset: Any, config: TrainConfig) -> Any:
-    data = config.data
-    _not_empty(dataset)
-    limited = dataset if data.limit is None else FirstSamples(dataset, data.limit)
-    if not data.label_noise:
-        return limited
-    if data.num_classes is None:
-        raise ValueError(
-            f"data.label_noise={data.label_noise}: labels are replaced by one of data.num_classes, which {data.name} "
-            "does not have. Only labels of a classification can be noisy: leave it at 0."
-        )
-    try:
-        return NoisyLabels(limited, data.label_noise, num_classes=data.num_classes, seed=config.seed)
-    except ValueError as error:
-        raise ValueError(f"data.label_noise={data.label_noise}: {error}") from None
-
-
-def _not_empty(dataset: Any) -> Any:
-    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
-        raise ValueError(f"{type(dataset).__name__} has no length or no items: a map-style data set is needed.")
-    if len(dataset) == 0:
-        raise ValueError("the data set is empty. Check its path and its split.")
-    return dataset
 
 
 def _augmentation(config: TrainConfig) -> Augmentation | None:

@@ -52,6 +52,8 @@ def run(what: str, config: DictConfig, overrides: list[str]) -> int:
     prepared = prepare(config, os.environ)
     measurements, left_out = _planned(what, prepared, options)
     with open_weights(prepared, options.checkpoint) as weights:
+        for note in prepared.notes if weights.runtime.is_main else ():
+            print(note)
         folder, shown = None, []
         for name, measure in measurements.items():
             started = time.perf_counter()

@@ -26,6 +26,11 @@ MEANINGS = {
     "label noise": "the same samples with their own labels again; positive where wrong ones were memorised",
     "generalization": "other samples: validation against training, all else equal",
 }
+# Of sets that augment by themselves, which a plain one would tell apart.
+_NOT_TOLD_APART = {
+    "augmentation": "of data.augment; what a set does by itself is not told apart: name data.train_plain",
+    "generalization": "other samples, and what the sets augment by themselves: validation against training",
+}
 # Where training samples are as an evaluation during training sees them: with the labels that were trained on.
 _EVALUATED = "stale statistics"
 
@@ -112,18 +117,20 @@ def _finding(
 ) -> Finding:
     count = options.samples or len(prepared.train_plain)
     name = prepared.config.run.name or prepared.config.data.name
+    settings = {"ghost": ghost, "settings": options.model_dump(), "is_augmented": prepared.gap_is_augmented}
     return Finding(
         title=f"gap of {weights.source}: {count} training, {num_validation} validation samples, {options.precision}",
         headers=("part", "loss", "95 % interval", "accuracy", "95 % interval", "meaning"),
-        rows=_rows(found, ghost, options.gap.draws),
-        record=dataclasses.asdict(found) | {"ghost": ghost, "settings": options.model_dump()},
+        rows=_rows(found, ghost, options.gap.draws, is_augmented=prepared.gap_is_augmented),
+        record=dataclasses.asdict(found) | settings,
         plots=[plot_gap_parts(found, folder, title=f"{name}, {weights.source}", unit=prepared.loss.unit)],
     )
 
 
-def _rows(found: GapParts, ghost: int, draws: int) -> list[tuple[str, ...]]:
+def _rows(found: GapParts, ghost: int, draws: int, *, is_augmented: bool) -> list[tuple[str, ...]]:
     """Gaps add up downwards; a positive one is worse on validation, of loss and of accuracy."""
-    parts = [_row(f"+ {part.name}", part, MEANINGS[part.name].format(ghost=ghost)) for part in found.parts]
+    meanings = MEANINGS | (_NOT_TOLD_APART if is_augmented else {})
+    parts = [_row(f"+ {part.name}", part, meanings[part.name].format(ghost=ghost)) for part in found.parts]
     first = f"mean of {draws} draws, as the training loss sees it; that also averages over older weights"
     gap = "what eval/* of a run compare: validation against training, both evaluated"
     return [

@@ -115,6 +115,8 @@ def _plot(folder: RunFolder, rows: list[Row], problems: list[str]) -> list[Path]
 
 
 def _summary_rows(job: Job, summary: dict[str, Any]) -> list[tuple[str, object]]:
+    from largebatch.trackers.series import of_gap
+
     rows: list[tuple[str, object]] = [
         ("status", summary["status"]),
         ("steps", f"{summary['steps']:,} of {job.run.num_steps:,}"),
@@ -130,7 +132,8 @@ def _summary_rows(job: Job, summary: dict[str, Any]) -> list[tuple[str, object]]
     ):
         if name in summary:
             spread = f" ± {summary[error]:.4f}" if error in summary else ""
-            rows.append((label, f"{summary[name]:.4f}{spread}"))
+            remark = of_gap([summary]) if name.startswith("gap/") else ""
+            rows.append((label, f"{summary[name]:.4f}{spread}{remark}"))
     if summary.get("evaluated_after_step", summary["steps"]) != summary["steps"]:
         rows.append(("evaluated", f"after step {summary['evaluated_after_step']:,}, before the run was stopped"))
     rows += _guard_rows(job)

@@ -12,6 +12,9 @@ from largebatch.data.images import hub_images, parquet_images
 from largebatch.data.label_noise import NoisyLabels
 from largebatch.data.loader import MicroBatchLoader, evaluation_batches
 from largebatch.data.micro_batch import MicroBatchData
+from largebatch.data.probing import changing_samples, form_of_most, text_inputs
+from largebatch.data.samples import Screen, as_sample
+from largebatch.data.screened import ScreenedSamples
 from largebatch.data.solvable import linear_regression, noisy_quadratic
 from largebatch.data.subset import FirstSamples
 from largebatch.data.synthetic import masked_tokens, paired_views, random_classification
@@ -26,9 +29,14 @@ __all__ = [
     "MicroBatchData",
     "MicroBatchLoader",
     "NoisyLabels",
+    "Screen",
+    "ScreenedSamples",
     "TokenWindows",
+    "as_sample",
+    "changing_samples",
     "digits",
     "evaluation_batches",
+    "form_of_most",
     "hub_images",
     "image_folder",
     "linear_regression",
@@ -37,6 +45,7 @@ __all__ = [
     "paired_views",
     "parquet_images",
     "random_classification",
+    "text_inputs",
     "token_stream",
     "with_checked_labels",
 ]

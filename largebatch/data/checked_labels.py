@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
-from largebatch.data.items import TARGET_KEYS
+from largebatch.data.array import Int64Array
+from largebatch.data.samples import TARGET_KEYS, as_sample
 from largebatch.losses import LabelRule
 
 
@@ -18,12 +20,14 @@ class CheckedLabels(Dataset[Any]):
     samples are; on a GPU the label would be an assertion of a kernel that names nothing.
 
     Args:
-        dataset: map-style, not in memory.
+        dataset: map-style, or in memory.
         rule: of the labels.
     """
 
     def __init__(self, dataset: Any, rule: LabelRule) -> None:
         self._dataset, self._rule = dataset, rule
+        if hasattr(dataset, "fetch"):
+            self.fetch = self._fetch
         if hasattr(dataset, "clean"):
             self.clean = CheckedLabels(dataset.clean, rule)
 
@@ -31,17 +35,26 @@ class CheckedLabels(Dataset[Any]):
         return len(self._dataset)
 
     def __getitem__(self, index: int) -> Any:
-        item = self._dataset[index]
+        item = as_sample(self._dataset[index])
         # What is no item at all is told where items are put together.
         label = _label_of(item)
-        if label is not None and (problem := self._rule.problem(torch.as_tensor(label))):
-            raise ValueError(problem)
+        if label is not None:
+            self._require(torch.as_tensor(label))
         return item
+
+    def _fetch(self, ids: Int64Array) -> tuple[Any, Tensor]:
+        inputs, targets = self._dataset.fetch(ids)
+        self._require(targets)
+        return inputs, targets
+
+    def _require(self, targets: Tensor) -> None:
+        if problem := self._rule.problem(targets):
+            raise ValueError(problem)
 
 
 def with_checked_labels(dataset: Any, rule: LabelRule | None) -> Any:
     """`dataset`, looked at where its labels are not known as a whole: their range was compared with the rule before."""
-    is_known = hasattr(dataset, "fetch") or getattr(dataset, "label_range", None) is not None
+    is_known = getattr(dataset, "label_range", None) is not None
     return dataset if rule is None or is_known else CheckedLabels(dataset, rule)
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from largebatch.data.decoding import UInt8Array, decode_image
 from largebatch.data.errors import DataError
+from largebatch.data.subset import spread
 
 # 4 GiB: 1.4 million RGB images of 32 x 32, or 28,000 of 224 x 224. Every rank of a machine holds its own copy.
 DEFAULT_MAX_BYTES_IN_MEMORY = 4 * 2**30
@@ -128,11 +129,6 @@ def notes_of_some(
             decode_image(sources[index], num_channels=num_channels, where=where, image_size=image_size, remarks=own)
         remarks += [(index, remark) for remark in own]
     return tuple(_told(remarks, f"of {len(looked_at)} images that were looked at", describe))
-
-
-def spread(count: int, most: int) -> list[int]:
-    """`most` places of `count`, or all, as far apart as possible; first and last are among them."""
-    return sorted({round(place) for place in np.linspace(0, count - 1, min(count, most)).tolist()})
 
 
 def _told(remarks: Iterable[tuple[int, str]], of: str, describe: Callable[[int], str]) -> Iterator[str]:

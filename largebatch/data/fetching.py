@@ -16,8 +16,17 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from largebatch.data.array import Int64Array
 from largebatch.data.errors import DataError
-from largebatch.data.items import Augment, Inputs, KeyedItems, Loaded, SampleRequest, WorkerFailure, augment_inputs
+from largebatch.data.items import (
+    Augment,
+    Inputs,
+    KeyedItems,
+    Loaded,
+    SampleRequest,
+    WorkerFailure,
+    augment_inputs,
+)
 from largebatch.data.micro_batch import MicroBatchData, Request
+from largebatch.data.subset import OneByOne
 from largebatch.interruption import end_with_parent
 
 _PREFETCH_PER_WORKER = 2
@@ -56,7 +65,11 @@ class BatchSource:
         self._augment = augment
         self._pin_memory = pin_memory
         self._timeout_s = timeout_s
-        self._items = None if in_memory else KeyedItems(dataset, seed=seed, stream=stream, augment=augment, skips=skips)
+        samples = OneByOne(dataset) if in_memory else dataset
+        items = KeyedItems(samples, seed=seed, stream=stream, augment=augment, skips=skips)
+        self._items = None if in_memory else items
+        self._one_by_one = items if in_memory else None
+        self._skips = skips
         self._sampler = _RequestSampler()
         self._loader = self._start_loader(num_workers) if num_workers else None
         self._num_calls = 0
@@ -91,6 +104,10 @@ class BatchSource:
         try:
             inputs, targets = self._dataset.fetch(request.ids)
         except Exception as error:
+            assert self._one_by_one is not None
+            loaded = self._one_by_one.load(_pairs(request))  # leaves out the sample at fault, or names it
+            if self._skips:
+                return loaded
             raise DataError(f"{_name(request.ids)} cannot be loaded: {type(error).__name__}: {error}") from error
         if self._augment is not None:
             inputs = augment_inputs(self._augment, inputs, request.ids, request.epochs)

@@ -17,6 +17,7 @@ from torch.utils.data import Dataset, default_collate
 
 from largebatch.data.array import Int64Array
 from largebatch.data.errors import DataError
+from largebatch.data.samples import TARGET_KEYS, BadSampleError, as_sample, form_of
 from largebatch.keyed import stream_key
 
 Inputs = Tensor | dict[str, Tensor]
@@ -28,7 +29,6 @@ Skipped = tuple[int, str]
 Loaded = tuple[Inputs, Tensor, list[Skipped]]
 
 _MOST_BROKEN = 1000  # in a row
-TARGET_KEYS = ("labels", "label", "targets", "target")
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,9 @@ class KeyedItems(Dataset[Any]):
                     kept.append(request)
                 except DataError as error:  # noqa: PERF203
                     if not self._skips:
-                        repeat = f"Repair or remove it; `dataset[{request[1]}]` repeats the error."
-                        raise DataError(f"{error} {repeat}") from error.__cause__
+                        repeat = f"`dataset[{request[1]}]` repeats the error"
+                        remedy = f"Repair or remove it ({repeat}), or leave it out: data.on_bad_sample=skip."
+                        raise DataError(f"{error} {remedy}") from error.__cause__
                     skipped.append((place, str(error)))
             if not kept:
                 kept, samples = ([one] for one in self._stand_in(requests[0]))
@@ -90,7 +91,9 @@ class KeyedItems(Dataset[Any]):
         epoch, sample_id = request
         seed_generators(stream_key(self._seed, self._stream, epoch, sample_id))
         try:
-            return self._dataset[sample_id]
+            return as_sample(self._dataset[sample_id])
+        except BadSampleError as error:
+            raise DataError(f"Sample {sample_id} {error}") from error
         except Exception as error:
             raise DataError(f"Sample {sample_id} cannot be loaded: {type(error).__name__}: {error}.") from error
 
@@ -193,20 +196,14 @@ def _collate(samples: Sequence[Any], ids: Sequence[int]) -> Any:
     try:
         return default_collate(list(samples))
     except Exception as error:
-        shapes = [_shape(sample) for sample in samples]
+        shapes = [form_of(sample) for sample in samples]
         other = next((place for place, shape in enumerate(shapes) if shape != shapes[0]), None)
         what = (
             f"Sample {ids[0]} has {shapes[0]}, sample {ids[other]} has {shapes[other]}"
             if other is not None
             else f"Samples {ids[0]} to {ids[-1]}, each {shapes[0]}, cannot be put together ({error})"
         )
-        raise DataError(f"{what}. A batch is one tensor: all samples need the same shape and type.") from error
-
-
-def _shape(sample: Any) -> str:
-    if isinstance(sample, dict):
-        return "{" + ", ".join(f"{key}: {_shape(value)}" for key, value in sample.items()) + "}"
-    if isinstance(sample, (tuple, list)):
-        return "(" + ", ".join(map(_shape, sample)) + ")"
-    shape = getattr(sample, "shape", None)
-    return type(sample).__name__ if shape is None else f"{type(sample).__name__} {tuple(shape)}"
+        raise DataError(
+            f"{what}. A batch is one tensor: all samples need the same shape and type, "
+            "and numbers, arrays, tensors or lists of numbers in them."
+        ) from error

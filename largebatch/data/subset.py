@@ -1,9 +1,10 @@
-"""A part of a data set."""
+"""A part of a data set, and a set in memory sample by sample."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from torch.utils.data import Dataset
 
 
@@ -28,3 +29,22 @@ class FirstSamples(Dataset[Any]):
 
     def __getitem__(self, index: int) -> Any:
         return self._dataset[index]
+
+
+def spread(count: int, most: int) -> list[int]:
+    """`most` places of `count`, or all, as far apart as possible; first and last are among them."""
+    return sorted({round(place) for place in np.linspace(0, count - 1, min(count, most)).tolist()})
+
+
+class OneByOne(Dataset[Any]):
+    """A set in memory as a map-style one: a sample is what `fetch` gives for its id alone."""
+
+    def __init__(self, dataset: Any) -> None:
+        self._dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        inputs, targets = self._dataset.fetch(np.array([index]))
+        return ({key: part[0] for key, part in inputs.items()} if isinstance(inputs, dict) else inputs[0]), targets[0]

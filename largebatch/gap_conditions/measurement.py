@@ -61,7 +61,7 @@ def measure_conditions(
         running = [statistics(norm) for norm in norms]
         modes.restore()
         with averaging(norms):
-            augmented = [passes.train(draw, is_augmented=True) for draw in draws]
+            augmented = [passes.train(draw, is_augmented=passes.is_augmented) for draw in draws]
             fresh = [over_ranks(norm, runtime, kept) for norm, kept in zip(norms, running, strict=True)]
         plain = [passes.train(draw, is_augmented=False) for draw in draws] if passes.is_augmented else augmented
         module.eval()

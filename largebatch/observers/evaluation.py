@@ -23,6 +23,7 @@ from largebatch.observers.metrics import Journal
 from largebatch.order import SampleOrder
 from largebatch.runtime import Runtime
 from largebatch.trackers import Row
+from largebatch.trackers.series import AUGMENTED_GAP
 
 
 @dataclass
@@ -49,6 +50,7 @@ class EvaluationObserver:
         num_workers: processes that load data, for sets that are not in memory.
         timeout_s: seconds to wait for such a process; 0: forever.
         skips: whether samples that cannot be loaded are left out; the others are then the set.
+        gap_is_augmented: whether one of the sets augments by itself, which rows then say.
         best: the best value so far of each metric that has a direction.
         last: the latest row.
         last_step: the step of it; -1: there is none.
@@ -65,6 +67,7 @@ class EvaluationObserver:
     num_workers: int = 0
     timeout_s: float = 0
     skips: bool = False
+    gap_is_augmented: bool = False
     best: dict[str, float] = field(default_factory=dict)
     last: Row = field(default_factory=dict)
     last_step: int = -1
@@ -90,8 +93,9 @@ class EvaluationObserver:
         """Evaluate both sets now and log the row; None if a rank was asked to stop meanwhile, see above."""
         started = time.perf_counter()
         run.gradient.statistics.merge()
-        train = self._sums(run, self.train, "train")
-        validation = None if train is None else self._sums(run, self.validation, "val")
+        skipped: dict[str, int] = {}
+        train = self._sums(run, self.train, "train", skipped)
+        validation = None if train is None else self._sums(run, self.validation, "val", skipped)
         self.is_owed = validation is None
         if train is None or validation is None:
             run.stops_here = True
@@ -107,6 +111,8 @@ class EvaluationObserver:
             "gap/loss_stderr": gap.loss_stderr,
             "gap/accuracy": gap.accuracy,
             "gap/accuracy_stderr": gap.accuracy_stderr,
+            **skipped,
+            **({AUGMENTED_GAP: 1} if self.gap_is_augmented else {}),
             "eval/seconds": time.perf_counter() - started,
         }
         # One draw does not tell its own error, which is then left out.
@@ -123,8 +129,11 @@ class EvaluationObserver:
         self.journal.log(run.progress, self.last)
         return self.last
 
-    def _sums(self, run: Run, dataset: Any, name: str) -> EvalSums | None:
-        """Sums over the set's evaluated examples, shared among ranks by contiguous slices; None if one broke off."""
+    def _sums(self, run: Run, dataset: Any, name: str, skipped: dict[str, int]) -> EvalSums | None:
+        """Sums over the set's evaluated examples, shared among ranks by contiguous slices; None if one broke off.
+
+        How many were left out is entered in `skipped`, if any were.
+        """
         runtime = run.runtime
         count = min(len(self.train), len(self.validation)) if name == "train" else len(dataset)
         order = SampleOrder(len(dataset), stream_key(self.seed, "evaluated subset"))
@@ -140,17 +149,20 @@ class EvaluationObserver:
             skips=self.skips,
         )
         module = run.module
-        sums, broke_off = EvalSums(), False
+        sums, broke_off, num_skipped = EvalSums(), False, 0
         with evaluating(module), torch.no_grad():
             for batch in batches:
                 if broke_off := run.stop_requested():
                     break
+                num_skipped += len(batch.skipped)
                 if batch.is_stand_in:
                     continue
                 outputs = forward(module, runtime.place(batch.inputs))
                 targets = runtime.place_tensor(batch.targets)
                 sums += self._sums_of_batch(outputs, targets)
-        *total, num_broken_off = runtime.sum([*sums.to_tensor().tolist(), broke_off])
+        *total, num_broken_off, all_skipped = runtime.sum([*sums.to_tensor().tolist(), broke_off, num_skipped])
+        if all_skipped:
+            skipped[f"eval/{name}_skipped"] = round(all_skipped)
         return None if num_broken_off else EvalSums.from_tensor(torch.tensor(total, dtype=torch.float64))
 
     def _sums_of_batch(self, outputs: Any, targets: torch.Tensor) -> EvalSums:

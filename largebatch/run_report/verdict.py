@@ -10,6 +10,7 @@ from typing import Any
 from largebatch.diagnostics.bootstrap import Interval
 from largebatch.run_report.batches import Group, Quality, outcome, quality_of, worse_than_smallest
 from largebatch.run_report.records import Evidence, differing
+from largebatch.trackers.series import of_gap
 
 _NOT_FINISHED = ("diverged", "stopped", "unfinished")
 _EQUAL = 1.05  # budgets that differ by less count as equal
@@ -126,6 +127,9 @@ def _caveats_of(group: Group) -> list[str]:
         )
     if keys := differing(group.runs):
         lines.append(f"{group.name}: besides the batch, the runs differ in {', '.join(keys)}.")
+    if augmented := [run.name for run in group.runs if of_gap(run.rows)]:
+        named = ", ".join(augmented[:5]) + (" ..." if len(augmented) > 5 else "")
+        lines.append(f"{group.name}: a data set of {named} augments by itself, and so one side of the gap.")
     by_status = {one: [run.name for run in group.runs if run.status == one] for one in _NOT_FINISHED}
     return lines + [
         f"{group.name}: {status}: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}."

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from largebatch.trackers.series import has_data, series
+from largebatch.trackers.series import has_data, of_gap, series
 from largebatch.trackers.tracker import Row
 
 _MOST_POINTS = 1000  # of a line; W&B draws no more of a table than 10,000 rows
@@ -92,7 +92,8 @@ def default_charts(rows: Sequence[Row]) -> list[Chart]:
     for name, (title, labels) in _CHARTS.items():
         lines = {label: _points(rows, key) for key, label in labels.items() if has_data(rows, key)}
         if lines:
-            charts.append(Chart(f"charts/{name}", title, lines))
+            remark = of_gap(rows) if name == "generalization_gap" else ""
+            charts.append(Chart(f"charts/{name}", title + remark, lines))
     return charts
 
 

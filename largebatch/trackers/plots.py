@@ -30,7 +30,7 @@ from largebatch.trackers.drawing import (
     style_axes,
 )
 from largebatch.trackers.noise_figure import noise_scale_figure
-from largebatch.trackers.series import has_data, series
+from largebatch.trackers.series import has_data, of_gap, series
 from largebatch.trackers.sharpness_figure import sharpness_figure
 from largebatch.trackers.tracker import Row
 
@@ -164,7 +164,7 @@ def _draw_accuracy(ax: Axes, rows: Sequence[Row]) -> None:
     if both:
         x, train = series(both, "eval/train_accuracy")
         _, val = series(both, "eval/val_accuracy")
-        ax.fill_between(x, val, train, color=BLACK, alpha=0.1, linewidth=0, label=f"gap{_last_gap(rows)}")
+        ax.fill_between(x, val, train, color=BLACK, alpha=0.1, linewidth=0, label=f"gap{of_gap(rows)}{_last_gap(rows)}")
 
 
 def _last_gap(rows: Sequence[Row]) -> str:

@@ -8,6 +8,8 @@ import numpy as np
 
 from largebatch.trackers.tracker import Row
 
+AUGMENTED_GAP = "gap/is_augmented"  # 1 in the rows of evaluations that read an augmented set; absent elsewhere
+
 
 def series(rows: Sequence[Row], key: str, against: str = "samples_seen") -> tuple[np.ndarray, np.ndarray]:
     """(x, y) of the rows that have `key`, ordered by x; y is NaN where the value is not finite.
@@ -19,6 +21,15 @@ def series(rows: Sequence[Row], key: str, against: str = "samples_seen") -> tupl
     pairs = [(float(row[against]), float(row[key])) for row in rows if key in row and against in row]
     x, y = np.array(sorted(pairs, key=lambda pair: pair[0])).reshape(-1, 2).T
     return x, np.where(np.isfinite(y), y, np.nan)
+
+
+def of_gap(rows: Sequence[Row]) -> str:
+    """What is said beside the generalization gap of these rows: a data set that augments by itself changes its meaning.
+
+    >>> of_gap([{"gap/loss": 0.1, AUGMENTED_GAP: 1}])
+    ', one side augmented'
+    """
+    return ", one side augmented" if any(row.get(AUGMENTED_GAP) for row in rows) else ""
 
 
 def has_data(rows: Sequence[Row], key: str) -> bool:

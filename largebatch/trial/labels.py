@@ -72,8 +72,14 @@ def settled_loss(model: nn.Module, loss: Loss, probed: MicroBatchData, precision
     Raises:
         ValueError: if labels cannot be scored, or what is meant by them cannot be told.
     """
-    inputs = in_precision(probed.inputs, precision)
+    rule = rule_of(model, loss, probed, precision)
+    require_labels(rule, probed.targets, probed.ids.tolist())
     with as_before(model), evaluating(model), torch.no_grad():
-        rule = label_rule(loss, outputs_of(model, rows_of(inputs, torch.zeros(1, dtype=torch.int64)), precision))
-        require_labels(rule, probed.targets, probed.ids.tolist())
-        return with_shift(loss, model, inputs, probed.targets), rule
+        return with_shift(loss, model, in_precision(probed.inputs, precision), probed.targets), rule
+
+
+def rule_of(model: nn.Module, loss: Loss, probed: MicroBatchData, precision: str) -> LabelRule | None:
+    """The labels that the loss can score against what the model returns for a sample."""
+    first = rows_of(in_precision(probed.inputs, precision), torch.zeros(1, dtype=torch.int64))
+    with as_before(model), evaluating(model), torch.no_grad():
+        return label_rule(loss, outputs_of(model, first, precision))

@@ -11,21 +11,21 @@ micro-batches of sizes between the smallest and the largest.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from largebatch.data import Augmentation, MicroBatchData
+from largebatch.data import Augmentation, MicroBatchData, with_checked_labels
 from largebatch.derive import Derived
 from largebatch.losses import LabelRule, Loss
 from largebatch.report import Report
 from largebatch.schema import TrainConfig
 from largebatch.trial.content import content_of, probed_samples
 from largebatch.trial.evaluation import try_evaluation
-from largebatch.trial.labels import settled_loss
+from largebatch.trial.labels import rule_of, settled_loss
 from largebatch.trial.saving import try_saving
 from largebatch.trial.training import try_training
 
@@ -69,6 +69,8 @@ def try_run(run: TriedRun, report: Report) -> Tried | None:
         report: gets the error, and notes.
     """
     config, model, loss = run.config, run.model, run.loss
+    if config.data.skips:
+        run = _skipping_labels(run)
     trials: dict[str, Callable[[], Any]] = {
         "model and data": partial(try_training, config, run.derived, run.train, run.augment, model, loss),
         "model and data.train_plain": partial(try_evaluation, config, run.train_plain, model, loss),
@@ -83,3 +85,14 @@ def try_run(run: TriedRun, report: Report) -> Tried | None:
         return None
     settled = report.attempt("loss", lambda: settled_loss(model, loss, probed, config.precision.compute))
     return None if settled is None else Tried(content_of(probed), *settled)
+
+
+def _skipping_labels(run: TriedRun) -> TriedRun:
+    """The run on sets that hold back labels which cannot be scored: where samples are skipped they stop no trial."""
+    try:
+        rule = rule_of(run.model, run.loss, probed_samples(run.config, run.train), run.config.precision.compute)
+    except Exception:  # the trials tell it
+        return run
+    plain = with_checked_labels(run.train_plain, rule)
+    train = plain if run.train is run.train_plain else with_checked_labels(run.train, rule)
+    return replace(run, train=train, train_plain=plain, validation=with_checked_labels(run.validation, rule))

@@ -17,7 +17,6 @@ from largebatch.order import SampleOrder
 from largebatch.prepare import prepare
 from largebatch.quiet_training import train_quietly
 from largebatch.trackers import read_metrics
-from tests.unit.composing import compose_run
 from tests.unit.faulty_data import BrokenFiles, broken_files
 
 COUNT, BROKEN, BATCH, STEPS = 50, (0, 7, 8, 9, 31, 49), 20, 6
@@ -27,9 +26,28 @@ RUN = (
 )  # fmt: skip
 
 
-def trained(folder: str, *overrides: str) -> tuple[list[dict[str, Any]], dict[str, Any], list[Any]]:
+# In the order of the broken samples; see `BrokenFiles`.
+REASONS = dict(
+    zip(
+        BROKEN,
+        (
+            "Sample 0 cannot be loaded: OSError: point 0 is truncated.",
+            "Sample 7 is None: the data set returned nothing for it.",
+            "Sample 8 holds NaN or infinity: input.",
+            "Sample 9 is (Tensor float32 (7,), int), and most others are (Tensor float32 (8,), int).",
+            "Sample 31 cannot be loaded: ValueError: the label 4 is none of the 4 classes, 0 to 3, that the model",
+            "Sample 49 is (Tensor float64 (8,), int), and most others are (Tensor float32 (8,), int).",
+        ),
+        strict=True,
+    )
+)
+
+
+def trained(
+    folder: str, *overrides: str, kind: str = "BrokenFiles"
+) -> tuple[list[dict[str, Any]], dict[str, Any], list[Any]]:
     """Rows of metrics.jsonl, summary and weights."""
-    run = train_quietly(broken_files(*RUN, *overrides, count=COUNT, broken=BROKEN), folder)
+    run = train_quietly(broken_files(*RUN, *overrides, count=COUNT, broken=BROKEN, kind=kind), folder)
     return run.rows, run.summary, [parameter.detach().numpy() for parameter in run.model.parameters()]
 
 
@@ -39,7 +57,7 @@ def sound_ids(step: int) -> list[int]:
 
 def by_hand(weights: list[torch.Tensor], rates: list[float]) -> list[float]:
     """Gradient descent on the mean over the sound samples of each batch; the losses. `weights` are moved."""
-    dataset, losses = BrokenFiles(COUNT, BROKEN), []
+    dataset, losses = BrokenFiles(COUNT, ()), []
     for step, rate in enumerate(rates):
         points, labels = zip(*(dataset[one] for one in sound_ids(step)), strict=True)
         loss = F.cross_entropy(F.linear(torch.stack(points).double(), *weights), torch.tensor(labels))
@@ -79,23 +97,25 @@ def test_every_skipped_sample_is_told_with_its_reason_and_counted(reference: tup
     skipped = [one for one in asked if one in BROKEN]
     told = read_metrics(folder / "skipped.jsonl")
     assert [row["sample"] for row in told] == skipped
-    assert told[0]["reason"] == f"Sample {skipped[0]} cannot be loaded: OSError: point {skipped[0]} is truncated."
+    assert {row["sample"]: row["reason"][: len(REASONS[row["sample"]])] for row in told} == REASONS
     counts = {row["step"]: row["data/skipped"] for row in rows if "data/skipped" in row}
     assert counts == {
         step: sum(one in BROKEN for one in asked[BATCH * (step - 2) : BATCH * step]) for step in (2, 4, 6)
     }
     (problem,) = json.loads((folder / "summary.json").read_text())["problems"]
-    assert problem.endswith(f"is truncated. ({len(skipped)} times)")
+    assert problem.endswith(f"({len(skipped)} times)")
 
 
 def test_an_evaluation_is_the_mean_over_the_sound_samples(reference: tuple[Path, Any]):
     _, (rows, _, weights) = reference
-    dataset = BrokenFiles(COUNT, BROKEN)
+    dataset = BrokenFiles(COUNT, ())
     points, labels = zip(*(dataset[one] for one in range(COUNT) if one not in BROKEN), strict=True)
     outputs = F.linear(torch.stack(points).double(), *map(torch.from_numpy, weights))
     expected = F.cross_entropy(outputs, torch.tensor(labels)).item()
     last = [row for row in rows if "eval/train_loss" in row][-1]
     assert last["eval/train_loss"] == pytest.approx(expected, rel=1e-12)
+    assert last["eval/train_skipped"] == len(BROKEN)
+    assert "eval/val_skipped" not in last
 
 
 @pytest.mark.parametrize(
@@ -151,7 +171,22 @@ def test_what_takes_the_sizes_of_the_plan_is_refused_beside_it(overrides: list[s
         prepare(broken_files(*RUN, *overrides, count=COUNT, broken=BROKEN), {})
 
 
-def test_it_is_refused_where_nothing_is_loaded():
-    config = compose_run("data=synthetic", "model=linear", "data.on_bad_sample=skip")
-    with pytest.raises(ConfigError, match=r"data\.on_bad_sample=skip: has no effect on a set that is in memory"):
-        prepare(config, {})
+def test_a_set_in_memory_skips_as_one_on_disk(reference: tuple[Path, Any], tmp_path: Path):
+    _, (_, _, expected) = reference
+    _, _, weights = trained(str(tmp_path / "run"), kind="BrokenRows")
+    for ours, own in zip(weights, expected, strict=True):
+        np.testing.assert_allclose(ours, own, rtol=0, atol=1e-12)
+    reasons = {row["sample"]: row["reason"] for row in read_metrics(tmp_path / "run" / "skipped.jsonl")}
+    assert [*sorted(reasons)] == [*BROKEN]
+    assert reasons[0] == "Sample 0 holds NaN or infinity: input."
+    assert reasons[8] == "Sample 8 cannot be loaded: OSError: point 8 is truncated."
+
+
+def test_without_skipping_a_label_out_of_range_is_named_where_it_comes(tmp_path: Path):
+    passed = next(one for one in SampleOrder(COUNT, 0).ids(BATCH, BATCH).tolist() if one % 7 == 4)
+    for kind, count in (("BrokenFiles", 5), ("BrokenRows", 2)):
+        # The last of them is the one with the wrong label, the others do not exist.
+        broken = [*range(1000, 1000 + count - 1), passed]
+        config = broken_files(*RUN, "data.on_bad_sample=stop", count=COUNT, broken=broken, kind=kind)
+        with pytest.raises(DataError, match=rf"{passed}.* the label 4 is none of the 4 classes"):
+            train_quietly(config, tmp_path / kind)

@@ -61,29 +61,52 @@ def at_steps(factors: dict[int, float]) -> dict[int, float]:
     return {samples_of_step(step)[3]: factor for step, factor in factors.items()}
 
 
-class BrokenFiles(Dataset[tuple[Tensor, int]]):
-    """Classes of points, some of which cannot be read."""
+class BrokenFiles(Dataset[Any]):
+    """Points of 4 classes, some of which cannot be used: the first cannot be read, the second is None, ..."""
+
+    KINDS = ("truncated", "nothing", "NaN", "shape", "label", "type")
 
     def __init__(self, count: int, broken: Sequence[int]) -> None:
         self._count = count
-        self._broken = frozenset(broken)
+        self._broken = {one: self.KINDS[place % len(self.KINDS)] for place, one in enumerate(broken)}
 
     def __len__(self) -> int:
         return self._count
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        if index in self._broken:
-            raise OSError(f"point {index} is truncated")
+    def __getitem__(self, index: int) -> Any:
         generator = torch.Generator().manual_seed(index)
-        return torch.randn(8, generator=generator) + index % 4, index % 4
+        point, label = torch.randn(8, generator=generator) + index % 4, index % 4
+        kind = self._broken.get(index)
+        if kind == "truncated":
+            raise OSError(f"point {index} is truncated")
+        if kind == "NaN":
+            point[3] = torch.nan
+        others: dict[Any, Any] = {
+            "nothing": None,
+            "shape": (point[:7], label),
+            "label": (point, 4),
+            "type": (point.double(), label),
+        }
+        return others.get(kind, (point, label))
 
 
-def broken_files(*overrides: str, count: int, broken: Sequence[int]) -> DictConfig:
-    """A train config on `BrokenFiles`, of which the training set has all broken ones, in float64."""
+class BrokenRows(BrokenFiles):
+    """The same in memory; of rows that hold numbers only NaN and the label can be wrong, or reading fails."""
+
+    KINDS = ("NaN", "label", "truncated")
+
+    def fetch(self, ids: Any) -> tuple[Tensor, Tensor]:
+        """Points and labels."""
+        points, labels = zip(*(self[one] for one in ids.tolist()), strict=True)
+        return torch.stack(points), torch.tensor(labels)
+
+
+def broken_files(*overrides: str, count: int, broken: Sequence[int], kind: str = "BrokenFiles") -> DictConfig:
+    """A train config on data of that kind, of which the training set has all broken ones, in float64."""
     config = compose_run("data=synthetic", "model=linear", "precision=fp64", "logger=none", *overrides)
     with open_dict(config):
         config.data.num_classes, config.data.num_features = 4, 8
         for name, samples in (("train", list(broken)), ("validation", [])):
-            node = {"_target_": "tests.unit.faulty_data.BrokenFiles", "count": count, "broken": samples}
+            node = {"_target_": f"tests.unit.faulty_data.{kind}", "count": count, "broken": samples}
             config.data[name] = OmegaConf.create(node)
     return config

@@ -91,6 +91,7 @@ LEVELS = (
         "nearest",
         "stages",
         "derive",
+        "data_sets",
         "combinations",
         "plan_report",
         "targets",
