@@ -103,16 +103,21 @@ def decode_images(
                     raise
                 bad[index] = str(error)
 
+    _over_blocks(decode_block, sources)
+    if len(bad) == len(sources):
+        raise DataError(f"None of {len(sources)} images can be used. {bad[0]}")
+    told = _told(sorted(remarks), f"of {len(sources)} images", describe)
+    return DecodedImages(torch.from_numpy(images), dict(sorted(bad.items())), tuple(told))
+
+
+def _over_blocks(decode_block: Callable[[int, int], None], sources: Sequence[bytes | Path]) -> None:
+    """Call it with first and end of every block, in threads where that is faster."""
     blocks = [(first, min(first + _BLOCK, len(sources))) for first in range(0, len(sources), _BLOCK)]
     if _num_bytes(sources[0]) < _ENCODED_BYTES_WORTH_A_THREAD:
         list(starmap(decode_block, blocks))
     else:
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as executor:
             list(executor.map(decode_block, *zip(*blocks, strict=True)))
-    if len(bad) == len(sources):
-        raise DataError(f"None of {len(sources)} images can be used. {bad[0]}")
-    told = _told(sorted(remarks), f"of {len(sources)} images", describe)
-    return DecodedImages(torch.from_numpy(images), dict(sorted(bad.items())), tuple(told))
 
 
 def notes_of_some(
