@@ -65,6 +65,7 @@ class GlobalGradient:
     Attributes:
         statistics: of batch norm.
         norms: of micro-batch gradients, in steps that measure them.
+        computing: the micro-batches whose gradient is being computed right now; none while they are loaded.
 
     Raises:
         ValueError: if ordered and exact batch norm are asked for together, or there is no batch norm to be exact; if
@@ -109,6 +110,8 @@ class GlobalGradient:
         self._recomputation = Recomputation(runtime, model) if recomputes else None
         if self._recomputation is not None:
             self._clock.before_reduction = self._recomputation.take
+        self.computing: list[Any] = []
+        self._is_joint = exact_batch_norm or is_coupled(loss)
         accumulate = _local_pass(loss, norms, survives_shortage=survives_shortage)
         self._accumulate = partial(accumulate, runtime, model, loss, clock=self._clock, ordered=self._ordered)
 
@@ -142,11 +145,13 @@ class GlobalGradient:
         self._clock.begin(measures=measures_communication)
         self.statistics.begin_step(plan)
         count = len(plan.micro_batches(self._runtime.rank))
+        self.computing.clear()
         own, num_units, data_s = self._count_units(plan, itertools.islice(micro_batches, count))
         weight = self._scale / (num_units or 1)  # nothing counts: every gradient is 0
         if recomputed_step is not None:
             own, waited_s = self._rehearse(own, plan=plan, weight=weight, random_key=random_key)
             data_s += waited_s
+        own = self._noted(own)
         to_split = None
         if measures_norms and len(plan.micro_batch_sizes) == 1:
             to_split = next(own)
@@ -165,8 +170,8 @@ class GlobalGradient:
             norms = self.norms.finish()
         if recomputed_step is not None and self._recomputation is not None:
             self._recomputation.require_equal(recomputed_step)
-        data_s += result.data_s
-        return BatchResult(result.loss_sum, num_units, data_s, result.communication_s, norms, groups)
+        self.computing.clear()
+        return BatchResult(result.loss_sum, num_units, data_s + result.data_s, result.communication_s, norms, groups)
 
     def own_s(self) -> float | None:
         """Seconds of a step in which this rank waited for no other, if it measured communication.
@@ -176,11 +181,16 @@ class GlobalGradient:
         return self._clock.own_s()
 
     def timeline(self) -> Timeline | None:
-        """How this rank's gradient was reduced in a step that measured communication: call it after the update.
-
-        Waits for a GPU. None on a single rank.
-        """
+        """How this rank's gradient was reduced in a measured step, after its update; None on a single rank."""
         return self._clock.timeline()
+
+    def _noted(self, own: Iterator[Any]) -> Iterator[Any]:
+        """The same, in `computing` while they are computed: one, or all that depend on each other."""
+        for part in own:
+            self.computing.append(part)
+            yield part
+            if not self._is_joint:
+                self.computing.clear()  # the next one is being loaded
 
     def _rehearse(
         self, own: Iterator[Any], *, plan: BatchPlan, weight: float, random_key: int

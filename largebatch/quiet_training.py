@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import nn
 
 from largebatch.build import open_job
+from largebatch.failures import naming_failures
 from largebatch.loop import Observer, train
 from largebatch.prepare import prepare
 from largebatch.trackers import Row
@@ -71,7 +72,8 @@ def train_quietly(
     prepared = prepare(config, os.environ)
     with open_job(prepared, stop, overrides) as job:
         job.run.observers = [*job.run.observers, *observers]
-        status = train(job.run)
+        with naming_failures(job.run, job.folder):
+            status = train(job.run)
         summary = job.summary(status)
         if job.run.runtime.is_main:
             for tracker in job.trackers:

@@ -14,6 +14,10 @@ _LIBRARIES = ("site-packages", "dist-packages")
 _STANDARD = Path(traceback.__file__).resolve().parent
 
 
+class RunFailedError(Exception):
+    """A run ended with an error of its model, loss or data. The message says all there is to say."""
+
+
 def told(error: BaseException) -> str:
     """Kind and first sentence of an error, and the line of the user's own code that it comes from, if there is one.
 

@@ -167,12 +167,17 @@ def _code_without_call(exit_: SystemExit, *, is_sweep: bool) -> int:
 def _call(function: Verb, config: DictConfig) -> int:
     from torch.distributed.elastic.multiprocessing.errors import record
 
+    from largebatch.raised import RunFailedError
+
     overrides = list(HydraConfig.get().overrides.task)
     try:
         # Inside hydra.main: outside of it, torchrun would not see which rank failed first and why.
         return record(_with_report)(function, config, overrides) or 0
     except KeyboardInterrupt:
         raise
+    except RunFailedError as error:
+        print(f"largebatch: {error}", file=sys.stderr)
+        return EXIT_FAILED
     except Exception:
         traceback.print_exc()
         return EXIT_FAILED

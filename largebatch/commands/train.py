@@ -33,6 +33,7 @@ def run(config: DictConfig, overrides: list[str]) -> int:
     import os
 
     from largebatch.build import open_job
+    from largebatch.failures import naming_failures
     from largebatch.interruption import StopRequest
     from largebatch.loop import train
     from largebatch.lost_ranks import naming_lost_ranks
@@ -46,7 +47,8 @@ def run(config: DictConfig, overrides: list[str]) -> int:
             if job.run.runtime.is_main:
                 print(f"already finished: {job.run.progress.step} steps, {job.folder.path}")
             return 0
-        with naming_lost_ranks(job.run.runtime, lambda: f"step {job.run.counted_step}"):
+        lost = naming_lost_ranks(job.run.runtime, lambda: f"step {job.run.counted_step}")
+        with naming_failures(job.run, job.folder), lost:
             status = train(job.run)
         if job.run.runtime.is_main:
             _conclude(job, status, draws=prepared.config.logger.plots)

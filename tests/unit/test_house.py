@@ -99,6 +99,7 @@ LEVELS = (
         "report",
         "run_report",
         "preconditions",
+        "failures",
         "observer_checks",
         "model_size",
         "trial",

@@ -1,0 +1,66 @@
+"""What fails in a run all the same is answered with step, rank and samples; the traceback goes to a file."""
+
+from __future__ import annotations
+
+import contextlib
+import traceback
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from largebatch.checkpoint import CheckpointError
+from largebatch.loop import Run
+from largebatch.lost_ranks import LostRankError
+from largebatch.memory_shortage import is_out_of_memory
+from largebatch.raised import RunFailedError, described, told, where_raised
+from largebatch.run_folder import RunFolder
+
+_MOST_NAMED = 8
+_OWN_SENTENCES = (CheckpointError, LostRankError)
+
+
+@contextlib.contextmanager
+def naming_failures(run: Run, folder: RunFolder) -> Iterator[None]:
+    """Around training: say in which step, on which rank and for which samples something failed, and with what.
+
+    Args:
+        run: that trains.
+        folder: gets `failure.rank0.txt`, with the traceback, from the rank that fails.
+
+    Raises:
+        RunFailedError: in place of any error but those of lost ranks and of checkpoints.
+    """
+    try:
+        yield
+    except _OWN_SENTENCES:
+        raise
+    except Exception as error:
+        raise RunFailedError(_report(run, error) + _kept_traceback(run, folder, error)) from error
+
+
+def _report(run: Run, error: Exception) -> str:
+    parts = run.gradient.computing
+    where = f" {_named(parts)}" if parts else ""
+    what = told(error) if where_raised(error) else f"{type(error).__name__}: {error}".rstrip(".")
+    remedy = "Lower batch.max_micro, or set batch.on_out_of_memory=lower. " if is_out_of_memory(error) else ""
+    return f"step {run.counted_step} of {run.num_steps} failed on rank {run.runtime.rank}{where}: {what}. {remedy}"
+
+
+def _named(parts: Sequence[Any]) -> str:
+    """The micro-batches that were being computed: one, or where they depend on each other all of the step."""
+    ids = [sample for part in parts for sample in part.ids.tolist()]
+    shown = ", ".join(map(str, ids[:_MOST_NAMED])) + (
+        f" and {len(ids) - _MOST_NAMED} more" if ids[_MOST_NAMED:] else ""
+    )
+    one = parts[0]
+    kind = "micro-batch" if len(parts) == 1 else f"{len(parts)} micro-batches"
+    return f"in the {kind} of the samples {shown} ({described(one.inputs, one.targets)})"
+
+
+def _kept_traceback(run: Run, folder: RunFolder, error: Exception) -> str:
+    path = folder.path / f"failure.rank{run.runtime.rank}.txt"
+    text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError:  # a full disk may be the reason
+        return f"The traceback:\n{text}"
+    return f"The traceback is in {path}."
