@@ -38,7 +38,7 @@ def naming_failures(run: Run, folder: RunFolder) -> Iterator[None]:
 
 
 def _report(run: Run, error: Exception) -> str:
-    parts = run.gradient.computing
+    parts = run.gradient.computing.parts
     where = f" {_named(parts)}" if parts else ""
     what = told(error) if where_raised(error) else f"{type(error).__name__}: {error}".rstrip(".")
     remedy = "Lower batch.max_micro, or set batch.on_out_of_memory=lower. " if is_out_of_memory(error) else ""
@@ -53,7 +53,17 @@ def _named(parts: Sequence[Any]) -> str:
     )
     one = parts[0]
     kind = "micro-batch" if len(parts) == 1 else f"{len(parts)} micro-batches"
-    return f"in the {kind} of the samples {shown} ({described(one.inputs, one.targets)})"
+    return f"in the {kind} of the samples {shown} ({described(one.inputs, one.targets)}{_extreme_labels(one)})"
+
+
+def _extreme_labels(part: Any) -> str:
+    """The samples with the smallest and the largest label: what is out of range is one of them."""
+    labels = part.targets
+    if labels.dim() == 0 or labels.is_floating_point() or labels.is_complex() or len(part.ids) != len(labels):
+        return ""
+    rows = labels.reshape(len(labels), -1)
+    smallest, largest = (part.ids[int(place)] for place in (rows.amin(1).argmin(), rows.amax(1).argmax()))
+    return f", of the samples {smallest} and {largest}"
 
 
 def _kept_traceback(run: Run, folder: RunFolder, error: Exception) -> str:

@@ -17,7 +17,7 @@ from largebatch.coupled_gradients import accumulate_coupled_gradients
 from largebatch.coupled_losses import is_coupled
 from largebatch.exact_batch_norm import ExactBatchNorm
 from largebatch.exact_gradients import accumulate_exact_gradients
-from largebatch.gradients import GradientResult, accumulate_gradients
+from largebatch.gradients import BeingComputed, GradientResult, accumulate_gradients
 from largebatch.losses import Loss
 from largebatch.memory_shortage import accumulate_if_it_fits
 from largebatch.micro_batch_norms import MicroBatchGroups, MicroBatchNorms, StepGroups, StepNorms, listening
@@ -65,7 +65,7 @@ class GlobalGradient:
     Attributes:
         statistics: of batch norm.
         norms: of micro-batch gradients, in steps that measure them.
-        computing: the micro-batches whose gradient is being computed right now; none while they are loaded.
+        computing: which micro-batches are.
 
     Raises:
         ValueError: if ordered and exact batch norm are asked for together, or there is no batch norm to be exact; if
@@ -110,8 +110,7 @@ class GlobalGradient:
         self._recomputation = Recomputation(runtime, model) if recomputes else None
         if self._recomputation is not None:
             self._clock.before_reduction = self._recomputation.take
-        self.computing: list[Any] = []
-        self._is_joint = exact_batch_norm or is_coupled(loss)
+        self.computing = BeingComputed(together=exact_batch_norm or is_coupled(loss))
         accumulate = _local_pass(loss, norms, survives_shortage=survives_shortage)
         self._accumulate = partial(accumulate, runtime, model, loss, clock=self._clock, ordered=self._ordered)
 
@@ -145,13 +144,13 @@ class GlobalGradient:
         self._clock.begin(measures=measures_communication)
         self.statistics.begin_step(plan)
         count = len(plan.micro_batches(self._runtime.rank))
-        self.computing.clear()
+        self.computing.parts.clear()
         own, num_units, data_s = self._count_units(plan, itertools.islice(micro_batches, count))
         weight = self._scale / (num_units or 1)  # nothing counts: every gradient is 0
         if recomputed_step is not None:
             own, waited_s = self._rehearse(own, plan=plan, weight=weight, random_key=random_key)
             data_s += waited_s
-        own = self._noted(own)
+        own = self.computing.noted(own)
         to_split = None
         if measures_norms and len(plan.micro_batch_sizes) == 1:
             to_split = next(own)
@@ -170,7 +169,7 @@ class GlobalGradient:
             norms = self.norms.finish()
         if recomputed_step is not None and self._recomputation is not None:
             self._recomputation.require_equal(recomputed_step)
-        self.computing.clear()
+        self.computing.parts.clear()
         return BatchResult(result.loss_sum, num_units, data_s + result.data_s, result.communication_s, norms, groups)
 
     def own_s(self) -> float | None:
@@ -183,14 +182,6 @@ class GlobalGradient:
     def timeline(self) -> Timeline | None:
         """How this rank's gradient was reduced in a measured step, after its update; None on a single rank."""
         return self._clock.timeline()
-
-    def _noted(self, own: Iterator[Any]) -> Iterator[Any]:
-        """The same, in `computing` while they are computed: one, or all that depend on each other."""
-        for part in own:
-            self.computing.append(part)
-            yield part
-            if not self._is_joint:
-                self.computing.clear()  # the next one is being loaded
 
     def _rehearse(
         self, own: Iterator[Any], *, plan: BatchPlan, weight: float, random_key: int

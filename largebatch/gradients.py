@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -37,6 +37,29 @@ class MicroBatchSource(Protocol):
     @property
     def is_stand_in(self) -> bool:
         """Whether no sample of it could be loaded: another one stands in, which lets ranks meet and counts nothing."""
+
+
+class BeingComputed:
+    """The micro-batches whose gradient is being computed right now: for whoever has to tell what failed.
+
+    Args:
+        together: they depend on each other, so that all of a step are computed at once.
+
+    Attributes:
+        parts: one, or all of the step so far; none while one is loaded.
+    """
+
+    def __init__(self, *, together: bool) -> None:
+        self.parts: list[MicroBatchSource] = []
+        self._together = together
+
+    def noted(self, micro_batches: Iterable[Any]) -> Iterator[Any]:
+        """The same micro-batches."""
+        for part in micro_batches:
+            self.parts.append(part)
+            yield part
+            if not self._together:
+                self.parts.clear()
 
 
 class LossPerSample(Protocol):
