@@ -110,7 +110,7 @@ def told(interval: Interval | None) -> str:
     if interval is None:
         return "none"
     if not math.isfinite(interval.low):
-        return f"{interval.value:.3g} (one seed: no interval)"
+        return f"{interval.value:.3g} (fewer than 3 seeds: no interval)"
     return f"{interval.value:.3g} (95 %: {interval.low:.3g} to {interval.high:.3g})"
 
 

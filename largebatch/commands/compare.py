@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 EXIT_DONE, EXIT_WRONG_INPUT = 0, 2
 # What the numbers are measured with: where it differs there is nothing to compare.
 _MEASURED_WITH = ("data.validation", "loss._target_")
-# What differs between replicates, or follows from the batch size and the machine.
-_EXPECTED = ("seed", "run.", "batch.", "launcher.", "logger.", "observers.", "resume")
 
 
 @dataclass(frozen=True)
@@ -34,6 +32,15 @@ class _Run:
     settings: dict[str, str]
 
 
+@dataclass(frozen=True)
+class _Seed:
+    """The runs of one seed with one setting, which are one value."""
+
+    runs: Sequence[_Run]
+    evaluations: Evaluations
+    num_merged: int  # the others were broken off, or evaluated elsewhere
+
+
 def main(arguments: Sequence[str]) -> int:
     """`compare RUN... [--out FOLDER]`; returns 0, or 2 for wrong input."""
     try:
@@ -41,6 +48,7 @@ def main(arguments: Sequence[str]) -> int:
     except SystemExit as exit_:
         return EXIT_WRONG_INPUT if exit_.code else EXIT_DONE
     from largebatch.run_folder import new_folder
+    from largebatch.run_report.records import differing
     from largebatch.trackers import plot_large_batch_gap, print_table
 
     try:
@@ -50,16 +58,20 @@ def main(arguments: Sequence[str]) -> int:
         print(f"largebatch compare: {error}", file=sys.stderr)
         return EXIT_WRONG_INPUT
     base, *_ = groups
-    gaps = _gaps(groups)
+    seeds = {size: _seeds(group) for size, group in groups.items()}
+    gaps = _gaps(seeds)
     headers = ("batch", "matched at", "which is", "loss gap", "95 % interval", "accuracy gap", "95 % interval")
-    title = f"large-batch gap on validation, against batch {base:,} ({len(groups[base])} runs); positive: worse"
-    print_table(headers, [_row(size, len(groups[size]), gap) for size, gap in gaps], title=title)
-    if differing := _differing(runs):
-        print(f"besides the batch, the runs differ in: {', '.join(differing)}")
+    title = f"large-batch gap on validation, against batch {base:,} ({_count(len(seeds[base]))}); positive: worse"
+    print_table(headers, [_row(size, len(seeds[base]), len(seeds[size]), gap) for size, gap in gaps], title=title)
+    merged = _merged(seeds)
+    for line in merged:
+        print(line)
+    if keys := differing([run.settings for run in runs]):
+        print(f"besides the batch, the runs differ in: {', '.join(keys)}")
     folder = Path(options.out) if options.out else new_folder("runs", "compare")
     folder.mkdir(parents=True, exist_ok=True)
     record = folder / "large_batch_gap.json"
-    record.write_text(json.dumps(_record(groups, gaps, differing), indent=1) + "\n")
+    record.write_text(json.dumps(_record(groups, gaps, keys) | {"merged": merged}, indent=1) + "\n")
     rows = {size: [run.rows for run in group] for size, group in groups.items()}
     print(record)
     print(plot_large_batch_gap(rows, folder / "gap.png", title=f"{len(runs)} runs at {len(groups)} batch sizes"))
@@ -70,8 +82,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="largebatch compare",
         description="Large-batch gap: how much worse runs with a larger batch do on validation than those with the "
-        "smallest, at equal samples, equal steps and equal training loss. Runs of one batch size are replicates: give "
-        "several seeds of each for an interval.",
+        "smallest, at equal samples, equal steps and equal training loss. Seeds of one batch size are replicates: give "
+        "three or more of each for an interval. Runs that repeat a seed are one value.",
     )
     parser.add_argument("runs", metavar="RUN", nargs="+", help="folder of a run")
     parser.add_argument("--out", metavar="FOLDER", help="for gap.png and large_batch_gap.json; default: a new one")
@@ -83,6 +95,7 @@ def _read(folder: Path) -> _Run:
     from omegaconf import OmegaConf
 
     from largebatch.run_folder import RunFolder
+    from largebatch.run_report.reading import flat_settings
     from largebatch.trackers import read_metrics
 
     run = RunFolder(folder)
@@ -96,7 +109,7 @@ def _read(folder: Path) -> _Run:
             f"{folder}: its batch changes over the run, so that it belongs to no batch size. Leave it out."
         )
     rows = read_metrics(run.metrics)
-    settings = dict(_flat(OmegaConf.to_container(OmegaConf.load(config), resolve=False)))
+    settings = flat_settings(OmegaConf.to_container(OmegaConf.load(config), resolve=False))
     return _Run(folder, int(values["global_batch_size"]), rows, _evaluations(rows, folder), settings)
 
 
@@ -113,12 +126,6 @@ def _evaluations(rows: Sequence[Row], folder: Path) -> Evaluations:
         raise ValueError(f"{folder}: its metrics have no evaluation with finite losses. Train with evaluation.")
     accuracy = found[:, 4] if np.isfinite(found[:, 4]).all() else None
     return Evaluations(found[:, 0], found[:, 1], found[:, 2], found[:, 3], accuracy)
-
-
-def _flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
-    if isinstance(value, dict) and value:
-        return [line for key, part in value.items() for line in _flat(part, f"{prefix}.{key}" if prefix else str(key))]
-    return [(prefix, str(value))]
 
 
 def _by_batch_size(runs: Sequence[_Run]) -> dict[int, list[_Run]]:
@@ -153,38 +160,60 @@ def _brief(settings: dict[str, str]) -> str:
     return ", ".join(f"{key}={text}" for key, text in settings.items())
 
 
-def _differing(runs: Sequence[_Run]) -> list[str]:
-    keys = sorted({key for run in runs for key in run.settings if not key.startswith(_EXPECTED)})
-    return [key for key in keys if len({run.settings.get(key) for run in runs}) > 1]
+def _seeds(runs: Sequence[_Run]) -> list[_Seed]:
+    from largebatch.diagnostics.large_batch_gap import merge_reruns
+    from largebatch.run_report.seeds import by_seed
+
+    return [_Seed(same, *merge_reruns([run.evaluations for run in same])) for same in by_seed(runs)]
 
 
-def _gaps(groups: dict[int, list[_Run]]) -> list[tuple[int, LargeBatchGap]]:
+def _merged(seeds: dict[int, list[_Seed]]) -> list[str]:
+    """What was not counted as a replicate."""
+    lines = []
+    for size, group in seeds.items():
+        for one in group:
+            if len(one.runs) > 1:
+                left_out = len(one.runs) - one.num_merged
+                but = f", without {left_out} that ended earlier or evaluated elsewhere" if left_out else ""
+                seed = one.runs[0].settings.get("seed")
+                lines.append(f"batch {size:,}: {len(one.runs)} runs of seed {seed} merged into one value{but}")
+    return lines
+
+
+def _gaps(seeds: dict[int, list[_Seed]]) -> list[tuple[int, LargeBatchGap]]:
     from largebatch.diagnostics import MATCHES, large_batch_gap
 
-    base, *others = groups
-    small = [run.evaluations for run in groups[base]]
+    base, *others = seeds
+    small = [one.evaluations for one in seeds[base]]
     return [
-        (size, large_batch_gap(small, [run.evaluations for run in groups[size]], match=match))
+        (size, large_batch_gap(small, [one.evaluations for one in seeds[size]], match=match))
         for size in others
         for match in MATCHES
     ]
 
 
-def _row(size: int, num_runs: int, gap: LargeBatchGap) -> tuple[str, ...]:
+def _count(seeds: int) -> str:
+    return f"{seeds} seed{'s' * (seeds > 1)}"
+
+
+def _row(size: int, num_base: int, num_seeds: int, gap: LargeBatchGap) -> tuple[str, ...]:
     from largebatch.diagnostics import MATCHES
 
-    batch, match = f"{size:,} ({num_runs} run{'s' if num_runs > 1 else ''})", MATCHES[gap.match]
+    batch, match = f"{size:,} ({_count(num_seeds)})", MATCHES[gap.match]
     if gap.at is None:
         return batch, match, "none", gap.reason, "", "", ""
     at = f"{gap.at:.4g}" if gap.match == "train_loss" else f"{gap.at:,.0f}"
-    return batch, match, at, *_shown(gap.loss), *_shown(gap.accuracy)
+    fewer = min(num_base, num_seeds)
+    return batch, match, at, *_shown(gap.loss, fewer), *_shown(gap.accuracy, fewer)
 
 
-def _shown(one: Interval | None) -> tuple[str, str]:
+def _shown(one: Interval | None, fewer: int) -> tuple[str, str]:
+    from largebatch.diagnostics.bootstrap import LEAST_SEEDS
+
     if one is None:
         return "", ""
-    interval = "one run: unknown" if math.isnan(one.low) else f"{one.low:+.4f} to {one.high:+.4f}"
-    return f"{one.value:+.4f}", interval
+    why = f"{_count(fewer)}: no interval" if fewer < LEAST_SEEDS else "all seeds alike: no interval"
+    return f"{one.value:+.4f}", why if math.isnan(one.low) else f"{one.low:+.4f} to {one.high:+.4f}"
 
 
 def _record(

@@ -13,6 +13,9 @@ Array = npt.NDArray[np.float64]
 
 _AT_ONCE = 2**22  # counts in memory at a time: 32 MB
 _LEVEL = 0.95
+# Two seeds have no interval worth printing: Student's is 12.7 standard errors wide to either side, so that accuracies
+# reach beyond 1 and steps over three decades, and the range of two holds their median in half of all cases.
+LEAST_SEEDS = 3
 
 
 @dataclass(frozen=True)

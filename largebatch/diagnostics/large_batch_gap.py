@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from largebatch.diagnostics.bootstrap import Array, Interval
+from largebatch.diagnostics.bootstrap import LEAST_SEEDS, Array, Interval
 
 MATCHES = {
     "samples": "equal samples seen",
@@ -42,9 +42,9 @@ class LargeBatchGap:
     Attributes:
         match: a key of `MATCHES`.
         at: samples, steps or training loss at which the runs are compared; None if there is no such point.
-        loss: validation loss of the large batch minus that of the small, with a 95 % interval over runs, whose ends are
-            NaN if a side has one run.
-        accuracy: accuracy of the small batch minus that of the large; None without accuracies.
+        loss: validation loss of the large batch minus that of the small, with a 95 % interval over seeds, whose ends
+            are NaN if a side has fewer than 3, or no seed differs.
+        accuracy: accuracy of the small batch minus that of the large, in [-1, 1]; None without accuracies.
         reason: why there is no such point; "" if there is.
     """
 
@@ -63,8 +63,8 @@ def large_batch_gap(small: Sequence[Evaluations], large: Sequence[Evaluations], 
     less cannot show how well its minimum generalizes. Between evaluations, values are interpolated linearly; training
     losses are interpolated on their running minimum, since a single loss may be passed several times.
 
-    Runs of a side are replicates (seeds): the interval is Welch's for two means with unequal variances. It covers
-    seeds, not the choice of validation samples, which the runs share.
+    Runs of a side are replicates (seeds; see `merge_reruns`): the interval is Welch's for two means with unequal
+    variances. It covers seeds, not the choice of validation samples, which the runs share.
 
     Not to be confused with the generalization gap, the difference between validation and training of *one* model.
 
@@ -91,12 +91,15 @@ def large_batch_gap(small: Sequence[Evaluations], large: Sequence[Evaluations], 
     loss = difference([run.val_loss for run in runs])
     accuracies = [run.val_accuracy for run in runs if run.val_accuracy is not None]
     fall = difference(accuracies) if len(accuracies) == len(runs) else None
-    accuracy = fall and Interval(0.0 - fall.value, 0.0 - fall.high, 0.0 - fall.low)
+    accuracy = fall and clipped(Interval(0.0 - fall.value, 0.0 - fall.high, 0.0 - fall.low), -1.0, 1.0)
     return LargeBatchGap(match, at, loss, accuracy)
 
 
 def welch_difference(first: Sequence[float], second: Sequence[float]) -> Interval:
-    """Mean of the second minus mean of the first, with Welch's 95 % interval; NaN ends if either has one value.
+    """Mean of the second minus mean of the first, with Welch's 95 % interval.
+
+    Its ends are NaN if a side has fewer than 3 values, or none differs from another on either side: values that are
+    shares of a few hundred samples come out alike by chance, which is no certainty.
 
     Source: Welch 1947, "The generalization of 'Student's' problem when several different population variances are
     involved"; degrees of freedom by Satterthwaite 1946.
@@ -108,14 +111,39 @@ def welch_difference(first: Sequence[float], second: Sequence[float]) -> Interva
     from scipy.special import stdtrit
 
     value = math.fsum(second) / len(second) - math.fsum(first) / len(first)
-    if len(first) < 2 or len(second) < 2:
+    if min(len(first), len(second)) < LEAST_SEEDS:
         return Interval(value, math.nan, math.nan)
     one, other = (float(np.var(values, ddof=1)) / len(values) for values in (first, second))
     if one + other == 0.0:
-        return Interval(value, value, value)
+        return Interval(value, math.nan, math.nan)
     freedom = (one + other) ** 2 / (one**2 / (len(first) - 1) + other**2 / (len(second) - 1))
     half_width = float(stdtrit(freedom, 0.975)) * math.sqrt(one + other)
     return Interval(value, value - half_width, value + half_width)
+
+
+def clipped(one: Interval, low: float, high: float) -> Interval:
+    """The interval of a quantity that lies in [low, high]; ends that are not known stay so.
+
+    >>> clipped(Interval(0.9, 0.7, 1.1), 0.0, 1.0)
+    Interval(value=0.9, low=0.7, high=1.0)
+    """
+    ends = (end if math.isnan(end) else min(max(end, low), high) for end in (one.low, one.high))
+    return Interval(one.value, *ends)
+
+
+def merge_reruns(runs: Sequence[Evaluations]) -> tuple[Evaluations, int]:
+    """Runs of one seed as one: the mean of those that reach furthest at the same samples; and how many these are."""
+    longest = max(runs, key=lambda run: (run.samples[-1], len(run.samples)))
+    kept = [run for run in runs if np.array_equal(run.samples, longest.samples)]
+    accuracies = [run.val_accuracy for run in kept if run.val_accuracy is not None]
+    merged = Evaluations(
+        longest.samples,
+        longest.steps,
+        np.mean([run.train_loss for run in kept], axis=0),
+        np.mean([run.val_loss for run in kept], axis=0),
+        np.mean(accuracies, axis=0) if len(accuracies) == len(kept) else None,
+    )
+    return merged, len(kept)
 
 
 def _curve(run: Evaluations, match: str) -> Array:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from largebatch.diagnostics.bootstrap import Interval
+from largebatch.diagnostics.bootstrap import LEAST_SEEDS, Interval
 from largebatch.diagnostics.lr_range import RangeCurve, loss_spread
 from largebatch.diagnostics.variance_law import t_quantile
 
@@ -111,7 +111,7 @@ class Suggestion:
     """One rate for all seeds of a batch size.
 
     Attributes:
-        lr: with its 95 % interval over seeds, whose ends are NaN for one seed; None: nothing is suggested.
+        lr: with its 95 % interval over seeds, whose ends are NaN for fewer than 3; None: nothing is suggested.
         reason: why this rate, or why none.
         limit: the largest stable rate, over seeds; None where none is known.
     """
@@ -170,7 +170,7 @@ def scaling_exponent(rates: Sequence[tuple[int, float]]) -> Interval | None:
 
 
 def mean_rate(rates: Sequence[float]) -> Interval:
-    """Geometric mean of the rates of several seeds, with Student's 95 % interval of log rates; NaN ends for one.
+    """Geometric mean of the rates of several seeds, with Student's 95 % interval of log rates; NaN ends for one or two.
 
     >>> found = mean_rate([0.1, 0.1, 0.8])
     >>> round(found.value, 6)
@@ -178,7 +178,7 @@ def mean_rate(rates: Sequence[float]) -> Interval:
     """
     logs = np.log(np.array(rates))
     value = float(logs.mean())
-    if len(logs) < 2:
+    if len(logs) < LEAST_SEEDS:
         return Interval(math.exp(value), math.nan, math.nan)
     reach = t_quantile(len(logs)) * float(logs.std(ddof=1)) / math.sqrt(len(logs))
     return Interval(math.exp(value), math.exp(value - reach), math.exp(value + reach))

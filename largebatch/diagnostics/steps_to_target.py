@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from largebatch.diagnostics.bootstrap import LEAST_SEEDS
+
 _LEVEL = 0.95
-LEAST_FOR_INTERVAL = 3  # the range of two values holds their median in half of all cases: that is no interval
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class StepsToTarget:
         >>> StepsToTarget(8, (90.0, 100.0, 140.0)).interval, StepsToTarget(8, (90.0, 100.0)).interval
         ((90.0, 140.0), None)
         """
-        if self.censored or self.summarised or len(self.reached) < LEAST_FOR_INTERVAL:
+        if self.censored or self.summarised or len(self.reached) < LEAST_SEEDS:
             return None
         ordered, cut = sorted(self.reached), _cut(len(self.reached))
         return ordered[cut], ordered[-1 - cut]

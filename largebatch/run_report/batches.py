@@ -6,10 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from largebatch.diagnostics.bootstrap import Interval
-from largebatch.diagnostics.large_batch_gap import welch_difference
+from largebatch.diagnostics.bootstrap import LEAST_SEEDS, Interval
+from largebatch.diagnostics.large_batch_gap import clipped, welch_difference
 from largebatch.run_report.plotly_figures import Shown
 from largebatch.run_report.records import RunRecord
+from largebatch.run_report.seeds import by_seed, last_values
 from largebatch.trackers.diagram import Axis, Diagram, Line
 
 _BATCH = Axis("batch size", "samples", log=True)
@@ -51,6 +52,7 @@ class Quality:
         unit: of it.
         stderr: key of its standard error within one run; None: unknown.
         higher_is_better: whether a lower value is worse.
+        low, high: bounds of the quantity, as of a share.
     """
 
     key: str
@@ -58,13 +60,18 @@ class Quality:
     unit: str = ""
     stderr: str | None = None
     higher_is_better: bool = False
+    low: float = -math.inf
+    high: float = math.inf
 
 
 ACCURACY = Quality(
-    "eval/val_accuracy", "validation accuracy", "share correct", "eval/val_accuracy_stderr", higher_is_better=True
-)
+    "eval/val_accuracy", "validation accuracy", "share correct", "eval/val_accuracy_stderr", higher_is_better=True,
+    low=0.0, high=1.0,
+)  # fmt: skip
 LOSS = Quality("eval/val_loss", "validation loss")
-ACCURACY_GAP = Quality("gap/accuracy", "accuracy gap, training minus validation", "share", "gap/accuracy_stderr")
+ACCURACY_GAP = Quality(
+    "gap/accuracy", "accuracy gap, training minus validation", "share", "gap/accuracy_stderr", low=-1.0, high=1.0
+)
 LOSS_GAP = Quality("gap/loss", "loss gap, validation minus training", "", "gap/loss_stderr")
 
 
@@ -92,42 +99,62 @@ def quality_of(group: Group) -> Quality | None:
 
 
 def outcome(runs: Sequence[RunRecord], quality: Quality) -> Interval | None:
-    """Mean of the last values of replicates with a 95 % interval; runs that diverged have none.
+    """Mean over seeds of the last values, with a 95 % interval; runs that diverged have none.
 
-    Of several runs the interval is Student's over runs; of one it comes from its own standard error over validation
-    samples, and says nothing of seeds. Where that is unknown the ends are NaN. None without any value.
+    Of three or more seeds the interval is Student's over seeds; of one it comes from its own standard error over
+    validation samples, and says nothing of seeds. Where none is known, as with two seeds, the ends are NaN. None
+    without any value.
     """
-    ended = [run for run in runs if run.status != "diverged" and run.last(quality.key) is not None]
-    values = [run.last(quality.key) or 0.0 for run in ended]
+    values = last_values(runs, quality.key)
     if not values:
         return None
     if len(values) == 1:
-        error = ended[0].last(quality.stderr) if quality.stderr else None
-        half = math.nan if error is None else _TWO_SIDED * error
-        return Interval(values[0], values[0] - half, values[0] + half)
-    return mean_interval(values)
+        half = _TWO_SIDED * _error_of_mean(_ended(runs, quality), quality)
+        found = Interval(values[0], values[0] - half, values[0] + half)
+    else:
+        found = mean_interval(values)
+    return clipped(found, quality.low, quality.high)
 
 
 def mean_interval(values: Sequence[float]) -> Interval:
-    """Mean with Student's 95 % interval.
+    """Mean with Student's 95 % interval; NaN ends for fewer than 3 values, or if none differs from another.
 
     >>> found = mean_interval([1.0, 2.0, 3.0])  # t(2) = 4.303, error sqrt(1/3)
     >>> round(found.low, 3), found.value, round(found.high, 3)
     (-0.484, 2.0, 4.484)
+    >>> mean_interval([1.0, 3.0])
+    Interval(value=2.0, low=nan, high=nan)
     """
     from scipy.special import stdtrit
 
     count, mean = len(values), math.fsum(values) / len(values)
+    if count < LEAST_SEEDS or len(set(values)) == 1:
+        return Interval(mean, math.nan, math.nan)
     spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1))
     half = float(stdtrit(count - 1, 0.975)) * spread / math.sqrt(count)
     return Interval(mean, mean - half, mean + half)
 
 
-def worse_than_smallest(group: Group, quality: Quality) -> dict[int, Interval]:
-    """How much worse each batch size ends than the smallest; positive means worse.
+@dataclass(frozen=True)
+class Difference:
+    """How much worse a batch size ends than another; positive means worse.
 
-    With replicates of both by Welch's interval over runs, else by the standard errors over validation samples, which
-    the runs share, so that it is rather too wide; NaN ends where those are unknown.
+    Attributes:
+        change: with its 95 % interval; NaN ends: there is none.
+        over: what the interval covers: `seeds`, `validation samples`, or "" where there is none.
+        seeds: of the side that has fewer.
+    """
+
+    change: Interval
+    over: str
+    seeds: int
+
+
+def worse_than_smallest(group: Group, quality: Quality) -> dict[int, Difference]:
+    """How much worse each batch size ends than the smallest.
+
+    With three seeds or more of both by Welch's interval over seeds. With one seed of either by the standard errors over
+    validation samples, which the runs share, so that it is rather too wide; it does not cover seeds.
     """
     smallest, *others = group.by_batch
     base = _ended(group.by_batch[smallest], quality)
@@ -139,13 +166,20 @@ def worse_than_smallest(group: Group, quality: Quality) -> dict[int, Interval]:
         runs = _ended(group.by_batch[size], quality)
         if not runs:
             continue
-        first, second = ([run.last(quality.key) or 0.0 for run in side] for side in (base, runs))
-        found[size] = _signed(welch_difference(first, second), sign)
-        if len(base) == 1 or len(runs) == 1:
+        first, second = (last_values(side, quality.key) for side in (base, runs))
+        change, seeds = _signed(welch_difference(first, second), sign), min(len(first), len(second))
+        if seeds == 1:
             half = _TWO_SIDED * math.hypot(_error_of_mean(base, quality), _error_of_mean(runs, quality))
-            value = found[size].value
-            found[size] = Interval(value, value - half, value + half)
+            change = Interval(change.value, change.value - half, change.value + half)
+        over = "" if math.isnan(change.low) else "seeds" if seeds > 1 else "validation samples"
+        widest = quality.high - quality.low
+        found[size] = Difference(clipped(change, -widest, widest), over, seeds)
     return found
+
+
+def num_seeds(runs: Sequence[RunRecord]) -> int:
+    """Different ones: a seed that was run twice counts once."""
+    return len(by_seed(runs))
 
 
 def _ended(runs: Sequence[RunRecord], quality: Quality) -> list[RunRecord]:
@@ -193,8 +227,8 @@ def _against_batch(groups: Sequence[Group], quality: Quality, name: str, title: 
     if not lines:
         return None
     caption = (
-        "Bands: 95 %, over runs where a batch size has several, else by the standard error over validation samples of "
-        "the one run."
+        "Bands: 95 %, over three seeds or more of a batch size, of one by the standard error over validation samples; "
+        "two have none."
     )
     return Shown(Diagram(name, title, _BATCH, Axis(quality.label, quality.unit), tuple(lines), caption))
 

@@ -127,7 +127,7 @@ def _shown(one: dict[str, Any] | None) -> tuple[str, str]:
     if one is None:
         return "none", ""
     ends = [one.get("low"), one.get("high")]
-    interval = "one run: unknown" if None in ends else f"{ends[0]:+.4g} to {ends[1]:+.4g}"
+    interval = "no interval" if None in ends else f"{ends[0]:+.4g} to {ends[1]:+.4g}"
     return f"{one['value']:+.4g}", interval
 
 

@@ -141,7 +141,8 @@ def _outcome(group: Group, quality: Quality) -> Quantity | None:
     if not known:
         return None
     source = (
-        f"the end of {count_of([run for size in known for run in group.by_batch[size]])}, linear in log B between them"
+        f"the end of {count_of([run for size in known for run in group.by_batch[size]])}, one value per seed; linear "
+        "in log B between them"
     )
     return Quantity(quality.key.replace("/", "_"), quality.label, quality.unit, source, between(known), known)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ from largebatch.trackers.series import series
 from largebatch.trackers.tracker import Row
 
 # What differs between replicates, or follows from the batch size and the machine.
-_EXPECTED = ("seed", "run.", "batch.", "launcher.", "logger.", "observers.", "resume")
+EXPECTED = ("seed", "run.", "batch.", "launcher.", "logger.", "observers.", "resume")
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ class Evidence:
         return bool(self.runs or any(self.records.values()))
 
 
-def differing(runs: Sequence[RunRecord]) -> list[str]:
-    """Settings in which the runs differ besides batch, seed and what follows from them."""
-    keys = sorted({key for run in runs for key in run.settings if not key.startswith(_EXPECTED)})
-    return [key for key in keys if len({run.settings.get(key) for run in runs}) > 1]
+def differing(settings: Sequence[Mapping[str, str]]) -> list[str]:
+    """Keys in which runs differ besides batch, seed and what follows from them."""
+    keys = sorted({key for one in settings for key in one if not key.startswith(EXPECTED)})
+    return [key for key in keys if len({one.get(key) for one in settings}) > 1]

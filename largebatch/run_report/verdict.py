@@ -7,9 +7,18 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from largebatch.diagnostics.bootstrap import Interval
-from largebatch.run_report.batches import Group, Quality, outcome, quality_of, worse_than_smallest
-from largebatch.run_report.records import Evidence, differing
+from largebatch.diagnostics.bootstrap import LEAST_SEEDS, Interval
+from largebatch.run_report.batches import (
+    Difference,
+    Group,
+    Quality,
+    num_seeds,
+    outcome,
+    quality_of,
+    worse_than_smallest,
+)
+from largebatch.run_report.records import Evidence, RunRecord, differing
+from largebatch.run_report.seeds import by_seed, furthest, told_merges
 from largebatch.trackers.series import of_gap
 
 _NOT_FINISHED = ("diverged", "stopped", "unfinished")
@@ -63,13 +72,15 @@ def _of_batches(group: Group) -> str:
     base = outcome(group.by_batch[smallest], quality)
     if base is None:
         return ""
-    seen = [run.samples_seen for run in group.runs]
+    # Of a seed that was run again only those runs count that reached furthest.
+    seen = [run.samples_seen for runs in group.by_batch.values() for one in by_seed(runs) for run in furthest(one)]
     if others and max(seen) > _EQUAL * min(seen):
         return (
             f"{group.name}: the runs saw {min(seen):,} to {max(seen):,} samples: where they end says as much about "
             "that as about the batch size. `largebatch compare` matches them at equal samples, steps or training loss."
         )
-    start = f"{group.name}: {quality.label} at batch {smallest:,} is {_number(base.value)}{_interval(base)}"
+    told = f"{_number(base.value)}{_interval(base, group.by_batch[smallest])}"
+    start = f"{group.name}: {quality.label} at batch {smallest:,} is {told}"
     compared = worse_than_smallest(group, quality)
     if not compared:
         missing = "no other batch size" if not others else "no other batch size with an evaluation"
@@ -78,19 +89,29 @@ def _of_batches(group: Group) -> str:
     return f"{start}. Against that, {'; '.join(parts)}."
 
 
-def _compared(size: int, one: Interval, quality: Quality) -> str:
+def _compared(size: int, found: Difference, quality: Quality) -> str:
     # Percentage points for accuracies: a share of a share would be misread.
     factor, unit = (100, " points") if quality.higher_is_better else (1, "")
-    value, low, high = (factor * end for end in (one.value, one.low, one.high))
+    value, low, high = (factor * end for end in (found.change.value, found.change.low, found.change.high))
     change = f"batch {size:,} ends {abs(value):.3g}{unit} {'worse' if value > 0 else 'better'}"
-    if math.isnan(low):
-        return f"{change}, which one run each cannot tell from noise"
+    if not found.over:
+        return f"{change} ({_no_interval(found.seeds)}): that cannot be told from noise"
+    if found.over != "seeds":
+        told = f"95 % over validation samples: {_signed(low)} to {_signed(high)}, positive is worse"
+        size_of_it = "within" if low <= 0 <= high else "more than"
+        return f"{change} ({told}): {size_of_it} their noise, and one seed cannot tell that of seeds"
     told = f"95 %: {_signed(low)} to {_signed(high)}, positive is worse"
     if low > 0:
         return f"{change} ({told}): more than noise"
     if high < 0:
         return f"{change} ({told}): better by more than noise"
     return f"{change} ({told}): within the noise"
+
+
+def _no_interval(seeds: int) -> str:
+    if seeds < LEAST_SEEDS:
+        return f"{seeds} seed{'s' * (seeds > 1)}: no interval"
+    return "all seeds of a batch ended alike: no interval"
 
 
 def _of_noise(group: Group) -> str:
@@ -120,12 +141,18 @@ def _of_fit(fit: dict[str, Any]) -> str:
 
 def _caveats_of(group: Group) -> list[str]:
     lines = []
-    if single := [size for size, runs in group.by_batch.items() if len(runs) == 1]:
+    if single := [size for size, runs in group.by_batch.items() if num_seeds(runs) == 1]:
         lines.append(
-            f"{group.name}: one run at {_listed(single)}: its interval covers the validation samples, not the seed. "
+            f"{group.name}: one seed at {_listed(single)}: its interval covers the validation samples, not the seed. "
             "Add seeds."
         )
-    if keys := differing(group.runs):
+    quality = quality_of(group)
+    lines += [
+        f"{group.name}, batch {size:,}: {clause}."
+        for size, runs in group.by_batch.items()
+        for clause in told_merges(runs, quality.key if quality else None)
+    ]
+    if keys := differing([run.settings for run in group.runs]):
         lines.append(f"{group.name}: besides the batch, the runs differ in {', '.join(keys)}.")
     if augmented := [run.name for run in group.runs if of_gap(run.rows)]:
         named = ", ".join(augmented[:5]) + (" ..." if len(augmented) > 5 else "")
@@ -143,8 +170,12 @@ def _listed(sizes: Sequence[int]) -> str:
     return f"batch {shown}{' ...' if len(sizes) > 6 else ''}"
 
 
-def _interval(one: Interval) -> str:
-    return "" if math.isnan(one.low) else f" (95 %: {_number(one.low)} to {_number(one.high)})"
+def _interval(one: Interval, runs: Sequence[RunRecord]) -> str:
+    seeds = num_seeds([run for run in runs if run.status != "diverged"])
+    if math.isnan(one.low):
+        return f" ({_no_interval(seeds)})"
+    over = " over validation samples" if seeds == 1 else ""
+    return f" (95 %{over}: {_number(one.low)} to {_number(one.high)})"
 
 
 def _number(value: float) -> str:

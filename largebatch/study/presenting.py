@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from largebatch.diagnostics.bootstrap import LEAST_SEEDS
 from largebatch.diagnostics.critical_batch import CriticalBatch
-from largebatch.diagnostics.steps_to_target import LEAST_FOR_INTERVAL, StepsToTarget
+from largebatch.diagnostics.steps_to_target import StepsToTarget
 from largebatch.run_folder import environment
 from largebatch.study.analysis import Analysis, shown
 from largebatch.study.figures import study_figures
@@ -69,7 +70,7 @@ def _interval(measured: StepsToTarget) -> str:
     """Of the median; a few seeds have one of less than 95 %, or none."""
     count, interval = len(measured.reached), measured.interval
     if interval is None:
-        few = count < LEAST_FOR_INTERVAL and not measured.summarised and not measured.censored
+        few = count < LEAST_SEEDS and not measured.summarised and not measured.censored
         return f"{count} seed{'s' * (count > 1)}: no interval" if few else ""
     level = "" if measured.level >= 0.95 else f" ({measured.level:.0%}, the range)"
     return f"{interval[0]:,.0f} to {interval[1]:,.0f}{level}"

@@ -45,16 +45,16 @@ def in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_runs_are_grouped_by_their_batch_and_compared_with_the_smallest(capsys):
     runs = [
         make("a", 50, [4.0, 2.0], momentum=0.8), make("b", 10, [2.0, 1.0], seed=0), make("c", 10, [2.2, 1.2], seed=1),
-        make("d", 50, [4.0, 2.4], seed=1),
+        make("d", 50, [4.0, 2.4], seed=1), make("e", 10, [2.1, 1.1], seed=2), make("f", 50, [4.0, 2.2], seed=2),
     ]  # fmt: skip
     assert main(["compare", *runs, "--out", "out"]) == 0
     said = capsys.readouterr().out
-    assert "large-batch gap on validation, against batch 10 (2 runs); positive: worse" in said
+    assert "large-batch gap on validation, against batch 10 (3 seeds); positive: worse" in said
     assert "besides the batch, the runs differ in: optimizer.momentum" in said
     for words in ("equal samples seen", "equal optimizer steps", "equal training loss"):
-        assert f" 50 (2 runs)   {words}" in said
+        assert f" 50 (3 seeds)   {words}" in said
     record = json.loads(Path("out/large_batch_gap.json").read_text())
-    assert record["runs"] == {"10": ["b", "c"], "50": ["a", "d"]}
+    assert record["runs"] == {"10": ["b", "c", "e"], "50": ["a", "d", "f"]}
     samples, steps, train_loss = record["large_batch_gap"]
     assert samples["loss"]["value"] == pytest.approx(2.2 - 1.1)
     assert samples["accuracy"]["value"] == pytest.approx(0.22 - 0.11)
@@ -67,11 +67,32 @@ def test_runs_are_grouped_by_their_batch_and_compared_with_the_smallest(capsys):
 
 def test_one_run_of_each_has_no_interval_and_the_record_is_plain_json(capsys):
     assert main(["compare", make("a", 10, [2.0, 1.0]), make("b", 20, [3.0, 2.0]), "--out", "out"]) == 0
-    assert "one run: unknown" in capsys.readouterr().out
+    assert "1 seed: no interval" in capsys.readouterr().out
     text = Path("out/large_batch_gap.json").read_text()
     assert json.loads(text)["large_batch_gap"][0]["loss"] == {"value": 1.0, "low": None, "high": None}
     assert "NaN" not in text
     assert "besides the batch" not in capsys.readouterr().out
+
+
+def test_runs_that_repeat_a_seed_are_one_value_and_told(capsys):
+    small = [make(f"s{number}", 10, [2.0, 1.0 + 0.1 * number]) for number in range(3)]
+    large = [make(f"l{number}", 50, [4.0, 2.0]) for number in range(3)]
+    shorter = make("killed", 10, [2.0])
+    assert main(["compare", *small, shorter, *large, "--out", "out"]) == 0
+    said = capsys.readouterr().out
+    assert "against batch 10 (1 seed); positive: worse" in said
+    assert "1 seed: no interval" in said
+    told = "batch 10: 4 runs of seed 0 merged into one value, without 1 that ended earlier or evaluated elsewhere"
+    assert told in said
+    record = json.loads(Path("out/large_batch_gap.json").read_text())
+    assert record["large_batch_gap"][0]["loss"] == {"value": pytest.approx(2.0 - 1.1), "low": None, "high": None}
+    assert record["merged"] == [told, "batch 50: 3 runs of seed 0 merged into one value"]
+
+
+def test_two_seeds_have_no_interval(capsys):
+    runs = [make(f"b{batch}s{seed}", batch, [2.0, 1.0 + seed], seed=seed) for batch in (10, 20) for seed in range(2)]
+    assert main(["compare", *runs, "--out", "out"]) == 0
+    assert "2 seeds: no interval" in capsys.readouterr().out
 
 
 def test_what_cannot_be_compared_is_refused_with_a_reason(capsys):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from largebatch.diagnostics import Evaluations, Interval, large_batch_gap
-from largebatch.diagnostics.large_batch_gap import welch_difference
+from largebatch.diagnostics import Evaluations, large_batch_gap
+from largebatch.diagnostics.large_batch_gap import merge_reruns, welch_difference
 
 
 def run(samples, batch, train_loss, val_loss, val_accuracy=None) -> Evaluations:
@@ -74,7 +74,10 @@ def test_seeds_are_replicates_with_welchs_interval():
     found = welch_difference(first.tolist(), second.tolist())
     theirs = stats.ttest_ind(second, first, equal_var=False).confidence_interval(0.95)
     assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high))
-    assert welch_difference([1.0, 1.0], [2.0, 2.0]) == Interval(1.0, 1.0, 1.0)
+    for few, why in (([1.0, 2.0], "two seeds"), ([1.0, 1.0, 1.0], "no seed differs")):
+        one = welch_difference(few, [2.0, 2.0, 2.0])
+        assert math.isnan(one.low), why
+        assert math.isnan(one.high), why
     small, large = ([run([1, 2], size, [2.0, 1.0], [0.0, value]) for value in values] for size, values in
                     ((1, first), (1, second)))  # fmt: skip
     for match in ("samples", "steps", "train_loss"):
@@ -84,11 +87,24 @@ def test_seeds_are_replicates_with_welchs_interval():
 
 
 def test_of_accuracies_a_fall_is_positive_and_its_interval_is_in_order():
-    small = [run([1, 2], 1, [2, 1], [0, 0], [0, value]) for value in (0.8, 0.9)]
-    large = [run([1, 2], 2, [2, 1], [0, 0], [0, value]) for value in (0.5, 0.7)]
+    small = [run([1, 2], 1, [2, 1], [0, 0], [0, value]) for value in (0.8, 0.85, 0.9)]
+    large = [run([1, 2], 2, [2, 1], [0, 0], [0, value]) for value in (0.5, 0.6, 0.7)]
     fall = large_batch_gap(small, large, match="samples").accuracy
     assert fall.value == pytest.approx(0.25)
     assert fall.low < fall.value < fall.high
+    far = [run([1, 2], 2, [2, 1], [0, 0], [0, value]) for value in (0.0, 0.1, 0.9)]
+    assert large_batch_gap(small, far, match="samples").accuracy.high == 1, "accuracies differ by 1 at most"
+
+
+def test_runs_of_one_seed_are_their_mean_where_they_reach_furthest():
+    one, other = (run([1, 2], 1, [2, 1], [0, value], [0.5, value / 10]) for value in (4.0, 6.0))
+    broken_off = run([1], 1, [9], [9], [0.0])
+    merged, count = merge_reruns([one, broken_off, other])
+    assert count == 2
+    assert merged.val_loss.tolist() == [0, 5]
+    assert merged.val_accuracy.tolist() == pytest.approx([0.5, 0.5])
+    without = run([1, 2], 1, [2, 1], [0, 1])
+    assert merge_reruns([one, without])[0].val_accuracy is None
 
 
 def test_wrong_input_is_refused():

@@ -102,7 +102,7 @@ def shown(folder: Path, name: str, values: dict[str, Any]) -> Option:
         "communication.json": ["<td>exposed</td><td>4 ms</td><td>2 to 6</td>",
             "<td>share</td><td>20 %</td><td>10 to 30</td>"],
         "sharpness.json": ["<td>1.5</td><td>residual 1e-06</td>", "<td>7</td><td></td>"],
-        "large_batch_gap.json": ["against batch 32", "<td>+0.1</td><td>one run: unknown</td>", "<td>too short</td>"],
+        "large_batch_gap.json": ["against batch 32", "<td>+0.1</td><td>no interval</td>", "<td>too short</td>"],
     }.items(),
     ids=lambda one: one if isinstance(one, str) else "",
 )  # fmt: skip
