@@ -16,6 +16,7 @@ from largebatch.chapter.weight_path import Float64Array
 from largebatch.closed_forms import NoisyQuadratic
 from largebatch.config import ConfigError
 from largebatch.config_types import PositiveInt, Section
+from largebatch.diagnostics.bootstrap import LEAST_SEEDS
 from largebatch.trackers.diagram import Axis, Diagram, Line
 
 _CAPTION = "Measured: where the mean loss over seeds gets there. Theory: where the expected loss does."
@@ -26,7 +27,7 @@ class Settings(Section):
 
     targets: Annotated[list[Annotated[float, Field(gt=0, lt=1)]], Field(min_length=2)]
     batch_sizes: Annotated[list[PositiveInt], Field(min_length=2)]
-    seeds: Annotated[int, Field(ge=2)]  # one does not tell its own error
+    seeds: Annotated[int, Field(ge=LEAST_SEEDS)]  # fewer do not tell their own error
     full_batch_steps: Annotated[int, Field(ge=2)]
 
 

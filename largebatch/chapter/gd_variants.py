@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from largebatch.chapter.bands import band_of_mean
+from largebatch.chapter.bands import agreement, band_of_mean
 from largebatch.chapter.experiment import Experiment
 from largebatch.chapter.landscape import landscape
 from largebatch.chapter.regression import least_squares, noise_floor
@@ -51,8 +51,8 @@ class Variant:
         paths: of the weights, one per seed.
         losses: [seeds, points].
         reached: index of the first point within the tolerance of the mean loss over seeds; None: there is none.
-        floor, expected_floor: mean loss at the ends of the last half of the epochs, and what the closed forms expect
-            there of noise alone.
+        floors: mean loss at the ends of the last half of the epochs, [seeds].
+        expected_floor: what the closed forms expect there of noise alone.
     """
 
     name: str
@@ -61,8 +61,13 @@ class Variant:
     paths: list[WeightPath]
     losses: Float64Array
     reached: int | None
-    floor: float
+    floors: Float64Array
     expected_floor: float
+
+    @property
+    def floor(self) -> float:
+        """Mean over seeds."""
+        return float(self.floors.mean())
 
     @property
     def seconds(self) -> Float64Array:
@@ -116,7 +121,7 @@ def _variant(
         paths=paths,
         losses=losses,
         reached=int(within[0]) if within.size else None,
-        floor=float(mean[_ends_of_late_epochs(paths[0], len(task.design))].mean()),
+        floors=losses[:, _ends_of_late_epochs(paths[0], len(task.design))].mean(axis=1),
         expected_floor=noise_floor(task, total, how.lr),
     )
 
@@ -215,15 +220,14 @@ def _answer(variants: list[Variant], settings: Settings, deviation: float, num_s
 
 
 def _about_noise(one: Variant, num_samples: int) -> str:
-    ratio = one.floor / one.expected_floor
     fresh = bool(num_samples % one.total)  # no closed form for shuffled batches that span two epochs
-    verdict = "" if 0.8 <= ratio <= 1.25 else ". They disagree"
-    if verdict and fresh and ratio < 1:
-        verdict = ": they are not, since a shuffled epoch holds every sample once, which leaves less noise"
+    ratio = agreement(one.floors / one.expected_floor)
+    why = ", since a shuffled epoch holds every sample once, which leaves less noise"
+    explained = why if fresh and ratio.is_below else ""
     drawn = "if its batches were fresh draws" if fresh else "of shuffled epochs"
     return (
-        f"Noise keeps the late loss of {one.name.replace('_', '-')} {one.floor:.2g} above the least one, {ratio:.2f} "
-        f"times what the quadratic model near the minimiser expects {drawn}{verdict}."
+        f"Noise keeps the late loss of {one.name.replace('_', '-')} {one.floor:.2g} above the least one, "
+        f"{ratio.value:.2f} times what the quadratic model near the minimiser expects {drawn}{ratio.interval}: {ratio.words}{explained}."
     )
 
 
@@ -239,6 +243,7 @@ def _numbers(one: Variant, num_samples: int) -> dict[str, Any]:
         "updates": int(path.steps[-1]),
         "final_excess": one.losses[:, -1],
         "late_excess": one.floor,
+        "late_excess_of_seeds": one.floors,
         "expected_late_excess": one.expected_floor,
         "reached_epochs": None if at is None else path.samples[at] / num_samples,
         "reached_updates": None if at is None else int(path.steps[at]),

@@ -11,11 +11,12 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from largebatch.chapter.bands import band_of_mean
+from largebatch.chapter.bands import band_of_mean, few
 from largebatch.chapter.experiment import Experiment
 from largebatch.chapter.outcomes import Float64Array, Outcome, finals, train_seeds
 from largebatch.chapter.story import Story, Table
 from largebatch.config_types import PositiveFloat, PositiveInt, Section
+from largebatch.diagnostics.bootstrap import LEAST_SEEDS
 from largebatch.trackers.diagram import Axis, Diagram, Line
 
 _TRAIN_LOSS, _LOSS, _ACCURACY = "eval/train_loss", "eval/val_loss", "eval/val_accuracy"
@@ -98,10 +99,11 @@ def tune(experiment: Experiment, settings: Settings, name: Name, size: int | str
 def _accuracy_figure(experiment: Experiment, found: dict[Name, list[Tuned]]) -> Diagram:
     lines = tuple(
         Line(
-            name.upper(), _sizes(tuned), *band_of_mean(finals([one.outcome for one in tuned], _ACCURACY)), style="both"
+            name.upper(), _sizes(tuned),
+            *band_of_mean(finals([one.outcome for one in tuned], _ACCURACY), within=(0.0, 1.0)), style="both",
         )
         for name, tuned in found.items()
-    )
+    )  # fmt: skip
     return Diagram(
         "accuracy_over_batch", f"Validation accuracy after {experiment.config.length}, rate tuned for every batch size",
         Axis("batch size", "samples", log=True), Axis("validation accuracy"), lines,
@@ -146,8 +148,9 @@ def _table(experiment: Experiment, found: dict[Name, list[Tuned]], settings: Set
     rows = []
     for name, tuned in found.items():
         for one in tuned:
-            mean, low, high = band_of_mean(one.outcome.final(_ACCURACY)[:, None])
-            interval = "" if low is None or high is None else f"{low[0]:.3f} to {min(high[0], 1):.3f}"
+            mean, low, high = band_of_mean(one.outcome.final(_ACCURACY)[:, None], within=(0.0, 1.0))
+            unknown = f"{few(settings.seeds)}: no interval"
+            interval = unknown if low is None or high is None else f"{low[0]:.3f} to {high[0]:.3f}"
             border = ", at the border" if one.is_at_border else ""
             rows.append(
                 (
@@ -167,9 +170,9 @@ def _answer(found: dict[Name, list[Tuned]], settings: Settings) -> str:
         held = [one.global_batch_size for one, mean in zip(tuned, means[name], strict=True)
                 if mean >= means[name][0] - settings.tolerance]  # fmt: skip
         sentences.append(
-            f"{name.upper()} stays within {settings.tolerance:g} of its accuracy at batch {tuned[0].global_batch_size} "
-            f"up to batch {max(held, default=tuned[0].global_batch_size):,} and has {means[name][-1]:.3f} at "
-            f"{tuned[-1].global_batch_size:,}, in {tuned[-1].num_steps:,} steps."
+            f"{name.upper()}, in the mean of {few(settings.seeds)}, stays within {settings.tolerance:g} of its accuracy at "
+            f"batch {tuned[0].global_batch_size} up to batch {max(held, default=tuned[0].global_batch_size):,} and has "
+            f"{means[name][-1]:.3f} at {tuned[-1].global_batch_size:,}, in {tuned[-1].num_steps:,} steps."
         )
     if "sgd" in found and len(found) > 1:
         sentences += _against_sgd(found, means)
@@ -183,20 +186,23 @@ def _answer(found: dict[Name, list[Tuned]], settings: Settings) -> str:
 def _against_sgd(found: dict[Name, list[Tuned]], means: dict[Name, Float64Array]) -> list[str]:
     """Whether the layer-wise methods are ahead at the largest batch, by seeds of which each is one pair."""
     sentences, is_ahead, sgd = [], False, found["sgd"][-1].outcome.final(_ACCURACY)
+    is_told = len(sgd) >= LEAST_SEEDS
     for name in found:
         if name == "sgd":
             continue
         ahead, low, high = band_of_mean((found[name][-1].outcome.final(_ACCURACY) - sgd)[:, None])
         if low is None or high is None:
-            verdict = "one seed does not tell how sure that is"
+            verdict = f"{few(len(sgd))} cannot tell that from noise"
         elif low[0] > 0 or high[0] < 0:
             verdict = f"95 %: {low[0]:+.3f} to {high[0]:+.3f}"
             is_ahead = is_ahead or low[0] > 0
         else:
             verdict = f"95 %: {low[0]:+.3f} to {high[0]:+.3f}, not told apart"
         sentences.append(f"There {name.upper()} is {ahead[0]:+.3f} against tuned SGD ({verdict}).")
-    if not is_ahead and len(sgd) > 1:
-        sentences.append("No trust ratio beats a tuned rate here, as Nado et al. 2021 found for large models.")
+    if not is_ahead and is_told:
+        sentences.append(
+            "No trust ratio is shown to beat a tuned rate here; Nado et al. 2021 found none in large models."
+        )
     return sentences
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, field_validator
 
-from largebatch.chapter.bands import band_of_mean
+from largebatch.chapter.bands import band_of_mean, few
 from largebatch.chapter.experiment import Experiment
 from largebatch.chapter.one_step import detour_figure, measure_detour, tell_detour
 from largebatch.chapter.outcomes import Float64Array, Outcome, finals, train_seeds
@@ -77,7 +77,7 @@ def run(experiment: Experiment, settings: Settings) -> Story:
                                                   "slope": one.slope} for one in detours},
             "runs": {rule.name: _numbers(rule, linear.outcomes[0]) for rule in rules},
             "holds_up_to": _holds_up_to(linear, settings),
-            "predicted_limit": _predicted_limit(linear),
+            "predicted_limit": float(np.exp(np.log(_predicted_limits(linear)).mean())),
         },
     )  # fmt: skip
 
@@ -109,9 +109,9 @@ def _holds_up_to(linear: Rule, settings: Settings) -> int:
     return holds
 
 
-def _predicted_limit(linear: Rule) -> float:
-    """The k at which k eta is 2 / lambda_max of the weights that k = 1 ends at."""
-    return float(2 / np.mean(linear.outcomes[0].final(_LAMBDA)) / linear.lrs[0])
+def _predicted_limits(linear: Rule) -> Float64Array:
+    """The k at which k eta is 2 / lambda_max of the weights that k = 1 ends at, [seeds]."""
+    return np.asarray(2 / linear.outcomes[0].final(_LAMBDA) / linear.lrs[0])
 
 
 def _final_figure(experiment: Experiment, rules: Sequence[Rule], linear: Rule) -> Diagram:
@@ -178,22 +178,46 @@ def _table(experiment: Experiment, rules: Sequence[Rule], settings: Settings) ->
 
 
 def _about_runs(linear: Rule, others: Sequence[Rule], settings: Settings) -> list[str]:
-    holds, limit = _holds_up_to(linear, settings), _predicted_limit(linear)
-    excess = linear.excess(linear.outcomes[0])
+    holds = _holds_up_to(linear, settings)
+    seeds = len(linear.outcomes[0].rows)
+    by = f"by the mean of {seeds} seeds" if seeds > 1 else "by one seed, which cannot tell that from luck"
     sentences = [f"Over whole runs the rule holds up to k = {holds}: the training loss stays within "
-                 f"{settings.tolerance:.0%} of that of k = 1."]  # fmt: skip
+                 f"{settings.tolerance:.0%} of that of k = 1, {by}."]  # fmt: skip
     if holds < linear.factors[-1]:
         breaks = linear.factors.index(holds) + 1
-        place = "agrees with" if holds < limit <= linear.factors[breaks] else "does not agree with"
         sentences.append(
-            f"At k = {linear.factors[breaks]} the loss is {_percent(excess[breaks])}; that {place} where k eta reaches "
-            f"2 / lambda_max of the minimum that small batches find, k = {limit:.0f}."
+            f"At k = {linear.factors[breaks]} the loss is {_excess(linear, linear.outcomes[0], breaks)}; "
+            f"{_about_limit(_predicted_limits(linear), holds, linear.factors[breaks])}."
         )
     for rule in others:
         at = rule.factors.index(holds) if holds in rule.factors else 0
-        worse = rule.excess(linear.outcomes[0])[at]
-        sentences.append(f"With {_RATES[rule.name]} the loss at k = {rule.factors[at]} is {_percent(worse)}.")
+        worse = _excess(rule, linear.outcomes[0], at)
+        sentences.append(f"With {_RATES[rule.name]} the loss at k = {rule.factors[at]} is {worse}.")
     return sentences
+
+
+def _about_limit(limits: Float64Array, holds: int, breaks: int) -> str:
+    """Whether the rule ends where the minimum of small batches has it: at `holds` < k <= `breaks`."""
+    (value,), low, high = band_of_mean(limits[:, None], of_logarithms=True)
+    where = f"k eta reaches 2 / lambda_max of the minimum that small batches find at k = {value:.0f}"
+    if low is None or high is None or not np.isfinite([low[0], high[0]]).all():
+        return f"{where}, and {few(len(limits))} cannot tell whether that is the same k"
+    where += f" (95 %: {low[0]:.3g} to {high[0]:.3g})"
+    if holds < low[0] and high[0] <= breaks:
+        return f"{where}, which agrees with that"
+    if high[0] <= holds or low[0] > breaks:
+        return f"{where}, which does not agree with that"
+    return f"{where}, which does not tell whether that is the same k"
+
+
+def _excess(rule: Rule, base: Outcome, place: int) -> str:
+    """Of one k, with its interval over seeds."""
+    ratios = finals(rule.outcomes, _LOSS)[:, place] / base.final(_LOSS)
+    (value,), low, high = band_of_mean(ratios[:, None], of_logarithms=True)
+    told = _percent(value - 1)
+    if low is None or high is None or not np.isfinite([low[0], high[0]]).all():
+        return told
+    return f"{told} (95 %: {_percent(low[0] - 1)} to {_percent(high[0] - 1)})"
 
 
 def _percent(excess: float) -> str:

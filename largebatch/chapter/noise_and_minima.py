@@ -9,11 +9,12 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field, field_validator
 
-from largebatch.chapter.bands import band_of_mean
+from largebatch.chapter.bands import band_of_mean, few
 from largebatch.chapter.experiment import Experiment
 from largebatch.chapter.outcomes import Float64Array, Outcome, finals, train_seeds
 from largebatch.chapter.story import Story, Table
 from largebatch.config_types import PositiveInt, Section
+from largebatch.diagnostics.bootstrap import LEAST_SEEDS
 from largebatch.trackers.diagram import Axis, Diagram, Line
 
 _TRAIN, _ACCURACY, _GAP = "eval/train_loss", "eval/val_accuracy", "gap/loss"
@@ -45,7 +46,7 @@ class Series:
     def change(self, key: str, *, of_logarithms: bool) -> tuple[float, float, float] | None:
         """From the smallest batch to the largest: ratio or difference, paired by seed, with its 95 % interval.
 
-        None with one seed, or where a run diverged.
+        None with fewer than three seeds, or where a run diverged.
         """
         small, large = self.outcomes[0].final(key), self.outcomes[-1].final(key)
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -167,22 +168,18 @@ def tell_verdict(series: Sequence[Series]) -> list[str]:
     """What is left of the textbook's sentence where steps are equal, so that large batches are trained as long."""
     one = series[-1]
     sharper, gap = one.change(_LAMBDA, of_logarithms=True), one.change(_GAP, of_logarithms=False)
+    seeds = len(one.outcomes[0].rows)
+    if seeds < LEAST_SEEDS:
+        return [f"Whether that is more than noise {few(seeds)} cannot tell."]
     if sharper is None or gap is None:
         return []
     is_sharper, is_worse = sharper[1] > 1, gap[1] > 0
-    sentence = {
-        (True, True): "With equal steps the large batch ends sharper and generalizes worse, as the textbook has it.",
-        (
-            True,
-            False,
-        ): "With equal steps the large batch ends sharper, as the textbook has it, but its gap is not larger.",
-        (False, True): "With equal steps the gap of the large batch is larger, but its minimum is not sharper.",
-        (
-            False,
-            False,
-        ): "With equal steps neither sharpness nor gap of the large batch is larger: the textbook's sentence "
-        "does not hold here.",
-    }[is_sharper, is_worse]
+    words = (
+        "sharper" if is_sharper else "flatter" if sharper[2] < 1 else "no sharper as far as is told",
+        "generalizes worse" if is_worse else "generalizes better" if gap[2] < 0 else "its gap is not told apart",
+    )
+    textbook = "as the textbook has it" if is_sharper and is_worse else "which does not show the textbook's sentence"
+    sentence = f"With equal steps the large batch ends {words[0]}, and {words[1]}: {textbook}."
     losses = one.change(_TRAIN, of_logarithms=True)
     if is_sharper and losses is not None and losses[1] > 1:
         sentence += (

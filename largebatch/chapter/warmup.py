@@ -9,10 +9,12 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, field_validator
 
+from largebatch.chapter.bands import band_of_mean, few
 from largebatch.chapter.experiment import Experiment
 from largebatch.chapter.outcomes import Float64Array, Outcome, train_seeds
 from largebatch.chapter.story import Story, Table
 from largebatch.config_types import PositiveFloat, PositiveInt, Section
+from largebatch.diagnostics.bootstrap import LEAST_SEEDS
 from largebatch.trackers.diagram import Axis, Diagram, Line
 
 _LOSS, _ACCURACY = "eval/train_loss", "eval/val_accuracy"
@@ -184,7 +186,8 @@ def _answer(warmups: Sequence[Warmup], peaks: Sequence[float], shown: int, small
     if "gradual" in reach and len(reach) == 3:
         others = max(reach["none"], reach["constant"])
         verdict = "is what allows the larger rate" if reach["gradual"] > others else "allows no larger rate here"
-        sentences.append(f"The gradual rise {verdict}.")
+        doubt = "" if settings.seeds >= LEAST_SEEDS else f", as far as {few(settings.seeds)} can tell"
+        sentences.append(f"The gradual rise {verdict}{doubt}.")
     for one in warmups:
         if one.kind == "constant":
             jump = float(np.median(one.highest[shown]))
@@ -192,14 +195,26 @@ def _answer(warmups: Sequence[Warmup], peaks: Sequence[float], shown: int, small
                 f"When a constant warmup ends, at a peak rate of {peaks[shown]:g}, the loss comes to {jump:.3g} "
                 f"times what it was{', the jump that Goyal et al. saw' if jump > 2 else ': there is no jump'}."
             )
-    losses = {one.kind: float(np.median(one.losses[shown])) for one in warmups}
-    best = min(losses, key=lambda kind: losses[kind])
+    best, second = sorted(warmups, key=lambda one: float(np.median(one.losses[shown])))[:2]
     level = np.median(small.final(_LOSS))
     sentences.append(
-        f"There {_NAMES[best]} ends lowest, at a training loss of {losses[best]:.2g}; batch {settings.small_batch} "
+        f"There {_NAMES[best.kind]} ends lowest, at a training loss of {np.median(best.losses[shown]):.2g}, "
+        f"{_told_apart(best.losses[shown], second.losses[shown], _NAMES[second.kind])}; batch {settings.small_batch} "
         f"ends at {level:.2g}."
     )
     return " ".join(sentences)
+
+
+def _told_apart(best: Float64Array, second: Float64Array, name: str) -> str:
+    """Whether the lowest is below the next, by the ratio of their losses, paired by seed; a lost run is infinite."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        (value,), low, high = band_of_mean((second / best)[:, None], of_logarithms=True)
+    if low is None or high is None:
+        return f"which {few(len(best))} cannot tell from luck"
+    if not np.isfinite([low[0], high[0]]).all():
+        return f"while {name} loses seeds"
+    apart = "" if low[0] > 1 else ": not told apart"
+    return f"{name} at {value:.2f} times that (95 %: {low[0]:.2f} to {high[0]:.2f}){apart}"
 
 
 def _reach(one: Warmup, peaks: Sequence[float], settings: Settings) -> float:

@@ -39,7 +39,7 @@ SHORT = {
     "accumulation": ["length=2steps", "batch.total=64", "chapter.micro=16", "chapter.ragged=30",
                      "chapter.precisions=[fp32]", "chapter.world_size=1", "data.limit=200",
                      "chapter.normed=['model=convnet','model.width=2']"],
-    "convergence": ["chapter.targets=[0.3,0.1]", "chapter.batch_sizes=[4,32]", "chapter.seeds=2",
+    "convergence": ["chapter.targets=[0.3,0.1]", "chapter.batch_sizes=[4,32]", "chapter.seeds=3",
                     "chapter.full_batch_steps=5", "data.train.num_samples=1024"],
     "learning_rate": ["chapter.rates=[0.1]"],
     "gradient_variance": ["length=1ep", "data.train.num_samples=100", "data.validation.num_samples=100",
@@ -183,11 +183,12 @@ def test_a_run_of_an_experiment_changes_what_it_names_and_nothing_else():
 
 
 def test_a_band_of_logarithms_is_that_of_the_geometric_mean():
-    mean, low, high = band_of_mean([[1.0, 2.0], [4.0, 2.0]], of_logarithms=True)
+    mean, low, high = band_of_mean([[1.0, 2.0], [4.0, 2.0], [2.0, 2.0]], of_logarithms=True)
     assert mean == pytest.approx([2.0, 2.0])
-    # log 1 and log 4: mean log 2, standard error log 2, Student's 97.5 % point with one degree of freedom 12.706
-    assert low == pytest.approx([2.0 / 2**12.706205, 2.0])
-    assert high == pytest.approx([2.0 * 2**12.706205, 2.0])
+    # log 1, log 4 and log 2: mean log 2, deviation log 2, Student's 97.5 % point with two degrees of freedom 4.302653.
+    assert low == pytest.approx([2.0 / 2 ** (4.302653 / 3**0.5), 2.0])
+    assert high == pytest.approx([2.0 * 2 ** (4.302653 / 3**0.5), 2.0])
+    assert band_of_mean([[0.5], [0.9], [1.0]], within=(0.0, 1.0)).high == [1.0]
 
 
 @pytest.mark.parametrize(("batch", "lr"), [(5, 0.01), (50, 0.01)])
@@ -223,6 +224,10 @@ def test_batch_gradient_descent_follows_its_closed_form_and_the_others_make_more
     assert updates == [4, 12, 240]
     assert numbers["stochastic"]["final_excess"][0] < numbers["batch"]["final_excess"][0]
     assert numbers["batch"]["expected_late_excess"] == pytest.approx(0, abs=1e-20)
+    answer = told("gd_variants").record["answer"]
+    assert "of shuffled epochs: one seed cannot tell whether they agree." in answer  # stochastic
+    assert "of shuffled epochs: 2 seeds cannot tell whether they agree." in answer  # mini-batch
+    assert "disagree" not in answer
 
 
 def test_a_task_without_closed_forms_is_refused(capsys: pytest.CaptureFixture[str]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,16 +11,18 @@ import numpy as np
 import pytest
 from omegaconf import DictConfig, open_dict
 
+from largebatch.chapter.bands import agreement
 from largebatch.chapter.experiment import Experiment
 from largebatch.chapter.lars import Settings as LarsSettings
 from largebatch.chapter.lars import tune
 from largebatch.chapter.linear_scaling import Settings as LinearScaling
+from largebatch.chapter.linear_scaling import _about_limit
 from largebatch.chapter.noise_and_minima import Series, tell_verdict
 from largebatch.chapter.one_step import Detour, measure_detour
 from largebatch.chapter.outcomes import Outcome, finals, train_seeds
 from largebatch.chapter.regression import least_squares
 from largebatch.chapter.warmup import Settings as WarmupSettings
-from largebatch.chapter.warmup import Warmup, highest_at_peak, train_warmup
+from largebatch.chapter.warmup import Warmup, _told_apart, highest_at_peak, train_warmup
 from largebatch.commands.composition import compose_config
 from largebatch.order import SampleOrder
 
@@ -133,18 +136,60 @@ def without_section(config: DictConfig) -> DictConfig:
     return config
 
 
-def test_a_change_is_paired_by_seed_and_has_students_interval():
-    def ended(*values: float) -> Outcome:
-        return Outcome(["finished"] * 2, [{"eval/train_loss": value} for value in values], [[], []])
+def ended(key: str, *values: float, statuses: Sequence[str] = ()) -> Outcome:
+    return Outcome(statuses or ["finished"] * len(values), [{key: value} for value in values], [[]] * len(values))
 
-    series = Series("equal steps", [8, 64], [ended(1.0, 3.0), ended(2.0, 6.0)])
-    # Differences 1 and 3: mean 2, standard error 1, Student's 97.5 % point with one degree of freedom 12.706.
-    assert series.change("eval/train_loss", of_logarithms=False) == pytest.approx((2, 2 - 12.706205, 2 + 12.706205))
-    assert series.change("eval/train_loss", of_logarithms=True) == pytest.approx((2, 2, 2))
-    lone = Outcome(["finished"], [{"eval/train_loss": 1.0}], [[]])
-    assert Series("equal steps", [8, 64], [lone, lone]).change("eval/train_loss", of_logarithms=False) is None
-    lost = Outcome(["finished", "diverged"], [{"eval/train_loss": 1.0}] * 2, [[], []])
-    assert Series("equal steps", [8, 64], [ended(1.0, 3.0), lost]).change("eval/train_loss", of_logarithms=True) is None
+
+def test_a_change_is_paired_by_seed_and_has_students_interval_from_three_on():
+    loss = "eval/train_loss"
+    series = Series("equal steps", [8, 64], [ended(loss, 1.0, 3.0, 2.0), ended(loss, 2.0, 6.0, 4.0)])
+    # Differences 1, 3 and 2: mean 2, standard error 1/sqrt(3), Student's t with two degrees of freedom 4.302653.
+    half = 4.302653 / math.sqrt(3)
+    assert series.change(loss, of_logarithms=False) == pytest.approx((2, 2 - half, 2 + half))
+    assert series.change(loss, of_logarithms=True) == pytest.approx((2, 2, 2))
+    for few in ((1.0,), (1.0, 2.0)):
+        assert Series("equal steps", [8, 64], [ended(loss, *few)] * 2).change(loss, of_logarithms=False) is None
+    lost = ended(loss, 1.0, 1.0, 1.0, statuses=["finished", "diverged", "finished"])
+    assert Series("equal steps", [8, 64], [series.outcomes[0], lost]).change(loss, of_logarithms=True) is None
+
+
+@pytest.mark.parametrize(
+    ("ratios", "words"),
+    [
+        ([1.6], "one seed cannot tell whether they agree"),
+        ([1.6, 1.6], "2 seeds cannot tell whether they agree"),
+        ([1.6, 1.5, 1.7], "they disagree"),
+        ([0.6, 0.5, 0.55], "they disagree"),
+        ([1.02, 1.03, 1.04], "they agree"),  # apart from 1 by many errors, and a model is no better than that
+        ([1.6, 0.9, 1.3], "3 seeds do not tell whether they agree"),
+    ],
+)
+def test_agreement_and_disagreement_are_told_by_an_interval(ratios: list[float], words: str):
+    found = agreement(ratios)
+    assert found.words == words
+    assert found.value == pytest.approx(math.exp(np.log(ratios).mean()))
+    assert (found.interval == "") is (len(ratios) < 3)
+
+
+@pytest.mark.parametrize(
+    ("limits", "words"),
+    [
+        ([10.0, 11.0, 12.0], "which agrees with that"),
+        ([30.0, 31.0, 32.0], "which does not agree with that"),
+        ([10.0, 20.0, 30.0], "which does not tell whether that is the same k"),
+        ([10.0], "and one seed cannot tell whether that is the same k"),
+    ],
+)
+def test_the_end_of_the_linear_rule_is_compared_by_an_interval(limits: list[float], words: str):
+    assert _about_limit(np.array(limits), 8, 16).endswith(words)
+
+
+def test_the_lowest_of_two_is_told_apart_by_pairs_of_seeds():
+    best = np.array([1.0, 2.0, 4.0])
+    assert _told_apart(best, 1.5 * best, "none") == "none at 1.50 times that (95 %: 1.50 to 1.50)"
+    assert _told_apart(best, best * [0.9, 1.1, 1.4], "none").endswith(": not told apart")
+    assert _told_apart(best, best * [1.1, np.inf, 1.4], "none") == "while none loses seeds"
+    assert _told_apart(best[:2], 2 * best[:2], "none") == "which 2 seeds cannot tell from luck"
 
 
 def test_tuning_takes_the_rate_with_the_least_validation_loss_and_trains_other_seeds_with_it(tmp_path: Path):
@@ -174,16 +219,20 @@ def test_tuning_takes_the_rate_with_the_least_validation_loss_and_trains_other_s
 @pytest.mark.parametrize(
     ("large", "verdict"),
     [
-        ((2.0, 0.5), "sharper and generalizes worse, as the textbook has it."),
-        ((2.0, 0.1), "sharper, as the textbook has it, but its gap is not larger."),
-        ((1.0, 0.5), "the gap of the large batch is larger, but its minimum is not sharper."),
-        ((1.0, 0.1), "neither sharpness nor gap of the large batch is larger"),
+        ((2.0, 0.5), "ends sharper, and generalizes worse: as the textbook has it."),
+        ((2.0, 0.1), "ends sharper, and its gap is not told apart: which does not show the textbook's sentence."),
+        ((0.5, 0.5), "ends flatter, and generalizes worse: which does not show"),
+        ((1.0, -0.4), "ends no sharper as far as is told, and generalizes better: which does not show"),
     ],
 )
 def test_the_verdict_on_minima_follows_the_intervals(large: tuple[float, float], verdict: str):
-    def ended(sharpness: float, gap: float) -> Outcome:
+    def at_end(sharpness: float, gap: float, *, seeds: int = 3) -> Outcome:
         values = {"sharpness/lambda_max": sharpness, "gap/loss": gap, "eval/train_loss": 0.1}
-        return Outcome(["finished"] * 2, [values] * 2, [[], []])
+        return Outcome(["finished"] * seeds, [values] * seeds, [[]] * seeds)
 
-    (sentence,) = tell_verdict([Series("equal steps (9)", [8, 64], [ended(1.0, 0.1), ended(*large)])])
+    (sentence,) = tell_verdict([Series("equal steps (9)", [8, 64], [at_end(1.0, 0.1), at_end(*large)])])
     assert verdict in sentence
+    pair = [at_end(1.0, 0.1, seeds=1), at_end(*large, seeds=1)]
+    assert tell_verdict([Series("equal steps (9)", [8, 64], pair)]) == [
+        "Whether that is more than noise one seed cannot tell."
+    ]
