@@ -75,7 +75,7 @@ class Agreement:
 
     @property
     def words(self) -> str:
-        """Equal within a quarter is agreement: a prediction is a model, and enough seeds tell it from any measurement."""
+        """Within a quarter they agree: a prediction is a model, and enough seeds tell it from any measurement."""
         if math.isnan(self.low):
             return f"{few(self.seeds)} cannot tell whether they agree"
         if self.is_below or self.low > _EQUAL:

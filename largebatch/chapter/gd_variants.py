@@ -227,7 +227,8 @@ def _about_noise(one: Variant, num_samples: int) -> str:
     drawn = "if its batches were fresh draws" if fresh else "of shuffled epochs"
     return (
         f"Noise keeps the late loss of {one.name.replace('_', '-')} {one.floor:.2g} above the least one, "
-        f"{ratio.value:.2f} times what the quadratic model near the minimiser expects {drawn}{ratio.interval}: {ratio.words}{explained}."
+        f"{ratio.value:.2f} times what the quadratic model near the minimiser expects {drawn}{ratio.interval}: "
+        f"{ratio.words}{explained}."
     )
 
 

@@ -169,10 +169,11 @@ def _answer(found: dict[Name, list[Tuned]], settings: Settings) -> str:
     for name, tuned in found.items():
         held = [one.global_batch_size for one, mean in zip(tuned, means[name], strict=True)
                 if mean >= means[name][0] - settings.tolerance]  # fmt: skip
+        first, last = tuned[0].global_batch_size, tuned[-1]
         sentences.append(
-            f"{name.upper()}, in the mean of {few(settings.seeds)}, stays within {settings.tolerance:g} of its accuracy at "
-            f"batch {tuned[0].global_batch_size} up to batch {max(held, default=tuned[0].global_batch_size):,} and has "
-            f"{means[name][-1]:.3f} at {tuned[-1].global_batch_size:,}, in {tuned[-1].num_steps:,} steps."
+            f"{name.upper()}, in the mean of {few(settings.seeds)}, stays within {settings.tolerance:g} of its "
+            f"accuracy at batch {first} up to batch {max(held, default=first):,} and has {means[name][-1]:.3f} at "
+            f"{last.global_batch_size:,}, in {last.num_steps:,} steps."
         )
     if "sgd" in found and len(found) > 1:
         sentences += _against_sgd(found, means)
