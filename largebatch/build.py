@@ -104,6 +104,7 @@ def open_job(prepared: Prepared, stop: Callable[[], bool], overrides: Sequence[s
         join_timeout_s=config.launcher.join_timeout_s,
     )
     try:
+        prepared.place_losses(runtime.device)
         if runtime.world_size > 1:
             require_same_run(runtime, run_fingerprint(prepared))
         name = config.run.name or config.data.name

@@ -68,6 +68,7 @@ def open_weights(prepared: Prepared, checkpoint: str | None, *, key: str = "meas
         join_timeout_s=config.launcher.join_timeout_s,
     )
     try:
+        prepared.place_losses(runtime.device)
         if runtime.world_size > 1:
             require_same_run(runtime, run_fingerprint(prepared))
         module = prepared.model.double() if config.precision.compute == "fp64" else prepared.model

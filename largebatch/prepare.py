@@ -60,6 +60,12 @@ class Prepared:
     notes: tuple[str, ...]
     gap_is_augmented: bool
 
+    def place_losses(self, device: torch.device) -> None:
+        """Move what a loss that is a module of the user's own keeps in buffers, such as class weights."""
+        for loss in (self.loss, self.measured_loss):
+            if isinstance(loss, nn.Module):
+                loss.to(device)
+
 
 def prepare(composed: DictConfig, environ: Mapping[str, str], *, trains: bool = True) -> Prepared:
     """Check a composed config, build data, model, loss and optimizer, and try them together; see `try_run`.

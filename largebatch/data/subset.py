@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 from torch.utils.data import Dataset
 
 
@@ -21,6 +22,8 @@ class FirstSamples(Dataset[Any]):
         self._count = count
         if hasattr(dataset, "fetch"):
             self.fetch = dataset.fetch
+        if isinstance(getattr(dataset, "targets", None), Tensor):
+            self.targets = dataset.targets[:count]
         if hasattr(dataset, "label_range"):
             self.label_range = dataset.label_range
 

@@ -12,9 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from largebatch.losses.label_rule import LabelRule, class_weights
+from largebatch.losses.labels import (
+    class_numbers,
+    correct_labels,
+    label_units,
+    labels_for,
+    logits_of_classes,
+    misfit,
+)
 from largebatch.losses.protocol import float32_or_wider, prediction
 
-_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 _NO_LABEL = -(2**31)  # for torch, which always has a label that is not counted
 
 
@@ -88,7 +95,7 @@ class CrossEntropy:
         return LabelRule(prediction(outputs).shape[1] - 1, self.ignore_index)
 
     def _logits_and_labels(self, outputs: Any, targets: Tensor) -> tuple[Tensor, Tensor]:
-        logits = prediction(outputs)
+        logits = logits_of_classes("CrossEntropy", outputs)
         _require_weights(self.weight, logits.shape[1] if logits.dim() > 1 else 0)
         return float32_or_wider(logits), labels_for("CrossEntropy", logits, targets)
 
@@ -127,6 +134,10 @@ class NextToken:
 
     def __post_init__(self) -> None:
         _require_smoothing(self.label_smoothing)
+        if self.ignore_index is None:
+            raise ValueError(
+                "ignore_index=None: NextToken has a target that means 'masked'. Use -100, torch's default."
+            )
         object.__setattr__(self, "weight", class_weights(self.weight))
 
     def loss_per_sample(self, outputs: Any, targets: Tensor) -> Tensor:
@@ -163,71 +174,14 @@ class NextToken:
     def _logits_and_labels(self, outputs: Any, targets: Tensor) -> tuple[Tensor, Tensor]:
         logits = prediction(outputs)
         if targets.dim() != 2 or logits.dim() != 3 or logits.shape[:-1] != targets.shape:
-            raise ValueError(_misfit("NextToken", logits, targets, "outputs [n, T, V] and targets [n, T]"))
+            raise ValueError(misfit("NextToken", logits, targets, "outputs [n, T, V] and targets [n, T]"))
         _require_weights(self.weight, logits.shape[-1])
-        return logits, self._aligned(_class_numbers("NextToken", targets))
+        return logits, self._aligned(class_numbers("NextToken", targets))
 
     def _aligned(self, targets: Tensor) -> Tensor:
         """The target of every position; the last one has none where targets are shifted."""
         # Targets, not logits, are moved: a slice of the logits would be copied, and they are the largest tensor there.
         return F.pad(targets[:, 1:], (0, 1), value=self.ignore_index) if self.shift else targets
-
-
-def labels_for(loss: str, logits: Tensor, targets: Tensor) -> Tensor:
-    """Class numbers int64 [n, ...], or probabilities of the type of the logits [n, C, ...].
-
-    Raises:
-        ValueError: if they do not fit the logits [n, C, ...].
-    """
-    if targets.is_floating_point() and targets.shape == logits.shape and logits.dim() > 1:
-        return targets.to(float32_or_wider(logits).dtype)
-    if logits.dim() < 2 or targets.shape != logits.shape[:1] + logits.shape[2:]:
-        expected = "outputs [n, C] and targets [n] (or [n, C, ...] and [n, ...]; class probabilities have [n, C, ...])"
-        if logits.dim() == 3 and targets.shape == logits.shape[:2]:
-            expected += ". For classes in the last dimension (tokens) choose loss=next_token or loss=per_token"
-        raise ValueError(_misfit(loss, logits, targets, expected))
-    return _class_numbers(loss, targets)
-
-
-def label_units(
-    targets: Tensor, *, ignore_index: int | None = None, weight: Sequence[float] | Tensor | None = None
-) -> Tensor:
-    """What torch's mean over the labels [n, ...] counts: int64 [n], or the sums of class weights, float64 [n].
-
-    Class probabilities [n, C, ...] count as one label each, whatever the weights, as in torch.
-    """
-    if targets.is_floating_point():
-        labels = targets[0, 0].numel() if len(targets) else 0
-        return torch.full((len(targets),), labels, dtype=torch.int64, device=targets.device)
-    rows = targets.reshape(len(targets), -1)
-    valid = torch.ones_like(rows, dtype=torch.bool) if ignore_index is None else rows != ignore_index
-    if weight is None:
-        return valid.sum(dim=1)
-    weights = torch.as_tensor(weight, dtype=torch.float64, device=targets.device)
-    # A label out of range is told where the loss is computed, which names it.
-    of_labels = weights[rows.long().clamp(0, len(weights) - 1)]
-    return (of_labels * valid).sum(dim=1)
-
-
-def correct_labels(logits: Tensor, labels: Tensor, *, ignore_index: int | None, dim: int = 1) -> Tensor:
-    """Number of labels of each sample with the largest logit along `dim`, int64 [n]."""
-    best = logits.argmax(dim=dim)
-    if labels.is_floating_point():
-        hits = best == labels.argmax(dim=dim)
-    else:
-        hits = best == labels
-        if ignore_index is not None:
-            hits &= labels != ignore_index
-    return hits.reshape(len(hits), -1).sum(dim=1)
-
-
-def _class_numbers(loss: str, targets: Tensor) -> Tensor:
-    if targets.dtype not in _INTEGERS:
-        raise ValueError(
-            f"{loss} got targets of {targets.dtype}: targets are class numbers, integers. Convert them with .long() in "
-            "the data set."
-        )
-    return targets.long()
 
 
 @functools.lru_cache(maxsize=16)
@@ -247,10 +201,3 @@ def _require_weights(weight: Sequence[float] | None, num_classes: int) -> None:
 def _require_smoothing(label_smoothing: float) -> None:
     if not 0.0 <= label_smoothing < 1.0:
         raise ValueError(f"label_smoothing={label_smoothing!r}: the smoothed share lies in [0, 1). Use 0 for none.")
-
-
-def _misfit(loss: str, logits: Tensor, targets: Tensor, expected: str) -> str:
-    return (
-        f"{loss} got outputs {list(logits.shape)} and targets {list(targets.shape)}: it needs {expected}. "
-        f"Change the model, the data set, or the loss."
-    )

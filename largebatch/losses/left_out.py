@@ -7,12 +7,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
+_LOSSES = ("loss", "aux", "penalty")
+
 
 def require_nothing_left_out(model: nn.Module, outputs: Any) -> None:
     """After a forward pass with a graph: whatever the model wants to be trained on must be what the loss takes.
 
-    Looked for are fields of `outputs` beside the logits, and tensors kept on a module, that depend on weights and are
-    single numbers or named as losses or logits: the balance of a mixture of experts, second heads, penalties.
+    Looked for are what depends on weights: fields of `outputs` beside the logits that are single numbers or named as
+    losses or logits, and single numbers kept on a module under the name of a loss. Such are the balance of a mixture of
+    experts, second heads, penalties.
 
     Raises:
         ValueError: names them.
@@ -42,9 +45,19 @@ def _of_outputs(outputs: Any) -> Iterator[str]:
 def _kept(model: nn.Module) -> Iterator[str]:
     for path, module in model.named_modules():
         for name, value in vars(module).items():
-            if isinstance(value, Tensor) and value.grad_fn is not None and _is_for_training(name, value):
+            # Others are kept to be looked at, such as the last logits or a temperature.
+            if (
+                isinstance(value, Tensor)
+                and value.grad_fn is not None
+                and value.numel() == 1
+                and _is_named(name, _LOSSES)
+            ):
                 yield f"{path}.{name}".lstrip(".")
 
 
 def _is_for_training(name: str, value: Tensor) -> bool:
-    return value.dim() == 0 or any(word in name.lower() for word in ("loss", "logits", "aux"))
+    return value.dim() == 0 or _is_named(name, (*_LOSSES, "logits"))
+
+
+def _is_named(name: str, words: tuple[str, ...]) -> bool:
+    return any(word in name.lower() for word in words)

@@ -8,8 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from largebatch.losses.cross_entropy import correct_labels, label_units, labels_for
 from largebatch.losses.label_rule import LabelRule
+from largebatch.losses.labels import correct_labels, label_units, labels_for, logits_of_classes
 from largebatch.losses.protocol import float32_or_wider, prediction
 from largebatch.losses.regression import without_unit_column
 
@@ -220,9 +220,10 @@ class ModuleLoss:
         return [changed]
 
     def _arguments(self, outputs: Any, targets: Tensor) -> tuple[Tensor, Tensor]:
-        predicted = float32_or_wider(prediction(outputs))
         if isinstance(self._mean, _OF_LABELS):
+            predicted = float32_or_wider(logits_of_classes(self._name, outputs))
             return predicted, labels_for(self._name, predicted, targets)
+        predicted = float32_or_wider(prediction(outputs))
         if not isinstance(self._mean, _OF_ELEMENTS):
             return predicted, targets.to(predicted.dtype) if targets.is_floating_point() else targets.long()
         if without_unit_column(predicted.shape) != without_unit_column(targets.shape):

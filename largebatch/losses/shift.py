@@ -13,6 +13,7 @@ from largebatch.losses.cross_entropy import NextToken
 from largebatch.losses.protocol import Loss
 from largebatch.modes import evaluating
 
+_NO_LABEL = -(2**31)
 _CLOSE = 1e-3  # of a loss: the model computes its own in the type of its weights
 
 
@@ -34,7 +35,12 @@ def with_shift(loss: Loss, model: nn.Module, inputs: Any, targets: Tensor) -> Lo
     Raises:
         ValueError: if labels equal the inputs and nothing shifts them, or what is meant cannot be told.
     """
-    if not isinstance(loss, NextToken) or loss.shift is not None or targets.dim() != 2 or targets.shape[1] < 2:
+    if targets.dim() != 2 or targets.shape[1] < 2:
+        return loss
+    if not isinstance(loss, NextToken):
+        _require_no_copier(loss, inputs, targets)
+        return loss
+    if loss.shift is not None:
         return loss
     _require_decoder_inputs(model, inputs)
     relation = _relation(inputs, targets, loss.ignore_index)
@@ -53,6 +59,18 @@ def with_shift(loss: Loss, model: nn.Module, inputs: Any, targets: Tensor) -> Lo
             "the inputs (transformers' convention), loss.shift=false if it stands where it is predicted."
         )
     return dataclasses.replace(loss, shift=bool(shifts))
+
+
+def _require_no_copier(loss: Loss, inputs: Any, targets: Tensor) -> None:
+    """For a loss of labels that has no shift to be asked about."""
+    masked = getattr(loss, "ignore_index", None)
+    if loss.unit == "label" and _relation(inputs, targets, _NO_LABEL if masked is None else masked) == "same":
+        raise ValueError(
+            f"the labels of {len(targets)} samples equal the inputs at every position that counts: the model would be "
+            "trained to copy what it sees. If it predicts the next one, shift in the data set (inputs tokens[:-1], "
+            "labels tokens[1:]) or choose loss=next_token with outputs [n, T, V]; if it is meant to reproduce its "
+            "inputs, choose loss=per_token, which says so."
+        )
 
 
 def _relation(inputs: Any, targets: Tensor, ignore_index: int) -> str | None:

@@ -58,6 +58,9 @@ def check_labels(dataset: Any, model: nn.Module, outputs: Any, targets: Tensor, 
                 f"{label} ({told(error) if reason is None else reason}). Give the model as many outputs as there are "
                 "classes (data.num_classes, data.vocab_size), or correct the labels."
             ) from error
+    known = getattr(dataset, "targets", None)
+    if isinstance(known, Tensor):
+        require_labels(label_rule(loss, outputs), known, range(len(known)))
 
 
 def settled_loss(model: nn.Module, loss: Loss, probed: MicroBatchData, precision: str) -> tuple[Loss, LabelRule | None]:

@@ -57,7 +57,7 @@ def errors(*overrides: str) -> list[str]:
 @pytest.mark.parametrize("choices", combinations(), ids=lambda choices: choices[-1])
 def test_every_choice_of_every_group_parses(choices: tuple[str, ...]):
     config = compose_run(*choices)
-    for section in ("data", "model"):
+    for section in ("data", "model", "loss"):
         for key in config[section]:
             if OmegaConf.is_missing(config[section], key):
                 config[section][key] = MISSING.get(str(key), "X")

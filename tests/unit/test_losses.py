@@ -231,7 +231,13 @@ def test_outputs_may_carry_their_logits_as_an_attribute(loss: Loss, case: object
         (CrossEntropy(), torch.zeros(4, 3), torch.zeros(4, 1, dtype=torch.int64), r"targets \[4, 1\]"),
         (CrossEntropy(), torch.zeros(4, 3), torch.zeros(4), r"torch.float32.*\.long\(\)"),
         (CrossEntropy(), SimpleNamespace(logits=None), torch.zeros(4), "without a tensor in .logits"),
-        (CrossEntropy(), (torch.zeros(4, 3),), torch.zeros(4), "returned a tuple"),
+        (CrossEntropy(), (torch.zeros(4, 3),), torch.zeros(4), "returned a tuple of Tensor"),
+        (
+            CrossEntropy(),
+            SimpleNamespace(logits=torch.zeros(2, 3, 3)),
+            torch.zeros(2, 3, dtype=torch.int64),
+            "loss=per_token",
+        ),
         (NextToken(), torch.zeros(2, 6, 9), torch.zeros(2, 5, dtype=torch.int64), r"targets \[n, T\]"),
         (NextToken(), torch.zeros(12, 9), torch.zeros(12, dtype=torch.int64), r"outputs \[n, T, V\]"),
         (SquaredError(), torch.zeros(4, 3), torch.zeros(4), r"\[4, 3\] and targets \[4\]"),
@@ -249,6 +255,11 @@ def test_smoothing_outside_its_range_is_refused(smoothing: float) -> None:
     for loss in (CrossEntropy, NextToken):
         with pytest.raises(ValueError, match="label_smoothing="):
             loss(label_smoothing=smoothing)
+
+
+def test_a_token_loss_without_a_masking_value_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"ignore_index=None.*-100"):
+        NextToken(ignore_index=None)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from largebatch.losses import CrossEntropy, NextToken, require_nothing_left_out, with_shift
+from largebatch.losses import CrossEntropy, ModuleLoss, NextToken, require_nothing_left_out, with_shift
 from largebatch.models import GPT
 
 transformers = pytest.importorskip("transformers")
@@ -86,7 +86,13 @@ def test_a_shifted_loss_is_that_of_the_causal_model_itself() -> None:
 def test_an_explicit_shift_is_not_asked_about() -> None:
     for shift in (True, False):
         assert with_shift(NextToken(shift=shift), nn.Identity(), IDS, IDS) == NextToken(shift=shift)
-    assert with_shift(CrossEntropy(), nn.Identity(), IDS, IDS) == CrossEntropy()
+    assert with_shift(CrossEntropy(), nn.Identity(), noise(), IDS) == CrossEntropy()
+
+
+def test_a_loss_without_a_shift_does_not_train_a_copier_either() -> None:
+    for loss in (CrossEntropy(), ModuleLoss(nn.CrossEntropyLoss())):
+        with pytest.raises(ValueError, match=r"trained to copy what it sees.*loss=per_token"):
+            with_shift(loss, nn.Identity(), {"tokens": IDS}, masked_prompt())
 
 
 @pytest.mark.parametrize(
@@ -123,7 +129,7 @@ class Gated(nn.Linear):
 
     def forward(self, inputs: Tensor) -> Tensor:
         outputs = super().forward(inputs)
-        self.l_aux = outputs.square().mean()
+        self.l_aux, self.last_logits, self.temperature = outputs.square().mean(), outputs, outputs.mean().exp()
         return outputs
 
 

@@ -1,0 +1,95 @@
+"""Labels beside the logits that they belong to: their forms, how many there are, and how many are right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from largebatch.losses.protocol import float32_or_wider, prediction
+
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+def logits_of_classes(loss: str, outputs: Any) -> Tensor:
+    """The logits [n, C, ...] of what a model returned.
+
+    Raises:
+        ValueError: if it is a model of tokens of transformers, whose classes are in the last dimension.
+    """
+    logits = prediction(outputs)
+    if logits.dim() == 3 and not isinstance(outputs, Tensor):
+        raise ValueError(
+            f"{loss} takes classes in the second dimension, as torch does, and {type(outputs).__name__} has logits "
+            f"{list(logits.shape)} with classes in the last. Choose loss=next_token, or loss=per_token for a label of "
+            "every token."
+        )
+    return logits
+
+
+def labels_for(loss: str, logits: Tensor, targets: Tensor) -> Tensor:
+    """Class numbers int64 [n, ...], or probabilities of the type of the logits [n, C, ...].
+
+    Raises:
+        ValueError: if they do not fit the logits [n, C, ...].
+    """
+    if targets.is_floating_point() and targets.shape == logits.shape and logits.dim() > 1:
+        return targets.to(float32_or_wider(logits).dtype)
+    if logits.dim() < 2 or targets.shape != logits.shape[:1] + logits.shape[2:]:
+        expected = "outputs [n, C] and targets [n] (or [n, C, ...] and [n, ...]; class probabilities have [n, C, ...])"
+        if logits.dim() == 3 and targets.shape == logits.shape[:2]:
+            expected += ". For classes in the last dimension (tokens) choose loss=next_token or loss=per_token"
+        raise ValueError(misfit(loss, logits, targets, expected))
+    return class_numbers(loss, targets)
+
+
+def label_units(
+    targets: Tensor, *, ignore_index: int | None = None, weight: Sequence[float] | Tensor | None = None
+) -> Tensor:
+    """What torch's mean over the labels [n, ...] counts: int64 [n], or the sums of class weights, float64 [n].
+
+    Class probabilities [n, C, ...] count as one label each, whatever the weights, as in torch.
+    """
+    if targets.is_floating_point():
+        labels = targets[0, 0].numel() if len(targets) else 0
+        return torch.full((len(targets),), labels, dtype=torch.int64, device=targets.device)
+    rows = targets.reshape(len(targets), -1)
+    valid = torch.ones_like(rows, dtype=torch.bool) if ignore_index is None else rows != ignore_index
+    if weight is None:
+        return valid.sum(dim=1)
+    weights = torch.as_tensor(weight, dtype=torch.float64, device=targets.device)
+    # A label out of range is told where the loss is computed, which names it.
+    of_labels = weights[rows.long().clamp(0, len(weights) - 1)]
+    return (of_labels * valid).sum(dim=1)
+
+
+def correct_labels(logits: Tensor, labels: Tensor, *, ignore_index: int | None, dim: int = 1) -> Tensor:
+    """Number of labels of each sample with the largest logit along `dim`, int64 [n]."""
+    best = logits.argmax(dim=dim)
+    if labels.is_floating_point():
+        hits = best == labels.argmax(dim=dim)
+    else:
+        hits = best == labels
+        if ignore_index is not None:
+            hits &= labels != ignore_index
+    return hits.reshape(len(hits), -1).sum(dim=1)
+
+
+def class_numbers(loss: str, targets: Tensor) -> Tensor:
+    """Targets of any integer type as int64. Raises ValueError for others."""
+    if targets.dtype not in _INTEGERS:
+        raise ValueError(
+            f"{loss} got targets of {targets.dtype}: targets are class numbers, integers. Convert them with .long() in "
+            "the data set."
+        )
+    return targets.long()
+
+
+def misfit(loss: str, logits: Tensor, targets: Tensor, expected: str) -> str:
+    """What is said where shapes do not fit."""
+    return (
+        f"{loss} got outputs {list(logits.shape)} and targets {list(targets.shape)}: it needs {expected}. "
+        f"Change the model, the data set, or the loss."
+    )
