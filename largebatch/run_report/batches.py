@@ -223,7 +223,7 @@ def _against_batch(groups: Sequence[Group], quality: Quality, name: str, title: 
             values = [one.value for one in known.values()]
             has_band = any(end is not None for side in ends for end in side)
             low, high = ends if has_band else (None, None)
-            lines.append(Line(group.name, list(known), values, low, high, style="both"))
+            lines.append(Line(group.optimizer, list(known), values, low, high, style="both"))
     if not lines:
         return None
     caption = (

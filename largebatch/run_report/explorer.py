@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from largebatch.run_report.batches import Group
@@ -63,7 +63,7 @@ def _explorer(group: Group, evidence: Evidence, *, is_only: bool) -> Explorer:
     sizes = slider_sizes(measured, most=max(counts) if counts else None)
     estimates = [[quantity.at(size) for size in sizes] for quantity in found]
     figures = [
-        _figure(quantity, sizes, row)
+        _figure(quantity, sizes, row, group.optimizer)
         for quantity, row in zip(found, estimates, strict=True)
         if any(one.value is not None for one in row)
     ]
@@ -117,8 +117,8 @@ def _with_unit(value: float, unit: str) -> str:
     return f"{text} {unit}" if unit in ("steps", "GiB", "samples") else text
 
 
-def _figure(quantity: Quantity, sizes: Sequence[int], row: Sequence[Estimate]) -> Shown:
-    """Solid where it is supported, dashed beyond, points where it was measured."""
+def _figure(quantity: Quantity, sizes: Sequence[int], row: Sequence[Estimate], optimizer: str) -> Shown:
+    """In the colour of the optimizer: solid where it is supported, dashed beyond, points where it was measured."""
     beyond = [one.kind in (EXTRAPOLATED, NONE) for one in row]
     # A dashed part begins at its solid neighbour, so that no gap is left between them.
     dashed = [beyond[i] or any(beyond[j] for j in (i - 1, i + 1) if 0 <= j < len(row)) for i in range(len(row))]
@@ -134,7 +134,7 @@ def _figure(quantity: Quantity, sizes: Sequence[int], row: Sequence[Estimate]) -
         ]
         values = [one.value for one in points.values()]
         lines.append(Line("measured", list(points), values, ends[0], ends[1], "points"))
-    drawn = tuple(line for line in lines if any(value is not None for value in line.y))
+    drawn = tuple(replace(line, group=optimizer) for line in lines if any(value is not None for value in line.y))
     every = [value for line in drawn for value in line.y if value is not None]
     axis = Axis(quantity.label, quantity.unit, log=quantity.log and min(every) > 0)
     title = quantity.label[:1].upper() + quantity.label[1:]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import html
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
 from largebatch.run_report.plotly_figures import Shown
+from largebatch.run_report.plotly_together import Entry
 from largebatch.run_report.records import RunRecord
 
 _LONG = 20  # rows of a table that scrolls by itself
@@ -48,14 +50,23 @@ def anchor(key: str, text: str) -> str:
     return f'<a href="#{html.escape(key, quote=True)}">{html.escape(text)}</a>'
 
 
+def prose(text: str) -> str:
+    """Plain text, with what stands between backticks as code.
+
+    >>> prose("`largebatch study` does, below 5 < 6.")
+    '<code>largebatch study</code> does, below 5 &lt; 6.'
+    """
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
+
+
 def paragraph(text: str) -> str:
     """Plain text."""
-    return f"<p>{html.escape(text)}</p>"
+    return f"<p>{prose(text)}</p>"
 
 
 def bullets(lines: Sequence[str]) -> str:
     """A list; nothing without lines."""
-    return f"<ul>{''.join(f'<li>{html.escape(line)}</li>' for line in lines)}</ul>" if lines else ""
+    return f"<ul>{''.join(f'<li>{prose(line)}</li>' for line in lines)}</ul>" if lines else ""
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[Cell]], *, caption: str = "") -> str:
@@ -79,6 +90,26 @@ def figure(key: str, shown: Shown) -> str:
         f'<div class="plot" role="group" aria-label="{html.escape(shown.figure.title, quote=True)}"></div>'
         f"<figcaption>{caption}</figcaption></figure>"
     )
+
+
+_DASH_ARRAYS = {"dot": "2 3", "dash": "7 4", "longdash": "11 4", "dashdot": "7 3 2 3", "longdashdot": "11 3 2 3"}
+
+
+def legend(entries: Sequence[Entry]) -> str:
+    """One legend for the figures that follow it: each entry is a button that hides its series in all of them."""
+    if not entries:
+        return ""
+    parts = []
+    for one in entries:
+        dashes = f' stroke-dasharray="{_DASH_ARRAYS[one.dash]}"' if one.dash in _DASH_ARRAYS else ""
+        drawn = f'<line x1="1" y1="6" x2="29" y2="6" stroke="{one.colour}" stroke-width="2.5"{dashes}/>'
+        if one.is_points:
+            drawn = f'<circle cx="15" cy="6" r="4" fill="{one.colour}"/>'
+        parts.append(
+            f'<button type="button" aria-pressed="true" data-series="{html.escape(one.label, quote=True)}">'
+            f'<svg width="30" height="12" aria-hidden="true">{drawn}</svg> {one.label}</button>'
+        )
+    return f'<div class="legend" role="group" aria-label="Legend: what is shown">{"".join(parts)}</div>'
 
 
 def choice(key: str, label: str, options: Sequence[tuple[str, str]]) -> str:

@@ -33,12 +33,12 @@ def _variance(group: Group, variances: Sequence[JsonRecord]) -> Quantity:
             }
             amount = Interval(moments["trace"], *(moments.get("trace_interval") or (math.nan, math.nan)))
             return Quantity(
-                "variance", label, unit, f"`measure variance` in {record.name}, continued by the 1/B law",
+                "variance", label, unit, f"measure variance in {record.name}, continued by the 1/B law",
                 inverse_law(amount, list(points)), points, log=True,
             )  # fmt: skip
     traces = [(run, value) for run in group.runs if (value := run.last("noise_scale/trace")) and value > 0]
     if not traces:
-        return no_quantity("variance", label, unit, "neither `measure variance` nor observers.noise_scale was used")
+        return no_quantity("variance", label, unit, "neither measure variance nor observers.noise_scale was used")
     amount = spread([value for _, value in traces])
     sizes = _noise_sizes([run for run, _ in traces])
     return Quantity(
@@ -70,7 +70,7 @@ def _noise_scale(group: Group, variances: Sequence[JsonRecord]) -> tuple[Interva
         moments = record.values.get("moments") or {}
         if moments.get("noise_scale") is not None and moments.get("interval"):
             sizes = [int(one["batch_size"]) for one in record.values["with_replacement"].get("points") or []]
-            return Interval(moments["noise_scale"], *moments["interval"]), f"`measure variance` in {record.name}", sizes
+            return Interval(moments["noise_scale"], *moments["interval"]), f"measure variance in {record.name}", sizes
     return None
 
 

@@ -20,7 +20,8 @@ from largebatch.run_report.batches import Group, batch_figures, grouped
 from largebatch.run_report.comparison import comparison, comparison_html
 from largebatch.run_report.explorer import Explorer, explorers
 from largebatch.run_report.html_parts import Cell
-from largebatch.run_report.plotly_figures import plotly_figure
+from largebatch.run_report.plotly_figures import Shown
+from largebatch.run_report.plotly_together import plotly_figures
 from largebatch.run_report.record_sections import record_sections
 from largebatch.run_report.records import Evidence, RunRecord
 from largebatch.run_report.run_figures import curves, trust_ratio_maps
@@ -104,14 +105,15 @@ def write_report(evidence: Evidence, path: Path, *, title: str) -> dict[str, dic
     explored = explorers(groups, evidence)
     sections = report_sections(evidence, groups, explored, of_records, path)
     keys = _figure_keys(sections)
-    figures = {keys[id(shown)]: plotly_figure(shown) for part in sections for shown in part.all_figures}
+    optimizers = list(dict.fromkeys(run.optimizer.lower() for run in evidence.runs))
+    figures, legends = _drawn(sections, keys, optimizers)
     looked_up = {"explorers": [one.record() for one in explored], "comparison": comparison(evidence.runs)}
     content = _read("page.html").substitute(
         title=html_parts.escaped(title),
         made=time.strftime("%Y-%m-%d %H:%M"),
         style=_read("page.css").template,
         navigation="".join(html_parts.anchor(part.key, part.title) for part in sections),
-        content="\n".join(_html(part, keys) for part in sections),
+        content="\n".join(_html(part, keys, legends) for part in sections),
         data=embedded_json({"figures": figures} | looked_up),
         plotly=get_plotlyjs().replace("</script", "<\\/script"),
         scripts="\n".join(_read(name).template for name in _SCRIPTS),
@@ -142,19 +144,38 @@ def _figure_keys(sections: Sequence[Section]) -> dict[int, str]:
     return keys
 
 
-def _html(part: Section, keys: dict[int, str]) -> str:
-    figures = [html_parts.figure(keys[id(shown)], shown) for shown in part.figures]
-    content = part.before + (f'<div class="figures">{"".join(figures)}</div>' if figures else "")
+def _drawn(
+    sections: Sequence[Section], keys: dict[int, str], optimizers: Sequence[str]
+) -> tuple[dict[str, dict[str, Any]], dict[int, str]]:
+    """Figures as plotly has them, by key; and the legends that several share, by the id of the first of them."""
+    figures: dict[str, dict[str, Any]] = {}
+    legends: dict[int, str] = {}
+    for shown in (one for part in sections for one in (part.figures, *(option.figures for option in part.options))):
+        together = plotly_figures(shown, optimizers)
+        figures |= {keys[id(one)]: drawn for one, drawn in zip(shown, together.drawn, strict=True)}
+        if together.legend:
+            legends[id(shown[0])] = html_parts.legend(together.legend)
+    return figures, legends
+
+
+def _html(part: Section, keys: dict[int, str], legends: dict[int, str]) -> str:
+    content = part.before + _figures(part.figures, keys, legends)
     if part.options:
-        options = [(option.label, _option(option, keys)) for option in part.options]
+        options = [(option.label, _option(option, keys, legends)) for option in part.options]
         content += html_parts.choice(f"{part.key}-choice", "Show", options)
     return html_parts.section(part.key, part.title, content)
 
 
-def _option(option: Option, keys: dict[int, str]) -> str:
-    figures = "".join(html_parts.figure(keys[id(shown)], shown) for shown in option.figures)
-    content = f'{option.before}<div class="figures">{figures}</div>'
+def _option(option: Option, keys: dict[int, str], legends: dict[int, str]) -> str:
+    content = option.before + _figures(option.figures, keys, legends)
     return content if option.explorer is None else html_parts.explorer(option.explorer, content)
+
+
+def _figures(figures: Sequence[Shown], keys: dict[int, str], legends: dict[int, str]) -> str:
+    if not figures:
+        return ""
+    drawn = "".join(html_parts.figure(keys[id(shown)], shown) for shown in figures)
+    return f'{legends.get(id(figures[0]), "")}<div class="figures">{drawn}</div>'
 
 
 def _explorer_option(number: int, found: Explorer) -> Option:

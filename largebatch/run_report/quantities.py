@@ -57,7 +57,7 @@ def _times(group: Group) -> list[Quantity]:
     """Of a step, and of an epoch; runs on as many processes as most of them."""
     timed = [run for run in group.runs if run.step_s]
     if not timed:
-        return [no_quantity("step_time", "time of a step", "s", "no run has `time/step_s` in its metrics")]
+        return [no_quantity("step_time", "time of a step", "s", "no run has time/step_s in its metrics")]
     ranks = statistics.mode(run.world_size for run in timed)
     timed = [run for run in timed if run.world_size == ranks]
     points = {
@@ -111,7 +111,7 @@ def _memory(group: Group) -> Quantity:
     for run in known:
         by_micro.setdefault(run.micro_batch_size or 0, []).append((run.last(key) or 0.0) / _GIB)
     if not known:
-        return no_quantity("memory", label, unit, "not measured: no run has `memory/peak_bytes` in its metrics")
+        return no_quantity("memory", label, unit, "not measured: no run has memory/peak_bytes in its metrics")
     points = {micro: spread(values) for micro, values in by_micro.items()}
     ranks = statistics.mode(run.world_size for run in known)
     most = max(int(run.plan.get("max_micro_batch_size") or run.micro_batch_size or 1) for run in known)

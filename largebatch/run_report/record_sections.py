@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from largebatch.run_report import measurement_sections, story_sections
-from largebatch.run_report.records import Evidence, JsonRecord, LeftOut
+from largebatch.run_report.records import Evidence, LeftOut
 from largebatch.run_report.sections import Option, Section
 
-_KINDS: dict[str, tuple[str, Callable[[JsonRecord, Path], Option]]] = {
+_KINDS: dict[str, tuple[str, Callable[..., Option]]] = {
     "study": ("Steps to a target", story_sections.study),
     "find_lr": ("Learning-rate range tests", story_sections.find_lr),
     "comparison": ("Large-batch gap", measurement_sections.comparison),
@@ -31,12 +31,13 @@ def record_sections(evidence: Evidence, page: Path) -> tuple[list[Section], list
         page: where the page will be: links are relative to it.
     """
     left_out: list[LeftOut] = []
+    names = {run.optimizer.lower(): run.optimizer for run in evidence.runs}
 
-    def options(kind: str, build: Callable[[JsonRecord, Path], Option]) -> list[Option]:
+    def options(kind: str, build: Callable[..., Option]) -> list[Option]:
         found = []
         for record in evidence.of(kind):
             try:
-                found.append(build(record, page))
+                found.append(build(record, page, names) if kind == "study" else build(record, page))
             except _WRONG as error:  # noqa: PERF203  a record is a file
                 left_out.append(LeftOut(record.path, f"is no whole record: {type(error).__name__}: {error}"))
         return found

@@ -1,9 +1,13 @@
-"""Figures of runs over their course: one line per run, a colour per batch size and optimizer."""
+"""Figures of runs over their course: one line per run.
+
+Of several optimizers each has its colour, and batch sizes differ in their dashes; of one, batch sizes have colours.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -61,7 +65,7 @@ def noise_scale(runs: Sequence[RunRecord]) -> Shown | None:
         "enough evidence. Bands: 95 %. An order of magnitude, not a recipe."
     )
     y_axis = Axis("gradient noise scale", "samples", log=True)
-    return _shown(Diagram("noise_scale", "Gradient noise scale", _SAMPLES, y_axis, tuple(lines), caption), shown)
+    return _shown(Diagram("noise_scale", "Gradient noise scale", _SAMPLES, y_axis, tuple(lines), caption), shown, runs)
 
 
 def trust_ratio_maps(runs: Sequence[RunRecord]) -> list[Shown]:
@@ -126,13 +130,26 @@ def _over_samples(
     caption = "Smoothed: a mean over about a fortieth of each run." if smoothed else ""
     if lines and lines[0].low is not None:
         caption = "Bands: 95 % by the standard error over validation samples."
+    if key.startswith("gap/") and any((value or 0.0) < 0 for line in lines for value in line.y):
+        caption = (
+            f"{caption} Below 0 the validation samples are easier than the training samples as they were measured."
+        )
     log = axis.unit == "" and _is_wide([value for line in lines for value in line.y])
     drawn = Diagram(name, title, _SAMPLES, Axis(axis.label, axis.unit, log=log), tuple(lines), caption)
-    return _shown(drawn, shown)
+    return _shown(drawn, shown, runs)
 
 
-def _shown(figure: Diagram, runs: Sequence[RunRecord]) -> Shown | None:
-    return Shown(figure, names=[run.name for run in runs]) if figure.lines else None
+def _shown(figure: Diagram, runs: Sequence[RunRecord], of_task: Sequence[RunRecord]) -> Shown | None:
+    """A line for each of `runs`, with what tells it from the others of its task."""
+    if not figure.lines:
+        return None
+    names = [run.name for run in runs]
+    if len({run.optimizer for run in of_task}) == 1:
+        return Shown(figure, names=names)
+    sizes = sorted({run.global_batch_size for run in of_task})
+    lines = tuple(replace(line, group=run.optimizer) for line, run in zip(figure.lines, runs, strict=True))
+    dashes = [sizes.index(run.global_batch_size) for run in runs]
+    return Shown(replace(figure, lines=lines), names=names, dashes=dashes)
 
 
 def _points(num_lines: int) -> int:

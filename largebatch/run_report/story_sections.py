@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,17 @@ from largebatch.run_report.html_parts import Cell, Link, bullets, link_to, links
 from largebatch.run_report.plotly_figures import Shown
 from largebatch.run_report.records import JsonRecord
 from largebatch.run_report.sections import Option
-from largebatch.trackers.diagram import from_record
+from largebatch.trackers.diagram import Diagram, Surface, from_record
 
 
-def study(record: JsonRecord, page: Path) -> Option:
-    """Steps to the target for each batch size and optimizer, with the setting that was the best one."""
+def study(record: JsonRecord, page: Path, names: Mapping[str, str]) -> Option:
+    """Steps to the target for each batch size and optimizer, with the setting that was the best one.
+
+    Args:
+        record: of the study.
+        page: where the page will be.
+        names: of optimizers, by their lower case: a study has those of the config, runs those of classes.
+    """
     values = record.values
     target = values.get("target") or {}
     said = bullets([str(line) for line in values.get("conclusions") or ()])
@@ -22,7 +29,7 @@ def study(record: JsonRecord, page: Path) -> Option:
         said = paragraph(f"Target: {target['metric']} {target['direction']} {target['value']}.") + said
     rows: list[list[Cell]] = [
         [
-            str(point["optimizer"]),
+            names.get(str(point["optimizer"]).lower(), str(point["optimizer"])),
             f"{point['batch_size']:,}",
             "not reached" if point.get("median_steps") is None else f"{point['median_steps']:,.4g}",
             _range(point.get("low"), point.get("high")) + _level(point.get("level")),
@@ -41,7 +48,19 @@ def study(record: JsonRecord, page: Path) -> Option:
         "at the border of the search",
         "runs",
     )
-    return Option(record.name, _figures(values), said + table(headers, rows) + _files(record, page))
+    figures = [Shown(_renamed(shown.figure, names)) for shown in _figures(values)]
+    return Option(record.name, figures, said + table(headers, rows) + _files(record, page))
+
+
+def _renamed(figure: Diagram | Surface, names: Mapping[str, str]) -> Diagram | Surface:
+    if isinstance(figure, Surface):
+        return figure
+    lines = []
+    for line in figure.lines:
+        name = names.get(line.series.lower(), line.series)
+        label = name + line.label.removeprefix(line.series) if line.label.startswith(line.series) else line.label
+        lines.append(replace(line, label=label, group=name if line.group else ""))
+    return replace(figure, lines=tuple(lines))
 
 
 def find_lr(record: JsonRecord, page: Path) -> Option:

@@ -6,6 +6,7 @@ Plain values with a JSON form: a record on disk keeps its figures, and whoever r
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,6 +32,11 @@ class Axis:
 
     def __str__(self) -> str:
         return f"{self.label} ({self.unit})" if self.unit else self.label
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether its numbers are large counts, of which 20k is read more easily than 20,000."""
+        return any(word in (self.unit or self.label) for word in ("samples", "steps"))
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,11 @@ class Line:
         if len(lengths := {len(column) for column in columns}) > 1:
             raise ValueError(f"line {self.label!r}: its columns have {sorted(lengths)} values. They need equally many.")
 
+    @property
+    def series(self) -> str:
+        """What has one colour."""
+        return self.group or self.label
+
 
 @dataclass(frozen=True)
 class Diagram:
@@ -83,13 +94,6 @@ class Diagram:
     lines: tuple[Line, ...]
     caption: str = ""
 
-    @property
-    def colour_places(self) -> list[int]:
-        """The place of each line's colour in a palette: one per group, and lines of one label share theirs."""
-        keys = [line.group or line.label for line in self.lines]
-        order = list(dict.fromkeys(keys))
-        return [order.index(key) for key in keys]
-
     def record(self) -> dict[str, Any]:
         """Ready for JSON; what is not finite is None.
 
@@ -107,6 +111,11 @@ class Trail:
     label: str
     x: Numbers
     y: Numbers
+
+    @property
+    def series(self) -> str:
+        """What has one colour."""
+        return self.label
 
 
 @dataclass(frozen=True)
@@ -152,6 +161,47 @@ class Surface:
     def record(self) -> dict[str, Any]:
         """Ready for JSON; what is not finite is None."""
         return {"type": "surface"} | _plain(dataclasses.asdict(self))
+
+
+NUM_COLOURS = 7  # of the palettes
+
+
+def colour_places(figures: Sequence[Diagram | Surface], fixed: Sequence[str] = ()) -> list[dict[str, int]]:
+    """For each of several figures that stand together: series -> place of its colour in a palette.
+
+    A series has one colour in all of them, unless they have more series than there are colours: then each begins anew.
+
+    Args:
+        figures: side by side, or below each other.
+        fixed: series whose places are their own wherever they are drawn, in lower case: optimizers, on a page.
+
+    >>> first, second = (Diagram("d", "", Axis("x"), Axis("y"), tuple(Line(label, [1], [1]) for label in labels))
+    ...                  for labels in (("train", "LAMB"), ("validation", "train")))
+    >>> colour_places([first, second], fixed=["sgd", "lamb"])
+    [{'train': 0, 'LAMB': 1}, {'validation': 2, 'train': 0}]
+    """
+    own = [list(dict.fromkeys(one.series for one in _drawn(figure))) for figure in figures]
+    together = list(dict.fromkeys(name for names in own for name in names))
+    if len(together) > NUM_COLOURS:
+        return [_places(names, fixed) for names in own]
+    places = _places(together, fixed)
+    return [{name: places[name] for name in names} for names in own]
+
+
+def _drawn(figure: Diagram | Surface) -> Sequence[Line | Trail]:
+    return figure.lines if isinstance(figure, Diagram) else figure.trails
+
+
+def _places(names: Sequence[str], fixed: Sequence[str]) -> dict[str, int]:
+    known = {name: fixed.index(name.lower()) for name in names if name.lower() in fixed}
+    free = (place for place in itertools.count() if place not in known.values())
+    return {name: known[name] if name in known else next(free) for name in names}
+
+
+def legend_labels(figure: Diagram) -> list[str]:
+    """Of a legend without repetitions: points of a series whose curve is named have no entry of their own."""
+    named = {line.group for line in figure.lines if line.style != "points" and line.label != line.group}
+    return list(dict.fromkeys(line.label for line in figure.lines if line.label not in named))
 
 
 def from_record(record: dict[str, Any]) -> Diagram | Surface:

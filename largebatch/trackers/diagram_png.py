@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +10,15 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import EngFormatter
 
-from largebatch.trackers.diagram import Axis, Diagram, Line, Numbers, Surface
-from largebatch.trackers.drawing import BLACK, MANY, PALETTE, plain, save
+from largebatch.trackers.diagram import NUM_COLOURS, Axis, Diagram, Line, Numbers, Surface, colour_places, legend_labels
+from largebatch.trackers.drawing import BLACK, MANY, PALETTE, plain, save, style_log
 
 _LINES = {"line": ("-", None), "dashed": ("--", None), "points": ("none", "o"), "both": ("-", "o")}
 _LEVELS = 18  # contours of a landscape
-_FEW_DECADES = 300.0  # a logarithmic axis of a smaller range is labelled at 1, 2 and 5
+_WIDE_LABEL = 30  # letters: longer ones are one below the other in a legend
+_BELOW = -0.17  # of a panel, as a share of its height: where the legend begins
 
 
 def draw_png(figure: Diagram | Surface, folder: str | Path) -> Path:
@@ -39,11 +40,12 @@ def draw_panels(figures: Sequence[Diagram | Surface], path: str | Path, *, title
     panels = np.asarray(sheet.subplots(rows, columns, squeeze=False)).ravel()
     for panel in panels[len(figures) :]:
         panel.set_visible(False)
-    for panel, figure in zip(panels, figures, strict=False):
+    for panel, figure, places in zip(panels, figures, colour_places(figures), strict=False):
+        colours = {series: PALETTE[place % NUM_COLOURS] for series, place in places.items()}
         if isinstance(figure, Diagram):
-            _draw_lines(panel, figure)
+            _draw_lines(panel, figure, colours)
         else:
-            _draw_surface(panel, figure)
+            _draw_surface(panel, figure, colours)
         panel.set_title(plain(figure.title), fontsize=10, wrap=True)
     if title:
         sheet.suptitle(plain(title), fontweight="bold")
@@ -52,14 +54,19 @@ def draw_panels(figures: Sequence[Diagram | Surface], path: str | Path, *, title
     return save(sheet, Path(path))
 
 
-def _draw_lines(ax: Axes, figure: Diagram) -> None:
-    for line, place in zip(figure.lines, figure.colour_places, strict=True):
-        _draw_line(ax, line, PALETTE[place % len(PALETTE)])
+def _draw_lines(ax: Axes, figure: Diagram, colours: Mapping[str, str]) -> None:
+    for line in figure.lines:
+        _draw_line(ax, line, colours[line.series])
     _style(ax, figure.x, figure.y)
     ax.grid(alpha=0.25)
     ax.spines[["right", "top"]].set_visible(False)
-    if len(figure.lines) > 1:
-        ax.legend(frameon=False, fontsize=8)
+    labels = [plain(label) for label in legend_labels(figure)]
+    if len(labels) > 1:
+        handles = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
+        columns = 1 if max(map(len, labels)) > _WIDE_LABEL else 2
+        # Below: inside it would lie on bands, and searching a free place is slow.
+        ax.legend([handles[one] for one in labels], labels, frameon=False, fontsize=8, ncols=columns,
+                  loc="upper center", bbox_to_anchor=(0.5, _BELOW))  # fmt: skip
 
 
 def _draw_line(ax: Axes, line: Line, colour: str) -> None:
@@ -77,7 +84,7 @@ def _draw_line(ax: Axes, line: Line, colour: str) -> None:
         ax.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
 
 
-def _draw_surface(ax: Axes, figure: Surface) -> None:
+def _draw_surface(ax: Axes, figure: Surface, colours: Mapping[str, str]) -> None:
     values = np.array([_floats(row) for row in figure.values])
     columns, rows = _floats(figure.columns), _floats(figure.rows)
     norm = _norm(values, figure.z)
@@ -90,11 +97,11 @@ def _draw_surface(ax: Axes, figure: Surface) -> None:
         drawn = ax.pcolormesh(_edges(columns, figure.x), _edges(rows, figure.y), values, norm=norm)
     assert ax.figure is not None
     ax.figure.colorbar(drawn, ax=ax, label=plain(str(figure.z)), format="%.3g")
-    for trail, colour in zip(figure.trails, PALETTE * len(figure.trails), strict=False):
+    for trail in figure.trails:
         x, y = _floats(trail.x), _floats(trail.y)
         ax.plot(x, y, color=BLACK, linewidth=2.2)
         marker = "o" if len(x) <= MANY else None
-        ax.plot(x, y, color=colour, linewidth=1.3, marker=marker, markersize=3, label=plain(trail.label))
+        ax.plot(x, y, color=colours[trail.series], linewidth=1.3, marker=marker, markersize=3, label=plain(trail.label))
     _style(ax, figure.x, figure.y)
     if figure.trails:
         ax.legend(fontsize=8)
@@ -119,14 +126,9 @@ def _style(ax: Axes, x: Axis, y: Axis) -> None:
     ax.set_xscale("log" if x.log else "linear")
     ax.set_yscale("log" if y.log else "linear")
     for along, axis in ((ax.xaxis, x), (ax.yaxis, y)):
-        low, high = sorted(map(abs, along.get_view_interval()))
         if axis.log:
-            along.set_minor_formatter(NullFormatter())  # its labels run into each other
-            if high < _FEW_DECADES * low:
-                along.set_major_locator(LogLocator(subs=(1, 2, 5)))
-                along.set_major_formatter(EngFormatter(sep="") if high >= 1000 else FuncFormatter("{:g}".format))
-                continue
-        if high >= 1000 and along is ax.xaxis:
+            style_log(along, counted=axis.is_counted)
+        elif along is ax.xaxis and max(map(abs, along.get_view_interval())) >= 1000:
             along.set_major_formatter(EngFormatter(sep=""))
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import XAxis, YAxis
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, MaxNLocator
+from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from largebatch.smoothing import smooth
 from largebatch.trackers.series import series
@@ -23,6 +24,8 @@ BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY, BLACK = PALETTE = (
 )  # fmt: skip
 MANY = 40  # a line of more points has no markers, and a smoothed line over it if it is noisy
 _DPI = 150
+_FEW_DECADES = 300.0  # a logarithmic axis of a smaller range is labelled at 1, 2 and 5
+_WRITTEN_OUT = (1e-5, 1e6)  # numbers beyond are powers of ten
 _LOG_RANGE = 50  # a positive quantity that spans more than this factor gets a logarithmic axis
 
 
@@ -89,6 +92,19 @@ def log_if_wide(ax: Axes) -> None:
     y = y[np.isfinite(y)]
     if y.min() > 0 and y.max() > _LOG_RANGE * y.min():
         ax.set_yscale("log")
+        style_log(ax.yaxis)
+
+
+def style_log(along: XAxis | YAxis, *, counted: bool = False) -> None:
+    """Labels of a logarithmic axis: at 1, 2 and 5 of a small range, numbers written out, thousands of counts as k."""
+    low, high = sorted(map(abs, along.get_view_interval()))
+    along.set_minor_formatter(NullFormatter())  # its labels run into each other
+    if high < _FEW_DECADES * low:
+        along.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 10 * low else (1, 1.5, 2, 3, 5, 7)))
+    if counted and low >= 1:
+        along.set_major_formatter(EngFormatter(sep=""))
+    elif low >= _WRITTEN_OUT[0] and high <= _WRITTEN_OUT[1]:
+        along.set_major_formatter(FuncFormatter("{:g}".format))
 
 
 def _lost(y: np.ndarray) -> str:

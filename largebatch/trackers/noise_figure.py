@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from largebatch.trackers.drawing import BLACK, BLUE, PALETTE, add_epochs, plain, style_axes
+from largebatch.trackers.drawing import BLACK, BLUE, PALETTE, add_epochs, plain, style_axes, style_log
 from largebatch.trackers.series import has_data, series
 from largebatch.trackers.tracker import Row
 
@@ -36,6 +36,7 @@ def noise_scale_figure(rows: Sequence[Row], title: str) -> Figure | None:
     steps, batch = series(rows, "train/global_batch_size")
     ax.step(steps, batch, where="pre", color=BLACK, linewidth=1.2, linestyle="--", label="global batch")
     ax.set_yscale("log")
+    style_log(ax.yaxis, counted=True)
     ax.set_xlabel("samples seen")
     add_epochs(ax, rows)
     ax.legend(frameon=False)

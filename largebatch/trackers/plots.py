@@ -160,8 +160,7 @@ def _draw_accuracy(ax: Axes, rows: Sequence[Row]) -> None:
     style_axes(ax, ylabel="accuracy (fraction correct)")
     draw_line(ax, rows, "eval/train_accuracy", label="training set", colour=BLUE)
     draw_line(ax, rows, "eval/val_accuracy", label="validation set", colour=VERMILLION)
-    both = [row for row in rows if "eval/train_accuracy" in row and "eval/val_accuracy" in row]
-    if both:
+    if both := [row for row in rows if "eval/train_accuracy" in row and "eval/val_accuracy" in row]:
         x, train = series(both, "eval/train_accuracy")
         _, val = series(both, "eval/val_accuracy")
         ax.fill_between(x, val, train, color=BLACK, alpha=0.1, linewidth=0, label=f"gap{of_gap(rows)}{_last_gap(rows)}")
@@ -171,7 +170,8 @@ def _last_gap(rows: Sequence[Row]) -> str:
     for row in reversed(rows):
         if "gap/accuracy" in row:
             error = f" ± {float(row['gap/accuracy_stderr']):.3f}" if "gap/accuracy_stderr" in row else ""
-            return f", at the end {float(row['gap/accuracy']):.3f}{error}"
+            sign = " (validation is better)" if float(row["gap/accuracy"]) < 0 else ""
+            return f", at the end {float(row['gap/accuracy']):.3f}{error}{sign}"
     return ""
 
 

@@ -157,6 +157,54 @@ def test_who_wants_less_motion_is_offered_none(phone: Visit):
     assert not chart.locator(".walk button").is_visible()
 
 
+def test_a_legend_of_several_figures_hides_a_series_in_all_of_them(visit: Visit):
+    section = visit.page.locator("#training")
+    button = section.get_by_role("button", name="batch 16, LARS")
+    hidden = (
+        "(one) => one.querySelector('.plot').data"
+        ".filter((line) => line.visible === false && line.hovertemplate).map((line) => line.name)"
+    )
+    charts = section.locator("figure[data-figure]").all()
+    assert len(charts) >= 4
+    button.click()
+    assert button.get_attribute("aria-pressed") == "false"
+    assert [chart.evaluate(hidden) for chart in charts] == [["batch 16, LARS"]] * len(charts)
+    assert section.locator(".legendtext").count() == 0
+    button.click()
+    assert [chart.evaluate(hidden) for chart in charts] == [[]] * len(charts)
+
+
+def test_titles_of_axes_are_inside_their_figures_and_the_explorer_does_not_scroll_on_a_phone(phone: Visit):
+    phone.draw_all()
+    outside = phone.page.evaluate(
+        "[...document.querySelectorAll('.xtitle, .ytitle')].filter((title) => {"
+        " const text = title.getBoundingClientRect(), all = title.closest('.plot').getBoundingClientRect();"
+        " return text.top < all.top - 1 || text.bottom > all.bottom + 1 || text.left < all.left - 1"
+        " || text.right > all.right + 1; }).map((title) => title.textContent)"
+    )
+    assert outside == []
+    table = phone.page.locator(".explorer .table").first
+    assert table.evaluate("(one) => one.scrollWidth - one.clientWidth") == 0
+
+
+def test_printing_draws_all_figures_in_light_colours_as_wide_as_a_sheet(browser: Any, page_file: Path):
+    """On paper nothing comes into view: figures below the window were empty."""
+    visit = Visit(browser, page_file, viewport={"width": 900, "height": 500}, color_scheme="dark")
+    shown = "[...document.querySelectorAll('figure')].filter((one) => one.offsetParent)"
+    empty = f"{shown}.filter((one) => !one.querySelector('.xtitle')).length"
+    assert visit.page.evaluate(empty) > 8
+    visit.page.evaluate(
+        "addEventListener('beforeprint', () => { window.atPrint = [document.documentElement.dataset.theme,"
+        " Math.max(...[...document.querySelectorAll('.main-svg')].map((one) => one.getBoundingClientRect().width))]; })"
+    )
+    assert visit.page.pdf().startswith(b"%PDF")
+    assert visit.page.evaluate(empty) == 0
+    assert visit.page.evaluate("window.atPrint") == ["light", 660]
+    wait_until(visit.page, "document.documentElement.dataset.theme === 'dark'")
+    assert visit.said == []
+    visit.page.close()
+
+
 def test_two_hundred_runs_are_drawn_without_a_word(browser: Any, tmp_path: Path):
     for number in range(200):
         write_run(tmp_path / "runs" / f"run{number}", 2 ** (4 + number % 6), seed=number, num_rows=100)

@@ -9,7 +9,16 @@ import pytest
 from matplotlib.figure import Figure as MatplotlibFigure
 
 from largebatch.trackers import diagram_png
-from largebatch.trackers.diagram import Axis, Diagram, Line, Surface, Trail, from_record
+from largebatch.trackers.diagram import (
+    Axis,
+    Diagram,
+    Line,
+    Surface,
+    Trail,
+    colour_places,
+    from_record,
+    legend_labels,
+)
 from largebatch.trackers.diagram_png import draw_panels, draw_png
 
 LINES = Diagram(
@@ -87,10 +96,18 @@ def test_cells_of_a_logarithmic_map_end_halfway_on_its_scale(tmp_path: Path):
     corners = [[1.0, 2.0], [3.0, 4.0]]
     map_ = Surface("map", "", Axis("x", log=True), Axis("y", log=True), Axis("z"), [1, 4], [2, 32], corners)
     ax = MatplotlibFigure().subplots()
-    diagram_png._draw_surface(ax, map_)
+    diagram_png._draw_surface(ax, map_, {})
     (cells,) = ax.collections
     assert cells.get_coordinates()[0, :, 0].tolist() == pytest.approx([0.5, 2, 8])
     assert cells.get_coordinates()[:, 0, 1].tolist() == pytest.approx([0.5, 8, 128])
+
+
+def test_points_of_a_series_whose_curve_is_named_have_no_entry_of_their_own():
+    points = [Line("a", [1], [1], style="points", group="a"), Line("b", [1], [1], style="points", group="b")]
+    hidden = Line("b: not reached within", [2], [1], style="points", group="b")
+    curve = Line("a: B_crit 40", [1, 2], [1, 1], group="a")
+    figure = Diagram("d", "", Axis("x"), Axis("y"), (curve, *points, hidden))
+    assert legend_labels(figure) == ["a: B_crit 40", "b", "b: not reached within"]
 
 
 def test_lines_of_a_group_have_one_colour_and_others_their_own():
@@ -100,4 +117,6 @@ def test_lines_of_a_group_have_one_colour_and_others_their_own():
         Line("a, measured", [1], [1], group="a"),
         Line("b", [2], [1]),
     )
-    assert Diagram("d", "", Axis("x"), Axis("y"), lines).colour_places == [0, 1, 0, 1]
+    figure = Diagram("d", "", Axis("x"), Axis("y"), lines)
+    assert colour_places([figure]) == [{"a": 0, "b": 1}]
+    assert legend_labels(figure) == ["fit of a", "b", "a, measured"]

@@ -12,7 +12,7 @@ import pytest
 from largebatch.__main__ import main
 from largebatch.run_report.plotly_figures import Shown, plotly_figure
 from largebatch.trackers.diagram import Axis, Diagram, Line, Surface, Trail
-from tests.unit.report_folders import write_run
+from tests.unit.report_folders import write_json, write_run
 
 STEPS, LOSS = Axis("steps", "steps", log=True), Axis("loss", log=True)
 
@@ -103,9 +103,72 @@ def test_lines_of_one_label_share_a_colour_and_a_place_in_the_legend():
 
 
 def test_a_band_is_drawn_around_its_line_and_stays_on_a_logarithmic_axis():
-    line = Line("a", [1, 2, 4], [2.0, None, 1.0], [0.5, None, -1.0], [4.0, None, 3.0])
+    line = Line("a", [1, 4], [2.0, 1.0], [0.5, -1.0], [4.0, 3.0])
     band, _ = plotly_figure(Shown(Diagram("n", "t", STEPS, LOSS, (line,))))["data"]
     assert (band["x"], band["y"]) == ([1, 4, 4, 1], [0.5, 0.5, 3.0, 4.0])
+
+
+def test_bands_left_and_right_of_what_was_measured_are_two_areas():
+    """Of one polygon plotly would fill what lies between them: what was measured."""
+    unknown = [None, None]
+    line = Line("a", [1, 2, 4, 8, 16, 32], [1.0, 1.0, *unknown, 1.0, 1.0], [0.5, 0.5, *unknown, 0.5, 0.5],
+                [2.0, 2.0, *unknown, 2.0, 2.0])  # fmt: skip
+    band, _ = plotly_figure(Shown(Diagram("n", "t", STEPS, LOSS, (line,))))["data"]
+    assert band["x"] == [1, 2, 2, 1, None, 16, 32, 32, 16]
+    assert band["y"] == [0.5, 0.5, 2.0, 2.0, None, 0.5, 0.5, 2.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("unit", "low", "high", "dtick", "tickformat"),
+    [
+        ("s", 0.02, 0.8, "D2", "~g"),  # not 2 and 5
+        ("", 1e-7, 1e-6, "D2", "~g"),  # a loss, not 100n to 1u
+        ("", 1e-15, 1e14, 5, None),  # powers of ten
+        ("samples", 16, 1296, "D2", "~s"),
+        ("steps", 0.6, 400.0, 1, "~g"),  # no 600m
+    ],
+)
+def test_ticks_of_a_logarithmic_axis_are_whole_numbers_without_prefixes_but_of_counts(
+    unit: str, low: float, high: float, dtick: object, tickformat: str | None
+):
+    figure = Diagram("n", "t", STEPS, Axis("y", unit, log=True), (Line("a", [1, 2], [low, high]),))
+    axis = plotly_figure(Shown(figure))["layout"]["yaxis"]
+    assert (axis["dtick"], axis.get("tickformat")) == (dtick, tickformat)
+    assert axis["exponentformat"] == ("SI" if unit == "samples" else "power")
+
+
+def test_an_optimizer_has_one_colour_on_the_whole_page_and_figures_one_legend(tmp_path: Path):
+    """In the order of the runs LARS comes first, in the study SGD; batch sizes differ in dashes."""
+    for optimizer in ("LARS", "SGD"):
+        for batch in (16, 32):
+            write_run(tmp_path / f"{optimizer}{batch}", batch, optimizer=optimizer)
+    names = ("sgd", "lars")
+    curves = [Line(f"{name}: B_crit 40", [16, 32], [9.0, 8.0], group=name) for name in names]
+    points = [Line(name, [16, 32], [9.0, 8.0], style="points", group=name) for name in names]
+    figure = Diagram("steps_to_target", "", STEPS, STEPS, (*curves, *points))
+    record = {"points": [], "fits": [], "figures": [figure.record()], "target": None, "conclusions": []}
+    write_json(tmp_path / "study" / "study.json", record)
+    assert main(["report", str(tmp_path), "--out", str(tmp_path / "page.html")]) == 0
+    page = (tmp_path / "page.html").read_text()
+    figures = data_of(page)["figures"]
+
+    def colours(key: str) -> dict[str, str]:
+        return {one["name"]: one["line"]["color"] for one in figures[key]["data"] if one.get("hoverinfo") != "skip"}
+
+    of_batch = colours("batches/accuracy_of_batch")
+    assert list(of_batch) == ["LARS", "SGD"]
+    assert of_batch["LARS"] != of_batch["SGD"]
+    for name, colour in of_batch.items():
+        assert {colours("study/steps_to_target")[label] for label in (name, f"{name}: B_crit 40")} == {colour}
+        runs = [one for one in figures["training/train_loss"]["data"] if one["name"].endswith(name)]
+        assert {one["line"]["color"] for one in runs} == {colour}
+        assert len({one["line"]["dash"] for one in runs}) == 2
+    for explored in (one["data"] for key, one in figures.items() if key.startswith("explorer/")):
+        assert len({one["line"]["color"] for one in explored if "color" in one["line"]} & set(of_batch.values())) == 1
+    training = page[page.index('<section id="training">') : page.index('<section id="runs">')]
+    labels = [f"batch {batch}, {name}" for batch in (16, 32) for name in ("LARS", "SGD")]
+    assert re.findall('data-series="([^"]*)"', training)[:4] == labels
+    assert all(not one["layout"].get("showlegend", True) for key, one in figures.items() if key.startswith("training/"))
 
 
 def test_the_interval_of_a_point_is_an_error_bar():

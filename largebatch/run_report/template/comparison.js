@@ -9,6 +9,11 @@ if (comparison) {
   const colours = ["#0072B2", "#D55E00"];
   let seen = false;
 
+  // An axis title is no longer than its axis.
+  function wrapped(text) {
+    return text.replace(/(.{12,28}?)\s(?=.{12})/g, "$1<br>");
+  }
+
   function chosen() {
     return [Number(first.value), Number(second.value)];
   }
@@ -42,7 +47,7 @@ if (comparison) {
       });
       const title = against.value === "1" ? "optimizer steps" : "samples seen (samples)";
       draw(element.querySelector(".plot"), { data: data, layout: {
-        xaxis: { title: { text: title }, exponentformat: "SI" }, yaxis: { title: { text: all.axes[key] } } } });
+        xaxis: { title: { text: title }, exponentformat: "SI" }, yaxis: { title: { text: wrapped(all.axes[key]) }, exponentformat: "power" } } });
     }
   }
 
@@ -58,5 +63,6 @@ if (comparison) {
     seen = true;
     drawAll();
   }, { rootMargin: "300px" }).observe(comparison);
+  document.addEventListener("print-all", () => { seen = true; drawAll(); });
   change();
 }

@@ -3,6 +3,7 @@
 
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const drawn = new Map(); // element -> figure as it was given
+let paper = null; // size of a figure while the page is printed, where nothing can adapt to the width of the sheet
 
 function style(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -25,6 +26,7 @@ function themed(layout) {
     font: { color: style("--text"), family: "system-ui, sans-serif", size: 13 },
     margin: { l: 56, r: 12, t: 12, b: 48 },
     legend: legend,
+    ...(paper ? { autosize: false, ...paper } : {}),
     hoverlabel: { namelength: -1 },
     xaxis: { ...axis, ...layout.xaxis },
     yaxis: { ...axis, ...layout.yaxis },
@@ -49,6 +51,10 @@ function draw(place, figure) {
   return Plotly.react(place, figure.data, themed(figure.layout), config);
 }
 
+function isShown(element) {
+  return element.offsetParent !== null;
+}
+
 function drawNamed(element) {
   const figure = DATA.figures[element.dataset.figure];
   draw(element.querySelector(".plot"), figure);
@@ -63,7 +69,8 @@ const inView = new IntersectionObserver((entries) => {
     }
   }
 }, { rootMargin: "300px" });
-document.querySelectorAll("figure[data-figure]").forEach((element) => inView.observe(element));
+const waiting = [...document.querySelectorAll("figure[data-figure]")];
+waiting.forEach((element) => inView.observe(element));
 
 function setTheme(theme) {
   document.documentElement.dataset.theme = theme;
@@ -77,6 +84,45 @@ document.getElementById("theme").addEventListener("click", () => {
   setTheme(document.documentElement.dataset.theme === "dark" ? "light" : "dark");
 });
 setTheme(prefersDark.matches ? "dark" : "light");
+
+// A sheet of paper has no scrolling: everything that is not hidden is drawn, in light colours and of one width.
+let before = null; // the theme before printing
+function startPrinting() {
+  if (paper) return;
+  paper = { width: 660, height: 360 };
+  before = document.documentElement.dataset.theme;
+  document.documentElement.dataset.theme = "light";
+  for (const element of waiting.filter(isShown)) {
+    inView.unobserve(element);
+    if (!drawn.has(element.querySelector(".plot"))) drawNamed(element);
+  }
+  document.dispatchEvent(new Event("print-all"));
+  drawn.forEach((figure, place) => draw(place, figure));
+}
+
+function endPrinting() {
+  if (!paper) return;
+  paper = null;
+  setTheme(before);
+}
+
+addEventListener("beforeprint", startPrinting);
+addEventListener("afterprint", endPrinting);
+matchMedia("print").addEventListener("change", (event) => (event.matches ? startPrinting() : endPrinting()));
+
+// A legend of several figures: its buttons hide a series in all of them.
+for (const button of document.querySelectorAll("[data-series]")) {
+  button.addEventListener("click", () => {
+    const shows = button.getAttribute("aria-pressed") !== "true";
+    button.setAttribute("aria-pressed", shows);
+    for (const element of button.parentElement.nextElementSibling.querySelectorAll("figure[data-figure]")) {
+      const figure = DATA.figures[element.dataset.figure];
+      for (const trace of figure.data) if (trace.legendgroup === button.dataset.series) trace.visible = shows;
+      const place = element.querySelector(".plot");
+      if (drawn.has(place)) draw(place, figure);
+    }
+  });
+}
 
 for (const select of document.querySelectorAll("select[data-choice]")) {
   const parts = select.nextElementSibling.children;
