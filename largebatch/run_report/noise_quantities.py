@@ -88,7 +88,7 @@ def _steps(group: Group, fit: Mapping[str, Any] | None, variances: Sequence[Json
     if fit is not None:
         s_min, b_crit = ((fit.get(key) or {}).get("value") for key in ("s_min", "b_crit"))
         at = from_curve(fit["curve"], s_min=s_min, b_crit=b_crit)
-        doubt = "" if fit.get("supported", True) else "; the points do not support it"
+        doubt = "" if fit.get("supported", True) else f"; {fit.get('verdict', 'the points do not support it')}"
         return Quantity("steps", "steps to the target", "steps", f"the study's fit{doubt}", at, {}, log=True)
     label = "steps to a target over the fewest, 1 + B_noise/B"
     found = _noise_scale(group, variances)

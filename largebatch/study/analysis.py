@@ -43,6 +43,7 @@ def analyse(points: Sequence[StudyPoint]) -> Analysis:
     analysis = Analysis(tuple(points), fits, ())
     said = [line for name in names for line in _of_optimizer(analysis, name)]
     said += [_between(one, fits[one], other, fits[other]) for one, other in combinations(names, 2)]
+    said += _fewest_steps(analysis)
     return Analysis(tuple(points), fits, tuple(line for line in said if line))
 
 
@@ -105,3 +106,31 @@ def _between(one: str, fit: CriticalBatch, other: str, second: CriticalBatch) ->
     doubted = [name for name, found in ((one, fit), (other, second)) if found.misfit and not found.misfit.is_small]
     doubt = f" The curve of {' and '.join(doubted)} misses its points by too much to lean on that." if doubted else ""
     return f"B_crit of {larger} is above that of {smaller}: apart, their intervals do not meet.{doubt}"
+
+
+def _fewest_steps(analysis: Analysis) -> list[str]:
+    """Which optimizer is the fastest at the largest batch size that all of them reached the target at."""
+    reached = {
+        name: {point.batch_size: point for point in analysis.of(name) if not point.measured.median[1]}
+        for name in analysis.fits
+    }
+    common = set.intersection(*(set(sizes) for sizes in reached.values()))
+    if len(reached) < 2 or not common:
+        return []
+    size = max(common)
+    ordered = sorted((reached[name][size] for name in reached), key=lambda point: point.measured.median[0])
+    best = ordered[0]
+    others = ", ".join(_slower(point, best) for point in ordered[1:])
+    return [f"At batch {size:,} {best.optimizer} takes the fewest steps, {_number(best.measured.median[0])}; {others}."]
+
+
+def _slower(point: StudyPoint, best: StudyPoint) -> str:
+    """By the intervals of both medians, as far as their seeds have one."""
+    times = f"{point.optimizer} {point.measured.median[0] / best.measured.median[0]:.2f} times as many"
+    ends, theirs = best.measured.interval, point.measured.interval
+    if ends is None or theirs is None:
+        seeds = min(point.measured.num_replicates, best.measured.num_replicates)
+        return f"{times} ({seeds} seed{'s' * (seeds > 1)}: not told from noise)"
+    known = min(point.measured.level, best.measured.level) >= 0.95
+    word = "intervals" if known else "ranges of seeds"
+    return f"{times} ({word} {'apart' if ends[1] < theirs[0] else 'meet: not told apart'})"

@@ -140,7 +140,7 @@ def test_an_unsupported_critical_batch_is_no_conclusion_but_its_lower_bound_may_
     assert not analysis.fits["lars"].supported
     doubt = "lars: the evidence does not support a value of B_crit"
     assert any(line.startswith(doubt) for line in analysis.conclusions)
-    assert analysis.conclusions[-1] == "B_crit of lars is above that of sgd: apart, their intervals do not meet."
+    assert analysis.conclusions[-2] == "B_crit of lars is above that of sgd: apart, their intervals do not meet."
 
 
 def test_fits_are_compared_although_a_test_remarks_misfit_and_doubted_where_the_misfit_is_large():
@@ -153,16 +153,16 @@ def test_fits_are_compared_although_a_test_remarks_misfit_and_doubted_where_the_
     analysis = analyse([*scattered("sgd", 20, small), *scattered("lars", 200, small)])
     assert all(fit.rejected and fit.supported for fit in analysis.fits.values())
     apart = "B_crit of lars is above that of sgd: apart, their intervals do not meet."
-    assert analysis.conclusions[-1] == apart
+    assert analysis.conclusions[-2] == apart
     large = (1.0, 1.0, 1.0, 1.6, 1.0, 1.0, 1.0)
     doubted = analyse([*scattered("sgd", 3, small), *scattered("lars", 300, large)])
-    assert doubted.conclusions[-1] == f"{apart} The curve of lars misses its points by too much to lean on that."
+    assert doubted.conclusions[-2] == f"{apart} The curve of lars misses its points by too much to lean on that."
 
 
 def test_optimizers_with_the_same_curve_are_not_told_apart():
     noisy = [point(size, 100 * (1 + 60 / size) * (1.1 if size in (16, 128) else 0.97)) for size in SIZES]
     analysis = analyse([*noisy, *curve(100, 66, optimizer="lars")])
-    assert analysis.conclusions[-1] == "B_crit of lars and sgd: not told apart, their intervals meet."
+    assert analysis.conclusions[-2] == "B_crit of lars and sgd: not told apart, their intervals meet."
 
 
 def test_the_noise_scale_of_the_runs_is_set_beside_the_critical_batch():
@@ -181,3 +181,28 @@ def test_a_setting_at_the_border_of_its_range_is_a_conclusion():
 def test_a_study_of_two_batch_sizes_draws_points_without_a_curve():
     figures = study_figures(analyse(curve(100, 50)[:2]))
     assert [line.style for line in figures[0].lines] == ["points"]
+
+
+@pytest.mark.parametrize(
+    ("seeds", "words"),
+    [
+        (1, "2.00 times as many (1 seed: not told from noise)"),
+        (2, "2.00 times as many (2 seeds: not told from noise)"),
+        (3, "2.00 times as many (ranges of seeds apart)"),
+        (6, "2.00 times as many (intervals apart)"),
+    ],
+)
+def test_the_fastest_at_the_largest_common_batch_is_named(seeds: int, words: str):
+    def of(name: str, steps: float, size: int) -> StudyPoint:
+        rows = tuple(steps * (1 + 0.01 * seed) for seed in range(seeds))
+        return StudyPoint(name, StepsToTarget(size, rows), rows)
+
+    points = [of("sgd", 1600 / size, size) for size in (8, 16, 32)] + [
+        of("lars", 3200 / size, size) for size in (8, 16)
+    ]
+    (line,) = [line for line in analyse(points).conclusions if "fewest steps," in line]
+    assert line.startswith("At batch 16 sgd takes the fewest steps, 1")
+    assert words in line
+    close = [of("sgd", 100, 8), of("lars", 100.5, 8)]
+    assert seeds < 3 or "meet: not told apart" in analyse(close).conclusions[-1]
+    assert not any("fewest steps," in line for line in analyse(points[:3]).conclusions)
