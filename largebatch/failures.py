@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from largebatch.checkpoint import CheckpointError
+from largebatch.config import ConfigError
 from largebatch.loop import Run
 from largebatch.lost_ranks import LostRankError
 from largebatch.memory_shortage import is_out_of_memory
@@ -15,7 +16,7 @@ from largebatch.raised import RunFailedError, described, told, where_raised
 from largebatch.run_folder import RunFolder
 
 _MOST_NAMED = 8
-_OWN_SENTENCES = (CheckpointError, LostRankError)
+_OWN_SENTENCES = (CheckpointError, ConfigError, LostRankError)
 
 
 @contextlib.contextmanager
@@ -27,7 +28,7 @@ def naming_failures(run: Run, folder: RunFolder) -> Iterator[None]:
         folder: gets `failure.rank0.txt`, with the traceback, from the rank that fails.
 
     Raises:
-        RunFailedError: in place of any error but those of lost ranks and of checkpoints.
+        RunFailedError: in place of any error but those of lost ranks, of checkpoints and of the input.
     """
     try:
         yield
