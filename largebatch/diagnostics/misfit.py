@@ -10,6 +10,22 @@ steps, S(2 B)/S(B) = 3/4, so that a curve answers this where it is well within a
 
 The first is a mean over batch sizes and not the worst of them: it tends to the true error as batch sizes are added,
 while the worst of many grows with their number alone.
+
+Simulations of 200 studies each, batch sizes 8 to 1024 around B_crit = 100, tuning scatters batch sizes by 5 % and seeds
+by 10 %: how many per cent are `supported`, with 1, 3 and 20 seeds (`python -m tests.unit.simulated_studies` in the
+repository). Seeds support a true curve more often, and from three on batch sizes do, too; with one seed the scatter is
+at the limit itself. Another curve is supported in at most 8 %, but for one within these limits, a shift by 30 %.
+
+    misfit planted                    4 batch sizes 5             8             13
+    none                               43  62  85    46  65  94    43  82 100    46  94 100
+    no gain beyond batch 64             6   2   0     7   4   1     2   2   0     2   2   2
+    no loss below batch 24              0   0   0     0   0   0     0   0   0     0   0   0
+    S ~ B^-0.5                          0   0   0     0   0   0     0   0   0     0   0   0
+    steps rise again                    0   0   0     0   0   0     0   0   0     0   0   0
+    optimum shifts, +30 % above 128    33  44  56    28  36  57    20  46  72    24  64  98
+    optimum shifts, +100 % above 128    4   3   0     0   0   0     0   0   0     0   0   0
+    one batch size +50 %                0   0   0     2   0   0     2   2   0     2   8   6
+    none, tuning scatter 10 %          32  39  40    28  33  50    22  40  50    16  43  66
 """
 
 from __future__ import annotations
