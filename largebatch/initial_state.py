@@ -12,6 +12,7 @@ from largebatch.config import ConfigError
 from largebatch.data import evaluation_batches
 from largebatch.exact_batch_norm import batch_norms
 from largebatch.gradients import forward
+from largebatch.kept_buffers import is_expanded
 from largebatch.keyed import stream_key
 from largebatch.model_size import require_memory_for_weights
 from largebatch.models.checkpointing import checkpoint_activations
@@ -71,6 +72,12 @@ def _bring_together(model: nn.Module) -> None:
         raise ValueError(
             f"{len(empty)} of its tensors lie on the meta device and have no values, e.g. {', '.join(empty[:3])}. Make "
             "the model on the CPU, and load or draw its weights there."
+        )
+    expanded = [name for name, one in model.named_parameters() if not is_lazy(one) and is_expanded(one)]
+    if expanded:
+        raise ValueError(
+            f"elements of {', '.join(expanded[:3])} share one place in memory, as expand() leaves them: no optimizer "
+            "could write into them. Add .clone() or .contiguous()."
         )
     device_map: Any = getattr(model, "hf_device_map", {})
     if (count := len(set(device_map.values()))) > 1:

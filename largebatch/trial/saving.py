@@ -105,7 +105,11 @@ def _other_values(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def _same(value: Any, saved: Tensor | None) -> bool:
     if saved is None or value.dtype != saved.dtype or value.shape != saved.shape:
         return False
-    return bool(torch.equal(value.nan_to_num(), saved.nan_to_num()))
+    return bool(torch.equal(_bytes(value), _bytes(saved)))
+
+
+def _bytes(value: Tensor) -> Tensor:
+    return value.detach().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
 
 
 def _try_optimizer(config: TrainConfig, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

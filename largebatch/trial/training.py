@@ -32,8 +32,11 @@ def try_training(
     """
     with as_before(model):
         train_mode(model)
-        for batch in tried_batches(config, derived, dataset, augment, model, loss):
+        batches = list(tried_batches(config, derived, dataset, augment, model, loss))
+        for batch in batches:
             _try_batch(config, derived, dataset, model, loss, batch)
+        if len(batches) == 1:  # another one follows in a run: what a pass leaves behind in the model must not stop it
+            _backward(config, dataset, model, loss, batches[0], draw=1)
 
 
 def _try_batch(

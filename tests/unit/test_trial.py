@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import random
 import re
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from largebatch.checkpoint import load_checkpoint, save_checkpoint
 from largebatch.config import ConfigError
@@ -86,6 +88,30 @@ class Tied(Net):
 
     def features(self, hidden: Tensor) -> Tensor:
         return hidden + self.twin.bias + getattr(self, "odd / näme~")
+
+
+class Complex(Net):
+    """A filter in the frequency domain, as in FNO and GFNet."""
+
+    def __init__(self, in_features: int, num_outputs: int) -> None:
+        super().__init__(in_features, num_outputs)
+        self.filter = nn.Parameter(torch.ones(5, dtype=torch.complex64))
+
+    def features(self, hidden: Tensor) -> Tensor:
+        return torch.fft.irfft(torch.fft.rfft(hidden) * self.filter, n=8)
+
+
+class Normed(Net):
+    """Parametrisations, old hooks and masks, which compute the weight in every pass."""
+
+    def __init__(self, in_features: int, num_outputs: int) -> None:
+        super().__init__(in_features, num_outputs)
+        nn.utils.parametrizations.spectral_norm(self.body)
+        self.old = nn.utils.weight_norm(nn.Linear(8, 8))
+        self.masked = prune.random_unstructured(nn.Linear(8, 8), "weight", 0.5)
+
+    def features(self, hidden: Tensor) -> Tensor:
+        return self.masked(self.old(hidden))
 
 
 class FixedSize(Net):
@@ -203,6 +229,29 @@ class OnceDifferentiable(Net):
     def features(self, hidden: Tensor) -> Tensor:
         exponential = hidden.exp()
         return exponential.mul_(2)
+
+
+class KeepsItsGraph(Net):
+    """A hidden state that goes from one batch to the next with its graph."""
+
+    def __init__(self, in_features: int, num_outputs: int) -> None:
+        super().__init__(in_features, num_outputs)
+        self.hidden = torch.zeros(8)
+
+    def features(self, hidden: Tensor) -> Tensor:
+        self.hidden = (hidden.mean(0) + 0.5 * self.hidden).tanh()
+        return hidden + self.hidden
+
+
+class Shared(Net):
+    """A weight whose elements share one place."""
+
+    def __init__(self, in_features: int, num_outputs: int) -> None:
+        super().__init__(in_features, num_outputs)
+        self.scale = nn.Parameter(torch.ones(1).expand(8))
+
+    def features(self, hidden: Tensor) -> Tensor:
+        return hidden * self.scale
 
 
 class Divides(Net):
@@ -393,7 +442,7 @@ def test_the_generators_of_the_process_are_where_they_were(monkeypatch: pytest.M
     assert (np.random.get_state()[1].tolist(), random.getstate()) == before  # type: ignore[index, union-attr] # noqa: NPY002
 
 
-@pytest.mark.parametrize("model", [Half, Tied, FixedSize])
+@pytest.mark.parametrize("model", [Half, Tied, FixedSize, Complex, Normed])
 def test_a_model_that_torch_trains_is_accepted(model: type[nn.Module]):
     assert prepared(of(model)).derived.num_steps == 64
 
@@ -427,6 +476,20 @@ def test_the_smallest_micro_batch_of_any_rank_and_stage_is_tried_on_every_rank()
 
 def test_a_batch_norm_over_the_whole_batch_may_have_micro_batches_of_one_sample():
     assert prepared(of(NeedsTwo), "batch_norm=exact", "batch.micro=1").derived.plan.max_micro_batch_size == 1
+
+
+OF_TORCH = sorted(
+    name
+    for name, one in vars(torch.optim).items()
+    if isinstance(one, type) and name not in ("Optimizer", "LBFGS", "SparseAdam", "Muon", "SGD")
+)
+
+
+@pytest.mark.parametrize("name", OF_TORCH)
+def test_every_optimizer_of_torch_that_steps_once_per_batch_is_accepted(name: str):
+    decays = "weight_decay" in inspect.signature(getattr(torch.optim, name)).parameters
+    left_out = ["~optimizer.momentum", "~optimizer.nesterov", *([] if decays else ["~optimizer.weight_decay"])]
+    assert type(prepared(f"optimizer._target_=torch.optim.{name}", *left_out, of(Net)).optimizer).__name__ == name
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw", "lars", "lamb", "muon"])
@@ -467,6 +530,8 @@ REFUSED: dict[str, tuple[list[str], str]] = {
         [of(OnceDifferentiable)],
         "model and data: .*failed in the backward pass with Run",
     ),
+    "a graph that goes on": ([of(KeepsItsGraph)], "model and data: .*backward pass with RuntimeError: Trying to back"),
+    "a weight that cannot be written": ([of(Shared)], "model: elements of scale share one place in memory"),
     "an error of another kind": ([of(Divides)], r"model and data: .*ZeroDivisionError.*test_trial.py:\d+ in features"),
     "float64 in float32": (
         [*points("float64"), of(Net)],
