@@ -43,6 +43,7 @@ def initial_model(config: TrainConfig, seed: int, dataset: Any) -> nn.Module:
     model = make("model", config.model)
     if not isinstance(model, nn.Module):
         raise TargetError(f"model._target_={config.model['_target_']}: made a {type(model).__name__}, not a Module.")
+    _require_own_memory(model)
     _bring_together(model)
     train_mode(model)
     if dataset is not None and any(is_lazy(one) for one in [*model.parameters(), *model.buffers()]):
@@ -87,6 +88,21 @@ def _bring_together(model: nn.Module) -> None:
         )
     if any(one.device.type != "cpu" for _, one in placed):
         model.cpu()
+
+
+def _require_own_memory(model: nn.Module) -> None:
+    """Two parameters over one memory mean something else on every device and in every precision."""
+    owners: dict[int, str] = {}
+    for name, parameter in model.named_parameters():
+        has_memory = type(parameter.data) is torch.Tensor and not is_lazy(parameter)
+        address = parameter.data_ptr() if has_memory else 0
+        if address and address in owners:
+            raise ConfigError(
+                [f"model: {owners[address]} and {name} are two parameters over one memory: moving or converting the "
+                 "model separates them, and each is reduced and stepped by itself. Make them one parameter: "
+                 f"module.{name} = module.{owners[address]}."]
+            )  # fmt: skip
+        owners[address] = name
 
 
 def build_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from largebatch.commands.bench import median_interval
+from largebatch.commands.bench import at_least, key_values, median_interval, some_of
 from largebatch.commands.composition import EXIT_WRONG_INPUT
 
 if TYPE_CHECKING:
@@ -69,31 +69,7 @@ def parse(arguments: Sequence[str]) -> Settings:
     >>> parse(["shapes=resnet50", "rounds=7"])
     Settings(shapes=('resnet50',), rounds=7, threads=0, device='cpu', json='')
     """
-    given: dict[str, Any] = {}
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if not equals or not value or key not in _VALUES:
-            raise ValueError(f"{argument!r}: an argument is KEY=VALUE with KEY one of {', '.join(_VALUES)}.")
-        if key in given:
-            raise ValueError(f"{key} is given twice. Give it once.")
-        given[key] = _VALUES[key](key, value)
-    return Settings(**given)
-
-
-def _names(key: str, text: str) -> tuple[str, ...]:
-    names = tuple(text.split(","))
-    if wrong := [name for name in names if name not in SHAPES]:
-        raise ValueError(f"{key}={text}: {wrong[0]!r} is not known. Name one or more of {', '.join(SHAPES)}.")
-    return names
-
-
-def _at_least(least: int) -> Callable[[str, str], int]:
-    def number(key: str, text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise ValueError(f"{key}={text}: a whole number, {least} or more.")
-        return int(text)
-
-    return number
+    return Settings(**key_values(arguments, _VALUES))
 
 
 def _text(key: str, text: str) -> str:
@@ -101,9 +77,9 @@ def _text(key: str, text: str) -> str:
 
 
 _VALUES: dict[str, Callable[[str, str], Any]] = {
-    "shapes": _names,
-    "rounds": _at_least(5),
-    "threads": _at_least(1),
+    "shapes": some_of(SHAPES),
+    "rounds": at_least(5),
+    "threads": at_least(1),
     "device": _text,
     "json": _text,
 }

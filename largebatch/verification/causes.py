@@ -36,7 +36,7 @@ class Cause:
 
 def causes_in_advance(prepared: Prepared, reference: Trajectory) -> list[Cause]:
     """What is wrong whatever the comparison says: it breaks the contract, or would make ranks wait for each other."""
-    return [*_absent(reference), *_shared_storage(prepared.model), *_loss_over_batch(Probe(prepared))]
+    return [*_absent(reference), *_loss_over_batch(Probe(prepared))]
 
 
 def causes_of_failure(prepared: Prepared, errors: Mapping[Case, Comparison], bounds: Bounds) -> list[Cause]:
@@ -76,23 +76,6 @@ def _absent(reference: Trajectory) -> list[Cause]:
             "what is not trained with requires_grad=False.",
         )
     ]
-
-
-def _shared_storage(model: nn.Module) -> list[Cause]:
-    owners: dict[int, str] = {}
-    for name, parameter in model.named_parameters():
-        address = parameter.untyped_storage().data_ptr()
-        if address and address in owners:
-            return [
-                Cause(
-                    "tied parameters",
-                    f"{owners[address]} and {name} are two parameters over one memory: moving or converting the model "
-                    "separates them, and each is reduced and stepped by itself. Make them one parameter: "
-                    f"module.{name} = module.{owners[address]}.",
-                )
-            ]
-        owners[address] = name
-    return []
 
 
 @torch.no_grad()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -21,6 +22,7 @@ from largebatch.runtime import Runtime
 from largebatch.verification.cases import Case
 from largebatch.verification.causes import Cause
 from largebatch.verification.comparison import Comparison, compare
+from largebatch.verification.planted import Defect
 from largebatch.verification.probe import Probe
 from largebatch.verification.trajectories import Trajectory, package_trajectory
 
@@ -69,6 +71,16 @@ def load_reference(folder: str) -> Trajectory:
 
 def run_cases(prepared: Prepared, plans: Sequence[BatchPlan], reference: Trajectory, steps: int) -> Outcome:
     """Compare each plan with the reference on the ranks of this job; the same on every rank."""
+    with opened(prepared) as runtime:
+        causes = _rank_dependence(Probe(prepared), runtime) if runtime.world_size > 1 else []
+        if causes:  # a collective in the model or the loss would hang where ranks have unequal numbers of micro-batches
+            return causes, {}
+        return [], {Case(plan): compare_on(runtime, prepared, plan, reference, steps) for plan in plans}
+
+
+@contextmanager
+def opened(prepared: Prepared) -> Iterator[Runtime]:
+    """The job of this process, in the precision of a run."""
     launcher = prepared.config.launcher
     runtime = Runtime.open(
         precision=prepared.config.precision.compute,
@@ -77,16 +89,23 @@ def run_cases(prepared: Prepared, plans: Sequence[BatchPlan], reference: Traject
         join_timeout_s=launcher.join_timeout_s,
     )
     try:
-        causes = _rank_dependence(Probe(prepared), runtime) if runtime.world_size > 1 else []
-        if causes:  # a collective in the model or the loss would hang where ranks have unequal numbers of micro-batches
-            return causes, {}
-        errors = {}
-        for plan in plans:
-            ours = package_trajectory(prepared, runtime, plan, num_steps=steps)
-            errors[Case(plan)] = _of_all_ranks(runtime, compare(ours, reference))
-        return [], errors
+        yield runtime
     finally:
         runtime.close()
+
+
+def compare_on(
+    runtime: Runtime,
+    prepared: Prepared,
+    plan: BatchPlan,
+    reference: Trajectory,
+    steps: int,
+    *,
+    defect: Defect | None = None,
+) -> Comparison:
+    """The errors of one plan, with a defect planted as by `package_trajectory`; the same on every rank."""
+    ours = package_trajectory(prepared, runtime, plan, num_steps=steps, defect=defect)
+    return _of_all_ranks(runtime, compare(ours, reference))
 
 
 def _of_all_ranks(runtime: Runtime, errors: Comparison) -> Comparison:

@@ -24,6 +24,7 @@ from largebatch.modes import train_mode
 from largebatch.order import SampleOrder
 from largebatch.prepare import Prepared
 from largebatch.runtime import Runtime
+from largebatch.verification.planted import Defect
 
 
 @dataclass
@@ -190,8 +191,13 @@ class _FirstGradient:
         """Nothing is left over."""
 
 
-def package_trajectory(prepared: Prepared, runtime: Runtime, plan: BatchPlan, *, num_steps: int) -> Trajectory:
-    """Train `num_steps` steps with the package's loop on the ranks of `runtime`; see `reference_trajectory`."""
+def package_trajectory(
+    prepared: Prepared, runtime: Runtime, plan: BatchPlan, *, num_steps: int, defect: Defect | None = None
+) -> Trajectory:
+    """Train `num_steps` steps with the package's loop on the ranks of `runtime`; see `reference_trajectory`.
+
+    A defect is planted into the loop to see whether it is found.
+    """
     config = prepared.config
     model = copy.deepcopy(prepared.model)
     optimizer = build_optimizer(config, model)
@@ -199,7 +205,7 @@ def package_trajectory(prepared: Prepared, runtime: Runtime, plan: BatchPlan, *,
     run = Run(
         runtime=runtime,
         model=runtime.wrap(model),
-        loss=prepared.loss,
+        loss=prepared.loss if defect is None else defect.loss(prepared.loss, plan, runtime.rank),
         optimizer=optimizer,
         plan=plan,
         loader=loader_of(prepared, plan, runtime.rank),
@@ -212,6 +218,8 @@ def package_trajectory(prepared: Prepared, runtime: Runtime, plan: BatchPlan, *,
         exact_batch_norm=config.batch_norm == "exact",
         observers=[first],
     )
+    if defect is not None and defect.plant is not None:
+        defect.plant(run)
     train(run)
     run.gradient.statistics.merge()
     return Trajectory(first.gradient, _weights_of(run.module), _statistics_of(run.module))

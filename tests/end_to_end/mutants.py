@@ -63,7 +63,8 @@ class SometimesUnused(Net):
         self.extra = nn.Linear(12, 12)
 
     def change(self, hidden: Tensor) -> Tensor:
-        return self.extra(hidden) if len(hidden) < 9 else hidden
+        """As an expert that no sample of some micro-batches is sent to: of the second and third of five in the test."""
+        return self.extra(hidden) if hidden.sum() / len(hidden) > 3.4 else hidden
 
 
 class TiedByMemory(Net):

@@ -12,7 +12,10 @@ import pytest
 
 import largebatch.verification
 from largebatch.__main__ import main
+from largebatch.commands.bench_verify import Settings, count_all
 from largebatch.commands.verify import run as run_verify
+from largebatch.config import ConfigError
+from largebatch.verification.planted import DEFECTS
 from largebatch.verification.ranks import _rank
 from tests.end_to_end import mutants
 from tests.unit.composing import compose_run
@@ -99,8 +102,7 @@ def test_a_sound_run_is_the_same_on_every_factorization(verify, overrides):
         (["model=mlp", "model.hidden=[8]", "model.dropout=0.5"], ["dropout over micro-batches"]),
         ([*own("RankSeeded"), PINNED], ["rank-seeded dropout"]),
         ([*own("CouplesSamples")], ["model couples samples"]),
-        ([*own("SometimesUnused")], ["unused parameters"]),
-        ([*own("TiedByMemory")], ["tied parameters"]),
+        ([*own("SometimesUnused"), PINNED], ["unused parameters"]),
         ([*own("MeanLoss", "loss")], ["mean of means"]),
         ([*own("CoupledLoss", "loss")], ["batch-coupled loss"]),
         ([*own("ReducingLoss", "loss")], ["collective inside the loss or the model"]),
@@ -127,6 +129,21 @@ def test_draws_that_no_seed_reaches_are_named_among_the_causes(verify):
     code, record = verify(*own("DrawsFromNumpy"), "verify.world_sizes=[1]")
     assert code == 1
     assert "random draws that the run does not seed" in [cause["name"] for cause in record["causes"]]
+
+
+def test_two_parameters_over_one_memory_are_refused(verify):
+    with pytest.raises(ConfigError, match=r"again and last\.bias are two parameters over one memory"):
+        verify(*own("TiedByMemory"))
+
+
+def test_false_alarms_and_missed_defects_are_counted_and_there_are_none(ranks):
+    """All defects of `bench verify` on its oddest net: 0-gradients, a tied, a frozen and a dead layer, batch norm."""
+    settings = Settings(nets=("odd",), optimizers=("AdamW without eps", "Muon"), seeds=1)
+    for trial in ranks(2).run(count_all, settings)[0]:
+        assert trial.sound < 0.25, "far from its bound"
+        assert len(trial.defects) == len(DEFECTS)
+        assert {name for name, share in trial.defects.items() if share < 4} == set()
+        assert set(trial.undecided) <= {"first.bias", "shift"}, "the gradients that are rounding alone"
 
 
 def test_a_module_that_couples_samples_is_named(verify):
