@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from largebatch.data.subset import innermost
 from largebatch.fingerprint import combine_checksums, parameter_checksums
 from largebatch.prepare import Prepared
 from largebatch.rank_values import disagreement, integers_of_ranks, texts_of_ranks
@@ -29,8 +30,9 @@ def run_fingerprint(prepared: Prepared) -> dict[str, str]:
     Of the config the section `run` is left out, and `data.path` wherever it occurs: folders may differ between
     machines, and what is in them is hashed. Of the data set some samples stand for all, see `sampled_content`.
     """
+    path = prepared.config.data.path
     values = {
-        f"config {key}": _without_folder(value, prepared.config.data.path)
+        f"config {key}": _without_folder(value, path if isinstance(path, str) else None)
         for key, value in _flat(prepared.public)
         if not key.startswith("run.")
     }
@@ -91,7 +93,7 @@ def _own_code_sha256(prepared: Prepared) -> str:
     config, files = prepared.config, {}
     for role, node, made in (
         ("model", config.model, prepared.model),
-        ("data", config.data.train, prepared.train),
+        ("data", config.data.train, innermost(prepared.train)),
         ("loss", config.loss, prepared.loss),
     ):
         # The target may be a function: then the class that it makes is somebody else's.

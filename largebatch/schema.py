@@ -110,7 +110,7 @@ class DataConfig(Section):
     timeout_s: Annotated[float, Field(ge=0)]
     on_bad_sample: Literal["stop", "skip"]
     train_plain: Target | None = None
-    path: str | None = None
+    path: str | list[str] | None = None
     num_classes: PositiveInt | None = None
     num_channels: PositiveInt | None = None
     num_features: PositiveInt | None = None
@@ -120,7 +120,7 @@ class DataConfig(Section):
 
     @property
     def skips(self) -> bool:
-        """Whether samples that cannot be loaded are left out."""
+        """Whether samples that cannot be used are left out."""
         return self.on_bad_sample == "skip"
 
 

@@ -16,9 +16,10 @@ from largebatch.data.probing import changing_samples, form_of_most, text_inputs
 from largebatch.data.samples import Screen, as_sample
 from largebatch.data.screened import ScreenedSamples
 from largebatch.data.solvable import linear_regression, noisy_quadratic
+from largebatch.data.streams import token_stream
 from largebatch.data.subset import FirstSamples
 from largebatch.data.synthetic import masked_tokens, paired_views, random_classification
-from largebatch.data.tokens import TokenWindows, token_stream
+from largebatch.data.tokens import TokenWindows
 
 __all__ = [
     "ArrayDataset",

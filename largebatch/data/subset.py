@@ -34,6 +34,16 @@ class FirstSamples(Dataset[Any]):
         return self._dataset[index]
 
 
+def innermost(dataset: Any) -> Any:
+    """The set of the user, out of what this package puts around it."""
+    while type(dataset).__module__.startswith("largebatch.data."):
+        inner = getattr(dataset, "_dataset", getattr(dataset, "clean", None))
+        if inner is None:
+            break
+        dataset = inner
+    return dataset
+
+
 def spread(count: int, most: int) -> list[int]:
     """`most` places of `count`, or all, as far apart as possible; first and last are among them."""
     return sorted({round(place) for place in np.linspace(0, count - 1, min(count, most)).tolist()})

@@ -65,7 +65,7 @@ def test_token_files_are_read_through_a_memory_map(tmp_path: Path, suffix: str) 
     file = tmp_path / f"tokens{suffix}"
     np.save(file, tokens) if suffix == ".npy" else tokens.astype("<u2").tofile(file)
     windows = token_stream(file, "train", context_length=3, validation_fraction=0.0, vocab_size=50257)
-    assert isinstance(windows._tokens, np.memmap)
+    assert isinstance(windows._streams[0], np.memmap)
     inputs, targets = windows.fetch(np.array([0, 1]))
     assert inputs.tolist() == [[0, 300, 50256], [4, 5, 6]]
     assert targets.tolist() == [[300, 50256, 4], [5, 6, 7]]
@@ -73,10 +73,14 @@ def test_token_files_are_read_through_a_memory_map(tmp_path: Path, suffix: str) 
     assert len(whole) == 2
 
 
-def test_a_token_outside_the_vocabulary_names_its_window(tmp_path: Path) -> None:
+def test_a_token_outside_the_vocabulary_is_refused_or_on_request_an_error_of_its_window(tmp_path: Path) -> None:
     file = tmp_path / "tokens.npy"
     np.save(file, np.array([1, 2, 3, 99, 5], dtype=np.int64))
-    windows = token_stream(file, "train", context_length=2, validation_fraction=0.0, vocab_size=50)
+    with pytest.raises(DataError, match=r"tokens\.npy: read as int64, it has tokens from 1 to 99, outside \[0, 50\)"):
+        token_stream(file, "train", context_length=2, validation_fraction=0.0, vocab_size=50)
+    windows = token_stream(
+        file, "train", context_length=2, validation_fraction=0.0, vocab_size=50, on_bad_sample="skip"
+    )
     with pytest.raises(DataError, match=r"window 1: tokens from 3 to 99, outside \[0, 50\)"):
         windows.fetch(np.array([0, 1]))
 

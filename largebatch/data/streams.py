@@ -1,0 +1,145 @@
+"""Text and token files as sets of windows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from largebatch.data.errors import DataError, OnBadSample, Split, check_on_bad_sample, check_split
+from largebatch.data.token_files import Tokens, most_scanned, read_tokens, refuse_other_format
+from largebatch.data.token_shards import find_files, is_token_file
+from largebatch.data.tokens import TokenWindows
+
+Tokenizer = Literal["bytes", "characters"]
+TokenType = Literal["uint8", "int8", "uint16", "int16", "uint32", "int32", "int64"]
+
+_VALIDATION_FRACTION = 0.1
+
+
+def token_stream(
+    path: str | Path | Sequence[str | Path],
+    split: Split,
+    *,
+    context_length: int,
+    validation_fraction: float | None = None,
+    tokenizer: Tokenizer | None = None,
+    vocab_size: int | None = None,
+    dtype: TokenType | None = None,
+    on_bad_sample: OnBadSample = "stop",
+) -> TokenWindows:
+    """Windows of a text file, or of files of tokens.
+
+    Args:
+        path: `.npy`: integers [L]. `.bin`: tokens, little-endian, with a header of llm.c, with an index of Megatron
+            beside it (.idx), or bare. Any other name: text. Token files may be several: a folder, a pattern
+            (shards/*.bin) or a list, see `find_files`; no window crosses from one to the next. Token files, and text
+            read as bytes, are memory-mapped.
+        split: "train" is the first part of the tokens, "validation" the rest; or the files that are called so.
+        context_length: tokens per window.
+        validation_fraction: share of the tokens at the end held out, default 0.1; 0 and 1 give all to one split.
+        tokenizer: for text, "bytes" (vocabulary 256) or "characters" (UTF-8; the sorted characters of the whole
+            file). A token file has none.
+        vocab_size: for token files, the number of different tokens of their tokenizer. Text has its own.
+        dtype: of bare `.bin` tokens; None: uint16, or uint32 if `vocab_size` is above 65,536.
+        on_bad_sample: "skip": a token outside the vocabulary is an error of its window, when that is fetched; as
+            `data.on_bad_sample`.
+
+    Raises:
+        DataError: if a file is missing, not of its format, or holds tokens outside the vocabulary (all tokens are
+            looked at, of more than 67 million some), or all are shorter than one window.
+        ValueError: if an argument is missing, has no effect or lies outside its range.
+    """
+    check_split(split)
+    check_on_bad_sample(on_bad_sample)
+    if validation_fraction is not None and not 0 <= validation_fraction <= 1:
+        raise ValueError(f"validation_fraction={validation_fraction}: a share of the tokens, in [0, 1].")
+    found = find_files(path, split)
+    if found.is_whole and validation_fraction is not None:
+        raise ValueError(
+            f"validation_fraction={validation_fraction} has no effect: of the files of {path} some are called train, "
+            "others val. Leave it out."
+        )
+    characters = None
+    if all(map(is_token_file, found.files)):
+        _require_tokens(found.files[0], tokenizer, vocab_size)
+        assert vocab_size is not None
+        streams, notes = _streams(found.files, vocab_size, dtype, skips=on_bad_sample == "skip")
+    else:
+        tokens, characters = _text(found.files, tokenizer, vocab_size, dtype)
+        streams, notes, vocab_size = [tokens], [], 256 if characters is None else len(characters)
+    total = sum(map(len, streams))
+    if not found.is_whole:
+        fraction = _VALIDATION_FRACTION if validation_fraction is None else validation_fraction
+        boundary = int(total * (1 - fraction))
+        streams = _between(streams, 0, boundary) if split == "train" else _between(streams, boundary, total)
+    notes = [*found.notes, *notes]
+    options: dict[str, Any] = {"context_length": context_length, "vocab_size": vocab_size, "characters": characters}
+    try:
+        return TokenWindows(streams, plan_notes=notes, **options)
+    except DataError as error:
+        share = "" if found.is_whole else f" with validation_fraction={fraction}"
+        raise DataError(f"{path}, split {split!r}{share} of {total} tokens: {error}") from None
+
+
+def _require_tokens(file: Path, tokenizer: str | None, vocab_size: int | None) -> None:
+    if tokenizer is not None or vocab_size is None:
+        raise ValueError(
+            f"{file}: a token file takes vocab_size (here {vocab_size}), the size its tokenizer had, and no tokenizer "
+            f"(here {tokenizer!r}): tokenising is done."
+        )
+
+
+def _streams(
+    files: Sequence[Path], vocab_size: int, dtype: str | None, *, skips: bool
+) -> tuple[list[Tokens], list[str]]:
+    """The tokens of every file, and how they were read where that is not the usual way."""
+    if dtype is not None and dtype not in get_args(TokenType):
+        raise ValueError(f"dtype={dtype!r}: one of {', '.join(get_args(TokenType))}.")
+    if dtype is not None and all(file.suffix.lower() == ".npy" for file in files):
+        raise ValueError(f"dtype={dtype} has no effect on {files[0]}: a .npy file says its own. Leave it out.")
+    streams, told = [], []
+    most = most_scanned(len(files))
+    for file in files:
+        tokens, how = read_tokens(file, vocab_size=vocab_size, dtype=dtype, most_scanned=most, skips=skips)
+        streams.append(tokens)
+        told.append(how)
+    return streams, [f"{files[told.index(how)]}: {how}" for how in dict.fromkeys(told) if how is not None]
+
+
+def _between(streams: Sequence[Tokens], start: int, end: int) -> list[Tokens]:
+    """Tokens `start` to `end` of all streams, counted through them; a stream stays one of its own."""
+    parts, position = [], 0
+    for stream in streams:
+        part = stream[max(start - position, 0) : max(end - position, 0)]
+        position += len(stream)
+        if len(part):
+            parts.append(part)
+    return parts
+
+
+def _text(
+    files: Sequence[Path], tokenizer: str | None, vocab_size: int | None, dtype: str | None
+) -> tuple[Tokens, str | None]:
+    file = next(file for file in files if not is_token_file(file))
+    if len(files) > 1:
+        raise ValueError(f"{file}: of several files each is .npy or .bin. Join the texts, or write their tokens.")
+    if vocab_size is not None or dtype is not None:
+        given = f"vocab_size={vocab_size}" if dtype is None else f"dtype={dtype}"
+        raise ValueError(f"{file}: {given} has no effect on text, which has its own. Leave it out.")
+    if tokenizer not in get_args(Tokenizer):
+        raise ValueError(f"tokenizer={tokenizer!r}: text is read as 'bytes' or as 'characters'.")
+    if file.stat().st_size == 0:
+        raise DataError(f"{file}: the file is empty.")
+    refuse_other_format(file)
+    if tokenizer == "bytes":
+        return np.memmap(file, dtype=np.uint8, mode="r"), None
+    try:
+        text = file.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: not UTF-8 at byte {error.start}. Convert it, or use tokenizer='bytes'.") from error
+    code_points = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
+    vocabulary, tokens = np.unique(code_points, return_inverse=True)
+    return tokens.astype(np.uint32), "".join(map(chr, vocabulary.tolist()))

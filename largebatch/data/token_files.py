@@ -1,0 +1,194 @@
+"""A file of tokens: what its header says, and whether its tokens fit the vocabulary."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from largebatch.data.errors import DataError
+
+Tokens = npt.NDArray[Any]
+
+# What the first integer of a header of 256 says; the third is the number of tokens. The scripts of llm.c write these,
+# and modded-nanogpt's the first one.
+_HEADER_TYPES = {20240520: "uint16", 20240801: "uint32"}
+_HEADER_BYTES = 256 * 4
+# Megatron's index beside a file of tokens: 9 bytes, the version, the number of a type.
+_INDEX_MAGIC = b"MMIDIDX\x00\x00"
+_INDEX_TYPES = {1: "uint8", 2: "int8", 3: "int16", 4: "int32", 5: "int64", 8: "uint16"}
+_OTHER_FORMATS = {
+    b"\x93NUMPY": "an array of numpy (name it .npy)",
+    b"PK\x03\x04": "a zip archive (.npz, or a file of torch.save)",
+    b"\x1f\x8b\x08": "compressed with gzip",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd",
+    b"\xfd7zXZ": "compressed with xz",
+    b"PAR1": "a parquet file",
+    b"ARROW1": "an Arrow file",
+    b"LITPKDS": "a PackedDataset of lit-gpt",
+}
+_MOST_SCANNED = 2**26  # tokens of all files together: a tenth of a second
+
+
+def refuse_other_format(file: Path) -> None:
+    """Raise DataError if a file begins as one of a format that is neither text nor tokens."""
+    with file.open("rb") as opened:
+        start = opened.read(16)
+    for magic, told in _OTHER_FORMATS.items():
+        if start.startswith(magic) and not (file.suffix.lower() == ".npy" and magic == b"\x93NUMPY"):
+            raise DataError(
+                f"{file}: is {told}, not text or bare tokens. Unpack it, or write its tokens to a .npy file."
+            )
+
+
+def read_tokens(
+    file: Path, *, vocab_size: int, dtype: str | None, most_scanned: int, skips: bool
+) -> tuple[Tokens, str | None]:
+    """The tokens of a file, memory-mapped, and what is to be told about how they are read.
+
+    Args:
+        file: `.npy` or `.bin`, see `token_stream`.
+        vocab_size: tokens lie in [0, vocab_size); those of some blocks are looked at here.
+        dtype: of a `.bin` file; None: see `token_stream`.
+        most_scanned: tokens to look at.
+        skips: leave tokens outside the vocabulary to those who fetch them.
+
+    Raises:
+        DataError: if the file has another format, or tokens outside the vocabulary.
+    """
+    if file.suffix.lower() == ".npy":
+        tokens, told, is_guess = _from_npy(file), None, False
+    else:
+        tokens, told, is_guess = _from_bin(file, vocab_size, dtype)
+    if not skips:
+        _check_range(file, tokens, vocab_size, most_scanned)
+    if is_guess:
+        _check_guess(file, tokens)
+    return tokens, told
+
+
+def most_scanned(num_files: int) -> int:
+    """Tokens of each of several files that `read_tokens` may look at."""
+    return max(2**16, _MOST_SCANNED // num_files)
+
+
+def _from_npy(file: Path) -> Tokens:
+    try:
+        tokens: Tokens = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise DataError(f"{file}: not a .npy file of numbers ({error}).") from error
+    if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
+        raise DataError(f"{file}: {tokens.dtype} of shape {tokens.shape}. A stream of tokens is integers of shape [L].")
+    return tokens
+
+
+def _from_bin(file: Path, vocab_size: int, dtype: str | None) -> tuple[Tokens, str | None, bool]:
+    """Tokens, what is told, and whether the type is a guess from the vocabulary."""
+    if (index := file.with_suffix(".idx")).is_file():
+        return _mapped(file, _agreed(file, dtype, _type_in_index(index))), f"type as in {index.name}", False
+    if (header := _header(file)) is not None:
+        magic, count = header
+        dtype = _agreed(file, dtype, _HEADER_TYPES.get(magic))
+        tokens = _mapped(file, dtype, offset=_HEADER_BYTES)
+        if len(tokens) != count:
+            raise DataError(
+                f"{file}: its header says {count} tokens, and {len(tokens)} of {dtype} follow. Copy it again."
+            )
+        return tokens, f"header of 256 integers, then {dtype}", False
+    if dtype is not None:
+        return _mapped(file, dtype), None, False
+    refuse_other_format(file)
+    if file.name.startswith("chunk-") and (file.parent / "index.json").is_file():
+        raise DataError(f"{file}: is a chunk of a litdata set, not bare tokens. Write its tokens to a .npy file.")
+    guess = "uint16" if vocab_size <= 2**16 else "uint32"
+    return _mapped(file, guess), None if guess == "uint16" else f"{guess}, as vocab_size={vocab_size} needs", True
+
+
+def _header(file: Path) -> tuple[int, int] | None:
+    """(first integer, number of tokens) of a file that begins with 256 of them, all but three 0; None if not."""
+    if file.stat().st_size < _HEADER_BYTES:
+        return None
+    header = np.fromfile(file, dtype="<i4", count=256)
+    is_one = header[0] in _HEADER_TYPES or (header[0] > 2**24 and 0 < header[1] < 2**16 and header[2] > 0)
+    return (int(header[0]), int(header[2])) if is_one and not header[3:].any() else None
+
+
+def _type_in_index(index: Path) -> str | None:
+    with index.open("rb") as opened:
+        start = opened.read(18).ljust(18, b"\0")
+    if not start.startswith(_INDEX_MAGIC):
+        raise DataError(
+            f"{index}: lies beside a file of tokens and is no index of Megatron ({start[:9]!r}). Remove it."
+        )
+    version, code = struct.unpack("<QB", start[9:18])
+    if version != 1 or code not in _INDEX_TYPES:
+        raise DataError(f"{index}: version {version} with tokens of type {code}, not version 1 with integers.")
+    return _INDEX_TYPES[code]
+
+
+def _agreed(file: Path, stated: str | None, found: str | None) -> str:
+    """The type that a file is read as; one of the two is known, and they do not contradict each other."""
+    if found is None and stated is None:
+        raise DataError(
+            f"{file}: begins with a header of 256 integers of an unknown kind. State the type of its tokens: "
+            "dtype=uint16."
+        )
+    if stated is not None and found is not None and stated != found:
+        raise DataError(f"{file}: dtype={stated}, and the file says {found}. Leave dtype out.")
+    return stated or found or ""
+
+
+def _mapped(file: Path, dtype: str, *, offset: int = 0) -> Tokens:
+    kind = np.dtype(dtype).newbyteorder("<")
+    size = file.stat().st_size - offset
+    if size <= 0 or size % kind.itemsize:
+        raise DataError(f"{file}: {size} bytes are not a whole number of {dtype} tokens above zero.")
+    return np.memmap(file, dtype=kind, mode="r", offset=offset)
+
+
+def _blocks(tokens: Tokens, most: int) -> list[Tokens]:
+    """All tokens, or as many as `most` in 64 blocks spread over them, the last ones among them."""
+    if len(tokens) <= most:
+        return [tokens]
+    size = most // 64
+    return [tokens[start : start + size] for start in np.linspace(0, len(tokens) - size, 64).astype(np.int64).tolist()]
+
+
+def _check_range(file: Path, tokens: Tokens, vocab_size: int, most: int) -> None:
+    blocks = _blocks(tokens, most)
+    smallest, largest = min(int(block.min()) for block in blocks), max(int(block.max()) for block in blocks)
+    if smallest >= 0 and largest < vocab_size:
+        return
+    fitting = "" if file.suffix.lower() == ".npy" else _fitting_types(file, tokens, vocab_size)
+    raise DataError(
+        f"{file}: read as {tokens.dtype}, it has tokens from {smallest} to {largest}, outside [0, {vocab_size}). "
+        f"Pass the vocab_size of the tokenizer that wrote the file{fitting}."
+    )
+
+
+def _fitting_types(file: Path, tokens: Tokens, vocab_size: int) -> str:
+    """Other types under which the first tokens lie in the vocabulary."""
+    start = np.asarray(tokens[: 2**16]).tobytes()
+    candidates = ["uint8"] * (vocab_size <= 2**8) + ["uint16", "uint32", "int64"]
+    others = [one for one in candidates if np.dtype(one) != tokens.dtype]
+    fitting = [one for one in others if _fits(start, one, vocab_size)]
+    return f", or its type: with dtype={' or dtype='.join(fitting)} they would lie in it" if fitting else ""
+
+
+def _fits(start: bytes, dtype: str, vocab_size: int) -> bool:
+    values = np.frombuffer(start[: len(start) // 8 * 8], dtype=np.dtype(dtype).newbyteorder("<"))
+    return len(values) > 0 and int(values.min()) >= 0 and int(values.max()) < vocab_size
+
+
+def _check_guess(file: Path, tokens: Tokens) -> None:
+    """A type twice as wide looks as if every second token were 0."""
+    start = np.asarray(tokens[: 2**16])
+    if len(start) >= 64 and not start[1::2].any() and start[::2].any():
+        wider = f"uint{16 * tokens.dtype.itemsize}"
+        raise DataError(
+            f"{file}: read as {tokens.dtype}, every second token is 0: the tokens look twice as wide. State their "
+            f"type: dtype={wider}, or dtype={tokens.dtype} if that is meant."
+        )
