@@ -95,7 +95,8 @@ class KeyedItems(Dataset[Any]):
         except BadSampleError as error:
             raise DataError(f"Sample {sample_id} {error}") from error
         except Exception as error:
-            raise DataError(f"Sample {sample_id} cannot be loaded: {type(error).__name__}: {error}.") from error
+            told = f"{type(error).__name__}: {error}".rstrip(".")
+            raise DataError(f"Sample {sample_id} cannot be loaded: {told}.") from error
 
     def _stand_in(self, request: SampleRequest) -> tuple[SampleRequest, Any]:
         """The next sample after a broken one that can be loaded, and its request."""

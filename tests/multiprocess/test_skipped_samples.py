@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 
 from largebatch.config import ConfigError
-from largebatch.data import DataError
 from largebatch.order import SampleOrder
 from largebatch.prepare import prepare
 from largebatch.quiet_training import train_quietly
+from largebatch.raised import RunFailedError
 from largebatch.trackers import read_metrics
 from tests.unit.faulty_data import BrokenFiles, broken_files
 
@@ -144,7 +144,7 @@ def test_without_the_policy_a_run_is_refused_or_ends_at_the_first_of_them(tmp_pa
         train_quietly(probed, tmp_path / "probed")
     passed = next(one for one in SampleOrder(COUNT, 0).ids(BATCH, BATCH).tolist() if one % 7 == 4)
     unseen = broken_files(*RUN, "data.on_bad_sample=stop", count=COUNT, broken=[passed])
-    with pytest.raises(DataError, match=rf"Sample {passed} cannot be loaded"):
+    with pytest.raises(RunFailedError, match=rf"Sample {passed} cannot be loaded"):
         train_quietly(unseen, tmp_path / "unseen")
 
 
@@ -152,7 +152,7 @@ def test_where_nothing_can_be_loaded_any_more_the_run_ends(tmp_path: Path):
     """A few of the samples that are tried before the start can be loaded; those of the run cannot."""
     first = SampleOrder(4000, 0).ids(0, 8)
     hopeless = broken_files(*RUN, "batch.micro=1", count=4000, broken=[one for one in range(4000) if one not in first])
-    with pytest.raises(DataError, match=r"cannot be loaded, nor can the 999 behind it: is the disk still there"):
+    with pytest.raises(RunFailedError, match=r"cannot be loaded, nor can the 999 behind it: is the disk still there"):
         train_quietly(hopeless, tmp_path / "run")
 
 
@@ -188,5 +188,5 @@ def test_without_skipping_a_label_out_of_range_is_named_where_it_comes(tmp_path:
         # The last of them is the one with the wrong label, the others do not exist.
         broken = [*range(1000, 1000 + count - 1), passed]
         config = broken_files(*RUN, "data.on_bad_sample=stop", count=COUNT, broken=broken, kind=kind)
-        with pytest.raises(DataError, match=rf"{passed}.* the label 4 is none of the 4 classes"):
+        with pytest.raises(RunFailedError, match=rf"{passed}.* the label 4 is none of the 4 classes"):
             train_quietly(config, tmp_path / kind)
