@@ -21,11 +21,10 @@ def sharpness_problems(config: TrainConfig, train_plain: Any, loss: Any) -> list
         problems.append(
             f"observers.sharpness.samples={options.samples}: the training set has {len(train_plain)}. Use at most that."
         )
-    if options.samples % options.m:
-        groups = options.samples // options.m
+    if options.samples < options.m:
         problems.append(
-            f"observers.sharpness.m={options.m}: {options.samples} samples do not divide into groups of {options.m}. "
-            f"Use {f'samples={groups * options.m}' if groups else f'm at most {options.samples}'}, or another m."
+            f"observers.sharpness.m={options.m}: {options.samples} samples make no group of {options.m}. Use m at most "
+            f"{options.samples}."
         )
     if is_coupled(loss):
         problems.append(

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from largebatch.checkpoint import Checkpoint, CheckpointError, load_checkpoint, newest_valid, saved_versions
+from largebatch.checkpoint import Checkpoint, CheckpointError, find_valid, load_checkpoint, saved_versions
 from largebatch.optim.learning_rates import DEPTH_PATTERN
 from largebatch.prepare import Prepared
 from largebatch.run_folder import RunFolder
@@ -73,7 +73,7 @@ def find_checkpoint(
     if runtime.is_main:
         path = folder.path if resume == "auto" else Path(resume)
         try:
-            chosen, notes = _newest(path)
+            chosen, notes = find_valid(path)
         except CheckpointError as error:
             failure = str(error)
         if chosen is None and failure is None and resume != "auto":
@@ -85,12 +85,6 @@ def find_checkpoint(
         return None, [*notes, "resume=auto: no checkpoint yet, starting from scratch"]
     checkpoint = chosen or load_checkpoint(Path(where))
     return checkpoint, [*notes, f"resumed from {where}"]
-
-
-def _newest(path: Path) -> tuple[Checkpoint | None, list[str]]:
-    if (path / "MANIFEST.json").exists():
-        return load_checkpoint(path), []
-    return newest_valid(RunFolder(path).checkpoints)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Checkpoints: tensors as safetensors, everything else as JSON, a manifest over both. No pickle anywhere."""
 
 from largebatch.checkpoint.background import BackgroundWriter, copied
-from largebatch.checkpoint.folder import Checkpoint, load_checkpoint, newest_valid, save_checkpoint
+from largebatch.checkpoint.folder import Checkpoint, find_valid, load_checkpoint, newest_valid, save_checkpoint
 from largebatch.checkpoint.manifest import FORMAT, CheckpointError, saved_versions
 from largebatch.checkpoint.optimizer_state import EXECUTION_OPTIONS, pack_optimizer, unpack_optimizer
 from largebatch.checkpoint.writing import encode_values, require_storable
@@ -14,6 +14,7 @@ __all__ = [
     "CheckpointError",
     "copied",
     "encode_values",
+    "find_valid",
     "load_checkpoint",
     "newest_valid",
     "pack_optimizer",

@@ -25,7 +25,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from largebatch.checkpoint.manifest import TENSORS_SUFFIX, VALUES, CheckpointError, read_manifest, verify_files
+from largebatch.checkpoint.manifest import (
+    MANIFEST,
+    TENSORS_SUFFIX,
+    VALUES,
+    CheckpointError,
+    read_manifest,
+    verify_files,
+)
 from largebatch.checkpoint.writing import check_contents, encode_values, sync, write_directory
 
 _STEP = re.compile(r"step_(\d{8,})")
@@ -136,6 +143,20 @@ def newest_valid(folder: Path, *, up_to: int | None = None) -> tuple[Checkpoint 
         if checkpoint is not None:
             return checkpoint, rejected
     return None, rejected
+
+
+def find_valid(path: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The checkpoint that a path means, and why newer ones were passed over.
+
+    A checkpoint is meant itself. Of a folder of checkpoints, such as RUN/checkpoints or RUN/checkpoints/best, and of a
+    run, the newest valid one is; None if there is none.
+
+    Raises:
+        CheckpointError: if the path is a checkpoint's and that is not whole.
+    """
+    if (path / MANIFEST).is_file() or path.name.startswith("step_"):
+        return load_checkpoint(path), []
+    return newest_valid(path if _candidates(path) else path / "checkpoints")
 
 
 def _load_or_tell(path: Path, rejected: list[str]) -> Checkpoint | None:

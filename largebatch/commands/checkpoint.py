@@ -42,7 +42,11 @@ def _parser(what: str) -> argparse.ArgumentParser:
     if what == "verify":
         parser.add_argument("paths", metavar="PATH", nargs="+", help="a checkpoint, a run, or a folder of runs")
     else:
-        parser.add_argument("path", metavar="PATH", help="a checkpoint, or a run: then its newest valid one")
+        parser.add_argument(
+            "path",
+            metavar="PATH",
+            help="a checkpoint; of a folder of them (RUN/checkpoints/best) or a run the newest valid one",
+        )
         parser.add_argument("--out", metavar="FILE", help="must not exist; default: STEP.safetensors in this folder")
     return parser
 
@@ -85,22 +89,14 @@ def _export(path: Path, out: str | None) -> int:
     """Write the model's tensors alone, for programs that know nothing of runs."""
     from safetensors.torch import save_file
 
-    from largebatch.checkpoint import CheckpointError, load_checkpoint, newest_valid
-    from largebatch.run_folder import RunFolder
+    from largebatch.checkpoint import CheckpointError, find_valid
 
-    passed_over: list[str] = []
     try:
         if not path.is_dir():
-            raise ValueError(f"{path}: no such folder. Give a checkpoint, or a run.")
-        if (path / "MANIFEST.json").is_file() or path.name.startswith("step_"):
-            checkpoint = load_checkpoint(path)
-        else:
-            newest, passed_over = newest_valid(RunFolder(path).checkpoints)
-            if newest is None:
-                raise CheckpointError(
-                    f"{path}: no valid checkpoint. " + " ".join(passed_over or ["There is none at all."])
-                )
-            checkpoint = newest
+            raise ValueError(f"{path}: no such folder. Give a checkpoint, a folder of checkpoints, or a run.")
+        checkpoint, passed_over = find_valid(path)
+        if checkpoint is None:
+            raise CheckpointError(f"{path}: no valid checkpoint. " + " ".join(passed_over or ["There is none at all."]))
     except CheckpointError as error:
         print(f"largebatch checkpoint export: {error}", file=sys.stderr)
         return EXIT_DAMAGED

@@ -23,8 +23,7 @@ def plan(prepared: Prepared, options: MeasureConfig) -> Measurement:
     """Check what is asked for.
 
     Raises:
-        ConfigError: if the subset is larger than the set or does not divide into groups of m, or the loss couples
-            samples.
+        ConfigError: if the subset is larger than the set or has no group of m samples, or the loss couples samples.
     """
     subset = _subset(prepared, options)
     settings = SharpnessSettings(seed=prepared.config.seed, **options.sharpness.model_dump())
@@ -46,18 +45,18 @@ def _subset(prepared: Prepared, options: MeasureConfig) -> FixedSubset:
         )  # fmt: skip
     subset = fixed_subset(prepared, options)
     count, m = len(subset.ids), options.sharpness.m
-    if count % m:
-        whole = f"measure.samples={count - count % m}" if count >= m else f"m at most {count}"
-        raise ConfigError(
-            [f"measure.sharpness.m={m}: {count} samples do not divide into groups of {m}. Use {whole}, or another m."]
-        )
+    if count < m:
+        raise ConfigError([f"measure.sharpness.m={m}: {count} samples make no group of {m}. Use m at most {count}."])
     return subset
 
 
-def _rows(found: Sharpness, options: SharpnessConfig) -> Rows:
+def _rows(found: Sharpness, options: SharpnessConfig, count: int) -> Rows:
     """(what, value, error, meaning) as shown."""
     top, box = found.lambda_max, found.box
     unconverged = "" if top.converged else "; not converged, raise measure.sharpness.lanczos_iterations"
+    left_out = (
+        f"; {rest} of the {count} samples make no whole one: left out here" if (rest := count % options.m) else ""
+    )
     rows = [
         ("loss", f"{found.loss:.6g}", "", "mean over the subset, in eval mode"),
         ("|gradient|", f"{found.gradient_norm:.4g}", "", "of that mean; small near a minimum"),
@@ -68,7 +67,7 @@ def _rows(found: Sharpness, options: SharpnessConfig) -> Rows:
          f"sum of all eigenvalues (Hutchinson 1990, {found.trace.num_samples} vectors)"),
         (f"{options.m}-sharpness", f"{found.m_sharpness.value:.6g}", _error(found.m_sharpness.standard_error),
          f"mean rise of a loss of {options.m} samples along its own gradient over {options.rho:g} "
-         f"(Foret et al. 2021, {found.m_sharpness.num_samples} groups)"),
+         f"(Foret et al. 2021, {found.m_sharpness.num_samples} groups{left_out})"),
     ]  # fmt: skip
     if box is not None:
         meaning = f"100 (max loss - loss) / (1 + loss) for |y| <= {options.box_eps:g} (|w| + 1)"
@@ -87,7 +86,7 @@ def _finding(prepared: Prepared, options: MeasureConfig, weights: Weights, found
     return Finding(
         title=f"sharpness of {weights.source}, on {count} training samples in {options.precision}",
         headers=("what", "value", "error", "meaning"),
-        rows=_rows(found, options.sharpness),
+        rows=_rows(found, options.sharpness, count),
         record=_values(found) | {"settings": options.model_dump()},
         plots=plot_slices(found.slices, folder, title=f"{name}, {weights.source}", unit=prepared.loss.unit),
     )

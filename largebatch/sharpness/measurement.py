@@ -79,7 +79,7 @@ class Sharpness:
         lambda_max: largest eigenvalue of its Hessian.
         trace: of its Hessian.
         box: Keskar's sharpness; None if it was not asked for.
-        m_sharpness: mean over groups of m samples of the rise along the group's own ascent step.
+        m_sharpness: mean over whole groups of m samples of the rise along the group's own ascent step.
         slices: for plots.
     """
 
@@ -105,7 +105,7 @@ def measure_sharpness(
         settings: see there.
 
     Raises:
-        ValueError: if the subset does not divide into groups of `settings.m`.
+        ValueError: if the subset has no group of `settings.m` samples.
         FloatingPointError: if the loss or its gradient is not finite.
     """
     subset.num_groups(settings.m)  # before the first sum over ranks

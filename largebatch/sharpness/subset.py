@@ -56,14 +56,15 @@ class FixedSubset:
             yield _placed(batch, runtime)
 
     def num_groups(self, size: int) -> int:
-        """Groups of exactly `size` samples that the subset consists of. Raises ValueError if it does not."""
-        if size < 1 or len(self.ids) % size:
-            raise ValueError(f"{len(self.ids)} samples do not divide into groups of {size}.")
+        """Whole groups of `size` samples; what is left over is in none. Raises ValueError if there is no group."""
+        if not 1 <= size <= len(self.ids):
+            raise ValueError(f"{len(self.ids)} samples make no group of {size}.")
         return len(self.ids) // size
 
     def groups(self, size: int, runtime: Runtime) -> Iterator[tuple[int, list[Batch]]]:
         """(number, batches) of this rank's share of the groups of `size` consecutive samples; no group spans ranks."""
-        groups = np.split(self.ids, self.num_groups(size))
+        count = self.num_groups(size)
+        groups = np.split(self.ids[: count * size], count)
         cuts = [self._cut(ids) for ids in groups]
         mine = self._share(list(enumerate(cuts)), runtime)
         loaded = self._load([part for _, cut in mine for part in cut])

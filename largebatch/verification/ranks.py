@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
+import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -121,41 +122,67 @@ def _largest(values: Sequence[float]) -> float:
 
 def _rank_dependence(probe: Probe, runtime: Runtime) -> list[Cause]:
     """The same samples under the same seed on every rank: no rank may talk to others, and all must get the same."""
+    for one in probe.model.state_dict().values():
+        runtime.broadcast_tensor(one)  # as a run begins
     probe.train()
-    with _Collectives() as collectives:
+    with _Watch() as watch:
         gradient = probe.gradient([slice(0, probe.count)])
-    if collectives.names:
+    if watch.collectives:
         return [
             Cause(
                 "collective inside the loss or the model",
-                f"One forward and backward pass called {', '.join(sorted(collectives.names))}: its gradient is then "
+                f"One forward and backward pass called {', '.join(sorted(watch.collectives))}: its gradient is then "
                 "multiplied by the number of ranks or mixed between them, and ranks with unequal numbers of "
                 "micro-batches hang. Let the loss see its own micro-batch alone; the trainer reduces once per step.",
             )
         ]
-    own = sum(float(part.double().abs().sum()) for part in gradient.values())
-    slots = [own if rank == runtime.rank else 0.0 for rank in range(runtime.world_size)]
-    sums = runtime.sum(slots)
-    if all(math.isclose(one, sums[0], rel_tol=_SAME_GRADIENT) for one in sums):
-        return []
-    return [
-        Cause(
-            "rank-seeded dropout",
-            "The same micro-batch under the same seed gives another gradient on every rank: the model draws random "
-            "numbers that depend on the rank. Draw from torch's global generator, which is keyed by step and "
-            "micro-batch, never by rank.",
+    probe.model.eval()
+    own = [_size(gradient.values()), _size([probe.prediction()]), float(watch.draws)]
+    gradients, outputs, draws = zip(*reals_of_ranks(runtime, own), strict=True)
+    return [] if _are_same(gradients) else [_depends_on_rank(in_eval=not _are_same(outputs), draws=any(draws))]
+
+
+def _are_same(values: Sequence[float]) -> bool:
+    return all(math.isclose(one, values[0], rel_tol=_SAME_GRADIENT) for one in values)
+
+
+def _size(tensors: Iterable[Tensor]) -> float:
+    return sum(float(one.double().abs().sum()) for one in tensors)
+
+
+def _depends_on_rank(*, in_eval: bool, draws: bool) -> Cause:
+    """What the experiments say of a gradient that differs between ranks, and no more."""
+    found = "The same micro-batch under the same seed and weights gives another gradient on every rank: "
+    keyed = "Draw from torch's global generator, which is keyed by step and micro-batch, never by rank."
+    if in_eval:
+        return Cause(
+            "a model that depends on the rank",
+            f"{found}its outputs differ in eval mode, too. Something in it, such as a factor or a branch, looks at the "
+            "rank. A run is the same on any number of ranks only if no sample's output depends on the rank that "
+            "computes it.",
         )
-    ]
+    if draws:
+        return Cause(
+            "random draws that depend on the rank",
+            f"{found}only in training mode, in which it draws random numbers that depend on the rank. {keyed}",
+        )
+    return Cause(
+        "training mode that depends on the rank",
+        f"{found}only in training mode, and no random operation of torch was seen: either something looks at the rank, "
+        f"or numbers are drawn elsewhere, as in numpy, under a seed of the rank. {keyed}",
+    )
 
 
-class _Collectives(TorchDispatchMode):
-    """Notes every collective of a process group that is called inside, in backward passes too."""
+class _Watch(TorchDispatchMode):
+    """Notes collectives of a process group, and draws of random numbers, that are called inside, backward too."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.names: set[str] = set()
+        self.collectives: set[str] = set()
+        self.draws = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.namespace in ("c10d", "_c10d_functional"):
-            self.names.add(func.overloadpacket.__name__.rstrip("_"))
+            self.collectives.add(func.overloadpacket.__name__.rstrip("_"))
+        self.draws |= torch.Tag.nondeterministic_seeded in func.tags
         return func(*args, **(kwargs or {}))

@@ -38,6 +38,17 @@ class RankSeeded(Net):
         return hidden * (torch.rand(hidden.shape, generator=generator) < 0.5) if self.training else hidden
 
 
+class RankFactor(Net):
+    def change(self, hidden: Tensor) -> Tensor:
+        return hidden * (1 + int(os.environ.get("RANK", "0")))
+
+
+class RankSeededNumpy(Net):
+    def change(self, hidden: Tensor) -> Tensor:
+        draws = np.random.default_rng(int(os.environ.get("RANK", "0"))).random(hidden.shape)
+        return hidden * torch.from_numpy(draws).to(hidden) if self.training else hidden
+
+
 class DrawsFromNumpy(Net):
     def change(self, hidden: Tensor) -> Tensor:
         return hidden * float(np.random.rand()) if self.training else hidden  # noqa: NPY002

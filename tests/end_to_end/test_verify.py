@@ -100,7 +100,7 @@ def test_a_sound_run_is_the_same_on_every_factorization(verify, overrides):
     [
         (["model=convnet", "model.width=2"], ["batch norm over micro-batches"]),
         (["model=mlp", "model.hidden=[8]", "model.dropout=0.5"], ["dropout over micro-batches"]),
-        ([*own("RankSeeded"), PINNED], ["rank-seeded dropout"]),
+        ([*own("RankSeeded"), PINNED], ["random draws that depend on the rank"]),
         ([*own("CouplesSamples")], ["model couples samples"]),
         ([*own("SometimesUnused"), PINNED], ["unused parameters"]),
         ([*own("MeanLoss", "loss")], ["mean of means"]),

@@ -139,9 +139,10 @@ class Distances(nn.Module):
 
 
 def test_on_a_quadratic_all_measures_have_their_closed_form():
+    """The fifth sample makes no whole group of 2: it counts in all but the m-sharpness."""
     runtime = Runtime.open(precision="fp64")
-    x = torch.tensor([[1.0, 2.0], [3.0, 0.5], [0.5, 1.0], [2.0, 2.0]], dtype=torch.float64)
-    subset = FixedSubset(ArrayDataset(x, torch.zeros_like(x)), np.arange(4), 3)
+    x = torch.tensor([[1.0, 2.0], [3.0, 0.5], [0.5, 1.0], [2.0, 2.0], [1.5, 0.25]], dtype=torch.float64)
+    subset = FixedSubset(ArrayDataset(x, torch.zeros_like(x)), np.arange(5), 3)
     settings = dataclasses.replace(SETTINGS, m=2)
     found = measure_sharpness(Distances(), SquaredError(), subset, runtime, settings)
     runtime.close()
@@ -156,7 +157,7 @@ def test_on_a_quadratic_all_measures_have_their_closed_form():
     rise = float(curvature @ (weights.abs() * half_width + half_width.square() / 2))
     assert found.box.value == pytest.approx(100 * rise / (1 + loss))
     expected = []
-    for group in (x[:2], x[2:]):
+    for group in (x[:2], x[2:4]):
         h = group.square().mean(dim=0)
         g = h * weights
         expected.append(float(0.05 * g.norm() + 0.05**2 * (h * g * g).sum() / (2 * g.square().sum())))
@@ -165,14 +166,14 @@ def test_on_a_quadratic_all_measures_have_their_closed_form():
     assert found.slices.line == pytest.approx([loss] * 5)  # its only weight is of one dimension, which does not move
 
 
-def test_m_sharpness_depends_on_m_and_groups_must_be_whole():
+def test_m_sharpness_depends_on_m_and_there_must_be_a_group():
     """Groups of fewer samples have steeper gradients of their own."""
     quick = {"trace_samples": 2, "line_points": 0, "plane_points": 0}
     rises = [measure("classes", m=m, **quick).m_sharpness for m in (1, 4, 24)]
     assert [rise.num_samples for rise in rises] == [24, 6, 1]
     assert rises[0].value > 1.1 * rises[1].value > 1.2 * rises[2].value > 0
-    with pytest.raises(ValueError, match="24 samples do not divide into groups of 5"):
-        measure("classes", m=5)
+    with pytest.raises(ValueError, match="24 samples make no group of 25"):
+        measure("classes", m=25)
 
 
 def test_the_middle_of_a_slice_is_the_loss_and_both_slices_share_their_first_direction():

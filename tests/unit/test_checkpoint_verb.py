@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +14,8 @@ from safetensors.torch import load_file
 
 from largebatch.__main__ import main
 from largebatch.checkpoint import save_checkpoint
+from largebatch.resume import find_checkpoint
+from largebatch.run_folder import RunFolder
 
 WEIGHTS = {"weight": torch.arange(6.0).reshape(2, 3), "running": torch.tensor(3)}
 
@@ -65,6 +70,30 @@ def test_of_a_run_the_newest_valid_weights_are_exported_and_the_damaged_named(
     assert main(["checkpoint", "export", str(run), "--out", str(tmp_path / "w.safetensors")]) == 0
     assert torch.equal(load_file(tmp_path / "w.safetensors")["weight"], WEIGHTS["weight"] + 1)
     assert "step_00000002" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("folder", "step"),
+    [("", 2), ("checkpoints", 2), ("checkpoints/best", 1), ("checkpoints/best/step_00000001", 1), ("renamed", 1)],
+)
+def test_a_checkpoint_may_be_named_by_itself_by_its_folder_or_by_its_run(run: Path, folder: str, step: int):
+    """The same for `measure.checkpoint` and `resume`."""
+    save_checkpoint(run / "checkpoints" / "best", step=1, tensors={"model": WEIGHTS}, values={}, keep=1)
+    shutil.copytree(run / "checkpoints" / "step_00000001", run / "renamed")
+    out = run.parent / "weights.safetensors"
+    assert main(["checkpoint", "export", str(run / folder), "--out", str(out)]) == 0
+    with safe_open(out, "pt") as file:
+        assert file.metadata()["step"] == str(step)
+    runtime: Any = SimpleNamespace(is_main=True, broadcast=lambda value: value)
+    found, _ = find_checkpoint(str(run / folder), RunFolder(run), runtime)
+    assert found is not None
+    assert found.step == step
+
+
+def test_a_folder_without_a_checkpoint_says_so(run: Path, capsys: pytest.CaptureFixture[str]):
+    (run / "plots").mkdir()
+    assert main(["checkpoint", "export", str(run / "plots")]) == 1
+    assert "plots: no valid checkpoint. There is none at all." in capsys.readouterr().err
 
 
 def test_damaged_weights_are_not_exported(run: Path, tmp_path: Path):

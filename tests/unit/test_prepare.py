@@ -381,7 +381,7 @@ BATCH: dict[str, Row] = {
         NO_ENVIRON,
         {
             "observers.sharpness.samples=2000: the training set has": "Use at most that.",
-            "observers.sharpness.m=3000: 2000 samples do not divide": "Use m at most 2000, or another m.",
+            "observers.sharpness.m=3000: 2000 samples make no group": "Use m at most 2000.",
             "observers.sharpness.every=1ep: torch.compile has no second derivatives": "after the run.",
         },
     ),
