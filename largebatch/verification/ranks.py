@@ -122,8 +122,9 @@ def _largest(values: Sequence[float]) -> float:
 
 def _rank_dependence(probe: Probe, runtime: Runtime) -> list[Cause]:
     """The same samples under the same seed on every rank: no rank may talk to others, and all must get the same."""
-    for one in probe.model.state_dict().values():
-        runtime.broadcast_tensor(one)  # as a run begins
+    for one in [*probe.model.parameters(), *probe.model.buffers()]:
+        if one.is_contiguous():  # as a run begins
+            runtime.broadcast_tensor(torch.view_as_real(one.detach()) if one.is_complex() else one.detach())
     probe.train()
     with _Watch() as watch:
         gradient = probe.gradient([slice(0, probe.count)])
