@@ -27,14 +27,14 @@ def find_lr(*overrides: str, code: int = 0) -> dict[str, Any]:
 
 
 def test_on_the_noisy_quadratic_the_limit_is_found_and_the_suggestion_is_told_written_and_drawn(capsys):
-    record = find_lr(*BOWL, "batch.total=256", "find_lr.seeds=2")
+    record = find_lr(*BOWL, "batch.total=256", "find_lr.seeds=3")
     assert record["stability_limit"]["value"] == pytest.approx(2 / 1.0, rel=0.1)
     said = capsys.readouterr().out
     suggestion = record["suggestion"]
     assert f"batch 256: lr {suggestion['lr']:.3g} (95 %: " in said
     assert suggestion["low"] < suggestion["lr"] < suggestion["high"]
     assert "2/h_max of a quadratic" in said
-    assert (record["kind"], record["batch_size"], list(record["loss"])) == ("find_lr", 256, ["0", "1"])
+    assert (record["kind"], record["batch_size"], list(record["loss"])) == ("find_lr", 256, ["0", "1", "2"])
     columns = [record["lr"], record["smoothed"], record["smoothed_lr"], *record["loss"].values()]
     assert len({len(column) for column in columns}) == 1
     assert record["loss"]["0"][:20] != record["loss"]["1"][:20]

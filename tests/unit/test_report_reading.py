@@ -76,4 +76,4 @@ def test_of_the_runs_of_a_study_only_those_of_its_points_count(tmp_path: Path):
 def test_runs_differ_in_what_is_not_the_batch_or_the_seed(tmp_path: Path):
     write_run(tmp_path / "a", 32, seed=0)
     write_run(tmp_path / "b", 64, seed=1, width=32)
-    assert differing(read_evidence([tmp_path]).runs) == ["model.width"]
+    assert differing([run.settings for run in read_evidence([tmp_path]).runs]) == ["model.width"]
