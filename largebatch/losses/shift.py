@@ -7,6 +7,7 @@ import inspect
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from largebatch.losses.cross_entropy import NextToken
@@ -44,7 +45,11 @@ def with_shift(loss: Loss, model: nn.Module, inputs: Any, targets: Tensor) -> Lo
         return loss
     _require_decoder_inputs(model, inputs)
     relation = _relation(inputs, targets, loss.ignore_index)
-    shifts = None if relation == "next" else _model_shifts(model, inputs, targets, loss.ignore_index)
+    # Labels that are moved are asked about where the model looks for them: its loss may add something all the same.
+    asked = F.pad(targets[:, :-1], (1, 0), value=loss.ignore_index) if relation == "next" else targets
+    shifts = _model_shifts(model, inputs, asked, loss.ignore_index)
+    if relation == "next":
+        return dataclasses.replace(loss, shift=False)
     if relation == "same" and not shifts:
         raise ValueError(
             f"the labels of {len(targets)} samples equal the inputs at every position that counts, and "

@@ -923,6 +923,17 @@ def test_every_rank_gets_the_same_report():
     assert len(reports[0]) == 3
 
 
+def test_a_loss_of_torch_is_taken_with_its_arguments_and_measured_without_smoothing():
+    weight = [0.5, 2.0, *[1.0] * 8]
+    given = ("loss=module", "loss._target_=torch.nn.CrossEntropyLoss")
+    found = prepared(*given, f"+loss.weight={weight}", "+loss.label_smoothing=0.1", "model.num_outputs=10")
+    outputs, targets = torch.randn(6, 10, dtype=torch.float64), torch.tensor([0, 1, -100, 1, 9, 0])
+    for loss, smoothing in ((found.loss, 0.1), (found.measured_loss, 0.0)):
+        own = torch.nn.CrossEntropyLoss(torch.tensor(weight).double(), label_smoothing=smoothing)(outputs, targets)
+        ours = loss.loss_per_sample(outputs, targets).sum() / loss.units_per_sample(targets).sum()
+        assert ours.item() == pytest.approx(own.item(), rel=1e-12)
+
+
 def test_a_label_beyond_the_outputs_is_found_wherever_it_is():
     keys = ("num_samples", "num_classes", "shape", "split")
     target = [f"data.train._target_={HERE}.labels_that_grow", *(f"~data.train.{key}" for key in keys)]

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from largebatch.losses import CrossEntropy, ModuleLoss, NextToken, require_nothing_left_out, with_shift
@@ -95,6 +96,19 @@ def test_a_loss_without_a_shift_does_not_train_a_copier_either() -> None:
             with_shift(loss, nn.Identity(), {"tokens": IDS}, masked_prompt())
 
 
+class AddsWithLabels(nn.Embedding):
+    """Adds to its loss what no output shows without labels, as SwitchTransformers does."""
+
+    config = None
+
+    def forward(self, input_ids: Tensor, labels: Tensor | None = None) -> Any:
+        logits = super().forward(input_ids)
+        loss = None
+        if labels is not None:
+            loss = logits.square().mean() + F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+        return SimpleNamespace(logits=logits, loss=loss)
+
+
 @pytest.mark.parametrize(
     ("model", "inputs", "labels", "message"),
     [
@@ -108,8 +122,10 @@ def test_a_loss_without_a_shift_does_not_train_a_copier_either() -> None:
             "add decoder_input_ids|Add decoder",
         ),
         (mixtral(output_router_logits=True, router_aux_loss_coef=1.0), {"input_ids": IDS}, IDS, "it adds or does"),
+        (AddsWithLabels(17, 17), {"input_ids": IDS}, IDS, "it adds or does something"),
+        (AddsWithLabels(17, 17), {"input_ids": IDS[:, :-1]}, IDS[:, 1:], "it adds or does something"),
     ],
-    ids=["own copier", "masked lm copier", "unrelated", "decoder", "adds a loss"],
+    ids=["own copier", "masked lm copier", "unrelated", "decoder", "adds a loss", "adds with labels", "adds, moved"],
 )
 def test_what_would_train_a_copier_or_cannot_be_told_is_refused(
     model: nn.Module, inputs: Any, labels: Tensor, message: str
