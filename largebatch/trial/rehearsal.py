@@ -69,6 +69,7 @@ def try_run(run: TriedRun, report: Report) -> Tried | None:
         report: gets the error, and notes.
     """
     config, model, loss = run.config, run.model, run.loss
+    report.notes += _narrow_weights(model)
     if config.data.skips:
         run = _skipping_labels(run)
     trials: dict[str, Callable[[], Any]] = {
@@ -85,6 +86,20 @@ def try_run(run: TriedRun, report: Report) -> Tried | None:
         return None
     settled = report.attempt("loss", lambda: settled_loss(model, loss, probed, config.precision.compute))
     return None if settled is None else Tried(content_of(probed), *settled)
+
+
+def _narrow_weights(model: nn.Module) -> list[str]:
+    """What a model that was loaded in half precision does: it stays in it, whatever the precision of the run."""
+    weights = list(model.parameters())
+    narrow = [str(one.dtype).removeprefix("torch.") for one in weights if one.dtype in (torch.bfloat16, torch.float16)]
+    if not narrow:
+        return []
+    kinds = ", ".join(sorted(set(narrow)))
+    return [
+        f"model: {len(narrow)} of {len(weights)} parameters are {kinds}, as the model was made: they stay so, and updates "
+        "below their last digit are lost. For float32 weights that compute in bfloat16 make the model in float32 and "
+        "set precision=bf16."
+    ]
 
 
 def _skipping_labels(run: TriedRun) -> TriedRun:

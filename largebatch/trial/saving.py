@@ -23,6 +23,7 @@ from largebatch.raised import told
 from largebatch.schema import TrainConfig
 from largebatch.targets import make
 from largebatch.trial.as_before import as_before
+from largebatch.trial.passes import state_of
 
 _MOST_LOADED = 2**26  # bytes of state that other values are loaded into; of larger ones the names are compared alone
 _MOST_ROWS = 8  # of each dimension of the parameters that stand for all
@@ -47,7 +48,7 @@ def try_saving(config: TrainConfig, model: nn.Module, optimizer: torch.optim.Opt
 
 
 def _try_model(model: nn.Module) -> None:
-    state = dict(model.state_dict())
+    state = state_of(model)
     strangers = [name for name, value in state.items() if not isinstance(value, Tensor)]
     if strangers:
         kinds = ", ".join(f"{name} is a {type(state[name]).__name__}" for name in strangers[:3])

@@ -16,7 +16,7 @@ from largebatch.modes import train_mode
 from largebatch.schema import TrainConfig
 from largebatch.trial.as_before import as_before
 from largebatch.trial.labels import check_labels, scored_batch
-from largebatch.trial.passes import MisfitError, explained, in_precision, named, outputs_of
+from largebatch.trial.passes import MisfitError, explained, in_precision, named, outputs_of, state_of
 from largebatch.trial.samples import TriedBatch, in_pairs, repeated, tried_batches
 
 _DRAWS = 8  # in which a module that is skipped at random has its turn
@@ -99,7 +99,7 @@ def _require_number(config: TrainConfig, total: Tensor, batch: TriedBatch) -> No
 
 
 def _layout(model: nn.Module) -> dict[str, list[int]]:
-    return {name: list(value.shape) for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    return {name: list(value.shape) for name, value in state_of(model).items() if isinstance(value, Tensor)}
 
 
 def _require_same_members(model: nn.Module, parameters: dict[str, nn.Parameter], state: dict[str, list[int]]) -> None:

@@ -71,7 +71,7 @@ MATRIX = (
     _row(
         4,
         "one rank raises",
-        "all stop; its traceback, its number",
+        "all stop; its error, its number",
         (RANKS, "a_rank_that_raises_tells_why_and_the_other_tells_who"),
     ),
     _row(

@@ -293,6 +293,13 @@ class Expanded(Net):
         return hidden * self.wide
 
 
+class TellsNothing(Net):
+    """Refuses to be saved."""
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError("use export()")
+
+
 class LeavesOut(Net):
     """Saves its head alone."""
 
@@ -456,6 +463,25 @@ def test_what_is_accepted_comes_back_from_a_checkpoint(tmp_path: Path):
     assert all(torch.equal(other.state_dict()[name], value) for name, value in module.state_dict().items())
 
 
+class Narrow(Net):
+    """Weights in bfloat16, as from_pretrained may load them."""
+
+    def __init__(self, in_features: int, num_outputs: int) -> None:
+        super().__init__(in_features, num_outputs)
+        self.bfloat16()
+
+    def forward(self, inputs: Tensor) -> Any:
+        return super().forward(inputs.bfloat16())
+
+
+def test_weights_that_are_loaded_in_half_precision_stay_in_it_and_that_is_told():
+    run = prepared(of(Narrow))
+    assert {one.dtype for one in run.model.parameters()} == {torch.bfloat16}
+    (note,) = run.notes
+    assert note.startswith("model: 4 of 4 parameters are bfloat16, as the model was made: they stay so")
+    assert not prepared(of(Net)).notes
+
+
 def test_float64_data_are_trained_in_float64():
     run = prepared(*points("float64"), "precision=fp64", of(Net))
     assert next(run.model.parameters()).dtype == torch.float64
@@ -545,6 +571,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
         [of(Expanded)],
         "model: Expanded does not load its own .* copying .*wide",
     ),
+    "no state at all": ([of(TellsNothing)], r"model and data: state_dict of .*Error: use export\(\) \(test_trial.py:"),
     "a state that lacks weights": (
         [of(LeavesOut)],
         "model: LeavesOut does not load its own .*lacks body.weight",
