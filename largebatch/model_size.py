@@ -7,9 +7,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from largebatch.machine_memory import require_memory
+from largebatch.raised import told
 from largebatch.targets import make
 
 # Where making a model twice has no other effect; classes of the user's own may read files, or count themselves.
@@ -40,6 +42,21 @@ class _Undrawn(TorchFunctionMode):
         if getattr(func, "__name__", "") in ("normal_", "uniform_", "random_", "bernoulli_"):
             return args[0] if args else (kwargs or {})["tensor"]  # torch.nn.init passes itself first, by name
         return func(*args, **(kwargs or {}))
+
+
+def state_of(model: nn.Module) -> dict[str, Any]:
+    """What a checkpoint of the model would hold.
+
+    Raises:
+        ValueError: if the model does not tell.
+    """
+    try:
+        return dict(model.state_dict())
+    except Exception as error:
+        raise ValueError(
+            f"its state_dict fails with {told(error)}: no checkpoint could be written. Correct it, or leave it to "
+            "torch.nn.Module."
+        ) from error
 
 
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:

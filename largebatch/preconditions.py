@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from largebatch.model_size import state_bytes
+from largebatch.model_size import state_bytes, state_of
 from largebatch.optim.triton_steps import has_triton
 from largebatch.run_folder import RunFolder
 from largebatch.schema import TrainConfig
@@ -141,7 +141,7 @@ def folder_problems(config: TrainConfig) -> list[str]:
 
 def checkpoint_problems(config: TrainConfig, model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
     """Why no checkpoint of the run could be written: weights and optimizer are larger than the room on the disk."""
-    weights = sum(one.nbytes for one in model.state_dict().values() if isinstance(one, torch.Tensor))
+    weights = sum(one.nbytes for one in state_of(model).values() if isinstance(one, torch.Tensor))
     try:
         folder = _existing_folder(config).resolve()
         usage = shutil.disk_usage(folder)

@@ -96,7 +96,8 @@ def prepare(composed: DictConfig, environ: Mapping[str, str], *, trains: bool = 
     report.errors += [] if train_plain is None else sharpness_problems(config, train_plain, loss)
     report.errors += variance_problems(config, ramp, loss) + recomputation_problems(config, loss)
     report.errors += guard_problems(config) + skip_problems(config, loss)
-    report.errors += [] if model is None or optimizer is None else checkpoint_problems(config, model, optimizer)
+    if model is not None and optimizer is not None:
+        report.errors += report.attempt("model", lambda: checkpoint_problems(config, model, optimizer)) or []
     tried = None
     if not (derived is None or model is None or loss is None or optimizer is None or report.errors):
         run = TriedRun(config, derived, train, train_plain, validation, augment, model, loss, optimizer, trains)

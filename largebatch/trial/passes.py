@@ -55,20 +55,6 @@ def _in_float32(outputs: Any) -> Any:
     return outputs
 
 
-def state_of(model: nn.Module) -> dict[str, Any]:
-    """What a checkpoint of the model would hold.
-
-    Raises:
-        ValueError: if the model does not tell.
-    """
-    try:
-        return dict(model.state_dict())
-    except Exception as error:
-        raise ValueError(
-            f"state_dict of {type(model).__name__} failed with {told(error)}: no checkpoint could be written. Correct it."
-        ) from error
-
-
 @contextmanager
 def explained(model: nn.Module, batch: TriedBatch, *, during: str) -> Iterator[None]:
     """Say what was tried where code of the user, or of torch for it, fails; our own errors say it themselves.

@@ -96,9 +96,9 @@ def _narrow_weights(model: nn.Module) -> list[str]:
         return []
     kinds = ", ".join(sorted(set(narrow)))
     return [
-        f"model: {len(narrow)} of {len(weights)} parameters are {kinds}, as the model was made: they stay so, and updates "
-        "below their last digit are lost. For float32 weights that compute in bfloat16 make the model in float32 and "
-        "set precision=bf16."
+        f"model: {len(narrow)} of {len(weights)} parameters are {kinds}, as the model was made: they stay so, and "
+        "updates below their last digit are lost. For float32 weights that compute in bfloat16 make the model in "
+        "float32 and set precision=bf16."
     ]
 
 

@@ -19,11 +19,11 @@ from largebatch.checkpoint import (
     unpack_optimizer,
 )
 from largebatch.config import ConfigError
+from largebatch.model_size import state_of
 from largebatch.raised import told
 from largebatch.schema import TrainConfig
 from largebatch.targets import make
 from largebatch.trial.as_before import as_before
-from largebatch.trial.passes import state_of
 
 _MOST_LOADED = 2**26  # bytes of state that other values are loaded into; of larger ones the names are compared alone
 _MOST_ROWS = 8  # of each dimension of the parameters that stand for all

@@ -12,11 +12,12 @@ from largebatch.data import Augmentation
 from largebatch.derive import Derived
 from largebatch.keyed import stream_key
 from largebatch.losses import Loss
+from largebatch.model_size import state_of
 from largebatch.modes import train_mode
 from largebatch.schema import TrainConfig
 from largebatch.trial.as_before import as_before
 from largebatch.trial.labels import check_labels, scored_batch
-from largebatch.trial.passes import MisfitError, explained, in_precision, named, outputs_of, state_of
+from largebatch.trial.passes import MisfitError, explained, in_precision, named, outputs_of
 from largebatch.trial.samples import TriedBatch, in_pairs, repeated, tried_batches
 
 _DRAWS = 8  # in which a module that is skipped at random has its turn

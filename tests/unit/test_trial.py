@@ -571,7 +571,10 @@ REFUSED: dict[str, tuple[list[str], str]] = {
         [of(Expanded)],
         "model: Expanded does not load its own .* copying .*wide",
     ),
-    "no state at all": ([of(TellsNothing)], r"model and data: state_dict of .*Error: use export\(\) \(test_trial.py:"),
+    "no state at all": (
+        [of(TellsNothing)],
+        r"model: its state_dict fails with .*Error: use export\(\) \(test_trial.py:",
+    ),
     "a state that lacks weights": (
         [of(LeavesOut)],
         "model: LeavesOut does not load its own .*lacks body.weight",
