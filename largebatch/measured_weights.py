@@ -79,10 +79,18 @@ def open_weights(prepared: Prepared, checkpoint: str | None, *, key: str = "meas
             found, _ = find_checkpoint(where, RunFolder(Path(where)), runtime, key=key)
             assert found is not None
             _load(module, found, key)
-            source, path, step = f"{found.path} (step {found.step})", str(found.path), found.step
+            source, path, step = f"{_brief(found.path)} (step {found.step})", str(found.path), found.step
         yield Weights(module, runtime, source, path, step)
     finally:
         runtime.close()
+
+
+def _brief(path: Path) -> str:
+    """As titles of pictures have it, which are shown around: from here, or from the run's folder on."""
+    if path.is_relative_to(Path.cwd()):
+        return str(path.relative_to(Path.cwd()))
+    owners = [number for number, part in enumerate(path.parts) if part == "checkpoints"]
+    return str(Path(*path.parts[max(owners[-1] - 1, 0) if owners else -1 :]))
 
 
 def _load(module: nn.Module, checkpoint: Checkpoint, key: str) -> None:

@@ -93,10 +93,9 @@ def rounded(values: Numbers) -> list[float | None]:
 
 def _axis(axis: Axis, extent: tuple[float, float] | None) -> dict[str, Any]:
     """Plotly by itself writes 2 for 0.02 on a logarithmic axis, and 100n for a loss of 1e-7."""
-    title = "<br>".join(_safe(line) for line in textwrap.wrap(str(axis), _TITLE_WIDTH))
     is_counted = axis.is_counted and (extent is None or extent[0] >= 1)
     values: dict[str, Any] = {
-        "title": {"text": title},
+        "title": {"text": _wrapped(str(axis))},
         "type": "log" if axis.log else "linear",
         "exponentformat": "SI" if is_counted else "power",
     }
@@ -219,7 +218,7 @@ def _surface(figure: Surface) -> dict[str, Any]:
         "y": rounded(figure.rows),
         "z": [rounded(row) for row in drawn.tolist()],
         "colorscale": "Viridis",
-        "colorbar": {"title": {"text": ("log10 of " if log else "") + _safe(str(figure.z)), "side": "right"}},
+        "colorbar": {"title": {"text": _wrapped(("log10 of " if log else "") + str(figure.z)), "side": "right"}},
         "hovertemplate": "%{z:.4g} at %{x:,.6g}, %{y}<extra></extra>",
     }
 
@@ -241,6 +240,11 @@ def _trail(trail: Trail, place: int) -> list[dict[str, Any]]:
 def _apart(upper: Numbers, lower: Numbers) -> list[float | None]:
     pairs = zip(upper, lower, strict=True)
     return rounded([None if one is None or other is None else max(one - other, 0.0) for one, other in pairs])
+
+
+def _wrapped(title: str) -> str:
+    """No longer than an axis."""
+    return "<br>".join(_safe(line) for line in textwrap.wrap(title, _TITLE_WIDTH))
 
 
 def _safe(text: str) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from largebatch.run_report.plotly_figures import Shown, plotly_figure
-from largebatch.trackers.diagram import Diagram, Surface, colour_places, legend_labels
+from largebatch.trackers.diagram import Diagram, colour_places, legend_labels
 
 _MOST = 2  # entries of a legend inside a figure: more leave no room for it on a phone
 
@@ -45,13 +45,15 @@ def plotly_figures(together: Sequence[Shown], optimizers: Sequence[str] = ()) ->
     figures = [shown.figure for shown in together]
     places = colour_places(figures, optimizers)
     drawn = [plotly_figure(shown, own) for shown, own in zip(together, places, strict=True)]
-    legends = [legend_labels(figure) for figure in figures if isinstance(figure, Diagram)]
-    most = max(legends, key=len, default=[])
-    is_shared = all(set(legend) <= set(most) for legend in legends) and len(most) > (1 if len(legends) > 1 else _MOST)
-    if not is_shared or any(isinstance(figure, Surface) and figure.trails for figure in figures):
+    legends = [
+        legend_labels(one) if isinstance(one, Diagram) else [trail.label for trail in one.trails] for one in figures
+    ]
+    most = max((one for one, figure in zip(legends, figures, strict=True) if isinstance(figure, Diagram)),
+               key=len, default=[])  # fmt: skip
+    is_shared = all(set(one) <= set(most) for one in legends) and len(most) > (1 if len(legends) > 1 else _MOST)
+    if not is_shared:
         return Together(drawn, [])
-    entries = _entries(drawn[next(i for i, one in enumerate(figures) if isinstance(one, Diagram) and
-                                  legend_labels(one) == most)])  # fmt: skip
+    entries = _entries(drawn[legends.index(most)])
     for one in drawn:
         one["layout"]["showlegend"] = False
     return Together(drawn, entries)
