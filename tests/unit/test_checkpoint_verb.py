@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from largebatch.__main__ import main
 from largebatch.checkpoint import save_checkpoint
+from largebatch.measured_weights import _brief
 from largebatch.resume import find_checkpoint
 from largebatch.run_folder import RunFolder
 
@@ -115,3 +116,16 @@ def test_nothing_is_overwritten(run: Path, tmp_path: Path, capsys: pytest.Captur
 def test_wrong_input_exits_with_2(arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     assert main(["checkpoint", *arguments]) == 2
+
+
+def test_titles_of_pictures_name_weights_without_the_folders_above_their_run(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Pictures are shown around: README's had the path of somebody's machine."""
+    best = run / "checkpoints" / "best" / "step_00000001"
+    monkeypatch.chdir(run.parent)
+    assert _brief(best) == "run/checkpoints/best/step_00000001"
+    monkeypatch.chdir(run / "checkpoints")
+    assert _brief(best) == "best/step_00000001"
+    assert _brief(Path("/home/me/secret/mine/checkpoints/step_00000002")) == "mine/checkpoints/step_00000002"
+    assert _brief(Path("/home/me/renamed")) == "renamed"
