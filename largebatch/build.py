@@ -208,6 +208,8 @@ def _connect(
         recompute_every=config.observers.ranks.recompute_every,
         guard=_guard(config),
         survives_shortage=config.batch.on_out_of_memory == "lower",
+        step_buffers=prepared.state.by_step,
+        skips_parameters=bool(prepared.state.choices),
         observers=watch.observers,
         stop_requested=stop,
     )

@@ -23,6 +23,7 @@ from largebatch.gradients import (
 from largebatch.ordered_reduction import OrderedReduction
 from largebatch.reduction_clock import ReductionClock
 from largebatch.runtime import Inputs, Runtime
+from largebatch.skipped_parameters import SkippedParameters
 
 
 def accumulate_coupled_gradients(
@@ -36,6 +37,7 @@ def accumulate_coupled_gradients(
     random_key: int,
     clock: ReductionClock | None = None,
     ordered: OrderedReduction | None = None,
+    skipped: SkippedParameters | None = None,
 ) -> GradientResult:
     """As `accumulate_gradients`, for a loss in which every sample of the global batch depends on all others.
 
@@ -63,6 +65,7 @@ def accumulate_coupled_gradients(
         random_key: draws inside the model are keyed by it and by the micro-batch's index, not by the rank.
         clock: measures exposed communication of the gradient.
         ordered: reduces in place of DDP.
+        skipped: see `accumulate_gradients`.
 
     Raises:
         ValueError: if the model returns no tensor [n, ...].
@@ -82,6 +85,7 @@ def accumulate_coupled_gradients(
         random_key=random_key,
         clock=clock,
         ordered=ordered,
+        skipped=skipped,
     )
     return GradientResult(loss_sum, data_s + result.data_s, result.communication_s)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from largebatch.coupled_gradients import accumulate_coupled_gradients
 from largebatch.coupled_losses import is_coupled
 from largebatch.exact_batch_norm import ExactBatchNorm
 from largebatch.exact_gradients import accumulate_exact_gradients
+from largebatch.gradient_choices import require_compatible
 from largebatch.gradients import BeingComputed, GradientResult, accumulate_gradients
 from largebatch.losses import Loss
 from largebatch.memory_shortage import accumulate_if_it_fits
@@ -26,6 +27,8 @@ from largebatch.recomputation import Recomputation
 from largebatch.reduction_clock import Compression, ReductionClock, Timeline
 from largebatch.running_statistics import RunningStatistics
 from largebatch.runtime import Runtime
+from largebatch.skipped_parameters import SkippedParameters
+from largebatch.step_buffers import StepBuffers
 
 
 class BatchResult(NamedTuple):
@@ -61,6 +64,8 @@ class GlobalGradient:
         compression: of what DDP sends.
         survives_shortage: of memory, see `accumulate_if_it_fits`; not with any of the three above.
         recomputes: whether some steps are to be computed twice, see `Recomputation`.
+        step_buffers: names of buffers that move once per step, see `StepBuffers`.
+        skips_parameters: whether passes may leave parameters out, see `SkippedParameters`.
 
     Attributes:
         statistics: of batch norm.
@@ -84,8 +89,10 @@ class GlobalGradient:
         compression: Compression = "none",
         survives_shortage: bool = False,
         recomputes: bool = False,
+        step_buffers: Sequence[str] = (),
+        skips_parameters: bool = False,
     ) -> None:
-        _require_compatible(
+        require_compatible(
             ordered=ordered,
             exact_batch_norm=exact_batch_norm,
             compresses=compression != "none",
@@ -111,7 +118,9 @@ class GlobalGradient:
         if self._recomputation is not None:
             self._clock.before_reduction = self._recomputation.take
         self.computing = BeingComputed(together=exact_batch_norm or is_coupled(loss))
-        accumulate = _local_pass(loss, norms, survives_shortage=survives_shortage)
+        self._step_buffers = StepBuffers(module, step_buffers)
+        skipped = SkippedParameters(runtime, model) if skips_parameters and (ordered or model is not module) else None
+        accumulate = _local_pass(loss, norms, skipped, survives_shortage=survives_shortage)
         self._accumulate = partial(accumulate, runtime, model, loss, clock=self._clock, ordered=self._ordered)
 
     def compute(
@@ -158,7 +167,7 @@ class GlobalGradient:
         listeners: list[MicroBatchNorms | MicroBatchGroups] = [self._groups] if measures_groups else []
         if measures_norms and to_split is None:
             listeners.append(self.norms)
-        with listening(listeners, plan, own) as parts:
+        with listening(listeners, plan, self._step_buffers.one_by_one(own)) as parts:
             result = self._accumulate(parts, plan=plan, weight=weight, random_key=random_key)
         self.statistics.end_step()
         norms, groups = None, self._groups.finish() if measures_groups else None
@@ -189,7 +198,8 @@ class GlobalGradient:
         """Compute the gradient of a step before the step does; its micro-batches, and seconds waited for them."""
         assert self._recomputation is not None
         kept, waited_s = _kept(own)
-        self._recomputation.rehearse(self._loss, kept, plan=plan, weight=weight, random_key=random_key)
+        apart = self._step_buffers.one_by_one(iter(kept))
+        self._recomputation.rehearse(self._loss, apart, plan=plan, weight=weight, random_key=random_key)
         return iter(kept), waited_s
 
     def _count_units(self, plan: BatchPlan, own: Iterator[Any]) -> tuple[Iterator[Any], float, float]:
@@ -215,42 +225,21 @@ class GlobalGradient:
             return iter(kept), math.fsum(self._runtime.sum(units)), waited_s
 
 
-def _local_pass(loss: Loss, norms: ExactBatchNorm | None, *, survives_shortage: bool) -> Callable[..., GradientResult]:
+def _local_pass(
+    loss: Loss, norms: ExactBatchNorm | None, skipped: SkippedParameters | None, *, survives_shortage: bool
+) -> Callable[..., GradientResult]:
+    accumulate: Callable[..., GradientResult]
     if norms is not None:
-        return partial(accumulate_exact_gradients, norms=norms)
-    if is_coupled(loss):
-        return accumulate_coupled_gradients
-    return accumulate_if_it_fits if survives_shortage else accumulate_gradients
+        accumulate = partial(accumulate_exact_gradients, norms=norms)
+    elif survives_shortage:
+        accumulate = accumulate_if_it_fits
+    else:
+        one_by_one = accumulate_coupled_gradients if is_coupled(loss) else accumulate_gradients
+        accumulate = partial(one_by_one, skipped=skipped)
+    return accumulate if skipped is None else skipped.around(accumulate)
 
 
 def _kept(micro_batches: Iterator[Any]) -> tuple[list[Any], float]:
     """All of them, in memory, and the seconds until they were there."""
     started = time.perf_counter()
     return list(micro_batches), time.perf_counter() - started
-
-
-def _require_compatible(
-    *,
-    ordered: bool,
-    exact_batch_norm: bool,
-    compresses: bool,
-    couples: bool,
-    survives_shortage: bool,
-    recomputes: bool,
-) -> None:
-    if ordered and exact_batch_norm:
-        raise ValueError(
-            "An ordered reduction adds the gradients of micro-batches one by one; with exact batch norm a "
-            "micro-batch has no gradient of its own. Choose one of them."
-        )
-    if survives_shortage and (ordered or exact_batch_norm or couples or compresses):
-        raise ValueError(
-            "A step that is taken again in smaller micro-batches sums its gradients by itself, once all are there: "
-            "not in order, not compressed, and not where micro-batches depend on each other."
-        )
-    if recomputes and (ordered or exact_batch_norm or couples or survives_shortage):
-        raise ValueError(
-            "To compute its part of a gradient twice a rank must have one: not with an ordered reduction, exact "
-            "batch norm or a loss that couples samples, which mix the ranks before, and not in steps that may be "
-            "taken again in smaller micro-batches. Leave the recomputation out."
-        )

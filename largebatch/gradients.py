@@ -17,6 +17,7 @@ from largebatch.keyed import stream_key
 from largebatch.ordered_reduction import OrderedReduction
 from largebatch.reduction_clock import ReductionClock
 from largebatch.runtime import Inputs, Runtime
+from largebatch.skipped_parameters import SkippedParameters, completed_by
 
 
 class MicroBatchSource(Protocol):
@@ -105,6 +106,7 @@ def accumulate_gradients(
     random_key: int,
     clock: ReductionClock | None = None,
     ordered: OrderedReduction | None = None,
+    skipped: SkippedParameters | None = None,
 ) -> GradientResult:
     """Add `weight` times the gradient of this rank's loss sum to `.grad`, averaged over ranks.
 
@@ -124,15 +126,13 @@ def accumulate_gradients(
         random_key: draws inside the model are keyed by it and by the micro-batch's index, not by the rank.
         clock: measures exposed communication in this step; costs a device synchronisation on a GPU.
         ordered: reduces in place of DDP, in an order that does not depend on the ranks.
+        skipped: for models whose passes may leave parameters out; None: every parameter is in the last pass.
 
     Raises:
+        RuntimeError: if it is not, and DDP would wait for it.
         ValueError: for a loss that couples samples: over micro-batches it would be another loss.
     """
-    if is_coupled(loss):
-        raise ValueError(
-            f"{type(loss).__name__} depends on all samples of a batch at once: added up over micro-batches it would "
-            "compare fewer samples. Use accumulate_coupled_gradients."
-        )
+    _require_uncoupled(loss)
     if ordered is not None:
         ordered.begin(plan)
     loss_sum = torch.zeros((), dtype=torch.float64, device=runtime.device)
@@ -146,7 +146,7 @@ def accumulate_gradients(
         data_s += time.perf_counter() - started
         runtime.seed(micro_batch_key(random_key, micro_batch.index))
         reduces = number == count - 1 and ordered is None
-        with contextlib.nullcontext() if reduces else no_sync(model):
+        with contextlib.nullcontext() if reduces else no_sync(model), completed_by(skipped):
             micro_loss = loss.loss_per_sample(forward(model, inputs), targets).sum()
             if micro_batch.is_stand_in:
                 micro_loss = 0 * micro_loss
@@ -158,7 +158,17 @@ def accumulate_gradients(
         if clock is not None:
             clock.start()
         ordered.finish()
+    elif clock is not None:
+        clock.require_complete()
     return GradientResult(loss_sum, data_s, None if clock is None else clock.exposed_s())
+
+
+def _require_uncoupled(loss: LossPerSample) -> None:
+    if is_coupled(loss):
+        raise ValueError(
+            f"{type(loss).__name__} depends on all samples of a batch at once: added up over micro-batches it would "
+            "compare fewer samples. Use accumulate_coupled_gradients."
+        )
 
 
 def sum_gradients(runtime: Runtime, module: nn.Module) -> None:

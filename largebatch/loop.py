@@ -62,6 +62,8 @@ class Run:
         recompute_every: steps between ones whose gradient is computed twice, see `Recomputation`; None: none.
         guard: judges every step before its update; None: a loss that is not a number ends the run.
         survives_shortage: of memory: the step is taken again in smaller micro-batches, see `accumulate_if_it_fits`.
+        step_buffers: names of buffers that move once per step, see `StepBuffers`.
+        skips_parameters: whether passes may leave parameters out, see `SkippedParameters`.
         stop_requested: whether this rank was asked to stop.
     """
 
@@ -87,6 +89,8 @@ class Run:
     recompute_every: int | None = None
     guard: Guard | None = None
     survives_shortage: bool = False
+    step_buffers: Sequence[str] = ()
+    skips_parameters: bool = False
     observers: Sequence[Observer] = ()
     stop_requested: Callable[[], bool] = lambda: False
     progress: Progress = field(default_factory=Progress)
@@ -102,6 +106,8 @@ class Run:
             compression=self.compression,
             survives_shortage=self.survives_shortage,
             recomputes=self.recompute_every is not None,
+            step_buffers=self.step_buffers,
+            skips_parameters=self.skips_parameters,
         )
         module = self.module if self.survives_shortage else None
         self.batches = BatchStream(self.gradient, self.loader, BatchRamp.of(self.plan), module=module)

@@ -31,7 +31,7 @@ from largebatch.observer_checks import (
 from largebatch.preconditions import checkpoint_problems, folder_problems, machine_problems
 from largebatch.report import Report
 from largebatch.schema import TrainConfig
-from largebatch.trial import TriedRun, try_run
+from largebatch.trial import KeptState, TriedRun, try_run
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class Prepared:
     Attributes:
         public: the config for records.
         content: stands for what is in the training set, see `sampled_content`.
+        state: what forward passes keep and leave out.
         notes: what is told before the run starts, one line each; in plan.json, too.
         gap_is_augmented: whether a set that is evaluated changes at random from read to read.
     """
@@ -57,6 +58,7 @@ class Prepared:
     measured_loss: Loss
     optimizer: torch.optim.Optimizer
     content: str
+    state: KeptState
     notes: tuple[str, ...]
     gap_is_augmented: bool
 
@@ -118,6 +120,7 @@ def prepare(composed: DictConfig, environ: Mapping[str, str], *, trains: bool = 
         measured_loss=without_smoothing(tried.loss),
         optimizer=optimizer,
         content=tried.content,
+        state=tried.state,
         notes=tuple(report.notes),
         gap_is_augmented=made.gap_is_augmented,
     )

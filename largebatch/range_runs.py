@@ -73,6 +73,8 @@ def _run(prepared: Prepared, weights: Weights, plan: BatchPlan, settings: RangeS
         ordered=config.batch.reduction == "ordered",
         exact_batch_norm=config.batch_norm == "exact",
         compression=config.precision.gradient_compression,
+        step_buffers=prepared.state.by_step,
+        skips_parameters=bool(prepared.state.choices),
         log_every=_MANY,  # nobody reads gradient norms and exposed communication
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,7 +57,7 @@ class Recomputation:
     def rehearse(
         self,
         loss: LossPerSample,
-        micro_batches: Sequence[MicroBatchSource],
+        micro_batches: Iterable[MicroBatchSource],
         *,
         plan: BatchPlan,
         weight: float,

@@ -71,7 +71,9 @@ class ReductionClock:
         self._is_compressed = compression != "none"
         self._device = runtime.device
         self._on_gpu = runtime.device.type == "cuda"
-        self._is_distributed = isinstance(model, nn.parallel.DistributedDataParallel)
+        self._ddp = model if isinstance(model, nn.parallel.DistributedDataParallel) else None
+        self._is_distributed = self._ddp is not None
+        self._is_complete = False
         self.before_reduction: Callable[[Any], None] | None = None
         self._is_running = False
         self._parts: list[_Part] = []
@@ -84,7 +86,7 @@ class ReductionClock:
 
     def begin(self, *, measures: bool) -> None:
         """A step begins."""
-        self._is_running, self._parts, self._waits = measures, [], []
+        self._is_running, self._parts, self._waits, self._is_complete = measures, [], [], False
         self._begun = self._now() if measures else None
 
     def start(self) -> None:
@@ -99,6 +101,21 @@ class ReductionClock:
         yield
         if started is not None:
             self._waits.append((started, self._now()))
+
+    def require_complete(self) -> None:
+        """After the last backward pass of a step.
+
+        Raises:
+            RuntimeError: if DDP still waits for a parameter: the other ranks would wait for this one.
+        """
+        if self._ddp is None or not self._ddp.require_backward_grad_sync or self._is_complete:
+            return
+        raise RuntimeError(
+            "A parameter got no gradient in the last pass of this rank, so that the ranks cannot sum their gradients. "
+            "The trial of the run saw nothing that a way through the model could depend on: no draw from torch, numpy "
+            "or random and no value of a tensor. Choose modules by one of these, let every pass use every parameter, "
+            "or say so in a loop of your own: Run(skips_parameters=True)."
+        )
 
     def exposed_s(self) -> float | None:
         """Seconds from the last bucket of the latest backward pass until now, and of `waiting`; None while not running.
@@ -141,6 +158,7 @@ class ReductionClock:
         )
 
     def _reduce(self, bucket: Any) -> torch.futures.Future[Tensor]:
+        self._is_complete = bucket.is_last()  # they come in their order
         if self.before_reduction is not None:
             self.before_reduction(bucket)
         if not self._is_running:

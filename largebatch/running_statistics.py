@@ -22,8 +22,8 @@ class RunningStatistics:
     keeps the right size in between. `merge` takes the mean.
 
     Layers with momentum None (a plain average over all micro-batches) and counts of batches are merged exactly, too.
-    Layers in evaluation mode are left alone. Other floating-point buffers become their mean, weighted by the ranks'
-    samples.
+    Layers in evaluation mode are left alone. So are other buffers, which have no rule that
+    would hold for all of them: see `StepBuffers`.
 
     Args:
         runtime: the job.
@@ -33,9 +33,7 @@ class RunningStatistics:
 
     def __init__(self, runtime: Runtime, module: nn.Module, *, exact: Sequence[_NormBase] = ()) -> None:
         self._runtime = runtime
-        self._module = module
         self._num_before = self._num_after = 0
-        self._share = 1 / runtime.world_size
         # Statistics of SyncBatchNorm are those of all ranks already.
         self._norms = [
             one
@@ -45,7 +43,6 @@ class RunningStatistics:
             and not isinstance(one, nn.SyncBatchNorm)
             and one not in exact
         ]
-        self._exact = {id(buffer) for norm in exact for buffer in norm.buffers()}
         self._merged: list[tuple[Tensor, Tensor, Tensor]] | None = None
         self._in_step: dict[float, list[Tensor]] = {}
         self._moved: set[int] = set()  # norms that were in training mode in a step since the last merge
@@ -55,7 +52,6 @@ class RunningStatistics:
         own = plan.micro_batches(self._runtime.rank)
         self._num_before = own[0].index
         self._num_after = len(plan.micro_batch_sizes) - own[-1].index - 1
-        self._share = plan.rank_batch_size(self._runtime.rank) / plan.global_batch_size
         if self._merged is None:
             self._remember()
         self._moved |= {id(norm) for norm in self._norms if norm.training}
@@ -71,7 +67,7 @@ class RunningStatistics:
     @torch.no_grad()
     def merge(self) -> None:
         """Give every rank the statistics over all ranks; one collective, between steps."""
-        if self._runtime.world_size == 1 or next(self._module.buffers(), None) is None:
+        if self._runtime.world_size == 1 or not self._norms:
             return
         if self._merged is None:
             self._remember()
@@ -111,10 +107,6 @@ class RunningStatistics:
     def _parts(self) -> Iterator[tuple[Tensor, Callable[[Tensor], object]]]:
         """(what a rank adds to a sum over ranks, what to do with the sum), in an order in which it can be done."""
         assert self._merged is not None
-        own = {id(statistic) for norm in self._norms for statistic in _statistics(norm)}
-        for buffer in self._module.buffers():
-            if buffer.is_floating_point() and id(buffer) not in own | self._exact:
-                yield buffer * self._share, buffer.copy_
         for norm, (count, *averages) in zip(self._norms, self._merged, strict=True):
             if id(norm) not in self._moved:
                 continue

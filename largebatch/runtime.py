@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from largebatch.generators import seed_generators
 from largebatch.pending_sum import PendingSum
 from largebatch.process_group import LauncherError, leave_process_group, meeting
 
@@ -126,8 +127,8 @@ class Runtime:
         return value.to(self.device, dtype, non_blocking=True)
 
     def seed(self, key: int) -> None:
-        """Set the generators that models draw from (dropout) to a 64-bit key."""
-        torch.default_generator.manual_seed(key)
+        """Set the generators that models draw from (dropout, modules skipped at random) to a 64-bit key."""
+        seed_generators(key)
         if self.device.type == "cuda":
             torch.cuda.default_generators[self.device.index or 0].manual_seed(key)
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
+from largebatch.generators import preserved_generators
 from largebatch.kept_buffers import KeptBuffers
 from largebatch.modes import Modes, evaluating
 
@@ -39,15 +38,12 @@ def unmoved(module: nn.Module) -> Iterator[None]:
     The generators are torch's on the CPU and on every CUDA device, numpy's and Python's.
     """
     buffers = KeptBuffers(module)
-    generators = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
     on_gpu = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
     try:
-        yield
+        with preserved_generators():
+            yield
     finally:
         buffers.put_back()
-        torch.set_rng_state(generators[0])
-        np.random.set_state(generators[1])  # noqa: NPY002
-        random.setstate(generators[2])
         if on_gpu is not None:
             torch.cuda.set_rng_state_all(on_gpu)
 

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import random
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from largebatch.data.array import Int64Array
 from largebatch.data.errors import DataError
 from largebatch.data.samples import TARGET_KEYS, BadSampleError, as_sample, form_of
+from largebatch.generators import preserved_generators, seed_generators
 from largebatch.keyed import stream_key
 
 Inputs = Tensor | dict[str, Tensor]
@@ -117,28 +115,6 @@ class KeyedItems(Dataset[Any]):
 
     def __getitem__(self, index: int) -> Any:
         raise NotImplementedError("items are loaded a micro-batch at a time")
-
-
-@contextmanager
-def preserved_generators() -> Iterator[None]:
-    """Put the global CPU generators of torch, numpy and random back as they were on leaving."""
-    states = torch.random.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
-    try:
-        yield
-    finally:
-        torch.random.set_rng_state(states[0])
-        np.random.set_state(states[1])  # noqa: NPY002
-        random.setstate(states[2])
-
-
-def seed_generators(key: int) -> None:
-    """Seed the global CPU generators of torch, numpy and random with a 64-bit key."""
-    # Not torch.manual_seed: it would seed the GPU's generators as well, and data are made on the CPU.
-    torch.random.default_generator.manual_seed(key)
-    # The legacy generators, because users' transforms draw from them.
-    # The third word: numpy and random expand a key alike, and with the same one they would draw the same numbers.
-    np.random.seed([key & 0xFFFFFFFF, key >> 32, 1])  # noqa: NPY002
-    random.seed(key)
 
 
 def split_targets(batch: Any, ids: Sequence[int]) -> tuple[Inputs, Tensor]:

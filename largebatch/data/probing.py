@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from largebatch.data.errors import DataError
-from largebatch.data.items import KeyedItems, preserved_generators, seed_generators
+from largebatch.data.items import KeyedItems
 from largebatch.data.samples import as_sample, form_of, text_keys
 from largebatch.data.subset import OneByOne, spread
+from largebatch.generators import preserved_generators, seed_generators
 from largebatch.keyed import stream_key
 
 SAMPLES_READ = 8

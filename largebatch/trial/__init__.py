@@ -2,5 +2,7 @@
 
 from largebatch.trial.content import sampled_content
 from largebatch.trial.rehearsal import TriedRun, try_run
+from largebatch.trial.state import KeptState
+from largebatch.trial.topology import data_problems, state_problems
 
-__all__ = ["TriedRun", "sampled_content", "try_run"]
+__all__ = ["KeptState", "TriedRun", "data_problems", "sampled_content", "state_problems", "try_run"]

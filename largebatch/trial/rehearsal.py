@@ -27,6 +27,8 @@ from largebatch.trial.content import content_of, probed_samples
 from largebatch.trial.evaluation import try_evaluation
 from largebatch.trial.labels import rule_of, settled_loss
 from largebatch.trial.saving import try_saving
+from largebatch.trial.state import KeptState
+from largebatch.trial.topology import try_state
 from largebatch.trial.training import try_training
 
 
@@ -54,11 +56,13 @@ class Tried:
         content: stands for the training set, see `sampled_content`.
         loss: as the run takes it: whether labels of tokens are shifted was asked.
         labels: that it can score.
+        state: what forward passes of the model keep and leave out.
     """
 
     content: str
     loss: Loss
     labels: LabelRule | None
+    state: KeptState
 
 
 def try_run(run: TriedRun, report: Report) -> Tried | None:
@@ -72,20 +76,26 @@ def try_run(run: TriedRun, report: Report) -> Tried | None:
     report.notes += _narrow_weights(model)
     if config.data.skips:
         run = _skipping_labels(run)
+    states: list[KeptState] = []
+
+    def training() -> None:
+        states.append(try_training(config, run.derived, run.train, run.augment, model, loss))
+
     trials: dict[str, Callable[[], Any]] = {
-        "model and data": partial(try_training, config, run.derived, run.train, run.augment, model, loss),
+        "model and data": training,
+        "state": lambda: try_state(config, run.derived, run.train, loss, states[0], report),
         "model and data.train_plain": partial(try_evaluation, config, run.train_plain, model, loss),
         "model and data.validation": partial(try_evaluation, config, run.validation, model, loss),
         "checkpoint": partial(try_saving, config, model, run.optimizer),
         "data.train": partial(probed_samples, config, run.train),
     }
     if not run.trains:
-        del trials["checkpoint"]
+        del trials["checkpoint"], trials["state"]
     probed: MicroBatchData | None = report.attempt_in_turn(trials)
     if probed is None:
         return None
     settled = report.attempt("loss", lambda: settled_loss(model, loss, probed, config.precision.compute))
-    return None if settled is None else Tried(content_of(probed), *settled)
+    return None if settled is None else Tried(content_of(probed), *settled, states[0])
 
 
 def _narrow_weights(model: nn.Module) -> list[str]:

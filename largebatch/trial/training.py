@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from largebatch.data import Augmentation
 from largebatch.derive import Derived
+from largebatch.generators import seed_generators
 from largebatch.keyed import stream_key
 from largebatch.losses import Loss
 from largebatch.model_size import state_of
@@ -19,14 +21,18 @@ from largebatch.trial.as_before import as_before
 from largebatch.trial.labels import check_labels, scored_batch
 from largebatch.trial.passes import MisfitError, explained, in_precision, named, outputs_of
 from largebatch.trial.samples import TriedBatch, in_pairs, repeated, tried_batches
+from largebatch.trial.state import KeptState, find_state
 
 _DRAWS = 8  # in which a module that is skipped at random has its turn
 
 
 def try_training(
     config: TrainConfig, derived: Derived, dataset: Any, augment: Augmentation | None, model: nn.Module, loss: Loss
-) -> None:
+) -> KeptState:
     """Forward and backward pass of the smallest and the largest micro-batch, in the precision of the run.
+
+    Returns:
+        What the passes move and choose, seen in the largest.
 
     Raises:
         ValueError: if something fails or does not fit, a gradient cannot be reduced, or a parameter gets none.
@@ -34,28 +40,39 @@ def try_training(
     with as_before(model):
         train_mode(model)
         batches = list(tried_batches(config, derived, dataset, augment, model, loss))
-        for batch in batches:
-            _try_batch(config, derived, dataset, model, loss, batch)
+        states = [_try_batch(config, derived, dataset, model, loss, batch) for batch in batches]
         if len(batches) == 1:  # another one follows in a run: what a pass leaves behind in the model must not stop it
             _backward(config, dataset, model, loss, batches[0], draw=1)
+    state = states[-1]
+    if states[0].absent != state.absent:
+        state = dataclasses.replace(state, choices=(*state.choices, "the size of a micro-batch"))
+    absent = [name for name in state.absent if name in states[0].absent]
+    if absent and not state.choices:
+        raise ValueError(
+            f"{len(absent)} parameters get no gradient, e.g. {', '.join(absent[:3])}: the all-reduce would wait for "
+            "them. Remove them, or freeze them with requires_grad=False."
+        )
+    return dataclasses.replace(state, absent=tuple(absent))
 
 
 def _try_batch(
     config: TrainConfig, derived: Derived, dataset: Any, model: nn.Module, loss: Loss, batch: TriedBatch
-) -> None:
+) -> KeptState:
     parameters = dict(model.named_parameters())
-    state = _layout(model)
+    layout = _layout(model)
     try:
         _backward(config, dataset, model, loss, batch, draw=0)
     except MisfitError as error:
         if batch.size == 1 and _passes(config, dataset, model, loss, repeated(batch, 2)):
             raise ValueError(f"{error.fact} {in_pairs(config, derived)}") from error
         raise
-    _require_same_members(model, parameters, state)
-    _require_gradients(config, dataset, model, loss, batch)
+    _require_same_members(model, parameters, layout)
+    state = find_state(model, loss, batch, precision=config.precision.compute, seed=config.seed)
+    absent = _absent(config, dataset, model, loss, batch)
     for name, parameter in parameters.items():
         if parameter.grad is not None:
             _require_reducible(config, model, name, parameter.grad, batch)
+    return dataclasses.replace(state, absent=tuple(absent))
 
 
 def _passes(config: TrainConfig, dataset: Any, model: nn.Module, loss: Loss, batch: TriedBatch) -> bool:
@@ -70,7 +87,7 @@ def _backward(config: TrainConfig, dataset: Any, model: nn.Module, loss: Loss, b
     """One pass, which leaves its gradient."""
     precision = config.precision.compute
     model.zero_grad()
-    torch.manual_seed(stream_key(config.seed, "trial", draw))
+    seed_generators(stream_key(config.seed, "trial", draw))
     inputs, targets = in_precision(batch.inputs, precision), in_precision(batch.targets, precision)
     parts = list(inputs.values()) if isinstance(inputs, dict) else [inputs]
     versions = [part._version for part in parts]
@@ -124,8 +141,8 @@ def _require_same_members(model: nn.Module, parameters: dict[str, nn.Parameter],
         )
 
 
-def _require_gradients(config: TrainConfig, dataset: Any, model: nn.Module, loss: Loss, batch: TriedBatch) -> None:
-    """Every trainable parameter gets a gradient, in some draw: modules may be skipped at random."""
+def _absent(config: TrainConfig, dataset: Any, model: nn.Module, loss: Loss, batch: TriedBatch) -> list[str]:
+    """Trainable parameters that get no gradient in any of some draws: modules may be skipped at random."""
     needed = {name: one for name, one in model.named_parameters() if one.requires_grad}
     unused = {name for name, one in needed.items() if one.grad is None}
     draw = 1
@@ -133,12 +150,7 @@ def _require_gradients(config: TrainConfig, dataset: Any, model: nn.Module, loss
         _backward(config, dataset, model, loss, batch, draw=draw)
         unused &= {name for name, one in needed.items() if one.grad is None}
         draw += 1
-    if unused:
-        shown = ", ".join([name for name in needed if name in unused][:3])
-        raise ValueError(
-            f"{len(unused)} parameters get no gradient, e.g. {shown}: the all-reduce would wait for them. Remove them, "
-            "or freeze them with requires_grad=False."
-        )
+    return [name for name in needed if name in unused]
 
 
 def _require_reducible(config: TrainConfig, model: nn.Module, name: str, grad: Tensor, batch: TriedBatch) -> None:

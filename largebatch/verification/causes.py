@@ -12,11 +12,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from largebatch.coupled_losses import is_coupled
 from largebatch.prepare import Prepared
+from largebatch.trial import data_problems, state_problems
 from largebatch.verification.cases import Case
 from largebatch.verification.comparison import Bounds, Comparison
 from largebatch.verification.probe import Probe
 from largebatch.verification.rounding import MOST
-from largebatch.verification.trajectories import Trajectory
 
 _MANY_ROUNDINGS = 1000  # 1e-4 in float32
 
@@ -34,9 +34,9 @@ class Cause:
     text: str
 
 
-def causes_in_advance(prepared: Prepared, reference: Trajectory) -> list[Cause]:
+def causes_in_advance(prepared: Prepared) -> list[Cause]:
     """What is wrong whatever the comparison says: it breaks the contract, or would make ranks wait for each other."""
-    return [*_absent(reference), *_loss_over_batch(Probe(prepared))]
+    return [*_state(prepared), *_loss_over_batch(Probe(prepared))]
 
 
 def causes_of_failure(prepared: Prepared, errors: Mapping[Case, Comparison], bounds: Bounds) -> list[Cause]:
@@ -44,7 +44,6 @@ def causes_of_failure(prepared: Prepared, errors: Mapping[Case, Comparison], bou
     causes, probe = [], Probe(prepared)
     if prepared.config.batch.micro is None and prepared.config.batch_norm == "ghost":
         causes += _split_dependence(probe, MOST[prepared.config.precision.compute])
-    causes += _unkeyed_draws(probe)
     causes += _unequal_shares(errors, bounds)
     return causes
 
@@ -64,18 +63,10 @@ def causes_of_doubt(prepared: Prepared, bounds: Bounds) -> list[Cause]:
     ]
 
 
-def _absent(reference: Trajectory) -> list[Cause]:
-    if not reference.absent:
-        return []
-    name, numbers = next(iter(reference.absent.items()))
-    return [
-        Cause(
-            "unused parameters",
-            f"{len(reference.absent)} parameters get no gradient in some micro-batches, e.g. {name} in micro-batch "
-            f"{numbers[0]}: the all-reduce would wait for them. Let every forward pass use every parameter, or freeze "
-            "what is not trained with requires_grad=False.",
-        )
-    ]
+def _state(prepared: Prepared) -> list[Cause]:
+    """State that ranks do not share, as the trial of the run found it."""
+    found = state_problems(prepared.state) | data_problems(prepared.train, prepared.config.seed)
+    return [Cause(name, text[0].upper() + text[1:]) for name, text in found.items()]
 
 
 @torch.no_grad()
@@ -197,19 +188,6 @@ def _coupling(probe: Probe) -> Cause:
         f"The model's output for a sample depends on the other samples of the micro-batch, {where}. Pin the "
         "micro-batch with batch.micro=SIZE, or normalise within a sample.",
     )
-
-
-def _unkeyed_draws(probe: Probe) -> list[Cause]:
-    probe.train()
-    if torch.equal(probe.prediction(), probe.prediction()):
-        return []
-    return [
-        Cause(
-            "random draws that the run does not seed",
-            "The same micro-batch under the same seed gave two outputs: the model draws from numpy, random or a "
-            "generator of its own. Draw from torch's global generator, which is keyed by step and micro-batch.",
-        )
-    ]
 
 
 def _unequal_shares(errors: Mapping[Case, Comparison], bounds: Bounds) -> list[Cause]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from largebatch.batch import BatchPlan
 from largebatch.coupled_losses import is_coupled
+from largebatch.generators import seed_generators
 from largebatch.gradients import forward
 from largebatch.modes import Modes
 from largebatch.prepare import Prepared
@@ -42,7 +43,7 @@ class Probe:
 
     def outputs(self, part: slice, *, seed: int = 1) -> Any:
         """What the model returns for a part, drawing from `seed`."""
-        torch.default_generator.manual_seed(seed)
+        seed_generators(seed)
         inputs = {name: value[part] for name, value in self.inputs.items()} if isinstance(self.inputs, dict) else None
         return forward(self.model, self.inputs[part] if inputs is None else inputs)
 

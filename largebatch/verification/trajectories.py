@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -15,6 +14,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from largebatch.batch import BatchPlan
 from largebatch.coupled_losses import is_coupled
 from largebatch.data import MicroBatchData, MicroBatchLoader
+from largebatch.generators import seed_generators
 from largebatch.gradients import forward
 from largebatch.initial_state import build_optimizer
 from largebatch.keyed import stream_key
@@ -35,13 +35,11 @@ class Trajectory:
         gradient: of the first global batch, as the optimizer saw it.
         weights: after the last step.
         statistics: running statistics of batch norm after the last step, by name of the buffer.
-        absent: parameters that got no gradient in some micro-batches, with the numbers of those.
     """
 
     gradient: dict[str, Tensor]
     weights: dict[str, Tensor]
     statistics: dict[str, Tensor] = field(default_factory=dict)
-    absent: dict[str, list[int]] = field(default_factory=dict)
 
 
 class Change(Protocol):
@@ -91,12 +89,15 @@ def _plain_steps(prepared: Prepared, model: nn.Module, plan: BatchPlan, num_step
         optimizer.zero_grad()
         parts = [next(batches) for _ in plan.micro_batch_sizes]
         units = sum(float(prepared.loss.units_per_sample(part.targets).sum()) for part in parts) or 1
+        buffers = dict(model.named_buffers())
+        start = {name: buffers[name].clone() for name in prepared.state.by_step}
         if is_coupled(prepared.loss):
             _coupled_loss(prepared, model, parts).div(units).backward()
         else:
             for part in parts:
-                with _noting_absent(result, model, part.index) if step == 0 else nullcontext():
-                    _loss_sum(prepared, model, part).div(units).backward()
+                for name, value in start.items():
+                    buffers[name].copy_(value)
+                _loss_sum(prepared, model, part).div(units).backward()
         if config.clip_norm is not None:
             nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
         if step == 0:
@@ -119,7 +120,7 @@ def _coupled_loss(prepared: Prepared, model: nn.Module, parts: list[MicroBatchDa
 def _outputs_and_targets(prepared: Prepared, model: nn.Module, part: MicroBatchData) -> tuple[Any, Tensor]:
     inputs, targets = in_precision(prepared, part)
     key = stream_key(prepared.config.seed, "forward", part.samples_seen)
-    torch.default_generator.manual_seed(stream_key(key, "micro-batch", part.index))
+    seed_generators(stream_key(key, "micro-batch", part.index))
     return forward(model, inputs), targets
 
 
@@ -133,22 +134,6 @@ def in_precision(prepared: Prepared, batch: MicroBatchData) -> tuple[Any, Tensor
     if isinstance(batch.inputs, dict):
         return {name: widened(value) for name, value in batch.inputs.items()}, widened(batch.targets)
     return widened(batch.inputs), widened(batch.targets)
-
-
-@contextmanager
-def _noting_absent(result: Trajectory, model: nn.Module, index: int) -> Iterator[None]:
-    """Note the parameters that the backward pass of micro-batch `index` leaves out."""
-    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    seen: set[int] = set()
-    handles = [one.register_post_accumulate_grad_hook(lambda one: seen.add(id(one))) for one in trainable.values()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-    for name, parameter in trainable.items():
-        if id(parameter) not in seen:
-            result.absent.setdefault(name, []).append(index)
 
 
 def gradients_of(module: nn.Module) -> dict[str, Tensor]:
@@ -216,6 +201,8 @@ def package_trajectory(
         clip_norm=config.clip_norm,
         ordered=config.batch.reduction == "ordered",
         exact_batch_norm=config.batch_norm == "exact",
+        step_buffers=prepared.state.by_step,
+        skips_parameters=bool(prepared.state.choices),
         observers=[first],
     )
     if defect is not None and defect.plant is not None:

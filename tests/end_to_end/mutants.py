@@ -49,9 +49,38 @@ class RankSeededNumpy(Net):
         return hidden * torch.from_numpy(draws).to(hidden) if self.training else hidden
 
 
-class DrawsFromNumpy(Net):
+class DrawsByItself(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator = np.random.default_rng(0)
+
     def change(self, hidden: Tensor) -> Tensor:
-        return hidden * float(np.random.rand()) if self.training else hidden  # noqa: NPY002
+        return hidden * float(self.generator.random()) if self.training else hidden
+
+
+class Remembers(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(12))
+
+    def change(self, hidden: Tensor) -> Tensor:
+        self.mean.lerp_(hidden.detach().mean(0), 0.1)
+        return hidden - self.mean
+
+
+class Skips(Net):
+    """Sound: a layer that is left out at random, one that only some samples meet, power iterations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dropped, self.expert = nn.Linear(12, 12), nn.Linear(12, 12)
+        self.first = nn.utils.parametrizations.spectral_norm(self.first)
+
+    def change(self, hidden: Tensor) -> Tensor:
+        if self.training and np.random.rand() < 0.7:  # noqa: NPY002
+            return hidden
+        rows = (hidden[:, 0] > 0.1).nonzero()[:, 0]
+        return hidden.index_add(0, rows, self.expert(hidden[rows])) + self.dropped(hidden)
 
 
 class Centre(nn.Module):
@@ -66,16 +95,6 @@ class CouplesSamples(Net):
 
     def change(self, hidden: Tensor) -> Tensor:
         return self.centre(hidden)
-
-
-class SometimesUnused(Net):
-    def __init__(self) -> None:
-        super().__init__()
-        self.extra = nn.Linear(12, 12)
-
-    def change(self, hidden: Tensor) -> Tensor:
-        """As an expert that no sample of some micro-batches is sent to: of the second and third of five in the test."""
-        return self.extra(hidden) if hidden.sum() / len(hidden) > 3.4 else hidden
 
 
 class TiedByMemory(Net):

@@ -24,6 +24,7 @@ HERE = "tests.end_to_end.mutants"
 # 22 samples are 11 and 11, or 8, 7 and 7. The even shares add nothing but in the first case.
 SMALL = ["data=synthetic", "model=linear", "batch.total=22", "verify.world_sizes=[1,3]", "verify.steps=2"]
 PINNED = "batch.micro=5"
+STATES = "tests.unit.test_trial_state"
 
 
 @pytest.fixture(autouse=True)
@@ -67,6 +68,7 @@ def own(name: str, group: str = "model") -> list[str]:
         ["model=mlp", "model.hidden=[8]", "model.dropout=0.5", PINNED],
         ["model=convnet", "model.width=2", PINNED, "batch.reduction=ordered", "data.augment.crop_padding=1"],
         ["data=paired_views", "model=two_views", "loss=info_nce"],
+        [*own("Skips"), PINNED, "optimizer=adamw"],
         ["optimizer=lars", "clip_norm=0.1"],
         ["optimizer=lamb", "scaling.base_lr=0.1", "verify.precision=fp32"],
     ],
@@ -80,6 +82,7 @@ def own(name: str, group: str = "model") -> list[str]:
         "pinned dropout",
         "ordered",
         "contrastive",
+        "skipped modules",
         "clipped LARS",
         "LAMB in fp32",
     ],
@@ -102,7 +105,9 @@ def test_a_sound_run_is_the_same_on_every_factorization(verify, overrides):
         (["model=mlp", "model.hidden=[8]", "model.dropout=0.5"], ["dropout over micro-batches"]),
         ([*own("RankSeeded"), PINNED], ["random draws that depend on the rank"]),
         ([*own("CouplesSamples")], ["model couples samples"]),
-        ([*own("SometimesUnused"), PINNED], ["unused parameters"]),
+        ([*own("DrawsByItself"), PINNED], ["state outside of buffers"]),
+        ([*own("Remembers"), PINNED], ["buffers that move with the samples"]),
+        ([f"data.train={{_target_: {STATES}.Drifts, split: train}}"], ["state of the data set"]),
         ([*own("MeanLoss", "loss")], ["mean of means"]),
         ([*own("CoupledLoss", "loss")], ["batch-coupled loss"]),
         ([*own("ReducingLoss", "loss")], ["collective inside the loss or the model"]),
@@ -122,13 +127,6 @@ def test_weights_that_rounding_decides_are_told_and_shown_by_their_gradient_alon
     assert (code, record["causes"], record["bounds"]["undecided"]) == (0, [], ["shift"])
     assert max(case["weights"]["shift"] for case in record["cases"]) > 0.01, "another run, by a fixed tolerance"
     assert "1 of 5 tensors are compared by their gradients alone" in capsys.readouterr().out
-
-
-def test_draws_that_no_seed_reaches_are_named_among_the_causes(verify):
-    """They also look like dropout or like ranks that differ: at least the right name must be there."""
-    code, record = verify(*own("DrawsFromNumpy"), "verify.world_sizes=[1]")
-    assert code == 1
-    assert "random draws that the run does not seed" in [cause["name"] for cause in record["causes"]]
 
 
 def test_two_parameters_over_one_memory_are_refused(verify):

@@ -1,0 +1,32 @@
+"""The global generators that models and data sets draw from: torch's on the CPU, numpy's and Python's."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+
+@contextmanager
+def preserved_generators() -> Iterator[None]:
+    """Put them back as they were on leaving."""
+    states = torch.random.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
+    try:
+        yield
+    finally:
+        torch.random.set_rng_state(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
+        random.setstate(states[2])
+
+
+def seed_generators(key: int) -> None:
+    """Seed them with a 64-bit key."""
+    # Not torch.manual_seed: it would seed the GPU's generators as well, and data are made on the CPU.
+    torch.random.default_generator.manual_seed(key)
+    # The legacy generators, because users' transforms and models draw from them.
+    # The third word: numpy and random expand a key alike, and with the same one they would draw the same numbers.
+    np.random.seed([key & 0xFFFFFFFF, key >> 32, 1])  # noqa: NPY002
+    random.seed(key)

@@ -1,0 +1,142 @@
+"""What a forward pass of a model in training mode keeps for the next one, and what it leaves out.
+
+On one process a pass follows another one, and each finds what the former left behind. On several ranks it does not, so
+every kind of state needs a rule that does not know the ranks, or there is none.
+"""
+
+from __future__ import annotations
+
+import pickle
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.overrides import TorchFunctionMode
+
+from largebatch.generators import seed_generators
+from largebatch.keyed import stream_key
+from largebatch.losses import Loss
+from largebatch.modes import train_mode
+from largebatch.trial.as_before import as_before
+from largebatch.trial.passes import in_precision, outputs_of
+from largebatch.trial.samples import TriedBatch, rows_of
+from largebatch.undisturbed import unmoved
+
+
+@dataclass(frozen=True)
+class KeptState:
+    """What forward passes of a model in training mode move besides gradients, and how they choose their way.
+
+    Attributes:
+        by_step: buffers that a pass moves alike whatever its samples and draws: power iterations of a spectral norm,
+            counters of passes.
+        by_samples: other ones, but for running statistics of norms: codebooks, queues, counters of samples.
+        is_hidden: whether a pass with the same samples, draws and buffers gave something else the second time.
+        choices: what of Python looks at values on the way, by name: a pass may then skip parameters.
+        absent: parameters that got no gradient in any of several tried passes, of a model that has choices.
+    """
+
+    by_step: tuple[str, ...] = ()
+    by_samples: tuple[str, ...] = ()
+    is_hidden: bool = False
+    choices: tuple[str, ...] = ()
+    absent: tuple[str, ...] = ()
+
+
+def find_state(model: nn.Module, loss: Loss, batch: TriedBatch, *, precision: str, seed: int) -> KeptState:
+    """Pass a micro-batch through a model three times, and look at what is left behind; all is as before afterwards.
+
+    Args:
+        model: that trains, on the CPU.
+        loss: of training.
+        batch: of two samples or more, or what moves is taken to move with the samples.
+        precision: of the run.
+        seed: of the run.
+    """
+    with as_before(model):
+        train_mode(model)
+        choices = _Choices()
+
+        def values(rows: int, draw: int) -> Tensor:
+            seed_generators(stream_key(seed, "state", draw))
+            kept = torch.arange(rows)
+            inputs = in_precision(rows_of(batch.inputs, kept), precision)
+            with _noting_draws(choices):
+                outputs = outputs_of(model, inputs, precision)
+            return loss.loss_per_sample(outputs, in_precision(batch.targets[kept], precision)).detach().double()
+
+        with unmoved(model):
+            before = _buffers(model)
+            with choices:
+                first = values(batch.size, 1)
+            after = _buffers(model)
+        with unmoved(model):
+            is_hidden = not torch.allclose(values(batch.size, 1), first, rtol=1e-6, atol=1e-9, equal_nan=True)
+        moved = [name for name, value in after.items() if not _same(value, before.get(name))]
+        by_step: list[str] = []
+        if moved and batch.size > 1:
+            with unmoved(model):
+                values(max(batch.size // 3, 1), 2)  # a third: of a batch that repeats its samples, a half may be alike
+                other = _buffers(model)
+            by_step = [name for name in moved if _same(after[name], other.get(name))]
+    return KeptState(
+        tuple(by_step), tuple(name for name in moved if name not in by_step), is_hidden, tuple(sorted(choices.names))
+    )
+
+
+def _buffers(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of all buffers but the running statistics of norms, which have a rule of their own."""
+    statistics = {
+        id(buffer)
+        for norm in model.modules()
+        if isinstance(norm, _NormBase)
+        for buffer in (norm.running_mean, norm.running_var, norm.num_batches_tracked)
+    }
+    return {name: one.detach().clone() for name, one in model.named_buffers() if id(one) not in statistics}
+
+
+def _same(one: Tensor, other: Tensor | None) -> bool:
+    return other is not None and one.shape == other.shape and torch.equal(one.nan_to_num(), other.nan_to_num())
+
+
+_LOOKS = frozenset(
+    {
+        "item", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index__", "__array__", "equal", "allclose",
+        "nonzero", "argwhere", "masked_select", "unique", "unique_consecutive", "bincount", "is_nonzero",
+    }
+)  # fmt: skip
+
+
+class _Choices(TorchFunctionMode):
+    """Notes what takes values of tensors to Python, or makes shapes of them: code can go other ways by it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        by_mask = name in ("__getitem__", "__setitem__") and _has_mask(args[1])
+        if name in _LOOKS or by_mask or (name == "where" and len(args) == 1):
+            self.names.add("a mask as index" if by_mask else name.strip("_"))
+        return func(*args, **(kwargs or {}))
+
+
+def _has_mask(index: Any) -> bool:
+    parts: Sequence[Any] = index if isinstance(index, tuple) else (index,)
+    return any(isinstance(part, Tensor) and part.dtype == torch.bool for part in parts)
+
+
+@contextmanager
+def _noting_draws(choices: _Choices) -> Iterator[None]:
+    """Note draws of Python and numpy, which are numbers of Python."""
+    before = {"random": random.getstate(), "numpy.random": pickle.dumps(np.random.get_state())}  # noqa: NPY002
+    yield
+    after = {"random": random.getstate(), "numpy.random": pickle.dumps(np.random.get_state())}  # noqa: NPY002
+    choices.names |= {name for name, state in after.items() if state != before[name]}
