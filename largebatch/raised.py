@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
 
 _PACKAGE = Path(__file__).resolve().parent
 _LIBRARIES = ("site-packages", "dist-packages")
@@ -46,7 +46,7 @@ def is_ours(error: BaseException) -> bool:
     return isinstance(error, ValueError) and bool(frames) and _PACKAGE in Path(frames[-1].filename).resolve().parents
 
 
-def described(inputs: Tensor | Mapping[str, Any], targets: Any) -> str:
+def described(inputs: torch.Tensor | Mapping[str, Any], targets: Any) -> str:
     """Types and shapes of a micro-batch, and the range of targets that are whole numbers.
 
     >>> described(torch.zeros(2, 3), torch.tensor([1, 7]))
@@ -57,7 +57,7 @@ def described(inputs: Tensor | Mapping[str, Any], targets: Any) -> str:
 
 
 def _described(part: Any) -> str:
-    if not isinstance(part, Tensor):
+    if not isinstance(part, torch.Tensor):
         return type(part).__name__
     text = f"{str(part.dtype).removeprefix('torch.')} {list(part.shape)}"
     is_whole = not (part.is_floating_point() or part.is_complex()) and part.numel() > 0
