@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from largebatch.verification.trajectories import Trajectory
@@ -108,7 +109,7 @@ def relative_errors(
     0.025
     """
     assert ours.keys() == reference.keys()
-    differences = {name: ours[name].double() - value.double() for name, value in reference.items()}
+    differences = {name: wide(ours[name]) - wide(value) for name, value in reference.items()}
     return relative_sizes(differences, reference, floor=floor)
 
 
@@ -123,7 +124,12 @@ def relative_sizes(
 
 
 def _size(value: Tensor) -> float:
-    return float(value.detach().double().abs().max()) if value.numel() else 0.0
+    return float(value.detach().abs().double().max()) if value.numel() else 0.0
+
+
+def wide(value: Tensor) -> Tensor:
+    """In double precision, complex or not."""
+    return value.to(torch.complex128) if value.is_complex() else value.double()
 
 
 def _share(error: float, bound: float) -> float:

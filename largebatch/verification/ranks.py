@@ -148,7 +148,7 @@ def _are_same(values: Sequence[float]) -> bool:
 
 
 def _size(tensors: Iterable[Tensor]) -> float:
-    return sum(float(one.double().abs().sum()) for one in tensors)
+    return sum(float(one.abs().double().sum()) for one in tensors)
 
 
 def _depends_on_rank(*, in_eval: bool, draws: bool) -> Cause:

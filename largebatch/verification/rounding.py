@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map_only
 
 from largebatch.batch import BatchPlan
 from largebatch.prepare import Prepared
-from largebatch.verification.comparison import Bounds, compare, relative_sizes
+from largebatch.verification.comparison import Bounds, compare, relative_sizes, wide
 from largebatch.verification.trajectories import Trajectory, reference_trajectory
 
 # Roundings of one operation: sums of n terms in blocks, as matrix products and all-reduces make them, are off by up to
@@ -24,7 +24,7 @@ UNITS = 32
 FACTOR, REPEATS = 4, 4
 # No gradient may be off by more, whatever a model makes of a change in the last digits: a model that draws its own
 # random numbers answers with anything.
-MOST = {"fp64": 1e-9, "fp32": 1e-3}
+MOST = {"fp64": 1e-7, "fp32": 1e-3}
 # Weights with a larger bound than that show nothing where it is also more than this share of what training did to them.
 TOO_COARSE = 0.1
 
@@ -65,10 +65,10 @@ class LastDigits:
         return value
 
     def _changed(self, value: Tensor) -> Tensor:
-        if not value.is_floating_point() or value.layout is not torch.strided:
+        if not (value.is_floating_point() or value.is_complex()) or value.layout is not torch.strided:
             return value
         size = UNITS * torch.finfo(value.dtype).eps / 2
-        noise = torch.rand(value.shape, generator=self._generator, dtype=value.dtype)
+        noise = torch.rand(value.shape, generator=self._generator, dtype=value.dtype.to_real())
         return value * (1 - size * noise.to(value.device))
 
 
@@ -100,8 +100,7 @@ def _bounds(answers: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 def _undecided(model: nn.Module, reference: Trajectory, bounds: Mapping[str, float], most: float) -> Iterator[str]:
     moved = {
-        name: reference.weights[name].double() - before.detach().cpu().double()
-        for name, before in model.named_parameters()
+        name: wide(reference.weights[name]) - wide(before.detach().cpu()) for name, before in model.named_parameters()
     }
     for name, movement in relative_sizes(moved, reference.weights).items():
         if bounds[name] > max(most, TOO_COARSE * movement) and movement > 0:

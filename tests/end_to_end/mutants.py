@@ -117,6 +117,15 @@ class Shifted(Net):
         return super().forward(images) + self.shift
 
 
+class OnlyShifted(Shifted):
+    """Trains nothing but the parameter that no loss depends on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(name == "shift")
+
+
 class MeanLoss(CrossEntropy):
     def loss_per_sample(self, outputs: Any, targets: Tensor) -> Tensor:
         return super().loss_per_sample(outputs, targets) / len(targets)
