@@ -23,7 +23,7 @@ TRAIN, LAUNCHERS = "tests/end_to_end/test_train.py", "tests/end_to_end/test_laun
 VALUE = (CONFIG, "a_bad_value_is_one_line_with_key_value_rule_and_remedy")
 TABLE = (PREPARE, "bad_input_is_reported_with_its_key_and_a_remedy_and_nothing_else")
 OF_HYDRA = (CONFIG, "what_hydra_itself_refuses")
-HINT = ("tests/unit/test_remedies.py", "the_nearest_name_or_what_to_type_stands_below_a_message_of_hydra")
+HINT = ("tests/unit/test_remedies.py", "what_does_not_exist_is_one_line_with_what_was_meant")
 RAMP = (PREPARE, "a_ramp_that_makes_no_sense_is_refused")
 ENVIRONMENT = (LAUNCHER, "every_problem_is_one_sentence_with_the_variable_and_a_remedy")
 
@@ -85,7 +85,6 @@ BAD_INPUTS = (
     _row(
         16,
         "an unknown optimizer",
-        (CLI, "what_cannot_be_composed_is_hydras_message_and_exit_code_two"),
         (TARGETS, "a_name_that_leads_nowhere_is_reported_with_its_cause"),
         HINT,
     ),
@@ -99,7 +98,6 @@ BAD_INPUTS = (
         23,
         "an unknown key",
         OF_HYDRA,
-        (CLI, "what_cannot_be_composed_is_hydras_message_and_exit_code_two"),
         HINT,
     ),
     _row(24, "an unknown key that is added with a plus", VALUE),
@@ -218,7 +216,7 @@ BAD_INPUTS = (
         60,
         "a vocabulary or a context beyond the model's",
         (PREPARE, "text_with_more_tokens_or_a_longer_context_than_the_model_has_is_found"),
-        (TOKENS, "a_token_outside_the_vocabulary_names_its_window"),
+        (TOKENS, "a_token_outside_the_vocabulary_is_refused_or_on_request_an_error_of_its_window"),
     ),
     _row(
         61,
@@ -273,6 +271,11 @@ BAD_INPUTS = (
     _row(
         72,
         "a number for a group, as in batch=64",
-        ("tests/unit/test_remedies.py", "a_number_for_a_group_is_wrong_input_with_the_choices_and_a_key"),
+        ("tests/unit/test_remedies.py", "a_number_for_a_group_is_wrong_input_with_the_choices"),
+    ),
+    _row(
+        73,
+        "a model, an optimizer or types that fail in a step, or that no checkpoint can hold",
+        ("tests/unit/test_trial.py", "what_would_fail_in_the_run_or_after_it_is_refused_before"),
     ),
 )
