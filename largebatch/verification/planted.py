@@ -172,7 +172,8 @@ DEFECTS = (
     Defect("one rank unscaled", lambda plan, rank: lambda call, samples: 1.0 if rank else 1 / plan.world_size,
            applies=lambda plan, _: plan.world_size > 1),
     Defect("a sample twice", plant=_a_sample_twice),
-    Defect("gradient a little too long", plant=_too_long),
+    Defect("gradient a little too long", plant=_too_long,  # clipping takes it off again
+           applies=lambda _, prepared: prepared.config.clip_norm is None),
     Defect("gradient in lower precision", plant=_of_few_digits),
     Defect("rate of the step before", plant=_late_rate,  # Rprop reads it in its first step only
            applies=lambda _, prepared: not isinstance(prepared.optimizer, torch.optim.Rprop)),
