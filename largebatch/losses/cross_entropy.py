@@ -90,6 +90,18 @@ class CrossEntropy:
         logits, labels = self._logits_and_labels(outputs, targets)
         return correct_labels(logits, labels, ignore_index=self.ignore_index)
 
+    def mean_of(self, outputs: Any, targets: Tensor) -> Tensor:
+        """The mean of torch."""
+        logits, labels = self._logits_and_labels(outputs, targets)
+        is_counted = self.ignore_index is None or labels.is_floating_point()
+        return F.cross_entropy(
+            logits,
+            labels,
+            weight=_weight_like(self.weight, logits),
+            ignore_index=_NO_LABEL if is_counted else int(self.ignore_index or 0),
+            label_smoothing=self.label_smoothing,
+        )
+
     def label_rule(self, outputs: Any) -> LabelRule:
         """Class numbers below the number of outputs, and `ignore_index`."""
         return LabelRule(prediction(outputs).shape[1] - 1, self.ignore_index)
@@ -166,6 +178,15 @@ class NextToken:
         """Number of valid tokens of each sample with the largest logit, int64 [n]."""
         logits, labels = self._logits_and_labels(outputs, targets)
         return correct_labels(logits, labels, ignore_index=self.ignore_index, dim=-1)
+
+    def mean_of(self, outputs: Any, targets: Tensor) -> Tensor:
+        """The mean of torch."""
+        logits, labels = prediction(outputs), targets.long()
+        if self.shift:
+            logits, labels = logits[:, :-1], labels[:, 1:]
+        weight, masked = _weight_like(self.weight, logits), self.ignore_index
+        rows = logits.flatten(0, 1), labels.flatten()
+        return F.cross_entropy(*rows, weight=weight, ignore_index=masked, label_smoothing=self.label_smoothing)
 
     def label_rule(self, outputs: Any) -> LabelRule:
         """Tokens of the vocabulary, and `ignore_index`."""

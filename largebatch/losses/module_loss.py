@@ -135,6 +135,11 @@ class ModuleLoss:
         hits = (predicted > border) == (fitting > 0.5)
         return hits.reshape(len(hits), -1).sum(dim=1)
 
+    def mean_of(self, outputs: Any, targets: Tensor) -> Any:
+        """What the module itself returns for a batch."""
+        predicted, fitting = self._arguments(outputs, targets)
+        return copy.deepcopy(self._mean).to(predicted.device, predicted.dtype)(predicted, fitting)
+
     def label_rule(self, outputs: Any) -> LabelRule | None:
         """Class numbers below the number of outputs, or probabilities."""
         if isinstance(self._mean, (nn.BCEWithLogitsLoss, nn.BCELoss)):
@@ -200,8 +205,7 @@ class ModuleLoss:
 
     def _means(self, outputs: Any, targets: Tensor) -> tuple[float, float, float]:
         """The module's mean, that of the parts, and the mean of the parts' sizes."""
-        predicted, fitting = self._arguments(outputs, targets)
-        own = copy.deepcopy(self._mean).to(predicted.device, predicted.dtype)(predicted, fitting)
+        own = self.mean_of(outputs, targets)
         parts = self.loss_per_sample(outputs, targets).double()
         units = float(self.units_per_sample(targets).sum())
         if not units:

@@ -32,9 +32,10 @@ class Loss(Protocol):
             def correct_per_sample(self, outputs, targets):
                 return None
 
-    Three members are asked for where they are: `counted_per_sample(targets)`, what accuracy is a share of where that is
-    not the units (they have weights); `label_rule(outputs)`, a `LabelRule`; and `examine(outputs, targets)`, which
-    raises ValueError where the loss cannot be used with what a few samples gave.
+    Some members are asked for where they are: `counted_per_sample(targets)`, what accuracy is a share of where that is
+    not the units (they have weights); `label_rule(outputs)`, a `LabelRule`; `examine(outputs, targets)`, which raises
+    ValueError where the loss cannot be used with what a few samples gave; and `mean_of(outputs, targets)`, the
+    mean of a batch by another way, for `largebatch verify`.
     """
 
     @property

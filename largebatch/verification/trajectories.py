@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -20,6 +21,7 @@ from largebatch.initial_state import build_optimizer
 from largebatch.keyed import stream_key
 from largebatch.loop import Run, StepReport, train
 from largebatch.losses import units_are_fixed
+from largebatch.losses.protocol import prediction
 from largebatch.modes import train_mode
 from largebatch.order import SampleOrder
 from largebatch.prepare import Prepared
@@ -60,7 +62,8 @@ def reference_trajectory(
 ) -> Trajectory:
     """Train `num_steps` steps in plain torch: no process group, nothing of the package's loop or reductions.
 
-    The loss of a step is the sum over its micro-batches over the units of the whole batch, written out. With exact
+    The loss of a step is the sum over its micro-batches over the units of the whole batch, written out, see
+    `units_by_own_mean`. With exact
     batch norm the plan must be one micro-batch: what is meant is one big batch.
 
     Args:
@@ -88,16 +91,22 @@ def _plain_steps(prepared: Prepared, model: nn.Module, plan: BatchPlan, num_step
             group["lr"] = prepared.derived.lr_at(position) * group.get("lr_factor", 1.0)
         optimizer.zero_grad()
         parts = [next(batches) for _ in plan.micro_batch_sizes]
-        units = sum(float(prepared.loss.units_per_sample(part.targets).sum()) for part in parts) or 1
         buffers = dict(model.named_buffers())
         start = {name: buffers[name].clone() for name in prepared.state.by_step}
         if is_coupled(prepared.loss):
-            _coupled_loss(prepared, model, parts).div(units).backward()
+            _coupled_loss(prepared, model, parts).backward()
+            units = sum(float(prepared.loss.units_per_sample(part.targets).sum()) for part in parts)
         else:
+            units = 0.0
             for part in parts:
                 for name, value in start.items():
                     buffers[name].copy_(value)
-                _loss_sum(prepared, model, part).div(units).backward()
+                outputs, targets = _outputs_and_targets(prepared, model, part)
+                prepared.loss.loss_per_sample(outputs, targets).sum().backward()
+                units += units_by_own_mean(prepared.loss, outputs, targets)
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                parameter.grad.div_(units or 1)
         if config.clip_norm is not None:
             nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
         if step == 0:
@@ -107,8 +116,18 @@ def _plain_steps(prepared: Prepared, model: nn.Module, plan: BatchPlan, num_step
     return result
 
 
-def _loss_sum(prepared: Prepared, model: nn.Module, part: MicroBatchData) -> Tensor:
-    return prepared.loss.loss_per_sample(*_outputs_and_targets(prepared, model, part)).sum()
+@torch.no_grad()
+def units_by_own_mean(loss: Any, outputs: Any, targets: Tensor) -> float:
+    """What the sum of a micro-batch's losses is divided by, told by the mean of torch, or of the module that was given.
+
+    Not by the loss as the run takes it: an error of what it counts would else be on both sides of the comparison.
+    """
+    counted = float(loss.units_per_sample(targets).sum())
+    if (mean_of := getattr(loss, "mean_of", None)) is None:
+        return counted
+    wide = prediction(outputs).double()
+    mean, total = float(mean_of(wide, targets)), float(loss.loss_per_sample(wide, targets).double().sum())
+    return total / mean if mean and math.isfinite(mean) else counted  # nothing counts, or nothing is lost
 
 
 def _coupled_loss(prepared: Prepared, model: nn.Module, parts: list[MicroBatchData]) -> Tensor:

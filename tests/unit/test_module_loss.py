@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from largebatch.losses import CrossEntropy, LabelRule, ModuleLoss, NextToken, require_labels, scored
+from largebatch.verification.trajectories import units_by_own_mean
 
 WEIGHT = torch.tensor([0.5, 2.0, 1.0, 0.25, 3.0])
 CUT = [slice(0, 4), slice(4, 7), slice(7, 8)]  # ragged micro-batches
@@ -113,6 +114,29 @@ def test_class_weights_of_ours_are_torchs() -> None:
         ours = loss.loss_per_sample(outputs, targets).sum() / loss.units_per_sample(targets).sum()
         assert float(ours) == pytest.approx(float(own), rel=1e-12)
         assert not loss.fixed_units
+
+
+class Miscounting(CrossEntropy):
+    """As the loss was before labels could be left out."""
+
+    def units_per_sample(self, targets: Tensor) -> Tensor:
+        return torch.ones(len(targets), dtype=torch.int64)
+
+
+def test_verify_divides_by_the_mean_of_torch_and_not_by_what_the_loss_counts() -> None:
+    assert units_by_own_mean(Miscounting(), logits(), classes()) == pytest.approx(5, rel=1e-12)
+    outputs, targets = logits(4).transpose(1, 2), classes(4)
+    for loss, given, labels in (
+        (CrossEntropy(0.1, weight=WEIGHT.tolist()), logits(3, 2), classes(3, 2)),
+        (CrossEntropy(ignore_index=None), logits(), classes().clamp(min=0)),
+        (CrossEntropy(weight=WEIGHT.tolist()), logits(3), shares(3)),
+        (ModuleLoss(nn.NLLLoss(weight=WEIGHT)), logits().log_softmax(dim=1), classes()),
+        (NextToken(shift=True, label_smoothing=0.1), outputs, targets),
+        (NextToken(weight=WEIGHT.tolist()), outputs, targets),
+        (NextToken(), outputs, torch.full_like(targets, -100)),
+    ):
+        counted = float(loss.units_per_sample(labels).sum())
+        assert units_by_own_mean(loss, given, labels) == pytest.approx(counted, rel=1e-12)
 
 
 def test_accuracy_counts_labels_and_not_their_weights() -> None:
