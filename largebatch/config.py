@@ -17,17 +17,18 @@ Section = TypeVar("Section", bound=BaseModel)
 
 
 class ConfigError(Exception):
-    """Everything that is wrong with a run's input, one line each: fact, rule, remedy."""
+    """Everything that is wrong with a run's input, one line each: fact, rule, remedy; notes may say why it is."""
 
-    def __init__(self, errors: Sequence[str]) -> None:
+    def __init__(self, errors: Sequence[str], notes: Sequence[str] = ()) -> None:
         assert errors
-        self.errors = list(errors)
+        self.errors, self.notes = list(errors), list(notes)
         count = "1 error" if len(errors) == 1 else f"{len(errors)} errors"
-        super().__init__("\n".join([f"{count} in the configuration:", *(f"  - {error}" for error in errors)]))
+        told = [f"{count} in the configuration:", *(f"  - {error}" for error in errors)]
+        super().__init__("\n".join([*told, *(f"  note: {note}" for note in notes)]))
 
-    def __reduce__(self) -> tuple[type[ConfigError], tuple[list[str]]]:
+    def __reduce__(self) -> tuple[type[ConfigError], tuple[list[str], list[str]]]:
         """So that a worker's error says the same in the process that waits for it."""
-        return type(self), (self.errors,)
+        return type(self), (self.errors, self.notes)
 
 
 def parse_config(config: DictConfig) -> TrainConfig:

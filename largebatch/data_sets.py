@@ -14,7 +14,7 @@ from largebatch.data import (
     ScreenedSamples,
     changing_samples,
     form_of_most,
-    text_inputs,
+    notes_of_items,
 )
 from largebatch.data.probing import SAMPLES_READ
 from largebatch.report import Report
@@ -98,8 +98,8 @@ def _made(key: str, node: Any, config: TrainConfig, report: Report) -> Any:
     if len(dataset) == 0:
         raise ValueError("the data set is empty. Check its path and its split.")
     report.notes += [f"{key}: {note}" for note in getattr(dataset, "plan_notes", ())]
-    if _is_own(dataset) and (text := text_inputs(dataset, seed=config.seed)):
-        report.notes.append(f"{key}: {', '.join(text)} hold text, which no model takes: left out.")
+    if _is_own(dataset):
+        report.notes += [f"{key}: {note}" for note in notes_of_items(dataset, seed=config.seed)]
     return dataset
 
 

@@ -45,4 +45,4 @@ class Report:
     def raise_if_any(self) -> None:
         """Raise ConfigError with all that was noted."""
         if self.errors:
-            raise ConfigError(self.errors)
+            raise ConfigError(self.errors, self.notes)

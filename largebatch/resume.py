@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
+import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -32,6 +34,8 @@ _IDENTITY = (
     "loss",
 )
 
+_HASHED_BYTES = 2**20  # of each file; the size stands for the rest
+
 # What runs did before these keys existed.
 _BEFORE: dict[str, Any] = {
     "batch_norm": "ghost",
@@ -51,6 +55,7 @@ def run_identity(prepared: Prepared) -> dict[str, Any]:
         "guard": plain["guard"] if config.guard.acts else None,
         "precision": config.precision.compute,
         "content": prepared.content,
+        "model_files": _files_named(plain["model"]),
         "data": {"name": config.data.name, "num_samples": len(prepared.train), "augment": plain["data"]["augment"]},
     }
 
@@ -122,7 +127,7 @@ def check_identity(checkpoint: Checkpoint, identity: dict[str, Any], *, allow: S
         CheckpointError: with every key that changed and is not allowed to, and both values.
     """
     saved = {"content": identity["content"]} | checkpoint.values["identity"]  # once it was not recorded
-    changes = list(_differences(_completed(saved), _completed(identity)))
+    changes = list(_differences(_completed(_at_home(saved, identity)), _completed(identity | {"model_files": None})))
     refused = [change for change in changes if change.permission not in allow]
     if refused:
         permissions = {change.permission for change in refused}
@@ -184,6 +189,31 @@ def _completed(identity: dict[str, Any]) -> dict[str, Any]:
         if one.default is not inspect.Parameter.empty
     }
     return identity | {"optimizer": defaults | node}
+
+
+def _files_named(section: dict[str, Any]) -> dict[str, str]:
+    """Of every value of a section that is a path here: a hash of sizes and beginnings of the files there."""
+    return {
+        key: _files_sha256(Path(value))
+        for key, value in section.items()
+        if isinstance(value, str) and value and os.path.exists(value)
+    }
+
+
+def _files_sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    for file in [path] if path.is_file() else sorted(one for one in path.rglob("*") if one.is_file()):
+        with file.open("rb") as opened:
+            start = opened.read(_HASHED_BYTES)
+        digest.update(f"{file.relative_to(path)}\0{file.stat().st_size}\0".encode() + start)
+    return digest.hexdigest()[:16]
+
+
+def _at_home(saved: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """A saved identity with the paths of this machine, where the same files lie at another one: a moved run."""
+    were, now = saved.get("model_files") or {}, given["model_files"]
+    moved = {key: given["model"][key] for key in were.keys() & now.keys() if were[key] == now[key]}
+    return saved | {"model": saved["model"] | moved, "model_files": None}
 
 
 def _differences(saved: Any, given: Any, prefix: str = "") -> Iterator[Change]:

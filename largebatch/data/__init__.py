@@ -12,7 +12,7 @@ from largebatch.data.images import hub_images, parquet_images
 from largebatch.data.label_noise import NoisyLabels
 from largebatch.data.loader import MicroBatchLoader, evaluation_batches
 from largebatch.data.micro_batch import MicroBatchData
-from largebatch.data.probing import changing_samples, form_of_most, text_inputs
+from largebatch.data.probing import changing_samples, form_of_most, notes_of_items
 from largebatch.data.samples import Screen, as_sample
 from largebatch.data.screened import ScreenedSamples
 from largebatch.data.solvable import linear_regression, noisy_quadratic
@@ -43,10 +43,10 @@ __all__ = [
     "linear_regression",
     "masked_tokens",
     "noisy_quadratic",
+    "notes_of_items",
     "paired_views",
     "parquet_images",
     "random_classification",
-    "text_inputs",
     "token_stream",
     "with_checked_labels",
 ]

@@ -11,7 +11,7 @@ import torch
 
 from largebatch.data.errors import DataError
 from largebatch.data.items import KeyedItems
-from largebatch.data.samples import as_sample, form_of, text_keys
+from largebatch.data.samples import as_sample, form_of, list_keys, text_keys
 from largebatch.data.subset import OneByOne, spread
 from largebatch.generators import preserved_generators, seed_generators
 from largebatch.keyed import stream_key
@@ -50,9 +50,15 @@ def form_of_most(dataset: Any, *, seed: int) -> str | None:
     return forms.most_common(1)[0][0] if forms else None
 
 
-def text_inputs(dataset: Any, *, seed: int) -> list[str]:
-    """Keys under which the first sample that can be loaded holds text among its inputs; see `as_sample`."""
-    return text_keys(next(_items(dataset, SAMPLES_READ, seed=seed), None))
+def notes_of_items(dataset: Any, *, seed: int) -> list[str]:
+    """What `as_sample` makes another thing of, by the first sample that can be loaded."""
+    item = next(_items(dataset, SAMPLES_READ, seed=seed), None)
+    notes = []
+    if text := text_keys(item):
+        notes.append(f"{', '.join(text)} hold text, which no model takes: left out.")
+    if lists := list_keys(item):
+        notes.append(f"{', '.join(lists)} hold lists of numbers: read as tensors.")
+    return notes
 
 
 def _items(dataset: Any, count: int, *, seed: int) -> Iterator[Any]:

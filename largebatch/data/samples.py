@@ -49,6 +49,13 @@ def text_keys(item: Any) -> list[str]:
     return [str(key) for key, value in item.items() if key not in TARGET_KEYS and _is_text(value)]
 
 
+def list_keys(item: Any) -> list[str]:
+    """Keys of an item that hold a list of numbers."""
+    if isinstance(item, (tuple, list)) and len(item) == 2 and isinstance(item[0], Mapping):
+        item = {**item[0], "target": item[1]}
+    return [str(key) for key, value in item.items() if _is_numbers(value)] if isinstance(item, Mapping) else []
+
+
 def form_of(value: Any) -> str:
     """Type and shape of a sample, or of a part of it, in words: what all samples of a batch have in common."""
     if isinstance(value, Mapping):

@@ -12,9 +12,17 @@ import pytest
 import torch
 from torch.utils.data import default_collate
 
-from largebatch.data import DataError, Screen, ScreenedSamples, as_sample, changing_samples, form_of_most, text_inputs
+from largebatch.data import (
+    DataError,
+    Screen,
+    ScreenedSamples,
+    as_sample,
+    changing_samples,
+    form_of_most,
+    notes_of_items,
+)
 from largebatch.data.items import KeyedItems
-from largebatch.data.samples import BadSampleError, form_of
+from largebatch.data.samples import BadSampleError, form_of, text_keys
 
 
 class Made:
@@ -57,7 +65,10 @@ def test_a_data_set_of_datasets_with_lists_and_text_is_used_and_its_text_told() 
     inputs, targets, _ = KeyedItems(rows, seed=0, stream="item", augment=None).load([(0, 2)])
     assert inputs["input_ids"].tolist() == [[2, 3, 7]]  # type: ignore[index]
     assert targets.tolist() == [[2, -100, 2]]
-    assert text_inputs(rows, seed=0) == ["text"]
+    assert notes_of_items(rows, seed=0) == [
+        "text hold text, which no model takes: left out.",
+        "input_ids, mask, labels hold lists of numbers: read as tensors.",
+    ]
 
 
 def test_numbers_arrays_and_tensors_are_collated_as_torch_does() -> None:
@@ -80,7 +91,8 @@ def test_numbers_arrays_and_tensors_are_collated_as_torch_does() -> None:
     ],
 )
 def test_text_among_the_inputs_is_named(item: Any, keys: list[str]) -> None:
-    assert text_inputs(Made(lambda i: item), seed=0) == keys
+    assert text_keys(item) == keys
+    assert any("hold text" in note for note in notes_of_items(Made(lambda i: item), seed=0)) == bool(keys)
 
 
 @pytest.mark.parametrize(

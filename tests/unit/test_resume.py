@@ -12,7 +12,7 @@ import pytest
 from largebatch.checkpoint import Checkpoint, CheckpointError, saved_versions
 from largebatch.optim import LAMB_PRESETS, LARS_PRESETS
 from largebatch.prepare import prepare
-from largebatch.resume import check_identity, run_identity, start_notes
+from largebatch.resume import _files_named, check_identity, run_identity, start_notes
 from tests.unit.composing import compose_run
 
 SMALL = ("data=synthetic", "model=linear", "logger=none", "length=4ep", "schedule.warmup=1ep")
@@ -125,3 +125,24 @@ def test_versions_that_changed_are_told():
     (note,) = start_notes(saved, [])
     assert note.startswith("saved by torch 1.0, now ")
     assert start_notes(None, []) == []
+
+
+def test_a_run_whose_model_is_named_by_a_path_goes_on_where_the_same_files_lie_at_another(tmp_path: Path):
+    for name, content in (("a", "1"), ("b", "1"), ("c", "2")):
+        (tmp_path / name / "deep").mkdir(parents=True)
+        (tmp_path / name / "config.json").write_text("{}")
+        (tmp_path / name / "deep" / "x.json").write_text(content)
+    plain = identity()
+
+    def named(name: str) -> dict[str, Any]:
+        model = {"_target_": "mine.Model", "name": str(tmp_path / name)}
+        return plain | {"model": model, "model_files": _files_named(model)}
+
+    check(named("a"), named("b"))
+    with pytest.raises(CheckpointError, match=r"model\.name was .*/a, now .*/c\."):
+        check(named("a"), named("c"))
+    old = named("a")
+    del old["model_files"]  # as checkpoints were before
+    check(old, named("a"))
+    with pytest.raises(CheckpointError, match=r"model\.name was .*/a, now .*/b\."):
+        check(old, named("b"))
