@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pickle
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -63,31 +63,42 @@ def find_state(model: nn.Module, loss: Loss, batch: TriedBatch, *, precision: st
         train_mode(model)
         choices = _Choices()
 
-        def values(rows: int, draw: int) -> Tensor:
+        def values(kept: Tensor, draw: int) -> Tensor:
             seed_generators(stream_key(seed, "state", draw))
-            kept = torch.arange(rows)
             inputs = in_precision(rows_of(batch.inputs, kept), precision)
             with _noting_draws(choices):
                 outputs = outputs_of(model, inputs, precision)
             return loss.loss_per_sample(outputs, in_precision(batch.targets[kept], precision)).detach().double()
 
+        every = torch.arange(batch.size)
         with unmoved(model):
             before = _buffers(model)
             with choices:
-                first = values(batch.size, 1)
+                first = values(every, 1)
             after = _buffers(model)
         with unmoved(model):
-            is_hidden = not torch.allclose(values(batch.size, 1), first, rtol=1e-6, atol=1e-9, equal_nan=True)
+            is_hidden = not torch.allclose(values(every, 1), first, rtol=1e-6, atol=1e-9, equal_nan=True)
         moved = [name for name, value in after.items() if not _same(value, before.get(name))]
         by_step: list[str] = []
         if moved and batch.size > 1:
-            with unmoved(model):
-                values(max(batch.size // 3, 1), 2)  # a third: of a batch that repeats its samples, a half may be alike
-                other = _buffers(model)
-            by_step = [name for name in moved if _same(after[name], other.get(name))]
+            # A third: of a batch that repeats its samples, a half may be alike.
+            other = _after(model, lambda: values(every[: max(batch.size // 3, 1)], 2))
+            if other is None:  # a size that no micro-batch of the run has: the first sample in place of all
+                other = _after(model, lambda: values(torch.zeros_like(every), 2))
+            by_step = [name for name in moved if _same(after[name], (other or {}).get(name))]
     return KeptState(
         tuple(by_step), tuple(name for name in moved if name not in by_step), is_hidden, tuple(sorted(choices.names))
     )
+
+
+def _after(model: nn.Module, forward_pass: Callable[[], Tensor]) -> dict[str, Tensor] | None:
+    """The buffers after a pass; None if it fails."""
+    with unmoved(model):
+        try:
+            forward_pass()
+        except Exception:
+            return None
+        return _buffers(model)
 
 
 def _buffers(model: nn.Module) -> dict[str, Tensor]:
