@@ -78,6 +78,7 @@ def _time_steps(prepared: Prepared, weights: Weights, *, pairs: int) -> StepTime
         fixed_units=units_are_fixed(prepared.loss, prepared.train),
         pairs=pairs,
         compression=config.precision.gradient_compression,
+        skips_parameters=bool(prepared.state.choices),
     )
 
 

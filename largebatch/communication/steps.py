@@ -51,6 +51,7 @@ def time_steps(
     fixed_units: bool,
     pairs: int,
     compression: Compression = "none",
+    skips_parameters: bool = False,
 ) -> StepTimes:
     """Take the same step again and again, from the same weights; every rank calls it and gets the same.
 
@@ -67,8 +68,11 @@ def time_steps(
         fixed_units: whether all samples have the same number of units.
         pairs: how many, after some that warm up.
         compression: of gradients between ranks.
+        skips_parameters: see `GlobalGradient`.
     """
-    gradient = GlobalGradient(runtime, model, loss, fixed_units=fixed_units, compression=compression)
+    gradient = GlobalGradient(
+        runtime, model, loss, fixed_units=fixed_units, compression=compression, skips_parameters=skips_parameters
+    )
     weights = [parameter.detach().clone() for parameter in model.parameters()]
     train_mode(runtime.unwrap(model))
 
