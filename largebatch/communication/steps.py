@@ -18,7 +18,6 @@ from largebatch.global_gradient import GlobalGradient
 from largebatch.gradients import no_sync
 from largebatch.modes import train_mode
 from largebatch.rank_values import reals_of_ranks
-from largebatch.reduction_clock import Compression
 from largebatch.runtime import Runtime
 
 _WARMUP = 3
@@ -48,10 +47,8 @@ def time_steps(
     micro_batches: Sequence[Any],
     *,
     plan: BatchPlan,
-    fixed_units: bool,
     pairs: int,
-    compression: Compression = "none",
-    skips_parameters: bool = False,
+    **how: Any,
 ) -> StepTimes:
     """Take the same step again and again, from the same weights; every rank calls it and gets the same.
 
@@ -65,14 +62,10 @@ def time_steps(
         optimizer: of the model.
         micro_batches: this rank's part of the global batch.
         plan: which part that is.
-        fixed_units: whether all samples have the same number of units.
         pairs: how many, after some that warm up.
-        compression: of gradients between ranks.
-        skips_parameters: see `GlobalGradient`.
+        how: for `GlobalGradient`.
     """
-    gradient = GlobalGradient(
-        runtime, model, loss, fixed_units=fixed_units, compression=compression, skips_parameters=skips_parameters
-    )
+    gradient = GlobalGradient(runtime, model, loss, **how)
     weights = [parameter.detach().clone() for parameter in model.parameters()]
     train_mode(runtime.unwrap(model))
 
