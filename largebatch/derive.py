@@ -15,9 +15,10 @@ from largebatch.report import Report
 from largebatch.scaling import ScaledValue, scale_lr
 from largebatch.schedule import Schedule
 from largebatch.schema import ScheduleConfig, TrainConfig
-from largebatch.stages import Stages, solve_stages
+from largebatch.stages import Stages, decay_milestones, solve_stages
 
 PROFILE_WARMUP_STEPS = 5
+DEFAULT_WARMUP, LARGEST_DEFAULT_WARMUP = "2ep", 0.1  # of the length
 IN_PLACE_OF_DECAY = "in_place_of_decay"  # the rule of a rate that stays because the batch grows
 # What such a batch is worth, by scaling rule.
 _GROWTH = {
@@ -160,28 +161,57 @@ def _left_of_decay(config: TrainConfig, first: ScaledValue, stages: Stages, numb
 
 def _schedule(config: TrainConfig, peak: ScaledValue, length: int, samples: Callable[[str], int]) -> Schedule:
     schedule = config.schedule
-    # With a peak at or below the base rate there is nothing to warm up to: the factor stays 1.
-    base_share = min(config.scaling.base_lr / peak.value, 1.0)
+    warmup_samples, start_factor = _warmup(config, peak.value, length, samples)
     given = {
         name: value
         for name, decays in _DECAYS_WITH.items()
         if schedule.decay in decays and (value := getattr(schedule, name)) is not None
     }
-    if "milestones" in given:
-        given["step_samples"] = tuple(samples(text) for text in given.pop("milestones"))
+    given.pop("milestones", None)
     if "gamma" in given:
         given["step_gamma"] = given.pop("gamma")
     solved = Schedule(
         total_samples=max(length, 1),
-        warmup_samples=samples(schedule.warmup),
-        warmup_start_factor=base_share if schedule.warmup_from == "base_lr" else 0.0,
+        warmup_samples=warmup_samples,
+        warmup_start_factor=start_factor,
         warmup_kind=schedule.warmup_kind,
         decay=schedule.decay,
+        step_samples=decay_milestones(schedule, length, samples),
         **given,
     )
     if config.batch.ramp.in_place_of_decay:
         return dataclasses.replace(solved, decay="constant", step_samples=())
     return solved
+
+
+def _warmup(config: TrainConfig, peak: float, length: int, samples: Callable[[str], int]) -> tuple[int, float]:
+    """Samples of the warmup, and the share of the peak rate that it starts from.
+
+    What nobody asked for is left out where it would not act; what somebody asked for acts.
+    """
+    schedule, base = config.schedule, config.scaling.base_lr
+    rises = peak > base
+    if schedule.warmup is not None:
+        num_samples = samples(schedule.warmup)
+    elif rises or schedule.warmup_from == "zero":
+        num_samples = min(samples(DEFAULT_WARMUP), int(length * LARGEST_DEFAULT_WARMUP))
+    else:
+        num_samples = 0
+    if schedule.warmup is None and schedule.warmup_from == "zero" and num_samples < samples("2steps"):
+        num_samples = 0  # from zero it would only be a step that moves no weight
+    from_base = schedule.warmup_from == "base_lr" or (schedule.warmup_from is None and rises)
+    is_wanted = num_samples > 0 or schedule.warmup is None
+    if from_base and not rises and is_wanted:
+        raise ConfigError(
+            [f"schedule.warmup_from=base_lr: the peak rate, {peak:.6g}, is not above scaling.base_lr={base:.6g}, so a "
+             "warmup from there has no effect. Use schedule.warmup_from=zero, or schedule.warmup=0ep for none."]
+        )  # fmt: skip
+    if schedule.warmup_kind == "constant" and not rises and schedule.warmup_from != "zero" and is_wanted:
+        raise ConfigError(
+            [f"schedule.warmup_kind=constant: holds scaling.base_lr={base:.6g} until the peak rate, which is "
+             f"{peak:.6g} and not above it. Use schedule.warmup_kind=gradual, or a larger batch."]
+        )  # fmt: skip
+    return num_samples, base / peak if from_base and rises else 0.0
 
 
 # Settings of a schedule that only some decays have.

@@ -94,8 +94,6 @@ def _steps_per_epoch(derived: Derived) -> str:
 def _warmup_explained(derived: Derived) -> str:
     if not derived.schedule.warmup_samples:
         return "none"
-    if derived.schedule.warmup_start_factor == 1.0:
-        return "without effect: the peak is not above the base rate, from which it would start"
     how = "constant at" if derived.schedule.warmup_kind == "constant" else "from"
     return f"{how} {derived.lr_at(0):.6g}"
 

@@ -67,11 +67,11 @@ class ScalingConfig(Section):
 
 
 class ScheduleConfig(Section):
-    """Warmup and decay; a setting is None where the decay has no such thing."""
+    """Warmup and decay; a setting is None where it follows from the run, or the decay has no such thing."""
 
-    warmup: DurationText
+    warmup: DurationText | None
     warmup_kind: Annotated[str, one_of(WARMUP_KINDS)]
-    warmup_from: Literal["base_lr", "zero"]
+    warmup_from: Literal["base_lr", "zero"] | None
     decay: Annotated[str, one_of(DECAYS)]
     end_factor: Annotated[float, Field(ge=0, le=1)] | None = None
     power: PositiveFloat | None = None

@@ -9,7 +9,9 @@ from largebatch.config import ConfigError
 from largebatch.duration import Duration
 from largebatch.ramp import decay_left_over, totals_in_place_of_decay
 from largebatch.scaling import RATE_EXPONENTS
-from largebatch.schema import TrainConfig
+from largebatch.schema import ScheduleConfig, TrainConfig
+
+DEFAULT_MILESTONES_IN_SIXTHS = (2, 4, 5)  # of the length
 
 
 @dataclass(frozen=True)
@@ -48,14 +50,14 @@ def solve_stages(
     if errors:
         raise ConfigError(errors)
     if ramp.in_place_of_decay:
-        milestones, gamma = schedule.milestones or [], schedule.gamma or 1.0
+        milestones, gamma = decay_milestones(schedule, length, samples), schedule.gamma or 1.0
         largest = ramp.max_total or max(num_samples // 10, total)
         exponent = RATE_EXPONENTS[config.scaling.rule]
         grown = totals_in_place_of_decay(
             total, num_milestones=len(milestones), gamma=gamma, max_total=largest, exponent=exponent
         )
         left = (1.0, *decay_left_over(total, grown, gamma=gamma, exponent=exponent))
-        stages = Stages((total, *grown), tuple(samples(text) for text in milestones), left)
+        stages = Stages((total, *grown), milestones, left)
     else:
         stages = Stages((total, *ramp.totals), tuple(samples(text) for text in ramp.milestones))
     errors = _milestone_problems(ramp.milestones, stages, length)
@@ -67,6 +69,15 @@ def solve_stages(
     if errors:
         raise ConfigError(errors)
     return stages
+
+
+def decay_milestones(schedule: ScheduleConfig, length: int, samples: Callable[[str], int]) -> tuple[int, ...]:
+    """The samples at which a decay in steps falls; where none are given, shares of the run."""
+    if schedule.decay != "step":
+        return ()
+    if schedule.milestones is None:
+        return tuple(length * numerator // 6 for numerator in DEFAULT_MILESTONES_IN_SIXTHS)
+    return tuple(samples(text) for text in schedule.milestones)
 
 
 def _conflicts(config: TrainConfig) -> list[str]:

@@ -167,10 +167,12 @@ def test_goyals_run_has_goyals_rates():
     assert run.derived.num_steps == 180
 
 
-def test_without_scaling_up_there_is_nothing_to_warm_up_to():
-    run = prepared("scaling=none", "schedule=constant")
+def test_without_scaling_up_only_a_warmup_that_was_asked_for_is_there_and_it_starts_from_zero():
+    run = prepared("scaling=none", "schedule=constant", "schedule.warmup=null")
     assert [run.derived.lr_at(samples) for samples in (0, 100, 512, 2000)] == [0.05] * 4
-    assert prepared("scaling=none", "schedule.warmup_from=zero").derived.lr_at(0) == 0
+    asked = prepared("scaling=none", "schedule=constant")
+    assert [asked.derived.lr_at(samples) for samples in (0, 128, 512, 2000)] == [0, 0.0125, 0.05, 0.05]
+    assert ("warmup", "512 samples", "from 0") in plan_rows(asked.derived)
 
 
 def test_the_plan_is_that_of_the_launchers_ranks():
@@ -397,6 +399,18 @@ SCHEDULE: dict[str, Row] = {
         ["schedule.warmup=4ep"],
         NO_ENVIRON,
         {"schedule: A warmup of 2048 samples does not fit into a run of 2048": "Shorten the warmup or lengthen"},
+    ),
+    "warmup from a rate above the peak": (
+        ["schedule.warmup_from=base_lr", "batch.total=16"],
+        NO_ENVIRON,
+        {
+            "schedule.warmup_from=base_lr: the peak rate, 0.025, is not above scaling.base_lr=0.05, so": "warmup=0ep",
+        },
+    ),
+    "constant warmup without a rise": (
+        ["schedule.warmup_kind=constant", "scaling=none"],
+        NO_ENVIRON,
+        {"schedule.warmup_kind=constant: holds scaling.base_lr=0.05 until the peak rate, which is 0.05": "gradual"},
     ),
     "constant warmup at no rate": (
         ["schedule.warmup_kind=constant", "schedule.warmup_from=zero"],

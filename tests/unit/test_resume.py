@@ -53,12 +53,12 @@ def test_a_class_that_is_gone_is_compared_by_what_the_config_said():
 
 
 def test_a_run_from_before_there_were_kinds_of_warmup_goes_on_with_a_gradual_one():
-    now = identity()
+    now = identity("batch.total=64")
     old = copy.deepcopy(now)
     del old["schedule"]["warmup_kind"]
     check(old, now)
     with pytest.raises(CheckpointError, match=r"schedule\.warmup_kind was gradual, now constant"):
-        check(old, identity("schedule.warmup_kind=constant"))
+        check(old, identity("batch.total=64", "schedule.warmup_kind=constant"))
 
 
 def test_a_run_from_before_ramps_and_exact_batch_norm_goes_on_without_them():
