@@ -107,7 +107,7 @@ def open_job(prepared: Prepared, stop: Callable[[], bool], overrides: Sequence[s
         prepared.place_losses(runtime.device)
         if runtime.world_size > 1:
             require_same_run(runtime, run_fingerprint(prepared))
-        name = config.run.name or config.data.name
+        name = config.shown_name
         folder = RunFolder(Path(runtime.broadcast(config.run.dir or str(new_folder(config.run.root, name)))))
         identity = run_identity(prepared)
         checkpoint, notes = find_checkpoint(config.resume, folder, runtime)
@@ -124,7 +124,7 @@ def open_job(prepared: Prepared, stop: Callable[[], bool], overrides: Sequence[s
             trackers = _trackers(prepared, folder, checkpoint, stack) if runtime.is_main else []
             records = Records(runtime, resume_at_step=checkpoint.values["step"] if checkpoint else 0)
             job = _connect(prepared, runtime, folder, trackers, records, identity, stop)
-            job.notes += [*prepared.notes, *notes, *start_notes(checkpoint, changes)]
+            job.notes += [*prepared.notes, *notes, *start_notes(checkpoint, changes), *_variables_of(job.trackers)]
             if checkpoint is not None:
                 restore(job.run, checkpoint)
                 job.checkpoints.origin = checkpoint.path
@@ -153,20 +153,18 @@ def _trackers(
     prepared: Prepared, folder: RunFolder, checkpoint: Checkpoint | None, stack: contextlib.ExitStack
 ) -> list[Tracker]:
     config, derived = prepared.config, prepared.derived
-    wandb_config = config.logger.wandb
     values: dict[str, Any] = checkpoint.values if checkpoint else {"step": None, "samples_seen": None, "extra": {}}
     trackers: list[Tracker] = [JsonlTracker(folder.metrics, resume_at_step=values["step"])]
-    if wandb_config.mode != "disabled":
+    if config.logger.wandb.mode != "disabled":
+        given = config.logger.wandb.model_dump()
+        given["name"] = given["name"] or config.run.name
         trackers.append(
             WandbTracker(
                 folder=folder.path,
-                project=wandb_config.project,
-                name=config.run.name or config.data.name,
                 config={"config": prepared.public, "plan": plan_record(derived, prepared.optimizer, prepared.notes)},
-                mode=wandb_config.mode,
-                group=wandb_config.group,
-                tags=wandb_config.tags,
+                defaults={"name": config.shown_name},
                 run_id=values["extra"].get("wandb_run_id"),
+                **given,
             )
         )
     if config.logger.tensorboard:
@@ -176,6 +174,11 @@ def _trackers(
         line = ProgressLine(total_steps=derived.num_steps, total_samples=derived.num_consumed)
         trackers.append(stack.enter_context(line))
     return trackers
+
+
+def _variables_of(trackers: Sequence[Tracker]) -> list[str]:
+    names = [name for one in trackers if isinstance(one, WandbTracker) for name in one.variables]
+    return [f"W&B run as {', '.join(names)} say{'' if len(names) > 1 else 's'}"] if names else []
 
 
 def _connect(

@@ -16,7 +16,7 @@ from largebatch.model_size import state_bytes, state_of
 from largebatch.optim.triton_steps import has_triton
 from largebatch.run_folder import RunFolder
 from largebatch.schema import TrainConfig
-from largebatch.trackers import key_source
+from largebatch.trackers import PUBLIC_SERVER, key_source, mode_of
 
 _AMPLE = 8  # times the weights; the state of an optimizer is twice as large, or a little more
 
@@ -28,7 +28,7 @@ def machine_problems(config: TrainConfig, environ: Mapping[str, str]) -> list[st
         + _optimizer_problems(config)
         + _process_problems(config, environ)
         + _communication_problems(config, environ)
-        + _logger_problems(config)
+        + _logger_problems(config, environ)
     )
 
 
@@ -104,12 +104,17 @@ def communication_problems(config: TrainConfig, *, world_size: int, what: str) -
     return problems
 
 
-def _logger_problems(config: TrainConfig) -> list[str]:
+def _logger_problems(config: TrainConfig, environ: Mapping[str, str]) -> list[str]:
     problems = []
-    if config.logger.wandb.mode == "online" and key_source() is None:
-        problems.append(
-            "logger.wandb.mode=online: there is no W&B key. Run `wandb login`, set WANDB_API_KEY, or use offline."
-        )
+    server = environ.get("WANDB_BASE_URL") or PUBLIC_SERVER
+    try:
+        mode = mode_of(config.logger.wandb.mode, environ)
+    except ValueError as error:
+        problems.append(str(error))
+    else:
+        if mode == "online" and key_source(server) is None:
+            source = "logger.wandb.mode=online" if config.logger.wandb.mode == "online" else "WANDB_MODE=online"
+            problems.append(f"{source}: there is no W&B key. Run `wandb login`, set WANDB_API_KEY, or use offline.")
     if config.logger.tensorboard and importlib.util.find_spec("tensorboard") is None:
         problems.append(
             'logger.tensorboard=true: the package tensorboard is missing. Run `pip install "largebatch[tensorboard]"`.'

@@ -149,12 +149,17 @@ class GuardConfig(Section):
 
 
 class WandbConfig(Section):
-    """Weights & Biases."""
+    """Weights & Biases; None is what its variable says."""
 
     mode: Literal["auto", "online", "offline", "disabled"]
-    project: Annotated[str, Field(min_length=1, pattern=r"^[^/\\#?%:]+$")]
+    project: Annotated[str, Field(min_length=1, pattern=r"^[^/\\#?%:]+$")] | None
+    entity: str | None
+    name: str | None
     group: str | None
-    tags: list[str]
+    job_type: str | None
+    notes: str | None
+    tags: list[str] | None
+    id: Annotated[str, Field(min_length=1, pattern=r"^[^/\\#?%:]+$")] | None
 
 
 class LoggerConfig(Section):
@@ -177,6 +182,7 @@ class RunConfig(Section):
     """Name and folder."""
 
     name: str | None
+    title: str | None
     dir: str | None
     root: str
 
@@ -204,6 +210,11 @@ class TrainConfig(Section):
     observers: ObserversConfig
     logger: LoggerConfig
     launcher: LauncherConfig
+
+    @property
+    def shown_name(self) -> str:
+        """What the run is called on charts and in the name of its folder."""
+        return self.run.name or self.run.title or self.data.name
 
 
 class VerifyConfig(Section):

@@ -92,7 +92,7 @@ def _conclude(prepared: Prepared, options: FindLrConfig, weights: Weights, found
 
     config = prepared.config
     optimizer = str(config.optimizer["_target_"]).rpartition(".")[2]
-    title = f"learning rates for {config.run.name or config.data.name}, {optimizer}, from {weights.source}"
+    title = f"learning rates for {config.shown_name}, {optimizer}, from {weights.source}"
     print_table(HEADERS, [row for one in found for row in one.rows()], title=title)
     for line in _verdicts(prepared, found):
         print(line)

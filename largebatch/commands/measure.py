@@ -129,7 +129,7 @@ def _conclude(
     times += [(name, "left out", reason) for name, reason in left_out]
     overview = Section("overview", "What was measured, and how long it took.", ("what", "took", "of what"), times)
     parts = [Section(name, found.title, found.headers, found.rows, found.plots) for name, found, _ in shown]
-    name = prepared.config.run.name or prepared.config.data.name
+    name = prepared.config.shown_name
     page = write_page(
         folder / "page.html",
         title=f"{name}: {weights.source}",

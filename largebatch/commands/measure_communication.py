@@ -161,7 +161,7 @@ def _finding(
 ) -> Finding:
     found, fit, batch = _medians(steps), probe.fit, prepared.derived.plan
     rise = found["step_with"].value - found["step_without"].value
-    num_ranks, name = weights.runtime.world_size, prepared.config.run.name or prepared.config.data.name
+    num_ranks, name = weights.runtime.world_size, prepared.config.shown_name
     title = f"communication of {num_ranks} ranks, batch {batch.global_batch_size} in {options.precision}"
     picture = plot_transfer(
         folder / "communication.png",

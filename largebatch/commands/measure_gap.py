@@ -116,7 +116,7 @@ def _finding(
     num_validation: int,
 ) -> Finding:
     count = options.samples or len(prepared.train_plain)
-    name = prepared.config.run.name or prepared.config.data.name
+    name = prepared.config.shown_name
     settings = {"ghost": ghost, "settings": options.model_dump(), "is_augmented": prepared.gap_is_augmented}
     return Finding(
         title=f"gap of {weights.source}: {count} training, {num_validation} validation samples, {options.precision}",

@@ -82,7 +82,7 @@ def _error(standard_error: float) -> str:
 
 def _finding(prepared: Prepared, options: MeasureConfig, weights: Weights, found: Sharpness, folder: Path) -> Finding:
     count = options.samples or len(prepared.train_plain)
-    name = prepared.config.run.name or prepared.config.data.name
+    name = prepared.config.shown_name
     return Finding(
         title=f"sharpness of {weights.source}, on {count} training samples in {options.precision}",
         headers=("what", "value", "error", "meaning"),

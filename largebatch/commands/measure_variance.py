@@ -62,7 +62,7 @@ def _finding(
     prepared: Prepared, options: MeasureConfig, weights: Weights, found: GradientVariance, folder: Path
 ) -> Finding:
     count = found.noise.num_samples
-    name = prepared.config.run.name or prepared.config.data.name
+    name = prepared.config.shown_name
     measured = f"{weights.source}, on {count} training samples in {options.precision}"
     return Finding(
         title=f"gradient variance of {measured}:\n{_verdict(found.with_replacement.slope)}",

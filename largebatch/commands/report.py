@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,9 @@ def main(arguments: Sequence[str]) -> int:
         return EXIT_WRONG_INPUT if exit_.code else EXIT_DONE
     from largebatch.run_report import read_evidence, write_report
 
+    if options.wandb and (problem := _wandb_problem()):
+        print(f"largebatch report: {problem}", file=sys.stderr)
+        return EXIT_WRONG_INPUT
     path = Path(options.out)
     evidence = read_evidence(options.folders)
     for one in evidence.left_out:
@@ -43,18 +47,33 @@ def main(arguments: Sequence[str]) -> int:
     print(f"{len(evidence.runs)} runs, {sum(map(len, evidence.records.values()))} records")
     print(path)
     if options.wandb:
-        _log_to_wandb(options.wandb, title, path, figures, options.folders)
+        _log_to_wandb(options, title, path, figures)
     return EXIT_DONE
 
 
+def _wandb_problem() -> str:
+    """What a variable asks of W&B that there is not."""
+    from largebatch.trackers import mode_of
+
+    try:
+        mode_of("auto", os.environ)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
 def _log_to_wandb(
-    project: str, title: str, path: Path, figures: Mapping[str, Mapping[str, Any]], folders: Sequence[str]
+    options: argparse.Namespace, title: str, path: Path, figures: Mapping[str, Mapping[str, Any]]
 ) -> None:
     """The figures and the page in a W&B run of their own; without a key it is an offline one beside the page."""
     from largebatch.trackers import WandbTracker
 
     tracker = WandbTracker(
-        folder=path.parent, project=project, name=title, config={"folders": list(folders)}, job_type="report"
+        folder=path.parent,
+        config={"folders": list(options.folders)},
+        defaults={"name": title, "job_type": "report"},
+        project=options.wandb,
+        name=options.title,
     )
     tracker.show({f"report/{key}": figure for key, figure in figures.items()}, {"report/page": path})
     tracker.finish({"figures": len(figures)}, [])

@@ -10,9 +10,8 @@ from collections.abc import Iterator, Mapping
 from urllib.parse import urlsplit
 
 from largebatch.doctor.diagnosis import Diagnosis
-from largebatch.trackers import key_source
+from largebatch.trackers import PUBLIC_SERVER, key_source
 
-_PUBLIC = "https://api.wandb.ai"
 _LIMIT_S = 5.0
 
 
@@ -23,7 +22,7 @@ def trackers(environ: Mapping[str, str] = os.environ, *, network: bool) -> Itera
         environ: for WANDB_BASE_URL.
         network: open a connection to the server, and close it.
     """
-    server = environ.get("WANDB_BASE_URL") or _PUBLIC
+    server = environ.get("WANDB_BASE_URL") or PUBLIC_SERVER
     source = key_source(server)
     if source is None:
         remedy = "`wandb login`, or WANDB_API_KEY; a run without is kept offline, and `wandb sync` uploads it"

@@ -9,7 +9,8 @@ from largebatch.trackers.console import ProgressLine, print_plan, print_summary,
 from largebatch.trackers.jsonl import JsonlTracker, read_metrics, set_stale_rows_aside, torn_lines
 from largebatch.trackers.tensorboard import TensorBoardTracker
 from largebatch.trackers.tracker import Problems, Row, Tracker
-from largebatch.trackers.wandb import WandbTracker, key_source
+from largebatch.trackers.wandb import WandbTracker
+from largebatch.trackers.wandb_settings import PUBLIC_SERVER, key_source, mode_of
 
 if TYPE_CHECKING:
     from largebatch.trackers.communication_figures import plot_transfer
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from largebatch.trackers.variance_plot import plot_variance
 
 __all__ = [
+    "PUBLIC_SERVER",
     "JsonlTracker",
     "Problems",
     "ProgressLine",
@@ -29,6 +31,7 @@ __all__ = [
     "WandbTracker",
     "default_charts",
     "key_source",
+    "mode_of",
     "plot_comparison",
     "plot_gap_parts",
     "plot_large_batch_gap",

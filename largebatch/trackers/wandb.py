@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import netrc
 import os
 import socket
 import urllib.request
@@ -20,11 +19,17 @@ from urllib.parse import urlsplit
 
 from largebatch.trackers.charts import Chart
 from largebatch.trackers.tracker import Problems, Row, plain_values
+from largebatch.trackers.wandb_settings import (
+    VARIABLES,
+    identity,
+    key_source,
+    mode_of,
+    provide_home,
+    said_by_files,
+    server_of,
+    settings,
+)
 
-_PUBLIC_SERVER = "https://api.wandb.ai"
-_MODES = ("auto", "online", "offline", "disabled")
-_INIT_TIMEOUT_S = 15
-_FINISH_TIMEOUT_S = 60
 _CONNECT_TIMEOUT_S = 3
 _BEST = {"eval/val_accuracy": "max", "eval/val_loss": "min"}
 
@@ -34,16 +39,15 @@ class WandbTracker:
 
     Args:
         folder: the run folder; W&B makes the subfolder `wandb` itself.
-        project: the W&B project.
-        name: the run's name on the charts.
         config: what to show as the run's configuration. Give it unresolved, without secrets: it is stored as it is,
             but for values that JSON does not know, which are stored as texts.
-        mode: "auto" is what WANDB_MODE says, else online if a key is found (`key_source`), else offline.
-        group: joins the runs of one study.
-        tags: words to filter by.
+        mode: "auto" is what WANDB_MODE or `wandb offline` says, else online if a key is found (`key_source`), else
+            offline.
+        defaults: by key of `wandb_settings.VARIABLES`, what holds where neither `given` nor W&B's variable says it.
         run_id: the id of the run that is resumed. Offline, W&B opens another folder with the same id; `wandb sync`
             joins them. Rows logged again after a resume appear twice, at the same `samples_seen`.
-        job_type: "train", "eval", ...
+        given: `project`, `entity`, `name`, `group` (joins the runs of one study), `job_type`, `notes`, `tags`, `id`;
+            None: what W&B's variable says, else the default.
 
     An online start that fails (no key, no server within 15 s) becomes an offline run and a line in `problems`.
 
@@ -51,46 +55,41 @@ class WandbTracker:
         run_id: to be stored for a resume; None if there is no W&B run.
         mode: what it became: "online", "offline" or "disabled".
         sync_command: uploads later what stayed on this machine; None if nothing did.
+        variables: those of W&B that named this run.
     """
 
     def __init__(
         self,
         *,
         folder: str | Path,
-        project: str,
-        name: str,
         config: Mapping[str, Any],
         mode: str = "auto",
-        group: str | None = None,
-        tags: Sequence[str] = (),
+        defaults: Mapping[str, Any] | None = None,
         run_id: str | None = None,
-        job_type: str = "train",
+        **given: Any,
     ) -> None:
-        if mode not in _MODES:
-            raise ValueError(f"W&B mode {mode!r} does not exist. Choose one of {', '.join(_MODES)}.")
+        assert given.keys() <= VARIABLES.keys(), given.keys() - VARIABLES.keys()
+        mode = mode_of(mode, os.environ)
         self.run_id = run_id
         self.mode = "disabled"
         self.sync_command: str | None = None
+        self.variables: list[str] = []
         self._run: Any = None
         self._wandb: Any = None
         self._run_folder = Path(folder)
         self._samples_seen: float | int | str = 0
         self._problems = Problems("W&B")
-        self._identity: dict[str, Any] = {
-            "dir": str(folder),
-            "project": project,
-            "name": name,
-            "group": group,
-            "tags": list(tags),
-            "job_type": job_type,
-        }
-        mode = _mode_of_the_environment(mode)
         if mode != "disabled":
             with self._problems.counted("no W&B run; the records are in metrics.jsonl"):
                 Path(folder).mkdir(parents=True, exist_ok=True)  # or W&B writes to the folder for temporary files
-                self._identity["config"] = json.loads(json.dumps(dict(config), default=str))
+                plain = json.loads(json.dumps(dict(config), default=str))
+                provide_home(Path(folder))
                 self._wandb = importlib.import_module("wandb")
-                self._start(mode)
+                files = said_by_files(self._wandb)
+                ours = {"project": "largebatch", "job_type": "train", "id": run_id, "dir": str(folder)}
+                self._identity, self.variables = identity(given, ours | dict(defaults or {}), files, os.environ)
+                self._identity["config"] = plain
+                self._start(mode_of(mode, os.environ, files))
 
     @property
     def problems(self) -> list[str]:
@@ -153,7 +152,9 @@ class WandbTracker:
             self.sync_command = f"wandb sync {self._run_folder}"
 
     def _start(self, mode: str) -> None:
-        server = _server(self._wandb)
+        if mode == "disabled":
+            return
+        server = server_of(self._wandb)
         if mode == "auto":
             mode = "online" if key_source(server) else "offline"
         if mode == "online" and not self._starts_online(server):
@@ -179,63 +180,9 @@ class WandbTracker:
         return self._run is not None
 
     def _init(self, mode: str) -> Any:
-        wanted: dict[str, Any] = {
-            "mode": mode,
-            "x_disable_meta": True,  # the command line may hold a secret, and W&B would store it
-            "save_code": False,
-            "disable_git": True,  # a remote's address may hold a token
-            "silent": True,
-            "console": "off",
-            "init_timeout": _INIT_TIMEOUT_S,
-            "finish_timeout": _FINISH_TIMEOUT_S,
-            "finish_timeout_raises": True,
-            "reinit": "create_new",  # a run that the user has opened stays open
-        }
-        if "finish_timeout" not in self._wandb.Settings.model_fields:  # wandb < 0.27 waits for its uploads for ever
-            del wanted["finish_timeout"], wanted["finish_timeout_raises"]
-        resume = "allow" if self.run_id and mode == "online" else None
-        return self._wandb.init(
-            **self._identity, id=self.run_id, resume=resume, settings=self._wandb.Settings(**wanted)
-        )
-
-
-def key_source(server: str = _PUBLIC_SERVER) -> str | None:
-    """Where a W&B credential for `server` is configured: a variable's name or a netrc file's path; None if nowhere.
-
-    Looks where wandb looks, but never prompts, and the key itself is not returned.
-    """
-    for variable in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"):
-        if os.environ.get(variable):
-            return variable
-    named = os.environ.get("NETRC")
-    for path in [Path(named)] if named else [Path("~/.netrc"), Path("~/_netrc")]:
-        try:
-            path = path.expanduser()
-            entry = netrc.netrc(str(path)).authenticators(urlsplit(server).netloc)
-        except (OSError, RuntimeError, netrc.NetrcParseError):  # RuntimeError: there is no home
-            continue
-        if entry and entry[2]:
-            return str(path)
-    return None
-
-
-def _mode_of_the_environment(mode: str) -> str:
-    """WANDB_MODE decides where the configuration says "auto"."""
-    if mode != "auto":
-        return mode
-    said = os.environ.get("WANDB_MODE", "").lower()
-    said = {"run": "online", "dryrun": "offline"}.get(said, said)
-    return said if said in _MODES else "auto"
-
-
-def _server(wandb: Any) -> str:
-    """The address that wandb will use: the environment, then its settings files, then the public server."""
-    if said := os.environ.get("WANDB_BASE_URL"):
-        return said
-    try:
-        return str(wandb.setup().settings.base_url)
-    except Exception:
-        return _PUBLIC_SERVER
+        resume = "allow" if self.run_id and mode == "online" and not os.environ.get("WANDB_RESUME") else None
+        wanted = settings(self._wandb.Settings.model_fields, os.environ)
+        return self._wandb.init(**self._identity, resume=resume, settings=self._wandb.Settings(mode=mode, **wanted))
 
 
 def _connect(server: str) -> None:

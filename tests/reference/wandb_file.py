@@ -30,6 +30,9 @@ class WandbRun:
     group: str = ""
     job_type: str = ""
     tags: list[str] = field(default_factory=list)
+    notes: str = ""
+    entity: str = ""
+    host: str = ""
     history: list[dict[str, Any]] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
     step_metrics: dict[str, str] = field(default_factory=dict)  # metric or glob -> its x axis
@@ -101,6 +104,7 @@ def _add(run: WandbRun, record: Any) -> None:
         run.run_ids += [record.run.run_id] if record.run.run_id not in run.run_ids else []
         run.project, run.name = record.run.project, record.run.display_name
         run.group, run.job_type, run.tags = record.run.run_group, record.run.job_type, list(record.run.tags)
+        run.notes, run.entity, run.host = record.run.notes, record.run.entity, record.run.host
         run.config.update({item.key: json.loads(item.value_json) for item in record.run.config.update})
     elif kind == "history":
         run.history.append({_key(item): json.loads(item.value_json) for item in record.history.item})

@@ -97,7 +97,7 @@ def test_every_experiment_has_a_file_a_module_and_a_shortened_form():
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_an_experiment_parses_and_says_how_it_is_started(name: str):
     config, _ = composed(name)
-    assert parse_config(config).run.name == name
+    assert parse_config(config).run.title == name
     lines = Path(conf_dir(), "experiment", "chapter", f"{name}.yaml").read_text().splitlines()
     assert lines[0] == "# @package _global_"
     assert f"#   largebatch chapter {name}" in lines

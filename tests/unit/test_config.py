@@ -79,7 +79,7 @@ def test_every_experiment_and_debug_file_parses_with_nothing_but_its_data(choice
     if config.data.name in ("cifar10", "text"):
         config.data.path = "X"
     parsed = parse_config(config)
-    assert parsed.run.name in (choice.partition("=")[2], f"debug-{choice.partition('=')[2]}")
+    assert parsed.run.title in (choice.partition("=")[2], f"debug-{choice.partition('=')[2]}")
 
 
 def test_every_yaml_file_is_a_choice_of_a_group_that_the_run_composes():

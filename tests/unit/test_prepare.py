@@ -774,6 +774,16 @@ MACHINE: dict[str, Row] = {
         NO_ENVIRON,
         {"logger.wandb.mode=online: there is no W&B key": "Run `wandb login`, set WANDB_API_KEY, or use offline."},
     ),
+    "W&B's variable without a key": (
+        ["logger.wandb.mode=auto"],
+        {"WANDB_MODE": "online"},
+        {"WANDB_MODE=online: there is no W&B key": "Run `wandb login`, set WANDB_API_KEY, or use offline."},
+    ),
+    "W&B's variable of no meaning": (
+        ["logger.wandb.mode=auto"],
+        {"WANDB_MODE": "of"},
+        {"WANDB_MODE=of: use online, offline or disabled": "or unset it."},
+    ),
     "launcher in part": (
         [],
         MEETING | {"WORLD_SIZE": "2"},

@@ -48,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_study_experiment_parses(name: str):
     config = compose_config([f"experiment=study/{name}"], config_name="study")
     study = parse_section(config, "study", StudyConfig)
-    assert parse_config(config).run.name == f"study_{name}"
+    assert parse_config(config).run.title == f"study_{name}"
     assert len(study.batch_sizes) >= 6
 
 

@@ -17,6 +17,7 @@ import pytest
 import wandb
 from matplotlib.figure import Figure
 
+from largebatch.__main__ import main
 from largebatch.trackers import WandbTracker, key_source
 from largebatch.trackers.charts import Chart
 from largebatch.trackers.wandb import _connect
@@ -122,6 +123,7 @@ def test_names_config_summary_and_exit_are_recorded(run: WandbRun) -> None:
     assert {key: run.config[key] for key in CONFIG} == {"batch": {"total": 96}, "optimizer": "lars", "odd": "a/b"}
     assert (run.summary["steps"], run.summary["last"]) == (3, "value")
     assert run.exit_codes == [0, 0]
+    assert run.host == ""  # W&B would record the name of the machine
 
 
 def test_odd_values_cost_themselves_and_are_counted(
@@ -216,7 +218,8 @@ class FakeWandb:
 
 
 class SimpleSettings(SimpleNamespace):
-    model_fields = ("finish_timeout",)
+    model_fields = ("x_disable_meta", "host", "save_code", "disable_git", "silent", "console", "init_timeout",
+                    "finish_timeout", "finish_timeout_raises", "reinit")  # fmt: skip
 
 
 @pytest.fixture
@@ -257,6 +260,105 @@ def test_settings_keep_secrets_out_and_bound_the_waiting(fake: FakeWandb, tmp_pa
     settings = fake.starts[0]["settings"]
     assert (settings.x_disable_meta, settings.save_code, settings.disable_git) == (True, False, True)
     assert (settings.init_timeout, settings.finish_timeout, settings.console) == (15, 60, "off")
+    assert settings.host == ""
+
+
+VARIABLES = {
+    "WANDB_PROJECT": "team-project", "WANDB_ENTITY": "team", "WANDB_NAME": "from-env", "WANDB_RUN_GROUP": "sweep-7",
+    "WANDB_JOB_TYPE": "pretrain", "WANDB_NOTES": "note", "WANDB_TAGS": "a, b", "WANDB_RUN_ID": "mine",
+    "WANDB_DIR": "elsewhere",
+}  # fmt: skip
+SAID = {
+    "project": "team-project", "entity": "team", "name": "from-env", "group": "sweep-7", "job_type": "pretrain",
+    "notes": "note", "tags": ["a", "b"], "id": "mine", "dir": "elsewhere",
+}  # fmt: skip
+
+
+def test_variables_win_over_our_defaults_and_lose_to_what_was_given(
+    fake: FakeWandb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An argument of `wandb.init` wins over its variables, so a default of ours must not be one."""
+    ours = {"name": "digits"}
+    WandbTracker(folder=tmp_path, config={}, defaults=ours, run_id="old")
+    for name, value in VARIABLES.items():
+        monkeypatch.setenv(name, value)
+    tracker = WandbTracker(folder=tmp_path, config={}, defaults=ours, run_id="old")
+    given = {key: ["c"] if key == "tags" else f"my-{key}" for key in SAID if key != "dir"}
+    WandbTracker(folder=tmp_path, config={}, defaults=ours, run_id="old", **given)
+    WandbTracker(folder=tmp_path, config={}, tags=[])  # no tags, though the variable has some
+    silent, spoken, explicit, untagged = ({key: start[key] for key in SAID} for start in fake.starts)
+    assert silent == dict.fromkeys(SAID) | {
+        "project": "largebatch", "name": "digits", "job_type": "train", "id": "old", "dir": str(tmp_path),
+    }  # fmt: skip
+    assert spoken == SAID
+    assert tracker.variables == list(VARIABLES)
+    assert explicit == given | {"dir": "elsewhere"}
+    assert untagged["tags"] == []
+
+
+@pytest.mark.usefixtures("in_a_folder")
+def test_a_run_is_named_by_the_environment_unless_by_a_key(
+    fake: FakeWandb, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The title of an experiment or a debug choice is a default of ours, run.name is the user's."""
+    for name, value in VARIABLES.items():
+        monkeypatch.setenv(name, value)
+    tiny = ["train", "debug=tiny", "logger=default", "logger.plots=false", "observers.progress=false", "length=1steps"]
+    assert main([*tiny, "run.dir=a", "logger.wandb.group=g"]) == 0
+    assert "W&B run as WANDB_PROJECT, WANDB_ENTITY, WANDB_NAME, WANDB_JOB_TYPE, " in capsys.readouterr().out
+    assert main([*tiny, "run.dir=b", "run.name=mine"]) == 0
+    assert [(one["name"], one["group"], one["project"]) for one in fake.starts] == [
+        ("from-env", "g", "team-project"),
+        ("mine", "sweep-7", "team-project"),
+    ]
+
+
+def test_settings_of_ours_give_way_to_variables_too(
+    fake: FakeWandb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("WANDB_CONSOLE", "WANDB_SILENT", "WANDB_INIT_TIMEOUT", "WANDB_HOST", "WANDB__DISABLE_META"):
+        monkeypatch.setenv(name, "said")
+    start(tmp_path)
+    assert {"console", "silent", "init_timeout", "host", "x_disable_meta"}.isdisjoint(vars(fake.starts[0]["settings"]))
+    assert fake.starts[0]["settings"].finish_timeout == 60
+
+
+def test_files_of_wandb_win_over_our_defaults_and_lose_to_variables(
+    fake: FakeWandb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`wandb init` and `wandb offline` write them; `wandb.setup()` reads them."""
+    found = SimpleNamespace(mode="disabled", project="of-file", entity="me", model_fields_set={"mode", "project"})
+    monkeypatch.setattr(fake, "setup", lambda: SimpleNamespace(settings=found), raising=False)
+    assert WandbTracker(folder=tmp_path, config={}).mode == "disabled"
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    WandbTracker(folder=tmp_path, config={})
+    monkeypatch.setenv("WANDB_PROJECT", "said")
+    WandbTracker(folder=tmp_path, config={})
+    assert [(one["project"], one["entity"]) for one in fake.starts] == [("of-file", None), ("said", None)]
+
+
+def test_without_a_home_wandb_writes_beside_the_run(
+    fake: FakeWandb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a container with an unknown user W&B would raise for want of ~, and the run would be lost."""
+    names = (
+        "WANDB_CONFIG_DIR",
+        "WANDB_CACHE_DIR",
+        "WANDB_DATA_DIR",
+        "XDG_CONFIG_HOME",
+        "XDG_CACHE_HOME",
+        "XDG_DATA_HOME",
+    )
+    for name in names:
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    start(tmp_path)
+    assert not {*names} & {*os.environ}
+    monkeypatch.setenv("HOME", "/nowhere")
+    monkeypatch.setenv("WANDB_CACHE_DIR", "mine")
+    start(tmp_path)
+    config, cache, data = (f"{tmp_path}/wandb/{name}" for name in ("config", "cache", "data"))
+    assert [os.environ[name] for name in names] == [config, "mine", data, config, cache, data]
 
 
 @pytest.mark.parametrize(
@@ -267,12 +369,14 @@ def test_settings_keep_secrets_out_and_bound_the_waiting(fake: FakeWandb, tmp_pa
         ("auto", "disabled", "disabled"),
         ("offline", "disabled", "offline"),
         ("disabled", "offline", "disabled"),
+        ("auto", "WANDB_DISABLED", "disabled"),  # transformers' variable
+        ("offline", "WANDB_DISABLED", "offline"),
     ],
 )
 def test_the_environment_decides_for_auto_alone(
     fake: FakeWandb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, variable: str, becomes: str
 ) -> None:
-    monkeypatch.setenv("WANDB_MODE", variable)
+    monkeypatch.setenv(*(("WANDB_DISABLED", "true") if variable == "WANDB_DISABLED" else ("WANDB_MODE", variable)))
     tracker = start(tmp_path, mode=mode, run_id="kept")
     assert tracker.mode == becomes
     assert len(fake.starts) == (becomes != "disabled")
@@ -298,9 +402,12 @@ def test_a_proxy_is_trusted_and_no_proxy_is_none(monkeypatch: pytest.MonkeyPatch
     _connect(CLOSED_PORT)
 
 
-def test_an_unknown_mode_names_the_known_ones(tmp_path: Path) -> None:
+def test_an_unknown_mode_names_the_known_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"'of' does not exist\. Choose one of auto, online, offline, disabled"):
         start(tmp_path, mode="of")
+    monkeypatch.setenv("WANDB_MODE", "off")
+    with pytest.raises(ValueError, match=r"WANDB_MODE=off: use online, offline or disabled, or unset it"):
+        start(tmp_path)
 
 
 def test_a_broken_installation_costs_the_tracker_and_not_the_run(

@@ -1,0 +1,150 @@
+"""What W&B is told: what was given, then what its own variables and files say, then our defaults.
+
+W&B reads its variables itself, but an argument of `wandb.init` wins over them: a default of ours must not be one.
+"""
+
+from __future__ import annotations
+
+import netrc
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+PUBLIC_SERVER = "https://api.wandb.ai"
+MODES = ("auto", "online", "offline", "disabled")
+_INIT_TIMEOUT_S = 15
+_FINISH_TIMEOUT_S = 60
+VARIABLES = {
+    "project": "WANDB_PROJECT",
+    "entity": "WANDB_ENTITY",
+    "name": "WANDB_NAME",
+    "group": "WANDB_RUN_GROUP",
+    "job_type": "WANDB_JOB_TYPE",
+    "notes": "WANDB_NOTES",
+    "tags": "WANDB_TAGS",
+    "id": "WANDB_RUN_ID",
+    "dir": "WANDB_DIR",
+}
+_TRUE = ("1", "true", "yes", "on", "y", "t")
+_MODE_NAMES = {"run": "online", "dryrun": "offline"} | {mode: mode for mode in MODES[1:]}
+
+
+def identity(
+    given: Mapping[str, Any], defaults: Mapping[str, Any], files: Mapping[str, Any], environ: Mapping[str, str]
+) -> tuple[dict[str, Any], list[str]]:
+    """The arguments of `wandb.init` that say which run this is, and the variables that had a say.
+
+    Args:
+        given: by key of `VARIABLES`; None where nothing was given.
+        defaults: ours.
+        files: what settings files of W&B say.
+        environ: the environment.
+    """
+    told: dict[str, Any] = {}
+    used = []
+    for key, variable in VARIABLES.items():
+        value = given.get(key)
+        if value is None and (said := environ.get(variable)):
+            value = [tag.strip() for tag in said.split(",")] if key == "tags" else said
+            used.append(variable)
+        told[key] = next((one for one in (value, files.get(key), defaults.get(key)) if one is not None), None)
+    return told, used
+
+
+def mode_of(mode: str, environ: Mapping[str, str], files: Mapping[str, Any] | None = None) -> str:
+    """The mode that the configuration, W&B's variables or its files ask for; "auto" if none of them does.
+
+    Raises:
+        ValueError: for a mode that does not exist.
+    """
+    if mode not in MODES:
+        raise ValueError(f"W&B mode {mode!r} does not exist. Choose one of {', '.join(MODES)}.")
+    if mode != "auto":
+        return mode
+    if environ.get("WANDB_DISABLED", "").lower() in _TRUE:
+        return "disabled"
+    if said := environ.get("WANDB_MODE", "").lower():
+        if said not in _MODE_NAMES:
+            raise ValueError(f"WANDB_MODE={said}: use online, offline or disabled, or unset it. Rank 0 alone logs.")
+        return _MODE_NAMES[said]
+    return _MODE_NAMES.get(str((files or {}).get("mode")), "auto")
+
+
+def settings(known: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
+    """How W&B behaves, but for what its variables say.
+
+    Args:
+        known: the settings that this release of W&B has.
+        environ: the environment.
+    """
+    wanted: dict[str, Any] = {
+        "x_disable_meta": True,  # the command line may hold a secret, and W&B would store it
+        "host": "",  # its name may say whose it is
+        "save_code": False,
+        "disable_git": True,  # a remote's address may hold a token
+        "silent": True,
+        "console": "off",
+        "init_timeout": _INIT_TIMEOUT_S,
+        "finish_timeout": _FINISH_TIMEOUT_S,  # wandb < 0.27 waits for its uploads for ever
+        "finish_timeout_raises": True,
+        "reinit": "create_new",  # a run that the user has opened stays open
+    }
+    return {
+        name: value
+        for name, value in wanted.items()
+        if name in known and not any(environ.get(f"WANDB_{one.upper()}") for one in (name, name.removeprefix("x")))
+    }
+
+
+def said_by_files(wandb: Any) -> dict[str, Any]:
+    """What `wandb init`, `wandb offline` and the like have written into settings files."""
+    try:
+        found = wandb.setup().settings
+        return {name: getattr(found, name) for name in ("mode", "project", "entity") if name in found.model_fields_set}
+    except Exception:  # whatever is wrong with them, `wandb.init` says it
+        return {}
+
+
+def server_of(wandb: Any) -> str:
+    """The address that wandb will use: the environment, then its settings files, then the public server."""
+    if said := os.environ.get("WANDB_BASE_URL"):
+        return said
+    try:
+        return str(wandb.setup().settings.base_url)
+    except Exception:
+        return PUBLIC_SERVER
+
+
+def provide_home(folder: Path) -> None:
+    """Where there is no home to write to, as in many containers, W&B would lose the run: it gets folders beside it."""
+    try:
+        if os.access(Path.home(), os.W_OK):
+            return
+    except RuntimeError:  # neither HOME nor an entry for this user
+        pass
+    for name in ("config", "cache", "data"):
+        place = str((folder / "wandb" / name).absolute())
+        os.environ.setdefault(f"WANDB_{name.upper()}_DIR", place)
+        os.environ.setdefault(f"XDG_{name.upper()}_HOME", place)  # which W&B asks for even if it has the other
+
+
+def key_source(server: str = PUBLIC_SERVER) -> str | None:
+    """Where a W&B credential for `server` is configured: a variable's name or a netrc file's path; None if nowhere.
+
+    Looks where wandb looks, but never prompts, and the key itself is not returned.
+    """
+    for variable in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"):
+        if os.environ.get(variable):
+            return variable
+    named = os.environ.get("NETRC")
+    for path in [Path(named)] if named else [Path("~/.netrc"), Path("~/_netrc")]:
+        try:
+            path = path.expanduser()
+            entry = netrc.netrc(str(path)).authenticators(urlsplit(server).netloc)
+        except (OSError, RuntimeError, netrc.NetrcParseError):  # RuntimeError: there is no home
+            continue
+        if entry and entry[2]:
+            return str(path)
+    return None
