@@ -2,11 +2,104 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 
 _REMEDY = "Start with torchrun or accelerate launch, or unset it."
 # What accelerate calls a precision of ours.
 _ACCELERATE_NAMES = {"bf16": "bf16", "fp16": "fp16"}
+
+# Starters of processes that say how many there are, but not what torch asks for: name, how many, which one, and how
+# they start one torchrun on every node.
+_STARTERS = (
+    ("Open MPI", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "mpirun --map-by ppr:1:node"),
+    ("MVAPICH", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK", "mpirun_rsh -np NODES"),
+    ("Horovod", "HOROVOD_SIZE", "HOROVOD_RANK", ""),
+    ("jsrun", "JSM_NAMESPACE_SIZE", "JSM_NAMESPACE_RANK", "jsrun --rs_per_host 1 --tasks_per_rs 1"),
+    ("Flux", "FLUX_JOB_SIZE", "FLUX_TASK_RANK", "flux run --tasks-per-node 1"),
+    ("MPI", "PMI_SIZE", "PMI_RANK", "mpiexec -ppn 1"),
+    ("SageMaker", "SM_HOSTS", "SM_CURRENT_HOST", ""),
+    ("SkyPilot", "SKYPILOT_NUM_NODES", "SKYPILOT_NODE_RANK", ""),
+    ("dstack", "DSTACK_NODES_NUM", "DSTACK_NODE_RANK", ""),
+    ("AWS Batch", "AWS_BATCH_JOB_NUM_NODES", "AWS_BATCH_JOB_NODE_INDEX", ""),
+)
+
+
+def start_problems(environ: Mapping[str, str], *, num_processes: int | None) -> list[str]:
+    """Whether this process is one of several that nobody made ranks of one job: each would train the whole run.
+
+    Worth telling before anything else, since nothing else that is said then is about the run that was meant.
+
+    Args:
+        environ: environment variables as set by a launcher, another starter of processes, or nobody.
+        num_processes: the number of processes that the config expects; with 1, copies are meant.
+    """
+    if not environ.keys() & {"WORLD_SIZE", "RANK", "LOCAL_RANK"}:
+        return [] if num_processes == 1 else _copies(environ)
+    missing = [
+        (name, other)
+        for name, other in (
+            ("WORLD_SIZE", "RANK"),
+            ("RANK", "WORLD_SIZE"),
+            ("RANK", "LOCAL_RANK"),
+            ("LOCAL_RANK", "RANK"),  # alone, it is enough for accelerate to start a process group
+        )
+        if name in environ and other not in environ
+    ]
+    if missing == [("RANK", "LOCAL_RANK")] and environ.get("MASTER_ADDR") and environ.get("MASTER_PORT"):
+        return [
+            "RANK is set but LOCAL_RANK is not, as in a pod of Kubeflow's PyTorchJob or of Vertex AI: these number "
+            "pods, and a pod may hold several ranks. Start torchrun in each: `torchrun --nnodes $WORLD_SIZE "
+            "--node-rank $RANK --nproc-per-node GPUS --master-addr $MASTER_ADDR --master-port $MASTER_PORT "
+            "-m largebatch train ...`, or set LOCAL_RANK=0 where a pod is one rank."
+        ]
+    return [
+        f"{name} is set but {other} is not: the environment of a launcher came through in part. {_REMEDY}"
+        for name, other in missing
+    ]
+
+
+def _copies(environ: Mapping[str, str]) -> list[str]:
+    tasks = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in environ else "SLURM_NTASKS"
+    started = [("srun", tasks, "srun --ntasks-per-node=1", _slurm_tasks(environ, tasks))]
+    started += [(name, size, alone, _count(environ, size, index)) for name, size, index, alone in _STARTERS]
+    for name, variable, alone, count in started:
+        if count > 1:
+            several = f"`{alone} torchrun" if alone else "on each of them `torchrun"
+            return [
+                f"{name} started {count} processes ({variable}={environ[variable]}), but none of them is told that it "
+                "is a rank: each would train the whole run by itself. On one machine type `torchrun --standalone "
+                f"--nproc-per-node {count} -m largebatch train ...`; on several {several} --nnodes NODES "
+                "--nproc-per-node GPUS --rdzv-backend c10d --rdzv-endpoint FIRST_NODE:29500 -m largebatch train ...`. "
+                "For runs that are meant to be apart say launcher.num_processes=1."
+            ]
+    return []
+
+
+def _slurm_tasks(environ: Mapping[str, str], variable: str) -> int:
+    """Tasks of this step. A shell of salloc is none, and the batch script is one, however many were allocated."""
+    is_script = environ.get("ENVIRONMENT") == "BATCH" and "SLURM_STEP_NUM_TASKS" not in environ
+    if "SLURM_PROCID" not in environ or (is_script and environ["SLURM_PROCID"] == "0"):
+        return 1
+    return _whole(environ.get(variable, ""))
+
+
+def _count(environ: Mapping[str, str], size: str, index: str) -> int:
+    text = environ.get(size, "")
+    if size == "FLUX_JOB_SIZE" and index not in environ:  # a shell of an allocation
+        return 1
+    return _length(text) if text.startswith("[") else _whole(text)
+
+
+def _whole(text: str) -> int:
+    return int(text) if text.isdecimal() else 1
+
+
+def _length(text: str) -> int:
+    try:
+        return len(json.loads(text))
+    except ValueError:
+        return 1
 
 
 def launcher_problems(environ: Mapping[str, str], *, precision: str, num_processes: int | None) -> list[str]:
@@ -17,16 +110,7 @@ def launcher_problems(environ: Mapping[str, str], *, precision: str, num_process
         precision: the precision that the config asks for.
         num_processes: the number of processes that the config expects; None: whatever was started.
     """
-    problems = [
-        f"{name} is set but {other} is not: the environment of a launcher came through in part. {_REMEDY}"
-        for name, other in (
-            ("WORLD_SIZE", "RANK"),
-            ("RANK", "WORLD_SIZE"),
-            ("RANK", "LOCAL_RANK"),
-            ("LOCAL_RANK", "RANK"),  # alone, it is enough for accelerate to start a process group
-        )
-        if name in environ and other not in environ
-    ]
+    problems = start_problems(environ, num_processes=num_processes)
     numbers = {}
     for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
         text = environ.get(name)

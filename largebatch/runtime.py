@@ -72,6 +72,9 @@ class Runtime:
         if tf32 is not None:
             torch.backends.cuda.matmul.allow_tf32 = tf32
             torch.backends.cudnn.allow_tf32 = tf32
+        if os.environ.get("WORLD_SIZE") == "1":  # nobody to meet, but torch asks where
+            os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+            os.environ.setdefault("MASTER_PORT", "0")
         with meeting(os.environ, timeout_s=join_timeout_s) if owns_group else contextlib.nullcontext():
             accelerator = _accelerator(precision, timeout_s)
         started = int(os.environ.get("WORLD_SIZE", "1"))

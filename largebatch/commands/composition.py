@@ -59,8 +59,17 @@ def compose_config(overrides: Sequence[str] = (), *, config_name: str = "train")
         return compose(config_name, overrides=list(overrides))
 
 
-def run_verb(verb: str, function: Verb, arguments: Sequence[str], *, config_name: str = "train") -> int:
+def run_verb(
+    verb: str, function: Verb, arguments: Sequence[str], *, config_name: str = "train", joins: bool = True
+) -> int:
     """Compose conf/`config_name`.yaml with `arguments` and call `function(config, overrides)`.
+
+    Args:
+        verb: as it is typed.
+        function: what it does; returns an exit code.
+        arguments: of the command line.
+        config_name: of the primary config.
+        joins: whether it becomes a rank of a job, and must not if it is a copy of one.
 
     Returns:
         the function's exit code, the worst one of a sweep; 2 if the arguments cannot be composed.
@@ -85,7 +94,7 @@ def run_verb(verb: str, function: Verb, arguments: Sequence[str], *, config_name
     def compose(config: DictConfig) -> None:
         screen = sys.stderr.release() if isinstance(sys.stderr, _Held) else sys.stderr
         with contextlib.redirect_stderr(screen):
-            code = _call(function, config)
+            code = _call(function, config, joins=joins)
         if os.getpid() != own_process and code:
             raise _FailedJobError(f"a job of the sweep ended with exit code {code}; it printed why")
         codes.append(code)
@@ -164,7 +173,7 @@ def _code_without_call(exit_: SystemExit, *, is_sweep: bool) -> int:
     return EXIT_WRONG_INPUT if exit_.code else 0
 
 
-def _call(function: Verb, config: DictConfig) -> int:
+def _call(function: Verb, config: DictConfig, *, joins: bool) -> int:
     from torch.distributed.elastic.multiprocessing.errors import record
 
     from largebatch.raised import RunFailedError
@@ -172,7 +181,7 @@ def _call(function: Verb, config: DictConfig) -> int:
     overrides = list(HydraConfig.get().overrides.task)
     try:
         # Inside hydra.main: outside of it, torchrun would not see which rank failed first and why.
-        return record(_with_report)(function, config, overrides) or 0
+        return record(_with_report)(function, config, overrides, joins) or 0
     except KeyboardInterrupt:
         raise
     except RunFailedError as error:
@@ -186,13 +195,17 @@ def _call(function: Verb, config: DictConfig) -> int:
 _HEAD_START_S = 3.0  # a launcher kills all ranks when the first one leaves: the one that tells why must have done so
 
 
-def _with_report(function: Verb, config: DictConfig, overrides: list[str]) -> int:
+def _with_report(function: Verb, config: DictConfig, overrides: list[str], joins: bool) -> int:
     """Wrong input is a report and an exit code, not a failure to be traced back."""
     from largebatch.checkpoint import CheckpointError
     from largebatch.config import ConfigError
+    from largebatch.launcher import start_problems
     from largebatch.runtime import LauncherError
 
+    expected = OmegaConf.select(config, "launcher.num_processes")
     try:
+        if joins and (copies := start_problems(os.environ, num_processes=expected)):
+            raise ConfigError(copies)
         return function(config, overrides)
     except (ConfigError, LauncherError, CheckpointError) as error:
         _report(str(error))

@@ -11,7 +11,7 @@ from largebatch.commands.composition import run_verb
 
 def main(arguments: Sequence[str]) -> int:
     """Compose, check, print the plan; returns the exit code."""
-    return run_verb("plan", run, arguments)
+    return run_verb("plan", run, arguments, joins=False)
 
 
 def run(config: DictConfig, overrides: list[str]) -> int:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from largebatch.launcher import launcher_problems
+from largebatch.__main__ import main
+from largebatch.launcher import launcher_problems, start_problems
 
 MEETING = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 TORCHRUN = MEETING | {"WORLD_SIZE": "4", "RANK": "1", "LOCAL_RANK": "1"}
@@ -51,7 +54,19 @@ PARTIAL = "the environment of a launcher came through in part. Start with torchr
             None,
             [f"RANK is set but WORLD_SIZE is not: {PARTIAL}", f"RANK is set but LOCAL_RANK is not: {PARTIAL}"],
         ),
-        (MEETING | {"WORLD_SIZE": "2", "RANK": "0"}, "fp32", None, [f"RANK is set but LOCAL_RANK is not: {PARTIAL}"]),
+        (
+            {"WORLD_SIZE": "2", "RANK": "0"},
+            "fp32",
+            None,
+            [f"RANK is set but LOCAL_RANK is not: {PARTIAL}", "MASTER_ADDR", "MASTER_PORT"],
+        ),
+        # As in a pod of PyTorchJob.
+        (
+            MEETING | {"WORLD_SIZE": "2", "RANK": "0"},
+            "fp32",
+            None,
+            ["RANK is set but LOCAL_RANK is not, as in a pod of Kubeflow's PyTorchJob or of Vertex AI: these number"],
+        ),
         # accelerate starts a process group as soon as it sees LOCAL_RANK.
         ({"LOCAL_RANK": "0"}, "fp32", None, [f"LOCAL_RANK is set but RANK is not: {PARTIAL}"]),
         (TORCHRUN | {"RANK": "4"}, "fp32", None, ["RANK=4 with WORLD_SIZE=4: ranks count from 0."]),
@@ -120,3 +135,73 @@ def test_every_problem_is_one_sentence_with_the_variable_and_a_remedy(
     assert len(found) == len(problems)
     for sentence, start in zip(found, problems, strict=True):
         assert sentence.startswith(start)
+
+
+SRUN = {"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "8"}
+
+
+@pytest.mark.parametrize(
+    ("environ", "starts", "types"),
+    [
+        (
+            SRUN | {"SLURM_STEP_NUM_TASKS": "4"},
+            "srun started 4 processes (SLURM_STEP_NUM_TASKS=4)",
+            "srun --ntasks-per",
+        ),
+        (SRUN, "srun started 8 processes (SLURM_NTASKS=8)", "--nproc-per-node 8 -m largebatch"),
+        (SRUN | {"SLURM_PROCID": "3", "ENVIRONMENT": "BATCH"}, "srun started 8", "srun"),
+        (
+            {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0"},
+            "Open MPI started 2",
+            "mpirun --map-by ppr:1:node",
+        ),
+        ({"PMI_SIZE": "16", "PMI_RANK": "15"}, "MPI started 16 processes (PMI_SIZE=16)", "mpiexec -ppn 1 torchrun"),
+        ({"MV2_COMM_WORLD_SIZE": "2"}, "MVAPICH started 2", "mpirun_rsh"),
+        ({"HOROVOD_SIZE": "2"}, "Horovod started 2", "on each of them `torchrun"),
+        ({"JSM_NAMESPACE_SIZE": "6"}, "jsrun started 6", "jsrun --rs_per_host 1"),
+        ({"FLUX_JOB_SIZE": "2", "FLUX_TASK_RANK": "1"}, "Flux started 2", "flux run"),
+        ({"SM_HOSTS": '["algo-1","algo-2"]', "SM_NUM_GPUS": "8"}, "SageMaker started 2", "torchrun --nnodes"),
+        ({"SKYPILOT_NUM_NODES": "3"}, "SkyPilot started 3", "torchrun"),
+        ({"AWS_BATCH_JOB_NUM_NODES": "3"}, "AWS Batch started 3", "torchrun"),
+    ],
+)
+def test_copies_of_one_process_are_no_ranks_and_are_refused_with_the_line_to_type(
+    environ: dict[str, str], starts: str, types: str
+):
+    (problem,) = start_problems(environ, num_processes=None)
+    assert problem.startswith(starts)
+    assert types in problem
+    assert start_problems(environ, num_processes=1) == []  # runs that are meant to be apart
+    assert start_problems(environ | TORCHRUN, num_processes=None) == []  # each starter may start torchruns
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "8", "SLURM_NNODES": "2"},  # a shell of salloc
+        SRUN | {"SLURM_STEP_NUM_TASKS": "1"},  # srun --ntasks 1, or salloc's own interactive step
+        SRUN | {"SLURM_NTASKS": "1"},
+        SRUN | {"ENVIRONMENT": "BATCH"},  # the script of sbatch itself
+        {"SLURM_ARRAY_TASK_ID": "3", "SLURM_PROCID": "0", "SLURM_NTASKS": "1"},
+        {"OMPI_COMM_WORLD_SIZE": "1"},
+        {"FLUX_JOB_SIZE": "4"},  # a shell of flux alloc
+        {"SM_HOSTS": '["algo-1"]', "SM_NUM_GPUS": "8"},
+        {"SM_HOSTS": "[", "PMI_SIZE": "many"},
+        {"JOB_COMPLETION_INDEX": "4"},  # an indexed Job of Kubernetes may be a sweep
+    ],
+)
+def test_one_process_of_a_job_runs_plainly(environ: dict[str, str]):
+    assert start_problems(environ, num_processes=None) == []
+
+
+@pytest.mark.usefixtures("in_a_folder")
+@pytest.mark.parametrize("verb", ["train", "study", "chapter lars", "bench loop"])
+def test_a_copy_is_told_so_before_any_other_fault_in_every_verb_that_joins_a_job(
+    verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    assert main([*verb.split(), "batch.total=1000000", "seed=x"]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "largebatch: 1 error in the configuration:"
+    assert said[1].startswith("  - Open MPI started 2 processes")
+    assert list(tmp_path.iterdir()) == []
