@@ -6,6 +6,7 @@ import ctypes
 import os
 import signal
 import sys
+import threading
 import time
 from types import FrameType, TracebackType
 from typing import Any
@@ -45,6 +46,9 @@ class StopRequest:
     The same signal again within `ECHO_S` seconds is the first one once more: a terminal and a batch system signal all
     processes of a job, and torchrun then hands on what it got to ranks that have it already.
 
+    Only the main thread of a process may receive signals: a run in another thread, of a notebook's widget say, is not
+    stopped by them.
+
     The flag is local to this process. The loop adds it up over ranks, so that all of them stop after the same step even
     if only one was signalled.
     """
@@ -59,9 +63,10 @@ class StopRequest:
         return self.signal_name is not None
 
     def __enter__(self) -> StopRequest:
-        for name in STOP_SIGNALS:
-            number = getattr(signal, name)
-            self._previous[number] = signal.signal(number, self._receive)
+        if threading.current_thread() is threading.main_thread():
+            for name in STOP_SIGNALS:
+                number = getattr(signal, name)
+                self._previous[number] = signal.signal(number, self._receive)
         return self
 
     def __exit__(
