@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import importlib
 import os
 import sys
@@ -29,7 +30,27 @@ VERBS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code (0 done, 1 failed, 2 wrong input, 75 stopped by a signal and resumable)."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    from largebatch.surroundings import AnotherRunError, forget_reader, is_reader_gone, left_as_found
+
+    try:
+        with left_as_found():
+            return _run_verb(list(sys.argv[1:] if arguments is None else arguments))
+    except AnotherRunError:
+        print(
+            "largebatch: another thread of this process is in the middle of a run, and both would share arguments, "
+            "random generators and process group. Wait for it, or start this one in a process of its own.",
+            file=sys.stderr,
+        )
+        return 2
+    except BrokenPipeError:
+        return forget_reader()
+    except SystemExit as end:
+        if is_reader_gone(end):
+            return forget_reader()
+        raise
+
+
+def _run_verb(arguments: list[str]) -> int:
     if arguments[:1] == ["--version"]:
         print(f"largebatch {_version()}")
         return 0
@@ -46,11 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.path.append(os.getcwd())  # as under `python -m`: the user's own models and data sets
     # Heavy imports wait until a verb needs them: --help answers in under a second.
     command = importlib.import_module(f"largebatch.commands.{verb.replace('-', '_')}")
-    try:
-        return int(command.main(rest))
-    except BrokenPipeError:  # whoever read our output has left, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 141  # what a shell shows for SIGPIPE
+    return int(command.main(rest))
 
 
 def run() -> None:
@@ -61,6 +78,9 @@ def run() -> None:
     for the GIL while the interpreter ends aborts the process: seen with torch 2.13 as "terminate called without an
     active exception", and taken for a failed rank by torchrun.
     """
+    from largebatch.surroundings import enter_utf8_mode
+
+    enter_utf8_mode()
     if "TORCHELASTIC_RUN_ID" in os.environ:
         from largebatch.interruption import end_with_launcher
 
@@ -73,8 +93,9 @@ def run() -> None:
             if not thread.daemon and thread is not threading.main_thread():
                 thread.join()  # as the interpreter does; a rank waits for nobody
     atexit._run_exitfuncs()  # what others registered: trackers, children
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for screen in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or there is none
+            screen.flush()
     os._exit(code)
 
 

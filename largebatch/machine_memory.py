@@ -19,7 +19,7 @@ def container_limit() -> int | None:
     """Bytes of memory that the container may take; None: no limit is set."""
     for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         try:
-            text = Path(path).read_text().strip()
+            text = Path(path).read_text(encoding="utf-8").strip()
         except OSError:
             continue
         return int(text) if text.isdecimal() else None

@@ -65,8 +65,8 @@ class RunFolder:
     def write_inputs(self, *, config_yaml: str, overrides: Sequence[str], plan: dict[str, Any]) -> None:
         """Write config.yaml, overrides.txt, plan.json and environment.json."""
         self.path.mkdir(parents=True, exist_ok=True)
-        (self.path / "config.yaml").write_text(config_yaml)
-        (self.path / "overrides.txt").write_text("".join(f"{override}\n" for override in overrides))
+        (self.path / "config.yaml").write_text(config_yaml, encoding="utf-8")
+        (self.path / "overrides.txt").write_text("".join(f"{override}\n" for override in overrides), encoding="utf-8")
         self._write_json("plan.json", plan)
         self._write_json("environment.json", environment())
 
@@ -75,7 +75,7 @@ class RunFolder:
         self._write_json("summary.json", summary)
 
     def _write_json(self, name: str, values: dict[str, Any]) -> None:
-        (self.path / name).write_text(json.dumps(values, indent=2) + "\n")
+        (self.path / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def new_folder(root: str, name: str) -> Path:

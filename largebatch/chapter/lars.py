@@ -83,7 +83,9 @@ def tune(experiment: Experiment, settings: Settings, name: Name, size: int | str
         for times in settings.grid
     ]
     plans = [
-        json.loads(Path(experiment.folder, "runs", f"{name}-b{size}-x{times:g}-0", "plan.json").read_text())
+        json.loads(
+            Path(experiment.folder, "runs", f"{name}-b{size}-x{times:g}-0", "plan.json").read_text(encoding="utf-8")
+        )
         for times in settings.grid
     ]
     losses = np.nan_to_num([outcome.final(_LOSS)[0] for outcome in tried], nan=np.inf)

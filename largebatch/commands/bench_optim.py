@@ -118,7 +118,7 @@ def _measure(settings: Settings) -> None:
             records = [vars(result) for result in results]
             report["races"].append({"algorithm": algorithm.name, "shapes": shapes, "results": records})
     if settings.json:
-        Path(settings.json).write_text(json.dumps(report, indent=1) + "\n")
+        Path(settings.json).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 def _machine(settings: Settings) -> dict[str, str]:
@@ -126,7 +126,11 @@ def _machine(settings: Settings) -> dict[str, str]:
 
     cpu, info = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
     if info.exists():
-        models = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
+        models = [
+            line.partition(":")[2].strip()
+            for line in info.read_text(encoding="utf-8").splitlines()
+            if "model name" in line
+        ]
         cpu = models[0] if models else cpu
     load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
     machine = {"cpu": f"{cpu}, {os.cpu_count()} cores{load}, {torch.get_num_threads()} threads of torch"}

@@ -120,7 +120,7 @@ def _show(story: Story, record: dict[str, object], folder: Path) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "chapter.json"
-    path.write_text(json.dumps(record, indent=1) + "\n")
+    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     for table in story.tables:
         print_table(table.headers, table.rows, title=table.title)
     print(f"{story.question}\n{story.answer}")

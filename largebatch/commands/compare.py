@@ -71,7 +71,7 @@ def main(arguments: Sequence[str]) -> int:
     folder = Path(options.out) if options.out else new_folder("runs", "compare")
     folder.mkdir(parents=True, exist_ok=True)
     record = folder / "large_batch_gap.json"
-    record.write_text(json.dumps(_record(groups, gaps, keys) | {"merged": merged}, indent=1) + "\n")
+    record.write_text(json.dumps(_record(groups, gaps, keys) | {"merged": merged}, indent=1) + "\n", encoding="utf-8")
     rows = {size: [run.rows for run in group] for size, group in groups.items()}
     print(record)
     print(plot_large_batch_gap(rows, folder / "gap.png", title=f"{len(runs)} runs at {len(groups)} batch sizes"))
@@ -103,7 +103,7 @@ def _read(folder: Path) -> _Run:
     for file in (plan, config, run.metrics):
         if not file.is_file():
             raise ValueError(f"{file} does not exist. Give the folder of a run of `largebatch train`.")
-    values = json.loads(plan.read_text())
+    values = json.loads(plan.read_text(encoding="utf-8"))
     if values.get("ramp"):
         raise ValueError(
             f"{folder}: its batch changes over the run, so that it belongs to no batch size. Leave it out."

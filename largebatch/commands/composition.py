@@ -29,6 +29,7 @@ from largebatch.commands.remedies import (
     overrides_and_flags,
     remedy,
 )
+from largebatch.surroundings import forget_reader, is_reader_gone
 
 _SWEEP_FLAGS = ("-m", "--multirun")
 EXIT_FAILED, EXIT_WRONG_INPUT, EXIT_STOPPED, EXIT_INTERRUPTED = 1, 2, 75, 130
@@ -212,6 +213,12 @@ def _with_report(function: Verb, config: DictConfig, overrides: list[str], joins
         if isinstance(error, ConfigError) and _number("LOCAL_RANK", 0) > 0:
             time.sleep(_HEAD_START_S)
         return EXIT_WRONG_INPUT
+    except BrokenPipeError:
+        return forget_reader()
+    except SystemExit as end:
+        if is_reader_gone(end):
+            return forget_reader()
+        raise
 
 
 def _is_sweep(arguments: Sequence[str]) -> bool:

@@ -101,7 +101,7 @@ def _conclude(prepared: Prepared, options: FindLrConfig, weights: Weights, found
     figures = _figures(found, title)
     path = folder / "find_lr.json"
     record = _record(prepared, options, weights, found, figures)
-    path.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
+    path.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     for written in (path, *(draw_png(figure, folder) for figure in figures)):
         print(written)
 

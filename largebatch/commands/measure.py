@@ -109,7 +109,7 @@ def _show(name: str, finding: Finding, seconds: float, folder: Path, context: di
 
     print_table(finding.headers, finding.rows, title=finding.title)
     path = folder / f"{name}.json"
-    path.write_text(json.dumps(finding.record | context | {"seconds": seconds}, indent=1) + "\n")
+    path.write_text(json.dumps(finding.record | context | {"seconds": seconds}, indent=1) + "\n", encoding="utf-8")
     for written in (path, *finding.plots):
         print(written)
 

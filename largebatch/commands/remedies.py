@@ -25,7 +25,8 @@ _SEVERAL = re.compile(r"Multiple values for (\S+)\. .*'override \S+ (\S+)'")
 _SYNTAX = re.compile(r"no viable alternative|mismatched input|extraneous input|missing \w+ at|LexerNoViableAlt")
 QUOTING = (
     "An argument is KEY=VALUE. A shell takes quotes, brackets, braces and blanks for itself: put the whole "
-    "argument into single quotes, 'KEY=[a,b]', and a text that has such signs into double ones inside, "
+    "argument into single quotes, 'KEY=[a,b]', and a text that has such signs or letters beyond ASCII into double "
+    "ones inside, "
     "'KEY=\"a=b\"'."
 )
 _LAUNCHERS = " joblib and submitit come with `pip install 'largebatch[sweep]'`."

@@ -180,7 +180,7 @@ def _write(prepared: Prepared, causes: list[Cause], errors: Errors, bounds: Boun
         "environment": environment(),
     }  # fmt: skip
     path = folder / "verify.json"
-    path.write_text(json.dumps(record, indent=1) + "\n")
+    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return path
 
 

@@ -77,7 +77,7 @@ def _compiler() -> list[str]:
 
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     features = {line for line in lines if line.startswith(("flags", "Features", "model name"))}
     return "\n".join([platform.machine(), platform.processor(), *sorted(features)])
 

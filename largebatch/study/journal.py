@@ -63,7 +63,7 @@ class Journal:
         """Finished runs of all shares; a line torn by a kill is none."""
         found: dict[str, Row] = {}
         for path in sorted(self.folder.glob("trials*.jsonl")):
-            for line in path.read_text().splitlines():
+            for line in path.read_text(encoding="utf-8").splitlines():
                 try:
                     row = json.loads(line)
                 except json.JSONDecodeError:
@@ -92,7 +92,7 @@ def require_same_study(folder: Path, identity: Mapping[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         _write(path, identity)
         return
-    before = json.loads(path.read_text())
+    before = json.loads(path.read_text(encoding="utf-8"))
     shared = before["optimizers"].keys() & identity["optimizers"].keys()
     parts = [(before["study"], identity["study"])]
     parts += [(before["optimizers"][name], identity["optimizers"][name]) for name in sorted(shared)]
@@ -118,7 +118,7 @@ def _changes(folder: Path, before: dict[str, str], now: dict[str, str]) -> list[
 
 def _write(path: Path, values: Mapping[str, Any]) -> None:
     draft = path.with_name(f"{path.name}.{os.getpid()}")
-    draft.write_text(json.dumps(values, indent=1) + "\n")
+    draft.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
     draft.replace(path)
 
 

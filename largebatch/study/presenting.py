@@ -45,7 +45,7 @@ def present(
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "study.json"
     record |= {"config": config, "environment": environment()}
-    path.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
+    path.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     print(path)
     print(draw_panels(figures, folder / "study.png", title=title))
 

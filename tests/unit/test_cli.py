@@ -136,9 +136,12 @@ def test_a_sweep_in_a_broken_environment_is_wrong_input_too(
 
 
 def test_a_reader_that_leaves_early_gets_no_traceback():
-    command = f"{sys.executable} -m largebatch train --help | head -n 1"
-    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
+    """Of tables, too: rich ends a program whose reader has left."""
+    shown = f"{sys.executable} -m largebatch train --help | head -n 1"
+    planned = f'{sys.executable} -m largebatch plan | true; echo "exit ${{PIPESTATUS[0]}}"'
+    done = subprocess.run(["bash", "-c", f"{shown}; {planned}"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.stdout.startswith("largebatch train: train with an exact global batch")
+    assert done.stdout.endswith("exit 141\n")
     assert done.stderr == ""
 
 

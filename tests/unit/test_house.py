@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,7 @@ LEVELS = (
         "trackers",
         "launcher",
         "interruption",
+        "surroundings",
         "run_folder",
         "local_ranks",
         "folder_lock",
@@ -348,3 +349,22 @@ def test_durations_are_never_taken_from_the_wall_clock():
         return {"time.time", "time.time_ns"} & {ast.unparse(node) for node in attributes}
 
     assert of_every_module(clocks) == {}
+
+
+def _texts_without_encoding(of_file: Iterable[ast.AST]) -> Iterator[int]:
+    """Lines that read or write a text as the locale says it is written."""
+    for node in of_file:
+        if not isinstance(node, ast.Call) or "encoding" in {keyword.arg for keyword in node.keywords}:
+            continue
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        owner = getattr(getattr(node.func, "value", None), "id", "")
+        opens = name == "open" and owner not in ("os", "pil", "records", "Runtime")
+        is_bytes = any(isinstance(one, ast.Constant) and "b" in str(one.value) for one in node.args)
+        if name in ("read_text", "write_text") or (opens and not is_bytes):
+            yield node.lineno
+
+
+def test_every_text_is_read_and_written_as_utf_8():
+    """In the POSIX locale, and on other systems, a text without encoding is ASCII or whatever is usual there."""
+    found = [f"{path}:{line}" for path in MODULES.values() for line in _texts_without_encoding(nodes(path))]
+    assert found == []

@@ -1,0 +1,123 @@
+"""What a verb finds around it, a shell, a notebook, a thread, a screen without Unicode, it leaves as it found it."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+_PLAIN = "largebatch-plain"  # how a screen without Unicode shows what it has no sign for
+_SIGNS = {
+    ord(sign): plain
+    for plain, signs in {
+        "+-": "±", "x": "\u00d7", "-": "\u2212\u2013\u2014─━", "*": "·", "->": "→", "...": "…", "<=": "≤", ">=": "≥",
+        "~": "≈", "^2": "²", "sigma": "\u03c3", "u": "\u00b5\u03bc", "ok": "✓", "|": "│", "#": "█",
+    }.items()
+    for sign in signs
+}  # fmt: skip
+_RUNNING = threading.RLock()
+
+
+class AnotherRunError(Exception):
+    """Another thread of this process is in the middle of a run."""
+
+
+@contextlib.contextmanager
+def left_as_found() -> Iterator[None]:
+    """Give the process back as it was: arguments, search path, environment, folder, screens, torch's generators.
+
+    Raises:
+        AnotherRunError: if another thread is inside: arguments, generators and process group belong to the process.
+    """
+    if not _RUNNING.acquire(blocking=False):
+        raise AnotherRunError
+    try:
+        argv, path, environ, folder = sys.argv, list(sys.path), dict(os.environ), os.getcwd()
+        generators = _generators()
+        try:
+            with _writable_screens():
+                yield
+        finally:
+            sys.argv, sys.path[:] = argv, path
+            _restore_environment(environ)
+            with contextlib.suppress(OSError):  # it may be gone
+                os.chdir(folder)
+            for restore, state in generators:
+                restore(state)
+    finally:
+        _RUNNING.release()
+
+
+def is_reader_gone(end: SystemExit) -> bool:
+    """Whether rich has ended the verb because nobody reads what it prints."""
+    return isinstance(end.__context__, BrokenPipeError)
+
+
+def forget_reader() -> int:
+    """Whoever read our output has left, as `| head` does; returns what a shell shows for SIGPIPE."""
+    for screen in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # no file behind it
+            number = screen.fileno()
+            try:
+                screen.flush()
+            except BrokenPipeError:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+    return 141
+
+
+def enter_utf8_mode() -> None:
+    """Start this process anew where names of files and texts would be ASCII: UTF-8 reads every such text alike.
+
+    In the POSIX locale without Python's UTF-8 mode, a name with an umlaut is neither an argument nor a path. Other
+    encodings stay: texts of the user's own may be written in them.
+    """
+    if sys.executable and sys.getfilesystemencoding() == "ascii" and not sys.flags.utf8_mode:
+        environ = os.environ | {"PYTHONUTF8": "1"}
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environ)
+
+
+def _restore_environment(environ: dict[str, str]) -> None:
+    for name in os.environ.keys() - environ.keys():
+        del os.environ[name]
+    os.environ.update(environ)
+
+
+@contextlib.contextmanager
+def _writable_screens() -> Iterator[None]:
+    """Whatever is printed, an exit code tells of the run and not of the screen."""
+    with contextlib.ExitStack() as stack:
+        for name in ("stdout", "stderr"):
+            screen: Any = getattr(sys, name)
+            if screen is None:  # closed by whoever has started this process
+                sink = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+                redirect = contextlib.redirect_stdout if name == "stdout" else contextlib.redirect_stderr
+                stack.enter_context(redirect(sink))
+            elif hasattr(screen, "reconfigure") and not str(screen.encoding).lower().startswith("utf"):
+                stack.callback(screen.reconfigure, errors=screen.errors)
+                screen.reconfigure(errors=_PLAIN)
+        yield
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end].translate(_SIGNS)
+    return text.encode("ascii", "backslashreplace").decode("ascii"), error.end
+
+
+def _generators() -> list[tuple[Any, Any]]:
+    """Of torch, if somebody has imported it: (what sets a state, the state)."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return []
+    states: list[tuple[Any, Any]] = [(torch.random.set_rng_state, torch.random.get_rng_state())]
+    if torch.cuda.is_initialized():
+        states.append((torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all()))
+    return states
+
+
+codecs.register_error(_PLAIN, _plain)
