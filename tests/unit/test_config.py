@@ -244,7 +244,7 @@ LENGTH = "a length is a number and a unit. Write 30ep, 500steps or 100000samples
         ("+data.augment.flop=true", "data.augment.flop=True: there is no such key. Did you mean 'data.augment.flip'?"),
         (
             "+run.foo=1",
-            "run.foo=1: there is no such key. Known here: name, dir, root.",
+            "run.foo=1: there is no such key. Known here: name, title, dir, root.",
         ),
         ("data=cifar10", "data.path=???: this value has no default. Give it as data.path=VALUE."),
         (
@@ -338,6 +338,7 @@ def test_values_of_environment_variables_never_reach_the_records(secret: str):
     assert public["data"]["path"] == public["data"]["train"]["path"] == "${oc.env:LARGEBATCH_SECRET}/set"
     assert public["run"] == {
         "name": "runs-${oc.env:LARGEBATCH_SECRET}/set",
+        "title": None,
         "dir": public["run"]["name"],
         "root": "runs",
     }

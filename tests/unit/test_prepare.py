@@ -172,7 +172,7 @@ def test_without_scaling_up_only_a_warmup_that_was_asked_for_is_there_and_it_sta
     assert [run.derived.lr_at(samples) for samples in (0, 100, 512, 2000)] == [0.05] * 4
     asked = prepared("scaling=none", "schedule=constant")
     assert [asked.derived.lr_at(samples) for samples in (0, 128, 512, 2000)] == [0, 0.0125, 0.05, 0.05]
-    assert ("warmup", "512 samples", "from 0") in plan_rows(asked.derived)
+    assert ("warmup", "512 samples", "from 0") in plan_rows(asked.derived, asked.optimizer)
 
 
 def test_the_plan_is_that_of_the_launchers_ranks():

@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -211,6 +212,7 @@ class FakeWandb:
     def __init__(self) -> None:
         self.starts: list[dict[str, Any]] = []
         self.Settings = SimpleSettings
+        self.__spec__ = ModuleSpec("wandb", None)  # others look whether it is installed
 
     def init(self, **options: Any) -> FakeRun:
         self.starts.append(options)
