@@ -18,7 +18,7 @@ from largebatch.data import Augmentation, with_checked_labels
 from largebatch.data_sets import data_sets
 from largebatch.derive import Derived, derive
 from largebatch.initial_state import build_optimizer, initial_model
-from largebatch.launcher import launcher_problems, start_problems
+from largebatch.launcher import launcher_problems
 from largebatch.losses import Loss
 from largebatch.named_loss import named_loss, without_smoothing
 from largebatch.observer_checks import (
@@ -83,8 +83,6 @@ def prepare(composed: DictConfig, environ: Mapping[str, str], *, trains: bool = 
     if secrets := credential_problems(composed):
         raise ConfigError(secrets)  # alone: other messages repeat values
     config = parse_config(composed)
-    if copies := start_problems(environ, num_processes=config.launcher.num_processes):
-        raise ConfigError(copies)  # alone: what else is said would be about another run
     report = Report()
     _look_around(config, environ, report)
     made = data_sets(config, report)

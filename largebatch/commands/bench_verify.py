@@ -96,7 +96,9 @@ def main(arguments: Sequence[str]) -> int:
     trials = count_all(settings) if settings.ranks == 1 else on_local_ranks(settings.ranks, count_all, settings)
     _show(trials)
     if settings.json:
-        Path(settings.json).write_text(json.dumps([asdict(trial) for trial in trials], indent=1) + "\n")
+        Path(settings.json).write_text(
+            json.dumps([asdict(trial) for trial in trials], indent=1) + "\n", encoding="utf-8"
+        )
     wrong = any(trial.is_false_alarm or min(trial.defects.values()) <= 1 for trial in trials)
     return EXIT_FAILED if wrong else 0
 

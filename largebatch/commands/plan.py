@@ -18,7 +18,8 @@ def run(config: DictConfig, overrides: list[str]) -> int:
     """Print the plan for `launcher.num_processes` ranks, or for one."""
     import os
 
-    from largebatch.config import parse_config
+    from largebatch.config import ConfigError, parse_config
+    from largebatch.launcher import start_problems
     from largebatch.plan_report import lr_rows, plan_rows
     from largebatch.prepare import prepare
     from largebatch.trackers import print_plan
@@ -28,6 +29,8 @@ def run(config: DictConfig, overrides: list[str]) -> int:
     if ranks is not None:
         environ |= {"WORLD_SIZE": str(ranks), "RANK": "0", "LOCAL_RANK": "0"}
         environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "0"}  # as a launcher would; nobody goes there
+    if copies := start_problems(environ, num_processes=ranks):
+        raise ConfigError(copies)  # alone: what else is said would be about another run
     prepared = prepare(config, environ, trains=False)
     derived = prepared.derived
     print_plan(plan_rows(derived, prepared.optimizer))
