@@ -30,6 +30,8 @@ def as_sample(item: Any) -> Any:
     Raises:
         BadSampleError: if there is nothing, or the target is text.
     """
+    if type(item) is tuple and len(item) == 2 and isinstance(item[0], Tensor) and isinstance(item[1], (int, Tensor)):
+        return item  # most are, and nothing is to be looked for
     if item is None:
         raise BadSampleError("is None: the data set returned nothing for it.")
     if isinstance(item, Mapping):
