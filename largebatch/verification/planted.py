@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from largebatch.batch import BatchPlan
+from largebatch.coupled_losses import is_coupled
 from largebatch.data import MicroBatchData
 from largebatch.loop import Run
 from largebatch.losses import Loss
@@ -162,7 +163,8 @@ def _has_ghost_norms(prepared: Prepared) -> bool:
 
 
 DEFECTS = (
-    Defect("mean of means", _mean_of_means, applies=lambda plan, _: len(set(plan.micro_batch_sizes)) > 1),
+    Defect("mean of means", _mean_of_means,
+           applies=lambda plan, prepared: len(set(plan.micro_batch_sizes)) > 1 and not is_coupled(prepared.loss)),
     Defect("a micro-batch dropped", _dropped),
     Defect(
         "ranks weighed alike",

