@@ -103,7 +103,7 @@ def _conclude(config: DictConfig, study: StudyConfig, folder: Path, rows: Sequen
     from largebatch.study.presenting import present
     from largebatch.study.protocol import point_of
 
-    target, name = study.target, config.shown_name
+    target, name = study.target, config.run.name or config.run.title or config.data.name
     analysis = analyse([point_of(cell, rows) for cell in cells])
     present(
         analysis,

@@ -46,7 +46,7 @@ SHORT = {
                           "chapter.batch_sizes=[1,10,100]", "chapter.replications=3"],
     "linear_scaling": ["length=2ep", "data.limit=128", "model.hidden=[8]", "chapter.factors=[1,2,4]",
                        "chapter.seeds=1", "chapter.after_steps=[2]", "observers.sharpness.samples=64"],
-    "warmup": ["length=3ep", "schedule.warmup=1ep", "data.limit=128", "model.hidden=[8]", "batch.total=32",
+    "warmup": ["length=3ep", "schedule.warmup=1ep", "data.limit=128", "model.hidden=[8]", "batch.total=64",
                "chapter.base_lrs=[0.05]", "chapter.seeds=1", "observers.evaluation.every=null"],
     "lars": ["length=2ep", "schedule.warmup=0ep", "data.limit=96", "model.hidden=[8]", "chapter.seeds=1",
              "chapter.batch_sizes=[32,full]", "chapter.grid=[1,2]", "~chapter.base_lrs.lars"],

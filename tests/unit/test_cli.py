@@ -132,7 +132,7 @@ def test_a_sweep_in_a_broken_environment_is_wrong_input_too(
     monkeypatch.setenv("WORLD_SIZE", "two")
     for arguments in (["--multirun", "seed=0,1"], ["model=mlp", "--multirun", "seed=0,1"]):  # wherever the flag stands
         assert main(["train", *arguments]) == 2
-        assert capsys.readouterr().err.count("WORLD_SIZE=two: not a whole number.") == 2
+        assert capsys.readouterr().err.count("WORLD_SIZE is set but RANK is not: ") == 2
 
 
 def test_a_reader_that_leaves_early_gets_no_traceback():
