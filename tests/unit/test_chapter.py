@@ -145,7 +145,8 @@ def test_a_launcher_and_a_folder_that_is_in_use_are_refused(
     Path("out", "mine.txt").touch()
     assert main(["chapter", "gd_variants", "run.dir=out"]) == 2
     assert "run.dir=out: is not empty" in capsys.readouterr().err
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in (("WORLD_SIZE", "2"), ("RANK", "0"), ("LOCAL_RANK", "0")):
+        monkeypatch.setenv(name, value)
     assert main(["chapter", "gd_variants"]) == 2
     assert "WORLD_SIZE=2: an experiment of the chapter" in capsys.readouterr().err
     assert [path.name for path in Path(".").rglob("*")] == ["out", "mine.txt"]
