@@ -90,6 +90,23 @@ def forward(model: nn.Module, inputs: Inputs) -> Any:
     return model(**inputs) if isinstance(inputs, dict) else model(inputs)
 
 
+def copies(inputs: Inputs) -> Inputs:
+    """A tensor, or a dict of such, in memory of its own."""
+    return {name: part.clone() for name, part in inputs.items()} if isinstance(inputs, dict) else inputs.clone()
+
+
+def give_copies(model: nn.Module) -> None:
+    """Have a model that writes to its inputs get copies: a micro-batch may be read twice.
+
+    Noise scales, recomputed steps, and steps taken again after a shortage of memory do so.
+    """
+
+    def copied(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, Any]:
+        return tuple(map(copies, inputs)), copies(named)
+
+    model.register_forward_pre_hook(copied, with_kwargs=True)
+
+
 def micro_batch_key(random_key: int, index: int) -> int:
     """Key of what the model draws for micro-batch `index` of a step."""
     return stream_key(random_key, "micro-batch", index)

@@ -2,7 +2,7 @@
 
 Each is a function that raises ValueError with a fact, a rule and a remedy, or adds to the notes of a report what is to
 be known before the first step. Model, generators and gradients are afterwards as they were, bit for bit: see
-`as_before`.
+`as_before`. A model that writes to its inputs gets copies from then on.
 
 Not tried: memory and speed of the device, its kernels, fp16 (bf16 stands for it on a CPU), the network, and
 micro-batches of sizes between the smallest and the largest.
@@ -20,6 +20,7 @@ from torch import nn
 
 from largebatch.data import Augmentation, MicroBatchData, with_checked_labels
 from largebatch.derive import Derived
+from largebatch.gradients import give_copies
 from largebatch.losses import LabelRule, Loss
 from largebatch.report import Report
 from largebatch.schema import TrainConfig
@@ -80,6 +81,9 @@ def try_run(run: TriedRun, report: Report) -> Tried | None:
 
     def training() -> None:
         states.append(try_training(config, run.derived, run.train, run.augment, model, loss))
+        if states[0].changes_inputs:
+            give_copies(model)
+            report.notes.append(f"model: {type(model).__name__} writes to its inputs: it gets copies of them.")
 
     trials: dict[str, Callable[[], Any]] = {
         "model and data": training,

@@ -40,6 +40,7 @@ class KeptState:
         is_hidden: whether a pass with the same samples, draws and buffers gave something else the second time.
         choices: what of Python looks at values on the way, by name: a pass may then skip parameters.
         absent: parameters that got no gradient in any of several tried passes, of a model that has choices.
+        changes_inputs: whether a pass writes to its inputs, as a first layer with inplace=True does.
     """
 
     by_step: tuple[str, ...] = ()
@@ -47,6 +48,7 @@ class KeptState:
     is_hidden: bool = False
     choices: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()
+    changes_inputs: bool = False
 
 
 def find_state(model: nn.Module, loss: Loss, batch: TriedBatch, *, precision: str, seed: int) -> KeptState:

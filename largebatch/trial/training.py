@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from largebatch.data import Augmentation
 from largebatch.derive import Derived
 from largebatch.generators import seed_generators
+from largebatch.gradients import copies
 from largebatch.keyed import stream_key
 from largebatch.losses import Loss
 from largebatch.model_size import state_of
@@ -43,7 +44,7 @@ def try_training(
         states = [_try_batch(config, derived, dataset, model, loss, batch) for batch in batches]
         if len(batches) == 1:  # another one follows in a run: what a pass leaves behind in the model must not stop it
             _backward(config, dataset, model, loss, batches[0], draw=1)
-    state = states[-1]
+    state = dataclasses.replace(states[-1], changes_inputs=any(state.changes_inputs for state in states))
     if states[0].absent != state.absent:
         state = dataclasses.replace(state, choices=(*state.choices, "the size of a micro-batch"))
     absent = [name for name in state.absent if name in states[0].absent]
@@ -61,7 +62,7 @@ def _try_batch(
     parameters = dict(model.named_parameters())
     layout = _layout(model)
     try:
-        _backward(config, dataset, model, loss, batch, draw=0)
+        changes_inputs = _backward(config, dataset, model, loss, batch, draw=0)
     except MisfitError as error:
         if batch.size == 1 and _passes(config, dataset, model, loss, repeated(batch, 2)):
             raise ValueError(f"{error.fact} {in_pairs(config, derived)}") from error
@@ -72,7 +73,7 @@ def _try_batch(
     for name, parameter in parameters.items():
         if parameter.grad is not None:
             _require_reducible(config, model, name, parameter.grad, batch)
-    return dataclasses.replace(state, absent=tuple(absent))
+    return dataclasses.replace(state, absent=tuple(absent), changes_inputs=changes_inputs)
 
 
 def _passes(config: TrainConfig, dataset: Any, model: nn.Module, loss: Loss, batch: TriedBatch) -> bool:
@@ -83,28 +84,23 @@ def _passes(config: TrainConfig, dataset: Any, model: nn.Module, loss: Loss, bat
     return True
 
 
-def _backward(config: TrainConfig, dataset: Any, model: nn.Module, loss: Loss, batch: TriedBatch, *, draw: int) -> None:
-    """One pass, which leaves its gradient."""
+def _backward(config: TrainConfig, dataset: Any, model: nn.Module, loss: Loss, batch: TriedBatch, *, draw: int) -> bool:
+    """One pass, which leaves its gradient. Returns whether it wrote to its inputs, copies of those of the batch."""
     precision = config.precision.compute
     model.zero_grad()
     seed_generators(stream_key(config.seed, "trial", draw))
-    inputs, targets = in_precision(batch.inputs, precision), in_precision(batch.targets, precision)
+    inputs, targets = copies(in_precision(batch.inputs, precision)), in_precision(batch.targets, precision)
     parts = list(inputs.values()) if isinstance(inputs, dict) else [inputs]
     versions = [part._version for part in parts]
     with explained(model, batch, during="the forward pass in training mode"):
         outputs = outputs_of(model, inputs, precision)
     with explained(model, batch, during="the loss in training mode"):
         total = scored_batch(batch, outputs, targets, loss).sum()
-    if [part._version for part in parts] != versions:
-        raise ValueError(
-            f"{type(model).__name__} changes its inputs in place. Whatever reads a micro-batch twice (a noise scale, "
-            "a recomputation, a step taken again after a shortage of memory) would then see other data. Compute on a "
-            "copy: x = x.clone(), or no operation with a trailing underscore or inplace=True on the inputs."
-        )
     check_labels(dataset, model, outputs, targets, loss)
     _require_number(config, total, batch)
     with explained(model, batch, during="the backward pass"):
         total.backward()
+    return [part._version for part in parts] != versions
 
 
 def _require_number(config: TrainConfig, total: Tensor, batch: TriedBatch) -> None:
@@ -112,7 +108,8 @@ def _require_number(config: TrainConfig, total: Tensor, batch: TriedBatch) -> No
     if not math.isfinite(value) and not config.guard.acts:
         raise ValueError(
             f"the loss of {named(batch)} is {value} at the initial weights: the run would end as diverged. Look at "
-            "these inputs and targets, and at what the model and the loss make of them."
+            "these inputs and targets, and at what the model and the loss make of them; a sample without numbers is "
+            "left out by data.on_bad_sample=skip."
         )
 
 
