@@ -184,11 +184,11 @@ def _fits(start: bytes, dtype: str, vocab_size: int) -> bool:
 
 
 def _check_guess(file: Path, tokens: Tokens) -> None:
-    """A type twice as wide looks as if every second token were 0."""
+    """A wider type looks as if every second token were 0, or three in four."""
     start = np.asarray(tokens[: 2**16])
     if len(start) >= 64 and not start[1::2].any() and start[::2].any():
-        wider = f"uint{16 * tokens.dtype.itemsize}"
+        wider = "uint32" if tokens.dtype.itemsize == 2 and start[2::4].any() else "int64"
         raise DataError(
-            f"{file}: read as {tokens.dtype}, every second token is 0: the tokens look twice as wide. State their "
-            f"type: dtype={wider}, or dtype={tokens.dtype} if that is meant."
+            f"{file}: read as {tokens.dtype}, every second token is 0: the tokens look wider. State their type: "
+            f"dtype={wider}, or dtype={tokens.dtype} if that is meant."
         )

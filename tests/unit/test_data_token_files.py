@@ -67,9 +67,9 @@ def test_an_array_says_its_type_itself(tmp_path: Path, dtype: str) -> None:
 @pytest.mark.parametrize(
     ("written", "vocab_size", "told"),
     [
-        ("<u4", 50_257, r"every second token is 0: the tokens look twice as wide.*dtype=uint32, or dtype=uint16"),
-        ("<i8", 50_257, "every second token is 0"),
-        ("<i8", 128_256, r"every second token is 0.*dtype=uint64|every second token is 0.*dtype=int64"),
+        ("<u4", 50_257, r"every second token is 0: the tokens look wider.*dtype=uint32, or dtype=uint16"),
+        ("<i8", 50_257, "every second token is 0.*dtype=int64, or dtype=uint16"),
+        ("<i8", 128_256, "every second token is 0.*dtype=int64, or dtype=uint32"),
         ("<u2", 128_256, r"read as uint32, it has tokens from .*outside \[0, 128256\).*with dtype=uint16 they would"),
         ("u1", 200, r"read as uint16.*with dtype=uint8 they would lie in it"),
     ],
