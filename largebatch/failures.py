@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import time
 import traceback
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
+
 from largebatch.checkpoint import CheckpointError
 from largebatch.config import ConfigError
+from largebatch.data import evaluation_batches
+from largebatch.data.array import Int64Array
 from largebatch.loop import Run
 from largebatch.lost_ranks import LostRankError
 from largebatch.memory_shortage import is_out_of_memory
@@ -16,6 +21,7 @@ from largebatch.raised import RunFailedError, described, told, where_raised
 from largebatch.run_folder import RunFolder
 
 _MOST_NAMED = 8
+_MOST_SECONDS, _READ_AT_ONCE = 30.0, 64
 _OWN_SENTENCES = (CheckpointError, ConfigError, LostRankError)
 
 
@@ -38,6 +44,23 @@ def naming_failures(run: Run, folder: RunFolder) -> Iterator[None]:
         raise RunFailedError(_report(run, error) + _kept_traceback(run, folder, error)) from error
 
 
+def samples_without_numbers(dataset: Any, ids: Int64Array, *, seed: int) -> list[int]:
+    """Those of the samples `ids` whose inputs or targets hold NaN or infinity.
+
+    They are loaded again, for half a minute at most. Those that fail to load are left out.
+    """
+    bad: list[int] = []
+    ends = time.monotonic() + _MOST_SECONDS
+    for batch in evaluation_batches(dataset, ids, _READ_AT_ONCE, seed=seed, skips=True):
+        parts = [*batch.inputs.values()] if isinstance(batch.inputs, dict) else [batch.inputs]
+        for part in (*parts, batch.targets):
+            rows = (~torch.isfinite(part)).reshape(len(part), -1).any(dim=1)
+            bad += batch.ids[rows.numpy()].tolist()
+        if time.monotonic() > ends:
+            break
+    return sorted(set(bad))
+
+
 def _report(run: Run, error: Exception) -> str:
     parts = run.gradient.computing.parts
     where = f" {_named(parts)}" if parts else ""
@@ -54,17 +77,7 @@ def _named(parts: Sequence[Any]) -> str:
     )
     one = parts[0]
     kind = "micro-batch" if len(parts) == 1 else f"{len(parts)} micro-batches"
-    return f"in the {kind} of the samples {shown} ({described(one.inputs, one.targets)}{_extreme_labels(one)})"
-
-
-def _extreme_labels(part: Any) -> str:
-    """The samples with the smallest and the largest label: what is out of range is one of them."""
-    labels = part.targets
-    if labels.dim() == 0 or labels.is_floating_point() or labels.is_complex() or len(part.ids) != len(labels):
-        return ""
-    rows = labels.reshape(len(labels), -1)
-    smallest, largest = (part.ids[int(place)] for place in (rows.amin(1).argmin(), rows.amax(1).argmax()))
-    return f", of the samples {smallest} and {largest}"
+    return f"in the {kind} of the samples {shown} ({described(one.inputs, one.targets, one.ids.tolist())})"
 
 
 def _kept_traceback(run: Run, folder: RunFolder, error: Exception) -> str:

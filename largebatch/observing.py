@@ -108,6 +108,7 @@ def observe(
         loader = noting = SkipNotingLoader(loader)
         skipped = SkippedObserver(journal, records.open(folder.skipped), noting)
         observers.append(skipped)
+        evaluation.tell_skipped = skipped.tell_of_validation
     observers.append(checkpoints)  # last: a checkpoint has the rows of its own step on disk
     if config.observers.profile.steps:
         observers.insert(0, _profiler(prepared, folder))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,19 +46,38 @@ def is_ours(error: BaseException) -> bool:
     return isinstance(error, ValueError) and bool(frames) and _PACKAGE in Path(frames[-1].filename).resolve().parents
 
 
-def described(inputs: torch.Tensor | Mapping[str, Any], targets: Any) -> str:
-    """Types and shapes of a micro-batch, and the range of targets that are whole numbers.
+def described(inputs: torch.Tensor | Mapping[str, Any], targets: Any, ids: Sequence[int] = ()) -> str:
+    """Types and shapes of a micro-batch, where whole numbers begin and end, and what is no number.
+
+    Args:
+        inputs: [n, ...], or a dict of such.
+        targets: [n, ...].
+        ids: of its samples; those with the smallest and the largest number, or without one, are named.
 
     >>> described(torch.zeros(2, 3), torch.tensor([1, 7]))
     'inputs float32 [2, 3], targets int64 [2] from 1 to 7'
+    >>> described(torch.tensor([[0, 3], [9, 1]]), torch.zeros(2), ids=[11, 40])
+    'inputs int64 [2, 2] from 0 (sample 11) to 9 (sample 40), targets float32 [2]'
     """
     parts = {**inputs} if isinstance(inputs, Mapping) else {"inputs": inputs}
-    return ", ".join(f"{name} {_described(part)}" for name, part in (parts | {"targets": targets}).items())
+    return ", ".join(f"{name} {_described(part, ids)}" for name, part in (parts | {"targets": targets}).items())
 
 
-def _described(part: Any) -> str:
+def _described(part: Any, ids: Sequence[int]) -> str:
     if not isinstance(part, torch.Tensor):
         return type(part).__name__
     text = f"{str(part.dtype).removeprefix('torch.')} {list(part.shape)}"
-    is_whole = not (part.is_floating_point() or part.is_complex()) and part.numel() > 0
-    return f"{text} from {int(part.min())} to {int(part.max())}" if is_whole else text
+    if part.numel() == 0:
+        return text
+    rows = part.reshape(len(part), -1) if part.dim() else part.reshape(1, 1)
+
+    def of(row: int) -> str:
+        return f" (sample {ids[row]})" if len(ids) == len(rows) else ""
+
+    if part.is_floating_point() or part.is_complex():
+        bad = (~torch.isfinite(rows)).any(dim=1).nonzero()[:, 0].tolist()
+        return f"{text} with NaN or infinity{of(bad[0])}" if bad else text
+    lowest, highest = rows.amin(1), rows.amax(1)
+    return (
+        f"{text} from {int(lowest.min())}{of(int(lowest.argmin()))} to {int(highest.max())}{of(int(highest.argmax()))}"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +52,8 @@ def run(config: DictConfig, overrides: list[str]) -> int:
         with naming_failures(job.run, job.folder), lost:
             status = train(job.run)
         if job.run.runtime.is_main:
-            _conclude(job, status, draws=prepared.config.logger.plots)
+            hint = _hint(prepared, job) if status == "diverged" else None
+            _conclude(job, status, hint=hint, draws=prepared.config.logger.plots)
         interrupted = EXIT_INTERRUPTED if stop.signal_name == "SIGINT" else EXIT_STOPPED
         return {"finished": 0, "diverged": EXIT_FAILED, "stopped": interrupted}[status]
 
@@ -82,7 +84,29 @@ def _announce(prepared: Prepared, job: Job) -> None:
         print(note)
 
 
-def _conclude(job: Job, status: str, *, draws: bool) -> None:
+def _hint(prepared: Prepared, job: Job) -> str:
+    """What a run that diverged should change: samples without numbers among the last ones, or else the rate."""
+    from largebatch.failures import samples_without_numbers
+    from largebatch.order import SampleOrder
+
+    config, run = prepared.config, job.run
+    if run.guard is None:
+        # From the last row with a finite loss on; without one from the beginning.
+        finite = [row["samples_seen"] for row in job.rows if math.isfinite(float(row.get("train/loss", math.nan)))]
+        first = int(max(finite, default=0))
+        ids = SampleOrder(len(prepared.train), config.seed).ids(first, run.progress.samples_seen - first)
+        if bad := samples_without_numbers(prepared.train, ids, seed=config.seed):
+            shown = ", ".join(map(str, bad[:8])) + (f" and {len(bad) - 8} more" if bad[8:] else "")
+            return (
+                f"of the last samples these hold NaN or infinity: {shown}. Repair or remove them, or leave out all "
+                "such samples: data.on_bad_sample=skip"
+            )
+    gave_up = run.guard is not None and run.guard.gives_up
+    what = "too many bad steps in a row, see guard" if gave_up else "the loss is not a number any more"
+    return f"{what}: lower the peak rate, warm up longer, or clip_norm=1"
+
+
+def _conclude(job: Job, status: str, *, hint: str | None, draws: bool) -> None:
     """Write summary and plots, close the trackers, print the end of the story."""
     from largebatch.trackers import WandbTracker, default_charts, print_summary
 
@@ -99,7 +123,9 @@ def _conclude(job: Job, status: str, *, draws: bool) -> None:
         job.folder.write_summary(summary | {"problems": problems})
     except OSError as error:
         problems.append(f"summary.json was not written: {error}")
-    print_summary(_summary_rows(job, summary), job.folder.path, plots, problems=problems, commands=_next(job, status))
+    print_summary(
+        _summary_rows(job, summary, hint), job.folder.path, plots, problems=problems, commands=_next(job, status)
+    )
 
 
 def _plot(folder: RunFolder, rows: list[Row], problems: list[str]) -> list[Path]:
@@ -116,7 +142,7 @@ def _plot(folder: RunFolder, rows: list[Row], problems: list[str]) -> list[Path]
     return plots
 
 
-def _summary_rows(job: Job, summary: dict[str, Any]) -> list[tuple[str, object]]:
+def _summary_rows(job: Job, summary: dict[str, Any], hint: str | None) -> list[tuple[str, object]]:
     from largebatch.trackers.series import of_gap
 
     rows: list[tuple[str, object]] = [
@@ -142,10 +168,8 @@ def _summary_rows(job: Job, summary: dict[str, Any]) -> list[tuple[str, object]]
     rows += _noise_scale_rows(job)
     if job.communication is not None and (communication := job.communication.summary()) is not None:
         rows.append(("communication", communication))
-    if summary["status"] == "diverged":
-        gave_up = job.run.guard is not None and job.run.guard.gives_up
-        what = "too many bad steps in a row, see guard" if gave_up else "the loss is not a number any more"
-        rows.append(("hint", f"{what}: lower the peak rate, warm up longer, or clip_norm=1"))
+    if hint is not None:
+        rows.append(("hint", hint))
     if job.checkpoints.latest:
         rows.append(("checkpoint", job.checkpoints.latest.relative_to(job.folder.path)))
     return rows

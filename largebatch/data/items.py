@@ -78,7 +78,7 @@ class KeyedItems(Dataset[Any]):
                         raise DataError(f"{error} {remedy}") from error.__cause__
                     skipped.append((place, str(error)))
             if not kept:
-                kept, samples = ([one] for one in self._stand_in(requests[0]))
+                kept, samples = ([one] for one in self._stand_in(requests[0], skipped[0][1]))
         epochs, ids = (np.array(column, dtype=np.int64) for column in zip(*kept, strict=True))
         inputs, targets = split_targets(_collate(samples, ids.tolist()), ids.tolist())
         if self._augment is not None:
@@ -96,15 +96,15 @@ class KeyedItems(Dataset[Any]):
             told = f"{type(error).__name__}: {error}".rstrip(".")
             raise DataError(f"Sample {sample_id} cannot be loaded: {told}.") from error
 
-    def _stand_in(self, request: SampleRequest) -> tuple[SampleRequest, Any]:
-        """The next sample after a broken one that can be loaded, and its request."""
+    def _stand_in(self, request: SampleRequest, reason: str) -> tuple[SampleRequest, Any]:
+        """The next sample that can be loaded after one that cannot, for that reason; and its request."""
         epoch, broken = request
         most = min(len(self._dataset), _MOST_BROKEN) - 1
         for distance in range(1, most + 1):
             candidate = epoch, (broken + distance) % len(self._dataset)
             with contextlib.suppress(DataError):
                 return candidate, self._sample(candidate)
-        raise DataError(f"Sample {broken} cannot be loaded, nor can the {most} behind it: is the disk still there?")
+        raise DataError(f"{reason} Nor can any of the {most} behind it be used.")
 
     def __getitems__(self, requests: Sequence[SampleRequest]) -> Loaded | WorkerFailure:
         """What a DataLoader calls in a worker: `load`, with an error as a value."""

@@ -33,7 +33,10 @@ class LabelRule:
         Class probabilities are not class numbers: they pass.
         """
         if targets.is_floating_point() and not self.is_share:
-            return None
+            if targets.dim() > 0:
+                return None
+            kind = str(targets.dtype).removeprefix("torch.")
+            return f"the label {targets.item()} is {kind}: class numbers are integers. Convert it in the data set."
         fits = (targets >= 0) & (targets <= self.highest)
         if self.ignore_index is not None:
             fits |= targets == self.ignore_index

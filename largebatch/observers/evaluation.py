@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,6 +51,7 @@ class EvaluationObserver:
         num_workers: processes that load data, for sets that are not in memory.
         timeout_s: seconds to wait for such a process; 0: forever.
         skips: whether samples that cannot be loaded are left out; the others are then the set.
+        tell_skipped: called on every rank with (sample id, reason) of what it left out of the validation set.
         gap_is_augmented: whether one of the sets augments by itself, which rows then say.
         best: the best value so far of each metric that has a direction.
         last: the latest row.
@@ -67,6 +69,7 @@ class EvaluationObserver:
     num_workers: int = 0
     timeout_s: float = 0
     skips: bool = False
+    tell_skipped: Callable[[Run, list[tuple[int, str]]], None] | None = None
     gap_is_augmented: bool = False
     best: dict[str, float] = field(default_factory=dict)
     last: Row = field(default_factory=dict)
@@ -149,18 +152,20 @@ class EvaluationObserver:
             skips=self.skips,
         )
         module = run.module
-        sums, broke_off, num_skipped = EvalSums(), False, 0
+        sums, broke_off, left_out = EvalSums(), False, list[tuple[int, str]]()
         with evaluating(module), torch.no_grad():
             for batch in batches:
                 if broke_off := run.stop_requested():
                     break
-                num_skipped += len(batch.skipped)
+                left_out += [(int(batch.asked[place]), reason) for place, reason in batch.skipped]
                 if batch.is_stand_in:
                     continue
                 outputs = forward(module, runtime.place(batch.inputs))
                 targets = runtime.place_tensor(batch.targets)
                 sums += self._sums_of_batch(outputs, targets)
-        *total, num_broken_off, all_skipped = runtime.sum([*sums.to_tensor().tolist(), broke_off, num_skipped])
+        *total, num_broken_off, all_skipped = runtime.sum([*sums.to_tensor().tolist(), broke_off, len(left_out)])
+        if name == "val" and self.tell_skipped is not None:
+            self.tell_skipped(run, left_out)
         if all_skipped:
             skipped[f"eval/{name}_skipped"] = round(all_skipped)
         return None if num_broken_off else EvalSums.from_tensor(torch.tensor(total, dtype=torch.float64))

@@ -11,7 +11,7 @@ from largebatch.loop import Run, StepReport
 from largebatch.observers.metrics import Journal
 from largebatch.ramp import BatchRamp
 from largebatch.rank_values import texts_of_ranks
-from largebatch.trackers import Problems, Tracker
+from largebatch.trackers import Problems, Row, Tracker
 
 
 class SkipNotingLoader:
@@ -53,6 +53,7 @@ class SkippedObserver:
         self._tracker = tracker
         self._loader = loader
         self._problems = Problems("data")
+        self._of_validation: set[int] = set()
 
     @property
     def problems(self) -> list[str]:
@@ -66,8 +67,7 @@ class SkippedObserver:
         """Gather what the ranks have skipped, if this step is logged."""
         if not run.is_logged(run.counted_step):
             return
-        texts = texts_of_ranks(run.runtime, json.dumps(self._loader.take_skipped()))
-        skipped = [(rank, *one) for rank, text in enumerate(texts) for one in json.loads(text)]
+        skipped = _of_ranks(run, self._loader.take_skipped())
         if not skipped:
             return
         self._journal.log(run.progress, {"data/skipped": len(skipped)})
@@ -76,5 +76,20 @@ class SkippedObserver:
                 self._tracker.log({"step": report.step, "sample": sample, "rank": rank, "reason": reason})
                 self._problems.count("a sample was skipped, all are in skipped.jsonl", reason)
 
+    def tell_of_validation(self, run: Run, skipped: list[tuple[int, str]]) -> None:
+        """Tell of samples that this rank left out of the validation set, the first time that it does; collective."""
+        for rank, sample, reason in _of_ranks(run, skipped):
+            if self._tracker is not None and sample not in self._of_validation:
+                self._of_validation.add(sample)
+                place: Row = {"step": run.progress.step, "set": "validation", "sample": sample, "rank": rank}
+                self._tracker.log(place | {"reason": reason})
+                self._problems.count("a sample of the validation set was skipped, all are in skipped.jsonl", reason)
+
     def on_end(self, run: Run, status: str) -> None:
         """The last step was logged."""
+
+
+def _of_ranks(run: Run, skipped: list[tuple[int, str]]) -> list[tuple[int, int, str]]:
+    """(rank, sample id, reason) of what all ranks have skipped."""
+    texts = texts_of_ranks(run.runtime, json.dumps(skipped))
+    return [(rank, *one) for rank, text in enumerate(texts) for one in json.loads(text)]

@@ -30,8 +30,7 @@ def scored_batch(batch: TriedBatch, outputs: Any, targets: Tensor, loss: Loss) -
     Raises:
         ValueError: if a label cannot be scored; names its sample.
     """
-    ids = batch.loaded.ids
-    return scored(loss, outputs, targets, [int(ids[place % len(ids)]) for place in range(batch.size)])
+    return scored(loss, outputs, targets, batch.ids)
 
 
 def check_labels(dataset: Any, model: nn.Module, outputs: Any, targets: Tensor, loss: Loss) -> None:

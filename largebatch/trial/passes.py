@@ -100,4 +100,4 @@ def named(batch: TriedBatch) -> str:
     shown = ", ".join(map(str, ids[:4])) + (", ..." if len(ids) > 4 else "")
     count = "one sample" if batch.size == 1 else f"{batch.size} samples"
     place = "" if batch.size == batch.planned else f" in place of {batch.planned}"
-    return f"a micro-batch of {count}{place} ({shown}: {described(batch.inputs, batch.targets)})"
+    return f"a micro-batch of {count}{place} ({shown}: {described(batch.inputs, batch.targets, batch.ids)})"

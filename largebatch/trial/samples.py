@@ -45,6 +45,12 @@ class TriedBatch:
     planned: int
     loaded: MicroBatchData
 
+    @property
+    def ids(self) -> list[int]:
+        """Sample id of each of `inputs`."""
+        ids = self.loaded.ids.tolist()
+        return [ids[place % len(ids)] for place in range(self.size)]
+
 
 def tried_batches(
     config: TrainConfig, derived: Derived, dataset: Any, augment: Augmentation | None, model: nn.Module, loss: Loss

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from omegaconf import open_dict
 
 from largebatch.config import ConfigError
 from largebatch.order import SampleOrder
@@ -34,9 +35,9 @@ REASONS = dict(
             "Sample 0 cannot be loaded: OSError: point 0 is truncated.",
             "Sample 7 is None: the data set returned nothing for it.",
             "Sample 8 holds NaN or infinity: input.",
-            "Sample 9 is (Tensor float32 (7,), int), and most others are (Tensor float32 (8,), int).",
+            "Sample 9 is (Tensor float32 (7,), number), and most others are (Tensor float32 (8,), number).",
             "Sample 31 cannot be loaded: ValueError: the label 4 is none of the 4 classes, 0 to 3, that the model",
-            "Sample 49 is (Tensor float64 (8,), int), and most others are (Tensor float32 (8,), int).",
+            "Sample 49 is (Tensor float64 (8,), number), and most others are (Tensor float32 (8,), number).",
         ),
         strict=True,
     )
@@ -118,6 +119,22 @@ def test_an_evaluation_is_the_mean_over_the_sound_samples(reference: tuple[Path,
     assert "eval/val_skipped" not in last
 
 
+def _validated(folder: str) -> list[dict[str, Any]]:
+    config = broken_files(*RUN, "observers.evaluation.every=2steps", count=COUNT, broken=())
+    with open_dict(config):
+        config.data.validation.broken = list(BROKEN[:2])
+    return train_quietly(config, folder).rows
+
+
+def test_what_an_evaluation_leaves_out_of_the_validation_set_is_told_once(ranks, tmp_path: Path):
+    rows = ranks(2).run(_validated, str(tmp_path / "run"))[0]
+    assert [row["eval/val_skipped"] for row in rows if "eval/val_skipped" in row] == [2, 2, 2]
+    told = sorted(
+        (row["sample"], row["set"], row["reason"]) for row in read_metrics(tmp_path / "run" / "skipped.jsonl")
+    )
+    assert told == [(one, "validation", REASONS[one]) for one in BROKEN[:2]]
+
+
 @pytest.mark.parametrize(
     ("world_size", "overrides"), [(1, ["batch.max_micro=1"]), (2, ["data.num_workers=1"]), (3, ["batch.micro=2"])]
 )
@@ -152,7 +169,7 @@ def test_where_nothing_can_be_loaded_any_more_the_run_ends(tmp_path: Path):
     """A few of the samples that are tried before the start can be loaded; those of the run cannot."""
     first = SampleOrder(4000, 0).ids(0, 8)
     hopeless = broken_files(*RUN, "batch.micro=1", count=4000, broken=[one for one in range(4000) if one not in first])
-    with pytest.raises(RunFailedError, match=r"cannot be loaded, nor can the 999 behind it: is the disk still there"):
+    with pytest.raises(RunFailedError, match=r"Sample .* Nor can any of the 999 behind it be used"):
         train_quietly(hopeless, tmp_path / "run")
 
 

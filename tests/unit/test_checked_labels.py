@@ -56,3 +56,10 @@ def test_what_is_known_as_a_whole_or_has_no_rule_is_not_looked_at() -> None:
     assert isinstance(with_checked_labels(SimpleNamespace(label_range=None), RULE), CheckedLabels)
     # What is no item is for others to tell.
     assert with_checked_labels(Items(lambda label: (1, label, 2)), RULE)[2] == (1, 4, 2)
+
+
+def test_one_label_with_a_fraction_among_class_numbers_is_named():
+    assert RULE.problem(torch.tensor(2.0)) == (
+        "the label 2.0 is float32: class numbers are integers. Convert it in the data set."
+    )
+    assert RULE.problem(torch.tensor([0.25, 0.75, 0.0])) is None, "class probabilities"

@@ -173,7 +173,7 @@ def test_the_form_of_most_decides_which_sample_is_the_odd_one() -> None:
         return odd.get(i, (torch.full((3,), float(i)), i % 2))
 
     form = form_of_most(Made(make), seed=0)
-    assert form == form_of(as_sample((torch.ones(3), 0))) == "(Tensor float32 (3,), int)"
+    assert form == form_of(as_sample((torch.ones(3), 0))) == "(Tensor float32 (3,), number)"
     screened = ScreenedSamples(Made(make), Screen(finite=True, form=form))
     good = []
     for i in range(24):
@@ -224,3 +224,9 @@ def test_a_set_in_memory_that_augments_in_fetch_is_found() -> None:
             return torch.rand(len(ids), 2), torch.from_numpy(ids)
 
     assert len(changing_samples(InMemory(lambda i: None), seed=0)) == 8
+
+
+def test_whole_and_other_numbers_of_python_are_one_form_as_in_a_tensor_of_torch() -> None:
+    dataset = Made(lambda i: (torch.ones(3), 1 if i % 4 else 0.5))
+    screened = ScreenedSamples(dataset, Screen(form=form_of_most(dataset, seed=0)))
+    assert [screened[i][1] for i in range(8)] == [0.5, 1, 1, 1, 0.5, 1, 1, 1]

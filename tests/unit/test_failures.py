@@ -33,7 +33,8 @@ class Points:
         if index == SAMPLE:
             if self.kind == "unreadable":
                 raise OSError("disk gone")
-            inputs, label = {"label": (inputs, 9), "below": (-inputs - 1, label)}.get(self.kind, (inputs, label))
+            wrong = {"label": (inputs, 9), "below": (-inputs - 1, label), "hollow": (inputs * torch.nan, label)}
+            inputs, label = wrong.get(self.kind, (inputs, label))
         return inputs, label
 
 
@@ -81,7 +82,7 @@ def said(capsys: pytest.CaptureFixture[str]) -> str:
         (
             ["kind=below"],
             rf" in the micro-batch of the samples {SAMPLE}, \d+, \d+, \d+ \(inputs float32 \[4, 8\], targets int64 "
-            r"\[4\] from \d to \d, of the samples \d+ and \d+\): RuntimeError: a point \(test_failures.py:\d+ in forw",
+            r"\[4\] from \d \(sample \d+\) to \d \(sample \d+\)\): RuntimeError: a point \(test_failures.py:\d+",
         ),
         (
             ["kind=label"],
@@ -110,3 +111,21 @@ def test_an_error_of_an_evaluation_names_no_micro_batch_of_training(tmp_path, ca
     assert train(tmp_path / "run", *overrides) == 1
     line = said(capsys)
     assert line.startswith(f"largebatch: step {STEP} of 8 failed on rank 0: KeyError: 'no head' (test_failures.py:")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (
+            ["kind=hollow"],
+            rf"of the last samples these hold NaN or infinity: {SAMPLE}\. Repair .*data\.on_bad_sample=skip",
+        ),
+        (["scaling.base_lr=1e38"], "the loss is not a number any more: lower the peak rate"),
+    ],
+)
+def test_a_loss_that_is_no_number_is_put_down_to_the_sample_that_is_none(
+    overrides: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert train(tmp_path / "run", *overrides) == 1
+    assert re.search(told, " ".join(capsys.readouterr().out.split()))
