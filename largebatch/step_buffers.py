@@ -1,4 +1,4 @@
-"""Buffers that move once per step, however many micro-batches it has."""
+"""Buffers, and weights, that move once per step, however many micro-batches it has."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ T = TypeVar("T")
 class StepBuffers:
     """Lets each micro-batch of a step start from the buffers that the step began with.
 
-    For buffers that a forward pass moves alike whatever its samples (power iterations of a spectral norm, counters of
-    passes): after a step they have moved once, as after one pass of the whole global batch, on every rank alike and
-    without a collective.
+    For what a forward pass moves alike whatever its samples (power iterations of a spectral norm, counters of passes,
+    the averaged weights of a momentum encoder): after a step it has moved once, as after one pass of the whole global
+    batch, on every rank alike and without a collective.
 
     Args:
         module: the unwrapped model.
-        names: of the buffers.
+        names: of the buffers and parameters.
 
     >>> class Counts(nn.BatchNorm1d):
     ...     def forward(self, inputs: Tensor) -> Tensor:
@@ -48,6 +48,6 @@ class StepBuffers:
             yield micro_batch
 
     def _buffer(self, owner: nn.Module, name: str) -> Tensor:
-        buffer = owner._buffers[name]
-        assert buffer is not None
+        buffer = getattr(owner, name)  # a pass may have put another tensor into its place
+        assert isinstance(buffer, Tensor)
         return buffer

@@ -20,11 +20,17 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
 
     Gradients (`.grad`) are not looked at: use `torch.autograd.grad`, which leaves them alone.
     """
+    with weights_unmoved(module), evaluating(module):
+        yield
+
+
+@contextmanager
+def weights_unmoved(module: nn.Module) -> Iterator[None]:
+    """On every way out restore weights, and what `unmoved` restores."""
     parameters = [(parameter, parameter.detach().clone()) for parameter in module.parameters()]
     with unmoved(module):
         try:
-            with evaluating(module):
-                yield
+            yield
         finally:
             with torch.no_grad():
                 for parameter, saved in parameters:

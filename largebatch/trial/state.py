@@ -26,7 +26,7 @@ from largebatch.modes import train_mode
 from largebatch.trial.as_before import as_before
 from largebatch.trial.passes import in_precision, outputs_of
 from largebatch.trial.samples import TriedBatch, rows_of
-from largebatch.undisturbed import unmoved
+from largebatch.undisturbed import weights_unmoved
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,10 @@ class KeptState:
     """What forward passes of a model in training mode move besides gradients, and how they choose their way.
 
     Attributes:
-        by_step: buffers that a pass moves alike whatever its samples and draws: power iterations of a spectral norm,
-            counters of passes.
-        by_samples: other ones, but for running statistics of norms: codebooks, queues, counters of samples.
+        by_step: buffers and weights that a pass moves alike whatever its samples and draws: power iterations of a
+            spectral norm, counters of passes, momentum encoders.
+        by_samples: other ones, but for running statistics of norms: codebooks, queues, counters of samples, embeddings
+            that bound the rows that they look up.
         is_hidden: whether a pass with the same samples, draws and buffers gave something else the second time.
         choices: what of Python looks at values on the way, by name: a pass may then skip parameters.
         absent: parameters that got no gradient in any of several tried passes, of a model that has choices.
@@ -63,6 +64,7 @@ def find_state(model: nn.Module, loss: Loss, batch: TriedBatch, *, precision: st
     """
     with as_before(model):
         train_mode(model)
+        _leave_start(model)
         choices = _Choices()
 
         def values(kept: Tensor, draw: int) -> Tensor:
@@ -73,12 +75,12 @@ def find_state(model: nn.Module, loss: Loss, batch: TriedBatch, *, precision: st
             return loss.loss_per_sample(outputs, in_precision(batch.targets[kept], precision)).detach().double()
 
         every = torch.arange(batch.size)
-        with unmoved(model):
-            before = _buffers(model)
+        with weights_unmoved(model):
+            before = _tensors(model)
             with choices:
                 first = values(every, 1)
-            after = _buffers(model)
-        with unmoved(model):
+            after = _tensors(model)
+        with weights_unmoved(model):
             is_hidden = not torch.allclose(values(every, 1), first, rtol=1e-6, atol=1e-9, equal_nan=True)
         moved = [name for name, value in after.items() if not _same(value, before.get(name))]
         by_step: list[str] = []
@@ -88,30 +90,59 @@ def find_state(model: nn.Module, loss: Loss, batch: TriedBatch, *, precision: st
             if other is None:  # a size that no micro-batch of the run has: the first sample in place of all
                 other = _after(model, lambda: values(torch.zeros_like(every), 2))
             by_step = [name for name in moved if _same(after[name], (other or {}).get(name))]
-    return KeptState(
-        tuple(by_step), tuple(name for name in moved if name not in by_step), is_hidden, tuple(sorted(choices.names))
-    )
+    by_samples = [name for name in moved if name not in by_step]
+    by_samples += [name for name in _bounded(model) if name not in moved]
+    return KeptState(tuple(by_step), tuple(by_samples), is_hidden, tuple(sorted(choices.names)))
+
+
+@torch.no_grad()
+def _leave_start(model: nn.Module) -> None:
+    """Move what is trained, as steps do: an average of weights stands still while they are what it began with."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.mul_(1.01)
+
+
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
 
 
 def _after(model: nn.Module, forward_pass: Callable[[], Tensor]) -> dict[str, Tensor] | None:
-    """The buffers after a pass; None if it fails."""
-    with unmoved(model):
+    """Buffers and weights after a pass; None if it fails."""
+    with weights_unmoved(model):
         try:
             forward_pass()
         except Exception:
             return None
-        return _buffers(model)
+        return _tensors(model)
 
 
-def _buffers(model: nn.Module) -> dict[str, Tensor]:
-    """Copies of all buffers but the running statistics of norms, which have a rule of their own."""
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of all buffers but the running statistics of norms, which have a rule of their own, and sums of weights.
+
+    Of weights, which may be large, the sum of their bits tells whether they moved.
+    """
     statistics = {
         id(buffer)
         for norm in model.modules()
         if isinstance(norm, _NormBase)
         for buffer in (norm.running_mean, norm.running_var, norm.num_batches_tracked)
     }
-    return {name: one.detach().clone() for name, one in model.named_buffers() if id(one) not in statistics}
+    buffers = {name: one.detach().clone() for name, one in model.named_buffers() if id(one) not in statistics}
+    return buffers | {name: _sum_of_bits(one.detach()) for name, one in model.named_parameters()}
+
+
+def _sum_of_bits(weight: Tensor) -> Tensor:
+    real = torch.view_as_real(weight) if weight.is_complex() else weight
+    return real.contiguous().view(_INTEGERS[real.element_size()]).sum(dtype=torch.int64)
+
+
+def _bounded(model: nn.Module) -> list[str]:
+    """Weights of embeddings whose rows a pass scales down to `max_norm`, sooner or later, where it looks them up."""
+    return [
+        f"{path}.weight".lstrip(".")
+        for path, part in model.named_modules()
+        if isinstance(part, (nn.Embedding, nn.EmbeddingBag)) and part.max_norm is not None
+    ]
 
 
 def _same(one: Tensor, other: Tensor | None) -> bool:

@@ -14,7 +14,7 @@ from largebatch.report import Report
 from largebatch.schema import TrainConfig
 from largebatch.trial.state import KeptState
 
-MOVING_BUFFERS = "buffers that move with the samples"
+MOVING_TENSORS = "weights or buffers that a pass moves with its samples"
 _OWN_DRAWS = (
     "Draw from the global generators of torch, numpy or random: they are keyed by sample (data) and by micro-batch "
     "(model), never by rank."
@@ -35,12 +35,12 @@ def try_state(
     if problems and world_size > 1:
         raise ConfigError([f"{world_size} ranks: {problem}" for problem in problems.values()])
     # One process is plain torch. Buffers are in its checkpoints; how often they move is told where it is not once.
-    report.notes += [f"state: {text}" for name, text in problems.items() if name != MOVING_BUFFERS or most > 1]
+    report.notes += [f"state: {text}" for name, text in problems.items() if name != MOVING_TENSORS or most > 1]
     if most > 1 and state.by_step:
         _require_plain(config, loss, state.by_step)
         report.notes.append(
-            f"state: {_shown(state.by_step, 'buffer')} move alike in every pass, so they move once per step, as in one "
-            f"big batch: each of its {most} micro-batches starts from what they were when the step began."
+            f"state: {_shown(state.by_step, 'tensor')} of the model move alike in every pass, so they move once per "
+            f"step, as in one big batch: each of its {most} micro-batches starts from what they were when it began."
         )
     if world_size > 1 and state.choices:
         report.notes.append(
@@ -54,8 +54,8 @@ def state_problems(state: KeptState) -> dict[str, str]:
     """What of a model has no rule that does not know the ranks: name -> fact, rule and remedy."""
     problems = {}
     if state.by_samples:
-        problems[MOVING_BUFFERS] = (
-            f"{_shown(state.by_samples, 'buffer')} of the model move with the samples of each pass: a rank would have "
+        problems[MOVING_TENSORS] = (
+            f"{_shown(state.by_samples, 'tensor')} of the model move with the samples of each pass: a rank would have "
             "seen its own micro-batches alone, and no average over ranks is what one process arrives at. Train on one "
             "process, put these modules into eval(), or compute what they hold from the weights."
         )
@@ -81,11 +81,11 @@ def data_problems(dataset: Any, seed: int) -> dict[str, str]:
     return {"state of the data set": text}
 
 
-def _require_plain(config: TrainConfig, loss: Loss, buffers: Sequence[str]) -> None:
+def _require_plain(config: TrainConfig, loss: Loss, names: Sequence[str]) -> None:
     others = {"batch_norm=exact": config.batch_norm == "exact", "a loss that compares samples": is_coupled(loss)}
     problems = [
-        f"{name}: does not go with {_shown(buffers, 'buffer')} that a pass moves: micro-batches run side by side or "
-        "twice there. Use one micro-batch per step on one process, or put these modules into eval()."
+        f"{name}: does not go with {_shown(names, 'tensor')} of the model that a pass moves: micro-batches run side by "
+        "side or twice there. Use one micro-batch per step on one process, or put these modules into eval()."
         for name, is_set in others.items()
         if is_set
     ]

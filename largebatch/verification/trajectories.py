@@ -91,8 +91,8 @@ def _plain_steps(prepared: Prepared, model: nn.Module, plan: BatchPlan, num_step
             group["lr"] = prepared.derived.lr_at(position) * group.get("lr_factor", 1.0)
         optimizer.zero_grad()
         parts = [next(batches) for _ in plan.micro_batch_sizes]
-        buffers = dict(model.named_buffers())
-        start = {name: buffers[name].clone() for name in prepared.state.by_step}
+        kept = dict(model.named_buffers()) | dict(model.named_parameters())
+        start = {name: kept[name].detach().clone() for name in prepared.state.by_step}
         if is_coupled(prepared.loss):
             _coupled_loss(prepared, model, parts).backward()
             units = sum(float(prepared.loss.units_per_sample(part.targets).sum()) for part in parts)
@@ -100,7 +100,7 @@ def _plain_steps(prepared: Prepared, model: nn.Module, plan: BatchPlan, num_step
             units = 0.0
             for part in parts:
                 for name, value in start.items():
-                    buffers[name].copy_(value)
+                    kept[name].detach().copy_(value)
                 outputs, targets = _outputs_and_targets(prepared, model, part)
                 prepared.loss.loss_per_sample(outputs, targets).sum().backward()
                 units += units_by_own_mean(prepared.loss, outputs, targets)

@@ -106,7 +106,7 @@ def test_a_sound_run_is_the_same_on_every_factorization(verify, overrides):
         ([*own("RankSeeded"), PINNED], ["random draws that depend on the rank"]),
         ([*own("CouplesSamples")], ["model couples samples"]),
         ([*own("DrawsByItself"), PINNED], ["state outside of buffers"]),
-        ([*own("Remembers"), PINNED], ["buffers that move with the samples"]),
+        ([*own("Remembers"), PINNED], ["weights or buffers that a pass moves with its samples"]),
         ([f"data.train={{_target_: {STATES}.Drifts, split: train}}"], ["state of the data set"]),
         ([*own("MeanLoss", "loss")], ["mean of means"]),
         ([*own("CoupledLoss", "loss")], ["batch-coupled loss"]),

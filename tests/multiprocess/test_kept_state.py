@@ -22,12 +22,12 @@ from largebatch.order import SampleOrder
 from largebatch.runtime import Runtime
 
 SAMPLES, BATCH, MICRO, STEPS = 60, 15, 4, 8  # 4 micro-batches a step, the last of 3 samples
-BY_STEP = ("stem.parametrizations.weight.0._u", "stem.parametrizations.weight.0._v", "passes")
+BY_STEP = ("stem.parametrizations.weight.0._u", "stem.parametrizations.weight.0._v", "passes", "slow.weight")
 WAYS: dict[str, dict[str, Any]] = {"all_reduce": {}, "ordered": {"ordered": True}, "lower": {"survives_shortage": True}}
 
 
 class Net(nn.Module):
-    """Blocks left out by draws of torch, numpy and Python, an expert for few samples, and two kinds of state."""
+    """Blocks left out by draws of torch, numpy and Python, an expert for few samples, and three kinds of state."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,6 +36,7 @@ class Net(nn.Module):
         self.blocks = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
         self.expert, self.head = nn.Linear(8, 8), nn.Linear(8, 3)
         self.register_buffer("passes", torch.zeros(()))
+        self.slow = nn.Linear(8, 3, bias=False).requires_grad_(False)
 
     def forward(self, inputs: Tensor) -> Tensor:
         self.passes += 1
@@ -47,7 +48,9 @@ class Net(nn.Module):
         rare = (inputs[:, 0] > 1.9).nonzero()[:, 0]
         if len(rare):
             hidden = hidden.index_add(0, rare, self.expert(hidden[rare]))
-        return self.head(hidden)
+        with torch.no_grad():
+            self.slow.weight.lerp_(self.head.weight, 0.1)
+        return self.head(hidden) - self.slow(hidden)
 
 
 def lr_at(samples_seen: int) -> float:
@@ -77,15 +80,15 @@ def trained(way: str) -> dict[str, Any]:
 def in_plain_torch() -> tuple[dict[str, Tensor], list[set[str]]]:
     """One process; the parameters without a gradient, step by step."""
     model, dataset, order = Net().double(), random_classification(SAMPLES, 3, (6,), "train"), SampleOrder(SAMPLES, 0)
-    buffers = dict(model.named_buffers())
+    kept = dict(model.named_buffers()) | dict(model.named_parameters())
     velocity: dict[str, Tensor] = {}
     absent = []
     for step in range(STEPS):
         model.zero_grad()
-        start = {name: buffers[name].clone() for name in BY_STEP}
+        start = {name: kept[name].detach().clone() for name in BY_STEP}
         for index, part in enumerate(torch.from_numpy(order.ids(step * BATCH, BATCH)).split(MICRO)):
             for name, value in start.items():
-                buffers[name].copy_(value)
+                kept[name].detach().copy_(value)
             seed_generators(micro_batch_key(stream_key(0, "forward", step * BATCH), index))
             outputs = model(dataset.inputs[part].double())
             (nn.functional.cross_entropy(outputs, dataset.targets[part], reduction="sum") / BATCH).backward()

@@ -83,6 +83,41 @@ class Codebook(Base):
         return inputs - self.code
 
 
+class Momentum(Base):
+    """Averages its weights into a second encoder, in either of the ways that are common."""
+
+    def add(self) -> None:
+        self.slow = nn.Linear(self.in_features, self.out_features).requires_grad_(False)
+        self.slow.load_state_dict(self.state_dict(), strict=False)  # as usual: at first an average moves nothing
+
+    def moves(self, inputs: Tensor) -> Tensor:
+        self.slow.weight.data = 0.9 * self.slow.weight.data + 0.1 * self.weight.data
+        with torch.no_grad():
+            self.slow.bias.lerp_(self.bias, 0.1)
+        return inputs
+
+
+class Centres(Base):
+    """Centres that follow the samples, kept as a parameter without gradient."""
+
+    def add(self) -> None:
+        self.centre = nn.Parameter(torch.zeros(self.in_features), requires_grad=False)
+
+    def moves(self, inputs: Tensor) -> Tensor:
+        self.centre.data.lerp_(inputs.mean(0), 0.1)
+        return inputs - self.centre
+
+
+class Bounds(Base):
+    """Rows of an embedding that become too long one day are scaled down where they are looked up."""
+
+    def add(self) -> None:
+        self.rows = nn.Embedding(2, self.in_features, max_norm=1e3)
+
+    def moves(self, inputs: Tensor) -> Tensor:
+        return inputs + self.rows((inputs[:, 0] > 0).long())
+
+
 class Masks(Base):
     """A buffer that holds the latest draw."""
 
@@ -157,6 +192,9 @@ KINDS: dict[type[Base], KeptState] = {
     Passes: KeptState(by_step=("passes",)),
     Samples: KeptState(by_samples=("passes",)),
     Codebook: KeptState(by_samples=("code",)),
+    Momentum: KeptState(by_step=("slow.weight", "slow.bias")),
+    Centres: KeptState(by_samples=("centre",)),
+    Bounds: KeptState(by_samples=("rows.weight",)),
     Masks: KeptState(by_samples=("mask",)),
     OwnGenerator: KeptState(is_hidden=True),
     Anneals: KeptState(is_hidden=True),
@@ -208,7 +246,7 @@ def refused(kind: type[Base] | None, *overrides: str) -> list[str]:
 @pytest.mark.parametrize(
     ("kind", "fact"),
     [
-        (Codebook, "2 ranks: 1 buffer (code) of the model move with the samples of each pass"),
+        (Codebook, "2 ranks: 1 tensor (code) of the model move with the samples of each pass"),
         (OwnGenerator, "2 ranks: the model or the loss gave something else for the same samples, draws and buffers"),
     ],
 )
@@ -227,7 +265,9 @@ def test_what_moves_alike_has_a_rule_that_the_plan_tells():
         run = prepared(Passes, "batch.total=32", "batch.micro=8", environ=environ)
         assert run.state.by_step == ("passes",)
         (note,) = run.notes
-        assert note.startswith("state: 1 buffer (passes) move alike in every pass, so they move once per step")
+        assert note.startswith(
+            "state: 1 tensor (passes) of the model move alike in every pass, so they move once per step"
+        )
     assert prepared(Passes, "batch.total=32").notes == ()
 
 
