@@ -6,7 +6,7 @@ from largebatch.losses.left_out import require_nothing_left_out
 from largebatch.losses.module_loss import ModuleLoss
 from largebatch.losses.protocol import Loss, counted_per_sample, units_are_fixed
 from largebatch.losses.regression import OutputIsLoss, SquaredError
-from largebatch.losses.shift import with_shift
+from largebatch.losses.shift import require_decoder_inputs, with_shift
 
 __all__ = [
     "CrossEntropy",
@@ -18,6 +18,7 @@ __all__ = [
     "SquaredError",
     "counted_per_sample",
     "label_rule",
+    "require_decoder_inputs",
     "require_labels",
     "require_nothing_left_out",
     "scored",

@@ -22,6 +22,7 @@ from largebatch.losses.labels import (
 )
 from largebatch.losses.protocol import float32_or_wider, prediction
 
+_ROUNDED = 1e-2  # of a sum of probabilities that were kept in few digits
 _NO_LABEL = -(2**31)  # for torch, which always has a label that is not counted
 
 
@@ -101,6 +102,20 @@ class CrossEntropy:
             ignore_index=_NO_LABEL if is_counted else int(self.ignore_index or 0),
             label_smoothing=self.label_smoothing,
         )
+
+    def examine(self, outputs: Any, targets: Tensor) -> None:
+        """Raise ValueError where numbers that stand for classes are no probabilities: torch itself does not look."""
+        if not targets.is_floating_point() or targets.dim() < 2:
+            return
+        sums = targets.sum(dim=1)
+        if bool((sums - 1).abs().max() > _ROUNDED) or float(targets.min()) < 0:
+            raise ValueError(
+                f"CrossEntropy got targets of the outputs' shape {list(targets.shape)} that are no probabilities of "
+                f"classes: those of a sample add up to {float(sums.min()):.4g} to {float(sums.max()):.4g}, not to 1, "
+                f"the smallest is {float(targets.min()):.4g}. Where a sample may have several classes take "
+                "loss=module loss._target_=torch.nn.BCEWithLogitsLoss; for torch's cross-entropy of any numbers, "
+                "loss._target_=torch.nn.CrossEntropyLoss."
+            )
 
     def label_rule(self, outputs: Any) -> LabelRule:
         """Class numbers below the number of outputs, and `ignore_index`."""

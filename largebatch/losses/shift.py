@@ -43,7 +43,6 @@ def with_shift(loss: Loss, model: nn.Module, inputs: Any, targets: Tensor) -> Lo
         return loss
     if loss.shift is not None:
         return loss
-    _require_decoder_inputs(model, inputs)
     relation = _relation(inputs, targets, loss.ignore_index)
     # Labels that are moved are asked about where the model looks for them: its loss may add something all the same.
     asked = F.pad(targets[:, :-1], (1, 0), value=loss.ignore_index) if relation == "next" else targets
@@ -137,8 +136,14 @@ def _model_shifts(model: nn.Module, inputs: Any, targets: Tensor, ignore_index: 
     )
 
 
-def _require_decoder_inputs(model: nn.Module, inputs: Any) -> None:
-    """An encoder-decoder of transformers makes the decoder's inputs from labels, which no model is given here."""
+def require_decoder_inputs(loss: Loss, model: nn.Module, inputs: Any) -> None:
+    """An encoder-decoder of transformers makes the decoder's inputs from labels, which no model is given here.
+
+    Raises:
+        ValueError: if such a model is to be trained on its tokens, and `inputs` have none for the decoder.
+    """
+    if not isinstance(loss, NextToken) or loss.shift is not None:
+        return
     config = getattr(model, "config", None)
     given = set(inputs) if isinstance(inputs, dict) else set()
     if getattr(config, "is_encoder_decoder", False) and not given & {"decoder_input_ids", "decoder_inputs_embeds"}:

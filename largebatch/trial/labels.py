@@ -11,6 +11,7 @@ from largebatch.data import MicroBatchData
 from largebatch.losses import (
     LabelRule,
     Loss,
+    OutputIsLoss,
     label_rule,
     require_labels,
     require_nothing_left_out,
@@ -41,7 +42,7 @@ def check_labels(dataset: Any, model: nn.Module, outputs: Any, targets: Tensor, 
     Raises:
         ValueError: if not.
     """
-    require_nothing_left_out(model, outputs)
+    require_nothing_left_out(model, outputs, are_losses=isinstance(loss, OutputIsLoss))
     if (examine := getattr(loss, "examine", None)) is not None:
         examine(outputs, targets)
     for label in getattr(dataset, "label_range", None) or ():
@@ -82,6 +83,7 @@ def settled_loss(model: nn.Module, loss: Loss, probed: MicroBatchData, precision
 
 def rule_of(model: nn.Module, loss: Loss, probed: MicroBatchData, precision: str) -> LabelRule | None:
     """The labels that the loss can score against what the model returns for a sample."""
-    first = rows_of(in_precision(probed.inputs, precision), torch.zeros(1, dtype=torch.int64))
+    # Twice the same: of one there are no batch statistics.
+    first = rows_of(in_precision(probed.inputs, precision), torch.zeros(2, dtype=torch.int64))
     with as_before(model), evaluating(model), torch.no_grad():
         return label_rule(loss, outputs_of(model, first, precision))

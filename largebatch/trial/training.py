@@ -14,7 +14,7 @@ from largebatch.derive import Derived
 from largebatch.generators import seed_generators
 from largebatch.gradients import copies
 from largebatch.keyed import stream_key
-from largebatch.losses import Loss
+from largebatch.losses import Loss, require_decoder_inputs
 from largebatch.model_size import state_of
 from largebatch.modes import train_mode
 from largebatch.schema import TrainConfig
@@ -61,6 +61,7 @@ def _try_batch(
 ) -> KeptState:
     parameters = dict(model.named_parameters())
     layout = _layout(model)
+    require_decoder_inputs(loss, model, batch.inputs)
     try:
         changes_inputs = _backward(config, dataset, model, loss, batch, draw=0)
     except MisfitError as error:

@@ -224,6 +224,10 @@ def test_a_module_that_is_no_mean_over_samples_is_refused(module: nn.Module, mes
         (lambda: CrossEntropy().loss_per_sample(logits(), classes().bool()), r"torch.bool.*\.long\(\)"),
         (lambda: CrossEntropy().loss_per_sample(logits(), F.one_hot(torch.arange(8) % 5, 5)), "class probabilities"),
         (lambda: CrossEntropy().loss_per_sample(torch.zeros(2, 6, 9), classes(6)[:2]), "loss=per_token"),
+        (
+            lambda: CrossEntropy().examine(logits(), torch.eye(8)[:, :5].roll(1, 1) + 1),
+            "add up to 5 to 6, not to 1.*BCE",
+        ),
     ],
 )
 def test_what_is_no_mean_or_does_not_fit_is_refused_with_the_remedy(make: Any, message: str) -> None:
@@ -253,6 +257,11 @@ def test_a_probability_out_of_range_is_told_where_torch_says_nothing() -> None:
     targets[3, 1] = 2.0
     with pytest.raises(ValueError, match=r"sample 3: the label 2\.0 is no probability"):
         scored(loss, logits(), targets, range(8))
+
+
+def test_probabilities_in_few_digits_and_class_numbers_are_examined_without_a_word() -> None:
+    for targets in (shares().softmax(1), shares(3).softmax(1).bfloat16(), classes(), classes(3, 3)):
+        CrossEntropy().examine(logits(), targets)
 
 
 def test_the_rule_of_labels_lets_probabilities_and_masked_labels_pass() -> None:

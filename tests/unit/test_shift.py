@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from largebatch.losses import CrossEntropy, ModuleLoss, NextToken, require_nothing_left_out, with_shift
+from largebatch.losses import (
+    CrossEntropy,
+    ModuleLoss,
+    NextToken,
+    require_decoder_inputs,
+    require_nothing_left_out,
+    with_shift,
+)
 from largebatch.models import GPT
 
 transformers = pytest.importorskip("transformers")
@@ -130,8 +138,9 @@ class AddsWithLabels(nn.Embedding):
 def test_what_would_train_a_copier_or_cannot_be_told_is_refused(
     model: nn.Module, inputs: Any, labels: Tensor, message: str
 ) -> None:
+    ask = require_decoder_inputs if "decoder" in message else partial(with_shift, targets=labels)
     with pytest.raises(ValueError, match=message):
-        with_shift(NextToken(), model, inputs, labels)
+        ask(NextToken(), model, inputs)
 
 
 def test_a_decoder_with_inputs_of_its_own_has_labels_where_they_are_predicted() -> None:
@@ -147,6 +156,20 @@ class Gated(nn.Linear):
         outputs = super().forward(inputs)
         self.l_aux, self.last_logits, self.temperature = outputs.square().mean(), outputs, outputs.mean().exp()
         return outputs
+
+
+class Keeps(nn.Linear):
+    """Keeps something of its hidden values, and may compute its outputs from it."""
+
+    def __init__(self, name: str, value: Any, *, is_used: bool = False) -> None:
+        super().__init__(3, 2)
+        self.name, self.value, self.is_used = name, value, is_used
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        penalty = self.weight.square().sum()
+        setattr(self, self.name, self.value(penalty))
+        outputs = super().forward(inputs)
+        return outputs + penalty if self.is_used else outputs
 
 
 class TwoHeads(nn.Linear):
@@ -168,6 +191,10 @@ class TwoHeads(nn.Linear):
     [
         (mixtral(output_router_logits=True), IDS, "MixtralForCausalLM also returns aux_loss.*output_router_logits"),
         (Gated(3, 2), torch.ones(4, 3), "Gated also keeps l_aux"),
+        (Keeps("kl", lambda one: one), torch.ones(4, 3), "Keeps also keeps kl"),
+        (Keeps("_aux_losses", lambda one: [one]), torch.ones(4, 3), "Keeps also keeps _aux_losses"),
+        (Keeps("losses", lambda one: {"balance": one}), torch.ones(4, 3), "Keeps also keeps losses"),
+        (Keeps("penalties", lambda one: one.expand(4)), torch.ones(4, 3), "Keeps also keeps penalties"),
         (TwoHeads("aux_logits"), torch.ones(4, 3), "TwoHeads also returns aux_logits"),
         (TwoHeads("balance"), torch.ones(4, 3), "TwoHeads also returns balance"),
     ],
@@ -177,6 +204,16 @@ def test_a_loss_of_the_model_that_training_would_drop_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         require_nothing_left_out(model, model(inputs))
+
+
+def test_what_is_trained_through_the_outputs_is_not_left_out() -> None:
+    model = Keeps("l_aux", lambda one: one, is_used=True)
+    require_nothing_left_out(model, model(torch.ones(4, 3)))
+    losses = model(torch.ones(4, 3)).sum(dim=1)
+    model.account_of_loss = losses.mean()
+    require_nothing_left_out(model, losses, are_losses=True)
+    with pytest.raises(ValueError, match="account_of_loss"):
+        require_nothing_left_out(model, losses)
 
 
 def test_outputs_without_a_loss_of_their_own_pass() -> None:
