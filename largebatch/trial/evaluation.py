@@ -21,15 +21,26 @@ from largebatch.trial.samples import TriedBatch
 TRIED_TO_SKIP = 8
 
 
-def try_evaluation(config: TrainConfig, dataset: Any, model: nn.Module, loss: Loss) -> None:
-    """Forward of a sample of a set that is only evaluated.
+def try_evaluation(
+    config: TrainConfig, dataset: Any, model: nn.Module, loss: Loss, *, count: int, world_size: int
+) -> None:
+    """Forward of two samples of a set that is only evaluated, or of one where the run has such a micro-batch.
+
+    Args:
+        config: of the run.
+        dataset: without random changes.
+        model: of the run.
+        loss: of the run.
+        count: samples of the set that are evaluated, by all ranks together.
+        world_size: ranks.
 
     Raises:
         ValueError: if shapes or labels do not fit.
     """
     skips, precision = config.data.skips, config.precision.compute
     # One sample alone has nothing to be compared with, and may be one of those to skip.
-    count = min(TRIED_TO_SKIP if skips else 2 if is_coupled(loss) else 1, len(dataset))
+    has_single = not is_coupled(loss) and _has_single(count, world_size, config.observers.evaluation.micro)
+    count = min(TRIED_TO_SKIP if skips else 1 if has_single else 2, len(dataset))
     ids = SampleOrder(len(dataset)).ids(0, count)
     loaded = next(evaluation_batches(dataset, ids, micro_batch_size=count, skips=skips))
     size = len(loaded.targets)
@@ -41,3 +52,9 @@ def try_evaluation(config: TrainConfig, dataset: Any, model: nn.Module, loss: Lo
         with explained(model, batch, during="the loss"):
             scored_batch(batch, outputs, targets, loss)
         check_labels(dataset, model, outputs, targets, loss)
+
+
+def _has_single(count: int, world_size: int, micro: int) -> bool:
+    """Whether a micro-batch of one sample is left over where ranks share `count` samples as equally as they can."""
+    shares = {count // world_size, -(-count // world_size)}
+    return any(share % micro == 1 % micro for share in shares if share)

@@ -85,11 +85,16 @@ def try_run(run: TriedRun, report: Report) -> Tried | None:
             give_copies(model)
             report.notes.append(f"model: {type(model).__name__} writes to its inputs: it gets copies of them.")
 
+    def evaluation(dataset: Any, count: int) -> None:
+        try_evaluation(config, dataset, model, loss, count=count, world_size=run.derived.ramp.plans[0].world_size)
+
     trials: dict[str, Callable[[], Any]] = {
         "model and data": training,
         "state": lambda: try_state(config, run.derived, run.train, loss, states[0], report),
-        "model and data.train_plain": partial(try_evaluation, config, run.train_plain, model, loss),
-        "model and data.validation": partial(try_evaluation, config, run.validation, model, loss),
+        "model and data.train_plain": lambda: evaluation(
+            run.train_plain, min(len(run.train_plain), len(run.validation))
+        ),
+        "model and data.validation": lambda: evaluation(run.validation, len(run.validation)),
         "checkpoint": partial(try_saving, config, model, run.optimizer),
         "data.train": partial(probed_samples, config, run.train),
     }

@@ -82,6 +82,17 @@ class Restless(Net):
         return self.dropout(self.norm(hidden))
 
 
+class Unstored(Net):
+    """Statistics of the micro-batch in evaluation, too: of one sample there are none."""
+
+    def __init__(self, in_features: int, num_outputs: int) -> None:
+        super().__init__(in_features, num_outputs)
+        self.norm = nn.BatchNorm1d(8, track_running_stats=False)
+
+    def features(self, hidden: Tensor) -> Tensor:
+        return self.norm(hidden).relu()
+
+
 class Half(Net):
     """Computes in float16 by itself."""
 
@@ -457,7 +468,7 @@ def test_the_generators_of_the_process_are_where_they_were(monkeypatch: pytest.M
     assert (np.random.get_state()[1].tolist(), random.getstate()) == before  # type: ignore[index, union-attr] # noqa: NPY002
 
 
-@pytest.mark.parametrize("model", [Half, Tied, FixedSize, Complex, Normed])
+@pytest.mark.parametrize("model", [Half, Tied, FixedSize, Complex, Normed, Unstored])
 def test_a_model_that_torch_trains_is_accepted(model: type[nn.Module]):
     assert prepared(of(model)).derived.num_steps == 64
 
@@ -580,6 +591,10 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "a graph that goes on": ([of(KeepsItsGraph)], "model and data: .*backward pass with RuntimeError: Trying to back"),
     "a weight that cannot be written": ([of(Shared)], "model: elements of scale share one place in memory"),
     "an error of another kind": ([of(Divides)], r"model and data: .*ZeroDivisionError.*test_trial.py:\d+ in features"),
+    "an evaluation of one sample": (
+        [of(Unstored), "data.validation.num_samples=33", "observers.evaluation.micro=16"],
+        "model and data.train_plain: a micro-batch of one sample .*in the forward pass of an evaluation",
+    ),
     "float64 in float32": (
         [*points("float64"), of(Net)],
         "model and data: .*The weights are float32 and inputs float64.* precision=fp64",
