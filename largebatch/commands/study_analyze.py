@@ -26,9 +26,18 @@ def main(arguments: Sequence[str]) -> int:
     except (OSError, TableError) as error:
         print(f"largebatch study analyze: {error}", file=sys.stderr)
         return EXIT_WRONG_INPUT
+    tell_unread(file)
     folder = Path(options.out) if options.out else new_folder("runs", "study")
     present(analyse(points), folder, title=f"steps to the target, {file.name}", config={"file": str(file)})
     return EXIT_DONE
+
+
+def tell_unread(file: Path) -> None:
+    """A line about columns that have no meaning here: one of them may have been meant to have one."""
+    from largebatch.study.csv_table import OPTIONAL, REQUIRED, unread_columns
+
+    if names := unread_columns(file):
+        print(f"{file}: not read: {', '.join(names)}. What has a meaning: {', '.join((*REQUIRED, *OPTIONAL))}.")
 
 
 def _parser() -> argparse.ArgumentParser:

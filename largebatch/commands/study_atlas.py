@@ -17,6 +17,7 @@ def main(arguments: Sequence[str]) -> int:
         options = _parser().parse_args(list(arguments))
     except SystemExit as exit_:
         return EXIT_WRONG_INPUT if exit_.code else EXIT_DONE
+    from largebatch.commands.study_analyze import tell_unread
     from largebatch.run_folder import new_folder
     from largebatch.run_report import read_evidence, write_report
     from largebatch.study import TableError
@@ -29,6 +30,8 @@ def main(arguments: Sequence[str]) -> int:
     except (OSError, TableError) as error:
         print(f"largebatch study atlas: {error}", file=sys.stderr)
         return EXIT_WRONG_INPUT
+    for file in options.files:
+        tell_unread(Path(file))
     for table in story.tables:
         print_table(table.headers, table.rows, title=table.title)
     print(story.answer)

@@ -99,7 +99,7 @@ def fit_critical_batch(points: Sequence[StepsToTarget]) -> CriticalBatch:
             f"the median reached the target at {len(seen)} of {len(ordered)} batch sizes: S_min and B_crit need "
             f"{LEAST_BATCH_SIZES} or more. Add batch sizes, raise the budget, or choose an easier target."
         )
-        verdict = f"not supported: {len(seen)} batch sizes reached the target"
+        verdict = f"not supported: {len(seen)} batch size{'s' * (len(seen) != 1)} reached the target"
         return CriticalBatch(ordered, None, None, None, None, (reason,), False, False, verdict)
     fit = _Fit(ordered)
     s_min, e_min, b_crit, misfit = fit.s_min(), fit.e_min(), fit.b_crit(), fit.misfit()
@@ -194,8 +194,8 @@ def _limits(b_crit: Estimate, seen: Sequence[int]) -> list[str]:
     if 0 < b_crit.value < smallest or largest < b_crit.value < math.inf:
         side = "larger" if b_crit.value > largest else "smaller"
         found.append(
-            f"B_crit = {b_crit.value:,.4g} lies outside of the batch sizes {smallest:,} to {largest:,} that reached "
-            f"the target: it is extrapolated. Add {side} batches."
+            f"B_crit lies outside of the batch sizes {smallest:,} to {largest:,} that reached the target: it is "
+            f"extrapolated. Add {side} batches."
         )
     return found
 
@@ -216,14 +216,16 @@ def _lack_of_fit(points: Sequence[StepsToTarget]) -> list[str]:
     a, c, _ = likelihood.best_of_all()
     residuals = means - a - log_gain(np.array(c), log_sizes)
     within = sum(float(((logs - logs.mean()) ** 2).sum()) for logs in known) / inside
-    ratio = float(weights @ residuals**2) / (len(known) - 2) / within if within else math.inf
+    ratio = float(weights @ residuals**2) / (len(known) - 2) / within if within > _ROUNDING**2 else math.inf
     if float(np.abs(residuals).max()) < _ROUNDING or float(fdtrc(len(known) - 2, inside, ratio)) > _REJECTED:
         return []
     worst = int(np.argmax(np.abs(residuals)))
+    times = f"{math.sqrt(ratio):,.1f} times what the spread of the seeds explains"
+    distance = times if ratio < math.inf else "told by seeds that agree with each other"
     return [
-        f"the curve is not exact: its distance to the means is {math.sqrt(ratio):,.1f} times what the spread of the "
-        f"seeds explains, most at batch {sizes[worst]:,} ({math.expm1(residuals[worst]):+.0%} steps). Whether that "
-        "matters is a question of its size, by which the verdict goes."
+        f"the curve is not exact: its distance to the means is {distance}, most at batch {sizes[worst]:,} "
+        f"({math.expm1(residuals[worst]):+.0%} steps). Whether that matters is a question of its size, by which the "
+        "verdict goes."
     ]
 
 

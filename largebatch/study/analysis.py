@@ -59,7 +59,7 @@ def shown(estimate: Estimate) -> str:
 def _number(value: float) -> str:
     if value == math.inf:
         return "unbounded"
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    return f"{value:,.0f}" if 100 <= value < 1e12 else f"{value:.3g}"
 
 
 def _of_optimizer(analysis: Analysis, name: str) -> list[str]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from largebatch.chapter.story import Story, Table
 from largebatch.diagnostics.critical_batch import CriticalBatch
 from largebatch.study.analysis import Analysis, analyse, shown
-from largebatch.study.csv_table import ONLY_ONE, read_points
+from largebatch.study.csv_table import ONLY_ONE, TableError, read_points
 from largebatch.study.points import StudyPoint
 from largebatch.study.record import curve_sizes, study_record
 from largebatch.trackers.diagram import Axis, Diagram, Line
@@ -47,7 +47,9 @@ def read_atlas(own: Sequence[Path] = ()) -> Analysis:
     """
     with as_file(files("largebatch.study") / "published_steps.csv") as path:
         points = read_points(path)
-    for file in own:
+    for number, file in enumerate(own):
+        if file.stem in (*PUBLISHED, *(other.stem for other in own[:number])):
+            raise TableError(f"{file}: another system of the atlas has the name {file.stem}, too. Rename the file.")
         points += [_named(point, file.stem) for point in read_points(file)]
     return analyse(points)
 
@@ -83,7 +85,7 @@ def _row(name: str, fit: CriticalBatch) -> tuple[str, ...]:
     return (
         name,
         source,
-        f"{len(sizes)}: {min(sizes):,} to {max(sizes):,} {unit}",
+        f"{len(sizes)}: {min(sizes):,} to {max(sizes):,} {unit}" if len(sizes) > 1 else f"1: {sizes[0]:,} {unit}",
         f"{min(runs)} to {max(runs)}" if min(runs) < max(runs) else f"{runs[0]}",
         shown(fit.b_crit) if fit.b_crit else "",
         f"{fit.misfit.left_out_error:.0%}, at worst {fit.misfit.worst_left_out:.0%}" if known and fit.misfit else "",

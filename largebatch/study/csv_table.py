@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from largebatch.diagnostics.steps_to_target import StepsToTarget
+from largebatch.nearest import nearest
 from largebatch.study.points import StudyPoint
 
 REQUIRED = ("batch_size", "steps")
@@ -29,7 +31,7 @@ def read_points(path: Path) -> list[StudyPoint]:
 
     Columns `batch_size` and `steps`, and if you like `optimizer`, `seed` (at most one row of each per point),
     `censored` (true: the target was not reached within `steps`) and `runs` (how many runs `steps` is the median of:
-    then one row per point). Others are not read.
+    then one row per point). Others are not read: see `unread_columns`.
 
     Raises:
         TableError: with all that is wrong, up to 10 lines.
@@ -50,11 +52,7 @@ def read_points(path: Path) -> list[StudyPoint]:
 
 def _rows(path: Path, reader: csv.DictReader[str]) -> list[Row]:
     names = [name.strip() for name in reader.fieldnames or []]
-    if missing := [name for name in REQUIRED if name not in names]:
-        raise TableError(
-            f"{path}: line 1 has the columns {', '.join(names) or 'none'}: {' and '.join(missing)} must be among them. "
-            f"Name the columns in the first line: {', '.join(REQUIRED)}, and if you like {', '.join(OPTIONAL)}."
-        )
+    _require_columns(path, names)
     reader.fieldnames = names
     rows, errors = [], []
     seen: dict[tuple[str, int, str], int] = {}
@@ -78,20 +76,56 @@ def _rows(path: Path, reader: csv.DictReader[str]) -> list[Row]:
     return rows
 
 
+def _require_columns(path: Path, names: list[str]) -> None:
+    """Each name once, and none that looks like a column which is read and would be passed over without a word."""
+    errors = [f"{name} twice. Keep one." for name in (*REQUIRED, *OPTIONAL) if names.count(name) > 1]
+    if missing := [name for name in REQUIRED if name not in names]:
+        separate = " Separate cells with commas." if len(names) == 1 else ""
+        errors.append(
+            f"{', '.join(names) or 'none'}: {' and '.join(missing)} must be among them.{separate} Name the columns in "
+            f"the first line: {', '.join(REQUIRED)}, and if you like {', '.join(OPTIONAL)}."
+        )
+    errors += [f"{name}, which is not read. {hint} Rename it, or leave it out." for name, hint in _meant(names)]
+    if errors:
+        raise TableError("\n".join(f"{path}: line 1 has the columns {error}" for error in errors))
+
+
+def _meant(names: list[str]) -> list[tuple[str, str]]:
+    """Columns that were written otherwise than one that is read and is not there, each with what was meant."""
+    absent = [name for name in (*REQUIRED, *OPTIONAL) if name not in names]
+    # A column `run` is likelier the name of a run than a number of them.
+    misspelt = [name for name in absent if name != "runs"]
+    found = []
+    for name in names:
+        plain = "_".join(re.findall(r"\w+", name.lower()))
+        if name not in (*REQUIRED, *OPTIONAL) and (meant := [plain] if plain in absent else nearest(plain, misspelt)):
+            found.append((name, f"Did you mean {' or '.join(meant)}?"))
+    return found
+
+
+def unread_columns(path: Path) -> list[str]:
+    """Columns of a table that `read_points` passes over."""
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        names = [name.strip() for name in csv.DictReader(file, skipinitialspace=True).fieldnames or []]
+    return [name for name in names if name not in (*REQUIRED, *OPTIONAL)]
+
+
 def _row(values: Mapping[str | None, str | list[str] | None]) -> Row:
     if None in values or None in values.values():
         raise ValueError("has another number of cells than the first line. Quote texts that contain commas.")
     cells = {name: str(value).strip() for name, value in values.items()}
     size, steps = _number(cells, "batch_size"), _number(cells, "steps")
     if size != int(size):
-        raise ValueError(f"batch_size={cells['batch_size']}: is a whole number of samples.")
+        raise ValueError(f"batch_size={cells['batch_size']}: must be a whole number of samples.")
     censored = _TRUTH.get(cells.get("censored", "").lower())
     if censored is None:
-        raise ValueError(f"censored={cells['censored']}: is true (the target was not reached) or false.")
+        raise ValueError(f"censored={cells['censored']}: must be true (the target was not reached) or false.")
     runs = _number(cells, "runs") if cells.get("runs") else 0
     if runs != int(runs):
-        raise ValueError(f"runs={cells['runs']}: is a whole number.")
-    return cells.get("optimizer") or ONLY_ONE, int(size), cells.get("seed", ""), steps, censored, int(runs)
+        raise ValueError(f"runs={cells['runs']}: must be a whole number.")
+    if cells.get("optimizer") == "":
+        raise ValueError("optimizer=nothing: must be a name in every row, as there is a column of names.")
+    return cells.get("optimizer", ONLY_ONE), int(size), cells.get("seed", ""), steps, censored, int(runs)
 
 
 def _number(cells: Mapping[str | None, str], name: str) -> float:
@@ -101,7 +135,7 @@ def _number(cells: Mapping[str | None, str], name: str) -> float:
         value = math.nan
     if not 0 < value < math.inf:
         hint = " Of a run without the target: the steps it had, and censored=true." if name == "steps" else ""
-        raise ValueError(f"{name}={cells[name] or 'nothing'}: is a number above 0.{hint}")
+        raise ValueError(f"{name}={cells[name] or 'nothing'}: must be a number above 0.{hint}")
     return value
 
 

@@ -76,6 +76,12 @@ def test_batch_sizes_and_steps_are_enough(capsys: pytest.CaptureFixture[str]):
     assert analyse(points).fits["all runs"].b_crit.value == pytest.approx(50, rel=1e-3)
 
 
+def test_columns_without_a_meaning_are_told(capsys: pytest.CaptureFixture[str]):
+    write("batch_size,steps,run,reached\n" + "".join(f"{size},{10_000 // size},{size},no\n" for size in SIZES))
+    assert main(["study", "analyze", "steps.csv", "--out", "out"]) == 0
+    assert "steps.csv: not read: run, reached. What has a meaning: batch_size, steps" in capsys.readouterr().out
+
+
 def test_medians_of_a_published_table_are_weighted_by_their_runs():
     rows = [(size, 100 * (1 + 50 / size) * (1.1 if size == 64 else 1)) for size in SIZES]
     write("batch_size,steps,runs\n" + "".join(f"{size},{steps},{99 if size == 64 else 1}\n" for size, steps in rows))
@@ -102,16 +108,21 @@ def test_few_seeds_are_told_beside_their_median(capsys: pytest.CaptureFixture[st
         ("", "line 1 has the columns none: batch_size and steps must be among them"),
         ("batch,steps\n1,2\n", "line 1 has the columns batch, steps: batch_size must be among them"),
         ("batch_size,steps\n", "has no rows below its first line"),
-        ("batch_size,steps\n8,0\n", "line 2: steps=0: is a number above 0. Of a run without the target: the"),
-        ("batch_size,steps\n8,\n", "line 2: steps=nothing: is a number above 0"),
-        ("batch_size,steps\n8,nan\n", "line 2: steps=nan: is a number above 0"),
-        ("batch_size,steps\n8.5,10\n", "line 2: batch_size=8.5: is a whole number of samples"),
+        ("batch_size,steps\n8,0\n", "line 2: steps=0: must be a number above 0. Of a run without the target: the"),
+        ("batch_size,steps\n8,\n", "line 2: steps=nothing: must be a number above 0"),
+        ("batch_size,steps\n8,nan\n", "line 2: steps=nan: must be a number above 0"),
+        ("batch_size,steps\n8.5,10\n", "line 2: batch_size=8.5: must be a whole number of samples"),
         ("batch_size,steps\n8,10,3\n", "line 2: has another number of cells than the first line"),
         ("batch_size,steps\n8\n", "line 2: has another number of cells than the first line"),
-        ("batch_size,steps,censored\n8,10,maybe\n", "line 2: censored=maybe: is true"),
+        ("batch_size,steps,censored\n8,10,maybe\n", "line 2: censored=maybe: must be true"),
         ("batch_size,steps,seed\n8,10,1\n\n8,11,1\n", "line 4: seed=1: line 2 has it at this batch size too"),
         ("batch_size,steps,runs\n8,10,20\n8,11,5\n", "line 3: runs=5: line 2 has this batch size too"),
-        ("batch_size,steps,runs\n8,10,2.5\n", "line 2: runs=2.5: is a whole number"),
+        ("batch_size,steps,steps\n8,10,3\n", "columns steps twice. Keep one."),
+        ("batch_size;steps\n8;10\n", "batch_size and steps must be among them. Separate cells with commas."),
+        ("batch_size,steps,Censored\n8,10,true\n", "Censored, which is not read. Did you mean censored"),
+        ("batch_size,steps,censord\n8,10,true\n", "censord, which is not read. Did you mean censored"),
+        ("batch_size,steps,optimizer\n8,10,\n", "line 2: optimizer=nothing: must be a name in every row"),
+        ("batch_size,steps,runs\n8,10,2.5\n", "line 2: runs=2.5: must be a whole number"),
     ],
 )
 def test_a_bad_table_is_refused_with_the_line_the_value_and_the_rule(text: str, error: str):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from largebatch.__main__ import main
+from largebatch.study import TableError
 from largebatch.study.atlas import PUBLISHED, atlas_story, read_atlas
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
@@ -96,3 +97,12 @@ def test_the_figures_name_each_system_in_one_order_so_that_it_has_one_colour():
     told = [[line.label for line in figure.lines if line.style != "dashed"] for figure in story.figures]
     assert told[0] == told[1] == told[2]
     assert set(told[0]) == SUPPORTED | EXTRAPOLATED
+
+
+def test_tables_of_one_name_are_refused(tmp_path: Path):
+    paths = [tmp_path / folder / "steps.csv" for folder in ("a", "b")]
+    for path in paths:
+        path.parent.mkdir()
+        path.write_text("batch_size,steps\n8,100\n")
+    with pytest.raises(TableError, match="b/steps.csv: another system of the atlas has the name steps, too. Rename"):
+        read_atlas(paths)
