@@ -104,5 +104,5 @@ def test_tables_of_one_name_are_refused(tmp_path: Path):
     for path in paths:
         path.parent.mkdir()
         path.write_text("batch_size,steps\n8,100\n")
-    with pytest.raises(TableError, match="b/steps.csv: another system of the atlas has the name steps, too. Rename"):
+    with pytest.raises(TableError, match=r"b/steps\.csv: another system of the atlas has the name steps, too. Rename"):
         read_atlas(paths)
