@@ -108,6 +108,10 @@ def run_verb(
         if not codes:
             _tell_remedy(exit_.__context__, held, keys, arguments)
             return _code_without_call(exit_, is_sweep=_is_sweep(arguments))
+    except HydraException as error:  # of --help, whose errors Hydra does not report itself
+        held.write(f"{error}\n")
+        _tell_remedy(error, held, keys, arguments)
+        return EXIT_WRONG_INPUT
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED

@@ -49,6 +49,8 @@ NO_KEY, NO_CHOICE, NO_DASHES = "there is no such key. ", "there is no such choic
         (["--batch-size=64"], f"--batch-size=64: {NO_DASHES}they are KEY=VALUE. The batch is batch.total, "),
         (["--optimizer", "lars"], f"--optimizer lars: {NO_DASHES}write optimizer=lars."),
         (["--scaling.base_lr=0.1"], "write scaling.base_lr=0.1. In a W&B sweep, `command` has ${args_no_hyphens} "),
+        (["--help", "batch.totl=3"], f"batch.totl=3: {NO_KEY}Did you mean 'batch.total'?"),
+        (["--help", "words"], "largebatch: An argument is KEY=VALUE."),
         (["--hlp"], "--hlp: there is no such flag. Did you mean '--help'?"),
         (["--config", "mine.yaml"], "give --config-dir FOLDER experiment=NAME."),
         (["+debug=tiny"], "debug has a choice already: drop the plus of +debug=tiny."),
