@@ -1,7 +1,8 @@
 """Replicates: one value per seed, however often a seed was run.
 
-A run with the seed and the settings of another one is that run again. It tells how long it takes, and whether the
-machine repeats itself; of what another seed would bring it tells nothing, and it does not make an interval narrower.
+A run with the seed of another one is that run again. It tells how long it takes, whether the machine repeats itself or,
+where settings differ, what they change; of what another seed would bring it tells nothing, and it does not make an
+interval narrower.
 """
 
 from __future__ import annotations
@@ -10,9 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Protocol, TypeVar
 
-from largebatch.run_report.records import EXPECTED, RunRecord
-
-_PINNED = "batch.micro"  # the samples that batch norm sees, so that it belongs to what is trained
+from largebatch.run_report.records import RunRecord
 
 
 class HasSettings(Protocol):
@@ -27,14 +26,10 @@ Run = TypeVar("Run", bound=HasSettings)
 
 
 def by_seed(runs: Sequence[Run]) -> list[list[Run]]:
-    """Runs of one batch size, those together that repeat one seed with the same settings.
-
-    Where the machine, the folder, what is logged and how a batch is cut differ, it is still the same run. A run whose
-    settings name no seed is one by itself.
-    """
-    found: dict[tuple[object, ...], list[Run]] = {}
+    """Runs of one batch size, those of one seed together; a run whose settings name no seed is one by itself."""
+    found: dict[object, list[Run]] = {}
     for run in runs:
-        found.setdefault(_identity(run), []).append(run)
+        found.setdefault(run.settings.get("seed", id(run)), []).append(run)
     return list(found.values())
 
 
@@ -69,10 +64,3 @@ def told_merges(runs: Sequence[RunRecord], key: str | None) -> list[str]:
             clause += f", which ended from {min(known):.4g} to {max(known):.4g}: their mean counts"
         told.append(clause)
     return told
-
-
-def _identity(run: HasSettings) -> tuple[object, ...]:
-    if "seed" not in run.settings:
-        return (id(run),)
-    others = sorted((key, text) for key, text in run.settings.items() if key == _PINNED or not key.startswith(EXPECTED))
-    return (run.settings["seed"], *others)
