@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -147,12 +147,12 @@ class _Fit:
     def s_min(self) -> Estimate:
         """Of exp(a)."""
         found = self._estimate(lambda c: np.zeros_like(c))
-        return Estimate(0.0, 0.0, found.high) if self._is_perfect else found
+        return replace(found, low=0.0, value=0.0 if self._is_perfect else found.value) if self._has_no_end(1) else found
 
     def e_min(self) -> Estimate:
         """Of exp(a + c)."""
         found = self._estimate(lambda c: c)
-        return Estimate(0.0, 0.0, found.high) if self._is_flat else found
+        return replace(found, low=0.0, value=0.0 if self._is_flat else found.value) if self._has_no_end(0) else found
 
     def steps(self, batch_size: float) -> Estimate:
         """Of S(B)."""
@@ -167,6 +167,10 @@ class _Fit:
         low, high = self._interval(self._likelihood.deviance_of_c, self._c)
         value = 0.0 if self._is_flat else math.inf if self._is_perfect else math.exp(self._c)
         return Estimate(value, math.exp(low), math.exp(high))
+
+    def _has_no_end(self, side: int) -> bool:
+        """Whether B_crit reaches 0 (side 0) or infinity (1): E_min or S_min is then not bounded below."""
+        return self._interval(self._likelihood.deviance_of_c, self._c)[side] in (-math.inf, math.inf)
 
     def _estimate(self, shift: Shift) -> Estimate:
         value = self._a + float(shift(np.array(self._c)))
