@@ -75,14 +75,8 @@ def run_verb(
     Returns:
         the function's exit code, the worst one of a sweep; 2 if the arguments cannot be composed.
     """
-    if _is_sweep(arguments) and _number("WORLD_SIZE", 1) > 1:
-        _report(
-            "--multirun inside a launcher: every rank would run the sweep by itself. Start one job per value instead:\n"
-            f"  for value in ...; do torchrun ... -m largebatch {verb} KEY=$value; done"
-        )
-        return EXIT_WRONG_INPUT
     keys = partial(_keys, config_name)
-    if problem := flag_problem(arguments, keys) or number_for_a_group(arguments, Path(conf_dir()), keys):
+    if problem := _problem(verb, arguments, keys):
         _report(problem)
         return EXIT_WRONG_INPUT
     codes: list[int] = []
@@ -118,6 +112,16 @@ def run_verb(
     finally:
         held.release()
     return max(codes, default=0)
+
+
+def _problem(verb: str, arguments: Sequence[str], keys: Callable[[], list[str]]) -> str | None:
+    """What Hydra would not refuse, or not in words that help."""
+    if _is_sweep(arguments) and _number("WORLD_SIZE", 1) > 1:
+        return (
+            "--multirun inside a launcher: every rank would run the sweep by itself. Start one job per value instead:\n"
+            f"  for value in ...; do torchrun ... -m largebatch {verb} KEY=$value; done"
+        )
+    return flag_problem(arguments, keys) or number_for_a_group(arguments, Path(conf_dir()), keys)
 
 
 def _keys(config_name: str) -> list[str]:
