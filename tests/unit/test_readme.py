@@ -34,7 +34,7 @@ def commands() -> list[tuple[str, tuple[str, ...]]]:
 # Of the user's own, or read from a copy of the data that the tests may not have.
 ELSEWHERE = ("--config-dir", "data.path=", "--help", "...")
 OWN_ARGUMENTS = {"checkpoint", "compare", "doctor", "ledger", "report"}  # no config; neither has `bench optim`
-WORDS = ("loop", "diagnostics", "--multirun", "WHAT", "NAME", "all", *MEASURES, *EXPERIMENTS)
+WORDS = ("loop", "diagnostics", "verify", "--multirun", "WHAT", "NAME", "all", *MEASURES, *EXPERIMENTS)
 OF_A_VERB = ("measure.", "chapter.", "find_lr.")  # sections that only one verb has
 RUNS = [
     (verb, arguments)
