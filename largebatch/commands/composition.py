@@ -19,6 +19,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException, HydraException
 from omegaconf import DictConfig, OmegaConf
+from yaml import YAMLError
 
 from largebatch.commands.remedies import (
     QUOTING,
@@ -134,6 +135,12 @@ def _tell_remedy(
     error: BaseException | None, held: _Held, keys: Callable[[], list[str]], arguments: Sequence[str]
 ) -> None:
     """In place of a message of Hydra, whose own advice for an unknown key, a plus, would lead to the next error."""
+    if isinstance(error, YAMLError):
+        held.drop()
+        _report(
+            f"a file of the config is no YAML: {' '.join(str(error).split())}. Put a text with signs such as : ? * & % "
+            "{ } [ ] into quotes, and indent by blanks."
+        )
     if not isinstance(error, HydraException):
         return
     message = f"{error}\n{error.__cause__ or ''}"

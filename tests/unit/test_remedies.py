@@ -103,6 +103,15 @@ def test_a_misspelt_choice_inside_a_file_is_told_with_the_file(tmp_path: Path, c
     assert f"optimizer=LARS: {NO_CHOICE}Did you mean 'optimizer=lars'?" in capsys.readouterr().err
 
 
+def test_a_file_that_is_no_yaml_is_one_line_with_its_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "mine.yaml").write_text("name: mine\ntrain: {_target_: ?}\n", encoding="utf-8")
+    assert main(["train", "--config-dir", str(tmp_path), "data=mine"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "no YAML: " in line
+    assert 'mine.yaml", line 2, column 19' in line
+
+
 def test_settings_of_a_group_in_braces_are_hydras_business(capsys: pytest.CaptureFixture[str]):
     assert main(["plan", "batch={total: 64}"]) == 0
     assert "64 samples" in " ".join(capsys.readouterr().out.split())
