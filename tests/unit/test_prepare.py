@@ -968,7 +968,7 @@ def test_a_label_beyond_the_outputs_is_found_wherever_it_is():
 
 def test_an_evaluated_set_that_does_not_fit_the_model_is_found():
     (line,) = errors("data.validation.shape=[1,4,4]")
-    assert line.startswith("model and data.validation: Linear got inputs of shape [1, 1, 4, 4]")
+    assert line.startswith("model and data.validation: Linear got inputs of shape [2, 1, 4, 4]")
     keys = ("num_samples", "num_classes", "shape", "split")
     target = [f"data.validation._target_={HERE}.labels_that_grow", *(f"~data.validation.{key}" for key in keys)]
     (line,) = errors(*target, "model.num_outputs=5", "data.train.num_classes=5")
