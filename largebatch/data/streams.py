@@ -10,7 +10,7 @@ import numpy as np
 
 from largebatch.data.errors import DataError, OnBadSample, Split, check_on_bad_sample, check_split
 from largebatch.data.token_files import Tokens, most_scanned, read_tokens, refuse_other_format
-from largebatch.data.token_shards import find_files, is_token_file
+from largebatch.data.token_shards import find_files, is_called_for_a_split, is_token_file
 from largebatch.data.tokens import TokenWindows
 
 Tokenizer = Literal["bytes", "characters"]
@@ -74,6 +74,12 @@ def token_stream(
     if not found.is_whole:
         fraction = _VALIDATION_FRACTION if validation_fraction is None else validation_fraction
         boundary = int(total * (1 - fraction))
+        if validation_fraction is None and is_called_for_a_split(found.files[0]):
+            part = f"the first {1 - fraction:.0%}" if split == "train" else f"the last {fraction:.0%}"
+            found.notes.append(
+                f"{found.files[0]}: {part} of the tokens are this split, {split}; "
+                f"validation_fraction={0 if split == 'train' else 1} takes all"
+            )
         streams = _between(streams, 0, boundary) if split == "train" else _between(streams, boundary, total)
     notes = [*found.notes, *notes]
     options: dict[str, Any] = {"context_length": context_length, "vocab_size": vocab_size, "characters": characters}
@@ -126,6 +132,7 @@ def _text(
     file = next(file for file in files if not is_token_file(file))
     if len(files) > 1:
         raise ValueError(f"{file}: of several files each is .npy or .bin. Join the texts, or write their tokens.")
+    refuse_other_format(file)
     if vocab_size is not None or dtype is not None:
         given = f"vocab_size={vocab_size}" if dtype is None else f"dtype={dtype}"
         raise ValueError(f"{file}: {given} has no effect on text, which has its own. Leave it out.")
@@ -133,7 +140,6 @@ def _text(
         raise ValueError(f"tokenizer={tokenizer!r}: text is read as 'bytes' or as 'characters'.")
     if file.stat().st_size == 0:
         raise DataError(f"{file}: the file is empty.")
-    refuse_other_format(file)
     if tokenizer == "bytes":
         return np.memmap(file, dtype=np.uint8, mode="r"), None
     try:

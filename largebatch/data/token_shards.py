@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +13,12 @@ from largebatch.data.errors import DataError, Split
 from largebatch.data.files import Scan
 
 SUFFIXES = (".npy", ".bin")
-_SPLIT_WORDS = {"train": {"train", "training"}, "validation": {"val", "valid", "validation"}}
+# A set of files without a validation split is evaluated on its test split, as folders of images are.
+_SPLIT_WORDS = {
+    "train": {"train", "training"},
+    "validation": {"val", "valid", "validation"},
+    "test": {"test", "testing", "dev", "eval", "heldout", "holdout"},
+}
 
 
 @dataclass(frozen=True)
@@ -33,11 +39,12 @@ class TokenFiles:
 def find_files(path: str | Path | Sequence[str | Path], split: Split) -> TokenFiles:
     """The files that `path` names: a file, a folder, a pattern such as shards/*.bin, or a list of these.
 
-    Of a folder or pattern they are sorted by path; a list keeps its order. Where some of several files are called
-    train and others val, each split has its own.
+    Of a folder or pattern they are sorted by path; a list keeps its order. Where some of several files, or their
+    folders, are called train and others val, each split has its own. Files called test are the validation set where
+    none is called val, and are left out where one is.
 
     Raises:
-        DataError: if there are none, or some of several are called neither.
+        DataError: if there are none, or some are called val or test and others nothing of a split.
     """
     entries = [path] if isinstance(path, (str, Path)) else list(path)
     files: list[Path] = []
@@ -48,17 +55,32 @@ def find_files(path: str | Path | Sequence[str | Path], split: Split) -> TokenFi
         notes += told
     if len(files) == 1:
         return TokenFiles(files, is_whole=False, notes=notes)
-    named = {one: [file for file in files if _words(file) & words] for one, words in _SPLIT_WORDS.items()}
-    is_whole = all(named.values())
+    root = os.path.commonpath([file.absolute().parent for file in files])  # folders above it say the same of all
+    splits_of = {file: _splits_of(os.path.relpath(file, root)) for file in files}
+    named = {one: [file for file in files if one in splits_of[file]] for one in _SPLIT_WORDS}
+    unnamed = [file for file in files if not splits_of[file]]
+    if unnamed and (named["validation"] or named["test"]):
+        raise DataError(
+            f"{unnamed[0]}: {len(unnamed)} of {len(files)} files are called neither train nor val as the others are. "
+            "Name the files of each split: data.train.path and data.validation.path."
+        )
+    is_whole = sum(map(bool, named.values())) > 1
     if is_whole:
-        if others := [str(file) for file in files if file not in named["train"] + named["validation"]]:
-            raise DataError(
-                f"{others[0]}: {len(others)} of {len(files)} files are called neither train nor val as the others are. "
-                "Name the files of each split: data.train.path and data.validation.path."
-            )
-        files = named[split]
+        splits = {"train": named["train"], "validation": named["validation"] or named["test"]}
+        if not all(splits.values()):
+            raise DataError(f"{path}: none of {len(files)} files is called train, and others are called val or test.")
+        if left_out := [str(file) for file in files if file not in splits["train"] + splits["validation"]]:
+            notes.append(f"left out, being called test: {', '.join(left_out[:4])}")
+        files = splits[split]
     shown = ", ".join(str(file) for file in files[:4]) + (", ..." if len(files) > 4 else "")
-    return TokenFiles(files, is_whole, [f"{len(files)} files, in this order: {shown}", *notes])
+    return TokenFiles(
+        files, is_whole, [f"{len(files)} {'file' if len(files) == 1 else 'files, in this order'}: {shown}", *notes]
+    )
+
+
+def is_called_for_a_split(file: Path) -> bool:
+    """Whether a file's name says of which split it is."""
+    return bool(_splits_of(file.name))
 
 
 def is_token_file(file: Path) -> bool:
@@ -84,5 +106,11 @@ def _files_of(entry: str | Path) -> tuple[list[Path], list[str]]:
     raise DataError(f"{file}: no such file. A stream of tokens is text, .npy or .bin files, a folder, or a pattern.")
 
 
-def _words(file: Path) -> set[str]:
-    return set(re.split(r"[^a-z]+", file.stem.lower()))
+def _splits_of(names: str | Path) -> set[str]:
+    """Splits that a file is called after, or else the innermost of the given folders above it that says one."""
+    path = Path(names)
+    for name in (path.stem, *reversed(path.parts[:-1])):
+        words = set(re.split(r"[^a-z]+", name.lower()))
+        if found := {split for split, own in _SPLIT_WORDS.items() if words & own}:
+            return found
+    return set()

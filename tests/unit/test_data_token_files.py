@@ -225,6 +225,33 @@ def test_files_called_train_and_val_are_the_splits(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("train", "validation", "left_out"),
+    [("train", "test", None), ("a_train_0", "a_val_0", "a_test_0"), ("train/0", "val/0", "test/0")],
+)
+def test_a_test_set_is_never_trained_on(tmp_path: Path, train: str, validation: str, left_out: str | None) -> None:
+    sizes = {f"{name}.bin": 14 for name in (train, validation, left_out) if name}
+    parts = dict(zip(sizes, np.split(shards(tmp_path, sizes), len(sizes)), strict=True))
+    assert found(tmp_path, "train") == windows_of([parts[f"{train}.bin"]])
+    assert found(tmp_path, "validation") == windows_of([parts[f"{validation}.bin"]])
+    notes = token_stream(tmp_path, "train", context_length=4, vocab_size=999).plan_notes
+    assert any("left out, being called test" in note for note in notes) == (left_out is not None)
+
+
+def test_files_of_which_one_is_called_val_and_none_train_are_refused(tmp_path: Path) -> None:
+    shards(tmp_path, {"0.bin": 14, "1.bin": 14, "val.bin": 14})
+    with pytest.raises(DataError, match=r"0\.bin: 2 of 3 files are called neither .*data\.train\.path"):
+        found(tmp_path, "train")
+
+
+def test_a_share_of_a_file_that_is_called_for_a_split_is_told(tmp_path: Path) -> None:
+    shards(tmp_path, {"train.bin": 40})
+    notes = token_stream(tmp_path / "train.bin", "train", context_length=4, vocab_size=999).plan_notes
+    assert notes == (
+        f"{tmp_path}/train.bin: the first 90% of the tokens are this split, train; validation_fraction=0 takes all",
+    )
+
+
+@pytest.mark.parametrize(
     ("path", "told"),
     [
         ("*.bin", "no file has such a name"),
