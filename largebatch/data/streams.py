@@ -75,11 +75,7 @@ def token_stream(
         fraction = _VALIDATION_FRACTION if validation_fraction is None else validation_fraction
         boundary = int(total * (1 - fraction))
         if validation_fraction is None and is_called_for_a_split(found.files[0]):
-            part = f"the first {1 - fraction:.0%}" if split == "train" else f"the last {fraction:.0%}"
-            found.notes.append(
-                f"{found.files[0]}: {part} of the tokens are this split, {split}; "
-                f"validation_fraction={0 if split == 'train' else 1} takes all"
-            )
+            notes.append(_share(found.files[0], split))
         streams = _between(streams, 0, boundary) if split == "train" else _between(streams, boundary, total)
     notes = [*found.notes, *notes]
     options: dict[str, Any] = {"context_length": context_length, "vocab_size": vocab_size, "characters": characters}
@@ -88,6 +84,13 @@ def token_stream(
     except DataError as error:
         share = "" if found.is_whole else f" with validation_fraction={fraction}"
         raise DataError(f"{path}, split {split!r}{share} of {total} tokens: {error}") from None
+
+
+def _share(file: Path, split: Split) -> str:
+    """What is told of a file that is called for a split and gives the default share of its tokens."""
+    first, last, all_of_it = 1 - _VALIDATION_FRACTION, _VALIDATION_FRACTION, int(split == "validation")
+    part = f"the first {first:.0%}" if split == "train" else f"the last {last:.0%}"
+    return f"{file}: {part} of the tokens are this split, {split}; validation_fraction={all_of_it} takes all"
 
 
 def _require_tokens(file: Path, tokenizer: str | None, vocab_size: int | None) -> None:
