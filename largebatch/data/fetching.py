@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import signal
 import threading
@@ -119,6 +120,8 @@ class BatchSource:
         assert self._loader is not None
         with _signals_of_a_start():
             batches = iter(self._loader)
+        atexit.unregister(_end_workers)
+        atexit.register(_end_workers)  # the last one registered is the first one called
         while True:
             try:
                 loaded: Any = next(batches)
@@ -169,6 +172,17 @@ def _leave_signals_to_the_run(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda received, frame: signal.signal(received, signal.SIG_DFL))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _GROUP_SIGNALS)  # held back since before the worker was born
+
+
+def _end_workers() -> None:
+    """End all workers when this process ends, before torch and then multiprocessing ask for it with SIGTERM.
+
+    A worker leaves one SIGTERM to the run. Two that come before its Python looks are one to it, and multiprocessing
+    would wait for it forever: seen where a run that diverged left its loader in the middle of an epoch.
+    """
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
 
 
 class _RequestSampler:

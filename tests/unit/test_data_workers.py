@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import os
 import random
 import signal
@@ -16,7 +17,7 @@ import torch
 from torch.utils.data import Dataset
 
 from largebatch.batch import BatchPlan
-from largebatch.data import Augmentation, DataError, MicroBatchLoader, evaluation_batches
+from largebatch.data import Augmentation, DataError, MicroBatchLoader, evaluation_batches, fetching
 from largebatch.order import SampleOrder
 
 NUM_SAMPLES = 11
@@ -156,6 +157,22 @@ def test_a_stop_signal_to_the_whole_group_leaves_the_workers_loading() -> None:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             os.kill(process.pid, number)
     assert_equal(first + list(batches), load(0))
+
+
+def test_at_the_end_of_a_process_workers_end_though_one_sigterm_would_leave_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In the middle of an epoch, as of a run that diverged: multiprocessing would wait for them."""
+    others = set(multiprocessing.active_children())
+    loader = MicroBatchLoader(NoisyImages(), ORDER, PLAN, 0, augment=AUGMENT, num_workers=2)
+    batches = loader.micro_batches(0, 4)
+    next(batches)
+    workers = [one for one in multiprocessing.active_children() if one not in others]
+    monkeypatch.setattr(multiprocessing, "active_children", lambda: workers)
+    fetching._end_workers()
+    for worker in workers:
+        worker.join(timeout=30)
+    assert [worker.exitcode for worker in workers] == [-signal.SIGKILL] * 2
 
 
 def test_a_hanging_worker_is_an_error_within_the_time_limit() -> None:
