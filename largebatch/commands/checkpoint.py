@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import secrets
 import sys
@@ -87,6 +88,7 @@ def _checkpoints(path: Path) -> list[Path]:
 
 def _export(path: Path, out: str | None) -> int:
     """Write the model's tensors alone, for programs that know nothing of runs."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     from largebatch.checkpoint import CheckpointError, find_valid
@@ -110,7 +112,10 @@ def _export(path: Path, out: str | None) -> int:
     try:
         save_file(weights, temporary, metadata={"format": "pt", "step": str(checkpoint.step)})
         os.replace(temporary, target)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{target}: cannot be written ({error}). Choose another place with --out FILE.") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
     print(f"{target}: {len(weights)} tensors of step {checkpoint.step}, {target.stat().st_size:,} bytes")
     return EXIT_VALID

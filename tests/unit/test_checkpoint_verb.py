@@ -129,3 +129,8 @@ def test_titles_of_pictures_name_weights_without_the_folders_above_their_run(
     assert _brief(best) == "best/step_00000001"
     assert _brief(Path("/home/me/secret/mine/checkpoints/step_00000002")) == "mine/checkpoints/step_00000002"
     assert _brief(Path("/home/me/renamed")) == "renamed"
+
+
+def test_a_place_where_nothing_can_be_written_is_named(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["checkpoint", "export", str(run), "--out", str(tmp_path / "none" / "w.safetensors")]) == 2
+    assert "none/w.safetensors: cannot be written (" in capsys.readouterr().err
