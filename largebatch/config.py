@@ -58,7 +58,7 @@ def parse_section(config: DictConfig, name: str, schema: type[Section]) -> Secti
     try:
         return schema.model_validate(section)
     except ValidationError as error:
-        raise ConfigError([f"{name}.{line}" for line in _explain(error, schema)]) from None
+        raise ConfigError(_explain(error, schema, inside=(name,))) from None
 
 
 def _unresolved(node: DictConfig | ListConfig, prefix: str = "") -> Iterator[str]:
@@ -80,10 +80,12 @@ def _unresolved(node: DictConfig | ListConfig, prefix: str = "") -> Iterator[str
             yield from _unresolved(value, f"{name}.")
 
 
-def _explain(error: ValidationError, schema: type[BaseModel] = TrainConfig) -> list[str]:
+def _explain(
+    error: ValidationError, schema: type[BaseModel] = TrainConfig, *, inside: tuple[str, ...] = ()
+) -> list[str]:
     lines = []
     for detail in error.errors():
-        key = ".".join(str(part) for part in detail["loc"])
+        key = ".".join(str(part) for part in (*inside, *detail["loc"]))
         if detail["type"] == "missing":
             lines.append(f"{key}: is missing. A group that was replaced must bring all its keys.")
         elif detail["type"] == "extra_forbidden":
@@ -91,7 +93,8 @@ def _explain(error: ValidationError, schema: type[BaseModel] = TrainConfig) -> l
                 f"{key}={detail['input']}: there is no such key.{_nearest_key(detail['loc'], detail['input'], schema)}"
             )
         else:
-            lines.append(f"{key}={detail['input']}: {_rule(detail)}")
+            given = f"={detail['input']}" if detail["loc"] else ""  # a whole section would hide its rule
+            lines.append(f"{key}{given}: {_rule(detail)}")
     return lines
 
 

@@ -122,7 +122,7 @@ def test_wrong_input_of_every_point_is_one_report(tmp_path: Path, capsys: pytest
     assert "sgd at batch 1024: " in said
     assert "sgd at batch 8: " in said
     assert main(["study", *wrong, "study.optimizers=[lars,adam]"]) == 2
-    assert "search has no range for adam" in capsys.readouterr().err
+    assert "  - study: search has no range for adam" in capsys.readouterr().err
     assert main(["study", *wrong, "study.target.value=1000"]) == 2
     said = capsys.readouterr().err
     assert "- study.target.value=1000: eval/val_loss is" in said
