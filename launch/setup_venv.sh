@@ -73,9 +73,11 @@ largebatch_setup() (
     fi
     # On all cores, where pip would take one. Not left to the first import: eight ranks would compile torch eight times,
     # and where PYTHONDONTWRITEBYTECODE is set, at every start. Nobody imports the packages' tests or all models of
-    # transformers. Some packages bring templates that are no Python: what cannot be compiled is no failure.
-    "$venv/bin/python" -m compileall -q -j 0 -x '/tests/|/transformers/models/' "$venv"/lib/python*/site-packages \
-        "$venv"/oracles >>"$log" 2>&1 || true
+    # transformers, and what a run never imports may wait for its first import. Some packages bring templates that are
+    # no Python: what cannot be compiled is no failure.
+    later='/(tests|transformers/models|jax|jaxlib|optax|plotly|pandas|pip|setuptools|mypy|mypyc|networkx|playwright)/'
+    "$venv/bin/python" -m compileall -q -j 0 -x "$later" "$venv"/lib/python*/site-packages "$venv"/oracles \
+        >>"$log" 2>&1 || true
     wanted "$extras" >"$stamp"
 )
 

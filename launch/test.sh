@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Usage: launch/test.sh [faults | soak] [PYTEST ARGUMENT ...]
+# Usage: launch/test.sh [quick | faults | soak] [PYTEST ARGUMENT ...]
 #
 # Installs what is needed and runs all checks: lint, format, types, tests. The last line is pytest's.
 #   launch/test.sh -x tests/unit        only these tests, up to the first failure
+#   launch/test.sh quick                between two edits: lint, types, and what the core rests on, in a minute
 #   launch/test.sh faults               only what holds the fault matrix; prints it, with outcome and time of each row
 #   launch/test.sh soak                 thirty random faults in one run
 
@@ -28,6 +29,15 @@ case "${1:-}" in
 esac
 ruff check .
 ruff format --check .
-mypy
+mypy &
+types=$!
+if [[ ${1:-} == quick ]]; then
+    shift
+    set -- @tests/quick.txt "$@"
+elif [[ $# == 0 ]]; then
+    # Sums by the plainest kernels of torch: no number that a test asks for may depend on the processor.
+    ATEN_CPU_CAPABILITY=default python -m pytest -q @tests/other_processor.txt
+fi
+wait "$types"
 # By file, in the order of tests/conftest.py. A third worker, since tests of faults mostly wait; a later -n counts.
 exec python -m pytest -q -n 3 --no-loadscope-reorder "$@"

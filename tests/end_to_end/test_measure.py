@@ -54,7 +54,8 @@ def test_a_run_and_its_checkpoint_have_the_same_sharpness_and_other_than_the_sta
     assert main(["train", *MODEL, *QUICK, "length=20steps", "run.dir=trained"]) == 0
     trained = sharpness("measure.checkpoint=trained")
     assert trained["step"] == 20
-    assert trained["weights"] == trained["checkpoint"] + " (step 20)"
+    assert trained["weights"] == "trained/checkpoints/step_00000020 (step 20)"  # from here on, not from the root
+    assert Path(trained["checkpoint"]) == Path(trained["weights"].removesuffix(" (step 20)")).resolve()
     (path,) = Path("trained/checkpoints").glob("step_*")
     one = sharpness(f"measure.checkpoint={path}")
     assert one["lambda_max"] == trained["lambda_max"]
@@ -121,11 +122,11 @@ def test_all_measures_share_a_page_and_what_does_not_exist_here_is_said(capsys):
 
 
 def test_all_measures_refuse_what_is_wrong_for_any_of_them_in_one_report(capsys):
-    wrong = ["measure.sharpness.m=5", "measure.variance.batch_sizes=[2,3]"]
+    wrong = ["measure.sharpness.m=5000", "measure.variance.batch_sizes=[2,3]"]
     assert main(["measure", "all", *SMALL, *wrong]) == 2
     said = capsys.readouterr().err
     assert "2 errors" in said
-    assert "measure.sharpness.m=5: " in said
+    assert "measure.sharpness.m=5000: " in said
     assert "batch_sizes=[2, 3]: a batch of 3 is not made of" in said
     assert not Path("out").exists()
 
