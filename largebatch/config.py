@@ -87,7 +87,14 @@ def _explain(
     for detail in error.errors():
         key = ".".join(str(part) for part in (*inside, *detail["loc"]))
         if detail["type"] == "missing":
-            lines.append(f"{key}: is missing. A group that was replaced must bring all its keys.")
+            lines.append(
+                f"{key}: is missing. Give it as {key}=VALUE, or in the file of the group that should bring it."
+            )
+        elif key in ("experiment", "debug"):
+            lines.append(
+                f"{key}: its file sets keys below {key}, where there are none. Its first line must be "
+                "`# @package _global_`."
+            )
         elif detail["type"] == "extra_forbidden":
             lines.append(
                 f"{key}={detail['input']}: there is no such key.{_nearest_key(detail['loc'], detail['input'], schema)}"

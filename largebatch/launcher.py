@@ -19,6 +19,7 @@ _STARTERS = (
     ("Flux", "FLUX_JOB_SIZE", "FLUX_TASK_RANK", "flux run --tasks-per-node 1"),
     ("MPI", "PMI_SIZE", "PMI_RANK", "mpiexec -ppn 1"),
     ("SageMaker", "SM_HOSTS", "SM_CURRENT_HOST", ""),
+    ("Kubeflow Trainer", "PET_NNODES", "PET_NODE_RANK", ""),
     ("SkyPilot", "SKYPILOT_NUM_NODES", "SKYPILOT_NODE_RANK", ""),
     ("dstack", "DSTACK_NODES_NUM", "DSTACK_NODE_RANK", ""),
     ("AWS Batch", "AWS_BATCH_JOB_NUM_NODES", "AWS_BATCH_JOB_NODE_INDEX", ""),
@@ -46,6 +47,8 @@ def start_problems(environ: Mapping[str, str], *, num_processes: int | None) -> 
         )
         if name in environ and other not in environ
     ]
+    if missing == [("RANK", "LOCAL_RANK")] and (environ["WORLD_SIZE"], environ["RANK"]) == ("1", "0"):
+        return []  # a job of one pod
     if missing == [("RANK", "LOCAL_RANK")] and environ.get("MASTER_ADDR") and environ.get("MASTER_PORT"):
         return [
             "RANK is set but LOCAL_RANK is not, as in a pod of Kubeflow's PyTorchJob or of Vertex AI: these number "

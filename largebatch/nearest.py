@@ -66,7 +66,23 @@ _PLAIN_SECTIONS = {
     "dataset", "dataloader", "loader", "datamodule", "scheduler", "lr_scheduler", "schedule", "batch", "scaling",
     "logger",
 }  # fmt: skip
-_CHOICES = {"imagenet": "image_folder"}
+# Other words for exactly what a choice is.
+_SAME = {
+    "image_folder": "imagenet",
+    "cross_entropy": "ce xent",
+    "next_token": "lm clm causal_lm language_modeling",
+    "info_nce": "nt_xent ntxent simclr contrastive",
+    "sqrt": "square_root root",
+    "step": "multistep multi_step step_lr",
+    "bf16": "bfloat16 bf16-mixed bf16_mixed",
+    "fp16": "float16 half 16-mixed 16_mixed",
+    "fp32": "float32 single",
+    "fp64": "float64 double",
+    "tensorboard": "tb",
+    "hugging_face": "hf transformers",
+}
+_CHOICES = {word: choice for choice, words in _SAME.items() for word in words.split()}
+_NO_SLIPS = {"adam"}  # names of other things, one letter away from ours
 
 
 def did_you_mean(given: str, names: Iterable[str]) -> str:
@@ -85,6 +101,8 @@ def did_you_mean(given: str, names: Iterable[str]) -> str:
 
 def nearest(given: str, names: Sequence[str]) -> list[str]:
     """The names of which `given` is most likely a misspelling, or another word, or a part; few or none."""
+    if given.casefold() in _NO_SLIPS:
+        return []
     close = [name for name in names if _CHOICES.get(given.casefold()) == name] or _closest(given, names)
     close = close or [name for name in names if _is_part(given, name)]
     return close if len(close) <= MOST_SUGGESTED else []

@@ -16,7 +16,7 @@ from largebatch.model_size import state_bytes, state_of
 from largebatch.optim.triton_steps import has_triton
 from largebatch.run_folder import RunFolder
 from largebatch.schema import TrainConfig
-from largebatch.trackers import PUBLIC_SERVER, key_source, mode_of
+from largebatch.trackers import PUBLIC_SERVER, key_source, mode_of, naming_problems
 
 _AMPLE = 8  # times the weights; the state of an optimizer is twice as large, or a little more
 
@@ -115,6 +115,8 @@ def _logger_problems(config: TrainConfig, environ: Mapping[str, str]) -> list[st
         if mode == "online" and key_source(server) is None:
             source = "logger.wandb.mode=online" if config.logger.wandb.mode == "online" else "WANDB_MODE=online"
             problems.append(f"{source}: there is no W&B key. Run `wandb login`, set WANDB_API_KEY, or use offline.")
+        if mode != "disabled":
+            problems += naming_problems(config.logger.wandb.model_dump(), environ)
     if config.logger.tensorboard and importlib.util.find_spec("tensorboard") is None:
         problems.append(
             'logger.tensorboard=true: the package tensorboard is missing. Run `pip install "largebatch[tensorboard]"`.'

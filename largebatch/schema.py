@@ -159,7 +159,7 @@ class WandbConfig(Section):
     job_type: str | None
     notes: str | None
     tags: list[str] | None
-    id: Annotated[str, Field(min_length=1, pattern=r"^[^/\\#?%:]+$")] | None
+    id: Annotated[str, Field(min_length=1, pattern=r"^[^:;,#?/']+$")] | None
 
 
 class LoggerConfig(Section):

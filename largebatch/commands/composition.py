@@ -90,7 +90,7 @@ def run_verb(
     def compose(config: DictConfig) -> None:
         screen = sys.stderr.release() if isinstance(sys.stderr, _Held) else sys.stderr
         with contextlib.redirect_stderr(screen):
-            code = _call(function, config, joins=joins)
+            code = _call(function, config, config_name, joins=joins)
         if os.getpid() != own_process and code:
             raise _FailedJobError(f"a job of the sweep ended with exit code {code}; it printed why")
         codes.append(code)
@@ -189,7 +189,7 @@ def _code_without_call(exit_: SystemExit, *, is_sweep: bool) -> int:
     return EXIT_WRONG_INPUT if exit_.code else 0
 
 
-def _call(function: Verb, config: DictConfig, *, joins: bool) -> int:
+def _call(function: Verb, config: DictConfig, config_name: str, *, joins: bool) -> int:
     from torch.distributed.elastic.multiprocessing.errors import record
 
     from largebatch.raised import RunFailedError
@@ -197,7 +197,7 @@ def _call(function: Verb, config: DictConfig, *, joins: bool) -> int:
     overrides = list(HydraConfig.get().overrides.task)
     try:
         # Inside hydra.main: outside of it, torchrun would not see which rank failed first and why.
-        return record(_with_report)(function, config, overrides, joins) or 0
+        return record(_with_report)(function, config, overrides, config_name, joins) or 0
     except KeyboardInterrupt:
         raise
     except RunFailedError as error:
@@ -211,9 +211,10 @@ def _call(function: Verb, config: DictConfig, *, joins: bool) -> int:
 _HEAD_START_S = 3.0  # a launcher kills all ranks when the first one leaves: the one that tells why must have done so
 
 
-def _with_report(function: Verb, config: DictConfig, overrides: list[str], joins: bool) -> int:
+def _with_report(function: Verb, config: DictConfig, overrides: list[str], config_name: str, joins: bool) -> int:
     """Wrong input is a report and an exit code, not a failure to be traced back."""
     from largebatch.checkpoint import CheckpointError
+    from largebatch.commands.overruled import overruled_choices
     from largebatch.config import ConfigError
     from largebatch.launcher import start_problems
     from largebatch.runtime import LauncherError
@@ -222,6 +223,8 @@ def _with_report(function: Verb, config: DictConfig, overrides: list[str], joins
     try:
         if joins and (copies := start_problems(os.environ, num_processes=expected)):
             raise ConfigError(copies)
+        for note in overruled_choices(config, overrides, config_name):
+            _report(note)
         return function(config, overrides)
     except (ConfigError, LauncherError, CheckpointError) as error:
         _report(str(error))

@@ -23,12 +23,26 @@ _SEARCHED = re.compile(r"path=file://(\S.*)$", re.MULTILINE)
 _FLAG = re.compile(r"--[a-z-]+")
 _SEVERAL = re.compile(r"Multiple values for (\S+)\. .*'override \S+ (\S+)'")
 _SYNTAX = re.compile(r"no viable alternative|mismatched input|extraneous input|missing \w+ at|LexerNoViableAlt")
+_PLAIN_TEXT = re.compile(
+    r"""^([^=]+=)(?!\s)(?=.*[^\x00-\x7f])([^=,\[\]{}()"'\\$]+)(?<!\s)$"""
+)  # nothing else needs quotes
 QUOTING = (
     "An argument is KEY=VALUE. A shell takes quotes, brackets, braces and blanks for itself: put the whole "
     "argument into single quotes, 'KEY=[a,b]', and a text that has such signs or letters beyond ASCII into double "
     "ones inside, "
     "'KEY=\"a=b\"'."
 )
+_CLASS = (
+    " Another class is a file of yours, FOLDER/{group}/NAME.yaml with `_target_: package.Class`: give "
+    "--config-dir FOLDER {group}=NAME."
+)
+_OWN = {
+    "model": _CLASS,
+    "optimizer": _CLASS,
+    "data": " A set of yours is a file FOLDER/data/NAME.yaml with name, train and validation: give --config-dir FOLDER "
+    "data=NAME.",
+    "loss": " Any loss of torch: loss=module loss._target_=torch.nn.NAME.",
+}  # by group: what there is beside its choices
 _LAUNCHERS = " joblib and submitit come with `pip install 'largebatch[sweep]'`."
 
 Keys = Callable[[], Sequence[str]]
@@ -63,12 +77,18 @@ def is_syntax(message: str) -> bool:
 
 
 def overrides_and_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Hydra's parser takes overrides on one side of its flags only; a verb may be given both in any order."""
+    """Hydra's parser takes overrides on one side of its flags only; a verb may be given both in any order.
+
+    And of letters it knows those of ASCII: a plain text with others gets the double quotes that it asks for.
+
+    >>> overrides_and_flags(["run.dir=läufe/a", "--cfg", "job"])
+    (['run.dir="läufe/a"'], ['--cfg', 'job'])
+    """
     overrides, _ = _parsed(arguments)
     flags = list(arguments)
     for override in overrides:
         flags.remove(override)
-    return overrides, flags
+    return [_PLAIN_TEXT.sub(r'\1"\2"', override) for override in overrides], flags
 
 
 def flag_problem(arguments: Sequence[str], keys: Keys) -> str:
@@ -94,7 +114,8 @@ def number_for_a_group(arguments: Sequence[str], groups: Path, keys: Keys) -> st
         if group and (groups / group).is_dir() and not _is_choice(argument):
             choices = ", ".join(sorted(path.stem for path in (groups / group).glob("*.yaml")))
             example = next((f", such as {key}" for key in keys() if key.startswith(f"{group}.")), "")
-            return f"{argument}: {group} is a group of settings, chosen by name ({choices}). Set one of them{example}."
+            instead = f"Set one of them{example}" if example else "Without the argument there is none"
+            return f"{argument}: {group} is a group of settings, chosen by name ({choices}). {instead}."
     return ""
 
 
@@ -133,8 +154,8 @@ def _unknown_choice(message: str, group: str, given: str, arguments: Sequence[st
     meant = did_you_mean(given, sorted(options)).replace("'", f"'{group}=", 1).replace(" or '", f" or '{group}=")
     where = f" in {' and '.join(map(str, folders))}" if len(folders) > 1 else ""
     known = f" There are{where}: {', '.join(sorted(options))}." if options else f" There are none{where}."
-    launchers = _LAUNCHERS if group == "hydra/launcher" else ""
-    return f"{place}{group}={given}: there is no such choice.{meant}{known}{launchers}"
+    others = _LAUNCHERS if group == "hydra/launcher" else "" if meant else _OWN.get(group, "").format(group=group)
+    return f"{place}{group}={given}: there is no such choice.{meant}{known}{others}"
 
 
 def _unknown_key(message: str, key: str, keys: Keys, arguments: Sequence[str], groups: Path) -> str:

@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from largebatch.study.protocol import Cell, Row
     from largebatch.study.settings import StudyConfig
 
+_SUBJECTS = {
+    "analyze": "fit a table of steps to a target: `analyze FILE`",
+    "atlas": "critical batches of published systems: `atlas [FILE...]`",
+}
+
 
 def main(arguments: Sequence[str]) -> int:
     """`study [KEY=VALUE ...]`, `study analyze FILE`, or `study atlas [FILE...]`; returns the exit code."""
@@ -26,6 +31,10 @@ def main(arguments: Sequence[str]) -> int:
         from largebatch.commands import study_atlas
 
         return study_atlas.main(arguments[1:])
+    if arguments and arguments[0].isidentifier():
+        from largebatch.commands.choices import show_choices
+
+        return show_choices("study", _SUBJECTS, arguments)
     return run_verb("study", run, arguments, config_name="study")
 
 

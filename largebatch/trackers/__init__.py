@@ -10,7 +10,7 @@ from largebatch.trackers.jsonl import JsonlTracker, read_metrics, set_stale_rows
 from largebatch.trackers.tensorboard import TensorBoardTracker
 from largebatch.trackers.tracker import Problems, Row, Tracker
 from largebatch.trackers.wandb import WandbTracker
-from largebatch.trackers.wandb_settings import PUBLIC_SERVER, key_source, mode_of
+from largebatch.trackers.wandb_settings import PUBLIC_SERVER, key_source, mode_of, naming_problems
 
 if TYPE_CHECKING:
     from largebatch.trackers.communication_figures import plot_transfer
@@ -32,6 +32,7 @@ __all__ = [
     "default_charts",
     "key_source",
     "mode_of",
+    "naming_problems",
     "plot_comparison",
     "plot_gap_parts",
     "plot_large_batch_gap",

@@ -84,6 +84,9 @@ class WandbTracker:
                 Path(folder).mkdir(parents=True, exist_ok=True)  # or W&B writes to the folder for temporary files
                 plain = json.loads(json.dumps(dict(config), default=str))
                 provide_home(Path(folder))
+                for name in VARIABLES.values():
+                    if os.environ.get(name) == "":  # unset, to a shell; W&B ends with an error
+                        del os.environ[name]
                 self._wandb = importlib.import_module("wandb")
                 files = said_by_files(self._wandb)
                 ours = {"project": "largebatch", "job_type": "train", "id": run_id, "dir": str(folder)}

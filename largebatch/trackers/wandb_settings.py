@@ -27,6 +27,13 @@ VARIABLES = {
     "id": "WANDB_RUN_ID",
     "dir": "WANDB_DIR",
 }
+# What W&B refuses: characters of names, and other values of its variables.
+_FORBIDDEN = {"project": "/\\#?%:", "id": ":;,#?/'"}
+_LONGEST_PROJECT, _LONGEST_TAG = 128, 64
+_ALLOWED = {
+    "WANDB_RESUME": ("allow", "must", "never", "auto", "true", "false", "1", "0"),
+    "WANDB_CONSOLE": ("auto", "off", "wrap", "redirect", "wrap_raw", "wrap_emu"),
+}
 _TRUE = ("1", "true", "yes", "on", "y", "t")
 _MODE_NAMES = {"run": "online", "dryrun": "offline"} | {mode: mode for mode in MODES[1:]}
 
@@ -51,6 +58,29 @@ def identity(
             used.append(variable)
         told[key] = next((one for one in (value, files.get(key), defaults.get(key)) if one is not None), None)
     return told, used
+
+
+def naming_problems(given: Mapping[str, Any], environ: Mapping[str, str]) -> list[str]:
+    """What W&B would refuse at the start of the run, which then had no record there; arguments as of `identity`."""
+    told, used = identity(given, {}, {}, environ)
+    source = {key: name if name in used else f"logger.wandb.{key}" for key, name in VARIABLES.items()}
+    problems = [
+        f"{source[key]}={told[key]}: W&B allows none of {signs} in it. Write another, or unset it."
+        for key, signs in _FORBIDDEN.items()
+        if set(told[key] or "") & set(signs)
+    ]
+    if len(told["project"] or "") > _LONGEST_PROJECT:
+        problems.append(f"{source['project']}: W&B allows {_LONGEST_PROJECT} characters, not {len(told['project'])}.")
+    problems += [
+        f"{source['tags']}: {tag!r} has {len(tag)} characters, and W&B allows 1 to {_LONGEST_TAG} in a tag."
+        for tag in told["tags"] or []
+        if not 1 <= len(tag) <= _LONGEST_TAG
+    ]
+    return problems + [
+        f"{name}={environ[name]}: W&B knows {', '.join(values[:6])}. Choose one of them, or unset it."
+        for name, values in _ALLOWED.items()
+        if environ.get(name) and environ[name].lower() not in values
+    ]
 
 
 def mode_of(mode: str, environ: Mapping[str, str], files: Mapping[str, Any] | None = None) -> str:

@@ -236,8 +236,11 @@ LENGTH = "a length is a number and a unit. Write 30ep, 500steps or 100000samples
         ("launcher.timeout_s=0", "launcher.timeout_s=0: must be above 0.0."),
         ("run.name=5", "run.name=5: must be text; quote it if it looks like a number."),
         ("resume=null", "resume=None: must be text; quote it if it looks like a number."),
-        ("~logger", "logger: is missing. A group that was replaced must bring all its keys."),
-        ("~batch.micro", "batch.micro: is missing. A group that was replaced must bring all its keys."),
+        ("~logger", "logger: is missing. Give it as logger=VALUE, or in the file of the group that should bring it."),
+        (
+            "~batch.micro",
+            "batch.micro: is missing. Give it as batch.micro=VALUE, or in the file of the group that should bring it.",
+        ),
         # Hydra itself accepts keys that no schema knows, if they are added with a plus.
         ("+sed=1", "sed=1: there is no such key. Did you mean 'seed'?"),
         ("+batch.totl=3", "batch.totl=3: there is no such key. Did you mean 'batch.total'?"),

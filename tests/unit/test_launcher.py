@@ -162,6 +162,11 @@ SRUN = {"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_N
         ({"FLUX_JOB_SIZE": "2", "FLUX_TASK_RANK": "1"}, "Flux started 2", "flux run"),
         ({"SM_HOSTS": '["algo-1","algo-2"]', "SM_NUM_GPUS": "8"}, "SageMaker started 2", "torchrun --nnodes"),
         ({"SKYPILOT_NUM_NODES": "3"}, "SkyPilot started 3", "torchrun"),
+        (
+            {"PET_NNODES": "2", "PET_NPROC_PER_NODE": "4", "PET_NODE_RANK": "0"},
+            "Kubeflow Trainer started 2",
+            "torchrun",
+        ),
         ({"AWS_BATCH_JOB_NUM_NODES": "3"}, "AWS Batch started 3", "torchrun"),
     ],
 )
@@ -182,6 +187,8 @@ def test_copies_of_one_process_are_no_ranks_and_are_refused_with_the_line_to_typ
         SRUN | {"SLURM_STEP_NUM_TASKS": "1"},  # srun --ntasks 1, or salloc's own interactive step
         SRUN | {"SLURM_NTASKS": "1"},
         SRUN | {"ENVIRONMENT": "BATCH"},  # the script of sbatch itself
+        MEETING | {"WORLD_SIZE": "1", "RANK": "0"},  # a PyTorchJob of one pod
+        {"PET_NNODES": "1", "PET_NPROC_PER_NODE": "8"},
         {"SLURM_ARRAY_TASK_ID": "3", "SLURM_PROCID": "0", "SLURM_NTASKS": "1"},
         {"OMPI_COMM_WORLD_SIZE": "1"},
         {"FLUX_JOB_SIZE": "4"},  # a shell of flux alloc

@@ -37,10 +37,17 @@ NO_KEY, NO_CHOICE, NO_DASHES = "there is no such key. ", "there is no such choic
         (["model=resnet34"], f"model=resnet34: {NO_CHOICE}There are: "),
         (["model=vit"], f"model=vit: {NO_CHOICE}There are: "),
         (["data=cifar100"], f"data=cifar100: {NO_CHOICE}There are: "),
+        (["optimizer=adam"], f"optimizer=adam: {NO_CHOICE}There are: adamw, "),
+        (["model=mine.Net"], "Another class is a file of yours, FOLDER/model/NAME.yaml with `_target_: package.Class`"),
+        (["loss=mse"], "Any loss of torch: loss=module loss._target_=torch.nn.NAME."),  # ours is half of it
         (["data.mixup=0.2"], f"data.mixup=0.2: {NO_KEY}Known here: "),
         (["zzzzzz=1"], f"zzzzzz=1: {NO_KEY}Known here: seed, "),
         (["a.b=1"], f"a.b=1: {NO_KEY}There is no section a either."),
         # What other tools call it.
+        (["precision=bf16-mixed"], "Did you mean 'precision=bf16'?"),
+        (["precision=half"], "Did you mean 'precision=fp16'?"),
+        (["loss=ce"], "Did you mean 'loss=cross_entropy'?"),
+        (["run.dir=läufe/ü", "model=größe"], f"model=größe: {NO_CHOICE}There are: "),
         (["data.batch_size=64"], f"data.batch_size=64: {NO_KEY}The batch is batch.total, "),
         (["optimizer.lr=0.1"], f"{NO_KEY}The rate is scaling.base_lr, "),
         (["trainer.max_epochs=10"], f"{NO_KEY}Write length=10ep."),
@@ -160,3 +167,42 @@ def test_a_part_of_a_key_is_no_suggestion_for_it():
         did_you_mean("gd_variants", ["chapter/gd_variants", "chapter/lars"]) == " Did you mean 'chapter/gd_variants'?"
     )
     assert meant_by_key("observers.limit", ["data.limit", "observers.batch_limit"]) == ""
+
+
+def test_a_file_without_a_package_is_told_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("batch: {total: 16}\n", encoding="utf-8")
+    assert main(["plan", "--config-dir", str(tmp_path), "experiment=mine"]) == 2
+    told = "experiment: its file sets keys below experiment, where there are none. Its first line must be `# @package"
+    assert told in capsys.readouterr().err
+
+
+def test_a_misspelt_subject_of_study_is_told(capsys: pytest.CaptureFixture[str]):
+    assert main(["study", "analyse", "x.csv"]) == 2
+    assert "'analyse' is nothing that it can do. Did you mean 'analyze'?" in capsys.readouterr().err
+
+
+def test_a_choice_that_an_experiment_overrules_is_told_or_refused(capsys: pytest.CaptureFixture[str]):
+    """SGD at the rate of LARS, ten, and a full batch of 32 samples were trained without a word."""
+    assert main(["plan", "experiment=digits_large_lars", "optimizer=sgd"]) == 0
+    assert capsys.readouterr().err == (
+        "largebatch: experiment=digits_large_lars overrules optimizer=sgd: scaling.base_lr=10.0 (not 0.05), "
+        "scaling.base_batch_size=718 (not 32). For those of the choice add scaling.base_lr=0.05 "
+        "scaling.base_batch_size=32.\n"
+    )
+    assert main(["plan", "debug=tiny", "batch=full"]) == 2
+    assert "debug=tiny overrules batch=full: batch.total=64 (not full)." in capsys.readouterr().err
+    for arguments in (
+        ["debug=tiny", "batch=full", "batch.total=full"],
+        [
+            "experiment=digits_large_lars",
+            "optimizer=lars",
+            "lars=simclr",
+            "scaling.base_lr=5",
+            "scaling.base_batch_size=64",
+        ],
+        ["debug=tiny", "schedule=step"],
+        ["optimizer=adamw", "batch=full"],
+    ):
+        assert main(["plan", *arguments]) == 0
+        assert capsys.readouterr().err == ""

@@ -19,7 +19,7 @@ import wandb
 from matplotlib.figure import Figure
 
 from largebatch.__main__ import main
-from largebatch.trackers import WandbTracker, key_source
+from largebatch.trackers import WandbTracker, key_source, naming_problems
 from largebatch.trackers.charts import Chart
 from largebatch.trackers.wandb import _connect
 from tests.reference.wandb_file import WandbRun, chunks, read_run
@@ -434,3 +434,38 @@ def test_a_key_is_found_where_wandb_looks(no_account: Path, tmp_path: Path, monk
     assert key_source() is None
     monkeypatch.setenv("WANDB_API_KEY", "topsecret")
     assert key_source() == "WANDB_API_KEY"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "key"),
+    [
+        ("WANDB_PROJECT", "a/b", "project"),
+        ("WANDB_PROJECT", "p" * 129, "project"),
+        ("WANDB_RUN_ID", "a:b", "run_id"),
+        ("WANDB_RUN_ID", "a%b", None),
+        ("WANDB_TAGS", "a,", "run_tags"),
+        ("WANDB_TAGS", "t" * 65, "run_tags"),
+        ("WANDB_TAGS", "", None),
+        ("WANDB_RESUME", "perhaps", "resume"),
+        ("WANDB_RESUME", "never", None),
+        ("WANDB_CONSOLE", "no", "console"),
+    ],
+)
+def test_what_wandb_would_refuse_is_refused_before_the_run(variable: str, value: str, key: str | None) -> None:
+    """W&B's own settings are the truth; a run without its record was started."""
+    problems = naming_problems({}, {variable: value})
+    if key is None:
+        assert problems == []
+        return
+    (problem,) = problems
+    assert problem.startswith(variable)
+    with pytest.raises((ValueError, wandb.errors.UsageError)):
+        wandb.Settings(**{key: value.split(",") if key == "run_tags" else value})
+
+
+def test_an_empty_variable_is_an_unset_one(fake: FakeWandb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """W&B ends with an error of an empty WANDB_TAGS or WANDB_RUN_ID."""
+    monkeypatch.setenv("WANDB_TAGS", "")
+    monkeypatch.setenv("WANDB_RUN_ID", "")
+    start(tmp_path)
+    assert not os.environ.keys() & {"WANDB_TAGS", "WANDB_RUN_ID"}
