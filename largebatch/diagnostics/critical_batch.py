@@ -143,6 +143,7 @@ class _Fit:
         # At an end of its range the best curve is a limit: no gain at all, or perfect scaling throughout.
         low, high = self._likelihood.range_of_c
         self._is_flat, self._is_perfect = self._c < low + FAR / 2, self._c > high - FAR / 2
+        self._ends_of_c = self._interval(self._likelihood.deviance_of_c, self._c)
 
     def s_min(self) -> Estimate:
         """Of exp(a)."""
@@ -164,13 +165,13 @@ class _Fit:
 
     def b_crit(self) -> Estimate:
         """Of exp(c)."""
-        low, high = self._interval(self._likelihood.deviance_of_c, self._c)
+        low, high = self._ends_of_c
         value = 0.0 if self._is_flat else math.inf if self._is_perfect else math.exp(self._c)
         return Estimate(value, math.exp(low), math.exp(high))
 
     def _has_no_end(self, side: int) -> bool:
         """Whether B_crit reaches 0 (side 0) or infinity (1): E_min or S_min is then not bounded below."""
-        return self._interval(self._likelihood.deviance_of_c, self._c)[side] in (-math.inf, math.inf)
+        return math.isinf(self._ends_of_c[side])
 
     def _estimate(self, shift: Shift) -> Estimate:
         value = self._a + float(shift(np.array(self._c)))
