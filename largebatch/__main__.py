@@ -27,14 +27,17 @@ VERBS = {
     "bench": "measure on this machine: `bench loop`, against a hand-written DDP loop; `bench optim`, LAMB and LARS",
 }
 
+_LONG = (["train"], ["study"], ["chapter"])  # what they find is in files
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code (0 done, 1 failed, 2 wrong input, 75 stopped by a signal and resumable)."""
     from largebatch.surroundings import AnotherRunError, forget_reader, is_reader_gone, left_as_found
 
     try:
-        with left_as_found():
-            return _run_verb(list(sys.argv[1:] if arguments is None else arguments))
+        given = list(sys.argv[1:] if arguments is None else arguments)
+        with left_as_found(without_screen=given[:1] in _LONG):
+            return _run_verb(given)
     except AnotherRunError:
         print(
             "largebatch: another thread of this process is in the middle of a run, and both would share arguments, "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import errno
 import os
 import sys
 import threading
@@ -20,6 +21,27 @@ _SIGNS = {
     for sign in signs
 }  # fmt: skip
 _RUNNING = threading.RLock()
+# A pipe whose reader has ended, a terminal that was hung up, a log whose disk is full.
+_GONE = (errno.EPIPE, errno.EIO, errno.ENOSPC, errno.EDQUOT)
+
+
+class _Dispensable:
+    """A screen without which a run of hours goes on: its records are in its folder."""
+
+    def __init__(self, screen: Any) -> None:
+        self._screen = screen
+
+    def write(self, text: str) -> int:
+        with _unless_gone():
+            self._screen.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with _unless_gone():
+            self._screen.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._screen, name)
 
 
 class AnotherRunError(Exception):
@@ -27,8 +49,11 @@ class AnotherRunError(Exception):
 
 
 @contextlib.contextmanager
-def left_as_found() -> Iterator[None]:
+def left_as_found(*, without_screen: bool = False) -> Iterator[None]:
     """Give the process back as it was: arguments, search path, environment, folder, screens, torch's generators.
+
+    Args:
+        without_screen: whether what is inside goes on where nothing can be printed any more.
 
     Raises:
         AnotherRunError: if another thread is inside: arguments, generators and process group belong to the process.
@@ -39,7 +64,7 @@ def left_as_found() -> Iterator[None]:
         argv, path, environ, folder = sys.argv, list(sys.path), dict(os.environ), os.getcwd()
         generators = _generators()
         try:
-            with _writable_screens():
+            with _writable_screens(without_screen):
                 yield
         finally:
             sys.argv, sys.path[:] = argv, path
@@ -87,16 +112,28 @@ def _restore_environment(environ: dict[str, str]) -> None:
 
 
 @contextlib.contextmanager
-def _writable_screens() -> Iterator[None]:
+def _unless_gone() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _GONE:
+            raise
+
+
+@contextlib.contextmanager
+def _writable_screens(without_screen: bool) -> Iterator[None]:
     """Whatever is printed, an exit code tells of the run and not of the screen."""
     with contextlib.ExitStack() as stack:
         for name in ("stdout", "stderr"):
             screen: Any = getattr(sys, name)
+            redirect = contextlib.redirect_stdout if name == "stdout" else contextlib.redirect_stderr
             if screen is None:  # closed by whoever has started this process
                 sink = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
-                redirect = contextlib.redirect_stdout if name == "stdout" else contextlib.redirect_stderr
                 stack.enter_context(redirect(sink))
-            elif hasattr(screen, "reconfigure") and not str(screen.encoding).lower().startswith("utf"):
+                continue
+            if without_screen:
+                stack.enter_context(redirect(_Dispensable(screen)))
+            if hasattr(screen, "reconfigure") and not str(screen.encoding).lower().startswith("utf"):
                 stack.callback(screen.reconfigure, errors=screen.errors)
                 screen.reconfigure(errors=_PLAIN)
         yield

@@ -29,6 +29,7 @@ from largebatch.commands.remedies import (
     number_for_a_group,
     overrides_and_flags,
     remedy,
+    sweep_problem,
 )
 from largebatch.surroundings import forget_reader, is_reader_gone
 
@@ -117,11 +118,8 @@ def run_verb(
 
 def _problem(verb: str, arguments: Sequence[str], keys: Callable[[], list[str]]) -> str | None:
     """What Hydra would not refuse, or not in words that help."""
-    if _is_sweep(arguments) and _number("WORLD_SIZE", 1) > 1:
-        return (
-            "--multirun inside a launcher: every rank would run the sweep by itself. Start one job per value instead:\n"
-            f"  for value in ...; do torchrun ... -m largebatch {verb} KEY=$value; done"
-        )
+    if _is_sweep(arguments) and (problem := sweep_problem(verb, arguments, _number("WORLD_SIZE", 1))):
+        return problem
     return flag_problem(arguments, keys) or number_for_a_group(arguments, Path(conf_dir()), keys)
 
 
@@ -197,7 +195,9 @@ def _call(function: Verb, config: DictConfig, config_name: str, *, joins: bool) 
     overrides = list(HydraConfig.get().overrides.task)
     try:
         # Inside hydra.main: outside of it, torchrun would not see which rank failed first and why.
-        return record(_with_report)(function, config, overrides, config_name, joins) or 0
+        # record asks for a fault handler, which a notebook's screen has no place for: only a launcher needs it.
+        report = record(_with_report) if "TORCHELASTIC_RUN_ID" in os.environ else _with_report
+        return report(function, config, overrides, config_name, joins) or 0
     except KeyboardInterrupt:
         raise
     except RunFailedError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -89,6 +90,18 @@ def overrides_and_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]
     for override in overrides:
         flags.remove(override)
     return [_PLAIN_TEXT.sub(r'\1"\2"', override) for override in overrides], flags
+
+
+def sweep_problem(verb: str, arguments: Sequence[str], world_size: int) -> str:
+    """What is wrong with a sweep here, whatever its values are; empty: nothing."""
+    if world_size > 1:
+        return (
+            "--multirun inside a launcher: every rank would run the sweep by itself. Start one job per value instead:\n"
+            f"  for value in ...; do torchrun ... -m largebatch {verb} KEY=$value; done"
+        )
+    given = [one for one in arguments if one.startswith("logger.wandb.id=") and "," not in one and "null" not in one]
+    given += ["WANDB_RUN_ID"] if os.environ.get("WANDB_RUN_ID") else []
+    return f"{given[0]}: all runs of the sweep would be one run of W&B. Leave it out." if given else ""
 
 
 def flag_problem(arguments: Sequence[str], keys: Keys) -> str:

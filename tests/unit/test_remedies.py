@@ -177,6 +177,17 @@ def test_a_file_without_a_package_is_told_so(tmp_path: Path, capsys: pytest.Capt
     assert told in capsys.readouterr().err
 
 
+def test_runs_of_a_sweep_are_runs_of_their_own_in_wandb(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    sweep = ["train", "--multirun", "seed=0,1"]
+    assert main([*sweep, "logger.wandb.id=x"]) == 2
+    monkeypatch.setenv("WANDB_RUN_ID", "x")
+    assert main(sweep) == 2
+    said = [f"largebatch: {name}: all runs of the sweep would be one" for name in ("logger.wandb.id=x", "WANDB_RUN_ID")]
+    assert [line.rpartition(" run of ")[0] for line in capsys.readouterr().err.splitlines()] == said
+
+
 def test_a_misspelt_subject_of_study_is_told(capsys: pytest.CaptureFixture[str]):
     assert main(["study", "analyse", "x.csv"]) == 2
     assert "'analyse' is nothing that it can do. Did you mean 'analyze'?" in capsys.readouterr().err

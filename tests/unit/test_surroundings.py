@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
 import os
 import signal
@@ -114,3 +115,22 @@ def test_in_the_posix_locale_names_have_umlauts_and_files_are_utf_8(tmp_path: Pa
     assert (done.returncode, done.stderr) == (0, b"")
     for name in ("config.yaml", "overrides.txt"):
         assert "größe-中" in (tmp_path / "über" / "lauf" / name).read_text(encoding="utf-8")
+
+
+@pytest.mark.usefixtures("in_a_folder")
+@pytest.mark.parametrize("number", [errno.EPIPE, errno.EIO, errno.ENOSPC])
+def test_a_run_goes_on_where_nothing_can_be_printed_any_more(number: int, monkeypatch: pytest.MonkeyPatch):
+    """tee was killed, the terminal was hung up, the disk of the log is full: the run ended with a traceback."""
+
+    class Gone(Cell):
+        def write(self, text: str) -> int:
+            raise OSError(number, os.strerror(number))
+
+    gone = Gone()
+    monkeypatch.setattr(sys, "stdout", gone)
+    assert main([*TINY, "run.dir=a"]) == 0
+    assert sys.stdout is gone
+    assert Path("a/metrics.jsonl").read_text(encoding="utf-8").count("train/loss") == 2
+    if number == errno.ENOSPC:  # a table is all that plan has
+        with pytest.raises(OSError, match=os.strerror(number)):
+            main(["--version"])
