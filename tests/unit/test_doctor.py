@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
 import socket
@@ -155,9 +156,13 @@ def test_two_processes_meet():
 
 
 def test_processes_that_cannot_meet_are_told_with_their_exit_codes(monkeypatch: pytest.MonkeyPatch):
+    """Forked, since it is here for what gloo says: spawned ones are in the test above."""
+    forked = multiprocessing.get_context("fork")
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: forked)
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "nosuchinterface")
     (found,) = job.meeting()
     assert found.state == "problem"
+    assert "exit codes [1, 1]" in found.found
     assert "GLOO_SOCKET_IFNAME" in found.remedy
 
 

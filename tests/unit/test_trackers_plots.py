@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -258,14 +256,3 @@ def test_rows_are_drawn_in_the_order_of_samples() -> None:
     x, y = series([ROWS[2], ROWS[0], {"train/loss": 3.0}, ROWS[1]], "train/loss")
     assert x.tolist() == [32, 64, 96]
     assert y.tolist() == [1, 1 / 2, 1 / 3]
-
-
-def test_plotting_leaves_pyplot_and_the_users_backend_alone(tmp_path: Path) -> None:
-    code = (
-        "import sys; from pathlib import Path; from largebatch import trackers; "
-        "assert 'matplotlib' not in sys.modules; "
-        "trackers.plot_run([{'step': 1, 'samples_seen': 1, 'train/loss': 1.0}], Path(sys.argv[1]), 'x'); "
-        "assert 'matplotlib.pyplot' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
-    assert (tmp_path / "training.png").is_file()
