@@ -214,6 +214,7 @@ def test_a_choice_that_an_experiment_overrules_is_told_or_refused(capsys: pytest
         ],
         ["debug=tiny", "schedule=step"],
         ["optimizer=adamw", "batch=full"],
+        ["experiment=linear_regression", "batch=full", "scaling.base_lr=0.1"],  # as its file says
     ):
         assert main(["plan", *arguments]) == 0
         assert capsys.readouterr().err == ""
