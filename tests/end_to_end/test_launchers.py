@@ -62,13 +62,6 @@ def finish(process: subprocess.Popen[str]) -> str:
         pytest.fail(f"still running after {DEADLINE_S} s:\n{process.communicate()[0]}")
 
 
-def run(launcher: list[str], *overrides: str) -> str:
-    process = start(launcher, *overrides)
-    output = finish(process)
-    assert process.returncode == 0, output
-    return output
-
-
 def final_weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "checkpoints" / "step_00000008" / "model.safetensors")
 
@@ -96,14 +89,8 @@ def one_process(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_two_processes_of_accelerate_train_the_run_of_one(one_process, tmp_path):
-    launcher = [*ACCELERATE, "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
-    output = run(launcher, f"run.dir={tmp_path / 'run'}", "launcher.num_processes=2")
-    assert output.count("where it comes from") == 1, "one rank prints"
-    assert_same_run(tmp_path / "run", one_process)
-
-
 def test_two_nodes_that_meet_by_c10d_rendezvous_finish_what_one_process_has_begun(one_process, tmp_path):
+    """One is launched by torchrun, the other by accelerate, whose agent it is as well."""
     folder = tmp_path / "run"
     shutil.copytree(one_process, folder)
     for step in (7, 8):
@@ -111,14 +98,20 @@ def test_two_nodes_that_meet_by_c10d_rendezvous_finish_what_one_process_has_begu
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    node = [
-        *TORCHRUN, "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-id", "test",
+    torchrun = [
+        *TORCHRUN, "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d",
         "--rdzv-endpoint", f"localhost:{port}", "--local-addr", "localhost",
     ]  # fmt: skip
-    nodes = [start(node, f"run.dir={folder}", "resume=auto") for _ in range(2)]
+    accelerate = [
+        *ACCELERATE, "--multi_gpu", "--num_machines", "2", "--num_processes", "2", "--machine_rank", "1",
+        "--rdzv_backend", "c10d", "--main_process_ip", "localhost", "--main_process_port", str(port),
+    ]  # fmt: skip
+    options = [f"run.dir={folder}", "resume=auto", "launcher.num_processes=2"]
+    nodes = [start(node, *options) for node in (torchrun, accelerate)]
     outputs = [finish(one) for one in nodes]
     assert [one.returncode for one in nodes] == [0, 0], "\n".join(outputs)
     assert "step_00000004" in "".join(outputs)
+    assert "".join(outputs).count("where it comes from") == 1, "one rank prints"
     assert_same_run(folder, one_process)
 
 

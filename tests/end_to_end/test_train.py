@@ -276,11 +276,11 @@ def test_a_contrastive_run_learns_and_micro_batches_change_nothing(tmp_path):
     found = {}
     for name, micro in (("whole", 64), ("parts", 7)):
         assert main(
-            ["train", "data=paired_views", "batch.total=64", f"batch.max_micro={micro}", "length=10ep",
+            ["train", "data=paired_views", "batch.total=64", f"batch.max_micro={micro}", "length=4ep",
              "precision=fp64", "observers.evaluation.micro=32", "logger=none", "observers.progress=false",
              f"run.dir={tmp_path / name}"]
         ) == 0  # fmt: skip
-        found[name] = weights(tmp_path / name, 80)
+        found[name] = weights(tmp_path / name, 32)
         summary = json.loads((tmp_path / name / "summary.json").read_text())
         # By chance 1 in 32 views is found.
         assert summary["eval/val_accuracy"] > 0.4
@@ -306,7 +306,7 @@ def test_debug_profile_writes_a_trace(tmp_path):
         ["optimizer=adamw", "precision=bf16", "batch=full", "length=20ep", "schedule.warmup=1ep"],
         ["optimizer=muon", "model=mlp", "model.hidden=[16]", "batch=sgd"],
         ["logger=tensorboard", "batch.micro=7", "schedule=step", "schedule.milestones=[2ep,4ep]"],
-        ["model=resnet18", "length=2steps", "schedule.warmup=0ep", "observers.evaluation.every=null"],
+        ["model=resnet18", "length=1steps", "schedule.warmup=0ep", "observers.evaluation.every=null", "batch.total=6"],
     ],
     ids=lambda overrides: overrides[0],
 )
@@ -356,12 +356,12 @@ def test_a_model_and_a_data_set_of_the_users_own_train_and_do_not_depend_on_work
         (tmp_path / "conf" / group / "mine.yaml").write_text(text)
     for workers in (0, 1):
         assert main(
-            ["train", "--config-dir", str(tmp_path / "conf"), "model=mine", "data=mine", "batch.total=16", "length=6ep",
-             "logger=none", "observers.progress=false", f"data.num_workers={workers}",
-             f"run.dir={tmp_path / str(workers)}"]
+            ["train", "--config-dir", str(tmp_path / "conf"), "model=mine", "data=mine", "batch.total=16", "length=3ep",
+             "schedule.warmup=0ep", "scaling.base_lr=0.5", "logger=none", "observers.progress=false",
+             f"data.num_workers={workers}", f"run.dir={tmp_path / str(workers)}"]
         ) == 0  # fmt: skip
     assert json.loads((tmp_path / "0" / "summary.json").read_text())["eval/val_accuracy"] > 0.9
-    ours, theirs = weights(tmp_path / "0", 24), weights(tmp_path / "1", 24)
+    ours, theirs = weights(tmp_path / "0", 12), weights(tmp_path / "1", 12)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
@@ -420,20 +420,21 @@ def test_a_ramp_goes_from_one_micro_batch_that_is_split_to_several(tmp_path):
 
 
 def test_sharpness_during_a_run_is_that_of_its_checkpoints_and_changes_no_bit(tmp_path):
-    options = ["model=mlp", "model.hidden=[8]", "data.augment.crop_padding=0", "observers.checkpoint.every=20steps"]
+    options = ["model=mlp", "model.hidden=[8]", "data.augment.crop_padding=0", "observers.checkpoint.every=4steps"]
+    options += ["length=8steps"]
     watched = [
-        "observers.sharpness.every=20steps", "observers.sharpness.samples=64", "observers.sharpness.m=16",
+        "observers.sharpness.every=4steps", "observers.sharpness.samples=32", "observers.sharpness.m=16",
         "observers.sharpness.trace_samples=4", "observers.sharpness.lanczos_tolerance=1e-6",
     ]  # fmt: skip
     assert train(tmp_path / "plain", *options) == 0
     assert train(tmp_path / "watched", *options, *watched, "logger.plots=true") == 0
-    plain = weights(tmp_path / "plain", 40)
-    assert all(torch.equal(one, plain[name]) for name, one in weights(tmp_path / "watched", 40).items())
+    plain = weights(tmp_path / "plain", 8)
+    assert all(torch.equal(one, plain[name]) for name, one in weights(tmp_path / "watched", 8).items())
     rows = [row for row in read_metrics(tmp_path / "watched" / "metrics.jsonl") if "sharpness/trace" in row]
-    assert [row["step"] for row in rows] == [20, 40]
+    assert [row["step"] for row in rows] == [4, 8]
     assert (tmp_path / "watched" / "plots" / "sharpness.png").stat().st_size > 10_000
     same = [
-        "data=digits", "data.limit=128", *options[:2], "measure.samples=64", "measure.sharpness.m=16",
+        "data=digits", "data.limit=128", *options[:2], "measure.samples=32", "measure.sharpness.m=16",
         "measure.sharpness.trace_samples=4",
         "measure.sharpness.line_points=0", "measure.sharpness.plane_points=0", "measure.sharpness.box_iterations=0",
     ]  # fmt: skip

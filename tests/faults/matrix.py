@@ -58,7 +58,6 @@ MATRIX = (
         2,
         "killed twice in one epoch",
         "as 1",
-        (KILL, "two_kills_in_one_epoch_are_as_good_as_none"),
         (KILL, "a_run_killed_again_and_again_comes_to_its_end"),
     ),
     _row(

@@ -43,17 +43,17 @@ def test_a_run_killed_inside_a_step_goes_on_bit_for_bit(point: str, golden: Path
     assert_same_run(tmp_path, golden)
 
 
-@pytest.mark.parametrize("micro_batch", [0, 1, 2])
-def test_a_step_killed_inside_accumulation_is_taken_again_as_a_whole(micro_batch: int, golden: Path, tmp_path: Path):
-    for point in ("after_forward", "after_backward"):
+def test_a_step_killed_inside_accumulation_is_taken_again_as_a_whole(golden: Path, tmp_path: Path):
+    """Of three micro-batches; the first one's points are those of the test above."""
+    for point, micro_batch in (("after_backward", 1), ("after_forward", 2), ("after_backward", 2)):
         killed(tmp_path, Fault(point, 7, micro_batch=micro_batch))
     resumed(tmp_path)
     assert_same_run(tmp_path, golden)
 
 
-@pytest.mark.parametrize("step", [4, 8, 16])
-def test_a_run_killed_while_it_evaluates_goes_on_bit_for_bit(step: int, golden: Path, tmp_path: Path):
-    killed(tmp_path, Fault("evaluation_mid", step))
+def test_a_run_killed_while_it_evaluates_goes_on_bit_for_bit(golden: Path, tmp_path: Path):
+    for step in (4, 8, 16):
+        killed(tmp_path, Fault("evaluation_mid", step))
     resumed(tmp_path)
     assert_same_run(tmp_path, golden)
 
@@ -77,18 +77,16 @@ def test_a_checkpoint_that_is_killed_is_there_as_a_whole_or_not_at_all(
     assert_same_run(tmp_path, golden)
 
 
-@pytest.mark.parametrize("points", [("after_backward", "before_update"), ("checkpoint_mid_file", "log_mid")])
-def test_two_kills_in_one_epoch_are_as_good_as_none(points: tuple[str, str], golden: Path, tmp_path: Path):
-    killed(tmp_path, Fault(points[0], 6))
-    killed(tmp_path, Fault(points[1], 9))
-    resumed(tmp_path)
-    assert_same_run(tmp_path, golden)
-
-
 def test_a_run_killed_again_and_again_comes_to_its_end(golden: Path, tmp_path: Path):
-    """A step further each time: every checkpoint is both resumed from and written by a resumed run."""
-    for step in range(2, 17, 2):
-        killed(tmp_path, Fault("after_update", step))
+    """Two or three steps further each time, twice in an epoch, now in a step and now in a checkpoint.
+
+    Each checkpoint but the last is resumed from, and each but the first written by a run that was resumed.
+    """
+    for point, step in (
+        ("after_update", 4), ("checkpoint_mid_file", 6), ("log_mid", 8), ("before_update", 10),
+        ("checkpoint_before_manifest", 12), ("after_backward", 14), ("after_update", 16),
+    ):  # fmt: skip
+        killed(tmp_path, Fault(point, step))
     resumed(tmp_path)
     assert_same_run(tmp_path, golden)
 
@@ -99,11 +97,11 @@ def test_a_run_killed_before_its_first_checkpoint_starts_from_scratch_and_says_s
     assert_same_run(tmp_path, golden)
 
 
-@pytest.mark.parametrize("step", [5, 6, 10, 11])
-def test_a_run_goes_on_at_the_boundary_of_an_epoch(step: int, golden: Path, tmp_path: Path):
+def test_a_run_goes_on_at_the_boundary_of_an_epoch(golden: Path, tmp_path: Path):
     """An epoch is 5 steps, and a checkpoint stands at the end of each."""
-    killed(tmp_path, Fault("before_step", step + 1), "observers.checkpoint.every=1ep")
-    assert last_saved(tmp_path) == step // 5 * 5
+    for step in (5, 6, 10, 11):
+        killed(tmp_path, Fault("before_step", step + 1), "observers.checkpoint.every=1ep")
+        assert last_saved(tmp_path) == step // 5 * 5
     resumed(tmp_path, "observers.checkpoint.every=1ep")
     assert_same_run(tmp_path, golden)
 

@@ -17,7 +17,7 @@ FAILED, STOPPED, INTERRUPTED = 1, 75, 130
 
 @pytest.mark.parametrize(
     ("point", "step", "rank"),
-    [("before_step", 2, 1), ("after_forward", 7, 1), ("after_backward", 10, 0), ("after_update", 13, 1)],
+    [("before_step", 2, 1), ("after_backward", 10, 0), ("after_update", 13, 1)],
 )
 def test_a_killed_rank_is_named_by_the_other_and_the_job_goes_on_bit_for_bit(
     point: str, step: int, rank: int, golden_of_two: Path, tmp_path: Path
@@ -95,16 +95,16 @@ def test_a_second_signal_stops_at_once_and_the_checkpoint_before_is_intact(golde
 
 
 def test_a_job_goes_on_with_any_number_of_ranks_and_any_micro_batch(tmp_path: Path):
-    """Killed five times, on another number of ranks each time: one run all the same."""
+    """Killed three times, on another number of ranks each time: one run all the same."""
     double = "precision=fp64"
     assert train_in_forks(tmp_path / "golden", double).codes == (0,)
     folder = tmp_path / "run"
-    for ranks, micro, step in ((2, 8, 5), (1, 24, 7), (3, 5, 10), (4, 1, 11), (2, 3, 15)):
+    for ranks, micro, step in ((2, 8, 5), (1, 24, 9), (3, 1, 13)):
         fault = Fault("after_backward", step, rank=ranks - 1)
         ended = train_in_forks(folder, double, "resume=auto", f"batch.max_micro={micro}", ranks=ranks, fault=fault)
         assert ended.codes[-1] == -signal.SIGKILL, ended.output
         assert all(code == FAILED for code in ended.codes[:-1]), ended.output
-    assert train_in_forks(folder, double, "resume=auto", "batch.max_micro=7", ranks=3).codes == (0, 0, 0)
+    assert train_in_forks(folder, double, "resume=auto", "batch.max_micro=7", ranks=2).codes == (0, 0)
     assert_same_samples(folder, tmp_path / "golden", tolerance=1e-12)
 
 
@@ -112,7 +112,7 @@ def test_pinned_micro_batches_in_order_are_bitwise_the_same_run_on_other_ranks(t
     strict = ("batch.reduction=ordered", "batch.max_micro=null", "batch.micro=6")
     assert train_in_forks(tmp_path / "golden", *strict).codes == (0,)
     folder = tmp_path / "run"
-    for ranks, step in ((2, 5), (1, 9), (4, 13)):
+    for ranks, step in ((1, 5), (4, 11)):
         fault = Fault("after_backward", step, rank=ranks - 1)
         ended = train_in_forks(folder, *strict, "resume=auto", ranks=ranks, fault=fault)
         assert ended.codes[-1] == -signal.SIGKILL, ended.output
@@ -132,7 +132,7 @@ def test_a_rank_that_is_stopped_is_named_with_the_step_within_the_time_limit(tmp
 
 def test_a_rank_that_holds_its_interpreter_is_named_within_the_time_limit(tmp_path: Path):
     """No thread of it runs, so that it could not say anything itself."""
-    fault = Fault("before_step", 7, action="hold", rank=1, seconds=12)
+    fault = Fault("before_step", 7, action="hold", rank=1, seconds=9)
     ended = train_in_forks(tmp_path, ranks=2, fault=fault, timeout_s=4)
     assert ended.codes == (FAILED, FAILED)
     assert "LostRankError: Rank 1 left the run or does not answer: rank 0 waited in step 7 " in ended.said[0]

@@ -20,9 +20,10 @@ from largebatch.order import SampleOrder
 from largebatch.runtime import Runtime
 
 NUM_SAMPLES = 256
-# Two kinds of 32 coordinates each: their mean squares are averages over 32 values.
-CURVATURE = [1.0] * 32 + [0.25] * 32
-NOISE_VARIANCE = [0.5] * 32 + [1.0] * 32
+# Two kinds of 128 coordinates each: their mean squares are averages over 128 values.
+EACH = 128
+CURVATURE = [1.0] * EACH + [0.25] * EACH
+NOISE_VARIANCE = [0.5] * EACH + [1.0] * EACH
 QUADRATIC = NoisyQuadratic(CURVATURE, NOISE_VARIANCE)
 
 
@@ -143,7 +144,7 @@ def test_gradient_descent_converges_below_the_largest_stable_rate_and_diverges_a
 @pytest.mark.parametrize(("world_size", "momentum"), [(1, 0.0), (1, 0.9), (2, 0.9)])
 def test_the_noise_of_the_quadratic_adds_up_to_nothing_over_the_full_set(ranks, world_size, momentum):
     case = Case("quadratic", lr=0.2, num_steps=30, batch=NUM_SAMPLES, momentum=momentum, max_micro=100)
-    known = QUADRATIC.mean_trajectory(np.ones(64), lr=0.2, num_steps=30, momentum=momentum)
+    known = QUADRATIC.mean_trajectory(np.ones(2 * EACH), lr=0.2, num_steps=30, momentum=momentum)
     for result in ranks(world_size).run(path_of, case):
         np.testing.assert_allclose(result["points"], known, rtol=0, atol=1e-10)
         np.testing.assert_allclose(result["losses"], [QUADRATIC.loss(point) for point in known[:-1]], rtol=1e-10)
@@ -158,7 +159,7 @@ def assert_mean_squares(found: np.ndarray, known: np.ndarray) -> None:
     Seeds are independent and coordinates of one seed nearly so, hence the standard error is taken over the means of
     seeds. 4 of them; and they are small enough to tell the answer from its neighbours.
     """
-    for kind in (slice(0, 32), slice(32, 64)):
+    for kind in (slice(0, EACH), slice(EACH, 2 * EACH)):
         means = found[:, kind].mean(axis=1)
         error = means.std(ddof=1) / np.sqrt(len(means))
         assert abs(means.mean() - known[kind].mean()) < 4 * error
@@ -166,18 +167,18 @@ def assert_mean_squares(found: np.ndarray, known: np.ndarray) -> None:
 
 
 def squares(**setting: Any) -> np.ndarray:
-    """theta^2 after every step of 48 trainings, [48, steps + 1, 64]."""
-    return np.stack([path_of(Case("quadratic", seed=seed, **setting))["points"] ** 2 for seed in range(48)])
+    """theta^2 after every step of 16 trainings, [16, steps + 1, 2 * EACH]."""
+    return np.stack([path_of(Case("quadratic", seed=seed, **setting))["points"] ** 2 for seed in range(16)])
 
 
 def test_two_shuffled_epochs_leave_the_variance_of_draws_without_replacement():
     """From theta = 0, so that there is nothing but variance."""
     found = squares(lr=0.25, num_steps=32, batch=16, start=0.0)
     setting: dict[str, Any] = {"lr": 0.25, "global_batch_size": 16}
-    known = QUADRATIC.epoch_second_moments(np.zeros(64), num_epochs=2, num_samples=NUM_SAMPLES, **setting)
+    known = QUADRATIC.epoch_second_moments(np.zeros(2 * EACH), num_epochs=2, num_samples=NUM_SAMPLES, **setting)
     for epoch in (1, 2):
         assert_mean_squares(found[:, 16 * epoch], known[epoch])
-    fresh = QUADRATIC.second_moments(np.zeros(64), num_steps=32, **setting)[-1]
+    fresh = QUADRATIC.second_moments(np.zeros(2 * EACH), num_steps=32, **setting)[-1]
     assert np.all(known[2] < 0.75 * fresh), "several errors away: that nothing is drawn twice is visible"
 
 
@@ -185,7 +186,7 @@ def test_two_shuffled_epochs_leave_the_variance_of_draws_without_replacement():
 def test_draws_with_replacement_follow_the_recursion_of_fresh_noise(momentum: float):
     found = squares(lr=0.25, num_steps=32, batch=16, momentum=momentum, fresh=True)
     setting: dict[str, Any] = {"lr": 0.25, "global_batch_size": 16, "momentum": momentum}
-    known = QUADRATIC.second_moments(np.ones(64), num_steps=32, **setting)
+    known = QUADRATIC.second_moments(np.ones(2 * EACH), num_steps=32, **setting)
     for step in (1, 8, 32):
         assert_mean_squares(found[:, step], known[step])
     # The steep coordinates forget their start (0.75^32 = 1e-4) and have settled; with momentum by 0.8^32 = 8e-4.
@@ -200,5 +201,5 @@ def test_two_ranks_follow_the_same_noisy_path_as_one(ranks):
     cut = Case("quadratic", lr=0.25, num_steps=20, batch=18, momentum=0.5, seed=3, max_micro=3)
     for result in ranks(2).run(path_of, cut):
         np.testing.assert_allclose(result["points"], alone, rtol=0, atol=1e-12)
-    calm = QUADRATIC.mean_trajectory(np.ones(64), lr=0.25, num_steps=20, momentum=0.5)
+    calm = QUADRATIC.mean_trajectory(np.ones(2 * EACH), lr=0.25, num_steps=20, momentum=0.5)
     assert np.abs(alone - calm)[1:].max(axis=1).min() > 1e-2, "the path is a noisy one"

@@ -337,7 +337,7 @@ def assert_equal(name: str, found: dict[str, Any], truth: dict[str, Any], terms:
             assert ours == pytest.approx(value, rel=0, abs=rel * max(abs(value), terms.get(key, 0.0))), (name, key)
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("world_size", [1, 3])
 def test_every_diagnostic_is_that_of_one_process_in_every_way_to_have_the_gradient(ranks, world_size):
     plain = [way for way in WAYS if way not in COUPLED and (way not in COMPRESSED or world_size > 1)]
     ways = [(way, kind) for way in plain for kind in ("mlp", "masked")] + list(COUPLED.items())

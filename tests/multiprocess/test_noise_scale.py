@@ -211,8 +211,9 @@ def test_compression_touches_the_norm_of_the_reduced_gradient_alone_and_that_wit
     assert worst > 1e-3, "something was rounded"
 
 
-CURVATURE, VARIANCE, POOL = [1.0, 2.0, 0.5, 3.0, 1.5, 1.0], [0.5, 2.0, 1.0, 0.3, 4.0, 1.0], 48
-QUADRATIC_STEPS = 240
+# Each of four equal parts: traces are sums over 24 coordinates, so that few steps tell them.
+CURVATURE, VARIANCE, POOL = [1.0, 2.0, 0.5, 3.0, 1.5, 1.0] * 4, [0.5, 2.0, 1.0, 0.3, 4.0, 1.0] * 4, 48
+QUADRATIC_STEPS = 80
 
 
 class Estimates:
@@ -258,7 +259,7 @@ def at_fixed_weights(seed: int, steps: int, micro: int = MICRO) -> tuple[list[tu
 
 def test_a_run_on_the_noisy_quadratic_measures_its_known_noise_scale_without_the_bias_of_a_finite_set(ranks):
     """Batches are half of the set: without its correction |G|^2 would be off by tr(Sigma) / 47, a sixth of itself."""
-    truth = NoisyQuadratic(CURVATURE, VARIANCE).gradient_noise([0.6] * 6, num_samples=POOL)
+    truth = NoisyQuadratic(CURVATURE, VARIANCE).gradient_noise([0.6] * 24, num_samples=POOL)
     covered, means = 0, []
     for seed in range(8):
         # Norms of micro-batches are those of one process on any number of ranks, see above: one of the runs has two.
@@ -276,8 +277,8 @@ def test_a_run_on_the_noisy_quadratic_measures_its_known_noise_scale_without_the
 
 
 def test_a_run_of_single_micro_batches_measures_the_known_noise_scale():
-    truth = NoisyQuadratic(CURVATURE, VARIANCE).gradient_noise([0.6] * 6, num_samples=POOL)
-    runs = [at_fixed_weights(seed, 100, BATCH) for seed in range(6)]
+    truth = NoisyQuadratic(CURVATURE, VARIANCE).gradient_noise([0.6] * 24, num_samples=POOL)
+    runs = [at_fixed_weights(seed, 50, BATCH) for seed in range(6)]
     means = np.array([moments[-1] for moments, _ in runs])
     error = (means.mean(axis=0) - [truth.covariance_trace, truth.grad_sq_norm]) / (means.std(axis=0, ddof=1) / 6**0.5)
     assert np.abs(error).max() < 4  # standard errors
