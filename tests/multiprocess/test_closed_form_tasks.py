@@ -20,8 +20,8 @@ from largebatch.order import SampleOrder
 from largebatch.runtime import Runtime
 
 NUM_SAMPLES = 256
-# Two kinds of 128 coordinates each: their mean squares are averages over 128 values.
-EACH = 128
+# Two kinds of 96 coordinates each: their mean squares are averages over 96 values.
+EACH = 96
 CURVATURE = [1.0] * EACH + [0.25] * EACH
 NOISE_VARIANCE = [0.5] * EACH + [1.0] * EACH
 QUADRATIC = NoisyQuadratic(CURVATURE, NOISE_VARIANCE)
