@@ -17,6 +17,8 @@ SMALL = [
     *MODEL, "measure.samples=64", "measure.sharpness.m=16", "measure.sharpness.trace_samples=4",
     "measure.sharpness.line_points=3", "measure.sharpness.plane_points=3", "run.dir=out",
 ]  # fmt: skip
+NO_SLICES = ["measure.sharpness.line_points=0", "measure.sharpness.plane_points=0"]
+BARE = [*NO_SLICES, "measure.sharpness.box_iterations=0"]
 
 
 pytestmark = pytest.mark.usefixtures("in_a_folder")
@@ -52,18 +54,18 @@ def test_the_initial_weights_are_measured_in_a_table_a_file_and_two_pictures(cap
 
 def test_a_run_and_its_checkpoint_have_the_same_sharpness_and_other_than_the_start(capsys):
     assert main(["train", *MODEL, *QUICK, "length=20steps", "run.dir=trained"]) == 0
-    trained = sharpness("measure.checkpoint=trained")
+    trained = sharpness(*BARE, "measure.checkpoint=trained")
     assert trained["step"] == 20
     assert trained["weights"] == "trained/checkpoints/step_00000020 (step 20)"  # from here on, not from the root
     assert Path(trained["checkpoint"]) == Path(trained["weights"].removesuffix(" (step 20)")).resolve()
     (path,) = Path("trained/checkpoints").glob("step_*")
-    one = sharpness(f"measure.checkpoint={path}")
+    one = sharpness(*BARE, f"measure.checkpoint={path}")
     assert one["lambda_max"] == trained["lambda_max"]
-    assert one["loss"] == trained["loss"] < sharpness()["loss"]
+    assert one["loss"] == trained["loss"] < sharpness(*BARE)["loss"]
 
 
 def test_fp32_agrees_with_fp64_to_its_precision():
-    single, double = sharpness(), sharpness("measure.precision=fp64")
+    single, double = sharpness(*NO_SLICES), sharpness(*NO_SLICES, "measure.precision=fp64")
     assert double["settings"]["precision"] == "fp64"
     assert single["settings"]["precision"] == "fp32"
     for name in ("lambda_max", "trace", "m_sharpness"):
