@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import os
 from collections.abc import Callable, Mapping
@@ -103,11 +104,25 @@ def make(key: str, node: Mapping[str, Any], **supplied: Any) -> Any:
         TargetError: for a name or argument that does not exist, or an error of the target itself.
     """
     check_arguments(key, node, supplied=tuple(supplied))
+    arguments = {name: value for name, value in node.items() if name != "_target_"}
+    is_plain = all(map(_is_plain, arguments.values())) and not any(name.startswith("_") for name in arguments)
     try:
+        if is_plain:  # Hydra finds it, by its own rules of what may be called, and need not copy and merge the rest
+            target = instantiate({"_target_": node["_target_"], "_partial_": True})
+            return target(**copy.deepcopy(arguments), **supplied)
         return instantiate(dict(node), _convert_="all", **supplied)
     except Exception as error:
-        cause = error.__cause__ or error
+        cause = (error.__cause__ if isinstance(error, InstantiationException) or not is_plain else None) or error
         raise TargetError(f"{key} ({node['_target_']}): {_text(cause)}") from error
+
+
+def _is_plain(value: Any) -> bool:
+    """A number, a text that Hydra takes as it is, or a list of these: no node that it would make something of."""
+    if isinstance(value, list):
+        return all(not isinstance(one, list) and _is_plain(one) for one in value)
+    if isinstance(value, str):
+        return value != "???" and "${" not in value
+    return value is None or type(value) in (bool, int, float)
 
 
 def _text(error: BaseException) -> str:

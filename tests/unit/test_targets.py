@@ -160,3 +160,9 @@ def test_what_hydra_forbids_stays_forbidden():
     # Hydra's block-list: names that run commands or code.
     with pytest.raises(TargetError, match=r"os\.system"):
         make("x", {"_target_": "os.system", "command": "exit 1"})
+
+
+def test_a_target_that_changes_what_it_was_given_leaves_the_config_as_it_was():
+    node = {"_target_": "random.shuffle", "x": list(range(100))}
+    make("own", node)
+    assert node["x"] == list(range(100))
