@@ -14,9 +14,9 @@ from pathlib import Path
 from largebatch.folder_lock import FolderLock
 with FolderLock(Path(sys.argv[1])):
     if os.fork() == 0:  # as a loading process: it ends when it hears of it
+        print("held", flush=True)  # and is a process of its own by now
         sys.stdin.read()
         os._exit(0)
-    print("held", flush=True)
     os.wait()
 """
 

@@ -86,12 +86,13 @@ def test_a_run_whose_other_ranks_do_not_come_ends_with_one_line_as_any_wrong_inp
 def test_all_ranks_pass_when_the_last_has_come_and_their_group_takes_the_server_over(port: int):
     with meeting(environment(0, 1, port), timeout_s=1):
         pass  # alone, nobody opens a port
-    inside = []
+    inside, stores = [], []  # the server ends with the store of rank 0, which must not be the first to leave
 
     def rank(number: int) -> None:
         with meeting(environment(number, 3, port), timeout_s=30):
             limit = timedelta(seconds=30)
             store = TCPStore("127.0.0.1", port, 3, is_master=number == 0, timeout=limit, multi_tenant=True)
+            stores.append(store)
             inside.append(store.add("group", 1))
 
     with ThreadPoolExecutor(3) as pool:
