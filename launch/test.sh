@@ -5,7 +5,7 @@
 #   launch/test.sh -x tests/unit        only these tests, up to the first failure
 #   launch/test.sh quick                between two edits: lint, types, and what the core rests on, in a minute
 #   launch/test.sh faults               only what holds the fault matrix; prints it, with outcome and time of each row
-#   launch/test.sh soak                 thirty random faults in one run
+#   launch/test.sh soak                 the long campaigns, seeded: kills of real jobs, random faults, hostile files; prints their tables
 
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -24,7 +24,7 @@ case "${1:-}" in
         ;;
     soak)
         shift
-        exec python -m pytest -q -m soak tests/faults "$@"
+        exec python -m pytest -q -s -m soak "${@:-tests}"
         ;;
 esac
 ruff check .
