@@ -20,3 +20,10 @@ def marked_processes(*variables: str) -> set[int]:
                 if wanted <= set((entry / "environ").read_bytes().split(b"\0")):
                     found.add(int(entry.name))
     return found
+
+
+def parent_of(pid: int) -> int:
+    """Its parent's process id; 0 for a process that has gone."""
+    with contextlib.suppress(OSError):
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return 0

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from largebatch.checkpoint import newest_valid
 from largebatch.trackers import read_metrics
-from tests.faults.torchrun import Job
+from tests.faults.jobs import Job
 
 
 def saved_step(folder: Path) -> int:
@@ -31,7 +31,7 @@ def test_a_killed_rank_ends_the_job_and_both_sides_name_it(tmp_path: Path):
 
 def test_ctrl_c_is_one_request_to_stop_although_each_rank_gets_it_twice(tmp_path: Path):
     """From the terminal and from torchrun, as launch/torchrun.sh starts it; a bare one ends with its own traceback."""
-    with Job(tmp_path / "run", launcher=("launch/bounded_torchrun.py",)) as job:
+    with Job(tmp_path / "run", launcher="torchrun.sh") as job:
         job.wait_for_step(3)
         os.killpg(job.agent.pid, signal.SIGINT)
         ended = job.end(within_s=60)

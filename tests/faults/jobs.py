@@ -1,4 +1,4 @@
-"""Jobs under torchrun that faults are injected into from outside, and the search for processes that survive them.
+"""Real jobs that faults are injected into from outside, and the search for processes that survive them.
 
     with Job(tmp_path / "run") as job:
         job.wait_for_step(3)
@@ -18,14 +18,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 import pytest
 
-from tests.faults.processes import marked_processes
+from tests.faults.processes import marked_processes, parent_of
 
 MARK = "LARGEBATCH_FAULT_JOB"
 DEADLINE_S = 300.0  # two ranks that import torch from a cold disk on a crowded machine
@@ -43,35 +43,56 @@ ENDLESS = (
 
 @dataclass(frozen=True)
 class Ended:
-    """How a job ended: torchrun's exit code, all that was printed, seconds since the fault, as the test counts them."""
+    """How a job ended: the exit code of what was started, and all that was printed."""
 
     code: int
     output: str
 
 
+# What starts `-m largebatch train ...` in N processes; accelerate's own agent is torchrun's.
+_LAUNCHERS: dict[str, Callable[[int], list[str]]] = {
+    "plain": lambda ranks: [],
+    "torchrun": lambda ranks: ["-m", "torch.distributed.run", *_agent(ranks)],
+    "torchrun.sh": lambda ranks: ["launch/bounded_torchrun.py", *_agent(ranks)],
+    "accelerate": lambda ranks: [
+        "-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu", "--num_processes", str(ranks),
+        "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
+    ],
+}  # fmt: skip
+
+
+def _agent(ranks: int) -> list[str]:
+    return ["--standalone", "--nproc-per-node", str(ranks), "--max-restarts", "0"]
+
+
 class Job:
-    """`torchrun --standalone --nproc-per-node 2 --max-restarts 0 -m largebatch train ...`, as a context manager.
+    """`largebatch train` in processes of its own, as a context manager.
 
     Args:
         folder: of the run.
-        launcher: what Python is to run as torchrun.
         overrides: after those of `ENDLESS`.
-        agent: further options of torchrun.
+        launcher: `plain` (one process, no launcher), `torchrun`, `accelerate`, or `torchrun.sh` for what
+            launch/torchrun.sh starts.
+        ranks: how many processes train.
+        group: the overrides that come first, in place of `ENDLESS`.
     """
 
     def __init__(
         self,
         folder: Path,
         *overrides: str,
-        launcher: tuple[str, ...] = ("-m", "torch.distributed.run"),
-        agent: tuple[str, ...] = (),
+        launcher: str = "torchrun",
+        ranks: int = 2,
+        group: Sequence[str] = ENDLESS,
     ) -> None:
+        assert launcher != "plain" or ranks == 1, "without a launcher there is one process"
         self._folder = folder
+        self._is_plain = launcher == "plain"
         self._mark = f"{MARK}={secrets.token_hex(8)}"
         self._log = folder.with_name(f"{folder.name}.{secrets.token_hex(2)}.log")
         self._command = [
-            sys.executable, *launcher, "--standalone", "--nproc-per-node", "2",
-            "--max-restarts", "0", *agent, "-m", "largebatch", "train", *ENDLESS, f"run.dir={folder}", *overrides,
+            sys.executable, *_LAUNCHERS[launcher](ranks),
+            "-m", "largebatch", "train", *group, f"run.dir={folder}", *overrides,
         ]  # fmt: skip
 
     def __enter__(self) -> Job:
@@ -113,9 +134,17 @@ class Job:
         return marked_processes(self._mark)
 
     def rank_pid(self, rank: int) -> int:
-        """The process of a rank."""
-        (pid,) = marked_processes(self._mark, f"RANK={rank}")
+        """The process of a rank, not one that loads for it."""
+        if self._is_plain:
+            return self.agent.pid
+        all_of_it = marked_processes(self._mark, f"RANK={rank}")
+        (pid,) = (pid for pid in all_of_it if parent_of(pid) == self.agent.pid)
         return pid
+
+    def loading_pids(self, rank: int) -> list[int]:
+        """The processes that load for a rank: the children that it has, in the order of their numbers."""
+        parent = self.rank_pid(rank)
+        return sorted(pid for pid in self.processes() if parent_of(pid) == parent)
 
     def wait_for_step(self, step: int) -> None:
         """Until rank 0 has written the row of an optimizer step."""
