@@ -127,7 +127,9 @@ def check_identity(checkpoint: Checkpoint, identity: dict[str, Any], *, allow: S
         CheckpointError: with every key that changed and is not allowed to, and both values.
     """
     saved = {"content": identity["content"]} | checkpoint.values["identity"]  # once it was not recorded
-    changes = list(_differences(_completed(_at_home(saved, identity)), _completed(identity | {"model_files": None})))
+    defaults = _optimizer_defaults(identity["optimizer"])
+    were, now = (_completed(one, defaults) for one in (_at_home(saved, identity), identity | {"model_files": None}))
+    changes = list(_differences(were, now))
     refused = [change for change in changes if change.permission not in allow]
     if refused:
         permissions = {change.permission for change in refused}
@@ -171,7 +173,7 @@ def record_start(
         file.write(json.dumps(row) + "\n")
 
 
-def _completed(identity: dict[str, Any]) -> dict[str, Any]:
+def _completed(identity: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
     """The identity with keys that are newer than it, and the options that the config left to the optimizer's class.
 
     So a run that began before an option existed, or before conf/ named it, can go on with the value that it had.
@@ -179,16 +181,24 @@ def _completed(identity: dict[str, Any]) -> dict[str, Any]:
     sections = {"schedule": _SCHEDULE_BEFORE, "parameters": _PARAMETERS_BEFORE}
     identity = _BEFORE | identity | {name: before | identity[name] for name, before in sections.items()}
     node = identity["optimizer"]
+    return identity | {"optimizer": defaults | node if node.get("_target_") == defaults["_target_"] else node}
+
+
+def _optimizer_defaults(node: dict[str, Any]) -> dict[str, Any]:
+    """What the class of the given config takes where a config says nothing, and its name.
+
+    Never of the class that a checkpoint names: to look that one up would be to import it.
+    """
+    named = {"_target_": node["_target_"]}
     try:
         arguments = inspect.signature(find_target("optimizer", node)).parameters
     except (TargetError, TypeError, ValueError):  # a class that is gone, or without a signature
-        return identity
-    defaults = {
+        return named
+    return named | {
         name: list(one.default) if isinstance(one.default, tuple) else one.default
         for name, one in arguments.items()
         if one.default is not inspect.Parameter.empty
     }
-    return identity | {"optimizer": defaults | node}
 
 
 def _files_named(section: dict[str, Any]) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,17 @@ def test_a_class_that_is_gone_is_compared_by_what_the_config_said():
     check(gone, copy.deepcopy(gone))
     with pytest.raises(CheckpointError, match=r"optimizer\._target_ was nowhere\.Gone, now torch\.optim\.SGD"):
         check(gone, now)
+
+
+def test_no_class_that_a_checkpoint_names_is_looked_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "planted_optimizer.py").write_text("import pathlib\npathlib.Path(__file__ + '.ran').touch()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    now = identity()
+    hostile = now | {"optimizer": {"_target_": "planted_optimizer.Any", "momentum": 0.9}}
+    with pytest.raises(CheckpointError, match=r"optimizer\._target_ was planted_optimizer\.Any, now torch\.optim\.SGD"):
+        check(hostile, now)
+    assert "planted_optimizer" not in sys.modules
+    assert not (tmp_path / "planted_optimizer.py.ran").exists()
 
 
 def test_a_run_from_before_there_were_kinds_of_warmup_goes_on_with_a_gradual_one():
