@@ -12,6 +12,7 @@ from hydra._internal.hydra import Hydra
 from hydra.plugins.config_source import ConfigResult
 from xdist.scheduler import LoadFileScheduling
 
+from tests.faults import shown
 from tests.faults.table import FaultTable
 from tests.launcher import LAUNCHER
 from tests.multiprocess.pool import RankPool, RankProcesses
@@ -27,7 +28,15 @@ collect_ignore = ["reference/optax_trajectories.py", "faults/warm.py"]
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.pluginmanager.register(FaultTable())
+    config.pluginmanager.register(FaultTable(config.getoption("--write-fault-matrix")))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--write-fault-matrix", action="store_true", help="write the table of tests/faults/README.md anew")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    shown.begin(item.user_properties)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -82,7 +91,7 @@ class OnePool(LoadFileScheduling):
     def _split_scope(self, nodeid: str) -> str:
         if nodeid.startswith("tests/multiprocess/"):
             return "ranks"
-        if nodeid.startswith(FORKING) and not nodeid.startswith("tests/faults/test_torchrun"):
+        if nodeid.startswith(FORKING):
             return "forks"
         return super()._split_scope(nodeid)
 

@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from unittest.mock import MagicMock
 
@@ -22,7 +21,6 @@ from largebatch.__main__ import main
 from largebatch.trackers import read_metrics
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
-STANDALONE = [*TORCHRUN, "--standalone", "--nproc-per-node", "2"]
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]  # what `accelerate launch` runs
 DEADLINE_S = 400  # a first start reads gigabytes of libraries from a cold disk
 
@@ -138,20 +136,3 @@ def test_a_launcher_that_starts_fewer_processes_than_meant_is_refused(tmp_path, 
     assert "launcher.num_processes=2, but 1 started" in said
     assert "torchrun --standalone --nproc-per-node 2" in said
     assert not (tmp_path / "run").exists()
-
-
-def test_sigterm_stops_all_ranks_after_the_same_step_and_saves_it(tmp_path):
-    folder = tmp_path / "run"
-    forever = ["length=100000ep", "observers.evaluation.every=null", "observers.checkpoint.every=null"]
-    process = start(STANDALONE, f"run.dir={folder}", *forever)
-    deadline = time.monotonic() + DEADLINE_S
-    while not (folder / "metrics.jsonl").exists() and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.1)
-    os.kill(process.pid, signal.SIGTERM)
-    output = finish(process)
-    saved = sorted((folder / "checkpoints").iterdir())
-    assert len(saved) == 1, output
-    step = int(saved[0].name.removeprefix("step_"))
-    assert read_metrics(folder / "metrics.jsonl")[-1]["step"] == step
-    assert "stopped" in output
-    assert "resume=auto" in output

@@ -23,6 +23,7 @@ from typing import Any
 
 import pytest
 
+from tests.faults import shown
 from tests.faults.forked_rank import told_to, train
 from tests.faults.nodes import Node
 from tests.faults.planted import Fault
@@ -69,6 +70,7 @@ def train_in_forks(
     not ended after `deadline_s`, which then tells where it was. A rank that cannot end, because it is stopped, is
     `killed_at_last`, when the others have ended.
     """
+    shown.note("processes" if nodes is None else "nodes", ranks, overrides)
     options = {"world_size": ranks, "fault": fault, "timeout_s": timeout_s, "nodes": nodes}
     limits = {"deadline_s": deadline_s, "killed_at_last": killed_at_last}
     return call_in_forks(train, (f"run.dir={folder}", *overrides), ranks=ranks, **limits, **options)

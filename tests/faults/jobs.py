@@ -25,6 +25,7 @@ from types import TracebackType
 
 import pytest
 
+from tests.faults import shown
 from tests.faults.processes import marked_processes, parent_of
 
 MARK = "LARGEBATCH_FAULT_JOB"
@@ -88,6 +89,7 @@ class Job:
         assert launcher != "plain" or ranks == 1, "without a launcher there is one process"
         self._folder = folder
         self._is_plain = launcher == "plain"
+        shown.note(launcher, ranks, (*group, *overrides))
         self._mark = f"{MARK}={secrets.token_hex(8)}"
         self._log = folder.with_name(f"{folder.name}.{secrets.token_hex(2)}.log")
         self._command = [
@@ -157,6 +159,13 @@ class Job:
             if self.agent.poll() is not None or time.monotonic() > self._deadline:
                 pytest.fail(f"never came to {what}:\n{self.output()}")
             time.sleep(0.05)
+
+    def wait_for_silence(self, within_s: float) -> None:
+        """Until every process of the job has gone; what started it is another's to wait for."""
+        end = time.monotonic() + within_s
+        while (alive := self.processes()) and time.monotonic() < end:
+            time.sleep(0.05)
+        assert alive == set(), f"{len(alive)} processes outlived their job by {within_s:g} s:\n{self.output()}"
 
     def end(self, within_s: float | None = None) -> Ended:
         """Wait until the agent has ended.

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-KILL, RANKS, TORCHRUN, LOADING, NETWORK = (
-    f"tests/faults/test_{name}.py" for name in ("kill_and_resume", "ranks", "torchrun", "loading", "network")
+KILL, RANKS, REAL, LOADING, NETWORK = (
+    f"tests/faults/test_{name}.py" for name in ("kill_and_resume", "ranks", "real_kills", "loading", "network")
 )
+EVERY_LAUNCHER = "every_launcher_goes_on_after_a_kill_of_a_rank_or_of_itself_and_after_signals"
 TRAIN, LAUNCHERS = "tests/end_to_end/test_train.py", "tests/end_to_end/test_launchers.py"
 CHECKPOINT, OBSERVER = "tests/unit/test_checkpoint.py", "tests/unit/test_checkpoint_observer.py"
 SAME_RUN, CONTRACT = "tests/multiprocess/test_same_run.py", "tests/multiprocess/test_contract.py"
@@ -32,6 +33,7 @@ class Row:
         outcome: what must come of it.
         tests: `FILE::TEST`, without parameters.
         not_met: what is missing of the outcome, or why it cannot be injected here; empty: nothing.
+        by_soak: whether `launch/test.sh soak` alone shows it.
     """
 
     number: int
@@ -39,10 +41,13 @@ class Row:
     outcome: str
     tests: tuple[str, ...] = ()
     not_met: str = ""
+    by_soak: bool = False
 
 
-def _row(number: int, fault: str, outcome: str, *tests: tuple[str, str], not_met: str = "") -> Row:
-    return Row(number, fault, outcome, tuple(f"{file}::test_{name}" for file, name in tests), not_met)
+def _row(
+    number: int, fault: str, outcome: str, *tests: tuple[str, str], not_met: str = "", by_soak: bool = False
+) -> Row:
+    return Row(number, fault, outcome, tuple(f"{file}::test_{name}" for file, name in tests), not_met, by_soak)
 
 
 MATRIX = (
@@ -52,7 +57,7 @@ MATRIX = (
         "named; resume is bitwise the same run",
         (KILL, "a_run_killed_inside_a_step_goes_on_bit_for_bit"),
         (RANKS, "a_killed_rank_is_named_by_the_other_and_the_job_goes_on_bit_for_bit"),
-        (TORCHRUN, "a_killed_rank_ends_the_job_and_both_sides_name_it"),
+        (REAL, EVERY_LAUNCHER),
     ),
     _row(
         2,
@@ -83,7 +88,7 @@ MATRIX = (
         6,
         "SIGTERM to the launcher",
         "same step on all ranks, saved",
-        (LAUNCHERS, "sigterm_stops_all_ranks_after_the_same_step_and_saves_it"),
+        (REAL, EVERY_LAUNCHER),
     ),
     _row(
         7,
@@ -120,13 +125,13 @@ MATRIX = (
         12,
         "Ctrl-C",
         "one request to stop, no traceback",
-        (TORCHRUN, "ctrl_c_is_one_request_to_stop_although_each_rank_gets_it_twice"),
+        (REAL, EVERY_LAUNCHER),
     ),
     _row(
         13,
         "launcher killed",
         "no rank alive after 5 s",
-        (TORCHRUN, "no_rank_survives_a_launcher_that_is_killed"),
+        (REAL, EVERY_LAUNCHER),
         ("tests/unit/test_interruption.py", "a_rank_ends_with_its_torchrun_and_with_no_other_parent"),
         (LOADING, "loading_processes_end_with_a_rank_that_is_killed"),
     ),
@@ -429,9 +434,11 @@ MATRIX = (
     ),
     _row(
         60,
-        "30 random faults",
-        "the weights of the uninterrupted run",
+        "30 random faults, 60 kills of real jobs",
+        "ledger, rows and weights of the uninterrupted run",
         ("tests/faults/test_soak.py", "thirty_random_faults_end_with_the_weights_of_the_uninterrupted_run"),
+        (REAL, "sixty_real_kills_end_with_the_uninterrupted_run"),
+        by_soak=True,
     ),
 )
 

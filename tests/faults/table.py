@@ -4,23 +4,35 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.faults.matrix import MATRIX, Row
+from tests.faults.shown import PROPERTY, Shown, in_words
+
+README = Path(__file__).with_name("README.md")
+BEGIN, END = "<!-- the matrix: launch/test.sh faults --write-fault-matrix -->\n", "<!-- end of the matrix -->\n"
 
 
 class FaultTable:
-    """A plugin of pytest; with xdist the process that hands the tests out sees all reports."""
+    """A plugin of pytest; with xdist the process that hands the tests out sees all reports.
 
-    def __init__(self) -> None:
+    Args:
+        writes: whether the table in README.md is replaced.
+    """
+
+    def __init__(self, writes: bool) -> None:
+        self._writes = writes
         self._seconds: dict[str, float] = defaultdict(float)
         self._outcomes: dict[str, set[str]] = defaultdict(set)
+        self._shown: dict[str, set[Shown]] = defaultdict(set)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Take down what became of a test, its parameters together."""
         test = report.nodeid.partition("[")[0].partition("@")[0]  # xdist appends its group
         self._seconds[test] += report.duration
+        self._shown[test] |= {tuple(value) for name, value in report.user_properties if name == PROPERTY}
         if report.when == "call" or report.outcome != "passed":
             self._outcomes[test].add(report.outcome)
 
@@ -34,23 +46,43 @@ class FaultTable:
                 terminalreporter.line(line)
         met = sum(self.verdict(row) == "met" for row in MATRIX)
         terminalreporter.line(f"{met} of {len(MATRIX)} rows met in this run")
+        if self._writes:
+            before, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)
+            after = rest.partition(END)[2]
+            README.write_text(before + BEGIN + self.markdown() + END + after, encoding="utf-8")
 
     def verdict(self, row: Row) -> str:
-        """`met`, `FAILED`, `partly` or `not met` as the matrix owns up to; `not run` if a test is missing."""
+        """`met`, `FAILED`, `partly` or `not met` as the matrix owns up to; `soak` or `not run` if a test is missing."""
         outcomes = set().union(*(self._outcomes.get(test, {"not run"}) for test in row.tests))
         if "failed" in outcomes:
             return "FAILED"
         if not row.tests:
             return "not met"
         if outcomes != {"passed"}:
-            return "not run"
+            return "soak" if row.by_soak else "not run"
         return "partly" if row.not_met else "met"
 
     def lines(self, row: Row) -> Iterator[str]:
-        """The row with its verdict and seconds, the tests that hold it, and what is missing."""
-        seconds = sum(self._seconds.get(test, 0.0) for test in row.tests)
-        yield f"{row.number:3}  {self.verdict(row):8}{seconds:7.1f} s  {row.fault}: {row.outcome}"
+        """The row with its verdict and seconds, the tests that hold it, what they started, and what is missing."""
+        yield f"{row.number:3}  {self.verdict(row):8}{self._spent(row):7.1f} s  {row.fault}: {row.outcome}"
+        if self.verdict(row) not in ("not run", "not met", "soak"):
+            yield f"{'':24}shown with {self._shown_with(row)}"
         for test in row.tests:
             yield f"{'':24}{test.removeprefix('tests/')}"
         if row.not_met:
             yield f"{'':24}missing: {row.not_met}"
+
+    def markdown(self) -> str:
+        """The table of README.md."""
+        head = "| # | fault: required outcome | result | shown with | s |\n|---|---|---|---|---|\n"
+        return head + "".join(
+            f"| {row.number} | {row.fault}: {row.outcome} | {self.verdict(row)} | {self._shown_with(row)} "
+            f"| {self._spent(row):.1f} |\n"
+            for row in MATRIX
+        )
+
+    def _spent(self, row: Row) -> float:
+        return sum(self._seconds.get(test, 0.0) for test in row.tests)
+
+    def _shown_with(self, row: Row) -> str:
+        return in_words(set().union(*(self._shown.get(test, set()) for test in row.tests)))

@@ -34,6 +34,7 @@ from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
 from typing import Any
 
+from tests.faults import shown
 from tests.multiprocess.prepared import PREPARED, START_DEADLINE_S, PreparedInterpreter
 
 GRACE_S = 10.0  # for the others once a rank has failed: their collectives break at once, so this is for slow code
@@ -227,6 +228,7 @@ class RankPool:
         Raises:
             RankError: if any rank raised, died or did not answer. The next call finds the pool in order.
         """
+        shown.note("processes", self.world_size)
         return self.processes.call(_reference(function), self.world_size, pickle.dumps((args, kwargs)), deadline)
 
 

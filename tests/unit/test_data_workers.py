@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 from largebatch.batch import BatchPlan
 from largebatch.data import Augmentation, DataError, MicroBatchLoader, evaluation_batches, fetching
 from largebatch.order import SampleOrder
+from tests.faults import shown
 
 NUM_SAMPLES = 11
 ORDER = SampleOrder(NUM_SAMPLES, seed=2)
@@ -27,8 +28,15 @@ AUGMENT = Augmentation(seed=9, crop_padding=1, flip=True)
 
 
 @pytest.fixture(autouse=True)
-def no_loading_process_stays() -> Iterator[None]:
+def no_loading_process_stays(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """An error's traceback holds the iterator, and that its processes, until the garbage is collected."""
+    start = fetching.DataLoader.__iter__
+
+    def noted(loader: Any) -> Any:
+        shown.note("this process", 1, workers=loader.num_workers)
+        return start(loader)
+
+    monkeypatch.setattr(fetching.DataLoader, "__iter__", noted)
     yield
     gc.collect()
 
