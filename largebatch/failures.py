@@ -14,6 +14,7 @@ from largebatch.checkpoint import CheckpointError
 from largebatch.config import ConfigError
 from largebatch.data import evaluation_batches
 from largebatch.data.array import Int64Array
+from largebatch.durable_files import write_whole
 from largebatch.loop import Run
 from largebatch.lost_ranks import LostRankError
 from largebatch.memory_shortage import is_out_of_memory
@@ -84,7 +85,7 @@ def _kept_traceback(run: Run, folder: RunFolder, error: Exception) -> str:
     path = folder.path / f"failure.rank{run.runtime.rank}.txt"
     text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
     try:
-        path.write_text(text, encoding="utf-8")
+        write_whole(path, text)
     except OSError:  # a full disk may be the reason
         return f"The traceback:\n{text}"
     return f"The traceback is in {path}."

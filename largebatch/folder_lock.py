@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 from types import TracebackType
 
+from largebatch.durable_files import open_regular_to_write, require_regular
+
 LOCK = ".lock"
 _HELD: set[int] = set()
 
@@ -45,7 +47,8 @@ class FolderLock:
 
     def __enter__(self) -> FolderLock:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        require_regular(self._path)
+        file = open_regular_to_write(self._path)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from largebatch.checkpoint import Checkpoint, CheckpointError, find_valid, load_checkpoint, saved_versions
+from largebatch.line_file import LineFile
 from largebatch.optim.learning_rates import DEPTH_PATTERN
 from largebatch.prepare import Prepared
 from largebatch.run_folder import RunFolder
@@ -169,8 +170,9 @@ def record_start(
         "world_size": world_size,
         "versions": saved_versions(),
     }
-    with folder.history.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
+    history = LineFile(folder.history)
+    history.append(json.dumps(row).encode())
+    history.close()
 
 
 def _completed(identity: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:

@@ -7,20 +7,30 @@ import json
 import os
 import platform
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from largebatch.durable_files import require_regular, where_is, write_whole
+
 _PACKAGES = ("largebatch", "torch", "accelerate", "hydra-core", "omegaconf", "numpy", "wandb", "safetensors")
 
 
-@dataclass(frozen=True)
+@dataclass
 class RunFolder:
-    """Paths inside a run's folder."""
+    """Paths inside a run's folder, and who writes there.
+
+    Attributes:
+        path: of the folder; another one where `follow` has found it renamed.
+        come_back: called with the path when `follow` has made a removed folder anew: for whoever had a file open in it.
+    """
 
     path: Path
+    come_back: list[Callable[[Path], None]] = field(default_factory=list, repr=False)
+    _inputs: dict[str, str] = field(default_factory=dict, repr=False)
+    _held: int = field(default=-1, repr=False)
 
     @property
     def metrics(self) -> Path:
@@ -48,6 +58,11 @@ class RunFolder:
         return self.path / "skipped.jsonl"
 
     @property
+    def summary(self) -> Path:
+        """The results, written at the end."""
+        return self.path / "summary.json"
+
+    @property
     def checkpoints(self) -> Path:
         """`step_XXXXXXXX` folders."""
         return self.path / "checkpoints"
@@ -63,19 +78,66 @@ class RunFolder:
         return self.metrics.exists() or self.checkpoints.exists()
 
     def write_inputs(self, *, config_yaml: str, overrides: Sequence[str], plan: dict[str, Any]) -> None:
-        """Write config.yaml, overrides.txt, plan.json and environment.json."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        (self.path / "config.yaml").write_text(config_yaml, encoding="utf-8")
-        (self.path / "overrides.txt").write_text("".join(f"{override}\n" for override in overrides), encoding="utf-8")
-        self._write_json("plan.json", plan)
-        self._write_json("environment.json", environment())
+        """Write config.yaml, overrides.txt, plan.json and environment.json, and begin to watch the folder.
+
+        Raises:
+            OSError: if one cannot be written, or a record that the run will write is something else than a file.
+        """
+        self._inputs = {
+            "config.yaml": config_yaml,
+            "overrides.txt": "".join(f"{override}\n" for override in overrides),
+            "plan.json": _json(plan),
+            "environment.json": _json(environment()),
+        }
+        for record in (self.metrics, self.history, self.ledger, self.layers, self.skipped, self.summary):
+            require_regular(record)
+        self._write_inputs()
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write summary.json."""
-        self._write_json("summary.json", summary)
+        write_whole(self.summary, _json(summary))
 
-    def _write_json(self, name: str, values: dict[str, Any]) -> None:
-        (self.path / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    def follow(self) -> str | None:
+        """Notice that somebody renamed or removed the folder while the run writes to it.
+
+        A renamed one goes on where it is. A removed one is made anew, with its inputs and what `come_back` brings.
+
+        Returns:
+            What has become of it; None: nothing.
+
+        Raises:
+            OSError: if it cannot be made anew; it is tried again with the next call.
+            FolderInUseError: if another run has begun in its place.
+        """
+        if self._held < 0:
+            return None
+        was, now = self.path, where_is(self._held, self.path)
+        if now == was:
+            return None
+        if now is not None:
+            self.path = now
+            return f"{was} was renamed: it is {now} now, and everything goes on there"
+        self.path.mkdir(parents=True, exist_ok=True)
+        for come_back in self.come_back:
+            come_back(self.path)
+        self._write_inputs()
+        return f"{was} was removed: it is made anew with config and rows; checkpoints and other files in it are gone"
+
+    def leave(self) -> None:
+        """Watch the folder no more."""
+        if self._held >= 0:
+            os.close(self._held)
+            self._held = -1
+
+    def _write_inputs(self) -> None:
+        for name, text in self._inputs.items():
+            write_whole(self.path / name, text)
+        self.leave()
+        self._held = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def _json(values: dict[str, Any]) -> str:
+    return json.dumps(values, indent=2) + "\n"
 
 
 def new_folder(root: str, name: str) -> Path:

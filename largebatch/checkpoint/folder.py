@@ -33,7 +33,8 @@ from largebatch.checkpoint.manifest import (
     read_manifest,
     verify_files,
 )
-from largebatch.checkpoint.writing import check_contents, encode_values, sync, write_directory
+from largebatch.checkpoint.writing import check_contents, encode_values, write_directory
+from largebatch.durable_files import sync
 
 _STEP = re.compile(r"step_(\d{8,})")
 _OLD = re.compile(r"\.old-(\d+)-[0-9a-f]+")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from largebatch.checkpoint.manifest import (
     build_manifest,
     encode_manifest,
 )
+from largebatch.durable_files import sync, write_new
 
 
 def check_contents(tensors: Mapping[str, Mapping[str, Tensor]], values: Mapping[str, Any]) -> None:
@@ -74,7 +74,7 @@ def write_directory(
     directory: Path, *, step: int, tensors: Mapping[str, Mapping[str, Tensor]], values: Mapping[str, Any]
 ) -> None:
     """Write all files, the manifest last, each forced to disk before the next."""
-    _write_bytes(directory / VALUES, encode_values(values))
+    write_new(directory / VALUES, encode_values(values))
     mode = (directory / VALUES).stat().st_mode & 0o777
     names = [VALUES]
     for group, named in tensors.items():
@@ -83,7 +83,7 @@ def write_directory(
         path.chmod(mode)  # safetensors makes files that only their owner can read, whatever the umask
         sync(path)
         names.append(path.name)
-    _write_bytes(directory / MANIFEST, encode_manifest(build_manifest(directory, step=step, names=names)))
+    write_new(directory / MANIFEST, encode_manifest(build_manifest(directory, step=step, names=names)))
     sync(directory)
 
 
@@ -100,17 +100,3 @@ def _separate(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
         storages.add(storage)
         separate[name] = plain
     return separate
-
-
-def _write_bytes(path: Path, data: bytes) -> None:
-    path.write_bytes(data)
-    sync(path)
-
-
-def sync(path: Path) -> None:
-    """Force a file, or the names in a directory, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import statistics
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from largebatch.commands.bench import at_least, key_values, median_interval, some_of
 from largebatch.commands.composition import EXIT_WRONG_INPUT
+from largebatch.durable_files import write_record
 
 if TYPE_CHECKING:
     from largebatch.commands.optimizer_race import Result
@@ -118,7 +118,7 @@ def _measure(settings: Settings) -> None:
             records = [vars(result) for result in results]
             report["races"].append({"algorithm": algorithm.name, "shapes": shapes, "results": records})
     if settings.json:
-        Path(settings.json).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        write_record(settings.json, report)
 
 
 def _machine(settings: Settings) -> dict[str, str]:

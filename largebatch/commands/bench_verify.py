@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from largebatch.commands.bench import at_least, key_values, some_of
 from largebatch.commands.composition import EXIT_FAILED, EXIT_WRONG_INPUT, compose_config
+from largebatch.durable_files import write_record
 
 if TYPE_CHECKING:
     from largebatch.prepare import Prepared
@@ -96,9 +95,7 @@ def main(arguments: Sequence[str]) -> int:
     trials = count_all(settings) if settings.ranks == 1 else on_local_ranks(settings.ranks, count_all, settings)
     _show(trials)
     if settings.json:
-        Path(settings.json).write_text(
-            json.dumps([asdict(trial) for trial in trials], indent=1) + "\n", encoding="utf-8"
-        )
+        write_record(settings.json, [asdict(trial) for trial in trials])
     wrong = any(trial.is_false_alarm or min(trial.defects.values()) <= 1 for trial in trials)
     return EXIT_FAILED if wrong else 0
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import time
 from collections.abc import Sequence
@@ -115,12 +114,12 @@ def _folder(name: str, config: DictConfig) -> Path:
 
 
 def _show(story: Story, record: dict[str, object], folder: Path) -> None:
+    from largebatch.durable_files import write_record
     from largebatch.trackers import print_table
     from largebatch.trackers.diagram_png import draw_png
 
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / "chapter.json"
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_record(path, record)
     for table in story.tables:
         print_table(table.headers, table.rows, title=table.title)
     print(f"{story.question}\n{story.answer}")

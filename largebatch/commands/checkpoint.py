@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
-import secrets
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -92,6 +90,7 @@ def _export(path: Path, out: str | None) -> int:
     from safetensors.torch import save_file
 
     from largebatch.checkpoint import CheckpointError, find_valid
+    from largebatch.durable_files import replacing
 
     try:
         if not path.is_dir():
@@ -105,17 +104,13 @@ def _export(path: Path, out: str | None) -> int:
     for note in passed_over:
         print(f"passed over: {note}", file=sys.stderr)
     target = Path(out) if out else Path(f"{checkpoint.path.name}.safetensors")
-    if target.exists():
+    if os.path.lexists(target):
         raise ValueError(f"{target} exists already. Choose another name with --out FILE.")
     weights = checkpoint.tensors["model"]
-    temporary = target.with_name(f".{target.name}.tmp-{secrets.token_hex(4)}")
     try:
-        save_file(weights, temporary, metadata={"format": "pt", "step": str(checkpoint.step)})
-        os.replace(temporary, target)
+        with replacing(target) as draft:
+            save_file(weights, draft, metadata={"format": "pt", "step": str(checkpoint.step)})
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{target}: cannot be written ({error}). Choose another place with --out FILE.") from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
     print(f"{target}: {len(weights)} tensors of step {checkpoint.step}, {target.stat().st_size:,} bytes")
     return EXIT_VALID

@@ -47,6 +47,7 @@ def main(arguments: Sequence[str]) -> int:
         options = _parser().parse_args(list(arguments))
     except SystemExit as exit_:
         return EXIT_WRONG_INPUT if exit_.code else EXIT_DONE
+    from largebatch.durable_files import write_record
     from largebatch.run_folder import new_folder
     from largebatch.run_report.records import differing
     from largebatch.trackers import plot_large_batch_gap, print_table
@@ -69,9 +70,8 @@ def main(arguments: Sequence[str]) -> int:
     if keys := differing([run.settings for run in runs]):
         print(f"besides the batch, the runs differ in: {', '.join(keys)}")
     folder = Path(options.out) if options.out else new_folder("runs", "compare")
-    folder.mkdir(parents=True, exist_ok=True)
     record = folder / "large_batch_gap.json"
-    record.write_text(json.dumps(_record(groups, gaps, keys) | {"merged": merged}, indent=1) + "\n", encoding="utf-8")
+    write_record(record, _record(groups, gaps, keys) | {"merged": merged})
     rows = {size: [run.rows for run in group] for size, group in groups.items()}
     print(record)
     print(plot_large_batch_gap(rows, folder / "gap.png", title=f"{len(runs)} runs at {len(groups)} batch sizes"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from functools import partial
@@ -85,6 +84,7 @@ def plan_tests(prepared: Prepared, options: FindLrConfig, *, world_size: int) ->
 
 def _conclude(prepared: Prepared, options: FindLrConfig, weights: Weights, found: Sequence[Found]) -> None:
     """Show the table and what follows from it, write record and pictures."""
+    from largebatch.durable_files import write_record
     from largebatch.range_findings import HEADERS
     from largebatch.run_folder import new_folder
     from largebatch.trackers import print_table
@@ -97,11 +97,10 @@ def _conclude(prepared: Prepared, options: FindLrConfig, weights: Weights, found
     for line in _verdicts(prepared, found):
         print(line)
     folder = Path(config.run.dir) if config.run.dir else new_folder(config.run.root, "find-lr")
-    folder.mkdir(parents=True, exist_ok=True)
     figures = _figures(found, title)
     path = folder / "find_lr.json"
     record = _record(prepared, options, weights, found, figures)
-    path.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    write_record(path, record, allow_nan=False)
     for written in (path, *(draw_png(figure, folder) for figure in figures)):
         print(written)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import time
 from collections.abc import Sequence
@@ -105,11 +104,12 @@ def _folder(prepared: Prepared, what: str) -> Path:
 
 
 def _show(name: str, finding: Finding, seconds: float, folder: Path, context: dict[str, object]) -> None:
+    from largebatch.durable_files import write_record
     from largebatch.trackers import print_table
 
     print_table(finding.headers, finding.rows, title=finding.title)
     path = folder / f"{name}.json"
-    path.write_text(json.dumps(finding.record | context | {"seconds": seconds}, indent=1) + "\n", encoding="utf-8")
+    write_record(path, finding.record | context | {"seconds": seconds})
     for written in (path, *finding.plots):
         print(written)
 

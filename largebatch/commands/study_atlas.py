@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ def main(arguments: Sequence[str]) -> int:
     except SystemExit as exit_:
         return EXIT_WRONG_INPUT if exit_.code else EXIT_DONE
     from largebatch.commands.study_analyze import tell_unread
+    from largebatch.durable_files import write_record
     from largebatch.run_folder import new_folder
     from largebatch.run_report import read_evidence, write_report
     from largebatch.study import TableError
@@ -36,9 +36,8 @@ def main(arguments: Sequence[str]) -> int:
         print_table(table.headers, table.rows, title=table.title)
     print(story.answer)
     folder = Path(options.out) if options.out else new_folder("runs", "atlas")
-    folder.mkdir(parents=True, exist_ok=True)
     record = folder / "atlas.json"
-    record.write_text(json.dumps({"kind": "atlas"} | story.record(), indent=1) + "\n", encoding="utf-8")
+    write_record(record, {"kind": "atlas"} | story.record())
     print(record)
     if story.figures:
         print(draw_panels(story.figures, folder / "atlas.png", title=story.title))

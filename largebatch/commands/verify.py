@@ -160,15 +160,14 @@ def _show(prepared: Prepared, causes: list[Cause], errors: Errors, bounds: Bound
 
 
 def _write(prepared: Prepared, causes: list[Cause], errors: Errors, bounds: Bounds, *, failed: bool) -> Path:
-    import json
     from dataclasses import asdict
     from pathlib import Path
 
+    from largebatch.durable_files import write_record
     from largebatch.run_folder import environment, new_folder
 
     config = prepared.config
     folder = Path(config.run.dir) if config.run.dir else new_folder(config.run.root, "verify")
-    folder.mkdir(parents=True, exist_ok=True)
     record = {
         "same": not failed,
         "bounds": asdict(bounds),
@@ -181,9 +180,7 @@ def _write(prepared: Prepared, causes: list[Cause], errors: Errors, bounds: Boun
         ],
         "environment": environment(),
     }  # fmt: skip
-    path = folder / "verify.json"
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    return path
+    return write_record(folder / "verify.json", record)
 
 
 def _worst(errors: Errors) -> dict[str, tuple[float, float]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
+from largebatch.durable_files import replacing, write_whole
 from largebatch.loop import Run, StepReport
 
 
@@ -42,6 +43,7 @@ class ProfileObserver:
     def _write(self, profiler: torch.profiler.profile) -> None:
         key = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
         table = profiler.key_averages().table(sort_by=key, row_limit=15, max_name_column_width=50)
-        (self._folder / "profile.txt").write_text(table + "\n", encoding="utf-8")
-        profiler.export_chrome_trace(str(self._folder / "trace.json"))
+        write_whole(self._folder / "profile.txt", table + "\n")
+        with replacing(self._folder / "trace.json") as draft:
+            profiler.export_chrome_trace(str(draft))
         print(table)

@@ -13,6 +13,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from largebatch.durable_files import write_whole
+
 SOURCE = Path(__file__).with_name("kernels.c")
 
 FLAGS = (
@@ -119,15 +121,7 @@ def _compiled(compiler: list[str], file: Path) -> ctypes.CDLL:
 def _store(made: Path, file: Path) -> None:
     """Under a name of its own first: several processes start at once, and each sees a whole file or none."""
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as copy:
-            copy.write(made.read_bytes())
-        os.chmod(name, 0o700)
-        os.replace(name, file)
-    except OSError:
-        os.unlink(name)
-        raise
+    write_whole(file, made.read_bytes(), mode=0o600)
     if not _is_ours(file):
         raise PermissionError(f"{file.parent} belongs to others, or others may write to it")
 

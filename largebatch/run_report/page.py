@@ -15,6 +15,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from largebatch.durable_files import write_whole
 from largebatch.run_report import html_parts
 from largebatch.run_report.batches import Group, batch_figures, grouped
 from largebatch.run_report.comparison import comparison, comparison_html
@@ -118,8 +119,7 @@ def write_report(evidence: Evidence, path: Path, *, title: str) -> dict[str, dic
         plotly=get_plotlyjs().replace("</script", "<\\/script"),
         scripts="\n".join(_read(name).template for name in _SCRIPTS),
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(content, encoding="utf-8")
+    write_whole(path, content)
     return figures
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 from collections.abc import Mapping
-from io import FileIO
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from largebatch.config import ConfigError
+from largebatch.durable_files import write_record
+from largebatch.line_file import LineFile
 from largebatch.study.protocol import Row
 
 SETTINGS = "study_settings.json"
@@ -31,15 +31,13 @@ class Journal:
     def __init__(self, folder: Path, *, share: int, shares: int) -> None:
         self.folder = folder
         self._path = folder / ("trials.jsonl" if shares == 1 else f"trials.share{share}of{shares}.jsonl")
-        self._file: FileIO | None = None
+        self._lines = LineFile(self._path)
 
     def __enter__(self) -> Journal:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._file = FileIO(self._path, "ab+")
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._file.close()
+            fcntl.flock(self._lines.descriptor(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lines.close()
             raise ConfigError(
                 [f"{self._path}: another process writes to it. Wait for it, or give every process its own study.share."]
             ) from None
@@ -48,16 +46,12 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._file is not None
-        self._file.close()
+        self._lines.close()
 
     def append(self, row: Row) -> None:
         """Write a row; it is on the disk when this returns."""
-        assert self._file is not None
-        size = self._file.seek(0, os.SEEK_END)
-        torn = size > 0 and os.pread(self._file.fileno(), 1, size - 1) != b"\n"
-        self._file.write(b"\n" * torn + json.dumps(row, allow_nan=False).encode() + b"\n")
-        os.fsync(self._file.fileno())
+        self._lines.append(json.dumps(row, allow_nan=False).encode())
+        self._lines.sync()
 
     def rows(self) -> list[Row]:
         """Finished runs of all shares; a line torn by a kill is none."""
@@ -89,8 +83,7 @@ def require_same_study(folder: Path, identity: Mapping[str, Any]) -> None:
     if not path.exists():
         if folder.exists() and any(folder.iterdir()):
             raise ConfigError([f"run.dir={folder}: holds something that is no study. Name another folder."])
-        folder.mkdir(parents=True, exist_ok=True)
-        _write(path, identity)
+        write_record(path, identity)
         return
     before = json.loads(path.read_text(encoding="utf-8"))
     shared = before["optimizers"].keys() & identity["optimizers"].keys()
@@ -104,7 +97,7 @@ def require_same_study(folder: Path, identity: Mapping[str, Any]) -> None:
         )
     if changed:
         raise ConfigError(list(dict.fromkeys(changed)))
-    _write(path, {**identity, "optimizers": before["optimizers"] | identity["optimizers"]})
+    write_record(path, {**identity, "optimizers": before["optimizers"] | identity["optimizers"]})
 
 
 def _changes(folder: Path, before: dict[str, str], now: dict[str, str]) -> list[str]:
@@ -114,12 +107,6 @@ def _changes(folder: Path, before: dict[str, str], now: dict[str, str]) -> list[
         for key in sorted({*before, *now})
         if before.get(key) != now.get(key)
     ]
-
-
-def _write(path: Path, values: Mapping[str, Any]) -> None:
-    draft = path.with_name(f"{path.name}.{os.getpid()}")
-    draft.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-    draft.replace(path)
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, str]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from largebatch.diagnostics.bootstrap import LEAST_SEEDS
 from largebatch.diagnostics.critical_batch import CriticalBatch
 from largebatch.diagnostics.steps_to_target import StepsToTarget
+from largebatch.durable_files import write_record
 from largebatch.run_folder import environment
 from largebatch.study.analysis import Analysis, shown
 from largebatch.study.figures import study_figures
@@ -42,10 +42,9 @@ def present(
         print(f"- {line}")
     figures = study_figures(analysis)
     record = study_record(analysis) | {"figures": [figure.record() for figure in figures]} | (more or {})
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / "study.json"
     record |= {"config": config, "environment": environment()}
-    path.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    write_record(path, record, allow_nan=False)
     print(path)
     print(draw_panels(figures, folder / "study.png", title=title))
 

@@ -6,6 +6,7 @@ Colours: Okabe and Ito 2008, distinct for colour-blind readers.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from matplotlib.axis import XAxis, YAxis
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from largebatch.durable_files import write_whole
 from largebatch.smoothing import smooth
 from largebatch.trackers.series import series
 from largebatch.trackers.tracker import Row
@@ -31,9 +33,9 @@ _LOG_RANGE = 50  # a positive quantity that spans more than this factor gets a l
 
 def save(figure: Figure, path: Path) -> Path:
     """Write the figure as a PNG; the folder is created if need be."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png", dpi=_DPI)
-    return path
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=_DPI)
+    return write_whole(path, drawn.getvalue())
 
 
 def plain(text: str) -> str:

@@ -7,16 +7,16 @@ the moment `log` returns, and the loss of power after `finish`.
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import json
 import math
-import os
 from collections.abc import Iterator, Sequence
-from io import FileIO
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+from largebatch.durable_files import write_whole
+from largebatch.line_file import LineFile
 from largebatch.trackers.tracker import Problems, Row, plain_values
 
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -25,7 +25,8 @@ _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 class JsonlTracker:
     """Appends rows to `path`; the folder is created if need be.
 
-    A last line torn by a kill keeps its place and the next row starts on a line of its own.
+    A last line torn by a kill keeps its place and the next row starts on a line of its own. What somebody does to the
+    file meanwhile, see `LineFile`, is counted as well.
 
     Args:
         path: usually `RUN/metrics.jsonl`.
@@ -35,8 +36,7 @@ class JsonlTracker:
 
     def __init__(self, path: str | Path, *, resume_at_step: int | None = None) -> None:
         self._path = Path(path)
-        self._file: FileIO | None = None
-        self._line_is_open = False  # the file ends in the middle of a line
+        self._file = LineFile(path)
         self._problems = Problems(self._path.name)
         if resume_at_step is not None:
             with self._problems.counted(f"rows after step {resume_at_step} could not be set aside"):
@@ -49,28 +49,30 @@ class JsonlTracker:
 
     def log(self, row: Row) -> None:
         """Append one row. A full disk costs rows, never the run; rows are written again as soon as there is room."""
-        with self._problems.counted("a row was lost"):
-            self._append(_encode(plain_values(row, self._problems)))
+        with self._told(), self._problems.counted("a row was lost"):
+            self._file.append(_encode(plain_values(row, self._problems)))
+
+    def sync(self) -> None:
+        """Force all rows to the disk: those of a checkpoint's own step are there before it is."""
+        with self._told(), self._problems.counted("rows would not survive a loss of power"):
+            self._file.sync()
+
+    def come_back(self, folder: Path) -> None:
+        """Write all rows again into a folder that was removed and made anew."""
+        with self._problems.counted("its rows could not be written again"):
+            self._file.come_back(folder / self._path.name)
 
     def finish(self, summary: dict[str, Any], plots: Sequence[Path]) -> None:
         """Force the file to the disk and close it. The summary and the plots have files of their own."""
-        if self._file is None:
-            return
-        with self._problems.counted("the file could not be closed properly"), self._file as file:
-            self._file = None
-            if self._path.is_file():  # a pipe or a device cannot be synchronised
-                os.fsync(file.fileno())
+        with self._told(), self._problems.counted("the file could not be closed properly"):
+            self._file.close()
 
-    def _append(self, line: bytes) -> None:
-        if self._file is None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._line_is_open = _ends_inside_a_line(self._path)
-            self._file = FileIO(self._path, "ab")
-        data = (b"\n" if self._line_is_open else b"") + line + b"\n"
-        written = self._file.write(data)  # unbuffered: an OSError means that nothing was written
-        self._line_is_open = written < len(data)
-        if self._line_is_open:
-            raise OSError(errno.ENOSPC, f"{written} of {len(data)} bytes written")
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """Count what became of the file meanwhile."""
+        yield
+        while self._file.news:
+            self._problems.count(self._file.news.pop(0), "")
 
 
 def read_metrics(path: str | Path) -> list[Row]:
@@ -103,10 +105,8 @@ def set_stale_rows_aside(path: str | Path, resume_at_step: int) -> Path | None:
     if not stale:
         return None
     aside = next(name for n in count(1) if not (name := path.with_name(f"{path.stem}.stale-{n}.jsonl")).exists())
-    _write_durably(aside, stale)
-    temporary = path.with_name(f".{path.name}.tmp")
-    _write_durably(temporary, kept)
-    temporary.replace(path)
+    write_whole(aside, stale)
+    write_whole(path, kept)
     return aside
 
 
@@ -135,22 +135,3 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes, Row | None]]:
             yield number, line, None
         else:
             yield number, line, {k: _NON_FINITE.get(v, v) if isinstance(v, str) else v for k, v in row.items()}
-
-
-def _ends_inside_a_line(path: Path) -> bool:
-    if not path.is_file() or path.stat().st_size == 0:
-        return False
-    with path.open("rb") as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read(1) != b"\n"
-
-
-def _write_durably(path: Path, lines: list[bytes]) -> None:
-    try:
-        with path.open("wb") as file:
-            file.writelines(lines)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError:
-        path.unlink(missing_ok=True)
-        raise

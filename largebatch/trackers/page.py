@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from largebatch.durable_files import write_whole
+
 _STYLE = """
 :root { color-scheme: light dark; --text: #1b1f24; --soft: #5c6670; --line: #d7dce1; --back: #ffffff; --card: #f6f8fa; }
 @media (prefers-color-scheme: dark) {
@@ -58,14 +60,13 @@ def write_page(path: Path, *, title: str, lines: Sequence[str], sections: Sequen
     head = [f"<h1>{html.escape(title)}</h1>", *(f"<p>{html.escape(line)}</p>" for line in lines)]
     links = "".join(f'<a href="#{_anchor(part)}">{html.escape(part.name)}</a>' for part in sections)
     body = "\n".join([*head, f"<nav>{links}</nav>", *(_section(part) for part in sections)])
-    path.write_text(
+    return write_whole(
+        path,
         "<!doctype html>\n"
         f'<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<style>{_STYLE}</style></head>\n<body>\n{body}\n</body></html>\n",
-        encoding="utf-8",
     )
-    return path
 
 
 def _section(part: Section) -> str:

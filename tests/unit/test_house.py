@@ -29,6 +29,8 @@ LEVELS = (
         "closed_forms",
         "smoothing",
         "machine_memory",
+        "durable_files",
+        "line_file",
     },
     {
         "optim",
@@ -128,6 +130,7 @@ LEVEL = {room: number for number, rooms in enumerate(LEVELS) for room in rooms}
 # Inside a level rooms do not know each other, but for these. Level 4 is the wiring: only a cycle is wrong there.
 SAME_LEVEL = {
     ("order", "keyed"),
+    ("line_file", "durable_files"),
     ("losses", "modes"),
     ("data", "interruption"),
     ("runtime", "process_group"),
