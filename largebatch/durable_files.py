@@ -140,10 +140,10 @@ def where_is(folder: int, was: Path) -> Path | None:
 
     Where it is now, only Linux tells: elsewhere a renamed folder counts as removed.
     """
-    for path in (was, Path(f"/proc/self/fd/{folder}")):
+    for place in (lambda: str(was), lambda: os.readlink(f"/proc/self/fd/{folder}")):
         with contextlib.suppress(OSError):
-            if os.path.samestat(os.stat(path), os.fstat(folder)):
-                return path if path is was else Path(os.readlink(path))
+            if os.path.samestat(os.stat(path := place()), os.fstat(folder)):
+                return Path(path)
     return None
 
 

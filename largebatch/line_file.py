@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ class LineFile:
         self._path = Path(path)
         self._folder = self._file = -1
         self._is_torn = False  # it ends in the middle of a line
+        self._end: int | None = None  # of the lines, where a part of one that failed could not be taken back
         self.news: list[str] = []
 
     def append(self, line: bytes) -> None:
@@ -40,11 +42,15 @@ class LineFile:
             OSError: if it cannot be written; the lines before it are as they were.
         """
         self._ensure_in_place()
-        size = os.fstat(self._file).st_size
+        size = os.fstat(self._file).st_size if self._end is None else self._end
         try:
+            if self._end is not None:
+                self._take_back()
             write_all(self._file, b"\n" * self._is_torn + line + b"\n")
         except BaseException:
-            self._take_back(size)
+            self._end = size
+            with contextlib.suppress(OSError):  # tried again with the next line
+                self._take_back()
             raise
         self._is_torn = False
 
@@ -94,6 +100,7 @@ class LineFile:
             if os.fstat(self._file).st_nlink > 1:  # appending would change what another name holds
                 self._write_anew()
             size = os.fstat(self._file).st_size
+            self._end = None
             self._is_torn = size > 0 and os.pread(self._file, 1, size - 1) != b"\n"
         except BaseException:
             self._let_go()
@@ -129,12 +136,11 @@ class LineFile:
         self._let_go()
         self._open()
 
-    def _take_back(self, size: int) -> None:
+    def _take_back(self) -> None:
         """Remove the part of a line that was written."""
-        try:
-            os.ftruncate(self._file, size)
-        except OSError:
-            self._is_torn = self._is_torn or os.fstat(self._file).st_size > size
+        assert self._end is not None
+        os.ftruncate(self._file, self._end)
+        self._end = None
 
 
 def _content(file: int) -> Iterator[bytes]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -168,10 +170,16 @@ def test_a_run_that_starts_again_before_its_first_checkpoint_sets_all_rows_aside
     assert (folder / "ledger.stale-1.jsonl").exists()
 
 
-def test_a_ledger_that_cannot_be_written_costs_rows_and_not_the_run(tmp_path, capsys):
+def test_a_ledger_that_cannot_be_written_costs_rows_and_not_the_run(tmp_path, monkeypatch):
     folder = tmp_path / "run"
-    folder.mkdir()
-    (folder / "ledger.jsonl").symlink_to("/dev/full")
+    write = os.write
+
+    def full(file: int, data: bytes) -> int:
+        if os.readlink(f"/proc/self/fd/{file}").endswith("ledger.jsonl"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(file, data)
+
+    monkeypatch.setattr(os, "write", full)
     assert train(folder, *LEDGER, "length=6steps") == 0
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["status"] == "finished"

@@ -207,4 +207,4 @@ class _CheckpointWatch:
             return False
         if point == "checkpoint_mid_file":  # it is opened to be forced to the disk, so all of it was written
             return path.name == "model.safetensors"
-        return point == "checkpoint_before_manifest" and path.name == "MANIFEST.json" and "w" in str(arguments[1])
+        return point == "checkpoint_before_manifest" and path.name == "MANIFEST.json" and arguments[2] & os.O_CREAT
