@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from largebatch.trackers.charts import default_charts
 from largebatch.trackers.console import ProgressLine, print_plan, print_summary, print_table
-from largebatch.trackers.jsonl import JsonlTracker, read_metrics, set_stale_rows_aside, torn_lines
+from largebatch.trackers.jsonl import JsonlTracker, set_stale_rows_aside
+from largebatch.trackers.row_file import read_metrics, torn_lines
 from largebatch.trackers.tensorboard import TensorBoardTracker
 from largebatch.trackers.tracker import Problems, Row, Tracker
 from largebatch.trackers.wandb import WandbTracker

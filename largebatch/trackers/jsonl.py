@@ -1,7 +1,7 @@
 """metrics.jsonl, the record of truth: one JSON object per line, on disk before `log` returns.
 
 Numbers are written so that they read back exactly. JSON has no NaN and no infinity, so these are the strings "NaN",
-"Infinity" and "-Infinity"; `read_metrics` makes them numbers again. A row survives the death of the process
+"Infinity" and "-Infinity"; `row_file` makes them numbers again. A row survives the death of the process
 the moment `log` returns, and the loss of power after `finish`.
 """
 
@@ -11,15 +11,17 @@ import contextlib
 import json
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 from largebatch.durable_files import write_whole
 from largebatch.line_file import LineFile
+from largebatch.trackers.row_file import read_lines
 from largebatch.trackers.tracker import Problems, Row, plain_values
 
-_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+_COPIED_BYTES = 2**20  # at a time
 
 
 class JsonlTracker:
@@ -75,19 +77,6 @@ class JsonlTracker:
             self._problems.count(self._file.news.pop(0), "")
 
 
-def read_metrics(path: str | Path) -> list[Row]:
-    """The rows of a metrics file in the order of writing, non-finite numbers restored. Torn lines are skipped.
-
-    Raises FileNotFoundError if there is no such file. `torn_lines` tells what was skipped.
-    """
-    return [row for _, _, row in _lines(Path(path)) if row is not None]
-
-
-def torn_lines(path: str | Path) -> list[int]:
-    """The numbers, from 1, of the lines that are not a whole row: the process was killed, or the disk was full."""
-    return [number for number, _, row in _lines(Path(path)) if row is None]
-
-
 def set_stale_rows_aside(path: str | Path, resume_at_step: int) -> Path | None:
     """Move the rows after a resume point, and torn lines, from `path` to `NAME.stale-N.jsonl` beside it.
 
@@ -97,17 +86,51 @@ def set_stale_rows_aside(path: str | Path, resume_at_step: int) -> Path | None:
     path = Path(path)
     if not path.is_file():
         return None
-    kept: list[bytes] = []
-    stale: list[bytes] = []
-    for _, line, row in _lines(path):
-        after = row is None or float(row.get("step", -math.inf)) > resume_at_step
-        (stale if after else kept).append(line + b"\n")
-    if not stale:
+    spans = list(_spans(path, resume_at_step))
+    if not any(span.is_stale for span in spans):
         return None
     aside = next(name for n in count(1) if not (name := path.with_name(f"{path.stem}.stale-{n}.jsonl")).exists())
-    write_whole(aside, stale)
-    write_whole(path, kept)
+    write_whole(aside, _content(path, [span for span in spans if span.is_stale]))
+    write_whole(path, _content(path, [span for span in spans if not span.is_stale]))
     return aside
+
+
+@dataclass
+class _Span:
+    """Bytes `start` to `end` of a file: lines that follow each other and have the same fate."""
+
+    start: int
+    end: int
+    is_stale: bool
+
+
+def _spans(path: Path, resume_at_step: int) -> Iterator[_Span]:
+    """A file of a million rows is a few of them."""
+    span: _Span | None = None
+    for line in read_lines(path):
+        step = None if line.row is None else line.row.get("step", -math.inf)
+        # A row without a step belongs to none; a step that is no number is damage, as a torn line is.
+        is_stale = not (isinstance(step, (int, float)) and step <= resume_at_step)
+        if span is None or span.is_stale != is_stale or span.end != line.start:
+            if span is not None:
+                yield span
+            span = _Span(line.start, line.start, is_stale)
+        span.end = line.start + len(line.text) + line.is_ended
+    if span is not None:
+        yield span
+
+
+def _content(path: Path, spans: Sequence[_Span]) -> Iterator[bytes]:
+    """The spans of a file, each ended as a line is."""
+    with path.open("rb") as file:
+        for span in spans:
+            file.seek(span.start)
+            last = b""
+            while part := file.read(min(span.end - file.tell(), _COPIED_BYTES)):
+                yield part
+                last = part[-1:]
+            if last != b"\n":
+                yield b"\n"
 
 
 def _encode(row: Row) -> bytes:
@@ -120,18 +143,3 @@ def _finite_or_name(value: float | int | str) -> float | int | str:
     if math.isnan(value):
         return "NaN"
     return "Infinity" if value > 0 else "-Infinity"
-
-
-def _lines(path: Path) -> Iterator[tuple[int, bytes, Row | None]]:
-    """(number from 1, bytes without the line's end, row or None if torn) of every line that is not empty."""
-    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
-        if not line:
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if not isinstance(row, dict):
-            yield number, line, None
-        else:
-            yield number, line, {k: _NON_FINITE.get(v, v) if isinstance(v, str) else v for k, v in row.items()}

@@ -31,6 +31,7 @@ LEVELS = (
         "machine_memory",
         "durable_files",
         "line_file",
+        "regular_files",
     },
     {
         "optim",
