@@ -95,7 +95,7 @@ def _read(folder: Path) -> _Run:
     from omegaconf import OmegaConf
 
     from largebatch.run_folder import RunFolder
-    from largebatch.run_report.reading import flat_settings
+    from largebatch.run_report.run_files import flat_settings
     from largebatch.trackers import read_metrics
 
     run = RunFolder(folder)

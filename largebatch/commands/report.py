@@ -7,15 +7,21 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-EXIT_DONE, EXIT_FAILED, EXIT_WRONG_INPUT = 0, 1, 2
+from largebatch.regular_files import printable
+
+if TYPE_CHECKING:
+    from largebatch.run_report import Evidence
+
+EXIT_DONE, EXIT_FAILED, EXIT_WRONG_INPUT, EXIT_IN_PART = 0, 1, 2, 3
 
 
 def main(arguments: Sequence[str]) -> int:
     """`report FOLDER... [--out FILE] [--wandb PROJECT]`.
 
-    Returns 0, 2 for wrong input, or 1 if the page cannot be written.
+    Returns 0; 1 if the page cannot be written; 2 if there is nothing to show; 3 if the page is written, but something
+    was left out of it or is damaged, all of which it names.
     """
     try:
         options = _parser().parse_args(list(arguments))
@@ -28,9 +34,8 @@ def main(arguments: Sequence[str]) -> int:
         return EXIT_WRONG_INPUT
     path = Path(options.out)
     evidence = read_evidence(options.folders)
-    for one in evidence.left_out:
-        print(f"left out: {one.path}: {one.reason}", file=sys.stderr)
     if not evidence:
+        _name(evidence)
         print(
             f"largebatch report: nothing of {len(options.folders)} given can be shown. A report needs one folder at "
             "least that `largebatch train`, `measure`, `compare`, `study` or `find-lr` has written, or one with such "
@@ -40,15 +45,25 @@ def main(arguments: Sequence[str]) -> int:
         return EXIT_WRONG_INPUT
     try:
         title = options.title or _title(options.folders)
-        figures = write_report(evidence, path, title=title)
+        written = write_report(evidence, path, title=title)
     except OSError as error:
+        _name(evidence)
         print(f"largebatch report: {path} cannot be written: {error}", file=sys.stderr)
         return EXIT_FAILED
-    print(f"{len(evidence.runs)} runs, {sum(map(len, evidence.records.values()))} records")
+    shown = written.evidence
+    _name(shown)
+    print(f"{len(shown.runs)} runs, {sum(map(len, shown.records.values()))} records")
     print(path)
     if options.wandb:
-        _log_to_wandb(options, title, path, figures)
-    return EXIT_DONE
+        _log_to_wandb(options, title, path, written.figures)
+    return EXIT_IN_PART if shown.left_out or shown.damaged else EXIT_DONE
+
+
+def _name(evidence: Evidence) -> None:
+    """What the page does not show, or not all of."""
+    for what, found in (("left out", evidence.left_out), ("shown in part", evidence.damaged)):
+        for one in found:
+            print(f"{what}: {printable(one.path)}: {printable(one.reason)}", file=sys.stderr)
 
 
 def _wandb_problem() -> str:
@@ -85,7 +100,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="largebatch report",
         description="One self-contained HTML page (about 5 MB) of runs, measurements, comparisons, studies and "
-        "learning-rate searches: a verdict, figures, and links to every run. It needs no network.",
+        "learning-rate searches: a verdict, figures, and links to every run. It needs no network. Exit code 0: all is "
+        "shown, 3: something was left out or is damaged and named, 1: the page cannot be written, 2: nothing to show.",
     )
     parser.add_argument("folders", metavar="FOLDER", nargs="+", help="what to show; also all below it")
     parser.add_argument("--out", metavar="FILE", default="report.html", help="the page (default: report.html)")

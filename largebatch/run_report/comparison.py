@@ -7,8 +7,8 @@ from typing import Any
 
 from largebatch.run_report.html_parts import escaped, select, table
 from largebatch.run_report.plotly_figures import rounded
-from largebatch.run_report.records import RunRecord
-from largebatch.run_report.run_figures import run_label, thinned
+from largebatch.run_report.records import RunRecord, shortened, thinned
+from largebatch.run_report.run_figures import run_label
 from largebatch.smoothing import smooth
 from largebatch.trackers.diagram import Axis
 
@@ -65,7 +65,7 @@ def _series_of(run: RunRecord, most: int) -> dict[str, list[list[float | None]]]
             continue
         (samples, values), (steps, _) = run.series(key), run.series(key, against="step")
         if key in _SMOOTHED and len(values) > _FEWEST:
-            values = smooth(values, len(values) / _FEWEST)
+            values = smooth(run.column(key).means, len(values) / _FEWEST)
         kept = thinned(len(values), most)
         found[key] = [rounded(column[kept].tolist()) for column in (steps, samples, values)]
     return found
@@ -78,5 +78,9 @@ def _settings(runs: Sequence[RunRecord]) -> dict[str, dict[str, Any]]:
         texts = [run.settings.get(key) for run in runs]
         values = list(dict.fromkeys(text for text in texts if text is not None))
         if len(values) > 1 or (values and None in texts):
-            found[key] = {"values": values, "of": [-1 if text is None else values.index(text) for text in texts]}
+            places = {text: place for place, text in enumerate(values)}
+            found[shortened(key)] = {
+                "values": list(map(shortened, values)),
+                "of": [-1 if text is None else places[text] for text in texts],
+            }
     return found

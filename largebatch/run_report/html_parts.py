@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import html
+import json
 import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from largebatch.run_report.plotly_figures import Shown
@@ -30,7 +32,8 @@ Cell = str | Link | Sequence[Link]
 
 def link_to(page: Path, target: Path, text: str) -> Link:
     """From the page to a file or folder; folders and pages may move together."""
-    return Link(text, quote(os.path.relpath(target.resolve(), page.resolve().parent)))
+    way = os.path.relpath(os.path.realpath(target), os.path.dirname(os.path.realpath(page)))
+    return Link(text, quote(os.fsencode(way)))  # names are bytes, and need not be UTF-8
 
 
 def run_links(page: Path, run: RunRecord) -> list[Link]:
@@ -159,6 +162,15 @@ def section(key: str, title: str, content: str) -> str:
 def links(targets: Sequence[Link]) -> str:
     """One after the other."""
     return " ".join(f'<a href="{html.escape(one.target, quote=True)}">{html.escape(one.text)}</a>' for one in targets)
+
+
+def embedded_json(values: dict[str, Any]) -> str:
+    r"""JSON that cannot end the script element that it stands in.
+
+    >>> embedded_json({"name": "</script>"})
+    '{"name":"\\u003c/script>"}'
+    """
+    return json.dumps(values, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 
 def _cell(cell: Cell) -> str:

@@ -5,10 +5,10 @@ A Content-Security-Policy in the page forbids requests; figures are drawn when t
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from itertools import count
 from pathlib import Path
@@ -16,10 +16,12 @@ from string import Template
 from typing import Any
 
 from largebatch.durable_files import write_whole
+from largebatch.regular_files import printable
 from largebatch.run_report import html_parts
 from largebatch.run_report.batches import Group, batch_figures, grouped
 from largebatch.run_report.comparison import comparison, comparison_html
 from largebatch.run_report.explorer import Explorer, explorers
+from largebatch.run_report.guarded import draw_guarded
 from largebatch.run_report.html_parts import Cell
 from largebatch.run_report.plotly_figures import Shown
 from largebatch.run_report.plotly_together import plotly_figures
@@ -28,7 +30,7 @@ from largebatch.run_report.records import Evidence, RunRecord
 from largebatch.run_report.run_figures import curves, trust_ratio_maps
 from largebatch.run_report.sections import Option, Section
 from largebatch.run_report.verdict import caveats, verdict
-from largebatch.trackers.series import of_gap
+from largebatch.trackers.series import AUGMENTED_GAP, of_gap
 
 _SCRIPTS = ("figures.js", "explorer.js", "comparison.js")
 _TITLES = {
@@ -71,8 +73,11 @@ def report_sections(
     if len(evidence.runs) > 1:
         sections.append(Section("two-runs", "Two runs compared", comparison_html(evidence.runs)))
     sections.append(Section("runs", f"Runs ({len(evidence.runs)})", _runs_table(evidence.runs, page)))
+    if evidence.damaged:
+        rows = [(printable(one.path), printable(one.reason)) for one in evidence.damaged]
+        sections.append(Section("damaged", "Shown in part", html_parts.table(("run", "not used"), rows)))
     if evidence.left_out:
-        rows = [(str(one.path), one.reason) for one in evidence.left_out]
+        rows = [(printable(one.path), printable(one.reason)) for one in evidence.left_out]
         sections.append(Section("left-out", "Left out", html_parts.table(("folder", "left out, because"), rows)))
     return [one for one in sections if one.before or one.figures or one.options]
 
@@ -90,16 +95,58 @@ def _run_sections(runs: Sequence[RunRecord], groups: Sequence[Group]) -> list[Se
     return [Section(key, title, options=options[key]) for key, title in _TITLES.items()]
 
 
-def write_report(evidence: Evidence, path: Path, *, title: str) -> dict[str, dict[str, Any]]:
-    """Write the page; returns its figures as plotly has them, by `SECTION/NAME`, for other places to show.
+@dataclass(frozen=True)
+class Written:
+    """What `write_report` has made.
+
+    Attributes:
+        figures: as plotly has them, by `SECTION/NAME`, for other places to show.
+        evidence: what the page shows, with what had to be left out of it.
+    """
+
+    figures: dict[str, dict[str, Any]]
+    evidence: Evidence
+
+
+def write_report(evidence: Evidence, path: Path, *, title: str) -> Written:
+    """Write the page. A run or record that cannot be drawn is left out of it, and named there.
 
     Args:
         evidence: what was read.
         path: the HTML file; its folder is created if need be.
         title: its heading.
+
+    Raises:
+        OSError: if it cannot be written.
     """
     from plotly.offline import get_plotlyjs
 
+    drawn = draw_guarded(evidence, lambda some: _draw(some, path))
+    content = _read("page.html").substitute(
+        title=html_parts.escaped(printable(title)),
+        made=time.strftime("%Y-%m-%d %H:%M"),
+        style=_read("page.css").template,
+        navigation=drawn.navigation,
+        content=drawn.content,
+        data=drawn.data,
+        plotly=get_plotlyjs().replace("</script", "<\\/script"),
+        scripts="\n".join(_read(name).template for name in _SCRIPTS),
+    )
+    # Half of a pair of code units, as JSON may have them, is no text of UTF-8.
+    write_whole(path, content.encode("utf-8", "backslashreplace"))
+    return Written(drawn.figures, drawn.evidence)
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    navigation: str
+    content: str
+    data: str
+    figures: dict[str, dict[str, Any]]
+    evidence: Evidence
+
+
+def _draw(evidence: Evidence, path: Path) -> _Drawn:
     of_records, broken = record_sections(evidence, path)
     evidence = evidence.without(broken)
     groups = grouped(evidence.compared)
@@ -107,29 +154,15 @@ def write_report(evidence: Evidence, path: Path, *, title: str) -> dict[str, dic
     sections = report_sections(evidence, groups, explored, of_records, path)
     keys = _figure_keys(sections)
     optimizers = list(dict.fromkeys(run.optimizer.lower() for run in evidence.runs))
-    figures, legends = _drawn(sections, keys, optimizers)
+    figures, legends = _plotly(sections, keys, optimizers)
     looked_up = {"explorers": [one.record() for one in explored], "comparison": comparison(evidence.runs)}
-    content = _read("page.html").substitute(
-        title=html_parts.escaped(title),
-        made=time.strftime("%Y-%m-%d %H:%M"),
-        style=_read("page.css").template,
+    return _Drawn(
         navigation="".join(html_parts.anchor(part.key, part.title) for part in sections),
         content="\n".join(_html(part, keys, legends) for part in sections),
-        data=embedded_json({"figures": figures} | looked_up),
-        plotly=get_plotlyjs().replace("</script", "<\\/script"),
-        scripts="\n".join(_read(name).template for name in _SCRIPTS),
+        data=html_parts.embedded_json({"figures": figures} | looked_up),
+        figures=figures,
+        evidence=evidence,
     )
-    write_whole(path, content)
-    return figures
-
-
-def embedded_json(values: dict[str, Any]) -> str:
-    r"""JSON that cannot end the script element that it stands in.
-
-    >>> embedded_json({"name": "</script>"})
-    '{"name":"\\u003c/script>"}'
-    """
-    return json.dumps(values, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 
 def _figure_keys(sections: Sequence[Section]) -> dict[int, str]:
@@ -144,7 +177,7 @@ def _figure_keys(sections: Sequence[Section]) -> dict[int, str]:
     return keys
 
 
-def _drawn(
+def _plotly(
     sections: Sequence[Section], keys: dict[int, str], optimizers: Sequence[str]
 ) -> tuple[dict[str, dict[str, Any]], dict[int, str]]:
     """Figures as plotly has them, by key; and the legends that several share, by the id of the first of them."""
@@ -202,7 +235,7 @@ def _runs_table(runs: Sequence[RunRecord], page: Path) -> str:
             f"{run.steps:,}",
             f"{run.samples_seen:,}",
             _with_error(run, "eval/val_accuracy", "eval/val_accuracy_stderr"),
-            _with_error(run, "gap/loss", "gap/loss_stderr") + of_gap(run.rows),
+            _with_error(run, "gap/loss", "gap/loss_stderr") + of_gap([{AUGMENTED_GAP: run.is_gap_augmented}]),
             "" if run.step_s is None else f"{run.step_s:.3g}",
             html_parts.run_links(page, run),
         ]

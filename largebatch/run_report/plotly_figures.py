@@ -88,7 +88,7 @@ def rounded(values: Numbers) -> list[float | None]:
     >>> rounded([1 / 3, None, 64])
     [0.333333, None, 64.0]
     """
-    return [None if value is None or value != value else float(f"{value:.{_DIGITS}g}") for value in values]
+    return [float(f"{value:.{_DIGITS}g}") if value is not None and math.isfinite(value) else None for value in values]
 
 
 def _axis(axis: Axis, extent: tuple[float, float] | None) -> dict[str, Any]:

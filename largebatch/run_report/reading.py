@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+from largebatch.regular_files import printable
 from largebatch.run_report.records import Evidence, JsonRecord, LeftOut, RunRecord
+from largebatch.run_report.run_files import read_record, read_run
 
 # File -> kind of record, and the keys without which it is none.
 _RECORDS = {
@@ -25,6 +25,7 @@ _RECORDS = {
     "atlas.json": ("chapter", ("title",)),  # told in the same way
 }
 _RUN = "metrics.jsonl"
+_FILES = {_RUN, *_RECORDS}
 _CLOSED = {"checkpoints", "plots", "wandb", "tensorboard", "__pycache__"}  # folders of a run without runs in them
 
 
@@ -38,18 +39,15 @@ def read_evidence(folders: Sequence[str | Path]) -> Evidence:
     records: dict[str, list[JsonRecord]] = {}
     left_out: list[LeftOut] = []
 
-    def attempt(path: Path, read: Callable[[], None]) -> None:
-        try:
-            read()
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            left_out.append(LeftOut(path, _reason(error)))
-
     for path in _marked(folders, left_out):
-        if path.name == _RUN:
-            attempt(path.parent, lambda path=path: runs.append(_read_run(path.parent)))  # type: ignore[misc]
-        else:
-            kind, _ = _RECORDS[path.name]
-            attempt(path, lambda path=path, kind=kind: records.setdefault(kind, []).append(_read_record(path)))  # type: ignore[misc]
+        try:
+            if path.name == _RUN:
+                runs.append(read_run(path.parent))
+            else:
+                kind, needed = _RECORDS[path.name]
+                records.setdefault(kind, []).append(read_record(path, needed))
+        except Exception as error:  # noqa: PERF203  whatever it is, the others are shown
+            left_out.append(LeftOut(path.parent if path.name == _RUN else path, _reason(error)))
     chosen, trials = _without_trials(runs, records.get("study", []))
     chosen = _with_owners(chosen, records.get("chapter", []))
     named = {kind: _named_records(found) for kind, found in records.items()}
@@ -63,93 +61,39 @@ def _marked(folders: Sequence[str | Path], left_out: list[LeftOut]) -> Iterator[
         if not given.is_dir():
             left_out.append(LeftOut(given, "is no folder" if given.exists() else "does not exist"))
             continue
-        found = False
-        for path in _below(given):
+        found, num_left_out = False, len(left_out)
+        for path in _below(given, left_out):
             found = True
-            if (real := path.resolve()) not in seen:
+            if (real := _real(path.parent) / path.name) not in seen:  # of a link the place, not where it leads
                 seen.add(real)
                 yield path
-        if not found:
+        if not found and len(left_out) == num_left_out:
             left_out.append(LeftOut(given, f"neither it nor a folder below it has {_RUN} or a record of a measurement"))
 
 
-def _below(folder: Path) -> Iterator[Path]:
-    for root, inside, files in os.walk(folder):
-        inside[:] = sorted(name for name in inside if name not in _CLOSED and not name.startswith("."))
+def _below(folder: Path, left_out: list[LeftOut]) -> Iterator[Path]:
+    """Not by os.walk, which calls itself for every level: folders may be a thousand deep."""
+    waiting = [folder]
+    while waiting:
+        here = waiting.pop()
+        try:
+            with os.scandir(here) as entries:
+                found = {entry.name: entry.is_dir(follow_symlinks=False) for entry in entries}
+        except OSError as error:
+            left_out.append(LeftOut(here, f"cannot be looked into: {error.strerror or error}"))
+            continue
+        inside = [name for name, is_folder in found.items() if is_folder and name not in _FILES]
+        waiting += [here / name for name in sorted(inside, reverse=True) if name not in _CLOSED and name[0] != "."]
         # `plan.json` without metrics: a run that was killed before its first row; reading it says so.
-        if _RUN in files or {"plan.json", "config.yaml"} <= set(files):
-            yield Path(root) / _RUN
-        yield from (Path(root) / name for name in _RECORDS if name in files)
-
-
-def _read_run(folder: Path) -> RunRecord:
-    """Raises OSError or ValueError if it is not enough of a run."""
-    from omegaconf import OmegaConf
-
-    from largebatch.run_folder import RunFolder
-    from largebatch.trackers.jsonl import read_metrics
-
-    paths = RunFolder(folder)
-    for file in (folder / "plan.json", folder / "config.yaml", paths.metrics):
-        if not file.is_file():
-            raise ValueError(f"{file.name} is missing")
-    rows = [row for row in read_metrics(paths.metrics) if _has_position(row)]
-    if not rows:
-        raise ValueError(f"{_RUN} has no whole row")
-    plan = _json(folder / "plan.json")
-    if not isinstance(plan.get("global_batch_size"), int):
-        raise ValueError("plan.json has no global_batch_size")
-    try:
-        settings = flat_settings(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=False))
-    except Exception as error:  # of omegaconf, or of the YAML reader behind it
-        raise ValueError(f"config.yaml cannot be read: {error}") from error
-    summary_file = folder / "summary.json"
-    summary = _json(summary_file) if summary_file.is_file() else {}
-    layers = read_metrics(paths.layers) if paths.layers.is_file() else []
-    return RunRecord(folder, folder.name, plan, settings, summary, rows, [row for row in layers if _has_position(row)])
-
-
-def flat_settings(value: Any, prefix: str = "") -> dict[str, str]:
-    """Dotted keys and values as texts.
-
-    >>> flat_settings({"a": {"b": 1, "c": [2]}})
-    {'a.b': '1', 'a.c': '[2]'}
-    """
-    if not isinstance(value, dict) or not value:
-        return {prefix: str(value)} if prefix else {}
-    parts = (flat_settings(part, f"{prefix}.{key}" if prefix else str(key)) for key, part in value.items())
-    return {key: text for part in parts for key, text in part.items()}
-
-
-def _has_position(row: dict[str, Any]) -> bool:
-    return all(isinstance(row.get(key), (int, float)) for key in ("step", "samples_seen"))
-
-
-def _read_record(path: Path) -> JsonRecord:
-    _, needed = _RECORDS[path.name]
-    values = _json(path)
-    if missing := [key for key in needed if key not in values]:
-        raise ValueError(f"has no {', '.join(missing)}")
-    for key in ("points", "fits"):  # of a study, which tells of its runs
-        if not all(isinstance(one, dict) for one in values.get(key) or ()):
-            raise ValueError(f"{key} are no list of objects")
-    return JsonRecord(path, path.parent.name, values)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path.name} is half written, or no JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path.name} is no JSON object")
-    return values
+        if _RUN in found or {"plan.json", "config.yaml"} <= found.keys():
+            yield here / _RUN
+        yield from (here / name for name in _RECORDS if name in found)
 
 
 def _without_trials(runs: Sequence[RunRecord], studies: Sequence[JsonRecord]) -> tuple[list[RunRecord], int]:
-    roots = [study.path.parent.resolve() for study in studies]
+    roots = [_real(study.path.parent) for study in studies]
     chosen = {
-        (root / folder).resolve()
+        _real(root / folder)
         for root, study in zip(roots, studies, strict=True)
         for point in study.values["points"]
         for folder in point.get("runs") or ()
@@ -157,15 +101,15 @@ def _without_trials(runs: Sequence[RunRecord], studies: Sequence[JsonRecord]) ->
     kept = [
         run
         for run in runs
-        if run.folder.resolve() in chosen or not any(run.folder.resolve().is_relative_to(root) for root in roots)
+        if (real := _real(run.folder)) in chosen or not any(real.is_relative_to(root) for root in roots)
     ]
     return kept, len(runs) - len(kept)
 
 
 def _with_owners(runs: Sequence[RunRecord], chapters: Sequence[JsonRecord]) -> list[RunRecord]:
     """Runs of an experiment differ in what it is about: they are no replicates of anything."""
-    roots = [chapter.path.parent.resolve() for chapter in chapters]
-    owned = [any(run.folder.resolve().is_relative_to(root) for root in roots) for run in runs]
+    roots = [_real(chapter.path.parent) for chapter in chapters]
+    owned = [any(_real(run.folder).is_relative_to(root) for root in roots) for run in runs]
     return [replace(run, is_compared=not is_owned) for run, is_owned in zip(runs, owned, strict=True)]
 
 
@@ -182,7 +126,7 @@ def _named_records(records: Sequence[JsonRecord]) -> list[JsonRecord]:
 
 def _unique_names(folders: Sequence[Path]) -> list[str]:
     """As many last parts of each path as it takes to tell it from the others."""
-    paths = [folder.resolve().parts for folder in folders]
+    paths = [tuple(map(printable, _real(folder).parts)) for folder in folders]
     names = ["/".join(path[-1:]) for path in paths]
     for length in range(2, max(map(len, paths), default=0) + 1):
         count = Counter(names)
@@ -192,6 +136,13 @@ def _unique_names(folders: Sequence[Path]) -> list[str]:
     return names
 
 
+def _real(path: Path) -> Path:
+    """`Path.resolve` raises where links go in a circle."""
+    return Path(os.path.realpath(path))
+
+
 def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{os.path.basename(os.fsdecode(error.filename))} cannot be read: {error.strerror}"
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return f"{type(error).__name__}: {text}" if isinstance(error, (KeyError, TypeError, AttributeError)) else text
+    return text if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: {text}"

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from largebatch.run_report import measurement_sections, story_sections
+from largebatch.run_report.html_parts import embedded_json
+from largebatch.run_report.plotly_figures import plotly_figure
 from largebatch.run_report.records import Evidence, LeftOut
 from largebatch.run_report.sections import Option, Section
 
@@ -18,7 +20,6 @@ _KINDS: dict[str, tuple[str, Callable[..., Option]]] = {
     "communication": ("Communication", measurement_sections.communication),
     "sharpness": ("Sharpness", measurement_sections.sharpness),
 }
-_WRONG = (KeyError, TypeError, ValueError, AttributeError, IndexError)
 
 
 def record_sections(evidence: Evidence, page: Path) -> tuple[list[Section], list[LeftOut]]:
@@ -37,8 +38,11 @@ def record_sections(evidence: Evidence, page: Path) -> tuple[list[Section], list
         found = []
         for record in evidence.of(kind):
             try:
-                found.append(build(record, page, names) if kind == "study" else build(record, page))
-            except _WRONG as error:  # noqa: PERF203  a record is a file
+                option = build(record, page, names) if kind == "study" else build(record, page)
+                for shown in option.figures:  # whether all of it can be drawn
+                    embedded_json(plotly_figure(shown))
+                found.append(option)
+            except Exception as error:  # noqa: PERF203  a record is a file, and may say anything
                 left_out.append(LeftOut(record.path, f"is no whole record: {type(error).__name__}: {error}"))
         return found
 

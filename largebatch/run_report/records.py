@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,11 +12,22 @@ from typing import Any
 
 import numpy as np
 
-from largebatch.trackers.series import series
+from largebatch.regular_files import printable
+from largebatch.trackers.columns import NOTHING, Column, Columns
+from largebatch.trackers.series import AUGMENTED_GAP
 from largebatch.trackers.tracker import Row
 
 # What differs between replicates, or follows from the batch size and the machine.
 EXPECTED = ("seed", "run.", "batch.", "launcher.", "logger.", "observers.", "resume")
+# Everything that the page says of metrics.jsonl: the others of its names, however many, are not kept.
+COLUMNS = frozenset({
+    "train/loss", "train/lr", "train/samples_per_s", "time/step_s", "time/communication_s", "memory/peak_bytes",
+    "eval/val_loss", "eval/val_accuracy", "eval/val_accuracy_stderr", AUGMENTED_GAP,
+    "gap/loss", "gap/loss_stderr", "gap/accuracy", "gap/accuracy_stderr",
+    "noise_scale/value", "noise_scale/low", "noise_scale/high", "noise_scale/trace",
+})  # fmt: skip
+MOST_LAYER_ROWS, MOST_LAYERS = 120, 1000  # of a map of trust ratios
+_MOST_LETTERS = 200
 
 
 @dataclass(frozen=True)
@@ -28,8 +40,9 @@ class RunRecord:
         plan: of plan.json.
         settings: dotted key of config.yaml -> its value as a text.
         summary: of summary.json; empty while the run is going on, or where it was killed.
-        rows: of metrics.jsonl.
-        layers: of layers.jsonl; empty without it.
+        metrics: `COLUMNS` of metrics.jsonl.
+        layers: rows of layers.jsonl, at most `MOST_LAYER_ROWS`; empty without it.
+        damage: what of the folder could not be used, one clause per kind.
         is_compared: whether the verdict compares it; an experiment of the chapter tells of its runs itself.
     """
 
@@ -38,8 +51,9 @@ class RunRecord:
     plan: dict[str, Any]
     settings: dict[str, str]
     summary: dict[str, Any]
-    rows: Sequence[Row]
+    metrics: Columns
     layers: Sequence[Row] = ()
+    damage: Sequence[str] = ()
     is_compared: bool = True
 
     @property
@@ -75,65 +89,65 @@ class RunRecord:
     @property
     def optimizer(self) -> str:
         """Its name."""
-        return self.settings.get("optimizer._target_", "unknown optimizer").rpartition(".")[2]
+        return shortened(self.settings.get("optimizer._target_", "unknown optimizer").rpartition(".")[2])
 
     @property
     def task(self) -> str:
         """Data set and model: runs of different tasks are not compared."""
         data = self.settings.get("data.name") or self.settings.get("data.validation._target_", "unknown data")
         model = self.settings.get("model._target_", "unknown model").rpartition(".")[2]
-        return f"{data}, {model}"
+        return f"{shortened(data)}, {shortened(model)}"
 
     @property
     def status(self) -> str:
         """As in the summary; without one the run is going on, or was killed."""
-        return str(self.summary.get("status", "unfinished"))
+        return shortened(str(self.summary.get("status", "unfinished")))
 
     @property
     def steps(self) -> int:
         """Optimizer steps so far."""
-        return int(max((float(row.get("step", 0)) for row in self.rows), default=0))
+        return self.metrics.steps
 
     @property
     def samples_seen(self) -> int:
         """Training samples so far, repetitions counted."""
-        return int(max((float(row.get("samples_seen", 0)) for row in self.rows), default=0))
+        return self.metrics.samples_seen
 
     @cached_property
     def step_s(self) -> float | None:
-        """Median time of a step, in seconds; the first row, which pays for warming up, does not count."""
-        times = [float(row["time/step_s"]) for row in self.rows if "time/step_s" in row]
+        """Median time of a step, in seconds; the first row, which pays for warming up, does not count.
+
+        Of a long run it is the median of every n-th row; see `trackers.columns`.
+        """
+        times = [value for value in self.column("time/step_s").values.tolist() if math.isfinite(value)]
         return statistics.median(times[1:] or times) if times else None
 
-    @cached_property
-    def _last(self) -> dict[str, float]:
-        """Of every key at once: a search per key would read all rows of every run a dozen times."""
-        found: dict[str, float] = {}
-        for row in self.rows:
-            for key, value in row.items():
-                if isinstance(value, (int, float)) and abs(value) < float("inf"):  # NaN is not below
-                    found[key] = float(value)
-        return found
+    @property
+    def is_gap_augmented(self) -> bool:
+        """Whether an evaluation read a set that augments by itself, which changes the meaning of the gap."""
+        return bool(np.any(self.column(AUGMENTED_GAP).high > 0))
 
-    @cached_property
-    def _columns(self) -> dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]:
-        return {}
+    def column(self, key: str) -> Column:
+        """A metric over the run, one of `COLUMNS`; without entries where there is no finite value."""
+        assert key in COLUMNS, f"{key} is not among the columns that the report reads"
+        return self.metrics.by_name.get(key, NOTHING)
 
     def last(self, key: str) -> float | None:
         """The last finite value of a metric; None where there is none."""
-        return self._last.get(key)
+        assert key in COLUMNS, f"{key} is not among the columns that the report reads"
+        return self.metrics.last.get(key)
 
     def series(self, key: str, against: str = "samples_seen") -> tuple[np.ndarray, np.ndarray]:
-        """(x, y) of the rows that have `key`, as of `trackers.series`; empty where there is no finite value."""
-        if key not in self._last:
-            return np.empty(0), np.empty(0)
-        if (key, against) not in self._columns:
-            self._columns[key, against] = series(self.rows, key, against)
-        return self._columns[key, against]
+        """(x, y) of the rows that have `key`, ascending in x; empty where there is no finite value."""
+        column = self.column(key)
+        if against == "samples_seen":
+            return column.samples, column.values
+        order = np.argsort(column.steps, kind="stable")
+        return column.steps[order], column.values[order]
 
     def has(self, key: str) -> bool:
         """Whether any value of `key` can be drawn."""
-        return key in self._last
+        return key in self.metrics.by_name
 
 
 @dataclass(frozen=True)
@@ -185,17 +199,50 @@ class Evidence:
         """The records of a kind."""
         return self.records.get(kind, [])
 
+    @property
+    def damaged(self) -> list[LeftOut]:
+        """The runs that are shown in part, each with what is wrong."""
+        return [LeftOut(run.folder, "; ".join(run.damage)) for run in self.runs if run.damage]
+
+    @property
+    def paths(self) -> list[Path]:
+        """Folder of every run, file of every record."""
+        return [*(run.folder for run in self.runs), *(one.path for found in self.records.values() for one in found)]
+
+    def only(self, paths: Collection[Path]) -> Evidence:
+        """The same with those runs and records alone."""
+        kept = {kind: [one for one in found if one.path in paths] for kind, found in self.records.items()}
+        return replace(self, runs=[run for run in self.runs if run.folder in paths], records=kept)
+
     def without(self, broken: Sequence[LeftOut]) -> Evidence:
-        """The same with records left out that turned out to be none."""
-        paths = {one.path for one in broken}
-        kept = {kind: [one for one in found if one.path not in paths] for kind, found in self.records.items()}
-        return replace(self, records=kept, left_out=(*self.left_out, *broken))
+        """The same with runs and records left out that cannot be shown."""
+        kept = self.only(set(self.paths) - {one.path for one in broken})
+        return replace(kept, left_out=(*self.left_out, *broken))
 
     def __bool__(self) -> bool:
         return bool(self.runs or any(self.records.values()))
+
+
+def shortened(text: str) -> str:
+    """What is shown of a text that may be as long as a file.
+
+    >>> shortened("a" * 500)[-20:]
+    'aaa... (500 letters)'
+    """
+    shown = printable(text[:_MOST_LETTERS])
+    return shown if len(text) <= _MOST_LETTERS else f"{shown}... ({len(text):,} letters)"
 
 
 def differing(settings: Sequence[Mapping[str, str]]) -> list[str]:
     """Keys in which runs differ besides batch, seed and what follows from them."""
     keys = sorted({key for one in settings for key in one if not key.startswith(EXPECTED)})
     return [key for key in keys if len({one.get(key) for one in settings}) > 1]
+
+
+def thinned(count: int, most: int) -> np.ndarray:
+    """Indices of at most `most` of `count` points, evenly spaced, ends included.
+
+    >>> thinned(5, 3).tolist(), thinned(2, 3).tolist()
+    ([0, 2, 4], [0, 1])
+    """
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int))

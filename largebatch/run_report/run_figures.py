@@ -12,8 +12,9 @@ from dataclasses import replace
 import numpy as np
 
 from largebatch.run_report.plotly_figures import Shown
-from largebatch.run_report.records import RunRecord
+from largebatch.run_report.records import RunRecord, thinned
 from largebatch.smoothing import smooth
+from largebatch.trackers.columns import Column
 from largebatch.trackers.diagram import Axis, Diagram, Line, Numbers, Style, Surface
 
 _SAMPLES = Axis("samples seen", "samples")
@@ -22,6 +23,7 @@ _FEWEST, _MOST = 30, 400  # of a line
 _SMOOTHED = 40  # points that a noisy line is smoothed to
 _BANDS = 6  # more bands cover each other
 _MOST_MAPS = 8
+_LARGEST = 1e150  # as of a column
 
 
 def run_label(run: RunRecord) -> str:
@@ -95,15 +97,6 @@ def _trust_ratio_map(run: RunRecord) -> Shown | None:
     return Shown(figure, row_names=[name.removeprefix(prefix) for name in reversed(names)])
 
 
-def thinned(count: int, most: int) -> np.ndarray:
-    """Indices of at most `most` of `count` points, evenly spaced, ends included.
-
-    >>> thinned(5, 3).tolist(), thinned(2, 3).tolist()
-    ([0, 2, 4], [0, 1])
-    """
-    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int))
-
-
 def _over_samples(
     runs: Sequence[RunRecord],
     key: str,
@@ -119,17 +112,22 @@ def _over_samples(
     for run in shown:
         x, y = run.series(key)
         if smoothed and len(y) > _SMOOTHED:
-            y = smooth(y, len(y) / _SMOOTHED)
+            y = smooth(run.column(key).means, len(y) / _SMOOTHED)
         kept = thinned(len(x), _points(len(shown)))
-        ends: tuple[list[float], list[float]] | tuple[None, None] = (None, None)
+        ends: tuple[Numbers, Numbers] | tuple[None, None] = (None, None)
         if stderr and len(shown) <= _BANDS and len(error := run.series(stderr)[1]) == len(y):
             ends = ((y - 1.96 * error)[kept].tolist(), (y + 1.96 * error)[kept].tolist())
+        elif run.column(key).every > 1 and len(shown) <= _BANDS:
+            ends = _envelope(run.column(key), kept)
         style: Style = "both" if len(kept) <= _SMOOTHED else "line"
         low, high = ends
         lines.append(Line(run_label(run), x[kept].tolist(), _plain(y[kept]), low, high, style))
     caption = "Smoothed: a mean over about a fortieth of each run." if smoothed else ""
-    if lines and lines[0].low is not None:
+    if stderr and lines and lines[0].low is not None:
         caption = "Bands: 95 % by the standard error over validation samples."
+    if thinned_out := [run.column(key).every for run in shown if run.column(key).every > 1]:
+        which = "" if smoothed else f" Of long runs every {max(thinned_out)}th value is read as it is."
+        caption = f"{caption}{which} Bands of long runs: the least and the greatest of all values.".strip()
     if key.startswith("gap/") and any((value or 0.0) < 0 for line in lines for value in line.y):
         caption = (
             f"{caption} Below 0 the validation samples are easier than the training samples as they were measured."
@@ -137,6 +135,12 @@ def _over_samples(
     log = axis.unit == "" and _is_wide([value for line in lines for value in line.y])
     drawn = Diagram(name, title, _SAMPLES, Axis(axis.label, axis.unit, log=log), tuple(lines), caption)
     return _shown(drawn, shown, runs)
+
+
+def _envelope(column: Column, kept: np.ndarray) -> tuple[Numbers, Numbers]:
+    """The least and the greatest of all values since the kept point before."""
+    starts = np.concatenate([[0], kept[:-1] + 1])
+    return _plain(np.fmin.reduceat(column.low, starts)), _plain(np.fmax.reduceat(column.high, starts))
 
 
 def _shown(figure: Diagram, runs: Sequence[RunRecord], of_task: Sequence[RunRecord]) -> Shown | None:
@@ -166,4 +170,4 @@ def _plain(values: np.ndarray) -> Numbers:
 
 
 def _finite(value: object) -> float | None:
-    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) and value > 0 else None
+    return float(value) if isinstance(value, (int, float)) and 0 < value < _LARGEST else None

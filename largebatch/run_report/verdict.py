@@ -19,7 +19,6 @@ from largebatch.run_report.batches import (
 )
 from largebatch.run_report.records import Evidence, RunRecord, differing
 from largebatch.run_report.seeds import by_seed, furthest, told_merges
-from largebatch.trackers.series import of_gap
 
 _NOT_FINISHED = ("diverged", "stopped", "unfinished")
 _EQUAL = 1.05  # budgets that differ by less count as equal
@@ -154,7 +153,7 @@ def _caveats_of(group: Group) -> list[str]:
     ]
     if keys := differing([run.settings for run in group.runs]):
         lines.append(f"{group.name}: besides the batch, the runs differ in {', '.join(keys)}.")
-    if augmented := [run.name for run in group.runs if of_gap(run.rows)]:
+    if augmented := [run.name for run in group.runs if run.is_gap_augmented]:
         named = ", ".join(augmented[:5]) + (" ..." if len(augmented) > 5 else "")
         lines.append(f"{group.name}: a data set of {named} augments by itself, and so one side of the gap.")
     by_status = {one: [run.name for run in group.runs if run.status == one] for one in _NOT_FINISHED}

@@ -62,7 +62,7 @@ def read_lines(path: str | Path, *, inside: Path | None = None) -> Iterator[Line
 def parse_row(text: bytes) -> Row | None:
     """The row of a line; None if it is no whole JSON object."""
     try:
-        row = json.loads(text)
+        row = json.loads(text.decode())  # a text: of bytes, the encoding is guessed first, which takes as long
     except (ValueError, RecursionError):  # brackets a million deep
         return None
     if not isinstance(row, dict):

@@ -34,7 +34,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
     write_run(folder / "runs" / "b & c", 64, optimizer="<img src=x>")
     (folder / "runs" / "torn").mkdir()
     (folder / "runs" / "torn" / "metrics.jsonl").write_text("{")
-    assert main(["report", str(folder), "--out", str(folder / "out" / "r.html"), "--title", "</title><b>"]) == 0
+    assert main(["report", str(folder), "--out", str(folder / "out" / "r.html"), "--title", "</title><b>"]) == 3
     return (folder / "out" / "r.html").read_text()
 
 

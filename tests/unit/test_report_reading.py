@@ -26,7 +26,7 @@ def test_what_a_run_says_of_itself_is_read(tmp_path: Path):
     assert (run.steps, run.samples_seen, run.num_samples, run.step_s) == (128, 8192, 1024, 0.5)
     assert (run.global_batch_size, run.world_size, run.micro_batch_size) == (64, 1, 16)
     assert run.last("eval/val_accuracy") == 0.75
-    assert run.last("no/metric") is None
+    assert run.last("noise_scale/trace") is None
 
 
 def test_broken_folders_are_named_with_the_reason(tmp_path: Path):

@@ -1,0 +1,191 @@
+"""The numbers of a file of rows by name, in memory that does not grow with the file.
+
+Up to 32,768 values of a name are kept as they are. Of more, every n-th is, with n a power of two, and beside it the
+mean, the least and the greatest of the n values that it ends: no extreme is lost, and means are over all values.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from largebatch.trackers.row_file import read_lines
+from largebatch.trackers.tracker import Row
+
+MOST_POINTS = 2**15  # of a name
+_FOLDED_EVERY = 2**12  # rows
+_LARGEST = 1e150  # squares of anything larger overflow: it counts as infinite
+_FURTHEST = 2**53  # positions beyond it are no exact numbers any more
+_FAULTS = {
+    "torn": "no whole row: {}",
+    "misplaced": "no step and samples from 0 to 2^53: {}",
+    "backward": "a step before that of the row above: {}",
+    "no_number": "a value that is no number: {}",
+}
+_SHOWN = 3  # lines of a fault
+
+
+@dataclass(frozen=True)
+class Column:
+    """A metric over a run, ascending in samples; each array has one entry per point.
+
+    Attributes:
+        steps: optimizer steps.
+        samples: samples seen.
+        values: NaN where a value is not finite.
+        means: of the finite values since the point before.
+        low, high: the least and the greatest of them.
+        every: how many values a point stands for; 1: none is left out, and `means`, `low` and `high` are the values.
+    """
+
+    steps: np.ndarray
+    samples: np.ndarray
+    values: np.ndarray
+    means: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    every: int = 1
+
+
+_EMPTY = np.empty(0)
+NOTHING = Column(_EMPTY, _EMPTY, _EMPTY, _EMPTY, _EMPTY, _EMPTY)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What a file of rows says.
+
+    Attributes:
+        by_name: the columns that were asked for, of those that have a finite value.
+        last: the last finite value of each, in the order of writing.
+        num_rows: rows with a position.
+        steps, samples_seen: the furthest position.
+        faults: what was passed over, one clause per kind.
+    """
+
+    by_name: Mapping[str, Column] = field(default_factory=dict)
+    last: Mapping[str, float] = field(default_factory=dict)
+    num_rows: int = 0
+    steps: int = 0
+    samples_seen: int = 0
+    faults: tuple[str, ...] = ()
+
+
+def read_columns(path: str | Path, names: Collection[str], *, inside: Path | None = None) -> Columns:
+    """Read the columns `names` of a file of rows; `inside` and errors as of `read_lines`.
+
+    A row counts if its `step` and `samples_seen` are numbers from 0 to 2^53; of its other values only numbers do, and
+    those beyond 1e150 count as infinite. A last line that has no end yet is just being written, and is no fault.
+    """
+    growing = {name: _Growing() for name in names}
+    faults: dict[str, list[int]] = {kind: [] for kind in _FAULTS}
+    steps = samples_seen = before = 0.0
+    num_rows = 0
+    for line in read_lines(path, inside=inside):
+        place = position(line.row)
+        if place is None:
+            if line.is_ended:
+                faults["torn" if line.row is None else "misplaced"].append(line.number)
+            continue
+        step, samples = place
+        if step < before:
+            faults["backward"].append(line.number)
+        num_rows, before, steps, samples_seen = num_rows + 1, step, max(steps, step), max(samples_seen, samples)
+        row = line.row or {}
+        for name, one in growing.items():
+            if name in row and not one.add(step, samples, row[name]):
+                faults["no_number"].append(line.number)
+        if num_rows % _FOLDED_EVERY == 0:
+            for one in growing.values():
+                one.fold()
+    by_name = {name: column for name, one in growing.items() if (column := one.column()) is not None}
+    told = tuple(clause.format(_told(faults[kind])) for kind, clause in _FAULTS.items() if faults[kind])
+    last = {name: growing[name].last for name in by_name}
+    return Columns(by_name, last, num_rows, int(steps), int(samples_seen), told)
+
+
+def _told(lines: list[int]) -> str:
+    shown = ", ".join(f"{line:,}" for line in lines[:_SHOWN])
+    more = f" and {len(lines) - _SHOWN:,} more" if len(lines) > _SHOWN else ""
+    return f"line{'s' * (len(lines) > 1)} {shown}{more}"
+
+
+def position(row: Row | None) -> tuple[float, float] | None:
+    """(step, samples seen) of a row that has both, as numbers from 0 to 2^53; else None."""
+    if row is None:
+        return None
+    step, samples = row.get("step"), row.get("samples_seen")
+    if not (isinstance(step, (int, float)) and isinstance(samples, (int, float))):
+        return None
+    return (step, samples) if 0 <= step <= _FURTHEST and 0 <= samples <= _FURTHEST else None
+
+
+class _Growing:
+    """A column that is being read."""
+
+    def __init__(self) -> None:
+        self.last = math.nan
+        self._every = 1
+        self._new: list[tuple[float, float, float]] = []  # step, samples, value
+        # [points, 7] each: step, samples, value, mean, least, greatest, and how many values are finite.
+        self._points: list[np.ndarray] = []
+
+    def add(self, step: float, samples: float, value: object) -> bool:
+        """Whether it is a number."""
+        if not isinstance(value, (int, float)):
+            return False
+        self._new.append((step, samples, float(value) if abs(value) <= _LARGEST else math.nan))
+        return True
+
+    def fold(self) -> None:
+        """Make points of what came, as far as it fills an even number of them."""
+        whole = len(self._new) // (2 * self._every) * 2 * self._every
+        self._take(np.array(self._new[:whole], dtype=float).reshape(-1, self._every, 3))
+        del self._new[:whole]
+        if sum(map(len, self._points)) > MOST_POINTS:
+            points = np.concatenate(self._points)
+            self._points = [_joined(points[0::2], points[1::2])]
+            self._every *= 2
+
+    def column(self) -> Column | None:
+        """What was read, whole; None without a finite value."""
+        num_whole = len(self._new) // self._every
+        self._take(np.array(self._new[: num_whole * self._every], dtype=float).reshape(-1, self._every, 3))
+        if rest := self._new[num_whole * self._every :]:
+            self._take(np.array([rest], dtype=float))
+        if math.isnan(self.last):
+            return None
+        points = np.concatenate(self._points)
+        points = points[np.argsort(points[:, 1], kind="stable")]
+        steps, samples, values, means, low, high, _ = points.T
+        return Column(steps, samples, values, means, low, high, self._every)
+
+    def _take(self, groups: np.ndarray) -> None:
+        """`groups` are [points, values of each, 3]."""
+        if not len(groups):
+            return
+        values = groups[..., 2]
+        finite = np.isfinite(values)
+        if finite.any():
+            self.last = float(values[finite][-1])
+        count = finite.sum(axis=1)
+        known = count > 0
+        mean = np.where(finite, values, 0.0).sum(axis=1) / np.maximum(count, 1)
+        low, high = np.where(finite, values, np.inf).min(axis=1), np.where(finite, values, -np.inf).max(axis=1)
+        sides = [np.where(known, side, np.nan) for side in (mean, low, high)]
+        self._points.append(np.column_stack([groups[:, -1], *sides, count]))
+
+
+def _joined(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Points that stand for twice as many values each."""
+    joined = second.copy()
+    count = first[:, 6] + second[:, 6]
+    sums = np.nan_to_num(first[:, 3]) * first[:, 6] + np.nan_to_num(second[:, 3]) * second[:, 6]
+    joined[:, 3] = np.where(count > 0, sums / np.maximum(count, 1), np.nan)
+    joined[:, 4], joined[:, 5] = np.fmin(first[:, 4], second[:, 4]), np.fmax(first[:, 5], second[:, 5])
+    joined[:, 6] = count
+    return joined
