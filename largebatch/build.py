@@ -6,15 +6,12 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 from torch import nn
 
-from largebatch.checkpoint import Checkpoint
 from largebatch.data import MicroBatchLoader
-from largebatch.folder_lock import FolderInUseError, FolderLock
 from largebatch.guard import Guard
 from largebatch.loop import Run
 from largebatch.losses import units_are_fixed
@@ -30,9 +27,9 @@ from largebatch.observing import Records, observe
 from largebatch.order import SampleOrder
 from largebatch.plan_report import plan_record
 from largebatch.prepare import Prepared
-from largebatch.resume import check_identity, find_checkpoint, record_start, run_identity, start_notes
-from largebatch.run_folder import RunFolder, new_folder
-from largebatch.runtime import LauncherError, Runtime
+from largebatch.resume import Start, begin, open_folder, record_start, run_identity
+from largebatch.run_folder import RunFolder
+from largebatch.runtime import Runtime
 from largebatch.same_run import require_same_run, run_fingerprint
 from largebatch.schema import TrainConfig
 from largebatch.trackers import (
@@ -93,8 +90,8 @@ def open_job(prepared: Prepared, stop: Callable[[], bool], overrides: Sequence[s
 
     Raises:
         LauncherError: if ranks do not come, launcher and accelerate disagree, the ranks are not the same run, or
-            another process writes to the folder.
-        CheckpointError: if the run to resume has no usable checkpoint, or was another run.
+            the folder cannot be written to or another process writes to it.
+        CheckpointError: if the run to resume has no usable checkpoint, or was another run. The folder is as it was.
     """
     config = prepared.config
     runtime = Runtime.open(
@@ -107,54 +104,34 @@ def open_job(prepared: Prepared, stop: Callable[[], bool], overrides: Sequence[s
         prepared.place_losses(runtime.device)
         if runtime.world_size > 1:
             require_same_run(runtime, run_fingerprint(prepared))
-        name = config.shown_name
-        folder = RunFolder(Path(runtime.broadcast(config.run.dir or str(new_folder(config.run.root, name)))))
-        identity = run_identity(prepared)
-        checkpoint, notes = find_checkpoint(config.resume, folder, runtime)
-        changes = check_identity(checkpoint, identity, allow=config.resume_allow) if checkpoint is not None else []
         with contextlib.ExitStack() as stack:
-            _lock(folder, runtime, stack)
+            folder, notes = open_folder(config, runtime, stack)
+            identity = run_identity(prepared)
+            start = begin(prepared, folder, runtime, identity)
             if runtime.is_main:
                 folder.write_inputs(
                     config_yaml=OmegaConf.to_yaml(prepared.public),
                     overrides=overrides,
                     plan=plan_record(prepared.derived, prepared.optimizer, prepared.notes),
                 )
-                record_start(folder, checkpoint, changes, world_size=runtime.world_size)
-            trackers = _trackers(prepared, folder, checkpoint, stack) if runtime.is_main else []
-            records = Records(runtime, resume_at_step=checkpoint.values["step"] if checkpoint else 0)
+                notes += record_start(folder, start, world_size=runtime.world_size)
+            trackers = _trackers(prepared, folder, start, stack) if runtime.is_main else []
+            records = Records(runtime, resume_at_step=start.step)
             job = _connect(prepared, runtime, folder, trackers, records, identity, stop)
-            job.notes += [*prepared.notes, *notes, *start_notes(checkpoint, changes), *_variables_of(job.trackers)]
-            if checkpoint is not None:
-                restore(job.run, checkpoint)
-                job.checkpoints.origin = checkpoint.path
+            job.notes += [*prepared.notes, *notes, *start.notes, *_variables_of(job.trackers)]
+            if (checkpoint := start.checkpoint) is not None:
+                restore(job.run, checkpoint, changed_options=start.changed_options)
+                job.checkpoints.origin, job.checkpoints.changed_options = checkpoint.path, start.changed_options
                 job.evaluation.is_owed = checkpoint.values.get("evaluation_owed", False)
             yield job
     finally:
         runtime.close()
 
 
-def _lock(folder: RunFolder, runtime: Runtime, stack: contextlib.ExitStack) -> None:
-    """Hold the folder on rank 0, or refuse on every rank."""
-    refusal = None
-    if runtime.is_main:
-        try:
-            stack.enter_context(FolderLock(folder.path))
-        except FolderInUseError as error:
-            refusal = str(error)
-        except OSError as error:
-            refusal = f"{folder.path} cannot be written to: {error}. Make room, or choose another run.dir."
-    refusal = runtime.broadcast(refusal)
-    if refusal is not None:
-        raise LauncherError(refusal)
-
-
-def _trackers(
-    prepared: Prepared, folder: RunFolder, checkpoint: Checkpoint | None, stack: contextlib.ExitStack
-) -> list[Tracker]:
+def _trackers(prepared: Prepared, folder: RunFolder, start: Start, stack: contextlib.ExitStack) -> list[Tracker]:
     config, derived = prepared.config, prepared.derived
-    values: dict[str, Any] = checkpoint.values if checkpoint else {"step": None, "samples_seen": None, "extra": {}}
-    trackers: list[Tracker] = [JsonlTracker(folder.metrics, resume_at_step=values["step"])]
+    values: dict[str, Any] = start.checkpoint.values if start.checkpoint else {"samples_seen": None, "extra": {}}
+    trackers: list[Tracker] = [JsonlTracker(folder.metrics, resume_at_step=start.step)]
     if config.logger.wandb.mode != "disabled":
         given = config.logger.wandb.model_dump()
         given["name"] = given["name"] or config.run.name
@@ -168,8 +145,10 @@ def _trackers(
             )
         )
     if config.logger.tensorboard:
-        resume_at = values["samples_seen"]
-        trackers.append(TensorBoardTracker(folder.path / "tensorboard", resume_at_samples=resume_at))
+        resume_at, events = values["samples_seen"], folder.path / "tensorboard"
+        if resume_at is None and events.exists():
+            resume_at = -1  # what there is, is of an attempt that left no checkpoint
+        trackers.append(TensorBoardTracker(events, resume_at_samples=resume_at))
     if config.observers.progress:
         line = ProgressLine(total_steps=derived.num_steps, total_samples=derived.num_consumed)
         trackers.append(stack.enter_context(line))

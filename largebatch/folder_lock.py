@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
+import socket
 import time
 from pathlib import Path
 from types import TracebackType
@@ -12,6 +14,8 @@ from types import TracebackType
 from largebatch.durable_files import open_regular_to_write, require_regular
 
 LOCK = ".lock"
+# A Lustre without `-o flock`, an NFS without its lock daemon.
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 _HELD: set[int] = set()
 
 
@@ -37,6 +41,9 @@ class FolderLock:
     Args:
         folder: of a run.
 
+    Attributes:
+        problem: why the folder is not held although the block was entered: its file system has no locks.
+
     Raises:
         FolderInUseError: on entry, if another process holds it.
     """
@@ -44,6 +51,7 @@ class FolderLock:
     def __init__(self, folder: Path) -> None:
         self._path = folder / LOCK
         self._file: int | None = None
+        self.problem: str | None = None
 
     def __enter__(self) -> FolderLock:
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,8 +66,17 @@ class FolderLock:
                 f"{self._path.parent} is in use by {owner}: two runs in one folder would overwrite each other's "
                 "checkpoints and mix their rows. Wait for it, stop it, or choose another run.dir."
             ) from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                os.close(file)
+                raise
+            self.problem = (
+                f"the file system of {self._path.parent} has no locks ({error.strerror}): a second run in this folder "
+                "would not be refused"
+            )
+        values = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
         os.ftruncate(file, 0)
-        os.write(file, json.dumps({"pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}).encode())
+        os.pwrite(file, json.dumps(values).encode(), 0)
         self._file = file
         _HELD.add(file)
         return self
@@ -76,6 +93,7 @@ class FolderLock:
 def _owner(content: bytes) -> str:
     try:
         values = json.loads(content)
-        return f"process {values['pid']} since {values['since']}"
+        host = f" on {values['host']}" if "host" in values else ""
+        return f"process {values['pid']}{host} since {values['since']}"
     except (ValueError, KeyError, TypeError):  # between taking the lock and writing who has it
         return "another process"

@@ -140,10 +140,20 @@ def folder_problems(config: TrainConfig) -> list[str]:
         problems.append(
             f"run.dir={config.run.dir}: already holds a run. Continue it with resume=auto, or choose another folder."
         )
+    if folder is not None and folder.holds_a_run and _is_of_another(folder.path, config.resume):
+        problems.append(
+            f"run.dir={config.run.dir}: already holds a run, and resume={config.resume} is another one: their "
+            "records would mix. Continue this one with resume=auto, or the other one in a new run.dir."
+        )
     existing = _existing_folder(config)
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         problems.append(f"run folder: {existing.resolve()} cannot be written to. Choose run.dir or run.root elsewhere.")
     return problems
+
+
+def _is_of_another(folder: Path, resume: str) -> bool:
+    source = Path(resume).resolve()
+    return resume not in ("auto", "none") and folder.resolve() not in (source, *source.parents)
 
 
 def checkpoint_problems(config: TrainConfig, model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:

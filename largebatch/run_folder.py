@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import itertools
 import json
 import os
 import platform
@@ -141,13 +143,21 @@ def _json(values: dict[str, Any]) -> str:
 
 
 def new_folder(root: str, name: str) -> Path:
-    """A path under `root` that does not exist yet: ROOT/NAME/DATE_TIME, made unique by a number if need be."""
+    """A new folder under `root`: ROOT/NAME/DATE_TIME, made unique by a number if need be.
+
+    It is made here, so that of two that ask in the same second, on whatever machines, each gets its own.
+
+    Raises:
+        OSError: if it cannot be made.
+    """
     stem = Path(root) / name / time.strftime("%Y-%m-%d_%H-%M-%S")
-    path, number = stem, 1
-    while path.exists():
-        number += 1
-        path = stem.with_name(f"{stem.name}_{number}")
-    return path
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(1):
+        path = stem if number == 1 else stem.with_name(f"{stem.name}_{number}")
+        with contextlib.suppress(FileExistsError):
+            path.mkdir()
+            return path
+    raise AssertionError("there is no last number")
 
 
 def environment() -> dict[str, Any]:

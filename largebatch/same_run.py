@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Iterator
+import sysconfig
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from largebatch.run_folder import environment
 from largebatch.runtime import LauncherError, Runtime
 
 _PACKAGE = Path(__file__).resolve().parent
+_INSTALLED = (_PACKAGE, *(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")))
 _MOST_LINES = 12
 # Versions that change numbers; of the others the ranks may have what they like.
 _NUMERIC_PACKAGES = ("torch", "accelerate", "numpy")
@@ -88,20 +91,67 @@ def _code_sha256() -> str:
     return _files_sha256({str(path.relative_to(_PACKAGE)): path for path in _PACKAGE.rglob("*.py")})
 
 
+def code_of(prepared: Prepared) -> dict[str, str]:
+    """Module -> hash of its file, shortened: of this package as a whole, what the config names, and own modules of it.
+
+    Own modules are those that no installation put where they are. They are followed through what the named modules hold
+    of them: a layer that a model imports from the file beside it counts.
+    """
+    names = {one for pair in _named_modules(prepared).values() for one in pair}
+    files = {name: path for name in _with_own_modules(names) if (path := _file_of(name)) is not None}
+    return {"largebatch": _code_sha256()[:16]} | {
+        name: _files_sha256({"": path})[:16]
+        for name, path in sorted(files.items())
+        if name.partition(".")[0] not in ("largebatch", "torch")  # their versions are told
+    }
+
+
 def _own_code_sha256(prepared: Prepared) -> str:
     """Of the files that define what the config names, whoever wrote them; not of what those import."""
-    config, files = prepared.config, {}
-    for role, node, made in (
-        ("model", config.model, prepared.model),
-        ("data", config.data.train, innermost(prepared.train)),
-        ("loss", config.loss, prepared.loss),
-    ):
-        # The target may be a function: then the class that it makes is somebody else's.
-        modules = {"target": node["_target_"].rpartition(".")[0], "class": type(made).__module__}
-        for what, module in modules.items():
-            if path := getattr(sys.modules.get(module), "__file__", None):
-                files[f"{role} {what}"] = Path(path)
+    files = {
+        f"{role} {what}": path
+        for role, pair in _named_modules(prepared).items()
+        for what, module in zip(("target", "class"), pair, strict=True)
+        if (path := _file_of(module)) is not None
+    }
     return _files_sha256(files)
+
+
+def _named_modules(prepared: Prepared) -> dict[str, tuple[str, str]]:
+    """Role -> module of the target, and of the class that it made: a target may be a function of somebody else's."""
+    config = prepared.config
+    return {
+        role: (node["_target_"].rpartition(".")[0], type(made).__module__)
+        for role, node, made in (
+            ("model", config.model, prepared.model),
+            ("data", config.data.train, innermost(prepared.train)),
+            ("loss", config.loss, prepared.loss),
+        )
+    }
+
+
+def _with_own_modules(names: Iterable[str]) -> set[str]:
+    """These, and every own module that one of them holds, or something of it."""
+    found, rest = set[str](), list(names)
+    while rest:
+        name = rest.pop()
+        if name in found or (module := sys.modules.get(name)) is None:
+            continue
+        found.add(name)
+        if _is_own(_file_of(name)):
+            held = {getattr(one, "__module__", None) or getattr(one, "__name__", "") for one in vars(module).values()}
+            held |= {one.__name__ for one in vars(module).values() if isinstance(one, ModuleType)}
+            rest += [one for one in held if isinstance(one, str) and _is_own(_file_of(one))]
+    return found
+
+
+def _file_of(module: str) -> Path | None:
+    path = getattr(sys.modules.get(module), "__file__", None)
+    return Path(path) if path else None
+
+
+def _is_own(path: Path | None) -> bool:
+    return path is not None and not any(path.is_relative_to(place) for place in _INSTALLED)
 
 
 def _files_sha256(files: dict[str, Path]) -> str:

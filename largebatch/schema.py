@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator
 
 from largebatch.config_types import (
     DurationText,
@@ -16,12 +16,31 @@ from largebatch.config_types import (
     switch_or_pattern,
 )
 from largebatch.diagnostics.outliers import FEWEST_VALUES
+from largebatch.nearest import did_you_mean
 from largebatch.observers_schema import ObserversConfig
 from largebatch.scaling import SCALING_RULES
 from largebatch.schedule import DECAYS, WARMUP_KINDS
 
-# What a run may change when it is resumed, if it says so: which samples come, and what is trained, stays as it was.
-CHANGEABLE = ("length", "schedule", "scaling", "clip_norm", "guard", "content")
+# What a run may change when it is resumed, if it says so. The samples that come, and the weights, stay as they were.
+CHANGEABLE = ("length", "schedule", "scaling", "clip_norm", "guard", "content", "batch_norm")
+_ONE_BY_ONE = ("optimizer", "model", "loss", "data.augment")  # each value of them by its own name
+_RENAMED = ("data.name",)
+
+
+def is_changeable(key: str) -> bool:
+    """Whether `resume_allow` may name this value of the config."""
+    if key in _RENAMED or key.partition(".")[0] in CHANGEABLE:
+        return True
+    return any(key.startswith(f"{section}.") for section in _ONE_BY_ONE)
+
+
+def _permission(value: str) -> str:
+    if not is_changeable(value):
+        raise ValueError(
+            f"choose of {', '.join(CHANGEABLE)}, or one value by its name, as optimizer.weight_decay, model.dropout, "
+            f"loss.label_smoothing, data.augment.flip.{did_you_mean(value, CHANGEABLE)}"
+        )
+    return value
 
 
 class RampConfig(Section):
@@ -195,7 +214,7 @@ class TrainConfig(Section):
     clip_norm: PositiveFloat | None
     batch_norm: Literal["ghost", "exact"]
     resume: str
-    resume_allow: list[Annotated[str, one_of(CHANGEABLE)]]
+    resume_allow: list[Annotated[str, AfterValidator(_permission)]]
     run: RunConfig
     batch: BatchConfig
     scaling: ScalingConfig

@@ -3,17 +3,16 @@
     step_00000120/        model.safetensors  optimizer.safetensors  values.json  MANIFEST.json
     .tmp-120-3fa8c1d2/    being written, or left by a crash: never read, removed at the next save
     .old-120-9be07a11/    the former step 120 while a new one takes its place: read only if a crash came just then
+    step_00000120-2/      step 120, where `step_00000120` is what this version cannot read and therefore leaves alone
 
 All renames stay inside the folder, so each of them is atomic.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import os
-import re
 import secrets
 import shutil
 from collections.abc import Mapping
@@ -33,12 +32,8 @@ from largebatch.checkpoint.manifest import (
     read_manifest,
     verify_files,
 )
+from largebatch.checkpoint.places import STEP, candidates, place_of, prune, put_in_place, recover, step_of
 from largebatch.checkpoint.writing import check_contents, encode_values, write_directory
-from largebatch.durable_files import sync
-
-_STEP = re.compile(r"step_(\d{8,})")
-_OLD = re.compile(r"\.old-(\d+)-[0-9a-f]+")
-_LEFTOVER = re.compile(r"\.tmp-\d+-[0-9a-f]+")
 
 
 @dataclass(frozen=True)
@@ -63,7 +58,8 @@ def save_checkpoint(
     """Write a checkpoint and remove all but the newest ones. Call it on one rank.
 
     A crash at any moment leaves every earlier checkpoint valid, and this one either complete or invisible. If the same
-    step is there already with the same content, it is left; otherwise the new one takes its place.
+    step is there already with the same content, it is left; otherwise the new one takes its place. What a newer version
+    wrote, or cannot be read, stays as it is: it is neither removed nor counted nor replaced.
 
     Args:
         folder: holds the checkpoints of one run; made if absent.
@@ -87,15 +83,15 @@ def save_checkpoint(
     temporary = folder / f".tmp-{step}-{secrets.token_hex(4)}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _recover(folder)
+        recover(folder)
         _check_space(folder, num_bytes)
         temporary.mkdir()
         try:
             write_directory(temporary, step=step, tensors=tensors, values=values)
-            path = _put_in_place(temporary, folder / f"step_{step:08d}")
+            path = put_in_place(temporary, place_of(folder, step))
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        _prune(folder, path, keep)
+        prune(folder, path, keep)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"The checkpoint of step {step} cannot be written to {folder}: {error}. "
@@ -114,7 +110,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     manifest = read_manifest(path)
     verify_files(path, manifest)
     step = manifest["step"]
-    named = _STEP.fullmatch(path.name)
+    named = STEP.fullmatch(path.name)
     if named and int(named[1]) != step:
         raise CheckpointError(f"{path} holds step {step} by its manifest: give the directory its own name back.")
     try:
@@ -132,14 +128,19 @@ def load_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path=path, step=step, tensors=tensors, values=values, versions=manifest.get("versions", {}))
 
 
-def newest_valid(folder: Path, *, up_to: int | None = None) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint of `folder` that is whole, and why each newer one is not.
+def newest_valid(*folders: Path, up_to: int | None = None) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint of `folders` that is whole, and why each newer one is not.
 
-    Pointers and names do not count: directories are tried from the highest step down, `up_to` a step if it is given.
-    None if no checkpoint is valid or there is none; the folder need not exist.
+    Pointers and names do not count: directories are tried from the highest step down, `up_to` a step if it is given;
+    of one step those of the first folder come first. None if no checkpoint is valid or there is none; a folder need not
+    exist.
+
+    Raises:
+        CheckpointError: if a folder is there and cannot be looked into.
     """
     rejected: list[str] = []
-    for path in _candidates(folder, up_to):
+    found = [entry for folder in folders for entry in candidates(folder, up_to)]
+    for path in sorted(found, key=step_of, reverse=True):
         checkpoint = _load_or_tell(path, rejected)
         if checkpoint is not None:
             return checkpoint, rejected
@@ -157,7 +158,7 @@ def find_valid(path: Path) -> tuple[Checkpoint | None, list[str]]:
     """
     if (path / MANIFEST).is_file() or path.name.startswith("step_"):
         return load_checkpoint(path), []
-    return newest_valid(path if _candidates(path) else path / "checkpoints")
+    return newest_valid(path if candidates(path) else path / "checkpoints")
 
 
 def _load_or_tell(path: Path, rejected: list[str]) -> Checkpoint | None:
@@ -166,14 +167,6 @@ def _load_or_tell(path: Path, rejected: list[str]) -> Checkpoint | None:
     except CheckpointError as error:
         rejected.append(str(error))
         return None
-
-
-def _candidates(folder: Path, up_to: int | None = None) -> list[Path]:
-    """Directories that may hold a checkpoint, newest first; of one step the one in its place first."""
-    entries = list(folder.iterdir()) if folder.is_dir() else []
-    matches = [(_STEP.fullmatch(entry.name) or _OLD.fullmatch(entry.name), entry) for entry in entries]
-    found = [(int(match[1]), match.re is _STEP, entry) for match, entry in matches if match]
-    return [entry for step, _, entry in sorted(found, reverse=True) if up_to is None or step <= up_to]
 
 
 def _check_space(folder: Path, num_bytes: int) -> None:
@@ -189,52 +182,3 @@ def _free_bytes(folder: Path) -> str:
         return f"{shutil.disk_usage(folder).free:,}"
     except OSError:
         return "an unknown number"
-
-
-def _put_in_place(temporary: Path, path: Path) -> Path:
-    """Give a finished directory its final name; an equal one that is there already stays."""
-    aside = None
-    if path.exists():
-        if _is_same(path, temporary):
-            return path
-        aside = path.with_name(f".old-{int(path.name.removeprefix('step_'))}-{secrets.token_hex(4)}")
-        os.rename(path, aside)
-    os.rename(temporary, path)
-    sync(path.parent)
-    if aside is not None:
-        shutil.rmtree(aside, ignore_errors=True)
-    return path
-
-
-def _is_same(path: Path, other: Path) -> bool:
-    try:
-        manifest = read_manifest(path)
-        verify_files(path, manifest)
-    except CheckpointError:
-        return False
-    theirs = read_manifest(other)
-    return (manifest["step"], manifest["files"]) == (theirs["step"], theirs["files"])
-
-
-def _recover(folder: Path) -> None:
-    """Finish what a crash interrupted: put a directory that was set aside back, and remove leftovers."""
-    for entry in list(folder.iterdir()):
-        if match := _OLD.fullmatch(entry.name):
-            path = folder / f"step_{int(match[1]):08d}"
-            if path.exists():
-                shutil.rmtree(entry, ignore_errors=True)
-            else:
-                os.rename(entry, path)
-        elif _LEFTOVER.fullmatch(entry.name):
-            shutil.rmtree(entry, ignore_errors=True)
-
-
-def _prune(folder: Path, newest: Path, keep: int) -> None:
-    """Remove all but `newest`, which was just written, and the `keep - 1` others of the highest steps."""
-    others = [path for path in _candidates(folder) if path != newest and _STEP.fullmatch(path.name)]
-    for path in reversed(others[keep - 1 :]):
-        # Renamed first: a directory that is half removed must not look like a checkpoint.
-        doomed = path.with_name(f".tmp-{int(path.name.removeprefix('step_'))}-{secrets.token_hex(4)}")
-        with contextlib.suppress(OSError):  # the checkpoint is saved; an old one that stays is no failure of it
-            os.rename(path, doomed)
-            shutil.rmtree(doomed)

@@ -62,8 +62,30 @@ def pack_optimizer(optimizer: Optimizer, names: Mapping[Tensor, str]) -> tuple[d
     return tensors, {"optimizer": type(optimizer).__name__, "groups": groups, "state": state}
 
 
-def unpack_optimizer(
+def check_optimizer(
     optimizer: Optimizer, tensors: Mapping[str, Tensor], values: Mapping[str, Any], names: Mapping[Tensor, str]
+) -> list[tuple[int, dict[str, Any]]]:
+    """Whether `unpack_optimizer` would take these: nothing is changed.
+
+    Returns:
+        For each group of the optimizer, number and contents of the saved group with the same parameters.
+
+    Raises:
+        CheckpointError: as there.
+    """
+    _check_class(optimizer, values)
+    _check_shapes(_parameters(optimizer, names), values)
+    _check_tensors(tensors, values)
+    return _matching_groups(optimizer, values, names)
+
+
+def unpack_optimizer(
+    optimizer: Optimizer,
+    tensors: Mapping[str, Tensor],
+    values: Mapping[str, Any],
+    names: Mapping[Tensor, str],
+    *,
+    keeps: frozenset[str] = frozenset(),
 ) -> None:
     """Give `optimizer` the state and options that `pack_optimizer` returned, bit for bit.
 
@@ -75,20 +97,17 @@ def unpack_optimizer(
         tensors: are copied.
         values: the plain values that belong to them.
         names: as for `pack_optimizer`.
+        keeps: options whose values stay the optimizer's own: they were changed on purpose.
 
     Raises:
         CheckpointError: if class, names, shapes or groups are others, or a tensor is missing or left over.
     """
-    parameters = _parameters(optimizer, names)
-    _check_class(optimizer, values)
-    _check_shapes(parameters, values)
-    _check_tensors(tensors, values)
-    saved_groups = _matching_groups(optimizer, values, names)
-
+    saved_groups = check_optimizer(optimizer, tensors, values, names)
     optimizer.state.clear()  # in place: an optimizer may be made of others that share its state and groups
     for group, (number, saved) in zip(optimizer.param_groups, saved_groups, strict=True):
         for key, value in saved["options"].items():
-            group[key] = tuple(value) if isinstance(group.get(key), tuple) else value
+            if key not in keeps:
+                group[key] = tuple(value) if isinstance(group.get(key), tuple) else value
         for key in saved["tensors"]:
             device = group[key].device if isinstance(group.get(key), Tensor) else "cpu"
             group[key] = tensors[_option_key(number, key)].to(device, copy=True)

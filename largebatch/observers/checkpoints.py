@@ -23,7 +23,7 @@ from largebatch.checkpoint import (
 from largebatch.duration import passes
 from largebatch.loop import Run, StepReport
 from largebatch.observers.evaluation import EvaluationObserver
-from largebatch.observers.restoring import parameter_names, roll_back
+from largebatch.observers.restoring import names_of, roll_back
 from largebatch.trackers import Problems
 
 # The sign with which a larger value is a better one.
@@ -49,6 +49,7 @@ class CheckpointObserver:
             `stop`: every rank raises CheckpointError, in the background mode when the next one comes due or at the end.
         latest: that was written.
         origin: that the run was resumed from.
+        changed_options: of the optimizer, which no checkpoint brings back; see `restore`.
     """
 
     folder: Path
@@ -62,6 +63,7 @@ class CheckpointObserver:
     on_error: Literal["warn", "stop"] = "warn"
     latest: Path | None = None
     origin: Path | None = None
+    changed_options: frozenset[str] = frozenset()
     _last_step: int = -1
     _best_value: float = -math.inf
     _failure: str | None = None
@@ -119,7 +121,7 @@ class CheckpointObserver:
         """Go back to the newest one, see `roll_back`; one that is being written counts. Every rank calls it."""
         if run.runtime.is_main:
             self._writer.wait()
-        return roll_back(run, self.folder, self.origin)
+        return roll_back(run, self.folder, self.origin, changed_options=self.changed_options)
 
     def _save_if_best(self, run: Run) -> None:
         """The metrics are the same on every rank, and so is the decision."""
@@ -148,7 +150,7 @@ class CheckpointObserver:
             _require_finite(run)
         except CheckpointError as error:
             return partial(_raise, error)
-        optimizer, values = pack_optimizer(run.optimizer, parameter_names(run))
+        optimizer, values = pack_optimizer(run.optimizer, names_of(run.module))
         tensors = {"model": dict(run.module.state_dict()), "optimizer": optimizer}
         return partial(
             self._write,

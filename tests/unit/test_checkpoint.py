@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import ast
 import errno
+import io
 import json
 import os
 import pickle
@@ -444,6 +445,95 @@ def test_the_newest_ones_are_kept_and_the_one_just_written_always(tmp_path: Path
     assert steps() == [25, 40]
     save(tmp_path, 5, keep=1)
     assert steps() == [5]
+
+
+def make_newer(path: Path) -> None:
+    """As a version would have written it that this one does not know."""
+    body = {**json.loads((path / MANIFEST).read_bytes()), "format": FORMAT + 1}
+    (path / MANIFEST).write_text(json.dumps(body))
+
+
+def make_unknown(path: Path) -> None:
+    (path / MANIFEST).unlink()
+
+
+def files_of(folder: Path, *names: str) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for name in names for path in (folder / name).iterdir()}
+
+
+@pytest.mark.parametrize("spoil", [make_newer, make_unknown])
+def test_what_another_version_wrote_is_neither_removed_nor_counted_nor_replaced(
+    tmp_path: Path, spoil: Callable[[Path], None]
+) -> None:
+    for step in (2, 7, 20):
+        spoil(save(tmp_path, step))
+    before = files_of(tmp_path, "step_00000002", "step_00000007", "step_00000020")
+    for step in (5, 6, 7, 7):
+        save(tmp_path, step, keep=2)
+    assert files_of(tmp_path, "step_00000002", "step_00000007", "step_00000020") == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "step_00000002", "step_00000006", "step_00000007", "step_00000007-2", "step_00000020",
+    ]  # fmt: skip
+    checkpoint, rejected = newest_valid(tmp_path)
+    assert_whole(checkpoint, 7)
+    assert ["step_00000020" in reason for reason in rejected] == [True]
+    os.rename(tmp_path / "step_00000007-2", tmp_path / ".old-7-deadbeef")  # as a kill leaves it while it is replaced
+    assert_whole(newest_valid(tmp_path)[0], 7)
+    save(tmp_path, 6)
+    assert_whole(load_checkpoint(tmp_path / "step_00000007-2"), 7)
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE])
+@pytest.mark.parametrize("name", [MANIFEST, "model.safetensors"])
+def test_what_cannot_be_read_just_now_is_neither_removed_nor_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, name: str
+) -> None:
+    for step in (2, 7):
+        save(tmp_path, step)
+    before = files_of(tmp_path, "step_00000002", "step_00000007")
+    refused = [str(tmp_path / folder / name) for folder in ("step_00000002", "step_00000007")]
+
+    def refusing(function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(path: Any, *args: Any, **options: Any) -> Any:
+            if str(path) in refused:
+                raise OSError(number, os.strerror(number), str(path))
+            return function(path, *args, **options)
+
+        return run
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refusing(os.open))
+        patch.setattr(io, "open", refusing(io.open))
+        assert newest_valid(tmp_path)[0] is None
+        for step in (5, 6, 7):
+            save(tmp_path, step, content=9, keep=1)
+    assert files_of(tmp_path, "step_00000002", "step_00000007") == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000002", "step_00000007", "step_00000007-2"]
+
+
+def test_damaged_ones_of_later_steps_do_not_push_older_ones_out(tmp_path: Path) -> None:
+    """A run that passed them over begins again before them; what saves by the clock saves at other steps."""
+    for step in (6, 9, 12):
+        save(tmp_path, step)
+    for step in (9, 12):
+        (tmp_path / f"step_{step:08d}" / "model.safetensors").write_bytes(b"")
+    save(tmp_path, 8, keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"step_{step:08d}" for step in (6, 8, 9, 12)]
+    save(tmp_path, 13, keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000012", "step_00000013"]
+
+
+def test_a_folder_that_cannot_be_looked_into_is_not_an_empty_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, 3)
+
+    def refuse(path: Path) -> Iterator[Path]:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(CheckpointError, match=r"Stale file handle.*cannot be seen"):
+        newest_valid(tmp_path)
 
 
 @pytest.mark.parametrize(("step", "keep"), [(-1, 1), (1, 0)])

@@ -85,7 +85,7 @@ def test_a_checkpoint_may_be_named_by_itself_by_its_folder_or_by_its_run(run: Pa
     assert main(["checkpoint", "export", str(run / folder), "--out", str(out)]) == 0
     with safe_open(out, "pt") as file:
         assert file.metadata()["step"] == str(step)
-    runtime: Any = SimpleNamespace(is_main=True, broadcast=lambda value: value)
+    runtime: Any = SimpleNamespace(is_main=True, world_size=1, broadcast=lambda value: value)
     found, _ = find_checkpoint(str(run / folder), RunFolder(run), runtime)
     assert found is not None
     assert found.step == step

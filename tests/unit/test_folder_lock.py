@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -34,7 +35,10 @@ def test_a_second_process_is_refused_with_the_first_ones_number_and_a_kill_lets_
     """At once, although a process that was forked from it lives on."""
     process = holder(tmp_path)
     try:
-        with pytest.raises(FolderInUseError, match=f"in use by process {process.pid} since"), FolderLock(tmp_path):
+        with (
+            pytest.raises(FolderInUseError, match=f"in use by process {process.pid} on {socket.gethostname()} since"),
+            FolderLock(tmp_path),
+        ):
             pass
     finally:
         process.kill()

@@ -13,7 +13,9 @@ import pytest
 from largebatch.checkpoint import Checkpoint, CheckpointError, saved_versions
 from largebatch.optim import LAMB_PRESETS, LARS_PRESETS
 from largebatch.prepare import prepare
-from largebatch.resume import _files_named, check_identity, run_identity, start_notes
+from largebatch.resume import check_identity, run_identity
+from largebatch.resume.identity import _files_named
+from largebatch.resume.start import _told
 from tests.unit.composing import compose_run
 
 SMALL = ("data=synthetic", "model=linear", "logger=none", "length=4ep", "schedule.warmup=1ep")
@@ -134,9 +136,8 @@ def test_versions_that_changed_are_told():
     saved = Checkpoint(
         Path("runs/x"), 3, {}, {}, versions={"torch": "1.0", "largebatch": saved_versions()["largebatch"]}
     )
-    (note,) = start_notes(saved, [])
+    (note,) = _told(saved, [])
     assert note.startswith("saved by torch 1.0, now ")
-    assert start_notes(None, []) == []
 
 
 def test_a_run_whose_model_is_named_by_a_path_goes_on_where_the_same_files_lie_at_another(tmp_path: Path):
