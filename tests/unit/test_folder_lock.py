@@ -35,10 +35,8 @@ def test_a_second_process_is_refused_with_the_first_ones_number_and_a_kill_lets_
     """At once, although a process that was forked from it lives on."""
     process = holder(tmp_path)
     try:
-        with (
-            pytest.raises(FolderInUseError, match=f"in use by process {process.pid} on {socket.gethostname()} since"),
-            FolderLock(tmp_path),
-        ):
+        owner = f"in use by process {process.pid} on {socket.gethostname()} since"
+        with pytest.raises(FolderInUseError, match=owner), FolderLock(tmp_path):
             pass
     finally:
         process.kill()
