@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from largebatch.nearest import meant_by_key
 from largebatch.schema import TrainConfig
+from largebatch.targets import target_problems
 
 Section = TypeVar("Section", bound=BaseModel)
 
@@ -32,7 +33,7 @@ class ConfigError(Exception):
 
 
 def parse_config(config: DictConfig) -> TrainConfig:
-    """Check types, ranges and names of a composed config.
+    """Check types, ranges and names of a composed config, and every `_target_` against the list, if there is one.
 
     Raises:
         ConfigError: with all that is wrong.
@@ -40,10 +41,15 @@ def parse_config(config: DictConfig) -> TrainConfig:
     unresolved = list(_unresolved(config))
     if unresolved:
         raise ConfigError(unresolved)
+    values = OmegaConf.to_container(config, resolve=True)
+    refused = target_problems(values)
     try:
-        return TrainConfig.model_validate(OmegaConf.to_container(config, resolve=True))
+        parsed = TrainConfig.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_explain(error)) from None
+        raise ConfigError([*refused, *_explain(error)]) from None
+    if refused:
+        raise ConfigError(refused)
+    return parsed
 
 
 def parse_section(config: DictConfig, name: str, schema: type[Section]) -> Section:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from largebatch.machine_memory import require_memory
 from largebatch.raised import told
-from largebatch.targets import make
+from largebatch.targets import make, target_nodes
 
 # Where making a model twice has no other effect; classes of the user's own may read files, or count themselves.
 _MADE_BY_ARITHMETIC = ("largebatch.models.", "torch.nn.")
@@ -25,7 +25,8 @@ def require_memory_for_weights(node: Mapping[str, Any]) -> None:
     It is made without storage for that. Models of others pass, and whatever cannot be made: that is told when it is
     made in earnest.
     """
-    if not all(name.startswith(_MADE_BY_ARITHMETIC) and name != _FETCHED for name in _targets(node)):
+    names = [str(one["_target_"]) for _, one in target_nodes(node)]  # and of the models inside of it
+    if not all(name.startswith(_MADE_BY_ARITHMETIC) and name != _FETCHED for name in names):
         return
     try:
         with torch.device("meta"), _Undrawn():
@@ -78,15 +79,3 @@ def state_bytes(optimizer: torch.optim.Optimizer) -> int:
     except Exception:
         return 0
     return sum(value.nbytes for state in twin.state.values() for value in state.values() if torch.is_tensor(value))
-
-
-def _targets(node: Any) -> Iterator[str]:
-    """Names of the model and of the models inside of it."""
-    if isinstance(node, Mapping):
-        if "_target_" in node:
-            yield str(node["_target_"])
-        for part in node.values():
-            yield from _targets(part)
-    elif isinstance(node, list):
-        for part in node:
-            yield from _targets(part)

@@ -30,7 +30,7 @@ class Report:
         except ConfigError as error:
             self.errors += error.errors
         except TargetError as error:  # names its key itself
-            self.errors.append(str(error))
+            self.errors += map(str, error.args)
         except (ValueError, OSError) as error:
             self.errors.append(f"{key}: {error}")
         return None

@@ -21,6 +21,7 @@ from hydra.errors import CompactHydraException, HydraException
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
+from largebatch.commands.listed_hydra import NotListedError, held_to_the_list
 from largebatch.commands.remedies import (
     QUOTING,
     flag_problem,
@@ -98,7 +99,7 @@ def run_verb(
 
     held = _Held()
     try:
-        with contextlib.redirect_stderr(held):
+        with contextlib.redirect_stderr(held), held_to_the_list():
             compose()
     except SystemExit as exit_:
         if not codes:
@@ -139,6 +140,10 @@ def _tell_remedy(
             f"a file of the config is no YAML: {' '.join(str(error).split())}. Put a text with signs such as : ? * & % "
             "{ } [ ] into quotes, and indent by blanks."
         )
+    if isinstance(error, NotListedError):
+        held.drop()
+        _report(str(error))
+        return
     if not isinstance(error, HydraException):
         return
     message = f"{error}\n{error.__cause__ or ''}"

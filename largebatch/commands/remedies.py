@@ -111,6 +111,11 @@ def flag_problem(arguments: Sequence[str], keys: Keys) -> str:
             "--config: a file of your own settings is a choice of a group. Put it into FOLDER/experiment/NAME.yaml, "
             "its first line `# @package _global_`, and give --config-dir FOLDER experiment=NAME."
         )
+    if any(argument.startswith("--exp") for argument in arguments):
+        return (
+            "--experimental-rerun: unpickles a file, which may run anything. Give the overrides of that run again; "
+            "they are in its overrides.txt."
+        )
     return "\n".join(_unknown_flag(flag, arguments, keys()) for flag in _parsed(arguments)[1])
 
 

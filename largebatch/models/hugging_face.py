@@ -31,6 +31,13 @@ def hugging_face(
             "trust_remote_code is not an option here: it runs code from the hub on every machine of the job. Read that "
             "code, keep it as a module of your own, and name its class as the model."
         )
+    named = [config_overrides.get(f"{start}attn_implementation") for start in ("", "_")]
+    kernels = [one for one in map(str, named) if "/" in one]
+    if kernels:
+        raise ValueError(
+            f"attn_implementation={kernels[0]}: fetches code of the hub, and none is run here. Choose one of "
+            "transformers' own, such as sdpa or eager."
+        )
     transformers = _import_transformers()
     model_class = getattr(transformers, auto_class, None) if auto_class.startswith("AutoModel") else None
     if model_class is None:
@@ -40,7 +47,7 @@ def hugging_face(
         )
     source = {} if revision is None else {"revision": revision}
     config, unused = transformers.AutoConfig.from_pretrained(
-        name, return_unused_kwargs=True, **source, **config_overrides
+        name, return_unused_kwargs=True, trust_remote_code=False, **source, **config_overrides
     )
     if unused:
         raise ValueError(
@@ -48,9 +55,9 @@ def hugging_face(
             f"the override would have no effect. Correct the name or drop it."
         )
     if pretrained:
-        model: nn.Module = model_class.from_pretrained(name, config=config, **source)
+        model: nn.Module = model_class.from_pretrained(name, config=config, trust_remote_code=False, **source)
     else:
-        model = model_class.from_config(config)
+        model = model_class.from_config(config, trust_remote_code=False)
     return model.train()
 
 

@@ -229,7 +229,9 @@ BAD_INPUTS = (
     _row(
         62,
         "a target outside of what is allowed",
-        (CREDENTIALS, "with_an_allow_list_other_modules_are_not_even_imported"),
+        ("tests/unit/test_listed_targets.py", "every_node_of_a_config_is_checked_before_anything_is_imported"),
+        ("tests/unit/test_listed_targets.py", "what_is_defined_off_the_list_is_not_called_whatever_leads_to_it"),
+        ("tests/unit/test_listed_targets.py", "settings_of_hydra_are_held_to_the_list_before_hydra_acts_on_them"),
         (TARGETS, "what_hydra_forbids_stays_forbidden"),
     ),
     _row(

@@ -1,0 +1,30 @@
+"""Objects of the user's own, named by `_target_`: found, held against a list and a signature, and made."""
+
+from largebatch.targets.allowed import (
+    ALLOW_LIST,
+    FOR_CONFIGS,
+    identity_problem,
+    listed,
+    name_problem,
+    named_by,
+    target_nodes,
+    target_problems,
+)
+from largebatch.targets.arguments import check_arguments
+from largebatch.targets.finding import TargetError, find_target
+from largebatch.targets.making import make
+
+__all__ = [
+    "ALLOW_LIST",
+    "FOR_CONFIGS",
+    "TargetError",
+    "check_arguments",
+    "find_target",
+    "identity_problem",
+    "listed",
+    "make",
+    "name_problem",
+    "named_by",
+    "target_nodes",
+    "target_problems",
+]

@@ -1,0 +1,88 @@
+"""Whether a value of a config is of the type that an annotation asks for; what is not known is never refused.
+
+Values that are no plain ones, and annotations that a config cannot fill, are left to the target.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import numbers
+import types
+import typing
+from typing import Any
+
+PLAIN = (type(None), bool, int, float, str, list, tuple, dict)
+INTEGERS, REALS = (int, numbers.Integral), (float, complex, numbers.Real, numbers.Number)
+SEQUENCES = (
+    list, tuple, set, frozenset, collections.abc.Set, collections.abc.MutableSequence, collections.abc.Sequence,
+    collections.abc.Reversible, collections.abc.Collection, collections.abc.Iterable, collections.abc.Container,
+)  # fmt: skip
+_OF_CHARACTERS, _OF_KEYS = SEQUENCES[6:], SEQUENCES[7:]  # texts and mappings are such sequences, too
+MAPPINGS = (dict, collections.abc.Mapping, collections.abc.MutableMapping)
+
+
+def fits(value: Any, annotation: Any) -> bool:
+    """Whether an annotation admits a value, as far as that can be told.
+
+    Whole numbers are numbers and lists are tuples; true and false are no numbers.
+
+    >>> fits([0.9, 1], tuple[float, float]), fits(True, int), fits("3", float | None), fits("any", type)
+    (True, False, False, True)
+    """
+    if type(value) not in PLAIN or (isinstance(value, dict) and "_target_" in value):
+        return True
+    kind, arguments = kind_of(annotation)
+    if kind is typing.Union:
+        return any(fits(value, one) for one in arguments)
+    if kind is typing.Literal:
+        return any(type(one) not in PLAIN or (type(one) is type(value) and one == value) for one in arguments)
+    if kind in (bool, str, type(None)):
+        return type(value) is kind
+    if kind in INTEGERS or kind in REALS:
+        return type(value) is int or (type(value) is float and kind in REALS)
+    if kind in SEQUENCES:
+        return _fits_sequence(value, kind, arguments)
+    if kind in MAPPINGS:
+        pairs = value.items() if isinstance(value, dict) else ()
+        parts = [(part, of) for pair in pairs for part, of in zip(pair, arguments, strict=False)]
+        return isinstance(value, dict) and all(fits(*one) for one in parts)
+    return True
+
+
+def _fits_sequence(value: Any, kind: Any, arguments: tuple[Any, ...]) -> bool:
+    if isinstance(value, str):
+        return kind in _OF_CHARACTERS and (not arguments or fits(value, arguments[0]))
+    if isinstance(value, dict):
+        return kind in _OF_KEYS
+    if not isinstance(value, (list, tuple)):
+        return False
+    if kind is tuple and arguments and arguments[-1] is not Ellipsis:
+        if any(typing.get_origin(one) is not None and "Unpack" in str(one) for one in arguments):
+            return True
+        own = () if arguments == ((),) else arguments  # tuple[()] of Python 3.10
+        return len(own) == len(value) and all(map(fits, value, own))
+    return not arguments or all(fits(one, arguments[0]) for one in value)
+
+
+def kind_of(annotation: Any) -> tuple[Any, tuple[Any, ...]]:
+    """What an annotation is of, and its arguments: without names of its own, with the bound of a variable.
+
+    >>> kind_of(typing.Optional[int])
+    (typing.Union, (<class 'int'>, <class 'NoneType'>))
+    """
+    for _ in range(100):  # names of names; nobody nests so many, but one may name itself
+        origin = typing.get_origin(annotation)
+        if isinstance(annotation, typing.TypeVar):
+            if annotation.__constraints__:
+                return typing.Union, annotation.__constraints__
+            annotation = annotation.__bound__ or Any
+        elif origin is typing.Annotated or origin in (typing.Final, typing.ClassVar):
+            annotation = typing.get_args(annotation)[0]
+        elif isinstance(annotation, typing.NewType):
+            annotation = annotation.__supertype__
+        elif type(annotation).__name__ == "TypeAliasType":  # `type X = ...` of Python 3.12
+            annotation = annotation.__value__
+        else:
+            break
+    kind = typing.Union if origin is types.UnionType else origin or annotation
+    return kind if isinstance(kind, collections.abc.Hashable) else object, typing.get_args(annotation)
