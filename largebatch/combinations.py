@@ -13,7 +13,12 @@ _FEWEST_TO_SPLIT = 4
 
 def combination_problems(config: TrainConfig, *, world_size: int) -> list[str]:
     """Settings about the gradient of a global batch that exclude each other, or have no effect on so many ranks."""
-    return _exact_batch_norm_problems(config) + _compression_problems(config, world_size) + _shortage_problems(config)
+    return (
+        _exact_batch_norm_problems(config)
+        + _compression_problems(config, world_size)
+        + _shortage_problems(config)
+        + _limit_problems(config)
+    )
 
 
 def exclusions(key: str, others: Mapping[str, tuple[bool, str]]) -> list[str]:
@@ -60,6 +65,16 @@ def _compression_problems(config: TrainConfig, world_size: int) -> list[str]:
         "precision.compute=fp64": (config.precision.compute == "fp64", "a few digits would be left of sixteen"),
     }
     return exclusions(key, others)
+
+
+def _limit_problems(config: TrainConfig) -> list[str]:
+    micro, limit = config.batch.micro, config.batch.max_micro
+    if micro is None or limit is None or micro <= limit:
+        return []
+    return [
+        f"batch.micro={micro}: is more than batch.max_micro={limit}, the most samples of one forward pass. Pin fewer, "
+        f"or give batch.max_micro={micro}."
+    ]
 
 
 def _shortage_problems(config: TrainConfig) -> list[str]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator
 
 from largebatch.config_types import (
     DurationText,
+    FolderName,
+    FolderPath,
     PositiveFloat,
     PositiveInt,
     Section,
@@ -200,10 +203,10 @@ class LauncherConfig(Section):
 class RunConfig(Section):
     """Name and folder."""
 
-    name: str | None
-    title: str | None
-    dir: str | None
-    root: str
+    name: FolderName | None
+    title: FolderName | None
+    dir: FolderPath | None
+    root: FolderPath
 
 
 class TrainConfig(Section):
@@ -213,7 +216,7 @@ class TrainConfig(Section):
     length: DurationText
     clip_norm: PositiveFloat | None
     batch_norm: Literal["ghost", "exact"]
-    resume: str
+    resume: FolderPath
     resume_allow: list[Annotated[str, AfterValidator(_permission)]]
     run: RunConfig
     batch: BatchConfig
@@ -232,8 +235,13 @@ class TrainConfig(Section):
 
     @property
     def shown_name(self) -> str:
-        """What the run is called on charts and in the name of its folder."""
+        """What the run is called on charts."""
         return self.run.name or self.run.title or self.data.name
+
+    @property
+    def folder_name(self) -> str:
+        """What its folder is called: the name of a data set may be a path, as that of a hub is."""
+        return self.run.name or self.run.title or re.sub(r"[^\w+=-]+", "-", self.data.name).strip("-") or "run"
 
 
 class VerifyConfig(Section):

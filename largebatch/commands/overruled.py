@@ -1,4 +1,4 @@
-"""A choice that was typed and that an experiment overrules: Hydra composes experiments last, and without a word."""
+"""What was typed and is not what was composed: choices that an experiment overrules, as Hydra composes it last."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from largebatch.commands.composition import compose_config
+from largebatch.commands.composition import compose_config, conf_dir
+from largebatch.commands.misread import misread_numbers
 from largebatch.commands.remedies import keys_of
 from largebatch.config import ConfigError
 
@@ -27,8 +28,10 @@ def overruled_choices(config: DictConfig, overrides: Sequence[str], config_name:
         config_name: of the primary config.
 
     Raises:
-        ConfigError: where all that a choice sets is replaced.
+        ConfigError: where all that a choice sets is replaced, or YAML reads a number of a file as another one.
     """
+    if misread := misread_numbers(conf_dir()):
+        raise ConfigError(misread)
     runtime = HydraConfig.get().runtime
     winners = [f"{group}={runtime.choices[group]}" for group in LATER if runtime.choices.get(group)]
     folders = [Path(source.path) for source in runtime.config_sources if source.schema == "file"]

@@ -166,6 +166,8 @@ def _excluded(params: list[_Param], argument: str, entries: Sequence[str]) -> se
         raise ValueError(f"{argument}={entries!r}: a list of entries, not one string. Write [{entries!r}].")
     excluded = set()
     for entry in entries:
+        if not entry:
+            raise ValueError(f"{argument}: '' is found in every name. Remove the entry; all of them are '.'.")
         fitting = _fitting(params, argument, entry)
         if not fitting and entry not in ("bias", "norm"):
             names = [name for param in params for name in param.names]

@@ -72,7 +72,7 @@ def open_folder(config: TrainConfig, runtime: Runtime, stack: contextlib.ExitSta
     if runtime.is_main:
         try:
             if path is None:
-                path = str(new_folder(config.run.root, config.shown_name))
+                path = str(new_folder(config.run.root, config.folder_name))
                 stack.callback(_remove_if_unused, Path(path))
             lock = stack.enter_context(FolderLock(Path(path)))
             notes = [] if lock.problem is None else [lock.problem]

@@ -40,7 +40,7 @@ def check_arguments(key: str, node: Mapping[str, Any], *, supplied: tuple[str, .
         return
     problems = [
         *(_problems_of_names(key, node, parameters, supplied) or _absent(key, node, parameters, supplied)),
-        *_problems_of_types(key, node, _Hints(target), parameters, _positional(key, node)),
+        *_problems_of_types(key, node, Hints(target), parameters, _positional(key, node)),
     ]
     if problems:
         raise TargetError(*problems)
@@ -89,7 +89,7 @@ def _named(parameters: Mapping[str, inspect.Parameter]) -> list[str]:
 def _problems_of_types(
     key: str,
     node: Mapping[str, Any],
-    hints: _Hints,
+    hints: Hints,
     parameters: Mapping[str, inspect.Parameter],
     positional: list[Any],
 ) -> Iterator[str]:
@@ -106,7 +106,7 @@ def _problems_of_types(
             yield f"{key}.{name}={value}: {node['_target_']} takes {problem}"
 
 
-class _Hints:
+class Hints:
     """Evaluates the annotations of one target, each by itself; those that cannot be say nothing."""
 
     def __init__(self, target: Any) -> None:

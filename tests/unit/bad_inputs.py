@@ -280,4 +280,19 @@ BAD_INPUTS = (
         "a model, an optimizer or types that fail in a step, or that no checkpoint can hold",
         ("tests/unit/test_trial.py", "what_would_fail_in_the_run_or_after_it_is_refused_before"),
     ),
+    _row(
+        74,
+        "a value of another type than the target takes, as `nesterov=no`, a text, which counts as true",
+        TABLE,
+        ("tests/unit/test_argument_types.py", "a_value_of_another_type_is_one_line_with_what_is_taken_and_a_remedy"),
+        ("tests/unit/test_argument_types.py", "what_torch_and_largebatch_bring_is_held_to_its_types"),
+    ),
+    _row(75, "a name that is no name of a folder", VALUE),
+    _row(76, "a pinned micro-batch above the most samples of a forward pass", TABLE),
+    _row(
+        77,
+        "a number that YAML reads as another one, as 010 and 1:30",
+        VALUE,
+        ("tests/unit/test_remedies.py", "a_number_that_yaml_reads_as_another_one_is_refused_with_its_line"),
+    ),
 )

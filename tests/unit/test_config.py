@@ -158,6 +158,10 @@ def test_full_is_a_batch():
     assert parse("batch=sgd").batch.total == 1
 
 
+FOLDER = (
+    "names a folder: 1 to 255 bytes that can be printed, without /, no blank at its ends, no dot at the last, and no "
+    "device of Windows such as NUL. Use letters, digits, - and _; another place is run.dir."
+)
 NUMBER = "a batch is a whole number of samples, 1 or more, or `full`."
 LENGTH = "a length is a number and a unit. Write 30ep, 500steps or 100000samples."
 
@@ -234,6 +238,25 @@ LENGTH = "a length is a number and a unit. Write 30ep, 500steps or 100000samples
         ("logger.wandb.tags=x", "logger.wandb.tags=x: must be a list, [a, b]."),
         ("launcher.num_processes=0", "launcher.num_processes=0: must be at least 1."),
         ("launcher.timeout_s=0", "launcher.timeout_s=0: must be above 0.0."),
+        ("run.name=..", f"run.name=..: {FOLDER}"),
+        ("run.name=a/b", f"run.name=a/b: {FOLDER}"),
+        ("run.name=''", f"run.name=: {FOLDER}"),
+        ('run.name="a\tb"', f"run.name=a\tb: {FOLDER}"),
+        ("run.name='a '", f"run.name=a : {FOLDER}"),
+        ("run.name=a.", f"run.name=a.: {FOLDER}"),
+        ("run.name=Nul.txt", f"run.name=Nul.txt: {FOLDER}"),
+        (f"run.title={'a' * 256}", f"run.title={'a' * 256}: {FOLDER}"),
+        ("run.dir=''", "run.dir=: must be the path of a folder: not empty, and without control characters."),
+        (
+            "run.root='~/runs'",
+            "run.root=~/runs: no shell has replaced the ~ here: it would be a folder of that name. "
+            "Write $HOME/ in its place.",
+        ),
+        ("resume=''", "resume=: must be the path of a folder: not empty, and without control characters."),
+        (
+            "precision.activation_checkpointing=on",
+            "precision.activation_checkpointing=on: must be true, false, or a regular expression of module names.",
+        ),
         ("run.name=5", "run.name=5: must be text; quote it if it looks like a number."),
         ("resume=null", "resume=None: must be text; quote it if it looks like a number."),
         ("~logger", "logger: is missing. Give it as logger=VALUE, or in the file of the group that should bring it."),
@@ -327,7 +350,7 @@ def secret(monkeypatch: pytest.MonkeyPatch) -> str:
 def test_values_of_environment_variables_never_reach_the_records(secret: str):
     config = compose_run(
         "data=cifar10",
-        "data.path='${oc.env:LARGEBATCH_SECRET}/set'",  # data.train.path and data.validation.path refer to it
+        "data.path='${oc.env:LARGEBATCH_SECRET}-set'",  # data.train.path and data.validation.path refer to it
         "run.name='${run.root}-${data.path}'",
         "run.dir='${run.name}'",
         "logger.wandb.group='${oc.decode:${oc.env:LARGEBATCH_SECRET}}'",
@@ -335,12 +358,12 @@ def test_values_of_environment_variables_never_reach_the_records(secret: str):
         "resume='${oc.env:LARGEBATCH_SECRET,none}'",
     )
     parsed = parse_config(config)
-    assert parsed.data.train["path"] == f"{secret}/set", "the run itself gets the value"
+    assert parsed.data.train["path"] == f"{secret}-set", "the run itself gets the value"
     public = public_values(config)
     assert secret not in repr(public)
-    assert public["data"]["path"] == public["data"]["train"]["path"] == "${oc.env:LARGEBATCH_SECRET}/set"
+    assert public["data"]["path"] == public["data"]["train"]["path"] == "${oc.env:LARGEBATCH_SECRET}-set"
     assert public["run"] == {
-        "name": "runs-${oc.env:LARGEBATCH_SECRET}/set",
+        "name": "runs-${oc.env:LARGEBATCH_SECRET}-set",
         "title": None,
         "dir": public["run"]["name"],
         "root": "runs",

@@ -347,6 +347,7 @@ BATCH: dict[str, Row] = {
             "batch.on_out_of_memory=lower: does not go with batch.micro=2": "Choose one of them.",
             "batch.on_out_of_memory=lower: does not go with batch.max_micro=1": "Choose one of them.",
             "batch.on_out_of_memory=lower: does not go with batch.reduction=ordered": "Choose one of them.",
+            "batch.micro=2: is more than batch.max_micro=1": "give batch.max_micro=2.",
         },
     ),
     "micro-batches that cannot be lowered for other reasons": (
@@ -386,6 +387,11 @@ BATCH: dict[str, Row] = {
             "observers.sharpness.m=3000: 2000 samples make no group": "Use m at most 2000.",
             "observers.sharpness.every=1ep: torch.compile has no second derivatives": "after the run.",
         },
+    ),
+    "pinned micro-batches above the limit": (
+        ["batch.micro=8", "batch.max_micro=4"],
+        NO_ENVIRON,
+        {"batch.micro=8: is more than batch.max_micro=4, the most samples of one forward pass": "batch.max_micro=8"},
     ),
     "too few pinned micro-batches": (
         ["batch.total=100", "batch.micro=64"],
@@ -530,6 +536,11 @@ OPTIMIZER: dict[str, Row] = {
         ["parameters.exclude_from_decay=[norm,xyz]"],
         NO_ENVIRON,
         {"optimizer: exclude_from_decay: 'xyz' fits no trainable parameter": "the names are head.weight, head.bias"},
+    ),
+    "a text for a switch": (
+        ["optimizer.nesterov=no"],
+        NO_ENVIRON,
+        {"optimizer.nesterov=no: torch.optim.SGD": "Write false"},
     ),
     "something else": (
         ["optimizer={_target_:torch.nn.Linear}"],

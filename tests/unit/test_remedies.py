@@ -218,3 +218,18 @@ def test_a_choice_that_an_experiment_overrules_is_told_or_refused(capsys: pytest
     ):
         assert main(["plan", *arguments]) == 0
         assert capsys.readouterr().err == ""
+
+
+def test_a_number_that_yaml_reads_as_another_one_is_refused_with_its_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "experiment").mkdir()
+    file = tmp_path / "experiment" / "own.yaml"
+    arguments = ["plan", "--config-dir", str(tmp_path), "experiment=own"]
+    file.write_text("# @package _global_\nseed: 010  # 1:30\ndata:\n  timeout_s: 1:30\nrun: {name: '010'}\n")
+    assert main(arguments) == 2
+    told = capsys.readouterr().err
+    assert f"- {file}, line 2: 010 is read as 8, as YAML 1.1 counts. Write 8, or '010' for the text.\n" in told
+    assert f"- {file}, line 4: 1:30 is read as 90, as YAML 1.1 counts. Write 90, or '1:30' for the text.\n" in told
+    file.write_text("# @package _global_\nseed: 10\nlength: 3ep\nrun: {name: 2026-01-02_12:30}\n")
+    assert main(arguments) == 0

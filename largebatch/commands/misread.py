@@ -1,0 +1,32 @@
+"""Numbers of one's own YAML files that YAML 1.1 reads as other numbers: 010 is 8 there, and 1:30 is 90."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import yaml
+from hydra.core.hydra_config import HydraConfig
+
+_ODD = re.compile(r"[-+]?0[0-7_]+|[-+]?[1-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?")
+
+
+def misread_numbers(own_folder: str) -> list[str]:
+    """A sentence for each such number of the files that were composed, those of `own_folder` apart."""
+    settings = HydraConfig.get()
+    names = [f"{group}/{choice}" for group, choice in settings.runtime.choices.items() if choice]
+    folders = [Path(one.path) for one in settings.runtime.config_sources if one.schema == "file"]
+    files = [folder / f"{name}.yaml" for folder in folders for name in (*names, settings.job.config_name)]
+    return [
+        f"{file}, line {line}: {text} is read as {value}, as YAML 1.1 counts. Write {value}, or '{text}' for the text."
+        for file in files
+        if not file.is_relative_to(own_folder) and file.is_file()
+        for line, text, value in _misread(file.read_text(encoding="utf-8"))
+    ]
+
+
+def _misread(text: str) -> Iterator[tuple[int, str, int]]:
+    for token in yaml.scan(text):
+        if isinstance(token, yaml.ScalarToken) and token.plain and _ODD.fullmatch(token.value):
+            yield token.start_mark.line + 1, token.value, yaml.safe_load(token.value)
