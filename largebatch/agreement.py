@@ -19,7 +19,7 @@ SLOW_STEP_S = 0.1
 
 @dataclass(frozen=True)
 class Agreement:
-    """Loss of a global batch, stop requests, the ranks' steps and rank 0's time per step, summed over ranks.
+    """Loss of a global batch, requests to stop or save, steps and rank 0's time per step, summed over ranks.
 
     The sum travels while the next step computes; whoever reads it one step later does not wait. Since every rank reads
     the same numbers, all of them stop, or change the interval of agreements, after the same step.
@@ -35,6 +35,7 @@ class Agreement:
         *,
         loss_sum: Tensor,
         stop: bool,
+        save: bool,
         step: int,
         step_s: float,
         grad_norm: Tensor | None = None,
@@ -45,13 +46,14 @@ class Agreement:
             runtime: the job.
             loss_sum: this rank's sum of the loss, float64 scalar on the device.
             stop: whether this rank was asked to stop.
+            save: whether this rank, by its clock, asks for a checkpoint.
             step: the step that this rank has finished.
             step_s: seconds per step lately; rank 0's counts.
             grad_norm: of the global gradient, a scalar on the device; None: it is not agreed on.
         """
         # A place of its own for every rank's step: from a sum nobody could tell which rank is at another one.
         steps = [step if rank == runtime.rank else 0 for rank in range(runtime.world_size)]
-        others = torch.tensor([stop, step_s if runtime.is_main else 0.0, *steps], dtype=torch.float64)
+        others = torch.tensor([stop, save, step_s if runtime.is_main else 0.0, *steps], dtype=torch.float64)
         values = torch.cat([loss_sum.reshape(1), others.to(runtime.device)])
         if grad_norm is not None:
             values = torch.cat([values, grad_norm.double().reshape(1) / runtime.world_size])
@@ -65,12 +67,17 @@ class Agreement:
     @property
     def grad_norm(self) -> float:
         """Norm of the global gradient, as the mean over ranks: not a number, or infinite, if it is on any of them."""
-        return self._pending.result()[3 + self._world_size]
+        return self._pending.result()[4 + self._world_size]
 
     @property
     def steps_are_slow(self) -> bool:
         """Whether agreeing after every step costs next to nothing."""
-        return self._pending.result()[2] > SLOW_STEP_S
+        return self._pending.result()[3] > SLOW_STEP_S
+
+    @property
+    def asks_to_save(self) -> bool:
+        """Whether a rank asks for a checkpoint."""
+        return self._pending.result()[2] > 0
 
     def verdict(self, *, is_last: bool = False, takes_any_loss: bool = False) -> str:
         """How the run stands: "running", "stopped" (not after the last step), or "diverged" (not if any loss will do).
@@ -78,7 +85,7 @@ class Agreement:
         Raises:
             RuntimeError: on every rank, if ranks are at different steps; names the rank.
         """
-        loss_sum, num_stops, _, *steps = self._pending.result()[: 3 + self._world_size]
+        loss_sum, num_stops, _, _, *steps = self._pending.result()[: 4 + self._world_size]
         if found := disagreement([round(step) for step in steps]):
             raise RuntimeError(
                 f"Ranks are at different steps. {found.explain('Steps done')}. A rank skipped or repeated a step, and "

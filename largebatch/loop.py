@@ -64,7 +64,7 @@ class Run:
         survives_shortage: of memory: the step is taken again in smaller micro-batches, see `accumulate_if_it_fits`.
         step_buffers: names of buffers that move once per step, see `StepBuffers`.
         skips_parameters: whether passes may leave parameters out, see `SkippedParameters`.
-        stop_requested: whether this rank was asked to stop.
+        stop_requested: whether this rank was asked to stop. save_requested: whether it asks for a checkpoint.
     """
 
     runtime: Runtime
@@ -93,6 +93,7 @@ class Run:
     skips_parameters: bool = False
     observers: Sequence[Observer] = ()
     stop_requested: Callable[[], bool] = lambda: False
+    save_requested: Callable[[], bool] = lambda: False
     progress: Progress = field(default_factory=Progress)
 
     def __post_init__(self) -> None:
@@ -113,6 +114,7 @@ class Run:
         self.batches = BatchStream(self.gradient, self.loader, BatchRamp.of(self.plan), module=module)
         self.agrees_every_step = True
         self.stops_here = False  # an observer that was asked to stop says so, on every rank alike
+        self.saves_here = False  # a rank asked for a checkpoint: all of them agree on the step after which it is saved
         self.counted_step, self.counted_samples = self.progress.step, self.progress.samples_seen
         self.last_agreement = (self.progress.step, self.progress.train_s)
 
@@ -153,6 +155,7 @@ def train(run: Run) -> str:
     while run.counted_step < run.num_steps and status == "running" and not run.stops_here:
         started = time.perf_counter()
         report = take_step(run)
+        run.saves_here = previous is not None and previous.asks_to_save
         if previous is not None:
             # One step late: by now the sums have arrived, so nobody waits for the network.
             status = previous.verdict(takes_any_loss=run.skips_bad_steps)
@@ -251,6 +254,7 @@ def _agree(run: Run, loss_sum: torch.Tensor, grad_norm: torch.Tensor | None = No
         loss_sum=loss_sum,
         grad_norm=grad_norm,
         stop=run.stop_requested(),
+        save=run.save_requested(),
         step=progress.step,
         step_s=min(step_s, 1e9),
     )

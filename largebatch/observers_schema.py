@@ -26,6 +26,7 @@ class CheckpointConfig(Section):
     """Checkpoints."""
 
     every: DurationText | None
+    every_minutes: PositiveFloat | None
     keep: PositiveInt
     best_by: Literal["eval/val_loss", "eval/val_accuracy"] | None
     background: bool

@@ -183,6 +183,7 @@ def _checkpoints(
     return CheckpointObserver(
         folder.checkpoints,
         every=prepared.derived.checkpoint_every,
+        every_s=None if options.every_minutes is None else 60 * options.every_minutes,
         keep=options.keep,
         identity=identity,
         extra={"wandb_run_id": run_ids[0]} if run_ids else {},

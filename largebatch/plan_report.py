@@ -6,11 +6,15 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+from torch import nn
 from torch.optim import Optimizer
 
 from largebatch.batch import BatchPlan
 from largebatch.derive import IN_PLACE_OF_DECAY, Derived
+from largebatch.model_size import state_bytes, state_of
 from largebatch.scaling import ScaledValue
+from largebatch.schema import TrainConfig
 
 PlanRow = tuple[str, str, str]
 
@@ -43,6 +47,17 @@ def plan_rows(derived: Derived, optimizer: Optimizer) -> list[PlanRow]:
         ("warmup", f"{schedule.warmup_samples:,} samples", _warmup_explained(derived)),
         ("decay", _decay(derived), f"to {derived.lr_at(schedule.total_samples):.6g}"),
     ]
+
+
+def checkpoint_row(config: TrainConfig, module: nn.Module, optimizer: Optimizer) -> PlanRow:
+    """How many checkpoints there will be, of how many bytes, and when they are saved."""
+    options = config.observers.checkpoint
+    weights = sum(one.nbytes for one in state_of(module).values() if isinstance(one, torch.Tensor))
+    kept = options.keep + (options.best_by is not None)
+    when = [f"every {options.every_minutes:g} min"] * (options.every_minutes is not None)
+    when += [f"every {options.every}"] * (options.every is not None) + ["at the end and when stopped"]
+    size = weights + state_bytes(optimizer)
+    return "checkpoints", f"{kept} of {size / 1e6:,.3g} MB", f"{', '.join(when)}; {size * (kept + 1):,} bytes at most"
 
 
 def _ramp_rows(derived: Derived) -> list[PlanRow]:

@@ -20,7 +20,7 @@ def run(config: DictConfig, overrides: list[str]) -> int:
 
     from largebatch.config import ConfigError, parse_config
     from largebatch.launcher import start_problems
-    from largebatch.plan_report import lr_rows, plan_rows
+    from largebatch.plan_report import checkpoint_row, lr_rows, plan_rows
     from largebatch.prepare import prepare
     from largebatch.trackers import print_plan
 
@@ -33,7 +33,8 @@ def run(config: DictConfig, overrides: list[str]) -> int:
         raise ConfigError(copies)  # alone: what else is said would be about another run
     prepared = prepare(config, environ, trains=False)
     derived = prepared.derived
-    print_plan(plan_rows(derived, prepared.optimizer))
+    row = checkpoint_row(prepared.config, prepared.model, prepared.optimizer)
+    print_plan([*plan_rows(derived, prepared.optimizer), row])
     print_plan(lr_rows(derived), title="learning rate at the step that starts after")
     for note in prepared.notes:
         print(note)

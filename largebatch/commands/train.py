@@ -59,7 +59,7 @@ def run(config: DictConfig, overrides: list[str]) -> int:
 
 
 def _announce(prepared: Prepared, job: Job) -> None:
-    from largebatch.plan_report import plan_rows
+    from largebatch.plan_report import checkpoint_row, plan_rows
     from largebatch.trackers import print_plan
 
     runtime, config = job.run.runtime, prepared.config
@@ -77,6 +77,7 @@ def _announce(prepared: Prepared, job: Job) -> None:
         ),
         ("optimizer", config.optimizer["_target_"].rpartition(".")[2], "optimizer"),
         *plan_rows(prepared.derived, job.run.optimizer),
+        checkpoint_row(config, job.run.module, job.run.optimizer),
         ("run folder", str(job.folder.path), "run.dir" if config.run.dir else "run.root"),
     ]
     print_plan(rows)

@@ -24,6 +24,7 @@ from largebatch.duration import passes
 from largebatch.loop import Run, StepReport
 from largebatch.observers.evaluation import EvaluationObserver
 from largebatch.observers.restoring import names_of, roll_back
+from largebatch.observers.save_clock import SaveClock
 from largebatch.trackers import Problems
 
 # The sign with which a larger value is a better one.
@@ -32,12 +33,17 @@ BEST_BY = {"eval/val_loss": -1, "eval/val_accuracy": 1}
 
 @dataclass
 class CheckpointObserver:
-    """Saves every `every` samples (None: only at the end), when the run is stopped, and after the last step.
+    """Saves every `every` samples and every `every_s` seconds, when the run is stopped, and after the last step.
 
-    Rank 0 writes.
+    Rank 0 writes, and its clock counts: it asks for a checkpoint with the numbers that ranks send each other anyway,
+    and all save after the same step. A save changes nothing in the run, so results do not depend on the clock.
+
+    After the last step one is saved when all rows are written, not before: no row would come twice.
 
     Attributes:
         folder: where `step_XXXXXXXX` folders go, and the best one into its folder `best`.
+        every: samples between two; None: none by samples.
+        every_s: seconds between two, whatever the samples; None: none by the clock.
         keep: how many to keep.
         identity: plain values that tell what the run is; stored and compared on resume.
         extra: plain values to store beside them.
@@ -59,6 +65,7 @@ class CheckpointObserver:
     extra: dict[str, Any]
     evaluation: EvaluationObserver | None = None
     best_by: str | None = None
+    every_s: float | None = None
     background: bool = False
     on_error: Literal["warn", "stop"] = "warn"
     latest: Path | None = None
@@ -67,6 +74,7 @@ class CheckpointObserver:
     _last_step: int = -1
     _best_value: float = -math.inf
     _failure: str | None = None
+    _clock: SaveClock = field(default_factory=SaveClock)
     _writer: BackgroundWriter = field(default_factory=BackgroundWriter)
     _problems: Problems = field(default_factory=lambda: Problems("checkpoints"))
 
@@ -78,6 +86,9 @@ class CheckpointObserver:
     def on_start(self, run: Run) -> None:
         """The step that the run starts from is saved already; so may be the best one so far."""
         self._last_step = run.progress.step
+        if self.every_s is not None and run.runtime.is_main:
+            self._clock = SaveClock(self.every_s)
+            run.save_requested = self._clock.is_due
         if self.best_by is not None and run.progress.step > 0:
             known = None
             if run.runtime.is_main:
@@ -93,7 +104,9 @@ class CheckpointObserver:
     def after_step(self, run: Run, report: StepReport) -> None:
         """Save, if the interval is over, or if the evaluation of this step is the best so far."""
         before = report.samples_seen - report.plan.global_batch_size
-        if self.every is not None and passes(self.every, before, report.samples_seen):
+        is_due = self.every is not None and passes(self.every, before, report.samples_seen)
+        by_clock = run.saves_here and self._last_step < report.step - 1  # else one came while the ranks agreed on it
+        if (is_due or by_clock) and run.counted_step < run.num_steps:
             self.save(run)
         self._save_if_best(run)
 
@@ -115,7 +128,8 @@ class CheckpointObserver:
             CheckpointError: on every rank, where `on_error` is `stop` and one was not written.
         """
         self._last_step = run.progress.step
-        self._save(run, self.folder, self.keep, {}, wait=finally_)
+        with self._clock.saving():
+            self._save(run, self.folder, self.keep, {}, wait=finally_)
 
     def roll_back(self, run: Run) -> bool:
         """Go back to the newest one, see `roll_back`; one that is being written counts. Every rank calls it."""

@@ -41,7 +41,7 @@ class RankObserver:
         after = run.counted_samples
         before = after - report.plan.global_batch_size
         saves = self._checkpoint_every is not None and passes(self._checkpoint_every, before, after)
-        if saves or run.counted_step % self._every == 0:
+        if saves or run.saves_here or run.counted_step % self._every == 0:
             self.compare(run)
 
     def on_end(self, run: Run, status: str) -> None:
