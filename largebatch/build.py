@@ -108,15 +108,16 @@ def open_job(prepared: Prepared, stop: Callable[[], bool], overrides: Sequence[s
             folder, notes = open_folder(config, runtime, stack)
             identity = run_identity(prepared)
             start = begin(prepared, folder, runtime, identity)
-            if runtime.is_main:
-                folder.write_inputs(
-                    config_yaml=OmegaConf.to_yaml(prepared.public),
-                    overrides=overrides,
-                    plan=plan_record(prepared.derived, prepared.optimizer, prepared.notes),
-                )
-                notes += record_start(folder, start, world_size=runtime.world_size)
+            notes += record_start(
+                folder,
+                start,
+                runtime,
+                config_yaml=OmegaConf.to_yaml(prepared.public),
+                overrides=overrides,
+                plan=plan_record(prepared.derived, prepared.optimizer, prepared.notes),
+            )
             trackers = _trackers(prepared, folder, start, stack) if runtime.is_main else []
-            records = Records(runtime, resume_at_step=start.step)
+            records = Records(runtime)
             job = _connect(prepared, runtime, folder, trackers, records, identity, stop)
             job.notes += [*prepared.notes, *notes, *start.notes, *_variables_of(job.trackers)]
             if (checkpoint := start.checkpoint) is not None:
@@ -131,7 +132,7 @@ def open_job(prepared: Prepared, stop: Callable[[], bool], overrides: Sequence[s
 def _trackers(prepared: Prepared, folder: RunFolder, start: Start, stack: contextlib.ExitStack) -> list[Tracker]:
     config, derived = prepared.config, prepared.derived
     values: dict[str, Any] = start.checkpoint.values if start.checkpoint else {"samples_seen": None, "extra": {}}
-    trackers: list[Tracker] = [JsonlTracker(folder.metrics, resume_at_step=start.step)]
+    trackers: list[Tracker] = [JsonlTracker(folder.metrics)]
     if config.logger.wandb.mode != "disabled":
         given = config.logger.wandb.model_dump()
         given["name"] = given["name"] or config.run.name

@@ -44,19 +44,17 @@ class Records:
 
     Args:
         runtime: rank 0 writes.
-        resume_at_step: rows of later steps are set aside.
     """
 
-    def __init__(self, runtime: Runtime, *, resume_at_step: int) -> None:
+    def __init__(self, runtime: Runtime) -> None:
         self._is_main = runtime.is_main
-        self._resume_at_step = resume_at_step
         self.trackers: list[Tracker] = []
 
     def open(self, path: Path) -> Tracker | None:
         """A tracker for `path`; None on other ranks than 0."""
         if not self._is_main:
             return None
-        self.trackers.append(JsonlTracker(path, resume_at_step=self._resume_at_step))
+        self.trackers.append(JsonlTracker(path))
         return self.trackers[-1]
 
 

@@ -29,6 +29,7 @@ from largebatch.resume.identity import Change, check_identity
 from largebatch.run_folder import RunFolder, new_folder
 from largebatch.runtime import LauncherError, Runtime
 from largebatch.schema import TrainConfig
+from largebatch.trackers import Row, set_stale_rows_aside
 
 
 @dataclass(frozen=True)
@@ -189,19 +190,48 @@ def _told(checkpoint: Checkpoint, changes: Sequence[Change]) -> list[str]:
     return notes
 
 
-def record_start(folder: RunFolder, start: Start, *, world_size: int) -> list[str]:
-    """Append to history.jsonl how the run begins or goes on, and set aside what is later than its checkpoint.
+def record_start(
+    folder: RunFolder, start: Start, runtime: Runtime, *, config_yaml: str, overrides: Sequence[str], plan: Any
+) -> list[str]:
+    """Write what the run was asked for, set aside what is later than its checkpoint, and record how it begins.
 
-    Position, processes, versions, changed values and what was passed over are recorded. A run that goes back to one of
-    its older checkpoints sets the later ones aside: of what follows they are no part. Returns what is to be told.
+    Rows of later steps come again, whichever records this start keeps. A run that goes back to one of its older
+    checkpoints sets the later ones aside: of what follows they are no part. Returns what is to be told.
 
     Raises:
-        OSError: if it cannot be written.
+        LauncherError: on every rank, if it cannot be written.
     """
+    notes, refusal = list[str](), None
+    if runtime.is_main:
+        try:
+            folder.write_inputs(config_yaml=config_yaml, overrides=overrides, plan=plan)
+            notes = _set_aside(folder, start)
+            _append_history(folder, start, runtime.world_size)
+        except OSError as error:
+            refusal = f"{folder.path} cannot be written to: {error}. Make room, or choose another run.dir."
+    notes, refusal = runtime.broadcast((notes, refusal))
+    if refusal is not None:
+        raise LauncherError(refusal)
+    return notes
+
+
+def _set_aside(folder: RunFolder, start: Start) -> list[str]:
+    owes = start.checkpoint is not None and start.checkpoint.values.get("evaluation_owed", False)
+    for record in (folder.metrics, folder.ledger, folder.layers, folder.skipped):
+        set_stale_rows_aside(record, start.step, comes_again=lambda row: owes and _is_of_evaluation(row))
     aside = None
     source: Sequence[Path] = () if start.checkpoint is None else start.checkpoint.path.resolve().parents
     if folder.checkpoints.resolve() in source and not start.passed_over:  # those were told, and stay where they are
         aside = set_later_aside(folder.checkpoints, start.step)
+    return [] if aside is None else [f"later checkpoints were set aside, into {aside}"]
+
+
+def _is_of_evaluation(row: Row) -> bool:
+    return row.get("set") == "validation" or any(name.startswith("eval/") for name in row)
+
+
+def _append_history(folder: RunFolder, start: Start, world_size: int) -> None:
+    """Position, processes, versions, changed values and what was passed over."""
     row = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "step": max(start.step, 0),
@@ -214,4 +244,3 @@ def record_start(folder: RunFolder, start: Start, *, world_size: int) -> list[st
     history = LineFile(folder.history)
     history.append(json.dumps(row).encode())
     history.close()
-    return [] if aside is None else [f"later checkpoints were set aside, into {aside}"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -32,17 +32,12 @@ class JsonlTracker:
 
     Args:
         path: usually `RUN/metrics.jsonl`.
-        resume_at_step: the step of the checkpoint that the run goes on from. Rows with a later step will be
-            produced again: they move to `metrics.stale-N.jsonl` beside the file. None appends.
     """
 
-    def __init__(self, path: str | Path, *, resume_at_step: int | None = None) -> None:
+    def __init__(self, path: str | Path) -> None:
         self._path = Path(path)
         self._file = LineFile(path)
         self._problems = Problems(self._path.name)
-        if resume_at_step is not None:
-            with self._problems.counted(f"rows after step {resume_at_step} could not be set aside"):
-                set_stale_rows_aside(self._path, resume_at_step)
 
     @property
     def problems(self) -> list[str]:
@@ -77,16 +72,21 @@ class JsonlTracker:
             self._problems.count(self._file.news.pop(0), "")
 
 
-def set_stale_rows_aside(path: str | Path, resume_at_step: int) -> Path | None:
+def set_stale_rows_aside(
+    path: str | Path, resume_at_step: int, *, comes_again: Callable[[Row], bool] = lambda row: False
+) -> Path | None:
     """Move the rows after a resume point, and torn lines, from `path` to `NAME.stale-N.jsonl` beside it.
 
-    The rows that stay are bit-identical, and the file is replaced in one go: a kill leaves the old or the new one.
-    Returns the new file, or None where nothing was stale.
+    So are the rows of that very step that `comes_again` names. The rows that stay are bit-identical, and the file is
+    replaced in one go: a kill leaves the old or the new one. Returns the new file, or None where nothing was stale.
+
+    Raises:
+        OSError: if that cannot be written; the file is as it was.
     """
     path = Path(path)
     if not path.is_file():
         return None
-    spans = list(_spans(path, resume_at_step))
+    spans = list(_spans(path, resume_at_step, comes_again))
     if not any(span.is_stale for span in spans):
         return None
     aside = next(name for n in count(1) if not (name := path.with_name(f"{path.stem}.stale-{n}.jsonl")).exists())
@@ -104,13 +104,14 @@ class _Span:
     is_stale: bool
 
 
-def _spans(path: Path, resume_at_step: int) -> Iterator[_Span]:
+def _spans(path: Path, resume_at_step: int, comes_again: Callable[[Row], bool]) -> Iterator[_Span]:
     """A file of a million rows is a few of them."""
     span: _Span | None = None
     for line in read_lines(path):
         step = None if line.row is None else line.row.get("step", -math.inf)
         # A row without a step belongs to none; a step that is no number is damage, as a torn line is.
         is_stale = not (isinstance(step, (int, float)) and step <= resume_at_step)
+        is_stale |= step == resume_at_step and line.row is not None and comes_again(line.row)
         if span is None or span.is_stale != is_stale or span.end != line.start:
             if span is not None:
                 yield span

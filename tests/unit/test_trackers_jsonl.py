@@ -136,7 +136,7 @@ def test_rows_after_a_full_disk_are_whole_again(tmp_path: Path, capsys: pytest.C
 
 def test_a_folder_that_cannot_be_made_costs_rows_and_not_the_run(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
-    tracker = JsonlTracker(tmp_path / "file" / "metrics.jsonl", resume_at_step=3)
+    tracker = JsonlTracker(tmp_path / "file" / "metrics.jsonl")
     tracker.log(row(1))
     tracker.finish({}, [])
     (problem,) = tracker.problems
@@ -149,8 +149,9 @@ def test_resume_sets_later_rows_aside_and_keeps_the_others_bit_for_bit(tmp_path:
     before = path.read_bytes().splitlines(keepends=True)
     with path.open("ab") as file:
         file.write(b'{"step":5,"sam')
-    tracker = JsonlTracker(path, resume_at_step=2)
+    assert set_stale_rows_aside(path, 2) == tmp_path / "metrics.stale-1.jsonl"
     assert path.read_bytes() == b"".join(before[:3])
+    tracker = JsonlTracker(path)
     tracker.log(row(3, again=1))
     assert read_metrics(path)[3:] == [row(3, again=1)]
     aside = tmp_path / "metrics.stale-1.jsonl"
@@ -168,16 +169,20 @@ def test_a_second_resume_does_not_overwrite_what_the_first_set_aside(tmp_path: P
     assert read_metrics(path) == [row(1)]
 
 
-def test_a_resume_that_cannot_write_leaves_the_file_as_it_was(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_of_the_step_itself_go_the_rows_that_come_again(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    write(path, row(1, **{"eval/val_loss": 0.1}), row(2, **{"train/loss": 1.0}), row(2, **{"eval/val_loss": 0.3}))
+    assert set_stale_rows_aside(path, 2, comes_again=lambda one: "eval/val_loss" in one) is not None
+    assert read_metrics(path) == [row(1, **{"eval/val_loss": 0.1}), row(2, **{"train/loss": 1.0})]
+
+
+def test_a_resume_that_cannot_write_leaves_the_file_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     write(path, *(row(step) for step in range(10)))
     before = path.read_bytes()
-    with largest_file(20):
-        tracker = JsonlTracker(path, resume_at_step=5)
+    with largest_file(20), pytest.raises(OSError, match="too large"):
+        set_stale_rows_aside(path, 5)
     assert path.read_bytes() == before
-    assert "rows after step 5 could not be set aside" in tracker.problems[0]
     assert list(tmp_path.iterdir()) == [path]  # no half-written file stays
 
 
