@@ -16,6 +16,7 @@ from largebatch.durable_files import open_regular_to_write, require_regular
 LOCK = ".lock"
 # A Lustre without `-o flock`, an NFS without its lock daemon.
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+_BETWEEN_TRIES_S = 0.1
 _HELD: set[int] = set()
 
 
@@ -40,6 +41,7 @@ class FolderLock:
 
     Args:
         folder: of a run.
+        wait_s: how long to wait for another process to let go of it: one that is being ended, somewhere.
 
     Attributes:
         problem: why the folder is not held although the block was entered: its file system has no locks.
@@ -48,8 +50,9 @@ class FolderLock:
         FolderInUseError: on entry, if another process holds it.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, wait_s: float = 0) -> None:
         self._path = folder / LOCK
+        self._give_up_at = time.monotonic() + wait_s
         self._file: int | None = None
         self.problem: str | None = None
 
@@ -58,28 +61,39 @@ class FolderLock:
         require_regular(self._path)
         file = open_regular_to_write(self._path)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            owner = _owner(os.read(file, 1000))
+            self._take(file)
+        except BaseException:
             os.close(file)
-            raise FolderInUseError(
-                f"{self._path.parent} is in use by {owner}: two runs in one folder would overwrite each other's "
-                "checkpoints and mix their rows. Wait for it, stop it, or choose another run.dir."
-            ) from None
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                os.close(file)
-                raise
-            self.problem = (
-                f"the file system of {self._path.parent} has no locks ({error.strerror}): a second run in this folder "
-                "would not be refused"
-            )
+            raise
         values = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
         os.ftruncate(file, 0)
         os.pwrite(file, json.dumps(values).encode(), 0)
         self._file = file
         _HELD.add(file)
         return self
+
+    def _take(self, file: int) -> None:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() >= self._give_up_at:
+                    raise FolderInUseError(
+                        f"{self._path.parent} is in use by {_owner(os.pread(file, 1000, 0))}: two runs in one folder "
+                        "would overwrite each other's checkpoints and mix their rows. Wait for it, stop it, or choose "
+                        "another run.dir."
+                    ) from None
+                time.sleep(_BETWEEN_TRIES_S)
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise
+                self.problem = (
+                    f"the file system of {self._path.parent} has no locks ({error.strerror}): a second run in this "
+                    "folder would not be refused"
+                )
+                return
+            else:
+                return
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -62,6 +62,33 @@ def start_problems(environ: Mapping[str, str], *, num_processes: int | None) -> 
     ]
 
 
+def restart_problem(environ: Mapping[str, str], *, resume: str) -> str | None:
+    """Why this run would be begun from nothing once more by torchrun, which starts a job that fails again.
+
+    The folder of the attempt before, without a name, is not known to this one.
+    """
+    count = environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if resume != "none" or not count.isdecimal() or int(count) == 0:
+        return None
+    return (
+        f"torchrun has started this job again (restart {count} of {environ.get('TORCHELASTIC_MAX_RESTARTS', '?')}), and "
+        "resume=none would begin from nothing what the attempt before had begun. Start it with run.dir=FOLDER "
+        "resume=auto: then a restart goes on by itself. So does now, by hand, what that attempt has saved: "
+        "run.dir=ITS_FOLDER resume=auto."
+    )
+
+
+def restart_note(environ: Mapping[str, str], *, resume: str) -> str | None:
+    """What to know of torchrun's restarts before one is needed."""
+    most = environ.get("TORCHELASTIC_MAX_RESTARTS", "0")
+    if resume != "none" or not most.isdecimal() or int(most) == 0:
+        return None
+    return (
+        f"torchrun would start this job again if it fails (--max-restarts={most}), but resume=none goes on with nothing: "
+        "give run.dir=FOLDER resume=auto"
+    )
+
+
 def _copies(environ: Mapping[str, str]) -> list[str]:
     tasks = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in environ else "SLURM_NTASKS"
     started = [("srun", tasks, "srun --ntasks-per-node=1", _slurm_tasks(environ, tasks))]

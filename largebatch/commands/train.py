@@ -34,12 +34,16 @@ def run(config: DictConfig, overrides: list[str]) -> int:
     import os
 
     from largebatch.build import open_job
+    from largebatch.config import ConfigError
     from largebatch.failures import naming_failures
     from largebatch.interruption import StopRequest
+    from largebatch.launcher import restart_problem
     from largebatch.loop import train
     from largebatch.lost_ranks import naming_lost_ranks
     from largebatch.prepare import prepare
 
+    if problem := restart_problem(os.environ, resume=str(config.resume)):
+        raise ConfigError([problem])
     prepared = prepare(config, os.environ)
     with StopRequest() as stop, open_job(prepared, stop, overrides) as job:
         if job.run.runtime.is_main:
@@ -59,6 +63,9 @@ def run(config: DictConfig, overrides: list[str]) -> int:
 
 
 def _announce(prepared: Prepared, job: Job) -> None:
+    import os
+
+    from largebatch.launcher import restart_note
     from largebatch.plan_report import checkpoint_row, plan_rows
     from largebatch.trackers import print_plan
 
@@ -81,7 +88,8 @@ def _announce(prepared: Prepared, job: Job) -> None:
         ("run folder", str(job.folder.path), "run.dir" if config.run.dir else "run.root"),
     ]
     print_plan(rows)
-    for note in job.notes:
+    told = restart_note(os.environ, resume=config.resume)
+    for note in [*job.notes, *([told] if told else [])]:
         print(note)
 
 

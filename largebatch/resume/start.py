@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -30,6 +31,8 @@ from largebatch.run_folder import RunFolder, new_folder
 from largebatch.runtime import LauncherError, Runtime
 from largebatch.schema import TrainConfig
 from largebatch.trackers import Row, set_stale_rows_aside
+
+_ENDS_WITHIN_S = 60.0  # torchrun leaves ranks 30 s to end before it kills them
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,9 @@ def open_folder(config: TrainConfig, runtime: Runtime, stack: contextlib.ExitSta
             if path is None:
                 path = str(new_folder(config.run.root, config.folder_name))
                 stack.callback(_remove_if_unused, Path(path))
-            lock = stack.enter_context(FolderLock(Path(path)))
+            # Started again, it may come before the rank 0 of the attempt before is gone, on another node maybe.
+            wait_s = _ENDS_WITHIN_S if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" else 0.0
+            lock = stack.enter_context(FolderLock(Path(path), wait_s=wait_s))
             notes = [] if lock.problem is None else [lock.problem]
             # What another start has left here since this one was checked.
             refusal = " ".join(folder_problems(config)) if config.run.dir is not None else None
