@@ -73,27 +73,28 @@ class FolderLock:
         return self
 
     def _take(self, file: int) -> None:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() >= self._give_up_at:
-                    raise FolderInUseError(
-                        f"{self._path.parent} is in use by {_owner(os.pread(file, 1000, 0))}: two runs in one folder "
-                        "would overwrite each other's checkpoints and mix their rows. Wait for it, stop it, or choose "
-                        "another run.dir."
-                    ) from None
-                time.sleep(_BETWEEN_TRIES_S)
-            except OSError as error:
-                if error.errno not in _NO_LOCKS:
-                    raise
-                self.problem = (
-                    f"the file system of {self._path.parent} has no locks ({error.strerror}): a second run in this "
-                    "folder would not be refused"
+        while not self._is_taken(file):
+            if time.monotonic() >= self._give_up_at:
+                raise FolderInUseError(
+                    f"{self._path.parent} is in use by {_owner(os.pread(file, 1000, 0))}: two runs in one folder would "
+                    "overwrite each other's checkpoints and mix their rows. Wait for it, stop it, or choose another "
+                    "run.dir."
                 )
-                return
-            else:
-                return
+            time.sleep(_BETWEEN_TRIES_S)
+
+    def _is_taken(self, file: int) -> bool:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            self.problem = (
+                f"the file system of {self._path.parent} has no locks ({error.strerror}): a second run in this folder "
+                "would not be refused"
+            )
+        return True
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -71,8 +71,8 @@ def restart_problem(environ: Mapping[str, str], *, resume: str) -> str | None:
     if resume != "none" or not count.isdecimal() or int(count) == 0:
         return None
     return (
-        f"torchrun has started this job again (restart {count} of {environ.get('TORCHELASTIC_MAX_RESTARTS', '?')}), and "
-        "resume=none would begin from nothing what the attempt before had begun. Start it with run.dir=FOLDER "
+        f"torchrun has started this job again (restart {count} of {environ.get('TORCHELASTIC_MAX_RESTARTS', '?')}), "
+        "and resume=none would begin from nothing what the attempt before had begun. Start it with run.dir=FOLDER "
         "resume=auto: then a restart goes on by itself. So does now, by hand, what that attempt has saved: "
         "run.dir=ITS_FOLDER resume=auto."
     )
@@ -84,8 +84,8 @@ def restart_note(environ: Mapping[str, str], *, resume: str) -> str | None:
     if resume != "none" or not most.isdecimal() or int(most) == 0:
         return None
     return (
-        f"torchrun would start this job again if it fails (--max-restarts={most}), but resume=none goes on with nothing: "
-        "give run.dir=FOLDER resume=auto"
+        f"torchrun would start this job again if it fails (--max-restarts={most}), but resume=none would begin "
+        "from nothing: give run.dir=FOLDER resume=auto"
     )
 
 

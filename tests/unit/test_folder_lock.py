@@ -1,13 +1,19 @@
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
 import socket
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from largebatch.folder_lock import LOCK, FolderInUseError, FolderLock
+from largebatch.run_folder import new_folder
 
 HOLD = """
 import os, sys
@@ -50,6 +56,29 @@ def test_a_folder_is_free_again_after_its_run(tmp_path: Path):
     for _ in range(2):
         with FolderLock(tmp_path / "new"):
             pass
+
+
+def test_a_file_system_without_locks_is_told_and_costs_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(file: int, how: int) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with FolderLock(tmp_path) as lock:
+        assert "has no locks (Function not implemented): a second run in this folder" in str(lock.problem)
+
+
+def test_whoever_is_being_ended_is_waited_for_where_that_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with FolderLock(tmp_path) as first:
+        monkeypatch.setattr(time, "sleep", lambda seconds: first.__exit__(None, None, None))
+        with FolderLock(tmp_path, wait_s=60):
+            pass
+
+
+def test_of_many_that_ask_in_the_same_second_each_gets_a_folder_of_its_own(tmp_path: Path):
+    with ThreadPoolExecutor(8) as pool:
+        folders = list(pool.map(lambda _: new_folder(str(tmp_path), "name"), range(40)))
+    assert len(set(folders)) == 40
+    assert all(folder.is_dir() for folder in folders)
 
 
 def test_a_lock_file_without_an_owner_in_it_is_still_a_lock(tmp_path: Path):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from largebatch.__main__ import main
-from largebatch.launcher import launcher_problems, start_problems
+from largebatch.launcher import launcher_problems, restart_note, restart_problem, start_problems
 
 MEETING = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 TORCHRUN = MEETING | {"WORLD_SIZE": "4", "RANK": "1", "LOCAL_RANK": "1"}
@@ -212,3 +212,14 @@ def test_a_copy_is_told_so_before_any_other_fault_in_every_verb_that_joins_a_job
     assert said[0] == "largebatch: 1 error in the configuration:"
     assert said[1].startswith("  - Open MPI started 2 processes")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_restart_of_torchrun_that_would_begin_from_nothing_is_refused_and_told_before():
+    first = {"TORCHELASTIC_RESTART_COUNT": "0", "TORCHELASTIC_MAX_RESTARTS": "3"}
+    again = first | {"TORCHELASTIC_RESTART_COUNT": "1"}
+    assert restart_problem(first, resume="none") is None
+    assert "restart 1 of 3" in str(restart_problem(again, resume="none"))
+    assert "resume=auto" in str(restart_note(first, resume="none"))
+    for environ in (first, again, {}):
+        assert restart_problem(environ, resume="auto") is restart_note(environ, resume="auto") is None
+    assert restart_note({"TORCHELASTIC_MAX_RESTARTS": "0"}, resume="none") is None
