@@ -8,7 +8,7 @@ import sys
 import sysconfig
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 import torch
@@ -21,7 +21,8 @@ from largebatch.run_folder import environment
 from largebatch.runtime import LauncherError, Runtime
 
 _PACKAGE = Path(__file__).resolve().parent
-_INSTALLED = (_PACKAGE, *(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")))
+_INSTALLED = {"site-packages", "dist-packages"}  # wherever they lie: an environment may share another one's
+_STANDARD = Path(sysconfig.get_path("stdlib"))
 _MOST_LINES = 12
 # Versions that change numbers; of the others the ranks may have what they like.
 _NUMERIC_PACKAGES = ("torch", "accelerate", "numpy")
@@ -139,9 +140,10 @@ def _with_own_modules(names: Iterable[str]) -> set[str]:
             continue
         found.add(name)
         if _is_own(_file_of(name)):
-            held = {getattr(one, "__module__", None) or getattr(one, "__name__", "") for one in vars(module).values()}
-            held |= {one.__name__ for one in vars(module).values() if isinstance(one, ModuleType)}
-            rest += [one for one in held if isinstance(one, str) and _is_own(_file_of(one))]
+            things = list(vars(module).values())
+            held = {one.__module__ for one in things if isinstance(one, (type, FunctionType))}
+            held |= {one.__name__ for one in things if isinstance(one, ModuleType)}
+            rest += [one for one in held if _is_own(_file_of(one))]
     return found
 
 
@@ -151,7 +153,9 @@ def _file_of(module: str) -> Path | None:
 
 
 def _is_own(path: Path | None) -> bool:
-    return path is not None and not any(path.is_relative_to(place) for place in _INSTALLED)
+    if path is None or path.is_relative_to(_PACKAGE) or path.is_relative_to(_STANDARD):
+        return False
+    return not _INSTALLED & set(path.parts)
 
 
 def _files_sha256(files: dict[str, Path]) -> str:

@@ -161,15 +161,6 @@ def test_the_ledger_of_a_resumed_run_equals_that_of_an_uninterrupted_one_line_by
     assert "torn lines left out: 7" in capsys.readouterr().out
 
 
-def test_a_run_that_starts_again_before_its_first_checkpoint_sets_all_rows_aside(tmp_path):
-    folder = tmp_path / "run"
-    folder.mkdir()
-    (folder / "ledger.jsonl").write_text('{"step":1,"ids":"of the run that was killed"}\n')
-    assert train(folder, *LEDGER, "length=6steps", "resume=auto") == 0
-    assert [row["step"] for row in read_metrics(folder / "ledger.jsonl")] == list(range(1, 7))
-    assert (folder / "ledger.stale-1.jsonl").exists()
-
-
 def test_a_ledger_that_cannot_be_written_costs_rows_and_not_the_run(tmp_path, monkeypatch):
     folder = tmp_path / "run"
     write = os.write
@@ -221,21 +212,6 @@ def test_a_folder_that_another_process_writes_to_is_refused(tmp_path, capsys):
         assert train(tmp_path / "run") == 2
     assert "is in use by process" in capsys.readouterr().err
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
-
-
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, capsys):
-    folder = tmp_path / "run"
-    assert train(folder, "observers.checkpoint.every=20steps") == 0
-    broken = folder / "checkpoints" / "step_00000040" / "model.safetensors"
-    data = bytearray(broken.read_bytes())
-    data[-1] ^= 1
-    broken.write_bytes(data)
-    expected = weights(folder, 20)
-    assert train(folder, "observers.checkpoint.every=20steps", "resume=auto") == 0
-    printed = capsys.readouterr().out
-    assert "resumed from" in printed
-    assert "step_00000020" in printed
-    assert expected.keys() == weights(folder, 40).keys()
 
 
 def test_a_diverged_run_says_so_and_saves_nothing(tmp_path, capsys):

@@ -11,6 +11,7 @@ KILL, RANKS, REAL, LOADING, NETWORK = (
     f"tests/faults/test_{name}.py" for name in ("kill_and_resume", "ranks", "real_kills", "loading", "network")
 )
 EVERY_LAUNCHER = "every_launcher_goes_on_after_a_kill_of_a_rank_or_of_itself_and_after_signals"
+RESUMED = "tests/unit/test_resumed_runs.py"
 TRAIN, LAUNCHERS = "tests/end_to_end/test_train.py", "tests/end_to_end/test_launchers.py"
 CHECKPOINT, OBSERVER = "tests/unit/test_checkpoint.py", "tests/unit/test_checkpoint_observer.py"
 SAME_RUN, CONTRACT = "tests/multiprocess/test_same_run.py", "tests/multiprocess/test_contract.py"
@@ -252,7 +253,7 @@ MATRIX = (
         "truncated checkpoint",
         "passed over, told",
         (CHECKPOINT, "every_truncation_and_extension_is_found"),
-        (TRAIN, "a_damaged_checkpoint_is_passed_over_for_the_one_before"),
+        (RESUMED, "an_older_one_is_used_the_newer_named_and_kept_and_its_rows_come_once"),
     ),
     _row(
         30,

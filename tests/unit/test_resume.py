@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import re
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from largebatch.checkpoint import Checkpoint, CheckpointError, saved_versions
+from largebatch.config import ConfigError
 from largebatch.optim import LAMB_PRESETS, LARS_PRESETS
 from largebatch.prepare import prepare
 from largebatch.resume import check_identity, run_identity
@@ -109,6 +111,89 @@ def test_no_permission_lets_another_run_go_on(override: str):
     with pytest.raises(CheckpointError) as refusal:
         changes(identity(), identity(override, "length=8ep"), "length", "schedule", "scaling", "clip_norm")
     assert "resume_allow" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "permission"),
+    [
+        ("optimizer.momentum=0.9", "optimizer.momentum=0.8", "optimizer.momentum"),
+        ("loss.label_smoothing=0", "loss.label_smoothing=0.1", "loss.label_smoothing"),
+    ],
+)
+def test_a_single_value_changes_where_its_own_name_permits_it(before: str, after: str, permission: str):
+    saved, given = identity(before), identity(after)
+    with pytest.raises(CheckpointError, match=rf"To change it on purpose: 'resume_allow=\[{permission}\]'\."):
+        changes(saved, given)
+    with pytest.raises(CheckpointError, match=re.escape(f"resume_allow=[length,{permission}]")):
+        changes(saved, given, "length")
+    (told,) = changes(saved, given, permission)
+    assert told.startswith(f"{permission} was ")
+
+
+def test_what_samples_come_and_how_many_is_never_permitted_and_said_so():
+    asked = ("optimizer.momentum=0.8", "batch.total=64", "seed=1")
+    with pytest.raises(CheckpointError, match="Nothing permits another global_batch_size, seed within a run"):
+        changes(identity(), identity(*asked), "optimizer.momentum")
+
+
+def test_a_class_under_another_module_name_needs_a_permission_and_another_class_has_none():
+    plain = identity()
+    was = plain | {"model": {"_target_": "mine.nets.Net", "width": 4}}
+    moved = plain | {"model": {"_target_": "mine.models.Net", "width": 4}}
+    with pytest.raises(
+        CheckpointError, match=r"resume_allow=\[model\._target_\]'\. Of _target_: only if it is the same"
+    ):
+        changes(was, moved)
+    assert changes(was, moved, "model._target_") == ["model._target_ was mine.nets.Net, now mine.models.Net"]
+    with pytest.raises(CheckpointError, match=r"Nothing permits another model\._target_"):
+        changes(was, plain | {"model": {"_target_": "mine.models.Other", "width": 4}}, "model._target_")
+
+
+def test_a_renamed_optimizer_has_the_defaults_of_the_class_that_it_is_now():
+    plain = identity()
+    was = plain | {"optimizer": {"_target_": "old.place.SGD", "momentum": 0.9}}
+    now = plain | {"optimizer": {"_target_": "torch.optim.SGD", "momentum": 0.9, "nesterov": False}}
+    assert changes(was, now, "optimizer._target_") == ["optimizer._target_ was old.place.SGD, now torch.optim.SGD"]
+
+
+def test_a_misspelt_permission_is_refused_with_the_nearest_name():
+    with pytest.raises(CheckpointError, match=r"resume_allow=\[optimizer\.momentun\]: neither.*optimizer\.momentum"):
+        changes(identity(), identity(), "optimizer.momentun")
+    with pytest.raises(ConfigError, match=r"resume_allow.*choose of length"):
+        prepare(compose_run(*SMALL, "resume=auto", "run.dir=x", "resume_allow=[seed]"), {})
+
+
+def test_code_that_changed_is_told_by_its_module_and_needs_no_permission(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The model's own file, and the one beside it that a layer comes from; not what neither of them holds."""
+    files = {
+        "planted_layers": "from torch import nn\nclass Layer(nn.Linear):\n    pass\n",
+        "planted_net": "import json\nfrom planted_layers import Layer\n"
+        "class Net(Layer):\n    def forward(self, x):\n        return super().forward(x.flatten(1))\n",
+        "planted_other": "x = 1\n",
+    }
+    for name, text in files.items():
+        (tmp_path / f"{name}.py").write_text(text)
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module("planted_other")
+    config = compose_run(*SMALL)
+    config.model = {"_target_": "planted_net.Net", "in_features": 64, "out_features": 10}
+    before = run_identity(prepare(config, {}))
+    assert {"planted_net", "planted_layers", "largebatch"} == before["code"].keys()
+    (tmp_path / "planted_layers.py").write_text(files["planted_layers"] + "# changed\n")
+    after = run_identity(prepare(config, {}))
+    (told,) = changes(before, after)
+    assert re.fullmatch(r"the code of planted_layers is another one \(its hash was \w{16}, now \w{16}\)", told)
+    saved = Checkpoint(Path("runs/x"), 3, {}, {"identity": before}, versions=saved_versions())
+    (note,) = _told(saved, check_identity(saved, after))
+    assert note.startswith("changed since the checkpoint: the code of planted_layers")
+
+
+def test_a_run_from_before_code_was_recorded_goes_on():
+    now = identity()
+    check({key: value for key, value in now.items() if key != "code"}, now)
 
 
 def test_other_samples_under_the_same_name_are_another_run_unless_that_is_allowed():
