@@ -111,8 +111,9 @@ def check_identity(checkpoint: Checkpoint, identity: dict[str, Any], *, allow: S
             neither run has.
     """
     saved = {name: identity[name] for name in ("content", "code")} | checkpoint.values["identity"]  # once not recorded
-    saved = saved | {"code": {name: identity["code"].get(name, one) for name, one in saved["code"].items()}}
-    was, now = _completed(_at_home(saved, identity), identity | {"model_files": None})
+    known = saved["code"].keys() & identity["code"].keys()  # which modules a model holds is no change of any of them
+    saved, given = (one | {"code": {name: one["code"][name] for name in known}} for one in (saved, identity))
+    was, now = _completed(_at_home(saved, given), given | {"model_files": None})
     changes = list(_differences(was, now))
     refused = [change for change in changes if not change.is_allowed_by(allow)]
     if refused:

@@ -61,15 +61,13 @@ def content(folder: Path) -> dict[Path, bytes]:
 def kinds(folder: Path) -> dict[str, Counter[tuple[int, str]]]:
     """Of each record: how often every step has rows of each kind, a name before its slash."""
     return {
-        name: Counter(
-            (row["step"], kind) for row in read_metrics(folder / name) for kind in {_kind(key) for key in row}
-        )
+        name: Counter((row["step"], kind) for row in read_metrics(folder / name) for kind in _kinds(row))
         for name in RECORDS
     }
 
 
-def _kind(key: str) -> str:
-    return key.partition("/")[0] if "/" in key else "of every row"
+def _kinds(row: Any) -> set[str]:
+    return {key.partition("/")[0] for key in row if "/" in key} or {"ledger"}
 
 
 def damage(checkpoint: Path) -> None:
