@@ -8,10 +8,13 @@ step that the numeric guard found bad has `guard`, what it did: `log`, `skip` or
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+import hashlib
+from array import array
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 LedgerRow = Mapping[str, Any]
 
@@ -24,15 +27,19 @@ FIELDS = {
     "parameters": "parameters",
 }
 _REQUIRED = {"step": int, "samples_seen": int, "ids": str, "lr": str, "loss": str}
+_FURTHEST = 2**53  # a step or position beyond is no count of a run
+_HASH_BYTES = 16
 
 
 def is_ledger_row(row: LedgerRow) -> bool:
     """Whether `row` has the fields of a ledger, with numbers that can be read back."""
     if not all(isinstance(row.get(name), kind) for name, kind in _REQUIRED.items()):
         return False
+    if not all(0 <= row[name] <= _FURTHEST for name in ("step", "samples_seen")):
+        return False
     try:
         float.fromhex(row["lr"]), float.fromhex(row["loss"])
-    except ValueError:
+    except (ValueError, OverflowError):
         return False
     return isinstance(row.get("parameters", ""), str)
 
@@ -43,10 +50,56 @@ def relative_difference(one: float, other: float) -> float:
     >>> relative_difference(4.0, 5.0), relative_difference(0.0, 0.0)
     (0.2, 0.0)
     """
-    if one == other or (math.isnan(one) and math.isnan(other)):
-        return 0.0
-    difference = abs(one - other)
-    return difference / max(abs(one), abs(other)) if math.isfinite(difference) else math.inf
+    return float(_relative_differences(np.array([one]), np.array([other]))[0])
+
+
+def _relative_differences(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    is_equal = (one == other) | (np.isnan(one) & np.isnan(other))
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        apart = np.abs(one - other)
+        return np.where(is_equal, 0.0, np.where(np.isfinite(apart), apart / np.fmax(abs(one), abs(other)), np.inf))
+
+
+class Ledger:
+    """The rows of a ledger as columns: 64 bytes of each, however long its hashes are.
+
+    Of several rows of a step the last counts.
+
+    Args:
+        rows: as `is_ledger_row` wants them, in the order of writing; they may come one by one.
+
+    Attributes:
+        steps: ascending, each once.
+        num_rows: of `rows`.
+        columns: key of `FIELDS` -> one entry per step: numbers, or of a text two halves of its hash.
+    """
+
+    def __init__(self, rows: Iterable[LedgerRow]) -> None:
+        steps, samples, rates, losses = array("q"), array("q"), array("d"), array("d")
+        ids, parameters = bytearray(), bytearray()
+        for row in rows:
+            steps.append(row["step"])
+            samples.append(row["samples_seen"])
+            rates.append(float.fromhex(row["lr"]))
+            losses.append(float.fromhex(row["loss"]))
+            ids += _hash_of(row["ids"])
+            parameters += _hash_of(row["parameters"]) if "parameters" in row else bytes(_HASH_BYTES)
+        self.num_rows = len(steps)
+        self.steps, from_end = np.unique(np.array(steps)[::-1], return_index=True)
+        last = self.num_rows - 1 - from_end
+        hashes = (np.frombuffer(texts, np.int64).reshape(-1, 2)[last] for texts in (ids, parameters))
+        numbers = (np.array(column)[last] for column in (samples, rates, losses))
+        names = ("samples_seen", "lr", "loss", "ids", "parameters")
+        self.columns: dict[str, np.ndarray] = dict(zip(names, (*numbers, *hashes), strict=True))
+
+    def at(self, steps: np.ndarray) -> dict[str, np.ndarray]:
+        """The columns at some of its steps."""
+        places = np.searchsorted(self.steps, steps)
+        return {name: column[places] for name, column in self.columns.items()}
+
+
+def _hash_of(text: str) -> bytes:
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=_HASH_BYTES).digest()
 
 
 @dataclass(frozen=True)
@@ -62,7 +115,7 @@ class FieldComparison:
 
     field: str
     num_compared: int
-    differing_steps: tuple[int, ...]
+    differing_steps: array[int]
     largest: float = 0.0
 
 
@@ -77,9 +130,9 @@ class Comparison:
         judged: the fields that decide whether the ledgers are equal.
     """
 
-    common_steps: tuple[int, ...]
-    only_first: tuple[int, ...]
-    only_second: tuple[int, ...]
+    common_steps: array[int]
+    only_first: array[int]
+    only_second: array[int]
     fields: tuple[FieldComparison, ...]
     judged: frozenset[str]
 
@@ -93,43 +146,45 @@ class Comparison:
         return step, tuple(one.field for one in judged if one.differing_steps[0] == step)
 
 
-def compare_ledgers(
-    first: Sequence[LedgerRow], second: Sequence[LedgerRow], *, loss_tolerance: float = 0.0
-) -> Comparison:
+def compare_ledgers(first: Ledger, second: Ledger, *, loss_tolerance: float = 0.0) -> Comparison:
     """Compare two ledgers step by step, bitwise.
 
     Args:
-        first: rows as `is_ledger_row` wants them; of several rows of a step the last counts.
-        second: as `first`.
+        first: one ledger.
+        second: the other one.
         loss_tolerance: relative difference up to which two losses count as equal. Above 0 the hashes of parameters are
             no longer judged: weights whose losses differ in the last digits have other bits.
     """
-    ours, theirs = ({row["step"]: row for row in rows} for rows in (first, second))
-    common = tuple(sorted(ours.keys() & theirs.keys()))
+    common = np.intersect1d(first.steps, second.steps, assume_unique=True)
+    ours, theirs = first.at(common), second.at(common)
     judged = set(FIELDS) - ({"parameters"} if loss_tolerance else set())
     return Comparison(
-        common_steps=common,
-        only_first=tuple(sorted(ours.keys() - theirs.keys())),
-        only_second=tuple(sorted(theirs.keys() - ours.keys())),
-        fields=tuple(
-            _compare_field(field, [(ours[step], theirs[step]) for step in common], loss_tolerance) for field in FIELDS
-        ),
+        common_steps=_plain(common),
+        only_first=_plain(np.setdiff1d(first.steps, common, assume_unique=True)),
+        only_second=_plain(np.setdiff1d(second.steps, common, assume_unique=True)),
+        fields=tuple(_compare_field(field, common, ours[field], theirs[field], loss_tolerance) for field in FIELDS),
         judged=frozenset(judged),
     )
 
 
-def _compare_field(field: str, pairs: Sequence[tuple[LedgerRow, LedgerRow]], tolerance: float) -> FieldComparison:
-    both = [(one, other) for one, other in pairs if field in one and field in other]
-    unequal = [(one, other) for one, other in both if one[field] != other[field]]
+def _compare_field(
+    field: str, steps: np.ndarray, ours: np.ndarray, theirs: np.ndarray, tolerance: float
+) -> FieldComparison:
     largest = 0.0
+    if field == "parameters":  # a hash of zeros: the row has none
+        both = ours.any(axis=1) & theirs.any(axis=1)
+        steps, ours, theirs = steps[both], ours[both], theirs[both]
     if field in ("lr", "loss"):
-        far = [(_distance(one, other, field), one, other) for one, other in unequal]
-        largest = max((distance for distance, _, _ in far), default=0.0)
-        if field == "loss":
-            # Of two texts of the same number, such as 0.0 and -0.0, the distance is 0: without tolerance bits count.
-            unequal = [(one, other) for distance, one, other in far if not tolerance or distance > tolerance]
-    return FieldComparison(field, len(both), tuple(one["step"] for one, _ in unequal), largest)
+        distances = _relative_differences(ours, theirs)
+        largest = float(distances.max(initial=0.0))
+        # 0.0 and -0.0 are no distance apart: without a tolerance bits count.
+        within = field == "loss" and tolerance
+        is_unequal = distances > tolerance if within else ours.view(np.int64) != theirs.view(np.int64)
+    else:
+        is_unequal = ours != theirs
+        is_unequal = is_unequal.any(axis=1) if is_unequal.ndim == 2 else is_unequal  # of a hash either half
+    return FieldComparison(field, len(steps), _plain(steps[is_unequal]), largest)
 
 
-def _distance(one: LedgerRow, other: LedgerRow, field: str) -> float:
-    return relative_difference(float.fromhex(one[field]), float.fromhex(other[field]))
+def _plain(steps: np.ndarray) -> array[int]:
+    return array("q", steps.astype(np.int64).tobytes())

@@ -4,45 +4,39 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import math
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from largebatch.regular_files import printable
+
 if TYPE_CHECKING:
     from largebatch.diagnostics import Evaluations, Interval, LargeBatchGap
-    from largebatch.trackers import Row
+    from largebatch.run_report.evaluated_runs import EvaluatedRun
 
-EXIT_DONE, EXIT_WRONG_INPUT = 0, 2
+EXIT_DONE, EXIT_WRONG_INPUT, EXIT_IN_PART = 0, 2, 3
 # What the numbers are measured with: where it differs there is nothing to compare.
 _MEASURED_WITH = ("data.validation", "loss._target_")
-
-
-@dataclass(frozen=True)
-class _Run:
-    """A run's folder as read."""
-
-    folder: Path
-    global_batch_size: int
-    rows: Sequence[Row]
-    evaluations: Evaluations
-    settings: dict[str, str]
 
 
 @dataclass(frozen=True)
 class _Seed:
     """The runs of one seed with one setting, which are one value."""
 
-    runs: Sequence[_Run]
+    runs: Sequence[EvaluatedRun]
     evaluations: Evaluations
     num_merged: int  # the others were broken off, or evaluated elsewhere
 
 
 def main(arguments: Sequence[str]) -> int:
-    """`compare RUN... [--out FOLDER]`; returns 0, or 2 for wrong input."""
+    """`compare RUN... [--out FOLDER]`.
+
+    Returns 0; 2 if there is nothing to compare; 3 if it is done without runs, or without lines of runs, that are named.
+    """
     try:
         options = _parser().parse_args(list(arguments))
     except SystemExit as exit_:
@@ -53,10 +47,10 @@ def main(arguments: Sequence[str]) -> int:
     from largebatch.trackers import plot_large_batch_gap, print_table
 
     try:
-        runs = [_read(Path(given)) for given in options.runs]
+        runs, left_out = _read_all(options.runs)
         groups = _by_batch_size(runs)
     except (OSError, ValueError) as error:
-        print(f"largebatch compare: {error}", file=sys.stderr)
+        print(f"largebatch compare: {printable(error)}", file=sys.stderr)
         return EXIT_WRONG_INPUT
     base, *_ = groups
     seeds = {size: _seeds(group) for size, group in groups.items()}
@@ -71,11 +65,12 @@ def main(arguments: Sequence[str]) -> int:
         print(f"besides the batch, the runs differ in: {', '.join(keys)}")
     folder = Path(options.out) if options.out else new_folder("runs", "compare")
     record = folder / "large_batch_gap.json"
-    write_record(record, _record(groups, gaps, keys) | {"merged": merged})
+    told = {"merged": merged, "left_out": left_out}
+    write_record(record, _record(groups, gaps, keys) | told)
     rows = {size: [run.rows for run in group] for size, group in groups.items()}
     print(record)
     print(plot_large_batch_gap(rows, folder / "gap.png", title=f"{len(runs)} runs at {len(groups)} batch sizes"))
-    return EXIT_DONE
+    return EXIT_IN_PART if left_out else EXIT_DONE
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -83,57 +78,40 @@ def _parser() -> argparse.ArgumentParser:
         prog="largebatch compare",
         description="Large-batch gap: how much worse runs with a larger batch do on validation than those with the "
         "smallest, at equal samples, equal steps and equal training loss. Seeds of one batch size are replicates: give "
-        "three or more of each for an interval. Runs that repeat a seed are one value.",
+        "three or more of each for an interval. Runs that repeat a seed are one value. Exit code 0: done, 3: done "
+        "without what stderr names, 2: nothing to compare.",
     )
     parser.add_argument("runs", metavar="RUN", nargs="+", help="folder of a run")
     parser.add_argument("--out", metavar="FOLDER", help="for gap.png and large_batch_gap.json; default: a new one")
     return parser
 
 
-def _read(folder: Path) -> _Run:
-    """Raises ValueError if the folder holds no run that can be compared."""
-    from omegaconf import OmegaConf
+def _read_all(given: Sequence[str]) -> tuple[list[EvaluatedRun], list[str]]:
+    """The runs that can be compared, and why others, or lines of them, cannot: told on stderr as well."""
+    from largebatch.run_report.evaluated_runs import read_evaluated
 
-    from largebatch.run_folder import RunFolder
-    from largebatch.run_report.run_files import flat_settings
-    from largebatch.trackers import read_metrics
-
-    run = RunFolder(folder)
-    plan, config = folder / "plan.json", folder / "config.yaml"
-    for file in (plan, config, run.metrics):
-        if not file.is_file():
-            raise ValueError(f"{file} does not exist. Give the folder of a run of `largebatch train`.")
-    values = json.loads(plan.read_text(encoding="utf-8"))
-    if values.get("ramp"):
-        raise ValueError(
-            f"{folder}: its batch changes over the run, so that it belongs to no batch size. Leave it out."
-        )
-    rows = read_metrics(run.metrics)
-    settings = flat_settings(OmegaConf.to_container(OmegaConf.load(config), resolve=False))
-    return _Run(folder, int(values["global_batch_size"]), rows, _evaluations(rows, folder), settings)
+    runs, left_out = [], []
+    for folder in map(Path, given):
+        try:
+            run = read_evaluated(folder)
+        except (OSError, ValueError) as error:  # noqa: PERF203  a run is a folder
+            left_out.append(f"left out: {printable(error)}")
+        else:
+            runs.append(run)
+            left_out += [f"damaged: {printable(folder)}: {fault}" for fault in run.faults]
+    for line in left_out:
+        print(line, file=sys.stderr)
+    return runs, left_out
 
 
-def _evaluations(rows: Sequence[Row], folder: Path) -> Evaluations:
-    import numpy as np
-
-    from largebatch.diagnostics import Evaluations
-
-    keys = ("samples_seen", "step", "eval/train_loss", "eval/val_loss", "eval/val_accuracy")
-    by_step = {row["step"]: row for row in rows if all(key in row for key in keys[:4])}
-    table = [[float(row.get(key, math.inf)) for key in keys] for _, row in sorted(by_step.items())]
-    found = np.array([line for line in table if all(map(math.isfinite, line[:4]))]).reshape(-1, len(keys))
-    if not len(found):
-        raise ValueError(f"{folder}: its metrics have no evaluation with finite losses. Train with evaluation.")
-    accuracy = found[:, 4] if np.isfinite(found[:, 4]).all() else None
-    return Evaluations(found[:, 0], found[:, 1], found[:, 2], found[:, 3], accuracy)
-
-
-def _by_batch_size(runs: Sequence[_Run]) -> dict[int, list[_Run]]:
+def _by_batch_size(runs: Sequence[EvaluatedRun]) -> dict[int, list[EvaluatedRun]]:
     """Ascending. Raises ValueError if there is one size only, a folder twice, or the runs measure different things."""
-    folders = [run.folder.resolve() for run in runs]
+    folders = [os.path.realpath(run.folder) for run in runs]
     if len(set(folders)) < len(folders):
         raise ValueError("a folder is given twice: a copy of a run is no replicate. Name each run once.")
     groups = {size: [run for run in runs if run.global_batch_size == size] for size in _sizes(runs)}
+    if not groups:
+        raise ValueError("none of the runs can be compared.")
     if len(groups) < 2:
         (size,) = groups
         raise ValueError(f"all runs have batch {size:,}: a gap needs two batch sizes. Add runs of another.")
@@ -145,11 +123,11 @@ def _by_batch_size(runs: Sequence[_Run]) -> dict[int, list[_Run]]:
     return groups
 
 
-def _sizes(runs: Sequence[_Run]) -> list[int]:
+def _sizes(runs: Sequence[EvaluatedRun]) -> list[int]:
     return sorted({run.global_batch_size for run in runs})
 
 
-def _values(runs: Sequence[_Run], prefix: str) -> str:
+def _values(runs: Sequence[EvaluatedRun], prefix: str) -> str:
     """The different settings that begin with `prefix`, or "" if there are none."""
     parts = [{key: text for key, text in run.settings.items() if key.startswith(prefix)} for run in runs]
     differing = [part for part in parts if part != parts[0]]
@@ -160,7 +138,7 @@ def _brief(settings: dict[str, str]) -> str:
     return ", ".join(f"{key}={text}" for key, text in settings.items())
 
 
-def _seeds(runs: Sequence[_Run]) -> list[_Seed]:
+def _seeds(runs: Sequence[EvaluatedRun]) -> list[_Seed]:
     from largebatch.diagnostics.large_batch_gap import merge_reruns
     from largebatch.run_report.seeds import by_seed
 
@@ -217,7 +195,7 @@ def _shown(one: Interval | None, fewer: int) -> tuple[str, str]:
 
 
 def _record(
-    groups: dict[int, list[_Run]], gaps: Sequence[tuple[int, LargeBatchGap]], differing: list[str]
+    groups: dict[int, list[EvaluatedRun]], gaps: Sequence[tuple[int, LargeBatchGap]], differing: list[str]
 ) -> dict[str, Any]:
     base, *_ = groups
     return {

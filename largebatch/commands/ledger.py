@@ -5,12 +5,16 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from largebatch.regular_files import printable
 
 if TYPE_CHECKING:
-    from largebatch.ledger import Comparison, FieldComparison, LedgerRow
+    import numpy as np
+
+    from largebatch.ledger import Comparison, FieldComparison, Ledger, LedgerRow
 
 EXIT_EQUAL, EXIT_DIFFERENT, EXIT_WRONG_INPUT = 0, 1, 2
 
@@ -24,21 +28,26 @@ def main(arguments: Sequence[str]) -> int:
         return EXIT_WRONG_INPUT if exit_.code else 0
     from largebatch.ledger import compare_ledgers
 
+    given = (options.first, options.second)
     try:
-        ledgers = [_read(Path(given)) for given in (options.first, options.second)]
-        comparison = compare_ledgers(*(rows for rows, _ in ledgers), loss_tolerance=options.loss_tolerance)
+        files = [_file_of(Path(text)) for text in given]
+        (first, notes_of_first), (second, notes_of_second) = map(_read, files)
+        comparison = compare_ledgers(first, second, loss_tolerance=options.loss_tolerance)
         if not comparison.common_steps:
             raise ValueError(
                 f"the ledgers have no step in common: A has {_steps(comparison.only_first)}, "
                 f"B has {_steps(comparison.only_second)}. Compare runs of the same steps."
             )
+        report = _report(comparison, files, options.loss_tolerance)
     except (OSError, ValueError) as error:
-        print(f"largebatch ledger: {error}", file=sys.stderr)
+        print(f"largebatch ledger: {printable(error)}", file=sys.stderr)
         return EXIT_WRONG_INPUT
     with contextlib.suppress(BrokenPipeError):  # `| head` has seen enough; the exit code still tells the result
-        for name, given, (rows, notes) in zip("AB", (options.first, options.second), ledgers, strict=True):
-            print("\n".join([f"{name}  {given}: {_steps(sorted({row['step'] for row in rows}))}", *notes]))
-        print("\n".join(_report(comparison, [rows for rows, _ in ledgers], options.loss_tolerance)), flush=True)
+        for name, text, ledger, notes in zip(
+            "AB", given, (first, second), (notes_of_first, notes_of_second), strict=True
+        ):
+            print("\n".join([f"{name}  {printable(text)}: {_steps(ledger.steps)}", *notes]))
+        print("\n".join(report), flush=True)
     return EXIT_DIFFERENT if comparison.first_divergence else EXIT_EQUAL
 
 
@@ -68,36 +77,59 @@ def _tolerance(text: str) -> float:
     return value
 
 
-def _read(path: Path) -> tuple[list[LedgerRow], list[str]]:
-    """The rows of a ledger and what was wrong with others.
+def _file_of(path: Path) -> Path:
+    return path / "ledger.jsonl" if path.is_dir() else path
 
-    Raises ValueError if there is none.
+
+def _read(file: Path) -> tuple[Ledger, list[str]]:
+    """A ledger and what was wrong with lines of it.
+
+    Raises OSError or ValueError if there is none.
     """
-    from largebatch.ledger import is_ledger_row
-    from largebatch.trackers import read_metrics, torn_lines
+    from largebatch.ledger import Ledger, is_ledger_row
+    from largebatch.trackers.row_file import read_lines
 
-    file = path / "ledger.jsonl" if path.is_dir() else path
-    if not file.is_file():
+    if not file.exists():
         raise ValueError(
             f"{file} does not exist. A run writes it when it is trained with observers.ledger.enabled=true."
         )
-    found = read_metrics(file)
-    rows: list[LedgerRow] = [row for row in found if is_ledger_row(row)]
-    if not rows:
+    torn: list[int] = []
+    num_foreign = 0
+
+    def rows() -> Iterator[LedgerRow]:
+        nonlocal num_foreign
+        for line in read_lines(file):
+            if line.row is None:
+                torn.append(line.number)
+            elif is_ledger_row(line.row):
+                yield line.row
+            else:
+                num_foreign += 1
+
+    ledger = Ledger(rows())
+    if not ledger.num_rows:
         raise ValueError(f"{file} has no row of a ledger. Give the folder of a run, or its ledger.jsonl.")
     notes = []
-    if torn := torn_lines(file):
+    if torn:
         shown = ", ".join(map(str, torn[:5])) + (", ..." if len(torn) > 5 else "")
         notes.append(f"   torn lines left out: {shown}")
-    if len(rows) < len(found):
-        notes.append(f"   {len(found) - len(rows)} lines left out: they are no rows of a ledger")
-    steps = {row["step"] for row in rows}
-    if len(steps) < len(rows):
-        notes.append(f"   {len(rows) - len(steps)} steps are there twice: the last row counts")
-    return rows, notes
+    if num_foreign:
+        notes.append(f"   {num_foreign} lines left out: they are no rows of a ledger")
+    if twice := ledger.num_rows - len(ledger.steps):
+        notes.append(f"   {twice} steps are there twice: the last row counts")
+    return ledger, notes
 
 
-def _report(comparison: Comparison, ledgers: Sequence[Sequence[LedgerRow]], tolerance: float) -> list[str]:
+def _row_of(file: Path, step: int) -> LedgerRow:
+    """As it is written: the last one of the step."""
+    from largebatch.ledger import is_ledger_row
+    from largebatch.trackers.row_file import read_lines
+
+    found = [line.row for line in read_lines(file) if line.row and line.row.get("step") == step]
+    return [row for row in found if is_ledger_row(row)][-1]
+
+
+def _report(comparison: Comparison, files: Sequence[Path], tolerance: float) -> list[str]:
     from largebatch.ledger import FIELDS
 
     lines = []
@@ -110,7 +142,7 @@ def _report(comparison: Comparison, ledgers: Sequence[Sequence[LedgerRow]], tole
         lines += ["", f"equal {how} over {compared}"]
     else:
         step, fields = comparison.first_divergence
-        rows = [next(row for row in reversed(rows) if row["step"] == step) for rows in ledgers]
+        rows = [_row_of(file, step) for file in files]
         names = [FIELDS[field] for field in fields]
         lines += ["", f"first different at step {step}: {names[0]}" + _also(names[1:])]
         for field in fields:
@@ -127,7 +159,7 @@ def _also(names: Sequence[str]) -> str:
 def _shown(row: LedgerRow, field: str) -> str:
     if field in ("lr", "loss"):
         return f"{float.fromhex(row[field])!r} ({row[field]})"
-    return str(row[field])
+    return printable(row[field])
 
 
 def _apart(rows: Sequence[LedgerRow], field: str) -> list[str]:
@@ -153,14 +185,14 @@ def _summary(one: FieldComparison, comparison: Comparison) -> str:
     return f"{name}: different in {count:,} of {one.num_compared:,} rows, first at step {first}{distance}{note}"
 
 
-def _steps(steps: Sequence[Any]) -> str:
+def _steps(steps: Sequence[int] | np.ndarray) -> str:
     """Ascending steps as ranges: `steps 1 to 4, 6` with the number of steps."""
-    ranges: list[list[int]] = []
-    for step in steps:
-        if ranges and step == ranges[-1][1] + 1:
-            ranges[-1][1] = step
-        else:
-            ranges.append([step, step])
-    shown = [f"{low}" if low == high else f"{low} to {high}" for low, high in ranges[:5]]
-    more = [f"and {len(ranges) - 5} more ranges"] if len(ranges) > 5 else []
-    return f"{len(steps):,} steps, {', '.join([*shown, *more])}" if len(steps) != 1 else f"step {shown[0]}"
+    import numpy as np
+
+    found = np.asarray(steps)
+    begins = np.flatnonzero(np.diff(found, prepend=found[0] - 2) != 1)
+    ends = [*(begins[1:6] - 1), len(found) - 1][: len(begins[:5])]
+    ranges = [(int(found[begin]), int(found[end])) for begin, end in zip(begins[:5], ends, strict=True)]
+    shown = [f"{low}" if low == high else f"{low} to {high}" for low, high in ranges]
+    more = [f"and {len(begins) - 5} more ranges"] if len(begins) > 5 else []
+    return f"{len(found):,} steps, {', '.join([*shown, *more])}" if len(found) != 1 else f"step {shown[0]}"

@@ -61,7 +61,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _name(evidence: Evidence) -> None:
     """What the page does not show, or not all of."""
-    for what, found in (("left out", evidence.left_out), ("shown in part", evidence.damaged)):
+    for what, found in (("left out", evidence.left_out), ("damaged", evidence.damaged)):
         for one in found:
             print(f"{what}: {printable(one.path)}: {printable(one.reason)}", file=sys.stderr)
 

@@ -7,7 +7,7 @@ mean, the least and the greatest of the n values that it ends: no extreme is los
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -82,36 +82,70 @@ def read_columns(path: str | Path, names: Collection[str], *, inside: Path | Non
     those beyond 1e150 count as infinite. A last line that has no end yet is just being written, and is no fault.
     """
     growing = {name: _Growing() for name in names}
-    faults: dict[str, list[int]] = {kind: [] for kind in _FAULTS}
-    steps = samples_seen = before = 0.0
+    faults = Faults()
+    furthest = (0.0, 0.0)
     num_rows = 0
-    for line in read_lines(path, inside=inside):
-        place = position(line.row)
-        if place is None:
-            if line.is_ended:
-                faults["torn" if line.row is None else "misplaced"].append(line.number)
-            continue
-        step, samples = place
-        if step < before:
-            faults["backward"].append(line.number)
-        num_rows, before, steps, samples_seen = num_rows + 1, step, max(steps, step), max(samples_seen, samples)
-        row = line.row or {}
+    for num_rows, (step, samples, number, row) in enumerate(placed_rows(path, faults, inside=inside), start=1):
+        furthest = max(furthest[0], step), max(furthest[1], samples)
         for name, one in growing.items():
             if name in row and not one.add(step, samples, row[name]):
-                faults["no_number"].append(line.number)
+                faults.add("no_number", number)
         if num_rows % _FOLDED_EVERY == 0:
             for one in growing.values():
                 one.fold()
     by_name = {name: column for name, one in growing.items() if (column := one.column()) is not None}
-    told = tuple(clause.format(_told(faults[kind])) for kind, clause in _FAULTS.items() if faults[kind])
     last = {name: growing[name].last for name in by_name}
-    return Columns(by_name, last, num_rows, int(steps), int(samples_seen), told)
+    return Columns(by_name, last, num_rows, int(furthest[0]), int(furthest[1]), faults.told())
 
 
-def _told(lines: list[int]) -> str:
-    shown = ", ".join(f"{line:,}" for line in lines[:_SHOWN])
-    more = f" and {len(lines) - _SHOWN:,} more" if len(lines) > _SHOWN else ""
-    return f"line{'s' * (len(lines) > 1)} {shown}{more}"
+class Faults:
+    """Lines of a file of rows that could not be used, or not all of them: how many of each kind, and the first."""
+
+    def __init__(self) -> None:
+        self._first: dict[str, list[int]] = {kind: [] for kind in _FAULTS}
+        self._count = dict.fromkeys(_FAULTS, 0)
+
+    def add(self, kind: str, line: int) -> None:
+        """One more, a key of `_FAULTS`; a line counts once."""
+        lines = self._first[kind]
+        if line in lines:
+            return
+        self._count[kind] += 1
+        if len(lines) < _SHOWN:
+            lines.append(line)
+
+    def told(self) -> tuple[str, ...]:
+        """One clause per kind that there is."""
+        return tuple(clause.format(self._lines(kind)) for kind, clause in _FAULTS.items() if self._count[kind])
+
+    def _lines(self, kind: str) -> str:
+        more = self._count[kind] - len(self._first[kind])
+        shown = ", ".join(f"{line:,}" for line in self._first[kind])
+        return f"line{'s' * (self._count[kind] > 1)} {shown}{f' and {more:,} more' if more else ''}"
+
+
+def placed_rows(
+    path: str | Path, faults: Faults, *, inside: Path | None = None
+) -> Iterator[tuple[float, float, int, Row]]:
+    """(step, samples seen, number of the line, row) of the rows that have a position; `faults` tells of the others."""
+    before = 0.0
+    for line in read_lines(path, inside=inside):
+        place = position(line.row)
+        if place is not None and line.row is not None:
+            step, samples = place
+            if step < before:
+                faults.add("backward", line.number)
+            before = step
+            yield step, samples, line.number, line.row
+        elif line.is_ended:
+            faults.add("torn" if line.row is None else "misplaced", line.number)
+
+
+def number(value: object) -> float | None:
+    """A value of a row as it counts: NaN where it is not finite or beyond 1e150; None if it is no number."""
+    if not isinstance(value, (int, float)):
+        return None
+    return float(value) if abs(value) <= _LARGEST else math.nan
 
 
 def position(row: Row | None) -> tuple[float, float] | None:
@@ -136,9 +170,9 @@ class _Growing:
 
     def add(self, step: float, samples: float, value: object) -> bool:
         """Whether it is a number."""
-        if not isinstance(value, (int, float)):
+        if (plain := number(value)) is None:
             return False
-        self._new.append((step, samples, float(value) if abs(value) <= _LARGEST else math.nan))
+        self._new.append((step, samples, plain))
         return True
 
     def fold(self) -> None:

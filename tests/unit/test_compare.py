@@ -31,7 +31,7 @@ def make(
          "eval/val_loss": loss + 1, "eval/val_accuracy": 1 - loss / 10, "gap/loss": 1.0}
         for number, loss in enumerate(losses, start=1)
     ]  # fmt: skip
-    rows.insert(1, {"step": 1, "samples_seen": batch, "train/loss": 5.0})
+    rows.insert(0, {"step": 1, "samples_seen": batch, "train/loss": 5.0})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return name
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from largebatch.__main__ import main
-from largebatch.ledger import compare_ledgers, is_ledger_row, relative_difference
+from largebatch.ledger import Comparison, Ledger, is_ledger_row, relative_difference
+from largebatch.ledger import compare_ledgers as compare_columns
 
 
 def row(step: int, **changed: Any) -> dict[str, Any]:
@@ -24,6 +25,10 @@ def row(step: int, **changed: Any) -> dict[str, Any]:
 def rows(count: int = 12, **changed: dict[int, Any]) -> list[dict[str, Any]]:
     """`count` rows; `loss={7: 0.1}` gives step 7 another loss."""
     return [row(s, **{k: at[s] for k, at in changed.items() if s in at}) for s in range(1, count + 1)]
+
+
+def compare_ledgers(first: list[Any], second: list[Any], **options: float) -> Comparison:
+    return compare_columns(Ledger(first), Ledger(second), **options)
 
 
 def write(path: Path, lines: list[Any]) -> str:
@@ -86,12 +91,25 @@ def test_within_a_tolerance_losses_are_equal_and_hashes_of_parameters_are_not_ju
 def test_steps_that_one_lacks_are_told_and_the_last_of_two_rows_counts():
     first = [*rows(6), row(4, ids="x")]
     comparison = compare_ledgers(first, rows(8)[2:])
-    assert (comparison.only_first, comparison.common_steps, comparison.only_second) == ((1, 2), (3, 4, 5, 6), (7, 8))
+    found = (comparison.only_first, comparison.common_steps, comparison.only_second)
+    assert [list(steps) for steps in found] == [[1, 2], [3, 4, 5, 6], [7, 8]]
     assert comparison.first_divergence == (4, ("ids",))
 
 
 @pytest.mark.parametrize(
-    "broken", [{"lr": "fast"}, {"loss": None}, {"ids": 3}, {"step": "1"}, {"parameters": 1}, {"samples_seen": 1.5}]
+    "broken",
+    [
+        {"lr": "fast"},
+        {"loss": None},
+        {"ids": 3},
+        {"step": "1"},
+        {"parameters": 1},
+        {"samples_seen": 1.5},
+        {"step": -1},
+        {"step": 10**400},
+        {"loss": "0x1p99999"},
+        {"ids": []},
+    ],
 )
 def test_other_json_is_no_row_of_a_ledger(broken):
     assert is_ledger_row(row(5))
