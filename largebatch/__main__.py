@@ -8,6 +8,7 @@ import importlib
 import os
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
@@ -61,6 +62,10 @@ def _run_verb(arguments: list[str]) -> int:
         print(_usage())
         return 0 if arguments else 2
     verb, *rest = arguments
+    from largebatch.credentials import argument_problems
+
+    if problems := argument_problems(arguments):
+        return _refused(problems)
     if verb not in VERBS:
         from largebatch.nearest import did_you_mean
 
@@ -71,6 +76,15 @@ def _run_verb(arguments: list[str]) -> int:
     # Heavy imports wait until a verb needs them: --help answers in under a second.
     command = importlib.import_module(f"largebatch.commands.{verb.replace('-', '_')}")
     return int(command.main(rest))
+
+
+def _refused(problems: Sequence[str]) -> int:
+    """Say it once per machine; the other ranks wait, since a launcher ends all of them with the first."""
+    if os.environ.get("LOCAL_RANK", "0") in ("", "0"):
+        print("".join(f"largebatch: {problem}\n" for problem in problems), end="", file=sys.stderr)
+    else:
+        time.sleep(3)
+    return 2
 
 
 def run() -> None:

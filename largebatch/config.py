@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, TypeVar, cast
 
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
+from largebatch.credentials import (
+    credential_problems,
+    hide_variables,
+    is_secret_variable,
+    redacted,
+    variables_in,
+)
+from largebatch.environment import kept_texts, told_values, unset_remedy, with_environment
 from largebatch.nearest import meant_by_key
 from largebatch.schema import TrainConfig
 from largebatch.targets import target_problems
 
 Section = TypeVar("Section", bound=BaseModel)
+_ABSENT = re.compile(r"Environment variable '(\w+)' not found")
+_NAMING = ("run.", "logger.wandb.", "data.name")  # what is there is used for names, as the environment has it
 
 
 class ConfigError(Exception):
@@ -22,7 +34,7 @@ class ConfigError(Exception):
 
     def __init__(self, errors: Sequence[str], notes: Sequence[str] = ()) -> None:
         assert errors
-        self.errors, self.notes = list(errors), list(notes)
+        self.errors, self.notes = list(map(redacted, errors)), list(map(redacted, notes))
         count = "1 error" if len(errors) == 1 else f"{len(errors)} errors"
         told = [f"{count} in the configuration:", *(f"  - {error}" for error in errors)]
         super().__init__("\n".join([*told, *(f"  note: {note}" for note in notes)]))
@@ -38,15 +50,13 @@ def parse_config(config: DictConfig) -> TrainConfig:
     Raises:
         ConfigError: with all that is wrong.
     """
-    unresolved = list(_unresolved(config))
-    if unresolved:
-        raise ConfigError(unresolved)
-    values = OmegaConf.to_container(config, resolve=True)
+    require_values(config)
+    values = OmegaConf.to_container(with_environment(config, TrainConfig), resolve=True)
     refused = target_problems(values)
     try:
         parsed = TrainConfig.model_validate(values)
     except ValidationError as error:
-        raise ConfigError([*refused, *_explain(error)]) from None
+        raise ConfigError([*refused, *_explain(error, kept_texts(config))]) from None
     if refused:
         raise ConfigError(refused)
     return parsed
@@ -58,13 +68,60 @@ def parse_section(config: DictConfig, name: str, schema: type[Section]) -> Secti
     Raises:
         ConfigError: with all that is wrong in it.
     """
-    section = OmegaConf.to_container(config[name], resolve=True)
+    require_values(config)
+    written = kept_texts(config)
+    section = OmegaConf.to_container(with_environment(config, schema, inside=(name,))[name], resolve=True)
     with open_dict(config):
         del config[name]
     try:
         return schema.model_validate(section)
     except ValidationError as error:
-        raise ConfigError(_explain(error, schema, inside=(name,))) from None
+        raise ConfigError(_explain(error, written, schema, inside=(name,))) from None
+
+
+def require_no_secrets(config: DictConfig) -> None:
+    """Refuse a config with a secret in it; and from now on tell the variables that it reads by their names.
+
+    Raises:
+        ConfigError: with each by its key, without its value.
+    """
+    try:
+        written = kept_texts(config)
+    except OmegaConfBaseException:  # refers to something that does not exist, which is told later
+        written = cast(dict[str, Any], OmegaConf.to_container(config, resolve=False))
+    texts = list(_texts(written))
+    named = {key: variables_in(text) for key, text in texts if key.startswith(_NAMING)}
+    hide_variables(
+        {name for _, text in texts for name in variables_in(text)} - {one for of in named.values() for one in of}
+    )
+    problems = credential_problems(written) + [
+        f"{key}: ${{oc.env:{name}}} looks like a secret, and folders, charts or runs of W&B are named by this text. "
+        "Leave it out."
+        for key, names in named.items()
+        for name in names
+        if is_secret_variable(name)
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
+def _texts(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """The texts of a nested container by dotted key."""
+    if isinstance(value, (dict, list)):
+        for key, part in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _texts(part, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(value, str):
+        yield prefix, value
+
+
+def require_values(config: DictConfig) -> None:
+    """Refuse a config in which a value is left open, or refers to something that does not exist.
+
+    Raises:
+        ConfigError: with all such values.
+    """
+    if unresolved := list(_unresolved(config)):
+        raise ConfigError(unresolved)
 
 
 def _unresolved(node: DictConfig | ListConfig, prefix: str = "") -> Iterator[str]:
@@ -80,6 +137,9 @@ def _unresolved(node: DictConfig | ListConfig, prefix: str = "") -> Iterator[str
         except InterpolationToMissingValueError:  # reported at its source
             continue
         except OmegaConfBaseException as error:
+            if absent := _ABSENT.search(str(error)):
+                yield f"{name}: the environment has no variable {absent[1]}. {unset_remedy(absent[1])}"
+                continue
             yield f"{name}: {str(error).splitlines()[0]}. Set the variable or key that it refers to."
             continue
         if isinstance(value, (DictConfig, ListConfig)):
@@ -87,10 +147,15 @@ def _unresolved(node: DictConfig | ListConfig, prefix: str = "") -> Iterator[str
 
 
 def _explain(
-    error: ValidationError, schema: type[BaseModel] = TrainConfig, *, inside: tuple[str, ...] = ()
+    error: ValidationError,
+    written: dict[str, Any],
+    schema: type[BaseModel] = TrainConfig,
+    *,
+    inside: tuple[str, ...] = (),
 ) -> list[str]:
+    """A line for each error; what comes from the environment is told as it is `written`."""
     lines = []
-    for detail in error.errors():
+    for detail in map(partial(_as_written, written=written, inside=inside), error.errors()):
         key = ".".join(str(part) for part in (*inside, *detail["loc"]))
         if detail["type"] == "missing":
             lines.append(
@@ -109,6 +174,17 @@ def _explain(
             given = f"={detail['input']}" if detail["loc"] else ""  # a whole section would hide its rule
             lines.append(f"{key}{given}: {_rule(detail)}")
     return lines
+
+
+def _as_written(detail: Any, *, written: dict[str, Any], inside: tuple[str, ...]) -> dict[str, Any]:
+    """An error of pydantic with the text of the config in place of what the environment has made of it."""
+    text: Any = written
+    with contextlib.suppress(LookupError, TypeError):  # a list that the environment gave, a key that is missing
+        for part in (*inside, *detail["loc"]):
+            text = text[part]
+    if not isinstance(text, str) or not variables_in(text):
+        return dict(detail)
+    return {**detail, "input": text, "msg": detail["msg"].replace(str(detail["input"]), text)}
 
 
 _RULES = {
@@ -158,20 +234,5 @@ def _keys(schema: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def public_values(config: DictConfig) -> dict[str, Any]:
-    """The config with everything resolved except environment variables, which may be secrets: for records."""
-    kept = OmegaConf.create(_keep_environment(OmegaConf.to_container(config, resolve=False)))
-    public = OmegaConf.to_container(kept, resolve=True)
-    assert isinstance(public, dict)
-    return {str(key): value for key, value in public.items()}
-
-
-def _keep_environment(raw: Any) -> Any:
-    """Escape texts that read the environment: then they stay as they are, in themselves and in what refers to them."""
-    if isinstance(raw, dict):
-        return {key: _keep_environment(value) for key, value in raw.items()}
-    if isinstance(raw, list):
-        return [_keep_environment(value) for value in raw]
-    if isinstance(raw, str) and "oc.env" in raw:
-        # An even number of backslashes before `${` leaves it an interpolation.
-        return re.sub(r"(\\*)\$\{", lambda found: found[0] if len(found[1]) % 2 else "\\" + found[0], raw)
-    return raw
+    """The config for records, see `told_values`."""
+    return told_values(config, TrainConfig)

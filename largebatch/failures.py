@@ -12,6 +12,7 @@ import torch
 
 from largebatch.checkpoint import CheckpointError
 from largebatch.config import ConfigError
+from largebatch.credentials import redacted
 from largebatch.data import evaluation_batches
 from largebatch.data.array import Int64Array
 from largebatch.durable_files import write_whole
@@ -42,7 +43,7 @@ def naming_failures(run: Run, folder: RunFolder) -> Iterator[None]:
     except _OWN_SENTENCES:
         raise
     except Exception as error:
-        raise RunFailedError(_report(run, error) + _kept_traceback(run, folder, error)) from error
+        raise RunFailedError(redacted(_report(run, error)) + _kept_traceback(run, folder, error)) from error
 
 
 def samples_without_numbers(dataset: Any, ids: Int64Array, *, seed: int) -> list[int]:
@@ -83,7 +84,7 @@ def _named(parts: Sequence[Any]) -> str:
 
 def _kept_traceback(run: Run, folder: RunFolder, error: Exception) -> str:
     path = folder.path / f"failure.rank{run.runtime.rank}.txt"
-    text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    text = redacted("".join(traceback.format_exception(type(error), error, error.__traceback__)))
     try:
         write_whole(path, text)
     except OSError:  # a full disk may be the reason

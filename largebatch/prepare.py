@@ -11,9 +11,9 @@ from omegaconf import DictConfig
 from torch import nn
 
 from largebatch.combinations import coupled_problems
-from largebatch.config import ConfigError, parse_config, public_values
+from largebatch.config import parse_config, public_values, require_no_secrets
 from largebatch.coupled_losses import is_coupled
-from largebatch.credentials import credential_problems
+from largebatch.credentials import redacted
 from largebatch.data import Augmentation, with_checked_labels
 from largebatch.data_sets import data_sets
 from largebatch.derive import Derived, derive
@@ -80,8 +80,7 @@ def prepare(composed: DictConfig, environ: Mapping[str, str], *, trains: bool = 
     Raises:
         ConfigError: with everything that was found.
     """
-    if secrets := credential_problems(composed):
-        raise ConfigError(secrets)  # alone: other messages repeat values
+    require_no_secrets(composed)  # alone: other messages repeat values
     config = parse_config(composed)
     report = Report()
     _look_around(config, environ, report)
@@ -121,7 +120,7 @@ def prepare(composed: DictConfig, environ: Mapping[str, str], *, trains: bool = 
         optimizer=optimizer,
         content=tried.content,
         state=tried.state,
-        notes=tuple(report.notes),
+        notes=tuple(map(redacted, report.notes)),
         gap_is_augmented=made.gap_is_augmented,
     )
 

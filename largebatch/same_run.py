@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from largebatch.data.subset import innermost
+from largebatch.environment import comparable
 from largebatch.fingerprint import combine_checksums, parameter_checksums
 from largebatch.prepare import Prepared
 from largebatch.rank_values import disagreement, integers_of_ranks, texts_of_ranks
@@ -34,10 +35,11 @@ def run_fingerprint(prepared: Prepared) -> dict[str, str]:
     Of the config the section `run` is left out, and `data.path` wherever it occurs: folders may differ between
     machines, and what is in them is hashed. Of the data set some samples stand for all, see `sampled_content`.
     """
-    path = prepared.config.data.path
+    path, config = prepared.config.data.path, prepared.config.model_dump()
+    resolved = dict(_flat(config))
     values = {
-        f"config {key}": _without_folder(value, path if isinstance(path, str) else None)
-        for key, value in _flat(prepared.public)
+        f"config {key}": _without_folder(value, resolved.get(key, value), path if isinstance(path, str) else None)
+        for key, value in _flat(comparable(prepared.public, config))
         if not key.startswith("run.")
     }
     packages = environment()["packages"]
@@ -82,10 +84,10 @@ def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
         yield prefix, str(value)
 
 
-def _without_folder(value: str, path: str | None) -> str:
+def _without_folder(told: str, value: str, path: str | None) -> str:
     if path and (value == path or value.startswith(f"{path}/")):
         return "${data.path}" + value.removeprefix(path)
-    return value
+    return told
 
 
 def _code_sha256() -> str:

@@ -11,6 +11,8 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+from largebatch.credentials import RedactedScreen
+
 _PLAIN = "largebatch-plain"  # how a screen without Unicode shows what it has no sign for
 _SIGNS = {
     ord(sign): plain
@@ -133,6 +135,7 @@ def _writable_screens(without_screen: bool) -> Iterator[None]:
                 continue
             if without_screen:
                 stack.enter_context(redirect(_Dispensable(screen)))
+            stack.enter_context(redirect(RedactedScreen(getattr(sys, name))))
             if hasattr(screen, "reconfigure") and not str(screen.encoding).lower().startswith("utf"):
                 stack.callback(screen.reconfigure, errors=screen.errors)
                 screen.reconfigure(errors=_PLAIN)

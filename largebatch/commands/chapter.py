@@ -60,7 +60,7 @@ def _run_all(arguments: Sequence[str]) -> int:
 def run(name: str, config: DictConfig, overrides: list[str]) -> int:
     """Make the runs of an experiment, and tell what they say."""
     from largebatch.chapter.experiment import Experiment
-    from largebatch.config import parse_section, public_values
+    from largebatch.config import parse_config, parse_section, public_values
     from largebatch.run_folder import environment
     from largebatch.trackers.console import status
 
@@ -69,6 +69,7 @@ def run(name: str, config: DictConfig, overrides: list[str]) -> int:
     public = public_values(config)
     module = importlib.import_module(f"largebatch.chapter.{name}")
     settings = parse_section(config, "chapter", module.Settings)
+    config.seed = parse_config(config).seed  # a number, from wherever it comes
     folder = _folder(name, config)
 
     def compose(choices: Sequence[str]) -> DictConfig:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import sys
 import time
@@ -19,8 +18,10 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException, HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from largebatch.commands.held_screen import HeldScreen, is_first_of_machine
 from largebatch.commands.listed_hydra import NotListedError, held_to_the_list
 from largebatch.commands.remedies import (
     QUOTING,
@@ -32,6 +33,7 @@ from largebatch.commands.remedies import (
     remedy,
     sweep_problem,
 )
+from largebatch.commands.withheld import error_handler, secrets_of_files, variable_problems
 from largebatch.surroundings import forget_reader, is_reader_gone
 
 _SWEEP_FLAGS = ("-m", "--multirun")
@@ -79,7 +81,7 @@ def run_verb(
         the function's exit code, the worst one of a sweep; 2 if the arguments cannot be composed.
     """
     keys = partial(_keys, config_name)
-    if problem := _problem(verb, arguments, keys):
+    if problem := _problem(verb, arguments, config_name, keys):
         _report(problem)
         return EXIT_WRONG_INPUT
     codes: list[int] = []
@@ -90,14 +92,14 @@ def run_verb(
     # Launchers of a sweep pickle it, with what it refers to.
     @hydra.main(version_base="1.3", config_path=conf_dir(), config_name=config_name)
     def compose(config: DictConfig) -> None:
-        screen = sys.stderr.release() if isinstance(sys.stderr, _Held) else sys.stderr
+        screen = sys.stderr.release() if isinstance(sys.stderr, HeldScreen) else sys.stderr
         with contextlib.redirect_stderr(screen):
             code = _call(function, config, config_name, joins=joins)
         if os.getpid() != own_process and code:
             raise _FailedJobError(f"a job of the sweep ended with exit code {code}; it printed why")
         codes.append(code)
 
-    held = _Held()
+    held = HeldScreen()
     try:
         with contextlib.redirect_stderr(held), held_to_the_list():
             compose()
@@ -117,11 +119,22 @@ def run_verb(
     return max(codes, default=0)
 
 
-def _problem(verb: str, arguments: Sequence[str], keys: Callable[[], list[str]]) -> str | None:
+def _problem(verb: str, arguments: Sequence[str], config_name: str, keys: Callable[[], list[str]]) -> str | None:
     """What Hydra would not refuse, or not in words that help."""
     if _is_sweep(arguments) and (problem := sweep_problem(verb, arguments, _number("WORLD_SIZE", 1))):
         return problem
+    if problems := variable_problems(arguments) or secrets_of_files(arguments, partial(_with_files, config_name)):
+        return "\n".join(problems)
     return flag_problem(arguments, keys) or number_for_a_group(arguments, Path(conf_dir()), keys)
+
+
+def _with_files(
+    config_name: str, overrides: Sequence[str], *, folder: str | None, name: str | None, more: str | None
+) -> DictConfig:
+    """As Hydra composes with --config-path FOLDER, --config-name NAME and --config-dir MORE."""
+    searched = [f"hydra.searchpath=['file://{os.path.abspath(more)}']"] if more else []
+    with initialize_config_dir(os.path.abspath(folder) if folder else conf_dir(), version_base="1.3"):
+        return compose(name or config_name, overrides=[*overrides, *searched])
 
 
 def _keys(config_name: str) -> list[str]:
@@ -131,7 +144,7 @@ def _keys(config_name: str) -> list[str]:
 
 
 def _tell_remedy(
-    error: BaseException | None, held: _Held, keys: Callable[[], list[str]], arguments: Sequence[str]
+    error: BaseException | None, held: HeldScreen, keys: Callable[[], list[str]], arguments: Sequence[str]
 ) -> None:
     """In place of a message of Hydra, whose own advice for an unknown key, a plus, would lead to the next error."""
     if isinstance(error, YAMLError):
@@ -159,32 +172,6 @@ class _FailedJobError(CompactHydraException):
     """Of a job in another process; Hydra prints its text alone, in the process that waits for all of them."""
 
 
-class _Held(io.StringIO):
-    """Keeps what Hydra prints until it is known whether there is more to say; then it passes everything on.
-
-    Of Hydra's own errors one copy per machine is enough.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._screen = sys.stderr
-        self._passes = False
-
-    def write(self, text: str) -> int:
-        return self._screen.write(text) if self._passes else super().write(text)
-
-    def drop(self) -> None:
-        """Forget what was held."""
-        self.truncate(0)
-
-    def release(self) -> Any:
-        """Print what was held; returns the screen, where the rest goes."""
-        if not self._passes and _number("LOCAL_RANK", 0) == 0:
-            self._passes = True
-            self._screen.write(self.getvalue())
-        return self._screen
-
-
 def _code_without_call(exit_: SystemExit, *, is_sweep: bool) -> int:
     """Hydra ended by itself: after --help, for overrides that it cannot compose, or with a job of another process."""
     if isinstance(exit_.__context__, _FailedJobError) and is_sweep:
@@ -197,11 +184,12 @@ def _call(function: Verb, config: DictConfig, config_name: str, *, joins: bool) 
 
     from largebatch.raised import RunFailedError
 
-    overrides = list(HydraConfig.get().overrides.task)
+    # Not resolved: what they take from the environment may be a secret, and they are recorded.
+    overrides: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
     try:
         # Inside hydra.main: outside of it, torchrun would not see which rank failed first and why.
         # record asks for a fault handler, which a notebook's screen has no place for: only a launcher needs it.
-        report = record(_with_report) if "TORCHELASTIC_RUN_ID" in os.environ else _with_report
+        report = record(_with_report, error_handler()) if "TORCHELASTIC_RUN_ID" in os.environ else _with_report
         return report(function, config, overrides, config_name, joins) or 0
     except KeyboardInterrupt:
         raise
@@ -220,12 +208,17 @@ def _with_report(function: Verb, config: DictConfig, overrides: list[str], confi
     """Wrong input is a report and an exit code, not a failure to be traced back."""
     from largebatch.checkpoint import CheckpointError
     from largebatch.commands.overruled import overruled_choices
-    from largebatch.config import ConfigError
+    from largebatch.config import ConfigError, require_no_secrets
+    from largebatch.environment import with_environment
     from largebatch.launcher import start_problems
     from largebatch.runtime import LauncherError
+    from largebatch.schema import TrainConfig
 
-    expected = OmegaConf.select(config, "launcher.num_processes")
+    expected = None
+    with contextlib.suppress(OmegaConfBaseException):  # what cannot be resolved is reported with all other keys
+        expected = OmegaConf.select(with_environment(config, TrainConfig), "launcher.num_processes")
     try:
+        require_no_secrets(config)  # first: other messages repeat values
         if joins and (copies := start_problems(os.environ, num_processes=expected)):
             raise ConfigError(copies)
         for note in overruled_choices(config, overrides, config_name):
@@ -233,7 +226,7 @@ def _with_report(function: Verb, config: DictConfig, overrides: list[str], confi
         return function(config, overrides)
     except (ConfigError, LauncherError, CheckpointError) as error:
         _report(str(error))
-        if isinstance(error, ConfigError) and _number("LOCAL_RANK", 0) > 0:
+        if isinstance(error, ConfigError) and not is_first_of_machine():
             time.sleep(_HEAD_START_S)
         return EXIT_WRONG_INPUT
     except BrokenPipeError:
@@ -256,5 +249,5 @@ def _number(variable: str, default: int) -> int:
 
 def _report(message: str) -> None:
     """One copy per machine."""
-    if _number("LOCAL_RANK", 0) == 0:
+    if is_first_of_machine():
         print(f"largebatch: {message}", file=sys.stderr)

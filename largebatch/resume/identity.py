@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from largebatch.checkpoint import Checkpoint, CheckpointError
+from largebatch.credentials import variables_in
+from largebatch.environment import comparable
 from largebatch.nearest import did_you_mean
 from largebatch.optim.learning_rates import DEPTH_PATTERN
 from largebatch.prepare import Prepared
@@ -46,14 +48,14 @@ _PARAMETERS_BEFORE = {"lr_factor": None, "layer_decay": None, "layer_pattern": D
 
 def run_identity(prepared: Prepared) -> dict[str, Any]:
     """What makes a run this run, as plain values."""
-    config, plain = prepared.config, prepared.public
+    config, plain = prepared.config, comparable(prepared.public, prepared.config.model_dump())
     return {key: plain[key] for key in _IDENTITY} | {
         "global_batch_size": prepared.derived.plan.global_batch_size,
         "ramp": plain["batch"]["ramp"],
         "guard": plain["guard"] if config.guard.acts else None,
         "precision": config.precision.compute,
         "content": prepared.content,
-        "model_files": _files_named(plain["model"]),
+        "model_files": _files_named(config.model),
         "data": {"name": config.data.name, "num_samples": len(prepared.train), "augment": plain["data"]["augment"]},
         "code": code_of(prepared),
     }
@@ -210,9 +212,14 @@ def _at_home(saved: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     return saved | {"model": saved["model"] | moved, "model_files": None}
 
 
+def _was_not_compared(saved: Any) -> bool:
+    """Runs once recorded of a value from the environment only where it was from, or it is a secret."""
+    return isinstance(saved, str) and bool(variables_in(saved)) and not saved.endswith(")")
+
+
 def _differences(saved: Any, given: Any, prefix: str = "") -> Iterator[Change]:
     if isinstance(saved, dict) and isinstance(given, dict):
         for key in sorted(saved.keys() | given.keys()):
             yield from _differences(saved.get(key), given.get(key), f"{prefix}.{key}" if prefix else key)
-    elif saved != given:
+    elif saved != given and not _was_not_compared(saved):
         yield Change(prefix, saved, given)

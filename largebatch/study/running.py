@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from largebatch.config import ConfigError, public_values
+from largebatch.config import ConfigError, parse_config, public_values
 from largebatch.prepare import prepare
 from largebatch.study.journal import Journal
 from largebatch.study.protocol import Cell, Job, Row, next_job
@@ -36,7 +36,7 @@ def plan_cells(configs: Mapping[str, DictConfig], study: StudyConfig) -> list[Ce
     for name, config in configs.items():
         ranges = study.ranges(name)
         settings = tuple(draw_settings(ranges, study.trials, seed=study.draw_seed))
-        first = int(config.seed)
+        first = parse_config(config).seed
         for size in study.batch_sizes:
             cell = Cell(name, size, settings, tuple(range(first + 1, first + 1 + study.seeds)), first, 1, ranges)
             try:
@@ -57,7 +57,7 @@ def identity_of(configs: Mapping[str, DictConfig], study: StudyConfig) -> dict[s
     for name, config in configs.items():
         public = {key: value for key, value in public_values(config).items() if key not in _LOCAL}
         ranges = {key: one.model_dump() for key, one in study.ranges(name).items()}
-        optimizers[name] = public | {"seed": int(config.seed), "study": {"search": {name: ranges}}}
+        optimizers[name] = public | {"seed": parse_config(config).seed, "study": {"search": {name: ranges}}}
     return {"trials": study.trials, "study": {"study": asked}, "optimizers": optimizers}
 
 

@@ -8,6 +8,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
+from largebatch.credentials import redacted
+
 Row = dict[str, float | int | str]
 """One line of metrics: always `step`, `samples_seen`, `epoch`, `wall_s`; then what was measured."""
 
@@ -55,7 +57,7 @@ class Problems:
         self._counts[kind] = self._counts.get(kind, 0) + 1
         if kind in self._messages:
             return
-        text = (str(cause).splitlines() or [""])[0][:400]
+        text = redacted((str(cause).splitlines() or [""])[0])[:400]
         self._messages[kind] = ": ".join(part for part in (self._tracker, what, name, text) if part)
         with suppress(OSError, ValueError):  # stderr itself may be full, or closed
             print(f"warning: {self._messages[kind]}", file=sys.stderr)
@@ -77,7 +79,7 @@ class Problems:
 
 
 def plain_values(row: Mapping[str, object], problems: Problems) -> Row:
-    """The numbers and texts of a row; a 0-d array or tensor becomes its number.
+    """The numbers and texts of a row, without secrets; a 0-d array or tensor becomes its number.
 
     A value of another type is left out and counted: one bad value must not cost the rest of the row.
 
@@ -92,7 +94,7 @@ def plain_values(row: Mapping[str, object], problems: Problems) -> Row:
             except Exception:  # no .item(), or more than one element
                 value = None
         if isinstance(value, (int, float, str)):
-            plain[key] = value
+            plain[key] = redacted(value) if isinstance(value, str) else value
         else:
             problems.count(f"the value of {key!r} was left out", f"{type(row[key]).__name__} is no number or text")
     return plain

@@ -279,8 +279,8 @@ LENGTH = "a length is a number and a unit. Write 30ep, 500steps or 100000samples
         ),
         (
             "logger.wandb.tags=['${oc.env:LARGEBATCH_UNSET}']",
-            'logger.wandb.tags.0: KeyError raised while resolving interpolation: "Environment variable '
-            "'LARGEBATCH_UNSET' not found\". Set the variable or key that it refers to.",
+            "logger.wandb.tags.0: the environment has no variable LARGEBATCH_UNSET. Export it before the start, or "
+            "write a default, ${oc.env:LARGEBATCH_UNSET,VALUE}.",
         ),
     ],
 )

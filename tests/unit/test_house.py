@@ -32,6 +32,7 @@ LEVELS = (
         "durable_files",
         "line_file",
         "regular_files",
+        "credentials",
     },
     {
         "optim",
@@ -121,7 +122,7 @@ LEVELS = (
         "build",
         "quiet_training",
         "doctor",
-        "credentials",
+        "environment",
         "chapter",
         "commands",
         "__main__",
