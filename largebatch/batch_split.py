@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +64,14 @@ class BatchSplit:
             if not takes_halves:
                 return self._from_small_part(micro_batch, max(size // _SMALL_SHARE, 1), weight, random_key)
             return self._from_halves(micro_batch, size // 2, weight, random_key)
+
+    def state(self) -> dict[str, Any]:
+        """Which case the model is, and when that is measured again, as plain values."""
+        return {"num_measured": self._num_measured, "adds_up": self._adds_up}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state` returned."""
+        self._num_measured, self._adds_up = int(state["num_measured"]), bool(state["adds_up"])
 
     def _from_small_part(self, micro_batch: MicroBatchSource, cut: int, weight: float, random_key: int) -> Tensor:
         size = len(micro_batch.targets)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 from torch import nn
@@ -45,6 +45,7 @@ class BatchStream:
         self, gradient: GlobalGradient, loader: Loader, ramp: BatchRamp, *, module: nn.Module | None = None
     ) -> None:
         self.ramp = ramp
+        self._planned = ramp.max_micro_batch_size
         self.shortages: list[MicroBatchTooLargeError] = []
         self._gradient = gradient
         self._module = module
@@ -59,6 +60,17 @@ class BatchStream:
         self._loader, self.ramp = loader or self._loader, ramp or self.ramp
         self._steps_left = num_steps
         self._micro_batches = self._loader.micro_batches(samples_seen, num_steps)
+
+    def state(self) -> dict[str, Any]:
+        """The most samples of a micro-batch, as planned and after shortages of memory."""
+        return {"planned": self._planned, "lowered": self.ramp.max_micro_batch_size}
+
+    def load(self, state: Mapping[str, Any]) -> bool:
+        """Go on in the smaller micro-batches of a process that had planned the same ones; whether there are such."""
+        if self._module is None or state["planned"] != self._planned or state["lowered"] >= self._planned:
+            return False
+        self._replan(state["lowered"])
+        return True
 
     def next_gradient(self, samples_seen: int, **how: Any) -> tuple[BatchPlan, BatchResult]:
         """Put the gradient of the next global batch into `.grad`.
@@ -89,6 +101,9 @@ class BatchStream:
     def _lower(self, samples_seen: int) -> None:
         size = self.shortages[-1].next_size
         assert size is not None
+        self._replan(size)
+        self._micro_batches = self._loader.micro_batches(samples_seen, self._steps_left)
+
+    def _replan(self, size: int) -> None:
         self.ramp = self.ramp.capped(size)
         self._loader.replan(self.ramp)
-        self._micro_batches = self._loader.micro_batches(samples_seen, self._steps_left)

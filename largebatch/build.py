@@ -121,7 +121,7 @@ def open_job(prepared: Prepared, stop: Callable[[], bool], overrides: Sequence[s
             job = _connect(prepared, runtime, folder, trackers, records, identity, stop)
             job.notes += [*prepared.notes, *notes, *start.notes, *_variables_of(job.trackers)]
             if (checkpoint := start.checkpoint) is not None:
-                restore(job.run, checkpoint, changed_options=start.changed_options)
+                job.notes += restore(job.run, checkpoint, changed_options=start.changed_options)
                 job.checkpoints.origin, job.checkpoints.changed_options = checkpoint.path, start.changed_options
                 job.evaluation.is_owed = checkpoint.values.get("evaluation_owed", False)
             yield job

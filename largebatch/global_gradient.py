@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from largebatch.batch import BatchPlan
 from largebatch.batch_split import BatchSplit
+from largebatch.bucket_order import BucketOrder
 from largebatch.coupled_gradients import accumulate_coupled_gradients
 from largebatch.coupled_losses import is_coupled
 from largebatch.exact_batch_norm import ExactBatchNorm
@@ -101,16 +102,16 @@ class GlobalGradient:
             recomputes=recomputes,
         )
         module = runtime.unwrap(model)
-        self._runtime, self._model, self._loss = runtime, model, loss
-        self._fixed_units = fixed_units
+        self._runtime, self._model, self._loss, self._fixed_units = runtime, model, loss, fixed_units
         self._units_per_sample: int | None = None
         self._clock = ReductionClock(runtime, model, compression)
         self._ordered = OrderedReduction(runtime, module) if ordered else None
         norms = ExactBatchNorm(runtime, module) if exact_batch_norm else None
         self.statistics = RunningStatistics(runtime, module, exact=norms.norms if norms else ())
+        reduces_by_ddp = not (ordered or exact_batch_norm or survives_shortage)
         # DDP averages over ranks; the others add, and a term must not depend on the number of ranks. It is known here
         # alone: whoever looks at gradients before they are reduced is told.
-        self._scale = 1 if ordered or exact_batch_norm or survives_shortage else runtime.world_size
+        self._scale = runtime.world_size if reduces_by_ddp else 1
         self.norms = MicroBatchNorms(runtime, module, scale=self._scale)
         self._groups = MicroBatchGroups(runtime, module, scale=self._scale)
         self._split = BatchSplit(runtime, module, loss)
@@ -121,6 +122,8 @@ class GlobalGradient:
         self._step_buffers = StepBuffers(module, step_buffers)
         skipped = SkippedParameters(runtime, model) if skips_parameters and (ordered or model is not module) else None
         accumulate = _local_pass(loss, norms, skipped, survives_shortage=survives_shortage)
+        self._buckets = BucketOrder(model if reduces_by_ddp else module, self._clock)
+        accumulate = self._buckets.noted_in(accumulate)
         self._accumulate = partial(accumulate, runtime, model, loss, clock=self._clock, ordered=self._ordered)
 
     def compute(
@@ -180,6 +183,19 @@ class GlobalGradient:
             self._recomputation.require_equal(recomputed_step)
         self.computing.parts.clear()
         return BatchResult(result.loss_sum, num_units, data_s + result.data_s, result.communication_s, norms, groups)
+
+    def state(self) -> dict[str, Any]:
+        """What later gradients and measurements depend on besides weights and buffers, as plain values."""
+        return {"bucket_order": self._buckets.names, "split": self._split.state()}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on as the process that `state` is of; before the first step, on every rank alike.
+
+        Raises:
+            KeyError, TypeError, ValueError: if it is not such a state of this model.
+        """
+        self._buckets.settle(state["bucket_order"])
+        self._split.load(state["split"])
 
     def own_s(self) -> float | None:
         """Seconds of a step in which this rank waited for no other, if it measured communication.

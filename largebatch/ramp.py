@@ -48,6 +48,11 @@ class BatchRamp:
         """A plan for the whole run as a ramp that does not rise; a ramp as it is."""
         return plan if isinstance(plan, BatchRamp) else cls((plan,))
 
+    @property
+    def max_micro_batch_size(self) -> int:
+        """The most samples of a micro-batch, over all plans."""
+        return max(plan.max_micro_batch_size for plan in self.plans)
+
     def capped(self, max_micro_batch_size: int) -> BatchRamp:
         """The same global batches, shared out evenly in micro-batches of no more than so many samples.
 

@@ -43,6 +43,22 @@ def texts_of_ranks(runtime: Runtime, text: str) -> list[str]:
     return [bytes(row[:length].tolist()).decode() for row, length in zip(table.cpu(), lengths, strict=True)]
 
 
+def tensors_of_ranks(runtime: Runtime, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Each tensor of every rank, [world size, ...], bit for bit; all ranks give the same shapes. One all-reduce."""
+    if not tensors:
+        return []
+    parts = [one.detach().contiguous().reshape(-1).view(torch.uint8) for one in tensors]
+    table = torch.zeros((runtime.world_size, sum(map(len, parts))), dtype=torch.uint8, device=runtime.device)
+    table[runtime.rank] = torch.cat(parts)
+    runtime.sum_in_place(table)
+    # Clones: the bytes of a number begin at a multiple of its size.
+    columns = [column.reshape(-1).clone() for column in table.split([len(part) for part in parts], dim=1)]
+    return [
+        column.view(one.dtype).view(runtime.world_size, *one.shape)
+        for one, column in zip(tensors, columns, strict=True)
+    ]
+
+
 @dataclass(frozen=True)
 class Disagreement:
     """Ranks that differ from the most common value.

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.debugging_hooks import noop_hook
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import (
     allreduce_hook,
     bf16_compress_hook,
@@ -75,6 +76,7 @@ class ReductionClock:
         self._is_distributed = self._ddp is not None
         self._is_complete = False
         self.before_reduction: Callable[[Any], None] | None = None
+        self._sends = True
         self._is_running = False
         self._parts: list[_Part] = []
         self._waits: list[tuple[Any, Any]] = []
@@ -101,6 +103,13 @@ class ReductionClock:
         yield
         if started is not None:
             self._waits.append((started, self._now()))
+
+    @contextlib.contextmanager
+    def sending_nothing(self) -> Iterator[None]:
+        """Around a backward pass between steps, whose gradients are nobody's: DDP believes that they were reduced."""
+        self._sends = False
+        yield
+        self._sends = True
 
     def require_complete(self) -> None:
         """After the last backward pass of a step.
@@ -158,6 +167,8 @@ class ReductionClock:
         )
 
     def _reduce(self, bucket: Any) -> torch.futures.Future[Tensor]:
+        if not self._sends:
+            return noop_hook(None, bucket)
         self._is_complete = bucket.is_last()  # they come in their order
         if self.before_reduction is not None:
             self.before_reduction(bucket)

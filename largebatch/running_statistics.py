@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from largebatch.batch import BatchPlan
+from largebatch.rank_values import tensors_of_ranks
 from largebatch.runtime import Runtime
+
+_KINDS = ("num_batches_tracked", "running_mean", "running_var")
 
 
 class RunningStatistics:
@@ -20,6 +24,10 @@ class RunningStatistics:
     multiplies its buffers by (1 - m)^a / W before and by W (1 - m)^(K - b) after its forward passes. The mean of the
     buffers over ranks is then exactly the sequential result, since the recursion is linear, and each rank's own buffer
     keeps the right size in between. `merge` takes the mean.
+
+    A mean is rounded, so statistics that went on from it would depend on when it was taken. Evaluations and checkpoints
+    therefore look at it and leave each rank its own (`merged`), and a checkpoint holds these as well (`state`): when a
+    run was evaluated, saved or stopped shows in no digit.
 
     Layers with momentum None (a plain average over all micro-batches) and counts of batches are merged exactly, too.
     Layers in evaluation mode are left alone. So are other buffers, which have no rule that
@@ -35,14 +43,15 @@ class RunningStatistics:
         self._runtime = runtime
         self._num_before = self._num_after = 0
         # Statistics of SyncBatchNorm are those of all ranks already.
-        self._norms = [
-            one
-            for one in module.modules()
+        named = {
+            name: one
+            for name, one in module.named_modules()
             if isinstance(one, _NormBase)
             and one.running_mean is not None
             and not isinstance(one, nn.SyncBatchNorm)
             and one not in exact
-        ]
+        }
+        self._names, self._norms = list(named), list(named.values())
         self._merged: list[tuple[Tensor, Tensor, Tensor]] | None = None
         self._in_step: dict[float, list[Tensor]] = {}
         self._moved: set[int] = set()  # norms that were in training mode in a step since the last merge
@@ -66,7 +75,7 @@ class RunningStatistics:
 
     @torch.no_grad()
     def merge(self) -> None:
-        """Give every rank the statistics over all ranks; one collective, between steps."""
+        """Give every rank the statistics over all ranks, for good; one collective, between steps."""
         if self._runtime.world_size == 1 or not self._norms:
             return
         if self._merged is None:
@@ -80,9 +89,57 @@ class RunningStatistics:
             store(total.view_as(value))
         self._remember()
 
+    @contextmanager
+    def merged(self) -> Iterator[None]:
+        """Inside every rank has the statistics over all ranks, behind it its own again; between steps."""
+        before = self._merged, self._moved
+        own = [[buffer.clone() for buffer in _buffers(norm)] for norm in self._norms]
+        try:
+            self.merge()
+            yield
+        finally:
+            with torch.no_grad():
+                for norm, kept in zip(self._norms, own, strict=True):
+                    for buffer, value in zip(_buffers(norm), kept, strict=True):
+                        buffer.copy_(value)
+            self._merged, self._moved = before
+
+    def state(self) -> dict[str, Tensor]:
+        """What each rank has of its own: buffer -> [world size + 1, ...], at last what ranks last had in common.
+
+        Empty where they have the same now; one collective, between steps.
+        """
+        if self._runtime.world_size == 1 or not self._moved:
+            return {}
+        buffers = [named for norm, named in self._pairs() if id(norm) in self._moved]
+        moved = {name: pair for named in buffers for name, pair in named.items()}
+        of_ranks = tensors_of_ranks(self._runtime, [own for own, _ in moved.values()])
+        return {
+            name: torch.cat([rows, common[None]])
+            for (name, (_, common)), rows in zip(moved.items(), of_ranks, strict=True)
+        }
+
+    @torch.no_grad()
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Give each rank its own back, if there are as many as `state` is of; all have what they share until then.
+
+        Raises:
+            ValueError: if it is of other batch norms.
+        """
+        self._remember()
+        if any(len(rows) != self._runtime.world_size + 1 for rows in state.values()):
+            return
+        known = {name: pair for _, buffers in self._pairs() for name, pair in buffers.items()}
+        for name, rows in state.items():
+            if name not in known or (rows.dtype, rows.shape[1:]) != (known[name][0].dtype, known[name][0].shape):
+                raise ValueError(f"{name} {list(rows.shape[1:])}: statistics of a batch norm that the model has not")
+            for place, row in zip(known[name], (rows[self._runtime.rank], rows[-1]), strict=True):
+                place.copy_(row)
+        self._moved = {id(norm) for norm, buffers in self._pairs() if buffers.keys() <= state.keys()}
+
     def forget(self) -> None:
         """After every rank was given the same buffers from outside: they go on from these."""
-        self._merged = None
+        self._merged, self._moved = None, set()
 
     @torch.no_grad()
     def _scale(self, factor: Callable[[float], float]) -> None:
@@ -101,8 +158,14 @@ class RunningStatistics:
         """What all ranks have in common now: counts and plain averages go on from there."""
         self._merged, self._moved = [], set()
         for norm in self._norms:
-            mean, variance = _statistics(norm)
-            self._merged.append((_count(norm).clone(), mean.clone(), variance.clone()))
+            count, mean, variance = _buffers(norm)
+            self._merged.append((count.clone(), mean.clone(), variance.clone()))
+
+    def _pairs(self) -> Iterator[tuple[_NormBase, dict[str, tuple[Tensor, Tensor]]]]:
+        """Each norm, and by their names the rank's own buffers with what all ranks last had in common."""
+        for name, norm, common in zip(self._names, self._norms, self._merged or [], strict=True):
+            buffers = zip(_buffers(norm), common, strict=True)
+            yield norm, {f"{name}.{kind}": pair for kind, pair in zip(_KINDS, buffers, strict=True)}
 
     def _parts(self) -> Iterator[tuple[Tensor, Callable[[Tensor], object]]]:
         """(what a rank adds to a sum over ranks, what to do with the sum), in an order in which it can be done."""
@@ -123,6 +186,10 @@ def _statistics(norm: _NormBase) -> tuple[Tensor, Tensor]:
     assert norm.running_mean is not None
     assert norm.running_var is not None
     return norm.running_mean, norm.running_var
+
+
+def _buffers(norm: _NormBase) -> tuple[Tensor, Tensor, Tensor]:
+    return _count(norm), *_statistics(norm)
 
 
 def _count(norm: _NormBase) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections import deque
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -129,6 +130,16 @@ class NoiseScaleEstimator:
             self._pairs.append((trace, grad_sq_norm))
             while len(self._pairs) > self.window:
                 self._pairs.popleft()
+
+    def values(self) -> list[list[float]]:
+        """The measurements that count, [trace, |G|^2] each, oldest first."""
+        return [list(pair) for pair in self._pairs]
+
+    def load(self, values: Iterable[Sequence[float]]) -> None:
+        """Take up where `values` left off; of more than the window the newest count."""
+        self._pairs.clear()
+        for trace, grad_sq_norm in values:
+            self.add(trace, grad_sq_norm)
 
     def estimate(self) -> NoiseScale | None:
         """The noise scale now; None before the first measurement.

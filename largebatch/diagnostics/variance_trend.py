@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -74,6 +75,15 @@ class VarianceTrend:
             )
             while len(self._rows) > self.window:
                 self._rows.popleft()
+
+    def state(self) -> dict[str, Any]:
+        """The measurements that count, as plain values."""
+        return {"sizes": list(self._sizes), "rows": [list(row) for row in self._rows]}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Take up where `state` left off; of more than the window the newest count."""
+        self._sizes = tuple(state["sizes"])
+        self._rows = deque((list(row) for row in state["rows"]), maxlen=self.window)
 
     def estimate(self) -> Trend | None:
         """The trend now; None before the first measurement."""

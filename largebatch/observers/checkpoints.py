@@ -23,7 +23,7 @@ from largebatch.checkpoint import (
 from largebatch.duration import passes
 from largebatch.loop import Run, StepReport
 from largebatch.observers.evaluation import EvaluationObserver
-from largebatch.observers.restoring import names_of, roll_back
+from largebatch.observers.restoring import STATISTICS, memory_of, names_of, roll_back
 from largebatch.observers.save_clock import SaveClock
 from largebatch.trackers import Problems
 
@@ -97,7 +97,7 @@ class CheckpointObserver:
             known = run.runtime.broadcast(known)
             if known is not None:
                 self._best_value = BEST_BY[self.best_by] * known
-        if self.evaluation is not None and self.evaluation.last_step == run.progress.step > 0:  # it was owed
+        if self.evaluation is not None and self.evaluation.made_up_at == run.progress.step:
             self.save(run)
             self._save_if_best(run)
 
@@ -120,7 +120,7 @@ class CheckpointObserver:
         self._settle(run)
 
     def save(self, run: Run, *, finally_: bool = False) -> None:
-        """Save now. Every rank calls it, since batch norm statistics are merged first.
+        """Save now. Every rank calls it: batch norm statistics of all of them are saved, apart and merged.
 
         With `finally_` it waits for a write that goes on, instead of leaving this one out.
 
@@ -147,18 +147,22 @@ class CheckpointObserver:
             self._save(run, self.folder / "best", 1, {self.best_by: value}, wait=True)
 
     def _save(self, run: Run, folder: Path, keep: int, best: dict[str, float], *, wait: bool) -> None:
-        run.gradient.statistics.merge()
-        if run.runtime.is_main:
-            if wait:
-                self._writer.wait()
-            self._note_background()
-            if self._writer.is_busy:
-                self._problems.count("one was left out", "the one before it was still being written")
-            else:
-                self._begin(self._write_of(run, folder, keep, best))
+        statistics = run.gradient.statistics
+        of_ranks = statistics.state()
+        with statistics.merged():
+            if run.runtime.is_main:
+                if wait:
+                    self._writer.wait()
+                self._note_background()
+                if self._writer.is_busy:
+                    self._problems.count("one was left out", "the one before it was still being written")
+                else:
+                    self._begin(self._write_of(run, folder, keep, best, of_ranks))
         self._agree(run)
 
-    def _write_of(self, run: Run, folder: Path, keep: int, best: dict[str, float]) -> Callable[[], None]:
+    def _write_of(
+        self, run: Run, folder: Path, keep: int, best: dict[str, float], of_ranks: dict[str, Tensor]
+    ) -> Callable[[], None]:
         """A function that writes the run as it is now."""
         try:
             _require_finite(run)
@@ -166,6 +170,8 @@ class CheckpointObserver:
             return partial(_raise, error)
         optimizer, values = pack_optimizer(run.optimizer, names_of(run.module))
         tensors = {"model": dict(run.module.state_dict()), "optimizer": optimizer}
+        if of_ranks:
+            tensors[STATISTICS] = of_ranks
         return partial(
             self._write,
             folder,
@@ -181,6 +187,7 @@ class CheckpointObserver:
                 "extra": self.extra,
                 "best": best,
                 "evaluation_owed": self.evaluation is not None and self.evaluation.is_owed,
+                "memory": memory_of(run),
             }
             | ({} if run.guard is None else {"guard": run.guard.state()}),
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,6 +57,7 @@ class EvaluationObserver:
         last: the latest row.
         last_step: the step of it; -1: there is none.
         is_owed: whether the evaluation of this step was broken off, here or before the run went on from a checkpoint.
+        made_up_at: the step at which a run began with the evaluation that was owed; None: none was.
     """
 
     journal: Journal
@@ -75,11 +76,12 @@ class EvaluationObserver:
     last: Row = field(default_factory=dict)
     last_step: int = -1
     is_owed: bool = False
+    made_up_at: int | None = None
 
     def on_start(self, run: Run) -> None:
         """Evaluate what is owed; otherwise the first evaluation comes after the first interval."""
-        if self.is_owed:
-            self.measure(run)
+        if self.is_owed and self.measure(run) is not None:
+            self.made_up_at = run.progress.step
 
     def after_step(self, run: Run, report: StepReport) -> None:
         """Evaluate, if the interval is over."""
@@ -92,13 +94,21 @@ class EvaluationObserver:
         if status == "finished" and self.last_step != run.progress.step:
             self.measure(run)
 
+    def state(self) -> dict[str, Any]:
+        """What a summary tells of evaluations so far, as plain values."""
+        return {"best": dict(self.best), "last": dict(self.last), "last_step": self.last_step}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state` returned."""
+        self.best, self.last, self.last_step = dict(state["best"]), dict(state["last"]), int(state["last_step"])
+
     def measure(self, run: Run) -> Row | None:
         """Evaluate both sets now and log the row; None if a rank was asked to stop meanwhile, see above."""
         started = time.perf_counter()
-        run.gradient.statistics.merge()
         skipped: dict[str, int] = {}
-        train = self._sums(run, self.train, "train", skipped)
-        validation = None if train is None else self._sums(run, self.validation, "val", skipped)
+        with run.gradient.statistics.merged():
+            train = self._sums(run, self.train, "train", skipped)
+            validation = None if train is None else self._sums(run, self.validation, "val", skipped)
         self.is_owed = validation is None
         if train is None or validation is None:
             run.stops_here = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import nn
 
@@ -70,6 +71,25 @@ class NoiseScaleObserver:
 
     def on_end(self, run: Run, status: str) -> None:
         """Nothing is left over."""
+
+    def state(self) -> dict[str, Any]:
+        """The measurements of all parameters and of each group, as plain values."""
+        return {
+            "groups": [[name, size] for name, size in self._sizes().items()],
+            "measurements": [estimator.values() for estimator in self._estimators],
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state` returned; a group that was another one starts afresh."""
+        whole, *of_groups = state["measurements"]
+        self._estimators[0].load(whole)
+        saved = {(name, size): values for (name, size), values in zip(state["groups"], of_groups, strict=True)}
+        for one, estimator in zip(self._sizes().items(), self._estimators[1:], strict=True):
+            estimator.load(saved.get(one, []))
+        self.latest = self._estimators[0].estimate()
+
+    def _sizes(self) -> dict[str, int]:
+        return {name: sum(one.numel() for one in group) for name, group in self._groups.items()}
 
 
 def row_of(scale: NoiseScale, global_batch_size: int) -> Row:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -18,6 +20,19 @@ from largebatch.checkpoint import (
 from largebatch.loop import Run
 
 _REMEDY = "Resume with the config and the code of the run, or start anew in another run.dir with resume=none."
+STATISTICS = "statistics"
+"""The file of a checkpoint with what each rank has of its own; absent where all have the same."""
+
+
+@runtime_checkable
+class Remembering(Protocol):
+    """An observer that goes by what it has seen in earlier steps."""
+
+    def state(self) -> dict[str, Any]:
+        """What it goes by, as plain values; the same on every rank, or rank 0's alone counts."""
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state` returned."""
 
 
 def names_of(module: nn.Module) -> dict[Tensor, str]:
@@ -44,20 +59,58 @@ def require_fit(module: nn.Module, optimizer: Optimizer, checkpoint: Checkpoint)
     check_optimizer(optimizer, checkpoint.tensors["optimizer"], checkpoint.values["optimizer"], names_of(module))
 
 
-def restore(run: Run, checkpoint: Checkpoint, *, changed_options: frozenset[str] = frozenset()) -> None:
-    """Put weights, buffers, optimizer state, position and the guard's memory of `checkpoint` into `run`.
+def memory_of(run: Run) -> dict[str, Any]:
+    """What a run goes by besides weights, buffers, optimizer and position, as plain values: it goes on as it was."""
+    return {
+        "world_size": run.runtime.world_size,
+        "gradient": run.gradient.state(),
+        "batches": run.batches.state(),
+        "observers": {type(one).__name__: one.state() for one in run.observers if isinstance(one, Remembering)},
+    }
+
+
+def restore(run: Run, checkpoint: Checkpoint, *, changed_options: frozenset[str] = frozenset()) -> list[str]:
+    """Put all of `checkpoint` into `run`, before its first step.
 
     Options of the optimizer come from the checkpoint, too, but for `changed_options`.
 
+    Returns:
+        What a person should know of it.
+
     Raises:
-        CheckpointError: if the model or the optimizer has other parameters than the checkpoint.
+        CheckpointError: if the model or the optimizer has other parameters than the checkpoint, or the memory of its
+            run does not fit.
     """
-    _restore_weights(run, checkpoint, changed_options)
+    try:
+        # The order of gradients first: settling it calls hooks that a user may have on parameters.
+        notes = _remember(run, checkpoint.values.get("memory"))
+        _restore_weights(run, checkpoint, changed_options)
+        run.gradient.statistics.load(checkpoint.tensors.get(STATISTICS, {}))
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{checkpoint.path} does not fit this run: {type(error).__name__}: {error}. Use an older checkpoint, or "
+            "start anew with resume=none."
+        ) from error
     values = checkpoint.values
     run.runtime.load_loss_scale_state(values["loss_scale"])
     run.progress.step, run.progress.samples_seen = values["step"], values["samples_seen"]
     if run.guard is not None and "guard" in values:  # not in those of a run without one
         run.guard.load(values["guard"])
+    return notes
+
+
+def _remember(run: Run, memory: dict[str, Any] | None) -> list[str]:
+    if memory is None:  # of a version that did not write it
+        several = run.runtime.world_size > 2
+        return ["the checkpoint is of an older version: last digits differ from an uninterrupted run's"] * several
+    run.gradient.load(memory["gradient"])
+    for one in run.observers:
+        if isinstance(one, Remembering) and (state := memory["observers"].get(type(one).__name__)) is not None:
+            one.load(state)
+    if memory["world_size"] == run.runtime.world_size and run.batches.load(memory["batches"]):
+        size = run.batches.ramp.max_micro_batch_size
+        return [f"micro-batches hold at most {size} samples, as since memory was short before the stop"]
+    return []
 
 
 def roll_back(run: Run, folder: Path, origin: Path | None, *, changed_options: frozenset[str] = frozenset()) -> bool:

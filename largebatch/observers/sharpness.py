@@ -53,8 +53,8 @@ class SharpnessObserver:
 
     def _measure(self, run: Run) -> None:
         self._last_step = run.progress.step
-        run.gradient.statistics.merge()
-        found = measure_sharpness(run.module, self._loss, self._subset, run.runtime, self._settings)
+        with run.gradient.statistics.merged():
+            found = measure_sharpness(run.module, self._loss, self._subset, run.runtime, self._settings)
         if found is not None:
             self._journal.log(run.progress, row_of(found))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from largebatch.batch_stream import Loader
@@ -87,6 +87,14 @@ class SkippedObserver:
 
     def on_end(self, run: Run, status: str) -> None:
         """The last step was logged."""
+
+    def state(self) -> dict[str, Any]:
+        """What has been told of the validation set, as plain values."""
+        return {"of_validation": sorted(self._of_validation)}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state` returned: none is told twice."""
+        self._of_validation = set(state["of_validation"])
 
 
 def _of_ranks(run: Run, skipped: list[tuple[int, str]]) -> list[tuple[int, int, str]]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from largebatch.diagnostics.variance_trend import Trend, VarianceTrend
 from largebatch.loop import Run, StepReport
 from largebatch.observers.metrics import Journal
@@ -43,6 +46,14 @@ class VarianceObserver:
 
     def on_end(self, run: Run, status: str) -> None:
         """Nothing is left over."""
+
+    def state(self) -> dict[str, Any]:
+        """The measurements, as plain values."""
+        return self._trend.state()
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state` returned."""
+        self._trend.load(state)
 
 
 def row_of(trend: Trend) -> Row:
