@@ -96,6 +96,7 @@ MATRIX = (
         "signal to one rank",
         "as 6, resume bitwise",
         (RANKS, "a_signal_to_one_rank_stops_both_after_the_same_step_and_nothing_is_lost"),
+        (RANKS, "three_ranks_stopped_at_any_step_go_on_to_the_last_bit_of_weights_rows_and_evaluations"),
     ),
     _row(
         8,

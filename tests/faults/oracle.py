@@ -14,6 +14,7 @@ from largebatch.trackers import Row, read_metrics
 
 NUM_STEPS = 16
 RECORDS = ("model.safetensors", "optimizer.safetensors")
+_OF_THIS_PROCESS = ("wall_s", "eval/seconds", "train/samples_per_s", "memory/peak_bytes")
 
 
 def ledger(folder: Path) -> list[str]:
@@ -27,12 +28,24 @@ def evaluations(folder: Path) -> list[Row]:
     return [{key: value for key, value in row.items() if key not in ("wall_s", "eval/seconds")} for row in rows]
 
 
+def rows_by_step(folder: Path) -> dict[int, Row]:
+    """All columns of metrics.jsonl but times and memory; each is there once per step."""
+    steps: dict[int, Row] = {}
+    for row in read_metrics(folder / "metrics.jsonl"):
+        known = steps.setdefault(int(row["step"]), {})
+        for key, value in row.items():
+            if key not in _OF_THIS_PROCESS and not key.startswith(("time/", "ranks/slowest")):
+                assert known.setdefault(key, value) == value, key
+    return steps
+
+
 def saved(folder: Path) -> Path:
     """The newest checkpoint, which must be whole, with all that a directory of its kind has and nothing else."""
     checkpoint, rejected = newest_valid(folder / "checkpoints")
     assert checkpoint is not None
     assert rejected == []
-    assert {path.name for path in checkpoint.path.iterdir()} == {*RECORDS, "values.json", "MANIFEST.json"}
+    names = {path.name for path in checkpoint.path.iterdir()} - {"statistics.safetensors"}  # of batch norm over ranks
+    assert names == {*RECORDS, "values.json", "MANIFEST.json"}
     return checkpoint.path
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.forks import train_in_forks
-from tests.faults.oracle import assert_same_run, assert_same_samples, evaluations, saved
+from tests.faults.oracle import assert_same_run, assert_same_samples, evaluations, rows_by_step, saved
 from tests.faults.planted import Fault
 
 FAILED, STOPPED, INTERRUPTED = 1, 75, 130
@@ -57,6 +57,19 @@ def test_a_signal_to_one_rank_stops_both_after_the_same_step_and_nothing_is_lost
     assert saved(tmp_path).name in ("step_00000007", "step_00000008"), "a verdict comes one step late"
     assert train_in_forks(tmp_path, "resume=auto", ranks=2).codes == (0, 0)
     assert_same_run(tmp_path, golden_of_two)
+
+
+def test_three_ranks_stopped_at_any_step_go_on_to_the_last_bit_of_weights_rows_and_evaluations(tmp_path: Path):
+    """Two would hide it: any order of two terms is the same. The model has batch norm, so evaluations read buffers."""
+    how = "model._target_=tests.faults.own_data.Normed", "model.dropout=0.1", "observers.noise_scale.every=2"
+    whole, folder = tmp_path / "whole", tmp_path / "stopped"
+    assert set(train_in_forks(whole, *how, ranks=3).codes) == {0}
+    for step in (1, 9):
+        ended = train_in_forks(folder, *how, "resume=auto", ranks=3, fault=Fault("after_forward", step, "SIGTERM", 2))
+        assert set(ended.codes) == {STOPPED}, ended.output
+    assert set(train_in_forks(folder, *how, "resume=auto", ranks=3).codes) == {0}
+    assert_same_run(folder, whole)
+    assert rows_by_step(folder) == rows_by_step(whole)
 
 
 @pytest.mark.parametrize("point", ["checkpoint_mid_file", "checkpoint_before_rename"])
