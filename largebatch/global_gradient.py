@@ -116,14 +116,12 @@ class GlobalGradient:
         self._groups = MicroBatchGroups(runtime, module, scale=self._scale)
         self._split = BatchSplit(runtime, module, loss)
         self._recomputation = Recomputation(runtime, model) if recomputes else None
-        if self._recomputation is not None:
-            self._clock.before_reduction = self._recomputation.take
+        self._clock.before_reduction = None if self._recomputation is None else self._recomputation.take
         self.computing = BeingComputed(together=exact_batch_norm or is_coupled(loss))
         self._step_buffers = StepBuffers(module, step_buffers)
         skipped = SkippedParameters(runtime, model) if skips_parameters and (ordered or model is not module) else None
-        accumulate = _local_pass(loss, norms, skipped, survives_shortage=survives_shortage)
         self._buckets = BucketOrder(model if reduces_by_ddp else module, self._clock)
-        accumulate = self._buckets.noted_in(accumulate)
+        accumulate = self._buckets.noted_in(_local_pass(loss, norms, skipped, survives_shortage=survives_shortage))
         self._accumulate = partial(accumulate, runtime, model, loss, clock=self._clock, ordered=self._ordered)
 
     def compute(

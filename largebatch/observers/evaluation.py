@@ -95,8 +95,9 @@ class EvaluationObserver:
             self.measure(run)
 
     def state(self) -> dict[str, Any]:
-        """What a summary tells of evaluations so far, as plain values."""
-        return {"best": dict(self.best), "last": dict(self.last), "last_step": self.last_step}
+        """What a summary tells of evaluations so far, as plain values; but for how long the last one took."""
+        last = {name: value for name, value in self.last.items() if name != "eval/seconds"}
+        return {"best": dict(self.best), "last": last, "last_step": self.last_step}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Restore what `state` returned."""
