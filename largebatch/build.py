@@ -41,6 +41,7 @@ from largebatch.trackers import (
     WandbTracker,
     read_metrics,
 )
+from largebatch.trackers.row_file import read_lines
 
 
 @dataclass
@@ -124,6 +125,8 @@ def open_job(prepared: Prepared, stop: Callable[[], bool], overrides: Sequence[s
                 job.notes += restore(job.run, checkpoint, changed_options=start.changed_options)
                 job.checkpoints.origin, job.checkpoints.changed_options = checkpoint.path, start.changed_options
                 job.evaluation.is_owed = checkpoint.values.get("evaluation_owed", False)
+                lines = read_lines(folder.metrics) if folder.metrics.exists() else ()
+                job.evaluation.recall(runtime, (line.row for line in lines if line.row is not None))
             yield job
     finally:
         runtime.close()

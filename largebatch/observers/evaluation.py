@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,11 +20,13 @@ from largebatch.keyed import stream_key
 from largebatch.loop import Run, StepReport
 from largebatch.losses import Loss, counted_per_sample
 from largebatch.modes import evaluating
-from largebatch.observers.metrics import Journal
+from largebatch.observers.metrics import POSITION, Journal
 from largebatch.order import SampleOrder
 from largebatch.runtime import Runtime
 from largebatch.trackers import Row
 from largebatch.trackers.series import AUGMENTED_GAP
+
+_BETTER: dict[str, Callable[[float, float], float]] = {"eval/val_loss": min, "eval/val_accuracy": max}
 
 
 @dataclass
@@ -94,14 +96,13 @@ class EvaluationObserver:
         if status == "finished" and self.last_step != run.progress.step:
             self.measure(run)
 
-    def state(self) -> dict[str, Any]:
-        """What a summary tells of evaluations so far, as plain values; but for how long the last one took."""
-        last = {name: value for name, value in self.last.items() if name != "eval/seconds"}
-        return {"best": dict(self.best), "last": last, "last_step": self.last_step}
-
-    def load(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state` returned."""
-        self.best, self.last, self.last_step = dict(state["best"]), dict(state["last"]), int(state["last_step"])
+    def recall(self, runtime: Runtime, rows: Iterable[Row]) -> None:
+        """Take up the best and the last of what this run had logged before it was stopped: `rows` of rank 0 count."""
+        for row in rows if runtime.is_main else ():
+            step, found = row.get("step"), [row[name] for name in _BETTER if name in row]
+            if isinstance(step, int) and found and all(isinstance(one, (int, float)) for one in found):
+                self._note({name: value for name, value in row.items() if name not in POSITION}, step)
+        self.best, self.last, self.last_step = runtime.broadcast((self.best, self.last, self.last_step))
 
     def measure(self, run: Run) -> Row | None:
         """Evaluate both sets now and log the row; None if a rank was asked to stop meanwhile, see above."""
@@ -130,18 +131,21 @@ class EvaluationObserver:
             "eval/seconds": time.perf_counter() - started,
         }
         # One draw does not tell its own error, which is then left out.
-        self.last = {
+        known: Row = {
             name: value
             for name, value in values.items()
             if value is not None and not (name.endswith("_stderr") and math.isnan(value))
         }
-        self.last_step = run.progress.step
-        for name, better in (("eval/val_loss", min), ("eval/val_accuracy", max)):
-            if name in self.last:
-                value = float(self.last[name])
-                self.best[name] = better(self.best.get(name, value), value)
+        self._note(known, run.progress.step)
         self.journal.log(run.progress, self.last)
         return self.last
+
+    def _note(self, row: Row, step: int) -> None:
+        self.last, self.last_step = row, step
+        for name, better in _BETTER.items():
+            if name in row:
+                value = float(row[name])
+                self.best[name] = better(self.best.get(name, value), value)
 
     def _sums(self, run: Run, dataset: Any, name: str, skipped: dict[str, int]) -> EvalSums | None:
         """Sums over the set's evaluated examples, shared among ranks by contiguous slices; None if one broke off.

@@ -9,6 +9,9 @@ from largebatch.loop import Progress, Run, StepReport
 from largebatch.observers.memory import peak_memory
 from largebatch.trackers import Row, Tracker
 
+POSITION = ("step", "samples_seen", "epoch", "wall_s")
+"""What every row has, whatever else."""
+
 
 class Journal:
     """Hands rows to the trackers with the keys that every row has.

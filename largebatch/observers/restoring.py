@@ -20,6 +20,7 @@ from largebatch.checkpoint import (
 from largebatch.loop import Run
 
 _REMEDY = "Resume with the config and the code of the run, or start anew in another run.dir with resume=none."
+
 STATISTICS = "statistics"
 """The file of a checkpoint with what each rank has of its own; absent where all have the same."""
 
@@ -81,6 +82,7 @@ def restore(run: Run, checkpoint: Checkpoint, *, changed_options: frozenset[str]
         CheckpointError: if the model or the optimizer has other parameters than the checkpoint, or the memory of its
             run does not fit.
     """
+    require_fit(run.module, run.optimizer, checkpoint)
     try:
         # The order of gradients first: settling it calls hooks that a user may have on parameters.
         notes = _remember(run, checkpoint.values.get("memory"))
@@ -101,8 +103,8 @@ def restore(run: Run, checkpoint: Checkpoint, *, changed_options: frozenset[str]
 
 def _remember(run: Run, memory: dict[str, Any] | None) -> list[str]:
     if memory is None:  # of a version that did not write it
-        several = run.runtime.world_size > 2
-        return ["the checkpoint is of an older version: last digits differ from an uninterrupted run's"] * several
+        several = run.runtime.world_size > 1
+        return ["saved by an older version: last digits may differ from an uninterrupted run's"] * several
     run.gradient.load(memory["gradient"])
     for one in run.observers:
         if isinstance(one, Remembering) and (state := memory["observers"].get(type(one).__name__)) is not None:
