@@ -54,8 +54,9 @@ def checkpoint_row(config: TrainConfig, module: nn.Module, optimizer: Optimizer)
     options = config.observers.checkpoint
     weights = sum(one.nbytes for one in state_of(module).values() if isinstance(one, torch.Tensor))
     kept = options.keep + (options.best_by is not None)
-    when = [f"every {options.every_minutes:g} min"] * (options.every_minutes is not None)
-    when += [f"every {options.every}"] * (options.every is not None) + ["at the end and when stopped"]
+    when = [] if options.every_minutes is None else [f"every {options.every_minutes:g} min"]
+    when += [] if options.every is None else [f"every {options.every}"]
+    when.append("at the end and when stopped")
     size = weights + state_bytes(optimizer)
     return "checkpoints", f"{kept} of {size / 1e6:,.3g} MB", f"{', '.join(when)}; {size * (kept + 1):,} bytes at most"
 

@@ -17,7 +17,7 @@ from largebatch.data import ArrayDataset
 from largebatch.keyed import stream_key
 from largebatch.losses import CrossEntropy
 from largebatch.optim.compiler import has_compiler, kernels
-from largebatch.plan_report import plan_record, plan_rows
+from largebatch.plan_report import checkpoint_row, plan_record, plan_rows
 from largebatch.prepare import Prepared, prepare
 from tests.unit.composing import GROUPS, compose_run
 
@@ -1158,3 +1158,23 @@ def test_lazy_modules_take_shape_before_the_optimizer_as_in_plain_torch():
         assert torch.equal(one, other), name
     held = {id(one) for group in run.optimizer.param_groups for one in group["params"]}
     assert held == {id(one) for one in run.model.parameters()}
+
+
+@pytest.mark.parametrize(
+    ("asked", "when"),
+    [
+        ((), "every 30 min, at the end and when stopped"),
+        (("observers.checkpoint.every_minutes=null",), "at the end and when stopped"),
+        (
+            ("observers.checkpoint.every=2ep", "observers.checkpoint.every_minutes=0.5"),
+            "every 0.5 min, every 2ep, at the",
+        ),
+    ],
+)
+def test_the_plan_tells_when_checkpoints_are_saved_and_what_they_take(asked: tuple[str, ...], when: str):
+    """64 x 10 weights and 10 biases in float32, as many velocities; two are kept, and a third while it is written."""
+    run = prepare(compose_run("model=linear", "data=synthetic", "logger=none", *asked), {})
+    what, value, why = checkpoint_row(run.config, run.model, run.optimizer)
+    assert (what, value) == ("checkpoints", "2 of 0.0052 MB")
+    assert why.startswith(when)
+    assert why.endswith(f"; {3 * 2 * 650 * 4:,} bytes at most")
