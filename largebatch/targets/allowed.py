@@ -59,7 +59,8 @@ _LOOKUPS = frozenset(f"hydra.utils.get_{what}" for what in ("class", "method", "
 def listed() -> tuple[str, ...] | None:
     """What whoever started this process allows besides what comes with largebatch and torch; None: anything."""
     names = os.environ.get(ALLOW_LIST)
-    return None if names is None else tuple(one.strip() for one in names.split(",") if one.strip())
+    entries = (one.strip().rstrip(".*") for one in (names or "").split(","))  # `package.*` is what is below it
+    return None if names is None else tuple(one for one in entries if one)
 
 
 def target_nodes(value: Any, key: str = "") -> Iterator[tuple[str, Mapping[Any, Any]]]:

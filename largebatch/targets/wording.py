@@ -44,7 +44,7 @@ def problem_of_type(value: Any, annotation: Any, default: Any) -> str:
             return f"{_words(kind)}, as its default {default} is, and this is {_given(value, kind)}"
     elif not fits(value, annotation):
         return f"{_words(annotation)}, and this is {_given(value, annotation)}"
-    elif not fits(None, annotation):
+    elif type(None) not in _scalars(annotation):
         is_slip = False
     return f"null for nothing, and this is the text {value}. Write null." if is_slip else ""
 

@@ -79,7 +79,7 @@ def own(
     constrained: Number = 1,  # type: ignore[assignment]
     bound: Whole = 1,  # type: ignore[assignment]
     variable: T = None,  # type: ignore[assignment]
-    anything: Any = False,
+    anything: Any = None,
     thing: object = False,
     elsewhere: Unknown = False,
     prose: "number of layers" = 1,  # type: ignore[valid-type]  # noqa: F722
@@ -134,7 +134,8 @@ FITS: list[tuple[str, Any]] = [
     ("annotated", 3),
     ("constrained", 1.5),
     ("bound", 2),
-    *((name, value) for name in ("variable", "anything", "thing", "elsewhere", "prose") for value in ("no", 2, [])),
+    *((name, value) for value in ("no", "None", 2, []) for name in ("variable", "anything", "thing", "elsewhere")),
+    ("prose", "no"),
     ("dtype", "float32"),
     ("device", "cpu"),
     ("weight", [1.0, 2.0]),

@@ -77,7 +77,7 @@ def listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         (tmp_path / OURS / name).write_text(text)
     (tmp_path / f"{FOREIGN}.py").write_text("import logging\ndef run(*_, **__): ...\nclass Handler: ...\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setenv("LARGEBATCH_TARGETS", f" {OURS},fractions.Fraction ")
+    monkeypatch.setenv("LARGEBATCH_TARGETS", f" {OURS}.*,fractions.Fraction, ")
     yield
     for name in [name for name in sys.modules if name.startswith((FOREIGN, OURS))]:
         del sys.modules[name]
