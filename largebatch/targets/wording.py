@@ -65,7 +65,7 @@ def _given(value: Any, annotation: Any) -> str:
         if word in _NOTHING and type(None) in kinds:
             return "a text. Write null."
         if _NUMBER.fullmatch(word) and (takes_int or takes_real):
-            return "a text. Write the number without quotes; one of the environment as ${oc.decode:${oc.env:NAME}}."
+            return "a text. Write the number without quotes."
         texts = [one for one in _choices(annotation) if isinstance(one, str)]
         return f"{'another' if texts else 'a'} text.{did_you_mean(value, texts) or ' Give such a value.'}"
     if isinstance(value, bool):

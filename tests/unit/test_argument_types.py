@@ -169,15 +169,13 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("flag", 2, "true or false, and this is a number. Give such a value."),
     ("flag", 1, "true or false, and this is a number. Write true."),
     ("flag", None, "true or false, and this is null. Leave it out for its default."),
-    ("width", "8", "a whole number, and this is a text. Write the number without quotes; one of the environment as "
-     "${oc.decode:${oc.env:NAME}}."),
+    ("width", "8", "a whole number, and this is a text. Write the number without quotes."),
     ("width", 3e-4, "a whole number, and this is a number. Give such a value."),
     ("width", 64.0, "a whole number, and this is a number. Write 64."),
     ("width", True, "a whole number, and this is true. Give such a value."),
     ("width", None, "a whole number, and this is null. Leave it out for its default."),
     ("width", [8], "a whole number, and this is a list of 1. Give such a value."),
-    ("rate", "1e-3", "a number, and this is a text. Write the number without quotes; one of the environment as "
-     "${oc.decode:${oc.env:NAME}}."),
+    ("rate", "1e-3", "a number, and this is a text. Write the number without quotes."),
     ("rate", "nan", "a number, and this is a text. Write the number without quotes"),
     ("rate", "fast", "a number, and this is a text. Give such a value."),
     ("rate", False, "a number, and this is false. Give such a value."),
