@@ -71,7 +71,7 @@ class Case:
 
 
 CASES = {
-    "several buckets, accumulation": Case((1, 2, 5), wide=True, clip=0.5),
+    "several buckets, accumulation": Case((1, 4), wide=True, clip=0.5),
     "one micro-batch, frozen layer, noise scale": Case((1, 4), "adamw", micro=8, frozen=True),
     "skipped modules": Case((2, 3), "lamb", chooses=True),
     "computed twice, guard": Case((1, 3), "lars", bad_step=2, options={"recompute_every": 2}),
@@ -80,7 +80,7 @@ CASES = {
     "exact batch norm, ramp": Case((1, 3), "lars", ramp=True, clip=0.5, options={"exact_batch_norm": True}),
     "short of memory": Case((1, 3, 4), "adamw", short=True, ramp=True),
     "in order": Case((3,), "muon", frozen=True, options={"ordered": True}),
-    "compressed, ramp": Case((1, 4), "lamb", ramp=True, wide=True, options={"compression": "fp16"}),
+    "compressed, ramp": Case((1, 4), "lamb", ramp=True, options={"compression": "fp16"}),
     "fp64, guard": Case((2, 5), "lars", bad_step=4, micro=2, clip=0.5, precision="fp64"),
 }
 
@@ -140,7 +140,7 @@ class Stopper:
     def on_end(self, run: Run, status: str) -> None: ...
 
 
-def run_of(case: Case, runtime: Runtime, folder: Path, rows: Rows, stop: int | None) -> Run:
+def run_of(case: Case, runtime: Runtime, folder: Path, rows: Rows, stop: int | None, every: int) -> Run:
     model, data = Net(case), random_classification(SAMPLES, 3, (6,), "train")
     loss = SameClass() if case.coupled else CrossEntropy()
     sizes = (12, 24) if case.ramp else (24,)
@@ -166,7 +166,7 @@ def run_of(case: Case, runtime: Runtime, folder: Path, rows: Rows, stop: int | N
     observers.append(Stopper(model, stop))
     observers.append(
         CheckpointObserver(
-            folder, every=72, keep=2, identity={}, extra={}, evaluation=evaluation, background=case.background
+            folder, every=every, keep=2, identity={}, extra={}, evaluation=evaluation, background=case.background
         )
     )
     wrapped = runtime.wrap(model)
@@ -187,7 +187,7 @@ def trained(name: str, folder: Path, *, stops: bool) -> dict[str, Any]:
     for stop in (*(case.stops if stops else ()), None):
         runtime = Runtime.open(precision=case.precision)
         try:
-            run = run_of(case, runtime, folder, rows, stop)
+            run = run_of(case, runtime, folder, rows, stop, 24 if stops else 72)
             checkpoint, rejected = newest_valid(folder)
             assert rejected == []
             runtime.barrier()
@@ -210,7 +210,10 @@ def _bits(tensor: Tensor) -> tuple[str, bytes]:
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_run_that_was_stopped_is_the_one_that_was_not(ranks, tmp_path: Path, name: str):
-    """Weights, buffers, optimizer, what each rank has of its own, and every column of every row but times."""
+    """Weights, buffers, optimizer, what each rank has of its own, and every column of every row but times.
+
+    It is saved more often, too: nor does that show.
+    """
     world = ranks(4 if name == "several buckets, accumulation" else 3)
     whole = world.run(trained, name, tmp_path / "whole", stops=False)
     stopped = world.run(trained, name, tmp_path / "stopped", stops=True)
