@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import atexit
-import contextlib
 import importlib
 import os
 import sys
-import threading
 import time
+import traceback
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
@@ -29,29 +27,30 @@ VERBS = {
 }
 
 _LONG = (["train"], ["study"], ["chapter"])  # what they find is in files
+_SHOWING = {"--help", "-h", "--cfg", "-c", "--info", "-i"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb; returns the exit code (0 done, 1 failed, 2 wrong input, 75 stopped by a signal and resumable)."""
-    from largebatch.surroundings import AnotherRunError, forget_reader, is_reader_gone, left_as_found
+    """Run one verb; returns the exit code, see leaving.py."""
+    from largebatch.leaving import EXIT_WRONG_INPUT, tell_interrupted
+    from largebatch.surroundings import AnotherRunError, left_as_found
 
+    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        given = list(sys.argv[1:] if arguments is None else arguments)
-        with left_as_found(without_screen=given[:1] in _LONG):
-            return _run_verb(given)
+        with left_as_found() as screens:
+            try:
+                code = _run_verb(given)
+            except KeyboardInterrupt as error:
+                code = tell_interrupted(error)
+            is_in_files = given[:1] in _LONG and not _SHOWING.intersection(given)
+            return code if is_in_files else screens.exit_code(code)
     except AnotherRunError:
         print(
             "largebatch: another thread of this process is in the middle of a run, and both would share arguments, "
             "random generators and process group. Wait for it, or start this one in a process of its own.",
             file=sys.stderr,
         )
-        return 2
-    except BrokenPipeError:
-        return forget_reader()
-    except SystemExit as end:
-        if is_reader_gone(end):
-            return forget_reader()
-        raise
+        return EXIT_WRONG_INPUT
 
 
 def _run_verb(arguments: list[str]) -> int:
@@ -88,32 +87,24 @@ def _refused(problems: Sequence[str]) -> int:
 
 
 def run() -> None:
-    """Run one verb and end the process with its exit code, or with its launcher.
-
-    Where torch was imported, the process ends without taking the interpreter apart. That would cost a fifth of the time
-    that importing it took; and a thread of gloo that lets go of its last tensors needs the GIL, and a thread that asks
-    for the GIL while the interpreter ends aborts the process: seen with torch 2.13 as "terminate called without an
-    active exception", and taken for a failed rank by torchrun.
-    """
+    """Run one verb and end the process with its exit code, or with its launcher."""
+    from largebatch.interruption import end_with_launcher, stop_at_once
+    from largebatch.leaving import leave, tell_interrupted
     from largebatch.surroundings import enter_utf8_mode
 
     enter_utf8_mode()
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        from largebatch.interruption import end_with_launcher
-
-        end_with_launcher()
-    code = main()
-    if "torch" not in sys.modules:
-        sys.exit(code)
-    if os.environ.get("WORLD_SIZE", "1") == "1":
-        for thread in threading.enumerate():
-            if not thread.daemon and thread is not threading.main_thread():
-                thread.join()  # as the interpreter does; a rank waits for nobody
-    atexit._run_exitfuncs()  # what others registered: trackers, children
-    for screen in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or there is none
-            screen.flush()
-    os._exit(code)
+    end_with_launcher()
+    try:
+        stop_at_once()
+        code = main()
+    except KeyboardInterrupt as error:  # in a moment between the two
+        code = tell_interrupted(error)
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    leave(code)
 
 
 def _usage() -> str:

@@ -1,8 +1,9 @@
-"""Signals that ask a run to stop: finish the step, save, leave."""
+"""Signals that ask to stop: a run finishes its step, saves and leaves; what has nothing to save leaves at once."""
 
 from __future__ import annotations
 
 import ctypes
+import multiprocessing.connection
 import os
 import signal
 import sys
@@ -11,7 +12,7 @@ import time
 from types import FrameType, TracebackType
 from typing import Any
 
-STOP_SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1")
+STOP_SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
 ECHO_S = 2.0
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -40,8 +41,56 @@ def end_with_parent(parent: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def end_with_starter() -> None:
+    """Have this process, one of multiprocessing, end with the one that has started it, whatever has forked it."""
+    starter = multiprocessing.parent_process()
+    if starter is None or starter.pid is None:
+        return
+    if sys.platform == "linux" and os.getppid() == starter.pid:
+        end_with_parent(starter.pid)
+    else:  # of a fork server, which outlives it
+        threading.Thread(target=_end_after, args=(starter.sentinel,), daemon=True).start()
+
+
+def _end_after(sentinel: int) -> None:
+    multiprocessing.connection.wait([sentinel])
+    os._exit(1)
+
+
+class Stopped(KeyboardInterrupt):
+    """A stop signal ends what this process is doing, now.
+
+    Attributes:
+        signal_name: of the signal that came first.
+    """
+
+    def __init__(self, signal_name: str) -> None:
+        super().__init__(signal_name)
+        self.signal_name = signal_name
+
+
+def heeded_signals() -> list[int]:
+    """Numbers of the stop signals, without a SIGHUP that `nohup` has this process ignore."""
+    numbers = [int(getattr(signal, name)) for name in STOP_SIGNALS]
+    is_nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return [number for number in numbers if not (is_nohup and number == signal.SIGHUP)]
+
+
+def stop_at_once() -> None:
+    """Have every stop signal raise `Stopped`, wherever this process is: for one that has nothing to save.
+
+    A `StopRequest` takes over while a run trains. Call it in the main thread.
+    """
+    for number in heeded_signals():
+        signal.signal(number, _raise_stopped)
+
+
+def _raise_stopped(number: int, frame: FrameType | None) -> None:
+    raise Stopped(signal.Signals(number).name)
+
+
 class StopRequest:
-    """Context manager that turns the first stop signal into a flag; a second one interrupts at once.
+    """Context manager that turns the first stop signal into a flag; a second one raises `Stopped`.
 
     The same signal again within `ECHO_S` seconds is the first one once more: a terminal and a batch system signal all
     processes of a job, and torchrun then hands on what it got to ranks that have it already.
@@ -64,8 +113,7 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            for name in STOP_SIGNALS:
-                number = getattr(signal, name)
+            for number in heeded_signals():
                 self._previous[number] = signal.signal(number, self._receive)
         return self
 
@@ -80,4 +128,4 @@ class StopRequest:
         if self.signal_name is None:
             self.signal_name, self._first_at = name, time.monotonic()
         elif name != self.signal_name or time.monotonic() - self._first_at > ECHO_S:
-            raise KeyboardInterrupt
+            raise Stopped(self.signal_name)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from largebatch.interruption import Stopped, end_with_launcher, heeded_signals, stop_at_once
 
 
 def on_local_ranks(world_size: int, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -33,8 +38,30 @@ def on_local_ranks(world_size: int, function: Callable[..., Any], *arguments: An
     )
     threads = str(max((os.cpu_count() or 1) // world_size, 1))
     # No GPU: NCCL refuses several ranks on one.
-    with _environment(CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", threads)):
-        return elastic_launch(launch, function)(*arguments)[0]
+    variables = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)}
+    with _environment(**variables), _own_signals():
+        return elastic_launch(launch, _as_rank)(function, *arguments)[0]
+
+
+def _as_rank(function: Callable[..., Any], *arguments: Any) -> Any:
+    """In a new process, which ends with the one that has started it."""
+    end_with_launcher()
+    stop_at_once()
+    return function(*arguments)
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Keep this process's answers to signals; meanwhile a launcher's ends the ranks, and then what has started them."""
+    former = {number: signal.getsignal(number) for number in heeded_signals()}
+    try:
+        yield
+    except SignalException as stopped:
+        raise Stopped(signal.Signals(stopped.sigval).name) from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in former.items():
+                signal.signal(number, handler)
 
 
 @contextmanager

@@ -8,10 +8,12 @@ import errno
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from largebatch.credentials import RedactedScreen
+from largebatch.leaving import EXIT_DONE, EXIT_FAILED, EXIT_UNREAD
 
 _PLAIN = "largebatch-plain"  # how a screen without Unicode shows what it has no sign for
 _SIGNS = {
@@ -27,23 +29,48 @@ _RUNNING = threading.RLock()
 _GONE = (errno.EPIPE, errno.EIO, errno.ENOSPC, errno.EDQUOT)
 
 
-class _Dispensable:
-    """A screen without which a run of hours goes on: its records are in its folder."""
+class _Screen:
+    """Passes on what is printed for as long as it can be: a run of hours does not hang on who reads it."""
 
     def __init__(self, screen: Any) -> None:
         self._screen = screen
+        self.error: OSError | None = None
 
     def write(self, text: str) -> int:
-        with _unless_gone():
-            self._screen.write(text)
+        self._unless_gone(self._screen.write, text)
         return len(text)
 
     def flush(self) -> None:
-        with _unless_gone():
-            self._screen.flush()
+        self._unless_gone(self._screen.flush)
+
+    def _unless_gone(self, do: Callable[..., Any], *arguments: Any) -> None:
+        if self.error is None:
+            try:
+                do(*arguments)
+            except OSError as error:
+                if error.errno not in _GONE:
+                    raise
+                self.error = error
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._screen, name)
+
+
+@dataclass(frozen=True)
+class Screens:
+    """The screens of a verb: what became of them."""
+
+    stdout: _Screen
+
+    def exit_code(self, code: int) -> int:
+        """That of a verb whose answer is what it prints, where nothing else had gone wrong."""
+        self.stdout.flush()
+        if code != EXIT_DONE or self.stdout.error is None:
+            return code
+        if self.stdout.error.errno == errno.EPIPE:  # `| head` has seen enough
+            return EXIT_UNREAD
+        print(f"largebatch: the output cannot be written: {self.stdout.error}", file=sys.stderr)
+        return EXIT_FAILED
 
 
 class AnotherRunError(Exception):
@@ -51,11 +78,10 @@ class AnotherRunError(Exception):
 
 
 @contextlib.contextmanager
-def left_as_found(*, without_screen: bool = False) -> Iterator[None]:
+def left_as_found() -> Iterator[Screens]:
     """Give the process back as it was: arguments, search path, environment, folder, screens, torch's generators.
 
-    Args:
-        without_screen: whether what is inside goes on where nothing can be printed any more.
+    What is inside goes on where nothing can be printed any more.
 
     Raises:
         AnotherRunError: if another thread is inside: arguments, generators and process group belong to the process.
@@ -66,8 +92,8 @@ def left_as_found(*, without_screen: bool = False) -> Iterator[None]:
         argv, path, environ, folder = sys.argv, list(sys.path), dict(os.environ), os.getcwd()
         generators = _generators()
         try:
-            with _writable_screens(without_screen):
-                yield
+            with _writable_screens() as screens:
+                yield screens
         finally:
             sys.argv, sys.path[:] = argv, path
             _restore_environment(environ)
@@ -77,23 +103,6 @@ def left_as_found(*, without_screen: bool = False) -> Iterator[None]:
                 restore(state)
     finally:
         _RUNNING.release()
-
-
-def is_reader_gone(end: SystemExit) -> bool:
-    """Whether rich has ended the verb because nobody reads what it prints."""
-    return isinstance(end.__context__, BrokenPipeError)
-
-
-def forget_reader() -> int:
-    """Whoever read our output has left, as `| head` does; returns what a shell shows for SIGPIPE."""
-    for screen in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # no file behind it
-            number = screen.fileno()
-            try:
-                screen.flush()
-            except BrokenPipeError:
-                os.dup2(os.open(os.devnull, os.O_WRONLY), number)
-    return 141
 
 
 def enter_utf8_mode() -> None:
@@ -114,32 +123,20 @@ def _restore_environment(environ: dict[str, str]) -> None:
 
 
 @contextlib.contextmanager
-def _unless_gone() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _GONE:
-            raise
-
-
-@contextlib.contextmanager
-def _writable_screens(without_screen: bool) -> Iterator[None]:
+def _writable_screens() -> Iterator[Screens]:
     """Whatever is printed, an exit code tells of the run and not of the screen."""
     with contextlib.ExitStack() as stack:
-        for name in ("stdout", "stderr"):
+        screens = []
+        for name, redirect in (("stdout", contextlib.redirect_stdout), ("stderr", contextlib.redirect_stderr)):
             screen: Any = getattr(sys, name)
-            redirect = contextlib.redirect_stdout if name == "stdout" else contextlib.redirect_stderr
             if screen is None:  # closed by whoever has started this process
-                sink = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
-                stack.enter_context(redirect(sink))
-                continue
-            if without_screen:
-                stack.enter_context(redirect(_Dispensable(screen)))
-            stack.enter_context(redirect(RedactedScreen(getattr(sys, name))))
-            if hasattr(screen, "reconfigure") and not str(screen.encoding).lower().startswith("utf"):
+                screen = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+            elif hasattr(screen, "reconfigure") and not str(screen.encoding).lower().startswith("utf"):
                 stack.callback(screen.reconfigure, errors=screen.errors)
                 screen.reconfigure(errors=_PLAIN)
-        yield
+            screens.append(_Screen(screen))
+            stack.enter_context(redirect(RedactedScreen(screens[-1])))
+        yield Screens(screens[0])
 
 
 def _plain(error: UnicodeError) -> tuple[str, int]:

@@ -3,17 +3,20 @@
     python launch/bounded_torchrun.py --nnodes 2 --rdzv-backend c10d --rdzv-endpoint HOST:PORT \
         --rdzv-conf join_timeout=300 --rdzv-id ID --nproc-per-node 8 -m largebatch train
 
-All options are torchrun's. A signal, which it hands on to its ranks, ends it with exit code 128 + signal when they have
-ended, without a traceback: what happened is what the ranks say. `join_timeout` bounds the wait for the other nodes;
-exit code 2 after it. Torchrun alone gives up after `read_timeout` (60 seconds) where HOST is the last to come; here
-that counts as waiting, too. And with torch 2.13 it waits for ever for a HOST that the network has lost, ranks or no
-ranks: here it ends a minute after its last rank.
+All options are torchrun's. It ends with the exit code of the rank that ended first; torchrun alone makes 1 of each. A
+signal is handed on to the ranks. When they have ended it ends, too, without a traceback: with 130 after Ctrl-C, with 75
+after any other. Under `nohup` a SIGHUP is none.
+
+`join_timeout` bounds the wait for the other nodes; exit code 2 after it. Torchrun alone gives up after `read_timeout`
+(60 seconds) where HOST is the last to come; here that counts as waiting, too. And with torch 2.13 it waits for ever for
+a HOST that the network has lost, ranks or no ranks: here it ends a minute after its last rank.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import sys
 import threading
@@ -22,11 +25,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous import RendezvousConnectionError, RendezvousTimeoutError
 from torch.distributed.run import main, parse_args
 
+from largebatch.leaving import code_of
+
 _TORCHRUN_S = 600.0  # its own join_timeout
 _UNNOTICED_S = 60.0
+_HANDLED = "SIGTERM,SIGINT,SIGHUP,SIGQUIT"  # torchrun's own
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -39,7 +46,11 @@ def run(arguments: Sequence[str]) -> int:
         try:
             main(list(arguments))
         except SignalException as stopped:
-            return 128 + stopped.sigval
+            return code_of(stopped.sigval.name)
+        except ChildFailedError as failed:
+            print(failed, file=sys.stderr)
+            code = int(failed.get_first_failure()[1].exitcode)
+            return code if code > 0 else 128 - code  # as a shell shows a signal
         except RendezvousTimeoutError:
             print(
                 f"{who} within {limit_s:g} s. Start the missing ones with the same arguments, check that they reach "
@@ -111,6 +122,9 @@ def _is_open(endpoint: str) -> bool:
 
 
 if __name__ == "__main__":
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # torchrun would handle it nevertheless
+        names = os.environ.get("PET_SIGNALS_TO_HANDLE", _HANDLED).split(",")
+        os.environ["PET_SIGNALS_TO_HANDLE"] = ",".join(name for name in names if name != "SIGHUP")
     where = parse_args(sys.argv[1:]).rdzv_endpoint or "itself"
     threading.Thread(target=_end_when_stranded, args=(where,), daemon=True).start()
     sys.exit(run(sys.argv[1:]))

@@ -4,6 +4,7 @@
 # Trains on NUM_PROCESSES processes of this machine: usually one per GPU ("gpu" counts them), any number on a CPU.
 #   launch/torchrun.sh 8 data=cifar10 data.path=FOLDER model=resnet18 optimizer=lars batch.total=8192
 # Ctrl-C once: finish the step, save, leave. Twice: leave at once. Continue with run.dir=FOLDER resume=auto.
+# Exit codes are those of `largebatch train`: 75 after a signal, 130 after Ctrl-C.
 #
 #   OMP_NUM_THREADS                  threads of each process; default: 1. On a CPU: cores / NUM_PROCESSES.
 #   TORCH_ELASTIC_SHUTDOWN_TIMEOUT   seconds to save in after a signal; default: 100 (torchrun's own: 30)

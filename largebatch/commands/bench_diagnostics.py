@@ -37,7 +37,6 @@ def run(config: DictConfig, overrides: list[str]) -> int:
     import os
 
     from largebatch.build import open_job
-    from largebatch.interruption import StopRequest
     from largebatch.observers import CommunicationObserver, NoiseScaleObserver
     from largebatch.prepare import prepare
 
@@ -48,7 +47,7 @@ def run(config: DictConfig, overrides: list[str]) -> int:
         for name in asked:
             OmegaConf.update(config, f"observers.{name}.every", STEPS_PER_CYCLE)
         prepared = prepare(config, os.environ)
-        with StopRequest() as stop, open_job(prepared, stop, overrides) as job:
+        with open_job(prepared, lambda: False, overrides) as job:
             stopwatch = _Stopwatch()
             measuring = [
                 one for one in job.run.observers if isinstance(one, (NoiseScaleObserver, CommunicationObserver))

@@ -35,7 +35,6 @@ def run(config: DictConfig, overrides: list[str]) -> int:
     from largebatch.build import open_job
     from largebatch.config import ConfigError
     from largebatch.coupled_losses import is_coupled
-    from largebatch.interruption import StopRequest
     from largebatch.observers import MetricsObserver
     from largebatch.prepare import prepare
 
@@ -49,7 +48,7 @@ def run(config: DictConfig, overrides: list[str]) -> int:
                  "micro-batch, which is another one. Choose a loss that does not compare samples."]
             )  # fmt: skip
         rival_model = copy.deepcopy(prepared.model)
-        with StopRequest() as stop, open_job(prepared, stop, overrides) as job:
+        with open_job(prepared, lambda: False, overrides) as job:
             # Rows and trackers belong to the loop; evaluation and checkpoints are work of their own.
             job.run.observers = [one for one in job.run.observers if isinstance(one, MetricsObserver)]
             ours = partial(run_ours, job)

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from largebatch.commands.bench import at_least, key_values, median_interval, some_of
-from largebatch.commands.composition import EXIT_WRONG_INPUT
 from largebatch.durable_files import write_record
+from largebatch.leaving import EXIT_DONE, EXIT_WRONG_INPUT
 
 if TYPE_CHECKING:
     from largebatch.commands.optimizer_race import Result
@@ -53,12 +53,8 @@ def main(arguments: Sequence[str]) -> int:
     if problem:
         print(f"largebatch bench optim: {problem}\n\n{USAGE}", file=sys.stderr)
         return EXIT_WRONG_INPUT
-    try:
-        _measure(settings)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    return 0
+    _measure(settings)
+    return EXIT_DONE
 
 
 def parse(arguments: Sequence[str]) -> Settings:

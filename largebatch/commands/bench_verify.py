@@ -9,8 +9,9 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from largebatch.commands.bench import at_least, key_values, some_of
-from largebatch.commands.composition import EXIT_FAILED, EXIT_WRONG_INPUT, compose_config
+from largebatch.commands.composition import compose_config
 from largebatch.durable_files import write_record
+from largebatch.leaving import EXIT_FAILED, EXIT_WRONG_INPUT
 
 if TYPE_CHECKING:
     from largebatch.prepare import Prepared

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 
-from largebatch.commands.composition import EXIT_WRONG_INPUT
+from largebatch.leaving import EXIT_WRONG_INPUT
 from largebatch.nearest import did_you_mean
 
 

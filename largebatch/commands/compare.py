@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from largebatch.leaving import EXIT_DONE, EXIT_IN_PART, EXIT_WRONG_INPUT
 from largebatch.regular_files import printable
 
 if TYPE_CHECKING:
     from largebatch.diagnostics import Evaluations, Interval, LargeBatchGap
     from largebatch.run_report.evaluated_runs import EvaluatedRun
 
-EXIT_DONE, EXIT_WRONG_INPUT, EXIT_IN_PART = 0, 2, 3
 # What the numbers are measured with: where it differs there is nothing to compare.
 _MEASURED_WITH = ("data.validation", "loss._target_")
 

@@ -34,10 +34,9 @@ from largebatch.commands.remedies import (
     sweep_problem,
 )
 from largebatch.commands.withheld import error_handler, secrets_of_files, variable_problems
-from largebatch.surroundings import forget_reader, is_reader_gone
+from largebatch.leaving import EXIT_FAILED, EXIT_WRONG_INPUT
 
 _SWEEP_FLAGS = ("-m", "--multirun")
-EXIT_FAILED, EXIT_WRONG_INPUT, EXIT_STOPPED, EXIT_INTERRUPTED = 1, 2, 75, 130
 
 Verb = Callable[[DictConfig, list[str]], int]
 
@@ -111,9 +110,6 @@ def run_verb(
         held.write(f"{error}\n")
         _tell_remedy(error, held, keys, arguments)
         return EXIT_WRONG_INPUT
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
     finally:
         held.release()
     return max(codes, default=0)
@@ -191,12 +187,10 @@ def _call(function: Verb, config: DictConfig, config_name: str, *, joins: bool) 
         # record asks for a fault handler, which a notebook's screen has no place for: only a launcher needs it.
         report = record(_with_report, error_handler()) if "TORCHELASTIC_RUN_ID" in os.environ else _with_report
         return report(function, config, overrides, config_name, joins) or 0
-    except KeyboardInterrupt:
-        raise
     except RunFailedError as error:
         print(f"largebatch: {error}", file=sys.stderr)
         return EXIT_FAILED
-    except Exception:
+    except (Exception, SystemExit):  # sys.exit() in a model or a data set: no end of a run, whatever its code
         traceback.print_exc()
         return EXIT_FAILED
 
@@ -229,12 +223,6 @@ def _with_report(function: Verb, config: DictConfig, overrides: list[str], confi
         if isinstance(error, ConfigError) and not is_first_of_machine():
             time.sleep(_HEAD_START_S)
         return EXIT_WRONG_INPUT
-    except BrokenPipeError:
-        return forget_reader()
-    except SystemExit as end:
-        if is_reader_gone(end):
-            return forget_reader()
-        raise
 
 
 def _is_sweep(arguments: Sequence[str]) -> bool:

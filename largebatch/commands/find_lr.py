@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from largebatch.commands.composition import EXIT_FAILED, run_verb
+from largebatch.commands.composition import run_verb
+from largebatch.leaving import EXIT_FAILED
 
 if TYPE_CHECKING:
     from largebatch.batch import BatchPlan

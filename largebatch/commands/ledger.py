@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -42,12 +41,9 @@ def main(arguments: Sequence[str]) -> int:
     except (OSError, ValueError) as error:
         print(f"largebatch ledger: {printable(error)}", file=sys.stderr)
         return EXIT_WRONG_INPUT
-    with contextlib.suppress(BrokenPipeError):  # `| head` has seen enough; the exit code still tells the result
-        for name, text, ledger, notes in zip(
-            "AB", given, (first, second), (notes_of_first, notes_of_second), strict=True
-        ):
-            print("\n".join([f"{name}  {printable(text)}: {_steps(ledger.steps)}", *notes]))
-        print("\n".join(report), flush=True)
+    for name, text, ledger, notes in zip("AB", given, (first, second), (notes_of_first, notes_of_second), strict=True):
+        print("\n".join([f"{name}  {printable(text)}: {_steps(ledger.steps)}", *notes]))
+    print("\n".join(report))
     return EXIT_DIFFERENT if comparison.first_divergence else EXIT_EQUAL
 
 

@@ -9,12 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from largebatch.leaving import EXIT_DONE, EXIT_FAILED, EXIT_IN_PART, EXIT_WRONG_INPUT
 from largebatch.regular_files import printable
 
 if TYPE_CHECKING:
     from largebatch.run_report import Evidence
-
-EXIT_DONE, EXIT_FAILED, EXIT_WRONG_INPUT, EXIT_IN_PART = 0, 1, 2, 3
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from largebatch.commands.composition import EXIT_INTERRUPTED, EXIT_STOPPED, compose_config, run_verb
+from largebatch.commands.composition import compose_config, run_verb
+from largebatch.leaving import code_of
 
 if TYPE_CHECKING:
     from largebatch.study.protocol import Cell, Row
@@ -59,7 +60,7 @@ def run(config: DictConfig, overrides: list[str]) -> int:
         rows = journal.rows()
         if stop():
             print(f"stopped with {len(rows)} runs finished; the same command with run.dir={folder} goes on")
-            return EXIT_INTERRUPTED if stop.signal_name == "SIGINT" else EXIT_STOPPED
+            return code_of(stop.signal_name)
     if not is_done(cells, rows):
         print(f"this share is done; others are still at work in {folder}")
         return 0

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-EXIT_DONE, EXIT_WRONG_INPUT = 0, 2
+from largebatch.leaving import EXIT_DONE, EXIT_WRONG_INPUT
 
 
 def main(arguments: Sequence[str]) -> int:

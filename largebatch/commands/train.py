@@ -8,12 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from largebatch.commands.composition import (
-    EXIT_FAILED,
-    EXIT_INTERRUPTED,
-    EXIT_STOPPED,
-    run_verb,
-)
+from largebatch.commands.composition import run_verb
+from largebatch.leaving import EXIT_DONE, EXIT_FAILED, code_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,22 +40,21 @@ def run(config: DictConfig, overrides: list[str]) -> int:
 
     if problem := restart_problem(os.environ, resume=str(config.resume)):
         raise ConfigError([problem])
-    prepared = prepare(config, os.environ)
-    with StopRequest() as stop, open_job(prepared, stop, overrides) as job:
+    prepared, stop = prepare(config, os.environ), StopRequest()
+    with open_job(prepared, stop, overrides) as job, stop:
         if job.run.runtime.is_main:
             _announce(prepared, job)
         if job.run.progress.step >= job.run.num_steps and not job.evaluation.is_owed:
             if job.run.runtime.is_main:
                 print(f"already finished: {job.run.progress.step} steps, {job.folder.path}")
-            return 0
+            return EXIT_DONE
         lost = naming_lost_ranks(job.run.runtime, lambda: f"step {job.run.counted_step}")
         with naming_failures(job.run, job.folder), lost:
             status = train(job.run)
         if job.run.runtime.is_main:
             hint = _hint(prepared, job) if status == "diverged" else None
             _conclude(job, status, hint=hint, draws=prepared.config.logger.plots)
-        interrupted = EXIT_INTERRUPTED if stop.signal_name == "SIGINT" else EXIT_STOPPED
-        return {"finished": 0, "diverged": EXIT_FAILED, "stopped": interrupted}[status]
+        return {"finished": EXIT_DONE, "diverged": EXIT_FAILED, "stopped": code_of(stop.signal_name)}[status]
 
 
 def _announce(prepared: Prepared, job: Job) -> None:

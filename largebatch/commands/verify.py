@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from largebatch.commands.composition import EXIT_FAILED, run_verb
+from largebatch.commands.composition import run_verb
+from largebatch.leaving import EXIT_FAILED
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import atexit
-import multiprocessing
-import signal
-import threading
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -28,10 +23,9 @@ from largebatch.data.items import (
 )
 from largebatch.data.micro_batch import MicroBatchData, Request
 from largebatch.data.subset import OneByOne
-from largebatch.interruption import end_with_parent
+from largebatch.data.workers import leave_signals_to_the_run, start_of_workers
 
 _PREFETCH_PER_WORKER = 2
-_GROUP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class BatchSource:
@@ -118,10 +112,8 @@ class BatchSource:
         self._sampler.requests = requests
         self._sampler.issued.clear()
         assert self._loader is not None
-        with _signals_of_a_start():
+        with start_of_workers():
             batches = iter(self._loader)
-        atexit.unregister(_end_workers)
-        atexit.register(_end_workers)  # the last one registered is the first one called
         while True:
             try:
                 loaded: Any = next(batches)
@@ -154,35 +146,10 @@ class BatchSource:
             timeout=self._timeout_s,
             prefetch_factor=_PREFETCH_PER_WORKER,
             persistent_workers=True,
-            worker_init_fn=_leave_signals_to_the_run,
+            worker_init_fn=leave_signals_to_the_run,
             # The loader draws a seed whenever it starts: from a generator of its own, so that the run's stays as it is.
             generator=torch.Generator(),
         )
-
-
-def _leave_signals_to_the_run(worker: int) -> None:
-    """Let a worker outlive the signal that a launcher sends to the whole process group: the run finishes its step.
-
-    The first SIGTERM only: a second one is how the loader ends a worker that does not answer. One that hangs in a
-    sample never looks whether its process is still there: the kernel ends it with that.
-    """
-    if (parent := multiprocessing.parent_process()) is not None and parent.pid is not None:
-        end_with_parent(parent.pid)
-    for number in (signal.SIGINT, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda received, frame: signal.signal(received, signal.SIG_DFL))
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _GROUP_SIGNALS)  # held back since before the worker was born
-
-
-def _end_workers() -> None:
-    """End all workers when this process ends, before torch and then multiprocessing ask for it with SIGTERM.
-
-    A worker leaves one SIGTERM to the run. Two that come before its Python looks are one to it, and multiprocessing
-    would wait for it forever: seen where a run that diverged left its loader in the middle of an epoch.
-    """
-    for process in multiprocessing.active_children():
-        if process.daemon:
-            process.kill()
 
 
 class _RequestSampler:
@@ -196,24 +163,6 @@ class _RequestSampler:
         for request in self.requests:
             self.issued.append(request)
             yield _pairs(request)
-
-
-@contextmanager
-def _signals_of_a_start() -> Iterator[None]:
-    """Start workers with the stop signals held back: one that comes before a worker is ready must not kill it.
-
-    Also undo the DataLoader's handler of SIGCHLD, which raises wherever the program happens to be when a worker dies.
-    In a `__del__` such an error is lost, in the middle of writing a file it does harm. Without the handler a dead
-    worker is noticed when its data are waited for.
-    """
-    handler = signal.getsignal(signal.SIGCHLD)
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _GROUP_SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        if handler is not None and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGCHLD, handler)
 
 
 def _check_settings(dataset: Any, *, in_memory: bool, num_workers: int, timeout_s: float) -> None:

@@ -6,21 +6,20 @@ import multiprocessing
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import forkserver, resource_tracker
-from multiprocessing.connection import wait as wait_for_handles
 from multiprocessing.context import BaseContext
 from typing import Any
 
+from largebatch.interruption import STOP_SIGNALS, end_with_starter
 from largebatch.study.protocol import Job, Row
 
 Work = Callable[[Job, Callable[[], bool]], Row | None]  # job, stop -> row; None: it was stopped
 _WAIT_S = 0.5  # until a stop that came from outside is seen
-_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}  # the parent's business
+_SIGNALS = {getattr(signal, name) for name in STOP_SIGNALS}  # the parent's business
 
 
 def run_here(work: Work, next_job: Callable[[list[str]], Job | None], stop: Callable[[], bool]) -> Iterator[Row]:
@@ -36,7 +35,8 @@ def run_side_by_side(
 ) -> Iterator[Row]:
     """So many runs at a time. A job is handed out when a worker is free, with what is known by then.
 
-    A stop lets every worker end its run after the step, and waits for it. Workers whose parent is gone end at once.
+    A stop lets every worker end its run after the step, and waits for it. A second stop signal ends them at once,
+    and so does the end of their parent.
 
     Raises:
         BrokenProcessPool: if a worker was killed; what is finished has been yielded.
@@ -53,7 +53,8 @@ def _share_out(
     workers: int,
 ) -> Iterator[Row]:
     stopped = context.Event()
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(work, stopped))
+    given = work, stopped, multiprocessing.get_start_method()
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=given)
     pending: dict[Future[Row | None], str] = {}
     try:
         while True:
@@ -68,6 +69,10 @@ def _share_out(
                 del pending[future]
                 if (row := future.result()) is not None:
                     yield row
+    except (KeyboardInterrupt, GeneratorExit):  # now, and nobody takes their rows any more
+        for worker in multiprocessing.active_children():
+            worker.kill()
+        raise
     finally:
         stopped.set()
         pool.shutdown(cancel_futures=True)
@@ -109,20 +114,14 @@ def _context() -> BaseContext:
 _state: dict[str, Any] = {}  # of a worker
 
 
-def _begin(work: Work, stopped: Any) -> None:
-    """In a new worker: signals are the parent's business, and so is life."""
+def _begin(work: Work, stopped: Any, start_method: str) -> None:
+    """In a new worker: signals are the parent's business, and so is life. Processes that load start as its do."""
+    multiprocessing.set_start_method(start_method, force=True)
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)  # as they were held back by the process that forked this one
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_starter()
     _state.update(work=work, stopped=stopped)
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    wait_for_handles([parent.sentinel])
-    os._exit(1)
 
 
 def _work(job: Job) -> Row | None:

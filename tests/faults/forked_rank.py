@@ -21,12 +21,17 @@ from torch.nn.parallel import DistributedDataParallel
 
 import largebatch.commands.train
 import largebatch.trackers
+from largebatch.batch import BatchPlan
 from largebatch.checkpoint import CheckpointError
-from largebatch.commands.composition import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_WRONG_INPUT
 from largebatch.config import ConfigError
+from largebatch.data import MicroBatchLoader
+from largebatch.interruption import stop_at_once
+from largebatch.leaving import EXIT_FAILED, EXIT_WRONG_INPUT, leave, tell_interrupted
+from largebatch.order import SampleOrder
 from largebatch.process_group import leave_process_group
 from largebatch.runtime import LauncherError
 from tests.faults.nodes import INTERFACE, Node
+from tests.faults.own_data import NoisyPairs
 from tests.faults.planted import Fault
 from tests.unit.composing import compose_run
 
@@ -72,10 +77,8 @@ def train(
             os.environ |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": nodes[0].address}
             os.environ |= {"GLOO_SOCKET_IFNAME": INTERFACE}
             overrides = (*overrides, f"launcher.timeout_s={timeout_s:g}")
-    code = _exit_code(overrides)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    stop_at_once()
+    leave(_exit_code(overrides))
 
 
 def join_and_leave(times: int, *, rank: int, store: Path) -> None:
@@ -93,6 +96,16 @@ def join_and_leave(times: int, *, rank: int, store: Path) -> None:
     print(f"left {times} jobs", flush=True)
 
 
+def begin_to_load(*, rank: int, store: Path) -> None:
+    """Ask two loading processes for a batch and leave them in the middle of an epoch."""
+    multiprocessing.set_start_method("fork", force=True)
+    data = NoisyPairs(120)
+    plan = BatchPlan.solve(global_batch_size=12, world_size=1)
+    batches = MicroBatchLoader(data, SampleOrder(120, 0), plan, 0, num_workers=2).micro_batches(0, 1000)
+    next(batches)
+    sys.modules["__kept__"] = batches  # type: ignore[assignment]  # as what a traceback or a cycle holds
+
+
 def _meet_by_file(store: Path, rank: int, world_size: int, timeout_s: float) -> None:
     limit = timedelta(seconds=timeout_s)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world_size, timeout=limit)
@@ -105,10 +118,9 @@ def _exit_code(overrides: Sequence[str]) -> int:
     except (ConfigError, LauncherError, CheckpointError) as error:
         print(f"largebatch: {error}")
         return EXIT_WRONG_INPUT
-    except KeyboardInterrupt:
-        print("interrupted")
-        return EXIT_INTERRUPTED
-    except Exception:
+    except KeyboardInterrupt as error:
+        return tell_interrupted(error)
+    except (Exception, SystemExit):
         traceback.print_exc()
         return EXIT_FAILED
 

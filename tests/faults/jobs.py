@@ -62,6 +62,15 @@ _LAUNCHERS: dict[str, Callable[[int], list[str]]] = {
 }  # fmt: skip
 
 
+# As launch/torchrun.sh sets them.
+_SETTINGS = {
+    "torchrun.sh": {
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "100",
+        "PET_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
+    }
+}
+
+
 def _agent(ranks: int) -> list[str]:
     return ["--standalone", "--nproc-per-node", str(ranks), "--max-restarts", "0"]
 
@@ -88,8 +97,10 @@ class Job:
     ) -> None:
         assert launcher != "plain" or ranks == 1, "without a launcher there is one process"
         self._folder = folder
+        self.ranks = ranks
         self._is_plain = launcher == "plain"
         shown.note(launcher, ranks, (*group, *overrides))
+        self._settings = _SETTINGS.get(launcher, {})
         self._mark = f"{MARK}={secrets.token_hex(8)}"
         self._log = folder.with_name(f"{folder.name}.{secrets.token_hex(2)}.log")
         self._command = [
@@ -104,7 +115,7 @@ class Job:
             self.agent = subprocess.Popen(
                 self._command,
                 cwd=ROOT,
-                env=kept | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", name: value},
+                env=kept | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", name: value} | self._settings,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

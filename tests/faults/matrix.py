@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-KILL, RANKS, REAL, LOADING, NETWORK = (
-    f"tests/faults/test_{name}.py" for name in ("kill_and_resume", "ranks", "real_kills", "loading", "network")
+KILL, RANKS, REAL, LOADING, NETWORK, ENDS = (
+    f"tests/faults/test_{name}.py" for name in ("kill_and_resume", "ranks", "real_kills", "loading", "network", "ends")
 )
 EVERY_LAUNCHER = "every_launcher_goes_on_after_a_kill_of_a_rank_or_of_itself_and_after_signals"
 RESUMED = "tests/unit/test_resumed_runs.py"
@@ -128,6 +128,7 @@ MATRIX = (
         "Ctrl-C",
         "one request to stop, no traceback",
         (REAL, EVERY_LAUNCHER),
+        (ENDS, "a_run_with_loading_processes_ends_with_its_code_and_they_end_with_it"),
     ),
     _row(
         13,
@@ -136,6 +137,7 @@ MATRIX = (
         (REAL, EVERY_LAUNCHER),
         ("tests/unit/test_interruption.py", "a_rank_ends_with_its_torchrun_and_with_no_other_parent"),
         (LOADING, "loading_processes_end_with_a_rank_that_is_killed"),
+        (ENDS, "a_process_of_multiprocessing_ends_in_the_middle_of_loading"),
     ),
     _row(
         14,
@@ -436,10 +438,11 @@ MATRIX = (
     ),
     _row(
         60,
-        "30 random faults, 60 kills of real jobs",
-        "ledger, rows and weights of the uninterrupted run",
+        "30 random faults, 60 kills of real jobs; every way out under every launcher",
+        "ledger, rows and weights of the uninterrupted run; its exit code, no process left",
         ("tests/faults/test_soak.py", "thirty_random_faults_end_with_the_weights_of_the_uninterrupted_run"),
         (REAL, "sixty_real_kills_end_with_the_uninterrupted_run"),
+        (ENDS, "a_job_ends_with_its_code_and_leaves_no_process"),
         by_soak=True,
     ),
 )

@@ -8,6 +8,7 @@ call that touches the disk. The process does not outlive its run, so nothing is 
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
 import os
 import shutil
 import signal
@@ -46,8 +47,9 @@ class Fault:
     Attributes:
         point: where, of `POINTS`.
         step: the optimizer step, from 1, in which or after which it comes.
-        action: `kill` by SIGKILL, `raise` an error, `leave` with exit code 0, let `folder` `vanish`,
-            `hold` the interpreter for `seconds`, `cut` the link to the other node, or signals by their names.
+        action: `kill` by SIGKILL, `raise` an error, `leave` with exit code 0, `exit` by sys.exit(0), let `folder`
+            `vanish`, `hold` the interpreter for `seconds`, `cut` the link to the other node, `order ...` something of
+            the data in `folder`, `kill_worker`, or signals by their names.
         rank: whom it hits.
         micro_batch: in `after_forward` and `after_backward`, of the rank's in this step, from 0.
         folder, seconds: of the actions that need them.
@@ -81,9 +83,16 @@ class Fault:
             raise PlantedError(f"planted: {self.point} of step {self.step}")
         if self.action == "leave":
             os._exit(0)
+        if self.action == "exit":
+            sys.exit(0)
         if self.action == "vanish":
             assert self.folder is not None
             shutil.rmtree(self.folder)
+        elif self.action.startswith("order "):
+            assert self.folder is not None
+            (self.folder / self.action.removeprefix("order ")).touch()
+        elif self.action == "kill_worker":
+            multiprocessing.active_children()[-1].kill()
         elif self.action == "cut":
             subprocess.run(["ip", "link", "set", "dev", INTERFACE, "down"], check=True)
         elif self.action == "hold":

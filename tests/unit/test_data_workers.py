@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 
 from largebatch.batch import BatchPlan
 from largebatch.data import Augmentation, DataError, MicroBatchLoader, evaluation_batches, fetching
+from largebatch.data.workers import end_workers
 from largebatch.order import SampleOrder
 from tests.faults import shown
 
@@ -162,7 +163,7 @@ def test_a_stop_signal_to_the_whole_group_leaves_the_workers_loading() -> None:
     batches = loader.micro_batches(0, 4)
     first = [next(batches)]  # of the first worker: the last ones may not have come to life yet
     for process in loader._source._loader._iterator._workers:  # type: ignore[union-attr]
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
             os.kill(process.pid, number)
     assert_equal(first + list(batches), load(0))
 
@@ -177,7 +178,7 @@ def test_at_the_end_of_a_process_workers_end_though_one_sigterm_would_leave_them
     next(batches)
     workers = [one for one in multiprocessing.active_children() if one not in others]
     monkeypatch.setattr(multiprocessing, "active_children", lambda: workers)
-    fetching._end_workers()
+    end_workers()
     for worker in workers:
         worker.join(timeout=30)
     assert [worker.exitcode for worker in workers] == [-signal.SIGKILL] * 2

@@ -119,7 +119,9 @@ def test_in_the_posix_locale_names_have_umlauts_and_files_are_utf_8(tmp_path: Pa
 
 @pytest.mark.usefixtures("in_a_folder")
 @pytest.mark.parametrize("number", [errno.EPIPE, errno.EIO, errno.ENOSPC])
-def test_a_run_goes_on_where_nothing_can_be_printed_any_more(number: int, monkeypatch: pytest.MonkeyPatch):
+def test_a_run_goes_on_where_nothing_can_be_printed_any_more_and_a_table_that_cannot_be_is_told(
+    number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     """tee was killed, the terminal was hung up, the disk of the log is full: the run ended with a traceback."""
 
     class Gone(Cell):
@@ -131,6 +133,8 @@ def test_a_run_goes_on_where_nothing_can_be_printed_any_more(number: int, monkey
     assert main([*TINY, "run.dir=a"]) == 0
     assert sys.stdout is gone
     assert Path("a/metrics.jsonl").read_text(encoding="utf-8").count("train/loss") == 2
-    if number == errno.ENOSPC:  # a table is all that plan has
-        with pytest.raises(OSError, match=os.strerror(number)):
-            main(["--version"])
+    capsys.readouterr()
+    assert main(["--version"]) == (141 if number == errno.EPIPE else 1)  # what it prints is all that it has
+    said, problem = capsys.readouterr().err, OSError(number, os.strerror(number))
+    assert said == ("" if number == errno.EPIPE else f"largebatch: the output cannot be written: {problem}\n")
+    assert main(["trian"]) == 2
