@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from largebatch.checkpoint import Checkpoint, CheckpointError
+from largebatch.checkpoint import Checkpoint, CheckpointError, require_model_fit
 from largebatch.config import ConfigError, parse_section
 from largebatch.measure_schema import MeasureConfig
 from largebatch.prepare import Prepared
@@ -75,8 +76,9 @@ def open_weights(prepared: Prepared, checkpoint: str | None, *, key: str = "meas
         module.to(runtime.device)
         source, path, step = "the initial weights", None, 0
         if checkpoint is not None:
+            fits = partial(require_model_fit, module=module, any_precision=True)
             where = str(Path(checkpoint).absolute())  # a path, even if it is called "auto"
-            found, _ = find_checkpoint(where, RunFolder(Path(where)), runtime, key=key)
+            found, _ = find_checkpoint(where, RunFolder(Path(where)), runtime, key=key, fits=fits)
             assert found is not None
             _load(module, found, key)
             source, path, step = f"{_brief(found.path)} (step {found.step})", str(found.path), found.step
@@ -96,7 +98,7 @@ def _brief(path: Path) -> str:
 def _load(module: nn.Module, checkpoint: Checkpoint, key: str) -> None:
     try:
         module.load_state_dict(checkpoint.tensors["model"])
-    except (RuntimeError, KeyError) as error:
+    except Exception as error:  # of a hook of the model's own; all else was found to fit
         differences = " ".join(str(error).split())
         raise CheckpointError(
             f"{key}={checkpoint.path} belongs to another model: {differences}. Give the model and the "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from largebatch.checkpoint.first_state import stepped_twin
 from largebatch.machine_memory import require_memory
 from largebatch.raised import told
 from largebatch.targets import make, target_nodes
@@ -70,12 +70,7 @@ def state_bytes(optimizer: torch.optim.Optimizer) -> int:
         for group in optimizer.param_groups
     ]
     try:
-        known = inspect.signature(type(optimizer)).parameters  # torch's AdamW has a default that it does not take
-        twin = type(optimizer)(groups, **{name: value for name, value in optimizer.defaults.items() if name in known})
-        for group in groups:
-            for parameter in group["params"]:
-                parameter.grad = torch.empty_like(parameter)
-        twin.step()
+        twin = stepped_twin(optimizer, groups)
     except Exception:
         return 0
     return sum(value.nbytes for state in twin.state.values() for value in state.values() if torch.is_tensor(value))

@@ -87,6 +87,20 @@ class BatchRamp:
             yield samples_seen, plan
             samples_seen += plan.global_batch_size
 
+    def samples_of_steps(self, num_steps: int) -> int:
+        """Samples that the first `num_steps` steps of a run consume, however long it is.
+
+        >>> small, large = (BatchPlan.solve(global_batch_size=size, world_size=1) for size in (4, 10))
+        >>> [BatchRamp((small, large), (6,)).samples_of_steps(number) for number in (0, 2, 3, 4)]
+        [0, 8, 18, 28]
+        """
+        position = 0
+        for plan, end in zip(self.plans, (*self.milestones, None), strict=True):
+            size = plan.global_batch_size
+            count = num_steps if end is None else min(num_steps, max(-(-(end - position) // size), 0))
+            position, num_steps = position + count * size, num_steps - count
+        return position
+
     def num_steps(self, total_samples: int) -> int:
         """Whole steps in a run of `total_samples`; what is left after them is less than the batch that would follow."""
         return sum(count for _, _, count in self.stages(total_samples))

@@ -1,10 +1,21 @@
 """Checkpoints: tensors as safetensors, everything else as JSON, a manifest over both. No pickle anywhere."""
 
 from largebatch.checkpoint.background import BackgroundWriter, copied
-from largebatch.checkpoint.folder import Checkpoint, find_valid, load_checkpoint, newest_valid, save_checkpoint
+from largebatch.checkpoint.first_state import EXECUTION_OPTIONS
+from largebatch.checkpoint.fit import require_model_fit, require_run_fit, unsound_weights
+from largebatch.checkpoint.folder import save_checkpoint
+from largebatch.checkpoint.loading import (
+    Checkpoint,
+    Fits,
+    find_valid,
+    load_checkpoint,
+    newest_valid,
+    verify_checkpoint,
+)
 from largebatch.checkpoint.manifest import FORMAT, CheckpointError, saved_versions
-from largebatch.checkpoint.optimizer_state import EXECUTION_OPTIONS, check_optimizer, pack_optimizer, unpack_optimizer
+from largebatch.checkpoint.optimizer_state import pack_optimizer, unpack_optimizer
 from largebatch.checkpoint.places import set_later_aside
+from largebatch.checkpoint.run_values import require_run_values
 from largebatch.checkpoint.writing import encode_values, require_storable
 
 __all__ = [
@@ -13,16 +24,21 @@ __all__ = [
     "BackgroundWriter",
     "Checkpoint",
     "CheckpointError",
-    "check_optimizer",
+    "Fits",
     "copied",
     "encode_values",
     "find_valid",
     "load_checkpoint",
     "newest_valid",
     "pack_optimizer",
+    "require_model_fit",
+    "require_run_fit",
+    "require_run_values",
     "require_storable",
     "save_checkpoint",
     "saved_versions",
     "set_later_aside",
     "unpack_optimizer",
+    "unsound_weights",
+    "verify_checkpoint",
 ]

@@ -11,40 +11,19 @@ All renames stay inside the folder, so each of them is atomic.
 from __future__ import annotations
 
 import errno
-import json
 import os
 import secrets
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from largebatch.checkpoint.manifest import (
-    MANIFEST,
-    TENSORS_SUFFIX,
-    VALUES,
-    CheckpointError,
-    read_manifest,
-    verify_files,
-)
-from largebatch.checkpoint.places import STEP, candidates, place_of, prune, put_in_place, recover, step_of
+from largebatch.checkpoint.manifest import CheckpointError
+from largebatch.checkpoint.places import place_of, prune, put_in_place, recover
 from largebatch.checkpoint.writing import check_contents, encode_values, write_directory
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """What was saved: groups of named tensors, on the CPU, plain JSON values, and the versions that saved them."""
-
-    path: Path
-    step: int
-    tensors: dict[str, dict[str, Tensor]]
-    values: dict[str, Any]
-    versions: dict[str, str] = field(default_factory=dict)
 
 
 def save_checkpoint(
@@ -99,74 +78,6 @@ def save_checkpoint(
             "Make room, lower the number of checkpoints to keep, or choose another disk."
         ) from error
     return path
-
-
-def load_checkpoint(path: Path) -> Checkpoint:
-    """Read the checkpoint in the directory `path`, after its manifest and every byte that the manifest lists.
-
-    Raises:
-        CheckpointError: if anything is missing, damaged or of a newer format. No file is parsed before it is verified.
-    """
-    manifest = read_manifest(path)
-    verify_files(path, manifest)
-    step = manifest["step"]
-    named = STEP.fullmatch(path.name)
-    if named and int(named[1]) != step:
-        raise CheckpointError(f"{path} holds step {step} by its manifest: give the directory its own name back.")
-    try:
-        values = json.loads((path / VALUES).read_bytes())
-        tensors = {
-            name.removesuffix(TENSORS_SUFFIX): load_file(path / name)
-            for name in manifest["files"]
-            if name.endswith(TENSORS_SUFFIX)
-        }
-    except (OSError, SafetensorError, ValueError) as error:
-        raise CheckpointError(
-            f"{path}: {error}. Its bytes are those of its manifest, so it was written wrong, by another program or by "
-            "somebody else: use an older checkpoint."
-        ) from error
-    return Checkpoint(path=path, step=step, tensors=tensors, values=values, versions=manifest.get("versions", {}))
-
-
-def newest_valid(*folders: Path, up_to: int | None = None) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint of `folders` that is whole, and why each newer one is not.
-
-    Pointers and names do not count: directories are tried from the highest step down, `up_to` a step if it is given;
-    of one step those of the first folder come first. None if no checkpoint is valid or there is none; a folder need not
-    exist.
-
-    Raises:
-        CheckpointError: if a folder is there and cannot be looked into.
-    """
-    rejected: list[str] = []
-    found = [entry for folder in folders for entry in candidates(folder, up_to)]
-    for path in sorted(found, key=step_of, reverse=True):
-        checkpoint = _load_or_tell(path, rejected)
-        if checkpoint is not None:
-            return checkpoint, rejected
-    return None, rejected
-
-
-def find_valid(path: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The checkpoint that a path means, and why newer ones were passed over.
-
-    A checkpoint is meant itself. Of a folder of checkpoints, such as RUN/checkpoints or RUN/checkpoints/best, and of a
-    run, the newest valid one is; None if there is none.
-
-    Raises:
-        CheckpointError: if the path is a checkpoint's and that is not whole.
-    """
-    if (path / MANIFEST).is_file() or path.name.startswith("step_"):
-        return load_checkpoint(path), []
-    return newest_valid(path if candidates(path) else path / "checkpoints")
-
-
-def _load_or_tell(path: Path, rejected: list[str]) -> Checkpoint | None:
-    try:
-        return load_checkpoint(path)
-    except CheckpointError as error:
-        rejected.append(str(error))
-        return None
 
 
 def _check_space(folder: Path, num_bytes: int) -> None:

@@ -16,10 +16,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from largebatch.checkpoint.reading import open_file, parse_json, reason, shown, size_of
+from largebatch.regular_files import read_regular
+
 FORMAT = 1
 MANIFEST = "MANIFEST.json"
 VALUES = "values.json"
 TENSORS_SUFFIX = ".safetensors"
+_MOST_BYTES = 2**20
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")  # a file in the checkpoint's own directory and nowhere else
 
 
@@ -56,54 +61,98 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     """
     path = directory / MANIFEST
     try:
-        data = path.read_bytes()
-    except OSError as error:
+        data = read_regular(path, most=_MOST_BYTES, inside=directory)
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise CheckpointError(
             f"{path}: {error.strerror}. The manifest is written last, so this checkpoint is incomplete. "
             "Use an older checkpoint."
         ) from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: {reason(error)}. Use an older checkpoint.") from error
     try:
-        body = json.loads(data)
+        body = parse_json(data)
         format_number = body["format"]
         body.pop("sha256")
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"{path}: not a manifest ({error!r}). Use an older checkpoint.") from error
-    if isinstance(format_number, int) and format_number > FORMAT:
+        raise CheckpointError(f"{path}: not a manifest ({reason(error)}). Use an older checkpoint.") from error
+    if type(format_number) is int and format_number > FORMAT:
         raise CheckpointError(
-            f"{path}: the checkpoint has format {format_number}, and this version of largebatch reads up to {FORMAT}. "
-            f"It was saved by {body.get('versions')}: upgrade largebatch."
+            f"{path}: the checkpoint has format {shown(format_number)}, and this version of largebatch reads up to "
+            f"{FORMAT}. It was saved by {shown(body.get('versions'))}: upgrade largebatch."
         )
     # All bytes, not the digest alone: JSON has many spellings of one value, and a damaged file is not the one we write.
     if encode_manifest(body) != data:
         raise CheckpointError(f"{path}: damaged, it does not have its own SHA-256. Use an older checkpoint.")
-    if not isinstance(body.get("step"), int) or VALUES not in body.get("files", ()):
-        raise CheckpointError(f"{path}: it lists no step or no {VALUES}, so it is not ours. Use an older checkpoint.")
+    if fault := _manifest_fault(body):
+        raise CheckpointError(f"{path}: {fault}, so it is not ours. Use an older checkpoint.")
     return body
 
 
+def _manifest_fault(body: dict[str, Any]) -> str | None:
+    """What is no manifest of ours, although it has its own SHA-256: anybody can give it that."""
+    files, versions = body.get("files"), body.get("versions", {})
+    if type(body.get("step")) is not int or not isinstance(files, dict) or VALUES not in files:
+        return f"it lists no step or no {VALUES}"
+    if type(body["format"]) is not int or body["format"] < 1 or not 0 <= body["step"] < 2**63:
+        return f"it has format {shown(body['format'])} and step {shown(body['step'])}"
+    if not isinstance(versions, dict) or not all(isinstance(version, str) for version in versions.values()):
+        return f"its versions are {shown(versions)}"
+    for name, known in files.items():
+        if not PLAIN_NAME.fullmatch(name):
+            return f"{shown(name)} is not the name of a file in it"
+        if name != VALUES and not name.endswith(TENSORS_SUFFIX):
+            return f"{shown(name)} is no file of a checkpoint"
+        if not isinstance(known, dict) or known.keys() != {"size", "sha256"}:
+            return f"of {name} it says {shown(known)}"
+        if type(known["size"]) is not int or known["size"] < 0 or not _is_digest(known["sha256"]):
+            return f"of {name} it says {shown(known)}"
+    return None
+
+
+def _is_digest(value: Any) -> bool:
+    return isinstance(value, str) and _SHA256.fullmatch(value) is not None
+
+
+def verify_sizes(directory: Path, manifest: dict[str, Any]) -> None:
+    """Check that every file that the manifest lists is a regular one of its size: that takes no time, however large.
+
+    Raises:
+        CheckpointError: naming each file that is not.
+    """
+    _raise_faults(directory, [_size_fault(directory, name, known) for name, known in manifest["files"].items()])
+
+
 def verify_files(directory: Path, manifest: dict[str, Any]) -> None:
-    """Check every file that the manifest lists.
+    """Check every byte of every file that the manifest lists.
 
     Raises:
         CheckpointError: naming each file that is missing, of another size, or of another content.
     """
-    faults = [_fault(directory, name, expected) for name, expected in manifest["files"].items()]
+    _raise_faults(directory, [_fault(directory, name, expected) for name, expected in manifest["files"].items()])
+
+
+def _raise_faults(directory: Path, faults: list[str | None]) -> None:
     if any(faults):
         told = "; ".join(fault for fault in faults if fault)
         raise CheckpointError(f"{directory}: {told}. It is damaged: use an older checkpoint.")
 
 
-def _fault(directory: Path, name: str, expected: dict[str, Any]) -> str | None:
-    if not PLAIN_NAME.fullmatch(name):
-        return f"{name!r} is not the name of a file in it"
+def _size_fault(directory: Path, name: str, expected: dict[str, Any]) -> str | None:
     try:
-        size = (directory / name).stat().st_size
-        if size != expected["size"]:
-            return f"{name} has {size} bytes instead of {expected['size']}"
+        size = size_of(directory / name)
+    except (OSError, ValueError) as error:
+        return f"{name}: {reason(error)}"
+    return None if size == expected["size"] else f"{name} has {size} bytes instead of {shown(expected['size'])}"
+
+
+def _fault(directory: Path, name: str, expected: dict[str, Any]) -> str | None:
+    if fault := _size_fault(directory, name, expected):
+        return fault
+    try:
         if _fingerprint(directory / name) != expected:
             return f"{name} does not have the SHA-256 of the manifest"
-    except OSError as error:
-        return f"{name}: {error.strerror}"
+    except (OSError, ValueError) as error:
+        return f"{name}: {reason(error)}"
     return None
 
 
@@ -113,7 +162,7 @@ def _dump(body: dict[str, Any]) -> bytes:
 
 def _fingerprint(path: Path) -> dict[str, Any]:
     digest, size = hashlib.sha256(), 0
-    with path.open("rb") as file:
+    with open_file(path) as file:
         while block := file.read(1 << 22):
             digest.update(block)
             size += len(block)

@@ -13,12 +13,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from largebatch.checkpoint.first_state import EXECUTION_OPTIONS, MEMBERS
 from largebatch.checkpoint.manifest import CheckpointError
+from largebatch.checkpoint.optimizer_fit import matching_groups, option_key, tensor_key
 
-EXECUTION_OPTIONS = frozenset({"foreach", "fused", "compile", "capturable", "differentiable"})
-"""Options of torch's optimizers that say how a machine computes a step, not which step: never saved."""
-
-_MEMBERS = frozenset({"params", "param_names"})
 _SCALARS = (str, int, float, bool, type(None))
 
 
@@ -38,7 +36,7 @@ def pack_optimizer(optimizer: Optimizer, names: Mapping[Tensor, str]) -> tuple[d
     """
     tensors: dict[str, Tensor] = {}
     state: dict[str, Any] = {}
-    for name, parameter in _parameters(optimizer, names).items():
+    for name, parameter in named_parameters(optimizer, names).items():
         if parameter in optimizer.state:
             entries = optimizer.state[parameter]
             _check_entries(optimizer, name, entries)
@@ -48,9 +46,9 @@ def pack_optimizer(optimizer: Optimizer, names: Mapping[Tensor, str]) -> tuple[d
             state[name] = {"tensors": keys, "scalars": scalars}
     groups = []
     for number, group in enumerate(optimizer.param_groups):
-        options = {key: group[key] for key in group.keys() - _MEMBERS - EXECUTION_OPTIONS}
+        options = {key: group[key] for key in group.keys() - MEMBERS - EXECUTION_OPTIONS}
         keys = sorted(key for key, value in options.items() if isinstance(value, Tensor))
-        tensors |= {_option_key(number, key): options[key].detach() for key in keys}
+        tensors |= {option_key(number, key): options[key].detach() for key in keys}
         groups.append(
             {
                 "shapes": {names[parameter]: list(parameter.shape) for parameter in group["params"]},
@@ -60,23 +58,6 @@ def pack_optimizer(optimizer: Optimizer, names: Mapping[Tensor, str]) -> tuple[d
             }
         )
     return tensors, {"optimizer": type(optimizer).__name__, "groups": groups, "state": state}
-
-
-def check_optimizer(
-    optimizer: Optimizer, tensors: Mapping[str, Tensor], values: Mapping[str, Any], names: Mapping[Tensor, str]
-) -> list[tuple[int, dict[str, Any]]]:
-    """Whether `unpack_optimizer` would take these: nothing is changed.
-
-    Returns:
-        For each group of the optimizer, number and contents of the saved group with the same parameters.
-
-    Raises:
-        CheckpointError: as there.
-    """
-    _check_class(optimizer, values)
-    _check_shapes(_parameters(optimizer, names), values)
-    _check_tensors(tensors, values)
-    return _matching_groups(optimizer, values, names)
 
 
 def unpack_optimizer(
@@ -100,9 +81,9 @@ def unpack_optimizer(
         keeps: options whose values stay the optimizer's own: they were changed on purpose.
 
     Raises:
-        CheckpointError: if class, names, shapes or groups are others, or a tensor is missing or left over.
+        CheckpointError: for anything that `pack_optimizer` would not have made of such an optimizer.
     """
-    saved_groups = check_optimizer(optimizer, tensors, values, names)
+    saved_groups = matching_groups(optimizer, tensors, values, named_parameters(optimizer, names), keeps=keeps)
     optimizer.state.clear()  # in place: an optimizer may be made of others that share its state and groups
     for group, (number, saved) in zip(optimizer.param_groups, saved_groups, strict=True):
         for key, value in saved["options"].items():
@@ -110,7 +91,7 @@ def unpack_optimizer(
                 group[key] = tuple(value) if isinstance(group.get(key), tuple) else value
         for key in saved["tensors"]:
             device = group[key].device if isinstance(group.get(key), Tensor) else "cpu"
-            group[key] = tensors[_option_key(number, key)].to(device, copy=True)
+            group[key] = tensors[option_key(number, key)].to(device, copy=True)
         for parameter in group["params"]:
             name = names[parameter]
             if name in values["state"]:
@@ -122,22 +103,12 @@ def unpack_optimizer(
                 } | entries["scalars"]
 
 
-def tensor_key(name: str, key: str) -> str:
-    """Where the state `key` of the parameter `name` is among the tensors.
+def named_parameters(optimizer: Optimizer, names: Mapping[Tensor, str]) -> dict[str, Tensor]:
+    """The parameters of an optimizer by name.
 
-    "~" and "/" of the name are written "~0" and "~1", as in a JSON pointer (RFC 6901): no two pairs share a key.
-
-    >>> tensor_key("blocks.0/weight", "exp_avg")
-    'blocks.0~1weight/exp_avg'
+    Raises:
+        CheckpointError: if one has no name of its own.
     """
-    return f"{name.replace('~', '~0').replace('/', '~1')}/{key}"
-
-
-def _option_key(number: int, key: str) -> str:
-    return f"~group/{number}/{key}"  # no escaped name begins with "~g"
-
-
-def _parameters(optimizer: Optimizer, names: Mapping[Tensor, str]) -> dict[str, Tensor]:
     parameters: dict[str, Tensor] = {}
     for number, group in enumerate(optimizer.param_groups):
         for parameter in group["params"]:
@@ -159,61 +130,6 @@ def _check_entries(optimizer: Optimizer, name: str, entries: Mapping[Any, Any]) 
                 f"The state {key!r} of {name} in {type(optimizer).__name__} is a {type(value).__name__}: tensors and "
                 "scalars under names can be saved. Use an optimizer that keeps its state in them."
             )
-
-
-def _check_class(optimizer: Optimizer, values: Mapping[str, Any]) -> None:
-    if values["optimizer"] != type(optimizer).__name__:
-        raise CheckpointError(
-            f"The checkpoint holds the state of {values['optimizer']}, the run uses {type(optimizer).__name__}. "
-            "Resume with the optimizer of the checkpoint, or start a new run from its weights."
-        )
-
-
-def _check_shapes(parameters: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-    saved = {name: shape for group in values["groups"] for name, shape in group["shapes"].items()}
-    missing, extra = sorted(parameters.keys() - saved.keys()), sorted(saved.keys() - parameters.keys())
-    if missing or extra:
-        raise CheckpointError(
-            f"The checkpoint belongs to other parameters: it lacks {missing} of the optimizer, and the optimizer lacks "
-            f"{extra} of it. Resume with the model of the checkpoint."
-        )
-    others = [
-        f"{name} {saved[name]} in the checkpoint, {list(parameter.shape)} in the model"
-        for name, parameter in parameters.items()
-        if list(parameter.shape) != saved[name]
-    ]
-    if others:
-        raise CheckpointError(
-            f"Parameters of other shapes: {'; '.join(others)}. Resume with the model of the checkpoint."
-        )
-
-
-def _check_tensors(tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-    expected = {tensor_key(name, key) for name, entries in values["state"].items() for key in entries["tensors"]}
-    expected |= {_option_key(number, key) for number, group in enumerate(values["groups"]) for key in group["tensors"]}
-    missing, extra = sorted(expected - tensors.keys()), sorted(tensors.keys() - expected)
-    if missing or extra:
-        raise CheckpointError(
-            f"The tensors are not those that the values list: {missing} are missing, {extra} are left over. "
-            "Pass both as they were saved together."
-        )
-
-
-def _matching_groups(
-    optimizer: Optimizer, values: Mapping[str, Any], names: Mapping[Tensor, str]
-) -> list[tuple[int, dict[str, Any]]]:
-    """For each group of the optimizer, number and contents of the saved group with the same parameters."""
-    saved = {frozenset(group["shapes"]): (number, group) for number, group in enumerate(values["groups"])}
-    matching = []
-    for number, group in enumerate(optimizer.param_groups):
-        members = frozenset(names[parameter] for parameter in group["params"])
-        if members not in saved:
-            raise CheckpointError(
-                f"Group {number} of {type(optimizer).__name__} has {sorted(members)}; the groups of the checkpoint are "
-                f"{[sorted(group) for group in saved]}. Resume with the parameter groups of the checkpoint."
-            )
-        matching.append(saved[members])
-    return matching
 
 
 def _placed(value: Tensor, parameter: Tensor, stays_on_cpu: bool) -> Tensor:

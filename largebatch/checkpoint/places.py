@@ -16,9 +16,9 @@ from pathlib import Path
 from largebatch.checkpoint.manifest import CheckpointError, read_manifest, verify_files
 from largebatch.durable_files import sync
 
-STEP = re.compile(r"step_(\d{8,})(?:-\d+)?")
-_OLD = re.compile(r"\.old-(\d+)-[0-9a-f]+")
-_LEFTOVER = re.compile(r"\.tmp-\d+-[0-9a-f]+")
+STEP = re.compile(r"step_([0-9]{8,})(?:-[0-9]+)?")
+_OLD = re.compile(r"\.old-([0-9]+)-[0-9a-f]+")
+_LEFTOVER = re.compile(r"\.tmp-[0-9]+-[0-9a-f]+")
 
 
 def candidates(folder: Path, up_to: int | None = None) -> list[Path]:

@@ -14,7 +14,7 @@ from largebatch.observers.micro_batches import MicroBatchObserver
 from largebatch.observers.noise_scale import NoiseScaleObserver
 from largebatch.observers.profile import ProfileObserver
 from largebatch.observers.ranks import RankObserver
-from largebatch.observers.restoring import require_fit, restore
+from largebatch.observers.restoring import restore
 from largebatch.observers.sharpness import SharpnessObserver
 from largebatch.observers.skipped import SkipNotingLoader, SkippedObserver
 from largebatch.observers.stragglers import StragglerObserver
@@ -39,6 +39,5 @@ __all__ = [
     "StragglerObserver",
     "VarianceObserver",
     "WatchedLoader",
-    "require_fit",
     "restore",
 ]

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from largebatch.checkpoint import (
@@ -18,7 +17,9 @@ from largebatch.checkpoint import (
     copied,
     newest_valid,
     pack_optimizer,
+    require_run_values,
     save_checkpoint,
+    unsound_weights,
 )
 from largebatch.duration import passes
 from largebatch.loop import Run, StepReport
@@ -92,7 +93,7 @@ class CheckpointObserver:
         if self.best_by is not None and run.progress.step > 0:
             known = None
             if run.runtime.is_main:
-                best, _ = newest_valid(self.folder / "best")
+                best, _ = newest_valid(self.folder / "best", fits=require_run_values)
                 known = best.values["best"].get(self.best_by) if best is not None else None
             known = run.runtime.broadcast(known)
             if known is not None:
@@ -239,6 +240,5 @@ def _raise(error: CheckpointError) -> None:
 
 def _require_finite(run: Run) -> None:
     """Divergence is noticed some steps later: until then it must not push good checkpoints out."""
-    for name, tensor in run.module.named_parameters():
-        if not torch.isfinite(tensor).all():
-            raise CheckpointError(f"at step {run.progress.step} {name} is not finite; earlier checkpoints are kept")
+    if name := unsound_weights(run.module):
+        raise CheckpointError(f"at step {run.progress.step} {name} is not finite; earlier checkpoints are kept")

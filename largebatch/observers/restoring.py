@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from largebatch.checkpoint import (
     Checkpoint,
     CheckpointError,
-    check_optimizer,
     load_checkpoint,
     newest_valid,
+    require_run_fit,
     unpack_optimizer,
 )
+from largebatch.checkpoint.reading import plain, shown
 from largebatch.loop import Run
+from largebatch.raised import told
 
 _REMEDY = "Resume with the config and the code of the run, or start anew in another run.dir with resume=none."
 
@@ -39,25 +41,6 @@ class Remembering(Protocol):
 def names_of(module: nn.Module) -> dict[Tensor, str]:
     """Name of every parameter."""
     return {parameter: name for name, parameter in module.named_parameters()}
-
-
-def require_fit(module: nn.Module, optimizer: Optimizer, checkpoint: Checkpoint) -> None:
-    """Refuse a checkpoint of another model or optimizer; both are left as they are.
-
-    Raises:
-        CheckpointError: with the names and shapes that differ.
-    """
-    saved, state = checkpoint.tensors["model"], module.state_dict()
-    missing, unexpected = sorted(state.keys() - saved.keys()), sorted(saved.keys() - state.keys())
-    others = [
-        f"{name} is {list(saved[name].shape)} in it and {list(parameter.shape)} in the model"
-        for name, parameter in module.named_parameters()  # a buffer may take the shape of what it is given
-        if name in saved and saved[name].shape != parameter.shape
-    ]
-    if missing or unexpected or others:
-        told = [f"it lacks {missing}"] * bool(missing) + [f"it has {unexpected} beyond it"] * bool(unexpected) + others
-        raise CheckpointError(f"{checkpoint.path} belongs to another model: {'; '.join(told)}. {_REMEDY}")
-    check_optimizer(optimizer, checkpoint.tensors["optimizer"], checkpoint.values["optimizer"], names_of(module))
 
 
 def memory_of(run: Run) -> dict[str, Any]:
@@ -82,7 +65,6 @@ def restore(run: Run, checkpoint: Checkpoint, *, changed_options: frozenset[str]
         CheckpointError: if the model or the optimizer has other parameters than the checkpoint, or the memory of its
             run does not fit.
     """
-    require_fit(run.module, run.optimizer, checkpoint)
     try:
         # The order of gradients first: settling it calls hooks that a user may have on parameters.
         notes = _remember(run, checkpoint.values.get("memory"))
@@ -90,7 +72,7 @@ def restore(run: Run, checkpoint: Checkpoint, *, changed_options: frozenset[str]
         run.gradient.statistics.load(checkpoint.tensors.get(STATISTICS, {}))
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{checkpoint.path} does not fit this run: {type(error).__name__}: {error}. Use an older checkpoint, or "
+            f"{checkpoint.path} does not fit this run: {plain(told(error))}. Use an older checkpoint, or "
             "start anew with resume=none."
         ) from error
     values = checkpoint.values
@@ -129,26 +111,28 @@ def roll_back(run: Run, folder: Path, origin: Path | None, *, changed_options: f
     Returns:
         Whether there was a checkpoint.
     """
+    fits = partial(require_run_fit, module=run.module, optimizer=run.optimizer, keeps=changed_options)
     where: str | None = None
     newest: Checkpoint | None = None
     if run.runtime.is_main:
-        newest, _ = newest_valid(folder, up_to=run.progress.step)
+        newest, _ = newest_valid(folder, up_to=run.progress.step, fits=fits)
         path = origin if newest is None else newest.path
         where = None if path is None else str(path)
     where = run.runtime.broadcast(where)
     if where is None:
         return False
-    _restore_weights(run, newest or load_checkpoint(Path(where)), changed_options)
+    _restore_weights(run, newest or load_checkpoint(Path(where), fits), changed_options)
     run.gradient.statistics.forget()
     return True
 
 
 def _restore_weights(run: Run, checkpoint: Checkpoint, changed_options: frozenset[str]) -> None:
-    require_fit(run.module, run.optimizer, checkpoint)
     try:
-        run.module.load_state_dict(checkpoint.tensors["model"], strict=False)
-    except RuntimeError as error:
-        differences = " ".join(str(error).split())
-        raise CheckpointError(f"{checkpoint.path} belongs to another model: {differences}. {_REMEDY}") from error
+        missing, unexpected = run.module.load_state_dict(checkpoint.tensors["model"], strict=False)
+    except Exception as error:  # of a hook of the model's own
+        raise CheckpointError(f"{checkpoint.path} belongs to another model: {told(error)}. {_REMEDY}") from error
+    if missing or unexpected:
+        what = f"it lacks {shown(missing) if missing else 'nothing'} and has {shown(unexpected)} beyond it"
+        raise CheckpointError(f"{checkpoint.path} belongs to another model: {what}. {_REMEDY}")
     optimizer = checkpoint.tensors["optimizer"], checkpoint.values["optimizer"]
     unpack_optimizer(run.optimizer, *optimizer, names_of(run.module), keeps=changed_options)

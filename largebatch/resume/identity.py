@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from largebatch.checkpoint import Checkpoint, CheckpointError
+from largebatch.checkpoint.reading import plain
 from largebatch.credentials import variables_in
 from largebatch.environment import comparable
 from largebatch.nearest import did_you_mean
@@ -34,6 +35,7 @@ _IDENTITY = (
     "loss",
 )
 
+_MOST_TOLD = 20  # changes
 _HASHED_BYTES = 2**20  # of each file; the size stands for the rest
 
 # What runs did before these keys existed.
@@ -71,11 +73,11 @@ class Change:
 
     def __str__(self) -> str:
         if self.key == "content":
-            return f"samples of the training set are others (their hash was {self.was}, now {self.now})"
+            return f"samples of the training set are others (their hash was {plain(self.was)}, now {self.now})"
         if self.is_code:
             name = self.key.removeprefix("code.")
-            return f"the code of {name} is another one (its hash was {self.was}, now {self.now})"
-        return f"{self.key} was {self.was}, now {self.now}"
+            return f"the code of {plain(name)} is another one (its hash was {plain(self.was)}, now {self.now})"
+        return f"{plain(self.key)} was {plain(self.was)}, now {self.now}"
 
     @property
     def is_code(self) -> bool:
@@ -112,25 +114,37 @@ def check_identity(checkpoint: Checkpoint, identity: dict[str, Any], *, allow: S
         CheckpointError: with every key that changed and is not allowed to, and both values; or for a permission of what
             neither run has.
     """
+    changes = changes_of(checkpoint, identity)
+    refused = [change for change in changes if not change.is_allowed_by(allow)]
+    if refused:
+        more = f"; and {len(refused) - _MOST_TOLD} more" if refused[_MOST_TOLD:] else ""
+        raise CheckpointError(
+            f"{checkpoint.path} belongs to another run: {'; '.join(map(str, refused[:_MOST_TOLD]))}{more}. "
+            f"Resume with the same values, or start a new run with resume=none.{_way_out(refused, allow)}"
+        )
+    _check_permissions(allow, checkpoint.values["identity"], identity)
+    return changes
+
+
+def changes_of(checkpoint: Checkpoint, identity: dict[str, Any]) -> list[Change]:
+    """In what the run of a checkpoint differs from that of an identity, permitted or not."""
     saved = {name: identity[name] for name in ("content", "code")} | checkpoint.values["identity"]  # once not recorded
     known = saved["code"].keys() & identity["code"].keys()  # which modules a model holds is no change of any of them
     saved, given = (one | {"code": {name: one["code"][name] for name in known}} for one in (saved, identity))
     was, now = _completed(_at_home(saved, given), given | {"model_files": None})
-    changes = list(_differences(was, now))
-    refused = [change for change in changes if not change.is_allowed_by(allow)]
-    if refused:
-        raise CheckpointError(
-            f"{checkpoint.path} belongs to another run: {'; '.join(map(str, refused))}. "
-            f"Resume with the same values, or start a new run with resume=none.{_way_out(refused, allow)}"
-        )
-    _check_permissions(allow, saved, identity)
-    return changes
+    return list(_differences(was, now))
+
+
+def changed_options(changes: Sequence[Change]) -> frozenset[str]:
+    """Options of the optimizer that have other values than in the checkpoint."""
+    keys = [change.key.split(".") for change in changes]
+    return frozenset(parts[1] for parts in keys if parts[0] == "optimizer" and len(parts) > 1)
 
 
 def _way_out(refused: Sequence[Change], allow: Sequence[str]) -> str:
-    if fixed := [change.key for change in refused if change.permission is None]:
-        return f" Nothing permits another {', '.join(fixed)} within a run."
-    asked = ",".join(sorted({str(change.permission) for change in refused} | set(allow)))
+    if fixed := [plain(change.key) for change in refused if change.permission is None]:
+        return f" Nothing permits another {', '.join(fixed[:_MOST_TOLD])} within a run."
+    asked = ",".join(sorted({plain(str(change.permission)) for change in refused[:_MOST_TOLD]} | set(allow)))
     moved = "._target_" in asked
     return f" To change it on purpose: 'resume_allow=[{asked}]'." + (
         " Of _target_: only if it is the same class under another name." if moved else ""

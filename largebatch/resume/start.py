@@ -14,19 +14,21 @@ from typing import Any
 from largebatch.checkpoint import (
     Checkpoint,
     CheckpointError,
+    Fits,
     find_valid,
     load_checkpoint,
     newest_valid,
     saved_versions,
     set_later_aside,
 )
+from largebatch.checkpoint.reading import plain
 from largebatch.folder_lock import LOCK, FolderInUseError, FolderLock
 from largebatch.line_file import LineFile
-from largebatch.observers import require_fit
 from largebatch.preconditions import folder_problems
 from largebatch.prepare import Prepared
 from largebatch.rank_values import texts_of_ranks
-from largebatch.resume.identity import Change, check_identity
+from largebatch.resume.fitting import fits_run
+from largebatch.resume.identity import Change, changed_options, check_identity
 from largebatch.run_folder import RunFolder, new_folder
 from largebatch.runtime import LauncherError, Runtime
 from largebatch.schema import TrainConfig
@@ -59,8 +61,7 @@ class Start:
     @property
     def changed_options(self) -> frozenset[str]:
         """Options of the optimizer that have other values than in the checkpoint."""
-        keys = [change.key.split(".") for change in self.changes]
-        return frozenset(parts[1] for parts in keys if parts[0] == "optimizer" and len(parts) > 1)
+        return changed_options(self.changes)
 
 
 def open_folder(config: TrainConfig, runtime: Runtime, stack: contextlib.ExitStack) -> tuple[RunFolder, list[str]]:
@@ -108,12 +109,11 @@ def begin(prepared: Prepared, folder: RunFolder, runtime: Runtime, identity: dic
         CheckpointError: on every rank, if there is none that can be used, or it belongs to another run or model.
     """
     config = prepared.config
-    checkpoint, passed_over = find_checkpoint(config.resume, folder, runtime)
+    checkpoint, passed_over = find_checkpoint(config.resume, folder, runtime, fits=fits_run(prepared, identity))
     if checkpoint is None:
         notes = ["resume=auto: no checkpoint yet, starting from scratch"] if config.resume == "auto" else []
         return Start(notes=notes)
     changes = check_identity(checkpoint, identity, allow=config.resume_allow)
-    require_fit(prepared.model, prepared.optimizer, checkpoint)
     notes = [f"resumed from {checkpoint.path}", *_told(checkpoint, changes)]
     if passed_over:
         notes = [*passed_over, f"{len(passed_over)} newer checkpoints were passed over and are kept", *notes]
@@ -121,11 +121,12 @@ def begin(prepared: Prepared, folder: RunFolder, runtime: Runtime, identity: dic
 
 
 def find_checkpoint(
-    resume: str, folder: RunFolder, runtime: Runtime, *, key: str = "resume"
+    resume: str, folder: RunFolder, runtime: Runtime, *, key: str = "resume", fits: Fits | None = None
 ) -> tuple[Checkpoint | None, list[str]]:
     """The checkpoint to continue from and why newer ones were passed over; rank 0 chooses, every rank reads the file.
 
-    `key` is what errors call `resume`. With `auto` there may be none: (None, []).
+    `key` is what errors call `resume`; `fits` tells what must not be used, see `Fits`. With `auto` there may be none:
+    (None, []).
 
     Raises:
         CheckpointError: on every rank, if there are checkpoints and none can be used, if `resume` names a folder
@@ -139,9 +140,9 @@ def find_checkpoint(
     if runtime.is_main:
         try:
             if resume == "auto":  # the best one is a checkpoint as any other, and may be the only one
-                chosen, notes = newest_valid(folder.checkpoints, folder.checkpoints / "best")
+                chosen, notes = newest_valid(folder.checkpoints, folder.checkpoints / "best", fits=fits)
             else:
-                chosen, notes = find_valid(Path(resume))
+                chosen, notes = find_valid(Path(resume), fits)
         except CheckpointError as error:
             failure = str(error)
         if chosen is None and failure is None and (notes or resume != "auto"):
@@ -149,14 +150,14 @@ def find_checkpoint(
     where, notes, failure = runtime.broadcast((str(chosen.path) if chosen else None, notes, failure))
     if failure is not None:
         raise CheckpointError(failure)
-    return (None if where is None else _read_by_all(Path(where), chosen, runtime)), notes
+    return (None if where is None else _read_by_all(Path(where), chosen, runtime, fits)), notes
 
 
-def _read_by_all(path: Path, chosen: Checkpoint | None, runtime: Runtime) -> Checkpoint:
+def _read_by_all(path: Path, chosen: Checkpoint | None, runtime: Runtime, fits: Fits | None) -> Checkpoint:
     """A rank that cannot read it must not leave the others waiting for it."""
     failure = None
     try:
-        chosen = chosen or load_checkpoint(path)
+        chosen = chosen or load_checkpoint(path, fits)
     except CheckpointError as error:
         failure = str(error)
     failures = [failure] if runtime.world_size == 1 else map(json.loads, texts_of_ranks(runtime, json.dumps(failure)))
@@ -190,7 +191,7 @@ def _told(checkpoint: Checkpoint, changes: Sequence[Change]) -> list[str]:
     now = saved_versions()
     for name, version in checkpoint.versions.items():
         if version != now.get(name):
-            told = f"saved by {name} {version}, now {now.get(name)}"
+            told = f"saved by {plain(name)} {plain(version)}, now {now.get(name)}"
             notes.append(f"{told}: last digits may differ from those of an uninterrupted run")
     return notes
 

@@ -17,7 +17,7 @@ from largebatch.checkpoint import (
     save_checkpoint,
     unpack_optimizer,
 )
-from largebatch.checkpoint.optimizer_state import tensor_key
+from largebatch.checkpoint.optimizer_fit import tensor_key
 from largebatch.optim import LAMB, LARS, MuonWithAdamW
 
 Make = Callable[[nn.Module], Optimizer]
