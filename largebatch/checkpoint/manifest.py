@@ -24,6 +24,7 @@ MANIFEST = "MANIFEST.json"
 VALUES = "values.json"
 TENSORS_SUFFIX = ".safetensors"
 _MOST_BYTES = 2**20
+_VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9 .+!_-]{0,63}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")  # a file in the checkpoint's own directory and nowhere else
 
@@ -95,7 +96,7 @@ def _manifest_fault(body: dict[str, Any]) -> str | None:
         return f"it lists no step or no {VALUES}"
     if type(body["format"]) is not int or body["format"] < 1 or not 0 <= body["step"] < 2**63:
         return f"it has format {shown(body['format'])} and step {shown(body['step'])}"
-    if not isinstance(versions, dict) or not all(isinstance(version, str) for version in versions.values()):
+    if not isinstance(versions, dict) or not all(_is_version(version) for version in versions.values()):
         return f"its versions are {shown(versions)}"
     for name, known in files.items():
         if not PLAIN_NAME.fullmatch(name):
@@ -107,6 +108,10 @@ def _manifest_fault(body: dict[str, Any]) -> str | None:
         if type(known["size"]) is not int or known["size"] < 0 or not _is_digest(known["sha256"]):
             return f"of {name} it says {shown(known)}"
     return None
+
+
+def _is_version(value: Any) -> bool:
+    return isinstance(value, str) and _VERSION.fullmatch(value) is not None
 
 
 def _is_digest(value: Any) -> bool:

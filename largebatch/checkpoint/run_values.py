@@ -92,7 +92,7 @@ class _Counts(_Values):
 
 class _Guard(_Values):
     losses: list[Finite]
-    grad_norms: list[Finite]
+    grad_norms: list[Annotated[float, Field(ge=0, allow_inf_nan=False)]]
     in_a_row: Count
     counts: _Counts
 

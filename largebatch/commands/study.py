@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -56,6 +57,9 @@ def run(config: DictConfig, overrides: list[str]) -> int:
     require_same_study(folder, identity_of(configs, study))
     with Journal(folder, share=study.share, shares=study.shares) as journal, StopRequest() as stop:
         print(f"{len(cells)} points of {study.trials} trials and {study.seeds} runs each, into {folder}", flush=True)
+        journal.rows()
+        for line in journal.passed_over:  # such a run is made again
+            print(f"passed over: {line}", file=sys.stderr)
         make_runs(cells, configs, study, journal, stop=stop, tell=_tell)
         rows = journal.rows()
         if stop():

@@ -7,12 +7,19 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from largebatch.checkpoint.reading import parse_json, plain, reason
+from largebatch.checkpoint.run_values import Finite
 from largebatch.config import ConfigError
+from largebatch.config_types import PositiveInt
 from largebatch.durable_files import write_record
 from largebatch.line_file import LineFile
+from largebatch.regular_files import read_regular
 from largebatch.study.protocol import Row
+from largebatch.trackers.row_file import MOST_BYTES, read_lines
 
 SETTINGS = "study_settings.json"
 
@@ -24,6 +31,9 @@ class Journal:
         folder: of the study.
         share, shares: which part of it this process works on.
 
+    Attributes:
+        passed_over: lines that the last call of `rows` could make nothing of, one text each.
+
     Raises:
         ConfigError: on entering, if another process holds the share.
     """
@@ -31,6 +41,7 @@ class Journal:
     def __init__(self, folder: Path, *, share: int, shares: int) -> None:
         self.folder = folder
         self._path = folder / ("trials.jsonl" if shares == 1 else f"trials.share{share}of{shares}.jsonl")
+        self.passed_over: list[str] = []
         self._lines = LineFile(self._path)
 
     def __enter__(self) -> Journal:
@@ -54,16 +65,63 @@ class Journal:
         self._lines.sync()
 
     def rows(self) -> list[Row]:
-        """Finished runs of all shares; a line torn by a kill is none."""
+        """Finished runs of all shares; what is no row of a trial is none, and is in `passed_over`."""
         found: dict[str, Row] = {}
+        self.passed_over = []
         for path in sorted(self.folder.glob("trials*.jsonl")):
-            for line in path.read_text(encoding="utf-8").splitlines():
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError:
-                    continue
-                found.setdefault(row["id"], row)
+            try:
+                for line in read_lines(path, inside=self.folder):
+                    if line.row is None:
+                        continue  # torn by a kill
+                    try:
+                        _Trial.model_validate(line.row)
+                    except ValidationError as error:
+                        fault = error.errors(include_url=False, include_context=False)[0]
+                        key = plain(".".join(map(str, fault["loc"])))
+                        self.passed_over.append(f"{path}, line {line.number}: {key or 'the row'}: {fault['msg']}")
+                    else:
+                        found.setdefault(str(line.row["id"]), line.row)
+            except (OSError, ValueError) as error:
+                self.passed_over.append(f"{path}: {reason(error)}")
         return list(found.values())
+
+
+class _Trial(BaseModel):
+    """A row of trials.jsonl: a run that has ended."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    id: str
+    cell: str
+    optimizer: str
+    batch_size: PositiveInt
+    number: Annotated[int, Field(ge=0)]
+    seed: Annotated[int, Field(ge=0)]
+    setting: dict[str, Finite]
+    status: Literal["reached", "beaten", "budget", "hopeless", "diverged"]
+    steps: Annotated[int, Field(ge=0, lt=2**63)]
+    noise_scale: dict[Literal["value", "low", "high"], Finite] | None = None
+    run: str
+
+    @model_validator(mode="after")
+    def _named_alike(self) -> _Trial:
+        if (self.cell, self.id, self.run) != (
+            f"{self.optimizer}_b{self.batch_size}",
+            f"{self.cell}_t{self.number}_s{self.seed}",
+            f"runs/{self.id}",
+        ):
+            raise ValueError("id, cell and run are not those of its optimizer, batch size, number and seed")
+        return self
+
+
+class _Begun(BaseModel):
+    """What a study was when it was begun."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    trials: PositiveInt
+    study: dict[str, Any]
+    optimizers: dict[str, dict[str, Any]]
 
 
 def require_same_study(folder: Path, identity: Mapping[str, Any]) -> None:
@@ -85,7 +143,7 @@ def require_same_study(folder: Path, identity: Mapping[str, Any]) -> None:
             raise ConfigError([f"run.dir={folder}: holds something that is no study. Name another folder."])
         write_record(path, identity)
         return
-    before = json.loads(path.read_text(encoding="utf-8"))
+    before = _begun(path)
     shared = before["optimizers"].keys() & identity["optimizers"].keys()
     parts = [(before["study"], identity["study"])]
     parts += [(before["optimizers"][name], identity["optimizers"][name]) for name in sorted(shared)]
@@ -98,6 +156,21 @@ def require_same_study(folder: Path, identity: Mapping[str, Any]) -> None:
     if changed:
         raise ConfigError(list(dict.fromkeys(changed)))
     write_record(path, {**identity, "optimizers": before["optimizers"] | identity["optimizers"]})
+
+
+def _begun(path: Path) -> dict[str, Any]:
+    try:
+        before = parse_json(read_regular(path, most=MOST_BYTES, inside=path.parent))
+        _Begun.model_validate(before)
+    except (OSError, ValueError) as error:
+        fault = (
+            f"{len(error.errors())} of its values are wrong" if isinstance(error, ValidationError) else reason(error)
+        )
+        raise ConfigError(
+            [f"{path}: {fault}, so what the study was begun as is not known. Name another run.dir."]
+        ) from None
+    assert isinstance(before, dict)
+    return before
 
 
 def _changes(folder: Path, before: dict[str, str], now: dict[str, str]) -> list[str]:

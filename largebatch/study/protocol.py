@@ -142,7 +142,10 @@ def point_of(cell: Cell, rows: Sequence[Row]) -> StudyPoint:
 
 
 def _tuning(cell: Cell, rows: Sequence[Row]) -> list[Row]:
-    return [row for row in rows if row["cell"] == cell.name and row["seed"] == cell.tuning_seed]
+    known = range(len(cell.settings))
+    return [
+        row for row in rows if row["cell"] == cell.name and row["seed"] == cell.tuning_seed and row["number"] in known
+    ]
 
 
 def _noise_scale(rows: Sequence[Row]) -> Scale | None:

@@ -12,10 +12,12 @@ import json
 import os
 import pickle
 import random
+import re
 import socket
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from torch import Tensor
 from largebatch.checkpoint.manifest import MANIFEST, build_manifest, encode_manifest
 
 PLANTED = "planted_by_a_checkpoint"  # a module that leaves a file where it is imported
+HOSTILE_MODULE = "import pathlib\npathlib.Path('canary').touch()\n"
 MODEL, OPTIMIZER, VALUES = "model.safetensors", "optimizer.safetensors", "values.json"
 
 
@@ -130,13 +133,13 @@ def without(values: Any, place: tuple[Any, ...]) -> Any:
 def value_cases(values: dict[str, Any]) -> Iterator[Case]:
     """Every place of values.json, with every wrong kind, and without it."""
     for place in places(values):
-        name = "/".join(map(str, place))
+        name, before = "/".join(map(str, place)), at(values, place)
         for kind, wrong in WRONG.items():
-            if wrong != at(values, place) or type(wrong) is not type(at(values, place)):
-                yield values_case(f"{name} is {kind}", with_value(values, place, wrong))
+            if wrong != before or type(wrong) is not type(before):
+                yield values_case(f"{name} is {kind}", partial(with_value, values, place, wrong))
         for kind, raw in RAW.items():
-            yield values_case(f"{name} is {kind}", with_value(values, place, "@RAW@"), raw)
-        yield values_case(f"{name} is missing", without(values, place))
+            yield values_case(f"{name} is {kind}", partial(with_value, values, place, "@RAW@"), raw)
+        yield values_case(f"{name} is missing", partial(without, values, place))
 
 
 def at(values: Any, place: tuple[Any, ...]) -> Any:
@@ -145,9 +148,9 @@ def at(values: Any, place: tuple[Any, ...]) -> Any:
     return values
 
 
-def values_case(name: str, values: Any, raw: str = "null") -> Case:
+def values_case(name: str, values: Callable[[], Any], raw: str = "null") -> Case:
     def change(directory: Path) -> None:
-        text = json.dumps(values, indent=1).replace('"@RAW@"', raw)
+        text = json.dumps(values(), indent=1).replace('"@RAW@"', raw)
         (directory / VALUES).write_text(text + "\n", encoding="utf-8")
 
     return Case(f"values: {name}", change, weights_are_whole=True)
@@ -418,19 +421,38 @@ def sparse(directory: Path, start: bytes, name: str = MODEL) -> None:
 # --- all of them, and chance ---
 
 
-def all_cases(directory: Path) -> list[Case]:
-    """The systematic ones of a checkpoint of a run."""
+def families(directory: Path) -> dict[str, list[Case]]:
+    """The systematic cases of a checkpoint of a run, by what they are about."""
     values = json.loads((directory / VALUES).read_bytes())
     body = json.loads((directory / MANIFEST).read_bytes())
     model, optimizer = load_file(directory / MODEL), load_file(directory / OPTIMIZER)
-    return [
-        *file_cases(),
-        *bytes_cases(),
-        *header_cases(directory),
-        *manifest_cases(body),
-        *tensor_cases(model, optimizer),
-        *value_cases(values),
-    ]
+    return {
+        "files": list(file_cases()),
+        "bytes": list(bytes_cases()),
+        "headers": list(header_cases(directory)),
+        "manifest": [case for case in manifest_cases(body) if not is_harmless(case.name)],
+        "tensors": list(tensor_cases(model, optimizer)),
+        "values": [case for case in value_cases(values) if not is_harmless(case.name)],
+    }
+
+
+def is_harmless(name: str) -> bool:
+    """Whether what a case puts into its place is free there."""
+    return any(re.fullmatch(pattern, name) for pattern in HARMLESS)
+
+
+HARMLESS = (
+    r"manifest: versions(/.*)? is (missing|text|module|object)",  # shown to people, and nothing else
+    r"values: (best|evaluation_owed|guard) is missing",  # as in the first checkpoints
+    r"values: (best|extra|optimizer/groups/\d+/options) is (object|node)",
+    r"values: evaluation_owed is true",
+    r"values: guard/losses/\d+ is .*",
+    r"values: guard/grad_norms/\d+ is (fraction|missing)",
+    r"values: guard/(losses|grad_norms) is list",
+    r"values: optimizer/groups/\d+/not_saved is list",
+    r"values: optimizer/groups/\d+/options/\w+ is missing",  # newer than the checkpoint: that of the config counts
+    r"values: optimizer/groups/\d+/options/lr is fraction",  # follows from the schedule
+)
 
 
 def mutations(directory: Path, count: int, seed: int) -> Iterator[Case]:
@@ -446,7 +468,7 @@ def mutations(directory: Path, count: int, seed: int) -> Iterator[Case]:
             for place in sorted(draw.sample(where, 3), key=len):
                 with contextlib.suppress(KeyError, IndexError, TypeError):  # a place that another one took with it
                     changed = with_value(changed, place, at(values, draw.choice(where)))
-            yield values_case(f"mutation {number}: places swapped", changed)
+            yield values_case(f"mutation {number}: places swapped", lambda changed=changed: changed)  # type: ignore[misc]
         elif number % 3 == 1:
             spoiled = bytearray(text)
             for _ in range(draw.randint(1, 8)):

@@ -39,8 +39,7 @@ OPTIONS = (
     "guard.policy=skip",
     "observers.checkpoint.every=2steps",
     "observers.checkpoint.keep=9",
-    "observers.checkpoint.best_by=eval/val_loss",
-    "observers.evaluation.every=2steps",
+    "observers.evaluation.every=null",
 )
 GOOD, HOSTILE = "step_00000002", "step_00000004"
 DEADLINE_S, MOST_BYTES = 60, 2**30  # of memory, that a case may add to what the process had
