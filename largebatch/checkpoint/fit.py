@@ -13,8 +13,11 @@ from largebatch.checkpoint.loading import Checkpoint
 from largebatch.checkpoint.manifest import CheckpointError
 from largebatch.checkpoint.optimizer_fit import has_fixed_state, matching_groups
 from largebatch.checkpoint.optimizer_state import named_parameters
-from largebatch.checkpoint.reading import shown
+from largebatch.checkpoint.reading import plain, shown
 from largebatch.checkpoint.run_values import require_run_values
+
+STATISTICS = "statistics"
+"""The file of a checkpoint with what each rank has of its own; absent where all have the same."""
 
 _MOVING = ("lr", "initial_lr")  # with the schedule
 _RUNNING_STATISTICS = ("running_mean", "running_var")
@@ -32,12 +35,13 @@ def require_run_fit(
         keeps: options of the optimizer that were given other values on purpose.
     """
     require_run_values(checkpoint)
-    if strangers := checkpoint.tensors.keys() ^ {"model", "optimizer"}:
+    if strangers := (checkpoint.tensors.keys() | {STATISTICS}) ^ {"model", "optimizer", STATISTICS}:
         raise CheckpointError(
             f"{checkpoint.path}: a run has model.safetensors and optimizer.safetensors, and here {shown(strangers)} "
             "differ. Use an older checkpoint."
         )
     require_model_fit(checkpoint, module)
+    _check_memory(checkpoint, module)
     parameters = named_parameters(optimizer, {one: name for name, one in module.named_parameters()})
     try:
         groups = matching_groups(
@@ -127,6 +131,24 @@ def _form(value: Tensor) -> str:
 
 def _renames(module: nn.Module) -> bool:
     return any(one._load_state_dict_pre_hooks for one in module.modules())
+
+
+def _check_memory(checkpoint: Checkpoint, module: nn.Module) -> None:
+    """What ranks have of their own is of buffers of the model, and the order of gradients is of its parameters."""
+    buffers = dict(module.named_buffers())
+    faults = [
+        f"{STATISTICS}.safetensors: {plain(name)} is {_form(rows)}"
+        for name, rows in checkpoint.tensors.get(STATISTICS, {}).items()
+        if name not in buffers
+        or (rows.shape[1:], rows.dtype) != (buffers[name].shape, buffers[name].dtype)
+        or rows.dim() == 0
+        or not (rows.is_meta or _are_finite([rows]))
+    ]
+    order = checkpoint.values.get("memory", {}).get("gradient", {}).get("bucket_order") or []
+    if len(set(order)) < len(order) or set(order) - dict(module.named_parameters()).keys():
+        faults.append("the order of its gradients is not of this model's parameters")
+    if faults:
+        raise CheckpointError(f"{checkpoint.path}: {'; '.join(faults[:3])}. Use an older checkpoint.")
 
 
 def _counted_too_far(checkpoint: Checkpoint) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from largebatch.checkpoint.loading import Checkpoint
 from largebatch.checkpoint.manifest import CheckpointError
@@ -97,6 +97,64 @@ class _Guard(_Values):
     counts: _Counts
 
 
+class _Split(_Values):
+    num_measured: Count
+    adds_up: bool
+
+
+class _Gradient(_Values):
+    bucket_order: list[str]
+    split: _Split
+
+
+class _Batches(_Values):
+    planned: Annotated[int, Field(ge=1)]
+    lowered: Annotated[int, Field(ge=1)]
+
+
+class _NoiseScale(_Values):
+    """Of each group of parameters name and size; of all and of each group the pairs that were measured."""
+
+    groups: list[Annotated[list[str | int], Field(min_length=2, max_length=2)]]
+    measurements: list[list[Annotated[list[Finite], Field(min_length=2, max_length=2)]]]
+
+    @model_validator(mode="after")
+    def _paired(self) -> _NoiseScale:
+        if len(self.measurements) != len(self.groups) + 1:
+            raise ValueError("as many measurements as groups, and those of all parameters")
+        return self
+
+
+class _Variance(_Values):
+    sizes: list[Count]
+    rows: list[list[float]]
+
+    @model_validator(mode="after")
+    def _of_sizes(self) -> _Variance:
+        if any(len(row) + 1 != len(self.sizes) for row in self.rows):
+            raise ValueError("each row has a number for each size but the last")
+        return self
+
+
+class _Skipped(_Values):
+    of_validation: list[Count]
+
+
+class _Observers(_Values, extra="allow"):
+    NoiseScaleObserver: _NoiseScale = None  # type: ignore[assignment]  # absent, but never null
+    VarianceObserver: _Variance = None  # type: ignore[assignment]
+    SkippedObserver: _Skipped = None  # type: ignore[assignment]
+
+
+class _Memory(_Values):
+    """What a run goes by besides; see `memory_of`."""
+
+    world_size: Annotated[int, Field(ge=1)]
+    gradient: _Gradient
+    batches: _Batches
+    observers: _Observers
+
+
 class _Extra(_Values, extra="allow"):
     wandb_run_id: RunId | None = None
 
@@ -116,6 +174,7 @@ class _RunValues(_Values, extra="allow"):
     best: dict[str, Finite] = {}
     evaluation_owed: bool = False
     guard: _Guard = None  # type: ignore[assignment]  # absent, but never null
+    memory: _Memory = None  # type: ignore[assignment]
 
 
 def require_run_values(checkpoint: Checkpoint) -> None:

@@ -17,14 +17,12 @@ from largebatch.checkpoint import (
     require_run_fit,
     unpack_optimizer,
 )
+from largebatch.checkpoint.fit import STATISTICS
 from largebatch.checkpoint.reading import plain, shown
 from largebatch.loop import Run
 from largebatch.raised import told
 
 _REMEDY = "Resume with the config and the code of the run, or start anew in another run.dir with resume=none."
-
-STATISTICS = "statistics"
-"""The file of a checkpoint with what each rank has of its own; absent where all have the same."""
 
 
 @runtime_checkable
