@@ -78,6 +78,7 @@ class Job:
             "epochs": progress.samples_seen / self.evaluation.journal.num_samples,
             "train_seconds": progress.train_s,
             "checkpoint": str(self.checkpoints.latest) if self.checkpoints.latest else None,
+            **({} if self.checkpoints.unsaved is None else {"unsaved": self.checkpoints.unsaved}),
             **({} if self.run.guard is None else self.run.guard.counts.row()),
             **({"evaluated_after_step": self.evaluation.last_step} if self.evaluation.last else {}),
             **self.evaluation.last,
@@ -120,6 +121,7 @@ def open_job(prepared: Prepared, stop: Callable[[], bool], overrides: Sequence[s
             trackers = _trackers(prepared, folder, start, stack) if runtime.is_main else []
             records = Records(runtime)
             job = _connect(prepared, runtime, folder, trackers, records, identity, stop)
+            folder.come_back += [one.come_back for one in job.trackers if isinstance(one, JsonlTracker)]
             job.notes += [*prepared.notes, *notes, *start.notes, *_variables_of(job.trackers)]
             if (checkpoint := start.checkpoint) is not None:
                 job.notes += restore(job.run, checkpoint, changed_options=start.changed_options)

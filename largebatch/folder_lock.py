@@ -62,15 +62,25 @@ class FolderLock:
         file = open_regular_to_write(self._path)
         try:
             self._take(file)
+            values = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+            os.ftruncate(file, 0)
+            os.pwrite(file, json.dumps(values).encode(), 0)
         except BaseException:
             os.close(file)
             raise
-        values = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
-        os.ftruncate(file, 0)
-        os.pwrite(file, json.dumps(values).encode(), 0)
         self._file = file
         _HELD.add(file)
         return self
+
+    def take_again(self, folder: Path) -> None:
+        """Hold `folder` instead: one that was removed, with the lock in it, and made anew.
+
+        Raises:
+            FolderInUseError: if another process holds it.
+        """
+        self.__exit__(None, None, None)
+        self._path = folder / LOCK
+        self.__enter__()
 
     def _take(self, file: int) -> None:
         while not self._is_taken(file):

@@ -17,6 +17,7 @@ EXIT_DONE = 0
 EXIT_FAILED = 1  # an error, a run that diverged; and where a verb answers a question: no
 EXIT_WRONG_INPUT = 2
 EXIT_IN_PART = 3  # a report without what could not be drawn
+EXIT_UNSAVED = 74  # finished or stopped, but its last weights are not on the disk: it is not gone on with by itself
 EXIT_STOPPED = 75  # by SIGTERM, SIGUSR1 or SIGHUP: the same command, with resume=auto, goes on from what is saved
 EXIT_INTERRUPTED = 130  # by Ctrl-C, likewise
 EXIT_UNREAD = 141  # whoever read the output has left, as a shell shows it for SIGPIPE

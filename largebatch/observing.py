@@ -179,7 +179,7 @@ def _checkpoints(
     options = prepared.config.observers.checkpoint
     run_ids = [tracker.run_id for tracker in trackers if isinstance(tracker, WandbTracker)]
     return CheckpointObserver(
-        folder.checkpoints,
+        folder,
         every=prepared.derived.checkpoint_every,
         every_s=None if options.every_minutes is None else 60 * options.every_minutes,
         keep=options.keep,

@@ -80,7 +80,7 @@ def train_quietly(
             for tracker in job.trackers:
                 tracker.finish(summary, [])
             problems = [*job.problems, *(line for one in job.trackers for line in one.problems)]
-            job.folder.write_summary(summary | {"problems": problems})
+            job.folder.write_summary(summary, problems)
         job.run.runtime.barrier()  # rank 0 has written before another reads
         rows = job.rows
         return Trained(status, summary, rows, job.folder.path, job.run.module)

@@ -30,7 +30,7 @@ class RunFolder:
     """
 
     path: Path
-    come_back: list[Callable[[Path], None]] = field(default_factory=list, repr=False)
+    come_back: list[Callable[[Path], object]] = field(default_factory=list, repr=False)
     _inputs: dict[str, str] = field(default_factory=dict, repr=False)
     _held: int = field(default=-1, repr=False)
 
@@ -95,9 +95,12 @@ class RunFolder:
             require_regular(record)
         self._write_inputs()
 
-    def write_summary(self, summary: dict[str, Any]) -> None:
-        """Write summary.json."""
-        write_whole(self.summary, _json(summary))
+    def write_summary(self, summary: dict[str, Any], problems: list[str]) -> None:
+        """Write summary.json, with the problems of the run; where the disk refuses, that is one more of them."""
+        try:
+            write_whole(self.summary, _json(summary | {"problems": problems}))
+        except OSError as error:
+            problems.append(f"summary.json was not written: {error}")
 
     def follow(self) -> str | None:
         """Notice that somebody renamed or removed the folder while the run writes to it.

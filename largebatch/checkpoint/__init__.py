@@ -3,7 +3,7 @@
 from largebatch.checkpoint.background import BackgroundWriter, copied
 from largebatch.checkpoint.first_state import EXECUTION_OPTIONS
 from largebatch.checkpoint.fit import require_model_fit, require_run_fit, unsound_weights
-from largebatch.checkpoint.folder import save_checkpoint
+from largebatch.checkpoint.folder import is_on_disk, save_checkpoint
 from largebatch.checkpoint.loading import (
     Checkpoint,
     Fits,
@@ -16,7 +16,7 @@ from largebatch.checkpoint.manifest import FORMAT, CheckpointError, saved_versio
 from largebatch.checkpoint.optimizer_state import pack_optimizer, unpack_optimizer
 from largebatch.checkpoint.places import set_later_aside
 from largebatch.checkpoint.run_values import require_run_values
-from largebatch.checkpoint.writing import encode_values, require_storable
+from largebatch.checkpoint.writing import NotSavedError, encode_values, require_storable
 
 __all__ = [
     "EXECUTION_OPTIONS",
@@ -25,9 +25,11 @@ __all__ = [
     "Checkpoint",
     "CheckpointError",
     "Fits",
+    "NotSavedError",
     "copied",
     "encode_values",
     "find_valid",
+    "is_on_disk",
     "load_checkpoint",
     "newest_valid",
     "pack_optimizer",

@@ -21,9 +21,9 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import Tensor
 
-from largebatch.checkpoint.manifest import CheckpointError
+from largebatch.checkpoint.manifest import CheckpointError, read_manifest
 from largebatch.checkpoint.places import place_of, prune, put_in_place, recover
-from largebatch.checkpoint.writing import check_contents, encode_values, write_directory
+from largebatch.checkpoint.writing import NotSavedError, check_contents, encode_values, write_directory
 
 
 def save_checkpoint(
@@ -53,7 +53,7 @@ def save_checkpoint(
 
     Raises:
         ValueError: if an argument is not as described. Nothing is written.
-        CheckpointError: if the disk refuses; the message has the bytes needed and free. Earlier checkpoints are intact.
+        NotSavedError: if the disk refuses; the message has the bytes needed and free. Earlier checkpoints are intact.
     """
     if step < 0 or keep < 1:
         raise ValueError(f"step={step}, keep={keep}: a step is >= 0, and at least the newest checkpoint is kept.")
@@ -71,13 +71,22 @@ def save_checkpoint(
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         prune(folder, path, keep)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
+    except (OSError, SafetensorError, MemoryError) as error:
+        raise NotSavedError(
             f"The checkpoint of step {step} cannot be written to {folder}: {error}. "
             f"It needs {num_bytes:,} bytes; {_free_bytes(folder)} are free. Earlier checkpoints are intact. "
             "Make room, lower the number of checkpoints to keep, or choose another disk."
         ) from error
     return path
+
+
+def is_on_disk(path: Path) -> bool:
+    """Whether a checkpoint is there with all its files, each as long as its manifest says; not what is in them."""
+    try:
+        files = read_manifest(path)["files"]
+        return all((path / name).stat().st_size == saved["size"] for name, saved in files.items())
+    except (CheckpointError, OSError):
+        return False
 
 
 def _check_space(folder: Path, num_bytes: int) -> None:

@@ -16,10 +16,15 @@ from largebatch.checkpoint.manifest import (
     PLAIN_NAME,
     TENSORS_SUFFIX,
     VALUES,
+    CheckpointError,
     build_manifest,
     encode_manifest,
 )
 from largebatch.durable_files import sync, write_new
+
+
+class NotSavedError(CheckpointError):
+    """What was to be saved is not on the disk; earlier checkpoints are as they were."""
 
 
 def check_contents(tensors: Mapping[str, Mapping[str, Tensor]], values: Mapping[str, Any]) -> None:

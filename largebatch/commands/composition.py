@@ -34,7 +34,7 @@ from largebatch.commands.remedies import (
     sweep_problem,
 )
 from largebatch.commands.withheld import error_handler, secrets_of_files, variable_problems
-from largebatch.leaving import EXIT_FAILED, EXIT_WRONG_INPUT
+from largebatch.leaving import EXIT_FAILED, EXIT_UNSAVED, EXIT_WRONG_INPUT
 
 _SWEEP_FLAGS = ("-m", "--multirun")
 
@@ -200,7 +200,7 @@ _HEAD_START_S = 3.0  # a launcher kills all ranks when the first one leaves: the
 
 def _with_report(function: Verb, config: DictConfig, overrides: list[str], config_name: str, joins: bool) -> int:
     """Wrong input is a report and an exit code, not a failure to be traced back."""
-    from largebatch.checkpoint import CheckpointError
+    from largebatch.checkpoint import CheckpointError, NotSavedError
     from largebatch.commands.overruled import overruled_choices
     from largebatch.config import ConfigError, require_no_secrets
     from largebatch.environment import with_environment
@@ -222,7 +222,7 @@ def _with_report(function: Verb, config: DictConfig, overrides: list[str], confi
         _report(str(error))
         if isinstance(error, ConfigError) and not is_first_of_machine():
             time.sleep(_HEAD_START_S)
-        return EXIT_WRONG_INPUT
+        return EXIT_UNSAVED if isinstance(error, NotSavedError) else EXIT_WRONG_INPUT
 
 
 def _is_sweep(arguments: Sequence[str]) -> bool:

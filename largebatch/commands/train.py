@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from largebatch.commands.composition import run_verb
-from largebatch.leaving import EXIT_DONE, EXIT_FAILED, code_of
+from largebatch.leaving import EXIT_DONE, EXIT_FAILED, EXIT_UNSAVED, code_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,6 +54,8 @@ def run(config: DictConfig, overrides: list[str]) -> int:
         if job.run.runtime.is_main:
             hint = _hint(prepared, job) if status == "diverged" else None
             _conclude(job, status, hint=hint, draws=prepared.config.logger.plots)
+        if job.checkpoints.unsaved is not None:
+            return EXIT_UNSAVED
         return {"finished": EXIT_DONE, "diverged": EXIT_FAILED, "stopped": code_of(stop.signal_name)}[status]
 
 
@@ -123,10 +125,7 @@ def _conclude(job: Job, status: str, *, hint: str | None, draws: bool) -> None:
             tracker.draw(default_charts(rows))
         tracker.finish(summary, plots)
         problems += tracker.problems
-    try:
-        job.folder.write_summary(summary | {"problems": problems})
-    except OSError as error:
-        problems.append(f"summary.json was not written: {error}")
+    job.folder.write_summary(summary, problems)
     print_summary(
         _summary_rows(job, summary, hint), job.folder.path, plots, problems=problems, commands=_next(job, status)
     )
@@ -174,6 +173,8 @@ def _summary_rows(job: Job, summary: dict[str, Any], hint: str | None) -> list[t
         rows.append(("communication", communication))
     if hint is not None:
         rows.append(("hint", hint))
+    if job.checkpoints.unsaved is not None:
+        rows.append(("NOT SAVED", f"the weights after step {summary['steps']:,}: {job.checkpoints.unsaved}"))
     if job.checkpoints.latest:
         rows.append(("checkpoint", job.checkpoints.latest.relative_to(job.folder.path)))
     return rows

@@ -14,6 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
 from largebatch.credentials import is_secret_variable, redacted, variables_in
+from largebatch.durable_files import write_whole
 from largebatch.environment import unset_variables
 
 
@@ -64,8 +65,7 @@ def error_handler() -> Any:
         def record_exception(self, e: BaseException) -> None:
             super().record_exception(e)
             if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
-                written = Path(path).read_text(encoding="utf-8")
-                Path(path).write_text(redacted(written), encoding="utf-8")
+                write_whole(path, redacted(Path(path).read_text(encoding="utf-8")))
 
     return Handler()
 

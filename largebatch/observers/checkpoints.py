@@ -13,19 +13,21 @@ from torch import Tensor
 
 from largebatch.checkpoint import (
     BackgroundWriter,
-    CheckpointError,
+    NotSavedError,
     copied,
+    is_on_disk,
     newest_valid,
-    pack_optimizer,
     require_run_values,
     save_checkpoint,
-    unsound_weights,
 )
 from largebatch.duration import passes
+from largebatch.folder_lock import FolderInUseError
 from largebatch.loop import Run, StepReport
 from largebatch.observers.evaluation import EvaluationObserver
-from largebatch.observers.restoring import STATISTICS, memory_of, names_of, roll_back
+from largebatch.observers.restoring import roll_back
 from largebatch.observers.save_clock import SaveClock
+from largebatch.observers.saved_state import state_of
+from largebatch.run_folder import RunFolder
 from largebatch.trackers import Problems
 
 # The sign with which a larger value is a better one.
@@ -42,7 +44,7 @@ class CheckpointObserver:
     After the last step one is saved when all rows are written, not before: no row would come twice.
 
     Attributes:
-        folder: where `step_XXXXXXXX` folders go, and the best one into its folder `best`.
+        home: of the run: `step_XXXXXXXX` folders go into its `checkpoints`, the best one into `checkpoints/best`.
         every: samples between two; None: none by samples.
         every_s: seconds between two, whatever the samples; None: none by the clock.
         keep: how many to keep.
@@ -53,13 +55,14 @@ class CheckpointObserver:
         background: a step waits for a copy of the tensors only, which a thread then writes. While it writes, no other
             is begun: one that would come due is left out and counted. At the end the run waits for it.
         on_error: `warn`: a checkpoint that cannot be written is a problem to report, not a reason to lose the run.
-            `stop`: every rank raises CheckpointError, in the background mode when the next one comes due or at the end.
-        latest: that was written.
+            `stop`: every rank raises NotSavedError, in the background mode when the next one comes due. A folder that
+            somebody renames is followed and one that is removed made anew; a checkpoint lost with it is such a failure.
+        unsaved: after the end, on every rank: why the last weights are not on the disk; None: they are.
         origin: that the run was resumed from.
         changed_options: of the optimizer, which no checkpoint brings back; see `restore`.
     """
 
-    folder: Path
+    home: RunFolder
     every: int | None
     keep: int
     identity: dict[str, Any]
@@ -69,10 +72,12 @@ class CheckpointObserver:
     every_s: float | None = None
     background: bool = False
     on_error: Literal["warn", "stop"] = "warn"
-    latest: Path | None = None
+    unsaved: str | None = None
     origin: Path | None = None
     changed_options: frozenset[str] = frozenset()
     _last_step: int = -1
+    _has_ended: bool = False
+    _latest: str | None = None
     _best_value: float = -math.inf
     _failure: str | None = None
     _clock: SaveClock = field(default_factory=SaveClock)
@@ -84,6 +89,11 @@ class CheckpointObserver:
         """What could not be saved, one line per kind of trouble."""
         return self._problems.lines()
 
+    @property
+    def latest(self) -> Path | None:
+        """The one that was written last."""
+        return None if self._latest is None else self.home.checkpoints / self._latest
+
     def on_start(self, run: Run) -> None:
         """The step that the run starts from is saved already; so may be the best one so far."""
         self._last_step = run.progress.step
@@ -93,7 +103,7 @@ class CheckpointObserver:
         if self.best_by is not None and run.progress.step > 0:
             known = None
             if run.runtime.is_main:
-                best, _ = newest_valid(self.folder / "best", fits=require_run_values)
+                best, _ = newest_valid(self.home.checkpoints / "best", fits=require_run_values)
                 known = best.values["best"].get(self.best_by) if best is not None else None
             known = run.runtime.broadcast(known)
             if known is not None:
@@ -104,6 +114,7 @@ class CheckpointObserver:
 
     def after_step(self, run: Run, report: StepReport) -> None:
         """Save, if the interval is over, or if the evaluation of this step is the best so far."""
+        self._look_around(run)
         before = report.samples_seen - report.plan.global_batch_size
         is_due = self.every is not None and passes(self.every, before, report.samples_seen)
         by_clock = run.saves_here and self._last_step < report.step - 1  # else one came while the ranks agreed on it
@@ -112,31 +123,36 @@ class CheckpointObserver:
         self._save_if_best(run)
 
     def on_end(self, run: Run, status: str) -> None:
-        """Save the final weights, unless they are not numbers any more; all is on disk afterwards."""
+        """Save the final weights, unless they are not numbers any more; `unsaved` tells what is not on disk then."""
+        self._look_around(run)
+        self._has_ended = True
+        for _ in range(2 * (status != "diverged")):  # the disk may take the second one: what was full often has room
+            if self._last_step != run.progress.step:
+                self._save(run, self.home.checkpoints, self.keep, {}, wait=True)
+            self._settle(run)
+            self._last_step, self.unsaved = run.progress.step, self._why_unsaved(run)
+            if self.unsaved is None:
+                break
+            self._last_step = -1
         if status != "diverged":
-            # In the background mode the one of this step may have been left out on rank 0, which others do not know.
-            if self.background or self._last_step != run.progress.step:
-                self.save(run, finally_=True)
             self._save_if_best(run)
         self._settle(run)
 
-    def save(self, run: Run, *, finally_: bool = False) -> None:
+    def save(self, run: Run) -> None:
         """Save now. Every rank calls it: batch norm statistics of all of them are saved, apart and merged.
 
-        With `finally_` it waits for a write that goes on, instead of leaving this one out.
-
         Raises:
-            CheckpointError: on every rank, where `on_error` is `stop` and one was not written.
+            NotSavedError: on every rank, where `on_error` is `stop` and one was not written.
         """
         self._last_step = run.progress.step
         with self._clock.saving():
-            self._save(run, self.folder, self.keep, {}, wait=finally_)
+            self._save(run, self.home.checkpoints, self.keep, {}, wait=False)
 
     def roll_back(self, run: Run) -> bool:
         """Go back to the newest one, see `roll_back`; one that is being written counts. Every rank calls it."""
         if run.runtime.is_main:
             self._writer.wait()
-        return roll_back(run, self.folder, self.origin, changed_options=self.changed_options)
+        return roll_back(run, self.home.checkpoints, self.origin, changed_options=self.changed_options)
 
     def _save_if_best(self, run: Run) -> None:
         """The metrics are the same on every rank, and so is the decision."""
@@ -145,7 +161,7 @@ class CheckpointObserver:
         value = float(self.evaluation.last.get(self.best_by, math.nan))
         if BEST_BY[self.best_by] * value > self._best_value:
             self._best_value = BEST_BY[self.best_by] * value
-            self._save(run, self.folder / "best", 1, {self.best_by: value}, wait=True)
+            self._save(run, self.home.checkpoints / "best", 1, {self.best_by: value}, wait=True)
 
     def _save(self, run: Run, folder: Path, keep: int, best: dict[str, float], *, wait: bool) -> None:
         statistics = run.gradient.statistics
@@ -158,59 +174,42 @@ class CheckpointObserver:
                 if self._writer.is_busy:
                     self._problems.count("one was left out", "the one before it was still being written")
                 else:
-                    self._begin(self._write_of(run, folder, keep, best, of_ranks))
+                    self._begin(run, folder, keep, best, of_ranks)
         self._agree(run)
 
     def _write_of(
         self, run: Run, folder: Path, keep: int, best: dict[str, float], of_ranks: dict[str, Tensor]
     ) -> Callable[[], None]:
         """A function that writes the run as it is now."""
-        try:
-            _require_finite(run)
-        except CheckpointError as error:
-            return partial(_raise, error)
-        optimizer, values = pack_optimizer(run.optimizer, names_of(run.module))
-        tensors = {"model": dict(run.module.state_dict()), "optimizer": optimizer}
-        if of_ranks:
-            tensors[STATISTICS] = of_ranks
+        tensors, values = state_of(run, of_ranks)
+        values |= {"identity": self.identity, "extra": self.extra, "best": best}
+        values["evaluation_owed"] = self.evaluation is not None and self.evaluation.is_owed
         return partial(
-            self._write,
-            folder,
-            keep,
-            run.progress.step,
-            copied(tensors) if self.background else tensors,
-            {
-                "step": run.progress.step,
-                "samples_seen": run.progress.samples_seen,
-                "identity": self.identity,
-                "optimizer": values,
-                "loss_scale": run.runtime.loss_scale_state(),
-                "extra": self.extra,
-                "best": best,
-                "evaluation_owed": self.evaluation is not None and self.evaluation.is_owed,
-                "memory": memory_of(run),
-            }
-            | ({} if run.guard is None else {"guard": run.guard.state()}),
+            self._write, folder, keep, run.progress.step, copied(tensors) if self.background else tensors, values
         )
 
     def _write(
         self, folder: Path, keep: int, step: int, tensors: dict[str, dict[str, Tensor]], values: dict[str, Any]
     ) -> None:
         path = save_checkpoint(folder, step=step, tensors=tensors, values=values, keep=keep)
-        if folder == self.folder:
-            self.latest = path
+        if folder.name != "best":
+            self._latest = path.name
 
-    def _begin(self, write: Callable[[], None]) -> None:
-        if self.background:
-            self._writer.start(write)
+    def _begin(self, run: Run, folder: Path, keep: int, best: dict[str, float], of_ranks: dict[str, Tensor]) -> None:
+        if (
+            self._failure is not None and self.on_error == "stop" and not self._has_ended
+        ):  # all ranks are about to raise
             return
         try:
-            write()
-        except CheckpointError as error:
+            write = self._write_of(run, folder, keep, best, of_ranks)
+            if self.background:
+                self._writer.start(write)
+            else:
+                write()
+        except Exception as error:  # whatever it is, as in the thread: out of memory, a state that no file holds
             self._note(error)
 
     def _note_background(self) -> None:
-        """What a write that is over has ended with."""
         if not self._writer.is_busy and (error := self._writer.take_error()) is not None:
             self._note(error)
 
@@ -219,26 +218,43 @@ class CheckpointObserver:
         self._failure = str(error)
 
     def _settle(self, run: Run) -> None:
-        """Wait for the thread, and tell what it ended with."""
+        """Wait for the thread, and note what it ended with."""
         if run.runtime.is_main:
             self._writer.wait()
             self._note_background()
-        if self.background:
-            self._agree(run)
+
+    def _why_unsaved(self, run: Run) -> str | None:
+        """Why the weights of this step are not on the disk; the same on every rank."""
+        why = None
+        if run.runtime.is_main:
+            name = f"step_{run.progress.step:08d}"
+            paths = [self.latest, self.origin]
+            if not any(path and path.name.partition("-")[0] == name and is_on_disk(path) for path in paths):
+                why = self._failure or f"{self.home.checkpoints / name} was removed"
+        return run.runtime.broadcast(why)
+
+    def _look_around(self, run: Run) -> None:
+        """Notice at once what somebody did to the folder or to the newest checkpoint."""
+        if not run.runtime.is_main:
+            return
+        was, told = self.home.path, None
+        try:
+            told = self.home.follow()
+        except (OSError, FolderInUseError) as error:
+            self._failure = f"{was} was removed and cannot be made anew: {error}"
+            self._problems.count(self._failure, "")
+        if told is not None:
+            self._problems.count(told, "")
+            if self.origin is not None and self.origin.is_relative_to(was):
+                self.origin = self.home.path / self.origin.relative_to(was)
+        if self.latest is not None and not self._writer.is_busy and not self.latest.exists():
+            self._failure = f"{self.latest} was removed while the run went on."
+            self._problems.count(self._failure, "")
+            self._latest = None
 
     def _agree(self, run: Run) -> None:
-        """Where a failure is to stop the run, every rank learns of rank 0's."""
-        if self.on_error == "stop":
+        """Where a failure is to stop the run, every rank learns of rank 0's; at the end `unsaved` tells it."""
+        if self.on_error == "stop" and not self._has_ended:
             failure = run.runtime.broadcast(self._failure)
             if failure is not None:
-                raise CheckpointError(f"{failure} The run stops here, as observers.checkpoint.on_error=stop says.")
-
-
-def _raise(error: CheckpointError) -> None:
-    raise error
-
-
-def _require_finite(run: Run) -> None:
-    """Divergence is noticed some steps later: until then it must not push good checkpoints out."""
-    if name := unsound_weights(run.module):
-        raise CheckpointError(f"at step {run.progress.step} {name} is not finite; earlier checkpoints are kept")
+                raise NotSavedError(f"{failure} The run stops here, as observers.checkpoint.on_error=stop says.")

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,7 @@ def open_folder(config: TrainConfig, runtime: Runtime, stack: contextlib.ExitSta
         LauncherError: on every rank, if another process holds it, it holds another run, or it cannot be written to.
     """
     path, notes, refusal = config.run.dir, list[str](), None
+    come_back: list[Callable[[Path], object]] = []
     if runtime.is_main:
         try:
             if path is None:
@@ -82,6 +83,7 @@ def open_folder(config: TrainConfig, runtime: Runtime, stack: contextlib.ExitSta
             # Started again, it may come before the rank 0 of the attempt before is gone, on another node maybe.
             wait_s = _ENDS_WITHIN_S if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" else 0.0
             lock = stack.enter_context(FolderLock(Path(path), wait_s=wait_s))
+            come_back.append(lock.take_again)
             notes = [] if lock.problem is None else [lock.problem]
             # What another start has left here since this one was checked.
             refusal = " ".join(folder_problems(config)) if config.run.dir is not None else None
@@ -92,7 +94,9 @@ def open_folder(config: TrainConfig, runtime: Runtime, stack: contextlib.ExitSta
     path, notes, refusal = runtime.broadcast((path, notes, refusal))
     if refusal:
         raise LauncherError(refusal)
-    return RunFolder(Path(path)), notes
+    folder = RunFolder(Path(path), come_back)
+    stack.callback(folder.leave)
+    return folder, notes
 
 
 def _remove_if_unused(path: Path) -> None:
@@ -213,6 +217,7 @@ def record_start(
             folder.write_inputs(config_yaml=config_yaml, overrides=overrides, plan=plan)
             notes = _set_aside(folder, start)
             _append_history(folder, start, runtime.world_size)
+            folder.come_back.append(lambda _: _append_history(folder, start, runtime.world_size))
         except OSError as error:
             refusal = f"{folder.path} cannot be written to: {error}. Make room, or choose another run.dir."
     notes, refusal = runtime.broadcast((notes, refusal))

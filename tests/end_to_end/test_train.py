@@ -235,7 +235,7 @@ def test_weights_that_are_not_numbers_never_replace_a_good_checkpoint(tmp_path, 
     assert train(folder, *options) == 1
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step_00000002"]
     printed = capsys.readouterr().out
-    assert "checkpoints: one was not saved: CheckpointError: at step 3 blocks.0.0.weight is not finite" in printed
+    assert "checkpoints: one was not saved: NotSavedError: at step 3 blocks.0.0.weight is not finite" in printed
 
 
 def test_multirun_outside_a_launcher_sweeps(tmp_path):

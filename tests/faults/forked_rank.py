@@ -22,11 +22,11 @@ from torch.nn.parallel import DistributedDataParallel
 import largebatch.commands.train
 import largebatch.trackers
 from largebatch.batch import BatchPlan
-from largebatch.checkpoint import CheckpointError
+from largebatch.checkpoint import CheckpointError, NotSavedError
 from largebatch.config import ConfigError
 from largebatch.data import MicroBatchLoader
 from largebatch.interruption import stop_at_once
-from largebatch.leaving import EXIT_FAILED, EXIT_WRONG_INPUT, leave, tell_interrupted
+from largebatch.leaving import EXIT_FAILED, EXIT_UNSAVED, EXIT_WRONG_INPUT, leave, tell_interrupted
 from largebatch.order import SampleOrder
 from largebatch.process_group import leave_process_group
 from largebatch.runtime import LauncherError
@@ -117,7 +117,7 @@ def _exit_code(overrides: Sequence[str]) -> int:
         return largebatch.commands.train.run(compose_run(*RUN, *overrides), list(overrides))
     except (ConfigError, LauncherError, CheckpointError) as error:
         print(f"largebatch: {error}")
-        return EXIT_WRONG_INPUT
+        return EXIT_UNSAVED if isinstance(error, NotSavedError) else EXIT_WRONG_INPUT
     except KeyboardInterrupt as error:
         return tell_interrupted(error)
     except (Exception, SystemExit):

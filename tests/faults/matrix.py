@@ -19,6 +19,7 @@ SKIPPED = "tests/multiprocess/test_skipped_samples.py"
 SHORTAGE = "tests/multiprocess/test_memory_shortage.py"
 STRAGGLERS, RECOMPUTATION = (f"tests/multiprocess/test_{name}.py" for name in ("stragglers", "recomputation"))
 GUARD, GUARD_OF_RANKS = "tests/unit/test_guard.py", "tests/multiprocess/test_guard.py"
+RECORDS, LINES, FILES = (f"tests/unit/test_{name}.py" for name in ("records", "line_file", "durable_files"))
 JSONL, WANDB = "tests/unit/test_trackers_jsonl.py", "tests/unit/test_trackers_wandb.py"
 WORKERS, PREPARE, RESUME = (f"tests/unit/test_{name}.py" for name in ("data_workers", "prepare", "resume"))
 MEETING, LAUNCH = "tests/unit/test_process_group.py", "tests/unit/test_launch.py"
@@ -235,6 +236,8 @@ MATRIX = (
         (OBSERVER, "a_checkpoint_that_cannot_be_written_is_told_and_the_run_goes_on"),
         (OBSERVER, "or_it_stops_the_run_where_that_is_asked_for"),
         (SAME_RUN, "every_rank_learns_that_rank_0_could_not_save"),
+        (RANKS, "no_rank_ends_well_where_the_last_weights_are_not_on_the_disk"),
+        (RECORDS, "a_full_disk_costs_what_does_not_fit_and_the_end_says_so"),
     ),
     _row(
         27,
@@ -243,6 +246,9 @@ MATRIX = (
         (TRAIN, "a_ledger_that_cannot_be_written_costs_rows_and_not_the_run"),
         (JSONL, "a_full_disk_is_counted_and_printed_once"),
         (JSONL, "rows_after_a_full_disk_are_whole_again"),
+        (RECORDS, "whichever_call_of_a_run_fails_its_records_are_whole_and_the_next_start_completes_them"),
+        (LINES, "whichever_call_fails_earlier_lines_stay_and_later_ones_are_whole"),
+        (FILES, "whichever_call_fails_the_file_is_the_former_or_the_new_one"),
     ),
     _row(
         28,
@@ -250,6 +256,10 @@ MATRIX = (
         "as 26",
         (CHECKPOINT, "a_folder_that_cannot_be_made_is_a_checkpoint_error"),
         (KILL, "a_checkpoint_folder_that_vanishes_comes_back_with_the_next_checkpoint"),
+        (RECORDS, "a_folder_that_is_renamed_is_followed_with_everything"),
+        (RECORDS, "a_folder_that_is_removed_is_made_anew_with_all_rows"),
+        (RECORDS, "where_it_cannot_be_made_anew_the_run_goes_on_and_its_end_tells_what_is_not_saved"),
+        (RECORDS, "a_removed_checkpoint_is_told_at_once"),
     ),
     _row(
         29,

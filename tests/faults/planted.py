@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import multiprocessing
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -48,8 +49,8 @@ class Fault:
         point: where, of `POINTS`.
         step: the optimizer step, from 1, in which or after which it comes.
         action: `kill` by SIGKILL, `raise` an error, `leave` with exit code 0, `exit` by sys.exit(0), let `folder`
-            `vanish`, `hold` the interpreter for `seconds`, `cut` the link to the other node, `order ...` something of
-            the data in `folder`, `kill_worker`, or signals by their names.
+            `vanish`, `limit` the size of files, `hold` the interpreter for `seconds`, `cut` the link to the other node,
+            `order ...` something of the data in `folder`, `kill_worker`, or signals by their names.
         rank: whom it hits.
         micro_batch: in `after_forward` and `after_backward`, of the rank's in this step, from 0.
         folder, seconds: of the actions that need them.
@@ -95,6 +96,8 @@ class Fault:
             multiprocessing.active_children()[-1].kill()
         elif self.action == "cut":
             subprocess.run(["ip", "link", "set", "dev", INTERFACE, "down"], check=True)
+        elif self.action == "limit":  # a disk that has room for what a rank prints, and not for weights
+            resource.setrlimit(resource.RLIMIT_FSIZE, (16_000, 16_000))
         elif self.action == "hold":
             ctypes.PyDLL(None).sleep(self.seconds)  # a PyDLL keeps the GIL: no thread of this process runs
         else:

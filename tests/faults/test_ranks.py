@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import time
 from pathlib import Path
@@ -12,7 +13,7 @@ from tests.faults.forks import train_in_forks
 from tests.faults.oracle import assert_same_run, assert_same_samples, evaluations, rows_by_step, saved
 from tests.faults.planted import Fault
 
-FAILED, STOPPED, INTERRUPTED = 1, 75, 130
+FAILED, UNSAVED, STOPPED, INTERRUPTED = 1, 74, 75, 130
 
 
 @pytest.mark.parametrize(
@@ -149,3 +150,21 @@ def test_a_rank_that_holds_its_interpreter_is_named_within_the_time_limit(tmp_pa
     ended = train_in_forks(tmp_path, ranks=2, fault=fault, timeout_s=4)
     assert ended.codes == (FAILED, FAILED)
     assert "LostRankError: Rank 1 left the run or does not answer: rank 0 waited in step 7 " in ended.said[0]
+
+
+@pytest.mark.parametrize("background", ["true", "false"])
+@pytest.mark.parametrize("asked", ["warn", "stop"])
+def test_no_rank_ends_well_where_the_last_weights_are_not_on_the_disk(background: str, asked: str, tmp_path: Path):
+    """Rank 0 alone writes and fails; with `stop` a checkpoint that is due ends the run at its step."""
+    options = (
+        "model.hidden=[64]",
+        f"observers.checkpoint.background={background}",
+        f"observers.checkpoint.on_error={asked}",
+    )
+    ended = train_in_forks(tmp_path, *options, ranks=2, fault=Fault("before_step", 8, action="limit"))
+    assert ended.codes == (UNSAVED, UNSAVED), ended.output
+    assert re.search(r"The checkpoint of step \d+ cannot be written to .*File too large", ended.said[0])
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} <= {"step_00000003", "step_00000006"}
+    assert ("observers.checkpoint.on_error=stop" in ended.said[1]) == (asked == "stop")
+    assert ("NOT SAVED" in ended.said[0]) == (asked == "warn")
+    assert not [path for path in tmp_path.rglob(".*") if ".tmp-" in path.name]

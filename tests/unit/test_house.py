@@ -364,6 +364,59 @@ def test_durations_are_never_taken_from_the_wall_clock():
     assert of_every_module(clocks) == {}
 
 
+# Who writes besides the mechanism: a lock, folders that are renamed as a whole, a place that is tried and removed,
+# files of a temporary folder, and the screen of nobody.
+WRITERS = {
+    "durable_files": {"os.open", "os.write", "os.replace"},
+    "checkpoint.places": {"os.rename", "os.open"},
+    "checkpoint.writing": {"save_file"},
+    "folder_lock": {"os.pwrite", "os.ftruncate"},
+    "line_file": {"os.open", "os.ftruncate"},
+    "doctor.machine": {"open", "os.rename"},
+    "optim.compiler": {"write_bytes"},
+    "verification.ranks": {"save_file"},
+    "commands.checkpoint": {"save_file"},
+    "regular_files": {"os.open"},
+    "run_folder": {"os.open"},
+    "surroundings": {"open", "os.open"},
+    "trackers.drawing": {"savefig"},
+}
+WRITING_CALLS = {
+    "write_text", "write_bytes", "savefig", "to_csv", "to_parquet", "save_file", "FileIO", "mkstemp", "copyfile",
+    "NamedTemporaryFile", "copy2", "copytree", "symlink_to", "hardlink_to", "touch", "json.dump", "np.save", "np.savez",
+    "np.savetxt", "torch.save", "pickle.dump", "shutil.move", "os.open", "os.write", "os.pwrite", "os.replace",
+    "os.rename", "os.ftruncate", "os.link", "os.symlink",
+}  # fmt: skip
+
+
+WRITING_NAMES = {"open", "rename"} | {call.rpartition(".")[2] for call in WRITING_CALLS}
+
+
+def written_by(node: ast.AST) -> str | None:
+    """The call of `node`, if it writes a file or moves one."""
+    name = getattr(node.func, "attr", getattr(node.func, "id", "")) if isinstance(node, ast.Call) else ""
+    if name not in WRITING_NAMES:
+        return None
+    assert isinstance(node, ast.Call)
+    full = ast.unparse(node.func)
+    if name == "open" and full not in ("os.open", "records.open", "Runtime.open"):
+        texts = [one.value for one in ast.walk(node) if isinstance(one, ast.Constant) and isinstance(one.value, str)]
+        return "open" if any(set(text) <= set("rwaxbt+") and set(text) & set("wax+") for text in texts) else None
+    if name == "rename" and full != "os.rename":
+        return name
+    return full if full in WRITING_CALLS else name if name in WRITING_CALLS else None
+
+
+def test_only_the_mechanism_writes():
+    """All else hands its content to `durable_files` or `line_file`: no other file is half there after a crash."""
+
+    def calls(module: str, path: Path) -> set[str]:
+        return {call for node in nodes(path) if (call := written_by(node))}
+
+    found = of_every_module(calls)
+    assert {module.removeprefix("largebatch."): names for module, names in found.items()} == WRITERS
+
+
 def _texts_without_encoding(of_file: Iterable[ast.AST]) -> Iterator[int]:
     """Lines that read or write a text as the locale says it is written."""
     for node in of_file:
