@@ -378,7 +378,7 @@ WRITERS = {
     "commands.checkpoint": {"save_file"},
     "regular_files": {"os.open"},
     "run_folder": {"os.open"},
-    "surroundings": {"open", "os.open"},
+    "surroundings": {"open"},
     "trackers.drawing": {"savefig"},
 }
 WRITING_CALLS = {
