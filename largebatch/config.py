@@ -19,14 +19,13 @@ from largebatch.credentials import (
     redacted,
     variables_in,
 )
-from largebatch.environment import kept_texts, told_values, unset_remedy, with_environment
+from largebatch.environment import NAMING, kept_texts, told_values, unset_remedy, with_environment
 from largebatch.nearest import meant_by_key
 from largebatch.schema import TrainConfig
 from largebatch.targets import target_problems
 
 Section = TypeVar("Section", bound=BaseModel)
 _ABSENT = re.compile(r"Environment variable '(\w+)' not found")
-_NAMING = ("run.", "logger.wandb.", "data.name")  # what is there is used for names, as the environment has it
 
 
 class ConfigError(Exception):
@@ -90,7 +89,7 @@ def require_no_secrets(config: DictConfig) -> None:
     except OmegaConfBaseException:  # refers to something that does not exist, which is told later
         written = cast(dict[str, Any], OmegaConf.to_container(config, resolve=False))
     texts = list(_texts(written))
-    named = {key: variables_in(text) for key, text in texts if key.startswith(_NAMING)}
+    named = {key: variables_in(text) for key, text in texts if key.startswith(NAMING)}
     hide_variables(
         {name for _, text in texts for name in variables_in(text)} - {one for of in named.values() for one in of}
     )

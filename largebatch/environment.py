@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
 Path = tuple[Any, ...]
+NAMING = ("run.", "logger.wandb.", "data.name")  # what is there is used for names, as the environment has it
 _ROUNDS = 50_000  # of the hash that stands for a value: nobody should find it by trying
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from largebatch.credentials import redact_screens
 from largebatch.interruption import Stopped, end_with_launcher, heeded_signals, stop_at_once
 
 
@@ -47,6 +48,7 @@ def _as_rank(function: Callable[..., Any], *arguments: Any) -> Any:
     """In a new process, which ends with the one that has started it."""
     end_with_launcher()
     stop_at_once()
+    redact_screens()
     return function(*arguments)
 
 

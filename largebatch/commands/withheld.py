@@ -13,13 +13,17 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
-from largebatch.credentials import is_secret_variable, redacted, variables_in
+from largebatch.credentials import hide_variables, is_secret_variable, redacted, variables_in
 from largebatch.durable_files import write_whole
-from largebatch.environment import unset_variables
+from largebatch.environment import NAMING, unset_variables
 
 
 def variable_problems(arguments: Sequence[str]) -> list[str]:
-    """Variables of the environment that are not there, or hold secrets by which folders or jobs would be named."""
+    """Variables of the environment that are not there, or hold secrets by which folders or jobs would be named.
+
+    From now on the others are told by their names, also by Hydra.
+    """
+    hide_variables(name for one in arguments if not _key(one).startswith(NAMING) for name in variables_in(one))
     of_hydra = [one for one in arguments if one.lstrip("+").startswith("hydra.") and "hydra.job.env_" not in one]
     named = [one for one in of_hydra if _reads_a_secret(one)]
     if any("override_dirname" in one for one in of_hydra):

@@ -8,7 +8,13 @@ from largebatch.credentials.recognition import (
     variables_in,
     without_variables,
 )
-from largebatch.credentials.redaction import RedactedScreen, hide_variables, is_secret_variable, redacted
+from largebatch.credentials.redaction import (
+    RedactedScreen,
+    hide_variables,
+    is_secret_variable,
+    redact_screens,
+    redacted,
+)
 
 __all__ = [
     "RedactedScreen",
@@ -18,6 +24,7 @@ __all__ = [
     "is_secret",
     "is_secret_variable",
     "names_secret",
+    "redact_screens",
     "redacted",
     "variables_in",
     "without_variables",

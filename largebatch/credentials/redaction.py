@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 from urllib.parse import quote
@@ -68,6 +69,14 @@ class RedactedScreen:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._screen, name)
+
+
+def redact_screens() -> None:
+    """Show no secret from now on, in a process of our own that begins; a fork has the screens of its parent."""
+    for name in ("stdout", "stderr"):
+        screen = getattr(sys, name)
+        if screen is not None and not isinstance(screen, RedactedScreen):
+            setattr(sys, name, RedactedScreen(screen))
 
 
 def _hidden() -> list[tuple[re.Pattern[str], str]]:

@@ -14,6 +14,7 @@ from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import BaseContext
 from typing import Any
 
+from largebatch.credentials import redact_screens
 from largebatch.interruption import STOP_SIGNALS, end_with_starter
 from largebatch.study.protocol import Job, Row
 
@@ -121,6 +122,7 @@ def _begin(work: Work, stopped: Any, start_method: str) -> None:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)  # as they were held back by the process that forked this one
     end_with_starter()
+    redact_screens()
     _state.update(work=work, stopped=stopped)
 
 

@@ -28,11 +28,11 @@ import torch
 
 class Set(torch.utils.data.Dataset):
     def __init__(self, store, split):
-        self.store = store
+        self.store, self.split = store, split
     def __len__(self):
         return 24
     def __getitem__(self, index):
-        if index == 5:
+        if index == 5 and self.split != "whole":
             raise OSError(f"cannot open {self.store}/5 with {os.environ['LB_PASSWORD']}")
         return torch.full((4,), float(index % 2)), index % 2
 
@@ -134,6 +134,7 @@ def test_no_byte_of_a_run_and_nothing_that_it_prints_holds_a_secret(surroundings
     assert found(tmp_path, said, again, refused, failed) == []
 
 
+WHOLE = [*RUN, "data.on_bad_sample=stop", "data.train.split=whole", "data.validation.split=whole", "run.dir=run"]
 SOAK = {
     "train": (["-m", "largebatch", "train", *RUN, "run.dir=run"], 0),
     "failing": (["-m", "largebatch", "train", *RUN, "run.dir=run", "model.fails=true", "length=40steps"], 1),
@@ -153,9 +154,9 @@ SOAK = {
     "--help": (["-m", "largebatch", "train", *RUN, "--help"], 0),
     "error of Hydra": (["-m", "largebatch", "plan", *RUN, "optimizer=${oc.env:LB_STORE}"], 2),
     "sweep": (["-m", "largebatch", "train", "-m", *RUN, "seed=1,2", "hydra.output_subdir=.hydra"], 0),
-    "find-lr": (["-m", "largebatch", "find-lr", *RUN, "find_lr.steps=20", "find_lr.seeds=1", "run.dir=run"], None),
-    "measure": (["-m", "largebatch", "measure", "all", *RUN, "run.dir=run"], None),
-    "verify": (["-m", "largebatch", "verify", *RUN, "run.dir=run"], None),
+    "find-lr": (["-m", "largebatch", "find-lr", *WHOLE, "find_lr.steps=30", "find_lr.seeds=1"], None),
+    "measure": (["-m", "largebatch", "measure", "sharpness", *WHOLE, "measure.samples=null"], 0),
+    "verify": (["-m", "largebatch", "verify", *WHOLE], None),
     "study": (
         ["-m", "largebatch", "study", *RUN[:7], "seed=${oc.env:LB_SEED}", "run.dir=run", "study.batch_sizes=[6,12]",
          "study.trials=2", "study.seeds=1", "study.target.value=0.5", "length=20steps", "study.workers=2"], None,

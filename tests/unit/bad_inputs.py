@@ -244,7 +244,7 @@ BAD_INPUTS = (
         64,
         "a secret in the config",
         (CREDENTIALS, "what_looks_like_a_secret_is_named_and_not_repeated"),
-        (CREDENTIALS, "a_secret_on_the_command_line_ends_in_no_record_and_on_no_screen"),
+        (CREDENTIALS, "a_secret_on_a_command_line_is_refused_before_anything_repeats_it"),
     ),
     _row(65, "W&B online without a key", TABLE, (WANDB, "online_without_a_key_never_asks_for_one")),
     _row(66, "a project that W&B refuses", VALUE),
