@@ -155,7 +155,8 @@ SOAK = {
     "error of Hydra": (["-m", "largebatch", "plan", *RUN, "optimizer=${oc.env:LB_STORE}"], 2),
     "sweep": (["-m", "largebatch", "train", "-m", *RUN, "seed=1,2", "hydra.output_subdir=.hydra"], 0),
     "find-lr": (["-m", "largebatch", "find-lr", *WHOLE, "find_lr.steps=30", "find_lr.seeds=1"], None),
-    "measure": (["-m", "largebatch", "measure", "sharpness", *WHOLE, "measure.samples=null"], 0),
+    "measure": (["-m", "largebatch", "measure", "sharpness", *WHOLE, "measure.samples=null",
+                 "measure.sharpness.m=8"], 0),
     "verify": (["-m", "largebatch", "verify", *WHOLE], None),
     "study": (
         ["-m", "largebatch", "study", *RUN[:7], "seed=${oc.env:LB_SEED}", "run.dir=run", "study.batch_sizes=[6,12]",
