@@ -101,8 +101,8 @@ def require_regular(path: Path) -> None:
         kind = stat.S_IFMT(os.lstat(path).st_mode)
         if kind != stat.S_IFREG:
             raise OSError(
-                f"{path} is {_KINDS.get(kind, 'no file')}, and only regular files are written, never through a link. "
-                "Remove it, or choose another place."
+                f"{path} is {_KINDS.get(kind, 'no file')}, and only regular files are written, never through a link: "
+                "remove it, or choose another place"
             )
 
 

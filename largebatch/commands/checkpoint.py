@@ -108,6 +108,8 @@ def _export(path: Path, out: str | None) -> int:
         raise ValueError(f"{target} exists already. Choose another name with --out FILE.")
     weights = checkpoint.tensors["model"]
     try:
+        if not target.parent.is_dir():  # a name that is mistyped makes no folder
+            raise FileNotFoundError(f"there is no folder {target.parent}")
         with replacing(target) as draft:
             save_file(weights, draft, metadata={"format": "pt", "step": str(checkpoint.step)})
     except (OSError, SafetensorError) as error:

@@ -85,7 +85,7 @@ def test_nothing_is_written_through_a_link_or_into_what_is_no_file(kind: str, na
     path.parent.mkdir()
     plant(kind, path, other)
     for write in WAYS.values():
-        with pytest.raises(OSError, match=rf"summary\.json is {named}.* Remove it, or choose another place"):
+        with pytest.raises(OSError, match=rf"summary\.json is {named}.* remove it, or choose another place"):
             write(path, b"x")
     assert other.read_text() == "not to be touched"
     assert {entry.name for entry in tmp_path.iterdir()} == {"run", "bashrc"}
