@@ -49,11 +49,6 @@ class JsonlTracker:
         with self._told(), self._problems.counted("a row was lost"):
             self._file.append(_encode(plain_values(row, self._problems)))
 
-    def sync(self) -> None:
-        """Force all rows to the disk: those of a checkpoint's own step are there before it is."""
-        with self._told(), self._problems.counted("rows would not survive a loss of power"):
-            self._file.sync()
-
     def come_back(self, folder: Path) -> None:
         """Write all rows again into a folder that was removed and made anew."""
         with self._problems.counted("its rows could not be written again"):
