@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from os import scandir
 from pathlib import Path
 
 from largebatch.regular_files import printable
@@ -77,7 +78,7 @@ def _below(folder: Path, left_out: list[LeftOut]) -> Iterator[Path]:
     while waiting:
         here = waiting.pop()
         try:
-            with os.scandir(here) as entries:
+            with scandir(here) as entries:
                 found = {entry.name: entry.is_dir(follow_symlinks=False) for entry in entries}
         except OSError as error:
             left_out.append(LeftOut(here, f"cannot be looked into: {error.strerror or error}"))

@@ -16,7 +16,7 @@ from typing import Any
 from largebatch.regular_files import open_regular, read_regular
 from largebatch.run_folder import RunFolder
 from largebatch.run_report.records import COLUMNS, MOST_LAYER_ROWS, MOST_LAYERS, JsonRecord, RunRecord, thinned
-from largebatch.trackers.columns import position, read_columns
+from largebatch.trackers.columns import Faults, position, read_columns
 from largebatch.trackers.row_file import parse_row, read_lines
 from largebatch.trackers.tracker import Row
 
@@ -51,12 +51,7 @@ def read_run(folder: Path) -> RunRecord:
         raise ValueError(f"{files.metrics.name} has no whole row")
     plan, settings = read_plan(folder), read_settings(folder)
     damage = [f"{files.metrics.name}: {fault}" for fault in metrics.faults]
-    layers: list[Row] = []
-    try:
-        if _is_there(files.layers):
-            layers = _read_layers(files.layers)
-    except (OSError, ValueError) as error:  # the run is shown without them
-        damage.append(str(error))
+    layers = _read_layers(files.layers, damage)
     return RunRecord(folder, folder.name, plan, settings, _read_summary(folder), metrics, layers, tuple(damage))
 
 
@@ -83,7 +78,10 @@ def read_settings(folder: Path) -> dict[str, str]:
     try:
         text = content.decode()
         _require_plain(yaml.compose(text, Loader=yaml.SafeLoader))
-        return flat_settings(OmegaConf.to_container(OmegaConf.create(text), resolve=False))
+        values = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+        if not isinstance(values, dict) or not values:
+            raise ValueError("it holds no keys with values")
+        return flat_settings(values)
     except RecursionError:
         raise ValueError("config.yaml cannot be read: it is too deep") from None
     except Exception as error:  # of omegaconf, or of the YAML reader behind it
@@ -178,9 +176,29 @@ def _read_summary(folder: Path) -> dict[str, Any]:
     return summary
 
 
-def _read_layers(path: Path) -> list[Row]:
-    """Rows of trust ratios, evenly spaced if there are many, ends included; of many layers likewise."""
-    starts = array("q", (line.start for line in read_lines(path, inside=path.parent) if position(line.row)))
+def _read_layers(path: Path, damage: list[str]) -> list[Row]:
+    """Rows of trust ratios, evenly spaced if there are many, ends included; of many layers likewise.
+
+    A run is shown without them as well: what is wrong is added to `damage`.
+    """
+    if not _is_there(path):
+        return []
+    starts, faults = array("q"), Faults()
+    try:
+        for line in read_lines(path, inside=path.parent):
+            if position(line.row):
+                starts.append(line.start)
+            elif line.is_ended:
+                faults.add("torn" if line.row is None else "misplaced", line.number)
+        rows = _layer_rows(path, starts)
+    except (OSError, ValueError) as error:
+        damage.append(str(error))
+        return []
+    damage += [f"{path.name}: {fault}" for fault in faults.told()]
+    return rows
+
+
+def _layer_rows(path: Path, starts: Sequence[int]) -> list[Row]:
     rows: list[Row] = []
     names: dict[str, None] = {}
     with open_regular(path, inside=path.parent) as file:
