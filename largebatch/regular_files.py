@@ -62,12 +62,14 @@ def read_regular(path: Path, *, most: int, inside: Path | None = None) -> bytes:
     return found
 
 
-def printable(text: object) -> str:
-    r"""What is safe on a terminal and in a page: other characters are written as escapes.
+def printable(text: object, *, lines: bool = False) -> str:
+    r"""What is safe on a terminal and in a page: other characters are written as escapes; with `lines` no line ends.
 
     >>> printable("a\x1b[31mb\n")
     'a\\x1b[31mb\\n'
     """
+    if lines:
+        return "\n".join(map(printable, str(text).split("\n")))
     return _UNPRINTABLE.sub(lambda found: _escape(found[0]), str(text))
 
 

@@ -13,12 +13,13 @@ BENCHES = {
     "loop": "our training loop against a hand-written DDP loop, on the model, data and batch of the config",
     "diagnostics": "our loop with the noise scale or communication measured against without, on the same",
     "verify": "false alarms and missed defects of `largebatch verify`, over models, optimizers and seeds",
+    "rows": "memory and time of `report`, `compare`, `ledger` and a resume on runs of a million rows",
     "optim": "a step of LAMB and LARS against torch's fused AdamW and SGD, and other packages that are installed",
 }
 
 
 def main(arguments: Sequence[str]) -> int:
-    """`bench loop|diagnostics|optim|verify [KEY=VALUE ...]`. Returns the exit code."""
+    """`bench loop|diagnostics|optim|rows|verify [KEY=VALUE ...]`. Returns the exit code."""
     if arguments and arguments[0] in BENCHES:
         bench = importlib.import_module(f"largebatch.commands.bench_{arguments[0]}")
         return int(bench.main(arguments[1:]))

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from largebatch.commands.choices import show_choices
+from largebatch.regular_files import printable
 
 EXIT_VALID, EXIT_DAMAGED, EXIT_WRONG_INPUT = 0, 1, 2
 
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
     except SystemExit as exit_:
         return EXIT_WRONG_INPUT if exit_.code else EXIT_VALID
     except (OSError, ValueError) as error:
-        print(f"largebatch checkpoint {what}: {error}", file=sys.stderr)
+        print(f"largebatch checkpoint {what}: {printable(error)}", file=sys.stderr)
         return EXIT_WRONG_INPUT
 
 
@@ -62,7 +63,7 @@ def _verify(given: Sequence[str]) -> int:
             step, verdict = str(load_checkpoint(path).step), "valid"
         except CheckpointError as error:
             step, verdict, damaged = "", str(error), damaged + 1
-        rows.append((path, step, f"{size:,}", verdict))
+        rows.append((printable(path), step, f"{size:,}", printable(verdict)))
     print_table(("checkpoint", "step", "bytes", "verdict"), rows, title="every byte against the manifests")
     print(f"{len(rows) - damaged} valid, {damaged} damaged")
     return EXIT_DAMAGED if damaged else EXIT_VALID
@@ -99,10 +100,10 @@ def _export(path: Path, out: str | None) -> int:
         if checkpoint is None:
             raise CheckpointError(f"{path}: no valid checkpoint. " + " ".join(passed_over or ["There is none at all."]))
     except CheckpointError as error:
-        print(f"largebatch checkpoint export: {error}", file=sys.stderr)
+        print(f"largebatch checkpoint export: {printable(error)}", file=sys.stderr)
         return EXIT_DAMAGED
     for note in passed_over:
-        print(f"passed over: {note}", file=sys.stderr)
+        print(f"passed over: {printable(note)}", file=sys.stderr)
     target = Path(out) if out else Path(f"{checkpoint.path.name}.safetensors")
     if os.path.lexists(target):
         raise ValueError(f"{target} exists already. Choose another name with --out FILE.")

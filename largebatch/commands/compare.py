@@ -60,9 +60,9 @@ def main(arguments: Sequence[str]) -> int:
     print_table(headers, [_row(size, len(seeds[base]), len(seeds[size]), gap) for size, gap in gaps], title=title)
     merged = _merged(seeds)
     for line in merged:
-        print(line)
+        print(printable(line))
     if keys := differing([run.settings for run in runs]):
-        print(f"besides the batch, the runs differ in: {', '.join(keys)}")
+        print(f"besides the batch, the runs differ in: {printable(', '.join(keys))}")
     folder = Path(options.out) if options.out else new_folder("runs", "compare")
     record = folder / "large_batch_gap.json"
     told = {"merged": merged, "left_out": left_out}

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from largebatch.leaving import EXIT_DONE, EXIT_WRONG_INPUT
+from largebatch.regular_files import printable
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -24,7 +25,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         points = read_points(file)
     except (OSError, TableError) as error:
-        print(f"largebatch study analyze: {error}", file=sys.stderr)
+        print(f"largebatch study analyze: {printable(error, lines=True)}", file=sys.stderr)
         return EXIT_WRONG_INPUT
     tell_unread(file)
     folder = Path(options.out) if options.out else new_folder("runs", "study")
@@ -37,7 +38,8 @@ def tell_unread(file: Path) -> None:
     from largebatch.study.csv_table import OPTIONAL, REQUIRED, unread_columns
 
     if names := unread_columns(file):
-        print(f"{file}: not read: {', '.join(names)}. What has a meaning: {', '.join((*REQUIRED, *OPTIONAL))}.")
+        known = ", ".join((*REQUIRED, *OPTIONAL))
+        print(f"{printable(file)}: not read: {printable(', '.join(names))}. What has a meaning: {known}.")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from largebatch.leaving import EXIT_DONE, EXIT_WRONG_INPUT
+from largebatch.regular_files import printable
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -28,7 +29,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         story = atlas_story(read_atlas([Path(file) for file in options.files]))
     except (OSError, TableError) as error:
-        print(f"largebatch study atlas: {error}", file=sys.stderr)
+        print(f"largebatch study atlas: {printable(error, lines=True)}", file=sys.stderr)
         return EXIT_WRONG_INPUT
     for file in options.files:
         tell_unread(Path(file))

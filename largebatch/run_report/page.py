@@ -75,9 +75,7 @@ def report_sections(
     sections.append(Section("runs", f"Runs ({len(evidence.runs)})", _runs_table(evidence.runs, page)))
     if evidence.damaged:
         rows = [(printable(one.path), printable(one.reason)) for one in evidence.damaged]
-        sections.append(
-            Section("damaged", "Damaged, and shown as far as they go", html_parts.table(("run", "what is wrong"), rows))
-        )
+        sections.append(Section("damaged", "Damaged", html_parts.table(("run", "what is wrong"), rows)))
     if evidence.left_out:
         rows = [(printable(one.path), printable(one.reason)) for one in evidence.left_out]
         sections.append(Section("left-out", "Left out", html_parts.table(("folder", "left out, because"), rows)))

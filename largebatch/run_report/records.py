@@ -27,7 +27,7 @@ COLUMNS = frozenset({
     "noise_scale/value", "noise_scale/low", "noise_scale/high", "noise_scale/trace",
 })  # fmt: skip
 MOST_LAYER_ROWS, MOST_LAYERS = 120, 1000  # of a map of trust ratios
-_MOST_LETTERS = 200
+_MOST_LETTERS = 80
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TextIO
 
 from largebatch.diagnostics.steps_to_target import StepsToTarget
 from largebatch.nearest import nearest
+from largebatch.regular_files import open_regular
 from largebatch.study.points import StudyPoint
 
 REQUIRED = ("batch_size", "steps")
@@ -37,7 +40,7 @@ def read_points(path: Path) -> list[StudyPoint]:
         TableError: with all that is wrong, up to 10 lines.
         OSError: if the file cannot be read.
     """
-    with path.open(newline="", encoding="utf-8-sig") as file:
+    with _open(path) as file:
         try:
             rows = _rows(path, csv.DictReader(file, skipinitialspace=True))
         except (csv.Error, UnicodeDecodeError) as error:
@@ -48,6 +51,13 @@ def read_points(path: Path) -> list[StudyPoint]:
     names = list(dict.fromkeys(row[0] for row in rows))
     in_order = sorted(groups, key=lambda group: (names.index(group[0]), group[1]))
     return [_point(name, size, groups[name, size]) for name, size in in_order]
+
+
+def _open(path: Path) -> TextIO:
+    try:
+        return io.TextIOWrapper(open_regular(path), encoding="utf-8-sig", newline="")
+    except ValueError as error:
+        raise TableError(f"{path.parent}: {error}") from None
 
 
 def _rows(path: Path, reader: csv.DictReader[str]) -> list[Row]:
@@ -105,7 +115,7 @@ def _meant(names: list[str]) -> list[tuple[str, str]]:
 
 def unread_columns(path: Path) -> list[str]:
     """Columns of a table that `read_points` passes over."""
-    with path.open(newline="", encoding="utf-8-sig") as file:
+    with _open(path) as file:
         names = [name.strip() for name in csv.DictReader(file, skipinitialspace=True).fieldnames or []]
     return [name for name in names if name not in (*REQUIRED, *OPTIONAL)]
 
