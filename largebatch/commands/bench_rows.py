@@ -9,11 +9,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from largebatch.commands.bench import at_least, key_values
-from largebatch.commands.composition import EXIT_WRONG_INPUT
+from largebatch.durable_files import write_record, write_whole
+from largebatch.leaving import EXIT_DONE, EXIT_FAILED, EXIT_WRONG_INPUT
 
 USAGE = """usage: largebatch bench rows [KEY=VALUE ...]
 
@@ -30,7 +32,7 @@ def main(arguments: Sequence[str]) -> int:
     """`bench rows [rows=N]`; returns 0, 1 if a command fails, or 2 for wrong input."""
     if any(argument in ("-h", "--help") for argument in arguments):
         print(USAGE)
-        return 0
+        return EXIT_DONE
     try:
         num_rows = key_values(arguments, {"rows": at_least(_EVALUATIONS)}).get("rows", 10**6)
     except ValueError as error:
@@ -59,11 +61,11 @@ def _measure(folder: Path, num_rows: int) -> int:
         rows.append((what, f"{peak / 2**20:,.0f} MiB", f"{seconds:.1f} s", f"{busy:.1f} s"))
         if code not in (0, 1):  # the ledgers of two runs differ
             print(f"largebatch bench rows: {what} ended with {code}", file=sys.stderr)
-            return 1
+            return EXIT_FAILED
     of_metrics, of_page = (os.path.getsize(file) / 2**20 for file in (metrics, folder / "page.html"))
     title = f"{num_rows:,} rows of each run, {of_metrics:,.0f} MiB of metrics; the page has {of_page:.1f} MiB"
     print_table(("what", "peak memory", "time", "time of the processor"), rows, title=title)
-    return 0
+    return EXIT_DONE
 
 
 def _run(command: Sequence[str]) -> tuple[int, int, float, float]:
@@ -79,25 +81,33 @@ def _run(command: Sequence[str]) -> tuple[int, int, float, float]:
 
 def _write_run(folder: Path, batch: int, num_rows: int) -> Path:
     """A run that logs every step, evaluates a hundred times and keeps a ledger."""
-    folder.mkdir()
-    plan = {"global_batch_size": batch, "world_size": 1, "num_samples": 1024, "ramp": []}
-    (folder / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
-    (folder / "config.yaml").write_text(_CONFIG, encoding="utf-8")
     draw = random.Random(batch)
-    with (
-        (folder / "metrics.jsonl").open("w", encoding="utf-8") as metrics,
-        (folder / "ledger.jsonl").open("w", encoding="utf-8") as ledger,
-    ):
-        for step in range(1, num_rows + 1):
-            place = {"step": step, "samples_seen": step * batch}
-            loss = 2 - step / num_rows + draw.random() / 10
-            metrics.write(json.dumps(place | _training_row(step, batch, loss, draw.random())) + "\n")
-            if step % (num_rows // _EVALUATIONS) == 0:
-                known = {"eval/train_loss": loss, "eval/val_loss": loss + 0.1, "eval/val_accuracy": step / num_rows}
-                metrics.write(json.dumps(place | known | {"gap/loss": 0.1}) + "\n")
-            row = {"ids": f"{draw.getrandbits(256):064x}", "lr": (0.1).hex(), "loss": loss.hex()}
-            ledger.write(json.dumps(place | row) + "\n")
+    losses = [2 - step / num_rows + draw.random() / 10 for step in range(num_rows)]
+    write_record(folder / "plan.json", {"global_batch_size": batch, "world_size": 1, "num_samples": 1024, "ramp": []})
+    write_whole(folder / "config.yaml", _CONFIG)
+    write_whole(folder / "metrics.jsonl", map(_line, _metrics(losses, batch, draw)))
+    write_whole(folder / "ledger.jsonl", map(_line, _ledger(losses, batch, draw)))
     return folder
+
+
+def _line(row: dict[str, Any]) -> bytes:
+    return json.dumps(row).encode() + b"\n"
+
+
+def _metrics(losses: Sequence[float], batch: int, draw: random.Random) -> Iterator[dict[str, Any]]:
+    num_rows = len(losses)
+    for step, loss in enumerate(losses, start=1):
+        place = {"step": step, "samples_seen": step * batch}
+        yield place | _training_row(step, batch, loss, draw.random())
+        if step % (num_rows // _EVALUATIONS) == 0:
+            known = {"eval/train_loss": loss, "eval/val_loss": loss + 0.1, "eval/val_accuracy": step / num_rows}
+            yield place | known | {"gap/loss": 0.1}
+
+
+def _ledger(losses: Sequence[float], batch: int, draw: random.Random) -> Iterator[dict[str, Any]]:
+    for step, loss in enumerate(losses, start=1):
+        ids = f"{draw.getrandbits(256):064x}"
+        yield {"step": step, "samples_seen": step * batch, "ids": ids, "lr": (0.1).hex(), "loss": loss.hex()}
 
 
 def _training_row(step: int, batch: int, loss: float, noise: float) -> dict[str, float]:

@@ -33,14 +33,20 @@ def commands() -> list[tuple[str, tuple[str, ...]]]:
 
 # Of the user's own, or read from a copy of the data that the tests may not have.
 ELSEWHERE = ("--config-dir", "data.path=", "--help", "...")
-OWN_ARGUMENTS = {"checkpoint", "compare", "doctor", "ledger", "report"}  # no config; neither has `bench optim`
+OWN_ARGUMENTS = {
+    "checkpoint",
+    "compare",
+    "doctor",
+    "ledger",
+    "report",
+}  # no config; neither have `bench optim` and `bench rows`
 WORDS = ("loop", "diagnostics", "verify", "--multirun", "WHAT", "NAME", "all", *MEASURES, *EXPERIMENTS)
 OF_A_VERB = ("measure.", "chapter.", "find_lr.")  # sections that only one verb has
 RUNS = [
     (verb, arguments)
     for verb, arguments in commands()
     if verb not in OWN_ARGUMENTS
-    and arguments[:1] not in (("optim",), ("analyze",), ("atlas",))
+    and arguments[:1] not in (("optim",), ("rows",), ("analyze",), ("atlas",))
     and (verb, arguments) != ("study", ())  # has no target of its own: a verb that a sentence names
     and not any(argument.startswith(ELSEWHERE) for argument in arguments)
 ]
