@@ -60,7 +60,7 @@ def compose_config(overrides: Sequence[str] = (), *, config_name: str = "train")
     """
     if GlobalHydra.instance().is_initialized():
         return compose(config_name, overrides=list(overrides))
-    with initialize_config_dir(conf_dir(), version_base="1.3"):
+    with held_to_the_list(), initialize_config_dir(conf_dir(), version_base="1.3"):
         return compose(config_name, overrides=list(overrides))
 
 
@@ -129,7 +129,8 @@ def _with_files(
 ) -> DictConfig:
     """As Hydra composes with --config-path FOLDER, --config-name NAME and --config-dir MORE."""
     searched = [f"hydra.searchpath=['file://{os.path.abspath(more)}']"] if more else []
-    with initialize_config_dir(os.path.abspath(folder) if folder else conf_dir(), version_base="1.3"):
+    searched_first = os.path.abspath(folder) if folder else conf_dir()
+    with held_to_the_list(), initialize_config_dir(searched_first, version_base="1.3"):
         return compose(name or config_name, overrides=[*overrides, *searched])
 
 

@@ -18,7 +18,7 @@ from hydra.errors import CompactHydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from largebatch.targets import ALLOW_LIST, identity_problem, listed, name_problem, named_by, target_nodes
+from largebatch.targets import ALLOW_LIST, listed, listing_problem, name_problem, named_by, target_nodes
 
 # Those that run nothing but the job itself; what submitit is told runs commands.
 _LAUNCHERS = {
@@ -91,7 +91,7 @@ def _problems_of_hydra(config: DictConfig) -> Iterator[str]:
             continue
         for key, node in target_nodes(section, f"hydra.{name}"):
             if name == "callbacks" or str(node["_target_"]) not in _LAUNCHERS:
-                yield _problem(*named_by(key, node))
+                yield listing_problem(*named_by(key, node))
     if raw["job"]["env_set"]:
         yield f"hydra.job.env_set: with {ALLOW_LIST} variables are set where the process is started. Leave it out."
     for name in ("hydra_logging", "job_logging"):
@@ -99,11 +99,16 @@ def _problems_of_hydra(config: DictConfig) -> Iterator[str]:
 
 
 def _problems_of_logging(value: Any, key: str) -> Iterator[str]:
-    """Logging takes classes and functions by name, and any text with `ext://` for an object."""
+    """Logging takes classes and functions by name, any text with `ext://` for an object, and writes what it is told."""
     if isinstance(value, dict):
         for name, part in value.items():
+            if name == "." or (name == "filename" and not str(part).endswith(".log")):
+                yield (
+                    f"{key}.{name}={part}: what logging writes could be imported. With {ALLOW_LIST} the name of its "
+                    "file ends with .log, and no attributes of a handler are set. Leave it out."
+                )
             if name in _NAMING and isinstance(part, str) and "${" not in part:
-                yield "" if part.removeprefix("logging.") in _HANDLERS else _problem(f"{key}.{name}", part)
+                yield "" if part.removeprefix("logging.") in _HANDLERS else listing_problem(f"{key}.{name}", part)
             yield from _problems_of_logging(part, f"{key}.{name}")
     elif isinstance(value, list):
         for number, part in enumerate(value):
@@ -111,12 +116,4 @@ def _problems_of_logging(value: Any, key: str) -> Iterator[str]:
     elif isinstance(value, str) and "${" in value and value != _OF_HYDRA:
         yield f"{key}={value}: with {ALLOW_LIST} logging takes no interpolations. Write the value itself."
     elif isinstance(value, str) and value.strip().startswith("ext://") and value not in _SCREENS:
-        yield _problem(key, value.strip().removeprefix("ext://"))
-
-
-def _problem(key: str, name: Any) -> str:
-    """Why a name is refused, before or after it is imported; empty: it is not."""
-    try:
-        return name_problem(key, name) or identity_problem(key, name)
-    except Exception as error:
-        return f"{key}={name}: cannot be imported ({type(error).__name__}: {error}). Check the dotted name."
+        yield listing_problem(key, value.strip().removeprefix("ext://"))

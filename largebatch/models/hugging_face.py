@@ -31,13 +31,6 @@ def hugging_face(
             "trust_remote_code is not an option here: it runs code from the hub on every machine of the job. Read that "
             "code, keep it as a module of your own, and name its class as the model."
         )
-    named = [config_overrides.get(f"{start}attn_implementation") for start in ("", "_")]
-    kernels = [one for one in map(str, named) if "/" in one]
-    if kernels:
-        raise ValueError(
-            f"attn_implementation={kernels[0]}: fetches code of the hub, and none is run here. Choose one of "
-            "transformers' own, such as sdpa or eager."
-        )
     transformers = _import_transformers()
     model_class = getattr(transformers, auto_class, None) if auto_class.startswith("AutoModel") else None
     if model_class is None:
@@ -48,18 +41,33 @@ def hugging_face(
     # Said outright: where nothing is said, transformers asks on the terminal whether to run code of the repository.
     source: dict[str, Any] = {"trust_remote_code": False} | ({} if revision is None else {"revision": revision})
     config, unused = transformers.AutoConfig.from_pretrained(
-        name, return_unused_kwargs=True, trust_remote_code=False, **source, **config_overrides
+        name, return_unused_kwargs=True, **source, **config_overrides
     )
     if unused:
         raise ValueError(
             f"{', '.join(sorted(unused))}: no such field in {type(config).__name__}, the configuration of {name!r}, so "
             f"the override would have no effect. Correct the name or drop it."
         )
+    _refuse_kernels_of_the_hub(config)
     if pretrained:
-        model: nn.Module = model_class.from_pretrained(name, config=config, trust_remote_code=False, **source)
+        model: nn.Module = model_class.from_pretrained(name, config=config, **source)
     else:
         model = model_class.from_config(config, trust_remote_code=False)
     return model.train()
+
+
+def _refuse_kernels_of_the_hub(config: Any) -> None:
+    """Of the overrides or of the repository's own config.json, for the model or a part of it."""
+    for name in ("_attn_implementation", "_experts_implementation"):
+        chosen = str(getattr(config, name, None))
+        if "/" in chosen:
+            raise ValueError(
+                f"{name.removeprefix('_')}={chosen}: fetches code of the hub, and none is run here. Choose one of "
+                "transformers' own, such as sdpa or eager."
+            )
+    for part in vars(config).values():
+        if hasattr(part, "_attn_implementation"):
+            _refuse_kernels_of_the_hub(part)
 
 
 def _import_transformers() -> Any:

@@ -3,7 +3,6 @@
 from largebatch.targets.allowed import (
     ALLOW_LIST,
     FOR_CONFIGS,
-    identity_problem,
     listed,
     name_problem,
     named_by,
@@ -11,7 +10,7 @@ from largebatch.targets.allowed import (
     target_problems,
 )
 from largebatch.targets.arguments import check_arguments
-from largebatch.targets.finding import TargetError, find_target
+from largebatch.targets.finding import TargetError, find_target, listing_problem
 from largebatch.targets.making import make
 
 __all__ = [
@@ -20,8 +19,8 @@ __all__ = [
     "TargetError",
     "check_arguments",
     "find_target",
-    "identity_problem",
     "listed",
+    "listing_problem",
     "make",
     "name_problem",
     "named_by",

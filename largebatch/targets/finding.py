@@ -27,25 +27,33 @@ def find_target(key: str, node: Mapping[str, Any]) -> Callable[..., Any]:
     name = node.get("_target_")
     if not isinstance(name, str):
         raise TargetError(f"{key}._target_={name}: the dotted name of a class or function is missing.")
-    where, called = named_by(key, node)
-    if problem := name_problem(where, called):
+    if problem := listing_problem(*named_by(key, node)):
         raise TargetError(problem)
     try:
-        problem = identity_problem(where, called)
         target = get_object(name)
     except InstantiationException as error:  # refused by Hydra's own policy
         raise TargetError(f"{key}._target_={name}: {first_line(error)}") from error
     except Exception as error:
-        cause = error.__cause__ or error
-        raise TargetError(
-            f"{where}={called}: cannot be imported ({type(cause).__name__}: {first_line(cause)}). "
-            "Check the dotted name; your own modules must be on PYTHONPATH or in the current folder."
-        ) from error
-    if problem:
-        raise TargetError(problem)
+        raise TargetError(_not_imported(f"{key}._target_", name, error)) from error
     if not callable(target):
         raise TargetError(f"{key}._target_={name}: is a {type(target).__name__}, not a class or function.")
     return target
+
+
+def listing_problem(key: str, name: Any) -> str:
+    """Why the list keeps a name from being called, before or after it is imported; empty: it does not, or is none."""
+    try:
+        return name_problem(key, name) or identity_problem(key, name)
+    except Exception as error:
+        return _not_imported(key, name, error)
+
+
+def _not_imported(key: str, name: Any, error: Exception) -> str:
+    cause = error.__cause__ or error
+    return (
+        f"{key}={name}: cannot be imported ({type(cause).__name__}: {first_line(cause)}). "
+        "Check the dotted name; your own modules must be on PYTHONPATH or in the current folder."
+    )
 
 
 def first_line(error: BaseException) -> str:

@@ -10,8 +10,9 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from largebatch.targets.allowed import named_by, target_nodes
 from largebatch.targets.arguments import arguments_of, check_arguments
-from largebatch.targets.finding import TargetError, first_line
+from largebatch.targets.finding import TargetError, first_line, listing_problem
 
 _CONVERSIONS = ("none", "partial", "object", "all")
 
@@ -66,7 +67,9 @@ def _called(name: str, partial: bool) -> Callable[..., Any]:
 
 
 def _value(key: str, given: Any, *, recursive: bool, convert: str) -> Any:
-    if not recursive:
+    if not recursive:  # the target makes the nodes itself, by Hydra, which knows of no list
+        if problems := [problem for one in target_nodes(given, key) if (problem := listing_problem(*named_by(*one)))]:
+            raise TargetError(*problems)
         return copy.deepcopy(given)
     if isinstance(given, Mapping):
         if "_target_" in given:

@@ -5,6 +5,7 @@ A module off the list counts as run when Python has it among its modules.
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Iterator
@@ -168,6 +169,14 @@ def test_a_lookup_does_not_lead_out_of_a_listed_module():
         make("x", node("OURS.Net", part=node("hydra.utils.get_object", path=f"{OURS}.Kept.tool")))
 
 
+def test_nodes_that_a_target_makes_itself_do_not_lead_out_either():
+    with pytest.raises(
+        TargetError, match=r"^x\.part\.0\._target_=.*Kept\.tool: is subprocess\.run, which is not on the"
+    ):
+        make("x", node("OURS.Net", _recursive_=False, part=[node("OURS.Kept.tool")]))
+    assert make("x", node("OURS.Net", _recursive_=False, part=[node("OURS.Net")])).part[0]["_target_"] == f"{OURS}.Net"
+
+
 def test_a_text_that_was_escaped_is_not_resolved_a_second_time():
     escaped = f"${{oc.create:'{{_target_: {FOREIGN}.run}}'}}"
     assert make("x", node("OURS.Net", part=escaped)).part == escaped
@@ -221,6 +230,8 @@ HYDRA: list[tuple[dict[str, Any], str]] = [
     (logging_of({"()": f"{FOREIGN}.run"}), "hydra.job_logging.handlers.x.()=FOREIGN.run: is not on the list"),
     (logging_of({"class": "logging.StreamHandler", "stream": f"ext://{FOREIGN}.run"}), ".stream=FOREIGN.run: is not"),
     (logging_of({"class": "${oc.env:X,Y}"}), ".x.class=${oc.env:X,Y}: with LARGEBATCH_TARGETS logging"),
+    (logging_of({"class": "logging.FileHandler", "filename": f"{OURS}/late.py"}), "late.py: what logging writes could"),
+    (logging_of({"class": "logging.FileHandler", ".": {"baseFilename": "late.py"}}), "what logging writes could"),
     ({"job": {"env_set": {"LARGEBATCH_TARGETS": FOREIGN}}}, "hydra.job.env_set: with LARGEBATCH_TARGETS variables"),
 ]  # fmt: skip
 
@@ -241,9 +252,10 @@ def test_settings_of_hydra_are_held_to_the_list_before_hydra_acts_on_them(
 def test_packages_of_configs_pickles_and_the_commands_of_submitit_are_refused(capsys: pytest.CaptureFixture[str]):
     assert main(["plan", f"+hydra.callbacks.x._target_={FOREIGN}.run"]) == 2
     assert f"largebatch: hydra.callbacks.x._target_={FOREIGN}.run: is not on the list" in capsys.readouterr().err
-    assert main(["plan", f"hydra.searchpath=[pkg://{FOREIGN}]"]) == 2
+    packages = f"hydra.searchpath=[pkg://{FOREIGN}]"
+    assert main(["plan", packages]) == main(["plan", packages, "--config-dir", str(Path(__file__).parent)]) == 2
     assert main(["plan", "--config-path", f"pkg://{FOREIGN}"]) == 2
-    assert capsys.readouterr().err.count(f"hydra.searchpath={FOREIGN}: is not on the list") == 2
+    assert capsys.readouterr().err.count(f"hydra.searchpath={FOREIGN}: is not on the list") == 3
     assert main(["plan", "--experimental-rerun", "x"]) == 2
     assert "--experimental-rerun: unpickles a file" in capsys.readouterr().err
     assert main(["train", "-m", "hydra/launcher=submitit_local", "seed=1"]) == 2
@@ -251,7 +263,14 @@ def test_packages_of_configs_pickles_and_the_commands_of_submitit_are_refused(ca
     assert FOREIGN not in sys.modules
 
 
-@pytest.mark.parametrize("option", ["trust_remote_code", "attn_implementation"])
-def test_no_code_of_the_hub_is_run(option: str):
-    with pytest.raises(ValueError, match=f"{option}.*code"):
-        hugging_face("AutoModel", "gpt2", **{option: "somebody/something"})
+@pytest.mark.parametrize(
+    "in_file", [{}, {"attn_implementation": "somebody/something"}], ids=["override", "config.json"]
+)
+def test_no_code_of_the_hub_is_run(in_file: dict[str, Any], tmp_path: Path):
+    pytest.importorskip("transformers")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2", "n_layer": 1, "n_embd": 4, **in_file}))
+    overrides = {} if in_file else {"attn_implementation": "somebody/something"}
+    with pytest.raises(ValueError, match="attn_implementation=somebody/something: fetches code"):
+        hugging_face("AutoModel", str(tmp_path), pretrained=False, **overrides)
+    with pytest.raises(ValueError, match=r"trust_remote_code.*code"):
+        hugging_face("AutoModel", "gpt2", trust_remote_code=True)
