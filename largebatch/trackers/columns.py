@@ -176,21 +176,24 @@ class _Growing:
         return True
 
     def fold(self) -> None:
-        """Make points of what came, as far as it fills an even number of them."""
-        whole = len(self._new) // (2 * self._every) * 2 * self._every
-        self._take(np.array(self._new[:whole], dtype=float).reshape(-1, self._every, 3))
-        del self._new[:whole]
-        if sum(map(len, self._points)) > MOST_POINTS:
-            points = np.concatenate(self._points)
-            self._points = [_joined(points[0::2], points[1::2])]
-            self._every *= 2
+        """Make points of what came, as far as it fills them."""
+        while len(self._new) >= self._every:
+            room = MOST_POINTS - sum(map(len, self._points))
+            if room == 0:
+                points = np.concatenate(self._points)
+                self._points = [_joined(points[0::2], points[1::2])]
+                self._every *= 2
+                continue
+            whole = min(room, len(self._new) // self._every) * self._every
+            self._take(np.array(self._new[:whole], dtype=float).reshape(-1, self._every, 3))
+            del self._new[:whole]
 
     def column(self) -> Column | None:
         """What was read, whole; None without a finite value."""
-        num_whole = len(self._new) // self._every
-        self._take(np.array(self._new[: num_whole * self._every], dtype=float).reshape(-1, self._every, 3))
-        if rest := self._new[num_whole * self._every :]:
-            self._take(np.array([rest], dtype=float))
+        self.fold()
+        if self._new:  # the last point stands for fewer
+            self._take(np.array([self._new], dtype=float))
+            self._new.clear()
         if math.isnan(self.last):
             return None
         points = np.concatenate(self._points)
@@ -200,8 +203,6 @@ class _Growing:
 
     def _take(self, groups: np.ndarray) -> None:
         """`groups` are [points, values of each, 3]."""
-        if not len(groups):
-            return
         values = groups[..., 2]
         finite = np.isfinite(values)
         if finite.any():
