@@ -78,7 +78,9 @@ def _given(value: Any, annotation: Any) -> str:
         return f"a number. Put it into quotes, '\"{value}\"'." if str in kinds else "a number. Give such a value."
     if isinstance(value, (list, tuple)):
         return f"a list of {len(value)}. Give such a value."
-    return "a group of keys. Give such a value." if isinstance(value, dict) else "null. Leave it out for its default."
+    if isinstance(value, dict):
+        return f"{'another' if kinds & set(MAPPINGS) else 'a'} group of keys. Give such a value."
+    return "null. Leave it out for its default."
 
 
 def _choices(annotation: Any) -> Iterator[Any]:
@@ -108,7 +110,7 @@ def _words(annotation: Any) -> str:
         count = f" of {len(parts)}" if kind is tuple and parts and Ellipsis not in arguments else ""
         return f"a list{count}{', each ' if each else ''}{each}"
     if kind in MAPPINGS:
-        return "a group of keys"
+        return "a group of keys" + (f", each with {_words(arguments[1])}" if len(arguments) == 2 else "")
     words = {bool: "true or false", str: "a text", type(None): "null"}
     words |= dict.fromkeys(INTEGERS, "a whole number") | dict.fromkeys(REALS, "a number")
     return words.get(kind) or str(getattr(kind, "__name__", kind))
