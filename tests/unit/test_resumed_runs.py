@@ -92,11 +92,17 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def killed_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("killed") / "run"
+    killed(folder, 5)
+    return folder
+
+
 @pytest.fixture
-def stopped(whole: Path, tmp_path: Path) -> Path:
-    """Killed after step 5, with checkpoints of steps 2 and 4."""
-    killed(tmp_path / "run", 5)
-    return tmp_path / "run"
+def stopped(killed_once: Path, tmp_path: Path) -> Path:
+    """Killed after step 5, with checkpoints of steps 2 and 4, and moved since."""
+    return shutil.copytree(killed_once, tmp_path / "run")
 
 
 def assert_same(folder: Path, whole: Path) -> None:
@@ -198,10 +204,10 @@ def test_a_permitted_value_of_the_optimizer_acts_and_is_in_the_history(stopped: 
 
 
 def test_the_folder_of_one_run_takes_no_checkpoint_of_another(stopped: Path, tmp_path: Path):
-    killed(tmp_path / "other", 3)
+    other = shutil.copytree(stopped, tmp_path / "other")
     with pytest.raises(ConfigError, match=r"already holds a run, and resume=.*other is another one"):
-        run(stopped, f"resume={tmp_path / 'other'}")
-    run(tmp_path / "new", f"resume={tmp_path / 'other'}")
+        run(stopped, f"resume={other}")
+    run(tmp_path / "new", f"resume={other}")
 
 
 def test_a_folder_that_was_taken_since_it_was_looked_at_is_refused(stopped: Path, monkeypatch: pytest.MonkeyPatch):
