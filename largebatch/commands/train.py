@@ -47,6 +47,8 @@ def run(config: DictConfig, overrides: list[str]) -> int:
         if job.run.progress.step >= job.run.num_steps and not job.evaluation.is_owed:
             if job.run.runtime.is_main:
                 print(f"already finished: {job.run.progress.step} steps, {job.folder.path}")
+                if _lacks_its_end(job):
+                    _conclude(job, "finished", hint=None, draws=prepared.config.logger.plots)
             return EXIT_DONE
         lost = naming_lost_ranks(job.run.runtime, lambda: f"step {job.run.counted_step}")
         with naming_failures(job.run, job.folder), lost:
@@ -57,6 +59,23 @@ def run(config: DictConfig, overrides: list[str]) -> int:
         if job.checkpoints.unsaved is not None:
             return EXIT_UNSAVED
         return {"finished": EXIT_DONE, "diverged": EXIT_FAILED, "stopped": code_of(stop.signal_name)}[status]
+
+
+def _lacks_its_end(job: Job) -> bool:
+    """Whether the process that saved the last checkpoint was killed before summary.json; makes that one the latest."""
+    import json
+
+    from largebatch.regular_files import read_regular
+
+    last = job.checkpoints.origin
+    if last is None or job.folder.checkpoints.resolve() not in last.resolve().parents:
+        return False  # the run ended in another folder
+    job.checkpoints.latest = job.folder.checkpoints / last.resolve().relative_to(job.folder.checkpoints.resolve())
+    try:
+        summary = json.loads(read_regular(job.folder.summary, most=2**20))
+        return (summary["status"], summary["steps"]) != ("finished", job.run.progress.step)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return True
 
 
 def _announce(prepared: Prepared, job: Job) -> None:

@@ -90,8 +90,9 @@ class Change:
         section = self.key.partition(".")[0]
         if section in CHANGEABLE:
             return section
-        # The same class may have moved; another one is another run, even where its weights have the same names.
-        is_other_class = self.key.endswith("._target_") and _last_name(self.was) != _last_name(self.now)
+        # A model or a loss may have got another name, which a person alone can tell from another class. The state of
+        # an optimizer belongs to the name of its class: it may have moved.
+        is_other_class = self.key == "optimizer._target_" and _last_name(self.was) != _last_name(self.now)
         return self.key if is_changeable(self.key) and not is_other_class else None
 
     def is_allowed_by(self, entries: Sequence[str]) -> bool:

@@ -182,12 +182,20 @@ def test_a_ledger_that_cannot_be_written_costs_rows_and_not_the_run(tmp_path, mo
 def test_resume_refuses_another_run_and_names_what_changed(tmp_path, capsys):
     folder = tmp_path / "run"
     assert train(folder) == 0
+    written = (folder / "summary.json").stat().st_mtime_ns
+    summary = json.loads((folder / "summary.json").read_text())
     assert train(folder, "resume=auto", "seed=1", "model.width=5") == 2
     printed = capsys.readouterr().err
     assert "seed was 0, now 1" in printed
     assert "model.width was 4, now 5" in printed
     assert train(folder, "resume=auto") == 0
     assert "already finished" in capsys.readouterr().out
+    assert (folder / "summary.json").stat().st_mtime_ns == written
+    for left in (None, {"status": "stopped", "steps": 1}):  # by a process that was killed behind its last checkpoint
+        (folder / "summary.json").unlink() if left is None else (folder / "summary.json").write_text(json.dumps(left))
+        assert train(folder, "resume=auto") == 0
+        again = json.loads((folder / "summary.json").read_text())
+        assert again | {"train_seconds": 0} == summary | {"train_seconds": 0}
     assert train(folder) == 2, "a folder that holds a run is not overwritten"
     assert "resume=auto" in capsys.readouterr().err
     assert train(tmp_path / "other", f"resume={tmp_path}") == 2
