@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -68,6 +69,14 @@ class Job:
         """What went wrong and did not stop the run, of all but the trackers."""
         return [*self.checkpoints.problems, *([] if self.skipped is None else self.skipped.problems)]
 
+    @property
+    def checkpoint(self) -> Path | None:
+        """The newest one in the run's own folder: written by this process, or else the one that it began from."""
+        home, origin = self.folder.checkpoints, self.checkpoints.origin
+        if self.checkpoints.latest is None and origin is not None and origin.resolve().is_relative_to(home.resolve()):
+            return home / origin.resolve().relative_to(home.resolve())
+        return self.checkpoints.latest
+
     def summary(self, status: str) -> dict[str, Any]:
         """What is left to say at the end, as in summary.json; `status` as `train` returns it."""
         progress = self.run.progress
@@ -77,7 +86,7 @@ class Job:
             "samples_seen": progress.samples_seen,
             "epochs": progress.samples_seen / self.evaluation.journal.num_samples,
             "train_seconds": progress.train_s,
-            "checkpoint": str(self.checkpoints.latest) if self.checkpoints.latest else None,
+            "checkpoint": None if self.checkpoint is None else str(self.checkpoint),
             **({} if self.checkpoints.unsaved is None else {"unsaved": self.checkpoints.unsaved}),
             **({} if self.run.guard is None else self.run.guard.counts.row()),
             **({"evaluated_after_step": self.evaluation.last_step} if self.evaluation.last else {}),

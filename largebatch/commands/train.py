@@ -62,15 +62,13 @@ def run(config: DictConfig, overrides: list[str]) -> int:
 
 
 def _lacks_its_end(job: Job) -> bool:
-    """Whether the process that saved the last checkpoint was killed before summary.json; makes that one the latest."""
+    """Whether the process that saved the last checkpoint was killed before it wrote summary.json."""
     import json
 
     from largebatch.regular_files import read_regular
 
-    last = job.checkpoints.origin
-    if last is None or job.folder.checkpoints.resolve() not in last.resolve().parents:
+    if job.checkpoint is None:
         return False  # the run ended in another folder
-    job.checkpoints.latest = job.folder.checkpoints / last.resolve().relative_to(job.folder.checkpoints.resolve())
     try:
         summary = json.loads(read_regular(job.folder.summary, most=2**20))
         return (summary["status"], summary["steps"]) != ("finished", job.run.progress.step)
@@ -194,8 +192,8 @@ def _summary_rows(job: Job, summary: dict[str, Any], hint: str | None) -> list[t
         rows.append(("hint", hint))
     if job.checkpoints.unsaved is not None:
         rows.append(("NOT SAVED", f"the weights after step {summary['steps']:,}: {job.checkpoints.unsaved}"))
-    if job.checkpoints.latest:
-        rows.append(("checkpoint", job.checkpoints.latest.relative_to(job.folder.path)))
+    if job.checkpoint is not None:
+        rows.append(("checkpoint", job.checkpoint.relative_to(job.folder.path)))
     return rows
 
 
