@@ -23,13 +23,9 @@ DEADLINE_S = 60.0  # on a crowded machine; alone a run takes two
 WAYS = {
     "SIGTERM": (Fault("after_backward", 5, "SIGTERM"), EXIT_STOPPED),
     "SIGINT": (Fault("after_backward", 5, "SIGINT"), EXIT_INTERRUPTED),
-    "SIGUSR1": (Fault("before_update", 5, "SIGUSR1"), EXIT_STOPPED),
     "SIGHUP": (Fault("before_step", 5, "SIGHUP"), EXIT_STOPPED),
-    "SIGTERM, then SIGINT": (Fault("after_forward", 5, "SIGTERM SIGINT"), EXIT_STOPPED),
     "SIGTERM before the first batch": (Fault("before_step", 1, "SIGTERM"), EXIT_STOPPED),
-    "SIGINT in an evaluation": (Fault("evaluation_mid", 4, "SIGINT"), EXIT_INTERRUPTED),
     "SIGTERM, then SIGINT in an evaluation": (Fault("evaluation_mid", 4, "SIGTERM SIGINT"), EXIT_STOPPED),
-    "SIGTERM in a checkpoint": (Fault("checkpoint_mid_file", 3, "SIGTERM"), EXIT_STOPPED),
     "bad sample": (Fault("before_step", 5, "order bad"), EXIT_FAILED),
     "diverged": (Fault("before_step", 5, "order nan"), EXIT_FAILED),
     "worker killed": (Fault("before_step", 5, "kill_worker"), EXIT_FAILED),
@@ -138,7 +134,9 @@ CELLS = [
 
 
 def code_under(launcher: str, way: str, code: int) -> int:
-    """What becomes of the exit code of the ranks: torchrun makes 1 of all, and dies of a SIGUSR1 as if it had none."""
+    """What becomes of the exit code of the ranks: torchrun makes 1 of all, and dies of SIGUSR1 or a second Ctrl-C."""
+    if way == "Ctrl-C twice" and launcher != "plain":
+        return -signal.SIGINT
     if launcher in ("torchrun", "accelerate"):
         return -signal.SIGUSR1 if way == "SIGUSR1" else 1
     return 128 - code if launcher == "torchrun.sh" and code < 0 else code
