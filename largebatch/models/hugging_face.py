@@ -38,8 +38,7 @@ def hugging_face(
             f"auto_class={auto_class!r}: this is the name of a class of transformers that starts with AutoModel, "
             f"e.g. AutoModelForCausalLM or AutoModelForImageClassification."
         )
-    # Said outright: where nothing is said, transformers asks on the terminal whether to run code of the repository.
-    source: dict[str, Any] = {"trust_remote_code": False} | ({} if revision is None else {"revision": revision})
+    source = {} if revision is None else {"revision": revision}
     config, unused = transformers.AutoConfig.from_pretrained(
         name, return_unused_kwargs=True, **source, **config_overrides
     )

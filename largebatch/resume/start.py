@@ -181,7 +181,8 @@ def _refusal(asked: str, folder: RunFolder | None, notes: Sequence[str]) -> str:
     told = "".join(f"\n  - {note}" for note in notes)
     return (
         f"{asked}: no valid checkpoint {where}. None of {len(notes)} can be used, and nothing was started or "
-        f"changed:{told}\nMake one of them usable as its line says, or begin anew in another run.dir."
+        f"changed:{told}\nMake one of them usable as its line says, or "
+        + ("name another one." if folder is None else "begin anew in another run.dir.")
     )
 
 

@@ -7,12 +7,12 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from largebatch.checkpoint.reading import parse_json, plain, reason
-from largebatch.checkpoint.run_values import Finite
+from largebatch.checkpoint.run_values import Count, Finite
 from largebatch.config import ConfigError
 from largebatch.config_types import PositiveInt
 from largebatch.durable_files import write_record
@@ -78,7 +78,9 @@ class Journal:
                     except ValidationError as error:
                         fault = error.errors(include_url=False, include_context=False)[0]
                         key = plain(".".join(map(str, fault["loc"])))
-                        self.passed_over.append(f"{path}, line {line.number}: {key or 'the row'}: {fault['msg']}")
+                        self.passed_over.append(
+                            f"{path}, line {line.number}: {key or 'the row'}: {fault['msg'].removeprefix('Value error, ')}"
+                        )
                     else:
                         found.setdefault(str(line.row["id"]), line.row)
             except (OSError, ValueError) as error:
@@ -95,11 +97,11 @@ class _Trial(BaseModel):
     cell: str
     optimizer: str
     batch_size: PositiveInt
-    number: Annotated[int, Field(ge=0)]
-    seed: Annotated[int, Field(ge=0)]
+    number: Count
+    seed: Count
     setting: dict[str, Finite]
     status: Literal["reached", "beaten", "budget", "hopeless", "diverged"]
-    steps: Annotated[int, Field(ge=0, lt=2**63)]
+    steps: Count
     noise_scale: dict[Literal["value", "low", "high"], Finite] | None = None
     run: str
 

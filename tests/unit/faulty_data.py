@@ -16,7 +16,7 @@ from largebatch.order import SampleOrder
 from tests.unit.composing import compose_run
 
 
-def with_faulty_samples(factors: dict[int, float], **options: Any) -> ArrayDataset:
+def with_faulty_samples(factors: dict[Any, float], **options: Any) -> ArrayDataset:
     """`random_classification` with the inputs of some samples multiplied: by NaN, or far beyond the others."""
     dataset = random_classification(**options)
     for sample, factor in factors.items():

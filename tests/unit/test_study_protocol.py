@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +29,8 @@ def cell(batch_size: int = 32, *, trials: int = 3, seeds: int = 2, optimizer: st
 
 def finished(job: Job, status: str, steps: int, **more: object) -> Row:
     return {
-        "id": job.name, "cell": job.cell.name, "number": job.number, "seed": job.seed, "setting": job.setting,
+        "id": job.name, "cell": job.cell.name, "optimizer": job.cell.optimizer,
+        "batch_size": job.cell.batch_size, "number": job.number, "seed": job.seed, "setting": job.setting,
         "status": status, "steps": steps, "run": f"runs/{job.name}", **more,
     }  # fmt: skip
 
@@ -149,22 +152,77 @@ def test_the_steps_of_the_tuning_do_not_count_and_a_seed_that_diverges_is_censor
 # --- what is on disk
 
 
+def ids(journal: Journal) -> list[str]:
+    return [row["id"] for row in journal.rows()]
+
+
+def trial(number: int) -> Row:
+    return finished(Job(cell(), number, 0, None), "reached", 50)
+
+
 def test_a_row_torn_by_a_kill_is_no_row_and_the_next_one_stands_on_its_own(tmp_path: Path):
+    first, other, last = map(trial, range(3))
     with Journal(tmp_path, share=0, shares=1) as journal:
-        journal.append({"id": "a"})
+        journal.append(first)
     path = tmp_path / "trials.jsonl"
-    path.write_bytes(path.read_bytes() + b'{"id": "b", "st')
+    path.write_bytes(path.read_bytes() + json.dumps(other).encode()[:-9])
     with Journal(tmp_path, share=0, shares=1) as journal:
-        assert [row["id"] for row in journal.rows()] == ["a"]
-        journal.append({"id": "c"})
-        assert [row["id"] for row in journal.rows()] == ["a", "c"]
+        assert ids(journal) == [first["id"]]
+        journal.append(last)
+        assert ids(journal) == [first["id"], last["id"]]
+        assert journal.passed_over == []
 
 
 def test_shares_write_their_own_files_and_read_all(tmp_path: Path):
     with Journal(tmp_path, share=0, shares=2) as first, Journal(tmp_path, share=1, shares=2) as second:
-        first.append({"id": "a"})
-        second.append({"id": "b"})
-        assert [row["id"] for row in first.rows()] == [row["id"] for row in second.rows()] == ["a", "b"]
+        first.append(trial(0))
+        second.append(trial(1))
+        assert ids(first) == ids(second) == [trial(0)["id"], trial(1)["id"]]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"id": None}, {"id": "../../x"}, {"run": "../../../etc"}, {"cell": ["sgd"]}, {"number": -1}, {"number": True},
+        {"number": 10**400}, {"steps": "50"}, {"steps": -1}, {"status": "won"}, {"seed": 0.5}, {"setting": []},
+        {"setting": {"model._target_": "os.system"}}, {"setting": {"scaling.base_lr": math.nan}},
+        {"batch_size": 0}, {"optimizer": {}}, {"noise_scale": {"value": "x"}},
+    ],
+)  # fmt: skip
+def test_a_row_that_no_trial_has_written_is_named_and_made_again(change: dict, tmp_path: Path):
+    lines = [json.dumps(trial(0) | change), "[" * 100_000, "7", json.dumps(trial(1))]
+    (tmp_path / "trials.jsonl").write_text("\n".join(lines) + "\n")
+    journal = Journal(tmp_path, share=0, shares=1)
+    rows = journal.rows()
+    assert [row["id"] for row in rows] == [trial(1)["id"]]
+    (told,) = journal.passed_over
+    assert f"trials.jsonl, line 1: {next(iter(change)) if change.keys() - {'id', 'run'} else ''}" in told
+    job = next_job([cell()], rows, ())
+    assert job is not None
+    assert job.name == trial(0)["id"]
+
+
+def test_records_that_are_no_regular_files_are_passed_over_and_no_study_goes_on_from_settings_of_others(tmp_path: Path):
+    os.mkfifo(tmp_path / "trials.share0of2.jsonl")
+    (tmp_path / "trials.share1of2.jsonl").symlink_to("/dev/zero")
+    journal = Journal(tmp_path, share=0, shares=1)
+    assert journal.rows() == []
+    assert len(journal.passed_over) == 2
+    settings = tmp_path / "study_settings.json"
+    for text in (
+        "[]",
+        "{}",
+        "[" * 100_000,
+        '{"trials": 1, "trials": 9}',
+        '{"trials": [], "study": {}, "optimizers": {}}',
+    ):
+        settings.write_text(text)
+        with pytest.raises(ConfigError, match=r"study_settings\.json: .*Name another run\.dir"):
+            require_same_study(tmp_path, identity())
+    settings.unlink()
+    os.mkfifo(settings)
+    with pytest.raises(ConfigError, match="is a pipe"):
+        require_same_study(tmp_path, identity())
 
 
 def test_two_processes_cannot_hold_the_same_share(tmp_path: Path):
