@@ -24,6 +24,7 @@ MANIFEST = "MANIFEST.json"
 VALUES = "values.json"
 TENSORS_SUFFIX = ".safetensors"
 _MOST_BYTES = 2**20
+_MOST_OF_A_NAME = 255
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9 .+!_-]{0,63}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")  # a file in the checkpoint's own directory and nowhere else
@@ -99,7 +100,7 @@ def _manifest_fault(body: dict[str, Any]) -> str | None:
     if not isinstance(versions, dict) or not all(_is_version(version) for version in versions.values()):
         return f"its versions are {shown(versions)}"
     for name, known in files.items():
-        if not PLAIN_NAME.fullmatch(name):
+        if not PLAIN_NAME.fullmatch(name) or len(name) > _MOST_OF_A_NAME:
             return f"{shown(name)} is not the name of a file in it"
         if name != VALUES and not name.endswith(TENSORS_SUFFIX):
             return f"{shown(name)} is no file of a checkpoint"

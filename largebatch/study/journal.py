@@ -77,10 +77,9 @@ class Journal:
                         _Trial.model_validate(line.row)
                     except ValidationError as error:
                         fault = error.errors(include_url=False, include_context=False)[0]
-                        key = plain(".".join(map(str, fault["loc"])))
-                        self.passed_over.append(
-                            f"{path}, line {line.number}: {key or 'the row'}: {fault['msg'].removeprefix('Value error, ')}"
-                        )
+                        key = plain(".".join(map(str, fault["loc"]))) or "the row"
+                        rule = fault["msg"].removeprefix("Value error, ")
+                        self.passed_over.append(f"{path}, line {line.number}: {key}: {rule}")
                     else:
                         found.setdefault(str(line.row["id"]), line.row)
             except (OSError, ValueError) as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import json
 import os
 import pickle
@@ -41,12 +42,14 @@ class Case:
         change: makes it so; the directory may be replaced by something else.
         is_sealed: whether the manifest is to agree with what was changed.
         weights_are_whole: whether somebody who wants the weights alone may be given them.
+        may_be_valid: whether chance may have made another valid checkpoint of it, as by another digit of a rate.
     """
 
     name: str
     change: Callable[[Path], None]
     is_sealed: bool = True
     weights_are_whole: bool = False
+    may_be_valid: bool = False
 
     def apply(self, directory: Path) -> None:
         """Make the checkpoint in the directory hostile."""
@@ -457,7 +460,10 @@ HARMLESS = (
 
 def mutations(directory: Path, count: int, seed: int) -> Iterator[Case]:
     """Seeded: several places at once, values swapped between places, and bytes of headers."""
-    draw = random.Random(seed)
+    return (dataclasses.replace(case, may_be_valid=True) for case in _mutations(directory, count, random.Random(seed)))
+
+
+def _mutations(directory: Path, count: int, draw: random.Random) -> Iterator[Case]:
     values = json.loads((directory / VALUES).read_bytes())
     where = list(places(values))
     header, data = split(directory / MODEL)

@@ -116,8 +116,8 @@ def tried(saved: Saved, case: Case, folder: Path) -> list[str]:
 
 def _faults(saved: Saved, case: Case, where: Path, path: Path) -> Iterator[tuple[str, str]]:
     for kind, consume in {
-        "resume=auto": lambda: _passed_over(*saved.resume(where)),
-        "resume=PATH": lambda: _refused(*saved.resume(where, str(path))),
+        "resume=auto": lambda: _passed_over(*saved.resume(where), case),
+        "resume=PATH": lambda: _refused(*saved.resume(where, str(path)), case),
         "measure": lambda: _of(saved.measure(where), case),
         "verify": lambda: _verb("verify", str(where)),
         "export": lambda: _verb("export", str(path), "--out", str(where / "w.safetensors")),
@@ -134,19 +134,21 @@ def _faults(saved: Saved, case: Case, where: Path, path: Path) -> Iterator[tuple
             yield kind, fault
 
 
-def _passed_over(found: Checkpoint | None, notes: list[str]) -> str | None:
+def _passed_over(found: Checkpoint | None, notes: list[str], case: Case) -> str | None:
+    if found is not None and found.path.name == HOSTILE and case.may_be_valid:
+        return None
     if found is None or found.path.name != GOOD:
         return f"went on from {found and found.path}"
     named = [note for note in notes if HOSTILE in note]
     return _message(named[0]) if named else f"not named in {notes}"
 
 
-def _refused(found: Checkpoint | None, notes: list[str]) -> str:
-    return f"accepted {found and found.path}: {notes}"
+def _refused(found: Checkpoint | None, notes: list[str], case: Case) -> str | None:
+    return None if case.may_be_valid else f"accepted {found and found.path}: {notes}"
 
 
 def _of(found: Checkpoint | None, case: Case) -> str | None:
-    is_whole = found is not None and (found.path.name == GOOD or case.weights_are_whole)
+    is_whole = found is not None and (found.path.name == GOOD or case.weights_are_whole or case.may_be_valid)
     return None if is_whole else f"measured {found and found.path}"
 
 
