@@ -53,14 +53,17 @@ def _parser(what: str) -> argparse.ArgumentParser:
 
 def _verify(given: Sequence[str]) -> int:
     """A table of all checkpoints below the paths."""
-    from largebatch.checkpoint import CheckpointError, load_checkpoint
+    from largebatch.checkpoint import CheckpointError, require_run_values, verify_checkpoint
     from largebatch.trackers import print_table
 
     rows, damaged = [], 0
     for path in [one for text in given for one in _checkpoints(Path(text))]:
         size = sum(file.stat().st_size for file in path.iterdir() if file.is_file())
         try:
-            step, verdict = str(load_checkpoint(path).step), "valid"
+            checkpoint = verify_checkpoint(path)
+            if "identity" in checkpoint.values:  # of a run; loops of others keep what they like
+                require_run_values(checkpoint)
+            step, verdict = str(checkpoint.step), "valid"
         except CheckpointError as error:
             step, verdict, damaged = "", str(error), damaged + 1
         rows.append((printable(path), step, f"{size:,}", printable(verdict)))
@@ -99,6 +102,8 @@ def _export(path: Path, out: str | None) -> int:
         checkpoint, passed_over = find_valid(path)
         if checkpoint is None:
             raise CheckpointError(f"{path}: no valid checkpoint. " + " ".join(passed_over or ["There is none at all."]))
+        if "model" not in checkpoint.tensors:
+            raise CheckpointError(f"{checkpoint.path}: holds no model.safetensors. Use an older checkpoint.")
     except CheckpointError as error:
         print(f"largebatch checkpoint export: {printable(error)}", file=sys.stderr)
         return EXIT_DAMAGED
