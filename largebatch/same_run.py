@@ -7,8 +7,10 @@ import json
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator
+from functools import cache
+from itertools import accumulate
 from pathlib import Path
-from types import FunctionType, ModuleType
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -24,6 +26,7 @@ from largebatch.runtime import LauncherError, Runtime
 _PACKAGE = Path(__file__).resolve().parent
 _INSTALLED = {"site-packages", "dist-packages"}  # wherever they lie: an environment may share another one's
 _STANDARD = Path(sysconfig.get_path("stdlib"))
+_TOLD_BY_VERSION = ("largebatch", "torch")
 _MOST_LINES = 12
 # Versions that change numbers; of the others the ranks may have what they like.
 _NUMERIC_PACKAGES = ("torch", "accelerate", "numpy")
@@ -105,7 +108,7 @@ def code_of(prepared: Prepared) -> dict[str, str]:
     return {"largebatch": _code_sha256()[:16]} | {
         name: _files_sha256({"": path})[:16]
         for name, path in sorted(files.items())
-        if name.partition(".")[0] not in ("largebatch", "torch")  # their versions are told
+        if name.partition(".")[0] not in _TOLD_BY_VERSION
     }
 
 
@@ -134,19 +137,35 @@ def _named_modules(prepared: Prepared) -> dict[str, tuple[str, str]]:
 
 
 def _with_own_modules(names: Iterable[str]) -> set[str]:
-    """These, and every own module that one of them holds, or something of it."""
+    """These, and every own module that one of them holds, or something of it, or names in an import."""
     found, rest = set[str](), list(names)
     while rest:
         name = rest.pop()
         if name in found or (module := sys.modules.get(name)) is None:
             continue
         found.add(name)
-        if _is_own(_file_of(name)):
-            things = list(vars(module).values())
-            held = {one.__module__ for one in things if isinstance(one, (type, FunctionType))}
-            held |= {one.__name__ for one in things if isinstance(one, ModuleType)}
-            rest += [one for one in held if _is_own(_file_of(one))]
+        if _is_own(name):
+            rest += filter(_is_own, {*map(_module_of, vars(module).values()), *_imported_by(module)})
     return found
+
+
+def _module_of(thing: Any) -> str:
+    if isinstance(thing, ModuleType):
+        return thing.__name__
+    try:
+        return str(thing.__module__)
+    except Exception:  # plain values have none, and what stands for something else may not be there
+        return ""
+
+
+def _imported_by(module: ModuleType) -> set[str]:
+    """Loaded modules that a module's code names, as an import does: `from settings import WIDTH` leaves a number."""
+    try:
+        code = module.__spec__.loader.get_code(module.__name__)  # type: ignore[union-attr]
+    except Exception:  # of a notebook, or of a loader of others
+        return set()
+    parents = ["", *accumulate(f"{part}." for part in (module.__package__ or "").split("."))]
+    return {f"{parent}{name}" for parent in parents for name in code.co_names} & sys.modules.keys()
 
 
 def _file_of(module: str) -> Path | None:
@@ -154,10 +173,19 @@ def _file_of(module: str) -> Path | None:
     return Path(path) if path else None
 
 
-def _is_own(path: Path | None) -> bool:
-    if path is None or path.is_relative_to(_PACKAGE) or path.is_relative_to(_STANDARD):
+def _is_own(module: str) -> bool:
+    """Whether no installation has put it where it is: into site-packages, or beside the record of what it installed."""
+    path = _file_of(module)
+    if path is None or module.partition(".")[0] in _TOLD_BY_VERSION or path.is_relative_to(_STANDARD):
         return False
-    return not _INSTALLED & set(path.parts)
+    folders = path.parents[module.count(".") + (path.stem == "__init__") :]
+    return not _INSTALLED & set(path.parts) and not (folders and _has_records(folders[0]))
+
+
+@cache
+def _has_records(folder: Path) -> bool:
+    """Of `pip install --target`: a project's own folder has at most an egg-info."""
+    return any(folder.glob("*.dist-info"))
 
 
 def _files_sha256(files: dict[str, Path]) -> str:

@@ -18,13 +18,14 @@ SEQUENCES = (
     collections.abc.Reversible, collections.abc.Collection, collections.abc.Iterable, collections.abc.Container,
 )  # fmt: skip
 _OF_CHARACTERS, _OF_KEYS = SEQUENCES[6:], SEQUENCES[7:]  # texts and mappings are such sequences, too
+_ARRAYS = ("<class 'torch.Tensor'>", "<class 'numpy.ndarray'>")  # beside numbers, they are not made of texts
 MAPPINGS = (dict, collections.abc.Mapping, collections.abc.MutableMapping)
 
 
 def fits(value: Any, annotation: Any) -> bool:
     """Whether an annotation admits a value, as far as that can be told.
 
-    Whole numbers are numbers and lists are tuples; true and false are no numbers.
+    Whole numbers are numbers, lists are tuples, 0 and 1 are false and true; true and false are no numbers.
 
     >>> fits([0.9, 1], tuple[float, float]), fits(True, int), fits("3", float | None), fits("any", type)
     (True, False, False, True)
@@ -33,10 +34,14 @@ def fits(value: Any, annotation: Any) -> bool:
         return True
     kind, arguments = kind_of(annotation)
     if kind is typing.Union:
+        if isinstance(value, str) and any(kind_of(one)[0] in REALS for one in arguments):
+            arguments = tuple(one for one in arguments if str(one) not in _ARRAYS)
         return any(fits(value, one) for one in arguments)
     if kind is typing.Literal:
         return any(type(one) not in PLAIN or (type(one) is type(value) and one == value) for one in arguments)
-    if kind in (bool, str, type(None)):
+    if kind is bool:
+        return type(value) is bool or (type(value) is int and value in (0, 1))
+    if kind in (str, type(None)):
         return type(value) is kind
     if kind in INTEGERS or kind in REALS:
         return type(value) is int or (type(value) is float and kind in REALS)
@@ -61,6 +66,20 @@ def _fits_sequence(value: Any, kind: Any, arguments: tuple[Any, ...]) -> bool:
         own = () if arguments == ((),) else arguments  # tuple[()] of Python 3.10
         return len(own) == len(value) and all(map(fits, value, own))
     return not arguments or all(fits(one, arguments[0]) for one in value)
+
+
+def misfit(value: list[Any] | tuple[Any, ...], annotation: Any) -> tuple[Any, Any] | None:
+    """The first part of a list that is what an annotation does not admit, with what it asks of that part.
+
+    None if the annotation is of several kinds, or the length is wrong.
+    """
+    kind, arguments = kind_of(annotation)
+    if kind not in SEQUENCES or not arguments:
+        return None
+    is_fixed = kind is tuple and arguments[-1] is not Ellipsis
+    asked = arguments if is_fixed else arguments[:1] * len(value)
+    pairs = zip(value, asked, strict=False) if len(asked) == len(value) else ()
+    return next((pair for pair in pairs if not fits(*pair)), None)
 
 
 def kind_of(annotation: Any) -> tuple[Any, tuple[Any, ...]]:

@@ -13,12 +13,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from largebatch.nearest import did_you_mean
-from largebatch.targets.annotations import INTEGERS, MAPPINGS, PLAIN, REALS, SEQUENCES, fits, kind_of
+from largebatch.targets.annotations import INTEGERS, MAPPINGS, PLAIN, REALS, SEQUENCES, fits, kind_of, misfit
 
 _TRUTH = {"true": True, "yes": True, "on": True, "y": True, "t": True}
 _TRUTH |= {"false": False, "no": False, "off": False, "n": False, "f": False}
 _NOTHING = ("none", "null", "nil", "~")
 _NUMBER = re.compile(r"[+-]?(\d[\d_]*\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?\.?(inf|infinity|nan)|0x[0-9a-f]+", re.IGNORECASE)
+_SPECIAL = re.compile(r"([+-]?)\.?(inf|nan)(?:inity)?")
 _SPELT = ("None", "null")  # by Python and by YAML; `none` may be a choice
 
 
@@ -43,6 +44,8 @@ def problem_of_type(value: Any, annotation: Any, default: Any) -> str:
             kind = type(default)
             return f"{_words(kind)}, as its default {default} is, and this is {_given(value, kind)}"
     elif not fits(value, annotation):
+        if value is None and default is not inspect.Parameter.empty:
+            return f"{_words(annotation)}, and this is null. Leave it out for its default."
         return f"{_words(annotation)}, and this is {_given(value, annotation)}"
     elif type(None) not in _scalars(annotation):
         is_slip = False
@@ -65,6 +68,9 @@ def _given(value: Any, annotation: Any) -> str:
         if word in _NOTHING and type(None) in kinds:
             return "a text. Write null."
         if _NUMBER.fullmatch(word) and (takes_int or takes_real):
+            if special := _SPECIAL.fullmatch(word):
+                sign, name = special[1], special[2]
+                return f"a text. Write {sign}.{name} in a file, {sign}{name} on the command line."
             return "a text. Write the number without quotes."
         texts = [one for one in _choices(annotation) if isinstance(one, str)]
         return f"{'another' if texts else 'a'} text.{did_you_mean(value, texts) or ' Give such a value.'}"
@@ -75,12 +81,16 @@ def _given(value: Any, annotation: Any) -> str:
             return f"a number. Write {str(bool(value)).lower()}."
         if takes_int and isinstance(value, float) and value.is_integer():
             return f"a number. Write {int(value)}."
-        return f"a number. Put it into quotes, '\"{value}\"'." if str in kinds else "a number. Give such a value."
+        if str in kinds:
+            return f"a number. Put it into quotes, '\"{value}\"'."
+        return f"a number. {f'Write [{value}].' if fits([value], annotation) else 'Give such a value.'}"
     if isinstance(value, (list, tuple)):
+        if part := misfit(value, annotation):
+            return f"a list in which {part[0]!r} is {_given(*part)}"
         return f"a list of {len(value)}. Give such a value."
     if isinstance(value, dict):
         return f"{'another' if kinds & set(MAPPINGS) else 'a'} group of keys. Give such a value."
-    return "null. Leave it out for its default."
+    return "null. Give such a value."
 
 
 def _choices(annotation: Any) -> Iterator[Any]:

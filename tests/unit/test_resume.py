@@ -168,22 +168,29 @@ def test_a_misspelt_permission_is_refused_with_the_nearest_name():
 def test_code_that_changed_is_told_by_its_module_and_needs_no_permission(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """The model's own file, and the one beside it that a layer comes from; not what neither of them holds."""
+    """The model's own file, and those that it imports a layer, a number or a kept function from; no others."""
     files = {
         "planted_layers": "from torch import nn\nclass Layer(nn.Linear):\n    pass\n",
-        "planted_net": "import json\nfrom planted_layers import Layer\n"
+        "planted_settings": "WIDTH = 8\n",
+        "planted_tables": "import functools\n@functools.lru_cache\ndef table(): ...\n",
+        "installed/planted_library": "import planted_other\ndef helper(): ...\n",
+        "planted_net": "import json\nfrom planted_layers import Layer\nfrom planted_settings import WIDTH\n"
+        "from planted_tables import table\nfrom planted_library import helper\n"
         "class Net(Layer):\n    def forward(self, x):\n        return super().forward(x.flatten(1))\n",
         "planted_other": "x = 1\n",
     }
+    (tmp_path / "installed" / "library-1.dist-info").mkdir(parents=True)  # as `pip install --target` leaves it
     for name, text in files.items():
         (tmp_path / f"{name}.py").write_text(text)
-        monkeypatch.delitem(sys.modules, name, raising=False)
+        monkeypatch.delitem(sys.modules, Path(name).name, raising=False)
+    monkeypatch.syspath_prepend(tmp_path / "installed")
     monkeypatch.syspath_prepend(tmp_path)
     importlib.import_module("planted_other")
     config = compose_run(*SMALL)
     config.model = {"_target_": "planted_net.Net", "in_features": 64, "out_features": 10}
     before = run_identity(prepare(config, {}))
-    assert {"planted_net", "planted_layers", "largebatch"} == before["code"].keys()
+    own = {"planted_net", "planted_layers", "planted_settings", "planted_tables"}
+    assert own | {"largebatch"} == before["code"].keys()
     (tmp_path / "planted_layers.py").write_text(files["planted_layers"] + "# changed\n")
     after = run_identity(prepare(config, {}))
     (told,) = changes(before, after)
