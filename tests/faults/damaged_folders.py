@@ -85,6 +85,17 @@ def _socket(path: Path) -> None:
         os.chdir(here)
 
 
+def _link_out(file: str) -> Damage:
+    """The file as it was, but elsewhere."""
+
+    def damage(folder: Path) -> None:
+        elsewhere = folder.parent.with_name(f"elsewhere_{folder.name}")
+        (folder / file).rename(elsewhere)
+        (folder / file).symlink_to(elsewhere)
+
+    return damage
+
+
 def _hole(path: Path) -> None:
     with path.open("wb") as file:
         file.truncate(2**40)  # takes no room on the disk
@@ -219,7 +230,7 @@ for _file in FILES:
         f"{_title}_socket": (LEFT_OUT, instead(_file, _socket)),
         f"{_title}_device": (LEFT_OUT, instead(_file, lambda path: path.symlink_to("/dev/zero"))),
         f"{_title}_folder": (LEFT_OUT, instead(_file, Path.mkdir)),
-        f"{_title}_link_out": (LEFT_OUT, instead(_file, lambda path: path.symlink_to("/etc/passwd"))),
+        f"{_title}_link_out": (LEFT_OUT, _link_out(_file)),
         f"{_title}_link_to_itself": (LEFT_OUT, instead(_file, lambda path: path.symlink_to(path.name))),
         f"{_title}_link_to_nothing": (LEFT_OUT, instead(_file, lambda path: path.symlink_to("nowhere"))),
     }

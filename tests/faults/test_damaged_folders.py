@@ -33,10 +33,14 @@ ODD_NAMES = (
 )
 
 
+class Late(BaseException):
+    """No Exception: those are what a guard turns into a reason."""
+
+
 @contextlib.contextmanager
 def deadline() -> Iterator[None]:
     def give_up(*_: object) -> None:
-        raise TimeoutError(f"no end within {DEADLINE_S} s")
+        raise Late(f"no end within {DEADLINE_S} s")
 
     before = signal.signal(signal.SIGALRM, give_up)
     signal.alarm(DEADLINE_S)
@@ -66,6 +70,8 @@ def test_of_forty_damaged_folders_each_is_named_and_the_healthy_ones_are_drawn_a
     assert main(["report", str(healthy), "--out", str(tmp_path / "healthy.html")]) == 0
     _, alone = page_data(tmp_path / "healthy.html")
     expected = {name: make(tmp_path / "damaged", name) for name in DIFFERENT}
+    for number, name in enumerate(ODD_NAMES):
+        (write_run(tmp_path / "odd" / name, 32) / "plan.json").write_text("{" if number % 2 else f'{{"{SCRIPT}": 1}}')
     capsys.readouterr()
     with deadline():
         code = main(["report", str(tmp_path), "--out", str(tmp_path / "all.html")])
@@ -81,6 +87,7 @@ def test_of_forty_damaged_folders_each_is_named_and_the_healthy_ones_are_drawn_a
         if what != WHOLE:
             assert f"{what}: {tmp_path}/damaged/{name}: " in complaints
             assert f"<td>{tmp_path}/damaged/{name}</td>" in texts
+    assert complaints.count("\n") == len(ODD_NAMES) + sum(what != WHOLE for what in expected.values())
     assert f"{len(shown)} runs, 0 records" in said
     assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f‮]", said + complaints), "a terminal obeys these"
     assert SCRIPT not in texts
