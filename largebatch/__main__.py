@@ -26,7 +26,8 @@ VERBS = {
     "bench": "measure on this machine: `bench loop`, against a hand-written DDP loop; `bench optim`, LAMB and LARS",
 }
 
-_LONG = (["train"], ["study"], ["chapter"])  # what they find is in files
+# What they find is in files.
+_LONG = (["train"], ["study"], ["chapter"], ["measure"], ["find-lr"], ["verify"])
 _SHOWING = {"--help", "-h", "--cfg", "-c", "--info", "-i"}
 
 
