@@ -146,8 +146,10 @@ def _raise_faults(directory: Path, faults: list[str | None]) -> None:
 def _size_fault(directory: Path, name: str, expected: dict[str, Any]) -> str | None:
     try:
         size = size_of(directory / name)
-    except (OSError, ValueError) as error:
+    except OSError as error:
         return f"{name}: {reason(error)}"
+    except ValueError as error:  # has the name
+        return reason(error)
     return None if size == expected["size"] else f"{name} has {size} bytes instead of {shown(expected['size'])}"
 
 
@@ -157,8 +159,10 @@ def _fault(directory: Path, name: str, expected: dict[str, Any]) -> str | None:
     try:
         if _fingerprint(directory / name) != expected:
             return f"{name} does not have the SHA-256 of the manifest"
-    except (OSError, ValueError) as error:
+    except OSError as error:
         return f"{name}: {reason(error)}"
+    except ValueError as error:  # has the name
+        return reason(error)
     return None
 
 
