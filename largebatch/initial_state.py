@@ -114,6 +114,8 @@ def build_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimi
             "scaling.rule. Set those."
         )
     check_arguments("optimizer", node, supplied=("params", "lr"))
+    if nans := [name for name, value in node.items() if isinstance(value, float) and value != value]:
+        raise TargetError(*(f"optimizer.{name}=nan: every weight would be NaN. Give a number." for name in nans))
     weight_decay = node.pop("weight_decay", 0.0)
     if isinstance(weight_decay, bool) or not isinstance(weight_decay, (int, float)):
         raise TargetError(f"optimizer.weight_decay={weight_decay}: must be a number.")
