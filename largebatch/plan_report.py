@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from largebatch.batch import BatchPlan
 from largebatch.derive import IN_PLACE_OF_DECAY, Derived
-from largebatch.model_size import state_bytes, state_of
+from largebatch.model_size import state_of
 from largebatch.scaling import ScaledValue
 from largebatch.schema import TrainConfig
 
@@ -49,16 +49,22 @@ def plan_rows(derived: Derived, optimizer: Optimizer) -> list[PlanRow]:
     ]
 
 
-def checkpoint_row(config: TrainConfig, module: nn.Module, optimizer: Optimizer) -> PlanRow:
-    """How many checkpoints there will be, of how many bytes, and when they are saved."""
+def checkpoint_row(config: TrainConfig, module: nn.Module) -> PlanRow:
+    """How many checkpoints there will be, of how many bytes of weights, and when they are saved.
+
+    The optimizer's state is not measured: a step imports torch's compiler, which takes longer than the plan.
+    """
     options = config.observers.checkpoint
     weights = sum(one.nbytes for one in state_of(module).values() if isinstance(one, torch.Tensor))
     kept = options.keep + (options.best_by is not None)
     when = [] if options.every_minutes is None else [f"every {options.every_minutes:g} min"]
     when += [] if options.every is None else [f"every {options.every}"]
     when.append("at the end and when stopped")
-    size = weights + state_bytes(optimizer)
-    return "checkpoints", f"{kept} of {size / 1e6:,.3g} MB", f"{', '.join(when)}; {size * (kept + 1):,} bytes at most"
+    return (
+        "checkpoints",
+        f"{kept} of {weights / 1e6:,.3g} MB",
+        f"and the optimizer's state; {', '.join(when)}; one more while it is written",
+    )
 
 
 def _ramp_rows(derived: Derived) -> list[PlanRow]:

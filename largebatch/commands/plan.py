@@ -33,7 +33,7 @@ def run(config: DictConfig, overrides: list[str]) -> int:
         raise ConfigError(copies)  # alone: what else is said would be about another run
     prepared = prepare(config, environ, trains=False)
     derived = prepared.derived
-    row = checkpoint_row(prepared.config, prepared.model, prepared.optimizer)
+    row = checkpoint_row(prepared.config, prepared.model)
     print_plan([*plan_rows(derived, prepared.optimizer), row])
     print_plan(lr_rows(derived), title="learning rate at the step that starts after")
     for note in prepared.notes:

@@ -98,7 +98,7 @@ def _announce(prepared: Prepared, job: Job) -> None:
         ),
         ("optimizer", config.optimizer["_target_"].rpartition(".")[2], "optimizer"),
         *plan_rows(prepared.derived, job.run.optimizer),
-        checkpoint_row(config, job.run.module, job.run.optimizer),
+        checkpoint_row(config, job.run.module),
         ("run folder", str(job.folder.path), "run.dir" if config.run.dir else "run.root"),
     ]
     print_plan(rows)
