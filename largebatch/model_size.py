@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from largebatch.checkpoint.first_state import stepped_twin
+from largebatch.checkpoint.first_state import state_after_two_steps
 from largebatch.machine_memory import require_memory
 from largebatch.raised import told
 from largebatch.targets import make, target_nodes
@@ -61,16 +61,10 @@ def state_of(model: nn.Module) -> dict[str, Any]:
 
 
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:
-    """Bytes of the state that an optimizer will have after its first step, taken with parameters without storage.
+    """Bytes of the state that an optimizer will have after its first steps.
 
     0 where that cannot be found out: for an optimizer of others that reads values, or cannot be made from its defaults.
     """
-    groups = [
-        {**group, "params": [torch.nn.Parameter(torch.empty_like(one, device="meta")) for one in group["params"]]}
-        for group in optimizer.param_groups
-    ]
-    try:
-        twin = stepped_twin(optimizer, groups)
-    except Exception:
-        return 0
-    return sum(value.nbytes for state in twin.state.values() for value in state.values() if torch.is_tensor(value))
+    members = [one for group in optimizer.param_groups for one in group["params"]]
+    states = state_after_two_steps(optimizer, {str(place): one for place, one in enumerate(members)})
+    return sum(value.nbytes for state in states.values() for value in state.values() if torch.is_tensor(value))

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from largebatch.optim.uncompiled import without_compiler
+
 EXECUTION_OPTIONS = frozenset({"foreach", "fused", "compile", "capturable", "differentiable"})
 """Options of torch's optimizers that say how a machine computes a step, not which step: never saved."""
 
@@ -36,13 +38,25 @@ def stepped_twin(
     known = inspect.signature(type(optimizer)).parameters  # torch's AdamW has a default that it does not take
     asked = {**optimizer.defaults, **(options or {})}
     given = {name: value for name, value in asked.items() if name in known.keys() - EXECUTION_OPTIONS}
-    twin = type(optimizer)(groups, **given)
+    with without_compiler():
+        twin = type(optimizer)(groups, **given)
     for group in twin.param_groups:
         for parameter in group["params"]:
             parameter.grad = torch.ones_like(parameter)
     for _ in range(steps):
-        twin.step()
+        take_step(twin)
     return twin
+
+
+def take_step(twin: Optimizer) -> None:
+    """A step of an optimizer that nobody else has.
+
+    Without what torch puts around the steps of its own classes: that imports torch's compiler, which takes longer
+    than importing torch.
+    """
+    step = type(twin).step
+    with torch.no_grad():
+        inspect.unwrap(step)(twin) if step.__module__.startswith("torch.optim.") else twin.step()
 
 
 def state_after_two_steps(optimizer: Optimizer, parameters: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
@@ -82,7 +96,7 @@ def _states_of_twin(optimizer: Optimizer, forms: list[dict[Any, list[str]]], dev
     twin = stepped_twin(optimizer, groups)
     parameters = [one for group in twin.param_groups for one in group["params"]]
     first = [{key: described(value) for key, value in twin.state.get(one, {}).items()} for one in parameters]
-    twin.step()
+    take_step(twin)
     return [
         {key: value for key, value in twin.state.get(one, {}).items() if before.get(key) == described(value)}
         for before, one in zip(first, parameters, strict=True)
