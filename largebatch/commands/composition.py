@@ -34,20 +34,12 @@ from largebatch.commands.remedies import (
     sweep_problem,
 )
 from largebatch.commands.withheld import error_handler, secrets_of_files, variable_problems
+from largebatch.conf_folder import conf_dir
 from largebatch.leaving import EXIT_FAILED, EXIT_UNSAVED, EXIT_WRONG_INPUT
 
 _SWEEP_FLAGS = ("-m", "--multirun")
 
 Verb = Callable[[DictConfig, list[str]], int]
-
-
-def conf_dir() -> str:
-    """The folder conf/: inside the package when installed, beside it in a checkout.
-
-    Absolute, because Hydra reads a relative one differently for `python -m` and for a console script.
-    """
-    inside = Path(__file__).resolve().parents[1] / "conf"
-    return str(inside if inside.is_dir() else Path(__file__).resolve().parents[2] / "conf")
 
 
 def compose_config(overrides: Sequence[str] = (), *, config_name: str = "train") -> DictConfig:

@@ -11,9 +11,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from largebatch.commands.composition import compose_config, conf_dir
+from largebatch.commands.composition import compose_config
 from largebatch.commands.misread import misread_numbers
 from largebatch.commands.remedies import keys_of
+from largebatch.conf_folder import conf_dir
 from largebatch.config import ConfigError
 
 LATER = ("experiment", "debug")  # groups that are composed after all others

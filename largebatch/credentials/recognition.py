@@ -15,7 +15,15 @@ from largebatch.credentials import vocabulary as known
 
 _WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+")
 _ASSIGNED = re.compile(r"([A-Za-z][\w.-]*)[\"']?\s*(?:=|:(?!/))\s*(\[|\{|\"[^\"]*\"|'[^']*'|[^\s&;,\"'{}\[\]()]+)")
-_VARIABLE = re.compile(r"oc\.env\s*:\s*(\w+)\s*(?:,\s*([^}]*))?")
+_VARIABLE = re.compile(r"oc\.env\s*:\s*(\w+)")
+_DEFAULT = re.compile(r"oc\.(?:env|select)\s*:\s*([\w.]+)\s*,\s*([^}]*)")
+_FILE = re.compile(
+    r"(?:~|\.\.?)/[\w./ -]+|/(?:[\w.-]+/)*(?:\.\w+/[\w.-]+|[\w-]+\.(?:json|pem|key|crt|txt|ya?ml|p12|pub))"
+)
+_ONE = r"(?:[a-z]+|[A-Z]+|[A-Z][a-z]+)"
+_WORDS = re.compile(
+    rf"{_ONE}(?:[ ./_-]+{_ONE})*(?:_\d+)?|[\d.eE+-]{{1,7}}|__\w+__|(?:u?int|b?float|complex)\d+"  # types of columns
+)
 _REMEDY = (
     "what is typed or written there stays in records, histories of shells and lists of processes. Set a variable of "
     "the environment and write '${oc.env:NAME}' instead, which records keep as it is"
@@ -44,8 +52,8 @@ def _names_secret(name: str) -> bool | None:
         return False
     *before, last = words
     qualifier, singular = (before or [""])[-1], last.removesuffix("s")
-    if last in known.CERTAIN or singular in known.CERTAIN:
-        return True
+    if last in known.CERTAIN or singular in known.CERTAIN or last.endswith(("password", "passwd", "apikey")):
+        return True  # PGPASSWORD
     if singular not in known.OPEN and last not in known.OPEN:
         return False
     if qualifier in known.OF_SECRETS:
@@ -69,6 +77,8 @@ def is_secret(name: str, value: Any) -> bool:
     if isinstance(value, str) and _looks_like_one(name, text):
         return True
     named = names_secret(name)
+    if named and isinstance(value, str) and _FILE.fullmatch(text):
+        return False
     if named and text != str(value).strip():  # around a variable: `Bearer ${oc.env:NAME}`
         named = None
     return bool(named) or (named is None and not _is_plain(value if not isinstance(value, str) else text))
@@ -92,9 +102,7 @@ def _is_plain(value: Any) -> bool:
         return not isinstance(value, int) or abs(value) < 10**7
     if re.fullmatch(r"<[^>]*>|\[[^\]]*\]|[./~].*|\S*/\S*\.\w+|\W*", value) or len(value) <= 3:
         return True
-    return bool(
-        re.fullmatch(r"(?:[a-z]+|[A-Z]+|[A-Z][a-z]+)(?:[ ./_-]+(?:[a-z]+|[A-Z]+|[A-Z][a-z]+))*|[\d.eE+-]{1,7}", value)
-    ) and not re.search(r"secret|passw", value, re.IGNORECASE)
+    return _WORDS.fullmatch(value) is not None and not re.search(r"secret|passw", value, re.IGNORECASE)
 
 
 def secrets_in(value: Any, key: str = "", *, below: bool | None = False) -> Iterator[str]:
@@ -110,15 +118,43 @@ def secrets_in(value: Any, key: str = "", *, below: bool | None = False) -> Iter
     name = key.rpartition(".")[2]
     if isinstance(value, Mapping):
         own = names_secret(name)
-        for part, inner in value.items():
-            yield from secrets_in(inner, f"{key}.{part}" if key else str(part), below=below if own is False else own)
+        yield from _secrets_of_dict(value, key, name, below if own is False else own)
     elif isinstance(value, (list, tuple)):
-        for number, inner in enumerate(value):
-            is_leaf = not isinstance(inner, (Mapping, list, tuple))
-            places = secrets_in(inner, key, below=below)
-            yield from (f"{key}.{number}" if is_leaf and key else place for place in places)
+        yield from _secrets_of_list(value, key, name, below)
     elif is_secret(name, value) or _has_secret_default(name, value) or _is_secret_below(name, value, below):
         yield key
+
+
+def _secrets_of_dict(value: Mapping[Any, Any], key: str, name: str, below: bool | None) -> Iterator[str]:
+    if known.OF_WORDS & {word.lower() for word in _WORD.findall(name)}:  # label2id: its keys are data
+        yield from secrets_in([*value.values()], key, below=below)
+        return
+    has_user = any(str(part).lower() in known.USERS for part in value)
+    for part, inner in value.items():
+        place = f"{key}.{part}" if key else str(part)
+        is_open = names_secret(str(part)) is None and isinstance(inner, str)
+        if (
+            is_open
+            and (has_user or (str(part) != "key" and names_secret(f"{name}_{part}")))
+            and is_secret("password", inner)
+        ):
+            yield place  # {user: me, pass: word}, db: {pass: word}
+        else:
+            yield from secrets_in(inner, place, below=below)
+
+
+def _secrets_of_list(values: Sequence[Any], key: str, name: str, below: bool | None) -> Iterator[str]:
+    if name.lower() in known.PAIRS and len(values) == 2 and is_secret("password", values[1]):
+        yield f"{key}.1"  # [user, password]
+        return
+    for number, inner in enumerate(values):
+        is_leaf = not isinstance(inner, (Mapping, list, tuple))
+        flag = values[number - 1] if number else None
+        if is_leaf and isinstance(flag, str) and flag.startswith("--") and is_secret(flag.lstrip("-"), inner):
+            yield f"{key}.{number}" if key else flag.lstrip("-")  # [--token, word]
+            continue
+        places = secrets_in(inner, key, below=below)
+        yield from (f"{key}.{number}" if is_leaf and key else place for place in places)
 
 
 def _is_secret_below(name: str, value: Any, below: bool | None) -> bool:
@@ -133,7 +169,7 @@ def _is_secret_below(name: str, value: Any, below: bool | None) -> bool:
 def _has_secret_default(name: str, value: Any) -> bool:
     if not isinstance(value, str):
         return False
-    defaults = [(one[1], (one[2] or "").strip().strip("\"'")) for one in _VARIABLE.finditer(value)]
+    defaults = [(one[1], one[2].strip().strip("\"'")) for one in _DEFAULT.finditer(value)]
     return any(
         is_secret(variable, default) or is_secret(name, default)
         for variable, default in defaults

@@ -6,21 +6,25 @@ a secret, is told without it. Messages of libraries and of the user's own code r
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from largebatch.conf_folder import conf_dir
 from largebatch.credentials.recognition import is_secret, names_secret
-from largebatch.credentials.vocabulary import PATTERNS
+from largebatch.credentials.vocabulary import NO_VALUES, PATTERNS
 
 HIDDEN = "***"  # a secret that came from nowhere
 _SHORTEST, _SHORTEST_SECRET, _SHORTEST_LINE = 6, 4, 16
 _UNMISTAKABLE = 8  # characters: where less are found inside a word, they are others
 _NUMBER = re.compile(r"[-+]?[\d_]*\.?\d+(?:[eE][-+]?\d+)?|(?i:nan|inf|true|false|null|none|yes|no|on|off)")
+_PIN = re.compile(r"\d{6,}(?<!000)")
 _read: set[str] = set()  # variables that a config of this process reads
 
 
@@ -44,8 +48,9 @@ def redacted(text: str) -> str:
     >>> redacted("cloning https://me:word7@host/x")
     'cloning https://***@host/x'
     """
-    for pattern, shown in _hidden():
-        text = pattern.sub(lambda _, shown=shown: shown, text)  # type: ignore[misc]
+    for value, pattern, shown in _hidden(frozenset(os.environb.items()), frozenset(_read)):
+        if value in text:
+            text = pattern.sub(lambda _, shown=shown: shown, text)  # type: ignore[misc]
     for one in PATTERNS:
         text = one.sub(HIDDEN, text)
     return text
@@ -79,11 +84,12 @@ def redact_screens() -> None:
             setattr(sys, name, RedactedScreen(screen))
 
 
-def _hidden() -> list[tuple[re.Pattern[str], str]]:
+@functools.lru_cache(1)  # a line on a screen need not wait for it, until the environment changes
+def _hidden(environ: frozenset[tuple[bytes, bytes]], read: frozenset[str]) -> list[tuple[str, re.Pattern[str], str]]:
     """What stands for a secret, the longest first: one may be part of another."""
-    spellings = {spelling: name for name, value in _secret_variables() for spelling in _spellings(value)}
+    spellings = {spelling: name for name, value in _secret_variables(read) for spelling in _spellings(value)}
     longest_first = sorted(spellings.items(), key=lambda pair: len(pair[0]), reverse=True)
-    return [(re.compile(_anywhere(one)), f"${{oc.env:{name}}}") for one, name in longest_first]
+    return [(one, re.compile(_anywhere(one)), f"${{oc.env:{name}}}") for one, name in longest_first]
 
 
 def _anywhere(value: str) -> str:
@@ -91,16 +97,30 @@ def _anywhere(value: str) -> str:
     return found if len(value) >= _UNMISTAKABLE else rf"(?<!\w){found}(?!\w)"
 
 
-def _secret_variables() -> Iterator[tuple[str, str]]:
+def _secret_variables(read: frozenset[str]) -> Iterator[tuple[str, str]]:
     for name, value in os.environ.items():
         is_number = _NUMBER.fullmatch(value) is not None
         if names_secret(name):
-            hides = len(value) >= (_SHORTEST if is_number else _SHORTEST_SECRET)
+            hides = len(value) >= _SHORTEST_SECRET and (not is_number or _PIN.fullmatch(value) is not None)
         else:
-            hides = name in _read and len(value) >= _SHORTEST and not is_number
+            hides = name in read and len(value) >= _SHORTEST and not is_number
             hides = hides or (names_secret(name) is None and is_secret(name, value))
-        if hides and not _exists(value):
+        if hides and not _exists(value) and not _is_ordinary(value):
             yield name, value
+
+
+def _is_ordinary(value: str) -> bool:
+    """Whether it stands in what we print anyway: to put something else there would tell that it is the secret."""
+    if value.casefold() in NO_VALUES or value in Path.home().parts:
+        return True
+    return re.fullmatch("[A-Za-z]+", value) is not None and value in _own_words()
+
+
+@functools.cache
+def _own_words() -> frozenset[str]:
+    """Of the names and the comments of conf/: those of metrics, choices and columns, too."""
+    texts = (path.read_text(encoding="utf-8") for path in Path(conf_dir()).rglob("*.yaml"))
+    return frozenset(word for text in texts for word in re.findall("[A-Za-z]+", text))
 
 
 def _spellings(value: str) -> set[str]:

@@ -26,7 +26,8 @@ from largebatch.chapter.learning_rate import kind_of_path
 from largebatch.chapter.regression import noise_floor
 from largebatch.closed_forms import LeastSquares, NoisyQuadratic
 from largebatch.commands.chapter import EXPERIMENTS
-from largebatch.commands.composition import compose_config, conf_dir
+from largebatch.commands.composition import compose_config
+from largebatch.conf_folder import conf_dir
 from largebatch.config import ConfigError, parse_config, parse_section
 from largebatch.data import linear_regression
 from largebatch.keyed import stream_key

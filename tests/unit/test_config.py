@@ -12,7 +12,7 @@ import torch
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from largebatch.commands.composition import conf_dir
+from largebatch.conf_folder import conf_dir
 from largebatch.config import ConfigError, parse_config, public_values
 from largebatch.initial_state import build_optimizer
 from largebatch.optim import LAMB_PRESETS, LARS_PRESETS

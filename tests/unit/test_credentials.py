@@ -8,7 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from largebatch.__main__ import main
-from largebatch.commands.composition import conf_dir
+from largebatch.conf_folder import conf_dir
 from largebatch.credentials import credential_problems, hide_variables, redacted
 
 KEY = "0123456789abcdef" * 2 + "01234567"  # as long as a key of W&B
@@ -28,6 +28,11 @@ SECRETS: list[dict[str, object]] = [
     {"x": "https://a.blob.core.windows.net/c?sv=2020&sig=abc%2B123"}, {"x": "https://tok3nabcdefghijklmnop@host/x"},
     {"x": "AccountName=x;AccountKey=abcd1234==;EndpointSuffix=y"}, {"x": '{"api_key": "abc"}'},
     {"args": ["--password=hunter2"]}, {"x": "https://hooks.slack.com/services/T000/B000/XXXXXXXXXXXX"},
+    {"x": "s3://key:se/cret1@bucket/x"}, {"x": "curl -u me:tiger https://host"}, {"x": "PGPASSWORD=tiger psql"},
+    {"headers": ["X-Api-Key: abcdef"]}, {"x": "https://discord.com/api/webhooks/123456/abcdefgh-ijk"},
+    # by what stands beside it
+    {"login": {"user": "me", "pass": "tiger"}}, {"db": {"pw": "tiger"}}, {"hub": {"token": "abc"}},
+    {"args": ["--api-key", "abc"]}, {"auth": ["me", "tiger"]}, {"use_auth_token": "tiger"},
     # as a default of a variable
     {"x": "${oc.env:HF_TOKEN,hunter2}"}, {"password": "${oc.env:A,swordfish}"},
 ]  # fmt: skip
@@ -44,7 +49,11 @@ NO_SECRETS: list[dict[str, object]] = [
     {"x": "(?P<token>[a-z]+)=1"}, {"x": f"models--x/snapshots/{KEY}"}, {"x": "hf_dataset_loader_for_images"},
     {"tags": ["basic training", "bearer of bad news"]}, {"x": "me@host.org"}, {"keyboard": "x1"}, {"compass": "a1"},
     {"hf_token": "${oc.env:HF_TOKEN}"}, {"header": "Bearer ${oc.env:HF_TOKEN}"}, {"api_key": "${oc.env:X,null}"},
-    {"url": "https://me:${oc.env:TOKEN}@host"},
+    {"url": "https://me:${oc.env:TOKEN}@host"}, {"name": KEY}, {"tags": [KEY]}, {"npz_key": "arr_0"},
+    {"ssh_key": "~/.ssh/id_rsa"}, {"credentials": "/home/me/creds.json"}, {"url": "https://host/x?key=image"},
+    {"columns": {"key": "int64", "token": "string"}}, {"label2id": {"password": 0, "api_key": 2}},
+    {"notes": "Basic ResNet-50 baseline"}, {"x": "sk-learn-digits-2024-01-long-name"}, {"lr": "mean:0.1234@bfloat16"},
+    {"x": "docker://ubuntu:22.04@sha256:abc"}, {"user": {"key": "image"}}, {"key": "__key__"}, {"path": "https://host:8080/@user/x"},
 ]  # fmt: skip
 
 
@@ -143,3 +152,20 @@ def test_numbers_and_places_from_the_environment_are_told(monkeypatch: pytest.Mo
     monkeypatch.setenv("LB_SCRATCH", str(tmp_path))
     hide_variables(["LB_NUMBER", "LB_SCRATCH"])
     assert redacted(f"{tmp_path}/runs, 1234567 samples") == f"{tmp_path}/runs, 1234567 samples"
+
+
+def test_what_we_print_anyway_is_not_taken_for_a_secret(monkeypatch: pytest.MonkeyPatch):
+    """In its place the name of the variable would tell what it holds; numbers and nothing are no secrets."""
+    line = "linear, step 100000, train loss 0.8104, validation/loss, /root/runs, api_key=EMPTY"
+    for word in ("linear", "train", "loss", "validation", "root", "EMPTY", "0.8104", "100000", "1", "", "cpu"):
+        monkeypatch.setenv("DB_PASSWORD", word)
+        assert redacted(line) == line, word
+    monkeypatch.setenv("DB_PASSWORD", "swordfish")
+    assert redacted("linear swordfish") == "linear ${oc.env:DB_PASSWORD}", "a changed environment is seen"
+
+
+def test_a_screen_full_of_signs_is_searched_in_time_that_grows_with_it(monkeypatch: pytest.MonkeyPatch):
+    """Each pattern is given up soon: 200 kB of what several of them begin with would take minutes otherwise."""
+    for signs in ("://", "a.b-", "a:", "&a", "a@", "://a:", "-u a:", "authorization: ", "hf_a", "sk-"):
+        text = signs * (200_000 // len(signs))
+        assert len(redacted(text)) > 0

@@ -32,6 +32,7 @@ LEVELS = (
         "durable_files",
         "line_file",
         "regular_files",
+        "conf_folder",
         "credentials",
     },
     {
@@ -135,6 +136,7 @@ LEVEL = {room: number for number, rooms in enumerate(LEVELS) for room in rooms}
 SAME_LEVEL = {
     ("order", "keyed"),
     ("line_file", "durable_files"),
+    ("credentials", "conf_folder"),
     ("losses", "modes"),
     ("data", "interruption"),
     ("leaving", "interruption"),

@@ -18,8 +18,9 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from largebatch.__main__ import main
-from largebatch.commands.composition import compose_config, conf_dir
+from largebatch.commands.composition import compose_config
 from largebatch.commands.listed_hydra import NotListedError, held_to_the_list
+from largebatch.conf_folder import conf_dir
 from largebatch.config import ConfigError, parse_config
 from largebatch.models.hugging_face import hugging_face
 from largebatch.targets import FOR_CONFIGS, TargetError, find_target, make, target_nodes

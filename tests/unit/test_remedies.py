@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from largebatch.__main__ import main
-from largebatch.commands.composition import conf_dir
+from largebatch.conf_folder import conf_dir
 from largebatch.nearest import did_you_mean, meant_by_key
 
 pytestmark = pytest.mark.usefixtures("in_a_folder")
