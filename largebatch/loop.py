@@ -173,6 +173,7 @@ def train(run: Run) -> str:
         status = "stopped" if run.stops_here else "finished"
     for observer in run.observers:
         observer.on_end(run, status)
+    run.gradient.statistics.merge()  # the model that is left is the run's, not this rank's part of it
     return "stopped" if run.stops_here and status == "finished" else status
 
 
