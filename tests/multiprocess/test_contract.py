@@ -346,8 +346,8 @@ def collectives(case: Case) -> dict[str, Any]:
 
 @pytest.mark.parametrize("max_micro", [None, 4, 1])
 def test_a_step_makes_one_gradient_all_reduce_whatever_the_accumulation(ranks, max_micro):
-    """Beside it only the agreement (loss, stop, save, time, a step per rank), and what DDP broadcasts until its buckets are
-    built, at step 2.
+    """Beside it only the agreement (loss, stop, save, time, a step per rank), and what DDP broadcasts until its buckets
+    are built, at step 2.
     """
     two, five = (ranks(2).run(collectives, Case("mlp", 24, max_micro=max_micro, steps=steps)) for steps in (2, 5))
     for few, many in zip(two, five, strict=True):

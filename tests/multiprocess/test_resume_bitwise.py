@@ -35,6 +35,7 @@ from largebatch.observers import (
 from largebatch.optim import LAMB, LARS, MuonWithAdamW
 from largebatch.order import SampleOrder
 from largebatch.ramp import BatchRamp
+from largebatch.run_folder import RunFolder
 from largebatch.runtime import Runtime
 from largebatch.sharpness import FixedSubset, SharpnessSettings
 from tests.multiprocess.test_coupled_gradients import SameClass
@@ -166,7 +167,13 @@ def run_of(case: Case, runtime: Runtime, folder: Path, rows: Rows, stop: int | N
     observers.append(Stopper(model, stop))
     observers.append(
         CheckpointObserver(
-            folder, every=every, keep=2, identity={}, extra={}, evaluation=evaluation, background=case.background
+            RunFolder(folder),
+            every=every,
+            keep=2,
+            identity={},
+            extra={},
+            evaluation=evaluation,
+            background=case.background,
         )
     )
     wrapped = runtime.wrap(model)
@@ -188,7 +195,7 @@ def trained(name: str, folder: Path, *, stops: bool) -> dict[str, Any]:
         runtime = Runtime.open(precision=case.precision)
         try:
             run = run_of(case, runtime, folder, rows, stop, 24 if stops else 72)
-            checkpoint, rejected = newest_valid(folder)
+            checkpoint, rejected = newest_valid(folder / "checkpoints")
             assert rejected == []
             runtime.barrier()
             if checkpoint is not None:
@@ -198,7 +205,7 @@ def trained(name: str, folder: Path, *, stops: bool) -> dict[str, Any]:
             runtime.barrier()  # rank 0 has written
         finally:
             runtime.close()
-    saved, _ = newest_valid(folder)
+    saved, _ = newest_valid(folder / "checkpoints")
     assert saved is not None
     tensors = {f"{group} {key}": one for group, named in saved.tensors.items() for key, one in named.items()}
     return {"rows": rows.by_step, "values": saved.values, "bits": {key: _bits(one) for key, one in tensors.items()}}
