@@ -167,8 +167,7 @@ def train(run: Run) -> str:
         for observer in run.observers:
             observer.after_step(run, report)
     if previous is not None and status == "running":
-        is_last = run.progress.step == run.num_steps
-        status = previous.verdict(is_last=is_last, takes_any_loss=run.skips_bad_steps)
+        status = previous.verdict(is_last=run.progress.step == run.num_steps, takes_any_loss=run.skips_bad_steps)
     if status == "running":
         status = "stopped" if run.stops_here else "finished"
     for observer in run.observers:
