@@ -497,6 +497,11 @@ OPTIMIZER: dict[str, Row] = {
         NO_ENVIRON,
         {"optimizer.dampning=0.1: torch.optim.SGD has no such argument": "Did you mean 'dampening'?"},
     ),
+    "an option that is no number": (
+        ["optimizer.momentum=nan"],
+        NO_ENVIRON,
+        {"optimizer.momentum=nan: every weight would be NaN": "Give a number."},
+    ),
     "rate beside the scaling": (
         ["+optimizer.lr=0.1"],
         NO_ENVIRON,
