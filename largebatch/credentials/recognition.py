@@ -14,7 +14,9 @@ from typing import Any
 from largebatch.credentials import vocabulary as known
 
 _WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+")
-_ASSIGNED = re.compile(r"([A-Za-z][\w.-]*)[\"']?\s*(?:=|:(?!/))\s*(\[|\{|\"[^\"]*\"|'[^']*'|[^\s&;,\"'{}\[\]()]+)")
+_ASSIGNED = re.compile(
+    r"(?<!://)(?<!\w)([A-Za-z][\w.-]*)[\"']?\s*(?:=|:(?!/))\s*(\[|\{|\"[^\"]*\"|'[^']*'|[^\s&;,\"'{}\[\]()]+)"
+)
 _VARIABLE = re.compile(r"oc\.env\s*:\s*(\w+)")
 _DEFAULT = re.compile(r"oc\.(?:env|select)\s*:\s*([\w.]+)\s*,\s*([^}]*)")
 _FILE = re.compile(
