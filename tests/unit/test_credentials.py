@@ -53,7 +53,8 @@ NO_SECRETS: list[dict[str, object]] = [
     {"ssh_key": "~/.ssh/id_rsa"}, {"credentials": "/home/me/creds.json"}, {"url": "https://host/x?key=image"},
     {"columns": {"key": "int64", "token": "string"}}, {"label2id": {"password": 0, "api_key": 2}},
     {"notes": "Basic ResNet-50 baseline"}, {"x": "sk-learn-digits-2024-01-long-name"}, {"lr": "mean:0.1234@bfloat16"},
-    {"x": "docker://ubuntu:22.04@sha256:abc"}, {"user": {"key": "image"}}, {"key": "__key__"}, {"x": "s3://key:${oc.env:A}@b/x"}, {"path": "https://host:8080/@user/x"},
+    {"x": "docker://ubuntu:22.04@sha256:abc"}, {"user": {"key": "image"}}, {"key": "__key__"},
+    {"x": "s3://key:${oc.env:A}@b/x"}, {"path": "https://host:8080/@user/x"},
 ]  # fmt: skip
 
 
