@@ -3,9 +3,10 @@
     python launch/bounded_torchrun.py --nnodes 2 --rdzv-backend c10d --rdzv-endpoint HOST:PORT \
         --rdzv-conf join_timeout=300 --rdzv-id ID --nproc-per-node 8 -m largebatch train
 
-All options are torchrun's. It ends with the exit code of the rank that ended first; torchrun alone makes 1 of each. A
-signal is handed on to the ranks. When they have ended it ends, too, without a traceback: with 130 after Ctrl-C, with 75
-after any other. Under `nohup` a SIGHUP is none.
+All options are torchrun's. It ends with the exit code of the rank that ended first, with 74 where any rank says that
+its last weights are not saved; torchrun alone makes 1 of each. A signal is handed on to the ranks. When they have ended
+it ends, too, without a traceback: with their code, or, where they were killed before they had one, with 130 after
+Ctrl-C and 75 after any other. Under `nohup` a SIGHUP is none.
 
 `join_timeout` bounds the wait for the other nodes; exit code 2 after it. Torchrun alone gives up after `read_timeout`
 (60 seconds) where HOST is the last to come; here that counts as waiting, too. And with torch 2.13 it waits for ever for
@@ -23,13 +24,14 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.api import SignalException, SubprocessContext
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous import RendezvousConnectionError, RendezvousTimeoutError
 from torch.distributed.run import main, parse_args
 
-from largebatch.leaving import code_of
+from largebatch.leaving import EXIT_DONE, EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_UNSAVED, code_of
 
 _TORCHRUN_S = 600.0  # its own join_timeout
 _UNNOTICED_S = 60.0
@@ -44,11 +46,14 @@ def run(arguments: Sequence[str]) -> int:
     who = f"largebatch: fewer than {options.nnodes} nodes came to {options.rdzv_endpoint}"
     while True:
         try:
-            main(list(arguments))
+            with _codes_of_ranks() as codes:
+                main(list(arguments))
         except SignalException as stopped:
-            return code_of(stopped.sigval.name)
+            return code_after_signal(codes, stopped.sigval.name)
         except ChildFailedError as failed:
             print(failed, file=sys.stderr)
+            if EXIT_UNSAVED in (failure.exitcode for failure in failed.failures.values()):
+                return EXIT_UNSAVED
             code = int(failed.get_first_failure()[1].exitcode)
             return code if code > 0 else 128 - code  # as a shell shows a signal
         except RendezvousTimeoutError:
@@ -69,6 +74,47 @@ def run(arguments: Sequence[str]) -> int:
         else:
             return 0
         return 2
+
+
+def code_after_signal(codes: Sequence[int], signal_name: str) -> int:
+    """The exit code of ranks that a signal was handed on to.
+
+    A batch system puts a job that ends with 75 back into its queue: not one whose last weights are not saved, or that
+    diverged in its last step. Where one rank has stopped, the errors of others are that they have lost it.
+
+    Args:
+        codes: of the ranks of this node; negative: ended by a signal, and without a code.
+        signal_name: such as SIGTERM.
+
+    >>> [code_after_signal(codes, "SIGTERM") for codes in ([75, 74], [1, 1], [0, 0])]
+    [74, 1, 0]
+    >>> [code_after_signal(codes, "SIGTERM") for codes in ([75, 1], [0, -9], [])]
+    [75, 75, 75]
+    """
+    if EXIT_UNSAVED in codes:
+        return EXIT_UNSAVED
+    stopped = code_of(signal_name)
+    if not codes or not {EXIT_STOPPED, EXIT_INTERRUPTED}.isdisjoint(codes):
+        return stopped
+    return next((code for code in codes if code > 0), stopped if any(codes) else EXIT_DONE)
+
+
+@contextlib.contextmanager
+def _codes_of_ranks() -> Iterator[list[int]]:
+    """Holds the exit codes of this node's ranks once torchrun has ended them; after a signal it tells nobody."""
+    codes: list[int] = []
+    close = SubprocessContext.close
+
+    def close_and_note(ranks: SubprocessContext, *arguments: Any, **options: Any) -> None:
+        close(ranks, *arguments, **options)
+        ended = (handler.proc.poll() for handler in ranks.subprocess_handlers.values())
+        codes[:] = [-signal.SIGKILL if code is None else code for code in ended]  # None: not even killed
+
+    SubprocessContext.close = close_and_note  # type: ignore[method-assign]
+    try:
+        yield codes
+    finally:
+        SubprocessContext.close = close  # type: ignore[method-assign]
 
 
 def wait_until_stranded(torchrun: int, *, unnoticed_s: float) -> None:

@@ -8,10 +8,12 @@ import signal
 import socket
 import subprocess
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from torch.distributed.elastic.multiprocessing.api import SubprocessContext
 from torch.distributed.elastic.rendezvous import RendezvousConnectionError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -171,6 +173,48 @@ def test_only_a_node_that_comes_before_the_host_tries_again(
     assert len(called) == calls
     assert code == (0 if calls == 2 else 2)
     assert ("any more" in capsys.readouterr().err) == (calls == 1)
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """A file that is there once torchrun has started its ranks; its answers to signals end with the test."""
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+    former = {number: signal.getsignal(number) for number in numbers}
+    start = SubprocessContext.start
+
+    def start_and_tell(ranks: SubprocessContext) -> None:
+        start(ranks)
+        (tmp_path / "started").touch()
+
+    monkeypatch.setattr(SubprocessContext, "start", start_and_tell)
+    yield tmp_path / "started"
+    for number, handler in former.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(
+    ("codes", "signals", "code"),
+    [
+        ((75, 74), True, 74), ((74, 75), True, 74), ((75, 75), True, 75), ((75, 1), True, 75), ((1, 1), True, 1),
+        ((0, 0), True, 0), ((75, 74), False, 74), ((75, 75), False, 75), ((3, 1), False, 3),
+    ],
+)  # fmt: skip
+def test_the_exit_code_is_that_of_the_ranks_and_74_of_any_comes_first(
+    codes: tuple[int, int], signals: bool, code: int, torchrun: ModuleType, started: Path, tmp_path: Path
+):
+    """Real torchrun, signalled, or with a rank 0 that ends by itself: a job with 75 goes back into Slurm's queue."""
+    strike = "kill -TERM $PPID" if signals else f"exit {codes[0]}"
+    rank = f"""
+        [ $LOCAL_RANK = 0 ] && code={codes[0]} || code={codes[1]}
+        trap 'exit $code' TERM
+        touch {tmp_path}/$LOCAL_RANK
+        if [ $LOCAL_RANK = 0 ]; then
+            until [ -e {started} ] && [ -e {tmp_path}/1 ]; do sleep 0.02; done
+            {strike}
+        fi
+        while :; do sleep 0.02; done
+    """
+    assert torchrun.run(["--standalone", "--nproc-per-node", "2", "--no-python", "sh", "-c", rank]) == code
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="there is no /proc here")
