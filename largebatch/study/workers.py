@@ -6,12 +6,14 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 from largebatch.credentials import redact_screens
@@ -36,14 +38,27 @@ def run_side_by_side(
 ) -> Iterator[Row]:
     """So many runs at a time. A job is handed out when a worker is free, with what is known by then.
 
-    A stop lets every worker end its run after the step, and waits for it. A second stop signal ends them at once,
-    and so does the end of their parent.
+    A stop ends every worker at once, whatever it is in the middle of: a run that has not ended says nothing, and is
+    made again from its beginning. So does the end of their parent.
 
     Raises:
         BrokenProcessPool: if a worker was killed; what is finished has been yielded.
     """
     with _single_threaded():
-        yield from _share_out(_context(), work, next_job, stop, workers)
+        context = _context()
+        if _answers(context, stop):
+            yield from _share_out(context, work, next_job, stop, workers)
+
+
+def _answers(context: BaseContext, stop: Callable[[], bool]) -> bool:
+    """Wait until processes can be started, for which torch is imported first; False: a stop came before."""
+    if context.get_start_method() != "forkserver":
+        return not stop()
+    first = threading.Thread(target=context.Process(target=int).start, daemon=True)  # type: ignore[attr-defined]
+    first.start()
+    while first.is_alive() and not stop():
+        first.join(_WAIT_S)
+    return not stop()
 
 
 def _share_out(
@@ -53,8 +68,7 @@ def _share_out(
     stop: Callable[[], bool],
     workers: int,
 ) -> Iterator[Row]:
-    stopped = context.Event()
-    given = work, stopped, multiprocessing.get_start_method()
+    given = work, multiprocessing.get_start_method()
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=given)
     pending: dict[Future[Row | None], str] = {}
     try:
@@ -63,19 +77,19 @@ def _share_out(
                 pending[pool.submit(_work, job)] = job.name
             if not pending:
                 return
-            if stop():
-                stopped.set()
-            done, _ = wait(pending, timeout=_WAIT_S, return_when=FIRST_COMPLETED)
+            is_last = stop()  # before the wait: what has ended by now is taken
+            done, _ = wait(pending, timeout=0.0 if is_last else _WAIT_S, return_when=FIRST_COMPLETED)
             for future in done:
                 del pending[future]
                 if (row := future.result()) is not None:
                     yield row
-    except (KeyboardInterrupt, GeneratorExit):  # now, and nobody takes their rows any more
-        for worker in multiprocessing.active_children():
-            worker.kill()
+            if is_last:
+                break
+        _kill(multiprocessing.active_children())
+    except (KeyboardInterrupt, GeneratorExit):  # nobody takes their rows any more
+        _kill(multiprocessing.active_children())
         raise
     finally:
-        stopped.set()
         pool.shutdown(cancel_futures=True)
 
 
@@ -102,7 +116,7 @@ def _context() -> BaseContext:
     if sys.platform != "linux":
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["largebatch.study.preloaded"])
+    context.set_forkserver_preload(["largebatch.preloaded"])
     resource_tracker.ensure_running()  # before: it lets signals through when it has started
     former = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # inherited
     try:
@@ -115,7 +129,12 @@ def _context() -> BaseContext:
 _state: dict[str, Any] = {}  # of a worker
 
 
-def _begin(work: Work, stopped: Any, start_method: str) -> None:
+def _kill(workers: Iterable[BaseProcess]) -> None:
+    for worker in workers:
+        worker.kill()
+
+
+def _begin(work: Work, start_method: str) -> None:
     """In a new worker: signals are the parent's business, and so is life. Processes that load start as its do."""
     multiprocessing.set_start_method(start_method, force=True)
     for number in _SIGNALS:
@@ -123,12 +142,12 @@ def _begin(work: Work, stopped: Any, start_method: str) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)  # as they were held back by the process that forked this one
     end_with_starter()
     redact_screens()
-    _state.update(work=work, stopped=stopped)
+    _state["work"] = work
 
 
 def _work(job: Job) -> Row | None:
     work: Work = _state["work"]
-    return work(job, _state["stopped"].is_set)
+    return work(job, lambda: False)  # a stop kills
 
 
 __all__ = ["BrokenProcessPool", "Work", "run_here", "run_side_by_side"]

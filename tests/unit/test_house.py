@@ -121,6 +121,7 @@ LEVELS = (
         "prepare",
         "verification",
         "study",
+        "preloaded",
         "observing",
         "build",
         "quiet_training",

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import importlib
 import json
+import multiprocessing
 import os
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +21,7 @@ from largebatch.__main__ import main
 from largebatch.closed_forms import NoisyQuadratic
 from largebatch.commands.composition import compose_config
 from largebatch.config import parse_config, parse_section
+from largebatch.study import workers
 from largebatch.study.settings import StudyConfig
 
 CURVATURE = np.repeat(2.0 ** -np.arange(8), 16)
@@ -136,7 +143,38 @@ def test_only_the_fork_server_gives_up_its_exit_code(is_fork_server: bool, monke
     registered: list[Any] = []
     monkeypatch.setattr("atexit.register", lambda *call: registered.append(call))
     monkeypatch.setattr("gc.freeze", lambda: registered.append("frozen"))
+    monkeypatch.setattr("largebatch.interruption.end_with_parent", lambda parent: registered.append("mortal"))
     started = "from multiprocessing.forkserver import main; main(3, 4)"
     monkeypatch.setattr("sys.orig_argv", ["python", "-c", started if is_fork_server else "pass"])
-    importlib.reload(importlib.import_module("largebatch.study.preloaded"))
-    assert ("frozen" in registered, (os._exit, 0) in registered) == (is_fork_server, is_fork_server)
+    importlib.reload(importlib.import_module("largebatch.preloaded"))
+    assert registered == (["mortal", "frozen", (os._exit, 0)] if is_fork_server else [])
+
+
+def hang(begun: Path, job: str, stop: Callable[[], bool]) -> None:
+    """A step of hours."""
+    (begun / str(os.getpid())).touch()
+    time.sleep(3600)
+
+
+def test_a_stop_waits_for_no_step_of_a_worker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """What a run that was stopped has done counts for nothing: it is made again."""
+    monkeypatch.setattr(workers, "_context", lambda: multiprocessing.get_context("fork"))
+    jobs = iter([SimpleNamespace(name="first"), SimpleNamespace(name="second")])
+    made = workers.run_side_by_side(
+        partial(hang, tmp_path),
+        lambda running: next(jobs, None),
+        lambda: len(list(tmp_path.iterdir())) == 2,
+        workers=2,
+    )
+    assert list(made) == []
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(next(tmp_path.iterdir()).name), 0)
+
+
+def test_a_stop_waits_for_no_import_of_the_process_that_forks_workers(monkeypatch: pytest.MonkeyPatch):
+    """On a crowded machine it took 40 seconds."""
+    never = SimpleNamespace(start=threading.Event().wait)
+    context = SimpleNamespace(get_start_method=lambda: "forkserver", Process=lambda target: never)
+    monkeypatch.setattr(workers, "_context", lambda: context)
+    asked = iter([False, False, True, True])
+    assert list(workers.run_side_by_side(hang, lambda running: None, lambda: next(asked), workers=2)) == []
