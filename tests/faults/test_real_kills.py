@@ -46,7 +46,8 @@ def test_every_launcher_goes_on_after_a_kill_of_a_rank_or_of_itself_and_after_si
     ended = campaign.strike(Way("accelerate", **loading), "SIGTERM to what was started", after=2)
     assert "stopped" in ended.output
     assert "resume=auto" in ended.output
-    campaign.finish(Way("accelerate", **loading))
+    ended = train_in_forks(tmp_path / "run", *group, "resume=auto", "data.num_workers=2", ranks=2)
+    assert ended.codes == (0, 0), ended.output
     assert_unharmed(tmp_path / "run", tmp_path / "golden", num_steps=num_steps)
 
 
