@@ -22,6 +22,7 @@ GUARD, GUARD_OF_RANKS = "tests/unit/test_guard.py", "tests/multiprocess/test_gua
 RECORDS, LINES, FILES = (f"tests/unit/test_{name}.py" for name in ("records", "line_file", "durable_files"))
 JSONL, WANDB = "tests/unit/test_trackers_jsonl.py", "tests/unit/test_trackers_wandb.py"
 WORKERS, PREPARE, RESUME = (f"tests/unit/test_{name}.py" for name in ("data_workers", "prepare", "resume"))
+DAMAGED, HOSTILE = "tests/faults/test_damaged_folders.py", "tests/unit/test_hostile_checkpoints.py"
 MEETING, LAUNCH = "tests/unit/test_process_group.py", "tests/unit/test_launch.py"
 
 
@@ -454,6 +455,37 @@ MATRIX = (
         (REAL, "sixty_real_kills_end_with_the_uninterrupted_run"),
         (ENDS, "a_job_ends_with_its_code_and_leaves_no_process"),
         by_soak=True,
+    ),
+    _row(
+        61,
+        "hostile checkpoint",
+        "passed over or refused with its reason; nothing imported, no hang",
+        (HOSTILE, "every_kind_of_hostile_checkpoint_is_passed_over_and_named_by_every_consumer"),
+        (HOSTILE, "a_file_that_cannot_be_this_model_is_refused_before_a_byte_of_it_is_read"),
+    ),
+    _row(
+        62,
+        "damaged run folder",
+        "named, the others drawn; no traceback, no hang",
+        (DAMAGED, "of_forty_damaged_folders_each_is_named_and_the_healthy_ones_are_drawn_as_without_them"),
+        (DAMAGED, "folders_that_vanish_or_cannot_be_looked_into_are_named"),
+        (DAMAGED, "what_stops_the_page_all_the_same_is_found_and_left_out"),
+        (DAMAGED, "compare_leaves_damaged_runs_out_by_name_and_ledger_refuses_them"),
+    ),
+    _row(
+        63,
+        "300 hostile checkpoints, 300 damaged folders, secrets in 16 kinds of processes",
+        "as 61, 62 and 64",
+        (HOSTILE, "three_hundred_hostile_checkpoints"),
+        (DAMAGED, "three_hundred_damaged_folders_end_without_traceback_or_hang"),
+        ("tests/end_to_end/test_canaries.py", "no_byte_of_real_processes_holds_a_secret"),
+        by_soak=True,
+    ),
+    _row(
+        64,
+        "secret in a config or a variable",
+        "refused, or in no byte of what a run leaves",
+        ("tests/end_to_end/test_canaries.py", "no_byte_of_a_run_and_nothing_that_it_prints_holds_a_secret"),
     ),
 )
 

@@ -96,7 +96,8 @@ def run_with_fault(folder: str, fault: str, faulty: int, at_step: int, *override
 
 def run_on_a_full_disk(folder: str, background: bool) -> str:
     """Train where nothing can be saved and that is to stop the run; what this rank says."""
-    overrides = ("observers.checkpoint.on_error=stop", f"observers.checkpoint.background={background}")
+    how = ("observers.checkpoint.on_error=stop", "observers.checkpoint.every=4steps")
+    overrides = (*how, f"observers.checkpoint.background={background}")
     prepared = prepare(compose_run(*SMALL, *overrides, f"run.dir={folder}"), os.environ)
 
     def refuse(*arguments: object, **options: object) -> Path:
