@@ -36,12 +36,11 @@ from largebatch.schema import TrainConfig
 from largebatch.trackers import (
     JsonlTracker,
     ProgressLine,
-    Row,
     TensorBoardTracker,
     Tracker,
     WandbTracker,
-    read_metrics,
 )
+from largebatch.trackers.columns import Columns, is_drawn, read_columns
 from largebatch.trackers.row_file import read_lines
 
 
@@ -60,9 +59,9 @@ class Job:
     notes: list[str]
 
     @property
-    def rows(self) -> list[Row]:
-        """What metrics.jsonl has so far; nothing of a run that was stopped before its first row."""
-        return read_metrics(self.folder.metrics) if self.folder.metrics.exists() else []
+    def columns(self) -> Columns:
+        """What is drawn of metrics.jsonl so far; nothing of a run that was stopped before its first row."""
+        return read_columns(self.folder.metrics, is_drawn) if self.folder.metrics.exists() else Columns()
 
     @property
     def problems(self) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from largebatch.build import open_job
 from largebatch.failures import naming_failures
 from largebatch.loop import Observer, train
 from largebatch.prepare import prepare
-from largebatch.trackers import Row
+from largebatch.run_folder import RunFolder
+from largebatch.trackers import Row, read_metrics
 
 _SILENCE = {
     "observers.progress": False,
@@ -32,16 +34,20 @@ class Trained:
     Attributes:
         status: as `train` returns it: finished, diverged, or stopped.
         summary: as in summary.json.
-        rows: of metrics.jsonl.
         folder: of the run, with all files of a run but the plots.
         model: with its last weights, without a distributed wrapper.
     """
 
     status: str
     summary: dict[str, Any]
-    rows: list[Row]
     folder: Path
     model: nn.Module
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """All of metrics.jsonl; nothing of a run that was stopped before its first row."""
+        metrics = RunFolder(self.folder).metrics
+        return read_metrics(metrics) if metrics.exists() else []
 
 
 def train_quietly(
@@ -82,5 +88,4 @@ def train_quietly(
             problems = [*job.problems, *(line for one in job.trackers for line in one.problems)]
             job.folder.write_summary(summary, problems)
         job.run.runtime.barrier()  # rank 0 has written before another reads
-        rows = job.rows
-        return Trained(status, summary, rows, job.folder.path, job.run.module)
+        return Trained(status, summary, job.folder.path, job.run.module)

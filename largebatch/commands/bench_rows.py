@@ -25,6 +25,13 @@ _CONFIG = "seed: 0\nmodel: {_target_: model}\noptimizer: {_target_: SGD}\ndata: 
 _SET_ASIDE = (
     "import sys; from largebatch.trackers import set_stale_rows_aside as f; print(f(sys.argv[1], int(sys.argv[2])))"
 )
+_END = """
+import sys
+from largebatch.trackers import default_charts, plot_run
+from largebatch.trackers.columns import is_drawn, read_columns
+columns = read_columns(sys.argv[1], is_drawn)
+print(len(default_charts(columns)), "charts", *plot_run(columns, sys.argv[2], "run"))
+"""
 _WHOLE = "import sys; from largebatch.trackers import read_metrics; print(len(read_metrics(sys.argv[1])), 'rows')"
 
 
@@ -50,6 +57,7 @@ def _measure(folder: Path, num_rows: int) -> int:
     metrics = str(first / "metrics.jsonl")
     commands = {
         "all rows in memory at once": [sys.executable, "-c", _WHOLE, metrics],
+        "end of a run: its pictures and charts": [sys.executable, "-c", _END, metrics, str(folder / "plots")],
         "report, of both runs": [*verb, "report", str(first), str(second), "--out", str(folder / "page.html")],
         "compare": [*verb, "compare", str(first), str(second), "--out", str(folder / "compared")],
         "ledger": [*verb, "ledger", str(first), str(second)],

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from largebatch.build import Job
     from largebatch.prepare import Prepared
     from largebatch.run_folder import RunFolder
-    from largebatch.trackers import Row
+    from largebatch.trackers.columns import Columns
+
+_MOST_LAYER_ROWS = 2000  # of a picture of layers, which has half as many pixels
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -114,9 +116,7 @@ def _hint(prepared: Prepared, job: Job) -> str:
 
     config, run = prepared.config, job.run
     if run.guard is None:
-        # From the last row with a finite loss on; without one from the beginning.
-        finite = [row["samples_seen"] for row in job.rows if math.isfinite(float(row.get("train/loss", math.nan)))]
-        first = int(max(finite, default=0))
+        first = _last_finite(job.folder)
         ids = SampleOrder(len(prepared.train), config.seed).ids(first, run.progress.samples_seen - first)
         if bad := samples_without_numbers(prepared.train, ids, seed=config.seed):
             shown = ", ".join(map(str, bad[:8])) + (f" and {len(bad) - 8} more" if bad[8:] else "")
@@ -129,17 +129,27 @@ def _hint(prepared: Prepared, job: Job) -> str:
     return f"{what}: lower the peak rate, warm up longer, or clip_norm=1"
 
 
+def _last_finite(folder: RunFolder) -> int:
+    """Samples seen at the last row with a finite loss; without one 0, the beginning."""
+    from largebatch.trackers.placed_rows import Faults, number, placed_rows
+
+    if not folder.metrics.exists():
+        return 0
+    losses = ((samples, number(row.get("train/loss"))) for _, samples, _, row in placed_rows(folder.metrics, Faults()))
+    return int(max((samples for samples, loss in losses if loss is not None and math.isfinite(loss)), default=0))
+
+
 def _conclude(job: Job, status: str, *, hint: str | None, draws: bool) -> None:
     """Write summary and plots, close the trackers, print the end of the story."""
     from largebatch.trackers import WandbTracker, default_charts, print_summary
 
-    rows = job.rows
+    columns = job.columns
     summary = job.summary(status)
     problems = job.problems
-    plots = _plot(job.folder, rows, problems) if draws else []
+    plots = _plot(job.folder, columns, problems) if draws else []
     for tracker in job.trackers:
         if isinstance(tracker, WandbTracker):
-            tracker.draw(default_charts(rows))
+            tracker.draw(default_charts(columns))
         tracker.finish(summary, plots)
         problems += tracker.problems
     job.folder.write_summary(summary, problems)
@@ -148,14 +158,17 @@ def _conclude(job: Job, status: str, *, hint: str | None, draws: bool) -> None:
     )
 
 
-def _plot(folder: RunFolder, rows: list[Row], problems: list[str]) -> list[Path]:
+def _plot(folder: RunFolder, columns: Columns, problems: list[str]) -> list[Path]:
     """The pictures of a run; whatever stops them is a problem, since the run's numbers are worth more."""
-    from largebatch.trackers import plot_layers, plot_run, read_metrics
+    from largebatch.trackers import plot_layers, plot_run
+    from largebatch.trackers.placed_rows import Faults, spread_rows
 
     try:
-        plots = plot_run(rows, folder.plots, title=folder.path.name)
+        plots = plot_run(columns, folder.plots, title=folder.path.name)
         if folder.layers.exists():
-            plots += plot_layers(read_metrics(folder.layers), folder.plots, title=folder.path.name)
+            plots += plot_layers(
+                list(spread_rows(folder.layers, _MOST_LAYER_ROWS, Faults())), folder.plots, title=folder.path.name
+            )
     except Exception as error:
         problems.append(f"plots were not written: {type(error).__name__}: {error}")
         return []
@@ -163,7 +176,7 @@ def _plot(folder: RunFolder, rows: list[Row], problems: list[str]) -> list[Path]
 
 
 def _summary_rows(job: Job, summary: dict[str, Any], hint: str | None) -> list[tuple[str, object]]:
-    from largebatch.trackers.series import of_gap
+    from largebatch.trackers.series import AUGMENTED_GAP, of_gap
 
     rows: list[tuple[str, object]] = [
         ("status", summary["status"]),
@@ -180,7 +193,7 @@ def _summary_rows(job: Job, summary: dict[str, Any], hint: str | None) -> list[t
     ):
         if name in summary:
             spread = f" ± {summary[error]:.4f}" if error in summary else ""
-            remark = of_gap([summary]) if name.startswith("gap/") else ""
+            remark = of_gap(summary.get(AUGMENTED_GAP)) if name.startswith("gap/") else ""
             rows.append((label, f"{summary[name]:.4f}{spread}{remark}"))
     if summary.get("evaluated_after_step", summary["steps"]) != summary["steps"]:
         rows.append(("evaluated", f"after step {summary['evaluated_after_step']:,}, before the run was stopped"))

@@ -7,10 +7,11 @@ from typing import Any
 
 from largebatch.run_report.html_parts import escaped, select, table
 from largebatch.run_report.plotly_figures import rounded
-from largebatch.run_report.records import RunRecord, shortened, thinned
+from largebatch.run_report.records import RunRecord, shortened
 from largebatch.run_report.run_figures import run_label
 from largebatch.smoothing import smooth
 from largebatch.trackers.diagram import Axis
+from largebatch.trackers.placed_rows import thinned
 
 # Key of the rows -> its axis.
 SERIES = {

@@ -12,9 +12,8 @@ import numpy as np
 
 from largebatch.diagnostics import Evaluations
 from largebatch.run_folder import RunFolder
-from largebatch.run_report.records import thinned
-from largebatch.run_report.run_files import read_plan, read_settings
-from largebatch.trackers.columns import Faults, number, placed_rows
+from largebatch.run_report.run_files import planned_end, read_plan, read_settings
+from largebatch.trackers.placed_rows import FURTHEST, Faults, Place, number, placed_rows, thinned
 from largebatch.trackers.tracker import Row
 
 _NEEDED = ("samples_seen", "step", "eval/train_loss", "eval/val_loss")  # of an evaluation
@@ -54,7 +53,9 @@ def read_evaluated(folder: Path) -> EvaluatedRun:
         plan, settings = read_plan(folder), read_settings(folder)
         if plan.get("ramp"):
             raise ValueError("its batch changes over the run, so that it belongs to no batch size. Leave it out.")
-        table, furthest, faults = _read_evaluations(metrics, inside=folder)
+        table, furthest, faults = _read_evaluations(metrics, inside=folder, end=planned_end(plan))
+        if not len(table):  # then it may be the plan that is wrong
+            table, furthest, faults = _read_evaluations(metrics, inside=folder, end=FURTHEST)
         rows = [
             {key: value for key, value in zip(_EVALUATED, line, strict=True) if value != _MISSING}
             for line in table[thinned(len(table), _MOST_DRAWN)].tolist()
@@ -65,12 +66,12 @@ def read_evaluated(folder: Path) -> EvaluatedRun:
     return EvaluatedRun(folder, plan["global_batch_size"], [*rows, furthest], evaluations, faults, settings)
 
 
-def _read_evaluations(metrics: Path, *, inside: Path) -> tuple[np.ndarray, Row, Sequence[str]]:
+def _read_evaluations(metrics: Path, *, inside: Path, end: Place) -> tuple[np.ndarray, Row, Sequence[str]]:
     """Rows of evaluations as a table of `_EVALUATED`, the furthest position, and what could not be used."""
     faults = Faults()
     found = array("d")
     furthest = (0.0, 0.0)
-    for step, samples, line, row in placed_rows(metrics, faults, inside=inside):
+    for step, samples, line, row in placed_rows(metrics, faults, inside=inside, end=end):
         furthest = max(furthest[0], samples), max(furthest[1], step)
         if any(key in row for key in _EVALUATED[2:]):
             values = [number(row[key]) if key in row else _MISSING for key in _EVALUATED]

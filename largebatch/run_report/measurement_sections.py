@@ -10,7 +10,7 @@ from largebatch.run_report.plotly_figures import Shown
 from largebatch.run_report.records import JsonRecord
 from largebatch.run_report.sections import Option
 from largebatch.trackers.diagram import Axis, Diagram, Line, Surface
-from largebatch.trackers.series import AUGMENTED_GAP, of_gap
+from largebatch.trackers.series import of_gap
 
 _BATCH = Axis("batch size", "samples", log=True)
 
@@ -46,7 +46,7 @@ def gap(record: JsonRecord, page: Path) -> Option:
     rows += [(part["name"], *_shown(part["loss"])) for part in values["parts"]]
     rows += [("validation", f"{values['val_loss']:.5g}", "")]
     rows += [("naive gap", *_shown(values["naive"]["loss"]))]
-    remark = of_gap([{AUGMENTED_GAP: values.get("is_augmented", False)}])
+    remark = of_gap(values.get("is_augmented"))
     rows += [(f"generalization gap{remark}", *_shown(values["generalization_gap"]["loss"]))]
     return Option(record.name, [], table(("part", "loss", "95 %"), rows) + _source(record, page))
 

@@ -30,7 +30,7 @@ from largebatch.run_report.records import Evidence, RunRecord
 from largebatch.run_report.run_figures import curves, trust_ratio_maps
 from largebatch.run_report.sections import Option, Section
 from largebatch.run_report.verdict import caveats, verdict
-from largebatch.trackers.series import AUGMENTED_GAP, of_gap
+from largebatch.trackers.series import of_gap
 
 _SCRIPTS = ("figures.js", "explorer.js", "comparison.js")
 _TITLES = {
@@ -235,7 +235,7 @@ def _runs_table(runs: Sequence[RunRecord], page: Path) -> str:
             f"{run.steps:,}",
             f"{run.samples_seen:,}",
             _with_error(run, "eval/val_accuracy", "eval/val_accuracy_stderr"),
-            _with_error(run, "gap/loss", "gap/loss_stderr") + of_gap([{AUGMENTED_GAP: run.is_gap_augmented}]),
+            _with_error(run, "gap/loss", "gap/loss_stderr") + of_gap(run.is_gap_augmented),
             "" if run.step_s is None else f"{run.step_s:.3g}",
             html_parts.run_links(page, run),
         ]

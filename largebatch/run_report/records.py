@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from largebatch.regular_files import printable
-from largebatch.trackers.columns import NOTHING, Column, Columns
+from largebatch.trackers.columns import Column, Columns
 from largebatch.trackers.series import AUGMENTED_GAP
 from largebatch.trackers.tracker import Row
 
@@ -125,12 +125,12 @@ class RunRecord:
     @property
     def is_gap_augmented(self) -> bool:
         """Whether an evaluation read a set that augments by itself, which changes the meaning of the gap."""
-        return bool(np.any(self.column(AUGMENTED_GAP).high > 0))
+        return self.metrics.is_gap_augmented
 
     def column(self, key: str) -> Column:
         """A metric over the run, one of `COLUMNS`; without entries where there is no finite value."""
         assert key in COLUMNS, f"{key} is not among the columns that the report reads"
-        return self.metrics.by_name.get(key, NOTHING)
+        return self.metrics.column(key)
 
     def last(self, key: str) -> float | None:
         """The last finite value of a metric; None where there is none."""
@@ -147,7 +147,7 @@ class RunRecord:
 
     def has(self, key: str) -> bool:
         """Whether any value of `key` can be drawn."""
-        return key in self.metrics.by_name
+        return self.metrics.has(key)
 
 
 @dataclass(frozen=True)
@@ -237,12 +237,3 @@ def differing(settings: Sequence[Mapping[str, str]]) -> list[str]:
     """Keys in which runs differ besides batch, seed and what follows from them."""
     keys = sorted({key for one in settings for key in one if not key.startswith(EXPECTED)})
     return [key for key in keys if len({one.get(key) for one in settings}) > 1]
-
-
-def thinned(count: int, most: int) -> np.ndarray:
-    """Indices of at most `most` of `count` points, evenly spaced, ends included.
-
-    >>> thinned(5, 3).tolist(), thinned(2, 3).tolist()
-    ([0, 2, 4], [0, 1])
-    """
-    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int))

@@ -12,10 +12,11 @@ from dataclasses import replace
 import numpy as np
 
 from largebatch.run_report.plotly_figures import Shown
-from largebatch.run_report.records import RunRecord, thinned
+from largebatch.run_report.records import RunRecord
 from largebatch.smoothing import smooth
 from largebatch.trackers.columns import Column
 from largebatch.trackers.diagram import Axis, Diagram, Line, Numbers, Style, Surface
+from largebatch.trackers.placed_rows import thinned
 
 _SAMPLES = Axis("samples seen", "samples")
 _MOST_POINTS = 12_000  # of a figure: more are slow on a phone

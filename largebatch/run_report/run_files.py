@@ -7,17 +7,16 @@ is wrong is a ValueError with the reason: nothing behind this module meets a val
 from __future__ import annotations
 
 import json
-from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from largebatch.regular_files import open_regular, read_regular
+from largebatch.regular_files import read_regular
 from largebatch.run_folder import RunFolder
-from largebatch.run_report.records import COLUMNS, MOST_LAYER_ROWS, MOST_LAYERS, JsonRecord, RunRecord, thinned
-from largebatch.trackers.columns import Faults, position, read_columns
-from largebatch.trackers.row_file import parse_row, read_lines
+from largebatch.run_report.records import COLUMNS, MOST_LAYER_ROWS, MOST_LAYERS, JsonRecord, RunRecord
+from largebatch.trackers.columns import read_columns
+from largebatch.trackers.placed_rows import FURTHEST, Faults, Place, spread_rows, thinned
 from largebatch.trackers.tracker import Row
 
 _MOST_OF_CONFIG, _MOST_OF_JSON = 2**20, 2**25  # bytes
@@ -46,12 +45,16 @@ def read_run(folder: Path) -> RunRecord:
     for file in (folder / "plan.json", folder / "config.yaml", files.metrics):
         if not _is_there(file):
             raise ValueError(f"{file.name} is missing")
-    metrics = read_columns(files.metrics, COLUMNS, inside=folder)
+    plan, settings = read_plan(folder), read_settings(folder)
+    end = planned_end(plan)
+    metrics = read_columns(files.metrics, COLUMNS.__contains__, inside=folder, end=end)
+    if not metrics.num_rows and end != FURTHEST:  # then it is the plan that is wrong
+        end = FURTHEST
+        metrics = read_columns(files.metrics, COLUMNS.__contains__, inside=folder)
     if not metrics.num_rows:
         raise ValueError(f"{files.metrics.name} has no whole row")
-    plan, settings = read_plan(folder), read_settings(folder)
     damage = [f"{files.metrics.name}: {fault}" for fault in metrics.faults]
-    layers = _read_layers(files.layers, damage)
+    layers = _read_layers(files.layers, damage, end)
     return RunRecord(folder, folder.name, plan, settings, _read_summary(folder), metrics, layers, tuple(damage))
 
 
@@ -67,6 +70,15 @@ def read_plan(folder: Path) -> dict[str, Any]:
         elif not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= _LARGEST:
             raise ValueError(f"plan.json: {key} is no whole number from 1 to 2^53")
     return plan
+
+
+def planned_end(plan: dict[str, Any]) -> Place:
+    """Twice the steps and samples of the plan: rows beyond are damage, if the plan is not."""
+    step, samples = (
+        2 * value if isinstance(value := plan.get(key), int) and value > 0 else FURTHEST[0]
+        for key in ("num_steps", "total_samples")
+    )
+    return step, samples
 
 
 def read_settings(folder: Path) -> dict[str, str]:
@@ -176,21 +188,16 @@ def _read_summary(folder: Path) -> dict[str, Any]:
     return summary
 
 
-def _read_layers(path: Path, damage: list[str]) -> list[Row]:
+def _read_layers(path: Path, damage: list[str], end: Place) -> list[Row]:
     """Rows of trust ratios, evenly spaced if there are many, ends included; of many layers likewise.
 
     A run is shown without them as well: what is wrong is added to `damage`.
     """
     if not _is_there(path):
         return []
-    starts, faults = array("q"), Faults()
+    faults = Faults()
     try:
-        for line in read_lines(path, inside=path.parent):
-            if position(line.row):
-                starts.append(line.start)
-            elif line.is_ended:
-                faults.add("torn" if line.row is None else "misplaced", line.number)
-        rows = _layer_rows(path, starts)
+        rows = _layer_rows(spread_rows(path, MOST_LAYER_ROWS, faults, inside=path.parent, end=end))
     except (OSError, ValueError) as error:
         damage.append(str(error))
         return []
@@ -198,16 +205,13 @@ def _read_layers(path: Path, damage: list[str]) -> list[Row]:
     return rows
 
 
-def _layer_rows(path: Path, starts: Sequence[int]) -> list[Row]:
+def _layer_rows(found: Iterable[Row]) -> list[Row]:
     rows: list[Row] = []
     names: dict[str, None] = {}
-    with open_regular(path, inside=path.parent) as file:
-        for place in thinned(len(starts), MOST_LAYER_ROWS):
-            file.seek(starts[place])
-            row = parse_row(file.readline().removesuffix(b"\n")) or {}
-            ratios = {key: value for key, value in row.items() if key.startswith(_LAYER)}
-            names |= dict.fromkeys(islice((key for key in ratios if key not in names), _MOST_NAMES - len(names)))
-            rows.append({key: ratios[key] for key in names.keys() & ratios.keys()} | {key: row[key] for key in _PLACE})
+    for row in found:
+        ratios = {key: value for key, value in row.items() if key.startswith(_LAYER)}
+        names |= dict.fromkeys(islice((key for key in ratios if key not in names), _MOST_NAMES - len(names)))
+        rows.append({key: ratios[key] for key in names.keys() & ratios.keys()} | {key: row[key] for key in _PLACE})
     order = list(names)
     kept = [*_PLACE, *(order[place] for place in thinned(len(order), MOST_LAYERS))]
     return [{key: row[key] for key in kept if key in row} for row in rows]

@@ -16,8 +16,10 @@ from largebatch.config import ConfigError
 from largebatch.loop import Run, StepReport
 from largebatch.observers import EvaluationObserver
 from largebatch.quiet_training import Trained, train_quietly
+from largebatch.run_folder import RunFolder
 from largebatch.study.protocol import REACHED, Job, Row
 from largebatch.study.settings import StudyConfig, TargetConfig
+from largebatch.trackers.placed_rows import Faults, placed_rows
 
 
 @dataclass(frozen=True)
@@ -182,7 +184,9 @@ def _row(job: Job, verdict: Verdict, trained: Trained, relative: str) -> Row:
 def _noise_scale(trained: Trained) -> dict[str, float] | None:
     """The last one with an interval."""
     found = None
-    for row in trained.rows:
+    if not (metrics := RunFolder(trained.folder).metrics).exists():
+        return None
+    for _, _, _, row in placed_rows(metrics, Faults()):
         values = {end: row.get(f"noise_scale/{end}") for end in ("value", "low", "high")}
         if all(isinstance(value, float) and math.isfinite(value) for value in values.values()):
             found = values

@@ -15,9 +15,10 @@ from largebatch.trackers.wandb_settings import PUBLIC_SERVER, key_source, mode_o
 
 if TYPE_CHECKING:
     from largebatch.trackers.communication_figures import plot_transfer
+    from largebatch.trackers.comparison_figure import plot_comparison
     from largebatch.trackers.gap_figures import plot_gap_parts, plot_large_batch_gap
     from largebatch.trackers.heat_map import plot_layers
-    from largebatch.trackers.plots import plot_comparison, plot_run
+    from largebatch.trackers.plots import plot_run
     from largebatch.trackers.slice_plots import plot_slices
     from largebatch.trackers.variance_plot import plot_variance
 
@@ -52,10 +53,14 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("plot_comparison", "plot_run"):  # matplotlib is loaded when something is drawn
+    if name == "plot_run":  # matplotlib is loaded when something is drawn
         from largebatch.trackers import plots
 
-        return getattr(plots, name)
+        return plots.plot_run
+    if name == "plot_comparison":
+        from largebatch.trackers import comparison_figure
+
+        return comparison_figure.plot_comparison
     if name == "plot_layers":
         from largebatch.trackers import heat_map
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from largebatch.trackers.series import has_data, of_gap, series
-from largebatch.trackers.tracker import Row
+from largebatch.trackers.columns import Columns
+from largebatch.trackers.series import of_gap
 
 _MOST_POINTS = 1000  # of a line; W&B draws no more of a table than 10,000 rows
 
@@ -81,25 +80,27 @@ _CHARTS: dict[str, tuple[str, dict[str, str]]] = {
 }
 
 
-def default_charts(rows: Sequence[Row]) -> list[Chart]:
+def default_charts(columns: Columns) -> list[Chart]:
     """The charts of a run that have data; a line without data is left out.
 
-    >>> rows = [{"samples_seen": 8, "gap/loss": 0.5}, {"samples_seen": 16, "gap/loss": float("nan")}]
-    >>> default_charts(rows)[0].lines
+    >>> import math
+    >>> from largebatch.trackers.columns import columns_of
+    >>> rows = [{"step": n, "samples_seen": 8 * n, "gap/loss": loss} for n, loss in ((1, 0.5), (2, math.nan))]
+    >>> default_charts(columns_of(rows))[0].lines
     {'loss': ([8.0], [0.5])}
     """
     charts = []
     for name, (title, labels) in _CHARTS.items():
-        lines = {label: _points(rows, key) for key, label in labels.items() if has_data(rows, key)}
+        lines = {label: _points(columns, key) for key, label in labels.items() if columns.has(key)}
         if lines:
-            remark = of_gap(rows) if name == "generalization_gap" else ""
+            remark = of_gap(columns.is_gap_augmented) if name == "generalization_gap" else ""
             charts.append(Chart(f"charts/{name}", title + remark, lines))
     return charts
 
 
-def _points(rows: Sequence[Row], key: str) -> tuple[list[float], list[float]]:
+def _points(columns: Columns, key: str) -> tuple[list[float], list[float]]:
     """The finite values; of a long line every n-th."""
-    x, y = series(rows, key)
+    x, y = columns.series(key)
     finite = np.isfinite(y)
     thinned = slice(None, None, int(finite.sum()) // _MOST_POINTS + 1)
     return x[finite][thinned].tolist(), y[finite][thinned].tolist()

@@ -7,26 +7,23 @@ mean, the least and the greatest of the n values that it ends: no extreme is los
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from largebatch.trackers.row_file import read_lines
+from largebatch.trackers.placed_rows import FURTHEST, Faults, Place, number, placed_rows, position
+from largebatch.trackers.series import AUGMENTED_GAP
 from largebatch.trackers.tracker import Row
 
 MOST_POINTS = 2**15  # of a name
 _FOLDED_EVERY = 2**12  # rows
-_LARGEST = 1e150  # squares of anything larger overflow: it counts as infinite
-_FURTHEST = 2**53  # positions beyond it are no exact numbers any more
-_FAULTS = {
-    "torn": "no whole row: {}",
-    "misplaced": "no step and samples from 0 to 2^53: {}",
-    "backward": "a step before that of the row above: {}",
-    "no_number": "a value that is no number: {}",
-}
-_SHOWN = 3  # lines of a fault
+_MOST_NAMES = 500  # of columns: a name takes up to 2 MB
+_DRAWN = (
+    "epoch", "train/", "eval/", "gap/", "time/", "communication/", "sharpness/", "noise_scale/", "variance/slope",
+    "trust_ratio/",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -40,6 +37,7 @@ class Column:
         means: of the finite values since the point before.
         low, high: the least and the greatest of them.
         every: how many values a point stands for; 1: none is left out, and `means`, `low` and `high` are the values.
+        lost: values that are not finite, those between the points as well.
     """
 
     steps: np.ndarray
@@ -49,6 +47,7 @@ class Column:
     low: np.ndarray
     high: np.ndarray
     every: int = 1
+    lost: int = 0
 
 
 _EMPTY = np.empty(0)
@@ -74,22 +73,67 @@ class Columns:
     samples_seen: int = 0
     faults: tuple[str, ...] = ()
 
+    def column(self, name: str) -> Column:
+        """Without entries where there is no finite value."""
+        return self.by_name.get(name, NOTHING)
 
-def read_columns(path: str | Path, names: Collection[str], *, inside: Path | None = None) -> Columns:
-    """Read the columns `names` of a file of rows; `inside` and errors as of `read_lines`.
+    def has(self, name: str) -> bool:
+        """Whether any value of `name` can be drawn."""
+        return name in self.by_name
 
-    A row counts if its `step` and `samples_seen` are numbers from 0 to 2^53; of its other values only numbers do, and
-    those beyond 1e150 count as infinite. A last line that has no end yet is just being written, and is no fault.
+    @property
+    def is_gap_augmented(self) -> bool:
+        """Whether an evaluation read a set that augments by itself, which changes the meaning of the gap."""
+        return bool(np.any(self.column(AUGMENTED_GAP).high > 0))
+
+    def series(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """(samples seen, values), ascending; of a long column every n-th."""
+        column = self.column(name)
+        return column.samples, column.values
+
+
+def read_columns(
+    path: str | Path, is_wanted: Callable[[str], bool], *, inside: Path | None = None, end: Place = FURTHEST
+) -> Columns:
+    """Read the columns of a file of rows whose name is wanted; other arguments as of `placed_rows`.
+
+    Of the values of a row only numbers count, and those beyond 1e150 count as infinite.
     """
-    growing = {name: _Growing() for name in names}
     faults = Faults()
+    return _columns(placed_rows(path, faults, inside=inside, end=end), is_wanted, faults)
+
+
+def is_drawn(name: str) -> bool:
+    """Whether a picture or a chart of a run may show it: own metrics, of which there may be thousands, are not kept."""
+    return name.startswith(_DRAWN)
+
+
+def columns_of(rows: Iterable[Row]) -> Columns:
+    """All columns of rows in memory, as of `read_columns`.
+
+    >>> rows = [{"step": 2, "samples_seen": 8, "a": 2.0}, {"step": 1, "samples_seen": 4, "a": float("inf")}]
+    >>> [column.tolist() for column in columns_of(rows).series("a")]
+    [[4.0, 8.0], [nan, 2.0]]
+    """
+    placed = ((*place, line, row) for line, row in enumerate(rows, start=1) if (place := position(row)))
+    return _columns(placed, lambda name: True, Faults())
+
+
+def _columns(
+    placed: Iterable[tuple[float, float, int, Row]], is_wanted: Callable[[str], bool], faults: Faults
+) -> Columns:
+    growing: dict[str, _Growing] = {}
     furthest = (0.0, 0.0)
     num_rows = 0
-    for num_rows, (step, samples, number, row) in enumerate(placed_rows(path, faults, inside=inside), start=1):
+    for num_rows, (step, samples, line, row) in enumerate(placed, start=1):
         furthest = max(furthest[0], step), max(furthest[1], samples)
-        for name, one in growing.items():
-            if name in row and not one.add(step, samples, row[name]):
-                faults.add("no_number", number)
+        for name, value in row.items():
+            if (one := growing.get(name)) is None:
+                if len(growing) >= _MOST_NAMES or not is_wanted(name):
+                    continue
+                one = growing[name] = _Growing()
+            if not one.add(step, samples, value):
+                faults.add("no_number", line)
         if num_rows % _FOLDED_EVERY == 0:
             for one in growing.values():
                 one.fold()
@@ -98,71 +142,12 @@ def read_columns(path: str | Path, names: Collection[str], *, inside: Path | Non
     return Columns(by_name, last, num_rows, int(furthest[0]), int(furthest[1]), faults.told())
 
 
-class Faults:
-    """Lines of a file of rows that could not be used, or not all of them: how many of each kind, and the first."""
-
-    def __init__(self) -> None:
-        self._first: dict[str, list[int]] = {kind: [] for kind in _FAULTS}
-        self._count = dict.fromkeys(_FAULTS, 0)
-
-    def add(self, kind: str, line: int) -> None:
-        """One more, a key of `_FAULTS`; a line counts once."""
-        lines = self._first[kind]
-        if line in lines:
-            return
-        self._count[kind] += 1
-        if len(lines) < _SHOWN:
-            lines.append(line)
-
-    def told(self) -> tuple[str, ...]:
-        """One clause per kind that there is."""
-        return tuple(clause.format(self._lines(kind)) for kind, clause in _FAULTS.items() if self._count[kind])
-
-    def _lines(self, kind: str) -> str:
-        more = self._count[kind] - len(self._first[kind])
-        shown = ", ".join(f"{line:,}" for line in self._first[kind])
-        return f"line{'s' * (self._count[kind] > 1)} {shown}{f' and {more:,} more' if more else ''}"
-
-
-def placed_rows(
-    path: str | Path, faults: Faults, *, inside: Path | None = None
-) -> Iterator[tuple[float, float, int, Row]]:
-    """(step, samples seen, number of the line, row) of the rows that have a position; `faults` tells of the others."""
-    before = 0.0
-    for line in read_lines(path, inside=inside):
-        place = position(line.row)
-        if place is not None and line.row is not None:
-            step, samples = place
-            if step < before:
-                faults.add("backward", line.number)
-            before = step
-            yield step, samples, line.number, line.row
-        elif line.is_ended:
-            faults.add("torn" if line.row is None else "misplaced", line.number)
-
-
-def number(value: object) -> float | None:
-    """A value of a row as it counts: NaN where it is not finite or beyond 1e150; None if it is no number."""
-    if not isinstance(value, (int, float)):
-        return None
-    return float(value) if abs(value) <= _LARGEST else math.nan
-
-
-def position(row: Row | None) -> tuple[float, float] | None:
-    """(step, samples seen) of a row that has both, as numbers from 0 to 2^53; else None."""
-    if row is None:
-        return None
-    step, samples = row.get("step"), row.get("samples_seen")
-    if not (isinstance(step, (int, float)) and isinstance(samples, (int, float))):
-        return None
-    return (step, samples) if 0 <= step <= _FURTHEST and 0 <= samples <= _FURTHEST else None
-
-
 class _Growing:
     """A column that is being read."""
 
     def __init__(self) -> None:
         self.last = math.nan
+        self._lost = 0
         self._every = 1
         self._new: list[tuple[float, float, float]] = []  # step, samples, value
         # [points, 7] each: step, samples, value, mean, least, greatest, and how many values are finite.
@@ -199,7 +184,7 @@ class _Growing:
         points = np.concatenate(self._points)
         points = points[np.argsort(points[:, 1], kind="stable")]
         steps, samples, values, means, low, high, _ = points.T
-        return Column(steps, samples, values, means, low, high, self._every)
+        return Column(steps, samples, values, means, low, high, self._every, self._lost)
 
     def _take(self, groups: np.ndarray) -> None:
         """`groups` are [points, values of each, 3]."""
@@ -208,6 +193,7 @@ class _Growing:
         if finite.any():
             self.last = float(values[finite][-1])
         count = finite.sum(axis=1)
+        self._lost += finite.size - int(count.sum())
         known = count > 0
         mean = np.where(finite, values, 0.0).sum(axis=1) / np.maximum(count, 1)
         low, high = np.where(finite, values, np.inf).min(axis=1), np.where(finite, values, -np.inf).max(axis=1)

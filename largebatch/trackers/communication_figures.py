@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, NullFormatter
 
 from largebatch.diagnostics import TransferFit
+from largebatch.trackers.columns import Columns
 from largebatch.trackers.drawing import (
     BLACK,
     BLUE,
@@ -25,35 +26,33 @@ from largebatch.trackers.drawing import (
     save,
     style_axes,
 )
-from largebatch.trackers.series import has_data, series
-from largebatch.trackers.tracker import Row
 
 _COLOURS = (BLUE, VERMILLION, SKY, ORANGE)
 
 
-def communication_figure(rows: Sequence[Row], title: str) -> Figure | None:
+def communication_figure(columns: Columns, title: str) -> Figure | None:
     """Hidden and exposed communication of a run's steps, and the share of the step; None if it was not measured."""
-    if not has_data(rows, "communication/total_s"):
+    if not columns.has("communication/total_s"):
         return None
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    x, total = series(rows, "communication/total_s")
-    _, exposed = series(rows, "communication/exposed_s")
+    x, total = columns.series("communication/total_s")
+    _, exposed = columns.series("communication/exposed_s")
     style_axes(left, ylabel="time per step")
     left.yaxis.set_major_formatter(EngFormatter(unit="s"))
-    if len(x) > 1:
+    if len(x) == len(exposed) > 1:
         left.stackplot(x, exposed, total - exposed, colors=[VERMILLION, SKY], alpha=0.85, labels=["exposed", "hidden"])
     else:  # a stack needs two points
-        draw_line(left, rows, "communication/exposed_s", label="exposed", colour=VERMILLION)
-        draw_line(left, rows, "communication/total_s", label="exposed and hidden", colour=SKY)
-    draw_line(left, rows, "communication/predicted_s", label="predicted from latency and bandwidth", colour=BLACK)
-    draw_line(left, rows, "communication/skew_s", label="wait of the fastest rank for the slowest", colour=PURPLE)
-    share_x, share = series(rows, "communication/share_of_step")
+        draw_line(left, columns, "communication/exposed_s", label="exposed", colour=VERMILLION)
+        draw_line(left, columns, "communication/total_s", label="exposed and hidden", colour=SKY)
+    draw_line(left, columns, "communication/predicted_s", label="predicted from latency and bandwidth", colour=BLACK)
+    draw_line(left, columns, "communication/skew_s", label="wait of the fastest rank for the slowest", colour=PURPLE)
+    share_x, share = columns.series("communication/share_of_step")
     style_axes(right, ylabel="exposed communication (% of the step's time)")
     right.plot(share_x, 100 * share, color=GREEN, marker="o", markersize=3.5, linewidth=1.6)
     for ax in (left, right):
         ax.set_ylim(bottom=0)
-        add_epochs(ax, rows)
+        add_epochs(ax, columns)
     left.legend(frameon=False, fontsize=9)
     figure.suptitle(f"{plain(title)}: communication of the gradient", fontweight="bold")
     figure.supxlabel("Exposed: after the last gradient of the slowest rank. Hidden: beside computation.", fontsize=8)

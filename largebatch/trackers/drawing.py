@@ -7,7 +7,6 @@ Colours: Okabe and Ito 2008, distinct for colour-blind readers.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +17,7 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocat
 
 from largebatch.durable_files import write_whole
 from largebatch.smoothing import smooth
-from largebatch.trackers.series import series
-from largebatch.trackers.tracker import Row
+from largebatch.trackers.columns import Column, Columns
 
 BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY, BLACK = PALETTE = (
     "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000",
@@ -52,9 +50,9 @@ def style_axes(ax: Axes, *, ylabel: str, xlabel: str = "samples seen") -> None:
     ax.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
-def add_epochs(ax: Axes, rows: Sequence[Row]) -> None:
+def add_epochs(ax: Axes, columns: Columns) -> None:
     """A second x axis on top, in epochs, where the rows know the epoch."""
-    x, epoch = series(rows, "epoch")
+    x, epoch = columns.series("epoch")
     known = (epoch > 0) & (x > 0)
     if not known.any():
         ax.spines["top"].set_visible(False)
@@ -68,24 +66,29 @@ def add_epochs(ax: Axes, rows: Sequence[Row]) -> None:
     top.tick_params(labelsize=9)
 
 
-def draw_line(ax: Axes, rows: Sequence[Row], key: str, *, label: str, colour: str) -> None:
+def draw_line(ax: Axes, columns: Columns, key: str, *, label: str, colour: str) -> None:
     """The values of `key`, with markers if they are few; nothing where there is no data."""
-    x, y = series(rows, key)
-    if not np.isfinite(y).any():
+    if not columns.has(key):
         return
+    x, y = columns.series(key)
     marker = "o" if len(x) <= MANY else None
-    ax.plot(x, y, color=colour, label=label + _lost(y), marker=marker, markersize=3.5, linewidth=1.6)
+    ax.plot(x, y, color=colour, label=label + _lost(columns.column(key)), marker=marker, markersize=3.5, linewidth=1.6)
 
 
-def draw_noisy_line(ax: Axes, rows: Sequence[Row], key: str, *, label: str, colour: str) -> None:
-    """The values of `key` thin, and their smoothed course over them; like `draw_line` if they are few."""
-    x, y = series(rows, key)
-    if len(x) <= MANY or not np.isfinite(y).any():
-        draw_line(ax, rows, key, label=label, colour=colour)
+def draw_noisy_line(ax: Axes, columns: Columns, key: str, *, label: str, colour: str) -> None:
+    """The values of `key` thin, and their smoothed course over them; like `draw_line` if they are few.
+
+    Where values are left out, the thin line goes from the least to the greatest of each stretch.
+    """
+    column = columns.column(key)
+    x, y = column.samples, column.values
+    if len(x) <= MANY:
+        draw_line(ax, columns, key, label=label, colour=colour)
         return
-    ax.plot(x, y, color=colour, alpha=0.28, linewidth=0.7)
-    smoothed = smooth(y, len(x) / MANY)
-    ax.plot(x, smoothed, color=colour, label=f"{label}, smoothed{_lost(y)}", linewidth=1.6)
+    thin = (x, y) if column.every == 1 else (np.repeat(x, 2), np.column_stack([column.low, column.high]).ravel())
+    ax.plot(*thin, color=colour, alpha=0.28, linewidth=0.7)
+    smoothed = smooth(column.means, len(x) / MANY)
+    ax.plot(x, smoothed, color=colour, label=f"{label}, smoothed{_lost(column)}", linewidth=1.6)
 
 
 def log_if_wide(ax: Axes) -> None:
@@ -109,6 +112,5 @@ def style_log(along: XAxis | YAxis, *, counted: bool = False) -> None:
         along.set_major_formatter(FuncFormatter("{:g}".format))
 
 
-def _lost(y: np.ndarray) -> str:
-    lost = int(np.isnan(y).sum())
-    return f" ({lost} not finite)" if lost else ""
+def _lost(column: Column) -> str:
+    return f" ({column.lost} not finite)" if column.lost else ""

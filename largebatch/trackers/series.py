@@ -23,13 +23,13 @@ def series(rows: Sequence[Row], key: str, against: str = "samples_seen") -> tupl
     return x, np.where(np.isfinite(y), y, np.nan)
 
 
-def of_gap(rows: Sequence[Row]) -> str:
-    """What is said beside the generalization gap of these rows: a data set that augments by itself changes its meaning.
+def of_gap(is_augmented: object) -> str:
+    """What is said beside a generalization gap: a data set that augments by itself changes its meaning.
 
-    >>> of_gap([{"gap/loss": 0.1, AUGMENTED_GAP: 1}])
+    >>> of_gap({"gap/loss": 0.1, AUGMENTED_GAP: 1}.get(AUGMENTED_GAP))
     ', one side augmented'
     """
-    return ", one side augmented" if any(row.get(AUGMENTED_GAP) for row in rows) else ""
+    return ", one side augmented" if is_augmented else ""
 
 
 def has_data(rows: Sequence[Row], key: str) -> bool:

@@ -17,6 +17,7 @@ from largebatch.run_report.batches import grouped
 from largebatch.run_report.reading import read_evidence
 from largebatch.run_report.verdict import caveats
 from largebatch.trackers import default_charts
+from largebatch.trackers.columns import columns_of
 from largebatch.trackers.series import AUGMENTED_GAP, of_gap
 from tests.unit.own_sets import Jittered, jittered
 from tests.unit.report_folders import write_run
@@ -50,9 +51,9 @@ def test_the_gap_of_such_a_set_is_marked_in_rows_summary_plan_and_figures(
     assert [row.get(AUGMENTED_GAP) for row in evaluated] == [1 if marked else None] * 2
     assert json.loads((tmp_path / "run/summary.json").read_text()).get(AUGMENTED_GAP) == (1 if marked else None)
     assert len(json.loads((tmp_path / "run/plan.json").read_text())["notes"]) == marked
-    (chart,) = [chart for chart in default_charts(run.rows) if chart.name.endswith("generalization_gap")]
+    (chart,) = [chart for chart in default_charts(columns_of(run.rows)) if chart.name.endswith("generalization_gap")]
     assert chart.title.endswith(", one side augmented") == marked
-    assert of_gap([run.summary]) == (", one side augmented" if marked else "")
+    assert of_gap(run.summary.get(AUGMENTED_GAP)) == (", one side augmented" if marked else "")
 
 
 def test_text_among_the_inputs_is_told_and_left_out() -> None:

@@ -15,7 +15,8 @@ unused = {"torch._dynamo", "accelerate", "wandb", "sklearn", "scipy", "matplotli
 assert not unused, unused
 from largebatch import trackers
 assert "matplotlib" not in sys.modules, "of trackers"
-trackers.plot_run([{"step": 1, "samples_seen": 1, "train/loss": 1.0}], Path(sys.argv[1]), "x")
+from largebatch.trackers.columns import columns_of
+trackers.plot_run(columns_of([{"step": 1, "samples_seen": 1, "train/loss": 1.0}]), Path(sys.argv[1]), "x")
 assert "matplotlib.pyplot" not in sys.modules, "the backend is the user's choice"
 """
 

@@ -8,10 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from largebatch.run_report.evaluated_runs import read_evaluated
 from largebatch.run_report.reading import read_evidence
 from largebatch.run_report.run_figures import curves
-from largebatch.trackers import columns
-from largebatch.trackers.columns import read_columns
+from largebatch.trackers import charts, columns
+from largebatch.trackers.charts import default_charts
+from largebatch.trackers.columns import columns_of, is_drawn, read_columns
+from largebatch.trackers.plots import training_figure
 from tests.unit.report_folders import write_run
 
 
@@ -30,7 +33,7 @@ def write(path: Path, values: np.ndarray) -> Path:
 @pytest.mark.parametrize("count", [1, 2, 63, 64])
 def test_up_to_the_number_of_points_a_column_is_the_file(few_points: None, tmp_path: Path, count: int):
     values = np.random.default_rng(0).normal(size=count)
-    column = read_columns(write(tmp_path / "m.jsonl", values), ["a", "b"]).by_name["a"]
+    column = read_columns(write(tmp_path / "m.jsonl", values), ["a", "b"].__contains__).by_name["a"]
     assert column.every == 1
     for found in (column.values, column.means, column.low, column.high):
         assert found.tolist() == values.tolist()
@@ -43,7 +46,7 @@ def test_of_more_values_means_and_extremes_are_those_of_all_and_every_nth_value_
 ):
     values = np.random.default_rng(1).normal(size=count)
     values[7] = np.nan
-    read = read_columns(write(tmp_path / "m.jsonl", values), ["a"])
+    read = read_columns(write(tmp_path / "m.jsonl", values), ["a"].__contains__)
     column = read.by_name["a"]
     every, points = column.every, len(column.values)
     assert every in (2, 4, 8, 16, 32)
@@ -69,3 +72,64 @@ def test_a_spike_between_the_points_of_a_long_run_is_on_the_page(few_points: Non
     assert max(value for value in line.high if value is not None) == 50.0
     assert "Bands of long runs: the least and the greatest of all values." in drawn.caption
     assert run.step_s == 0.5
+
+
+def test_the_picture_of_a_long_run_has_its_extremes_its_lost_values_and_the_course_of_all(
+    few_points: None, tmp_path: Path
+):
+    """The thin line reaches every value, the smoothed one follows means: a spike counts once, not as a stretch."""
+    count, losses = 1000, np.linspace(2.0, 1.0, 1000)
+    losses[[300, 700]] = 9.0, np.nan
+    rows = [
+        {"step": at, "samples_seen": 8 * at, "train/loss": loss} for at, loss in enumerate(losses.tolist(), start=1)
+    ]
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    columns = read_columns(tmp_path / "m.jsonl", is_drawn)
+    figure = training_figure(columns, "run")
+    assert figure is not None
+    thin, smoothed = figure.axes[0].get_lines()
+    low, high = (end(np.asarray(thin.get_ydata())) for end in (np.nanmin, np.nanmax))
+    assert (low, high, len(thin.get_xdata())) == (1.0, 9.0, 2 * len(columns.column("train/loss").values))
+    assert smoothed.get_label() == "training batches, smoothed (1 not finite)"
+    course = np.interp(8 * np.arange(1, count + 1), smoothed.get_xdata(), smoothed.get_ydata())
+    assert abs(course[290:700].max() - losses[290]) < 0.5  # the spike of 7 is one value of a stretch of 16
+    assert columns_of(rows).column("train/loss").lost == 1
+    (chart,) = default_charts(columns)
+    assert chart.lines["training batches"][0][-1] == 8 * count
+
+
+def test_own_metrics_are_not_kept_for_pictures(tmp_path: Path):
+    row = {"step": 1, "samples_seen": 8, "train/loss": 1.0, "mine/a": 1.0, "größe": 2.0}
+    (tmp_path / "m.jsonl").write_text(json.dumps(row) + "\n")
+    assert set(read_columns(tmp_path / "m.jsonl", is_drawn).by_name) == {"train/loss"}
+    assert all(is_drawn(key) for _, labels in charts._CHARTS.values() for key in labels)
+
+
+def planned(folder: Path, **values: int) -> None:
+    plan = json.loads((folder / "plan.json").read_text())
+    (folder / "plan.json").write_text(json.dumps(plan | values))
+
+
+@pytest.mark.parametrize("place", [{"step": 10**9}, {"samples_seen": 2**40}])
+def test_a_position_far_beyond_the_plan_is_named_and_squeezes_no_axis(tmp_path: Path, place: dict[str, int]):
+    folder = write_run(tmp_path / "a", 32)
+    (healthy,) = read_evidence([folder]).runs
+    planned(folder, num_steps=healthy.steps, total_samples=healthy.samples_seen)
+    row = {"step": healthy.steps, "samples_seen": healthy.samples_seen, "train/loss": 1.0}
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(row | place) + "\n")
+    (run,) = read_evidence([folder]).runs
+    assert (run.steps, run.samples_seen) == (healthy.steps, healthy.samples_seen)
+    (told,) = run.damage
+    assert told == "metrics.jsonl: a position more than twice as far as plan.json plans: line 17"
+    evaluated = read_evaluated(folder)
+    assert evaluated.rows[-1] == {"samples_seen": healthy.samples_seen, "step": healthy.steps}
+    assert list(evaluated.faults) == [told.removeprefix("metrics.jsonl: ")]
+
+
+def test_a_plan_that_no_row_fits_is_not_held_against_them(tmp_path: Path):
+    folder = write_run(tmp_path / "a", 32)
+    planned(folder, num_steps=1, total_samples=1)
+    (run,) = read_evidence([folder]).runs
+    assert (run.samples_seen, run.damage) == (8192, ())
+    assert len(read_evaluated(folder).evaluations.steps) == 8

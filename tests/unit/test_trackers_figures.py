@@ -8,6 +8,7 @@ import numpy as np
 
 from largebatch.diagnostics import fit_transfer
 from largebatch.trackers import communication_figures
+from largebatch.trackers.columns import columns_of
 from largebatch.trackers.communication_figures import communication_figure, plot_transfer
 from largebatch.trackers.heat_map import layers_figure, plot_layers
 from largebatch.trackers.noise_figure import noise_scale_figure
@@ -48,7 +49,7 @@ def test_what_was_not_measured_is_not_drawn(tmp_path):
 
 
 def test_the_noise_scale_is_drawn_with_its_interval_beside_the_batch(tmp_path):
-    figure = noise_scale_figure(NOISE, "run")
+    figure = noise_scale_figure(columns_of(NOISE), "run")
     assert figure is not None
     (ax,) = figure.axes
     value, batch = ax.get_lines()
@@ -57,13 +58,13 @@ def test_the_noise_scale_is_drawn_with_its_interval_beside_the_batch(tmp_path):
     edges = ax.collections[0].get_paths()[0].vertices[:, 1]
     assert {10.0, 20.0, 40.0, 50.0} <= set(edges.tolist())
     assert (ax.get_ylabel(), ax.get_yscale()) == ("samples (logarithmic)", "log")
-    assert noise_scale_figure(NOISE[:2], "run") is None
+    assert noise_scale_figure(columns_of(NOISE[:2]), "run") is None
     of_group = {"step": 3, "samples_seen": 24, "noise_scale/head/trace": 1.0, "noise_scale/head/value": 5.0}
-    with_group = noise_scale_figure([*NOISE, of_group], "run")
+    with_group = noise_scale_figure(columns_of([*NOISE, of_group]), "run")
     assert with_group is not None
     lines = {line.get_label(): line.get_ydata().tolist() for line in with_group.axes[0].get_lines()}
     assert lines == {"gradient noise scale": [20.0, 30.0], "head": [5.0], "global batch": [8.0, 8.0]}
-    assert "noise_scale.png" in {path.name for path in plot_run(NOISE, tmp_path, "run")}
+    assert "noise_scale.png" in {path.name for path in plot_run(columns_of(NOISE), tmp_path, "run")}
 
 
 COMMUNICATION = [
@@ -76,7 +77,7 @@ COMMUNICATION = [
 
 
 def test_exposed_and_hidden_communication_are_stacked_to_the_total_beside_their_share(tmp_path):
-    figure = communication_figure(COMMUNICATION, "run")
+    figure = communication_figure(columns_of(COMMUNICATION), "run")
     assert figure is not None
     left, right = figure.axes
     exposed, hidden = (stack.get_paths()[0].vertices[:, 1] for stack in left.collections)
@@ -84,9 +85,11 @@ def test_exposed_and_hidden_communication_are_stacked_to_the_total_beside_their_
     assert (hidden.min(), hidden.max()) == (0.001, 0.006)
     assert right.get_lines()[0].get_ydata().tolist() == [10.0, 20.0]
     assert right.get_ylabel() == "exposed communication (% of the step's time)"
-    assert communication_figure(COMMUNICATION[:1], "run") is None
-    assert communication_figure(COMMUNICATION[:2], "run") is not None, "one measurement has no area, but a point"
-    assert "communication.png" in {path.name for path in plot_run(COMMUNICATION, tmp_path, "run")}
+    assert communication_figure(columns_of(COMMUNICATION[:1]), "run") is None
+    assert communication_figure(columns_of(COMMUNICATION[:2]), "run") is not None, (
+        "one measurement has no area, but a point"
+    )
+    assert "communication.png" in {path.name for path in plot_run(columns_of(COMMUNICATION), tmp_path, "run")}
 
 
 def test_the_fitted_line_and_the_gradient_are_drawn_over_the_times_of_all_reduces(tmp_path, monkeypatch):

@@ -14,7 +14,9 @@ from matplotlib.lines import Line2D
 
 from largebatch.smoothing import smooth
 from largebatch.trackers import plot_comparison, plot_run
-from largebatch.trackers.plots import comparison_figure, time_figure, training_figure
+from largebatch.trackers.columns import columns_of
+from largebatch.trackers.comparison_figure import comparison_figure
+from largebatch.trackers.plots import time_figure, training_figure
 from largebatch.trackers.series import series
 from largebatch.trackers.tracker import Row
 
@@ -63,7 +65,7 @@ def outline(area: Collection) -> np.ndarray:
 
 
 def test_the_training_figure_shows_the_rows_as_they_are() -> None:
-    figure = training_figure(ROWS, "run")
+    figure = training_figure(columns_of(ROWS), "run")
     assert lines(label("loss", figure)) == {
         "training batches": [(32 * n, 1 / n) for n in range(1, 9)],
         "training set": [(128, 0.5), (256, 0.5)],
@@ -78,7 +80,7 @@ def test_the_training_figure_shows_the_rows_as_they_are() -> None:
 
 
 def test_the_gap_is_a_band_from_validation_to_training_accuracy() -> None:
-    ax = label("accuracy", training_figure(ROWS, "run"))
+    ax = label("accuracy", training_figure(columns_of(ROWS), "run"))
     (band,) = ax.collections
     assert band.get_label() == "gap, at the end 0.125 ± 0.010"
     corners = {(x, y) for x, y in outline(band).tolist()}
@@ -86,7 +88,7 @@ def test_the_gap_is_a_band_from_validation_to_training_accuracy() -> None:
 
 
 def test_every_panel_has_labelled_axes_and_epochs_on_top() -> None:
-    for figure in (training_figure(ROWS, "run"), time_figure(ROWS, "run")):
+    for figure in (training_figure(columns_of(ROWS), "run"), time_figure(columns_of(ROWS), "run")):
         assert figure is not None
         assert figure.get_suptitle() == "run"
         for ax in figure.axes:
@@ -102,14 +104,14 @@ def test_every_panel_has_labelled_axes_and_epochs_on_top() -> None:
 
 
 def test_the_parts_of_a_step_are_stacked_up_to_the_whole_step() -> None:
-    ax = label("time per step", time_figure(ROWS, "run"))
+    ax = label("time per step", time_figure(columns_of(ROWS), "run"))
     tops = {str(part.get_label()): outline(part)[:, 1].max() for part in ax.collections}
     assert tops == pytest.approx({"data": 0.02, "compute": 0.07, "communication": 0.08, "other": 0.1})
 
 
 def test_one_slow_step_is_named_and_does_not_flatten_the_others() -> None:
     slow: Row = training_row(1) | {"time/compute_s": 2.94, "time/step_s": 3.0}
-    ax = label("time per step", time_figure([slow, *ROWS[1:]], "run"))
+    ax = label("time per step", time_figure(columns_of([slow, *ROWS[1:]]), "run"))
     assert ax.get_ylim() == pytest.approx((0, 0.15))
     assert "peak of 3.0 s cut off" in ax.get_ylabel()
 
@@ -127,19 +129,19 @@ def test_one_slow_step_is_named_and_does_not_flatten_the_others() -> None:
 def test_a_panel_without_data_is_left_out(keys: tuple[str, ...], num_panels: int) -> None:
     always = ("step", "samples_seen", "epoch")
     rows = [{key: row[key] for key in (*always, *keys) if key in row} for row in ROWS]
-    figure = training_figure(rows, "run")
+    figure = training_figure(columns_of(rows), "run")
     assert (len(figure.axes) if figure else 0) == num_panels
 
 
 def test_values_that_are_not_finite_are_counted_and_do_not_stretch_the_axis() -> None:
     odd: list[Row] = [training_row(9) | {"train/loss": math.inf}, training_row(10) | {"train/loss": math.nan}]
-    ax = label("loss", training_figure(ROWS + odd, "run"))
+    ax = label("loss", training_figure(columns_of(ROWS + odd), "run"))
     assert "training batches (2 not finite)" in lines(ax)
     assert ax.get_ylim()[1] < 1.2
 
 
 def test_many_rows_are_thin_under_their_smoothed_course() -> None:
-    ax = label("loss", training_figure([training_row(step) for step in range(1, 201)], "run"))
+    ax = label("loss", training_figure(columns_of([training_row(step) for step in range(1, 201)]), "run"))
     thin, smoothed = ax.get_lines()
     assert thin.get_linewidth() < smoothed.get_linewidth()
     losses = [1 / n for n in range(1, 201)]
@@ -150,7 +152,7 @@ def test_many_rows_are_thin_under_their_smoothed_course() -> None:
 
 def test_an_accuracy_stays_linear_however_small_it_was() -> None:
     rows = [evaluation_row(1, 0.001, loss=0.01), evaluation_row(2, 0.8, loss=2.0)]
-    figure = training_figure(rows, "run")
+    figure = training_figure(columns_of(rows), "run")
     assert (label("accuracy", figure).get_yscale(), label("loss", figure).get_yscale()) == ("linear", "log")
 
 
@@ -165,7 +167,7 @@ def test_the_smoothed_course_is_the_weighted_mean_of_its_formula() -> None:
 
 @pytest.mark.parametrize("rows", [ROWS, [{**ROWS[0], "samples_seen": 0, "epoch": 0.0}]])
 def test_the_pictures_parse_whatever_the_number_of_rows(tmp_path: Path, rows: list[Row]) -> None:
-    paths = plot_run(rows, tmp_path / "plots", r"costs $\frac$")  # a dollar is no formula
+    paths = plot_run(columns_of(rows), tmp_path / "plots", r"costs $\frac$")  # a dollar is no formula
     assert [path.name for path in paths] == ["training.png", "time.png"]
     for path in paths:
         assert imread(path).shape[0] > 500
@@ -173,9 +175,9 @@ def test_the_pictures_parse_whatever_the_number_of_rows(tmp_path: Path, rows: li
 
 
 def test_no_rows_give_no_picture(tmp_path: Path) -> None:
-    assert plot_run([], tmp_path, "run") == []
-    assert time_figure(ROWS[-1:], "an evaluation has no times") is None
-    assert plot_run([{"step": 1, "samples_seen": 32, "train/loss": math.nan}], tmp_path, "run") == []
+    assert plot_run(columns_of([]), tmp_path, "run") == []
+    assert time_figure(columns_of(ROWS[-1:]), "an evaluation has no times") is None
+    assert plot_run(columns_of([{"step": 1, "samples_seen": 32, "train/loss": math.nan}]), tmp_path, "run") == []
     assert list(tmp_path.iterdir()) == []
 
 
