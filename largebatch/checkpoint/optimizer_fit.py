@@ -216,12 +216,22 @@ def _check_state(
 def _entry_fault(key: str, value: Any, parameter: Tensor, expected: Any) -> str | None:
     if isinstance(value, Tensor) != isinstance(expected, Tensor) and expected is not None:
         return f"is a {described(value)} in place of a {described(expected)}"
+    is_no_number = _is_no_number(expected)  # what it starts from may stay: "not measured yet", the largest so far
     if not isinstance(value, Tensor):
+        is_nan = isinstance(value, float) and math.isnan(value) and not is_no_number
         is_wrong = expected is not None and _kind(value) != _kind(expected)
-        return f"is {shown(value)}" if is_wrong or (isinstance(value, float) and math.isnan(value)) else None
+        return f"is {shown(value)}" if is_wrong or is_nan else None
     if expected is not None and (value.shape, value.dtype) != (expected.shape, expected.dtype):
         return f"is a {described(value)} in place of a {described(expected)}"
-    return _number_fault(key, value, parameter.shape)
+    return None if is_no_number else _number_fault(key, value, parameter.shape)
+
+
+def _is_no_number(value: Any) -> bool:
+    """Whether NaN or infinity is in a state."""
+    if not isinstance(value, Tensor):
+        return isinstance(value, float) and not math.isfinite(value)
+    is_number = value.is_floating_point() or value.is_complex()
+    return is_number and not value.is_meta and not bool(torch.isfinite(value.to(torch.complex128)).all())
 
 
 def _number_fault(key: str, value: Tensor, shape: torch.Size | None = None) -> str | None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -343,3 +344,29 @@ def test_state_that_is_neither_tensor_nor_scalar_is_refused_by_name(value: Any) 
     optimizer.state[optimizer.param_groups[0]["params"][0]] = {"history": value}
     with pytest.raises(CheckpointError, match=rf"state 'history' of 0\.weight in SGD is a {type(value).__name__}"):
         pack_optimizer(optimizer, names_of(model))
+
+
+class Unmeasured(Optimizer):
+    """State that begins as no number: the largest so far, a value that is not known yet."""
+
+    def __init__(self, params: Iterable[Tensor], lr: float = 0.1) -> None:
+        super().__init__(params, {"lr": lr})
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for parameter in self.param_groups[0]["params"]:
+            state = self.state[parameter]
+            if not state:
+                state.update(most=torch.full_like(parameter, -torch.inf), ratio=torch.tensor(torch.nan), best=math.nan)
+                state["moment"] = torch.zeros_like(parameter)
+
+
+def test_state_that_begins_as_no_number_may_stay_so_and_no_other_may(tmp_path: Path) -> None:
+    parameter = nn.Parameter(torch.ones(2))
+    used, resumed = Unmeasured([parameter]), Unmeasured([parameter])
+    used.step()
+    unpack_optimizer(resumed, *through_disk(tmp_path / "sound", used, {parameter: "w"}), {parameter: "w"})
+    assert resumed.state[parameter]["most"].tolist() == [-math.inf, -math.inf]
+    assert math.isnan(resumed.state[parameter]["best"])
+    used.state[parameter]["moment"].fill_(math.nan)
+    with pytest.raises(CheckpointError, match="moment of w holds NaN"):
+        unpack_optimizer(resumed, *through_disk(tmp_path / "not", used, {parameter: "w"}), {parameter: "w"})
