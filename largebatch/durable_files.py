@@ -9,6 +9,7 @@ another name of the same file (a hard link) keeps what it has. Modes are those o
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -19,16 +20,15 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from largebatch.regular_files import kind_of_stranger
+
 _DRAFT = re.compile(r"\.(.+)\.tmp-[0-9a-f]{16}", re.DOTALL)
 _MOST_SHOWN = 50  # characters of the name that a draft repeats: a name has 255 bytes at most
-_KINDS = {
-    stat.S_IFLNK: "a symbolic link",
-    stat.S_IFDIR: "a folder",
-    stat.S_IFIFO: "a pipe",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-}
+_NO_FOLDERS_FORCED = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES)  # by some file systems, over networks
+
+
+class NotWrittenError(OSError):
+    """What was to be written is not on the disk; what was there before is."""
 
 
 def write_whole(path: str | Path, content: bytes | str | Iterable[bytes], *, mode: int = 0o666) -> Path:
@@ -87,7 +87,7 @@ def write_all(file: int, data: bytes) -> None:
 
 
 def sync(path: Path) -> None:
-    """Force a file, or the names in a folder, to the disk."""
+    """Force a file to the disk."""
     file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(file)
@@ -95,14 +95,38 @@ def sync(path: Path) -> None:
         os.close(file)
 
 
+def sync_names(folder: Path | int) -> None:
+    """Force the names in a folder, given by path or descriptor, to the disk, where its file system knows how."""
+    try:
+        if isinstance(folder, int):
+            os.fsync(folder)
+        else:
+            sync(folder)
+    except OSError as error:
+        if error.errno not in _NO_FOLDERS_FORCED:
+            raise
+
+
+@contextlib.contextmanager
+def naming_what_is_not_written(path: Path) -> Iterator[None]:
+    """Around what writes `path`: an OSError becomes a NotWrittenError, with path and reason in one sentence."""
+    try:
+        yield
+    except NotWrittenError:
+        raise
+    except OSError as error:
+        told = NotWrittenError(f"{path} cannot be written: {error.strerror or error}")
+        told.errno = error.errno
+        raise told from error
+
+
 def require_regular(path: Path) -> None:
     """Raise OSError where something else than a regular file is in the place of one."""
     with contextlib.suppress(FileNotFoundError):
-        kind = stat.S_IFMT(os.lstat(path).st_mode)
-        if kind != stat.S_IFREG:
+        if kind := kind_of_stranger(os.lstat(path)):
             raise OSError(
-                f"{path} is {_KINDS.get(kind, 'no file')}, and only regular files are written, never through a link: "
-                "remove it, or choose another place"
+                f"{path} is {kind}, and only regular files are written, never through a link: remove it, or choose "
+                "another place"
             )
 
 
@@ -119,10 +143,9 @@ def open_regular_to_write(path: Path, flags: int = 0, *, folder: int | None = No
     """
     more = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     file = os.open(path if folder is None else path.name, flags | more, 0o666, dir_fd=folder)
-    if not stat.S_ISREG(os.fstat(file).st_mode):
+    if kind := kind_of_stranger(os.fstat(file)):
         os.close(file)
-        require_regular(path)
-        raise OSError(f"{path} is no regular file.")
+        raise OSError(f"{path} is {kind}, and only regular files are written: remove it, or choose another place")
     return file
 
 
@@ -149,13 +172,21 @@ def where_is(folder: int, was: Path) -> Path | None:
 
 @contextlib.contextmanager
 def _draft_of(path: Path, mode: int) -> Iterator[tuple[Path, int]]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    require_regular(path)
-    remove_abandoned_drafts(path.parent, path.name)
-    draft, file = _new_draft(path, mode)
+    with naming_what_is_not_written(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        require_regular(path)
+        remove_abandoned_drafts(path.parent, path.name)
+        draft, file = _new_draft(path, mode)
+        with _in_place_at_the_end(draft, file, path):
+            yield draft, file
+
+
+@contextlib.contextmanager
+def _in_place_at_the_end(draft: Path, file: int, path: Path) -> Iterator[None]:
     try:
-        yield draft, file
+        yield
         os.replace(draft, path)
+        sync_names(path.parent)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(draft)

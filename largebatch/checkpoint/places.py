@@ -14,7 +14,7 @@ import shutil
 from pathlib import Path
 
 from largebatch.checkpoint.manifest import CheckpointError, read_manifest, verify_files
-from largebatch.durable_files import sync
+from largebatch.durable_files import sync_names
 
 STEP = re.compile(r"step_([0-9]{8,})(?:-[0-9]+)?")
 _OLD = re.compile(r"\.old-([0-9]+)-[0-9a-f]+")
@@ -72,7 +72,7 @@ def put_in_place(temporary: Path, path: Path) -> Path:
         aside = path.with_name(f".old-{step_of(path)}-{secrets.token_hex(4)}")
         os.rename(path, aside)
     os.rename(temporary, path)
-    sync(path.parent)
+    sync_names(path.parent)
     if aside is not None:
         shutil.rmtree(aside, ignore_errors=True)
     return path

@@ -20,7 +20,7 @@ from largebatch.checkpoint.manifest import (
     build_manifest,
     encode_manifest,
 )
-from largebatch.durable_files import sync, write_new
+from largebatch.durable_files import sync, sync_names, write_new
 
 
 class NotSavedError(CheckpointError):
@@ -89,7 +89,7 @@ def write_directory(
         sync(path)
         names.append(path.name)
     write_new(directory / MANIFEST, encode_manifest(build_manifest(directory, step=step, names=names)))
-    sync(directory)
+    sync_names(directory)
 
 
 def _separate(named: Mapping[str, Tensor]) -> dict[str, Tensor]:

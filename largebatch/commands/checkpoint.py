@@ -94,7 +94,7 @@ def _export(path: Path, out: str | None) -> int:
     from safetensors.torch import save_file
 
     from largebatch.checkpoint import CheckpointError, find_valid
-    from largebatch.durable_files import replacing
+    from largebatch.durable_files import NotWrittenError, replacing
 
     try:
         if not path.is_dir():
@@ -119,6 +119,7 @@ def _export(path: Path, out: str | None) -> int:
         with replacing(target) as draft:
             save_file(weights, draft, metadata={"format": "pt", "step": str(checkpoint.step)})
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{target}: cannot be written ({error}). Choose another place with --out FILE.") from None
+        told = error if isinstance(error, NotWrittenError) else f"{target} cannot be written: {error}"
+        raise ValueError(f"{told}. Choose another place with --out FILE.") from None
     print(f"{target}: {len(weights)} tensors of step {checkpoint.step}, {target.stat().st_size:,} bytes")
     return EXIT_VALID

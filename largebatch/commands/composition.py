@@ -171,6 +171,7 @@ def _code_without_call(exit_: SystemExit, *, is_sweep: bool) -> int:
 def _call(function: Verb, config: DictConfig, config_name: str, *, joins: bool) -> int:
     from torch.distributed.elastic.multiprocessing.errors import record
 
+    from largebatch.durable_files import NotWrittenError
     from largebatch.raised import RunFailedError
 
     # Not resolved: what they take from the environment may be a secret, and they are recorded.
@@ -182,6 +183,9 @@ def _call(function: Verb, config: DictConfig, config_name: str, *, joins: bool) 
         return report(function, config, overrides, config_name, joins) or 0
     except RunFailedError as error:
         print(f"largebatch: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    except NotWrittenError as error:
+        print(f"largebatch: {error}. Make room, or choose another place.", file=sys.stderr)
         return EXIT_FAILED
     except (Exception, SystemExit):  # sys.exit() in a model or a data set: no end of a run, whatever its code
         traceback.print_exc()

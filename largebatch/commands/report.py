@@ -47,7 +47,7 @@ def main(arguments: Sequence[str]) -> int:
         written = write_report(evidence, path, title=title)
     except OSError as error:
         _name(evidence)
-        print(f"largebatch report: {path} cannot be written: {error}", file=sys.stderr)
+        print(f"largebatch report: {error}. Choose another place with --out FILE.", file=sys.stderr)
         return EXIT_FAILED
     shown = written.evidence
     _name(shown)

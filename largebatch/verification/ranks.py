@@ -7,15 +7,18 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import OmegaConf
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from largebatch.batch import BatchPlan
+from largebatch.durable_files import naming_what_is_not_written
 from largebatch.local_ranks import on_local_ranks
 from largebatch.prepare import Prepared, prepare
 from largebatch.rank_values import reals_of_ranks
@@ -61,7 +64,12 @@ def save_reference(reference: Trajectory, folder: str) -> None:
     """Write the reference where the ranks find it."""
     for name in _KINDS:
         tensors: dict[str, Tensor] = getattr(reference, name)
-        save_file({key: value.contiguous() for key, value in tensors.items()}, f"{folder}/{name}.safetensors")
+        path = Path(folder) / f"{name}.safetensors"
+        with naming_what_is_not_written(path):
+            try:
+                save_file({key: value.contiguous() for key, value in tensors.items()}, path)
+            except SafetensorError as error:
+                raise OSError(str(error)) from error
 
 
 def load_reference(folder: str) -> Trajectory:

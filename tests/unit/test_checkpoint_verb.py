@@ -134,10 +134,10 @@ def test_titles_of_pictures_name_weights_without_the_folders_above_their_run(
 def test_a_place_where_nothing_can_be_written_is_named(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "file").touch()
     assert main(["checkpoint", "export", str(run), "--out", str(tmp_path / "file" / "w.safetensors")]) == 2
-    assert "file/w.safetensors: cannot be written (" in capsys.readouterr().err
+    assert "file/w.safetensors cannot be written: " in capsys.readouterr().err
 
 
-def test_the_folder_of_an_export_is_made(run: Path, tmp_path: Path):
+def test_a_mistyped_folder_of_an_export_is_refused_and_not_made(run: Path, tmp_path: Path):
     out = tmp_path / "new" / "folder" / "w.safetensors"
-    assert main(["checkpoint", "export", str(run), "--out", str(out)]) == 0
-    assert out.is_file()
+    assert main(["checkpoint", "export", str(run), "--out", str(out)]) == 2
+    assert not (tmp_path / "new").exists()

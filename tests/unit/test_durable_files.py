@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from largebatch.durable_files import remove_abandoned_drafts, replacing, write_record, write_whole
+from largebatch.durable_files import NotWrittenError, remove_abandoned_drafts, replacing, write_record, write_whole
 from tests.unit.failing_disk import FAILURES, Death, FailingDisk
 
 
@@ -182,7 +182,7 @@ def test_a_full_file_system_leaves_the_former_file(tmp_path: Path):
         path = tmp_path / "summary.json"
         write_whole(path, b"former")
         for write in WAYS.values():
-            with pytest.raises(OSError, match="No space") as caught:
+            with pytest.raises(NotWrittenError, match=rf"{path} cannot be written: No space") as caught:
                 write(path, b"x" * 100_000)
             assert caught.value.errno == errno.ENOSPC
             assert [entry.name for entry in tmp_path.iterdir()] == ["summary.json"]

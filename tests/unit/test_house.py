@@ -138,6 +138,7 @@ SAME_LEVEL = {
     ("order", "keyed"),
     ("line_file", "durable_files"),
     ("credentials", "conf_folder"),
+    ("durable_files", "regular_files"),
     ("losses", "modes"),
     ("data", "interruption"),
     ("leaving", "interruption"),
