@@ -129,7 +129,9 @@ def open_job(prepared: Prepared, stop: Callable[[], bool], overrides: Sequence[s
             trackers = _trackers(prepared, folder, start, stack) if runtime.is_main else []
             records = Records(runtime)
             job = _connect(prepared, runtime, folder, trackers, records, identity, stop)
-            folder.come_back += [one.come_back for one in job.trackers if isinstance(one, JsonlTracker)]
+            for rows in (one for one in job.trackers if isinstance(one, JsonlTracker)):
+                folder.come_back.append(rows.come_back)
+                folder.force.append(rows.force)
             job.notes += [*prepared.notes, *notes, *start.notes, *_variables_of(job.trackers)]
             if (checkpoint := start.checkpoint) is not None:
                 job.notes += restore(job.run, checkpoint, changed_options=start.changed_options)

@@ -8,7 +8,14 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from largebatch.durable_files import open_regular_to_write, require_regular, where_is, write_all, write_whole
+from largebatch.durable_files import (
+    open_regular_to_write,
+    require_regular,
+    sync_names,
+    where_is,
+    write_all,
+    write_whole,
+)
 
 _COPIED_BYTES = 2**20  # at a time
 
@@ -31,6 +38,7 @@ class LineFile:
     def __init__(self, path: str | Path) -> None:
         self._path = Path(path)
         self._folder = self._file = -1
+        self._is_named = False  # on the disk, too
         self._is_torn = False  # it ends in the middle of a line
         self._end: int | None = None  # of the lines, where a part of one that failed could not be taken back
         self.news: list[str] = []
@@ -59,6 +67,9 @@ class LineFile:
         if self._file >= 0:
             self._ensure_in_place()
             os.fsync(self._file)
+            if not self._is_named:
+                sync_names(self._folder)
+                self._is_named = True
 
     def come_back(self, path: Path) -> None:
         """Be `path` from now on, with all lines so far: for a folder that was removed and made anew.
@@ -111,6 +122,7 @@ class LineFile:
             if descriptor >= 0:
                 os.close(descriptor)
         self._folder = self._file = -1
+        self._is_named = False
 
     def _ensure_in_place(self) -> None:
         if self._file < 0:

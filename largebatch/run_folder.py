@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from largebatch.durable_files import require_regular, where_is, write_whole
+from largebatch.durable_files import naming_what_is_not_written, require_regular, where_is, write_whole
 
 _PACKAGES = ("largebatch", "torch", "accelerate", "hydra-core", "omegaconf", "numpy", "wandb", "safetensors")
 
@@ -27,10 +27,12 @@ class RunFolder:
     Attributes:
         path: of the folder; another one where `follow` has found it renamed.
         come_back: called with the path when `follow` has made a removed folder anew: for whoever had a file open in it.
+        force: puts rows on the disk; called before a checkpoint, which a loss of power must not leave without them.
     """
 
     path: Path
     come_back: list[Callable[[Path], object]] = field(default_factory=list, repr=False)
+    force: list[Callable[[], object]] = field(default_factory=list, repr=False)
     _inputs: dict[str, str] = field(default_factory=dict, repr=False)
     _held: int = field(default=-1, repr=False)
 
@@ -95,6 +97,11 @@ class RunFolder:
             require_regular(record)
         self._write_inputs()
 
+    def force_rows(self) -> None:
+        """Force what `force` names to the disk, before a checkpoint gets its name."""
+        for force in self.force:
+            force()
+
     def write_summary(self, summary: dict[str, Any], problems: list[str]) -> None:
         """Write summary.json, with the problems of the run; where the disk refuses, that is one more of them."""
         try:
@@ -154,10 +161,11 @@ def new_folder(root: str, name: str) -> Path:
         OSError: if it cannot be made.
     """
     stem = Path(root) / name / time.strftime("%Y-%m-%d_%H-%M-%S")
-    stem.parent.mkdir(parents=True, exist_ok=True)
+    with naming_what_is_not_written(stem.parent):
+        stem.parent.mkdir(parents=True, exist_ok=True)
     for number in itertools.count(1):
         path = stem if number == 1 else stem.with_name(f"{stem.name}_{number}")
-        with contextlib.suppress(FileExistsError):
+        with naming_what_is_not_written(path), contextlib.suppress(FileExistsError):
             path.mkdir()
             return path
     raise AssertionError("there is no last number")

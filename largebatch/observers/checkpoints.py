@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -32,6 +33,7 @@ from largebatch.trackers import Problems
 
 # The sign with which a larger value is a better one.
 BEST_BY = {"eval/val_loss": -1, "eval/val_accuracy": 1}
+_BETWEEN_LOOKS_S = 1.0  # each asks a file system, perhaps over a network
 
 
 @dataclass
@@ -40,7 +42,6 @@ class CheckpointObserver:
 
     Rank 0 writes, and its clock counts: it asks for a checkpoint with the numbers that ranks send each other anyway,
     and all save after the same step. A save changes nothing in the run, so results do not depend on the clock.
-
     After the last step one is saved when all rows are written, not before: no row would come twice.
 
     Attributes:
@@ -76,6 +77,7 @@ class CheckpointObserver:
     origin: Path | None = None
     changed_options: frozenset[str] = frozenset()
     _last_step: int = -1
+    _looked_at: float = -math.inf
     _has_ended: bool = False
     _latest: str | None = None
     _best_value: float = -math.inf
@@ -114,12 +116,13 @@ class CheckpointObserver:
 
     def after_step(self, run: Run, report: StepReport) -> None:
         """Save, if the interval is over, or if the evaluation of this step is the best so far."""
-        self._look_around(run)
         before = report.samples_seen - report.plan.global_batch_size
         is_due = self.every is not None and passes(self.every, before, report.samples_seen)
         by_clock = run.saves_here and self._last_step < report.step - 1  # else one came while the ranks agreed on it
         if (is_due or by_clock) and run.counted_step < run.num_steps:
             self.save(run)
+        elif time.monotonic() - self._looked_at >= _BETWEEN_LOOKS_S:
+            self._look_around(run)
         self._save_if_best(run)
 
     def on_end(self, run: Run, status: str) -> None:
@@ -128,7 +131,7 @@ class CheckpointObserver:
         self._has_ended = True
         for _ in range(2 * (status != "diverged")):  # the disk may take the second one: what was full often has room
             if self._last_step != run.progress.step:
-                self._save(run, self.home.checkpoints, self.keep, {}, wait=True)
+                self._save(run, {}, wait=True)
             self._settle(run)
             self._last_step, self.unsaved = run.progress.step, self._why_unsaved(run)
             if self.unsaved is None:
@@ -146,10 +149,11 @@ class CheckpointObserver:
         """
         self._last_step = run.progress.step
         with self._clock.saving():
-            self._save(run, self.home.checkpoints, self.keep, {}, wait=False)
+            self._save(run, {}, wait=False)
 
     def roll_back(self, run: Run) -> bool:
         """Go back to the newest one, see `roll_back`; one that is being written counts. Every rank calls it."""
+        self._look_around(run)
         if run.runtime.is_main:
             self._writer.wait()
         return roll_back(run, self.home.checkpoints, self.origin, changed_options=self.changed_options)
@@ -161,9 +165,10 @@ class CheckpointObserver:
         value = float(self.evaluation.last.get(self.best_by, math.nan))
         if BEST_BY[self.best_by] * value > self._best_value:
             self._best_value = BEST_BY[self.best_by] * value
-            self._save(run, self.home.checkpoints / "best", 1, {self.best_by: value}, wait=True)
+            self._save(run, {self.best_by: value}, wait=True)
 
-    def _save(self, run: Run, folder: Path, keep: int, best: dict[str, float], *, wait: bool) -> None:
+    def _save(self, run: Run, best: dict[str, float], *, wait: bool) -> None:
+        self._look_around(run)
         statistics = run.gradient.statistics
         of_ranks = statistics.state()
         with statistics.merged():
@@ -174,34 +179,29 @@ class CheckpointObserver:
                 if self._writer.is_busy:
                     self._problems.count("one was left out", "the one before it was still being written")
                 else:
-                    self._begin(run, folder, keep, best, of_ranks)
+                    self._begin(run, best, of_ranks)
         self._agree(run)
 
-    def _write_of(
-        self, run: Run, folder: Path, keep: int, best: dict[str, float], of_ranks: dict[str, Tensor]
-    ) -> Callable[[], None]:
+    def _write_of(self, run: Run, best: dict[str, float], of_ranks: dict[str, Tensor]) -> Callable[[], None]:
         """A function that writes the run as it is now."""
         tensors, values = state_of(run, of_ranks)
+        tensors = copied(tensors) if self.background else tensors
         values |= {"identity": self.identity, "extra": self.extra, "best": best}
         values["evaluation_owed"] = self.evaluation is not None and self.evaluation.is_owed
-        return partial(
-            self._write, folder, keep, run.progress.step, copied(tensors) if self.background else tensors, values
-        )
+        folder, keep = (self.home.checkpoints / "best", 1) if best else (self.home.checkpoints, self.keep)
+        return partial(self._write, folder, keep=keep, step=run.progress.step, tensors=tensors, values=values)
 
-    def _write(
-        self, folder: Path, keep: int, step: int, tensors: dict[str, dict[str, Tensor]], values: dict[str, Any]
-    ) -> None:
-        path = save_checkpoint(folder, step=step, tensors=tensors, values=values, keep=keep)
+    def _write(self, folder: Path, **saved: Any) -> None:
+        path = save_checkpoint(folder, **saved)
         if folder.name != "best":
             self._latest = path.name
 
-    def _begin(self, run: Run, folder: Path, keep: int, best: dict[str, float], of_ranks: dict[str, Tensor]) -> None:
-        if (
-            self._failure is not None and self.on_error == "stop" and not self._has_ended
-        ):  # all ranks are about to raise
-            return
+    def _begin(self, run: Run, best: dict[str, float], of_ranks: dict[str, Tensor]) -> None:
+        if self._failure is not None and self.on_error == "stop" and not self._has_ended:
+            return  # all ranks are about to raise
         try:
-            write = self._write_of(run, folder, keep, best, of_ranks)
+            self.home.force_rows()
+            write = self._write_of(run, best, of_ranks)
             if self.background:
                 self._writer.start(write)
             else:
@@ -234,9 +234,10 @@ class CheckpointObserver:
         return run.runtime.broadcast(why)
 
     def _look_around(self, run: Run) -> None:
-        """Notice at once what somebody did to the folder or to the newest checkpoint."""
+        """Notice what somebody did to the folder or to the newest checkpoint."""
         if not run.runtime.is_main:
             return
+        self._looked_at = time.monotonic()
         was, told = self.home.path, None
         try:
             told = self.home.follow()
@@ -248,9 +249,8 @@ class CheckpointObserver:
             if self.origin is not None and self.origin.is_relative_to(was):
                 self.origin = self.home.path / self.origin.relative_to(was)
         if self.latest is not None and not self._writer.is_busy and not self.latest.exists():
-            self._failure = f"{self.latest} was removed while the run went on."
+            self._latest, self._failure = None, f"{self.latest} was removed while the run went on."
             self._problems.count(self._failure, "")
-            self._latest = None
 
     def _agree(self, run: Run) -> None:
         """Where a failure is to stop the run, every rank learns of rank 0's; at the end `unsaved` tells it."""

@@ -2,7 +2,7 @@
 
 Numbers are written so that they read back exactly. JSON has no NaN and no infinity, so these are the strings "NaN",
 "Infinity" and "-Infinity"; `row_file` makes them numbers again. A row survives the death of the process
-the moment `log` returns, and the loss of power after `finish`.
+the moment `log` returns, and the loss of power after `force` or `finish`.
 """
 
 from __future__ import annotations
@@ -53,6 +53,11 @@ class JsonlTracker:
         """Write all rows again into a folder that was removed and made anew."""
         with self._problems.counted("its rows could not be written again"):
             self._file.come_back(folder / self._path.name)
+
+    def force(self) -> None:
+        """Force all rows so far to the disk."""
+        with self._told(), self._problems.counted("rows could not be forced to the disk"):
+            self._file.sync()
 
     def finish(self, summary: dict[str, Any], plots: Sequence[Path]) -> None:
         """Force the file to the disk and close it. The summary and the plots have files of their own."""

@@ -99,7 +99,7 @@ def test_where_it_cannot_be_made_anew_the_run_goes_on_and_its_end_tells_what_is_
     assert folder.read_text() == "of somebody else"
 
 
-def test_a_removed_checkpoint_is_told_at_once(tmp_path: Path):
+def test_a_removed_checkpoint_is_told(tmp_path: Path):
     def remove(step: int) -> None:
         shutil.rmtree(tmp_path / "checkpoints" / f"step_{step:08d}")
 
@@ -220,3 +220,31 @@ def test_a_full_disk_costs_what_does_not_fit_and_the_end_says_so(is_freed: bool,
             assert 8 in steps
         else:
             assert "No space left on device" in trained.summary["unsaved"]
+
+
+def test_rows_are_on_the_disk_before_the_checkpoint_of_their_step_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """What a loss of power would leave at the moment of each rename: the bytes that were forced by then."""
+    forced: dict[int, int] = {}
+    held: list[tuple[str, dict[str, int]]] = []
+    fsync, rename = os.fsync, os.rename
+
+    def forcing(file: int) -> None:
+        fsync(file)
+        forced[os.fstat(file).st_ino] = os.fstat(file).st_size
+
+    def renaming(source: Path, target: Path) -> None:
+        if Path(target).name.startswith("step_"):
+            files = (tmp_path / "metrics.jsonl", tmp_path / "ledger.jsonl")
+            held.append((Path(target).name, {one.name: forced.get(one.stat().st_ino, 0) for one in files}))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", forcing)
+    monkeypatch.setattr(os, "rename", renaming)
+    run(tmp_path)
+    assert [name for name, _ in held][:2] == ["step_00000002", "step_00000004"]
+    for name, sizes in held:
+        for file, size in sizes.items():
+            lines = (tmp_path / file).read_bytes()[:size].splitlines()
+            assert json.loads(lines[-1])["step"] == int(name.removeprefix("step_")), (name, file)
