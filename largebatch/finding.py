@@ -24,18 +24,15 @@ class Finding:
         headers: of the columns.
         rows: cells as shown.
         record: the numbers, ready for JSON.
-        plots: pictures that were drawn.
+        draw: pictures into a folder; returns them. Called when the numbers are shown and written.
     """
 
     title: str
     headers: tuple[str, ...]
     rows: Sequence[tuple[str, ...]]
     record: dict[str, Any]
-    plots: Sequence[Path] = ()
+    draw: Callable[[Path], Sequence[Path]]
 
-
-# Draws into a folder and tells: on rank 0 alone, after everything is measured.
-Present = Callable[[Path], Finding]
 
 # Measures on all ranks together; None on every rank but 0. Made before any process group, where wrong input is refused.
-Measurement = Callable[[Weights], Present | None]
+Measurement = Callable[[Weights], Finding | None]

@@ -46,6 +46,7 @@ def run(what: str, config: DictConfig, overrides: list[str]) -> int:
     """Measure the weights that `measure.checkpoint` names, on all ranks of the launcher together."""
     from largebatch.measured_weights import open_weights, parse_measure
     from largebatch.prepare import prepare
+    from largebatch.trackers import print_table
 
     options = parse_measure(config)
     prepared = prepare(config, os.environ)
@@ -56,12 +57,13 @@ def run(what: str, config: DictConfig, overrides: list[str]) -> int:
         folder, shown = None, []
         for name, measure in measurements.items():
             started = time.perf_counter()
-            present = measure(weights)
-            if present is not None:
+            finding = measure(weights)
+            if finding is not None:
+                seconds = time.perf_counter() - started
+                print_table(finding.headers, finding.rows, title=finding.title)  # first: a disk may refuse the rest
                 folder = folder or _folder(prepared, what)
-                finding = present(folder)
-                shown.append((name, finding, time.perf_counter() - started))
-                _show(*shown[-1], folder, _context(prepared, weights))
+                plots = _write(name, finding, seconds, folder, _context(prepared, weights))
+                shown.append((name, finding, seconds, plots))
         if what == ALL and folder is not None:
             _conclude(folder, prepared, weights, shown, left_out)
     return 0
@@ -103,32 +105,32 @@ def _folder(prepared: Prepared, what: str) -> Path:
     return folder
 
 
-def _show(name: str, finding: Finding, seconds: float, folder: Path, context: dict[str, object]) -> None:
+def _write(name: str, finding: Finding, seconds: float, folder: Path, context: dict[str, object]) -> Sequence[Path]:
+    """The numbers, then the pictures, which are returned."""
     from largebatch.durable_files import write_record
-    from largebatch.trackers import print_table
 
-    print_table(finding.headers, finding.rows, title=finding.title)
-    path = folder / f"{name}.json"
-    write_record(path, finding.record | context | {"seconds": seconds})
-    for written in (path, *finding.plots):
-        print(written)
+    print(write_record(folder / f"{name}.json", finding.record | context | {"seconds": seconds}))
+    plots = finding.draw(folder)
+    for plot in plots:
+        print(plot)
+    return plots
 
 
 def _conclude(
     folder: Path,
     prepared: Prepared,
     weights: Weights,
-    shown: Sequence[tuple[str, Finding, float]],
+    shown: Sequence[tuple[str, Finding, float, Sequence[Path]]],
     left_out: Sequence[tuple[str, str]],
 ) -> None:
     """The page of all that was measured, and how long each took."""
     from largebatch.trackers import print_table
     from largebatch.trackers.page import Section, write_page
 
-    times = [(name, f"{seconds:.1f} s", finding.title) for name, finding, seconds in shown]
+    times = [(name, f"{seconds:.1f} s", finding.title) for name, finding, seconds, _ in shown]
     times += [(name, "left out", reason) for name, reason in left_out]
     overview = Section("overview", "What was measured, and how long it took.", ("what", "took", "of what"), times)
-    parts = [Section(name, found.title, found.headers, found.rows, found.plots) for name, found, _ in shown]
+    parts = [Section(name, found.title, found.headers, found.rows, plots) for name, found, _, plots in shown]
     name = prepared.config.shown_name
     page = write_page(
         folder / "page.html",

@@ -16,7 +16,7 @@ from largebatch.commands.bench import median_interval
 from largebatch.communication import ProbeTimes, StepTimes, time_all_reduces, time_steps
 from largebatch.data import MicroBatchLoader
 from largebatch.diagnostics import TransferFit, probe_sizes
-from largebatch.finding import Finding, Measurement, NotMeasurableError, Present
+from largebatch.finding import Finding, Measurement, NotMeasurableError
 from largebatch.initial_state import build_optimizer
 from largebatch.losses import units_are_fixed
 from largebatch.measure_schema import MeasureConfig
@@ -41,13 +41,13 @@ def plan(prepared: Prepared, options: MeasureConfig) -> Measurement:
     ):
         raise NotMeasurableError(problems)
 
-    def measure(weights: Weights) -> Present | None:
+    def measure(weights: Weights) -> Finding | None:
         steps = _time_steps(prepared, weights, pairs=options.communication.pairs)
         sizes = probe_sizes(max(steps.num_bytes), options.communication.sizes)
         probe = time_all_reduces(weights.runtime, sizes, repetitions=options.communication.repetitions)
         if not weights.runtime.is_main:
             return None
-        return lambda folder: _finding(prepared, options, weights, steps, probe, folder)
+        return _finding(prepared, options, weights, steps, probe)
 
     return measure
 
@@ -157,28 +157,11 @@ def _fit_rows(steps: StepTimes, fit: TransferFit, num_ranks: int) -> Rows:
 
 
 def _finding(
-    prepared: Prepared, options: MeasureConfig, weights: Weights, steps: StepTimes, probe: ProbeTimes, folder: Path
+    prepared: Prepared, options: MeasureConfig, weights: Weights, steps: StepTimes, probe: ProbeTimes
 ) -> Finding:
     found, fit, batch = _medians(steps), probe.fit, prepared.derived.plan
-    rise = found["step_with"].value - found["step_without"].value
     num_ranks, name = weights.runtime.world_size, prepared.config.shown_name
     title = f"communication of {num_ranks} ranks, batch {batch.global_batch_size} in {options.precision}"
-    picture = plot_transfer(
-        folder / "communication.png",
-        title=f"{name}: {title}",
-        num_bytes=probe.num_bytes,
-        seconds=(probe.median_s, probe.low_s, probe.high_s),
-        fit=fit,
-        parts=steps.num_bytes,
-        bars={
-            "step without\ncommunication": {"step": found["step_without"].value},
-            "step with it": {"step": found["step_without"].value, "difference": max(rise, 0.0)},
-            "communication": {
-                "hidden": found["total"].value * found["hidden_share"].value,
-                "exposed": found["exposed"].value,
-            },
-        },
-    )
     return Finding(
         title=title,
         headers=("what", "value", "95 %", "meaning"),
@@ -190,7 +173,27 @@ def _finding(
             "steps": dataclasses.asdict(steps),
             "settings": options.model_dump(),
         },
-        plots=[picture],
+        draw=lambda folder: [_picture(folder, f"{name}: {title}", steps, probe, found)],
+    )
+
+
+def _picture(folder: Path, title: str, steps: StepTimes, probe: ProbeTimes, found: dict[str, _Median]) -> Path:
+    rise = found["step_with"].value - found["step_without"].value
+    return plot_transfer(
+        folder / "communication.png",
+        title=title,
+        num_bytes=probe.num_bytes,
+        seconds=(probe.median_s, probe.low_s, probe.high_s),
+        fit=probe.fit,
+        parts=steps.num_bytes,
+        bars={
+            "step without\ncommunication": {"step": found["step_without"].value},
+            "step with it": {"step": found["step_without"].value, "difference": max(rise, 0.0)},
+            "communication": {
+                "hidden": found["total"].value * found["hidden_share"].value,
+                "exposed": found["exposed"].value,
+            },
+        },
     )
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 from largebatch.config import ConfigError
 from largebatch.coupled_losses import is_coupled
 from largebatch.diagnostics import GapParts, Interval, Part, decompose_gap
-from largebatch.finding import Finding, Measurement, NotMeasurableError, Present
+from largebatch.finding import Finding, Measurement, NotMeasurableError
 from largebatch.gap_conditions import Conditions, GapData, GapSettings, measure_conditions
 from largebatch.keyed import stream_key
 from largebatch.measure_schema import MeasureConfig
@@ -47,12 +46,12 @@ def plan(prepared: Prepared, options: MeasureConfig) -> Measurement:
     settings = GapSettings(seed=seed, ghost=ghost, draws=options.gap.draws, micro_batch_size=options.micro)
     losses = prepared.loss, prepared.measured_loss
 
-    def measure(weights: Weights) -> Present | None:
+    def measure(weights: Weights) -> Finding | None:
         conditions = measure_conditions(weights.module, losses, data, weights.runtime, settings)
         if not weights.runtime.is_main:
             return None
         found = _decompose(conditions, options, seed)
-        return lambda folder: _finding(prepared, options, weights, found, folder, ghost, len(data.validation_ids))
+        return _finding(prepared, options, weights, found, ghost, len(data.validation_ids))
 
     return measure
 
@@ -111,7 +110,6 @@ def _finding(
     options: MeasureConfig,
     weights: Weights,
     found: GapParts,
-    folder: Path,
     ghost: int,
     num_validation: int,
 ) -> Finding:
@@ -123,7 +121,7 @@ def _finding(
         headers=("part", "loss", "95 % interval", "accuracy", "95 % interval", "meaning"),
         rows=_rows(found, ghost, options.gap.draws, is_augmented=prepared.gap_is_augmented),
         record=dataclasses.asdict(found) | settings,
-        plots=[plot_gap_parts(found, folder, title=f"{name}, {weights.source}", unit=prepared.loss.unit)],
+        draw=lambda folder: [plot_gap_parts(found, folder, title=f"{name}, {weights.source}", unit=prepared.loss.unit)],
     )
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from pathlib import Path
 from typing import Any
 
 from largebatch.config import ConfigError
 from largebatch.coupled_losses import is_coupled
-from largebatch.finding import Finding, Measurement, NotMeasurableError, Present
+from largebatch.finding import Finding, Measurement, NotMeasurableError
 from largebatch.measure_schema import MeasureConfig, SharpnessConfig
 from largebatch.measured_weights import Weights, fixed_subset
 from largebatch.prepare import Prepared
@@ -28,11 +27,11 @@ def plan(prepared: Prepared, options: MeasureConfig) -> Measurement:
     subset = _subset(prepared, options)
     settings = SharpnessSettings(seed=prepared.config.seed, **options.sharpness.model_dump())
 
-    def measure(weights: Weights) -> Present | None:
+    def measure(weights: Weights) -> Finding | None:
         found = measure_sharpness(weights.module, prepared.measured_loss, subset, weights.runtime, settings)
         if found is None:
             return None
-        return lambda folder: _finding(prepared, options, weights, found, folder)
+        return _finding(prepared, options, weights, found)
 
     return measure
 
@@ -80,7 +79,7 @@ def _error(standard_error: float) -> str:
     return "" if math.isnan(standard_error) else f"+- {standard_error:.2g}"
 
 
-def _finding(prepared: Prepared, options: MeasureConfig, weights: Weights, found: Sharpness, folder: Path) -> Finding:
+def _finding(prepared: Prepared, options: MeasureConfig, weights: Weights, found: Sharpness) -> Finding:
     count = options.samples or len(prepared.train_plain)
     name = prepared.config.shown_name
     return Finding(
@@ -88,7 +87,9 @@ def _finding(prepared: Prepared, options: MeasureConfig, weights: Weights, found
         headers=("what", "value", "error", "meaning"),
         rows=_rows(found, options.sharpness, count),
         record=_values(found) | {"settings": options.model_dump()},
-        plots=plot_slices(found.slices, folder, title=f"{name}, {weights.source}", unit=prepared.loss.unit),
+        draw=lambda folder: plot_slices(
+            found.slices, folder, title=f"{name}, {weights.source}", unit=prepared.loss.unit
+        ),
     )
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 from largebatch.config import ConfigError
 from largebatch.coupled_losses import is_coupled
 from largebatch.diagnostics.nested_groups import doubling_sizes, require_nested
 from largebatch.diagnostics.variance_law import Pair, Slope, VarianceCurve
-from largebatch.finding import Finding, Measurement, NotMeasurableError, Present
+from largebatch.finding import Finding, Measurement, NotMeasurableError
 from largebatch.gradient_variance import GradientVariance, VarianceSettings, measure_variance
 from largebatch.measure_schema import MeasureConfig
 from largebatch.measured_weights import Weights, fixed_subset
@@ -42,7 +41,7 @@ def plan(prepared: Prepared, options: MeasureConfig) -> Measurement:
         raise ConfigError([f"measure.variance.{error} The samples are those of measure.samples."]) from None
     settings = VarianceSettings(prepared.config.seed, tuple(sizes), options.variance.replications)
 
-    def measure(weights: Weights) -> Present | None:
+    def measure(weights: Weights) -> Finding | None:
         found = measure_variance(
             weights.module,
             prepared.measured_loss,
@@ -53,14 +52,12 @@ def plan(prepared: Prepared, options: MeasureConfig) -> Measurement:
         )
         if found is None:
             return None
-        return lambda folder: _finding(prepared, options, weights, found, folder)
+        return _finding(prepared, options, weights, found)
 
     return measure
 
 
-def _finding(
-    prepared: Prepared, options: MeasureConfig, weights: Weights, found: GradientVariance, folder: Path
-) -> Finding:
+def _finding(prepared: Prepared, options: MeasureConfig, weights: Weights, found: GradientVariance) -> Finding:
     count = found.noise.num_samples
     name = prepared.config.shown_name
     measured = f"{weights.source}, on {count} training samples in {options.precision}"
@@ -69,7 +66,7 @@ def _finding(
         headers=_HEADERS,
         rows=_rows(found),
         record=_values(found) | {"settings": options.model_dump()},
-        plots=[plot_variance(found, folder, title=f"{name}, {measured}")],
+        draw=lambda folder: [plot_variance(found, folder, title=f"{name}, {measured}")],
     )
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from largebatch import durable_files
 from largebatch.__main__ import main
 from largebatch.commands.measure import MEASURES
 
@@ -146,3 +149,17 @@ def test_without_a_measure_or_with_an_unknown_one_the_list_is_printed(capsys):
     said = capsys.readouterr()
     assert all(f"\n  measure {name} " in said.out for name in MEASURES)
     assert main(["measure", "sharpness", "--help"]) == 0
+
+
+def test_a_full_disk_costs_the_files_and_not_what_was_measured(monkeypatch, capsys):
+    def full(file: int, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(durable_files, "write_all", full)
+    assert main(["measure", "sharpness", *SMALL, *BARE]) == 1
+    said = capsys.readouterr()
+    assert " lambda_max " in said.out
+    assert said.err.splitlines()[-1] == (
+        "largebatch: out/sharpness.json cannot be written: No space left on device. Make room, or choose another place."
+    )
+    assert "Traceback" not in said.err
