@@ -260,7 +260,7 @@ MATRIX = (
         (RECORDS, "a_folder_that_is_renamed_is_followed_with_everything"),
         (RECORDS, "a_folder_that_is_removed_is_made_anew_with_all_rows"),
         (RECORDS, "where_it_cannot_be_made_anew_the_run_goes_on_and_its_end_tells_what_is_not_saved"),
-        (RECORDS, "a_removed_checkpoint_is_told_at_once"),
+        (RECORDS, "a_removed_checkpoint_is_told"),
     ),
     _row(
         29,

@@ -23,9 +23,16 @@ RUN = (
 LENGTH = 800
 
 
-def assert_unharmed(folder: Path, golden: Path, *, num_steps: int) -> None:
+def assert_unharmed(folder: Path, golden: Path, *, num_steps: int, tolerance: float = 0.0) -> None:
+    """Ledger, weights and optimizer bit for bit; of the rows each number within a tolerance, absolute or relative.
+
+    An evaluation adds up over ranks: on another number of them its last digits are others.
+    """
     assert_same_run(folder, golden, num_steps=num_steps)
-    assert rows_without_times(folder) == rows_without_times(golden)
+    ours, theirs = rows_without_times(folder), rows_without_times(golden)
+    assert len(ours) == len(theirs)
+    for one, other in zip(ours, theirs, strict=True):
+        assert one == (pytest.approx(other, rel=tolerance, abs=tolerance) if tolerance else other)
 
 
 def test_every_launcher_goes_on_after_a_kill_of_a_rank_or_of_itself_and_after_signals(tmp_path: Path):
@@ -88,4 +95,5 @@ def test_sixty_real_kills_end_with_the_uninterrupted_run(
         campaign.strike(way, name, **when)
         print(campaign.hits[-1], flush=True)
     campaign.finish(ways[-1])
-    assert_unharmed(tmp_path / "run", tmp_path / "golden", num_steps=LENGTH)
+    tolerance = 1e-6 if ways == ELASTIC else 0.0
+    assert_unharmed(tmp_path / "run", tmp_path / "golden", num_steps=LENGTH, tolerance=tolerance)
