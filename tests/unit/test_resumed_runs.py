@@ -185,9 +185,7 @@ def test_records_that_are_no_longer_kept_have_no_rows_of_what_came_again(stopped
 def test_shapes_that_do_not_fit_are_a_report_before_anything_is_written(stopped: Path):
     before = content(stopped)
     wider = ("model.hidden=[9]", "resume_allow=[model.hidden]")
-    with pytest.raises(
-        CheckpointError, match=r"weight is float32 \[8, 64\] in the checkpoint and float32 \[9"
-    ):
+    with pytest.raises(CheckpointError, match=r"weight is float32 \[8, 64\] in the checkpoint and float32 \[9"):
         run(stopped, "resume=auto", *wider)
     assert content(stopped) == before
 
