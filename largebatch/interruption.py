@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import multiprocessing
 import multiprocessing.connection
 import os
 import signal
@@ -67,6 +69,17 @@ class Stopped(KeyboardInterrupt):
     def __init__(self, signal_name: str) -> None:
         super().__init__(signal_name)
         self.signal_name = signal_name
+
+
+def kill_children(*, daemons_only: bool = False) -> None:
+    """End the processes that this one has started by multiprocessing, or by a library of its kind, at once.
+
+    By their numbers: processes of other libraries, such as joblib's, have no `kill`.
+    """
+    for process in multiprocessing.active_children():
+        if process.pid is not None and (process.daemon or not daemons_only):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)
 
 
 def heeded_signals() -> list[int]:

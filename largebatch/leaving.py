@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import multiprocessing
 import os
 import signal
 import sys
 import threading
 from typing import NoReturn
 
-from largebatch.interruption import STOP_SIGNALS
+from largebatch.interruption import STOP_SIGNALS, kill_children
 
 EXIT_DONE = 0
 EXIT_FAILED = 1  # an error, a run that diverged; and where a verb answers a question: no
@@ -71,8 +70,7 @@ def leave(code: int) -> NoReturn:
 
 
 def _end(code: int) -> NoReturn:
-    for process in multiprocessing.active_children():
-        process.kill()
+    kill_children()
     for screen in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or there is none
             screen.flush()

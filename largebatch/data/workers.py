@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import multiprocessing
 import os
 import signal
 import threading
@@ -11,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.util import Finalize
 
-from largebatch.interruption import STOP_SIGNALS, end_with_starter
+from largebatch.interruption import STOP_SIGNALS, end_with_starter, kill_children
 
 _GROUP_SIGNALS = tuple(getattr(signal, name) for name in STOP_SIGNALS)
 _FINALIZERS: dict[int, Finalize] = {}  # by process: a fork forgets those of its parent
@@ -60,6 +59,4 @@ def end_workers() -> None:
     A worker leaves one SIGTERM to the run. Two that come before its Python looks are one to it, and multiprocessing
     would wait for it forever: seen where a run that diverged left its loader in the middle of an epoch.
     """
-    for process in multiprocessing.active_children():
-        if process.daemon:
-            process.kill()
+    kill_children(daemons_only=True)

@@ -7,17 +7,16 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import BaseContext
-from multiprocessing.process import BaseProcess
 from typing import Any
 
 from largebatch.credentials import redact_screens
-from largebatch.interruption import STOP_SIGNALS, end_with_starter
+from largebatch.interruption import STOP_SIGNALS, end_with_starter, kill_children
 from largebatch.study.protocol import Job, Row
 
 Work = Callable[[Job, Callable[[], bool]], Row | None]  # job, stop -> row; None: it was stopped
@@ -85,9 +84,9 @@ def _share_out(
                     yield row
             if is_last:
                 break
-        _kill(multiprocessing.active_children())
-    except (KeyboardInterrupt, GeneratorExit):  # nobody takes their rows any more
-        _kill(multiprocessing.active_children())
+        kill_children()
+    except BaseException:  # nobody takes their rows any more; the pool waits for them, and SIGTERM is not theirs
+        kill_children()
         raise
     finally:
         pool.shutdown(cancel_futures=True)
@@ -127,11 +126,6 @@ def _context() -> BaseContext:
 
 
 _state: dict[str, Any] = {}  # of a worker
-
-
-def _kill(workers: Iterable[BaseProcess]) -> None:
-    for worker in workers:
-        worker.kill()
 
 
 def _begin(work: Work, start_method: str) -> None:

@@ -93,7 +93,9 @@ def surroundings(in_a_folder: None, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def found(folder: Path, *printed: str) -> list[tuple[str, str]]:
     """(file or screen, canary) for every secret that is somewhere in it."""
     texts = {
-        path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "own_things.py"
+        path.name: path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and not path.name.startswith("own_things.")
     }
     texts |= {f"{name}, joined": b"".join(chunks(data)) for name, data in texts.items() if name.endswith(".wandb")}
     texts |= {str(path): str(path).encode() for path in folder.rglob("*")}

@@ -85,4 +85,6 @@ class FaultTable:
         return sum(self._seconds.get(test, 0.0) for test in row.tests)
 
     def _shown_with(self, row: Row) -> str:
+        if self.verdict(row) in ("soak", "not run", "not met"):
+            return ""
         return in_words(set().union(*(self._shown.get(test, set()) for test in row.tests)))
