@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import random
 import re
-import signal
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,7 @@ import pytest
 
 from largebatch import trackers
 from largebatch.__main__ import main
+from tests.deadline import deadline
 from tests.faults.damaged_folders import DIFFERENT, KINDS, LEFT_OUT, SCRIPT, TERMINAL, WHOLE, make, mutate
 from tests.unit.report_folders import write_json, write_run
 from tests.unit.test_report_records import RECORDS
@@ -31,24 +29,6 @@ ODD_NAMES = (
     "‮gnp.exe",
     "a\nb",
 )
-
-
-class Late(BaseException):
-    """No Exception: those are what a guard turns into a reason."""
-
-
-@contextlib.contextmanager
-def deadline() -> Iterator[None]:
-    def give_up(*_: object) -> None:
-        raise Late(f"no end within {DEADLINE_S} s")
-
-    before = signal.signal(signal.SIGALRM, give_up)
-    signal.alarm(DEADLINE_S)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def page_data(page: Path) -> tuple[str, dict[str, Any]]:
@@ -73,7 +53,7 @@ def test_of_forty_damaged_folders_each_is_named_and_the_healthy_ones_are_drawn_a
     for number, name in enumerate(ODD_NAMES):
         (write_run(tmp_path / "odd" / name, 32) / "plan.json").write_text("{" if number % 2 else f'{{"{SCRIPT}": 1}}')
     capsys.readouterr()
-    with deadline():
+    with deadline(DEADLINE_S):
         code = main(["report", str(tmp_path), "--out", str(tmp_path / "all.html")])
     said, complaints = capsys.readouterr()
     assert code == 3
@@ -160,7 +140,7 @@ def test_compare_leaves_damaged_runs_out_by_name_and_ledger_refuses_them(tmp_pat
         make(tmp_path, name)
     small, large = (str(write_run(tmp_path / str(batch), batch)) for batch in (32, 64))
     given = [small, large, *(str(tmp_path / name) for name in names)]
-    with deadline():
+    with deadline(DEADLINE_S):
         code = main(["compare", *given, "--out", str(tmp_path / "out")])
     _, complaints = capsys.readouterr()
     assert code == 3
@@ -172,7 +152,7 @@ def test_compare_leaves_damaged_runs_out_by_name_and_ledger_refuses_them(tmp_pat
     assert record["left_out"] == complaints.splitlines()
     assert sorted(map(len, record["runs"].values())) == [1, 3]
     os.mkfifo(tmp_path / "ledger.jsonl")
-    with deadline():
+    with deadline(DEADLINE_S):
         assert main(["ledger", str(tmp_path / "ledger.jsonl"), str(tmp_path)]) == 2
     assert "ledger.jsonl is a pipe, not a regular file" in capsys.readouterr().err
 
@@ -209,7 +189,7 @@ def test_three_hundred_damaged_folders_end_without_traceback_or_hang(tmp_path, c
             ["report", str(folder), str(small), "--out", str(page)],
             ["compare", str(folder), str(small), str(large), "--out", str(tmp_path / "compared")],
         ):
-            with deadline():
+            with deadline(DEADLINE_S):
                 code = main(verb)
             said, complaints = capsys.readouterr()
             # Two: what became another task is compared with nothing; the runs were named one by one.

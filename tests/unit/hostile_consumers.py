@@ -7,7 +7,6 @@ import io
 import os
 import resource
 import shutil
-import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from largebatch.prepare import Prepared, prepare
 from largebatch.resume import check_identity, find_checkpoint, run_identity
 from largebatch.resume.fitting import fits_run
 from largebatch.run_folder import RunFolder
+from tests.deadline import deadline
 from tests.unit.hostile_checkpoints import PLANTED, Case
 
 OPTIONS = (
@@ -84,22 +84,6 @@ class Saved:
         return find_checkpoint(str(folder), RunFolder(folder), ONE, key="measure.checkpoint", fits=fits)[0]
 
 
-@contextlib.contextmanager
-def deadline(seconds: int = DEADLINE_S) -> Iterator[None]:
-    """Raise TimeoutError in this thread, also out of a system call that waits."""
-
-    def late(*_: Any) -> None:
-        raise TimeoutError(f"it hangs for {seconds} s")
-
-    before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
-
-
 def tried(saved: Saved, case: Case, folder: Path) -> list[str]:
     """What is wrong with how every consumer takes the case; nothing, if all is well."""
     where = saved.hostile(case, folder)
@@ -124,7 +108,7 @@ def _faults(saved: Saved, case: Case, where: Path, path: Path) -> Iterator[tuple
         "newest_valid": lambda: newest_valid(where / "checkpoints") and None,
     }.items():
         try:
-            with deadline():
+            with deadline(DEADLINE_S):
                 fault = consume()
         except CheckpointError as error:
             fault = _message(str(error))
