@@ -80,7 +80,6 @@ def train_quietly(
         job.run.observers = [*job.run.observers, *observers]
         with naming_failures(job.run, job.folder):
             status = train(job.run)
-        job.run.gradient.statistics.merge()
         summary = job.summary(status)
         if job.run.runtime.is_main:
             for tracker in job.trackers:
