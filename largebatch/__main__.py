@@ -80,10 +80,12 @@ def _run_verb(arguments: list[str]) -> int:
 
 def _refused(problems: Sequence[str]) -> int:
     """Say it once per machine; the other ranks wait, since a launcher ends all of them with the first."""
-    if os.environ.get("LOCAL_RANK", "0") in ("", "0"):
+    from largebatch.commands.held_screen import HEAD_START_S, is_first_of_machine
+
+    if is_first_of_machine():
         print("".join(f"largebatch: {problem}\n" for problem in problems), end="", file=sys.stderr)
     else:
-        time.sleep(3)
+        time.sleep(HEAD_START_S)
     return 2
 
 

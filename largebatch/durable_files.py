@@ -141,6 +141,7 @@ def open_regular_to_write(path: Path, flags: int = 0, *, folder: int | None = No
     Raises:
         OSError: if it cannot be opened, or is something else.
     """
+    require_regular(path)
     more = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     file = os.open(path if folder is None else path.name, flags | more, 0o666, dir_fd=folder)
     if kind := kind_of_stranger(os.fstat(file)):

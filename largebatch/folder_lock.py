@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from types import TracebackType
 
-from largebatch.durable_files import open_regular_to_write, require_regular
+from largebatch.durable_files import open_regular_to_write
 
 LOCK = ".lock"
 # A Lustre without `-o flock`, an NFS without its lock daemon.
@@ -58,7 +58,6 @@ class FolderLock:
 
     def __enter__(self) -> FolderLock:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        require_regular(self._path)
         file = open_regular_to_write(self._path)
         try:
             self._take(file)

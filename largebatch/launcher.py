@@ -67,8 +67,8 @@ def restart_problem(environ: Mapping[str, str], *, resume: str) -> str | None:
 
     The folder of the attempt before, without a name, is not known to this one.
     """
-    count = environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    if resume != "none" or not count.isdecimal() or int(count) == 0:
+    count = _number(environ, "TORCHELASTIC_RESTART_COUNT")
+    if resume != "none" or count == 0:
         return None
     return (
         f"torchrun has started this job again (restart {count} of {environ.get('TORCHELASTIC_MAX_RESTARTS', '?')}), "
@@ -80,8 +80,8 @@ def restart_problem(environ: Mapping[str, str], *, resume: str) -> str | None:
 
 def restart_note(environ: Mapping[str, str], *, resume: str) -> str | None:
     """What to know of torchrun's restarts before one is needed."""
-    most = environ.get("TORCHELASTIC_MAX_RESTARTS", "0")
-    if resume != "none" or not most.isdecimal() or int(most) == 0:
+    most = _number(environ, "TORCHELASTIC_MAX_RESTARTS")
+    if resume != "none" or most == 0:
         return None
     return (
         f"torchrun would start this job again if it fails (--max-restarts={most}), but resume=none would begin "
@@ -119,6 +119,12 @@ def _count(environ: Mapping[str, str], size: str, index: str) -> int:
     if size == "FLUX_JOB_SIZE" and index not in environ:  # a shell of an allocation
         return 1
     return _length(text) if text.startswith("[") else _whole(text)
+
+
+def _number(environ: Mapping[str, str], variable: str) -> int:
+    """Of restarts; 0: none, or no number."""
+    text = environ.get(variable, "")
+    return int(text) if text.isdecimal() else 0
 
 
 def _whole(text: str) -> int:

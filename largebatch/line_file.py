@@ -104,7 +104,6 @@ class LineFile:
 
     def _open(self) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        require_regular(self._path)
         self._folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             self._file = open_regular_to_write(self._path, os.O_APPEND, folder=self._folder)

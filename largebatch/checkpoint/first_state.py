@@ -106,5 +106,14 @@ def _states_of_twin(optimizer: Optimizer, forms: list[dict[Any, list[str]]], dev
 def described(value: Any) -> str:
     """The form of a state: of a tensor dtype and shape, of anything else its type."""
     if isinstance(value, Tensor):
-        return f"tensor {str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+        return f"tensor {form(value)}"
     return type(value).__name__
+
+
+def form(tensor: Tensor) -> str:
+    """Dtype and shape of a tensor.
+
+    >>> form(torch.zeros(2, 3))
+    'float32 [2, 3]'
+    """
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from largebatch.checkpoint.first_state import form
 from largebatch.checkpoint.loading import Checkpoint
 from largebatch.checkpoint.manifest import CheckpointError
 from largebatch.checkpoint.optimizer_fit import has_fixed_state, matching_groups
-from largebatch.checkpoint.optimizer_state import named_parameters
+from largebatch.checkpoint.optimizer_state import listed, named_parameters
 from largebatch.checkpoint.reading import plain, shown
 from largebatch.checkpoint.run_values import require_run_values
 
@@ -69,7 +70,7 @@ def require_model_fit(checkpoint: Checkpoint, module: nn.Module, *, any_precisio
         raise CheckpointError(f"{checkpoint.path}: holds no model.safetensors. Use an older checkpoint.")
     if own.keys() == saved.keys():
         others = [
-            f"{name} is {_form(saved[name])} in the checkpoint and {_form(value)} in the model"
+            f"{name} is {form(saved[name])} in the checkpoint and {form(value)} in the model"
             for name, value in own.items()
             if not _is_alike(saved[name], value, any_precision)
         ]
@@ -125,10 +126,6 @@ def _is_alike(saved: Tensor, own: Tensor, any_precision: bool) -> bool:
     return saved.shape == own.shape and (saved.dtype == own.dtype or (any_precision and is_number))
 
 
-def _form(value: Tensor) -> str:
-    return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
-
-
 def _renames(module: nn.Module) -> bool:
     return any(one._load_state_dict_pre_hooks for one in module.modules())
 
@@ -137,7 +134,7 @@ def _check_memory(checkpoint: Checkpoint, module: nn.Module) -> None:
     """What ranks have of their own is of buffers of the model, and the order of gradients is of its parameters."""
     buffers = dict(module.named_buffers())
     faults = [
-        f"{STATISTICS}.safetensors: {plain(name)} is {_form(rows)}"
+        f"{STATISTICS}.safetensors: {plain(name)} is {form(rows)}"
         for name, rows in checkpoint.tensors.get(STATISTICS, {}).items()
         if name not in buffers
         or (rows.shape[1:], rows.dtype) != (buffers[name].shape, buffers[name].dtype)
@@ -166,9 +163,5 @@ def _other_options(optimizer: Optimizer, groups: list[tuple[int, dict[str, Any]]
         f"the option {shown(key)} of the optimizer is {shown(value)}, and the config says {shown(group[key])}"
         for group, (_, saved) in zip(optimizer.param_groups, groups, strict=True)
         for key, value in saved["options"].items()
-        if key in group and key not in keeps.union(_MOVING) and value != _listed(group[key])
+        if key in group and key not in keeps.union(_MOVING) and value != listed(group[key])
     ]
-
-
-def _listed(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value

@@ -21,7 +21,7 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import Tensor
 
-from largebatch.checkpoint.manifest import CheckpointError, read_manifest
+from largebatch.checkpoint.manifest import CheckpointError, read_manifest, verify_sizes
 from largebatch.checkpoint.places import place_of, prune, put_in_place, recover
 from largebatch.checkpoint.writing import NotSavedError, check_contents, encode_values, write_directory
 
@@ -83,10 +83,10 @@ def save_checkpoint(
 def is_on_disk(path: Path) -> bool:
     """Whether a checkpoint is there with all its files, each as long as its manifest says; not what is in them."""
     try:
-        files = read_manifest(path)["files"]
-        return all((path / name).stat().st_size == saved["size"] for name, saved in files.items())
-    except (CheckpointError, OSError):
+        verify_sizes(path, read_manifest(path))
+    except CheckpointError:
         return False
+    return True
 
 
 def _check_space(folder: Path, num_bytes: int) -> None:

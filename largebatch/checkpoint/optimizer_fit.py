@@ -52,7 +52,7 @@ def matching_groups(
         faults = [_option_fault(group, key, value) for key, value in saved["options"].items()]
         faults += [_option_fault(group, key, tensors[option_key(number, key)]) for key in saved["tensors"]]
         _refuse(faults)
-    _refuse([_refused_options(optimizer, group, saved) for group, (_, saved) in zip(optimizer.param_groups, groups)])  # noqa: B905
+        _refuse([_refused_options(optimizer, group, saved["options"])])
     _check_state(optimizer, tensors, values, parameters, is_fixed=has_fixed_state(optimizer) and not keeps)
     return groups
 
@@ -164,26 +164,19 @@ def _is_finite(value: Any) -> bool:
 def _refused_options(optimizer: Optimizer, group: Mapping[str, Any], saved: Mapping[str, Any]) -> str | None:
     """What the class itself says to the saved options, where it takes those that the group has."""
     own = {key: value for key, value in group.items() if key not in MEMBERS | EXECUTION_OPTIONS}
-    options = {key: tuple(value) if isinstance(value, list) else value for key, value in saved["options"].items()}
-    if not _takes(optimizer, group, own):
+    options = {key: tuple(value) if isinstance(value, list) else value for key, value in saved.items()}
+    if _refusal(optimizer, group, own) is not None or (said := _refusal(optimizer, group, own | options)) is None:
         return None
+    return f"{type(optimizer).__name__} refuses its options ({shown(said)[1:-1]})"
+
+
+def _refusal(optimizer: Optimizer, group: Mapping[str, Any], options: Mapping[str, Any]) -> str | None:
+    few = [nn.Parameter(torch.empty_like(one, device="meta")) for one in group["params"][:1]]
     try:
-        stepped_twin(optimizer, [{"params": _without_storage(group)}], steps=0, options=own | options)
+        stepped_twin(optimizer, [{"params": few}], steps=0, options=options)
     except Exception as error:
-        return f"{type(optimizer).__name__} refuses its options ({shown(str(error))[1:-1]})"
+        return str(error)
     return None
-
-
-def _takes(optimizer: Optimizer, group: Mapping[str, Any], options: Mapping[str, Any]) -> bool:
-    try:
-        stepped_twin(optimizer, [{"params": _without_storage(group)}], steps=0, options=options)
-    except Exception:
-        return False
-    return True
-
-
-def _without_storage(group: Mapping[str, Any]) -> list[nn.Parameter]:
-    return [nn.Parameter(torch.empty_like(one, device="meta")) for one in group["params"][:1]]
 
 
 def _check_state(

@@ -52,7 +52,7 @@ def pack_optimizer(optimizer: Optimizer, names: Mapping[Tensor, str]) -> tuple[d
         groups.append(
             {
                 "shapes": {names[parameter]: list(parameter.shape) for parameter in group["params"]},
-                "options": {key: _listed(value) for key, value in sorted(options.items()) if _is_plain(value)},
+                "options": {key: listed(value) for key, value in sorted(options.items()) if _is_plain(value)},
                 "tensors": keys,
                 "not_saved": sorted(key for key, value in options.items() if not _is_plain(value) and key not in keys),
             }
@@ -145,5 +145,6 @@ def _is_plain(value: Any) -> bool:
     return type(value) in _SCALARS or (type(value) in (list, tuple) and all(type(part) in _SCALARS for part in value))
 
 
-def _listed(value: Any) -> Any:
+def listed(value: Any) -> Any:
+    """An option as JSON brings it back."""
     return list(value) if isinstance(value, tuple) else value

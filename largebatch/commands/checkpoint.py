@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from largebatch.commands.choices import show_choices
+from largebatch.leaving import EXIT_DONE, EXIT_FAILED, EXIT_WRONG_INPUT
 from largebatch.regular_files import printable
 
-EXIT_VALID, EXIT_DAMAGED, EXIT_WRONG_INPUT = 0, 1, 2
+EXIT_VALID, EXIT_DAMAGED = EXIT_DONE, EXIT_FAILED
 
 SUBJECTS = {
     "verify": "every byte of checkpoints against their manifests: `verify PATH...`, also folders of them",

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from largebatch.commands.held_screen import HeldScreen, is_first_of_machine
+from largebatch.commands.held_screen import HEAD_START_S, HeldScreen, is_first_of_machine
 from largebatch.commands.listed_hydra import NotListedError, held_to_the_list
 from largebatch.commands.remedies import (
     QUOTING,
@@ -192,9 +192,6 @@ def _call(function: Verb, config: DictConfig, config_name: str, *, joins: bool) 
         return EXIT_FAILED
 
 
-_HEAD_START_S = 3.0  # a launcher kills all ranks when the first one leaves: the one that tells why must have done so
-
-
 def _with_report(function: Verb, config: DictConfig, overrides: list[str], config_name: str, joins: bool) -> int:
     """Wrong input is a report and an exit code, not a failure to be traced back."""
     from largebatch.checkpoint import CheckpointError, NotSavedError
@@ -218,7 +215,7 @@ def _with_report(function: Verb, config: DictConfig, overrides: list[str], confi
     except (ConfigError, LauncherError, CheckpointError) as error:
         _report(str(error))
         if isinstance(error, ConfigError) and not is_first_of_machine():
-            time.sleep(_HEAD_START_S)
+            time.sleep(HEAD_START_S)
         return EXIT_UNSAVED if isinstance(error, NotSavedError) else EXIT_WRONG_INPUT
 
 

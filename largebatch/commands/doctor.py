@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-EXIT_WELL, EXIT_PROBLEM, EXIT_WRONG_INPUT = 0, 1, 2
+from largebatch.leaving import EXIT_DONE, EXIT_FAILED, EXIT_WRONG_INPUT
+
+EXIT_WELL, EXIT_PROBLEM = EXIT_DONE, EXIT_FAILED
 
 
 def main(arguments: Sequence[str]) -> int:

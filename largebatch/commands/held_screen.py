@@ -7,6 +7,8 @@ import os
 import sys
 from typing import Any
 
+HEAD_START_S = 3.0  # a launcher kills all ranks when the first one leaves: the one that tells why must have done so
+
 
 def is_first_of_machine() -> bool:
     """Whether this process is the one of its machine that says what all of them would."""

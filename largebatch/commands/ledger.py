@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from largebatch.leaving import EXIT_DONE, EXIT_FAILED, EXIT_WRONG_INPUT
 from largebatch.regular_files import printable
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
     from largebatch.ledger import Comparison, FieldComparison, Ledger, LedgerRow
 
-EXIT_EQUAL, EXIT_DIFFERENT, EXIT_WRONG_INPUT = 0, 1, 2
+EXIT_EQUAL, EXIT_DIFFERENT = EXIT_DONE, EXIT_FAILED
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -65,16 +65,14 @@ def run(config: DictConfig, overrides: list[str]) -> int:
 
 def _lacks_its_end(job: Job) -> bool:
     """Whether the process that saved the last checkpoint was killed before it wrote summary.json."""
-    import json
-
-    from largebatch.regular_files import read_regular
+    from largebatch.run_report.run_files import read_json
 
     if job.checkpoint is None:
         return False  # the run ended in another folder
     try:
-        summary = json.loads(read_regular(job.folder.summary, most=2**20))
+        summary = read_json(job.folder.summary)
         return (summary["status"], summary["steps"]) != ("finished", job.run.progress.step)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError):
         return True
 
 

@@ -73,13 +73,8 @@ class Journal:
                 for line in read_lines(path, inside=self.folder):
                     if line.row is None:
                         continue  # torn by a kill
-                    try:
-                        _Trial.model_validate(line.row)
-                    except ValidationError as error:
-                        fault = error.errors(include_url=False, include_context=False)[0]
-                        key = plain(".".join(map(str, fault["loc"]))) or "the row"
-                        rule = fault["msg"].removeprefix("Value error, ")
-                        self.passed_over.append(f"{path}, line {line.number}: {key}: {rule}")
+                    if fault := _fault_of(line.row):
+                        self.passed_over.append(f"{path}, line {line.number}: {fault}")
                     else:
                         found.setdefault(str(line.row["id"]), line.row)
             except (OSError, ValueError) as error:
@@ -113,6 +108,17 @@ class _Trial(BaseModel):
         ):
             raise ValueError("id, cell and run are not those of its optimizer, batch size, number and seed")
         return self
+
+
+def _fault_of(row: Row) -> str | None:
+    """The first thing that is wrong with a row of a trial."""
+    try:
+        _Trial.model_validate(row)
+    except ValidationError as error:
+        fault = error.errors(include_url=False, include_context=False)[0]
+        key = plain(".".join(map(str, fault["loc"]))) or "the row"
+        return f"{key}: {fault['msg'].removeprefix('Value error, ')}"
+    return None
 
 
 class _Begun(BaseModel):
