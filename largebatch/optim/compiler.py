@@ -13,8 +13,6 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from largebatch.durable_files import write_whole
-
 SOURCE = Path(__file__).with_name("kernels.c")
 
 FLAGS = (
@@ -121,7 +119,14 @@ def _compiled(compiler: list[str], file: Path) -> ctypes.CDLL:
 def _store(made: Path, file: Path) -> None:
     """Under a name of its own first: several processes start at once, and each sees a whole file or none."""
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    write_whole(file, made.read_bytes(), mode=0o600)
+    handle, new = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+    try:
+        with os.fdopen(handle, "wb") as copy:  # not forced to the disk: a loss of power shows in the digest
+            copy.write(made.read_bytes())
+        os.replace(new, file)
+    except BaseException:
+        os.unlink(new)
+        raise
     if not _is_ours(file):
         raise PermissionError(f"{file.parent} belongs to others, or others may write to it")
 

@@ -377,7 +377,7 @@ WRITERS = {
     "folder_lock": {"os.pwrite", "os.ftruncate"},
     "line_file": {"os.open", "os.ftruncate"},
     "doctor.machine": {"open", "os.rename"},
-    "optim.compiler": {"write_bytes"},
+    "optim.compiler": {"write_bytes", "mkstemp", "os.replace"},
     "verification.ranks": {"save_file"},
     "commands.checkpoint": {"save_file"},
     "regular_files": {"os.open"},
