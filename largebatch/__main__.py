@@ -33,8 +33,8 @@ _SHOWING = {"--help", "-h", "--cfg", "-c", "--info", "-i"}
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code, see leaving.py."""
-    from largebatch.leaving import EXIT_WRONG_INPUT, tell_interrupted
-    from largebatch.surroundings import AnotherRunError, left_as_found
+    from largebatch.cli.process.leaving import EXIT_WRONG_INPUT, tell_interrupted
+    from largebatch.cli.process.surroundings import AnotherRunError, left_as_found
 
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -62,25 +62,25 @@ def _run_verb(arguments: list[str]) -> int:
         print(_usage())
         return 0 if arguments else 2
     verb, *rest = arguments
-    from largebatch.credentials import argument_problems
+    from largebatch.records.credentials import argument_problems
 
     if problems := argument_problems(arguments):
         return _refused(problems)
     if verb not in VERBS:
-        from largebatch.nearest import did_you_mean
+        from largebatch.run.config.did_you_mean import did_you_mean
 
         print(f"largebatch: {verb!r} is not a verb.{did_you_mean(verb, VERBS)}\n\n{_usage()}", file=sys.stderr)
         return 2
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.append(os.getcwd())  # as under `python -m`: the user's own models and data sets
     # Heavy imports wait until a verb needs them: --help answers in under a second.
-    command = importlib.import_module(f"largebatch.commands.{verb.replace('-', '_')}")
+    command = importlib.import_module(f"largebatch.cli.{verb.replace('-', '_')}")
     return int(command.main(rest))
 
 
 def _refused(problems: Sequence[str]) -> int:
     """Say it once per machine; the other ranks wait, since a launcher ends all of them with the first."""
-    from largebatch.commands.held_screen import HEAD_START_S, is_first_of_machine
+    from largebatch.cli.process.held_screen import HEAD_START_S, is_first_of_machine
 
     if is_first_of_machine():
         print("".join(f"largebatch: {problem}\n" for problem in problems), end="", file=sys.stderr)
@@ -91,9 +91,9 @@ def _refused(problems: Sequence[str]) -> int:
 
 def run() -> None:
     """Run one verb and end the process with its exit code, or with its launcher."""
-    from largebatch.interruption import end_with_launcher, stop_at_once
-    from largebatch.leaving import leave, tell_interrupted
-    from largebatch.surroundings import enter_utf8_mode
+    from largebatch.cli.process.leaving import leave, tell_interrupted
+    from largebatch.cli.process.surroundings import enter_utf8_mode
+    from largebatch.distributed.signals import end_with_launcher, stop_at_once
 
     enter_utf8_mode()
     end_with_launcher()

@@ -31,7 +31,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous import RendezvousConnectionError, RendezvousTimeoutError
 from torch.distributed.run import main, parse_args
 
-from largebatch.leaving import EXIT_DONE, EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_UNSAVED, code_of
+from largebatch.cli.process.leaving import EXIT_DONE, EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_UNSAVED, code_of
 
 _TORCHRUN_S = 600.0  # its own join_timeout
 _UNNOTICED_S = 60.0

@@ -12,7 +12,7 @@ source "$here/setup_venv.sh" ""
 
 folder=${1:-runs/chapter}
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-names=$(python -c 'from largebatch.commands.chapter import EXPERIMENTS; print(*EXPERIMENTS)')
+names=$(python -c 'from largebatch.cli.chapter import EXPERIMENTS; print(*EXPERIMENTS)')
 for name in $names; do
     made=$folder/$name
     [[ -f $made/chapter.json ]] && continue

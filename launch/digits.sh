@@ -23,7 +23,7 @@ python - "$folder" <<'EOF'
 import json, statistics, sys
 from pathlib import Path
 
-from largebatch.trackers import plot_comparison, read_metrics
+from largebatch.records.trackers import plot_comparison, read_metrics
 
 folder, runs = Path(sys.argv[1]), []
 print(f"{'experiment':20} {'steps':>6} {'validation accuracy':>20}   seeds 0, 1, 2")

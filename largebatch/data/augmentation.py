@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from largebatch.batch.random_keys import keyed_uniforms, stream_key
 from largebatch.data.array import Int64Array
-from largebatch.keyed import keyed_uniforms, stream_key
 
 # One column of random numbers per decision: switching one on leaves the others as they were.
 _ROW, _COLUMN, _FLIP, _CUTOUT_ROW, _CUTOUT_COLUMN = range(5)

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from largebatch.batch.order import SampleOrder
 from largebatch.data.array import ArrayDataset
 from largebatch.data.errors import Split, check_split
-from largebatch.order import SampleOrder
 
 # Mean and standard deviation of all 1797 x 64 values after division by 16, rounded once and fixed: constants that
 # are computed from a split would change the data whenever the split does.

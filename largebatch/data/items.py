@@ -12,11 +12,11 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
+from largebatch.batch.random_keys import stream_key
 from largebatch.data.array import Int64Array
 from largebatch.data.errors import DataError
 from largebatch.data.samples import TARGET_KEYS, BadSampleError, as_sample, form_of
-from largebatch.generators import preserved_generators, seed_generators
-from largebatch.keyed import stream_key
+from largebatch.distributed.generators import preserved_generators, seed_generators
 
 Inputs = Tensor | dict[str, Tensor]
 Augment = Callable[[Tensor, Int64Array, Int64Array], Tensor]

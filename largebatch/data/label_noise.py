@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from largebatch.batch.random_keys import keyed_uniforms, stream_key
 from largebatch.data.array import Int64Array
-from largebatch.keyed import keyed_uniforms, stream_key
 
 
 class NoisyLabels(Dataset[Any]):

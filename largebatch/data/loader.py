@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from largebatch.batch import BatchPlan, MicroBatch
+from largebatch.batch.order import SampleOrder
+from largebatch.batch.plan import BatchPlan, MicroBatch
+from largebatch.batch.ramp import BatchRamp
 from largebatch.data.array import Int64Array
 from largebatch.data.fetching import BatchSource
 from largebatch.data.items import Augment
 from largebatch.data.micro_batch import MicroBatchData, Request
-from largebatch.order import SampleOrder
-from largebatch.ramp import BatchRamp
 
 _IDS_AT_ONCE = 4096
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
+from largebatch.batch.random_keys import stream_key
 from largebatch.data.errors import DataError
 from largebatch.data.items import KeyedItems
 from largebatch.data.samples import as_sample, form_of, list_keys, text_keys
 from largebatch.data.subset import OneByOne, spread
-from largebatch.generators import preserved_generators, seed_generators
-from largebatch.keyed import stream_key
+from largebatch.distributed.generators import preserved_generators, seed_generators
 
 SAMPLES_READ = 8
 # The keys of four epochs: what changes a sample in half of its epochs goes unseen in 8 samples once in 17 million runs.

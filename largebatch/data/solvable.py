@@ -1,4 +1,4 @@
-"""Tasks whose every answer is known, see `largebatch.closed_forms`: no files, no download."""
+"""Tasks whose every answer is known, see `largebatch.diagnostics.closed_forms`: no files, no download."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from largebatch.batch.random_keys import stream_key
 from largebatch.data.array import ArrayDataset
 from largebatch.data.errors import Split, check_split
 from largebatch.data.synthetic import keyed_normals
-from largebatch.keyed import stream_key
-from largebatch.machine_memory import require_memory
+from largebatch.distributed.host_memory import require_memory
 
 
 def linear_regression(

@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from largebatch.batch.random_keys import keyed_uniforms, stream_key
 from largebatch.data.array import ArrayDataset
 from largebatch.data.errors import Split, check_split
-from largebatch.keyed import keyed_uniforms, stream_key
-from largebatch.machine_memory import require_memory
+from largebatch.distributed.host_memory import require_memory
 
 IGNORED_TARGET = -100
 

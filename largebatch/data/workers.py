@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.util import Finalize
 
-from largebatch.interruption import STOP_SIGNALS, end_with_starter, kill_children
+from largebatch.distributed.signals import STOP_SIGNALS, end_with_starter, kill_children
 
 _GROUP_SIGNALS = tuple(getattr(signal, name) for name in STOP_SIGNALS)
 _FINALIZERS: dict[int, Finalize] = {}  # by process: a fork forgets those of its parent

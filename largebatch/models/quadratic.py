@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from largebatch.machine_memory import require_memory
+from largebatch.distributed.host_memory import require_memory
 from largebatch.models.arguments import require_features
 
 

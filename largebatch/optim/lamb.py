@@ -11,9 +11,9 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from largebatch.optim.checks import check_hyperparameters, refuse_complex
-from largebatch.optim.flat import require_fused_form
 from largebatch.optim.forms import LambForm, fill_with_paper
-from largebatch.optim.kernel_paths import prepare_kernels
+from largebatch.optim.kernels.flat import require_fused_form
+from largebatch.optim.kernels.kernel_paths import prepare_kernels
 from largebatch.optim.lamb_arithmetic import lamb
 from largebatch.optim.state import load_unrounded, params_and_grads, wide_zeros
 from largebatch.optim.trust_ratio import global_l2_norm

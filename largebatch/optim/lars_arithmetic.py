@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from largebatch.optim.checks import check_paths
-from largebatch.optim.compiled import compiled_lars, rows_in_place
-from largebatch.optim.flat import require_fused_form, rows_of_one_dtype, split_off_fused
 from largebatch.optim.forms import LarsForm
-from largebatch.optim.fused_lars import fused_lars
-from largebatch.optim.kernel_paths import split_by_device
+from largebatch.optim.kernels.compiled import compiled_lars, rows_in_place
+from largebatch.optim.kernels.flat import require_fused_form, rows_of_one_dtype, split_off_fused
+from largebatch.optim.kernels.fused_lars import fused_lars
+from largebatch.optim.kernels.kernel_paths import split_by_device
+from largebatch.optim.kernels.triton_steps import triton_lars
+from largebatch.optim.kernels.triton_tables import works
 from largebatch.optim.state import same_kind, uses_foreach, widened
-from largebatch.optim.triton_steps import triton_lars
-from largebatch.optim.triton_tables import works
 from largebatch.optim.trust_ratio import l2_norm, l2_norms, trust_ratio
 
 _PAPER = LarsForm()

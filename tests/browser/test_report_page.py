@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from largebatch.__main__ import main
-from largebatch.trackers.diagram import Axis, Surface, Trail
+from largebatch.records.figures.diagram import Axis, Surface, Trail
 from tests.browser.visiting import Visit, wait_until
 from tests.unit.report_folders import write_json, write_run
 

@@ -13,9 +13,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import largebatch.global_gradient
+import largebatch.gradient.global_gradient
+from largebatch.experiments.verify.ranks import _rank
 from largebatch.losses import CrossEntropy
-from largebatch.verification.ranks import _rank
 
 
 class Net(nn.Module):
@@ -147,16 +147,16 @@ class ReducingLoss(CrossEntropy):
 @contextmanager
 def reweighted(factor: Any) -> Iterator[None]:
     """The trainer's one normalisation times `factor(plan, rank)`."""
-    original = largebatch.global_gradient.accumulate_gradients
+    original = largebatch.gradient.global_gradient.accumulate_gradients
 
     def changed(runtime: Any, *args: Any, weight: float, **kwargs: Any) -> Any:
         return original(runtime, *args, weight=weight * factor(runtime), **kwargs)
 
-    largebatch.global_gradient.accumulate_gradients = changed
+    largebatch.gradient.global_gradient.accumulate_gradients = changed
     try:
         yield
     finally:
-        largebatch.global_gradient.accumulate_gradients = original
+        largebatch.gradient.global_gradient.accumulate_gradients = original
 
 
 def ranks_alike(config: Any, plans: Any, folder: str, steps: int) -> Any:

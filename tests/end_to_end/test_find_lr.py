@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from largebatch.__main__ import main
-from largebatch.closed_forms import LeastSquares
 from largebatch.data import linear_regression
+from largebatch.diagnostics.closed_forms import LeastSquares
 
 # As dense as by default, over the five decades around the limits of the closed forms.
 PLAIN = ["optimizer.momentum=0.0", "precision=fp64", "run.dir=out", "find_lr.min=0.001", "find_lr.steps=72"]

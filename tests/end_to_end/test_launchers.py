@@ -18,7 +18,7 @@ from accelerate.commands import launch
 from safetensors.torch import load_file
 
 from largebatch.__main__ import main
-from largebatch.trackers import read_metrics
+from largebatch.records.trackers import read_metrics
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]  # what `accelerate launch` runs

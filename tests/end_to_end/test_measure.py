@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from largebatch import durable_files
 from largebatch.__main__ import main
-from largebatch.commands.measure import MEASURES
+from largebatch.cli.measure import MEASURES
+from largebatch.records import durable_files
 
 MODEL = ["model=mlp", "model.hidden=[8]"]
 QUICK = ["logger=none", "observers.progress=false", "schedule.warmup=0samples"]

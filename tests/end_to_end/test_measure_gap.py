@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from largebatch.__main__ import main
-from largebatch.commands.measure_gap import ghost_size
 from largebatch.diagnostics import GapParts, Interval, Part
-from largebatch.prepare import prepare
-from largebatch.trackers import read_metrics
-from largebatch.trackers.gap_figures import gap_parts_figure
+from largebatch.experiments.measure.gap import ghost_size
+from largebatch.records.figures.gap_figures import gap_parts_figure
+from largebatch.records.trackers import read_metrics
+from largebatch.run.prepare import prepare
 from tests.unit.composing import compose_run
 
 RUN = [

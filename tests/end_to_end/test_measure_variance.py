@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from largebatch.__main__ import main
-from largebatch.checkpoint import load_checkpoint
-from largebatch.closed_forms import LeastSquares
 from largebatch.data import linear_regression
+from largebatch.diagnostics.closed_forms import LeastSquares
+from largebatch.records.checkpoint import load_checkpoint
 
 REGRESSION = ["data=linear_regression", "measure.precision=fp64", "measure.variance.replications=2", "run.dir=out"]
 TEXTBOOK = [*REGRESSION, "measure.samples=null", "measure.variance.batch_sizes=[1,10,100]"]

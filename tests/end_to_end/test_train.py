@@ -14,11 +14,11 @@ import torch
 import wandb
 from safetensors.torch import load_file
 
-import largebatch.memory_shortage
+import largebatch.gradient.out_of_memory
 from largebatch.__main__ import main
-from largebatch.folder_lock import FolderLock
-from largebatch.runtime import Runtime
-from largebatch.trackers import read_metrics
+from largebatch.distributed.runtime import Runtime
+from largebatch.records.folder_lock import FolderLock
+from largebatch.records.trackers import read_metrics
 from tests.reference.wandb_file import read_run
 
 SMALL = [
@@ -282,7 +282,7 @@ def test_a_contrastive_run_learns_and_micro_batches_change_nothing(tmp_path):
 
 def test_the_hand_written_loop_of_bench_knows_no_loss_that_compares_samples(capsys):
     assert main(["bench", "loop", "data=paired_views", "logger=none"]) == 2
-    assert "loss._target_=largebatch.coupled_losses.InfoNCE: the hand-written loop" in capsys.readouterr().err
+    assert "loss._target_=largebatch.losses.InfoNCE: the hand-written loop" in capsys.readouterr().err
 
 
 def test_debug_profile_writes_a_trace(tmp_path):
@@ -442,7 +442,7 @@ def test_sharpness_during_a_run_is_that_of_its_checkpoints_and_changes_no_bit(tm
 
 
 def test_a_run_without_enough_memory_lowers_its_micro_batches_and_says_so(tmp_path, capsys, monkeypatch):
-    accumulate = largebatch.memory_shortage.accumulate_gradients
+    accumulate = largebatch.gradient.out_of_memory.accumulate_gradients
 
     def short(*arguments, plan, **others):
         if plan.max_micro_batch_size > 5:
@@ -450,7 +450,7 @@ def test_a_run_without_enough_memory_lowers_its_micro_batches_and_says_so(tmp_pa
         return accumulate(*arguments, plan=plan, **others)
 
     with monkeypatch.context() as patched:
-        patched.setattr(largebatch.memory_shortage, "accumulate_gradients", short)
+        patched.setattr(largebatch.gradient.out_of_memory, "accumulate_gradients", short)
         assert train(tmp_path / "short", "length=10steps", "batch.on_out_of_memory=lower") == 0
     said = capsys.readouterr().out
     assert "out of memory in step 1 (rank 0): from there on micro-batches hold at most 4 samples in place of 8" in said

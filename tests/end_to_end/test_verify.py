@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-import largebatch.verification
+import largebatch.experiments.verify
 from largebatch.__main__ import main
-from largebatch.commands.bench_verify import Settings, count_all
-from largebatch.commands.verify import run as run_verify
-from largebatch.config import ConfigError
-from largebatch.verification.planted import DEFECTS
-from largebatch.verification.ranks import _rank
+from largebatch.cli.bench_verify import Settings, count_all
+from largebatch.cli.verify import run as run_verify
+from largebatch.experiments.verify.planted import DEFECTS
+from largebatch.experiments.verify.ranks import _rank
+from largebatch.run.config.reading import ConfigError
 from tests.end_to_end import mutants
 from tests.unit.composing import compose_run
 
@@ -43,7 +43,7 @@ def verify(ranks, monkeypatch: pytest.MonkeyPatch):
         def start(world_size: int, *arguments: Any) -> Any:
             return ranks(world_size).run(rank, *arguments)[0]
 
-        monkeypatch.setattr(largebatch.verification, "start_ranks", start)
+        monkeypatch.setattr(largebatch.experiments.verify, "start_ranks", start)
         code = run_verify(compose_run(*SMALL, "run.dir=out", *overrides, config_name="verify"), list(overrides))
         return code, json.loads(Path("out/verify.json").read_text())
 

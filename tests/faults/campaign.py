@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from largebatch.checkpoint import newest_valid
-from largebatch.trackers import Row, read_metrics
+from largebatch.records.checkpoint import newest_valid
+from largebatch.records.trackers import Row, read_metrics
 from tests.faults.jobs import Ended, Job
 
 ENDS_WITHIN_S = 90.0  # a rank that waits for a dead one is told at once; the rest is a crowded machine

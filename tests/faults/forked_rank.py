@@ -19,17 +19,17 @@ from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
-import largebatch.commands.train
-import largebatch.trackers
-from largebatch.batch import BatchPlan
-from largebatch.checkpoint import CheckpointError, NotSavedError
-from largebatch.config import ConfigError
+import largebatch.cli.train
+import largebatch.records.trackers
+from largebatch.batch.order import SampleOrder
+from largebatch.batch.plan import BatchPlan
+from largebatch.cli.process.leaving import EXIT_FAILED, EXIT_UNSAVED, EXIT_WRONG_INPUT, leave, tell_interrupted
 from largebatch.data import MicroBatchLoader
-from largebatch.interruption import stop_at_once
-from largebatch.leaving import EXIT_FAILED, EXIT_UNSAVED, EXIT_WRONG_INPUT, leave, tell_interrupted
-from largebatch.order import SampleOrder
-from largebatch.process_group import leave_process_group
-from largebatch.runtime import LauncherError
+from largebatch.distributed.rendezvous import leave_process_group
+from largebatch.distributed.runtime import LauncherError
+from largebatch.distributed.signals import stop_at_once
+from largebatch.records.checkpoint import CheckpointError, NotSavedError
+from largebatch.run.config.reading import ConfigError
 from tests.faults.nodes import INTERFACE, Node
 from tests.faults.own_data import NoisyPairs
 from tests.faults.planted import Fault
@@ -114,7 +114,7 @@ def _meet_by_file(store: Path, rank: int, world_size: int, timeout_s: float) -> 
 def _exit_code(overrides: Sequence[str]) -> int:
     """As the command line ends, without its start: composing by Hydra costs ten times the run."""
     try:
-        return largebatch.commands.train.run(compose_run(*RUN, *overrides), list(overrides))
+        return largebatch.cli.train.run(compose_run(*RUN, *overrides), list(overrides))
     except (ConfigError, LauncherError, CheckpointError) as error:
         print(f"largebatch: {error}")
         return EXIT_UNSAVED if isinstance(error, NotSavedError) else EXIT_WRONG_INPUT

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from largebatch.checkpoint import newest_valid
-from largebatch.trackers import Row, read_metrics
+from largebatch.records.checkpoint import newest_valid
+from largebatch.records.trackers import Row, read_metrics
 
 NUM_STEPS = 16
 RECORDS = ("model.safetensors", "optimizer.safetensors")

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import largebatch.loop
-from largebatch.loop import Run
+import largebatch.training.loop
+from largebatch.training.loop import Run
 from tests.faults.nodes import INTERFACE
 
 # Inside optimizer step `step`, in the order in which a step passes them.
@@ -70,13 +70,13 @@ class Fault:
         if self.point in CHECKPOINT_POINTS:
             sys.addaudithook(_CheckpointWatch(self))
             return
-        original = largebatch.loop.train
+        original = largebatch.training.loop.train
 
         def train(run: Run) -> str:
             _plant_in(run, self)
             return original(run)
 
-        largebatch.loop.train = train
+        largebatch.training.loop.train = train
 
     def strike(self) -> None:
         """Let it happen now."""
@@ -123,7 +123,7 @@ def _plant_in(run: Run, fault: Fault) -> None:
             fault.strike()
 
     if fault.point == "before_step":
-        largebatch.loop.take_step = _before(largebatch.loop.take_step, run, fault)
+        largebatch.training.loop.take_step = _before(largebatch.training.loop.take_step, run, fault)
     elif fault.point == "after_forward":
         run.module.register_forward_hook(in_step)
     elif fault.point == "after_backward":

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from largebatch import trackers
 from largebatch.__main__ import main
+from largebatch.records import figures
 from tests.deadline import deadline
 from tests.faults.damaged_folders import DIFFERENT, KINDS, LEFT_OUT, SCRIPT, TERMINAL, WHOLE, make, mutate
 from tests.unit.report_folders import write_json, write_run
@@ -78,7 +78,7 @@ def test_of_forty_damaged_folders_each_is_named_and_the_healthy_ones_are_drawn_a
 
 
 def test_folders_that_vanish_or_cannot_be_looked_into_are_named(tmp_path, monkeypatch, capsys):
-    from largebatch.run_report import reading
+    from largebatch.records.report import reading
 
     for name in ("kept", "vanished", "locked"):
         write_run(tmp_path / name, 32)
@@ -106,7 +106,7 @@ def test_folders_that_vanish_or_cannot_be_looked_into_are_named(tmp_path, monkey
 
 
 def test_what_stops_the_page_all_the_same_is_found_and_left_out(tmp_path, monkeypatch, capsys):
-    from largebatch.run_report import page
+    from largebatch.records.report import page
 
     for batch in (32, 64, 128):
         write_run(tmp_path / str(batch), batch)
@@ -131,7 +131,7 @@ def test_what_stops_the_page_all_the_same_is_found_and_left_out(tmp_path, monkey
 @pytest.fixture
 def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of `compare`: matplotlib takes longer than all that is asked here."""
-    monkeypatch.setattr(trackers, "plot_large_batch_gap", lambda rows, path, title: path, raising=False)
+    monkeypatch.setattr(figures, "plot_large_batch_gap", lambda rows, path, title: path, raising=False)
 
 
 def test_compare_leaves_damaged_runs_out_by_name_and_ledger_refuses_them(tmp_path, capsys, without_pictures):

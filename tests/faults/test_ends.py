@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from largebatch.interruption import ECHO_S
-from largebatch.leaving import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED
+from largebatch.cli.process.leaving import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED
+from largebatch.distributed.signals import ECHO_S
 from tests.faults.forked_rank import begin_to_load
 from tests.faults.forks import call_in_forks, forked_processes, train_in_forks
 from tests.faults.jobs import Job

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from largebatch.checkpoint import newest_valid
+from largebatch.records.checkpoint import newest_valid
 from tests.faults.forks import train_in_forks
 from tests.faults.oracle import assert_same_run
 from tests.faults.planted import CHECKPOINT_POINTS, STEP_POINTS, Fault

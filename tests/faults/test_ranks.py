@@ -141,7 +141,7 @@ def test_a_rank_that_is_stopped_is_named_with_the_step_within_the_time_limit(tmp
     assert time.monotonic() - started < limit_s + 15
     assert ended.codes == (FAILED, -signal.SIGKILL), ended.output
     assert "LostRankError: Rank 1 left the run or does not answer: rank 0 waited in step 7 " in ended.said[0]
-    assert "largebatch/loop.py" in ended.said[0], "where the live rank waited"
+    assert "largebatch/training/loop.py" in ended.said[0], "where the live rank waited"
 
 
 def test_a_rank_that_holds_its_interpreter_is_named_within_the_time_limit(tmp_path: Path):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from largebatch.trackers import read_metrics
+from largebatch.records.trackers import read_metrics
 from tests.faults.forks import train_in_forks
 from tests.faults.oracle import assert_same_run
 from tests.faults.planted import CHECKPOINT_POINTS, POINTS, Fault

@@ -22,7 +22,7 @@ from typing import Any
 START_DEADLINE_S = 180.0  # `import torch`, on a busy machine
 LAUNCHER_PREFIXES = ("ACCELERATE_", "TORCHELASTIC_", "TORCH_DISTRIBUTED_", "FSDP_")  # from whatever started the tests
 # What calls would import otherwise, each rank for itself. Nothing that starts a thread, which no fork would have.
-PREPARED = ("torch.distributed.fsdp", "torch._dynamo", "pytest", "largebatch.commands.train", "tests.unit.composing")
+PREPARED = ("torch.distributed.fsdp", "torch._dynamo", "pytest", "largebatch.cli.train", "tests.unit.composing")
 ROOT = Path(__file__).resolve().parents[2]
 
 

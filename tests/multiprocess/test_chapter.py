@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from omegaconf import OmegaConf
 
-from largebatch.chapter.experiment import train_on_rank
+from largebatch.experiments.textbook.experiment import train_on_rank
 from tests.multiprocess.pool import RankPool
 from tests.unit.composing import compose_run
 

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from largebatch.batch import BatchPlan
-from largebatch.closed_forms import LeastSquares, NoisyQuadratic
+from largebatch.batch.order import SampleOrder
+from largebatch.batch.plan import BatchPlan
+from largebatch.batch.random_keys import keyed_uniforms, stream_key
 from largebatch.data import MicroBatchLoader, linear_regression, noisy_quadratic
-from largebatch.keyed import keyed_uniforms, stream_key
-from largebatch.loop import Run, train
+from largebatch.diagnostics.closed_forms import LeastSquares, NoisyQuadratic
+from largebatch.distributed.runtime import Runtime
 from largebatch.losses import OutputIsLoss, SquaredError
 from largebatch.models import Linear, Quadratic
-from largebatch.order import SampleOrder
-from largebatch.runtime import Runtime
+from largebatch.training.loop import Run, train
 
 NUM_SAMPLES = 256
 # Two kinds of 96 coordinates each: their mean squares are averages over 96 values.

@@ -23,17 +23,18 @@ import pytest
 import torch
 from torch import nn
 
-from largebatch import reduction_clock
 from largebatch.__main__ import main
-from largebatch.batch import BatchPlan
-from largebatch.communication import StepTimes, time_all_reduces, time_steps
+from largebatch.batch.order import SampleOrder
+from largebatch.batch.plan import BatchPlan
 from largebatch.data import MicroBatchLoader, random_classification
-from largebatch.loop import Run, train
+from largebatch.diagnostics.communication.all_reduces import time_all_reduces
+from largebatch.diagnostics.communication.steps import StepTimes, time_steps
+from largebatch.distributed.runtime import Runtime
+from largebatch.gradient import reduction_clock
 from largebatch.losses import CrossEntropy
 from largebatch.models import MLP
-from largebatch.observers import CommunicationObserver, Journal
-from largebatch.order import SampleOrder
-from largebatch.runtime import Runtime
+from largebatch.training.loop import Run, train
+from largebatch.training.observers import CommunicationObserver, Journal
 from tests.multiprocess.counting import count_collectives
 from tests.multiprocess.test_contract import SEED, lr_at, model_and_data
 

@@ -12,7 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from largebatch.batch import BatchPlan
+from largebatch.batch.order import SampleOrder
+from largebatch.batch.plan import BatchPlan
+from largebatch.batch.ramp import BatchRamp
+from largebatch.batch.random_keys import stream_key
+from largebatch.batch.schedule import Schedule
 from largebatch.data import (
     ArrayDataset,
     Augmentation,
@@ -21,14 +25,10 @@ from largebatch.data import (
     masked_tokens,
     random_classification,
 )
-from largebatch.keyed import stream_key
-from largebatch.loop import Run, train
+from largebatch.distributed.runtime import Runtime
 from largebatch.losses import CrossEntropy, NextToken, units_are_fixed
 from largebatch.models import GPT, MLP, ConvNet
-from largebatch.order import SampleOrder
-from largebatch.ramp import BatchRamp
-from largebatch.runtime import Runtime
-from largebatch.schedule import Schedule
+from largebatch.training.loop import Run, train
 from tests.multiprocess.counting import count_collectives
 
 STEPS = 6  # into the third epoch, past the warm-up

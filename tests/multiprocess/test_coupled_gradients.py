@@ -12,15 +12,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from largebatch.batch import BatchPlan
-from largebatch.coupled_losses import InfoNCE
+from largebatch.batch.order import SampleOrder
+from largebatch.batch.plan import BatchPlan
+from largebatch.batch.random_keys import stream_key
 from largebatch.data import MicroBatchLoader, paired_views, random_classification
-from largebatch.gradients import accumulate_gradients
-from largebatch.keyed import stream_key
-from largebatch.loop import Run, train
+from largebatch.distributed.runtime import Runtime
+from largebatch.gradient.accumulation import accumulate_gradients
+from largebatch.losses.coupled import InfoNCE
 from largebatch.models import MLP, TwoViews
-from largebatch.order import SampleOrder
-from largebatch.runtime import Runtime
+from largebatch.training.loop import Run, train
 from tests.multiprocess.counting import count_collectives
 from tests.multiprocess.test_contract import (
     FACTORIZATIONS,

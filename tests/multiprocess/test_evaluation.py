@@ -9,17 +9,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from largebatch.batch import BatchPlan
-from largebatch.coupled_losses import InfoNCE
+from largebatch.batch.order import SampleOrder
+from largebatch.batch.plan import BatchPlan
+from largebatch.batch.random_keys import stream_key
 from largebatch.data import ArrayDataset, MicroBatchLoader, masked_tokens, paired_views
-from largebatch.diagnostics.gap import EvalSums
-from largebatch.keyed import stream_key
-from largebatch.loop import Run, train
+from largebatch.diagnostics.gap.gap import EvalSums
+from largebatch.distributed.runtime import Runtime
 from largebatch.losses import CrossEntropy, NextToken
+from largebatch.losses.coupled import InfoNCE
 from largebatch.models import GPT, MLP, TwoViews
-from largebatch.observers import EvaluationObserver, Journal, MetricsObserver
-from largebatch.order import SampleOrder
-from largebatch.runtime import Runtime
+from largebatch.training.loop import Run, train
+from largebatch.training.observers import EvaluationObserver, Journal, MetricsObserver
 
 
 class Rows:

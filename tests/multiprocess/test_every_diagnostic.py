@@ -20,14 +20,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from largebatch.batch import BatchPlan
-from largebatch.coupled_losses import InfoNCE
+from largebatch.batch.order import SampleOrder
+from largebatch.batch.plan import BatchPlan
 from largebatch.data import MicroBatchLoader, paired_views
-from largebatch.guard import Guard
-from largebatch.loop import Run, StepReport, train
+from largebatch.diagnostics.sharpness.measurement import SharpnessSettings
+from largebatch.diagnostics.sharpness.subset import FixedSubset
+from largebatch.distributed.runtime import Runtime
 from largebatch.losses import units_are_fixed
+from largebatch.losses.coupled import InfoNCE
 from largebatch.models import TwoViews
-from largebatch.observers import (
+from largebatch.optim import LARS, parameters_by_name
+from largebatch.training.guard import Guard
+from largebatch.training.loop import Run, StepReport, train
+from largebatch.training.observers import (
     CommunicationObserver,
     Journal,
     LayersObserver,
@@ -38,10 +43,6 @@ from largebatch.observers import (
     VarianceObserver,
     WatchedLoader,
 )
-from largebatch.optim import LARS, parameters_by_name
-from largebatch.order import SampleOrder
-from largebatch.runtime import Runtime
-from largebatch.sharpness import FixedSubset, SharpnessSettings
 from tests.multiprocess.test_contract import SEED, model_and_data
 
 STEPS, BATCH, MICRO = 2, 24, 2

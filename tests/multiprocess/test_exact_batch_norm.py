@@ -11,15 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from largebatch.coupled_losses import InfoNCE
+from largebatch.batch.order import SampleOrder
+from largebatch.batch.random_keys import stream_key
 from largebatch.data import ArrayDataset, MicroBatchLoader, paired_views, random_classification
-from largebatch.exact_batch_norm import ExactBatchNorm, batch_norms
-from largebatch.keyed import stream_key
-from largebatch.loop import Run, train
+from largebatch.distributed.runtime import Runtime
+from largebatch.gradient.exact_batch_norm import ExactBatchNorm, batch_norms
 from largebatch.losses import CrossEntropy
+from largebatch.losses.coupled import InfoNCE
 from largebatch.models import TwoViews
-from largebatch.order import SampleOrder
-from largebatch.runtime import Runtime
+from largebatch.training.loop import Run, train
 from tests.multiprocess.counting import count_collectives
 from tests.multiprocess.test_contract import SEED, Recorder, lr_at, plan_of
 

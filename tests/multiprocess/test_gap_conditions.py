@@ -11,10 +11,11 @@ import torch
 from torch import nn
 
 from largebatch.data import ArrayDataset, Augmentation, NoisyLabels, masked_tokens
-from largebatch.gap_conditions import Conditions, GapData, GapSettings, measure_conditions
+from largebatch.diagnostics.gap.conditions.measurement import Conditions, measure_conditions
+from largebatch.diagnostics.gap.conditions.passes import GapData, GapSettings
+from largebatch.distributed.runtime import Runtime
 from largebatch.losses import CrossEntropy, NextToken, SquaredError
 from largebatch.models import GPT, MLP, ConvNet
-from largebatch.runtime import Runtime
 
 SETTINGS = GapSettings(seed=3, ghost=4, draws=2, micro_batch_size=7)
 

@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import nn
 
-from largebatch.closed_forms import LeastSquares
 from largebatch.data import ArrayDataset, linear_regression
-from largebatch.diagnostics.nested_groups import NestedGroups
-from largebatch.gradient_variance import GradientVariance, VarianceSettings, measure_variance
+from largebatch.diagnostics.closed_forms import LeastSquares
+from largebatch.diagnostics.noise.measurement import GradientVariance, VarianceSettings, measure_variance
+from largebatch.diagnostics.sharpness.subset import FixedSubset
+from largebatch.distributed.runtime import Runtime
+from largebatch.gradient.nested_groups import NestedGroups
 from largebatch.losses import CrossEntropy, NextToken, SquaredError
 from largebatch.models import Linear
-from largebatch.runtime import Runtime
-from largebatch.sharpness import FixedSubset
 from tests.multiprocess.test_sharpness import Restless, bits, problem
 
 SETTINGS = VarianceSettings(seed=3, batch_sizes=(2, 4, 12), replications=5)

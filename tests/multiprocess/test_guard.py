@@ -12,15 +12,15 @@ import pytest
 import torch
 from torch import nn
 
-from largebatch.batch import BatchPlan
+from largebatch.batch.order import SampleOrder
+from largebatch.batch.plan import BatchPlan
 from largebatch.data import MicroBatchLoader, random_classification
-from largebatch.guard import Guard
-from largebatch.loop import Run, StepReport, train
+from largebatch.distributed.runtime import Runtime
 from largebatch.losses import CrossEntropy
-from largebatch.order import SampleOrder
-from largebatch.quiet_training import train_quietly
-from largebatch.runtime import Runtime
-from largebatch.trackers import read_metrics
+from largebatch.records.trackers import read_metrics
+from largebatch.run.train_quietly import train_quietly
+from largebatch.training.guard import Guard
+from largebatch.training.loop import Run, StepReport, train
 from tests.unit.faulty_data import BATCH_NORM, at_steps, faulty
 
 STEPS = 12

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from largebatch.batch import BatchPlan
+from largebatch.batch.order import SampleOrder
+from largebatch.batch.plan import BatchPlan
+from largebatch.batch.random_keys import stream_key
 from largebatch.data import MicroBatchLoader, random_classification
-from largebatch.generators import seed_generators
-from largebatch.gradients import micro_batch_key
-from largebatch.keyed import stream_key
-from largebatch.loop import Run, train
+from largebatch.distributed.generators import seed_generators
+from largebatch.distributed.runtime import Runtime
+from largebatch.gradient.accumulation import micro_batch_key
 from largebatch.losses import CrossEntropy
-from largebatch.order import SampleOrder
-from largebatch.runtime import Runtime
+from largebatch.training.loop import Run, train
 
 SAMPLES, BATCH, MICRO, STEPS = 60, 15, 4, 8  # 4 micro-batches a step, the last of 3 samples
 BY_STEP = ("stem.parametrizations.weight.0._u", "stem.parametrizations.weight.0._v", "passes", "slow.weight")

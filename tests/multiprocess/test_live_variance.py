@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from largebatch.batch import BatchPlan
-from largebatch.closed_forms import LeastSquares
+from largebatch.batch.order import SampleOrder
+from largebatch.batch.plan import BatchPlan
 from largebatch.data import MicroBatchLoader, linear_regression
-from largebatch.loop import Run, train
+from largebatch.diagnostics.closed_forms import LeastSquares
+from largebatch.distributed.runtime import Runtime
 from largebatch.losses import SquaredError
 from largebatch.models import Linear
-from largebatch.observers import Journal, VarianceObserver
-from largebatch.order import SampleOrder
-from largebatch.runtime import Runtime
-from largebatch.trackers import Row
+from largebatch.records.trackers import Row
+from largebatch.training.loop import Run, train
+from largebatch.training.observers import Journal, VarianceObserver
 
 NUM_SAMPLES, MICRO, SEED = 960, 3, 5
 

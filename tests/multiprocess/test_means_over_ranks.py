@@ -11,17 +11,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from largebatch.batch import BatchPlan
+from largebatch.batch.order import SampleOrder
+from largebatch.batch.plan import BatchPlan
+from largebatch.batch.random_keys import stream_key
 from largebatch.data import ArrayDataset, MicroBatchLoader
-from largebatch.gradient_variance import VarianceSettings, measure_variance
-from largebatch.keyed import stream_key
-from largebatch.loop import Run, train
+from largebatch.diagnostics.noise.measurement import VarianceSettings, measure_variance
+from largebatch.diagnostics.sharpness.subset import FixedSubset, SubsetLoss
+from largebatch.distributed.runtime import Runtime
+from largebatch.gradient.snapshots import undisturbed
 from largebatch.losses import CrossEntropy, ModuleLoss, NextToken, units_are_fixed
-from largebatch.observers import EvaluationObserver, Journal
-from largebatch.order import SampleOrder
-from largebatch.runtime import Runtime
-from largebatch.sharpness import FixedSubset, undisturbed
-from largebatch.sharpness.subset import SubsetLoss
+from largebatch.training.loop import Run, train
+from largebatch.training.observers import EvaluationObserver, Journal
 
 SAMPLES, BATCH, STEPS, RATE = 40, 13, 3, 0.2
 WEIGHT = [0.01, 0.05, 0.002, 0.1]  # the weights of a batch sum up to less than 1

@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from largebatch.batch import BatchPlan
+from largebatch.batch.order import SampleOrder
+from largebatch.batch.plan import BatchPlan
 from largebatch.data import MicroBatchLoader, random_classification
-from largebatch.loop import Run, StepReport, train
+from largebatch.distributed.runtime import Runtime
+from largebatch.gradient.out_of_memory import MicroBatchTooLargeError
 from largebatch.losses import CrossEntropy
-from largebatch.memory_shortage import MicroBatchTooLargeError
-from largebatch.observers import WatchedLoader
-from largebatch.observers.ledger import ids_over_ranks
-from largebatch.order import SampleOrder
-from largebatch.runtime import Runtime
+from largebatch.training.loop import Run, StepReport, train
+from largebatch.training.observers import WatchedLoader
+from largebatch.training.observers.ledger import ids_over_ranks
 
 STEPS, BATCH = 6, 24
 SAID = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 2.00 GiB."

@@ -14,21 +14,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from largebatch.batch import BatchPlan
-from largebatch.build import open_job
-from largebatch.closed_forms import NoisyQuadratic
+from largebatch.batch.order import SampleOrder
+from largebatch.batch.plan import BatchPlan
 from largebatch.data import MicroBatchLoader, noisy_quadratic
 from largebatch.diagnostics import moments_of_step
-from largebatch.interruption import StopRequest
-from largebatch.loop import Run, train
+from largebatch.diagnostics.closed_forms import NoisyQuadratic
+from largebatch.distributed.runtime import Runtime
+from largebatch.distributed.signals import StopRequest
+from largebatch.gradient.reduction_clock import Compression
 from largebatch.losses import OutputIsLoss, units_are_fixed
 from largebatch.models import Quadratic
-from largebatch.observers import Journal, NoiseScaleObserver
 from largebatch.optim import parameters_by_name
-from largebatch.order import SampleOrder
-from largebatch.prepare import prepare
-from largebatch.reduction_clock import Compression
-from largebatch.runtime import Runtime
+from largebatch.run.build import open_job
+from largebatch.run.prepare import prepare
+from largebatch.training.loop import Run, train
+from largebatch.training.observers import Journal, NoiseScaleObserver
 from tests.multiprocess.counting import count_collectives
 from tests.multiprocess.test_contract import SEED, Case, lr_at, model_and_data
 from tests.unit.composing import compose_run

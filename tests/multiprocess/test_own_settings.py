@@ -8,17 +8,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from largebatch.batch import BatchPlan
+from largebatch.batch.order import SampleOrder
+from largebatch.batch.plan import BatchPlan
+from largebatch.batch.random_keys import stream_key
 from largebatch.data import MicroBatchLoader, random_classification
-from largebatch.gradients import micro_batch_key
-from largebatch.keyed import stream_key
-from largebatch.loop import Run, train
+from largebatch.distributed.runtime import Runtime
+from largebatch.gradient.accumulation import micro_batch_key
+from largebatch.gradient.snapshots import undisturbed
 from largebatch.losses import CrossEntropy
-from largebatch.observers import EvaluationObserver, Journal
 from largebatch.optim import keep_lr_ratios, lr_factors, parameter_groups
-from largebatch.order import SampleOrder
-from largebatch.runtime import Runtime
-from largebatch.undisturbed import undisturbed
+from largebatch.training.loop import Run, train
+from largebatch.training.observers import EvaluationObserver, Journal
 
 SAMPLES, BATCH, MICRO, STEPS = 40, 12, 2, 4
 

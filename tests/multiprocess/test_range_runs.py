@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
+from largebatch.batch.order import SampleOrder
 from largebatch.diagnostics import RangeSettings
-from largebatch.measured_weights import Weights, open_weights
-from largebatch.order import SampleOrder
-from largebatch.prepare import Prepared, prepare
-from largebatch.range_runs import run_range_tests
+from largebatch.experiments.measure.range_tests import run_range_tests
+from largebatch.experiments.measure.weights import Weights, open_weights
+from largebatch.run.prepare import Prepared, prepare
 from tests.unit.composing import compose_run
 
 FP64 = ["precision=fp64", "logger=none"]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 
-from largebatch.prepare import prepare
-from largebatch.runtime import Runtime
-from largebatch.verification.probe import Probe
-from largebatch.verification.ranks import _rank_dependence
+from largebatch.distributed.runtime import Runtime
+from largebatch.experiments.verify.probe import Probe
+from largebatch.experiments.verify.ranks import _rank_dependence
+from largebatch.run.prepare import prepare
 from tests.unit.composing import compose_run
 
 MODELS = {

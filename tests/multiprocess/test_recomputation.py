@@ -14,18 +14,18 @@ import pytest
 import torch
 from torch import nn
 
-from largebatch.batch import BatchPlan
-from largebatch.build import open_job
+from largebatch.batch.order import SampleOrder
+from largebatch.batch.plan import BatchPlan
 from largebatch.data import MicroBatchLoader, random_classification
-from largebatch.guard import Guard
-from largebatch.interruption import StopRequest
-from largebatch.loop import Run, train
+from largebatch.distributed.runtime import Runtime
+from largebatch.distributed.signals import StopRequest
 from largebatch.losses import CrossEntropy, units_are_fixed
-from largebatch.observers import NoiseScaleObserver
-from largebatch.observers.metrics import Journal
-from largebatch.order import SampleOrder
-from largebatch.prepare import prepare
-from largebatch.runtime import Runtime
+from largebatch.run.build import open_job
+from largebatch.run.prepare import prepare
+from largebatch.training.guard import Guard
+from largebatch.training.loop import Run, train
+from largebatch.training.observers import NoiseScaleObserver
+from largebatch.training.observers.metrics import Journal
 from tests.multiprocess.counting import count_collectives
 from tests.multiprocess.test_contract import SEED, lr_at, model_and_data
 from tests.unit.composing import compose_run

@@ -15,13 +15,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from largebatch.batch import BatchPlan
-from largebatch.checkpoint import newest_valid
+from largebatch.batch.order import SampleOrder
+from largebatch.batch.plan import BatchPlan
+from largebatch.batch.ramp import BatchRamp
 from largebatch.data import MicroBatchLoader, random_classification
-from largebatch.guard import Guard
-from largebatch.loop import Run, StepReport, train
+from largebatch.diagnostics.sharpness.measurement import SharpnessSettings
+from largebatch.diagnostics.sharpness.subset import FixedSubset
+from largebatch.distributed.runtime import Runtime
 from largebatch.losses import CrossEntropy
-from largebatch.observers import (
+from largebatch.optim import LAMB, LARS, MuonWithAdamW
+from largebatch.records.checkpoint import newest_valid
+from largebatch.records.run_folder import RunFolder
+from largebatch.training.guard import Guard
+from largebatch.training.loop import Run, StepReport, train
+from largebatch.training.observers import (
     CheckpointObserver,
     EvaluationObserver,
     GuardObserver,
@@ -32,12 +39,6 @@ from largebatch.observers import (
     VarianceObserver,
     restore,
 )
-from largebatch.optim import LAMB, LARS, MuonWithAdamW
-from largebatch.order import SampleOrder
-from largebatch.ramp import BatchRamp
-from largebatch.run_folder import RunFolder
-from largebatch.runtime import Runtime
-from largebatch.sharpness import FixedSubset, SharpnessSettings
 from tests.multiprocess.test_coupled_gradients import SameClass
 
 SAMPLES, STEPS, WIDE = 96, 6, 520  # 520 x 520 float32 are above 1 MiB, which DDP's first bucket holds

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from largebatch.batch import BatchPlan
+from largebatch.batch.order import SampleOrder
+from largebatch.batch.plan import BatchPlan
 from largebatch.data import ArrayDataset, MicroBatchLoader
-from largebatch.loop import Run, train
+from largebatch.distributed.runtime import Runtime
 from largebatch.losses import CrossEntropy
-from largebatch.order import SampleOrder
-from largebatch.runtime import Runtime
+from largebatch.training.loop import Run, train
 from tests.sums import assert_same_sums
 
 NUM_SAMPLES, MICRO = 40, 3

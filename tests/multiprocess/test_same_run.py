@@ -12,20 +12,20 @@ import numpy as np
 import pytest
 import torch
 
-import largebatch.observers.checkpoints as checkpoints_module
-import largebatch.same_run
-from largebatch.batch import BatchPlan
-from largebatch.build import open_job
-from largebatch.checkpoint import CheckpointError
-from largebatch.interruption import StopRequest
-from largebatch.ledger import Ledger, compare_ledgers
-from largebatch.loop import train
-from largebatch.observers.ledger import ids_over_ranks
-from largebatch.prepare import prepare
-from largebatch.rank_values import disagreement, integers_of_ranks, texts_of_ranks
-from largebatch.runtime import Runtime
-from largebatch.trackers import read_metrics
-from largebatch.trial import sampled_content
+import largebatch.run.same_run
+import largebatch.training.observers.checkpoints as checkpoints_module
+from largebatch.batch.plan import BatchPlan
+from largebatch.distributed.rank_values import disagreement, integers_of_ranks, texts_of_ranks
+from largebatch.distributed.runtime import Runtime
+from largebatch.distributed.signals import StopRequest
+from largebatch.records.checkpoint import CheckpointError
+from largebatch.records.ledger import Ledger, compare_ledgers
+from largebatch.records.trackers import read_metrics
+from largebatch.run.build import open_job
+from largebatch.run.checks.trial import sampled_content
+from largebatch.run.prepare import prepare
+from largebatch.training.loop import train
+from largebatch.training.observers.ledger import ids_over_ranks
 from tests.unit.composing import compose_run
 
 SMALL = (
@@ -220,12 +220,12 @@ class OtherImages(torch.utils.data.Dataset):
 
 @contextlib.contextmanager
 def other_code():
-    original = largebatch.same_run._PACKAGE
-    largebatch.same_run._PACKAGE = original / "observers"
+    original = largebatch.run.same_run._PACKAGE
+    largebatch.run.same_run._PACKAGE = original / "observers"
     try:
         yield
     finally:
-        largebatch.same_run._PACKAGE = original
+        largebatch.run.same_run._PACKAGE = original
 
 
 def start_with_fault(folder: str, faulty: int, overrides: tuple[str, ...], fault: str) -> str:

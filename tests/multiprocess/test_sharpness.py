@@ -13,17 +13,12 @@ import torch
 from torch import nn
 
 from largebatch.data import ArrayDataset, masked_tokens
+from largebatch.diagnostics.sharpness.measurement import Sharpness, SharpnessSettings, measure_sharpness
+from largebatch.diagnostics.sharpness.subset import FixedSubset, SubsetLoss
+from largebatch.distributed.runtime import Runtime
+from largebatch.gradient.snapshots import undisturbed
 from largebatch.losses import CrossEntropy, NextToken, SquaredError
 from largebatch.models import GPT, MLP, ConvNet
-from largebatch.runtime import Runtime
-from largebatch.sharpness import (
-    FixedSubset,
-    Sharpness,
-    SharpnessSettings,
-    SubsetLoss,
-    measure_sharpness,
-    undisturbed,
-)
 
 SETTINGS = SharpnessSettings(
     seed=3, lanczos_iterations=60, lanczos_tolerance=1e-7, trace_samples=8, box_eps=1e-3, box_iterations=10,
@@ -262,7 +257,7 @@ def fail_on_rank_zero(where: str) -> str:
     runtime = Runtime.open(precision="fp64")
     try:
         model, loss, subset = problem("classes")
-        import largebatch.sharpness.measurement as measurement
+        import largebatch.diagnostics.sharpness.measurement as measurement
 
         def fail(*arguments: Any, **options: Any) -> None:
             raise FloatingPointError(where)

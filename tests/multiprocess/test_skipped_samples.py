@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from omegaconf import open_dict
 
-from largebatch.config import ConfigError
-from largebatch.order import SampleOrder
-from largebatch.prepare import prepare
-from largebatch.quiet_training import train_quietly
-from largebatch.raised import RunFailedError
-from largebatch.trackers import read_metrics
+from largebatch.batch.order import SampleOrder
+from largebatch.records.trackers import read_metrics
+from largebatch.run.config.reading import ConfigError
+from largebatch.run.prepare import prepare
+from largebatch.run.train_quietly import train_quietly
+from largebatch.training.raised import RunFailedError
 from tests.unit.faulty_data import BrokenFiles, broken_files
 
 COUNT, BROKEN, BATCH, STEPS = 50, (0, 7, 8, 9, 31, 49), 20, 6

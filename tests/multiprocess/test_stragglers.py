@@ -17,17 +17,17 @@ from typing import Any
 import pytest
 import torch
 
-from largebatch.batch import BatchPlan
-from largebatch.build import open_job
+from largebatch.batch.order import SampleOrder
+from largebatch.batch.plan import BatchPlan
 from largebatch.data import MicroBatchLoader
-from largebatch.interruption import StopRequest
-from largebatch.loop import Run, train
+from largebatch.distributed.runtime import Runtime
+from largebatch.distributed.signals import StopRequest
 from largebatch.losses import units_are_fixed
-from largebatch.observers import StragglerObserver
-from largebatch.order import SampleOrder
-from largebatch.prepare import prepare
-from largebatch.runtime import Runtime
-from largebatch.trackers import read_metrics
+from largebatch.records.trackers import read_metrics
+from largebatch.run.build import open_job
+from largebatch.run.prepare import prepare
+from largebatch.training.loop import Run, train
+from largebatch.training.observers import StragglerObserver
 from tests.multiprocess.counting import count_collectives
 from tests.multiprocess.test_contract import SEED, lr_at, model_and_data
 from tests.unit.composing import compose_run

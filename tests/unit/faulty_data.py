@@ -10,9 +10,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from largebatch.commands.composition import compose_config
+from largebatch.batch.order import SampleOrder
+from largebatch.cli.composition.composing import compose_config
 from largebatch.data import ArrayDataset, random_classification
-from largebatch.order import SampleOrder
 from tests.unit.composing import compose_run
 
 

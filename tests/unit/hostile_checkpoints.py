@@ -26,7 +26,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from largebatch.checkpoint.manifest import MANIFEST, build_manifest, encode_manifest
+from largebatch.records.checkpoint.manifest import MANIFEST, build_manifest, encode_manifest
 
 PLANTED = "planted_by_a_checkpoint"  # a module that leaves a file where it is imported
 HOSTILE_MODULE = "import pathlib\npathlib.Path('canary').touch()\n"

@@ -16,14 +16,14 @@ from types import SimpleNamespace
 from typing import Any
 
 from largebatch.__main__ import main
-from largebatch.build import open_job
-from largebatch.checkpoint import Checkpoint, CheckpointError, newest_valid, require_model_fit
-from largebatch.commands.composition import compose_config
-from largebatch.loop import train
-from largebatch.prepare import Prepared, prepare
-from largebatch.resume import check_identity, find_checkpoint, run_identity
-from largebatch.resume.fitting import fits_run
-from largebatch.run_folder import RunFolder
+from largebatch.cli.composition.composing import compose_config
+from largebatch.records.checkpoint import Checkpoint, CheckpointError, newest_valid, require_model_fit
+from largebatch.records.run_folder import RunFolder
+from largebatch.run.build import open_job
+from largebatch.run.prepare import Prepared, prepare
+from largebatch.run.resume import check_identity, find_checkpoint, run_identity
+from largebatch.run.resume.fitting import fits_run
+from largebatch.training.loop import train
 from tests.deadline import deadline
 from tests.unit.hostile_checkpoints import PLANTED, Case
 

@@ -2,7 +2,8 @@
 
     python -m tests.unit.simulated_studies 200
 
-prints the table in largebatch/diagnostics/misfit.py from so many draws of each row (3 minutes on one core for 200).
+prints the table in largebatch/diagnostics/critical_batch/misfit.py from so many draws of each row (3 minutes on one
+core for 200).
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from largebatch.diagnostics.critical_batch import fit_critical_batch
-from largebatch.diagnostics.steps_to_target import StepsToTarget
+from largebatch.diagnostics.critical_batch.critical_batch import fit_critical_batch
+from largebatch.diagnostics.critical_batch.steps_to_target import StepsToTarget
 
 S_MIN, B_CRIT, SMALLEST, LARGEST = 200.0, 100.0, 8, 1024
 Truth = Callable[[np.ndarray], np.ndarray]

@@ -18,8 +18,8 @@ import pytest
 import torch
 from torch import nn
 
-from largebatch.targets import TargetError, check_arguments, make
-from largebatch.targets.wording import problem_of_type
+from largebatch.run.config.targets import TargetError, check_arguments, make
+from largebatch.run.config.targets.wording import problem_of_type
 
 if TYPE_CHECKING:
     from somewhere_else import Unknown  # type: ignore[import-not-found]
@@ -267,7 +267,7 @@ def test_what_torch_and_largebatch_bring_is_held_to_its_types(node: dict[str, An
 def test_the_defaults_of_every_layer_and_optimizer_of_torch_fit():
     import inspect
 
-    from largebatch.targets.arguments import Hints
+    from largebatch.run.config.targets.arguments import Hints
 
     for kind in [*map(nn.__dict__.get, nn.modules.__all__), *map(torch.optim.__dict__.get, torch.optim.__all__)]:
         assert kind is not None

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from largebatch.batch import BatchPlan, MicroBatch
+from largebatch.batch.plan import BatchPlan, MicroBatch
 
 fixed = settings(derandomize=True, deadline=None, max_examples=150)
 sizes = st.integers(1, 5000)

@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from largebatch.__main__ import main
-from largebatch.commands import bench_optim, optimizer_race
-from largebatch.commands.bench import BENCHES, median_interval
-from largebatch.commands.optimizer_race import ALGORITHMS, peak_extra_bytes, shapes_of
+from largebatch.cli import bench_optim
+from largebatch.cli.bench import BENCHES
+from largebatch.diagnostics.intervals import median_interval
+from largebatch.experiments.bench import optimizer_race
+from largebatch.experiments.bench.optimizer_race import ALGORITHMS, peak_extra_bytes, shapes_of
 from largebatch.optim import LAMB, LARS
 
 

@@ -19,20 +19,20 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from largebatch.__main__ import main
-from largebatch.chapter.bands import band_of_mean
-from largebatch.chapter.convergence_runs import fastest_rate
-from largebatch.chapter.experiment import Experiment
-from largebatch.chapter.learning_rate import kind_of_path
-from largebatch.chapter.regression import noise_floor
-from largebatch.closed_forms import LeastSquares, NoisyQuadratic
-from largebatch.commands.chapter import EXPERIMENTS
-from largebatch.commands.composition import compose_config
-from largebatch.conf_folder import conf_dir
-from largebatch.config import ConfigError, parse_config, parse_section
+from largebatch.batch.random_keys import stream_key
+from largebatch.cli.chapter import EXPERIMENTS
+from largebatch.cli.composition.composing import compose_config
 from largebatch.data import linear_regression
-from largebatch.keyed import stream_key
+from largebatch.diagnostics.closed_forms import LeastSquares, NoisyQuadratic
+from largebatch.experiments.textbook.bands import band_of_mean
+from largebatch.experiments.textbook.convergence_runs import fastest_rate
+from largebatch.experiments.textbook.experiment import Experiment
+from largebatch.experiments.textbook.learning_rate import kind_of_path
+from largebatch.experiments.textbook.regression import noise_floor
 from largebatch.models import Linear
-from largebatch.trackers.diagram import from_record
+from largebatch.records.conf_folder import conf_dir
+from largebatch.records.figures.diagram import from_record
+from largebatch.run.config.reading import ConfigError, parse_config, parse_section
 
 SHORT = {
     "gd_variants": ["length=4ep", "data.train.num_samples=60", "data.validation.num_samples=60",
@@ -84,7 +84,8 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Told]:
 def composed(name: str, *overrides: str) -> tuple[Any, Any]:
     """(config of its runs, settings) of an experiment."""
     config = compose_config([f"experiment=chapter/{name}", *overrides], config_name="chapter")
-    return config, parse_section(config, "chapter", importlib.import_module(f"largebatch.chapter.{name}").Settings)
+    module = importlib.import_module(f"largebatch.experiments.textbook.{name}")
+    return config, parse_section(config, "chapter", module.Settings)
 
 
 # --- the verb
@@ -156,9 +157,9 @@ def test_a_launcher_and_a_folder_that_is_in_use_are_refused(
 def test_all_makes_every_experiment_and_returns_the_worst_exit_code(monkeypatch: pytest.MonkeyPatch):
     made: list[list[str]] = []
     codes = iter([0, 2, *[1] * len(EXPERIMENTS)])
-    monkeypatch.setattr("largebatch.commands.chapter.EXPERIMENTS", {"one": "", "two": "", "three": ""})
+    monkeypatch.setattr("largebatch.cli.chapter.EXPERIMENTS", {"one": "", "two": "", "three": ""})
     monkeypatch.setattr(
-        "largebatch.commands.chapter._run_one", lambda name, arguments: made.append([name, *arguments]) or next(codes)
+        "largebatch.cli.chapter._run_one", lambda name, arguments: made.append([name, *arguments]) or next(codes)
     )
     assert main(["chapter", "all", "seed=1", "run.dir=mine"]) == 2
     assert made == [[name, "seed=1", f"run.dir=mine/{name}"] for name in ("one", "two", "three")]

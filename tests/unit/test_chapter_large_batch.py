@@ -11,20 +11,20 @@ import numpy as np
 import pytest
 from omegaconf import DictConfig, open_dict
 
-from largebatch.chapter.bands import agreement
-from largebatch.chapter.experiment import Experiment
-from largebatch.chapter.lars import Settings as LarsSettings
-from largebatch.chapter.lars import tune
-from largebatch.chapter.linear_scaling import Settings as LinearScaling
-from largebatch.chapter.linear_scaling import _about_limit
-from largebatch.chapter.noise_and_minima import Series, tell_verdict
-from largebatch.chapter.one_step import Detour, measure_detour
-from largebatch.chapter.outcomes import Outcome, finals, train_seeds
-from largebatch.chapter.regression import least_squares
-from largebatch.chapter.warmup import Settings as WarmupSettings
-from largebatch.chapter.warmup import Warmup, _told_apart, highest_at_peak, train_warmup
-from largebatch.commands.composition import compose_config
-from largebatch.order import SampleOrder
+from largebatch.batch.order import SampleOrder
+from largebatch.cli.composition.composing import compose_config
+from largebatch.experiments.textbook.bands import agreement
+from largebatch.experiments.textbook.experiment import Experiment
+from largebatch.experiments.textbook.lars import Settings as LarsSettings
+from largebatch.experiments.textbook.lars import tune
+from largebatch.experiments.textbook.linear_scaling import Settings as LinearScaling
+from largebatch.experiments.textbook.linear_scaling import _about_limit
+from largebatch.experiments.textbook.noise_and_minima import Series, tell_verdict
+from largebatch.experiments.textbook.one_step import Detour, measure_detour
+from largebatch.experiments.textbook.outcomes import Outcome, finals, train_seeds
+from largebatch.experiments.textbook.regression import least_squares
+from largebatch.experiments.textbook.warmup import Settings as WarmupSettings
+from largebatch.experiments.textbook.warmup import Warmup, _told_apart, highest_at_peak, train_warmup
 
 REGRESSION = ("experiment=linear_regression", "precision=fp64", "data.train.num_samples=60",
               "data.validation.num_samples=60", "observers.evaluation.every=null")  # fmt: skip

@@ -19,9 +19,16 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-import largebatch.checkpoint
-from largebatch.checkpoint import FORMAT, Checkpoint, CheckpointError, load_checkpoint, newest_valid, save_checkpoint
-from largebatch.checkpoint.manifest import MANIFEST, build_manifest, encode_manifest
+import largebatch.records.checkpoint
+from largebatch.records.checkpoint import (
+    FORMAT,
+    Checkpoint,
+    CheckpointError,
+    load_checkpoint,
+    newest_valid,
+    save_checkpoint,
+)
+from largebatch.records.checkpoint.manifest import MANIFEST, build_manifest, encode_manifest
 
 FILES = ["model.safetensors", "optimizer.safetensors", "values.json", MANIFEST]
 
@@ -271,7 +278,7 @@ def test_a_pickle_in_place_of_a_file_is_refused_and_never_executed(tmp_path: Pat
 
 
 def test_no_source_of_the_package_names_pickle_or_torch_load() -> None:
-    for file in Path(largebatch.checkpoint.__file__).parent.glob("*.py"):
+    for file in Path(largebatch.records.checkpoint.__file__).parent.glob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
             assert not {"pickle", "marshal", "shelve", "dill"} & set(names), file

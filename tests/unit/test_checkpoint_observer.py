@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-import largebatch.observers.checkpoints as observed
-from largebatch.checkpoint import CheckpointError, load_checkpoint, newest_valid, save_checkpoint
-from largebatch.commands.composition import compose_config
-from largebatch.loop import Run, StepReport
-from largebatch.quiet_training import Trained, train_quietly
+import largebatch.training.observers.checkpoints as observed
+from largebatch.cli.composition.composing import compose_config
+from largebatch.records.checkpoint import CheckpointError, load_checkpoint, newest_valid, save_checkpoint
+from largebatch.run.train_quietly import Trained, train_quietly
+from largebatch.training.loop import Run, StepReport
 
 SMALL = ("model=linear", "data=synthetic", "batch.total=64", "length=8steps", "schedule.warmup=1steps")
 OFTEN = ("observers.checkpoint.every=2steps", "observers.checkpoint.keep=9", "observers.evaluation.every=null")

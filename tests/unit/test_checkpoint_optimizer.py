@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adafactor, AdamW, Muon, NAdam, Optimizer, RMSprop
 
-from largebatch.checkpoint import (
+from largebatch.optim import LAMB, LARS, MuonWithAdamW
+from largebatch.records.checkpoint import (
     CheckpointError,
     load_checkpoint,
     pack_optimizer,
     save_checkpoint,
     unpack_optimizer,
 )
-from largebatch.checkpoint.optimizer_fit import tensor_key
-from largebatch.optim import LAMB, LARS, MuonWithAdamW
+from largebatch.records.checkpoint.optimizer_fit import tensor_key
 
 Make = Callable[[nn.Module], Optimizer]
 

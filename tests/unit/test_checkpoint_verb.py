@@ -13,10 +13,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from largebatch.__main__ import main
-from largebatch.checkpoint import save_checkpoint
-from largebatch.measured_weights import _brief
-from largebatch.resume import find_checkpoint
-from largebatch.run_folder import RunFolder
+from largebatch.experiments.measure.weights import _brief
+from largebatch.records.checkpoint import save_checkpoint
+from largebatch.records.run_folder import RunFolder
+from largebatch.run.resume import find_checkpoint
 
 WEIGHTS = {"weight": torch.arange(6.0).reshape(2, 3), "running": torch.tensor(3)}
 

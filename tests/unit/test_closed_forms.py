@@ -13,12 +13,12 @@ import torch
 from torch import nn
 from torch.func import functional_call, grad, vmap
 
-from largebatch.closed_forms import GradientNoise, LeastSquares, NoisyQuadratic
+from largebatch.batch.order import SampleOrder
 from largebatch.data import linear_regression, noisy_quadratic
+from largebatch.diagnostics.closed_forms import GradientNoise, LeastSquares, NoisyQuadratic
 from largebatch.losses import OutputIsLoss, SquaredError
 from largebatch.models import Linear, Quadratic
-from largebatch.order import SampleOrder
-from largebatch.prepare import prepare
+from largebatch.run.prepare import prepare
 from tests.sums import assert_same_sums
 from tests.unit.composing import compose_run
 

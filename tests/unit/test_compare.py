@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from largebatch.__main__ import main
-from largebatch.trackers.gap_figures import large_batch_gap_figure
+from largebatch.records.figures.gap_figures import large_batch_gap_figure
 
 CONFIG = """\
 seed: {seed}

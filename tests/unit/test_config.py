@@ -12,11 +12,11 @@ import torch
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from largebatch.conf_folder import conf_dir
-from largebatch.config import ConfigError, parse_config, public_values
-from largebatch.initial_state import build_optimizer
 from largebatch.optim import LAMB_PRESETS, LARS_PRESETS
-from largebatch.schema import TrainConfig
+from largebatch.records.conf_folder import conf_dir
+from largebatch.run.config.reading import ConfigError, parse_config, public_values
+from largebatch.run.config.schema import TrainConfig
+from largebatch.run.initial_state import build_optimizer
 from tests.unit.composing import GROUPS, compose_choices, compose_run
 
 # Chosen inside of a choice: which formula optimizer=lars and optimizer=lamb stand for.

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from omegaconf import DictConfig, OmegaConf
 
-from largebatch.config import ConfigError
-from largebatch.prepare import Prepared, prepare
+from largebatch.run.config.reading import ConfigError
+from largebatch.run.prepare import Prepared, prepare
 from tests.unit.composing import compose_choices
 
 CHOICES = (

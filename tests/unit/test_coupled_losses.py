@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from largebatch import coupled_losses
-from largebatch.coupled_losses import InfoNCE, is_coupled
 from largebatch.data import paired_views
 from largebatch.losses import CrossEntropy
+from largebatch.losses import coupled as coupled_losses
+from largebatch.losses.coupled import InfoNCE, is_coupled
 from largebatch.models import Linear, TwoViews
 
 

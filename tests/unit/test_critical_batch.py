@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from largebatch.diagnostics.critical_batch import CriticalBatch, fit_critical_batch
-from largebatch.diagnostics.steps_to_target import StepsToTarget
+from largebatch.diagnostics.critical_batch.critical_batch import CriticalBatch, fit_critical_batch
+from largebatch.diagnostics.critical_batch.steps_to_target import StepsToTarget
 
 S_MIN, B_CRIT = 200.0, 100.0
 SIZES = [8, 16, 32, 64, 128, 256, 512, 1024]

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from largebatch.batch.random_keys import keyed_uniforms, stream_key
 from largebatch.data import Augmentation
-from largebatch.keyed import keyed_uniforms, stream_key
 
 ALL = Augmentation(seed=3, crop_padding=2, flip=True, cutout=3)
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from largebatch.batch import BatchPlan
+from largebatch.batch.order import SampleOrder
+from largebatch.batch.plan import BatchPlan
 from largebatch.data import ArrayDataset, DataError, MicroBatchLoader, hub_images, image_folder, parquet_images
 from largebatch.data import decoded as decoded_module
 from largebatch.data.decoded import decode_images
-from largebatch.order import SampleOrder
 
 pil = pytest.importorskip("PIL.Image", reason='images need Pillow: pip install "largebatch[images]"')
 pyarrow = pytest.importorskip("pyarrow", reason='parquet needs pyarrow: pip install "largebatch[images]"')

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from largebatch.config import ConfigError
 from largebatch.data import ArrayDataset, FirstSamples, NoisyLabels, evaluation_batches
-from largebatch.prepare import prepare
+from largebatch.run.config.reading import ConfigError
+from largebatch.run.prepare import prepare
 from tests.unit.composing import compose_run
 
 IDS = np.arange(4000)

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch.utils.data import Dataset, IterableDataset
 
-from largebatch.batch import BatchPlan
+from largebatch.batch.order import SampleOrder
+from largebatch.batch.plan import BatchPlan
 from largebatch.data import ArrayDataset, Augmentation, DataError, MicroBatchData, MicroBatchLoader, evaluation_batches
-from largebatch.order import SampleOrder
 
 NUM_SAMPLES = 23
 ORDER = SampleOrder(NUM_SAMPLES, seed=7)

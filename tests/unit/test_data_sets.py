@@ -11,14 +11,14 @@ from omegaconf import open_dict
 
 from largebatch.__main__ import main
 from largebatch.data.subset import innermost
-from largebatch.prepare import prepare
-from largebatch.quiet_training import train_quietly
-from largebatch.run_report.batches import grouped
-from largebatch.run_report.reading import read_evidence
-from largebatch.run_report.verdict import caveats
-from largebatch.trackers import default_charts
-from largebatch.trackers.columns import columns_of
-from largebatch.trackers.series import AUGMENTED_GAP, of_gap
+from largebatch.records.report.batches import grouped
+from largebatch.records.report.reading import read_evidence
+from largebatch.records.report.verdict import caveats
+from largebatch.records.rows.columns import columns_of
+from largebatch.records.rows.series import AUGMENTED_GAP, of_gap
+from largebatch.records.trackers import default_charts
+from largebatch.run.prepare import prepare
+from largebatch.run.train_quietly import train_quietly
 from tests.unit.own_sets import Jittered, jittered
 from tests.unit.report_folders import write_run
 

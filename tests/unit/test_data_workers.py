@@ -16,10 +16,10 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from largebatch.batch import BatchPlan
+from largebatch.batch.order import SampleOrder
+from largebatch.batch.plan import BatchPlan
 from largebatch.data import Augmentation, DataError, MicroBatchLoader, evaluation_batches, fetching
 from largebatch.data.workers import end_workers
-from largebatch.order import SampleOrder
 from tests.faults import shown
 
 NUM_SAMPLES = 11

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from largebatch.data import ArrayDataset, NoisyLabels
-from largebatch.diagnostics import GapParts, Interval, PerSample, bootstrap, decompose_gap
-from largebatch.diagnostics.bootstrap import percentile_interval, resampled_ratios
+from largebatch.diagnostics import GapParts, Interval, PerSample, decompose_gap
+from largebatch.diagnostics import intervals as bootstrap
+from largebatch.diagnostics.intervals import percentile_interval, resampled_ratios
 
 
 def draw(generator: np.random.Generator, count: int, *, tokens: bool, shift: float = 0.0) -> PerSample:

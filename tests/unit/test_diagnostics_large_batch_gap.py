@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from largebatch.diagnostics import Evaluations, large_batch_gap
-from largebatch.diagnostics.large_batch_gap import merge_reruns, welch_difference
+from largebatch.diagnostics.gap.large_batch_gap import merge_reruns, welch_difference
 
 
 def run(samples, batch, train_loss, val_loss, val_accuracy=None) -> Evaluations:

@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from largebatch.diagnostics.curvature import gaussian, hutchinson_trace, rademacher, top_eigenvalue
-from largebatch.diagnostics.sharpness import ascent_rise, box_sharpness
-from largebatch.diagnostics.slices import filter_normalized
+from largebatch.diagnostics.sharpness.curvature import gaussian, hutchinson_trace, rademacher, top_eigenvalue
+from largebatch.diagnostics.sharpness.rises import ascent_rise, box_sharpness
+from largebatch.diagnostics.sharpness.slices import filter_normalized
 
 
 def symmetric(eigenvalues: list[float], seed: int = 0) -> torch.Tensor:

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from largebatch.closed_forms import GradientNoise, LeastSquares
 from largebatch.data import linear_regression
-from largebatch.diagnostics.nested_groups import NestedGroups, doubling_sizes, require_nested
-from largebatch.diagnostics.sampled_moments import SampledMoments, moments_of_sample
-from largebatch.diagnostics.variance_law import VarianceCurve, VariancePoint, variance_curve
-from largebatch.diagnostics.variance_trend import VarianceTrend
-from largebatch.gradient_variance import VarianceSettings, places_of_draws
+from largebatch.diagnostics.closed_forms import GradientNoise, LeastSquares
+from largebatch.diagnostics.noise.measurement import VarianceSettings, places_of_draws
+from largebatch.diagnostics.noise.sampled_moments import SampledMoments, moments_of_sample
+from largebatch.diagnostics.noise.variance_law import VarianceCurve, VariancePoint, variance_curve
+from largebatch.diagnostics.noise.variance_trend import VarianceTrend
+from largebatch.gradient.nested_groups import NestedGroups, doubling_sizes, require_nested
 
 NUM_SAMPLES = 1000
 SIZES = [1, 5, 25, 125]

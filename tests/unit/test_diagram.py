@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure as MatplotlibFigure
 
-from largebatch.trackers import diagram_png
-from largebatch.trackers.diagram import (
+from largebatch.records.figures import diagram_png
+from largebatch.records.figures.diagram import (
     Axis,
     Diagram,
     Line,
@@ -19,7 +19,7 @@ from largebatch.trackers.diagram import (
     from_record,
     legend_labels,
 )
-from largebatch.trackers.diagram_png import draw_panels, draw_png
+from largebatch.records.figures.diagram_png import draw_panels, draw_png
 
 LINES = Diagram(
     "loss",

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 
-from largebatch.commands import doctor
-from largebatch.doctor import Diagnosis, examination, examine, job, machine, reach, software
+from largebatch.cli import doctor
+from largebatch.run.doctor import Diagnosis, examination, examine, job, machine, reach, software
 
 MIB = 1 << 20
 

@@ -12,7 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from largebatch.durable_files import NotWrittenError, remove_abandoned_drafts, replacing, write_record, write_whole
+from largebatch.records.durable_files import (
+    NotWrittenError,
+    remove_abandoned_drafts,
+    replacing,
+    write_record,
+    write_whole,
+)
 from tests.unit.failing_disk import FAILURES, Death, FailingDisk
 
 
@@ -143,7 +149,7 @@ def test_writers_of_one_name_never_meet_and_the_last_one_wins_whole(tmp_path: Pa
 def test_the_draft_of_a_killed_writer_is_removed_and_that_of_a_living_one_is_not(tmp_path: Path):
     source = (
         "import os, signal, sys\n"
-        "from largebatch.durable_files import write_whole\n"
+        "from largebatch.records.durable_files import write_whole\n"
         "def parts():\n"
         "    yield b'x'\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from largebatch.duration import Duration, passes
+from largebatch.batch.duration import Duration, passes
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from largebatch.__main__ import main
-from largebatch.order import SampleOrder
+from largebatch.batch.order import SampleOrder
 
 HERE = "tests.unit.test_failures"
 COUNT, BATCH, MICRO = 96, 12, 4

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from largebatch import fingerprint
-from largebatch.fingerprint import combine_checksums, parameter_checksums, tensors_sha256
+from largebatch.distributed import checksums as fingerprint
+from largebatch.distributed.checksums import combine_checksums, parameter_checksums, tensors_sha256
 
 
 def module_of(*tensors: torch.Tensor) -> nn.Module:

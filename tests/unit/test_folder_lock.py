@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from largebatch.folder_lock import LOCK, FolderInUseError, FolderLock
-from largebatch.run_folder import new_folder
+from largebatch.records.folder_lock import LOCK, FolderInUseError, FolderLock
+from largebatch.records.run_folder import new_folder
 
 HOLD = """
 import os, sys
 from pathlib import Path
-from largebatch.folder_lock import FolderLock
+from largebatch.records.folder_lock import FolderLock
 with FolderLock(Path(sys.argv[1])):
     if os.fork() == 0:  # as a loading process: it ends when it hears of it
         print("held", flush=True)  # and is a process of its own by now

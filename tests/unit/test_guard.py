@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 import torch
 
-from largebatch.checkpoint import Checkpoint, CheckpointError, load_checkpoint, newest_valid, save_checkpoint
-from largebatch.commands.composition import compose_config
-from largebatch.config import ConfigError
-from largebatch.diagnostics.outliers import FEWEST_VALUES, RecentValues, upper_limit
-from largebatch.guard import Guard
-from largebatch.quiet_training import Trained, train_quietly
-from largebatch.runtime import Runtime
-from largebatch.trackers import read_metrics
+from largebatch.cli.composition.composing import compose_config
+from largebatch.diagnostics.critical_batch.outliers import FEWEST_VALUES, RecentValues, upper_limit
+from largebatch.distributed.runtime import Runtime
+from largebatch.records.checkpoint import Checkpoint, CheckpointError, load_checkpoint, newest_valid, save_checkpoint
+from largebatch.records.trackers import read_metrics
+from largebatch.run.config.reading import ConfigError
+from largebatch.run.train_quietly import Trained, train_quietly
+from largebatch.training.guard import Guard
 from tests.unit.faulty_data import BATCH_NORM, SKIP, SMALL, at_steps, faulty
 
 

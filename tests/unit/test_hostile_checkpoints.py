@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW
 
-from largebatch.checkpoint import (
+from largebatch.records.checkpoint import (
     CheckpointError,
     load_checkpoint,
     pack_optimizer,
@@ -278,7 +278,7 @@ def test_a_file_that_cannot_be_this_model_is_refused_before_a_byte_of_it_is_read
 ) -> None:
     """However large it says it is: its hash would take hours."""
     shutil.copytree(saved.folder, tmp_path / "run")
-    monkeypatch.setattr("largebatch.checkpoint.manifest._fingerprint", lambda path: pytest.fail("it was read"))
+    monkeypatch.setattr("largebatch.records.checkpoint.manifest._fingerprint", lambda path: pytest.fail("it was read"))
     module = nn.Linear(2, 2)
     with pytest.raises(CheckpointError, match="belongs to another model"):
         load_checkpoint(tmp_path / "run" / "checkpoints" / HOSTILE, partial(require_model_fit, module=module))

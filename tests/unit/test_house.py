@@ -14,217 +14,19 @@ MODULES = {
     for path in sorted(PACKAGE.rglob("*.py"))
 }
 
-# A room is a module or a package directly under `largebatch`.
-LEVELS = (
-    {
-        "batch",
-        "ramp",
-        "scaling",
-        "schedule",
-        "duration",
-        "keyed",
-        "order",
-        "pairwise",
-        "ledger",
-        "closed_forms",
-        "smoothing",
-        "machine_memory",
-        "durable_files",
-        "line_file",
-        "regular_files",
-        "conf_folder",
-        "credentials",
-    },
-    {
-        "optim",
-        "diagnostics",
-        "models",
-        "losses",
-        "coupled_losses",
-        "fingerprint",
-        "flat_gradients",
-        "kept_buffers",
-        "modes",
-        "generators",
-        "step_buffers",
-        "gradient_choices",
-        "pending_sum",
-        "raised",
-    },
-    {
-        "process_group",
-        "runtime",
-        "gradients",
-        "reduction_clock",
-        "bucket_order",
-        "skipped_parameters",
-        "coupled_gradients",
-        "running_statistics",
-        "ordered_reduction",
-        "lockstep",
-        "exact_batch_norm",
-        "exact_gradients",
-        "global_gradient",
-        "memory_shortage",
-        "micro_batch_norms",
-        "batch_split",
-        "undisturbed",
-        "recomputation",
-        "lr_range_test",
-        "rank_values",
-        "lost_ranks",
-        "sharpness",
-        "gradient_variance",
-        "communication",
-        "gap_conditions",
-        "data",
-        "checkpoint",
-        "trackers",
-        "launcher",
-        "interruption",
-        "leaving",
-        "surroundings",
-        "run_folder",
-        "local_ranks",
-        "folder_lock",
-    },
-    {"loop", "agreement", "batch_stream", "guard", "step_report", "observers"},
-    {
-        "config",
-        "schema",
-        "observers_schema",
-        "measure_schema",
-        "find_lr_schema",
-        "range_findings",
-        "range_runs",
-        "measured_weights",
-        "finding",
-        "config_types",
-        "nearest",
-        "stages",
-        "derive",
-        "data_sets",
-        "combinations",
-        "plan_report",
-        "targets",
-        "named_loss",
-        "report",
-        "run_report",
-        "preconditions",
-        "failures",
-        "observer_checks",
-        "model_size",
-        "trial",
-        "resume",
-        "same_run",
-        "initial_state",
-        "prepare",
-        "verification",
-        "study",
-        "preloaded",
-        "observing",
-        "build",
-        "quiet_training",
-        "doctor",
-        "environment",
-        "chapter",
-        "commands",
-        "__main__",
-    },
-)
-LEVEL = {room: number for number, rooms in enumerate(LEVELS) for room in rooms}
-# Inside a level rooms do not know each other, but for these. Level 4 is the wiring: only a cycle is wrong there.
-SAME_LEVEL = {
-    ("order", "keyed"),
-    ("line_file", "durable_files"),
-    ("credentials", "conf_folder"),
-    ("durable_files", "regular_files"),
-    ("losses", "modes"),
-    ("data", "interruption"),
-    ("leaving", "interruption"),
-    ("local_ranks", "interruption"),
-    ("surroundings", "leaving"),
-    ("runtime", "process_group"),
-    ("gradients", "runtime"),
-    ("skipped_parameters", "runtime"),
-    ("global_gradient", "skipped_parameters"),
-    ("coupled_gradients", "skipped_parameters"),
-    ("gradients", "skipped_parameters"),
-    ("bucket_order", "reduction_clock"),
-    ("global_gradient", "bucket_order"),
-    ("gradients", "reduction_clock"),
-    ("reduction_clock", "runtime"),
-    ("coupled_gradients", "reduction_clock"),
-    ("exact_gradients", "reduction_clock"),
-    ("global_gradient", "reduction_clock"),
-    ("communication", "global_gradient"),
-    ("communication", "gradients"),
-    ("communication", "rank_values"),
-    ("communication", "reduction_clock"),
-    ("communication", "runtime"),
-    ("running_statistics", "runtime"),
-    ("running_statistics", "rank_values"),
-    ("ordered_reduction", "runtime"),
-    ("rank_values", "runtime"),
-    ("lost_ranks", "process_group"),
-    ("lost_ranks", "runtime"),
-    ("gradients", "ordered_reduction"),
-    ("coupled_gradients", "gradients"),
-    ("coupled_gradients", "ordered_reduction"),
-    ("coupled_gradients", "runtime"),
-    ("ramp", "batch"),
-    ("exact_batch_norm", "lockstep"),
-    ("exact_batch_norm", "runtime"),
-    ("exact_gradients", "coupled_gradients"),
-    ("exact_gradients", "exact_batch_norm"),
-    ("exact_gradients", "gradients"),
-    ("exact_gradients", "runtime"),
-    ("global_gradient", "coupled_gradients"),
-    ("global_gradient", "exact_batch_norm"),
-    ("global_gradient", "exact_gradients"),
-    ("global_gradient", "gradients"),
-    ("global_gradient", "ordered_reduction"),
-    ("global_gradient", "running_statistics"),
-    ("global_gradient", "runtime"),
-    ("global_gradient", "micro_batch_norms"),
-    ("micro_batch_norms", "runtime"),
-    ("batch_split", "gradients"),
-    ("batch_split", "micro_batch_norms"),
-    ("batch_split", "runtime"),
-    ("batch_split", "undisturbed"),
-    ("global_gradient", "batch_split"),
-    ("global_gradient", "recomputation"),
-    ("recomputation", "gradients"),
-    ("recomputation", "rank_values"),
-    ("recomputation", "runtime"),
-    ("recomputation", "undisturbed"),
-    ("lr_range_test", "undisturbed"),
-    ("sharpness", "undisturbed"),
-    ("sharpness", "data"),
-    ("sharpness", "gradients"),
-    ("sharpness", "runtime"),
-    ("gradient_variance", "gradients"),
-    ("gradient_variance", "runtime"),
-    ("gradient_variance", "sharpness"),
-    ("gap_conditions", "data"),
-    ("gap_conditions", "gradients"),
-    ("gap_conditions", "runtime"),
-    ("gap_conditions", "sharpness"),
-    ("global_gradient", "memory_shortage"),
-    ("memory_shortage", "gradients"),
-    ("memory_shortage", "ordered_reduction"),
-    ("memory_shortage", "rank_values"),
-    ("memory_shortage", "reduction_clock"),
-    ("memory_shortage", "runtime"),
-    ("observers", "batch_stream"),
-    ("observers", "loop"),
-    ("loop", "batch_stream"),
-    ("loop", "agreement"),
-    ("loop", "guard"),
-    ("loop", "step_report"),
-    ("step_report", "agreement"),
-    ("step_report", "guard"),
-}
+# The rooms, from the ground up: a file imports from its own room and from rooms above it in this list.
+ROOMS = (
+    "batch", "optim", "losses", "distributed", "models", "data", "gradient", "diagnostics", "records", "training",
+    "run", "experiments", "cli",
+)  # fmt: skip
+FLOOR = {room: number for number, room in enumerate(ROOMS)}
+OMEGACONF_READS = {"records.report.run_files": {"omegaconf"}}  # config.yaml, as the run has written it
+# Arithmetic and files: these start in milliseconds, so that a verb that reads a record, or a plan, needs no torch.
+LIGHT = (
+    "batch.", "diagnostics.closed_forms.", "diagnostics.smoothing", "distributed.host_memory", "gradient.pairwise_sum",
+    "records.conf_folder", "records.credentials.", "records.durable_files", "records.ledger", "records.line_file",
+    "records.regular_files",
+)  # fmt: skip
 HEAVY = {"torch", "accelerate", "hydra", "omegaconf", "wandb", "matplotlib", "sklearn", "datasets", "transformers"}
 MAX_FILE_LINES = 260
 MAX_FUNCTION_LINES = 45
@@ -256,8 +58,9 @@ def imported(module: str, path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path.name}:{node.lineno}: import by the full name"
             source = node.module or ""
-            # `from largebatch import order` names a room, `from largebatch.order import X` does not.
-            names |= {f"{source}.{alias.name}" for alias in node.names} if source == "largebatch" else {source}
+            # `from largebatch import order` names a room, `from largebatch.batch.order import X` does not.
+            modules = {f"{source}.{alias.name}" for alias in node.names} & MODULES.keys()
+            names |= modules or {source}
     return names
 
 
@@ -280,48 +83,36 @@ def of_every_module(problem: Callable[[str, Path], Any]) -> dict[str, Any]:
     return {module: found for module, path in MODULES.items() if (found := problem(module, path))}
 
 
-def test_every_room_has_a_level():
-    assert {room(module) for module in MODULES} - {""} == set(LEVEL)
+def test_the_package_has_thirteen_rooms_and_nothing_beside_them():
+    assert {room(module) for module in MODULES} == {"", *ROOMS, "__main__"}
 
 
 def test_imports_go_downward_only():
     def upward(module: str, path: Path) -> set[str]:
         own = room(module)
-        return {
-            other
-            for other in (imported_rooms(module, path) if own else ())
-            if LEVEL[other] > LEVEL[own]
-            or (LEVEL[other] == LEVEL[own] < len(LEVELS) - 1 and (own, other) not in SAME_LEVEL)
-        }
+        return {other for other in (imported_rooms(module, path) if own in FLOOR else ()) if FLOOR[other] > FLOOR[own]}
 
     assert of_every_module(upward) == {}
 
 
-def test_the_wiring_has_no_cycle():
-    edges: dict[str, set[str]] = {name: set() for name in LEVELS[-1]}
-    for module, path in MODULES.items():
-        if room(module) in edges:
-            edges[room(module)] |= imported_rooms(module, path) & LEVELS[-1]
-    while free := {name for name, needed in edges.items() if not needed}:
-        edges = {name: needed - free for name, needed in edges.items() if name not in free}
+def test_no_room_has_a_circle():
+    """Inside a room, too, files import each other downward: take away what imports nothing until nothing is left."""
+    edges = {module: {name for name in imported(module, path) if name in MODULES} for module, path in MODULES.items()}
+    while free := {module for module, needed in edges.items() if not needed}:
+        edges = {module: needed - free for module, needed in edges.items() if module not in free}
     assert not edges, f"imports in a circle: {edges}"
 
 
-def test_the_listed_edges_inside_a_level_are_all_needed():
-    found = {(room(module), other) for module, path in MODULES.items() for other in imported_rooms(module, path)}
-    assert found >= SAME_LEVEL
-
-
 def test_heavy_libraries_stay_in_their_rooms():
-    """Arithmetic needs numpy at most, only runtime.py imports accelerate, only level 4 knows Hydra."""
+    """Arithmetic needs numpy at most, only runtime.py imports accelerate, only the upper rooms know Hydra."""
 
     def strangers(module: str, path: Path) -> set[str]:
         libraries = {name.split(".")[0] for name in imported(module, path)} & HEAVY
-        own = room(module)
-        forbidden = set() if own == "runtime" else {"accelerate"}
-        if own and LEVEL[own] < 4:
-            forbidden |= {"hydra", "omegaconf"}
-        return libraries & (HEAVY if own and LEVEL[own] == 0 else forbidden)
+        name = module.removeprefix("largebatch.")
+        forbidden = set() if name == "distributed.runtime" else {"accelerate"}
+        if room(module) in FLOOR and FLOOR[room(module)] < FLOOR["run"]:
+            forbidden |= {"hydra", "omegaconf"} - OMEGACONF_READS.get(name, set())
+        return libraries & (HEAVY if f"{name}.".startswith(LIGHT) or name in LIGHT else forbidden)
 
     assert of_every_module(strangers) == {}
 
@@ -371,19 +162,19 @@ def test_durations_are_never_taken_from_the_wall_clock():
 # Who writes besides the mechanism: a lock, folders that are renamed as a whole, a place that is tried and removed,
 # files of a temporary folder, and the screen of nobody.
 WRITERS = {
-    "durable_files": {"os.open", "os.write", "os.replace"},
-    "checkpoint.places": {"os.rename", "os.open"},
-    "checkpoint.writing": {"save_file"},
-    "folder_lock": {"os.pwrite", "os.ftruncate"},
-    "line_file": {"os.open", "os.ftruncate"},
-    "doctor.machine": {"open", "os.rename"},
-    "optim.compiler": {"write_bytes", "mkstemp", "os.replace"},
-    "verification.ranks": {"save_file"},
-    "commands.checkpoint": {"save_file"},
-    "regular_files": {"os.open"},
-    "run_folder": {"os.open"},
-    "surroundings": {"open"},
-    "trackers.drawing": {"savefig"},
+    "records.durable_files": {"os.open", "os.write", "os.replace"},
+    "records.checkpoint.places": {"os.rename", "os.open"},
+    "records.checkpoint.writing": {"save_file"},
+    "records.folder_lock": {"os.pwrite", "os.ftruncate"},
+    "records.line_file": {"os.open", "os.ftruncate"},
+    "run.doctor.machine": {"open", "os.rename"},
+    "optim.kernels.compiler": {"write_bytes", "mkstemp", "os.replace"},
+    "experiments.verify.ranks": {"save_file"},
+    "cli.checkpoint": {"save_file"},
+    "records.regular_files": {"os.open"},
+    "records.run_folder": {"os.open"},
+    "cli.process.surroundings": {"open"},
+    "records.figures.drawing": {"savefig"},
 }
 WRITING_CALLS = {
     "write_text", "write_bytes", "savefig", "to_csv", "to_parquet", "save_file", "FileIO", "mkstemp", "copyfile",

@@ -8,14 +8,14 @@ import time
 
 import pytest
 
-import largebatch.interruption
-from largebatch.interruption import ECHO_S, StopRequest
+import largebatch.distributed.signals
+from largebatch.distributed.signals import ECHO_S, StopRequest
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [100.0]
-    monkeypatch.setattr(largebatch.interruption.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(largebatch.distributed.signals.time, "monotonic", lambda: now[0])
     return now
 
 
@@ -40,7 +40,7 @@ def test_a_second_request_interrupts_at_once(second: str, after_s: float, clock:
 
 CHILD = """
 import time
-from largebatch.interruption import end_with_launcher
+from largebatch.distributed.signals import end_with_launcher
 end_with_launcher()
 print("up", flush=True)
 time.sleep(60)

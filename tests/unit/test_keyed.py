@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from largebatch.keyed import keyed_bits, keyed_uniforms, mix64, stream_key
+from largebatch.batch.random_keys import keyed_bits, keyed_uniforms, mix64, stream_key
 
 GAMMA = 0x9E3779B97F4A7C15
 MASK = 2**64 - 1

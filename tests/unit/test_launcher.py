@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from largebatch.__main__ import main
-from largebatch.launcher import launcher_problems, restart_note, restart_problem, start_problems
+from largebatch.distributed.launcher_environment import launcher_problems, restart_note, restart_problem, start_problems
 
 MEETING = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 TORCHRUN = MEETING | {"WORLD_SIZE": "4", "RANK": "1", "LOCAL_RANK": "1"}

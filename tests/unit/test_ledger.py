@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from largebatch.__main__ import main
-from largebatch.ledger import Comparison, Ledger, is_ledger_row, relative_difference
-from largebatch.ledger import compare_ledgers as compare_columns
+from largebatch.records.ledger import Comparison, Ledger, is_ledger_row, relative_difference
+from largebatch.records.ledger import compare_ledgers as compare_columns
 
 
 def row(step: int, **changed: Any) -> dict[str, Any]:

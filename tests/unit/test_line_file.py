@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from largebatch.line_file import LineFile
+from largebatch.records.line_file import LineFile
 from tests.unit.failing_disk import FAILURES, Death, FailingDisk
 
 

@@ -18,12 +18,12 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from largebatch.__main__ import main
-from largebatch.commands.composition import compose_config
-from largebatch.commands.listed_hydra import NotListedError, held_to_the_list
-from largebatch.conf_folder import conf_dir
-from largebatch.config import ConfigError, parse_config
+from largebatch.cli.composition.composing import compose_config
+from largebatch.cli.composition.listed_hydra import NotListedError, held_to_the_list
 from largebatch.models.hugging_face import hugging_face
-from largebatch.targets import FOR_CONFIGS, TargetError, find_target, make, target_nodes
+from largebatch.records.conf_folder import conf_dir
+from largebatch.run.config.reading import ConfigError, parse_config
+from largebatch.run.config.targets import FOR_CONFIGS, TargetError, find_target, make, target_nodes
 from tests.unit.composing import compose_run
 
 FOREIGN = "largebatch_test_foreign"
@@ -122,11 +122,11 @@ OUT = [
     "torch.nn.modules.module.torch.load",
     "torch.nn.modules.module._forward_unimplemented",
     "torch.optim.lr_scheduler.partial",
-    "largebatch.optim.compiler._works",
-    "largebatch.optim.compiler.subprocess.run",
+    "largebatch.optim.kernels.compiler._works",
+    "largebatch.optim.kernels.compiler.subprocess.run",
     "largebatch.models.checkpoint_activations",
     "largebatch.models.GPT.forward",
-    "largebatch.checkpoint.folder.read_checkpoint",
+    "largebatch.records.checkpoint.folder.read_checkpoint",
     "largebatch.__main__.main",
     "ｏｓ.system",  # noqa: RUF001, letters that look like those of os
     "",

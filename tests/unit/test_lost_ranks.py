@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from torch.distributed import Store, TCPStore
 
-from largebatch import lost_ranks
-from largebatch.lost_ranks import LostRankError, naming_lost_ranks
+from largebatch.distributed import lost_ranks
+from largebatch.distributed.lost_ranks import LostRankError, naming_lost_ranks
 
 BACKEND = "[gloo/transport/tcp/pair.cc:538] Connection closed by peer"
 

@@ -26,7 +26,7 @@ from largebatch.diagnostics import (
     suggest,
     walk_rates,
 )
-from largebatch.lr_range_test import lr_range_test
+from largebatch.diagnostics.learning_rate.sweep import lr_range_test
 
 SPECTRA = {
     "one": [3.7],

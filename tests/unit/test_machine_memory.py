@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import pytest
 
-from largebatch import machine_memory
 from largebatch.data.solvable import linear_regression, noisy_quadratic
 from largebatch.data.synthetic import masked_tokens, paired_views, random_classification
-from largebatch.model_size import require_memory_for_weights
+from largebatch.distributed import host_memory as machine_memory
 from largebatch.models import Quadratic
+from largebatch.run.checks.memory import require_memory_for_weights
 
 GIB, MIB = 1 << 30, 1 << 20
 

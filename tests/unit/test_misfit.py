@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy.optimize import brute, fmin
 
-from largebatch.diagnostics.critical_batch import fit_critical_batch
-from largebatch.diagnostics.misfit import Misfit
-from largebatch.diagnostics.steps_to_target import StepsToTarget
+from largebatch.diagnostics.critical_batch.critical_batch import fit_critical_batch
+from largebatch.diagnostics.critical_batch.misfit import Misfit
+from largebatch.diagnostics.critical_batch.steps_to_target import StepsToTarget
 from tests.unit.simulated_studies import MISFITS, hyperbola, share_supported, shifted, simulated
 
 

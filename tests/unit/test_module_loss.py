@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from largebatch.experiments.verify.trajectories import units_by_own_mean
 from largebatch.losses import CrossEntropy, LabelRule, ModuleLoss, NextToken, require_labels, scored
-from largebatch.verification.trajectories import units_by_own_mean
 
 WEIGHT = torch.tensor([0.5, 2.0, 1.0, 0.25, 3.0])
 CUT = [slice(0, 4), slice(4, 7), slice(7, 8)]  # ragged micro-batches

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from largebatch.optim import LAMB, LARS, compiler
-from largebatch.optim.compiled import READY
+from largebatch.optim import LAMB, LARS
+from largebatch.optim.kernels import compiler
+from largebatch.optim.kernels.compiled import READY
 from tests.unit.test_optim_fused import (
     Labelled,
     assert_same_course,
@@ -26,7 +27,7 @@ from tests.unit.test_optim_fused import (
 )
 from tests.unit.test_optim_variants import CLASSES, TOLERANCES, VARIANTS, every_course, every_variant, run, truth
 
-COMPILED = importlib.import_module("largebatch.optim.compiled")
+COMPILED = importlib.import_module("largebatch.optim.kernels.compiled")
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from largebatch.commands.optimizer_race import peak_extra_bytes
+from largebatch.experiments.bench.optimizer_race import peak_extra_bytes
 from largebatch.optim import LAMB, LARS
 from tests.unit import test_optim_variants as variants
 from tests.unit.test_optim_fused import make_params, stepped

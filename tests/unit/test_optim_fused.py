@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from largebatch.optim import LAMB, LARS
-from largebatch.optim.flat import norm
+from largebatch.optim.kernels.flat import norm
 from largebatch.optim.trust_ratio import ratio_of_numbers, trust_ratio
 from tests.unit.test_optim_variants import CLASSES, COURSES_TO_TAKE, FORMS, TOLERANCES, VARIANTS, run, truth
 
 LAMB_MODULE, LARS_MODULE, FLAT, FUSED_LAMB = (
     importlib.import_module(f"largebatch.optim.{name}")
-    for name in ("lamb_arithmetic", "lars_arithmetic", "flat", "fused_lamb")
+    for name in ("lamb_arithmetic", "lars_arithmetic", "kernels.flat", "kernels.fused_lamb")
 )
 both = pytest.mark.parametrize("optimizer_class", [LARS, LAMB])
 SHAPES = [(40, 30), (5000,), (3, 7, 11), (300, 9), (6,), (), (0,)]

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from largebatch.observers.layers import summary_of
 from largebatch.optim import LAMB, LARS, TensorStep, tensor_steps, weights_of
+from largebatch.training.observers.layers import summary_of
 from tests.unit.test_optim_variants import CLASSES, TUNED, VARIANTS, every_variant
 
 SHAPES = [(4, 3), (5,), (2, 2, 2)]

@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 import torch
 
-from largebatch.optim import LAMB, LARS, kernel_paths, triton_steps, triton_tables
+from largebatch.optim import LAMB, LARS
+from largebatch.optim.kernels import kernel_paths, triton_steps, triton_tables
 from tests.unit import triton_cases as cases
 from tests.unit.test_optim_variants import PRESETS_ALONE, TOLERANCES, VARIANTS, every_preset
 

@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from largebatch.pairwise import Block, PairwiseSum
+from largebatch.gradient.pairwise_sum import Block, PairwiseSum
 
 
 def tree(terms: range) -> PairwiseSum[Any]:

@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import nn
 
-from largebatch import preconditions
-from largebatch.config import ConfigError
+from largebatch.batch.random_keys import stream_key
 from largebatch.data import ArrayDataset
-from largebatch.keyed import stream_key
 from largebatch.losses import CrossEntropy
-from largebatch.optim.compiler import has_compiler, kernels
-from largebatch.plan_report import checkpoint_row, plan_record, plan_rows
-from largebatch.prepare import Prepared, prepare
+from largebatch.optim.kernels.compiler import has_compiler, kernels
+from largebatch.run.checks import machine as preconditions
+from largebatch.run.config.reading import ConfigError
+from largebatch.run.plan_report import checkpoint_row, plan_record, plan_rows
+from largebatch.run.prepare import Prepared, prepare
 from tests.unit.composing import GROUPS, compose_run
 
 HERE = "tests.unit.test_prepare"
@@ -648,12 +648,12 @@ LOSS: dict[str, Row] = {
     "one sample per step": (
         [*COUPLED, "batch.total=1"],
         NO_ENVIRON,
-        {"batch.total=1: largebatch.coupled_losses.InfoNCE compares the samples of a batch": "Use at least 2."},
+        {"batch.total=1: largebatch.losses.InfoNCE compares the samples of a batch": "Use at least 2."},
     ),
     "one sample per evaluation batch": (
         [*COUPLED, "observers.evaluation.micro=1"],
         NO_ENVIRON,
-        {"observers.evaluation.micro=1: largebatch.coupled_losses.InfoNCE compares": "Use at least 2."},
+        {"observers.evaluation.micro=1: largebatch.losses.InfoNCE compares": "Use at least 2."},
     ),
     "sides of the gap in batches of different sizes": (
         [*COUPLED, "data.limit=100"],
@@ -664,7 +664,7 @@ LOSS: dict[str, Row] = {
         [*COUPLED, "observers.ranks.recompute_every=5"],
         NO_ENVIRON,
         {
-            "observers.ranks.recompute_every=5: does not go with loss._target_=largebatch.coupled_losses.InfoNCE: it": (
+            "observers.ranks.recompute_every=5: does not go with loss._target_=largebatch.losses.InfoNCE: it": (
                 "Choose one of them."
             )
         },
@@ -687,7 +687,7 @@ LOSS: dict[str, Row] = {
     "no temperature": (
         [*COUPLED, "loss.temperature=0"],
         NO_ENVIRON,
-        {"loss (largebatch.coupled_losses.InfoNCE): temperature=0": "0.05 to 0.5"},
+        {"loss (largebatch.losses.InfoNCE): temperature=0": "0.05 to 0.5"},
     ),
 }
 

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 from torch.distributed import TCPStore
 
-from largebatch import process_group
-from largebatch.commands import train
-from largebatch.process_group import LauncherError, meeting
-from largebatch.runtime import Runtime
+from largebatch.cli import train
+from largebatch.distributed import rendezvous as process_group
+from largebatch.distributed.rendezvous import LauncherError, meeting
+from largebatch.distributed.runtime import Runtime
 from tests.launcher import LAUNCHER
 
 pytestmark = pytest.mark.usefixtures("no_launcher")

@@ -8,11 +8,11 @@ import torch
 from omegaconf import OmegaConf
 
 from largebatch.__main__ import main
-from largebatch.checkpoint import load_checkpoint
-from largebatch.commands.composition import compose_config
-from largebatch.config import ConfigError
-from largebatch.interruption import StopRequest
-from largebatch.quiet_training import train_quietly
+from largebatch.cli.composition.composing import compose_config
+from largebatch.distributed.signals import StopRequest
+from largebatch.records.checkpoint import load_checkpoint
+from largebatch.run.config.reading import ConfigError
+from largebatch.run.train_quietly import train_quietly
 
 SMALL = (
     "model=linear",

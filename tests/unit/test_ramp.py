@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from largebatch.batch import BatchPlan
-from largebatch.ramp import BatchRamp, decay_left_over, totals_in_place_of_decay
+from largebatch.batch.plan import BatchPlan
+from largebatch.batch.ramp import BatchRamp, decay_left_over, totals_in_place_of_decay
 
 
 def ramp_of(sizes: list[int], milestones: list[int]) -> BatchRamp:

@@ -10,12 +10,12 @@ import pytest
 from omegaconf import DictConfig
 
 from largebatch.__main__ import VERBS
-from largebatch.commands.chapter import EXPERIMENTS
-from largebatch.commands.composition import compose_config
-from largebatch.commands.measure import MEASURES
-from largebatch.config import parse_section
-from largebatch.prepare import prepare
-from largebatch.study.settings import StudyConfig
+from largebatch.cli.chapter import EXPERIMENTS
+from largebatch.cli.composition.composing import compose_config
+from largebatch.cli.measure import MEASURES
+from largebatch.experiments.study.settings import StudyConfig
+from largebatch.run.config.reading import parse_section
+from largebatch.run.prepare import prepare
 from tests.unit.composing import compose_run
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 import torch
 
-from largebatch.checkpoint import newest_valid, save_checkpoint
-from largebatch.commands.composition import compose_config
-from largebatch.folder_lock import FolderLock
-from largebatch.loop import Run, StepReport
-from largebatch.quiet_training import Trained, train_quietly
-from largebatch.run_folder import RunFolder
-from largebatch.trackers import JsonlTracker, read_metrics, set_stale_rows_aside, torn_lines
+from largebatch.cli.composition.composing import compose_config
+from largebatch.records.checkpoint import newest_valid, save_checkpoint
+from largebatch.records.folder_lock import FolderLock
+from largebatch.records.run_folder import RunFolder
+from largebatch.records.trackers import JsonlTracker, read_metrics, set_stale_rows_aside, torn_lines
+from largebatch.run.train_quietly import Trained, train_quietly
+from largebatch.training.loop import Run, StepReport
 from tests.unit.failing_disk import FAILURES, Death, FailingDisk
 
 SMALL = ("model=linear", "data=synthetic", "batch.total=64", "length=8steps", "schedule.warmup=1steps")

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from largebatch.__main__ import main
-from largebatch.conf_folder import conf_dir
-from largebatch.nearest import did_you_mean, meant_by_key
+from largebatch.records.conf_folder import conf_dir
+from largebatch.run.config.did_you_mean import did_you_mean, meant_by_key
 
 pytestmark = pytest.mark.usefixtures("in_a_folder")
 QUOTES = "put the whole argument into single quotes"

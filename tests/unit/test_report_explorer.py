@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from scipy.optimize import curve_fit
 
-from largebatch.diagnostics.bootstrap import Interval
-from largebatch.run_report.batches import grouped
-from largebatch.run_report.estimates import Estimate, Quantity, between, fit_step_times, from_curve, inverse_law
-from largebatch.run_report.explorer import Explorer, explorers, slider_sizes
-from largebatch.run_report.quantities import quantities
-from largebatch.run_report.reading import read_evidence
+from largebatch.diagnostics.intervals import Interval
+from largebatch.records.report.batches import grouped
+from largebatch.records.report.estimates import Estimate, Quantity, between, fit_step_times, from_curve, inverse_law
+from largebatch.records.report.explorer import Explorer, explorers, slider_sizes
+from largebatch.records.report.quantities import quantities
+from largebatch.records.report.reading import read_evidence
 from tests.unit.report_folders import write_json, write_run
 
 NOISE = {"noise_scale/value": 96.0, "noise_scale/low": 64.0, "noise_scale/high": 128.0, "noise_scale/trace": 8.0}

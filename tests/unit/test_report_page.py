@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from largebatch.__main__ import main
-from largebatch.run_report.plotly_figures import Shown, plotly_figure
-from largebatch.trackers.diagram import Axis, Diagram, Line, Surface, Trail
+from largebatch.records.figures.diagram import Axis, Diagram, Line, Surface, Trail
+from largebatch.records.report.plotly_figures import Shown, plotly_figure
 from tests.unit.report_folders import write_json, write_run
 
 STEPS, LOSS = Axis("steps", "steps", log=True), Axis("loss", log=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from largebatch.run_report.reading import read_evidence
-from largebatch.run_report.records import differing
+from largebatch.records.report.evidence import differing
+from largebatch.records.report.reading import read_evidence
 from tests.unit.report_folders import write_json, write_run
 
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from largebatch.run_report.page import write_report
-from largebatch.run_report.reading import read_evidence
-from largebatch.run_report.record_sections import record_sections
-from largebatch.run_report.sections import Option
-from largebatch.trackers.diagram import Axis, Diagram, Line, Surface, Trail
+from largebatch.records.figures.diagram import Axis, Diagram, Line, Surface, Trail
+from largebatch.records.report.page import write_report
+from largebatch.records.report.reading import read_evidence
+from largebatch.records.report.record_sections import record_sections
+from largebatch.records.report.sections import Option
 from tests.unit.report_folders import write_json, write_run
 
 CURVE = Diagram(

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from largebatch.run_report.batches import ACCURACY, LOSS, grouped, outcome, quality_of, worse_than_smallest
-from largebatch.run_report.reading import read_evidence
-from largebatch.run_report.records import Evidence, RunRecord
-from largebatch.run_report.seeds import by_seed
-from largebatch.run_report.verdict import caveats, verdict
+from largebatch.records.report.batches import ACCURACY, LOSS, grouped, outcome, quality_of, worse_than_smallest
+from largebatch.records.report.evidence import Evidence, RunRecord
+from largebatch.records.report.reading import read_evidence
+from largebatch.records.report.seeds import by_seed
+from largebatch.records.report.verdict import caveats, verdict
 from tests.unit.report_folders import write_json, write_run
 
 

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from largebatch.checkpoint import Checkpoint, CheckpointError, saved_versions
-from largebatch.config import ConfigError
 from largebatch.optim import LAMB_PRESETS, LARS_PRESETS
-from largebatch.prepare import prepare
-from largebatch.resume import check_identity, run_identity
-from largebatch.resume.identity import _files_named
-from largebatch.resume.start import _told
+from largebatch.records.checkpoint import Checkpoint, CheckpointError, saved_versions
+from largebatch.run.config.reading import ConfigError
+from largebatch.run.prepare import prepare
+from largebatch.run.resume import check_identity, run_identity
+from largebatch.run.resume.identity import _files_named
+from largebatch.run.resume.start import _told
 from tests.unit.composing import compose_run
 
 SMALL = ("data=synthetic", "model=linear", "logger=none", "length=4ep", "schedule.warmup=1ep")
@@ -149,6 +149,15 @@ def test_a_class_that_was_moved_or_renamed_needs_a_permission_and_an_optimizer_k
     other = plain | {"optimizer": plain["optimizer"] | {"_target_": "torch.optim.RMSprop"}}
     with pytest.raises(CheckpointError, match=r"Nothing permits another optimizer\._target_"):
         changes(plain, other, "optimizer._target_")
+
+
+def test_a_run_goes_on_whose_loss_has_moved_inside_the_package():
+    views = ("model=two_views", "data=paired_views", "loss=info_nce", "logger=none", "observers.evaluation.micro=2")
+    now = run_identity(prepare(compose_run(*views), {}))
+    assert now["loss"]["_target_"] == "largebatch.losses.InfoNCE"
+    check(now | {"loss": now["loss"] | {"_target_": "largebatch.coupled_losses.InfoNCE"}}, now)
+    with pytest.raises(ConfigError, match=r"has moved\. Write loss\._target_=largebatch\.losses\.InfoNCE\."):
+        prepare(compose_run(*views, "loss._target_=largebatch.coupled_losses.InfoNCE"), {})
 
 
 def test_a_renamed_optimizer_has_the_defaults_of_the_class_that_it_is_now():

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from largebatch.checkpoint import FORMAT, CheckpointError, newest_valid
-from largebatch.config import ConfigError
-from largebatch.observers.save_clock import SaveClock
-from largebatch.quiet_training import Trained, train_quietly
-from largebatch.runtime import LauncherError
-from largebatch.trackers import read_metrics
+from largebatch.distributed.runtime import LauncherError
+from largebatch.records.checkpoint import FORMAT, CheckpointError, newest_valid
+from largebatch.records.trackers import read_metrics
+from largebatch.run.config.reading import ConfigError
+from largebatch.run.train_quietly import Trained, train_quietly
+from largebatch.training.observers.save_clock import SaveClock
 from tests.unit.composing import compose_run
 
 SMALL = (
@@ -212,7 +212,7 @@ def test_the_folder_of_one_run_takes_no_checkpoint_of_another(stopped: Path, tmp
 
 def test_a_folder_that_was_taken_since_it_was_looked_at_is_refused(stopped: Path, monkeypatch: pytest.MonkeyPatch):
     """Two starts without resume in one second: the second comes to the lock when the first has ended."""
-    monkeypatch.setattr("largebatch.prepare.folder_problems", lambda config: [])
+    monkeypatch.setattr("largebatch.run.prepare.folder_problems", lambda config: [])
     before = content(stopped)
     with pytest.raises(LauncherError, match="already holds a run"):
         run(stopped)
@@ -230,7 +230,7 @@ def test_other_evaluation_observers_and_micro_batches_need_no_permission(stopped
 
 def test_saving_by_the_clock_changes_nothing_in_the_run(tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch):
     """As often as it can be agreed on, however long a save takes."""
-    monkeypatch.setattr("largebatch.observers.save_clock._MOST_OF_THE_TIME", 1e9)
+    monkeypatch.setattr("largebatch.training.observers.save_clock._MOST_OF_THE_TIME", 1e9)
     run(tmp_path, "observers.checkpoint.every=null", "observers.checkpoint.every_minutes=1e-9")
     assert [path.name[-1] for path in sorted((tmp_path / "checkpoints").iterdir())] == ["2", "4", "6", "8"]
     assert_same(tmp_path, whole)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from largebatch.runtime import LauncherError, Runtime
+from largebatch.distributed.runtime import LauncherError, Runtime
 from tests.launcher import LAUNCHER
 
 pytestmark = pytest.mark.usefixtures("no_launcher")

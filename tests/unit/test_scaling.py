@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from largebatch.scaling import SCALING_RULES, ScaledValue, scale_lr
+from largebatch.batch.scaling import SCALING_RULES, ScaledValue, scale_lr
 
 
 def scaled(base_lr: float, base: int, batch: int, rule: str) -> float:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from largebatch.schedule import DECAYS, Schedule
+from largebatch.batch.schedule import DECAYS, Schedule
 
 T, W = 1000, 200
 SHAPES = {

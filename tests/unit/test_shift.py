@@ -11,15 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from largebatch.losses import (
-    CrossEntropy,
-    ModuleLoss,
-    NextToken,
-    require_decoder_inputs,
-    require_nothing_left_out,
-    with_shift,
-)
+from largebatch.losses import CrossEntropy, ModuleLoss, NextToken, require_nothing_left_out
 from largebatch.models import GPT
+from largebatch.models.label_shift import require_decoder_inputs, with_shift
 
 transformers = pytest.importorskip("transformers")
 

@@ -13,10 +13,10 @@ from largebatch.__main__ import main
 assert main(["plan", "optimizer=adamw"]) == 0
 unused = {"torch._dynamo", "accelerate", "wandb", "sklearn", "scipy", "matplotlib"} & set(sys.modules)
 assert not unused, unused
-from largebatch import trackers
-assert "matplotlib" not in sys.modules, "of trackers"
-from largebatch.trackers.columns import columns_of
-trackers.plot_run(columns_of([{"step": 1, "samples_seen": 1, "train/loss": 1.0}]), Path(sys.argv[1]), "x")
+from largebatch.records import figures
+assert "matplotlib" not in sys.modules, "of figures"
+from largebatch.records.rows.columns import columns_of
+figures.plot_run(columns_of([{"step": 1, "samples_seen": 1, "train/loss": 1.0}]), Path(sys.argv[1]), "x")
 assert "matplotlib.pyplot" not in sys.modules, "the backend is the user's choice"
 """
 

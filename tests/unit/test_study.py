@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 
 from largebatch.__main__ import main
-from largebatch.closed_forms import NoisyQuadratic
-from largebatch.commands.composition import compose_config
-from largebatch.config import parse_config, parse_section
-from largebatch.study import workers
-from largebatch.study.settings import StudyConfig
+from largebatch.cli.composition.composing import compose_config
+from largebatch.diagnostics.closed_forms import NoisyQuadratic
+from largebatch.experiments.study import workers
+from largebatch.experiments.study.settings import StudyConfig
+from largebatch.run.config.reading import parse_config, parse_section
 
 CURVATURE = np.repeat(2.0 ** -np.arange(8), 16)
 TASK = NoisyQuadratic(CURVATURE, CURVATURE)
@@ -143,10 +143,10 @@ def test_only_the_fork_server_gives_up_its_exit_code(is_fork_server: bool, monke
     registered: list[Any] = []
     monkeypatch.setattr("atexit.register", lambda *call: registered.append(call))
     monkeypatch.setattr("gc.freeze", lambda: registered.append("frozen"))
-    monkeypatch.setattr("largebatch.interruption.end_with_parent", lambda parent: registered.append("mortal"))
+    monkeypatch.setattr("largebatch.distributed.signals.end_with_parent", lambda parent: registered.append("mortal"))
     started = "from multiprocessing.forkserver import main; main(3, 4)"
     monkeypatch.setattr("sys.orig_argv", ["python", "-c", started if is_fork_server else "pass"])
-    importlib.reload(importlib.import_module("largebatch.preloaded"))
+    importlib.reload(importlib.import_module("largebatch.experiments.preloaded"))
     assert registered == (["mortal", "frozen", (os._exit, 0)] if is_fork_server else [])
 
 

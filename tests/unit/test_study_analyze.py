@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from largebatch.__main__ import main
-from largebatch.diagnostics.steps_to_target import StepsToTarget
-from largebatch.study import Scale, StudyPoint, TableError, analyse, read_points
-from largebatch.study.figures import study_figures
-from largebatch.trackers.diagram import from_record
+from largebatch.diagnostics.critical_batch.steps_to_target import StepsToTarget
+from largebatch.experiments.study import Scale, StudyPoint, TableError, analyse, read_points
+from largebatch.experiments.study.figures import study_figures
+from largebatch.records.figures.diagram import from_record
 
 SIZES = (8, 16, 32, 64, 128, 256, 512)
 

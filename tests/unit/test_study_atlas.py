@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from largebatch.__main__ import main
-from largebatch.study import TableError
-from largebatch.study.atlas import PUBLISHED, atlas_story, read_atlas
+from largebatch.experiments.study import TableError
+from largebatch.experiments.study.atlas import PUBLISHED, atlas_story, read_atlas
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
 # Log least squares on the medians, weighted by their runs, by another program: B_crit, and the ends of its interval.

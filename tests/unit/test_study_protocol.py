@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from largebatch.config import ConfigError
-from largebatch.study.journal import Journal, require_same_study
-from largebatch.study.protocol import Cell, Job, Row, best_trial, next_job, point_of
-from largebatch.study.search import borders, draw_settings
-from largebatch.study.settings import RangeConfig, TargetConfig
+from largebatch.experiments.study.journal import Journal, require_same_study
+from largebatch.experiments.study.protocol import Cell, Job, Row, best_trial, next_job, point_of
+from largebatch.experiments.study.search import borders, draw_settings
+from largebatch.experiments.study.settings import RangeConfig, TargetConfig
+from largebatch.run.config.reading import ConfigError
 
 LR = RangeConfig(key="scaling.base_lr", low=0.01, high=1.0, scale="log")
 MOMENTUM = RangeConfig(key="optimizer.momentum", low=0.0, high=0.99, scale="one_minus_log")

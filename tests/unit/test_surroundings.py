@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from largebatch import surroundings
 from largebatch.__main__ import main
+from largebatch.cli.process import surroundings
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ("train", "debug=tiny", "length=2steps", "logger.plots=false")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from largebatch.targets import TargetError, check_arguments, find_target, make
+from largebatch.run.config.targets import TargetError, check_arguments, find_target, make
 
 HERE = "tests.unit.test_targets"
 CALLS: list[dict[str, Any]] = []

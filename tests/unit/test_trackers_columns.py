@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from largebatch.run_report.evaluated_runs import read_evaluated
-from largebatch.run_report.reading import read_evidence
-from largebatch.run_report.run_figures import curves
-from largebatch.trackers import charts, columns
-from largebatch.trackers.charts import default_charts
-from largebatch.trackers.columns import columns_of, is_drawn, read_columns
-from largebatch.trackers.plots import training_figure
+from largebatch.records.figures.plots import training_figure
+from largebatch.records.report.evaluated_runs import read_evaluated
+from largebatch.records.report.reading import read_evidence
+from largebatch.records.report.run_figures import curves
+from largebatch.records.rows import columns
+from largebatch.records.rows.columns import columns_of, is_drawn, read_columns
+from largebatch.records.trackers import charts
+from largebatch.records.trackers.charts import default_charts
 from tests.unit.report_folders import write_run
 
 

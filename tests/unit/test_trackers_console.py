@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from largebatch.trackers import ProgressLine, print_plan, print_summary
-from largebatch.trackers.console import status
+from largebatch.records.trackers import ProgressLine, print_plan, print_summary
+from largebatch.records.trackers.console import status
 
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 PLAN = [

@@ -7,12 +7,12 @@ import math
 import numpy as np
 
 from largebatch.diagnostics import fit_transfer
-from largebatch.trackers import communication_figures
-from largebatch.trackers.columns import columns_of
-from largebatch.trackers.communication_figures import communication_figure, plot_transfer
-from largebatch.trackers.heat_map import layers_figure, plot_layers
-from largebatch.trackers.noise_figure import noise_scale_figure
-from largebatch.trackers.plots import plot_run
+from largebatch.records.figures import communication_figures
+from largebatch.records.figures.communication_figures import communication_figure, plot_transfer
+from largebatch.records.figures.heat_map import layers_figure, plot_layers
+from largebatch.records.figures.noise_figure import noise_scale_figure
+from largebatch.records.figures.plots import plot_run
+from largebatch.records.rows.columns import columns_of
 
 LAYERS = [
     {"step": 1, "samples_seen": 8, "trust_ratio/a": 0.5, "trust_ratio/b": 2.0, "update_to_weight/a": math.nan},

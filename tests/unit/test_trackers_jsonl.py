@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from largebatch.trackers import JsonlTracker, Problems, read_metrics, set_stale_rows_aside, torn_lines
-from largebatch.trackers.tracker import plain_values
+from largebatch.records.trackers import JsonlTracker, Problems, read_metrics, set_stale_rows_aside, torn_lines
+from largebatch.records.trackers.tracker import plain_values
 
 
 def row(step: int, **more: float | int | str) -> dict[str, float | int | str]:

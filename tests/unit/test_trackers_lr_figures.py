@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from largebatch.trackers.diagram import Diagram, Surface
-from largebatch.trackers.diagram_png import draw_png
-from largebatch.trackers.lr_figures import range_diagram, range_map
+from largebatch.records.figures.diagram import Diagram, Surface
+from largebatch.records.figures.diagram_png import draw_png
+from largebatch.records.figures.lr_figures import range_diagram, range_map
 
 
 @dataclass

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from largebatch.trackers.page import Section, write_page
+from largebatch.records.figures.page import Section, write_page
 
 
 class Reader(HTMLParser):

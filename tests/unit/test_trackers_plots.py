@@ -12,13 +12,13 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.lines import Line2D
 
-from largebatch.smoothing import smooth
-from largebatch.trackers import plot_comparison, plot_run
-from largebatch.trackers.columns import columns_of
-from largebatch.trackers.comparison_figure import comparison_figure
-from largebatch.trackers.plots import time_figure, training_figure
-from largebatch.trackers.series import series
-from largebatch.trackers.tracker import Row
+from largebatch.diagnostics.smoothing import smooth
+from largebatch.records.figures import plot_comparison, plot_run
+from largebatch.records.figures.comparison_figure import comparison_figure
+from largebatch.records.figures.plots import time_figure, training_figure
+from largebatch.records.rows.columns import columns_of
+from largebatch.records.rows.row_file import Row
+from largebatch.records.rows.series import series
 
 BATCH, SAMPLES_PER_EPOCH = 32, 128
 

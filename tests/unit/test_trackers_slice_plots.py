@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 from matplotlib.image import imread
 
-from largebatch.trackers import plot_slices
-from largebatch.trackers.slice_plots import line_figure, plane_figure
+from largebatch.records.figures import plot_slices
+from largebatch.records.figures.slice_plots import line_figure, plane_figure
 
 POSITIONS = [-1.0, 0.0, 1.0]
 BOWL = SimpleNamespace(

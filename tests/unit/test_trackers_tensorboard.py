@@ -9,7 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from largebatch.trackers import TensorBoardTracker
+from largebatch.records.trackers import TensorBoardTracker
 
 
 def read(folder: Path) -> EventAccumulator:

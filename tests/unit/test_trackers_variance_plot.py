@@ -5,11 +5,11 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from largebatch.closed_forms import GradientNoise
-from largebatch.diagnostics.variance_law import variance_curve
-from largebatch.gradient_variance import GradientVariance
-from largebatch.trackers import plot_variance
-from largebatch.trackers.variance_plot import variance_figure
+from largebatch.diagnostics.closed_forms import GradientNoise
+from largebatch.diagnostics.noise.measurement import GradientVariance
+from largebatch.diagnostics.noise.variance_law import variance_curve
+from largebatch.records.figures import plot_variance
+from largebatch.records.figures.variance_plot import variance_figure
 
 SIZES = [1, 10, 100]
 NOISE = GradientNoise(100, 1.0, 8.0)

@@ -19,9 +19,9 @@ import wandb
 from matplotlib.figure import Figure
 
 from largebatch.__main__ import main
-from largebatch.trackers import WandbTracker, key_source, naming_problems
-from largebatch.trackers.charts import Chart
-from largebatch.trackers.wandb import _connect
+from largebatch.records.trackers import WandbTracker, key_source, naming_problems
+from largebatch.records.trackers.charts import Chart
+from largebatch.records.trackers.wandb import _connect
 from tests.reference.wandb_file import WandbRun, chunks, read_run
 
 CONFIG = {"batch": {"total": 96}, "optimizer": "lars", "odd": Path("a/b")}

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from largebatch.checkpoint import load_checkpoint, save_checkpoint
-from largebatch.config import ConfigError
-from largebatch.initial_state import initial_model
-from largebatch.prepare import Prepared, prepare
-from largebatch.quiet_training import train_quietly
+from largebatch.records.checkpoint import load_checkpoint, save_checkpoint
+from largebatch.run.config.reading import ConfigError
+from largebatch.run.initial_state import initial_model
+from largebatch.run.prepare import Prepared, prepare
+from largebatch.run.train_quietly import train_quietly
 from tests.unit.composing import compose_run
 
 HERE = "tests.unit.test_trial"

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 from torch.utils.data import Dataset
 
-from largebatch.config import ConfigError
 from largebatch.losses import CrossEntropy
-from largebatch.prepare import Prepared, prepare
-from largebatch.trial.samples import TriedBatch
-from largebatch.trial.state import KeptState, find_state
+from largebatch.run.checks.trial.samples import TriedBatch
+from largebatch.run.checks.trial.state import KeptState, find_state
+from largebatch.run.config.reading import ConfigError
+from largebatch.run.prepare import Prepared, prepare
 from tests.unit.composing import compose_run
 
 HERE = "tests.unit.test_trial_state"

@@ -6,8 +6,8 @@ import itertools
 
 import pytest
 
-from largebatch.config import parse_config
-from largebatch.derive import Derived, derive
+from largebatch.run.config.reading import parse_config
+from largebatch.run.derive import Derived, derive
 from tests.unit.composing import GROUPS, compose_run
 
 SAMPLES = 8192

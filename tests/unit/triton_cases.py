@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from largebatch.optim import LAMB, LARS, kernel_paths, triton_tables
+from largebatch.optim import LAMB, LARS
+from largebatch.optim.kernels import kernel_paths, triton_tables
 from tests.reference.lars_lamb import FLAGS, courses
 from tests.unit import test_optim_variants as variants
 

@@ -1,0 +1,1 @@
+"""What a step consumes: plan, ramp, sample order, learning-rate scaling, schedule, random keys. No torch."""

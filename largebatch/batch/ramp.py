@@ -1,0 +1,176 @@
+"""Batch-size ramps: the plan of a step as a function of the samples that the run has consumed before it."""
+
+from __future__ import annotations
+
+import sys
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from largebatch.batch.plan import BatchPlan
+
+
+@dataclass(frozen=True)
+class BatchRamp:
+    """Plans, and from which sample on each of them holds.
+
+    A step follows the last plan whose milestone is not above the samples consumed before it. Nothing else decides, so
+    a run resumes inside a ramp from its position alone, on any number of ranks.
+
+    Attributes:
+        plans: the first holds from sample 0 on.
+        milestones: `plans[i + 1]` holds from `milestones[i]` samples on; they rise from one to the next.
+
+    Raises:
+        ValueError: if milestones do not rise from above 0, or there is not one fewer than plans.
+
+    >>> small, large = (BatchPlan.solve(global_batch_size=size, world_size=1) for size in (4, 10))
+    >>> ramp = BatchRamp((small, large), (6,))
+    >>> [(position, plan.global_batch_size) for position, plan in ramp.steps(0, 4)]
+    [(0, 4), (4, 4), (8, 10), (18, 10)]
+    >>> ramp.num_steps(total_samples=29)
+    4
+    """
+
+    plans: tuple[BatchPlan, ...]
+    milestones: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.plans) != len(self.milestones) + 1:
+            raise ValueError(
+                f"{len(self.plans)} plans and {len(self.milestones)} milestones: each plan but the first has one."
+            )
+        if list(self.milestones) != sorted(set(self.milestones)) or min(self.milestones, default=1) < 1:
+            raise ValueError(f"milestones={list(self.milestones)}: they rise from one to the next, from above 0.")
+
+    @classmethod
+    def of(cls, plan: BatchPlan | BatchRamp) -> BatchRamp:
+        """A plan for the whole run as a ramp that does not rise; a ramp as it is."""
+        return plan if isinstance(plan, BatchRamp) else cls((plan,))
+
+    @property
+    def max_micro_batch_size(self) -> int:
+        """The most samples of a micro-batch, over all plans."""
+        return max(plan.max_micro_batch_size for plan in self.plans)
+
+    def capped(self, max_micro_batch_size: int) -> BatchRamp:
+        """The same global batches, shared out evenly in micro-batches of no more than so many samples.
+
+        >>> ramp = BatchRamp.of(BatchPlan.solve(global_batch_size=10, world_size=1)).capped(4)
+        >>> ramp.plans[0].micro_batch_sizes
+        (4, 3, 3)
+        """
+        plans = [
+            plan
+            if plan.max_micro_batch_size <= max_micro_batch_size
+            else BatchPlan.solve(
+                global_batch_size=plan.global_batch_size,
+                world_size=plan.world_size,
+                max_micro_batch_size=max_micro_batch_size,
+            )
+            for plan in self.plans
+        ]
+        return BatchRamp(tuple(plans), self.milestones)
+
+    def at(self, samples_seen: int) -> BatchPlan:
+        """The plan of the step that starts after `samples_seen` samples."""
+        return self.plans[self.stage_at(samples_seen)]
+
+    def stage_at(self, samples_seen: int) -> int:
+        """Place of that plan in `plans`."""
+        return bisect_right(self.milestones, samples_seen)
+
+    def steps(self, samples_seen: int, num_steps: int) -> Iterator[tuple[int, BatchPlan]]:
+        """(samples consumed before it, plan) of `num_steps` steps, the first of which starts after `samples_seen`."""
+        for _ in range(num_steps):
+            plan = self.at(samples_seen)
+            yield samples_seen, plan
+            samples_seen += plan.global_batch_size
+
+    def samples_of_steps(self, num_steps: int) -> int:
+        """Samples that the first `num_steps` steps of a run consume, however long it is.
+
+        >>> small, large = (BatchPlan.solve(global_batch_size=size, world_size=1) for size in (4, 10))
+        >>> [BatchRamp((small, large), (6,)).samples_of_steps(number) for number in (0, 2, 3, 4)]
+        [0, 8, 18, 28]
+        """
+        position = 0
+        for plan, end in zip(self.plans, (*self.milestones, None), strict=True):
+            size = plan.global_batch_size
+            count = num_steps if end is None else min(num_steps, max(-(-(end - position) // size), 0))
+            position, num_steps = position + count * size, num_steps - count
+        return position
+
+    def num_steps(self, total_samples: int) -> int:
+        """Whole steps in a run of `total_samples`; what is left after them is less than the batch that would follow."""
+        return sum(count for _, _, count in self.stages(total_samples))
+
+    def samples_after(self, total_samples: int) -> int:
+        """Samples that the whole steps of a run of `total_samples` consume."""
+        position, plan, count = self.stages(total_samples)[-1]
+        return position + count * plan.global_batch_size
+
+    def stages(self, total_samples: int) -> list[tuple[int, BatchPlan, int]]:
+        """(samples consumed before it, plan, steps) of each stretch of equal steps; one without a step is left out.
+
+        The first stretch is always there.
+        """
+        stages: list[tuple[int, BatchPlan, int]] = []
+        position = 0
+        for plan, end in zip(self.plans, (*self.milestones, total_samples), strict=True):
+            size = plan.global_batch_size
+            # The step that begins before a milestone still has this plan; none may go past the end of the run.
+            until_milestone = max(-(-(end - position) // size), 0)
+            count = min(until_milestone, max(total_samples - position, 0) // size)
+            if count or not stages:
+                stages.append((position, plan, count))
+            position += count * size
+            if count < until_milestone:
+                break
+        return stages
+
+
+def totals_in_place_of_decay(
+    total: int, *, num_milestones: int, gamma: float, max_total: int | None, exponent: float
+) -> list[int]:
+    """Batches from each milestone on that have the effect of multiplying the learning rate by `gamma` there.
+
+    A scaling rule lr ~ B^p says that runs with equal lr / B^p are one run. So instead of gamma times the rate, the
+    batch is gamma^(-1/p) times as large: 1 / gamma under the linear rule, 1 / gamma^2 under the square root.
+
+    Source for the linear rule: Smith, Kindermans, Ying, Le 2018, "Don't decay the learning rate, increase the batch
+    size", section 3; for the square root of adaptive methods: Malladi et al. 2022, "On the SDEs and scaling rules for
+    adaptive gradient algorithms".
+
+    Args:
+        total: samples per step before the first milestone.
+        num_milestones: how many there are.
+        gamma: factor of the rate at each milestone, in (0, 1).
+        max_total: no batch is larger; Smith et al. stop at a tenth of the training set.
+        exponent: p of the scaling rule, above 0; see `scaling.RATE_EXPONENTS`.
+
+    >>> totals_in_place_of_decay(128, num_milestones=3, gamma=0.2, max_total=5000, exponent=1.0)
+    [640, 3200, 5000]
+    >>> totals_in_place_of_decay(128, num_milestones=2, gamma=0.2, max_total=None, exponent=0.5)
+    [3200, 80000]
+    """
+    sizes = [total / _power(gamma, (number + 1) / exponent) for number in range(num_milestones)]
+    return [round(size if max_total is None else min(size, max_total)) for size in sizes]
+
+
+def decay_left_over(total: int, totals: Sequence[int], *, gamma: float, exponent: float) -> list[float]:
+    """Factor of the learning rate from each milestone on that, with the batch there, has the effect of the decay.
+
+    1 where the batch has grown by exactly gamma^(-1 / exponent) each time; less where it could not.
+
+    >>> decay_left_over(128, [256, 300], gamma=0.5, exponent=1.0)
+    [1.0, 0.5859375]
+    >>> decay_left_over(128, [512, 800], gamma=0.5, exponent=0.5)
+    [1.0, 0.625]
+    """
+    return [_power(gamma, number + 1) * (size / total) ** exponent for number, size in enumerate(totals)]
+
+
+def _power(gamma: float, exponent: float) -> float:
+    """Never 0: a decay that no float holds ends at the largest batch, not in a division by zero."""
+    return float(max(gamma**exponent, sys.float_info.min))

@@ -1,0 +1,165 @@
+"""`largebatch bench diagnostics`: what measuring the noise scale costs a run on this machine."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from omegaconf import DictConfig, OmegaConf
+
+from largebatch.cli.composition.composing import run_verb
+from largebatch.diagnostics.intervals import median_interval
+
+if TYPE_CHECKING:
+    from largebatch.run.build import Job
+    from largebatch.run.prepare import Prepared
+    from largebatch.training.loop import Run, StepReport
+
+# A cycle: a measured step, the step after it, which may still pay for it, and two without.
+STEPS_PER_CYCLE, WARMUP_CYCLES = 4, 10
+FEWEST_CYCLES, MOST_CYCLES, BUDGET_S = 60, 400, 180
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`bench diagnostics [KEY=VALUE ...]`; observers.noise_scale.every is 10 unless given. Returns the exit code.
+
+    With observers.communication.every both are measured; with noise_scale.every=null, communication alone.
+    """
+    return run_verb("bench", run, ["length=100000steps", "observers.noise_scale.every=10", *arguments])
+
+
+def run(config: DictConfig, overrides: list[str]) -> int:
+    """Measure every fourth step of one run and print what such a step costs more than its neighbours."""
+    import os
+
+    from largebatch.run.build import open_job
+    from largebatch.run.prepare import prepare
+    from largebatch.training.observers import CommunicationObserver, NoiseScaleObserver
+
+    asked = _intervals(config)
+    with tempfile.TemporaryDirectory(prefix="largebatch-bench-") as folder:
+        OmegaConf.update(config, "run.root", folder)
+        OmegaConf.update(config, "observers.progress", False)
+        for name in asked:
+            OmegaConf.update(config, f"observers.{name}.every", STEPS_PER_CYCLE)
+        prepared = prepare(config, os.environ)
+        with open_job(prepared, lambda: False, overrides) as job:
+            stopwatch = _Stopwatch()
+            measuring = [
+                one for one in job.run.observers if isinstance(one, (NoiseScaleObserver, CommunicationObserver))
+            ]
+            job.run.observers = [*measuring, stopwatch]
+            job.run.log_every = job.run.num_steps  # steps that are logged are work of their own
+            warmup_s = sum(_seconds_of_steps(job, stopwatch, WARMUP_CYCLES)) / WARMUP_CYCLES
+            fitting = job.run.runtime.broadcast(int(BUDGET_S / warmup_s))
+            step_s = _seconds_of_steps(job, stopwatch, min(max(fitting, FEWEST_CYCLES), MOST_CYCLES) + 1)
+            if job.run.runtime.is_main:
+                _print(prepared, job, cost_of_measuring(step_s), asked)
+    return 0
+
+
+def _intervals(config: DictConfig) -> dict[str, int]:
+    """What is measured, and every how many steps.
+
+    Raises:
+        ConfigError: if that is nothing, or steps would measure now one thing and now another.
+    """
+    from largebatch.run.config.reading import ConfigError
+
+    intervals = {name: config.observers[name].every for name in ("noise_scale", "communication")}
+    asked = {name: every for name, every in intervals.items() if every is not None}
+    if not asked:
+        raise ConfigError(["observers.noise_scale.every=null: nothing is measured. Give a number of steps."])
+    if len(set(asked.values())) > 1:
+        raise ConfigError([f"observers: {asked}: steps are compared that measure alike. Give one interval."])
+    return asked
+
+
+def _seconds_of_steps(job: Job, stopwatch: _Stopwatch, cycles: int) -> list[float]:
+    from largebatch.training.loop import train
+
+    job.run.num_steps = job.run.progress.step + cycles * STEPS_PER_CYCLE
+    train(job.run)
+    return stopwatch.step_s
+
+
+class _Stopwatch:
+    """Seconds of each step and of the observers before this one; steps do not overlap."""
+
+    def __init__(self) -> None:
+        self.step_s: list[float] = []
+        self._last = 0.0
+
+    def on_start(self, run: Run) -> None:
+        self.step_s = []
+        self._last = time.perf_counter()
+
+    def after_step(self, run: Run, report: StepReport) -> None:
+        import torch
+
+        if run.runtime.device.type == "cuda":
+            torch.cuda.synchronize()
+        run.runtime.barrier()
+        now = time.perf_counter()
+        self.step_s.append(now - self._last)
+        self._last = now
+
+    def on_end(self, run: Run, status: str) -> None: ...
+
+
+class Cost(NamedTuple):
+    """Of one measured step, in steps: median over cycles with its 95 % interval; `step_s` of a step without."""
+
+    cycles: int
+    step_s: float
+    median: float
+    low: float
+    high: float
+
+
+def cost_of_measuring(step_s: Sequence[float]) -> Cost:
+    """From the seconds of the steps 1, 2, ... of a run that measured each fourth.
+
+    A measured step and the next are compared with the mean of the two pairs of steps around them, so that a machine
+    that gets slower or faster favours neither.
+
+    >>> cost_of_measuring([1.0, 1.0, 1.0, 1.25] * 61)
+    Cost(cycles=60, step_s=1.0, median=0.25, low=0.25, high=0.25)
+    """
+    starts = range(STEPS_PER_CYCLE - 1, len(step_s) - STEPS_PER_CYCLE, STEPS_PER_CYCLE)  # of the measured steps
+    around = [[*step_s[start - 2 : start], *step_s[start + 2 : start + 4]] for start in starts]
+    plain = statistics.median(itertools.chain.from_iterable(around))
+    costs = sorted(
+        (sum(step_s[start : start + 2]) - sum(without) / 2) / plain
+        for start, without in zip(starts, around, strict=True)
+    )
+    return Cost(len(costs), plain, statistics.median(costs), *median_interval(costs))
+
+
+def _print(prepared: Prepared, job: Job, cost: Cost, asked: dict[str, int]) -> None:
+    from largebatch.records.trackers import print_plan
+
+    plan, runtime, every = prepared.derived.plan, job.run.runtime, next(iter(asked.values()))
+
+    def percent(share: float) -> str:
+        return f"{100 * share:.2f} %"
+
+    cut = f"{len(plan.micro_batch_sizes)} micro-batches on {plan.world_size} ranks, {runtime.device}"
+    per_step, per_run = (f"95% interval {percent(cost.low / n)} to {percent(cost.high / n)}" for n in (1, every))
+    print_plan(
+        [
+            ("case", f"{prepared.config.model['_target_']} on {prepared.config.data.name}", "model, data"),
+            ("job", f"batch {plan.global_batch_size} in {cut}", "batch, launcher"),
+            ("measured", ", ".join(asked).replace("_", " "), "observers"),
+            ("step", f"{1000 * cost.step_s:.2f} ms", "median of those that measure nothing"),
+            ("measured step", f"{percent(cost.median)} more", f"median of {cost.cycles}, each against the two steps "
+             f"before and after; {per_step}"),
+            (f"every {every} steps", f"{percent(cost.median / every)} of the run", per_run),
+            ("resolution", percent((cost.high - cost.low) / 2 / every), "of the run; less would not show"),
+        ],
+        title="bench diagnostics",
+    )  # fmt: skip

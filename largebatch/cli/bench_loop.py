@@ -1,0 +1,164 @@
+"""`largebatch bench loop`: what our loop costs beyond a hand-written one, on this machine."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig, OmegaConf
+
+from largebatch.cli.composition.composing import run_verb
+from largebatch.diagnostics.intervals import median_interval
+
+if TYPE_CHECKING:
+    from largebatch.run.build import Job
+    from largebatch.run.prepare import Prepared
+
+# Many short rounds: a busy machine drifts within seconds, and both loops of a pair should meet the same drift.
+ROUNDS, WARMUP_ROUNDS, STEPS_PER_ROUND = 60, 5, 20
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`bench loop [KEY=VALUE ...]`; the config says which model, data and batch. Returns the exit code."""
+    return run_verb("bench", run, ["length=100000steps", *arguments])
+
+
+def run(config: DictConfig, overrides: list[str]) -> int:
+    """Alternate rounds of both loops in one process group and print the median ratio with its spread."""
+    import os
+
+    from largebatch.losses.coupled import is_coupled
+    from largebatch.run.build import open_job
+    from largebatch.run.config.reading import ConfigError
+    from largebatch.run.prepare import prepare
+    from largebatch.training.observers import MetricsObserver
+
+    with tempfile.TemporaryDirectory(prefix="largebatch-bench-") as folder:
+        OmegaConf.update(config, "run.root", folder)
+        OmegaConf.update(config, "observers.progress", False)
+        prepared = prepare(config, os.environ)
+        if is_coupled(prepared.loss):
+            raise ConfigError(
+                [f"loss._target_={prepared.config.loss['_target_']}: the hand-written loop takes the loss of each "
+                 "micro-batch, which is another one. Choose a loss that does not compare samples."]
+            )  # fmt: skip
+        rival_model = copy.deepcopy(prepared.model)
+        with open_job(prepared, lambda: False, overrides) as job:
+            # Rows and trackers belong to the loop; evaluation and checkpoints are work of their own.
+            job.run.observers = [one for one in job.run.observers if isinstance(one, MetricsObserver)]
+            ours = partial(run_ours, job)
+            theirs = _hand_written_loop(prepared, job, rival_model)
+            times = alternate(ours, theirs)
+            if job.run.runtime.is_main:
+                rows = (
+                    ("our loop", f"rounds of {STEPS_PER_ROUND} steps, logging on"),
+                    ("hand-written loop", "the same DDP"),
+                )
+                print_ratio(prepared, job, times, rows, title="bench loop")
+    return 0
+
+
+def alternate(ours: Callable[[], float], theirs: Callable[[], float]) -> list[tuple[float, float]]:
+    """(seconds of ours, of theirs) in each round, after some that warm up."""
+    rounds = [(ours(), theirs()) if number % 2 else _swapped(theirs, ours) for number in range(WARMUP_ROUNDS + ROUNDS)]
+    return rounds[WARMUP_ROUNDS:]
+
+
+def _swapped(first: Callable[[], float], second: Callable[[], float]) -> tuple[float, float]:
+    """Every other round starts with the other loop, so that a drift of the machine favours neither."""
+    time_of_first = first()
+    return second(), time_of_first
+
+
+def run_ours(job: Job) -> float:
+    """A round of our loop; seconds per step."""
+    from largebatch.training.loop import train
+
+    job.run.num_steps = job.run.progress.step + STEPS_PER_ROUND
+    return seconds_per_step(job, lambda: train(job.run))
+
+
+def _hand_written_loop(prepared: Prepared, job: Job, model: object) -> Callable[[], float]:
+    """The loop that a careful person writes for this one case: no logging, no checks, no accounting."""
+    from torch import nn
+    from torch.nn.parallel import DistributedDataParallel
+
+    from largebatch.batch.order import SampleOrder
+    from largebatch.data import MicroBatchLoader
+    from largebatch.gradient.accumulation import forward
+    from largebatch.run.initial_state import build_optimizer
+
+    assert isinstance(model, nn.Module)
+    runtime, loss = job.run.runtime, prepared.loss
+    optimizer = build_optimizer(prepared.config, model)
+    model = runtime.wrap(model)  # the same DDP: the loops are compared, not the wrappers
+    order = SampleOrder(len(prepared.train), prepared.config.seed)
+    loader = MicroBatchLoader(prepared.train, order, prepared.derived.plan, runtime.rank, augment=prepared.augment)
+    plan = prepared.derived.plan
+    num_parts, scale = len(plan.micro_batches(runtime.rank)), runtime.world_size / plan.global_batch_size
+    batches = loader.micro_batches(0, (ROUNDS + WARMUP_ROUNDS) * STEPS_PER_ROUND)
+
+    def steps() -> None:
+        for _ in range(STEPS_PER_ROUND):
+            optimizer.zero_grad()
+            for part in range(num_parts):
+                batch = next(batches)
+                is_last = part == num_parts - 1
+                if isinstance(model, DistributedDataParallel):
+                    model.require_backward_grad_sync = is_last
+                inputs, targets = runtime.place(batch.inputs), runtime.place_tensor(batch.targets)
+                (loss.loss_per_sample(forward(model, inputs), targets).sum() * scale).backward()
+            optimizer.step()
+
+    return lambda: seconds_per_step(job, steps)
+
+
+def seconds_per_step(job: Job, function: Callable[[], object]) -> float:
+    """Of a function that makes the steps of a round, between two barriers."""
+    import torch
+
+    def settle() -> None:
+        if job.run.runtime.device.type == "cuda":
+            torch.cuda.synchronize()
+        job.run.runtime.barrier()
+
+    settle()
+    started = time.perf_counter()
+    function()
+    settle()
+    return (time.perf_counter() - started) / STEPS_PER_ROUND
+
+
+def print_ratio(
+    prepared: Prepared,
+    job: Job,
+    times: Sequence[tuple[float, float]],
+    rows: tuple[tuple[str, str], tuple[str, str]],
+    *,
+    title: str,
+) -> None:
+    """Medians of both sides and of their ratio; `rows` are their names and what they are."""
+    from largebatch.records.trackers import print_plan
+
+    ratios = sorted(ours / theirs for ours, theirs in times)
+    quarter = len(ratios) // 4
+    low, high = median_interval(ratios)
+    milliseconds = [f"{1000 * statistics.median(column):.2f} ms" for column in zip(*times, strict=True)]
+    plan = prepared.derived.plan
+    runtime = job.run.runtime
+    print_plan(
+        [
+            ("case", f"{prepared.config.model['_target_']} on {prepared.config.data.name}", "model, data"),
+            ("job", f"batch {plan.global_batch_size} on {plan.world_size} ranks, {runtime.device}", "batch, launcher"),
+            *((name, value, f"median of {len(times)} alternating rounds of {STEPS_PER_ROUND} steps: {what}")
+              for (name, what), value in zip(rows, milliseconds, strict=True)),
+            ("ratio", f"{statistics.median(ratios):.3f}", f"median, 95% interval {low:.3f} to {high:.3f}; quartiles "
+             f"{ratios[quarter]:.3f} and {ratios[-quarter - 1]:.3f}, range {ratios[0]:.3f} to {ratios[-1]:.3f}"),
+        ],
+        title=title,
+    )  # fmt: skip

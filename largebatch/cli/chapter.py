@@ -1,0 +1,128 @@
+"""`largebatch chapter NAME`: an experiment of the textbook chapter on batch size, with figures, table and answer."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig
+
+from largebatch.cli.composition.choices import show_choices
+from largebatch.cli.composition.composing import compose_config, run_verb
+
+if TYPE_CHECKING:
+    from largebatch.experiments.textbook.story import Story
+
+# `largebatch/chapter/NAME.py` and conf/experiment/chapter/NAME.yaml.
+EXPERIMENTS = {
+    "gd_variants": "batch, stochastic and mini-batch gradient descent: loss over epochs, updates and time; three paths",
+    "convergence": "steps to a loss of eps: log(1/eps), sigma^2/eps, sigma^2/(B eps)",
+    "learning_rate": "rates that converge, oscillate and diverge on a quadratic, and the limit of stability",
+    "gradient_variance": "the 1/B law at B = 1, 10, 100, 1000, before and after training",
+    "accumulation": "256 samples from 8 micro-batches of 32 against 256 at once, in both precisions",
+    "linear_scaling": "k times the rate for k times the batch: one step against k, whole runs, where it breaks and why",
+    "warmup": "none, constant and gradual before a large rate: which rates train, and the jump after a constant one",
+    "lars": "SGD, LARS and LAMB from batch 32 to all samples, each with a rate tuned for every batch size",
+    "noise_and_minima": "sharpness and generalization gap against batch size, at equal epochs and equal steps",
+}
+ALL = "all"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`chapter NAME [KEY=VALUE ...]`. Returns the exit code, for `all` the worst one."""
+    if arguments and arguments[0] == ALL:
+        return _run_all(arguments[1:])
+    if arguments and arguments[0] in EXPERIMENTS:
+        return _run_one(arguments[0], arguments[1:])
+    return show_choices("chapter", EXPERIMENTS | {ALL: "all of these, each into a folder of its name"}, arguments)
+
+
+def _run_one(name: str, arguments: Sequence[str]) -> int:
+    chosen = [f"experiment=chapter/{name}", *arguments]
+    return run_verb(f"chapter {name}", partial(run, name), chosen, config_name="chapter")
+
+
+def _run_all(arguments: Sequence[str]) -> int:
+    """Every experiment by itself: one that fails does not take the others along."""
+    given = [argument.partition("=")[2] for argument in arguments if argument.startswith("run.dir=")]
+    others = [argument for argument in arguments if not argument.startswith("run.dir=")]
+    if not all("=" in argument for argument in others):  # --help, --cfg job: that of the first will do
+        return _run_one(next(iter(EXPERIMENTS)), others)
+    folder = Path(given[-1]) if given else Path("runs", "chapter", time.strftime("%Y-%m-%d_%H-%M-%S"))
+    return max(_run_one(name, [*others, f"run.dir={folder / name}"]) for name in EXPERIMENTS)
+
+
+def run(name: str, config: DictConfig, overrides: list[str]) -> int:
+    """Make the runs of an experiment, and tell what they say."""
+    from largebatch.experiments.textbook.experiment import Experiment
+    from largebatch.records.run_folder import environment
+    from largebatch.records.trackers.console import status
+    from largebatch.run.config.reading import parse_config, parse_section, public_values
+
+    started = time.perf_counter()
+    _require_one_process()
+    public = public_values(config)
+    module = importlib.import_module(f"largebatch.experiments.textbook.{name}")
+    settings = parse_section(config, "chapter", module.Settings)
+    config.seed = parse_config(config).seed  # a number, from wherever it comes
+    folder = _folder(name, config)
+
+    def compose(choices: Sequence[str]) -> DictConfig:
+        composed = compose_config([*overrides, *choices], config_name="chapter")
+        parse_section(composed, "chapter", module.Settings)
+        return composed
+
+    with status(f"{name}: begins") as line:
+        experiment = Experiment(
+            config,
+            folder,
+            compose=compose,
+            on_run=lambda run, number: line.update(f"{name}: {number} runs are done, now {run}"),
+        )
+        story: Story = module.run(experiment, settings)
+    record = {"kind": "chapter", "name": name} | story.record()
+    record |= {"runs": experiment.runs, "seconds": time.perf_counter() - started}
+    _show(story, record | {"config": public, "environment": environment()}, folder)
+    return 0
+
+
+def _require_one_process() -> None:
+    from largebatch.run.config.reading import ConfigError
+
+    if (started := os.environ.get("WORLD_SIZE", "1")) != "1":
+        raise ConfigError(
+            [f"WORLD_SIZE={started}: an experiment of the chapter is many small runs, one after the other, in one "
+             "process. Start it without a launcher: python -m largebatch chapter NAME."]
+        )  # fmt: skip
+
+
+def _folder(name: str, config: DictConfig) -> Path:
+    from largebatch.records.run_folder import new_folder
+    from largebatch.run.config.reading import ConfigError
+
+    folder = Path(config.run.dir) if config.run.dir else new_folder(config.run.root, f"chapter/{name}")
+    if folder.exists() and any(folder.iterdir()):
+        raise ConfigError(
+            [f"run.dir={folder}: is not empty, and an experiment does not mix its runs with others. Name another "
+             "folder, or remove it."]
+        )  # fmt: skip
+    return folder
+
+
+def _show(story: Story, record: dict[str, object], folder: Path) -> None:
+    from largebatch.records.durable_files import write_record
+    from largebatch.records.figures.diagram_png import draw_png
+    from largebatch.records.trackers import print_table
+
+    path = folder / "chapter.json"
+    write_record(path, record)
+    for table in story.tables:
+        print_table(table.headers, table.rows, title=table.title)
+    print(f"{story.question}\n{story.answer}")
+    for written in (path, *(draw_png(figure, folder) for figure in story.figures)):
+        print(written)

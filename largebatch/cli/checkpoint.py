@@ -1,0 +1,126 @@
+"""`largebatch checkpoint verify|export`: whether checkpoints are whole, and their weights for other programs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from largebatch.cli.composition.choices import show_choices
+from largebatch.cli.process.leaving import EXIT_DONE, EXIT_FAILED, EXIT_WRONG_INPUT
+from largebatch.records.regular_files import printable
+
+EXIT_VALID, EXIT_DAMAGED = EXIT_DONE, EXIT_FAILED
+
+SUBJECTS = {
+    "verify": "every byte of checkpoints against their manifests: `verify PATH...`, also folders of them",
+    "export": "the weights of a checkpoint as one plain safetensors file: `export PATH --out FILE`",
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`checkpoint verify PATH...` or `checkpoint export PATH --out FILE`.
+
+    Returns 0; 1 if a checkpoint is damaged; 2 for wrong input.
+    """
+    if not arguments or arguments[0] not in SUBJECTS:
+        return show_choices("checkpoint", SUBJECTS, arguments)
+    what, *rest = arguments
+    try:
+        options = _parser(what).parse_args(rest)
+        return _verify(options.paths) if what == "verify" else _export(Path(options.path), options.out)
+    except SystemExit as exit_:
+        return EXIT_WRONG_INPUT if exit_.code else EXIT_VALID
+    except (OSError, ValueError) as error:
+        print(f"largebatch checkpoint {what}: {printable(error)}", file=sys.stderr)
+        return EXIT_WRONG_INPUT
+
+
+def _parser(what: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"largebatch checkpoint {what}", description=SUBJECTS[what])
+    if what == "verify":
+        parser.add_argument("paths", metavar="PATH", nargs="+", help="a checkpoint, a run, or a folder of runs")
+    else:
+        parser.add_argument(
+            "path",
+            metavar="PATH",
+            help="a checkpoint; of a folder of them (RUN/checkpoints/best) or a run the newest valid one",
+        )
+        parser.add_argument("--out", metavar="FILE", help="must not exist; default: STEP.safetensors in this folder")
+    return parser
+
+
+def _verify(given: Sequence[str]) -> int:
+    """A table of all checkpoints below the paths."""
+    from largebatch.records.checkpoint import CheckpointError, require_run_values, verify_checkpoint
+    from largebatch.records.trackers import print_table
+
+    rows, damaged = [], 0
+    for path in [one for text in given for one in _checkpoints(Path(text))]:
+        size = sum(file.stat().st_size for file in path.iterdir() if file.is_file())
+        try:
+            checkpoint = verify_checkpoint(path)
+            if "identity" in checkpoint.values:  # of a run; loops of others keep what they like
+                require_run_values(checkpoint)
+            step, verdict = str(checkpoint.step), "valid"
+        except CheckpointError as error:
+            step, verdict, damaged = "", str(error), damaged + 1
+        rows.append((printable(path), step, f"{size:,}", printable(verdict)))
+    print_table(("checkpoint", "step", "bytes", "verdict"), rows, title="every byte against the manifests")
+    print(f"{len(rows) - damaged} valid, {damaged} damaged")
+    return EXIT_DAMAGED if damaged else EXIT_VALID
+
+
+def _checkpoints(path: Path) -> list[Path]:
+    """The checkpoints at or below a path; a directory that looks like one counts even without its manifest.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if not path.is_dir():
+        raise ValueError(f"{path}: no such folder. Give a checkpoint, a run, or a folder of runs.")
+    if (path / "MANIFEST.json").is_file() or path.name.startswith("step_"):
+        return [path]
+    found = sorted(one for one in path.rglob("step_*") if one.is_dir())
+    if not found:
+        raise ValueError(f"{path}: holds no checkpoint (step_*). Give a checkpoint, a run, or a folder of runs.")
+    return found
+
+
+def _export(path: Path, out: str | None) -> int:
+    """Write the model's tensors alone, for programs that know nothing of runs."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    from largebatch.records.checkpoint import CheckpointError, find_valid
+    from largebatch.records.durable_files import NotWrittenError, replacing
+
+    try:
+        if not path.is_dir():
+            raise ValueError(f"{path}: no such folder. Give a checkpoint, a folder of checkpoints, or a run.")
+        checkpoint, passed_over = find_valid(path)
+        if checkpoint is None:
+            raise CheckpointError(f"{path}: no valid checkpoint. " + " ".join(passed_over or ["There is none at all."]))
+        if "model" not in checkpoint.tensors:
+            raise CheckpointError(f"{checkpoint.path}: holds no model.safetensors. Use an older checkpoint.")
+    except CheckpointError as error:
+        print(f"largebatch checkpoint export: {printable(error)}", file=sys.stderr)
+        return EXIT_DAMAGED
+    for note in passed_over:
+        print(f"passed over: {printable(note)}", file=sys.stderr)
+    target = Path(out) if out else Path(f"{checkpoint.path.name}.safetensors")
+    if os.path.lexists(target):
+        raise ValueError(f"{target} exists already. Choose another name with --out FILE.")
+    weights = checkpoint.tensors["model"]
+    try:
+        if not target.parent.is_dir():  # a name that is mistyped makes no folder
+            raise FileNotFoundError(f"there is no folder {target.parent}")
+        with replacing(target) as draft:
+            save_file(weights, draft, metadata={"format": "pt", "step": str(checkpoint.step)})
+    except (OSError, SafetensorError) as error:
+        told = error if isinstance(error, NotWrittenError) else f"{target} cannot be written: {error}"
+        raise ValueError(f"{told}. Choose another place with --out FILE.") from None
+    print(f"{target}: {len(weights)} tensors of step {checkpoint.step}, {target.stat().st_size:,} bytes")
+    return EXIT_VALID

@@ -1,0 +1,226 @@
+"""What Hydra's own messages leave out: the nearest name, and what to type instead."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+
+from largebatch.run.config.did_you_mean import did_you_mean, meant_by_key
+
+_FILE = re.compile(r"In '(\S+)': ")
+_KEY = re.compile(r"Could not (?:override|delete from config\.) '(\S+?)'")
+_CHOICE = re.compile(r"Could not (?:find|load) '(\S+)/([^\s/]*)'")
+_OPTION = re.compile(r"^\t(\S+)$", re.MULTILINE)
+_SEARCHED = re.compile(r"path=file://(\S.*)$", re.MULTILINE)
+_FLAG = re.compile(r"--[a-z-]+")
+_SEVERAL = re.compile(r"Multiple values for (\S+)\. .*'override \S+ (\S+)'")
+_SYNTAX = re.compile(r"no viable alternative|mismatched input|extraneous input|missing \w+ at|LexerNoViableAlt")
+_PLAIN_TEXT = re.compile(
+    r"""^([^=]+=)(?!\s)(?=.*[^\x00-\x7f])([^=,\[\]{}()"'\\$]+)(?<!\s)$"""
+)  # nothing else needs quotes
+QUOTING = (
+    "An argument is KEY=VALUE. A shell takes quotes, brackets, braces and blanks for itself: put the whole "
+    "argument into single quotes, 'KEY=[a,b]', and a text that has such signs or letters beyond ASCII into double "
+    "ones inside, "
+    "'KEY=\"a=b\"'."
+)
+_CLASS = (
+    " Another class is a file of yours, FOLDER/{group}/NAME.yaml with `_target_: package.Class`: give "
+    "--config-dir FOLDER {group}=NAME."
+)
+_OWN = {
+    "model": _CLASS,
+    "optimizer": _CLASS,
+    "data": " A set of yours is a file FOLDER/data/NAME.yaml with name, train and validation: give --config-dir FOLDER "
+    "data=NAME.",
+    "loss": " Any loss of torch: loss=module loss._target_=torch.nn.NAME.",
+}  # by group: what there is beside its choices
+_LAUNCHERS = " joblib and submitit come with `pip install 'largebatch[sweep]'`."
+
+Keys = Callable[[], Sequence[str]]
+
+
+def remedy(message: str, keys: Keys, arguments: Sequence[str] = (), groups: Path = Path()) -> str:
+    """What to print in place of an error of Hydra; empty where it says enough.
+
+    Args:
+        message: of the error.
+        keys: tells those of the config, such as `batch.total`; asked only where they matter.
+        arguments: of the command line.
+        groups: the folder conf/, whose folders are the groups.
+
+    >>> remedy("Could not override 'batch.totl'.", lambda: ["batch.total", "seed"], ["batch.totl=64"])
+    "batch.totl=64: there is no such key. Did you mean 'batch.total'?"
+    >>> remedy("Multiple values for debug. To override a value use 'override debug: tiny'", list)
+    'debug has a choice already: drop the plus of +debug=tiny.'
+    """
+    if choice := _CHOICE.search(message):
+        return _unknown_choice(message, choice[1], choice[2], arguments)
+    if key := _KEY.search(message):
+        return _unknown_key(message, key[1], keys, arguments, groups)
+    if several := _SEVERAL.search(message):
+        return f"{several[1]} has a choice already: drop the plus of +{several[1]}={several[2]}."
+    return ""
+
+
+def is_syntax(message: str) -> bool:
+    """Whether Hydra could not read an argument: it shows where, and `QUOTING` says what to type."""
+    return _SYNTAX.search(message) is not None
+
+
+def overrides_and_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Hydra's parser takes overrides on one side of its flags only; a verb may be given both in any order.
+
+    And of letters it knows those of ASCII: a plain text with others gets the double quotes that it asks for.
+
+    >>> overrides_and_flags(["run.dir=läufe/a", "--cfg", "job"])
+    (['run.dir="läufe/a"'], ['--cfg', 'job'])
+    """
+    overrides, _ = _parsed(arguments)
+    flags = list(arguments)
+    for override in overrides:
+        flags.remove(override)
+    return [_PLAIN_TEXT.sub(r'\1"\2"', override) for override in overrides], flags
+
+
+def sweep_problem(verb: str, arguments: Sequence[str], world_size: int) -> str:
+    """What is wrong with a sweep here, whatever its values are; empty: nothing."""
+    if world_size > 1:
+        return (
+            "--multirun inside a launcher: every rank would run the sweep by itself. Start one job per value instead:\n"
+            f"  for value in ...; do torchrun ... -m largebatch {verb} KEY=$value; done"
+        )
+    given = [one for one in arguments if one.startswith("logger.wandb.id=") and "," not in one and "null" not in one]
+    given += ["WANDB_RUN_ID"] if os.environ.get("WANDB_RUN_ID") else []
+    return f"{given[0]}: all runs of the sweep would be one run of W&B. Leave it out." if given else ""
+
+
+def flag_problem(arguments: Sequence[str], keys: Keys) -> str:
+    """What is wrong with `--batch-size 64` or, as `wandb agent` passes it, `--batch.total=64`; empty: nothing."""
+    if any(argument.partition("=")[0] == "--config" for argument in arguments):
+        return (
+            "--config: a file of your own settings is a choice of a group. Put it into FOLDER/experiment/NAME.yaml, "
+            "its first line `# @package _global_`, and give --config-dir FOLDER experiment=NAME."
+        )
+    if any(argument.startswith("--exp") for argument in arguments):
+        return (
+            "--experimental-rerun: unpickles a file, which may run anything. Give the overrides of that run again; "
+            "they are in its overrides.txt."
+        )
+    return "\n".join(_unknown_flag(flag, arguments, keys()) for flag in _parsed(arguments)[1])
+
+
+def number_for_a_group(arguments: Sequence[str], groups: Path, keys: Keys) -> str:
+    """What is wrong with `batch=64`, of which Hydra makes a traceback; empty if there is no such argument.
+
+    Args:
+        arguments: of the command line.
+        groups: the folder conf/, whose folders are the groups.
+        keys: as for `remedy`.
+    """
+    for argument in arguments:
+        group = argument.partition("=")[0]
+        if group and (groups / group).is_dir() and not _is_choice(argument):
+            choices = ", ".join(sorted(path.stem for path in (groups / group).glob("*.yaml")))
+            example = next((f", such as {key}" for key in keys() if key.startswith(f"{group}.")), "")
+            instead = f"Set one of them{example}" if example else "Without the argument there is none"
+            return f"{argument}: {group} is a group of settings, chosen by name ({choices}). {instead}."
+    return ""
+
+
+def keys_of(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """The dotted names of all values of a nested dict, sections included."""
+    for key, value in config.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from keys_of(value, f"{prefix}{key}.")
+
+
+def _parsed(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Overrides, and flags that Hydra does not know."""
+    try:
+        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+            known, unknown = get_args_parser().parse_known_intermixed_args(list(arguments))
+    except SystemExit:  # for --version, or a flag that is wrong in another way: Hydra says it
+        return list(arguments), []
+    return list(known.overrides), unknown
+
+
+def _unknown_choice(message: str, group: str, given: str, arguments: Sequence[str]) -> str:
+    for argument in arguments:  # of `experiment/study/digits` the group is `experiment`, if that is what was typed
+        name, _, choice = argument.lstrip("+").partition("=")
+        if choice and f"{group}/{given}" == f"{name}/{choice}":
+            group, given, place = name, choice, ""
+            break
+    else:
+        place = _place(message)
+    folders = [Path(found) for found in _SEARCHED.findall(message)]
+    options = {
+        path.relative_to(folder / group).with_suffix("").as_posix()
+        for folder in folders
+        for path in (folder / group).rglob("*.yaml")
+    } | set(_OPTION.findall(message.partition("Config search path")[0]))
+    meant = did_you_mean(given, sorted(options)).replace("'", f"'{group}=", 1).replace(" or '", f" or '{group}=")
+    where = f" in {' and '.join(map(str, folders))}" if len(folders) > 1 else ""
+    known = f" There are{where}: {', '.join(sorted(options))}." if options else f" There are none{where}."
+    others = _LAUNCHERS if group == "hydra/launcher" else "" if meant else _OWN.get(group, "").format(group=group)
+    return f"{place}{group}={given}: there is no such choice.{meant}{known}{others}"
+
+
+def _unknown_key(message: str, key: str, keys: Keys, arguments: Sequence[str], groups: Path) -> str:
+    argument = next((one for one in arguments if one.partition("=")[0].lstrip("~") == key), key)
+    value = argument.partition("=")[2]
+    names = list(dict.fromkeys([*keys(), *sorted(path.name for path in groups.glob("[!_]*/"))]))
+    meant = _bringer_of_group(key, groups) or meant_by_key(key, names, value)
+    section = key.rpartition(".")[0]
+    siblings = [one.rpartition(".")[2] for one in names if one.rpartition(".")[0] == section]
+    known = f"Known here: {', '.join(siblings)}." if siblings else f"There is no section {section} either."
+    return f"{_place(message)}{argument}: there is no such key. {meant or known}"
+
+
+def _bringer_of_group(group: str, folder: Path) -> str:
+    """`lars=simclr` needs optimizer=lars, which brings the group."""
+    for path in sorted(folder.glob("*/*.yaml")) if (folder / group).is_dir() else []:
+        if f"- /{group}:" in path.read_text(encoding="utf-8"):
+            return f"The group {group} comes with {path.parent.name}={path.stem}: add that."
+    return ""
+
+
+def _place(message: str) -> str:
+    """The file that names it, unless it was the command line."""
+    found = _FILE.search(message)
+    return f"in {found[1]}.yaml: " if found and "/" in found[1] else ""
+
+
+def _unknown_flag(flag: str, arguments: Sequence[str], keys: Sequence[str]) -> str:
+    name, equals, value = flag.partition("=")
+    if not equals:
+        behind = arguments[list(arguments).index(flag) + 1 :][:1]
+        value = behind[0] if behind and "=" not in behind[0] and not behind[0].startswith("--") else "VALUE"
+    typed = f"{name}={value}" if equals else f"{name} {value}".removesuffix(" VALUE")
+    key = name.lstrip("-")
+    if key in keys:
+        sweep = " In a W&B sweep, `command` has ${args_no_hyphens} in place of ${args}." if equals else ""
+        return f"{typed}: settings have no dashes, write {key}={value}.{sweep}"
+    if slip := did_you_mean(name, _FLAG.findall(get_args_parser().format_usage())):
+        return f"{name}: there is no such flag.{slip}"
+    meant = meant_by_key(key, keys, value)
+    return f"{typed}: settings have no dashes, they are KEY=VALUE. {meant or f'There is no key {key} either.'}"
+
+
+def _is_choice(argument: str) -> bool:
+    """Whether Hydra can look for it, or merge it; what it cannot parse, it says itself."""
+    try:
+        value = OverridesParser.create().parse_override(argument)
+    except HydraException:
+        return True
+    return value.is_sweep_override() or isinstance(value.value(), (str, list, dict))

@@ -1,0 +1,82 @@
+"""Secrets around a command line: what Hydra and the launcher would show or store before a verb sees it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig
+
+from largebatch.records.credentials import hide_variables, is_secret_variable, redacted, variables_in
+from largebatch.records.durable_files import write_whole
+from largebatch.run.config.environment import NAMING, unset_variables
+
+
+def variable_problems(arguments: Sequence[str]) -> list[str]:
+    """Variables of the environment that are not there, or hold secrets by which folders or jobs would be named.
+
+    From now on the others are told by their names, also by Hydra.
+    """
+    hide_variables(name for one in arguments if not _key(one).startswith(NAMING) for name in variables_in(one))
+    of_hydra = [one for one in arguments if one.lstrip("+").startswith("hydra.") and "hydra.job.env_" not in one]
+    named = [one for one in of_hydra if _reads_a_secret(one)]
+    if any("override_dirname" in one for one in of_hydra):
+        excluded = " ".join(one for one in of_hydra if "exclude_keys" in one)
+        named += [one for one in arguments if _key(one) not in excluded and _reads_a_secret(one)]
+    return unset_variables(arguments) + [
+        f"{_key(one)}: what it reads from the environment looks like a secret, and Hydra would name a folder or a job "
+        "by it. Leave it out of hydra.*, or list the key in hydra.job.config.override_dirname.exclude_keys."
+        for one in dict.fromkeys(named)
+    ]
+
+
+def secrets_of_files(arguments: Sequence[str], composed: Callable[..., DictConfig]) -> list[str]:
+    """What is a secret in files of the user's own: `--cfg` would show it, a sweep would write it into multirun.yaml.
+
+    Args:
+        arguments: of the command line.
+        composed: the config of overrides and of the flags that name files: `folder`, `name`, `more`.
+    """
+    if not any(argument.startswith(("--config-", "-cd", "-cp", "-cn")) for argument in arguments):
+        return []
+    from largebatch.run.config.reading import ConfigError, require_no_secrets  # only now: torch comes with it
+
+    try:
+        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+            given, _ = get_args_parser().parse_known_intermixed_args(list(arguments))
+            parsed = OverridesParser.create().parse_overrides(given.overrides)
+            overrides = [str(one.input_line) for one in parsed if not one.is_sweep_override()]
+            files = {"folder": given.config_path, "name": given.config_name, "more": given.config_dir}
+            require_no_secrets(composed(overrides, **files))
+    except ConfigError as error:
+        return error.errors
+    except (SystemExit, Exception):  # Hydra says it, in its own words
+        return []
+    return []
+
+
+def error_handler() -> Any:
+    """Of torch, but for secrets: its launcher prints what a rank has failed with."""
+    from torch.distributed.elastic.multiprocessing.errors.error_handler import ErrorHandler
+
+    class Handler(ErrorHandler):
+        def record_exception(self, e: BaseException) -> None:
+            super().record_exception(e)
+            if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+                write_whole(path, redacted(Path(path).read_text(encoding="utf-8")))
+
+    return Handler()
+
+
+def _reads_a_secret(argument: str) -> bool:
+    return any(map(is_secret_variable, variables_in(argument)))
+
+
+def _key(argument: str) -> str:
+    return argument.partition("=")[0].lstrip("+~")

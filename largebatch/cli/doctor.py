@@ -1,0 +1,51 @@
+"""`largebatch doctor`: what on this machine would stop a run, and what helps."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from largebatch.cli.process.leaving import EXIT_DONE, EXIT_FAILED, EXIT_WRONG_INPUT
+
+EXIT_WELL, EXIT_PROBLEM = EXIT_DONE, EXIT_FAILED
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`doctor [--folder FOLDER] [--network] [--json]`; returns 0, 1 if there is a problem, 2 for wrong input."""
+    try:
+        options = _parser().parse_args(list(arguments))
+    except SystemExit as exit_:
+        return EXIT_WRONG_INPUT if exit_.code else EXIT_WELL
+    from largebatch.run.doctor import examine
+
+    found = examine(Path(options.folder), os.environ, network=options.network)
+    counts = Counter(one.state for one in found)
+    if options.json:
+        print(json.dumps([asdict(one) for one in found], indent=1))
+    else:
+        from largebatch.records.trackers import print_table
+
+        rows = [(one.subject, one.state, one.found, one.remedy) for one in found]
+        print_table(("what", "state", "found", "what helps"), rows, title="this machine")
+        print(f"{counts['problem']} problems, {counts['note']} notes, {counts['ok']} fine")
+    return EXIT_PROBLEM if counts["problem"] else EXIT_WELL
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="largebatch doctor",
+        description="Look at versions, devices, backends, memory, disk, ports and the launcher's environment, and "
+        "start two processes that add up. Run it where the job will run: under srun or in its container. "
+        "Exit code 1 if something would stop a run.",
+    )
+    parser.add_argument("--folder", default="runs", help="where runs will be written; default: runs")
+    parser.add_argument(
+        "--network", action="store_true", help="also connect to the W&B server; otherwise nothing is sent"
+    )
+    parser.add_argument("--json", action="store_true", help="for programs")
+    return parser

@@ -1,0 +1,1 @@
+"""How a process starts, ends, and leaves its surroundings."""

@@ -1,0 +1,114 @@
+"""`largebatch report FOLDER...`: one page of everything that runs, measurements and studies have left behind."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from largebatch.cli.process.leaving import EXIT_DONE, EXIT_FAILED, EXIT_IN_PART, EXIT_WRONG_INPUT
+from largebatch.records.regular_files import printable
+
+if TYPE_CHECKING:
+    from largebatch.records.report import Evidence
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`report FOLDER... [--out FILE] [--wandb PROJECT]`.
+
+    Returns 0; 1 if the page cannot be written; 2 if there is nothing to show; 3 if the page is written, but something
+    was left out of it or is damaged, all of which it names.
+    """
+    try:
+        options = _parser().parse_args(list(arguments))
+    except SystemExit as exit_:
+        return EXIT_WRONG_INPUT if exit_.code else EXIT_DONE
+    from largebatch.records.report import read_evidence, write_report
+
+    if options.wandb and (problem := _wandb_problem()):
+        print(f"largebatch report: {problem}", file=sys.stderr)
+        return EXIT_WRONG_INPUT
+    path = Path(options.out)
+    evidence = read_evidence(options.folders)
+    if not evidence:
+        _name(evidence)
+        print(
+            f"largebatch report: nothing of {len(options.folders)} given can be shown. A report needs one folder at "
+            "least that `largebatch train`, `measure`, `compare`, `study` or `find-lr` has written, or one with such "
+            "folders below it. Train first, or name another folder.",
+            file=sys.stderr,
+        )
+        return EXIT_WRONG_INPUT
+    try:
+        title = options.title or _title(options.folders)
+        written = write_report(evidence, path, title=title)
+    except OSError as error:
+        _name(evidence)
+        print(f"largebatch report: {error}. Choose another place with --out FILE.", file=sys.stderr)
+        return EXIT_FAILED
+    shown = written.evidence
+    _name(shown)
+    print(f"{len(shown.runs)} runs, {sum(map(len, shown.records.values()))} records")
+    print(path)
+    if options.wandb:
+        _log_to_wandb(options, title, path, written.figures)
+    return EXIT_IN_PART if shown.left_out or shown.damaged else EXIT_DONE
+
+
+def _name(evidence: Evidence) -> None:
+    """What the page does not show, or not all of."""
+    for what, found in (("left out", evidence.left_out), ("damaged", evidence.damaged)):
+        for one in found:
+            print(f"{what}: {printable(one.path)}: {printable(one.reason)}", file=sys.stderr)
+
+
+def _wandb_problem() -> str:
+    """What a variable asks of W&B that there is not."""
+    from largebatch.records.trackers import mode_of
+
+    try:
+        mode_of("auto", os.environ)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def _log_to_wandb(
+    options: argparse.Namespace, title: str, path: Path, figures: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """The figures and the page in a W&B run of their own; without a key it is an offline one beside the page."""
+    from largebatch.records.trackers import WandbTracker
+
+    tracker = WandbTracker(
+        folder=path.parent,
+        config={"folders": list(options.folders)},
+        defaults={"name": title, "job_type": "report"},
+        project=options.wandb,
+        name=options.title,
+    )
+    tracker.show({f"report/{key}": figure for key, figure in figures.items()}, {"report/page": path})
+    tracker.finish({"figures": len(figures)}, [])
+    if tracker.sync_command:
+        print(f"upload: {tracker.sync_command}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="largebatch report",
+        description="One self-contained HTML page (about 5 MB) of runs, measurements, comparisons, studies and "
+        "learning-rate searches: a verdict, figures, and links to every run. It needs no network. Exit code 0: all is "
+        "shown, 3: something was left out or is damaged and named, 1: the page cannot be written, 2: nothing to show.",
+    )
+    parser.add_argument("folders", metavar="FOLDER", nargs="+", help="what to show; also all below it")
+    parser.add_argument("--out", metavar="FILE", default="report.html", help="the page (default: report.html)")
+    parser.add_argument("--wandb", metavar="PROJECT", help="also log figures and page to W&B; offline without a key")
+    parser.add_argument("--title", metavar="TEXT", help="its heading")
+    return parser
+
+
+def _title(folders: Sequence[str]) -> str:
+    first = Path(folders[0]).resolve().name
+    return f"largebatch: {first}" + (f" and {len(folders) - 1} more" if len(folders) > 1 else "")

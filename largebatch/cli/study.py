@@ -1,0 +1,128 @@
+"""`largebatch study`: steps and samples to a target against the batch size."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig
+
+from largebatch.cli.composition.composing import compose_config, run_verb
+from largebatch.cli.process.leaving import code_of
+
+if TYPE_CHECKING:
+    from largebatch.experiments.study.protocol import Cell, Row
+    from largebatch.experiments.study.settings import StudyConfig
+
+_SUBJECTS = {
+    "analyze": "fit a table of steps to a target: `analyze FILE`",
+    "atlas": "critical batches of published systems: `atlas [FILE...]`",
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`study [KEY=VALUE ...]`, `study analyze FILE`, or `study atlas [FILE...]`; returns the exit code."""
+    if arguments and arguments[0] == "analyze":
+        from largebatch.cli import study_analyze
+
+        return study_analyze.main(arguments[1:])
+    if arguments and arguments[0] == "atlas":
+        from largebatch.cli import study_atlas
+
+        return study_atlas.main(arguments[1:])
+    if arguments and arguments[0].isidentifier():
+        from largebatch.cli.composition.choices import show_choices
+
+        return show_choices("study", _SUBJECTS, arguments)
+    return run_verb("study", run, arguments, config_name="study")
+
+
+def run(config: DictConfig, overrides: list[str]) -> int:
+    """Make the runs of the study that are missing in its folder; when none is, tell what they say."""
+    from largebatch.distributed.signals import StopRequest
+    from largebatch.experiments.study.journal import Journal, require_same_study
+    from largebatch.experiments.study.protocol import is_done
+    from largebatch.experiments.study.running import identity_of, make_runs, plan_cells
+    from largebatch.experiments.study.settings import StudyConfig
+    from largebatch.run.config.reading import parse_section
+
+    study = parse_section(config, "study", StudyConfig)
+    _require_one_process()
+    folder = _folder(config, study)
+    configs = {name: _config_of(name, overrides) for name in study.optimizers}
+    cells = plan_cells(configs, study)
+    require_same_study(folder, identity_of(configs, study))
+    with Journal(folder, share=study.share, shares=study.shares) as journal, StopRequest() as stop:
+        print(f"{len(cells)} points of {study.trials} trials and {study.seeds} runs each, into {folder}", flush=True)
+        journal.rows()
+        for line in journal.passed_over:  # such a run is made again
+            print(f"passed over: {line}", file=sys.stderr)
+        make_runs(cells, configs, study, journal, stop=stop, tell=_tell)
+        rows = journal.rows()
+        if stop():
+            print(f"stopped with {len(rows)} runs finished; the same command with run.dir={folder} goes on")
+            return code_of(stop.signal_name)
+    if not is_done(cells, rows):
+        print(f"this share is done; others are still at work in {folder}")
+        return 0
+    _conclude(config, study, folder, rows, cells)
+    return 0
+
+
+def _config_of(optimizer: str, overrides: Sequence[str]) -> DictConfig:
+    """The config of the runs of an optimizer: what was composed, with another choice of the group."""
+    from omegaconf import open_dict
+
+    config = compose_config([*overrides, f"optimizer={optimizer}"], config_name="study")
+    with open_dict(config):
+        del config["study"]
+    return config
+
+
+def _folder(config: DictConfig, study: StudyConfig) -> Path:
+    from largebatch.records.run_folder import new_folder
+    from largebatch.run.config.reading import ConfigError
+
+    if config.run.dir:
+        return Path(config.run.dir)
+    if study.shares > 1:
+        raise ConfigError(
+            [f"study.shares={study.shares}: all of them work in one folder. Name it with run.dir=FOLDER."]
+        )
+    return new_folder(config.run.root, "study")
+
+
+def _require_one_process() -> None:
+    from largebatch.run.config.reading import ConfigError
+
+    if (started := os.environ.get("WORLD_SIZE", "1")) != "1":
+        raise ConfigError(
+            [f"WORLD_SIZE={started}: a study is many runs of one process each. Start it without a launcher, with "
+             "study.workers=N, or as a sweep over study.share (see largebatch study --help)."]
+        )  # fmt: skip
+
+
+def _tell(row: Row) -> None:
+    setting = ", ".join(f"{key.rpartition('.')[2]}={value:.4g}" for key, value in row["setting"].items())
+    run = f"{row['optimizer']}, batch {row['batch_size']:,}, {row['phase']} {row['number']}, seed {row['seed']}"
+    print(f"{run} ({setting}): {row['status']} at step {row['steps']:,}, {row['seconds']:.1f} s", flush=True)
+
+
+def _conclude(config: DictConfig, study: StudyConfig, folder: Path, rows: Sequence[Row], cells: Sequence[Cell]) -> None:
+    from largebatch.experiments.study import analyse
+    from largebatch.experiments.study.presenting import present
+    from largebatch.experiments.study.protocol import point_of
+    from largebatch.run.config.reading import public_values
+
+    target, name = study.target, config.run.name or config.run.title or config.data.name
+    analysis = analyse([point_of(cell, rows) for cell in cells])
+    present(
+        analysis,
+        folder,
+        title=f"steps until {target.metric} is {target.direction} {target.value:g}, {name}",
+        config=public_values(config) | {"study": study.model_dump()},
+        more={"target": target.model_dump() | {"direction": target.direction}},
+    )

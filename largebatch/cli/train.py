@@ -1,0 +1,241 @@
+"""`largebatch train`: one run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+from largebatch.cli.composition.composing import run_verb
+from largebatch.cli.process.leaving import EXIT_DONE, EXIT_FAILED, EXIT_UNSAVED, code_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from largebatch.records.rows.columns import Columns
+    from largebatch.records.run_folder import RunFolder
+    from largebatch.run.build import Job
+    from largebatch.run.prepare import Prepared
+
+_MOST_LAYER_ROWS = 2000  # of a picture of layers, which has half as many pixels
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Compose, check, train; returns the exit code."""
+    return run_verb("train", run, arguments)
+
+
+def run(config: DictConfig, overrides: list[str]) -> int:
+    """Train the composed config on the ranks of this launcher."""
+    import os
+
+    from largebatch.distributed.launcher_environment import restart_problem
+    from largebatch.distributed.lost_ranks import naming_lost_ranks
+    from largebatch.distributed.signals import StopRequest
+    from largebatch.run.build import open_job
+    from largebatch.run.config.reading import ConfigError
+    from largebatch.run.failures import naming_failures
+    from largebatch.run.prepare import prepare
+    from largebatch.training.loop import train
+
+    if problem := restart_problem(os.environ, resume=str(config.resume)):
+        raise ConfigError([problem])
+    prepared, stop = prepare(config, os.environ), StopRequest()
+    with open_job(prepared, stop, overrides) as job, stop:
+        if job.run.runtime.is_main:
+            _announce(prepared, job)
+        if job.run.progress.step >= job.run.num_steps and not job.evaluation.is_owed:
+            if job.run.runtime.is_main:
+                print(f"already finished: {job.run.progress.step} steps, {job.folder.path}")
+                if _lacks_its_end(job):
+                    _conclude(job, "finished", hint=None, draws=prepared.config.logger.plots)
+            return EXIT_DONE
+        lost = naming_lost_ranks(job.run.runtime, lambda: f"step {job.run.counted_step}")
+        with naming_failures(job.run, job.folder), lost:
+            status = train(job.run)
+        if job.run.runtime.is_main:
+            hint = _hint(prepared, job) if status == "diverged" else None
+            _conclude(job, status, hint=hint, draws=prepared.config.logger.plots)
+        if job.checkpoints.unsaved is not None:
+            return EXIT_UNSAVED
+        return {"finished": EXIT_DONE, "diverged": EXIT_FAILED, "stopped": code_of(stop.signal_name)}[status]
+
+
+def _lacks_its_end(job: Job) -> bool:
+    """Whether the process that saved the last checkpoint was killed before it wrote summary.json."""
+    from largebatch.records.report.run_files import read_json
+
+    if job.checkpoint is None:
+        return False  # the run ended in another folder
+    try:
+        summary = read_json(job.folder.summary)
+        return (summary["status"], summary["steps"]) != ("finished", job.run.progress.step)
+    except (OSError, ValueError, KeyError):
+        return True
+
+
+def _announce(prepared: Prepared, job: Job) -> None:
+    import os
+
+    from largebatch.distributed.launcher_environment import restart_note
+    from largebatch.records.trackers import print_plan
+    from largebatch.run.plan_report import checkpoint_row, plan_rows
+
+    runtime, config = job.run.runtime, prepared.config
+    parameters = [parameter for group in job.run.optimizer.param_groups for parameter in group["params"]]
+    decaying, adapting = (
+        sum(len(group["params"]) for group in job.run.optimizer.param_groups if group.get(flag))
+        for flag in ("decays", "adapts")
+    )
+    rows = [
+        ("device", f"{runtime.device.type}, {runtime.precision}", "precision"),
+        (
+            "model",
+            f"{sum(parameter.numel() for parameter in parameters):,} parameters",
+            f"{config.model['_target_']}; of {len(parameters)} tensors {decaying} decay, {adapting} adapt",
+        ),
+        ("optimizer", config.optimizer["_target_"].rpartition(".")[2], "optimizer"),
+        *plan_rows(prepared.derived, job.run.optimizer),
+        checkpoint_row(config, job.run.module),
+        ("run folder", str(job.folder.path), "run.dir" if config.run.dir else "run.root"),
+    ]
+    print_plan(rows)
+    told = restart_note(os.environ, resume=config.resume)
+    for note in [*job.notes, *([told] if told else [])]:
+        print(note)
+
+
+def _hint(prepared: Prepared, job: Job) -> str:
+    """What a run that diverged should change: samples without numbers among the last ones, or else the rate."""
+    from largebatch.batch.order import SampleOrder
+    from largebatch.run.failures import samples_without_numbers
+
+    config, run = prepared.config, job.run
+    if run.guard is None:
+        first = _last_finite(job.folder)
+        ids = SampleOrder(len(prepared.train), config.seed).ids(first, run.progress.samples_seen - first)
+        if bad := samples_without_numbers(prepared.train, ids, seed=config.seed):
+            shown = ", ".join(map(str, bad[:8])) + (f" and {len(bad) - 8} more" if bad[8:] else "")
+            return (
+                f"of the last samples these hold NaN or infinity: {shown}. Repair or remove them, or leave out all "
+                "such samples: data.on_bad_sample=skip"
+            )
+    gave_up = run.guard is not None and run.guard.gives_up
+    what = "too many bad steps in a row, see guard" if gave_up else "the loss is not a number any more"
+    return f"{what}: lower the peak rate, warm up longer, or clip_norm=1"
+
+
+def _last_finite(folder: RunFolder) -> int:
+    """Samples seen at the last row with a finite loss; without one 0, the beginning."""
+    from largebatch.records.rows.placed_rows import Faults, number, placed_rows
+
+    if not folder.metrics.exists():
+        return 0
+    losses = ((samples, number(row.get("train/loss"))) for _, samples, _, row in placed_rows(folder.metrics, Faults()))
+    return int(max((samples for samples, loss in losses if loss is not None and math.isfinite(loss)), default=0))
+
+
+def _conclude(job: Job, status: str, *, hint: str | None, draws: bool) -> None:
+    """Write summary and plots, close the trackers, print the end of the story."""
+    from largebatch.records.trackers import WandbTracker, default_charts, print_summary
+
+    columns = job.columns
+    summary = job.summary(status)
+    problems = job.problems
+    plots = _plot(job.folder, columns, problems) if draws else []
+    for tracker in job.trackers:
+        if isinstance(tracker, WandbTracker):
+            tracker.draw(default_charts(columns))
+        tracker.finish(summary, plots)
+        problems += tracker.problems
+    job.folder.write_summary(summary, problems)
+    print_summary(
+        _summary_rows(job, summary, hint), job.folder.path, plots, problems=problems, commands=_next(job, status)
+    )
+
+
+def _plot(folder: RunFolder, columns: Columns, problems: list[str]) -> list[Path]:
+    """The pictures of a run; whatever stops them is a problem, since the run's numbers are worth more."""
+    from largebatch.records.figures import plot_layers, plot_run
+    from largebatch.records.rows.placed_rows import Faults, spread_rows
+
+    try:
+        plots = plot_run(columns, folder.plots, title=folder.path.name)
+        if folder.layers.exists():
+            plots += plot_layers(
+                list(spread_rows(folder.layers, _MOST_LAYER_ROWS, Faults())), folder.plots, title=folder.path.name
+            )
+    except Exception as error:
+        problems.append(f"plots were not written: {type(error).__name__}: {error}")
+        return []
+    return plots
+
+
+def _summary_rows(job: Job, summary: dict[str, Any], hint: str | None) -> list[tuple[str, object]]:
+    from largebatch.records.rows.series import AUGMENTED_GAP, of_gap
+
+    rows: list[tuple[str, object]] = [
+        ("status", summary["status"]),
+        ("steps", f"{summary['steps']:,} of {job.run.num_steps:,}"),
+        ("samples", f"{summary['samples_seen']:,} ({summary['epochs']:.4g} epochs)"),
+        ("time in steps", f"{summary['train_seconds']:.1f} s"),
+    ]
+    for name, label, error in (
+        ("eval/train_accuracy", "train accuracy", None),
+        ("eval/val_accuracy", "validation accuracy", "eval/val_accuracy_stderr"),
+        ("gap/accuracy", "accuracy gap", "gap/accuracy_stderr"),
+        ("eval/val_loss", "validation loss", None),
+        ("gap/loss", "loss gap", "gap/loss_stderr"),
+    ):
+        if name in summary:
+            spread = f" ± {summary[error]:.4f}" if error in summary else ""
+            remark = of_gap(summary.get(AUGMENTED_GAP)) if name.startswith("gap/") else ""
+            rows.append((label, f"{summary[name]:.4f}{spread}{remark}"))
+    if summary.get("evaluated_after_step", summary["steps"]) != summary["steps"]:
+        rows.append(("evaluated", f"after step {summary['evaluated_after_step']:,}, before the run was stopped"))
+    rows += _guard_rows(job)
+    rows += _noise_scale_rows(job)
+    if job.communication is not None and (communication := job.communication.summary()) is not None:
+        rows.append(("communication", communication))
+    if hint is not None:
+        rows.append(("hint", hint))
+    if job.checkpoints.unsaved is not None:
+        rows.append(("NOT SAVED", f"the weights after step {summary['steps']:,}: {job.checkpoints.unsaved}"))
+    if job.checkpoint is not None:
+        rows.append(("checkpoint", job.checkpoint.relative_to(job.folder.path)))
+    return rows
+
+
+def _guard_rows(job: Job) -> list[tuple[str, object]]:
+    if job.run.guard is None:
+        return []
+    counts = job.run.guard.counts
+    told = f"{counts.bad:,} bad steps, {counts.skipped:,} of them skipped, {counts.rolled_back:,} rolled back"
+    return [("guard", told + (f"; {counts.overflows:,} overflows of the loss scale" if counts.overflows else ""))]
+
+
+def _noise_scale_rows(job: Job) -> list[tuple[str, object]]:
+    if job.noise_scale is None or job.noise_scale.latest is None:
+        return []
+    from largebatch.training.observers.noise_scale import told
+
+    scale, batch = job.noise_scale.latest, job.run.batches.ramp.at(job.run.progress.samples_seen).global_batch_size
+    samples, steps = scale.sample_efficiency(batch), scale.step_efficiency(batch)
+    groups = [(f"noise scale, {name}", told(one)) for name, one in job.noise_scale.latest_of_groups.items()]
+    if samples is None or steps is None:
+        return [("noise scale", told(scale)), *groups]
+    return [
+        ("noise scale", f"{told(scale)} at the end: batches of several times as many waste samples"),
+        *groups,
+        (f"batch {batch:,}", f"predicted {1 / samples:.2f} x the fewest samples, {1 / steps:.2f} x the fewest steps"),
+    ]
+
+
+def _next(job: Job, status: str) -> list[tuple[str, str]]:
+    """What a person may want to type next."""
+    commands = [("upload", command) for one in job.trackers if (command := getattr(one, "sync_command", None))]
+    if status == "stopped":
+        commands.append(("go on", f"the same command with run.dir={job.folder.path} resume=auto"))
+    return commands

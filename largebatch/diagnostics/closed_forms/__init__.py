@@ -1,0 +1,9 @@
+"""What is known exactly about small tasks, in float64: the truth that estimators and the training loop are held to."""
+
+from __future__ import annotations
+
+from largebatch.diagnostics.closed_forms.gradient_noise import GradientNoise
+from largebatch.diagnostics.closed_forms.least_squares import LeastSquares
+from largebatch.diagnostics.closed_forms.quadratic import NoisyQuadratic
+
+__all__ = ["GradientNoise", "LeastSquares", "NoisyQuadratic"]

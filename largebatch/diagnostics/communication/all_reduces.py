@@ -1,0 +1,70 @@
+"""Times all-reduces of several sizes on the ranks of a job, in buffers of their own."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from largebatch.diagnostics.communication.costs import TransferFit, fit_transfer
+from largebatch.diagnostics.communication.ranks import meet, settle
+from largebatch.distributed.rank_values import reals_of_ranks
+from largebatch.distributed.runtime import Runtime
+
+_WARMUP = 1
+
+
+@dataclass(frozen=True)
+class ProbeTimes:
+    """Times of all-reduces.
+
+    Attributes:
+        num_bytes: the sizes.
+        median_s: of each size, over repetitions.
+        low_s, high_s: quartiles.
+    """
+
+    num_bytes: tuple[int, ...]
+    median_s: tuple[float, ...]
+    low_s: tuple[float, ...]
+    high_s: tuple[float, ...]
+
+    @property
+    def fit(self) -> TransferFit:
+        """Latency and bandwidth of undisturbed all-reduces, from the lower quartiles.
+
+        On a busy machine half of the times are several times longer, because a rank lost its core for a while: then the
+        median of one size is a disturbed time and that of the next is not.
+        """
+        return fit_transfer(self.num_bytes, self.low_s)
+
+
+def time_all_reduces(runtime: Runtime, sizes: Sequence[int], *, repetitions: int) -> ProbeTimes:
+    """Time sums over ranks of float32 tensors of `sizes` bytes each; every rank calls it and gets the same.
+
+    The ranks meet before each all-reduce. The one that comes last into it waits for nobody, so the shortest of the
+    ranks' times counts. Sizes take turns, so that a busy minute of the network meets all of them.
+    """
+    buffer = torch.zeros(max(sizes) // 4, dtype=torch.float32, device=runtime.device)
+    own = []
+    for number in range(_WARMUP + repetitions):
+        times = [_time_one(runtime, buffer[: size // 4]) for size in sizes]
+        if number >= _WARMUP:
+            own += times
+    table = np.array(reals_of_ranks(runtime, own)).reshape(runtime.world_size, repetitions, len(sizes))
+    shortest = table.min(axis=0)
+    low, high = np.quantile(shortest, (0.25, 0.75), axis=0)
+    median = [statistics.median(column) for column in shortest.T.tolist()]
+    return ProbeTimes(tuple(sizes), tuple(median), tuple(low.tolist()), tuple(high.tolist()))
+
+
+def _time_one(runtime: Runtime, values: torch.Tensor) -> float:
+    meet(runtime)
+    started = time.perf_counter()
+    runtime.sum_in_place(values)
+    settle(runtime)
+    return time.perf_counter() - started

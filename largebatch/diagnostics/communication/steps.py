@@ -1,0 +1,100 @@
+"""Times a training step with and without its communication."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from largebatch.batch.plan import BatchPlan
+from largebatch.diagnostics.communication.costs import StepCommunication
+from largebatch.diagnostics.communication.ranks import communication_of_ranks, meet, settle
+from largebatch.distributed.rank_values import reals_of_ranks
+from largebatch.distributed.runtime import Runtime
+from largebatch.gradient.accumulation import no_sync
+from largebatch.gradient.global_gradient import GlobalGradient
+from largebatch.models.modes import train_mode
+
+_WARMUP = 3
+
+
+@dataclass(frozen=True)
+class StepTimes:
+    """Pairs of steps of one global batch, one with the reduction of gradients and one without, [pairs].
+
+    Attributes:
+        with_s, without_s: seconds until the slowest rank was done.
+        communication: of the steps that had it.
+        num_bytes: of the parts of the gradient, as DDP sends them.
+    """
+
+    with_s: tuple[float, ...]
+    without_s: tuple[float, ...]
+    communication: tuple[StepCommunication, ...]
+    num_bytes: tuple[int, ...]
+
+
+def time_steps(
+    runtime: Runtime,
+    model: nn.Module,
+    loss: Any,
+    optimizer: torch.optim.Optimizer,
+    micro_batches: Sequence[Any],
+    *,
+    plan: BatchPlan,
+    pairs: int,
+    **how: Any,
+) -> StepTimes:
+    """Take the same step again and again, from the same weights; every rank calls it and gets the same.
+
+    A step is gradient and update; its data are there already. The steps of a pair follow each other, in turns with and
+    without the reduction first, so that a drift of the machine favours neither. Optimizer state and buffers go on.
+
+    Args:
+        runtime: the job.
+        model: as `runtime.wrap` returned it, and nobody else's.
+        loss: see `largebatch.losses.Loss`; may be a `CoupledLoss`.
+        optimizer: of the model.
+        micro_batches: this rank's part of the global batch.
+        plan: which part that is.
+        pairs: how many, after some that warm up.
+        how: for `GlobalGradient`.
+    """
+    gradient = GlobalGradient(runtime, model, loss, **how)
+    weights = [parameter.detach().clone() for parameter in model.parameters()]
+    train_mode(runtime.unwrap(model))
+
+    def step(*, reduces: bool) -> tuple[float, Any]:
+        meet(runtime)
+        started = time.perf_counter()
+        optimizer.zero_grad()
+        with contextlib.nullcontext() if reduces else no_sync(model):
+            gradient.compute(plan, iter(micro_batches), random_key=0, measures_communication=reduces)
+        runtime.step(optimizer)
+        settle(runtime)
+        seconds = time.perf_counter() - started
+        timeline = gradient.timeline()
+        with torch.no_grad():
+            for parameter, value in zip(model.parameters(), weights, strict=True):
+                parameter.copy_(value)
+        return seconds, timeline
+
+    own, timelines = [], []
+    for number in range(_WARMUP + pairs):
+        order = (True, False) if number % 2 else (False, True)
+        found = {reduces: step(reduces=reduces) for reduces in order}
+        if number >= _WARMUP:
+            own += [found[True][0], found[False][0]]
+            timelines.append(found[True][1])
+    slowest = [max(column) for column in zip(*reals_of_ranks(runtime, own), strict=True)]
+    return StepTimes(
+        tuple(slowest[0::2]),
+        tuple(slowest[1::2]),
+        tuple(communication_of_ranks(runtime, timeline) for timeline in timelines),
+        timelines[-1].num_bytes,
+    )

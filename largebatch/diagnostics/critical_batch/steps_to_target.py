@@ -1,0 +1,100 @@
+"""Steps to a target at one batch size: replicates, some of which may not have reached it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from largebatch.diagnostics.intervals import LEAST_SEEDS
+
+_LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class StepsToTarget:
+    """What was measured at one batch size.
+
+    Attributes:
+        batch_size: B, in samples.
+        reached: steps of each replicate (seed) that reached the target.
+        censored: steps of each that did not, within which it did not.
+        summarised: how many runs the one value is the median of, as published tables have it; 0: values are runs.
+
+    Raises:
+        ValueError: if a number is not above 0, or there is none; if a summary is not one value.
+
+    >>> StepsToTarget(8, (90.0, 100.0), (500.0,)).median
+    (100.0, False)
+    >>> StepsToTarget(8, (100.0,), (400.0,)).median  # it lies above 200, the geometric mean
+    (200.0, True)
+    """
+
+    batch_size: int
+    reached: tuple[float, ...]
+    censored: tuple[float, ...] = ()
+    summarised: int = 0
+
+    def __post_init__(self) -> None:
+        numbers = (self.batch_size, *self.reached, *self.censored)
+        if len(numbers) < 2 or not all(0 < number < math.inf for number in numbers):
+            raise ValueError(
+                f"batch size {self.batch_size}: steps {list(self.reached)}, censored at {list(self.censored)}: at "
+                "least one number of steps, and all of them above 0 and finite."
+            )
+        if self.summarised < 0 or (self.summarised and len(numbers) > 2):
+            raise ValueError(
+                f"batch size {self.batch_size}: {len(numbers) - 1} values as the median of {self.summarised} runs. "
+                "A summary is one value."
+            )
+
+    @property
+    def num_replicates(self) -> int:
+        """Seeds, those without the target too."""
+        return self.summarised or len(self.reached) + len(self.censored)
+
+    @property
+    def median(self) -> tuple[float, bool]:
+        """Median steps (of two, their geometric mean), and whether that is only a lower bound."""
+        ordered = sorted([(steps, False) for steps in self.reached] + [(steps, True) for steps in self.censored])
+        middle = ordered[(len(ordered) - 1) // 2 : len(ordered) // 2 + 1]
+        logs = [math.log(steps) for steps, _ in middle]
+        lowest_bound = min(self.censored, default=math.inf)
+        # One that was given up before the middle may belong behind it.
+        hidden = any(is_bound for _, is_bound in middle) or lowest_bound < middle[0][0]
+        return round(math.exp(sum(logs) / len(logs)), 9), hidden
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """An interval for the median, from order statistics: whatever the distribution of seeds is.
+
+        Of 3 to 5 seeds, which have no such interval of 95 %, it is their range; see `level`. None for fewer seeds,
+        a censored one, or a summary.
+
+        >>> StepsToTarget(8, (90.0, 100.0, 140.0)).interval, StepsToTarget(8, (90.0, 100.0)).interval
+        ((90.0, 140.0), None)
+        """
+        if self.censored or self.summarised or len(self.reached) < LEAST_SEEDS:
+            return None
+        ordered, cut = sorted(self.reached), _cut(len(self.reached))
+        return ordered[cut], ordered[-1 - cut]
+
+    @property
+    def level(self) -> float:
+        """Probability with which `interval` holds the median, at least 0.95 from 6 seeds on.
+
+        >>> StepsToTarget(8, (90.0, 100.0, 140.0)).level  # 1 - 2 / 2^3
+        0.75
+        """
+        count = len(self.reached)
+        return 1 - 2 * _below(_cut(count), count)
+
+
+def _cut(count: int) -> int:
+    """How many of `count` ordered values lie outside of the interval on either side."""
+    inside = [cut for cut in range(count // 2) if 1 - 2 * _below(cut, count) >= _LEVEL]
+    return max(inside, default=0)
+
+
+def _below(cut: int, count: int) -> float:
+    """Probability that at most `cut` of `count` values lie below the median."""
+    return sum(math.comb(count, number) for number in range(cut + 1)) / 2**count

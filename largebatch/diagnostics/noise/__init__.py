@@ -1,0 +1,1 @@
+"""Gradient noise: noise scale and the 1/B law of variance."""

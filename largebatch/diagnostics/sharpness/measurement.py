@@ -1,0 +1,186 @@
+"""All sharpness measures of one model on one fixed subset."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from largebatch.batch.random_keys import stream_key
+from largebatch.diagnostics.sharpness.curvature import (
+    Estimate,
+    TopEigenvalue,
+    gaussian,
+    hutchinson_trace,
+    rademacher,
+    top_eigenvalue,
+)
+from largebatch.diagnostics.sharpness.rises import BoxSharpness, ascent_rise, box_sharpness
+from largebatch.diagnostics.sharpness.shared import SharedLoss
+from largebatch.diagnostics.sharpness.slices import filter_normalized, line, plane
+from largebatch.diagnostics.sharpness.subset import FixedSubset, SubsetLoss
+from largebatch.distributed.runtime import Runtime
+from largebatch.gradient.snapshots import undisturbed
+
+
+@dataclass(frozen=True)
+class SharpnessSettings:
+    """How precisely to measure what.
+
+    Attributes:
+        seed: of all random vectors.
+        lanczos_iterations: Hessian-vector products for the eigenvalue at most; as many vectors are kept in memory.
+        lanczos_tolerance: relative to the largest |eigenvalue|.
+        trace_samples: Hessian-vector products for the trace.
+        m: samples that share one ascent step in the m-sharpness.
+        rho: length of the ascent step.
+        box_eps: half width of Keskar's box, relative to |w| + 1.
+        box_iterations: of L-BFGS-B; 0: no box.
+        slice_radius: slices reach from -radius to radius, in filter norms.
+        line_points, plane_points: positions of a slice along an axis; 0: no such slice.
+    """
+
+    seed: int
+    lanczos_iterations: int
+    lanczos_tolerance: float
+    trace_samples: int
+    m: int
+    rho: float
+    box_eps: float = 1e-3
+    box_iterations: int = 0
+    slice_radius: float = 1.0
+    line_points: int = 0
+    plane_points: int = 0
+
+
+@dataclass(frozen=True)
+class Slices:
+    """Losses along filter-normalised directions, at `line_positions`, and at `plane_positions` squared (rows: second).
+
+    Source: Li et al. 2018, section 4.
+    """
+
+    line_positions: list[float]
+    line: list[float]
+    plane_positions: list[float]
+    plane: list[list[float]]
+
+
+@dataclass(frozen=True)
+class Sharpness:
+    """What was measured; losses are means per unit.
+
+    Attributes:
+        loss: of the subset.
+        gradient_norm: of that loss.
+        lambda_max: largest eigenvalue of its Hessian.
+        trace: of its Hessian.
+        box: Keskar's sharpness; None if it was not asked for.
+        m_sharpness: mean over whole groups of m samples of the rise along the group's own ascent step.
+        slices: for plots.
+    """
+
+    loss: float
+    gradient_norm: float
+    lambda_max: TopEigenvalue
+    trace: Estimate
+    box: BoxSharpness | None
+    m_sharpness: Estimate
+    slices: Slices
+
+
+def measure_sharpness(
+    module: nn.Module, loss: Any, subset: FixedSubset, runtime: Runtime, settings: SharpnessSettings
+) -> Sharpness | None:
+    """Measure; every rank calls it, rank 0 gets the result, and the module and all generators stay as they are.
+
+    Args:
+        module: the unwrapped one, in fp32 or fp64, the same on all ranks.
+        loss: see `largebatch.losses.Loss`; without smoothing.
+        subset: the samples.
+        runtime: of the job.
+        settings: see there.
+
+    Raises:
+        ValueError: if the subset has no group of `settings.m` samples.
+        FloatingPointError: if the loss or its gradient is not finite.
+    """
+    subset.num_groups(settings.m)  # before the first sum over ranks
+    with undisturbed(module):
+        whole = SubsetLoss(module, loss, subset.batches(runtime), reduce=runtime.sum_in_place)
+        shared = SharedLoss(whole, runtime)
+        weights = whole.weights
+        value, gradient = whole.value_and_gradient(weights)
+        if not math.isfinite(value) or not bool(gradient.isfinite().all()):
+            raise FloatingPointError(
+                f"The loss is {value}, or its gradient is not finite: there is nothing to measure."
+            )
+        rises = _rises(module, loss, subset, weights, runtime, settings)
+        return shared.run(
+            lambda shared: Sharpness(
+                loss=value,
+                gradient_norm=float(gradient.double().norm()),
+                lambda_max=_lambda_max(shared, weights, settings),
+                trace=_trace(shared, weights, settings),
+                box=_box(shared, weights, settings),
+                m_sharpness=Estimate.of(rises),
+                slices=_slices(shared, whole, weights, settings),
+            )
+        )
+
+
+def _rises(
+    module: nn.Module, loss: Any, subset: FixedSubset, weights: Tensor, runtime: Runtime, settings: SharpnessSettings
+) -> list[float]:
+    """The rise of every group, on all ranks, each in its place: no digit depends on who computed it."""
+    rises = torch.zeros(subset.num_groups(settings.m), dtype=torch.float64, device=weights.device)
+    for number, batches in subset.groups(settings.m, runtime):
+        group = SubsetLoss(module, loss, batches)
+        rises[number] = ascent_rise(group.value_and_gradient, group.value, weights, rho=settings.rho)
+    runtime.sum_in_place(rises)
+    return [float(rise) for rise in rises]
+
+
+def _lambda_max(shared: SharedLoss, weights: Tensor, settings: SharpnessSettings) -> TopEigenvalue:
+    return top_eigenvalue(
+        shared.hessian_vector_product,
+        gaussian(weights, stream_key(settings.seed, "lanczos start")),
+        max_iterations=settings.lanczos_iterations,
+        tolerance=settings.lanczos_tolerance,
+    )
+
+
+def _trace(shared: SharedLoss, weights: Tensor, settings: SharpnessSettings) -> Estimate:
+    keys = (stream_key(settings.seed, "trace probe", number) for number in range(settings.trace_samples))
+    return hutchinson_trace(shared.hessian_vector_product, (rademacher(weights, key) for key in keys))
+
+
+def _box(shared: SharedLoss, weights: Tensor, settings: SharpnessSettings) -> BoxSharpness | None:
+    if settings.box_iterations == 0:
+        return None
+    generator = torch.Generator().manual_seed(stream_key(settings.seed, "box start"))
+    start = torch.rand(weights.shape, generator=generator, dtype=torch.float64).to(weights) * 2 - 1
+    return box_sharpness(
+        shared.value_and_gradient, weights, start, eps=settings.box_eps, max_iterations=settings.box_iterations
+    )
+
+
+def _slices(shared: SharedLoss, whole: SubsetLoss, weights: Tensor, settings: SharpnessSettings) -> Slices:
+    first, second = (_direction(whole, weights, settings.seed, number) for number in range(2))
+    on_line, on_plane = (_positions(settings.slice_radius, n) for n in (settings.line_points, settings.plane_points))
+    losses_on_plane = plane(shared.value, weights, (first, second), on_plane)
+    return Slices(on_line, line(shared.value, weights, first, on_line), on_plane, losses_on_plane)
+
+
+def _direction(whole: SubsetLoss, weights: Tensor, seed: int, number: int) -> Tensor:
+    raw = gaussian(weights, stream_key(seed, "slice direction", number))
+    parts = filter_normalized(whole.split(raw), whole.split(weights))
+    return torch.cat([part.reshape(-1) for part in parts])
+
+
+def _positions(radius: float, count: int) -> list[float]:
+    positions: list[float] = torch.linspace(-radius, radius, count, dtype=torch.float64).tolist()
+    return positions

@@ -1,0 +1,125 @@
+"""What each rank has, known to every rank, and which rank differs from the others."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from largebatch.distributed.runtime import Runtime
+
+
+def integers_of_ranks(runtime: Runtime, values: Tensor) -> Tensor:
+    """The int64 vector of every rank, [world size, len(values)], on the device; all ranks give equally many.
+
+    A sum in which each rank fills a row of its own: one small all-reduce.
+    """
+    assert values.dtype == torch.int64
+    table = torch.zeros((runtime.world_size, len(values)), dtype=torch.int64, device=runtime.device)
+    table[runtime.rank] = values
+    runtime.sum_in_place(table)
+    return table
+
+
+def reals_of_ranks(runtime: Runtime, values: Sequence[float]) -> list[list[float]]:
+    """The numbers of every rank, [world size][len(values)], in float64; all ranks give equally many."""
+    table = torch.zeros((runtime.world_size, len(values)), dtype=torch.float64, device=runtime.device)
+    table[runtime.rank] = torch.tensor(values, dtype=torch.float64)
+    runtime.sum_in_place(table)
+    return cast("list[list[float]]", table.tolist())
+
+
+def texts_of_ranks(runtime: Runtime, text: str) -> list[str]:
+    """The text of every rank, in the order of ranks."""
+    own = torch.tensor(list(text.encode()), dtype=torch.uint8)
+    lengths = integers_of_ranks(runtime, torch.tensor([len(own)], device=runtime.device))[:, 0].tolist()
+    table = torch.zeros((runtime.world_size, max(lengths)), dtype=torch.uint8, device=runtime.device)
+    table[runtime.rank, : len(own)] = own.to(runtime.device)
+    runtime.sum_in_place(table)
+    return [bytes(row[:length].tolist()).decode() for row, length in zip(table.cpu(), lengths, strict=True)]
+
+
+def tensors_of_ranks(runtime: Runtime, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Each tensor of every rank, [world size, ...], bit for bit; all ranks give the same shapes. One all-reduce."""
+    if not tensors:
+        return []
+    parts = [one.detach().contiguous().reshape(-1).view(torch.uint8) for one in tensors]
+    table = torch.zeros((runtime.world_size, sum(map(len, parts))), dtype=torch.uint8, device=runtime.device)
+    table[runtime.rank] = torch.cat(parts)
+    runtime.sum_in_place(table)
+    # Clones: the bytes of a number begin at a multiple of its size.
+    columns = [column.reshape(-1).clone() for column in table.split([len(part) for part in parts], dim=1)]
+    return [
+        column.view(one.dtype).view(runtime.world_size, *one.shape)
+        for one, column in zip(tensors, columns, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """Ranks that differ from the most common value.
+
+    Attributes:
+        usual: the most common value as text; among equally common ones that of the lowest rank.
+        usual_ranks: the ranks that have it.
+        others: the value of every other rank, as text.
+        has_majority: whether more than half of the ranks have the usual value; if not, either side may be at fault.
+    """
+
+    usual: str
+    usual_ranks: tuple[int, ...]
+    others: dict[int, str]
+    has_majority: bool
+
+    @property
+    def first_rank(self) -> int:
+        """The lowest rank that differs."""
+        return min(self.others)
+
+    def explain(self, what: str) -> str:
+        """One sentence: which ranks have which value of `what`."""
+        by_value: dict[str, list[int]] = {}
+        for rank, value in self.others.items():
+            by_value.setdefault(value, []).append(rank)
+        odd = ", ".join(f"{named_ranks(held)} {_has(held)} {value}" for value, held in by_value.items())
+        tie = "" if self.has_majority else " (no majority: either may be at fault)"
+        return f"{what}: {odd}; {named_ranks(self.usual_ranks)} {_has(self.usual_ranks)} {self.usual}{tie}"
+
+
+def disagreement(values: Sequence[object]) -> Disagreement | None:
+    """Who differs, given one value per rank; None if all are equal.
+
+    >>> disagreement([7, 7, 8]).explain("step")
+    'step: rank 2 has 8; ranks 0 and 1 have 7'
+    """
+    if len(set(values)) <= 1:  # before anything else: with a thousand ranks this is all that a step should cost
+        return None
+    texts = [str(value) for value in values]
+    usual, count = Counter(texts).most_common(1)[0]
+    return Disagreement(
+        usual=usual,
+        usual_ranks=tuple(rank for rank, text in enumerate(texts) if text == usual),
+        others={rank: text for rank, text in enumerate(texts) if text != usual},
+        has_majority=2 * count > len(texts),
+    )
+
+
+def _has(ranks: Sequence[int]) -> str:
+    return "has" if len(ranks) == 1 else "have"
+
+
+def named_ranks(ranks: Sequence[int]) -> str:
+    """Names of ranks for a sentence; of many only the first.
+
+    >>> named_ranks([3]), named_ranks([0, 1, 4])
+    ('rank 3', 'ranks 0, 1 and 4')
+    """
+    if len(ranks) == 1:
+        return f"rank {ranks[0]}"
+    if len(ranks) > 8:
+        return f"ranks {', '.join(map(str, ranks[:6]))} and {len(ranks) - 6} more"
+    return f"ranks {', '.join(map(str, ranks[:-1]))} and {ranks[-1]}"

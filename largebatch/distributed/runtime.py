@@ -1,0 +1,257 @@
+"""Device, precision, ranks and exact reductions. The only file that imports accelerate.
+
+Of accelerate we take the device, the process group, mixed precision and model wrapping. Its loaders, schedulers,
+`accumulate()` and `save_state()` are left alone: each of them changes which samples a step consumes or how they are
+weighted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from largebatch.distributed.generators import seed_generators
+from largebatch.distributed.pending_sum import PendingSum
+from largebatch.distributed.rendezvous import LauncherError, leave_process_group, meeting
+
+if TYPE_CHECKING:  # and where a job is joined: a verb that joins none starts without accelerate
+    from accelerate import Accelerator
+
+Inputs = Tensor | dict[str, Tensor]
+
+_ACCELERATE_PRECISION = {"fp64": "no", "fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+
+
+@dataclass
+class Runtime:
+    """One rank's view of the job.
+
+    Attributes:
+        device: where this rank computes.
+        rank, local_rank, world_size: of the launcher; 0, 0 and 1 without one.
+        precision: fp64, fp32, bf16 or fp16; the last two by autocast over fp32 weights.
+    """
+
+    device: torch.device
+    rank: int
+    local_rank: int
+    world_size: int
+    precision: str
+    _accelerator: Accelerator = field(repr=False)
+    _owns_group: bool = field(repr=False, default=True)
+
+    @classmethod
+    def open(
+        cls, *, precision: str = "fp32", tf32: bool | None = None, timeout_s: float = 1800, join_timeout_s: float = 300
+    ) -> Runtime:
+        """Join the job that the launcher's environment describes; without one, a job of a single process.
+
+        Args:
+            precision: fp64, fp32, bf16 or fp16.
+            tf32: whether float32 products of a GPU may run in TF32; None: as torch's flags are set.
+            timeout_s: seconds after which a collective that does not complete fails.
+            join_timeout_s: seconds to wait here until all ranks of the job have come.
+
+        Raises:
+            LauncherError: if ranks do not come in time, this one cannot reach rank 0, or accelerate sees another
+                number of processes than the launcher started.
+            ValueError: for fp16 without a GPU, where autocast and loss scaling would silently do nothing.
+        """
+        owns_group = not dist.is_initialized()
+        if precision == "fp16" and not torch.cuda.is_available():
+            raise ValueError("precision fp16 needs a GPU: on a CPU it would silently train in fp32. Use bf16 or fp32.")
+        if tf32 is not None:
+            torch.backends.cuda.matmul.allow_tf32 = tf32
+            torch.backends.cudnn.allow_tf32 = tf32
+        if os.environ.get("WORLD_SIZE") == "1":  # nobody to meet, but torch asks where
+            os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+            os.environ.setdefault("MASTER_PORT", "0")
+        with meeting(os.environ, timeout_s=join_timeout_s) if owns_group else contextlib.nullcontext():
+            accelerator = _accelerator(precision, timeout_s)
+        started = int(os.environ.get("WORLD_SIZE", "1"))
+        if accelerator.num_processes != started:
+            seen = accelerator.num_processes
+            _close(accelerator, owns_group)
+            raise LauncherError(
+                f"The launcher started {started} processes, but accelerate sees {seen}: every rank would train alone "
+                "and write the same files. On a machine without GPU start with `torchrun --nproc-per-node N` or "
+                "`accelerate launch --multi_gpu --num_processes N`, and unset ACCELERATE_* variables of other runs."
+            )
+        return cls(
+            device=accelerator.device,
+            rank=accelerator.process_index,
+            local_rank=accelerator.local_process_index,
+            world_size=accelerator.num_processes,
+            precision=precision,
+            _accelerator=accelerator,
+            _owns_group=owns_group,
+        )
+
+    def close(self) -> None:
+        """Leave the job; a process group that was there before `open` stays. A later `open` starts afresh."""
+        _close(self._accelerator, self._owns_group)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank writes files and prints."""
+        return self.rank == 0
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """Move the model to the device, apply precision, and wrap it in DistributedDataParallel if there are ranks."""
+        if self.precision == "fp64":
+            model = model.double()
+        with warnings.catch_warnings():
+            # torch 2.13 renames broadcast_buffers to forward_sync_buffers, which older releases and accelerate lack.
+            warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)
+            return cast(nn.Module, self._accelerator.prepare_model(model))
+
+    def unwrap(self, model: nn.Module) -> nn.Module:
+        """The module inside `wrap`'s result: the one to evaluate and to save."""
+        return cast(nn.Module, model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model)
+
+    def place(self, value: Inputs) -> Inputs:
+        """The tensor or dict of tensors on this rank's device, in double precision under fp64."""
+        if isinstance(value, Mapping):
+            return {name: self.place_tensor(part) for name, part in value.items()}
+        return self.place_tensor(value)
+
+    def place_tensor(self, value: Tensor) -> Tensor:
+        """As `place`, for a tensor."""
+        dtype = torch.float64 if self.precision == "fp64" and value.is_floating_point() else value.dtype
+        return value.to(self.device, dtype, non_blocking=True)
+
+    def seed(self, key: int) -> None:
+        """Set the generators that models draw from (dropout, modules skipped at random) to a 64-bit key."""
+        seed_generators(key)
+        if self.device.type == "cuda":
+            torch.cuda.default_generators[self.device.index or 0].manual_seed(key)
+
+    def backward(self, loss: Tensor) -> None:
+        """Backward pass, scaled under fp16."""
+        scaler = self._accelerator.scaler
+        (loss if scaler is None else scaler.scale(loss)).backward()
+
+    def grad_norm(self, optimizer: torch.optim.Optimizer, max_norm: float | None) -> Tensor:
+        """L2 norm of the whole gradient, before clipping to `max_norm` (None: no clipping). Call it before `step`."""
+        if self._accelerator.scaler is not None:
+            self._accelerator.scaler.unscale_(optimizer)
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if max_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+        return norm
+
+    def step(self, optimizer: torch.optim.Optimizer, *, leaves_out: bool = False) -> None:
+        """Optimizer step, if not left out; under fp16 the loss scaler leaves it out when a gradient overflowed."""
+        scaler = self._accelerator.scaler
+        if leaves_out and scaler is not None:
+            scaler.update(scaler.get_scale())  # forgets that this gradient was unscaled, and keeps the scale
+        elif scaler is None and not leaves_out:
+            optimizer.step()
+        elif scaler is not None:
+            scaler.step(optimizer)
+            scaler.update()
+
+    def start_sum(self, values: Tensor) -> PendingSum:
+        """Start the element-wise sum of a float64 vector over ranks; the caller goes on computing.
+
+        On a GPU the result travels to the host behind the kernels already queued, so that `result()` one step later
+        waits for nothing that the step itself does not wait for.
+        """
+        assert values.dtype == torch.float64
+        work = dist.all_reduce(values, async_op=True) if self.world_size > 1 else None
+        if values.device.type != "cuda":
+            return PendingSum(values, work)
+        if work is not None:
+            work.wait()  # holds back the stream, not the host
+        host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
+        copied = torch.cuda.current_stream().record_event()
+        return PendingSum(host, None, copied)
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """Element-wise sum over ranks, in float64."""
+        return self.start_sum(torch.tensor(values, dtype=torch.float64, device=self.device)).result()
+
+    def sum_in_place(self, values: Tensor) -> None:
+        """Replace a tensor by its element-wise sum over ranks."""
+        if self.world_size > 1:
+            dist.all_reduce(values)
+
+    def send(self, values: Tensor, to: int) -> None:
+        """Send a tensor to rank `to`, which receives one like it."""
+        dist.send(values, to)
+
+    def receive(self, values: Tensor, source: int) -> None:
+        """Replace a tensor by the one that rank `source` sends."""
+        dist.recv(values, source)
+
+    def broadcast_tensor(self, values: Tensor) -> None:
+        """Replace a tensor by rank 0's."""
+        dist.broadcast(values, src=0)
+
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's value (text, numbers, None) on every rank."""
+        box = [value]
+        if self.world_size > 1:
+            dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        if self.world_size > 1:
+            dist.barrier()
+
+    def loss_scale_state(self) -> dict[str, Any]:
+        """State of the fp16 loss scaler, plain numbers; empty in other precisions."""
+        return {} if self._accelerator.scaler is None else dict(self._accelerator.scaler.state_dict())
+
+    @property
+    def loss_scale(self) -> float:
+        """What `backward` multiplies losses by, and so gradients until they are clipped or used: 1, but under fp16."""
+        return float(self.loss_scale_state().get("scale", 1.0))
+
+    def load_loss_scale_state(self, state: dict[str, Any]) -> None:
+        """Restore what `loss_scale_state` returned."""
+        if self._accelerator.scaler is not None and state:
+            self._accelerator.scaler.load_state_dict(state)
+
+
+def _accelerator(precision: str, timeout_s: float) -> Accelerator:
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+
+    try:
+        return Accelerator(
+            cpu=not torch.cuda.is_available(),
+            mixed_precision=_ACCELERATE_PRECISION[precision],
+            kwargs_handlers=[
+                # Buffers belong to the micro-batches of their rank until `RunningStatistics.merge`; a broadcast in
+                # every forward pass would replace them by rank 0's and cost a collective.
+                DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+                InitProcessGroupKwargs(timeout=timedelta(seconds=timeout_s)),
+            ],
+        )
+    except Exception:
+        _forget_state()  # half of it would be taken for the whole next time
+        raise
+
+
+def _close(accelerator: Accelerator, owns_group: bool) -> None:
+    if owns_group and dist.is_initialized():
+        leave_process_group()
+    _forget_state()
+
+
+def _forget_state() -> None:
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)

@@ -1,6 +1,0 @@
-"""What on this machine would stop a run or slow it down, before a run finds out."""
-
-from largebatch.doctor.diagnosis import Diagnosis, State
-from largebatch.doctor.examination import examine
-
-__all__ = ["Diagnosis", "State", "examine"]

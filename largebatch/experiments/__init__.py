@@ -1,0 +1,1 @@
+"""Many runs, or measurements of one: verify, measure, study, textbook, bench."""

@@ -1,0 +1,1 @@
+"""Races between this package and independent rivals."""

@@ -1,0 +1,205 @@
+"""`largebatch measure communication`: what sending gradients costs a step on these ranks."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import itertools
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from largebatch.batch.order import SampleOrder
+from largebatch.data import MicroBatchLoader
+from largebatch.diagnostics import TransferFit, probe_sizes
+from largebatch.diagnostics.communication.all_reduces import ProbeTimes, time_all_reduces
+from largebatch.diagnostics.communication.steps import StepTimes, time_steps
+from largebatch.diagnostics.intervals import median_interval
+from largebatch.experiments.measure.finding import Finding, Measurement, NotMeasurableError
+from largebatch.experiments.measure.weights import Weights
+from largebatch.losses import units_are_fixed
+from largebatch.records.figures import plot_transfer
+from largebatch.run.checks.machine import communication_problems
+from largebatch.run.config.measure import MeasureConfig
+from largebatch.run.initial_state import build_optimizer
+from largebatch.run.prepare import Prepared
+
+Rows = list[tuple[str, str, str, str]]
+_MB = 1e6
+
+
+def plan(prepared: Prepared, options: MeasureConfig) -> Measurement:
+    """Check what is asked for.
+
+    Raises:
+        NotMeasurableError: on a single process, or where gradients are not sent by all-reduces that DDP makes.
+    """
+    if problems := communication_problems(
+        prepared.config, world_size=prepared.derived.plan.world_size, what="measure communication"
+    ):
+        raise NotMeasurableError(problems)
+
+    def measure(weights: Weights) -> Finding | None:
+        steps = _time_steps(prepared, weights, pairs=options.communication.pairs)
+        sizes = probe_sizes(max(steps.num_bytes), options.communication.sizes)
+        probe = time_all_reduces(weights.runtime, sizes, repetitions=options.communication.repetitions)
+        if not weights.runtime.is_main:
+            return None
+        return _finding(prepared, options, weights, steps, probe)
+
+    return measure
+
+
+def _time_steps(prepared: Prepared, weights: Weights, *, pairs: int) -> StepTimes:
+    """On a copy: the weights stay what they are for other measurements."""
+    config, batch_plan, runtime = prepared.config, prepared.derived.plan, weights.runtime
+    module: nn.Module = copy.deepcopy(weights.module)
+    optimizer = build_optimizer(config, module)
+    if config.precision.compile:
+        module.compile()
+    loader = MicroBatchLoader(
+        prepared.train,
+        SampleOrder(prepared.derived.num_samples, config.seed),
+        batch_plan,
+        runtime.rank,
+        augment=prepared.augment,
+        seed=config.seed,
+    )
+    count = len(batch_plan.micro_batches(runtime.rank))
+    return time_steps(
+        runtime,
+        runtime.wrap(module),
+        prepared.loss,
+        optimizer,
+        list(itertools.islice(loader.micro_batches(0, 1), count)),
+        plan=batch_plan,
+        fixed_units=units_are_fixed(prepared.loss, prepared.train),
+        pairs=pairs,
+        compression=config.precision.gradient_compression,
+        skips_parameters=bool(prepared.state.choices),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Median:
+    """Of pairs of steps, with its 95 % interval, in seconds or as a share."""
+
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> _Median:
+        return cls(statistics.median(values), *median_interval(sorted(values)))
+
+    def show(self, unit: str = "ms") -> tuple[str, str]:
+        factor = {"ms": 1e3, "%": 1e2}[unit]
+        return f"{factor * self.value:.4g} {unit}", f"{factor * self.low:.4g} to {factor * self.high:.4g}"
+
+
+def _medians(steps: StepTimes) -> dict[str, _Median]:
+    differences = [one - other for one, other in zip(steps.with_s, steps.without_s, strict=True)]
+    return {
+        "step_without": _Median.of(steps.without_s),
+        "step_with": _Median.of(steps.with_s),
+        "difference": _Median.of(differences),
+        "share": _Median.of([one / whole for one, whole in zip(differences, steps.with_s, strict=True)]),
+        "exposed": _Median.of([one.exposed_s for one in steps.communication]),
+        "total": _Median.of([one.total_s for one in steps.communication]),
+        "hidden_share": _Median.of([one.hidden_share for one in steps.communication]),
+        "skew": _Median.of([one.skew_s for one in steps.communication]),
+    }
+
+
+def _rows(found: dict[str, _Median], steps: StepTimes, fit: TransferFit, num_ranks: int) -> Rows:
+    """(what, value, 95 % interval, meaning) as shown."""
+    meanings = {
+        "step_without": ("step without communication", "ms", "gradient and update, until the slowest rank is done; "
+                         "data not counted"),
+        "step_with": ("step with it", "ms", "the same with the gradient's all-reduces"),
+        "difference": ("difference", "ms", "what communication costs a step, with what it slows down"),
+        "share": ("share of step", "%", "of the difference in the step with communication"),
+        "exposed": ("exposed", "ms", "after the last gradient of the slowest rank, by the clocks of the ranks"),
+        "total": ("total", "ms", "while parts of the gradient were being reduced, hidden or not"),
+        "hidden_share": ("hidden", "%", "of the total, beside computation"),
+        "skew": ("skew", "ms", "wait of the fastest rank for the slowest; no time of the network"),
+    }  # fmt: skip
+    rows = [(name, *found[key].show(unit), meaning) for key, (name, unit, meaning) in meanings.items()]
+    return rows + _fit_rows(steps, fit, num_ranks)
+
+
+def _fit_rows(steps: StepTimes, fit: TransferFit, num_ranks: int) -> Rows:
+    low, high = (1e6 * one for one in fit.latency_interval)
+    latency = (
+        "latency",
+        f"{1e6 * fit.latency_s:.4g} us",
+        f"{low:.4g} to {high:.4g}",
+        "of an undisturbed all-reduce (fit to lower quartiles)",
+    )
+    count, size = len(steps.num_bytes), f"{sum(steps.num_bytes) / _MB:.4g} MB"
+    parts = "at once" if count == 1 else f"in {count} parts one after another"
+    if fit.bandwidth is None or fit.bandwidth_interval is None:
+        return [latency, ("bandwidth", "not enough evidence", "", "larger all-reduces did not take longer for sure: "
+                          "raise measure.communication.repetitions")]  # fmt: skip
+    slow, fast = (one / _MB for one in fit.bandwidth_interval)
+    message_s, link_s_per_byte = fit.ring(num_ranks)
+    return [
+        latency,
+        ("bandwidth", f"{fit.bandwidth / _MB:.4g} MB/s", f"{slow:.4g} to {fast:.4g}",
+         "bytes of a gradient per second beyond the latency: the same fit"),
+        ("ring", f"{1 / link_s_per_byte / _MB:.4g} MB/s", "",
+         f"over each link, and {1e6 * message_s:.3g} us per message, if the all-reduce is a ring of {num_ranks} ranks: "
+         "2 (p - 1) messages of n / p bytes (Patarasuk and Yuan 2009)"),
+        ("predicted", f"{1000 * fit.seconds(steps.num_bytes):.4g} ms", "", f"by the fit: {size} {parts}"),
+    ]  # fmt: skip
+
+
+def _finding(
+    prepared: Prepared, options: MeasureConfig, weights: Weights, steps: StepTimes, probe: ProbeTimes
+) -> Finding:
+    found, fit, batch = _medians(steps), probe.fit, prepared.derived.plan
+    num_ranks, name = weights.runtime.world_size, prepared.config.shown_name
+    title = f"communication of {num_ranks} ranks, batch {batch.global_batch_size} in {options.precision}"
+    return Finding(
+        title=title,
+        headers=("what", "value", "95 %", "meaning"),
+        rows=_rows(found, steps, fit, num_ranks),
+        record={
+            "medians": {key: dataclasses.asdict(value) for key, value in found.items()},
+            "fit": _fit_record(fit, steps),
+            "all_reduces": dataclasses.asdict(probe),
+            "steps": dataclasses.asdict(steps),
+            "settings": options.model_dump(),
+        },
+        draw=lambda folder: [_picture(folder, f"{name}: {title}", steps, probe, found)],
+    )
+
+
+def _picture(folder: Path, title: str, steps: StepTimes, probe: ProbeTimes, found: dict[str, _Median]) -> Path:
+    rise = found["step_with"].value - found["step_without"].value
+    return plot_transfer(
+        folder / "communication.png",
+        title=title,
+        num_bytes=probe.num_bytes,
+        seconds=(probe.median_s, probe.low_s, probe.high_s),
+        fit=probe.fit,
+        parts=steps.num_bytes,
+        bars={
+            "step without\ncommunication": {"step": found["step_without"].value},
+            "step with it": {"step": found["step_without"].value, "difference": max(rise, 0.0)},
+            "communication": {
+                "hidden": found["total"].value * found["hidden_share"].value,
+                "exposed": found["exposed"].value,
+            },
+        },
+    )
+
+
+def _fit_record(fit: TransferFit, steps: StepTimes) -> dict[str, Any]:
+    return dataclasses.asdict(fit) | {
+        "bandwidth_bytes_per_s": fit.bandwidth,
+        "predicted_s": fit.seconds(steps.num_bytes),
+    }

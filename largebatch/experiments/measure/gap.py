@@ -1,0 +1,155 @@
+"""`largebatch measure gap`: from the training loss as it is printed to the validation loss, part by part."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from largebatch.batch.order import SampleOrder
+from largebatch.batch.random_keys import stream_key
+from largebatch.diagnostics import GapParts, Interval, Part, decompose_gap
+from largebatch.diagnostics.gap.conditions.measurement import Conditions, measure_conditions
+from largebatch.diagnostics.gap.conditions.passes import GapData, GapSettings
+from largebatch.experiments.measure.finding import Finding, Measurement, NotMeasurableError
+from largebatch.experiments.measure.weights import Weights, fixed_subset
+from largebatch.losses.coupled import is_coupled
+from largebatch.records.figures import plot_gap_parts
+from largebatch.run.config.measure import MeasureConfig
+from largebatch.run.config.reading import ConfigError
+from largebatch.run.prepare import Prepared
+
+MEANINGS = {
+    "label smoothing": "of the training loss, taken away",
+    "augmentation": "of training samples, taken away; negative where it makes them harder",
+    "train mode": "dropout and batch norm over micro-batches of {ghost}, against eval mode with fresh statistics",
+    "stale statistics": "running statistics of batch norm, against fresh ones at these weights",
+    "label noise": "the same samples with their own labels again; positive where wrong ones were memorised",
+    "generalization": "other samples: validation against training, all else equal",
+}
+# Of sets that augment by themselves, which a plain one would tell apart.
+_NOT_TOLD_APART = {
+    "augmentation": "of data.augment; what a set does by itself is not told apart: name data.train_plain",
+    "generalization": "other samples, and what the sets augment by themselves: validation against training",
+}
+# Where training samples are as an evaluation during training sees them: with the labels that were trained on.
+_EVALUATED = "stale statistics"
+
+
+def plan(prepared: Prepared, options: MeasureConfig) -> Measurement:
+    """Check what is asked for.
+
+    Raises:
+        ConfigError: if there are too few or too many samples, or the loss couples samples.
+    """
+    data = _data(prepared, options)
+    ghost = options.gap.ghost or ghost_size(prepared)
+    seed = prepared.config.seed
+    settings = GapSettings(seed=seed, ghost=ghost, draws=options.gap.draws, micro_batch_size=options.micro)
+    losses = prepared.loss, prepared.measured_loss
+
+    def measure(weights: Weights) -> Finding | None:
+        conditions = measure_conditions(weights.module, losses, data, weights.runtime, settings)
+        if not weights.runtime.is_main:
+            return None
+        found = _decompose(conditions, options, seed)
+        return _finding(prepared, options, weights, found, ghost, len(data.validation_ids))
+
+    return measure
+
+
+def _data(prepared: Prepared, options: MeasureConfig) -> GapData:
+    name = prepared.config.loss["_target_"]
+    if is_coupled(prepared.loss):
+        raise NotMeasurableError(
+            [f"loss._target_={name}: it compares the samples of a batch, so that no sample has a loss of its own to "
+             "draw again. Measure the gap of a loss that is a sum over samples."]
+        )  # fmt: skip
+    ids = fixed_subset(prepared, options).ids
+    count = min(len(ids), len(prepared.validation))  # as many of both, so that both errors are alike
+    if count < 2:
+        raise ConfigError(
+            [f"{len(ids)} training and {len(prepared.validation)} validation samples: the spread of a mean needs 2 of "
+             "both. Raise measure.samples, or use a larger validation set."]
+        )  # fmt: skip
+    order = SampleOrder(len(prepared.validation), stream_key(prepared.config.seed, "evaluated subset"))
+    return GapData(
+        train=None if prepared.train is prepared.train_plain else prepared.train,
+        plain=prepared.train_plain,
+        validation=prepared.validation,
+        ids=ids,
+        validation_ids=order.ids(0, count),
+        augment=prepared.augment,
+        clean=getattr(prepared.train_plain, "clean", None) if prepared.config.data.label_noise else None,
+        num_workers=prepared.config.data.num_workers,
+    )
+
+
+def ghost_size(prepared: Prepared) -> int:
+    """Samples that share the statistics of batch norm in training on one rank, at the end of the run."""
+    config, total = prepared.config, prepared.derived.ramp.plans[-1].global_batch_size
+    if config.batch_norm == "exact":
+        return total
+    return min(config.batch.micro or config.batch.max_micro or total, total)
+
+
+def _decompose(conditions: Conditions, options: MeasureConfig, seed: int) -> GapParts:
+    try:
+        return decompose_gap(
+            conditions.printed,
+            conditions.changes,
+            conditions.validation,
+            num_resamples=options.gap.resamples,
+            seed=stream_key(seed, "gap bootstrap"),
+            evaluated=_EVALUATED,
+        )
+    except ValueError as error:
+        raise ConfigError([str(error)]) from None
+
+
+def _finding(
+    prepared: Prepared,
+    options: MeasureConfig,
+    weights: Weights,
+    found: GapParts,
+    ghost: int,
+    num_validation: int,
+) -> Finding:
+    count = options.samples or len(prepared.train_plain)
+    name = prepared.config.shown_name
+    settings = {"ghost": ghost, "settings": options.model_dump(), "is_augmented": prepared.gap_is_augmented}
+    return Finding(
+        title=f"gap of {weights.source}: {count} training, {num_validation} validation samples, {options.precision}",
+        headers=("part", "loss", "95 % interval", "accuracy", "95 % interval", "meaning"),
+        rows=_rows(found, ghost, options.gap.draws, is_augmented=prepared.gap_is_augmented),
+        record=dataclasses.asdict(found) | settings,
+        draw=lambda folder: [plot_gap_parts(found, folder, title=f"{name}, {weights.source}", unit=prepared.loss.unit)],
+    )
+
+
+def _rows(found: GapParts, ghost: int, draws: int, *, is_augmented: bool) -> list[tuple[str, ...]]:
+    """Gaps add up downwards; a positive one is worse on validation, of loss and of accuracy."""
+    meanings = MEANINGS | (_NOT_TOLD_APART if is_augmented else {})
+    parts = [_row(f"+ {part.name}", part, meanings[part.name].format(ghost=ghost)) for part in found.parts]
+    first = f"mean of {draws} draws, as the training loss sees it; that also averages over older weights"
+    gap = "what eval/* of a run compare: validation against training, both evaluated"
+    return [
+        _totals("training", found.train_loss, found.train_accuracy, first),
+        *parts,
+        _totals("validation", found.val_loss, found.val_accuracy, "evaluated"),
+        _row("naive gap", found.naive, "validation against training as printed: the sum of all parts"),
+        _row("generalization gap", found.generalization_gap, gap),
+    ]
+
+
+def _totals(name: str, loss: float, accuracy: float | None, meaning: str) -> tuple[str, ...]:
+    return name, f"{loss:.5g}", "", "" if accuracy is None else f"{accuracy:.4f}", "", meaning
+
+
+def _row(name: str, part: Part, meaning: str) -> tuple[str, ...]:
+    has_accuracy = part.accuracy is not None or part.loss is None
+    accuracy = _shown(part.accuracy, ".4f") if has_accuracy else ("none", "")
+    return name, *_shown(part.loss, ".4g"), *accuracy, meaning
+
+
+def _shown(one: Interval | None, form: str) -> tuple[Any, ...]:
+    return ("none", "") if one is None else (f"{one.value:+{form}}", f"{one.low:+{form}} to {one.high:+{form}}")

@@ -1,0 +1,124 @@
+"""What every measurement needs: the weights to measure, the job of the launcher, and a fixed subset of the data."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from largebatch.diagnostics.sharpness.subset import FixedSubset
+from largebatch.distributed.runtime import Runtime
+from largebatch.records.checkpoint import Checkpoint, CheckpointError, require_model_fit
+from largebatch.records.run_folder import RunFolder
+from largebatch.run.config.measure import MeasureConfig
+from largebatch.run.config.reading import ConfigError, parse_section
+from largebatch.run.prepare import Prepared
+from largebatch.run.resume import find_checkpoint
+from largebatch.run.same_run import require_same_run, run_fingerprint
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A module on its device, never wrapped, and where its weights come from.
+
+    Attributes:
+        source: for people.
+        checkpoint: its path; None for the initial weights.
+        step: optimizer steps that the weights have seen.
+    """
+
+    module: nn.Module
+    runtime: Runtime
+    source: str
+    checkpoint: str | None
+    step: int
+
+
+def parse_measure(config: DictConfig) -> MeasureConfig:
+    """Take the section `measure` out of a composed config, and set the precision that it asks for.
+
+    Raises:
+        ConfigError: with all that is wrong in it.
+    """
+    options = parse_section(config, "measure", MeasureConfig)
+    OmegaConf.update(config, "precision.compute", options.precision)
+    OmegaConf.update(config, "precision.tf32", False)
+    return options
+
+
+@contextlib.contextmanager
+def open_weights(prepared: Prepared, checkpoint: str | None, *, key: str = "measure.checkpoint") -> Iterator[Weights]:
+    """Join the job of the launcher, load the weights of a run or a checkpoint (None: the initial ones), leave the job.
+
+    `key` is what errors call `checkpoint`.
+
+    Raises:
+        LauncherError: if ranks do not come, launcher and accelerate disagree, or the ranks are not the same run.
+        CheckpointError: if there is no valid checkpoint, or it belongs to another model.
+    """
+    config = prepared.config
+    runtime = Runtime.open(
+        precision=config.precision.compute,
+        tf32=config.precision.tf32,
+        timeout_s=config.launcher.timeout_s,
+        join_timeout_s=config.launcher.join_timeout_s,
+    )
+    try:
+        prepared.place_losses(runtime.device)
+        if runtime.world_size > 1:
+            require_same_run(runtime, run_fingerprint(prepared))
+        module = prepared.model.double() if config.precision.compute == "fp64" else prepared.model
+        module.to(runtime.device)
+        source, path, step = "the initial weights", None, 0
+        if checkpoint is not None:
+            fits = partial(require_model_fit, module=module, any_precision=True)
+            where = str(Path(checkpoint).absolute())  # a path, even if it is called "auto"
+            found, _ = find_checkpoint(where, RunFolder(Path(where)), runtime, key=key, fits=fits)
+            assert found is not None
+            _load(module, found, key)
+            source, path, step = f"{_brief(found.path)} (step {found.step})", str(found.path), found.step
+        yield Weights(module, runtime, source, path, step)
+    finally:
+        runtime.close()
+
+
+def _brief(path: Path) -> str:
+    """As titles of pictures have it, which are shown around: from here, or from the run's folder on."""
+    if path.is_relative_to(Path.cwd()):
+        return str(path.relative_to(Path.cwd()))
+    owners = [number for number, part in enumerate(path.parts) if part == "checkpoints"]
+    return str(Path(*path.parts[max(owners[-1] - 1, 0) if owners else -1 :]))
+
+
+def _load(module: nn.Module, checkpoint: Checkpoint, key: str) -> None:
+    try:
+        module.load_state_dict(checkpoint.tensors["model"])
+    except Exception as error:  # of a hook of the model's own; all else was found to fit
+        differences = " ".join(str(error).split())
+        raise CheckpointError(
+            f"{key}={checkpoint.path} belongs to another model: {differences}. Give the model and the "
+            "data of its run; they are in its config.yaml."
+        ) from None
+
+
+def fixed_subset(prepared: Prepared, options: MeasureConfig) -> FixedSubset:
+    """The first `measure.samples` of the random subset of the training set that evaluation uses, not augmented.
+
+    Raises:
+        ConfigError: if the training set has fewer.
+    """
+    dataset, config = prepared.train_plain, prepared.config
+    count = len(dataset) if options.samples is None else options.samples
+    if count > len(dataset):
+        raise ConfigError(
+            [f"measure.samples={count}: the training set has {len(dataset)}. Use {len(dataset)} or fewer, or null for "
+             "all of it."]
+        )  # fmt: skip
+    return FixedSubset.random(
+        dataset, count, seed=config.seed, micro_batch_size=options.micro, num_workers=config.data.num_workers
+    )

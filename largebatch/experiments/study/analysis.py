@@ -1,0 +1,136 @@
+"""What a study's points say together: a curve per optimizer, and conclusions that claim no more than is known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+from largebatch.diagnostics.critical_batch.critical_batch import CriticalBatch, Estimate, fit_critical_batch
+from largebatch.experiments.study.points import StudyPoint
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """Fits and what follows.
+
+    Attributes:
+        points: all of them.
+        fits: by optimizer, in the order of the points.
+        conclusions: one sentence each.
+    """
+
+    points: tuple[StudyPoint, ...]
+    fits: dict[str, CriticalBatch]
+    conclusions: tuple[str, ...]
+
+    def of(self, optimizer: str) -> list[StudyPoint]:
+        """Its points, ascending in batch size."""
+        return sorted((one for one in self.points if one.optimizer == optimizer), key=lambda one: one.batch_size)
+
+
+def analyse(points: Sequence[StudyPoint]) -> Analysis:
+    """Fit every optimizer's curve and conclude.
+
+    Raises:
+        ValueError: if there are no points.
+    """
+    names = list(dict.fromkeys(point.optimizer for point in points))
+    if not names:
+        raise ValueError("a study without points has nothing to say.")
+    fits = {name: fit_critical_batch([one.measured for one in points if one.optimizer == name]) for name in names}
+    analysis = Analysis(tuple(points), fits, ())
+    said = [line for name in names for line in _of_optimizer(analysis, name)]
+    said += [_between(one, fits[one], other, fits[other]) for one, other in combinations(names, 2)]
+    said += _fewest_steps(analysis)
+    return Analysis(tuple(points), fits, tuple(line for line in said if line))
+
+
+def shown(estimate: Estimate) -> str:
+    """A value with its interval.
+
+    >>> shown(Estimate(1234.5, 1000.0, math.inf))
+    '1,234 (95 %: 1,000 to unbounded)'
+    """
+    return f"{_number(estimate.value)} (95 %: {_number(estimate.low)} to {_number(estimate.high)})"
+
+
+def _number(value: float) -> str:
+    if value == math.inf:
+        return "unbounded"
+    return f"{value:,.0f}" if 100 <= value < 1e12 else f"{value:.3g}"
+
+
+def _of_optimizer(analysis: Analysis, name: str) -> list[str]:
+    fit, points = analysis.fits[name], analysis.of(name)
+    lines = []
+    if fit.b_crit is not None and fit.s_min is not None and fit.e_min is not None:
+        if fit.supported:
+            lines.append(
+                f"{name}: B_crit is {shown(fit.b_crit)} samples: a batch of that size takes twice the fewest steps, "
+                f"S_min = {shown(fit.s_min)}, and twice the fewest samples, E_min = {shown(fit.e_min)}."
+            )
+        else:
+            lines.append(f"{name}: the evidence does not support a value of B_crit; the fit says {shown(fit.b_crit)}.")
+        lines.append(f"{name}: {fit.verdict}.")
+    lines += [f"{name}: {warning}" for warning in fit.warnings]
+    lines += [f"{name}, batch {point.batch_size:,}: {line}" for point in points for line in point.border]
+    scale = _noise_scale(name, fit, points)
+    return [*lines, scale] if scale else lines
+
+
+def _noise_scale(name: str, fit: CriticalBatch, points: Sequence[StudyPoint]) -> str:
+    """The noise scale, from gradients alone, beside B_crit, from training to the target."""
+    measured = [(point.batch_size, point.noise_scale) for point in points if point.noise_scale is not None]
+    if not measured:
+        return ""
+    values = [scale.value for _, scale in measured]
+    said = (
+        f"{name}: the noise scale at the end of the tuned runs was {_number(min(values))} to {_number(max(values))} "
+        f"samples at {len(measured)} batch size{'s' * (len(measured) > 1)}"
+    )
+    if fit.b_crit is None or not fit.supported:
+        return f"{said}; there is no B_crit to compare it with."
+    typical = math.exp(sum(map(math.log, values)) / len(values))
+    return f"{said}, in the geometric mean {typical / fit.b_crit.value:.2g} times B_crit."
+
+
+def _between(one: str, fit: CriticalBatch, other: str, second: CriticalBatch) -> str:
+    """Which of two optimizers has the larger critical batch, if their intervals tell."""
+    if fit.b_crit is None or second.b_crit is None:
+        return ""
+    (smaller, low), (larger, high) = sorted([(one, fit.b_crit), (other, second.b_crit)], key=lambda pair: pair[1].value)
+    if low.high >= high.low:
+        return f"B_crit of {larger} and {smaller}: not told apart, their intervals meet."
+    doubted = [name for name, found in ((one, fit), (other, second)) if found.misfit and not found.misfit.is_small]
+    doubt = f" The curve of {' and '.join(doubted)} misses its points by too much to lean on that." if doubted else ""
+    return f"B_crit of {larger} is above that of {smaller}: apart, their intervals do not meet.{doubt}"
+
+
+def _fewest_steps(analysis: Analysis) -> list[str]:
+    """Which optimizer is the fastest at the largest batch size that all of them reached the target at."""
+    reached = {
+        name: {point.batch_size: point for point in analysis.of(name) if not point.measured.median[1]}
+        for name in analysis.fits
+    }
+    common = set.intersection(*(set(sizes) for sizes in reached.values()))
+    if len(reached) < 2 or not common:
+        return []
+    size = max(common)
+    ordered = sorted((reached[name][size] for name in reached), key=lambda point: point.measured.median[0])
+    best = ordered[0]
+    others = ", ".join(_slower(point, best) for point in ordered[1:])
+    return [f"At batch {size:,} {best.optimizer} takes the fewest steps, {_number(best.measured.median[0])}; {others}."]
+
+
+def _slower(point: StudyPoint, best: StudyPoint) -> str:
+    """By the intervals of both medians, as far as their seeds have one."""
+    times = f"{point.optimizer} {point.measured.median[0] / best.measured.median[0]:.2f} times as many"
+    ends, theirs = best.measured.interval, point.measured.interval
+    if ends is None or theirs is None:
+        seeds = min(point.measured.num_replicates, best.measured.num_replicates)
+        return f"{times} ({seeds} seed{'s' * (seeds > 1)}: not told from noise)"
+    known = min(point.measured.level, best.measured.level) >= 0.95
+    word = "intervals" if known else "ranges of seeds"
+    return f"{times} ({word} {'apart' if ends[1] < theirs[0] else 'meet: not told apart'})"

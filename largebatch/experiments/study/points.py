@@ -1,0 +1,47 @@
+"""What a study knows of one optimizer at one batch size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from largebatch.diagnostics.critical_batch.steps_to_target import StepsToTarget
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A gradient noise scale, in samples, with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class StudyPoint:
+    """Steps to the target of one optimizer at one batch size, after the same tuning as everywhere else.
+
+    Attributes:
+        optimizer: its name.
+        measured: steps of every seed.
+        by_seed: steps of each seed in the order of seeds; None where the target was not reached.
+        setting: that was best, by key of the config.
+        border: for each key whose best value lies at a border of its range, that it does.
+        noise_scale: measured during the runs of the best setting; None if it was not, or drowned in noise.
+        trials: settings that were tried.
+        runs: folders of the runs of the best setting, relative to the study's.
+    """
+
+    optimizer: str
+    measured: StepsToTarget
+    by_seed: tuple[float | None, ...]
+    setting: dict[str, Any] = field(default_factory=dict)
+    border: tuple[str, ...] = ()
+    noise_scale: Scale | None = None
+    trials: int = 0
+    runs: tuple[str, ...] = ()
+
+    @property
+    def batch_size(self) -> int:
+        """B, in samples."""
+        return self.measured.batch_size

@@ -1,0 +1,80 @@
+"""Tells a study: tables and conclusions on the console, study.json in its folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from largebatch.diagnostics.critical_batch.critical_batch import CriticalBatch
+from largebatch.diagnostics.critical_batch.steps_to_target import StepsToTarget
+from largebatch.diagnostics.intervals import LEAST_SEEDS
+from largebatch.experiments.study.analysis import Analysis, shown
+from largebatch.experiments.study.figures import study_figures
+from largebatch.experiments.study.points import StudyPoint
+from largebatch.experiments.study.record import study_record
+from largebatch.records.durable_files import write_record
+from largebatch.records.run_folder import environment
+
+_POINT_HEADERS = ("optimizer", "batch", "steps (median)", "its interval", "samples", "seeds", "best setting")
+_FIT_HEADERS = ("optimizer", "S_min (steps)", "E_min (samples)", "B_crit (samples)", "verdict")
+
+
+def present(
+    analysis: Analysis, folder: Path, *, title: str, config: dict[str, Any], more: dict[str, Any] | None = None
+) -> None:
+    """Print tables and conclusions; write study.json and study.png into `folder`, which is made if need be.
+
+    Args:
+        analysis: of the study.
+        folder: where to.
+        title: of the table and the picture.
+        config: for the record.
+        more: other keys of the record.
+    """
+    from largebatch.records.figures.diagram_png import draw_panels
+    from largebatch.records.trackers import print_table
+
+    points = [point for name in analysis.fits for point in analysis.of(name)]
+    print_table(_POINT_HEADERS, [_point_row(point) for point in points], title=title)
+    fits = [_fit_row(name, fit) for name, fit in analysis.fits.items()]
+    print_table(_FIT_HEADERS, fits, title="S = S_min (1 + B_crit/B)")
+    for line in analysis.conclusions:
+        print(f"- {line}")
+    figures = study_figures(analysis)
+    record = study_record(analysis) | {"figures": [figure.record() for figure in figures]} | (more or {})
+    path = folder / "study.json"
+    record |= {"config": config, "environment": environment()}
+    write_record(path, record, allow_nan=False)
+    print(path)
+    print(draw_panels(figures, folder / "study.png", title=title))
+
+
+def _point_row(point: StudyPoint) -> tuple[str, ...]:
+    median, hidden = point.measured.median
+    reached, count = len(point.measured.reached), point.measured.num_replicates
+    seeds = f"median of {count}" if point.measured.summarised else f"{reached} of {count}"
+    setting = ", ".join(f"{key}={value:.4g}" for key, value in point.setting.items())
+    return (
+        point.optimizer,
+        f"{point.batch_size:,}",
+        f"{'> ' * hidden}{median:,.0f}",
+        _interval(point.measured),
+        f"{'> ' * hidden}{median * point.batch_size:,.0f}",
+        seeds,
+        setting + " (border)" * bool(point.border),
+    )
+
+
+def _interval(measured: StepsToTarget) -> str:
+    """Of the median; a few seeds have one of less than 95 %, or none."""
+    count, interval = len(measured.reached), measured.interval
+    if interval is None:
+        few = count < LEAST_SEEDS and not measured.summarised and not measured.censored
+        return f"{count} seed{'s' * (count > 1)}: no interval" if few else ""
+    level = "" if measured.level >= 0.95 else f" ({measured.level:.0%}, the range)"
+    return f"{interval[0]:,.0f} to {interval[1]:,.0f}{level}"
+
+
+def _fit_row(name: str, fit: CriticalBatch) -> tuple[str, ...]:
+    estimates = ("" if one is None else shown(one) for one in (fit.s_min, fit.e_min, fit.b_crit))
+    return name, *estimates, fit.verdict

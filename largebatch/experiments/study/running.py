@@ -1,0 +1,94 @@
+"""Makes the runs of a study that are still missing, and says what all of them say together."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from largebatch.experiments.study.journal import Journal
+from largebatch.experiments.study.protocol import Cell, Job, Row, next_job
+from largebatch.experiments.study.search import draw_settings
+from largebatch.experiments.study.settings import StudyConfig
+from largebatch.experiments.study.trial import config_of, run_job
+from largebatch.experiments.study.workers import run_here, run_side_by_side
+from largebatch.run.config.reading import ConfigError, parse_config, public_values
+from largebatch.run.prepare import prepare
+
+_LOCAL = ("run", "logger", "launcher", "seed", "batch")  # of a config: not what is compared, or set by the study
+
+
+def plan_cells(configs: Mapping[str, DictConfig], study: StudyConfig) -> list[Cell]:
+    """Every optimizer at every batch size, checked: each is prepared once, as its runs will be.
+
+    Args:
+        configs: of `largebatch train`, by optimizer.
+        study: of the section `study`.
+
+    Raises:
+        ConfigError: with all that is wrong, of all of them.
+    """
+    cells, errors = [], []
+    for name, config in configs.items():
+        ranges = study.ranges(name)
+        settings = tuple(draw_settings(ranges, study.trials, seed=study.draw_seed))
+        first = parse_config(config).seed
+        for size in study.batch_sizes:
+            cell = Cell(name, size, settings, tuple(range(first + 1, first + 1 + study.seeds)), first, 1, ranges)
+            try:
+                steps = prepare(config_of(Job(cell, 0, first, None), config), os.environ).derived.num_steps
+            except ConfigError as error:
+                errors += [f"{name} at batch {size}: {line}" for line in error.errors]
+                continue
+            cells.append(Cell(name, size, settings, cell.seeds, first, steps, ranges))
+    if errors:
+        raise ConfigError(errors)
+    return cells
+
+
+def identity_of(configs: Mapping[str, DictConfig], study: StudyConfig) -> dict[str, Any]:
+    """What must not change while a study goes on; see `require_same_study`."""
+    asked = study.model_dump(include={"target", "resolution", "hopeless", "draw_seed"})
+    optimizers = {}
+    for name, config in configs.items():
+        public = {key: value for key, value in public_values(config).items() if key not in _LOCAL}
+        ranges = {key: one.model_dump() for key, one in study.ranges(name).items()}
+        optimizers[name] = public | {"seed": parse_config(config).seed, "study": {"search": {name: ranges}}}
+    return {"trials": study.trials, "study": {"study": asked}, "optimizers": optimizers}
+
+
+def make_runs(
+    cells: Sequence[Cell],
+    configs: Mapping[str, DictConfig],
+    study: StudyConfig,
+    journal: Journal,
+    *,
+    stop: Callable[[], bool],
+    tell: Callable[[Row], None],
+) -> None:
+    """Make the missing runs of this process's share of the cells, until none is left or a stop is asked for."""
+    own = cells[study.share :: study.shares]
+    rows = journal.rows()
+    work = partial(_work, dict(configs), study, journal.folder)
+
+    def following(running: list[str]) -> Job | None:
+        return next_job(own, rows, running)
+
+    if study.workers == 1:
+        finished = run_here(work, following, stop)
+    else:
+        finished = run_side_by_side(work, following, stop, workers=study.workers)
+    for row in finished:
+        rows.append(row)
+        journal.append(row)
+        tell(row)
+
+
+def _work(
+    configs: dict[str, DictConfig], study: StudyConfig, folder: Path, job: Job, stop: Callable[[], bool]
+) -> Row | None:
+    return run_job(job, configs[job.cell.optimizer], study, folder, stop)

@@ -1,0 +1,68 @@
+"""Runs of one kind, several seeds of each, and what they came to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from largebatch.experiments.textbook.experiment import Experiment
+from largebatch.records.trackers import Row
+from largebatch.run.train_quietly import Trained
+
+Float64Array = npt.NDArray[np.float64]
+
+
+class Curve(NamedTuple):
+    """Values [seeds, n] at samples seen [n]."""
+
+    samples: Float64Array
+    values: Float64Array
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Runs that differ in their seed alone.
+
+    Attributes:
+        statuses: of each run, see `Trained.status`.
+        summaries: of each run.
+        rows: of metrics.jsonl, of each run.
+    """
+
+    statuses: Sequence[str]
+    summaries: Sequence[Row]
+    rows: Sequence[Sequence[Row]]
+
+    def final(self, key: str) -> Float64Array:
+        """The last value that each run logged, [seeds]: NaN for a run that diverged or never logged it."""
+        return np.array([self._final(number, key) for number in range(len(self.rows))])
+
+    def curve(self, key: str) -> Curve:
+        """All values that the runs logged, as far as the shortest of them reaches."""
+        found = [[(row["samples_seen"], row[key]) for row in rows if key in row] for rows in self.rows]
+        length = min(map(len, found))
+        table = np.array([one[:length] for one in found], dtype=np.float64).reshape(len(found), length, 2)
+        return Curve(table[0, :, 0], table[:, :, 1])
+
+    def _final(self, number: int, key: str) -> float:
+        values = [row[key] for row in self.rows[number] if key in row]
+        value = self.summaries[number].get(key, values[-1] if values else None)
+        return math.nan if value is None or self.statuses[number] == "diverged" else float(value)
+
+
+def train_seeds(experiment: Experiment, name: str, *overrides: str, seeds: Sequence[int]) -> Outcome:
+    """Train runs NAME-SEED, one per seed of `seeds`, each counted from the config's own."""
+    trained: list[Trained] = [
+        experiment.train(f"{name}-{seed}", *overrides, f"seed={experiment.config.seed + seed}") for seed in seeds
+    ]
+    return Outcome([run.status for run in trained], [run.summary for run in trained], [run.rows for run in trained])
+
+
+def finals(outcomes: Sequence[Outcome], key: str) -> Float64Array:
+    """`Outcome.final` of several, [seeds, outcomes]."""
+    return np.stack([outcome.final(key) for outcome in outcomes], axis=1)

@@ -1,0 +1,177 @@
+"""The gradient of a loss over the whole global batch, micro-batch by micro-batch, on any number of ranks."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from largebatch.batch.plan import BatchPlan
+from largebatch.distributed.runtime import Inputs, Runtime
+from largebatch.gradient.accumulation import (
+    GradientResult,
+    MicroBatchSource,
+    accumulate_gradients,
+    forward,
+    micro_batch_key,
+)
+from largebatch.gradient.ordered_reduction import OrderedReduction
+from largebatch.gradient.reduction_clock import ReductionClock
+from largebatch.gradient.skipped_parameters import SkippedParameters
+from largebatch.losses.coupled import CoupledLoss
+
+
+def accumulate_coupled_gradients(
+    runtime: Runtime,
+    model: nn.Module,
+    loss: CoupledLoss,
+    micro_batches: Iterable[MicroBatchSource],
+    *,
+    plan: BatchPlan,
+    weight: float,
+    random_key: int,
+    clock: ReductionClock | None = None,
+    ordered: OrderedReduction | None = None,
+    skipped: SkippedParameters | None = None,
+) -> GradientResult:
+    """As `accumulate_gradients`, for a loss in which every sample of the global batch depends on all others.
+
+    First every micro-batch is run forward without a graph, and the representations R of the global batch are
+    gathered. Every rank then takes the loss L(R) and its total derivative dL/dR, in which a sample counts both by its
+    own loss and as a negative of others. Then every micro-batch i is run forward again, as before but with a graph,
+    with the loss <R_i, dL/dR_i>, whose gradient in the weights is the micro-batch's part of the chain rule:
+    `accumulate_gradients` with one gradient all-reduce, as for any other loss. Source: Gao et al. 2021, "Scaling deep
+    contrastive learning batch size under memory limited setup", section 3.2.
+
+    Both passes draw the same random numbers and start from the same buffers, so batch norm counts a micro-batch once.
+    State of a model that is neither a parameter nor a buffer sees each micro-batch twice.
+
+    It costs a second forward pass, the loss of the whole batch on every rank, two collectives of the size of R and of
+    the targets, host memory for this rank's inputs of a step, and device memory for R; activations stay those of one
+    micro-batch.
+
+    Args:
+        runtime: the job.
+        model: as returned by `runtime.wrap`; its gradients are zero or None.
+        loss: over the representations of the whole global batch.
+        micro_batches: this rank's part of the global batch.
+        plan: which part that is.
+        weight: the one normalisation, of the sum of the losses of the whole batch.
+        random_key: draws inside the model are keyed by it and by the micro-batch's index, not by the rank.
+        clock: measures exposed communication of the gradient.
+        ordered: reduces in place of DDP.
+        skipped: see `accumulate_gradients`.
+
+    Raises:
+        ValueError: if the model returns no tensor [n, ...].
+    """
+    started = time.perf_counter()
+    own = list(itertools.islice(micro_batches, len(plan.micro_batches(runtime.rank))))
+    data_s = time.perf_counter() - started
+    represented = _represent(runtime, runtime.unwrap(model), own, random_key)
+    loss_sum, gradients = differentiate_coupled_loss(runtime, loss, represented, own, plan)
+    result = accumulate_gradients(
+        runtime,
+        model,
+        _InnerProduct(),
+        [_Cached(part.inputs, rows_of_part, part.index) for part, rows_of_part in zip(own, gradients, strict=True)],
+        plan=plan,
+        weight=weight,
+        random_key=random_key,
+        clock=clock,
+        ordered=ordered,
+        skipped=skipped,
+    )
+    return GradientResult(loss_sum, data_s + result.data_s, result.communication_s)
+
+
+def differentiate_coupled_loss(
+    runtime: Runtime,
+    loss: CoupledLoss,
+    represented: Sequence[Tensor],
+    micro_batches: Sequence[MicroBatchSource],
+    plan: BatchPlan,
+) -> tuple[Tensor, list[Tensor]]:
+    """The loss of the whole global batch and its total derivative in the representations of this rank.
+
+    Args:
+        runtime: the job.
+        loss: over the representations of the whole global batch.
+        represented: of each micro-batch of this rank, [n, ...]; graphs are left alone.
+        micro_batches: this rank's part of the global batch, for the targets.
+        plan: which part that is.
+
+    Returns:
+        The sum of the losses of this rank's samples, float64, and the derivative for each micro-batch, [n, ...].
+    """
+    first, last = plan.micro_batches(runtime.rank)[0], plan.micro_batches(runtime.rank)[-1]
+    rows = slice(first.offset, last.offset + last.size)
+    own = torch.cat([part.detach() for part in represented])
+    representations = _gather(runtime, own, rows, plan.global_batch_size).requires_grad_()
+    targets = torch.cat([runtime.place_tensor(part.targets) for part in micro_batches])
+    losses = loss.loss_per_sample(representations, _gather(runtime, targets, rows, plan.global_batch_size))
+    (gradient,) = torch.autograd.grad(losses.sum(), representations)
+    parts = gradient[rows].split([len(part.targets) for part in micro_batches])
+    return losses.detach()[rows].double().sum(), list(parts)
+
+
+def require_representations(outputs: Any, micro_batch: MicroBatchSource) -> Tensor:
+    """What a model returned for a micro-batch.
+
+    Raises:
+        ValueError: if it is not a tensor [n, ...].
+    """
+    if isinstance(outputs, Tensor) and len(outputs) == len(micro_batch.targets):
+        return outputs
+    shape = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+    raise ValueError(
+        f"The model returned {shape} for {len(micro_batch.targets)} samples: a coupled loss needs one tensor of "
+        "representations, the first dimension of which counts samples. Return it from the model's forward."
+    )
+
+
+@dataclass(frozen=True)
+class _Cached:
+    """A micro-batch whose targets are the derivatives of the loss in its representations."""
+
+    inputs: Inputs
+    targets: Tensor
+    index: int
+    is_stand_in: bool = False
+
+
+class _InnerProduct:
+    """<R_i, dL/dR_i>: its gradient in the representations is what was cached."""
+
+    def loss_per_sample(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return (outputs * targets).flatten(1).sum(dim=1)
+
+
+@torch.no_grad()
+def _represent(
+    runtime: Runtime, module: nn.Module, micro_batches: Sequence[MicroBatchSource], random_key: int
+) -> list[Tensor]:
+    """Representations of each micro-batch, in order; buffers are as before afterwards."""
+    # All buffers, not only running statistics: the second pass must start from the same state to compute the same.
+    before = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    parts = []
+    for micro_batch in micro_batches:
+        runtime.seed(micro_batch_key(random_key, micro_batch.index))
+        parts.append(require_representations(forward(module, runtime.place(micro_batch.inputs)), micro_batch))
+    for name, buffer in module.named_buffers():
+        if name in before:
+            buffer.copy_(before[name])
+    return parts
+
+
+def _gather(runtime: Runtime, own: Tensor, rows: slice, global_batch_size: int) -> Tensor:
+    """Every rank's rows, in the order of the global batch. A sum with zeros: exact, and ranks may be unequal."""
+    whole = own.new_zeros((global_batch_size, *own.shape[1:]))
+    whole[rows] = own
+    runtime.sum_in_place(whole)
+    return whole

@@ -1,0 +1,150 @@
+"""Whether a gradient comes out the same when it is computed again: what a bit that flips in silence would change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from largebatch.batch.plan import BatchPlan
+from largebatch.distributed.checksums import checksums
+from largebatch.distributed.rank_values import integers_of_ranks, named_ranks
+from largebatch.distributed.runtime import Inputs, Runtime
+from largebatch.gradient.accumulation import LossPerSample, MicroBatchSource, accumulate_gradients, no_sync
+from largebatch.gradient.snapshots import unmoved
+
+_MOST_NAMED = 8
+
+
+class Recomputation:
+    """Lets each rank compute its own part of a step's gradient twice, and compares the bits before they are used.
+
+    The first pass is a rehearsal: all micro-batches of the rank, nothing sent, buffers and random generators put back
+    afterwards. The second is the step itself. Since draws are keyed by micro-batch, both do the same arithmetic, and
+    a processor, a memory or a GPU that is sound gives the same bits. Each pass leaves a 64-bit checksum per
+    parameter (see `largebatch.distributed.checksums`), the second where the gradient leaves the rank: in DDP's
+    bucket, before it is rounded or sent. One flipped bit always changes a checksum, whatever the number format.
+
+    It finds what happens once: flips in memory, caches and arithmetic during either forward and backward pass of a
+    checked step. It does not find what comes out wrong in the same way twice, or later: in the sum over ranks, the
+    update, a checkpoint. An operation whose result depends on the order in which threads finish (on a GPU some backward
+    passes, such as fused attention's) looks like a fault.
+
+    A checked step takes 2.1 times the time of another one, data, update and communication included (medians of 97 pairs
+    of a convnet on digits, 41 ms, batch 128 in micro-batches of 32, on one process and on two, on shared CPU cores; 1.7
+    to 2.3 with other models and batches): with every 100th step checked about 1 % of a run. It keeps the micro-batches
+    of the rank in memory and sums 16 bytes per rank. State of a model that is neither parameter nor buffer sees each
+    micro-batch twice.
+
+    Args:
+        runtime: the job.
+        model: as `runtime.wrap` returned it.
+    """
+
+    def __init__(self, runtime: Runtime, model: nn.Module) -> None:
+        self._runtime, self._model = runtime, model
+        named = [(name, one) for name, one in runtime.unwrap(model).named_parameters() if one.requires_grad]
+        self._names = [name for name, _ in named]
+        self._parameters = [parameter for _, parameter in named]
+        self._places = {id(parameter): place for place, parameter in enumerate(self._parameters)}
+        self._is_compared = False  # whether the step that is being computed was rehearsed
+        self._is_distributed = isinstance(model, nn.parallel.DistributedDataParallel)
+        self._rehearsed = self._real = torch.zeros(len(named), dtype=torch.int64, device=runtime.device)
+
+    def rehearse(
+        self,
+        loss: LossPerSample,
+        micro_batches: Iterable[MicroBatchSource],
+        *,
+        plan: BatchPlan,
+        weight: float,
+        random_key: int,
+    ) -> None:
+        """Compute the gradient of this rank's micro-batches, remember its checksums, and leave nothing else behind.
+
+        Args:
+            loss: sums per sample.
+            micro_batches: this rank's part of the global batch; copies are used, in case a model writes into them.
+            plan: which part that is.
+            weight: the one normalisation.
+            random_key: draws inside the model are keyed by it and by the micro-batch's index.
+        """
+        had_gradients = [parameter.grad is not None for parameter in self._parameters]
+        with unmoved(self._runtime.unwrap(self._model)), no_sync(self._model):
+            accumulate_gradients(
+                self._runtime,
+                self._model,
+                loss,
+                map(_copied, micro_batches),
+                plan=plan,
+                weight=weight,
+                random_key=random_key,
+            )
+        self._rehearsed = self._of_gradients()
+        self._real, self._is_compared = torch.zeros_like(self._rehearsed), True
+        for parameter, had_gradient in zip(self._parameters, had_gradients, strict=True):
+            if not had_gradient:
+                parameter.grad = None
+            elif parameter.grad is not None:
+                parameter.grad.zero_()
+
+    def take(self, bucket: Any) -> None:
+        """Of the step itself: checksums of a part of the gradient that DDP is about to send. In other steps nothing."""
+        if not self._is_compared:
+            return
+        places = [self._places[id(parameter)] for parameter in bucket.parameters()]
+        self._real[places] = checksums(bucket.gradients())
+
+    def require_equal(self, step: int) -> None:
+        """Compare, after the gradient of step `step` and before its update. Every rank calls it.
+
+        Raises:
+            RuntimeError: on every rank, if a rank has computed different bits; names ranks, parameter and step.
+        """
+        self._is_compared = False
+        if not self._is_distributed:
+            self._real = self._of_gradients()
+        differs = (self._rehearsed != self._real).long()
+        table = integers_of_ranks(self._runtime, torch.stack([differs.sum(), differs.argmax()])).tolist()
+        found = {rank: (count, self._names[first]) for rank, (count, first) in enumerate(table) if count}
+        if found:
+            raise RuntimeError(self._explain(found, step))
+
+    def _of_gradients(self) -> Tensor:
+        """Checksums of `.grad`, 0 where there is none."""
+        return checksums([one.new_zeros(0) if one.grad is None else one.grad for one in self._parameters])
+
+    def _explain(self, found: dict[int, tuple[int, str]], step: int) -> str:
+        ranks = list(found)
+        each = [
+            f"rank {rank} in {name} ({count} of {len(self._names)} parameters differ)"
+            for rank, (count, name) in list(found.items())[:_MOST_NAMED]
+        ]
+        more = f", and {len(ranks) - _MOST_NAMED} more" if len(ranks) > _MOST_NAMED else ""
+        return (
+            f"Step {step}: a gradient computed twice from the same samples, weights and random numbers came out with "
+            f"different bits: {', '.join(each)}{more}. Either the hardware of {named_ranks(ranks)} computed something "
+            "wrong, or an operation of the model does not give the same result twice. No weight was updated by this "
+            "step, and nothing of it is saved. Resume from the last checkpoint; if the same rank is named again, do "
+            "without its machine. If others are named, too, find the operation with "
+            "torch.use_deterministic_algorithms(True), or set observers.ranks.recompute_every=null."
+        )
+
+
+@dataclass(frozen=True)
+class _Copied:
+    """A micro-batch with tensors of its own."""
+
+    inputs: Inputs
+    targets: Tensor
+    index: int
+    is_stand_in: bool
+
+
+def _copied(part: MicroBatchSource) -> _Copied:
+    inputs = part.inputs
+    copies = {name: one.clone() for name, one in inputs.items()} if isinstance(inputs, dict) else inputs.clone()
+    return _Copied(copies, part.targets.clone(), part.index, part.is_stand_in)

@@ -1,0 +1,1 @@
+"""Fast paths of LARS and LAMB, each held to the plain loop."""

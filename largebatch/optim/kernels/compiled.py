@@ -1,0 +1,209 @@
+"""LAMB and LARS in the kernels of `kernels.c`: one call for all tensors of a group, shared out to threads."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from largebatch.optim.forms import LambForm, LarsForm
+from largebatch.optim.kernels.compiler import kernels
+from largebatch.optim.kernels.flat import PLAIN_DTYPES, Row, flat_views, refusal
+from largebatch.optim.kernels.waves import plan
+from largebatch.optim.trust_ratio import ratio_of_numbers
+
+BLOCK_NUMEL = 2**16
+"""Most elements of a block, which one thread has at a time."""
+
+WAVE_NUMEL = 2**20
+"""Tensors up to this size together are read twice in a row: 16 MiB of weights, gradients and two moments."""
+
+LAMB_PLACES = {"nowhere": 0, "inside": 1, "outside": 2}  # as kernels.c numbers them
+JOINT, DECAYS, NESTEROV = 1, 2, 4
+READY = -1
+
+RatioOf = Callable[[float, float], float]
+
+
+def rows_in_place(*columns: Sequence[Tensor], scalars: Sequence[Tensor] | None = None) -> list[list[Row]]:
+    """Rows of parameter, gradient and state, ended by a scalar if there are any; float32 and float64 apart.
+
+    Raises:
+        ValueError: if a parameter is not a plain float32 or float64 tensor on a CPU, or what belongs to it has another
+            dtype or order in memory. That is so for empty tensors too, which are left out.
+    """
+    parts: dict[torch.dtype, list[Row]] = {dtype: [] for dtype in PLAIN_DTYPES}
+    for number, row in enumerate(zip(*columns, strict=True)):
+        if flat_views(row) is None:
+            raise ValueError(refusal("compile=True", row, "Set compile=False"))
+        if row[0].numel():
+            parts[row[0].dtype].append([*row] if scalars is None else [*row, scalars[number]])
+    return [rows for rows in parts.values() if rows]
+
+
+def compiled_lamb(
+    rows: Sequence[Row],
+    *,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    adapts: bool,
+    form: LambForm,
+    grad_divisor: float,
+) -> None:
+    """One LAMB step on rows of parameter, gradient and two moments and the step number, which it only reads.
+
+    m / correction1 / (sqrt(v / correction2) + eps) = scale m / (sqrt(v) + eps root2), root2 being the square root of
+    correction2 and scale = root2 / correction1. The second pass makes it again from the moments.
+
+    Bytes per float32 parameter: 24 to read w, g, m, v and to write m, v; then 16 to read w, m, v and to write w.
+    """
+    place = "nowhere" if weight_decay == 0 else form.decay_placement
+    state_steps = torch.stack([row[4] for row in rows]).tolist()
+    work = _Work([row[:4] for row in rows])
+    work.of_tensor[:, 1:] = _scales(state_steps, beta1, beta2, eps, form)
+    share = 1 - beta1 if form.grad_averaging else 1.0
+    decay = lr * weight_decay if place == "outside" else weight_decay
+    work.of_group[:6] = beta1, share, beta2, 1 - beta2, decay, 1 / grad_divisor
+    ratio_of = partial(ratio_of_numbers, **form.ratio_options) if adapts else _no_ratio
+    work.run("lamb", LAMB_PLACES[place], lr, ratio_of)
+    # Kernels write past autograd, which has to know that what it saved of them for a backward pass is no more.
+    torch.autograd.graph.increment_version([tensor for row in rows for tensor in (row[0], row[2], row[3])])
+
+
+def compiled_lars(
+    rows: Sequence[Row],
+    *,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    trust_coefficient: float,
+    adapts: bool,
+    form: LarsForm,
+) -> None:
+    """One LARS step on rows of parameter, gradient and velocity.
+
+    Bytes per float32 parameter: 8 for the norms of w and g, then 20 to read w, g, v and to write w, v.
+    """
+    inner_lr, outer_lr = form.placed(lr)
+    work = _Work(rows)
+    work.of_group[:3] = weight_decay, momentum, outer_lr
+    switches = {JOINT: form.denominator == "joint", DECAYS: True, NESTEROV: form.nesterov}
+    if weight_decay == 0:
+        switches |= {JOINT: False, DECAYS: False}
+    options = form.ratio_options(lr=lr, weight_decay=weight_decay, trust_coefficient=trust_coefficient)
+    ratio_of = partial(ratio_of_numbers, **options) if adapts else None
+    work.run("lars", sum(bit for bit, is_on in switches.items() if is_on), inner_lr, ratio_of)
+    torch.autograd.graph.increment_version([tensor for row in rows for tensor in (row[0], row[2])])
+
+
+def _no_ratio(weight_norm: float, direction_norm: float) -> float:
+    return 1.0
+
+
+def _scales(
+    state_steps: Sequence[float], beta1: float, beta2: float, eps: float, form: LambForm
+) -> list[tuple[float, float]]:
+    """(scale, eps root2) at every step number."""
+    if not form.bias_correction:
+        return [(1.0, eps)] * len(state_steps)
+    roots = {steps: (1 - beta2**steps) ** 0.5 for steps in set(state_steps)}
+    return [(roots[steps] / (1 - beta1**steps), eps * roots[steps]) for steps in state_steps]
+
+
+_SetRates = ctypes.CFUNCTYPE(None, ctypes.c_int64)
+
+
+class _Job(ctypes.Structure):
+    """`Job` of kernels.c."""
+
+    _fields_ = (
+        ("tensors", ctypes.c_void_p),
+        ("blocks", ctypes.c_void_p),
+        ("visits", ctypes.c_void_p),
+        ("num_visits", ctypes.c_int64),
+        ("num_taken", ctypes.c_int64),
+        ("num_left", ctypes.c_void_p),
+        ("set_rates", _SetRates),
+        ("of_tensor", ctypes.c_void_p),
+        ("of_group", ctypes.c_void_p),
+        ("sums", ctypes.c_void_p),
+        ("form", ctypes.c_int64),
+    )
+
+
+class _Work:
+    """The tensors of a step, and the numbers that a kernel takes and gives."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self._rows = rows  # keeps alive what the addresses point to
+        self._tensors = np.zeros((len(rows), 4), dtype=np.int64)
+        self._tensors[:, : len(rows[0])] = [[tensor.data_ptr() for tensor in row] for row in rows]
+        self._plan = plan(tuple(row[0].numel() for row in rows), BLOCK_NUMEL, WAVE_NUMEL)
+        self._sums = np.zeros((len(self._plan.blocks), 2))
+        self.of_tensor = np.zeros((len(rows), 3))
+        self.of_group = np.zeros(6)
+        self._error: BaseException | None = None
+
+    def run(self, name: str, form: int, lr: float, ratio_of: RatioOf | None) -> None:
+        """Call a kernel from as many threads as torch has; without a ratio, the second pass alone at the rate lr."""
+        order, dtype = self._plan, self._rows[0][0].dtype
+        visits, num_left = order.visits, order.num_left.copy()
+        if ratio_of is None:
+            visits, num_left[:], self.of_tensor[:, 0] = order.second_visits, READY, lr
+        set_rates = _SetRates(partial(self._set_rates, lr, ratio_of or _no_ratio))
+        data = [array.ctypes.data for array in (self._tensors, order.blocks, visits, num_left)]
+        numbers = [array.ctypes.data for array in (self.of_tensor, self.of_group, self._sums)]
+        job = _Job(*data[:3], len(visits), 0, data[3], set_rates, *numbers, form)
+        # Each thread that writes holds all of it, were the main one interrupted.
+        call = partial(_call, _kernel(f"{name}_{'float' if dtype == torch.float32 else 'double'}"), job, self, num_left)
+        num_others = min(torch.get_num_threads(), order.num_shares) - 1
+        others = [_pool(num_others).submit(call) for _ in range(num_others)]
+        call()
+        wait(others)
+        if self._error is not None:
+            raise self._error
+
+    def _set_rates(self, lr: float, ratio_of: RatioOf, wave: int) -> None:
+        """Rates of the tensors of a wave out of its sums; called by the kernel, on any thread."""
+        first, end = self._plan.waves[wave]
+        try:
+            self._set_rates_of(first, end, lr, ratio_of)
+        except BaseException as error:  # Ctrl-C may come here, where an exception has nowhere to go: after the step
+            self._error = error
+            self._set_rates_of(first, end, lr, ratio_of)
+
+    def _set_rates_of(self, first: int, end: int, lr: float, ratio_of: RatioOf) -> None:
+        starts = self._plan.starts[first : end + 1]
+        sums = self._sums[starts[0] : starts[-1]]
+        norms = np.sqrt(np.add.reduceat(sums, starts[:-1] - starts[0], axis=0)).tolist()
+        self.of_tensor[first:end, 0] = [lr * ratio_of(*pair) for pair in norms]
+
+
+def _call(kernel: Callable[[_Job], None], job: _Job, *held: object) -> None:
+    kernel(job)
+
+
+@functools.cache
+def _kernel(name: str) -> Callable[[_Job], None]:
+    kernel = kernels()[name]
+    kernel.argtypes, kernel.restype = [ctypes.POINTER(_Job)], None
+    return kernel  # a call lets go of the interpreter's lock
+
+
+@functools.cache
+def _pool(num_threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(num_threads, thread_name_prefix="largebatch-optim")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not outlive a fork

@@ -1,0 +1,1 @@
+"""What a run leaves: trackers, checkpoints, figures, report, run folder, lock, ledger."""

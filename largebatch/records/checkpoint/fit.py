@@ -1,0 +1,167 @@
+"""Whether a checkpoint is one of this model and this optimizer: names, shapes, dtypes, and numbers that are numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from largebatch.records.checkpoint.first_state import form
+from largebatch.records.checkpoint.loading import Checkpoint
+from largebatch.records.checkpoint.manifest import CheckpointError
+from largebatch.records.checkpoint.optimizer_fit import has_fixed_state, matching_groups
+from largebatch.records.checkpoint.optimizer_state import listed, named_parameters
+from largebatch.records.checkpoint.reading import plain, shown
+from largebatch.records.checkpoint.run_values import require_run_values
+
+STATISTICS = "statistics"
+"""The file of a checkpoint with what each rank has of its own; absent where all have the same."""
+
+_MOVING = ("lr", "initial_lr")  # with the schedule
+_RUNNING_STATISTICS = ("running_mean", "running_var")
+
+
+def require_run_fit(
+    checkpoint: Checkpoint, module: nn.Module, optimizer: Optimizer, *, keeps: frozenset[str] = frozenset()
+) -> None:
+    """Raise CheckpointError unless a run of this model and this optimizer could go on from the checkpoint.
+
+    Args:
+        checkpoint: its tensors may lie on the device "meta"; then their values are not looked at.
+        module: of the run, never wrapped.
+        optimizer: of the run.
+        keeps: options of the optimizer that were given other values on purpose.
+    """
+    require_run_values(checkpoint)
+    if strangers := (checkpoint.tensors.keys() | {STATISTICS}) ^ {"model", "optimizer", STATISTICS}:
+        raise CheckpointError(
+            f"{checkpoint.path}: a run has model.safetensors and optimizer.safetensors, and here {shown(strangers)} "
+            "differ. Use an older checkpoint."
+        )
+    require_model_fit(checkpoint, module)
+    _check_memory(checkpoint, module)
+    parameters = named_parameters(optimizer, {one: name for name, one in module.named_parameters()})
+    try:
+        groups = matching_groups(
+            optimizer, checkpoint.tensors["optimizer"], checkpoint.values["optimizer"], parameters, keeps=keeps
+        )
+    except CheckpointError as error:
+        raise CheckpointError(f"{checkpoint.path}: {error}") from None
+    if has_fixed_state(optimizer):
+        faults = [*_counted_too_far(checkpoint), *_other_options(optimizer, groups, keeps)]
+        if faults:
+            raise CheckpointError(f"{checkpoint.path}: {'; '.join(faults[:3])}. Use an older checkpoint.")
+
+
+def require_model_fit(checkpoint: Checkpoint, module: nn.Module, *, any_precision: bool = False) -> None:
+    """Raise CheckpointError unless the model can take the checkpoint's weights as they are.
+
+    Args:
+        checkpoint: its tensors may lie on the device "meta"; then their values are not looked at.
+        module: with the values that it starts from: what is not finite in them need not be so in the checkpoint.
+        any_precision: whether floating-point weights may be of another dtype, and are converted.
+    """
+    own = {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
+    saved = checkpoint.tensors.get("model")
+    if saved is None:
+        raise CheckpointError(f"{checkpoint.path}: holds no model.safetensors. Use an older checkpoint.")
+    if own.keys() == saved.keys():
+        others = [
+            f"{name} is {form(saved[name])} in the checkpoint and {form(value)} in the model"
+            for name, value in own.items()
+            if not _is_alike(saved[name], value, any_precision)
+        ]
+    elif _renames(module):
+        return  # what its own hooks make of the names is seen when it is loaded
+    else:
+        missing, extra = (sorted(one) for one in (own.keys() - saved.keys(), saved.keys() - own.keys()))
+        others = [f"it lacks {shown(missing) if missing else 'nothing'} and has {shown(extra) if extra else 'nothing'} "
+                  "beyond it"]  # fmt: skip
+    if others:
+        raise CheckpointError(
+            f"{checkpoint.path} belongs to another model: {'; '.join(others[:3])}. Give the model of its run, which is "
+            "in the run's config.yaml, or use an older checkpoint."
+        )
+    if unsound := unsound_weights(module, saved):
+        raise CheckpointError(f"{checkpoint.path}: {unsound} is not finite. Use an older checkpoint.")
+
+
+def unsound_weights(module: nn.Module, state: Mapping[str, Tensor] | None = None) -> str | None:
+    """The name of a tensor that must be finite and is not: a parameter, or a running mean or variance.
+
+    Other buffers may hold what they like, such as masks of minus infinity or the largest value so far; so may frozen
+    parameters that the model starts with.
+
+    Args:
+        module: whose names they are.
+        state: to look at; its own if None.
+    """
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    buffers = dict(module.named_buffers(remove_duplicate=False))
+    statistics = {
+        f"{prefix}.{name}".removeprefix(".")
+        for prefix, one in module.named_modules(remove_duplicate=False)
+        if isinstance(one, nn.modules.batchnorm._NormBase)
+        for name in _RUNNING_STATISTICS
+    }
+    for name, own in [*parameters.items(), *((name, buffers[name]) for name in statistics & buffers.keys())]:
+        value = own if state is None else state.get(name)
+        if value is None or value.is_meta or _are_finite([value]):
+            continue
+        if own.requires_grad or name in statistics or (state is not None and _are_finite([own])):
+            return name
+    return None
+
+
+def _are_finite(tensors: Iterable[Tensor]) -> bool:
+    numbers = (one for one in tensors if one.is_floating_point() or one.is_complex())
+    return all(bool(torch.isfinite(one.float() if one.dtype.itemsize == 1 else one).all()) for one in numbers)
+
+
+def _is_alike(saved: Tensor, own: Tensor, any_precision: bool) -> bool:
+    is_number = saved.is_floating_point() and own.is_floating_point()
+    return saved.shape == own.shape and (saved.dtype == own.dtype or (any_precision and is_number))
+
+
+def _renames(module: nn.Module) -> bool:
+    return any(one._load_state_dict_pre_hooks for one in module.modules())
+
+
+def _check_memory(checkpoint: Checkpoint, module: nn.Module) -> None:
+    """What ranks have of their own is of buffers of the model, and the order of gradients is of its parameters."""
+    buffers = dict(module.named_buffers())
+    faults = [
+        f"{STATISTICS}.safetensors: {plain(name)} is {form(rows)}"
+        for name, rows in checkpoint.tensors.get(STATISTICS, {}).items()
+        if name not in buffers
+        or (rows.shape[1:], rows.dtype) != (buffers[name].shape, buffers[name].dtype)
+        or rows.dim() == 0
+        or not (rows.is_meta or _are_finite([rows]))
+    ]
+    order = checkpoint.values.get("memory", {}).get("gradient", {}).get("bucket_order") or []
+    if len(set(order)) < len(order) or set(order) - dict(module.named_parameters()).keys():
+        faults.append("the order of its gradients is not of this model's parameters")
+    if faults:
+        raise CheckpointError(f"{checkpoint.path}: {'; '.join(faults[:3])}. Use an older checkpoint.")
+
+
+def _counted_too_far(checkpoint: Checkpoint) -> list[str]:
+    """Parameters that have seen more optimizer steps than the run."""
+    return [
+        f"{shown(key)} counts {value.item():g} steps, and the run had {checkpoint.step}"
+        for key, value in checkpoint.tensors["optimizer"].items()
+        if key.endswith("/step") and value.numel() == 1 and not value.is_meta and value.item() > checkpoint.step
+    ]
+
+
+def _other_options(optimizer: Optimizer, groups: list[tuple[int, dict[str, Any]]], keeps: frozenset[str]) -> list[str]:
+    """Options that only a config sets, with the value that another config has set."""
+    return [
+        f"the option {shown(key)} of the optimizer is {shown(value)}, and the config says {shown(group[key])}"
+        for group, (_, saved) in zip(optimizer.param_groups, groups, strict=True)
+        for key, value in saved["options"].items()
+        if key in group and key not in keeps.union(_MOVING) and value != listed(group[key])
+    ]

@@ -1,0 +1,137 @@
+"""Which directories hold which step, which of them may go, and how a finished one gets its name.
+
+Only what this version has checked to be its own, or an older version's, is removed or replaced: see `is_ours`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import re
+import secrets
+import shutil
+from pathlib import Path
+
+from largebatch.records.checkpoint.manifest import CheckpointError, read_manifest, verify_files
+from largebatch.records.durable_files import sync_names
+
+STEP = re.compile(r"step_([0-9]{8,})(?:-[0-9]+)?")
+_OLD = re.compile(r"\.old-([0-9]+)-[0-9a-f]+")
+_LEFTOVER = re.compile(r"\.tmp-[0-9]+-[0-9a-f]+")
+
+
+def candidates(folder: Path, up_to: int | None = None) -> list[Path]:
+    """Directories that may hold a checkpoint, newest first; of one step the one in its place first."""
+    try:
+        entries = list(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder}: {error.strerror}. Whether there are checkpoints cannot be seen: try again when it can be read."
+        ) from error
+    found = [(step_of(entry), bool(STEP.fullmatch(entry.name)), entry) for entry in entries]
+    return [entry for step, _, entry in sorted(found, reverse=True) if step >= 0 and (up_to is None or step <= up_to)]
+
+
+def step_of(path: Path) -> int:
+    """By its name; -1: it is not that of a checkpoint."""
+    match = STEP.fullmatch(path.name) or _OLD.fullmatch(path.name)
+    return int(match[1]) if match else -1
+
+
+def place_of(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step goes: its own name, or the first one beside what must stay as it is."""
+    own = folder / f"step_{step:08d}"
+    names = itertools.chain([own], (own.with_name(f"{own.name}-{number}") for number in itertools.count(2)))
+    return next(path for path in names if not os.path.lexists(path) or is_ours(path))
+
+
+def is_ours(path: Path) -> bool:
+    """Whether this version or an older one wrote it, and it can be read, though perhaps it is damaged.
+
+    What a newer version wrote, what has no manifest that is whole, and what the disk or the permissions keep from being
+    read just now may be all that there is of a run: only a person can tell that it is not.
+    """
+    try:
+        for name in read_manifest(path)["files"]:
+            with contextlib.suppress(FileNotFoundError):
+                os.close(os.open(path / name, os.O_RDONLY | os.O_NONBLOCK))
+    except (CheckpointError, OSError):
+        return False
+    return True
+
+
+def put_in_place(temporary: Path, path: Path) -> Path:
+    """Give a finished directory its final name; an equal one that is there already stays."""
+    aside = None
+    if path.exists():
+        if _is_same(path, temporary):
+            return path
+        aside = path.with_name(f".old-{step_of(path)}-{secrets.token_hex(4)}")
+        os.rename(path, aside)
+    os.rename(temporary, path)
+    sync_names(path.parent)
+    if aside is not None:
+        shutil.rmtree(aside, ignore_errors=True)
+    return path
+
+
+def _is_same(path: Path, other: Path) -> bool:
+    if not _is_whole(path):
+        return False
+    ours, theirs = read_manifest(path), read_manifest(other)
+    return (ours["step"], ours["files"]) == (theirs["step"], theirs["files"])
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        verify_files(path, read_manifest(path))
+    except CheckpointError:
+        return False
+    return True
+
+
+def set_later_aside(folder: Path, step: int) -> Path | None:
+    """Move the checkpoints of later steps, the best ones too, from `folder` to `NAME.stale-N` beside it; None: none is.
+
+    A run went on before `step`: were they left, the next start would take one of them for its newest.
+    """
+    later = [path for one in (folder, folder / "best") for path in candidates(one) if step_of(path) > step]
+    if not later:
+        return None
+    aside = next(one for n in itertools.count(1) if not (one := folder.with_name(f"{folder.name}.stale-{n}")).exists())
+    for path in later:
+        place = aside / path.relative_to(folder)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        os.rename(path, place)
+    return aside
+
+
+def recover(folder: Path) -> None:
+    """Finish what a crash interrupted: put a directory that was set aside back, and remove leftovers."""
+    for entry in list(folder.iterdir()):
+        if _OLD.fullmatch(entry.name):
+            path = place_of(folder, step_of(entry))
+            if path.exists():
+                shutil.rmtree(entry, ignore_errors=True)
+            else:
+                os.rename(entry, path)
+        elif _LEFTOVER.fullmatch(entry.name):
+            shutil.rmtree(entry, ignore_errors=True)
+
+
+def prune(folder: Path, newest: Path, keep: int) -> None:
+    """Remove all but `newest`, which was just written, and the `keep - 1` others of the highest steps.
+
+    Later ones that are damaged, which the run passed over when it began, do not count.
+    """
+    named = [path for path in candidates(folder) if path != newest and STEP.fullmatch(path.name)]
+    others = [path for path in named if is_ours(path) and (step_of(path) < step_of(newest) or _is_whole(path))]
+    for path in reversed(others[keep - 1 :]):
+        # Renamed first: a directory that is half removed must not look like a checkpoint.
+        doomed = path.with_name(f".tmp-{step_of(path)}-{secrets.token_hex(4)}")
+        with contextlib.suppress(OSError):  # the checkpoint is saved; an old one that stays is no failure of it
+            os.rename(path, doomed)
+            shutil.rmtree(doomed)

@@ -1,0 +1,237 @@
+"""How runs end at each batch size, and the figures of that: replicates become means with intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from largebatch.diagnostics.gap.large_batch_gap import clipped, welch_difference
+from largebatch.diagnostics.intervals import LEAST_SEEDS, Interval
+from largebatch.records.figures.diagram import Axis, Diagram, Line
+from largebatch.records.report.evidence import RunRecord
+from largebatch.records.report.plotly_figures import Shown
+from largebatch.records.report.seeds import by_seed, last_values
+
+_BATCH = Axis("batch size", "samples", log=True)
+_TWO_SIDED = 1.959964  # standard errors of a normal distribution that hold 95 %
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of one task with one optimizer.
+
+    Attributes:
+        task: data and model.
+        optimizer: its name.
+        by_batch: batch size, ascending -> runs with it; runs that change their batch belong to none.
+    """
+
+    task: str
+    optimizer: str
+    by_batch: dict[int, list[RunRecord]]
+
+    @property
+    def runs(self) -> list[RunRecord]:
+        """All of them."""
+        return [run for runs in self.by_batch.values() for run in runs]
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"{self.task}, {self.optimizer}"
+
+
+@dataclass(frozen=True)
+class Quality:
+    """A metric by which runs are compared.
+
+    Attributes:
+        key: of the rows.
+        label: the quantity.
+        unit: of it.
+        stderr: key of its standard error within one run; None: unknown.
+        higher_is_better: whether a lower value is worse.
+        low, high: bounds of the quantity, as of a share.
+    """
+
+    key: str
+    label: str
+    unit: str = ""
+    stderr: str | None = None
+    higher_is_better: bool = False
+    low: float = -math.inf
+    high: float = math.inf
+
+
+ACCURACY = Quality(
+    "eval/val_accuracy", "validation accuracy", "share correct", "eval/val_accuracy_stderr", higher_is_better=True,
+    low=0.0, high=1.0,
+)  # fmt: skip
+LOSS = Quality("eval/val_loss", "validation loss")
+ACCURACY_GAP = Quality(
+    "gap/accuracy", "accuracy gap, training minus validation", "share", "gap/accuracy_stderr", low=-1.0, high=1.0
+)
+LOSS_GAP = Quality("gap/loss", "loss gap, validation minus training", "", "gap/loss_stderr")
+
+
+def grouped(runs: Sequence[RunRecord]) -> list[Group]:
+    """Runs by task and optimizer; the largest group first."""
+    groups: dict[tuple[str, str], list[RunRecord]] = {}
+    for run in runs:
+        if not run.is_ramped:
+            groups.setdefault((run.task, run.optimizer), []).append(run)
+    found = []
+    for (task, optimizer), members in groups.items():
+        sizes = sorted({run.global_batch_size for run in members})
+        by_batch = {size: [run for run in members if run.global_batch_size == size] for size in sizes}
+        found.append(Group(task, optimizer, by_batch))
+    return sorted(found, key=lambda group: -len(group.runs))
+
+
+def quality_of(group: Group) -> Quality | None:
+    """Accuracy where all runs that ended have one, else the loss; None where they have neither."""
+    ended = [run for run in group.runs if run.status != "diverged"]
+    for quality in (ACCURACY, LOSS):
+        if ended and all(run.last(quality.key) is not None for run in ended):
+            return quality
+    return None
+
+
+def outcome(runs: Sequence[RunRecord], quality: Quality) -> Interval | None:
+    """Mean over seeds of the last values, with a 95 % interval; runs that diverged have none.
+
+    Of three or more seeds the interval is Student's over seeds; of one it comes from its own standard error over
+    validation samples, and says nothing of seeds. Where none is known, as with two seeds, the ends are NaN. None
+    without any value.
+    """
+    values = last_values(runs, quality.key)
+    if not values:
+        return None
+    if len(values) == 1:
+        half = _TWO_SIDED * _error_of_mean(_ended(runs, quality), quality)
+        found = Interval(values[0], values[0] - half, values[0] + half)
+    else:
+        found = mean_interval(values)
+    return clipped(found, quality.low, quality.high)
+
+
+def mean_interval(values: Sequence[float]) -> Interval:
+    """Mean with Student's 95 % interval; NaN ends for fewer than 3 values, or if none differs from another.
+
+    >>> found = mean_interval([1.0, 2.0, 3.0])  # t(2) = 4.303, error sqrt(1/3)
+    >>> round(found.low, 3), found.value, round(found.high, 3)
+    (-0.484, 2.0, 4.484)
+    >>> mean_interval([1.0, 3.0])
+    Interval(value=2.0, low=nan, high=nan)
+    """
+    from scipy.special import stdtrit
+
+    count, mean = len(values), math.fsum(values) / len(values)
+    if count < LEAST_SEEDS or len(set(values)) == 1:
+        return Interval(mean, math.nan, math.nan)
+    spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1))
+    half = float(stdtrit(count - 1, 0.975)) * spread / math.sqrt(count)
+    return Interval(mean, mean - half, mean + half)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much worse a batch size ends than another; positive means worse.
+
+    Attributes:
+        change: with its 95 % interval; NaN ends: there is none.
+        over: what the interval covers: `seeds`, `validation samples`, or "" where there is none.
+        seeds: of the side that has fewer.
+    """
+
+    change: Interval
+    over: str
+    seeds: int
+
+
+def worse_than_smallest(group: Group, quality: Quality) -> dict[int, Difference]:
+    """How much worse each batch size ends than the smallest.
+
+    With three seeds or more of both by Welch's interval over seeds. With one seed of either by the standard errors over
+    validation samples, which the runs share, so that it is rather too wide; it does not cover seeds.
+    """
+    smallest, *others = group.by_batch
+    base = _ended(group.by_batch[smallest], quality)
+    if not base:
+        return {}
+    sign = -1.0 if quality.higher_is_better else 1.0
+    found = {}
+    for size in others:
+        runs = _ended(group.by_batch[size], quality)
+        if not runs:
+            continue
+        first, second = (last_values(side, quality.key) for side in (base, runs))
+        change, seeds = _signed(welch_difference(first, second), sign), min(len(first), len(second))
+        if seeds == 1:
+            half = _TWO_SIDED * math.hypot(_error_of_mean(base, quality), _error_of_mean(runs, quality))
+            change = Interval(change.value, change.value - half, change.value + half)
+        over = "" if math.isnan(change.low) else "seeds" if seeds > 1 else "validation samples"
+        widest = quality.high - quality.low
+        found[size] = Difference(clipped(change, -widest, widest), over, seeds)
+    return found
+
+
+def num_seeds(runs: Sequence[RunRecord]) -> int:
+    """Different ones: a seed that was run twice counts once."""
+    return len(by_seed(runs))
+
+
+def _ended(runs: Sequence[RunRecord], quality: Quality) -> list[RunRecord]:
+    return [run for run in runs if run.status != "diverged" and run.last(quality.key) is not None]
+
+
+def _error_of_mean(runs: Sequence[RunRecord], quality: Quality) -> float:
+    """Over validation samples, not over seeds: the runs share the samples, so that more of them do not help."""
+    errors = [run.last(quality.stderr) if quality.stderr else None for run in runs]
+    known = [error for error in errors if error is not None]
+    return math.fsum(known) / len(known) if known else math.nan
+
+
+def _signed(one: Interval, sign: float) -> Interval:
+    ends = sorted((sign * one.low, sign * one.high)) if not math.isnan(one.low) else (math.nan, math.nan)
+    return Interval(sign * one.value + 0.0, *ends)
+
+
+def batch_figures(groups: Sequence[Group]) -> list[Shown]:
+    """Final validation, generalization gaps and time of a step against the batch size."""
+    figures = [
+        _against_batch(groups, ACCURACY, "accuracy_of_batch", "Validation accuracy at the end against batch size"),
+        _against_batch(groups, LOSS, "loss_of_batch", "Validation loss at the end against batch size"),
+        _against_batch(
+            groups, ACCURACY_GAP, "accuracy_gap_of_batch", "Generalization gap (accuracy) against batch size"
+        ),
+        _against_batch(groups, LOSS_GAP, "loss_gap_of_batch", "Generalization gap (loss) against batch size"),
+    ]
+    return [one for one in figures if one]
+
+
+def _against_batch(groups: Sequence[Group], quality: Quality, name: str, title: str) -> Shown | None:
+    lines = []
+    for group in groups:
+        found = {size: outcome(runs, quality) for size, runs in group.by_batch.items()}
+        known = {size: one for size, one in found.items() if one}
+        if known:
+            ends = [
+                list(map(_known, side)) for side in zip(*((one.low, one.high) for one in known.values()), strict=True)
+            ]
+            values = [one.value for one in known.values()]
+            has_band = any(end is not None for side in ends for end in side)
+            low, high = ends if has_band else (None, None)
+            lines.append(Line(group.optimizer, list(known), values, low, high, style="both"))
+    if not lines:
+        return None
+    caption = (
+        "Bands: 95 %, over three seeds or more of a batch size, of one by the standard error over validation samples; "
+        "two have none."
+    )
+    return Shown(Diagram(name, title, _BATCH, Axis(quality.label, quality.unit), tuple(lines), caption))
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value

@@ -1,0 +1,87 @@
+"""Any two runs beside each other: their series, and the settings in which they differ."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from largebatch.diagnostics.smoothing import smooth
+from largebatch.records.figures.diagram import Axis
+from largebatch.records.report.evidence import RunRecord, shortened
+from largebatch.records.report.html_parts import escaped, select, table
+from largebatch.records.report.plotly_figures import rounded
+from largebatch.records.report.run_figures import run_label
+from largebatch.records.rows.placed_rows import thinned
+
+# Key of the rows -> its axis.
+SERIES = {
+    "train/loss": Axis("training loss"),
+    "eval/val_accuracy": Axis("validation accuracy", "share correct"),
+    "eval/val_loss": Axis("validation loss"),
+    "gap/loss": Axis("loss gap, validation minus training"),
+    "train/lr": Axis("learning rate"),
+    "noise_scale/value": Axis("gradient noise scale", "samples"),
+}
+_SMOOTHED = ("train/loss",)
+_POINTS_OF_ALL = 40_000  # of all runs and series together: a page of 200 runs stays small
+_FEWEST, _MOST = 25, 200  # of a series
+
+
+def comparison(runs: Sequence[RunRecord]) -> dict[str, Any]:
+    """What the page needs to compare any two of the runs.
+
+    Returns:
+        `axes`: key -> title; `names` of the runs; `series`: per run, key -> steps, samples and values;
+        `settings`: key -> the values that occur and, per run, which of them it has (-1: none), for keys that differ.
+    """
+    most = max(_FEWEST, min(_MOST, _POINTS_OF_ALL // (len(runs) * len(SERIES) or 1)))
+    return {
+        "axes": {key: str(axis) for key, axis in SERIES.items()},
+        "names": [run.name for run in runs],
+        "series": [_series_of(run, most) for run in runs],
+        "settings": _settings(runs),
+    }
+
+
+def comparison_html(runs: Sequence[RunRecord]) -> str:
+    """The choices, the empty table of settings and the places of the figures."""
+    options = [f"{run.name}: {run_label(run)}" for run in runs]
+    choices = select("compare-first", "First run", options)
+    choices += select("compare-second", "Second run", options, chosen=len(runs) - 1)
+    choices += select("compare-against", "Against", ("samples seen", "optimizer steps"))
+    present = [key for key in SERIES if any(run.has(key) for run in runs)]
+    places = "".join(
+        f'<figure data-key="{key}"><h3>{escaped(SERIES[key].label.capitalize())}</h3>'
+        f'<div class="plot" role="group" aria-label="{escaped(SERIES[key].label)} of both runs"></div></figure>'
+        for key in present
+    )
+    settings = table(("setting", "first", "second"), [], caption="Settings in which they differ")
+    return f'{choices}<div class="figures" id="compare-figures">{places}</div>{settings}'
+
+
+def _series_of(run: RunRecord, most: int) -> dict[str, list[list[float | None]]]:
+    found = {}
+    for key in SERIES:
+        if not run.has(key):
+            continue
+        (samples, values), (steps, _) = run.series(key), run.series(key, against="step")
+        if key in _SMOOTHED and len(values) > _FEWEST:
+            values = smooth(run.column(key).means, len(values) / _FEWEST)
+        kept = thinned(len(values), most)
+        found[key] = [rounded(column[kept].tolist()) for column in (steps, samples, values)]
+    return found
+
+
+def _settings(runs: Sequence[RunRecord]) -> dict[str, dict[str, Any]]:
+    """Only keys that differ between any two: the others would fill a page of many runs."""
+    found = {}
+    for key in sorted({key for run in runs for key in run.settings}):
+        texts = [run.settings.get(key) for run in runs]
+        values = list(dict.fromkeys(text for text in texts if text is not None))
+        if len(values) > 1 or (values and None in texts):
+            places = {text: place for place, text in enumerate(values)}
+            found[shortened(key)] = {
+                "values": list(map(shortened, values)),
+                "of": [-1 if text is None else places[text] for text in texts],
+            }
+    return found

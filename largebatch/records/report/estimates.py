@@ -1,0 +1,232 @@
+"""What measured runs say at another batch size: a value, its interval, and how far it is from what was measured."""
+
+from __future__ import annotations
+
+import bisect
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence, Sized
+from dataclasses import dataclass
+
+import numpy as np
+
+from largebatch.diagnostics.intervals import Interval
+
+EXACT, MEASURED, INTERPOLATED, EXTRAPOLATED, NONE = "exact", "measured", "interpolated", "extrapolated", "no evidence"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A quantity at one batch size.
+
+    Attributes:
+        value: None where there is no evidence.
+        low, high: 95 %; None: exact, or not known.
+        kind: `exact`, `measured`, `interpolated`, `extrapolated` or `no evidence`.
+    """
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    kind: str = INTERPOLATED
+
+
+NOTHING = Estimate(None, kind=NONE)
+AtBatch = Callable[[int], Estimate]
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """Something that depends on the batch size.
+
+    Attributes:
+        key: of its figure.
+        label: what it is.
+        unit: of it.
+        source: which measurements it rests on, and which assumption.
+        at: batch size -> estimate.
+        measured: batch size -> measured value, drawn as points.
+        log: whether its axis is logarithmic.
+    """
+
+    key: str
+    label: str
+    unit: str
+    source: str
+    at: AtBatch
+    measured: Mapping[int, Interval]
+    log: bool = False
+
+
+def kind_of(size: int, measured: Sequence[int]) -> str:
+    """Where a batch size lies among the measured ones.
+
+    >>> [kind_of(size, [32, 128]) for size in (32, 64, 256)]
+    ['measured', 'interpolated', 'extrapolated']
+    """
+    if size in measured:
+        return MEASURED
+    return INTERPOLATED if measured and min(measured) < size < max(measured) else EXTRAPOLATED
+
+
+def between(measured: Mapping[int, Interval]) -> AtBatch:
+    """Linear in log batch size between neighbours, ends of intervals likewise; nothing outside.
+
+    >>> at = between({16: Interval(1.0, 0.0, 2.0), 64: Interval(3.0, 2.0, 4.0)})
+    >>> at(32)
+    Estimate(value=2.0, low=1.0, high=3.0, kind='interpolated')
+    >>> at(128)
+    Estimate(value=None, low=None, high=None, kind='no evidence')
+    """
+    sizes = sorted(measured)
+
+    def at(size: int) -> Estimate:
+        if not sizes or not sizes[0] <= size <= sizes[-1]:
+            return NOTHING
+        right = bisect.bisect_left(sizes, size)
+        ends = [measured[sizes[max(right - 1, 0)]], measured[sizes[right]]]
+        if sizes[right] == size:
+            share = 1.0
+        else:
+            share = math.log(size / sizes[right - 1]) / math.log(sizes[right] / sizes[right - 1])
+        value, low, high = (
+            first + share * (second - first) if share < 1 else second
+            for first, second in ((getattr(ends[0], key), getattr(ends[1], key)) for key in ("value", "low", "high"))
+        )
+        return Estimate(value, known_end(low), known_end(high), kind_of(size, sizes))
+
+    return at
+
+
+def inverse_law(amount: Interval, measured: Sequence[int], *, plus: float = 0.0) -> AtBatch:
+    """Plus + amount / B, extrapolated outside the batch sizes that the amount was measured at.
+
+    >>> inverse_law(Interval(64.0, 32.0, 96.0), [16, 64], plus=1.0)(32)
+    Estimate(value=3.0, low=2.0, high=4.0, kind='interpolated')
+    """
+
+    def at(size: int) -> Estimate:
+        value, low, high = (plus + end / size for end in (amount.value, amount.low, amount.high))
+        return Estimate(value, known_end(low), known_end(high), kind_of(size, measured))
+
+    return at
+
+
+@dataclass(frozen=True)
+class StepTimeFit:
+    """Time of a step = fixed + per_sample * B, in seconds.
+
+    Attributes:
+        fixed: what every step costs, communication for one.
+        per_sample: what every sample adds.
+        sizes: batch sizes that it was fitted to.
+        covariance: of both, 2 x 2; None where no measurement is left over to tell the spread.
+        quantile: of Student's t for the interval.
+    """
+
+    fixed: float
+    per_sample: float
+    sizes: tuple[int, ...]
+    covariance: np.ndarray | None = None
+    quantile: float = math.nan
+
+    def at(self, size: int) -> Estimate:
+        """Seconds per step."""
+        value, kind = self.fixed + self.per_sample * size, kind_of(size, self.sizes)
+        # Not the same as measured: at a measured size the line passes beside the point.
+        kind = INTERPOLATED if kind == MEASURED and len(set(self.sizes)) > 1 else kind
+        if self.covariance is None:
+            return Estimate(value, kind=kind)
+        row = np.array([1.0, size])
+        half = self.quantile * math.sqrt(max(float(row @ self.covariance @ row), 0.0))
+        return Estimate(value, max(value - half, 0.0), value + half, kind)
+
+
+def fit_step_times(sizes: Sequence[int], seconds: Sequence[float]) -> StepTimeFit | None:
+    """Least squares of relative errors, neither part below 0; None for fewer than 2 batch sizes.
+
+    Relative, because the time of a long step varies more: sum ((fixed + per_sample B_i) / t_i - 1)^2. The interval of
+    the mean time takes Student's t with n - 2 degrees of freedom.
+
+    >>> fit = fit_step_times([10, 20, 40], [0.3, 0.5, 0.9])
+    >>> round(fit.fixed, 6), round(fit.per_sample, 6), round(fit.at(80).value, 6), fit.at(80).kind
+    (0.1, 0.02, 1.7, 'extrapolated')
+    """
+    from scipy.optimize import nnls
+    from scipy.special import stdtrit
+
+    if len(set(sizes)) < 2:
+        return None
+    weights = 1 / np.asarray(seconds, dtype=float)
+    columns = np.stack([np.ones(len(sizes)), np.asarray(sizes, dtype=float)], axis=1) * weights[:, None]
+    (fixed, per_sample), residual = nnls(columns, np.ones(len(sizes)))
+    freedom = len(sizes) - 2
+    if freedom < 1:
+        return StepTimeFit(float(fixed), float(per_sample), tuple(sizes))
+    covariance = np.linalg.inv(columns.T @ columns) * residual**2 / freedom
+    return StepTimeFit(float(fixed), float(per_sample), tuple(sizes), covariance, float(stdtrit(freedom, 0.975)))
+
+
+def from_curve(curve: Mapping[str, Sequence[float | None]], *, s_min: float | None, b_crit: float | None) -> AtBatch:
+    """Steps to a target from a study's fitted curve: log-log between its points; outside by its law, no interval.
+
+    The law is steps = s_min (1 + b_crit / B).
+    """
+    unknown = [None] * len(curve["batch_size"])
+    rows = zip(
+        curve["batch_size"], curve["steps"], curve.get("low") or unknown, curve.get("high") or unknown, strict=False
+    )
+    known = {
+        int(size): Interval(*(math.log(end) if end else math.nan for end in (steps, low, high)))
+        for size, steps, low, high in rows
+        if size and steps
+    }
+    inside = between(known)
+
+    def at(size: int) -> Estimate:
+        found = inside(size)
+        if found.value is not None:
+            low, high = (None if end is None else math.exp(end) for end in (found.low, found.high))
+            return Estimate(math.exp(found.value), low, high, INTERPOLATED)
+        if s_min is None or b_crit is None:
+            return NOTHING
+        return Estimate(s_min * (1 + b_crit / size), kind=EXTRAPOLATED)
+
+    return at
+
+
+def scaled(at: AtBatch, factor: Callable[[int], float]) -> AtBatch:
+    """The estimate times a number that is known exactly."""
+
+    def times(size: int) -> Estimate:
+        one, by = at(size), factor(size)
+        value, low, high = (None if end is None else by * end for end in (one.value, one.low, one.high))
+        return Estimate(value, low, high, one.kind)
+
+    return times
+
+
+def spread(values: Sequence[float]) -> Interval:
+    """Median and range; of one value the range is not known.
+
+    >>> spread([1.0, 5.0, 2.0])
+    Interval(value=2.0, low=1.0, high=5.0)
+    """
+    if len(values) == 1:
+        return Interval(values[0], math.nan, math.nan)
+    return Interval(statistics.median(values), min(values), max(values))
+
+
+def no_quantity(key: str, label: str, unit: str, reason: str) -> Quantity:
+    """One that nothing was measured of."""
+    return Quantity(key, label, unit, reason, lambda size: NOTHING, {})
+
+
+def count_of(runs: Sized) -> str:
+    """For people."""
+    return f"{len(runs)} run{'' if len(runs) == 1 else 's'}"
+
+
+def known_end(value: float) -> float | None:
+    """None for NaN: an end of an interval that nobody knows."""
+    return None if math.isnan(value) else value

@@ -1,0 +1,42 @@
+"""Draws what can be drawn: a run or record that stops the page is left out of it by name, and the others are shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from largebatch.records.report.evidence import Evidence, LeftOut
+
+Drawn = TypeVar("Drawn")
+
+
+def draw_guarded(evidence: Evidence, draw: Callable[[Evidence], Drawn]) -> Drawn:
+    """`draw` of the evidence; where that raises, of all that it can draw, with the rest among `left_out`."""
+    try:
+        return draw(evidence)
+    except Exception:  # whose it is, is looked for below
+        pass
+    alone = [(path, _problem(evidence.only({path}), draw)) for path in evidence.paths]
+    sound = evidence.without([LeftOut(path, problem) for path, problem in alone if problem])
+    try:
+        return draw(sound)
+    except Exception:  # what is sound alone, but not with the others
+        pass
+    kept: list[Path] = []
+    broken: list[LeftOut] = []
+    for path in sound.paths:
+        if problem := _problem(sound.only({path, *kept}), draw):
+            broken.append(LeftOut(path, problem))
+        else:
+            kept.append(path)
+    sound = sound.without(broken)
+    return draw(sound)
+
+
+def _problem(evidence: Evidence, draw: Callable[[Evidence], object]) -> str:
+    try:
+        draw(evidence)
+    except Exception as error:
+        return f"cannot be drawn: {type(error).__name__}: {error}"
+    return ""

@@ -1,0 +1,126 @@
+"""Noise and its consequences in the batch-size explorer: gradient variance, noise over signal, steps to a target."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from largebatch.diagnostics.intervals import Interval
+from largebatch.records.report.batches import Group
+from largebatch.records.report.estimates import Quantity, count_of, from_curve, inverse_law, no_quantity, spread
+from largebatch.records.report.evidence import Evidence, JsonRecord, RunRecord
+
+
+def noise_quantities(group: Group, evidence: Evidence, *, is_only: bool) -> list[Quantity]:
+    """Gradient variance, noise over signal, and steps to a target; arguments as of `quantities`."""
+    variances = [one for one in evidence.of("variance") if is_only or _is_of(one, group)]
+    fit = _study_fit(group, evidence, is_only=is_only)
+    return [_variance(group, variances), _relative_noise(group, variances), _steps(group, fit, variances)]
+
+
+def _variance(group: Group, variances: Sequence[JsonRecord]) -> Quantity:
+    label, unit = "gradient variance of a batch, tr(Σ)/B", "squared gradient norm"
+    for record in variances:
+        moments = record.values.get("moments") or {}
+        if isinstance(moments.get("trace"), (int, float)):
+            curve = record.values["with_replacement"].get("points") or []
+            points = {
+                int(one["batch_size"]): Interval(one["variance"], *(one.get("interval") or (math.nan, math.nan)))
+                for one in curve
+            }
+            amount = Interval(moments["trace"], *(moments.get("trace_interval") or (math.nan, math.nan)))
+            return Quantity(
+                "variance", label, unit, f"measure variance in {record.name}, continued by the 1/B law",
+                inverse_law(amount, list(points)), points, log=True,
+            )  # fmt: skip
+    traces = [(run, value) for run in group.runs if (value := run.last("noise_scale/trace")) and value > 0]
+    if not traces:
+        return no_quantity("variance", label, unit, "neither measure variance nor observers.noise_scale was used")
+    amount = spread([value for _, value in traces])
+    sizes = _noise_sizes([run for run, _ in traces])
+    return Quantity(
+        "variance", label, unit, f"tr(Σ) at the end of {count_of(traces)}, median and range, by the 1/B law",
+        inverse_law(amount, sizes), {}, log=True,
+    )  # fmt: skip
+
+
+def _noise_scale(group: Group, variances: Sequence[JsonRecord]) -> tuple[Interval, str, list[int]] | None:
+    """In samples; the envelope of the intervals of several runs, since it differs between them."""
+    found = []
+    for run in group.runs:
+        value, low, high = (run.last(f"noise_scale/{key}") for key in ("value", "low", "high"))
+        if value is not None and low is not None and high is not None:
+            found.append((run, Interval(value, low, high)))
+    if found:
+        values = [one for _, one in found]
+        whole = Interval(
+            statistics.median(one.value for one in values),
+            min(one.low for one in values),
+            max(one.high for one in values),
+        )
+        return (
+            whole,
+            f"noise scale at the end of {count_of(found)}, envelope of the intervals",
+            _noise_sizes([run for run, _ in found]),
+        )
+    for record in variances:
+        moments = record.values.get("moments") or {}
+        if moments.get("noise_scale") is not None and moments.get("interval"):
+            sizes = [int(one["batch_size"]) for one in record.values["with_replacement"].get("points") or []]
+            return Interval(moments["noise_scale"], *moments["interval"]), f"measure variance in {record.name}", sizes
+    return None
+
+
+def _relative_noise(group: Group, variances: Sequence[JsonRecord]) -> Quantity:
+    label, unit = "noise over signal of the gradient, B_noise/B", "ratio"
+    found = _noise_scale(group, variances)
+    if found is None:
+        return no_quantity("relative_noise", label, unit, "no run has enough evidence for a noise scale")
+    amount, source, sizes = found
+    told = f"{source}: {amount.value:,.0f} samples ({amount.low:,.0f} to {amount.high:,.0f})"
+    return Quantity("relative_noise", label, unit, told, inverse_law(amount, sizes), {}, log=True)
+
+
+def _steps(group: Group, fit: Mapping[str, Any] | None, variances: Sequence[JsonRecord]) -> Quantity:
+    if fit is not None:
+        s_min, b_crit = ((fit.get(key) or {}).get("value") for key in ("s_min", "b_crit"))
+        at = from_curve(fit["curve"], s_min=s_min, b_crit=b_crit)
+        doubt = "" if fit.get("supported", True) else f"; {fit.get('verdict', 'the points do not support it')}"
+        return Quantity("steps", "steps to the target", "steps", f"the study's fit{doubt}", at, {}, log=True)
+    label = "steps to a target over the fewest, 1 + B_noise/B"
+    found = _noise_scale(group, variances)
+    if found is None:
+        return no_quantity("steps", label, "ratio", "neither a study nor a noise scale is known")
+    amount, source, sizes = found
+    told = f"no study; by the model of McCandlish et al. 2018 from the {source}: an order of magnitude"
+    return Quantity("steps", label, "ratio", told, inverse_law(amount, sizes, plus=1.0), {}, log=True)
+
+
+def _study_fit(group: Group, evidence: Evidence, *, is_only: bool) -> dict[str, Any] | None:
+    """Of this optimizer, in the study that these runs belong to, or where there is no other group."""
+    for study in evidence.of("study"):
+        if not is_only and not any(
+            run.folder.resolve().is_relative_to(study.path.parent.resolve()) for run in group.runs
+        ):
+            continue
+        for fit in study.values.get("fits") or ():
+            same = str(fit.get("optimizer", "")).lower() == group.optimizer.lower()
+            if same and isinstance(fit.get("curve"), dict):
+                return dict(fit)
+    return None
+
+
+def _is_of(record: JsonRecord, group: Group) -> bool:
+    checkpoint = record.values.get("checkpoint")
+    if not checkpoint:
+        return False
+    path = Path(str(checkpoint)).resolve()
+    return any(path.is_relative_to(run.folder.resolve()) for run in group.runs)
+
+
+def _noise_sizes(runs: Sequence[RunRecord]) -> list[int]:
+    """Between a micro-batch and the batch a run has seen the noise itself."""
+    return [size for run in runs for size in (run.micro_batch_size or run.global_batch_size, run.global_batch_size)]

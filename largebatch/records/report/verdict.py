@@ -1,0 +1,185 @@
+"""What the evidence says in sentences, and what it does not support."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from largebatch.diagnostics.intervals import LEAST_SEEDS, Interval
+from largebatch.records.report.batches import (
+    Difference,
+    Group,
+    Quality,
+    num_seeds,
+    outcome,
+    quality_of,
+    worse_than_smallest,
+)
+from largebatch.records.report.evidence import Evidence, RunRecord, differing
+from largebatch.records.report.seeds import by_seed, furthest, told_merges
+
+_NOT_FINISHED = ("diverged", "stopped", "unfinished")
+_EQUAL = 1.05  # budgets that differ by less count as equal
+
+
+def verdict(evidence: Evidence, groups: Sequence[Group]) -> list[str]:
+    """Sentences: how batch sizes compare, noise scale, critical batch size."""
+    said = [line for group in groups for line in (_of_batches(group), _of_noise(group)) if line]
+    for study in evidence.of("study"):
+        conclusions = [str(line) for line in study.values.get("conclusions") or ()]
+        said += conclusions or [line for fit in study.values.get("fits") or () if (line := _of_fit(fit))]
+    said += [
+        f"{told['title']}: {first_sentence(told['answer'])}"
+        for one in evidence.of("chapter")
+        if (told := one.values).get("answer")
+    ]
+    return said or ["There is no run with an evaluation, and no study: nothing can be said about batch sizes."]
+
+
+def first_sentence(text: str) -> str:
+    """Of an answer; its section has the whole.
+
+    >>> first_sentence("The slope is -1.008 (95 %: -1.046 to -0.969). The law holds.")
+    'The slope is -1.008 (95 %: -1.046 to -0.969).'
+    """
+    end = re.search(r"\.(?=\s+[A-Z])", text)
+    return text if end is None else text[: end.end()]
+
+
+def caveats(evidence: Evidence, groups: Sequence[Group]) -> list[str]:
+    """What weakens the sentences of the verdict, or is missing for more."""
+    lines = [line for group in groups for line in _caveats_of(group)]
+    if not evidence.of("study") and (evidence.runs or not evidence.records):
+        lines.append(
+            "No study is among the folders: steps to a target and the critical batch size are not measured. "
+            "`largebatch study` does."
+        )
+    if evidence.num_trials:
+        lines.append(
+            f"{evidence.num_trials:,} runs below a study are settings that it tried and did not choose: left out."
+        )
+    return lines
+
+
+def _of_batches(group: Group) -> str:
+    quality = quality_of(group)
+    if quality is None:
+        return ""
+    smallest, *others = group.by_batch
+    base = outcome(group.by_batch[smallest], quality)
+    if base is None:
+        return ""
+    # Of a seed that was run again only those runs count that reached furthest.
+    seen = [run.samples_seen for runs in group.by_batch.values() for one in by_seed(runs) for run in furthest(one)]
+    if others and max(seen) > _EQUAL * min(seen):
+        return (
+            f"{group.name}: the runs saw {min(seen):,} to {max(seen):,} samples: where they end says as much about "
+            "that as about the batch size. `largebatch compare` matches them at equal samples, steps or training loss."
+        )
+    told = f"{_number(base.value)}{_interval(base, group.by_batch[smallest])}"
+    start = f"{group.name}: {quality.label} at batch {smallest:,} is {told}"
+    compared = worse_than_smallest(group, quality)
+    if not compared:
+        missing = "no other batch size" if not others else "no other batch size with an evaluation"
+        return f"{start}; there is {missing} to compare with."
+    parts = [_compared(size, one, quality) for size, one in compared.items()]
+    return f"{start}. Against that, {'; '.join(parts)}."
+
+
+def _compared(size: int, found: Difference, quality: Quality) -> str:
+    # Percentage points for accuracies: a share of a share would be misread.
+    factor, unit = (100, " points") if quality.higher_is_better else (1, "")
+    value, low, high = (factor * end for end in (found.change.value, found.change.low, found.change.high))
+    change = f"batch {size:,} ends {abs(value):.3g}{unit} {'worse' if value > 0 else 'better'}"
+    if not found.over:
+        return f"{change} ({_no_interval(found.seeds)}): that cannot be told from noise"
+    if found.over != "seeds":
+        told = f"95 % over validation samples: {_signed(low)} to {_signed(high)}, positive is worse"
+        size_of_it = "within" if low <= 0 <= high else "more than"
+        return f"{change} ({told}): {size_of_it} their noise, and one seed cannot tell that of seeds"
+    told = f"95 %: {_signed(low)} to {_signed(high)}, positive is worse"
+    if low > 0:
+        return f"{change} ({told}): more than noise"
+    if high < 0:
+        return f"{change} ({told}): better by more than noise"
+    return f"{change} ({told}): within the noise"
+
+
+def _no_interval(seeds: int) -> str:
+    if seeds < LEAST_SEEDS:
+        return f"{seeds} seed{'s' * (seeds > 1)}: no interval"
+    return "all seeds of a batch ended alike: no interval"
+
+
+def _of_noise(group: Group) -> str:
+    """Of the run with the smallest batch that knows it: there it is best measured."""
+    for run in group.runs:
+        value, low, high = (run.last(f"noise_scale/{key}") for key in ("value", "low", "high"))
+        if value is not None and low is not None and high is not None:
+            return (
+                f"{group.name}: at the end of {run.name} the gradient noise scale is {value:,.0f} samples "
+                f"(95 %: {low:,.0f} to {high:,.0f}); batches of several times as many waste samples, if the model "
+                "behind it holds."
+            )
+    return ""
+
+
+def _of_fit(fit: dict[str, Any]) -> str:
+    critical = fit.get("b_crit")
+    name = fit.get("optimizer", "the optimizer")
+    if not fit.get("supported", True) or not isinstance(critical, dict) or critical.get("value") is None:
+        told = [fit["verdict"]] if fit.get("verdict") else fit.get("warnings") or ()
+        reason = "; ".join(map(str, told)) or "the fit is not supported by the points"
+        return f"The study does not support a critical batch size of {name}: {reason}."
+    low, high = critical.get("low"), critical.get("high")
+    ends = f" (95 %: {low:,.0f} to {high:,.0f})" if low is not None and high is not None else ", interval unknown"
+    return f"The critical batch size of {name} is {critical['value']:,.0f} samples{ends}, by the study's fit."
+
+
+def _caveats_of(group: Group) -> list[str]:
+    lines = []
+    if single := [size for size, runs in group.by_batch.items() if num_seeds(runs) == 1]:
+        lines.append(
+            f"{group.name}: one seed at {_listed(single)}: its interval covers the validation samples, not the seed. "
+            "Add seeds."
+        )
+    quality = quality_of(group)
+    lines += [
+        f"{group.name}, batch {size:,}: {clause}."
+        for size, runs in group.by_batch.items()
+        for clause in told_merges(runs, quality.key if quality else None)
+    ]
+    if keys := differing([run.settings for run in group.runs]):
+        lines.append(f"{group.name}: besides the batch, the runs differ in {', '.join(keys)}.")
+    if augmented := [run.name for run in group.runs if run.is_gap_augmented]:
+        named = ", ".join(augmented[:5]) + (" ..." if len(augmented) > 5 else "")
+        lines.append(f"{group.name}: a data set of {named} augments by itself, and so one side of the gap.")
+    by_status = {one: [run.name for run in group.runs if run.status == one] for one in _NOT_FINISHED}
+    return lines + [
+        f"{group.name}: {status}: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}."
+        for status, names in by_status.items()
+        if names
+    ]
+
+
+def _listed(sizes: Sequence[int]) -> str:
+    shown = ", ".join(f"{size:,}" for size in sizes[:6])
+    return f"batch {shown}{' ...' if len(sizes) > 6 else ''}"
+
+
+def _interval(one: Interval, runs: Sequence[RunRecord]) -> str:
+    seeds = num_seeds([run for run in runs if run.status != "diverged"])
+    if math.isnan(one.low):
+        return f" ({_no_interval(seeds)})"
+    over = " over validation samples" if seeds == 1 else ""
+    return f" (95 %{over}: {_number(one.low)} to {_number(one.high)})"
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3g}"

@@ -1,0 +1,1 @@
+"""Rows of metrics in files, read one by one."""

@@ -1,0 +1,215 @@
+"""What a person sees: the plan, the progress, the summary. Plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.status import Status
+from rich.table import Column, Table
+from rich.text import Text
+
+from largebatch.records.rows.row_file import Row
+from largebatch.records.trackers.tracker import Problems
+
+_REFRESH_S = 0.1
+_BAR_WIDTH = 10  # the least that is left to the bar, with its margin
+_SHOWN = {
+    "train/loss": "loss",
+    "train/lr": "lr",
+    "eval/val_loss": "val loss",
+    "eval/val_accuracy": "val accuracy",
+    "gap/loss": "loss gap",
+    "gap/accuracy": "accuracy gap",
+    "guard/loss": "BAD STEP: loss",
+    "guard/loss_limit": "limit",
+    "guard/grad_norm": "gradient norm",
+    "guard/grad_norm_limit": "limit",
+    "guard/bad": "bad steps so far",
+    "communication/share_of_step": "communication's share of a step",
+}
+_DROPPED_FIRST = ("samples ", "lr ", "samples/s", "eta ", "loss ")
+
+
+def print_plan(
+    plan_rows: Sequence[tuple[str, object, str]], *, title: str = "plan", console: Console | None = None
+) -> None:
+    """Print a table of (what, value, where it comes from).
+
+    Long cells are folded, never cut; brackets in a value are not markup.
+    """
+    headers, styles = ("what", "value", "where it comes from"), ("", "bold", "dim")
+    print_table(headers, plan_rows, title=title, styles=styles, console=console)
+
+
+def print_table(
+    headers: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    *,
+    title: str,
+    styles: Sequence[str] = (),
+    console: Console | None = None,
+) -> None:
+    """Print a table. Long cells are folded, never cut; brackets in a value are not markup."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for number, header in enumerate(headers):
+        table.add_column(header, style=styles[number] if number < len(styles) else "", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(str(cell)) for cell in row))
+    (console or Console()).print(table)
+
+
+def status(text: str, *, console: Console | None = None) -> Status:
+    """A context manager with a line that moves while something runs; `.update(text)` changes it, the end removes it.
+
+    Nothing is written where there is no terminal.
+    """
+    return (console or Console(stderr=True)).status(Text(text))
+
+
+def print_summary(
+    rows: Sequence[tuple[str, object]],
+    run_dir: str | Path,
+    plots: Sequence[Path],
+    *,
+    problems: Sequence[str] = (),
+    commands: Sequence[tuple[str, str]] = (),
+    console: Console | None = None,
+) -> None:
+    """Print a table of (what, value), what the trackers lost, where the run and its pictures are, and what to do next.
+
+    A path or a command is one line however narrow the terminal is, so that it can be copied.
+    """
+    console = console or Console()
+    table = Table(title="summary", title_justify="left", title_style="bold", box=box.SIMPLE, pad_edge=False)
+    table.add_column("", overflow="fold")
+    table.add_column("", style="bold", overflow="fold")
+    table.show_header = False
+    for what, value in rows:
+        table.add_row(Text(what), Text(str(value)))
+    console.print(table)
+    for problem in problems:
+        console.print(Text(f"lost    {problem}", style="yellow"), soft_wrap=True)
+    for name, text in [("run", run_dir), *(("plot", plot) for plot in plots), *commands]:
+        console.print(Text(f"{name:7} {text}"), soft_wrap=True)
+
+
+class ProgressLine:
+    """A progress bar on a terminal, one line per row elsewhere (a file, a pipe, `TERM=dumb`).
+
+    A tracker and a context manager: an interrupted run leaves the terminal as it was. One row is one line,
+    so the caller's log interval limits the output. The remaining time is the remaining samples over the last
+    throughput, smoothed over rows.
+
+    Args:
+        total_steps: optimizer steps of the whole run.
+        total_samples: samples of the whole run.
+        console: where to print; stdout if None. Colours obey NO_COLOR.
+
+    Example of a line: `step 120/1347  samples 3840  loss 0.4321  lr 0.05  3200 samples/s  eta 0:00:12`
+    """
+
+    def __init__(self, *, total_steps: int, total_samples: int, console: Console | None = None) -> None:
+        self._total_steps = total_steps
+        self._total_samples = total_samples
+        self._console = console or Console()
+        self._problems = Problems("console")
+        self._samples_per_s = math.nan
+        self._refreshed_at = -math.inf
+        self._progress: Progress | None = None
+
+    def __enter__(self) -> ProgressLine:
+        if self._console.is_terminal and not self._console.is_dumb_terminal:
+            with self._problems.counted("no progress bar"):
+                self._progress = Progress(
+                    BarColumn(bar_width=None),
+                    TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
+                    console=self._console,
+                    expand=True,
+                    auto_refresh=False,  # no thread beside the training loop
+                )
+                self._progress.add_task("starting", total=max(self._total_samples, 1))
+                self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop()
+
+    @property
+    def problems(self) -> list[str]:
+        """What could not be shown, one line per kind of trouble."""
+        return self._problems.lines()
+
+    def log(self, row: Row) -> None:
+        """Show one row: a training row moves the bar, an evaluation row stays on the screen as a line."""
+        with self._problems.counted("a line was not shown"):
+            parts = self._describe(row)
+            if self._progress is None:
+                self._console.print(Text("  ".join(parts)), soft_wrap=True)
+            elif "train/loss" not in row:
+                self._progress.console.print(Text("  ".join(parts)), soft_wrap=True)
+            else:
+                self._move(self._progress, row, _fit(parts, self._console.width - _BAR_WIDTH))
+
+    def finish(self, summary: dict[str, Any], plots: Sequence[Path]) -> None:
+        """Leave the last state of the bar on the screen. `print_summary` shows the rest."""
+        self._stop()
+
+    def _stop(self) -> None:
+        progress, self._progress = self._progress, None
+        if progress is not None:
+            with self._problems.counted("the progress bar was not closed properly"):
+                progress.stop()
+
+    def _move(self, progress: Progress, row: Row, description: str) -> None:
+        progress.update(progress.task_ids[0], completed=_number(row, "samples_seen"), description=description)
+        if time.monotonic() - self._refreshed_at >= _REFRESH_S:
+            progress.refresh()
+            self._refreshed_at = time.monotonic()
+
+    def _describe(self, row: Row) -> list[str]:
+        """The parts of a line, for a training or an evaluation row; what was not measured is left out."""
+        parts = [f"step {row['step']}/{self._total_steps}", f"samples {row['samples_seen']}"]
+        for key, name in _SHOWN.items():
+            if key in row:
+                parts.append(f"{name} {_number(row, key):.4g}")
+        rate = _number(row, "train/samples_per_s")
+        if math.isfinite(rate) and rate > 0:
+            smooth = self._samples_per_s
+            self._samples_per_s = rate if math.isnan(smooth) else 0.7 * smooth + 0.3 * rate
+            seconds = max(self._total_samples - _number(row, "samples_seen"), 0) / self._samples_per_s
+            parts += [f"{rate:.0f} samples/s" if rate >= 10 else f"{rate:.3g} samples/s", f"eta {_duration(seconds)}"]
+        return parts
+
+
+def _fit(parts: list[str], width: int) -> str:
+    """As many parts as fit, the least needed dropped first; the step always stays."""
+    parts = list(parts)
+    for name in _DROPPED_FIRST:
+        if len("  ".join(parts)) <= width:
+            break
+        parts = parts[:1] + [part for part in parts[1:] if not (part.startswith(name) or part.endswith(name))]
+    return "  ".join(parts)
+
+
+def _number(row: Row, key: str) -> float:
+    return float(row.get(key, math.nan))
+
+
+def _duration(seconds: float) -> str:
+    """Hours, minutes, seconds; a forecast beyond 100 years only says so.
+
+    >>> _duration(12.4), _duration(90061), _duration(1e12)
+    ('0:00:12', '1 day, 1:01:01', 'never')
+    """
+    return str(timedelta(seconds=int(seconds))) if seconds < 100 * 365 * 86400 else "never"

@@ -1,0 +1,1 @@
+"""A config becomes a run: config/, checks/, doctor/, resume/, derive, prepare, build."""

@@ -1,0 +1,248 @@
+"""From a prepared config to a run: joins the job, connects loader, trackers and observers, restores a checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from torch import nn
+
+from largebatch.batch.order import SampleOrder
+from largebatch.data import MicroBatchLoader
+from largebatch.distributed.runtime import Runtime
+from largebatch.losses import units_are_fixed
+from largebatch.records.rows.columns import Columns, is_drawn, read_columns
+from largebatch.records.rows.row_file import read_lines
+from largebatch.records.run_folder import RunFolder
+from largebatch.records.trackers import (
+    JsonlTracker,
+    ProgressLine,
+    TensorBoardTracker,
+    Tracker,
+    WandbTracker,
+)
+from largebatch.run.config.schema import TrainConfig
+from largebatch.run.observing import Records, observe
+from largebatch.run.plan_report import plan_record
+from largebatch.run.prepare import Prepared
+from largebatch.run.resume import Start, begin, open_folder, record_start, run_identity
+from largebatch.run.same_run import require_same_run, run_fingerprint
+from largebatch.training.guard import Guard
+from largebatch.training.loop import Run
+from largebatch.training.observers import (
+    CheckpointObserver,
+    CommunicationObserver,
+    EvaluationObserver,
+    NoiseScaleObserver,
+    SkippedObserver,
+    restore,
+)
+
+
+@dataclass
+class Job:
+    """A run and what surrounds it, as `open_job` yields it."""
+
+    run: Run
+    folder: RunFolder
+    trackers: list[Tracker]
+    evaluation: EvaluationObserver
+    checkpoints: CheckpointObserver
+    noise_scale: NoiseScaleObserver | None
+    communication: CommunicationObserver | None
+    skipped: SkippedObserver | None
+    notes: list[str]
+
+    @property
+    def columns(self) -> Columns:
+        """What is drawn of metrics.jsonl so far; nothing of a run that was stopped before its first row."""
+        return read_columns(self.folder.metrics, is_drawn) if self.folder.metrics.exists() else Columns()
+
+    @property
+    def problems(self) -> list[str]:
+        """What went wrong and did not stop the run, of all but the trackers."""
+        return [*self.checkpoints.problems, *([] if self.skipped is None else self.skipped.problems)]
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """The newest one in the run's own folder: written by this process, or else the one that it began from."""
+        home, origin = self.folder.checkpoints, self.checkpoints.origin
+        if self.checkpoints.latest is None and origin is not None and origin.resolve().is_relative_to(home.resolve()):
+            return home / origin.resolve().relative_to(home.resolve())
+        return self.checkpoints.latest
+
+    def summary(self, status: str) -> dict[str, Any]:
+        """What is left to say at the end, as in summary.json; `status` as `train` returns it."""
+        progress = self.run.progress
+        return {
+            "status": status,
+            "steps": progress.step,
+            "samples_seen": progress.samples_seen,
+            "epochs": progress.samples_seen / self.evaluation.journal.num_samples,
+            "train_seconds": progress.train_s,
+            "checkpoint": None if self.checkpoint is None else str(self.checkpoint),
+            **({} if self.checkpoints.unsaved is None else {"unsaved": self.checkpoints.unsaved}),
+            **({} if self.run.guard is None else self.run.guard.counts.row()),
+            **({"evaluated_after_step": self.evaluation.last_step} if self.evaluation.last else {}),
+            **self.evaluation.last,
+            **{f"best/{name}": value for name, value in self.evaluation.best.items()},
+        }
+
+
+@contextlib.contextmanager
+def open_job(prepared: Prepared, stop: Callable[[], bool], overrides: Sequence[str]) -> Iterator[Job]:
+    """Join the job of the launcher, yield the run ready to train, and leave the job.
+
+    Raises:
+        LauncherError: if ranks do not come, launcher and accelerate disagree, the ranks are not the same run, or
+            the folder cannot be written to or another process writes to it.
+        CheckpointError: if the run to resume has no usable checkpoint, or was another run. The folder is as it was.
+    """
+    config = prepared.config
+    runtime = Runtime.open(
+        precision=config.precision.compute,
+        tf32=config.precision.tf32,
+        timeout_s=config.launcher.timeout_s,
+        join_timeout_s=config.launcher.join_timeout_s,
+    )
+    try:
+        prepared.place_losses(runtime.device)
+        if runtime.world_size > 1:
+            require_same_run(runtime, run_fingerprint(prepared))
+        with contextlib.ExitStack() as stack:
+            folder, notes = open_folder(config, runtime, stack)
+            identity = run_identity(prepared)
+            start = begin(prepared, folder, runtime, identity)
+            notes += record_start(
+                folder,
+                start,
+                runtime,
+                config_yaml=OmegaConf.to_yaml(prepared.public),
+                overrides=overrides,
+                plan=plan_record(prepared.derived, prepared.optimizer, prepared.notes),
+            )
+            trackers = _trackers(prepared, folder, start, stack) if runtime.is_main else []
+            records = Records(runtime)
+            job = _connect(prepared, runtime, folder, trackers, records, identity, stop)
+            for rows in (one for one in job.trackers if isinstance(one, JsonlTracker)):
+                folder.come_back.append(rows.come_back)
+                folder.force.append(rows.force)
+            job.notes += [*prepared.notes, *notes, *start.notes, *_variables_of(job.trackers)]
+            if (checkpoint := start.checkpoint) is not None:
+                job.notes += restore(job.run, checkpoint, changed_options=start.changed_options)
+                job.checkpoints.origin, job.checkpoints.changed_options = checkpoint.path, start.changed_options
+                job.evaluation.is_owed = checkpoint.values.get("evaluation_owed", False)
+                lines = read_lines(folder.metrics) if folder.metrics.exists() else ()
+                job.evaluation.recall(runtime, (line.row for line in lines if line.row is not None))
+            yield job
+    finally:
+        runtime.close()
+
+
+def _trackers(prepared: Prepared, folder: RunFolder, start: Start, stack: contextlib.ExitStack) -> list[Tracker]:
+    config, derived = prepared.config, prepared.derived
+    values: dict[str, Any] = start.checkpoint.values if start.checkpoint else {"samples_seen": None, "extra": {}}
+    trackers: list[Tracker] = [JsonlTracker(folder.metrics)]
+    if config.logger.wandb.mode != "disabled":
+        given = config.logger.wandb.model_dump()
+        given["name"] = given["name"] or config.run.name
+        trackers.append(
+            WandbTracker(
+                folder=folder.path,
+                config={"config": prepared.public, "plan": plan_record(derived, prepared.optimizer, prepared.notes)},
+                defaults={"name": config.shown_name},
+                run_id=values["extra"].get("wandb_run_id"),
+                **given,
+            )
+        )
+    if config.logger.tensorboard:
+        resume_at, events = values["samples_seen"], folder.path / "tensorboard"
+        if resume_at is None and events.exists():
+            resume_at = -1  # what there is, is of an attempt that left no checkpoint
+        trackers.append(TensorBoardTracker(events, resume_at_samples=resume_at))
+    if config.observers.progress:
+        line = ProgressLine(total_steps=derived.num_steps, total_samples=derived.num_consumed)
+        trackers.append(stack.enter_context(line))
+    return trackers
+
+
+def _variables_of(trackers: Sequence[Tracker]) -> list[str]:
+    names = [name for one in trackers if isinstance(one, WandbTracker) for name in one.variables]
+    return [f"W&B run as {', '.join(names)} say{'' if len(names) > 1 else 's'}"] if names else []
+
+
+def _connect(
+    prepared: Prepared,
+    runtime: Runtime,
+    folder: RunFolder,
+    trackers: list[Tracker],
+    records: Records,
+    identity: dict[str, Any],
+    stop: Callable[[], bool],
+) -> Job:
+    config, derived = prepared.config, prepared.derived
+    watch = observe(prepared, _loader(prepared, runtime), folder, trackers, records, identity)
+    run = Run(
+        runtime=runtime,
+        model=_wrapped(prepared, runtime),
+        loss=prepared.loss,
+        optimizer=prepared.optimizer,
+        plan=derived.ramp,
+        loader=watch.loader,
+        lr_at=derived.lr_at,
+        num_steps=derived.num_steps,
+        fixed_units=not config.data.skips and units_are_fixed(prepared.loss, prepared.train),
+        seed=config.seed,
+        clip_norm=config.clip_norm,
+        ordered=config.batch.reduction == "ordered",
+        exact_batch_norm=config.batch_norm == "exact",
+        compression=config.precision.gradient_compression,
+        log_every=config.observers.metrics.every,
+        recompute_every=config.observers.ranks.recompute_every,
+        guard=_guard(config),
+        survives_shortage=config.batch.on_out_of_memory == "lower",
+        step_buffers=prepared.state.by_step,
+        skips_parameters=bool(prepared.state.choices),
+        observers=watch.observers,
+        stop_requested=stop,
+    )
+    if run.guard is not None:
+        run.guard.roll_back = partial(watch.checkpoints.roll_back, run)
+    every_tracker = [*trackers, *records.trackers]
+    named = watch.evaluation, watch.checkpoints, watch.noise_scale, watch.communication, watch.skipped
+    return Job(run, folder, every_tracker, *named, notes=[])
+
+
+def _guard(config: TrainConfig) -> Guard | None:
+    options = config.guard
+    if options.policy == "off":
+        return None
+    limits = options.model_dump(exclude={"policy"})
+    return Guard(options.policy, **limits)
+
+
+def _loader(prepared: Prepared, runtime: Runtime) -> MicroBatchLoader:
+    config, derived = prepared.config, prepared.derived
+    return MicroBatchLoader(
+        prepared.train,
+        SampleOrder(derived.num_samples, config.seed),
+        derived.ramp,
+        runtime.rank,
+        augment=prepared.augment,
+        num_workers=config.data.num_workers,
+        pin_memory=runtime.device.type == "cuda",
+        seed=config.seed,
+        timeout_s=config.data.timeout_s,
+        skips=config.data.skips,
+    )
+
+
+def _wrapped(prepared: Prepared, runtime: Runtime) -> nn.Module:
+    if prepared.config.precision.compile:
+        prepared.model.compile()  # in place: parameter names stay as they are
+    return runtime.wrap(prepared.model)

@@ -1,0 +1,184 @@
+"""What a run asks of the machine and the disk that it is started on."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from largebatch.optim.kernels.triton_steps import has_triton
+from largebatch.records.run_folder import RunFolder
+from largebatch.records.trackers import PUBLIC_SERVER, key_source, mode_of, naming_problems
+from largebatch.run.checks.memory import state_bytes, state_of
+from largebatch.run.config.schema import TrainConfig
+
+_AMPLE = 8  # times the weights; the state of an optimizer is twice as large, or a little more
+
+
+def machine_problems(config: TrainConfig, environ: Mapping[str, str]) -> list[str]:
+    """Settings that this machine cannot fulfil."""
+    return (
+        _precision_problems(config)
+        + _optimizer_problems(config)
+        + _process_problems(config, environ)
+        + _communication_problems(config, environ)
+        + _logger_problems(config, environ)
+    )
+
+
+def _precision_problems(config: TrainConfig) -> list[str]:
+    problems = []
+    precision, has_gpu = config.precision, torch.cuda.is_available()
+    if precision.compute == "fp16" and not has_gpu:
+        problems.append("precision.compute=fp16: needs a GPU; on a CPU it would silently be fp32. Use bf16 or fp32.")
+    if precision.compute == "bf16" and has_gpu and not torch.cuda.is_bf16_supported():
+        problems.append("precision.compute=bf16: this GPU has no bfloat16. Use fp16 or fp32.")
+    if precision.tf32 and not has_gpu:
+        problems.append("precision.tf32=true: has no effect without a GPU. Leave it false.")
+    if precision.compile and not has_gpu and not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
+        problems.append("precision.compile=true: torch.compile needs a C++ compiler here. Install g++.")
+    if isinstance(precision.activation_checkpointing, str):
+        try:
+            re.compile(precision.activation_checkpointing)
+        except re.error as error:
+            problems.append(f"precision.activation_checkpointing={precision.activation_checkpointing}: {error}.")
+    return problems
+
+
+def _optimizer_problems(config: TrainConfig) -> list[str]:
+    is_ours = str(config.optimizer.get("_target_")).startswith("largebatch.")
+    if is_ours and config.optimizer.get("compile") is True and torch.cuda.is_available() and not has_triton():
+        return ["optimizer.compile=true: its kernels for a GPU need Triton, which is missing. Run pip install triton."]
+    return []
+
+
+def _process_problems(config: TrainConfig, environ: Mapping[str, str]) -> list[str]:
+    problems = []
+    local_rank = environ.get("LOCAL_RANK", "0")
+    if torch.cuda.is_available() and local_rank.isdigit() and int(local_rank) >= torch.cuda.device_count():
+        problems.append(
+            f"LOCAL_RANK={local_rank}: this machine has {torch.cuda.device_count()} GPUs. Start one process per GPU."
+        )
+    if config.data.num_workers > 4 * (os.cpu_count() or 1):
+        problems.append(
+            f"data.num_workers={config.data.num_workers}: per rank, on {os.cpu_count()} cores. Use fewer workers."
+        )
+    return problems
+
+
+def _communication_problems(config: TrainConfig, environ: Mapping[str, str]) -> list[str]:
+    every, started = config.observers.communication.every, environ.get("WORLD_SIZE", "1")
+    if every is None or not started.isdecimal():  # the latter is reported with the launcher
+        return []
+    return communication_problems(config, world_size=int(started), what=f"observers.communication.every={every}")
+
+
+def communication_problems(config: TrainConfig, *, world_size: int, what: str) -> list[str]:
+    """Why the communication of a run cannot be measured; `what` asks for it."""
+    problems = []
+    if world_size == 1:
+        problems.append(
+            f"{what}: one process sends nothing. Start 2 or more with torchrun or accelerate launch, or leave it out."
+        )
+    if config.batch.reduction == "ordered":
+        problems.append(
+            f"{what}: batch.reduction=ordered sends gradients one by one after the last of them, so that all of it is "
+            "exposed, as time/communication_s says. Use batch.reduction=all_reduce, or leave it out."
+        )
+    if config.batch.on_out_of_memory == "lower":
+        problems.append(
+            f"{what}: batch.on_out_of_memory=lower sends gradients after the last of them, so that all of it is "
+            "exposed, as time/communication_s says. Use batch.on_out_of_memory=stop, or leave it out."
+        )
+    if config.batch_norm == "exact":
+        problems.append(
+            f"{what}: with batch_norm=exact the ranks also meet in every batch norm, which would be left out. Use "
+            "batch_norm=ghost, or leave it out."
+        )
+    return problems
+
+
+def _logger_problems(config: TrainConfig, environ: Mapping[str, str]) -> list[str]:
+    problems = []
+    server = environ.get("WANDB_BASE_URL") or PUBLIC_SERVER
+    try:
+        mode = mode_of(config.logger.wandb.mode, environ)
+    except ValueError as error:
+        problems.append(str(error))
+    else:
+        if mode == "online" and key_source(server) is None:
+            source = "logger.wandb.mode=online" if config.logger.wandb.mode == "online" else "WANDB_MODE=online"
+            problems.append(f"{source}: there is no W&B key. Run `wandb login`, set WANDB_API_KEY, or use offline.")
+        if mode != "disabled":
+            problems += naming_problems(config.logger.wandb.model_dump(), environ)
+    if config.logger.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        problems.append(
+            'logger.tensorboard=true: the package tensorboard is missing. Run `pip install "largebatch[tensorboard]"`.'
+        )
+    return problems
+
+
+def folder_problems(config: TrainConfig) -> list[str]:
+    """Why the run cannot be written to, or continued from, the folder that the config names."""
+    problems = []
+    folder = None if config.run.dir is None else RunFolder(Path(config.run.dir))
+    if config.resume == "auto" and folder is None:
+        problems.append("resume=auto: looks into run.dir, which is not set. Give run.dir=FOLDER.")
+    if config.resume == "none" and config.resume_allow:
+        problems.append(
+            f"resume_allow={config.resume_allow}: has no effect on a new run. Set resume=auto, or leave it empty."
+        )
+    if config.resume not in ("auto", "none") and not Path(config.resume).exists():
+        problems.append(f"resume={config.resume}: there is no such folder. Use auto, none, or the path of a run.")
+    if folder is not None and config.resume == "none" and folder.holds_a_run:
+        problems.append(
+            f"run.dir={config.run.dir}: already holds a run. Continue it with resume=auto, or choose another folder."
+        )
+    if folder is not None and folder.holds_a_run and _is_of_another(folder.path, config.resume):
+        problems.append(
+            f"run.dir={config.run.dir}: already holds a run, and resume={config.resume} is another one: their "
+            "records would mix. Continue this one with resume=auto, or the other one in a new run.dir."
+        )
+    existing = _existing_folder(config)
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        problems.append(f"run folder: {existing.resolve()} cannot be written to. Choose run.dir or run.root elsewhere.")
+    return problems
+
+
+def _is_of_another(folder: Path, resume: str) -> bool:
+    source = Path(resume).resolve()
+    return resume not in ("auto", "none") and folder.resolve() not in (source, *source.parents)
+
+
+def checkpoint_problems(config: TrainConfig, model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
+    """Why no checkpoint of the run could be written: weights and optimizer are larger than the room on the disk."""
+    weights = sum(one.nbytes for one in state_of(model).values() if isinstance(one, torch.Tensor))
+    try:
+        folder = _existing_folder(config).resolve()
+        usage = shutil.disk_usage(folder)
+    except OSError:  # a problem of the folder
+        return []
+    # The state is measured only where it could matter. Some network file systems report a total of 0.
+    if usage.free >= _AMPLE * weights or not usage.total:
+        return []
+    state = state_bytes(optimizer)
+    if usage.free >= weights + state:
+        return []
+    return [
+        f"run folder: {folder} has {usage.free:,} bytes left, and a checkpoint takes {weights + state:,}: "
+        f"{weights:,} of weights, {state:,} of the optimizer. Make room, or choose run.dir or run.root elsewhere."
+    ]
+
+
+def _existing_folder(config: TrainConfig) -> Path:
+    """What is there of the path that the run will be written to."""
+    existing = Path(config.run.root if config.run.dir is None else config.run.dir)
+    while not existing.exists():
+        existing = existing.parent
+    return existing

@@ -1,0 +1,85 @@
+"""A model that is tried is as new afterwards: tensors bit for bit, and what its modules keep in Python."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from largebatch.gradient.kept_buffers import is_expanded
+from largebatch.gradient.snapshots import unmoved
+
+
+@contextmanager
+def as_before(model: nn.Module) -> Iterator[None]:
+    """On every way out restore weights, buffers, modes, gradients, generators and attributes of all modules.
+
+    Attributes are restored as far as they are numbers, tensors, generators, or plain containers of anything: counters,
+    caches and states that a forward pass leaves behind. Takes the memory of a copy of the weights.
+    """
+    weights = [(one, one.detach().clone(), one.grad) for one in model.parameters()]
+    kept = [_kept_attributes(part) for part in model.modules()]
+    with unmoved(model):
+        try:
+            yield
+        finally:
+            for put_back in kept:
+                put_back()
+            with torch.no_grad():
+                for parameter, value, grad in weights:
+                    parameter.copy_(value)
+                    parameter.grad = grad
+
+
+def _kept_attributes(part: nn.Module) -> Callable[[], None]:
+    """A function that gives a module its attributes back."""
+    attributes, seen = dict(part.__dict__), {id(part)}
+    contents = [restore for name in attributes for restore in _kept_values(attributes[name], name in _OF_TENSORS, seen)]
+
+    def put_back() -> None:
+        part.__dict__.clear()
+        part.__dict__.update(attributes)
+        for restore in contents:
+            restore()
+
+    return put_back
+
+
+_OF_TENSORS = ("_parameters", "_buffers")  # their entries are restored here, what these hold elsewhere
+
+
+def _kept_values(value: Any, is_shallow: bool, seen: set[int]) -> Iterator[Callable[[], Any]]:
+    """Functions that give an object, and what it contains, back what they hold now."""
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, Tensor):
+        if value.layout != torch.strided or is_expanded(value):
+            return
+        yield partial(value.data.copy_, value.detach().clone())
+    elif isinstance(value, torch.Generator):
+        yield partial(value.set_state, value.get_state())
+    elif isinstance(value, np.random.Generator):
+        yield partial(setattr, value.bit_generator, "state", value.bit_generator.state)
+    elif isinstance(value, np.random.RandomState):
+        yield partial(value.set_state, value.get_state())
+    elif isinstance(value, random.Random):
+        yield partial(value.setstate, value.getstate())
+    elif isinstance(value, (dict, list, set, deque)):
+        yield partial(_refill, value, copy.copy(value))
+    if isinstance(value, (dict, list, tuple, deque)) and not is_shallow:
+        for member in value.values() if isinstance(value, dict) else value:
+            yield from _kept_values(member, False, seen)
+
+
+def _refill(container: Any, content: Any) -> None:
+    container.clear()
+    (container.extend if isinstance(container, (list, deque)) else container.update)(content)

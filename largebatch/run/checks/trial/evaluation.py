@@ -1,0 +1,60 @@
+"""Tries what a run evaluates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from largebatch.batch.order import SampleOrder
+from largebatch.data import evaluation_batches
+from largebatch.losses import Loss
+from largebatch.losses.coupled import is_coupled
+from largebatch.models.modes import evaluating
+from largebatch.run.checks.trial.as_before import as_before
+from largebatch.run.checks.trial.labels import check_labels, scored_batch
+from largebatch.run.checks.trial.passes import explained, in_precision, outputs_of
+from largebatch.run.checks.trial.samples import TriedBatch
+from largebatch.run.config.schema import TrainConfig
+
+TRIED_TO_SKIP = 8
+
+
+def try_evaluation(
+    config: TrainConfig, dataset: Any, model: nn.Module, loss: Loss, *, count: int, world_size: int
+) -> None:
+    """Forward of two samples of a set that is only evaluated, or of one where the run has such a micro-batch.
+
+    Args:
+        config: of the run.
+        dataset: without random changes.
+        model: of the run.
+        loss: of the run.
+        count: samples of the set that are evaluated, by all ranks together.
+        world_size: ranks.
+
+    Raises:
+        ValueError: if shapes or labels do not fit.
+    """
+    skips, precision = config.data.skips, config.precision.compute
+    # One sample alone has nothing to be compared with, and may be one of those to skip.
+    has_single = not is_coupled(loss) and _has_single(count, world_size, config.observers.evaluation.micro)
+    count = min(TRIED_TO_SKIP if skips else 1 if has_single else 2, len(dataset))
+    ids = SampleOrder(len(dataset)).ids(0, count)
+    loaded = next(evaluation_batches(dataset, ids, micro_batch_size=count, skips=skips))
+    size = len(loaded.targets)
+    batch = TriedBatch(loaded.inputs, loaded.targets, size, size, loaded)
+    with as_before(model), evaluating(model), torch.no_grad():
+        inputs, targets = in_precision(batch.inputs, precision), in_precision(batch.targets, precision)
+        with explained(model, batch, during="the forward pass of an evaluation"):
+            outputs = outputs_of(model, inputs, precision)
+        with explained(model, batch, during="the loss"):
+            scored_batch(batch, outputs, targets, loss)
+        check_labels(dataset, model, outputs, targets, loss)
+
+
+def _has_single(count: int, world_size: int, micro: int) -> bool:
+    """Whether a micro-batch of one sample is left over where ranks share `count` samples as equally as they can."""
+    shares = {count // world_size, -(-count // world_size)}
+    return any(share % micro == 1 % micro for share in shares if share)

@@ -1,0 +1,89 @@
+"""Whether the loss can be taken of what the model returns, and of the labels of a set."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from largebatch.data import MicroBatchData
+from largebatch.losses import (
+    LabelRule,
+    Loss,
+    OutputIsLoss,
+    label_rule,
+    require_labels,
+    require_nothing_left_out,
+    scored,
+)
+from largebatch.models.label_shift import with_shift
+from largebatch.models.modes import evaluating
+from largebatch.run.checks.trial.as_before import as_before
+from largebatch.run.checks.trial.passes import in_precision, outputs_of
+from largebatch.run.checks.trial.samples import TriedBatch, rows_of
+from largebatch.training.raised import told
+
+
+def scored_batch(batch: TriedBatch, outputs: Any, targets: Tensor, loss: Loss) -> Tensor:
+    """Loss of each sample of a batch that is tried.
+
+    Raises:
+        ValueError: if a label cannot be scored; names its sample.
+    """
+    return scored(loss, outputs, targets, batch.ids)
+
+
+def check_labels(dataset: Any, model: nn.Module, outputs: Any, targets: Tensor, loss: Loss) -> None:
+    """Score outputs against the smallest and the largest label of the whole set: they may come at any step.
+
+    And see that the loss takes all that the model wants to be trained on, and can be taken sample by sample.
+
+    Raises:
+        ValueError: if not.
+    """
+    require_nothing_left_out(model, outputs, are_losses=isinstance(loss, OutputIsLoss))
+    if (examine := getattr(loss, "examine", None)) is not None:
+        examine(outputs, targets)
+    for label in getattr(dataset, "label_range", None) or ():
+        labels = torch.full_like(targets, label)
+        try:
+            scored(loss, outputs, labels, range(len(labels)))
+        except Exception as error:
+            smallest, largest = dataset.label_range
+            rule = label_rule(loss, outputs)
+            reason = None if rule is None else rule.problem(labels)
+            raise ValueError(
+                f"the labels lie from {smallest} to {largest}, and the model's outputs cannot be scored against "
+                f"{label} ({told(error) if reason is None else reason}). Give the model as many outputs as there are "
+                "classes (data.num_classes, data.vocab_size), or correct the labels."
+            ) from error
+    known = getattr(dataset, "targets", None)
+    if isinstance(known, Tensor):
+        require_labels(label_rule(loss, outputs), known, range(len(known)))
+
+
+def settled_loss(model: nn.Module, loss: Loss, probed: MicroBatchData, precision: str) -> tuple[Loss, LabelRule | None]:
+    """The loss as the run takes it, see `with_shift`, and the labels that it can score.
+
+    Args:
+        model: of the run.
+        loss: of the config.
+        probed: samples spread over the training set; one is passed through the model, the labels of all are looked at.
+        precision: of the run.
+
+    Raises:
+        ValueError: if labels cannot be scored, or what is meant by them cannot be told.
+    """
+    rule = rule_of(model, loss, probed, precision)
+    require_labels(rule, probed.targets, probed.ids.tolist())
+    with as_before(model), evaluating(model), torch.no_grad():
+        return with_shift(loss, model, in_precision(probed.inputs, precision), probed.targets), rule
+
+
+def rule_of(model: nn.Module, loss: Loss, probed: MicroBatchData, precision: str) -> LabelRule | None:
+    """The labels that the loss can score against what the model returns for a sample."""
+    # Twice the same: of one there are no batch statistics.
+    first = rows_of(in_precision(probed.inputs, precision), torch.zeros(2, dtype=torch.int64))
+    with as_before(model), evaluating(model), torch.no_grad():
+        return label_rule(loss, outputs_of(model, first, precision))

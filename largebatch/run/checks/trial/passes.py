@@ -1,0 +1,103 @@
+"""A pass of a trial, as the run makes it, and what is said where it fails."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from largebatch.distributed.runtime import Inputs
+from largebatch.gradient.accumulation import forward
+from largebatch.run.checks.trial.samples import TriedBatch
+from largebatch.training.raised import described, is_ours, told
+
+
+class MisfitError(ValueError):
+    """Model, loss and data do not fit together.
+
+    Attributes:
+        fact: the message without its remedy.
+    """
+
+    def __init__(self, fact: str, remedy: str) -> None:
+        self.fact = fact
+        super().__init__(f"{fact} {remedy}")
+
+
+def in_precision(value: Any, precision: str) -> Any:
+    """A tensor or dict of tensors as the run gives it to model and loss: in double precision under fp64."""
+    if isinstance(value, dict):
+        return {name: in_precision(part, precision) for name, part in value.items()}
+    return value.double() if precision == "fp64" and value.is_floating_point() else value
+
+
+def outputs_of(model: nn.Module, inputs: Inputs, precision: str) -> Any:
+    """What the model returns in the precision of the run: under autocast, and then in float32."""
+    if precision not in ("bf16", "fp16"):
+        return forward(model, inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = forward(model, inputs)
+    return _in_float32(outputs)
+
+
+def _in_float32(outputs: Any) -> Any:
+    """As accelerate's `convert_outputs_to_fp32` does."""
+    if isinstance(outputs, Tensor):
+        return outputs.float() if outputs.dtype in (torch.bfloat16, torch.float16) else outputs
+    if isinstance(outputs, Mapping):
+        return type(outputs)({name: _in_float32(part) for name, part in outputs.items()})  # type: ignore[call-arg]
+    if isinstance(outputs, (tuple, list)):
+        parts = [_in_float32(part) for part in outputs]
+        return type(outputs)(*parts) if hasattr(outputs, "_fields") else type(outputs)(parts)
+    return outputs
+
+
+@contextmanager
+def explained(model: nn.Module, batch: TriedBatch, *, during: str) -> Iterator[None]:
+    """Say what was tried where code of the user, or of torch for it, fails; our own errors say it themselves.
+
+    Args:
+        model: that was tried.
+        batch: that it was tried on.
+        during: what was going on, as in "failed in the forward pass".
+
+    Raises:
+        MisfitError: for any exception.
+    """
+    try:
+        yield
+    except Exception as error:
+        if is_ours(error):
+            raise
+        fact = f"{named(batch)} failed in {during} with {told(error)}."
+        raise MisfitError(fact, _hint(model, batch, error)) from error
+
+
+def _hint(model: nn.Module, batch: TriedBatch, error: Exception) -> str:
+    parts = batch.inputs if isinstance(batch.inputs, dict) else {"inputs": batch.inputs}
+    weights = next((one.dtype for one in model.parameters() if one.is_floating_point()), None)
+    others = [name for name, part in parts.items() if part.dtype != weights]
+    if others and weights is not None and any(text in str(error) for text in ("dtype", "type", "not implemented for")):
+        found = ", ".join(f"{name} {_short(parts[name].dtype)}" for name in others)
+        wide = " or set precision=fp64," if any(parts[name].dtype == torch.float64 for name in others) else ""
+        return (
+            f"The weights are {_short(weights)} and {found}, which torch does not mix: convert in the data set,{wide} "
+            "or in the model's forward."
+        )
+    return "Do the model's inputs and outputs and the labels fit the data?"
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def named(batch: TriedBatch) -> str:
+    """What was tried: how many samples, which, and what they look like."""
+    ids = batch.loaded.ids.tolist()
+    shown = ", ".join(map(str, ids[:4])) + (", ..." if len(ids) > 4 else "")
+    count = "one sample" if batch.size == 1 else f"{batch.size} samples"
+    place = "" if batch.size == batch.planned else f" in place of {batch.planned}"
+    return f"a micro-batch of {count}{place} ({shown}: {described(batch.inputs, batch.targets, batch.ids)})"

@@ -1,0 +1,182 @@
+"""Tries what a checkpoint holds: a run that ends well and then cannot be saved, or resumed, must be impossible."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from largebatch.records.checkpoint import (
+    EXECUTION_OPTIONS,
+    CheckpointError,
+    encode_values,
+    pack_optimizer,
+    require_storable,
+    unpack_optimizer,
+)
+from largebatch.run.checks.memory import state_of
+from largebatch.run.checks.trial.as_before import as_before
+from largebatch.run.config.reading import ConfigError
+from largebatch.run.config.schema import TrainConfig
+from largebatch.run.config.targets import make
+from largebatch.training.raised import told
+
+_MOST_LOADED = 2**26  # bytes of state that other values are loaded into; of larger ones the names are compared alone
+_MOST_ROWS = 8  # of each dimension of the parameters that stand for all
+
+
+def try_saving(config: TrainConfig, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Whether the state of model and optimizer can be written, read, and loaded so that a resumed run goes on alike.
+
+    The optimizer is tried on a corner of one parameter of each group and number of dimensions.
+
+    Raises:
+        ConfigError: if not; says which part of it.
+    """
+    try:
+        _try_model(model)
+    except ValueError as error:
+        raise ConfigError([f"model: {error}"]) from error
+    try:
+        _try_optimizer(config, model, optimizer)
+    except (ValueError, CheckpointError) as error:
+        raise ConfigError([f"optimizer: {error}"]) from error
+
+
+def _try_model(model: nn.Module) -> None:
+    state = state_of(model)
+    strangers = [name for name, value in state.items() if not isinstance(value, Tensor)]
+    if strangers:
+        kinds = ", ".join(f"{name} is a {type(state[name]).__name__}" for name in strangers[:3])
+        raise ValueError(
+            f"its state_dict holds what is no tensor ({kinds}), and a checkpoint holds tensors: the run could not be "
+            "saved. Keep it in a buffer, or leave it out of get_extra_state."
+        )
+    try:
+        require_storable({"model": state}, {})
+    except ValueError as error:
+        raise ValueError(f"its state_dict cannot be saved: {error}") from None
+    size = sum(value.nbytes for value in state.values())
+    with as_before(model) if size <= _MOST_LOADED else torch.no_grad():
+        _try_loading(model, _other_values(state) if size <= _MOST_LOADED else state)
+
+
+def _try_loading(model: nn.Module, state: dict[str, Tensor]) -> None:
+    name = type(model).__name__
+    try:
+        missing, unexpected = model.load_state_dict(state, strict=False)
+    except Exception as error:
+        raise ValueError(
+            f"{name} does not load its own state_dict ({told(error)}): a run could not be resumed. Correct "
+            "load_state_dict, or the hooks of state_dict."
+        ) from error
+    if missing or unexpected:
+        raise ValueError(
+            f"{name} does not load its own state_dict: it lacks {_few(missing)} and has {_few(unexpected)} beyond the "
+            "model. A run could not be resumed. Let state_dict hold all parameters and persistent buffers under their "
+            "names."
+        )
+    changed = [key for key, value in model.state_dict().items() if not _same(value, state.get(key))]
+    if changed:
+        raise ValueError(
+            f"{name} does not come back from its state_dict as it was saved: {', '.join(changed[:3])}. A resumed run "
+            "would go on from other weights. Let load_state_dict take the values as they are."
+        )
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") if names else "nothing"
+
+
+def _other_values(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state with the values of each tensor reversed: so it shows whether they are taken. Views of others stay."""
+    owners = Counter(value.untyped_storage().data_ptr() for value in state.values())
+    return {
+        name: value.detach().clone().reshape(-1).flip(0).reshape(value.shape)
+        if owners[value.untyped_storage().data_ptr()] == 1
+        else value.detach().clone()
+        for name, value in state.items()
+    }
+
+
+def _same(value: Any, saved: Tensor | None) -> bool:
+    if saved is None or value.dtype != saved.dtype or value.shape != saved.shape:
+        return False
+    return bool(torch.equal(_bytes(value), _bytes(saved)))
+
+
+def _bytes(value: Tensor) -> Tensor:
+    return value.detach().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
+
+
+def _try_optimizer(config: TrainConfig, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Two steps in a row against one step, a checkpoint, and another one."""
+    names: dict[Tensor, str] = {one: name for name, one in model.named_parameters()}
+    first = _Twin(config, optimizer, names)
+    first.step()
+    tensors, values = pack_optimizer(first.optimizer, first.names)
+    require_storable({"optimizer": tensors}, values)
+    second = _Twin(config, optimizer, names, first.parameters)
+    unpack_optimizer(second.optimizer, tensors, json.loads(encode_values(values)), second.names)
+    first.step()
+    second.step()
+    if any(not _same(a, b) for a, b in zip(first.parameters, second.parameters, strict=True)):
+        raise ValueError(
+            f"{type(optimizer).__name__} takes another step once its state was saved and loaded: it keeps something "
+            "outside of `state` and of the options of its groups, which a checkpoint does not hold, and a resumed run "
+            "would be another one. Keep it in them, as tensors or numbers."
+        )
+
+
+class _Twin:
+    """An optimizer like another one over a few small parameters, of the values given or of the other's first ones."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        optimizer: torch.optim.Optimizer,
+        names: Mapping[Tensor, str],
+        values: list[nn.Parameter] | None = None,
+    ) -> None:
+        groups: list[dict[str, Any]] = []
+        self.parameters: list[nn.Parameter] = []
+        self.names: dict[Tensor, str] = {}
+        for group in optimizer.param_groups:
+            few = {one.dim(): (names[one], one) for one in group["params"]}
+            own = [nn.Parameter(_corner(one.detach()).clone()) for _, one in few.values()]
+            own_names = [name for name, _ in few.values()]
+            options = {key: value for key, value in group.items() if key not in EXECUTION_OPTIONS}
+            groups.append({**options, "params": own, "param_names": own_names})
+            self.parameters += own
+            self.names |= dict(zip(own, own_names, strict=True))
+        if values is not None:
+            for one, value in zip(self.parameters, values, strict=True):
+                one.data.copy_(value.data)
+        # Where and how a device computes a step is not tried, and the options of the groups are given already.
+        node = {
+            key: value for key, value in config.optimizer.items() if key not in {*EXECUTION_OPTIONS, "weight_decay"}
+        }
+        self.optimizer: torch.optim.Optimizer = make("optimizer", node, params=groups, lr=config.scaling.base_lr)
+
+    def step(self) -> None:
+        """One step on gradients that are the same for every twin."""
+        generator = torch.Generator().manual_seed(0)
+        for one in self.parameters:
+            one.grad = torch.randn(one.shape, generator=generator, dtype=one.dtype)
+        try:
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(0)
+                self.optimizer.step()
+        except Exception as error:
+            raise ValueError(
+                f"{type(self.optimizer).__name__} fails in a step ({told(error)}). It is called as step(), once per "
+                "global batch, on gradients that are there."
+            ) from error
+
+
+def _corner(value: Tensor) -> Tensor:
+    return value[tuple(slice(_MOST_ROWS) for _ in value.shape)]

@@ -1,0 +1,1 @@
+"""Schema and reading of a config."""

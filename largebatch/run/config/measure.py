@@ -1,0 +1,60 @@
+"""The schema of what `largebatch measure` looks at."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from largebatch.run.config.types import PositiveFloat, PositiveInt, Section
+
+
+class SharpnessConfig(Section):
+    """Estimators of sharpness."""
+
+    m: PositiveInt
+    rho: PositiveFloat
+    box_eps: PositiveFloat
+    box_iterations: Annotated[int, Field(ge=0)]
+    lanczos_iterations: PositiveInt
+    lanczos_tolerance: PositiveFloat
+    trace_samples: Annotated[int, Field(ge=2)]  # one draw does not tell its own error
+    slice_radius: PositiveFloat
+    line_points: Annotated[int, Field(ge=0)]
+    plane_points: Annotated[int, Field(ge=0)]
+
+
+class VarianceConfig(Section):
+    """Gradient variance over batch sizes."""
+
+    batch_sizes: list[PositiveInt] | None
+    replications: Annotated[int, Field(ge=2)]  # one does not tell its own error
+
+
+class CommunicationConfig(Section):
+    """How often steps and all-reduces are timed."""
+
+    pairs: Annotated[int, Field(ge=10)]  # an interval of a median takes that many
+    sizes: Annotated[int, Field(ge=4)]
+    repetitions: PositiveInt
+
+
+class GapConfig(Section):
+    """The parts of the gap."""
+
+    draws: PositiveInt
+    ghost: PositiveInt | None
+    resamples: Annotated[int, Field(ge=100)]  # fewer do not tell where 2.5 % lie
+
+
+class MeasureConfig(Section):
+    """Weights and samples."""
+
+    checkpoint: str | None
+    precision: Literal["fp64", "fp32"]
+    samples: PositiveInt | None
+    micro: PositiveInt
+    sharpness: SharpnessConfig
+    variance: VarianceConfig
+    communication: CommunicationConfig
+    gap: GapConfig

@@ -1,0 +1,111 @@
+"""The schema of what watches a run."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from largebatch.run.config.types import DurationText, PositiveFloat, PositiveInt, Section
+
+
+class MetricsConfig(Section):
+    """Training rows."""
+
+    every: PositiveInt
+
+
+class EvaluationConfig(Section):
+    """Evaluation of train subset and validation set."""
+
+    every: DurationText | None
+    micro: PositiveInt
+
+
+class CheckpointConfig(Section):
+    """Checkpoints."""
+
+    every: DurationText | None
+    every_minutes: PositiveFloat | None
+    keep: PositiveInt
+    best_by: Literal["eval/val_loss", "eval/val_accuracy"] | None
+    background: bool
+    on_error: Literal["warn", "stop"]
+
+
+class ProfileConfig(Section):
+    """torch.profiler."""
+
+    steps: Annotated[int, Field(ge=0)]
+
+
+class LedgerConfig(Section):
+    """ledger.jsonl."""
+
+    enabled: bool
+    parameters_every: PositiveInt
+
+
+class LayersConfig(Section):
+    """layers.jsonl."""
+
+    every: PositiveInt | None
+
+
+class NoiseScaleConfig(Section):
+    """Gradient noise scale."""
+
+    every: PositiveInt | None
+    window: Annotated[int, Field(ge=20)]
+    groups: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")], list[str]] | None
+
+
+class VarianceObserverConfig(Section):
+    """Gradient variance over groups of micro-batches."""
+
+    every: PositiveInt | None
+    window: Annotated[int, Field(ge=10)]
+
+
+class SharpnessObserverConfig(Section):
+    """Sharpness during a run."""
+
+    every: DurationText | None
+    samples: PositiveInt
+    micro: PositiveInt
+    m: PositiveInt
+    rho: PositiveFloat
+    lanczos_iterations: PositiveInt
+    lanczos_tolerance: PositiveFloat
+    trace_samples: Annotated[int, Field(ge=2)]  # one draw does not tell its own error
+
+
+class CommunicationConfig(Section):
+    """What communication costs."""
+
+    every: PositiveInt | None
+
+
+class RanksConfig(Section):
+    """Whether ranks have the same weights, keep the same pace, and compute the same twice."""
+
+    compare_every: PositiveInt | None
+    slow_ratio: Annotated[float, Field(gt=1)] | None
+    recompute_every: PositiveInt | None
+
+
+class ObserversConfig(Section):
+    """What watches the run."""
+
+    metrics: MetricsConfig
+    evaluation: EvaluationConfig
+    checkpoint: CheckpointConfig
+    layers: LayersConfig
+    noise_scale: NoiseScaleConfig
+    variance: VarianceObserverConfig
+    communication: CommunicationConfig
+    sharpness: SharpnessObserverConfig
+    ledger: LedgerConfig
+    ranks: RanksConfig
+    profile: ProfileConfig
+    progress: bool

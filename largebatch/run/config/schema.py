@@ -1,0 +1,253 @@
+"""The schema of a run's configuration: names, types and ranges."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator
+
+from largebatch.batch.scaling import SCALING_RULES
+from largebatch.batch.schedule import DECAYS, WARMUP_KINDS
+from largebatch.diagnostics.critical_batch.outliers import FEWEST_VALUES
+from largebatch.run.config.did_you_mean import did_you_mean
+from largebatch.run.config.observers import ObserversConfig
+from largebatch.run.config.types import (
+    DurationText,
+    FolderName,
+    FolderPath,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+    Target,
+    one_of,
+    switch_or_pattern,
+)
+
+# What a run may change when it is resumed, if it says so. The samples that come, and the weights, stay as they were.
+CHANGEABLE = ("length", "schedule", "scaling", "clip_norm", "guard", "content", "batch_norm")
+_ONE_BY_ONE = ("optimizer", "model", "loss", "data.augment")  # each value of them by its own name
+_RENAMED = ("data.name",)
+
+
+def is_changeable(key: str) -> bool:
+    """Whether `resume_allow` may name this value of the config."""
+    if key in _RENAMED or key.partition(".")[0] in CHANGEABLE:
+        return True
+    return any(key.startswith(f"{section}.") for section in _ONE_BY_ONE)
+
+
+def _permission(value: str) -> str:
+    if not is_changeable(value):
+        raise ValueError(
+            f"choose of {', '.join(CHANGEABLE)}, or one value by its name, as optimizer.weight_decay, model.dropout, "
+            f"loss.label_smoothing, data.augment.flip.{did_you_mean(value, CHANGEABLE)}"
+        )
+    return value
+
+
+class RampConfig(Section):
+    """How the batch changes over the run."""
+
+    milestones: list[DurationText]
+    totals: list[PositiveInt]
+    in_place_of_decay: bool
+    max_total: PositiveInt | None
+
+    @property
+    def is_used(self) -> bool:
+        """Whether there is a ramp at all."""
+        return bool(self.milestones or self.totals or self.in_place_of_decay)
+
+
+class BatchConfig(Section):
+    """Samples per optimizer step, and how many of them one forward pass may hold."""
+
+    total: Any
+    max_micro: PositiveInt | None
+    micro: PositiveInt | None
+    reduction: Literal["all_reduce", "ordered"]
+    on_out_of_memory: Literal["stop", "lower"]
+    ramp: RampConfig
+
+    @field_validator("total")
+    @classmethod
+    def _total(cls, value: Any) -> Any:
+        if value == "full" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+            return value
+        whole = isinstance(value, float) and value.is_integer()
+        hint = f" Write {int(value)}." if whole else ""
+        raise ValueError(f"a batch is a whole number of samples, 1 or more, or `full`.{hint}")
+
+
+class ScalingConfig(Section):
+    """Peak learning rate from the base rate."""
+
+    rule: Annotated[str, one_of(SCALING_RULES)]
+    base_lr: PositiveFloat
+    base_batch_size: PositiveInt
+
+
+class ScheduleConfig(Section):
+    """Warmup and decay; a setting is None where it follows from the run, or the decay has no such thing."""
+
+    warmup: DurationText | None
+    warmup_kind: Annotated[str, one_of(WARMUP_KINDS)]
+    warmup_from: Literal["base_lr", "zero"] | None
+    decay: Annotated[str, one_of(DECAYS)]
+    end_factor: Annotated[float, Field(ge=0, le=1)] | None = None
+    power: PositiveFloat | None = None
+    milestones: list[DurationText] | None = None
+    gamma: Annotated[float, Field(gt=0, le=1)] | None = None
+
+
+class ParametersConfig(Section):
+    """Which parameters neither decay nor adapt, and which have rates of their own."""
+
+    exclude_from_decay: list[str]
+    exclude_from_adaptation: list[str]
+    lr_factor: dict[str, PositiveFloat] | None
+    layer_decay: Annotated[float, Field(gt=0, lt=1)] | None
+    layer_pattern: str
+
+
+class AugmentConfig(Section):
+    """Random changes of training images."""
+
+    crop_padding: Annotated[int, Field(ge=0)]
+    flip: bool
+    cutout: Annotated[int, Field(ge=0)]
+
+
+class DataConfig(Section):
+    """Training and validation set, and what models ask about them."""
+
+    name: str
+    train: Target
+    validation: Target
+    augment: AugmentConfig
+    limit: PositiveInt | None
+    label_noise: Annotated[float, Field(ge=0, le=1)]
+    num_workers: Annotated[int, Field(ge=0)]
+    timeout_s: Annotated[float, Field(ge=0)]
+    on_bad_sample: Literal["stop", "skip"]
+    train_plain: Target | None = None
+    path: str | list[str] | None = None
+    num_classes: PositiveInt | None = None
+    num_channels: PositiveInt | None = None
+    num_features: PositiveInt | None = None
+    image_size: PositiveInt | None = None
+    vocab_size: PositiveInt | None = None
+    context_length: PositiveInt | None = None
+
+    @property
+    def skips(self) -> bool:
+        """Whether samples that cannot be used are left out."""
+        return self.on_bad_sample == "skip"
+
+
+class PrecisionConfig(Section):
+    """Number formats and memory."""
+
+    compute: Literal["fp64", "fp32", "bf16", "fp16"]
+    tf32: bool | None
+    compile: bool
+    activation_checkpointing: Annotated[bool | str, BeforeValidator(switch_or_pattern)]
+    gradient_compression: Literal["none", "fp16", "bf16"]
+
+
+class GuardConfig(Section):
+    """What becomes of a step whose loss or gradient is bad."""
+
+    policy: Literal["off", "log", "skip", "rollback"]
+    window: Annotated[int, Field(ge=FEWEST_VALUES)]
+    threshold: PositiveFloat | None
+    most_in_a_row: PositiveInt
+
+    @property
+    def acts(self) -> bool:
+        """Whether it may change what is trained."""
+        return self.policy in ("skip", "rollback")
+
+
+class WandbConfig(Section):
+    """Weights & Biases; None is what its variable says."""
+
+    mode: Literal["auto", "online", "offline", "disabled"]
+    project: Annotated[str, Field(min_length=1, pattern=r"^[^/\\#?%:]+$")] | None
+    entity: str | None
+    name: str | None
+    group: str | None
+    job_type: str | None
+    notes: str | None
+    tags: list[str] | None
+    id: Annotated[str, Field(min_length=1, pattern=r"^[^:;,#?/']+$")] | None
+
+
+class LoggerConfig(Section):
+    """Where rows go besides metrics.jsonl."""
+
+    plots: bool
+    wandb: WandbConfig
+    tensorboard: bool
+
+
+class LauncherConfig(Section):
+    """What the launcher should have started."""
+
+    num_processes: PositiveInt | None
+    join_timeout_s: PositiveFloat
+    timeout_s: PositiveFloat
+
+
+class RunConfig(Section):
+    """Name and folder."""
+
+    name: FolderName | None
+    title: FolderName | None
+    dir: FolderPath | None
+    root: FolderPath
+
+
+class TrainConfig(Section):
+    """Everything about a run."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**63)]
+    length: DurationText
+    clip_norm: PositiveFloat | None
+    batch_norm: Literal["ghost", "exact"]
+    resume: FolderPath
+    resume_allow: list[Annotated[str, AfterValidator(_permission)]]
+    run: RunConfig
+    batch: BatchConfig
+    scaling: ScalingConfig
+    schedule: ScheduleConfig
+    optimizer: Target
+    parameters: ParametersConfig
+    model: Target
+    data: DataConfig
+    loss: Target
+    precision: PrecisionConfig
+    guard: GuardConfig
+    observers: ObserversConfig
+    logger: LoggerConfig
+    launcher: LauncherConfig
+
+    @property
+    def shown_name(self) -> str:
+        """What the run is called on charts."""
+        return self.run.name or self.run.title or self.data.name
+
+    @property
+    def folder_name(self) -> str:
+        """What its folder is called: the name of a data set may be a path, as that of a hub is."""
+        return self.run.name or self.run.title or re.sub(r"[^\w+=-]+", "-", self.data.name).strip("-") or "run"
+
+
+class VerifyConfig(Section):
+    """What `largebatch verify` compares."""
+
+    world_sizes: Annotated[list[PositiveInt], Field(min_length=1)]
+    steps: PositiveInt
+    precision: Literal["fp64", "fp32"]
+    tolerance: PositiveFloat | None

@@ -1,0 +1,31 @@
+"""Objects of the user's own, named by `_target_`: found, held against a list and a signature, and made."""
+
+from largebatch.run.config.targets.allowed import (
+    ALLOW_LIST,
+    FOR_CONFIGS,
+    listed,
+    name_problem,
+    named_by,
+    target_nodes,
+    target_problems,
+)
+from largebatch.run.config.targets.arguments import check_arguments
+from largebatch.run.config.targets.finding import TargetError, find_target, listing_problem
+from largebatch.run.config.targets.making import make
+from largebatch.run.config.targets.moved import with_new_targets
+
+__all__ = [
+    "ALLOW_LIST",
+    "FOR_CONFIGS",
+    "TargetError",
+    "check_arguments",
+    "find_target",
+    "listed",
+    "listing_problem",
+    "make",
+    "name_problem",
+    "named_by",
+    "target_nodes",
+    "target_problems",
+    "with_new_targets",
+]

@@ -1,0 +1,64 @@
+"""Finds what `_target_` names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from hydra.errors import InstantiationException
+from hydra.utils import get_object
+
+from largebatch.run.config.targets.allowed import identity_problem, name_problem, named_by
+from largebatch.run.config.targets.moved import MOVED
+
+
+class TargetError(ValueError):
+    """A `_target_` that cannot be called as the config asks; `args` are its reasons, a line for each."""
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.args))
+
+
+def find_target(key: str, node: Mapping[str, Any]) -> Callable[..., Any]:
+    """The callable that `node["_target_"]` names.
+
+    Raises:
+        TargetError: if there is none, with the import error that hid it; or if the list does not allow it.
+    """
+    name = node.get("_target_")
+    if not isinstance(name, str):
+        raise TargetError(f"{key}._target_={name}: the dotted name of a class or function is missing.")
+    if name in MOVED:
+        raise TargetError(f"{key}._target_={name}: has moved. Write {key}._target_={MOVED[name]}.")
+    if problem := listing_problem(*named_by(key, node)):
+        raise TargetError(problem)
+    try:
+        target = get_object(name)
+    except InstantiationException as error:  # refused by Hydra's own policy
+        raise TargetError(f"{key}._target_={name}: {first_line(error)}") from error
+    except Exception as error:
+        raise TargetError(_not_imported(f"{key}._target_", name, error)) from error
+    if not callable(target):
+        raise TargetError(f"{key}._target_={name}: is a {type(target).__name__}, not a class or function.")
+    return target
+
+
+def listing_problem(key: str, name: Any) -> str:
+    """Why the list keeps a name from being called, before or after it is imported; empty: it does not, or is none."""
+    try:
+        return name_problem(key, name) or identity_problem(key, name)
+    except Exception as error:
+        return _not_imported(key, name, error)
+
+
+def _not_imported(key: str, name: Any, error: Exception) -> str:
+    cause = error.__cause__ or error
+    return (
+        f"{key}={name}: cannot be imported ({type(cause).__name__}: {first_line(cause)}). "
+        "Check the dotted name; your own modules must be on PYTHONPATH or in the current folder."
+    )
+
+
+def first_line(error: BaseException) -> str:
+    """Of its message; empty if there is none."""
+    return (str(error).splitlines() or [""])[0]

@@ -1,0 +1,78 @@
+"""The types that the schema of a configuration is made of."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from largebatch.batch.duration import Duration
+from largebatch.run.config.did_you_mean import did_you_mean
+
+
+def _duration(text: Any) -> Any:
+    Duration.parse(str(text))
+    return text
+
+
+_WORDS = {"no", "off", "yes", "on", "true", "false", "none", "null", ""}  # meant as a switch, and found in many names
+_LONGEST_NAME = 255  # bytes, of most file systems
+
+
+def switch_or_pattern(value: Any) -> Any:
+    """True, false, or a text."""
+    if isinstance(value, bool) or (isinstance(value, str) and value.lower() not in _WORDS):
+        return value
+    raise ValueError("must be true, false, or a regular expression of module names.")
+
+
+def folder_name(text: str) -> str:
+    """A text that can be the name of one folder on every system."""
+    is_device = re.fullmatch(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", text, re.IGNORECASE) is not None
+    is_path = not text or not text.isprintable() or "/" in text or text[-1] in ". "
+    if is_device or is_path or text[0] == " " or len(text.encode()) > _LONGEST_NAME:
+        raise ValueError(
+            "names a folder: 1 to 255 bytes that can be printed, without /, no blank at its ends, no dot at "
+            "the last, and no device of Windows such as NUL. Use letters, digits, - and _; another place is run.dir."
+        )
+    return text
+
+
+def folder_path(text: str) -> str:
+    """A text that can be a path."""
+    if not text.strip() or any(unicodedata.category(sign) == "Cc" for sign in text):
+        raise ValueError("must be the path of a folder: not empty, and without control characters.")
+    if text.startswith("~"):
+        raise ValueError(
+            "no shell has replaced the ~ here: it would be a folder of that name. Write $HOME/ in its place."
+        )
+    return text
+
+
+def one_of(choices: Iterable[str]) -> AfterValidator:
+    """A text that is one of `choices`; the error names the nearest."""
+    names = tuple(choices)
+
+    def check(value: str) -> str:
+        if value not in names:
+            raise ValueError(f"choose one of {', '.join(names)}.{did_you_mean(value, names)}")
+        return value
+
+    return AfterValidator(check)
+
+
+FolderName = Annotated[str, AfterValidator(folder_name)]
+FolderPath = Annotated[str, AfterValidator(folder_path)]
+DurationText = Annotated[str, BeforeValidator(_duration)]
+PositiveInt = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Target = dict[str, Any]
+
+
+class Section(BaseModel):
+    """A group of keys: all of them known, none converted, none changed."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)

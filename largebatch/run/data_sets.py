@@ -1,0 +1,128 @@
+"""The data sets that a config names, as the run reads them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch.utils.data import IterableDataset
+
+from largebatch.data import (
+    FirstSamples,
+    NoisyLabels,
+    Screen,
+    ScreenedSamples,
+    changing_samples,
+    form_of_most,
+    notes_of_items,
+)
+from largebatch.data.probing import SAMPLES_READ
+from largebatch.run.config.error_report import Report
+from largebatch.run.config.schema import TrainConfig
+from largebatch.run.config.targets import make
+
+
+@dataclass(frozen=True)
+class DataSets:
+    """What a run reads; None for a set that cannot be made.
+
+    Attributes:
+        train: training set.
+        train_plain: the same without augmentation.
+        validation: validation set.
+        gap_is_augmented: whether one of the two sides of the gap changes at random from read to read.
+    """
+
+    train: Any
+    train_plain: Any
+    validation: Any
+    gap_is_augmented: bool
+
+
+def data_sets(config: TrainConfig, report: Report) -> DataSets:
+    """Make the sets; what is to be known about them is told in the notes of the report."""
+    data = config.data
+    train = report.attempt("data.train", lambda: _made("data.train", data.train, config, report))
+    training = report.attempt("data.train", lambda: _training_set(train, config)) if train is not None else None
+    plain, training_plain = train, training
+    if (node := data.train_plain) is not None:
+        key = "data.train_plain"
+        plain = report.attempt(key, lambda: _made(key, node, config, report))
+        training_plain = report.attempt(key, lambda: _training_set(plain, config)) if plain is not None else None
+    if training is not None and training_plain is not None and len(training) != len(training_plain):
+        report.errors.append(
+            f"data.train_plain: has {len(training_plain)} samples and data.train {len(training)}: it is the same set "
+            "without random changes. Read both from the same place."
+        )
+    key = "data.validation"
+    validation = report.attempt(key, lambda: _made(key, data.validation, config, report))
+    is_augmented = [_tells_changes(*one, config, report) for one in ((_plain_key(config), plain), (key, validation))]
+    screened = None if validation is None else report.attempt(key, lambda: _screened(validation, config))
+    return DataSets(training, training_plain, screened, gap_is_augmented=any(is_augmented))
+
+
+def _plain_key(config: TrainConfig) -> str:
+    return "data.train" if config.data.train_plain is None else "data.train_plain"
+
+
+def _tells_changes(key: str, dataset: Any, config: TrainConfig, report: Report) -> bool:
+    """Whether a set that is evaluated changes its samples at random; if so, that is told."""
+    if not _is_own(dataset):
+        return False
+    changing = changing_samples(dataset, seed=config.seed)
+    if changing:
+        remedy = {
+            "data.train": "name the same set without random changes: data.train_plain={_target_: ..., ...}",
+            "data.train_plain": "make this set without random changes",
+            "data.validation": "make this set without random changes (parts of one set share its transform)",
+        }
+        report.notes.append(
+            f"{key}: {len(changing)} of {min(SAMPLES_READ, len(dataset))} samples that were read several times are not "
+            f"the same each time (e.g. {changing[0]}): the set augments by itself, so one side of the generalization "
+            f"gap is augmented. gap/* is marked; for a true gap {remedy[key]}."
+        )
+    return bool(changing)
+
+
+def _is_own(dataset: Any) -> bool:
+    """Whether it is somebody's own map-style set: those of this package hold no text and change nothing at random."""
+    is_ours = type(dataset).__module__.startswith("largebatch.")
+    return dataset is not None and not is_ours and not isinstance(dataset, IterableDataset)
+
+
+def _made(key: str, node: Any, config: TrainConfig, report: Report) -> Any:
+    """What the node names; what it has to tell is noted."""
+    dataset = make(key, node)
+    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+        raise ValueError(f"{type(dataset).__name__} has no length or no items: a map-style data set is needed.")
+    if len(dataset) == 0:
+        raise ValueError("the data set is empty. Check its path and its split.")
+    report.notes += [f"{key}: {note}" for note in getattr(dataset, "plan_notes", ())]
+    if _is_own(dataset):
+        report.notes += [f"{key}: {note}" for note in notes_of_items(dataset, seed=config.seed)]
+    return dataset
+
+
+def _training_set(dataset: Any, config: TrainConfig) -> Any:
+    data = config.data
+    limited = dataset if data.limit is None else FirstSamples(dataset, data.limit)
+    if not data.label_noise:
+        return _screened(limited, config)
+    if data.num_classes is None:
+        raise ValueError(
+            f"data.label_noise={data.label_noise}: labels are replaced by one of data.num_classes, which {data.name} "
+            "does not have. Only labels of a classification can be noisy: leave it at 0."
+        )
+    try:
+        noisy = NoisyLabels(limited, data.label_noise, num_classes=data.num_classes, seed=config.seed)
+    except ValueError as error:
+        raise ValueError(f"data.label_noise={data.label_noise}: {error}") from None
+    return _screened(noisy, config)
+
+
+def _screened(dataset: Any, config: TrainConfig) -> Any:
+    """The set behind a screen, if bad samples are skipped."""
+    if not config.data.skips or isinstance(dataset, IterableDataset):
+        return dataset  # the latter is refused by the loader
+    form = None if hasattr(dataset, "fetch") else form_of_most(dataset, seed=config.seed)
+    return ScreenedSamples(dataset, Screen(finite=True, form=form))

@@ -1,0 +1,251 @@
+"""Every number of a run that follows from others, with the rule it came from."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from largebatch.batch.duration import Duration
+from largebatch.batch.plan import BatchPlan
+from largebatch.batch.ramp import BatchRamp
+from largebatch.batch.scaling import ScaledValue, scale_lr
+from largebatch.batch.schedule import Schedule
+from largebatch.run.config.combinations import combination_problems, noise_scale_problems
+from largebatch.run.config.error_report import Report
+from largebatch.run.config.reading import ConfigError
+from largebatch.run.config.schema import ScheduleConfig, TrainConfig
+from largebatch.run.ramp_stages import Stages, decay_milestones, solve_stages
+
+PROFILE_WARMUP_STEPS = 5
+DEFAULT_WARMUP, LARGEST_DEFAULT_WARMUP = "2ep", 0.1  # of the length
+IN_PLACE_OF_DECAY = "in_place_of_decay"  # the rule of a rate that stays because the batch grows
+# What such a batch is worth, by scaling rule.
+_GROWTH = {
+    "linear": "global_batch_size / first_batch_size",
+    "sqrt": "sqrt(global_batch_size / first_batch_size)",
+}
+
+
+@dataclass(frozen=True)
+class Derived:
+    """What a config becomes for a data set and a number of ranks.
+
+    Attributes:
+        ramp: samples seen -> plan: global batch -> micro-batches -> ranks.
+        peak_lrs: peak learning rate of each plan of the ramp, and its provenance.
+        schedule: samples seen -> factor of the peak.
+        num_samples: size of the training set.
+        evaluate_every, checkpoint_every: in samples; None: only at the end.
+        sharpness_every: in samples; None: never.
+    """
+
+    ramp: BatchRamp
+    peak_lrs: tuple[ScaledValue, ...]
+    schedule: Schedule
+    num_samples: int
+    evaluate_every: int | None
+    checkpoint_every: int | None
+    sharpness_every: int | None = None
+
+    @property
+    def plan(self) -> BatchPlan:
+        """Of the first step, and of all of them without a ramp."""
+        return self.ramp.plans[0]
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps of the whole run; what is left of the length after them is less than a batch."""
+        return self.ramp.num_steps(self.schedule.total_samples)
+
+    @property
+    def num_consumed(self) -> int:
+        """Samples that these steps consume."""
+        return self.ramp.samples_after(self.schedule.total_samples)
+
+    def lr_at(self, samples_seen: int) -> float:
+        """Learning rate of the step that starts after `samples_seen` samples."""
+        return self.peak_lrs[self.ramp.stage_at(samples_seen)].value * self.schedule(samples_seen)
+
+
+def derive(config: TrainConfig, *, num_samples: int, world_size: int) -> Derived:
+    """Solve the batch plan, the learning rate and the schedule for a training set and a number of ranks.
+
+    Raises:
+        ConfigError: with everything that cannot be solved.
+    """
+    report = Report()
+    total = num_samples if config.batch.total == "full" else config.batch.total
+    if total > num_samples:
+        report.errors.append(
+            f"batch.total={total}: the training set has {num_samples} samples, and a step uses each at most once. "
+            "Use at most that many, or batch.total=full."
+        )
+
+    if config.batch.reduction == "ordered" and config.batch.micro is None:
+        report.errors.append(
+            "batch.reduction=ordered: the order of the sum is that of the micro-batches, and these depend on the "
+            "number of ranks. Pin them with batch.micro=SIZE."
+        )
+    report.errors += combination_problems(config, world_size=world_size)
+
+    def samples(text: str) -> int:
+        return Duration.parse(text).samples(num_samples=num_samples, global_batch_size=total)
+
+    length = samples(config.length)
+    stages = report.attempt(
+        "batch.ramp",
+        lambda: solve_stages(config, total, num_samples=num_samples, length=length, samples=samples),
+    )
+    # Errors of the first batch are worth telling beside those of the ramp.
+    ramp = None
+    if max((stages or Stages((total,))).totals) <= num_samples:  # no list of micro-batches of a batch that nobody has
+        ramp = report.attempt("batch", lambda: _ramp(config, stages or Stages((total,)), world_size))
+    peaks = report.attempt("scaling", lambda: _peak_lrs(config, stages or Stages((total,))))
+    if length < total:
+        report.errors.append(
+            f"length={config.length}: {length} samples are less than one batch of {total}. Train longer."
+        )
+    report.errors += _settings_of_another_decay(config.schedule)
+    schedule = report.attempt("schedule", lambda: _schedule(config, peaks[0], length, samples)) if peaks else None
+    report.errors += noise_scale_problems(config, ramp)
+    report.errors += _profile_problems(config, ramp.num_steps(length) if ramp else length // total)
+    evaluate_every = report.attempt("", lambda: _interval("evaluation", config.observers.evaluation.every, samples))
+    checkpoint_every = report.attempt("", lambda: _interval("checkpoint", config.observers.checkpoint.every, samples))
+    sharpness_every = report.attempt("", lambda: _interval("sharpness", config.observers.sharpness.every, samples))
+    report.raise_if_any()
+    assert ramp is not None
+    assert peaks is not None
+    assert schedule is not None
+    return Derived(ramp, peaks, schedule, num_samples, evaluate_every, checkpoint_every, sharpness_every)
+
+
+def solve_plan(config: TrainConfig, total: int, world_size: int) -> BatchPlan:
+    """How a global batch of `total` samples is cut for the ranks, within the limits of the config."""
+    if config.batch.micro is not None:
+        return BatchPlan.pinned(global_batch_size=total, world_size=world_size, micro_batch_size=config.batch.micro)
+    return BatchPlan.solve(global_batch_size=total, world_size=world_size, max_micro_batch_size=config.batch.max_micro)
+
+
+def _ramp(config: TrainConfig, stages: Stages, world_size: int) -> BatchRamp:
+    return BatchRamp(tuple(solve_plan(config, total, world_size) for total in stages.totals), stages.milestones)
+
+
+def _peak_lrs(config: TrainConfig, stages: Stages) -> tuple[ScaledValue, ...]:
+    """Peak rate of each stage: the scaling rule for its batch, or what is left of a decay that the batch replaces."""
+    scaling = config.scaling
+    first, *others = (
+        scale_lr(scaling.base_lr, base_batch_size=scaling.base_batch_size, global_batch_size=total, rule=scaling.rule)
+        for total in stages.totals
+    )
+    if stages.decay is None:
+        return (first, *others)
+    return (first, *(_left_of_decay(config, first, stages, number) for number in range(1, len(stages.totals))))
+
+
+def _left_of_decay(config: TrainConfig, first: ScaledValue, stages: Stages, number: int) -> ScaledValue:
+    assert stages.decay is not None
+    return ScaledValue(
+        first.value * stages.decay[number],
+        IN_PLACE_OF_DECAY,
+        f"first_peak_lr * gamma^milestones * {_GROWTH[config.scaling.rule]}",
+        {
+            "first_peak_lr": first.value,
+            "gamma": config.schedule.gamma,
+            "milestones": number,
+            "global_batch_size": stages.totals[number],
+            "first_batch_size": stages.totals[0],
+        },
+    )
+
+
+def _schedule(config: TrainConfig, peak: ScaledValue, length: int, samples: Callable[[str], int]) -> Schedule:
+    schedule = config.schedule
+    warmup_samples, start_factor = _warmup(config, peak.value, length, samples)
+    given = {
+        name: value
+        for name, decays in _DECAYS_WITH.items()
+        if schedule.decay in decays and (value := getattr(schedule, name)) is not None
+    }
+    given.pop("milestones", None)
+    if "gamma" in given:
+        given["step_gamma"] = given.pop("gamma")
+    solved = Schedule(
+        total_samples=max(length, 1),
+        warmup_samples=warmup_samples,
+        warmup_start_factor=start_factor,
+        warmup_kind=schedule.warmup_kind,
+        decay=schedule.decay,
+        step_samples=decay_milestones(schedule, length, samples),
+        **given,
+    )
+    if config.batch.ramp.in_place_of_decay:
+        return dataclasses.replace(solved, decay="constant", step_samples=())
+    return solved
+
+
+def _warmup(config: TrainConfig, peak: float, length: int, samples: Callable[[str], int]) -> tuple[int, float]:
+    """Samples of the warmup, and the share of the peak rate that it starts from.
+
+    What nobody asked for is left out where it would not act; what somebody asked for acts.
+    """
+    schedule, base = config.schedule, config.scaling.base_lr
+    rises = peak > base
+    if schedule.warmup is not None:
+        num_samples = samples(schedule.warmup)
+    elif rises or schedule.warmup_from == "zero":
+        num_samples = min(samples(DEFAULT_WARMUP), int(length * LARGEST_DEFAULT_WARMUP))
+    else:
+        num_samples = 0
+    if schedule.warmup is None and schedule.warmup_from == "zero" and num_samples < samples("2steps"):
+        num_samples = 0  # from zero it would only be a step that moves no weight
+    from_base = schedule.warmup_from == "base_lr" or (schedule.warmup_from is None and rises)
+    is_wanted = num_samples > 0 or schedule.warmup is None
+    if from_base and not rises and is_wanted:
+        raise ConfigError(
+            [f"schedule.warmup_from=base_lr: the peak rate, {peak:.6g}, is not above scaling.base_lr={base:.6g}, so a "
+             "warmup from there has no effect. Use schedule.warmup_from=zero, or schedule.warmup=0ep for none."]
+        )  # fmt: skip
+    if schedule.warmup_kind == "constant" and not rises and schedule.warmup_from != "zero" and is_wanted:
+        raise ConfigError(
+            [f"schedule.warmup_kind=constant: holds scaling.base_lr={base:.6g} until the peak rate, which is "
+             f"{peak:.6g} and not above it. Use schedule.warmup_kind=gradual, or a larger batch."]
+        )  # fmt: skip
+    return num_samples, base / peak if from_base and rises else 0.0
+
+
+# Settings of a schedule that only some decays have.
+_DECAYS_WITH = {
+    "end_factor": ("linear", "cosine", "polynomial"),
+    "power": ("polynomial",),
+    "milestones": ("step",),
+    "gamma": ("step",),
+}
+
+
+def _settings_of_another_decay(schedule: ScheduleConfig) -> list[str]:
+    return [
+        f"schedule.{name}={value}: has no effect with schedule.decay={schedule.decay}, it belongs to "
+        f"{', '.join(decays)}. Remove it, or choose the schedule with schedule=NAME."
+        for name, decays in _DECAYS_WITH.items()
+        if (value := getattr(schedule, name)) is not None and schedule.decay not in decays
+    ]
+
+
+def _profile_problems(config: TrainConfig, num_steps: int) -> list[str]:
+    steps = config.observers.profile.steps
+    if not steps or num_steps >= steps + PROFILE_WARMUP_STEPS:
+        return []
+    return [
+        f"observers.profile.steps={steps}: the run has {num_steps} steps, and {PROFILE_WARMUP_STEPS} warm up. "
+        "Train longer or record fewer."
+    ]
+
+
+def _interval(observer: str, text: str | None, samples: Callable[[str], int]) -> int | None:
+    if text is None:
+        return None
+    interval = samples(text)
+    if interval == 0:
+        raise ConfigError([f"observers.{observer}.every={text}: an interval is above 0. Use null for only at the end."])
+    return interval

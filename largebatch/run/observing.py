@@ -1,0 +1,198 @@
+"""The observers of a run, in the order in which they are called."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from largebatch.diagnostics.sharpness.measurement import SharpnessSettings
+from largebatch.diagnostics.sharpness.subset import FixedSubset
+from largebatch.distributed.runtime import Runtime
+from largebatch.gradient.batch_stream import Loader
+from largebatch.records.run_folder import RunFolder
+from largebatch.records.trackers import JsonlTracker, Tracker, WandbTracker
+from largebatch.run.config.schema import TrainConfig
+from largebatch.run.derive import PROFILE_WARMUP_STEPS
+from largebatch.run.initial_state import noise_scale_groups
+from largebatch.run.prepare import Prepared
+from largebatch.training.loop import Observer
+from largebatch.training.observers import (
+    CheckpointObserver,
+    CommunicationObserver,
+    EvaluationObserver,
+    GuardObserver,
+    Journal,
+    LayersObserver,
+    LedgerObserver,
+    MetricsObserver,
+    MicroBatchObserver,
+    NoiseScaleObserver,
+    ProfileObserver,
+    RankObserver,
+    SharpnessObserver,
+    SkipNotingLoader,
+    SkippedObserver,
+    StragglerObserver,
+    VarianceObserver,
+    WatchedLoader,
+)
+
+
+class Records:
+    """Files of one observer's rows each: closed and asked for problems like trackers; metrics do not go there.
+
+    Args:
+        runtime: rank 0 writes.
+    """
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._is_main = runtime.is_main
+        self.trackers: list[Tracker] = []
+
+    def open(self, path: Path) -> Tracker | None:
+        """A tracker for `path`; None on other ranks than 0."""
+        if not self._is_main:
+            return None
+        self.trackers.append(JsonlTracker(path))
+        return self.trackers[-1]
+
+
+@dataclass
+class Observation:
+    """What watches a run, and the loader that it reads through. The named ones are in the list, too."""
+
+    observers: list[Observer]
+    loader: Loader
+    evaluation: EvaluationObserver
+    checkpoints: CheckpointObserver
+    noise_scale: NoiseScaleObserver | None
+    communication: CommunicationObserver | None
+    skipped: SkippedObserver | None
+
+
+def observe(
+    prepared: Prepared,
+    loader: Loader,
+    folder: RunFolder,
+    trackers: list[Tracker],
+    records: Records,
+    identity: dict[str, Any],
+) -> Observation:
+    """The observers that the config asks for, in their order."""
+    config, derived = prepared.config, prepared.derived
+    journal = Journal(trackers, num_samples=derived.num_samples)
+    evaluation = _evaluation(prepared, journal)
+    checkpoints = _checkpoints(prepared, folder, trackers, identity, evaluation)
+    # The ranks first, so that nothing is logged or saved of weights that they do not share.
+    live = _noise_scale(prepared, journal), _communication(config, journal)
+    observers: list[Observer] = [*_ranks(prepared, journal), evaluation, *(one for one in live if one)]
+    if config.batch.on_out_of_memory == "lower":
+        observers.append(MicroBatchObserver(journal))
+    if config.guard.policy != "off":
+        observers.append(GuardObserver(journal))
+    if (variance := config.observers.variance).every is not None:
+        observers.append(VarianceObserver(journal, every=variance.every, window=variance.window))
+    if derived.sharpness_every is not None:
+        observers.append(_sharpness(prepared, journal, every=derived.sharpness_every))
+    if config.observers.layers.every is not None:
+        observers.append(LayersObserver(journal, records.open(folder.layers), every=config.observers.layers.every))
+    if config.observers.ledger.enabled:
+        loader = watched = WatchedLoader(loader)
+        parameters_every = config.observers.ledger.parameters_every
+        observers.append(LedgerObserver(records.open(folder.ledger), watched, parameters_every=parameters_every))
+    skipped = None
+    if config.data.skips:
+        loader = noting = SkipNotingLoader(loader)
+        skipped = SkippedObserver(journal, records.open(folder.skipped), noting)
+        observers.append(skipped)
+        evaluation.tell_skipped = skipped.tell_of_validation
+    observers.append(checkpoints)  # last: a checkpoint has the rows of its own step on disk
+    if config.observers.profile.steps:
+        observers.insert(0, _profiler(prepared, folder))
+    return Observation(observers, loader, evaluation, checkpoints, *live, skipped)
+
+
+def _ranks(prepared: Prepared, journal: Journal) -> list[Observer]:
+    """Those of the ranks, and the metrics, whose rows have what these found."""
+    options = prepared.config.observers.ranks
+    same = RankObserver(every=options.compare_every, checkpoint_every=prepared.derived.checkpoint_every)
+    if options.slow_ratio is None:
+        return [same, MetricsObserver(journal)]
+    stragglers = StragglerObserver(slow_ratio=options.slow_ratio)
+    return [same, stragglers, MetricsObserver(journal, more=lambda: stragglers.row)]
+
+
+def _noise_scale(prepared: Prepared, journal: Journal) -> NoiseScaleObserver | None:
+    options = prepared.config.observers.noise_scale
+    if options.every is None:
+        return None
+    groups = noise_scale_groups(prepared.config, prepared.model)
+    return NoiseScaleObserver(journal, every=options.every, window=options.window, groups=groups)
+
+
+def _communication(config: TrainConfig, journal: Journal) -> CommunicationObserver | None:
+    every = config.observers.communication.every
+    return None if every is None else CommunicationObserver(journal, every=every)
+
+
+def _sharpness(prepared: Prepared, journal: Journal, *, every: int) -> SharpnessObserver:
+    """Without box and slices, which are for `largebatch measure sharpness`."""
+    config = prepared.config
+    options = config.observers.sharpness
+    subset = FixedSubset.random(
+        prepared.train_plain,
+        options.samples,
+        seed=config.seed,
+        micro_batch_size=options.micro,
+        num_workers=config.data.num_workers,
+    )
+    named = options.model_dump(exclude={"every", "samples", "micro"})
+    settings = SharpnessSettings(seed=config.seed, **named)
+    return SharpnessObserver(journal, subset=subset, loss=prepared.measured_loss, settings=settings, every=every)
+
+
+def _evaluation(prepared: Prepared, journal: Journal) -> EvaluationObserver:
+    config = prepared.config
+    return EvaluationObserver(
+        journal,
+        train=prepared.train_plain,
+        validation=prepared.validation,
+        loss=prepared.measured_loss,
+        every=prepared.derived.evaluate_every,
+        micro_batch_size=config.observers.evaluation.micro,
+        seed=config.seed,
+        num_workers=config.data.num_workers,
+        timeout_s=config.data.timeout_s,
+        skips=config.data.skips,
+        gap_is_augmented=prepared.gap_is_augmented,
+    )
+
+
+def _checkpoints(
+    prepared: Prepared,
+    folder: RunFolder,
+    trackers: Sequence[Tracker],
+    identity: dict[str, Any],
+    evaluation: EvaluationObserver,
+) -> CheckpointObserver:
+    options = prepared.config.observers.checkpoint
+    run_ids = [tracker.run_id for tracker in trackers if isinstance(tracker, WandbTracker)]
+    return CheckpointObserver(
+        folder,
+        every=prepared.derived.checkpoint_every,
+        every_s=None if options.every_minutes is None else 60 * options.every_minutes,
+        keep=options.keep,
+        identity=identity,
+        extra={"wandb_run_id": run_ids[0]} if run_ids else {},
+        evaluation=evaluation,
+        best_by=options.best_by,
+        background=options.background,
+        on_error=options.on_error,
+    )
+
+
+def _profiler(prepared: Prepared, folder: RunFolder) -> ProfileObserver:
+    steps = prepared.config.observers.profile.steps
+    return ProfileObserver(folder.path, num_steps=steps, warmup_steps=PROFILE_WARMUP_STEPS)

@@ -1,0 +1,183 @@
+"""The plan of a run for people, and for records."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from largebatch.batch.plan import BatchPlan
+from largebatch.batch.scaling import ScaledValue
+from largebatch.run.checks.memory import state_of
+from largebatch.run.config.schema import TrainConfig
+from largebatch.run.derive import IN_PLACE_OF_DECAY, Derived
+
+PlanRow = tuple[str, str, str]
+
+
+def plan_rows(derived: Derived, optimizer: Optimizer) -> list[PlanRow]:
+    """(what, value, where it comes from)."""
+    plan, schedule = derived.plan, derived.schedule
+    first = [part.size for part in plan.micro_batches(0)]
+    shares = [plan.rank_batch_size(rank) for rank in range(plan.world_size)]
+    unused = schedule.total_samples - derived.num_consumed
+    has_ramp = len(derived.ramp.plans) > 1
+    consumed = f"{schedule.total_samples:,} samples" + ("" if has_ramp else f" // {plan.global_batch_size:,}")
+    return [
+        ("global batch", f"{plan.global_batch_size:,} samples", "batch.total"),
+        ("ranks", f"{plan.world_size}", f"each {_span(shares)} samples per step"),
+        (
+            "micro-batches",
+            f"{len(plan.micro_batch_sizes)} of {_span(plan.micro_batch_sizes)}",
+            f"rank 0: {_shorten(first)}; one gradient all-reduce per step",
+        ),
+        *_ramp_rows(derived),
+        ("training set", f"{derived.num_samples:,} samples", _steps_per_epoch(derived)),
+        (
+            "steps",
+            f"{derived.num_steps:,}",
+            consumed + (f"; the last {unused:,} samples do not fill a batch" if unused else ""),
+        ),
+        ("peak LR", f"{derived.peak_lrs[0].value:.6g}", _explained(derived.peak_lrs[0])),
+        *_factor_rows(optimizer),
+        ("warmup", f"{schedule.warmup_samples:,} samples", _warmup_explained(derived)),
+        ("decay", _decay(derived), f"to {derived.lr_at(schedule.total_samples):.6g}"),
+    ]
+
+
+def checkpoint_row(config: TrainConfig, module: nn.Module) -> PlanRow:
+    """How many checkpoints there will be, of how many bytes of weights, and when they are saved.
+
+    The optimizer's state is not measured: a step imports torch's compiler, which takes longer than the plan.
+    """
+    options = config.observers.checkpoint
+    weights = sum(one.nbytes for one in state_of(module).values() if isinstance(one, torch.Tensor))
+    kept = options.keep + (options.best_by is not None)
+    when = [] if options.every_minutes is None else [f"every {options.every_minutes:g} min"]
+    when += [] if options.every is None else [f"every {options.every}"]
+    when.append("at the end and when stopped")
+    return (
+        "checkpoints",
+        f"{kept} of {weights / 1e6:,.3g} MB",
+        f"and the optimizer's state; {', '.join(when)}; one more while it is written",
+    )
+
+
+def _ramp_rows(derived: Derived) -> list[PlanRow]:
+    """The later stages of a ramp."""
+    rows = []
+    for position, plan, count in derived.ramp.stages(derived.schedule.total_samples)[1:]:
+        peak = derived.peak_lrs[derived.ramp.stage_at(position)]
+        rows.append(
+            (
+                f"from {position:,} samples",
+                f"{plan.global_batch_size:,} samples",
+                f"{count:,} steps, each {len(plan.micro_batch_sizes)} micro-batch"
+                f"{'es' if len(plan.micro_batch_sizes) > 1 else ''}; peak LR {peak.value:.6g}, {_explained(peak)}",
+            )
+        )
+    return rows
+
+
+def _factor_rows(optimizer: Optimizer) -> list[PlanRow]:
+    """Which part of the rate of the run each group has, where that is not all of it everywhere."""
+    counts = lr_factor_counts(optimizer)
+    if list(counts) in ([], [1.0]):
+        return []
+    value = ", ".join(f"{count} x {factor:.4g}" for factor, count in counts.items())
+    return [("rates of tensors", value, "times the rate of the run: parameters, or the optimizer's own groups")]
+
+
+def lr_factor_counts(optimizer: Optimizer) -> dict[float, int]:
+    """Tensors by the factor of their rate, the largest first."""
+    counts: Counter[float] = Counter()
+    for group in optimizer.param_groups:
+        counts[group.get("lr_factor", 1.0)] += len(group["params"])
+    return dict(sorted(counts.items(), reverse=True))
+
+
+def _decay(derived: Derived) -> str:
+    return "by the batch" if derived.peak_lrs[-1].rule == IN_PLACE_OF_DECAY else derived.schedule.decay
+
+
+def _explained(value: ScaledValue) -> str:
+    return f"{value.rule}: {value.explanation}"
+
+
+def _steps_per_epoch(derived: Derived) -> str:
+    steps = derived.num_samples / derived.plan.global_batch_size
+    return f"{steps:.4g} steps per epoch" + (" at first" if len(derived.ramp.plans) > 1 else "")
+
+
+def _warmup_explained(derived: Derived) -> str:
+    if not derived.schedule.warmup_samples:
+        return "none"
+    how = "constant at" if derived.schedule.warmup_kind == "constant" else "from"
+    return f"{how} {derived.lr_at(0):.6g}"
+
+
+def lr_rows(derived: Derived) -> list[PlanRow]:
+    """(after how many samples, learning rate of the step that starts there) at the places where it turns."""
+    stages = derived.ramp.stages(derived.schedule.total_samples)
+    position, plan, count = stages[-1]
+    last = position + (count - 1) * plan.global_batch_size
+    places = {0, derived.schedule.warmup_samples, derived.schedule.total_samples // 2, last}
+    places |= {start for start, _, _ in stages}
+    return [(f"{samples:,} samples", f"{derived.lr_at(samples):.6g}", "") for samples in sorted(places)]
+
+
+def plan_record(derived: Derived, optimizer: Optimizer, notes: Sequence[str] = ()) -> dict[str, Any]:
+    """The plan, and what was told with it, as plain values, for plan.json and the trackers."""
+    plan, schedule = derived.plan, derived.schedule
+    return {
+        **_batch_record(plan),
+        "world_size": plan.world_size,
+        "rank_batch_sizes": [plan.rank_batch_size(rank) for rank in range(plan.world_size)],
+        "num_samples": derived.num_samples,
+        "num_steps": derived.num_steps,
+        "steps_per_epoch": derived.num_samples / plan.global_batch_size,
+        "total_samples": schedule.total_samples,
+        "peak_lr": _lr_record(derived.peak_lrs[0]),
+        "ramp": [
+            {
+                "from_samples": position,
+                "num_steps": count,
+                **_batch_record(later),
+                "peak_lr": _lr_record(derived.peak_lrs[derived.ramp.stage_at(position)]),
+            }
+            for position, later, count in derived.ramp.stages(schedule.total_samples)[1:]
+        ],
+        "warmup_samples": schedule.warmup_samples,
+        "warmup_kind": schedule.warmup_kind,
+        "warmup_start_lr": derived.lr_at(0),
+        "decay": schedule.decay,
+        "end_lr": derived.lr_at(schedule.total_samples),
+        "lr_factors": [{"factor": factor, "tensors": count} for factor, count in lr_factor_counts(optimizer).items()],
+        "notes": list(notes),
+    }
+
+
+def _batch_record(plan: BatchPlan) -> dict[str, Any]:
+    return {
+        "global_batch_size": plan.global_batch_size,
+        "grad_accum_steps": plan.grad_accum_steps,
+        "max_micro_batch_size": plan.max_micro_batch_size,
+    }
+
+
+def _lr_record(value: ScaledValue) -> dict[str, Any]:
+    return {"value": value.value, "rule": value.rule, "formula": value.formula, "inputs": value.inputs}
+
+
+def _span(sizes: Sequence[int]) -> str:
+    smallest, largest = min(sizes), max(sizes)
+    return f"{largest}" if smallest == largest else f"{smallest} to {largest}"
+
+
+def _shorten(sizes: list[int]) -> str:
+    shown = [str(size) for size in sizes[:6]] + (["..."] if len(sizes) > 6 else [])
+    return " + ".join(shown)

@@ -1,0 +1,147 @@
+"""Builds and tries everything that needs no process group, so that every rank fails alike, early, with one report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import nn
+
+from largebatch.data import Augmentation, with_checked_labels
+from largebatch.distributed.launcher_environment import launcher_problems
+from largebatch.losses import Loss
+from largebatch.losses.coupled import is_coupled
+from largebatch.records.credentials import redacted
+from largebatch.run.checks.machine import checkpoint_problems, folder_problems, machine_problems
+from largebatch.run.checks.observers import (
+    guard_problems,
+    recomputation_problems,
+    sharpness_problems,
+    skip_problems,
+    variance_problems,
+)
+from largebatch.run.checks.trial import KeptState, TriedRun, try_run
+from largebatch.run.config.combinations import coupled_problems
+from largebatch.run.config.error_report import Report
+from largebatch.run.config.reading import parse_config, public_values, require_no_secrets
+from largebatch.run.config.schema import TrainConfig
+from largebatch.run.data_sets import data_sets
+from largebatch.run.derive import Derived, derive
+from largebatch.run.initial_state import build_optimizer, initial_model
+from largebatch.run.named_loss import named_loss, without_smoothing
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that is known to work on one sample: what `build` needs to start it.
+
+    Attributes:
+        public: the config for records.
+        content: stands for what is in the training set, see `sampled_content`.
+        state: what forward passes keep and leave out.
+        notes: what is told before the run starts, one line each; in plan.json, too.
+        gap_is_augmented: whether a set that is evaluated changes at random from read to read.
+    """
+
+    config: TrainConfig
+    public: dict[str, Any]
+    derived: Derived
+    train: Any
+    train_plain: Any
+    validation: Any
+    augment: Augmentation | None
+    model: nn.Module
+    loss: Loss
+    measured_loss: Loss
+    optimizer: torch.optim.Optimizer
+    content: str
+    state: KeptState
+    notes: tuple[str, ...]
+    gap_is_augmented: bool
+
+    def place_losses(self, device: torch.device) -> None:
+        """Move what a loss that is a module of the user's own keeps in buffers, such as class weights."""
+        for loss in (self.loss, self.measured_loss):
+            if isinstance(loss, nn.Module):
+                loss.to(device)
+
+
+def prepare(composed: DictConfig, environ: Mapping[str, str], *, trains: bool = True) -> Prepared:
+    """Check a composed config, build data, model, loss and optimizer, and try them together; see `try_run`.
+
+    Args:
+        composed: by Hydra.
+        environ: of the process.
+        trains: whether steps may follow: else neither optimizer nor checkpoints are tried.
+
+    Raises:
+        ConfigError: with everything that was found.
+    """
+    require_no_secrets(composed)  # alone: other messages repeat values
+    config = parse_config(composed)
+    report = Report()
+    _look_around(config, environ, report)
+    made = data_sets(config, report)
+    train, train_plain, validation = made.train, made.train_plain, made.validation
+    loss = report.attempt("loss", lambda: named_loss(config))
+    model = report.attempt("model", lambda: initial_model(config, config.seed, train))
+    optimizer = None if model is None else report.attempt("optimizer", lambda: build_optimizer(config, model))
+    augment = report.attempt("data.augment", lambda: _augmentation(config))
+    derived = _derived(config, environ, train, report)
+    ramp = None if derived is None else derived.ramp
+    if is_coupled(loss) and not report.errors:
+        report.errors += coupled_problems(config, ramp, train_plain, validation)
+    report.errors += [] if train_plain is None else sharpness_problems(config, train_plain, loss)
+    report.errors += variance_problems(config, ramp, loss) + recomputation_problems(config, loss)
+    report.errors += guard_problems(config) + skip_problems(config, loss)
+    if model is not None and optimizer is not None:
+        report.errors += report.attempt("model", lambda: checkpoint_problems(config, model, optimizer)) or []
+    tried = None
+    if not (derived is None or model is None or loss is None or optimizer is None or report.errors):
+        run = TriedRun(config, derived, train, train_plain, validation, augment, model, loss, optimizer, trains)
+        tried = try_run(run, report)
+    report.raise_if_any()
+    assert not (tried is None or derived is None or model is None or optimizer is None)  # noqa: PT018
+    sets = {id(one): with_checked_labels(one, tried.labels) for one in (train, train_plain, validation)}
+    return Prepared(
+        config=config,
+        public=public_values(composed),
+        derived=derived,
+        train=sets[id(train)],
+        train_plain=sets[id(train_plain)],
+        validation=sets[id(validation)],
+        augment=augment,
+        model=model,
+        loss=tried.loss,
+        measured_loss=without_smoothing(tried.loss),
+        optimizer=optimizer,
+        content=tried.content,
+        state=tried.state,
+        notes=tuple(map(redacted, report.notes)),
+        gap_is_augmented=made.gap_is_augmented,
+    )
+
+
+def _derived(config: TrainConfig, environ: Mapping[str, str], train: Any, report: Report) -> Derived | None:
+    if train is None or any("WORLD_SIZE" in error for error in report.errors):
+        return None
+    world_size = int(environ.get("WORLD_SIZE", "1"))
+    return report.attempt("batch", lambda: derive(config, num_samples=len(train), world_size=world_size))
+
+
+def _look_around(config: TrainConfig, environ: Mapping[str, str], report: Report) -> None:
+    """Launcher, machine and run folder."""
+    precision, num_processes = config.precision.compute, config.launcher.num_processes
+    report.errors += launcher_problems(environ, precision=precision, num_processes=num_processes)
+    report.errors += machine_problems(config, environ)
+    report.errors += report.attempt("run folder", lambda: folder_problems(config)) or []
+
+
+def _augmentation(config: TrainConfig) -> Augmentation | None:
+    augment = config.data.augment
+    if not (augment.crop_padding or augment.flip or augment.cutout):
+        return None
+    return Augmentation(config.seed, crop_padding=augment.crop_padding, flip=augment.flip, cutout=augment.cutout)

@@ -1,0 +1,90 @@
+"""Trains a config without a word: what studies of many runs are made of."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+from torch import nn
+
+from largebatch.records.run_folder import RunFolder
+from largebatch.records.trackers import Row, read_metrics
+from largebatch.run.build import open_job
+from largebatch.run.failures import naming_failures
+from largebatch.run.prepare import prepare
+from largebatch.training.loop import Observer, train
+
+_SILENCE = {
+    "observers.progress": False,
+    "observers.ranks.slow_ratio": None,
+    "logger.wandb.mode": "disabled",
+    "logger.tensorboard": False,
+}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run that has ended.
+
+    Attributes:
+        status: as `train` returns it: finished, diverged, or stopped.
+        summary: as in summary.json.
+        folder: of the run, with all files of a run but the plots.
+        model: with its last weights, without a distributed wrapper.
+    """
+
+    status: str
+    summary: dict[str, Any]
+    folder: Path
+    model: nn.Module
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """All of metrics.jsonl; nothing of a run that was stopped before its first row."""
+        metrics = RunFolder(self.folder).metrics
+        return read_metrics(metrics) if metrics.exists() else []
+
+
+def train_quietly(
+    config: DictConfig,
+    folder: str | Path,
+    *,
+    overrides: Sequence[str] = (),
+    observers: Sequence[Observer] = (),
+    stop: Callable[[], bool] = lambda: False,
+) -> Trained:
+    """Train on the ranks of this launcher, silently; the config is not changed.
+
+    Args:
+        config: of `largebatch train`, composed.
+        folder: of the run: where its config, plan, metrics, checkpoints and summary go.
+        overrides: what to write into overrides.txt; the config has them already.
+        observers: called after those of the config.
+        stop: whether the run was asked to end after the step; see `Run.stop_requested`.
+
+    Raises:
+        ConfigError: with all that is wrong, before anything is written.
+    """
+    config = OmegaConf.create(config)
+    with open_dict(config):
+        for key, value in _SILENCE.items():
+            OmegaConf.update(config, key, value)
+        OmegaConf.update(config, "run.dir", str(folder))
+    prepared = prepare(config, os.environ)
+    with open_job(prepared, stop, overrides) as job:
+        job.run.observers = [*job.run.observers, *observers]
+        with naming_failures(job.run, job.folder):
+            status = train(job.run)
+        summary = job.summary(status)
+        if job.run.runtime.is_main:
+            for tracker in job.trackers:
+                tracker.finish(summary, [])
+            problems = [*job.problems, *(line for one in job.trackers for line in one.problems)]
+            job.folder.write_summary(summary, problems)
+        job.run.runtime.barrier()  # rank 0 has written before another reads
+        return Trained(status, summary, job.folder.path, job.run.module)

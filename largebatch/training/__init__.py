@@ -1,0 +1,1 @@
+"""The loop, the guard, the observers."""

@@ -1,0 +1,211 @@
+"""Training and validation metrics in the same mode, and the generalization gap between them."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from largebatch.batch.duration import passes
+from largebatch.batch.order import SampleOrder
+from largebatch.batch.plan import BatchPlan
+from largebatch.batch.random_keys import stream_key
+from largebatch.data import evaluation_batches
+from largebatch.diagnostics.gap.gap import EvalSums, generalization_gap
+from largebatch.distributed.runtime import Runtime
+from largebatch.gradient.accumulation import forward
+from largebatch.losses import Loss, counted_per_sample
+from largebatch.losses.coupled import is_coupled
+from largebatch.models.modes import evaluating
+from largebatch.records.rows.series import AUGMENTED_GAP
+from largebatch.records.trackers import Row
+from largebatch.training.loop import Run, StepReport
+from largebatch.training.observers.metrics import POSITION, Journal
+
+_BETTER: dict[str, Callable[[float, float], float]] = {"eval/val_loss": min, "eval/val_accuracy": max}
+
+
+@dataclass
+class EvaluationObserver:
+    """Measures `eval/*` and `gap/*` every `every` samples (None: only at the end) and after the last step.
+
+    A stop that is asked for meanwhile breaks it off, since the time that is left is for the checkpoint: the run ends
+    there, and the one that goes on from this checkpoint begins with the evaluation. A run that is stopped between
+    evaluations makes none either: its records are those of a run that was not.
+
+    Both sets are read in eval mode without augmentation and without label smoothing, each example exactly once on any
+    number of ranks. The training side is a fixed random subset as large as the validation set.
+
+    A loss that couples samples is taken within evaluation batches of `micro_batch_size` samples at most, the same on
+    any number of ranks and as equal in size as possible; it is not comparable with the training loss, which is taken
+    within the global batch. Its standard errors take each batch as one draw, since the samples in it are correlated.
+
+    Attributes:
+        train: training set without augmentation.
+        validation: validation set.
+        loss: the loss to measure with.
+        every: samples between evaluations.
+        micro_batch_size: samples per forward pass.
+        num_workers: processes that load data, for sets that are not in memory.
+        timeout_s: seconds to wait for such a process; 0: forever.
+        skips: whether samples that cannot be loaded are left out; the others are then the set.
+        tell_skipped: called on every rank with (sample id, reason) of what it left out of the validation set.
+        gap_is_augmented: whether one of the sets augments by itself, which rows then say.
+        best: the best value so far of each metric that has a direction.
+        last: the latest row.
+        last_step: the step of it; -1: there is none.
+        is_owed: whether the evaluation of this step was broken off, here or before the run went on from a checkpoint.
+        made_up_at: the step at which a run began with the evaluation that was owed; None: none was.
+    """
+
+    journal: Journal
+    train: Any
+    validation: Any
+    loss: Loss
+    every: int | None
+    micro_batch_size: int
+    seed: int = 0
+    num_workers: int = 0
+    timeout_s: float = 0
+    skips: bool = False
+    tell_skipped: Callable[[Run, list[tuple[int, str]]], None] | None = None
+    gap_is_augmented: bool = False
+    best: dict[str, float] = field(default_factory=dict)
+    last: Row = field(default_factory=dict)
+    last_step: int = -1
+    is_owed: bool = False
+    made_up_at: int | None = None
+
+    def on_start(self, run: Run) -> None:
+        """Evaluate what is owed; otherwise the first evaluation comes after the first interval."""
+        if self.is_owed and self.measure(run) is not None:
+            self.made_up_at = run.progress.step
+
+    def after_step(self, run: Run, report: StepReport) -> None:
+        """Evaluate, if the interval is over."""
+        before = report.samples_seen - report.plan.global_batch_size
+        if self.every is not None and passes(self.every, before, report.samples_seen):
+            self.measure(run)
+
+    def on_end(self, run: Run, status: str) -> None:
+        """Evaluate the final weights."""
+        if status == "finished" and self.last_step != run.progress.step:
+            self.measure(run)
+
+    def recall(self, runtime: Runtime, rows: Iterable[Row]) -> None:
+        """Take up the best and the last of what this run had logged before it was stopped: `rows` of rank 0 count."""
+        for row in rows if runtime.is_main else ():
+            step, found = row.get("step"), [row[name] for name in _BETTER if name in row]
+            if isinstance(step, int) and found and all(isinstance(one, (int, float)) for one in found):
+                self._note({name: value for name, value in row.items() if name not in POSITION}, step)
+        self.best, self.last, self.last_step = runtime.broadcast((self.best, self.last, self.last_step))
+
+    def measure(self, run: Run) -> Row | None:
+        """Evaluate both sets now and log the row; None if a rank was asked to stop meanwhile, see above."""
+        started = time.perf_counter()
+        skipped: dict[str, int] = {}
+        with run.gradient.statistics.merged():
+            train = self._sums(run, self.train, "train", skipped)
+            validation = None if train is None else self._sums(run, self.validation, "val", skipped)
+        self.is_owed = validation is None
+        if train is None or validation is None:
+            run.stops_here = True
+            return None
+        gap = generalization_gap(train, validation)
+        values = {
+            "eval/train_loss": train.mean_loss,
+            "eval/val_loss": validation.mean_loss,
+            "eval/train_accuracy": train.accuracy,
+            "eval/val_accuracy": validation.accuracy,
+            "eval/val_accuracy_stderr": validation.accuracy_stderr,
+            "gap/loss": gap.loss,
+            "gap/loss_stderr": gap.loss_stderr,
+            "gap/accuracy": gap.accuracy,
+            "gap/accuracy_stderr": gap.accuracy_stderr,
+            **skipped,
+            **({AUGMENTED_GAP: 1} if self.gap_is_augmented else {}),
+            "eval/seconds": time.perf_counter() - started,
+        }
+        # One draw does not tell its own error, which is then left out.
+        known: Row = {
+            name: value
+            for name, value in values.items()
+            if value is not None and not (name.endswith("_stderr") and math.isnan(value))
+        }
+        self._note(known, run.progress.step)
+        self.journal.log(run.progress, self.last)
+        return self.last
+
+    def _note(self, row: Row, step: int) -> None:
+        self.last, self.last_step = row, step
+        for name, better in _BETTER.items():
+            if name in row:
+                value = float(row[name])
+                self.best[name] = better(self.best.get(name, value), value)
+
+    def _sums(self, run: Run, dataset: Any, name: str, skipped: dict[str, int]) -> EvalSums | None:
+        """Sums over the set's evaluated examples, shared among ranks by contiguous slices; None if one broke off.
+
+        How many were left out is entered in `skipped`, if any were.
+        """
+        runtime = run.runtime
+        count = min(len(self.train), len(self.validation)) if name == "train" else len(dataset)
+        order = SampleOrder(len(dataset), stream_key(self.seed, "evaluated subset"))
+        first, sizes = _share(count, self.micro_batch_size, runtime, whole_batches=is_coupled(self.loss))
+        # One of the two sets may be in memory while the other is too large for it.
+        num_workers = 0 if hasattr(dataset, "fetch") else self.num_workers
+        batches = evaluation_batches(
+            dataset,
+            order.ids(first, sum(sizes)),
+            sizes,
+            num_workers=num_workers,
+            timeout_s=self.timeout_s if num_workers else 0,
+            skips=self.skips,
+        )
+        module = run.module
+        sums, broke_off, left_out = EvalSums(), False, list[tuple[int, str]]()
+        with evaluating(module), torch.no_grad():
+            for batch in batches:
+                if broke_off := run.stop_requested():
+                    break
+                left_out += [(int(batch.asked[place]), reason) for place, reason in batch.skipped]
+                if batch.is_stand_in:
+                    continue
+                outputs = forward(module, runtime.place(batch.inputs))
+                targets = runtime.place_tensor(batch.targets)
+                sums += self._sums_of_batch(outputs, targets)
+        *total, num_broken_off, all_skipped = runtime.sum([*sums.to_tensor().tolist(), broke_off, len(left_out)])
+        if name == "val" and self.tell_skipped is not None:
+            self.tell_skipped(run, left_out)
+        if all_skipped:
+            skipped[f"eval/{name}_skipped"] = round(all_skipped)
+        return None if num_broken_off else EvalSums.from_tensor(torch.tensor(total, dtype=torch.float64))
+
+    def _sums_of_batch(self, outputs: Any, targets: torch.Tensor) -> EvalSums:
+        loss = self.loss.loss_per_sample(outputs, targets)
+        units = self.loss.units_per_sample(targets)
+        correct = self.loss.correct_per_sample(outputs, targets)
+        counted = counted_per_sample(self.loss, targets)
+        if is_coupled(self.loss):
+            loss, units = loss.double().sum()[None], units.sum()[None]
+            correct, counted = None if correct is None else correct.sum()[None], counted.sum()[None]
+        return EvalSums.from_batch(loss, units, correct, counted)
+
+
+def _share(count: int, micro_batch_size: int, runtime: Runtime, *, whole_batches: bool) -> tuple[int, list[int]]:
+    """This rank's first place among `count` samples, and the sizes of its batches from there on.
+
+    With `whole_batches` the cut into batches depends on `count` alone, and a rank takes some of them, maybe none.
+    """
+    if whole_batches:
+        cut = BatchPlan.solve(global_batch_size=count, world_size=1, max_micro_batch_size=micro_batch_size)
+        sizes = list(cut.micro_batch_sizes)
+        first, last = (len(sizes) * rank // runtime.world_size for rank in (runtime.rank, runtime.rank + 1))
+        return sum(sizes[:first]), sizes[first:last]
+    first, last = (count * rank // runtime.world_size for rank in (runtime.rank, runtime.rank + 1))
+    full, rest = divmod(last - first, micro_batch_size)
+    return first, [micro_batch_size] * full + [rest] * (rest > 0)

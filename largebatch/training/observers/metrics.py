@@ -1,0 +1,101 @@
+"""Training metrics: loss, learning rate, gradient norm, throughput, and where the time goes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from largebatch.records.trackers import Row, Tracker
+from largebatch.training.loop import Progress, Run, StepReport
+from largebatch.training.observers.memory import peak_memory
+
+POSITION = ("step", "samples_seen", "epoch", "wall_s")
+"""What every row has, whatever else."""
+
+
+class Journal:
+    """Hands rows to the trackers with the keys that every row has.
+
+    Args:
+        trackers: on rank 0; none on other ranks.
+        num_samples: of the training set, to count epochs.
+    """
+
+    def __init__(self, trackers: Sequence[Tracker], *, num_samples: int) -> None:
+        self.trackers = trackers
+        self.num_samples = num_samples
+        self._started = time.monotonic()
+
+    def log(self, progress: Progress, values: Row) -> None:
+        """Log `values` at the position of `progress`."""
+        if not self.trackers:
+            return
+        row: Row = {
+            "step": progress.step,
+            "samples_seen": progress.samples_seen,
+            "epoch": progress.samples_seen / self.num_samples,
+            "wall_s": time.monotonic() - self._started,
+        }
+        for tracker in self.trackers:
+            tracker.log(row | values)
+
+
+class MetricsObserver:
+    """Logs a row every `run.log_every` steps and after the last step.
+
+    The loss is that of the step's whole global batch, summed over ranks. Times are rank 0's: `time/step_s` and
+    `time/data_s` are means over the steps since the last row; `time/communication_s` is the exposed communication of
+    the row's own step; `time/compute_s` is the rest. `memory/peak_bytes` is the most so far: on a GPU of tensors, on a
+    CPU of rank 0's whole process. With a numeric guard, `guard/*` are its counts.
+
+    Args:
+        journal: for the rows.
+        more: what an observer called before this one has to add to the row of a step.
+    """
+
+    def __init__(self, journal: Journal, *, more: Callable[[], Row] = dict) -> None:
+        self._journal = journal
+        self._more = more
+        self._data_s = 0.0
+        self._window_start = Progress()
+
+    def on_start(self, run: Run) -> None:
+        """Begin the first window."""
+        self._begin_window(run)
+
+    def after_step(self, run: Run, report: StepReport) -> None:
+        """Log, if this step is due."""
+        self._data_s += report.data_s
+        if run.is_logged(run.counted_step):
+            self._journal.log(run.progress, self._row(run, report) | self._more())
+            self._begin_window(run)
+
+    def on_end(self, run: Run, status: str) -> None:
+        """Nothing is left over: the last step was logged."""
+
+    def _begin_window(self, run: Run) -> None:
+        self._data_s = 0.0
+        self._window_start = Progress(run.progress.step, run.progress.samples_seen, run.progress.train_s)
+
+    def _row(self, run: Run, report: StepReport) -> Row:
+        loss = report.mean_loss
+        num_steps = report.step - self._window_start.step
+        seconds = run.progress.train_s - self._window_start.train_s
+        row: Row = {
+            "train/loss": loss,
+            "train/lr": report.lr,
+            "train/global_batch_size": report.plan.global_batch_size,
+            "train/samples_per_s": (report.samples_seen - self._window_start.samples_seen) / seconds,
+            "time/step_s": seconds / num_steps,
+            "time/data_s": self._data_s / num_steps,
+        }
+        communication_s = report.communication_s or 0.0
+        row["time/communication_s"] = communication_s
+        row["time/compute_s"] = max((seconds - self._data_s) / num_steps - communication_s, 0.0)
+        if (peak := peak_memory(run.runtime.device)) is not None:
+            row["memory/peak_bytes"] = peak
+        if report.grad_norm is not None:
+            row["train/grad_norm"] = float(report.grad_norm)
+        if run.guard is not None:
+            row |= run.guard.counts.row()
+        return row

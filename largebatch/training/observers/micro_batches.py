@@ -1,0 +1,38 @@
+"""What became of micro-batches that did not fit into memory."""
+
+from __future__ import annotations
+
+from largebatch.distributed.rank_values import named_ranks
+from largebatch.training.loop import Run, StepReport
+from largebatch.training.observers.metrics import Journal
+
+
+class MicroBatchObserver:
+    """Tells of smaller micro-batches, in a row with `batch/max_micro` and on the screen, as soon as they are in use."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._told = 0
+
+    def on_start(self, run: Run) -> None:
+        """Nothing yet."""
+
+    def after_step(self, run: Run, report: StepReport) -> None:
+        """Tell of what this step has found."""
+        new, self._told = run.batches.shortages[self._told :], len(run.batches.shortages)
+        if not new:
+            return
+        size = new[-1].next_size
+        assert size is not None
+        self._journal.log(run.progress, {"batch/max_micro": size})
+        if run.runtime.is_main:
+            ranks = named_ranks(sorted({rank for one in new for rank in one.ranks}))
+            print(
+                f"out of memory in step {report.step} ({ranks}): from there on micro-batches hold at most {size} "
+                f"samples in place of {new[0].size}, on every rank; the global batch stays. To begin so: "
+                f"batch.max_micro={size}",
+                flush=True,
+            )
+
+    def on_end(self, run: Run, status: str) -> None:
+        """Every shortage has been told."""

@@ -1,0 +1,117 @@
+"""The gradient noise scale of a run while it trains, and what it says about the batch size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from largebatch.diagnostics import NoiseScale, NoiseScaleEstimator, moments_of_step
+from largebatch.records.trackers import Row
+from largebatch.training.loop import Run, StepReport
+from largebatch.training.observers.metrics import Journal
+
+
+class NoiseScaleObserver:
+    """Measures every `every` steps and logs a row each time.
+
+    `noise_scale/trace` and `noise_scale/grad_sq_norm` are running means; `noise_scale/value`, its interval
+    `noise_scale/low` to `noise_scale/high`, in samples, and the efficiencies at the present batch follow when there is
+    enough evidence. `noise_scale/GROUP/...` are the same of groups of parameters, without the efficiencies, which are
+    those of a batch and not of a group.
+
+    Args:
+        journal: for the rows.
+        every: steps between measurements.
+        window: measurements that count.
+        groups: of parameters, each in one of them at most.
+
+    Attributes:
+        latest: of all parameters; None before the first measurement.
+        latest_of_groups: of each group.
+    """
+
+    def __init__(
+        self, journal: Journal, *, every: int, window: int, groups: Mapping[str, Sequence[nn.Parameter]] | None = None
+    ) -> None:
+        self._journal = journal
+        self._every = every
+        self._groups = groups or {}
+        self._estimators = [NoiseScaleEstimator(window) for _ in range(1 + len(self._groups))]
+        self.latest: NoiseScale | None = None
+        self.latest_of_groups: dict[str, NoiseScale] = {}
+
+    def on_start(self, run: Run) -> None:
+        """Ask for the norms of micro-batch gradients."""
+        run.norms_every = self._every
+        run.gradient.norms.group(self._groups)
+
+    def after_step(self, run: Run, report: StepReport) -> None:
+        """Take the measurement of this step, if it made one."""
+        if report.norms is None:
+            return
+        for estimator, (weighted_sq_norm, grad_sq_norm) in zip(self._estimators, report.norms.result(), strict=True):
+            moments = moments_of_step(
+                weighted_sq_norm,
+                grad_sq_norm,
+                num_micro_batches=report.norms.num_parts,
+                global_batch_size=report.plan.global_batch_size,
+                num_samples=self._journal.num_samples,  # within an epoch none comes twice
+            )
+            estimator.add(*moments)
+        whole, *of_groups = (estimator.estimate() for estimator in self._estimators)
+        self.latest = whole
+        self.latest_of_groups = {name: one for name, one in zip(self._groups, of_groups, strict=True) if one}
+        if self.latest is not None:
+            row = row_of(self.latest, report.plan.global_batch_size)
+            for name, scale in self.latest_of_groups.items():
+                row |= _row_under(f"noise_scale/{name}", scale)
+            self._journal.log(run.progress, row)
+
+    def on_end(self, run: Run, status: str) -> None:
+        """Nothing is left over."""
+
+    def state(self) -> dict[str, Any]:
+        """The measurements of all parameters and of each group, as plain values."""
+        return {
+            "groups": [[name, size] for name, size in self._sizes().items()],
+            "measurements": [estimator.values() for estimator in self._estimators],
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state` returned; a group that was another one starts afresh."""
+        whole, *of_groups = state["measurements"]
+        self._estimators[0].load(whole)
+        saved = {(name, size): values for (name, size), values in zip(state["groups"], of_groups, strict=True)}
+        for one, estimator in zip(self._sizes().items(), self._estimators[1:], strict=True):
+            estimator.load(saved.get(one, []))
+        self.latest = self._estimators[0].estimate()
+
+    def _sizes(self) -> dict[str, int]:
+        return {name: sum(one.numel() for one in group) for name, group in self._groups.items()}
+
+
+def row_of(scale: NoiseScale, global_batch_size: int) -> Row:
+    """What is logged of an estimate; keys of what is not known are left out."""
+    row = _row_under("noise_scale", scale)
+    samples, steps = scale.sample_efficiency(global_batch_size), scale.step_efficiency(global_batch_size)
+    if samples is not None and steps is not None:
+        row |= {"noise_scale/sample_efficiency": samples, "noise_scale/step_efficiency": steps}
+    return row
+
+
+def told(scale: NoiseScale) -> str:
+    """An estimate with its interval, or that there is not enough evidence."""
+    if scale.value is None or scale.interval is None:
+        return f"not enough evidence in {scale.num_measurements} measurements"
+    low, high = scale.interval
+    return f"{scale.value:,.0f} samples (95 %: {low:,.0f} to {high:,.0f})"
+
+
+def _row_under(prefix: str, scale: NoiseScale) -> Row:
+    row: Row = {f"{prefix}/trace": scale.trace, f"{prefix}/grad_sq_norm": scale.grad_sq_norm}
+    if scale.value is not None and scale.interval is not None:
+        low, high = scale.interval
+        row |= {f"{prefix}/value": scale.value, f"{prefix}/low": low, f"{prefix}/high": high}
+    return row

@@ -1,0 +1,136 @@
+"""How a run continues from a checkpoint, or goes back to one while its position stays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+from largebatch.records.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    load_checkpoint,
+    newest_valid,
+    require_run_fit,
+    unpack_optimizer,
+)
+from largebatch.records.checkpoint.fit import STATISTICS
+from largebatch.records.checkpoint.reading import plain, shown
+from largebatch.training.loop import Run
+from largebatch.training.raised import told
+
+_REMEDY = "Resume with the config and the code of the run, or start anew in another run.dir with resume=none."
+
+
+@runtime_checkable
+class Remembering(Protocol):
+    """An observer that goes by what it has seen in earlier steps."""
+
+    def state(self) -> dict[str, Any]:
+        """What it goes by, as plain values; the same on every rank, or rank 0's alone counts."""
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state` returned."""
+
+
+def names_of(module: nn.Module) -> dict[Tensor, str]:
+    """Name of every parameter."""
+    return {parameter: name for name, parameter in module.named_parameters()}
+
+
+def memory_of(run: Run) -> dict[str, Any]:
+    """What a run goes by besides weights, buffers, optimizer and position, as plain values: it goes on as it was."""
+    return {
+        "world_size": run.runtime.world_size,
+        "gradient": run.gradient.state(),
+        "batches": run.batches.state(),
+        "observers": {type(one).__name__: one.state() for one in run.observers if isinstance(one, Remembering)},
+    }
+
+
+def restore(run: Run, checkpoint: Checkpoint, *, changed_options: frozenset[str] = frozenset()) -> list[str]:
+    """Put all of `checkpoint` into `run`, before its first step.
+
+    Options of the optimizer come from the checkpoint, too, but for `changed_options`.
+
+    Returns:
+        What a person should know of it.
+
+    Raises:
+        CheckpointError: if the model or the optimizer has other parameters than the checkpoint, or the memory of its
+            run does not fit.
+    """
+    try:
+        # The order of gradients first: settling it calls hooks that a user may have on parameters.
+        notes = _remember(run, checkpoint.values.get("memory"))
+        _restore_weights(run, checkpoint, changed_options)
+        run.gradient.statistics.load(checkpoint.tensors.get(STATISTICS, {}))
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{checkpoint.path} does not fit this run: {plain(told(error))}. Use an older checkpoint, or "
+            "start anew with resume=none."
+        ) from error
+    values = checkpoint.values
+    run.runtime.load_loss_scale_state(values["loss_scale"])
+    run.progress.step, run.progress.samples_seen = values["step"], values["samples_seen"]
+    if run.guard is not None and "guard" in values:  # not in those of a run without one
+        run.guard.load(values["guard"])
+    return notes
+
+
+def _remember(run: Run, memory: dict[str, Any] | None) -> list[str]:
+    if memory is None:  # of a version that did not write it
+        several = run.runtime.world_size > 1
+        return ["saved by an older version: last digits may differ from an uninterrupted run's"] * several
+    run.gradient.load(memory["gradient"])
+    for one in run.observers:
+        if isinstance(one, Remembering) and (state := memory["observers"].get(type(one).__name__)) is not None:
+            one.load(state)
+    if memory["world_size"] == run.runtime.world_size and run.batches.load(memory["batches"]):
+        size = run.batches.ramp.max_micro_batch_size
+        return [f"micro-batches hold at most {size} samples, as since memory was short before the stop"]
+    return []
+
+
+def roll_back(run: Run, folder: Path, origin: Path | None, *, changed_options: frozenset[str] = frozenset()) -> bool:
+    """Put weights, buffers and optimizer state of the newest valid checkpoint into `run`. Every rank calls it.
+
+    The position stays, and so does the loss scale: both belong to the batches, not to the weights.
+
+    Args:
+        run: goes on with the next batch.
+        folder: of the run's checkpoints; those of later steps, which another process may have left, do not count.
+        origin: the checkpoint that the run was resumed from, if there is none yet in `folder`.
+        changed_options: as for `restore`.
+
+    Returns:
+        Whether there was a checkpoint.
+    """
+    fits = partial(require_run_fit, module=run.module, optimizer=run.optimizer, keeps=changed_options)
+    where: str | None = None
+    newest: Checkpoint | None = None
+    if run.runtime.is_main:
+        newest, _ = newest_valid(folder, up_to=run.progress.step, fits=fits)
+        path = origin if newest is None else newest.path
+        where = None if path is None else str(path)
+    where = run.runtime.broadcast(where)
+    if where is None:
+        return False
+    _restore_weights(run, newest or load_checkpoint(Path(where), fits), changed_options)
+    run.gradient.statistics.forget()
+    return True
+
+
+def _restore_weights(run: Run, checkpoint: Checkpoint, changed_options: frozenset[str]) -> None:
+    try:
+        missing, unexpected = run.module.load_state_dict(checkpoint.tensors["model"], strict=False)
+    except Exception as error:  # of a hook of the model's own
+        raise CheckpointError(f"{checkpoint.path} belongs to another model: {told(error)}. {_REMEDY}") from error
+    if missing or unexpected:
+        what = f"it lacks {shown(missing) if missing else 'nothing'} and has {shown(unexpected)} beyond it"
+        raise CheckpointError(f"{checkpoint.path} belongs to another model: {what}. {_REMEDY}")
+    optimizer = checkpoint.tensors["optimizer"], checkpoint.values["optimizer"]
+    unpack_optimizer(run.optimizer, *optimizer, names_of(run.module), keeps=changed_options)
