@@ -18,7 +18,7 @@ from largebatch.gradient.bucket_order import BucketOrder
 from largebatch.gradient.choices import require_compatible
 from largebatch.gradient.coupled_losses import accumulate_coupled_gradients
 from largebatch.gradient.exact_batch_norm import ExactBatchNorm
-from largebatch.gradient.micro_batch_norms import MicroBatchGroups, MicroBatchNorms, StepGroups, StepNorms, listening
+from largebatch.gradient.micro_batch_norms import MicroBatchNorms, StepNorms, listening
 from largebatch.gradient.ordered_reduction import OrderedReduction
 from largebatch.gradient.out_of_memory import accumulate_if_it_fits
 from largebatch.gradient.recomputation import Recomputation
@@ -41,7 +41,6 @@ class BatchResult(NamedTuple):
         data_s: seconds that this rank waited for data.
         communication_s: seconds of exposed communication; None when not measured.
         norms: of the gradients of micro-batches, see `MicroBatchNorms`; None when not measured.
-        groups: of the gradients of micro-batches, see `MicroBatchGroups`; None when not measured.
     """
 
     loss_sum: Tensor
@@ -49,7 +48,6 @@ class BatchResult(NamedTuple):
     data_s: float
     communication_s: float | None
     norms: StepNorms | None
-    groups: StepGroups | None
 
 
 class GlobalGradient:
@@ -113,7 +111,6 @@ class GlobalGradient:
         # alone: whoever looks at gradients before they are reduced is told.
         self._scale = runtime.world_size if reduces_by_ddp else 1
         self.norms = MicroBatchNorms(runtime, module, scale=self._scale)
-        self._groups = MicroBatchGroups(runtime, module, scale=self._scale)
         self._split = BatchSplit(runtime, module, loss)
         self._recomputation = Recomputation(runtime, model) if recomputes else None
         self._clock.before_reduction = None if self._recomputation is None else self._recomputation.take
@@ -132,7 +129,6 @@ class GlobalGradient:
         random_key: int,
         measures_communication: bool,
         measures_norms: bool = False,
-        measures_groups: bool = False,
         recomputed_step: int | None = None,
     ) -> BatchResult:
         """Take this rank's micro-batches of one global batch and leave its gradient in `.grad`, which was zero or None.
@@ -144,7 +140,6 @@ class GlobalGradient:
             measures_communication: waits for a GPU once.
             measures_norms: costs a pass over the gradients per micro-batch, and if there is only one, see `BatchSplit`.
                 A micro-batch's gradient must be its own: not with a coupled loss or exact batch norm.
-            measures_groups: costs another such pass, under the same condition.
             recomputed_step: the number of the step, if its gradient is to be computed twice; see `Recomputation`.
 
         Raises:
@@ -165,13 +160,11 @@ class GlobalGradient:
         if measures_norms and len(plan.micro_batch_sizes) == 1:
             to_split = next(own)
             own = iter([to_split])
-        listeners: list[MicroBatchNorms | MicroBatchGroups] = [self._groups] if measures_groups else []
-        if measures_norms and to_split is None:
-            listeners.append(self.norms)
-        with listening(listeners, plan, self._step_buffers.one_by_one(own)) as parts:
+        listener = self.norms if measures_norms and to_split is None else None
+        with listening(listener, plan, self._step_buffers.one_by_one(own)) as parts:
             result = self._accumulate(parts, plan=plan, weight=weight, random_key=random_key)
         self.statistics.end_step()
-        norms, groups = None, self._groups.finish() if measures_groups else None
+        norms = None
         if to_split is not None:
             by_parameter = self._split.measure(to_split, weight=weight, random_key=random_key)
             norms = self.norms.sum(by_parameter, num_parts=2)
@@ -180,7 +173,7 @@ class GlobalGradient:
         if recomputed_step is not None and self._recomputation is not None:
             self._recomputation.require_equal(recomputed_step)
         self.computing.parts.clear()
-        return BatchResult(result.loss_sum, num_units, data_s + result.data_s, result.communication_s, norms, groups)
+        return BatchResult(result.loss_sum, num_units, data_s + result.data_s, result.communication_s, norms)
 
     def state(self) -> dict[str, Any]:
         """What later gradients and measurements depend on besides weights and buffers, as plain values."""

@@ -14,10 +14,7 @@ from torch import Tensor, nn
 from largebatch.batch.plan import BatchPlan
 from largebatch.distributed.pending_sum import PendingSum
 from largebatch.distributed.runtime import Runtime
-from largebatch.gradient.nested_groups import NestedGroups
 from largebatch.optim import l2_norm
-
-FEWEST_SIZES = 3  # of groups: two, and a larger one to compare with
 
 
 @dataclass(frozen=True)
@@ -40,66 +37,7 @@ class StepNorms:
         return list(zip(numbers, numbers, strict=True))
 
 
-@dataclass(frozen=True)
-class StepGroups:
-    """Mean squared norms of nested groups of a step's micro-batch gradients, maybe still on the way between ranks.
-
-    Attributes:
-        pending: the sums over ranks.
-        sizes: samples per group.
-        world_size: ranks that were added up.
-    """
-
-    pending: PendingSum
-    sizes: tuple[int, ...]
-    world_size: int
-
-    def result(self) -> list[float]:
-        """Mean of |mean gradient of a group|^2 over the groups of each size and over ranks; waits for them."""
-        return [total / self.world_size for total in self.pending.result()]
-
-
-class _Listener:
-    """Hands the fresh gradient of each backward pass of a step on: before it is added to others or reduced.
-
-    Hooks are there between `begin` and `end` only, so that no other backward pass is taken for the step's: not the
-    rehearsal of a recomputed gradient, not the Hessian-vector products of a sharpness.
-
-    Args:
-        runtime: the job.
-        module: the unwrapped model.
-        scale: what the sum of all micro-batches' gradients is divided by to be the gradient: see `GlobalGradient`.
-    """
-
-    def __init__(self, runtime: Runtime, module: nn.Module, *, scale: float) -> None:
-        self._runtime, self._scale = runtime, scale
-        self._parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        self._plan: BatchPlan | None = None
-        self._handles: list[Any] = []
-        self._number = -1  # of the micro-batch, among those of this rank
-
-    def begin(self, plan: BatchPlan) -> None:
-        """Before the first micro-batch of a step."""
-        self._plan, self._number = plan, -1
-        self._handles = [
-            parameter.register_hook(partial(self._take, place)) for place, parameter in enumerate(self._parameters)
-        ]
-
-    def next_micro_batch(self) -> None:
-        """Before each micro-batch: a parameter may have no gradient in some of them."""
-        self._number += 1
-
-    def end(self) -> None:
-        """Listen no more, in a step that is finished or given up."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
-
-    def _take(self, place: int, gradient: Tensor) -> None:
-        raise NotImplementedError
-
-
-class MicroBatchNorms(_Listener):
+class MicroBatchNorms:
     """Measures sum_i b_i |g_i|^2 over all micro-batches of a global batch, and |g|^2 of the whole.
 
     g_i is the mean gradient of the b_i samples of micro-batch i; the mean of the g_i, weighted by b_i, is the gradient
@@ -110,6 +48,9 @@ class MicroBatchNorms(_Listener):
     Where samples differ in units (masked tokens) a sample is still what counts: its gradient is the sum over its
     tokens, divided by the mean number of tokens of a sample of this global batch.
 
+    It listens between `begin` and `end` only, so that no other backward pass is taken for the step's: not the rehearsal
+    of a recomputed gradient, not the Hessian-vector products of a sharpness.
+
     Args:
         runtime: the job.
         module: the unwrapped model.
@@ -117,7 +58,11 @@ class MicroBatchNorms(_Listener):
     """
 
     def __init__(self, runtime: Runtime, module: nn.Module, *, scale: float) -> None:
-        super().__init__(runtime, module, scale=scale)
+        self._runtime, self._scale = runtime, scale
+        self._parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        self._plan: BatchPlan | None = None
+        self._handles: list[Any] = []
+        self._number = -1  # of the micro-batch, among those of this rank
         self._norms: list[dict[int, Tensor]] = []
         self.group({})
 
@@ -131,8 +76,21 @@ class MicroBatchNorms(_Listener):
 
     def begin(self, plan: BatchPlan) -> None:
         """Before the first micro-batch of a step."""
+        self._plan, self._number = plan, -1
         self._norms = [{} for _ in self._parameters]
-        super().begin(plan)
+        self._handles = [
+            parameter.register_hook(partial(self._take, place)) for place, parameter in enumerate(self._parameters)
+        ]
+
+    def next_micro_batch(self) -> None:
+        """Before each micro-batch: a parameter may have no gradient in some of them."""
+        self._number += 1
+
+    def end(self) -> None:
+        """Listen no more, in a step that is finished or given up."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
 
     def _take(self, place: int, gradient: Tensor) -> None:
         self._norms[place][self._number] = l2_norm(gradient)
@@ -157,85 +115,26 @@ class MicroBatchNorms(_Listener):
         return StepNorms(self._runtime.start_sum(rows.flatten()), self._groups, num_parts)
 
 
-class MicroBatchGroups(_Listener):
-    """Measures the mean gradients of 1, 2, 4, ... consecutive micro-batches of a rank: their mean squared norms.
-
-    Steps whose micro-batches differ in size, or of which a rank has fewer than 4, are not measured; see `group_sizes`.
-    Others pay for one pass over the gradients per micro-batch, memory for a float64 gradient per group size, and a
-    small sum over ranks.
-    """
-
-    def begin(self, plan: BatchPlan) -> None:
-        """Before the first micro-batch of a step."""
-        self._sizes = group_sizes(plan)
-        self._groups = [NestedGroups(self._sizes) for _ in self._parameters]
-        self._counts = [0] * len(self._parameters)
-        if len(self._sizes) >= FEWEST_SIZES:
-            super().begin(plan)
-
-    def _take(self, place: int, gradient: Tensor) -> None:
-        self._skip(place, to=self._number)
-        self._groups[place].add(gradient.detach().reshape(-1).to(torch.float64, copy=True), 1)
-        self._counts[place] += 1
-
-    def _skip(self, place: int, *, to: int) -> None:
-        """Where a parameter was left out of the graph its gradient is 0."""
-        parameter = self._parameters[place]
-        while self._counts[place] < to:
-            zero = torch.zeros(parameter.numel(), dtype=torch.float64, device=parameter.device)
-            self._groups[place].add(zero, 1)
-            self._counts[place] += 1
-
-    def finish(self) -> StepGroups | None:
-        """Of all groups of all ranks; None if the step cannot be measured."""
-        if len(self._sizes) < FEWEST_SIZES:
-            return None
-        assert self._plan is not None
-        for place in range(len(self._parameters)):
-            self._skip(place, to=len(self._plan.micro_batches(self._runtime.rank)))
-        found = [groups.mean_sq_norms() for groups in self._groups]
-        self._groups = []
-        micro = self._plan.micro_batch_sizes[0]
-        share = self._plan.global_batch_size / self._scale / self._runtime.loss_scale / micro
-        own = torch.tensor(found, dtype=torch.float64, device=self._runtime.device).sum(dim=0) * share**2
-        sizes = tuple(size * micro for size in self._sizes)
-        return StepGroups(self._runtime.start_sum(own), sizes, self._runtime.world_size)
-
-
 @contextlib.contextmanager
-def listening(
-    listeners: Sequence[MicroBatchNorms | MicroBatchGroups], plan: BatchPlan, micro_batches: Iterator[Any]
-) -> Iterator[Iterator[Any]]:
-    """This rank's micro-batches of one step, announced to all listeners as they are taken.
+def listening(norms: MicroBatchNorms | None, plan: BatchPlan, micro_batches: Iterator[Any]) -> Iterator[Iterator[Any]]:
+    """This rank's micro-batches of one step, announced to `norms` as they are taken; None: nobody listens.
 
-    Listeners hear the backward passes inside alone, also if the step is given up, to be taken again in smaller parts.
+    Only the backward passes inside are heard, also if the step is given up, to be taken again in smaller parts.
     """
+    if norms is None:
+        yield micro_batches
+        return
 
     def announced() -> Iterator[Any]:
         for micro_batch in micro_batches:
-            for one in listeners:
-                one.next_micro_batch()
+            norms.next_micro_batch()
             yield micro_batch
 
-    for one in listeners:
-        one.begin(plan)
+    norms.begin(plan)
     try:
         yield announced()
     finally:
-        for one in listeners:
-            one.end()
-
-
-def group_sizes(plan: BatchPlan) -> list[int]:
-    """1, 2, 4, ... micro-batches as far as every rank has them; none if micro-batches differ in size.
-
-    >>> group_sizes(BatchPlan.pinned(global_batch_size=48, world_size=2, micro_batch_size=4))
-    [1, 2, 4]
-    """
-    fewest = min(len(plan.micro_batches(rank)) for rank in range(plan.world_size))
-    if len(set(plan.micro_batch_sizes)) > 1:
-        return []
-    return [2**power for power in range(fewest.bit_length())]
+        norms.end()
 
 
 def sq_norms(gradients: Sequence[Tensor | None], runtime: Runtime) -> Tensor:

@@ -35,7 +35,6 @@ from largebatch.training.observers import (
     SkipNotingLoader,
     SkippedObserver,
     StragglerObserver,
-    VarianceObserver,
     WatchedLoader,
 )
 
@@ -92,8 +91,6 @@ def observe(
         observers.append(MicroBatchObserver(journal))
     if config.guard.policy != "off":
         observers.append(GuardObserver(journal))
-    if (variance := config.observers.variance).every is not None:
-        observers.append(VarianceObserver(journal, every=variance.every, window=variance.window))
     if derived.sharpness_every is not None:
         observers.append(_sharpness(prepared, journal, every=derived.sharpness_every))
     if config.observers.layers.every is not None:

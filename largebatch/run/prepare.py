@@ -21,7 +21,6 @@ from largebatch.run.checks.observers import (
     recomputation_problems,
     sharpness_problems,
     skip_problems,
-    variance_problems,
 )
 from largebatch.run.checks.trial import KeptState, TriedRun, try_run
 from largebatch.run.config.combinations import coupled_problems
@@ -95,7 +94,7 @@ def prepare(composed: DictConfig, environ: Mapping[str, str], *, trains: bool = 
     if is_coupled(loss) and not report.errors:
         report.errors += coupled_problems(config, ramp, train_plain, validation)
     report.errors += [] if train_plain is None else sharpness_problems(config, train_plain, loss)
-    report.errors += variance_problems(config, ramp, loss) + recomputation_problems(config, loss)
+    report.errors += recomputation_problems(config, loss)
     report.errors += guard_problems(config) + skip_problems(config, loss)
     if model is not None and optimizer is not None:
         report.errors += report.attempt("model", lambda: checkpoint_problems(config, model, optimizer)) or []

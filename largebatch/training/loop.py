@@ -57,7 +57,6 @@ class Run:
         log_every: steps between detailed reports (gradient norm, exposed communication).
         needs_every_loss: whether the loss is summed over ranks in every step, short or long.
         norms_every: steps between measurements of the norms of micro-batch gradients; None: none.
-        groups_every: steps between measurements of groups of them; None: none.
         communication_every: steps between timelines of the gradient's reduction; None: none.
         recompute_every: steps between ones whose gradient is computed twice, see `Recomputation`; None: none.
         guard: judges every step before its update; None: a loss that is not a number ends the run.
@@ -84,7 +83,6 @@ class Run:
     log_every: int = 10
     needs_every_loss: bool = False
     norms_every: int | None = None
-    groups_every: int | None = None
     communication_every: int | None = None
     recompute_every: int | None = None
     guard: Guard | None = None
@@ -193,7 +191,6 @@ def take_step(run: Run) -> StepReport:
         random_key=stream_key(run.seed, "forward", progress.samples_seen),
         measures_communication=is_detailed or measures_timeline,
         measures_norms=_is_due(run, run.norms_every),
-        measures_groups=_is_due(run, run.groups_every),
         recomputed_step=run.counted_step if _is_due(run, run.recompute_every) else None,
     )
     needs_norm = is_detailed or run.clip_norm is not None or run.guard is not None
@@ -215,7 +212,6 @@ def take_step(run: Run) -> StepReport:
         communication_s=batch.communication_s,
         own_s=run.gradient.own_s(),
         norms=None if is_skipped else batch.norms,
-        groups=None if is_skipped else batch.groups,
         timeline=run.gradient.timeline() if measures_timeline else None,
         judgement=judgement,
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from largebatch.batch.plan import BatchPlan
-from largebatch.gradient.micro_batch_norms import StepGroups, StepNorms
+from largebatch.gradient.micro_batch_norms import StepNorms
 from largebatch.gradient.reduction_clock import Timeline
 from largebatch.training.agreement import Agreement
 from largebatch.training.guard import Judgement
@@ -41,7 +41,6 @@ class StepReport:
         own_s: seconds in which this rank did not wait for other ones; None on one rank, and when this step did not
             measure communication.
         norms: of micro-batch gradients, see `MicroBatchNorms`; None when this step did not measure them.
-        groups: of micro-batch gradients, see `MicroBatchGroups`; None when this step did not measure them.
         timeline: of the gradient's reduction on this rank; None when this step did not measure it, and on one rank.
         judgement: of the numeric guard; None where there is none.
     """
@@ -57,7 +56,6 @@ class StepReport:
     communication_s: float | None
     own_s: float | None = None
     norms: StepNorms | None = None
-    groups: StepGroups | None = None
     timeline: Timeline | None = None
     judgement: Judgement | None = None
 

@@ -90,32 +90,3 @@ def test_a_loss_that_compares_samples_is_refused(capsys):
     pairs = ["data=paired_views", "model=two_views", "loss=info_nce", "measure.samples=64"]
     assert main(["measure", "variance", *pairs]) == 2
     assert "InfoNCE: it compares the samples of a batch, so that a sample has no gradient" in capsys.readouterr().err
-
-
-LIVE = ["data=linear_regression", "observers.variance.every=1", "logger=none", "observers.progress=false"]
-
-
-def test_a_run_logs_the_law_of_its_micro_batches():
-    sizes = ["batch.total=64", "batch.micro=8", "schedule.warmup=0samples", "length=12steps"]
-    assert main(["train", *LIVE, *sizes, "run.dir=live"]) == 0
-    rows = [json.loads(line) for line in Path("live/metrics.jsonl").read_text().splitlines()]
-    rows = [row for row in rows if "variance/at_8" in row]
-    assert [row["step"] for row in rows] == list(range(1, 13))
-    assert {key for key in rows[-1] if key.startswith("variance/")} == {
-        *(f"variance/at_{size}" for size in (8, 16, 32)),
-        *(f"variance/{key}" for key in ("slope", "slope_low", "slope_high")),
-    }
-
-
-@pytest.mark.parametrize(
-    ("overrides", "said"),
-    [
-        (["batch.total=64"], "observers.variance.every=1: variances are those of 1, 2, 4, ... equal micro-batches,"),
-        (["batch.total=70", "batch.micro=8"], "a step of 70 samples has 9 on 1 processes, of 6 to 8 samples. Choose"),
-        (["batch.total=64", "batch.micro=8", "model=convnet", "data=digits", "batch_norm=exact"],
-         "observers.variance.every=1: with batch_norm=exact a micro-batch has no gradient of its own."),
-    ],
-)  # fmt: skip
-def test_a_run_whose_micro_batches_do_not_show_the_law_is_refused(overrides, said, capsys):
-    assert main(["plan", *LIVE, *overrides]) == 2
-    assert said in capsys.readouterr().err

@@ -40,7 +40,6 @@ from largebatch.training.observers import (
     MetricsObserver,
     NoiseScaleObserver,
     SharpnessObserver,
-    VarianceObserver,
     WatchedLoader,
 )
 from tests.multiprocess.test_contract import SEED, model_and_data
@@ -192,7 +191,6 @@ def observers(way: str, problem: Problem, runtime: Runtime, loader: WatchedLoade
     if way not in COUPLED:
         groups = parameters_by_name(problem.model, GROUPS)
         chosen.append(NoiseScaleObserver(journal, every=1, window=9, groups=groups))
-        chosen.append(VarianceObserver(journal, every=1, window=9))
     if runtime.world_size > 1 and way in ("all_reduce", "bf16", "fp16"):
         chosen.append(CommunicationObserver(journal, every=1, repetitions=1))
     if not way.startswith("coupled"):
@@ -209,7 +207,7 @@ def observers(way: str, problem: Problem, runtime: Runtime, loader: WatchedLoade
 # --- what plain torch says
 
 
-def truth_of(kind: str, world_size: int) -> tuple[dict[str, Any], dict[str, float]]:
+def truth_of(kind: str) -> tuple[dict[str, Any], dict[str, float]]:
     """All numbers of two steps, and the size of the terms that each of them was added up from."""
     problem = problem_of(kind)
     model, order = problem.model.double(), SampleOrder(len(problem.data), SEED)
@@ -233,7 +231,7 @@ def truth_of(kind: str, world_size: int) -> tuple[dict[str, Any], dict[str, floa
         if kind in SEPARABLE:
             parts = gradients_of_micro_batches(kind, model, inputs, targets, trained, units)
             noise = noise_of(parts, gradient, [name for name, _ in trained], len(problem.data))
-            for key, value in (noise | variance_of(parts, world_size, len(problem.data))).items():
+            for key, value in noise.items():
                 means.setdefault(key, []).append(value)  # running means are logged
                 row[key], terms[f"{step} {key}"] = np.mean(means[key], axis=0)
         factor = min(1.0, CLIP / (norm + 1e-6))  # as torch clips
@@ -280,23 +278,6 @@ def noise_of(parts: Any, gradient: Any, names: list[str], num_samples: int) -> d
         found[f"{prefix}/trace"] = (trace - share, weighted)
         found[f"{prefix}/grad_sq_norm"] = (whole - trace / BATCH + share, whole + weighted / BATCH)
     return found
-
-
-def variance_of(parts: Any, world_size: int, num_samples: int) -> dict[str, tuple[float, float]]:
-    """Of groups of 1, 2, 4, ... micro-batches of a rank, against the largest: (value, size of its terms)."""
-    flat = torch.stack([torch.cat([one.flatten() for one in part]) for part in parts])
-    of_ranks = flat.view(world_size, len(parts) // world_size, -1)
-    counts = [count for count in (1, 2, 4, 8) if count <= of_ranks.shape[1]]
-    mean_sq = []
-    for count in counts:
-        whole = of_ranks.shape[1] // count * count
-        groups = of_ranks[:, :whole].reshape(world_size, -1, count, flat.shape[1]).mean(dim=2)
-        mean_sq.append(float(groups.square().sum(dim=2).mean()))
-    share = (num_samples - 1) / num_samples
-    return {
-        f"variance/at_{MICRO * count}": tuple(share * x / (1 - count / counts[-1]) for x in (mean - mean_sq[-1], mean))
-        for count, mean in zip(counts[:-1], mean_sq[:-1], strict=True)
-    }
 
 
 @torch.no_grad()
@@ -349,7 +330,7 @@ def test_every_diagnostic_is_that_of_one_process_in_every_way_to_have_the_gradie
         ways.append(("all_reduce", "routed"))
         found["all_reduce: routed"] = of_one["all_reduce: routed"]
     for way, kind in ways:
-        name, (truth, terms) = f"{way}: {kind}", truth_of(kind, world_size)
+        name, (truth, terms) = f"{way}: {kind}", truth_of(kind)
         # The dense truth of a Hessian is tests/multiprocess/test_sharpness.py's: here it is what one process measured.
         reference = of_one.get(f"{'exact' if way == 'exact' else 'all_reduce'}: {kind}", {})
         truth |= {key: value for key, value in reference.items() if " sharpness/" in key and "residual" not in key}

@@ -14,9 +14,9 @@ from torch import nn
 from largebatch.data import ArrayDataset, linear_regression
 from largebatch.diagnostics.closed_forms import LeastSquares
 from largebatch.diagnostics.noise.measurement import GradientVariance, VarianceSettings, measure_variance
+from largebatch.diagnostics.noise.nested_groups import NestedGroups
 from largebatch.diagnostics.sharpness.subset import FixedSubset
 from largebatch.distributed.runtime import Runtime
-from largebatch.gradient.nested_groups import NestedGroups
 from largebatch.losses import CrossEntropy, NextToken, SquaredError
 from largebatch.models import Linear
 from tests.multiprocess.test_sharpness import Restless, bits, problem

@@ -36,7 +36,6 @@ from largebatch.training.observers import (
     MetricsObserver,
     NoiseScaleObserver,
     SharpnessObserver,
-    VarianceObserver,
     restore,
 )
 from tests.multiprocess.test_coupled_gradients import SameClass
@@ -159,7 +158,6 @@ def run_of(case: Case, runtime: Runtime, folder: Path, rows: Rows, stop: int | N
     if not case.coupled and "exact_batch_norm" not in case.options:
         observers.append(NoiseScaleObserver(journal, every=2, window=20))
     if len(observers) == 4 and not case.wide:  # which would cost a second
-        observers.append(VarianceObserver(journal, every=1, window=20))
         settings = SharpnessSettings(
             seed=0, lanczos_iterations=2, lanczos_tolerance=0.1, trace_samples=1, m=4, rho=0.05
         )

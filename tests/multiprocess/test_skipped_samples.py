@@ -178,7 +178,6 @@ def test_where_nothing_can_be_loaded_any_more_the_run_ends(tmp_path: Path):
     [
         (["batch_norm=exact", "model=mlp"], "does not go with batch_norm=exact"),
         (["observers.noise_scale.every=2"], "does not go with observers.noise_scale"),
-        (["observers.variance.every=2", "batch.micro=5"], "does not go with observers.variance"),
         (["observers.sharpness.every=1ep", "observers.sharpness.samples=32"], "does not go with observers.sharpness"),
     ],
     ids=lambda part: part[0] if isinstance(part, list) else "",

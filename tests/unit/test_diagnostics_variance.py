@@ -12,10 +12,9 @@ import torch
 from largebatch.data import linear_regression
 from largebatch.diagnostics.closed_forms import GradientNoise, LeastSquares
 from largebatch.diagnostics.noise.measurement import VarianceSettings, places_of_draws
+from largebatch.diagnostics.noise.nested_groups import NestedGroups, doubling_sizes, require_nested
 from largebatch.diagnostics.noise.sampled_moments import SampledMoments, moments_of_sample
 from largebatch.diagnostics.noise.variance_law import VarianceCurve, VariancePoint, variance_curve
-from largebatch.diagnostics.noise.variance_trend import VarianceTrend
-from largebatch.gradient.nested_groups import NestedGroups, doubling_sizes, require_nested
 
 NUM_SAMPLES = 1000
 SIZES = [1, 5, 25, 125]
@@ -242,48 +241,3 @@ def test_sizes_that_do_not_nest_or_exceed_the_set_are_refused(sizes, said):
 def test_values_are_plain_numbers_ready_for_json():
     values = dataclasses.asdict(sampled(np.arange(50)))
     assert all(type(part) in (float, int, tuple) for part in values.values())
-
-
-# --- the trend of a run
-
-
-def steps_of_a_run(rng: np.random.Generator, num_steps: int, sizes: list[int]) -> VarianceTrend:
-    """Each step draws its largest batch anew, with replacement."""
-    trend = VarianceTrend(window=num_steps)
-    draws = rng.integers(0, NUM_SAMPLES, (num_steps, sizes[-1]))
-    for mean_sq_norms in measured(GRADIENTS, draws, sizes):
-        trend.add(sizes, mean_sq_norms.tolist())
-    return trend
-
-
-def test_the_trend_of_steps_is_unbiased_and_its_interval_covers():
-    rng = np.random.default_rng(7)
-    sizes = [8, 16, 32, 64]
-    trends = [steps_of_a_run(rng, 40, sizes).estimate() for _ in range(EXPERIMENTS)]
-    for size in sizes[:-1]:
-        found = np.array([trend.variances[size] for trend in trends])
-        truth = NOISE.covariance_trace / size
-        assert abs(found.mean() - truth) < 4 * found.std() / math.sqrt(EXPERIMENTS)
-    assert_covers(np.array([trend.slope.includes_law for trend in trends]))
-
-
-def test_the_trend_forgets_starts_afresh_with_other_sizes_and_leaves_out_what_is_not_finite():
-    trend = VarianceTrend(window=10)
-    assert trend.estimate() is None
-    trend.add([1, 2, 4], [100.0, 100.0, 4.0])
-    for _ in range(10):
-        trend.add([1, 2, 4], [5.0, 3.0, 2.0])  # |G|^2 = 1 and tr(Sigma) = 4
-    trend.add([1, 2, 4], [math.inf, 3.0, 2.0])
-    found = trend.estimate()
-    assert found.variances == pytest.approx({1: 4.0, 2: 2.0})
-    assert found.slope.value == pytest.approx(-1)
-    trend.add([2, 4], [3.0, 2.0])
-    assert (trend.estimate().variances, trend.estimate().slope) == ({2: 2.0}, None)
-    with pytest.raises(ValueError, match="a difference takes 2 or more"):
-        trend.add([4], [1.0])
-
-
-def test_the_trend_takes_back_that_samples_are_not_drawn_twice():
-    trend = VarianceTrend(num_samples=5)
-    trend.add([1, 2], [5.0, 1.0])
-    assert trend.estimate().variances == pytest.approx({1: 8.0 * 4 / 5})

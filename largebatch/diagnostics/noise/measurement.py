@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from largebatch.batch.order import SampleOrder
 from largebatch.batch.random_keys import keyed_uniforms, stream_key
 from largebatch.diagnostics.closed_forms import GradientNoise
+from largebatch.diagnostics.noise.nested_groups import NestedGroups, require_nested
 from largebatch.diagnostics.noise.sampled_moments import SampledMoments, moments_of_sample
 from largebatch.diagnostics.noise.variance_law import VarianceCurve, variance_curve
 from largebatch.diagnostics.sharpness.subset import Batch, FixedSubset
 from largebatch.distributed.runtime import Runtime
 from largebatch.gradient.accumulation import forward
-from largebatch.gradient.nested_groups import NestedGroups, require_nested
 from largebatch.gradient.snapshots import undisturbed
 
 Int64Array = npt.NDArray[np.int64]

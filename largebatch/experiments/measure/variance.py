@@ -6,10 +6,10 @@ import dataclasses
 from typing import Any
 
 from largebatch.diagnostics.noise.measurement import GradientVariance, VarianceSettings, measure_variance
+from largebatch.diagnostics.noise.nested_groups import doubling_sizes, require_nested
 from largebatch.diagnostics.noise.variance_law import Pair, Slope, VarianceCurve
 from largebatch.experiments.measure.finding import Finding, Measurement, NotMeasurableError
 from largebatch.experiments.measure.weights import Weights, fixed_subset
-from largebatch.gradient.nested_groups import doubling_sizes, require_nested
 from largebatch.losses.coupled import is_coupled
 from largebatch.records.figures import plot_variance
 from largebatch.run.config.measure import MeasureConfig

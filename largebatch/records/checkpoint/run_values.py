@@ -125,24 +125,12 @@ class _NoiseScale(_Values):
         return self
 
 
-class _Variance(_Values):
-    sizes: list[Count]
-    rows: list[list[float]]
-
-    @model_validator(mode="after")
-    def _of_sizes(self) -> _Variance:
-        if any(len(row) + 1 != len(self.sizes) for row in self.rows):
-            raise ValueError("each row has a number for each size but the last")
-        return self
-
-
 class _Skipped(_Values):
     of_validation: list[Count]
 
 
 class _Observers(_Values, extra="allow"):
     NoiseScaleObserver: _NoiseScale = None  # type: ignore[assignment]  # absent, but never null
-    VarianceObserver: _Variance = None  # type: ignore[assignment]
     SkippedObserver: _Skipped = None  # type: ignore[assignment]
 
 

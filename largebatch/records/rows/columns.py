@@ -21,8 +21,7 @@ MOST_POINTS = 2**15  # of a name
 _FOLDED_EVERY = 2**12  # rows
 _MOST_NAMES = 500  # of columns: a name takes up to 2 MB
 _DRAWN = (
-    "epoch", "train/", "eval/", "gap/", "time/", "communication/", "sharpness/", "noise_scale/", "variance/slope",
-    "trust_ratio/",
+    "epoch", "train/", "eval/", "gap/", "time/", "communication/", "sharpness/", "noise_scale/", "trust_ratio/",
 )  # fmt: skip
 
 

@@ -50,14 +50,6 @@ _CHARTS: dict[str, tuple[str, dict[str, str]]] = {
             "train/global_batch_size": "global batch",
         },
     ),
-    "variance_slope": (
-        "slope of log gradient variance over log batch size (1/B law: -1)",
-        {
-            "variance/slope_high": "upper end of 95 %",
-            "variance/slope": "slope",
-            "variance/slope_low": "lower end of 95 %",
-        },
-    ),
     "communication": (
         "communication of the gradient (s per step)",
         {

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from largebatch.batch.ramp import BatchRamp
-from largebatch.gradient.micro_batch_norms import FEWEST_SIZES, group_sizes
 from largebatch.losses.coupled import is_coupled
 from largebatch.run.config.combinations import exclusions
 from largebatch.run.config.schema import TrainConfig
@@ -49,26 +47,6 @@ def guard_problems(config: TrainConfig) -> list[str]:
     ]
 
 
-def variance_problems(config: TrainConfig, ramp: BatchRamp | None, loss: Any) -> list[str]:
-    """Errors of `observers.variance`, if it is asked for; `ramp` is None where it could not be solved."""
-    options = config.observers.variance
-    if options.every is None:
-        return []
-    key, problems = f"observers.variance.every={options.every}", []
-    if ramp is not None and not any(len(group_sizes(plan)) >= FEWEST_SIZES for plan in ramp.plans):
-        plan = ramp.plans[0]
-        sizes = f"{min(plan.micro_batch_sizes)} to {max(plan.micro_batch_sizes)}"
-        problems.append(
-            f"{key}: variances are those of 1, 2, 4, ... equal micro-batches, and a process needs 4 of them; a step of "
-            f"{plan.global_batch_size} samples has {len(plan.micro_batch_sizes)} on {plan.world_size} processes, of "
-            f"{sizes} samples. Choose batch.micro so that they are equal and 4 or more per process."
-        )
-    if config.batch_norm == "exact" or is_coupled(loss):
-        cause = "batch_norm=exact" if config.batch_norm == "exact" else str(config.loss["_target_"])
-        problems.append(f"{key}: with {cause} a micro-batch has no gradient of its own. Leave the variance out.")
-    return problems
-
-
 def recomputation_problems(config: TrainConfig, loss: Any) -> list[str]:
     """Errors of `observers.ranks.recompute_every`, if it is asked for."""
     every = config.observers.ranks.recompute_every
@@ -105,7 +83,6 @@ def skip_problems(config: TrainConfig, loss: Any) -> list[str]:
         f"loss._target_={config.loss['_target_']}": (is_coupled(loss), "it compares all samples of a global batch"),
         "batch_norm=exact": (config.batch_norm == "exact", smaller),
         "observers.noise_scale": (observers.noise_scale.every is not None, smaller),
-        "observers.variance": (observers.variance.every is not None, smaller),
         "observers.sharpness": (observers.sharpness.every is not None, "it measures a fixed subset"),
     }
     return exclusions(key, others)

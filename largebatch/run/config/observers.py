@@ -60,13 +60,6 @@ class NoiseScaleConfig(Section):
     groups: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")], list[str]] | None
 
 
-class VarianceObserverConfig(Section):
-    """Gradient variance over groups of micro-batches."""
-
-    every: PositiveInt | None
-    window: Annotated[int, Field(ge=10)]
-
-
 class SharpnessObserverConfig(Section):
     """Sharpness during a run."""
 
@@ -102,7 +95,6 @@ class ObserversConfig(Section):
     checkpoint: CheckpointConfig
     layers: LayersConfig
     noise_scale: NoiseScaleConfig
-    variance: VarianceObserverConfig
     communication: CommunicationConfig
     sharpness: SharpnessObserverConfig
     ledger: LedgerConfig

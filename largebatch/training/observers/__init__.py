@@ -18,7 +18,6 @@ from largebatch.training.observers.restoring import restore
 from largebatch.training.observers.sharpness import SharpnessObserver
 from largebatch.training.observers.skipped import SkipNotingLoader, SkippedObserver
 from largebatch.training.observers.stragglers import StragglerObserver
-from largebatch.training.observers.variance import VarianceObserver
 
 __all__ = [
     "CheckpointObserver",
@@ -37,7 +36,6 @@ __all__ = [
     "SkipNotingLoader",
     "SkippedObserver",
     "StragglerObserver",
-    "VarianceObserver",
     "WatchedLoader",
     "restore",
 ]
