@@ -16,11 +16,15 @@ cd "$here/.."
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 unset PYTHONDONTWRITEBYTECODE           # hundreds of processes import the same files of the checkout
 export LARGEBATCH_TEST_ORACLES=required # a comparison with another implementation must not be skipped unseen
+# The files that hold tests with a mark: others need not be imported to find out.
+marked() {
+    grep -rlF --include='test_*.py' "pytest.mark.$1" tests
+}
 case "${1:-}" in
     faults)
         shift
-        mapfile -t tests < <(PYTHONPATH=. python -m tests.faults.matrix)
-        exec python -m pytest -q -n 2 tests/faults/test_matrix.py "${tests[@]}" "$@"
+        mapfile -t files < <(marked fault)
+        exec python -m pytest -q -n 2 -m "fault and not soak" "${files[@]}" "$@"
         ;;
     soak)
         shift
@@ -33,10 +37,12 @@ mypy &
 types=$!
 if [[ ${1:-} == quick ]]; then
     shift
-    set -- @tests/quick.txt "$@"
+    mapfile -t files < <(marked quick)
+    set -- -m "quick and not soak" "${files[@]}" "$@"
 elif [[ $# == 0 ]]; then
     # Sums by the plainest kernels of torch: no number that a test asks for may depend on the processor.
-    ATEN_CPU_CAPABILITY=default python -m pytest -q @tests/other_processor.txt
+    mapfile -t files < <(marked other_processor)
+    ATEN_CPU_CAPABILITY=default python -m pytest -q -m "other_processor and not soak" "${files[@]}"
 fi
 wait "$types"
 # By file, in the order of tests/conftest.py. A third worker, since tests of faults mostly wait; a later -n counts.

@@ -110,6 +110,7 @@ def called(*arguments: str) -> tuple[int, str]:
         return main(arguments), screen.getvalue()
 
 
+@pytest.mark.fault(64, "secret in a config or a variable", "refused, or in no byte of what a run leaves")
 def test_no_byte_of_a_run_and_nothing_that_it_prints_holds_a_secret(surroundings: None, tmp_path: Path):
     """Trained with W&B and TensorBoard; resumed with other values; failed in the user's own code."""
     code, said = called("train", *RUN, "run.dir=run", "logger.tensorboard=true", "logger.plots=false")
@@ -167,6 +168,7 @@ SOAK = {
 }  # fmt: skip
 
 
+@pytest.mark.fault(63)
 @pytest.mark.soak
 @pytest.mark.parametrize("name", SOAK)
 def test_no_byte_of_real_processes_holds_a_secret(surroundings: None, tmp_path: Path, name: str):

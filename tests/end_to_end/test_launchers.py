@@ -87,6 +87,7 @@ def one_process(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.fault(35)
 def test_two_nodes_that_meet_by_c10d_rendezvous_finish_what_one_process_has_begun(one_process, tmp_path):
     """One is launched by torchrun, the other by accelerate, whose agent it is as well."""
     folder = tmp_path / "run"
@@ -113,6 +114,7 @@ def test_two_nodes_that_meet_by_c10d_rendezvous_finish_what_one_process_has_begu
     assert_same_run(folder, one_process)
 
 
+@pytest.mark.bad_input("a launcher that accelerate does not see")
 def test_a_launcher_that_starts_fewer_processes_than_meant_is_refused(tmp_path, monkeypatch, no_launcher, capsys):
     """What `accelerate launch` would start is asked of itself, and started here."""
     meant = [*RUN, f"run.dir={tmp_path / 'run'}", "launcher.num_processes=2"]

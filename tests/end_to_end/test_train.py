@@ -161,6 +161,7 @@ def test_the_ledger_of_a_resumed_run_equals_that_of_an_uninterrupted_one_line_by
     assert "torn lines left out: 7" in capsys.readouterr().out
 
 
+@pytest.mark.fault(27, "disk full for records", "goes on, loss counted")
 def test_a_ledger_that_cannot_be_written_costs_rows_and_not_the_run(tmp_path, monkeypatch):
     folder = tmp_path / "run"
     write = os.write
@@ -179,6 +180,8 @@ def test_a_ledger_that_cannot_be_written_costs_rows_and_not_the_run(tmp_path, mo
     assert problem.endswith("(6 times)")
 
 
+@pytest.mark.fault(38, "other model, optimizer, data or seed on resume", "refused, keys and values")
+@pytest.mark.bad_input("no checkpoint to resume, or none that is valid")
 def test_resume_refuses_another_run_and_names_what_changed(tmp_path, capsys):
     folder = tmp_path / "run"
     assert train(folder) == 0
@@ -202,6 +205,7 @@ def test_resume_refuses_another_run_and_names_what_changed(tmp_path, capsys):
     assert "no valid checkpoint" in capsys.readouterr().err
 
 
+@pytest.mark.fault(39, "other length or schedule on resume", "needs a permission, recorded")
 def test_a_run_goes_on_longer_where_that_is_allowed_and_its_history_says_so(tmp_path, capsys):
     folder = tmp_path / "run"
     assert train(folder, "length=6steps") == 0
@@ -215,6 +219,8 @@ def test_a_run_goes_on_longer_where_that_is_allowed_and_its_history_says_so(tmp_
     assert train(folder, "length=9steps", "resume=auto") == 0, "the permission is needed once"
 
 
+@pytest.mark.fault(34)
+@pytest.mark.bad_input("a run folder in use")
 def test_a_folder_that_another_process_writes_to_is_refused(tmp_path, capsys):
     with FolderLock(tmp_path / "run"):
         assert train(tmp_path / "run") == 2
@@ -228,6 +234,7 @@ def test_a_diverged_run_says_so_and_saves_nothing(tmp_path, capsys):
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+@pytest.mark.fault(22)
 def test_weights_that_are_not_numbers_never_replace_a_good_checkpoint(tmp_path, monkeypatch, capsys):
     """Divergence is noticed a little later than it happens: a checkpoint in between must not be made of it."""
     original, steps = Runtime.step, itertools.count(1)
@@ -441,6 +448,7 @@ def test_sharpness_during_a_run_is_that_of_its_checkpoints_and_changes_no_bit(tm
         assert row["sharpness/m_sharpness"] == pytest.approx(record["m_sharpness"]["value"], rel=1e-4)
 
 
+@pytest.mark.fault(56)
 def test_a_run_without_enough_memory_lowers_its_micro_batches_and_says_so(tmp_path, capsys, monkeypatch):
     accumulate = largebatch.gradient.out_of_memory.accumulate_gradients
 

@@ -60,10 +60,10 @@ def own(name: str, group: str = "model") -> list[str]:
     "overrides",
     [
         ["verify.world_sizes=[1,2,3]"],
-        [*own("Shifted"), "optimizer=adamw"],
+        pytest.param([*own("Shifted"), "optimizer=adamw"], marks=pytest.mark.other_processor),
         ["model=convnet", "model.width=2", PINNED],
         ["model=convnet", "model.width=2", "batch_norm=exact", "batch.max_micro=5"],
-        ["model=convnet", "model.width=2", "batch_norm=exact", PINNED],
+        pytest.param(["model=convnet", "model.width=2", "batch_norm=exact", PINNED], marks=pytest.mark.other_processor),
         ["model=mlp", "model.hidden=[8]", "model.dropout=0.5", PINNED],
         ["model=convnet", "model.width=2", PINNED, "batch.reduction=ordered", "data.augment.crop_padding=1"],
         ["data=paired_views", "model=two_views", "loss=info_nce"],
@@ -133,6 +133,7 @@ def test_two_parameters_over_one_memory_are_refused(verify):
         verify(*own("TiedByMemory"))
 
 
+@pytest.mark.other_processor
 def test_false_alarms_and_missed_defects_are_counted_and_there_are_none(ranks):
     """All defects of `bench verify` on its oddest net: 0-gradients, a tied, a frozen and a dead layer, batch norm."""
     settings = Settings(nets=("odd",), optimizers=("AdamW without eps", "Muon"), seeds=1)

@@ -43,6 +43,7 @@ def series_of(data: dict[str, Any], names: set[str]) -> dict[str, Any]:
     return {name: series for name, series in found if name in names}
 
 
+@pytest.mark.fault(62, "damaged run folder", "named, the others drawn; no traceback, no hang")
 def test_of_forty_damaged_folders_each_is_named_and_the_healthy_ones_are_drawn_as_without_them(tmp_path, capsys):
     healthy = tmp_path / "healthy"
     for number, name in enumerate(ODD_NAMES):
@@ -77,6 +78,7 @@ def test_of_forty_damaged_folders_each_is_named_and_the_healthy_ones_are_drawn_a
     assert (tmp_path / "all.html").stat().st_size < 8e6
 
 
+@pytest.mark.fault(62)
 def test_folders_that_vanish_or_cannot_be_looked_into_are_named(tmp_path, monkeypatch, capsys):
     from largebatch.records.report import reading
 
@@ -105,6 +107,7 @@ def test_folders_that_vanish_or_cannot_be_looked_into_are_named(tmp_path, monkey
     assert f"left out: {tmp_path}/locked: cannot be looked into: Permission denied" in complaints
 
 
+@pytest.mark.fault(62)
 def test_what_stops_the_page_all_the_same_is_found_and_left_out(tmp_path, monkeypatch, capsys):
     from largebatch.records.report import page
 
@@ -134,6 +137,7 @@ def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(figures, "plot_large_batch_gap", lambda rows, path, title: path, raising=False)
 
 
+@pytest.mark.fault(62)
 def test_compare_leaves_damaged_runs_out_by_name_and_ledger_refuses_them(tmp_path, capsys, without_pictures):
     names = ("plan_world_text", "yaml_bomb", "metrics_pipe", "config_link_out", "torn_in_the_middle", "negative_steps")
     for name in names:
@@ -169,6 +173,7 @@ def mutated_record(values: Any, draw: random.Random) -> Any:
     return draw.choice(odd)
 
 
+@pytest.mark.fault(63)
 @pytest.mark.soak
 def test_three_hundred_damaged_folders_end_without_traceback_or_hang(tmp_path, capsys, without_pictures):
     outcomes: Counter[tuple[str, str, int]] = Counter()

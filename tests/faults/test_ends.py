@@ -43,6 +43,7 @@ def gone_after(before: set[int], seconds: float) -> set[int]:
     return left
 
 
+@pytest.mark.fault(12)
 @pytest.mark.parametrize("way", WAYS)
 def test_a_run_with_loading_processes_ends_with_its_code_and_they_end_with_it(way: str, golden: Path, tmp_path: Path):
     """One process with two that load, and two more in an evaluation. The golden run is to have the fork server."""
@@ -56,6 +57,7 @@ def test_a_run_with_loading_processes_ends_with_its_code_and_they_end_with_it(wa
     assert gone_after(before, 4.0) == set()
 
 
+@pytest.mark.fault(13)
 def test_a_process_of_multiprocessing_ends_in_the_middle_of_loading(golden: Path):
     """As a study's: it calls no exit functions, and waited for processes that leave their first SIGTERM to the run."""
     before = forked_processes()
@@ -150,6 +152,7 @@ def table() -> Iterator[list[str]]:
     print("\n".join(["", "how it ends               launcher     workers  code  seconds  and its processes", *rows]))
 
 
+@pytest.mark.fault(60)
 @pytest.mark.soak
 @pytest.mark.parametrize(("name", "workers"), CELLS)
 @pytest.mark.parametrize("launcher", ["plain", "torchrun", "torchrun.sh", "accelerate"])

@@ -33,6 +33,7 @@ def last_saved(folder: Path) -> int:
     return 0 if checkpoint is None else checkpoint.step
 
 
+@pytest.mark.fault(1, "rank killed inside a step", "named; resume is bitwise the same run")
 @pytest.mark.parametrize("point", STEP_POINTS)
 def test_a_run_killed_inside_a_step_goes_on_bit_for_bit(point: str, golden: Path, tmp_path: Path):
     """In three steps one after the other, each time gone on with: what one leaves behind is there in the end."""
@@ -43,6 +44,7 @@ def test_a_run_killed_inside_a_step_goes_on_bit_for_bit(point: str, golden: Path
     assert_same_run(tmp_path, golden)
 
 
+@pytest.mark.fault(43, "killed inside evaluation or accumulation", "the step is taken again as a whole")
 def test_a_step_killed_inside_accumulation_is_taken_again_as_a_whole(golden: Path, tmp_path: Path):
     """Of three micro-batches; the first one's points are those of the test above."""
     for point, micro_batch in (("after_backward", 1), ("after_forward", 2), ("after_backward", 2)):
@@ -51,6 +53,7 @@ def test_a_step_killed_inside_accumulation_is_taken_again_as_a_whole(golden: Pat
     assert_same_run(tmp_path, golden)
 
 
+@pytest.mark.fault(43)
 def test_a_run_killed_while_it_evaluates_goes_on_bit_for_bit(golden: Path, tmp_path: Path):
     for step in (4, 8, 16):
         killed(tmp_path, Fault("evaluation_mid", step))
@@ -58,6 +61,7 @@ def test_a_run_killed_while_it_evaluates_goes_on_bit_for_bit(golden: Path, tmp_p
     assert_same_run(tmp_path, golden)
 
 
+@pytest.mark.fault(3, "killed inside a checkpoint", "whole or not at all; leftovers removed")
 @pytest.mark.parametrize(
     ("background", "every", "steps"),
     [
@@ -77,6 +81,7 @@ def test_a_checkpoint_that_is_killed_is_there_as_a_whole_or_not_at_all(
     assert_same_run(tmp_path, golden)
 
 
+@pytest.mark.fault(2, "killed twice in one epoch", "as 1")
 def test_a_run_killed_again_and_again_comes_to_its_end(golden: Path, tmp_path: Path):
     """Two or three steps further each time, twice in an epoch, now in a step and now in a checkpoint.
 
@@ -91,12 +96,14 @@ def test_a_run_killed_again_and_again_comes_to_its_end(golden: Path, tmp_path: P
     assert_same_run(tmp_path, golden)
 
 
+@pytest.mark.fault(59, "killed before the first checkpoint", "from scratch, says so")
 def test_a_run_killed_before_its_first_checkpoint_starts_from_scratch_and_says_so(golden: Path, tmp_path: Path):
     killed(tmp_path, Fault("after_update", 2))
     assert "no checkpoint yet, starting from scratch" in resumed(tmp_path)
     assert_same_run(tmp_path, golden)
 
 
+@pytest.mark.fault(42, "resumed at an epoch's end, in the last step, after it", "correct; already finished")
 def test_a_run_goes_on_at_the_boundary_of_an_epoch(golden: Path, tmp_path: Path):
     """An epoch is 5 steps, and a checkpoint stands at the end of each."""
     for step in (5, 6, 10, 11):
@@ -106,6 +113,7 @@ def test_a_run_goes_on_at_the_boundary_of_an_epoch(golden: Path, tmp_path: Path)
     assert_same_run(tmp_path, golden)
 
 
+@pytest.mark.fault(42)
 def test_a_run_killed_in_its_last_step_takes_it_again(golden: Path, tmp_path: Path):
     killed(tmp_path, Fault("checkpoint_before_rename", 16))
     assert last_saved(tmp_path) == 15
@@ -113,6 +121,7 @@ def test_a_run_killed_in_its_last_step_takes_it_again(golden: Path, tmp_path: Pa
     assert_same_run(tmp_path, golden)
 
 
+@pytest.mark.fault(42)
 def test_a_run_that_has_ended_is_already_finished(golden: Path, tmp_path: Path):
     resumed(tmp_path)
     before = sorted((path.name, path.stat().st_mtime_ns) for path in (tmp_path / "checkpoints").rglob("*"))
@@ -121,6 +130,7 @@ def test_a_run_that_has_ended_is_already_finished(golden: Path, tmp_path: Path):
     assert_same_run(tmp_path, golden)
 
 
+@pytest.mark.fault(28)
 def test_a_checkpoint_folder_that_vanishes_comes_back_with_the_next_checkpoint(golden: Path, tmp_path: Path):
     """Removed after step 7 by somebody else; the run neither ends nor waits."""
     ended = train_in_forks(tmp_path, fault=Fault("after_update", 7, action="vanish", folder=tmp_path / "checkpoints"))
@@ -128,6 +138,7 @@ def test_a_checkpoint_folder_that_vanishes_comes_back_with_the_next_checkpoint(g
     assert_same_run(tmp_path, golden)
 
 
+@pytest.mark.fault(32, "stale pointer to the latest", "ignored")
 def test_junk_beside_the_checkpoints_is_ignored(golden: Path, tmp_path: Path):
     """Pointers, whatever they point to, and directories that another program named alike."""
     killed(tmp_path, Fault("before_step", 8))

@@ -6,6 +6,8 @@ import signal
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.faults.forks import forked_processes, train_in_forks
 from tests.faults.oracle import assert_same_run
 from tests.faults.planted import Fault
@@ -19,6 +21,7 @@ OWN = (
 )  # fmt: skip
 
 
+@pytest.mark.fault(44, "random draws after a resume", "bitwise, any number of workers")
 def test_random_items_and_dropout_are_bitwise_the_same_after_kills_with_any_number_of_workers(tmp_path: Path):
     ended = train_in_forks(tmp_path / "golden", *OWN)
     assert ended.codes == (0,), ended.output
@@ -31,6 +34,7 @@ def test_random_items_and_dropout_are_bitwise_the_same_after_kills_with_any_numb
     assert_same_run(folder, tmp_path / "golden")
 
 
+@pytest.mark.fault(13)
 def test_loading_processes_end_with_a_rank_that_is_killed(golden: Path, tmp_path: Path):
     """The golden run is only to have the fork server there, which stays."""
     before = forked_processes()

@@ -1,22 +1,25 @@
+"""Every row of the matrix has a test, every test of a fault has a row, and the table of README.md is theirs."""
+
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
-from tests.faults.matrix import MATRIX
-from tests.named_tests import functions_of, without_test
+from tests.faults.table import README, matrix
+from tests.marked import functions_in, marks
 
 
-def test_the_matrix_is_numbered_and_every_row_has_a_test_or_says_why_not():
-    assert [row.number for row in MATRIX] == list(range(1, len(MATRIX) + 1))
-    assert [row.number for row in MATRIX if not row.tests and not row.not_met] == []
+def test_a_row_says_once_what_must_come_of_its_fault_and_no_number_is_left_out():
+    described = [mark.arguments[0] for mark in marks("fault") if len(mark.arguments) == 3]
+    assert sorted(described) == list(range(1, len(described) + 1))
+    assert {mark.arguments[0] for mark in marks("fault")} == set(described)
 
 
-def test_every_test_that_the_matrix_names_exists():
-    assert without_test(test for row in MATRIX for test in row.tests) == set()
+def test_the_table_has_the_rows_of_the_marks():
+    written = re.findall(r"^\| (\d+) \| (.*?) \|", README.read_text(encoding="utf-8"), re.MULTILINE)
+    assert written == [(str(row.number), f"{row.fault}: {row.outcome}") for row in matrix()]
 
 
-def test_every_test_of_a_fault_is_named_in_the_matrix():
-    named = {test for row in MATRIX for test in row.tests}
-    files = [path for path in Path(__file__).parent.glob("test_*.py") if path.name != "test_matrix.py"]
-    own = {test for path in files for test in functions_of(path) if "::test_" in test}
-    assert own - named == set()
+def test_every_test_of_this_folder_has_a_row():
+    own = {test for test in functions_in(Path(__file__).parent) if not test.startswith("tests/faults/test_matrix.py")}
+    assert own - {mark.test for mark in marks("fault")} == set()

@@ -27,12 +27,14 @@ def nodes() -> Iterator[tuple[Node, Node]]:
         yield pair
 
 
+@pytest.mark.fault(14)
 def test_two_nodes_train_the_run_of_one_bit_for_bit(nodes: tuple[Node, Node], golden_of_two: Path, tmp_path: Path):
     ended = train_in_forks(tmp_path, ranks=2, nodes=nodes)
     assert ended.codes == (0, 0), ended.output
     assert_same_run(tmp_path, golden_of_two)
 
 
+@pytest.mark.fault(14)
 def test_a_link_cut_inside_a_step_is_told_on_both_sides_in_time_and_the_job_goes_on_bit_for_bit(
     nodes: tuple[Node, Node], golden_of_two: Path, tmp_path: Path
 ):

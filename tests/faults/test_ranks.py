@@ -16,6 +16,7 @@ from tests.faults.planted import Fault
 FAILED, UNSAVED, STOPPED, INTERRUPTED = 1, 74, 75, 130
 
 
+@pytest.mark.fault(1)
 @pytest.mark.parametrize(
     ("point", "step", "rank"),
     [("before_step", 2, 1), ("after_backward", 10, 0), ("after_update", 13, 1)],
@@ -32,6 +33,7 @@ def test_a_killed_rank_is_named_by_the_other_and_the_job_goes_on_bit_for_bit(
     assert_same_run(tmp_path, golden_of_two)
 
 
+@pytest.mark.fault(4, "one rank raises", "all stop; its error, its number")
 def test_a_rank_that_raises_tells_why_and_the_other_tells_who(tmp_path: Path):
     ended = train_in_forks(tmp_path, ranks=2, fault=Fault("after_forward", 7, action="raise", rank=1))
     assert ended.codes == (FAILED, FAILED)
@@ -40,6 +42,7 @@ def test_a_rank_that_raises_tells_why_and_the_other_tells_who(tmp_path: Path):
     assert "LostRankError" not in ended.said[1]
 
 
+@pytest.mark.fault(5, "one rank exits with 0", "a failure that names it")
 def test_a_rank_that_leaves_as_if_all_were_well_is_a_failure_of_the_job(tmp_path: Path):
     """Torchrun alone takes exit code 0 for success and blames the other rank."""
     ended = train_in_forks(tmp_path, ranks=2, fault=Fault("before_step", 7, action="leave", rank=1))
@@ -47,6 +50,8 @@ def test_a_rank_that_leaves_as_if_all_were_well_is_a_failure_of_the_job(tmp_path
     assert "LostRankError: Rank 1 left the run or does not answer: rank 0 waited in step 7 " in ended.said[0]
 
 
+@pytest.mark.fault(7, "signal to one rank", "as 6, resume bitwise")
+@pytest.mark.fault(8, "SIGUSR1 of Slurm", "as 6")
 @pytest.mark.parametrize("signal_name", ["SIGTERM", "SIGINT", "SIGUSR1"])
 def test_a_signal_to_one_rank_stops_both_after_the_same_step_and_nothing_is_lost(
     signal_name: str, golden_of_two: Path, tmp_path: Path
@@ -60,6 +65,7 @@ def test_a_signal_to_one_rank_stops_both_after_the_same_step_and_nothing_is_lost
     assert_same_run(tmp_path, golden_of_two)
 
 
+@pytest.mark.fault(7)
 def test_three_ranks_stopped_at_any_step_go_on_to_the_last_bit_of_weights_rows_and_evaluations(tmp_path: Path):
     """Two would hide it: any order of two terms is the same. The model has batch norm, so evaluations read buffers."""
     how = "model._target_=tests.faults.own_data.Normed", "model.dropout=0.1", "observers.noise_scale.every=2"
@@ -73,6 +79,7 @@ def test_three_ranks_stopped_at_any_step_go_on_to_the_last_bit_of_weights_rows_a
     assert rows_by_step(folder) == rows_by_step(whole)
 
 
+@pytest.mark.fault(10, "SIGTERM while saving", "saved as a whole")
 @pytest.mark.parametrize("point", ["checkpoint_mid_file", "checkpoint_before_rename"])
 def test_a_signal_while_saving_leaves_a_whole_checkpoint(point: str, golden: Path, tmp_path: Path):
     ended = train_in_forks(tmp_path, fault=Fault(point, 6, action="SIGTERM"))
@@ -83,6 +90,7 @@ def test_a_signal_while_saving_leaves_a_whole_checkpoint(point: str, golden: Pat
     assert_same_run(tmp_path, golden)
 
 
+@pytest.mark.fault(11, "SIGTERM while evaluating", "broken off, checkpoint of the last step, made up for")
 @pytest.mark.parametrize(("ranks", "step"), [(2, 4), (1, 16)], ids=["one rank of two", "the last step"])
 def test_a_signal_breaks_an_evaluation_off_and_the_resumed_run_makes_it_up(
     ranks: int, step: int, golden: Path, golden_of_two: Path, tmp_path: Path
@@ -99,6 +107,7 @@ def test_a_signal_breaks_an_evaluation_off_and_the_resumed_run_makes_it_up(
     assert "already finished: 16 steps" in train_in_forks(tmp_path, "resume=auto").output
 
 
+@pytest.mark.fault(9, "second signal", "stops at once, former checkpoint intact")
 def test_a_second_signal_stops_at_once_and_the_checkpoint_before_is_intact(golden: Path, tmp_path: Path):
     ended = train_in_forks(tmp_path, fault=Fault("after_forward", 8, action="SIGTERM SIGINT"))
     assert ended.codes == (STOPPED,), ended.output
@@ -108,6 +117,8 @@ def test_a_second_signal_stops_at_once_and_the_checkpoint_before_is_intact(golde
     assert_same_run(tmp_path, golden)
 
 
+@pytest.mark.fault(35, "resumed on other numbers of ranks", "same samples; bitwise in strict mode")
+@pytest.mark.fault(37, "other micro-batch on resume", "same samples")
 def test_a_job_goes_on_with_any_number_of_ranks_and_any_micro_batch(tmp_path: Path):
     """Killed three times, on another number of ranks each time: one run all the same."""
     double = "precision=fp64"
@@ -122,6 +133,7 @@ def test_a_job_goes_on_with_any_number_of_ranks_and_any_micro_batch(tmp_path: Pa
     assert_same_samples(folder, tmp_path / "golden", tolerance=1e-12)
 
 
+@pytest.mark.fault(35)
 def test_pinned_micro_batches_in_order_are_bitwise_the_same_run_on_other_ranks(tmp_path: Path):
     strict = ("batch.reduction=ordered", "batch.max_micro=null", "batch.micro=6")
     assert train_in_forks(tmp_path / "golden", *strict).codes == (0,)
@@ -134,6 +146,7 @@ def test_pinned_micro_batches_in_order_are_bitwise_the_same_run_on_other_ranks(t
     assert_same_run(folder, tmp_path / "golden")
 
 
+@pytest.mark.fault(14, "rank hangs, or the link to it is cut", "named in time, stack of the others")
 def test_a_rank_that_is_stopped_is_named_with_the_step_within_the_time_limit(tmp_path: Path):
     limit_s, started = 4, time.monotonic()
     fault = Fault("after_forward", 7, action="SIGSTOP", rank=1)
@@ -144,6 +157,7 @@ def test_a_rank_that_is_stopped_is_named_with_the_step_within_the_time_limit(tmp
     assert "largebatch/training/loop.py" in ended.said[0], "where the live rank waited"
 
 
+@pytest.mark.fault(15, "rank hangs and holds the GIL", "as 14")
 def test_a_rank_that_holds_its_interpreter_is_named_within_the_time_limit(tmp_path: Path):
     """No thread of it runs, so that it could not say anything itself."""
     fault = Fault("before_step", 7, action="hold", rank=1, seconds=9)
@@ -152,6 +166,7 @@ def test_a_rank_that_holds_its_interpreter_is_named_within_the_time_limit(tmp_pa
     assert "LostRankError: Rank 1 left the run or does not answer: rank 0 waited in step 7 " in ended.said[0]
 
 
+@pytest.mark.fault(26)
 @pytest.mark.parametrize("background", ["true", "false"])
 @pytest.mark.parametrize("asked", ["warn", "stop"])
 def test_no_rank_ends_well_where_the_last_weights_are_not_on_the_disk(background: str, asked: str, tmp_path: Path):

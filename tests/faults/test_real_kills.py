@@ -35,6 +35,10 @@ def assert_unharmed(folder: Path, golden: Path, *, num_steps: int, tolerance: fl
         assert one == (pytest.approx(other, rel=tolerance, abs=tolerance) if tolerance else other)
 
 
+@pytest.mark.fault(1)
+@pytest.mark.fault(6, "SIGTERM to the launcher", "same step on all ranks, saved")
+@pytest.mark.fault(12, "Ctrl-C", "one request to stop, no traceback")
+@pytest.mark.fault(13, "launcher killed", "no rank alive after 5 s")
 def test_every_launcher_goes_on_after_a_kill_of_a_rank_or_of_itself_and_after_signals(tmp_path: Path):
     num_steps, loading = 200, {"ranks": 2, "workers": 2}
     group = (*RUN, f"length={num_steps}steps")
@@ -76,6 +80,7 @@ FIXED = [
 ]
 
 
+@pytest.mark.fault(60)
 @pytest.mark.soak
 @pytest.mark.parametrize(
     ("ways", "options", "num_kills", "seed"),

@@ -46,6 +46,11 @@ def leave_rubbish(folder: Path, draw: random.Random) -> None:
     (folder / "checkpoints" / f".tmp-{draw.randrange(200)}-{draw.randrange(2**32):08x}").mkdir(parents=True)
 
 
+@pytest.mark.fault(
+    60,
+    "30 random faults, 60 kills of real jobs; every way out under every launcher",
+    "ledger, rows and weights of the uninterrupted run; its exit code, no process left",
+)
 @pytest.mark.soak
 def test_thirty_random_faults_end_with_the_weights_of_the_uninterrupted_run(tmp_path: Path):
     draw = random.Random(20)

@@ -123,6 +123,8 @@ def guarded_run(case: Case) -> dict[str, Any]:
         runtime.close()
 
 
+@pytest.mark.fault(22, "NaN loss on one rank", "that step left out on all ranks, n in a row end the run")
+@pytest.mark.fault(23, "Inf in one gradient", "as 22")
 @pytest.mark.parametrize("world_size", [1, 2])
 @pytest.mark.parametrize("fault", ["inputs", "gradient"])
 @pytest.mark.parametrize("way", [{}, {"ordered": True}, {"exact": True}], ids=["all-reduce", "ordered", "exact"])
@@ -154,6 +156,7 @@ def test_without_a_bad_step_two_guarded_ranks_are_bit_for_bit_unguarded_ones(ran
     assert set(guarded[0]["actions"]) == {"none"}
 
 
+@pytest.mark.fault(22)
 def test_bad_steps_in_a_row_end_the_run_on_all_ranks_after_the_same_step(ranks):
     case = Case("inputs", steps=(2, 4, 5, 6, 7), most_in_a_row=3)
     for result in ranks(2).run(guarded_run, case):

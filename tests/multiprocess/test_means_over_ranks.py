@@ -23,6 +23,8 @@ from largebatch.losses import CrossEntropy, ModuleLoss, NextToken, units_are_fix
 from largebatch.training.loop import Run, train
 from largebatch.training.observers import EvaluationObserver, Journal
 
+pytestmark = pytest.mark.quick
+
 SAMPLES, BATCH, STEPS, RATE = 40, 13, 3, 0.2
 WEIGHT = [0.01, 0.05, 0.002, 0.1]  # the weights of a batch sum up to less than 1
 KINDS = ("ignored", "weights", "smoothed", "pixels", "shares", "shifted", "binary", "squared", "torch")

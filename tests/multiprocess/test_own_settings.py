@@ -20,6 +20,8 @@ from largebatch.optim import keep_lr_ratios, lr_factors, parameter_groups
 from largebatch.training.loop import Run, train
 from largebatch.training.observers import EvaluationObserver, Journal
 
+pytestmark = pytest.mark.quick
+
 SAMPLES, BATCH, MICRO, STEPS = 40, 12, 2, 4
 
 

@@ -123,6 +123,7 @@ def trained(case: Case) -> dict[str, Any]:
         runtime.close()
 
 
+@pytest.mark.fault(21)
 @pytest.mark.parametrize(
     ("case", "world_sizes"),
     [
@@ -229,6 +230,7 @@ class Keeping:
     def on_end(self, run: Run, status: str) -> None: ...
 
 
+@pytest.mark.fault(21, "bit flip in a gradient before the sum", "found by recomputing, named, nothing updated or saved")
 @pytest.mark.parametrize(("world_size", "rank"), [(ALONE, 0), (2, 1)])
 @pytest.mark.parametrize("where", ["rehearsal", "step"])
 def test_every_flipped_bit_is_found_before_it_is_used_and_named_on_all_ranks(ranks, world_size, rank, where):
@@ -278,6 +280,7 @@ def job_with_flip(folder: str) -> tuple[str, int]:
             return str(error), job.run.progress.step
 
 
+@pytest.mark.fault(21)
 def test_nothing_is_saved_of_a_step_with_a_flipped_bit(ranks, tmp_path: Path):
     outcomes = ranks(2).run(job_with_flip, str(tmp_path))
     assert len(set(outcomes)) == 1

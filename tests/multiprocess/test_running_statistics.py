@@ -17,6 +17,8 @@ from largebatch.losses import CrossEntropy
 from largebatch.training.loop import Run, train
 from tests.sums import assert_same_sums
 
+pytestmark = pytest.mark.quick
+
 NUM_SAMPLES, MICRO = 40, 3
 LARGEST = 10.0  # means are of numbers of N(0, 1), up to 3 in size, and variances of their squares
 
@@ -92,7 +94,12 @@ def sequential(batch: int, steps: int) -> dict[str, np.ndarray]:
     return {name: buffer.numpy() for name, buffer in model.named_buffers()}
 
 
-@pytest.mark.parametrize(("batch", "merges_at"), [(12, ()), (14, ()), (14, (2, 5))], ids=["even", "ragged", "merged"])
+@pytest.mark.fault(53, "batch norm statistics per rank", "merged exactly")
+@pytest.mark.parametrize(
+    ("batch", "merges_at"),
+    [(12, ()), (14, ()), pytest.param(14, (2, 5), marks=pytest.mark.other_processor)],
+    ids=["even", "ragged", "merged"],
+)
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_any_number_of_ranks_arrives_at_the_statistics_of_one(ranks, world_size, batch, merges_at):
     expected = sequential(batch, 6)

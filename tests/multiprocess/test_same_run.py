@@ -113,6 +113,7 @@ def run_on_a_full_disk(folder: str, background: bool) -> str:
         checkpoints_module.save_checkpoint = original
 
 
+@pytest.mark.fault(26)
 @pytest.mark.parametrize("background", [False, True])
 def test_every_rank_learns_that_rank_0_could_not_save(ranks, tmp_path, background):
     said = ranks(2).run(run_on_a_full_disk, str(tmp_path), background)
@@ -124,6 +125,7 @@ def checkpoints(folder: Path) -> list[str]:
     return sorted(path.name for path in (folder / "checkpoints").glob("*"))
 
 
+@pytest.mark.fault(20, "weights drift on a rank", "found within k steps, named")
 @pytest.mark.parametrize(("world_size", "faulty"), [(2, 1), (3, 0)])
 def test_a_rank_with_another_weight_is_found_within_k_steps_and_named(ranks, tmp_path, world_size, faulty):
     """k = 4: changed after step 5, found after step 8."""
@@ -141,6 +143,7 @@ def test_a_rank_with_another_weight_is_found_within_k_steps_and_named(ranks, tmp
     assert checkpoints(tmp_path) == []
 
 
+@pytest.mark.fault(20)
 def test_no_checkpoint_is_written_of_weights_that_ranks_do_not_share(ranks, tmp_path):
     saving = ("observers.checkpoint.every=3steps", "observers.checkpoint.keep=9")
     rarely = "observers.ranks.compare_every=1000"
@@ -161,6 +164,7 @@ def test_without_comparison_torch_goes_on_with_different_weights(ranks, tmp_path
     assert ranks(2).run(run_with_fault, str(tmp_path), "weight", 1, 5, *overrides) == [("finished", 20)] * 2
 
 
+@pytest.mark.fault(17, "rank skips a step", "stopped, named, nothing saved")
 @pytest.mark.parametrize(
     ("at_step", "found_after", "overrides"),
     [
@@ -248,6 +252,8 @@ def start_with_fault(folder: str, faulty: int, overrides: tuple[str, ...], fault
             return f"{type(error).__name__}: {error}"
 
 
+@pytest.mark.fault(18, "other config on a rank", "refused: key and both values")
+@pytest.mark.fault(19, "other code, data, seed on a rank", "refused")
 @pytest.mark.parametrize(
     ("overrides", "fault", "lines"),
     [

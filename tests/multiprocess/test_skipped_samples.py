@@ -80,6 +80,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     return folder, trained(str(folder))
 
 
+@pytest.mark.fault(46)
 def test_a_step_is_that_of_the_sound_samples_alone(reference: tuple[Path, Any]):
     folder, (_, summary, weights) = reference
     initial = prepare(broken_files(*RUN, count=COUNT, broken=BROKEN), {}).model.parameters()
@@ -92,6 +93,7 @@ def test_a_step_is_that_of_the_sound_samples_alone(reference: tuple[Path, Any]):
     assert summary["samples_seen"] == BATCH * STEPS, "the position moves past what was skipped"
 
 
+@pytest.mark.fault(46)
 def test_every_skipped_sample_is_told_with_its_reason_and_counted(reference: tuple[Path, Any]):
     folder, (rows, _, _) = reference
     asked = SampleOrder(COUNT, 0).ids(0, BATCH * STEPS).tolist()
@@ -135,6 +137,7 @@ def test_what_an_evaluation_leaves_out_of_the_validation_set_is_told_once(ranks,
     assert told == [(one, "validation", REASONS[one]) for one in BROKEN[:2]]
 
 
+@pytest.mark.fault(46)
 @pytest.mark.parametrize(
     ("world_size", "overrides"), [(1, ["batch.max_micro=1"]), (2, ["data.num_workers=1"]), (3, ["batch.micro=2"])]
 )

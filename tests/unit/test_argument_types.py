@@ -217,6 +217,7 @@ REFUSED: list[tuple[str, Any, str]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.bad_input("a value of another type than the target takes, as `nesterov=no`, a text, which counts as true")
 @pytest.mark.parametrize(("name", "value", "told"), REFUSED, ids=lambda one: str(one)[:20])
 def test_a_value_of_another_type_is_one_line_with_what_is_taken_and_a_remedy(name: str, value: Any, told: str):
     with pytest.raises(TargetError) as caught:
@@ -241,6 +242,7 @@ def test_classes_positional_arguments_and_those_without_a_name_are_checked_too()
     assert make("x", {"_target_": f"{HERE}.Inherits", "_args_": [True, 1]}).given == (True, (1,), "a", {})
 
 
+@pytest.mark.bad_input("a value of another type than the target takes, as `nesterov=no`, a text, which counts as true")
 @pytest.mark.parametrize(
     "node",
     [

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from largebatch.batch.plan import BatchPlan, MicroBatch
 
+pytestmark = pytest.mark.quick
+
 fixed = settings(derandomize=True, deadline=None, max_examples=150)
 sizes = st.integers(1, 5000)
 ranks = st.integers(1, 64)
@@ -91,6 +93,7 @@ def test_a_rank_may_have_a_single_sample():
     assert plan.owners == tuple(range(8))
 
 
+@pytest.mark.bad_input("a batch smaller than the ranks")
 @fixed
 @given(st.integers(1, 200), st.integers(2, 300))
 def test_the_remedies_for_too_few_samples_work_and_are_sharp(total: int, world_size: int):
@@ -108,6 +111,7 @@ def test_the_remedies_for_too_few_samples_work_and_are_sharp(total: int, world_s
         BatchPlan.solve(global_batch_size=least_batch - 1, world_size=world_size)
 
 
+@pytest.mark.bad_input("a batch that ranks and pinned micro-batches do not divide")
 @fixed
 @given(st.integers(1, 500), st.integers(2, 40), st.integers(1, 400))
 def test_the_remedies_for_too_few_micro_batches_work_and_are_sharp(total: int, world_size: int, micro: int):

@@ -30,6 +30,8 @@ from largebatch.records.checkpoint import (
 )
 from largebatch.records.checkpoint.manifest import MANIFEST, build_manifest, encode_manifest
 
+pytestmark = pytest.mark.quick
+
 FILES = ["model.safetensors", "optimizer.safetensors", "values.json", MANIFEST]
 
 
@@ -156,6 +158,7 @@ def test_whoever_may_read_one_file_may_read_all(tmp_path: Path) -> None:
 # --- damage is found ---
 
 
+@pytest.mark.fault(30, "bit flip in a checkpoint", "every one is found")
 @pytest.mark.parametrize("name", FILES)
 def test_every_flipped_bit_is_found(tmp_path: Path, name: str) -> None:
     path = save(tmp_path, 7)
@@ -172,6 +175,7 @@ def test_every_flipped_bit_is_found(tmp_path: Path, name: str) -> None:
     assert_whole(load_checkpoint(path), 7)
 
 
+@pytest.mark.fault(29, "truncated checkpoint", "passed over, told")
 @pytest.mark.parametrize("name", FILES)
 def test_every_truncation_and_extension_is_found(tmp_path: Path, name: str) -> None:
     path = save(tmp_path, 7)
@@ -191,6 +195,7 @@ def test_the_tensor_format_alone_would_load_a_flipped_bit(tmp_path: Path) -> Non
     assert not torch.equal(load_file(file)["weight"], torch.full((5, 3), 7.0))
 
 
+@pytest.mark.fault(31, "file or manifest missing", "as 29")
 @pytest.mark.parametrize("name", FILES)
 def test_a_missing_file_makes_the_one_before_the_newest_valid(tmp_path: Path, name: str) -> None:
     save(tmp_path, 6)
@@ -202,6 +207,8 @@ def test_a_missing_file_makes_the_one_before_the_newest_valid(tmp_path: Path, na
     assert name in rejected[0]
 
 
+@pytest.mark.fault(31)
+@pytest.mark.bad_input("no checkpoint to resume, or none that is valid")
 def test_each_newer_checkpoint_is_rejected_with_its_reason(tmp_path: Path) -> None:
     for step in (1, 2, 3, 4):
         save(tmp_path, step)
@@ -223,6 +230,7 @@ def test_no_checkpoint_is_not_an_error(tmp_path: Path) -> None:
     assert newest_valid(tmp_path / "absent") == (None, [])
 
 
+@pytest.mark.bad_input("a checkpoint of a newer format")
 def test_a_newer_format_is_refused_with_the_remedy(tmp_path: Path) -> None:
     path = save(tmp_path, 7)
     body = {**json.loads((path / MANIFEST).read_bytes()), "format": FORMAT + 1, "invented": "later"}
@@ -261,6 +269,7 @@ class Canary:
         return open, (str(self.path), "w")
 
 
+@pytest.mark.fault(33, "pickle in a checkpoint", "refused, never executed")
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("is_sealed", [True, False])
 def test_a_pickle_in_place_of_a_file_is_refused_and_never_executed(tmp_path: Path, name: str, is_sealed: bool) -> None:
@@ -334,6 +343,7 @@ def deaths(monkeypatch: pytest.MonkeyPatch, save_it: Callable[[], Any], prepare:
             return
 
 
+@pytest.mark.fault(3)
 def test_death_at_any_moment_leaves_the_new_checkpoint_whole_or_the_former_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -401,6 +411,7 @@ def test_all_is_forced_to_disk_the_manifest_last_before_the_name_is_given_and_th
     assert events[5:] == ["rename to step_00000007", tmp_path.name]
 
 
+@pytest.mark.fault(26, "disk full at a checkpoint", "goes on or stops, bytes told, former intact")
 def test_a_write_that_the_system_refuses_is_told_with_bytes_and_leaves_the_former(tmp_path: Path) -> None:
     save(tmp_path, 1)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -414,6 +425,8 @@ def test_a_write_that_the_system_refuses_is_told_with_bytes_and_leaves_the_forme
     assert_whole(newest_valid(tmp_path)[0], 1)
 
 
+@pytest.mark.fault(26)
+@pytest.mark.bad_input("a disk without room for a checkpoint")
 def test_a_disk_without_room_is_refused_before_the_first_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 1000, 1000))
@@ -432,6 +445,7 @@ def test_a_file_system_that_does_not_tell_its_size_is_written_to(
     assert_whole(load_checkpoint(save(tmp_path, 2)), 2)
 
 
+@pytest.mark.fault(28, "checkpoint folder cannot be made or vanishes", "as 26")
 def test_a_folder_that_cannot_be_made_is_a_checkpoint_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="cannot be written"):

@@ -80,6 +80,7 @@ def refuse(folder: Path, **options: Any) -> Path:
     raise CheckpointError("No space left on device")
 
 
+@pytest.mark.fault(26)
 @pytest.mark.parametrize("background", ["true", "false"])
 def test_a_checkpoint_that_cannot_be_written_is_told_and_the_run_goes_on(
     background: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -90,6 +91,7 @@ def test_a_checkpoint_that_cannot_be_written_is_told_and_the_run_goes_on(
     assert any("one was not saved: CheckpointError: No space left on device" in line for line in problems(tmp_path))
 
 
+@pytest.mark.fault(26)
 @pytest.mark.parametrize("background", ["true", "false"])
 def test_or_it_stops_the_run_where_that_is_asked_for(background: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(observed, "save_checkpoint", refuse)

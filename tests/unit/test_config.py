@@ -19,6 +19,8 @@ from largebatch.run.config.schema import TrainConfig
 from largebatch.run.initial_state import build_optimizer
 from tests.unit.composing import GROUPS, compose_choices, compose_run
 
+pytestmark = pytest.mark.quick
+
 # Chosen inside of a choice: which formula optimizer=lars and optimizer=lamb stand for.
 PRESETS = {"lars": LARS_PRESETS, "lamb": LAMB_PRESETS}
 APART = {"experiment", "debug", *PRESETS}
@@ -166,6 +168,26 @@ NUMBER = "a batch is a whole number of samples, 1 or more, or `full`."
 LENGTH = "a length is a number and a unit. Write 30ep, 500steps or 100000samples."
 
 
+@pytest.mark.bad_input(
+    "a batch that is no number",
+    "a batch or a length as a float",
+    "a batch of 0 or less",
+    "several lengths of a run, or none",
+    "a length of 0 or less",
+    "a learning rate of 0 or less, NaN or infinity",
+    "a scaling rule without its base batch",
+    "a norm of 0 or less to clip to",
+    "an unknown key that is added with a plus",
+    "a value without a default",
+    "a variable of the environment that is not set",
+    "fp8",
+    "checkpoints at no interval, or none to keep",
+    "too many loading processes, or too little shared memory",
+    "a project that W&B refuses",
+    "a seed below 0 or beyond 2^63",
+    "a name that is no name of a folder",
+    "a number that YAML reads as another one, as 010 and 1:30",
+)
 @pytest.mark.parametrize(
     ("override", "error"),
     [
@@ -310,11 +332,19 @@ def test_the_report_counts_its_errors_and_gives_each_a_line():
         parse("seed=a", "length=3")
 
 
+@pytest.mark.bad_input("a value without a default")
 def test_all_values_without_a_default_are_named_at_once():
     found = {line.partition("=")[0] for line in errors("data=text", "model=hugging_face")}
     assert found == {"data.path", "data.vocab_size", "model.auto_class", "model.name"}
 
 
+@pytest.mark.bad_input(
+    "an unknown key",
+    "an unknown choice of a group",
+    "a plus before a group that has a choice",
+    "a sweep without --multirun",
+    "unbalanced braces or quotes",
+)
 @pytest.mark.parametrize(
     ("choices", "message"),
     [

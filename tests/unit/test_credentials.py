@@ -58,6 +58,7 @@ NO_SECRETS: list[dict[str, object]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.bad_input("a secret in the config")
 def test_what_looks_like_a_secret_is_named_and_not_repeated():
     missed = [config for config in SECRETS if len(credential_problems(config)) == 0]
     assert missed == []
@@ -76,6 +77,7 @@ def test_every_value_that_the_project_itself_brings_is_left_alone():
     assert {path.name: found for path, plain in loaded.items() if (found := credential_problems(plain))} == {}
 
 
+@pytest.mark.bad_input("a secret in the config")
 @pytest.mark.parametrize(
     "arguments",
     [

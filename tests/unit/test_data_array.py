@@ -173,6 +173,7 @@ def test_empty_synthetic_tasks_are_refused(make: Callable[[], object]) -> None:
         make()
 
 
+@pytest.mark.bad_input("other classes than the model's outputs")
 def test_a_label_error_is_a_data_error() -> None:
     with pytest.raises(DataError):
         ArrayDataset(torch.zeros(1, 1), torch.tensor([7]), num_classes=7)

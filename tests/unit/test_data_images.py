@@ -118,6 +118,7 @@ def test_the_number_of_classes_is_that_of_the_metadata_or_of_the_argument(tmp_pa
     assert parquet_images(tmp_path, "train", num_classes=9, **RGB).num_classes == 9
 
 
+@pytest.mark.bad_input("data that are missing, empty or damaged")
 def test_faults_of_a_folder_are_named(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nowhere: no such folder"):
         parquet_images(tmp_path / "nowhere", "train", **RGB)
@@ -137,6 +138,7 @@ def test_faults_of_a_folder_are_named(folder: Path, tmp_path: Path) -> None:
         parquet_images(folder, "train", **RGB)
 
 
+@pytest.mark.fault(46)
 @pytest.mark.parametrize(
     ("images", "labels", "message"),
     [
@@ -216,6 +218,7 @@ def test_image_folders_number_sorted_classes_and_cut_the_centre(tmp_path: Path) 
     assert (len(validation), validation.num_classes, validation[0][1]) == (1, 2, 1)
 
 
+@pytest.mark.bad_input("data that are missing, empty or damaged")
 def test_faults_of_an_image_folder_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no folder train"):
         image_folder(tmp_path, "train", image_size=4, **RGB)

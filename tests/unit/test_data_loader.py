@@ -13,6 +13,8 @@ from largebatch.batch.order import SampleOrder
 from largebatch.batch.plan import BatchPlan
 from largebatch.data import ArrayDataset, Augmentation, DataError, MicroBatchData, MicroBatchLoader, evaluation_batches
 
+pytestmark = pytest.mark.quick
+
 NUM_SAMPLES = 23
 ORDER = SampleOrder(NUM_SAMPLES, seed=7)
 
@@ -63,6 +65,7 @@ def test_all_ranks_together_consume_the_order_exactly(global_batch_size: int, sa
             assert {batch.samples_seen for batch in micro_batches} == {position}
 
 
+@pytest.mark.fault(47)
 @pytest.mark.parametrize("plan", plans(5), ids=str)
 def test_every_sample_comes_once_per_epoch_when_the_batch_does_not_divide_the_set(plan: BatchPlan) -> None:
     # 23 steps of 5 are exactly five epochs; the seams fall inside batches.

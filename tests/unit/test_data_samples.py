@@ -24,6 +24,8 @@ from largebatch.data import (
 from largebatch.data.items import KeyedItems
 from largebatch.data.samples import BadSampleError, form_of, text_keys
 
+pytestmark = pytest.mark.quick
+
 
 class Made:
     """A map-style set of what a function makes of the number of a sample."""

@@ -73,6 +73,7 @@ def test_token_files_are_read_through_a_memory_map(tmp_path: Path, suffix: str) 
     assert len(whole) == 2
 
 
+@pytest.mark.bad_input("a vocabulary or a context beyond the model's")
 def test_a_token_outside_the_vocabulary_is_refused_or_on_request_an_error_of_its_window(tmp_path: Path) -> None:
     file = tmp_path / "tokens.npy"
     np.save(file, np.array([1, 2, 3, 99, 5], dtype=np.int64))
@@ -94,6 +95,7 @@ def test_a_window_outside_the_stream_is_refused(text_file: Path, bad: int) -> No
         windows[bad]
 
 
+@pytest.mark.bad_input("data that are missing, empty or damaged")
 @pytest.mark.parametrize(
     ("name", "content", "options", "message"),
     [

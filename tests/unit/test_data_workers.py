@@ -75,6 +75,7 @@ def assert_equal(first: list[Any], second: list[Any]) -> None:
         )
 
 
+@pytest.mark.fault(44)
 def test_no_one_and_two_workers_give_bitwise_the_same_batches() -> None:
     alone = load(0)
     assert_equal(alone, load(1, timeout_s=60))
@@ -130,6 +131,7 @@ def hang(index: int) -> None:
         time.sleep(600)
 
 
+@pytest.mark.fault(46, "bad sample", "named; or skipped and counted, alike on any ranks")
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_bad_sample_is_named_after_the_good_ones_before_it(num_workers: int) -> None:
     loader = MicroBatchLoader(NoisyImages(break_down), ORDER, PLAN, 0, num_workers=num_workers)
@@ -149,6 +151,7 @@ def _no_child_signal_handler() -> Iterator[None]:
     signal.signal(signal.SIGCHLD, before)
 
 
+@pytest.mark.fault(45, "loading process killed or hangs", "error names the samples, bounded")
 @pytest.mark.usefixtures("_no_child_signal_handler")
 def test_a_killed_worker_is_an_error_that_names_the_samples_it_had_where_they_are_waited_for() -> None:
     batches = MicroBatchLoader(NoisyImages(die), ORDER, PLAN, 0, num_workers=1, timeout_s=2).micro_batches(0, 4)
@@ -184,6 +187,7 @@ def test_at_the_end_of_a_process_workers_end_though_one_sigterm_would_leave_them
     assert [worker.exitcode for worker in workers] == [-signal.SIGKILL] * 2
 
 
+@pytest.mark.fault(45)
 def test_a_hanging_worker_is_an_error_within_the_time_limit() -> None:
     loader = MicroBatchLoader(NoisyImages(hang), ORDER, PLAN, 0, num_workers=1, timeout_s=1)
     start = time.monotonic()

@@ -52,6 +52,7 @@ def test_versions_are_held_against_the_range(wanted: str, state: str, told: str)
     assert (f'pip install "{wanted}"' == found.remedy) == (state == "problem")
 
 
+@pytest.mark.bad_input("plots without matplotlib")
 def test_every_direct_dependency_is_looked_at():
     assert {"torch", "accelerate", "hydra-core", "wandb", "safetensors"} <= {one.subject for one in software.versions()}
 
@@ -76,6 +77,7 @@ def test_a_driver_that_torch_does_not_see_is_a_problem(monkeypatch: pytest.Monke
     assert found.state == "note"
 
 
+@pytest.mark.fault(58, "too many threads", "told with the number that fits")
 def test_more_threads_than_cores_are_told_with_the_number_that_fits(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
     monkeypatch.setattr("torch.get_num_threads", lambda: 8)
@@ -86,6 +88,7 @@ def test_more_threads_than_cores_are_told_with_the_number_that_fits(monkeypatch:
     assert found.state == "ok"
 
 
+@pytest.mark.bad_input("too many loading processes, or too little shared memory")
 def test_little_shared_memory_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     usage = shutil.disk_usage(tmp_path)._replace(total=64 * MIB, used=0, free=64 * MIB)  # what docker gives
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
@@ -134,6 +137,8 @@ def test_an_environment_that_came_through_in_part_is_a_problem_with_its_remedy()
     assert only(job.launcher({"SLURM_JOB_ID": "7"}), "Slurm").state == "note"
 
 
+@pytest.mark.fault(54, "port taken", "told with the remedy")
+@pytest.mark.bad_input("a port that is none, or taken")
 def test_a_port_that_is_taken_is_a_problem_only_where_rank_0_opens_it(held_port: int):
     environ = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(held_port), "RANK": "0"}
     assert only(job.ports(environ), "MASTER_PORT").state == "problem"

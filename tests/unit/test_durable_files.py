@@ -36,6 +36,7 @@ WAYS: dict[str, Callable[[Path, bytes], object]] = {
 }
 
 
+@pytest.mark.fault(27)
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("error", FAILURES)
 def test_whichever_call_fails_the_file_is_the_former_or_the_new_one(

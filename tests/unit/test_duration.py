@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from largebatch.batch.duration import Duration, passes
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.mark.parametrize(
     ("text", "amount", "unit"),

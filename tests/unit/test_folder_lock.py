@@ -37,6 +37,8 @@ def holder(folder: Path) -> subprocess.Popen[str]:
     return process
 
 
+@pytest.mark.fault(34, "two runs in one folder", "refused, owner named")
+@pytest.mark.bad_input("a run folder in use")
 def test_a_second_process_is_refused_with_the_first_ones_number_and_a_kill_lets_go(tmp_path: Path):
     """At once, although a process that was forked from it lives on."""
     process = holder(tmp_path)

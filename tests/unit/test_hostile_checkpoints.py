@@ -60,6 +60,7 @@ def faults_of(cases: list[Case], saved: Saved, folder: Path) -> dict[str, list[s
     return found
 
 
+@pytest.mark.fault(61, "hostile checkpoint", "passed over or refused with its reason; nothing imported, no hang")
 def test_every_kind_of_hostile_checkpoint_is_passed_over_and_named_by_every_consumer(
     saved: Saved, canary: Path, tmp_path: Path
 ) -> None:
@@ -72,6 +73,9 @@ def test_every_kind_of_hostile_checkpoint_is_passed_over_and_named_by_every_cons
     assert not canary.exists()
 
 
+@pytest.mark.fault(
+    63, "300 hostile checkpoints, 300 damaged folders, secrets in 16 kinds of processes", "as 61, 62 and 64"
+)
 @pytest.mark.soak
 def test_three_hundred_hostile_checkpoints(saved: Saved, canary: Path, tmp_path: Path) -> None:
     directory = saved.folder / "checkpoints" / HOSTILE
@@ -273,6 +277,7 @@ def test_weights_of_another_precision_are_measured_and_not_resumed(values: dict[
         load_checkpoint(path, partial(require_run_fit, module=single, optimizer=AdamW(single.parameters())))
 
 
+@pytest.mark.fault(61)
 def test_a_file_that_cannot_be_this_model_is_refused_before_a_byte_of_it_is_read(
     saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

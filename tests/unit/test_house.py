@@ -8,6 +8,10 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+pytestmark = pytest.mark.quick
+
 PACKAGE = Path(__file__).resolve().parents[2] / "largebatch"
 MODULES = {
     ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
@@ -149,6 +153,7 @@ def test_annotations_are_postponed_and_public_things_documented():
     assert of_every_module(missing) == {}
 
 
+@pytest.mark.fault(57, "clock jumps", "durations are monotonic")
 def test_durations_are_never_taken_from_the_wall_clock():
     """It jumps; dates come from strftime."""
 

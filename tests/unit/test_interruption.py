@@ -29,6 +29,7 @@ def test_the_first_signal_is_a_request_and_its_echo_is_not_another(clock: list[f
         assert stop.signal_name == "SIGTERM"
 
 
+@pytest.mark.fault(9)
 @pytest.mark.parametrize(("second", "after_s"), [("SIGTERM", ECHO_S + 0.1), ("SIGINT", 0.0)])
 def test_a_second_request_interrupts_at_once(second: str, after_s: float, clock: list[float]):
     with StopRequest():
@@ -54,6 +55,7 @@ input()
 """
 
 
+@pytest.mark.fault(13)
 @pytest.mark.skipif(sys.platform != "linux", reason="asks the Linux kernel")
 @pytest.mark.parametrize(("variables", "survives"), [({"TORCHELASTIC_RUN_ID": "1"}, False), ({}, True)])
 def test_a_rank_ends_with_its_torchrun_and_with_no_other_parent(variables: dict[str, str], survives: bool):

@@ -8,6 +8,8 @@ from scipy import stats
 
 from largebatch.batch.random_keys import keyed_bits, keyed_uniforms, mix64, stream_key
 
+pytestmark = pytest.mark.quick
+
 GAMMA = 0x9E3779B97F4A7C15
 MASK = 2**64 - 1
 

@@ -133,6 +133,7 @@ def nowhere() -> str:
         return f"127.0.0.1:{free.getsockname()[1]}"
 
 
+@pytest.mark.fault(55)
 def test_a_node_whose_others_never_come_says_so_in_one_line(
     nowhere: str, torchrun: ModuleType, capsys: pytest.CaptureFixture[str]
 ):
@@ -141,6 +142,7 @@ def test_a_node_whose_others_never_come_says_so_in_one_line(
     assert line.startswith(f"largebatch: fewer than 2 nodes came to {nowhere} within 1 s. Start the missing ones")
 
 
+@pytest.mark.fault(55)
 def test_a_node_that_does_not_reach_the_meeting_point_says_so_in_one_line(
     nowhere: str, torchrun: ModuleType, capsys: pytest.CaptureFixture[str]
 ):
@@ -217,6 +219,7 @@ def test_the_exit_code_is_that_of_the_ranks_and_74_of_any_comes_first(
     assert torchrun.run(["--standalone", "--nproc-per-node", "2", "--no-python", "sh", "-c", rank]) == code
 
 
+@pytest.mark.fault(14)
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="there is no /proc here")
 @pytest.mark.parametrize(("ranks", "is_stranded"), [("sleep 0 &", True), ("sleep 0 & sleep 60 &", False)])
 def test_a_torchrun_that_does_not_notice_that_all_its_ranks_have_ended_is_found(

@@ -9,6 +9,8 @@ import pytest
 from largebatch.__main__ import main
 from largebatch.distributed.launcher_environment import launcher_problems, restart_note, restart_problem, start_problems
 
+pytestmark = pytest.mark.quick
+
 MEETING = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 TORCHRUN = MEETING | {"WORLD_SIZE": "4", "RANK": "1", "LOCAL_RANK": "1"}
 
@@ -44,6 +46,16 @@ def test_a_sound_environment_has_no_problems(environ: dict[str, str], precision:
 PARTIAL = "the environment of a launcher came through in part. Start with torchrun or accelerate launch, or unset it."
 
 
+@pytest.mark.bad_input(
+    "a hook under FSDP",
+    "clipping under FSDP",
+    "WORLD_SIZE without RANK",
+    "a rank beyond WORLD_SIZE",
+    "settings of accelerate against the config",
+    "no address to meet at",
+    "a port that is none, or taken",
+    "processes that nobody started",
+)
 @pytest.mark.parametrize(
     ("environ", "precision", "num_processes", "problems"),
     [

@@ -19,6 +19,7 @@ def lines(path: Path) -> list[str]:
     return text.splitlines()
 
 
+@pytest.mark.fault(27)
 @pytest.mark.parametrize("error", FAILURES)
 @pytest.mark.parametrize("after", [0, 1, 5])
 def test_whichever_call_fails_earlier_lines_stay_and_later_ones_are_whole(

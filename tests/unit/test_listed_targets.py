@@ -133,6 +133,7 @@ OUT = [
 ]
 
 
+@pytest.mark.bad_input("a target outside of what is allowed")
 @pytest.mark.parametrize("name", OUT)
 def test_what_is_defined_off_the_list_is_not_called_whatever_leads_to_it(name: str):
     with pytest.raises(TargetError, match=r"LARGEBATCH_TARGETS|what Python keeps|looks up and calls"):
@@ -154,6 +155,7 @@ NESTED = [
 ]
 
 
+@pytest.mark.bad_input("a target outside of what is allowed")
 @pytest.mark.parametrize("arguments", NESTED, ids=str)
 def test_every_node_of_a_config_is_checked_before_anything_is_imported(arguments: dict[str, Any]):
     config = compose_run()
@@ -237,6 +239,7 @@ HYDRA: list[tuple[dict[str, Any], str]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.bad_input("a target outside of what is allowed")
 @pytest.mark.parametrize(("settings", "message"), HYDRA, ids=[message[:50] for _, message in HYDRA])
 def test_settings_of_hydra_are_held_to_the_list_before_hydra_acts_on_them(
     settings: dict[str, Any], message: str, tmp_path: Path

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from largebatch.data import FirstSamples, TokenWindows, masked_tokens
 from largebatch.losses import CrossEntropy, Loss, ModuleLoss, NextToken, SquaredError, units_are_fixed
 
+pytestmark = [pytest.mark.quick, pytest.mark.other_processor]
+
 
 def classification(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
     torch.manual_seed(0)

@@ -19,6 +19,7 @@ def weights(**arguments: object) -> Callable[[], None]:
     return lambda: require_memory_for_weights({"_target_": "largebatch.models.MLP", "num_classes": 10, **arguments})
 
 
+@pytest.mark.bad_input("a width or a number of samples that no memory holds")
 def test_what_is_larger_than_all_memory_is_refused_with_both_sizes(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(machine_memory, "machine_memory", lambda: 2 * GIB)
     machine_memory.require_memory("4 numbers", 2 * GIB)
@@ -46,6 +47,7 @@ LARGE: dict[str, tuple[Callable[[], object], str]] = {
 }
 
 
+@pytest.mark.bad_input("a width or a number of samples that no memory holds")
 @pytest.mark.parametrize(("make", "message"), LARGE.values(), ids=LARGE)
 def test_made_up_sets_and_models_that_no_memory_holds_are_refused_before_they_are_made(
     make: Callable[[], object], message: str, monkeypatch: pytest.MonkeyPatch

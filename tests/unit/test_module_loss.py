@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from largebatch.experiments.verify.trajectories import units_by_own_mean
 from largebatch.losses import CrossEntropy, LabelRule, ModuleLoss, NextToken, require_labels, scored
 
+pytestmark = pytest.mark.quick
+
 WEIGHT = torch.tensor([0.5, 2.0, 1.0, 0.25, 3.0])
 CUT = [slice(0, 4), slice(4, 7), slice(7, 8)]  # ragged micro-batches
 

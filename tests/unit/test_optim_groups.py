@@ -8,6 +8,8 @@ from torch import nn
 
 from largebatch.optim import LAMB, LARS, MuonWithAdamW, keep_lr_ratios, lr_factors, parameter_groups, set_lr
 
+pytestmark = pytest.mark.quick
+
 
 class Model(nn.Module):
     """A convolution, every kind of norm, attention with its odd bias name, an embedding tied to the head."""
@@ -127,6 +129,7 @@ def test_torch_muon_takes_a_group_of_matrices():
     assert optimizer.param_groups[0]["weight_decay"] == 0.1
 
 
+@pytest.mark.bad_input("an exclusion that fits no parameter")
 @pytest.mark.parametrize("argument", ["exclude_from_decay", "exclude_from_adaptation"])
 @pytest.mark.parametrize(
     ("entries", "fact"),
@@ -146,6 +149,7 @@ def test_an_entry_without_effect_or_sense_is_refused(argument, entries, fact):
         parameter_groups(Model(), weight_decay=0.1, **{argument: entries})
 
 
+@pytest.mark.bad_input("a negative weight decay")
 @pytest.mark.parametrize("weight_decay", [-0.1, float("nan"), "0.1"])
 def test_a_weight_decay_out_of_range_is_refused(weight_decay):
     with pytest.raises(ValueError, match=r"^weight_decay="):

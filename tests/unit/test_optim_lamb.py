@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from largebatch.optim import LAMB
 from tests.reference.lars_lamb import FLAGS
 
+pytestmark = [pytest.mark.quick, pytest.mark.other_processor]
+
 seeds = st.integers(0, 2**32 - 1)
 
 

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from largebatch.optim import LARS
 from tests.reference.lars_lamb import ReferenceLARS
 
+pytestmark = [pytest.mark.quick, pytest.mark.other_processor]
+
 TRUST = 0.02
 seeds = st.integers(0, 2**32 - 1)
 scales = st.floats(1e-3, 1e3)

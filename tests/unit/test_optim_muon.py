@@ -12,6 +12,8 @@ from torch import nn
 
 from largebatch.optim import MuonWithAdamW, parameter_groups
 
+pytestmark = pytest.mark.other_processor
+
 
 class Model(nn.Module):
     def __init__(self) -> None:

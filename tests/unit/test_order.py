@@ -13,6 +13,8 @@ from scipy import stats
 
 from largebatch.batch.order import SampleOrder
 
+pytestmark = pytest.mark.quick
+
 # 1, 2, primes, squares and their neighbours (where the two radices are equal, or one of them grows), and k (k + 1).
 SIZES = [*range(1, 41), 97, 255, 256, 257, 272, 273, 997, 4095, 4096, 4097, 10_007, 2**16 + 1]
 BILLION = 10**9

@@ -125,6 +125,7 @@ def test_kernels_are_compiled_for_the_optimizer_or_what_is_missing_is_an_error_o
     assert "Install gcc or clang, or set compile=False." in error
 
 
+@pytest.mark.bad_input("compilation without a compiler")
 @pytest.mark.parametrize("is_there", [True, False])
 def test_kernels_for_a_gpu_need_triton(is_there: bool, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -856,6 +857,40 @@ TABLES = {
 }
 
 
+@pytest.mark.fault(52, "unused or frozen parameters", "named before step 1")
+@pytest.mark.bad_input(
+    "a batch that ranks and pinned micro-batches do not divide",
+    "a batch smaller than the ranks",
+    "a pinned micro-batch larger than a rank's share",
+    "a batch larger than the training set",
+    "milestones that do not rise",
+    "a milestone after the end",
+    "a length of 0 or less",
+    "a warmup as long as the run",
+    "an unknown argument of the optimizer",
+    "a beta outside of [0, 1)",
+    "a negative weight decay",
+    "momentum of an optimizer that has none",
+    "an exclusion that fits no parameter",
+    "fp16 on a CPU",
+    "unused parameters and a static graph",
+    "WORLD_SIZE without RANK",
+    "settings of accelerate against the config",
+    "processes that nobody started",
+    "a run folder that cannot be written, or holds a run",
+    "no checkpoint to resume, or none that is valid",
+    "checkpoints at no interval, or none to keep",
+    "data that are missing, empty or damaged",
+    "other classes than the model's outputs",
+    "inputs of another shape than the model's",
+    "an empty validation set, or an evaluation after the end",
+    "too many loading processes, or too little shared memory",
+    "a target that cannot be imported",
+    "W&B online without a key",
+    "a width or a number of samples that no memory holds",
+    "a value of another type than the target takes, as `nesterov=no`, a text, which counts as true",
+    "a pinned micro-batch above the most samples of a forward pass",
+)
 @pytest.mark.parametrize(
     "row",
     [pytest.param(row, id=f"{table}: {name}") for table, rows in TABLES.items() for name, row in rows.items()],
@@ -869,12 +904,14 @@ def test_bad_input_is_reported_with_its_key_and_a_remedy_and_nothing_else(row: R
         assert remedy in line
 
 
+@pytest.mark.bad_input("a run folder that cannot be written, or holds a run")
 def test_a_folder_with_a_run_is_not_written_over(tmp_path: Path):
     (tmp_path / "metrics.jsonl").touch()
     (line,) = errors(f"run.dir={tmp_path}")
     assert line == f"run.dir={tmp_path}: already holds a run. Continue it with resume=auto, or choose another folder."
 
 
+@pytest.mark.bad_input("a run folder that cannot be written, or holds a run")
 def test_a_folder_without_permission_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     # The tests may run as root, whom nothing is forbidden.
     monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)
@@ -882,6 +919,7 @@ def test_a_folder_without_permission_is_reported(tmp_path: Path, monkeypatch: py
     assert line == f"run folder: {tmp_path} cannot be written to. Choose run.dir or run.root elsewhere."
 
 
+@pytest.mark.bad_input("a disk without room for a checkpoint")
 @pytest.mark.parametrize(
     ("optimizer", "num_bytes", "told"),
     [
@@ -908,12 +946,14 @@ def test_a_disk_without_room_for_weights_and_optimizer_is_told_before_the_run(
         assert prepared(*chosen).derived.num_steps == 64
 
 
+@pytest.mark.bad_input("a width or a number of samples that no memory holds")
 def test_a_model_of_ones_own_is_made_once():
     Counted.count = 0
     assert isinstance(prepared(f"model._target_={HERE}.Counted").model, Counted)
     assert Counted.count == 1
 
 
+@pytest.mark.bad_input("compilation without a compiler")
 def test_a_compiler_is_needed_only_for_compilation(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("shutil.which", lambda name: None)
     assert prepared().derived.num_steps == 64
@@ -921,6 +961,7 @@ def test_a_compiler_is_needed_only_for_compilation(monkeypatch: pytest.MonkeyPat
     assert line == "precision.compile=true: torch.compile needs a C++ compiler here. Install g++."
 
 
+@pytest.mark.bad_input("bf16 on a GPU without it", "more ranks than GPUs")
 def test_a_gpu_without_bfloat16_or_for_fewer_ranks_is_reported(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
@@ -977,6 +1018,7 @@ def test_a_loss_of_torch_is_taken_with_its_arguments_and_measured_without_smooth
         assert ours.item() == pytest.approx(own.item(), rel=1e-12)
 
 
+@pytest.mark.bad_input("other classes than the model's outputs")
 def test_a_label_beyond_the_outputs_is_found_wherever_it_is():
     keys = ("num_samples", "num_classes", "shape", "split")
     target = [f"data.train._target_={HERE}.labels_that_grow", *(f"~data.train.{key}" for key in keys)]
@@ -985,6 +1027,7 @@ def test_a_label_beyond_the_outputs_is_found_wherever_it_is():
     assert prepared(*target, "model.num_outputs=10").derived.num_samples == 64
 
 
+@pytest.mark.bad_input("inputs of another shape than the model's")
 def test_an_evaluated_set_that_does_not_fit_the_model_is_found():
     (line,) = errors("data.validation.shape=[1,4,4]")
     assert line.startswith("model and data.validation: Linear got inputs of shape [2, 1, 4, 4]")
@@ -994,6 +1037,7 @@ def test_an_evaluated_set_that_does_not_fit_the_model_is_found():
     assert line.startswith("model and data.validation: the labels lie from 0 to 9")
 
 
+@pytest.mark.bad_input("a vocabulary or a context beyond the model's")
 def test_text_with_more_tokens_or_a_longer_context_than_the_model_has_is_found(tmp_path: Path):
     (tmp_path / "text.txt").write_text("ab" * 900 + "abcdefgh" * 25)  # the last tenth, for validation, has all 8
     text = ["data=text", "model=gpt", "data.path=text.txt", "data.vocab_size=8", "data.context_length=4"]
@@ -1080,6 +1124,7 @@ def test_under_the_square_root_rule_the_batch_grows_by_the_square_and_the_rest_o
     assert "sqrt(global_batch_size / first_batch_size)" in grows.peak_lrs[2].explanation
 
 
+@pytest.mark.bad_input("milestones that do not rise", "a milestone after the end")
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
@@ -1103,6 +1148,7 @@ def test_a_ramp_that_makes_no_sense_is_refused(overrides: list[str], expected: s
     assert any(expected in error for error in errors(*overrides)), errors(*overrides)
 
 
+@pytest.mark.bad_input("a stage of a ramp that ranks cannot share")
 def test_a_ramp_that_leaves_a_rank_without_samples_is_refused():
     found = errors("batch.ramp.milestones=[1ep]", "batch.ramp.totals=[7]", environ=EIGHT_RANKS)
     assert found == [line for line in found if "A global batch of 7 cannot be shared by 8 ranks" in line]

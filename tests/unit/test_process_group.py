@@ -49,6 +49,7 @@ def meet_all(*ranks: tuple[Mapping[str, str], float]) -> list[str]:
         return list(pool.map(lambda rank: meet(*rank), ranks))
 
 
+@pytest.mark.fault(55, "a node never comes", "bounded, count told")
 def test_ranks_that_do_not_come_are_counted_and_named_and_nothing_is_left_behind(
     port: int, monkeypatch: pytest.MonkeyPatch
 ):
@@ -70,6 +71,7 @@ def test_ranks_that_do_not_come_are_counted_and_named_and_nothing_is_left_behind
     alone.close()
 
 
+@pytest.mark.fault(55)
 @pytest.mark.usefixtures("in_a_folder")
 def test_a_run_whose_other_ranks_do_not_come_ends_with_one_line_as_any_wrong_input(
     port: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -100,6 +102,7 @@ def test_all_ranks_pass_when_the_last_has_come_and_their_group_takes_the_server_
     assert sorted(inside) == [1, 2, 3], "one server for all of them"
 
 
+@pytest.mark.fault(55)
 def test_ranks_that_have_come_all_say_the_same_about_those_that_have_not(port: int):
     told = meet_all((environment(2, 4, port), 30), (environment(0, 4, port), 0.5))
     assert told[0] == told[1]
@@ -107,6 +110,7 @@ def test_ranks_that_have_come_all_say_the_same_about_those_that_have_not(port: i
     assert "Missing: ranks 1, 3 (2 of 4);" in told[0]
 
 
+@pytest.mark.fault(55)
 def test_a_rank_that_cannot_reach_rank_0_says_where_and_why(port: int):
     told = meet(environment(1, 2, port), 0.3)
     assert told.startswith(
@@ -128,6 +132,8 @@ def test_rank_0_at_an_address_of_another_host_cannot_reach_itself(port: int, mon
     )
 
 
+@pytest.mark.fault(54)
+@pytest.mark.bad_input("a port that is none, or taken")
 def test_a_port_that_is_taken_is_told_by_rank_0_with_the_variable_to_set():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         number = taken.getsockname()[1]

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from largebatch.batch.plan import BatchPlan
 from largebatch.batch.ramp import BatchRamp, decay_left_over, totals_in_place_of_decay
 
+pytestmark = pytest.mark.quick
+
 
 def ramp_of(sizes: list[int], milestones: list[int]) -> BatchRamp:
     plans = tuple(BatchPlan.solve(global_batch_size=size, world_size=1) for size in sizes)

@@ -63,6 +63,7 @@ def assert_complete(folder: Path) -> None:
     assert not [path for path in folder.rglob(".*") if ".tmp-" in path.name]
 
 
+@pytest.mark.fault(28)
 def test_a_folder_that_is_renamed_is_followed_with_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     folder, moved = tmp_path / "run", tmp_path / "moved"
     trained = run(folder, observers=[After(3, lambda: folder.rename(moved))])
@@ -75,6 +76,7 @@ def test_a_folder_that_is_renamed_is_followed_with_everything(tmp_path: Path, ca
     assert "unsaved" not in trained.summary
 
 
+@pytest.mark.fault(28)
 def test_a_folder_that_is_removed_is_made_anew_with_all_rows(tmp_path: Path):
     folder = tmp_path / "run"
     trained = run(folder, observers=[After(5, lambda: shutil.rmtree(folder))])
@@ -85,6 +87,7 @@ def test_a_folder_that_is_removed_is_made_anew_with_all_rows(tmp_path: Path):
     assert "unsaved" not in trained.summary
 
 
+@pytest.mark.fault(28)
 def test_where_it_cannot_be_made_anew_the_run_goes_on_and_its_end_tells_what_is_not_saved(tmp_path: Path):
     folder = tmp_path / "run"
 
@@ -99,6 +102,7 @@ def test_where_it_cannot_be_made_anew_the_run_goes_on_and_its_end_tells_what_is_
     assert folder.read_text() == "of somebody else"
 
 
+@pytest.mark.fault(28)
 def test_a_removed_checkpoint_is_told(tmp_path: Path):
     def remove(step: int) -> None:
         shutil.rmtree(tmp_path / "checkpoints" / f"step_{step:08d}")
@@ -146,6 +150,7 @@ def assert_old_or_new(folder: Path) -> None:
     assert found.tensors["model"]["weight"].tolist() == [float(found.step)] * 3
 
 
+@pytest.mark.fault(27)
 @pytest.mark.parametrize(
     ("error", "stride"),
     [
@@ -193,6 +198,7 @@ def small_disk(place: Path, size: str):
         subprocess.run(["umount", "--lazy", place], check=True)
 
 
+@pytest.mark.fault(26)
 @pytest.mark.parametrize("is_freed", [True, False])
 def test_a_full_disk_costs_what_does_not_fit_and_the_end_says_so(is_freed: bool, tmp_path: Path):
     """Full after step 5; with room again after step 7 the last weights are saved."""

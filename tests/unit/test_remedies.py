@@ -10,11 +10,14 @@ from largebatch.__main__ import main
 from largebatch.records.conf_folder import conf_dir
 from largebatch.run.config.did_you_mean import did_you_mean, meant_by_key
 
-pytestmark = pytest.mark.usefixtures("in_a_folder")
+pytestmark = [pytest.mark.usefixtures("in_a_folder"), pytest.mark.quick]
 QUOTES = "put the whole argument into single quotes"
 NO_KEY, NO_CHOICE, NO_DASHES = "there is no such key. ", "there is no such choice. ", "settings have no dashes, "
 
 
+@pytest.mark.bad_input(
+    "an unknown optimizer", "an unknown key", "a plus before a group that has a choice", "unbalanced braces or quotes"
+)
 @pytest.mark.parametrize(
     ("arguments", "remedy"),
     [
@@ -131,6 +134,7 @@ def test_only_the_first_rank_of_a_machine_says_it(capsys: pytest.CaptureFixture[
         assert capsys.readouterr().err == ""
 
 
+@pytest.mark.bad_input("a number for a group, as in batch=64")
 @pytest.mark.parametrize("argument", ["batch=64", "batch=null", "schedule=0.1", "experiment=null"])
 def test_a_number_for_a_group_is_wrong_input_with_the_choices(argument: str, capsys: pytest.CaptureFixture[str]):
     """Of a number for `batch`, which is meant for `batch.total`, Hydra makes a traceback."""
@@ -220,6 +224,7 @@ def test_a_choice_that_an_experiment_overrules_is_told_or_refused(capsys: pytest
         assert capsys.readouterr().err == ""
 
 
+@pytest.mark.bad_input("a number that YAML reads as another one, as 010 and 1:30")
 def test_a_number_that_yaml_reads_as_another_one_is_refused_with_its_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -91,6 +91,8 @@ def changes(saved: dict[str, Any], given: dict[str, Any], *allow: str) -> list[s
     return list(map(str, check_identity(Checkpoint(Path("runs/x"), 3, {}, {"identity": saved}), given, allow=allow)))
 
 
+@pytest.mark.fault(39)
+@pytest.mark.bad_input("another config on resume")
 def test_a_change_of_length_or_rate_needs_a_permission_and_the_error_names_it():
     before, after = identity(), identity("length=8ep", "scaling.base_lr=0.2")
     with pytest.raises(CheckpointError, match=r"length was 4ep, now 8ep.*'resume_allow=\[length,scaling\]'"):
@@ -106,6 +108,8 @@ def test_a_change_of_length_or_rate_needs_a_permission_and_the_error_names_it():
     assert changes(before, before, "length") == []
 
 
+@pytest.mark.fault(38)
+@pytest.mark.bad_input("another config on resume")
 @pytest.mark.parametrize("override", ["seed=1", "optimizer=lars", "batch.total=64", "precision=fp64"])
 def test_no_permission_lets_another_run_go_on(override: str):
     with pytest.raises(CheckpointError) as refusal:
@@ -214,6 +218,7 @@ def test_a_run_from_before_code_was_recorded_goes_on():
     check({key: value for key, value in now.items() if key != "code"}, now)
 
 
+@pytest.mark.fault(41)
 def test_other_samples_under_the_same_name_are_another_run_unless_that_is_allowed():
     before, after = identity(), identity("+data.train.seed=1")
     told = r"samples of the training set are others \(their hash was [0-9a-f]{16}, now [0-9a-f]{16}\)"
@@ -224,6 +229,7 @@ def test_other_samples_under_the_same_name_are_another_run_unless_that_is_allowe
     assert re.fullmatch(told, change)
 
 
+@pytest.mark.fault(41, "other data on resume", "refused")
 @pytest.mark.parametrize("num_samples", [511, 513])
 def test_a_training_set_that_grew_or_shrank_is_another_run(num_samples):
     with pytest.raises(CheckpointError, match=rf"data\.num_samples was 512, now {num_samples}"):
@@ -235,6 +241,7 @@ def test_a_run_from_before_samples_were_compared_goes_on():
     check({key: value for key, value in now.items() if key != "content"}, now)
 
 
+@pytest.mark.fault(40, "other package versions on resume", "told")
 def test_versions_that_changed_are_told():
     saved = Checkpoint(
         Path("runs/x"), 3, {}, {}, versions={"torch": "1.0", "largebatch": saved_versions()["largebatch"]}

@@ -132,6 +132,7 @@ def test_where_no_checkpoint_can_be_used_each_is_listed_and_nothing_is_begun_or_
     assert [reason in line for reason, line in zip(reasons, lines, strict=True)] == [True] * 3
 
 
+@pytest.mark.fault(29)
 @pytest.mark.parametrize("spoil", [damage, make_newer, remove_manifest])
 def test_an_older_one_is_used_the_newer_named_and_kept_and_its_rows_come_once(spoil: Any, stopped: Path, whole: Path):
     newer = stopped / "checkpoints" / "step_00000004"

@@ -21,6 +21,7 @@ def runtime() -> Iterator[Runtime]:
     opened.close()
 
 
+@pytest.mark.bad_input("a launcher that accelerate does not see")
 def test_a_launcher_that_accelerate_does_not_see_is_refused_and_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch):
     """Otherwise both processes would call themselves rank 0 and write the same files."""
     Accelerator(cpu=True)  # as a model file may do when it is imported: what it saw stays, process-wide
@@ -46,6 +47,7 @@ def test_a_start_that_fails_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatc
     alone.close()
 
 
+@pytest.mark.bad_input("fp16 on a CPU")
 def test_fp16_without_a_gpu_is_refused():
     with pytest.raises(ValueError, match="it would silently train in fp32"):
         Runtime.open(precision="fp16")

@@ -9,6 +9,8 @@ import pytest
 
 from largebatch.batch.scaling import SCALING_RULES, ScaledValue, scale_lr
 
+pytestmark = pytest.mark.quick
+
 
 def scaled(base_lr: float, base: int, batch: int, rule: str) -> float:
     return scale_lr(base_lr, base_batch_size=base, global_batch_size=batch, rule=rule).value

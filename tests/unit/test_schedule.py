@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from largebatch.batch.schedule import DECAYS, Schedule
 
+pytestmark = pytest.mark.quick
+
 T, W = 1000, 200
 SHAPES = {
     # p in [0, 1] -> factor, each written differently from the code.

@@ -43,6 +43,7 @@ def test_a_dotted_name_is_found_at_any_depth():
     assert find_target("loss", {"_target_": "builtins.dict"}) is dict
 
 
+@pytest.mark.bad_input("an unknown optimizer")
 @pytest.mark.parametrize(
     ("node", "message"),
     [
@@ -64,6 +65,7 @@ def test_a_name_that_leads_nowhere_is_reported_with_its_cause(node: dict[str, An
         find_target("loss", node)
 
 
+@pytest.mark.bad_input("a target that cannot be imported")
 def test_the_error_that_hid_a_module_of_ones_own_is_shown(tmp_path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "largebatch_test_broken.py").write_text("import a_library_that_is_not_installed\n")
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -86,6 +88,7 @@ def test_arguments_that_fit_pass(node: dict[str, Any], supplied: tuple[str, ...]
     check_arguments("x", node, supplied=supplied)
 
 
+@pytest.mark.bad_input("an unknown argument of the optimizer")
 @pytest.mark.parametrize(
     ("node", "supplied", "message"),
     [
@@ -156,6 +159,7 @@ def test_an_error_of_the_target_itself_is_reported_under_its_key(error: str, mes
     assert str(caught.value) == f"x ({HERE}.Refuses): {message}"
 
 
+@pytest.mark.bad_input("a target outside of what is allowed")
 def test_what_hydra_forbids_stays_forbidden():
     # Hydra's block-list: names that run commands or code.
     with pytest.raises(TargetError, match=r"os\.system"):

@@ -108,6 +108,7 @@ def test_lines_that_are_no_row_are_skipped_and_numbered(tmp_path: Path, garbage:
     assert torn_lines(path) == [2]
 
 
+@pytest.mark.fault(27)
 def test_a_full_disk_is_counted_and_printed_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tracker = JsonlTracker(tmp_path / "metrics.jsonl")
     with largest_file(0):
@@ -119,6 +120,7 @@ def test_a_full_disk_is_counted_and_printed_once(tmp_path: Path, capsys: pytest.
     assert capsys.readouterr().err == f"warning: {line}\n"
 
 
+@pytest.mark.fault(27)
 def test_rows_after_a_full_disk_are_whole_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "metrics.jsonl"
     tracker = JsonlTracker(path)

@@ -127,6 +127,7 @@ def test_names_config_summary_and_exit_are_recorded(run: WandbRun) -> None:
     assert run.host == ""  # W&B would record the name of the machine
 
 
+@pytest.mark.fault(51, "W&B gets an odd value", "counted")
 def test_odd_values_cost_themselves_and_are_counted(
     resumed: tuple[Path, WandbTracker, WandbTracker], run: WandbRun
 ) -> None:
@@ -168,6 +169,7 @@ def test_the_reader_refuses_a_damaged_or_cut_file(resumed: tuple[Path, WandbTrac
         list(chunks(data[:-1]))
 
 
+@pytest.mark.fault(48, "W&B down at the start", "offline, a line")
 def test_a_server_that_is_down_costs_a_line_and_no_time(
     no_account: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -235,6 +237,7 @@ def start(tmp_path: Path, **options: Any) -> WandbTracker:
     return WandbTracker(folder=tmp_path, project="p", name="n", config={}, **options)
 
 
+@pytest.mark.fault(49, "W&B dies", "counted, never raises")
 def test_a_service_that_dies_is_counted_and_never_raises(fake: FakeWandb, tmp_path: Path) -> None:
     tracker = start(tmp_path)
     for step in range(3):
@@ -251,6 +254,8 @@ def test_a_service_that_dies_is_counted_and_never_raises(fake: FakeWandb, tmp_pa
     assert tracker.sync_command == "wandb sync /nowhere/run-abc"
 
 
+@pytest.mark.fault(50, "no key, no terminal", "never asks")
+@pytest.mark.bad_input("W&B online without a key")
 def test_online_without_a_key_never_asks_for_one(fake: FakeWandb, tmp_path: Path) -> None:
     tracker = start(tmp_path, mode="online")
     assert [options["settings"].mode for options in fake.starts] == ["offline"]

@@ -21,6 +21,8 @@ from largebatch.run.prepare import Prepared, prepare
 from largebatch.run.train_quietly import train_quietly
 from tests.unit.composing import compose_run
 
+pytestmark = pytest.mark.quick
+
 HERE = "tests.unit.test_trial"
 SMALL = ("data=synthetic", "model=linear", "logger=none", "length=4ep", "schedule.warmup=1ep")
 TWO_RANKS = {
@@ -630,6 +632,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
 }
 
 
+@pytest.mark.bad_input("a model, an optimizer or types that fail in a step, or that no checkpoint can hold")
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_would_fail_in_the_run_or_after_it_is_refused_before(name: str):
     overrides, expected = REFUSED[name]

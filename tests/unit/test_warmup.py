@@ -10,6 +10,8 @@ from largebatch.run.config.reading import parse_config
 from largebatch.run.derive import Derived, derive
 from tests.unit.composing import GROUPS, compose_run
 
+pytestmark = pytest.mark.quick
+
 SAMPLES = 8192
 
 
