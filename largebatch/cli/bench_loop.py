@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import statistics
 import tempfile
 import time
@@ -35,6 +34,7 @@ def run(config: DictConfig, overrides: list[str]) -> int:
     from largebatch.losses.coupled import is_coupled
     from largebatch.run.build import open_job
     from largebatch.run.config.reading import ConfigError
+    from largebatch.run.parts import own_copy
     from largebatch.run.prepare import prepare
     from largebatch.training.observers import MetricsObserver
 
@@ -47,12 +47,12 @@ def run(config: DictConfig, overrides: list[str]) -> int:
                 [f"loss._target_={prepared.config.loss['_target_']}: the hand-written loop takes the loss of each "
                  "micro-batch, which is another one. Choose a loss that does not compare samples."]
             )  # fmt: skip
-        rival_model = copy.deepcopy(prepared.model)
+        rival = own_copy(prepared)
         with open_job(prepared, lambda: False, overrides) as job:
             # Rows and trackers belong to the loop; evaluation and checkpoints are work of their own.
             job.run.observers = [one for one in job.run.observers if isinstance(one, MetricsObserver)]
             ours = partial(run_ours, job)
-            theirs = _hand_written_loop(prepared, job, rival_model)
+            theirs = _hand_written_loop(rival, job)
             times = alternate(ours, theirs)
             if job.run.runtime.is_main:
                 rows = (
@@ -83,23 +83,17 @@ def run_ours(job: Job) -> float:
     return seconds_per_step(job, lambda: train(job.run))
 
 
-def _hand_written_loop(prepared: Prepared, job: Job, model: object) -> Callable[[], float]:
+def _hand_written_loop(own: Prepared, job: Job) -> Callable[[], float]:
     """The loop that a careful person writes for this one case: no logging, no checks, no accounting."""
-    from torch import nn
     from torch.nn.parallel import DistributedDataParallel
 
-    from largebatch.batch.order import SampleOrder
-    from largebatch.data import MicroBatchLoader
     from largebatch.gradient.accumulation import forward
-    from largebatch.run.initial_state import build_optimizer
+    from largebatch.run.parts import build_loader
 
-    assert isinstance(model, nn.Module)
-    runtime, loss = job.run.runtime, prepared.loss
-    optimizer = build_optimizer(prepared.config, model)
-    model = runtime.wrap(model)  # the same DDP: the loops are compared, not the wrappers
-    order = SampleOrder(len(prepared.train), prepared.config.seed)
-    loader = MicroBatchLoader(prepared.train, order, prepared.derived.plan, runtime.rank, augment=prepared.augment)
-    plan = prepared.derived.plan
+    runtime, loss, optimizer = job.run.runtime, job.run.loss, own.optimizer
+    model = runtime.wrap(own.model)  # the same DDP: the loops are compared, not the wrappers
+    plan = own.derived.plan
+    loader = build_loader(own, runtime.rank, plan=plan)
     num_parts, scale = len(plan.micro_batches(runtime.rank)), runtime.world_size / plan.global_batch_size
     batches = loader.micro_batches(0, (ROUNDS + WARMUP_ROUNDS) * STEPS_PER_ROUND)
 

@@ -124,10 +124,10 @@ def count_all(settings: Settings) -> list[Trial]:
 
 
 def _trials(settings: Settings) -> Iterator[Trial]:
-    from largebatch.experiments.verify.ranks import opened
+    from largebatch.run.parts import open_runtime
 
     first, _ = _prepared(settings, settings.nets[0], settings.optimizers[0], 0)
-    with opened(first) as runtime:
+    with open_runtime(first) as runtime:
         for net in settings.nets:
             for optimizer in settings.optimizers:
                 if optimizer != "Muon" or net not in NO_MATRIX:
@@ -169,6 +169,7 @@ def _prepared(settings: Settings, net: str, optimizer: str, seed: int) -> tuple[
     config = compose_config(overrides, config_name="verify")
     options = parse_section(config, "verify", VerifyConfig)
     OmegaConf.update(config, "precision.compute", settings.precision)
+    OmegaConf.update(config, "precision.tf32", False)
     return prepare(config, os.environ), options.steps
 
 

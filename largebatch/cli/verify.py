@@ -36,6 +36,7 @@ def run(config: DictConfig, overrides: list[str]) -> int:
 
     options = parse_section(config, "verify", VerifyConfig)
     OmegaConf.update(config, "precision.compute", options.precision)
+    OmegaConf.update(config, "precision.tf32", False)
     if config.schedule.warmup is None and config.schedule.warmup_kind == "gradual":
         OmegaConf.update(config, "schedule.warmup", "0ep")  # the first steps of a warmup hardly move what is compared
     prepared = prepare(config, os.environ)

@@ -10,12 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
-from torch import nn
 
-from largebatch.batch.order import SampleOrder
-from largebatch.data import MicroBatchLoader
 from largebatch.distributed.runtime import Runtime
-from largebatch.losses import units_are_fixed
 from largebatch.records.rows.columns import Columns, is_drawn, read_columns
 from largebatch.records.rows.row_file import read_lines
 from largebatch.records.run_folder import RunFolder
@@ -26,13 +22,11 @@ from largebatch.records.trackers import (
     Tracker,
     WandbTracker,
 )
-from largebatch.run.config.schema import TrainConfig
 from largebatch.run.observing import Records, observe
+from largebatch.run.parts import build_loader, build_run, open_runtime
 from largebatch.run.plan_report import plan_record
 from largebatch.run.prepare import Prepared
 from largebatch.run.resume import Start, begin, open_folder, record_start, run_identity
-from largebatch.run.same_run import require_same_run, run_fingerprint
-from largebatch.training.guard import Guard
 from largebatch.training.loop import Run
 from largebatch.training.observers import (
     CheckpointObserver,
@@ -104,44 +98,33 @@ def open_job(prepared: Prepared, stop: Callable[[], bool], overrides: Sequence[s
         CheckpointError: if the run to resume has no usable checkpoint, or was another run. The folder is as it was.
     """
     config = prepared.config
-    runtime = Runtime.open(
-        precision=config.precision.compute,
-        tf32=config.precision.tf32,
-        timeout_s=config.launcher.timeout_s,
-        join_timeout_s=config.launcher.join_timeout_s,
-    )
-    try:
+    with open_runtime(prepared) as runtime, contextlib.ExitStack() as stack:
         prepared.place_losses(runtime.device)
-        if runtime.world_size > 1:
-            require_same_run(runtime, run_fingerprint(prepared))
-        with contextlib.ExitStack() as stack:
-            folder, notes = open_folder(config, runtime, stack)
-            identity = run_identity(prepared)
-            start = begin(prepared, folder, runtime, identity)
-            notes += record_start(
-                folder,
-                start,
-                runtime,
-                config_yaml=OmegaConf.to_yaml(prepared.public),
-                overrides=overrides,
-                plan=plan_record(prepared.derived, prepared.optimizer, prepared.notes),
-            )
-            trackers = _trackers(prepared, folder, start, stack) if runtime.is_main else []
-            records = Records(runtime)
-            job = _connect(prepared, runtime, folder, trackers, records, identity, stop)
-            for rows in (one for one in job.trackers if isinstance(one, JsonlTracker)):
-                folder.come_back.append(rows.come_back)
-                folder.force.append(rows.force)
-            job.notes += [*prepared.notes, *notes, *start.notes, *_variables_of(job.trackers)]
-            if (checkpoint := start.checkpoint) is not None:
-                job.notes += restore(job.run, checkpoint, changed_options=start.changed_options)
-                job.checkpoints.origin, job.checkpoints.changed_options = checkpoint.path, start.changed_options
-                job.evaluation.is_owed = checkpoint.values.get("evaluation_owed", False)
-                lines = read_lines(folder.metrics) if folder.metrics.exists() else ()
-                job.evaluation.recall(runtime, (line.row for line in lines if line.row is not None))
-            yield job
-    finally:
-        runtime.close()
+        folder, notes = open_folder(config, runtime, stack)
+        identity = run_identity(prepared)
+        start = begin(prepared, folder, runtime, identity)
+        notes += record_start(
+            folder,
+            start,
+            runtime,
+            config_yaml=OmegaConf.to_yaml(prepared.public),
+            overrides=overrides,
+            plan=plan_record(prepared.derived, prepared.optimizer, prepared.notes),
+        )
+        trackers = _trackers(prepared, folder, start, stack) if runtime.is_main else []
+        records = Records(runtime)
+        job = _connect(prepared, runtime, folder, trackers, records, identity, stop)
+        for rows in (one for one in job.trackers if isinstance(one, JsonlTracker)):
+            folder.come_back.append(rows.come_back)
+            folder.force.append(rows.force)
+        job.notes += [*prepared.notes, *notes, *start.notes, *_variables_of(job.trackers)]
+        if (checkpoint := start.checkpoint) is not None:
+            job.notes += restore(job.run, checkpoint, changed_options=start.changed_options)
+            job.checkpoints.origin, job.checkpoints.changed_options = checkpoint.path, start.changed_options
+            job.evaluation.is_owed = checkpoint.values.get("evaluation_owed", False)
+            lines = read_lines(folder.metrics) if folder.metrics.exists() else ()
+            job.evaluation.recall(runtime, (line.row for line in lines if line.row is not None))
+        yield job
 
 
 def _trackers(prepared: Prepared, folder: RunFolder, start: Start, stack: contextlib.ExitStack) -> list[Tracker]:
@@ -185,64 +168,11 @@ def _connect(
     identity: dict[str, Any],
     stop: Callable[[], bool],
 ) -> Job:
-    config, derived = prepared.config, prepared.derived
-    watch = observe(prepared, _loader(prepared, runtime), folder, trackers, records, identity)
-    run = Run(
-        runtime=runtime,
-        model=_wrapped(prepared, runtime),
-        loss=prepared.loss,
-        optimizer=prepared.optimizer,
-        plan=derived.ramp,
-        loader=watch.loader,
-        lr_at=derived.lr_at,
-        num_steps=derived.num_steps,
-        fixed_units=not config.data.skips and units_are_fixed(prepared.loss, prepared.train),
-        seed=config.seed,
-        clip_norm=config.clip_norm,
-        ordered=config.batch.reduction == "ordered",
-        exact_batch_norm=config.batch_norm == "exact",
-        compression=config.precision.gradient_compression,
-        log_every=config.observers.metrics.every,
-        recompute_every=config.observers.ranks.recompute_every,
-        guard=_guard(config),
-        survives_shortage=config.batch.on_out_of_memory == "lower",
-        step_buffers=prepared.state.by_step,
-        skips_parameters=bool(prepared.state.choices),
-        observers=watch.observers,
-        stop_requested=stop,
-    )
+    loader = build_loader(prepared, runtime.rank, pin_memory=runtime.device.type == "cuda")
+    watch = observe(prepared, loader, folder, trackers, records, identity)
+    run = build_run(prepared, runtime, watch.loader, observers=watch.observers, stop_requested=stop)
     if run.guard is not None:
         run.guard.roll_back = partial(watch.checkpoints.roll_back, run)
     every_tracker = [*trackers, *records.trackers]
     named = watch.evaluation, watch.checkpoints, watch.noise_scale, watch.communication, watch.skipped
     return Job(run, folder, every_tracker, *named, notes=[])
-
-
-def _guard(config: TrainConfig) -> Guard | None:
-    options = config.guard
-    if options.policy == "off":
-        return None
-    limits = options.model_dump(exclude={"policy"})
-    return Guard(options.policy, **limits)
-
-
-def _loader(prepared: Prepared, runtime: Runtime) -> MicroBatchLoader:
-    config, derived = prepared.config, prepared.derived
-    return MicroBatchLoader(
-        prepared.train,
-        SampleOrder(derived.num_samples, config.seed),
-        derived.ramp,
-        runtime.rank,
-        augment=prepared.augment,
-        num_workers=config.data.num_workers,
-        pin_memory=runtime.device.type == "cuda",
-        seed=config.seed,
-        timeout_s=config.data.timeout_s,
-        skips=config.data.skips,
-    )
-
-
-def _wrapped(prepared: Prepared, runtime: Runtime) -> nn.Module:
-    if prepared.config.precision.compile:
-        prepared.model.compile()  # in place: parameter names stay as they are
-    return runtime.wrap(prepared.model)

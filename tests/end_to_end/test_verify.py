@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 
 import largebatch.experiments.verify
 from largebatch.__main__ import main
@@ -16,6 +18,7 @@ from largebatch.cli.bench_verify import Settings, count_all
 from largebatch.cli.verify import run as run_verify
 from largebatch.experiments.verify.planted import DEFECTS
 from largebatch.experiments.verify.ranks import _rank
+from largebatch.gradient import reduction_clock
 from largebatch.run.config.reading import ConfigError
 from tests.end_to_end import mutants
 from tests.unit.composing import compose_run
@@ -142,6 +145,37 @@ def test_false_alarms_and_missed_defects_are_counted_and_there_are_none(ranks):
         assert len(trial.defects) == len(DEFECTS)
         assert {name for name, share in trial.defects.items() if share < 4} == set()
         assert set(trial.undecided) <= {"first.bias", "shift"}, "the gradients that are rounding alone"
+
+
+COMPRESSED = ["verify.precision=fp32", "precision.gradient_compression=bf16"]
+
+
+def verified_under_a_launcher(overrides: list[str], folder: str, *, doubles: bool) -> tuple[int, list[str]]:
+    """Exit code and causes on the ranks of this job, whose compression may send twice the gradient."""
+
+    def doubled(state: Any, bucket: Any) -> Any:
+        bucket.buffer().mul_(2)
+        return bf16_compress_hook(state, bucket)
+
+    with pytest.MonkeyPatch.context() as patched:
+        if doubles:
+            patched.setitem(reduction_clock._REDUCTIONS, "bf16", doubled)
+        code = run_verify(compose_run(*SMALL, f"run.dir={folder}", *overrides, config_name="verify"), overrides)
+    record = json.loads(Path(folder, "verify.json").read_text()) if os.environ["RANK"] == "0" else {"causes": []}
+    return code, [cause["name"] for cause in record["causes"]]
+
+
+@pytest.mark.parametrize(
+    ("tolerance", "doubles", "expected"),
+    [("null", False, (1, ["gradient compression"])), ("0.1", False, (0, [])), ("0.1", True, (1, []))],
+)
+def test_what_train_does_to_gradients_between_ranks_is_in_what_is_verified(
+    ranks, tmp_path, tolerance, doubles, expected
+):
+    """A defect of a compression: its rounding is named and may be accepted, twice the gradient may not."""
+    overrides = [*COMPRESSED, f"verify.tolerance={tolerance}"]
+    found = ranks(2).run(verified_under_a_launcher, overrides, str(tmp_path / "out"), doubles=doubles)
+    assert found == [expected, (expected[0], [])]
 
 
 def test_a_module_that_couples_samples_is_named(verify):

@@ -31,6 +31,7 @@ from largebatch.diagnostics.communication.all_reduces import time_all_reduces
 from largebatch.diagnostics.communication.steps import StepTimes, time_steps
 from largebatch.distributed.runtime import Runtime
 from largebatch.gradient import reduction_clock
+from largebatch.gradient.global_gradient import GlobalGradient
 from largebatch.losses import CrossEntropy
 from largebatch.models import MLP
 from largebatch.training.loop import Run, train
@@ -202,7 +203,8 @@ def timed_steps() -> dict[str, Any]:
         for slows in (never, always):
             with delayed_all_reduces(slows):
                 wrapped = runtime.wrap(model)
-                times.append(time_steps(runtime, wrapped, loss, optimizer, own, plan=plan, fixed_units=True, pairs=8))
+                gradient = GlobalGradient(runtime, wrapped, loss, fixed_units=True)
+                times.append(time_steps(runtime, wrapped, gradient, optimizer, own, plan=plan, pairs=8))
         changed = [name for name, value in model.state_dict().items() if not torch.equal(value, before[name])]
         return {"times": times, "changed": changed}
     finally:

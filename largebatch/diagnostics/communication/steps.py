@@ -42,13 +42,12 @@ class StepTimes:
 def time_steps(
     runtime: Runtime,
     model: nn.Module,
-    loss: Any,
+    gradient: GlobalGradient,
     optimizer: torch.optim.Optimizer,
     micro_batches: Sequence[Any],
     *,
     plan: BatchPlan,
     pairs: int,
-    **how: Any,
 ) -> StepTimes:
     """Take the same step again and again, from the same weights; every rank calls it and gets the same.
 
@@ -58,14 +57,12 @@ def time_steps(
     Args:
         runtime: the job.
         model: as `runtime.wrap` returned it, and nobody else's.
-        loss: see `largebatch.losses.Loss`; may be a `CoupledLoss`.
+        gradient: of the model.
         optimizer: of the model.
         micro_batches: this rank's part of the global batch.
         plan: which part that is.
         pairs: how many, after some that warm up.
-        how: for `GlobalGradient`.
     """
-    gradient = GlobalGradient(runtime, model, loss, **how)
     weights = [parameter.detach().clone() for parameter in model.parameters()]
     train_mode(runtime.unwrap(model))
 

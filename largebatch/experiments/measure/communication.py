@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import itertools
 import statistics
@@ -10,21 +9,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-from largebatch.batch.order import SampleOrder
-from largebatch.data import MicroBatchLoader
 from largebatch.diagnostics import TransferFit, probe_sizes
 from largebatch.diagnostics.communication.all_reduces import ProbeTimes, time_all_reduces
 from largebatch.diagnostics.communication.steps import StepTimes, time_steps
 from largebatch.diagnostics.intervals import median_interval
 from largebatch.experiments.measure.finding import Finding, Measurement, NotMeasurableError
 from largebatch.experiments.measure.weights import Weights
-from largebatch.losses import units_are_fixed
 from largebatch.records.figures import plot_transfer
 from largebatch.run.checks.machine import communication_problems
 from largebatch.run.config.measure import MeasureConfig
-from largebatch.run.initial_state import build_optimizer
+from largebatch.run.parts import build_loader, build_run, own_copy
 from largebatch.run.prepare import Prepared
 
 Rows = list[tuple[str, str, str, str]]
@@ -55,32 +49,12 @@ def plan(prepared: Prepared, options: MeasureConfig) -> Measurement:
 
 def _time_steps(prepared: Prepared, weights: Weights, *, pairs: int) -> StepTimes:
     """On a copy: the weights stay what they are for other measurements."""
-    config, batch_plan, runtime = prepared.config, prepared.derived.plan, weights.runtime
-    module: nn.Module = copy.deepcopy(weights.module)
-    optimizer = build_optimizer(config, module)
-    if config.precision.compile:
-        module.compile()
-    loader = MicroBatchLoader(
-        prepared.train,
-        SampleOrder(prepared.derived.num_samples, config.seed),
-        batch_plan,
-        runtime.rank,
-        augment=prepared.augment,
-        seed=config.seed,
-    )
+    own, runtime, batch_plan = own_copy(prepared), weights.runtime, prepared.derived.plan
+    loader = build_loader(own, runtime.rank, plan=batch_plan, num_workers=0)
     count = len(batch_plan.micro_batches(runtime.rank))
-    return time_steps(
-        runtime,
-        runtime.wrap(module),
-        prepared.loss,
-        optimizer,
-        list(itertools.islice(loader.micro_batches(0, 1), count)),
-        plan=batch_plan,
-        fixed_units=units_are_fixed(prepared.loss, prepared.train),
-        pairs=pairs,
-        compression=config.precision.gradient_compression,
-        skips_parameters=bool(prepared.state.choices),
-    )
+    micro_batches = list(itertools.islice(loader.micro_batches(0, 1), count))
+    run = build_run(own, runtime, loader, plan=batch_plan)
+    return time_steps(runtime, run.model, run.gradient, run.optimizer, micro_batches, plan=batch_plan, pairs=pairs)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,17 +6,15 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from largebatch.batch.order import SampleOrder
 from largebatch.batch.plan import BatchPlan
 from largebatch.batch.ramp import BatchRamp
-from largebatch.data import MicroBatchLoader
 from largebatch.diagnostics import Momentum, RangeCurve, RangeSettings, momentum_of, walk_rates
 from largebatch.diagnostics.learning_rate.range_curve import HELD_STEPS
 from largebatch.experiments.measure.weights import Weights
 from largebatch.gradient.snapshots import rolled_back
-from largebatch.losses import units_are_fixed
 from largebatch.models.modes import train_mode
 from largebatch.run.initial_state import build_optimizer, initial_model
+from largebatch.run.parts import build_loader, build_run
 from largebatch.run.prepare import Prepared
 from largebatch.training.loop import Progress, Run, take_step
 
@@ -43,7 +41,7 @@ def run_range_tests(
         settings: of every test.
         seeds: of the tests.
     """
-    run = _run(prepared, weights, plans[0], settings)
+    run = _run(prepared, weights, plans[0])
     return {
         plan.global_batch_size: {seed: _range_test(run, prepared, weights, plan, settings, seed) for seed in seeds}
         for plan in plans
@@ -55,28 +53,11 @@ def growing_momentum(prepared: Prepared) -> Momentum | None:
     return None if prepared.config.clip_norm is not None else momentum_of(prepared.optimizer)
 
 
-def _run(prepared: Prepared, weights: Weights, plan: BatchPlan, settings: RangeSettings) -> Run:
-    config, runtime = prepared.config, weights.runtime
-    if config.precision.compile:
-        weights.module.compile()
-    return Run(
-        runtime=runtime,
-        model=runtime.wrap(weights.module),
-        loss=prepared.loss,
-        optimizer=prepared.optimizer,
-        plan=plan,
-        loader=_loader(prepared, runtime.rank, plan, config.seed),
-        lr_at=lambda _: settings.lowest,
-        num_steps=_MANY,
-        fixed_units=units_are_fixed(prepared.loss, prepared.train),
-        clip_norm=config.clip_norm,
-        ordered=config.batch.reduction == "ordered",
-        exact_batch_norm=config.batch_norm == "exact",
-        compression=config.precision.gradient_compression,
-        step_buffers=prepared.state.by_step,
-        skips_parameters=bool(prepared.state.choices),
-        log_every=_MANY,  # nobody reads gradient norms and exposed communication
-    )
+def _run(prepared: Prepared, weights: Weights, plan: BatchPlan) -> Run:
+    """Without a guard: it would leave out the steps that diverge, which are what is looked for."""
+    own = dataclasses.replace(prepared, model=weights.module)
+    loader = build_loader(own, weights.runtime.rank, plan=plan)
+    return build_run(own, weights.runtime, loader, plan=plan, num_steps=_MANY, is_guarded=False)
 
 
 _MANY = 2**31  # steps: more than a test takes
@@ -85,7 +66,7 @@ _MANY = 2**31  # steps: more than a test takes
 def _range_test(
     run: Run, prepared: Prepared, weights: Weights, plan: BatchPlan, settings: RangeSettings, seed: int
 ) -> RangeCurve:
-    loader = _loader(prepared, run.runtime.rank, plan, seed)
+    loader = build_loader(prepared, run.runtime.rank, plan=plan, seed=seed)
     with _rewound(run, prepared, seed):
         if weights.checkpoint is None:
             run.module.load_state_dict(initial_model(prepared.config, seed, prepared.train).state_dict())
@@ -114,17 +95,3 @@ def _rewound(run: Run, prepared: Prepared, seed: int) -> Iterator[None]:
             yield
     finally:
         run.runtime.load_loss_scale_state(loss_scale)
-
-
-def _loader(prepared: Prepared, rank: int, plan: BatchPlan, seed: int) -> MicroBatchLoader:
-    config, augment = prepared.config, prepared.augment
-    return MicroBatchLoader(
-        prepared.train,
-        SampleOrder(len(prepared.train), seed),
-        plan,
-        rank,
-        augment=None if augment is None else dataclasses.replace(augment, seed=seed),
-        num_workers=config.data.num_workers,
-        seed=seed,
-        timeout_s=config.data.timeout_s,
-    )

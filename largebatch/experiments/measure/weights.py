@@ -17,9 +17,9 @@ from largebatch.records.checkpoint import Checkpoint, CheckpointError, require_m
 from largebatch.records.run_folder import RunFolder
 from largebatch.run.config.measure import MeasureConfig
 from largebatch.run.config.reading import ConfigError, parse_section
+from largebatch.run.parts import open_runtime
 from largebatch.run.prepare import Prepared
 from largebatch.run.resume import find_checkpoint
-from largebatch.run.same_run import require_same_run, run_fingerprint
 
 
 @dataclass(frozen=True)
@@ -62,16 +62,8 @@ def open_weights(prepared: Prepared, checkpoint: str | None, *, key: str = "meas
         CheckpointError: if there is no valid checkpoint, or it belongs to another model.
     """
     config = prepared.config
-    runtime = Runtime.open(
-        precision=config.precision.compute,
-        tf32=config.precision.tf32,
-        timeout_s=config.launcher.timeout_s,
-        join_timeout_s=config.launcher.join_timeout_s,
-    )
-    try:
+    with open_runtime(prepared) as runtime:
         prepared.place_losses(runtime.device)
-        if runtime.world_size > 1:
-            require_same_run(runtime, run_fingerprint(prepared))
         module = prepared.model.double() if config.precision.compute == "fp64" else prepared.model
         module.to(runtime.device)
         source, path, step = "the initial weights", None, 0
@@ -83,8 +75,6 @@ def open_weights(prepared: Prepared, checkpoint: str | None, *, key: str = "meas
             _load(module, found, key)
             source, path, step = f"{_brief(found.path)} (step {found.step})", str(found.path), found.step
         yield Weights(module, runtime, source, path, step)
-    finally:
-        runtime.close()
 
 
 def _brief(path: Path) -> str:

@@ -45,7 +45,7 @@ def causes_of_failure(prepared: Prepared, errors: Mapping[Case, Comparison], bou
     if prepared.config.batch.micro is None and prepared.config.batch_norm == "ghost":
         causes += _split_dependence(probe, MOST[prepared.config.precision.compute])
     causes += _unequal_shares(errors, bounds)
-    return causes
+    return causes + _compression(prepared, errors)
 
 
 def causes_of_doubt(prepared: Prepared, bounds: Bounds) -> list[Cause]:
@@ -201,5 +201,24 @@ def _unequal_shares(errors: Mapping[Case, Comparison], bounds: Bounds) -> list[C
             "unequal shares",
             "Ranks with equal shares of the batch agree with the reference, ranks with unequal ones do not: something "
             "weighs ranks alike instead of samples. Remove averages over ranks from the model and the loss.",
+        )
+    ]
+
+
+def _compression(prepared: Prepared, errors: Mapping[Case, Comparison]) -> list[Cause]:
+    """Gradients that ranks send with few digits, where the first gradient is off by no more than these digits."""
+    compression = prepared.config.precision.gradient_compression
+    if compression == "none":
+        return []
+    ranks, off = max((case.world_size, one.gradient_error) for case, one in errors.items())
+    rounding = ranks * torch.finfo({"bf16": torch.bfloat16, "fp16": torch.float16}[compression]).eps
+    if not off <= rounding:
+        return []
+    return [
+        Cause(
+            "gradient compression",
+            f"The first gradient is off by {off:.1e} of its largest entry. Ranks send gradients as {compression}, and "
+            f"{ranks} ranks lose up to {rounding:.1e} by it: every number of ranks is another run. Accept that much "
+            f"with verify.tolerance={rounding:.1g}, or compare with precision.gradient_compression=none.",
         )
     ]

@@ -11,10 +11,11 @@ from torch import Tensor
 from largebatch.batch.plan import BatchPlan
 from largebatch.distributed.generators import seed_generators
 from largebatch.experiments.verify.comparison import relative_errors
-from largebatch.experiments.verify.trajectories import gradients_of, in_precision, loader_of
+from largebatch.experiments.verify.trajectories import gradients_of, in_precision
 from largebatch.gradient.accumulation import forward
 from largebatch.losses.coupled import is_coupled
 from largebatch.models.modes import Modes
+from largebatch.run.parts import build_loader
 from largebatch.run.prepare import Prepared
 
 _MOST_SAMPLES = 8
@@ -31,7 +32,7 @@ class Probe:
         self._modes = Modes(self.model)
         self.count = min(prepared.derived.plan.global_batch_size, _MOST_SAMPLES)
         plan = BatchPlan.solve(global_batch_size=self.count, world_size=1)
-        (batch,) = loader_of(prepared, plan, 0).micro_batches(0, 1)
+        (batch,) = build_loader(prepared, 0, plan=plan, num_workers=0).micro_batches(0, 1)
         self.inputs, self.targets = in_precision(prepared, batch)
         # 3 + 5: means over parts of equal size would agree with the mean over the whole.
         cut = max(self.count * 3 // 8, 1)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from largebatch.experiments.verify.planted import Defect
 from largebatch.experiments.verify.probe import Probe
 from largebatch.experiments.verify.trajectories import Trajectory, package_trajectory
 from largebatch.records.durable_files import naming_what_is_not_written
+from largebatch.run.parts import open_runtime
 from largebatch.run.prepare import Prepared, prepare
 
 _KINDS = ("gradient", "weights", "statistics")  # the tensors of a trajectory
@@ -80,27 +80,11 @@ def load_reference(folder: str) -> Trajectory:
 
 def run_cases(prepared: Prepared, plans: Sequence[BatchPlan], reference: Trajectory, steps: int) -> Outcome:
     """Compare each plan with the reference on the ranks of this job; the same on every rank."""
-    with opened(prepared) as runtime:
+    with open_runtime(prepared) as runtime:
         causes = _rank_dependence(Probe(prepared), runtime) if runtime.world_size > 1 else []
         if causes:  # a collective in the model or the loss would hang where ranks have unequal numbers of micro-batches
             return causes, {}
         return [], {Case(plan): compare_on(runtime, prepared, plan, reference, steps) for plan in plans}
-
-
-@contextmanager
-def opened(prepared: Prepared) -> Iterator[Runtime]:
-    """The job of this process, in the precision of a run."""
-    launcher = prepared.config.launcher
-    runtime = Runtime.open(
-        precision=prepared.config.precision.compute,
-        tf32=False,
-        timeout_s=launcher.timeout_s,
-        join_timeout_s=launcher.join_timeout_s,
-    )
-    try:
-        yield runtime
-    finally:
-        runtime.close()
 
 
 def compare_on(

@@ -5,26 +5,25 @@ from __future__ import annotations
 import copy
 import math
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from largebatch.batch.order import SampleOrder
 from largebatch.batch.plan import BatchPlan
 from largebatch.batch.random_keys import stream_key
-from largebatch.data import MicroBatchData, MicroBatchLoader
+from largebatch.data import MicroBatchData
 from largebatch.distributed.generators import seed_generators
 from largebatch.distributed.runtime import Runtime
 from largebatch.experiments.verify.planted import Defect
 from largebatch.gradient.accumulation import forward
-from largebatch.losses import units_are_fixed
 from largebatch.losses.coupled import is_coupled
 from largebatch.losses.protocol import prediction
 from largebatch.models.modes import train_mode
 from largebatch.run.initial_state import build_optimizer
+from largebatch.run.parts import build_loader, build_run, own_copy
 from largebatch.run.prepare import Prepared
 from largebatch.training.loop import Run, StepReport, train
 
@@ -49,12 +48,6 @@ class Change(Protocol):
 
     def changed_in(self, model: nn.Module) -> AbstractContextManager[None]:
         """Do it inside."""
-
-
-def loader_of(prepared: Prepared, plan: BatchPlan, rank: int) -> MicroBatchLoader:
-    """The micro-batches of a rank, loaded in this process."""
-    order = SampleOrder(len(prepared.train), prepared.config.seed)
-    return MicroBatchLoader(prepared.train, order, plan, rank, augment=prepared.augment, seed=prepared.config.seed)
 
 
 def reference_trajectory(
@@ -82,7 +75,7 @@ def reference_trajectory(
 def _plain_steps(prepared: Prepared, model: nn.Module, plan: BatchPlan, num_steps: int) -> Trajectory:
     config = prepared.config
     optimizer = build_optimizer(config, model)
-    batches = loader_of(prepared, plan, 0).micro_batches(0, num_steps)
+    batches = build_loader(prepared, 0, plan=plan, num_workers=0).micro_batches(0, num_steps)
     result = Trajectory({}, {})
     train_mode(model)
     for step in range(num_steps):
@@ -98,7 +91,7 @@ def _plain_steps(prepared: Prepared, model: nn.Module, plan: BatchPlan, num_step
             units = sum(float(prepared.loss.units_per_sample(part.targets).sum()) for part in parts)
         else:
             units = 0.0
-            for part in parts:
+            for part in (one for one in parts if not one.is_stand_in):
                 for name, value in start.items():
                     kept[name].detach().copy_(value)
                 outputs, targets = _outputs_and_targets(prepared, model, part)
@@ -202,28 +195,12 @@ def package_trajectory(
 
     A defect is planted into the loop to see whether it is found.
     """
-    config = prepared.config
-    model = copy.deepcopy(prepared.model)
-    optimizer = build_optimizer(config, model)
-    first = _FirstGradient()
-    run = Run(
-        runtime=runtime,
-        model=runtime.wrap(model),
-        loss=prepared.loss if defect is None else defect.loss(prepared.loss, plan, runtime.rank),
-        optimizer=optimizer,
-        plan=plan,
-        loader=loader_of(prepared, plan, runtime.rank),
-        lr_at=prepared.derived.lr_at,
-        num_steps=num_steps,
-        fixed_units=units_are_fixed(prepared.loss, prepared.train),
-        seed=config.seed,
-        clip_norm=config.clip_norm,
-        ordered=config.batch.reduction == "ordered",
-        exact_batch_norm=config.batch_norm == "exact",
-        step_buffers=prepared.state.by_step,
-        skips_parameters=bool(prepared.state.choices),
-        observers=[first],
-    )
+    own, first = own_copy(prepared), _FirstGradient()
+    own.place_losses(runtime.device)
+    if defect is not None:
+        own = replace(own, loss=defect.loss(own.loss, plan, runtime.rank))
+    loader = build_loader(prepared, runtime.rank, plan=plan, num_workers=0)
+    run = build_run(own, runtime, loader, plan=plan, num_steps=num_steps, observers=[first])
     if defect is not None and defect.plant is not None:
         defect.plant(run)
     train(run)

@@ -1,0 +1,154 @@
+"""The parts of a run, made from its config: the job, the loader, the loop's `Run`.
+
+Every verb that trains, measures or verifies takes them from here, so that all of them compute what `train` computes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+from torch import nn
+
+from largebatch.batch.order import SampleOrder
+from largebatch.batch.plan import BatchPlan
+from largebatch.batch.ramp import BatchRamp
+from largebatch.data import MicroBatchLoader
+from largebatch.distributed.runtime import Runtime
+from largebatch.gradient.batch_stream import Loader
+from largebatch.losses import units_are_fixed
+from largebatch.run.config.schema import TrainConfig
+from largebatch.run.initial_state import build_optimizer
+from largebatch.run.prepare import Prepared
+from largebatch.run.same_run import require_same_run, run_fingerprint
+from largebatch.training.guard import Guard
+from largebatch.training.loop import Observer, Run
+
+
+@contextlib.contextmanager
+def open_runtime(prepared: Prepared) -> Iterator[Runtime]:
+    """Join the job of the launcher as the config says; leave it at the end.
+
+    Raises:
+        LauncherError: if ranks do not come, launcher and accelerate disagree, or the ranks are not the same run.
+    """
+    config = prepared.config
+    runtime = Runtime.open(
+        precision=config.precision.compute,
+        tf32=config.precision.tf32,
+        timeout_s=config.launcher.timeout_s,
+        join_timeout_s=config.launcher.join_timeout_s,
+    )
+    try:
+        if runtime.world_size > 1:
+            require_same_run(runtime, run_fingerprint(prepared))
+        yield runtime
+    finally:
+        runtime.close()
+
+
+def build_loader(
+    prepared: Prepared,
+    rank: int,
+    *,
+    plan: BatchPlan | BatchRamp | None = None,
+    seed: int | None = None,
+    num_workers: int | None = None,
+    pin_memory: bool = False,
+) -> MicroBatchLoader:
+    """The micro-batches of a rank.
+
+    Args:
+        prepared: the run.
+        rank: whose they are.
+        plan: how global batches are cut and shared; None: as the config says.
+        seed: of order, augmentation and items; None: the config's.
+        num_workers: processes that load items, which change nothing but speed; None: as the config says.
+        pin_memory: for a GPU.
+    """
+    config, augment = prepared.config, prepared.augment
+    seed = config.seed if seed is None else seed
+    return MicroBatchLoader(
+        prepared.train,
+        SampleOrder(len(prepared.train), seed),
+        prepared.derived.ramp if plan is None else plan,
+        rank,
+        augment=None if augment is None else replace(augment, seed=seed),
+        num_workers=config.data.num_workers if num_workers is None else num_workers,
+        pin_memory=pin_memory,
+        seed=seed,
+        timeout_s=config.data.timeout_s,
+        skips=config.data.skips,
+    )
+
+
+def build_run(
+    prepared: Prepared,
+    runtime: Runtime,
+    loader: Loader,
+    *,
+    plan: BatchPlan | BatchRamp | None = None,
+    num_steps: int | None = None,
+    is_guarded: bool = True,
+    observers: Sequence[Observer] = (),
+    stop_requested: Callable[[], bool] = lambda: False,
+) -> Run:
+    """The run that the config describes, with the model, loss and optimizer of `prepared`.
+
+    Args:
+        prepared: what is trained. Its model is moved to the device, compiled if asked for, and wrapped.
+        runtime: the job.
+        loader: of this rank's micro-batches, see `build_loader`.
+        plan: that of the loader; None: as the config says.
+        num_steps: of the whole run; None: as the config says.
+        is_guarded: whether the guard of the config judges the steps.
+        observers: see `Run`.
+        stop_requested: see `Run`.
+    """
+    config, derived = prepared.config, prepared.derived
+    return Run(
+        runtime=runtime,
+        model=_wrapped(prepared, runtime),
+        loss=prepared.loss,
+        optimizer=prepared.optimizer,
+        plan=derived.ramp if plan is None else plan,
+        loader=loader,
+        lr_at=derived.lr_at,
+        num_steps=derived.num_steps if num_steps is None else num_steps,
+        fixed_units=not config.data.skips and units_are_fixed(prepared.loss, prepared.train),
+        seed=config.seed,
+        clip_norm=config.clip_norm,
+        ordered=config.batch.reduction == "ordered",
+        exact_batch_norm=config.batch_norm == "exact",
+        compression=config.precision.gradient_compression,
+        log_every=config.observers.metrics.every,
+        recompute_every=config.observers.ranks.recompute_every,
+        guard=_guard(config) if is_guarded else None,
+        survives_shortage=config.batch.on_out_of_memory == "lower",
+        step_buffers=prepared.state.by_step,
+        skips_parameters=bool(prepared.state.choices),
+        observers=observers,
+        stop_requested=stop_requested,
+    )
+
+
+def own_copy(prepared: Prepared) -> Prepared:
+    """The same run with a model, losses and an optimizer of its own."""
+    model, loss, measured_loss = copy.deepcopy((prepared.model, prepared.loss, prepared.measured_loss))
+    optimizer = build_optimizer(prepared.config, model)
+    return replace(prepared, model=model, loss=loss, measured_loss=measured_loss, optimizer=optimizer)
+
+
+def _guard(config: TrainConfig) -> Guard | None:
+    options = config.guard
+    if options.policy == "off":
+        return None
+    return Guard(options.policy, **options.model_dump(exclude={"policy"}))
+
+
+def _wrapped(prepared: Prepared, runtime: Runtime) -> nn.Module:
+    if prepared.config.precision.compile:
+        prepared.model.compile()  # in place: parameter names stay as they are
+    return runtime.wrap(prepared.model)
