@@ -67,8 +67,11 @@ def _run_verb(arguments: list[str]) -> int:
     if problems := argument_problems(arguments):
         return _refused(problems)
     if verb not in VERBS:
+        from largebatch.records.renamed import VERBS as RENAMED
         from largebatch.run.config.did_you_mean import did_you_mean
 
+        if verb in RENAMED:
+            return _refused([f"{verb!r} is called {RENAMED[verb]} now. Write largebatch {RENAMED[verb]}."])
         print(f"largebatch: {verb!r} is not a verb.{did_you_mean(verb, VERBS)}\n\n{_usage()}", file=sys.stderr)
         return 2
     if os.getcwd() not in sys.path and "" not in sys.path:

@@ -100,7 +100,7 @@ def batch_norms(module: nn.Module) -> list[_BatchNorm]:
     """
     norms = [part for part in module.modules() if isinstance(part, _BatchNorm)]
     if not norms:
-        raise ValueError("the model has no batch norm, so it would have no effect. Use batch_norm=ghost.")
+        raise ValueError("the model has no batch norm, so it would have no effect. Use batch_norm=per_micro_batch.")
     known = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
     own = [type(norm).__name__ for norm in norms if type(norm).forward not in known]
     if own:

@@ -281,7 +281,7 @@ BATCH: dict[str, Row] = {
         ["batch_norm=exact", "batch.micro=4", "batch.reduction=ordered", "precision.activation_checkpointing=head"],
         NO_ENVIRON,
         {
-            "batch_norm=exact: the model has no batch norm": "Use batch_norm=ghost.",
+            "batch_norm=exact: the model has no batch norm": "Use batch_norm=per_micro_batch.",
             "batch_norm=exact: does not go with batch.reduction=ordered": "Choose one of them.",
             "batch_norm=exact: does not go with precision.activation_checkpointing": "Choose one of them.",
         },
@@ -373,7 +373,11 @@ BATCH: dict[str, Row] = {
     "communication in batch norms": (
         ["observers.communication.every=5", "batch_norm=exact", "model=convnet"],
         TWO_RANKS,
-        {"observers.communication.every=5: with batch_norm=exact the ranks": "Use batch_norm=ghost, or leave it out."},
+        {
+            "observers.communication.every=5: with batch_norm=exact the ranks": (
+                "Use batch_norm=per_micro_batch, or leave it out."
+            )
+        },
     ),
     "a sharpness that cannot be measured": (
         [

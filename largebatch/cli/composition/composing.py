@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import hydra
 from hydra import compose, initialize_config_dir
@@ -37,6 +37,7 @@ from largebatch.cli.composition.withheld import error_handler, secrets_of_files,
 from largebatch.cli.process.held_screen import HEAD_START_S, HeldScreen, is_first_of_machine
 from largebatch.cli.process.leaving import EXIT_FAILED, EXIT_UNSAVED, EXIT_WRONG_INPUT
 from largebatch.records.conf_folder import conf_dir
+from largebatch.records.renamed import renamed_in_config, renamed_on_command_line
 
 _SWEEP_FLAGS = ("-m", "--multirun")
 
@@ -50,7 +51,12 @@ def compose_config(overrides: Sequence[str] = (), *, config_name: str = "train")
 
     Raises:
         hydra.errors.HydraException: if the overrides cannot be composed.
+        ConfigError: if they hold names of before.
     """
+    if problems := renamed_on_command_line(overrides):
+        from largebatch.run.config.reading import ConfigError  # only now: torch comes with it
+
+        raise ConfigError(problems)
     if GlobalHydra.instance().is_initialized():
         return compose(config_name, overrides=list(overrides))
     with held_to_the_list(), initialize_config_dir(conf_dir(), version_base="1.3"):
@@ -110,6 +116,8 @@ def run_verb(
 
 def _problem(verb: str, arguments: Sequence[str], config_name: str, keys: Callable[[], list[str]]) -> str | None:
     """What Hydra would not refuse, or not in words that help."""
+    if renamed := renamed_on_command_line(overrides_and_flags(arguments)[0]):
+        return "\n".join(renamed)
     if _is_sweep(arguments) and (problem := sweep_problem(verb, arguments, _number("WORLD_SIZE", 1))):
         return problem
     if problems := variable_problems(arguments) or secrets_of_files(arguments, partial(_with_files, config_name)):
@@ -208,6 +216,8 @@ def _with_report(function: Verb, config: DictConfig, overrides: list[str], confi
         expected = OmegaConf.select(with_environment(config, TrainConfig), "launcher.num_processes")
     try:
         require_no_secrets(config)  # first: other messages repeat values
+        if renamed := renamed_in_config(cast(dict[str, Any], OmegaConf.to_container(config, resolve=False))):
+            raise ConfigError(renamed)
         if joins and (copies := start_problems(os.environ, num_processes=expected)):
             raise ConfigError(copies)
         compose = functools.partial(compose_config, config_name=config_name)

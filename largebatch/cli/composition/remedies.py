@@ -14,6 +14,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
+from largebatch.records.renamed import new_value, renamed_on_command_line
 from largebatch.run.config.did_you_mean import did_you_mean, meant_by_key
 
 _FILE = re.compile(r"In '(\S+)': ")
@@ -163,6 +164,8 @@ def _unknown_choice(message: str, group: str, given: str, arguments: Sequence[st
             break
     else:
         place = _place(message)
+    if (new := new_value(group, given)) != given:  # in a file's list of defaults
+        return f"{place}{group}={given}: is called {new} now. Write {group}={new}."
     folders = [Path(found) for found in _SEARCHED.findall(message)]
     options = {
         path.relative_to(folder / group).with_suffix("").as_posix()
@@ -178,6 +181,8 @@ def _unknown_choice(message: str, group: str, given: str, arguments: Sequence[st
 
 def _unknown_key(message: str, key: str, keys: Keys, arguments: Sequence[str], groups: Path) -> str:
     argument = next((one for one in arguments if one.partition("=")[0].lstrip("~") == key), key)
+    if renamed := renamed_on_command_line([argument]):
+        return f"{_place(message)}{renamed[0]}"
     value = argument.partition("=")[2]
     names = list(dict.fromkeys([*keys(), *sorted(path.name for path in groups.glob("[!_]*/"))]))
     meant = _bringer_of_group(key, groups) or meant_by_key(key, names, value)

@@ -116,7 +116,7 @@ def _normed(experiment: Experiment, settings: Settings, total: int) -> list[Comp
     common = (*settings.normed, "precision=fp64")
     whole = _weights(experiment, "batch-norm-at-once", *common, f"batch.micro={total}")
     found = []
-    for kind, name in (("ghost", "statistics of each"), ("exact", "statistics of all")):
+    for kind, name in (("per_micro_batch", "statistics of each"), ("exact", "statistics of all")):
         micro = (f"batch.micro={settings.micro}", f"batch_norm={kind}")
         path = _weights(experiment, f"batch-norm-{kind}", *common, *micro)
         split = f"{total // settings.micro} x {settings.micro}, {name} / at once"

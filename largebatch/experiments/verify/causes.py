@@ -42,7 +42,7 @@ def causes_in_advance(prepared: Prepared) -> list[Cause]:
 def causes_of_failure(prepared: Prepared, errors: Mapping[Case, Comparison], bounds: Bounds) -> list[Cause]:
     """What explains that some cases are off, found by experiments; empty if nothing does."""
     causes, probe = [], Probe(prepared)
-    if prepared.config.batch.micro is None and prepared.config.batch_norm == "ghost":
+    if prepared.config.batch.micro is None and prepared.config.batch_norm == "per_micro_batch":
         causes += _split_dependence(probe, MOST[prepared.config.precision.compute])
     causes += _unequal_shares(errors, bounds)
     return causes + _compression(prepared, errors)

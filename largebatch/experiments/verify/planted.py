@@ -159,7 +159,9 @@ def _drifted(run: Run) -> None:
 
 
 def _has_ghost_norms(prepared: Prepared) -> bool:
-    return prepared.config.batch_norm == "ghost" and any(isinstance(one, _NormBase) for one in prepared.model.modules())
+    return prepared.config.batch_norm == "per_micro_batch" and any(
+        isinstance(one, _NormBase) for one in prepared.model.modules()
+    )
 
 
 DEFECTS = (

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from largebatch.records.regular_files import read_regular
+from largebatch.records.renamed import with_new_names
 from largebatch.records.report.evidence import COLUMNS, MOST_LAYER_ROWS, MOST_LAYERS, JsonRecord, RunRecord
 from largebatch.records.rows.columns import read_columns
 from largebatch.records.rows.placed_rows import FURTHEST, Faults, Place, spread_rows, thinned
@@ -93,7 +94,7 @@ def read_settings(folder: Path) -> dict[str, str]:
         values = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
         if not isinstance(values, dict) or not values:
             raise ValueError("it holds no keys with values")
-        return flat_settings(values)
+        return flat_settings(with_new_names({str(key): part for key, part in values.items()}))
     except RecursionError:
         raise ValueError("config.yaml cannot be read: it is too deep") from None
     except Exception as error:  # of omegaconf, or of the YAML reader behind it

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from largebatch.records.regular_files import open_regular
+from largebatch.records.renamed import OLD_METRIC, new_metric
 
 Row = dict[str, float | int | str]
 """One line of metrics: always `step`, `samples_seen`, `epoch`, `wall_s`; then what was measured."""
@@ -62,7 +63,7 @@ def read_lines(path: str | Path, *, inside: Path | None = None) -> Iterator[Line
 
 
 def parse_row(text: bytes) -> Row | None:
-    """The row of a line; None if it is no whole JSON object."""
+    """The row of a line, metrics of before by their present names; None if it is no whole JSON object."""
     try:
         row = json.loads(text.decode())  # a text: of bytes, the encoding is guessed first, which takes as long
     except (ValueError, RecursionError):  # brackets a million deep
@@ -70,8 +71,8 @@ def parse_row(text: bytes) -> Row | None:
     if not isinstance(row, dict):
         return None
     if b'"NaN"' in text or b'Infinity"' in text:
-        return {key: _NON_FINITE.get(value, value) if isinstance(value, str) else value for key, value in row.items()}
-    return row
+        row = {key: _NON_FINITE.get(value, value) if isinstance(value, str) else value for key, value in row.items()}
+    return {new_metric(key): value for key, value in row.items()} if OLD_METRIC.search(text) else row
 
 
 def read_metrics(path: str | Path) -> list[Row]:

@@ -99,7 +99,7 @@ def communication_problems(config: TrainConfig, *, world_size: int, what: str) -
     if config.batch_norm == "exact":
         problems.append(
             f"{what}: with batch_norm=exact the ranks also meet in every batch norm, which would be left out. Use "
-            "batch_norm=ghost, or leave it out."
+            "batch_norm=per_micro_batch, or leave it out."
         )
     return problems
 

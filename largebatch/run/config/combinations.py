@@ -110,7 +110,7 @@ def noise_scale_problems(config: TrainConfig, ramp: BatchRamp | None) -> list[st
     if config.batch_norm == "exact":
         errors.append(
             f"observers.noise_scale.every={options.every}: with batch_norm=exact a micro-batch has no gradient of its "
-            "own. Use batch_norm=ghost, or leave the noise scale out."
+            "own. Use batch_norm=per_micro_batch, or leave the noise scale out."
         )
     return errors
 

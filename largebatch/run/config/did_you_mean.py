@@ -59,11 +59,6 @@ _GUESSES = {
     "save_every save_steps save_interval": "Write observers.checkpoint.every={value}steps.",
     "wandb_project": "Write logger.wandb.project={value}.",
 }
-# Sections that are gone, and what there is in their place.
-_GONE = {
-    "observers.variance": "The 1/B law is no longer measured while training. Measure it on the trained weights: "
-    "`largebatch measure variance`; while training, observers.noise_scale.every=10 follows the gradient noise.",
-}
 _SENTENCES = {word: sentence for words, sentence in _GUESSES.items() for word in words.split()}
 # Sections in which these words mean what they mean alone.
 _PLAIN_SECTIONS = {
@@ -125,14 +120,10 @@ def meant_by_key(given: str, names: Sequence[str], value: str = "") -> str:
     'Write length=10ep.'
     >>> meant_by_key("wandb.project", ["logger.wandb.project", "seed"])
     "Did you mean 'logger.wandb.project'?"
-    >>> "`largebatch measure variance`" in meant_by_key("observers.variance.every", ["seed"])
-    True
     """
     given = re.sub(r"[-\s]", "_", given.lstrip("-").casefold())
     *sections, last = given.split(".")
     inside = [name for name in names if name.endswith(f".{given}")]
-    if gone := [text for name, text in _GONE.items() if f"{given}.".startswith(f"{name}.")]:
-        return gone[0]
     if last in _SENTENCES and _PLAIN_SECTIONS.issuperset(sections):
         return _SENTENCES[last].format(value=value or "N")
     close = inside if len(inside) == 1 else _closest(given, names)

@@ -19,6 +19,7 @@ from largebatch.records.credentials import (
     redacted,
     variables_in,
 )
+from largebatch.records.renamed import renamed_in_config
 from largebatch.run.config.did_you_mean import meant_by_key
 from largebatch.run.config.environment import NAMING, kept_texts, told_values, unset_remedy, with_environment
 from largebatch.run.config.schema import TrainConfig
@@ -51,6 +52,8 @@ def parse_config(config: DictConfig) -> TrainConfig:
     """
     require_values(config)
     values = OmegaConf.to_container(with_environment(config, TrainConfig), resolve=True)
+    if renamed := renamed_in_config(cast(dict[str, Any], values)):
+        raise ConfigError(renamed)
     refused = target_problems(values)
     try:
         parsed = TrainConfig.model_validate(values)

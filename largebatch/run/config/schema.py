@@ -215,7 +215,7 @@ class TrainConfig(Section):
     seed: Annotated[int, Field(ge=0, lt=2**63)]
     length: DurationText
     clip_norm: PositiveFloat | None
-    batch_norm: Literal["ghost", "exact"]
+    batch_norm: Literal["per_micro_batch", "exact"]
     resume: FolderPath
     resume_allow: list[Annotated[str, AfterValidator(_permission)]]
     run: RunConfig

@@ -14,10 +14,11 @@ from largebatch.optim.learning_rates import DEPTH_PATTERN
 from largebatch.records.checkpoint import Checkpoint, CheckpointError
 from largebatch.records.checkpoint.reading import plain
 from largebatch.records.credentials import variables_in
+from largebatch.records.renamed import with_new_names
 from largebatch.run.config.did_you_mean import did_you_mean
 from largebatch.run.config.environment import comparable
 from largebatch.run.config.schema import CHANGEABLE, is_changeable
-from largebatch.run.config.targets import TargetError, find_target, with_new_targets
+from largebatch.run.config.targets import TargetError, find_target
 from largebatch.run.prepare import Prepared
 from largebatch.run.same_run import code_of
 
@@ -40,7 +41,7 @@ _HASHED_BYTES = 2**20  # of each file; the size stands for the rest
 
 # What runs did before these keys existed.
 _BEFORE: dict[str, Any] = {
-    "batch_norm": "ghost",
+    "batch_norm": "per_micro_batch",
     "guard": None,
     "ramp": {"milestones": [], "totals": [], "in_place_of_decay": False, "max_total": None},
 }
@@ -129,7 +130,7 @@ def check_identity(checkpoint: Checkpoint, identity: dict[str, Any], *, allow: S
 
 def changes_of(checkpoint: Checkpoint, identity: dict[str, Any]) -> list[Change]:
     """In what the run of a checkpoint differs from that of an identity, permitted or not."""
-    saved = with_new_targets(checkpoint.values["identity"])
+    saved = with_new_names(checkpoint.values["identity"])
     saved = {name: identity[name] for name in ("content", "code")} | saved  # once not recorded
     known = saved["code"].keys() & identity["code"].keys()  # which modules a model holds is no change of any of them
     saved, given = (one | {"code": {name: one["code"][name] for name in known}} for one in (saved, identity))

@@ -12,7 +12,6 @@ from largebatch.run.config.targets.allowed import (
 from largebatch.run.config.targets.arguments import check_arguments
 from largebatch.run.config.targets.finding import TargetError, find_target, listing_problem
 from largebatch.run.config.targets.making import make
-from largebatch.run.config.targets.moved import with_new_targets
 
 __all__ = [
     "ALLOW_LIST",
@@ -27,5 +26,4 @@ __all__ = [
     "named_by",
     "target_nodes",
     "target_problems",
-    "with_new_targets",
 ]

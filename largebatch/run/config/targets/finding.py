@@ -8,8 +8,8 @@ from typing import Any
 from hydra.errors import InstantiationException
 from hydra.utils import get_object
 
+from largebatch.records.renamed import TARGETS
 from largebatch.run.config.targets.allowed import identity_problem, name_problem, named_by
-from largebatch.run.config.targets.moved import MOVED
 
 
 class TargetError(ValueError):
@@ -28,8 +28,8 @@ def find_target(key: str, node: Mapping[str, Any]) -> Callable[..., Any]:
     name = node.get("_target_")
     if not isinstance(name, str):
         raise TargetError(f"{key}._target_={name}: the dotted name of a class or function is missing.")
-    if name in MOVED:
-        raise TargetError(f"{key}._target_={name}: has moved. Write {key}._target_={MOVED[name]}.")
+    if name in TARGETS:
+        raise TargetError(f"{key}._target_={name}: has moved. Write {key}._target_={TARGETS[name]}.")
     if problem := listing_problem(*named_by(key, node)):
         raise TargetError(problem)
     try:

@@ -1,0 +1,151 @@
+"""Old names and what they are called now: the one table for configs, checkpoints, records, verbs and metrics.
+
+Whoever writes an old name is told the new one (`renamed_in_config`, `renamed_on_command_line`): two names for one thing
+would make two runs look different. What was written before, a checkpoint or the folder of a run, is read through the
+same table (`with_new_names`, `new_metric`).
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+# Dotted key of the config -> its new name; a section takes all keys below it along.
+KEYS: dict[str, str] = {}
+# Key -> (regular expression of a part of its value, what it is now).
+VALUES = {"batch_norm": (r"\bghost\b", "per_micro_batch")}
+# Our own classes, wherever a config names one.
+TARGETS = {
+    "largebatch.coupled_losses.InfoNCE": "largebatch.losses.InfoNCE",
+    "largebatch.verification.planted.OddNet": "largebatch.experiments.verify.planted.OddNet",
+}
+# Dotted key, or section, that is no more -> what to do instead.
+DROPPED = {
+    "observers.variance": "The 1/B law is no longer measured while training. Measure it on the trained weights: "
+    "`largebatch measure variance`; while training, observers.noise_scale.every=10 follows the gradient noise.",
+}
+VERBS: dict[str, str] = {}
+# Regular expression of a key of metrics.jsonl -> its new name.
+_METRICS: tuple[tuple[str, str], ...] = ()
+OLD_METRIC = re.compile(rb"(?!)")  # in a line with any of them
+
+
+def renamed_in_config(config: Mapping[str, Any]) -> list[str]:
+    """What a composed config says in old names: a sentence with the new one for each.
+
+    Args:
+        config: nested, interpolations as they are written or resolved.
+
+    >>> renamed_in_config({"seed": 1})
+    []
+    """
+    flat = dict(_leaves(config))
+    found = [
+        problem
+        for key, value in flat.items()
+        if (problem := _old_key(key, f"{key}={value}", value) or _old_value(key, str(value), f"{key}={value}"))
+    ]
+    texts = [(key, value) for key, value in flat.items() if isinstance(value, str) and "${" in value]
+    found += [
+        f"{key}={value}: {old} is called {new_key(old)} now. Write ${{{new_key(old)}}}."
+        for key, value in texts
+        for old in re.findall(r"\$\{([\w.]+)\}", value)
+        if new_key(old) != old
+    ]
+    return list(dict.fromkeys(found))
+
+
+def renamed_on_command_line(arguments: Sequence[str]) -> list[str]:
+    """The same for arguments `KEY=VALUE`, of a sweep as well."""
+    found = []
+    for argument in arguments:
+        sign = argument[: len(argument) - len(argument.lstrip("+~"))]
+        key, equals, value = argument[len(sign) :].partition("=")
+        if problem := _old_key(key, argument, value if equals else None, sign) or _old_value(key, value, argument):
+            found.append(problem)
+    return found
+
+
+def new_key(key: str) -> str:
+    """What a dotted key of the config is called now."""
+    for old, new in KEYS.items():
+        if _is_at(key, old):
+            return new + key.removeprefix(old)
+    return key
+
+
+def new_value(key: str, value: Any) -> Any:
+    """What the value of a key is called now."""
+    pattern, new = VALUES.get(key, ("", ""))
+    return re.sub(pattern, new, value) if pattern and isinstance(value, str) else value
+
+
+@functools.cache
+def new_metric(name: str) -> str:
+    """What a key of metrics.jsonl is called now."""
+    for pattern, new in _METRICS:
+        if found := re.fullmatch(pattern, name):
+            return found.expand(new)
+    return name
+
+
+def with_new_names(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config of before, or the identity of a run, in today's names."""
+    renamed: dict[str, Any] = _with_new_targets(dict(config))
+    for old, new in KEYS.items():
+        *sections, last = old.split(".")
+        if last in (place := _section(renamed, sections)):
+            *new_sections, new_last = new.split(".")
+            target = renamed
+            for name in new_sections:
+                target = target.setdefault(name, {})
+            target.setdefault(new_last, place.pop(last))
+    for key in VALUES:
+        *sections, last = key.split(".")
+        if last in (place := _section(renamed, sections)):
+            place[last] = new_value(key, place[last])
+    return renamed
+
+
+def _old_key(key: str, written: str, value: Any, sign: str = "") -> str:
+    if (new := new_key(key)) != key:
+        return f"{written}: {key} is called {new} now. Write {sign}{new}{'' if value is None else f'={value}'}."
+    remedies = [remedy for old, remedy in DROPPED.items() if _is_at(key, old)]
+    return f"{written}: there is no such key. {remedies[0]}" if remedies else ""
+
+
+def _old_value(key: str, value: str, written: str) -> str:
+    if (new := new_value(key, value)) == value:
+        return ""
+    return f"{written}: is called {new} now. Write {key}={new}."
+
+
+def _is_at(key: str, section: str) -> bool:
+    return key == section or key.startswith(f"{section}.")
+
+
+def _leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(config, Mapping) and (config or not prefix):
+        for key, value in config.items():
+            yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, config
+
+
+def _section(config: dict[str, Any], path: Sequence[str]) -> dict[str, Any]:
+    node: Any = config
+    for name in path:
+        node = node.get(name) if isinstance(node, dict) else None
+    return node if isinstance(node, dict) else {}
+
+
+def _with_new_targets(node: Any) -> Any:
+    """A copy in which each `_target_` of ours has its present name."""
+    if isinstance(node, dict):
+        return {
+            key: TARGETS.get(str(value), value) if key == "_target_" else _with_new_targets(value)
+            for key, value in node.items()
+        }
+    return [_with_new_targets(one) for one in node] if isinstance(node, list) else node

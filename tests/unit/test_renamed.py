@@ -1,0 +1,74 @@
+"""Names of before: whoever writes one is told the new one, and what was written with them before is still read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from largebatch.__main__ import main
+from largebatch.records.renamed import renamed_in_config, renamed_on_command_line, with_new_names
+from largebatch.records.report.run_files import read_settings
+from largebatch.records.trackers import read_metrics
+from largebatch.run.config.reading import ConfigError, parse_config
+from tests.unit.composing import compose_run
+
+pytestmark = [pytest.mark.quick]
+OF_THE_COMMAND_LINE = {
+    "batch_norm=ghost": "Write batch_norm=per_micro_batch.",
+    "batch_norm=ghost,exact": "Write batch_norm=per_micro_batch,exact.",
+    "+observers.variance.every=5": "`largebatch measure variance`",
+}
+OF_A_CONFIG = {
+    "batch_norm: ghost": "Write batch_norm=per_micro_batch.",
+    "observers: {variance: {every: 5}}": "`largebatch measure variance`",
+}
+METRICS: dict[str, str] = {}
+
+
+@pytest.mark.parametrize(("argument", "remedy"), OF_THE_COMMAND_LINE.items())
+def test_an_old_name_on_the_command_line_is_refused_before_anything_else(argument: str, remedy: str):
+    (problem,) = renamed_on_command_line(["seed=1", argument, "batch.total=64"])
+    assert problem.startswith(argument)
+    assert problem.endswith(f"{remedy}") or remedy in problem
+
+
+@pytest.mark.usefixtures("in_a_folder")
+@pytest.mark.parametrize("arguments", [["batch_norm=ghost"], ["--multirun", "batch_norm=ghost,exact"]])
+def test_a_verb_says_the_new_name(arguments: list[str], capsys: pytest.CaptureFixture[str]):
+    assert main(["plan", "batch.totl=7", *arguments]) == 2
+    said = capsys.readouterr().err
+    assert "is called per_micro_batch" in said
+    assert "batch.totl" not in said
+
+
+@pytest.mark.parametrize(("text", "remedy"), OF_A_CONFIG.items())
+def test_an_old_name_in_a_file_is_refused(text: str, remedy: str):
+    (problem,) = renamed_in_config(OmegaConf.to_container(OmegaConf.create(text)))
+    assert remedy in problem
+
+
+def test_an_old_value_from_the_environment_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("NORM", "ghost")
+    with pytest.raises(ConfigError, match=r"Write batch_norm=per_micro_batch\."):
+        parse_config(compose_run("batch_norm='${oc.env:NORM}'"))
+
+
+def test_a_config_in_new_names_stays_as_it_is():
+    config = OmegaConf.to_container(compose_run("optimizer=lars"), resolve=False)
+    assert renamed_in_config(config) == []
+    assert with_new_names(config) == config
+
+
+def test_the_config_of_a_run_of_before_is_read_in_new_names(tmp_path: Path):
+    (tmp_path / "config.yaml").write_text("batch_norm: ghost\nloss: {_target_: largebatch.coupled_losses.InfoNCE}\n")
+    assert read_settings(tmp_path) == {"batch_norm": "per_micro_batch", "loss._target_": "largebatch.losses.InfoNCE"}
+
+
+def test_metrics_of_a_run_of_before_are_read_by_their_new_names(tmp_path: Path):
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(dict.fromkeys(METRICS, 1.0) | {"step": 1, "train/loss": 2.0}))
+    assert read_metrics(tmp_path / "metrics.jsonl") == [
+        dict.fromkeys(METRICS.values(), 1.0) | {"step": 1, "train/loss": 2.0}
+    ]
