@@ -116,7 +116,7 @@ def _folder(name: str, config: DictConfig) -> Path:
 
 def _show(story: Story, record: dict[str, object], folder: Path) -> None:
     from largebatch.records.durable_files import write_record
-    from largebatch.records.figures.diagram_png import draw_png
+    from largebatch.records.figures.draw_png import draw_png
     from largebatch.records.trackers import print_table
 
     path = folder / "chapter.json"

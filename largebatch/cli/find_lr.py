@@ -87,7 +87,7 @@ def _conclude(prepared: Prepared, options: FindLrConfig, weights: Weights, found
     """Show the table and what follows from it, write record and pictures."""
     from largebatch.diagnostics.learning_rate.findings import HEADERS
     from largebatch.records.durable_files import write_record
-    from largebatch.records.figures.diagram_png import draw_png
+    from largebatch.records.figures.draw_png import draw_png
     from largebatch.records.run_folder import new_folder
     from largebatch.records.trackers import print_table
 

@@ -21,7 +21,7 @@ def main(arguments: Sequence[str]) -> int:
     from largebatch.experiments.study import TableError
     from largebatch.experiments.study.atlas import atlas_story, read_atlas
     from largebatch.records.durable_files import write_record
-    from largebatch.records.figures.diagram_png import draw_panels
+    from largebatch.records.figures.draw_png import draw_panels
     from largebatch.records.report import read_evidence, write_report
     from largebatch.records.run_folder import new_folder
     from largebatch.records.trackers import print_table

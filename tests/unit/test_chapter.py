@@ -31,7 +31,7 @@ from largebatch.experiments.textbook.learning_rate import kind_of_path
 from largebatch.experiments.textbook.regression import noise_floor
 from largebatch.models import Linear
 from largebatch.records.conf_folder import conf_dir
-from largebatch.records.figures.diagram import from_record
+from largebatch.records.figures.figure import from_record
 from largebatch.run.config.reading import ConfigError, parse_config, parse_section
 
 SHORT = {

@@ -180,6 +180,7 @@ WRITERS = {
     "records.run_folder": {"os.open"},
     "cli.process.surroundings": {"open"},
     "records.figures.drawing": {"savefig"},
+    "records.figures.draw_png": {"savefig"},
 }
 WRITING_CALLS = {
     "write_text", "write_bytes", "savefig", "to_csv", "to_parquet", "save_file", "FileIO", "mkstemp", "copyfile",

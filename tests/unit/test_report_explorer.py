@@ -172,7 +172,7 @@ def test_the_page_shows_each_number_with_unit_interval_and_kind(explored: Explor
 
 
 def test_figures_are_solid_where_supported_and_dashed_beyond(explored: Explorer):
-    figures = {shown.figure.name: shown.figure for shown in explored.figures}
+    figures = {figure.name: figure for figure in explored.figures}
     assert "explorer_memory" not in figures
     solid, dashed, points = figures["explorer_step_time"].lines  # type: ignore[union-attr]
     known = [size for size, value in zip(solid.x, solid.y, strict=True) if value is not None]
@@ -181,4 +181,4 @@ def test_figures_are_solid_where_supported_and_dashed_beyond(explored: Explorer)
     assert (beyond[0], beyond[-1]) == (explored.sizes[0], explored.sizes[-1])
     assert {16, 64} <= set(beyond)  # where both meet
     assert (dashed.style, points.style, list(points.x)) == ("dashed", "points", [16, 64])
-    assert all(re.match("From: ", shown.figure.caption) for shown in explored.figures)
+    assert all(re.match("From: ", shown.caption) for shown in explored.figures)

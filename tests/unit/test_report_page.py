@@ -11,7 +11,7 @@ import pytest
 
 from largebatch.__main__ import main
 from largebatch.records.figures.diagram import Axis, Diagram, Line, Surface, Trail
-from largebatch.records.report.plotly_figures import Shown, plotly_figure
+from largebatch.records.figures.draw_plotly import plotly_figure
 from tests.unit.report_folders import write_json, write_run
 
 STEPS, LOSS = Axis("steps", "steps", log=True), Axis("loss", log=True)
@@ -95,8 +95,8 @@ def test_a_page_that_cannot_be_written_is_one_line(tmp_path: Path, capsys: pytes
 
 
 def test_lines_of_one_label_share_a_colour_and_a_place_in_the_legend():
-    lines = tuple(Line(label, [1, 2], [1.0, 0.5]) for label in ("a", "b", "a"))
-    first, second, third = plotly_figure(Shown(Diagram("n", "t", STEPS, LOSS, lines), names=["1", "2", "3"]))["data"]
+    lines = tuple(Line(label, [1, 2], [1.0, 0.5], name=name) for label, name in (("a", "1"), ("b", "2"), ("a", "3")))
+    first, second, third = plotly_figure(Diagram("n", "t", STEPS, LOSS, lines))["data"]
     assert first["line"]["color"] == third["line"]["color"] != second["line"]["color"]
     assert [one["showlegend"] for one in (first, second, third)] == [True, True, False]
     assert third["hovertemplate"].endswith("<extra>3</extra>")
@@ -104,7 +104,7 @@ def test_lines_of_one_label_share_a_colour_and_a_place_in_the_legend():
 
 def test_a_band_is_drawn_around_its_line_and_stays_on_a_logarithmic_axis():
     line = Line("a", [1, 4], [2.0, 1.0], [0.5, -1.0], [4.0, 3.0])
-    band, _ = plotly_figure(Shown(Diagram("n", "t", STEPS, LOSS, (line,))))["data"]
+    band, _ = plotly_figure(Diagram("n", "t", STEPS, LOSS, (line,)))["data"]
     assert (band["x"], band["y"]) == ([1, 4, 4, 1], [0.5, 0.5, 3.0, 4.0])
 
 
@@ -113,7 +113,7 @@ def test_bands_left_and_right_of_what_was_measured_are_two_areas():
     unknown = [None, None]
     line = Line("a", [1, 2, 4, 8, 16, 32], [1.0, 1.0, *unknown, 1.0, 1.0], [0.5, 0.5, *unknown, 0.5, 0.5],
                 [2.0, 2.0, *unknown, 2.0, 2.0])  # fmt: skip
-    band, _ = plotly_figure(Shown(Diagram("n", "t", STEPS, LOSS, (line,))))["data"]
+    band, _ = plotly_figure(Diagram("n", "t", STEPS, LOSS, (line,)))["data"]
     assert band["x"] == [1, 2, 2, 1, None, 16, 32, 32, 16]
     assert band["y"] == [0.5, 0.5, 2.0, 2.0, None, 0.5, 0.5, 2.0, 2.0]
 
@@ -132,7 +132,7 @@ def test_ticks_of_a_logarithmic_axis_are_whole_numbers_without_prefixes_but_of_c
     unit: str, low: float, high: float, dtick: object, tickformat: str | None
 ):
     figure = Diagram("n", "t", STEPS, Axis("y", unit, log=True), (Line("a", [1, 2], [low, high]),))
-    axis = plotly_figure(Shown(figure))["layout"]["yaxis"]
+    axis = plotly_figure(figure)["layout"]["yaxis"]
     assert (axis["dtick"], axis.get("tickformat")) == (dtick, tickformat)
     assert axis["exponentformat"] == ("SI" if unit == "samples" else "power")
 
@@ -173,13 +173,13 @@ def test_an_optimizer_has_one_colour_on_the_whole_page_and_figures_one_legend(tm
 
 def test_the_interval_of_a_point_is_an_error_bar():
     line = Line("a", [1], [2.0], [1.5], [4.0], "points")
-    (trace,) = plotly_figure(Shown(Diagram("n", "t", STEPS, LOSS, (line,))))["data"]
+    (trace,) = plotly_figure(Diagram("n", "t", STEPS, LOSS, (line,)))["data"]
     assert (trace["mode"], trace["error_y"]["array"], trace["error_y"]["arrayminus"]) == ("markers", [2.0], [0.5])
 
 
 def test_a_landscape_has_its_logarithm_and_a_point_per_trail_that_can_walk():
     surface = Surface("n", "t", STEPS, STEPS, LOSS, [1, 2], [3], [[1.0, 100.0]], (Trail("SGD", [1, 2], [3, 4]),), True)
-    drawn = plotly_figure(Shown(surface))
+    drawn = plotly_figure(surface)
     assert drawn["data"][0]["type"] == "contour"
     assert drawn["data"][0]["z"] == [[0.0, 2.0]]
     (trail,) = drawn["trails"]
@@ -193,7 +193,7 @@ def test_paths_over_a_landscape_have_the_colours_of_the_lines_of_the_same_order(
     over = Surface("n", "t", STEPS, STEPS, LOSS, [1, 2], [3], [[1.0, 100.0]], trails, True)
     colours = []
     for figure in (lines, over):
-        traces = [one for one in plotly_figure(Shown(figure))["data"] if one.get("mode") == "lines"]
+        traces = [one for one in plotly_figure(figure)["data"] if one.get("mode") == "lines"]
         colours.append({one["name"]: one["line"]["color"] for one in traces if one.get("hoverinfo") != "skip"})
     assert colours[0] == colours[1]
     assert list(colours[0]) == list(names)

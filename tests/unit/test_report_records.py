@@ -113,23 +113,23 @@ def test_a_record_is_told_with_its_numbers_and_links(name: str, texts: list[str]
 
 
 def test_figures_of_records_are_shown_as_they_are(tmp_path: Path):
-    assert [one.figure for one in shown(tmp_path / "s", "study.json", RECORDS["study.json"]).figures] == [CURVE]
+    assert list(shown(tmp_path / "s", "study.json", RECORDS["study.json"]).figures) == [CURVE]
     (landscape,) = shown(tmp_path / "c", "chapter.json", RECORDS["chapter.json"]).figures
-    assert isinstance(landscape.figure, Surface)
-    assert list(landscape.figure.trails[0].x) == [0, 0.5, 1]
+    assert isinstance(landscape, Surface)
+    assert list(landscape.trails[0].x) == [0, 0.5, 1]
 
 
 def test_measured_variances_stand_beside_theory(tmp_path: Path):
     (figure,) = shown(tmp_path, "variance.json", RECORDS["variance.json"]).figures
-    assert isinstance(figure.figure, Diagram)
-    measured, theory = figure.figure.lines
+    assert isinstance(figure, Diagram)
+    measured, theory = figure.lines
     assert (measured.y, measured.low, measured.high, theory.y) == ([2.0], [1.0], [3.0], [2.5])
 
 
 def test_the_fit_of_all_reduces_is_latency_and_bytes(tmp_path: Path):
     (figure,) = shown(tmp_path, "communication.json", RECORDS["communication.json"]).figures
-    assert isinstance(figure.figure, Diagram)
-    assert figure.figure.lines[1].y == [pytest.approx(0.002)]
+    assert isinstance(figure, Diagram)
+    assert figure.lines[1].y == [pytest.approx(0.002)]
 
 
 def broken(values: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from largebatch.__main__ import main
 from largebatch.diagnostics.critical_batch.steps_to_target import StepsToTarget
 from largebatch.experiments.study import Scale, StudyPoint, TableError, analyse, read_points
 from largebatch.experiments.study.figures import study_figures
-from largebatch.records.figures.diagram import from_record
+from largebatch.records.figures.figure import from_record
 
 SIZES = (8, 16, 32, 64, 128, 256, 512)
 

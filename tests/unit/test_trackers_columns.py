@@ -67,7 +67,7 @@ def test_a_spike_between_the_points_of_a_long_run_is_on_the_page(few_points: Non
     lines[401]["eval/val_loss"] = 50.0  # row 201 of the evaluations: no kept point
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
     (run,) = read_evidence([folder]).runs
-    drawn = {one.figure.name: one.figure for one in curves([run])["training"]}["val_loss"]
+    drawn = {one.name: one for one in curves([run])["training"]}["val_loss"]
     (line,) = drawn.lines
     assert max(value for value in line.y if value is not None) < 3
     assert max(value for value in line.high if value is not None) == 50.0

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from largebatch.records.figures.diagram import Diagram, Surface
-from largebatch.records.figures.diagram_png import draw_png
+from largebatch.records.figures.draw_png import draw_png
 from largebatch.records.figures.lr_figures import range_diagram, range_map
 
 

@@ -31,7 +31,7 @@ def present(
         config: for the record.
         more: other keys of the record.
     """
-    from largebatch.records.figures.diagram_png import draw_panels
+    from largebatch.records.figures.draw_png import draw_panels
     from largebatch.records.trackers import print_table
 
     points = [point for name in analysis.fits for point in analysis.of(name)]

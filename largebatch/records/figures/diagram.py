@@ -1,34 +1,40 @@
-"""One description of a figure, drawn in several ways: as a PNG, in an interactive page, in W&B.
+"""A figure as values: one description is drawn as a PNG, in an interactive page and in W&B.
 
-Plain values with a JSON form: a record on disk keeps its figures, and whoever reads it draws them as he likes.
+A figure has a JSON form. A record on disk keeps its figures, and each reader draws them in its own way.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Style = Literal["line", "dashed", "points", "both"]
+Style = Literal["line", "dashed", "points", "both", "faint", "steps", "stack"]
 Numbers = Sequence[float | None]  # None: not known, or not finite
+_LOG_RANGE = 50  # a positive quantity that spans more than this factor gets a logarithmic axis
+_COUNTED = ("samples", "steps", "bytes")
 
 
 @dataclass(frozen=True)
 class Axis:
-    """What is drawn along an axis.
+    """The quantity along an axis.
 
     Attributes:
         label: the quantity.
         unit: of its values; empty where it has none.
         log: whether the axis is logarithmic.
+        low, high: where the axis begins and ends; None: with the values.
+        falls: whether values fall to the right, or upwards.
     """
 
     label: str
     unit: str = ""
     log: bool = False
+    low: float | None = None
+    high: float | None = None
+    falls: bool = False
 
     def __str__(self) -> str:
         return f"{self.label} ({self.unit})" if self.unit else self.label
@@ -36,7 +42,7 @@ class Axis:
     @property
     def is_counted(self) -> bool:
         """Whether its numbers are large counts, of which 20k is read more easily than 20,000."""
-        return any(word in (self.unit or self.label) for word in ("samples", "steps"))
+        return any(word in (self.unit or self.label) for word in _COUNTED)
 
 
 @dataclass(frozen=True)
@@ -46,9 +52,13 @@ class Line:
     Attributes:
         label: for the legend.
         x, y: of one length.
-        low, high: ends of the error band, of the same length; None: there is no band.
-        style: `line`, `dashed` (theory, by convention), `points`, or `both` points and line.
+        low, high: ends of the error band, of the same length; None: there is no band. Points have error bars instead.
+        style: `line`, `dashed` (theory, by convention), `points`, `both` points and line, `faint` (raw values under
+            their smoothed course), `steps` (a value holds since the point before), `stack` (an area on top of the
+            stacked line before it; what is not known counts as 0).
         group: lines of one group have one colour, as measured points and the curve through them; empty: its own.
+        name: shown when the line is pointed at; empty: the label.
+        dash: a place among the patterns of dashes; None: the pattern of the style.
 
     Raises:
         ValueError: if the lengths differ, or a band has one end.
@@ -61,6 +71,8 @@ class Line:
     high: Numbers | None = None
     style: Style = "line"
     group: str = ""
+    name: str = ""
+    dash: int | None = None
 
     def __post_init__(self) -> None:
         if (self.low is None) != (self.high is None):
@@ -71,7 +83,7 @@ class Line:
 
     @property
     def series(self) -> str:
-        """What has one colour."""
+        """All lines of one series have one colour."""
         return self.group or self.label
 
 
@@ -85,6 +97,10 @@ class Diagram:
         x, y: the axes.
         lines: in the order of the legend.
         caption: how to read it; may be empty.
+        samples_per_epoch: of a figure over samples seen, which then has a second axis, in epochs; None: it has none.
+
+    Raises:
+        ValueError: if stacked lines differ in x.
     """
 
     name: str
@@ -93,6 +109,11 @@ class Diagram:
     y: Axis
     lines: tuple[Line, ...]
     caption: str = ""
+    samples_per_epoch: float | None = None
+
+    def __post_init__(self) -> None:
+        if len({tuple(line.x) for line in self.lines if line.style == "stack"}) > 1:
+            raise ValueError(f"diagram {self.name!r}: its stacked lines differ in x. Give all of them the same x.")
 
     def record(self) -> dict[str, Any]:
         """Ready for JSON; what is not finite is None.
@@ -101,12 +122,12 @@ class Diagram:
         >>> Diagram("loss", "A run", Axis("step"), Axis("loss"), (line,)).record()["lines"][0]["y"]
         [0.5, None]
         """
-        return {"type": "diagram"} | _plain(dataclasses.asdict(self))
+        return {"type": "diagram"} | plain_values(dataclasses.asdict(self))
 
 
 @dataclass(frozen=True)
 class Trail:
-    """A path over a surface, from its first point to its last."""
+    """A path over a surface, from its first point to its last; a single point is a place on it."""
 
     label: str
     x: Numbers
@@ -114,7 +135,7 @@ class Trail:
 
     @property
     def series(self) -> str:
-        """What has one colour."""
+        """All trails of one series have one colour."""
         return self.label
 
 
@@ -133,9 +154,10 @@ class Surface:
         trails: paths over it.
         contours: lines of equal height instead of cells.
         caption: how to read it; may be empty.
+        row_names: shown instead of numbers along y, which then falls: the first row is at the top.
 
     Raises:
-        ValueError: if `values` is not rows x columns.
+        ValueError: if `values` is not rows x columns, or `row_names` are not as many as rows.
     """
 
     name: str
@@ -149,6 +171,7 @@ class Surface:
     trails: tuple[Trail, ...] = ()
     contours: bool = False
     caption: str = ""
+    row_names: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         widths = {len(row) for row in self.values}
@@ -157,81 +180,39 @@ class Surface:
                 f"surface {self.name!r}: {len(self.values)} rows of {sorted(widths)} values for {len(self.rows)} rows "
                 f"of {len(self.columns)}. Give one value per cell."
             )
+        if self.row_names and len(self.row_names) != len(self.rows):
+            raise ValueError(f"surface {self.name!r}: {len(self.row_names)} names for {len(self.rows)} rows.")
 
     def record(self) -> dict[str, Any]:
         """Ready for JSON; what is not finite is None."""
-        return {"type": "surface"} | _plain(dataclasses.asdict(self))
+        return {"type": "surface"} | plain_values(dataclasses.asdict(self))
 
 
-NUM_COLOURS = 7  # of the palettes
+def numbers(values: Iterable[float]) -> Numbers:
+    """Plain numbers of any sequence or array; None for what is not finite.
 
-
-def colour_places(figures: Sequence[Diagram | Surface], fixed: Sequence[str] = ()) -> list[dict[str, int]]:
-    """For each of several figures that stand together: series -> place of its colour in a palette.
-
-    A series has one colour in all of them, unless they have more series than there are colours: then each begins anew.
-
-    Args:
-        figures: side by side, or below each other.
-        fixed: series whose places are their own wherever they are drawn, in lower case: optimizers, on a page.
-
-    >>> first, second = (Diagram("d", "", Axis("x"), Axis("y"), tuple(Line(label, [1], [1]) for label in labels))
-    ...                  for labels in (("train", "LAMB"), ("validation", "train")))
-    >>> colour_places([first, second], fixed=["sgd", "lamb"])
-    [{'train': 0, 'LAMB': 1}, {'validation': 2, 'train': 0}]
+    >>> numbers([1, float("nan")])
+    [1.0, None]
     """
-    own = [list(dict.fromkeys(one.series for one in _drawn(figure))) for figure in figures]
-    together = list(dict.fromkeys(name for names in own for name in names))
-    if len(together) > NUM_COLOURS:
-        return [_places(names, fixed) for names in own]
-    places = _places(together, fixed)
-    return [{name: places[name] for name in names} for names in own]
+    return [float(value) if math.isfinite(value) else None for value in values]
 
 
-def _drawn(figure: Diagram | Surface) -> Sequence[Line | Trail]:
-    return figure.lines if isinstance(figure, Diagram) else figure.trails
+def is_wide(values: Iterable[float | None]) -> bool:
+    """Whether values are positive and span more than a factor of 50: they belong on a logarithmic axis.
 
-
-def _places(names: Sequence[str], fixed: Sequence[str]) -> dict[str, int]:
-    known = {name: fixed.index(name.lower()) for name in names if name.lower() in fixed}
-    free = (place for place in itertools.count() if place not in known.values())
-    return {name: known[name] if name in known else next(free) for name in names}
-
-
-def legend_labels(figure: Diagram) -> list[str]:
-    """Of a legend without repetitions: points of a series whose curve is named have no entry of their own."""
-    named = {line.group for line in figure.lines if line.style != "points" and line.label != line.group}
-    return list(dict.fromkeys(line.label for line in figure.lines if line.label not in named))
-
-
-def from_record(record: dict[str, Any]) -> Diagram | Surface:
-    """The figure that `record()` was made of, with None for what was not finite.
-
-    >>> figure = Diagram("loss", "A run", Axis("step"), Axis("loss"), (Line("train", [1], [0.5]),))
-    >>> from_record(figure.record()) == figure
-    True
-
-    Raises:
-        ValueError: if it is no record of a figure.
+    >>> is_wide([1.0, None, 60.0]), is_wide([0.0, 60.0]), is_wide([])
+    (True, False, False)
     """
-    try:
-        kind, values = record["type"], {key: value for key, value in record.items() if key != "type"}
-        values |= {key: Axis(**values[key]) for key in ("x", "y", "z") if key in values}
-        if kind == "diagram":
-            return Diagram(**values | {"lines": tuple(Line(**line) for line in values["lines"])})
-        if kind == "surface":
-            return Surface(**values | {"trails": tuple(Trail(**trail) for trail in values["trails"])})
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"no record of a figure: {type(error).__name__}: {error}") from error
-    raise ValueError(f"no record of a figure: its type is {kind!r}, not diagram or surface.")
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    return bool(known) and min(known) > 0 and max(known) > _LOG_RANGE * min(known)
 
 
-def _plain(value: Any) -> Any:
+def plain_values(value: Any) -> Any:
     """Lists and numbers as JSON has them, from tuples, arrays and scalars of numpy."""
     if isinstance(value, dict):
-        return {key: _plain(part) for key, part in value.items()}
+        return {key: plain_values(part) for key, part in value.items()}
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, (list, tuple)):
-        return [_plain(part) for part in value]
+        return [plain_values(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -10,7 +10,6 @@ from largebatch.diagnostics.gap.large_batch_gap import clipped, welch_difference
 from largebatch.diagnostics.intervals import LEAST_SEEDS, Interval
 from largebatch.records.figures.diagram import Axis, Diagram, Line
 from largebatch.records.report.evidence import RunRecord
-from largebatch.records.report.plotly_figures import Shown
 from largebatch.records.report.seeds import by_seed, last_values
 
 _BATCH = Axis("batch size", "samples", log=True)
@@ -198,7 +197,7 @@ def _signed(one: Interval, sign: float) -> Interval:
     return Interval(sign * one.value + 0.0, *ends)
 
 
-def batch_figures(groups: Sequence[Group]) -> list[Shown]:
+def batch_figures(groups: Sequence[Group]) -> list[Diagram]:
     """Final validation, generalization gaps and time of a step against the batch size."""
     figures = [
         _against_batch(groups, ACCURACY, "accuracy_of_batch", "Validation accuracy at the end against batch size"),
@@ -211,7 +210,7 @@ def batch_figures(groups: Sequence[Group]) -> list[Shown]:
     return [one for one in figures if one]
 
 
-def _against_batch(groups: Sequence[Group], quality: Quality, name: str, title: str) -> Shown | None:
+def _against_batch(groups: Sequence[Group], quality: Quality, name: str, title: str) -> Diagram | None:
     lines = []
     for group in groups:
         found = {size: outcome(runs, quality) for size, runs in group.by_batch.items()}
@@ -230,7 +229,7 @@ def _against_batch(groups: Sequence[Group], quality: Quality, name: str, title: 
         "Bands: 95 %, over three seeds or more of a batch size, of one by the standard error over validation samples; "
         "two have none."
     )
-    return Shown(Diagram(name, title, _BATCH, Axis(quality.label, quality.unit), tuple(lines), caption))
+    return Diagram(name, title, _BATCH, Axis(quality.label, quality.unit), tuple(lines), caption)
 
 
 def _known(value: float) -> float | None:

@@ -7,9 +7,9 @@ from typing import Any
 
 from largebatch.diagnostics.smoothing import smooth
 from largebatch.records.figures.diagram import Axis
+from largebatch.records.figures.plotly_marks import rounded
 from largebatch.records.report.evidence import RunRecord, shortened
 from largebatch.records.report.html_parts import escaped, select, table
-from largebatch.records.report.plotly_figures import rounded
 from largebatch.records.report.run_figures import run_label
 from largebatch.records.rows.placed_rows import thinned
 

@@ -11,7 +11,6 @@ from largebatch.records.figures.diagram import Axis, Diagram, Line
 from largebatch.records.report.batches import Group
 from largebatch.records.report.estimates import EXTRAPOLATED, NONE, Estimate, Quantity
 from largebatch.records.report.evidence import Evidence
-from largebatch.records.report.plotly_figures import Shown
 from largebatch.records.report.quantities import quantities
 
 _PER_OCTAVE = 4  # places of the slider between a batch size and its double
@@ -36,7 +35,7 @@ class Explorer:
     start: int
     quantities: list[Quantity]
     estimates: list[list[Estimate]]
-    figures: list[Shown]
+    figures: list[Diagram]
 
     def record(self) -> dict[str, Any]:
         """Texts by place of the slider, ready for JSON."""
@@ -117,7 +116,7 @@ def _with_unit(value: float, unit: str) -> str:
     return f"{text} {unit}" if unit in ("steps", "GiB", "samples") else text
 
 
-def _figure(quantity: Quantity, sizes: Sequence[int], row: Sequence[Estimate], optimizer: str) -> Shown:
+def _figure(quantity: Quantity, sizes: Sequence[int], row: Sequence[Estimate], optimizer: str) -> Diagram:
     """In the colour of the optimizer: solid where it is supported, dashed beyond, points where it was measured."""
     beyond = [one.kind in (EXTRAPOLATED, NONE) for one in row]
     # A dashed part begins at its solid neighbour, so that no gap is left between them.
@@ -139,7 +138,7 @@ def _figure(quantity: Quantity, sizes: Sequence[int], row: Sequence[Estimate], o
     axis = Axis(quantity.label, quantity.unit, log=quantity.log and min(every) > 0)
     title = quantity.label[:1].upper() + quantity.label[1:]
     x = Axis("batch size", "samples", log=True)
-    return Shown(Diagram(f"explorer_{quantity.key}", title, x, axis, drawn, f"From: {quantity.source}."))
+    return Diagram(f"explorer_{quantity.key}", title, x, axis, drawn, f"From: {quantity.source}.")
 
 
 def _line(

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from largebatch.records.figures.figure import Figure
 from largebatch.records.report.evidence import RunRecord
-from largebatch.records.report.plotly_figures import Shown
 from largebatch.records.report.plotly_together import Entry
 
 _LONG = 20  # rows of a table that scrolls by itself
@@ -85,12 +85,12 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[Cell]], *, caption: st
     )
 
 
-def figure(key: str, shown: Shown) -> str:
+def figure(key: str, shown: Figure) -> str:
     """The place where the page draws a figure once it comes into view."""
-    title, caption = html.escape(shown.figure.title), html.escape(shown.figure.caption)
+    title, caption = html.escape(shown.title), html.escape(shown.caption)
     return (
         f'<figure data-figure="{html.escape(key, quote=True)}"><h3>{title}</h3>'
-        f'<div class="plot" role="group" aria-label="{html.escape(shown.figure.title, quote=True)}"></div>'
+        f'<div class="plot" role="group" aria-label="{html.escape(shown.title, quote=True)}"></div>'
         f"<figcaption>{caption}</figcaption></figure>"
     )
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from largebatch.records.figures.diagram import Axis, Diagram, Line, Surface
+from largebatch.records.figures.figure import Figure
 from largebatch.records.report.evidence import JsonRecord
 from largebatch.records.report.html_parts import link_to, links, paragraph, table
-from largebatch.records.report.plotly_figures import Shown
 from largebatch.records.report.sections import Option
 from largebatch.records.rows.series import of_gap
 
@@ -36,7 +36,7 @@ def variance(record: JsonRecord, page: Path) -> Option:
     caption = "Independent draws follow tr(Σ)/B; without replacement the noise ends with the set. Bars: 95 %."
     y = Axis("gradient variance", "squared norm", log=True)
     figure = Diagram("variance_law", "Gradient variance against batch size", _BATCH, y, tuple(lines), caption)
-    return Option(record.name, [Shown(figure)], paragraph(f"{'; '.join(said)}.") + _source(record, page))
+    return Option(record.name, [figure], paragraph(f"{'; '.join(said)}.") + _source(record, page))
 
 
 def gap(record: JsonRecord, page: Path) -> Option:
@@ -67,7 +67,7 @@ def communication(record: JsonRecord, page: Path) -> Option:
         Axis("time", "s", log=True),
         tuple(lines),
     )
-    return Option(record.name, [Shown(figure)], table(("what", "median", "95 %"), rows) + _source(record, page))
+    return Option(record.name, [figure], table(("what", "median", "95 %"), rows) + _source(record, page))
 
 
 def sharpness(record: JsonRecord, page: Path) -> Option:
@@ -82,20 +82,21 @@ def sharpness(record: JsonRecord, page: Path) -> Option:
     return Option(record.name, _slices(values), table(("what", "value", "error"), rows) + _source(record, page))
 
 
-def _slices(values: dict[str, Any]) -> list[Shown]:
+def _slices(values: dict[str, Any]) -> list[Figure]:
     slices = values.get("slices") or {}
-    loss, figures = Axis("loss", f"mean per {values.get('unit', 'sample')}"), []
+    loss = Axis("loss", f"mean per {values.get('unit', 'sample')}")
+    figures: list[Figure] = []
     along = Axis("distance along a random direction", "filter norms")
     if slices.get("line"):
         line = (Line("loss", slices["line_positions"], slices["line"]),)
-        figures.append(Shown(Diagram("slice_1d", "Loss along a direction", along, loss, line)))
+        figures.append(Diagram("slice_1d", "Loss along a direction", along, loss, line))
     if slices.get("plane"):
         places = slices["plane_positions"]
         across = Axis("distance along another", "filter norms")
         plane = Surface(
             "slice_2d", "Loss over a plane", along, across, loss, places, places, slices["plane"], contours=True
         )
-        figures.append(Shown(plane))
+        figures.append(plane)
     return figures
 
 

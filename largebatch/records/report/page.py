@@ -16,6 +16,7 @@ from string import Template
 from typing import Any
 
 from largebatch.records.durable_files import write_whole
+from largebatch.records.figures.figure import Figure
 from largebatch.records.regular_files import printable
 from largebatch.records.report import html_parts
 from largebatch.records.report.batches import Group, batch_figures, grouped
@@ -24,7 +25,6 @@ from largebatch.records.report.evidence import Evidence, RunRecord
 from largebatch.records.report.explorer import Explorer, explorers
 from largebatch.records.report.guarded import draw_guarded
 from largebatch.records.report.html_parts import Cell
-from largebatch.records.report.plotly_figures import Shown
 from largebatch.records.report.plotly_together import plotly_figures
 from largebatch.records.report.record_sections import record_sections
 from largebatch.records.report.run_figures import curves, trust_ratio_maps
@@ -91,7 +91,7 @@ def _run_sections(runs: Sequence[RunRecord], groups: Sequence[Group]) -> list[Se
         for key, figures in found.items():
             if figures:
                 options[key].append(Option(task, figures))
-        options["layers"] += [Option(shown.figure.title, [shown]) for shown in trust_ratio_maps(ours)]
+        options["layers"] += [Option(found.title, [found]) for found in trust_ratio_maps(ours)]
     return [Section(key, title, options=options[key]) for key, title in _TITLES.items()]
 
 
@@ -171,7 +171,7 @@ def _figure_keys(sections: Sequence[Section]) -> dict[int, str]:
     keys = {}
     for part in sections:
         for shown in part.all_figures:
-            name = f"{part.key}/{shown.figure.name}"
+            name = f"{part.key}/{shown.name}"
             count_of_name[name] += 1
             keys[id(shown)] = name if count_of_name[name] == 1 else f"{name}-{count_of_name[name]}"
     return keys
@@ -204,7 +204,7 @@ def _option(option: Option, keys: dict[int, str], legends: dict[int, str]) -> st
     return content if option.explorer is None else html_parts.explorer(option.explorer, content)
 
 
-def _figures(figures: Sequence[Shown], keys: dict[int, str], legends: dict[int, str]) -> str:
+def _figures(figures: Sequence[Figure], keys: dict[int, str], legends: dict[int, str]) -> str:
     if not figures:
         return ""
     drawn = "".join(html_parts.figure(keys[id(shown)], shown) for shown in figures)

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from largebatch.records.figures.diagram import Diagram, colour_places, legend_labels
-from largebatch.records.report.plotly_figures import Shown, plotly_figure
+from largebatch.records.figures.draw_plotly import plotly_figure
+from largebatch.records.figures.figure import Bars, Figure
+from largebatch.records.figures.legends import colour_places, legend_labels, legend_of_all
 
 _MOST = 2  # entries of a legend inside a figure: more leave no room for it on a phone
 
@@ -35,25 +36,21 @@ class Together:
     legend: list[Entry]
 
 
-def plotly_figures(together: Sequence[Shown], optimizers: Sequence[str] = ()) -> Together:
+def plotly_figures(figures: Sequence[Figure], optimizers: Sequence[str] = ()) -> Together:
     """Draw figures that stand together.
 
     Args:
-        together: the figures.
+        figures: the figures.
         optimizers: in lower case; each has one colour on the whole page.
     """
-    figures = [shown.figure for shown in together]
     places = colour_places(figures, optimizers)
-    drawn = [plotly_figure(shown, own) for shown, own in zip(together, places, strict=True)]
-    legends = [
-        legend_labels(one) if isinstance(one, Diagram) else [trail.label for trail in one.trails] for one in figures
-    ]
-    most = max((one for one, figure in zip(legends, figures, strict=True) if isinstance(figure, Diagram)),
-               key=len, default=[])  # fmt: skip
-    is_shared = all(set(one) <= set(most) for one in legends) and len(most) > (1 if len(legends) > 1 else _MOST)
-    if not is_shared:
+    drawn = [plotly_figure(figure, own) for figure, own in zip(figures, places, strict=True)]
+    shared = legend_of_all(figures)
+    if len(figures) == 1 and not isinstance(figures[0], Bars) and len(legend_labels(figures[0])) > _MOST:
+        shared = 0
+    if shared is None:
         return Together(drawn, [])
-    entries = _entries(drawn[legends.index(most)])
+    entries = _entries(drawn[shared])
     for one in drawn:
         one["layout"]["showlegend"] = False
     return Together(drawn, entries)

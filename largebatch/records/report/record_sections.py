@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from largebatch.records.figures.draw_plotly import plotly_figure
 from largebatch.records.report import measurement_sections, story_sections
 from largebatch.records.report.evidence import Evidence, LeftOut
 from largebatch.records.report.html_parts import embedded_json
-from largebatch.records.report.plotly_figures import plotly_figure
 from largebatch.records.report.sections import Option, Section
 
 _KINDS: dict[str, tuple[str, Callable[..., Option]]] = {
@@ -39,8 +39,8 @@ def record_sections(evidence: Evidence, page: Path) -> tuple[list[Section], list
         for record in evidence.of(kind):
             try:
                 option = build(record, page, names) if kind == "study" else build(record, page)
-                for shown in option.figures:  # whether all of it can be drawn
-                    embedded_json(plotly_figure(shown))
+                for figure in option.figures:  # whether all of it can be drawn
+                    embedded_json(plotly_figure(figure))
                 found.append(option)
             except Exception as error:  # noqa: PERF203  a record is a file, and may say anything
                 left_out.append(LeftOut(record.path, f"is no whole record: {type(error).__name__}: {error}"))

@@ -14,7 +14,6 @@ import numpy as np
 from largebatch.diagnostics.smoothing import smooth
 from largebatch.records.figures.diagram import Axis, Diagram, Line, Numbers, Style, Surface
 from largebatch.records.report.evidence import RunRecord
-from largebatch.records.report.plotly_figures import Shown
 from largebatch.records.rows.columns import Column
 from largebatch.records.rows.placed_rows import thinned
 
@@ -32,7 +31,7 @@ def run_label(run: RunRecord) -> str:
     return f"batch {run.global_batch_size:,}{'+' if run.is_ramped else ''}, {run.optimizer}"
 
 
-def curves(runs: Sequence[RunRecord]) -> dict[str, list[Shown]]:
+def curves(runs: Sequence[RunRecord]) -> dict[str, list[Diagram]]:
     """The figures that have data, by the section that they belong to."""
     found = {
         "training": [
@@ -53,7 +52,7 @@ def curves(runs: Sequence[RunRecord]) -> dict[str, list[Shown]]:
     return {section: [one for one in figures if one] for section, figures in found.items()}
 
 
-def noise_scale(runs: Sequence[RunRecord]) -> Shown | None:
+def noise_scale(runs: Sequence[RunRecord]) -> Diagram | None:
     """The gradient noise scale with its interval, where there is enough evidence for one."""
     shown = [run for run in runs if run.has("noise_scale/value")]
     lines = []
@@ -71,31 +70,31 @@ def noise_scale(runs: Sequence[RunRecord]) -> Shown | None:
     return _shown(Diagram("noise_scale", "Gradient noise scale", _SAMPLES, y_axis, tuple(lines), caption), shown, runs)
 
 
-def trust_ratio_maps(runs: Sequence[RunRecord]) -> list[Shown]:
+def trust_ratio_maps(runs: Sequence[RunRecord]) -> list[Surface]:
     """A map per run that has layers, of one run per label and a few at most: layers over samples."""
     one_each = {run_label(run): run for run in runs if run.layers}
     return [found for run in list(one_each.values())[:_MOST_MAPS] if (found := _trust_ratio_map(run))]
 
 
-def _trust_ratio_map(run: RunRecord) -> Shown | None:
+def _trust_ratio_map(run: RunRecord) -> Surface | None:
     prefix = "trust_ratio/"
     names = list(dict.fromkeys(key for row in run.layers for key in row if key.startswith(prefix)))
     if not names:
         return None
     rows = [run.layers[i] for i in thinned(len(run.layers), 120)]
-    values = [[_finite(row.get(name)) for row in rows] for name in reversed(names)]
-    figure = Surface(
+    values = [[_finite(row.get(name)) for row in rows] for name in names]
+    return Surface(
         "trust_ratio",
         f"Trust ratio: {run.name}, {run_label(run)}",
         _SAMPLES,
-        Axis("layer", "first at the top"),
+        Axis("layer"),
         Axis("trust ratio", log=True),
         [float(row["samples_seen"]) for row in rows],
         list(range(len(names))),
         values,
         caption="|weight| / |update| of each layer, as LARS and LAMB scale its rate; layers without one are left out.",
+        row_names=[name.removeprefix(prefix) for name in names],
     )
-    return Shown(figure, row_names=[name.removeprefix(prefix) for name in reversed(names)])
 
 
 def _over_samples(
@@ -107,7 +106,7 @@ def _over_samples(
     *,
     smoothed: bool = False,
     stderr: str | None = None,
-) -> Shown | None:
+) -> Diagram | None:
     shown = [run for run in runs if run.has(key)]
     lines = []
     for run in shown:
@@ -144,17 +143,18 @@ def _envelope(column: Column, kept: np.ndarray) -> tuple[Numbers, Numbers]:
     return _plain(np.fmin.reduceat(column.low, starts)), _plain(np.fmax.reduceat(column.high, starts))
 
 
-def _shown(figure: Diagram, runs: Sequence[RunRecord], of_task: Sequence[RunRecord]) -> Shown | None:
+def _shown(figure: Diagram, runs: Sequence[RunRecord], of_task: Sequence[RunRecord]) -> Diagram | None:
     """A line for each of `runs`, with what tells it from the others of its task."""
     if not figure.lines:
         return None
-    names = [run.name for run in runs]
-    if len({run.optimizer for run in of_task}) == 1:
-        return Shown(figure, names=names)
-    sizes = sorted({run.global_batch_size for run in of_task})
-    lines = tuple(replace(line, group=run.optimizer) for line, run in zip(figure.lines, runs, strict=True))
-    dashes = [sizes.index(run.global_batch_size) for run in runs]
-    return Shown(replace(figure, lines=lines), names=names, dashes=dashes)
+    lines = tuple(replace(line, name=run.name) for line, run in zip(figure.lines, runs, strict=True))
+    if len({run.optimizer for run in of_task}) > 1:
+        sizes = sorted({run.global_batch_size for run in of_task})
+        lines = tuple(
+            replace(line, group=run.optimizer, dash=sizes.index(run.global_batch_size))
+            for line, run in zip(lines, runs, strict=True)
+        )
+    return replace(figure, lines=lines)
 
 
 def _points(num_lines: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from largebatch.records.report.plotly_figures import Shown
+from largebatch.records.figures.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Option:
     """
 
     label: str
-    figures: Sequence[Shown]
+    figures: Sequence[Figure]
     before: str = ""
     explorer: int | None = None
 
@@ -40,10 +40,10 @@ class Section:
     key: str
     title: str
     before: str = ""
-    figures: Sequence[Shown] = ()
+    figures: Sequence[Figure] = ()
     options: Sequence[Option] = ()
 
     @property
-    def all_figures(self) -> list[Shown]:
+    def all_figures(self) -> list[Figure]:
         """Those of the options too."""
         return [*self.figures, *(shown for option in self.options for shown in option.figures)]

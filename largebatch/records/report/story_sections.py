@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from largebatch.records.figures.diagram import Diagram, Surface, from_record
+from largebatch.records.figures.diagram import Diagram
+from largebatch.records.figures.figure import Figure, from_record
 from largebatch.records.report.evidence import JsonRecord
 from largebatch.records.report.html_parts import Cell, Link, bullets, link_to, links, paragraph, table
-from largebatch.records.report.plotly_figures import Shown
 from largebatch.records.report.sections import Option
 
 
@@ -48,12 +48,12 @@ def study(record: JsonRecord, page: Path, names: Mapping[str, str]) -> Option:
         "at the border of the search",
         "runs",
     )
-    figures = [Shown(_renamed(shown.figure, names)) for shown in _figures(values)]
+    figures = [_renamed(figure, names) for figure in _figures(values)]
     return Option(record.name, figures, said + table(headers, rows) + _files(record, page))
 
 
-def _renamed(figure: Diagram | Surface, names: Mapping[str, str]) -> Diagram | Surface:
-    if isinstance(figure, Surface):
+def _renamed(figure: Figure, names: Mapping[str, str]) -> Figure:
+    if not isinstance(figure, Diagram):
         return figure
     lines = []
     for line in figure.lines:
@@ -94,8 +94,8 @@ def chapter(record: JsonRecord, page: Path) -> Option:
     return Option(str(values["title"]), _figures(values), said + "".join(tables) + ran + _files(record, page))
 
 
-def _figures(values: dict[str, Any]) -> list[Shown]:
-    return [Shown(from_record(figure)) for figure in values.get("figures") or ()]
+def _figures(values: dict[str, Any]) -> list[Figure]:
+    return [from_record(figure) for figure in values.get("figures") or ()]
 
 
 def _files(record: JsonRecord, page: Path) -> str:

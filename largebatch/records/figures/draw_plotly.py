@@ -1,0 +1,118 @@
+"""Draws figures for plotly, for the page and for W&B.
+
+The page adds what depends on the reader: colours of the theme, the size, and how far a path has been walked.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from largebatch.records.figures.diagram import Axis, Diagram, Surface
+from largebatch.records.figures.figure import Bars, Figure
+from largebatch.records.figures.legends import colour_places, epoch_ticks
+from largebatch.records.figures.plotly_marks import (
+    bar_traces,
+    line_traces,
+    rounded,
+    safe,
+    surface_trace,
+    trail_traces,
+    wrapped,
+)
+
+_MOST_DECADES = 7  # labels of a logarithmic axis
+_FEW_DECADES = 0.5  # labels at 1, 2 and 5 alone would be two or fewer
+_PLAIN = (1e-4, 1e6)  # numbers between are written out
+
+
+def plotly_figure(figure: Figure, places: Mapping[str, int] | None = None) -> dict[str, Any]:
+    """`data` and `layout` of plotly, ready for JSON; of a surface with trails also `trails`, which the page moves.
+
+    Args:
+        figure: what is drawn.
+        places: series -> place of its colour; None: in the order of the series.
+
+    >>> figure = Diagram("loss", "A run", Axis("steps"), Axis("loss"), (Line("train", [1, 2], [0.5, 0.25]),))
+    >>> drawn = plotly_figure(figure)
+    >>> drawn["data"][0]["y"], drawn["layout"]["xaxis"]["title"]["text"]
+    ([0.5, 0.25], 'steps')
+    """
+    if places is None:
+        (places,) = colour_places([figure])
+    axes = {"xaxis": _axis(figure.x, _extent(figure, "x")), "yaxis": _axis(figure.y, _extent(figure, "y"))}
+    layout: dict[str, Any] = {"title": {"text": safe(figure.title)}, **axes}
+    if isinstance(figure, Diagram):
+        return _diagram(figure, places, layout)
+    if isinstance(figure, Bars):
+        layout |= {"barmode": "overlay", "hovermode": "closest"}
+        layout["yaxis"] |= _names(range(len(figure.rows)), figure.rows)
+        return {"data": bar_traces(figure, places), "layout": layout}
+    if figure.row_names:
+        layout["yaxis"] |= _names(figure.rows, figure.row_names)
+    surface = surface_trace(figure)
+    trails = [trace for trail in figure.trails for trace in trail_traces(trail, places[trail.series])]
+    drawn: dict[str, Any] = {"data": [surface, *trails], "layout": layout}
+    if any(len(trail.x) > 1 for trail in figure.trails):
+        # Of each trail its edge comes first, then its line, then the point that moves along it.
+        drawn["trails"] = [
+            {"x": rounded(one.x), "y": rounded(one.y), "trace": 3 + 3 * i} for i, one in enumerate(figure.trails)
+        ]
+    return drawn
+
+
+def _names(places: Sequence[float | None], names: Sequence[str]) -> dict[str, Any]:
+    """Of an axis of rows, the first at the top."""
+    shown = {"tickvals": list(places), "ticktext": [safe(name) for name in names]}
+    return shown | {"autorange": "reversed", "automargin": True}
+
+
+def _axis(axis: Axis, extent: tuple[float, float] | None) -> dict[str, Any]:
+    """Plotly by itself writes 2 for 0.02 on a logarithmic axis, and 100n for a loss of 1e-7."""
+    is_counted = axis.is_counted and (extent is None or extent[0] >= 1)
+    values: dict[str, Any] = {
+        "title": {"text": wrapped(str(axis))},
+        "type": "log" if axis.log else "linear",
+        "exponentformat": "SI" if is_counted else "power",
+    }
+    if axis.low is not None or axis.high is not None:
+        values["range"] = [axis.low, axis.high]  # None: with the values
+    if axis.falls:
+        values["autorange"] = "reversed"
+    if axis.log and extent and extent[1] > extent[0]:
+        decades = math.log10(extent[1] / extent[0])
+        # Plotly itself labels up to nine values per decade, which run into each other.
+        digits = "D1" if decades < _FEW_DECADES else "D2"
+        values["dtick"] = math.ceil(decades / _MOST_DECADES) if decades > 2 else digits
+        if is_counted or decades <= 2 or (_PLAIN[0] <= extent[0] and extent[1] <= _PLAIN[1]):
+            values["tickformat"] = "~s" if is_counted else "~g"
+    return values
+
+
+def _extent(figure: Figure, key: str) -> tuple[float, float] | None:
+    """The least and the largest positive value along an axis."""
+    if isinstance(figure, Surface):
+        values = list(figure.columns if key == "x" else figure.rows)
+    elif isinstance(figure, Bars):
+        values = [end for bar in figure.bars for end in (bar.start, bar.end)] if key == "x" else []
+    else:
+        columns = ("x",) if key == "x" else ("y", "low", "high")
+        known = (getattr(line, column) for line in figure.lines for column in columns)
+        values = [value for column in known if column is not None for value in column]
+    positive = [value for value in values if value is not None and value > 0]
+    return (min(positive), max(positive)) if positive else None
+
+
+def _diagram(figure: Diagram, places: Mapping[str, int], layout: dict[str, Any]) -> dict[str, Any]:
+    data, extent = line_traces(figure, places), _extent(figure, "x")
+    if figure.samples_per_epoch and extent:
+        ticks = epoch_ticks(extent[1], figure.samples_per_epoch)
+        # In samples as the axis below, with names of its own: so it follows where a reader zooms.
+        layout["xaxis2"] = {
+            "overlaying": "x", "matches": "x", "side": "top", "title": {"text": "epochs"}, "tickvals": list(ticks),
+            "ticktext": list(ticks.values()), "showgrid": False, "zeroline": False, "automargin": True,
+        }  # fmt: skip
+        # Plotly draws no axis without a trace.
+        data.append({"type": "scatter", "x": [None], "y": [None], "xaxis": "x2", "showlegend": False})
+    return {"data": data, "layout": layout | {"hovermode": "closest"}}

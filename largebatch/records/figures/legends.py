@@ -1,0 +1,82 @@
+"""Colours and legends of figures, the same wherever they are drawn."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+from largebatch.records.figures.diagram import Diagram, Surface
+from largebatch.records.figures.figure import Bars, Figure
+
+NUM_COLOURS = 7  # of the palettes
+_MOST_TICKS = 6  # of an axis of epochs
+
+
+def colour_places(figures: Sequence[Figure], fixed: Sequence[str] = ()) -> list[dict[str, int]]:
+    """For each of several figures that stand together: series -> place of its colour in a palette.
+
+    A series has one colour in all of them, unless they have more series than there are colours: then each begins anew.
+
+    Args:
+        figures: side by side, or below each other.
+        fixed: series whose places are their own wherever they are drawn, in lower case: optimizers, on a page.
+
+    >>> from largebatch.records.figures.diagram import Axis, Line
+    >>> first, second = (Diagram("d", "", Axis("x"), Axis("y"), tuple(Line(label, [1], [1]) for label in labels))
+    ...                  for labels in (("train", "LAMB"), ("validation", "train")))
+    >>> colour_places([first, second], fixed=["sgd", "lamb"])
+    [{'train': 0, 'LAMB': 1}, {'validation': 2, 'train': 0}]
+    """
+    own = [list(dict.fromkeys(_series(figure))) for figure in figures]
+    together = list(dict.fromkeys(name for names in own for name in names))
+    if len(together) > NUM_COLOURS:
+        return [_places(names, fixed) for names in own]
+    places = _places(together, fixed)
+    return [{name: places[name] for name in names} for names in own]
+
+
+def _series(figure: Figure) -> list[str]:
+    if isinstance(figure, Bars):
+        return [*figure.labels, *(bar.series for bar in figure.bars)]
+    return [one.series for one in (figure.lines if isinstance(figure, Diagram) else figure.trails)]
+
+
+def _places(names: Sequence[str], fixed: Sequence[str]) -> dict[str, int]:
+    known = {name: fixed.index(name.lower()) for name in names if name.lower() in fixed}
+    free = (place for place in itertools.count() if place not in known.values())
+    return {name: known[name] if name in known else next(free) for name in names}
+
+
+def legend_labels(figure: Figure) -> list[str]:
+    """Of a legend without repetitions: points of a series whose curve is named have no entry of their own."""
+    if isinstance(figure, Bars):
+        return list(dict.fromkeys(bar.label for bar in figure.bars if bar.start != bar.end))
+    if isinstance(figure, Surface):
+        return [trail.label for trail in figure.trails]
+    named = {line.group for line in figure.lines if line.style != "points" and line.label != line.group}
+    return list(dict.fromkeys(line.label for line in figure.lines if line.label not in named))
+
+
+def legend_of_all(figures: Sequence[Figure]) -> int | None:
+    """The place of the figure whose legend serves for all of them; None where each needs its own, or none has any."""
+    legends = [legend_labels(figure) for figure in figures]
+    if len(figures) < 2 or any(isinstance(one, Bars) for one in figures):
+        return None
+    most = max(range(len(legends)), key=lambda place: len(legends[place]))
+    return most if len(legends[most]) > 1 and all(set(one) <= set(legends[most]) for one in legends) else None
+
+
+def epoch_ticks(most_samples: float, samples_per_epoch: float) -> dict[float, str]:
+    """Ticks of an axis of epochs: samples -> epoch, six at most.
+
+    >>> epoch_ticks(1000, 100)
+    {0.0: '0', 200.0: '2', 400.0: '4', 600.0: '6', 800.0: '8', 1000.0: '10'}
+    """
+    epochs = most_samples / samples_per_epoch
+    if not epochs > 0:
+        return {}
+    magnitude = 10 ** math.floor(math.log10(epochs / (_MOST_TICKS - 1)))
+    apart = next(step * magnitude for step in (1, 2, 5, 10) if epochs / (step * magnitude) <= _MOST_TICKS - 1)
+    count = int(epochs / apart + 1e-9) + 1
+    return {place * apart * samples_per_epoch: f"{place * apart:g}" for place in range(count)}

@@ -1,0 +1,142 @@
+"""The marks of figures, drawn into a panel of matplotlib: lines, stacks, surfaces, bars."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LogNorm, Normalize
+
+from largebatch.records.figures.diagram import Axis, Line, Numbers, Surface
+from largebatch.records.figures.figure import Bars
+from largebatch.records.figures.legends import NUM_COLOURS
+
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000")
+MANY = 40  # a line of more points has no markers
+_LINES = {
+    "line": ("-", None), "dashed": ("--", None), "points": ("none", "o"), "both": ("-", "o"), "faint": ("-", None),
+    "steps": ("-", None),
+}  # fmt: skip
+_DASHES = ("-", ":", "-.", (0, (5, 1)), (0, (5, 1, 1, 1)))  # once the colours are used up
+_LEVELS, _LABELLED = 18, 3  # contours of a landscape, and which of them have a number
+
+
+def plain(text: str) -> str:
+    """A text in which a dollar is a dollar, not the start of a formula."""
+    return text.replace("$", r"\$")
+
+
+def draw_line(ax: Axes, line: Line, colour: str, place: int) -> Artist:
+    """A line with its band, or points with their error bars; returns the line."""
+    x, y = _floats(line.x), _floats(line.y)
+    dashes: Any
+    dashes, marker = _LINES[line.style]
+    if dashes == "-":
+        dashes = _DASHES[(place // NUM_COLOURS if line.dash is None else line.dash) % len(_DASHES)]
+    if marker and len(x) > MANY and line.style == "both":
+        marker = None
+    look: dict[str, Any] = {"alpha": 0.28, "linewidth": 0.7} if line.style == "faint" else {"linewidth": 1.5}
+    if line.style == "steps":
+        look["drawstyle"] = "steps-pre"
+    (drawn,) = ax.plot(x, y, color=colour, linestyle=dashes, marker=marker, markersize=4, **look)
+    if line.low is not None and line.high is not None:
+        low, high = _floats(line.low), _floats(line.high)
+        if line.style == "points":
+            ax.errorbar(x, y, np.maximum([y - low, high - y], 0), color=colour, linestyle="none", capsize=2.5)
+        else:
+            ax.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
+    return drawn
+
+
+def draw_stack(ax: Axes, lines: Sequence[Line], colours: Mapping[str, str]) -> dict[str, Artist]:
+    """The stacked lines among `lines` as areas on top of each other, by label."""
+    areas: dict[str, Artist] = {}
+    base: np.ndarray | None = None
+    for line in lines:
+        if line.style != "stack":
+            continue
+        base = np.zeros(len(line.y)) if base is None else base
+        top = base + np.nan_to_num(_floats(line.y))
+        areas[line.label] = ax.fill_between(
+            _floats(line.x), base, top, color=colours[line.series], alpha=0.85, linewidth=0
+        )
+        base = top
+    return areas
+
+
+def draw_surface(ax: Axes, figure: Surface, colours: Mapping[str, str]) -> dict[str, Artist]:
+    """Cells or contours, their scale of colours, and trails, which are returned by label."""
+    values = np.array([_floats(row) for row in figure.values])
+    columns, rows = _floats(figure.columns), _floats(figure.rows)
+    norm, finite = _norm(values, figure.z), values[np.isfinite(values)]
+    drawn: ScalarMappable
+    if figure.contours and len(finite) and finite.min() < finite.max():
+        spaced = np.geomspace if isinstance(norm, LogNorm) else np.linspace
+        levels = spaced(finite.min(), finite.max(), _LEVELS)
+        drawn = ax.contourf(columns, rows, values, levels, norm=norm, alpha=0.85)
+        lines = ax.contour(columns, rows, values, levels[::_LABELLED], colors="white", linewidths=0.6)
+        ax.clabel(lines, fontsize=7, fmt="%.3g")
+    else:
+        drawn = ax.pcolormesh(_edges(columns, figure.x), _edges(rows, figure.y), values, norm=norm)
+    assert ax.figure is not None
+    ax.figure.colorbar(drawn, ax=ax, label=plain(str(figure.z)), format="%.3g")
+    handles: dict[str, Artist] = {}
+    for trail in figure.trails:
+        x, y = _floats(trail.x), _floats(trail.y)
+        ax.plot(x, y, color="#000000", linewidth=2.2)
+        marker = "o" if len(x) <= MANY else None
+        size = 3 if len(x) > 1 else 8
+        (handles[trail.label],) = ax.plot(
+            x, y, color=colours[trail.series], linewidth=1.3, marker=marker, markersize=size, markeredgecolor="white",
+            markeredgewidth=0.0 if len(x) > 1 else 1.5,
+        )  # fmt: skip
+    if len(handles) == 1:  # more have a legend below
+        ax.legend(handles.values(), [plain(label) for label in handles], fontsize=8, loc="upper right")
+    return handles
+
+
+def draw_bars(ax: Axes, figure: Bars, colours: Mapping[str, str]) -> dict[str, Artist]:
+    """Rows from the top, each with its bars; returns the first bar of every label."""
+    handles: dict[str, Artist] = {}
+    before = None
+    for bar in figure.bars:
+        if figure.connected and before is not None:
+            ax.plot([before.end] * 2, [before.row, bar.row], color="#000000", linewidth=0.6, linestyle=":", zorder=1)
+        colour = colours[bar.series]
+        if bar.start == bar.end:
+            ax.plot(bar.end, bar.row, "o", color=colour, markersize=7)
+        else:
+            drawn = ax.barh(bar.row, bar.end - bar.start, left=bar.start, height=0.6, color=colour, alpha=0.8)
+            handles.setdefault(bar.label, drawn.patches[0])
+        right = max(bar.start, bar.end)
+        if bar.low is not None and bar.high is not None:
+            ax.plot([bar.low, bar.high], [bar.row] * 2, color="#000000", linewidth=1.4, marker="|", markersize=7)
+            right = max(right, bar.high)
+        ax.annotate(plain(bar.text), (right, bar.row), xytext=(8, -3), textcoords="offset points", fontsize=8)
+        before = bar
+    ax.set_ylim(len(figure.rows) - 0.5, -0.5)
+    if figure.connected:
+        ax.use_sticky_edges = False  # a bar is no border
+        ax.margins(x=0.18)
+    return handles
+
+
+def _edges(centres: np.ndarray, axis: Axis) -> np.ndarray:
+    """Borders of the cells around ascending centres: halfway, as the axis is scaled; a single cell is one wide."""
+    scaled = np.log2(centres) if axis.log else centres
+    half = np.diff(scaled) / 2 if len(scaled) > 1 else np.array([0.5])
+    edges = np.concatenate([scaled[:1] - half[:1], scaled[:-1] + half[: len(scaled) - 1], scaled[-1:] + half[-1:]])
+    return np.exp2(edges) if axis.log else edges
+
+
+def _norm(values: np.ndarray, axis: Axis) -> Normalize:
+    finite = values[np.isfinite(values)]
+    return LogNorm() if axis.log and len(finite) and finite.min() > 0 else Normalize()
+
+
+def _floats(values: Numbers) -> np.ndarray:
+    return np.array([np.nan if value is None else value for value in values], dtype=float)
