@@ -59,7 +59,7 @@ def run(arguments: Sequence[str]) -> int:
         except RendezvousTimeoutError:
             print(
                 f"{who} within {limit_s:g} s. Start the missing ones with the same arguments, check that they reach "
-                "this address, or wait longer: JOIN_TIMEOUT.",
+                "this address, or wait longer: RENDEZVOUS_TIMEOUT.",
                 file=sys.stderr,
             )
         except RendezvousConnectionError as error:

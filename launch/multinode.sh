@@ -10,15 +10,19 @@
 # The run folder (run.dir, run.root) has to be on a disk that all machines share if the run is to be resumed.
 # Whoever reaches HOST:PORT can take part: trusted networks only.
 #
-#   JOIN_TIMEOUT    seconds that each machine waits for all others; default: 300. It says so when they do not come.
+#   RENDEZVOUS_TIMEOUT    seconds that each machine waits for all others; default: 300. It says so when they do not come.
 #   NCCL_SOCKET_IFNAME, GLOO_SOCKET_IFNAME    network interface, where torch picks the wrong one
 #   OMP_NUM_THREADS, TORCH_ELASTIC_SHUTDOWN_TIMEOUT    as in torchrun.sh
 
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-join_timeout=${JOIN_TIMEOUT:-300}
+if [[ -n ${JOIN_TIMEOUT:-} ]]; then
+    echo "largebatch: JOIN_TIMEOUT=$JOIN_TIMEOUT: the variable is called RENDEZVOUS_TIMEOUT now. Set that one." >&2
+    exit 2
+fi
+timeout=${RENDEZVOUS_TIMEOUT:-300}
 if [[ ! ${1:-} =~ ^[1-9][0-9]*$ || ! ${2:-} =~ ^([1-9][0-9]*|gpu|cpu|auto)$ || ! ${3:-} =~ ^.+:[0-9]+$ ||
-    ! ${4:-} =~ ^[^=]+$ || ! $join_timeout =~ ^[1-9][0-9]*$ ]]; then
+    ! ${4:-} =~ ^[^=]+$ || ! $timeout =~ ^[1-9][0-9]*$ ]]; then
     sed -n '2,/^$/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
     exit 2
 fi
@@ -33,5 +37,5 @@ export PET_SIGNALS_TO_HANDLE="${PET_SIGNALS_TO_HANDLE:-SIGTERM,SIGINT,SIGHUP,SIG
 # Node ranks are given out by the rendezvous: which machine is which does not change the run.
 exec python "$here/bounded_torchrun.py" --nnodes "$num_nodes" --nproc-per-node "$num_processes" \
     --rdzv-backend c10d --rdzv-endpoint "$endpoint" --rdzv-id "$run_id" \
-    --rdzv-conf "join_timeout=$join_timeout" \
+    --rdzv-conf "join_timeout=$timeout" \
     -m largebatch train "$@"

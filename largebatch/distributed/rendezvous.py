@@ -28,7 +28,7 @@ class LauncherError(RuntimeError):
 
 
 @contextlib.contextmanager
-def meeting(environ: Mapping[str, str], *, timeout_s: float) -> Iterator[None]:
+def rendezvous(environ: Mapping[str, str], *, timeout_s: float) -> Iterator[None]:
     """Hold a rank back until every rank that the launcher started is here; the process group is opened inside.
 
     Torch's own rendezvous has the time limit of the collectives, lets all but rank 0 pass before the others have come,
@@ -45,7 +45,7 @@ def meeting(environ: Mapping[str, str], *, timeout_s: float) -> Iterator[None]:
     Raises:
         LauncherError: if ranks are missing after that time, or this one cannot reach rank 0 or open its port.
     """
-    place = _Place.of(environ, timeout_s)
+    place = _Address.of(environ, timeout_s)
     if place is None:
         yield
         return
@@ -53,10 +53,10 @@ def meeting(environ: Mapping[str, str], *, timeout_s: float) -> Iterator[None]:
         store, outcome = within(timeout_s + _CONNECTING_S, place.join)
     except TimeoutError:
         raise LauncherError(
-            f"Rank {place.rank} of {place.world_size} waited for {timeout_s:g} s (launcher.join_timeout_s) and got no "
-            f"answer at {place}, neither to the name nor to the first message: another program has this port, or the "
-            "network swallows what is sent. Set MASTER_PORT to one that no other program has, the same for all ranks, "
-            "and MASTER_ADDR to an IP address."
+            f"Rank {place.rank} of {place.world_size} waited for {timeout_s:g} s (launcher.rendezvous_timeout_s) and "
+            f"got no answer at {place}, neither to the name nor to the first message: another program has this port, "
+            "or the network swallows what is sent. Set MASTER_PORT to one that no other program has, the same for all "
+            "ranks, and MASTER_ADDR to an IP address."
         ) from None
     if outcome != _ALL_HERE:
         if place.opens_port:
@@ -67,7 +67,7 @@ def meeting(environ: Mapping[str, str], *, timeout_s: float) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class _Place:
+class _Address:
     """Where one rank meets the others: at `address`:`port`, which it opens itself or not."""
 
     address: str
@@ -79,7 +79,7 @@ class _Place:
     limit_s: float
 
     @classmethod
-    def of(cls, environ: Mapping[str, str], limit_s: float) -> _Place | None:
+    def of(cls, environ: Mapping[str, str], limit_s: float) -> _Address | None:
         names = ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT")
         if not all(environ.get(name) for name in names) or int(environ["WORLD_SIZE"]) == 1:
             return None
@@ -145,7 +145,7 @@ class _Place:
             time.sleep(next(pauses))
 
     def _unreachable(self, error: OSError) -> str:
-        why = f"{self} within {self.limit_s:g} s (launcher.join_timeout_s): {error.strerror or error}"
+        why = f"{self} within {self.limit_s:g} s (launcher.rendezvous_timeout_s): {error.strerror or error}"
         if self.opens_port:
             return (
                 f"Rank 0 of {self.world_size} cannot reach itself at {why}. MASTER_ADDR is the address of rank 0's "
@@ -154,7 +154,7 @@ class _Place:
         return (
             f"Rank {self.rank} of {self.world_size} could not reach rank 0 at {why}. Rank 0 opens this port when it "
             "starts. Start it, check that MASTER_ADDR names its host and that nothing between the nodes blocks "
-            "MASTER_PORT, or raise launcher.join_timeout_s where nodes come one by one out of a queue."
+            "MASTER_PORT, or raise launcher.rendezvous_timeout_s where nodes come one by one out of a queue."
         )
 
     def _meet(self, store: dist.Store, end: float) -> str:
@@ -178,10 +178,10 @@ class _Place:
         hosts = dict.fromkeys(store.get(f"rank/{rank}").decode() for rank in came)
         return (
             f"{len(came)} of {self.world_size} ranks came to {self} within {self.limit_s:g} s "
-            f"(launcher.join_timeout_s). Missing: {counted_ranks(missing, self.world_size)}; the others are on "
+            f"(launcher.rendezvous_timeout_s). Missing: {counted_ranks(missing, self.world_size)}; the others are on "
             f"{_shortened(list(hosts))}. A job starts when all of its ranks are there. Start the missing ones, check "
-            f"that {self.address} is rank 0's host and that they reach it, or raise launcher.join_timeout_s where "
-            "nodes come one by one out of a queue."
+            f"that {self.address} is rank 0's host and that they reach it, or raise launcher.rendezvous_timeout_s "
+            "where nodes come one by one out of a queue."
         )
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from largebatch.distributed.generators import seed_generators
 from largebatch.distributed.pending_sum import PendingSum
-from largebatch.distributed.rendezvous import LauncherError, leave_process_group, meeting
+from largebatch.distributed.rendezvous import LauncherError, leave_process_group, rendezvous
 
 if TYPE_CHECKING:  # and where a job is joined: a verb that joins none starts without accelerate
     from accelerate import Accelerator
@@ -51,19 +51,23 @@ class Runtime:
 
     @classmethod
     def open(
-        cls, *, precision: str = "fp32", tf32: bool | None = None, timeout_s: float = 1800, join_timeout_s: float = 300
+        cls,
+        *,
+        precision: str = "fp32",
+        tf32: bool | None = None,
+        collective_timeout_s: float = 1800,
+        rendezvous_timeout_s: float = 300,
     ) -> Runtime:
         """Join the job that the launcher's environment describes; without one, a job of a single process.
 
         Args:
             precision: fp64, fp32, bf16 or fp16.
             tf32: whether float32 products of a GPU may run in TF32; None: as torch's flags are set.
-            timeout_s: seconds after which a collective that does not complete fails.
-            join_timeout_s: seconds to wait here until all ranks of the job have come.
+            collective_timeout_s: seconds after which a collective that does not complete fails.
+            rendezvous_timeout_s: seconds to wait here until all ranks of the job have come.
 
         Raises:
-            LauncherError: if ranks do not come in time, this one cannot reach rank 0, or accelerate sees another
-                number of processes than the launcher started.
+            LauncherError: if ranks do not come in time, rank 0 cannot be reached, or accelerate sees other ranks.
             ValueError: for fp16 without a GPU, where autocast and loss scaling would silently do nothing.
         """
         owns_group = not dist.is_initialized()
@@ -75,8 +79,8 @@ class Runtime:
         if os.environ.get("WORLD_SIZE") == "1":  # nobody to meet, but torch asks where
             os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
             os.environ.setdefault("MASTER_PORT", "0")
-        with meeting(os.environ, timeout_s=join_timeout_s) if owns_group else contextlib.nullcontext():
-            accelerator = _accelerator(precision, timeout_s)
+        with rendezvous(os.environ, timeout_s=rendezvous_timeout_s) if owns_group else contextlib.nullcontext():
+            accelerator = _accelerator(precision, collective_timeout_s)
         started = int(os.environ.get("WORLD_SIZE", "1"))
         if accelerator.num_processes != started:
             seen = accelerator.num_processes
@@ -225,7 +229,7 @@ class Runtime:
             self._accelerator.scaler.load_state_dict(state)
 
 
-def _accelerator(precision: str, timeout_s: float) -> Accelerator:
+def _accelerator(precision: str, collective_timeout_s: float) -> Accelerator:
     from accelerate import Accelerator
     from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
@@ -234,10 +238,9 @@ def _accelerator(precision: str, timeout_s: float) -> Accelerator:
             cpu=not torch.cuda.is_available(),
             mixed_precision=_ACCELERATE_PRECISION[precision],
             kwargs_handlers=[
-                # Buffers belong to the micro-batches of their rank until `RunningStatistics.merge`; a broadcast in
-                # every forward pass would replace them by rank 0's and cost a collective.
+                # Buffers are a rank's own until `RunningStatistics.merge`; a broadcast would replace them by rank 0's.
                 DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
-                InitProcessGroupKwargs(timeout=timedelta(seconds=timeout_s)),
+                InitProcessGroupKwargs(timeout=timedelta(seconds=collective_timeout_s)),
             ],
         )
     except Exception:

@@ -13,7 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 # Dotted key of the config -> its new name; a section takes all keys below it along.
-KEYS: dict[str, str] = {}
+KEYS = {
+    "launcher.join_timeout_s": "launcher.rendezvous_timeout_s",
+    "launcher.timeout_s": "launcher.collective_timeout_s",
+}
 # Key -> (regular expression of a part of its value, what it is now).
 VALUES = {"batch_norm": (r"\bghost\b", "per_micro_batch")}
 # Our own classes, wherever a config names one.

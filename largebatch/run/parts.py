@@ -38,8 +38,8 @@ def open_runtime(prepared: Prepared) -> Iterator[Runtime]:
     runtime = Runtime.open(
         precision=config.precision.compute,
         tf32=config.precision.tf32,
-        timeout_s=config.launcher.timeout_s,
-        join_timeout_s=config.launcher.join_timeout_s,
+        collective_timeout_s=config.launcher.collective_timeout_s,
+        rendezvous_timeout_s=config.launcher.rendezvous_timeout_s,
     )
     try:
         if runtime.world_size > 1:

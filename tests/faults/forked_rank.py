@@ -76,7 +76,7 @@ def train(
             nodes[rank].enter()
             os.environ |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": nodes[0].address}
             os.environ |= {"GLOO_SOCKET_IFNAME": INTERFACE}
-            overrides = (*overrides, f"launcher.timeout_s={timeout_s:g}")
+            overrides = (*overrides, f"launcher.collective_timeout_s={timeout_s:g}")
     stop_at_once()
     leave(_exit_code(overrides))
 

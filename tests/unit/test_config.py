@@ -259,7 +259,7 @@ LENGTH = "a length is a number and a unit. Write 30ep, 500steps or 100000samples
         ("logger.wandb.project=''", "logger.wandb.project=: must not be empty."),
         ("logger.wandb.tags=x", "logger.wandb.tags=x: must be a list, [a, b]."),
         ("launcher.num_processes=0", "launcher.num_processes=0: must be at least 1."),
-        ("launcher.timeout_s=0", "launcher.timeout_s=0: must be above 0.0."),
+        ("launcher.collective_timeout_s=0", "launcher.collective_timeout_s=0: must be above 0.0."),
         ("run.name=..", f"run.name=..: {FOLDER}"),
         ("run.name=a/b", f"run.name=a/b: {FOLDER}"),
         ("run.name=''", f"run.name=: {FOLDER}"),

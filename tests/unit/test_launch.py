@@ -57,6 +57,16 @@ def test_shellcheck_finds_nothing(script: Path) -> None:
     assert found.stdout == ""
 
 
+def test_the_old_name_of_a_variable_is_refused_with_the_new_one() -> None:
+    environment = {"PATH": "/usr/bin:/bin", "JOIN_TIMEOUT": "60"}
+    done = subprocess.run(
+        [ROOT / "launch" / "multinode.sh", "2", "8", "node1:29400", "job"], env=environment, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "JOIN_TIMEOUT=60: the variable is called RENDEZVOUS_TIMEOUT now." in done.stderr
+
+
 @pytest.mark.parametrize(
     "command",
     [

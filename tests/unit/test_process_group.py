@@ -16,7 +16,7 @@ from torch.distributed import TCPStore
 
 from largebatch.cli import train
 from largebatch.distributed import rendezvous as process_group
-from largebatch.distributed.rendezvous import LauncherError, meeting
+from largebatch.distributed.rendezvous import LauncherError, rendezvous
 from largebatch.distributed.runtime import Runtime
 from tests.launcher import LAUNCHER
 
@@ -37,7 +37,7 @@ def environment(rank: int, world_size: int, port: int, **others: str) -> dict[st
 def meet(environ: Mapping[str, str], timeout_s: float) -> str:
     """What became of it: nothing, or the error."""
     try:
-        with meeting(environ, timeout_s=timeout_s):
+        with rendezvous(environ, timeout_s=timeout_s):
             return ""
     except LauncherError as error:
         return str(error)
@@ -57,10 +57,10 @@ def test_ranks_that_do_not_come_are_counted_and_named_and_nothing_is_left_behind
         monkeypatch.setenv(name, value)
     before = dict(os.environ)
     with pytest.raises(LauncherError) as caught:
-        Runtime.open(join_timeout_s=0.5, timeout_s=5)
+        Runtime.open(rendezvous_timeout_s=0.5, collective_timeout_s=5)
     assert str(caught.value).startswith(
-        f"1 of 3 ranks came to 127.0.0.1:{port} within 0.5 s (launcher.join_timeout_s). Missing: ranks 1, 2 (2 of 3); "
-        f"the others are on {socket.gethostname()}. "
+        f"1 of 3 ranks came to 127.0.0.1:{port} within 0.5 s (launcher.rendezvous_timeout_s). Missing: ranks 1, 2 "
+        f"(2 of 3); the others are on {socket.gethostname()}. "
     )
     assert "Start the missing ones" in str(caught.value)
     assert dict(os.environ) == before
@@ -78,7 +78,13 @@ def test_a_run_whose_other_ranks_do_not_come_ends_with_one_line_as_any_wrong_inp
 ):
     for name, value in environment(0, 2, port).items():
         monkeypatch.setenv(name, value)
-    run = ["data=digits", "model=linear", "run.dir=run", "launcher.join_timeout_s=0.5", "launcher.timeout_s=5"]
+    run = [
+        "data=digits",
+        "model=linear",
+        "run.dir=run",
+        "launcher.rendezvous_timeout_s=0.5",
+        "launcher.collective_timeout_s=5",
+    ]
     assert train.main(run) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"largebatch: 1 of 2 ranks came to 127.0.0.1:{port} within 0.5 s")
@@ -86,12 +92,12 @@ def test_a_run_whose_other_ranks_do_not_come_ends_with_one_line_as_any_wrong_inp
 
 
 def test_all_ranks_pass_when_the_last_has_come_and_their_group_takes_the_server_over(port: int):
-    with meeting(environment(0, 1, port), timeout_s=1):
+    with rendezvous(environment(0, 1, port), timeout_s=1):
         pass  # alone, nobody opens a port
     inside, stores = [], []  # the server ends with the store of rank 0, which must not be the first to leave
 
     def rank(number: int) -> None:
-        with meeting(environment(number, 3, port), timeout_s=30):
+        with rendezvous(environment(number, 3, port), timeout_s=30):
             limit = timedelta(seconds=30)
             store = TCPStore("127.0.0.1", port, 3, is_master=number == 0, timeout=limit, multi_tenant=True)
             stores.append(store)
@@ -114,7 +120,7 @@ def test_ranks_that_have_come_all_say_the_same_about_those_that_have_not(port: i
 def test_a_rank_that_cannot_reach_rank_0_says_where_and_why(port: int):
     told = meet(environment(1, 2, port), 0.3)
     assert told.startswith(
-        f"Rank 1 of 2 could not reach rank 0 at 127.0.0.1:{port} within 0.3 s (launcher.join_timeout_s): "
+        f"Rank 1 of 2 could not reach rank 0 at 127.0.0.1:{port} within 0.3 s (launcher.rendezvous_timeout_s): "
         "Connection refused. "
     )
     assert "check that MASTER_ADDR names its host" in told
@@ -127,8 +133,8 @@ def test_rank_0_at_an_address_of_another_host_cannot_reach_itself(port: int, mon
     monkeypatch.setattr(process_group.socket, "create_connection", connect)
     told = meet(environment(0, 2, port) | {"MASTER_ADDR": "192.0.2.1"}, 0.3)
     assert told.startswith(
-        f"Rank 0 of 2 cannot reach itself at 192.0.2.1:{port} within 0.3 s (launcher.join_timeout_s): No route to "
-        "host. MASTER_ADDR is the address of rank 0's host"
+        f"Rank 0 of 2 cannot reach itself at 192.0.2.1:{port} within 0.3 s (launcher.rendezvous_timeout_s): No route "
+        "to host. MASTER_ADDR is the address of rank 0's host"
     )
 
 
@@ -150,7 +156,9 @@ def test_a_program_that_has_the_port_and_says_nothing_does_not_hold_a_rank(monke
     with socket.create_server(("127.0.0.1", 0)) as silent:
         told = meet(environment(1, 2, silent.getsockname()[1]), 0.3)
     released.set()
-    assert told.startswith("Rank 1 of 2 waited for 0.3 s (launcher.join_timeout_s) and got no answer at 127.0.0.1:")
+    assert told.startswith(
+        "Rank 1 of 2 waited for 0.3 s (launcher.rendezvous_timeout_s) and got no answer at 127.0.0.1:"
+    )
 
 
 def test_a_rank_whose_rank_0_leaves_while_it_waits_says_so(port: int):

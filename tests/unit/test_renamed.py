@@ -19,10 +19,15 @@ pytestmark = [pytest.mark.quick]
 OF_THE_COMMAND_LINE = {
     "batch_norm=ghost": "Write batch_norm=per_micro_batch.",
     "batch_norm=ghost,exact": "Write batch_norm=per_micro_batch,exact.",
+    "launcher.join_timeout_s=5": "Write launcher.rendezvous_timeout_s=5.",
+    "+launcher.timeout_s=5": "Write +launcher.collective_timeout_s=5.",
+    "~launcher.timeout_s": "Write ~launcher.collective_timeout_s.",
     "+observers.variance.every=5": "`largebatch measure variance`",
 }
 OF_A_CONFIG = {
     "batch_norm: ghost": "Write batch_norm=per_micro_batch.",
+    "launcher: {timeout_s: 5}": "Write launcher.collective_timeout_s=5.",
+    "seed: ${launcher.join_timeout_s}": "Write ${launcher.rendezvous_timeout_s}.",
     "observers: {variance: {every: 5}}": "`largebatch measure variance`",
 }
 METRICS: dict[str, str] = {}

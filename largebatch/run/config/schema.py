@@ -196,8 +196,8 @@ class LauncherConfig(Section):
     """What the launcher should have started."""
 
     num_processes: PositiveInt | None
-    join_timeout_s: PositiveFloat
-    timeout_s: PositiveFloat
+    rendezvous_timeout_s: PositiveFloat
+    collective_timeout_s: PositiveFloat
 
 
 class RunConfig(Section):
