@@ -130,7 +130,7 @@ class Recomputation:
             "wrong, or an operation of the model does not give the same result twice. No weight was updated by this "
             "step, and nothing of it is saved. Resume from the last checkpoint; if the same rank is named again, do "
             "without its machine. If others are named, too, find the operation with "
-            "torch.use_deterministic_algorithms(True), or set observers.ranks.recompute_every=null."
+            "torch.use_deterministic_algorithms(True), or set observers.recompute.every=null."
         )
 
 

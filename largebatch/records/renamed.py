@@ -14,6 +14,9 @@ from typing import Any
 
 # Dotted key of the config -> its new name; a section takes all keys below it along.
 KEYS = {
+    "observers.ranks.compare_every": "observers.replicas.every",
+    "observers.ranks.slow_ratio": "observers.stragglers.ratio",
+    "observers.ranks.recompute_every": "observers.recompute.every",
     "launcher.join_timeout_s": "launcher.rendezvous_timeout_s",
     "launcher.timeout_s": "launcher.collective_timeout_s",
 }
@@ -26,6 +29,8 @@ TARGETS = {
 }
 # Dotted key, or section, that is no more -> what to do instead.
 DROPPED = {
+    "observers.ranks": "Its keys are observers.replicas.every, observers.stragglers.ratio and "
+    "observers.recompute.every now.",
     "observers.variance": "The 1/B law is no longer measured while training. Measure it on the trained weights: "
     "`largebatch measure variance`; while training, observers.noise_scale.every=10 follows the gradient noise.",
 }

@@ -113,11 +113,11 @@ def observe(
 
 def _ranks(prepared: Prepared, journal: Journal) -> list[Observer]:
     """Those of the ranks, and the metrics, whose rows have what these found."""
-    options = prepared.config.observers.ranks
-    same = RankObserver(every=options.compare_every, checkpoint_every=prepared.derived.checkpoint_every)
-    if options.slow_ratio is None:
+    options = prepared.config.observers
+    same = RankObserver(every=options.replicas.every, checkpoint_every=prepared.derived.checkpoint_every)
+    if options.stragglers.ratio is None:
         return [same, MetricsObserver(journal)]
-    stragglers = StragglerObserver(slow_ratio=options.slow_ratio)
+    stragglers = StragglerObserver(ratio=options.stragglers.ratio)
     return [same, stragglers, MetricsObserver(journal, more=lambda: stragglers.row)]
 
 

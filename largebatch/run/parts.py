@@ -124,7 +124,7 @@ def build_run(
         exact_batch_norm=config.batch_norm == "exact",
         compression=config.precision.gradient_compression,
         log_every=config.observers.metrics.every,
-        recompute_every=config.observers.ranks.recompute_every,
+        recompute_every=config.observers.recompute.every,
         guard=_guard(config) if is_guarded else None,
         survives_shortage=config.batch.on_out_of_memory == "lower",
         step_buffers=prepared.state.by_step,

@@ -21,7 +21,7 @@ from largebatch.training.loop import Observer, train
 
 _SILENCE = {
     "observers.progress": False,
-    "observers.ranks.slow_ratio": None,
+    "observers.stragglers.ratio": None,
     "logger.wandb.mode": "disabled",
     "logger.tensorboard": False,
 }

@@ -40,7 +40,7 @@ RUN = (
     "data=digits", "data.limit=120", "data.augment.crop_padding=1", "model=mlp", "model.hidden=[8]", "batch.total=24",
     "batch.max_micro=8", "length=16steps", "schedule.warmup=5steps", "logger=none", "observers.progress=false",
     "observers.metrics.every=4", "observers.evaluation.every=4steps", "observers.checkpoint.every=3steps",
-    "observers.ledger.enabled=true", "observers.ledger.parameters_every=1", "observers.ranks.compare_every=4",
+    "observers.ledger.enabled=true", "observers.ledger.parameters_every=1", "observers.replicas.every=4",
 )  # fmt: skip
 
 

@@ -38,7 +38,7 @@ ENDLESS = (
     "data=digits", "data.limit=120", "data.augment.crop_padding=1", "model=mlp", "model.hidden=[8]", "batch.total=24",
     "batch.max_micro=8", "length=10000000steps", "schedule=constant", "schedule.warmup=0ep", "logger=none",
     "observers.progress=false", "observers.metrics.every=1", "observers.evaluation.every=null",
-    "observers.ranks.compare_every=1",
+    "observers.replicas.every=1",
 )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ RUN = (
     "data=digits", "model=mlp", "model.hidden=[8]", *OWN, "batch.total=24", "schedule.warmup=5steps", "logger=none",
     "observers.progress=false", "observers.metrics.every=3", "observers.evaluation.every=40steps",
     "observers.checkpoint.every=5steps", "observers.ledger.enabled=true", "observers.ledger.parameters_every=1",
-    "observers.ranks.compare_every=4",
+    "observers.replicas.every=4",
 )  # fmt: skip
 # Its steps are far more than all strikes of a campaign let it take.
 LENGTH = 800

@@ -261,7 +261,7 @@ def job_with_flip(folder: str) -> tuple[str, int]:
         "data=digits", "data.limit=96", "model=mlp", "model.hidden=[8]", "batch.total=24", "batch.micro=6",
         "length=9steps", "schedule.warmup=1steps", "observers.evaluation.every=null", "logger=none",
         "observers.progress=false", "observers.checkpoint.every=1steps", "observers.checkpoint.keep=9",
-        "observers.ranks.recompute_every=4", "guard.policy=skip",
+        "observers.recompute.every=4", "guard.policy=skip",
     )  # fmt: skip
     prepared = prepare(compose_run(*overrides, f"run.dir={folder}"), os.environ)
     with StopRequest() as stop, open_job(prepared, stop, []) as job:

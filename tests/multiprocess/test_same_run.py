@@ -31,7 +31,7 @@ from tests.unit.composing import compose_run
 SMALL = (
     "data=digits", "data.limit=96", "model=mlp", "model.hidden=[8]", "batch.total=24", "batch.micro=6",
     "length=20steps", "schedule.warmup=5steps", "observers.evaluation.every=null", "logger=none",
-    "observers.progress=false", "observers.ranks.compare_every=4",
+    "observers.progress=false", "observers.replicas.every=4",
 )  # fmt: skip
 
 
@@ -146,7 +146,7 @@ def test_a_rank_with_another_weight_is_found_within_k_steps_and_named(ranks, tmp
 @pytest.mark.fault(20)
 def test_no_checkpoint_is_written_of_weights_that_ranks_do_not_share(ranks, tmp_path):
     saving = ("observers.checkpoint.every=3steps", "observers.checkpoint.keep=9")
-    rarely = "observers.ranks.compare_every=1000"
+    rarely = "observers.replicas.every=1000"
     outcomes = ranks(2).run(run_with_fault, str(tmp_path), "weight", 1, 5, rarely, *saving)
     assert {step for _, step in outcomes} == {6}, "compared because a checkpoint is due"
     assert checkpoints(tmp_path) == ["step_00000003"]
@@ -160,7 +160,7 @@ def test_the_final_weights_are_compared_before_they_are_saved(ranks, tmp_path):
 
 def test_without_comparison_torch_goes_on_with_different_weights(ranks, tmp_path):
     """The claims above have content."""
-    overrides = ("observers.ranks.compare_every=null",)
+    overrides = ("observers.replicas.every=null",)
     assert ranks(2).run(run_with_fault, str(tmp_path), "weight", 1, 5, *overrides) == [("finished", 20)] * 2
 
 
@@ -169,13 +169,13 @@ def test_without_comparison_torch_goes_on_with_different_weights(ranks, tmp_path
     ("at_step", "found_after", "overrides"),
     [
         (5, 7, ("observers.metrics.every=1",)),  # by the sum that goes with every row
-        (9, 11, ("observers.metrics.every=10", "observers.ranks.compare_every=1000")),
+        (9, 11, ("observers.metrics.every=10", "observers.replicas.every=1000")),
         (5, 8, ("observers.metrics.every=10",)),  # by the comparison of ranks
         (7, 8, ("observers.metrics.every=10",)),
         (
             5,
             6,
-            ("observers.metrics.every=10", "observers.ranks.compare_every=1000", "observers.checkpoint.every=6steps"),
+            ("observers.metrics.every=10", "observers.replicas.every=1000", "observers.checkpoint.every=6steps"),
         ),
     ],
 )

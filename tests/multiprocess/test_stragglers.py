@@ -108,7 +108,7 @@ def trained(
         run = Run(runtime, wrapped, loss, optimizer, plan, loader, lr_at, seed=SEED, **options)
         if seconds is not None and where == "forward":
             pause_in_forward(run, seconds)
-        watching = StragglerObserver(slow_ratio=1.5)
+        watching = StragglerObserver(ratio=1.5)
         keeping = Keeping(watching)
         if observed:
             run.observers = [watching, keeping]
@@ -191,13 +191,13 @@ def test_only_steps_that_are_logged_cost_a_sum_and_no_bit_is_another(ranks):
         assert sum(count for (kind, _), count in added.items() if kind == "all_reduce") == 3 + 2
 
 
-def job(folder: str, slow_ratio: str, slow_rank: int) -> str:
+def job(folder: str, ratio: str, slow_rank: int) -> str:
     """Train from a config; what was said."""
     overrides = (
         "data=digits", "data.limit=96", "model=mlp", "model.hidden=[8]", "batch.total=24", f"length={STEPS}steps",
         "schedule.warmup=1steps", "observers.evaluation.every=null", "observers.metrics.every=1", "logger=none",
         "observers.progress=false", "observers.ledger.enabled=true", "observers.ledger.parameters_every=1",
-        f"observers.ranks.slow_ratio={slow_ratio}",
+        f"observers.stragglers.ratio={ratio}",
     )  # fmt: skip
     prepared = prepare(compose_run(*overrides, f"run.dir={folder}"), os.environ)
     with StopRequest() as stop, open_job(prepared, stop, []) as opened:

@@ -14,7 +14,7 @@ EVEN = [8, 8, 8]
 
 def named(series: list[list[float]], **options: float) -> list[list[int]]:
     """Who is named by each measurement, of ranks with equal work."""
-    watch = StragglerWatch(**{"slow_ratio": 1.5} | options)
+    watch = StragglerWatch(**{"ratio": 1.5} | options)
     return [watch.add(compare_ranks(own_s, [8] * len(own_s))) for own_s in series]
 
 
@@ -73,7 +73,7 @@ def test_ranks_that_are_slow_alike_are_not_named():
 
 def test_a_rank_exactly_at_the_ratio_is_not_slow():
     assert named([[1.0, 1.5]] * 4) == [[]] * 4
-    assert named([[1.0, 1.5]] * 4, slow_ratio=1.4) == [[], [], [1], []]
+    assert named([[1.0, 1.5]] * 4, ratio=1.4) == [[], [], [1], []]
 
 
 def test_differences_that_are_too_small_do_not_count():

@@ -322,19 +322,19 @@ BATCH: dict[str, Row] = {
         },
     ),
     "a gradient that is not computed twice": (
-        ["observers.ranks.recompute_every=5", "batch.reduction=ordered", "batch.micro=8"],
+        ["observers.recompute.every=5", "batch.reduction=ordered", "batch.micro=8"],
         NO_ENVIRON,
-        {"observers.ranks.recompute_every=5: does not go with batch.reduction=ordered": "Choose one of them."},
+        {"observers.recompute.every=5: does not go with batch.reduction=ordered": "Choose one of them."},
     ),
     "a recomputation of a step that may be taken again": (
-        ["observers.ranks.recompute_every=5", "batch.on_out_of_memory=lower"],
+        ["observers.recompute.every=5", "batch.on_out_of_memory=lower"],
         TWO_RANKS,
-        {"observers.ranks.recompute_every=5: does not go with batch.on_out_of_memory=lower": "Choose one of them."},
+        {"observers.recompute.every=5: does not go with batch.on_out_of_memory=lower": "Choose one of them."},
     ),
     "batch norms that meet before a gradient is computed twice": (
-        ["observers.ranks.recompute_every=5", "batch_norm=exact", "model=convnet"],
+        ["observers.recompute.every=5", "batch_norm=exact", "model=convnet"],
         NO_ENVIRON,
-        {"observers.ranks.recompute_every=5: does not go with batch_norm=exact": "Choose one of them."},
+        {"observers.recompute.every=5: does not go with batch_norm=exact": "Choose one of them."},
     ),
     "communication of one process": (
         ["observers.communication.every=5"],
@@ -666,10 +666,10 @@ LOSS: dict[str, Row] = {
         {"data.validation: has 128 samples and the training set 100": "raise data.limit"},
     ),
     "samples of other ranks in a gradient that is computed twice": (
-        [*COUPLED, "observers.ranks.recompute_every=5"],
+        [*COUPLED, "observers.recompute.every=5"],
         NO_ENVIRON,
         {
-            "observers.ranks.recompute_every=5: does not go with loss._target_=largebatch.losses.InfoNCE: it": (
+            "observers.recompute.every=5: does not go with loss._target_=largebatch.losses.InfoNCE: it": (
                 "Choose one of them."
             )
         },

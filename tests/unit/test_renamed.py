@@ -17,6 +17,10 @@ from tests.unit.composing import compose_run
 
 pytestmark = [pytest.mark.quick]
 OF_THE_COMMAND_LINE = {
+    "observers.ranks.compare_every=5": "Write observers.replicas.every=5.",
+    "observers.ranks.slow_ratio=null": "Write observers.stragglers.ratio=null.",
+    "observers.ranks.recompute_every=5,50": "Write observers.recompute.every=5,50.",
+    "+observers.ranks={}": "observers.replicas.every, observers.stragglers.ratio and observers.recompute.every",
     "batch_norm=ghost": "Write batch_norm=per_micro_batch.",
     "batch_norm=ghost,exact": "Write batch_norm=per_micro_batch,exact.",
     "launcher.join_timeout_s=5": "Write launcher.rendezvous_timeout_s=5.",
@@ -25,6 +29,7 @@ OF_THE_COMMAND_LINE = {
     "+observers.variance.every=5": "`largebatch measure variance`",
 }
 OF_A_CONFIG = {
+    "observers: {ranks: {slow_ratio: 2}}": "Write observers.stragglers.ratio=2.",
     "batch_norm: ghost": "Write batch_norm=per_micro_batch.",
     "launcher: {timeout_s: 5}": "Write launcher.collective_timeout_s=5.",
     "seed: ${launcher.join_timeout_s}": "Write ${launcher.rendezvous_timeout_s}.",

@@ -69,12 +69,12 @@ class StragglerWatch:
     time in twice as many, and so on: a machine that is only restless does not fill the screen.
 
     Args:
-        slow_ratio: times of others, see `RankTimes.ratios`, above which a rank is slow.
+        ratio: times of others, see `RankTimes.ratios`, above which a rank is slow.
         least_s: seconds above them below which it is not.
     """
 
-    def __init__(self, *, slow_ratio: float, least_s: float = 0.0) -> None:
-        self._slow_ratio = slow_ratio
+    def __init__(self, *, ratio: float, least_s: float = 0.0) -> None:
+        self._ratio = ratio
         self._least_s = least_s
         self._slow_in_a_row: dict[int, int] = {}
         self._good_in_a_row: dict[int, int] = {}  # of ranks that were named and have not recovered
@@ -85,7 +85,7 @@ class StragglerWatch:
         slow = {
             rank
             for rank, (own, usual) in enumerate(zip(times.own_s, times.usual_s, strict=True))
-            if own > self._slow_ratio * usual and own - usual > self._least_s
+            if own > self._ratio * usual and own - usual > self._least_s
         }
         self._slow_in_a_row = {rank: self._slow_in_a_row.get(rank, 0) + 1 for rank in slow}
         counts = {rank: 0 if rank in slow else count + 1 for rank, count in self._good_in_a_row.items()}

@@ -48,8 +48,8 @@ def guard_problems(config: TrainConfig) -> list[str]:
 
 
 def recomputation_problems(config: TrainConfig, loss: Any) -> list[str]:
-    """Errors of `observers.ranks.recompute_every`, if it is asked for."""
-    every = config.observers.ranks.recompute_every
+    """Errors of `observers.recompute.every`, if it is asked for."""
+    every = config.observers.recompute.every
     if every is None:
         return []
     others = {
@@ -70,7 +70,7 @@ def recomputation_problems(config: TrainConfig, loss: Any) -> list[str]:
             "it compares the samples of all ranks, so that what one got wrong is in the gradients of the others",
         ),
     }
-    return exclusions(f"observers.ranks.recompute_every={every}", others)
+    return exclusions(f"observers.recompute.every={every}", others)
 
 
 def skip_problems(config: TrainConfig, loss: Any) -> list[str]:

@@ -79,12 +79,22 @@ class CommunicationConfig(Section):
     every: PositiveInt | None
 
 
-class RanksConfig(Section):
-    """Whether ranks have the same weights, keep the same pace, and compute the same twice."""
+class ReplicasConfig(Section):
+    """Comparison of step and weights over ranks."""
 
-    compare_every: PositiveInt | None
-    slow_ratio: Annotated[float, Field(gt=1)] | None
-    recompute_every: PositiveInt | None
+    every: PositiveInt | None
+
+
+class StragglersConfig(Section):
+    """Ranks that all others wait for."""
+
+    ratio: Annotated[float, Field(gt=1)] | None
+
+
+class RecomputeConfig(Section):
+    """Gradients that each rank computes twice and compares."""
+
+    every: PositiveInt | None
 
 
 class ObserversConfig(Section):
@@ -98,6 +108,8 @@ class ObserversConfig(Section):
     communication: CommunicationConfig
     sharpness: SharpnessObserverConfig
     ledger: LedgerConfig
-    ranks: RanksConfig
+    replicas: ReplicasConfig
+    stragglers: StragglersConfig
+    recompute: RecomputeConfig
     profile: ProfileConfig
     progress: bool

@@ -29,15 +29,15 @@ class StragglerObserver:
     computing: there only the other half of a step shows a straggler.
 
     Args:
-        slow_ratio: times the median of the others above which a rank is slow.
+        ratio: times the median of the others above which a rank is slow.
 
     Attributes:
         row: of the latest step, for the row of its metrics: `ranks/slowest_rank` and `ranks/slowest_ratio`, how many
             times as long as usual it took; empty after a step that was not measured, and on a single rank.
     """
 
-    def __init__(self, *, slow_ratio: float) -> None:
-        self._watch = StragglerWatch(slow_ratio=slow_ratio, least_s=_LEAST_S)
+    def __init__(self, *, ratio: float) -> None:
+        self._watch = StragglerWatch(ratio=ratio, least_s=_LEAST_S)
         self._hosts: list[str] = []
         self.row: Row = {}
 
