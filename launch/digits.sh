@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Usage: launch/digits.sh [FOLDER]
 #
-# The comparison of the README: batch 32 with SGD, batch 718 with SGD and linear scaling, batch 718 with LARS, three seeds
+# The comparison of largebatch/experiments/README.md: batch 32 with SGD, batch 718 with SGD and linear scaling, batch 718 with LARS, three seeds
 # each, on the embedded digits. Prints the table and draws FOLDER/digits.png; FOLDER is runs/digits by default.
 # About three minutes on two cores. A finished run is not repeated.
 
@@ -23,7 +23,8 @@ python - "$folder" <<'EOF'
 import json, statistics, sys
 from pathlib import Path
 
-from largebatch.records.trackers import plot_comparison, read_metrics
+from largebatch.records.figures import plot_comparison
+from largebatch.records.trackers import read_metrics
 
 folder, runs = Path(sys.argv[1]), []
 print(f"{'experiment':20} {'steps':>6} {'validation accuracy':>20}   seeds 0, 1, 2")

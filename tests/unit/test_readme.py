@@ -1,47 +1,78 @@
-"""What the README tells people to type is possible: every command composes, and its run passes all checks."""
+"""What README files say is true of the tree: commands compose, snippets run, links, files, keys and names exist.
+
+Commands are composed and their runs checked as far as `prepare` goes, which tries a step on the CPU; none trains.
+"""
 
 from __future__ import annotations
 
+import functools
+import pydoc
 import re
 import shlex
 from pathlib import Path
 
 import pytest
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from largebatch.__main__ import VERBS
 from largebatch.cli.chapter import EXPERIMENTS
 from largebatch.cli.composition.composing import compose_config
 from largebatch.cli.measure import MEASURES
 from largebatch.experiments.study.settings import StudyConfig
+from largebatch.models import Linear
+from largebatch.records.metric_keys import METRIC_FAMILIES, metric_key
 from largebatch.run.config.reading import parse_section
 from largebatch.run.prepare import prepare
-from tests.unit.composing import compose_run
+from tests.readme_blocks import BLOCKS, with_block
+from tests.unit.composing import GROUPS, compose_choices, compose_run
+from tests.unit.test_house import ROOMS
 
 ROOT = Path(__file__).resolve().parents[2]
-README = (ROOT / "README.md").read_text()
+FOLDERS = ("conf", "largebatch", "launch", "tests")
+READMES = (ROOT / "README.md", *sorted(path for one in FOLDERS for path in (ROOT / one).rglob("README.md")))
+PENDING = {f"largebatch/{one}/README.md" for one in ("gradient", "training", "optim", "losses", "models", "data")}
+PENDING |= {"tests/README.md"}
+TEXTS = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in READMES}
 COMMAND = re.compile(r"(?:-m )?largebatch (\w[\w-]*)([^`#|\n]*)")
+
+every_readme = pytest.mark.parametrize("name", TEXTS)
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+
+
+def spans(text: str) -> list[str]:
+    """Everything in code within sentences and tables."""
+    return re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+
+
+def test_the_readme_fits_on_a_screen_and_every_room_has_one():
+    assert len(TEXTS["README.md"].encode()) <= 8 * 1024
+    assert {f"largebatch/{room}/README.md" for room in ROOMS} - TEXTS.keys() <= PENDING
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_a_generated_block_is_that_of_its_source(name: str):
+    """`python -m tests.readme_blocks --write` writes it anew."""
+    path, make = BLOCKS[name]
+    text = (ROOT / path).read_text(encoding="utf-8")
+    assert with_block(text, name, make()) == text
 
 
 def commands() -> list[tuple[str, tuple[str, ...]]]:
     """(verb, arguments) of everything in code that begins with `largebatch VERB`, whatever launcher stands before."""
-    blocks = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
-    spans = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", README, flags=re.DOTALL))
-    found = [COMMAND.search(text) for text in (*"".join(blocks).splitlines(), *spans)]
-    return [(match[1], tuple(shlex.split(match[2]))) for match in found if match]
+    lines = [line for text in TEXTS.values() for line in (*"".join(blocks(text, "bash")).splitlines(), *spans(text))]
+    found = [COMMAND.search(line) for line in lines]
+    return [(match[1], tuple(shlex.split(match[2]))) for match in found if match and match[1] != "VERB"]
 
 
 # Of the user's own, or read from a copy of the data that the tests may not have.
-ELSEWHERE = ("--config-dir", "data.path=", "--help", "...")
-OWN_ARGUMENTS = {
-    "checkpoint",
-    "compare",
-    "doctor",
-    "ledger",
-    "report",
-}  # no config; neither have `bench optim` and `bench rows`
+ELSEWHERE = ("--config-dir", "data.path=", "measure.checkpoint=", "--help", "...")
+OWN_ARGUMENTS = {"checkpoint", "compare", "doctor", "ledger", "report"}  # no config; neither have some of `bench`
 WORDS = ("loop", "diagnostics", "verify", "--multirun", "WHAT", "NAME", "all", *MEASURES, *EXPERIMENTS)
-OF_A_VERB = ("measure.", "chapter.", "find_lr.")  # sections that only one verb has
+SECTIONS = ("measure.", "chapter.", "find_lr.")  # each of one verb
+OF_A_VERB = (*SECTIONS, "hydra/launcher=")
 RUNS = [
     (verb, arguments)
     for verb, arguments in commands()
@@ -53,24 +84,37 @@ RUNS = [
 
 
 def test_commands_are_found():
-    assert len(RUNS) >= 8
+    assert len(RUNS) >= 30
     assert {verb for verb, _ in commands()} <= VERBS.keys()
 
 
-@pytest.mark.parametrize(("verb", "arguments"), dict.fromkeys(RUNS), ids=lambda part: " ".join(part) or "-")
-def test_a_command_of_the_readme_passes_all_checks(
-    verb: str, arguments: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def checked_once() -> dict[tuple[bool, tuple[str, ...]], str]:
+    """(whether it is a study, overrides) of every command, once for all verbs that compose the same."""
+    found = {}
+    for verb, arguments in RUNS:
+        own = [one for one in arguments if one not in WORDS and not one.startswith(OF_A_VERB)]
+        # Of a sweep the first value; the commas of a list are its own.
+        parts = [one.partition("=") for one in own]
+        overrides = [f"{key}={value if value[:1] == '[' else value.split(',')[0]}" for key, _, value in parts]
+        found[verb == "study", tuple(overrides)] = " ".join((verb, *arguments))
+    return found
+
+
+@pytest.mark.parametrize(("is_study", "overrides"), checked_once(), ids=checked_once().values())
+def test_a_command_passes_all_checks(
+    is_study: bool, overrides: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
-    overrides = [argument for argument in arguments if argument not in WORDS and not argument.startswith(OF_A_VERB)]
-    # Of a sweep the first value; the commas of a list are its own.
-    parts = [one.partition("=") for one in overrides]
-    overrides = [f"{key}={value if value[:1] == '[' else value.split(',')[0]}" for key, _, value in parts]
     environ = {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"}
-    if (wanted := [one for one in overrides if one.startswith("launcher.num_processes=")]) and verb == "plan":
+    if wanted := [one for one in overrides if one.startswith("launcher.num_processes=")]:
         environ |= {"WORLD_SIZE": wanted[0].partition("=")[2], "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
-    config = _study(overrides) if verb == "study" else compose_run(*overrides)
+    config = _study(list(overrides)) if is_study else compose_run(*overrides)
     assert prepare(config, environ).derived.num_steps > 0
+
+
+def test_settings_of_a_verb_exist():
+    own = {one.partition("=")[0] for _, arguments in RUNS for one in arguments if one.startswith(SECTIONS)}
+    assert {key for key in own if not _exists(key)} == set()
 
 
 def _study(overrides: list[str]) -> DictConfig:
@@ -80,15 +124,104 @@ def _study(overrides: list[str]) -> DictConfig:
     return config
 
 
-@pytest.mark.parametrize("path", [line for line in re.findall(r"launch/[\w./]+\w", README) if "." in line])
-def test_a_file_that_the_readme_names_is_there(path: str):
-    assert (ROOT / path).exists()
-
-
-def test_the_loop_of_ones_own_runs_as_printed():
-    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    from largebatch.models import Linear
-
+@every_readme
+def test_python_runs_as_printed(name: str):
+    """In the order of the file, with a model; a loop or a class of the text itself may come first."""
     names: dict[str, object] = {"model": Linear(4, 2)}
-    exec(code, names)
-    assert names["lr"] == 3.2
+    for code in blocks(TEXTS[name], "python"):
+        exec(compile(code, name, "exec"), names)
+    assert name != "README.md" or names["lr"] == 3.2
+
+
+@every_readme
+def test_links_lead_somewhere(name: str):
+    for target in re.findall(r"\]\(([^)\s]+)\)", TEXTS[name]):
+        if target.startswith("https://"):
+            continue
+        path, _, heading = target.partition("#")
+        found = ((ROOT / name).parent / path).resolve() if path else ROOT / name
+        if str(found.relative_to(ROOT)) in PENDING - TEXTS.keys():
+            continue
+        assert found.exists(), target
+        assert not heading or heading in headings(found.read_text(encoding="utf-8")), target
+
+
+def headings(text: str) -> set[str]:
+    """Anchors as GitHub makes them."""
+    titles = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+FILE = re.compile(r"(?:\./)?[\w./*{}-]+\.(?:py|sh|sbatch|yaml|yml|md|c|js|png|txt|toml)|[\w./-]+/")
+PLACES = ("", "largebatch", "launch", "tests")
+OF_A_RUN = re.compile(
+    r".*NAME|runs/|myconf/|plots/|checkpoints/|wandb/|config\.yaml|overrides\.txt|failure|slice_|/dev/|/data/"
+)
+
+
+def missing_files(name: str) -> list[str]:
+    """Files and folders that a text names in code, and that are neither there nor below its folder."""
+    code = [*spans(TEXTS[name]), *re.findall(r"(?:\./)?launch/[\w./]+", "".join(blocks(TEXTS[name], "bash")))]
+    files = [one for one in code if FILE.fullmatch(one) and not OF_A_RUN.match(one)]
+    here = (ROOT / name).parent
+    return [
+        one
+        for one in files
+        if not any((ROOT / place / one).exists() for place in PLACES) and not list(here.rglob(one.strip("./")))
+    ]
+
+
+@every_readme
+def test_files_that_are_named_are_there(name: str):
+    assert missing_files(name) == []
+
+
+@every_readme
+def test_names_of_the_package_are_there(name: str):
+    dotted = [one for one in spans(TEXTS[name]) if re.fullmatch(r"largebatch(\.\w+)+", one)]
+    assert [one for one in dotted if pydoc.locate(one) is None] == []
+
+
+@every_readme
+def test_metric_keys_that_are_named_are_written(name: str):
+    families = {one.name.partition("/")[0] for family in METRIC_FAMILIES for one in family.keys if "/" in one.name}
+    keys = [one for one in spans(TEXTS[name]) if re.fullmatch(r"\w+/[\w/]+", one) and one.split("/")[0] in families]
+    known = {path.name for path in (ROOT / "largebatch").rglob("*") if path.is_dir()}  # guard/ might be a folder
+    assert [one for one in keys if metric_key(one) is None and one.split("/")[-1] not in known] == []
+
+
+@functools.cache
+def sections() -> dict[str, DictConfig]:
+    return {verb: compose_choices(config_name=verb) for verb in ("train", "measure", "study", "chapter", "find_lr")}
+
+
+@every_readme
+def test_config_keys_that_are_named_exist(name: str):
+    """Of a span like `batch.total` or `guard.policy=skip` the key; a group's choice, too."""
+    unknown = []
+    for one in spans(TEXTS[name]):
+        key, _, value = one.strip("'").partition("=")
+        if not re.fullmatch(r"[a-z_]+(\.[a-z_]+)*", key) or ("." not in key and not value) or FILE.fullmatch(one):
+            continue
+        if key in GROUPS:
+            unknown += [one] if value not in GROUPS[key] and not value.startswith("largebatch") else []
+        elif key.split(".")[0] in compose_choices() or key.split(".")[0] in ("measure", "study", "chapter", "find_lr"):
+            unknown += [] if _exists(key) else [one]
+    assert unknown == []
+
+
+def _exists(key: str) -> bool:
+    choices = [("schedule=step",), ("optimizer=lars",), ("optimizer=lamb",), ("data=text",), ("loss=info_nce",)]
+    configs = [*sections().values(), *(compose_choices(*one) for one in choices)]
+    parent, _, last = key.rpartition(".")
+    for config in configs:
+        node = OmegaConf.select(config, parent) if parent else config
+        if OmegaConf.is_dict(node) and last in node:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "launch").glob("*.sh")), ids=lambda path: path.name)
+def test_python_inside_of_a_script_finds_what_it_imports(script: Path):
+    for statement in re.findall(r"^from largebatch[\w.]* import .*$", script.read_text(), flags=re.MULTILINE):
+        exec(statement, {})

@@ -1,0 +1,195 @@
+"""Every key of metrics.jsonl: its unit, its meaning, what asks for it and what it costs. The README's table is this."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class MetricKey:
+    """A key of the rows of metrics.jsonl, which W&B and TensorBoard show under the same name.
+
+    Attributes:
+        name: as in the rows; `GROUP` stands for the name of a group of parameters.
+        unit: of the value; a dash for plain numbers.
+        meaning: one sentence without a full stop.
+    """
+
+    name: str
+    unit: str
+    meaning: str
+
+    def matches(self, key: str) -> bool:
+        """Whether `key` is this one.
+
+        >>> MetricKey("noise_scale/GROUP/trace", "-", "").matches("noise_scale/stem/trace")
+        True
+        """
+        return re.fullmatch(re.escape(self.name).replace("GROUP", r"[^/]+"), key) is not None
+
+
+@dataclass(frozen=True)
+class MetricFamily:
+    """Keys that one observer writes.
+
+    Attributes:
+        asked_by: the config keys that turn them on; empty: every run has them.
+        cost: of a measurement or of a run, with the conditions it was measured under.
+        keys: in the order of the table.
+    """
+
+    asked_by: str
+    cost: str
+    keys: tuple[MetricKey, ...] = field(default=())
+
+
+def _family(asked_by: str, cost: str, *rows: tuple[str, str, str]) -> MetricFamily:
+    return MetricFamily(asked_by, cost, tuple(MetricKey(*row) for row in rows))
+
+
+METRIC_FAMILIES = (
+    _family(
+        "",
+        "none",
+        ("step", "steps", "optimizer steps done"),
+        ("samples_seen", "samples", "samples consumed; the x axis in W&B and of all pictures"),
+        ("epoch", "epochs", "`samples_seen` over the size of the training set"),
+        ("wall_s", "s", "seconds since this process began to train; restarts at zero after a resume"),
+    ),
+    _family(
+        "observers.metrics.every",
+        "one small all-reduce per step, read one step later, so no rank waits for it",
+        ("train/loss", "loss per sample or token", "mean over the step's whole global batch, before the update"),
+        ("train/lr", "-", "learning rate of the step; groups with factors multiply it"),
+        ("train/global_batch_size", "samples", "samples of the step; changes in a batch-size ramp only"),
+        ("train/grad_norm", "L2 norm", "norm of the global gradient before clipping"),
+        ("train/samples_per_s", "samples/s", "of all ranks together, over the steps since the last row"),
+        ("time/step_s", "s", "mean time of a step since the last row, observers left out"),
+        ("time/data_s", "s", "of that: rank 0 waits for data"),
+        ("time/communication_s", "s", "of this row's step: communication that no computation hides"),
+        ("time/compute_s", "s", "the rest of `time/step_s`"),
+        ("memory/peak_bytes", "bytes", "peak so far of rank 0: tensors on a GPU, the resident process on a CPU"),
+    ),
+    _family(
+        "observers.evaluation.every",
+        "one forward pass over each of the two sets",
+        ("eval/train_loss", "loss per sample or token", "on a fixed training subset as large as the validation set"),
+        ("eval/val_loss", "loss per sample or token", "on the validation set, each example exactly once"),
+        ("eval/train_accuracy", "share", "correct predictions on the training subset"),
+        ("eval/val_accuracy", "share", "correct predictions on the validation set"),
+        ("eval/val_accuracy_stderr", "share", "standard error of `eval/val_accuracy`"),
+        ("gap/loss", "loss per sample or token", "`eval/val_loss` minus `eval/train_loss`"),
+        ("gap/loss_stderr", "loss per sample or token", "standard error of `gap/loss`"),
+        ("gap/accuracy", "share", "`eval/train_accuracy` minus `eval/val_accuracy`"),
+        ("gap/accuracy_stderr", "share", "standard error of `gap/accuracy`"),
+        ("gap/is_augmented", "1", "present where a set augments by itself: the gap then includes the augmentation"),
+        ("eval/seconds", "s", "time of the evaluation"),
+        ("eval/train_skipped", "samples", "left out of the training subset (`data.on_bad_sample=skip`)"),
+        ("eval/val_skipped", "samples", "left out of the validation set (`data.on_bad_sample=skip`)"),
+    ),
+    _family(
+        "observers.noise_scale.every",
+        "0.04 to 4.9 % of a run at every=10; 12.6 % with batch norm and a single micro-batch",
+        ("noise_scale/value", "samples", "gradient noise scale tr(Sigma) / |G|^2 (McCandlish et al. 2018)"),
+        ("noise_scale/low", "samples", "lower end of its 95 % interval"),
+        ("noise_scale/high", "samples", "upper end of its 95 % interval"),
+        ("noise_scale/trace", "squared gradient", "tr(Sigma): variance of the gradient of one sample; running mean"),
+        ("noise_scale/grad_sq_norm", "squared gradient", "|G|^2, unbiased, so it may be negative; running mean"),
+        ("noise_scale/sample_efficiency", "share", "samples that a small batch would need, over those of this batch"),
+        ("noise_scale/step_efficiency", "share", "steps that a huge batch would need, over those of this batch"),
+        ("noise_scale/GROUP/value", "samples", "noise scale of one group (`observers.noise_scale.groups`)"),
+        ("noise_scale/GROUP/low", "samples", "lower end of its 95 % interval"),
+        ("noise_scale/GROUP/high", "samples", "upper end of its 95 % interval"),
+        ("noise_scale/GROUP/trace", "squared gradient", "tr(Sigma) of the group; the groups' traces add up"),
+        ("noise_scale/GROUP/grad_sq_norm", "squared gradient", "|G|^2 of the group"),
+    ),
+    _family(
+        "observers.sharpness.every",
+        "4.2 s per measurement (digits convnet, 512 samples, 2 CPU ranks); 43 s (CIFAR-10 convnet)",
+        ("sharpness/lambda_max", "loss / weight^2", "largest Hessian eigenvalue (Lanczos)"),
+        ("sharpness/lambda_max_residual", "loss / weight^2", "Lanczos residual: bounds its error"),
+        ("sharpness/trace", "loss / weight^2", "Hessian trace (Hutchinson)"),
+        ("sharpness/trace_stderr", "loss / weight^2", "standard error of `sharpness/trace`"),
+        ("sharpness/m_sharpness", "loss", "rise of the loss along SAM's ascent step, within m samples each"),
+        ("sharpness/m_sharpness_stderr", "loss", "standard error of `sharpness/m_sharpness`"),
+    ),
+    _family(
+        "observers.communication.every",
+        "two time stamps and 16 bytes per bucket; every tenth time about ten all-reduces, outside the step's time",
+        ("communication/total_s", "s", "time in which buckets of the gradient were being reduced"),
+        ("communication/exposed_s", "s", "the part of it that no computation hides"),
+        ("communication/hidden_share", "share", "the rest of it, over the total"),
+        ("communication/share_of_step", "share", "exposed part over the time of the step"),
+        ("communication/skew_s", "s", "wait of the fastest rank for the slowest: no faster network would save it"),
+        ("communication/slowest_rank", "rank", "the rank that the others waited for"),
+        ("communication/gradient_bytes", "bytes", "size of the gradient that each rank sends"),
+        ("communication/predicted_s", "s", "what latency and bandwidth say of these buckets, one after another"),
+        ("communication/latency_s", "s", "of an all-reduce, by a line through several sizes"),
+        ("communication/bandwidth_bytes_per_s", "bytes/s", "of an all-reduce, by the same line"),
+    ),
+    _family(
+        "observers.ranks.slow_ratio",
+        "an all-reduce of 8 bytes per rank in each logged step",
+        ("ranks/slowest_rank", "rank", "the rank that took longest in this step, its waits left out"),
+        ("ranks/slowest_ratio", "ratio", "its time over the median of the others, in proportion to its samples"),
+    ),
+    _family(
+        "observers.layers.every",
+        "in measured steps a copy of the weights and about one optimizer step, on rank 0",
+        *(
+            (f"{name}/{place}", "ratio", f"{of}; {place} over {over}")
+            for name, of, over in (
+                ("update_to_weight", "|update| / |weight|", "all tensors with a gradient"),
+                ("trust_ratio", "trust ratio of LARS or LAMB", "the tensors that adapt"),
+            )
+            for place in ("min", "q25", "median", "q75", "max")
+        ),
+        ("trust_ratio/clipped_share", "share", "adapting tensors whose ratio a bound of the formula set"),
+        ("trust_ratio/fallback_share", "share", "adapting tensors whose ratio is 1 because a norm was 0"),
+    ),
+    _family(
+        "guard.policy",
+        "every step waits for its loss: 1.10 times a step of 22 ms, 1.34 times a step of 4 ms",
+        ("guard/bad", "steps", "judged bad since the run began"),
+        ("guard/skipped", "steps", "left out since the run began"),
+        ("guard/rolled_back", "steps", "returned to a checkpoint since the run began"),
+        ("guard/overflows", "steps", "of fp16 loss scaling since the run began; neither good nor bad"),
+        ("guard/loss", "loss per sample or token", "loss of a bad step"),
+        ("guard/loss_limit", "loss per sample or token", "above this a loss was bad in that step"),
+        ("guard/grad_norm", "L2 norm", "gradient norm of a bad step"),
+        ("guard/grad_norm_limit", "L2 norm", "above this a gradient norm was bad in that step"),
+    ),
+    _family(
+        "batch.on_out_of_memory",
+        "communication no longer overlaps the backward pass",
+        ("batch/max_micro", "samples", "bound of micro-batches since a rank ran out of memory"),
+    ),
+    _family(
+        "data.on_bad_sample",
+        "two small collectives per logged step",
+        ("data/skipped", "samples", "left out since the last row"),
+    ),
+)
+"""In the order of the table; layers.jsonl, ledger.jsonl and skipped.jsonl have columns of their own."""
+
+
+def metric_key(key: str) -> MetricKey | None:
+    """What is known of a key of a row; None: no observer of this package writes it.
+
+    >>> metric_key("gap/loss").unit
+    'loss per sample or token'
+    """
+    return next((one for family in METRIC_FAMILIES for one in family.keys if one.matches(key)), None)
+
+
+def markdown_table(families: Iterable[MetricFamily] = METRIC_FAMILIES) -> str:
+    """All keys as a table in Markdown, a row each."""
+    lines = ["| key | unit | meaning | asked for by | cost |", "|---|---|---|---|---|"]
+    for family in families:
+        asked_by = f"`{family.asked_by}`" if family.asked_by else "always"
+        for one in family.keys:
+            meaning = one.meaning.replace("|", r"\|")
+            lines.append(f"| `{one.name}` | {one.unit} | {meaning} | {asked_by} | {family.cost} |")
+    return "\n".join(lines)
