@@ -130,7 +130,7 @@ METRIC_FAMILIES = (
         ("communication/bandwidth_bytes_per_s", "bytes/s", "of an all-reduce, by the same line"),
     ),
     _family(
-        "observers.ranks.slow_ratio",
+        "observers.stragglers.ratio",
         "an all-reduce of 8 bytes per rank in each logged step",
         ("ranks/slowest_rank", "rank", "the rank that took longest in this step, its waits left out"),
         ("ranks/slowest_ratio", "ratio", "its time over the median of the others, in proportion to its samples"),
