@@ -92,9 +92,9 @@ METRIC_FAMILIES = (
     _family(
         "observers.noise_scale.every",
         "0.04 to 4.9 % of a run at every=10; 12.6 % with batch norm and a single micro-batch",
-        ("noise_scale/value", "samples", "gradient noise scale tr(Sigma) / |G|^2 (McCandlish et al. 2018)"),
-        ("noise_scale/low", "samples", "lower end of its 95 % interval"),
-        ("noise_scale/high", "samples", "upper end of its 95 % interval"),
+        ("noise_scale/b_simple", "samples", "gradient noise scale tr(Sigma) / |G|^2 (McCandlish et al. 2018)"),
+        ("noise_scale/ci_low", "samples", "lower end of its 95 % interval"),
+        ("noise_scale/ci_high", "samples", "upper end of its 95 % interval"),
         ("noise_scale/trace", "squared gradient", "tr(Sigma): variance of the gradient of one sample; running mean"),
         ("noise_scale/grad_sq_norm", "squared gradient", "|G|^2, unbiased, so it may be negative; running mean"),
         ("noise_scale/sample_efficiency", "share", "samples that a small batch would need, over those of this batch"),
@@ -122,7 +122,7 @@ METRIC_FAMILIES = (
         ("communication/exposed_s", "s", "the part of it that no computation hides"),
         ("communication/hidden_share", "share", "the rest of it, over the total"),
         ("communication/share_of_step", "share", "exposed part over the time of the step"),
-        ("communication/skew_s", "s", "wait of the fastest rank for the slowest: no faster network would save it"),
+        ("communication/straggler_wait_s", "s", "wait of the fastest rank for the slowest, no time of the network"),
         ("communication/slowest_rank", "rank", "the rank that the others waited for"),
         ("communication/gradient_bytes", "bytes", "size of the gradient that each rank sends"),
         ("communication/predicted_s", "s", "what latency and bandwidth say of these buckets, one after another"),
@@ -132,8 +132,8 @@ METRIC_FAMILIES = (
     _family(
         "observers.stragglers.ratio",
         "an all-reduce of 8 bytes per rank in each logged step",
-        ("ranks/slowest_rank", "rank", "the rank that took longest in this step, its waits left out"),
-        ("ranks/slowest_ratio", "ratio", "its time over the median of the others, in proportion to its samples"),
+        ("stragglers/slowest_rank", "rank", "the rank that took longest in this step, its waits left out"),
+        ("stragglers/ratio", "ratio", "its time over the median of the others, in proportion to its samples"),
     ),
     _family(
         "observers.layers.every",

@@ -36,8 +36,15 @@ DROPPED = {
 }
 VERBS: dict[str, str] = {}
 # Regular expression of a key of metrics.jsonl -> its new name.
-_METRICS: tuple[tuple[str, str], ...] = ()
-OLD_METRIC = re.compile(rb"(?!)")  # in a line with any of them
+_METRICS = (
+    ("ranks/slowest_rank", "stragglers/slowest_rank"),
+    ("ranks/slowest_ratio", "stragglers/ratio"),
+    ("communication/skew_s", "communication/straggler_wait_s"),
+    (r"noise_scale/(.+/)?value", r"noise_scale/\1b_simple"),
+    (r"noise_scale/(.+/)?(low|high)", r"noise_scale/\1ci_\2"),
+)
+# In a line with any of them.
+OLD_METRIC = re.compile(rb'"(?:ranks/slowest_\w+|communication/skew_s|noise_scale/(?:[^"]+/)?(?:value|low|high))"')
 
 
 def renamed_in_config(config: Mapping[str, Any]) -> list[str]:

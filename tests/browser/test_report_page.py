@@ -13,7 +13,12 @@ from largebatch.records.figures.diagram import Axis, Surface, Trail
 from tests.browser.visiting import Visit, wait_until
 from tests.unit.report_folders import write_json, write_run
 
-NOISE = {"noise_scale/value": 96.0, "noise_scale/low": 64.0, "noise_scale/high": 128.0, "noise_scale/trace": 8.0}
+NOISE = {
+    "noise_scale/b_simple": 96.0,
+    "noise_scale/ci_low": 64.0,
+    "noise_scale/ci_high": 128.0,
+    "noise_scale/trace": 8.0,
+}
 LANDSCAPE = Surface(
     "paths", "Paths over the loss", Axis("first weight"), Axis("second weight"), Axis("loss"), [0, 1], [0, 1],
     [[1.0, 2.0], [3.0, 4.0]], (Trail("SGD", [0, 0.5, 1], [0, 0.25, 1]), Trail("batch", [1, 0], [1, 0])), True,

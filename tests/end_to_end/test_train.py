@@ -395,15 +395,15 @@ def test_the_noise_scale_reaches_rows_and_summary(tmp_path, capsys):
     assert train(tmp_path / "run", *options, "scaling.base_lr=1e-6") == 0
     rows = [row for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if "noise_scale/trace" in row]
     assert [row["step"] for row in rows] == list(range(2, 61, 2))
-    assert not any("noise_scale/value" in row for row in rows[:19]), "less than twenty measurements are no evidence"
+    assert not any("noise_scale/b_simple" in row for row in rows[:19]), "less than twenty measurements are no evidence"
     last = rows[-1]
-    assert 0 < last["noise_scale/low"] < last["noise_scale/value"] < last["noise_scale/high"]
-    assert last["noise_scale/value"] == pytest.approx(last["noise_scale/trace"] / last["noise_scale/grad_sq_norm"])
+    assert 0 < last["noise_scale/ci_low"] < last["noise_scale/b_simple"] < last["noise_scale/ci_high"]
+    assert last["noise_scale/b_simple"] == pytest.approx(last["noise_scale/trace"] / last["noise_scale/grad_sq_norm"])
     assert last["noise_scale/sample_efficiency"] + last["noise_scale/step_efficiency"] == pytest.approx(1)
     of_groups = [last[f"noise_scale/{name}/trace"] for name in ("weights", "bias")]
     assert sum(of_groups) == pytest.approx(last["noise_scale/trace"])
     output = capsys.readouterr().out
-    assert f"{last['noise_scale/value']:,.0f} samples (95 %: " in output
+    assert f"{last['noise_scale/b_simple']:,.0f} samples (95 %: " in output
     assert "noise scale, weights" in output
     assert "noise scale, bias" in output
 

@@ -27,7 +27,7 @@ from tests.faults.jobs import Ended, Job
 ENDS_WITHIN_S = 90.0  # a rank that waits for a dead one is told at once; the rest is a crowded machine
 SILENT_WITHIN_S = 10.0
 # The columns that no two runs share: seconds, and what they are divided by; bytes of a process.
-_TIMES = ("wall_s", "time/", "memory/", "ranks/", "train/samples_per_s", "eval/seconds")
+_TIMES = ("wall_s", "time/", "memory/", "stragglers/", "train/samples_per_s", "eval/seconds")
 
 
 @dataclass(frozen=True)

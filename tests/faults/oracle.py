@@ -34,7 +34,7 @@ def rows_by_step(folder: Path) -> dict[int, Row]:
     for row in read_metrics(folder / "metrics.jsonl"):
         known = steps.setdefault(int(row["step"]), {})
         for key, value in row.items():
-            if key not in _OF_THIS_PROCESS and not key.startswith(("time/", "ranks/slowest")):
+            if key not in _OF_THIS_PROCESS and not key.startswith(("time/", "stragglers/")):
                 assert known.setdefault(key, value) == value, key
     return steps
 

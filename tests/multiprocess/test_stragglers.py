@@ -143,8 +143,8 @@ def test_a_slow_rank_is_named_once_and_no_bit_of_the_run_is_another(ranks, kind,
     assert "in 3 measurements in a row. All ranks wait for it in every step. Look there for other jobs" in line
     assert warnings(other["said"]) == [], "rank 0 speaks"
     assert first["rows"] == other["rows"], "every rank knows the same"
-    assert [row["ranks/slowest_rank"] for row in first["rows"]].count(1) >= STEPS - 3
-    assert sorted(row["ranks/slowest_ratio"] for row in first["rows"])[STEPS // 2] > 1.5
+    assert [row["stragglers/slowest_rank"] for row in first["rows"]].count(1) >= STEPS - 3
+    assert sorted(row["stragglers/ratio"] for row in first["rows"])[STEPS // 2] > 1.5
     plain = ranks(2).run(trained, kind, observed=False, **options)
     assert [one["bits"] for one in (first, other)] == [one["bits"] for one in plain]
     assert {one["status"] for one in (first, other, *plain)} == {"finished"}
@@ -161,7 +161,7 @@ def test_a_rank_with_more_micro_batches_is_not_accused(ranks):
     """Rank 0 has two of the three, and each takes LONG_S: twice the time of rank 1, whose share is half as large."""
     for result in ranks(2).run(trained, "mlp", seconds=even, where="each micro-batch"):
         assert warnings(result["said"]) == []
-        assert sum(row["ranks/slowest_ratio"] < 1.5 for row in result["rows"]) > STEPS / 2
+        assert sum(row["stragglers/ratio"] < 1.5 for row in result["rows"]) > STEPS / 2
 
 
 def test_a_rank_is_named_again_after_it_has_recovered(ranks):
@@ -217,9 +217,9 @@ def test_a_run_names_a_slow_rank_and_has_the_ledger_of_one_that_does_not_look(ra
     rows = read_metrics(tmp_path / "watched" / "metrics.jsonl")
     training = [row for row in rows if "train/loss" in row]
     assert [row["step"] for row in training] == list(range(1, STEPS + 1))
-    assert [row["ranks/slowest_rank"] for row in training].count(slow_rank) >= STEPS - 3
+    assert [row["stragglers/slowest_rank"] for row in training].count(slow_rank) >= STEPS - 3
     assert not any(map(warnings, ranks(world_size).run(job, str(tmp_path / "off"), "null", slow_rank)))
-    assert not any("ranks/slowest_rank" in row for row in read_metrics(tmp_path / "off" / "metrics.jsonl"))
+    assert not any("stragglers/slowest_rank" in row for row in read_metrics(tmp_path / "off" / "metrics.jsonl"))
     ledgers = [read_metrics(tmp_path / name / "ledger.jsonl") for name in ("watched", "off")]
     assert len(ledgers[0]) == STEPS
     assert ledgers[0] == ledgers[1]

@@ -29,7 +29,7 @@ def test_a_rank_that_comes_later_is_skew_and_not_communication(late: float):
     # Rank 1's gradients are ready at -5 and -2; rank 0 has them `late` before, and waits.
     ready = [[-5.0 - late, -2.0 - late], [-5.0, -2.0]]
     found = communication_of_step(ready, [[-4.0, 0.0], [-4.0, 0.0]], [20.0, 21.0])
-    assert (found.total_s, found.exposed_s, found.skew_s) == (3.0, 2.0, late)
+    assert (found.total_s, found.exposed_s, found.straggler_wait_s) == (3.0, 2.0, late)
     assert found.slowest_rank == (1 if late else 0)
     assert found.step_s == 21.0
 
@@ -37,7 +37,7 @@ def test_a_rank_that_comes_later_is_skew_and_not_communication(late: float):
 def test_ranks_that_are_late_in_turns_are_each_waited_for_once():
     # Part 0 begins when rank 0 has it (-4), part 1 when rank 1 has it (-1).
     found = communication_of_step([[-4.0, -3.0], [-9.0, -1.0]], [[-3.5, 0.0], [-3.5, 0.0]], [20.0, 20.0])
-    assert (found.total_s, found.exposed_s, found.skew_s, found.slowest_rank) == (1.5, 1.0, 2.0, 1)
+    assert (found.total_s, found.exposed_s, found.straggler_wait_s, found.slowest_rank) == (1.5, 1.0, 2.0, 1)
 
 
 def test_known_latency_and_bandwidth_are_recovered_and_the_intervals_cover_them():

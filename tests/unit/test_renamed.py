@@ -35,7 +35,16 @@ OF_A_CONFIG = {
     "seed: ${launcher.join_timeout_s}": "Write ${launcher.rendezvous_timeout_s}.",
     "observers: {variance: {every: 5}}": "`largebatch measure variance`",
 }
-METRICS: dict[str, str] = {}
+METRICS = {
+    "ranks/slowest_rank": "stragglers/slowest_rank",
+    "ranks/slowest_ratio": "stragglers/ratio",
+    "communication/skew_s": "communication/straggler_wait_s",
+    "noise_scale/value": "noise_scale/b_simple",
+    "noise_scale/low": "noise_scale/ci_low",
+    "noise_scale/high": "noise_scale/ci_high",
+    "noise_scale/head/value": "noise_scale/head/b_simple",
+    "noise_scale/value/low": "noise_scale/value/ci_low",
+}
 
 
 @pytest.mark.parametrize(("argument", "remedy"), OF_THE_COMMAND_LINE.items())

@@ -17,7 +17,7 @@ def test_series_keep_their_steps_samples_and_values(tmp_path: Path):
         [2048, 4096, 6144, 8192],
         [0.2, 0.4, 0.6, 0.8],
     ]
-    assert "noise_scale/value" not in found["series"][0]
+    assert "noise_scale/b_simple" not in found["series"][0]
     assert found["settings"] == {}
 
 

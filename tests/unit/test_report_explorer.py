@@ -20,7 +20,12 @@ from largebatch.records.report.quantities import quantities
 from largebatch.records.report.reading import read_evidence
 from tests.unit.report_folders import write_json, write_run
 
-NOISE = {"noise_scale/value": 96.0, "noise_scale/low": 64.0, "noise_scale/high": 128.0, "noise_scale/trace": 8.0}
+NOISE = {
+    "noise_scale/b_simple": 96.0,
+    "noise_scale/ci_low": 64.0,
+    "noise_scale/ci_high": 128.0,
+    "noise_scale/trace": 8.0,
+}
 
 
 def of(folder: Path) -> dict[str, Quantity]:
@@ -77,7 +82,7 @@ def test_noise_over_signal_is_the_noise_scale_over_the_batch_and_steps_follow(tm
 
 def test_noise_scales_of_several_runs_are_their_envelope(tmp_path: Path):
     write_run(tmp_path / "a", 64, extra=NOISE)
-    write_run(tmp_path / "b", 64, seed=1, extra=NOISE | {"noise_scale/value": 160.0, "noise_scale/high": 256.0})
+    write_run(tmp_path / "b", 64, seed=1, extra=NOISE | {"noise_scale/b_simple": 160.0, "noise_scale/ci_high": 256.0})
     assert of(tmp_path)["relative_noise"].at(64) == Estimate(2.0, 1.0, 4.0, "measured")
 
 

@@ -164,7 +164,11 @@ def test_optimizers_are_not_mixed(tmp_path: Path):
 
 
 def test_noise_scale_and_critical_batch_come_with_their_intervals_or_not_at_all(tmp_path: Path):
-    write_run(tmp_path / "a", 32, extra={"noise_scale/value": 96.0, "noise_scale/low": 80.0, "noise_scale/high": 120.0})
+    write_run(
+        tmp_path / "a",
+        32,
+        extra={"noise_scale/b_simple": 96.0, "noise_scale/ci_low": 80.0, "noise_scale/ci_high": 120.0},
+    )
     fits = [
         {"optimizer": "SGD", "b_crit": {"value": 300.0, "low": 200.0, "high": 500.0}, "supported": True},
         {"optimizer": "LAMB", "b_crit": {"value": 9.0}, "supported": False, "warnings": ["two points only"]},

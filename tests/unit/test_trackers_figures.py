@@ -21,8 +21,20 @@ LAYERS = [
 NOISE = [
     {"step": 1, "samples_seen": 8, "train/global_batch_size": 8, "noise_scale/trace": 3.0},
     {"step": 2, "samples_seen": 16, "train/global_batch_size": 8},
-    {"step": 2, "samples_seen": 16, "noise_scale/value": 20.0, "noise_scale/low": 10.0, "noise_scale/high": 40.0},
-    {"step": 3, "samples_seen": 24, "noise_scale/value": 30.0, "noise_scale/low": 20.0, "noise_scale/high": 50.0},
+    {
+        "step": 2,
+        "samples_seen": 16,
+        "noise_scale/b_simple": 20.0,
+        "noise_scale/ci_low": 10.0,
+        "noise_scale/ci_high": 40.0,
+    },
+    {
+        "step": 3,
+        "samples_seen": 24,
+        "noise_scale/b_simple": 30.0,
+        "noise_scale/ci_low": 20.0,
+        "noise_scale/ci_high": 50.0,
+    },
 ]
 
 
@@ -59,7 +71,7 @@ def test_the_noise_scale_is_drawn_with_its_interval_beside_the_batch(tmp_path):
     assert {10.0, 20.0, 40.0, 50.0} <= set(edges.tolist())
     assert (ax.get_ylabel(), ax.get_yscale()) == ("samples (logarithmic)", "log")
     assert noise_scale_figure(columns_of(NOISE[:2]), "run") is None
-    of_group = {"step": 3, "samples_seen": 24, "noise_scale/head/trace": 1.0, "noise_scale/head/value": 5.0}
+    of_group = {"step": 3, "samples_seen": 24, "noise_scale/head/trace": 1.0, "noise_scale/head/b_simple": 5.0}
     with_group = noise_scale_figure(columns_of([*NOISE, of_group]), "run")
     assert with_group is not None
     lines = {line.get_label(): line.get_ydata().tolist() for line in with_group.axes[0].get_lines()}
@@ -70,9 +82,9 @@ def test_the_noise_scale_is_drawn_with_its_interval_beside_the_batch(tmp_path):
 COMMUNICATION = [
     {"step": 1, "samples_seen": 8, "train/loss": 1.0},
     {"step": 2, "samples_seen": 16, "communication/total_s": 0.004, "communication/exposed_s": 0.001,
-     "communication/share_of_step": 0.1, "communication/skew_s": 0.0005, "communication/predicted_s": 0.003},
+     "communication/share_of_step": 0.1, "communication/straggler_wait_s": 0.0005, "communication/predicted_s": 0.003},
     {"step": 4, "samples_seen": 32, "communication/total_s": 0.006, "communication/exposed_s": 0.002,
-     "communication/share_of_step": 0.2, "communication/skew_s": 0.0001},
+     "communication/share_of_step": 0.2, "communication/straggler_wait_s": 0.0001},
 ]  # fmt: skip
 
 

@@ -19,14 +19,14 @@ class StepCommunication:
     Attributes:
         total_s: seconds in which some part of the gradient was being reduced, ready on every rank.
         exposed_s: those of them after the last gradient of the slowest rank: nobody computes any more.
-        skew_s: seconds that the fastest rank waited for the slowest before: no time of the network.
+        straggler_wait_s: seconds that the fastest rank waited for the slowest before: no time of the network.
         slowest_rank: the one that computed its last gradient last.
         step_s: length of the whole step, on the rank where it took longest.
     """
 
     total_s: float
     exposed_s: float
-    skew_s: float
+    straggler_wait_s: float
     slowest_rank: int
     step_s: float
 
@@ -57,14 +57,14 @@ def communication_of_step(
 
     >>> ready, done = [[-9.0, -2.0], [-7.0, -3.0]], [[-5.0, 0.0], [-5.0, 0.0]]  # rank 1, then rank 0 is the last
     >>> communication_of_step(ready, done, [20.0, 20.0])  # from -7 to -5 and from -2 to 0
-    StepCommunication(total_s=4.0, exposed_s=2.0, skew_s=1.0, slowest_rank=0, step_s=20.0)
+    StepCommunication(total_s=4.0, exposed_s=2.0, straggler_wait_s=1.0, slowest_rank=0, step_s=20.0)
     """
     ready, done = np.asarray(ready_s, dtype=float), np.asarray(done_s, dtype=float)
     last = ready[:, -1]
     return StepCommunication(
         total_s=_union(ready.max(axis=0), done.max(axis=0)),
         exposed_s=-float(last.max()),
-        skew_s=float(last.max() - last.min()),
+        straggler_wait_s=float(last.max() - last.min()),
         slowest_rank=int(last.argmax()),
         step_s=max(step_s),
     )

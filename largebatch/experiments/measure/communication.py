@@ -84,7 +84,7 @@ def _medians(steps: StepTimes) -> dict[str, _Median]:
         "exposed": _Median.of([one.exposed_s for one in steps.communication]),
         "total": _Median.of([one.total_s for one in steps.communication]),
         "hidden_share": _Median.of([one.hidden_share for one in steps.communication]),
-        "skew": _Median.of([one.skew_s for one in steps.communication]),
+        "skew": _Median.of([one.straggler_wait_s for one in steps.communication]),
     }
 
 

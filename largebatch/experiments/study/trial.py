@@ -181,13 +181,17 @@ def _row(job: Job, verdict: Verdict, trained: Trained, relative: str) -> Row:
     }
 
 
+# Of a row of trials.jsonl -> of metrics.jsonl.
+_NOISE_SCALE = {"value": "b_simple", "low": "ci_low", "high": "ci_high"}
+
+
 def _noise_scale(trained: Trained) -> dict[str, float] | None:
     """The last one with an interval."""
     found = None
     if not (metrics := RunFolder(trained.folder).metrics).exists():
         return None
     for _, _, _, row in placed_rows(metrics, Faults()):
-        values = {end: row.get(f"noise_scale/{end}") for end in ("value", "low", "high")}
+        values = {end: row.get(f"noise_scale/{key}") for end, key in _NOISE_SCALE.items()}
         if all(isinstance(value, float) and math.isfinite(value) for value in values.values()):
             found = values
     return found  # type: ignore[return-value]

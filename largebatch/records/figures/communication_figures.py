@@ -46,7 +46,9 @@ def communication_figure(columns: Columns, title: str) -> Figure | None:
         draw_line(left, columns, "communication/exposed_s", label="exposed", colour=VERMILLION)
         draw_line(left, columns, "communication/total_s", label="exposed and hidden", colour=SKY)
     draw_line(left, columns, "communication/predicted_s", label="predicted from latency and bandwidth", colour=BLACK)
-    draw_line(left, columns, "communication/skew_s", label="wait of the fastest rank for the slowest", colour=PURPLE)
+    draw_line(
+        left, columns, "communication/straggler_wait_s", label="wait of the fastest rank for the slowest", colour=PURPLE
+    )
     share_x, share = columns.series("communication/share_of_step")
     style_axes(right, ylabel="exposed communication (% of the step's time)")
     right.plot(share_x, 100 * share, color=GREEN, marker="o", markersize=3.5, linewidth=1.6)

@@ -18,17 +18,19 @@ def noise_scale_figure(columns: Columns, title: str) -> Figure | None:
     None if no noise scale was ever known.
     """
     groups = _groups(columns)
-    if not columns.has("noise_scale/value") and not groups:
+    if not columns.has("noise_scale/b_simple") and not groups:
         return None
     figure = Figure(figsize=(8, 4.6), layout="constrained")
     ax = figure.add_subplot()
     style_axes(ax, ylabel="samples (logarithmic)")
-    (x, value), (_, low), (_, high) = (columns.series(f"noise_scale/{name}") for name in ("value", "low", "high"))
+    (x, value), (_, low), (_, high) = (
+        columns.series(f"noise_scale/{name}") for name in ("b_simple", "ci_low", "ci_high")
+    )
     if len(x) == len(low) == len(high):
         ax.fill_between(x, low, high, color=BLUE, alpha=0.2, linewidth=0, label="95 % interval")
     ax.plot(x, value, color=BLUE, linewidth=1.6, label="gradient noise scale")
     for name, (dash, colour) in zip(groups, itertools.cycle(_GROUP_LINES), strict=False):
-        x, value = columns.series(f"noise_scale/{name}/value")
+        x, value = columns.series(f"noise_scale/{name}/b_simple")
         ax.plot(x, value, color=colour, linestyle=dash, linewidth=1.0, label=plain(name))
     steps, batch = columns.series("train/global_batch_size")
     ax.step(steps, batch, where="pre", color=BLACK, linewidth=1.2, linestyle="--", label="global batch")
@@ -43,6 +45,6 @@ def noise_scale_figure(columns: Columns, title: str) -> Figure | None:
 
 
 def _groups(columns: Columns) -> list[str]:
-    """Names NAME of `noise_scale/NAME/value`, in the order of the rows."""
+    """Names NAME of `noise_scale/NAME/b_simple`, in the order of the rows."""
     names = (name.split("/") for name in columns.by_name)
-    return [parts[1] for parts in names if len(parts) == 3 and (parts[0], parts[2]) == ("noise_scale", "value")]
+    return [parts[1] for parts in names if len(parts) == 3 and (parts[0], parts[2]) == ("noise_scale", "b_simple")]

@@ -20,7 +20,7 @@ SERIES = {
     "eval/val_loss": Axis("validation loss"),
     "gap/loss": Axis("loss gap, validation minus training"),
     "train/lr": Axis("learning rate"),
-    "noise_scale/value": Axis("gradient noise scale", "samples"),
+    "noise_scale/b_simple": Axis("gradient noise scale", "samples"),
 }
 _SMOOTHED = ("train/loss",)
 _POINTS_OF_ALL = 40_000  # of all runs and series together: a page of 200 runs stays small

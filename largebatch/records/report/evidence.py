@@ -24,7 +24,7 @@ COLUMNS = frozenset({
     "train/loss", "train/lr", "train/samples_per_s", "time/step_s", "time/communication_s", "memory/peak_bytes",
     "eval/val_loss", "eval/val_accuracy", "eval/val_accuracy_stderr", AUGMENTED_GAP,
     "gap/loss", "gap/loss_stderr", "gap/accuracy", "gap/accuracy_stderr",
-    "noise_scale/value", "noise_scale/low", "noise_scale/high", "noise_scale/trace",
+    "noise_scale/b_simple", "noise_scale/ci_low", "noise_scale/ci_high", "noise_scale/trace",
 })  # fmt: skip
 MOST_LAYER_ROWS, MOST_LAYERS = 120, 1000  # of a map of trust ratios
 _MOST_LETTERS = 80

@@ -51,7 +51,7 @@ def _noise_scale(group: Group, variances: Sequence[JsonRecord]) -> tuple[Interva
     """In samples; the envelope of the intervals of several runs, since it differs between them."""
     found = []
     for run in group.runs:
-        value, low, high = (run.last(f"noise_scale/{key}") for key in ("value", "low", "high"))
+        value, low, high = (run.last(f"noise_scale/{key}") for key in ("b_simple", "ci_low", "ci_high"))
         if value is not None and low is not None and high is not None:
             found.append((run, Interval(value, low, high)))
     if found:

@@ -54,10 +54,10 @@ def curves(runs: Sequence[RunRecord]) -> dict[str, list[Diagram]]:
 
 def noise_scale(runs: Sequence[RunRecord]) -> Diagram | None:
     """The gradient noise scale with its interval, where there is enough evidence for one."""
-    shown = [run for run in runs if run.has("noise_scale/value")]
+    shown = [run for run in runs if run.has("noise_scale/b_simple")]
     lines = []
     for run in shown:
-        (x, y), (_, low), (_, high) = (run.series(f"noise_scale/{key}") for key in ("value", "low", "high"))
+        (x, y), (_, low), (_, high) = (run.series(f"noise_scale/{key}") for key in ("b_simple", "ci_low", "ci_high"))
         kept = thinned(len(x), _points(len(shown)))
         band = len(shown) <= _BANDS and len(low) == len(high) == len(x)
         ends = (low[kept].tolist(), high[kept].tolist()) if band else (None, None)

@@ -116,7 +116,7 @@ def _no_interval(seeds: int) -> str:
 def _of_noise(group: Group) -> str:
     """Of the run with the smallest batch that knows it: there it is best measured."""
     for run in group.runs:
-        value, low, high = (run.last(f"noise_scale/{key}") for key in ("value", "low", "high"))
+        value, low, high = (run.last(f"noise_scale/{key}") for key in ("b_simple", "ci_low", "ci_high"))
         if value is not None and low is not None and high is not None:
             return (
                 f"{group.name}: at the end of {run.name} the gradient noise scale is {value:,.0f} samples "

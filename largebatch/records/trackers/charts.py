@@ -44,9 +44,9 @@ _CHARTS: dict[str, tuple[str, dict[str, str]]] = {
     "noise_scale": (
         "gradient noise scale and batch (samples)",
         {
-            "noise_scale/high": "noise scale, upper end of 95 %",
-            "noise_scale/value": "noise scale",
-            "noise_scale/low": "noise scale, lower end of 95 %",
+            "noise_scale/ci_high": "noise scale, upper end of 95 %",
+            "noise_scale/b_simple": "noise scale",
+            "noise_scale/ci_low": "noise scale, lower end of 95 %",
             "train/global_batch_size": "global batch",
         },
     ),
@@ -55,7 +55,7 @@ _CHARTS: dict[str, tuple[str, dict[str, str]]] = {
         {
             "communication/total_s": "exposed and hidden",
             "communication/exposed_s": "exposed",
-            "communication/skew_s": "wait for the slowest rank",
+            "communication/straggler_wait_s": "wait for the slowest rank",
         },
     ),
     "sharpness": ("largest Hessian eigenvalue", {"sharpness/lambda_max": "lambda_max"}),

@@ -20,8 +20,9 @@ class CommunicationObserver:
 
     `communication/total_s` is the time in which parts of the gradient, ready on every rank, were being reduced;
     `communication/exposed_s` the part of it that no computation hides, `communication/hidden_share` the rest as a share
-    of the total, and `communication/share_of_step` the exposed part over the time of the step. `communication/skew_s`
-    is how long the fastest rank waited for `communication/slowest_rank`: time that a faster network would not save.
+    of the total, and `communication/share_of_step` the exposed part over the time of the step.
+    `communication/straggler_wait_s` is how long the fastest rank waited for `communication/slowest_rank`: time that a
+    faster network would not save.
 
     After the first measurement, and every tenth from there, the ranks sum a few buffers of their own, up to the largest
     part of the gradient: the line through their times is `communication/latency_s` and
@@ -60,7 +61,7 @@ class CommunicationObserver:
             "communication/exposed_s": found.exposed_s,
             "communication/hidden_share": found.hidden_share,
             "communication/share_of_step": found.share_of_step,
-            "communication/skew_s": found.skew_s,
+            "communication/straggler_wait_s": found.straggler_wait_s,
             "communication/slowest_rank": found.slowest_rank,
             "communication/gradient_bytes": sum(report.timeline.num_bytes),
         }
@@ -86,7 +87,7 @@ class CommunicationObserver:
         """Medians over the measurements, for people; None without any."""
         if not self._found:
             return None
-        rows = [(one.total_s, one.exposed_s, one.skew_s, one.share_of_step) for one in self._found]
+        rows = [(one.total_s, one.exposed_s, one.straggler_wait_s, one.share_of_step) for one in self._found]
         total, exposed, skew, share = (statistics.median(column) for column in zip(*rows, strict=True))
         return (
             f"{1000 * exposed:.3g} ms exposed per step ({share:.1%} of its time) of {1000 * total:.3g} ms, and "

@@ -16,10 +16,10 @@ from largebatch.training.observers.metrics import Journal
 class NoiseScaleObserver:
     """Measures every `every` steps and logs a row each time.
 
-    `noise_scale/trace` and `noise_scale/grad_sq_norm` are running means; `noise_scale/value`, its interval
-    `noise_scale/low` to `noise_scale/high`, in samples, and the efficiencies at the present batch follow when there is
-    enough evidence. `noise_scale/GROUP/...` are the same of groups of parameters, without the efficiencies, which are
-    those of a batch and not of a group.
+    `noise_scale/trace` and `noise_scale/grad_sq_norm` are running means. With enough evidence the row also has
+    `noise_scale/b_simple` in samples (McCandlish et al. 2018), its 95 % interval `noise_scale/ci_low` to
+    `noise_scale/ci_high`, and the efficiencies at the present batch. `noise_scale/GROUP/...` are the same of groups of
+    parameters, without the efficiencies, which belong to a batch and not to a group.
 
     Args:
         journal: for the rows.
@@ -113,5 +113,5 @@ def _row_under(prefix: str, scale: NoiseScale) -> Row:
     row: Row = {f"{prefix}/trace": scale.trace, f"{prefix}/grad_sq_norm": scale.grad_sq_norm}
     if scale.value is not None and scale.interval is not None:
         low, high = scale.interval
-        row |= {f"{prefix}/value": scale.value, f"{prefix}/low": low, f"{prefix}/high": high}
+        row |= {f"{prefix}/b_simple": scale.value, f"{prefix}/ci_low": low, f"{prefix}/ci_high": high}
     return row

@@ -32,7 +32,7 @@ class StragglerObserver:
         ratio: times the median of the others above which a rank is slow.
 
     Attributes:
-        row: of the latest step, for the row of its metrics: `ranks/slowest_rank` and `ranks/slowest_ratio`, how many
+        row: of the latest step, for the row of its metrics: `stragglers/slowest_rank` and `stragglers/ratio`, how many
             times as long as usual it took; empty after a step that was not measured, and on a single rank.
     """
 
@@ -56,7 +56,7 @@ class StragglerObserver:
         num_samples = [report.plan.rank_batch_size(rank) for rank in range(run.runtime.world_size)]
         times = compare_ranks(own_s, num_samples)
         slowest = times.slowest_rank
-        self.row = {"ranks/slowest_rank": slowest, "ranks/slowest_ratio": times.ratios[slowest]}
+        self.row = {"stragglers/slowest_rank": slowest, "stragglers/ratio": times.ratios[slowest]}
         found = self._watch.add(times)
         if found and run.runtime.is_main:
             with suppress(OSError, ValueError):  # stderr itself may be full, or closed
