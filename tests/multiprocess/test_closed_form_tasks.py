@@ -12,12 +12,13 @@ import torch
 from largebatch.batch.order import SampleOrder
 from largebatch.batch.plan import BatchPlan
 from largebatch.batch.random_keys import keyed_uniforms, stream_key
-from largebatch.data import MicroBatchLoader, linear_regression, noisy_quadratic
+from largebatch.data import linear_regression, noisy_quadratic
 from largebatch.diagnostics.closed_forms import LeastSquares, NoisyQuadratic
 from largebatch.distributed.runtime import Runtime
 from largebatch.losses import OutputIsLoss, SquaredError
 from largebatch.models import Linear, Quadratic
 from largebatch.training.loop import Run, train
+from tests.multiprocess.made_run import made_run
 
 NUM_SAMPLES = 256
 # Two kinds of 96 coordinates each: their mean squares are averages over 96 values.
@@ -87,17 +88,18 @@ def path_of(case: Case) -> dict[str, Any]:
         )
         order = (IndependentDraws if case.fresh else SampleOrder)(len(data), case.seed)
         path = Path()
-        run = Run(
+        run = made_run(
             runtime,
-            runtime.wrap(model),
+            model,
             loss,
             torch.optim.SGD(model.parameters(), lr=case.lr, momentum=case.momentum),
             plan,
-            MicroBatchLoader(data, order, plan, runtime.rank),
+            data,
             lambda _: case.lr,
             case.num_steps,
             log_every=1,
             observers=[path],
+            order=order,
         )
         status = train(run)
         return {"points": np.stack(path.points), "losses": path.losses, "status": status}

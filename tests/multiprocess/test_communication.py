@@ -37,6 +37,7 @@ from largebatch.models import MLP
 from largebatch.training.loop import Run, train
 from largebatch.training.observers import CommunicationObserver, Journal
 from tests.multiprocess.counting import count_collectives
+from tests.multiprocess.made_run import made_run
 from tests.multiprocess.test_contract import SEED, lr_at, model_and_data
 
 DELAY_S, WITHIN = 0.2, 0.1
@@ -123,10 +124,10 @@ class Rows:
 def run_of(runtime: Runtime, problem: tuple[Any, ...], *, observers: Any, steps: int = STEPS) -> Run:
     model, loss, data, augment = problem
     plan = BatchPlan.pinned(global_batch_size=BATCH, world_size=runtime.world_size, micro_batch_size=BATCH // 2)
-    loader = MicroBatchLoader(data, SampleOrder(len(data), SEED), plan, runtime.rank, augment=augment)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    wrapped = runtime.wrap(model)
-    return Run(runtime, wrapped, loss, optimizer, plan, loader, lr_at, steps, seed=SEED, observers=observers)
+    return made_run(
+        runtime, model, loss, optimizer, plan, data, lr_at, steps, seed=SEED, observers=observers, augment=augment
+    )
 
 
 def problem_of(model: nn.Module) -> tuple[Any, ...]:

@@ -26,10 +26,11 @@ from largebatch.data import (
     random_classification,
 )
 from largebatch.distributed.runtime import Runtime
-from largebatch.losses import CrossEntropy, NextToken, units_are_fixed
+from largebatch.losses import CrossEntropy, NextToken
 from largebatch.models import GPT, MLP, ConvNet
 from largebatch.training.loop import Run, train
 from tests.multiprocess.counting import count_collectives
+from tests.multiprocess.made_run import made_run
 
 pytestmark = pytest.mark.quick
 
@@ -135,21 +136,21 @@ def trajectory(case: Case) -> dict[str, Any]:
             MicroBatchLoader(data, SampleOrder(len(data), SEED), plan, runtime.rank, augment=augment)
         )
         recorder = Recorder()
-        run = Run(
+        run = made_run(
             runtime,
-            runtime.wrap(model),
+            model,
             loss,
             torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9, weight_decay=1e-3),
             plan,
-            loader,
+            data,
             lr_at,
             case.steps,
-            fixed_units=units_are_fixed(loss, data),
             seed=SEED,
             clip_norm=case.clip_norm,
             ordered=case.ordered,
             log_every=1,
             observers=[recorder],
+            loader=loader,
         )
         status = train(run)
         return {
@@ -390,8 +391,7 @@ def train_to_the_end(model_class: str, stop_rank: int | None) -> tuple[str, int]
         data = random_classification(50, 5, (16,), "train")
         plan = BatchPlan.solve(global_batch_size=10, world_size=runtime.world_size)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        loader = MicroBatchLoader(data, SampleOrder(50, 0), plan, runtime.rank)
-        run = Run(runtime, runtime.wrap(model), CrossEntropy(), optimizer, plan, loader, lambda _: 0.1, 12, log_every=1)
+        run = made_run(runtime, model, CrossEntropy(), optimizer, plan, data, lambda _: 0.1, 12, log_every=1)
         run.stop_requested = lambda: runtime.rank == stop_rank and run.progress.step >= 5
         return train(run), run.progress.step
     finally:
@@ -415,8 +415,7 @@ def skip_a_step_on_rank_one() -> str:
         data = random_classification(50, 5, (16,), "train")
         plan = BatchPlan.solve(global_batch_size=10, world_size=2)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        loader = MicroBatchLoader(data, SampleOrder(50, 0), plan, runtime.rank)
-        run = Run(runtime, runtime.wrap(model), CrossEntropy(), optimizer, plan, loader, lambda _: 0.1, 8, log_every=1)
+        run = made_run(runtime, model, CrossEntropy(), optimizer, plan, data, lambda _: 0.1, 8, log_every=1)
         if runtime.rank == 1:
             run.progress.step += 1
         try:
@@ -439,9 +438,8 @@ def test_the_model_is_the_same_with_and_without_observers():
     model, loss, data, _ = model_and_data("mlp")
     runtime = Runtime.open(precision="fp64")
     plan = BatchPlan.solve(global_batch_size=24, world_size=1, max_micro_batch_size=7)
-    loader = MicroBatchLoader(copy.copy(data), SampleOrder(len(data), SEED), plan, 0)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9, weight_decay=1e-3)
-    train(Run(runtime, runtime.wrap(model), loss, optimizer, plan, loader, lr_at, STEPS, seed=SEED))
+    train(made_run(runtime, model, loss, optimizer, plan, copy.copy(data), lr_at, STEPS, seed=SEED))
     runtime.close()
     for ours, theirs in zip(model.parameters(), observed, strict=True):
         assert np.array_equal(ours.detach().numpy(), theirs)
@@ -459,11 +457,9 @@ def peak_live_bytes(batch: int) -> int:
     model = MLP(16, 5, hidden=[12])
     runtime = Runtime.open()
     plan = BatchPlan.solve(global_batch_size=batch, world_size=1, max_micro_batch_size=4)
-    loader = MicroBatchLoader(data, SampleOrder(256, 0), plan, 0)
-    run = Run(
-        runtime, runtime.wrap(model), CrossEntropy(), torch.optim.SGD(model.parameters(), lr=0.1), plan, loader,
-        lambda _: 0.1, 1,
-    )  # fmt: skip
+    run = made_run(
+        runtime, model, CrossEntropy(), torch.optim.SGD(model.parameters(), lr=0.1), plan, data, lambda _: 0.1, 1
+    )
     alive = peak = 0
 
     class Held:

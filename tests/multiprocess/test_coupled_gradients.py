@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from largebatch.batch.order import SampleOrder
 from largebatch.batch.plan import BatchPlan
 from largebatch.batch.random_keys import stream_key
-from largebatch.data import MicroBatchLoader, paired_views, random_classification
+from largebatch.data import paired_views, random_classification
 from largebatch.distributed.runtime import Runtime
 from largebatch.gradient.accumulation import accumulate_gradients
 from largebatch.losses.coupled import InfoNCE
 from largebatch.models import MLP, TwoViews
-from largebatch.training.loop import Run, train
+from largebatch.training.loop import train
 from tests.multiprocess.counting import count_collectives
+from tests.multiprocess.made_run import made_run
 from tests.multiprocess.test_contract import (
     FACTORIZATIONS,
     SEED,
@@ -104,13 +105,13 @@ def trajectory(case: Case) -> dict[str, Any]:
         model, loss, data = model_and_data(case.kind)
         plan = plan_of(case.batch, runtime.world_size, micro=case.micro, max_micro=case.max_micro)
         recorder = Recorder()
-        run = Run(
+        run = made_run(
             runtime,
-            runtime.wrap(model),
-            loss if case.coupled else OfMicroBatches(loss),  # type: ignore[arg-type]
+            model,
+            loss if case.coupled else OfMicroBatches(loss),
             torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9, weight_decay=1e-3),
             plan,
-            MicroBatchLoader(data, SampleOrder(len(data), SEED), plan, runtime.rank),
+            data,
             lr_at,
             case.steps,
             seed=SEED,
@@ -290,9 +291,8 @@ def peak_live_bytes(batch: int) -> int:
     model = Watched(TwoViews(MLP(16, 5, hidden=[12])))
     runtime = Runtime.open()
     plan = BatchPlan.solve(global_batch_size=batch, world_size=1, max_micro_batch_size=4)
-    loader = MicroBatchLoader(data, SampleOrder(256, 0), plan, 0)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    train(Run(runtime, runtime.wrap(model), InfoNCE(), optimizer, plan, loader, lambda _: 0.1, 2))
+    train(made_run(runtime, model, InfoNCE(), optimizer, plan, data, lambda _: 0.1, 2))
     runtime.close()
     assert model.alive == 0
     return model.peak
@@ -314,9 +314,10 @@ def test_a_model_without_a_tensor_of_representations_is_refused():
     try:
         plan = BatchPlan.solve(global_batch_size=4, world_size=1)
         model = NoTensor(16, 5, hidden=[4])
-        loader = MicroBatchLoader(random_classification(8, 5, (16,), "train"), SampleOrder(8, 0), plan, 0)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        run = Run(runtime, runtime.wrap(model), SameClass(), optimizer, plan, loader, lambda _: 0.1, 1)
+        run = made_run(
+            runtime, model, SameClass(), optimizer, plan, random_classification(8, 5, (16,), "train"), lambda _: 0.1, 1
+        )
         with pytest.raises(ValueError, match="returned tuple for 4 samples"):
             train(run)
     finally:

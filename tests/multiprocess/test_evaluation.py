@@ -12,14 +12,15 @@ import torch.nn.functional as F
 from largebatch.batch.order import SampleOrder
 from largebatch.batch.plan import BatchPlan
 from largebatch.batch.random_keys import stream_key
-from largebatch.data import ArrayDataset, MicroBatchLoader, masked_tokens, paired_views
+from largebatch.data import ArrayDataset, masked_tokens, paired_views
 from largebatch.diagnostics.gap.gap import EvalSums
 from largebatch.distributed.runtime import Runtime
 from largebatch.losses import CrossEntropy, NextToken
 from largebatch.losses.coupled import InfoNCE
 from largebatch.models import GPT, MLP, TwoViews
-from largebatch.training.loop import Run, train
+from largebatch.training.loop import train
 from largebatch.training.observers import EvaluationObserver, Journal, MetricsObserver
+from tests.multiprocess.made_run import made_run
 
 
 class Rows:
@@ -60,11 +61,18 @@ def evaluate(kind: str, num_validation: int, steps: int = 2) -> tuple[list[dict[
             journal, train=train_set, validation=validation, loss=loss, every=8, micro_batch_size=4
         )
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        loader = MicroBatchLoader(train_set, SampleOrder(40, 0), plan, runtime.rank)
-        run = Run(
-            runtime, runtime.wrap(model), loss, optimizer, plan, loader, lambda _: 0.1, steps,
-            log_every=1, observers=[MetricsObserver(journal), observer],
-        )  # fmt: skip
+        run = made_run(
+            runtime,
+            model,
+            loss,
+            optimizer,
+            plan,
+            train_set,
+            lambda _: 0.1,
+            steps,
+            log_every=1,
+            observers=[MetricsObserver(journal), observer],
+        )
         train(run)
         return tracker.rows, [parameter.detach().numpy() for parameter in run.module.parameters()]
     finally:

@@ -26,7 +26,6 @@ from largebatch.data import MicroBatchLoader, paired_views
 from largebatch.diagnostics.sharpness.measurement import SharpnessSettings
 from largebatch.diagnostics.sharpness.subset import FixedSubset
 from largebatch.distributed.runtime import Runtime
-from largebatch.losses import units_are_fixed
 from largebatch.losses.coupled import InfoNCE
 from largebatch.models import TwoViews
 from largebatch.optim import LARS, parameters_by_name
@@ -42,6 +41,7 @@ from largebatch.training.observers import (
     SharpnessObserver,
     WatchedLoader,
 )
+from tests.multiprocess.made_run import made_run
 from tests.multiprocess.test_contract import SEED, model_and_data
 
 STEPS, BATCH, MICRO = 2, 24, 2
@@ -153,21 +153,21 @@ def cell(way: str, kind: str) -> dict[str, Any]:
         order = SampleOrder(len(problem.data), SEED)
         loader = WatchedLoader(MicroBatchLoader(problem.data, order, plan, runtime.rank))
         train(
-            Run(
+            made_run(
                 runtime,
-                runtime.wrap(problem.model),
+                problem.model,
                 problem.loss,
                 LARS(problem.model.parameters(), lr=LR, weight_decay=DECAY, trust_coefficient=TRUST),
                 plan,
-                loader,
+                problem.data,
                 lambda _: LR,
                 STEPS,
-                fixed_units=units_are_fixed(problem.loss, problem.data),
                 seed=SEED,
                 clip_norm=CLIP,
                 log_every=1,
                 guard=Guard("log", window=20, threshold=None, most_in_a_row=5),
                 observers=observers(way, problem, runtime, loader, found),
+                loader=loader,
                 **WAYS[way],
             )
         )

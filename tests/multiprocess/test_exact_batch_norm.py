@@ -13,14 +13,15 @@ from torch import Tensor, nn
 
 from largebatch.batch.order import SampleOrder
 from largebatch.batch.random_keys import stream_key
-from largebatch.data import ArrayDataset, MicroBatchLoader, paired_views, random_classification
+from largebatch.data import ArrayDataset, paired_views, random_classification
 from largebatch.distributed.runtime import Runtime
 from largebatch.gradient.exact_batch_norm import ExactBatchNorm, batch_norms
 from largebatch.losses import CrossEntropy
 from largebatch.losses.coupled import InfoNCE
 from largebatch.models import TwoViews
-from largebatch.training.loop import Run, train
+from largebatch.training.loop import train
 from tests.multiprocess.counting import count_collectives
+from tests.multiprocess.made_run import made_run
 from tests.multiprocess.test_contract import SEED, Recorder, lr_at, plan_of
 
 STEPS, BATCH = 6, 22
@@ -81,13 +82,13 @@ def trajectory(problem: Problem) -> dict[str, Any]:
         model, loss, data = model_and_data(problem.kind)
         plan = plan_of(BATCH, runtime.world_size, micro=problem.micro, max_micro=problem.max_micro)
         recorder = Recorder()
-        run = Run(
+        run = made_run(
             runtime,
-            runtime.wrap(model),
+            model,
             loss,
             torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9),
             plan,
-            MicroBatchLoader(data, SampleOrder(len(data), SEED), plan, runtime.rank),
+            data,
             lr_at,
             problem.steps,
             seed=SEED,

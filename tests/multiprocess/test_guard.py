@@ -21,6 +21,7 @@ from largebatch.records.trackers import read_metrics
 from largebatch.run.train_quietly import train_quietly
 from largebatch.training.guard import Guard
 from largebatch.training.loop import Run, StepReport, train
+from tests.multiprocess.made_run import made_run
 from tests.unit.faulty_data import BATCH_NORM, at_steps, faulty
 
 STEPS = 12
@@ -89,21 +90,22 @@ def guarded_run(case: Case) -> dict[str, Any]:
         data = random_classification(24 * STEPS, 3, (6,), "train")
         plan = BatchPlan.pinned(global_batch_size=24, world_size=runtime.world_size, micro_batch_size=6)
         watcher = Watcher()
-        run = Run(
+        run = made_run(
             runtime,
-            runtime.wrap(model),
+            model,
             CrossEntropy(),
             torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9),
             plan,
-            FaultyLoader(MicroBatchLoader(data, SampleOrder(len(data), 0), plan, runtime.rank), case, is_faulty),
+            data,
             lambda samples_seen: 0.05 / (1 + samples_seen / 100),
             STEPS,
             ordered=case.ordered,
             exact_batch_norm=case.exact,
             guard=None
             if case.policy == "off"
-            else Guard(case.policy, window=20, threshold=None, most_in_a_row=case.most_in_a_row),  # type: ignore[arg-type]
+            else Guard(case.policy, window=20, threshold=None, most_in_a_row=case.most_in_a_row),
             observers=[watcher],
+            loader=FaultyLoader(MicroBatchLoader(data, SampleOrder(len(data), 0), plan, runtime.rank), case, is_faulty),
         )
         if case.fault == "gradient" and is_faulty:
             model[0].weight.register_hook(lambda grad: grad * math.inf if run.counted_step in case.steps else None)

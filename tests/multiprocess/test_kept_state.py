@@ -14,12 +14,13 @@ from torch.nn.utils.parametrizations import spectral_norm
 from largebatch.batch.order import SampleOrder
 from largebatch.batch.plan import BatchPlan
 from largebatch.batch.random_keys import stream_key
-from largebatch.data import MicroBatchLoader, random_classification
+from largebatch.data import random_classification
 from largebatch.distributed.generators import seed_generators
 from largebatch.distributed.runtime import Runtime
 from largebatch.gradient.accumulation import micro_batch_key
 from largebatch.losses import CrossEntropy
-from largebatch.training.loop import Run, train
+from largebatch.training.loop import train
+from tests.multiprocess.made_run import made_run
 
 SAMPLES, BATCH, MICRO, STEPS = 60, 15, 4, 8  # 4 micro-batches a step, the last of 3 samples
 BY_STEP = ("stem.parametrizations.weight.0._u", "stem.parametrizations.weight.0._v", "passes", "slow.weight")
@@ -63,12 +64,20 @@ def trained(way: str) -> dict[str, Any]:
     try:
         model, dataset = Net(), random_classification(SAMPLES, 3, (6,), "train")
         plan = BatchPlan.pinned(global_batch_size=BATCH, world_size=runtime.world_size, micro_batch_size=MICRO)
-        loader = MicroBatchLoader(dataset, SampleOrder(SAMPLES, 0), plan, runtime.rank)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9, weight_decay=0.1)
-        run = Run(
-            runtime, runtime.wrap(model), CrossEntropy(), optimizer, plan, loader, lr_at, STEPS,
-            step_buffers=BY_STEP, skips_parameters=True, **WAYS[way],
-        )  # fmt: skip
+        run = made_run(
+            runtime,
+            model,
+            CrossEntropy(),
+            optimizer,
+            plan,
+            dataset,
+            lr_at,
+            STEPS,
+            step_buffers=BY_STEP,
+            skips_parameters=True,
+            **WAYS[way],
+        )
         train(run)
         run.gradient.statistics.merge()
         absent = {name for name, one in run.module.named_parameters() if one.grad is None}
@@ -131,9 +140,8 @@ def surprised() -> str:
     try:
         model, dataset = EverySecond(6, 3), random_classification(SAMPLES, 3, (6,), "train")
         plan = BatchPlan.pinned(global_batch_size=BATCH, world_size=runtime.world_size, micro_batch_size=MICRO)
-        loader = MicroBatchLoader(dataset, SampleOrder(SAMPLES, 0), plan, runtime.rank)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.2)
-        train(Run(runtime, runtime.wrap(model), CrossEntropy(), optimizer, plan, loader, lr_at, STEPS))
+        train(made_run(runtime, model, CrossEntropy(), optimizer, plan, dataset, lr_at, STEPS))
     except RuntimeError as error:
         return str(error)
     finally:

@@ -14,14 +14,15 @@ from torch import Tensor, nn
 from largebatch.batch.order import SampleOrder
 from largebatch.batch.plan import BatchPlan
 from largebatch.batch.random_keys import stream_key
-from largebatch.data import ArrayDataset, MicroBatchLoader
+from largebatch.data import ArrayDataset
 from largebatch.diagnostics.noise.measurement import VarianceSettings, measure_variance
 from largebatch.diagnostics.sharpness.subset import FixedSubset, SubsetLoss
 from largebatch.distributed.runtime import Runtime
 from largebatch.gradient.snapshots import undisturbed
-from largebatch.losses import CrossEntropy, ModuleLoss, NextToken, units_are_fixed
+from largebatch.losses import CrossEntropy, ModuleLoss, NextToken
 from largebatch.training.loop import Run, train
 from largebatch.training.observers import EvaluationObserver, Journal
+from tests.multiprocess.made_run import made_run
 
 pytestmark = pytest.mark.quick
 
@@ -128,11 +129,19 @@ def measured_kind(runtime: Runtime, kind: str, *, ordered: bool) -> dict[str, An
         Journal([tracker], num_samples=SAMPLES), train=data, validation=data, loss=loss, every=None, micro_batch_size=7
     )
     plan = BatchPlan.pinned(global_batch_size=BATCH, world_size=runtime.world_size, micro_batch_size=4)
-    run = Run(
-        runtime, runtime.wrap(model), loss, torch.optim.SGD(model.parameters(), lr=RATE, momentum=0.9), plan,
-        MicroBatchLoader(data, SampleOrder(SAMPLES, 0), plan, runtime.rank), lambda _: RATE, STEPS,
-        fixed_units=units_are_fixed(loss, data), log_every=1, ordered=ordered, observers=[losses, evaluation],
-    )  # fmt: skip
+    run = made_run(
+        runtime,
+        model,
+        loss,
+        torch.optim.SGD(model.parameters(), lr=RATE, momentum=0.9),
+        plan,
+        data,
+        lambda _: RATE,
+        STEPS,
+        log_every=1,
+        ordered=ordered,
+        observers=[losses, evaluation],
+    )
     train(run)
     subset = FixedSubset(data, np.arange(SAMPLES), micro_batch_size=8)
     with undisturbed(run.module):

@@ -18,6 +18,7 @@ from largebatch.losses import CrossEntropy
 from largebatch.training.loop import Run, StepReport, train
 from largebatch.training.observers import WatchedLoader
 from largebatch.training.observers.ledger import ids_over_ranks
+from tests.multiprocess.made_run import made_run
 
 STEPS, BATCH = 6, 24
 SAID = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 2.00 GiB."
@@ -96,19 +97,20 @@ def run_case(case: Case) -> dict[str, Any]:
         )
         loader = WatchedLoader(MicroBatchLoader(data, SampleOrder(len(data), 0), plan, runtime.rank))
         watcher = Watcher(hungry, loader)
-        run = Run(
+        run = made_run(
             runtime,
-            runtime.wrap(model),
+            model,
             CrossEntropy(),
             torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9),
             plan,
-            loader,
+            data,
             lambda _: 0.1,
             STEPS,
             norms_every=2,
             log_every=3,
             survives_shortage=case.survives,
             observers=[watcher],
+            loader=loader,
         )
         try:
             status = train(run)

@@ -16,13 +16,13 @@ import torch.nn.functional as F
 
 from largebatch.batch.order import SampleOrder
 from largebatch.batch.plan import BatchPlan
-from largebatch.data import MicroBatchLoader, noisy_quadratic
+from largebatch.data import noisy_quadratic
 from largebatch.diagnostics import moments_of_step
 from largebatch.diagnostics.closed_forms import NoisyQuadratic
 from largebatch.distributed.runtime import Runtime
 from largebatch.distributed.signals import StopRequest
 from largebatch.gradient.reduction_clock import Compression
-from largebatch.losses import OutputIsLoss, units_are_fixed
+from largebatch.losses import OutputIsLoss
 from largebatch.models import Quadratic
 from largebatch.optim import parameters_by_name
 from largebatch.run.build import open_job
@@ -30,6 +30,7 @@ from largebatch.run.prepare import prepare
 from largebatch.training.loop import Run, train
 from largebatch.training.observers import Journal, NoiseScaleObserver
 from tests.multiprocess.counting import count_collectives
+from tests.multiprocess.made_run import made_run
 from tests.multiprocess.test_contract import SEED, Case, lr_at, model_and_data
 from tests.unit.composing import compose_run
 
@@ -70,21 +71,21 @@ def measured(
         plan = BatchPlan.pinned(global_batch_size=case.batch, world_size=runtime.world_size, micro_batch_size=micro)
         norms, sizes = Norms(every, groups or {}), []
         model.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
-        run = Run(
+        run = made_run(
             runtime,
-            runtime.wrap(model),
+            model,
             loss,
             torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9),
             plan,
-            MicroBatchLoader(data, SampleOrder(len(data), SEED), plan, runtime.rank, augment=augment),
+            data,
             lambda samples_seen: lr * lr_at(samples_seen),
             steps,
-            fixed_units=units_are_fixed(loss, data),
             seed=SEED,
             clip_norm=case.clip_norm,
             ordered=case.ordered,
             compression=compression,
             observers=[norms],
+            augment=augment,
         )
         train(run)
         state = [*run.module.state_dict().values(), torch.get_rng_state()]
@@ -239,13 +240,13 @@ def at_fixed_weights(seed: int, steps: int, micro: int = MICRO) -> tuple[list[tu
         model, estimates = Quadratic(CURVATURE, start=0.6), Estimates()
         observer = NoiseScaleObserver(Journal([estimates], num_samples=POOL), every=1, window=steps)
         train(
-            Run(
+            made_run(
                 runtime,
-                runtime.wrap(model),
+                model,
                 OutputIsLoss(),
                 torch.optim.SGD(model.parameters(), lr=0.0),
                 plan,
-                MicroBatchLoader(data, SampleOrder(POOL, seed), plan, runtime.rank),
+                data,
                 lambda samples_seen: 0.0,
                 steps,
                 seed=seed,

@@ -11,14 +11,15 @@ from torch import Tensor, nn
 from largebatch.batch.order import SampleOrder
 from largebatch.batch.plan import BatchPlan
 from largebatch.batch.random_keys import stream_key
-from largebatch.data import MicroBatchLoader, random_classification
+from largebatch.data import random_classification
 from largebatch.distributed.runtime import Runtime
 from largebatch.gradient.accumulation import micro_batch_key
 from largebatch.gradient.snapshots import undisturbed
 from largebatch.losses import CrossEntropy
 from largebatch.optim import keep_lr_ratios, lr_factors, parameter_groups
-from largebatch.training.loop import Run, train
+from largebatch.training.loop import train
 from largebatch.training.observers import EvaluationObserver, Journal
+from tests.multiprocess.made_run import made_run
 
 pytestmark = pytest.mark.quick
 
@@ -84,11 +85,8 @@ def trained() -> dict[str, Any]:
         observer = EvaluationObserver(
             journal, train=dataset, validation=dataset, loss=CrossEntropy(), every=BATCH, micro_batch_size=5
         )
-        loader = MicroBatchLoader(dataset, SampleOrder(SAMPLES, 0), plan, runtime.rank)
         optimizer = optimizer_of(model)
-        run = Run(
-            runtime, runtime.wrap(model), CrossEntropy(), optimizer, plan, loader, lr_at, STEPS, observers=[observer]
-        )
+        run = made_run(runtime, model, CrossEntropy(), optimizer, plan, dataset, lr_at, STEPS, observers=[observer])
         train(run)
         with undisturbed(run.module):
             pass

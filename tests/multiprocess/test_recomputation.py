@@ -14,12 +14,11 @@ import pytest
 import torch
 from torch import nn
 
-from largebatch.batch.order import SampleOrder
 from largebatch.batch.plan import BatchPlan
-from largebatch.data import MicroBatchLoader, random_classification
+from largebatch.data import random_classification
 from largebatch.distributed.runtime import Runtime
 from largebatch.distributed.signals import StopRequest
-from largebatch.losses import CrossEntropy, units_are_fixed
+from largebatch.losses import CrossEntropy
 from largebatch.run.build import open_job
 from largebatch.run.prepare import prepare
 from largebatch.training.guard import Guard
@@ -27,6 +26,7 @@ from largebatch.training.loop import Run, train
 from largebatch.training.observers import NoiseScaleObserver
 from largebatch.training.observers.metrics import Journal
 from tests.multiprocess.counting import count_collectives
+from tests.multiprocess.made_run import made_run
 from tests.multiprocess.test_contract import SEED, lr_at, model_and_data
 from tests.unit.composing import compose_run
 
@@ -82,24 +82,23 @@ def run_of(runtime: Runtime, case: Case, **options: Any) -> Run:
     plan = BatchPlan.pinned(
         global_batch_size=case.batch, world_size=runtime.world_size, micro_batch_size=min(case.micro, case.batch)
     )
-    wrapped = runtime.wrap(model)
     watching = [NoiseScaleObserver(Journal([], num_samples=48), every=2, window=20)] if case.noise_scale else []
-    return Run(
+    return made_run(
         runtime,
-        wrapped,
+        model,
         loss,
         torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9),
         plan,
-        MicroBatchLoader(data, SampleOrder(len(data), SEED), plan, runtime.rank, augment=augment),
+        data,
         lr_at,
         options.pop("steps", STEPS),
         seed=SEED,
-        fixed_units=units_are_fixed(loss, data),
-        compression=case.compression,  # type: ignore[arg-type]
+        compression=case.compression,
         clip_norm=0.5 if case.guarded else None,
         guard=Guard("skip", window=20, threshold=None, most_in_a_row=3) if case.guarded else None,
         observers=watching,
         recompute_every=case.every,
+        augment=augment,
         **options,
     )
 

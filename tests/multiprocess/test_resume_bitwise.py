@@ -15,10 +15,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from largebatch.batch.order import SampleOrder
 from largebatch.batch.plan import BatchPlan
 from largebatch.batch.ramp import BatchRamp
-from largebatch.data import MicroBatchLoader, random_classification
+from largebatch.data import random_classification
 from largebatch.diagnostics.sharpness.measurement import SharpnessSettings
 from largebatch.diagnostics.sharpness.subset import FixedSubset
 from largebatch.distributed.runtime import Runtime
@@ -38,6 +37,7 @@ from largebatch.training.observers import (
     SharpnessObserver,
     restore,
 )
+from tests.multiprocess.made_run import made_run
 from tests.multiprocess.test_coupled_gradients import SameClass
 
 SAMPLES, STEPS, WIDE = 96, 6, 520  # 520 x 520 float32 are above 1 MiB, which DDP's first bucket holds
@@ -175,16 +175,25 @@ def run_of(case: Case, runtime: Runtime, folder: Path, rows: Rows, stop: int | N
             background=case.background,
         )
     )
-    wrapped = runtime.wrap(model)
     if case.bad_step is not None:
         model.head.weight.register_hook(lambda grad: grad * math.inf if model.step == case.bad_step else None)
-    return Run(
-        runtime, wrapped, loss, OPTIMIZERS[case.optimizer](model.named_parameters()), ramp,
-        MicroBatchLoader(data, SampleOrder(SAMPLES, 0), ramp, runtime.rank), lambda seen: 0.1 / (1 + seen), STEPS,
-        clip_norm=case.clip, log_every=1, skips_parameters=case.chooses, survives_shortage=case.short,
+    return made_run(
+        runtime,
+        model,
+        loss,
+        OPTIMIZERS[case.optimizer](model.named_parameters()),
+        ramp,
+        data,
+        lambda seen: 0.1 / (1 + seen),
+        STEPS,
+        clip_norm=case.clip,
+        log_every=1,
+        skips_parameters=case.chooses,
+        survives_shortage=case.short,
         guard=None if case.bad_step is None else Guard("skip", window=20, threshold=None, most_in_a_row=3),
-        observers=observers, **case.options,
-    )  # fmt: skip
+        observers=observers,
+        **case.options,
+    )
 
 
 def trained(name: str, folder: Path, *, stops: bool) -> dict[str, Any]:

@@ -11,10 +11,11 @@ from torch import nn
 
 from largebatch.batch.order import SampleOrder
 from largebatch.batch.plan import BatchPlan
-from largebatch.data import ArrayDataset, MicroBatchLoader
+from largebatch.data import ArrayDataset
 from largebatch.distributed.runtime import Runtime
 from largebatch.losses import CrossEntropy
-from largebatch.training.loop import Run, train
+from largebatch.training.loop import train
+from tests.multiprocess.made_run import made_run
 from tests.sums import assert_same_sums
 
 pytestmark = pytest.mark.quick
@@ -63,8 +64,7 @@ def buffers_after(batch: int, steps: int, merges_at: tuple[int, ...], precision:
         model, dataset = Net(), data()
         plan = BatchPlan.pinned(global_batch_size=batch, world_size=runtime.world_size, micro_batch_size=MICRO)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        loader = MicroBatchLoader(dataset, SampleOrder(NUM_SAMPLES, 0), plan, runtime.rank)
-        run = Run(runtime, runtime.wrap(model), CrossEntropy(), optimizer, plan, loader, lambda _: 0.1, 0)
+        run = made_run(runtime, model, CrossEntropy(), optimizer, plan, dataset, lambda _: 0.1, 0)
         for step in range(1, steps + 1):
             run.num_steps = step
             train(run)

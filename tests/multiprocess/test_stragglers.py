@@ -22,13 +22,13 @@ from largebatch.batch.plan import BatchPlan
 from largebatch.data import MicroBatchLoader
 from largebatch.distributed.runtime import Runtime
 from largebatch.distributed.signals import StopRequest
-from largebatch.losses import units_are_fixed
 from largebatch.records.trackers import read_metrics
 from largebatch.run.build import open_job
 from largebatch.run.prepare import prepare
 from largebatch.training.loop import Run, train
 from largebatch.training.observers import StragglerObserver
 from tests.multiprocess.counting import count_collectives
+from tests.multiprocess.made_run import made_run
 from tests.multiprocess.test_contract import SEED, lr_at, model_and_data
 from tests.unit.composing import compose_run
 
@@ -102,10 +102,9 @@ def trained(
         loader: Any = MicroBatchLoader(data, SampleOrder(len(data), SEED), plan, runtime.rank, augment=augment)
         if seconds is not None and where != "forward":
             loader = PausingLoader(loader, seconds, runtime.rank, each=where == "each micro-batch")
-        wrapped = runtime.wrap(model)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-        options = {"num_steps": STEPS, "log_every": 1, "fixed_units": units_are_fixed(loss, data)} | options
-        run = Run(runtime, wrapped, loss, optimizer, plan, loader, lr_at, seed=SEED, **options)
+        options = {"num_steps": STEPS, "log_every": 1} | options
+        run = made_run(runtime, model, loss, optimizer, plan, data, lr_at, seed=SEED, loader=loader, **options)
         if seconds is not None and where == "forward":
             pause_in_forward(run, seconds)
         watching = StragglerObserver(ratio=1.5)
