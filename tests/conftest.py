@@ -24,7 +24,7 @@ LONG = (
     "tests/unit/test_chapter", "tests/unit/test_study", "tests/unit/test_prepare", "tests/unit/test_guard",
 )  # fmt: skip
 # Scripts for processes of their own: looking for doctests in them would import JAX into this one, and train.
-collect_ignore = ["reference/optax_trajectories.py", "faults/warm.py"]
+collect_ignore = ["reference/optax_trajectories.py", "warm.py"]
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import faulthandler
-import multiprocessing
 import os
 import sys
 import tempfile
@@ -64,7 +63,7 @@ def train(
     nodes: Sequence[Node] | None,
 ) -> None:
     """Train as one rank of a job and leave with the exit code of the command."""
-    multiprocessing.set_start_method("fork", force=True)  # as in a process that nobody forked, for loading processes
+    os.environ["WANDB_MODE"] = "disabled"
     if fault is not None and fault.rank == rank:
         fault.plant()
     if world_size > 1:
@@ -98,7 +97,6 @@ def join_and_leave(times: int, *, rank: int, store: Path) -> None:
 
 def begin_to_load(*, rank: int, store: Path) -> None:
     """Ask two loading processes for a batch and leave them in the middle of an epoch."""
-    multiprocessing.set_start_method("fork", force=True)
     data = NoisyPairs(120)
     plan = BatchPlan.solve(global_batch_size=12, world_size=1)
     batches = MicroBatchLoader(data, SampleOrder(120, 0), plan, 0, num_workers=2).micro_batches(0, 1000)

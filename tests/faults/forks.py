@@ -3,19 +3,14 @@
     ended = train_in_forks(tmp_path / "run", ranks=2, fault=Fault("after_backward", step=7, rank=1))
     assert ended.codes[1] == -signal.SIGKILL
 
-The interpreter is the fork server of `multiprocessing`, a process of its own: pytest has threads, and a fork of it
-would not be safe. Ranks meet by a file, no ports; on two nodes, whose ports are all free, as ranks of a launcher do.
+Ranks meet by a file, no ports; on two nodes, whose ports are all free, as ranks of a launcher do.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import secrets
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -27,13 +22,9 @@ from tests.faults import shown
 from tests.faults.forked_rank import told_to, train
 from tests.faults.nodes import Node
 from tests.faults.planted import Fault
-from tests.faults.processes import marked_processes
+from tests.fork_server import start_fork
 
 DEADLINE_S = 120.0  # a run takes half a second; on a crowded machine the first one waits for the server
-_SERVER = multiprocessing.get_context("forkserver")
-_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "WANDB_MODE": "disabled"}
-_ENVIRONMENT["LARGEBATCH_FAULT_FORKS"] = _MARK = secrets.token_hex(8)
-_LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True)
@@ -92,13 +83,12 @@ def call_in_forks(
     with tempfile.TemporaryDirectory(prefix="largebatch-faults-") as scratch:
         logs = [Path(scratch) / f"rank_{rank}.log" for rank in range(ranks)]
         options |= {"store": Path(scratch) / "store"}
+        end = time.monotonic() + deadline_s
         processes = [
-            _SERVER.Process(
-                target=told_to, args=(log, deadline_s - 1, function, *arguments), kwargs={**options, "rank": rank}
-            )
+            start_fork(told_to, log, deadline_s - 1, function, *arguments, rank=rank, **options)
             for rank, log in enumerate(logs)
         ]
-        is_late = _run_until(time.monotonic() + deadline_s, processes, killed_at_last)
+        is_late = _wait(end, processes, killed_at_last)
         said = tuple(log.read_text(errors="replace") if log.exists() else "" for log in logs)
     ended = Ended(tuple(process.exitcode for process in processes), said)
     if is_late:
@@ -106,16 +96,8 @@ def call_in_forks(
     return ended
 
 
-def forked_processes() -> set[int]:
-    """Every living process that came of the fork server of this session, the server itself included."""
-    return marked_processes(f"LARGEBATCH_FAULT_FORKS={_MARK}")
-
-
-def _run_until(deadline: float, processes: Sequence[BaseProcess], killed_at_last: int | None) -> bool:
-    """Start all and wait for them; whether one had to be killed because the time was over."""
-    with _server_environment():
-        for process in processes:
-            process.start()
+def _wait(deadline: float, processes: Sequence[BaseProcess], killed_at_last: int | None) -> bool:
+    """Until all have ended; whether one had to be killed because the time was over."""
     for rank, process in enumerate(processes):
         if rank != killed_at_last:
             process.join(max(0.0, deadline - time.monotonic()))
@@ -127,18 +109,3 @@ def _run_until(deadline: float, processes: Sequence[BaseProcess], killed_at_last
         process.kill()
         process.join()
     return bool(late)
-
-
-@contextmanager
-def _server_environment() -> Iterator[None]:
-    """What the fork server starts with, where it is not yet there, and all forks have."""
-    _SERVER.set_forkserver_preload(["tests.faults.warm"])
-    hidden = {name: os.environ.pop(name) for name in _LAUNCHER if name in os.environ}
-    former = {name: os.environ.get(name) for name in _ENVIRONMENT}
-    os.environ |= _ENVIRONMENT
-    try:
-        yield
-    finally:
-        for name, value in former.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
-        os.environ |= hidden

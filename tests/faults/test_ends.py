@@ -14,10 +14,11 @@ import pytest
 from largebatch.cli.process.leaving import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED
 from largebatch.distributed.signals import ECHO_S
 from tests.faults.forked_rank import begin_to_load
-from tests.faults.forks import call_in_forks, forked_processes, train_in_forks
+from tests.faults.forks import call_in_forks, train_in_forks
 from tests.faults.jobs import Job
 from tests.faults.own_data import ordered
 from tests.faults.planted import Fault
+from tests.fork_server import forked_processes
 
 DEADLINE_S = 60.0  # on a crowded machine; alone a run takes two
 WAYS = {

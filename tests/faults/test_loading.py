@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.forks import forked_processes, train_in_forks
+from tests.faults.forks import train_in_forks
 from tests.faults.oracle import assert_same_run
 from tests.faults.planted import Fault
+from tests.fork_server import forked_processes
 
 # The group of digits made into another data set. Boundaries of micro-batches decide what dropout drops.
 OWN = (

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.forks import forked_processes, train_in_forks
+from tests.faults.forks import train_in_forks
 from tests.faults.nodes import Node, linked_nodes, why_not
 from tests.faults.oracle import assert_same_run
 from tests.faults.planted import Fault
+from tests.fork_server import forked_processes
 
 FAILED = 1
 LIMIT_S = 3  # of a collective

@@ -8,9 +8,10 @@
     def test_sum(ranks):
         assert ranks(2).run(sum_of_ranks, 10.0) == [21.0, 21.0]
 
-The processes are forks of one that has imported torch, and shared: the worlds of 1, 2, ... ranks are made of the first
-1, 2, ... of them. Only the process group is made anew, when the world size changes or a call failed: gloo by a file, no
-ports. A world of one rank gets no process group, but the same environment (RANK=0, WORLD_SIZE=1).
+The processes are forks of one that has imported torch, see `tests/fork_server.py`, and shared: the worlds of 1, 2, ...
+ranks are made of the first 1, 2, ... of them. Only the process group is made anew, when the world size changes or a
+call failed: gloo by a file, no ports. A world of one rank gets no process group, but the same environment (RANK=0,
+WORLD_SIZE=1).
 
 Each call begins with the environment that a launcher would give to that rank, torch's default dtype, seed 0 and one
 thread, and without accelerate's singleton; imported modules stay. Messages are plain pickles through a pipe: no shared
@@ -31,12 +32,15 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, Pipe, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 from tests.faults import shown
-from tests.multiprocess.prepared import PREPARED, START_DEADLINE_S, PreparedInterpreter
+from tests.fork_server import start_fork
+from tests.multiprocess.rank import serve
 
+START_DEADLINE_S = 180.0  # on a busy machine
 GRACE_S = 10.0  # for the others once a rank has failed: their collectives break at once, so this is for slow code
 
 
@@ -66,32 +70,32 @@ class Reply:
 class Rank:
     """A rank process, the pipe to it and the file that its output goes to."""
 
-    pid: int
-    interpreter: PreparedInterpreter
+    process: BaseProcess
     connection: Connection
     log: Path
 
     @classmethod
-    def start(cls, number: int, folder: Path, interpreter: PreparedInterpreter) -> Rank:
+    def start(cls, number: int, folder: Path) -> Rank:
         """Start a rank process. Its first reply says that it is ready."""
         ours, theirs = Pipe()
         log = folder / f"rank_{number}.log"
         log.write_bytes(b"")
-        pid = interpreter.fork(theirs.fileno(), log)
+        process = start_fork(serve, theirs, log)
         theirs.close()
-        return cls(pid, interpreter, ours, log)
+        return cls(process, ours, log)
 
     @property
     def has_ended(self) -> bool:
         """Whether there is no such process any more."""
-        return self.interpreter.exit_code(self.pid) is not None
+        return self.process.exitcode is not None
 
     def receive(self) -> Reply:
         """The reply that waits in the pipe, or what became of the process."""
         try:
             return Reply(**pickle.loads(self.connection.recv_bytes()))
         except (EOFError, ConnectionError):
-            code = self.interpreter.exit_code(self.pid, within_s=10)
+            self.process.join(10)
+            code = self.process.exitcode
             if code is None:
                 return Reply(error=f"The process has closed its pipe, but lives. The end of its output:\n{self.tail()}")
             end = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"left with exit code {code}"
@@ -100,7 +104,8 @@ class Rank:
     def dump_stacks(self) -> str:
         """Where each thread of a rank that does not answer is, at the end of its output."""
         written = self.log.stat().st_size
-        os.kill(self.pid, signal.SIGUSR2)
+        assert self.process.pid is not None
+        os.kill(self.process.pid, signal.SIGUSR2)
         deadline = time.monotonic() + 2.0
         while self.log.stat().st_size == written and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -112,9 +117,11 @@ class Rank:
 
     def kill(self) -> None:
         """End the process and those that it has started."""
+        assert self.process.pid is not None
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)
-        self.interpreter.exit_code(self.pid, within_s=10)
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.kill()
+        self.process.join(10)
         self.connection.close()
 
 
@@ -123,9 +130,7 @@ class RankProcesses:
     """The rank processes of a test session: started when needed, killed when a call leaves one of them hanging."""
 
     folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="largebatch-ranks-")))
-    imports: Sequence[str] = PREPARED
     ranks: list[Rank] = field(default_factory=list)
-    _interpreter: PreparedInterpreter | None = None
     _group_size: int = 0  # ranks of the process group that stands ready; 0: none does
     _group_number: int = 0
 
@@ -136,7 +141,6 @@ class RankProcesses:
         """End all processes and remove the temporary folder."""
         atexit.unregister(self.close)
         self._kill()
-        self._close_interpreter()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def call(self, reference: dict[str, Any], world_size: int, arguments: bytes, deadline: float) -> list[Any]:
@@ -157,14 +161,10 @@ class RankProcesses:
         return [pickle.loads(replies[number].result) for number in range(world_size)]
 
     def _started(self, world_size: int) -> Sequence[Rank]:
-        if self._interpreter is not None and self._interpreter.has_ended:  # killed from outside, and with it its forks
-            self._close_interpreter()
-            self.ranks, self._group_size = [], 0
-        if any(rank.has_ended for rank in self.ranks):  # the same, between two calls
+        if any(rank.has_ended for rank in self.ranks):  # killed from outside, between two calls
             self._kill()
         if new := range(len(self.ranks), world_size):
-            self._interpreter = self._interpreter or PreparedInterpreter.start(self.folder, self.imports)
-            self.ranks += [Rank.start(number, self.folder, self._interpreter) for number in new]
+            self.ranks += [Rank.start(number, self.folder) for number in new]
             replies = self._collect(self.ranks[new.start :], START_DEADLINE_S)
             if failures := {new.start + number: reply.error for number, reply in replies.items() if reply.error}:
                 raise RankError("The start of the rank processes", world_size, failures)
@@ -194,11 +194,6 @@ class RankProcesses:
         if pending or any(rank.has_ended for rank in ranks):
             self._kill()
         return replies
-
-    def _close_interpreter(self) -> None:
-        if self._interpreter is not None:
-            self._interpreter.close()
-            self._interpreter = None
 
     def _kill(self) -> None:
         for rank in self.ranks:

@@ -1,13 +1,10 @@
-"""The ranks of the pool in `pool.py`, as a script: `python rank.py DESCRIPTOR PARENT_PID`.
+"""What a rank of the pool in `pool.py` does: it reads tasks from its pipe and answers each.
 
-The process itself imports what ranks need and then forks one for each request on the socket DESCRIPTOR. A rank reads
-tasks from its pipe and answers each; messages are pickled dicts of plain values.
+Messages are pickled dicts of plain values.
 """
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import datetime
 import faulthandler
 import functools
@@ -17,7 +14,6 @@ import importlib.util
 import os
 import pickle
 import signal
-import socket
 import sys
 import traceback
 from collections.abc import Callable
@@ -26,72 +22,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from largebatch.distributed.signals import end_with_starter
+
 GROUP_TIMEOUT = datetime.timedelta(seconds=60)
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-def fork_ranks(descriptor: int, parent: int) -> None:
-    """Answer requests until the socket is closed: for a new rank, and for the exit code of one."""
-    _die_with(parent)
-    ended: dict[int, int] = {}
-    with socket.socket(fileno=descriptor) as requests:
-        while True:
-            message, connections, _, _ = socket.recv_fds(requests, 65536, 1)
-            if not message:
-                return
-            request = pickle.loads(message)
-            if "path" in request:
-                answer = _prepare(**request)
-            elif "log" in request:
-                answer = _fork(request["log"], connections[0])
-            elif (answer := ended.get(request["pid"])) is None:
-                pid, status = os.waitpid(request["pid"], os.WNOHANG)
-                if pid:
-                    answer = ended[pid] = os.waitstatus_to_exitcode(status)
-            requests.sendall(pickle.dumps(answer))
-
-
-def _prepare(path: list[str], imports: list[str]) -> int:
-    """Import what ranks need; the number of threads, which must be 1 for forks to be safe."""
-    sys.path[:] = path
-    for name in imports:
-        importlib.import_module(name)
-    gc.collect()
-    gc.freeze()  # what is imported stays: a rank that looks for garbage, as `_leave_group`, need not look there
-    return len(os.listdir("/proc/self/task")) if sys.platform == "linux" else 1
-
-
-def _fork(log: str, connection: int) -> int:
-    """Fork a rank; its process id."""
-    interpreter = os.getpid()
-    if (pid := os.fork()) == 0:
-        _become_rank(log, interpreter)
-        serve(connection)
-        os._exit(0)
-    with contextlib.suppress(PermissionError, ProcessLookupError):
-        os.setpgid(pid, pid)  # here, too: whoever knows the number may kill the group
-    os.close(connection)
-    return pid
-
-
-def _become_rank(log: str, interpreter: int) -> None:
-    """In the fork: a process group of its own, for its children; output to `log`; draws of its own."""
-    import numpy as np
-
-    os.setpgid(0, 0)
-    _die_with(interpreter)
-    output = os.open(log, os.O_WRONLY | os.O_APPEND)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    os.close(output)
-    np.random.seed()  # noqa: NPY002  Python's own generator does so by itself
-    faulthandler.enable()
-    faulthandler.register(signal.SIGUSR2, all_threads=True)
-
-
-def serve(descriptor: int) -> None:
-    """Answer tasks until the pipe is closed."""
-    connection = Connection(descriptor)
+def serve(connection: Connection, log: Path) -> None:
+    """Answer tasks until the pipe is closed; output goes to `log`."""
+    _become_rank(log)
     environment = dict(os.environ)
     reply = {"result": b"", "error": "", "group_usable": True}
     while True:
@@ -103,16 +41,23 @@ def serve(descriptor: int) -> None:
         try:
             task = pickle.loads(connection.recv_bytes())
         except EOFError:
-            return
+            os._exit(0)
         reply = _answer(task, environment)
 
 
-def _die_with(parent: int) -> None:
-    """No orphan, whatever ends the parent: SIGKILL to a parent reaches its children only this way."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:  # it died before the line above
-        os._exit(1)
+def _become_rank(log: Path) -> None:
+    """A process group of its own, for its children; output to `log`; draws of its own; no life without its parent."""
+    import numpy as np
+
+    os.setpgid(0, 0)
+    end_with_starter()
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.close(output)
+    np.random.seed()  # noqa: NPY002  Python's own generator does so by itself
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR2, all_threads=True)
 
 
 def _answer(task: dict[str, Any], environment: dict[str, str]) -> dict[str, Any]:
@@ -194,7 +139,3 @@ def _load(module_name: str, file: str | None, qualname: str) -> Callable[..., An
 
 def _is_file_of(module: ModuleType, file: str) -> bool:
     return module.__file__ is not None and Path(module.__file__).resolve() == Path(file).resolve()
-
-
-if __name__ == "__main__":
-    fork_ranks(int(sys.argv[1]), int(sys.argv[2]))

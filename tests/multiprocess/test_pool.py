@@ -14,8 +14,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from tests.fork_server import ROOT
 from tests.multiprocess.pool import RankError, RankPool
-from tests.multiprocess.prepared import ROOT
 
 Ranks = Callable[[int], RankPool]
 
@@ -143,12 +143,13 @@ def wait_forever(ready: Path) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux's own")
 def test_no_rank_survives_the_end_of_its_call_by_ctrl_c_nor_that_of_the_process_that_started_it(tmp_path: Path) -> None:
     script = f"""
-        import contextlib, pathlib, signal
+        import contextlib, multiprocessing, pathlib, signal
         # Ignored by what a shell has started in the background, and inherited.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         from tests.multiprocess.pool import RankPool, RankProcesses
         folder = pathlib.Path({str(tmp_path)!r})
-        pool = RankPool(RankProcesses(folder, imports=()), 1)
+        multiprocessing.set_forkserver_preload([])
+        pool = RankPool(RankProcesses(folder), 1)
         for name in ("SIGINT", "SIGKILL"):
             with contextlib.suppress(KeyboardInterrupt):
                 pool.run({f"{__name__}:{wait_forever.__name__}"!r}, folder / name, deadline=1000)
