@@ -12,7 +12,8 @@ import shlex
 from pathlib import Path
 
 import pytest
-from omegaconf import DictConfig, OmegaConf
+import yaml
+from omegaconf import DictConfig
 
 from largebatch.__main__ import VERBS
 from largebatch.cli.chapter import EXPERIMENTS
@@ -24,7 +25,7 @@ from largebatch.records.metric_keys import METRIC_FAMILIES, metric_key
 from largebatch.run.config.reading import parse_section
 from largebatch.run.prepare import prepare
 from tests.readme_blocks import BLOCKS, with_block
-from tests.unit.composing import GROUPS, compose_choices, compose_run
+from tests.unit.composing import GROUPS, compose_run
 from tests.unit.test_house import ROOMS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -114,7 +115,7 @@ def test_a_command_passes_all_checks(
 
 def test_settings_of_a_verb_exist():
     own = {one.partition("=")[0] for _, arguments in RUNS for one in arguments if one.startswith(SECTIONS)}
-    assert {key for key in own if not _exists(key)} == set()
+    assert {key for key in own if key not in config_keys()} == set()
 
 
 def _study(overrides: list[str]) -> DictConfig:
@@ -152,7 +153,7 @@ def headings(text: str) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
-FILE = re.compile(r"(?:\./)?[\w./*{}-]+\.(?:py|sh|sbatch|yaml|yml|md|c|js|png|txt|toml)|[\w./-]+/")
+FILE = re.compile(r"(?:\./)?[\w./*{}-]+\.(?:py|sh|sbatch|yaml|md|c|png|txt|toml)|[\w./-]+/")
 PLACES = ("", "largebatch", "launch", "tests")
 OF_A_RUN = re.compile(
     r".*NAME|runs/|myconf/|plots/|checkpoints/|wandb/|config\.yaml|overrides\.txt|failure|slice_|/dev/|/data/"
@@ -191,8 +192,22 @@ def test_metric_keys_that_are_named_are_written(name: str):
 
 
 @functools.cache
-def sections() -> dict[str, DictConfig]:
-    return {verb: compose_choices(config_name=verb) for verb in ("train", "measure", "study", "chapter", "find_lr")}
+def config_keys() -> frozenset[str]:
+    """Every key of conf/ with its parents, whatever choices are made: `batch`, `batch.total`, ..."""
+    keys: set[str] = set()
+
+    def enter(prefix: str, node: object) -> None:
+        keys.add(prefix)
+        for key, value in node.items() if isinstance(node, dict) else ():
+            enter(f"{prefix}.{key}".lstrip("."), value)
+
+    for path in (ROOT / "conf").rglob("*.yaml"):
+        text = path.read_text(encoding="utf-8")
+        package = re.search(r"^# @package (\w+)", text)
+        group = path.parent.name if path.parent != ROOT / "conf" else "_global_"
+        place = package[1] if package else group
+        enter("" if place == "_global_" else place, yaml.safe_load(text))
+    return frozenset(keys)
 
 
 @every_readme
@@ -201,24 +216,17 @@ def test_config_keys_that_are_named_exist(name: str):
     unknown = []
     for one in spans(TEXTS[name]):
         key, _, value = one.strip("'").partition("=")
-        if not re.fullmatch(r"[a-z_]+(\.[a-z_]+)*", key) or ("." not in key and not value) or FILE.fullmatch(one):
+        if (
+            not re.fullmatch(r"[a-z_]+(\.(?!json|html)[a-z_]+)*", key)
+            or ("." not in key and not value)
+            or FILE.fullmatch(one)
+        ):
             continue
         if key in GROUPS:
             unknown += [one] if value not in GROUPS[key] and not value.startswith("largebatch") else []
-        elif key.split(".")[0] in compose_choices() or key.split(".")[0] in ("measure", "study", "chapter", "find_lr"):
-            unknown += [] if _exists(key) else [one]
+        elif key.split(".")[0] in config_keys() and key not in config_keys():
+            unknown.append(one)
     assert unknown == []
-
-
-def _exists(key: str) -> bool:
-    choices = [("schedule=step",), ("optimizer=lars",), ("optimizer=lamb",), ("data=text",), ("loss=info_nce",)]
-    configs = [*sections().values(), *(compose_choices(*one) for one in choices)]
-    parent, _, last = key.rpartition(".")
-    for config in configs:
-        node = OmegaConf.select(config, parent) if parent else config
-        if OmegaConf.is_dict(node) and last in node:
-            return True
-    return False
 
 
 @pytest.mark.parametrize("script", sorted((ROOT / "launch").glob("*.sh")), ids=lambda path: path.name)
