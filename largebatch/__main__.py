@@ -19,15 +19,15 @@ VERBS = {
     "find-lr": "learning rate for a batch: range test over seeds, with its reason; a map of rate x batch size",
     "compare": "large-batch gap: validation of large-batch against small-batch runs, `compare RUN...`, folders of runs",
     "report": "one interactive page of runs, measurements and studies: `report FOLDER...`, also all below it",
-    "ledger": "find the first step in which two runs differ: `ledger A B`, folders of runs",
+    "diff": "find the first step in which two runs differ: `diff A B`, folders of runs",
     "checkpoint": "`checkpoint verify PATH`, every byte; `checkpoint export PATH`, the weights for other programs",
     "doctor": "look at versions, devices, memory, disk, ports and launcher; what would stop a run, and what helps",
-    "chapter": "run the textbook chapter on batch size: `chapter NAME`, or `all`; each ends with figures and an answer",
+    "textbook": "run the textbook chapter on batch size: `textbook NAME` or `all`; each ends with figures and answer",
     "bench": "measure on this machine: `bench loop`, against a hand-written DDP loop; `bench optim`, LAMB and LARS",
 }
 
 # What they find is in files.
-_LONG = (["train"], ["study"], ["chapter"], ["measure"], ["find-lr"], ["verify"])
+_LONG = (["train"], ["study"], ["textbook"], ["measure"], ["find-lr"], ["verify"])
 _SHOWING = {"--help", "-h", "--cfg", "-c", "--info", "-i"}
 
 

@@ -66,7 +66,7 @@ def _measure(folder: Path, num_rows: int) -> int:
         "end of a run: its pictures and charts": [sys.executable, "-c", _END, metrics, str(folder / "plots")],
         "report, of both runs": [*verb, "report", str(first), str(second), "--out", str(folder / "page.html")],
         "compare": [*verb, "compare", str(first), str(second), "--out", str(folder / "compared")],
-        "ledger": [*verb, "ledger", str(first), str(second)],
+        "diff": [*verb, "diff", str(first), str(second)],
         "resume, setting half of the rows aside": [sys.executable, "-c", _SET_ASIDE, metrics, str(num_rows // 2)],
     }
     rows = []

@@ -19,9 +19,10 @@ KEYS = {
     "observers.ranks.recompute_every": "observers.recompute.every",
     "launcher.join_timeout_s": "launcher.rendezvous_timeout_s",
     "launcher.timeout_s": "launcher.collective_timeout_s",
+    "chapter": "textbook",
 }
 # Key -> (regular expression of a part of its value, what it is now).
-VALUES = {"batch_norm": (r"\bghost\b", "per_micro_batch")}
+VALUES = {"batch_norm": (r"\bghost\b", "per_micro_batch"), "experiment": (r"\bchapter/", "textbook/")}
 # Our own classes, wherever a config names one.
 TARGETS = {
     "largebatch.coupled_losses.InfoNCE": "largebatch.losses.InfoNCE",
@@ -34,7 +35,7 @@ DROPPED = {
     "observers.variance": "The 1/B law is no longer measured while training. Measure it on the trained weights: "
     "`largebatch measure variance`; while training, observers.noise_scale.every=10 follows the gradient noise.",
 }
-VERBS: dict[str, str] = {}
+VERBS = {"chapter": "textbook", "ledger": "diff"}
 # Regular expression of a key of metrics.jsonl -> its new name.
 _METRICS = (
     ("ranks/slowest_rank", "stragglers/slowest_rank"),
@@ -95,6 +96,19 @@ def new_value(key: str, value: Any) -> Any:
     """What the value of a key is called now."""
     pattern, new = VALUES.get(key, ("", ""))
     return re.sub(pattern, new, value) if pattern and isinstance(value, str) else value
+
+
+def renamed_choice(path: str) -> str:
+    """`GROUP=CHOICE` of today for a file of conf/ by its path of before; empty if it was called no other.
+
+    >>> renamed_choice("experiment/chapter/lars"), renamed_choice("experiment/quickstart")
+    ('experiment=textbook/lars', '')
+    """
+    for group in VALUES:
+        choice = path.removeprefix(f"{group}/")
+        if choice != path and (new := new_value(group, choice)) != choice:
+            return f"{group}={new}"
+    return ""
 
 
 @functools.cache

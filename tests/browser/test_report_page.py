@@ -30,7 +30,7 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
     for number, batch in enumerate((16, 32, 64)):
         write_run(folder / f"run{number}", batch, step_s=0.1 + batch / 100, width=batch, extra=NOISE)
-    write_json(folder / "chapter" / "chapter.json", {"title": "Ravines", "figures": [LANDSCAPE.record()]})
+    write_json(folder / "textbook" / "textbook.json", {"title": "Ravines", "figures": [LANDSCAPE.record()]})
     write_run(folder / "<script>document.title='attacked'<", 64, seed=1, optimizer="LAMB")
     assert main(["report", str(folder), "--out", str(folder / "page.html")]) == 0
     return folder / "page.html"
@@ -130,7 +130,7 @@ def test_any_two_runs_are_compared_over_samples_or_steps(visit: Visit):
 
 
 def test_points_walk_along_their_paths_by_a_slider_or_by_themselves(visit: Visit):
-    chart = visit.page.locator("#chapter-0 figure")
+    chart = visit.page.locator("#textbook-0 figure")
     chart.scroll_into_view_if_needed()
     slider, play = chart.locator("input[type=range]"), chart.locator(".walk button")
     slider.focus()
@@ -156,7 +156,7 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(phone: Visit):
 
 
 def test_who_wants_less_motion_is_offered_none(phone: Visit):
-    chart = phone.page.locator("#chapter-0 figure")
+    chart = phone.page.locator("#textbook-0 figure")
     chart.scroll_into_view_if_needed()
     chart.locator("input[type=range]").wait_for()
     assert not chart.locator(".walk button").is_visible()

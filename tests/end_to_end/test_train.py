@@ -156,8 +156,8 @@ def test_the_ledger_of_a_resumed_run_equals_that_of_an_uninterrupted_one_line_by
     assert (resumed / "ledger.jsonl").read_text().splitlines() == lines
     aside = (resumed / "ledger.stale-1.jsonl").read_text().splitlines()
     assert aside == [*lines[17:23], lines[23][:50]]
-    assert main(["ledger", str(whole), str(resumed)]) == 0
-    assert main(["ledger", str(whole / "ledger.jsonl"), str(resumed / "ledger.stale-1.jsonl")]) == 0
+    assert main(["diff", str(whole), str(resumed)]) == 0
+    assert main(["diff", str(whole / "ledger.jsonl"), str(resumed / "ledger.stale-1.jsonl")]) == 0
     assert "torn lines left out: 7" in capsys.readouterr().out
 
 

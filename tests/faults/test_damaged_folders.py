@@ -157,7 +157,7 @@ def test_compare_leaves_damaged_runs_out_by_name_and_ledger_refuses_them(tmp_pat
     assert sorted(map(len, record["runs"].values())) == [1, 3]
     os.mkfifo(tmp_path / "ledger.jsonl")
     with deadline(DEADLINE_S):
-        assert main(["ledger", str(tmp_path / "ledger.jsonl"), str(tmp_path)]) == 2
+        assert main(["diff", str(tmp_path / "ledger.jsonl"), str(tmp_path)]) == 2
     assert "ledger.jsonl is a pipe, not a regular file" in capsys.readouterr().err
 
 

@@ -137,7 +137,7 @@ def test_a_sweep_in_a_broken_environment_is_wrong_input_too(
 
 def test_a_reader_that_leaves_early_gets_no_traceback():
     """Of tables, too: rich ends a program whose reader has left. What is short is only seen to be unread at the end."""
-    verbs = ("plan", "train --help", "ledger --help")
+    verbs = ("plan", "train --help", "diff --help")
     one = f"{sys.executable} -m largebatch"
     commands = "; ".join(f'{one} {verb} | true; echo "exit ${{PIPESTATUS[0]}}"' for verb in verbs)
     done = subprocess.run(["bash", "-c", commands], cwd=ROOT, capture_output=True, text=True, check=False)

@@ -214,7 +214,7 @@ def test_one_process_of_a_job_runs_plainly(environ: dict[str, str]):
 
 
 @pytest.mark.usefixtures("in_a_folder")
-@pytest.mark.parametrize("verb", ["train", "study", "chapter lars", "bench loop"])
+@pytest.mark.parametrize("verb", ["train", "study", "textbook lars", "bench loop"])
 def test_a_copy_is_told_so_before_any_other_fault_in_every_verb_that_joins_a_job(
     verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ):

@@ -16,9 +16,9 @@ import yaml
 from omegaconf import DictConfig
 
 from largebatch.__main__ import VERBS
-from largebatch.cli.chapter import EXPERIMENTS
 from largebatch.cli.composition.composing import compose_config
 from largebatch.cli.measure import MEASURES
+from largebatch.cli.textbook import EXPERIMENTS
 from largebatch.experiments.study.settings import StudyConfig
 from largebatch.models import Linear
 from largebatch.records.metric_keys import METRIC_FAMILIES, metric_key
@@ -70,9 +70,9 @@ def commands() -> list[tuple[str, tuple[str, ...]]]:
 
 # Of the user's own, or read from a copy of the data that the tests may not have.
 ELSEWHERE = ("--config-dir", "data.path=", "measure.checkpoint=", "--help", "...")
-OWN_ARGUMENTS = {"checkpoint", "compare", "doctor", "ledger", "report"}  # no config; neither have some of `bench`
+OWN_ARGUMENTS = {"checkpoint", "compare", "diff", "doctor", "report"}  # no config; neither have some of `bench`
 WORDS = ("loop", "diagnostics", "verify", "--multirun", "WHAT", "NAME", "all", *MEASURES, *EXPERIMENTS)
-SECTIONS = ("measure.", "chapter.", "find_lr.")  # each of one verb
+SECTIONS = ("measure.", "textbook.", "find_lr.")  # each of one verb
 OF_A_VERB = (*SECTIONS, "hydra/launcher=")
 RUNS = [
     (verb, arguments)

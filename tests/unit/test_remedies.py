@@ -30,7 +30,7 @@ NO_KEY, NO_CHOICE, NO_DASHES = "there is no such key. ", "there is no such choic
         (["optimizer=LAMB"], f"optimizer=LAMB: {NO_CHOICE}Did you mean 'optimizer=lamb'?"),
         (["model=resnet"], f"model=resnet: {NO_CHOICE}Did you mean 'model=resnet18' or 'model=resnet50'?"),
         (["experiment=quickstrat"], f"experiment=quickstrat: {NO_CHOICE}Did you mean 'experiment=quickstart'?"),
-        (["experiment=gd_variants"], "Did you mean 'experiment=chapter/gd_variants'?"),
+        (["experiment=gd_variants"], "Did you mean 'experiment=textbook/gd_variants'?"),
         (["experiment=[quickstart,linear_regresion]"], "Did you mean 'experiment=linear_regression'?"),
         (["debug=tniy"], f"debug=tniy: {NO_CHOICE}Did you mean 'debug=tiny'? There are: overfit, profile, tiny."),
         (["hydra/launcher=submitit_slrum"], "Did you mean 'hydra/launcher=submitit_slurm'?"),
@@ -89,7 +89,7 @@ def test_what_hydra_cannot_read_is_shown_by_it_with_the_quotes_to_type(
 
 
 @pytest.mark.parametrize(
-    "verb", ["train", "plan", "verify", "study", "find-lr", "measure sharpness", "chapter lars", "bench loop"]
+    "verb", ["train", "plan", "verify", "study", "find-lr", "measure sharpness", "textbook lars", "bench loop"]
 )
 def test_no_verb_goes_on_without_the_choice_it_was_given_also_of_a_folder_of_ones_own(
     verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -168,7 +168,8 @@ def test_a_name_is_meant_if_each_of_its_words_is_a_slip_away(given: str, name: s
 
 def test_a_part_of_a_key_is_no_suggestion_for_it():
     assert (
-        did_you_mean("gd_variants", ["chapter/gd_variants", "chapter/lars"]) == " Did you mean 'chapter/gd_variants'?"
+        did_you_mean("gd_variants", ["textbook/gd_variants", "textbook/lars"])
+        == " Did you mean 'textbook/gd_variants'?"
     )
     assert meant_by_key("observers.limit", ["data.limit", "observers.batch_limit"]) == ""
 

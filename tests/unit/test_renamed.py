@@ -26,6 +26,8 @@ OF_THE_COMMAND_LINE = {
     "launcher.join_timeout_s=5": "Write launcher.rendezvous_timeout_s=5.",
     "+launcher.timeout_s=5": "Write +launcher.collective_timeout_s=5.",
     "~launcher.timeout_s": "Write ~launcher.collective_timeout_s.",
+    "chapter.seeds=2": "Write textbook.seeds=2.",
+    "experiment=chapter/lars,chapter/warmup": "Write experiment=textbook/lars,textbook/warmup.",
     "+observers.variance.every=5": "`largebatch measure variance`",
 }
 OF_A_CONFIG = {
@@ -33,6 +35,7 @@ OF_A_CONFIG = {
     "batch_norm: ghost": "Write batch_norm=per_micro_batch.",
     "launcher: {timeout_s: 5}": "Write launcher.collective_timeout_s=5.",
     "seed: ${launcher.join_timeout_s}": "Write ${launcher.rendezvous_timeout_s}.",
+    "chapter: {seeds: 2}": "Write textbook.seeds=2.",
     "observers: {variance: {every: 5}}": "`largebatch measure variance`",
 }
 METRICS = {
@@ -61,6 +64,27 @@ def test_a_verb_says_the_new_name(arguments: list[str], capsys: pytest.CaptureFi
     said = capsys.readouterr().err
     assert "is called per_micro_batch" in said
     assert "batch.totl" not in said
+
+
+@pytest.mark.parametrize(("old", "new"), [("chapter", "textbook"), ("ledger", "diff")])
+def test_an_old_verb_is_refused(old: str, new: str, capsys: pytest.CaptureFixture[str]):
+    assert main([old, "a", "b"]) == 2
+    assert capsys.readouterr().err == f"largebatch: {old!r} is called {new} now. Write largebatch {new}.\n"
+
+
+@pytest.mark.usefixtures("in_a_folder")
+def test_an_old_name_in_a_file_of_ones_own_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Its values, its list of defaults, and its sweep."""
+    (tmp_path / "experiment").mkdir()
+    for text, remedy in {
+        "launcher: {join_timeout_s: 5}": "Write launcher.rendezvous_timeout_s=5.",
+        "defaults: [/experiment/chapter/lars]": "Write experiment=textbook/lars.",
+        "hydra: {sweeper: {params: {observers.ranks.slow_ratio: '2,3'}}}": "Write observers.stragglers.ratio.",
+    }.items():
+        (tmp_path / "experiment" / "mine.yaml").write_text(f"# @package _global_\n{text}\n", encoding="utf-8")
+        sweep = ["--multirun"] if "sweeper" in text else []
+        assert main(["plan", "--config-dir", str(tmp_path), "experiment=mine", *sweep]) == 2
+        assert remedy in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("text", "remedy"), OF_A_CONFIG.items())

@@ -36,7 +36,7 @@ RECORDS: dict[str, dict[str, Any]] = {
         "suggestion": {"lr": 0.25, "low": 0.125, "high": 0.5, "reason": "steepest there"},
         "stability_limit": None, "figures": [],
     },
-    "chapter.json": {
+    "textbook.json": {
         "title": "Ravines", "question": "Why <b>?", "answer": "Because.", "runs": ["runs/x"],
         "figures": [LANDSCAPE.record()],
         "tables": [{"title": "ends", "headers": ["descent", "loss"], "rows": [["batch", 0.5]]}],
@@ -78,7 +78,7 @@ RECORDS: dict[str, dict[str, Any]] = {
 
 
 def shown(folder: Path, name: str, values: dict[str, Any]) -> Option:
-    """The only option of the only section, or of a chapter its section."""
+    """The only option of the only section, or of a textbook experiment its section."""
     write_json(folder / "it" / name, values)
     sections, left_out = record_sections(read_evidence([folder]), folder / "page.html")
     assert not left_out
@@ -94,7 +94,7 @@ def shown(folder: Path, name: str, values: dict[str, Any]) -> Option:
             "8 to unbounded", "lr=0.1235", "lr: at the upper border", 'href="it/runs/a"',
         ],
         "find_lr.json": ["<td>256</td>", "0.25 (0.125 to 0.5)", "none", "steepest there", 'href="it/find_lr.json"'],
-        "chapter.json": ["Question: Why &lt;b&gt;?", "Answer: Because.", "<caption>ends</caption>", "<td>0.5</td>",
+        "textbook.json": ["Question: Why &lt;b&gt;?", "Answer: Because.", "<caption>ends</caption>", "<td>0.5</td>",
             'href="it/runs/x"'],
         "variance.json": ["slope with replacement -1.010 (95 %: -1.100 to -0.900; the law has -1)", "Of step 8, on 2"],
         "gap.json": ["<td>generalization</td><td>+0.25</td><td>+0.125 to +0.375</td>",
@@ -114,7 +114,7 @@ def test_a_record_is_told_with_its_numbers_and_links(name: str, texts: list[str]
 
 def test_figures_of_records_are_shown_as_they_are(tmp_path: Path):
     assert list(shown(tmp_path / "s", "study.json", RECORDS["study.json"]).figures) == [CURVE]
-    (landscape,) = shown(tmp_path / "c", "chapter.json", RECORDS["chapter.json"]).figures
+    (landscape,) = shown(tmp_path / "c", "textbook.json", RECORDS["textbook.json"]).figures
     assert isinstance(landscape, Surface)
     assert list(landscape.trails[0].x) == [0, 0.5, 1]
 
@@ -158,7 +158,7 @@ def test_a_broken_record_is_named_and_the_others_are_shown(name: str, tmp_path: 
 
 
 def test_runs_of_an_experiment_tell_nothing_of_batch_sizes(tmp_path: Path):
-    write_json(tmp_path / "c" / "chapter.json", RECORDS["chapter.json"])
+    write_json(tmp_path / "c" / "textbook.json", RECORDS["textbook.json"])
     write_run(tmp_path / "c" / "runs" / "x", 32)
     write_run(tmp_path / "y", 64)
     evidence = read_evidence([tmp_path])

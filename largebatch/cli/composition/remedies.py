@@ -14,7 +14,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-from largebatch.records.renamed import new_value, renamed_on_command_line
+from largebatch.records.renamed import renamed_choice, renamed_on_command_line
 from largebatch.run.config.did_you_mean import did_you_mean, meant_by_key
 
 _FILE = re.compile(r"In '(\S+)': ")
@@ -164,8 +164,8 @@ def _unknown_choice(message: str, group: str, given: str, arguments: Sequence[st
             break
     else:
         place = _place(message)
-    if (new := new_value(group, given)) != given:  # in a file's list of defaults
-        return f"{place}{group}={given}: is called {new} now. Write {group}={new}."
+    if new := renamed_choice(f"{group}/{given}"):  # in a file's list of defaults
+        return f"{place}{group}/{given}: is called {new.replace('=', '/')} now. Write {new}."
     folders = [Path(found) for found in _SEARCHED.findall(message)]
     options = {
         path.relative_to(folder / group).with_suffix("").as_posix()

@@ -19,7 +19,7 @@ _EPS = {"fp64": float(np.finfo(np.float64).eps), "fp32": float(np.finfo(np.float
 
 
 class Settings(Section):
-    """See conf/experiment/chapter/accumulation.yaml."""
+    """See conf/experiment/textbook/accumulation.yaml."""
 
     micro: PositiveInt
     ragged: PositiveInt
@@ -60,7 +60,7 @@ def run(experiment: Experiment, settings: Settings) -> Story:
     total = experiment.config.batch.total
     if not isinstance(total, int) or total % settings.micro or settings.micro == total:
         raise ConfigError(
-            [f"chapter.micro={settings.micro}: batch.total={total} is not several of it. Use a divisor of the batch."]
+            [f"textbook.micro={settings.micro}: batch.total={total} is not several of it. Use a divisor of the batch."]
         )
     found = [one for precision in settings.precisions for one in _plain(experiment, settings, total, precision)]
     if settings.world_size > 1:

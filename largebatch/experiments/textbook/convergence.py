@@ -23,7 +23,7 @@ _CAPTION = "Measured: where the mean loss over seeds gets there. Theory: where t
 
 
 class Settings(Section):
-    """See conf/experiment/chapter/convergence.yaml."""
+    """See conf/experiment/textbook/convergence.yaml."""
 
     targets: Annotated[list[Annotated[float, Field(gt=0, lt=1)]], Field(min_length=2)]
     batch_sizes: Annotated[list[PositiveInt], Field(min_length=2)]
@@ -79,7 +79,7 @@ def _start(experiment: Experiment, task: NoisyQuadratic) -> Float64Array:
 
 def _problems(settings: Settings, num_samples: int) -> list[str]:
     return [
-        f"chapter.batch_sizes={size}: the set has {num_samples} samples, and a batch of all has no noise. Use less."
+        f"textbook.batch_sizes={size}: the set has {num_samples} samples, and a batch of all has no noise. Use less."
         for size in settings.batch_sizes
         if size >= num_samples
     ]

@@ -78,7 +78,7 @@ def fastest_rate(
                 found.append((steps, float(lr)))
     if not found:
         raise ConfigError(
-            [f"chapter.targets: no rate reaches a loss of {target:g} with batches of {global_batch_size}. Ask for a "
+            [f"textbook.targets: no rate reaches a loss of {target:g} with batches of {global_batch_size}. Ask for a "
              "larger share of the first one."]
         )  # fmt: skip
     steps, lr = min(found)

@@ -20,7 +20,7 @@ class Experiment:
     """What an experiment has at hand: a config, and a folder with the runs that it makes of it.
 
     Args:
-        config: of `largebatch train`, composed, without the section `chapter`.
+        config: of `largebatch train`, composed, without the section `textbook`.
         compose: the same with more choices of groups (`optimizer=lars`), whose values overrides then change.
         folder: of the experiment.
         on_run: told the name of a run that begins, and how many were before it.

@@ -34,7 +34,7 @@ class MiniBatchSettings(VariantSettings):
 
 
 class Settings(Section):
-    """See conf/experiment/chapter/gd_variants.yaml."""
+    """See conf/experiment/textbook/gd_variants.yaml."""
 
     tolerance: Annotated[float, Field(gt=0, lt=1)]
     batch: VariantSettings

@@ -22,7 +22,7 @@ _MICRO = 256  # samples per forward pass of the mean gradient
 
 
 class Settings(Section):
-    """See conf/experiment/chapter/gradient_variance.yaml."""
+    """See conf/experiment/textbook/gradient_variance.yaml."""
 
     batch_sizes: Annotated[list[PositiveInt], Field(min_length=2)]
     replications: Annotated[int, Field(ge=2)]
@@ -81,11 +81,11 @@ def _subset(experiment: Experiment, settings: Settings) -> FixedSubset:
     count = len(dataset) if settings.samples is None else settings.samples
     errors = []
     if count > len(dataset):
-        errors.append(f"chapter.samples={count}: the training set has {len(dataset)}. Use as many at most, or null.")
+        errors.append(f"textbook.samples={count}: the training set has {len(dataset)}. Use as many at most, or null.")
     try:
         require_nested(settings.batch_sizes, num_samples=count)
     except ValueError as error:
-        errors.append(f"chapter.{error}")
+        errors.append(f"textbook.{error}")
     if errors:
         raise ConfigError(errors)
     return FixedSubset.random(dataset, count, seed=experiment.config.seed, micro_batch_size=_MICRO)

@@ -24,7 +24,7 @@ Name = Literal["sgd", "lars", "lamb"]
 
 
 class Settings(Section):
-    """See conf/experiment/chapter/lars.yaml."""
+    """See conf/experiment/textbook/lars.yaml."""
 
     batch_sizes: Annotated[list[PositiveInt | Literal["full"]], Field(min_length=2)]
     base_lrs: Annotated[dict[Name, PositiveFloat], Field(min_length=1)]

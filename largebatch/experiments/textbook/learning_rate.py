@@ -23,7 +23,7 @@ _CROSSINGS = 12
 
 
 class Settings(Section):
-    """See conf/experiment/chapter/learning_rate.yaml."""
+    """See conf/experiment/textbook/learning_rate.yaml."""
 
     rates: list[PositiveFloat]
     around_limit: list[PositiveFloat]

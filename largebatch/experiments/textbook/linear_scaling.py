@@ -23,7 +23,7 @@ _LOSS, _ACCURACY, _LAMBDA = "eval/train_loss", "eval/val_accuracy", "sharpness/l
 
 
 class Settings(Section):
-    """See conf/experiment/chapter/linear_scaling.yaml."""
+    """See conf/experiment/textbook/linear_scaling.yaml."""
 
     factors: Annotated[list[PositiveInt], Field(min_length=3)]
     beside: list[Literal["sqrt", "none"]]

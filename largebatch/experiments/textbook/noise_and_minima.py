@@ -22,7 +22,7 @@ _LAMBDA, _M_SHARPNESS = "sharpness/lambda_max", "sharpness/m_sharpness"
 
 
 class Settings(Section):
-    """See conf/experiment/chapter/noise_and_minima.yaml."""
+    """See conf/experiment/textbook/noise_and_minima.yaml."""
 
     batch_sizes: Annotated[list[PositiveInt], Field(min_length=2)]
     seeds: PositiveInt

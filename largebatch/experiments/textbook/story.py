@@ -1,4 +1,4 @@
-"""What an experiment of the chapter has to tell."""
+"""What an experiment of the textbook has to tell."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ Kind = Literal["none", "constant", "gradual"]
 
 
 class Settings(Section):
-    """See conf/experiment/chapter/warmup.yaml."""
+    """See conf/experiment/textbook/warmup.yaml."""
 
     kinds: Annotated[list[Kind], Field(min_length=2)]
     base_lrs: Annotated[list[PositiveFloat], Field(min_length=1)]

@@ -1,4 +1,4 @@
-"""The way of the weights: what the chapter's figures of small models are made of."""
+"""The way of the weights: what the textbook's figures of small models are made of."""
 
 from __future__ import annotations
 

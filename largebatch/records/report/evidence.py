@@ -43,7 +43,7 @@ class RunRecord:
         metrics: `COLUMNS` of metrics.jsonl.
         layers: rows of layers.jsonl, at most `MOST_LAYER_ROWS`; empty without it.
         damage: what of the folder could not be used, one clause per kind.
-        is_compared: whether the verdict compares it; an experiment of the chapter tells of its runs itself.
+        is_compared: whether the verdict compares it; an experiment of the textbook tells of its runs itself.
     """
 
     folder: Path
@@ -179,7 +179,7 @@ class Evidence:
 
     Attributes:
         runs: ascending in batch size.
-        records: kind (`variance`, `gap`, `communication`, `sharpness`, `comparison`, `study`, `find_lr`, `chapter`) ->
+        records: kind (`variance`, `gap`, `communication`, `sharpness`, `comparison`, `study`, `find_lr`, `textbook`) ->
             its records.
         left_out: what could not be used.
         num_trials: runs below a study that it tried and did not choose: part of the study, not of the comparison.

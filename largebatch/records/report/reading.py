@@ -22,8 +22,9 @@ _RECORDS = {
     "large_batch_gap.json": ("comparison", ("large_batch_gap",)),
     "study.json": ("study", ("points",)),
     "find_lr.json": ("find_lr", ("lr",)),
-    "chapter.json": ("chapter", ("title",)),
-    "atlas.json": ("chapter", ("title",)),  # told in the same way
+    "textbook.json": ("textbook", ("title",)),
+    "chapter.json": ("textbook", ("title",)),  # of before
+    "atlas.json": ("textbook", ("title",)),  # told in the same way
 }
 _RUN = "metrics.jsonl"
 _FILES = {_RUN, *_RECORDS}
@@ -50,7 +51,7 @@ def read_evidence(folders: Sequence[str | Path]) -> Evidence:
         except Exception as error:  # noqa: PERF203  whatever it is, the others are shown
             left_out.append(LeftOut(path.parent if path.name == _RUN else path, _reason(error)))
     chosen, trials = _without_trials(runs, records.get("study", []))
-    chosen = _with_owners(chosen, records.get("chapter", []))
+    chosen = _with_owners(chosen, records.get("textbook", []))
     named = {kind: _named_records(found) for kind, found in records.items()}
     return Evidence(_named_runs(chosen), named, tuple(left_out), trials)
 
@@ -107,9 +108,9 @@ def _without_trials(runs: Sequence[RunRecord], studies: Sequence[JsonRecord]) ->
     return kept, len(runs) - len(kept)
 
 
-def _with_owners(runs: Sequence[RunRecord], chapters: Sequence[JsonRecord]) -> list[RunRecord]:
+def _with_owners(runs: Sequence[RunRecord], owners: Sequence[JsonRecord]) -> list[RunRecord]:
     """Runs of an experiment differ in what it is about: they are no replicates of anything."""
-    roots = [_real(chapter.path.parent) for chapter in chapters]
+    roots = [_real(owner.path.parent) for owner in owners]
     owned = [any(_real(run.folder).is_relative_to(root) for root in roots) for run in runs]
     return [replace(run, is_compared=not is_owned) for run, is_owned in zip(runs, owned, strict=True)]
 

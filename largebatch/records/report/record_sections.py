@@ -25,7 +25,7 @@ _KINDS: dict[str, tuple[str, Callable[..., Option]]] = {
 def record_sections(evidence: Evidence, page: Path) -> tuple[list[Section], list[LeftOut]]:
     """Sections of all records, and the records that are not as they should be.
 
-    Each experiment of the chapter has a section of its own; of the other kinds one of several records is shown.
+    Each experiment of the textbook has a section of its own; of the other kinds one of several records is shown.
 
     Args:
         evidence: what was read.
@@ -51,6 +51,6 @@ def record_sections(evidence: Evidence, page: Path) -> tuple[list[Section], list
         for kind, (title, build) in _KINDS.items()
         if (found := options(kind, build))
     ]
-    for number, told in enumerate(options("chapter", story_sections.chapter)):
-        sections.append(Section(f"chapter-{number}", told.label, told.before, told.figures))
+    for number, told in enumerate(options("textbook", story_sections.textbook)):
+        sections.append(Section(f"textbook-{number}", told.label, told.before, told.figures))
     return sections, left_out

@@ -1,4 +1,4 @@
-"""Sections of records that bring their own figures: studies, learning-rate searches, experiments of the chapter."""
+"""Sections of records that bring their own figures: studies, learning-rate searches, experiments of the textbook."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def find_lr(record: JsonRecord, page: Path) -> Option:
     return Option(record.name, _figures(values), table(headers, rows) + _files(record, page))
 
 
-def chapter(record: JsonRecord, page: Path) -> Option:
+def textbook(record: JsonRecord, page: Path) -> Option:
     """Question, answer, tables and figures of an experiment."""
     values = record.values
     said = paragraph(f"Question: {values.get('question', '')}") + paragraph(f"Answer: {values.get('answer', '')}")

@@ -32,7 +32,7 @@ def verdict(evidence: Evidence, groups: Sequence[Group]) -> list[str]:
         said += conclusions or [line for fit in study.values.get("fits") or () if (line := _of_fit(fit))]
     said += [
         f"{told['title']}: {first_sentence(told['answer'])}"
-        for one in evidence.of("chapter")
+        for one in evidence.of("textbook")
         if (told := one.values).get("answer")
     ]
     return said or ["There is no run with an evaluation, and no study: nothing can be said about batch sizes."]

@@ -1,4 +1,4 @@
-"""`largebatch chapter NAME`: an experiment of the textbook chapter on batch size, with figures, table and answer."""
+"""`largebatch textbook NAME`: an experiment of the textbook chapter on batch size, with figures, table and answer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from largebatch.cli.composition.composing import compose_config, run_verb
 if TYPE_CHECKING:
     from largebatch.experiments.textbook.story import Story
 
-# `largebatch/chapter/NAME.py` and conf/experiment/chapter/NAME.yaml.
+# `largebatch/textbook/NAME.py` and conf/experiment/textbook/NAME.yaml.
 EXPERIMENTS = {
     "gd_variants": "batch, stochastic and mini-batch gradient descent: loss over epochs, updates and time; three paths",
     "convergence": "steps to a loss of eps: log(1/eps), sigma^2/eps, sigma^2/(B eps)",
@@ -34,17 +34,17 @@ ALL = "all"
 
 
 def main(arguments: Sequence[str]) -> int:
-    """`chapter NAME [KEY=VALUE ...]`. Returns the exit code, for `all` the worst one."""
+    """`textbook NAME [KEY=VALUE ...]`. Returns the exit code, for `all` the worst one."""
     if arguments and arguments[0] == ALL:
         return _run_all(arguments[1:])
     if arguments and arguments[0] in EXPERIMENTS:
         return _run_one(arguments[0], arguments[1:])
-    return show_choices("chapter", EXPERIMENTS | {ALL: "all of these, each into a folder of its name"}, arguments)
+    return show_choices("textbook", EXPERIMENTS | {ALL: "all of these, each into a folder of its name"}, arguments)
 
 
 def _run_one(name: str, arguments: Sequence[str]) -> int:
-    chosen = [f"experiment=chapter/{name}", *arguments]
-    return run_verb(f"chapter {name}", partial(run, name), chosen, config_name="chapter")
+    chosen = [f"experiment=textbook/{name}", *arguments]
+    return run_verb(f"textbook {name}", partial(run, name), chosen, config_name="textbook")
 
 
 def _run_all(arguments: Sequence[str]) -> int:
@@ -53,7 +53,7 @@ def _run_all(arguments: Sequence[str]) -> int:
     others = [argument for argument in arguments if not argument.startswith("run.dir=")]
     if not all("=" in argument for argument in others):  # --help, --cfg job: that of the first will do
         return _run_one(next(iter(EXPERIMENTS)), others)
-    folder = Path(given[-1]) if given else Path("runs", "chapter", time.strftime("%Y-%m-%d_%H-%M-%S"))
+    folder = Path(given[-1]) if given else Path("runs", "textbook", time.strftime("%Y-%m-%d_%H-%M-%S"))
     return max(_run_one(name, [*others, f"run.dir={folder / name}"]) for name in EXPERIMENTS)
 
 
@@ -68,13 +68,13 @@ def run(name: str, config: DictConfig, overrides: list[str]) -> int:
     _require_one_process()
     public = public_values(config)
     module = importlib.import_module(f"largebatch.experiments.textbook.{name}")
-    settings = parse_section(config, "chapter", module.Settings)
+    settings = parse_section(config, "textbook", module.Settings)
     config.seed = parse_config(config).seed  # a number, from wherever it comes
     folder = _folder(name, config)
 
     def compose(choices: Sequence[str]) -> DictConfig:
-        composed = compose_config([*overrides, *choices], config_name="chapter")
-        parse_section(composed, "chapter", module.Settings)
+        composed = compose_config([*overrides, *choices], config_name="textbook")
+        parse_section(composed, "textbook", module.Settings)
         return composed
 
     with status(f"{name}: begins") as line:
@@ -85,7 +85,7 @@ def run(name: str, config: DictConfig, overrides: list[str]) -> int:
             on_run=lambda run, number: line.update(f"{name}: {number} runs are done, now {run}"),
         )
         story: Story = module.run(experiment, settings)
-    record = {"kind": "chapter", "name": name} | story.record()
+    record = {"kind": "textbook", "name": name} | story.record()
     record |= {"runs": experiment.runs, "seconds": time.perf_counter() - started}
     _show(story, record | {"config": public, "environment": environment()}, folder)
     return 0
@@ -96,8 +96,8 @@ def _require_one_process() -> None:
 
     if (started := os.environ.get("WORLD_SIZE", "1")) != "1":
         raise ConfigError(
-            [f"WORLD_SIZE={started}: an experiment of the chapter is many small runs, one after the other, in one "
-             "process. Start it without a launcher: python -m largebatch chapter NAME."]
+            [f"WORLD_SIZE={started}: an experiment of the textbook is many small runs, one after the other, in one "
+             "process. Start it without a launcher: python -m largebatch textbook NAME."]
         )  # fmt: skip
 
 
@@ -105,7 +105,7 @@ def _folder(name: str, config: DictConfig) -> Path:
     from largebatch.records.run_folder import new_folder
     from largebatch.run.config.reading import ConfigError
 
-    folder = Path(config.run.dir) if config.run.dir else new_folder(config.run.root, f"chapter/{name}")
+    folder = Path(config.run.dir) if config.run.dir else new_folder(config.run.root, f"textbook/{name}")
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(
             [f"run.dir={folder}: is not empty, and an experiment does not mix its runs with others. Name another "
@@ -119,7 +119,7 @@ def _show(story: Story, record: dict[str, object], folder: Path) -> None:
     from largebatch.records.figures.draw_png import draw_png
     from largebatch.records.trackers import print_table
 
-    path = folder / "chapter.json"
+    path = folder / "textbook.json"
     write_record(path, record)
     for table in story.tables:
         print_table(table.headers, table.rows, title=table.title)

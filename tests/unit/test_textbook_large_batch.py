@@ -1,4 +1,4 @@
-"""What the chapter's experiments on large batches compute from their runs, against closed forms and by hand."""
+"""What the textbook's experiments on large batches compute from their runs, against closed forms and by hand."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ REGRESSION = ("experiment=linear_regression", "precision=fp64", "data.train.num_
 
 
 def regression(folder: Path, *overrides: str) -> Experiment:
-    return Experiment(compose_config([*REGRESSION, *overrides], config_name="chapter"), folder)
+    return Experiment(compose_config([*REGRESSION, *overrides], config_name="textbook"), folder)
 
 
 @pytest.mark.parametrize("after", [0, 3])
@@ -114,9 +114,9 @@ def test_a_run_is_lost_that_diverges_or_ends_above_the_limit():
 
 def test_warmup_starts_at_the_base_rate_or_at_the_peak(tmp_path: Path):
     """8 times the base rate at 8 times the batch: what `kind` makes of the first and the last step of a warmup."""
-    config = compose_config(["experiment=chapter/warmup", "length=4ep", "schedule.warmup=2ep", "data.limit=256",
+    config = compose_config(["experiment=textbook/warmup", "length=4ep", "schedule.warmup=2ep", "data.limit=256",
                              "observers.evaluation.every=null", "model.hidden=[4]", "batch.total=64"],
-                            config_name="chapter")  # fmt: skip
+                            config_name="textbook")  # fmt: skip
     settings = WarmupSettings(
         kinds=["none", "constant", "gradual"], base_lrs=[0.1], small_batch=64, seeds=1, lost_above=1.0
     )
@@ -132,7 +132,7 @@ def test_warmup_starts_at_the_base_rate_or_at_the_peak(tmp_path: Path):
 
 def without_section(config: DictConfig) -> DictConfig:
     with open_dict(config):
-        del config["chapter"]
+        del config["textbook"]
     return config
 
 
@@ -193,15 +193,15 @@ def test_the_lowest_of_two_is_told_apart_by_pairs_of_seeds():
 
 
 def test_tuning_takes_the_rate_with_the_least_validation_loss_and_trains_other_seeds_with_it(tmp_path: Path):
-    config = compose_config(["experiment=chapter/lars", "data.limit=64", "model.hidden=[8]", "length=4ep"],
-                            config_name="chapter")  # fmt: skip
+    config = compose_config(["experiment=textbook/lars", "data.limit=64", "model.hidden=[8]", "length=4ep"],
+                            config_name="textbook")  # fmt: skip
     given = {"batch_sizes": [16, "full"], "base_lrs": {"lamb": 0.01}, "grid": [0.01, 4.0, 1e6], "seeds": 2}
     settings = LarsSettings(**given, tolerance=0.01)
 
     def compose(choices: Sequence[str]) -> DictConfig:
         return without_section(
-            compose_config(["experiment=chapter/lars", "data.limit=64", "model.hidden=[8]", "length=4ep", *choices],
-                           config_name="chapter")
+            compose_config(["experiment=textbook/lars", "data.limit=64", "model.hidden=[8]", "length=4ep", *choices],
+                           config_name="textbook")
         )  # fmt: skip
 
     experiment = Experiment(without_section(config), tmp_path, compose=compose)

@@ -1,4 +1,4 @@
-"""What the chapter's experiment on accumulation says of several processes."""
+"""What the textbook's experiment on accumulation says of several processes."""
 
 from __future__ import annotations
 

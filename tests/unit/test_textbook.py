@@ -1,4 +1,4 @@
-"""The chapter's experiments: each runs in a shortened form, and its numbers are what theory or a second way says."""
+"""The textbook's experiments: each runs in a shortened form, and its numbers are what theory or a second way says."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from omegaconf import OmegaConf
 
 from largebatch.__main__ import main
 from largebatch.batch.random_keys import stream_key
-from largebatch.cli.chapter import EXPERIMENTS
 from largebatch.cli.composition.composing import compose_config
+from largebatch.cli.textbook import EXPERIMENTS
 from largebatch.data import linear_regression
 from largebatch.diagnostics.closed_forms import LeastSquares, NoisyQuadratic
 from largebatch.experiments.textbook.bands import band_of_mean
@@ -36,23 +36,23 @@ from largebatch.run.config.reading import ConfigError, parse_config, parse_secti
 
 SHORT = {
     "gd_variants": ["length=4ep", "data.train.num_samples=60", "data.validation.num_samples=60",
-                    "chapter.mini_batch.total=20", "chapter.mini_batch.seeds=2"],
-    "accumulation": ["length=2steps", "batch.total=64", "chapter.micro=16", "chapter.ragged=30",
-                     "chapter.precisions=[fp32]", "chapter.world_size=1", "data.limit=200",
-                     "chapter.normed=['model=convnet','model.width=2']"],
-    "convergence": ["chapter.targets=[0.3,0.1]", "chapter.batch_sizes=[4,32]", "chapter.seeds=3",
-                    "chapter.full_batch_steps=5", "data.train.num_samples=1024"],
-    "learning_rate": ["chapter.rates=[0.1]"],
+                    "textbook.mini_batch.total=20", "textbook.mini_batch.seeds=2"],
+    "accumulation": ["length=2steps", "batch.total=64", "textbook.micro=16", "textbook.ragged=30",
+                     "textbook.precisions=[fp32]", "textbook.world_size=1", "data.limit=200",
+                     "textbook.normed=['model=convnet','model.width=2']"],
+    "convergence": ["textbook.targets=[0.3,0.1]", "textbook.batch_sizes=[4,32]", "textbook.seeds=3",
+                    "textbook.full_batch_steps=5", "data.train.num_samples=1024"],
+    "learning_rate": ["textbook.rates=[0.1]"],
     "gradient_variance": ["length=1ep", "data.train.num_samples=100", "data.validation.num_samples=100",
-                          "chapter.batch_sizes=[1,10,100]", "chapter.replications=3"],
-    "linear_scaling": ["length=2ep", "data.limit=128", "model.hidden=[8]", "chapter.factors=[1,2,4]",
-                       "chapter.seeds=1", "chapter.after_steps=[2]", "observers.sharpness.samples=64"],
+                          "textbook.batch_sizes=[1,10,100]", "textbook.replications=3"],
+    "linear_scaling": ["length=2ep", "data.limit=128", "model.hidden=[8]", "textbook.factors=[1,2,4]",
+                       "textbook.seeds=1", "textbook.after_steps=[2]", "observers.sharpness.samples=64"],
     "warmup": ["length=3ep", "schedule.warmup=1ep", "data.limit=128", "model.hidden=[8]", "batch.total=64",
-               "chapter.base_lrs=[0.05]", "chapter.seeds=1", "observers.evaluation.every=null"],
-    "lars": ["length=2ep", "schedule.warmup=0ep", "data.limit=96", "model.hidden=[8]", "chapter.seeds=1",
-             "chapter.batch_sizes=[32,full]", "chapter.grid=[1,2]", "~chapter.base_lrs.lars"],
-    "noise_and_minima": ["length=2ep", "data.limit=64", "model.hidden=[8]", "chapter.batch_sizes=[32,64]",
-                         "observers.sharpness.samples=64", "chapter.seeds=1"],
+               "textbook.base_lrs=[0.05]", "textbook.seeds=1", "observers.evaluation.every=null"],
+    "lars": ["length=2ep", "schedule.warmup=0ep", "data.limit=96", "model.hidden=[8]", "textbook.seeds=1",
+             "textbook.batch_sizes=[32,full]", "textbook.grid=[1,2]", "~textbook.base_lrs.lars"],
+    "noise_and_minima": ["length=2ep", "data.limit=64", "model.hidden=[8]", "textbook.batch_sizes=[32,64]",
+                         "observers.sharpness.samples=64", "textbook.seeds=1"],
 }  # fmt: skip
 
 
@@ -73,19 +73,19 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Told]:
 
     @functools.cache
     def made(name: str) -> Told:
-        folder = tmp_path_factory.mktemp("chapter") / "out"
+        folder = tmp_path_factory.mktemp("textbook") / "out"
         with contextlib.redirect_stdout(io.StringIO()) as said:
-            assert main(["chapter", name, *SHORT[name], f"run.dir={folder}"]) == 0
-        return Told(json.loads((folder / "chapter.json").read_text()), folder, said.getvalue())
+            assert main(["textbook", name, *SHORT[name], f"run.dir={folder}"]) == 0
+        return Told(json.loads((folder / "textbook.json").read_text()), folder, said.getvalue())
 
     return made
 
 
 def composed(name: str, *overrides: str) -> tuple[Any, Any]:
     """(config of its runs, settings) of an experiment."""
-    config = compose_config([f"experiment=chapter/{name}", *overrides], config_name="chapter")
+    config = compose_config([f"experiment=textbook/{name}", *overrides], config_name="textbook")
     module = importlib.import_module(f"largebatch.experiments.textbook.{name}")
-    return config, parse_section(config, "chapter", module.Settings)
+    return config, parse_section(config, "textbook", module.Settings)
 
 
 # --- the verb
@@ -93,22 +93,22 @@ def composed(name: str, *overrides: str) -> tuple[Any, Any]:
 
 def test_every_experiment_has_a_file_a_module_and_a_shortened_form():
     assert EXPERIMENTS.keys() == SHORT.keys()
-    assert EXPERIMENTS.keys() == {file.stem for file in Path(conf_dir(), "experiment", "chapter").glob("*.yaml")}
+    assert EXPERIMENTS.keys() == {file.stem for file in Path(conf_dir(), "experiment", "textbook").glob("*.yaml")}
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_an_experiment_parses_and_says_how_it_is_started(name: str):
     config, _ = composed(name)
     assert parse_config(config).run.title == name
-    lines = Path(conf_dir(), "experiment", "chapter", f"{name}.yaml").read_text().splitlines()
+    lines = Path(conf_dir(), "experiment", "textbook", f"{name}.yaml").read_text().splitlines()
     assert lines[0] == "# @package _global_"
-    assert f"#   largebatch chapter {name}" in lines
+    assert f"#   largebatch textbook {name}" in lines
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_a_shortened_experiment_is_a_table_an_answer_figures_and_runs(name: str, told: Callable[[str], Told]):
     record, folder, said = told(name)
-    assert (record["kind"], record["name"]) == ("chapter", name)
+    assert (record["kind"], record["name"]) == ("textbook", name)
     assert f"\n{record['question']}\n{record['answer']}\n" in said
     assert "nan" not in record["answer"]
     for table in record["tables"]:
@@ -121,23 +121,23 @@ def test_a_shortened_experiment_is_a_table_an_answer_figures_and_runs(name: str,
     assert len(set(record["runs"])) == len(record["runs"]) > 0
     for run in record["runs"]:
         assert json.loads(Path(folder, run, "summary.json").read_text())["steps"] > 0
-    assert record["config"]["chapter"].keys() == composed(name)[1].model_dump().keys()
+    assert record["config"]["textbook"].keys() == composed(name)[1].model_dump().keys()
 
 
 def test_without_a_name_the_experiments_are_listed(capsys: pytest.CaptureFixture[str]):
-    assert main(["chapter"]) == 2
+    assert main(["textbook"]) == 2
     listing = capsys.readouterr().err
-    assert all(f"  chapter {name} " in listing for name in (*EXPERIMENTS, "all"))
-    assert main(["chapter", "gd_variant"]) == 2
+    assert all(f"  textbook {name} " in listing for name in (*EXPERIMENTS, "all"))
+    assert main(["textbook", "gd_variant"]) == 2
     assert "Did you mean 'gd_variants'?" in capsys.readouterr().err
 
 
 def test_wrong_settings_are_all_told_with_the_nearest_key(capsys: pytest.CaptureFixture[str]):
-    assert main(["chapter", "gd_variants", "chapter.batch.lr=0", "+chapter.stochastic.rate=1"]) == 2
+    assert main(["textbook", "gd_variants", "textbook.batch.lr=0", "+textbook.stochastic.rate=1"]) == 2
     said = capsys.readouterr().err
     assert "2 errors" in said
-    assert "chapter.batch.lr=0: must be above 0." in said
-    assert "chapter.stochastic.rate=1: there is no such key." in said
+    assert "textbook.batch.lr=0: must be above 0." in said
+    assert "textbook.stochastic.rate=1: there is no such key." in said
 
 
 def test_a_launcher_and_a_folder_that_is_in_use_are_refused(
@@ -145,23 +145,23 @@ def test_a_launcher_and_a_folder_that_is_in_use_are_refused(
 ):
     Path("out").mkdir()
     Path("out", "mine.txt").touch()
-    assert main(["chapter", "gd_variants", "run.dir=out"]) == 2
+    assert main(["textbook", "gd_variants", "run.dir=out"]) == 2
     assert "run.dir=out: is not empty" in capsys.readouterr().err
     for name, value in (("WORLD_SIZE", "2"), ("RANK", "0"), ("LOCAL_RANK", "0")):
         monkeypatch.setenv(name, value)
-    assert main(["chapter", "gd_variants"]) == 2
-    assert "WORLD_SIZE=2: an experiment of the chapter" in capsys.readouterr().err
+    assert main(["textbook", "gd_variants"]) == 2
+    assert "WORLD_SIZE=2: an experiment of the textbook" in capsys.readouterr().err
     assert [path.name for path in Path(".").rglob("*")] == ["out", "mine.txt"]
 
 
 def test_all_makes_every_experiment_and_returns_the_worst_exit_code(monkeypatch: pytest.MonkeyPatch):
     made: list[list[str]] = []
     codes = iter([0, 2, *[1] * len(EXPERIMENTS)])
-    monkeypatch.setattr("largebatch.cli.chapter.EXPERIMENTS", {"one": "", "two": "", "three": ""})
+    monkeypatch.setattr("largebatch.cli.textbook.EXPERIMENTS", {"one": "", "two": "", "three": ""})
     monkeypatch.setattr(
-        "largebatch.cli.chapter._run_one", lambda name, arguments: made.append([name, *arguments]) or next(codes)
+        "largebatch.cli.textbook._run_one", lambda name, arguments: made.append([name, *arguments]) or next(codes)
     )
-    assert main(["chapter", "all", "seed=1", "run.dir=mine"]) == 2
+    assert main(["textbook", "all", "seed=1", "run.dir=mine"]) == 2
     assert made == [[name, "seed=1", f"run.dir=mine/{name}"] for name in ("one", "two", "three")]
 
 
@@ -234,7 +234,7 @@ def test_batch_gradient_descent_follows_its_closed_form_and_the_others_make_more
 
 
 def test_a_task_without_closed_forms_is_refused(capsys: pytest.CaptureFixture[str]):
-    assert main(["chapter", "gd_variants", "data=digits"]) == 2
+    assert main(["textbook", "gd_variants", "data=digits"]) == 2
     assert "closed forms of a linear regression" in capsys.readouterr().err
 
 
@@ -277,12 +277,12 @@ def test_the_variance_of_an_experiment_is_that_of_the_closed_form(told: Callable
 
 
 def test_batches_that_do_not_nest_or_do_not_fit_are_refused(capsys: pytest.CaptureFixture[str]):
-    small = ["data.train.num_samples=100", "chapter.batch_sizes=[1,10,25]", "chapter.samples=101"]
-    assert main(["chapter", "gradient_variance", *small]) == 2
+    small = ["data.train.num_samples=100", "textbook.batch_sizes=[1,10,25]", "textbook.samples=101"]
+    assert main(["textbook", "gradient_variance", *small]) == 2
     said = capsys.readouterr().err
     assert "2 errors" in said
-    assert "chapter.batch_sizes=[1, 10, 25]: a batch of 25 is not" in said
-    assert "chapter.samples=101: the training set has 100" in said
+    assert "textbook.batch_sizes=[1, 10, 25]: a batch of 25 is not" in said
+    assert "textbook.samples=101: the training set has 100" in said
 
 
 def test_splits_of_a_batch_differ_by_rounding_and_batch_norm_needs_the_whole_batch(told: Callable[[str], Told]):
@@ -297,8 +297,8 @@ def test_splits_of_a_batch_differ_by_rounding_and_batch_norm_needs_the_whole_bat
 
 
 def test_a_split_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]):
-    assert main(["chapter", "accumulation", "chapter.micro=96"]) == 2
-    assert "chapter.micro=96: batch.total=256 is not several of it" in capsys.readouterr().err
+    assert main(["textbook", "accumulation", "textbook.micro=96"]) == 2
+    assert "textbook.micro=96: batch.total=256 is not several of it" in capsys.readouterr().err
 
 
 def test_steps_to_a_target_are_compared_with_the_closed_form(told: Callable[[str], Told]):
@@ -329,11 +329,11 @@ def test_the_fastest_rate_needs_no_more_steps_than_any_other():
 
 
 def test_targets_above_the_start_and_batches_of_everything_are_refused(capsys: pytest.CaptureFixture[str]):
-    assert main(["chapter", "convergence", "chapter.targets=[2.0,0.1]"]) == 2
-    assert "chapter.targets.0=2.0: must be below 1" in capsys.readouterr().err
-    assert main(["chapter", "convergence", "chapter.batch_sizes=[1,16384]"]) == 2
+    assert main(["textbook", "convergence", "textbook.targets=[2.0,0.1]"]) == 2
+    assert "textbook.targets.0=2.0: must be below 1" in capsys.readouterr().err
+    assert main(["textbook", "convergence", "textbook.batch_sizes=[1,16384]"]) == 2
     said = capsys.readouterr().err
-    assert "chapter.batch_sizes=16384: the set has 16384 samples" in said
+    assert "textbook.batch_sizes=16384: the set has 16384 samples" in said
 
 
 def test_hydra_composes_inside_of_itself_and_its_state_is_put_back():

@@ -1,4 +1,4 @@
-"""`largebatch ledger A B`: the first step in which two runs differ, and what differs there."""
+"""`largebatch diff A B`: the first step in which two runs differ, and what differs there."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EXIT_EQUAL, EXIT_DIFFERENT = EXIT_DONE, EXIT_FAILED
 
 
 def main(arguments: Sequence[str]) -> int:
-    """`ledger A B [--loss-tolerance R]`; returns 0 if the ledgers agree, 1 if they differ, 2 for wrong input."""
+    """`diff A B [--loss-tolerance R]`; returns 0 if the ledgers agree, 1 if they differ, 2 for wrong input."""
     parser = _parser()
     try:
         options = parser.parse_args(list(arguments))
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
             )
         report = _report(comparison, files, options.loss_tolerance)
     except (OSError, ValueError) as error:
-        print(f"largebatch ledger: {printable(error)}", file=sys.stderr)
+        print(f"largebatch diff: {printable(error)}", file=sys.stderr)
         return EXIT_WRONG_INPUT
     for name, text, ledger, notes in zip("AB", given, (first, second), (notes_of_first, notes_of_second), strict=True):
         print("\n".join([f"{name}  {printable(text)}: {_steps(ledger.steps)}", *notes]))
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="largebatch ledger",
+        prog="largebatch diff",
         description="Find the first optimizer step in which two runs differ. Exit code 0: equal, 1: different, "
         "2: wrong input.",
     )

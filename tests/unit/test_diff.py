@@ -43,7 +43,7 @@ def compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """Exit code, stdout and stderr of the verb for two ledgers."""
 
     def run(first: list[Any], second: list[Any], *options: str) -> tuple[int, str, str]:
-        code = main(["ledger", write(tmp_path / "a", first), write(tmp_path / "b", second), *options])
+        code = main(["diff", write(tmp_path / "a", first), write(tmp_path / "b", second), *options])
         said = capsys.readouterr()
         return code, said.out, said.err
 
@@ -172,8 +172,8 @@ def test_wrong_input_is_told_with_exit_code_two(compare, tmp_path, capsys):
         ([str(tmp_path / "a"), str(tmp_path / "b"), "--loss-tolerance", "x"], "invalid"),
         ([str(tmp_path / "a"), str(tmp_path / "b"), "seed=1"], "unrecognized arguments: seed=1"),
     ):
-        assert main(["ledger", *arguments]) == 2, arguments
+        assert main(["diff", *arguments]) == 2, arguments
         said = capsys.readouterr()
         assert (said.out, complaint in said.err) == ("", True), said.err
-    assert main(["ledger", "--help"]) == 0
-    assert "usage: largebatch ledger" in capsys.readouterr().out
+    assert main(["diff", "--help"]) == 0
+    assert "usage: largebatch diff" in capsys.readouterr().out
