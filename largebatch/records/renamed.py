@@ -121,7 +121,11 @@ def new_metric(name: str) -> str:
 
 
 def with_new_names(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config of before, or the identity of a run, in today's names."""
+    """A config of before, or the identity of a run, in today's names and without what is no more.
+
+    >>> with_new_names({"batch_norm": "ghost", "observers": {"ranks": {"slow_ratio": 2}, "variance": {"every": 1}}})
+    {'batch_norm': 'per_micro_batch', 'observers': {'stragglers': {'ratio': 2}}}
+    """
     renamed: dict[str, Any] = _with_new_targets(dict(config))
     for old, new in KEYS.items():
         *sections, last = old.split(".")
@@ -131,6 +135,9 @@ def with_new_names(config: Mapping[str, Any]) -> dict[str, Any]:
             for name in new_sections:
                 target = target.setdefault(name, {})
             target.setdefault(new_last, place.pop(last))
+    for key in DROPPED:
+        *sections, last = key.split(".")
+        _section(renamed, sections).pop(last, None)
     for key in VALUES:
         *sections, last = key.split(".")
         if last in (place := _section(renamed, sections)):

@@ -155,11 +155,11 @@ def test_a_class_that_was_moved_or_renamed_needs_a_permission_and_an_optimizer_k
         changes(plain, other, "optimizer._target_")
 
 
-def test_a_run_goes_on_whose_loss_has_moved_inside_the_package():
+def test_a_run_goes_on_whose_identity_is_written_in_old_names():
     views = ("model=two_views", "data=paired_views", "loss=info_nce", "logger=none", "observers.evaluation.micro=2")
     now = run_identity(prepare(compose_run(*views), {}))
     assert now["loss"]["_target_"] == "largebatch.losses.InfoNCE"
-    check(now | {"loss": now["loss"] | {"_target_": "largebatch.coupled_losses.InfoNCE"}}, now)
+    check(now | {"batch_norm": "ghost", "loss": now["loss"] | {"_target_": "largebatch.coupled_losses.InfoNCE"}}, now)
     with pytest.raises(ConfigError, match=r"has moved\. Write loss\._target_=largebatch\.losses\.InfoNCE\."):
         prepare(compose_run(*views, "loss._target_=largebatch.coupled_losses.InfoNCE"), {})
 

@@ -241,6 +241,14 @@ def identity(
     }
 
 
+def test_a_study_goes_on_that_was_begun_in_old_names(tmp_path: Path):
+    before, now = identity(), identity(trials=8)
+    before["optimizers"]["sgd"] |= {"batch_norm": "ghost", "observers": {"ranks": {"slow_ratio": 2}, "variance": {}}}
+    now["optimizers"]["sgd"] |= {"batch_norm": "per_micro_batch", "observers": {"stragglers": {"ratio": 2}}}
+    require_same_study(tmp_path / "study", before)
+    require_same_study(tmp_path / "study", now)
+
+
 def test_a_study_goes_on_with_more_trials_and_optimizers_but_not_with_anything_else_changed(tmp_path: Path):
     folder = tmp_path / "study"
     require_same_study(folder, identity())

@@ -17,6 +17,7 @@ from largebatch.records.checkpoint.run_values import Count, Finite
 from largebatch.records.durable_files import write_record
 from largebatch.records.line_file import LineFile
 from largebatch.records.regular_files import read_regular
+from largebatch.records.renamed import with_new_names
 from largebatch.records.rows.row_file import MOST_BYTES, read_lines
 from largebatch.run.config.reading import ConfigError
 from largebatch.run.config.types import PositiveInt
@@ -177,7 +178,7 @@ def _begun(path: Path) -> dict[str, Any]:
             [f"{path}: {fault}, so what the study was begun as is not known. Name another run.dir."]
         ) from None
     assert isinstance(before, dict)
-    return before
+    return before | {"optimizers": {name: with_new_names(one) for name, one in before["optimizers"].items()}}
 
 
 def _changes(folder: Path, before: dict[str, str], now: dict[str, str]) -> list[str]:
