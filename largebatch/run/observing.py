@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from largebatch.diagnostics.sharpness.measurement import SharpnessSettings
 from largebatch.diagnostics.sharpness.subset import FixedSubset
 from largebatch.distributed.runtime import Runtime
 from largebatch.gradient.batch_stream import Loader
@@ -145,9 +144,9 @@ def _sharpness(prepared: Prepared, journal: Journal, *, every: int) -> Sharpness
         micro_batch_size=options.micro,
         num_workers=config.data.num_workers,
     )
-    named = options.model_dump(exclude={"every", "samples", "micro"})
-    settings = SharpnessSettings(seed=config.seed, **named)
-    return SharpnessObserver(journal, subset=subset, loss=prepared.measured_loss, settings=settings, every=every)
+    return SharpnessObserver(
+        journal, subset=subset, loss=prepared.measured_loss, settings=options, seed=config.seed, every=every
+    )
 
 
 def _evaluation(prepared: Prepared, journal: Journal) -> EvaluationObserver:

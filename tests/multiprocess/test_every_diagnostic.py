@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from largebatch.batch.order import SampleOrder
 from largebatch.batch.plan import BatchPlan
 from largebatch.data import MicroBatchLoader, paired_views
-from largebatch.diagnostics.sharpness.measurement import SharpnessSettings
+from largebatch.diagnostics.sharpness.settings import SharpnessSettings
 from largebatch.diagnostics.sharpness.subset import FixedSubset
 from largebatch.distributed.runtime import Runtime
 from largebatch.losses.coupled import InfoNCE
@@ -47,7 +47,7 @@ from tests.multiprocess.test_contract import SEED, model_and_data
 STEPS, BATCH, MICRO = 2, 24, 2
 LR, DECAY, TRUST, CLIP = 0.5, 1e-2, 0.1, 0.05
 GROUPS = {"weights": ["weight$"], "biases": ["bias$"]}
-SETTINGS = SharpnessSettings(SEED, lanczos_iterations=4, lanczos_tolerance=1e-9, trace_samples=1, m=3, rho=0.05)
+SETTINGS = SharpnessSettings(lanczos_iterations=4, lanczos_tolerance=1e-9, trace_samples=2, m=3, rho=0.05)
 
 # A way to have the gradient -> what of it a run is told. Every way gives all diagnostics but those that need a
 # gradient of each micro-batch's own (`COUPLED`) or ranks that reduce with DDP (communication).
@@ -195,7 +195,9 @@ def observers(way: str, problem: Problem, runtime: Runtime, loader: WatchedLoade
         chosen.append(CommunicationObserver(journal, every=1, repetitions=1))
     if not way.startswith("coupled"):
         subset = FixedSubset(problem.data, np.arange(6), 4)
-        chosen.append(SharpnessObserver(journal, subset=subset, loss=problem.loss, settings=SETTINGS, every=BATCH))
+        chosen.append(
+            SharpnessObserver(journal, subset=subset, loss=problem.loss, settings=SETTINGS, seed=SEED, every=BATCH)
+        )
     chosen += [
         LayersObserver(journal, rows if runtime.is_main else None, every=1),
         LedgerObserver(rows if runtime.is_main else None, loader, parameters_every=9),

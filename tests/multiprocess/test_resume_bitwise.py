@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from largebatch.batch.plan import BatchPlan
 from largebatch.batch.ramp import BatchRamp
 from largebatch.data import random_classification
-from largebatch.diagnostics.sharpness.measurement import SharpnessSettings
+from largebatch.diagnostics.sharpness.settings import SharpnessSettings
 from largebatch.diagnostics.sharpness.subset import FixedSubset
 from largebatch.distributed.runtime import Runtime
 from largebatch.losses import CrossEntropy
@@ -158,11 +158,9 @@ def run_of(case: Case, runtime: Runtime, folder: Path, rows: Rows, stop: int | N
     if not case.coupled and "exact_batch_norm" not in case.options:
         observers.append(NoiseScaleObserver(journal, every=2, window=20))
     if len(observers) == 4 and not case.wide:  # which would cost a second
-        settings = SharpnessSettings(
-            seed=0, lanczos_iterations=2, lanczos_tolerance=0.1, trace_samples=1, m=4, rho=0.05
-        )
+        settings = SharpnessSettings(lanczos_iterations=2, lanczos_tolerance=0.1, trace_samples=2, m=4, rho=0.05)
         subset = FixedSubset.random(data, 8, seed=0, micro_batch_size=4)
-        observers.append(SharpnessObserver(journal, subset=subset, loss=loss, settings=settings, every=72))
+        observers.append(SharpnessObserver(journal, subset=subset, loss=loss, settings=settings, seed=0, every=72))
     observers.append(Stopper(model, stop))
     observers.append(
         CheckpointObserver(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import random
 from typing import Any
 
@@ -13,15 +12,16 @@ import torch
 from torch import nn
 
 from largebatch.data import ArrayDataset, masked_tokens
-from largebatch.diagnostics.sharpness.measurement import Sharpness, SharpnessSettings, measure_sharpness
+from largebatch.diagnostics.sharpness.measurement import Sharpness, measure_sharpness
 from largebatch.diagnostics.sharpness.subset import FixedSubset, SubsetLoss
 from largebatch.distributed.runtime import Runtime
 from largebatch.gradient.snapshots import undisturbed
 from largebatch.losses import CrossEntropy, NextToken, SquaredError
 from largebatch.models import GPT, MLP, ConvNet
+from largebatch.run.config.measure import SharpnessConfig
 
-SETTINGS = SharpnessSettings(
-    seed=3, lanczos_iterations=60, lanczos_tolerance=1e-7, trace_samples=8, box_eps=1e-3, box_iterations=10,
+SETTINGS = SharpnessConfig(
+    lanczos_iterations=60, lanczos_tolerance=1e-7, trace_samples=8, box_eps=1e-3, box_iterations=10,
     m=4, rho=0.05, slice_radius=1.0, line_points=5, plane_points=3,
 )  # fmt: skip
 
@@ -48,7 +48,9 @@ def measure(kind: str, precision: str = "fp64", **changes: Any) -> Sharpness | N
     runtime = Runtime.open(precision=precision)
     try:
         model, loss, subset = problem(kind, precision)
-        return measure_sharpness(model, loss, subset, runtime, dataclasses.replace(SETTINGS, **changes))
+        return measure_sharpness(
+            model, loss, subset, runtime, SETTINGS.model_copy(update=changes), seed=3, landscape=SETTINGS
+        )
     finally:
         runtime.close()
 
@@ -139,8 +141,8 @@ def test_on_a_quadratic_all_measures_have_their_closed_form():
     runtime = Runtime.open(precision="fp64")
     x = torch.tensor([[1.0, 2.0], [3.0, 0.5], [0.5, 1.0], [2.0, 2.0], [1.5, 0.25]], dtype=torch.float64)
     subset = FixedSubset(ArrayDataset(x, torch.zeros_like(x)), np.arange(5), 3)
-    settings = dataclasses.replace(SETTINGS, m=2)
-    found = measure_sharpness(Distances(), SquaredError(), subset, runtime, settings)
+    settings = SETTINGS.model_copy(update={"m": 2})
+    found = measure_sharpness(Distances(), SquaredError(), subset, runtime, settings, seed=3, landscape=settings)
     runtime.close()
     assert found is not None
     curvature, weights = x.square().mean(dim=0), torch.tensor([2.0, -1.0], dtype=torch.float64)
@@ -232,7 +234,7 @@ def test_weights_buffers_modes_and_generators_are_bit_identical_afterwards(fails
     expected = contextlib.nullcontext() if fails_at == -1 else pytest.raises(RuntimeError, match="as asked")
     try:
         with expected:
-            measure_sharpness(module, CrossEntropy(), subset, runtime, SETTINGS)
+            measure_sharpness(module, CrossEntropy(), subset, runtime, SETTINGS, seed=3)
     finally:
         runtime.close()
     assert fails_at in (-1, module.calls)
@@ -264,7 +266,7 @@ def fail_on_rank_zero(where: str) -> str:
 
         kept, measurement.box_sharpness = measurement.box_sharpness, fail
         try:
-            return str(measure_sharpness(model, loss, subset, runtime, SETTINGS))
+            return str(measure_sharpness(model, loss, subset, runtime, SETTINGS, seed=3, landscape=SETTINGS))
         except FloatingPointError as error:
             return f"failed: {error}"
         finally:

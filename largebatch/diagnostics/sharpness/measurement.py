@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,41 +19,12 @@ from largebatch.diagnostics.sharpness.curvature import (
     top_eigenvalue,
 )
 from largebatch.diagnostics.sharpness.rises import BoxSharpness, ascent_rise, box_sharpness
+from largebatch.diagnostics.sharpness.settings import LandscapeSettings, SharpnessSettings
 from largebatch.diagnostics.sharpness.shared import SharedLoss
 from largebatch.diagnostics.sharpness.slices import filter_normalized, line, plane
 from largebatch.diagnostics.sharpness.subset import FixedSubset, SubsetLoss
 from largebatch.distributed.runtime import Runtime
 from largebatch.gradient.snapshots import undisturbed
-
-
-@dataclass(frozen=True)
-class SharpnessSettings:
-    """How precisely to measure what.
-
-    Attributes:
-        seed: of all random vectors.
-        lanczos_iterations: Hessian-vector products for the eigenvalue at most; as many vectors are kept in memory.
-        lanczos_tolerance: relative to the largest |eigenvalue|.
-        trace_samples: Hessian-vector products for the trace.
-        m: samples that share one ascent step in the m-sharpness.
-        rho: length of the ascent step.
-        box_eps: half width of Keskar's box, relative to |w| + 1.
-        box_iterations: of L-BFGS-B; 0: no box.
-        slice_radius: slices reach from -radius to radius, in filter norms.
-        line_points, plane_points: positions of a slice along an axis; 0: no such slice.
-    """
-
-    seed: int
-    lanczos_iterations: int
-    lanczos_tolerance: float
-    trace_samples: int
-    m: int
-    rho: float
-    box_eps: float = 1e-3
-    box_iterations: int = 0
-    slice_radius: float = 1.0
-    line_points: int = 0
-    plane_points: int = 0
 
 
 @dataclass(frozen=True)
@@ -63,10 +34,10 @@ class Slices:
     Source: Li et al. 2018, section 4.
     """
 
-    line_positions: list[float]
-    line: list[float]
-    plane_positions: list[float]
-    plane: list[list[float]]
+    line_positions: list[float] = field(default_factory=list)
+    line: list[float] = field(default_factory=list)
+    plane_positions: list[float] = field(default_factory=list)
+    plane: list[list[float]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -80,7 +51,7 @@ class Sharpness:
         trace: of its Hessian.
         box: Keskar's sharpness; None if it was not asked for.
         m_sharpness: mean over whole groups of m samples of the rise along the group's own ascent step.
-        slices: for plots.
+        slices: for plots; empty if they were not asked for.
     """
 
     loss: float
@@ -93,7 +64,14 @@ class Sharpness:
 
 
 def measure_sharpness(
-    module: nn.Module, loss: Any, subset: FixedSubset, runtime: Runtime, settings: SharpnessSettings
+    module: nn.Module,
+    loss: Any,
+    subset: FixedSubset,
+    runtime: Runtime,
+    settings: SharpnessSettings,
+    *,
+    seed: int,
+    landscape: LandscapeSettings | None = None,
 ) -> Sharpness | None:
     """Measure; every rank calls it, rank 0 gets the result, and the module and all generators stay as they are.
 
@@ -103,6 +81,8 @@ def measure_sharpness(
         subset: the samples.
         runtime: of the job.
         settings: see there.
+        seed: of all random vectors.
+        landscape: of box and slices; None: neither is measured.
 
     Raises:
         ValueError: if the subset has no group of `settings.m` samples.
@@ -123,11 +103,11 @@ def measure_sharpness(
             lambda shared: Sharpness(
                 loss=value,
                 gradient_norm=float(gradient.double().norm()),
-                lambda_max=_lambda_max(shared, weights, settings),
-                trace=_trace(shared, weights, settings),
-                box=_box(shared, weights, settings),
+                lambda_max=_lambda_max(shared, weights, settings, seed),
+                trace=_trace(shared, weights, settings, seed),
+                box=None if landscape is None else _box(shared, weights, landscape, seed),
                 m_sharpness=Estimate.of(rises),
-                slices=_slices(shared, whole, weights, settings),
+                slices=Slices() if landscape is None else _slices(shared, whole, weights, landscape, seed),
             )
         )
 
@@ -144,32 +124,32 @@ def _rises(
     return [float(rise) for rise in rises]
 
 
-def _lambda_max(shared: SharedLoss, weights: Tensor, settings: SharpnessSettings) -> TopEigenvalue:
+def _lambda_max(shared: SharedLoss, weights: Tensor, settings: SharpnessSettings, seed: int) -> TopEigenvalue:
     return top_eigenvalue(
         shared.hessian_vector_product,
-        gaussian(weights, stream_key(settings.seed, "lanczos start")),
+        gaussian(weights, stream_key(seed, "lanczos start")),
         max_iterations=settings.lanczos_iterations,
         tolerance=settings.lanczos_tolerance,
     )
 
 
-def _trace(shared: SharedLoss, weights: Tensor, settings: SharpnessSettings) -> Estimate:
-    keys = (stream_key(settings.seed, "trace probe", number) for number in range(settings.trace_samples))
+def _trace(shared: SharedLoss, weights: Tensor, settings: SharpnessSettings, seed: int) -> Estimate:
+    keys = (stream_key(seed, "trace probe", number) for number in range(settings.trace_samples))
     return hutchinson_trace(shared.hessian_vector_product, (rademacher(weights, key) for key in keys))
 
 
-def _box(shared: SharedLoss, weights: Tensor, settings: SharpnessSettings) -> BoxSharpness | None:
+def _box(shared: SharedLoss, weights: Tensor, settings: LandscapeSettings, seed: int) -> BoxSharpness | None:
     if settings.box_iterations == 0:
         return None
-    generator = torch.Generator().manual_seed(stream_key(settings.seed, "box start"))
+    generator = torch.Generator().manual_seed(stream_key(seed, "box start"))
     start = torch.rand(weights.shape, generator=generator, dtype=torch.float64).to(weights) * 2 - 1
     return box_sharpness(
         shared.value_and_gradient, weights, start, eps=settings.box_eps, max_iterations=settings.box_iterations
     )
 
 
-def _slices(shared: SharedLoss, whole: SubsetLoss, weights: Tensor, settings: SharpnessSettings) -> Slices:
-    first, second = (_direction(whole, weights, settings.seed, number) for number in range(2))
+def _slices(shared: SharedLoss, whole: SubsetLoss, weights: Tensor, settings: LandscapeSettings, seed: int) -> Slices:
+    first, second = (_direction(whole, weights, seed, number) for number in range(2))
     on_line, on_plane = (_positions(settings.slice_radius, n) for n in (settings.line_points, settings.plane_points))
     losses_on_plane = plane(shared.value, weights, (first, second), on_plane)
     return Slices(on_line, line(shared.value, weights, first, on_line), on_plane, losses_on_plane)

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from typing import Any
 
-from largebatch.diagnostics.sharpness.measurement import Sharpness, SharpnessSettings, measure_sharpness
+from largebatch.diagnostics.sharpness.measurement import Sharpness, measure_sharpness
 from largebatch.diagnostics.sharpness.subset import FixedSubset
 from largebatch.experiments.measure.finding import Finding, Measurement, NotMeasurableError
 from largebatch.experiments.measure.weights import Weights, fixed_subset
@@ -26,10 +26,12 @@ def plan(prepared: Prepared, options: MeasureConfig) -> Measurement:
         ConfigError: if the subset is larger than the set or has no group of m samples, or the loss couples samples.
     """
     subset = _subset(prepared, options)
-    settings = SharpnessSettings(seed=prepared.config.seed, **options.sharpness.model_dump())
+    settings, seed = options.sharpness, prepared.config.seed
 
     def measure(weights: Weights) -> Finding | None:
-        found = measure_sharpness(weights.module, prepared.measured_loss, subset, weights.runtime, settings)
+        found = measure_sharpness(
+            weights.module, prepared.measured_loss, subset, weights.runtime, settings, seed=seed, landscape=settings
+        )
         if found is None:
             return None
         return _finding(prepared, options, weights, found)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from largebatch.diagnostics.settings import PositiveInt
 from largebatch.experiments.study.protocol import Row
 from largebatch.records.checkpoint.reading import parse_json, plain, reason
 from largebatch.records.checkpoint.run_values import Count, Finite
@@ -20,7 +21,6 @@ from largebatch.records.regular_files import read_regular
 from largebatch.records.renamed import with_new_names
 from largebatch.records.rows.row_file import MOST_BYTES, read_lines
 from largebatch.run.config.reading import ConfigError
-from largebatch.run.config.types import PositiveInt
 
 SETTINGS = "study_settings.json"
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from largebatch.run.config.types import PositiveInt, Section
+from largebatch.diagnostics.settings import PositiveInt, Section
 
 Metric = Literal["eval/val_loss", "eval/train_loss", "eval/val_accuracy", "eval/train_accuracy"]
 

@@ -8,12 +8,12 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
+from largebatch.diagnostics.settings import PositiveInt, Section
 from largebatch.experiments.textbook.experiment import Experiment
 from largebatch.experiments.textbook.story import Story, Table
 from largebatch.experiments.textbook.weight_path import Float64Array, WeightPath
 from largebatch.records.figures.diagram import Axis, Diagram, Line
 from largebatch.run.config.reading import ConfigError
-from largebatch.run.config.types import PositiveInt, Section
 
 _EPS = {"fp64": float(np.finfo(np.float64).eps), "fp32": float(np.finfo(np.float32).eps)}
 

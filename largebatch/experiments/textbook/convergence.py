@@ -11,13 +11,13 @@ from scipy.stats import binom
 
 from largebatch.diagnostics.closed_forms import NoisyQuadratic
 from largebatch.diagnostics.intervals import LEAST_SEEDS
+from largebatch.diagnostics.settings import PositiveInt, Section
 from largebatch.experiments.textbook.convergence_runs import Descent, FullBatch, descend, descend_full_batch
 from largebatch.experiments.textbook.experiment import Experiment
 from largebatch.experiments.textbook.story import Story, Table
 from largebatch.experiments.textbook.weight_path import Float64Array
 from largebatch.records.figures.diagram import Axis, Diagram, Line
 from largebatch.run.config.reading import ConfigError
-from largebatch.run.config.types import PositiveInt, Section
 
 _CAPTION = "Measured: where the mean loss over seeds gets there. Theory: where the expected loss does."
 

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from largebatch.diagnostics.closed_forms import LeastSquares
+from largebatch.diagnostics.settings import PositiveFloat, PositiveInt, Section
 from largebatch.experiments.textbook.bands import agreement, band_of_mean
 from largebatch.experiments.textbook.experiment import Experiment
 from largebatch.experiments.textbook.landscape import landscape
@@ -17,7 +18,6 @@ from largebatch.experiments.textbook.regression import least_squares, noise_floo
 from largebatch.experiments.textbook.story import Story, Table
 from largebatch.experiments.textbook.weight_path import Float64Array, WeightPath, thinned
 from largebatch.records.figures.diagram import Axis, Diagram, Line, Surface
-from largebatch.run.config.types import PositiveFloat, PositiveInt, Section
 
 
 class VariantSettings(Section):

@@ -9,13 +9,13 @@ from pydantic import Field
 from largebatch.diagnostics.noise.measurement import GradientVariance, VarianceSettings, measure_variance
 from largebatch.diagnostics.noise.nested_groups import require_nested
 from largebatch.diagnostics.noise.variance_law import Slope, VarianceCurve
+from largebatch.diagnostics.settings import PositiveInt, Section
 from largebatch.diagnostics.sharpness.subset import FixedSubset
 from largebatch.experiments.textbook.experiment import Experiment
 from largebatch.experiments.textbook.story import Story, Table
 from largebatch.experiments.textbook.training_set import training_set
 from largebatch.records.figures.diagram import Axis, Diagram, Line
 from largebatch.run.config.reading import ConfigError
-from largebatch.run.config.types import PositiveInt, Section
 from largebatch.training.loop import Run, StepReport
 
 _MICRO = 256  # samples per forward pass of the mean gradient

@@ -9,13 +9,13 @@ import numpy as np
 from pydantic import Field
 
 from largebatch.diagnostics.closed_forms import NoisyQuadratic
+from largebatch.diagnostics.settings import PositiveFloat, Section
 from largebatch.experiments.textbook.experiment import Experiment
 from largebatch.experiments.textbook.landscape import landscape
 from largebatch.experiments.textbook.story import Story, Table
 from largebatch.experiments.textbook.weight_path import Float64Array, WeightPath, thinned
 from largebatch.records.figures.diagram import Axis, Diagram, Line
 from largebatch.run.config.reading import ConfigError
-from largebatch.run.config.types import PositiveFloat, Section
 
 Kind = Literal["converges", "oscillates", "diverges"]
 

@@ -10,13 +10,13 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from largebatch.batch.scaling import scale_lr
+from largebatch.diagnostics.settings import PositiveFloat, PositiveInt, Section
 from largebatch.experiments.textbook.bands import band_of_mean, few
 from largebatch.experiments.textbook.experiment import Experiment
 from largebatch.experiments.textbook.one_step import detour_figure, measure_detour, tell_detour
 from largebatch.experiments.textbook.outcomes import Float64Array, Outcome, finals, train_seeds
 from largebatch.experiments.textbook.story import Story, Table
 from largebatch.records.figures.diagram import Axis, Diagram, Line
-from largebatch.run.config.types import PositiveFloat, PositiveInt, Section
 
 _RATES = {"linear": "k eta", "sqrt": "sqrt(k) eta", "none": "eta"}
 _LOSS, _ACCURACY, _LAMBDA = "eval/train_loss", "eval/val_accuracy", "sharpness/lambda_max"

@@ -10,12 +10,12 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from largebatch.diagnostics.intervals import LEAST_SEEDS
+from largebatch.diagnostics.settings import PositiveInt, Section
 from largebatch.experiments.textbook.bands import band_of_mean, few
 from largebatch.experiments.textbook.experiment import Experiment
 from largebatch.experiments.textbook.outcomes import Float64Array, Outcome, finals, train_seeds
 from largebatch.experiments.textbook.story import Story, Table
 from largebatch.records.figures.diagram import Axis, Diagram, Line
-from largebatch.run.config.types import PositiveInt, Section
 
 _TRAIN, _ACCURACY, _GAP = "eval/train_loss", "eval/val_accuracy", "gap/loss"
 _LAMBDA, _M_SHARPNESS = "sharpness/lambda_max", "sharpness/m_sharpness"

@@ -10,12 +10,12 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from largebatch.diagnostics.intervals import LEAST_SEEDS
+from largebatch.diagnostics.settings import PositiveFloat, PositiveInt, Section
 from largebatch.experiments.textbook.bands import band_of_mean, few
 from largebatch.experiments.textbook.experiment import Experiment
 from largebatch.experiments.textbook.outcomes import Float64Array, Outcome, train_seeds
 from largebatch.experiments.textbook.story import Story, Table
 from largebatch.records.figures.diagram import Axis, Diagram, Line
-from largebatch.run.config.types import PositiveFloat, PositiveInt, Section
 
 _LOSS, _ACCURACY = "eval/train_loss", "eval/val_accuracy"
 _NAMES = {"none": "no warmup", "constant": "constant warmup", "gradual": "gradual warmup"}

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from largebatch.run.config.types import PositiveFloat, PositiveInt, Section
+from largebatch.diagnostics.settings import PositiveFloat, PositiveInt, Section
 
 
 class FindLrConfig(Section):

@@ -6,22 +6,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from largebatch.run.config.types import PositiveFloat, PositiveInt, Section
+from largebatch.diagnostics.settings import PositiveInt, Section
+from largebatch.diagnostics.sharpness.settings import LandscapeSettings, SharpnessSettings
 
 
-class SharpnessConfig(Section):
+class SharpnessConfig(SharpnessSettings, LandscapeSettings):
     """Estimators of sharpness."""
-
-    m: PositiveInt
-    rho: PositiveFloat
-    box_eps: PositiveFloat
-    box_iterations: Annotated[int, Field(ge=0)]
-    lanczos_iterations: PositiveInt
-    lanczos_tolerance: PositiveFloat
-    trace_samples: Annotated[int, Field(ge=2)]  # one draw does not tell its own error
-    slice_radius: PositiveFloat
-    line_points: Annotated[int, Field(ge=0)]
-    plane_points: Annotated[int, Field(ge=0)]
 
 
 class VarianceConfig(Section):

@@ -6,7 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from largebatch.run.config.types import DurationText, PositiveFloat, PositiveInt, Section
+from largebatch.diagnostics.settings import PositiveFloat, PositiveInt, Section
+from largebatch.diagnostics.sharpness.settings import SharpnessSettings
+from largebatch.run.config.types import DurationText
 
 
 class MetricsConfig(Section):
@@ -60,17 +62,12 @@ class NoiseScaleConfig(Section):
     groups: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")], list[str]] | None
 
 
-class SharpnessObserverConfig(Section):
+class SharpnessObserverConfig(SharpnessSettings):
     """Sharpness during a run."""
 
     every: DurationText | None
     samples: PositiveInt
     micro: PositiveInt
-    m: PositiveInt
-    rho: PositiveFloat
-    lanczos_iterations: PositiveInt
-    lanczos_tolerance: PositiveFloat
-    trace_samples: Annotated[int, Field(ge=2)]  # one draw does not tell its own error
 
 
 class CommunicationConfig(Section):

@@ -10,19 +10,10 @@ from pydantic import AfterValidator, BeforeValidator, Field, field_validator
 from largebatch.batch.scaling import SCALING_RULES
 from largebatch.batch.schedule import DECAYS, WARMUP_KINDS
 from largebatch.diagnostics.critical_batch.outliers import FEWEST_VALUES
+from largebatch.diagnostics.settings import PositiveFloat, PositiveInt, Section
 from largebatch.run.config.did_you_mean import did_you_mean
 from largebatch.run.config.observers import ObserversConfig
-from largebatch.run.config.types import (
-    DurationText,
-    FolderName,
-    FolderPath,
-    PositiveFloat,
-    PositiveInt,
-    Section,
-    Target,
-    one_of,
-    switch_or_pattern,
-)
+from largebatch.run.config.types import DurationText, FolderName, FolderPath, Target, one_of, switch_or_pattern
 
 # What a run may change when it is resumed, if it says so. The samples that come, and the weights, stay as they were.
 CHANGEABLE = ("length", "schedule", "scaling", "clip_norm", "guard", "content", "batch_norm")

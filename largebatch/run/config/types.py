@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Iterable
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator
 
 from largebatch.batch.duration import Duration
 from largebatch.run.config.did_you_mean import did_you_mean
@@ -67,12 +67,4 @@ def one_of(choices: Iterable[str]) -> AfterValidator:
 FolderName = Annotated[str, AfterValidator(folder_name)]
 FolderPath = Annotated[str, AfterValidator(folder_path)]
 DurationText = Annotated[str, BeforeValidator(_duration)]
-PositiveInt = Annotated[int, Field(ge=1)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Target = dict[str, Any]
-
-
-class Section(BaseModel):
-    """A group of keys: all of them known, none converted, none changed."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)

@@ -6,7 +6,8 @@ import math
 from typing import Any
 
 from largebatch.batch.duration import passes
-from largebatch.diagnostics.sharpness.measurement import Sharpness, SharpnessSettings, measure_sharpness
+from largebatch.diagnostics.sharpness.measurement import Sharpness, measure_sharpness
+from largebatch.diagnostics.sharpness.settings import SharpnessSettings
 from largebatch.diagnostics.sharpness.subset import FixedSubset
 from largebatch.losses import Loss
 from largebatch.records.trackers import Row
@@ -25,17 +26,18 @@ class SharpnessObserver:
         journal: for the rows.
         subset: samples of the training set, not augmented.
         loss: a sum over samples, without smoothing.
-        settings: what to measure; slices and the box are left out if theirs say 0.
+        settings: how precisely.
+        seed: of all random vectors.
         every: samples between measurements.
     """
 
     def __init__(
-        self, journal: Journal, *, subset: FixedSubset, loss: Loss, settings: SharpnessSettings, every: int
+        self, journal: Journal, *, subset: FixedSubset, loss: Loss, settings: SharpnessSettings, seed: int, every: int
     ) -> None:
         self._journal = journal
         self._subset = subset
         self._loss: Any = loss
-        self._settings = settings
+        self._settings, self._seed = settings, seed
         self._every = every
         self._last_step = -1
 
@@ -55,7 +57,9 @@ class SharpnessObserver:
     def _measure(self, run: Run) -> None:
         self._last_step = run.progress.step
         with run.gradient.statistics.merged():
-            found = measure_sharpness(run.module, self._loss, self._subset, run.runtime, self._settings)
+            found = measure_sharpness(
+                run.module, self._loss, self._subset, run.runtime, self._settings, seed=self._seed
+            )
         if found is not None:
             self._journal.log(run.progress, row_of(found))
 
