@@ -1,15 +1,13 @@
 from __future__ import annotations
 
-import copy
 import gc
+import warnings
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra._internal.core_plugins.file_config_source import FileConfigSource
-from hydra._internal.hydra import Hydra
-from hydra.plugins.config_source import ConfigResult
 from xdist.scheduler import LoadFileScheduling
 
 from tests.faults import shown
@@ -21,7 +19,7 @@ FORKING = ("tests/faults/", "tests/end_to_end/test_leaving.py")
 # What takes longest comes first, so that no worker is left with a file of minutes when the others have ended.
 LONG = (
     "tests/multiprocess/", "tests/faults/", "tests/end_to_end/", "tests/browser/", "tests/unit/test_optim_",
-    "tests/unit/test_chapter", "tests/unit/test_study", "tests/unit/test_prepare", "tests/unit/test_guard",
+    "tests/unit/test_textbook", "tests/unit/test_study", "tests/unit/test_prepare", "tests/unit/test_guard",
 )  # fmt: skip
 # Scripts for processes of their own: looking for doctests in them would import JAX into this one, and train.
 collect_ignore = ["reference/optax_trajectories.py", "warm.py"]
@@ -40,10 +38,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """How `-n 2` shares out the tests: by file, and all that need ranks to one worker, so that there is one pool."""
-    for item in items:
-        needs_ranks = "ranks" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("ranks" if needs_ranks else item.nodeid.partition("::")[0]))
+    """What takes longest comes first."""
     items.sort(key=lambda item: next((at for at, one in enumerate(LONG) if item.nodeid.startswith(one)), len(LONG)))
 
 
@@ -52,40 +47,12 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     gc.freeze()
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _compose_once() -> Iterator[None]:
-    """Hydra composes every command line twice, the first time to find `hydra.mode`, which conf/ leaves open.
-
-    Without it, it goes by the flags, as it would in the end. And it parses two dozen files each time; here each one
-    once, until it changes. Processes that tests start are left as they are.
-    """
-    find, load = Hydra.get_mode, FileConfigSource.load_config
-    loaded: dict[tuple[str, str, int], ConfigResult] = {}
-
-    def get_mode(self: Hydra, config_name: str | None, overrides: list[str]) -> Any:
-        return find(self, config_name, overrides) if any("hydra.mode" in one for one in overrides) else None
-
-    def load_config(self: FileConfigSource, config_path: str) -> ConfigResult:
-        file = Path(self.path, config_path).with_suffix(".yaml")
-        if not file.exists():
-            return load(self, config_path)
-        key = (self.path, config_path, file.stat().st_mtime_ns)
-        if key not in loaded:
-            loaded[key] = load(self, config_path)
-        return copy.deepcopy(loaded[key])  # Hydra takes it apart
-
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(Hydra, "get_mode", get_mode)
-        patched.setattr(FileConfigSource, "load_config", load_config)
-        yield
-
-
 class OnePool(LoadFileScheduling):
     """Shares the test files out to the workers of `-n`, those that need the one pool of ranks to one of them.
 
-    Likewise those that fork: there is one prepared interpreter.
-
-    Not by `xdist_group` marks: xdist 3.8 loses them under pytest 9.2.
+    Likewise those that fork: there is one fork server. `xdist_group` marks and `--dist loadgroup` would say the same in
+    public. But xdist 3.8 writes the group into `item._nodeid`, where pytest 9.2 no longer looks for it: tests of one
+    group then run on several workers. `_split_scope` is xdist's own, hence the check of its version.
     """
 
     def _split_scope(self, nodeid: str) -> str:
@@ -98,6 +65,9 @@ class OnePool(LoadFileScheduling):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OnePool:
+    if not version("pytest-xdist").startswith("3.8."):
+        told = "see whether `--dist loadgroup` with marks can take the place of OnePool in tests/conftest.py"
+        warnings.warn(pytest.PytestConfigWarning(f"pytest-xdist {version('pytest-xdist')}: {told}."), stacklevel=1)
     return OnePool(config, log)
 
 

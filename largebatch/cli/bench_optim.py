@@ -109,7 +109,7 @@ def _measure(settings: Settings) -> None:
         for algorithm in ALGORITHMS.values():
             rivals, absent = contestants(algorithm, settings.device)
             results, num_params = race(algorithm, rivals, shapes, settings.rounds, settings.device)
-            _print_race(f"{algorithm.name} on {shapes}, {num_params:,} parameters", results, algorithm.bytes_limit)
+            print_race(f"{algorithm.name} on {shapes}, {num_params:,} parameters", results, algorithm.bytes_limit)
             if absent:
                 print(f"not measured: {'; '.join(absent)}\n", flush=True)
             records = [vars(result) for result in results]
@@ -136,7 +136,8 @@ def _machine(settings: Settings) -> dict[str, str]:
     return machine | {"torch": torch.__version__}
 
 
-def _print_race(title: str, results: Sequence[Result], bytes_limit: float) -> None:
+def print_race(title: str, results: Sequence[Result], bytes_limit: float) -> None:
+    """Print the medians of a race against the first of `results`, in 80 columns."""
     from largebatch.records.trackers.console import print_table
 
     base = results[0].milliseconds

@@ -38,11 +38,12 @@ def main(arguments: Sequence[str]) -> int:
     if arguments and arguments[0] == ALL:
         return _run_all(arguments[1:])
     if arguments and arguments[0] in EXPERIMENTS:
-        return _run_one(arguments[0], arguments[1:])
+        return run_one(arguments[0], arguments[1:])
     return show_choices("textbook", EXPERIMENTS | {ALL: "all of these, each into a folder of its name"}, arguments)
 
 
-def _run_one(name: str, arguments: Sequence[str]) -> int:
+def run_one(name: str, arguments: Sequence[str]) -> int:
+    """Make one experiment, of this name; its exit code."""
     chosen = [f"experiment=textbook/{name}", *arguments]
     return run_verb(f"textbook {name}", partial(run, name), chosen, config_name="textbook")
 
@@ -52,9 +53,9 @@ def _run_all(arguments: Sequence[str]) -> int:
     given = [argument.partition("=")[2] for argument in arguments if argument.startswith("run.dir=")]
     others = [argument for argument in arguments if not argument.startswith("run.dir=")]
     if not all("=" in argument for argument in others):  # --help, --cfg job: that of the first will do
-        return _run_one(next(iter(EXPERIMENTS)), others)
+        return run_one(next(iter(EXPERIMENTS)), others)
     folder = Path(given[-1]) if given else Path("runs", "textbook", time.strftime("%Y-%m-%d_%H-%M-%S"))
-    return max(_run_one(name, [*others, f"run.dir={folder / name}"]) for name in EXPERIMENTS)
+    return max(run_one(name, [*others, f"run.dir={folder / name}"]) for name in EXPERIMENTS)
 
 
 def run(name: str, config: DictConfig, overrides: list[str]) -> int:

@@ -112,11 +112,12 @@ class TransformerBlock(nn.Module):
 
     def forward(self, stream: Tensor) -> Tensor:
         """[n, T, width] -> [n, T, width]."""
-        stream = stream + self.dropout(self._attend(self.attention_norm(stream)))
+        stream = stream + self.dropout(self.attend(self.attention_norm(stream)))
         feed = self.feed_out(F.gelu(self.feed_in(self.feed_norm(stream)), approximate="tanh"))
         return stream + self.dropout(feed)
 
-    def _attend(self, normed: Tensor) -> Tensor:
+    def attend(self, normed: Tensor) -> Tensor:
+        """Causal attention of all heads, [samples, length, width] as the normed stream; without the residual sum."""
         num_samples, length, width = normed.shape
         query, key, value = (
             part.view(num_samples, length, self.num_heads, width // self.num_heads).transpose(1, 2)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import largebatch.gradient.global_gradient
-from largebatch.experiments.verify.ranks import _rank
+from largebatch.experiments.verify.ranks import verify_on_rank
 from largebatch.losses import CrossEntropy
 
 
@@ -160,16 +160,16 @@ def reweighted(factor: Any) -> Iterator[None]:
 
 
 def ranks_alike(config: Any, plans: Any, folder: str, steps: int) -> Any:
-    """As `_rank`, with gradients averaged over ranks however many samples each of them had."""
+    """As `verify_on_rank`, with gradients averaged over ranks however many samples each of them had."""
     outcome: Any = ([], {})
     for plan in plans:
         with reweighted(lambda runtime, plan=plan: plan.global_batch_size / plan.world_size
                         / plan.rank_batch_size(runtime.rank)):  # fmt: skip
-            outcome[1].update(_rank(config, [plan], folder, steps)[1])
+            outcome[1].update(verify_on_rank(config, [plan], folder, steps)[1])
     return outcome
 
 
 def off_by_a_little(config: Any, plans: Any, folder: str, steps: int) -> Any:
-    """As `_rank`, with a gradient that is a millionth too long where there are several ranks."""
+    """As `verify_on_rank`, with a gradient that is a millionth too long where there are several ranks."""
     with reweighted(lambda runtime: 1 + 1e-6):
-        return _rank(config, plans, folder, steps)
+        return verify_on_rank(config, plans, folder, steps)

@@ -17,7 +17,7 @@ from largebatch.__main__ import main
 from largebatch.cli.bench_verify import Settings, count_all
 from largebatch.cli.verify import run as run_verify
 from largebatch.experiments.verify.planted import DEFECTS
-from largebatch.experiments.verify.ranks import _rank
+from largebatch.experiments.verify.ranks import verify_on_rank
 from largebatch.gradient import reduction_clock
 from largebatch.run.config.reading import ConfigError
 from tests.end_to_end import mutants
@@ -42,7 +42,7 @@ def in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def verify(ranks, monkeypatch: pytest.MonkeyPatch):
     """What the verb does once it is composed, on ranks of the test session: (exit code, what verify.json says)."""
 
-    def run(*overrides: str, rank: Any = _rank) -> tuple[int, dict[str, Any]]:
+    def run(*overrides: str, rank: Any = verify_on_rank) -> tuple[int, dict[str, Any]]:
         def start(world_size: int, *arguments: Any) -> Any:
             return ranks(world_size).run(rank, *arguments)[0]
 

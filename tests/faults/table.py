@@ -66,7 +66,7 @@ class FaultTable:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Take down what became of a test, its parameters together."""
-        test = report.nodeid.partition("[")[0].partition("@")[0]  # xdist appends its group
+        test = report.nodeid.partition("[")[0]
         self._seconds[test] += report.duration
         self._shown[test] |= {tuple(value) for name, value in report.user_properties if name == PROPERTY}
         if report.when == "call" or report.outcome != "passed":

@@ -6,7 +6,7 @@ import os
 
 from largebatch.distributed.runtime import Runtime
 from largebatch.experiments.verify.probe import Probe
-from largebatch.experiments.verify.ranks import _rank_dependence
+from largebatch.experiments.verify.ranks import rank_dependence
 from largebatch.run.prepare import prepare
 from tests.unit.composing import compose_run
 
@@ -26,7 +26,7 @@ def causes() -> dict[str, list[str]]:
             model = [f"model._target_=tests.end_to_end.mutants.{name}", "~model.in_features", "~model.num_outputs"]
             options = ["data=digits", "model=linear", *model, "precision.compute=fp64", "batch.micro=16"]
             prepared = prepare(compose_run(*options), os.environ)
-            found[name] = [one.name for one in _rank_dependence(Probe(prepared), runtime)]
+            found[name] = [one.name for one in rank_dependence(Probe(prepared), runtime)]
         return found
     finally:
         runtime.close()

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from largebatch.__main__ import main
-from largebatch.experiments.measure.weights import _brief
+from largebatch.experiments.measure.weights import brief_path
 from largebatch.records.checkpoint import save_checkpoint
 from largebatch.records.run_folder import RunFolder
 from largebatch.run.resume import find_checkpoint
@@ -125,11 +125,11 @@ def test_titles_of_pictures_name_weights_without_the_folders_above_their_run(
     """Pictures are shown around: README's had the path of somebody's machine."""
     best = run / "checkpoints" / "best" / "step_00000001"
     monkeypatch.chdir(run.parent)
-    assert _brief(best) == "run/checkpoints/best/step_00000001"
+    assert brief_path(best) == "run/checkpoints/best/step_00000001"
     monkeypatch.chdir(run / "checkpoints")
-    assert _brief(best) == "best/step_00000001"
-    assert _brief(Path("/home/me/secret/mine/checkpoints/step_00000002")) == "mine/checkpoints/step_00000002"
-    assert _brief(Path("/home/me/renamed")) == "renamed"
+    assert brief_path(best) == "best/step_00000001"
+    assert brief_path(Path("/home/me/secret/mine/checkpoints/step_00000002")) == "mine/checkpoints/step_00000002"
+    assert brief_path(Path("/home/me/renamed")) == "renamed"
 
 
 def test_a_place_where_nothing_can_be_written_is_named(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

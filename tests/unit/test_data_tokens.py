@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -65,10 +66,12 @@ def test_token_files_are_read_through_a_memory_map(tmp_path: Path, suffix: str) 
     file = tmp_path / f"tokens{suffix}"
     np.save(file, tokens) if suffix == ".npy" else tokens.astype("<u2").tofile(file)
     windows = token_stream(file, "train", context_length=3, validation_fraction=0.0, vocab_size=50257)
-    assert isinstance(windows._streams[0], np.memmap)
+    with file.open("r+b") as opened:
+        opened.seek(-6, os.SEEK_END)
+        opened.write(np.array([9], dtype="<u2").tobytes())  # seen by what has not been read yet
     inputs, targets = windows.fetch(np.array([0, 1]))
-    assert inputs.tolist() == [[0, 300, 50256], [4, 5, 6]]
-    assert targets.tolist() == [[300, 50256, 4], [5, 6, 7]]
+    assert inputs.tolist() == [[0, 300, 50256], [4, 9, 6]]
+    assert targets.tolist() == [[300, 50256, 4], [9, 6, 7]]
     whole = token_stream(file, "validation", context_length=3, validation_fraction=1.0, vocab_size=50257)
     assert len(whole) == 2
 

@@ -195,7 +195,7 @@ def test_gpt_attention_equals_its_definition() -> None:
     scores = query @ key.transpose(-1, -2) / math.sqrt(6)
     scores = scores.masked_fill(torch.ones(5, 5).triu(1).bool(), -math.inf)
     mixed = (scores.softmax(dim=-1) @ value).permute(0, 2, 1, 3).reshape(2, 5, 12)
-    torch.testing.assert_close(block._attend(stream), block.attention_out(mixed), rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(block.attend(stream), block.attention_out(mixed), rtol=1e-12, atol=1e-14)
 
 
 def test_tied_embeddings_are_one_parameter_with_one_name() -> None:
@@ -231,7 +231,7 @@ def test_gpt_drops_the_embeddings_the_attention_weights_and_both_residual_branch
     nn.init.normal_(block.attention_out.bias)
     stream = torch.randn(2, 5, 12, dtype=torch.float64)
     torch.testing.assert_close(block(stream), stream, rtol=0, atol=0)
-    torch.testing.assert_close(block._attend(stream), block.attention_out.bias.expand(2, 5, 12), rtol=0, atol=0)
+    torch.testing.assert_close(block.attend(stream), block.attention_out.bias.expand(2, 5, 12), rtol=0, atol=0)
     assert model(torch.randint(11, (2, 8))).eq(0).all()  # the stream stays 0, and its norm is the bias, 0
 
 

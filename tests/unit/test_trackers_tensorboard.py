@@ -75,13 +75,12 @@ def test_a_value_of_another_type_costs_itself_and_is_counted(tmp_path: Path) -> 
 
 
 def test_a_writer_that_fails_is_counted_and_the_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tracker = TensorBoardTracker(tmp_path)
-
     def full(*args: object, **options: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tracker._writer, "add_scalar", full)
-    monkeypatch.setattr(tracker._writer, "close", full)
+    tracker = TensorBoardTracker(tmp_path)
+    for method in ("add_scalar", "close"):
+        monkeypatch.setattr(f"torch.utils.tensorboard.SummaryWriter.{method}", full)
     for samples in range(3):
         tracker.log({"samples_seen": samples, "train/loss": 0.5})
     tracker.finish({}, [])

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from largebatch.__main__ import main
 from largebatch.records.trackers import WandbTracker, key_source, naming_problems
 from largebatch.records.trackers.charts import Chart
-from largebatch.records.trackers.wandb import _connect
+from largebatch.records.trackers.wandb import require_reachable
 from tests.reference.wandb_file import WandbRun, chunks, read_run
 
 CONFIG = {"batch": {"total": 96}, "optimizer": "lars", "odd": Path("a/b")}
@@ -404,9 +404,9 @@ def test_a_proxy_is_trusted_and_no_proxy_is_none(monkeypatch: pytest.MonkeyPatch
         monkeypatch.delenv(name.upper(), raising=False)
     monkeypatch.setenv("no_proxy", "localhost")
     with pytest.raises(ConnectionError, match=r"127\.0\.0\.1:9 cannot be reached"):
-        _connect(CLOSED_PORT)
+        require_reachable(CLOSED_PORT)
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
-    _connect(CLOSED_PORT)
+    require_reachable(CLOSED_PORT)
 
 
 def test_an_unknown_mode_names_the_known_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

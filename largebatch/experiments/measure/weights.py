@@ -73,11 +73,11 @@ def open_weights(prepared: Prepared, checkpoint: str | None, *, key: str = "meas
             found, _ = find_checkpoint(where, RunFolder(Path(where)), runtime, key=key, fits=fits)
             assert found is not None
             _load(module, found, key)
-            source, path, step = f"{_brief(found.path)} (step {found.step})", str(found.path), found.step
+            source, path, step = f"{brief_path(found.path)} (step {found.step})", str(found.path), found.step
         yield Weights(module, runtime, source, path, step)
 
 
-def _brief(path: Path) -> str:
+def brief_path(path: Path) -> str:
     """As titles of pictures have it, which are shown around: from here, or from the run's folder on."""
     if path.is_relative_to(Path.cwd()):
         return str(path.relative_to(Path.cwd()))

@@ -51,11 +51,12 @@ def start_ranks(
     Raises:
         ChildFailedError: if a process fails; its own message was printed.
     """
-    outcome: Outcome = on_local_ranks(world_size, _rank, config, list(plans), folder, steps)
+    outcome: Outcome = on_local_ranks(world_size, verify_on_rank, config, list(plans), folder, steps)
     return outcome
 
 
-def _rank(config: dict[str, Any], plans: list[BatchPlan], folder: str, steps: int) -> Outcome:
+def verify_on_rank(config: dict[str, Any], plans: list[BatchPlan], folder: str, steps: int) -> Outcome:
+    """As one rank of a job: the cases of `plans` against the reference in `folder`."""
     prepared = prepare(OmegaConf.create(config), os.environ)
     return run_cases(prepared, plans, load_reference(folder), steps)
 
@@ -81,7 +82,7 @@ def load_reference(folder: str) -> Trajectory:
 def run_cases(prepared: Prepared, plans: Sequence[BatchPlan], reference: Trajectory, steps: int) -> Outcome:
     """Compare each plan with the reference on the ranks of this job; the same on every rank."""
     with open_runtime(prepared) as runtime:
-        causes = _rank_dependence(Probe(prepared), runtime) if runtime.world_size > 1 else []
+        causes = rank_dependence(Probe(prepared), runtime) if runtime.world_size > 1 else []
         if causes:  # a collective in the model or the loss would hang where ranks have unequal numbers of micro-batches
             return causes, {}
         return [], {Case(plan): compare_on(runtime, prepared, plan, reference, steps) for plan in plans}
@@ -112,7 +113,7 @@ def _largest(values: Sequence[float]) -> float:
     return math.nan if any(math.isnan(one) for one in values) else max(values)
 
 
-def _rank_dependence(probe: Probe, runtime: Runtime) -> list[Cause]:
+def rank_dependence(probe: Probe, runtime: Runtime) -> list[Cause]:
     """The same samples under the same seed on every rank: no rank may talk to others, and all must get the same."""
     for one in [*probe.model.parameters(), *probe.model.buffers()]:
         if one.is_contiguous():  # as a run begins

@@ -177,7 +177,7 @@ class WandbTracker:
         try:
             if key_source(server) is None:  # `wandb.init` would ask for one at a terminal
                 raise PermissionError(f"no API key for {server}; `wandb login` stores one")
-            _connect(server)
+            require_reachable(server)
             self._run = self._init("online")
         except Exception as error:
             self._problems.count("no online run, continuing offline", error)
@@ -189,7 +189,7 @@ class WandbTracker:
         return self._wandb.init(**self._identity, resume=resume, settings=self._wandb.Settings(mode=mode, **wanted))
 
 
-def _connect(server: str) -> None:
+def require_reachable(server: str) -> None:
     """Raise OSError at once where nothing listens: wandb itself would go on trying until `init_timeout`."""
     address = urlsplit(server)
     proxies = urllib.request.getproxies()
