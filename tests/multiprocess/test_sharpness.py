@@ -48,9 +48,8 @@ def measure(kind: str, precision: str = "fp64", **changes: Any) -> Sharpness | N
     runtime = Runtime.open(precision=precision)
     try:
         model, loss, subset = problem(kind, precision)
-        return measure_sharpness(
-            model, loss, subset, runtime, SETTINGS.model_copy(update=changes), seed=3, landscape=SETTINGS
-        )
+        settings = SETTINGS.model_copy(update=changes)
+        return measure_sharpness(model, loss, subset, runtime, settings, seed=3, landscape=settings)
     finally:
         runtime.close()
 
