@@ -45,10 +45,10 @@ class Duration:
         return int(self.amount * per_unit)
 
 
-def passes(every: int, before: int, after: int) -> bool:
+def crosses_multiple(every: int, before: int, after: int) -> bool:
     """Whether a multiple of `every` samples lies in (before, after]: the event of an interval happens in this step.
 
-    >>> passes(100, 64, 96), passes(100, 96, 128), passes(100, 68, 100)
+    >>> crosses_multiple(100, 64, 96), crosses_multiple(100, 96, 128), crosses_multiple(100, 68, 100)
     (False, True, True)
     """
     return after // every > before // every

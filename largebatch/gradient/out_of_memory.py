@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from largebatch.batch.plan import BatchPlan
-from largebatch.distributed.rank_values import named_ranks, reals_of_ranks
+from largebatch.distributed.gather import gather_floats, named_ranks
 from largebatch.distributed.runtime import Runtime
 from largebatch.gradient.accumulation import (
     GradientResult,
@@ -103,7 +103,7 @@ def accumulate_if_it_fits(
     # Behind the handler: inside of it the error keeps everything alive that the passes had computed.
     if result is None and runtime.device.type == "cuda":
         torch.cuda.empty_cache()
-    failed = tuple(rank for rank, (is_short,) in enumerate(reals_of_ranks(runtime, [result is None])) if is_short)
+    failed = tuple(rank for rank, (is_short,) in enumerate(gather_floats(runtime, [result is None])) if is_short)
     if result is None or failed:
         FlatGradients(module).clear()
         raise MicroBatchTooLargeError(failed, plan.max_micro_batch_size)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from largebatch.batch.plan import BatchPlan
 from largebatch.distributed.checksums import checksums
-from largebatch.distributed.rank_values import integers_of_ranks, named_ranks
+from largebatch.distributed.gather import gather_ints, named_ranks
 from largebatch.distributed.runtime import Inputs, Runtime
 from largebatch.gradient.accumulation import LossPerSample, MicroBatchSource, accumulate_gradients, no_sync
 from largebatch.gradient.snapshots import unmoved
@@ -108,7 +108,7 @@ class Recomputation:
         if not self._is_distributed:
             self._real = self._of_gradients()
         differs = (self._rehearsed != self._real).long()
-        table = integers_of_ranks(self._runtime, torch.stack([differs.sum(), differs.argmax()])).tolist()
+        table = gather_ints(self._runtime, torch.stack([differs.sum(), differs.argmax()])).tolist()
         found = {rank: (count, self._names[first]) for rank, (count, first) in enumerate(table) if count}
         if found:
             raise RuntimeError(self._explain(found, step))

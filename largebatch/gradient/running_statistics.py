@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from largebatch.batch.plan import BatchPlan
-from largebatch.distributed.rank_values import tensors_of_ranks
+from largebatch.distributed.gather import gather_tensors
 from largebatch.distributed.runtime import Runtime
 
 _KINDS = ("num_batches_tracked", "running_mean", "running_var")
@@ -113,7 +113,7 @@ class RunningStatistics:
             return {}
         buffers = [named for norm, named in self._pairs() if id(norm) in self._moved]
         moved = {name: pair for named in buffers for name, pair in named.items()}
-        of_ranks = tensors_of_ranks(self._runtime, [own for own, _ in moved.values()])
+        of_ranks = gather_tensors(self._runtime, [own for own, _ in moved.values()])
         return {
             name: torch.cat([rows, common[None]])
             for (name, (_, common)), rows in zip(moved.items(), of_ranks, strict=True)

@@ -17,7 +17,7 @@ import torch
 
 from largebatch.data.subset import innermost
 from largebatch.distributed.checksums import combine_checksums, parameter_checksums
-from largebatch.distributed.rank_values import disagreement, integers_of_ranks, texts_of_ranks
+from largebatch.distributed.gather import disagreement, gather_ints, gather_texts
 from largebatch.distributed.runtime import LauncherError, Runtime
 from largebatch.records.run_folder import environment
 from largebatch.run.config.environment import comparable
@@ -64,9 +64,9 @@ def require_same_run(runtime: Runtime, fingerprint: dict[str, str]) -> None:
     """
     text = json.dumps(fingerprint, sort_keys=True)
     own = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little", signed=True)
-    if not disagreement(integers_of_ranks(runtime, torch.tensor([own], device=runtime.device))[:, 0].tolist()):
+    if not disagreement(gather_ints(runtime, torch.tensor([own], device=runtime.device))[:, 0].tolist()):
         return
-    fingerprints = [json.loads(one) for one in texts_of_ranks(runtime, text)]
+    fingerprints = [json.loads(one) for one in gather_texts(runtime, text)]
     keys = sorted(set().union(*fingerprints))
     columns = {key: [values.get(key, "no value") for values in fingerprints] for key in keys}
     found = [one.explain(key) for key, column in columns.items() if (one := disagreement(column))]

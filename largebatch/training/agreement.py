@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from largebatch.distributed.gather import disagreement
 from largebatch.distributed.pending_sum import PendingSum
-from largebatch.distributed.rank_values import disagreement
 from largebatch.distributed.runtime import Runtime
 
 # Steps longer than this are agreed on one by one: the sum, about a millisecond over sockets, is below one per cent of

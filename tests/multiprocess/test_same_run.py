@@ -15,7 +15,7 @@ import torch
 import largebatch.run.same_run
 import largebatch.training.observers.checkpoints as checkpoints_module
 from largebatch.batch.plan import BatchPlan
-from largebatch.distributed.rank_values import disagreement, integers_of_ranks, texts_of_ranks
+from largebatch.distributed.gather import disagreement, gather_ints, gather_texts
 from largebatch.distributed.runtime import Runtime
 from largebatch.distributed.signals import StopRequest
 from largebatch.records.checkpoint import CheckpointError
@@ -43,8 +43,8 @@ def values_of_this_rank() -> Any:
     runtime = Runtime.open()
     try:
         rank = runtime.rank
-        table = integers_of_ranks(runtime, torch.tensor([rank, -(2**62) - rank]))
-        return table.tolist(), texts_of_ranks(runtime, "é" * rank * 3)
+        table = gather_ints(runtime, torch.tensor([rank, -(2**62) - rank]))
+        return table.tolist(), gather_texts(runtime, "é" * rank * 3)
     finally:
         runtime.close()
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from largebatch.batch.duration import Duration, passes
+from largebatch.batch.duration import Duration, crosses_multiple
 
 pytestmark = pytest.mark.quick
 
@@ -66,10 +66,10 @@ def test_fractions_of_an_epoch_are_exact():
 @given(st.integers(1, 60), st.integers(0, 200), st.integers(0, 200))
 def test_an_interval_is_over_exactly_when_a_multiple_lies_within_the_step(every: int, before: int, length: int):
     after = before + length
-    assert passes(every, before, after) == any(count % every == 0 for count in range(before + 1, after + 1))
+    assert crosses_multiple(every, before, after) == any(count % every == 0 for count in range(before + 1, after + 1))
 
 
 def test_no_event_of_an_interval_is_lost_or_doubled_whatever_the_batch():
     for global_batch_size in (1, 3, 7, 10):
-        steps = [passes(10, step * global_batch_size, (step + 1) * global_batch_size) for step in range(1000)]
+        steps = [crosses_multiple(10, step * global_batch_size, (step + 1) * global_batch_size) for step in range(1000)]
         assert sum(steps) == 1000 * global_batch_size // 10

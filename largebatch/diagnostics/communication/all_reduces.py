@@ -12,7 +12,7 @@ import torch
 
 from largebatch.diagnostics.communication.costs import TransferFit, fit_transfer
 from largebatch.diagnostics.communication.ranks import meet, settle
-from largebatch.distributed.rank_values import reals_of_ranks
+from largebatch.distributed.gather import gather_floats
 from largebatch.distributed.runtime import Runtime
 
 _WARMUP = 1
@@ -55,7 +55,7 @@ def time_all_reduces(runtime: Runtime, sizes: Sequence[int], *, repetitions: int
         times = [_time_one(runtime, buffer[: size // 4]) for size in sizes]
         if number >= _WARMUP:
             own += times
-    table = np.array(reals_of_ranks(runtime, own)).reshape(runtime.world_size, repetitions, len(sizes))
+    table = np.array(gather_floats(runtime, own)).reshape(runtime.world_size, repetitions, len(sizes))
     shortest = table.min(axis=0)
     low, high = np.quantile(shortest, (0.25, 0.75), axis=0)
     median = [statistics.median(column) for column in shortest.T.tolist()]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from largebatch.diagnostics.communication.costs import StepCommunication, communication_of_step
-from largebatch.distributed.rank_values import reals_of_ranks
+from largebatch.distributed.gather import gather_floats
 from largebatch.distributed.runtime import Runtime
 from largebatch.gradient.reduction_clock import Timeline
 
@@ -16,7 +16,7 @@ def communication_of_ranks(runtime: Runtime, timeline: Timeline) -> StepCommunic
     It costs an all-reduce of 16 bytes per rank and part of the gradient.
     """
     count = len(timeline.num_bytes)
-    table = reals_of_ranks(runtime, [*timeline.ready_s, *timeline.done_s, timeline.step_s])
+    table = gather_floats(runtime, [*timeline.ready_s, *timeline.done_s, timeline.step_s])
     ready, done, step = zip(*((row[:count], row[count:-1], row[-1]) for row in table), strict=True)
     return communication_of_step(ready, done, step)
 

@@ -14,7 +14,7 @@ from torch import nn
 from largebatch.batch.plan import BatchPlan
 from largebatch.diagnostics.communication.costs import StepCommunication
 from largebatch.diagnostics.communication.ranks import communication_of_ranks, meet, settle
-from largebatch.distributed.rank_values import reals_of_ranks
+from largebatch.distributed.gather import gather_floats
 from largebatch.distributed.runtime import Runtime
 from largebatch.gradient.accumulation import no_sync
 from largebatch.gradient.global_gradient import GlobalGradient
@@ -88,7 +88,7 @@ def time_steps(
         if number >= _WARMUP:
             own += [found[True][0], found[False][0]]
             timelines.append(found[True][1])
-    slowest = [max(column) for column in zip(*reals_of_ranks(runtime, own), strict=True)]
+    slowest = [max(column) for column in zip(*gather_floats(runtime, own), strict=True)]
     return StepTimes(
         tuple(slowest[0::2]),
         tuple(slowest[1::2]),

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from largebatch.batch.plan import BatchPlan
-from largebatch.distributed.rank_values import reals_of_ranks
+from largebatch.distributed.gather import gather_floats
 from largebatch.distributed.runtime import Runtime
 from largebatch.experiments.local_ranks import on_local_ranks
 from largebatch.experiments.verify.cases import Case
@@ -105,7 +105,7 @@ def compare_on(
 def _of_all_ranks(runtime: Runtime, errors: Comparison) -> Comparison:
     """The largest error of every tensor: a rank may go astray alone."""
     kinds = asdict(errors)
-    ranks = iter(zip(*reals_of_ranks(runtime, [one for kind in kinds.values() for one in kind.values()]), strict=True))
+    ranks = iter(zip(*gather_floats(runtime, [one for kind in kinds.values() for one in kind.values()]), strict=True))
     return Comparison(**{kind: {name: _largest(next(ranks)) for name in names} for kind, names in kinds.items()})
 
 
@@ -132,7 +132,7 @@ def rank_dependence(probe: Probe, runtime: Runtime) -> list[Cause]:
         ]
     probe.model.eval()
     own = [_size(gradient.values()), _size([probe.prediction()]), float(watch.draws)]
-    gradients, outputs, draws = zip(*reals_of_ranks(runtime, own), strict=True)
+    gradients, outputs, draws = zip(*gather_floats(runtime, own), strict=True)
     return [] if _are_same(gradients) else [_depends_on_rank(in_eval=not _are_same(outputs), draws=any(draws))]
 
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from largebatch.distributed.rank_values import texts_of_ranks
+from largebatch.distributed.gather import gather_texts
 from largebatch.distributed.runtime import LauncherError, Runtime
 from largebatch.records.checkpoint import (
     Checkpoint,
@@ -164,7 +164,7 @@ def _read_by_all(path: Path, chosen: Checkpoint | None, runtime: Runtime, fits: 
         chosen = chosen or load_checkpoint(path, fits)
     except CheckpointError as error:
         failure = str(error)
-    failures = [failure] if runtime.world_size == 1 else map(json.loads, texts_of_ranks(runtime, json.dumps(failure)))
+    failures = [failure] if runtime.world_size == 1 else map(json.loads, gather_texts(runtime, json.dumps(failure)))
     if told := "; ".join(f"rank {rank}: {one}" for rank, one in enumerate(failures) if one):
         raise CheckpointError(
             f"Rank 0 can read {path}, but not every rank can: {told} All ranks read the checkpoint: keep run folders "

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from largebatch.batch.duration import passes
+from largebatch.batch.duration import crosses_multiple
 from largebatch.records.checkpoint import (
     BackgroundWriter,
     NotSavedError,
@@ -117,7 +117,7 @@ class CheckpointObserver:
     def after_step(self, run: Run, report: StepReport) -> None:
         """Save, if the interval is over, or if the evaluation of this step is the best so far."""
         before = report.samples_seen - report.plan.global_batch_size
-        is_due = self.every is not None and passes(self.every, before, report.samples_seen)
+        is_due = self.every is not None and crosses_multiple(self.every, before, report.samples_seen)
         by_clock = run.saves_here and self._last_step < report.step - 1  # else one came while the ranks agreed on it
         if (is_due or by_clock) and run.counted_step < run.num_steps:
             self.save(run)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from largebatch.batch.duration import passes
+from largebatch.batch.duration import crosses_multiple
 from largebatch.batch.order import SampleOrder
 from largebatch.batch.plan import BatchPlan
 from largebatch.batch.random_keys import stream_key
@@ -88,7 +88,7 @@ class EvaluationObserver:
     def after_step(self, run: Run, report: StepReport) -> None:
         """Evaluate, if the interval is over."""
         before = report.samples_seen - report.plan.global_batch_size
-        if self.every is not None and passes(self.every, before, report.samples_seen):
+        if self.every is not None and crosses_multiple(self.every, before, report.samples_seen):
             self.measure(run)
 
     def on_end(self, run: Run, status: str) -> None:

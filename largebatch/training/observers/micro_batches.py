@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from largebatch.distributed.rank_values import named_ranks
+from largebatch.distributed.gather import named_ranks
 from largebatch.training.loop import Run, StepReport
 from largebatch.training.observers.metrics import Journal
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from largebatch.batch.duration import passes
+from largebatch.batch.duration import crosses_multiple
 from largebatch.distributed.checksums import combine_checksums, parameter_checksums
-from largebatch.distributed.rank_values import Disagreement, disagreement, integers_of_ranks
+from largebatch.distributed.gather import Disagreement, disagreement, gather_ints
 from largebatch.training.loop import Run, StepReport
 
 
@@ -40,7 +40,7 @@ class RankObserver:
             return
         after = run.counted_samples
         before = after - report.plan.global_batch_size
-        saves = self._checkpoint_every is not None and passes(self._checkpoint_every, before, after)
+        saves = self._checkpoint_every is not None and crosses_multiple(self._checkpoint_every, before, after)
         if saves or run.saves_here or run.counted_step % self._every == 0:
             self.compare(run)
 
@@ -59,7 +59,7 @@ class RankObserver:
             return
         progress, checksums = run.progress, parameter_checksums(run.module)
         position = torch.tensor([progress.step, progress.samples_seen], device=run.runtime.device)
-        table = integers_of_ranks(run.runtime, torch.cat([position, combine_checksums(checksums).reshape(1)])).tolist()
+        table = gather_ints(run.runtime, torch.cat([position, combine_checksums(checksums).reshape(1)])).tolist()
         for column, what in enumerate(("steps done", "samples seen")):
             if found := disagreement([row[column] for row in table]):
                 raise RuntimeError(self._explain(found, what, "A rank skipped or repeated a step."))
@@ -69,7 +69,7 @@ class RankObserver:
 
     def _different_weights(self, run: Run, checksums: torch.Tensor) -> str:
         """Every rank has seen that the weights differ, so all of them come here."""
-        columns = integers_of_ranks(run.runtime, checksums).T.tolist()
+        columns = gather_ints(run.runtime, checksums).T.tolist()
         names = [name for name, _ in run.module.named_parameters()]
         pairs = [(name, disagreement(_hex(column))) for name, column in zip(names, columns, strict=True)]
         found = [(name, one) for name, one in pairs if one]

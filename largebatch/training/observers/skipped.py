@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from largebatch.batch.ramp import BatchRamp
-from largebatch.distributed.rank_values import texts_of_ranks
+from largebatch.distributed.gather import gather_texts
 from largebatch.gradient.batch_stream import Loader
 from largebatch.records.trackers import Problems, Row, Tracker
 from largebatch.training.loop import Run, StepReport
@@ -99,5 +99,5 @@ class SkippedObserver:
 
 def _of_ranks(run: Run, skipped: list[tuple[int, str]]) -> list[tuple[int, int, str]]:
     """(rank, sample id, reason) of what all ranks have skipped."""
-    texts = texts_of_ranks(run.runtime, json.dumps(skipped))
+    texts = gather_texts(run.runtime, json.dumps(skipped))
     return [(rank, *one) for rank, text in enumerate(texts) for one in json.loads(text)]

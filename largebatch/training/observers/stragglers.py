@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from largebatch.diagnostics import IN_A_ROW, RankTimes, StragglerWatch, compare_ranks
-from largebatch.distributed.rank_values import named_ranks, reals_of_ranks, texts_of_ranks
+from largebatch.distributed.gather import gather_floats, gather_texts, named_ranks
 from largebatch.records.trackers import Row
 from largebatch.training.loop import Run, StepReport
 
@@ -44,7 +44,7 @@ class StragglerObserver:
     def on_start(self, run: Run) -> None:
         """Learn where each rank runs, since a rank's number alone sends nobody to a machine."""
         if run.runtime.world_size > 1:
-            self._hosts = texts_of_ranks(run.runtime, socket.gethostname())
+            self._hosts = gather_texts(run.runtime, socket.gethostname())
 
     def after_step(self, run: Run, report: StepReport) -> None:
         """Compare the ranks, if this step was measured."""
@@ -52,7 +52,7 @@ class StragglerObserver:
         if run.runtime.world_size == 1 or not run.is_logged(run.counted_step):
             return
         assert report.own_s is not None, "steps that are logged measure communication"
-        own_s = [row[0] for row in reals_of_ranks(run.runtime, [report.own_s])]
+        own_s = [row[0] for row in gather_floats(run.runtime, [report.own_s])]
         num_samples = [report.plan.rank_batch_size(rank) for rank in range(run.runtime.world_size)]
         times = compare_ranks(own_s, num_samples)
         slowest = times.slowest_rank

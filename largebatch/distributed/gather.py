@@ -13,7 +13,7 @@ from torch import Tensor
 from largebatch.distributed.runtime import Runtime
 
 
-def integers_of_ranks(runtime: Runtime, values: Tensor) -> Tensor:
+def gather_ints(runtime: Runtime, values: Tensor) -> Tensor:
     """The int64 vector of every rank, [world size, len(values)], on the device; all ranks give equally many.
 
     A sum in which each rank fills a row of its own: one small all-reduce.
@@ -25,7 +25,7 @@ def integers_of_ranks(runtime: Runtime, values: Tensor) -> Tensor:
     return table
 
 
-def reals_of_ranks(runtime: Runtime, values: Sequence[float]) -> list[list[float]]:
+def gather_floats(runtime: Runtime, values: Sequence[float]) -> list[list[float]]:
     """The numbers of every rank, [world size][len(values)], in float64; all ranks give equally many."""
     table = torch.zeros((runtime.world_size, len(values)), dtype=torch.float64, device=runtime.device)
     table[runtime.rank] = torch.tensor(values, dtype=torch.float64)
@@ -33,17 +33,17 @@ def reals_of_ranks(runtime: Runtime, values: Sequence[float]) -> list[list[float
     return cast("list[list[float]]", table.tolist())
 
 
-def texts_of_ranks(runtime: Runtime, text: str) -> list[str]:
+def gather_texts(runtime: Runtime, text: str) -> list[str]:
     """The text of every rank, in the order of ranks."""
     own = torch.tensor(list(text.encode()), dtype=torch.uint8)
-    lengths = integers_of_ranks(runtime, torch.tensor([len(own)], device=runtime.device))[:, 0].tolist()
+    lengths = gather_ints(runtime, torch.tensor([len(own)], device=runtime.device))[:, 0].tolist()
     table = torch.zeros((runtime.world_size, max(lengths)), dtype=torch.uint8, device=runtime.device)
     table[runtime.rank, : len(own)] = own.to(runtime.device)
     runtime.sum_in_place(table)
     return [bytes(row[:length].tolist()).decode() for row, length in zip(table.cpu(), lengths, strict=True)]
 
 
-def tensors_of_ranks(runtime: Runtime, tensors: Sequence[Tensor]) -> list[Tensor]:
+def gather_tensors(runtime: Runtime, tensors: Sequence[Tensor]) -> list[Tensor]:
     """Each tensor of every rank, [world size, ...], bit for bit; all ranks give the same shapes. One all-reduce."""
     if not tensors:
         return []
