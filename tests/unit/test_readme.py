@@ -32,7 +32,6 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("conf", "largebatch", "launch", "tests")
 READMES = (ROOT / "README.md", *sorted(path for one in FOLDERS for path in (ROOT / one).rglob("README.md")))
 PENDING = {f"largebatch/{one}/README.md" for one in ("gradient", "training", "optim", "losses", "models", "data")}
-PENDING |= {"tests/README.md"}
 TEXTS = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in READMES}
 COMMAND = re.compile(r"(?:-m )?largebatch (\w[\w-]*)([^`#|\n]*)")
 
