@@ -17,7 +17,6 @@ def check_hyperparameters(group: Mapping[str, Any]) -> None:
     for name, rule in _RULES.items():
         if name in group and not rule.holds(group[name]):
             raise ValueError(f"{name}={group[name]!r}: {rule.text}. {rule.remedy}.")
-    check_paths(group.get("foreach"), group.get("fused"), compile=group.get("compile", False))
     if group.get("nesterov") and group["momentum"] == 0:
         raise ValueError("nesterov=True has no effect at momentum=0: there is no velocity to look along. Leave it out.")
     if not group.get("grad_averaging", True) and group["betas"][0] == 0:

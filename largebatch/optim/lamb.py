@@ -2,24 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-import torch
 from torch import Tensor
-from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from largebatch.optim.checks import check_hyperparameters, refuse_complex
-from largebatch.optim.forms import LambForm, fill_with_paper
-from largebatch.optim.kernels.flat import require_fused_form
-from largebatch.optim.kernels.kernel_paths import prepare_kernels
-from largebatch.optim.lamb_arithmetic import lamb
-from largebatch.optim.state import load_unrounded, params_and_grads, wide_zeros
-from largebatch.optim.trust_ratio import global_l2_norm
+from largebatch.optim.forms import LambForm, LambTerms
+from largebatch.optim.kernels.compiled import compiled_lamb
+from largebatch.optim.kernels.foreach import foreach_lamb
+from largebatch.optim.kernels.fused_lamb import fused_lamb
+from largebatch.optim.kernels.paths import Paths
+from largebatch.optim.kernels.triton_steps import triton_lamb
+from largebatch.optim.layerwise import LayerwiseOptimizer
+from largebatch.optim.state import widened
+from largebatch.optim.trust_ratio import l2_norm
 
 
-class LAMB(Optimizer):
+def lamb_loop(
+    params: list[Tensor],
+    grads: list[Tensor],
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
+    state_steps: list[Tensor],
+    terms: LambTerms,
+) -> None:
+    """One step by the formulas of `LambTerms`, tensor by tensor: what every other path is held to."""
+    for param, param_grad, exp_avg, exp_avg_sq, state_step in zip(
+        params, grads, exp_avgs, exp_avg_sqs, state_steps, strict=True
+    ):
+        weight, grad = widened([param, param_grad], exp_avg.dtype)
+        divisor = terms.divisor(exp_avg.device, exp_avg.dtype)
+        if divisor is not None:
+            grad = grad.div(divisor)
+        exp_avg.mul_(terms.beta1).add_(grad, alpha=terms.grad_share)
+        exp_avg_sq.mul_(terms.beta2).addcmul_(grad, grad, value=1 - terms.beta2)
+        if terms.place == "outside":
+            weight.add_(weight, alpha=-terms.decay)  # 1 - decay would be rounded, each time alike
+        update = lamb_update(weight, exp_avg, exp_avg_sq, state_step, terms)
+        if terms.ratio is not None:
+            weight.addcmul_(update, terms.ratio.of_tensors(l2_norm(weight), l2_norm(update)), value=-terms.lr)
+        else:
+            weight.add_(update, alpha=-terms.lr)
+        if weight is not param:
+            param.copy_(weight)
+
+
+def lamb_update(weight: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, state_step: Tensor, terms: LambTerms) -> Tensor:
+    """The update u of a tensor, whose norm the ratio is taken of, from moments that have seen this step's gradient."""
+    correction1, correction2 = terms.corrections(float(state_step))
+    update = exp_avg.div(correction1).div_(exp_avg_sq.div(correction2).sqrt_().add_(terms.eps))
+    return update.add_(weight, alpha=terms.decay) if terms.place == "inside" else update
+
+
+class LAMB(LayerwiseOptimizer):
     """Adam's update with decay, stretched in every tensor to lr times the norm of that tensor.
 
         m     = beta1 m + (1 - beta1) g                   v = beta2 v + (1 - beta2) g^2     m = v = 0 at first
@@ -89,6 +122,10 @@ class LAMB(Optimizer):
     tensor([3.0000, 3.5000])
     """
 
+    form_type = LambForm
+    state_names = ("step", "exp_avg", "exp_avg_sq")
+    paths = Paths(lamb_loop, foreach_lamb, fused_lamb, compiled_lamb, triton_lamb)
+
     def __init__(
         self,
         params: ParamsT,
@@ -109,85 +146,8 @@ class LAMB(Optimizer):
         fused: bool | None = None,
         compile: bool = False,
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "adapts": adapts,
-            "bias_correction": bias_correction,
-            "decay_placement": decay_placement,
-            "norm_bounds": norm_bounds,
-            "trust_clip": trust_clip,
-            "max_grad_norm": max_grad_norm,
-            "grad_averaging": grad_averaging,
-            "adapt_undecayed": adapt_undecayed,
-            "foreach": foreach,
-            "fused": fused,
-            "compile": compile,
-        }
-        check_hyperparameters(defaults)
-        require_fused_form(fused, LambForm.of(defaults))
-        super().__init__(params, defaults)
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group; values it does not name are the optimizer's. Raises ValueError as the constructor does."""
-        given = {**self.defaults, **param_group}
-        check_hyperparameters(given)
-        require_fused_form(given["fused"], LambForm.of(given))
-        super().add_param_group(param_group)
-        refuse_complex(self.param_groups)
-        if given["compile"]:
-            prepare_kernels(self.param_groups)  # now, so that the first step does not take longer than the others
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what `state_dict` returned, at full precision and without sharing its memory."""
-        load_unrounded(self, super().load_state_dict, state_dict)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        fill_with_paper(self.param_groups, LambForm())
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One step on every parameter that has a gradient; returns what `closure` returned, if there is one."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        collected = [params_and_grads(group) for group in self.param_groups]
-        grad_norm = self._grad_norm([grad for _, grads in collected for grad in grads])
-        for group, (params, grads) in zip(self.param_groups, collected, strict=True):
-            states = [self._state(param) for param in params]
-            lamb(
-                params,
-                grads,
-                [state["exp_avg"] for state in states],
-                [state["exp_avg_sq"] for state in states],
-                [state["step"] for state in states],
-                foreach=group["foreach"],
-                fused=group.get("fused"),
-                compile=group.get("compile", False),
-                lr=group["lr"],
-                beta1=group["betas"][0],
-                beta2=group["betas"][1],
-                eps=group["eps"],
-                weight_decay=group["weight_decay"],
-                adapts=group["adapts"],
-                form=LambForm.of(group),
-                grad_norm=grad_norm,
-            )
-        return loss
-
-    def _grad_norm(self, grads: list[Tensor]) -> Tensor | None:
-        """Norm of the gradients of all groups, if one of them asks for it."""
-        is_asked_for = any(group["max_grad_norm"] is not None for group in self.param_groups)
-        return global_l2_norm(grads) if grads and is_asked_for else None
-
-    def _state(self, param: Tensor) -> dict[str, Tensor]:
-        state: dict[str, Tensor] = self.state[param]
-        if not state:
-            state["step"] = torch.zeros((), dtype=torch.float32, device="cpu")  # reading it there waits for no device
-            state["exp_avg"] = wide_zeros(param)
-            state["exp_avg_sq"] = wide_zeros(param)
-        return state
+        form = LambForm(
+            bias_correction, decay_placement, norm_bounds, trust_clip, max_grad_norm, grad_averaging, adapt_undecayed
+        )
+        own = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "adapts": adapts}
+        super().__init__(params, {**own, **vars(form), "foreach": foreach, "fused": fused, "compile": compile})

@@ -2,23 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-import torch
 from torch import Tensor
-from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from largebatch.optim.checks import check_hyperparameters, refuse_complex
-from largebatch.optim.forms import LarsForm, fill_with_paper
-from largebatch.optim.kernels.flat import require_fused_form
-from largebatch.optim.kernels.kernel_paths import prepare_kernels
-from largebatch.optim.lars_arithmetic import lars
-from largebatch.optim.state import load_unrounded, params_and_grads, wide_zeros
+from largebatch.optim.forms import LarsForm, LarsTerms
+from largebatch.optim.kernels.compiled import compiled_lars
+from largebatch.optim.kernels.foreach import foreach_lars
+from largebatch.optim.kernels.fused_lars import fused_lars
+from largebatch.optim.kernels.paths import Paths
+from largebatch.optim.kernels.triton_steps import triton_lars
+from largebatch.optim.layerwise import LayerwiseOptimizer
+from largebatch.optim.state import widened
+from largebatch.optim.trust_ratio import l2_norm
 
 
-class LARS(Optimizer):
+def lars_loop(params: list[Tensor], grads: list[Tensor], velocities: list[Tensor], terms: LarsTerms) -> None:
+    """One step by the formulas of `LarsTerms`, tensor by tensor: what every other path is held to."""
+    for param, param_grad, velocity in zip(params, grads, velocities, strict=True):
+        weight, grad = widened([param, param_grad], velocity.dtype)
+        direction = grad.add(weight, alpha=terms.decay) if terms.decay != 0 else grad
+        ratio = None
+        if terms.ratio is not None:
+            ratio = terms.ratio.of_tensors(l2_norm(weight), l2_norm(direction if terms.is_joint else grad))
+        step = _add(velocity.mul_(terms.momentum), direction, ratio, terms.inner_lr)
+        if terms.looks_ahead:
+            step = _add(velocity.mul(terms.momentum), direction, ratio, terms.inner_lr)
+        weight.sub_(step, alpha=terms.outer_lr)
+        if weight is not param:
+            param.copy_(weight)
+
+
+def _add(to: Tensor, direction: Tensor, ratio: Tensor | None, lr: float) -> Tensor:
+    """Add lr ratio direction to `to`, in place; without a ratio it is 1."""
+    return to.add_(direction, alpha=lr) if ratio is None else to.addcmul_(direction, ratio, value=lr)
+
+
+class LARS(LayerwiseOptimizer):
     """Momentum SGD in which the step of every tensor is proportional to the norm of that tensor.
 
         ratio = trust_coefficient |w| / (|g| + weight_decay |w|)     1 where |w| = 0 or |g| = 0
@@ -84,6 +103,10 @@ class LARS(Optimizer):
     tensor([3.0000, 3.5000])
     """
 
+    form_type = LarsForm
+    state_names = ("momentum_buffer",)
+    paths = Paths(lars_loop, foreach_lars, fused_lars, compiled_lars, triton_lars)
+
     def __init__(
         self,
         params: ParamsT,
@@ -103,72 +126,12 @@ class LARS(Optimizer):
         fused: bool | None = None,
         compile: bool = False,
     ) -> None:
-        defaults = {
+        form = LarsForm(denominator, lr_placement, nesterov, clip, eps, adapt_undecayed)
+        own = {
             "lr": lr,
             "momentum": momentum,
             "weight_decay": weight_decay,
             "trust_coefficient": trust_coefficient,
             "adapts": adapts,
-            "denominator": denominator,
-            "lr_placement": lr_placement,
-            "nesterov": nesterov,
-            "clip": clip,
-            "eps": eps,
-            "adapt_undecayed": adapt_undecayed,
-            "foreach": foreach,
-            "fused": fused,
-            "compile": compile,
         }
-        check_hyperparameters(defaults)
-        require_fused_form(fused, LarsForm.of(defaults))
-        super().__init__(params, defaults)
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group; values it does not name are the optimizer's. Raises ValueError as the constructor does."""
-        given = {**self.defaults, **param_group}
-        check_hyperparameters(given)
-        require_fused_form(given["fused"], LarsForm.of(given))
-        super().add_param_group(param_group)
-        refuse_complex(self.param_groups)
-        if given["compile"]:
-            prepare_kernels(self.param_groups)  # now, so that the first step does not take longer than the others
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what `state_dict` returned, at full precision and without sharing its memory."""
-        load_unrounded(self, super().load_state_dict, state_dict)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        fill_with_paper(self.param_groups, LarsForm())
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One step on every parameter that has a gradient; returns what `closure` returned, if there is one."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            params, grads = params_and_grads(group)
-            lars(
-                params,
-                grads,
-                [self._momentum_buffer(param) for param in params],
-                foreach=group["foreach"],
-                fused=group.get("fused"),
-                compile=group.get("compile", False),
-                lr=group["lr"],
-                momentum=group["momentum"],
-                weight_decay=group["weight_decay"],
-                trust_coefficient=group["trust_coefficient"],
-                adapts=group["adapts"],
-                form=LarsForm.of(group),
-            )
-        return loss
-
-    def _momentum_buffer(self, param: Tensor) -> Tensor:
-        state = self.state[param]
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = wide_zeros(param)
-        buffer: Tensor = state["momentum_buffer"]
-        return buffer
+        super().__init__(params, {**own, **vars(form), "foreach": foreach, "fused": fused, "compile": compile})

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from largebatch.optim.forms import LambForm, LarsForm
-from largebatch.optim.lamb import LAMB
-from largebatch.optim.lamb_arithmetic import lamb_update
-from largebatch.optim.lars import LARS
+from largebatch.optim.forms import LarsTerms
+from largebatch.optim.lamb import lamb_update
+from largebatch.optim.layerwise import LayerwiseOptimizer
 from largebatch.optim.state import wide_dtype
-from largebatch.optim.trust_ratio import l2_norm, trust_ratio
+from largebatch.optim.trust_ratio import l2_norm
 
 
 @dataclass(frozen=True)
@@ -78,48 +77,19 @@ def _measures(
     """Whether the tensor adapts; |change| / |w|, the ratio, the ratio without bounds, whether a norm is 0."""
     weight_norm = l2_norm(weight)
     moved = l2_norm(param.detach().to(weight.dtype) - weight) / weight_norm
-    if isinstance(optimizer, LARS):
-        adapts, norms, options = _lars(group, param, weight)
-    elif isinstance(optimizer, LAMB):
-        adapts, norms, options = _lamb(group, optimizer.state[param], weight)
-    else:
+    terms = optimizer.terms(group) if isinstance(optimizer, LayerwiseOptimizer) else None
+    if terms is None or terms.ratio is None:
         return False, [moved] * 4
-    free = {name: value for name, value in options.items() if name not in ("at_most", "norm_bounds")}
-    ratio, unbounded = trust_ratio(*norms, **options), trust_ratio(*norms, **free)
-    at_zero = (norms[0] == 0) | (norms[1] == 0)
-    return adapts, [moved, ratio, unbounded, at_zero]
-
-
-def _lars(group: Mapping[str, Any], param: Tensor, weight: Tensor) -> tuple[bool, list[Tensor], dict[str, Any]]:
-    form, weight_decay = LarsForm.of(group), group["weight_decay"]
     assert param.grad is not None
-    direction = param.grad.to(weight.dtype)
-    if form.denominator == "joint":
-        direction = direction.add(weight, alpha=weight_decay)
-    options = form.ratio_options(
-        lr=group["lr"], weight_decay=weight_decay, trust_coefficient=group["trust_coefficient"]
-    )
-    return _adapts(group, form), [l2_norm(weight), l2_norm(direction)], options
-
-
-def _lamb(
-    group: Mapping[str, Any], state: Mapping[str, Tensor], weight: Tensor
-) -> tuple[bool, list[Tensor], dict[str, Any]]:
-    form, weight_decay = LambForm.of(group), group["weight_decay"]
-    if form.decay_placement == "outside":
-        weight = weight.mul(1 - group["lr"] * weight_decay)
-    update = lamb_update(
-        weight,
-        state["exp_avg"],
-        state["exp_avg_sq"],
-        state["step"],
-        betas=group["betas"],
-        eps=group["eps"],
-        weight_decay=weight_decay,
-        form=form,
-    )
-    return _adapts(group, form), [l2_norm(weight), l2_norm(update)], form.ratio_options
-
-
-def _adapts(group: Mapping[str, Any], form: LarsForm | LambForm) -> bool:
-    return bool(group["adapts"] and (group["weight_decay"] != 0 or form.adapt_undecayed))
+    if isinstance(terms, LarsTerms):
+        grad = param.grad.to(weight.dtype)
+        norms = weight_norm, l2_norm(grad.add(weight, alpha=terms.decay) if terms.is_joint else grad)
+    else:
+        state = optimizer.state[param]
+        if terms.place == "outside":
+            weight = weight.mul(1 - terms.decay)
+        update = lamb_update(weight, state["exp_avg"], state["exp_avg_sq"], state["step"], terms)
+        norms = l2_norm(weight), l2_norm(update)
+    unbounded = replace(terms.ratio, norm_bounds=None, at_most=None)
+    at_zero = (norms[0] == 0) | (norms[1] == 0)
+    return True, [moved, terms.ratio.of_tensors(*norms), unbounded.of_tensors(*norms), at_zero]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -59,26 +60,32 @@ def trust_ratio(
     return torch.where((scale == 0) | (direction_norm == 0), 1.0, ratio)
 
 
-def ratio_of_numbers(
-    weight_norm: float,
-    direction_norm: float,
-    *,
-    coefficient: float = 1.0,
-    weight_decay: float = 0.0,
-    eps: float = 0.0,
-    norm_bounds: Sequence[float] | None = None,
-    at_most: float | None = None,
-) -> float:
-    """`trust_ratio` of Python numbers, for the fused paths: a hundred times as fast as on tensors of one element.
+@dataclass(frozen=True)
+class TrustRatio:
+    """The options of `trust_ratio` for all tensors of a group, with their meaning there."""
 
-    >>> ratio_of_numbers(5.0, 2.0, coefficient=0.1, weight_decay=0.1), ratio_of_numbers(5.0, 0.0)
-    (0.2, 1.0)
-    """
-    scale = weight_norm if norm_bounds is None else min(max(weight_norm, norm_bounds[0]), norm_bounds[1])
-    if scale == 0 or direction_norm == 0:
-        return 1.0
-    ratio = coefficient * scale / (direction_norm + weight_decay * weight_norm + eps)
-    return ratio if at_most is None else min(ratio, at_most)
+    coefficient: float = 1.0
+    weight_decay: float = 0.0
+    eps: float = 0.0
+    norm_bounds: Sequence[float] | None = None
+    at_most: float | None = None
+
+    def of_tensors(self, weight_norm: Tensor, direction_norm: Tensor) -> Tensor:
+        """`trust_ratio` with these options."""
+        return trust_ratio(weight_norm, direction_norm, **vars(self))
+
+    def of_numbers(self, weight_norm: float, direction_norm: float) -> float:
+        """`trust_ratio` of Python numbers: a hundred times as fast as on tensors of one element.
+
+        >>> TrustRatio(0.1, weight_decay=0.1).of_numbers(5.0, 2.0), TrustRatio().of_numbers(5.0, 0.0)
+        (0.2, 1.0)
+        """
+        bounds = self.norm_bounds
+        scale = weight_norm if bounds is None else min(max(weight_norm, bounds[0]), bounds[1])
+        if scale == 0 or direction_norm == 0:
+            return 1.0
+        ratio = self.coefficient * scale / (direction_norm + self.weight_decay * weight_norm + self.eps)
+        return ratio if self.at_most is None else min(ratio, self.at_most)
 
 
 def l2_norm(tensor: Tensor) -> Tensor:

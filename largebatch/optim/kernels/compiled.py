@@ -11,13 +11,11 @@ from functools import partial
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from largebatch.optim.forms import LambForm, LarsForm
+from largebatch.optim.forms import LambTerms, LarsTerms
 from largebatch.optim.kernels.compiler import kernels
-from largebatch.optim.kernels.flat import PLAIN_DTYPES, Row, flat_views, refusal
+from largebatch.optim.kernels.flat import Row
 from largebatch.optim.kernels.waves import plan
-from largebatch.optim.trust_ratio import ratio_of_numbers
 
 BLOCK_NUMEL = 2**16
 """Most elements of a block, which one thread has at a time."""
@@ -32,77 +30,35 @@ READY = -1
 RatioOf = Callable[[float, float], float]
 
 
-def rows_in_place(*columns: Sequence[Tensor], scalars: Sequence[Tensor] | None = None) -> list[list[Row]]:
-    """Rows of parameter, gradient and state, ended by a scalar if there are any; float32 and float64 apart.
-
-    Raises:
-        ValueError: if a parameter is not a plain float32 or float64 tensor on a CPU, or what belongs to it has another
-            dtype or order in memory. That is so for empty tensors too, which are left out.
-    """
-    parts: dict[torch.dtype, list[Row]] = {dtype: [] for dtype in PLAIN_DTYPES}
-    for number, row in enumerate(zip(*columns, strict=True)):
-        if flat_views(row) is None:
-            raise ValueError(refusal("compile=True", row, "Set compile=False"))
-        if row[0].numel():
-            parts[row[0].dtype].append([*row] if scalars is None else [*row, scalars[number]])
-    return [rows for rows in parts.values() if rows]
-
-
-def compiled_lamb(
-    rows: Sequence[Row],
-    *,
-    lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    weight_decay: float,
-    adapts: bool,
-    form: LambForm,
-    grad_divisor: float,
-) -> None:
+def compiled_lamb(rows: Sequence[Row], terms: LambTerms) -> None:
     """One LAMB step on rows of parameter, gradient and two moments and the step number, which it only reads.
 
-    m / correction1 / (sqrt(v / correction2) + eps) = scale m / (sqrt(v) + eps root2), root2 being the square root of
-    correction2 and scale = root2 / correction1. The second pass makes it again from the moments.
+    The second pass makes the update again from the moments, by `LambTerms.scale_and_eps`.
 
     Bytes per float32 parameter: 24 to read w, g, m, v and to write m, v; then 16 to read w, m, v and to write w.
     """
-    place = "nowhere" if weight_decay == 0 else form.decay_placement
-    state_steps = torch.stack([row[4] for row in rows]).tolist()
     work = _Work([row[:4] for row in rows])
-    work.of_tensor[:, 1:] = _scales(state_steps, beta1, beta2, eps, form)
-    share = 1 - beta1 if form.grad_averaging else 1.0
-    decay = lr * weight_decay if place == "outside" else weight_decay
-    work.of_group[:6] = beta1, share, beta2, 1 - beta2, decay, 1 / grad_divisor
-    ratio_of = partial(ratio_of_numbers, **form.ratio_options) if adapts else _no_ratio
-    work.run("lamb", LAMB_PLACES[place], lr, ratio_of)
+    steps = torch.stack([row[4] for row in rows]).tolist()
+    scales = {step: terms.scale_and_eps(step, root=_power) for step in set(steps)}
+    work.of_tensor[:, 1:] = [scales[step] for step in steps]
+    divisor = terms.divisor(rows[0][2].device, rows[0][2].dtype)
+    factor = 1.0 if divisor is None else 1 / float(divisor)
+    work.of_group[:6] = terms.beta1, terms.grad_share, terms.beta2, 1 - terms.beta2, terms.decay, factor
+    work.run("lamb", LAMB_PLACES[terms.place], terms.lr, _no_ratio if terms.ratio is None else terms.ratio.of_numbers)
     # Kernels write past autograd, which has to know that what it saved of them for a backward pass is no more.
     torch.autograd.graph.increment_version([tensor for row in rows for tensor in (row[0], row[2], row[3])])
 
 
-def compiled_lars(
-    rows: Sequence[Row],
-    *,
-    lr: float,
-    momentum: float,
-    weight_decay: float,
-    trust_coefficient: float,
-    adapts: bool,
-    form: LarsForm,
-) -> None:
+def compiled_lars(rows: Sequence[Row], terms: LarsTerms) -> None:
     """One LARS step on rows of parameter, gradient and velocity.
 
     Bytes per float32 parameter: 8 for the norms of w and g, then 20 to read w, g, v and to write w, v.
     """
-    inner_lr, outer_lr = form.placed(lr)
     work = _Work(rows)
-    work.of_group[:3] = weight_decay, momentum, outer_lr
-    switches = {JOINT: form.denominator == "joint", DECAYS: True, NESTEROV: form.nesterov}
-    if weight_decay == 0:
-        switches |= {JOINT: False, DECAYS: False}
-    options = form.ratio_options(lr=lr, weight_decay=weight_decay, trust_coefficient=trust_coefficient)
-    ratio_of = partial(ratio_of_numbers, **options) if adapts else None
-    work.run("lars", sum(bit for bit, is_on in switches.items() if is_on), inner_lr, ratio_of)
+    work.of_group[:3] = terms.decay, terms.momentum, terms.outer_lr
+    switches = {JOINT: terms.is_joint, DECAYS: terms.decay != 0, NESTEROV: terms.looks_ahead}
+    form = sum(bit for bit, is_on in switches.items() if is_on)
+    work.run("lars", form, terms.inner_lr, None if terms.ratio is None else terms.ratio.of_numbers)
     torch.autograd.graph.increment_version([tensor for row in rows for tensor in (row[0], row[2])])
 
 
@@ -110,14 +66,10 @@ def _no_ratio(weight_norm: float, direction_norm: float) -> float:
     return 1.0
 
 
-def _scales(
-    state_steps: Sequence[float], beta1: float, beta2: float, eps: float, form: LambForm
-) -> list[tuple[float, float]]:
-    """(scale, eps root2) at every step number."""
-    if not form.bias_correction:
-        return [(1.0, eps)] * len(state_steps)
-    roots = {steps: (1 - beta2**steps) ** 0.5 for steps in set(state_steps)}
-    return [(roots[steps] / (1 - beta1**steps), eps * roots[steps]) for steps in state_steps]
+def _power(number: float) -> float:
+    """Its root, which in one of 600 numbers ends in another bit than math.sqrt: runs of before go on with theirs."""
+    power: float = number**0.5
+    return power
 
 
 _SetRates = ctypes.CFUNCTYPE(None, ctypes.c_int64)

@@ -11,66 +11,44 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from largebatch.optim.checks import check_paths
-from largebatch.optim.forms import LambForm, LarsForm
-
 SMALL_NUMEL = 4096
 """Tensors up to this size are handled many per call: a call costs as much as the arithmetic on them."""
 
 _ROW_NUMEL = 1024
 PLAIN_DTYPES = (torch.float32, torch.float64)
 _TAKES = "float32 and float64 tensors on a CPU"
+_TAKE_OTHERS = "Set fused=None, which takes it where it applies"
 
 Row = list[Tensor]
 """What belongs to one parameter: itself, its gradient, its state."""
 
 
-def require_fused_form(fused: bool | None, form: LarsForm | LambForm) -> bool | None:
-    """`fused` for this form: False where None would have decided.
-
-    Raises:
-        ValueError: if it is True and the fused path does not have the form.
-    """
-    if form.is_fused:
-        return fused
-    if fused:
-        raise ValueError(
-            f"fused=True with {form}: the fused path does not have this form. Set fused=None, which takes another path."
-        )
-    return False
-
-
-def split_off_fused(
-    foreach: bool | None, fused: bool | None, *columns: Sequence[Tensor], scalars: Sequence[Tensor] | None = None
+def split_off_flat(
+    columns: Sequence[Sequence[Tensor]], scalars: Sequence[Sequence[Tensor]], *, demanded_by: str | None
 ) -> tuple[list[Row], list[list[Tensor]]]:
-    """Divide the parameters of a group between the fused path and the others.
+    """Divide the parameters of a group into those that have flat views and the others.
 
-    The fused path takes plain tensors on a CPU whose parameter, gradient and state are all float32 or all float64 and
-    lie in memory in one and the same order, without gaps: contiguous, channels_last, transposed, and so on.
+    Plain tensors on a CPU have them, whose parameter, gradient and state are all float32 or all float64 and lie in
+    memory in one and the same order, without gaps: contiguous, channels_last, transposed, and so on.
 
     Args:
-        foreach: as the user set it; True and False are paths of their own.
-        fused: True demands the fused path for all, None takes it where it applies, False leaves it out.
         columns: parameters, gradients and state, in parallel.
-        scalars: a further column, such as step counters, which has no layout to match.
+        scalars: at most one further column, step numbers, which has no layout to match.
+        demanded_by: the option that demands flat views of all; None: of those that have them.
 
     Returns:
         Rows of flat views, empty tensors left out, each ended by its scalar; the columns of the rest, scalars last.
 
     Raises:
-        ValueError: if `fused` is True and a parameter cannot take the path, or `foreach` is True as well.
+        ValueError: if flat views are demanded of a parameter that has none.
     """
-    check_paths(foreach, fused)
-    every: list[Sequence[Tensor]] = [*columns, *([scalars] if scalars is not None else [])]
-    if fused is False or (fused is None and foreach is not None):
-        return [], [list(column) for column in every]
     rows: list[Row] = []
-    rest: list[list[Tensor]] = [[] for _ in every]
-    for number, row in enumerate(zip(*columns, strict=True)):
+    rest: list[list[Tensor]] = [[] for _ in [*columns, *scalars]]
+    for row, *ending in zip(zip(*columns, strict=True), *scalars, strict=True):
         flat = flat_views(row)
-        if flat is None and fused:
-            raise ValueError(refusal("fused=True", row, "Set fused=None, which takes it where it applies"))
-        ending = [] if scalars is None else [scalars[number]]
+        if flat is None and demanded_by:
+            remedy = "Set compile=False" if demanded_by == "compile=True" else _TAKE_OTHERS
+            raise ValueError(refusal(demanded_by, row, remedy))
         if flat is None or not row[0].numel():
             for column, tensor in zip(rest, [*row, *ending], strict=True):
                 column.append(tensor)

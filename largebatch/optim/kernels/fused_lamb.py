@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from largebatch.optim.forms import LambForm
+from largebatch.optim.forms import LambTerms
 from largebatch.optim.kernels.flat import Row, norm, small_norms, small_then_large
-from largebatch.optim.trust_ratio import ratio_of_numbers
 
 BLOCK_NUMEL = 2**20
 """Most elements of a block: a few of its streams fit in a cache of tens of MiB, and calls do not dominate."""
@@ -22,27 +21,14 @@ SCRATCH_SHARE = 0.045
 
 LEAST_SCRATCH_NUMEL = 2**16
 
-RatioOf = Callable[[float, float], float]
-"""Norm of the weights, norm of the update -> ratio."""
-
 _NEARLY_ONE = 1 - 2**-53
 _LATE = 1e20  # a step number at which every bias correction is 1
 
 
-def fused_lamb(
-    rows: Sequence[Row],
-    *,
-    lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    weight_decay: float,
-    adapts: bool,
-    form: LambForm,
-) -> None:
-    """One LAMB step on rows of flat views (parameter, gradient, two moments) and the step counter.
+def fused_lamb(rows: Sequence[Row], terms: LambTerms) -> None:
+    """One LAMB step on rows of flat views (parameter, gradient, two moments) and the step number.
 
-    Of the forms it has those that `form.is_fused` says.
+    It has the forms that `LambForm.is_fused` says.
 
     The ratio needs the norm of the whole update before any of it is applied. So the update of a tensor is kept, as far
     as the scratch goes; the rest is made a second time, from the moments.
@@ -50,29 +36,21 @@ def fused_lamb(
     Bytes per float32 parameter: 24 to read w, g, m, v and to write m, v; then 4 to 8 in w, or 24 where the update is
     made again. Its square roots and divisions are the other cost.
     """
-    torch._foreach_add_([row[4] for row in rows], torch.tensor(1.0), alpha=1.0)
-    options = {"beta1": beta1, "beta2": beta2, "eps": eps}
-    if not adapts and weight_decay == 0:
-        _adamw(rows, lr=lr, weight_decay=0.0, **options)
+    # With decay AdamW would multiply w by 1 - lr decay, which float32 rounds, each time alike.
+    if terms.ratio is None and terms.decay == 0:
+        _adamw(rows, terms, lr=terms.lr, weight_decay=0.0)
         return
-    ratio_of: RatioOf = partial(ratio_of_numbers, **form.ratio_options)
-    if not adapts:  # AdamW would multiply w by 1 - lr weight_decay, which float32 rounds, each time alike
-        ratio_of = _no_ratio
     numels = [row[0].numel() for row in rows]
     room = min(max(int(SCRATCH_SHARE * sum(numels)), LEAST_SCRATCH_NUMEL), max(numels))
     scratch = torch.empty(room, dtype=rows[0][0].dtype)
     small, large = small_then_large(rows)
     for bunch in _bunches(small, room):
-        _step_of_small(bunch, scratch, ratio_of, lr=lr, weight_decay=weight_decay, **options)
+        _step_of_small(bunch, scratch, terms)
     for row in large:
-        _step_of_large(row, scratch, ratio_of, lr=lr, weight_decay=weight_decay, **options)
+        _step_of_large(row, scratch, terms)
 
 
-def _no_ratio(weight_norm: float, update_norm: float) -> float:
-    return 1.0
-
-
-def _adamw(rows: Sequence[Row], *, lr: float, weight_decay: float, beta1: float, beta2: float, eps: float) -> None:
+def _adamw(rows: Sequence[Row], terms: LambTerms, *, lr: float, weight_decay: float) -> None:
     params, grads, exp_avgs, exp_avg_sqs, steps = (list(column) for column in zip(*rows, strict=True))
     torch._fused_adamw_(
         params,
@@ -82,23 +60,27 @@ def _adamw(rows: Sequence[Row], *, lr: float, weight_decay: float, beta1: float,
         [],
         steps,
         lr=lr,
-        beta1=beta1,
-        beta2=beta2,
+        beta1=terms.beta1,
+        beta2=terms.beta2,
         weight_decay=weight_decay,
-        eps=eps,
+        eps=terms.eps,
         amsgrad=False,
         maximize=False,
     )
 
 
-def _make_updates(rows: Sequence[Row], into: list[Tensor], *, weight_decay: float, **options: float) -> None:
-    """Advance the moments and write -u = -(r + weight_decay w) into scratch, which AdamW takes for its parameters.
+def _make_updates(rows: Sequence[Row], into: list[Tensor], terms: LambTerms) -> None:
+    """Advance the moments and write -u = -(r + decay w) into scratch, which AdamW takes for its parameters.
 
-    From w, AdamW at lr=1 goes to (1 - decay) w - r. A decay of 1 + weight_decay makes that -weight_decay w - r.
+    From w, AdamW at lr=1 goes to (1 - its decay) w - r. A decay of 1 + ours makes that -decay w - r.
     """
     torch._foreach_copy_(into, [row[0] for row in rows])
     moved = [[update, *row[1:]] for update, row in zip(into, rows, strict=True)]
-    _adamw(moved, lr=1.0, weight_decay=1 + weight_decay, **options)
+    _adamw(moved, terms, lr=1.0, weight_decay=1 + terms.decay)
+
+
+def _rate(terms: LambTerms, weight_norm: float, update_norm: float) -> float:
+    return terms.lr * (1.0 if terms.ratio is None else terms.ratio.of_numbers(weight_norm, update_norm))
 
 
 def _bunches(rows: Sequence[Row], room: int) -> Iterator[list[Row]]:
@@ -115,21 +97,16 @@ def _bunches(rows: Sequence[Row], room: int) -> Iterator[list[Row]]:
         yield bunch
 
 
-def _step_of_small(
-    rows: Sequence[Row], scratch: Tensor, ratio_of: RatioOf, *, lr: float, weight_decay: float, **options: float
-) -> None:
+def _step_of_small(rows: Sequence[Row], scratch: Tensor, terms: LambTerms) -> None:
     params = [row[0] for row in rows]
-    numels = [param.numel() for param in params]
-    updates = _kept(scratch, numels)
-    _make_updates(rows, updates, weight_decay=weight_decay, **options)
+    updates = _kept(scratch, [param.numel() for param in params])
+    _make_updates(rows, updates, terms)
     norms = zip(small_norms(params), small_norms(updates), strict=True)
-    torch._foreach_mul_(updates, [lr * ratio_of(*pair) for pair in norms])
+    torch._foreach_mul_(updates, [_rate(terms, *pair) for pair in norms])
     torch._foreach_add_(params, updates)
 
 
-def _step_of_large(
-    row: Row, scratch: Tensor, ratio_of: RatioOf, *, lr: float, weight_decay: float, **options: float
-) -> None:
+def _step_of_large(row: Row, scratch: Tensor, terms: LambTerms) -> None:
     """The last blocks, as many as have room, keep their update; the first ones make it again."""
     block_numel = min(BLOCK_NUMEL, len(scratch))
     blocks = _blocks(row, block_numel)
@@ -139,13 +116,13 @@ def _step_of_large(
     weight_norms, update_norms = [], []
     for block, update in zip(blocks, updates, strict=True):
         weight_norms.append(norm(block[0]))  # first, since it brings the weights into the cache
-        _make_updates([block], [update], weight_decay=weight_decay, **options)
+        _make_updates([block], [update], terms)
         update_norms.append(norm(update))
-    rate = lr * ratio_of(math.hypot(*weight_norms), math.hypot(*update_norms))
+    rate = _rate(terms, math.hypot(*weight_norms), math.hypot(*update_norms))
     for number in reversed(range(num_remade, len(blocks))):  # the latest is still in the cache
         blocks[number][0].add_(updates[number], alpha=rate)
     if num_remade:
-        _apply_again(blocks[:num_remade], scratch[:block_numel], rate=rate, weight_decay=weight_decay, **options)
+        _apply_again(blocks[:num_remade], scratch[:block_numel], rate, terms)
 
 
 def _blocks(row: Row, block_numel: int) -> list[Row]:
@@ -161,38 +138,18 @@ def _kept(scratch: Tensor, numels: list[int]) -> list[Tensor]:
     return [scratch[end - numel : end] for numel, end in zip(numels, ends, strict=True)]
 
 
-def _apply_again(
-    blocks: Sequence[Row],
-    spare: Tensor,
-    *,
-    rate: float,
-    weight_decay: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-) -> None:
-    """Subtract rate u from w, with u from the moments, which stay as they are; `spare` has room for a block.
-
-    m / correction1 / (sqrt(v / correction2) + eps) = (root2 / correction1) m / (sqrt(v) + eps root2), root2 being the
-    square root of correction2.
-    """
-    steps = float(blocks[0][4])
-    root2 = math.sqrt(1 - beta2**steps)
-    scale = root2 / (1 - beta1**steps)
+def _apply_again(blocks: Sequence[Row], spare: Tensor, rate: float, terms: LambTerms) -> None:
+    """Subtract rate u from w, with u from the moments, which stay as they are; `spare` has room for a block."""
+    scale, eps = terms.scale_and_eps(float(blocks[0][4]))
     if spare.dtype != torch.float32:
         for weight, _, exp_avg, exp_avg_sq, _ in reversed(blocks):
-            denominator = torch.sqrt(exp_avg_sq, out=spare[: len(weight)]).add_(eps * root2)
-            weight.mul_(1 - rate * weight_decay).addcdiv_(exp_avg, denominator, value=-rate * scale)
+            denominator = torch.sqrt(exp_avg_sq, out=spare[: len(weight)]).add_(eps)
+            weight.mul_(1 - rate * terms.decay).addcdiv_(exp_avg, denominator, value=-rate * scale)
         return
     # AdamW on a gradient of zeros with betas that float32 takes for 1 changes no bit of the moments.
     spare.zero_()
     late = torch.tensor(_LATE)
+    still = replace(terms, beta1=_NEARLY_ONE, beta2=_NEARLY_ONE, eps=eps)
     for weight, _, exp_avg, exp_avg_sq, _ in reversed(blocks):
-        _adamw(
-            [[weight, spare[: len(weight)], exp_avg, exp_avg_sq, late]],
-            lr=rate * scale,
-            weight_decay=weight_decay / scale,
-            beta1=_NEARLY_ONE,
-            beta2=_NEARLY_ONE,
-            eps=eps * root2,
-        )
+        row = [weight, spare[: len(weight)], exp_avg, exp_avg_sq, late]
+        _adamw([row], still, lr=rate * scale, weight_decay=terms.decay / scale)
