@@ -6,29 +6,29 @@ largebatch bench optim device=cuda shapes=resnet50,bert_base rounds=100
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 
 import pytest
 import torch
 
 from largebatch.experiments.bench.optimizer_race import peak_extra_bytes
-from largebatch.optim import LAMB, LARS
-from tests.unit import test_optim_variants as variants
-from tests.unit.test_optim_fused import make_params, stepped
-from tests.unit.test_optim_variants import TOLERANCES, VARIANTS, every_variant
+from tests.unit.optim_forms import (
+    CLASSES,
+    FORMS,
+    assert_true_at_every_step,
+    both,
+    every_form,
+    everything,
+    make_params,
+    stepped,
+)
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU for CUDA here")
-both = pytest.mark.parametrize("optimizer_class", [LARS, LAMB])
 
 
 @pytest.fixture(autouse=True)
-def on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """New tensors lie there, optimizers take the kernels, and the courses are read back."""
-    for name, optimizer_class in (("LARS", LARS), ("LAMB", LAMB)):
-        monkeypatch.setitem(variants.CLASSES, name, functools.partial(optimizer_class, compile=True))
-    flat = variants.flat
-    monkeypatch.setattr(variants, "flat", lambda tensors: flat([tensor.cpu() for tensor in tensors]))
+def on_the_gpu() -> Iterator[None]:
+    """New tensors lie there."""
     with torch.device("cuda"):
         yield
 
@@ -48,14 +48,13 @@ def results(optimizer_class: type, dtype: torch.dtype, **options: object) -> lis
         for param in params:
             param.grad = torch.randn(param.shape, generator=generator).to(dtype)
         optimizer.step()
-    return [*(param.detach() for param in params), *(v for p in params for v in optimizer.state[p].values())]
+    return everything(optimizer, params)
 
 
-@every_variant
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6)], ids=["64", "32"])
-def test_every_step_equals_the_reference(name, variant, dtype, tolerance):
-    errors = variants.run(name, variant, dtype, None).worst_errors(variants.truth(name, variant))
-    assert all(error <= TOLERANCES[dtype].get(kind, tolerance) for kind, error in errors.items()), errors
+@every_form
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["64", "32"])
+def test_every_step_equals_the_reference(name, form, dtype):
+    assert_true_at_every_step(name, form, dtype, {"compile": True})
 
 
 @both
@@ -75,10 +74,10 @@ def test_the_same_bits_come_out_every_time(optimizer_class):
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
 
 
-@pytest.mark.parametrize(("name", "variant"), VARIANTS, ids=map("-".join, VARIANTS))
-def test_no_step_waits_for_the_device(name, variant):
+@every_form
+def test_no_step_waits_for_the_device(name, form):
     params = moved_to_the_gpu(torch.float32)
-    optimizer = variants.CLASSES[name](params, lr=0.1, **VARIANTS[name, variant])
+    optimizer = CLASSES[name](params, lr=0.1, compile=True, **FORMS[name, form])
     for number in range(3):
         for param in params:
             param.grad = torch.ones_like(param)

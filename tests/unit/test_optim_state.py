@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from largebatch.optim import LAMB, LARS, l2_norm, trust_ratio
+from largebatch.optim import LAMB, LAMB_PRESETS, LARS, LARS_PRESETS, l2_norm, trust_ratio
 from largebatch.optim.trust_ratio import l2_norms
 
 OPTIMIZERS = [LARS, LAMB]
@@ -51,20 +51,6 @@ def assert_bit_equal(first, second) -> None:
 
 
 @both
-@paths
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-def test_a_step_leaves_the_gradients_bit_identical(optimizer_class, foreach, dtype):
-    params = make_params(dtype)
-    optimizer = make_optimizer(optimizer_class, params, foreach=foreach)
-    for seed in range(3):
-        set_grads(params, seed)
-        gradients, before = [param.grad for param in params], bits(param.grad for param in params)
-        optimizer.step()
-        assert all(param.grad is gradient for param, gradient in zip(params, gradients, strict=True))
-        assert_bit_equal(gradients, before)
-
-
-@both
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_both_paths_give_the_same_bits_on_a_cpu(optimizer_class, dtype):
     results = []
@@ -77,20 +63,6 @@ def test_both_paths_give_the_same_bits_on_a_cpu(optimizer_class, dtype):
         state = [value for param in params for value in optimizer.state[param].values()]
         results.append(bits([*params, *state]))
     assert_bit_equal(*results)
-
-
-@both
-@paths
-def test_a_step_never_waits_for_the_device(optimizer_class, foreach):
-    """Tensors on the meta device have no values: reading one, or branching on one, raises."""
-    params = [torch.nn.Parameter(torch.empty(shape, device="meta")) for shape in SHAPES]
-    optimizer = make_optimizer(optimizer_class, params, foreach=foreach)
-    for _ in range(2):
-        for param in params:
-            param.grad = torch.empty_like(param)
-        optimizer.step()
-    with pytest.raises(RuntimeError, match="meta"):
-        params[0].sum().item()
 
 
 @both
@@ -116,16 +88,18 @@ def test_half_precision_weights_have_float32_state_and_are_rounded_once(optimize
 
 
 @both
-@paths
+@pytest.mark.parametrize("foreach", [False, True, None])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_a_saved_optimizer_goes_on_bit_for_bit(optimizer_class, foreach, dtype):
+@pytest.mark.parametrize("preset", ["paper", "timm"])
+def test_a_saved_optimizer_goes_on_bit_for_bit(optimizer_class, foreach, dtype, preset):
     """torch itself would round the float32 state of bfloat16 parameters to bfloat16 here."""
     straight = make_params(dtype)
-    first = make_optimizer(optimizer_class, straight, foreach=foreach)
+    options = {"foreach": foreach, **(LARS_PRESETS if optimizer_class is LARS else LAMB_PRESETS)[preset]}
+    first = make_optimizer(optimizer_class, straight, **options)
     for seed in range(6):
         if seed == 3:
             resumed = [torch.nn.Parameter(param.detach().clone()) for param in straight]
-            second = make_optimizer(optimizer_class, resumed, foreach=foreach)
+            second = make_optimizer(optimizer_class, resumed, **options)
             second.load_state_dict(through_a_file(first.state_dict()))
         set_grads(straight, seed)
         first.step()
@@ -205,9 +179,11 @@ def test_a_copied_optimizer_steps_like_the_original(optimizer_class):
 
 
 @both
-def test_the_closure_runs_once_with_gradients_and_its_loss_comes_back(optimizer_class):
-    param = torch.nn.Parameter(torch.ones(3))
+def test_the_closure_runs_once_and_makes_the_gradients_of_the_step_and_its_loss_comes_back(optimizer_class):
+    param, twin = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(3))
     optimizer = optimizer_class([param], lr=0.1)
+    twin.grad = 2 * torch.ones(3)
+    optimizer_class([twin], lr=0.1).step()
     calls = []
 
     def closure():
@@ -219,7 +195,7 @@ def test_the_closure_runs_once_with_gradients_and_its_loss_comes_back(optimizer_
 
     assert optimizer.step(closure).item() == 3.0
     assert calls == [True]
-    assert (param < 1).all()
+    assert torch.equal(param, twin)
 
 
 @both

@@ -10,13 +10,14 @@ import torch
 from torch import nn
 
 from largebatch.optim import LAMB, LARS, TensorStep, tensor_steps, weights_of
+from largebatch.optim.trust_ratio import TrustRatio
 from largebatch.training.observers.layers import summary_of
-from tests.unit.test_optim_variants import CLASSES, TUNED, VARIANTS, every_variant
+from tests.unit.optim_forms import CLASSES, FORMS, TUNED, every_form
 
 SHAPES = [(4, 3), (5,), (2, 2, 2)]
 
 
-def make(name: str, variant: str) -> tuple[list[nn.Parameter], torch.optim.Optimizer]:
+def make(name: str, form: str) -> tuple[list[nn.Parameter], torch.optim.Optimizer]:
     torch.manual_seed(0)
     params = [nn.Parameter(torch.randn(shape, dtype=torch.float64)) for shape in (*SHAPES, *SHAPES)]
     with torch.no_grad():
@@ -26,30 +27,22 @@ def make(name: str, variant: str) -> tuple[list[nn.Parameter], torch.optim.Optim
         {"params": params[3:5], "weight_decay": 0.0},
         {"params": params[5:], "adapts": False},
     ]
-    return params, CLASSES[name](groups, lr=0.2, **{**TUNED[name], **VARIANTS[name, variant]})
+    return params, CLASSES[name](groups, lr=0.2, **{**TUNED[name], **FORMS[name, form]})
 
 
-def seen_ratios(monkeypatch: pytest.MonkeyPatch, name: str) -> list[float]:
-    """What the plain loop asks of `trust_ratio`, in the order of the tensors."""
-    import importlib
-
-    module, seen = importlib.import_module(f"largebatch.optim.{name.lower()}_arithmetic"), []
-    original = module.trust_ratio
-
-    def spy(*args: Any, **kwargs: Any) -> torch.Tensor:
-        seen.append(original(*args, **kwargs))
-        return seen[-1]
-
-    monkeypatch.setattr(module, "trust_ratio", spy)
-    return seen
-
-
-@every_variant
-def test_ratios_are_those_of_the_step_in_every_form(name, variant, monkeypatch):
-    params, optimizer = make(name, variant)
+@every_form
+def test_ratios_are_those_of_the_step_in_every_form(name, form, monkeypatch):
+    params, optimizer = make(name, form)
     for group in optimizer.param_groups:
         group["foreach"] = False
-    seen = seen_ratios(monkeypatch, name)
+    seen: list[torch.Tensor] = []  # what the plain loop asks for, in the order of the tensors
+    of_tensors = TrustRatio.of_tensors
+
+    def spy(*args: Any) -> torch.Tensor:
+        seen.append(of_tensors(*args))
+        return seen[-1]
+
+    monkeypatch.setattr(TrustRatio, "of_tensors", spy)
     for step in range(3):
         for number, param in enumerate(params):
             param.grad = torch.randn(param.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(step))
@@ -58,10 +51,10 @@ def test_ratios_are_those_of_the_step_in_every_form(name, variant, monkeypatch):
         before = weights_of(optimizer)
         seen.clear()
         optimizer.step()
+        of_the_step = [float(one) for one in seen]
         steps = tensor_steps(optimizer, before)
         ratios = [steps[param].ratio for param in params]
-        adapting = [ratio for ratio in ratios if ratio is not None]
-        assert adapting == pytest.approx([float(one) for one in seen], rel=1e-12)
+        assert [ratio for ratio in ratios if ratio is not None] == pytest.approx(of_the_step, rel=1e-12)
         assert ratios[5] is None
         for param in params:
             change, size = (param.detach() - before[param]).norm().item(), before[param].norm().item()

@@ -19,14 +19,12 @@ import pytest
 import torch
 
 from largebatch.optim import LAMB, LARS
-from largebatch.optim.kernels import kernel_paths, triton_steps, triton_tables
+from largebatch.optim.kernels import paths, triton_steps, triton_tables
 from tests.unit import triton_cases as cases
-from tests.unit.test_optim_variants import PRESETS_ALONE, TOLERANCES, VARIANTS, every_preset
+from tests.unit.optim_forms import every_form, every_preset
 
 BLOCK = triton_tables.CHUNK_NUMEL
 both = pytest.mark.parametrize("name", ["LARS", "LAMB"])
-OPTIONS_ALONE = [key for key in VARIANTS if key not in PRESETS_ALONE]
-every_option = pytest.mark.parametrize(("name", "variant"), OPTIONS_ALONE, ids=map("-".join, OPTIONS_ALONE))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -57,15 +55,13 @@ def assert_equal(ours: list[Any], expected: list[Any], tolerance: float) -> None
 
 
 @every_preset
-def test_ten_steps_of_a_preset_equal_the_reference_to_1e_6_in_float32(name, variant, interpreted):
-    errors = interpreted(cases.worst_errors, name, variant, torch.float32, 10, 1)
-    assert all(error <= TOLERANCES[torch.float32].get(kind, 1e-6) for kind, error in errors.items()), errors
+def test_six_steps_of_a_preset_equal_the_reference_to_1e_6_in_float32(name, form, interpreted):
+    interpreted(cases.is_true_at_every_step, name, form, torch.float32, 6)
 
 
-@every_option
-def test_every_option_equals_the_reference_to_1e_12_in_float64(name, variant, interpreted):
-    errors = interpreted(cases.worst_errors, name, variant, torch.float64, 3, 2)
-    assert all(error <= 1e-12 for error in errors.values()), errors
+@every_form
+def test_every_form_equals_the_reference_to_1e_12_in_float64(name, form, interpreted):
+    interpreted(cases.is_true_at_every_step, name, form, torch.float64, 2)
 
 
 @both
@@ -175,12 +171,12 @@ def test_a_step_moves_28_bytes_of_a_parameter_for_lars_and_40_for_lamb(name, ada
 
 
 KERNELS = {
-    "lars_norms": ("lars", {"JOINT": False}, (2, 0)),
-    "lars_step": ("lars", {"DECAYS": True, "NESTEROV": False}, (3, 2)),
-    "lamb_moments": ("lamb", {"PLACE": "inside", "divisor": None, "scales": None}, (4, 2)),
-    "lamb_step": ("lamb", {"PLACE": "inside", "scales": None}, (3, 1)),
+    "lars_norms": ({"JOINT": False}, (2, 0)),
+    "lars_step": ({"DECAYS": True, "NESTEROV": False}, (3, 2)),
+    "lamb_moments": ({"PLACE": "inside", "divisor": None, "scales": None}, (4, 2)),
+    "lamb_step": ({"PLACE": "inside", "scales": None}, (3, 1)),
 }
-"""Module, form, and how many streams are read and written."""
+"""Form, and how many streams are read and written."""
 
 
 def compiled_for_hopper(name: str, dtype: str = "float32") -> str:
@@ -188,9 +184,8 @@ def compiled_for_hopper(name: str, dtype: str = "float32") -> str:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile
 
-    module, form, _ = KERNELS[name]
-    kernels = triton_steps.triton_kernels()
-    kernel, language = getattr(getattr(kernels, module), name), kernels.shared.tl
+    form, _ = KERNELS[name]
+    kernel, language = getattr(triton_steps.triton_kernels(), name), triton_steps.triton_kernels().tl
     kind = getattr(language, dtype)
     fixed = {"KIND": kind, "GRAD": kind, "STATE": language.float32, "CHUNK": BLOCK, **form}
     types = {"table": "*i64", "chunks": "*i32", "firsts": "*i32", "sums": "*fp64", "rates": "*fp64"}
@@ -206,7 +201,7 @@ def test_compiled_for_an_h200_a_kernel_moves_16_bytes_at_a_time_and_rounds_each_
     """Triton drops to 4 bytes in silence when it cannot see that addresses are multiples of 16."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     ptx = compiled_for_hopper(name)
-    reads, writes = KERNELS[name][2]
+    reads, writes = KERNELS[name][1]
     elements = BLOCK // (32 * triton_steps._LAUNCH["num_warps"])  # of a thread
     assert len(re.findall(r"ld\.global\.v4\.b32", ptx)) == reads * elements // 4
     assert len(re.findall(r"st\.global\.v4\.b32", ptx)) == writes * elements // 4
@@ -223,8 +218,7 @@ def test_compiled_for_an_h200_bfloat16_weights_are_rounded_to_the_nearest(monkey
 @pytest.mark.parametrize("name", [*KERNELS, "trust_rates"])
 def test_no_number_is_known_to_the_compiler(name):
     """Each is a double, which Triton does not look at: a rate of 1 or 0 compiles nothing anew."""
-    module = KERNELS[name][0] if name in KERNELS else "shared"
-    kernel = getattr(getattr(triton_steps.triton_kernels(), module), name)
+    kernel = getattr(triton_steps.triton_kernels(), name)
     tables = {"table", "chunks", "firsts", "sums", "rates", "scales", "divisor"}
     numbers = [param for param in kernel.params if not param.is_constexpr and param.name not in tables]
     assert all(param.annotation_type == "fp64" for param in numbers)
@@ -239,7 +233,7 @@ def test_without_triton_the_constructor_says_what_to_do(optimizer_class, monkeyp
     def missing(name: str) -> None:
         raise ModuleNotFoundError("No module named 'triton'")
 
-    monkeypatch.setattr(kernel_paths, "is_on_gpu", lambda tensor: tensor.is_meta)
+    monkeypatch.setattr(paths, "is_on_gpu", lambda tensor: tensor.is_meta)
     monkeypatch.setattr(triton_steps, "importlib", SimpleNamespace(import_module=missing))
     triton_steps.triton_kernels.cache_clear()
     param = torch.nn.Parameter(torch.ones(2, device="meta"))

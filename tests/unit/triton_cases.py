@@ -6,7 +6,6 @@ the process. Here a CPU counts as a GPU, and a chunk has 32 elements, so that sm
 
 from __future__ import annotations
 
-import functools
 import math
 import warnings
 from collections import Counter
@@ -16,10 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from largebatch.optim import LAMB, LARS
-from largebatch.optim.kernels import kernel_paths, triton_tables
-from tests.reference.lars_lamb import FLAGS, courses
-from tests.unit import test_optim_variants as variants
+from largebatch.optim import LAMB
+from largebatch.optim.kernels import paths, triton_tables
+from tests.unit.optim_forms import CLASSES, Chosen, assert_true_at_every_step
 
 CHUNK_NUMEL = 32
 SIZES = ((67,), (4, 8), (5, 3, 2), (1,), (), (0,))  # chunks: 3, a whole one, then less than one
@@ -33,7 +31,7 @@ def prepare() -> None:
     assert triton.knobs.runtime.interpret
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", category=RuntimeWarning, module="triton")  # numpy, of x / 0 and NaN
-    kernel_paths.is_on_gpu = lambda tensor: True
+    paths.is_on_gpu = lambda tensor: True
     triton_tables.CHUNK_NUMEL = CHUNK_NUMEL
     _round_bfloat16(interpreter)
     # The interpreter swaps the functions of the language at every call, which is half of its time: once is enough.
@@ -63,18 +61,14 @@ def _round_bfloat16(interpreter: Any) -> None:
     interpreter._convert_float = rounded
 
 
-def worst_errors(name: str, variant: str, dtype: torch.dtype, num_steps: int, per_group: int) -> dict[str, float]:
-    """Of a course at rising rates against the reference, with one or two tensors in each of the four groups."""
-    matrix, kernel, vector, scalar, zeros = range(5)  # of `courses`
-    chosen = ((matrix, zeros), (vector, scalar), (kernel, zeros), (vector, scalar))
-    variants.COURSES = [
-        courses(seed)[which] for seed, pair in zip(range(len(FLAGS)), chosen, strict=True) for which in pair[:per_group]
-    ]
-    variants.STARTS = [0, *np.cumsum([course.weight.size for course in variants.COURSES])[:-1].tolist()]
-    variants.NUM_STEPS = num_steps
-    variants.truth.cache_clear()
-    variants.CLASSES = {"LARS": functools.partial(LARS, compile=True), "LAMB": functools.partial(LAMB, compile=True)}
-    return variants.run(name, variant, dtype, None).worst_errors(variants.truth(name, variant))
+MATRIX, KERNEL, VECTOR, SCALAR, ZEROS = range(5)  # of `courses`
+CHOSEN: Chosen = ((0, MATRIX), (0, ZEROS), (1, VECTOR), (1, SCALAR), (2, KERNEL), (2, ZEROS), (3, VECTOR), (3, SCALAR))
+"""Two tensors in each of the four groups."""
+
+
+def is_true_at_every_step(name: str, form: str, dtype: torch.dtype, num_steps: int) -> None:
+    """A course at rising rates against the reference."""
+    assert_true_at_every_step(name, form, dtype, {"compile": True}, num_steps=num_steps, chosen=CHOSEN)
 
 
 def make(dtype: torch.dtype = torch.float32, sizes: Any = SIZES) -> list[torch.nn.Parameter]:
@@ -108,7 +102,7 @@ def both_paths(
     results = []
     for path in ({"compile": True}, {"foreach": False}):
         params = make(dtype)
-        optimizer = getattr(variants, name)(params, lr=0.03, **path, **options)
+        optimizer = CLASSES[name](params, lr=0.03, **path, **options)
         for seed in range(num_steps):
             step(optimizer, params, seed)
         results.append(everything(optimizer, params))
@@ -144,7 +138,7 @@ def moving_gradients(name: str) -> tuple[list[int], list[Any], list[Any]]:
     for path in ({"compile": True}, {"foreach": False}):
         params = make(torch.float64)
         held = []
-        optimizer = getattr(variants, name)(params, lr=0.03, **path)
+        optimizer = CLASSES[name](params, lr=0.03, **path)
         for seed in range(5):
             new = gradients(params, seed)
             if seed in (1, 2):
@@ -177,7 +171,7 @@ def at_the_edge_of_numbers(name: str, options: dict[str, Any]) -> list[list[Any]
         params = [torch.nn.Parameter(torch.tensor(weight)) for weight in weights]
         for param, grad in zip(params, grads, strict=True):
             param.grad = torch.tensor(grad)
-        optimizer = getattr(variants, name)(params, lr=1, **path, **options)
+        optimizer = CLASSES[name](params, lr=1, **path, **options)
         optimizer.step()
         results.append(everything(optimizer, params))
     return results
@@ -192,7 +186,7 @@ def layouts(name: str) -> list[list[Any]]:
         laid_out = [values.to(memory_format=torch.channels_last), values[:, :, 0, 0].t(), whole[3:43]]
         params = [torch.nn.Parameter(value.clone(memory_format=torch.preserve_format)) for value in laid_out[:2]]
         params.append(torch.nn.Parameter(laid_out[2]))
-        optimizer = getattr(variants, name)(params, lr=0.03, **path)
+        optimizer = CLASSES[name](params, lr=0.03, **path)
         for seed in range(2):
             step(optimizer, params, seed)
         results.append([*everything(optimizer, params), whole.numpy()])
@@ -205,7 +199,7 @@ def kinds_of_one_group(name: str) -> list[list[Any]]:
     for path in ({"compile": True}, {"foreach": False}):
         dtypes = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
         params = [make(dtype, [(37,)])[0] for dtype in dtypes]
-        optimizer = getattr(variants, name)(params, lr=0.03, weight_decay=0.1, **path)
+        optimizer = CLASSES[name](params, lr=0.03, weight_decay=0.1, **path)
         for seed in range(3):
             step(optimizer, params, seed)
         results.append(everything(optimizer, params))
@@ -229,7 +223,7 @@ def bytes_moved(name: str, adapts: bool, chunk_numel: int, numel: int) -> dict[s
         return store(pointers, value, mask, *rest)
 
     param = make(sizes=[(numel,)])[0]
-    optimizer = getattr(variants, name)([param], lr=0.1, adapts=adapts, compile=True)
+    optimizer = CLASSES[name]([param], lr=0.1, adapts=adapts, compile=True)
     triton_tables.CHUNK_NUMEL = chunk_numel
     interpreter_builder.create_masked_load, interpreter_builder.create_masked_store = counted_load, counted_store
     try:
@@ -266,7 +260,7 @@ def backward_after_a_step(name: str) -> str:
     param = torch.nn.Parameter(torch.ones(3))
     param.grad = torch.ones(3)
     loss = (param**2).sum()
-    getattr(variants, name)([param], lr=0.1, compile=True).step()
+    CLASSES[name]([param], lr=0.1, compile=True).step()
     try:
         loss.backward()
     except RuntimeError as error:
