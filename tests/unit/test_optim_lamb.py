@@ -1,4 +1,4 @@
-"""LAMB: closed forms and invariances. Its trajectories are in test_optim_variants.py."""
+"""LAMB: closed forms and invariances. Its trajectories are in test_optim_forms.py."""
 
 from __future__ import annotations
 

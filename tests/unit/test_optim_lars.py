@@ -1,4 +1,4 @@
-"""LARS: closed forms and invariances. Its trajectories are in test_optim_variants.py."""
+"""LARS: closed forms and invariances. Its trajectories are in test_optim_forms.py."""
 
 from __future__ import annotations
 
