@@ -18,6 +18,7 @@ from largebatch.records.regular_files import printable
 if TYPE_CHECKING:
     from largebatch.diagnostics import Evaluations, Interval, LargeBatchGap
     from largebatch.records.report.evaluated_runs import EvaluatedRun
+    from largebatch.records.result import Table
 
 # What the numbers are measured with: where it differs there is nothing to compare.
 _MEASURED_WITH = ("data.validation", "loss._target_")
@@ -41,11 +42,10 @@ def main(arguments: Sequence[str]) -> int:
         options = _parser().parse_args(list(arguments))
     except SystemExit as exit_:
         return EXIT_WRONG_INPUT if exit_.code else EXIT_DONE
-    from largebatch.records.durable_files import write_record
-    from largebatch.records.figures import plot_large_batch_gap
     from largebatch.records.report.evidence import differing
+    from largebatch.records.report.publish import show_result, write_result, write_result_page
+    from largebatch.records.result import Result
     from largebatch.records.run_folder import new_folder
-    from largebatch.records.trackers import print_table
 
     try:
         runs, left_out = _read_all(options.runs)
@@ -56,22 +56,28 @@ def main(arguments: Sequence[str]) -> int:
     base, *_ = groups
     seeds = {size: _seeds(group) for size, group in groups.items()}
     gaps = _gaps(seeds)
-    headers = ("batch", "matched at", "which is", "loss gap", "95 % interval", "accuracy gap", "95 % interval")
-    title = f"large-batch gap on validation, against batch {base:,} ({_count(len(seeds[base]))}); positive: worse"
-    print_table(headers, [_row(size, len(seeds[base]), len(seeds[size]), gap) for size, gap in gaps], title=title)
-    merged = _merged(seeds)
-    for line in merged:
-        print(printable(line))
-    if keys := differing([run.settings for run in runs]):
-        print(f"besides the batch, the runs differ in: {printable(', '.join(keys))}")
-    folder = Path(options.out) if options.out else new_folder("runs", "compare")
-    record = folder / "large_batch_gap.json"
-    told = {"merged": merged, "left_out": left_out}
-    write_record(record, _record(groups, gaps, keys) | told)
-    rows = {size: [run.rows for run in group] for size, group in groups.items()}
-    print(record)
-    print(plot_large_batch_gap(rows, folder / "gap.png", title=f"{len(runs)} runs at {len(groups)} batch sizes"))
+    merged, keys = [printable(line) for line in _merged(seeds)], differing([run.settings for run in runs])
+    result = Result(
+        title="Large-batch gap",
+        sentences=[*_sentences(base, seeds, gaps), *merged, *_of_differing(keys)],
+        tables=[_table(base, seeds, gaps)],
+        figures=[],
+        numbers=_numbers(groups, gaps, keys) | {"merged": merged, "left_out": left_out},
+        draw=lambda folder: [_draw(groups, folder)],
+    )
+    show_result(result)
+    record = (Path(options.out) if options.out else new_folder("runs", "compare")) / "large_batch_gap.json"
+    write_result(result, record, about={})
+    write_result_page([record], title=result.tables[0].title)
     return EXIT_IN_PART if left_out else EXIT_DONE
+
+
+def _draw(groups: dict[int, list[EvaluatedRun]], folder: Path) -> Path:
+    from largebatch.records.figures import plot_large_batch_gap
+
+    rows = {size: [run.rows for run in group] for size, group in groups.items()}
+    title = f"{sum(map(len, groups.values()))} runs at {len(groups)} batch sizes"
+    return plot_large_batch_gap(rows, folder / "gap.png", title=title)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -171,6 +177,37 @@ def _gaps(seeds: dict[int, list[_Seed]]) -> list[tuple[int, LargeBatchGap]]:
     ]
 
 
+def _sentences(base: int, seeds: dict[int, list[_Seed]], gaps: Sequence[tuple[int, LargeBatchGap]]) -> list[str]:
+    """Of each batch size the loss gap at equal samples, which every pair of runs has."""
+    return [
+        f"At equal samples, batch {size:,} {_outcome(gap.loss, min(len(seeds[base]), len(seeds[size])))}."
+        for size, gap in gaps
+        if gap.match == "samples"
+    ]
+
+
+def _outcome(one: Interval | None, fewer: int) -> str:
+    if one is None:
+        return "cannot be compared with the smallest batch"
+    value, interval = _shown(one, fewer)
+    if math.isnan(one.low):
+        return f"differs by {value} in validation loss ({interval}): that cannot be told from noise"
+    apart = "is worse" if one.low > 0 else "is better" if one.high < 0 else "is not told apart"
+    return f"{apart}: {value} in validation loss (95 %: {interval})"
+
+
+def _of_differing(keys: Sequence[str]) -> list[str]:
+    return [f"Besides the batch, the runs differ in: {printable(', '.join(keys))}."] if keys else []
+
+
+def _table(base: int, seeds: dict[int, list[_Seed]], gaps: Sequence[tuple[int, LargeBatchGap]]) -> Table:
+    from largebatch.records.result import Table
+
+    headers = ("batch", "matched at", "which is", "loss gap", "95 % interval", "accuracy gap", "95 % interval")
+    title = f"large-batch gap on validation, against batch {base:,} ({_count(len(seeds[base]))}); positive: worse"
+    return Table(title, headers, [_row(size, len(seeds[base]), len(seeds[size]), gap) for size, gap in gaps])
+
+
 def _count(seeds: int) -> str:
     return f"{seeds} seed{'s' * (seeds > 1)}"
 
@@ -195,7 +232,7 @@ def _shown(one: Interval | None, fewer: int) -> tuple[str, str]:
     return f"{one.value:+.4f}", why if math.isnan(one.low) else f"{one.low:+.4f} to {one.high:+.4f}"
 
 
-def _record(
+def _numbers(
     groups: dict[int, list[EvaluatedRun]], gaps: Sequence[tuple[int, LargeBatchGap]], differing: list[str]
 ) -> dict[str, Any]:
     base, *_ = groups
@@ -203,17 +240,5 @@ def _record(
         "base_batch_size": base,
         "runs": {size: [str(run.folder) for run in group] for size, group in groups.items()},
         "differing": differing,
-        "large_batch_gap": [{"global_batch_size": size} | _finite(dataclasses.asdict(gap)) for size, gap in gaps],
-    }
-
-
-def _finite(values: dict[str, Any]) -> dict[str, Any]:
-    """An end that is not known is null, not NaN, which is no JSON."""
-    return {
-        key: _finite(value)
-        if isinstance(value, dict)
-        else None
-        if isinstance(value, float) and math.isnan(value)
-        else value
-        for key, value in values.items()
+        "large_batch_gap": [{"global_batch_size": size} | dataclasses.asdict(gap) for size, gap in gaps],
     }

@@ -86,24 +86,30 @@ def plan_tests(prepared: Prepared, options: FindLrConfig, *, world_size: int) ->
 def _conclude(prepared: Prepared, options: FindLrConfig, weights: Weights, found: Sequence[Found]) -> None:
     """Show the table and what follows from it, write record and pictures."""
     from largebatch.diagnostics.learning_rate.findings import HEADERS
-    from largebatch.records.durable_files import write_record
-    from largebatch.records.figures.draw_png import draw_png
-    from largebatch.records.run_folder import new_folder
-    from largebatch.records.trackers import print_table
+    from largebatch.records.report.publish import show_result, write_result
+    from largebatch.records.result import Result, Table
+    from largebatch.records.run_folder import environment, new_folder
 
     config = prepared.config
     optimizer = str(config.optimizer["_target_"]).rpartition(".")[2]
     title = f"learning rates for {config.shown_name}, {optimizer}, from {weights.source}"
-    print_table(HEADERS, [row for one in found for row in one.rows()], title=title)
-    for line in _verdicts(prepared, found):
-        print(line)
+    result = Result(
+        title="Learning-rate range test",
+        sentences=_verdicts(prepared, found),
+        tables=[Table(title, HEADERS, [row for one in found for row in one.rows()])],
+        figures=_figures(found, title),
+        numbers=_numbers(found) | {"settings": options.model_dump()},
+    )
     folder = Path(config.run.dir) if config.run.dir else new_folder(config.run.root, "find-lr")
-    figures = _figures(found, title)
-    path = folder / "find_lr.json"
-    record = _record(prepared, options, weights, found, figures)
-    write_record(path, record, allow_nan=False)
-    for written in (path, *(draw_png(figure, folder) for figure in figures)):
-        print(written)
+    about = {
+        "unit": prepared.loss.unit,
+        "weights": weights.source,
+        "world_size": weights.runtime.world_size,
+        "config": prepared.public,
+        "environment": environment(),
+    }
+    show_result(result)
+    write_result(result, folder / "find_lr.json", about=about)
 
 
 def _verdicts(prepared: Prepared, found: Sequence[Found]) -> list[str]:
@@ -113,17 +119,26 @@ def _verdicts(prepared: Prepared, found: Sequence[Found]) -> list[str]:
 
     lines, momentum = [], growing_momentum(prepared)
     for one in found:
-        rate = "no suggestion" if one.suggestion.lr is None else f"lr {told(one.suggestion.lr)}"
-        lines.append(f"batch {one.global_batch_size:,}: {rate}: {one.suggestion.reason}")
+        batch, reason = f"batch {one.global_batch_size:,}", one.suggestion.reason
+        if one.suggestion.lr is None:
+            lines.append(f"There is no suggestion for {batch}: {reason}")
+        else:
+            lines.append(f"The suggested learning rate for {batch} is {told(one.suggestion.lr)}: {reason}.")
         if one.suggestion.limit is not None:
             assert momentum is not None
-            lines.append(f"  stable below {told(one.suggestion.limit)}: {momentum.formula} of a quadratic")
+            lines.append(
+                f"Training with {batch} is stable below {told(one.suggestion.limit)}: {momentum.formula} of a "
+                "quadratic."
+            )
     if momentum is None:
-        lines.append("no largest stable rate: only the steps of plain SGD without clipping are known to follow h_max")
+        lines.append(
+            "The largest stable rate is not known: only the steps of plain SGD without clipping are known to follow "
+            "h_max."
+        )
     if len(found) > 1:
         lines.append(
-            f"log lr over log batch: slope {told(exponent_over_batches(found))}; linear scaling has 1, the square root "
-            "0.5"
+            "The rate at which the loss falls fastest grows with the batch to the power "
+            f"{told(exponent_over_batches(found))}; linear scaling has 1, the square root 0.5."
         )
     return lines
 
@@ -150,33 +165,17 @@ def _figures(found: Sequence[Found], title: str) -> list[Diagram | Surface]:
     return figures
 
 
-def _record(
-    prepared: Prepared,
-    options: FindLrConfig,
-    weights: Weights,
-    found: Sequence[Found],
-    figures: Sequence[Diagram | Surface],
-) -> dict[str, Any]:
-    """The record of the largest batch, with those of all batches in `map` if there are several."""
+def _numbers(found: Sequence[Found]) -> dict[str, Any]:
+    """Those of the largest batch, with those of all batches in `map` if there are several."""
     import dataclasses
 
     from largebatch.diagnostics.learning_rate.findings import exponent_over_batches
-    from largebatch.records.run_folder import environment
 
-    exponent = exponent_over_batches(found) if len(found) > 1 else None
+    if len(found) == 1:
+        return found[0].record()
+    exponent = exponent_over_batches(found)
     several = {
         "map": [one.record() for one in found],
         "scaling_exponent": None if exponent is None else dataclasses.asdict(exponent),
     }
-    return {
-        "kind": "find_lr",
-        **found[-1].record(),
-        **(several if len(found) > 1 else {}),
-        "unit": prepared.loss.unit,
-        "weights": weights.source,
-        "world_size": weights.runtime.world_size,
-        "settings": options.model_dump(),
-        "figures": [figure.record() for figure in figures],
-        "config": prepared.public,
-        "environment": environment(),
-    }
+    return found[-1].record() | several

@@ -16,8 +16,7 @@ from largebatch.cli.composition.choices import show_choices
 from largebatch.cli.composition.composing import run_verb
 
 if TYPE_CHECKING:
-    from largebatch.experiments.measure.finding import Finding, Measurement
-    from largebatch.experiments.measure.weights import Weights
+    from largebatch.experiments.measure.weights import Measurement, Weights
     from largebatch.run.config.measure import MeasureConfig
     from largebatch.run.prepare import Prepared
 
@@ -45,7 +44,7 @@ def main(arguments: Sequence[str]) -> int:
 def run(what: str, config: DictConfig, overrides: list[str]) -> int:
     """Measure the weights that `measure.checkpoint` names, on all ranks of the launcher together."""
     from largebatch.experiments.measure.weights import open_weights, parse_measure
-    from largebatch.records.trackers import print_table
+    from largebatch.records.report.publish import show_result, write_result
     from largebatch.run.prepare import prepare
 
     options = parse_measure(config)
@@ -54,18 +53,19 @@ def run(what: str, config: DictConfig, overrides: list[str]) -> int:
     with open_weights(prepared, options.checkpoint) as weights:
         for note in prepared.notes if weights.runtime.is_main else ():
             print(note)
-        folder, shown = None, []
+        records: list[Path] = []
         for name, measure in measurements.items():
             started = time.perf_counter()
-            finding = measure(weights)
-            if finding is not None:
+            result = measure(weights)
+            if result is not None:
                 seconds = time.perf_counter() - started
-                print_table(finding.headers, finding.rows, title=finding.title)  # first: a disk may refuse the rest
-                folder = folder or _folder(prepared, what)
-                plots = _write(name, finding, seconds, folder, _context(prepared, weights))
-                shown.append((name, finding, seconds, plots))
-        if what == ALL and folder is not None:
-            _conclude(folder, prepared, weights, shown, left_out)
+                show_result(result)  # first: a disk may refuse the rest
+                folder = records[0].parent if records else _folder(prepared, what)
+                records.append(folder / f"{name}.json")
+                write_result(result, records[-1], about=_about(prepared, weights) | {"seconds": seconds})
+                print(f"{name} took {seconds:.1f} s")
+        if what == ALL and records:
+            _conclude(records, f"{prepared.config.shown_name}: {weights.source}", left_out)
     return 0
 
 
@@ -77,7 +77,7 @@ def _planned(
     Raises:
         ConfigError: with all that is wrong, of all measurements.
     """
-    from largebatch.experiments.measure.finding import NotMeasurableError
+    from largebatch.experiments.measure.weights import NotMeasurableError
     from largebatch.run.config.reading import ConfigError
 
     errors: list[str] = []
@@ -106,44 +106,15 @@ def _folder(prepared: Prepared, what: str) -> Path:
     return folder
 
 
-def _write(name: str, finding: Finding, seconds: float, folder: Path, context: dict[str, object]) -> Sequence[Path]:
-    """The numbers, then the pictures, which are returned."""
-    from largebatch.records.durable_files import write_record
+def _conclude(records: Sequence[Path], title: str, left_out: Sequence[tuple[str, str]]) -> None:
+    from largebatch.records.report.publish import write_result_page
 
-    print(write_record(folder / f"{name}.json", finding.record | context | {"seconds": seconds}))
-    plots = finding.draw(folder)
-    for plot in plots:
-        print(plot)
-    return plots
+    for name, reason in left_out:
+        print(f"left out: {name}: {reason}")
+    write_result_page(records, title=title, left_out=left_out)
 
 
-def _conclude(
-    folder: Path,
-    prepared: Prepared,
-    weights: Weights,
-    shown: Sequence[tuple[str, Finding, float, Sequence[Path]]],
-    left_out: Sequence[tuple[str, str]],
-) -> None:
-    """The page of all that was measured, and how long each took."""
-    from largebatch.records.figures.page import Section, write_page
-    from largebatch.records.trackers import print_table
-
-    times = [(name, f"{seconds:.1f} s", finding.title) for name, finding, seconds, _ in shown]
-    times += [(name, "left out", reason) for name, reason in left_out]
-    overview = Section("overview", "What was measured, and how long it took.", ("what", "took", "of what"), times)
-    parts = [Section(name, found.title, found.headers, found.rows, plots) for name, found, _, plots in shown]
-    name = prepared.config.shown_name
-    page = write_page(
-        folder / "page.html",
-        title=f"{name}: {weights.source}",
-        lines=[f"{weights.runtime.world_size} processes, {weights.runtime.device.type}, {weights.runtime.precision}"],
-        sections=[overview, *parts],
-    )
-    print_table(overview.headers, overview.rows, title="measured")
-    print(page)
-
-
-def _context(prepared: Prepared, weights: Weights) -> dict[str, object]:
+def _about(prepared: Prepared, weights: Weights) -> dict[str, object]:
     """What every record says of where its numbers come from."""
     from largebatch.records.run_folder import environment
 

@@ -113,16 +113,15 @@ def _tell(row: Row) -> None:
 
 def _conclude(config: DictConfig, study: StudyConfig, folder: Path, rows: Sequence[Row], cells: Sequence[Cell]) -> None:
     from largebatch.experiments.study import analyse
-    from largebatch.experiments.study.presenting import present
+    from largebatch.experiments.study.presenting import present, study_result
     from largebatch.experiments.study.protocol import point_of
     from largebatch.run.config.reading import public_values
 
     target, name = study.target, config.run.name or config.run.title or config.data.name
     analysis = analyse([point_of(cell, rows) for cell in cells])
     present(
-        analysis,
+        study_result(analysis, title=f"steps until {target.metric} is {target.direction} {target.value:g}, {name}"),
         folder,
-        title=f"steps until {target.metric} is {target.direction} {target.value:g}, {name}",
         config=public_values(config) | {"study": study.model_dump()},
         more={"target": target.model_dump() | {"direction": target.direction}},
     )

@@ -18,7 +18,7 @@ def main(arguments: Sequence[str]) -> int:
     except SystemExit as exit_:
         return EXIT_WRONG_INPUT if exit_.code else EXIT_DONE
     from largebatch.experiments.study import TableError, analyse, read_points
-    from largebatch.experiments.study.presenting import present
+    from largebatch.experiments.study.presenting import present, study_result
     from largebatch.records.run_folder import new_folder
 
     file = Path(options.file)
@@ -29,7 +29,8 @@ def main(arguments: Sequence[str]) -> int:
         return EXIT_WRONG_INPUT
     tell_unread(file)
     folder = Path(options.out) if options.out else new_folder("runs", "study")
-    present(analyse(points), folder, title=f"steps to the target, {file.name}", config={"file": str(file)})
+    result = study_result(analyse(points), title=f"steps to the target, {file.name}")
+    present(result, folder, config={"file": str(file)})
     return EXIT_DONE
 
 

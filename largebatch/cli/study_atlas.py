@@ -19,31 +19,21 @@ def main(arguments: Sequence[str]) -> int:
         return EXIT_WRONG_INPUT if exit_.code else EXIT_DONE
     from largebatch.cli.study_analyze import tell_unread
     from largebatch.experiments.study import TableError
-    from largebatch.experiments.study.atlas import atlas_story, read_atlas
-    from largebatch.records.durable_files import write_record
-    from largebatch.records.figures.draw_png import draw_panels
-    from largebatch.records.report import read_evidence, write_report
+    from largebatch.experiments.study.atlas import atlas_result, read_atlas
+    from largebatch.records.report.publish import show_result, write_result, write_result_page
     from largebatch.records.run_folder import new_folder
-    from largebatch.records.trackers import print_table
 
     try:
-        story = atlas_story(read_atlas([Path(file) for file in options.files]))
+        result = atlas_result(read_atlas([Path(file) for file in options.files]))
     except (OSError, TableError) as error:
         print(f"largebatch study atlas: {printable(error, lines=True)}", file=sys.stderr)
         return EXIT_WRONG_INPUT
     for file in options.files:
         tell_unread(Path(file))
-    for table in story.tables:
-        print_table(table.headers, table.rows, title=table.title)
-    print(story.answer)
-    folder = Path(options.out) if options.out else new_folder("runs", "atlas")
-    record = folder / "atlas.json"
-    write_record(record, {"kind": "atlas"} | story.record())
-    print(record)
-    if story.figures:
-        print(draw_panels(story.figures, folder / "atlas.png", title=story.title))
-    write_report(read_evidence([folder]), folder / "atlas.html", title=story.title)
-    print(folder / "atlas.html")
+    show_result(result)
+    record = (Path(options.out) if options.out else new_folder("runs", "atlas")) / "atlas.json"
+    write_result(result, record, about={}, picture="atlas.png")
+    write_result_page([record], title=result.title)
     return EXIT_DONE
 
 

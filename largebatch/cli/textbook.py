@@ -6,6 +6,7 @@ import importlib
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ from largebatch.cli.composition.choices import show_choices
 from largebatch.cli.composition.composing import compose_config, run_verb
 
 if TYPE_CHECKING:
-    from largebatch.experiments.textbook.story import Story
+    from largebatch.records.result import Result
 
 # `largebatch/textbook/NAME.py` and conf/experiment/textbook/NAME.yaml.
 EXPERIMENTS = {
@@ -61,6 +62,7 @@ def _run_all(arguments: Sequence[str]) -> int:
 def run(name: str, config: DictConfig, overrides: list[str]) -> int:
     """Make the runs of an experiment, and tell what they say."""
     from largebatch.experiments.textbook.experiment import Experiment
+    from largebatch.records.report.publish import show_result, write_result, write_result_page
     from largebatch.records.run_folder import environment
     from largebatch.records.trackers.console import status
     from largebatch.run.config.reading import parse_config, parse_section, public_values
@@ -85,10 +87,13 @@ def run(name: str, config: DictConfig, overrides: list[str]) -> int:
             compose=compose,
             on_run=lambda run, number: line.update(f"{name}: {number} runs are done, now {run}"),
         )
-        story: Story = module.run(experiment, settings)
-    record = {"kind": "textbook", "name": name} | story.record()
-    record |= {"runs": experiment.runs, "seconds": time.perf_counter() - started}
-    _show(story, record | {"config": public, "environment": environment()}, folder)
+        found: Result = module.run(experiment, settings)
+    result = replace(found, runs=experiment.runs)
+    about = {"name": name, "seconds": time.perf_counter() - started, "config": public, "environment": environment()}
+    path = folder / "textbook.json"
+    show_result(result)
+    write_result(result, path, about=about)
+    write_result_page([path], title=result.title)
     return 0
 
 
@@ -113,17 +118,3 @@ def _folder(name: str, config: DictConfig) -> Path:
              "folder, or remove it."]
         )  # fmt: skip
     return folder
-
-
-def _show(story: Story, record: dict[str, object], folder: Path) -> None:
-    from largebatch.records.durable_files import write_record
-    from largebatch.records.figures.draw_png import draw_png
-    from largebatch.records.trackers import print_table
-
-    path = folder / "textbook.json"
-    write_record(path, record)
-    for table in story.tables:
-        print_table(table.headers, table.rows, title=table.title)
-    print(f"{story.question}\n{story.answer}")
-    for written in (path, *(draw_png(figure, folder) for figure in story.figures)):
-        print(written)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -12,9 +13,8 @@ from largebatch.cli.composition.composing import run_verb
 from largebatch.cli.process.leaving import EXIT_FAILED
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from largebatch.experiments.verify import Bounds, Case, Cause, Comparison, Trajectory
+    from largebatch.records.result import Table
     from largebatch.run.config.schema import VerifyConfig
     from largebatch.run.prepare import Prepared
 
@@ -119,7 +119,26 @@ def _run_all(
 
 
 def _show(prepared: Prepared, causes: list[Cause], errors: Errors, bounds: Bounds, *, failed: bool) -> None:
-    from largebatch.records.trackers import print_table
+    from largebatch.records.report.publish import show_result, write_result
+    from largebatch.records.result import Result
+    from largebatch.records.run_folder import environment, new_folder
+
+    config = prepared.config
+    result = Result(
+        title="Verification",
+        sentences=_sentences(causes, errors, bounds, failed=failed),
+        tables=_tables(errors, bounds),
+        figures=[],
+        numbers=_numbers(causes, errors, bounds, failed=failed),
+    )
+    show_result(result)
+    folder = Path(config.run.dir) if config.run.dir else new_folder(config.run.root, "verify")
+    about = {"precision": config.precision.compute, "config": prepared.public, "environment": environment()}
+    write_result(result, folder / "verify.json", about=about)
+
+
+def _tables(errors: Errors, bounds: Bounds) -> list[Table]:
+    from largebatch.records.result import Table
 
     with_statistics = bool(bounds.statistics)
     rows = [
@@ -128,10 +147,8 @@ def _show(prepared: Prepared, causes: list[Cause], errors: Errors, bounds: Bound
          f"{bounds.share(one):.2g}", "same" if bounds.share(one) <= 1 else "DIFFERENT")
         for case, one in errors.items()
     ]  # fmt: skip
-    if rows:
-        statistics = ["batch norm"] if with_statistics else []
-        header = ("ranks: micro-batches", "gradient", "weights", *statistics, "of its bound", "")
-        print_table(header, rows, title="largest relative error")
+    statistics = ["batch norm"] if with_statistics else []
+    headers = ("ranks: micro-batches", "gradient", "weights", *statistics, "of its bound", "")
     worst = _worst(errors)
     shown = sorted(worst, key=lambda name: -max(worst[name]))[:MOST_TENSORS]
     tensors = [
@@ -139,50 +156,46 @@ def _show(prepared: Prepared, causes: list[Cause], errors: Errors, bounds: Bound
          f"{bounds.weights[name]:.1e}" if name in bounds.weights else "rounding decides")
         for name in shown
     ]  # fmt: skip
-    if tensors:
-        title = f"per parameter tensor, over all of them; the largest {len(shown)} of {len(worst)}"
-        print_table(("parameter", "gradient", "weights", "bound of weights"), tensors, title=title)
-    if bounds.undecided:
-        print(
-            f"{len(bounds.undecided)} of {len(bounds.gradient)} tensors are compared by their gradients alone, since "
-            f"rounding decides their weights in one process, too: {', '.join(bounds.undecided[:MOST_TENSORS])}"
-        )
-    for cause in causes:
-        print(f"cause: {cause.name}\n  {cause.text}")
+    title = f"per parameter tensor, over all of them; the largest {len(shown)} of {len(worst)}"
+    tables = [
+        Table("largest relative error", headers, rows),
+        Table(title, ("parameter", "gradient", "weights", "bound of weights"), tensors),
+    ]
+    return [table for table in tables if table.rows]
+
+
+def _sentences(causes: list[Cause], errors: Errors, bounds: Bounds, *, failed: bool) -> list[str]:
+    largest = max((bounds.share(one) for one in errors.values()), default=0.0)
+    of_bound = f": the largest error is {largest:.2g} of its bound" if errors else ""
+    said = [f"{'DIFFERENT' if failed else 'same'}{of_bound}."]
+    said += [f"cause: {cause.name}: {cause.text}" for cause in causes]
     if failed and not causes:
         gradients_agree = all(bounds.gradient_share(one) <= 1 for one in errors.values())
         where = (
             "The first gradients agree: look at what a later step adds: state that a rank keeps, the optimizer, data."
         )
-        print(f"cause: not found. {where if gradients_agree else 'Look at what computes the largest errors.'}")
-    path = _write(prepared, causes, errors, bounds, failed=failed)
-    largest = max((bounds.share(one) for one in errors.values()), default=0.0)
-    of_bound = f" (largest error: {largest:.2g} of its bound)" if errors else ""
-    print(f"{'DIFFERENT' if failed else 'same'}{of_bound}; {path}")
+        said.append(f"cause: not found. {where if gradients_agree else 'Look at what computes the largest errors.'}")
+    if bounds.undecided:
+        said.append(
+            f"{len(bounds.undecided)} of {len(bounds.gradient)} tensors are compared by their gradients alone, since "
+            f"rounding decides their weights in one process, too: {', '.join(bounds.undecided[:MOST_TENSORS])}."
+        )
+    return said
 
 
-def _write(prepared: Prepared, causes: list[Cause], errors: Errors, bounds: Bounds, *, failed: bool) -> Path:
+def _numbers(causes: list[Cause], errors: Errors, bounds: Bounds, *, failed: bool) -> dict[str, Any]:
     from dataclasses import asdict
-    from pathlib import Path
 
-    from largebatch.records.durable_files import write_record
-    from largebatch.records.run_folder import environment, new_folder
-
-    config = prepared.config
-    folder = Path(config.run.dir) if config.run.dir else new_folder(config.run.root, "verify")
-    record = {
+    return {
         "same": not failed,
         "bounds": asdict(bounds),
-        "precision": config.precision.compute,
         "causes": [{"name": cause.name, "text": cause.text} for cause in causes],
         "cases": [
             {"name": case.name, "world_size": case.world_size, "micro_batch_sizes": list(case.plan.micro_batch_sizes),
              **asdict(one)}
             for case, one in errors.items()
         ],
-        "environment": environment(),
     }  # fmt: skip
-    return write_record(folder / "verify.json", record)
 
 
 def _worst(errors: Errors) -> dict[str, tuple[float, float]]:

@@ -24,7 +24,8 @@ pytestmark = pytest.mark.usefixtures("in_a_folder")
 
 def find_lr(*overrides: str, code: int = 0) -> dict[str, Any]:
     assert main(["find-lr", *overrides]) == code
-    return json.loads(Path("out/find_lr.json").read_text())
+    record = json.loads(Path("out/find_lr.json").read_text())
+    return record | record["numbers"]
 
 
 def test_on_the_noisy_quadratic_the_limit_is_found_and_the_suggestion_is_told_written_and_drawn(capsys):
@@ -32,7 +33,7 @@ def test_on_the_noisy_quadratic_the_limit_is_found_and_the_suggestion_is_told_wr
     assert record["stability_limit"]["value"] == pytest.approx(2 / 1.0, rel=0.1)
     said = capsys.readouterr().out
     suggestion = record["suggestion"]
-    assert f"batch 256: lr {suggestion['lr']:.3g} (95 %: " in said
+    assert f"The suggested learning rate for batch 256 is {suggestion['lr']:.3g} (95 %: " in said
     assert suggestion["low"] < suggestion["lr"] < suggestion["high"]
     assert "2/h_max of a quadratic" in said
     assert (record["kind"], record["batch_size"], list(record["loss"])) == ("find_lr", 256, ["0", "1", "2"])
@@ -54,7 +55,7 @@ def test_a_map_of_batch_sizes_tells_the_limit_of_the_hessian_and_how_the_suggest
     assert record["batch_size"] == 1000
     exponent = record["scaling_exponent"]
     said = capsys.readouterr().out
-    assert f"log lr over log batch: slope {exponent['value']:.3g} (95 %: {exponent['low']:.3g} to" in said
+    assert f"grows with the batch to the power {exponent['value']:.3g} (95 %: {exponent['low']:.3g} to" in said
     surface = record["figures"][1]
     assert (surface["type"], surface["rows"]) == ("surface", [50, 250, 1000])
     assert surface["trails"][0]["y"] == [one["batch_size"] for one in record["map"] if one["suggestion"]]
@@ -66,14 +67,16 @@ def test_an_adaptive_optimizer_has_a_suggestion_but_no_limit(capsys):
     assert record["stability_limit"] is None
     assert 1e-4 < record["suggestion"]["lr"] < 1.0
     assert record["suggestion"]["low"] is None
-    assert "no largest stable rate: only the steps of plain SGD" in capsys.readouterr().out
+    assert "The largest stable rate is not known: only the steps of plain SGD" in capsys.readouterr().out
 
 
 def test_a_range_that_is_too_narrow_has_no_suggestion_and_exit_code_one(capsys):
     record = find_lr("data=digits", "model=linear", "run.dir=out", "find_lr.max=0.001", "find_lr.seeds=2", code=1)
     assert record["suggestion"] is None
     assert "upper end of the range, 0.001: the range is too narrow. Raise find_lr.max." in record["reason"]
-    assert "batch 32: no suggestion: 2 of 2 seeds show none: the loss still falls" in capsys.readouterr().out
+    assert (
+        "There is no suggestion for batch 32: 2 of 2 seeds show none: the loss still falls" in capsys.readouterr().out
+    )
 
 
 def test_a_checkpoint_is_where_the_tests_start_and_seeds_share_its_weights():

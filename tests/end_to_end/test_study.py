@@ -65,7 +65,7 @@ def rows_of(folder: Path) -> list[dict]:
 
 def points_of(folder: Path) -> list[dict]:
     """What a study says; which trials were stopped early, and so its rows, depends on what ran side by side."""
-    return json.loads((folder / "study.json").read_text())["points"]
+    return json.loads((folder / "study.json").read_text())["numbers"]["points"]
 
 
 @pytest.fixture(scope="module")

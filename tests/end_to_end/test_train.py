@@ -441,7 +441,7 @@ def test_sharpness_during_a_run_is_that_of_its_checkpoints_and_changes_no_bit(tm
         checkpoint = tmp_path / "watched" / "checkpoints" / f"step_{row['step']:08d}"
         out = tmp_path / f"measured_{row['step']}"
         assert main(["measure", "sharpness", *same, f"measure.checkpoint={checkpoint}", f"run.dir={out}"]) == 0
-        record = json.loads((out / "sharpness.json").read_text())
+        record = json.loads((out / "sharpness.json").read_text())["numbers"]
         assert record["box"] is None
         assert row["sharpness/lambda_max"] == pytest.approx(record["lambda_max"]["value"], rel=1e-4)
         assert row["sharpness/trace"] == pytest.approx(record["trace"]["value"], rel=1e-4)

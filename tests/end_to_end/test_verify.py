@@ -48,7 +48,7 @@ def verify(ranks, monkeypatch: pytest.MonkeyPatch):
 
         monkeypatch.setattr(largebatch.experiments.verify, "start_ranks", start)
         code = run_verify(compose_run(*SMALL, "run.dir=out", *overrides, config_name="verify"), list(overrides))
-        return code, json.loads(Path("out/verify.json").read_text())
+        return code, json.loads(Path("out/verify.json").read_text())["numbers"]
 
     return run
 
@@ -205,12 +205,12 @@ def test_wrong_options_are_wrong_input(capsys):
 
 
 def worlds_of_cases() -> set[int]:
-    return {case["world_size"] for case in json.loads(Path("out/verify.json").read_text())["cases"]}
+    return {case["world_size"] for case in json.loads(Path("out/verify.json").read_text())["numbers"]["cases"]}
 
 
 def test_it_starts_its_own_ranks(capsys: pytest.CaptureFixture[str]):
     assert main(["verify", *SMALL, "verify.world_sizes=[2]", "run.dir=out"]) == 0
-    assert capsys.readouterr().out.count("same (largest error: ") == 1
+    assert capsys.readouterr().out.count("same: the largest error is ") == 1
     assert worlds_of_cases() == {2}
 
 
@@ -224,5 +224,5 @@ def verify_as_launched(folder: Path) -> tuple[int, str]:
 def test_it_uses_the_ranks_of_a_launcher(ranks):
     (code, output), silent = ranks(2).run(verify_as_launched, Path("out").resolve())
     assert (code, silent) == (0, (0, ""))
-    assert output.count("same (largest error: ") == 1
+    assert output.count("same: the largest error is ") == 1
     assert worlds_of_cases() == {2}

@@ -302,7 +302,7 @@ def test_the_verb_shows_a_table_and_a_picture_and_keeps_the_times(ranks, tmp_pat
     assert code == 0, said
     assert silent == ""
     assert "communication of 2 ranks, batch 32 in fp32" in said
-    record = json.loads((tmp_path / "out/communication.json").read_text())
+    record = json.loads((tmp_path / "out/communication.json").read_text())["numbers"]
     for what, key in (("step with it", "step_with"), ("exposed", "exposed"), ("total", "total"), ("skew", "skew")):
         (line,) = [line for line in said.splitlines() if line.startswith(f" {what} ")]
         assert f" {1000 * record['medians'][key]['value']:.4g} ms " in line
@@ -318,7 +318,7 @@ def test_compressed_gradients_are_timed_as_they_are_sent(ranks, tmp_path: Path):
     command = ["measure", "communication", *MODEL, *quick, "precision.gradient_compression=bf16", "run.dir=out"]
     (code, said), _ = ranks(2).run(verb, command, str(tmp_path))
     assert code == 0, said
-    record = json.loads((tmp_path / "out/communication.json").read_text())
+    record = json.loads((tmp_path / "out/communication.json").read_text())["numbers"]
     assert record["steps"]["num_bytes"] == [2 * (64 * 8 + 8 + 8 * 10 + 10)]
 
 

@@ -50,10 +50,10 @@ def test_runs_are_grouped_by_their_batch_and_compared_with_the_smallest(capsys):
     assert main(["compare", *runs, "--out", "out"]) == 0
     said = capsys.readouterr().out
     assert "large-batch gap on validation, against batch 10 (3 seeds); positive: worse" in said
-    assert "besides the batch, the runs differ in: optimizer.momentum" in said
+    assert "Besides the batch, the runs differ in: optimizer.momentum." in said
     for words in ("equal samples seen", "equal optimizer steps", "equal training loss"):
         assert f" 50 (3 seeds)   {words}" in said
-    record = json.loads(Path("out/large_batch_gap.json").read_text())
+    record = json.loads(Path("out/large_batch_gap.json").read_text())["numbers"]
     assert record["runs"] == {"10": ["b", "c", "e"], "50": ["a", "d", "f"]}
     samples, steps, train_loss = record["large_batch_gap"]
     assert samples["loss"]["value"] == pytest.approx(2.2 - 1.1)
@@ -69,9 +69,9 @@ def test_one_run_of_each_has_no_interval_and_the_record_is_plain_json(capsys):
     assert main(["compare", make("a", 10, [2.0, 1.0]), make("b", 20, [3.0, 2.0]), "--out", "out"]) == 0
     assert "1 seed: no interval" in capsys.readouterr().out
     text = Path("out/large_batch_gap.json").read_text()
-    assert json.loads(text)["large_batch_gap"][0]["loss"] == {"value": 1.0, "low": None, "high": None}
+    assert json.loads(text)["numbers"]["large_batch_gap"][0]["loss"] == {"value": 1.0, "low": None, "high": None}
     assert "NaN" not in text
-    assert "besides the batch" not in capsys.readouterr().out
+    assert "Besides the batch" not in capsys.readouterr().out
 
 
 def test_runs_that_repeat_a_seed_are_one_value_and_told(capsys):
@@ -84,7 +84,7 @@ def test_runs_that_repeat_a_seed_are_one_value_and_told(capsys):
     assert "1 seed: no interval" in said
     told = "batch 10: 4 runs of seed 0 merged into one value, without 1 that ended earlier or evaluated elsewhere"
     assert told in said
-    record = json.loads(Path("out/large_batch_gap.json").read_text())
+    record = json.loads(Path("out/large_batch_gap.json").read_text())["numbers"]
     assert record["large_batch_gap"][0]["loss"] == {"value": pytest.approx(2.0 - 1.1), "low": None, "high": None}
     assert record["merged"] == [told, "batch 50: 3 runs of seed 0 merged into one value"]
 

@@ -92,7 +92,7 @@ def measured_gap(folder: Path, *overrides: str) -> dict[str, Any]:
     (folder / "conf/data/mine.yaml").write_text(MINE)
     shared = ["--config-dir", str(folder / "conf"), "data=mine", "model=linear", "batch.total=16", "measure.samples=48"]
     assert main(["measure", "gap", *shared, "measure.gap.resamples=200", f"run.dir={folder}/out", *overrides]) == 0
-    found: dict[str, Any] = json.loads((folder / "out/gap.json").read_text())
+    found: dict[str, Any] = json.loads((folder / "out/gap.json").read_text())["numbers"]
     return found
 
 

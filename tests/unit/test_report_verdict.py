@@ -163,25 +163,16 @@ def test_optimizers_are_not_mixed(tmp_path: Path):
     }  # fmt: skip
 
 
-def test_noise_scale_and_critical_batch_come_with_their_intervals_or_not_at_all(tmp_path: Path):
+def test_the_noise_scale_comes_with_its_interval_and_a_study_with_its_claim(tmp_path: Path):
     write_run(
         tmp_path / "a",
         32,
         extra={"noise_scale/b_simple": 96.0, "noise_scale/ci_low": 80.0, "noise_scale/ci_high": 120.0},
     )
-    fits = [
-        {"optimizer": "SGD", "b_crit": {"value": 300.0, "low": 200.0, "high": 500.0}, "supported": True},
-        {"optimizer": "LAMB", "b_crit": {"value": 9.0}, "supported": False, "warnings": ["two points only"]},
-    ]
-    write_json(tmp_path / "study" / "study.json", {"points": [], "fits": fits})
+    write_json(tmp_path / "study" / "study.json", {"points": [], "conclusions": ["LARS wins.", "By much."]})
     words, doubts = said(read_evidence([tmp_path]))
     assert "the gradient noise scale is 96 samples (95 %: 80 to 120)" in words
-    assert "The critical batch size of SGD is 300 samples (95 %: 200 to 500)" in words
-    assert "The study does not support a critical batch size of LAMB: two points only." in words
-    write_json(tmp_path / "study" / "study.json", {"points": [], "fits": fits, "conclusions": ["LARS wins."]})
-    words, _ = said(read_evidence([tmp_path]))
-    assert "LARS wins." in words
-    assert "The critical batch size" not in words  # the study has said it itself
+    assert "Study: LARS wins." in words
     assert "No study" not in doubts
 
 

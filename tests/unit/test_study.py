@@ -69,7 +69,7 @@ def closed_form(lr: float, batch_size: int) -> int | None:
 
 def test_tuned_steps_follow_the_closed_form_at_its_best_rate_over_the_batch_size(folder: Path):
     """A run crosses before its expectation does, since it needs to only once: by up to a fifth where noise is large."""
-    for point in json.loads((folder / "study.json").read_text())["points"]:
+    for point in json.loads((folder / "study.json").read_text())["numbers"]["points"]:
         size = point["batch_size"]
         rates = {row["setting"]["scaling.base_lr"] for row in rows_of(folder) if row["batch_size"] == size}
         best = min(steps for steps in (closed_form(lr, size) for lr in rates) if steps is not None)
@@ -114,7 +114,7 @@ def test_a_finished_study_trains_nothing_more_and_one_with_lost_rows_trains_only
     assert main(["study", *QUADRATIC, f"run.dir={folder}"]) == 0
     after = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
     assert without_seconds(after) == without_seconds(before)
-    assert json.loads(record.read_text())["points"] == told["points"]
+    assert json.loads(record.read_text())["numbers"]["points"] == told["numbers"]["points"]
 
 
 def test_a_changed_target_is_refused_with_what_it_was(folder: Path, capsys: pytest.CaptureFixture[str]):

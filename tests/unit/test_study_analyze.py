@@ -47,11 +47,12 @@ def test_a_file_becomes_tables_conclusions_a_record_and_a_picture(capsys: pytest
     assert main(["study", "analyze", "steps.csv", "--out", "out"]) == 0
     said = capsys.readouterr().out
     assert "sgd: B_crit is 60 (95 %: 60 to 60) samples" in said
-    assert "- lars: the median did not reach the target at batch 1,024: counted as a lower bound." in said
+    assert "lars: the median did not reach the target at batch 1,024: counted as a lower bound." in said
     assert "B_crit of lars is above that of sgd: apart, their intervals do not meet." in said
     assert "sgd: supported: predicts each left-out batch size within 0 %, 0 % in the root mean square." in said
-    record = json.loads(Path("out/study.json").read_text())
-    assert (record["kind"], record["unit"], record["optimizers"]) == ("study", "samples", ["lars", "sgd"])
+    written = json.loads(Path("out/study.json").read_text())
+    record = written["numbers"]
+    assert (written["kind"], record["unit"], record["optimizers"]) == ("study", "samples", ["lars", "sgd"])
     lars, sgd = record["fits"]
     assert sgd["b_crit"]["value"] == pytest.approx(60, rel=1e-3)
     assert lars["s_min"]["value"] == pytest.approx(50, rel=1e-3)
@@ -62,7 +63,7 @@ def test_a_file_becomes_tables_conclusions_a_record_and_a_picture(capsys: pytest
     assert (hidden["steps"], hidden["median_steps"], hidden["censored"], hidden["censored_at"]) == (
         [None], None, True, [55.0],
     )  # fmt: skip
-    steps, samples = (from_record(figure) for figure in record["figures"])
+    steps, samples = (from_record(figure) for figure in written["figures"])
     assert [line.label for line in steps.lines][2:] == ["lars", "lars: not reached within", "sgd"]
     assert samples.lines[2].y[0] == pytest.approx(8 * steps.lines[2].y[0])
     assert Path("out/study.png").stat().st_size > 10_000
@@ -98,7 +99,7 @@ def test_few_seeds_are_told_beside_their_median(capsys: pytest.CaptureFixture[st
     assert "1 seed: no interval" in said
     assert "2 seeds: no interval" in said
     assert "15 to 17 (75%, the range)" in said
-    point = json.loads(Path("out/study.json").read_text())["points"][-1]
+    point = json.loads(Path("out/study.json").read_text())["numbers"]["points"][-1]
     assert (point["low"], point["high"], point["level"], point["num_runs"]) == (15, 17, 0.75, 3)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from largebatch.__main__ import main
 from largebatch.experiments.study import TableError
-from largebatch.experiments.study.atlas import PUBLISHED, atlas_story, read_atlas
+from largebatch.experiments.study.atlas import PUBLISHED, atlas_result, read_atlas
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
 # Log least squares on the medians, weighted by their runs, by another program: B_crit, and the ends of its interval.
@@ -81,7 +81,7 @@ def test_the_command_leaves_a_table_a_record_a_picture_and_a_page_also_of_ones_o
     record = json.loads(Path("out/atlas.json").read_text())
     assert [fit["optimizer"] for fit in record["numbers"]["fits"]] == [*B_CRIT, "mine"]
     assert "MLCommons" in record["tables"][0]["title"]
-    page = Path("out/atlas.html").read_text()
+    page = Path("out/page.html").read_text()
     assert "45,529" in page or "45,528" in page
     assert "No study is among the folders" not in page
     assert Path("out/atlas.png").stat().st_size > 20_000
@@ -93,8 +93,8 @@ def test_wrong_input_ends_with_two(capsys: pytest.CaptureFixture[str], tmp_path:
 
 
 def test_the_figures_name_each_system_in_one_order_so_that_it_has_one_colour():
-    story = atlas_story(read_atlas())
-    told = [[line.label for line in figure.lines if line.style != "dashed"] for figure in story.figures]
+    result = atlas_result(read_atlas())
+    told = [[line.label for line in figure.lines if line.style != "dashed"] for figure in result.figures]
     assert told[0] == told[1] == told[2]
     assert set(told[0]) == SUPPORTED | EXTRAPOLATED
 

@@ -13,9 +13,10 @@ from largebatch.diagnostics import TransferFit, probe_sizes
 from largebatch.diagnostics.communication.all_reduces import ProbeTimes, time_all_reduces
 from largebatch.diagnostics.communication.steps import StepTimes, time_steps
 from largebatch.diagnostics.intervals import median_interval
-from largebatch.experiments.measure.finding import Finding, Measurement, NotMeasurableError
-from largebatch.experiments.measure.weights import Weights
+from largebatch.experiments.measure.weights import Measurement, NotMeasurableError, Weights
 from largebatch.records.figures import plot_transfer
+from largebatch.records.figures.diagram import Axis, Diagram, Line
+from largebatch.records.result import Result, Table
 from largebatch.run.checks.machine import communication_problems
 from largebatch.run.config.measure import MeasureConfig
 from largebatch.run.parts import build_loader, build_run, own_copy
@@ -36,13 +37,13 @@ def plan(prepared: Prepared, options: MeasureConfig) -> Measurement:
     ):
         raise NotMeasurableError(problems)
 
-    def measure(weights: Weights) -> Finding | None:
+    def measure(weights: Weights) -> Result | None:
         steps = _time_steps(prepared, weights, pairs=options.communication.pairs)
         sizes = probe_sizes(max(steps.num_bytes), options.communication.sizes)
         probe = time_all_reduces(weights.runtime, sizes, repetitions=options.communication.repetitions)
         if not weights.runtime.is_main:
             return None
-        return _finding(prepared, options, weights, steps, probe)
+        return _result(prepared, options, weights, steps, probe)
 
     return measure
 
@@ -131,17 +132,23 @@ def _fit_rows(steps: StepTimes, fit: TransferFit, num_ranks: int) -> Rows:
     ]  # fmt: skip
 
 
-def _finding(
+def _result(
     prepared: Prepared, options: MeasureConfig, weights: Weights, steps: StepTimes, probe: ProbeTimes
-) -> Finding:
+) -> Result:
     found, fit, batch = _medians(steps), probe.fit, prepared.derived.plan
     num_ranks, name = weights.runtime.world_size, prepared.config.shown_name
     title = f"communication of {num_ranks} ranks, batch {batch.global_batch_size} in {options.precision}"
-    return Finding(
-        title=title,
-        headers=("what", "value", "95 %", "meaning"),
-        rows=_rows(found, steps, fit, num_ranks),
-        record={
+    share, interval = found["share"].show("%")
+    hidden, _ = found["hidden_share"].show("%")
+    return Result(
+        title="Communication",
+        sentences=[
+            f"Communication takes {share} of a step (95 %: {interval}).",
+            f"Computation hides {hidden} of the time in which gradients are reduced.",
+        ],
+        tables=[Table(title, ("what", "value", "95 %", "meaning"), _rows(found, steps, fit, num_ranks))],
+        figures=[_figure(probe)],
+        numbers={
             "medians": {key: dataclasses.asdict(value) for key, value in found.items()},
             "fit": _fit_record(fit, steps),
             "all_reduces": dataclasses.asdict(probe),
@@ -150,6 +157,16 @@ def _finding(
         },
         draw=lambda folder: [_picture(folder, f"{name}: {title}", steps, probe, found)],
     )
+
+
+def _figure(probe: ProbeTimes) -> Diagram:
+    sizes, fit = [float(size) for size in probe.num_bytes], probe.fit
+    lines = [Line("measured", sizes, probe.median_s, probe.low_s, probe.high_s, "points")]
+    if fit.s_per_byte:
+        fitted = [fit.latency_s + size * fit.s_per_byte for size in sizes]
+        lines.append(Line("fit to undisturbed ones", sizes, fitted, style="dashed"))
+    x, y = Axis("size", "bytes", log=True), Axis("time", "s", log=True)
+    return Diagram("all_reduce", "Time of an all-reduce", x, y, tuple(lines))
 
 
 def _picture(folder: Path, title: str, steps: StepTimes, probe: ProbeTimes, found: dict[str, _Median]) -> Path:

@@ -10,10 +10,10 @@ from largebatch.batch.random_keys import stream_key
 from largebatch.diagnostics import GapParts, Interval, Part, decompose_gap
 from largebatch.diagnostics.gap.conditions.measurement import Conditions, measure_conditions
 from largebatch.diagnostics.gap.conditions.passes import GapData, GapSettings
-from largebatch.experiments.measure.finding import Finding, Measurement, NotMeasurableError
-from largebatch.experiments.measure.weights import Weights, fixed_subset
+from largebatch.experiments.measure.weights import Measurement, NotMeasurableError, Weights, fixed_subset
 from largebatch.losses.coupled import is_coupled
 from largebatch.records.figures import plot_gap_parts
+from largebatch.records.result import Result, Table
 from largebatch.run.config.measure import MeasureConfig
 from largebatch.run.config.reading import ConfigError
 from largebatch.run.prepare import Prepared
@@ -47,12 +47,12 @@ def plan(prepared: Prepared, options: MeasureConfig) -> Measurement:
     settings = GapSettings(seed=seed, ghost=ghost, draws=options.gap.draws, micro_batch_size=options.micro)
     losses = prepared.loss, prepared.measured_loss
 
-    def measure(weights: Weights) -> Finding | None:
+    def measure(weights: Weights) -> Result | None:
         conditions = measure_conditions(weights.module, losses, data, weights.runtime, settings)
         if not weights.runtime.is_main:
             return None
         found = _decompose(conditions, options, seed)
-        return _finding(prepared, options, weights, found, ghost, len(data.validation_ids))
+        return _result(prepared, options, weights, found, ghost, len(data.validation_ids))
 
     return measure
 
@@ -106,24 +106,36 @@ def _decompose(conditions: Conditions, options: MeasureConfig, seed: int) -> Gap
         raise ConfigError([str(error)]) from None
 
 
-def _finding(
+def _result(
     prepared: Prepared,
     options: MeasureConfig,
     weights: Weights,
     found: GapParts,
     ghost: int,
     num_validation: int,
-) -> Finding:
-    count = options.samples or len(prepared.train_plain)
-    name = prepared.config.shown_name
+) -> Result:
+    count, unit = options.samples or len(prepared.train_plain), prepared.loss.unit
     settings = {"ghost": ghost, "settings": options.model_dump(), "is_augmented": prepared.gap_is_augmented}
-    return Finding(
-        title=f"gap of {weights.source}: {count} training, {num_validation} validation samples, {options.precision}",
-        headers=("part", "loss", "95 % interval", "accuracy", "95 % interval", "meaning"),
-        rows=_rows(found, ghost, options.gap.draws, is_augmented=prepared.gap_is_augmented),
-        record=dataclasses.asdict(found) | settings,
-        draw=lambda folder: [plot_gap_parts(found, folder, title=f"{name}, {weights.source}", unit=prepared.loss.unit)],
+    title = f"gap of {weights.source}: {count} training, {num_validation} validation samples, {options.precision}"
+    headers = ("part", "loss", "95 % interval", "accuracy", "95 % interval", "meaning")
+    rows = _rows(found, ghost, options.gap.draws, is_augmented=prepared.gap_is_augmented)
+    name = f"{prepared.config.shown_name}, {weights.source}"
+    return Result(
+        title="Generalization gap",
+        sentences=[
+            _of_gap("The generalization gap of the loss", found.generalization_gap, "both sides evaluated alike"),
+            _of_gap("The naive gap", found.naive, "validation against the training loss as it is printed"),
+        ],
+        tables=[Table(title, headers, rows)],
+        figures=[],
+        numbers=dataclasses.asdict(found) | settings,
+        draw=lambda folder: [plot_gap_parts(found, folder, title=name, unit=unit)],
     )
+
+
+def _of_gap(name: str, part: Part, compared: str) -> str:
+    value, interval = _shown(part.loss, ".4g")
+    return f"{name} is {value}{f' (95 %: {interval})' * bool(interval)}, {compared}."
 
 
 def _rows(found: GapParts, ghost: int, draws: int, *, is_augmented: bool) -> list[tuple[str, ...]]:

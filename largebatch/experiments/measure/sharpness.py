@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
 
 from largebatch.diagnostics.sharpness.measurement import Sharpness, measure_sharpness
 from largebatch.diagnostics.sharpness.subset import FixedSubset
-from largebatch.experiments.measure.finding import Finding, Measurement, NotMeasurableError
-from largebatch.experiments.measure.weights import Weights, fixed_subset
+from largebatch.experiments.measure.weights import Measurement, NotMeasurableError, Weights, fixed_subset
 from largebatch.losses.coupled import is_coupled
 from largebatch.records.figures import plot_slices
+from largebatch.records.figures.diagram import Axis, Diagram, Line, Surface
+from largebatch.records.result import Result, Table
 from largebatch.run.config.measure import MeasureConfig, SharpnessConfig
 from largebatch.run.config.reading import ConfigError
 from largebatch.run.prepare import Prepared
@@ -28,13 +28,13 @@ def plan(prepared: Prepared, options: MeasureConfig) -> Measurement:
     subset = _subset(prepared, options)
     settings, seed = options.sharpness, prepared.config.seed
 
-    def measure(weights: Weights) -> Finding | None:
+    def measure(weights: Weights) -> Result | None:
         found = measure_sharpness(
             weights.module, prepared.measured_loss, subset, weights.runtime, settings, seed=seed, landscape=settings
         )
         if found is None:
             return None
-        return _finding(prepared, options, weights, found)
+        return _result(prepared, options, weights, found)
 
     return measure
 
@@ -52,24 +52,20 @@ def _subset(prepared: Prepared, options: MeasureConfig) -> FixedSubset:
     return subset
 
 
-def _rows(found: Sharpness, options: SharpnessConfig, count: int) -> Rows:
+def _rows(found: Sharpness, options: SharpnessConfig) -> Rows:
     """(what, value, error, meaning) as shown."""
     top, box = found.lambda_max, found.box
-    unconverged = "" if top.converged else "; not converged, raise measure.sharpness.lanczos_iterations"
-    left_out = (
-        f"; {rest} of the {count} samples make no whole one: left out here" if (rest := count % options.m) else ""
-    )
     rows = [
         ("loss", f"{found.loss:.6g}", "", "mean over the subset, in eval mode"),
         ("|gradient|", f"{found.gradient_norm:.4g}", "", "of that mean; small near a minimum"),
         ("lambda_max", f"{top.value:.6g}", f"residual {top.residual:.1e}",
-         f"largest Hessian eigenvalue (Lanczos, {top.num_products} products{unconverged}); "
-         "plain gradient descent is stable up to lr 2/lambda_max (Cohen et al. 2021)"),
+         f"largest Hessian eigenvalue (Lanczos, {top.num_products} products); plain gradient descent is stable up "
+         "to lr 2/lambda_max (Cohen et al. 2021)"),
         ("trace", f"{found.trace.value:.6g}", f"+- {found.trace.standard_error:.2g}",
          f"sum of all eigenvalues (Hutchinson 1990, {found.trace.num_samples} vectors)"),
         (f"{options.m}-sharpness", f"{found.m_sharpness.value:.6g}", _error(found.m_sharpness.standard_error),
          f"mean rise of a loss of {options.m} samples along its own gradient over {options.rho:g} "
-         f"(Foret et al. 2021, {found.m_sharpness.num_samples} groups{left_out})"),
+         f"(Foret et al. 2021, {found.m_sharpness.num_samples} groups)"),
     ]  # fmt: skip
     if box is not None:
         meaning = f"100 (max loss - loss) / (1 + loss) for |y| <= {options.box_eps:g} (|w| + 1)"
@@ -82,23 +78,46 @@ def _error(standard_error: float) -> str:
     return "" if math.isnan(standard_error) else f"+- {standard_error:.2g}"
 
 
-def _finding(prepared: Prepared, options: MeasureConfig, weights: Weights, found: Sharpness) -> Finding:
+def _result(prepared: Prepared, options: MeasureConfig, weights: Weights, found: Sharpness) -> Result:
     count = options.samples or len(prepared.train_plain)
-    name = prepared.config.shown_name
-    return Finding(
-        title=f"sharpness of {weights.source}, on {count} training samples in {options.precision}",
-        headers=("what", "value", "error", "meaning"),
-        rows=_rows(found, options.sharpness, count),
-        record=_values(found) | {"settings": options.model_dump()},
+    measured = f"{weights.source}, on {count} training samples in {options.precision}"
+    headers = ("what", "value", "error", "meaning")
+    return Result(
+        title="Sharpness",
+        sentences=_sentences(found, options.sharpness, count),
+        tables=[Table(f"sharpness of {measured}", headers, _rows(found, options.sharpness))],
+        figures=_slices(found, prepared.loss.unit),
+        numbers=dataclasses.asdict(found) | {"settings": options.model_dump()},
         draw=lambda folder: plot_slices(
-            found.slices, folder, title=f"{name}, {weights.source}", unit=prepared.loss.unit
+            found.slices, folder, title=f"{prepared.config.shown_name}, {weights.source}", unit=prepared.loss.unit
         ),
     )
 
 
-def _values(found: Sharpness) -> dict[str, Any]:
-    values = dataclasses.asdict(found)
-    for estimate in (values["trace"], values["m_sharpness"]):
-        if math.isnan(estimate["standard_error"]):
-            estimate["standard_error"] = None
-    return values
+def _sentences(found: Sharpness, options: SharpnessConfig, count: int) -> list[str]:
+    top = found.lambda_max
+    said = [f"The largest Hessian eigenvalue is {top.value:.4g}."]
+    if top.value > 0:
+        said[0] = (
+            f"The largest Hessian eigenvalue is {top.value:.4g}: plain gradient descent is stable up to a learning "
+            f"rate of {2 / top.value:.3g}."
+        )
+    if not top.converged:
+        said.append("The eigenvalue has not converged. Raise measure.sharpness.lanczos_iterations.")
+    if rest := count % options.m:
+        said.append(f"{options.m}-sharpness leaves out {rest} of the {count} samples: they make no whole group.")
+    return said
+
+
+def _slices(found: Sharpness, unit: str) -> list[Diagram | Surface]:
+    cut, figures = found.slices, list[Diagram | Surface]()
+    along, loss = Axis("distance along a random direction", "filter norms"), Axis("loss", f"mean per {unit}")
+    if cut.line:
+        line = (Line("loss", cut.line_positions, cut.line),)
+        figures.append(Diagram("slice_1d", "Loss along a direction", along, loss, line))
+    if cut.plane:
+        places, across = cut.plane_positions, Axis("distance along another", "filter norms")
+        figures.append(
+            Surface("slice_2d", "Loss over a plane", along, across, loss, places, places, cut.plane, contours=True)
+        )
+    return figures

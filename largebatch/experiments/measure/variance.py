@@ -8,10 +8,11 @@ from typing import Any
 from largebatch.diagnostics.noise.measurement import GradientVariance, VarianceSettings, measure_variance
 from largebatch.diagnostics.noise.nested_groups import doubling_sizes, require_nested
 from largebatch.diagnostics.noise.variance_law import Pair, Slope, VarianceCurve
-from largebatch.experiments.measure.finding import Finding, Measurement, NotMeasurableError
-from largebatch.experiments.measure.weights import Weights, fixed_subset
+from largebatch.experiments.measure.weights import Measurement, NotMeasurableError, Weights, fixed_subset
 from largebatch.losses.coupled import is_coupled
 from largebatch.records.figures import plot_variance
+from largebatch.records.figures.diagram import Axis, Diagram, Line
+from largebatch.records.result import Result, Table
 from largebatch.run.config.measure import MeasureConfig
 from largebatch.run.config.reading import ConfigError
 from largebatch.run.prepare import Prepared
@@ -41,7 +42,7 @@ def plan(prepared: Prepared, options: MeasureConfig) -> Measurement:
         raise ConfigError([f"measure.variance.{error} The samples are those of measure.samples."]) from None
     settings = VarianceSettings(prepared.config.seed, tuple(sizes), options.variance.replications)
 
-    def measure(weights: Weights) -> Finding | None:
+    def measure(weights: Weights) -> Result | None:
         found = measure_variance(
             weights.module,
             prepared.measured_loss,
@@ -52,35 +53,60 @@ def plan(prepared: Prepared, options: MeasureConfig) -> Measurement:
         )
         if found is None:
             return None
-        return _finding(prepared, options, weights, found)
+        return _result(prepared, options, weights, found)
 
     return measure
 
 
-def _finding(prepared: Prepared, options: MeasureConfig, weights: Weights, found: GradientVariance) -> Finding:
-    count = found.noise.num_samples
-    name = prepared.config.shown_name
-    measured = f"{weights.source}, on {count} training samples in {options.precision}"
-    return Finding(
-        title=f"gradient variance of {measured}:\n{_verdict(found.with_replacement.slope)}",
-        headers=_HEADERS,
-        rows=_rows(found),
-        record=_values(found) | {"settings": options.model_dump()},
-        draw=lambda folder: [plot_variance(found, folder, title=f"{name}, {measured}")],
+def _result(prepared: Prepared, options: MeasureConfig, weights: Weights, found: GradientVariance) -> Result:
+    measured = f"{weights.source}, on {found.noise.num_samples} training samples in {options.precision}"
+    return Result(
+        title="Gradient variance",
+        sentences=[_of_slope(found.with_replacement.slope), _of_noise_scale(found)],
+        tables=[Table(f"gradient variance of {measured}", _HEADERS, _rows(found))],
+        figures=[_figure(found)],
+        numbers=_values(found) | {"settings": options.model_dump()},
+        draw=lambda folder: [plot_variance(found, folder, title=f"{prepared.config.shown_name}, {measured}")],
     )
 
 
-def _verdict(slope: Slope | None) -> str:
+def _of_slope(slope: Slope | None) -> str:
     """What the measured slope says about the law."""
     if slope is None:
-        return "not enough evidence for a slope: too few samples have a gradient of their own. Raise measure.samples."
+        return "The slope is not known: too few samples have a gradient of their own. Raise measure.samples."
     measured = f"slope {slope.value:.3f} (95 %: {slope.interval[0]:.3f} to {slope.interval[1]:.3f})"
     if slope.includes_law:
-        return f"{measured}: the 1/B law holds"
+        return f"The 1/B law holds: {measured}."
     return (
-        f"{measured}: -1 lies outside, as chance has it in 1 of 20 measurements, in more where few samples have most "
-        "of the variance. Raise measure.variance.replications."
+        f"The 1/B law is outside the interval: {measured}. Chance does that in 1 of 20 measurements, and more often "
+        "where few samples have most of the variance. Raise measure.variance.replications."
     )
+
+
+def _of_noise_scale(found: GradientVariance) -> str:
+    moments = found.moments
+    if moments.noise_scale is None:
+        return "There is not enough evidence for a noise scale: |G|^2 is too small beside its error."
+    interval = "" if moments.interval is None else f" (95 %: {_interval(moments.interval)})"
+    return f"The noise scale is {moments.noise_scale:.4g} samples{interval}."
+
+
+def _figure(found: GradientVariance) -> Diagram:
+    """Measured variances beside the law, with and without replacement."""
+    lines: list[Line] = []
+    for curve, drawn in ((found.with_replacement, "with replacement"), (found.without_replacement, "without")):
+        points = [point for point in curve.points if point.interval is not None]
+        sizes = [float(point.batch_size) for point in points]
+        low, high = ([point.interval[side] for point in points if point.interval] for side in (0, 1))
+        lines.append(Line(f"measured, {drawn}", sizes, [point.variance for point in points], low, high, "points"))
+        known = [point for point in points if point.theory > 0]
+        theory = [point.theory for point in known]
+        lines.append(Line(f"theory, {drawn}", [float(point.batch_size) for point in known], theory, style="dashed"))
+    return Diagram(
+        "variance_law", "Gradient variance against batch size", Axis("batch size", "samples", log=True),
+        Axis("gradient variance", "squared norm", log=True), tuple(line for line in lines if line.x),
+        "Independent draws follow tr(Σ)/B; without replacement the noise ends with the set. Bars: 95 %.",
+    )  # fmt: skip
 
 
 def _rows(found: GradientVariance) -> list[Row]:

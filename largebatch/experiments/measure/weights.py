@@ -1,9 +1,9 @@
-"""What every measurement needs: the weights to measure, the job of the launcher, and a fixed subset of the data."""
+"""What every measurement needs: weights, the job of the launcher, a fixed subset of the data, and how it says no."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from torch import nn
 from largebatch.diagnostics.sharpness.subset import FixedSubset
 from largebatch.distributed.runtime import Runtime
 from largebatch.records.checkpoint import Checkpoint, CheckpointError, require_model_fit
+from largebatch.records.result import Result
 from largebatch.records.run_folder import RunFolder
 from largebatch.run.config.measure import MeasureConfig
 from largebatch.run.config.reading import ConfigError, parse_section
@@ -37,6 +38,14 @@ class Weights:
     source: str
     checkpoint: str | None
     step: int
+
+
+# Measures on all ranks together; None on every rank but 0. Made before any process group, where wrong input is refused.
+Measurement = Callable[[Weights], Result | None]
+
+
+class NotMeasurableError(ConfigError):
+    """There is no such quantity for this loss or this number of processes: `measure all` says so and goes on."""
 
 
 def parse_measure(config: DictConfig) -> MeasureConfig:

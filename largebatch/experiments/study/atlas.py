@@ -19,8 +19,8 @@ from largebatch.experiments.study.analysis import Analysis, analyse, shown
 from largebatch.experiments.study.csv_table import ONLY_ONE, TableError, read_points
 from largebatch.experiments.study.points import StudyPoint
 from largebatch.experiments.study.record import curve_sizes, study_record
-from largebatch.experiments.textbook.story import Story, Table
 from largebatch.records.figures.diagram import Axis, Diagram, Line
+from largebatch.records.result import Result, Table
 
 # System -> round of the benchmark, and what a sample is.
 PUBLISHED = {
@@ -59,13 +59,13 @@ def atlas_rows(analysis: Analysis) -> list[tuple[str, ...]]:
     return [_row(name, fit) for name, fit in analysis.fits.items()]
 
 
-def atlas_story(analysis: Analysis) -> Story:
-    """The atlas as question, answer, table and figures."""
+def atlas_result(analysis: Analysis) -> Result:
+    """The atlas as question, sentences, table and figures."""
     told = {name: fit for name, fit in analysis.fits.items() if not fit.verdict.startswith("not")}
-    return Story(
+    return Result(
         title="The critical batch of published systems",
         question="At which batch size do published systems begin to waste samples, and how well is that known?",
-        answer=_answer(analysis),
+        sentences=_sentences(analysis),
         tables=(Table(f"S = S_min (1 + B_crit/B), by medians over runs. {SOURCE}", HEADERS, atlas_rows(analysis)),),
         figures=(_collapsed(told), _samples(told), _errors(told)) if told else (),
         numbers=study_record(analysis),
@@ -93,7 +93,7 @@ def _row(name: str, fit: CriticalBatch) -> tuple[str, ...]:
     )
 
 
-def _answer(analysis: Analysis) -> str:
+def _sentences(analysis: Analysis) -> list[str]:
     by_word: dict[str, list[str]] = {}
     for name, fit in analysis.fits.items():
         by_word.setdefault(fit.verdict.partition(":")[0], []).append(name)
@@ -112,7 +112,7 @@ def _answer(analysis: Analysis) -> str:
         "Samples are images, sequences, nodes or clicks: intervals of one row are evidence, values of two rows are no "
         "race."
     )
-    return " ".join(sentences)
+    return sentences
 
 
 def _collapsed(told: dict[str, CriticalBatch]) -> Diagram:

@@ -1,4 +1,4 @@
-"""Tells a study: tables and conclusions on the console, study.json in its folder."""
+"""Tells a study: on the console, and as study.json, study.png and a page in its folder."""
 
 from __future__ import annotations
 
@@ -12,41 +12,51 @@ from largebatch.experiments.study.analysis import Analysis, shown
 from largebatch.experiments.study.figures import study_figures
 from largebatch.experiments.study.points import StudyPoint
 from largebatch.experiments.study.record import study_record
-from largebatch.records.durable_files import write_record
+from largebatch.records.result import Result, Table
 from largebatch.records.run_folder import environment
 
 _POINT_HEADERS = ("optimizer", "batch", "steps (median)", "its interval", "samples", "seeds", "best setting")
 _FIT_HEADERS = ("optimizer", "S_min (steps)", "E_min (samples)", "B_crit (samples)", "verdict")
 
 
-def present(
-    analysis: Analysis, folder: Path, *, title: str, config: dict[str, Any], more: dict[str, Any] | None = None
-) -> None:
-    """Print tables and conclusions; write study.json and study.png into `folder`, which is made if need be.
+def study_result(analysis: Analysis, *, title: str) -> Result:
+    """The study as sentences, tables, figures and numbers.
 
     Args:
         analysis: of the study.
+        title: of the table of points: the target, and of which run.
+    """
+    points = [point for name in analysis.fits for point in analysis.of(name)]
+    fits = [_fit_row(name, fit) for name, fit in analysis.fits.items()]
+    return Result(
+        title="Steps to a target",
+        sentences=analysis.conclusions,
+        tables=[
+            Table(title, _POINT_HEADERS, [_point_row(point) for point in points]),
+            Table("S = S_min (1 + B_crit/B)", _FIT_HEADERS, fits),
+        ],
+        figures=study_figures(analysis),
+        numbers=study_record(analysis),
+        runs=[run for point in points for run in point.runs],
+    )
+
+
+def present(result: Result, folder: Path, *, config: dict[str, Any], more: dict[str, Any] | None = None) -> None:
+    """Print the study; write study.json, study.png and page.html into `folder`, which is made if need be.
+
+    Args:
+        result: of the study.
         folder: where to.
-        title: of the table and the picture.
         config: for the record.
         more: other keys of the record.
     """
-    from largebatch.records.figures.draw_png import draw_panels
-    from largebatch.records.trackers import print_table
+    from largebatch.records.report.publish import show_result, write_result, write_result_page
 
-    points = [point for name in analysis.fits for point in analysis.of(name)]
-    print_table(_POINT_HEADERS, [_point_row(point) for point in points], title=title)
-    fits = [_fit_row(name, fit) for name, fit in analysis.fits.items()]
-    print_table(_FIT_HEADERS, fits, title="S = S_min (1 + B_crit/B)")
-    for line in analysis.conclusions:
-        print(f"- {line}")
-    figures = study_figures(analysis)
-    record = study_record(analysis) | {"figures": [figure.record() for figure in figures]} | (more or {})
+    show_result(result)
     path = folder / "study.json"
-    record |= {"config": config, "environment": environment()}
-    write_record(path, record, allow_nan=False)
-    print(path)
-    print(draw_panels(figures, folder / "study.png", title=title))
+    about = {"config": config, "environment": environment()} | (more or {})
+    write_result(result, path, about=about, picture="study.png")
+    write_result_page([path], title=result.tables[0].title)
 
 
 def _point_row(point: StudyPoint) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""study.json: points, fits and conclusions, for programs and for the report."""
+"""The numbers of study.json: points and fits, for programs and for the report."""
 
 from __future__ import annotations
 
@@ -19,12 +19,10 @@ CURVE_POINTS = 33
 def study_record(analysis: Analysis) -> dict[str, Any]:
     """The numbers, ready for JSON: what is not known, or not bounded, is null."""
     return {
-        "kind": "study",
         "unit": "samples",
         "optimizers": list(analysis.fits),
         "points": [_point(point) for name in analysis.fits for point in analysis.of(name)],
         "fits": [_fit(name, fit) for name, fit in analysis.fits.items()],
-        "conclusions": list(analysis.conclusions),
     }
 
 

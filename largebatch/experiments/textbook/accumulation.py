@@ -10,9 +10,9 @@ from pydantic import Field
 
 from largebatch.diagnostics.settings import PositiveInt, Section
 from largebatch.experiments.textbook.experiment import Experiment
-from largebatch.experiments.textbook.story import Story, Table
 from largebatch.experiments.textbook.weight_path import Float64Array, WeightPath
 from largebatch.records.figures.diagram import Axis, Diagram, Line
+from largebatch.records.result import Result, Table
 from largebatch.run.config.reading import ConfigError
 
 _EPS = {"fp64": float(np.finfo(np.float64).eps), "fp32": float(np.finfo(np.float32).eps)}
@@ -55,7 +55,7 @@ class Comparison:
         return float(self.distance[1]) / (_EPS[self.precision] * self.size)
 
 
-def run(experiment: Experiment, settings: Settings) -> Story:
+def run(experiment: Experiment, settings: Settings) -> Result:
     """The same steps with every split of the batch."""
     total = experiment.config.batch.total
     if not isinstance(total, int) or total % settings.micro or settings.micro == total:
@@ -66,10 +66,10 @@ def run(experiment: Experiment, settings: Settings) -> Story:
     if settings.world_size > 1:
         found += _on_ranks(experiment, settings, total)
     found += _normed(experiment, settings, total)
-    return Story(
+    return Result(
         title="Gradient accumulation",
         question=f"Are {total} samples from micro-batches of {settings.micro} the same as {total} at once?",
-        answer=_answer(found, total, settings),
+        sentences=_sentences(found, total, settings),
         tables=(_table(found),),
         figures=(_diagram(found, total),),
         numbers={"comparisons": [_numbers(one) for one in found]},
@@ -171,7 +171,7 @@ def _table(found: list[Comparison]) -> Table:
     return Table("largest difference of a weight; eps: of the precision, times the largest weight", headers, rows)
 
 
-def _answer(found: list[Comparison], total: int, settings: Settings) -> str:
+def _sentences(found: list[Comparison], total: int, settings: Settings) -> list[str]:
     split = f"{total // settings.micro} x {settings.micro}"
     sentences = []
     for precision in settings.precisions:
@@ -195,7 +195,7 @@ def _answer(found: list[Comparison], total: int, settings: Settings) -> str:
         f"Batch norm over each micro-batch is another model, {ghost.distance[1]:.1g} away after a step; over the whole "
         f"batch (batch_norm=exact) it is {exact.distance[1]:.1g}."
     )
-    return " ".join(sentences)
+    return sentences
 
 
 def _about_ranks(found: list[Comparison]) -> list[str]:

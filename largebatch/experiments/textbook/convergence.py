@@ -14,9 +14,9 @@ from largebatch.diagnostics.intervals import LEAST_SEEDS
 from largebatch.diagnostics.settings import PositiveInt, Section
 from largebatch.experiments.textbook.convergence_runs import Descent, FullBatch, descend, descend_full_batch
 from largebatch.experiments.textbook.experiment import Experiment
-from largebatch.experiments.textbook.story import Story, Table
 from largebatch.experiments.textbook.weight_path import Float64Array
 from largebatch.records.figures.diagram import Axis, Diagram, Line
+from largebatch.records.result import Result, Table
 from largebatch.run.config.reading import ConfigError
 
 _CAPTION = "Measured: where the mean loss over seeds gets there. Theory: where the expected loss does."
@@ -31,7 +31,7 @@ class Settings(Section):
     full_batch_steps: Annotated[int, Field(ge=2)]
 
 
-def run(experiment: Experiment, settings: Settings) -> Story:
+def run(experiment: Experiment, settings: Settings) -> Result:
     """Train to every target at every batch size, and on all samples."""
     task = _task(experiment)
     start = _start(experiment, task)
@@ -45,10 +45,10 @@ def run(experiment: Experiment, settings: Settings) -> Story:
     for number, (total, target) in enumerate(aims):
         seeds = range(number * settings.seeds, (number + 1) * settings.seeds)
         descents.append(descend(experiment, task, start, target=target, total=total, seeds=seeds))
-    return Story(
+    return Result(
         title="Rates of convergence",
         question="How does the number of steps grow with the precision asked for, and fall with the batch size?",
-        answer=_answer(full, descents),
+        sentences=_sentences(full, descents),
         tables=(_table(descents),),
         figures=(_full_diagram(full), _over_targets(descents), _over_batches(descents)),
         numbers=_numbers(full, descents),
@@ -159,7 +159,7 @@ def _powers(descents: list[Descent]) -> dict[str, dict[str, float]]:
     return powers
 
 
-def _answer(full: FullBatch, descents: list[Descent]) -> str:
+def _sentences(full: FullBatch, descents: list[Descent]) -> list[str]:
     powers = _powers(descents)
     of_target, of_batch = powers["of_target"], powers["of_batch_size"]
     smallest, largest = min(one.total for one in descents), max(one.total for one in descents)
@@ -168,15 +168,16 @@ def _answer(full: FullBatch, descents: list[Descent]) -> str:
     known = (full.exact[-1] / full.exact[0]) ** (1 / (len(full.exact) - 1))
     agreeing, count = sum(one.agrees for one in descents), len(descents)
     by_chance = agreeing >= binom.ppf(0.01, count, 0.95)
-    return (
-        f"On all samples the loss falls to {share:.4f} of itself per step, theory {known:.4f}: steps grow with "
-        f"log(1/eps). With batches of {smallest} they grow as eps to the {of_target['measured']:.2f}, theory "
-        f"{of_target['theory']:.2f}; -1 is the rate sigma^2/eps, the rest its logarithm. To {least:g}, from {smallest} "
-        f"to {largest} samples they fall as B to the {of_batch['measured']:.2f}, theory {of_batch['theory']:.2f}; -1 "
-        f"is sigma^2/(B eps), which ends where the rate reaches its limit and log(1/eps) takes over. After the steps "
-        f"that theory asks for, the expected loss lies in the 95 % interval of the measured one in {agreeing} of "
-        f"{count} cases{'.' if by_chance else ': they disagree more often than chance explains.'}"
-    )
+    return [
+        f"Steps grow with log(1/eps) on all samples: each step leaves {share:.4f} of the loss, by theory {known:.4f}.",
+        f"With batches of {smallest} they grow like eps to the power {of_target['measured']:.2f}, by theory "
+        f"{of_target['theory']:.2f}. A power of -1 is the rate sigma^2/eps; its logarithm makes the rest.",
+        f"To eps = {least:g} they fall from batch {smallest} to {largest} like B to the power "
+        f"{of_batch['measured']:.2f}, by theory {of_batch['theory']:.2f}. A power of -1 is sigma^2/(B eps); it ends "
+        "where the rate reaches its limit and log(1/eps) takes over.",
+        f"Theory holds in {agreeing} of {count} cases: after the steps that it asks for, its expected loss lies in the "
+        f"95 % interval of the measured one.{'' if by_chance else ' That is fewer than chance explains.'}",
+    ]
 
 
 def _numbers(full: FullBatch, descents: list[Descent]) -> dict[str, Any]:

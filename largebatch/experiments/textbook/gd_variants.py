@@ -15,9 +15,9 @@ from largebatch.experiments.textbook.bands import agreement, band_of_mean
 from largebatch.experiments.textbook.experiment import Experiment
 from largebatch.experiments.textbook.landscape import landscape
 from largebatch.experiments.textbook.regression import least_squares, noise_floor
-from largebatch.experiments.textbook.story import Story, Table
 from largebatch.experiments.textbook.weight_path import Float64Array, WeightPath, thinned
 from largebatch.records.figures.diagram import Axis, Diagram, Line, Surface
+from largebatch.records.result import Result, Table
 
 
 class VariantSettings(Section):
@@ -75,7 +75,7 @@ class Variant:
         return np.mean([path.seconds for path in self.paths], axis=0)
 
 
-def run(experiment: Experiment, settings: Settings) -> Story:
+def run(experiment: Experiment, settings: Settings) -> Result:
     """Train the three, from the same start."""
     task = least_squares(experiment)
     num_samples = len(task.design)
@@ -88,10 +88,10 @@ def run(experiment: Experiment, settings: Settings) -> Story:
     path = batch.paths[0].weights
     exact = task.trajectory(path[0], lr=batch.lr, num_steps=len(path) - 1)
     deviation = float(np.abs(path - exact).max())
-    return Story(
+    return Result(
         title="Batch, stochastic and mini-batch gradient descent",
         question="What do updates from one sample, from some and from all of them bring in the same number of epochs?",
-        answer=_answer(variants, settings, deviation, num_samples),
+        sentences=_sentences(variants, settings, deviation, num_samples),
         tables=_tables(variants, settings, num_samples),
         figures=(*_curves(variants, num_samples), _landscape(task, variants)),
         numbers={one.name: _numbers(one, num_samples) for one in variants} | {"deviation_from_closed_form": deviation},
@@ -196,7 +196,7 @@ def _tables(variants: list[Variant], settings: Settings, num_samples: int) -> tu
     )
 
 
-def _answer(variants: list[Variant], settings: Settings, deviation: float, num_samples: int) -> str:
+def _sentences(variants: list[Variant], settings: Settings, deviation: float, num_samples: int) -> list[str]:
     ends = ", ".join(
         f"{one.name.replace('_', '-')} {one.paths[0].steps[-1]:,.0f} and ends {one.losses[:, -1].mean():.2g}"
         for one in variants
@@ -216,7 +216,7 @@ def _answer(variants: list[Variant], settings: Settings, deviation: float, num_s
                           for what, name in fastest.items())  # fmt: skip
         sentences.append(f"To {settings.tolerance:g} of the first loss takes {least}.")
     sentences.append(f"Batch gradient descent is at most {deviation:.1g} away from its closed form.")
-    return " ".join([*sentences, *(_about_noise(one, num_samples) for one in variants[1:])])
+    return [*sentences, *(_about_noise(one, num_samples) for one in variants[1:])]
 
 
 def _about_noise(one: Variant, num_samples: int) -> str:

@@ -12,9 +12,9 @@ from largebatch.diagnostics.noise.variance_law import Slope, VarianceCurve
 from largebatch.diagnostics.settings import PositiveInt, Section
 from largebatch.diagnostics.sharpness.subset import FixedSubset
 from largebatch.experiments.textbook.experiment import Experiment
-from largebatch.experiments.textbook.story import Story, Table
 from largebatch.experiments.textbook.training_set import training_set
 from largebatch.records.figures.diagram import Axis, Diagram, Line
+from largebatch.records.result import Result, Table
 from largebatch.run.config.reading import ConfigError
 from largebatch.training.loop import Run, StepReport
 
@@ -59,17 +59,17 @@ class VarianceAtEnds:
         self.found.append((run.progress.step, found))
 
 
-def run(experiment: Experiment, settings: Settings) -> Story:
+def run(experiment: Experiment, settings: Settings) -> Result:
     """Train once, measure at both ends."""
     seed = int(experiment.config.seed)
     observer = VarianceAtEnds(_subset(experiment, settings), _variance_settings(settings, seed))
     experiment.train("run", observers=[observer])
     ends = [(f"step {step:,}", found) for step, found in observer.found]
     first = ends[0][1]
-    return Story(
+    return Result(
         title="The variance of a mini-batch gradient",
         question="Does the variance of the gradient fall like 1/B?",
-        answer=_answer(ends),
+        sentences=_sentences(ends),
         tables=(_table(ends),),
         figures=(_diagram(ends),),
         numbers={"num_samples": first.noise.num_samples, "ends": {name: _numbers(found) for name, found in ends}},
@@ -131,7 +131,7 @@ def _table(ends: list[tuple[str, GradientVariance]]) -> Table:
     return Table(f"variance of the gradient, of {ends[0][1].noise.num_samples:,} samples", headers, rows)
 
 
-def _answer(ends: list[tuple[str, GradientVariance]]) -> str:
+def _sentences(ends: list[tuple[str, GradientVariance]]) -> list[str]:
     sentences = []
     for name, found in ends:
         slope, corrected = found.with_replacement.slope, found.without_replacement.slope
@@ -143,7 +143,7 @@ def _answer(ends: list[tuple[str, GradientVariance]]) -> str:
             sentences.append(
                 f"Drawn without replacement and divided by (D - B)/(D - 1), as B to the {_told(corrected)}."
             )
-    return " ".join(sentences)
+    return sentences
 
 
 def _told(slope: Slope | None) -> str:

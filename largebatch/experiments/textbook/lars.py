@@ -16,8 +16,8 @@ from largebatch.diagnostics.settings import PositiveFloat, PositiveInt, Section
 from largebatch.experiments.textbook.bands import band_of_mean, few
 from largebatch.experiments.textbook.experiment import Experiment
 from largebatch.experiments.textbook.outcomes import Float64Array, Outcome, finals, train_seeds
-from largebatch.experiments.textbook.story import Story, Table
 from largebatch.records.figures.diagram import Axis, Diagram, Line
+from largebatch.records.result import Result, Table
 
 _TRAIN_LOSS, _LOSS, _ACCURACY = "eval/train_loss", "eval/val_loss", "eval/val_accuracy"
 Name = Literal["sgd", "lars", "lamb"]
@@ -58,14 +58,14 @@ class Tuned:
         return self.chosen in (0, len(self.lrs) - 1)
 
 
-def run(experiment: Experiment, settings: Settings) -> Story:
+def run(experiment: Experiment, settings: Settings) -> Result:
     """Tune every optimizer at every batch size, and train other seeds with what was chosen."""
     found = {name: [tune(experiment, settings, name, size) for size in settings.batch_sizes]
              for name in settings.base_lrs}  # fmt: skip
-    return Story(
+    return Result(
         title="SGD, LARS and LAMB over batch sizes",
         question="When every optimizer has its own rate for every batch size, which of them holds the large batch?",
-        answer=_answer(found, settings),
+        sentences=_sentences(found, settings),
         tables=(_table(experiment, found, settings),),
         figures=(_accuracy_figure(experiment, found), _loss_figure(experiment, found), _grid_figure(found)),
         numbers={name: [_numbers(one) for one in tuned] for name, tuned in found.items()},
@@ -165,7 +165,7 @@ def _table(experiment: Experiment, found: dict[Name, list[Tuned]], settings: Set
     return Table(title, headers, rows)
 
 
-def _answer(found: dict[Name, list[Tuned]], settings: Settings) -> str:
+def _sentences(found: dict[Name, list[Tuned]], settings: Settings) -> list[str]:
     means = {name: finals([one.outcome for one in tuned], _ACCURACY).mean(axis=0) for name, tuned in found.items()}
     sentences = []
     for name, tuned in found.items():
@@ -183,7 +183,7 @@ def _answer(found: dict[Name, list[Tuned]], settings: Settings) -> str:
                  if one.is_at_border]  # fmt: skip
     if at_border:
         sentences.append(f"The best rate may lie outside of the grid for {', '.join(at_border)}.")
-    return " ".join(sentences)
+    return sentences
 
 
 def _against_sgd(found: dict[Name, list[Tuned]], means: dict[Name, Float64Array]) -> list[str]:

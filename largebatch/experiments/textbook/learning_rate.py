@@ -12,9 +12,9 @@ from largebatch.diagnostics.closed_forms import NoisyQuadratic
 from largebatch.diagnostics.settings import PositiveFloat, Section
 from largebatch.experiments.textbook.experiment import Experiment
 from largebatch.experiments.textbook.landscape import landscape
-from largebatch.experiments.textbook.story import Story, Table
 from largebatch.experiments.textbook.weight_path import Float64Array, WeightPath, thinned
 from largebatch.records.figures.diagram import Axis, Diagram, Line
+from largebatch.records.result import Result, Table
 from largebatch.run.config.reading import ConfigError
 
 Kind = Literal["converges", "oscillates", "diverges"]
@@ -57,7 +57,7 @@ class Descent:
     reached: int | None
 
 
-def run(experiment: Experiment, settings: Settings) -> Story:
+def run(experiment: Experiment, settings: Settings) -> Result:
     """A run per rate and momentum."""
     task = _task(experiment)
     descents = [
@@ -65,10 +65,10 @@ def run(experiment: Experiment, settings: Settings) -> Story:
         for momentum in settings.momenta
         for lr in _rates(settings, task.max_stable_lr(momentum=momentum))
     ]
-    return Story(
+    return Result(
         title="The learning rate of gradient descent",
         question="At which learning rates does gradient descent converge, oscillate, diverge?",
-        answer=_answer(task, descents, settings),
+        sentences=_sentences(task, descents, settings),
         tables=(_table(descents, settings),),
         figures=(*_curves(descents), *_landscapes(task, descents)),
         numbers={"curvature": task.curvature, "runs": [_numbers(one) for one in descents]},
@@ -207,7 +207,7 @@ def _table(descents: list[Descent], settings: Settings) -> Table:
     return Table(f"{len(descents[0].losses) - 1:,} steps of gradient descent on a quadratic", headers, rows)
 
 
-def _answer(task: NoisyQuadratic, descents: list[Descent], settings: Settings) -> str:
+def _sentences(task: NoisyQuadratic, descents: list[Descent], settings: Settings) -> list[str]:
     limits = ", ".join(f"{one.limit:g} at momentum {one.momentum:g}" for one in
                        {one.momentum: one for one in descents}.values())  # fmt: skip
     as_expected = [one for one in descents if one.kind == one.expected]
@@ -229,7 +229,7 @@ def _answer(task: NoisyQuadratic, descents: list[Descent], settings: Settings) -
             f"{fastest.lr:.4g} and momentum {fastest.momentum:g}."
         )
     sentences.append(f"No path is further than {max(one.deviation for one in descents):.1g} from its closed form.")
-    return " ".join(sentences)
+    return sentences
 
 
 def _numbers(one: Descent) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from largebatch.experiments.textbook.bands import band_of_mean, few
 from largebatch.experiments.textbook.experiment import Experiment
 from largebatch.experiments.textbook.one_step import detour_figure, measure_detour, tell_detour
 from largebatch.experiments.textbook.outcomes import Float64Array, Outcome, finals, train_seeds
-from largebatch.experiments.textbook.story import Story, Table
 from largebatch.records.figures.diagram import Axis, Diagram, Line
+from largebatch.records.result import Result, Table
 
 _RATES = {"linear": "k eta", "sqrt": "sqrt(k) eta", "none": "eta"}
 _LOSS, _ACCURACY, _LAMBDA = "eval/train_loss", "eval/val_accuracy", "sharpness/lambda_max"
@@ -54,7 +54,7 @@ class Rule:
         return np.exp(np.log(ratios).mean(axis=0)) - 1
 
 
-def run(experiment: Experiment, settings: Settings) -> Story:
+def run(experiment: Experiment, settings: Settings) -> Result:
     """Steps against steps, then runs against runs."""
     above_one = settings.factors[1:]
     detours = [
@@ -63,12 +63,10 @@ def run(experiment: Experiment, settings: Settings) -> Story:
     ]
     rules = [_rule(experiment, settings, name) for name in ("linear", *settings.beside)]
     linear = rules[0]
-    return Story(
+    return Result(
         title="The linear scaling rule",
         question="Does k times the batch at k times the rate do what k steps do, and up to which k?",
-        answer=" ".join(
-            [*(tell_detour(detour) for detour in detours), *_about_runs(linear, rules[1:], settings)]
-        ),
+        sentences=[*(tell_detour(detour) for detour in detours), *_about_runs(linear, rules[1:], settings)],
         tables=(_table(experiment, rules, settings),),
         figures=(detour_figure(detours), _final_figure(experiment, rules, linear), _curves(linear, settings),
                  _sharpness_figure(linear)),

@@ -14,8 +14,8 @@ from largebatch.diagnostics.settings import PositiveInt, Section
 from largebatch.experiments.textbook.bands import band_of_mean, few
 from largebatch.experiments.textbook.experiment import Experiment
 from largebatch.experiments.textbook.outcomes import Float64Array, Outcome, finals, train_seeds
-from largebatch.experiments.textbook.story import Story, Table
 from largebatch.records.figures.diagram import Axis, Diagram, Line
+from largebatch.records.result import Result, Table
 
 _TRAIN, _ACCURACY, _GAP = "eval/train_loss", "eval/val_accuracy", "gap/loss"
 _LAMBDA, _M_SHARPNESS = "sharpness/lambda_max", "sharpness/m_sharpness"
@@ -57,7 +57,7 @@ class Series:
         return mean[0], low[0], high[0]
 
 
-def run(experiment: Experiment, settings: Settings) -> Story:
+def run(experiment: Experiment, settings: Settings) -> Result:
     """Train every batch size for the same epochs, then for the same steps."""
     config = experiment.config
     epochs = [_train(experiment, settings, "epochs", size, config.length) for size in settings.batch_sizes]
@@ -69,10 +69,10 @@ def run(experiment: Experiment, settings: Settings) -> Story:
         Series(f"equal epochs ({config.length})", settings.batch_sizes, epochs),
         Series(f"equal steps ({num_steps})", settings.batch_sizes, steps),
     ]
-    return Story(
+    return Result(
         title="Noise and minima",
         question="Does a larger batch end in a sharper minimum, and with a larger generalization gap?",
-        answer=_answer(series),
+        sentences=_sentences(series),
         tables=(_table(experiment, series, settings),),
         figures=(
             _figure(series, _LAMBDA, "lambda_max", "Largest Hessian eigenvalue", log=True),
@@ -137,7 +137,7 @@ def _with_spread(values: Float64Array) -> str:
     return f"{values.mean():.3g} ± {values.std(ddof=1) / np.sqrt(len(values)):.1g}"
 
 
-def _answer(series: Sequence[Series]) -> str:
+def _sentences(series: Sequence[Series]) -> list[str]:
     first, last = series[0].batch_sizes[0], series[0].batch_sizes[-1]
     sentences = []
     for one in series:
@@ -152,7 +152,7 @@ def _answer(series: Sequence[Series]) -> str:
             f"At {one.name}, from batch {first} to {last:,}: {'; '.join(told)}; the training loss goes from "
             f"{losses[0]:.2g} to {losses[1]:.2g}."
         )
-    return " ".join([*sentences, *tell_verdict(series)])
+    return [*sentences, *tell_verdict(series)]
 
 
 def _told(change: tuple[float, float, float] | None, name: str, is_ratio: bool) -> str:

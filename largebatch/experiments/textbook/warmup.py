@@ -14,8 +14,8 @@ from largebatch.diagnostics.settings import PositiveFloat, PositiveInt, Section
 from largebatch.experiments.textbook.bands import band_of_mean, few
 from largebatch.experiments.textbook.experiment import Experiment
 from largebatch.experiments.textbook.outcomes import Float64Array, Outcome, train_seeds
-from largebatch.experiments.textbook.story import Story, Table
 from largebatch.records.figures.diagram import Axis, Diagram, Line
+from largebatch.records.result import Result, Table
 
 _LOSS, _ACCURACY = "eval/train_loss", "eval/val_accuracy"
 _NAMES = {"none": "no warmup", "constant": "constant warmup", "gradual": "gradual warmup"}
@@ -60,7 +60,7 @@ class Warmup:
         return [int(np.sum(~(losses <= limit))) for losses in self.losses]
 
 
-def run(experiment: Experiment, settings: Settings) -> Story:
+def run(experiment: Experiment, settings: Settings) -> Result:
     """Train every kind at every rate, and a small batch that needs no warmup."""
     small = train_seeds(
         experiment, "small", f"batch.total={settings.small_batch}", f"scaling.base_lr={settings.base_lrs[0]}",
@@ -70,10 +70,10 @@ def run(experiment: Experiment, settings: Settings) -> Story:
     config = experiment.config
     peaks = [lr * config.batch.total / config.scaling.base_batch_size for lr in settings.base_lrs]
     shown = _telling_rate(warmups, settings)
-    return Story(
+    return Result(
         title="Warmup",
         question="What does a large batch gain from starting at a small rate, and does it matter how the rate rises?",
-        answer=_answer(warmups, peaks, shown, small, settings),
+        sentences=_sentences(warmups, peaks, shown, small, settings),
         tables=(_table(experiment, warmups, peaks, small, settings),),
         figures=(_final_figure(warmups, peaks, small), _curves(warmups, peaks, shown), _rates(warmups, shown)),
         numbers={
@@ -176,7 +176,9 @@ def _table(
     return Table(title, headers, rows)
 
 
-def _answer(warmups: Sequence[Warmup], peaks: Sequence[float], shown: int, small: Outcome, settings: Settings) -> str:
+def _sentences(
+    warmups: Sequence[Warmup], peaks: Sequence[float], shown: int, small: Outcome, settings: Settings
+) -> list[str]:
     reach = {one.kind: _reach(one, peaks, settings) for one in warmups}
     sentences = [
         f"{_NAMES[kind].capitalize()}: "
@@ -202,7 +204,7 @@ def _answer(warmups: Sequence[Warmup], peaks: Sequence[float], shown: int, small
         f"{_told_apart(best.losses[shown], second.losses[shown], _NAMES[second.kind])}; batch {settings.small_batch} "
         f"ends at {level:.2g}."
     )
-    return " ".join(sentences)
+    return sentences
 
 
 def _told_apart(best: Float64Array, second: Float64Array, name: str) -> str:

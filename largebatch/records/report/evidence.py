@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from largebatch.records.regular_files import printable
+from largebatch.records.result import Result
 from largebatch.records.rows.columns import Column, Columns
 from largebatch.records.rows.row_file import Row
 from largebatch.records.rows.series import AUGMENTED_GAP
@@ -152,17 +153,19 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class JsonRecord:
-    """A measurement, comparison, study, learning-rate search or experiment: the file as it is.
+    """A measurement, comparison, study, learning-rate search or experiment.
 
     Attributes:
         path: of the file.
         name: unique among its kind on the page.
-        values: its content.
+        result: its content.
+        checkpoint: whose weights were measured, as the file says; None: it does not.
     """
 
     path: Path
     name: str
-    values: dict[str, Any]
+    result: Result
+    checkpoint: object = None
 
 
 @dataclass(frozen=True)
@@ -179,8 +182,7 @@ class Evidence:
 
     Attributes:
         runs: ascending in batch size.
-        records: kind (`variance`, `gap`, `communication`, `sharpness`, `comparison`, `study`, `find_lr`, `textbook`) ->
-            its records.
+        records: kind, of `records.result.FILES` -> its records.
         left_out: what could not be used.
         num_trials: runs below a study that it tried and did not choose: part of the study, not of the comparison.
     """

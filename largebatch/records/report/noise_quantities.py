@@ -24,9 +24,9 @@ def noise_quantities(group: Group, evidence: Evidence, *, is_only: bool) -> list
 def _variance(group: Group, variances: Sequence[JsonRecord]) -> Quantity:
     label, unit = "gradient variance of a batch, tr(Σ)/B", "squared gradient norm"
     for record in variances:
-        moments = record.values.get("moments") or {}
+        moments = record.result.numbers.get("moments") or {}
         if isinstance(moments.get("trace"), (int, float)):
-            curve = record.values["with_replacement"].get("points") or []
+            curve = record.result.numbers["with_replacement"].get("points") or []
             points = {
                 int(one["batch_size"]): Interval(one["variance"], *(one.get("interval") or (math.nan, math.nan)))
                 for one in curve
@@ -67,9 +67,9 @@ def _noise_scale(group: Group, variances: Sequence[JsonRecord]) -> tuple[Interva
             _noise_sizes([run for run, _ in found]),
         )
     for record in variances:
-        moments = record.values.get("moments") or {}
+        moments = record.result.numbers.get("moments") or {}
         if moments.get("noise_scale") is not None and moments.get("interval"):
-            sizes = [int(one["batch_size"]) for one in record.values["with_replacement"].get("points") or []]
+            sizes = [int(one["batch_size"]) for one in record.result.numbers["with_replacement"].get("points") or []]
             return Interval(moments["noise_scale"], *moments["interval"]), f"measure variance in {record.name}", sizes
     return None
 
@@ -106,7 +106,7 @@ def _study_fit(group: Group, evidence: Evidence, *, is_only: bool) -> dict[str, 
             run.folder.resolve().is_relative_to(study.path.parent.resolve()) for run in group.runs
         ):
             continue
-        for fit in study.values.get("fits") or ():
+        for fit in study.result.numbers.get("fits") or ():
             same = str(fit.get("optimizer", "")).lower() == group.optimizer.lower()
             if same and isinstance(fit.get("curve"), dict):
                 return dict(fit)
@@ -114,10 +114,9 @@ def _study_fit(group: Group, evidence: Evidence, *, is_only: bool) -> dict[str, 
 
 
 def _is_of(record: JsonRecord, group: Group) -> bool:
-    checkpoint = record.values.get("checkpoint")
-    if not checkpoint:
+    if not record.checkpoint:
         return False
-    path = Path(str(checkpoint)).resolve()
+    path = Path(str(record.checkpoint)).resolve()
     return any(path.is_relative_to(run.folder.resolve()) for run in group.runs)
 
 

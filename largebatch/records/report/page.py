@@ -26,7 +26,7 @@ from largebatch.records.report.explorer import Explorer, explorers
 from largebatch.records.report.guarded import draw_guarded
 from largebatch.records.report.html_parts import Cell
 from largebatch.records.report.plotly_together import plotly_figures
-from largebatch.records.report.record_sections import record_sections
+from largebatch.records.report.result_sections import result_sections
 from largebatch.records.report.run_figures import curves, trust_ratio_maps
 from largebatch.records.report.sections import Option, Section
 from largebatch.records.report.verdict import caveats, verdict
@@ -59,7 +59,7 @@ def report_sections(
         evidence: what was read.
         groups: of its runs.
         explored: of each group.
-        of_records: sections of studies, measurements and the like.
+        of_records: sections of results.
         page: where the page will be: links are relative to it.
     """
     said = "".join(map(html_parts.paragraph, verdict(evidence, groups)))
@@ -147,7 +147,7 @@ class _Drawn:
 
 
 def _draw(evidence: Evidence, path: Path) -> _Drawn:
-    of_records, broken = record_sections(evidence, path)
+    of_records, broken = result_sections(evidence, path)
     evidence = evidence.without(broken)
     groups = grouped(evidence.compared)
     explored = explorers(groups, evidence)

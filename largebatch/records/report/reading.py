@@ -12,22 +12,10 @@ from pathlib import Path
 from largebatch.records.regular_files import printable
 from largebatch.records.report.evidence import Evidence, JsonRecord, LeftOut, RunRecord
 from largebatch.records.report.run_files import read_record, read_run
+from largebatch.records.result import FILES
 
-# File -> kind of record, and the keys without which it is none.
-_RECORDS = {
-    "variance.json": ("variance", ("noise", "with_replacement")),
-    "gap.json": ("gap", ("parts", "train_loss")),
-    "communication.json": ("communication", ("medians", "fit")),
-    "sharpness.json": ("sharpness", ("lambda_max",)),
-    "large_batch_gap.json": ("comparison", ("large_batch_gap",)),
-    "study.json": ("study", ("points",)),
-    "find_lr.json": ("find_lr", ("lr",)),
-    "textbook.json": ("textbook", ("title",)),
-    "chapter.json": ("textbook", ("title",)),  # of before
-    "atlas.json": ("textbook", ("title",)),  # told in the same way
-}
 _RUN = "metrics.jsonl"
-_FILES = {_RUN, *_RECORDS}
+_NAMES = {_RUN, *FILES}
 _CLOSED = {"checkpoints", "plots", "wandb", "tensorboard", "__pycache__"}  # folders of a run without runs in them
 
 
@@ -46,14 +34,29 @@ def read_evidence(folders: Sequence[str | Path]) -> Evidence:
             if path.name == _RUN:
                 runs.append(read_run(path.parent))
             else:
-                kind, needed = _RECORDS[path.name]
-                records.setdefault(kind, []).append(read_record(path, needed))
+                records.setdefault(FILES[path.name][0], []).append(read_record(path))
         except Exception as error:  # noqa: PERF203  whatever it is, the others are shown
             left_out.append(LeftOut(path.parent if path.name == _RUN else path, _reason(error)))
     chosen, trials = _without_trials(runs, records.get("study", []))
     chosen = _with_owners(chosen, records.get("textbook", []))
     named = {kind: _named_records(found) for kind, found in records.items()}
     return Evidence(_named_runs(chosen), named, tuple(left_out), trials)
+
+
+def read_records(files: Sequence[Path], left_out: Sequence[LeftOut] = ()) -> Evidence:
+    """What a verb has just written, read as any report reads it: the page of a measurement, a study, a comparison.
+
+    Args:
+        files: the records.
+        left_out: what else the page names.
+
+    Raises:
+        OSError, ValueError: if one of them is no record.
+    """
+    records: dict[str, list[JsonRecord]] = {}
+    for file in files:
+        records.setdefault(FILES[file.name][0], []).append(read_record(file))
+    return Evidence((), {kind: _named_records(found) for kind, found in records.items()}, left_out)
 
 
 def _marked(folders: Sequence[str | Path], left_out: list[LeftOut]) -> Iterator[Path]:
@@ -84,22 +87,17 @@ def _below(folder: Path, left_out: list[LeftOut]) -> Iterator[Path]:
         except OSError as error:
             left_out.append(LeftOut(here, f"cannot be looked into: {error.strerror or error}"))
             continue
-        inside = [name for name, is_folder in found.items() if is_folder and name not in _FILES]
+        inside = [name for name, is_folder in found.items() if is_folder and name not in _NAMES]
         waiting += [here / name for name in sorted(inside, reverse=True) if name not in _CLOSED and name[0] != "."]
         # `plan.json` without metrics: a run that was killed before its first row; reading it says so.
         if _RUN in found or {"plan.json", "config.yaml"} <= found.keys():
             yield here / _RUN
-        yield from (here / name for name in _RECORDS if name in found)
+        yield from (here / name for name in FILES if name in found)
 
 
 def _without_trials(runs: Sequence[RunRecord], studies: Sequence[JsonRecord]) -> tuple[list[RunRecord], int]:
     roots = [_real(study.path.parent) for study in studies]
-    chosen = {
-        _real(root / folder)
-        for root, study in zip(roots, studies, strict=True)
-        for point in study.values["points"]
-        for folder in point.get("runs") or ()
-    }
+    chosen = {_real(study.path.parent / run) for study in studies for run in study.result.runs}
     kept = [
         run
         for run in runs

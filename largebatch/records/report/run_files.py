@@ -7,7 +7,7 @@ is wrong is a ValueError with the reason: nothing behind this module meets a val
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 from largebatch.records.regular_files import read_regular
 from largebatch.records.renamed import with_new_names
 from largebatch.records.report.evidence import COLUMNS, MOST_LAYER_ROWS, MOST_LAYERS, JsonRecord, RunRecord
+from largebatch.records.result import read_result
 from largebatch.records.rows.columns import read_columns
 from largebatch.records.rows.placed_rows import FURTHEST, Faults, Place, spread_rows, thinned
 from largebatch.records.rows.row_file import Row
@@ -136,23 +137,10 @@ def flat_settings(value: Any, prefix: str = "") -> dict[str, str]:
     return {key: text for part in parts for key, text in part.items()}
 
 
-def read_record(path: Path, needed: Sequence[str]) -> JsonRecord:
-    """A record of a measurement or study that has the keys `needed`; errors as of `read_run`."""
+def read_record(path: Path) -> JsonRecord:
+    """The result in a file with a name among `FILES`; errors as of `read_run`."""
     values = read_json(path)
-    if missing := [key for key in needed if key not in values]:
-        raise ValueError(f"has no {', '.join(missing)}")
-    for key in ("points", "fits"):  # of a study, which tells of its runs
-        if not isinstance(found := values.get(key) or [], list) or not all(isinstance(one, dict) for one in found):
-            raise ValueError(f"{key} are no list of objects")
-        if not all(_is_list_of_paths(one.get("runs")) for one in found):
-            raise ValueError(f"{key}: runs are no list of folders")
-    return JsonRecord(path, path.parent.name, values)
-
-
-def _is_list_of_paths(value: object) -> bool:
-    return value is None or (
-        isinstance(value, list) and all(isinstance(one, str) and one and "\0" not in one for one in value)
-    )
+    return JsonRecord(path, path.parent.name, read_result(path.name, values), values.get("checkpoint"))
 
 
 def read_json(path: Path) -> dict[str, Any]:

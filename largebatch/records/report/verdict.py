@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
-from typing import Any
 
 from largebatch.diagnostics.intervals import LEAST_SEEDS, Interval
 from largebatch.records.report.batches import (
@@ -19,6 +17,7 @@ from largebatch.records.report.batches import (
 )
 from largebatch.records.report.evidence import Evidence, RunRecord, differing
 from largebatch.records.report.seeds import by_seed, furthest, told_merges
+from largebatch.records.result import FILES
 
 _NOT_FINISHED = ("diverged", "stopped", "unfinished")
 _EQUAL = 1.05  # budgets that differ by less count as equal
@@ -27,25 +26,9 @@ _EQUAL = 1.05  # budgets that differ by less count as equal
 def verdict(evidence: Evidence, groups: Sequence[Group]) -> list[str]:
     """Sentences: how batch sizes compare, noise scale, critical batch size."""
     said = [line for group in groups for line in (_of_batches(group), _of_noise(group)) if line]
-    for study in evidence.of("study"):
-        conclusions = [str(line) for line in study.values.get("conclusions") or ()]
-        said += conclusions or [line for fit in study.values.get("fits") or () if (line := _of_fit(fit))]
-    said += [
-        f"{told['title']}: {first_sentence(told['answer'])}"
-        for one in evidence.of("textbook")
-        if (told := one.values).get("answer")
-    ]
+    results = [one.result for kind, _ in FILES.values() for one in evidence.of(kind)]
+    said += [f"{one.title}: {one.sentences[0]}" for one in results if one.sentences]
     return said or ["There is no run with an evaluation, and no study: nothing can be said about batch sizes."]
-
-
-def first_sentence(text: str) -> str:
-    """Of an answer; its section has the whole.
-
-    >>> first_sentence("The slope is -1.008 (95 %: -1.046 to -0.969). The law holds.")
-    'The slope is -1.008 (95 %: -1.046 to -0.969).'
-    """
-    end = re.search(r"\.(?=\s+[A-Z])", text)
-    return text if end is None else text[: end.end()]
 
 
 def caveats(evidence: Evidence, groups: Sequence[Group]) -> list[str]:
@@ -124,18 +107,6 @@ def _of_noise(group: Group) -> str:
                 "behind it holds."
             )
     return ""
-
-
-def _of_fit(fit: dict[str, Any]) -> str:
-    critical = fit.get("b_crit")
-    name = fit.get("optimizer", "the optimizer")
-    if not fit.get("supported", True) or not isinstance(critical, dict) or critical.get("value") is None:
-        told = [fit["verdict"]] if fit.get("verdict") else fit.get("warnings") or ()
-        reason = "; ".join(map(str, told)) or "the fit is not supported by the points"
-        return f"The study does not support a critical batch size of {name}: {reason}."
-    low, high = critical.get("low"), critical.get("high")
-    ends = f" (95 %: {low:,.0f} to {high:,.0f})" if low is not None and high is not None else ", interval unknown"
-    return f"The critical batch size of {name} is {critical['value']:,.0f} samples{ends}, by the study's fit."
 
 
 def _caveats_of(group: Group) -> list[str]:

@@ -1,0 +1,61 @@
+"""How a verb tells a result: on the console, as JSON and pictures in a folder, and as a page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from largebatch.records.durable_files import write_record
+from largebatch.records.report.evidence import LeftOut
+from largebatch.records.report.page import write_report
+from largebatch.records.report.reading import read_records
+from largebatch.records.result import FILES, Result, plain
+
+
+def show_result(result: Result) -> None:
+    """Print tables and sentences."""
+    from largebatch.records.trackers import print_table
+
+    for table in result.tables:
+        print_table(table.headers, table.rows, title=table.title)
+    for line in (result.question, *result.sentences):
+        if line:
+            print(line)
+
+
+def write_result(result: Result, path: Path, *, about: Mapping[str, Any], picture: str = "") -> None:
+    """Write the record, then the pictures, and print each path.
+
+    Args:
+        result: what was found.
+        path: of the record, with a name among `FILES`.
+        about: where the numbers come from: config, environment, weights; keys of the record beside those of the result.
+        picture: name of one PNG with all figures; empty: one for each.
+    """
+    from largebatch.records.figures.draw_png import draw_panels, draw_png
+
+    kind, _ = FILES[path.name]
+    print(write_record(path, plain({"kind": kind} | result.record() | dict(about)), allow_nan=False))
+    if result.draw is not None:
+        pictures = result.draw(path.parent)
+    elif picture and result.figures:
+        pictures = [draw_panels(result.figures, path.parent / picture, title=result.title)]
+    else:
+        pictures = [draw_png(figure, path.parent) for figure in result.figures]
+    for made in pictures:
+        print(made)
+
+
+def write_result_page(records: Sequence[Path], *, title: str, left_out: Sequence[tuple[str, str]] = ()) -> None:
+    """Write page.html beside the first of the records, and print its path.
+
+    Args:
+        records: files that were written.
+        title: its heading.
+        left_out: (what, why) of what the page does not have.
+    """
+    evidence = read_records(records, [LeftOut(Path(what), why) for what, why in left_out])
+    page = records[0].parent / "page.html"
+    write_report(evidence, page, title=title)
+    print(page)
