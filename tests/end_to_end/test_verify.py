@@ -48,7 +48,8 @@ def verify(ranks, monkeypatch: pytest.MonkeyPatch):
 
         monkeypatch.setattr(largebatch.experiments.verify, "start_ranks", start)
         code = run_verify(compose_run(*SMALL, "run.dir=out", *overrides, config_name="verify"), list(overrides))
-        return code, json.loads(Path("out/verify.json").read_text())["numbers"]
+        record = json.loads(Path("out/verify.json").read_text())
+        return code, record | record["numbers"]
 
     return run
 
@@ -119,7 +120,7 @@ def test_a_sound_run_is_the_same_on_every_factorization(verify, overrides):
 def test_each_defect_of_the_users_is_caught_and_named_and_nothing_else(verify, capsys, overrides, causes):
     code, record = verify(*overrides, "verify.world_sizes=[1,2]")
     assert (code, record["same"]) == (1, False)
-    assert [cause["name"] for cause in record["causes"]] == causes
+    assert [cause["name"] for cause in record["numbers"]["causes"]] == causes
     assert f"cause: {causes[0]}" in capsys.readouterr().out
 
 
@@ -162,7 +163,7 @@ def verified_under_a_launcher(overrides: list[str], folder: str, *, doubles: boo
             patched.setitem(reduction_clock._REDUCTIONS, "bf16", doubled)
         code = run_verify(compose_run(*SMALL, f"run.dir={folder}", *overrides, config_name="verify"), overrides)
     record = json.loads(Path(folder, "verify.json").read_text()) if os.environ["RANK"] == "0" else {"causes": []}
-    return code, [cause["name"] for cause in record["causes"]]
+    return code, [cause["name"] for cause in record["numbers"]["causes"]]
 
 
 @pytest.mark.parametrize(
@@ -186,7 +187,7 @@ def test_a_module_that_couples_samples_is_named(verify):
 def test_an_average_over_ranks_instead_of_samples_is_named(verify):
     code, record = verify("verify.world_sizes=[2,3]", "batch.micro=1", rank=mutants.ranks_alike)
     assert code == 1
-    assert [cause["name"] for cause in record["causes"]] == ["unequal shares"]
+    assert [cause["name"] for cause in record["numbers"]["causes"]] == ["unequal shares"]
 
 
 def test_a_defect_without_a_known_cause_is_still_a_failure(verify, capsys):

@@ -74,7 +74,7 @@ def test_every_kind_of_result_is_shown_alike(name: str, tmp_path: Path):
     section = section_of(tmp_path, name, RECORDS[name])
     (option,) = section.options
     assert (section.title, section.key, option.label) == ("Ravines", FILES[name][0].replace("_", "-"), "it")
-    assert list(option.figures) == [CURVE, LANDSCAPE]
+    assert [figure.record() for figure in option.figures] == [CURVE.record(), LANDSCAPE.record()]
     for text in ("Why &lt;b&gt;?", "Because it is &lt;i&gt;steep&lt;/i&gt;.", "<li>It was known.</li>",
                  "<caption>ends</caption>", "<td>0.5</td>", 'href="it/runs/x"', f'href="it/{name}"'):  # fmt: skip
         assert text in option.before

@@ -13,7 +13,7 @@ from largebatch.__main__ import main
 from largebatch.experiments.study import TableError
 from largebatch.experiments.study.atlas import PUBLISHED, atlas_result, read_atlas
 
-README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+README = (Path(__file__).resolve().parents[2] / "largebatch" / "experiments" / "README.md").read_text()
 # Log least squares on the medians, weighted by their runs, by another program: B_crit, and the ends of its interval.
 B_CRIT = {
     "ResNet-50 with LARS": (45_529, 40_349, 51_648),
