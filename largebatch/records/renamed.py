@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from largebatch.records.flat_config import flat
 
 # Dotted key of the config -> its new name; a section takes all keys below it along.
 KEYS = {
@@ -57,13 +59,13 @@ def renamed_in_config(config: Mapping[str, Any]) -> list[str]:
     >>> renamed_in_config({"seed": 1})
     []
     """
-    flat = dict(_leaves(config))
+    values = flat(config)
     found = [
         problem
-        for key, value in flat.items()
+        for key, value in values.items()
         if (problem := _old_key(key, f"{key}={value}", value) or _old_value(key, str(value), f"{key}={value}"))
     ]
-    texts = [(key, value) for key, value in flat.items() if isinstance(value, str) and "${" in value]
+    texts = [(key, value) for key, value in values.items() if isinstance(value, str) and "${" in value]
     found += [
         f"{key}={value}: {old} is called {new_key(old)} now. Write ${{{new_key(old)}}}."
         for key, value in texts
@@ -160,14 +162,6 @@ def _old_value(key: str, value: str, written: str) -> str:
 
 def _is_at(key: str, section: str) -> bool:
     return key == section or key.startswith(f"{section}.")
-
-
-def _leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(config, Mapping) and (config or not prefix):
-        for key, value in config.items():
-            yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, config
 
 
 def _section(config: dict[str, Any], path: Sequence[str]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import sys
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import cache
 from itertools import accumulate
 from pathlib import Path
@@ -19,6 +19,7 @@ from largebatch.data.subset import innermost
 from largebatch.distributed.checksums import combine_checksums, parameter_checksums
 from largebatch.distributed.gather import disagreement, gather_ints, gather_texts
 from largebatch.distributed.runtime import LauncherError, Runtime
+from largebatch.records.flat_config import flat
 from largebatch.records.run_folder import environment
 from largebatch.run.config.environment import comparable
 from largebatch.run.prepare import Prepared
@@ -39,10 +40,10 @@ def run_fingerprint(prepared: Prepared) -> dict[str, str]:
     machines, and what is in them is hashed. Of the data set some samples stand for all, see `sampled_content`.
     """
     path, config = prepared.config.data.path, prepared.config.model_dump()
-    resolved = dict(_flat(config))
+    folder, resolved = path if isinstance(path, str) else None, flat(config)
     values = {
-        f"config {key}": _without_folder(value, resolved.get(key, value), path if isinstance(path, str) else None)
-        for key, value in _flat(comparable(prepared.public, config))
+        f"config {key}": _without_folder(str(value), str(resolved.get(key, value)), folder)
+        for key, value in flat(comparable(prepared.public, config)).items()
         if not key.startswith("run.")
     }
     packages = environment()["packages"]
@@ -77,14 +78,6 @@ def require_same_run(runtime: Runtime, fingerprint: dict[str, str]) -> None:
         "Gradients of different runs must not be mixed. Start every rank with the same command, code and data; items "
         "of a data set may draw random numbers only from the global generators of torch, numpy and random."
     )
-
-
-def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    if isinstance(value, dict) and value:
-        for key, part in value.items():
-            yield from _flat(part, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, str(value)
 
 
 def _without_folder(told: str, value: str, path: str | None) -> str:

@@ -16,6 +16,7 @@ from largebatch.experiments.study.protocol import Row
 from largebatch.records.checkpoint.reading import parse_json, plain, reason
 from largebatch.records.checkpoint.run_values import Count, Finite
 from largebatch.records.durable_files import write_record
+from largebatch.records.flat_config import flat
 from largebatch.records.line_file import LineFile
 from largebatch.records.regular_files import read_regular
 from largebatch.records.renamed import with_new_names
@@ -155,7 +156,7 @@ def require_same_study(folder: Path, identity: Mapping[str, Any]) -> None:
     shared = before["optimizers"].keys() & identity["optimizers"].keys()
     parts = [(before["study"], identity["study"])]
     parts += [(before["optimizers"][name], identity["optimizers"][name]) for name in sorted(shared)]
-    changed = [line for old, new in parts for line in _changes(folder, _flat(old), _flat(json.loads(json.dumps(new))))]
+    changed = [line for old, new in parts for line in _changes(folder, _texts(old), _texts(new))]
     if before["trials"] > identity["trials"]:
         changed.append(
             f"study.trials={identity['trials']}: {folder} was begun with {before['trials']}, and which of them were "
@@ -190,8 +191,5 @@ def _changes(folder: Path, before: dict[str, str], now: dict[str, str]) -> list[
     ]
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, str]:
-    if isinstance(value, dict) and value:
-        parts = [_flat(part, f"{prefix}.{key}" if prefix else str(key)) for key, part in value.items()]
-        return {key: text for part in parts for key, text in part.items()}
-    return {prefix: json.dumps(value)}
+def _texts(values: Any) -> dict[str, str]:
+    return {key: json.dumps(value) for key, value in flat(json.loads(json.dumps(values))).items()}

@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from largebatch.records.flat_config import flat
 from largebatch.records.regular_files import read_regular
 from largebatch.records.renamed import with_new_names
 from largebatch.records.report.evidence import COLUMNS, MOST_LAYER_ROWS, MOST_LAYERS, JsonRecord, RunRecord
@@ -95,7 +96,8 @@ def read_settings(folder: Path) -> dict[str, str]:
         values = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
         if not isinstance(values, dict) or not values:
             raise ValueError("it holds no keys with values")
-        return flat_settings(with_new_names({str(key): part for key, part in values.items()}))
+        settings = flat(with_new_names({str(key): part for key, part in values.items()}))
+        return {key: str(value) for key, value in settings.items()}
     except RecursionError:
         raise ValueError("config.yaml cannot be read: it is too deep") from None
     except Exception as error:  # of omegaconf, or of the YAML reader behind it
@@ -123,18 +125,6 @@ def _require_plain(root: Any) -> None:
 
     if (count := size(root, 0)) > _MOST_SETTINGS:
         raise ValueError(f"it stands for {count:,} values, more than {_MOST_SETTINGS:,}")
-
-
-def flat_settings(value: Any, prefix: str = "") -> dict[str, str]:
-    """Dotted keys and values as texts.
-
-    >>> flat_settings({"a": {"b": 1, "c": [2]}})
-    {'a.b': '1', 'a.c': '[2]'}
-    """
-    if not isinstance(value, dict) or not value:
-        return {prefix: str(value)} if prefix else {}
-    parts = (flat_settings(part, f"{prefix}.{key}" if prefix else str(key)) for key, part in value.items())
-    return {key: text for part in parts for key, text in part.items()}
 
 
 def read_record(path: Path) -> JsonRecord:
