@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from largebatch.records.conf_folder import conf_dir
+from largebatch import conf_dir
 
 GROUPS = {
     folder.name: sorted(file.stem for file in folder.glob("*.yaml"))

@@ -7,8 +7,8 @@ from urllib.parse import quote
 import pytest
 from omegaconf import OmegaConf
 
+from largebatch import conf_dir
 from largebatch.__main__ import main
-from largebatch.records.conf_folder import conf_dir
 from largebatch.records.credentials import credential_problems, hide_variables, redacted
 
 KEY = "0123456789abcdef" * 2 + "01234567"  # as long as a key of W&B

@@ -28,7 +28,7 @@ OMEGACONF_READS = {"records.report.run_files": {"omegaconf"}}  # config.yaml, as
 # Arithmetic and files: these start in milliseconds, so that a verb that reads a record, or a plan, needs no torch.
 LIGHT = (
     "batch.", "diagnostics.closed_forms.", "diagnostics.smoothing", "distributed.host_memory", "gradient.pairwise_sum",
-    "records.conf_folder", "records.credentials.", "records.durable_files", "records.ledger", "records.line_file",
+    "records.credentials.", "records.durable_files", "records.ledger", "records.line_file",
     "records.regular_files",
 )  # fmt: skip
 HEAVY = {"torch", "accelerate", "hydra", "omegaconf", "wandb", "matplotlib", "sklearn", "datasets", "transformers"}

@@ -17,11 +17,11 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
+from largebatch import conf_dir
 from largebatch.__main__ import main
 from largebatch.cli.composition.composing import compose_config
 from largebatch.cli.composition.listed_hydra import NotListedError, held_to_the_list
 from largebatch.models.hugging_face import hugging_face
-from largebatch.records.conf_folder import conf_dir
 from largebatch.run.config.reading import ConfigError, parse_config
 from largebatch.run.config.targets import FOR_CONFIGS, TargetError, find_target, make, target_nodes
 from tests.unit.composing import compose_run

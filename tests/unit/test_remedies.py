@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from largebatch import conf_dir
 from largebatch.__main__ import main
-from largebatch.records.conf_folder import conf_dir
 from largebatch.run.config.did_you_mean import did_you_mean, meant_by_key
 
 pytestmark = [pytest.mark.usefixtures("in_a_folder"), pytest.mark.quick]

@@ -18,6 +18,7 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
+from largebatch import conf_dir
 from largebatch.__main__ import main
 from largebatch.batch.random_keys import stream_key
 from largebatch.cli.composition.composing import compose_config
@@ -30,7 +31,6 @@ from largebatch.experiments.textbook.experiment import Experiment
 from largebatch.experiments.textbook.learning_rate import kind_of_path
 from largebatch.experiments.textbook.regression import noise_floor
 from largebatch.models import Linear
-from largebatch.records.conf_folder import conf_dir
 from largebatch.records.figures.figure import from_record
 from largebatch.run.config.reading import ConfigError, parse_config, parse_section
 

@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from largebatch import conf_dir
 from largebatch.cli.composition.listed_hydra import NotListedError, held_to_the_list
 from largebatch.cli.composition.remedies import (
     QUOTING,
@@ -36,7 +37,6 @@ from largebatch.cli.composition.remedies import (
 from largebatch.cli.composition.withheld import error_handler, secrets_of_files, variable_problems
 from largebatch.cli.process.held_screen import HEAD_START_S, HeldScreen, is_first_of_machine
 from largebatch.cli.process.leaving import EXIT_FAILED, EXIT_UNSAVED, EXIT_WRONG_INPUT
-from largebatch.records.conf_folder import conf_dir
 from largebatch.records.renamed import renamed_in_config, renamed_on_command_line
 
 _SWEEP_FLAGS = ("-m", "--multirun")

@@ -11,9 +11,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
+from largebatch import conf_dir
 from largebatch.cli.composition.misread import misread_numbers
 from largebatch.cli.composition.remedies import keys_of
-from largebatch.records.conf_folder import conf_dir
 from largebatch.run.config.reading import ConfigError
 
 LATER = ("experiment", "debug")  # groups that are composed after all others

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from largebatch.records.conf_folder import conf_dir
+from largebatch import conf_dir
 from largebatch.records.credentials.recognition import is_secret, names_secret
 from largebatch.records.credentials.vocabulary import NO_VALUES, PATTERNS
 
