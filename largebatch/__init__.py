@@ -1,6 +1,86 @@
-"""largebatch: name one number, the global batch size, and train the same run on any number of ranks."""
+"""Large-batch training on torch: name one number, the global batch size, and train the same run on any number of ranks.
+
+For a program of your own, by room; a name is loaded when it is first used:
+
+    batch        BatchPlan BatchRamp Duration SampleOrder Schedule scale_lr
+    optim        LAMB LARS MuonWithAdamW parameter_groups set_lr
+    losses       CrossEntropy InfoNCE ModuleLoss NextToken OutputIsLoss SquaredError
+    distributed  Runtime
+    models       GPT MLP ConvNet Linear ResNet TwoViews checkpoint_activations hugging_face resnet18 resnet50
+    data         ArrayDataset Augmentation MicroBatchLoader TokenWindows digits hub_images image_folder token_stream
+    gradient     ExactBatchNorm GlobalGradient accumulate_gradients
+    diagnostics  NoiseScale NoiseScaleEstimator StepsToTarget fit_critical_batch generalization_gap large_batch_gap
+                 lr_range_test measure_sharpness measure_variance moments_of_step stability_limit
+    records      read_metrics
+    training     Observer Run StepReport train
+
+Each room has a README.md with examples: largebatch/ROOM/README.md.
+"""
+
+from __future__ import annotations
 
 import os.path
+import sys
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from largebatch.batch import BatchPlan, BatchRamp, Duration, SampleOrder, Schedule, scale_lr
+    from largebatch.data import (
+        ArrayDataset,
+        Augmentation,
+        MicroBatchLoader,
+        TokenWindows,
+        digits,
+        hub_images,
+        image_folder,
+        token_stream,
+    )
+    from largebatch.diagnostics import (
+        NoiseScale,
+        NoiseScaleEstimator,
+        StepsToTarget,
+        fit_critical_batch,
+        generalization_gap,
+        large_batch_gap,
+        lr_range_test,
+        measure_sharpness,
+        measure_variance,
+        moments_of_step,
+        stability_limit,
+    )
+    from largebatch.distributed.runtime import Runtime
+    from largebatch.gradient import ExactBatchNorm, GlobalGradient, accumulate_gradients
+    from largebatch.losses import CrossEntropy, InfoNCE, ModuleLoss, NextToken, OutputIsLoss, SquaredError
+    from largebatch.models import (
+        GPT,
+        MLP,
+        ConvNet,
+        Linear,
+        ResNet,
+        TwoViews,
+        checkpoint_activations,
+        hugging_face,
+        resnet18,
+        resnet50,
+    )
+    from largebatch.optim import LAMB, LARS, MuonWithAdamW, set_lr
+    from largebatch.optim.parameter_groups import parameter_groups
+    from largebatch.records.trackers import read_metrics
+    from largebatch.training import Observer, Run, StepReport, train
+
+    __version__: str
+
+__all__ = [
+    "GPT", "LAMB", "LARS", "MLP", "ArrayDataset", "Augmentation", "BatchPlan", "BatchRamp", "ConvNet", "CrossEntropy",
+    "Duration", "ExactBatchNorm", "GlobalGradient", "InfoNCE", "Linear", "MicroBatchLoader", "ModuleLoss",
+    "MuonWithAdamW", "NextToken", "NoiseScale", "NoiseScaleEstimator", "Observer", "OutputIsLoss", "ResNet", "Run",
+    "Runtime", "SampleOrder", "Schedule", "SquaredError", "StepReport", "StepsToTarget", "TokenWindows", "TwoViews",
+    "__version__", "accumulate_gradients", "checkpoint_activations", "digits", "fit_critical_batch",
+    "generalization_gap", "hub_images", "hugging_face", "image_folder", "large_batch_gap", "lr_range_test",
+    "measure_sharpness", "measure_variance", "moments_of_step", "parameter_groups", "read_metrics", "resnet18",
+    "resnet50", "scale_lr", "set_lr", "stability_limit", "token_stream", "train",
+]  # fmt: skip
 
 
 def conf_dir() -> str:
@@ -10,3 +90,51 @@ def conf_dir() -> str:
     """
     inside = os.path.join(os.path.dirname(os.path.realpath(__file__)), "conf")
     return inside if os.path.isdir(inside) else os.path.join(os.path.dirname(os.path.dirname(inside)), "conf")
+
+
+def lazy_names(package: str, modules: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """`__getattr__` and `__dir__` of a package that imports a name when it is first used (PEP 562).
+
+    Args:
+        package: its `__name__`.
+        modules: module inside the package -> its names, with blanks between.
+    """
+    module_of = {name: module for module, names in modules.items() for name in names.split()}
+
+    def get(name: str) -> Any:
+        if name not in module_of:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        from importlib import import_module
+
+        value = getattr(import_module(f"{package}.{module_of[name]}"), name)
+        setattr(sys.modules[package], name, value)
+        return value
+
+    return get, lambda: sorted({*vars(sys.modules[package]), *sys.modules[package].__all__})
+
+
+_NAMES = {
+    "batch": "BatchPlan BatchRamp Duration SampleOrder Schedule scale_lr",
+    "optim": "LAMB LARS MuonWithAdamW parameter_groups set_lr",
+    "losses": "CrossEntropy InfoNCE ModuleLoss NextToken OutputIsLoss SquaredError",
+    "distributed.runtime": "Runtime",
+    "models": "GPT MLP ConvNet Linear ResNet TwoViews checkpoint_activations hugging_face resnet18 resnet50",
+    "data": "ArrayDataset Augmentation MicroBatchLoader TokenWindows digits hub_images image_folder token_stream",
+    "gradient": "ExactBatchNorm GlobalGradient accumulate_gradients",
+    "diagnostics": "NoiseScale NoiseScaleEstimator StepsToTarget fit_critical_batch generalization_gap large_batch_gap "
+    "lr_range_test measure_sharpness measure_variance moments_of_step stability_limit",
+    "records.trackers": "read_metrics",
+    "training": "Observer Run StepReport train",
+}
+_get, __dir__ = lazy_names(__name__, _NAMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            return version("largebatch")
+        except PackageNotFoundError:
+            return "(not installed)"
+    return _get(name)

@@ -8,7 +8,8 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
+
+import largebatch
 
 VERBS = {
     "train": "train with an exact global batch on any number of processes",
@@ -56,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run_verb(arguments: list[str]) -> int:
     if arguments[:1] == ["--version"]:
-        print(f"largebatch {_version()}")
+        print(f"largebatch {largebatch.__version__}")
         return 0
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage())
@@ -121,13 +122,6 @@ def _usage() -> str:
         f"{verbs}\n\n"
         "`largebatch VERB --help` shows the configuration of a verb."
     )
-
-
-def _version() -> str:
-    try:
-        return version("largebatch")
-    except PackageNotFoundError:
-        return "(not installed)"
 
 
 if __name__ == "__main__":

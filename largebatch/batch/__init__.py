@@ -1,1 +1,20 @@
 """What a step consumes: plan, ramp, sample order, learning-rate scaling, schedule, random keys. No torch."""
+
+from largebatch.batch.duration import Duration
+from largebatch.batch.order import SampleOrder
+from largebatch.batch.plan import BatchPlan, MicroBatch
+from largebatch.batch.ramp import BatchRamp
+from largebatch.batch.scaling import SCALING_RULES, ScaledValue, scale_lr
+from largebatch.batch.schedule import Schedule
+
+__all__ = [
+    "SCALING_RULES",
+    "BatchPlan",
+    "BatchRamp",
+    "Duration",
+    "MicroBatch",
+    "SampleOrder",
+    "ScaledValue",
+    "Schedule",
+    "scale_lr",
+]

@@ -1,62 +1,63 @@
-from largebatch.diagnostics.communication.costs import (
-    StepCommunication,
-    TransferFit,
-    communication_of_step,
-    fit_transfer,
-    probe_sizes,
-)
-from largebatch.diagnostics.communication.stragglers import IN_A_ROW, RankTimes, StragglerWatch, compare_ranks
-from largebatch.diagnostics.gap.gap import EvalSums, GeneralizationGap, generalization_gap
-from largebatch.diagnostics.gap.gap_parts import GapParts, Part, PerSample, decompose_gap
-from largebatch.diagnostics.gap.large_batch_gap import MATCHES, Evaluations, LargeBatchGap, large_batch_gap
-from largebatch.diagnostics.intervals import Interval
-from largebatch.diagnostics.learning_rate.range_curve import RangeCurve, RangeSettings, walk_rates
-from largebatch.diagnostics.learning_rate.stability import Momentum, momentum_of, stability_limit
-from largebatch.diagnostics.learning_rate.suggestion import (
-    Reading,
-    Suggestion,
-    mean_rate,
-    read_curve,
-    scaling_exponent,
-    suggest,
-)
-from largebatch.diagnostics.noise.noise_scale import NoiseScale, NoiseScaleEstimator, moments_of_step
+"""Noise, gap, sharpness, learning rates, communication, critical batch: estimators, and closed forms to test them."""
 
+from typing import TYPE_CHECKING
+
+from largebatch import lazy_names
+
+if TYPE_CHECKING:
+    from largebatch.diagnostics.communication.costs import (
+        StepCommunication,
+        TransferFit,
+        communication_of_step,
+        fit_transfer,
+        probe_sizes,
+    )
+    from largebatch.diagnostics.communication.stragglers import IN_A_ROW, RankTimes, StragglerWatch, compare_ranks
+    from largebatch.diagnostics.critical_batch.critical_batch import fit_critical_batch
+    from largebatch.diagnostics.critical_batch.steps_to_target import StepsToTarget
+    from largebatch.diagnostics.gap.gap import EvalSums, GeneralizationGap, generalization_gap
+    from largebatch.diagnostics.gap.gap_parts import GapParts, Part, PerSample, decompose_gap
+    from largebatch.diagnostics.gap.large_batch_gap import MATCHES, Evaluations, LargeBatchGap, large_batch_gap
+    from largebatch.diagnostics.intervals import Interval
+    from largebatch.diagnostics.learning_rate.range_curve import RangeCurve, RangeSettings, walk_rates
+    from largebatch.diagnostics.learning_rate.stability import Momentum, momentum_of, stability_limit
+    from largebatch.diagnostics.learning_rate.suggestion import (
+        Reading,
+        Suggestion,
+        mean_rate,
+        read_curve,
+        scaling_exponent,
+        suggest,
+    )
+    from largebatch.diagnostics.learning_rate.sweep import lr_range_test
+    from largebatch.diagnostics.noise.measurement import measure_variance
+    from largebatch.diagnostics.noise.noise_scale import NoiseScale, NoiseScaleEstimator, moments_of_step
+    from largebatch.diagnostics.sharpness.measurement import measure_sharpness
+
+_NAMES = {
+    "communication.costs": "StepCommunication TransferFit communication_of_step fit_transfer probe_sizes",
+    "communication.stragglers": "IN_A_ROW RankTimes StragglerWatch compare_ranks",
+    "critical_batch.critical_batch": "fit_critical_batch",
+    "critical_batch.steps_to_target": "StepsToTarget",
+    "gap.gap": "EvalSums GeneralizationGap generalization_gap",
+    "gap.gap_parts": "GapParts Part PerSample decompose_gap",
+    "gap.large_batch_gap": "Evaluations LargeBatchGap MATCHES large_batch_gap",
+    "intervals": "Interval",
+    "learning_rate.range_curve": "RangeCurve RangeSettings walk_rates",
+    "learning_rate.stability": "Momentum momentum_of stability_limit",
+    "learning_rate.suggestion": "Reading Suggestion mean_rate read_curve scaling_exponent suggest",
+    "learning_rate.sweep": "lr_range_test",
+    "noise.measurement": "measure_variance",
+    "noise.noise_scale": "NoiseScale NoiseScaleEstimator moments_of_step",
+    "sharpness.measurement": "measure_sharpness",
+}
 __all__ = [
-    "IN_A_ROW",
-    "MATCHES",
-    "EvalSums",
-    "Evaluations",
-    "GapParts",
-    "GeneralizationGap",
-    "Interval",
-    "LargeBatchGap",
-    "Momentum",
-    "NoiseScale",
-    "NoiseScaleEstimator",
-    "Part",
-    "PerSample",
-    "RangeCurve",
-    "RangeSettings",
-    "RankTimes",
-    "Reading",
-    "StepCommunication",
-    "StragglerWatch",
-    "Suggestion",
-    "TransferFit",
-    "communication_of_step",
-    "compare_ranks",
-    "decompose_gap",
-    "fit_transfer",
-    "generalization_gap",
-    "large_batch_gap",
-    "mean_rate",
-    "moments_of_step",
-    "momentum_of",
-    "probe_sizes",
-    "read_curve",
-    "scaling_exponent",
-    "stability_limit",
-    "suggest",
+    "IN_A_ROW", "MATCHES", "EvalSums", "Evaluations", "GapParts", "GeneralizationGap", "Interval", "LargeBatchGap",
+    "Momentum", "NoiseScale", "NoiseScaleEstimator", "Part", "PerSample", "RangeCurve", "RangeSettings", "RankTimes",
+    "Reading", "StepCommunication", "StepsToTarget", "StragglerWatch", "Suggestion", "TransferFit",
+    "communication_of_step", "compare_ranks", "decompose_gap", "fit_critical_batch", "fit_transfer",
+    "generalization_gap", "large_batch_gap", "lr_range_test", "mean_rate", "measure_sharpness", "measure_variance",
+    "moments_of_step", "momentum_of", "probe_sizes", "read_curve", "scaling_exponent", "stability_limit", "suggest",
     "walk_rates",
-]
+]  # fmt: skip
+__getattr__, __dir__ = lazy_names(__name__, _NAMES)

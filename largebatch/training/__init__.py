@@ -1,1 +1,12 @@
 """The loop, the guard, the observers."""
+
+from typing import TYPE_CHECKING
+
+from largebatch import lazy_names
+
+if TYPE_CHECKING:
+    from largebatch.training.loop import Observer, Run, train
+    from largebatch.training.step_report import StepReport
+
+__all__ = ["Observer", "Run", "StepReport", "train"]
+__getattr__, __dir__ = lazy_names(__name__, {"loop": "Observer Run train", "step_report": "StepReport"})

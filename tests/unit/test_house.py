@@ -100,8 +100,12 @@ def test_imports_go_downward_only():
 
 
 def test_no_room_has_a_circle():
-    """Inside a room, too, files import each other downward: take away what imports nothing until nothing is left."""
-    edges = {module: {name for name in imported(module, path) if name in MODULES} for module, path in MODULES.items()}
+    """Inside a room, too, files import each other downward: take away what imports nothing until nothing is left.
+
+    The package itself stands below all: what it offers is imported when it is used.
+    """
+    below = MODULES.keys() - {"largebatch"}
+    edges = {module: imported(module, MODULES[module]) & below for module in below}
     while free := {module for module, needed in edges.items() if not needed}:
         edges = {module: needed - free for module, needed in edges.items() if module not in free}
     assert not edges, f"imports in a circle: {edges}"
