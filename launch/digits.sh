@@ -23,7 +23,8 @@ python - "$folder" <<'EOF'
 import json, statistics, sys
 from pathlib import Path
 
-from largebatch.records.figures import plot_comparison
+from largebatch.records.figures.comparison_figures import comparison_figures
+from largebatch.records.figures.draw_png import draw_panels
 from largebatch.records.trackers import read_metrics
 
 folder, runs = Path(sys.argv[1]), []
@@ -39,6 +40,6 @@ for name, label in (
     values = [one["eval/val_accuracy"] for one in summaries]
     spread = f"{statistics.mean(values):.4f} ± {statistics.stdev(values) / 3**0.5:.4f}"
     print(f"{name:20} {summaries[0]['steps']:6} {spread:>20}   {', '.join(f'{value:.4f}' for value in values)}")
-picture = plot_comparison(runs, folder / "digits.png", "digits: mean and range of three seeds")
+picture = draw_panels(comparison_figures(runs), folder / "digits.png", title="digits: mean and range of three seeds")
 print(f"picture: {picture}")
 EOF

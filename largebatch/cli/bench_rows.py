@@ -29,10 +29,9 @@ print(set_stale_rows_aside(sys.argv[1], int(sys.argv[2])))
 """
 _END = """
 import sys
-from largebatch.records.trackers import default_charts, plot_run
+from largebatch.records.figures.run_figures import draw_run
 from largebatch.records.rows.columns import is_drawn, read_columns
-columns = read_columns(sys.argv[1], is_drawn)
-print(len(default_charts(columns)), "charts", *plot_run(columns, sys.argv[2], "run"))
+print(*draw_run(read_columns(sys.argv[1], is_drawn), sys.argv[2], title="run"))
 """
 _WHOLE = """
 import sys

@@ -42,6 +42,7 @@ def main(arguments: Sequence[str]) -> int:
         options = _parser().parse_args(list(arguments))
     except SystemExit as exit_:
         return EXIT_WRONG_INPUT if exit_.code else EXIT_DONE
+    from largebatch.records.figures.gap_figures import large_batch_gap_figures
     from largebatch.records.report.evidence import differing
     from largebatch.records.report.publish import show_result, write_result, write_result_page
     from largebatch.records.result import Result
@@ -61,23 +62,16 @@ def main(arguments: Sequence[str]) -> int:
         title="Large-batch gap",
         sentences=[*_sentences(base, seeds, gaps), *merged, *_of_differing(keys)],
         tables=[_table(base, seeds, gaps)],
-        figures=[],
+        figures=large_batch_gap_figures({size: [run.rows for run in group] for size, group in groups.items()}),
         numbers=_numbers(groups, gaps, keys) | {"merged": merged, "left_out": left_out},
-        draw=lambda folder: [_draw(groups, folder)],
+        picture="gap.png",
+        heading=f"{len(runs)} runs at {len(groups)} batch sizes",
     )
     show_result(result)
     record = (Path(options.out) if options.out else new_folder("runs", "compare")) / "large_batch_gap.json"
     write_result(result, record, about={})
     write_result_page([record], title=result.tables[0].title)
     return EXIT_IN_PART if left_out else EXIT_DONE
-
-
-def _draw(groups: dict[int, list[EvaluatedRun]], folder: Path) -> Path:
-    from largebatch.records.figures import plot_large_batch_gap
-
-    rows = {size: [run.rows for run in group] for size, group in groups.items()}
-    title = f"{sum(map(len, groups.values()))} runs at {len(groups)} batch sizes"
-    return plot_large_batch_gap(rows, folder / "gap.png", title=title)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -32,7 +32,7 @@ def main(arguments: Sequence[str]) -> int:
         tell_unread(Path(file))
     show_result(result)
     record = (Path(options.out) if options.out else new_folder("runs", "atlas")) / "atlas.json"
-    write_result(result, record, about={}, picture="atlas.png")
+    write_result(result, record, about={})
     write_result_page([record], title=result.title)
     return EXIT_DONE
 

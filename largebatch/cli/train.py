@@ -139,7 +139,9 @@ def _last_finite(folder: RunFolder) -> int:
 
 def _conclude(job: Job, status: str, *, hint: str | None, draws: bool) -> None:
     """Write summary and plots, close the trackers, print the end of the story."""
-    from largebatch.records.trackers import WandbTracker, default_charts, print_summary
+    from largebatch.records.figures.draw_plotly import plotly_figure
+    from largebatch.records.figures.run_figures import run_figures
+    from largebatch.records.trackers import WandbTracker, print_summary
 
     columns = job.columns
     summary = job.summary(status)
@@ -147,7 +149,8 @@ def _conclude(job: Job, status: str, *, hint: str | None, draws: bool) -> None:
     plots = _plot(job.folder, columns, problems) if draws else []
     for tracker in job.trackers:
         if isinstance(tracker, WandbTracker):
-            tracker.draw(default_charts(columns))
+            drawn = [figure for figures in run_figures(columns).values() for figure in figures]
+            tracker.show({f"charts/{figure.name}": plotly_figure(figure) for figure in drawn})
         tracker.finish(summary, plots)
         problems += tracker.problems
     job.folder.write_summary(summary, problems)
@@ -158,15 +161,17 @@ def _conclude(job: Job, status: str, *, hint: str | None, draws: bool) -> None:
 
 def _plot(folder: RunFolder, columns: Columns, problems: list[str]) -> list[Path]:
     """The pictures of a run; whatever stops them is a problem, since the run's numbers are worth more."""
-    from largebatch.records.figures import plot_layers, plot_run
+    from largebatch.records.figures.draw_png import draw_png
+    from largebatch.records.figures.layer_maps import layer_maps
+    from largebatch.records.figures.run_figures import draw_run
     from largebatch.records.rows.placed_rows import Faults, spread_rows
 
+    title = folder.path.name
     try:
-        plots = plot_run(columns, folder.plots, title=folder.path.name)
+        plots = draw_run(columns, folder.plots, title=title)
         if folder.layers.exists():
-            plots += plot_layers(
-                list(spread_rows(folder.layers, _MOST_LAYER_ROWS, Faults())), folder.plots, title=folder.path.name
-            )
+            rows = list(spread_rows(folder.layers, _MOST_LAYER_ROWS, Faults()))
+            plots += [draw_png(one, folder.plots) for one in layer_maps(rows, title=title)]
     except Exception as error:
         problems.append(f"plots were not written: {type(error).__name__}: {error}")
         return []

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from largebatch.records.figures.figure import Figure, from_record
@@ -74,7 +73,8 @@ class Result:
         numbers: for programs; what is not finite becomes None.
         question: that it answers, where the title does not say it.
         runs: folders of the runs that it rests on, relative to the file.
-        draw: other pictures than those of `figures`, into a folder; returns them.
+        picture: name of one PNG with all figures; empty: one for each.
+        heading: over the pictures: what was measured; empty: the title.
     """
 
     title: str
@@ -84,7 +84,8 @@ class Result:
     numbers: Mapping[str, Any] = field(default_factory=dict)
     question: str = ""
     runs: Sequence[str] = ()
-    draw: Callable[[Path], Sequence[Path]] | None = field(default=None, compare=False)
+    picture: str = ""
+    heading: str = ""
 
     def record(self) -> dict[str, Any]:
         """Ready for JSON.

@@ -9,9 +9,7 @@ from typing import Any
 import pytest
 
 from largebatch.__main__ import main
-from largebatch.diagnostics import GapParts, Interval, Part
 from largebatch.experiments.measure.gap import ghost_size
-from largebatch.records.figures.gap_figures import gap_parts_figure
 from largebatch.records.trackers import read_metrics
 from largebatch.run.prepare import prepare
 from tests.unit.composing import compose_run
@@ -93,20 +91,3 @@ def test_wrong_input_is_one_report_and_exit_code_two(overrides, said, capsys):
     assert main(["measure", "gap", "measure.samples=64", "run.dir=out", *overrides]) == 2
     assert said in capsys.readouterr().err
     assert not Path("out").exists()
-
-
-def test_the_picture_is_a_staircase_from_training_to_validation():
-    def part(name: str, value: float) -> Part:
-        return Part(name, Interval(value, value - 0.1, value + 0.1), None)
-
-    parts = (part("augmentation", -0.5), Part("train mode", None, None), part("generalization", 0.25))
-    whole = part("naive", -0.25)
-    figure = gap_parts_figure(GapParts(parts, whole, whole, 2.0, None, 1.75, None), title="t", unit="token")
-    (ax,) = figure.axes
-    rows = [text.get_text() for text in ax.get_yticklabels()]
-    assert rows == ["training", "augmentation", "train mode", "generalization", "validation"]
-    assert ax.get_ylim() == (4.5, -0.5)
-    bars = [(bar.get_x(), bar.get_width(), bar.get_y() + bar.get_height() / 2) for bar in ax.patches]
-    assert bars == [pytest.approx((2.0, -0.5, 1)), pytest.approx((1.5, 0.25, 3))]
-    assert ax.get_xlabel() == "loss (mean per token)"
-    assert [text.get_text() for text in ax.texts] == ["2", "1.75", "-0.5", "none", "+0.25"]

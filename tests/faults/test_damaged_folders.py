@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from largebatch.__main__ import main
-from largebatch.records import figures
+from largebatch.records.figures import draw_png
 from tests.deadline import deadline
 from tests.faults.damaged_folders import DIFFERENT, KINDS, LEFT_OUT, SCRIPT, TERMINAL, WHOLE, make, mutate
 from tests.unit.report_folders import write_json, write_run
@@ -134,7 +134,7 @@ def test_what_stops_the_page_all_the_same_is_found_and_left_out(tmp_path, monkey
 @pytest.fixture
 def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of `compare`: matplotlib takes longer than all that is asked here."""
-    monkeypatch.setattr(figures, "plot_large_batch_gap", lambda rows, path, title: path, raising=False)
+    monkeypatch.setattr(draw_png, "draw_panels", lambda figures, path, title: path)
 
 
 @pytest.mark.fault(62)

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from largebatch.__main__ import main
-from largebatch.records.figures.gap_figures import large_batch_gap_figure
 
 CONFIG = """\
 seed: {seed}
@@ -117,22 +116,3 @@ def test_what_cannot_be_compared_is_refused_with_a_reason(capsys):
     assert main(["compare"]) == 2
     assert main(["compare", "--help"]) == 0
     assert not Path("runs").exists()
-
-
-def test_the_picture_has_a_line_per_run_in_the_colour_of_its_batch_against_three_measures_of_time():
-    rows = [
-        {"step": step, "samples_seen": 10 * step, "eval/train_loss": loss, "gap/loss": 0.1, "eval/val_accuracy": 0.75}
-        for step, loss in ((1, 2.0), (2, 1.0), (3, 1.5), (4, 0.5))
-    ]
-    figure = large_batch_gap_figure({10: [rows, rows], 80: [rows]}, title="t")
-    labels = [ax.get_xlabel() for ax in figure.axes]
-    assert (
-        labels[:3] == labels[3:] == ["samples seen", "optimizer steps", "training loss (evaluated; falls to the right)"]
-    )
-    lines = figure.axes[3].get_lines()
-    assert [list(line.get_xdata()) for line in lines] == [[10.0, 20.0, 30.0, 40.0]] * 3
-    assert [list(line.get_ydata()) for line in lines] == [[0.25] * 4] * 3
-    assert lines[0].get_color() == lines[1].get_color() != lines[2].get_color()
-    assert list(figure.axes[5].get_lines()[0].get_xdata()) == [2.0, 1.0, 0.5], "each a new lowest"
-    assert figure.axes[5].xaxis_inverted()
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["batch 10 (2 runs)", "batch 80 (1 run)"]

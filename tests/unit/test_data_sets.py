@@ -11,12 +11,12 @@ from omegaconf import open_dict
 
 from largebatch.__main__ import main
 from largebatch.data.subset import innermost
+from largebatch.records.figures.run_figures import run_figures
 from largebatch.records.report.batches import grouped
 from largebatch.records.report.reading import read_evidence
 from largebatch.records.report.verdict import caveats
 from largebatch.records.rows.columns import columns_of
 from largebatch.records.rows.series import AUGMENTED_GAP, of_gap
-from largebatch.records.trackers import default_charts
 from largebatch.run.prepare import prepare
 from largebatch.run.train_quietly import train_quietly
 from tests.unit.own_sets import Jittered, jittered
@@ -51,8 +51,9 @@ def test_the_gap_of_such_a_set_is_marked_in_rows_summary_plan_and_figures(
     assert [row.get(AUGMENTED_GAP) for row in evaluated] == [1 if marked else None] * 2
     assert json.loads((tmp_path / "run/summary.json").read_text()).get(AUGMENTED_GAP) == (1 if marked else None)
     assert len(json.loads((tmp_path / "run/plan.json").read_text())["notes"]) == marked
-    (chart,) = [chart for chart in default_charts(columns_of(run.rows)) if chart.name.endswith("generalization_gap")]
-    assert chart.title.endswith(", one side augmented") == marked
+    figures = run_figures(columns_of(run.rows))["training"]
+    (gap,) = [figure for figure in figures if figure.name == "generalization_gap"]
+    assert gap.title.endswith(", one side augmented") == marked
     assert of_gap(run.summary.get(AUGMENTED_GAP)) == (", one side augmented" if marked else "")
 
 

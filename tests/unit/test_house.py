@@ -183,7 +183,6 @@ WRITERS = {
     "records.regular_files": {"os.open"},
     "records.run_folder": {"os.open"},
     "cli.process.surroundings": {"open"},
-    "records.figures.drawing": {"savefig"},
     "records.figures.draw_png": {"savefig"},
 }
 WRITING_CALLS = {

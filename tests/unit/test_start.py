@@ -13,10 +13,11 @@ from largebatch.__main__ import main
 assert main(["plan", "optimizer=adamw"]) == 0
 unused = {"torch._dynamo", "accelerate", "wandb", "sklearn", "scipy", "matplotlib"} & set(sys.modules)
 assert not unused, unused
-from largebatch.records import figures
+from largebatch.records.figures import run_figures
 assert "matplotlib" not in sys.modules, "of figures"
 from largebatch.records.rows.columns import columns_of
-figures.plot_run(columns_of([{"step": 1, "samples_seen": 1, "train/loss": 1.0}]), Path(sys.argv[1]), "x")
+rows = [{"step": 1, "samples_seen": 1, "train/loss": 1.0}]
+run_figures.draw_run(columns_of(rows), Path(sys.argv[1]), title="x")
 assert "matplotlib.pyplot" not in sys.modules, "the backend is the user's choice"
 """
 

@@ -8,14 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from largebatch.records.figures.plots import training_figure
+from largebatch.records.figures.run_figures import run_figures
 from largebatch.records.report.evaluated_runs import read_evaluated
 from largebatch.records.report.reading import read_evidence
 from largebatch.records.report.run_figures import curves
 from largebatch.records.rows import columns
 from largebatch.records.rows.columns import columns_of, is_drawn, read_columns
-from largebatch.records.trackers import charts
-from largebatch.records.trackers.charts import default_charts
 from tests.unit.report_folders import write_run
 
 
@@ -67,8 +65,8 @@ def test_a_spike_between_the_points_of_a_long_run_is_on_the_page(few_points: Non
     lines[401]["eval/val_loss"] = 50.0  # row 201 of the evaluations: no kept point
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
     (run,) = read_evidence([folder]).runs
-    drawn = {one.name: one for one in curves([run])["training"]}["val_loss"]
-    (line,) = drawn.lines
+    drawn = {one.name: one for one in curves([run])["training"]}["loss"]
+    line = drawn.lines[-1]
     assert max(value for value in line.y if value is not None) < 3
     assert max(value for value in line.high if value is not None) == 50.0
     assert "Bands of long runs: the least and the greatest of all values." in drawn.caption
@@ -86,24 +84,20 @@ def test_the_picture_of_a_long_run_has_its_extremes_its_lost_values_and_the_cour
     ]
     (tmp_path / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     columns = read_columns(tmp_path / "m.jsonl", is_drawn)
-    figure = training_figure(columns, "run")
-    assert figure is not None
-    thin, smoothed = figure.axes[0].get_lines()
-    low, high = (end(np.asarray(thin.get_ydata())) for end in (np.nanmin, np.nanmax))
-    assert (low, high, len(thin.get_xdata())) == (1.0, 9.0, 2 * len(columns.column("train/loss").values))
-    assert smoothed.get_label() == "training batches, smoothed (1 not finite)"
-    course = np.interp(8 * np.arange(1, count + 1), smoothed.get_xdata(), smoothed.get_ydata())
+    (figure,) = run_figures(columns)["training"]
+    raw, smoothed = figure.lines
+    assert (min(raw.y), max(raw.y), len(raw.x)) == (1.0, 9.0, 2 * len(columns.column("train/loss").values))
+    assert smoothed.label == "training batches, smoothed (1 not finite)"
+    course = np.interp(8 * np.arange(1, count + 1), smoothed.x, smoothed.y)
     assert abs(course[290:700].max() - losses[290]) < 0.5  # the spike of 7 is one value of a stretch of 16
     assert columns_of(rows).column("train/loss").lost == 1
-    (chart,) = default_charts(columns)
-    assert chart.lines["training batches"][0][-1] == 8 * count
+    assert smoothed.x[-1] == 8 * count
 
 
 def test_own_metrics_are_not_kept_for_pictures(tmp_path: Path):
     row = {"step": 1, "samples_seen": 8, "train/loss": 1.0, "mine/a": 1.0, "größe": 2.0}
     (tmp_path / "m.jsonl").write_text(json.dumps(row) + "\n")
     assert set(read_columns(tmp_path / "m.jsonl", is_drawn).by_name) == {"train/loss"}
-    assert all(is_drawn(key) for _, labels in charts._CHARTS.values() for key in labels)
 
 
 def planned(folder: Path, **values: int) -> None:

@@ -19,12 +19,16 @@ import wandb
 from matplotlib.figure import Figure
 
 from largebatch.__main__ import main
+from largebatch.records.figures.diagram import Axis, Diagram, Line
+from largebatch.records.figures.draw_plotly import plotly_figure
 from largebatch.records.trackers import WandbTracker, key_source, naming_problems
-from largebatch.records.trackers.charts import Chart
 from largebatch.records.trackers.wandb import require_reachable
 from tests.reference.wandb_file import WandbRun, chunks, read_run
 
 CONFIG = {"batch": {"total": 96}, "optimizer": "lars", "odd": Path("a/b")}
+GAP = Diagram(
+    "gap", "the gap", Axis("samples seen"), Axis("gap"), (Line("loss", [32, 64], [0.5, 0.25]), Line("b", [64], [1.0]))
+)
 CLOSED_PORT = "http://127.0.0.1:9"
 
 
@@ -72,7 +76,7 @@ def resumed(no_account: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
         second = WandbTracker(**options, group="study", job_type="train", run_id=first.run_id)
         for row in training_rows(range(4, 6)):
             second.log(row)
-        second.draw([Chart("charts/gap", "the gap", {"loss": ([32.0, 64.0], [0.5, 0.25]), "b": ([64.0], [1.0])})])
+        second.show({"charts/gap": plotly_figure(GAP)})
         second.finish({}, [])
     wandb.teardown()  # waits until the last block is on disk
     return folder, first, second
@@ -91,14 +95,14 @@ def test_every_row_reads_back_exactly_from_the_files_of_a_resumed_run(run: Wandb
     assert len(rows) == 6 + 2 + 1 + 2 + 1  # and two odd rows, one plot, one chart
 
 
-def test_a_chart_is_a_table_of_its_lines_beside_the_samples_seen(
+def test_a_figure_stands_with_its_lines_at_the_last_samples_seen(
     resumed: tuple[Path, WandbTracker, WandbTracker], run: WandbRun
 ) -> None:
-    (path,) = resumed[0].rglob("*.table.json")
-    table = json.loads(path.read_text())
-    assert table["data"] == [[32.0, "loss", 0.5], [64.0, "loss", 0.25], [64.0, "b", 1.0]]
+    (path,) = resumed[0].rglob("*.plotly.json")
+    traces = json.loads(path.read_text())["data"]
+    assert [(one["name"], one["x"], one["y"]) for one in traces] == [("loss", [32, 64], [0.5, 0.25]), ("b", [64], [1])]
     assert run.history[-1]["samples_seen"] == 480
-    assert str(path).endswith(run.history[-1]["charts/gap_table/path"])
+    assert str(path).endswith(run.history[-1]["charts/gap/path"])
 
 
 def test_a_key_is_not_needed_and_both_attempts_are_one_run(
@@ -242,13 +246,13 @@ def test_a_service_that_dies_is_counted_and_never_raises(fake: FakeWandb, tmp_pa
     tracker = start(tmp_path)
     for step in range(3):
         tracker.log({"step": step, "samples_seen": step})
-    tracker.draw([Chart("charts/gap", "the gap", {"loss": ([1.0], [2.0])})])
+    tracker.show({"charts/gap": plotly_figure(GAP)})
     tracker.finish({"a": 1}, [])
     tracker.log({"step": 4, "samples_seen": 4})  # after the end: nothing to do
     assert tracker.problems == [
         "W&B: the x axis of the charts is not samples_seen: ConnectionResetError: Connection lost",
         "W&B: a row was lost: ConnectionResetError: Connection lost (3 times)",
-        "W&B: a chart was lost: AttributeError: 'FakeWandb' object has no attribute 'plot'",
+        "W&B: a figure was lost: AttributeError: 'FakeWandb' object has no attribute 'Plotly'",
         "W&B: not everything was uploaded: TimeoutError: Timed out finishing run.",
     ]
     assert tracker.sync_command == "wandb sync /nowhere/run-abc"

@@ -6,7 +6,6 @@ import dataclasses
 import itertools
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from largebatch.diagnostics import TransferFit, probe_sizes
@@ -14,8 +13,8 @@ from largebatch.diagnostics.communication.all_reduces import ProbeTimes, time_al
 from largebatch.diagnostics.communication.steps import StepTimes, time_steps
 from largebatch.diagnostics.intervals import median_interval
 from largebatch.experiments.measure.weights import Measurement, NotMeasurableError, Weights
-from largebatch.records.figures import plot_transfer
-from largebatch.records.figures.diagram import Axis, Diagram, Line
+from largebatch.records.figures.communication_figures import step_figure, transfer_figure
+from largebatch.records.figures.figure import Figure
 from largebatch.records.result import Result, Table
 from largebatch.run.checks.machine import communication_problems
 from largebatch.run.config.measure import MeasureConfig
@@ -147,7 +146,7 @@ def _result(
             f"Computation hides {hidden} of the time in which gradients are reduced.",
         ],
         tables=[Table(title, ("what", "value", "95 %", "meaning"), _rows(found, steps, fit, num_ranks))],
-        figures=[_figure(probe)],
+        figures=_figures(steps, probe, found),
         numbers={
             "medians": {key: dataclasses.asdict(value) for key, value in found.items()},
             "fit": _fit_record(fit, steps),
@@ -155,38 +154,23 @@ def _result(
             "steps": dataclasses.asdict(steps),
             "settings": options.model_dump(),
         },
-        draw=lambda folder: [_picture(folder, f"{name}: {title}", steps, probe, found)],
+        picture="communication.png",
+        heading=f"{name}: {title}",
     )
 
 
-def _figure(probe: ProbeTimes) -> Diagram:
-    sizes, fit = [float(size) for size in probe.num_bytes], probe.fit
-    lines = [Line("measured", sizes, probe.median_s, probe.low_s, probe.high_s, "points")]
-    if fit.s_per_byte:
-        fitted = [fit.latency_s + size * fit.s_per_byte for size in sizes]
-        lines.append(Line("fit to undisturbed ones", sizes, fitted, style="dashed"))
-    x, y = Axis("size", "bytes", log=True), Axis("time", "s", log=True)
-    return Diagram("all_reduce", "Time of an all-reduce", x, y, tuple(lines))
-
-
-def _picture(folder: Path, title: str, steps: StepTimes, probe: ProbeTimes, found: dict[str, _Median]) -> Path:
+def _figures(steps: StepTimes, probe: ProbeTimes, found: dict[str, _Median]) -> list[Figure]:
     rise = found["step_with"].value - found["step_without"].value
-    return plot_transfer(
-        folder / "communication.png",
-        title=title,
-        num_bytes=probe.num_bytes,
-        seconds=(probe.median_s, probe.low_s, probe.high_s),
-        fit=probe.fit,
-        parts=steps.num_bytes,
-        bars={
-            "step without\ncommunication": {"step": found["step_without"].value},
-            "step with it": {"step": found["step_without"].value, "difference": max(rise, 0.0)},
-            "communication": {
-                "hidden": found["total"].value * found["hidden_share"].value,
-                "exposed": found["exposed"].value,
-            },
+    rows = {
+        "step without communication": {"step": found["step_without"].value},
+        "step with it": {"step": found["step_without"].value, "difference": max(rise, 0.0)},
+        "communication": {
+            "hidden": found["total"].value * found["hidden_share"].value,
+            "exposed": found["exposed"].value,
         },
-    )
+    }
+    seconds = (probe.median_s, probe.low_s, probe.high_s)
+    return [transfer_figure(probe.num_bytes, seconds, probe.fit, steps.num_bytes), step_figure(rows)]
 
 
 def _fit_record(fit: TransferFit, steps: StepTimes) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from largebatch.diagnostics.gap.conditions.measurement import Conditions, measur
 from largebatch.diagnostics.gap.conditions.passes import GapData, GapSettings
 from largebatch.experiments.measure.weights import Measurement, NotMeasurableError, Weights, fixed_subset
 from largebatch.losses.coupled import is_coupled
-from largebatch.records.figures import plot_gap_parts
+from largebatch.records.figures.gap_figures import gap_parts_figures
 from largebatch.records.result import Result, Table
 from largebatch.run.config.measure import MeasureConfig
 from largebatch.run.config.reading import ConfigError
@@ -114,12 +114,11 @@ def _result(
     ghost: int,
     num_validation: int,
 ) -> Result:
-    count, unit = options.samples or len(prepared.train_plain), prepared.loss.unit
+    count = options.samples or len(prepared.train_plain)
     settings = {"ghost": ghost, "settings": options.model_dump(), "is_augmented": prepared.gap_is_augmented}
     title = f"gap of {weights.source}: {count} training, {num_validation} validation samples, {options.precision}"
     headers = ("part", "loss", "95 % interval", "accuracy", "95 % interval", "meaning")
     rows = _rows(found, ghost, options.gap.draws, is_augmented=prepared.gap_is_augmented)
-    name = f"{prepared.config.shown_name}, {weights.source}"
     return Result(
         title="Generalization gap",
         sentences=[
@@ -127,9 +126,10 @@ def _result(
             _of_gap("The naive gap", found.naive, "validation against the training loss as it is printed"),
         ],
         tables=[Table(title, headers, rows)],
-        figures=[],
+        figures=gap_parts_figures(found, unit=prepared.loss.unit),
         numbers=dataclasses.asdict(found) | settings,
-        draw=lambda folder: [plot_gap_parts(found, folder, title=name, unit=unit)],
+        picture="gap_parts.png",
+        heading=f"{prepared.config.shown_name}, {weights.source}",
     )
 
 

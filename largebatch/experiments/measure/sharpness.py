@@ -9,8 +9,7 @@ from largebatch.diagnostics.sharpness.measurement import Sharpness, measure_shar
 from largebatch.diagnostics.sharpness.subset import FixedSubset
 from largebatch.experiments.measure.weights import Measurement, NotMeasurableError, Weights, fixed_subset
 from largebatch.losses.coupled import is_coupled
-from largebatch.records.figures import plot_slices
-from largebatch.records.figures.diagram import Axis, Diagram, Line, Surface
+from largebatch.records.figures.slice_figures import slice_figures
 from largebatch.records.result import Result, Table
 from largebatch.run.config.measure import MeasureConfig, SharpnessConfig
 from largebatch.run.config.reading import ConfigError
@@ -86,11 +85,9 @@ def _result(prepared: Prepared, options: MeasureConfig, weights: Weights, found:
         title="Sharpness",
         sentences=_sentences(found, options.sharpness, count),
         tables=[Table(f"sharpness of {measured}", headers, _rows(found, options.sharpness))],
-        figures=_slices(found, prepared.loss.unit),
+        figures=slice_figures(found.slices, unit=prepared.loss.unit),
         numbers=dataclasses.asdict(found) | {"settings": options.model_dump()},
-        draw=lambda folder: plot_slices(
-            found.slices, folder, title=f"{prepared.config.shown_name}, {weights.source}", unit=prepared.loss.unit
-        ),
+        heading=f"{prepared.config.shown_name}, {weights.source}",
     )
 
 
@@ -107,17 +104,3 @@ def _sentences(found: Sharpness, options: SharpnessConfig, count: int) -> list[s
     if rest := count % options.m:
         said.append(f"{options.m}-sharpness leaves out {rest} of the {count} samples: they make no whole group.")
     return said
-
-
-def _slices(found: Sharpness, unit: str) -> list[Diagram | Surface]:
-    cut, figures = found.slices, list[Diagram | Surface]()
-    along, loss = Axis("distance along a random direction", "filter norms"), Axis("loss", f"mean per {unit}")
-    if cut.line:
-        line = (Line("loss", cut.line_positions, cut.line),)
-        figures.append(Diagram("slice_1d", "Loss along a direction", along, loss, line))
-    if cut.plane:
-        places, across = cut.plane_positions, Axis("distance along another", "filter norms")
-        figures.append(
-            Surface("slice_2d", "Loss over a plane", along, across, loss, places, places, cut.plane, contours=True)
-        )
-    return figures

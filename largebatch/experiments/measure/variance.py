@@ -10,8 +10,7 @@ from largebatch.diagnostics.noise.nested_groups import doubling_sizes, require_n
 from largebatch.diagnostics.noise.variance_law import Pair, Slope, VarianceCurve
 from largebatch.experiments.measure.weights import Measurement, NotMeasurableError, Weights, fixed_subset
 from largebatch.losses.coupled import is_coupled
-from largebatch.records.figures import plot_variance
-from largebatch.records.figures.diagram import Axis, Diagram, Line
+from largebatch.records.figures.variance_figures import variance_figures
 from largebatch.records.result import Result, Table
 from largebatch.run.config.measure import MeasureConfig
 from largebatch.run.config.reading import ConfigError
@@ -64,9 +63,10 @@ def _result(prepared: Prepared, options: MeasureConfig, weights: Weights, found:
         title="Gradient variance",
         sentences=[_of_slope(found.with_replacement.slope), _of_noise_scale(found)],
         tables=[Table(f"gradient variance of {measured}", _HEADERS, _rows(found))],
-        figures=[_figure(found)],
+        figures=variance_figures(found),
         numbers=_values(found) | {"settings": options.model_dump()},
-        draw=lambda folder: [plot_variance(found, folder, title=f"{prepared.config.shown_name}, {measured}")],
+        picture="variance.png",
+        heading=f"{prepared.config.shown_name}, {measured}",
     )
 
 
@@ -89,24 +89,6 @@ def _of_noise_scale(found: GradientVariance) -> str:
         return "There is not enough evidence for a noise scale: |G|^2 is too small beside its error."
     interval = "" if moments.interval is None else f" (95 %: {_interval(moments.interval)})"
     return f"The noise scale is {moments.noise_scale:.4g} samples{interval}."
-
-
-def _figure(found: GradientVariance) -> Diagram:
-    """Measured variances beside the law, with and without replacement."""
-    lines: list[Line] = []
-    for curve, drawn in ((found.with_replacement, "with replacement"), (found.without_replacement, "without")):
-        points = [point for point in curve.points if point.interval is not None]
-        sizes = [float(point.batch_size) for point in points]
-        low, high = ([point.interval[side] for point in points if point.interval] for side in (0, 1))
-        lines.append(Line(f"measured, {drawn}", sizes, [point.variance for point in points], low, high, "points"))
-        known = [point for point in points if point.theory > 0]
-        theory = [point.theory for point in known]
-        lines.append(Line(f"theory, {drawn}", [float(point.batch_size) for point in known], theory, style="dashed"))
-    return Diagram(
-        "variance_law", "Gradient variance against batch size", Axis("batch size", "samples", log=True),
-        Axis("gradient variance", "squared norm", log=True), tuple(line for line in lines if line.x),
-        "Independent draws follow tr(Σ)/B; without replacement the noise ends with the set. Bars: 95 %.",
-    )  # fmt: skip
 
 
 def _rows(found: GradientVariance) -> list[Row]:

@@ -69,6 +69,7 @@ def atlas_result(analysis: Analysis) -> Result:
         tables=(Table(f"S = S_min (1 + B_crit/B), by medians over runs. {SOURCE}", HEADERS, atlas_rows(analysis)),),
         figures=(_collapsed(told), _samples(told), _errors(told)) if told else (),
         numbers=study_record(analysis),
+        picture="atlas.png",
     )
 
 

@@ -38,6 +38,8 @@ def study_result(analysis: Analysis, *, title: str) -> Result:
         figures=study_figures(analysis),
         numbers=study_record(analysis),
         runs=[run for point in points for run in point.runs],
+        picture="study.png",
+        heading=title,
     )
 
 
@@ -55,7 +57,7 @@ def present(result: Result, folder: Path, *, config: dict[str, Any], more: dict[
     show_result(result)
     path = folder / "study.json"
     about = {"config": config, "environment": environment()} | (more or {})
-    write_result(result, path, about=about, picture="study.png")
+    write_result(result, path, about=about)
     write_result_page([path], title=result.tables[0].title)
 
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 Style = Literal["line", "dashed", "points", "both", "faint", "steps", "stack"]
 Numbers = Sequence[float | None]  # None: not known, or not finite
 _LOG_RANGE = 50  # a positive quantity that spans more than this factor gets a logarithmic axis
+FEW_POINTS = 40  # a line of more has no markers, and a smoothed course over it if it is noisy
 _COUNTED = ("samples", "steps", "bytes")
 
 

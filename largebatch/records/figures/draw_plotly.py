@@ -34,6 +34,7 @@ def plotly_figure(figure: Figure, places: Mapping[str, int] | None = None) -> di
         figure: what is drawn.
         places: series -> place of its colour; None: in the order of the series.
 
+    >>> from largebatch.records.figures.diagram import Line
     >>> figure = Diagram("loss", "A run", Axis("steps"), Axis("loss"), (Line("train", [1, 2], [0.5, 0.25]),))
     >>> drawn = plotly_figure(figure)
     >>> drawn["data"][0]["y"], drawn["layout"]["xaxis"]["title"]["text"]

@@ -7,7 +7,8 @@ Colours: Okabe and Ito 2008, distinct for colour-blind readers.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullForma
 
 from largebatch.records.durable_files import write_whole
 from largebatch.records.figures.diagram import Axis, Diagram, Surface
-from largebatch.records.figures.figure import Bars, Figure, Sheet
+from largebatch.records.figures.figure import Bars, Figure
 from largebatch.records.figures.legends import NUM_COLOURS, colour_places, epoch_ticks, legend_labels, legend_of_all
 from largebatch.records.figures.png_marks import PALETTE, draw_bars, draw_line, draw_stack, draw_surface, plain
 
@@ -28,15 +29,12 @@ _DPI = 150
 _WIDE_LABEL = 30  # letters: longer ones are one below the other in a legend
 _BELOW = -0.17  # of a panel, as a share of its height: where the legend begins
 _LETTERS = 130  # of a legend side by side
+_LETTERS_PER_INCH, _LINE = 17, 0.17  # of a caption: letters of a line, and its height in inches
+_LONG_LABEL = 42  # letters of an axis in one line
 _FEW_DECADES = 300.0  # a logarithmic axis of a smaller range is labelled at 1, 2 and 5
 _WRITTEN_OUT = (1e-5, 1e6)  # numbers beyond are powers of ten
 _UNITS = {"s": "s", "bytes": "B"}  # written at every tick, with a prefix: 2 ms, 64 kB
 _MOST_NAMES = 60  # of the rows of a map
-
-
-def draw_sheet(sheet: Sheet, folder: str | Path) -> Path:
-    """Draw FOLDER/NAME.png; returns its path."""
-    return draw_panels(sheet.figures, Path(folder) / f"{sheet.name}.png", title=sheet.title)
 
 
 def draw_png(figure: Figure, folder: str | Path) -> Path:
@@ -67,21 +65,36 @@ def sheet_of(figures: Sequence[Figure], title: str = "") -> matplotlib.figure.Fi
     for panel in panels[len(figures) :]:
         panel.set_visible(False)
     shared = legend_of_all(figures)
+    legend: dict[str, Artist] = {}
     for number, (panel, figure, places) in enumerate(zip(panels, figures, colour_places(figures), strict=False)):
         handles = _draw(panel, figure, places)
         if title != figure.title:
             panel.set_title(plain(figure.title), fontsize=10, wrap=True)
-        labels = legend_labels(figure)
-        if shared is None and len(labels) > 1:
+        entries = {label: handles[label] for label in legend_labels(figure)}
+        if shared is None and len(entries) > 1:
             # Below: inside it would lie on bands, and searching a free place is slow.
-            _legend(panel, handles, labels, loc="upper center", bbox_to_anchor=(0.5, _BELOW))
+            _legend(panel, entries, most=2, loc="upper center", bbox_to_anchor=(0.5, _BELOW))
         elif number == shared:
-            _legend(sheet, handles, labels, loc="outside lower center")
+            legend = entries
     if title:
         sheet.suptitle(plain(title), fontweight="bold")
-    if captions := " ".join(dict.fromkeys(figure.caption for figure in figures if figure.caption)):
-        sheet.supxlabel(plain(captions), fontsize=8, wrap=True)
+    _add_foot(sheet, " ".join(dict.fromkeys(figure.caption for figure in figures if figure.caption)), legend)
     return sheet
+
+
+def _add_foot(sheet: matplotlib.figure.Figure, captions: str, legend: Mapping[str, Artist]) -> None:
+    """The captions at the bottom, above them the legend of all panels, above both the panels."""
+    lines = textwrap.wrap(captions, int(_LETTERS_PER_INCH * sheet.get_figwidth()))
+    sheet.text(0.5, 0.01, plain("\n".join(lines)), ha="center", va="bottom", fontsize=8)
+    share = _LINE / sheet.get_figheight()
+    below = share * len(lines)
+    if legend:
+        side_by_side = max(1, _LETTERS // (max(map(len, legend)) + 6))
+        num_rows = _legend(sheet, legend, most=side_by_side, loc="lower center", bbox_to_anchor=(0.5, below))
+        below += share * (num_rows + 1.5)
+    engine = sheet.get_layout_engine()
+    assert engine is not None
+    engine.set(rect=(0, below, 1, 1 - below))  # type: ignore[call-arg]
 
 
 def _height(figure: Figure) -> float:
@@ -91,15 +104,12 @@ def _height(figure: Figure) -> float:
     return 4.8
 
 
-def _legend(
-    place: Axes | matplotlib.figure.Figure, handles: dict[str, Artist], labels: Sequence[str], **where: Any
-) -> None:
-    longest = max(map(len, labels))
-    columns = max(1, _LETTERS // (longest + 6)) if isinstance(place, matplotlib.figure.Figure) else 2
-    columns = 1 if longest > _WIDE_LABEL else min(columns, len(labels))
-    drawn = [handles[label] for label in labels]
-    shown = [plain(label) for label in labels]
-    place.legend(drawn, shown, frameon=False, fontsize=8, ncols=columns, **where)
+def _legend(place: Axes | matplotlib.figure.Figure, entries: Mapping[str, Artist], *, most: int, **where: Any) -> int:
+    """Entries in at most so many columns; returns the number of rows."""
+    columns = 1 if max(map(len, entries)) > _WIDE_LABEL else min(most, len(entries))
+    labels = [plain(label) for label in entries]
+    place.legend(list(entries.values()), labels, frameon=False, fontsize=8, ncols=columns, **where)
+    return -(-len(entries) // columns)
 
 
 def _draw(ax: Axes, figure: Figure, places: dict[str, int]) -> dict[str, Artist]:
@@ -149,7 +159,8 @@ def _style(along: XAxis | YAxis, axis: Axis) -> None:
     ax, is_x = along.axes, along.axis_name == "x"
     assert isinstance(ax, Axes)
     (ax.set_xscale if is_x else ax.set_yscale)("log" if axis.log else "linear")
-    along.set_label_text(plain(axis.label if axis.unit in _UNITS else str(axis)))
+    label = axis.label if axis.unit in _UNITS else str(axis)
+    along.set_label_text(plain("\n".join(textwrap.wrap(label, _LONG_LABEL))))
     if axis.low is not None or axis.high is not None:
         limits = ax.get_xlim() if is_x else ax.get_ylim()
         ends = [end if end is not None else limit for end, limit in zip((axis.low, axis.high), limits, strict=True)]

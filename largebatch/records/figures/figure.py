@@ -1,4 +1,4 @@
-"""A figure of any kind, bars among them, and figures that belong together."""
+"""A figure of any kind, bars among them."""
 
 from __future__ import annotations
 
@@ -68,21 +68,6 @@ class Bars:
 
 
 Figure = Diagram | Surface | Bars
-
-
-@dataclass(frozen=True)
-class Sheet:
-    """Figures that belong together: one picture.
-
-    Attributes:
-        name: of its file.
-        title: over all of them.
-        figures: at least one.
-    """
-
-    name: str
-    title: str
-    figures: tuple[Figure, ...]
 
 
 def from_record(record: dict[str, Any]) -> Figure:

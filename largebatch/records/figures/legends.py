@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 from largebatch.records.figures.diagram import Diagram, Surface
 from largebatch.records.figures.figure import Bars, Figure
@@ -16,7 +17,8 @@ _MOST_TICKS = 6  # of an axis of epochs
 def colour_places(figures: Sequence[Figure], fixed: Sequence[str] = ()) -> list[dict[str, int]]:
     """For each of several figures that stand together: series -> place of its colour in a palette.
 
-    A series has one colour in all of them, unless they have more series than there are colours: then each begins anew.
+    A series has one colour in all of them. Where they have more series than there are colours, only those that occur in
+    several figures do, and the others of each figure take what is left. Bars have their own.
 
     Args:
         figures: side by side, or below each other.
@@ -29,11 +31,14 @@ def colour_places(figures: Sequence[Figure], fixed: Sequence[str] = ()) -> list[
     [{'train': 0, 'LAMB': 1}, {'validation': 2, 'train': 0}]
     """
     own = [list(dict.fromkeys(_series(figure))) for figure in figures]
-    together = list(dict.fromkeys(name for names in own for name in names))
-    if len(together) > NUM_COLOURS:
-        return [_places(names, fixed) for names in own]
-    places = _places(together, fixed)
-    return [{name: places[name] for name in names} for names in own]
+    is_apart = [isinstance(figure, Bars) for figure in figures]
+    found = Counter(name for names, apart in zip(own, is_apart, strict=True) if not apart for name in names)
+    shared = [name for name, count in found.items() if count > 1 or len(found) <= NUM_COLOURS]
+    places = _places(shared if len(shared) <= NUM_COLOURS else [], fixed)
+    return [
+        _places(names, fixed, {} if apart else {name: places[name] for name in names if name in places})
+        for names, apart in zip(own, is_apart, strict=True)
+    ]
 
 
 def _series(figure: Figure) -> list[str]:
@@ -42,8 +47,8 @@ def _series(figure: Figure) -> list[str]:
     return [one.series for one in (figure.lines if isinstance(figure, Diagram) else figure.trails)]
 
 
-def _places(names: Sequence[str], fixed: Sequence[str]) -> dict[str, int]:
-    known = {name: fixed.index(name.lower()) for name in names if name.lower() in fixed}
+def _places(names: Sequence[str], fixed: Sequence[str], taken: Mapping[str, int] | None = None) -> dict[str, int]:
+    known = {name: fixed.index(name.lower()) for name in names if name.lower() in fixed} | dict(taken or {})
     free = (place for place in itertools.count() if place not in known.values())
     return {name: known[name] if name in known else next(free) for name in names}
 
@@ -76,7 +81,7 @@ def epoch_ticks(most_samples: float, samples_per_epoch: float) -> dict[float, st
     epochs = most_samples / samples_per_epoch
     if not epochs > 0:
         return {}
-    magnitude = 10 ** math.floor(math.log10(epochs / (_MOST_TICKS - 1)))
+    magnitude = 10.0 ** math.floor(math.log10(epochs / (_MOST_TICKS - 1)))
     apart = next(step * magnitude for step in (1, 2, 5, 10) if epochs / (step * magnitude) <= _MOST_TICKS - 1)
     count = int(epochs / apart + 1e-9) + 1
     return {place * apart * samples_per_epoch: f"{place * apart:g}" for place in range(count)}

@@ -10,14 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from largebatch.records.figures.diagram import Diagram, Line, Numbers, Surface, Trail
+from largebatch.records.figures.diagram import FEW_POINTS, Diagram, Line, Numbers, Surface, Trail
 from largebatch.records.figures.figure import Bar, Bars
 from largebatch.records.figures.legends import legend_labels
 
 # Okabe and Ito 2008, the two lightest darkened: 3 : 1 at least on white and on the page's dark background.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#A87400", "#BE5F93", "#3A8FC7", "#7A7F85")
 _DASHES = ("solid", "dot", "dashdot", "longdash", "longdashdot")  # once the colours are used up
-_MODES = {"points": "markers", "both": "lines+markers"}  # the others are lines
 _FAINT = 0.35  # opacity of raw values under their smoothed course
 _TITLE_WIDTH = 28  # letters of an axis title in a line
 _DIGITS = 6  # significant ones; more are not seen
@@ -54,10 +53,12 @@ def line_traces(figure: Diagram, places: Mapping[str, int]) -> list[dict[str, An
 def _line(line: Line, place: int, *, in_legend: bool) -> dict[str, Any]:
     colour = COLOURS[place % len(COLOURS)]
     dash = place // len(COLOURS) if line.dash is None else line.dash
+    has_points = line.style == "both" and len(line.x) <= FEW_POINTS
+    mode = "markers" if line.style == "points" else "lines+markers" if has_points else "lines"
     pattern = "dash" if line.style == "dashed" else _DASHES[dash % len(_DASHES)]
     trace: dict[str, Any] = {
         "type": "scatter",
-        "mode": _MODES.get(line.style, "lines"),
+        "mode": mode,
         "name": safe(line.label),
         "showlegend": in_legend,
         "x": rounded(line.x),

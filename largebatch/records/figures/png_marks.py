@@ -11,12 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm, Normalize
 
-from largebatch.records.figures.diagram import Axis, Line, Numbers, Surface
+from largebatch.records.figures.diagram import FEW_POINTS, Axis, Line, Numbers, Surface
 from largebatch.records.figures.figure import Bars
 from largebatch.records.figures.legends import NUM_COLOURS
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000")
-MANY = 40  # a line of more points has no markers
 _LINES = {
     "line": ("-", None), "dashed": ("--", None), "points": ("none", "o"), "both": ("-", "o"), "faint": ("-", None),
     "steps": ("-", None),
@@ -37,7 +36,7 @@ def draw_line(ax: Axes, line: Line, colour: str, place: int) -> Artist:
     dashes, marker = _LINES[line.style]
     if dashes == "-":
         dashes = _DASHES[(place // NUM_COLOURS if line.dash is None else line.dash) % len(_DASHES)]
-    if marker and len(x) > MANY and line.style == "both":
+    if marker and len(x) > FEW_POINTS and line.style == "both":
         marker = None
     look: dict[str, Any] = {"alpha": 0.28, "linewidth": 0.7} if line.style == "faint" else {"linewidth": 1.5}
     if line.style == "steps":
@@ -88,7 +87,7 @@ def draw_surface(ax: Axes, figure: Surface, colours: Mapping[str, str]) -> dict[
     for trail in figure.trails:
         x, y = _floats(trail.x), _floats(trail.y)
         ax.plot(x, y, color="#000000", linewidth=2.2)
-        marker = "o" if len(x) <= MANY else None
+        marker = "o" if len(x) <= FEW_POINTS else None
         size = 3 if len(x) > 1 else 8
         (handles[trail.label],) = ax.plot(
             x, y, color=colours[trail.series], linewidth=1.3, marker=marker, markersize=size, markeredgecolor="white",

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from largebatch.records.figures.run_metrics import KEYS
 from largebatch.records.regular_files import printable
 from largebatch.records.result import Result
 from largebatch.records.rows.columns import Column, Columns
@@ -21,13 +22,8 @@ from largebatch.records.rows.series import AUGMENTED_GAP
 # What differs between replicates, or follows from the batch size and the machine.
 EXPECTED = ("seed", "run.", "batch.", "launcher.", "logger.", "observers.", "resume")
 # Everything that the page says of metrics.jsonl: the others of its names, however many, are not kept.
-COLUMNS = frozenset({
-    "train/loss", "train/lr", "train/samples_per_s", "time/step_s", "time/communication_s", "memory/peak_bytes",
-    "eval/val_loss", "eval/val_accuracy", "eval/val_accuracy_stderr", AUGMENTED_GAP,
-    "gap/loss", "gap/loss_stderr", "gap/accuracy", "gap/accuracy_stderr",
-    "noise_scale/b_simple", "noise_scale/ci_low", "noise_scale/ci_high", "noise_scale/trace",
-})  # fmt: skip
-MOST_LAYER_ROWS, MOST_LAYERS = 120, 1000  # of a map of trust ratios
+COLUMNS = KEYS | {"memory/peak_bytes", "eval/val_accuracy_stderr", "noise_scale/trace", AUGMENTED_GAP}
+MOST_LAYER_ROWS, MOST_LAYERS = 120, 1000  # of maps of layers
 _MOST_LETTERS = 80
 
 

@@ -27,7 +27,7 @@ from largebatch.records.report.guarded import draw_guarded
 from largebatch.records.report.html_parts import Cell
 from largebatch.records.report.plotly_together import plotly_figures
 from largebatch.records.report.result_sections import result_sections
-from largebatch.records.report.run_figures import curves, trust_ratio_maps
+from largebatch.records.report.run_figures import MOST_SHOWN, curves, maps_of_layers, run_label
 from largebatch.records.report.sections import Option, Section
 from largebatch.records.report.verdict import caveats, verdict
 from largebatch.records.rows.series import of_gap
@@ -37,7 +37,8 @@ _TITLES = {
     "batches": "Against batch size",
     "training": "Over training",
     "noise": "Gradient noise",
-    "layers": "Trust ratios",
+    "curvature": "Sharpness over training",
+    "layers": "Layers",
     "time": "Time",
 }
 _HEADERS = (
@@ -91,7 +92,10 @@ def _run_sections(runs: Sequence[RunRecord], groups: Sequence[Group]) -> list[Se
         for key, figures in found.items():
             if figures:
                 options[key].append(Option(task, figures))
-        options["layers"] += [Option(found.title, [found]) for found in trust_ratio_maps(ours)]
+        options["layers"] += [Option(found.title, [found]) for found in maps_of_layers(ours)]
+        for run in ours[:MOST_SHOWN] if len(ours) > 1 else ():
+            for key, figures in curves([run]).items():
+                options[key].append(Option(f"{run.name}: {run_label(run)}", figures))
     return [Section(key, title, options=options[key]) for key, title in _TITLES.items()]
 
 

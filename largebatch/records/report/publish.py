@@ -24,27 +24,23 @@ def show_result(result: Result) -> None:
             print(line)
 
 
-def write_result(result: Result, path: Path, *, about: Mapping[str, Any], picture: str = "") -> None:
+def write_result(result: Result, path: Path, *, about: Mapping[str, Any]) -> None:
     """Write the record, then the pictures, and print each path.
 
     Args:
         result: what was found.
         path: of the record, with a name among `FILES`.
         about: where the numbers come from: config, environment, weights; keys of the record beside those of the result.
-        picture: name of one PNG with all figures; empty: one for each.
     """
-    from largebatch.records.figures.draw_png import draw_panels, draw_png
+    from largebatch.records.figures.draw_png import draw_panels
 
     kind, _ = FILES[path.name]
     print(write_record(path, plain({"kind": kind} | result.record() | dict(about)), allow_nan=False))
-    if result.draw is not None:
-        pictures = result.draw(path.parent)
-    elif picture and result.figures:
-        pictures = [draw_panels(result.figures, path.parent / picture, title=result.title)]
-    else:
-        pictures = [draw_png(figure, path.parent) for figure in result.figures]
-    for made in pictures:
-        print(made)
+    pictures = {f"{figure.name}.png": [figure] for figure in result.figures}
+    if result.picture and result.figures:
+        pictures = {result.picture: list(result.figures)}
+    for name, figures in pictures.items():
+        print(draw_panels(figures, path.parent / name, title=result.heading or result.title))
 
 
 def write_result_page(records: Sequence[Path], *, title: str, left_out: Sequence[tuple[str, str]] = ()) -> None:

@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from largebatch.records.figures.layer_maps import LAYER_PREFIXES
 from largebatch.records.flat_config import flat
 from largebatch.records.regular_files import read_regular
 from largebatch.records.renamed import with_new_names
@@ -34,7 +35,7 @@ _COUNTS = {
     "max_micro_batch_size": False,
     "grad_accum_steps": False,
 }
-_LAYER, _PLACE = "trust_ratio/", ("step", "samples_seen")
+_PLACE = ("step", "samples_seen")
 _MOST_NAMES = 10_000  # of layers that are looked at
 
 
@@ -168,7 +169,7 @@ def _read_summary(folder: Path) -> dict[str, Any]:
 
 
 def _read_layers(path: Path, damage: list[str], end: Place) -> list[Row]:
-    """Rows of trust ratios, evenly spaced if there are many, ends included; of many layers likewise.
+    """Rows of what the maps show, evenly spaced if there are many, ends included; of many layers likewise.
 
     A run is shown without them as well: what is wrong is added to `damage`.
     """
@@ -188,7 +189,7 @@ def _layer_rows(found: Iterable[Row]) -> list[Row]:
     rows: list[Row] = []
     names: dict[str, None] = {}
     for row in found:
-        ratios = {key: value for key, value in row.items() if key.startswith(_LAYER)}
+        ratios = {key: value for key, value in row.items() if key.startswith(LAYER_PREFIXES)}
         names |= dict.fromkeys(islice((key for key in ratios if key not in names), _MOST_NAMES - len(names)))
         rows.append({key: ratios[key] for key in names.keys() & ratios.keys()} | {key: row[key] for key in _PLACE})
     order = list(names)

@@ -1,7 +1,6 @@
 """Where a run's metrics go: metrics.jsonl (the record of truth), the console, W&B, TensorBoard."""
 
 from largebatch.records.rows.row_file import Row, read_metrics, torn_lines
-from largebatch.records.trackers.charts import default_charts
 from largebatch.records.trackers.console import ProgressLine, print_plan, print_summary, print_table
 from largebatch.records.trackers.jsonl import JsonlTracker, set_stale_rows_aside
 from largebatch.records.trackers.tensorboard import TensorBoardTracker
@@ -18,7 +17,6 @@ __all__ = [
     "TensorBoardTracker",
     "Tracker",
     "WandbTracker",
-    "default_charts",
     "key_source",
     "mode_of",
     "naming_problems",

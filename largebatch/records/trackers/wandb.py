@@ -18,7 +18,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from largebatch.records.rows.row_file import Row
-from largebatch.records.trackers.charts import Chart
 from largebatch.records.trackers.tracker import Problems, plain_values
 from largebatch.records.trackers.wandb_settings import (
     VARIABLES,
@@ -109,29 +108,19 @@ class WandbTracker:
         with self._problems.counted("a row was lost"):
             self._run.log(values)
 
-    def draw(self, charts: Sequence[Chart]) -> None:
-        """Log charts of whole runs; call it once, before `finish`."""
+    def show(self, figures: Mapping[str, Mapping[str, Any]], pages: Mapping[str, Path] | None = None) -> None:
+        """Log figures of plotly (`data` and `layout`) and HTML pages that stand alone, by key; before `finish`."""
         if self._run is None:
             return
-        for chart in charts:
-            xs, ys = zip(*chart.lines.values(), strict=True)
-            with self._problems.counted("a chart was lost"):
-                drawn = self._wandb.plot.line_series(xs, ys, list(chart.lines), chart.title, "samples seen")
-                self._run.log({"samples_seen": self._samples_seen, chart.name: drawn})
-
-    def show(self, figures: Mapping[str, Mapping[str, Any]], pages: Mapping[str, Path]) -> None:
-        """Log figures of plotly (`data` and `layout`) and HTML pages that stand alone, by key."""
-        if self._run is None:
-            return
-        from plotly.graph_objects import Figure
-
         for key, figure in figures.items():
             with self._problems.counted("a figure was lost"):
+                from plotly.graph_objects import Figure
+
                 drawn = Figure(data=figure["data"], layout=figure["layout"])
-                self._run.log({key: self._wandb.Plotly(drawn)})
-        for key, page in pages.items():
+                self._run.log({"samples_seen": self._samples_seen, key: self._wandb.Plotly(drawn)})
+        for key, page in (pages or {}).items():
             with self._problems.counted("a page was lost"):
-                self._run.log({key: self._wandb.Html(str(page), inject=False)})
+                self._run.log({"samples_seen": self._samples_seen, key: self._wandb.Html(str(page), inject=False)})
 
     def finish(self, summary: dict[str, Any], plots: Sequence[Path]) -> None:
         """Store the summary and the pictures, then wait at most 60 s for uploads; what remains can be synced later.
