@@ -1,4 +1,4 @@
-"""Errors of hyperparameters: what was given, the rule, what to write instead."""
+"""Rules of hyperparameters. An error says what was given, the rule, and what to write instead."""
 
 from __future__ import annotations
 

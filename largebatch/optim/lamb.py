@@ -65,26 +65,11 @@ class LAMB(LayerwiseOptimizer):
     optimization for deep learning: training BERT in 76 minutes" (arXiv 1904.00962 v5), Algorithm 2, with phi the
     identity. Hence a step is exactly lr |w| long, whatever the gradient; only at ratio 1 it is lr |u|.
 
-    More than one algorithm has this name, and torch.optim.AdamW is this one with adapts=False. The options name every
-    difference; `presets.LAMB_PRESETS` has the settings that reproduce both versions of the paper, NVLAMB and timm:
+    More than one algorithm has this name, and torch.optim.AdamW is this one with adapts=False. The options from
+    `bias_correction` to `adapt_undecayed` name every difference. `presets.LAMB_PRESETS` reproduces both versions of the
+    paper, NVLAMB and timm.
 
-    - bias_correction: False leaves out both 1 - beta^t. Where nothing decays, the ratio cancels all of it but the eps:
-      version 3 of the paper, torch_optimizer;
-    - decay_placement: "inside" the ratio as above, or "outside": w = (1 - lr weight_decay) w first, then u = r with the
-      norm of the decayed w, as in AdamW: Keras, timm's decoupled_decay;
-    - norm_bounds: (lower, upper) of the paper's phi, ratio = min(max(|w|, lower), upper) / |u|, for which it gives no
-      numbers; torch_optimizer has (0, 10);
-    - trust_clip: a ratio is at most 1, so that no step is longer than Adam's: LAMBC, timm's trust_clip;
-    - max_grad_norm: g is divided by max(1, |all gradients of all groups| / max_grad_norm) before the moments: 1 in
-      NVLAMB, apex and timm;
-    - grad_averaging: False adds g to m instead of (1 - beta1) g: apex and timm have the option;
-    - adapt_undecayed: False gives groups with weight_decay=0 the ratio 1: timm, apex without use_nvlamb.
-
-    Each parameter group has two independent flags: `weight_decay` (0: does not decay) and `adapts` (False: ratio 1). No
-    parameter is treated apart by its shape or name: `parameter_groups` makes the groups.
-
-    `p.grad` is only read. Norms, state and arithmetic are float32, or the parameter's dtype where that is wider; a
-    bfloat16 or float16 weight is rounded once per step.
+    Groups, precision and gradients are as in `LARS`.
 
     Args:
         params: parameters, named parameters, or groups.
@@ -93,28 +78,28 @@ class LAMB(LayerwiseOptimizer):
         eps: >= 0. With 0 an element whose gradients were all 0 becomes NaN.
         weight_decay: >= 0. It turns the step towards -w; the length of the step stays.
         adapts: default of the group flag.
-        bias_correction: whether the moments are divided by 1 - beta^t.
-        decay_placement: "inside" or "outside" of the ratio.
-        norm_bounds: 0 <= lower <= upper; None: phi is the identity.
-        trust_clip: whether a ratio is at most 1.
-        max_grad_norm: > 0; None: gradients are taken as they are. A group may have its own, for the norm over all.
-        grad_averaging: whether the newest gradient enters m with the weight 1 - beta1.
-        adapt_undecayed: whether groups without decay get a ratio too.
-        foreach: True for one call per operation over many tensors, False for a plain loop; None takes the former unless
-            a parameter is a tensor subclass. Temporary memory: 64 MiB, or twice the size of the largest tensor if more.
-        fused: True for torch's fused AdamW kernel with 4.5 % of the group as temporary memory, False never. None takes
-            it, if `foreach` is None too, for plain float32 and float64 tensors on a CPU whose gradient and state lie in
-            memory in the same order, without gaps, and a form that it has (`forms`). True demands that of all.
-        compile: True for kernels of our own, for every form: the fastest path, with next to no temporary memory. On a
-            CPU they are in C, the constructor compiles them, once per machine and user, and `step` takes what `fused`
-            says of tensors, of all, on as many threads as torch has. On a GPU they are in Triton, which compiles at the
-            first step, once per machine and user: a few seconds; bfloat16 and float16 are taken there too.
+        bias_correction: False leaves out both 1 - beta^t. Where nothing decays, the ratio cancels all of it but the
+            eps: version 3 of the paper, torch_optimizer.
+        decay_placement: "inside" the ratio as above, or "outside", as in AdamW: w = (1 - lr weight_decay) w first, then
+            u = r with the norm of the decayed w: Keras, timm's decoupled_decay.
+        norm_bounds: (lower, upper) of the paper's phi, which gives no numbers: ratio = min(max(|w|, lower), upper) /
+            |u|; torch_optimizer has (0, 10). None: phi is the identity.
+        trust_clip: a ratio is at most 1, so that no step is longer than Adam's: LAMBC, timm's trust_clip.
+        max_grad_norm: > 0: g is divided by max(1, |all gradients of all groups| / max_grad_norm) before the moments: 1
+            in NVLAMB, apex and timm. A group may have its own, for the norm over all. None: g is taken as it is.
+        grad_averaging: False adds g to m instead of (1 - beta1) g: apex and timm have the option.
+        adapt_undecayed: False gives groups with weight_decay=0 the ratio 1: timm, apex without use_nvlamb.
+        foreach: as of `LARS`, with twice the temporary memory.
+        fused: as of `LARS`: torch's fused AdamW kernel, for the forms that `LambForm.is_fused` names, with 4.5 % of the
+            group as temporary memory.
+        compile: as of `LARS`.
 
     Raises:
         ValueError: if a value breaks its rule or has no effect, here or in a group, a parameter is complex, or
             fused=True or compile=True cannot be: there is no compiler, it fails, or Triton is missing.
         RuntimeError: from `step`, if a gradient is sparse.
 
+    >>> import torch
     >>> w = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
     >>> w.grad = torch.tensor([0.0, 2.0])
     >>> LAMB([w], lr=0.1, weight_decay=0.0).step()  # along [0, 1], 0.1 * 5 long

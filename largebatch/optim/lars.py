@@ -49,23 +49,13 @@ class LARS(LayerwiseOptimizer):
     A step without momentum is at most lr trust_coefficient |w| long. Where the ratio is 1, `lr` acts without the
     trust coefficient, which is a 1000 times larger rate.
 
-    More than one algorithm has this name. The options name every difference; `presets.LARS_PRESETS` has the settings
-    that reproduce the paper, MLPerf's reference, the textbook formula, SimCLR and timm:
-
-    - denominator: "split" as above, or "joint", |g + weight_decay w|: optax, SimCLR, Barlow Twins;
-    - lr_placement: "inside" the velocity as above, so that a changing rate acts on new gradients only, or "outside",
-      v = momentum v + ratio (g + weight_decay w), w = w - lr v, as torch.optim.SGD has it: timm, torch_optimizer, apex.
-      Under a constant rate both are the same;
-    - nesterov: w = w - (momentum v + lr ratio (g + weight_decay w)) with the new v;
-    - clip: the rate of a tensor is min(ratio, lr) instead of lr ratio, and lr where a norm is 0: the default of apex's
-      LARC, timm's trust_clip;
-    - eps: added to the denominator: 1e-8 in timm and apex;
-    - adapt_undecayed: False gives groups with weight_decay=0 the ratio 1: timm and torch_optimizer.
+    More than one algorithm has this name. The options from `denominator` to `adapt_undecayed` name every difference.
+    `presets.LARS_PRESETS` reproduces the paper, MLPerf's reference, the textbook formula, SimCLR and timm.
 
     Each parameter group has two independent flags: `weight_decay` (0: does not decay) and `adapts` (False: ratio 1,
     momentum SGD). No parameter is treated apart by its shape or name: `parameter_groups` makes the groups.
 
-    `p.grad` is only read. Norms, state and arithmetic are float32, or the parameter's dtype where that is wider; a
+    `p.grad` is only read. Norms, state and arithmetic are float32, or the parameter's dtype where that is wider. A
     bfloat16 or float16 weight is rounded once per step.
 
     Args:
@@ -75,27 +65,30 @@ class LARS(LayerwiseOptimizer):
         weight_decay: >= 0, added to the gradient as weight_decay w (L2 regularisation), and part of the ratio.
         trust_coefficient: > 0, "eta" in the paper. With 1 the ratio itself is |w| / (|g| + weight_decay |w|).
         adapts: default of the group flag.
-        denominator: "split" or "joint".
-        lr_placement: "inside" or "outside" of the velocity.
-        nesterov: whether the step looks ahead along the velocity; needs momentum.
-        clip: whether lr bounds the rates of the tensors instead of scaling them.
-        eps: >= 0.
-        adapt_undecayed: whether groups without decay get a ratio too.
-        foreach: True for one call per operation over many tensors, False for a plain loop; None takes the former unless
-            a parameter is a tensor subclass. Temporary memory: 32 MiB, or the size of the largest tensor if more.
-        fused: True for torch's fused SGD kernel, without temporary memory, False never. None takes it, if `foreach` is
-            None too, for plain float32 and float64 tensors on a CPU whose gradient and state lie in memory in the same
-            order, without gaps, and a form that it has (`forms`). True demands that of all.
-        compile: True for kernels of our own, for every form: the fastest path, with next to no temporary memory. On a
-            CPU they are in C, the constructor compiles them, once per machine and user, and `step` takes what `fused`
-            says of tensors, of all, on as many threads as torch has. On a GPU they are in Triton, which compiles at the
-            first step, once per machine and user: a few seconds; bfloat16 and float16 are taken there too.
+        denominator: "split" as above, or "joint", |g + weight_decay w|: optax, SimCLR, Barlow Twins.
+        lr_placement: "inside" the velocity as above: a new rate acts on new gradients only. Or "outside", as in
+            torch.optim.SGD: v = momentum v + ratio (g + weight_decay w), w = w - lr v: timm, torch_optimizer, apex.
+            Under a constant rate both are the same.
+        nesterov: w = w - (momentum v + lr ratio (g + weight_decay w)) with the new v; needs momentum.
+        clip: the rate of a tensor is min(ratio, lr) instead of lr ratio, and lr where a norm is 0: the default of
+            apex's LARC, timm's trust_clip.
+        eps: >= 0, added to the denominator: 1e-8 in timm and apex.
+        adapt_undecayed: False gives groups with weight_decay=0 the ratio 1: timm, torch_optimizer.
+        foreach: True: one call per operation over many tensors. False: the plain loop. None: the former, unless a
+            parameter is a tensor subclass. Temporary memory: 32 MiB, or the size of the largest tensor if more.
+        fused: True: torch's fused SGD kernel, without temporary memory. False: never. None: where it applies, if
+            `foreach` is None too. It applies to the forms that `LarsForm.is_fused` names, and to plain float32 and
+            float64 tensors on a CPU whose gradient and state lie in memory in the same order, without gaps.
+        compile: True: kernels of our own, for every form and with next to no temporary memory; the fastest path. On a
+            CPU they are C, compiled by the constructor once per machine and user; `step` takes the tensors that `fused`
+            takes. On a GPU they are Triton, compiled at the first step, which takes seconds; bfloat16 and float16 too.
 
     Raises:
         ValueError: if a value breaks its rule or has no effect, here or in a group, a parameter is complex, or
             fused=True or compile=True cannot be: there is no compiler, it fails, or Triton is missing.
         RuntimeError: from `step`, if a gradient is sparse.
 
+    >>> import torch
     >>> w = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
     >>> w.grad = torch.tensor([0.0, 2.0])
     >>> LARS([w], lr=1.0, weight_decay=0.0, trust_coefficient=0.1).step()  # ratio 0.1 * 5 / 2

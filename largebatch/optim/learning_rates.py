@@ -1,4 +1,4 @@
-"""Rates that differ between parameters: every group keeps its ratio to the rate of the run, whatever sets that."""
+"""Learning rates that differ between parameters: every group keeps its ratio to the rate of the run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from largebatch.optim.parameter_groups import named_trainable, parameters_by_name
 
 DEPTH_PATTERN = r"(?:^|\.)(?:blocks|block|layers|layer|h)\.(\d+)\."
-"""Where usual transformers have the number of a layer in the names of its parameters."""
+"""Where the parameter names of common transformers have the number of a layer."""
 
 
 def set_lr(optimizer: Optimizer, lr: float) -> None:
@@ -30,9 +30,9 @@ def set_lr(optimizer: Optimizer, lr: float) -> None:
 
 
 def keep_lr_ratios(optimizer: Optimizer) -> None:
-    """Remember the rate of every group over `optimizer.defaults["lr"]` as its `lr_factor`, where that is not 1.
+    """Store the ratio of every group's rate to `optimizer.defaults["lr"]` as its `lr_factor`, unless it is 1.
 
-    A group that has one, from `parameter_groups`, and the rate that belongs to it keeps it to the last bit.
+    A factor from `parameter_groups` is kept to the last bit if the group's rate belongs to it.
 
     Raises:
         ValueError: if groups differ from a default rate of 0, or of none.
@@ -44,8 +44,8 @@ def keep_lr_ratios(optimizer: Optimizer) -> None:
             continue
         if default == 0:
             raise ValueError(
-                f"Group {number} of {type(optimizer).__name__} has the rate {lr:g}, and the optimizer as a whole 0: "
-                "there is no ratio to keep. Pass the optimizer a rate of its own, lr > 0."
+                f"Group {number} of {type(optimizer).__name__} has the rate {lr:g}, the optimizer itself has 0: there "
+                "is no ratio to keep. Pass the optimizer lr > 0."
             )
         group["lr_factor"] = lr / default
 
@@ -59,9 +59,9 @@ def lr_factors(
 ) -> dict[str, float]:
     r"""The factor of each trainable parameter's rate, by its name; the product of two settings.
 
-    With a layer decay d, the last of L layers has the factor d, the one before it d^2, and so on; what comes before the
-    first layer in the order of the model (embeddings, stem) has d^(L + 1), and what comes behind the last one (last
-    norm, head) 1. Sources: Clark et al. 2020, "ELECTRA", appendix A; Bao et al. 2022, "BEiT".
+    With a layer decay d, the last of L layers has the factor d, the one before it d^2, and so on. In the order of the
+    model, parameters before the first layer (embeddings, stem) have d^(L + 1), those behind the last one (last norm,
+    head) 1. Sources: Clark et al. 2020, "ELECTRA", appendix A; Bao et al. 2022, "BEiT".
 
     Args:
         model: wrapped or not.
@@ -83,7 +83,7 @@ def lr_factors(
     if wrong:
         name, factor = next(iter(wrong.items()))
         raise ValueError(
-            f"{name}: {factor} is no factor of a learning rate: it must be above 0. What shall not be trained is "
+            f"{name}: the factor of a learning rate is above 0, not {factor}. What is not to be trained is "
             "frozen with requires_grad=False."
         )
     named = named_trainable(model)

@@ -21,15 +21,15 @@ _MUON_EPS = 1e-7  # torch.optim.Muon's default; it guards a matrix norm, not Ada
 class MuonWithAdamW(Optimizer):
     """torch.optim.Muon on the matrices of hidden layers, torch.optim.AdamW on all other parameters.
 
-    Muon replaces the momentum of a matrix by (nearly) the nearest orthogonal matrix, which makes sense between hidden
-    activations only. So biases, norms, convolution kernels, embeddings and the last layer are AdamW's. Muon runs with
-    adjust_lr_fn="match_rms_adamw", which multiplies the step of an A x B matrix by 0.2 sqrt(max(A, B)): its entries get
-    a root mean square of about 0.2 lr, as those of AdamW usually have, so that one `lr` and one `weight_decay` serve
-    both. The arithmetic is torch's own. Sources: Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural
-    networks"; Liu et al. 2025, "Muon is scalable for LLM training" (arXiv 2502.16982).
+    Muon replaces the momentum of a matrix by (nearly) the nearest orthogonal matrix. That makes sense between hidden
+    activations only: AdamW takes biases, norms, convolution kernels, embeddings and the last layer. One `lr` and one
+    `weight_decay` serve both, because Muon runs with adjust_lr_fn="match_rms_adamw". It multiplies the step of an A x B
+    matrix by 0.2 sqrt(max(A, B)), so that its entries have AdamW's usual root mean square, about 0.2 lr. The arithmetic
+    is torch's own. Sources: Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks"; Liu et
+    al. 2025, "Muon is scalable for LLM training" (arXiv 2502.16982).
 
-    A group carries `muon` (bool). Groups without that key are split by dimension and name: a parameter is Muon's if it
-    has two dimensions and no pattern is found in its name. So they need names, from `parameter_groups` or
+    The key `muon` of a group (bool) says who takes it. Groups without the key are split: Muon takes parameters with two
+    dimensions whose name fits no pattern. Such groups need names, from `parameter_groups` or
     `model.named_parameters()`.
 
     `param_groups` and `state` are the very objects that torch's optimizers use: writing `group["lr"]` acts, and a state
@@ -42,7 +42,7 @@ class MuonWithAdamW(Optimizer):
         momentum: Muon's, in [0, 1); Nesterov.
         betas: AdamW's.
         eps: AdamW's.
-        adamw_patterns: regular expressions looked for (`re.search`) in the names of matrices that AdamW shall have.
+        adamw_patterns: regular expressions looked for (`re.search`) in the names of matrices; AdamW takes those.
             None: `ADAMW_PATTERNS`, which may fit nothing; a pattern of your own must fit a matrix.
 
     Raises:
@@ -163,8 +163,8 @@ def _named(group: dict[str, Any]) -> list[tuple[str, Tensor]]:
         return list(zip(group["param_names"], params, strict=True))
     if not all(isinstance(param, tuple) for param in params):
         raise ValueError(
-            f"A group of {len(params)} parameters has no names: embeddings and the last layer are told from hidden "
-            "matrices by name. Pass parameter_groups(model, ...) or model.named_parameters(), or set muon=True or "
+            f"A group of {len(params)} parameters has no names: only names distinguish embeddings and the last layer "
+            "from hidden matrices. Pass parameter_groups(model, ...) or model.named_parameters(), or set muon=True or "
             "False in each group."
         )
     return params

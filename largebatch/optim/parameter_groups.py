@@ -1,4 +1,4 @@
-"""Which parameters decay and which adapt: two independent decisions, made by name and by kind of module."""
+"""Which parameters decay and which adapt: two independent decisions, by name and by kind of module."""
 
 from __future__ import annotations
 
@@ -116,8 +116,8 @@ def parameters_by_name(model: nn.Module, groups: Mapping[str, Sequence[str]]) ->
         twice = [name for name in names if name in taken]
         if twice:
             raise ValueError(
-                f"{group}: {min(twice)} is in {taken[min(twice)]}, too ({len(twice)} such parameters). A parameter is "
-                "in one group at most: make the entries narrower, for example with ^ and $."
+                f"{group}: {min(twice)} is in {taken[min(twice)]}, too ({len(twice)} are in both). A parameter is in "
+                "one group at most: make the entries narrower, for example with ^ and $."
             )
         taken |= dict.fromkeys(names, group)
         found[group] = [param.value for param in params if param.name in names]

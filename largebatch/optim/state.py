@@ -1,4 +1,4 @@
-"""Optimizer state at full precision: which dtype it has, how it is grouped and how it is loaded."""
+"""Optimizer state at full precision: its dtype, how tensors are bunched, how state is loaded."""
 
 from __future__ import annotations
 
@@ -49,17 +49,17 @@ def widened(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
 
 
 def uses_foreach(foreach: bool | None, params: Sequence[Tensor]) -> bool:
-    """Whether to take the foreach path: as told, or else if no parameter is a tensor subclass such as DTensor."""
+    """Whether to take the foreach path; None: if no parameter is a tensor subclass such as DTensor."""
     if foreach is not None:
         return foreach
     return all(type(param) in (Tensor, torch.nn.Parameter) for param in params)
 
 
 def same_kind(*columns: Sequence[Tensor]) -> Iterator[list[list[Tensor]]]:
-    """Split parallel lists so that the tensors of the first one share a device and a dtype, and are not too many.
+    """Split parallel lists into bunches in which the tensors of the first list share a device and a dtype.
 
-    Up to MAX_BUNCH_NUMEL elements, or a single larger tensor, come together: the temporary memory of one call per
-    operation does not grow with the model.
+    A bunch has up to MAX_BUNCH_NUMEL elements, or a single larger tensor, so that temporary memory does not grow with
+    the model.
     """
     bunches: dict[tuple[torch.device, torch.dtype], list[tuple[Tensor, ...]]] = {}
     numels: dict[tuple[torch.device, torch.dtype], int] = {}
@@ -79,10 +79,10 @@ def _columns(rows: Sequence[tuple[Tensor, ...]]) -> list[list[Tensor]]:
 
 
 def load_unrounded(optimizer: Optimizer, load: Callable[[dict[str, Any]], None], state_dict: dict[str, Any]) -> None:
-    """Call `load`, torch's own `load_state_dict`, and undo what it does to state that is wider than its parameter.
+    """Call `load`, torch's own `load_state_dict`, and keep the precision of state that is wider than its parameter.
 
-    torch casts all state but "step" to the dtype of the parameter, so a bfloat16 model would lose 16 bits of its
-    momentum at every resume. Also unlike torch, the optimizer owns what it loaded, in memory of its own.
+    torch casts all state but "step" to the dtype of the parameter: a bfloat16 model would lose 16 bits of its momentum
+    at every resume. Unlike torch, the optimizer also gets memory of its own for the state.
     """
     given: dict[str, Any] = {}
 

@@ -1,4 +1,4 @@
-"""What a step did to each tensor: its trust ratio, and how far it moved relative to its size. On request only."""
+"""Trust ratio and relative update of each tensor in a step, on request."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ class TensorStep:
 
 
 def weights_of(optimizer: Optimizer) -> dict[Tensor, Tensor]:
-    """Copies of all parameters that have a gradient: take them before a step that `tensor_steps` should explain."""
+    """Copies of all parameters that have a gradient, to be taken before a step that `tensor_steps` explains."""
     params = [param for group in optimizer.param_groups for param in group["params"] if param.grad is not None]
     return {param: param.detach().clone() for param in params}
 
 
 @torch.no_grad()
 def tensor_steps(optimizer: Optimizer, before: Mapping[Tensor, Tensor]) -> dict[Tensor, TensorStep]:
-    """What the latest step did to each tensor of `before`; gradients and state must still be those of the step.
+    """Explain the latest step for each tensor of `before`; gradients and state must still be those of the step.
 
-    The ratios are computed again from the weights before the step, the gradient (LARS) or the moments after it (LAMB),
-    by the formulas of the optimizer's slow path: the step itself records nothing. It costs about a step, and one
-    wait for the device at the end.
+    The step itself records nothing. Its ratios are computed again by the formulas of the plain loop: from the weights
+    before the step and the gradient (LARS) or the moments after it (LAMB). Cost: about a step, and one wait for the
+    device.
 
     Args:
         optimizer: any; ratios are known of `LARS` and `LAMB`.

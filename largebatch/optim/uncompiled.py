@@ -1,4 +1,4 @@
-"""Makes torch's optimizers without importing torch's compiler."""
+"""Build torch's optimizers without importing torch's compiler."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from contextlib import contextmanager
 
 import torch
 
-# What `torch._disable_dynamo` has decorated looks its stand-in for compiled code up here, and else makes it: by
-# importing torch._dynamo, which takes longer than importing torch. Where torch has another name, nothing is gained.
+# A function that `torch._disable_dynamo` decorates looks for its stand-in under this name. If there is none it imports
+# torch._dynamo to make one, which takes longer than importing torch. If torch renames it, only the speed is lost.
 _STAND_IN = "__dynamo_disable"
 _METHODS = ("add_param_group", "state_dict", "load_state_dict", "zero_grad")
 
 
 @contextmanager
 def without_compiler() -> Iterator[None]:
-    """While it is entered, making a `torch.optim.Optimizer` and reading its state leave torch._dynamo unimported.
+    """Inside, building a `torch.optim.Optimizer` and reading its state do not import torch._dynamo.
 
-    Only for code that nobody compiles. A command that never takes a step, such as `plan`, starts in half the time.
+    For code that nobody compiles. A command that never takes a step, such as `plan`, starts in half the time.
     """
     functions = [getattr(getattr(torch.optim.Optimizer, name), "__wrapped__", None) for name in _METHODS]
     spared = [one for one in functions if one is not None and not hasattr(one, _STAND_IN)]
