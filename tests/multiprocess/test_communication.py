@@ -39,6 +39,7 @@ from largebatch.training.observers import CommunicationObserver, Journal
 from tests.multiprocess.counting import count_collectives
 from tests.multiprocess.made_run import made_run
 from tests.multiprocess.test_contract import SEED, lr_at, model_and_data
+from tests.watching import Rows
 
 DELAY_S, WITHIN = 0.2, 0.1
 BATCH, STEPS = 8, 12
@@ -109,16 +110,6 @@ def every_other(step: int, bucket: Any) -> bool:
 
 def every_other_but_the_last_bucket(step: int, bucket: Any) -> bool:
     return step % 2 == 1 and not bucket.is_last()
-
-
-class Rows:
-    """A tracker that keeps rows."""
-
-    def __init__(self) -> None:
-        self.rows: list[dict[str, Any]] = []
-
-    def log(self, row: dict[str, Any]) -> None:
-        self.rows.append(row)
 
 
 def run_of(runtime: Runtime, problem: tuple[Any, ...], *, observers: Any, steps: int = STEPS) -> Run:

@@ -21,19 +21,7 @@ from largebatch.models import GPT, MLP, TwoViews
 from largebatch.training.loop import train
 from largebatch.training.observers import EvaluationObserver, Journal, MetricsObserver
 from tests.multiprocess.made_run import made_run
-
-
-class Rows:
-    """A tracker that keeps its rows."""
-
-    def __init__(self) -> None:
-        self.rows: list[dict[str, Any]] = []
-        self.problems: list[str] = []
-
-    def log(self, row: dict[str, Any]) -> None:
-        self.rows.append(row)
-
-    def finish(self, summary: dict[str, Any], plots: Any) -> None: ...
+from tests.watching import Rows
 
 
 def problem(kind: str, num_validation: int) -> tuple[Any, Any, Any, Any]:

@@ -43,6 +43,7 @@ from largebatch.training.observers import (
 )
 from tests.multiprocess.made_run import made_run
 from tests.multiprocess.test_contract import SEED, model_and_data
+from tests.watching import AfterStep
 
 STEPS, BATCH, MICRO = 2, 24, 2
 LR, DECAY, TRUST, CLIP = 0.5, 1e-2, 0.1, 0.05
@@ -121,22 +122,6 @@ class Rows:
         self.found |= {f"{row['step']} {key}": value for key, value in row.items() if key not in ("step", "wall_s")}
 
 
-class Watcher:
-    """What the guard judges, and the weights."""
-
-    def __init__(self, found: dict[str, Any]) -> None:
-        self.found = found
-
-    def on_start(self, run: Run) -> None: ...
-
-    def after_step(self, run: Run, report: StepReport) -> None:
-        assert report.agreement is not None
-        self.found[f"{report.step} judged"] = report.agreement.grad_norm
-        self.found[f"{report.step} weights"] = torch.cat([one.detach().flatten() for one in run.module.parameters()])
-
-    def on_end(self, run: Run, status: str) -> None: ...
-
-
 def cells(ways: list[tuple[str, str]]) -> dict[str, dict[str, Any]]:
     """(way, kind) -> all numbers that two steps log on this world."""
     return {f"{way}: {kind}": cell(way, kind) for way, kind in ways}
@@ -201,9 +186,16 @@ def observers(way: str, problem: Problem, runtime: Runtime, loader: WatchedLoade
     chosen += [
         LayersObserver(journal, rows if runtime.is_main else None, every=1),
         LedgerObserver(rows if runtime.is_main else None, loader, parameters_every=9),
-        Watcher(found),
+        AfterStep(functools.partial(watch, found)),
     ]
     return chosen
+
+
+def watch(found: dict[str, Any], run: Run, report: StepReport) -> None:
+    """What the guard judges, and the weights."""
+    assert report.agreement is not None
+    found[f"{report.step} judged"] = report.agreement.grad_norm
+    found[f"{report.step} weights"] = torch.cat([one.detach().flatten() for one in run.module.parameters()])
 
 
 # --- what plain torch says

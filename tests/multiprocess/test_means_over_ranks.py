@@ -20,9 +20,10 @@ from largebatch.diagnostics.sharpness.subset import FixedSubset, SubsetLoss
 from largebatch.distributed.runtime import Runtime
 from largebatch.gradient.snapshots import undisturbed
 from largebatch.losses import CrossEntropy, ModuleLoss, NextToken
-from largebatch.training.loop import Run, train
+from largebatch.training.loop import train
 from largebatch.training.observers import EvaluationObserver, Journal
 from tests.multiprocess.made_run import made_run
+from tests.watching import AfterStep, Rows
 
 pytestmark = pytest.mark.quick
 
@@ -89,30 +90,6 @@ def mean_of(kind: str, outputs: Tensor, targets: Tensor, *, smoothed: bool = Tru
     )
 
 
-class Rows:
-    problems: tuple[str, ...] = ()
-
-    def __init__(self) -> None:
-        self.rows: list[dict[str, Any]] = []
-
-    def log(self, row: dict[str, Any]) -> None:
-        self.rows.append(row)
-
-    def finish(self, summary: dict[str, Any], plots: Any) -> None: ...
-
-
-class Losses:
-    def __init__(self) -> None:
-        self.found: list[float] = []
-
-    def on_start(self, run: Run) -> None: ...
-
-    def after_step(self, run: Run, report: Any) -> None:
-        self.found.append(report.mean_loss)
-
-    def on_end(self, run: Run, status: str) -> None: ...
-
-
 def measured(*, ordered: bool = False) -> dict[str, dict[str, Any]]:
     """Every problem, trained and measured on the ranks of this world."""
     runtime = Runtime.open(precision="fp64")
@@ -124,7 +101,7 @@ def measured(*, ordered: bool = False) -> dict[str, dict[str, Any]]:
 
 def measured_kind(runtime: Runtime, kind: str, *, ordered: bool) -> dict[str, Any]:
     model, loss, data = problem(kind)
-    tracker, losses = Rows(), Losses()
+    tracker, losses = Rows(), list[float]()
     evaluation = EvaluationObserver(
         Journal([tracker], num_samples=SAMPLES), train=data, validation=data, loss=loss, every=None, micro_batch_size=7
     )
@@ -140,7 +117,7 @@ def measured_kind(runtime: Runtime, kind: str, *, ordered: bool) -> dict[str, An
         STEPS,
         log_every=1,
         ordered=ordered,
-        observers=[losses, evaluation],
+        observers=[AfterStep(lambda _, report: losses.append(report.mean_loss)), evaluation],
     )
     train(run)
     subset = FixedSubset(data, np.arange(SAMPLES), micro_batch_size=8)
@@ -150,7 +127,7 @@ def measured_kind(runtime: Runtime, kind: str, *, ordered: bool) -> dict[str, An
     settings = VarianceSettings(seed=0, batch_sizes=(1, 2, 4), replications=2)
     variance = measure_variance(run.module, loss, subset, runtime, settings, num_samples=SAMPLES)
     return {
-        "losses": losses.found,
+        "losses": losses,
         "weights": [one.detach().numpy() for one in run.module.parameters()],
         "evaluation": tracker.rows[-1] if tracker.rows else None,
         "mean": value,

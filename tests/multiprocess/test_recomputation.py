@@ -29,6 +29,7 @@ from tests.multiprocess.counting import count_collectives
 from tests.multiprocess.made_run import made_run
 from tests.multiprocess.test_contract import SEED, lr_at, model_and_data
 from tests.unit.composing import compose_run
+from tests.watching import AfterStep
 
 STEPS = 5
 HEAD = "4.weight"
@@ -200,7 +201,7 @@ def flipped(bits: list[int], where: str, rank: int, step: int = 2) -> list[Any]:
         for bit in bits:
             run = run_of(runtime, Case(2, "tiny"), steps=3)
             after: list[dict[str, str]] = []
-            run.observers = [Keeping(after)]
+            run.observers = [AfterStep(lambda run, _, after=after: after.append(bits_of(run)))]
             Flip(run, bit=bit, where=where, rank=rank, step=step, every=2)
             try:
                 said = train(run)
@@ -213,20 +214,6 @@ def flipped(bits: list[int], where: str, rank: int, step: int = 2) -> list[Any]:
         return found
     finally:
         runtime.close()
-
-
-class Keeping:
-    """Keeps weights and momentum after every step."""
-
-    def __init__(self, after: list[dict[str, str]]) -> None:
-        self.after = after
-
-    def on_start(self, run: Run) -> None: ...
-
-    def after_step(self, run: Run, report: Any) -> None:
-        self.after.append(bits_of(run))
-
-    def on_end(self, run: Run, status: str) -> None: ...
 
 
 @pytest.mark.fault(21, "bit flip in a gradient before the sum", "found by recomputing, named, nothing updated or saved")

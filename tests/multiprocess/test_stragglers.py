@@ -31,6 +31,7 @@ from tests.multiprocess.counting import count_collectives
 from tests.multiprocess.made_run import made_run
 from tests.multiprocess.test_contract import SEED, lr_at, model_and_data
 from tests.unit.composing import compose_run
+from tests.watching import AfterStep
 
 STEPS = 12
 USUAL_S, SLOW_S, LONG_S = 0.02, 0.06, 0.06
@@ -74,21 +75,6 @@ def pause_in_forward(run: Run, seconds: Pauses) -> None:
     run.module.register_forward_pre_hook(wait)
 
 
-class Keeping:
-    """The rows of an observer, step by step."""
-
-    def __init__(self, watched: StragglerObserver) -> None:
-        self.watched = watched
-        self.rows: list[dict[str, Any]] = []
-
-    def on_start(self, run: Run) -> None: ...
-
-    def after_step(self, run: Run, report: Any) -> None:
-        self.rows.append(self.watched.row)
-
-    def on_end(self, run: Run, status: str) -> None: ...
-
-
 def trained(
     kind: str, *, seconds: Pauses | None = None, where: str = "data", observed: bool = True, **options: Any
 ) -> dict[str, Any]:
@@ -108,14 +94,14 @@ def trained(
         if seconds is not None and where == "forward":
             pause_in_forward(run, seconds)
         watching = StragglerObserver(ratio=1.5)
-        keeping = Keeping(watching)
+        rows: list[dict[str, Any]] = []
         if observed:
-            run.observers = [watching, keeping]
+            run.observers = [watching, AfterStep(lambda *_: rows.append(watching.row))]
         with contextlib.redirect_stderr(io.StringIO()) as said:
             status = train(run)
         tensors = [*run.module.state_dict().values(), *(one["momentum_buffer"] for one in optimizer.state.values())]
         bits = [one.numpy().tobytes() for one in (*tensors, torch.get_rng_state())]
-        return {"status": status, "said": said.getvalue(), "rows": keeping.rows, "bits": bits}
+        return {"status": status, "said": said.getvalue(), "rows": rows, "bits": bits}
     finally:
         runtime.close()
 

@@ -13,7 +13,7 @@ import largebatch.training.observers.checkpoints as observed
 from largebatch.cli.composition.composing import compose_config
 from largebatch.records.checkpoint import CheckpointError, load_checkpoint, newest_valid, save_checkpoint
 from largebatch.run.train_quietly import Trained, train_quietly
-from largebatch.training.loop import Run, StepReport
+from tests.watching import AfterStep
 
 SMALL = ("model=linear", "data=synthetic", "batch.total=64", "length=8steps", "schedule.warmup=1steps")
 OFTEN = ("observers.checkpoint.every=2steps", "observers.checkpoint.keep=9", "observers.evaluation.every=null")
@@ -42,21 +42,6 @@ def test_what_a_thread_writes_is_bit_for_bit_what_the_loop_would_have_written(tm
     assert not left_out or any("left out" in line for line in problems(tmp_path / "thread"))
 
 
-class Opener:
-    """Lets a slow disk go on after a step of the training."""
-
-    def __init__(self, opened: threading.Event, step: int) -> None:
-        self.opened, self.step = opened, step
-
-    def on_start(self, run: Run) -> None: ...
-
-    def after_step(self, run: Run, report: StepReport) -> None:
-        if run.progress.step == self.step:
-            self.opened.set()
-
-    def on_end(self, run: Run, status: str) -> None: ...
-
-
 def test_steps_go_on_while_the_disk_does_not_and_the_last_weights_are_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -68,7 +53,9 @@ def test_steps_go_on_while_the_disk_does_not_and_the_last_weights_are_saved(
         return save_checkpoint(folder, **options)
 
     monkeypatch.setattr(observed, "save_checkpoint", slow)
-    run(tmp_path, *OFTEN, "observers.checkpoint.background=true", observers=[Opener(opened, 7)])
+    run(
+        tmp_path, *OFTEN, "observers.checkpoint.background=true", observers=[AfterStep(lambda *_: opened.set(), only=7)]
+    )
     assert {"step_00000002", "step_00000008"} <= files(tmp_path).keys()
     (problem,) = problems(tmp_path)
     assert "one was left out: the one before it was still being written" in problem

@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,8 @@ from largebatch.records.folder_lock import FolderLock
 from largebatch.records.run_folder import RunFolder
 from largebatch.records.trackers import JsonlTracker, read_metrics, set_stale_rows_aside, torn_lines
 from largebatch.run.train_quietly import Trained, train_quietly
-from largebatch.training.loop import Run, StepReport
 from tests.unit.failing_disk import FAILURES, Death, FailingDisk
+from tests.watching import AfterStep
 
 SMALL = ("model=linear", "data=synthetic", "batch.total=64", "length=8steps", "schedule.warmup=1steps")
 RECORDED = ("observers.checkpoint.every=2steps", "observers.metrics.every=1", "observers.ledger.enabled=true")
@@ -30,21 +29,6 @@ RECORDED = ("observers.checkpoint.every=2steps", "observers.metrics.every=1", "o
 
 def run(folder: Path, *overrides: str, **options: Any) -> Trained:
     return train_quietly(compose_config([*SMALL, *RECORDED, *overrides]), folder, **options)
-
-
-class After:
-    """Does something after a step of the training."""
-
-    def __init__(self, step: int, action: Callable[[], object]) -> None:
-        self.step, self.action = step, action
-
-    def on_start(self, run: Run) -> None: ...
-
-    def after_step(self, run: Run, report: StepReport) -> None:
-        if report.step == self.step:
-            self.action()
-
-    def on_end(self, run: Run, status: str) -> None: ...
 
 
 def problems(folder: Path) -> list[str]:
@@ -66,7 +50,7 @@ def assert_complete(folder: Path) -> None:
 @pytest.mark.fault(28)
 def test_a_folder_that_is_renamed_is_followed_with_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     folder, moved = tmp_path / "run", tmp_path / "moved"
-    trained = run(folder, observers=[After(3, lambda: folder.rename(moved))])
+    trained = run(folder, observers=[AfterStep(lambda *_: folder.rename(moved), only=3)])
     assert trained.folder == moved
     assert not folder.exists()
     assert_complete(moved)
@@ -79,7 +63,7 @@ def test_a_folder_that_is_renamed_is_followed_with_everything(tmp_path: Path, ca
 @pytest.mark.fault(28)
 def test_a_folder_that_is_removed_is_made_anew_with_all_rows(tmp_path: Path):
     folder = tmp_path / "run"
-    trained = run(folder, observers=[After(5, lambda: shutil.rmtree(folder))])
+    trained = run(folder, observers=[AfterStep(lambda *_: shutil.rmtree(folder), only=5)])
     assert_complete(folder)
     first, second = problems(folder)
     assert f"{folder} was removed: it is made anew with config and rows" in first
@@ -91,11 +75,11 @@ def test_a_folder_that_is_removed_is_made_anew_with_all_rows(tmp_path: Path):
 def test_where_it_cannot_be_made_anew_the_run_goes_on_and_its_end_tells_what_is_not_saved(tmp_path: Path):
     folder = tmp_path / "run"
 
-    def replace_by_a_file() -> None:
+    def replace_by_a_file(*_: object) -> None:
         shutil.rmtree(folder)
         folder.write_text("of somebody else")
 
-    trained = run(folder, observers=[After(5, replace_by_a_file)])
+    trained = run(folder, observers=[AfterStep(replace_by_a_file, only=5)])
     assert (trained.status, trained.summary["steps"]) == ("finished", 8)
     assert "cannot be written" in trained.summary["unsaved"]
     assert (trained.rows, trained.summary["checkpoint"]) == ([], None)
@@ -107,7 +91,9 @@ def test_a_removed_checkpoint_is_told(tmp_path: Path):
     def remove(step: int) -> None:
         shutil.rmtree(tmp_path / "checkpoints" / f"step_{step:08d}")
 
-    trained = run(tmp_path, observers=[After(4, lambda: remove(4)), After(7, lambda: remove(6))])
+    trained = run(
+        tmp_path, observers=[AfterStep(lambda *_: remove(4), only=4), AfterStep(lambda *_: remove(6), only=7)]
+    )
     assert_complete(tmp_path)
     assert sum("was removed while the run went on" in line for line in problems(tmp_path)) == 2
     assert "unsaved" not in trained.summary
@@ -204,13 +190,13 @@ def test_a_full_disk_costs_what_does_not_fit_and_the_end_says_so(is_freed: bool,
     """Full after step 5; with room again after step 7 the last weights are saved."""
     disk, filler = tmp_path / "disk", tmp_path / "disk" / "filler"
 
-    def fill() -> None:
+    def fill(*_: object) -> None:
         with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
             while True:
                 file.write(bytes(1024))
 
     with small_disk(disk, "400k"):
-        actions = [After(5, fill), *([After(7, filler.unlink)] if is_freed else [])]
+        actions = [AfterStep(fill, only=5), *([AfterStep(lambda *_: filler.unlink(), only=7)] if is_freed else [])]
         trained = run(disk / "run", observers=actions)
         assert (trained.status, trained.summary["steps"]) == ("finished", 8)
         found, passed_over = newest_valid(disk / "run" / "checkpoints")
