@@ -1,4 +1,4 @@
-"""Losses: sums per sample, and what they are divided by."""
+"""Losses: sums per sample, and the number of their units."""
 
 from largebatch.losses.coupled import CoupledLoss, InfoNCE, is_coupled
 from largebatch.losses.cross_entropy import CrossEntropy, NextToken

@@ -1,3 +1,5 @@
+"""Reference models of large-batch training, and small ones whose experiments take seconds."""
+
 from largebatch.models.checkpointing import checkpoint_activations
 from largebatch.models.convnet import ConvNet
 from largebatch.models.gpt import GPT
