@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from largebatch.diagnostics.gap.gap_parts import GapParts, Part, PerSample, decompose_gap
     from largebatch.diagnostics.gap.large_batch_gap import MATCHES, Evaluations, LargeBatchGap, large_batch_gap
     from largebatch.diagnostics.intervals import Interval
-    from largebatch.diagnostics.learning_rate.range_curve import RangeCurve, RangeSettings, walk_rates
-    from largebatch.diagnostics.learning_rate.stability import Momentum, momentum_of, stability_limit
+    from largebatch.diagnostics.learning_rate.range_test import RangeCurve, RangeSettings, lr_range_test, walk_rates
     from largebatch.diagnostics.learning_rate.suggestion import (
         Reading,
         Suggestion,
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
         scaling_exponent,
         suggest,
     )
-    from largebatch.diagnostics.learning_rate.sweep import lr_range_test
     from largebatch.diagnostics.noise.measurement import measure_variance
     from largebatch.diagnostics.noise.noise_scale import NoiseScale, NoiseScaleEstimator, moments_of_step
     from largebatch.diagnostics.sharpness.measurement import measure_sharpness
@@ -43,21 +41,19 @@ _NAMES = {
     "gap.gap_parts": "GapParts Part PerSample decompose_gap",
     "gap.large_batch_gap": "Evaluations LargeBatchGap MATCHES large_batch_gap",
     "intervals": "Interval",
-    "learning_rate.range_curve": "RangeCurve RangeSettings walk_rates",
-    "learning_rate.stability": "Momentum momentum_of stability_limit",
+    "learning_rate.range_test": "RangeCurve RangeSettings lr_range_test walk_rates",
     "learning_rate.suggestion": "Reading Suggestion mean_rate read_curve scaling_exponent suggest",
-    "learning_rate.sweep": "lr_range_test",
     "noise.measurement": "measure_variance",
     "noise.noise_scale": "NoiseScale NoiseScaleEstimator moments_of_step",
     "sharpness.measurement": "measure_sharpness",
 }
 __all__ = [
     "IN_A_ROW", "MATCHES", "EvalSums", "Evaluations", "GapParts", "GeneralizationGap", "Interval", "LargeBatchGap",
-    "Momentum", "NoiseScale", "NoiseScaleEstimator", "Part", "PerSample", "RangeCurve", "RangeSettings", "RankTimes",
+    "NoiseScale", "NoiseScaleEstimator", "Part", "PerSample", "RangeCurve", "RangeSettings", "RankTimes",
     "Reading", "StepCommunication", "StepsToTarget", "StragglerWatch", "Suggestion", "TransferFit",
     "communication_of_step", "compare_ranks", "decompose_gap", "fit_critical_batch", "fit_transfer",
     "generalization_gap", "large_batch_gap", "lr_range_test", "mean_rate", "measure_sharpness", "measure_variance",
-    "moments_of_step", "momentum_of", "probe_sizes", "read_curve", "scaling_exponent", "stability_limit", "suggest",
+    "moments_of_step", "probe_sizes", "read_curve", "scaling_exponent", "suggest",
     "walk_rates",
 ]  # fmt: skip
 __getattr__, __dir__ = lazy_names(__name__, _NAMES)

@@ -21,11 +21,21 @@ LEAST_SEEDS = 3
 
 @dataclass(frozen=True)
 class Interval:
-    """A value with the ends of its 95 % interval."""
+    """A value with the ends of its 95 % interval; NaN ends: there is none.
+
+    >>> f"{Interval(0.1, 0.08, 0.125):.3g}", f"{Interval(0.1, math.nan, math.nan):.3g}"
+    ('0.1 (95 %: 0.08 to 0.125)', '0.1 (fewer than 3 seeds: no interval)')
+    """
 
     value: float
     low: float
     high: float
+
+    def __format__(self, form: str) -> str:
+        """Value and ends, each in the given form."""
+        if math.isnan(self.low):
+            return f"{self.value:{form}} (fewer than {LEAST_SEEDS} seeds: no interval)"
+        return f"{self.value:{form}} (95 %: {self.low:{form}} to {self.high:{form}})"
 
 
 def resampled_ratios(tops: Array, bottoms: Array, *, num_resamples: int, seed: int) -> Array:

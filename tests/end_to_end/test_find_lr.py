@@ -28,30 +28,27 @@ def find_lr(*overrides: str, code: int = 0) -> dict[str, Any]:
     return record | record["numbers"]
 
 
-def test_on_the_noisy_quadratic_the_limit_is_found_and_the_suggestion_is_told_written_and_drawn(capsys):
+def test_on_the_noisy_quadratic_a_stable_rate_is_suggested_told_written_and_drawn(capsys):
     record = find_lr(*BOWL, "batch.total=256", "find_lr.seeds=3")
-    assert record["stability_limit"]["value"] == pytest.approx(2 / 1.0, rel=0.1)
     said = capsys.readouterr().out
     suggestion = record["suggestion"]
     assert f"The suggested learning rate for batch 256 is {suggestion['lr']:.3g} (95 %: " in said
     assert suggestion["low"] < suggestion["lr"] < suggestion["high"]
-    assert "2/h_max of a quadratic" in said
+    assert suggestion["lr"] < 2 / 1.0, "the largest stable rate"
     assert (record["kind"], record["batch_size"], list(record["loss"])) == ("find_lr", 256, ["0", "1", "2"])
-    columns = [record["lr"], record["smoothed"], record["smoothed_lr"], *record["loss"].values()]
-    assert len({len(column) for column in columns}) == 1
+    assert max(map(len, record["loss"].values())) == len(record["lr"])
     assert record["loss"]["0"][:20] != record["loss"]["1"][:20]
     assert [figure["name"] for figure in record["figures"]] == ["find_lr"]
     assert Path("out/find_lr.png").stat().st_size > 5000
 
 
-def test_a_map_of_batch_sizes_tells_the_limit_of_the_hessian_and_how_the_suggestion_scales(capsys):
-    """Batches of a quarter of the set have Hessians of their own, a tenth off; smaller ones are not looked at."""
+def test_a_map_of_batch_sizes_tells_stable_rates_and_how_they_scale(capsys):
     data = linear_regression(1000, 10, "train", noise=0.1)
     largest = np.linalg.eigvalsh(LeastSquares(data.inputs, data.targets).hessian).max()
     record = find_lr(*REGRESSION, "find_lr.batch_sizes=[250,50,1000]", "find_lr.seeds=2")
     assert [one["batch_size"] for one in record["map"]] == [50, 250, 1000]
-    for one in record["map"][1:]:
-        assert one["stability_limit"]["value"] == pytest.approx(2 / largest, rel=0.1)
+    for one in record["map"]:
+        assert one["suggestion"]["lr"] < 2 / largest, "the largest stable rate"
     assert record["batch_size"] == 1000
     exponent = record["scaling_exponent"]
     said = capsys.readouterr().out
@@ -62,12 +59,11 @@ def test_a_map_of_batch_sizes_tells_the_limit_of_the_hessian_and_how_the_suggest
     assert Path("out/lr_map.png").stat().st_size > 5000
 
 
-def test_an_adaptive_optimizer_has_a_suggestion_but_no_limit(capsys):
+def test_one_seed_has_a_suggestion_without_an_interval(capsys):
     record = find_lr("data=digits", "model=linear", "optimizer=adamw", "run.dir=out", "find_lr.seeds=1")
-    assert record["stability_limit"] is None
     assert 1e-4 < record["suggestion"]["lr"] < 1.0
     assert record["suggestion"]["low"] is None
-    assert "The largest stable rate is not known: only the steps of plain SGD" in capsys.readouterr().out
+    assert "(fewer than 3 seeds: no interval)" in capsys.readouterr().out
 
 
 def test_a_range_that_is_too_narrow_has_no_suggestion_and_exit_code_one(capsys):
@@ -95,10 +91,10 @@ def test_a_checkpoint_is_where_the_tests_start_and_seeds_share_its_weights():
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["find_lr.min=1", "find_lr.max=0.1"], "find_lr.min=1, max=0.1: rates grow, from above 0 to a finite max."),
+        (["find_lr.min=1", "find_lr.max=0.1"], "find_lr: min=1, max=0.1: rates grow from min to max."),
         (
             ["find_lr.steps=20"],
-            "find_lr.steps=20: smoothing=0.9 looks over 10 steps, and a curve needs 3",
+            "find_lr: steps=20: smoothing=0.9 looks over 10 steps, and a curve needs 3",
         ),
         (["find_lr.smoothing=1.0"], "find_lr.smoothing=1.0: must be below 1"),
         (["find_lr.seeds=0"], "find_lr.seeds=0: must be at least 1."),
@@ -112,8 +108,3 @@ def test_wrong_input_is_one_report_and_exit_code_two(overrides, said, capsys):
     assert main(["find-lr", *REGRESSION, *overrides]) == 2
     assert said in capsys.readouterr().err
     assert not Path("out").exists()
-
-
-def test_what_is_wrong_with_range_and_batches_is_told_together(capsys):
-    assert main(["find-lr", *REGRESSION, "find_lr.max=1e-9", "find_lr.batch_sizes=[5000]"]) == 2
-    assert capsys.readouterr().err.startswith("largebatch: 2 errors in the configuration:")

@@ -13,7 +13,7 @@ import torch
 
 from largebatch.batch.order import SampleOrder
 from largebatch.diagnostics import RangeSettings
-from largebatch.experiments.measure.range_tests import run_range_tests
+from largebatch.experiments.find_lr import run_range_tests
 from largebatch.experiments.measure.weights import Weights, open_weights
 from largebatch.run.prepare import Prepared, prepare
 from tests.unit.composing import compose_run
@@ -39,22 +39,22 @@ def bits(weights: Weights) -> dict[str, Any]:
 
 
 def curves_of(overrides: list[str], settings: RangeSettings, seeds: list[int]) -> dict[int, tuple[Any, ...]]:
-    """By seed: losses, losses at the held rate, divergence; and whether nothing else has changed."""
+    """By seed: losses, divergence; and whether nothing else has changed."""
 
     def run(prepared: Prepared, weights: Weights) -> dict[int, tuple[Any, ...]]:
         before = bits(weights)
-        (curves,) = run_range_tests(prepared, weights, [prepared.derived.plan], settings, seeds).values()
+        (tests,) = run_range_tests(prepared, weights, [prepared.derived.plan], settings, seeds)
         same = bits(weights) == before
-        return {seed: (one.losses, one.held_losses, one.diverged, same) for seed, one in curves.items()}
+        return {seed: (one.losses, one.diverged, same) for seed, one in tests.curves.items()}
 
     return with_weights(overrides, run)
 
 
 # With dropout or batch norm micro-batches must be the same ones; the batch of 30 has 4 of 7 and one of 2 samples.
 CASES = {
-    "batch norm, not diverged": (DIGITS, RangeSettings(1e-4, 0.05, 20, smoothing=0.5)),
-    "diverged and held": (BOWL, RangeSettings(1e-3, 1e3, 60)),
-    "the loss is not finite": (BOWL, RangeSettings(1e200, 1e300, 30)),
+    "batch norm, not diverged": (DIGITS, RangeSettings(min=1e-4, max=0.05, steps=20, smoothing=0.5)),
+    "diverged": (BOWL, RangeSettings(min=1e-3, max=1e3, steps=60)),
+    "the loss is not finite": (BOWL, RangeSettings(min=1e200, max=1e300, steps=30)),
 }
 
 
@@ -63,27 +63,23 @@ def test_any_number_of_ranks_sees_the_same_losses_stops_alike_and_leaves_no_trac
     overrides, settings = CASES[case]
     (alone,) = ranks(1).run(curves_of, overrides, settings, [0, 1])
     assert alone[0][0][0] != pytest.approx(alone[1][0][0], rel=1e-6), "seeds are different runs"
-    assert [one[2] for one in alone.values()] == [case != "batch norm, not diverged"] * 2
-    assert all((len(one[1]) > 0) == (case == "diverged and held") for one in alone.values())
+    assert [one[1] for one in alone.values()] == [case != "batch norm, not diverged"] * 2
     for found in ranks(2).run(curves_of, overrides, settings, [0, 1]):
-        for seed, (losses, held, diverged, same) in found.items():
+        for seed, (losses, diverged, same) in found.items():
             assert same
-            assert diverged == alone[seed][2]
+            assert diverged == alone[seed][1]
             np.testing.assert_allclose(losses, alone[seed][0], rtol=1e-9)
-            np.testing.assert_allclose(held, alone[seed][1], rtol=1e-9)
-    assert all(one[3] for one in alone.values())
+    assert all(one[2] for one in alone.values())
 
 
 def test_the_loss_is_that_of_the_whole_batch_before_the_step():
     """On the quadratic from theta = 1 the first loss is 1/2 sum h plus the mean noise of the batch, times 1."""
 
     def run(prepared: Prepared, weights: Weights) -> tuple[float, float]:
-        (curves,) = run_range_tests(
-            prepared, weights, [prepared.derived.plan], RangeSettings(num_steps=30), [0]
-        ).values()
+        (tests,) = run_range_tests(prepared, weights, [prepared.derived.plan], RangeSettings(steps=30), [0])
         ids = SampleOrder(len(prepared.train), 0).ids(0, 100)
         noise, _ = prepared.train.fetch(ids)
-        return curves[0].losses[0], float(weights.module.curvature.sum() / 2 + noise.mean(dim=0).sum())
+        return tests.curves[0].losses[0], float(weights.module.curvature.sum() / 2 + noise.mean(dim=0).sum())
 
     first, expected = with_weights(BOWL, run)
     assert first == pytest.approx(expected, rel=1e-12)
@@ -101,7 +97,7 @@ def test_nothing_is_left_of_a_test_that_was_broken_off(error):
 
         weights.module.register_forward_hook(fail)
         before = bits(weights)
-        settings = RangeSettings(1e-4, 0.05, 8, smoothing=0.5)
+        settings = RangeSettings(min=1e-4, max=0.05, steps=8, smoothing=0.5)
         with pytest.raises(error):
             run_range_tests(prepared, weights, [prepared.derived.plan], settings, [0, 1])
         return before, bits(weights), len(calls)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from largebatch.records.figures.lr_figures import range_diagram, range_map
 
 from largebatch.diagnostics import GapParts, Interval, Part, fit_transfer
 from largebatch.diagnostics.closed_forms import GradientNoise
@@ -17,7 +18,6 @@ from largebatch.diagnostics.noise.variance_law import variance_curve
 from largebatch.records.figures.communication_figures import step_figure, transfer_figure
 from largebatch.records.figures.diagram import Diagram, Line, Surface
 from largebatch.records.figures.gap_figures import gap_parts_figures
-from largebatch.records.figures.lr_figures import range_diagram, range_map
 from largebatch.records.figures.slice_figures import slice_figures
 from largebatch.records.figures.variance_figures import variance_figures
 

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from largebatch.diagnostics.intervals import LEAST_SEEDS, Interval
-from largebatch.diagnostics.learning_rate.range_curve import RangeCurve, loss_spread
+from largebatch.diagnostics.learning_rate.range_test import RangeCurve, loss_spread
 from largebatch.diagnostics.noise.variance_law import t_quantile
 
 _SURE = 3.0  # standard errors by which a loss must fall
-_AGREEMENT = 1.5  # ratio of the limits of seeds
 _LEAST_DESCENT = 1e-3  # and share of what it was
 
 
@@ -32,11 +31,6 @@ class Reading:
     minimum: float | None
     divergence: float | None
     problem: str | None = None
-
-    @property
-    def tenth_of_divergence(self) -> float | None:
-        """A tenth of the rate at which the test stopped: a rule of thumb that needs no slope."""
-        return None if self.divergence is None else self.divergence / 10
 
 
 def read_curve(curve: RangeCurve) -> Reading:
@@ -61,10 +55,10 @@ def read_curve(curve: RangeCurve) -> Reading:
 def _problem(curve: RangeCurve) -> str | None:
     """Why the shape of the curve suggests nothing."""
     span, used = math.ceil(curve.settings.span), len(curve.rates)
-    low, high = curve.settings.lowest, curve.settings.highest
+    low, high = curve.settings.min, curve.settings.max
     if used <= 2 * span:
         return (
-            f"the loss diverged after {used} of {curve.settings.num_steps} steps, at {curve.rates[-1]:.3g}: too early "
+            f"the loss diverged after {used} of {curve.settings.steps} steps, at {curve.rates[-1]:.3g}: too early "
             f"to see a descent, which takes {2 * span + 1}. Lower find_lr.min={low:g}."
         )
     smoothed = curve.smoothed
@@ -113,41 +107,42 @@ class Suggestion:
     Attributes:
         lr: with its 95 % interval over seeds, whose ends are NaN for fewer than 3; None: nothing is suggested.
         reason: why this rate, or why none.
-        limit: the largest stable rate, over seeds; None where none is known.
     """
 
     lr: Interval | None
     reason: str
-    limit: Interval | None = None
 
 
-def suggest(readings: Sequence[Reading], limits: Sequence[float | None]) -> Suggestion:
-    """The steepest descent, as the geometric mean of seeds, but not above half of the largest stable rate.
+def suggest(readings: Sequence[Reading]) -> Suggestion:
+    """Where the loss falls fastest, but at most a tenth of the rate at which it diverges; the geometric mean of seeds.
 
-    More than half of the seeds must show a rate or a limit for it to count. Limits that differ by half are none: seeds
-    of a quadratic agree, and what they differ by elsewhere is how the loss bends.
+    More than half of the seeds must show a rate for it to count. The test outruns a divergence: a loss that grows from
+    step to step is seen only at rates that are several times too large.
 
-    >>> seeds = [Reading(0.1, 0.3, 1.0), Reading(0.4, 0.5, 1.0)]
-    >>> round(suggest(seeds, [0.9, 0.9]).lr.value, 6), suggest(seeds, [0.2, 0.2]).reason
-    (0.2, 'half of the largest stable rate, 0.2: the loss falls fastest above it, at 0.2')
+    >>> seeds = [Reading(0.1, 0.3, 3.0), Reading(0.4, 0.5, 3.0)]
+    >>> round(suggest(seeds).lr.value, 6)
+    0.2
+    >>> suggest([Reading(0.4, 0.5, 3.0)]).reason
+    'a tenth of the rate at which the loss diverges, 3 (one seed); the loss falls fastest above it, at 0.4'
     """
     needed = len(readings) // 2 + 1
     steepest = [one.steepest for one in readings if one.steepest is not None]
-    known = [one for one in limits if one is not None]
-    agree = len(known) >= needed and max(known) < _AGREEMENT * min(known)
-    limit = mean_rate(known) if agree else None
+    diverged = [one.divergence for one in readings if one.divergence is not None]
     if len(steepest) < needed:
         problems = [one.problem for one in readings if one.problem is not None]
-        return Suggestion(None, f"{len(problems)} of {len(readings)} seeds show none: {problems[0]}", limit)
+        return Suggestion(None, f"{len(problems)} of {len(readings)} seeds show none: {problems[0]}")
     lr = mean_rate(steepest)
-    if limit is not None and limit.value / 2 < lr.value:
-        half = Interval(limit.value / 2, limit.low / 2, limit.high / 2)
-        reason = (
-            f"half of the largest stable rate, {limit.value:.3g}: the loss falls fastest above it, at {lr.value:.3g}"
+    if len(diverged) >= needed and (tenth := mean_rate([rate / 10 for rate in diverged])).value < lr.value:
+        return Suggestion(
+            tenth,
+            f"a tenth of the rate at which the loss diverges, {10 * tenth.value:.3g} ({_seeds(len(diverged))}); the "
+            f"loss falls fastest above it, at {lr.value:.3g}",
         )
-        return Suggestion(half, reason, limit)
-    seeds = "one seed" if len(steepest) == 1 else f"geometric mean of {len(steepest)} seeds"
-    return Suggestion(lr, f"the loss falls fastest there ({seeds})", limit)
+    return Suggestion(lr, f"the loss falls fastest there ({_seeds(len(steepest))})")
+
+
+def _seeds(count: int) -> str:
+    return "one seed" if count == 1 else f"geometric mean of {count} seeds"
 
 
 def scaling_exponent(rates: Sequence[tuple[int, float]]) -> Interval | None:

@@ -9,54 +9,57 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from pydantic import Field, model_validator
+from torch import nn
 
+from largebatch.diagnostics.settings import PositiveFloat, PositiveInt, Section
 from largebatch.diagnostics.smoothing import smooth
+from largebatch.gradient.snapshots import rolled_back
+from largebatch.models.modes import train_mode
+from largebatch.optim import keep_lr_ratios, set_lr
 
 Array = npt.NDArray[np.float64]
 
 _SPANS = 3  # a curve shorter than this many spans of its smoothing has no shape
-HELD_STEPS = 16  # growth of 20 % a step is then 18-fold: no noise looks like that
-_MAX_GROWTH = 1e10  # far from overflow in float32, where squares of gradients are summed
 
 
-@dataclass(frozen=True)
-class RangeSettings:
+class RangeSettings(Section):
     """Which rates are tried, and when the loss counts as diverged.
 
     Attributes:
-        lowest, highest: first and last rate; the steps between them have one ratio.
-        num_steps: rates.
+        min, max: first and last rate; the steps between them have one ratio.
+        steps: rates.
         smoothing: k in [0, 1) of the exponential mean, which looks over 1/(1 - k) steps.
         diverged_at: stop when the smoothed loss is this many times its best; above 1.
 
     Raises:
         ValueError: for a range without rates, or with fewer steps than three spans of the smoothing.
 
-    >>> RangeSettings(lowest=0.01, highest=1.0, num_steps=3, smoothing=0.0).rates.round(12).tolist()
+    >>> RangeSettings(min=0.01, max=1.0, steps=3, smoothing=0.0).rates.round(12).tolist()
     [0.01, 0.1, 1.0]
     """
 
-    lowest: float = 1e-5
-    highest: float = 100.0
-    num_steps: int = 100
-    smoothing: float = 0.9
-    diverged_at: float = 4.0
+    min: PositiveFloat = 1e-5
+    max: PositiveFloat = 100.0
+    steps: PositiveInt = 100
+    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    diverged_at: Annotated[float, Field(gt=1, allow_inf_nan=False)] = 4.0
 
-    def __post_init__(self) -> None:
-        if not 0 < self.lowest < self.highest < math.inf:
-            raise ValueError(f"min={self.lowest:g}, max={self.highest:g}: rates grow, from above 0 to a finite max.")
-        if not 0 <= self.smoothing < 1:
-            raise ValueError(f"smoothing={self.smoothing:g}: lies in [0, 1); 0 is none.")
-        if not self.diverged_at > 1:
-            raise ValueError(f"diverged_at={self.diverged_at:g}: a multiple of the best loss, above 1.")
-        if self.num_steps < _SPANS * max(self.span, 1.0):
+    @model_validator(mode="after")
+    def _is_a_test(self) -> RangeSettings:
+        if not self.min < self.max:
+            raise ValueError(f"min={self.min:g}, max={self.max:g}: rates grow from min to max. Raise max.")
+        if self.steps < _SPANS * max(self.span, 1.0):
             raise ValueError(
-                f"steps={self.num_steps}: smoothing={self.smoothing:g} looks over {self.span:g} steps, and a curve "
-                f"needs {_SPANS} times as many. Use {math.ceil(_SPANS * self.span)} or more, or less smoothing."
+                f"steps={self.steps}: smoothing={self.smoothing:g} looks over {self.span:g} steps, and a curve needs "
+                f"{_SPANS} times as many. Use {math.ceil(_SPANS * self.span)} or more, or less smoothing."
             )
+        return self
 
     @property
     def span(self) -> float:
@@ -65,8 +68,8 @@ class RangeSettings:
 
     @property
     def rates(self) -> Array:
-        """All rates, ascending, [num_steps]."""
-        return np.geomspace(self.lowest, self.highest, self.num_steps)
+        """All rates, ascending, [steps]."""
+        return np.geomspace(self.min, self.max, self.steps)
 
 
 @dataclass(frozen=True)
@@ -78,14 +81,12 @@ class RangeCurve:
         rates: that were used, [n].
         losses: mean loss over the batch of each step, before the step, [n]. The last may be inf or NaN.
         diverged: whether the test was stopped by the loss.
-        held_losses: losses of further steps at the last rate, where `walk_rates` holds it, [m].
     """
 
     settings: RangeSettings
     rates: Array
     losses: Array
     diverged: bool
-    held_losses: Array
 
     @property
     def smoothed(self) -> Array:
@@ -94,22 +95,17 @@ class RangeCurve:
 
     @property
     def smoothed_rates(self) -> Array:
-        """The rates that the smoothed losses belong to, [n]: log rates under the same mean.
-
-        A smoothed loss lags behind by the age of what it is a mean of. So does this rate, and a straight line over log
-        rates stays the same line.
-        """
+        """The rates that the smoothed losses belong to, [n]: log rates under the same mean, which lags as theirs."""
         return np.exp(smooth(np.log(self.rates), self.settings.span))
 
 
-def walk_rates(take_step: Callable[[float], float], settings: RangeSettings, *, hold: bool = False) -> RangeCurve:
+def walk_rates(take_step: Callable[[float], float], settings: RangeSettings) -> RangeCurve:
     """Take one step per rate until the loss diverges or the rates end.
 
     Args:
         take_step: takes an optimizer step with the given rate on the next batch, and returns the mean loss over this
             batch before the step. On several ranks all get the same number, so that all stop alike.
         settings: the rates and the rule.
-        hold: after a divergence go on with the last rate for some steps: see `stability_limit`.
     """
     losses: list[float] = []
     diverged = False
@@ -117,11 +113,7 @@ def walk_rates(take_step: Callable[[float], float], settings: RangeSettings, *, 
         losses.append(float(take_step(float(rate))))
         if diverged := has_diverged(losses, settings):
             break
-    rates = settings.rates[: len(losses)]
-    held: list[float] = []
-    while hold and diverged and len(held) < HELD_STEPS and _can_grow(losses[-1], held):
-        held.append(float(take_step(float(rates[-1]))))
-    return RangeCurve(settings, rates, np.array(losses), diverged, np.array(held))
+    return RangeCurve(settings, settings.rates[: len(losses)], np.array(losses), diverged)
 
 
 def has_diverged(losses: Sequence[float], settings: RangeSettings) -> bool:
@@ -157,6 +149,44 @@ def loss_spread(losses: Array) -> float:
     return float(np.median(steps)) / (0.6745 * math.sqrt(2)) if len(steps) else 0.0
 
 
-def _can_grow(first: float, held: Sequence[float]) -> bool:
-    last = held[-1] if held else first
-    return math.isfinite(last) and abs(last) < _MAX_GROWTH * max(abs(first), 1e-30)
+def lr_range_test(
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    closure: Callable[[], Any],
+    settings: RangeSettings = RangeSettings(),  # noqa: B008  frozen
+) -> RangeCurve:
+    """A range test in your own loop. Everything is put back afterwards, bit for bit, on every way out.
+
+    It starts from the weights and the optimizer state as they are. With several ranks, call it on all of them with a
+    closure that returns the loss of the whole global batch, so that all stop alike. Read the result with `read_curve`.
+
+    Args:
+        module: whose weights are trained.
+        optimizer: over them; the rates of its groups keep their ratios to its default rate.
+        closure: as for `optimizer.step`: takes the next batch, clears gradients, computes the loss and its gradient,
+            and returns the loss, a tensor or a number. The batches that it takes are not given back.
+        settings: rates, smoothing and when to stop.
+
+    >>> weight = nn.Parameter(torch.tensor([3.0, 1.0]))
+    >>> module, optimizer = nn.ParameterList([weight]), torch.optim.SGD([weight], lr=0.5)
+    >>> def closure():
+    ...     optimizer.zero_grad()
+    ...     loss = (torch.tensor([4.0, 1.0]) * weight.square()).sum() / 2  # stable below 2 / 4
+    ...     loss.backward()
+    ...     return loss
+    >>> bool(lr_range_test(module, optimizer, closure).rates[-1] > 0.5)
+    True
+    >>> weight.tolist(), optimizer.param_groups[0]["lr"]
+    ([3.0, 1.0], 0.5)
+    """
+
+    def take_step(lr: float) -> float:
+        set_lr(optimizer, lr)
+        loss = closure()
+        optimizer.step()
+        return loss.item() if isinstance(loss, torch.Tensor) else float(loss)
+
+    with rolled_back(module, optimizer):
+        keep_lr_ratios(optimizer)
+        train_mode(module)
+        return walk_rates(take_step, settings)
