@@ -10,7 +10,7 @@ For a program of your own, by room; a name is loaded when it is first used:
     data         ArrayDataset Augmentation MicroBatchLoader TokenWindows digits hub_images image_folder token_stream
     gradient     ExactBatchNorm GlobalGradient accumulate_gradients
     diagnostics  NoiseScale NoiseScaleEstimator StepsToTarget fit_critical_batch generalization_gap large_batch_gap
-                 lr_range_test measure_sharpness measure_variance moments_of_step stability_limit
+                 lr_range_test measure_sharpness measure_variance moments_of_step
     records      read_metrics
     training     Observer Run StepReport train
 
@@ -47,7 +47,6 @@ if TYPE_CHECKING:
         measure_sharpness,
         measure_variance,
         moments_of_step,
-        stability_limit,
     )
     from largebatch.distributed.runtime import Runtime
     from largebatch.gradient import ExactBatchNorm, GlobalGradient, accumulate_gradients
@@ -79,7 +78,7 @@ __all__ = [
     "__version__", "accumulate_gradients", "checkpoint_activations", "digits", "fit_critical_batch",
     "generalization_gap", "hub_images", "hugging_face", "image_folder", "large_batch_gap", "lr_range_test",
     "measure_sharpness", "measure_variance", "moments_of_step", "parameter_groups", "read_metrics", "resnet18",
-    "resnet50", "scale_lr", "set_lr", "stability_limit", "token_stream", "train",
+    "resnet50", "scale_lr", "set_lr", "token_stream", "train",
 ]  # fmt: skip
 
 
@@ -122,7 +121,7 @@ _NAMES = {
     "data": "ArrayDataset Augmentation MicroBatchLoader TokenWindows digits hub_images image_folder token_stream",
     "gradient": "ExactBatchNorm GlobalGradient accumulate_gradients",
     "diagnostics": "NoiseScale NoiseScaleEstimator StepsToTarget fit_critical_batch generalization_gap large_batch_gap "
-    "lr_range_test measure_sharpness measure_variance moments_of_step stability_limit",
+    "lr_range_test measure_sharpness measure_variance moments_of_step",
     "records.trackers": "read_metrics",
     "training": "Observer Run StepReport train",
 }
