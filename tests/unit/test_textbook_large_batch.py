@@ -174,10 +174,10 @@ def test_agreement_and_disagreement_are_told_by_an_interval(ratios: list[float],
 @pytest.mark.parametrize(
     ("limits", "words"),
     [
-        ([10.0, 11.0, 12.0], "which agrees with that"),
-        ([30.0, 31.0, 32.0], "which does not agree with that"),
-        ([10.0, 20.0, 30.0], "which does not tell whether that is the same k"),
-        ([10.0], "and one seed cannot tell whether that is the same k"),
+        ([10.0, 11.0, 12.0], ": that agrees"),
+        ([30.0, 31.0, 32.0], ": that does not agree"),
+        ([10.0, 20.0, 30.0], ": the seeds do not tell whether that is the same k"),
+        ([10.0], "; one seed cannot tell whether that is the same k"),
     ],
 )
 def test_the_end_of_the_linear_rule_is_compared_by_an_interval(limits: list[float], words: str):
@@ -186,10 +186,10 @@ def test_the_end_of_the_linear_rule_is_compared_by_an_interval(limits: list[floa
 
 def test_the_lowest_of_two_is_told_apart_by_pairs_of_seeds():
     best = np.array([1.0, 2.0, 4.0])
-    assert _told_apart(best, 1.5 * best, "none") == "none at 1.50 times that (95 %: 1.50 to 1.50)"
+    assert _told_apart(best, 1.5 * best, "none") == "and none has 1.50 times that (95 %: 1.50 to 1.50)"
     assert _told_apart(best, best * [0.9, 1.1, 1.4], "none").endswith(": not told apart")
-    assert _told_apart(best, best * [1.1, np.inf, 1.4], "none") == "while none loses seeds"
-    assert _told_apart(best[:2], 2 * best[:2], "none") == "which 2 seeds cannot tell from luck"
+    assert _told_apart(best, best * [1.1, np.inf, 1.4], "none") == "and none loses seeds"
+    assert _told_apart(best[:2], 2 * best[:2], "none") == "but 2 seeds cannot tell that from luck"
 
 
 def test_tuning_takes_the_rate_with_the_least_validation_loss_and_trains_other_seeds_with_it(tmp_path: Path):
@@ -219,10 +219,10 @@ def test_tuning_takes_the_rate_with_the_least_validation_loss_and_trains_other_s
 @pytest.mark.parametrize(
     ("large", "verdict"),
     [
-        ((2.0, 0.5), "ends sharper, and generalizes worse: as the textbook has it."),
-        ((2.0, 0.1), "ends sharper, and its gap is not told apart: which does not show the textbook's sentence."),
-        ((0.5, 0.5), "ends flatter, and generalizes worse: which does not show"),
-        ((1.0, -0.4), "ends no sharper as far as is told, and generalizes better: which does not show"),
+        ((2.0, 0.5), "ends sharper, and generalizes worse: the textbook is right."),
+        ((2.0, 0.1), "ends sharper, and its gap is not told apart: this does not show the textbook's sentence."),
+        ((0.5, 0.5), "ends flatter, and generalizes worse: this does not show"),
+        ((1.0, -0.4), "ends no sharper as far as the seeds tell, and generalizes better: this does not show"),
     ],
 )
 def test_the_verdict_on_minima_follows_the_intervals(large: tuple[float, float], verdict: str):
@@ -234,5 +234,5 @@ def test_the_verdict_on_minima_follows_the_intervals(large: tuple[float, float],
     assert verdict in sentence
     pair = [at_end(1.0, 0.1, seeds=1), at_end(*large, seeds=1)]
     assert tell_verdict([Series("equal steps (9)", [8, 64], pair)]) == [
-        "Whether that is more than noise one seed cannot tell."
+        "One seed cannot tell whether the change from small to large batches is more than noise."
     ]

@@ -173,29 +173,31 @@ def _table(found: list[Comparison]) -> Table:
 
 def _sentences(found: list[Comparison], total: int, settings: Settings) -> list[str]:
     split = f"{total // settings.micro} x {settings.micro}"
-    sentences = []
+    is_rounding = all(one.in_eps < 100 for one in found if one.model == "plain")
+    sentences = [
+        f"Yes, up to rounding: {split} adds the same numbers as {total} at once, in another order."
+        if is_rounding
+        else f"No: {split} and {total} at once differ by more than rounding."
+    ]
     for precision in settings.precisions:
         one = next(one for one in found if (one.precision, one.split) == (precision, f"{split} / at once"))
         sentences.append(
-            f"In {precision} {split} and {total} at once differ after a step by at most {one.distance[1]:.1g}, "
-            f"{one.in_eps:.1g} eps of the largest weight, and {one.equal:.0%} of the weights are equal bit for bit; "
-            f"after {len(one.distance) - 1} steps they differ by {one.distance[-1]:.1g}."
+            f"In {precision} the largest difference after one step is {one.distance[1]:.1g}, {one.in_eps:.1g} eps of "
+            f"the largest weight; {one.equal:.0%} of the weights are bitwise equal."
         )
-    sentences.append(
-        "To the last bits means that: the same sum in another order, rounded otherwise."
-        if all(one.in_eps < 100 for one in found if one.model == "plain")
-        else "That is more than rounding: the splits disagree."
-    )
     again = [one for one in found if one.split.endswith("itself again")]
-    same = "equal bits" if not any(one.distance.any() for one in again) else "unequal bits, which no sum explains"
-    sentences.append(f"The same split again gives {same}.")
+    same = "bitwise equal weights" if not any(one.distance.any() for one in again) else (
+        "unequal bits, which no order of sums explains"
+    )  # fmt: skip
+    sentences.append(f"The same split, run again, gives {same}.")
     sentences += _about_ranks(found)
     ghost, exact = (one for one in found if one.model == "batch norm")
-    sentences.append(
-        f"Batch norm over each micro-batch is another model, {ghost.distance[1]:.1g} away after a step; over the whole "
-        f"batch (batch_norm=exact) it is {exact.distance[1]:.1g}."
-    )
-    return sentences
+    return [
+        *sentences,
+        f"Batch norm over each micro-batch is another model: its weights differ by {ghost.distance[1]:.1g} after one "
+        "step.",
+        f"Batch norm over the whole batch (batch_norm=exact) differs by {exact.distance[1]:.1g}.",
+    ]
 
 
 def _about_ranks(found: list[Comparison]) -> list[str]:
@@ -203,10 +205,11 @@ def _about_ranks(found: list[Comparison]) -> list[str]:
     if not shared:
         return []
     plain, ordered = shared
-    same = "is equal bit for bit" if not ordered.distance.any() else f"differs by {ordered.distance[-1]:.1g}"
+    same = "gives bitwise equal weights" if not ordered.distance.any() else f"differs by {ordered.distance[-1]:.1g}"
     return [
-        f"On several processes the all-reduce adds in another order, {plain.distance[-1]:.1g} away at the end; the "
-        f"ordered sum (batch.reduction=ordered) {same}."
+        f"On several ranks the all-reduce adds in another order: weights differ by {plain.distance[-1]:.1g} at the "
+        "end.",
+        f"The ordered sum (batch.reduction=ordered) {same}.",
     ]
 
 

@@ -90,7 +90,7 @@ def run(experiment: Experiment, settings: Settings) -> Result:
     deviation = float(np.abs(path - exact).max())
     return Result(
         title="Batch, stochastic and mini-batch gradient descent",
-        question="What do updates from one sample, from some and from all of them bring in the same number of epochs?",
+        question="In equal epochs, which is closest to the minimum: updates from one sample, from some, or from all?",
         sentences=_sentences(variants, settings, deviation, num_samples),
         tables=_tables(variants, settings, num_samples),
         figures=(*_curves(variants, num_samples), _landscape(task, variants)),
@@ -197,38 +197,45 @@ def _tables(variants: list[Variant], settings: Settings, num_samples: int) -> tu
 
 
 def _sentences(variants: list[Variant], settings: Settings, deviation: float, num_samples: int) -> list[str]:
-    ends = ", ".join(
-        f"{one.name.replace('_', '-')} {one.paths[0].steps[-1]:,.0f} and ends {one.losses[:, -1].mean():.2g}"
-        for one in variants
-    )
-    sentences = [f"In the same epochs the updates are, and the loss above the least one: {ends}."]
+    closest = min(variants, key=lambda one: one.losses[:, -1].mean())
+    epochs = variants[0].paths[0].samples[-1] / num_samples
+    updates = [f"{_descent(one)} made {one.paths[0].steps[-1]:,.0f} updates" for one in variants]
+    sentences = [
+        f"After {epochs:g} epochs {_descent(closest)} is closest to the minimum: its loss is "
+        f"{closest.losses[:, -1].mean():.2g} above it.",
+        f"{updates[0][0].upper()}{', '.join(updates)[1:]}.",
+    ]
     reached = [one for one in variants if one.reached is not None]
     if reached:
-        fastest = {
-            what: min(reached, key=key).name.replace("_", "-")
+        fewest = {
+            what: _descent(min(reached, key=key))
             for what, key in (
                 ("samples", lambda one: one.paths[0].samples[one.reached]),
                 ("updates", lambda one: one.paths[0].steps[one.reached]),
                 ("time", lambda one: one.seconds[one.reached]),
             )
         }
-        least = ", ".join(f"the fewest {what} {name}" if what != "time" else f"the least time {name}"
-                          for what, name in fastest.items())  # fmt: skip
-        sentences.append(f"To {settings.tolerance:g} of the first loss takes {least}.")
-    sentences.append(f"Batch gradient descent is at most {deviation:.1g} away from its closed form.")
+        sentences.append(
+            f"To reach {settings.tolerance:g} of the first loss, {fewest['samples']} needs the fewest samples, "
+            f"{fewest['updates']} the fewest updates, and {fewest['time']} the least time."
+        )
+    sentences.append(f"Batch gradient descent follows its closed form to {deviation:.1g}.")
     return [*sentences, *(_about_noise(one, num_samples) for one in variants[1:])]
+
+
+def _descent(one: Variant) -> str:
+    return f"{one.name.replace('_', '-')} descent"
 
 
 def _about_noise(one: Variant, num_samples: int) -> str:
     fresh = bool(num_samples % one.total)  # no closed form for shuffled batches that span two epochs
     ratio = agreement(one.floors / one.expected_floor)
-    why = ", since a shuffled epoch holds every sample once, which leaves less noise"
+    why = ", because a shuffled epoch holds every sample once, which leaves less noise"
     explained = why if fresh and ratio.is_below else ""
     drawn = "if its batches were fresh draws" if fresh else "of shuffled epochs"
     return (
-        f"Noise keeps the late loss of {one.name.replace('_', '-')} {one.floor:.2g} above the least one, "
-        f"{ratio.value:.2f} times what the quadratic model near the minimiser expects {drawn}{ratio.interval}: "
-        f"{ratio.words}{explained}."
+        f"Noise keeps {_descent(one)} {one.floor:.2g} above the minimum in late epochs. That is {ratio.value:.2f} "
+        f"times what the quadratic model near the minimum expects {drawn}{ratio.interval}: {ratio.words}{explained}."
     )
 
 

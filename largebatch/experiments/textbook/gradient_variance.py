@@ -135,23 +135,21 @@ def _sentences(ends: list[tuple[str, GradientVariance]]) -> list[str]:
     sentences = []
     for name, found in ends:
         slope, corrected = found.with_replacement.slope, found.without_replacement.slope
-        law = (
-            f"tr(Sigma) = {found.noise.covariance_trace:.3g}, noise scale {found.noise.simple_noise_scale:.3g} samples"
-        )
-        sentences.append(f"At {name} ({law}) the variance falls as B to the {_told(slope)}.")
+        sentences.append(f"At {name} the variance falls like B to the power {_told(slope)}.")
         if corrected is not None:
             sentences.append(
-                f"Drawn without replacement and divided by (D - B)/(D - 1), as B to the {_told(corrected)}."
+                f"Without replacement, and divided by (D - B)/(D - 1), it falls like B to the power {_told(corrected)}."
             )
+        sentences.append(f"The noise scale at {name} is {found.noise.simple_noise_scale:.3g} samples.")
     return sentences
 
 
 def _told(slope: Slope | None) -> str:
     if slope is None:
-        return "power of something that this few replications do not tell"
+        return "that so few replications do not tell"
     low, high = slope.interval
-    law = "the law's -1 lies inside" if slope.includes_law else "the law's -1 lies outside, as it does by chance in 5 %"
-    return f"{slope.value:.3f} (95 %: {low:.3f} to {high:.3f}; {law})"
+    law = "the 1/B law holds" if slope.includes_law else "the law's -1 lies outside, as it does by chance in 5 %"
+    return f"{slope.value:.3f} (95 %: {low:.3f} to {high:.3f}): {law}"
 
 
 def _numbers(found: GradientVariance) -> dict[str, Any]:

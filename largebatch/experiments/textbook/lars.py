@@ -167,29 +167,27 @@ def _table(experiment: Experiment, found: dict[Name, list[Tuned]], settings: Set
 
 def _sentences(found: dict[Name, list[Tuned]], settings: Settings) -> list[str]:
     means = {name: finals([one.outcome for one in tuned], _ACCURACY).mean(axis=0) for name, tuned in found.items()}
-    sentences = []
+    sentences = _against_sgd(found) if "sgd" in found and len(found) > 1 else []
     for name, tuned in found.items():
         held = [one.global_batch_size for one, mean in zip(tuned, means[name], strict=True)
                 if mean >= means[name][0] - settings.tolerance]  # fmt: skip
         first, last = tuned[0].global_batch_size, tuned[-1]
         sentences.append(
-            f"{name.upper()}, in the mean of {few(settings.seeds)}, stays within {settings.tolerance:g} of its "
-            f"accuracy at batch {first} up to batch {max(held, default=first):,} and has {means[name][-1]:.3f} at "
-            f"{last.global_batch_size:,}, in {last.num_steps:,} steps."
+            f"{name.upper()} keeps its accuracy up to batch {max(held, default=first):,}: within "
+            f"{settings.tolerance:g} of batch {first}, in the mean of {few(settings.seeds)}. At batch "
+            f"{last.global_batch_size:,} it has {means[name][-1]:.3f}, after {last.num_steps:,} steps."
         )
-    if "sgd" in found and len(found) > 1:
-        sentences += _against_sgd(found, means)
     at_border = [f"{name.upper()} at {one.global_batch_size:,}" for name, tuned in found.items() for one in tuned
                  if one.is_at_border]  # fmt: skip
     if at_border:
-        sentences.append(f"The best rate may lie outside of the grid for {', '.join(at_border)}.")
+        sentences.append(f"The best rate may lie outside the grid for {', '.join(at_border)}.")
     return sentences
 
 
-def _against_sgd(found: dict[Name, list[Tuned]], means: dict[Name, Float64Array]) -> list[str]:
+def _against_sgd(found: dict[Name, list[Tuned]]) -> list[str]:
     """Whether the layer-wise methods are ahead at the largest batch, by seeds of which each is one pair."""
     sentences, is_ahead, sgd = [], False, found["sgd"][-1].outcome.final(_ACCURACY)
-    is_told = len(sgd) >= LEAST_SEEDS
+    is_told, size = len(sgd) >= LEAST_SEEDS, found["sgd"][-1].global_batch_size
     for name in found:
         if name == "sgd":
             continue
@@ -201,10 +199,10 @@ def _against_sgd(found: dict[Name, list[Tuned]], means: dict[Name, Float64Array]
             is_ahead = is_ahead or low[0] > 0
         else:
             verdict = f"95 %: {low[0]:+.3f} to {high[0]:+.3f}, not told apart"
-        sentences.append(f"There {name.upper()} is {ahead[0]:+.3f} against tuned SGD ({verdict}).")
+        sentences.append(f"At batch {size:,} {name.upper()} is {ahead[0]:+.3f} against tuned SGD ({verdict}).")
     if not is_ahead and is_told:
-        sentences.append(
-            "No trust ratio is shown to beat a tuned rate here; Nado et al. 2021 found none in large models."
+        sentences.insert(
+            0, "No trust ratio is shown to beat a tuned rate here; Nado et al. 2021 found none in large models."
         )
     return sentences
 

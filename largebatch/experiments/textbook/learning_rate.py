@@ -208,27 +208,31 @@ def _table(descents: list[Descent], settings: Settings) -> Table:
 
 
 def _sentences(task: NoisyQuadratic, descents: list[Descent], settings: Settings) -> list[str]:
-    limits = ", ".join(f"{one.limit:g} at momentum {one.momentum:g}" for one in
-                       {one.momentum: one for one in descents}.values())  # fmt: skip
+    limits = " and ".join(f"{one.limit:g} at momentum {one.momentum:g}" for one in
+                          {one.momentum: one for one in descents}.values())  # fmt: skip
     as_expected = [one for one in descents if one.kind == one.expected]
-    sentences = [f"With the largest curvature {task.curvature.max():g} the limit of stability is {limits}."]
+    sentences = [f"Gradient descent is stable up to a learning rate of {limits}; the largest curvature is "
+                 f"{task.curvature.max():g}."]  # fmt: skip
     for kind in ("converges", "oscillates", "diverges"):
         rates = [f"{one.lr:.4g}" for one in descents if one.kind == kind and one.momentum == descents[0].momentum]
         if rates:
-            sentences.append(f"At momentum {descents[0].momentum:g} it {kind} at {', '.join(rates)}.")
-    sentences.append(f"{len(as_expected)} of {len(descents)} runs do what the eigenvalues of a step say.")
+            sentences.append(f"At momentum {descents[0].momentum:g} it {kind} with rate {', '.join(rates)}.")
+    sentences.append(
+        f"Theory is right about {len(as_expected)} of {len(descents)} runs: they do what the eigenvalues of a step say."
+    )
     sentences += [
-        f"They disagree at rate {one.lr:.4g}, momentum {one.momentum:g}: theory {one.expected}, measured {one.kind}."
+        f"Theory is wrong at rate {one.lr:.4g} and momentum {one.momentum:g}: the run {one.kind}, theory says that it "
+        f"{one.expected}."
         for one in descents
         if one.kind != one.expected
     ]
     if reached := [one for one in descents if one.reached is not None]:
         fastest = min(reached, key=lambda one: one.reached or 0)
         sentences.append(
-            f"The fewest steps to {settings.tolerance:g} of the first loss, {fastest.reached}, take rate "
-            f"{fastest.lr:.4g} and momentum {fastest.momentum:g}."
+            f"Rate {fastest.lr:.4g} with momentum {fastest.momentum:g} is the fastest: it reaches "
+            f"{settings.tolerance:g} of the first loss in {fastest.reached} steps."
         )
-    sentences.append(f"No path is further than {max(one.deviation for one in descents):.1g} from its closed form.")
+    sentences.append(f"Every path follows its closed form to {max(one.deviation for one in descents):.1g}.")
     return sentences
 
 

@@ -66,7 +66,7 @@ def run(experiment: Experiment, settings: Settings) -> Result:
     return Result(
         title="The linear scaling rule",
         question="Does k times the batch at k times the rate do what k steps do, and up to which k?",
-        sentences=[*(tell_detour(detour) for detour in detours), *_about_runs(linear, rules[1:], settings)],
+        sentences=[*_about_runs(linear, rules[1:], settings), *(tell_detour(detour) for detour in detours)],
         tables=(_table(experiment, rules, settings),),
         figures=(detour_figure(detours), _final_figure(experiment, rules, linear), _curves(linear, settings),
                  _sharpness_figure(linear)),
@@ -178,34 +178,34 @@ def _table(experiment: Experiment, rules: Sequence[Rule], settings: Settings) ->
 def _about_runs(linear: Rule, others: Sequence[Rule], settings: Settings) -> list[str]:
     holds = _holds_up_to(linear, settings)
     seeds = len(linear.outcomes[0].rows)
-    by = f"by the mean of {seeds} seeds" if seeds > 1 else "by one seed, which cannot tell that from luck"
-    sentences = [f"Over whole runs the rule holds up to k = {holds}: the training loss stays within "
+    by = f"in the mean of {seeds} seeds" if seeds > 1 else "for one seed, which cannot tell that from luck"
+    sentences = [f"The rule holds up to k = {holds} over whole runs: the training loss stays within "
                  f"{settings.tolerance:.0%} of that of k = 1, {by}."]  # fmt: skip
     if holds < linear.factors[-1]:
         breaks = linear.factors.index(holds) + 1
         sentences.append(
-            f"At k = {linear.factors[breaks]} the loss is {_excess(linear, linear.outcomes[0], breaks)}; "
-            f"{_about_limit(_predicted_limits(linear), holds, linear.factors[breaks])}."
+            f"At k = {linear.factors[breaks]} the loss is {_excess(linear, linear.outcomes[0], breaks)} against k = 1."
         )
+        sentences.append(f"{_about_limit(_predicted_limits(linear), holds, linear.factors[breaks])}.")
     for rule in others:
         at = rule.factors.index(holds) if holds in rule.factors else 0
         worse = _excess(rule, linear.outcomes[0], at)
-        sentences.append(f"With {_RATES[rule.name]} the loss at k = {rule.factors[at]} is {worse}.")
+        sentences.append(f"With rate {_RATES[rule.name]} the loss at k = {rule.factors[at]} is {worse} against k = 1.")
     return sentences
 
 
 def _about_limit(limits: Float64Array, holds: int, breaks: int) -> str:
     """Whether the rule ends where the minimum of small batches has it: at `holds` < k <= `breaks`."""
     (value,), low, high = band_of_mean(limits[:, None], of_logarithms=True)
-    where = f"k eta reaches 2 / lambda_max of the minimum that small batches find at k = {value:.0f}"
+    where = f"By 2 / lambda_max of the minimum that k = 1 finds, k eta gets unstable at k = {value:.0f}"
     if low is None or high is None or not np.isfinite([low[0], high[0]]).all():
-        return f"{where}, and {few(len(limits))} cannot tell whether that is the same k"
+        return f"{where}; {few(len(limits))} cannot tell whether that is the same k"
     where += f" (95 %: {low[0]:.3g} to {high[0]:.3g})"
     if holds < low[0] and high[0] <= breaks:
-        return f"{where}, which agrees with that"
+        return f"{where}: that agrees"
     if high[0] <= holds or low[0] > breaks:
-        return f"{where}, which does not agree with that"
-    return f"{where}, which does not tell whether that is the same k"
+        return f"{where}: that does not agree"
+    return f"{where}: the seeds do not tell whether that is the same k"
 
 
 def _excess(rule: Rule, base: Outcome, place: int) -> str:

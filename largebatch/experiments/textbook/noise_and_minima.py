@@ -139,7 +139,7 @@ def _with_spread(values: Float64Array) -> str:
 
 def _sentences(series: Sequence[Series]) -> list[str]:
     first, last = series[0].batch_sizes[0], series[0].batch_sizes[-1]
-    sentences = []
+    sentences = tell_verdict(series)
     for one in series:
         told = [
             _told(one.change(key, of_logarithms=is_ratio), name, is_ratio)
@@ -148,11 +148,9 @@ def _sentences(series: Sequence[Series]) -> list[str]:
             )
         ]  # fmt: skip
         losses = [float(outcome.final(_TRAIN).mean()) for outcome in (one.outcomes[0], one.outcomes[-1])]
-        sentences.append(
-            f"At {one.name}, from batch {first} to {last:,}: {'; '.join(told)}; the training loss goes from "
-            f"{losses[0]:.2g} to {losses[1]:.2g}."
-        )
-    return [*sentences, *tell_verdict(series)]
+        sentences.append(f"From batch {first} to {last:,}, at {one.name}: {'; '.join(told)}.")
+        sentences.append(f"At {one.name} the training loss goes from {losses[0]:.2g} to {losses[1]:.2g}.")
+    return sentences
 
 
 def _told(change: tuple[float, float, float] | None, name: str, is_ratio: bool) -> str:
@@ -160,8 +158,8 @@ def _told(change: tuple[float, float, float] | None, name: str, is_ratio: bool) 
         return f"{name} is not known well enough"
     value, low, high = change
     if is_ratio:
-        return f"{name} times {value:.2f} (95 %: {low:.2f} to {high:.2f})"
-    return f"{name} {value:+.3f} ({low:+.3f} to {high:+.3f})"
+        return f"{name} is {value:.2f} times as large (95 %: {low:.2f} to {high:.2f})"
+    return f"{name} changes by {value:+.3f} (95 %: {low:+.3f} to {high:+.3f})"
 
 
 def tell_verdict(series: Sequence[Series]) -> list[str]:
@@ -170,23 +168,25 @@ def tell_verdict(series: Sequence[Series]) -> list[str]:
     sharper, gap = one.change(_LAMBDA, of_logarithms=True), one.change(_GAP, of_logarithms=False)
     seeds = len(one.outcomes[0].rows)
     if seeds < LEAST_SEEDS:
-        return [f"Whether that is more than noise {few(seeds)} cannot tell."]
+        return [
+            f"{few(seeds).capitalize()} cannot tell whether the change from small to large batches is more than noise."
+        ]
     if sharper is None or gap is None:
         return []
     is_sharper, is_worse = sharper[1] > 1, gap[1] > 0
     words = (
-        "sharper" if is_sharper else "flatter" if sharper[2] < 1 else "no sharper as far as is told",
+        "sharper" if is_sharper else "flatter" if sharper[2] < 1 else "no sharper as far as the seeds tell",
         "generalizes worse" if is_worse else "generalizes better" if gap[2] < 0 else "its gap is not told apart",
     )
-    textbook = "as the textbook has it" if is_sharper and is_worse else "which does not show the textbook's sentence"
-    sentence = f"With equal steps the large batch ends {words[0]}, and {words[1]}: {textbook}."
+    textbook = "the textbook is right" if is_sharper and is_worse else "this does not show the textbook's sentence"
+    sentences = [f"With equal steps the large batch ends {words[0]}, and {words[1]}: {textbook}."]
     losses = one.change(_TRAIN, of_logarithms=True)
     if is_sharper and losses is not None and losses[1] > 1:
-        sentence += (
-            f" Part of that is the training loss, which is {losses[0]:.2f} times as high: curvature falls with it on "
+        sentences.append(
+            f"Part of that is the training loss, which is {losses[0]:.2f} times as high: curvature falls with it on "
             "the way to a minimum."
         )
-    return [sentence]
+    return sentences
 
 
 def _numbers(one: Series) -> dict[str, Any]:

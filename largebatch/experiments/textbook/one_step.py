@@ -81,7 +81,7 @@ def tell_detour(detour: Detour) -> str:
     """A sentence."""
     first, *_, last = detour.band.mean
     return (
-        f"After {detour.after_steps} steps, one step of k eta ends {first:.1%} of the way from the end of k = "
-        f"{detour.factors[0]} steps and {last:.0%} for k = {detour.factors[-1]}, growing as (k - 1)^{detour.slope:.2f} "
-        "(1 where the gradient changes evenly on the way)."
+        f"After {detour.after_steps} steps, one step of k eta misses the end of k steps by {first:.1%} of their way at "
+        f"k = {detour.factors[0]} and by {last:.0%} at k = {detour.factors[-1]}. The miss grows like (k - 1) to the "
+        f"power {detour.slope:.2f}; an evenly changing gradient has 1."
     )

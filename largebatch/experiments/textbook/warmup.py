@@ -72,7 +72,7 @@ def run(experiment: Experiment, settings: Settings) -> Result:
     shown = _telling_rate(warmups, settings)
     return Result(
         title="Warmup",
-        question="What does a large batch gain from starting at a small rate, and does it matter how the rate rises?",
+        question="What does a large batch gain from a warmup, and does it matter how the rate rises?",
         sentences=_sentences(warmups, peaks, shown, small, settings),
         tables=(_table(experiment, warmups, peaks, small, settings),),
         figures=(_final_figure(warmups, peaks, small), _curves(warmups, peaks, shown), _rates(warmups, shown)),
@@ -180,30 +180,32 @@ def _sentences(
     warmups: Sequence[Warmup], peaks: Sequence[float], shown: int, small: Outcome, settings: Settings
 ) -> list[str]:
     reach = {one.kind: _reach(one, peaks, settings) for one in warmups}
-    sentences = [
-        f"{_NAMES[kind].capitalize()}: "
+    sentences = []
+    if "gradual" in reach and len(reach) == 3:
+        others = max(reach["none"], reach["constant"])
+        verdict = "allows the larger rate" if reach["gradual"] > others else "allows no larger rate here"
+        doubt = "" if settings.seeds >= LEAST_SEEDS else f", as far as {few(settings.seeds)} can tell"
+        sentences.append(f"The gradual warmup {verdict}{doubt}.")
+    sentences += [
+        f"With {_NAMES[kind]} "
         + (f"every seed trains up to a peak rate of {peak:g}." if peak else "no rate trains every seed.")
         for kind, peak in reach.items()
     ]
-    if "gradual" in reach and len(reach) == 3:
-        others = max(reach["none"], reach["constant"])
-        verdict = "is what allows the larger rate" if reach["gradual"] > others else "allows no larger rate here"
-        doubt = "" if settings.seeds >= LEAST_SEEDS else f", as far as {few(settings.seeds)} can tell"
-        sentences.append(f"The gradual rise {verdict}{doubt}.")
     for one in warmups:
         if one.kind == "constant":
             jump = float(np.median(one.highest[shown]))
+            meaning = "the jump that Goyal et al. 2017 saw" if jump > 2 else "there is no jump"
             sentences.append(
-                f"When a constant warmup ends, at a peak rate of {peaks[shown]:g}, the loss comes to {jump:.3g} "
-                f"times what it was{', the jump that Goyal et al. saw' if jump > 2 else ': there is no jump'}."
+                f"When the constant warmup ends, at a peak rate of {peaks[shown]:g}, the loss rises to {jump:.3g} "
+                f"times its value: {meaning}."
             )
     best, second = sorted(warmups, key=lambda one: float(np.median(one.losses[shown])))[:2]
     level = np.median(small.final(_LOSS))
-    sentences.append(
-        f"There {_NAMES[best.kind]} ends lowest, at a training loss of {np.median(best.losses[shown]):.2g}, "
-        f"{_told_apart(best.losses[shown], second.losses[shown], _NAMES[second.kind])}; batch {settings.small_batch} "
-        f"ends at {level:.2g}."
-    )
+    sentences += [
+        f"At that rate {_NAMES[best.kind]} ends lowest: its training loss is {np.median(best.losses[shown]):.2g}, "
+        f"{_told_apart(best.losses[shown], second.losses[shown], _NAMES[second.kind])}.",
+        f"Batch {settings.small_batch} ends at a training loss of {level:.2g}.",
+    ]
     return sentences
 
 
@@ -212,11 +214,11 @@ def _told_apart(best: Float64Array, second: Float64Array, name: str) -> str:
     with np.errstate(divide="ignore", invalid="ignore"):
         (value,), low, high = band_of_mean((second / best)[:, None], of_logarithms=True)
     if low is None or high is None:
-        return f"which {few(len(best))} cannot tell from luck"
+        return f"but {few(len(best))} cannot tell that from luck"
     if not np.isfinite([low[0], high[0]]).all():
-        return f"while {name} loses seeds"
+        return f"and {name} loses seeds"
     apart = "" if low[0] > 1 else ": not told apart"
-    return f"{name} at {value:.2f} times that (95 %: {low[0]:.2f} to {high[0]:.2f}){apart}"
+    return f"and {name} has {value:.2f} times that (95 %: {low[0]:.2f} to {high[0]:.2f}){apart}"
 
 
 def _reach(one: Warmup, peaks: Sequence[float], settings: Settings) -> float:
