@@ -199,11 +199,12 @@ def _tables(variants: list[Variant], settings: Settings, num_samples: int) -> tu
 def _sentences(variants: list[Variant], settings: Settings, deviation: float, num_samples: int) -> list[str]:
     closest = min(variants, key=lambda one: one.losses[:, -1].mean())
     epochs = variants[0].paths[0].samples[-1] / num_samples
-    updates = [f"{_descent(one)} made {one.paths[0].steps[-1]:,.0f} updates" for one in variants]
+    first, *others = [(_descent(one), f"{one.paths[0].steps[-1]:,.0f}") for one in variants]
+    updates = [f"{first[0].capitalize()} made {first[1]} updates", *(f"{name} {count}" for name, count in others)]
     sentences = [
         f"After {epochs:g} epochs {_descent(closest)} is closest to the minimum: its loss is "
         f"{closest.losses[:, -1].mean():.2g} above it.",
-        f"{updates[0][0].upper()}{', '.join(updates)[1:]}.",
+        f"{', '.join(updates)}.",
     ]
     reached = [one for one in variants if one.reached is not None]
     if reached:

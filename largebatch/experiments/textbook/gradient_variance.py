@@ -140,7 +140,8 @@ def _sentences(ends: list[tuple[str, GradientVariance]]) -> list[str]:
             sentences.append(
                 f"Without replacement, and divided by (D - B)/(D - 1), it falls like B to the power {_told(corrected)}."
             )
-        sentences.append(f"The noise scale at {name} is {found.noise.simple_noise_scale:.3g} samples.")
+        scale = float(f"{found.noise.simple_noise_scale:.3g}")
+        sentences.append(f"The noise scale at {name} is {scale:,.6g} samples.")
     return sentences
 
 
