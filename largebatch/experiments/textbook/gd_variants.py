@@ -200,25 +200,25 @@ def _sentences(variants: list[Variant], settings: Settings, deviation: float, nu
     closest = min(variants, key=lambda one: one.losses[:, -1].mean())
     epochs = variants[0].paths[0].samples[-1] / num_samples
     first, *others = [(_descent(one), f"{one.paths[0].steps[-1]:,.0f}") for one in variants]
-    updates = [f"{first[0].capitalize()} made {first[1]} updates", *(f"{name} {count}" for name, count in others)]
+    made = [f"{first[0].capitalize()} made {first[1]} updates", *(f"{name} {count}" for name, count in others)]
     sentences = [
         f"After {epochs:g} epochs {_descent(closest)} is closest to the minimum: its loss is "
         f"{closest.losses[:, -1].mean():.2g} above it.",
-        f"{', '.join(updates)}.",
+        f"{', '.join(made)}.",
     ]
     reached = [one for one in variants if one.reached is not None]
     if reached:
-        fewest = {
-            what: _descent(min(reached, key=key))
-            for what, key in (
-                ("samples", lambda one: one.paths[0].samples[one.reached]),
-                ("updates", lambda one: one.paths[0].steps[one.reached]),
-                ("time", lambda one: one.seconds[one.reached]),
+        samples, updates, seconds = (
+            _descent(min(reached, key=key))
+            for key in (
+                lambda one: one.paths[0].samples[one.reached],
+                lambda one: one.paths[0].steps[one.reached],
+                lambda one: one.seconds[one.reached],
             )
-        }
+        )
         sentences.append(
-            f"To reach {settings.tolerance:g} of the first loss, {fewest['samples']} needs the fewest samples, "
-            f"{fewest['updates']} the fewest updates, and {fewest['time']} the least time."
+            f"To reach {settings.tolerance:g} of the first loss, {samples} needs the fewest samples, {updates} the "
+            f"fewest updates, and {seconds} the least time."
         )
     sentences.append(f"Batch gradient descent follows its closed form to {deviation:.1g}.")
     return [*sentences, *(_about_noise(one, num_samples) for one in variants[1:])]
