@@ -11,10 +11,10 @@ from pydantic import Field
 
 from largebatch.diagnostics.closed_forms import LeastSquares
 from largebatch.diagnostics.settings import PositiveFloat, PositiveInt, Section
-from largebatch.experiments.textbook.bands import agreement, band_of_mean
+from largebatch.experiments.textbook.bands import band_of_mean
 from largebatch.experiments.textbook.experiment import Experiment
 from largebatch.experiments.textbook.landscape import landscape
-from largebatch.experiments.textbook.regression import least_squares, noise_floor
+from largebatch.experiments.textbook.regression import least_squares, noise_floor, tell_floor
 from largebatch.experiments.textbook.weight_path import Float64Array, WeightPath, thinned
 from largebatch.records.figures.diagram import Axis, Diagram, Line, Surface
 from largebatch.records.result import Result, Table
@@ -221,23 +221,15 @@ def _sentences(variants: list[Variant], settings: Settings, deviation: float, nu
             f"fewest updates, and {seconds} the least time."
         )
     sentences.append(f"Batch gradient descent follows its closed form to {deviation:.1g}.")
-    return [*sentences, *(_about_noise(one, num_samples) for one in variants[1:])]
+    floors = [
+        tell_floor(_descent(one), one.floors, one.expected_floor, is_shuffled=num_samples % one.total == 0)
+        for one in variants[1:]
+    ]
+    return [*sentences, *floors]
 
 
 def _descent(one: Variant) -> str:
     return f"{one.name.replace('_', '-')} descent"
-
-
-def _about_noise(one: Variant, num_samples: int) -> str:
-    fresh = bool(num_samples % one.total)  # no closed form for shuffled batches that span two epochs
-    ratio = agreement(one.floors / one.expected_floor)
-    why = ", because a shuffled epoch holds every sample once, which leaves less noise"
-    explained = why if fresh and ratio.is_below else ""
-    drawn = "if its batches were fresh draws" if fresh else "of shuffled epochs"
-    return (
-        f"Noise keeps {_descent(one)} {one.floor:.2g} above the minimum in late epochs. That is {ratio.value:.2f} "
-        f"times what the quadratic model near the minimum expects {drawn}{ratio.interval}: {ratio.words}{explained}."
-    )
 
 
 def _label(one: Variant) -> str:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from largebatch.diagnostics.closed_forms import LeastSquares
+from largebatch.experiments.textbook.bands import agreement
 from largebatch.experiments.textbook.experiment import Experiment
 from largebatch.experiments.textbook.training_set import training_set
+from largebatch.experiments.textbook.weight_path import Float64Array
 from largebatch.run.config.reading import ConfigError
 
 
@@ -45,3 +47,22 @@ def noise_floor(task: LeastSquares, global_batch_size: int, lr: float) -> float:
             num_samples=num_samples,
         )[-1]
     return 0.5 * float(model.curvature @ moments)
+
+
+def tell_floor(name: str, floors: Float64Array, expected: float, *, is_shuffled: bool) -> str:
+    """A sentence on how far noise keeps a descent above the minimum, against what `noise_floor` expects.
+
+    Args:
+        name: of the descent.
+        floors: measured, [seeds].
+        expected: by the model.
+        is_shuffled: whether the model knows that every epoch holds each sample once; else it has fresh draws.
+    """
+    ratio = agreement(floors / expected)
+    why = ", because a shuffled epoch holds every sample once, which leaves less noise"
+    explained = why if not is_shuffled and ratio.is_below else ""
+    drawn = "of shuffled epochs" if is_shuffled else "if its batches were fresh draws"
+    return (
+        f"Noise keeps {name} {floors.mean():.2g} above the minimum in late epochs. That is {ratio.value:.2f} times "
+        f"what the quadratic model near the minimum expects {drawn}{ratio.interval}: {ratio.words}{explained}."
+    )
