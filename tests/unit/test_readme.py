@@ -15,6 +15,7 @@ import pytest
 import yaml
 from omegaconf import DictConfig
 
+import largebatch
 from largebatch.__main__ import VERBS
 from largebatch.cli.composition.composing import compose_config
 from largebatch.cli.measure import MEASURES
@@ -50,6 +51,19 @@ def spans(text: str) -> list[str]:
 def test_the_readme_fits_on_a_screen_and_every_room_has_one():
     assert len(TEXTS["README.md"].encode()) <= 8 * 1024
     assert {f"largebatch/{room}/README.md" for room in ROOMS} - TEXTS.keys() <= PENDING
+
+
+def test_a_room_names_what_it_offers_to_programs():
+    """The names that the docstring of `largebatch` lists by room."""
+    listed = re.sub(r"\n {8,}", " ", largebatch.__doc__ or "")
+    offered = {room: names.split() for room, names in re.findall(r"^    (\w+) +(.+)$", listed, flags=re.MULTILINE)}
+    assert offered.keys() <= set(ROOMS)
+    missing = {
+        room: gone
+        for room, names in offered.items()
+        if (text := TEXTS.get(f"largebatch/{room}/README.md")) and (gone := [one for one in names if one not in text])
+    }
+    assert missing == {}
 
 
 @pytest.mark.parametrize("name", BLOCKS)
