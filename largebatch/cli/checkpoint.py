@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from largebatch.cli.composition.choices import show_choices
+from largebatch.cli.composition.choices import list_choices
 from largebatch.cli.process.leaving import EXIT_DONE, EXIT_FAILED, EXIT_WRONG_INPUT
 from largebatch.records.regular_files import printable
 
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str]) -> int:
     Returns 0; 1 if a checkpoint is damaged; 2 for wrong input.
     """
     if not arguments or arguments[0] not in SUBJECTS:
-        return show_choices("checkpoint", SUBJECTS, arguments)
+        return list_choices("checkpoint", SUBJECTS, arguments)
     what, *rest = arguments
     try:
         options = _parser(what).parse_args(rest)

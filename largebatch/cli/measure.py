@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from largebatch.cli.composition.choices import show_choices
+from largebatch.cli.composition.choices import list_choices
 from largebatch.cli.composition.composing import run_verb
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str]) -> int:
     if arguments and arguments[0] in choices:
         what = arguments[0]
         return run_verb(f"measure {what}", partial(run, what), arguments[1:], config_name="measure")
-    return show_choices("measure", choices, arguments)
+    return list_choices("measure", choices, arguments)
 
 
 def run(what: str, config: DictConfig, overrides: list[str]) -> int:

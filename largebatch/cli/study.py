@@ -34,9 +34,9 @@ def main(arguments: Sequence[str]) -> int:
 
         return study_atlas.main(arguments[1:])
     if arguments and arguments[0].isidentifier():
-        from largebatch.cli.composition.choices import show_choices
+        from largebatch.cli.composition.choices import list_choices
 
-        return show_choices("study", _SUBJECTS, arguments)
+        return list_choices("study", _SUBJECTS, arguments)
     return run_verb("study", run, arguments, config_name="study")
 
 

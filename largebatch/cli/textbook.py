@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from largebatch.cli.composition.choices import show_choices
+from largebatch.cli.composition.choices import list_choices
 from largebatch.cli.composition.composing import compose_config, run_verb
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
         return _run_all(arguments[1:])
     if arguments and arguments[0] in EXPERIMENTS:
         return run_one(arguments[0], arguments[1:])
-    return show_choices("textbook", EXPERIMENTS | {ALL: "all of these, each into a folder of its name"}, arguments)
+    return list_choices("textbook", EXPERIMENTS | {ALL: "all of these, each into a folder of its name"}, arguments)
 
 
 def run_one(name: str, arguments: Sequence[str]) -> int:

@@ -14,8 +14,8 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compr
 
 import largebatch.experiments.verify
 from largebatch.__main__ import main
-from largebatch.cli.bench_verify import Settings, count_all
 from largebatch.cli.verify import run as run_verify
+from largebatch.experiments.bench.verify import Settings, count_all
 from largebatch.experiments.verify.planted import DEFECTS
 from largebatch.experiments.verify.ranks import verify_on_rank
 from largebatch.gradient import reduction_clock

@@ -11,10 +11,9 @@ import pytest
 import torch
 
 from largebatch.__main__ import main
-from largebatch.cli import bench_optim
 from largebatch.cli.bench import BENCHES
 from largebatch.diagnostics.intervals import median_interval
-from largebatch.experiments.bench import optimizer_race
+from largebatch.experiments.bench import optim, optimizer_race
 from largebatch.experiments.bench.optimizer_race import ALGORITHMS, peak_extra_bytes, shapes_of
 from largebatch.optim import LAMB, LARS
 
@@ -107,7 +106,7 @@ def test_the_rows_of_slow_steps_fit_in_80_columns(monkeypatch, capsys):
     slow = [326.2, 446.5, 640.2, 446.5, 500.0, 400.0]
     results = [optimizer_race.Result("torch AdamW", 12.34, 0.0, [43.21] * 6)]
     results.append(optimizer_race.Result("pytorch_optimizer", 12.34, 0.428, slow))
-    bench_optim.print_race("LAMB on bert_base, 109,482,240 parameters", results, 1.43)
+    optim.print_race("LAMB on bert_base, 109,482,240 parameters", results, 1.43)
     said = capsys.readouterr().out.splitlines()
     assert said[0].strip() == "LAMB on bert_base, 109,482,240 parameters: medians of 6 rounds, 95 % intervals"
     assert (

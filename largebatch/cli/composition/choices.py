@@ -9,7 +9,7 @@ from largebatch.cli.process.leaving import EXIT_WRONG_INPUT
 from largebatch.run.config.did_you_mean import did_you_mean
 
 
-def show_choices(verb: str, choices: Mapping[str, str], arguments: Sequence[str]) -> int:
+def list_choices(verb: str, choices: Mapping[str, str], arguments: Sequence[str]) -> int:
     """Print the subjects of a verb, and which may have been meant; returns the exit code.
 
     Args:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
-from largebatch.cli.composition.composing import run_verb
 from largebatch.diagnostics.intervals import median_interval
 
 if TYPE_CHECKING:
@@ -24,16 +23,11 @@ STEPS_PER_CYCLE, WARMUP_CYCLES = 4, 10
 FEWEST_CYCLES, MOST_CYCLES, BUDGET_S = 60, 400, 180
 
 
-def main(arguments: Sequence[str]) -> int:
-    """`bench diagnostics [KEY=VALUE ...]`; observers.noise_scale.every is 10 unless given. Returns the exit code.
+def measure(config: DictConfig, overrides: list[str]) -> int:
+    """Measure every fourth step of one run and print what such a step costs more than its neighbours; returns 0.
 
     With observers.communication.every both are measured; with noise_scale.every=null, communication alone.
     """
-    return run_verb("bench", run, ["length=100000steps", "observers.noise_scale.every=10", *arguments])
-
-
-def run(config: DictConfig, overrides: list[str]) -> int:
-    """Measure every fourth step of one run and print what such a step costs more than its neighbours."""
     import os
 
     from largebatch.run.build import open_job

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING
 
-from largebatch.cli.bench import at_least, key_values, some_of
-from largebatch.cli.composition.composing import compose_config
-from largebatch.cli.process.leaving import EXIT_FAILED, EXIT_WRONG_INPUT
+from largebatch import conf_dir
+from largebatch.experiments.bench.settings import at_least, new_file, one_of, setting, some_of
 from largebatch.records.durable_files import write_record
 
 if TYPE_CHECKING:
@@ -42,26 +40,22 @@ OPTIMIZERS = {
               "~optimizer.weight_decay", "parameters.exclude_from_decay=[]"),
 }  # fmt: skip
 NO_MATRIX = {"linear", "batch norm", "exact batch norm"}  # for Muon
-USAGE = f"""usage: largebatch bench verify [KEY=VALUE ...]
-
-  nets=NAME,...        of {", ".join(NETS)} (default: all)
-  optimizers=NAME,...  of {", ".join(OPTIMIZERS)} (default: all)
-  seeds=N              runs of each (default: 5)
-  ranks=N              processes of this machine, 1 or more (default: 2)
-  precision=fp64       or fp32
-  json=FILE            write the outcome of every run there"""
 
 
 @dataclass(frozen=True)
 class Settings:
     """What to count."""
 
-    nets: tuple[str, ...] = tuple(NETS)
-    optimizers: tuple[str, ...] = tuple(OPTIMIZERS)
-    seeds: int = 5
-    ranks: int = 2
-    precision: str = "fp64"
-    json: str = ""
+    nets: tuple[str, ...] = setting(
+        tuple(NETS), some_of(tuple(NETS)), "NAME,...", f"of {', '.join(NETS)} (default: all)"
+    )
+    optimizers: tuple[str, ...] = setting(
+        tuple(OPTIMIZERS), some_of(tuple(OPTIMIZERS)), "NAME,...", f"of {', '.join(OPTIMIZERS)} (default: all)"
+    )
+    seeds: int = setting(5, at_least(1), "N", "runs of each (default: 5)")
+    ranks: int = setting(2, at_least(1), "N", "processes of this machine, 1 or more (default: 2)")
+    precision: str = setting("fp64", one_of("fp64", "fp32"), "fp64", "or fp32")
+    json: str = setting("", new_file, "FILE", "write the outcome of every run there")
 
 
 @dataclass
@@ -81,41 +75,15 @@ class Trial:
         return self.sound > 1
 
 
-def main(arguments: Sequence[str]) -> int:
-    """`bench verify [KEY=VALUE ...]`; returns 0 if nothing was counted, 1 if something was, 2 for wrong input."""
-    if any(argument in ("-h", "--help") for argument in arguments):
-        print(USAGE)
-        return 0
-    try:
-        settings = Settings(**key_values(arguments, _VALUES))
-    except ValueError as error:
-        print(f"largebatch bench verify: {error}\n\n{USAGE}", file=sys.stderr)
-        return EXIT_WRONG_INPUT
+def measure(settings: Settings) -> bool:
+    """Print a table of mistakes; False if there is one."""
     from largebatch.experiments.local_ranks import on_local_ranks
 
     trials = count_all(settings) if settings.ranks == 1 else on_local_ranks(settings.ranks, count_all, settings)
-    _show(trials)
+    _print(trials)
     if settings.json:
         write_record(settings.json, [asdict(trial) for trial in trials])
-    wrong = any(trial.is_false_alarm or min(trial.defects.values()) <= 1 for trial in trials)
-    return EXIT_FAILED if wrong else 0
-
-
-def _precision(key: str, text: str) -> str:
-    if text not in ("fp64", "fp32"):
-        raise ValueError(f"{key}={text}: fp64 or fp32.")
-    return text
-
-
-_VALUES: dict[str, Any] = {
-    "nets": some_of(tuple(NETS)),
-    "optimizers": some_of(tuple(OPTIMIZERS)),
-    "seeds": at_least(1),
-    "ranks": at_least(1),
-    "precision": _precision,
-    "json": lambda key, text: text,
-}
-assert list(_VALUES) == [one.name for one in fields(Settings)]
+    return not any(trial.is_false_alarm or min(trial.defects.values()) <= 1 for trial in trials)
 
 
 def count_all(settings: Settings) -> list[Trial]:
@@ -159,6 +127,7 @@ def _trial(runtime: Runtime, settings: Settings, net: str, optimizer: str, seed:
 
 
 def _prepared(settings: Settings, net: str, optimizer: str, seed: int) -> tuple[Prepared, int]:
+    from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
     from largebatch.run.config.reading import parse_section
@@ -166,14 +135,15 @@ def _prepared(settings: Settings, net: str, optimizer: str, seed: int) -> tuple[
     from largebatch.run.prepare import prepare
 
     overrides = [*COMMON, *NETS[net], *OPTIMIZERS[optimizer], f"seed={seed}"]
-    config = compose_config(overrides, config_name="verify")
+    with initialize_config_dir(conf_dir(), version_base="1.3"):
+        config = compose("verify", overrides=overrides)
     options = parse_section(config, "verify", VerifyConfig)
     OmegaConf.update(config, "precision.compute", settings.precision)
     OmegaConf.update(config, "precision.tf32", False)
     return prepare(config, os.environ), options.steps
 
 
-def _show(trials: Sequence[Trial]) -> None:
+def _print(trials: Sequence[Trial]) -> None:
     from largebatch.records.trackers.console import print_table
 
     rows = []

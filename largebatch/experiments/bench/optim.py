@@ -5,97 +5,45 @@ from __future__ import annotations
 import os
 import platform
 import statistics
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from largebatch.cli.bench import at_least, key_values, some_of
-from largebatch.cli.process.leaving import EXIT_DONE, EXIT_WRONG_INPUT
 from largebatch.diagnostics.intervals import median_interval
+from largebatch.experiments.bench.settings import at_least, new_file, setting, some_of
 from largebatch.records.durable_files import write_record
 
 if TYPE_CHECKING:
     from largebatch.experiments.bench.optimizer_race import Result
 
 SHAPES = ("resnet50", "bert_base")
-USAGE = f"""usage: largebatch bench optim [KEY=VALUE ...]
-
-  shapes=NAME,...   parameters of which models: {", ".join(SHAPES)} (default: both)
-  rounds=N          timed steps of every optimizer, 5 or more (default: 30)
-  threads=N         threads of torch on the CPU (default: torch's own choice)
-  device=DEVICE     cpu, cuda, cuda:1, ... (default: cpu)
-  json=FILE         write the times of every round there as well"""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What to measure; `threads` 0 is torch's own choice."""
+    """What to measure; `threads` 0 is torch's own choice. Raises ValueError for a device that is not there."""
 
-    shapes: tuple[str, ...] = SHAPES
-    rounds: int = 30
-    threads: int = 0
-    device: str = "cpu"
-    json: str = ""
+    shapes: tuple[str, ...] = setting(
+        SHAPES, some_of(SHAPES), "NAME,...", f"parameters of which models: {', '.join(SHAPES)} (default: both)"
+    )
+    rounds: int = setting(30, at_least(5), "N", "timed steps of every optimizer, 5 or more (default: 30)")
+    threads: int = setting(0, at_least(1), "N", "threads of torch on the CPU (default: torch's own choice)")
+    device: str = setting("cpu", lambda key, text: text, "DEVICE", "cpu, cuda, cuda:1, ... (default: cpu)")
+    json: str = setting("", new_file, "FILE", "write the times of every round there as well")
 
+    def __post_init__(self) -> None:
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler reads it at import, and tells of every start
+        import torch
 
-def main(arguments: Sequence[str]) -> int:
-    """`bench optim [KEY=VALUE ...]`; returns 0, or 2 for wrong input."""
-    if any(argument in ("-h", "--help") for argument in arguments):
-        print(USAGE)
-        return 0
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler, which reads it at import, tells of every start
-    try:
-        settings = parse(arguments)
-        problem = _problem(settings)
-    except ValueError as error:
-        problem = str(error)
-    if problem:
-        print(f"largebatch bench optim: {problem}\n\n{USAGE}", file=sys.stderr)
-        return EXIT_WRONG_INPUT
-    _measure(settings)
-    return EXIT_DONE
+        try:
+            torch.empty(1, device=self.device).item()
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(f"device={self.device}: {str(error).splitlines()[0]}") from None
 
 
-def parse(arguments: Sequence[str]) -> Settings:
-    """Settings from `KEY=VALUE` arguments.
-
-    Raises ValueError for the first one that is wrong.
-
-    >>> parse(["shapes=resnet50", "rounds=7"])
-    Settings(shapes=('resnet50',), rounds=7, threads=0, device='cpu', json='')
-    """
-    return Settings(**key_values(arguments, _VALUES))
-
-
-def _text(key: str, text: str) -> str:
-    return text
-
-
-_VALUES: dict[str, Callable[[str, str], Any]] = {
-    "shapes": some_of(SHAPES),
-    "rounds": at_least(5),
-    "threads": at_least(1),
-    "device": _text,
-    "json": _text,
-}
-
-
-def _problem(settings: Settings) -> str:
-    """What this machine cannot do; empty if there is nothing."""
-    import torch
-
-    try:
-        torch.empty(1, device=settings.device).item()
-    except (RuntimeError, AssertionError) as error:
-        return f"device={settings.device}: {str(error).splitlines()[0]}"
-    if settings.json and not Path(settings.json).resolve().parent.is_dir():
-        return f"json={settings.json}: there is no folder {Path(settings.json).resolve().parent}. Make it first."
-    return ""
-
-
-def _measure(settings: Settings) -> None:
+def measure(settings: Settings) -> bool:
+    """Print a table for each optimizer and model; True."""
     import torch
 
     from largebatch.experiments.bench.optimizer_race import ALGORITHMS, contestants, race
@@ -116,6 +64,7 @@ def _measure(settings: Settings) -> None:
             report["races"].append({"algorithm": algorithm.name, "shapes": shapes, "results": records})
     if settings.json:
         write_record(settings.json, report)
+    return True
 
 
 def _machine(settings: Settings) -> dict[str, str]:

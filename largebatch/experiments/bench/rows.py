@@ -10,75 +10,81 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from largebatch.cli.bench import at_least, key_values
-from largebatch.cli.process.leaving import EXIT_DONE, EXIT_FAILED, EXIT_WRONG_INPUT
+from largebatch.experiments.bench.settings import at_least, setting
 from largebatch.records.durable_files import write_record, write_whole
 
-USAGE = """usage: largebatch bench rows [KEY=VALUE ...]
-
-  rows=N            optimizer steps of each of two runs, 100 or more (default: 1000000)"""
 _EVALUATIONS = 100
 _CONFIG = "seed: 0\nmodel: {_target_: model}\noptimizer: {_target_: SGD}\ndata: {name: made}\n"
-_SET_ASIDE = """
-import sys
-from largebatch.records.trackers import set_stale_rows_aside
-print(set_stale_rows_aside(sys.argv[1], int(sys.argv[2])))
-"""
-_END = """
-import sys
-from largebatch.records.figures.run_figures import draw_run
-from largebatch.records.rows.columns import is_drawn, read_columns
-print(*draw_run(read_columns(sys.argv[1], is_drawn), sys.argv[2], title="run"))
-"""
-_WHOLE = """
-import sys
-from largebatch.records.trackers import read_metrics
-print(len(read_metrics(sys.argv[1])), "rows")
-"""
+_CALL = f"import sys; from {__name__} import *; globals()[sys.argv[1]](*sys.argv[2:])"
 
 
-def main(arguments: Sequence[str]) -> int:
-    """`bench rows [rows=N]`; returns 0, 1 if a command fails, or 2 for wrong input."""
-    if any(argument in ("-h", "--help") for argument in arguments):
-        print(USAGE)
-        return EXIT_DONE
-    try:
-        num_rows = key_values(arguments, {"rows": at_least(_EVALUATIONS)}).get("rows", 10**6)
-    except ValueError as error:
-        print(f"largebatch bench rows: {error}\n\n{USAGE}", file=sys.stderr)
-        return EXIT_WRONG_INPUT
+@dataclass(frozen=True)
+class Settings:
+    """How long the runs are."""
+
+    rows: int = setting(
+        10**6, at_least(_EVALUATIONS), "N", "optimizer steps of each of two runs, 100 or more (default: 1000000)"
+    )
+
+
+def measure(settings: Settings) -> bool:
+    """Print a table of commands with their memory and time; False if a command fails."""
     with tempfile.TemporaryDirectory(prefix="largebatch-bench-") as folder:
-        return _measure(Path(folder), num_rows)
+        return _measure(Path(folder), settings.rows)
 
 
-def _measure(folder: Path, num_rows: int) -> int:
+def _measure(folder: Path, num_rows: int) -> bool:
     from largebatch.records.trackers import print_table
 
     first, second = (_write_run(folder / name, batch, num_rows) for name, batch in (("first", 32), ("second", 64)))
     verb = [sys.executable, "-m", "largebatch"]
     metrics = str(first / "metrics.jsonl")
+    call = [sys.executable, "-c", _CALL]
     commands = {
-        "all rows in memory at once": [sys.executable, "-c", _WHOLE, metrics],
-        "end of a run: its pictures and charts": [sys.executable, "-c", _END, metrics, str(folder / "plots")],
+        "all rows in memory at once": [*call, "read_whole", metrics],
+        "end of a run: its pictures": [*call, "draw_end", metrics, str(folder / "plots")],
         "report, of both runs": [*verb, "report", str(first), str(second), "--out", str(folder / "page.html")],
         "compare": [*verb, "compare", str(first), str(second), "--out", str(folder / "compared")],
         "diff": [*verb, "diff", str(first), str(second)],
-        "resume, setting half of the rows aside": [sys.executable, "-c", _SET_ASIDE, metrics, str(num_rows // 2)],
+        "resume, setting half of the rows aside": [*call, "set_aside", metrics, str(num_rows // 2)],
     }
     rows = []
     for what, command in commands.items():
         code, peak, seconds, busy = _run(command)
         rows.append((what, f"{peak / 2**20:,.0f} MiB", f"{seconds:.1f} s", f"{busy:.1f} s"))
-        if code not in (0, 1):  # the ledgers of two runs differ
+        if code != (what == "diff"):  # the runs differ
             print(f"largebatch bench rows: {what} ended with {code}", file=sys.stderr)
-            return EXIT_FAILED
+            return False
     of_metrics, of_page = (os.path.getsize(file) / 2**20 for file in (metrics, folder / "page.html"))
     title = f"{num_rows:,} rows of each run, {of_metrics:,.0f} MiB of metrics; the page has {of_page:.1f} MiB"
     print_table(("what", "peak memory", "time", "time of the processor"), rows, title=title)
-    return EXIT_DONE
+    return True
+
+
+def read_whole(metrics: str) -> None:
+    """Read all rows into memory."""
+    from largebatch.records.trackers import read_metrics
+
+    print(len(read_metrics(metrics)), "rows")
+
+
+def draw_end(metrics: str, folder: str) -> None:
+    """Draw what a run draws at its end."""
+    from largebatch.records.figures.run_figures import draw_run
+    from largebatch.records.rows.columns import is_drawn, read_columns
+
+    print(*draw_run(read_columns(metrics, is_drawn), Path(folder), title="run"))
+
+
+def set_aside(metrics: str, step: str) -> None:
+    """Set the rows after a step aside, as a resumed run does."""
+    from largebatch.records.trackers import set_stale_rows_aside
+
+    print(set_stale_rows_aside(metrics, int(step)))
 
 
 def _run(command: Sequence[str]) -> tuple[int, int, float, float]:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
-from largebatch.cli.composition.composing import run_verb
 from largebatch.diagnostics.intervals import median_interval
 
 if TYPE_CHECKING:
@@ -22,13 +21,8 @@ if TYPE_CHECKING:
 ROUNDS, WARMUP_ROUNDS, STEPS_PER_ROUND = 60, 5, 20
 
 
-def main(arguments: Sequence[str]) -> int:
-    """`bench loop [KEY=VALUE ...]`; the config says which model, data and batch. Returns the exit code."""
-    return run_verb("bench", run, ["length=100000steps", *arguments])
-
-
-def run(config: DictConfig, overrides: list[str]) -> int:
-    """Alternate rounds of both loops in one process group and print the median ratio with its spread."""
+def measure(config: DictConfig, overrides: list[str]) -> int:
+    """Alternate rounds of both loops in one process group and print the median ratio with its spread; returns 0."""
     import os
 
     from largebatch.losses.coupled import is_coupled
