@@ -45,7 +45,7 @@ def test_one_run_each_is_compared_by_the_errors_over_validation_samples(tmp_path
     assert found.change.high - found.change.value == pytest.approx(1.959964 * 0.01 * math.sqrt(2))
     words, doubts = said(evidence)
     assert "(95 % over validation samples: 0.8804 to 0.9196)" in words
-    assert "positive is worse): within their noise, and one seed cannot tell that of seeds" in words
+    assert "positive is worse): within their noise. One seed says nothing about the noise of seeds" in words
     assert "one seed at batch 32, 64: its interval covers the validation samples, not the seed" in doubts
 
 
@@ -55,7 +55,7 @@ def test_three_runs_of_one_seed_are_one_value_that_is_told(tmp_path: Path):
         write_run(tmp_path / f"large{number}", 512, accuracy=0.8)
     words, doubts = said(read_evidence([tmp_path]))
     assert "than noise" not in words
-    assert "more than their noise, and one seed cannot tell that of seeds" in words
+    assert "more than their noise. One seed says nothing about the noise of seeds" in words
     assert "batch 32: 3 runs of seed 0 merged." in doubts
     assert "one seed at batch 32, 512" in doubts
 
@@ -151,7 +151,7 @@ def test_unequal_budgets_and_settings_are_named(tmp_path: Path):
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:8]))
     words, doubts = said(read_evidence([tmp_path]))
     assert "besides the batch, the runs differ in model.width" in doubts
-    assert "the runs saw 4,096 to 8,192 samples: where they end says as much about that" in words
+    assert "because the runs saw 4,096 to 8,192 samples." in words
     assert "noise" not in words
 
 

@@ -47,8 +47,9 @@ def test_a_file_becomes_tables_conclusions_a_record_and_a_picture(capsys: pytest
     assert main(["study", "analyze", "steps.csv", "--out", "out"]) == 0
     said = capsys.readouterr().out
     assert "sgd: B_crit is 60 (95 %: 60 to 60) samples" in said
-    assert "lars: the median did not reach the target at batch 1,024: counted as a lower bound." in said
-    assert "B_crit of lars is above that of sgd: apart, their intervals do not meet." in said
+    assert "lars: the median did not reach the target at batch 1,024. It counts as a lower bound." in said
+    assert "B_crit of lars is above that of sgd: their intervals do not meet." in said
+    assert "B_crit in samples: lars 200 (95 %: 2" in said
     assert "sgd: supported: predicts each left-out batch size within 0 %, 0 % in the root mean square." in said
     written = json.loads(Path("out/study.json").read_text())
     record = written["numbers"]
@@ -152,7 +153,7 @@ def test_an_unsupported_critical_batch_is_no_conclusion_but_its_lower_bound_may_
     assert not analysis.fits["lars"].supported
     doubt = "lars: the evidence does not support a value of B_crit"
     assert any(line.startswith(doubt) for line in analysis.conclusions)
-    assert analysis.conclusions[-2] == "B_crit of lars is above that of sgd: apart, their intervals do not meet."
+    assert analysis.conclusions[-2] == "B_crit of lars is above that of sgd: their intervals do not meet."
 
 
 def test_fits_are_compared_although_a_test_remarks_misfit_and_doubted_where_the_misfit_is_large():
@@ -164,25 +165,25 @@ def test_fits_are_compared_although_a_test_remarks_misfit_and_doubted_where_the_
     small = (1.03, 0.97, 1.02, 0.98, 1.03, 0.97, 1.0)
     analysis = analyse([*scattered("sgd", 20, small), *scattered("lars", 200, small)])
     assert all(fit.rejected and fit.supported for fit in analysis.fits.values())
-    apart = "B_crit of lars is above that of sgd: apart, their intervals do not meet."
+    apart = "B_crit of lars is above that of sgd: their intervals do not meet."
     assert analysis.conclusions[-2] == apart
     large = (1.0, 1.0, 1.0, 1.6, 1.0, 1.0, 1.0)
     doubted = analyse([*scattered("sgd", 3, small), *scattered("lars", 300, large)])
-    assert doubted.conclusions[-2] == f"{apart} The curve of lars misses its points by too much to lean on that."
+    assert doubted.conclusions[-2] == f"{apart} Do not lean on that: the curve of lars misses its points by too much."
 
 
 def test_optimizers_with_the_same_curve_are_not_told_apart():
     noisy = [point(size, 100 * (1 + 60 / size) * (1.1 if size in (16, 128) else 0.97)) for size in SIZES]
     analysis = analyse([*noisy, *curve(100, 66, optimizer="lars")])
-    assert analysis.conclusions[-2] == "B_crit of lars and sgd: not told apart, their intervals meet."
+    assert analysis.conclusions[-2] == "B_crit of lars and sgd is not told apart: their intervals meet."
 
 
 def test_the_noise_scale_of_the_runs_is_set_beside_the_critical_batch():
     points = curve(100, 50, noise_scale=Scale(100.0, 80.0, 130.0))
-    said = "sgd: the noise scale at the end of the tuned runs was 100 to 100 samples at 7 batch sizes, in the geometric"
-    assert f"{said} mean 2 times B_crit." in analyse(points).conclusions
+    said = "sgd: the noise scale of the tuned runs ends at 100 to 100 samples, over 7 batch sizes."
+    assert f"{said} Its geometric mean is 2 times B_crit." in analyse(points).conclusions
     alone = analyse(points[:2])
-    assert any(line.endswith("there is no B_crit to compare it with.") for line in alone.conclusions)
+    assert any(line.endswith("There is no B_crit to compare it with.") for line in alone.conclusions)
 
 
 def test_a_setting_at_the_border_of_its_range_is_a_conclusion():
@@ -212,8 +213,8 @@ def test_the_fastest_at_the_largest_common_batch_is_named(seeds: int, words: str
     points = [of("sgd", 1600 / size, size) for size in (8, 16, 32)] + [
         of("lars", 3200 / size, size) for size in (8, 16)
     ]
-    (line,) = [line for line in analyse(points).conclusions if "fewest steps," in line]
-    assert line.startswith("At batch 16 sgd takes the fewest steps, 1")
+    (line,) = [line for line in analyse(points).conclusions if "takes the fewest steps" in line]
+    assert line.startswith("At batch 16 sgd takes the fewest steps: 1")
     assert words in line
     close = [of("sgd", 100, 8), of("lars", 100.5, 8)]
     assert seeds < 3 or "meet: not told apart" in analyse(close).conclusions[-1]

@@ -96,7 +96,7 @@ def fit_critical_batch(points: Sequence[StepsToTarget]) -> CriticalBatch:
     seen = [point.batch_size for point in ordered if not point.median[1]]
     if len(seen) < LEAST_BATCH_SIZES:
         reason = (
-            f"the median reached the target at {len(seen)} of {len(ordered)} batch sizes: S_min and B_crit need "
+            f"the median reached the target at {len(seen)} of {len(ordered)} batch sizes. S_min and B_crit need "
             f"{LEAST_BATCH_SIZES} or more. Add batch sizes, raise the budget, or choose an easier target."
         )
         verdict = f"not supported: {len(seen)} batch size{'s' * (len(seen) != 1)} reached the target"
@@ -188,19 +188,19 @@ def _limits(b_crit: Estimate, seen: Sequence[int]) -> list[str]:
     found = []
     if b_crit.high == math.inf:
         found.append(
-            f"up to batch {largest:,} perfect scaling is not excluded: B_crit has no upper and S_min no lower bound. "
+            f"perfect scaling up to batch {largest:,} is not excluded: B_crit has no upper bound, S_min no lower one. "
             "Add larger batches."
         )
     if b_crit.low == 0:
         found.append(
-            f"from batch {smallest:,} on it is not excluded that a larger batch saves no steps: B_crit has no lower "
-            "and E_min no lower bound. Add smaller batches."
+            f"it is not excluded that batches above {smallest:,} save no steps: B_crit and E_min have no lower bound. "
+            "Add smaller batches."
         )
     if 0 < b_crit.value < smallest or largest < b_crit.value < math.inf:
         side = "larger" if b_crit.value > largest else "smaller"
         found.append(
-            f"B_crit lies outside of the batch sizes {smallest:,} to {largest:,} that reached the target: it is "
-            f"extrapolated. Add {side} batches."
+            f"B_crit is extrapolated: it lies outside the batch sizes {smallest:,} to {largest:,} that reached the "
+            f"target. Add {side} batches."
         )
     return found
 
@@ -229,8 +229,8 @@ def _lack_of_fit(points: Sequence[StepsToTarget]) -> list[str]:
     distance = times if ratio < math.inf else "told by seeds that agree with each other"
     return [
         f"the curve is not exact: its distance to the means is {distance}, most at batch {sizes[worst]:,} "
-        f"({math.expm1(residuals[worst]):+.0%} steps). Whether that matters is a question of its size, by which the "
-        "verdict goes."
+        f"({math.expm1(residuals[worst]):+.0%} steps). Its size decides whether that matters, and the verdict goes by "
+        "size."
     ]
 
 
@@ -244,7 +244,7 @@ def _precision(points: Sequence[StepsToTarget], seen: Sequence[int]) -> list[str
         )
     hidden = [f"{point.batch_size:,}" for point in points if point.median[1]]
     if hidden:
-        found.append(f"the median did not reach the target at batch {', '.join(hidden)}: counted as a lower bound.")
+        found.append(f"the median did not reach the target at batch {', '.join(hidden)}. It counts as a lower bound.")
     if max(point.num_replicates for point in points) == 1:
-        found.append("one seed per batch size: what is misfit cannot be told from what is noise of seeds.")
+        found.append("misfit cannot be told from the noise of seeds: there is one seed per batch size.")
     return found

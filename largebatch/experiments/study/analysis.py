@@ -41,7 +41,8 @@ def analyse(points: Sequence[StudyPoint]) -> Analysis:
         raise ValueError("a study without points has nothing to say.")
     fits = {name: fit_critical_batch([one.measured for one in points if one.optimizer == name]) for name in names}
     analysis = Analysis(tuple(points), fits, ())
-    said = [line for name in names for line in _of_optimizer(analysis, name)]
+    said = [_headline(fits)] if len(names) > 1 else []
+    said += [line for name in names for line in _of_optimizer(analysis, name)]
     said += [_between(one, fits[one], other, fits[other]) for one, other in combinations(names, 2)]
     said += _fewest_steps(analysis)
     return Analysis(tuple(points), fits, tuple(line for line in said if line))
@@ -62,17 +63,27 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if 100 <= value < 1e12 else f"{value:.3g}"
 
 
+def _headline(fits: dict[str, CriticalBatch]) -> str:
+    """The critical batch of each optimizer."""
+    values = [
+        f"{name} {shown(fit.b_crit)}" if fit.b_crit is not None and fit.supported else f"{name} not supported"
+        for name, fit in fits.items()
+    ]
+    return f"B_crit in samples: {', '.join(values)}."
+
+
 def _of_optimizer(analysis: Analysis, name: str) -> list[str]:
     fit, points = analysis.fits[name], analysis.of(name)
     lines = []
     if fit.b_crit is not None and fit.s_min is not None and fit.e_min is not None:
         if fit.supported:
-            lines.append(
-                f"{name}: B_crit is {shown(fit.b_crit)} samples: a batch of that size takes twice the fewest steps, "
-                f"S_min = {shown(fit.s_min)}, and twice the fewest samples, E_min = {shown(fit.e_min)}."
-            )
+            lines += [
+                f"{name}: B_crit is {shown(fit.b_crit)} samples.",
+                f"{name}: a batch of B_crit takes twice the fewest steps and twice the fewest samples. S_min is "
+                f"{shown(fit.s_min)} steps, E_min {shown(fit.e_min)} samples.",
+            ]
         else:
-            lines.append(f"{name}: the evidence does not support a value of B_crit; the fit says {shown(fit.b_crit)}.")
+            lines.append(f"{name}: the evidence does not support a value of B_crit. The fit says {shown(fit.b_crit)}.")
         lines.append(f"{name}: {fit.verdict}.")
     lines += [f"{name}: {warning}" for warning in fit.warnings]
     lines += [f"{name}, batch {point.batch_size:,}: {line}" for point in points for line in point.border]
@@ -87,13 +98,13 @@ def _noise_scale(name: str, fit: CriticalBatch, points: Sequence[StudyPoint]) ->
         return ""
     values = [scale.value for _, scale in measured]
     said = (
-        f"{name}: the noise scale at the end of the tuned runs was {_number(min(values))} to {_number(max(values))} "
-        f"samples at {len(measured)} batch size{'s' * (len(measured) > 1)}"
+        f"{name}: the noise scale of the tuned runs ends at {_number(min(values))} to {_number(max(values))} samples, "
+        f"over {len(measured)} batch size{'s' * (len(measured) > 1)}"
     )
     if fit.b_crit is None or not fit.supported:
-        return f"{said}; there is no B_crit to compare it with."
+        return f"{said}. There is no B_crit to compare it with."
     typical = math.exp(sum(map(math.log, values)) / len(values))
-    return f"{said}, in the geometric mean {typical / fit.b_crit.value:.2g} times B_crit."
+    return f"{said}. Its geometric mean is {typical / fit.b_crit.value:.2g} times B_crit."
 
 
 def _between(one: str, fit: CriticalBatch, other: str, second: CriticalBatch) -> str:
@@ -102,10 +113,12 @@ def _between(one: str, fit: CriticalBatch, other: str, second: CriticalBatch) ->
         return ""
     (smaller, low), (larger, high) = sorted([(one, fit.b_crit), (other, second.b_crit)], key=lambda pair: pair[1].value)
     if low.high >= high.low:
-        return f"B_crit of {larger} and {smaller}: not told apart, their intervals meet."
+        return f"B_crit of {larger} and {smaller} is not told apart: their intervals meet."
     doubted = [name for name, found in ((one, fit), (other, second)) if found.misfit and not found.misfit.is_small]
-    doubt = f" The curve of {' and '.join(doubted)} misses its points by too much to lean on that." if doubted else ""
-    return f"B_crit of {larger} is above that of {smaller}: apart, their intervals do not meet.{doubt}"
+    doubt = (
+        f" Do not lean on that: the curve of {' and '.join(doubted)} misses its points by too much." if doubted else ""
+    )
+    return f"B_crit of {larger} is above that of {smaller}: their intervals do not meet.{doubt}"
 
 
 def _fewest_steps(analysis: Analysis) -> list[str]:
@@ -121,12 +134,13 @@ def _fewest_steps(analysis: Analysis) -> list[str]:
     ordered = sorted((reached[name][size] for name in reached), key=lambda point: point.measured.median[0])
     best = ordered[0]
     others = ", ".join(_slower(point, best) for point in ordered[1:])
-    return [f"At batch {size:,} {best.optimizer} takes the fewest steps, {_number(best.measured.median[0])}; {others}."]
+    return [f"At batch {size:,} {best.optimizer} takes the fewest steps: {_number(best.measured.median[0])}. Against "
+            f"that, {others}."]  # fmt: skip
 
 
 def _slower(point: StudyPoint, best: StudyPoint) -> str:
     """By the intervals of both medians, as far as their seeds have one."""
-    times = f"{point.optimizer} {point.measured.median[0] / best.measured.median[0]:.2f} times as many"
+    times = f"{point.optimizer} takes {point.measured.median[0] / best.measured.median[0]:.2f} times as many"
     ends, theirs = best.measured.interval, point.measured.interval
     if ends is None or theirs is None:
         seeds = min(point.measured.num_replicates, best.measured.num_replicates)

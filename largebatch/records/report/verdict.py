@@ -25,7 +25,7 @@ _EQUAL = 1.05  # budgets that differ by less count as equal
 
 def verdict(evidence: Evidence, groups: Sequence[Group]) -> list[str]:
     """Sentences: how batch sizes compare, noise scale, critical batch size."""
-    said = [line for group in groups for line in (_of_batches(group), _of_noise(group)) if line]
+    said = [line for group in groups for line in (*_of_batches(group), *_of_noise(group))]
     results = [one.result for kind, _ in FILES.values() for one in evidence.of(kind)]
     said += [f"{one.title}: {one.sentences[0]}" for one in results if one.sentences]
     return said or ["There is no run with an evaluation, and no study: nothing can be said about batch sizes."]
@@ -37,38 +37,37 @@ def caveats(evidence: Evidence, groups: Sequence[Group]) -> list[str]:
     if not evidence.of("study") and (evidence.runs or not evidence.records):
         lines.append(
             "No study is among the folders: steps to a target and the critical batch size are not measured. "
-            "`largebatch study` does."
+            "`largebatch study` measures them."
         )
     if evidence.num_trials:
         lines.append(
-            f"{evidence.num_trials:,} runs below a study are settings that it tried and did not choose: left out."
+            f"{evidence.num_trials:,} runs below a study are left out: it tried their settings and did not choose them."
         )
     return lines
 
 
-def _of_batches(group: Group) -> str:
+def _of_batches(group: Group) -> list[str]:
     quality = quality_of(group)
     if quality is None:
-        return ""
+        return []
     smallest, *others = group.by_batch
     base = outcome(group.by_batch[smallest], quality)
     if base is None:
-        return ""
+        return []
     # Of a seed that was run again only those runs count that reached furthest.
     seen = [run.samples_seen for runs in group.by_batch.values() for one in by_seed(runs) for run in furthest(one)]
     if others and max(seen) > _EQUAL * min(seen):
-        return (
-            f"{group.name}: the runs saw {min(seen):,} to {max(seen):,} samples: where they end says as much about "
-            "that as about the batch size. `largebatch compare` matches them at equal samples, steps or training loss."
-        )
+        return [
+            f"{group.name}: the ends of the runs do not tell of the batch size, because the runs saw {min(seen):,} to "
+            f"{max(seen):,} samples. `largebatch compare` matches them at equal samples, steps or training loss."
+        ]
     told = f"{_number(base.value)}{_interval(base, group.by_batch[smallest])}"
-    start = f"{group.name}: {quality.label} at batch {smallest:,} is {told}"
+    start = f"{group.name}: {quality.label} at batch {smallest:,} is {told}."
     compared = worse_than_smallest(group, quality)
     if not compared:
         missing = "no other batch size" if not others else "no other batch size with an evaluation"
-        return f"{start}; there is {missing} to compare with."
-    parts = [_compared(size, one, quality) for size, one in compared.items()]
-    return f"{start}. Against that, {'; '.join(parts)}."
+        return [f"{start} There is {missing} to compare with."]
+    return [start, *(f"{group.name}: {_compared(size, one, quality)}." for size, one in compared.items())]
 
 
 def _compared(size: int, found: Difference, quality: Quality) -> str:
@@ -81,7 +80,7 @@ def _compared(size: int, found: Difference, quality: Quality) -> str:
     if found.over != "seeds":
         told = f"95 % over validation samples: {_signed(low)} to {_signed(high)}, positive is worse"
         size_of_it = "within" if low <= 0 <= high else "more than"
-        return f"{change} ({told}): {size_of_it} their noise, and one seed cannot tell that of seeds"
+        return f"{change} ({told}): {size_of_it} their noise. One seed says nothing about the noise of seeds"
     told = f"95 %: {_signed(low)} to {_signed(high)}, positive is worse"
     if low > 0:
         return f"{change} ({told}): more than noise"
@@ -96,17 +95,16 @@ def _no_interval(seeds: int) -> str:
     return "all seeds of a batch ended alike: no interval"
 
 
-def _of_noise(group: Group) -> str:
+def _of_noise(group: Group) -> list[str]:
     """Of the run with the smallest batch that knows it: there it is best measured."""
     for run in group.runs:
         value, low, high = (run.last(f"noise_scale/{key}") for key in ("b_simple", "ci_low", "ci_high"))
         if value is not None and low is not None and high is not None:
-            return (
-                f"{group.name}: at the end of {run.name} the gradient noise scale is {value:,.0f} samples "
-                f"(95 %: {low:,.0f} to {high:,.0f}); batches of several times as many waste samples, if the model "
-                "behind it holds."
-            )
-    return ""
+            return [
+                f"{group.name}: the gradient noise scale is {value:,.0f} samples (95 %: {low:,.0f} to {high:,.0f}) at "
+                f"the end of {run.name}. By its model, batches of several times that size waste samples."
+            ]
+    return []
 
 
 def _caveats_of(group: Group) -> list[str]:
@@ -126,7 +124,7 @@ def _caveats_of(group: Group) -> list[str]:
         lines.append(f"{group.name}: besides the batch, the runs differ in {', '.join(keys)}.")
     if augmented := [run.name for run in group.runs if run.is_gap_augmented]:
         named = ", ".join(augmented[:5]) + (" ..." if len(augmented) > 5 else "")
-        lines.append(f"{group.name}: a data set of {named} augments by itself, and so one side of the gap.")
+        lines.append(f"{group.name}: a data set of {named} augments by itself: one side of the gap is augmented.")
     by_status = {one: [run.name for run in group.runs if run.status == one] for one in _NOT_FINISHED}
     return lines + [
         f"{group.name}: {status}: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}."
