@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from largebatch.diagnostics.gap.conditions.passes import GapData, GapSettings
 from largebatch.distributed.runtime import Runtime
 from largebatch.losses import CrossEntropy, NextToken, SquaredError
 from largebatch.models import GPT, MLP, ConvNet
+from tests.restless import Restless, bits
 
 SETTINGS = GapSettings(seed=3, ghost=4, draws=2, micro_batch_size=7)
 
@@ -163,37 +163,11 @@ def test_a_model_without_modes_on_data_without_augmentation_has_nothing_but_a_ga
     assert found["printed"].loss == pytest.approx(found["validation"].loss, rel=1e-12)
 
 
-class Restless(nn.Module):
-    """Writes buffers, draws from every generator, and fails when told to."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear, self.norm = nn.Linear(3, 2), nn.BatchNorm1d(2, momentum=0.3)
-        self.register_buffer("count", torch.zeros(1))
-        self.calls, self.fails_at = 0, -1
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        self.calls += 1
-        if self.calls == self.fails_at:
-            raise RuntimeError("as asked")
-        self.count += 1
-        noise = torch.rand(()) + np.random.rand() + random.random()  # noqa: NPY002
-        return self.norm(self.linear(inputs)) * (1 + 0.0 * noise)
-
-
-def bits(module: Restless) -> dict[str, Any]:
-    values: dict[str, Any] = {name: tensor.numpy().tobytes() for name, tensor in module.state_dict().items()}
-    values["modes"] = [(part.training, getattr(part, "momentum", None)) for part in module.modules()]
-    values["torch"] = torch.get_rng_state().numpy().tobytes()
-    _, words, place, *_ = np.random.get_state()  # noqa: NPY002
-    return values | {"numpy": (words.tobytes(), place), "python": random.getstate()}
-
-
 @pytest.mark.parametrize("fails_at", [-1, 1, 5, 20])
 def test_weights_statistics_modes_and_generators_are_bit_identical_afterwards(fails_at):
     module = Restless().double()
     module(torch.randn(8, 3, dtype=torch.float64))
-    module.linear.eval()
+    module.second.eval()
     module.calls, module.fails_at = 0, fails_at
     before = bits(module)
     options = {"losses": (CrossEntropy(),) * 2, "targets": torch.tensor([0, 1] * 12), "ghost": 5, "draws": 2}

@@ -19,7 +19,8 @@ from largebatch.diagnostics.sharpness.subset import FixedSubset
 from largebatch.distributed.runtime import Runtime
 from largebatch.losses import CrossEntropy, NextToken, SquaredError
 from largebatch.models import Linear
-from tests.multiprocess.test_sharpness import Restless, bits, problem
+from tests.multiprocess.test_sharpness import problem
+from tests.restless import Restless, bits
 
 SETTINGS = VarianceSettings(seed=3, batch_sizes=(2, 4, 12), replications=5)
 

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import os
-import random
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from largebatch.batch.order import SampleOrder
 from largebatch.diagnostics import RangeSettings
 from largebatch.experiments.find_lr import run_range_tests
 from largebatch.experiments.measure.weights import Weights, open_weights
 from largebatch.run.prepare import Prepared, prepare
+from tests.restless import generators
 from tests.unit.composing import compose_run
 
 FP64 = ["precision=fp64", "logger=none"]
@@ -33,9 +32,7 @@ def bits(weights: Weights) -> dict[str, Any]:
     values: dict[str, Any] = {name: one.numpy().tobytes() for name, one in weights.module.state_dict().items()}
     values["modes"] = [part.training for part in weights.module.modules()]
     values["gradients"] = [one.grad is None for one in weights.module.parameters()]
-    values["torch"] = torch.get_rng_state().numpy().tobytes()
-    _, words, place, *_ = np.random.get_state()  # noqa: NPY002
-    return values | {"numpy": (words.tobytes(), place), "python": random.getstate()}
+    return values | generators()
 
 
 def curves_of(overrides: list[str], settings: RangeSettings, seeds: list[int]) -> dict[int, tuple[Any, ...]]:

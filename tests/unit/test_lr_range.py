@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
 import re
 from collections.abc import Callable
 from typing import Any
@@ -24,6 +23,7 @@ from largebatch.diagnostics import (
     suggest,
     walk_rates,
 )
+from tests.restless import Restless, bits
 
 SPECTRA = {
     "one": [3.7],
@@ -169,40 +169,6 @@ def test_rates_of_seeds_have_a_geometric_mean_and_students_interval():
     assert math.isnan(mean_rate([0.1]).low)
 
 
-class Restless(nn.Module):
-    """Writes buffers, changes modes and settings, draws from every generator, and fails when told to."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear, self.norm, self.frozen = nn.Linear(3, 2), nn.BatchNorm1d(2), nn.Linear(1, 1)
-        self.calls = 0
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        self.calls += 1
-        noise = torch.rand(()) + np.random.rand() + random.random()  # noqa: NPY002
-        return self.norm(self.linear(inputs)) * (1 + 0.01 * noise)
-
-
-def everything(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """All that a test may move, as bits, and which tensors hold it."""
-    parameters = list(module.parameters())
-    states = [optimizer.state.get(one, {}) for one in parameters]
-    _, words, place, *_ = np.random.get_state()  # noqa: NPY002
-    tensors = module.state_dict(keep_vars=True).items()
-    settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
-    return {
-        "weights": [(name, id(one), one.detach().numpy().tobytes()) for name, one in tensors],
-        "gradients": [None if one.grad is None else (id(one.grad), one.grad.numpy().tobytes()) for one in parameters],
-        "modes": [part.training for part in module.modules()],
-        "states": [{key: (id(one), one.numpy().tobytes()) for key, one in state.items()} for state in states],
-        "stateful": sum(map(bool, states)) == len(optimizer.state),
-        "settings": settings,
-        "torch": torch.get_rng_state().numpy().tobytes(),
-        "numpy": (words.tobytes(), place),
-        "python": random.getstate(),
-    }
-
-
 ENDINGS = {"finished": None, "diverged": math.nan, "exception": RuntimeError, "Ctrl-C": KeyboardInterrupt}
 
 
@@ -212,6 +178,7 @@ ENDINGS = {"finished": None, "diverged": math.nan, "exception": RuntimeError, "C
 def test_everything_is_bit_identical_afterwards_on_every_way_out(make, steps_before, ending):
     torch.manual_seed(0)
     module = Restless().double()
+    module.unused = nn.Linear(1, 1).double()
     options = {"momentum": 0.9} if make is torch.optim.SGD else {}
     optimizer = make(module.parameters(), lr=0.01, **options)
     inputs = torch.randn(8, 3, dtype=torch.float64)
@@ -229,9 +196,9 @@ def test_everything_is_bit_identical_afterwards_on_every_way_out(make, steps_bef
     for _ in range(steps_before):
         closure()
         optimizer.step()
-    module.linear.eval()
+    module.second.eval()
     module.calls = 0
-    before = everything(module, optimizer)
+    before = bits(module, optimizer)
     if ending in ("exception", "Ctrl-C"):
         with pytest.raises(ENDINGS[ending]):
             lr_range_test(module, optimizer, closure)
@@ -239,4 +206,4 @@ def test_everything_is_bit_identical_afterwards_on_every_way_out(make, steps_bef
         curve = lr_range_test(module, optimizer, closure, RangeSettings(max=1e-3))
         assert (curve.diverged, len(curve.rates)) == ((True, 20) if ending == "diverged" else (False, 100))
     assert module.calls >= 20
-    assert everything(module, optimizer) == before
+    assert bits(module, optimizer) == before
