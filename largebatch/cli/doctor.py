@@ -8,7 +8,6 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 
 from largebatch.cli.process.leaving import EXIT_DONE, EXIT_FAILED, EXIT_WRONG_INPUT
 
@@ -21,17 +20,23 @@ def main(arguments: Sequence[str]) -> int:
         options = _parser().parse_args(list(arguments))
     except SystemExit as exit_:
         return EXIT_WRONG_INPUT if exit_.code else EXIT_WELL
-    from largebatch.run.doctor import examine
+    from omegaconf import OmegaConf
 
-    found = examine(Path(options.folder), os.environ, network=options.network)
+    from largebatch.cli.composition.composing import compose_config
+    from largebatch.run.config.reading import parse_config
+    from largebatch.run.doctor.examination import examine
+
+    config = compose_config()
+    OmegaConf.update(config, "run.root", options.folder)
+    found = examine(parse_config(config), os.environ, network=options.network)
     counts = Counter(one.state for one in found)
     if options.json:
         print(json.dumps([asdict(one) for one in found], indent=1))
     else:
         from largebatch.records.trackers import print_table
 
-        rows = [(one.subject, one.state, one.found, one.remedy) for one in found]
-        print_table(("what", "state", "found", "what helps"), rows, title="this machine")
+        rows = [(one.subject, one.state, one.found) for one in found]
+        print_table(("what", "state", "found, and what helps"), rows, title="this machine")
         print(f"{counts['problem']} problems, {counts['note']} notes, {counts['ok']} fine")
     return EXIT_PROBLEM if counts["problem"] else EXIT_WELL
 
@@ -39,8 +44,8 @@ def main(arguments: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="largebatch doctor",
-        description="Look at versions, devices, backends, memory, disk, ports and the launcher's environment, and "
-        "start two processes that add up. Run it where the job will run: under srun or in its container. "
+        description="Run every check of a run's start, look at versions, devices, memory, disk and ports, and start "
+        "two processes that add up. Run it where the job will run: under srun or in its container. "
         "Exit code 1 if something would stop a run.",
     )
     parser.add_argument("--folder", default="runs", help="where runs will be written; default: runs")

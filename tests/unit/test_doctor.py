@@ -15,12 +15,16 @@ import pytest
 from packaging.requirements import Requirement
 
 from largebatch.cli import doctor
-from largebatch.run.doctor import Diagnosis, examination, examine, job, machine, reach, software
+from largebatch.run.config.reading import parse_config
+from largebatch.run.config.schema import TrainConfig
+from largebatch.run.doctor import connections, examination, machine
+from largebatch.run.doctor.finding import Finding
+from tests.unit.composing import compose_run
 
 MIB = 1 << 20
 
 
-def only(found: Iterable[Diagnosis], subject: str) -> Diagnosis:
+def only(found: Iterable[Finding], subject: str) -> Finding:
     (one,) = [each for each in found if each.subject == subject]
     return one
 
@@ -31,11 +35,8 @@ def held_port() -> Iterator[int]:
         yield server.getsockname()[1]
 
 
-def test_a_finding_that_is_wrong_has_a_remedy():
-    with pytest.raises(ValueError, match="disk: problem"):
-        Diagnosis("disk", "problem", "full")
-    with pytest.raises(ValueError, match="disk: ok"):
-        Diagnosis("disk", "ok", "fine", "buy one")
+def config(*overrides: str) -> TrainConfig:
+    return parse_config(compose_run(*overrides))
 
 
 @pytest.mark.parametrize(
@@ -47,21 +48,21 @@ def test_a_finding_that_is_wrong_has_a_remedy():
     ],
 )
 def test_versions_are_held_against_the_range(wanted: str, state: str, told: str):
-    found = software.of_package(Requirement(wanted))
+    found = machine.of_package(Requirement(wanted))
     assert (found.state, told in found.found) == (state, True)
-    assert (f'pip install "{wanted}"' == found.remedy) == (state == "problem")
+    assert (f'Run pip install "{wanted}".' in found.found) == (state == "problem")
 
 
 @pytest.mark.bad_input("plots without matplotlib")
 def test_every_direct_dependency_is_looked_at():
-    assert {"torch", "accelerate", "hydra-core", "wandb", "safetensors"} <= {one.subject for one in software.versions()}
+    assert {"torch", "accelerate", "hydra-core", "wandb", "safetensors"} <= {one.subject for one in machine.versions()}
 
 
 def test_a_missing_backend_and_compiler_are_found(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("torch.distributed.is_gloo_available", lambda: False)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    found = list(software.backends())
+    found = list(machine.devices())
     assert only(found, "backends").state == "problem"
     assert only(found, "compiler").state == "note"
 
@@ -70,11 +71,9 @@ def test_a_driver_that_torch_does_not_see_is_a_problem(monkeypatch: pytest.Monke
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("torch.version.cuda", "13.0")
     monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/nvidia-smi")
-    (found,) = software.devices()
-    assert found.state == "problem"
+    assert only(machine.devices(), "GPU").state == "problem"
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    (found,) = software.devices()
-    assert found.state == "note"
+    assert only(machine.devices(), "GPU").state == "note"
 
 
 @pytest.mark.fault(58, "too many threads", "told with the number that fits")
@@ -82,7 +81,7 @@ def test_more_threads_than_cores_are_told_with_the_number_that_fits(monkeypatch:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
     monkeypatch.setattr("torch.get_num_threads", lambda: 8)
     (found,) = machine.cores({"LOCAL_WORLD_SIZE": "4"})
-    assert (found.state, found.remedy) == ("note", "export OMP_NUM_THREADS=2")
+    assert (found.state, "OMP_NUM_THREADS=2" in found.found) == ("note", True)
     monkeypatch.setattr("torch.get_num_threads", lambda: 2)
     (found,) = machine.cores({"LOCAL_WORLD_SIZE": "4"})
     assert found.state == "ok"
@@ -92,15 +91,13 @@ def test_more_threads_than_cores_are_told_with_the_number_that_fits(monkeypatch:
 def test_little_shared_memory_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     usage = shutil.disk_usage(tmp_path)._replace(total=64 * MIB, used=0, free=64 * MIB)  # what docker gives
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    (found,) = machine.shared_memory(tmp_path)
-    assert found.state == "note"
-    assert "--shm-size" in found.remedy
-    (found,) = machine.shared_memory(tmp_path / "absent")
-    assert found.state == "note"
+    found = only(machine.memory(tmp_path), "shared memory")
+    assert (found.state, "--shm-size" in found.found) == ("note", True)
+    assert only(machine.memory(tmp_path / "absent"), "shared memory").state == "note"
 
 
 def test_a_disk_that_works_is_left_as_it_was(tmp_path: Path):
-    found = list(machine.disk(tmp_path / "runs" / "new"))
+    found = list(machine.disk(tmp_path))
     assert only(found, "writing").state == "ok"
     assert not list(tmp_path.iterdir())
 
@@ -114,37 +111,38 @@ def test_a_disk_that_refuses_is_a_problem_and_left_as_it_was(
 
     monkeypatch.setattr(broken, refuse)
     found = only(machine.disk(tmp_path), "writing")
-    assert (found.state, "ENOSPC" in found.found, "run.root" in found.remedy) == ("problem", True, True)
+    assert (found.state, "ENOSPC" in found.found, "run.root" in found.found) == ("problem", True, True)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_in_the_place_of_the_folder_is_a_problem(tmp_path: Path):
+def test_what_stops_the_start_of_a_run_is_told_in_its_own_words(tmp_path: Path):
     (tmp_path / "runs").write_text("")
-    assert only(machine.disk(tmp_path / "runs" / "a"), "disk").state == "problem"
+    environ = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1", "WANDB_MODE": "sometimes"}
+    found = list(examination.start_of_a_run(config(f"run.root={tmp_path}/runs/a", "logger.wandb.mode=auto"), environ))
+    assert {one.state for one in found} == {"problem"}
+    assert "RANK is not" in only(found, "launcher").found
+    assert "Start with torchrun or accelerate launch, or unset it." in only(found, "launcher").found
+    assert "WANDB_MODE=sometimes" in only(found, "settings").found
+    assert "cannot be written to. Choose run.dir or run.root elsewhere." in only(found, "run folder").found
+    found = list(examination.start_of_a_run(config(f"run.root={tmp_path}"), {"SLURM_JOB_ID": "7"}))
+    assert {one.state for one in found if one.subject != "Slurm"} == {"ok"}
+    assert only(found, "Slurm").state == "note"
 
 
 def test_few_open_files_are_told(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("resource.getrlimit", lambda which: (256, 4096))
     (found,) = machine.open_files()
-    assert (found.state, found.remedy) == ("note", "ulimit -n 4096")
-
-
-def test_an_environment_that_came_through_in_part_is_a_problem_with_its_remedy():
-    (found,) = job.launcher({"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"})
-    assert found.state == "problem"
-    assert "RANK is not" in found.found
-    assert found.remedy == "Start with torchrun or accelerate launch, or unset it."
-    assert only(job.launcher({"SLURM_JOB_ID": "7"}), "Slurm").state == "note"
+    assert (found.state, "ulimit -n 4096" in found.found) == ("note", True)
 
 
 @pytest.mark.fault(54, "port taken", "told with the remedy")
 @pytest.mark.bad_input("a port that is none, or taken")
 def test_a_port_that_is_taken_is_a_problem_only_where_rank_0_opens_it(held_port: int):
     environ = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(held_port), "RANK": "0"}
-    assert only(job.ports(environ), "MASTER_PORT").state == "problem"
+    assert only(connections.ports(environ), "MASTER_PORT").state == "problem"
     under_torchrun = environ | {"TORCHELASTIC_RUN_ID": "none"}  # its agent holds the port: that is as it should be
-    assert "MASTER_PORT" not in {one.subject for one in job.ports(under_torchrun)}
-    assert "MASTER_PORT" not in {one.subject for one in job.ports(environ | {"RANK": "1"})}
+    assert "MASTER_PORT" not in {one.subject for one in connections.ports(under_torchrun)}
+    assert "MASTER_PORT" not in {one.subject for one in connections.ports(environ | {"RANK": "1"})}
 
 
 def test_an_address_that_nobody_knows_is_a_problem(monkeypatch: pytest.MonkeyPatch):
@@ -152,11 +150,11 @@ def test_an_address_that_nobody_knows_is_a_problem(monkeypatch: pytest.MonkeyPat
         raise socket.gaierror(-2, "Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
-    assert only(job.ports({"MASTER_ADDR": "node-0"}), "MASTER_ADDR").state == "problem"
+    assert only(connections.ports({"MASTER_ADDR": "node-0"}), "MASTER_ADDR").state == "problem"
 
 
 def test_two_processes_meet():
-    (found,) = job.meeting()
+    (found,) = connections.meeting()
     assert found.state == "ok", found
 
 
@@ -165,15 +163,15 @@ def test_processes_that_cannot_meet_are_told_with_their_exit_codes(monkeypatch: 
     forked = multiprocessing.get_context("fork")
     monkeypatch.setattr(multiprocessing, "get_context", lambda method: forked)
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "nosuchinterface")
-    (found,) = job.meeting()
+    (found,) = connections.meeting()
     assert found.state == "problem"
     assert "exit codes [1, 1]" in found.found
-    assert "GLOO_SOCKET_IFNAME" in found.remedy
+    assert "GLOO_SOCKET_IFNAME" in found.found
 
 
 def test_a_server_is_tried_only_when_asked(held_port: int, monkeypatch: pytest.MonkeyPatch):
     environ = {"WANDB_BASE_URL": f"http://user:secret@127.0.0.1:{held_port}"}
-    found = only(reach.trackers(environ, network=True), "W&B server")
+    found = only(connections.wandb_server(environ, network=True), "W&B server")
     assert found.state == "ok"
     assert "secret" not in str(found)
 
@@ -181,19 +179,19 @@ def test_a_server_is_tried_only_when_asked(held_port: int, monkeypatch: pytest.M
         raise AssertionError("no connection was asked for")
 
     monkeypatch.setattr(socket, "create_connection", forbidden)
-    assert only(reach.trackers(environ, network=False), "W&B server").state == "ok"
+    assert only(connections.wandb_server(environ, network=False), "W&B server").state == "ok"
 
 
 def test_a_server_that_does_not_answer_is_a_problem():
     with socket.create_server(("127.0.0.1", 0)) as server:
         closed = server.getsockname()[1]
-    found = only(reach.trackers({"WANDB_BASE_URL": f"http://127.0.0.1:{closed}"}, network=True), "W&B server")
+    found = only(connections.wandb_server({"WANDB_BASE_URL": f"http://127.0.0.1:{closed}"}, network=True), "W&B server")
     assert found.state == "problem"
-    assert "offline" in found.remedy
+    assert "offline" in found.found
 
 
 def test_a_check_that_fails_is_a_finding():
-    def broken() -> Iterable[Diagnosis]:
+    def broken() -> Iterable[Finding]:
         raise RuntimeError("no such file: /proc")
 
     (found,) = examination.outcome("memory", broken)
@@ -204,17 +202,18 @@ def test_a_check_that_fails_is_a_finding():
 def test_the_verb_shows_all_and_exits_by_the_worst(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr(job, "meeting", lambda: [Diagnosis("two processes", "ok", "met")])
+    monkeypatch.setattr(connections, "meeting", lambda: [Finding("two processes", "ok", "met")])
     assert doctor.main(["--folder", str(tmp_path), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert {"torch", "disk", "loopback", "two processes", "W&B key"} <= {one["subject"] for one in found}
-    monkeypatch.setattr(job, "meeting", lambda: [Diagnosis("two processes", "problem", "no sum", "an interface")])
+    assert {"torch", "disk", "launcher", "two processes", "W&B key"} <= {one["subject"] for one in found}
+    monkeypatch.setattr(connections, "meeting", lambda: [Finding("two processes", "problem", "no sum. An interface.")])
     assert doctor.main(["--folder", str(tmp_path)]) == 1
     assert "1 problems" in capsys.readouterr().out
     assert doctor.main(["--fodler"]) == 2
 
 
 def test_examining_needs_no_folder_and_no_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(job, "meeting", list)
-    states = {one.state for one in examine(tmp_path / "absent", {}, network=False)}
+    monkeypatch.setattr(connections, "meeting", list)
+    found = examination.examine(config(f"run.root={tmp_path}/absent"), {}, network=False)
+    states = {one.state for one in found}
     assert "problem" not in states

@@ -145,7 +145,7 @@ def folder_problems(config: TrainConfig) -> list[str]:
             f"run.dir={config.run.dir}: already holds a run, and resume={config.resume} is another one: their "
             "records would mix. Continue this one with resume=auto, or the other one in a new run.dir."
         )
-    existing = _existing_folder(config)
+    existing = existing_folder(config)
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         problems.append(f"run folder: {existing.resolve()} cannot be written to. Choose run.dir or run.root elsewhere.")
     return problems
@@ -160,7 +160,7 @@ def checkpoint_problems(config: TrainConfig, model: nn.Module, optimizer: torch.
     """Why no checkpoint of the run could be written: weights and optimizer are larger than the room on the disk."""
     weights = sum(one.nbytes for one in state_of(model).values() if isinstance(one, torch.Tensor))
     try:
-        folder = _existing_folder(config).resolve()
+        folder = existing_folder(config).resolve()
         usage = shutil.disk_usage(folder)
     except OSError:  # a problem of the folder
         return []
@@ -176,7 +176,7 @@ def checkpoint_problems(config: TrainConfig, model: nn.Module, optimizer: torch.
     ]
 
 
-def _existing_folder(config: TrainConfig) -> Path:
+def existing_folder(config: TrainConfig) -> Path:
     """What is there of the path that the run will be written to."""
     existing = Path(config.run.root if config.run.dir is None else config.run.dir)
     while not existing.exists():

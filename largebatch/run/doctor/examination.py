@@ -1,46 +1,65 @@
-"""All checks, in the order in which a run needs what they look at."""
+"""Every check of a run's start, and what a start cannot try."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from pathlib import Path
 
-from largebatch.run.doctor import job, machine, reach, software
-from largebatch.run.doctor.diagnosis import Diagnosis
+from largebatch.distributed.launcher_environment import launcher_problems
+from largebatch.run.checks.machine import existing_folder, folder_problems, machine_problems
+from largebatch.run.config.schema import TrainConfig
+from largebatch.run.doctor import connections, machine
+from largebatch.run.doctor.finding import Finding
 
-Check = Callable[[], Iterable[Diagnosis]]
+Check = Callable[[], Iterable[Finding]]
 
 
-def examine(folder: Path, environ: Mapping[str, str], *, network: bool) -> list[Diagnosis]:
-    """Every finding about this machine.
+def examine(config: TrainConfig, environ: Mapping[str, str], *, network: bool) -> list[Finding]:
+    """Every finding about this machine, in the order in which a run needs what is looked at.
 
     Args:
-        folder: where runs are to be written; need not exist.
+        config: of a run that would start here.
         environ: of the job.
         network: whether servers may be tried.
     """
     checks: dict[str, Check] = {
-        "versions": software.versions,
-        "devices": software.devices,
-        "backends": software.backends,
+        "versions": machine.versions,
+        "devices": machine.devices,
         "cores": partial(machine.cores, environ),
         "memory": machine.memory,
-        "shared memory": machine.shared_memory,
         "open files": machine.open_files,
-        "disk": partial(machine.disk, folder),
-        "launcher": partial(job.launcher, environ),
-        "ports": partial(job.ports, environ),
-        "two processes": job.meeting,
-        "trackers": partial(reach.trackers, environ, network=network),
+        "run": partial(start_of_a_run, config, environ),
+        "disk": partial(machine.disk, existing_folder(config).absolute()),
+        "ports": partial(connections.ports, environ),
+        "two processes": connections.meeting,
+        "W&B": partial(connections.wandb_server, environ, network=network),
     }
     return [found for subject, check in checks.items() for found in outcome(subject, check)]
 
 
-def outcome(subject: str, check: Check) -> list[Diagnosis]:
+def outcome(subject: str, check: Check) -> list[Finding]:
     """What a check found; a check that fails is a finding, and the others go on."""
     try:
         return list(check())
     except Exception as error:  # this is the tool for machines on which nothing goes as it should
-        remedy = "please report it with the rest of this table"
-        return [Diagnosis(subject, "problem", f"could not be looked at: {type(error).__name__}: {error}", remedy)]
+        told = f"could not be looked at: {type(error).__name__}: {error}. Report it with the rest of this table."
+        return [Finding(subject, "problem", told)]
+
+
+def start_of_a_run(config: TrainConfig, environ: Mapping[str, str]) -> Iterator[Finding]:
+    """What `largebatch train` looks at before it builds anything: launcher, machine, trackers, run folder."""
+    precision, expected = config.precision.compute, config.launcher.num_processes
+    parts = {
+        "launcher": launcher_problems(environ, precision=precision, num_processes=expected),
+        "settings": machine_problems(config, environ),
+        "run folder": folder_problems(config),
+    }
+    started = {name: environ[name] for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK") if name in environ}
+    told = {"launcher": ", ".join(f"{name}={value}" for name, value in started.items()) or "none: one process"}
+    for subject, problems in parts.items():
+        yield from (Finding(subject, "problem", problem) for problem in problems)
+        if not problems:
+            yield Finding(subject, "ok", told.get(subject, "as a run needs it"))
+    if "SLURM_JOB_ID" in environ and not started:
+        found = f"job {environ['SLURM_JOB_ID']} has no launcher in it: every task would train by itself. "
+        yield Finding("Slurm", "note", f"{found}Start it with srun torchrun, as launch/slurm.sbatch does.")

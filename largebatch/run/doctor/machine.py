@@ -1,10 +1,12 @@
-"""Cores, memory, shared memory, open files, and the disk that runs are written to."""
+"""Versions, devices, cores, memory, open files, and the disk that runs are written to."""
 
 from __future__ import annotations
 
 import errno
 import fcntl
+import importlib.metadata
 import os
+import platform
 import resource
 import secrets
 import shutil
@@ -12,81 +14,110 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
+from packaging.requirements import Requirement
 
 from largebatch.distributed.host_memory import container_limit, machine_memory
-from largebatch.run.doctor.diagnosis import Diagnosis
+from largebatch.run.doctor.finding import Finding
 
 _GIB, _MIB = 1 << 30, 1 << 20
-_LITTLE_SHARED = 1 * _GIB  # docker gives 64 MiB, which a worker of a loader fills with its first batches
-_LITTLE_DISK = 5 * _GIB
+_LITTLE_SHARED, _LITTLE_DISK = 1 * _GIB, 5 * _GIB  # docker gives 64 MiB, which a loader's first batches fill
 _FEW_FILES = 4096
+_OTHER_DISK = "Choose another disk with run.root=FOLDER or run.dir=FOLDER."
 
 
-def cores(environ: Mapping[str, str]) -> Iterator[Diagnosis]:
+def versions() -> Iterator[Finding]:
+    """Every package that a run needs, against the range that our own metadata asks for."""
+    yield Finding("python", "ok", f"{platform.python_version()}, {platform.system()} {platform.machine()}")
+    for text in importlib.metadata.requires("largebatch") or ():
+        requirement = Requirement(text)
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+            yield of_package(requirement)
+
+
+def of_package(requirement: Requirement) -> Finding:
+    """Whether an installed package is in the range."""
+    name, wanted = requirement.name, str(requirement.specifier)
+    remedy = f'Run pip install "{name}{wanted}".'
+    try:
+        version = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return Finding(name, "problem", f"not installed. {remedy}")
+    if not requirement.specifier.contains(version, prereleases=True):
+        return Finding(name, "problem", f"{version}; needs {wanted}. {remedy}")
+    return Finding(name, "ok", f"{version} ({wanted})")
+
+
+def devices() -> Iterator[Finding]:
+    """GPUs, or why there is none; what ranks talk through; what compiles kernels."""
+    has_gpu, built_for = torch.cuda.is_available(), torch.version.cuda
+    for number in range(torch.cuda.device_count() if has_gpu else 0):
+        of_it, (free, total) = torch.cuda.get_device_properties(number), torch.cuda.mem_get_info(number)
+        bf16 = "bfloat16" if of_it.major >= 8 else "no bfloat16: use precision=fp16"
+        room = f"{free / _GIB:.0f} of {total / _GIB:.0f} GiB free"
+        yield Finding(f"GPU {number}", "ok", f"{of_it.name}, sm_{of_it.major}{of_it.minor}, {room}, {bf16}")
+    if not has_gpu and built_for is not None and shutil.which("nvidia-smi"):
+        found = f"torch for CUDA {built_for} sees none, though a driver is there. Compare `nvidia-smi` (driver, its "
+        yield Finding("GPU", "problem", f"{found}CUDA version) with torch.version.cuda; look at CUDA_VISIBLE_DEVICES.")
+    elif not has_gpu:
+        why = "this torch is built for CPUs" if built_for is None else f"no driver; torch is for CUDA {built_for}"
+        yield Finding("GPU", "note", f"none: {why}.")
+    backends = [name for name in ("gloo", "nccl") if dist.is_available() and getattr(dist, f"is_{name}_available")()]
+    needed = "nccl" if has_gpu else "gloo"
+    lacks = "" if needed in backends else f"; this machine needs {needed}. Install a torch from pytorch.org with it."
+    yield Finding("backends", "problem" if lacks else "ok", (", ".join(backends) or "none") + lacks)
+    compiler = next((name for name in ("gcc", "clang") if shutil.which(name)), None)
+    missing = "none: optimizer.compile and precision.compile fail. Install gcc or clang."
+    yield Finding("compiler", "ok" if compiler else "note", compiler or missing)
+
+
+def cores(environ: Mapping[str, str]) -> Iterator[Finding]:
     """Threads of all processes of this machine against its cores."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     text = environ.get("LOCAL_WORLD_SIZE", "1")
-    processes = int(text) if text.isdecimal() and int(text) else 1
-    threads = torch.get_num_threads()
+    processes, threads = int(text) if text.isdecimal() and int(text) else 1, torch.get_num_threads()
     found = f"{usable} usable; a job takes {processes} (processes here) x {threads} (threads)"
-    if processes * threads > usable:
-        yield Diagnosis("cores", "note", found, f"export OMP_NUM_THREADS={max(1, usable // processes)}")
-    else:
-        yield Diagnosis("cores", "ok", found)
+    too_many = processes * threads > usable
+    remedy = f". Run export OMP_NUM_THREADS={max(1, usable // processes)}." if too_many else ""
+    yield Finding("cores", "note" if too_many else "ok", found + remedy)
 
 
-def memory() -> Iterator[Diagnosis]:
-    """What the container may take, where a limit is set."""
+def memory(shared: Path = Path("/dev/shm")) -> Iterator[Finding]:
+    """What the container may take, and the shared memory through which workers of a loader hand over their batches."""
     usable = machine_memory()
     whose = " of the container" if usable == container_limit() else ""
-    yield Diagnosis("memory", "ok", f"{usable / _GIB:.1f} GiB{whose}")
-
-
-def shared_memory(path: Path = Path("/dev/shm")) -> Iterator[Diagnosis]:
-    """Through which workers of a loader hand over their batches."""
-    if not path.is_dir():
-        yield Diagnosis("shared memory", "note", f"{path} does not exist", "leave data.num_workers at 0")
+    yield Finding("memory", "ok", f"{usable / _GIB:.1f} GiB{whose}")
+    if not shared.is_dir():
+        yield Finding("shared memory", "note", f"{shared} does not exist. Leave data.num_workers at 0.")
         return
-    usage = shutil.disk_usage(path)
-    found = f"{usage.free / _MIB:,.0f} of {usage.total / _MIB:,.0f} MiB free in {path}"
-    if usage.free < _LITTLE_SHARED:
-        remedy = "docker run --ipc=host, or --shm-size=8g; or data.num_workers=0"
-        yield Diagnosis("shared memory", "note", f"{found}: little for data.num_workers > 0", remedy)
-    else:
-        yield Diagnosis("shared memory", "ok", found)
+    usage = shutil.disk_usage(shared)
+    found, is_little = f"{usage.free / _MIB:,.0f} MiB free in {shared}", usage.free < _LITTLE_SHARED
+    remedy = ": little for data.num_workers > 0. Run docker with --ipc=host or --shm-size=8g." if is_little else ""
+    yield Finding("shared memory", "note" if is_little else "ok", found + remedy)
 
 
-def open_files() -> Iterator[Diagnosis]:
+def open_files() -> Iterator[Finding]:
     """The limit on open files, which sockets between ranks and shared tensors use up."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if 0 <= soft < _FEW_FILES:
-        yield Diagnosis("open files", "note", f"{soft} at most", f"ulimit -n {min(hard, 65536) if hard > 0 else 65536}")
+        enough = min(hard, 65536) if hard > 0 else 65536
+        yield Finding("open files", "note", f"{soft} at most. Run ulimit -n {enough}.")
     else:
-        yield Diagnosis("open files", "ok", f"{soft if soft > 0 else 'any number'} at most")
+        yield Finding("open files", "ok", f"{soft if soft > 0 else 'any number'} at most")
 
 
-def disk(folder: Path) -> Iterator[Diagnosis]:
+def disk(folder: Path) -> Iterator[Finding]:
     """Whether checkpoints can be written, renamed and locked where runs go; leaves nothing behind."""
-    existing = folder.absolute()
-    while not existing.exists():
-        existing = existing.parent
-    remedy = "choose another disk with run.root=FOLDER or run.dir=FOLDER"
-    if not existing.is_dir():
-        yield Diagnosis("disk", "problem", f"{existing} is a file", remedy)
-        return
-    usage = shutil.disk_usage(existing)
-    found = f"{usage.free / _GIB:,.1f} GiB free in {existing}"
-    if usage.total and usage.free < _LITTLE_DISK:
-        yield Diagnosis("disk", "note", found, "make room, or " + remedy)
-    else:
-        yield Diagnosis("disk", "ok", found)
+    usage = shutil.disk_usage(folder)
+    found, is_little = f"{usage.free / _GIB:,.1f} GiB free in {folder}", usage.total and usage.free < _LITTLE_DISK
+    yield Finding("disk", "note" if is_little else "ok", f"{found}. Make room." if is_little else found)
     try:
-        _try_disk(existing)
+        _try_disk(folder)
     except OSError as error:
-        told = f"{existing}: {errno.errorcode.get(error.errno or 0, 'error')}, {error.strerror or error}"
-        yield Diagnosis("writing", "problem", told, remedy)
+        told = f"{folder}: {errno.errorcode.get(error.errno or 0, 'error')}, {error.strerror or error}. {_OTHER_DISK}"
+        yield Finding("writing", "problem", told)
     else:
-        yield Diagnosis("writing", "ok", "write, fsync, rename and lock work")
+        yield Finding("writing", "ok", "write, fsync, rename and lock work")
 
 
 def _try_disk(folder: Path) -> None:
