@@ -70,7 +70,7 @@ def main(arguments: Sequence[str]) -> int:
     show_result(result)
     record = (Path(options.out) if options.out else new_folder("runs", "compare")) / "large_batch_gap.json"
     write_result(result, record, about={})
-    write_result_page([record], title=result.tables[0].title)
+    write_result_page(record.parent, [record], title=result.tables[0].title)
     return EXIT_IN_PART if left_out else EXIT_DONE
 
 
@@ -83,7 +83,9 @@ def _parser() -> argparse.ArgumentParser:
         "without what stderr names, 2: nothing to compare.",
     )
     parser.add_argument("runs", metavar="RUN", nargs="+", help="folder of a run")
-    parser.add_argument("--out", metavar="FOLDER", help="for gap.png and large_batch_gap.json; default: a new one")
+    parser.add_argument(
+        "--out", metavar="FOLDER", help="for large_batch_gap.json, gap.png and page.html; default: a new one"
+    )
     return parser
 
 

@@ -111,7 +111,7 @@ def _conclude(records: Sequence[Path], title: str, left_out: Sequence[tuple[str,
 
     for name, reason in left_out:
         print(f"left out: {name}: {reason}")
-    write_result_page(records, title=title, left_out=left_out)
+    write_result_page(records[0].parent, records, title=title, left_out=left_out)
 
 
 def _about(prepared: Prepared, weights: Weights) -> dict[str, object]:

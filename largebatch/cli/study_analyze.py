@@ -53,5 +53,5 @@ def _parser() -> argparse.ArgumentParser:
         "median in `steps` and the number of its runs in `runs`.",
     )
     parser.add_argument("file", metavar="FILE", help="CSV")
-    parser.add_argument("--out", metavar="FOLDER", help="for study.json and the pictures; default: a new one")
+    parser.add_argument("--out", metavar="FOLDER", help="for study.json, study.png and page.html; default: a new one")
     return parser

@@ -33,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
     show_result(result)
     record = (Path(options.out) if options.out else new_folder("runs", "atlas")) / "atlas.json"
     write_result(result, record, about={})
-    write_result_page([record], title=result.title)
+    write_result_page(record.parent, [record], title=result.title)
     return EXIT_DONE
 
 

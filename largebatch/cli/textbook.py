@@ -32,6 +32,7 @@ EXPERIMENTS = {
     "noise_and_minima": "sharpness and generalization gap against batch size, at equal epochs and equal steps",
 }
 ALL = "all"
+_RECORD = "textbook.json"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -40,7 +41,9 @@ def main(arguments: Sequence[str]) -> int:
         return _run_all(arguments[1:])
     if arguments and arguments[0] in EXPERIMENTS:
         return run_one(arguments[0], arguments[1:])
-    return list_choices("textbook", EXPERIMENTS | {ALL: "all of these, each into a folder of its name"}, arguments)
+    return list_choices(
+        "textbook", EXPERIMENTS | {ALL: "all of these, each into a folder of its name, and one page"}, arguments
+    )
 
 
 def run_one(name: str, arguments: Sequence[str]) -> int:
@@ -90,10 +93,10 @@ def run(name: str, config: DictConfig, overrides: list[str]) -> int:
         found: Result = module.run(experiment, settings)
     result = replace(found, runs=experiment.runs)
     about = {"name": name, "seconds": time.perf_counter() - started, "config": public, "environment": environment()}
-    path = folder / "textbook.json"
+    path = folder / _RECORD
     show_result(result)
     write_result(result, path, about=about)
-    write_result_page([path], title=result.title)
+    write_result_page(folder, [path], title=result.title)
     return 0
 
 

@@ -153,7 +153,7 @@ def test_results_of_one_title_are_options_of_one_section(tmp_path: Path):
 
 def test_the_page_of_a_verb_has_its_results_and_what_was_left_out_and_asks_no_network(tmp_path: Path):
     files = [write_json(tmp_path / name, RECORDS[name]) for name in ("variance.json", "gap.json")]
-    write_result_page(files, title="<measured>", left_out=[("communication", "one process sends nothing")])
+    write_result_page(tmp_path, files, title="<measured>", left_out=[("communication", "one process sends nothing")])
     head = (tmp_path / "page.html").read_text().partition('id="plotly"')[0]
     for text in ("&lt;measured&gt;", 'id="variance"', 'id="gap"', "<td>communication</td>",
                  "<td>one process sends nothing</td>", "Ravines: Because"):  # fmt: skip

@@ -58,7 +58,7 @@ def present(result: Result, folder: Path, *, config: dict[str, Any], more: dict[
     path = folder / "study.json"
     about = {"config": config, "environment": environment()} | (more or {})
     write_result(result, path, about=about)
-    write_result_page([path], title=result.tables[0].title)
+    write_result_page(folder, [path], title=result.tables[0].title)
 
 
 def _point_row(point: StudyPoint) -> tuple[str, ...]:

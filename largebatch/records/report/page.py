@@ -80,7 +80,7 @@ def report_sections(
     if evidence.left_out:
         rows = [(printable(one.path), printable(one.reason)) for one in evidence.left_out]
         sections.append(Section("left-out", "Left out", html_parts.table(("folder", "left out, because"), rows)))
-    return [one for one in sections if one.before or one.figures or one.options]
+    return [one for one in sections if one.before or one.options]
 
 
 def _run_sections(runs: Sequence[RunRecord], groups: Sequence[Group]) -> list[Section]:
@@ -174,7 +174,7 @@ def _figure_keys(sections: Sequence[Section]) -> dict[int, str]:
     count_of_name: Counter[str] = Counter()
     keys = {}
     for part in sections:
-        for shown in part.all_figures:
+        for shown in (figure for option in part.options for figure in option.figures):
             name = f"{part.key}/{shown.name}"
             count_of_name[name] += 1
             keys[id(shown)] = name if count_of_name[name] == 1 else f"{name}-{count_of_name[name]}"
@@ -187,7 +187,7 @@ def _plotly(
     """Figures as plotly has them, by key; and the legends that several share, by the id of the first of them."""
     figures: dict[str, dict[str, Any]] = {}
     legends: dict[int, str] = {}
-    for shown in (one for part in sections for one in (part.figures, *(option.figures for option in part.options))):
+    for shown in (option.figures for part in sections for option in part.options):
         together = plotly_figures(shown, optimizers)
         figures |= {keys[id(one)]: drawn for one, drawn in zip(shown, together.drawn, strict=True)}
         if together.legend:
@@ -196,7 +196,7 @@ def _plotly(
 
 
 def _html(part: Section, keys: dict[int, str], legends: dict[int, str]) -> str:
-    content = part.before + _figures(part.figures, keys, legends)
+    content = part.before
     if part.options:
         options = [(option.label, _option(option, keys, legends)) for option in part.options]
         content += html_parts.choice(f"{part.key}-choice", "Show", options)

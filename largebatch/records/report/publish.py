@@ -43,15 +43,18 @@ def write_result(result: Result, path: Path, *, about: Mapping[str, Any]) -> Non
         print(draw_panels(figures, path.parent / name, title=result.heading or result.title))
 
 
-def write_result_page(records: Sequence[Path], *, title: str, left_out: Sequence[tuple[str, str]] = ()) -> None:
-    """Write page.html beside the first of the records, and print its path.
+def write_result_page(
+    folder: Path, records: Sequence[Path], *, title: str, left_out: Sequence[tuple[str, str]] = ()
+) -> None:
+    """Write page.html into the folder, and print its path.
 
     Args:
+        folder: where to.
         records: files that were written.
         title: its heading.
         left_out: (what, why) of what the page does not have.
     """
     evidence = read_records(records, [LeftOut(Path(what), why) for what, why in left_out])
-    page = records[0].parent / "page.html"
+    page = folder / "page.html"
     write_report(evidence, page, title=title)
     print(page)

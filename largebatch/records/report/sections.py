@@ -32,18 +32,11 @@ class Section:
     Attributes:
         key: of its anchor.
         title: its heading.
-        before: HTML above the figures.
-        figures: in their order.
+        before: HTML above the options.
         options: of which one is shown at a time.
     """
 
     key: str
     title: str
     before: str = ""
-    figures: Sequence[Figure] = ()
     options: Sequence[Option] = ()
-
-    @property
-    def all_figures(self) -> list[Figure]:
-        """Those of the options too."""
-        return [*self.figures, *(shown for option in self.options for shown in option.figures)]
