@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from largebatch.__main__ import main
-from largebatch.records.figures.diagram import Axis, Surface, Trail
+from largebatch.records.figures.diagram import Axis, Diagram, Line, Surface, Trail
+from largebatch.records.figures.figure import Bar, Bars
 from tests.browser.visiting import Visit, wait_until
 from tests.unit.report_folders import write_json, write_run
 
@@ -23,6 +24,14 @@ LANDSCAPE = Surface(
     "paths", "Paths over the loss", Axis("first weight"), Axis("second weight"), Axis("loss"), [0, 1], [0, 1],
     [[1.0, 2.0], [3.0, 4.0]], (Trail("SGD", [0, 0.5, 1], [0, 0.25, 1]), Trail("batch", [1, 0], [1, 0])), True,
 )  # fmt: skip
+STACK = Diagram(
+    "stack", "Time of a step", Axis("samples seen"), Axis("time", "s", low=0),
+    tuple(Line(name, [0, 400], [0.1, 0.2], style="stack") for name in ("data", "compute")), samples_per_epoch=100,
+)  # fmt: skip
+WATERFALL = Bars(
+    "gap", "Parts of the gap", Axis("loss"), Axis("part"), ("training", "easier", "validation"),
+    (Bar(0, 2, 2, text="2"), Bar(1, 2, 1, "better", 0.5, 1.5, "-1"), Bar(2, 1, 1, text="1")), connected=True,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +39,8 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
     for number, batch in enumerate((16, 32, 64)):
         write_run(folder / f"run{number}", batch, step_s=0.1 + batch / 100, width=batch, extra=NOISE)
-    write_json(folder / "textbook" / "textbook.json", {"title": "Ravines", "figures": [LANDSCAPE.record()]})
+    write_json(folder / "a" / "textbook.json", {"title": "Ravines", "figures": [LANDSCAPE.record()]})
+    write_json(folder / "b" / "textbook.json", {"title": "Marks", "figures": [STACK.record(), WATERFALL.record()]})
     write_run(folder / "<script>document.title='attacked'<", 64, seed=1, optimizer="LAMB")
     assert main(["report", str(folder), "--out", str(folder / "page.html")]) == 0
     return folder / "page.html"
@@ -73,6 +83,16 @@ def test_every_chart_is_drawn_with_both_axes_and_without_a_word_on_the_console(
     assert len(titles) == charts.count()
     assert all(x and y for x, y in titles)
     assert opened[1] == visit.said == []
+
+
+def test_areas_are_stacked_epochs_stand_above_and_a_waterfall_has_its_bars_and_texts(visit: Visit):
+    stack, waterfall = visit.page.locator("#textbook-1 figure").all()
+    assert stack.locator(".x2title").text_content() == "epochs"
+    assert stack.locator(".x2tick").all_text_contents() == ["0", "1", "2", "3", "4"]
+    assert stack.locator(".fills path.js-fill").count() == 2
+    assert waterfall.locator(".bars .point").count() == 1
+    assert waterfall.locator(".textpoint").all_text_contents() == ["  2", "  -1", "  1"]
+    assert waterfall.locator(".ytick").all_text_contents() == ["training", "easier", "validation"]
 
 
 def test_no_request_leaves_the_page(visit: Visit, page_file: Path):
@@ -130,7 +150,7 @@ def test_any_two_runs_are_compared_over_samples_or_steps(visit: Visit):
 
 
 def test_points_walk_along_their_paths_by_a_slider_or_by_themselves(visit: Visit):
-    chart = visit.page.locator("#textbook-0 figure")
+    chart = visit.page.locator("#textbook figure")
     chart.scroll_into_view_if_needed()
     slider, play = chart.locator("input[type=range]"), chart.locator(".walk button")
     slider.focus()
@@ -156,7 +176,7 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(phone: Visit):
 
 
 def test_who_wants_less_motion_is_offered_none(phone: Visit):
-    chart = phone.page.locator("#textbook-0 figure")
+    chart = phone.page.locator("#textbook figure")
     chart.scroll_into_view_if_needed()
     chart.locator("input[type=range]").wait_for()
     assert not chart.locator(".walk button").is_visible()
@@ -169,7 +189,7 @@ def test_a_legend_of_several_figures_hides_a_series_in_all_of_them(visit: Visit)
         "(one) => one.querySelector('.plot').data"
         ".filter((line) => line.visible === false && line.hovertemplate).map((line) => line.name)"
     )
-    charts = section.locator("figure[data-figure]").all()
+    charts = section.locator("figure[data-figure]:visible").all()
     assert len(charts) >= 4
     button.click()
     assert button.get_attribute("aria-pressed") == "false"

@@ -26,7 +26,7 @@ class Axis:
         label: the quantity.
         unit: of its values; empty where it has none.
         log: whether the axis is logarithmic.
-        low, high: where the axis begins and ends; None: with the values.
+        low, high: where the axis begins and ends at the latest; None: with the values.
         falls: whether values fall to the right, or upwards.
     """
 

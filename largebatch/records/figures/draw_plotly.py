@@ -24,6 +24,8 @@ from largebatch.records.figures.plotly_marks import (
 
 _MOST_DECADES = 7  # labels of a logarithmic axis
 _FEW_DECADES = 0.5  # labels at 1, 2 and 5 alone would be two or fewer
+_MOST_NAMES = 18  # of rows
+_ROOM = (0.05, 0.2)  # left and right of bars, as a share of their extent: texts stand on the right
 _PLAIN = (1e-4, 1e6)  # numbers between are written out
 
 
@@ -49,6 +51,8 @@ def plotly_figure(figure: Figure, places: Mapping[str, int] | None = None) -> di
     if isinstance(figure, Bars):
         layout |= {"barmode": "overlay", "hovermode": "closest"}
         layout["yaxis"] |= _names(range(len(figure.rows)), figure.rows)
+        if figure.connected:
+            layout["xaxis"]["range"] = _room(figure)
         return {"data": bar_traces(figure, places), "layout": layout}
     if figure.row_names:
         layout["yaxis"] |= _names(figure.rows, figure.row_names)
@@ -63,9 +67,17 @@ def plotly_figure(figure: Figure, places: Mapping[str, int] | None = None) -> di
     return drawn
 
 
+def _room(figure: Bars) -> list[float]:
+    """Ends of x with room for what stands beside the bars."""
+    ends = [end for bar in figure.bars for end in (bar.start, bar.end, bar.low, bar.high) if end is not None]
+    extent = max(ends) - min(ends) or 1.0
+    return [min(ends) - _ROOM[0] * extent, max(ends) + _ROOM[1] * extent]
+
+
 def _names(places: Sequence[float | None], names: Sequence[str]) -> dict[str, Any]:
-    """Of an axis of rows, the first at the top."""
-    shown = {"tickvals": list(places), "ticktext": [safe(name) for name in names]}
+    """Of an axis of rows, the first at the top; of many every n-th has its name."""
+    every = -(-len(names) // _MOST_NAMES)
+    shown = {"tickvals": list(places)[::every], "ticktext": [safe(name) for name in names[::every]]}
     return shown | {"autorange": "reversed", "automargin": True}
 
 
@@ -73,12 +85,15 @@ def _axis(axis: Axis, extent: tuple[float, float] | None) -> dict[str, Any]:
     """Plotly by itself writes 2 for 0.02 on a logarithmic axis, and 100n for a loss of 1e-7."""
     is_counted = axis.is_counted and (extent is None or extent[0] >= 1)
     values: dict[str, Any] = {
-        "title": {"text": wrapped(str(axis))},
+        "title": {"text": wrapped(str(axis)), "standoff": 10},
         "type": "log" if axis.log else "linear",
         "exponentformat": "SI" if is_counted else "power",
     }
-    if axis.low is not None or axis.high is not None:
-        values["range"] = [axis.low, axis.high]  # None: with the values
+    if axis.low is not None and axis.high is not None:
+        values["range"] = [axis.low, axis.high]
+    elif axis.low is not None or axis.high is not None:
+        values["autorangeoptions"] = {"include": axis.low if axis.high is None else axis.high}
+        values["rangemode"] = "tozero" if axis.low == 0 else "normal"  # equal values have a range around them
     if axis.falls:
         values["autorange"] = "reversed"
     if axis.log and extent and extent[1] > extent[0]:

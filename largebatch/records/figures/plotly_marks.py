@@ -116,17 +116,19 @@ def bar_traces(figure: Bars, places: Mapping[str, int]) -> list[dict[str, Any]]:
 
 def _bars_of(bars: Sequence[Bar], rows: Sequence[str], colour: str) -> dict[str, Any]:
     ends, low, high = ([getattr(bar, key) for bar in bars] for key in ("end", "low", "high"))
-    return {
+    trace = {
         "type": "bar",
         "orientation": "h",
         "y": [bar.row for bar in bars],
         "base": rounded([bar.start for bar in bars]),
         "x": rounded([bar.end - bar.start for bar in bars]),
-        "error_x": _error(_apart(high, ends), _apart(ends, low), "#7A7F85"),
         "marker": {"color": colour},
         "customdata": [[safe(rows[bar.row]), bar.end - bar.start] for bar in bars],
         "hovertemplate": "%{customdata[0]}: %{customdata[1]:.4g}<extra></extra>",
     }
+    if any(end is not None for end in low):
+        trace["error_x"] = _error(_apart(high, ends), _apart(ends, low), "#7A7F85")
+    return trace
 
 
 def _band(line: Line, colour: str, *, log: bool) -> dict[str, Any]:

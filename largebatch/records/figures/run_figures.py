@@ -15,6 +15,7 @@ from largebatch.records.rows.columns import Column, Columns
 from largebatch.records.rows.placed_rows import thinned
 from largebatch.records.rows.series import of_gap
 
+BANDS_OF_ERRORS = "Bands: 95 %, by the standard error."
 BANDS_OF_LONG_RUNS = "Bands of long runs: the least and the greatest of all values."
 _MOST_POINTS = 500  # of a line; of raw values twice as many
 _TIME_BINS = 100
@@ -87,14 +88,18 @@ def _envelope(column: Column, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 def _figure(columns: Columns, one: RunFigure) -> Diagram:
     lines = tuple(line for metric in one.metrics for line in _lines(columns, metric))
     log = one.y.log or (one.log_if_wide and is_wide(value for line in lines for value in line.y))
-    longest = max((columns.column(metric.key).every for metric in one.metrics if not metric.noisy), default=1)
+    captions = [one.caption] if one.caption else []
+    if any(columns.has(metric.stderr) for metric in one.metrics if metric.stderr):
+        captions.append(BANDS_OF_ERRORS)
+    if any(columns.column(metric.key).every > 1 for metric in one.metrics if not metric.noisy):
+        captions.append(BANDS_OF_LONG_RUNS)
     figure = Diagram(
         one.name,
         one.title,
         Axis("samples seen", low=0, high=1.02 * columns.samples_seen or None),
         replace(one.y, log=log, low=None if log else one.y.low),
         lines,
-        f"{one.caption} {BANDS_OF_LONG_RUNS}".strip() if longest > 1 else one.caption,
+        " ".join(captions),
         _samples_per_epoch(columns),
     )
     return _COMPUTED[one.name](columns, figure) if one.name in _COMPUTED else figure
@@ -139,7 +144,7 @@ def _with_remark(columns: Columns, figure: Diagram) -> Diagram:
     is_below = any((value or 0.0) < 0 for line in figure.lines for value in line.y)
     easier = "Below 0 the validation samples are easier than the training samples as they were measured."
     title = figure.title + of_gap(columns.is_gap_augmented)
-    return replace(figure, title=title, caption=easier if is_below else figure.caption)
+    return replace(figure, title=title, caption=f"{figure.caption} {easier}".strip() if is_below else figure.caption)
 
 
 def _if_it_changes(columns: Columns, figure: Diagram) -> Diagram:

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from largebatch.records.figures.diagram import Axis, Diagram, Surface, is_wide
 from largebatch.records.figures.layer_maps import layer_maps
-from largebatch.records.figures.run_figures import BANDS_OF_LONG_RUNS, metric_line, run_figures
+from largebatch.records.figures.run_figures import BANDS_OF_ERRORS, BANDS_OF_LONG_RUNS, metric_line, run_figures
 from largebatch.records.figures.run_metrics import (
     COMMUNICATION,
     FIGURES,
@@ -72,7 +72,7 @@ def _over_samples(runs: Sequence[RunRecord], figure: RunFigure, metric: Metric) 
         group, dash = (run.optimizer, sizes.index(run.global_batch_size)) if by_optimizer else ("", None)
         lines.append(replace(line, name=run.name, group=group, dash=dash))
     log = figure.y.log or (figure.log_if_wide and is_wide(value for line in lines for value in line.y))
-    y = replace(figure.y, label=metric.title[:1].lower() + metric.title[1:], log=log, low=None)
+    y = replace(figure.y, label=metric.title[:1].lower() + metric.title[1:], log=log, low=None if log else figure.y.low)
     name = metric.key.removeprefix("eval/").replace("/", "_")
     caption = " ".join(_captions(shown, figure, metric, is_below=any((v or 0) < 0 for line in lines for v in line.y)))
     return Diagram(name, metric.title, _SAMPLES, y, tuple(lines), caption)
@@ -84,7 +84,7 @@ def _captions(shown: Sequence[RunRecord], figure: RunFigure, metric: Metric, *, 
     if metric.noisy:
         captions.append("Smoothed: a mean over about a fortieth of each run.")
     elif metric.stderr and any(run.has(metric.stderr) for run in shown) and len(shown) <= _BANDS:
-        captions.append("Bands: 95 % by the standard error over validation samples.")
+        captions.append(BANDS_OF_ERRORS)
     if longest > 1:
         which = "" if metric.noisy else f"Of long runs every {longest}th value is read as it is. "
         captions.append(f"{which}{BANDS_OF_LONG_RUNS}")
