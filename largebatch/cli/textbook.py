@@ -59,7 +59,12 @@ def _run_all(arguments: Sequence[str]) -> int:
     if not all("=" in argument for argument in others):  # --help, --cfg job: that of the first will do
         return run_one(next(iter(EXPERIMENTS)), others)
     folder = Path(given[-1]) if given else Path("runs", "textbook", time.strftime("%Y-%m-%d_%H-%M-%S"))
-    return max(run_one(name, [*others, f"run.dir={folder / name}"]) for name in EXPERIMENTS)
+    code = max(run_one(name, [*others, f"run.dir={folder / name}"]) for name in EXPERIMENTS)
+    from largebatch.records.report.publish import write_result_page
+
+    if records := [path for name in EXPERIMENTS if (path := folder / name / _RECORD).is_file()]:
+        write_result_page(folder, records, title="The textbook on batch size, run")
+    return code
 
 
 def run(name: str, config: DictConfig, overrides: list[str]) -> int:

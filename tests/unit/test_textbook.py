@@ -164,6 +164,7 @@ def test_all_makes_every_experiment_and_returns_the_worst_exit_code(monkeypatch:
     )
     assert main(["textbook", "all", "seed=1", "run.dir=mine"]) == 2
     assert made == [[name, "seed=1", f"run.dir=mine/{name}"] for name in ("one", "two", "three")]
+    assert not Path("mine").exists()  # none of them left a record: there is no page to write
 
 
 # --- what experiments are made of
