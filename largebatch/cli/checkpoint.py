@@ -8,8 +8,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from largebatch.cli.arguments import with_arguments
 from largebatch.cli.composition.choices import list_choices
-from largebatch.cli.process.leaving import EXIT_DONE, EXIT_FAILED, EXIT_WRONG_INPUT
+from largebatch.cli.process.leaving import EXIT_DONE, EXIT_FAILED
 from largebatch.records.regular_files import printable
 
 EXIT_VALID, EXIT_DAMAGED = EXIT_DONE, EXIT_FAILED
@@ -28,14 +29,7 @@ def main(arguments: Sequence[str]) -> int:
     if not arguments or arguments[0] not in SUBJECTS:
         return list_choices("checkpoint", SUBJECTS, arguments)
     what, *rest = arguments
-    try:
-        options = _parser(what).parse_args(rest)
-        return _verify(options.paths) if what == "verify" else _export(Path(options.path), options.out)
-    except SystemExit as exit_:
-        return EXIT_WRONG_INPUT if exit_.code else EXIT_VALID
-    except (OSError, ValueError) as error:
-        print(f"largebatch checkpoint {what}: {printable(error)}", file=sys.stderr)
-        return EXIT_WRONG_INPUT
+    return with_arguments(_parser(what), rest, _verify if what == "verify" else _export, lambda options, code: code)
 
 
 def _parser(what: str) -> argparse.ArgumentParser:
@@ -52,13 +46,13 @@ def _parser(what: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _verify(given: Sequence[str]) -> int:
+def _verify(options: argparse.Namespace) -> int:
     """A table of all checkpoints below the paths."""
     from largebatch.records.checkpoint import CheckpointError, require_run_values, verify_checkpoint
     from largebatch.records.trackers import print_table
 
     rows, damaged = [], 0
-    for path in [one for text in given for one in _checkpoints(Path(text))]:
+    for path in [one for text in options.paths for one in _checkpoints(Path(text))]:
         size = sum(file.stat().st_size for file in path.iterdir() if file.is_file())
         try:
             checkpoint = verify_checkpoint(path)
@@ -89,7 +83,7 @@ def _checkpoints(path: Path) -> list[Path]:
     return found
 
 
-def _export(path: Path, out: str | None) -> int:
+def _export(options: argparse.Namespace) -> int:
     """Write the model's tensors alone, for programs that know nothing of runs."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -97,6 +91,7 @@ def _export(path: Path, out: str | None) -> int:
     from largebatch.records.checkpoint import CheckpointError, find_valid
     from largebatch.records.durable_files import NotWrittenError, replacing
 
+    path = Path(options.path)
     try:
         if not path.is_dir():
             raise ValueError(f"{path}: no such folder. Give a checkpoint, a folder of checkpoints, or a run.")
@@ -110,7 +105,7 @@ def _export(path: Path, out: str | None) -> int:
         return EXIT_DAMAGED
     for note in passed_over:
         print(f"passed over: {printable(note)}", file=sys.stderr)
-    target = Path(out) if out else Path(f"{checkpoint.path.name}.safetensors")
+    target = Path(options.out) if options.out else Path(f"{checkpoint.path.name}.safetensors")
     if os.path.lexists(target):
         raise ValueError(f"{target} exists already. Choose another name with --out FILE.")
     weights = checkpoint.tensors["model"]

@@ -8,37 +8,20 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
-from largebatch.cli.process.leaving import EXIT_DONE, EXIT_FAILED, EXIT_WRONG_INPUT
+from largebatch.cli.arguments import with_arguments
+from largebatch.cli.process.leaving import EXIT_DONE, EXIT_FAILED
+
+if TYPE_CHECKING:
+    from largebatch.run.config.schema import TrainConfig
 
 EXIT_WELL, EXIT_PROBLEM = EXIT_DONE, EXIT_FAILED
 
 
 def main(arguments: Sequence[str]) -> int:
     """`doctor [--folder FOLDER] [--network] [--json]`; returns 0, 1 if there is a problem, 2 for wrong input."""
-    try:
-        options = _parser().parse_args(list(arguments))
-    except SystemExit as exit_:
-        return EXIT_WRONG_INPUT if exit_.code else EXIT_WELL
-    from omegaconf import OmegaConf
-
-    from largebatch.cli.composition.composing import compose_config
-    from largebatch.run.config.reading import parse_config
-    from largebatch.run.doctor.examination import examine
-
-    config = compose_config()
-    OmegaConf.update(config, "run.root", options.folder)
-    found = examine(parse_config(config), os.environ, network=options.network)
-    counts = Counter(one.state for one in found)
-    if options.json:
-        print(json.dumps([asdict(one) for one in found], indent=1))
-    else:
-        from largebatch.records.trackers import print_table
-
-        rows = [(one.subject, one.state, one.found) for one in found]
-        print_table(("what", "state", "found, and what helps"), rows, title="this machine")
-        print(f"{counts['problem']} problems, {counts['note']} notes, {counts['ok']} fine")
-    return EXIT_PROBLEM if counts["problem"] else EXIT_WELL
+    return with_arguments(_parser(), arguments, _read, _conclude)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -54,3 +37,31 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--json", action="store_true", help="for programs")
     return parser
+
+
+def _read(options: argparse.Namespace) -> TrainConfig:
+    """A run with the defaults, in that folder."""
+    from omegaconf import OmegaConf
+
+    from largebatch.cli.composition.composing import compose_config
+    from largebatch.run.config.reading import parse_config
+
+    config = compose_config()
+    OmegaConf.update(config, "run.root", options.folder)
+    return parse_config(config)
+
+
+def _conclude(options: argparse.Namespace, config: TrainConfig) -> int:
+    from largebatch.run.doctor.examination import examine
+
+    found = examine(config, os.environ, network=options.network)
+    counts = Counter(one.state for one in found)
+    if options.json:
+        print(json.dumps([asdict(one) for one in found], indent=1))
+    else:
+        from largebatch.records.trackers import print_table
+
+        rows = [(one.subject, one.state, one.found) for one in found]
+        print_table(("what", "state", "found, and what helps"), rows, title="this machine")
+        print(f"{counts['problem']} problems, {counts['note']} notes, {counts['ok']} fine")
+    return EXIT_PROBLEM if counts["problem"] else EXIT_WELL

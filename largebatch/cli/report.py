@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from largebatch.cli.process.leaving import EXIT_DONE, EXIT_FAILED, EXIT_IN_PART, EXIT_WRONG_INPUT
+from largebatch.cli.arguments import with_arguments
+from largebatch.cli.process.leaving import EXIT_DONE, EXIT_FAILED, EXIT_IN_PART
 from largebatch.records.regular_files import printable
 
 if TYPE_CHECKING:
@@ -22,26 +23,29 @@ def main(arguments: Sequence[str]) -> int:
     Returns 0; 1 if the page cannot be written; 2 if there is nothing to show; 3 if the page is written, but something
     was left out of it or is damaged, all of which it names.
     """
-    try:
-        options = _parser().parse_args(list(arguments))
-    except SystemExit as exit_:
-        return EXIT_WRONG_INPUT if exit_.code else EXIT_DONE
-    from largebatch.records.report import read_evidence, write_report
+    return with_arguments(_parser(), arguments, _read, _conclude)
 
-    if options.wandb and (problem := _wandb_problem()):
-        print(f"largebatch report: {problem}", file=sys.stderr)
-        return EXIT_WRONG_INPUT
-    path = Path(options.out)
-    evidence = read_evidence(options.folders)
-    if not evidence:
+
+def _read(options: argparse.Namespace) -> Evidence:
+    from largebatch.records.report import read_evidence
+    from largebatch.records.trackers import mode_of
+
+    if options.wandb:
+        mode_of("auto", os.environ)  # what a variable asks of W&B has to exist
+    if not (evidence := read_evidence(options.folders)):
         _name(evidence)
-        print(
-            f"largebatch report: nothing of {len(options.folders)} given can be shown. A report needs one folder at "
-            "least that `largebatch train`, `measure`, `compare`, `study` or `find-lr` has written, or one with such "
-            "folders below it. Train first, or name another folder.",
-            file=sys.stderr,
+        raise ValueError(
+            f"nothing of {len(options.folders)} given can be shown. A report needs at least one folder that "
+            "`largebatch train`, `measure`, `compare`, `study` or `find-lr` has written, or a folder above such ones. "
+            "Train first, or name another folder."
         )
-        return EXIT_WRONG_INPUT
+    return evidence
+
+
+def _conclude(options: argparse.Namespace, evidence: Evidence) -> int:
+    from largebatch.records.report import write_report
+
+    path = Path(options.out)
     try:
         title = options.title or _title(options.folders)
         written = write_report(evidence, path, title=title)
@@ -63,17 +67,6 @@ def _name(evidence: Evidence) -> None:
     for what, found in (("left out", evidence.left_out), ("damaged", evidence.damaged)):
         for one in found:
             print(f"{what}: {printable(one.path)}: {printable(one.reason)}", file=sys.stderr)
-
-
-def _wandb_problem() -> str:
-    """What a variable asks of W&B that there is not."""
-    from largebatch.records.trackers import mode_of
-
-    try:
-        mode_of("auto", os.environ)
-    except ValueError as error:
-        return str(error)
-    return ""
 
 
 def _log_to_wandb(
@@ -98,9 +91,12 @@ def _log_to_wandb(
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="largebatch report",
-        description="One self-contained HTML page (about 5 MB) of runs, measurements, comparisons, studies and "
-        "learning-rate searches: a verdict, figures, and links to every run. It needs no network. Exit code 0: all is "
-        "shown, 3: something was left out or is damaged and named, 1: the page cannot be written, 2: nothing to show.",
+        description="What have my runs found? Writes one self-contained HTML page (about 5 MB) of runs, measurements, "
+        "comparisons, studies and learning-rate searches: a verdict, figures, and links to every run. It needs no "
+        "network.",
+        epilog="Other questions: `largebatch compare` tests what a larger batch costs; `largebatch diff` finds the "
+        "first step in which two runs differ. Exit code 0: all is shown; 1: the page cannot be written; 2: nothing to "
+        "show; 3: something was left out or is damaged, and is named.",
     )
     parser.add_argument("folders", metavar="FOLDER", nargs="+", help="what to show; also all below it")
     parser.add_argument("--out", metavar="FILE", default="report.html", help="the page (default: report.html)")

@@ -3,44 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from largebatch.cli.process.leaving import EXIT_DONE, EXIT_WRONG_INPUT
-from largebatch.records.regular_files import printable
+from largebatch.cli.arguments import with_arguments
+from largebatch.cli.process.leaving import EXIT_DONE
+
+if TYPE_CHECKING:
+    from largebatch.experiments.study.points import StudyPoint
 
 
 def main(arguments: Sequence[str]) -> int:
     """`FILE [--out FOLDER]`; returns 0, or 2 for wrong input."""
-    try:
-        options = _parser().parse_args(list(arguments))
-    except SystemExit as exit_:
-        return EXIT_WRONG_INPUT if exit_.code else EXIT_DONE
-    from largebatch.experiments.study import TableError, analyse, read_points
-    from largebatch.experiments.study.presenting import present, study_result
-    from largebatch.records.run_folder import new_folder
-
-    file = Path(options.file)
-    try:
-        points = read_points(file)
-    except (OSError, TableError) as error:
-        print(f"largebatch study analyze: {printable(error, lines=True)}", file=sys.stderr)
-        return EXIT_WRONG_INPUT
-    tell_unread(file)
-    folder = Path(options.out) if options.out else new_folder("runs", "study")
-    result = study_result(analyse(points), title=f"steps to the target, {file.name}")
-    present(result, folder, config={"file": str(file)})
-    return EXIT_DONE
-
-
-def tell_unread(file: Path) -> None:
-    """A line about columns that have no meaning here: one of them may have been meant to have one."""
-    from largebatch.experiments.study.csv_table import OPTIONAL, REQUIRED, unread_columns
-
-    if names := unread_columns(file):
-        known = ", ".join((*REQUIRED, *OPTIONAL))
-        print(f"{printable(file)}: not read: {printable(', '.join(names))}. What has a meaning: {known}.")
+    return with_arguments(_parser(), arguments, _read, _conclude)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -55,3 +31,23 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("file", metavar="FILE", help="CSV")
     parser.add_argument("--out", metavar="FOLDER", help="for study.json, study.png and page.html; default: a new one")
     return parser
+
+
+def _read(options: argparse.Namespace) -> list[StudyPoint]:
+    from largebatch.experiments.study import read_points
+
+    return read_points(Path(options.file))
+
+
+def _conclude(options: argparse.Namespace, points: list[StudyPoint]) -> int:
+    from largebatch.experiments.study import analyse
+    from largebatch.experiments.study.csv_table import notes_of_unread
+    from largebatch.experiments.study.presenting import present, study_result
+    from largebatch.records.run_folder import new_folder
+
+    file = Path(options.file)
+    print("".join(f"{note}\n" for note in notes_of_unread([file])), end="")
+    folder = Path(options.out) if options.out else new_folder("runs", "study")
+    result = study_result(analyse(points), title=f"steps to the target, {file.name}")
+    present(result, folder, config={"file": str(file)})
+    return EXIT_DONE

@@ -3,38 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from largebatch.cli.process.leaving import EXIT_DONE, EXIT_WRONG_INPUT
-from largebatch.records.regular_files import printable
+from largebatch.cli.arguments import with_arguments
+from largebatch.cli.process.leaving import EXIT_DONE
+
+if TYPE_CHECKING:
+    from largebatch.records.result import Result
 
 
 def main(arguments: Sequence[str]) -> int:
     """`[FILE...] [--out FOLDER]`; returns 0, or 2 for wrong input."""
-    try:
-        options = _parser().parse_args(list(arguments))
-    except SystemExit as exit_:
-        return EXIT_WRONG_INPUT if exit_.code else EXIT_DONE
-    from largebatch.cli.study_analyze import tell_unread
-    from largebatch.experiments.study import TableError
-    from largebatch.experiments.study.atlas import atlas_result, read_atlas
-    from largebatch.records.report.publish import show_result, write_result, write_result_page
-    from largebatch.records.run_folder import new_folder
-
-    try:
-        result = atlas_result(read_atlas([Path(file) for file in options.files]))
-    except (OSError, TableError) as error:
-        print(f"largebatch study atlas: {printable(error, lines=True)}", file=sys.stderr)
-        return EXIT_WRONG_INPUT
-    for file in options.files:
-        tell_unread(Path(file))
-    show_result(result)
-    record = (Path(options.out) if options.out else new_folder("runs", "atlas")) / "atlas.json"
-    write_result(result, record, about={})
-    write_result_page(record.parent, [record], title=result.title)
-    return EXIT_DONE
+    return with_arguments(_parser(), arguments, _read, _conclude)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -46,3 +28,22 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("files", metavar="FILE", nargs="*", help="CSV of your own, as for `study analyze`")
     parser.add_argument("--out", metavar="FOLDER", help="where to; default: a new one")
     return parser
+
+
+def _read(options: argparse.Namespace) -> Result:
+    from largebatch.experiments.study.atlas import atlas_result, read_atlas
+
+    return atlas_result(read_atlas([Path(file) for file in options.files]))
+
+
+def _conclude(options: argparse.Namespace, result: Result) -> int:
+    from largebatch.experiments.study.csv_table import notes_of_unread
+    from largebatch.records.report.publish import show_result, write_result, write_result_page
+    from largebatch.records.run_folder import new_folder
+
+    print("".join(f"{note}\n" for note in notes_of_unread([Path(file) for file in options.files])), end="")
+    show_result(result)
+    record = (Path(options.out) if options.out else new_folder("runs", "atlas")) / "atlas.json"
+    write_result(result, record, about={})
+    write_result_page(record.parent, [record], title=result.title)
+    return EXIT_DONE

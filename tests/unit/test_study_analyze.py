@@ -81,7 +81,7 @@ def test_batch_sizes_and_steps_are_enough(capsys: pytest.CaptureFixture[str]):
 def test_columns_without_a_meaning_are_told(capsys: pytest.CaptureFixture[str]):
     write("batch_size,steps,run,reached\n" + "".join(f"{size},{10_000 // size},{size},no\n" for size in SIZES))
     assert main(["study", "analyze", "steps.csv", "--out", "out"]) == 0
-    assert "steps.csv: not read: run, reached. What has a meaning: batch_size, steps" in capsys.readouterr().out
+    assert "steps.csv: not read: run, reached. Columns with a meaning: batch_size, steps" in capsys.readouterr().out
 
 
 def test_medians_of_a_published_table_are_weighted_by_their_runs():

@@ -6,13 +6,13 @@ import csv
 import io
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
 
 from largebatch.diagnostics.critical_batch.steps_to_target import StepsToTarget
 from largebatch.experiments.study.points import StudyPoint
-from largebatch.records.regular_files import open_regular
+from largebatch.records.regular_files import open_regular, printable
 from largebatch.run.config.did_you_mean import nearest
 
 REQUIRED = ("batch_size", "steps")
@@ -111,6 +111,16 @@ def _meant(names: list[str]) -> list[tuple[str, str]]:
         if name not in (*REQUIRED, *OPTIONAL) and (meant := [plain] if plain in absent else nearest(plain, misspelt)):
             found.append((name, f"Did you mean {' or '.join(meant)}?"))
     return found
+
+
+def notes_of_unread(files: Sequence[Path]) -> list[str]:
+    """A line for each file with columns that have no meaning here: one of them may have been meant to have one."""
+    known = ", ".join((*REQUIRED, *OPTIONAL))
+    return [
+        f"{printable(file)}: not read: {printable(', '.join(names))}. Columns with a meaning: {known}."
+        for file in files
+        if (names := unread_columns(file))
+    ]
 
 
 def unread_columns(path: Path) -> list[str]:
