@@ -84,7 +84,9 @@ class FaultTable:
                     terminalreporter.line(line)
         met = sum(self.verdict(row) == "met" for row in rows)
         terminalreporter.line(f"{met} of {len(rows)} rows met in this run")
-        if self._writes:
+        if self._writes and (left := [row.number for row in rows if self.verdict(row) == "not run"]):
+            terminalreporter.line(f"README.md is not written: rows {left} were not run")
+        elif self._writes:
             before, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)
             after = rest.partition(END)[2]
             README.write_text(before + BEGIN + self.markdown() + END + after, encoding="utf-8")

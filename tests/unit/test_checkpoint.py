@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import errno
 import io
 import json
@@ -29,6 +30,7 @@ from largebatch.records.checkpoint import (
     save_checkpoint,
 )
 from largebatch.records.checkpoint.manifest import MANIFEST, build_manifest, encode_manifest
+from tests.unit.failing_disk import Death, FailingDisk
 
 pytestmark = pytest.mark.quick
 
@@ -298,47 +300,16 @@ def test_no_source_of_the_package_names_pickle_or_torch_load() -> None:
 # --- the disk fails, the process dies ---
 
 
-class Death(BaseException):
-    """The process is gone: nothing that it would still do happens."""
-
-
-def die_at(call: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """From the `call`-th change of the disk on, all of them raise; a dying removal has already removed one file."""
-    count = [0]
-
-    def mortal(function: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*args: Any, **kwargs: Any) -> Any:
-            count[0] += 1
-            if count[0] > call:
-                if count[0] == call + 1 and function is shutil_rmtree and Path(args[0]).is_dir():
-                    next(Path(args[0]).iterdir()).unlink()
-                raise Death
-            return function(*args, **kwargs)
-
-        return run
-
-    shutil_rmtree = shutil.rmtree
-    monkeypatch.setattr(os, "rename", mortal(os.rename))
-    monkeypatch.setattr(os, "fsync", mortal(os.fsync))
-    monkeypatch.setattr(os, "mkdir", mortal(os.mkdir))
-    monkeypatch.setattr(shutil, "rmtree", mortal(shutil.rmtree))
-    return count
-
-
 def deaths(monkeypatch: pytest.MonkeyPatch, save_it: Callable[[], Any], prepare: Callable[[], Any]) -> Iterator[int]:
     """Let `save_it` die at its first, second, ... change of the disk, until it survives."""
     for call in range(100):
         prepare()
         with monkeypatch.context() as patch:
-            die_at(call, patch)
-            try:
+            disk = FailingDisk(patch, call, None)
+            with contextlib.suppress(Death):
                 save_it()
-            except Death:
-                died = True
-            else:
-                died = False
         yield call
-        if not died:
+        if disk.failed is None:
             assert call > 10, "too few places to die at: the injection misses the code"
             return
 

@@ -18,6 +18,7 @@ from largebatch.run.config.reading import ConfigError
 from largebatch.run.train_quietly import Trained, train_quietly
 from largebatch.training.observers.save_clock import SaveClock
 from tests.unit.composing import compose_run
+from tests.unit.failing_disk import Death
 
 SMALL = (
     "model=mlp", "model.hidden=[8]", "data=synthetic", "batch.total=64", "length=8steps", "schedule.warmup=1steps",
@@ -31,9 +32,6 @@ def run(folder: Path, *overrides: str, stop_after: int | None = None) -> Trained
     """With `stop_after`, as if the process had been killed in the step after that one."""
     killer = [] if stop_after is None else [Killer(stop_after)]
     return train_quietly(compose_run(*SMALL, *overrides), folder, observers=killer)
-
-
-class Death(BaseException): ...
 
 
 class Killer:
