@@ -13,7 +13,7 @@ from typing import Any
 from largebatch.diagnostics import MATCHES, Evaluations, Interval, LargeBatchGap, large_batch_gap
 from largebatch.diagnostics.gap.large_batch_gap import merge_reruns
 from largebatch.diagnostics.intervals import LEAST_SEEDS
-from largebatch.records.figures.gap_figures import large_batch_gap_figures
+from largebatch.records.figures.comparison_figures import large_batch_gap_figures
 from largebatch.records.regular_files import printable
 from largebatch.records.report.evaluated_runs import EvaluatedRun, read_evaluated
 from largebatch.records.report.evidence import differing

@@ -12,7 +12,8 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from largebatch.distributed.runtime import Runtime
-from largebatch.records.rows.columns import Columns, is_drawn, read_columns
+from largebatch.records.figures.run_metrics import is_drawn
+from largebatch.records.rows.columns import Columns, read_columns
 from largebatch.records.rows.row_file import read_lines
 from largebatch.records.run_folder import RunFolder
 from largebatch.records.trackers import (

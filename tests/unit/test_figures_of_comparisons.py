@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from largebatch.records.figures.comparison_figures import comparison_figures
-from largebatch.records.figures.gap_figures import large_batch_gap_figures
+from largebatch.records.figures.comparison_figures import comparison_figures, large_batch_gap_figures
 from largebatch.records.rows.row_file import Row
 
 

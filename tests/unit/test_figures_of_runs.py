@@ -14,11 +14,10 @@ from largebatch.diagnostics.smoothing import smooth
 from largebatch.records.figures.diagram import Diagram, Numbers
 from largebatch.records.figures.layer_maps import layer_maps
 from largebatch.records.figures.run_figures import draw_run, run_figures
-from largebatch.records.figures.run_metrics import KEYS
+from largebatch.records.figures.run_metrics import KEYS, is_drawn
 from largebatch.records.metric_keys import metric_key
-from largebatch.records.rows.columns import columns_of, is_drawn
+from largebatch.records.rows.columns import columns_of
 from largebatch.records.rows.row_file import Row
-from largebatch.records.rows.series import series
 
 BATCH, SAMPLES_PER_EPOCH = 32, 128
 
@@ -253,9 +252,8 @@ def test_a_map_has_a_row_per_layer_and_a_column_per_measurement():
 
 
 def test_rows_are_drawn_in_the_order_of_samples():
-    x, y = series([ROWS[2], ROWS[0], {"train/loss": 3.0}, ROWS[1]], "train/loss")
-    assert x.tolist() == [32, 64, 96]
-    assert y.tolist() == [1, 1 / 2, 1 / 3]
+    (line,) = figures([ROWS[2], ROWS[0], ROWS[1]])["learning_rate"].lines
+    assert (line.x, line.y) == ([32, 64, 96], [0.1, 0.2, pytest.approx(0.3)])
 
 
 def test_every_key_of_a_figure_is_written_by_an_observer_and_kept_for_pictures():

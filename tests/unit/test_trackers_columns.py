@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from largebatch.records.figures.run_figures import run_figures
+from largebatch.records.figures.run_metrics import is_drawn
 from largebatch.records.report.evaluated_runs import read_evaluated
 from largebatch.records.report.reading import read_evidence
 from largebatch.records.report.run_figures import curves
 from largebatch.records.rows import columns
-from largebatch.records.rows.columns import columns_of, is_drawn, read_columns
+from largebatch.records.rows.columns import columns_of, read_columns
 from tests.unit.report_folders import write_run
 
 

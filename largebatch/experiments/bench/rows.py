@@ -75,7 +75,8 @@ def read_whole(metrics: str) -> None:
 def draw_end(metrics: str, folder: str) -> None:
     """Draw what a run draws at its end."""
     from largebatch.records.figures.run_figures import draw_run
-    from largebatch.records.rows.columns import is_drawn, read_columns
+    from largebatch.records.figures.run_metrics import is_drawn
+    from largebatch.records.rows.columns import read_columns
 
     print(*draw_run(read_columns(metrics, is_drawn), Path(folder), title="run"))
 

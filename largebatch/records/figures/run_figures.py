@@ -10,7 +10,7 @@ import numpy as np
 
 from largebatch.diagnostics.smoothing import smooth
 from largebatch.records.figures.diagram import FEW_POINTS, Axis, Diagram, Line, Numbers, is_wide, numbers
-from largebatch.records.figures.run_metrics import BATCH, FIGURES, NOISE_SCALE, TIME_PARTS, Metric, RunFigure
+from largebatch.records.figures.run_metrics import BATCH, FIGURES, TIME_PARTS, Metric, RunFigure, group_of
 from largebatch.records.rows.columns import Column, Columns
 from largebatch.records.rows.placed_rows import thinned
 from largebatch.records.rows.series import of_gap
@@ -154,10 +154,8 @@ def _if_it_changes(columns: Columns, figure: Diagram) -> Diagram:
 
 def _with_groups(columns: Columns, figure: Diagram) -> Diagram:
     """With the noise scale of each group of parameters, and the global batch beside them."""
-    parts = (name.split("/") for name in columns.by_name)
-    groups = [one[1] for one in parts if len(one) == 3 and (one[0], one[2]) == ("noise_scale", "b_simple")]
-    keys = {name: NOISE_SCALE.key.replace("/", f"/{name}/") for name in groups}
-    beside = [Metric(key, name, style="line") for name, key in keys.items()]
+    groups = {name: group for name in columns.by_name if (group := group_of(name)) is not None}
+    beside = [Metric(key, group, style="line") for key, group in groups.items()]
     if not figure.lines and not beside:
         return figure
     beside.append(Metric(BATCH, "global batch", style="steps"))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 from largebatch.records.figures.diagram import Axis, Style
+from largebatch.records.rows.series import AUGMENTED_GAP
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,32 @@ FIGURES = (
     ),
 )  # fmt: skip
 
+
+def compared_metrics() -> Iterator[tuple[RunFigure, Metric, Axis]]:
+    """The metrics that have a figure of several runs, with the figure they are of and the axis of their own one."""
+    for figure in FIGURES:
+        for metric in figure.metrics:
+            if metric.title:
+                yield figure, metric, replace(figure.y, label=metric.title[:1].lower() + metric.title[1:])
+
+
 # Everything that the figures need of the rows; groups of parameters with a noise scale of their own besides.
 KEYS = frozenset(
-    {"epoch"} | {key for one in FIGURES for key in (*one.others, *(k for metric in one.metrics for k in metric.keys))}
+    {"epoch", AUGMENTED_GAP}
+    | {key for one in FIGURES for key in (*one.others, *(k for metric in one.metrics for k in metric.keys))}
 )
+
+
+def is_drawn(name: str) -> bool:
+    """Whether a figure of a run may show it: own metrics, of which there may be thousands, are not kept."""
+    return name in KEYS or group_of(name) is not None
+
+
+def group_of(name: str) -> str | None:
+    """The group of parameters whose noise scale a key is; None for other keys.
+
+    >>> group_of("noise_scale/head/b_simple"), group_of("noise_scale/b_simple")
+    ('head', None)
+    """
+    parts = name.split("/")
+    return parts[1] if len(parts) == 3 and f"{parts[0]}/{parts[2]}" == NOISE_SCALE.key else None

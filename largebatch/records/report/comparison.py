@@ -6,22 +6,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from largebatch.diagnostics.smoothing import smooth
-from largebatch.records.figures.diagram import Axis
 from largebatch.records.figures.plotly_marks import rounded
+from largebatch.records.figures.run_metrics import compared_metrics
 from largebatch.records.report.evidence import RunRecord, shortened
 from largebatch.records.report.html_parts import escaped, select, table
 from largebatch.records.report.run_figures import run_label
 from largebatch.records.rows.placed_rows import thinned
 
 # Key of the rows -> its axis.
-SERIES = {
-    "train/loss": Axis("training loss"),
-    "eval/val_accuracy": Axis("validation accuracy", "share correct"),
-    "eval/val_loss": Axis("validation loss"),
-    "gap/loss": Axis("loss gap, validation minus training"),
-    "train/lr": Axis("learning rate"),
-    "noise_scale/b_simple": Axis("gradient noise scale", "samples"),
-}
+SERIES = {metric.key: axis for _, metric, axis in compared_metrics()}
 _SMOOTHED = ("train/loss",)
 _POINTS_OF_ALL = 40_000  # of all runs and series together: a page of 200 runs stays small
 _FEWEST, _MOST = 25, 200  # of a series
@@ -34,7 +27,8 @@ def comparison(runs: Sequence[RunRecord]) -> dict[str, Any]:
         `axes`: key -> title; `names` of the runs; `series`: per run, key -> steps, samples and values;
         `settings`: key -> the values that occur and, per run, which of them it has (-1: none), for keys that differ.
     """
-    most = max(_FEWEST, min(_MOST, _POINTS_OF_ALL // (len(runs) * len(SERIES) or 1)))
+    count = sum(run.has(key) for run in runs for key in SERIES)
+    most = max(_FEWEST, min(_MOST, _POINTS_OF_ALL // max(count, 1)))
     return {
         "axes": {key: str(axis) for key, axis in SERIES.items()},
         "names": [run.name for run in runs],

@@ -17,12 +17,11 @@ from largebatch.records.regular_files import printable
 from largebatch.records.result import Result
 from largebatch.records.rows.columns import Column, Columns
 from largebatch.records.rows.row_file import Row
-from largebatch.records.rows.series import AUGMENTED_GAP
 
 # What differs between replicates, or follows from the batch size and the machine.
 EXPECTED = ("seed", "run.", "batch.", "launcher.", "logger.", "observers.", "resume")
 # Everything that the page says of metrics.jsonl: the others of its names, however many, are not kept.
-COLUMNS = KEYS | {"memory/peak_bytes", "eval/val_accuracy_stderr", "noise_scale/trace", AUGMENTED_GAP}
+COLUMNS = KEYS | {"memory/peak_bytes", "eval/val_accuracy_stderr", "noise_scale/trace"}
 MOST_LAYER_ROWS, MOST_LAYERS = 120, 1000  # of maps of layers
 _MOST_LETTERS = 80
 

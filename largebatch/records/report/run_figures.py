@@ -13,13 +13,13 @@ from largebatch.records.figures.layer_maps import layer_maps
 from largebatch.records.figures.run_figures import BANDS_OF_ERRORS, BANDS_OF_LONG_RUNS, metric_line, run_figures
 from largebatch.records.figures.run_metrics import (
     COMMUNICATION,
-    FIGURES,
     NOISE,
     SHARPNESS,
     TIME,
     TRAINING,
     Metric,
     RunFigure,
+    compared_metrics,
 )
 from largebatch.records.report.evidence import RunRecord
 
@@ -44,10 +44,9 @@ def curves(runs: Sequence[RunRecord]) -> dict[str, list[Diagram]]:
         for picture, figures in run_figures(runs[0].metrics).items():
             found.setdefault(SECTIONS[picture], []).extend(figures)
         return found
-    for figure in FIGURES:
-        for metric in figure.metrics:
-            if metric.title and (drawn := _over_samples(runs, figure, metric)):
-                found.setdefault(SECTIONS[figure.picture], []).append(drawn)
+    for figure, metric, axis in compared_metrics():
+        if drawn := _over_samples(runs, figure, metric, axis):
+            found.setdefault(SECTIONS[figure.picture], []).append(drawn)
     return found
 
 
@@ -58,7 +57,7 @@ def maps_of_layers(runs: Sequence[RunRecord]) -> list[Surface]:
     return [found for run in shown for found in layer_maps(run.layers, title=f"{run.name}, {run_label(run)}")]
 
 
-def _over_samples(runs: Sequence[RunRecord], figure: RunFigure, metric: Metric) -> Diagram | None:
+def _over_samples(runs: Sequence[RunRecord], figure: RunFigure, metric: Metric, axis: Axis) -> Diagram | None:
     shown = [run for run in runs if run.has(metric.key)]
     if not shown:
         return None
@@ -72,7 +71,7 @@ def _over_samples(runs: Sequence[RunRecord], figure: RunFigure, metric: Metric) 
         group, dash = (run.optimizer, sizes.index(run.global_batch_size)) if by_optimizer else ("", None)
         lines.append(replace(line, name=run.name, group=group, dash=dash))
     log = figure.y.log or (figure.log_if_wide and is_wide(value for line in lines for value in line.y))
-    y = replace(figure.y, label=metric.title[:1].lower() + metric.title[1:], log=log, low=None if log else figure.y.low)
+    y = replace(axis, log=log, low=None if log else axis.low)
     name = metric.key.removeprefix("eval/").replace("/", "_")
     caption = " ".join(_captions(shown, figure, metric, is_below=any((v or 0) < 0 for line in lines for v in line.y)))
     return Diagram(name, metric.title, _SAMPLES, y, tuple(lines), caption)

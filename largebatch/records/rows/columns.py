@@ -20,9 +20,6 @@ from largebatch.records.rows.series import AUGMENTED_GAP
 MOST_POINTS = 2**15  # of a name
 _FOLDED_EVERY = 2**12  # rows
 _MOST_NAMES = 500  # of columns: a name takes up to 2 MB
-_DRAWN = (
-    "epoch", "train/", "eval/", "gap/", "time/", "communication/", "sharpness/", "noise_scale/", "trust_ratio/",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -100,11 +97,6 @@ def read_columns(
     """
     faults = Faults()
     return _columns(placed_rows(path, faults, inside=inside, end=end), is_wanted, faults)
-
-
-def is_drawn(name: str) -> bool:
-    """Whether a picture or a chart of a run may show it: own metrics, of which there may be thousands, are not kept."""
-    return name.startswith(_DRAWN)
 
 
 def columns_of(rows: Iterable[Row]) -> Columns:
