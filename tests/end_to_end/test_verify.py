@@ -23,19 +23,13 @@ from largebatch.run.config.reading import ConfigError
 from tests.end_to_end import mutants
 from tests.unit.composing import compose_run
 
+pytestmark = pytest.mark.usefixtures("in_a_folder")
+
 HERE = "tests.end_to_end.mutants"
 # 22 samples are 11 and 11, or 8, 7 and 7. The even shares add nothing but in the first case.
 SMALL = ["data=synthetic", "model=linear", "batch.total=22", "verify.world_sizes=[1,3]", "verify.steps=2"]
 PINNED = "batch.micro=5"
 STATES = "tests.unit.test_trial_state"
-
-
-@pytest.fixture(autouse=True)
-def in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", ["largebatch"])
 
 
 @pytest.fixture

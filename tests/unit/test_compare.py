@@ -9,6 +9,8 @@ import pytest
 
 from largebatch.__main__ import main
 
+pytestmark = pytest.mark.usefixtures("in_a_folder")
+
 CONFIG = """\
 seed: {seed}
 data: {{validation: {{_target_: {data}}}}}
@@ -33,12 +35,6 @@ def make(
     rows.insert(0, {"step": 1, "samples_seen": batch, "train/loss": 5.0})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return name
-
-
-@pytest.fixture(autouse=True)
-def in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.chdir(tmp_path)
 
 
 def test_runs_are_grouped_by_their_batch_and_compared_with_the_smallest(capsys):

@@ -13,13 +13,9 @@ from largebatch.experiments.study import Scale, StudyPoint, TableError, analyse,
 from largebatch.experiments.study.figures import study_figures
 from largebatch.records.figures.figure import from_record
 
+pytestmark = pytest.mark.usefixtures("in_a_folder")
+
 SIZES = (8, 16, 32, 64, 128, 256, 512)
-
-
-@pytest.fixture(autouse=True)
-def in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "220")
-    monkeypatch.chdir(tmp_path)
 
 
 def write(text: str) -> Path:
