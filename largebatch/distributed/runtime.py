@@ -32,12 +32,11 @@ _ACCELERATE_PRECISION = {"fp64": "no", "fp32": "no", "bf16": "bf16", "fp16": "fp
 
 
 @dataclass
-class Runtime:
-    """One rank's view of the job.
+class Runtime(contextlib.AbstractContextManager["Runtime"]):
+    """One rank's view of the job, which `with` leaves at its end.
 
     Attributes:
-        device: where this rank computes.
-        rank, local_rank, world_size: of the launcher; 0, 0 and 1 without one.
+        device: where this rank computes. rank, local_rank, world_size: of the launcher; 0, 0 and 1 without one.
         precision: fp64, fp32, bf16 or fp16; the last two by autocast over fp32 weights.
     """
 
@@ -81,9 +80,8 @@ class Runtime:
             os.environ.setdefault("MASTER_PORT", "0")
         with rendezvous(os.environ, timeout_s=rendezvous_timeout_s) if owns_group else contextlib.nullcontext():
             accelerator = _accelerator(precision, collective_timeout_s)
-        started = int(os.environ.get("WORLD_SIZE", "1"))
-        if accelerator.num_processes != started:
-            seen = accelerator.num_processes
+        started, seen = int(os.environ.get("WORLD_SIZE", "1")), accelerator.num_processes
+        if seen != started:
             _close(accelerator, owns_group)
             raise LauncherError(
                 f"The launcher started {started} processes, but accelerate sees {seen}: every rank would train alone "
@@ -104,6 +102,9 @@ class Runtime:
         """Leave the job; a process group that was there before `open` stays. A later `open` starts afresh."""
         _close(self._accelerator, self._owns_group)
 
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     @property
     def is_main(self) -> bool:
         """Whether this rank writes files and prints."""
@@ -111,8 +112,7 @@ class Runtime:
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """Move the model to the device, apply precision, and wrap it in DistributedDataParallel if there are ranks."""
-        if self.precision == "fp64":
-            model = model.double()
+        model = model.double() if self.precision == "fp64" else model
         with warnings.catch_warnings():
             # torch 2.13 renames broadcast_buffers to forward_sync_buffers, which older releases and accelerate lack.
             warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)

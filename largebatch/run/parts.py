@@ -35,18 +35,15 @@ def open_runtime(prepared: Prepared) -> Iterator[Runtime]:
         LauncherError: if ranks do not come, launcher and accelerate disagree, or the ranks are not the same run.
     """
     config = prepared.config
-    runtime = Runtime.open(
+    with Runtime.open(
         precision=config.precision.compute,
         tf32=config.precision.tf32,
         collective_timeout_s=config.launcher.collective_timeout_s,
         rendezvous_timeout_s=config.launcher.rendezvous_timeout_s,
-    )
-    try:
+    ) as runtime:
         if runtime.world_size > 1:
             require_same_run(runtime, run_fingerprint(prepared))
         yield runtime
-    finally:
-        runtime.close()
 
 
 def build_loader(

@@ -80,8 +80,7 @@ def parts_of(task: str, start: float = 1.0) -> tuple[Any, Any, Any]:
 
 def path_of(case: Case) -> dict[str, Any]:
     """Train `case` in float64 on the ranks of this world: parameters [steps + 1, p], loss of every step, status."""
-    runtime = Runtime.open(precision="fp64")
-    try:
+    with Runtime.open(precision="fp64") as runtime:
         data, model, loss = parts_of(case.task, case.start)
         plan = BatchPlan.solve(
             global_batch_size=case.batch, world_size=runtime.world_size, max_micro_batch_size=case.max_micro
@@ -103,8 +102,6 @@ def path_of(case: Case) -> dict[str, Any]:
         )
         status = train(run)
         return {"points": np.stack(path.points), "losses": path.losses, "status": status}
-    finally:
-        runtime.close()
 
 
 def regression() -> LeastSquares:

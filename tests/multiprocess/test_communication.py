@@ -136,15 +136,12 @@ def measured(kind: str) -> list[dict[str, Any]]:
         slows = every_other_but_the_last_bucket
     elif os.environ["RANK"] == "1":
         layers.insert(1, Pause(lambda step: DELAY_S * (step % 2)))
-    runtime = Runtime.open()
-    try:
+    with Runtime.open() as runtime:
         rows = Rows()
         observer = CommunicationObserver(Journal([rows], num_samples=48), every=1, repetitions=1)
         with delayed_all_reduces(slows):
             train(run_of(runtime, problem_of(nn.Sequential(*layers)), observers=[observer]))
         return rows.rows
-    finally:
-        runtime.close()
 
 
 def added(rows: list[dict[str, Any]], key: str) -> float:
@@ -184,8 +181,7 @@ def test_a_slow_rank_is_skew_and_named_and_no_communication(ranks):
 
 def timed_steps() -> dict[str, Any]:
     """Times of steps whose all-reduces are not, and are, delayed."""
-    runtime = Runtime.open()
-    try:
+    with Runtime.open() as runtime:
         model, loss, data, _ = problem_of(MLP(8, 5, hidden=[8]))
         before = copy.deepcopy(model.state_dict())
         plan = BatchPlan.pinned(global_batch_size=BATCH, world_size=2, micro_batch_size=BATCH // 2)
@@ -199,8 +195,6 @@ def timed_steps() -> dict[str, Any]:
                 times.append(time_steps(runtime, wrapped, gradient, optimizer, own, plan=plan, pairs=8))
         changed = [name for name, value in model.state_dict().items() if not torch.equal(value, before[name])]
         return {"times": times, "changed": changed}
-    finally:
-        runtime.close()
 
 
 def cost(times: StepTimes) -> float:
@@ -240,8 +234,7 @@ def test_latency_and_bandwidth_of_slow_all_reduces_are_found(ranks):
 
 
 def trained(every: int | None) -> dict[str, Any]:
-    runtime = Runtime.open()
-    try:
+    with Runtime.open() as runtime:
         rows = Rows()
         observers = [] if every is None else [CommunicationObserver(Journal([rows], num_samples=50), every=every)]
         run = run_of(runtime, model_and_data("convnet"), observers=observers, steps=6)
@@ -253,8 +246,6 @@ def trained(every: int | None) -> dict[str, Any]:
             "names": list(run.module.state_dict()),
             "measured": [row["step"] for row in rows.rows],
         }
-    finally:
-        runtime.close()
 
 
 def counted(every: int | None) -> tuple[Any, dict[str, Any]]:

@@ -123,8 +123,7 @@ def plan_of(batch: int, world_size: int, *, micro: int | None, max_micro: int | 
 
 def trajectory(case: Case) -> dict[str, Any]:
     """Train `case` on the ranks of this world with the package's own loop."""
-    runtime = Runtime.open(precision=case.precision)
-    try:
+    with Runtime.open(precision=case.precision) as runtime:
         model, loss, data, augment = model_and_data(case.kind)
         sizes = (case.batch, *(size for _, size in case.ramp))
         cut = {"micro": case.micro, "max_micro": case.max_micro}
@@ -161,8 +160,6 @@ def trajectory(case: Case) -> dict[str, Any]:
             "losses": recorder.losses,
             "norms": recorder.norms,
         }
-    finally:
-        runtime.close()
 
 
 def reference(case: Case) -> tuple[list[np.ndarray], list[float]]:
@@ -384,8 +381,7 @@ class DivergesOnRankOne(nn.Module):
 
 
 def train_to_the_end(model_class: str, stop_rank: int | None) -> tuple[str, int]:
-    runtime = Runtime.open()
-    try:
+    with Runtime.open() as runtime:
         torch.manual_seed(0)
         model = DivergesOnRankOne() if model_class == "diverges" else MLP(16, 5, hidden=[12])
         data = random_classification(50, 5, (16,), "train")
@@ -394,8 +390,6 @@ def train_to_the_end(model_class: str, stop_rank: int | None) -> tuple[str, int]
         run = made_run(runtime, model, CrossEntropy(), optimizer, plan, data, lambda _: 0.1, 12, log_every=1)
         run.stop_requested = lambda: runtime.rank == stop_rank and run.progress.step >= 5
         return train(run), run.progress.step
-    finally:
-        runtime.close()
 
 
 @pytest.mark.fault(22)
@@ -409,8 +403,7 @@ def test_a_stop_request_on_one_rank_stops_all_ranks_after_the_same_step(ranks):
 
 
 def skip_a_step_on_rank_one() -> str:
-    runtime = Runtime.open()
-    try:
+    with Runtime.open() as runtime:
         model = MLP(16, 5, hidden=[12])
         data = random_classification(50, 5, (16,), "train")
         plan = BatchPlan.solve(global_batch_size=10, world_size=2)
@@ -423,8 +416,6 @@ def skip_a_step_on_rank_one() -> str:
         except RuntimeError as error:
             return str(error)
         return "nothing was noticed"
-    finally:
-        runtime.close()
 
 
 def test_ranks_at_different_steps_are_noticed(ranks):

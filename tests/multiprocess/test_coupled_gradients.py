@@ -100,8 +100,7 @@ def model_and_data(kind: str) -> tuple[nn.Module, Any, Any]:
 
 def trajectory(case: Case) -> dict[str, Any]:
     """Train `case` on the ranks of this world with the package's own loop."""
-    runtime = Runtime.open(precision=case.precision)
-    try:
+    with Runtime.open(precision=case.precision) as runtime:
         model, loss, data = model_and_data(case.kind)
         plan = plan_of(case.batch, runtime.world_size, micro=case.micro, max_micro=case.max_micro)
         recorder = Recorder()
@@ -127,8 +126,6 @@ def trajectory(case: Case) -> dict[str, Any]:
             "buffers": {name: buffer.double().numpy() for name, buffer in run.module.named_buffers()},
             "losses": recorder.losses,
         }
-    finally:
-        runtime.close()
 
 
 def written_out(kind: str, representations: Tensor, targets: Tensor, *, detached: bool = False) -> Tensor:
@@ -310,8 +307,7 @@ class NoTensor(MLP):
 
 
 def test_a_model_without_a_tensor_of_representations_is_refused():
-    runtime = Runtime.open()
-    try:
+    with Runtime.open() as runtime:
         plan = BatchPlan.solve(global_batch_size=4, world_size=1)
         model = NoTensor(16, 5, hidden=[4])
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -320,8 +316,6 @@ def test_a_model_without_a_tensor_of_representations_is_refused():
         )
         with pytest.raises(ValueError, match="returned tuple for 4 samples"):
             train(run)
-    finally:
-        runtime.close()
 
 
 def test_a_batch_of_one_sample_has_no_negatives_and_a_loss_of_zero():

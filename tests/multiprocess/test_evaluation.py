@@ -39,8 +39,7 @@ def problem(kind: str, num_validation: int) -> tuple[Any, Any, Any, Any]:
 
 
 def evaluate(kind: str, num_validation: int, steps: int = 2) -> tuple[list[dict[str, Any]], list[np.ndarray]]:
-    runtime = Runtime.open(precision="fp64")
-    try:
+    with Runtime.open(precision="fp64") as runtime:
         model, loss, train_set, validation = problem(kind, num_validation)
         tracker = Rows()
         journal = Journal([tracker], num_samples=40)
@@ -63,8 +62,6 @@ def evaluate(kind: str, num_validation: int, steps: int = 2) -> tuple[list[dict[
         )
         train(run)
         return tracker.rows, [parameter.detach().numpy() for parameter in run.module.parameters()]
-    finally:
-        runtime.close()
 
 
 @torch.no_grad()

@@ -128,8 +128,7 @@ def cells(ways: list[tuple[str, str]]) -> dict[str, dict[str, Any]]:
 
 
 def cell(way: str, kind: str) -> dict[str, Any]:
-    runtime = Runtime.open(precision="fp32" if way in COMPRESSED else "fp64")
-    try:
+    with Runtime.open(precision="fp32" if way in COMPRESSED else "fp64") as runtime:
         problem, found = problem_of(kind), {}
         if way == "lower, twice":
             problem.model.register_forward_pre_hook(fails_on_the_last_rank(runtime))
@@ -157,8 +156,6 @@ def cell(way: str, kind: str) -> dict[str, Any]:
             )
         )
         return found
-    finally:
-        runtime.close()
 
 
 def fails_on_the_last_rank(runtime: Runtime) -> Any:

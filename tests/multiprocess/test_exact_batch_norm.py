@@ -77,8 +77,7 @@ def model_and_data(kind: str) -> tuple[nn.Module, Any, ArrayDataset]:
 
 
 def trajectory(problem: Problem) -> dict[str, Any]:
-    runtime = Runtime.open(precision=problem.precision)
-    try:
+    with Runtime.open(precision=problem.precision) as runtime:
         model, loss, data = model_and_data(problem.kind)
         plan = plan_of(BATCH, runtime.world_size, micro=problem.micro, max_micro=problem.max_micro)
         recorder = Recorder()
@@ -105,8 +104,6 @@ def trajectory(problem: Problem) -> dict[str, Any]:
             "merging changes nothing": all(torch.equal(before[n], one) for n, one in run.module.named_buffers()),
             "losses": recorder.losses,
         }
-    finally:
-        runtime.close()
 
 
 def one_big_batch(problem: Problem) -> dict[str, Any]:
@@ -212,8 +209,7 @@ def test_models_without_plain_batch_norms_are_refused():
 
 
 def test_evaluation_and_a_plain_forward_pass_are_those_of_torch():
-    runtime = Runtime.open(precision="fp32")
-    try:
+    with Runtime.open(precision="fp32") as runtime:
         torch.manual_seed(0)
         plain, exact = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
         ExactBatchNorm(runtime, nn.Sequential(exact))
@@ -222,8 +218,6 @@ def test_evaluation_and_a_plain_forward_pass_are_those_of_torch():
             plain.train(train_mode)
             exact.train(train_mode)
             assert torch.equal(plain(inputs), exact(inputs))
-    finally:
-        runtime.close()
 
 
 class SometimesNormalised(nn.Module):
@@ -238,8 +232,7 @@ class SometimesNormalised(nn.Module):
 def test_micro_batches_that_go_different_ways_are_refused_and_leave_no_thread():
     import threading
 
-    runtime = Runtime.open(precision="fp32")
-    try:
+    with Runtime.open(precision="fp32") as runtime:
         module = SometimesNormalised()
         norms = ExactBatchNorm(runtime, module)
         before = threading.active_count()
@@ -250,5 +243,3 @@ def test_micro_batches_that_go_different_ways_are_refused_and_leave_no_thread():
         with pytest.raises(ZeroDivisionError):
             norms.forward_all([lambda: module(torch.ones(2, 3)), lambda: 1 / 0])
         assert threading.active_count() == before
-    finally:
-        runtime.close()

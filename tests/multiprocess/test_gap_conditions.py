@@ -37,12 +37,9 @@ def problem(kind: str) -> tuple[nn.Module, tuple[Any, Any], GapData]:
 
 
 def measure(kind: str) -> dict[str, Any]:
-    runtime = Runtime.open(precision="fp64")
-    try:
+    with Runtime.open(precision="fp64") as runtime:
         model, losses, data = problem(kind)
         return sums(measure_conditions(model.double(), losses, data, runtime, SETTINGS))
-    finally:
-        runtime.close()
 
 
 def sums(found: Conditions) -> dict[str, Any]:

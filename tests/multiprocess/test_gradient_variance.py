@@ -32,13 +32,10 @@ def regression() -> tuple[nn.Module, Any, FixedSubset]:
 
 
 def measure(kind: str, settings: VarianceSettings = SETTINGS, micro: int | None = None) -> GradientVariance | None:
-    runtime = Runtime.open(precision="fp64")
-    try:
+    with Runtime.open(precision="fp64") as runtime:
         module, loss, subset = regression() if kind == "regression" else problem(kind)
         subset = dataclasses.replace(subset, micro_batch_size=micro or subset.micro_batch_size)
         return measure_variance(module, loss, subset, runtime, settings, num_samples=len(subset.dataset))
-    finally:
-        runtime.close()
 
 
 def numbers(found: GradientVariance) -> list[float]:
@@ -150,13 +147,10 @@ def test_weights_buffers_modes_and_generators_are_bit_identical_afterwards(fails
 
 
 def measure_of(targets: torch.Tensor, inputs: torch.Tensor, loss: Any, module: nn.Module) -> GradientVariance | None:
-    runtime = Runtime.open()
-    try:
+    with Runtime.open() as runtime:
         subset = FixedSubset(ArrayDataset(inputs, targets), np.arange(len(inputs)), 5)
         settings = VarianceSettings(seed=0, batch_sizes=(1, 2), replications=2)
         return measure_variance(module, loss, subset, runtime, settings, num_samples=len(inputs))
-    finally:
-        runtime.close()
 
 
 def test_samples_without_units_equal_samples_and_broken_ones_are_refused():

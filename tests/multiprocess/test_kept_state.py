@@ -60,8 +60,7 @@ def lr_at(samples_seen: int) -> float:
 
 def trained(way: str) -> dict[str, Any]:
     """Weights and buffers after `STEPS` steps, and the parameters that the last step left without a gradient."""
-    runtime = Runtime.open(precision="fp64")
-    try:
+    with Runtime.open(precision="fp64") as runtime:
         model, dataset = Net(), random_classification(SAMPLES, 3, (6,), "train")
         plan = BatchPlan.pinned(global_batch_size=BATCH, world_size=runtime.world_size, micro_batch_size=MICRO)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9, weight_decay=0.1)
@@ -82,8 +81,6 @@ def trained(way: str) -> dict[str, Any]:
         run.gradient.statistics.merge()
         absent = {name for name, one in run.module.named_parameters() if one.grad is None}
         return {"state": {name: value.numpy() for name, value in run.module.state_dict().items()}, "absent": absent}
-    finally:
-        runtime.close()
 
 
 def in_plain_torch() -> tuple[dict[str, Tensor], list[set[str]]]:

@@ -92,11 +92,8 @@ def mean_of(kind: str, outputs: Tensor, targets: Tensor, *, smoothed: bool = Tru
 
 def measured(*, ordered: bool = False) -> dict[str, dict[str, Any]]:
     """Every problem, trained and measured on the ranks of this world."""
-    runtime = Runtime.open(precision="fp64")
-    try:
+    with Runtime.open(precision="fp64") as runtime:
         return {kind: measured_kind(runtime, kind, ordered=ordered) for kind in KINDS}
-    finally:
-        runtime.close()
 
 
 def measured_kind(runtime: Runtime, kind: str, *, ordered: bool) -> dict[str, Any]:

@@ -85,8 +85,7 @@ class Watcher:
 
 
 def run_case(case: Case) -> dict[str, Any]:
-    runtime = Runtime.open(precision=case.precision)
-    try:
+    with Runtime.open(precision=case.precision) as runtime:
         torch.manual_seed(0)
         hungry = Hungry(case, is_small=runtime.rank == runtime.world_size - 1)
         norm = nn.BatchNorm1d(8) if case.room != 0 else nn.Identity()  # of a single sample there are no statistics
@@ -124,8 +123,6 @@ def run_case(case: Case) -> dict[str, Any]:
             "ids": watcher.ids,
             "refused": hungry.refused,
         }
-    finally:
-        runtime.close()
 
 
 def equal(one: dict[str, Any], other: dict[str, Any]) -> bool:

@@ -65,8 +65,7 @@ def measured(
     compression: Compression = "none",
     steps: int = STEPS,
 ) -> dict[str, Any]:
-    runtime = Runtime.open(precision=case.precision)
-    try:
+    with Runtime.open(precision=case.precision) as runtime:
         model, loss, data, augment = model_and_data(case.kind)
         plan = BatchPlan.pinned(global_batch_size=case.batch, world_size=runtime.world_size, micro_batch_size=micro)
         norms, sizes = Norms(every, groups or {}), []
@@ -90,8 +89,6 @@ def measured(
         train(run)
         state = [*run.module.state_dict().values(), torch.get_rng_state()]
         return {"norms": norms.found, "state": [one.numpy() for one in state], "forwards": sizes}
-    finally:
-        runtime.close()
 
 
 def written_out(
@@ -233,8 +230,7 @@ class Estimates:
 
 def at_fixed_weights(seed: int, steps: int, micro: int = MICRO) -> tuple[list[tuple[float, float]], Any]:
     """Running means of both moments after each step on the noisy quadratic, and the estimate in the end."""
-    runtime = Runtime.open(precision="fp64")
-    try:
+    with Runtime.open(precision="fp64") as runtime:
         data = noisy_quadratic(POOL, VARIANCE, "train", seed=3)
         plan = BatchPlan.pinned(global_batch_size=BATCH, world_size=runtime.world_size, micro_batch_size=micro)
         model, estimates = Quadratic(CURVATURE, start=0.6), Estimates()
@@ -254,8 +250,6 @@ def at_fixed_weights(seed: int, steps: int, micro: int = MICRO) -> tuple[list[tu
             )
         )
         return estimates.moments, observer.latest
-    finally:
-        runtime.close()
 
 
 def test_a_run_on_the_noisy_quadratic_measures_its_known_noise_scale_without_the_bias_of_a_finite_set(ranks):

@@ -77,8 +77,7 @@ class Ignoring:
 def trained() -> dict[str, Any]:
     """Weights and buffers after `STEPS` steps with an evaluation in each, and torch's flags before and after."""
     flags = {name: read() for name, read in FLAGS.items()}
-    runtime = Runtime.open(precision="fp64")
-    try:
+    with Runtime.open(precision="fp64") as runtime:
         model, dataset = Net(), random_classification(SAMPLES, 3, (6,), "train")
         plan = BatchPlan.pinned(global_batch_size=BATCH, world_size=runtime.world_size, micro_batch_size=MICRO)
         journal = Journal([Ignoring()], num_samples=SAMPLES)
@@ -95,8 +94,6 @@ def trained() -> dict[str, Any]:
         grads = {name: one.grad is None for name, one in run.module.named_parameters()}
         same = {name: read() == flags[name] for name, read in FLAGS.items()}
         return {"state": state, "modes": modes, "no_grad": grads, "flags": same}
-    finally:
-        runtime.close()
 
 
 FLAGS: dict[str, Any] = {

@@ -19,8 +19,7 @@ MODELS = {
 
 
 def causes() -> dict[str, list[str]]:
-    runtime = Runtime.open(precision="fp64")
-    try:
+    with Runtime.open(precision="fp64") as runtime:
         found = {}
         for name in MODELS:
             model = [f"model._target_=tests.end_to_end.mutants.{name}", "~model.in_features", "~model.num_outputs"]
@@ -28,8 +27,6 @@ def causes() -> dict[str, list[str]]:
             prepared = prepare(compose_run(*options), os.environ)
             found[name] = [one.name for one in rank_dependence(Probe(prepared), runtime)]
         return found
-    finally:
-        runtime.close()
 
 
 def test_a_factor_is_no_draw_and_a_draw_is_named_only_where_one_was_seen(ranks):

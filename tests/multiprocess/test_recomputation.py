@@ -113,14 +113,11 @@ def bits_of(run: Run) -> dict[str, str]:
 
 
 def trained(case: Case) -> dict[str, Any]:
-    runtime = Runtime.open(precision=case.precision)
-    try:
+    with Runtime.open(precision=case.precision) as runtime:
         run = run_of(runtime, case)
         status = train(run)
         generators = {"torch": torch.rand(1).item(), "numpy": np.random.random()}  # noqa: NPY002
         return {"status": status, **bits_of(run), **generators}
-    finally:
-        runtime.close()
 
 
 @pytest.mark.fault(21)
@@ -196,8 +193,7 @@ class Flip:
 def flipped(bits: list[int], where: str, rank: int, step: int = 2) -> list[Any]:
     """For each bit: what the run said or came to, its steps, and whether anything moved since the step before."""
     found = []
-    runtime = Runtime.open()
-    try:
+    with Runtime.open() as runtime:
         for bit in bits:
             run = run_of(runtime, Case(2, "tiny"), steps=3)
             after: list[dict[str, str]] = []
@@ -212,8 +208,6 @@ def flipped(bits: list[int], where: str, rank: int, step: int = 2) -> list[Any]:
             moved = {name for name in now if now[name] != after[-1].get(name)} - statistics
             found.append((said, run.progress.step, sorted(moved), now))
         return found
-    finally:
-        runtime.close()
 
 
 @pytest.mark.fault(21, "bit flip in a gradient before the sum", "found by recomputing, named, nothing updated or saved")

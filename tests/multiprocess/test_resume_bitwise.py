@@ -198,8 +198,7 @@ def trained(name: str, folder: Path, *, stops: bool) -> dict[str, Any]:
     """Rows of all processes, and all that the last one's checkpoint holds."""
     case, rows = CASES[name], Rows()
     for stop in (*(case.stops if stops else ()), None):
-        runtime = Runtime.open(precision=case.precision)
-        try:
+        with Runtime.open(precision=case.precision) as runtime:
             run = run_of(case, runtime, folder, rows, stop, 24 if stops else 72)
             checkpoint, rejected = newest_valid(folder / "checkpoints")
             assert rejected == []
@@ -209,8 +208,6 @@ def trained(name: str, folder: Path, *, stops: bool) -> dict[str, Any]:
                 restore(run, checkpoint)
             assert train(run) == ("finished" if stop is None else "stopped")
             runtime.barrier()  # rank 0 has written
-        finally:
-            runtime.close()
     saved, _ = newest_valid(folder / "checkpoints")
     assert saved is not None
     tensors = {f"{group} {key}": one for group, named in saved.tensors.items() for key, one in named.items()}

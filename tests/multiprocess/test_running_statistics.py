@@ -59,8 +59,7 @@ def data() -> ArrayDataset:
 
 def buffers_after(batch: int, steps: int, merges_at: tuple[int, ...], precision: str = "fp64") -> dict[str, Any]:
     """All buffers after `steps`, merged at the end and after the steps in `merges_at`; and before the last merge."""
-    runtime = Runtime.open(precision=precision)
-    try:
+    with Runtime.open(precision=precision) as runtime:
         model, dataset = Net(), data()
         plan = BatchPlan.pinned(global_batch_size=batch, world_size=runtime.world_size, micro_batch_size=MICRO)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -76,8 +75,6 @@ def buffers_after(batch: int, steps: int, merges_at: tuple[int, ...], precision:
             "before": {name: buffer.numpy() for name, buffer in before.items()},
             "after": {name: buffer.numpy() for name, buffer in after.items()},
         }
-    finally:
-        runtime.close()
 
 
 def sequential(batch: int, steps: int) -> dict[str, np.ndarray]:

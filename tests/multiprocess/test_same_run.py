@@ -40,13 +40,10 @@ def own_rank() -> int:
 
 
 def values_of_this_rank() -> Any:
-    runtime = Runtime.open()
-    try:
+    with Runtime.open() as runtime:
         rank = runtime.rank
         table = gather_ints(runtime, torch.tensor([rank, -(2**62) - rank]))
         return table.tolist(), gather_texts(runtime, "é" * rank * 3)
-    finally:
-        runtime.close()
 
 
 @pytest.mark.parametrize("world_size", [1, 3])
@@ -283,8 +280,7 @@ def test_folders_of_ranks_may_differ(ranks, tmp_path):
 
 def delivered_ids(world: int, wrong: str) -> list[int]:
     """Ids over ranks when rank 1 gets its two micro-batches as `wrong` says."""
-    runtime = Runtime.open()
-    try:
+    with Runtime.open() as runtime:
         plan = BatchPlan.pinned(global_batch_size=10, world_size=world, micro_batch_size=3)
         ids = np.arange(100, 110)
         own = [(part.index, ids[part.offset : part.offset + part.size]) for part in plan.micro_batches(runtime.rank)]
@@ -298,8 +294,6 @@ def delivered_ids(world: int, wrong: str) -> list[int]:
                 "turned": [(own[0][0], own[0][1][::-1]), own[1]],
             }[wrong]
         return ids_over_ranks(runtime, plan, own).tolist()
-    finally:
-        runtime.close()
 
 
 def test_the_ids_of_a_global_batch_are_those_that_the_ranks_were_given(ranks):

@@ -45,13 +45,10 @@ def problem(kind: str, precision: str = "fp64") -> tuple[nn.Module, Any, FixedSu
 
 
 def measure(kind: str, precision: str = "fp64", **changes: Any) -> Sharpness | None:
-    runtime = Runtime.open(precision=precision)
-    try:
+    with Runtime.open(precision=precision) as runtime:
         model, loss, subset = problem(kind, precision)
         settings = SETTINGS.model_copy(update=changes)
         return measure_sharpness(model, loss, subset, runtime, settings, seed=3, landscape=settings)
-    finally:
-        runtime.close()
 
 
 def numbers(found: Sharpness) -> dict[str, float]:
@@ -218,8 +215,7 @@ def test_a_subset_without_units_is_refused():
 
 def fail_on_rank_zero(where: str) -> str:
     """What the ranks of a job see when an estimator fails between two evaluations."""
-    runtime = Runtime.open(precision="fp64")
-    try:
+    with Runtime.open(precision="fp64") as runtime:
         model, loss, subset = problem("classes")
         import largebatch.diagnostics.sharpness.measurement as measurement
 
@@ -233,8 +229,6 @@ def fail_on_rank_zero(where: str) -> str:
             return f"failed: {error}"
         finally:
             measurement.box_sharpness = kept
-    finally:
-        runtime.close()
 
 
 def test_an_estimator_that_fails_lets_the_other_ranks_go(ranks):

@@ -79,8 +79,7 @@ def trained(
     kind: str, *, seconds: Pauses | None = None, where: str = "data", observed: bool = True, **options: Any
 ) -> dict[str, Any]:
     """What a run said, its rows, and the bits of all that it moved."""
-    runtime = Runtime.open()
-    try:
+    with Runtime.open() as runtime:
         model, loss, data, augment = model_and_data(kind)
         plan = BatchPlan.pinned(
             global_batch_size=options.pop("batch", 24), world_size=runtime.world_size, micro_batch_size=8
@@ -102,8 +101,6 @@ def trained(
         tensors = [*run.module.state_dict().values(), *(one["momentum_buffer"] for one in optimizer.state.values())]
         bits = [one.numpy().tobytes() for one in (*tensors, torch.get_rng_state())]
         return {"status": status, "said": said.getvalue(), "rows": rows, "bits": bits}
-    finally:
-        runtime.close()
 
 
 def warnings(said: str) -> list[str]:

@@ -140,8 +140,7 @@ def test_an_overflow_of_the_loss_scale_is_neither_good_nor_bad():
 def test_a_skipped_step_leaves_the_loss_scale_and_the_next_step_is_unscaled_once():
     weight = torch.nn.Parameter(torch.ones(2))
     optimizer = torch.optim.SGD([weight], lr=1.0)
-    runtime = Runtime.open()
-    try:
+    with Runtime.open() as runtime:
         runtime._accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
         runtime.backward((weight * math.nan).sum())
         runtime.grad_norm(optimizer, None)
@@ -152,8 +151,6 @@ def test_a_skipped_step_leaves_the_loss_scale_and_the_next_step_is_unscaled_once
         assert float(runtime.grad_norm(optimizer, None)) == pytest.approx(3 * math.sqrt(2))
         runtime.step(optimizer)
         assert weight.tolist() == [-2.0, -2.0]
-    finally:
-        runtime.close()
 
 
 @pytest.mark.parametrize(
