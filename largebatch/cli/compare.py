@@ -6,7 +6,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from largebatch.cli.arguments import with_arguments
@@ -49,11 +48,11 @@ def _read(options: argparse.Namespace) -> tuple[Result, list[str]]:
 
 def _conclude(options: argparse.Namespace, found: tuple[Result, list[str]]) -> int:
     from largebatch.records.report.publish import show_result, write_result, write_result_page
-    from largebatch.records.run_folder import new_folder
+    from largebatch.records.run_folder import chosen_folder
 
     result, left_out = found
     show_result(result)
-    record = (Path(options.out) if options.out else new_folder("runs", "compare")) / "large_batch_gap.json"
+    record = chosen_folder(options.out, "runs", "compare") / "large_batch_gap.json"
     write_result(result, record, about={})
     write_result_page(record.parent, [record], title=result.tables[0].title)
     return EXIT_IN_PART if left_out else EXIT_DONE

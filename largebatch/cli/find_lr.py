@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from omegaconf import DictConfig
 
@@ -22,7 +21,7 @@ def run(config: DictConfig, overrides: list[str]) -> int:
     from largebatch.experiments.find_lr import FindLrConfig, plans_of, result_of, run_range_tests
     from largebatch.experiments.measure.weights import open_weights
     from largebatch.records.report.publish import show_result, write_result
-    from largebatch.records.run_folder import environment, new_folder
+    from largebatch.records.run_folder import chosen_folder, environment
     from largebatch.run.config.reading import parse_section
     from largebatch.run.prepare import prepare
 
@@ -44,8 +43,7 @@ def run(config: DictConfig, overrides: list[str]) -> int:
                 "config": prepared.public,
                 "environment": environment(),
             }
-            run_dir = prepared.config.run
-            folder = Path(run_dir.dir) if run_dir.dir else new_folder(run_dir.root, "find-lr")
+            folder = chosen_folder(prepared.config.run.dir, prepared.config.run.root, "find-lr")
             show_result(result)
             write_result(result, folder / "find_lr.json", about=about)
     return 0 if all(one.suggestion.lr is not None for one in tests) else EXIT_FAILED

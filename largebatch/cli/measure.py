@@ -98,10 +98,10 @@ def _planned(
 
 
 def _folder(prepared: Prepared, what: str) -> Path:
-    from largebatch.records.run_folder import new_folder
+    from largebatch.records.run_folder import chosen_folder
 
     run = prepared.config.run
-    folder = Path(run.dir) if run.dir else new_folder(run.root, what)
+    folder = chosen_folder(run.dir, run.root, what)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

@@ -23,6 +23,12 @@ _SUBJECTS = {
 }
 
 
+_ONE_PROCESS = (
+    "a study is many runs of one process each. Start it without a launcher, with study.workers=N, or "
+    "as a sweep over study.share (see largebatch study --help)."
+)
+
+
 def main(arguments: Sequence[str]) -> int:
     """`study [KEY=VALUE ...]`, `study analyze FILE`, or `study atlas [FILE...]`; returns the exit code."""
     if arguments and arguments[0] == "analyze":
@@ -47,10 +53,10 @@ def run(config: DictConfig, overrides: list[str]) -> int:
     from largebatch.experiments.study.protocol import is_done
     from largebatch.experiments.study.running import identity_of, make_runs, plan_cells
     from largebatch.experiments.study.settings import StudyConfig
-    from largebatch.run.config.reading import parse_section
+    from largebatch.run.config.reading import parse_section, require_one_process
 
     study = parse_section(config, "study", StudyConfig)
-    _require_one_process()
+    require_one_process(os.environ, _ONE_PROCESS)
     folder = _folder(config, study)
     configs = {name: _config_of(name, overrides) for name in study.optimizers}
     cells = plan_cells(configs, study)
@@ -93,16 +99,6 @@ def _folder(config: DictConfig, study: StudyConfig) -> Path:
             [f"study.shares={study.shares}: all of them work in one folder. Name it with run.dir=FOLDER."]
         )
     return new_folder(config.run.root, "study")
-
-
-def _require_one_process() -> None:
-    from largebatch.run.config.reading import ConfigError
-
-    if (started := os.environ.get("WORLD_SIZE", "1")) != "1":
-        raise ConfigError(
-            [f"WORLD_SIZE={started}: a study is many runs of one process each. Start it without a launcher, with "
-             "study.workers=N, or as a sweep over study.share (see largebatch study --help)."]
-        )  # fmt: skip
 
 
 def _tell(row: Row) -> None:

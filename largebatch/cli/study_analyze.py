@@ -43,11 +43,11 @@ def _conclude(options: argparse.Namespace, points: list[StudyPoint]) -> int:
     from largebatch.experiments.study import analyse
     from largebatch.experiments.study.csv_table import notes_of_unread
     from largebatch.experiments.study.presenting import present, study_result
-    from largebatch.records.run_folder import new_folder
+    from largebatch.records.run_folder import chosen_folder
 
     file = Path(options.file)
     print("".join(f"{note}\n" for note in notes_of_unread([file])), end="")
-    folder = Path(options.out) if options.out else new_folder("runs", "study")
+    folder = chosen_folder(options.out, "runs", "study")
     result = study_result(analyse(points), title=f"steps to the target, {file.name}")
     present(result, folder, config={"file": str(file)})
     return EXIT_DONE

@@ -39,11 +39,11 @@ def _read(options: argparse.Namespace) -> Result:
 def _conclude(options: argparse.Namespace, result: Result) -> int:
     from largebatch.experiments.study.csv_table import notes_of_unread
     from largebatch.records.report.publish import show_result, write_result, write_result_page
-    from largebatch.records.run_folder import new_folder
+    from largebatch.records.run_folder import chosen_folder
 
     print("".join(f"{note}\n" for note in notes_of_unread([Path(file) for file in options.files])), end="")
     show_result(result)
-    record = (Path(options.out) if options.out else new_folder("runs", "atlas")) / "atlas.json"
+    record = chosen_folder(options.out, "runs", "atlas") / "atlas.json"
     write_result(result, record, about={})
     write_result_page(record.parent, [record], title=result.title)
     return EXIT_DONE

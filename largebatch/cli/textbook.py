@@ -35,6 +35,12 @@ ALL = "all"
 _RECORD = "textbook.json"
 
 
+_ONE_PROCESS = (
+    "an experiment of the textbook is many small runs, one after the other, in one process. Start it "
+    "without a launcher: python -m largebatch textbook NAME."
+)
+
+
 def main(arguments: Sequence[str]) -> int:
     """`textbook NAME [KEY=VALUE ...]`. Returns the exit code, for `all` the worst one."""
     if arguments and arguments[0] == ALL:
@@ -73,10 +79,10 @@ def run(name: str, config: DictConfig, overrides: list[str]) -> int:
     from largebatch.records.report.publish import show_result, write_result, write_result_page
     from largebatch.records.run_folder import environment
     from largebatch.records.trackers.console import status
-    from largebatch.run.config.reading import parse_config, parse_section, public_values
+    from largebatch.run.config.reading import parse_config, parse_section, public_values, require_one_process
 
     started = time.perf_counter()
-    _require_one_process()
+    require_one_process(os.environ, _ONE_PROCESS)
     public = public_values(config)
     module = importlib.import_module(f"largebatch.experiments.textbook.{name}")
     settings = parse_section(config, "textbook", module.Settings)
@@ -105,21 +111,11 @@ def run(name: str, config: DictConfig, overrides: list[str]) -> int:
     return 0
 
 
-def _require_one_process() -> None:
-    from largebatch.run.config.reading import ConfigError
-
-    if (started := os.environ.get("WORLD_SIZE", "1")) != "1":
-        raise ConfigError(
-            [f"WORLD_SIZE={started}: an experiment of the textbook is many small runs, one after the other, in one "
-             "process. Start it without a launcher: python -m largebatch textbook NAME."]
-        )  # fmt: skip
-
-
 def _folder(name: str, config: DictConfig) -> Path:
-    from largebatch.records.run_folder import new_folder
+    from largebatch.records.run_folder import chosen_folder
     from largebatch.run.config.reading import ConfigError
 
-    folder = Path(config.run.dir) if config.run.dir else new_folder(config.run.root, f"textbook/{name}")
+    folder = chosen_folder(config.run.dir, config.run.root, f"textbook/{name}")
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(
             [f"run.dir={folder}: is not empty, and an experiment does not mix its runs with others. Name another "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -121,7 +120,7 @@ def _run_all(
 def _show(prepared: Prepared, causes: list[Cause], errors: Errors, bounds: Bounds, *, failed: bool) -> None:
     from largebatch.records.report.publish import show_result, write_result
     from largebatch.records.result import Result
-    from largebatch.records.run_folder import environment, new_folder
+    from largebatch.records.run_folder import chosen_folder, environment
 
     config = prepared.config
     result = Result(
@@ -132,7 +131,7 @@ def _show(prepared: Prepared, causes: list[Cause], errors: Errors, bounds: Bound
         numbers=_numbers(causes, errors, bounds, failed=failed),
     )
     show_result(result)
-    folder = Path(config.run.dir) if config.run.dir else new_folder(config.run.root, "verify")
+    folder = chosen_folder(config.run.dir, config.run.root, "verify")
     about = {"precision": config.precision.compute, "config": prepared.public, "environment": environment()}
     write_result(result, folder / "verify.json", about=about)
 

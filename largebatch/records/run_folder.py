@@ -152,6 +152,11 @@ def _json(values: dict[str, Any]) -> str:
     return json.dumps(values, indent=2) + "\n"
 
 
+def chosen_folder(given: str | None, root: str, name: str) -> Path:
+    """The folder that was given, made by whoever writes to it; none: a new one, see `new_folder`."""
+    return Path(given) if given else new_folder(root, name)
+
+
 def new_folder(root: str, name: str) -> Path:
     """A new folder under `root`: ROOT/NAME/DATE_TIME, made unique by a number if need be.
 

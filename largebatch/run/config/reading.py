@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar, cast
 
@@ -114,6 +114,16 @@ def _texts(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
             yield from _texts(part, f"{prefix}.{key}" if prefix else str(key))
     elif isinstance(value, str):
         yield prefix, value
+
+
+def require_one_process(environ: Mapping[str, str], rule: str) -> None:
+    """Refuse a launcher of several processes; `rule` says why, and how to start the verb.
+
+    Raises:
+        ConfigError: with the number of processes and the rule.
+    """
+    if (started := environ.get("WORLD_SIZE", "1")) != "1":
+        raise ConfigError([f"WORLD_SIZE={started}: {rule}"])
 
 
 def require_values(config: DictConfig) -> None:
