@@ -93,13 +93,13 @@ def _rows(found: dict[str, _Median], steps: StepTimes, fit: TransferFit, num_ran
     meanings = {
         "step_without": ("step without communication", "ms", "gradient and update, until the slowest rank is done; "
                          "data not counted"),
-        "step_with": ("step with it", "ms", "the same with the gradient's all-reduces"),
-        "difference": ("difference", "ms", "what communication costs a step, with what it slows down"),
-        "share": ("share of step", "%", "of the difference in the step with communication"),
-        "exposed": ("exposed", "ms", "after the last gradient of the slowest rank, by the clocks of the ranks"),
-        "total": ("total", "ms", "while parts of the gradient were being reduced, hidden or not"),
-        "hidden_share": ("hidden", "%", "of the total, beside computation"),
-        "skew": ("skew", "ms", "wait of the fastest rank for the slowest; no time of the network"),
+        "step_with": ("step with it", "ms", "the same, with all-reduces of the gradient"),
+        "difference": ("difference", "ms", "what communication costs a step, computation that it slows down included"),
+        "share": ("share of step", "%", "the difference over the step with communication"),
+        "exposed": ("exposed", "ms", "what follows the last gradient of the slowest rank, by the clocks of the ranks"),
+        "total": ("total", "ms", "time in which parts of the gradient are reduced, hidden or not"),
+        "hidden_share": ("hidden", "%", "share of the total that runs beside computation"),
+        "skew": ("skew", "ms", "the fastest rank waits that long for the slowest; the network has no part in it"),
     }  # fmt: skip
     rows = [(name, *found[key].show(unit), meaning) for key, (name, unit, meaning) in meanings.items()]
     return rows + _fit_rows(steps, fit, num_ranks)
@@ -111,19 +111,19 @@ def _fit_rows(steps: StepTimes, fit: TransferFit, num_ranks: int) -> Rows:
         "latency",
         f"{1e6 * fit.latency_s:.4g} us",
         f"{low:.4g} to {high:.4g}",
-        "of an undisturbed all-reduce (fit to lower quartiles)",
+        "an undisturbed all-reduce (fit to lower quartiles)",
     )
     count, size = len(steps.num_bytes), f"{sum(steps.num_bytes) / _MB:.4g} MB"
     parts = "at once" if count == 1 else f"in {count} parts one after another"
     if fit.bandwidth is None or fit.bandwidth_interval is None:
-        return [latency, ("bandwidth", "not enough evidence", "", "larger all-reduces did not take longer for sure: "
-                          "raise measure.communication.repetitions")]  # fmt: skip
+        return [latency, ("bandwidth", "not enough evidence", "", "larger all-reduces do not surely take longer: raise "
+                          "measure.communication.repetitions")]  # fmt: skip
     slow, fast = (one / _MB for one in fit.bandwidth_interval)
     message_s, link_s_per_byte = fit.ring(num_ranks)
     return [
         latency,
         ("bandwidth", f"{fit.bandwidth / _MB:.4g} MB/s", f"{slow:.4g} to {fast:.4g}",
-         "bytes of a gradient per second beyond the latency: the same fit"),
+         "bytes of a gradient per second beyond the latency, by the same fit"),
         ("ring", f"{1 / link_s_per_byte / _MB:.4g} MB/s", "",
          f"over each link, and {1e6 * message_s:.3g} us per message, if the all-reduce is a ring of {num_ranks} ranks: "
          "2 (p - 1) messages of n / p bytes (Patarasuk and Yuan 2009)"),

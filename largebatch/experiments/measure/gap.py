@@ -19,17 +19,17 @@ from largebatch.run.config.reading import ConfigError
 from largebatch.run.prepare import Prepared
 
 MEANINGS = {
-    "label smoothing": "of the training loss, taken away",
-    "augmentation": "of training samples, taken away; negative where it makes them harder",
-    "train mode": "dropout and batch norm over micro-batches of {ghost}, against eval mode with fresh statistics",
-    "stale statistics": "running statistics of batch norm, against fresh ones at these weights",
-    "label noise": "the same samples with their own labels again; positive where wrong ones were memorised",
-    "generalization": "other samples: validation against training, all else equal",
+    "label smoothing": "the training loss without it",
+    "augmentation": "training samples without it; negative where it makes them harder",
+    "train mode": "eval mode with fresh statistics, against dropout and batch norm over micro-batches of {ghost}",
+    "stale statistics": "batch norm's running statistics, against fresh ones at these weights",
+    "label noise": "the same samples with their true labels; positive where the model memorised wrong ones",
+    "generalization": "validation samples against training samples, all else equal",
 }
 # Of sets that augment by themselves, which a plain one would tell apart.
 _NOT_TOLD_APART = {
-    "augmentation": "of data.augment; what a set does by itself is not told apart: name data.train_plain",
-    "generalization": "other samples, and what the sets augment by themselves: validation against training",
+    "augmentation": "data.augment alone; what a set does by itself is not told apart: name data.train_plain",
+    "generalization": "validation samples against training samples, and what the sets augment by themselves",
 }
 # Where training samples are as an evaluation during training sees them: with the labels that were trained on.
 _EVALUATED = "stale statistics"
@@ -142,13 +142,13 @@ def _rows(found: GapParts, ghost: int, draws: int, *, is_augmented: bool) -> lis
     """Gaps add up downwards; a positive one is worse on validation, of loss and of accuracy."""
     meanings = MEANINGS | (_NOT_TOLD_APART if is_augmented else {})
     parts = [_row(f"+ {part.name}", part, meanings[part.name].format(ghost=ghost)) for part in found.parts]
-    first = f"mean of {draws} draws, as the training loss sees it; that also averages over older weights"
-    gap = "what eval/* of a run compare: validation against training, both evaluated"
+    first = f"as the training loss sees it, mean of {draws} draws; a printed loss also averages over older weights"
+    gap = "validation against training, both evaluated: what eval/* of a run compare"
     return [
         _totals("training", found.train_loss, found.train_accuracy, first),
         *parts,
         _totals("validation", found.val_loss, found.val_accuracy, "evaluated"),
-        _row("naive gap", found.naive, "validation against training as printed: the sum of all parts"),
+        _row("naive gap", found.naive, "validation against the printed training loss: the sum of all parts"),
         _row("generalization gap", found.generalization_gap, gap),
     ]
 
