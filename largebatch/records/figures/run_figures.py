@@ -20,7 +20,6 @@ BANDS_OF_LONG_RUNS = "Bands of long runs: the least and the greatest of all valu
 _MOST_POINTS = 500  # of a line; of raw values twice as many
 _TIME_BINS = 100
 _TWO_SIDED = 1.96  # standard errors of a normal distribution that hold 95 %
-_SMALL_PART = 0.005  # of a step's time: a part below it is left out
 
 
 def run_figures(columns: Columns) -> dict[str, list[Diagram]]:
@@ -199,7 +198,7 @@ def _with_time_parts(columns: Columns, figure: Diagram) -> Diagram:
     if not len(x):
         return figure
     whole = sum(parts.values(), np.zeros(len(x)))
-    shown = {name: part for name, part in parts.items() if part.sum() > _SMALL_PART * whole.sum()}
+    shown = {name: part for name, part in parts.items() if part.any()}
     typical, highest = float(np.median(whole)), float(whole.max())
     is_cut = highest > 2 * typical > 0
     y = replace(figure.y, high=1.5 * typical) if is_cut else figure.y
