@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -161,7 +161,7 @@ Form = TypeVar("Form", bound=LarsForm | LambForm)
 
 def form_of(form: type[Form], group: Mapping[str, Any]) -> Form:
     """The form that a parameter group asks for."""
-    return form(**{field.name: group[field.name] for field in fields(form)})
+    return form(**{name: group[name] for name in form.__dataclass_fields__})
 
 
 def _adapts(group: Mapping[str, Any], form: LarsForm | LambForm) -> bool:

@@ -65,25 +65,14 @@ class LayerwiseOptimizer(Optimizer):
             states = [self._state(param) for param in params]
             columns = {name: [state[name] for state in states] for name in self.state_names}
             steps = columns.pop("step", None)
-            terms = self.terms(group, grad_norm)
-            take_step(self.paths, [params, grads, *columns.values()], steps, terms, **self._path_options(group))
+            form = form_of(self.form_type, group)
+            terms, options = form.terms(group, grad_norm), _path_options(group, form)
+            take_step(self.paths, [params, grads, *columns.values()], steps, terms, **options)
         return loss
 
     def _check(self, group: Mapping[str, Any]) -> None:
         check_hyperparameters(group)
-        self._path_options(group)
-
-    def _path_options(self, group: Mapping[str, Any]) -> PathOptions:
-        """What the group says about the path, False for fused=None where the fused path does not have the form."""
-        given = PathOptions(foreach=group["foreach"], fused=group.get("fused"), compile=group.get("compile", False))
-        check_paths(**given)
-        form = form_of(self.form_type, group)
-        if given["fused"] and not form.is_fused:
-            raise ValueError(
-                f"fused=True with {form}: the fused path does not have this form. Set fused=None, which takes another "
-                "path."
-            )
-        return given if form.is_fused else {**given, "fused": False}
+        _path_options(group, form_of(self.form_type, group))
 
     def _grad_norm(self, grads: list[Tensor]) -> Tensor | None:
         """Norm of the gradients of all groups, if one of them asks for it."""
@@ -92,8 +81,22 @@ class LayerwiseOptimizer(Optimizer):
 
     def _state(self, param: Tensor) -> dict[str, Tensor]:
         state: dict[str, Tensor] = self.state[param]
-        for name in self.state_names:
-            if name not in state:  # the step number on a CPU: reading it there waits for no device
-                is_number = name == "step"
-                state[name] = torch.zeros((), dtype=torch.float32, device="cpu") if is_number else wide_zeros(param)
+        if not state:
+            for name in self.state_names:
+                state[name] = _zero_step() if name == "step" else wide_zeros(param)
         return state
+
+
+def _zero_step() -> Tensor:
+    return torch.zeros((), dtype=torch.float32, device="cpu")  # reading it there waits for no device
+
+
+def _path_options(group: Mapping[str, Any], form: LarsForm | LambForm) -> PathOptions:
+    """What the group says about the path, False for fused=None where the fused path does not have the form."""
+    given = PathOptions(foreach=group["foreach"], fused=group.get("fused"), compile=group.get("compile", False))
+    check_paths(**given)
+    if given["fused"] and not form.is_fused:
+        raise ValueError(
+            f"fused=True with {form}: the fused path does not have this form. Set fused=None, which takes another path."
+        )
+    return given if form.is_fused else {**given, "fused": False}

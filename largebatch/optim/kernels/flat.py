@@ -25,7 +25,7 @@ Row = list[Tensor]
 
 def split_off_flat(
     columns: Sequence[Sequence[Tensor]], scalars: Sequence[Sequence[Tensor]], *, demanded_by: str | None
-) -> tuple[list[Row], list[list[Tensor]]]:
+) -> tuple[list[list[Row]], list[list[Tensor]]]:
     """Divide the parameters of a group into those that have flat views and the others.
 
     Plain tensors on a CPU have them, whose parameter, gradient and state are all float32 or all float64 and lie in
@@ -37,12 +37,13 @@ def split_off_flat(
         demanded_by: the option that demands flat views of all; None: of those that have them.
 
     Returns:
-        Rows of flat views, empty tensors left out, each ended by its scalar; the columns of the rest, scalars last.
+        Rows of flat views, each ended by its scalar, float32 and float64 apart, without empty tensors; the columns of
+        the rest, scalars last.
 
     Raises:
         ValueError: if flat views are demanded of a parameter that has none.
     """
-    rows: list[Row] = []
+    rows: dict[torch.dtype, list[Row]] = {}
     rest: list[list[Tensor]] = [[] for _ in [*columns, *scalars]]
     for row, *ending in zip(zip(*columns, strict=True), *scalars, strict=True):
         flat = flat_views(row)
@@ -53,8 +54,8 @@ def split_off_flat(
             for column, tensor in zip(rest, [*row, *ending], strict=True):
                 column.append(tensor)
         else:
-            rows.append(flat + ending)
-    return rows, rest
+            rows.setdefault(flat[0].dtype, []).append(flat + ending)
+    return list(rows.values()), rest
 
 
 def flat_views(row: Sequence[Tensor]) -> Row | None:
@@ -87,12 +88,6 @@ def refusal(option: str, row: Sequence[Tensor], remedy: str, *, takes: str = _TA
         f"{option} takes plain {takes} that lie in memory without gaps, the gradient and "
         f"the state in the order of the parameter. {remedy}."
     )
-
-
-def rows_of_one_dtype(rows: Sequence[Row]) -> list[list[Row]]:
-    """The rows, those of float32 and those of float64 apart."""
-    parts = [[row for row in rows if row[0].dtype == dtype] for dtype in PLAIN_DTYPES]
-    return [part for part in parts if part]
 
 
 def small_then_large(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:

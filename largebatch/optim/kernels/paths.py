@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from largebatch.optim.kernels.compiler import kernels
-from largebatch.optim.kernels.flat import Row, rows_of_one_dtype, split_off_flat
+from largebatch.optim.kernels.flat import Row, split_off_flat
 from largebatch.optim.kernels.triton_steps import triton_kernels
 from largebatch.optim.kernels.triton_tables import Work, works
 from largebatch.optim.state import same_kind, uses_foreach
@@ -72,18 +72,18 @@ def take_step(
     """
     width = len(columns)
     every = columns if steps is None else [*columns, steps]
-    rows: list[Row] = []
+    parts: list[list[Row]] = []
     on_gpu: list[list[Tensor]] = []
     launches: list[Work] = []
     if compile:
         on_cpu, on_gpu = _split_by_device(every)
-        rows, _ = split_off_flat(on_cpu[:width], on_cpu[width:], demanded_by="compile=True")
+        parts, _ = split_off_flat(on_cpu[:width], on_cpu[width:], demanded_by="compile=True")
         launches = works(*on_gpu[:width])
     elif fused or (fused is None and foreach is None):
-        rows, every = split_off_flat(columns, every[width:], demanded_by="fused=True" if fused else None)
+        parts, every = split_off_flat(columns, every[width:], demanded_by="fused=True" if fused else None)
     if steps:
         torch._foreach_add_(steps, torch.tensor(1.0, device="cpu"), alpha=1.0)
-    for part in rows_of_one_dtype(rows):
+    for part in parts:
         (paths.compiled if compile else paths.fused)(part, terms)
     if compile:
         paths.triton(launches, on_gpu, terms)
