@@ -218,6 +218,25 @@ class Labelled(torch.Tensor):
     """A subclass, as DTensor is one."""
 
 
+def parameter(values: Any, grad: Any) -> torch.nn.Parameter:
+    """In float64, with that gradient."""
+    param = torch.nn.Parameter(torch.as_tensor(values, dtype=torch.float64).clone())
+    param.grad = torch.as_tensor(grad, dtype=torch.float64)
+    return param
+
+
+def random_pair(seed: int) -> tuple[Tensor, Tensor]:
+    """A weight and a gradient of one of four shapes."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = [(6, 4), (3, 2, 2), (5,), (1,)][seed % 4]
+    weight, grad = (torch.randn(shape, dtype=torch.float64, generator=generator) for _ in range(2))
+    return weight, grad
+
+
+def norm(tensor: Tensor) -> float:
+    return float(torch.linalg.vector_norm(tensor.detach()))
+
+
 def make_params(dtype: torch.dtype = torch.float32, shapes: Any = SHAPES) -> list[torch.nn.Parameter]:
     generator = torch.Generator().manual_seed(1)
     return [torch.nn.Parameter(torch.randn(shape, generator=generator).to(dtype)) for shape in shapes]

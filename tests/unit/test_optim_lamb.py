@@ -9,26 +9,11 @@ from hypothesis import strategies as st
 
 from largebatch.optim import LAMB
 from tests.reference.lars_lamb import FLAGS
+from tests.unit.optim_forms import norm, parameter, random_pair
 
 pytestmark = [pytest.mark.quick, pytest.mark.other_processor]
 
 seeds = st.integers(0, 2**32 - 1)
-
-
-def parameter(values: torch.Tensor | list[float], grad: torch.Tensor | list[float]) -> torch.nn.Parameter:
-    param = torch.nn.Parameter(torch.as_tensor(values, dtype=torch.float64).clone())
-    param.grad = torch.as_tensor(grad, dtype=torch.float64)
-    return param
-
-
-def random_pair(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    shape = [(6, 4), (3, 2, 2), (5,), (1,)][seed % 4]
-    return tuple(torch.randn(shape, dtype=torch.float64, generator=generator) for _ in range(2))
-
-
-def norm(tensor: torch.Tensor) -> float:
-    return float(torch.linalg.vector_norm(tensor.detach()))
 
 
 def test_two_steps_by_hand():
@@ -86,19 +71,6 @@ def test_without_decay_lamb_is_not_adam():
     torch.optim.Adam([plain], lr=0.1, eps=1e-6).step()
     assert (plain - weight).tolist() == pytest.approx([-0.1, 0.1], rel=1e-5)
     assert (adapted - weight).tolist() == pytest.approx([-0.5 / 2**0.5, 0.5 / 2**0.5], rel=1e-14)
-
-
-def test_without_adaptation_lamb_is_torch_adamw():
-    weight, _ = random_pair(1)
-    ours, theirs = parameter(weight, weight), parameter(weight, weight)
-    lamb = LAMB([ours], lr=0.1, weight_decay=0.05, adapts=False)
-    adamw = torch.optim.AdamW([theirs], lr=0.1, eps=1e-6, weight_decay=0.05)
-    for step in range(20):
-        lamb.param_groups[0]["lr"] = adamw.param_groups[0]["lr"] = 0.1 * (step + 1) / 20
-        ours.grad = theirs.grad = random_pair(4 * step + 1)[1]
-        lamb.step()
-        adamw.step()
-    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("foreach", [False, True])

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from largebatch.optim import LARS
 from tests.reference.lars_lamb import ReferenceLARS
+from tests.unit.optim_forms import norm, parameter, random_pair
 
 pytestmark = [pytest.mark.quick, pytest.mark.other_processor]
 
@@ -19,27 +20,11 @@ scales = st.floats(1e-3, 1e3)
 decays = st.sampled_from([0.0, 1e-4, 0.05, 1.0])
 
 
-def parameter(values: torch.Tensor | list[float], grad: torch.Tensor | list[float]) -> torch.nn.Parameter:
-    param = torch.nn.Parameter(torch.as_tensor(values, dtype=torch.float64).clone())
-    param.grad = torch.as_tensor(grad, dtype=torch.float64)
-    return param
-
-
-def random_pair(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    shape = [(6, 4), (3, 2, 2), (5,), (1,)][seed % 4]
-    return tuple(torch.randn(shape, dtype=torch.float64, generator=generator) for _ in range(2))
-
-
 def one_step(weight: torch.Tensor, grad: torch.Tensor, **options) -> torch.Tensor:
     """Change of the weight in one step without momentum."""
     param = parameter(weight, grad)
     LARS([param], momentum=0.0, **options).step()
     return param.detach() - weight
-
-
-def norm(tensor: torch.Tensor) -> float:
-    return float(torch.linalg.vector_norm(tensor.detach()))
 
 
 def test_two_steps_by_hand():
@@ -92,18 +77,6 @@ def test_decay_and_adaptation_are_independent_flags(foreach):
     assert params[0.2, False].tolist() == pytest.approx([3 - 0.6, 4 - 2.8], rel=1e-15)
     assert params[0.0, True].tolist() == pytest.approx([3, 4 - 2 * 0.25], rel=1e-15)  # ratio 0.5 / 2
     assert params[0.0, False].tolist() == pytest.approx([3, 4 - 2], rel=1e-15)
-
-
-def test_without_adaptation_a_constant_rate_gives_torch_sgd():
-    weight, _ = random_pair(1)
-    ours, theirs = parameter(weight, weight), parameter(weight, weight)
-    lars = LARS([ours], lr=0.1, momentum=0.9, weight_decay=0.05, adapts=False)
-    sgd = torch.optim.SGD([theirs], lr=0.1, momentum=0.9, weight_decay=0.05)
-    for seed in range(1, 41, 4):
-        ours.grad = theirs.grad = random_pair(seed)[1]
-        lars.step()
-        sgd.step()
-    torch.testing.assert_close(ours, theirs, rtol=1e-13, atol=1e-15)
 
 
 @pytest.mark.parametrize("changing", [False, True])
