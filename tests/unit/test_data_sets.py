@@ -71,7 +71,7 @@ def test_a_report_says_of_which_runs_the_gap_is_augmented(tmp_path: Path) -> Non
     write_run(tmp_path / "b", 64, extra={AUGMENTED_GAP: 1})
     evidence = read_evidence([tmp_path])
     (told,) = [line for line in caveats(evidence, grouped(evidence.runs)) if "augments" in line]
-    assert told.endswith("a data set of b augments by itself, and so one side of the gap.")
+    assert told.endswith("a data set of b augments by itself: one side of the gap is augmented.")
 
 
 def test_the_set_of_the_user_is_found_behind_all_that_is_put_around_it() -> None:

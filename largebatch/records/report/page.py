@@ -79,7 +79,7 @@ def report_sections(
         sections.append(Section("damaged", "Damaged", html_parts.table(("run", "what is wrong"), rows)))
     if evidence.left_out:
         rows = [(printable(one.path), printable(one.reason)) for one in evidence.left_out]
-        sections.append(Section("left-out", "Left out", html_parts.table(("folder", "left out, because"), rows)))
+        sections.append(Section("left-out", "Left out", html_parts.table(("what", "left out, because"), rows)))
     return [one for one in sections if one.before or one.options]
 
 
