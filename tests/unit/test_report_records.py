@@ -15,6 +15,7 @@ from largebatch.records.report.publish import write_result_page
 from largebatch.records.report.reading import read_evidence
 from largebatch.records.report.result_sections import result_sections
 from largebatch.records.report.sections import Section
+from largebatch.records.report.verdict import verdict
 from largebatch.records.result import FILES, Result, Table, read_result
 from tests.unit.report_folders import write_json, write_run
 
@@ -146,7 +147,9 @@ def test_a_broken_record_is_named_and_the_others_are_shown(name: str, tmp_path: 
 def test_results_of_one_title_are_options_of_one_section(tmp_path: Path):
     for folder, title in (("a", "Ravines"), ("b", "Ravines"), ("c", "Hills")):
         write_json(tmp_path / folder / "textbook.json", RECORDS["textbook.json"] | {"title": title})
-    sections, _ = result_sections(read_evidence([tmp_path]), tmp_path / "page.html")
+    evidence = read_evidence([tmp_path])
+    assert [one.split(":")[0] for one in verdict(evidence, [])] == ["Ravines", "Ravines", "Hills"]  # each once
+    sections, _ = result_sections(evidence, tmp_path / "page.html")
     found = [(one.key, one.title, [option.label for option in one.options]) for one in sections]
     assert found == [("textbook", "Ravines", ["a", "b"]), ("textbook-1", "Hills", ["c"])]
 

@@ -26,7 +26,8 @@ _EQUAL = 1.05  # budgets that differ by less count as equal
 def verdict(evidence: Evidence, groups: Sequence[Group]) -> list[str]:
     """Sentences: how batch sizes compare, noise scale, critical batch size."""
     said = [line for group in groups for line in (*_of_batches(group), *_of_noise(group))]
-    results = [one.result for kind, _ in FILES.values() for one in evidence.of(kind)]
+    kinds = dict.fromkeys(kind for kind, _ in FILES.values())  # two files may be of one kind
+    results = [one.result for kind in kinds for one in evidence.of(kind)]
     said += [f"{one.title}: {one.sentences[0]}" for one in results if one.sentences]
     return said or ["There is no run with an evaluation, and no study: nothing can be said about batch sizes."]
 
