@@ -8,11 +8,11 @@ For a program of your own, by room; a name is loaded when it is first used:
     distributed  Runtime
     models       GPT MLP ConvNet Linear ResNet TwoViews checkpoint_activations hugging_face resnet18 resnet50
     data         ArrayDataset Augmentation MicroBatchLoader TokenWindows digits hub_images image_folder token_stream
-    gradient     ExactBatchNorm GlobalGradient accumulate_gradients
+    gradient     ExactBatchNorm Measures Step accumulate_gradients
     diagnostics  NoiseScale NoiseScaleEstimator StepsToTarget fit_critical_batch generalization_gap large_batch_gap
                  lr_range_test measure_sharpness measure_variance moments_of_step
     records      read_metrics
-    training     Observer Run StepReport train
+    training     Observer Run StepReport make_run train
 
 Each room has a README.md with examples: largebatch/ROOM/README.md.
 """
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
         moments_of_step,
     )
     from largebatch.distributed.runtime import Runtime
-    from largebatch.gradient import ExactBatchNorm, GlobalGradient, accumulate_gradients
+    from largebatch.gradient import ExactBatchNorm, Measures, Step, accumulate_gradients
     from largebatch.losses import CrossEntropy, InfoNCE, ModuleLoss, NextToken, OutputIsLoss, SquaredError
     from largebatch.models import (
         GPT,
@@ -66,19 +66,19 @@ if TYPE_CHECKING:
     from largebatch.optim import LAMB, LARS, MuonWithAdamW, set_lr
     from largebatch.optim.parameter_groups import parameter_groups
     from largebatch.records.trackers import read_metrics
-    from largebatch.training import Observer, Run, StepReport, train
+    from largebatch.training import Observer, Run, StepReport, make_run, train
 
     __version__: str
 
 __all__ = [
     "GPT", "LAMB", "LARS", "MLP", "ArrayDataset", "Augmentation", "BatchPlan", "BatchRamp", "ConvNet", "CrossEntropy",
-    "Duration", "ExactBatchNorm", "GlobalGradient", "InfoNCE", "Linear", "MicroBatchLoader", "ModuleLoss",
+    "Duration", "ExactBatchNorm", "InfoNCE", "Linear", "Measures", "MicroBatchLoader", "ModuleLoss",
     "MuonWithAdamW", "NextToken", "NoiseScale", "NoiseScaleEstimator", "Observer", "OutputIsLoss", "ResNet", "Run",
-    "Runtime", "SampleOrder", "Schedule", "SquaredError", "StepReport", "StepsToTarget", "TokenWindows", "TwoViews",
-    "__version__", "accumulate_gradients", "checkpoint_activations", "digits", "fit_critical_batch",
+    "Runtime", "SampleOrder", "Schedule", "SquaredError", "Step", "StepReport", "StepsToTarget", "TokenWindows",
+    "TwoViews", "__version__", "accumulate_gradients", "checkpoint_activations", "digits", "fit_critical_batch",
     "generalization_gap", "hub_images", "hugging_face", "image_folder", "large_batch_gap", "lr_range_test",
-    "measure_sharpness", "measure_variance", "moments_of_step", "parameter_groups", "read_metrics", "resnet18",
-    "resnet50", "scale_lr", "set_lr", "token_stream", "train",
+    "make_run", "measure_sharpness", "measure_variance", "moments_of_step", "parameter_groups", "read_metrics",
+    "resnet18", "resnet50", "scale_lr", "set_lr", "token_stream", "train",
 ]  # fmt: skip
 
 
@@ -119,11 +119,11 @@ _NAMES = {
     "distributed.runtime": "Runtime",
     "models": "GPT MLP ConvNet Linear ResNet TwoViews checkpoint_activations hugging_face resnet18 resnet50",
     "data": "ArrayDataset Augmentation MicroBatchLoader TokenWindows digits hub_images image_folder token_stream",
-    "gradient": "ExactBatchNorm GlobalGradient accumulate_gradients",
+    "gradient": "ExactBatchNorm Measures Step accumulate_gradients",
     "diagnostics": "NoiseScale NoiseScaleEstimator StepsToTarget fit_critical_batch generalization_gap large_batch_gap "
     "lr_range_test measure_sharpness measure_variance moments_of_step",
     "records.trackers": "read_metrics",
-    "training": "Observer Run StepReport train",
+    "training": "Observer Run StepReport make_run train",
 }
 _get, __dir__ = lazy_names(__name__, _NAMES)
 

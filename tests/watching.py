@@ -5,22 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from largebatch.training.loop import Run, StepReport
+from largebatch.training.loop import Observer, Run
+from largebatch.training.step_report import StepReport
 
 
-class AfterStep:
+class AfterStep(Observer):
     """An observer that calls a function after every step, or after step `only`."""
 
     def __init__(self, action: Callable[[Run, StepReport], object], *, only: int | None = None) -> None:
         self.action, self.only = action, only
 
-    def on_start(self, run: Run) -> None: ...
-
     def after_step(self, run: Run, report: StepReport) -> None:
         if self.only in (None, report.step):
             self.action(run, report)
-
-    def on_end(self, run: Run, status: str) -> None: ...
 
 
 class Rows:

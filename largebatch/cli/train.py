@@ -46,13 +46,13 @@ def run(config: DictConfig, overrides: list[str]) -> int:
     with open_job(prepared, stop, overrides) as job, stop:
         if job.run.runtime.is_main:
             _announce(prepared, job)
-        if job.run.progress.step >= job.run.num_steps and not job.evaluation.is_owed:
+        if job.run.progress.step >= job.run.steps.num_steps and not job.evaluation.is_owed:
             if job.run.runtime.is_main:
                 print(f"already finished: {job.run.progress.step} steps, {job.folder.path}")
                 if _lacks_its_end(job):
                     _conclude(job, "finished", hint=None, draws=prepared.config.logger.plots)
             return EXIT_DONE
-        lost = naming_lost_ranks(job.run.runtime, lambda: f"step {job.run.counted_step}")
+        lost = naming_lost_ranks(job.run.runtime, lambda: f"step {job.run.steps.number}")
         with naming_failures(job.run, job.folder), lost:
             status = train(job.run)
         if job.run.runtime.is_main:
@@ -183,7 +183,7 @@ def _summary_rows(job: Job, summary: dict[str, Any], hint: str | None) -> list[t
 
     rows: list[tuple[str, object]] = [
         ("status", summary["status"]),
-        ("steps", f"{summary['steps']:,} of {job.run.num_steps:,}"),
+        ("steps", f"{summary['steps']:,} of {job.run.steps.num_steps:,}"),
         ("samples", f"{summary['samples_seen']:,} ({summary['epochs']:.4g} epochs)"),
         ("time in steps", f"{summary['train_seconds']:.1f} s"),
     ]
@@ -226,7 +226,10 @@ def _noise_scale_rows(job: Job) -> list[tuple[str, object]]:
         return []
     from largebatch.training.observers.noise_scale import told
 
-    scale, batch = job.noise_scale.latest, job.run.batches.ramp.at(job.run.progress.samples_seen).global_batch_size
+    scale, batch = (
+        job.noise_scale.latest,
+        job.run.steps.batches.ramp.at(job.run.progress.samples_seen).global_batch_size,
+    )
     samples, steps = scale.sample_efficiency(batch), scale.step_efficiency(batch)
     groups = [(f"noise scale, {name}", told(one)) for name, one in job.noise_scale.latest_of_groups.items()]
     if samples is None or steps is None:

@@ -19,6 +19,7 @@ from largebatch.diagnostics.learning_rate.suggestion import Reading, Suggestion,
 from largebatch.diagnostics.settings import PositiveInt
 from largebatch.experiments.measure.weights import Weights
 from largebatch.gradient.snapshots import rolled_back
+from largebatch.gradient.step import Measures
 from largebatch.models.modes import train_mode
 from largebatch.records.figures.diagram import Axis, Diagram, Line, Surface, Trail
 from largebatch.records.result import Result, Table
@@ -27,7 +28,9 @@ from largebatch.run.derive import solve_plan
 from largebatch.run.initial_state import build_optimizer, initial_model
 from largebatch.run.parts import build_loader, build_run
 from largebatch.run.prepare import Prepared
-from largebatch.training.loop import Progress, Run, take_step
+from largebatch.training.loop import Run, take_step
+from largebatch.training.progress import Progress
+from largebatch.training.steps import Steps
 
 _MANY = 2**31  # steps: more than a test takes
 _ABOVE_START = 1.5  # times what the loss was: a loss that diverges goes on to any height
@@ -105,34 +108,41 @@ def run_range_tests(
     run = build_run(own, weights.runtime, loader, plan=plans[0], num_steps=_MANY, is_guarded=False)
 
     def curve(plan: BatchPlan, seed: int) -> RangeCurve:
-        with _rewound(run, prepared, seed):
+        rates: list[float] = []
+        measured = run.steps.always | Measures.LOSS
+        steps = Steps(run.steps.batches, lambda _: rates[-1], _MANY, seed=seed, always=measured)
+        with _rewound(run, prepared, steps) as test:
             if weights.checkpoint is None:
-                run.module.load_state_dict(initial_model(prepared.config, seed, prepared.train).state_dict())
-            train_mode(run.module)
+                test.module.load_state_dict(initial_model(prepared.config, seed, prepared.train).state_dict())
+            train_mode(test.module)
             loader = build_loader(prepared, rank, plan=plan, seed=seed)
-            run.batches.begin(0, settings.steps, loader=loader, ramp=BatchRamp.of(plan))
-            return walk_rates(step_at, settings)
-
-    def step_at(lr: float) -> float:
-        run.lr_at = lambda _: lr
-        return take_step(run).mean_loss
+            steps.batches.begin(0, settings.steps, loader=loader, ramp=BatchRamp.of(plan))
+            return walk_rates(partial(_step_at, test, rates), settings)
 
     return [RangeTests(plan.global_batch_size, {seed: curve(plan, seed) for seed in seeds}) for plan in plans]
 
 
-@contextmanager
-def _rewound(run: Run, prepared: Prepared, seed: int) -> Iterator[None]:
-    """A run at its start, with another seed and optimizer; all is rolled back in the end.
+def _step_at(run: Run, rates: list[float], lr: float) -> float:
+    """The loss of the next step, which is taken with a rate of its own."""
+    rates.append(lr)
+    step = run.steps.next()
+    assert step is not None
+    return take_step(run, step).mean_loss
 
-    One run serves all tests: a distributed wrapper takes its hooks once.
+
+@contextmanager
+def _rewound(run: Run, prepared: Prepared, steps: Steps) -> Iterator[Run]:
+    """A run at its start, with other steps and a fresh optimizer; all is rolled back in the end.
+
+    One gradient serves all tests: a distributed wrapper takes its hooks once.
     """
-    run.seed, run.progress = seed, Progress()
-    run.counted_step = run.counted_samples = 0
-    run.optimizer = build_optimizer(prepared.config, run.module)
+    optimizer = build_optimizer(prepared.config, run.module)
+    test = replace(run, steps=steps, optimizer=optimizer, progress=Progress())
+    test.agreement.begin(test.progress)
     loss_scale = run.runtime.loss_scale_state()
     try:
-        with rolled_back(run.module, run.optimizer):
-            yield
+        with rolled_back(test.module, test.optimizer):
+            yield test
     finally:
         run.runtime.load_loss_scale_state(loss_scale)
 

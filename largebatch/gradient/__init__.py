@@ -5,12 +5,16 @@ from typing import TYPE_CHECKING
 from largebatch import lazy_names
 
 if TYPE_CHECKING:
-    from largebatch.gradient.accumulation import accumulate_gradients
     from largebatch.gradient.exact_batch_norm import ExactBatchNorm
-    from largebatch.gradient.global_gradient import GlobalGradient
+    from largebatch.gradient.options import GradientOptions, accumulate_gradients, choose_gradient
+    from largebatch.gradient.step import Measures, Step
 
-__all__ = ["ExactBatchNorm", "GlobalGradient", "accumulate_gradients"]
+__all__ = ["ExactBatchNorm", "GradientOptions", "Measures", "Step", "accumulate_gradients", "choose_gradient"]
 __getattr__, __dir__ = lazy_names(
     __name__,
-    {"accumulation": "accumulate_gradients", "exact_batch_norm": "ExactBatchNorm", "global_gradient": "GlobalGradient"},
+    {
+        "options": "GradientOptions accumulate_gradients choose_gradient",
+        "exact_batch_norm": "ExactBatchNorm",
+        "step": "Measures Step",
+    },
 )

@@ -1,31 +1,150 @@
-"""Which ways to compute a gradient exclude each other."""
+"""What goes together: each choice says what it takes away and what it needs, and one function lists the conflicts.
+
+The check of a config and the constructor of a gradient call the same function, with the same choices.
+"""
 
 from __future__ import annotations
 
+import enum
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
-def require_compatible(
-    *,
-    ordered: bool,
-    exact_batch_norm: bool,
-    compresses: bool,
-    couples: bool,
-    survives_shortage: bool,
-    recomputes: bool,
-) -> None:
-    """Raise ValueError if they do; see `GlobalGradient`."""
-    if ordered and exact_batch_norm:
-        raise ValueError(
-            "An ordered reduction adds the gradients of micro-batches one by one; with exact batch norm a "
-            "micro-batch has no gradient of its own. Choose one of them."
-        )
-    if survives_shortage and (ordered or exact_batch_norm or couples or compresses):
-        raise ValueError(
-            "A step that is taken again in smaller micro-batches sums its gradients by itself, once all are there: "
-            "not in order, not compressed, and not where micro-batches depend on each other."
-        )
-    if recomputes and (ordered or exact_batch_norm or couples or survives_shortage):
-        raise ValueError(
-            "To compute its part of a gradient twice a rank must have one: not with an ordered reduction, exact "
-            "batch norm or a loss that couples samples, which mix the ranks before, and not in steps that may be "
-            "taken again in smaller micro-batches. Leave the recomputation out."
-        )
+
+class Ability(enum.Enum):
+    """What a choice may take away from a run, and another one may need."""
+
+    JOINT_GRADIENT = "micro-batches may have one gradient together, and none of their own"
+    OWN_GRADIENTS = "the gradient of a micro-batch depends on its own samples alone"
+    OWN_PART = "a rank holds its part of a gradient, computed once, before it is reduced"
+    SENT_BY_DDP = "DDP sends the gradients"
+    OVERLAP = "gradients are sent while the backward pass computes, and nothing else is"
+    SMALLER_PARTS = "a step can be taken again in smaller micro-batches"
+    ANY_SIZES = "micro-batches may be smaller than planned"
+    PYTHON_FORWARD = "a forward pass can wait for others in Python"
+    FORWARD_ONCE = "a micro-batch runs forward once"
+    SECOND_DERIVATIVES = "the loss of a subset has second derivatives"
+    FEW_DIGITS = "gradients may lose digits on their way"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A way to compute something.
+
+    Attributes:
+        name: as a config writes it.
+        needs: abilities without which it cannot be had.
+        lacks: abilities that it takes away, each with the reason: a clause about "it".
+    """
+
+    name: str
+    needs: frozenset[Ability] = frozenset()
+    lacks: Mapping[Ability, str] = field(default_factory=dict)
+
+
+def conflicts(choices: Sequence[Choice]) -> Iterator[str]:
+    """An error for each pair of choices of which one needs what the other takes away.
+
+    >>> pinned = Choice("batch.micro=2", lacks={Ability.SMALLER_PARTS: "a pinned micro-batch cannot be lowered"})
+    >>> list(conflicts([halving(), pinned]))[0][:62]
+    'batch.on_out_of_memory=lower: does not go with batch.micro=2: '
+    """
+    for one in choices:
+        for other in choices:
+            reasons = [reason for ability, reason in other.lacks.items() if ability in one.needs]
+            if reasons and one is not other:
+                yield f"{one.name}: does not go with {other.name}: {reasons[0]}. Choose one of them."
+
+
+def in_order() -> Choice:
+    """The reduction in one order on any number of ranks."""
+    return Choice(
+        "batch.reduction=ordered",
+        lacks={
+            Ability.JOINT_GRADIENT: "it adds the gradients of micro-batches one by one, and here they have none",
+            Ability.OWN_PART: "it adds up micro-batches of several ranks one by one, and no rank has a part of its own",
+            Ability.SENT_BY_DDP: "it is for audits, bit for bit",
+            Ability.OVERLAP: "it sends gradients one by one after the last of them, so that all of it is exposed, as "
+            "time/communication_s says",
+            Ability.SMALLER_PARTS: "it needs a pinned micro-batch",
+        },
+    )
+
+
+def exact_batch_norm() -> Choice:
+    """Batch norm over the whole global batch: micro-batches side by side."""
+    return Choice(
+        "batch_norm=exact",
+        needs=frozenset({Ability.JOINT_GRADIENT, Ability.PYTHON_FORWARD, Ability.FORWARD_ONCE}),
+        lacks={
+            Ability.OWN_GRADIENTS: "the ranks meet in every batch norm, and a micro-batch has no gradient of its own",
+            Ability.SENT_BY_DDP: "its gradients are summed by other means than DDP",
+            Ability.OVERLAP: "the ranks also meet in every batch norm, which would be left out",
+            Ability.SMALLER_PARTS: "all micro-batches of a rank are in memory at once",
+            Ability.ANY_SIZES: "it takes micro-batches to be as large as planned",
+        },
+    )
+
+
+def coupled_loss(name: str) -> Choice:
+    """A loss that compares the samples of the whole global batch; `name` is that of its class."""
+    return Choice(
+        f"loss._target_={name}",
+        lacks={
+            Ability.OWN_GRADIENTS: "it compares the samples of all ranks, so that a micro-batch has no gradient of its "
+            "own, and what one rank got wrong is in the gradients of the others",
+            Ability.SMALLER_PARTS: "it ties micro-batches together",
+            Ability.ANY_SIZES: "it compares all samples of a global batch",
+            Ability.SECOND_DERIVATIVES: "it compares the samples of a batch, so that the loss of a subset depends on "
+            "how it is cut",
+        },
+    )
+
+
+def compression(dtype: str) -> Choice:
+    """Gradients that are rounded on their way between ranks."""
+    return Choice(
+        f"precision.gradient_compression={dtype}",
+        needs=frozenset({Ability.SENT_BY_DDP, Ability.FEW_DIGITS}),
+        lacks={Ability.SMALLER_PARTS: "DDP compresses, and sums nothing in steps that may be taken again"},
+    )
+
+
+def halving() -> Choice:
+    """Steps that are taken again in smaller micro-batches after a shortage of memory."""
+    return Choice(
+        "batch.on_out_of_memory=lower",
+        needs=frozenset({Ability.SMALLER_PARTS}),
+        lacks={
+            Ability.OWN_PART: "a step may be taken again by all ranks, and the rehearsal of one of them would not be",
+            Ability.OVERLAP: "it sends gradients after the last of them, so that all of it is exposed, as "
+            "time/communication_s says",
+        },
+    )
+
+
+def recomputation(name: str) -> Choice:
+    """Gradients that each rank computes twice; `name` is the key with its value."""
+    return Choice(name, needs=frozenset({Ability.OWN_PART, Ability.OWN_GRADIENTS}))
+
+
+def noise_scale(name: str) -> Choice:
+    """Norms of micro-batch gradients; `name` is the key with its value."""
+    return Choice(
+        name,
+        needs=frozenset({Ability.OWN_GRADIENTS}),
+        lacks={Ability.ANY_SIZES: "it takes micro-batches to be as large as planned"},
+    )
+
+
+def communication(name: str) -> Choice:
+    """A timeline of the gradient's reduction; `name` is the key with its value, or who asks for it."""
+    return Choice(name, needs=frozenset({Ability.OVERLAP}))
+
+
+def sharpness(name: str) -> Choice:
+    """The sharpness of the weights on a fixed subset; `name` is the key with its value."""
+    return Choice(
+        name,
+        needs=frozenset({Ability.SECOND_DERIVATIVES}),
+        lacks={Ability.ANY_SIZES: "it measures a fixed subset"},
+    )

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,40 +11,21 @@ from torch import Tensor, nn
 
 from largebatch.batch.plan import BatchPlan
 from largebatch.distributed.runtime import Inputs, Runtime
-from largebatch.gradient.accumulation import (
-    GradientResult,
-    MicroBatchSource,
-    accumulate_gradients,
-    forward,
-    micro_batch_key,
-)
-from largebatch.gradient.ordered_reduction import OrderedReduction
-from largebatch.gradient.reduction_clock import ReductionClock
-from largebatch.gradient.skipped_parameters import SkippedParameters
+from largebatch.gradient.accumulation import MicroBatchSource, OneByOne, forward, micro_batch_key
+from largebatch.gradient.reductions import Reduction
+from largebatch.gradient.snapshots import Buffers
 from largebatch.losses.coupled import CoupledLoss
 
 
-def accumulate_coupled_gradients(
-    runtime: Runtime,
-    model: nn.Module,
-    loss: CoupledLoss,
-    micro_batches: Iterable[MicroBatchSource],
-    *,
-    plan: BatchPlan,
-    weight: float,
-    random_key: int,
-    clock: ReductionClock | None = None,
-    ordered: OrderedReduction | None = None,
-    skipped: SkippedParameters | None = None,
-) -> GradientResult:
-    """As `accumulate_gradients`, for a loss in which every sample of the global batch depends on all others.
+class Twice:
+    """For a loss in which every sample of the global batch depends on all others; a `LocalPass`.
 
     First every micro-batch is run forward without a graph, and the representations R of the global batch are
     gathered. Every rank then takes the loss L(R) and its total derivative dL/dR, in which a sample counts both by its
     own loss and as a negative of others. Then every micro-batch i is run forward again, as before but with a graph,
-    with the loss <R_i, dL/dR_i>, whose gradient in the weights is the micro-batch's part of the chain rule:
-    `accumulate_gradients` with one gradient all-reduce, as for any other loss. Source: Gao et al. 2021, "Scaling deep
-    contrastive learning batch size under memory limited setup", section 3.2.
+    with the loss <R_i, dL/dR_i>, whose gradient in the weights is the micro-batch's part of the chain rule: one by one,
+    with one reduction, as for any other loss. Source: Gao et al. 2021, "Scaling deep contrastive learning batch size
+    under memory limited setup", section 3.2.
 
     Both passes draw the same random numbers and start from the same buffers, so batch norm counts a micro-batch once.
     State of a model that is neither a parameter nor a buffer sees each micro-batch twice.
@@ -57,37 +36,28 @@ def accumulate_coupled_gradients(
 
     Args:
         runtime: the job.
-        model: as returned by `runtime.wrap`; its gradients are zero or None.
+        module: the unwrapped model.
         loss: over the representations of the whole global batch.
-        micro_batches: this rank's part of the global batch.
-        plan: which part that is.
-        weight: the one normalisation, of the sum of the losses of the whole batch.
-        random_key: draws inside the model are keyed by it and by the micro-batch's index, not by the rank.
-        clock: measures exposed communication of the gradient.
-        ordered: reduces in place of DDP.
-        skipped: see `accumulate_gradients`.
-
-    Raises:
-        ValueError: if the model returns no tensor [n, ...].
     """
-    started = time.perf_counter()
-    own = list(itertools.islice(micro_batches, len(plan.micro_batches(runtime.rank))))
-    data_s = time.perf_counter() - started
-    represented = _represent(runtime, runtime.unwrap(model), own, random_key)
-    loss_sum, gradients = differentiate_coupled_loss(runtime, loss, represented, own, plan)
-    result = accumulate_gradients(
-        runtime,
-        model,
-        _InnerProduct(),
-        [_Cached(part.inputs, rows_of_part, part.index) for part, rows_of_part in zip(own, gradients, strict=True)],
-        plan=plan,
-        weight=weight,
-        random_key=random_key,
-        clock=clock,
-        ordered=ordered,
-        skipped=skipped,
-    )
-    return GradientResult(loss_sum, data_s + result.data_s, result.communication_s)
+
+    def __init__(self, runtime: Runtime, module: nn.Module, loss: CoupledLoss) -> None:
+        self.loss, self._runtime, self._module = loss, runtime, module
+        self._chain_rule = OneByOne(runtime, _InnerProduct())
+
+    def __call__(
+        self, micro_batches: Iterator[Any], *, plan: BatchPlan, weight: float, random_key: int, reduction: Reduction
+    ) -> Tensor:
+        """See `LocalPass`.
+
+        Raises:
+            ValueError: if the model returns no tensor [n, ...].
+        """
+        own = list(micro_batches)
+        represented = _represent(self._runtime, self._module, own, random_key)
+        loss_sum, gradients = differentiate_coupled_loss(self._runtime, self.loss, represented, own, plan)
+        cached = (_Cached(part.inputs, rows, part.index) for part, rows in zip(own, gradients, strict=True))
+        self._chain_rule(cached, plan=plan, weight=weight, random_key=random_key, reduction=reduction)
+        return loss_sum
 
 
 def differentiate_coupled_loss(
@@ -158,14 +128,12 @@ def _represent(
 ) -> list[Tensor]:
     """Representations of each micro-batch, in order; buffers are as before afterwards."""
     # All buffers, not only running statistics: the second pass must start from the same state to compute the same.
-    before = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    before = Buffers(module)
     parts = []
     for micro_batch in micro_batches:
         runtime.seed(micro_batch_key(random_key, micro_batch.index))
         parts.append(require_representations(forward(module, runtime.place(micro_batch.inputs)), micro_batch))
-    for name, buffer in module.named_buffers():
-        if name in before:
-            buffer.copy_(before[name])
+    before.put_back()
     return parts
 
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 from torch import nn
 
 from largebatch.batch.plan import BatchPlan
 from largebatch.distributed.runtime import Runtime
 from largebatch.gradient.flat_gradients import Flat, FlatGradients
 from largebatch.gradient.pairwise_sum import Block, PairwiseSum
+from largebatch.gradient.reduction_clock import ReductionClock
+from largebatch.gradient.reductions import no_sync
 
 
-class OrderedReduction:
-    """Sums gradients over micro-batches in a tree that depends on the number of micro-batches alone.
+class InOrder:
+    """A `Reduction` that sums gradients over micro-batches in a tree that depends on the number of micro-batches alone.
 
     An all-reduce adds what each rank has added up before, so another number of ranks adds in another order and differs
     in the last bits. Here every micro-batch's gradient is a term of its own: a rank adds those that belong together in
@@ -23,12 +28,16 @@ class OrderedReduction:
 
     Args:
         runtime: the job.
-        module: the unwrapped model.
+        model: as `runtime.wrap` returned it.
+        clock: is told that the rank waits.
     """
 
-    def __init__(self, runtime: Runtime, module: nn.Module) -> None:
-        self._runtime = runtime
-        self._gradients = FlatGradients(module)
+    scale = 1
+
+    def __init__(self, runtime: Runtime, model: nn.Module, clock: ReductionClock) -> None:
+        self.model = model
+        self._runtime, self._clock = runtime, clock
+        self._gradients = FlatGradients(runtime.unwrap(model))
         self._sum = _empty_sum()
 
     def begin(self, plan: BatchPlan) -> None:
@@ -37,13 +46,17 @@ class OrderedReduction:
         self._sum = _empty_sum()
         self._gradients.clear()
 
-    def take(self, index: int) -> None:
-        """Move the gradient of micro-batch `index` from `.grad` into the sum; a parameter without one counts as 0."""
+    @contextlib.contextmanager
+    def one_pass(self, index: int, *, is_last: bool) -> Iterator[None]:
+        """Moves the gradient of micro-batch `index` from `.grad` into the sum; a parameter without one counts as 0."""
+        with no_sync(self.model):
+            yield
         self._sum.push(Block(index, 1, self._gradients.read()))
         self._gradients.clear()
 
     def finish(self) -> None:
         """Put the total over all micro-batches and ranks into `.grad`."""
+        self._clock.start()
         if self._runtime.world_size > 1:
             total = self._collect() if self._runtime.is_main else self._hand_over()
             for part in total:

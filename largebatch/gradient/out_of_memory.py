@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from largebatch.batch.plan import BatchPlan
 from largebatch.distributed.gather import gather_floats, named_ranks
 from largebatch.distributed.runtime import Runtime
-from largebatch.gradient.accumulation import (
-    GradientResult,
-    LossPerSample,
-    MicroBatchSource,
-    accumulate_gradients,
-    sum_gradients,
-)
+from largebatch.gradient.accumulation import LocalPass
 from largebatch.gradient.flat_gradients import FlatGradients
-from largebatch.gradient.ordered_reduction import OrderedReduction
-from largebatch.gradient.reduction_clock import ReductionClock
+from largebatch.gradient.global_gradient import BatchResult, GlobalGradient
+from largebatch.gradient.reductions import Reduction
+from largebatch.gradient.snapshots import Buffers
+from largebatch.gradient.step import Step
 
 # How allocators say it that have no exception of their own. Not all that accelerate's `should_reduce_batch_size` takes
 # for a shortage: an operation that cuDNN does not support would only be tried again and again.
@@ -59,55 +57,80 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _TEXTS)
 
 
-def accumulate_if_it_fits(
-    runtime: Runtime,
-    model: nn.Module,
-    loss: LossPerSample,
-    micro_batches: Iterable[MicroBatchSource],
-    *,
-    plan: BatchPlan,
-    weight: float,
-    random_key: int,
-    clock: ReductionClock | None = None,
-    ordered: OrderedReduction | None = None,
-) -> GradientResult:
-    """As `accumulate_gradients`, but a rank that runs out of memory is known to all before anything is reduced.
+class IfItFits:
+    """A `LocalPass` of which a failure for want of memory on one rank is known to all before anything is reduced.
 
     DDP reduces while the last backward pass computes: a rank that fails in it leaves the others in a collective that
-    never ends. Here all passes come first, then one small sum says whether they went well everywhere, and only then
-    gradients are summed: no communication is hidden behind computation.
+    never ends. Here all passes come first, then one small sum says whether they went well everywhere. The reduction
+    must be one that comes `Afterwards`, so no communication is hidden behind computation.
 
     Args:
         runtime: the job.
-        model: as returned by `runtime.wrap`; its gradients are zero or None.
-        loss: sums per sample.
-        micro_batches: this rank's part of the global batch.
-        plan: how the batch is cut and shared.
-        weight: the one normalisation, 1 / (samples, or valid tokens, of the whole global batch): ranks are added up.
-        random_key: draws inside the model are keyed by it and by the micro-batch's index, not by the rank.
-        clock: measures exposed communication: all of the gradient's.
-        ordered: cannot be had.
-
-    Raises:
-        MicroBatchTooLargeError: on every rank, if a pass ran out of memory on any.
+        module: the unwrapped model.
+        local: how a rank computes its part.
     """
-    assert ordered is None
-    module, result = runtime.unwrap(model), None
-    try:
-        result = accumulate_gradients(
-            runtime, module, loss, micro_batches, plan=plan, weight=weight, random_key=random_key
-        )
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-    # Behind the handler: inside of it the error keeps everything alive that the passes had computed.
-    if result is None and runtime.device.type == "cuda":
-        torch.cuda.empty_cache()
-    failed = tuple(rank for rank, (is_short,) in enumerate(gather_floats(runtime, [result is None])) if is_short)
-    if result is None or failed:
-        FlatGradients(module).clear()
-        raise MicroBatchTooLargeError(failed, plan.max_micro_batch_size)
-    if clock is not None:
-        clock.start()
-    sum_gradients(runtime, module)
-    return result._replace(communication_s=None if clock is None else clock.exposed_s())
+
+    def __init__(self, runtime: Runtime, module: nn.Module, local: LocalPass) -> None:
+        self.loss, self._local = local.loss, local
+        self._runtime, self._gradients = runtime, FlatGradients(module)
+
+    def __call__(
+        self, micro_batches: Iterator[Any], *, plan: BatchPlan, weight: float, random_key: int, reduction: Reduction
+    ) -> Tensor:
+        """See `LocalPass`.
+
+        Raises:
+            MicroBatchTooLargeError: on every rank, if a pass ran out of memory on any.
+        """
+        result = None
+        try:
+            result = self._local(micro_batches, plan=plan, weight=weight, random_key=random_key, reduction=reduction)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        # Behind the handler: inside of it the error keeps everything alive that the passes had computed.
+        if result is None and self._runtime.device.type == "cuda":
+            torch.cuda.empty_cache()
+        table = gather_floats(self._runtime, [result is None])
+        failed = tuple(rank for rank, (is_short,) in enumerate(table) if is_short)
+        if result is None or failed:
+            self._gradients.clear()
+            raise MicroBatchTooLargeError(failed, plan.max_micro_batch_size)
+        return result
+
+
+class Halving:
+    """A gradient whose step, if it did not fit, is taken again from its first sample in micro-batches of half the size.
+
+    All ranks do so alike: each of them hears of it before anything was reduced. The following steps keep the size.
+
+    Args:
+        gradient: with a local pass that is `IfItFits`.
+        module: the unwrapped model, whose buffers are put back before a step is taken again.
+    """
+
+    def __init__(self, gradient: GlobalGradient, module: nn.Module) -> None:
+        self._gradient, self._module = gradient, module
+        self.batches, self.local, self.reduction = gradient.batches, gradient.local, gradient.reduction
+        self.clock, self.statistics, self.computing = gradient.clock, gradient.statistics, gradient.computing
+        self.norms, self.state, self.load = gradient.norms, gradient.state, gradient.load
+
+    def __call__(self, step: Step) -> BatchResult:
+        """As `GlobalGradient`.
+
+        Raises:
+            MicroBatchTooLargeError: on every rank, if a single sample does not fit on one.
+        """
+        shortages: list[MicroBatchTooLargeError] = []
+        while True:
+            before = Buffers(self._module)
+            try:
+                return self._gradient(step)._replace(shortages=tuple(shortages))
+            except MicroBatchTooLargeError as error:
+                if error.next_size is None:
+                    raise
+                before.put_back()
+                shortages.append(error.with_traceback(None))  # which holds what did not fit
+            size = shortages[-1].next_size
+            assert size is not None
+            step = replace(step, plan=self.batches.shrink(step.samples_seen, size))

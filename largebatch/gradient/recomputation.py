@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from largebatch.batch.plan import BatchPlan
 from largebatch.distributed.checksums import checksums
 from largebatch.distributed.gather import gather_ints, named_ranks
 from largebatch.distributed.runtime import Inputs, Runtime
-from largebatch.gradient.accumulation import LossPerSample, MicroBatchSource, accumulate_gradients, no_sync
-from largebatch.gradient.snapshots import unmoved
+from largebatch.gradient.accumulation import LocalPass, MicroBatchSource
+from largebatch.gradient.reductions import Apart, Overlapped
+from largebatch.gradient.snapshots import StepBuffers, preserving_buffers_and_rng
+from largebatch.gradient.step import Step
 
 _MOST_NAMED = 8
 
 
 class Recomputation:
     """Lets each rank compute its own part of a step's gradient twice, and compares the bits before they are used.
+
+    An instrument.
 
     The first pass is a rehearsal: all micro-batches of the rank, nothing sent, buffers and random generators put back
     afterwards. The second is the step itself. Since draws are keyed by micro-batch, both do the same arithmetic, and
@@ -41,47 +45,53 @@ class Recomputation:
 
     Args:
         runtime: the job.
-        model: as `runtime.wrap` returned it.
+        local: how a rank computes its part.
+        reduction: tells when that part is complete.
+        step_buffers: of the model.
+        every: steps between those that are computed twice.
     """
 
-    def __init__(self, runtime: Runtime, model: nn.Module) -> None:
-        self._runtime, self._model = runtime, model
-        named = [(name, one) for name, one in runtime.unwrap(model).named_parameters() if one.requires_grad]
+    def __init__(
+        self, runtime: Runtime, local: LocalPass, reduction: Overlapped, step_buffers: StepBuffers, *, every: int
+    ) -> None:
+        self._runtime, self._local, self._every = runtime, local, every
+        self._module, self._apart = runtime.unwrap(reduction.model), Apart(reduction.model, scale=reduction.scale)
+        named = [(name, one) for name, one in self._module.named_parameters() if one.requires_grad]
         self._names = [name for name, _ in named]
         self._parameters = [parameter for _, parameter in named]
         self._places = {id(parameter): place for place, parameter in enumerate(self._parameters)}
         self._is_compared = False  # whether the step that is being computed was rehearsed
-        self._is_distributed = isinstance(model, nn.parallel.DistributedDataParallel)
+        self._is_distributed = isinstance(reduction.model, nn.parallel.DistributedDataParallel)
         self._rehearsed = self._real = torch.zeros(len(named), dtype=torch.int64, device=runtime.device)
+        self._step_buffers = step_buffers
+        reduction.on_departure.append(self._take)
 
-    def rehearse(
-        self,
-        loss: LossPerSample,
-        micro_batches: Iterable[MicroBatchSource],
-        *,
-        plan: BatchPlan,
-        weight: float,
-        random_key: int,
-    ) -> None:
-        """Compute the gradient of this rank's micro-batches, remember its checksums, and leave nothing else behind.
+    def is_due(self, step: Step) -> bool:
+        """Every n-th step."""
+        return step.is_due(self._every)
 
-        Args:
-            loss: sums per sample.
-            micro_batches: this rank's part of the global batch; copies are used, in case a model writes into them.
-            plan: which part that is.
-            weight: the one normalisation.
-            random_key: draws inside the model are keyed by it and by the micro-batch's index.
+    @contextmanager
+    def around(self, step: Step, parts: Iterator[Any], weight: float) -> Iterator[Iterator[Any]]:
+        """See `Instrument`.
+
+        Raises:
+            RuntimeError: on every rank, if one of them computed different bits the second time.
         """
+        kept = list(parts)
+        self._rehearse(step, map(_copied, kept), weight)
+        yield iter(kept)
+        self._require_equal(step.number)
+
+    def _rehearse(self, step: Step, parts: Iterator[Any], weight: float) -> None:
+        """Compute the gradient of the step, remember its checksums, and leave nothing else behind."""
         had_gradients = [parameter.grad is not None for parameter in self._parameters]
-        with unmoved(self._runtime.unwrap(self._model)), no_sync(self._model):
-            accumulate_gradients(
-                self._runtime,
-                self._model,
-                loss,
-                map(_copied, micro_batches),
-                plan=plan,
+        with preserving_buffers_and_rng(self._module):
+            self._local(
+                self._step_buffers.one_by_one(parts),
+                plan=step.plan,
                 weight=weight,
-                random_key=random_key,
+                random_key=step.random_key,
+                reduction=self._apart,
             )
         self._rehearsed = self._of_gradients()
         self._real, self._is_compared = torch.zeros_like(self._rehearsed), True
@@ -91,19 +101,14 @@ class Recomputation:
             elif parameter.grad is not None:
                 parameter.grad.zero_()
 
-    def take(self, bucket: Any) -> None:
+    def _take(self, bucket: Any) -> None:
         """Of the step itself: checksums of a part of the gradient that DDP is about to send. In other steps nothing."""
         if not self._is_compared:
             return
         places = [self._places[id(parameter)] for parameter in bucket.parameters()]
         self._real[places] = checksums(bucket.gradients())
 
-    def require_equal(self, step: int) -> None:
-        """Compare, after the gradient of step `step` and before its update. Every rank calls it.
-
-        Raises:
-            RuntimeError: on every rank, if a rank has computed different bits; names ranks, parameter and step.
-        """
+    def _require_equal(self, step: int) -> None:
         self._is_compared = False
         if not self._is_distributed:
             self._real = self._of_gradients()

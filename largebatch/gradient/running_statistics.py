@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +13,15 @@ from torch.nn.modules.batchnorm import _NormBase
 from largebatch.batch.plan import BatchPlan
 from largebatch.distributed.gather import gather_tensors
 from largebatch.distributed.runtime import Runtime
+from largebatch.gradient.step import Step
 
 _KINDS = ("num_batches_tracked", "running_mean", "running_var")
 
 
 class RunningStatistics:
     """Makes W ranks arrive at the running statistics that one rank would have, without a collective per step.
+
+    An instrument.
 
     A batch norm of momentum m sees the K micro-batches of a step in their order: `running = (1 - m) running + m value`
     for each (ghost batch norm, Hoffer et al. 2017). Rank r, which computes the micro-batches a to b - 1 of them,
@@ -55,6 +59,17 @@ class RunningStatistics:
         self._merged: list[tuple[Tensor, Tensor, Tensor]] | None = None
         self._in_step: dict[float, list[Tensor]] = {}
         self._moved: set[int] = set()  # norms that were in training mode in a step since the last merge
+
+    def is_due(self, step: Step) -> bool:
+        """In every step, where there are any."""
+        return bool(self._norms)
+
+    @contextmanager
+    def around(self, step: Step, parts: Iterator[Any], weight: float) -> Iterator[Iterator[Any]]:
+        """See `Instrument`."""
+        self.begin_step(step.plan)
+        yield parts
+        self.end_step()
 
     def begin_step(self, plan: BatchPlan) -> None:
         """Before the forward passes of a step; the plan says who computes which micro-batches."""

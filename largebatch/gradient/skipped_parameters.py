@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import ParamSpec, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from largebatch.distributed.runtime import Runtime
-
-P = ParamSpec("P")
-T = TypeVar("T")
+from largebatch.gradient.step import Step
 
 
 class SkippedParameters:
-    """Makes what ranks do with parameters that some passes leave out what one process does.
+    """An instrument that makes what ranks do with parameters that some passes leave out what one process does.
 
     DDP reduces while the last backward pass computes, and waits for every parameter in that pass, whatever the passes
     before it had. Those that it leaves out get a gradient of 0 there, or keep the one that they have. A parameter that
@@ -38,16 +36,16 @@ class SkippedParameters:
         for one in self._parameters:
             one.register_post_accumulate_grad_hook(self._note)
 
-    def around(self, accumulate: Callable[P, T]) -> Callable[P, T]:
-        """A function that puts the gradient of a global batch into `.grad`, with what no rank has used left out."""
+    def is_due(self, step: Step) -> bool:
+        """In every step."""
+        return True
 
-        def accumulate_and_leave_out(*args: P.args, **kwargs: P.kwargs) -> T:
-            self._in_step = set()
-            result = accumulate(*args, **kwargs)
-            self._leave_out()
-            return result
-
-        return accumulate_and_leave_out
+    @contextmanager
+    def around(self, step: Step, parts: Iterator[Any], weight: float) -> Iterator[Iterator[Any]]:
+        """See `Instrument`: what no rank has used has no gradient afterwards."""
+        self._in_step = set()
+        yield parts
+        self._leave_out()
 
     def begin_pass(self) -> None:
         """Before a backward pass."""
@@ -74,13 +72,3 @@ class SkippedParameters:
     def _note(self, parameter: Tensor) -> None:
         self._in_step.add(id(parameter))
         self._in_pass.add(id(parameter))
-
-
-@contextmanager
-def completed_by(skipped: SkippedParameters | None) -> Iterator[None]:
-    """A backward pass, and what DDP still waits for after it; None: every parameter is in it."""
-    if skipped is not None:
-        skipped.begin_pass()
-    yield
-    if skipped is not None:
-        skipped.complete()

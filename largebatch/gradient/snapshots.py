@@ -1,34 +1,62 @@
-"""Stretches of code after which a module and all random generators are as before, bit for bit."""
+"""What a module holds, copied and put back bit for bit: buffers, weights, random generators, an optimizer's state."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from largebatch.distributed.generators import preserved_generators
-from largebatch.gradient.kept_buffers import KeptBuffers
+from largebatch.gradient.step import Step
 from largebatch.models.modes import Modes, evaluating
 
 
+class Buffers:
+    """Copies of all buffers of a module, at the moment at which it is made. Forward passes move some of them.
+
+    Args:
+        module: the unwrapped model.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._kept = [
+            (owner, name, buffer, None if buffer is None else buffer.detach().clone())
+            for owner in module.modules()
+            for name, buffer in owner._buffers.items()
+        ]
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        """Give the module the copies back; may be called again."""
+        for owner, name, buffer, copy in self._kept:
+            if buffer is not None and copy is not None and not is_expanded(buffer):
+                buffer.copy_(copy)
+            owner._buffers[name] = buffer  # some modules assign a new tensor instead of writing into theirs
+
+
+def is_expanded(tensor: Tensor) -> bool:
+    """Whether several elements share one place, as after `expand`: torch then refuses to write into it."""
+    return any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
+
+
 @contextmanager
-def undisturbed(module: nn.Module) -> Iterator[None]:
-    """Put the module into eval mode, and on every way out restore weights, modes, and what `unmoved` restores.
+def measuring(module: nn.Module) -> Iterator[None]:
+    """Put the module into eval mode, and on every way out restore it with all that `preserving_weights` restores.
 
     Gradients (`.grad`) are not looked at: use `torch.autograd.grad`, which leaves them alone.
     """
-    with weights_unmoved(module), evaluating(module):
+    with preserving_weights(module), evaluating(module):
         yield
 
 
 @contextmanager
-def weights_unmoved(module: nn.Module) -> Iterator[None]:
-    """On every way out restore weights, and what `unmoved` restores."""
+def preserving_weights(module: nn.Module) -> Iterator[None]:
+    """On every way out restore weights, and what `preserving_buffers_and_rng` restores."""
     parameters = [(parameter, parameter.detach().clone()) for parameter in module.parameters()]
-    with unmoved(module):
+    with preserving_buffers_and_rng(module):
         try:
             yield
         finally:
@@ -38,12 +66,12 @@ def weights_unmoved(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def unmoved(module: nn.Module) -> Iterator[None]:
+def preserving_buffers_and_rng(module: nn.Module) -> Iterator[None]:
     """On every way out restore what a forward pass may move: buffers and random generators.
 
     The generators are torch's on the CPU and on every CUDA device, numpy's and Python's.
     """
-    buffers = KeptBuffers(module)
+    buffers = Buffers(module)
     on_gpu = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
     try:
         with preserved_generators():
@@ -58,17 +86,17 @@ def unmoved(module: nn.Module) -> Iterator[None]:
 def rolled_back(module: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[None]:
     """Train on a module for a while: on every way out all is as before, an exception or Ctrl-C included.
 
-    Restored are weights, gradients, modes, the optimizer's state and settings, and what `unmoved` restores. Tensors
-    that were there before keep their identity, so that whoever holds one (a distributed wrapper, a fused optimizer) is
-    right. Takes the memory of one copy of all of these.
+    Restored are weights, gradients, modes, the optimizer's state and settings, and what `preserving_buffers_and_rng`
+    restores. Tensors that were there before keep their identity, so that whoever holds one (a distributed wrapper, a
+    fused optimizer) is right. Takes the memory of one copy of all of these.
     """
     parameters = [(one, one.detach().clone(), _kept(one.grad)) for one in module.parameters()]
-    modes = Modes(module)
+    before = Modes(module)
     settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     states = [
         (one, state, {name: _kept(value) for name, value in state.items()}) for one, state in optimizer.state.items()
     ]
-    with unmoved(module):
+    with preserving_buffers_and_rng(module):
         try:
             yield
         finally:
@@ -85,14 +113,65 @@ def rolled_back(module: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator
                 for key in group.keys() - setting.keys() - {"params"}:
                     del group[key]
                 group.update(setting)
-            modes.restore()
+            before.restore()
 
 
 def _kept(value: Any) -> tuple[Any, Any]:
     """The value itself and, of a tensor, a copy of what it holds."""
-    return value, value.detach().clone() if isinstance(value, torch.Tensor) else None
+    return value, value.detach().clone() if isinstance(value, Tensor) else None
 
 
 def _restored(kept: tuple[Any, Any]) -> Any:
     value, copy = kept
     return value if copy is None else value.copy_(copy)
+
+
+class StepBuffers:
+    """Lets each micro-batch of a step start from the buffers, and weights, that the step began with: an instrument.
+
+    For what a forward pass moves alike whatever its samples (power iterations of a spectral norm, counters of passes,
+    the averaged weights of a momentum encoder): after a step it has moved once, as after one pass of the whole global
+    batch, on every rank alike and without a collective.
+
+    Args:
+        module: the unwrapped model.
+        names: of the buffers and parameters.
+
+    >>> class Counts(nn.BatchNorm1d):
+    ...     def forward(self, inputs: Tensor) -> Tensor:
+    ...         self.num_batches_tracked += 1
+    ...         return inputs
+    >>> counts = Counts(1)
+    >>> for part in StepBuffers(counts, ["num_batches_tracked"]).one_by_one(iter(torch.zeros(3, 2, 1))):
+    ...     _ = counts(part)
+    >>> int(counts.num_batches_tracked)
+    1
+    """
+
+    def __init__(self, module: nn.Module, names: Sequence[str]) -> None:
+        places = [name.rpartition(".") for name in names]
+        self._places = [(module.get_submodule(owner), name) for owner, _, name in places]
+
+    def is_due(self, step: Step) -> bool:
+        """Whether there are any."""
+        return bool(self._places)
+
+    @contextmanager
+    def around(self, step: Step, parts: Iterator[Any], weight: float) -> Iterator[Iterator[Any]]:
+        """See `Instrument`."""
+        yield self.one_by_one(parts)
+
+    def one_by_one(self, micro_batches: Iterator[Any]) -> Iterator[Any]:
+        """This rank's micro-batches of one step, each taken when the one before is done with."""
+        start = [self._buffer(owner, name).detach().clone() for owner, name in self._places]
+        for number, micro_batch in enumerate(micro_batches):
+            if number > 0:
+                with torch.no_grad():
+                    for (owner, name), value in zip(self._places, start, strict=True):
+                        self._buffer(owner, name).copy_(value)
+            yield micro_batch
+
+    def _buffer(self, owner: nn.Module, name: str) -> Tensor:
+        buffer = getattr(owner, name)  # a pass may have put another tensor into its place
+        assert isinstance(buffer, Tensor)
+        return buffer

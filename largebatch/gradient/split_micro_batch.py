@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,15 +12,16 @@ from torch import Tensor, nn
 from largebatch.batch.random_keys import stream_key
 from largebatch.distributed.runtime import Runtime
 from largebatch.gradient.accumulation import LossPerSample, MicroBatchSource, forward
-from largebatch.gradient.micro_batch_norms import sq_norms
-from largebatch.gradient.snapshots import unmoved
+from largebatch.gradient.micro_batch_norms import MicroBatchNorms, sq_norms
+from largebatch.gradient.snapshots import preserving_buffers_and_rng
+from largebatch.gradient.step import Measures, Step
 
 _SMALL_SHARE = 8  # the smaller part, where one is enough: B / 8
 _UNEXPLAINED = 0.01  # of the noise of the step's gradient
 
 
-class BatchSplit:
-    """Squared gradient norms of two parts of a micro-batch that is a whole global batch, per parameter.
+class SplitMicroBatch:
+    """An instrument: squared gradient norms of two parts of a micro-batch that is a whole global batch, per parameter.
 
     With parts of b_1 + b_2 = B samples and mean gradients g_1 and g_2, the step's gradient is
     g = (b_1 g_1 + b_2 g_2) / B as long as samples do not see each other. Then g_1 says all:
@@ -39,13 +41,27 @@ class BatchSplit:
         runtime: the job: of one process, as several have a micro-batch each.
         module: the unwrapped model, in train mode.
         loss: sums per sample.
+        norms: add up what is measured here, and hold it.
     """
 
-    def __init__(self, runtime: Runtime, module: nn.Module, loss: LossPerSample) -> None:
+    def __init__(self, runtime: Runtime, module: nn.Module, loss: LossPerSample, norms: MicroBatchNorms) -> None:
+        self._norms = norms
         self._runtime, self._module, self._loss = runtime, module, loss
         self._parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         self._num_measured = 0
         self._adds_up = True
+
+    def is_due(self, step: Step) -> bool:
+        """In steps that measure norms and have a single micro-batch."""
+        return Measures.NORMS in step.measures and len(step.plan.micro_batch_sizes) == 1
+
+    @contextmanager
+    def around(self, step: Step, parts: Iterator[Any], weight: float) -> Iterator[Iterator[Any]]:
+        """See `Instrument`."""
+        micro_batch = next(parts)
+        yield iter([micro_batch])
+        by_parameter = self.measure(micro_batch, weight=weight, random_key=step.random_key)
+        self._norms.found = self._norms.sum(by_parameter, num_parts=2)
 
     def measure(self, micro_batch: MicroBatchSource, *, weight: float, random_key: int) -> Tensor:
         """b_1 |g_1|^2 + b_2 |g_2|^2 and |g|^2 of each parameter, float64 [parameters, 2].
@@ -60,7 +76,7 @@ class BatchSplit:
         size = len(micro_batch.targets)
         self._num_measured += 1
         takes_halves = self._num_measured & (self._num_measured - 1) == 0 or not self._adds_up
-        with unmoved(self._module):
+        with preserving_buffers_and_rng(self._module):
             if not takes_halves:
                 return self._from_small_part(micro_batch, max(size // _SMALL_SHARE, 1), weight, random_key)
             return self._from_halves(micro_batch, size // 2, weight, random_key)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +77,7 @@ class Job:
             "status": status,
             "steps": progress.step,
             "samples_seen": progress.samples_seen,
-            "epochs": progress.samples_seen / self.evaluation.journal.num_samples,
+            "epochs": progress.samples_seen / self.evaluation.rows.num_samples,
             "train_seconds": progress.train_s,
             "checkpoint": None if self.checkpoint is None else str(self.checkpoint),
             **({} if self.checkpoints.unsaved is None else {"unsaved": self.checkpoints.unsaved}),
@@ -170,10 +169,16 @@ def _connect(
     stop: Callable[[], bool],
 ) -> Job:
     loader = build_loader(prepared, runtime.rank, pin_memory=runtime.device.type == "cuda")
-    watch = observe(prepared, loader, folder, trackers, records, identity)
-    run = build_run(prepared, runtime, watch.loader, observers=watch.observers, stop_requested=stop)
-    if run.guard is not None:
-        run.guard.roll_back = partial(watch.checkpoints.roll_back, run)
+    watch = observe(prepared, folder, trackers, records, identity)
+    run = build_run(
+        prepared,
+        runtime,
+        loader,
+        observers=watch.observers,
+        stop_requested=stop,
+        save_requested=lambda: watch.checkpoints.clock.is_due(),
+        roll_back=watch.checkpoints.roll_back,
+    )
     every_tracker = [*trackers, *records.trackers]
     named = watch.evaluation, watch.checkpoints, watch.noise_scale, watch.communication, watch.skipped
     return Job(run, folder, every_tracker, *named, notes=[])

@@ -68,7 +68,9 @@ def _report(run: Run, error: Exception) -> str:
     where = f" {_named(parts)}" if parts else ""
     what = told(error) if where_raised(error) else f"{type(error).__name__}: {error}".rstrip(".")
     remedy = "Lower batch.max_micro, or set batch.on_out_of_memory=lower. " if is_out_of_memory(error) else ""
-    return f"step {run.counted_step} of {run.num_steps} failed on rank {run.runtime.rank}{where}: {what}. {remedy}"
+    return (
+        f"step {run.steps.number} of {run.steps.num_steps} failed on rank {run.runtime.rank}{where}: {what}. {remedy}"
+    )
 
 
 def _named(parts: Sequence[Any]) -> str:

@@ -13,7 +13,7 @@ from largebatch.batch.random_keys import stream_key
 from largebatch.data import evaluation_batches
 from largebatch.gradient.accumulation import forward
 from largebatch.gradient.exact_batch_norm import batch_norms
-from largebatch.gradient.kept_buffers import is_expanded
+from largebatch.gradient.snapshots import is_expanded
 from largebatch.models.checkpointing import checkpoint_activations
 from largebatch.models.modes import evaluating, train_mode
 from largebatch.optim import keep_lr_ratios, lr_factors, parameter_groups, parameters_by_name

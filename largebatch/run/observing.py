@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,6 @@ from typing import Any
 
 from largebatch.diagnostics.sharpness.subset import FixedSubset
 from largebatch.distributed.runtime import Runtime
-from largebatch.gradient.batch_stream import Loader
 from largebatch.records.run_folder import RunFolder
 from largebatch.records.trackers import JsonlTracker, Tracker, WandbTracker
 from largebatch.run.config.schema import TrainConfig
@@ -22,7 +22,6 @@ from largebatch.training.observers import (
     CommunicationObserver,
     EvaluationObserver,
     GuardObserver,
-    Journal,
     LayersObserver,
     LedgerObserver,
     MetricsObserver,
@@ -30,11 +29,10 @@ from largebatch.training.observers import (
     NoiseScaleObserver,
     ProfileObserver,
     RankObserver,
+    RowLog,
     SharpnessObserver,
-    SkipNotingLoader,
     SkippedObserver,
     StragglerObserver,
-    WatchedLoader,
 )
 
 
@@ -59,10 +57,9 @@ class Records:
 
 @dataclass
 class Observation:
-    """What watches a run, and the loader that it reads through. The named ones are in the list, too."""
+    """What watches a run. The named ones are in the list, too."""
 
     observers: list[Observer]
-    loader: Loader
     evaluation: EvaluationObserver
     checkpoints: CheckpointObserver
     noise_scale: NoiseScaleObserver | None
@@ -72,7 +69,6 @@ class Observation:
 
 def observe(
     prepared: Prepared,
-    loader: Loader,
     folder: RunFolder,
     trackers: list[Tracker],
     records: Records,
@@ -80,60 +76,59 @@ def observe(
 ) -> Observation:
     """The observers that the config asks for, in their order."""
     config, derived = prepared.config, prepared.derived
-    journal = Journal(trackers, num_samples=derived.num_samples)
-    evaluation = _evaluation(prepared, journal)
+    rows = RowLog(trackers, num_samples=derived.num_samples)
+    evaluation = _evaluation(prepared, rows)
     checkpoints = _checkpoints(prepared, folder, trackers, identity, evaluation)
     # The ranks first, so that nothing is logged or saved of weights that they do not share.
-    live = _noise_scale(prepared, journal), _communication(config, journal)
-    observers: list[Observer] = [*_ranks(prepared, journal), evaluation, *(one for one in live if one)]
+    live = _noise_scale(prepared, rows), _communication(config, rows)
+    observers: list[Observer] = [*_ranks(prepared, rows), evaluation, *(one for one in live if one)]
     if config.batch.on_out_of_memory == "lower":
-        observers.append(MicroBatchObserver(journal))
+        observers.append(MicroBatchObserver(rows))
     if config.guard.policy != "off":
-        observers.append(GuardObserver(journal))
+        observers.append(GuardObserver(rows))
     if derived.sharpness_every is not None:
-        observers.append(_sharpness(prepared, journal, every=derived.sharpness_every))
+        observers.append(_sharpness(prepared, rows, every=derived.sharpness_every))
     if config.observers.layers.every is not None:
-        observers.append(LayersObserver(journal, records.open(folder.layers), every=config.observers.layers.every))
+        observers.append(LayersObserver(rows, records.open(folder.layers), every=config.observers.layers.every))
     if config.observers.ledger.enabled:
-        loader = watched = WatchedLoader(loader)
         parameters_every = config.observers.ledger.parameters_every
-        observers.append(LedgerObserver(records.open(folder.ledger), watched, parameters_every=parameters_every))
+        observers.append(LedgerObserver(records.open(folder.ledger), parameters_every=parameters_every))
     skipped = None
     if config.data.skips:
-        loader = noting = SkipNotingLoader(loader)
-        skipped = SkippedObserver(journal, records.open(folder.skipped), noting)
+        skipped = SkippedObserver(rows, records.open(folder.skipped), every=config.observers.metrics.every)
         observers.append(skipped)
         evaluation.tell_skipped = skipped.tell_of_validation
     observers.append(checkpoints)  # last: a checkpoint has the rows of its own step on disk
     if config.observers.profile.steps:
         observers.insert(0, _profiler(prepared, folder))
-    return Observation(observers, loader, evaluation, checkpoints, *live, skipped)
+    return Observation(observers, evaluation, checkpoints, *live, skipped)
 
 
-def _ranks(prepared: Prepared, journal: Journal) -> list[Observer]:
+def _ranks(prepared: Prepared, rows: RowLog) -> list[Observer]:
     """Those of the ranks, and the metrics, whose rows have what these found."""
     options = prepared.config.observers
     same = RankObserver(every=options.replicas.every, checkpoint_every=prepared.derived.checkpoint_every)
+    every = options.metrics.every
     if options.stragglers.ratio is None:
-        return [same, MetricsObserver(journal)]
-    stragglers = StragglerObserver(ratio=options.stragglers.ratio)
-    return [same, stragglers, MetricsObserver(journal, more=lambda: stragglers.row)]
+        return [same, MetricsObserver(rows, every=every)]
+    stragglers = StragglerObserver(ratio=options.stragglers.ratio, every=every)
+    return [same, stragglers, MetricsObserver(rows, every=every, more=lambda: stragglers.row)]
 
 
-def _noise_scale(prepared: Prepared, journal: Journal) -> NoiseScaleObserver | None:
+def _noise_scale(prepared: Prepared, rows: RowLog) -> NoiseScaleObserver | None:
     options = prepared.config.observers.noise_scale
     if options.every is None:
         return None
     groups = noise_scale_groups(prepared.config, prepared.model)
-    return NoiseScaleObserver(journal, every=options.every, window=options.window, groups=groups)
+    return NoiseScaleObserver(rows, every=options.every, window=options.window, groups=groups)
 
 
-def _communication(config: TrainConfig, journal: Journal) -> CommunicationObserver | None:
+def _communication(config: TrainConfig, rows: RowLog) -> CommunicationObserver | None:
     every = config.observers.communication.every
-    return None if every is None else CommunicationObserver(journal, every=every)
+    return None if every is None else CommunicationObserver(rows, every=every)
 
 
-def _sharpness(prepared: Prepared, journal: Journal, *, every: int) -> SharpnessObserver:
+def _sharpness(prepared: Prepared, rows: RowLog, *, every: int) -> SharpnessObserver:
     """Without box and slices, which are for `largebatch measure sharpness`."""
     config = prepared.config
     options = config.observers.sharpness
@@ -145,14 +140,14 @@ def _sharpness(prepared: Prepared, journal: Journal, *, every: int) -> Sharpness
         num_workers=config.data.num_workers,
     )
     return SharpnessObserver(
-        journal, subset=subset, loss=prepared.measured_loss, settings=options, seed=config.seed, every=every
+        rows, subset=subset, loss=prepared.measured_loss, settings=options, seed=config.seed, every=every
     )
 
 
-def _evaluation(prepared: Prepared, journal: Journal) -> EvaluationObserver:
+def _evaluation(prepared: Prepared, rows: RowLog) -> EvaluationObserver:
     config = prepared.config
     return EvaluationObserver(
-        journal,
+        rows,
         train=prepared.train_plain,
         validation=prepared.validation,
         loss=prepared.measured_loss,
@@ -178,7 +173,7 @@ def _checkpoints(
     return CheckpointObserver(
         folder,
         every=prepared.derived.checkpoint_every,
-        every_s=None if options.every_minutes is None else 60 * options.every_minutes,
+        every_s=math.inf if options.every_minutes is None else 60 * options.every_minutes,
         keep=options.keep,
         identity=identity,
         extra={"wandb_run_id": run_ids[0]} if run_ids else {},

@@ -20,9 +20,10 @@ from largebatch.distributed.runtime import Runtime
 from largebatch.gradient.batch_stream import Loader
 from largebatch.losses import units_are_fixed
 from largebatch.run.config.schema import TrainConfig
-from largebatch.run.initial_state import build_optimizer
+from largebatch.run.initial_state import build_optimizer, noise_scale_groups
 from largebatch.run.prepare import Prepared
 from largebatch.run.same_run import require_same_run, run_fingerprint
+from largebatch.training.assembly import make_run
 from largebatch.training.guard import Guard
 from largebatch.training.loop import Observer, Run
 
@@ -91,6 +92,8 @@ def build_run(
     is_guarded: bool = True,
     observers: Sequence[Observer] = (),
     stop_requested: Callable[[], bool] = lambda: False,
+    save_requested: Callable[[], bool] = lambda: False,
+    roll_back: Callable[[Run], bool] = lambda run: False,
 ) -> Run:
     """The run that the config describes, with the model, loss and optimizer of `prepared`.
 
@@ -101,33 +104,38 @@ def build_run(
         plan: that of the loader; None: as the config says.
         num_steps: of the whole run; None: as the config says.
         is_guarded: whether the guard of the config judges the steps.
-        observers: see `Run`.
-        stop_requested: see `Run`.
+        observers: see `make_run`.
+        stop_requested: see `make_run`.
+        save_requested: see `make_run`.
+        roll_back: see `make_run`.
     """
     config, derived = prepared.config, prepared.derived
-    return Run(
-        runtime=runtime,
-        model=_wrapped(prepared, runtime),
-        loss=prepared.loss,
-        optimizer=prepared.optimizer,
-        plan=derived.ramp if plan is None else plan,
-        loader=loader,
-        lr_at=derived.lr_at,
-        num_steps=derived.num_steps if num_steps is None else num_steps,
+    return make_run(
+        runtime,
+        _wrapped(prepared, runtime),
+        prepared.loss,
+        prepared.optimizer,
+        derived.ramp if plan is None else plan,
+        loader,
+        derived.lr_at,
+        derived.num_steps if num_steps is None else num_steps,
         fixed_units=not config.data.skips and units_are_fixed(prepared.loss, prepared.train),
         seed=config.seed,
         clip_norm=config.clip_norm,
         ordered=config.batch.reduction == "ordered",
         exact_batch_norm=config.batch_norm == "exact",
         compression=config.precision.gradient_compression,
-        log_every=config.observers.metrics.every,
+        agree_every=config.observers.metrics.every,
+        groups=noise_scale_groups(config, prepared.model),
         recompute_every=config.observers.recompute.every,
         guard=_guard(config) if is_guarded else None,
-        survives_shortage=config.batch.on_out_of_memory == "lower",
+        roll_back=roll_back,
+        halves_micro_batches=config.batch.on_out_of_memory == "lower",
         step_buffers=prepared.state.by_step,
         skips_parameters=bool(prepared.state.choices),
         observers=observers,
         stop_requested=stop_requested,
+        save_requested=save_requested,
     )
 
 

@@ -12,18 +12,17 @@ from torch import nn
 
 from largebatch.data import Augmentation, with_checked_labels
 from largebatch.distributed.launcher_environment import launcher_problems
+from largebatch.gradient.choices import conflicts
 from largebatch.losses import Loss
 from largebatch.losses.coupled import is_coupled
 from largebatch.records.credentials import redacted
 from largebatch.run.checks.machine import checkpoint_problems, folder_problems, machine_problems
 from largebatch.run.checks.observers import (
     guard_problems,
-    recomputation_problems,
     sharpness_problems,
-    skip_problems,
 )
 from largebatch.run.checks.trial import KeptState, TriedRun, try_run
-from largebatch.run.config.combinations import coupled_problems
+from largebatch.run.config.combinations import choices_of, coupled_problems
 from largebatch.run.config.error_report import Report
 from largebatch.run.config.reading import parse_config, public_values, require_no_secrets
 from largebatch.run.config.schema import TrainConfig
@@ -89,13 +88,13 @@ def prepare(composed: DictConfig, environ: Mapping[str, str], *, trains: bool = 
     model = report.attempt("model", lambda: initial_model(config, config.seed, train))
     optimizer = None if model is None else report.attempt("optimizer", lambda: build_optimizer(config, model))
     augment = report.attempt("data.augment", lambda: _augmentation(config))
+    report.errors += conflicts(choices_of(config, loss))
     derived = _derived(config, environ, train, report)
     ramp = None if derived is None else derived.ramp
     if is_coupled(loss) and not report.errors:
         report.errors += coupled_problems(config, ramp, train_plain, validation)
-    report.errors += [] if train_plain is None else sharpness_problems(config, train_plain, loss)
-    report.errors += recomputation_problems(config, loss)
-    report.errors += guard_problems(config) + skip_problems(config, loss)
+    report.errors += [] if train_plain is None else sharpness_problems(config, train_plain)
+    report.errors += guard_problems(config)
     if model is not None and optimizer is not None:
         report.errors += report.attempt("model", lambda: checkpoint_problems(config, model, optimizer)) or []
     tried = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,7 @@ def train_quietly(
         folder: of the run: where its config, plan, metrics, checkpoints and summary go.
         overrides: what to write into overrides.txt; the config has them already.
         observers: called after those of the config.
-        stop: whether the run was asked to end after the step; see `Run.stop_requested`.
+        stop: whether the run was asked to end after the step; see `make_run`.
 
     Raises:
         ConfigError: with all that is wrong, before anything is written.
@@ -77,7 +77,7 @@ def train_quietly(
         OmegaConf.update(config, "run.dir", str(folder))
     prepared = prepare(config, os.environ)
     with open_job(prepared, stop, overrides) as job:
-        job.run.observers = [*job.run.observers, *observers]
+        job.run = replace(job.run, observers=[*job.run.observers, *observers])
         with naming_failures(job.run, job.folder):
             status = train(job.run)
         summary = job.summary(status)

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from torch import nn
-
 from largebatch.diagnostics.critical_batch.outliers import RecentValues
-from largebatch.gradient.kept_buffers import KeptBuffers
 
 Policy = Literal["log", "skip", "rollback"]
 Action = Literal["none", "log", "skip", "rollback"]
 
 
 @dataclass(frozen=True)
-class Judgement:
+class GuardDecision:
     """What the guard makes of one step.
 
     Attributes:
@@ -86,7 +83,6 @@ class Guard:
 
     Attributes:
         counts: since the run began, before a resume included.
-        roll_back: puts the newest checkpoint into the run on every rank; returns whether there was one.
 
     Raises:
         ValueError: if `window`, `threshold` or `most_in_a_row` is out of range.
@@ -97,12 +93,10 @@ class Guard:
             raise ValueError(f"most_in_a_row={most_in_a_row}: a guard gives up after one bad step at the earliest.")
         self.policy = policy
         self.counts = Counts()
-        self.roll_back: Callable[[], bool] = lambda: False
         self._losses = RecentValues(window=window, threshold=threshold)
         self._grad_norms = RecentValues(window=window, threshold=threshold)
         self._most_in_a_row = most_in_a_row
         self._in_a_row = 0
-        self._kept: KeptBuffers | None = None
 
     @property
     def acts(self) -> bool:
@@ -114,12 +108,7 @@ class Guard:
         """Whether too many steps in a row were bad: then it is not the batches."""
         return self.acts and self._in_a_row >= self._most_in_a_row
 
-    def begin_step(self, module: nn.Module) -> None:
-        """Before the forward passes: remember what they move besides gradients, if it may have to be put back."""
-        if self.acts:
-            self._kept = KeptBuffers(module)
-
-    def judge(self, loss: float, grad_norm: float, *, scales_loss: bool = False) -> Judgement:
+    def judge(self, loss: float, grad_norm: float, *, scales_loss: bool = False) -> GuardDecision:
         """Decide on a step, and remember it.
 
         Args:
@@ -127,28 +116,19 @@ class Guard:
             grad_norm: of the global gradient, before clipping.
             scales_loss: whether a loss scaler may have made the gradient overflow.
         """
-        judgement = Judgement("none", loss, grad_norm, self._losses.limit, self._grad_norms.limit)
+        decision = GuardDecision("none", loss, grad_norm, self._losses.limit, self._grad_norms.limit)
         if scales_loss and not math.isfinite(grad_norm) and not self._losses.is_outlier(loss):
             self.counts.overflows += 1
-            return replace(judgement, is_overflow=True)
+            return replace(decision, is_overflow=True)
         if self._losses.is_outlier(loss) or self._grad_norms.is_outlier(grad_norm):
             self._in_a_row += 1
             self.counts.bad += 1
             self.counts.skipped += self.acts
-            return replace(judgement, action="skip" if self.acts else "log")
+            return replace(decision, action="skip" if self.acts else "log")
         self._in_a_row = 0
         self._losses.add(loss)
         self._grad_norms.add(grad_norm)
-        return judgement
-
-    def undo(self, judgement: Judgement) -> Judgement:
-        """After a step that is left out: put back what its forward passes moved, or the newest checkpoint."""
-        assert self._kept is not None
-        self._kept.put_back()
-        if self.policy == "rollback" and not self.gives_up and self.roll_back():
-            self.counts.rolled_back += 1
-            return replace(judgement, action="rollback")
-        return judgement
+        return decision
 
     def state(self) -> dict[str, Any]:
         """All that later decisions depend on, as plain values: a resumed run decides as an uninterrupted one."""

@@ -1,4 +1,4 @@
-"""How far a run is, and what one of its steps did."""
+"""What one step of a run did."""
 
 from __future__ import annotations
 
@@ -7,22 +7,12 @@ from dataclasses import dataclass
 import torch
 
 from largebatch.batch.plan import BatchPlan
+from largebatch.gradient.global_gradient import BatchResult
 from largebatch.gradient.micro_batch_norms import StepNorms
 from largebatch.gradient.reduction_clock import Timeline
-from largebatch.training.agreement import Agreement
-from largebatch.training.guard import Judgement
-
-
-@dataclass
-class Progress:
-    """How far a run is. `samples_seen` says everything; `step` is its count in optimizer steps.
-
-    `train_s` is the time that this process spent in steps, observers left out.
-    """
-
-    step: int = 0
-    samples_seen: int = 0
-    train_s: float = 0.0
+from largebatch.gradient.step import Step
+from largebatch.training.guard import GuardDecision
+from largebatch.training.step_sums import Status, StepSums
 
 
 @dataclass(frozen=True)
@@ -30,42 +20,48 @@ class StepReport:
     """One optimizer step, as the observers see it.
 
     Attributes:
-        step, samples_seen: after the step.
-        plan: that the step followed.
-        lr: learning rate that the step used.
-        num_units: samples, labels or tokens of the whole global batch, or the sum of their weights.
-        agreement: sums over ranks, maybe still on their way; None after a step that made none. One that is logged does.
+        taken: the step, as all ranks have it.
+        step, samples_seen: after the step, as this rank counts them.
+        batch: what its global batch gave, the plan that was followed included.
+        sums: over ranks, maybe still on their way; None after a step that made none.
         grad_norm: L2 norm of the global gradient before clipping; None when this step did not need it.
-        data_s: seconds that this rank waited for data.
-        communication_s: seconds of exposed communication; None when this step did not measure it.
+        decision: of the numeric guard; None where there is none.
         own_s: seconds in which this rank did not wait for other ones; None on one rank, and when this step did not
             measure communication.
-        norms: of micro-batch gradients, see `MicroBatchNorms`; None when this step did not measure them.
         timeline: of the gradient's reduction on this rank; None when this step did not measure it, and on one rank.
-        judgement: of the numeric guard; None where there is none.
+        saves_here: whether a rank asked for a checkpoint: all of them agree on the step after which it is saved.
+        status: how the run stands, as far as the ranks know.
     """
 
+    taken: Step
     step: int
     samples_seen: int
-    plan: BatchPlan
-    lr: float
-    num_units: float
-    agreement: Agreement | None
-    grad_norm: torch.Tensor | None
-    data_s: float
-    communication_s: float | None
+    batch: BatchResult
+    sums: StepSums | None = None
+    grad_norm: torch.Tensor | None = None
+    decision: GuardDecision | None = None
     own_s: float | None = None
-    norms: StepNorms | None = None
     timeline: Timeline | None = None
-    judgement: Judgement | None = None
+    saves_here: bool = False
+    status: Status = "running"
+
+    @property
+    def plan(self) -> BatchPlan:
+        """That the step followed."""
+        return self.batch.plan
 
     @property
     def is_skipped(self) -> bool:
         """Whether the guard left the update out: then loss and gradients say nothing of the training."""
-        return self.judgement is not None and self.judgement.skips
+        return self.decision is not None and self.decision.skips
+
+    @property
+    def norms(self) -> StepNorms | None:
+        """Of micro-batch gradients, see `MicroBatchNorms`; None if not measured, or if the update was left out."""
+        return None if self.is_skipped else self.batch.norms
 
     @property
     def mean_loss(self) -> float:
-        """Mean loss over the whole global batch; only where there is an agreement."""
-        assert self.agreement is not None, "the loss is summed over ranks in steps that are logged"
-        return self.agreement.loss_sum / (self.num_units or 1)
+        """Mean loss over the whole global batch; only where there are sums."""
+        assert self.sums is not None, "the loss is summed over ranks in steps that measure it"
+        return self.sums.loss_sum / (self.batch.num_units or 1)

@@ -13,8 +13,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import largebatch.gradient.global_gradient
 from largebatch.experiments.verify.ranks import verify_on_rank
+from largebatch.gradient.accumulation import OneByOne
 from largebatch.losses import CrossEntropy
 
 
@@ -147,16 +147,16 @@ class ReducingLoss(CrossEntropy):
 @contextmanager
 def reweighted(factor: Any) -> Iterator[None]:
     """The trainer's one normalisation times `factor(plan, rank)`."""
-    original = largebatch.gradient.global_gradient.accumulate_gradients
+    original = OneByOne.__call__
 
-    def changed(runtime: Any, *args: Any, weight: float, **kwargs: Any) -> Any:
-        return original(runtime, *args, weight=weight * factor(runtime), **kwargs)
+    def changed(self: Any, *args: Any, weight: float, **kwargs: Any) -> Any:
+        return original(self, *args, weight=weight * factor(self._runtime), **kwargs)
 
-    largebatch.gradient.global_gradient.accumulate_gradients = changed
+    OneByOne.__call__ = changed  # type: ignore[method-assign]
     try:
         yield
     finally:
-        largebatch.gradient.global_gradient.accumulate_gradients = original
+        OneByOne.__call__ = original  # type: ignore[method-assign]
 
 
 def ranks_alike(config: Any, plans: Any, folder: str, steps: int) -> Any:

@@ -14,9 +14,9 @@ import torch
 import wandb
 from safetensors.torch import load_file
 
-import largebatch.gradient.out_of_memory
 from largebatch.__main__ import main
 from largebatch.distributed.runtime import Runtime
+from largebatch.gradient.accumulation import OneByOne
 from largebatch.records.folder_lock import FolderLock
 from largebatch.records.trackers import read_metrics
 from tests.reference.wandb_file import read_run
@@ -415,7 +415,7 @@ def test_sharpness_during_a_run_is_that_of_its_checkpoints_and_changes_no_bit(tm
 
 @pytest.mark.fault(56)
 def test_a_run_without_enough_memory_lowers_its_micro_batches_and_says_so(tmp_path, capsys, monkeypatch):
-    accumulate = largebatch.gradient.out_of_memory.accumulate_gradients
+    accumulate = OneByOne.__call__
 
     def short(*arguments, plan, **others):
         if plan.max_micro_batch_size > 5:
@@ -423,7 +423,7 @@ def test_a_run_without_enough_memory_lowers_its_micro_batches_and_says_so(tmp_pa
         return accumulate(*arguments, plan=plan, **others)
 
     with monkeypatch.context() as patched:
-        patched.setattr(largebatch.gradient.out_of_memory, "accumulate_gradients", short)
+        patched.setattr(OneByOne, "__call__", short)
         assert train(tmp_path / "short", "length=10steps", "batch.on_out_of_memory=lower") == 0
     said = capsys.readouterr().out
     assert "out of memory in step 1 (rank 0): from there on micro-batches hold at most 4 samples in place of 8" in said

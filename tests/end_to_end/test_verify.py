@@ -18,7 +18,7 @@ from largebatch.cli.verify import run as run_verify
 from largebatch.experiments.bench.verify import Settings, count_all
 from largebatch.experiments.verify.planted import DEFECTS
 from largebatch.experiments.verify.ranks import verify_on_rank
-from largebatch.gradient import reduction_clock
+from largebatch.gradient import reductions
 from largebatch.run.config.reading import ConfigError
 from tests.end_to_end import mutants
 from tests.unit.composing import compose_run
@@ -154,7 +154,7 @@ def verified_under_a_launcher(overrides: list[str], folder: str, *, doubles: boo
 
     with pytest.MonkeyPatch.context() as patched:
         if doubles:
-            patched.setitem(reduction_clock._REDUCTIONS, "bf16", doubled)
+            patched.setitem(reductions._ALL_REDUCES, "bf16", doubled)
         code = run_verify(compose_run(*SMALL, f"run.dir={folder}", *overrides, config_name="verify"), overrides)
     record = json.loads(Path(folder, "verify.json").read_text()) if os.environ["RANK"] == "0" else {"causes": []}
     return code, [cause["name"] for cause in record.get("numbers", record)["causes"]]

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import largebatch.training.loop
-from largebatch.training.loop import Run
+from largebatch.training.loop import Observer, Run
 from tests.faults.nodes import INTERFACE
 
 # Inside optimizer step `step`, in the order in which a step passes them.
@@ -109,17 +109,17 @@ class Fault:
 
 
 def _plant_in(run: Run, fault: Fault) -> None:
-    """Hooks that strike when the run is at the fault's point; `counted_step` is the step that is being taken."""
+    """Hooks that strike when the run is at the fault's point; `steps.number` is the step that is being taken."""
     calls = [0]
 
     def in_step(*_: Any) -> None:
-        if run.counted_step == fault.step and run.module.training:
+        if run.steps.number == fault.step and run.module.training:
             calls[0] += 1
             if calls[0] == fault.micro_batch + 1:
                 fault.strike()
 
     def in_evaluation(*_: Any) -> None:
-        if run.counted_step == fault.step and not run.module.training:
+        if run.steps.number == fault.step and not run.module.training:
             fault.strike()
 
     if fault.point == "before_step":
@@ -140,7 +140,7 @@ def _plant_in(run: Run, fault: Fault) -> None:
 
 def _before(take_step: Callable[..., Any], run: Run, fault: Fault) -> Callable[..., Any]:
     def step(*arguments: Any) -> Any:
-        if run.counted_step + 1 == fault.step:
+        if run.steps.number == fault.step:
             fault.strike()
         return take_step(*arguments)
 
@@ -157,13 +157,10 @@ def _followed(function: Callable[..., Any], then: Callable[..., None]) -> Callab
 
 
 @dataclass
-class TornRow:
+class TornRow(Observer):
     """Strikes while a row is written: half of it is on the disk."""
 
     fault: Fault
-
-    def on_start(self, run: Run) -> None:
-        """Nothing."""
 
     def after_step(self, run: Run, report: Any) -> None:
         """Write half a row into each record of the run, in the step of the fault."""
@@ -174,9 +171,6 @@ class TornRow:
             with (lock.parent / record).open("ab") as file:
                 file.write(b'{"step":%d,"samples_se' % report.step)
         self.fault.strike()
-
-    def on_end(self, run: Run, status: str) -> None:
-        """Nothing."""
 
 
 def _target(link: Path) -> str:

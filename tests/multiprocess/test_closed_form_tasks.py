@@ -17,7 +17,7 @@ from largebatch.diagnostics.closed_forms import LeastSquares, NoisyQuadratic
 from largebatch.distributed.runtime import Runtime
 from largebatch.losses import OutputIsLoss, SquaredError
 from largebatch.models import Linear, Quadratic
-from largebatch.training.loop import Run, train
+from largebatch.training.loop import Observer, Run, train
 from tests.multiprocess.made_run import made_run
 
 NUM_SAMPLES = 256
@@ -51,7 +51,7 @@ class IndependentDraws(SampleOrder):
         return (uniforms * self.num_samples).astype(np.int64)
 
 
-class Path:
+class Path(Observer):
     """Remembers the parameters, as one vector, before the first and after every step; and the loss of every step."""
 
     def __init__(self) -> None:
@@ -64,8 +64,6 @@ class Path:
     def after_step(self, run: Run, report: Any) -> None:
         self._remember(run)
         self.losses.append(report.mean_loss)
-
-    def on_end(self, run: Run, status: str) -> None: ...
 
     def _remember(self, run: Run) -> None:
         self.points.append(torch.cat([one.detach().flatten() for one in run.module.parameters()]).numpy().copy())

@@ -30,12 +30,11 @@ from largebatch.data import MicroBatchLoader, random_classification
 from largebatch.diagnostics.communication.all_reduces import time_all_reduces
 from largebatch.diagnostics.communication.steps import StepTimes, time_steps
 from largebatch.distributed.runtime import Runtime
-from largebatch.gradient import reduction_clock
-from largebatch.gradient.global_gradient import GlobalGradient
+from largebatch.gradient import reductions
 from largebatch.losses import CrossEntropy
 from largebatch.models import MLP
 from largebatch.training.loop import Run, train
-from largebatch.training.observers import CommunicationObserver, Journal
+from largebatch.training.observers import CommunicationObserver, RowLog
 from tests.multiprocess.counting import count_collectives
 from tests.multiprocess.made_run import made_run
 from tests.multiprocess.test_contract import SEED, lr_at, model_and_data
@@ -49,7 +48,7 @@ Slows = Callable[[int, Any], bool]  # (number of the step from 0, bucket)
 @contextlib.contextmanager
 def delayed_all_reduces(slows: Slows) -> Iterator[None]:
     """All-reduces of the buckets for which `slows` come DELAY_S late, while the rank goes on computing."""
-    original, steps = reduction_clock._REDUCTIONS["none"], itertools.count()
+    original, steps = reductions._ALL_REDUCES["none"], itertools.count()
     step = [0]
 
     def hook(group: Any, bucket: Any) -> torch.futures.Future[torch.Tensor]:
@@ -58,11 +57,11 @@ def delayed_all_reduces(slows: Slows) -> Iterator[None]:
         future = original(group, bucket)
         return _later(future) if slows(step[0], bucket) else future
 
-    reduction_clock._REDUCTIONS["none"] = hook
+    reductions._ALL_REDUCES["none"] = hook
     try:
         yield
     finally:
-        reduction_clock._REDUCTIONS["none"] = original
+        reductions._ALL_REDUCES["none"] = original
 
 
 def _later(future: Any) -> torch.futures.Future[torch.Tensor]:
@@ -112,13 +111,12 @@ def every_other_but_the_last_bucket(step: int, bucket: Any) -> bool:
     return step % 2 == 1 and not bucket.is_last()
 
 
-def run_of(runtime: Runtime, problem: tuple[Any, ...], *, observers: Any, steps: int = STEPS) -> Run:
+def run_of(runtime: Runtime, problem: tuple[Any, ...], *, observers: Any, steps: int = STEPS, **options: Any) -> Run:
     model, loss, data, augment = problem
     plan = BatchPlan.pinned(global_batch_size=BATCH, world_size=runtime.world_size, micro_batch_size=BATCH // 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    return made_run(
-        runtime, model, loss, optimizer, plan, data, lr_at, steps, seed=SEED, observers=observers, augment=augment
-    )
+    options |= {"seed": SEED, "observers": observers, "augment": augment}
+    return made_run(runtime, model, loss, optimizer, plan, data, lr_at, steps, **options)
 
 
 def problem_of(model: nn.Module) -> tuple[Any, ...]:
@@ -138,7 +136,7 @@ def measured(kind: str) -> list[dict[str, Any]]:
         layers.insert(1, Pause(lambda step: DELAY_S * (step % 2)))
     with Runtime.open() as runtime:
         rows = Rows()
-        observer = CommunicationObserver(Journal([rows], num_samples=48), every=1, repetitions=1)
+        observer = CommunicationObserver(RowLog([rows], num_samples=48), every=1, repetitions=1)
         with delayed_all_reduces(slows):
             train(run_of(runtime, problem_of(nn.Sequential(*layers)), observers=[observer]))
         return rows.rows
@@ -190,9 +188,8 @@ def timed_steps() -> dict[str, Any]:
         times = []
         for slows in (never, always):
             with delayed_all_reduces(slows):
-                wrapped = runtime.wrap(model)
-                gradient = GlobalGradient(runtime, wrapped, loss, fixed_units=True)
-                times.append(time_steps(runtime, wrapped, gradient, optimizer, own, plan=plan, pairs=8))
+                run = made_run(runtime, model, loss, optimizer, plan, data, lr_at, 1)
+                times.append(time_steps(runtime, run.model, run.gradient, optimizer, own, plan=plan, pairs=8))
         changed = [name for name, value in model.state_dict().items() if not torch.equal(value, before[name])]
         return {"times": times, "changed": changed}
 
@@ -236,9 +233,8 @@ def test_latency_and_bandwidth_of_slow_all_reduces_are_found(ranks):
 def trained(every: int | None) -> dict[str, Any]:
     with Runtime.open() as runtime:
         rows = Rows()
-        observers = [] if every is None else [CommunicationObserver(Journal([rows], num_samples=50), every=every)]
-        run = run_of(runtime, model_and_data("convnet"), observers=observers, steps=6)
-        run.log_every = 4
+        observers = [] if every is None else [CommunicationObserver(RowLog([rows], num_samples=50), every=every)]
+        run = run_of(runtime, model_and_data("convnet"), observers=observers, steps=6, log_every=1)  # agrees alike
         train(run)
         tensors = [*run.module.state_dict().values(), *(one["momentum_buffer"] for one in run.optimizer.state.values())]
         return {

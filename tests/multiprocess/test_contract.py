@@ -28,7 +28,7 @@ from largebatch.data import (
 from largebatch.distributed.runtime import Runtime
 from largebatch.losses import CrossEntropy, NextToken
 from largebatch.models import GPT, MLP, ConvNet
-from largebatch.training.loop import Run, train
+from largebatch.training.loop import Observer, Run, train
 from tests.multiprocess.counting import count_collectives
 from tests.multiprocess.made_run import made_run
 
@@ -97,21 +97,17 @@ class RecordingLoader:
             yield batch
 
 
-class Recorder:
+class Recorder(Observer):
     def __init__(self) -> None:
         self.lrs: list[float] = []
         self.losses: list[float] = []
         self.norms: list[float] = []
 
-    def on_start(self, run: Run) -> None: ...
-
     def after_step(self, run: Run, report: Any) -> None:
-        self.lrs.append(report.lr)
+        self.lrs.append(report.taken.lr)
         self.losses.append(report.mean_loss)
         if report.grad_norm is not None:
             self.norms.append(float(report.grad_norm))
-
-    def on_end(self, run: Run, status: str) -> None: ...
 
 
 def plan_of(batch: int, world_size: int, *, micro: int | None, max_micro: int | None) -> BatchPlan:

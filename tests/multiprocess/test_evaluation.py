@@ -19,7 +19,7 @@ from largebatch.losses import CrossEntropy, NextToken
 from largebatch.losses.coupled import InfoNCE
 from largebatch.models import GPT, MLP, TwoViews
 from largebatch.training.loop import train
-from largebatch.training.observers import EvaluationObserver, Journal, MetricsObserver
+from largebatch.training.observers import EvaluationObserver, MetricsObserver, RowLog
 from tests.multiprocess.made_run import made_run
 from tests.watching import Rows
 
@@ -42,7 +42,7 @@ def evaluate(kind: str, num_validation: int, steps: int = 2) -> tuple[list[dict[
     with Runtime.open(precision="fp64") as runtime:
         model, loss, train_set, validation = problem(kind, num_validation)
         tracker = Rows()
-        journal = Journal([tracker], num_samples=40)
+        journal = RowLog([tracker], num_samples=40)
         plan = BatchPlan.solve(global_batch_size=8, world_size=runtime.world_size)
         observer = EvaluationObserver(
             journal, train=train_set, validation=validation, loss=loss, every=8, micro_batch_size=4
@@ -58,7 +58,7 @@ def evaluate(kind: str, num_validation: int, steps: int = 2) -> tuple[list[dict[
             lambda _: 0.1,
             steps,
             log_every=1,
-            observers=[MetricsObserver(journal), observer],
+            observers=[MetricsObserver(journal, every=1), observer],
         )
         train(run)
         return tracker.rows, [parameter.detach().numpy() for parameter in run.module.parameters()]

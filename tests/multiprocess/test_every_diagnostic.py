@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from largebatch.batch.order import SampleOrder
 from largebatch.batch.plan import BatchPlan
-from largebatch.data import MicroBatchLoader, paired_views
+from largebatch.data import paired_views
 from largebatch.diagnostics.sharpness.settings import SharpnessSettings
 from largebatch.diagnostics.sharpness.subset import FixedSubset
 from largebatch.distributed.runtime import Runtime
@@ -30,17 +30,17 @@ from largebatch.losses.coupled import InfoNCE
 from largebatch.models import TwoViews
 from largebatch.optim import LARS, parameters_by_name
 from largebatch.training.guard import Guard
-from largebatch.training.loop import Run, StepReport, train
+from largebatch.training.loop import Run, train
 from largebatch.training.observers import (
     CommunicationObserver,
-    Journal,
     LayersObserver,
     LedgerObserver,
     MetricsObserver,
     NoiseScaleObserver,
+    RowLog,
     SharpnessObserver,
-    WatchedLoader,
 )
+from largebatch.training.step_report import StepReport
 from tests.multiprocess.made_run import made_run
 from tests.multiprocess.test_contract import SEED, model_and_data
 from tests.watching import AfterStep
@@ -56,8 +56,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "all_reduce": {},
     "recomputed": {"recompute_every": 1},
     "ordered": {"ordered": True},
-    "lower": {"survives_shortage": True},
-    "lower, twice": {"survives_shortage": True},
+    "lower": {"halves_micro_batches": True},
+    "lower, twice": {"halves_micro_batches": True},
     "bf16": {"compression": "bf16"},
     "fp16": {"compression": "fp16"},
     "exact": {"exact_batch_norm": True},
@@ -134,8 +134,6 @@ def cell(way: str, kind: str) -> dict[str, Any]:
             problem.model.register_forward_pre_hook(fails_on_the_last_rank(runtime))
         micro = 2 * MICRO if way == "lower, twice" else MICRO
         plan = BatchPlan.solve(global_batch_size=BATCH, world_size=runtime.world_size, max_micro_batch_size=micro)
-        order = SampleOrder(len(problem.data), SEED)
-        loader = WatchedLoader(MicroBatchLoader(problem.data, order, plan, runtime.rank))
         train(
             made_run(
                 runtime,
@@ -150,8 +148,8 @@ def cell(way: str, kind: str) -> dict[str, Any]:
                 clip_norm=CLIP,
                 log_every=1,
                 guard=Guard("log", window=20, threshold=None, most_in_a_row=5),
-                observers=observers(way, problem, runtime, loader, found),
-                loader=loader,
+                observers=observers(way, problem, runtime, found),
+                groups={} if way in COUPLED else parameters_by_name(problem.model, GROUPS),
                 **WAYS[way],
             )
         )
@@ -166,10 +164,10 @@ def fails_on_the_last_rank(runtime: Runtime) -> Any:
     return hook
 
 
-def observers(way: str, problem: Problem, runtime: Runtime, loader: WatchedLoader, found: dict[str, Any]) -> list[Any]:
+def observers(way: str, problem: Problem, runtime: Runtime, found: dict[str, Any]) -> list[Any]:
     rows: Any = Rows(found)
-    journal = Journal([rows], num_samples=len(problem.data))
-    chosen: list[Any] = [MetricsObserver(journal)]
+    journal = RowLog([rows], num_samples=len(problem.data))
+    chosen: list[Any] = [MetricsObserver(journal, every=1)]
     if way not in COUPLED:
         groups = parameters_by_name(problem.model, GROUPS)
         chosen.append(NoiseScaleObserver(journal, every=1, window=9, groups=groups))
@@ -182,7 +180,7 @@ def observers(way: str, problem: Problem, runtime: Runtime, loader: WatchedLoade
         )
     chosen += [
         LayersObserver(journal, rows if runtime.is_main else None, every=1),
-        LedgerObserver(rows if runtime.is_main else None, loader, parameters_every=9),
+        LedgerObserver(rows if runtime.is_main else None, parameters_every=9),
         AfterStep(functools.partial(watch, found)),
     ]
     return chosen
@@ -190,8 +188,8 @@ def observers(way: str, problem: Problem, runtime: Runtime, loader: WatchedLoade
 
 def watch(found: dict[str, Any], run: Run, report: StepReport) -> None:
     """What the guard judges, and the weights."""
-    assert report.agreement is not None
-    found[f"{report.step} judged"] = report.agreement.grad_norm
+    assert report.sums is not None
+    found[f"{report.step} judged"] = report.sums.grad_norm
     found[f"{report.step} weights"] = torch.cat([one.detach().flatten() for one in run.module.parameters()])
 
 

@@ -20,7 +20,8 @@ from largebatch.losses import CrossEntropy
 from largebatch.records.trackers import read_metrics
 from largebatch.run.train_quietly import train_quietly
 from largebatch.training.guard import Guard
-from largebatch.training.loop import Run, StepReport, train
+from largebatch.training.loop import Observer, Run, train
+from largebatch.training.step_report import StepReport
 from tests.multiprocess.made_run import made_run
 from tests.unit.faulty_data import BATCH_NORM, at_steps, faulty
 
@@ -53,7 +54,7 @@ class FaultyLoader:
             yield batch
 
 
-class Watcher:
+class Watcher(Observer):
     """What each step did to weights, momentum and buffers of this rank."""
 
     def __init__(self) -> None:
@@ -67,14 +68,12 @@ class Watcher:
 
     def after_step(self, run: Run, report: StepReport) -> None:
         now = self._state(run)
-        self.actions.append(report.judgement.action if report.judgement else "unguarded")
+        self.actions.append(report.decision.action if report.decision else "unguarded")
         old = self._before if len(self._before) == len(now) else None
         self.moved.append(old is None or not all(map(torch.equal, now, old)))
         gradients = [one.grad for one in run.module.parameters() if one.grad is not None]
         self.finite.append(all(bool(one.isfinite().all()) for one in [*now, *gradients]))
         self._before = now
-
-    def on_end(self, run: Run, status: str) -> None: ...
 
     def _state(self, run: Run) -> list[torch.Tensor]:
         momentum = [value for state in run.optimizer.state.values() for value in state.values() if value is not None]
@@ -108,7 +107,7 @@ def guarded_run(case: Case) -> dict[str, Any]:
             loader=FaultyLoader(MicroBatchLoader(data, SampleOrder(len(data), 0), plan, runtime.rank), case, is_faulty),
         )
         if case.fault == "gradient" and is_faulty:
-            model[0].weight.register_hook(lambda grad: grad * math.inf if run.counted_step in case.steps else None)
+            model[0].weight.register_hook(lambda grad: grad * math.inf if run.steps.number in case.steps else None)
         status = train(run)
         run.gradient.statistics.merge()
         return {

@@ -24,7 +24,11 @@ from tests.multiprocess.made_run import made_run
 
 SAMPLES, BATCH, MICRO, STEPS = 60, 15, 4, 8  # 4 micro-batches a step, the last of 3 samples
 BY_STEP = ("stem.parametrizations.weight.0._u", "stem.parametrizations.weight.0._v", "passes", "slow.weight")
-WAYS: dict[str, dict[str, Any]] = {"all_reduce": {}, "ordered": {"ordered": True}, "lower": {"survives_shortage": True}}
+WAYS: dict[str, dict[str, Any]] = {
+    "all_reduce": {},
+    "ordered": {"ordered": True},
+    "lower": {"halves_micro_batches": True},
+}
 
 
 class Net(nn.Module):

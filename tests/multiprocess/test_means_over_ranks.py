@@ -18,10 +18,10 @@ from largebatch.data import ArrayDataset
 from largebatch.diagnostics.noise.measurement import VarianceSettings, measure_variance
 from largebatch.diagnostics.sharpness.subset import FixedSubset, SubsetLoss
 from largebatch.distributed.runtime import Runtime
-from largebatch.gradient.snapshots import undisturbed
+from largebatch.gradient.snapshots import measuring
 from largebatch.losses import CrossEntropy, ModuleLoss, NextToken
 from largebatch.training.loop import train
-from largebatch.training.observers import EvaluationObserver, Journal
+from largebatch.training.observers import EvaluationObserver, RowLog
 from tests.multiprocess.made_run import made_run
 from tests.watching import AfterStep, Rows
 
@@ -100,7 +100,7 @@ def measured_kind(runtime: Runtime, kind: str, *, ordered: bool) -> dict[str, An
     model, loss, data = problem(kind)
     tracker, losses = Rows(), list[float]()
     evaluation = EvaluationObserver(
-        Journal([tracker], num_samples=SAMPLES), train=data, validation=data, loss=loss, every=None, micro_batch_size=7
+        RowLog([tracker], num_samples=SAMPLES), train=data, validation=data, loss=loss, every=None, micro_batch_size=7
     )
     plan = BatchPlan.pinned(global_batch_size=BATCH, world_size=runtime.world_size, micro_batch_size=4)
     run = made_run(
@@ -118,7 +118,7 @@ def measured_kind(runtime: Runtime, kind: str, *, ordered: bool) -> dict[str, An
     )
     train(run)
     subset = FixedSubset(data, np.arange(SAMPLES), micro_batch_size=8)
-    with undisturbed(run.module):
+    with measuring(run.module):
         mean = SubsetLoss(run.module, loss, subset.batches(runtime), reduce=runtime.sum_in_place)
         value, gradient = mean.value_and_gradient(mean.weights)
     settings = VarianceSettings(seed=0, batch_sizes=(1, 2, 4), replications=2)

@@ -9,15 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from largebatch.batch.order import SampleOrder
 from largebatch.batch.plan import BatchPlan
-from largebatch.data import MicroBatchLoader, random_classification
+from largebatch.data import random_classification
 from largebatch.distributed.runtime import Runtime
 from largebatch.gradient.out_of_memory import MicroBatchTooLargeError
 from largebatch.losses import CrossEntropy
-from largebatch.training.loop import Run, StepReport, train
-from largebatch.training.observers import WatchedLoader
+from largebatch.training.loop import Observer, Run, train
 from largebatch.training.observers.ledger import ids_over_ranks
+from largebatch.training.step_report import StepReport
 from tests.multiprocess.made_run import made_run
 
 STEPS, BATCH = 6, 24
@@ -66,22 +65,18 @@ class Hungry(nn.Module):
         return _Backward.apply(value)
 
 
-class Watcher:
+class Watcher(Observer):
     """Plans and sample ids of all steps."""
 
-    def __init__(self, hungry: Hungry, loader: WatchedLoader) -> None:
-        self.hungry, self.loader = hungry, loader
+    def __init__(self, hungry: Hungry) -> None:
+        self.hungry = hungry
         self.sizes: list[int] = []
         self.ids: list[Any] = []
 
-    def on_start(self, run: Run) -> None: ...
-
     def after_step(self, run: Run, report: StepReport) -> None:
         self.sizes.append(report.plan.max_micro_batch_size)
-        self.ids.append(ids_over_ranks(run.runtime, report.plan, self.loader.take_delivered()).tolist())
+        self.ids.append(ids_over_ranks(run.runtime, report.plan, report.batch.taken).tolist())
         self.hungry.step = report.step + 1
-
-    def on_end(self, run: Run, status: str) -> None: ...
 
 
 def run_case(case: Case) -> dict[str, Any]:
@@ -94,8 +89,7 @@ def run_case(case: Case) -> dict[str, Any]:
         plan = BatchPlan.solve(
             global_batch_size=BATCH, world_size=runtime.world_size, max_micro_batch_size=case.max_micro
         )
-        loader = WatchedLoader(MicroBatchLoader(data, SampleOrder(len(data), 0), plan, runtime.rank))
-        watcher = Watcher(hungry, loader)
+        watcher = Watcher(hungry)
         run = made_run(
             runtime,
             model,
@@ -107,9 +101,8 @@ def run_case(case: Case) -> dict[str, Any]:
             STEPS,
             norms_every=2,
             log_every=3,
-            survives_shortage=case.survives,
+            halves_micro_batches=case.survives,
             observers=[watcher],
-            loader=loader,
         )
         try:
             status = train(run)

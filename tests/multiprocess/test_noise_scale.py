@@ -6,7 +6,6 @@ import itertools
 import math
 import os
 from collections.abc import Sequence
-from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,14 +20,14 @@ from largebatch.diagnostics import moments_of_step
 from largebatch.diagnostics.closed_forms import NoisyQuadratic
 from largebatch.distributed.runtime import Runtime
 from largebatch.distributed.signals import StopRequest
-from largebatch.gradient.reduction_clock import Compression
+from largebatch.gradient.reductions import Compression
 from largebatch.losses import OutputIsLoss
 from largebatch.models import Quadratic
 from largebatch.optim import parameters_by_name
 from largebatch.run.build import open_job
 from largebatch.run.prepare import prepare
-from largebatch.training.loop import Run, train
-from largebatch.training.observers import Journal, NoiseScaleObserver
+from largebatch.training.loop import Observer, Run, train
+from largebatch.training.observers import NoiseScaleObserver, RowLog
 from tests.multiprocess.counting import count_collectives
 from tests.multiprocess.made_run import made_run
 from tests.multiprocess.test_contract import SEED, Case, lr_at, model_and_data
@@ -37,22 +36,17 @@ from tests.unit.composing import compose_run
 STEPS, BATCH, MICRO = 6, 24, 5
 
 
-class Norms:
+class Norms(Observer):
     """What the run measured, step by step: of all parameters, and of groups of them."""
 
-    def __init__(self, every: int | None, groups: dict[str, list[str]]) -> None:
-        self.every, self.groups = every, groups
+    def __init__(self) -> None:
         self.found: dict[int, list[tuple[float, float]]] = {}
-
-    def on_start(self, run: Run) -> None:
-        run.norms_every = self.every
-        run.gradient.norms.group(parameters_by_name(run.module, self.groups))
+        self.groups: tuple[str, ...] = ()
 
     def after_step(self, run: Run, report: Any) -> None:
         if report.norms is not None:
+            self.groups = report.norms.groups
             self.found[report.step] = report.norms.result()
-
-    def on_end(self, run: Run, status: str) -> None: ...
 
 
 def measured(
@@ -68,7 +62,7 @@ def measured(
     with Runtime.open(precision=case.precision) as runtime:
         model, loss, data, augment = model_and_data(case.kind)
         plan = BatchPlan.pinned(global_batch_size=case.batch, world_size=runtime.world_size, micro_batch_size=micro)
-        norms, sizes = Norms(every, groups or {}), []
+        norms, sizes = Norms(), []
         model.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
         run = made_run(
             runtime,
@@ -84,6 +78,8 @@ def measured(
             ordered=case.ordered,
             compression=compression,
             observers=[norms],
+            norms_every=every,
+            groups=parameters_by_name(model, groups or {}),
             augment=augment,
         )
         train(run)
@@ -234,7 +230,7 @@ def at_fixed_weights(seed: int, steps: int, micro: int = MICRO) -> tuple[list[tu
         data = noisy_quadratic(POOL, VARIANCE, "train", seed=3)
         plan = BatchPlan.pinned(global_batch_size=BATCH, world_size=runtime.world_size, micro_batch_size=micro)
         model, estimates = Quadratic(CURVATURE, start=0.6), Estimates()
-        observer = NoiseScaleObserver(Journal([estimates], num_samples=POOL), every=1, window=steps)
+        observer = NoiseScaleObserver(RowLog([estimates], num_samples=POOL), every=1, window=steps)
         train(
             made_run(
                 runtime,
@@ -299,12 +295,10 @@ def built(folder: str) -> tuple[str, list[str]]:
     options += ["precision.gradient_compression=bf16", "schedule.warmup=0ep", "observers.evaluation.every=null"]
     prepared = prepare(compose_run(*options), os.environ)
     with StopRequest() as stop, open_job(prepared, stop, options) as job:
-        reports: list[Any] = []
-        job.run.observers = [*job.run.observers, SimpleNamespace(
-            on_start=lambda run: None, after_step=lambda run, report: reports.append(report), on_end=lambda *_: None
-        )]  # fmt: skip
+        norms = Norms()
+        job.run.observers = [*job.run.observers, norms]
         train(job.run)
-        return job.run.compression, list(reports[0].norms.groups)
+        return job.run.gradient.reduction.compression, list(norms.groups)
 
 
 def test_groups_and_compression_of_the_config_reach_the_run(ranks, tmp_path):

@@ -14,11 +14,11 @@ from largebatch.batch.random_keys import stream_key
 from largebatch.data import random_classification
 from largebatch.distributed.runtime import Runtime
 from largebatch.gradient.accumulation import micro_batch_key
-from largebatch.gradient.snapshots import undisturbed
+from largebatch.gradient.snapshots import measuring
 from largebatch.losses import CrossEntropy
 from largebatch.optim import keep_lr_ratios, lr_factors, parameter_groups
 from largebatch.training.loop import train
-from largebatch.training.observers import EvaluationObserver, Journal
+from largebatch.training.observers import EvaluationObserver, RowLog
 from tests.multiprocess.made_run import made_run
 
 pytestmark = pytest.mark.quick
@@ -80,14 +80,14 @@ def trained() -> dict[str, Any]:
     with Runtime.open(precision="fp64") as runtime:
         model, dataset = Net(), random_classification(SAMPLES, 3, (6,), "train")
         plan = BatchPlan.pinned(global_batch_size=BATCH, world_size=runtime.world_size, micro_batch_size=MICRO)
-        journal = Journal([Ignoring()], num_samples=SAMPLES)
+        journal = RowLog([Ignoring()], num_samples=SAMPLES)
         observer = EvaluationObserver(
             journal, train=dataset, validation=dataset, loss=CrossEntropy(), every=BATCH, micro_batch_size=5
         )
         optimizer = optimizer_of(model)
         run = made_run(runtime, model, CrossEntropy(), optimizer, plan, dataset, lr_at, STEPS, observers=[observer])
         train(run)
-        with undisturbed(run.module):
+        with measuring(run.module):
             pass
         modes = {name: module.training for name, module in run.module.named_modules()}
         state = {name: value.numpy() for name, value in run.module.state_dict().items()}

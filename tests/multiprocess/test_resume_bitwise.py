@@ -26,17 +26,18 @@ from largebatch.optim import LAMB, LARS, MuonWithAdamW
 from largebatch.records.checkpoint import newest_valid
 from largebatch.records.run_folder import RunFolder
 from largebatch.training.guard import Guard
-from largebatch.training.loop import Run, StepReport, train
+from largebatch.training.loop import Observer, Run, train
 from largebatch.training.observers import (
     CheckpointObserver,
     EvaluationObserver,
     GuardObserver,
-    Journal,
     MetricsObserver,
     NoiseScaleObserver,
+    RowLog,
     SharpnessObserver,
     restore,
 )
+from largebatch.training.step_report import StepReport
 from tests.multiprocess.made_run import made_run
 from tests.multiprocess.test_coupled_gradients import SameClass
 
@@ -125,7 +126,7 @@ class Rows:
         known.update(values)
 
 
-class Stopper:
+class Stopper(Observer):
     """Ends the process after a step, on every rank."""
 
     def __init__(self, net: Net, stop: int | None) -> None:
@@ -134,11 +135,9 @@ class Stopper:
     def on_start(self, run: Run) -> None:
         self._net.step = run.progress.step + 1
 
-    def after_step(self, run: Run, report: StepReport) -> None:
+    def after_step(self, run: Run, report: StepReport) -> bool:
         self._net.step = report.step + 1
-        run.stops_here = report.step == self._stop
-
-    def on_end(self, run: Run, status: str) -> None: ...
+        return report.step == self._stop
 
 
 def run_of(case: Case, runtime: Runtime, folder: Path, rows: Rows, stop: int | None, every: int) -> Run:
@@ -150,11 +149,11 @@ def run_of(case: Case, runtime: Runtime, folder: Path, rows: Rows, stop: int | N
         for size in sizes
     )
     ramp = BatchRamp(plans, (24,) if case.ramp else ())
-    journal = Journal([rows], num_samples=SAMPLES)
+    journal = RowLog([rows], num_samples=SAMPLES)
     evaluation = EvaluationObserver(
         journal, train=data, validation=data, loss=loss, every=48, micro_batch_size=5, skips=False
     )
-    observers: list[Any] = [MetricsObserver(journal), evaluation, GuardObserver(journal)]
+    observers: list[Any] = [MetricsObserver(journal, every=1), evaluation, GuardObserver(journal)]
     if not case.coupled and "exact_batch_norm" not in case.options:
         observers.append(NoiseScaleObserver(journal, every=2, window=20))
     if len(observers) == 4 and not case.wide:  # which would cost a second
@@ -187,7 +186,7 @@ def run_of(case: Case, runtime: Runtime, folder: Path, rows: Rows, stop: int | N
         clip_norm=case.clip,
         log_every=1,
         skips_parameters=case.chooses,
-        survives_shortage=case.short,
+        halves_micro_batches=case.short,
         guard=None if case.bad_step is None else Guard("skip", window=20, threshold=None, most_in_a_row=3),
         observers=observers,
         **case.options,
@@ -204,7 +203,7 @@ def trained(name: str, folder: Path, *, stops: bool) -> dict[str, Any]:
             assert rejected == []
             runtime.barrier()
             if checkpoint is not None:
-                assert checkpoint.step == run.num_steps or checkpoint.step in case.stops
+                assert checkpoint.step == run.steps.num_steps or checkpoint.step in case.stops
                 restore(run, checkpoint)
             assert train(run) == ("finished" if stop is None else "stopped")
             runtime.barrier()  # rank 0 has written

@@ -65,7 +65,7 @@ def buffers_after(batch: int, steps: int, merges_at: tuple[int, ...], precision:
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         run = made_run(runtime, model, CrossEntropy(), optimizer, plan, dataset, lambda _: 0.1, 0)
         for step in range(1, steps + 1):
-            run.num_steps = step
+            run.steps.end_after(step)
             train(run)
             before = {name: buffer.clone() for name, buffer in run.module.named_buffers()}
             if step in (*merges_at, steps):

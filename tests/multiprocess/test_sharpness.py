@@ -14,7 +14,7 @@ from largebatch.data import ArrayDataset, masked_tokens
 from largebatch.diagnostics.sharpness.measurement import Sharpness, measure_sharpness
 from largebatch.diagnostics.sharpness.subset import FixedSubset, SubsetLoss
 from largebatch.distributed.runtime import Runtime
-from largebatch.gradient.snapshots import undisturbed
+from largebatch.gradient.snapshots import measuring
 from largebatch.losses import CrossEntropy, NextToken, SquaredError
 from largebatch.models import GPT, MLP, ConvNet
 from largebatch.run.config.measure import SharpnessConfig
@@ -203,7 +203,7 @@ def test_weights_buffers_modes_and_generators_are_bit_identical_afterwards(fails
 
 def test_inside_the_module_is_in_eval_mode():
     module = nn.Sequential(nn.Dropout(), nn.BatchNorm1d(2))
-    with undisturbed(module):
+    with measuring(module):
         assert not any(part.training for part in module.modules())
     assert all(part.training for part in module.modules())
 

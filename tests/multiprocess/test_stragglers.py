@@ -70,7 +70,7 @@ class PausingLoader:
 
 def pause_in_forward(run: Run, seconds: Pauses) -> None:
     def wait(*_: Any) -> None:
-        time.sleep(seconds(run.runtime.rank, run.counted_step))
+        time.sleep(seconds(run.runtime.rank, run.steps.number))
 
     run.module.register_forward_pre_hook(wait)
 
@@ -92,7 +92,7 @@ def trained(
         run = made_run(runtime, model, loss, optimizer, plan, data, lr_at, seed=SEED, loader=loader, **options)
         if seconds is not None and where == "forward":
             pause_in_forward(run, seconds)
-        watching = StragglerObserver(ratio=1.5)
+        watching = StragglerObserver(ratio=1.5, every=options["log_every"])
         rows: list[dict[str, Any]] = []
         if observed:
             run.observers = [watching, AfterStep(lambda *_: rows.append(watching.row))]

@@ -350,20 +350,18 @@ BATCH: dict[str, Row] = {
     "communication of a step that may be taken again": (
         ["observers.communication.every=5", "batch.on_out_of_memory=lower"],
         TWO_RANKS,
-        {"observers.communication.every=5: batch.on_out_of_memory=lower sends": "Use batch.on_out_of_memory=stop"},
+        {"observers.communication.every=5: does not go with batch.on_out_of_memory=lower: it sends": "Choose one"},
     ),
     "communication in an order": (
         ["observers.communication.every=5", "batch.reduction=ordered", "batch.micro=8"],
         TWO_RANKS,
-        {"observers.communication.every=5: batch.reduction=ordered sends": "Use batch.reduction=all_reduce, or leave"},
+        {"observers.communication.every=5: does not go with batch.reduction=ordered: it sends": "Choose one of them."},
     ),
     "communication in batch norms": (
         ["observers.communication.every=5", "batch_norm=exact", "model=convnet"],
         TWO_RANKS,
         {
-            "observers.communication.every=5: with batch_norm=exact the ranks": (
-                "Use batch_norm=per_micro_batch, or leave it out."
-            )
+            "observers.communication.every=5: does not go with batch_norm=exact: the ranks": "Choose one of them.",
         },
     ),
     "a sharpness that cannot be measured": (
@@ -374,9 +372,9 @@ BATCH: dict[str, Row] = {
             "precision.compile=true",
         ],
         {
+            "observers.sharpness.every=1ep: does not go with precision.compile=true: torch.compile has": "Choose one",
             "observers.sharpness.samples=2000: the training set has": "Use at most that.",
             "observers.sharpness.m=3000: 2000 samples make no group": "Use m at most 2000.",
-            "observers.sharpness.every=1ep: torch.compile has no second derivatives": "after the run.",
         },
     ),
     "pinned micro-batches above the limit": (

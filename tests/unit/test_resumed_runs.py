@@ -16,6 +16,7 @@ from largebatch.records.checkpoint import FORMAT, CheckpointError, newest_valid
 from largebatch.records.trackers import read_metrics
 from largebatch.run.config.reading import ConfigError
 from largebatch.run.train_quietly import Trained, train_quietly
+from largebatch.training.loop import Observer
 from largebatch.training.observers.save_clock import SaveClock
 from tests.unit.composing import compose_run
 from tests.unit.failing_disk import Death
@@ -34,17 +35,13 @@ def run(folder: Path, *overrides: str, stop_after: int | None = None) -> Trained
     return train_quietly(compose_run(*SMALL, *overrides), folder, observers=killer)
 
 
-class Killer:
+class Killer(Observer):
     def __init__(self, step: int) -> None:
         self.step = step
-
-    def on_start(self, run: Any) -> None: ...
 
     def after_step(self, run: Any, report: Any) -> None:
         if report.step == self.step:
             raise Death
-
-    def on_end(self, run: Any, status: str) -> None: ...
 
 
 def killed(folder: Path, after: int, *overrides: str) -> None:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from largebatch.batch.plan import BatchPlan
+from largebatch.batch.ramp import BatchRamp
 from largebatch.diagnostics.communication.costs import StepCommunication
 from largebatch.diagnostics.communication.ranks import communication_of_ranks, meet, settle
 from largebatch.distributed.gather import gather_floats
 from largebatch.distributed.runtime import Runtime
-from largebatch.gradient.accumulation import no_sync
-from largebatch.gradient.global_gradient import GlobalGradient
+from largebatch.gradient.options import Gradient
+from largebatch.gradient.reductions import no_sync
+from largebatch.gradient.step import Measures, Step
 from largebatch.models.modes import train_mode
 
 _WARMUP = 3
@@ -39,10 +42,23 @@ class StepTimes:
     num_bytes: tuple[int, ...]
 
 
+class _Again:
+    """A loader of the same step again and again."""
+
+    def __init__(self, micro_batches: Sequence[Any]) -> None:
+        self._micro_batches = micro_batches
+
+    def micro_batches(self, samples_seen: int, num_steps: int) -> Iterator[Any]:
+        return itertools.cycle(self._micro_batches)
+
+    def replan(self, plan: BatchRamp) -> None:
+        raise NotImplementedError("its micro-batches are there already")
+
+
 def time_steps(
     runtime: Runtime,
     model: nn.Module,
-    gradient: GlobalGradient,
+    gradient: Gradient,
     optimizer: torch.optim.Optimizer,
     micro_batches: Sequence[Any],
     *,
@@ -65,17 +81,19 @@ def time_steps(
     """
     weights = [parameter.detach().clone() for parameter in model.parameters()]
     train_mode(runtime.unwrap(model))
+    taken = Step(number=1, samples_seen=0, plan=plan, lr=0.0, random_key=0)
+    gradient.batches.begin(0, 1, loader=_Again(micro_batches))
 
     def step(*, reduces: bool) -> tuple[float, Any]:
         meet(runtime)
         started = time.perf_counter()
         optimizer.zero_grad()
         with contextlib.nullcontext() if reduces else no_sync(model):
-            gradient.compute(plan, iter(micro_batches), random_key=0, measures_communication=reduces)
+            gradient(replace(taken, measures=Measures.COMMUNICATION if reduces else Measures.NONE))
         runtime.step(optimizer)
         settle(runtime)
         seconds = time.perf_counter() - started
-        timeline = gradient.timeline()
+        timeline = gradient.clock.timeline()
         with torch.no_grad():
             for parameter, value in zip(model.parameters(), weights, strict=True):
                 parameter.copy_(value)

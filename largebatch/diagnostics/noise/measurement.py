@@ -22,7 +22,7 @@ from largebatch.diagnostics.noise.variance_law import VarianceCurve, variance_cu
 from largebatch.diagnostics.sharpness.subset import Batch, FixedSubset
 from largebatch.distributed.runtime import Runtime
 from largebatch.gradient.accumulation import forward
-from largebatch.gradient.snapshots import undisturbed
+from largebatch.gradient.snapshots import measuring
 
 Int64Array = npt.NDArray[np.int64]
 
@@ -96,7 +96,7 @@ def measure_variance(
         FloatingPointError: if a gradient is not finite.
     """
     require_nested(settings.batch_sizes, num_samples=len(subset.ids))
-    with undisturbed(module):
+    with measuring(module):
         deviations = _Deviations.around_mean(module, loss, subset, runtime)
         table = _table_of_samples(deviations, subset, runtime)
         measured = _measured(deviations, subset, runtime, settings)

@@ -24,7 +24,7 @@ from largebatch.diagnostics.sharpness.shared import SharedLoss
 from largebatch.diagnostics.sharpness.slices import filter_normalized, line, plane
 from largebatch.diagnostics.sharpness.subset import FixedSubset, SubsetLoss
 from largebatch.distributed.runtime import Runtime
-from largebatch.gradient.snapshots import undisturbed
+from largebatch.gradient.snapshots import measuring
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def measure_sharpness(
         FloatingPointError: if the loss or its gradient is not finite.
     """
     subset.num_groups(settings.m)  # before the first sum over ranks
-    with undisturbed(module):
+    with measuring(module):
         whole = SubsetLoss(module, loss, subset.batches(runtime), reduce=runtime.sum_in_place)
         shared = SharedLoss(whole, runtime)
         weights = whole.weights

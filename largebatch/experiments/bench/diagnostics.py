@@ -7,6 +7,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
@@ -16,11 +17,13 @@ from largebatch.diagnostics.intervals import median_interval
 if TYPE_CHECKING:
     from largebatch.run.build import Job
     from largebatch.run.prepare import Prepared
-    from largebatch.training.loop import Run, StepReport
+    from largebatch.training.loop import Observer, Run
+from largebatch.training.step_report import StepReport
 
 # A cycle: a measured step, the step after it, which may still pay for it, and two without.
 STEPS_PER_CYCLE, WARMUP_CYCLES = 4, 10
 FEWEST_CYCLES, MOST_CYCLES, BUDGET_S = 60, 400, 180
+_MANY = 2**31  # steps: more than a measurement takes
 
 
 def measure(config: DictConfig, overrides: list[str]) -> int:
@@ -38,6 +41,7 @@ def measure(config: DictConfig, overrides: list[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="largebatch-bench-") as folder:
         OmegaConf.update(config, "run.root", folder)
         OmegaConf.update(config, "observers.progress", False)
+        OmegaConf.update(config, "observers.metrics.every", _MANY)  # rows are work of their own
         for name in asked:
             OmegaConf.update(config, f"observers.{name}.every", STEPS_PER_CYCLE)
         prepared = prepare(config, os.environ)
@@ -46,8 +50,7 @@ def measure(config: DictConfig, overrides: list[str]) -> int:
             measuring = [
                 one for one in job.run.observers if isinstance(one, (NoiseScaleObserver, CommunicationObserver))
             ]
-            job.run.observers = [*measuring, stopwatch]
-            job.run.log_every = job.run.num_steps  # steps that are logged are work of their own
+            job.run = replace(job.run, observers=[*measuring, stopwatch])
             warmup_s = sum(_seconds_of_steps(job, stopwatch, WARMUP_CYCLES)) / WARMUP_CYCLES
             fitting = job.run.runtime.broadcast(int(BUDGET_S / warmup_s))
             step_s = _seconds_of_steps(job, stopwatch, min(max(fitting, FEWEST_CYCLES), MOST_CYCLES) + 1)
@@ -76,12 +79,12 @@ def _intervals(config: DictConfig) -> dict[str, int]:
 def _seconds_of_steps(job: Job, stopwatch: _Stopwatch, cycles: int) -> list[float]:
     from largebatch.training.loop import train
 
-    job.run.num_steps = job.run.progress.step + cycles * STEPS_PER_CYCLE
+    job.run.steps.end_after(job.run.progress.step + cycles * STEPS_PER_CYCLE)
     train(job.run)
     return stopwatch.step_s
 
 
-class _Stopwatch:
+class _Stopwatch(Observer):
     """Seconds of each step and of the observers before this one; steps do not overlap."""
 
     def __init__(self) -> None:

@@ -6,6 +6,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -44,7 +45,8 @@ def measure(config: DictConfig, overrides: list[str]) -> int:
         rival = own_copy(prepared)
         with open_job(prepared, lambda: False, overrides) as job:
             # Rows and trackers belong to the loop; evaluation and checkpoints are work of their own.
-            job.run.observers = [one for one in job.run.observers if isinstance(one, MetricsObserver)]
+            observers = [one for one in job.run.observers if isinstance(one, MetricsObserver)]
+            job.run = replace(job.run, observers=observers)
             ours = partial(run_ours, job)
             theirs = _hand_written_loop(rival, job)
             times = alternate(ours, theirs)
@@ -73,7 +75,7 @@ def run_ours(job: Job) -> float:
     """A round of our loop; seconds per step."""
     from largebatch.training.loop import train
 
-    job.run.num_steps = job.run.progress.step + STEPS_PER_ROUND
+    job.run.steps.end_after(job.run.progress.step + STEPS_PER_ROUND)
     return seconds_per_step(job, lambda: train(job.run))
 
 
@@ -84,7 +86,7 @@ def _hand_written_loop(own: Prepared, job: Job) -> Callable[[], float]:
     from largebatch.gradient.accumulation import forward
     from largebatch.run.parts import build_loader
 
-    runtime, loss, optimizer = job.run.runtime, job.run.loss, own.optimizer
+    runtime, loss, optimizer = job.run.runtime, own.loss, own.optimizer
     model = runtime.wrap(own.model)  # the same DDP: the loops are compared, not the wrappers
     plan = own.derived.plan
     loader = build_loader(own, runtime.rank, plan=plan)

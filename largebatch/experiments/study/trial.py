@@ -14,12 +14,14 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from largebatch.experiments.study.protocol import REACHED, Job, Row
 from largebatch.experiments.study.settings import StudyConfig, TargetConfig
+from largebatch.gradient.step import Measures, Step
 from largebatch.records.rows.placed_rows import Faults, placed_rows
 from largebatch.records.run_folder import RunFolder
 from largebatch.run.config.reading import ConfigError
 from largebatch.run.train_quietly import Trained, train_quietly
-from largebatch.training.loop import Run, StepReport
+from largebatch.training.loop import Observer, Run
 from largebatch.training.observers import EvaluationObserver
+from largebatch.training.step_report import StepReport
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Verdict:
     value: float | None
 
 
-class TargetObserver:
+class TargetObserver(Observer):
     """Evaluates more and more rarely, each time after at most `resolution` more steps, and judges the run.
 
     Args:
@@ -63,9 +65,12 @@ class TargetObserver:
         self._last = 0
         self._next = 1
 
-    def on_start(self, run: Run) -> None:
+    def asks(self, step: Step) -> Measures:
+        """The loss of every step, so that a verdict ends the run one step later, not at the next row of metrics."""
+        return Measures.LOSS
+
+    def on_start(self, run: Run) -> bool:
         """Evaluate the untrained model, the yardstick of hopelessness."""
-        run.needs_every_loss = True  # so that a verdict ends the run one step later, not at the next row of metrics
         self._evaluation = next(one for one in run.observers if isinstance(one, EvaluationObserver))
         self._untrained = self._measured(run)
         if self._target.is_reached(self._untrained):
@@ -75,20 +80,22 @@ class TargetObserver:
                     "any training. Choose a harder target."
                 ]
             )
+        return self._evaluation.is_owed
 
-    def after_step(self, run: Run, report: StepReport) -> None:
+    def after_step(self, run: Run, report: StepReport) -> bool:
         """Evaluate, if it is time."""
-        if self.verdict is not None or (report.step < self._next and report.step < run.num_steps):
-            return
+        if self.verdict is not None or (report.step < self._next and not report.taken.is_last):
+            return False
         value = self._measured(run)
-        if run.stops_here:
-            return
-        status = self._status(report.step, value, is_last=report.step == run.num_steps)
+        if self._evaluation.is_owed:  # it broke off
+            return True
+        status = self._status(report.step, value, is_last=report.taken.is_last)
         if status is not None:
             self.verdict = Verdict(status, report.step, self._last, value if math.isfinite(value) else None)
         self._last, self._next = report.step, report.step + max(1, math.floor(self._resolution * report.step))
         if self._beaten_at is not None and report.step < self._beaten_at:
             self._next = min(self._next, self._beaten_at)
+        return False
 
     def on_end(self, run: Run, status: str) -> None:
         """A loss that is no number any more ends a run by itself."""

@@ -16,7 +16,7 @@ from largebatch.experiments.textbook.training_set import training_set
 from largebatch.records.figures.diagram import Axis, Diagram, Line
 from largebatch.records.result import Result, Table
 from largebatch.run.config.reading import ConfigError
-from largebatch.training.loop import Run, StepReport
+from largebatch.training.loop import Observer, Run
 
 _MICRO = 256  # samples per forward pass of the mean gradient
 
@@ -29,7 +29,7 @@ class Settings(Section):
     samples: PositiveInt | None
 
 
-class VarianceAtEnds:
+class VarianceAtEnds(Observer):
     """Observer that measures before the first step and after the last one.
 
     Attributes:
@@ -44,17 +44,14 @@ class VarianceAtEnds:
         """The initial weights."""
         self._measure(run)
 
-    def after_step(self, run: Run, report: StepReport) -> None:
-        """On the way nothing is measured."""
-
     def on_end(self, run: Run, status: str) -> None:
         """The final weights, unless they are not numbers any more."""
         if status != "diverged":
             self._measure(run)
 
     def _measure(self, run: Run) -> None:
-        count = len(self._subset.dataset)
-        found = measure_variance(run.module, run.loss, self._subset, run.runtime, self._settings, num_samples=count)
+        count, loss = len(self._subset.dataset), run.gradient.local.loss
+        found = measure_variance(run.module, loss, self._subset, run.runtime, self._settings, num_samples=count)
         assert found is not None, "one process"
         self.found.append((run.progress.step, found))
 

@@ -6,12 +6,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from largebatch.training.loop import Run, StepReport
+from largebatch.training.loop import Observer, Run
+from largebatch.training.step_report import StepReport
 
 Float64Array = npt.NDArray[np.float64]
 
 
-class WeightPath:
+class WeightPath(Observer):
     """Observer that keeps all weights after every step: for models of a few parameters.
 
     Attributes are arrays over the points of the path, the start included.
@@ -28,9 +29,6 @@ class WeightPath:
     def after_step(self, run: Run, report: StepReport) -> None:
         """One more point."""
         self._keep(run)
-
-    def on_end(self, run: Run, status: str) -> None:
-        """The last point is there already."""
 
     @property
     def weights(self) -> Float64Array:

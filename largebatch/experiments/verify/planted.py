@@ -96,16 +96,15 @@ def _ranks_alike(plan: BatchPlan, rank: int) -> Callable[[int, int], float]:
 
 
 def _after_the_gradient(run: Run, change: Callable[[Tensor], Tensor]) -> None:
-    compute = run.gradient.compute
+    finish = run.gradient.reduction.finish
 
-    def changed(*arguments: Any, **options: Any) -> Any:
-        result = compute(*arguments, **options)
+    def changed() -> None:
+        finish()
         for parameter in run.module.parameters():
             if parameter.grad is not None:
                 parameter.grad.copy_(change(parameter.grad))
-        return result
 
-    run.gradient.compute = changed  # type: ignore[method-assign]
+    run.gradient.reduction.finish = changed  # type: ignore[method-assign]
 
 
 def _small(tensor: Tensor) -> float:
@@ -122,7 +121,7 @@ def _of_few_digits(run: Run) -> None:
 
 
 def _a_sample_twice(run: Run) -> None:
-    compute = run.gradient.compute
+    take = run.steps.batches.take
 
     def doubled(batches: Iterator[MicroBatchData]) -> Iterator[MicroBatchData]:
         for batch in batches:
@@ -131,12 +130,12 @@ def _a_sample_twice(run: Run) -> None:
             assert isinstance(batch.inputs, Tensor)
             yield replace(batch, inputs=batch.inputs[order], targets=batch.targets[order])
 
-    run.gradient.compute = lambda plan, batches, **options: compute(plan, doubled(batches), **options)  # type: ignore
+    run.steps.batches.take = lambda plan: doubled(take(plan))  # type: ignore[method-assign]
 
 
 def _late_rate(run: Run) -> None:
-    lr_at, batch = run.lr_at, run.batches.ramp.at(0).global_batch_size
-    run.lr_at = lambda samples: lr_at(max(samples - batch, 0))
+    lr_at, batch = run.steps.lr_at, run.steps.batches.ramp.at(0).global_batch_size
+    run.steps.lr_at = lambda samples: lr_at(max(samples - batch, 0))
 
 
 def _forgetful(run: Run) -> None:

@@ -25,7 +25,8 @@ from largebatch.models.modes import train_mode
 from largebatch.run.initial_state import build_optimizer
 from largebatch.run.parts import build_loader, build_run, own_copy
 from largebatch.run.prepare import Prepared
-from largebatch.training.loop import Run, StepReport, train
+from largebatch.training.loop import Observer, Run, train
+from largebatch.training.step_report import StepReport
 
 
 @dataclass
@@ -170,22 +171,16 @@ def _statistics_of(module: nn.Module) -> dict[str, Tensor]:
     }
 
 
-class _FirstGradient:
+class _FirstGradient(Observer):
     """Keeps the gradient of the first step."""
 
     def __init__(self) -> None:
         self.gradient: dict[str, Tensor] = {}
 
-    def on_start(self, run: Run) -> None:
-        """Nothing to prepare."""
-
     def after_step(self, run: Run, report: StepReport) -> None:
         """The gradients stay in place until the next step begins."""
         if report.step == 1:
             self.gradient = gradients_of(run.module)
-
-    def on_end(self, run: Run, status: str) -> None:
-        """Nothing is left over."""
 
 
 def package_trajectory(

@@ -76,32 +76,14 @@ def _communication_problems(config: TrainConfig, environ: Mapping[str, str]) -> 
     every, started = config.observers.communication.every, environ.get("WORLD_SIZE", "1")
     if every is None or not started.isdecimal():  # the latter is reported with the launcher
         return []
-    return communication_problems(config, world_size=int(started), what=f"observers.communication.every={every}")
+    return communication_problems(world_size=int(started), what=f"observers.communication.every={every}")
 
 
-def communication_problems(config: TrainConfig, *, world_size: int, what: str) -> list[str]:
-    """Why the communication of a run cannot be measured; `what` asks for it."""
-    problems = []
-    if world_size == 1:
-        problems.append(
-            f"{what}: one process sends nothing. Start 2 or more with torchrun or accelerate launch, or leave it out."
-        )
-    if config.batch.reduction == "ordered":
-        problems.append(
-            f"{what}: batch.reduction=ordered sends gradients one by one after the last of them, so that all of it is "
-            "exposed, as time/communication_s says. Use batch.reduction=all_reduce, or leave it out."
-        )
-    if config.batch.on_out_of_memory == "lower":
-        problems.append(
-            f"{what}: batch.on_out_of_memory=lower sends gradients after the last of them, so that all of it is "
-            "exposed, as time/communication_s says. Use batch.on_out_of_memory=stop, or leave it out."
-        )
-    if config.batch_norm == "exact":
-        problems.append(
-            f"{what}: with batch_norm=exact the ranks also meet in every batch norm, which would be left out. Use "
-            "batch_norm=per_micro_batch, or leave it out."
-        )
-    return problems
+def communication_problems(*, world_size: int, what: str) -> list[str]:
+    """Why so few processes have no communication to be measured; `what` asks for it."""
+    if world_size > 1:
+        return []
+    return [f"{what}: one process sends nothing. Start 2 or more with torchrun or accelerate launch, or leave it out."]
 
 
 def _logger_problems(config: TrainConfig, environ: Mapping[str, str]) -> list[str]:

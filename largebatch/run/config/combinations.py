@@ -1,70 +1,84 @@
-"""Which ways to compute a gradient, and to measure its noise, go together."""
+"""Which settings go together: the choices of a config, and what else excludes each other."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from largebatch.batch.ramp import BatchRamp
+from largebatch.gradient import choices
+from largebatch.gradient.choices import Ability, Choice
+from largebatch.losses.coupled import is_coupled
 from largebatch.run.config.schema import TrainConfig
 
 _FEWEST_TO_SPLIT = 4
 
 
-def combination_problems(config: TrainConfig, *, world_size: int) -> list[str]:
-    """Settings about the gradient of a global batch that exclude each other, or have no effect on so many ranks."""
-    return (
-        _exact_batch_norm_problems(config)
-        + _compression_problems(config, world_size)
-        + _shortage_problems(config)
-        + _limit_problems(config)
-    )
-
-
-def exclusions(key: str, others: Mapping[str, tuple[bool, str]]) -> list[str]:
-    """An error for each setting that `key` does not go with.
+def choices_of(config: TrainConfig, loss: Any) -> list[Choice]:
+    """All choices of a config that need something of others, or take something away from them; see `conflicts`.
 
     Args:
-        key: with its value.
-        others: setting -> whether it is chosen, and why both cannot be.
+        config: of the run.
+        loss: as made from it; None: it could not be made.
     """
-    return [
-        f"{key}: does not go with {name}: {reason}. Choose one of them."
-        for name, (is_set, reason) in others.items()
-        if is_set
+    batch, precision, observers = config.batch, config.precision, config.observers
+    compression, recompute = precision.gradient_compression, observers.recompute.every
+    noise, sharpness = observers.noise_scale.every, observers.sharpness.every
+    communication = observers.communication.every
+    made: list[tuple[Choice, bool]] = [
+        (_pinned(batch.micro), batch.micro is not None),
+        (_ONE_SAMPLE, batch.max_micro == 1),
+        (choices.exact_batch_norm(), config.batch_norm == "exact"),
+        (choices.in_order(), batch.reduction == "ordered"),
+        (choices.coupled_loss(str(config.loss["_target_"])), is_coupled(loss)),
+        (choices.compression(compression), compression != "none"),
+        (choices.halving(), batch.on_out_of_memory == "lower"),
+        (choices.recomputation(f"observers.recompute.every={recompute}"), recompute is not None),
+        (choices.noise_scale(f"observers.noise_scale.every={noise}"), noise is not None),
+        (choices.communication(f"observers.communication.every={communication}"), communication is not None),
+        (choices.sharpness(f"observers.sharpness.every={sharpness}"), sharpness is not None),
+        (_CHECKPOINTING, bool(precision.activation_checkpointing)),
+        (_COMPILED, precision.compile),
+        (_DOUBLE, precision.compute == "fp64"),
+        (_SKIPPING, config.data.skips),
     ]
+    return [choice for choice, is_made in made if is_made]
 
 
-def _exact_batch_norm_problems(config: TrainConfig) -> list[str]:
-    if config.batch_norm != "exact":
-        return []
-    others = {
-        "batch.reduction=ordered": (
-            config.batch.reduction == "ordered",
-            "it adds the gradients of micro-batches one by one, and here they have none of their own",
-        ),
-        "precision.activation_checkpointing": (
-            bool(config.precision.activation_checkpointing),
-            "it computes micro-batches again one by one, without the statistics of the others",
-        ),
-        "precision.compile": (config.precision.compile, "the forward passes wait for each other in Python"),
-    }
-    return exclusions("batch_norm=exact", others)
+def _pinned(micro: int | None) -> Choice:
+    return Choice(f"batch.micro={micro}", lacks={Ability.SMALLER_PARTS: "a pinned micro-batch cannot be lowered"})
+
+
+_ONE_SAMPLE = Choice("batch.max_micro=1", lacks={Ability.SMALLER_PARTS: "there is nothing lower"})
+_CHECKPOINTING = Choice(
+    "precision.activation_checkpointing",
+    lacks={
+        Ability.FORWARD_ONCE: "it computes micro-batches again one by one, without the statistics of the others",
+    },
+)
+_COMPILED = Choice(
+    "precision.compile=true",
+    lacks={
+        Ability.PYTHON_FORWARD: "forward passes would have to wait for each other in Python",
+        Ability.SECOND_DERIVATIVES: "torch.compile has no second derivatives",
+    },
+)
+_DOUBLE = Choice("precision.compute=fp64", lacks={Ability.FEW_DIGITS: "a few digits would be left of sixteen"})
+_SKIPPING = Choice("data.on_bad_sample=skip", needs=frozenset({Ability.ANY_SIZES}))
+
+
+def combination_problems(config: TrainConfig, *, world_size: int) -> list[str]:
+    """Settings about a global batch that contradict each other, or have no effect on so many ranks."""
+    return _compression_problems(config, world_size) + _limit_problems(config)
 
 
 def _compression_problems(config: TrainConfig, world_size: int) -> list[str]:
     compression = config.precision.gradient_compression
-    if compression == "none":
+    if compression == "none" or world_size > 1:
         return []
-    key = f"precision.gradient_compression={compression}"
-    if world_size == 1:
-        return [f"{key}: has no effect on one process, which sends no gradients. Leave it none, or use more processes."]
-    others = {
-        "batch.reduction=ordered": (config.batch.reduction == "ordered", "it is for audits, bit for bit"),
-        "batch_norm=exact": (config.batch_norm == "exact", "its gradients are summed by other means than DDP"),
-        "precision.compute=fp64": (config.precision.compute == "fp64", "a few digits would be left of sixteen"),
-    }
-    return exclusions(key, others)
+    return [
+        f"precision.gradient_compression={compression}: has no effect on one process, which sends no gradients. Leave "
+        "it none, or use more processes."
+    ]
 
 
 def _limit_problems(config: TrainConfig) -> list[str]:
@@ -75,21 +89,6 @@ def _limit_problems(config: TrainConfig) -> list[str]:
         f"batch.micro={micro}: is more than batch.max_micro={limit}, the most samples of one forward pass. Pin fewer, "
         f"or give batch.max_micro={micro}."
     ]
-
-
-def _shortage_problems(config: TrainConfig) -> list[str]:
-    if config.batch.on_out_of_memory == "stop":
-        return []
-    compression = config.precision.gradient_compression
-    compressed = f"precision.gradient_compression={compression}"
-    others = {
-        f"batch.micro={config.batch.micro}": (config.batch.micro is not None, "a pinned micro-batch cannot be lowered"),
-        "batch.max_micro=1": (config.batch.max_micro == 1, "there is nothing lower"),
-        "batch.reduction=ordered": (config.batch.reduction == "ordered", "it needs a pinned micro-batch"),
-        "batch_norm=exact": (config.batch_norm == "exact", "all micro-batches of a rank are in memory at once"),
-        compressed: (compression != "none", "DDP compresses, and sums nothing here"),
-    }
-    return exclusions("batch.on_out_of_memory=lower", others)
 
 
 def noise_scale_problems(config: TrainConfig, ramp: BatchRamp | None) -> list[str]:
@@ -107,11 +106,6 @@ def noise_scale_problems(config: TrainConfig, ramp: BatchRamp | None) -> list[st
             f"and one micro-batch is split into two; a step has {min(single)} samples, and it takes "
             f"{_FEWEST_TO_SPLIT}. Raise batch.total, or use more processes."
         )
-    if config.batch_norm == "exact":
-        errors.append(
-            f"observers.noise_scale.every={options.every}: with batch_norm=exact a micro-batch has no gradient of its "
-            "own. Use batch_norm=per_micro_batch, or leave the noise scale out."
-        )
     return errors
 
 
@@ -124,13 +118,6 @@ def coupled_problems(config: TrainConfig, ramp: BatchRamp | None, train_plain: A
         problems.append(
             f"observers.evaluation.micro=1: {name} compares the samples of an evaluation batch. Use at least 2."
         )
-    if (every := config.observers.noise_scale.every) is not None:
-        problems.append(
-            f"observers.noise_scale.every={every}: {name} compares samples, so a micro-batch has no gradient of its "
-            "own. Leave the noise scale out."
-        )
-    if config.batch.on_out_of_memory == "lower":
-        problems.append(f"batch.on_out_of_memory=lower: {name} ties micro-batches together. Leave it stop.")
     if len(train_plain) < len(validation):
         problems.append(
             f"data.validation: has {len(validation)} samples and the training set {len(train_plain)}: {name} would be "

@@ -8,15 +8,15 @@ from largebatch.training.observers.communication import CommunicationObserver
 from largebatch.training.observers.evaluation import EvaluationObserver
 from largebatch.training.observers.guard import GuardObserver
 from largebatch.training.observers.layers import LayersObserver
-from largebatch.training.observers.ledger import LedgerObserver, WatchedLoader
-from largebatch.training.observers.metrics import Journal, MetricsObserver
+from largebatch.training.observers.ledger import LedgerObserver
+from largebatch.training.observers.metrics import MetricsObserver, RowLog
 from largebatch.training.observers.micro_batches import MicroBatchObserver
 from largebatch.training.observers.noise_scale import NoiseScaleObserver
 from largebatch.training.observers.profile import ProfileObserver
 from largebatch.training.observers.ranks import RankObserver
 from largebatch.training.observers.restoring import restore
 from largebatch.training.observers.sharpness import SharpnessObserver
-from largebatch.training.observers.skipped import SkipNotingLoader, SkippedObserver
+from largebatch.training.observers.skipped import SkippedObserver
 from largebatch.training.observers.stragglers import StragglerObserver
 
 __all__ = [
@@ -24,7 +24,6 @@ __all__ = [
     "CommunicationObserver",
     "EvaluationObserver",
     "GuardObserver",
-    "Journal",
     "LayersObserver",
     "LedgerObserver",
     "MetricsObserver",
@@ -32,10 +31,9 @@ __all__ = [
     "NoiseScaleObserver",
     "ProfileObserver",
     "RankObserver",
+    "RowLog",
     "SharpnessObserver",
-    "SkipNotingLoader",
     "SkippedObserver",
     "StragglerObserver",
-    "WatchedLoader",
     "restore",
 ]

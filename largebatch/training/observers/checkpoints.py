@@ -25,11 +25,12 @@ from largebatch.records.checkpoint import (
 from largebatch.records.folder_lock import FolderInUseError
 from largebatch.records.run_folder import RunFolder
 from largebatch.records.trackers import Problems
-from largebatch.training.loop import Run, StepReport
+from largebatch.training.loop import Observer, Run
 from largebatch.training.observers.evaluation import EvaluationObserver
 from largebatch.training.observers.restoring import roll_back
 from largebatch.training.observers.save_clock import SaveClock
 from largebatch.training.observers.saved_state import state_of
+from largebatch.training.step_report import StepReport
 
 # The sign with which a larger value is a better one.
 BEST_BY = {"eval/val_loss": -1, "eval/val_accuracy": 1}
@@ -37,7 +38,7 @@ _BETWEEN_LOOKS_S = 1.0  # each asks a file system, perhaps over a network
 
 
 @dataclass
-class CheckpointObserver:
+class CheckpointObserver(Observer):
     """Saves every `every` samples and every `every_s` seconds, when the run is stopped, and after the last step.
 
     Rank 0 writes, and its clock counts: it asks for a checkpoint with the numbers that ranks send each other anyway,
@@ -47,7 +48,7 @@ class CheckpointObserver:
     Attributes:
         home: of the run: `step_XXXXXXXX` folders go into its `checkpoints`, the best one into `checkpoints/best`.
         every: samples between two; None: none by samples.
-        every_s: seconds between two, whatever the samples; None: none by the clock.
+        every_s: seconds between two, whatever the samples; infinite: none by the clock.
         keep: how many to keep.
         identity: plain values that tell what the run is; stored and compared on resume.
         extra: plain values to store beside them.
@@ -70,19 +71,19 @@ class CheckpointObserver:
     extra: dict[str, Any]
     evaluation: EvaluationObserver | None = None
     best_by: str | None = None
-    every_s: float | None = None
+    every_s: float = math.inf
     background: bool = False
     on_error: Literal["warn", "stop"] = "warn"
     unsaved: str | None = None
     origin: Path | None = None
     changed_options: frozenset[str] = frozenset()
+    clock: SaveClock = field(default_factory=SaveClock)
     _last_step: int = -1
     _looked_at: float = -math.inf
     _has_ended: bool = False
     _latest: str | None = None
     _best_value: float = -math.inf
     _failure: str | None = None
-    _clock: SaveClock = field(default_factory=SaveClock)
     _writer: BackgroundWriter = field(default_factory=BackgroundWriter)
     _problems: Problems = field(default_factory=lambda: Problems("checkpoints"))
 
@@ -99,15 +100,14 @@ class CheckpointObserver:
     def on_start(self, run: Run) -> None:
         """The step that the run starts from is saved already; so may be the best one so far."""
         self._last_step = run.progress.step
-        if self.every_s is not None and run.runtime.is_main:
-            self._clock = SaveClock(self.every_s)
-            run.save_requested = self._clock.is_due
+        self.clock = SaveClock(self.every_s if run.runtime.is_main else math.inf)
         if self.best_by is not None and run.progress.step > 0:
-            known = None
-            if run.runtime.is_main:
-                best, _ = newest_valid(self.home.checkpoints / "best", fits=require_run_values)
-                known = best.values["best"].get(self.best_by) if best is not None else None
-            known = run.runtime.broadcast(known)
+            best = (
+                newest_valid(self.home.checkpoints / "best", fits=require_run_values)[0]
+                if run.runtime.is_main
+                else None
+            )
+            known = run.runtime.broadcast(None if best is None else best.values["best"].get(self.best_by))
             if known is not None:
                 self._best_value = BEST_BY[self.best_by] * known
         if self.evaluation is not None and self.evaluation.made_up_at == run.progress.step:
@@ -116,10 +116,10 @@ class CheckpointObserver:
 
     def after_step(self, run: Run, report: StepReport) -> None:
         """Save, if the interval is over, or if the evaluation of this step is the best so far."""
-        before = report.samples_seen - report.plan.global_batch_size
+        before = report.taken.samples_seen
         is_due = self.every is not None and crosses_multiple(self.every, before, report.samples_seen)
-        by_clock = run.saves_here and self._last_step < report.step - 1  # else one came while the ranks agreed on it
-        if (is_due or by_clock) and run.counted_step < run.num_steps:
+        by_clock = report.saves_here and self._last_step < report.step - 1  # else one came while the ranks agreed on it
+        if (is_due or by_clock) and not report.taken.is_last:
             self.save(run)
         elif time.monotonic() - self._looked_at >= _BETWEEN_LOOKS_S:
             self._look_around(run)
@@ -148,7 +148,7 @@ class CheckpointObserver:
             NotSavedError: on every rank, where `on_error` is `stop` and one was not written.
         """
         self._last_step = run.progress.step
-        with self._clock.saving():
+        with self.clock.saving():
             self._save(run, {}, wait=False)
 
     def roll_back(self, run: Run) -> bool:

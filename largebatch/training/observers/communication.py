@@ -7,15 +7,17 @@ import statistics
 from largebatch.diagnostics import StepCommunication, TransferFit, probe_sizes
 from largebatch.diagnostics.communication.all_reduces import time_all_reduces
 from largebatch.diagnostics.communication.ranks import communication_of_ranks
+from largebatch.gradient.step import Measures, Step
 from largebatch.records.trackers import Row
-from largebatch.training.loop import Run, StepReport
-from largebatch.training.observers.metrics import Journal
+from largebatch.training.loop import Observer, Run
+from largebatch.training.observers.metrics import RowLog
+from largebatch.training.step_report import StepReport
 
 _NUM_SIZES = 8
 _PROBED_EVERY = 10  # measurements; a network changes less than a step does
 
 
-class CommunicationObserver:
+class CommunicationObserver(Observer):
     """Measures every `every` steps and logs a row each time, of the gradient's reduction over all ranks.
 
     `communication/total_s` is the time in which parts of the gradient, ready on every rank, were being reduced;
@@ -34,21 +36,21 @@ class CommunicationObserver:
     tenth ones, after the step and not counted as its time, about ten all-reduces of the largest part, or of 4 MiB.
 
     Args:
-        journal: for the rows.
+        rows: for the rows.
         every: steps between measurements.
         repetitions: of each of the all-reduces after the step.
     """
 
-    def __init__(self, journal: Journal, *, every: int, repetitions: int = 7) -> None:
-        self._journal = journal
+    def __init__(self, rows: RowLog, *, every: int, repetitions: int = 7) -> None:
+        self._rows = rows
         self._every = every
         self._repetitions = repetitions
         self._found: list[StepCommunication] = []
         self._fit: TransferFit | None = None
 
-    def on_start(self, run: Run) -> None:
-        """Ask for time stamps."""
-        run.communication_every = self._every
+    def asks(self, step: Step) -> Measures:
+        """Time stamps, in steps that are measured."""
+        return Measures.COMMUNICATION | Measures.TIMELINE if step.is_due(self._every) else Measures.NONE
 
     def after_step(self, run: Run, report: StepReport) -> None:
         """Take the measurement of this step, if it made one."""
@@ -70,7 +72,7 @@ class CommunicationObserver:
             row |= self._probe(run, max(report.timeline.num_bytes))
         if self._fit is not None:
             row["communication/predicted_s"] = self._fit.seconds(report.timeline.num_bytes)
-        self._journal.log(run.progress, row)
+        self._rows.log(run.progress, row)
 
     def _probe(self, run: Run, largest: int) -> Row:
         sizes = probe_sizes(largest, _NUM_SIZES)
@@ -79,9 +81,6 @@ class CommunicationObserver:
             return {}
         self._fit = fit
         return {"communication/latency_s": fit.latency_s, "communication/bandwidth_bytes_per_s": fit.bandwidth}
-
-    def on_end(self, run: Run, status: str) -> None:
-        """Nothing is left over."""
 
     def summary(self) -> str | None:
         """Medians over the measurements, for people; None without any."""

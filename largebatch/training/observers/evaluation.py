@@ -23,14 +23,15 @@ from largebatch.losses.coupled import is_coupled
 from largebatch.models.modes import evaluating
 from largebatch.records.rows.series import AUGMENTED_GAP
 from largebatch.records.trackers import Row
-from largebatch.training.loop import Run, StepReport
-from largebatch.training.observers.metrics import POSITION, Journal
+from largebatch.training.loop import Observer, Run
+from largebatch.training.observers.metrics import POSITION, RowLog
+from largebatch.training.step_report import StepReport
 
 _BETTER: dict[str, Callable[[float, float], float]] = {"eval/val_loss": min, "eval/val_accuracy": max}
 
 
 @dataclass
-class EvaluationObserver:
+class EvaluationObserver(Observer):
     """Measures `eval/*` and `gap/*` every `every` samples (None: only at the end) and after the last step.
 
     A stop that is asked for meanwhile breaks it off, since the time that is left is for the checkpoint: the run ends
@@ -62,7 +63,7 @@ class EvaluationObserver:
         made_up_at: the step at which a run began with the evaluation that was owed; None: none was.
     """
 
-    journal: Journal
+    rows: RowLog
     train: Any
     validation: Any
     loss: Loss
@@ -80,21 +81,21 @@ class EvaluationObserver:
     is_owed: bool = False
     made_up_at: int | None = None
 
-    def on_start(self, run: Run) -> None:
+    def on_start(self, run: Run) -> bool:
         """Evaluate what is owed; otherwise the first evaluation comes after the first interval."""
         if self.is_owed and self.measure(run) is not None:
             self.made_up_at = run.progress.step
+        return self.is_owed
 
-    def after_step(self, run: Run, report: StepReport) -> None:
+    def after_step(self, run: Run, report: StepReport) -> bool:
         """Evaluate, if the interval is over."""
         before = report.samples_seen - report.plan.global_batch_size
-        if self.every is not None and crosses_multiple(self.every, before, report.samples_seen):
-            self.measure(run)
+        is_due = self.every is not None and crosses_multiple(self.every, before, report.samples_seen)
+        return is_due and self.measure(run) is None
 
-    def on_end(self, run: Run, status: str) -> None:
+    def on_end(self, run: Run, status: str) -> bool:
         """Evaluate the final weights."""
-        if status == "finished" and self.last_step != run.progress.step:
-            self.measure(run)
+        return status == "finished" and self.last_step != run.progress.step and self.measure(run) is None
 
     def recall(self, runtime: Runtime, rows: Iterable[Row]) -> None:
         """Take up the best and the last of what this run had logged before it was stopped: `rows` of rank 0 count."""
@@ -113,7 +114,6 @@ class EvaluationObserver:
             validation = None if train is None else self._sums(run, self.validation, "val", skipped)
         self.is_owed = validation is None
         if train is None or validation is None:
-            run.stops_here = True
             return None
         gap = generalization_gap(train, validation)
         values = {
@@ -137,7 +137,7 @@ class EvaluationObserver:
             if value is not None and not (name.endswith("_stderr") and math.isnan(value))
         }
         self._note(known, run.progress.step)
-        self.journal.log(run.progress, self.last)
+        self.rows.log(run.progress, self.last)
         return self.last
 
     def _note(self, row: Row, step: int) -> None:

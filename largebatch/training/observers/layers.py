@@ -12,26 +12,27 @@ from torch.optim import Optimizer
 
 from largebatch.optim import TensorStep, tensor_steps, weights_of
 from largebatch.records.trackers import Row, Tracker
-from largebatch.training.loop import Run, StepReport
-from largebatch.training.observers.metrics import Journal
+from largebatch.training.loop import Observer, Run
+from largebatch.training.observers.metrics import RowLog
+from largebatch.training.step_report import StepReport
 
 _QUANTILES = {"min": 0.0, "q25": 0.25, "median": 0.5, "q75": 0.75, "max": 1.0}
 
 
-class LayersObserver:
+class LayersObserver(Observer):
     """Every `every` steps: a row of quantiles over layers for the trackers, and one of all layers for layers.jsonl.
 
     Rank 0 measures, with a copy of the weights during these steps; the others, and other steps, pay nothing.
     `trust_ratio/*` are over tensors that adapt, `update_to_weight/*` over all that have a gradient and were not zero.
 
     Args:
-        journal: for the summary row.
+        rows: for the summary row.
         tracker: of layers.jsonl, on rank 0; None on other ranks.
         every: steps between measurements.
     """
 
-    def __init__(self, journal: Journal, tracker: Tracker | None, *, every: int) -> None:
-        self._journal = journal
+    def __init__(self, rows: RowLog, tracker: Tracker | None, *, every: int) -> None:
+        self._rows = rows
         self._tracker = tracker
         self._every = every
         self._before: dict[Tensor, Tensor] = {}
@@ -44,7 +45,7 @@ class LayersObserver:
             return
 
         def before(optimizer: Optimizer, *_: Any) -> None:
-            if run.counted_step % self._every == 0:
+            if run.steps.number % self._every == 0:
                 self._before = weights_of(optimizer)
 
         def after(optimizer: Optimizer, *_: Any) -> None:
@@ -62,7 +63,7 @@ class LayersObserver:
         if self._tracker is None or not self._latest:
             return
         steps, self._latest = self._latest, {}
-        self._journal.log(run.progress, summary_of(list(steps.values())))
+        self._rows.log(run.progress, summary_of(list(steps.values())))
         row: Row = {"step": report.step, "samples_seen": report.samples_seen}
         for name, parameter in run.module.named_parameters():
             if (step := steps.get(parameter)) is not None:

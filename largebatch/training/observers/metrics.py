@@ -5,15 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
+from largebatch.gradient.step import Measures, Step
 from largebatch.records.trackers import Row, Tracker
-from largebatch.training.loop import Progress, Run, StepReport
+from largebatch.training.loop import Observer, Run
 from largebatch.training.observers.memory import peak_memory
+from largebatch.training.progress import Progress
+from largebatch.training.step_report import StepReport
 
 POSITION = ("step", "samples_seen", "epoch", "wall_s")
 """What every row has, whatever else."""
+_OF_A_ROW = Measures.LOSS | Measures.GRAD_NORM | Measures.COMMUNICATION
 
 
-class Journal:
+class RowLog:
     """Hands rows to the trackers with the keys that every row has.
 
     Args:
@@ -40,8 +44,8 @@ class Journal:
             tracker.log(row | values)
 
 
-class MetricsObserver:
-    """Logs a row every `run.log_every` steps and after the last step.
+class MetricsObserver(Observer):
+    """Logs a row every `every` steps and after the last step.
 
     The loss is that of the step's whole global batch, summed over ranks. Times are rank 0's: `time/step_s` and
     `time/data_s` are means over the steps since the last row; `time/communication_s` is the exposed communication of
@@ -49,12 +53,13 @@ class MetricsObserver:
     CPU of rank 0's whole process. With a numeric guard, `guard/*` are its counts.
 
     Args:
-        journal: for the rows.
+        rows: for the rows.
+        every: steps between rows.
         more: what an observer called before this one has to add to the row of a step.
     """
 
-    def __init__(self, journal: Journal, *, more: Callable[[], Row] = dict) -> None:
-        self._journal = journal
+    def __init__(self, rows: RowLog, *, every: int = 10, more: Callable[[], Row] = dict) -> None:
+        self._rows, self._every = rows, every
         self._more = more
         self._data_s = 0.0
         self._window_start = Progress()
@@ -63,15 +68,16 @@ class MetricsObserver:
         """Begin the first window."""
         self._begin_window(run)
 
+    def asks(self, step: Step) -> Measures:
+        """What a row has."""
+        return _OF_A_ROW if step.has_row(self._every) else Measures.NONE
+
     def after_step(self, run: Run, report: StepReport) -> None:
         """Log, if this step is due."""
-        self._data_s += report.data_s
-        if run.is_logged(run.counted_step):
-            self._journal.log(run.progress, self._row(run, report) | self._more())
+        self._data_s += report.batch.data_s
+        if report.taken.has_row(self._every):
+            self._rows.log(run.progress, self._row(run, report) | self._more())
             self._begin_window(run)
-
-    def on_end(self, run: Run, status: str) -> None:
-        """Nothing is left over: the last step was logged."""
 
     def _begin_window(self, run: Run) -> None:
         self._data_s = 0.0
@@ -83,13 +89,13 @@ class MetricsObserver:
         seconds = run.progress.train_s - self._window_start.train_s
         row: Row = {
             "train/loss": loss,
-            "train/lr": report.lr,
+            "train/lr": report.taken.lr,
             "train/global_batch_size": report.plan.global_batch_size,
             "train/samples_per_s": (report.samples_seen - self._window_start.samples_seen) / seconds,
             "time/step_s": seconds / num_steps,
             "time/data_s": self._data_s / num_steps,
         }
-        communication_s = report.communication_s or 0.0
+        communication_s = report.batch.communication_s or 0.0
         row["time/communication_s"] = communication_s
         row["time/compute_s"] = max((seconds - self._data_s) / num_steps - communication_s, 0.0)
         if (peak := peak_memory(run.runtime.device)) is not None:

@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 from largebatch.distributed.gather import named_ranks
-from largebatch.training.loop import Run, StepReport
-from largebatch.training.observers.metrics import Journal
+from largebatch.training.loop import Observer, Run
+from largebatch.training.observers.metrics import RowLog
+from largebatch.training.step_report import StepReport
 
 
-class MicroBatchObserver:
+class MicroBatchObserver(Observer):
     """Tells of smaller micro-batches, in a row with `batch/max_micro` and on the screen, as soon as they are in use."""
 
-    def __init__(self, journal: Journal) -> None:
-        self._journal = journal
-        self._told = 0
-
-    def on_start(self, run: Run) -> None:
-        """Nothing yet."""
+    def __init__(self, rows: RowLog) -> None:
+        self._rows = rows
 
     def after_step(self, run: Run, report: StepReport) -> None:
         """Tell of what this step has found."""
-        new, self._told = run.batches.shortages[self._told :], len(run.batches.shortages)
+        new = report.batch.shortages
         if not new:
             return
         size = new[-1].next_size
         assert size is not None
-        self._journal.log(run.progress, {"batch/max_micro": size})
+        self._rows.log(run.progress, {"batch/max_micro": size})
         if run.runtime.is_main:
             ranks = named_ranks(sorted({rank for one in new for rank in one.ranks}))
             print(
@@ -33,6 +30,3 @@ class MicroBatchObserver:
                 f"batch.max_micro={size}",
                 flush=True,
             )
-
-    def on_end(self, run: Run, status: str) -> None:
-        """Every shortage has been told."""

@@ -8,12 +8,14 @@ from typing import Any
 from torch import nn
 
 from largebatch.diagnostics import NoiseScale, NoiseScaleEstimator, moments_of_step
+from largebatch.gradient.step import Measures, Step
 from largebatch.records.trackers import Row
-from largebatch.training.loop import Run, StepReport
-from largebatch.training.observers.metrics import Journal
+from largebatch.training.loop import Observer, Run
+from largebatch.training.observers.metrics import RowLog
+from largebatch.training.step_report import StepReport
 
 
-class NoiseScaleObserver:
+class NoiseScaleObserver(Observer):
     """Measures every `every` steps and logs a row each time.
 
     `noise_scale/trace` and `noise_scale/grad_sq_norm` are running means. With enough evidence the row also has
@@ -22,10 +24,10 @@ class NoiseScaleObserver:
     parameters, without the efficiencies, which belong to a batch and not to a group.
 
     Args:
-        journal: for the rows.
+        rows: for the rows.
         every: steps between measurements.
         window: measurements that count.
-        groups: of parameters, each in one of them at most.
+        groups: of parameters, each in one of them at most: those that the gradient was made with.
 
     Attributes:
         latest: of all parameters; None before the first measurement.
@@ -33,9 +35,9 @@ class NoiseScaleObserver:
     """
 
     def __init__(
-        self, journal: Journal, *, every: int, window: int, groups: Mapping[str, Sequence[nn.Parameter]] | None = None
+        self, rows: RowLog, *, every: int, window: int, groups: Mapping[str, Sequence[nn.Parameter]] | None = None
     ) -> None:
-        self._journal = journal
+        self._rows = rows
         self._every = every
         self._groups = groups or {}
         self._estimators = [NoiseScaleEstimator(window) for _ in range(1 + len(self._groups))]
@@ -43,21 +45,34 @@ class NoiseScaleObserver:
         self.latest_of_groups: dict[str, NoiseScale] = {}
 
     def on_start(self, run: Run) -> None:
-        """Ask for the norms of micro-batch gradients."""
-        run.norms_every = self._every
-        run.gradient.norms.group(self._groups)
+        """Check that what is measured is what is expected.
+
+        Raises:
+            ValueError: if the gradient was made with other groups.
+        """
+        made_with, own = run.gradient.norms.groups, tuple(self._groups)
+        if made_with != own:
+            raise ValueError(
+                f"The observer tells the groups {list(own)} apart, and the gradient was made with {list(made_with)}. "
+                "Give make_run the same groups."
+            )
+
+    def asks(self, step: Step) -> Measures:
+        """The norms of micro-batch gradients."""
+        return Measures.NORMS if step.is_due(self._every) else Measures.NONE
 
     def after_step(self, run: Run, report: StepReport) -> None:
         """Take the measurement of this step, if it made one."""
-        if report.norms is None:
+        norms = report.norms
+        if norms is None:
             return
-        for estimator, (weighted_sq_norm, grad_sq_norm) in zip(self._estimators, report.norms.result(), strict=True):
+        for estimator, (weighted_sq_norm, grad_sq_norm) in zip(self._estimators, norms.result(), strict=True):
             moments = moments_of_step(
                 weighted_sq_norm,
                 grad_sq_norm,
-                num_micro_batches=report.norms.num_parts,
+                num_micro_batches=norms.num_parts,
                 global_batch_size=report.plan.global_batch_size,
-                num_samples=self._journal.num_samples,  # within an epoch none comes twice
+                num_samples=self._rows.num_samples,  # within an epoch none comes twice
             )
             estimator.add(*moments)
         whole, *of_groups = (estimator.estimate() for estimator in self._estimators)
@@ -67,10 +82,7 @@ class NoiseScaleObserver:
             row = row_of(self.latest, report.plan.global_batch_size)
             for name, scale in self.latest_of_groups.items():
                 row |= _row_under(f"noise_scale/{name}", scale)
-            self._journal.log(run.progress, row)
-
-    def on_end(self, run: Run, status: str) -> None:
-        """Nothing is left over."""
+            self._rows.log(run.progress, row)
 
     def state(self) -> dict[str, Any]:
         """The measurements of all parameters and of each group, as plain values."""

@@ -8,10 +8,11 @@ import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
 from largebatch.records.durable_files import replacing, write_whole
-from largebatch.training.loop import Run, StepReport
+from largebatch.training.loop import Observer, Run
+from largebatch.training.step_report import StepReport
 
 
-class ProfileObserver:
+class ProfileObserver(Observer):
     """Records `num_steps` steps on rank 0 after some that warm up: trace.json and a table of operators."""
 
     def __init__(self, folder: Path, *, num_steps: int, warmup_steps: int) -> None:

@@ -7,10 +7,11 @@ import torch
 from largebatch.batch.duration import crosses_multiple
 from largebatch.distributed.checksums import combine_checksums, parameter_checksums
 from largebatch.distributed.gather import Disagreement, disagreement, gather_ints
-from largebatch.training.loop import Run, StepReport
+from largebatch.training.loop import Observer, Run
+from largebatch.training.step_report import StepReport
 
 
-class RankObserver:
+class RankObserver(Observer):
     """Compares step and weights over ranks at the start, every `every` steps, and before each checkpoint.
 
     Torch goes on when ranks have different weights: it averages gradients that belong to different models. All ranks
@@ -38,10 +39,10 @@ class RankObserver:
         """Compare, if this step is due."""
         if self._every is None:
             return
-        after = run.counted_samples
-        before = after - report.plan.global_batch_size
+        before = report.taken.samples_seen
+        after = before + report.plan.global_batch_size
         saves = self._checkpoint_every is not None and crosses_multiple(self._checkpoint_every, before, after)
-        if saves or run.saves_here or run.counted_step % self._every == 0:
+        if saves or report.saves_here or report.taken.is_due(self._every):
             self.compare(run)
 
     def on_end(self, run: Run, status: str) -> None:

@@ -46,7 +46,7 @@ def memory_of(run: Run) -> dict[str, Any]:
     return {
         "world_size": run.runtime.world_size,
         "gradient": run.gradient.state(),
-        "batches": run.batches.state(),
+        "batches": run.steps.batches.state(),
         "observers": {type(one).__name__: one.state() for one in run.observers if isinstance(one, Remembering)},
     }
 
@@ -89,8 +89,8 @@ def _remember(run: Run, memory: dict[str, Any] | None) -> list[str]:
     for one in run.observers:
         if isinstance(one, Remembering) and (state := memory["observers"].get(type(one).__name__)) is not None:
             one.load(state)
-    if memory["world_size"] == run.runtime.world_size and run.batches.load(memory["batches"]):
-        size = run.batches.ramp.max_micro_batch_size
+    if memory["world_size"] == run.runtime.world_size and run.steps.batches.load(memory["batches"]):
+        size = run.steps.batches.ramp.max_micro_batch_size
         return [f"micro-batches hold at most {size} samples, as since memory was short before the stop"]
     return []
 

@@ -11,11 +11,12 @@ from largebatch.diagnostics.sharpness.settings import SharpnessSettings
 from largebatch.diagnostics.sharpness.subset import FixedSubset
 from largebatch.losses import Loss
 from largebatch.records.trackers import Row
-from largebatch.training.loop import Run, StepReport
-from largebatch.training.observers.metrics import Journal
+from largebatch.training.loop import Observer, Run
+from largebatch.training.observers.metrics import RowLog
+from largebatch.training.step_report import StepReport
 
 
-class SharpnessObserver:
+class SharpnessObserver(Observer):
     """Measures the sharpness of the weights every `every` samples and after the last step, and logs a row.
 
     `sharpness/lambda_max` with `sharpness/lambda_max_residual`, `sharpness/trace` with `sharpness/trace_stderr`, and
@@ -23,7 +24,7 @@ class SharpnessObserver:
     the run's own precision of weights, and in eval mode with the running statistics of the moment.
 
     Args:
-        journal: for the rows.
+        rows: for the rows.
         subset: samples of the training set, not augmented.
         loss: a sum over samples, without smoothing.
         settings: how precisely.
@@ -32,17 +33,14 @@ class SharpnessObserver:
     """
 
     def __init__(
-        self, journal: Journal, *, subset: FixedSubset, loss: Loss, settings: SharpnessSettings, seed: int, every: int
+        self, rows: RowLog, *, subset: FixedSubset, loss: Loss, settings: SharpnessSettings, seed: int, every: int
     ) -> None:
-        self._journal = journal
+        self._rows = rows
         self._subset = subset
         self._loss: Any = loss
         self._settings, self._seed = settings, seed
         self._every = every
         self._last_step = -1
-
-    def on_start(self, run: Run) -> None:
-        """Nothing: the first measurement comes after the first interval."""
 
     def after_step(self, run: Run, report: StepReport) -> None:
         """Measure, if the interval is over."""
@@ -61,7 +59,7 @@ class SharpnessObserver:
                 run.module, self._loss, self._subset, run.runtime, self._settings, seed=self._seed
             )
         if found is not None:
-            self._journal.log(run.progress, row_of(found))
+            self._rows.log(run.progress, row_of(found))
 
 
 def row_of(found: Sharpness) -> Row:

@@ -3,55 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from largebatch.batch.ramp import BatchRamp
 from largebatch.distributed.gather import gather_texts
-from largebatch.gradient.batch_stream import Loader
 from largebatch.records.trackers import Problems, Row, Tracker
-from largebatch.training.loop import Run, StepReport
-from largebatch.training.observers.metrics import Journal
+from largebatch.training.loop import Observer, Run
+from largebatch.training.observers.metrics import RowLog
+from largebatch.training.step_report import StepReport
 
 
-class SkipNotingLoader:
-    """Passes micro-batches on and remembers which samples were skipped until `take_skipped` is called."""
-
-    def __init__(self, loader: Loader) -> None:
-        self._loader = loader
-        self._skipped: list[tuple[int, str]] = []
-
-    def micro_batches(self, samples_seen: int, num_steps: int) -> Iterator[Any]:
-        """As the loader does."""
-        for micro_batch in self._loader.micro_batches(samples_seen, num_steps):
-            self._skipped += [(int(micro_batch.asked[place]), reason) for place, reason in micro_batch.skipped]
-            yield micro_batch
-
-    def replan(self, plan: BatchRamp) -> None:
-        """As the loader does."""
-        self._loader.replan(plan)
-
-    def take_skipped(self) -> list[tuple[int, str]]:
-        """(sample id, reason) of what was skipped since the last call."""
-        skipped, self._skipped = self._skipped, []
-        return skipped
-
-
-class SkippedObserver:
+class SkippedObserver(Observer):
     """Tells, in steps that are logged, of the samples that all ranks have skipped: a row each in skipped.jsonl.
 
     `data/skipped` is their number since the last row of metrics. Two small collectives per such step.
 
     Args:
-        journal: for the numbers.
+        rows: for the numbers.
         tracker: for the samples, on rank 0; None on other ranks.
-        loader: the run's loader, watched.
+        every: steps between rows.
     """
 
-    def __init__(self, journal: Journal, tracker: Tracker | None, loader: SkipNotingLoader) -> None:
-        self._journal = journal
+    def __init__(self, rows: RowLog, tracker: Tracker | None, *, every: int) -> None:
+        self._rows = rows
         self._tracker = tracker
-        self._loader = loader
+        self._every = every
+        self._since: list[tuple[int, str]] = []  # (sample id, reason) since the last row
         self._problems = Problems("data")
         self._of_validation: set[int] = set()
 
@@ -60,17 +37,17 @@ class SkippedObserver:
         """What was skipped, for the summary."""
         return self._problems.lines()
 
-    def on_start(self, run: Run) -> None:
-        """Nothing has been loaded yet."""
-
     def after_step(self, run: Run, report: StepReport) -> None:
         """Gather what the ranks have skipped, if this step is logged."""
-        if not run.is_logged(run.counted_step):
+        for one in report.batch.taken:
+            self._since += [(int(one.asked[place]), reason) for place, reason in one.skipped]
+        if not report.taken.has_row(self._every):
             return
-        skipped = _of_ranks(run, self._loader.take_skipped())
+        own, self._since = self._since, []
+        skipped = _of_ranks(run, own)
         if not skipped:
             return
-        self._journal.log(run.progress, {"data/skipped": len(skipped)})
+        self._rows.log(run.progress, {"data/skipped": len(skipped)})
         for rank, sample, reason in skipped:
             if self._tracker is not None:
                 self._tracker.log({"step": report.step, "sample": sample, "rank": rank, "reason": reason})
@@ -84,9 +61,6 @@ class SkippedObserver:
                 place: Row = {"step": run.progress.step, "set": "validation", "sample": sample, "rank": rank}
                 self._tracker.log(place | {"reason": reason})
                 self._problems.count("a sample of the validation set was skipped, all are in skipped.jsonl", reason)
-
-    def on_end(self, run: Run, status: str) -> None:
-        """The last step was logged."""
 
     def state(self) -> dict[str, Any]:
         """What has been told of the validation set, as plain values."""

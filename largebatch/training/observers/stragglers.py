@@ -9,13 +9,15 @@ from contextlib import suppress
 
 from largebatch.diagnostics import IN_A_ROW, RankTimes, StragglerWatch, compare_ranks
 from largebatch.distributed.gather import gather_floats, gather_texts, named_ranks
+from largebatch.gradient.step import Measures, Step
 from largebatch.records.trackers import Row
-from largebatch.training.loop import Run, StepReport
+from largebatch.training.loop import Observer, Run
+from largebatch.training.step_report import StepReport
 
 _LEAST_S = 0.005
 
 
-class StragglerObserver:
+class StragglerObserver(Observer):
     """Names a rank on stderr that is slower than the others in three logged steps in a row.
 
     In a step that is logged each rank knows how long it took itself: the step without the exposed communication, in
@@ -30,13 +32,15 @@ class StragglerObserver:
 
     Args:
         ratio: times the median of the others above which a rank is slow.
+        every: steps between comparisons.
 
     Attributes:
         row: of the latest step, for the row of its metrics: `stragglers/slowest_rank` and `stragglers/ratio`, how many
             times as long as usual it took; empty after a step that was not measured, and on a single rank.
     """
 
-    def __init__(self, *, ratio: float) -> None:
+    def __init__(self, *, ratio: float, every: int = 10) -> None:
+        self._every = every
         self._watch = StragglerWatch(ratio=ratio, least_s=_LEAST_S)
         self._hosts: list[str] = []
         self.row: Row = {}
@@ -46,12 +50,16 @@ class StragglerObserver:
         if run.runtime.world_size > 1:
             self._hosts = gather_texts(run.runtime, socket.gethostname())
 
+    def asks(self, step: Step) -> Measures:
+        """How long a rank waits for others, in the steps of rows."""
+        return Measures.COMMUNICATION if step.has_row(self._every) else Measures.NONE
+
     def after_step(self, run: Run, report: StepReport) -> None:
         """Compare the ranks, if this step was measured."""
         self.row = {}
-        if run.runtime.world_size == 1 or not run.is_logged(run.counted_step):
+        if run.runtime.world_size == 1 or not report.taken.has_row(self._every):
             return
-        assert report.own_s is not None, "steps that are logged measure communication"
+        assert report.own_s is not None, "it is asked for"
         own_s = [row[0] for row in gather_floats(run.runtime, [report.own_s])]
         num_samples = [report.plan.rank_batch_size(rank) for rank in range(run.runtime.world_size)]
         times = compare_ranks(own_s, num_samples)
@@ -61,9 +69,6 @@ class StragglerObserver:
         if found and run.runtime.is_main:
             with suppress(OSError, ValueError):  # stderr itself may be full, or closed
                 print(f"warning: {self._explain(found, times, report.step)}", file=sys.stderr)
-
-    def on_end(self, run: Run, status: str) -> None:
-        """Nothing is left over."""
 
     def _explain(self, found: Sequence[int], times: RankTimes, step: int) -> str:
         rank, *others = found

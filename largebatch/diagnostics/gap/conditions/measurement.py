@@ -30,7 +30,7 @@ from largebatch.diagnostics.gap.conditions.statistics import (
 )
 from largebatch.diagnostics.gap.gap_parts import PerSample
 from largebatch.distributed.runtime import Runtime
-from largebatch.gradient.snapshots import undisturbed
+from largebatch.gradient.snapshots import measuring
 from largebatch.models.modes import Modes, train_mode
 
 
@@ -72,7 +72,7 @@ def measure_conditions(
     train_mode(module)
     modes, norms = Modes(module), norms_with_statistics(module)
     draws = range(settings.draws)
-    with undisturbed(module), torch.no_grad():
+    with measuring(module), torch.no_grad():
         running = [statistics(norm) for norm in norms]
         modes.restore()
         with averaging(norms):

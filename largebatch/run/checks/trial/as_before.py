@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from largebatch.gradient.kept_buffers import is_expanded
-from largebatch.gradient.snapshots import unmoved
+from largebatch.gradient.snapshots import is_expanded, preserving_buffers_and_rng
 
 
 @contextmanager
@@ -27,7 +26,7 @@ def as_before(model: nn.Module) -> Iterator[None]:
     """
     weights = [(one, one.detach().clone(), one.grad) for one in model.parameters()]
     kept = [_kept_attributes(part) for part in model.modules()]
-    with unmoved(model):
+    with preserving_buffers_and_rng(model):
         try:
             yield
         finally:

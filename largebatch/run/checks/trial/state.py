@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from largebatch.batch.random_keys import stream_key
 from largebatch.distributed.generators import seed_generators
-from largebatch.gradient.snapshots import weights_unmoved
+from largebatch.gradient.snapshots import preserving_weights
 from largebatch.losses import Loss
 from largebatch.models.modes import train_mode
 from largebatch.run.checks.trial.as_before import as_before
@@ -75,12 +75,12 @@ def find_state(model: nn.Module, loss: Loss, batch: TriedBatch, *, precision: st
             return loss.loss_per_sample(outputs, in_precision(batch.targets[kept], precision)).detach().double()
 
         every = torch.arange(batch.size)
-        with weights_unmoved(model):
+        with preserving_weights(model):
             before = _tensors(model)
             with choices:
                 first = values(every, 1)
             after = _tensors(model)
-        with weights_unmoved(model):
+        with preserving_weights(model):
             is_hidden = not torch.allclose(values(every, 1), first, rtol=1e-6, atol=1e-9, equal_nan=True)
         moved = [name for name, value in after.items() if not _same(value, before.get(name))]
         by_step: list[str] = []
@@ -108,7 +108,7 @@ _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # 
 
 def _after(model: nn.Module, forward_pass: Callable[[], Tensor]) -> dict[str, Tensor] | None:
     """Buffers and weights after a pass; None if it fails."""
-    with weights_unmoved(model):
+    with preserving_weights(model):
         try:
             forward_pass()
         except Exception:

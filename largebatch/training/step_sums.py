@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,18 +13,22 @@ from torch import Tensor
 from largebatch.distributed.gather import disagreement
 from largebatch.distributed.pending_sum import PendingSum
 from largebatch.distributed.runtime import Runtime
+from largebatch.gradient.step import Measures, Step
+from largebatch.training.progress import Progress
+
+Status = Literal["running", "finished", "stopped", "diverged"]
 
 # Steps longer than this are agreed on one by one: the sum, about a millisecond over sockets, is below one per cent of
-# them. Shorter ones are agreed on when a row is logged: with the usual 10 steps between rows, within a second as well.
+# them. Shorter ones are agreed on at intervals: with the usual 10 steps between them, within a second as well.
 SLOW_STEP_S = 0.1
 
 
 @dataclass(frozen=True)
-class Agreement:
+class StepSums:
     """Loss of a global batch, requests to stop or save, steps and rank 0's time per step, summed over ranks.
 
     The sum travels while the next step computes; whoever reads it one step later does not wait. Since every rank reads
-    the same numbers, all of them stop, or change the interval of agreements, after the same step.
+    the same numbers, all of them stop, or change the interval of sums, after the same step.
     """
 
     _pending: PendingSum
@@ -39,7 +45,7 @@ class Agreement:
         step: int,
         step_s: float,
         grad_norm: Tensor | None = None,
-    ) -> Agreement:
+    ) -> StepSums:
         """Start the sum.
 
         Args:
@@ -79,7 +85,7 @@ class Agreement:
         """Whether a rank asks for a checkpoint."""
         return self._pending.result()[2] > 0
 
-    def verdict(self, *, is_last: bool = False, takes_any_loss: bool = False) -> str:
+    def status(self, *, is_last: bool = False, takes_any_loss: bool = False) -> Status:
         """How the run stands: "running", "stopped" (not after the last step), or "diverged" (not if any loss will do).
 
         Raises:
@@ -94,3 +100,72 @@ class Agreement:
         if not math.isfinite(loss_sum) and not takes_any_loss:
             return "diverged"
         return "stopped" if num_stops and not is_last else "running"
+
+
+class Agreement:
+    """Lets ranks agree after a step, as often as it costs next to nothing, on how the run stands.
+
+    Args:
+        runtime: the job.
+        every: steps between sums where steps are short.
+        takes_any_loss: whether a loss that is not a number costs its step alone.
+        sends_grad_norm: whether ranks agree on the norm of the gradient, too: for a guard.
+        save_requested: whether this rank asks for a checkpoint.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        *,
+        every: int = 10,
+        takes_any_loss: bool = False,
+        sends_grad_norm: bool = False,
+        save_requested: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._runtime, self._every, self._takes_any_loss = runtime, every, takes_any_loss
+        self._sends_grad_norm, self._save_requested = sends_grad_norm, save_requested
+        self.begin(Progress())
+
+    def begin(self, progress: Progress) -> None:
+        """Before the first step."""
+        self._steps_are_slow = True  # until it is known
+        self._pending: StepSums | None = None
+        self._last = (progress.step, progress.train_s)
+
+    def send(
+        self, step: Step, loss_sum: Tensor, grad_norm: Tensor | None, progress: Progress, *, stop: bool
+    ) -> StepSums | None:
+        """Start the sum of a step, with the time per step since the last sum; None: this step makes none."""
+        if not (self._steps_are_slow or Measures.LOSS in step.measures or step.has_row(self._every)):
+            return None
+        last_step, last_s = self._last
+        finished = progress.step - 1 - last_step
+        step_s = (progress.train_s - last_s) / finished if finished > 0 else math.inf  # at first unknown, so long
+        self._last = (progress.step - 1, progress.train_s)
+        return StepSums.start(
+            self._runtime,
+            loss_sum=loss_sum,
+            grad_norm=grad_norm if self._sends_grad_norm else None,
+            stop=stop,
+            save=self._save_requested(),
+            step=progress.step,
+            step_s=min(step_s, 1e9),
+        )
+
+    def read(self, sums: StepSums | None) -> tuple[Status, bool]:
+        """Take the sums of this step, and read those of the step before, which have arrived: nobody waits.
+
+        Returns:
+            How the run stood after the step before, and whether a rank asked for a checkpoint then.
+        """
+        before, self._pending = self._pending, sums
+        if before is None:
+            return "running", False
+        self._steps_are_slow = before.steps_are_slow
+        return before.status(takes_any_loss=self._takes_any_loss), before.asks_to_save
+
+    def end(self, *, is_last: bool) -> Status:
+        """How the run stands after its last step."""
+        if self._pending is None:
+            return "running"
+        return self._pending.status(is_last=is_last, takes_any_loss=self._takes_any_loss)

@@ -1,0 +1,177 @@
+"""Which local pass, which reduction and which instruments make the gradient that is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from largebatch.batch.plan import BatchPlan
+from largebatch.distributed.runtime import Runtime
+from largebatch.gradient import choices
+from largebatch.gradient.accumulation import LocalPass, MicroBatchSource, OneByOne
+from largebatch.gradient.batch_stream import BatchStream
+from largebatch.gradient.bucket_order import BucketOrder
+from largebatch.gradient.coupled_losses import Twice
+from largebatch.gradient.exact_batch_norm import ExactBatchNorm
+from largebatch.gradient.global_gradient import GlobalGradient, Stored
+from largebatch.gradient.instruments import BeingComputed, Instrument
+from largebatch.gradient.micro_batch_norms import MicroBatchNorms
+from largebatch.gradient.ordered_reduction import InOrder
+from largebatch.gradient.out_of_memory import Halving, IfItFits
+from largebatch.gradient.recomputation import Recomputation
+from largebatch.gradient.reduction_clock import ReductionClock
+from largebatch.gradient.reductions import Afterwards, Compression, Overlapped, Reduction
+from largebatch.gradient.running_statistics import RunningStatistics
+from largebatch.gradient.side_by_side import SideBySide
+from largebatch.gradient.skipped_parameters import SkippedParameters
+from largebatch.gradient.snapshots import StepBuffers
+from largebatch.gradient.split_micro_batch import SplitMicroBatch
+from largebatch.gradient.units import Units
+from largebatch.losses import Loss
+from largebatch.losses.coupled import is_coupled
+
+Gradient = GlobalGradient | Halving
+OwnReduction = Callable[[Runtime, nn.Module, ReductionClock], Reduction]
+"""(job, model as `Runtime.wrap` returned it, clock) -> how its ranks become one."""
+
+
+@dataclass(frozen=True)
+class GradientOptions:
+    """In which way the gradient of a global batch is computed.
+
+    Attributes:
+        fixed_units: whether all samples have the same number of units, see `units_are_fixed`; None: as the loss says.
+        ordered: sums over micro-batches in one order on any number of ranks, see `InOrder`.
+        exact_batch_norm: takes batch norm over the whole global batch, see `ExactBatchNorm`.
+        compression: of what DDP sends.
+        halves_micro_batches: takes a step that runs out of memory again in smaller parts, see `Halving`.
+        recompute_every: steps between ones that are computed twice, see `Recomputation`; None: none.
+        step_buffers: names of buffers that move once per step, see `StepBuffers`.
+        skips_parameters: whether passes may leave parameters out, see `SkippedParameters`.
+        groups: of parameters whose noise is told apart, see `MicroBatchNorms`.
+        reduction: in place of those above.
+    """
+
+    fixed_units: bool | None = None
+    ordered: bool = False
+    exact_batch_norm: bool = False
+    compression: Compression = "none"
+    halves_micro_batches: bool = False
+    recompute_every: int | None = None
+    step_buffers: Sequence[str] = ()
+    skips_parameters: bool = False
+    groups: Mapping[str, Sequence[nn.Parameter]] = field(default_factory=dict)
+    reduction: OwnReduction | None = None
+
+    def choices(self, loss: Loss) -> list[choices.Choice]:
+        """Those that need something of others, or take something away."""
+        twice = f"recompute_every={self.recompute_every}"
+        return [
+            *([choices.in_order()] if self.ordered else ()),
+            *([choices.exact_batch_norm()] if self.exact_batch_norm else ()),
+            *([choices.coupled_loss(type(loss).__name__)] if is_coupled(loss) else ()),
+            *([choices.compression(self.compression)] if self.compression != "none" else ()),
+            *([choices.halving()] if self.halves_micro_batches else ()),
+            *([choices.recomputation(twice)] if self.recompute_every is not None else ()),
+        ]
+
+
+def choose_gradient(
+    runtime: Runtime, model: nn.Module, loss: Loss, batches: BatchStream, options: GradientOptions
+) -> Gradient:
+    """The gradient of one global batch after the other.
+
+    Args:
+        runtime: the job.
+        model: as `runtime.wrap` returned it.
+        loss: sums per sample; may be a `CoupledLoss`.
+        batches: where micro-batches come from.
+        options: in which way.
+
+    Raises:
+        ValueError: if some of it does not go together, see `conflicts`; or there is no batch norm to be exact.
+    """
+    if found := list(choices.conflicts(options.choices(loss))):
+        raise ValueError("\n".join(found))
+    module = runtime.unwrap(model)
+    clock = ReductionClock(runtime, is_distributed=model is not module)
+    norms = ExactBatchNorm(runtime, module) if options.exact_batch_norm else None
+    leaves_out = options.skips_parameters and (options.ordered or model is not module)
+    skipped = SkippedParameters(runtime, model) if leaves_out else None
+    if options.reduction is not None:
+        reduction = options.reduction(runtime, model, clock)
+    elif options.ordered:
+        reduction = InOrder(runtime, model, clock)
+    elif norms is not None or options.halves_micro_batches:
+        reduction = Afterwards(runtime, module, clock)
+    else:
+        reduction = Overlapped(runtime, model, clock, compression=options.compression, skipped=skipped)
+    local = _local_pass(runtime, module, loss, norms)
+    if options.halves_micro_batches:
+        local = IfItFits(runtime, module, local)
+    fixed = loss.fixed_units if options.fixed_units is None else options.fixed_units
+    noise = MicroBatchNorms(runtime, module, scale=reduction.scale, groups=options.groups)
+    computing = BeingComputed(together=norms is not None or is_coupled(loss))
+    statistics = RunningStatistics(runtime, module, exact=norms.norms if norms else ())
+    buffers = StepBuffers(module, options.step_buffers)
+    split, buckets = SplitMicroBatch(runtime, module, loss, noise), BucketOrder(reduction)
+    instruments: list[Instrument] = [statistics, computing, noise, split, buckets, buffers]
+    if options.recompute_every is not None:
+        assert isinstance(reduction, Overlapped), "others have no part of their own to compute twice"
+        instruments.insert(1, Recomputation(runtime, local, reduction, buffers, every=options.recompute_every))
+    if skipped is not None:
+        instruments.append(skipped)
+    stored: dict[str, Stored] = {"bucket_order": buckets, "split": split}
+    units = Units(runtime, loss, fixed=fixed, clock=clock)
+    parts = batches, units, local, reduction, clock, statistics, computing, noise, instruments, stored
+    return Halving(GlobalGradient(*parts), module) if options.halves_micro_batches else GlobalGradient(*parts)
+
+
+def accumulate_gradients(
+    runtime: Runtime,
+    model: nn.Module,
+    loss: Any,
+    micro_batches: Iterable[MicroBatchSource],
+    *,
+    plan: BatchPlan,
+    num_units: float,
+    random_key: int,
+    norms: ExactBatchNorm | None = None,
+) -> Tensor:
+    """The gradient of the mean loss over one global batch, in a loop of your own.
+
+    `.grad` is that of the mean over the whole global batch, however it is cut and shared.
+
+    Args:
+        runtime: the job.
+        model: as returned by `runtime.wrap`; its gradients are zero or None.
+        loss: sums per sample; may be a `CoupledLoss`.
+        micro_batches: this rank's part of the global batch; consumed one by one, so that only one is in memory.
+        plan: how the batch is cut and shared.
+        num_units: samples, or valid tokens, of the whole global batch.
+        random_key: draws inside the model are keyed by it and by the micro-batch's index, not by the rank.
+        norms: the model's, if batch norm is taken over the whole global batch.
+
+    Returns:
+        The sum of the loss over this rank's samples, float64 scalar on the device.
+
+    Raises:
+        RuntimeError: if a parameter is in no pass, and DDP would wait for it.
+    """
+    module = runtime.unwrap(model)
+    local = _local_pass(runtime, module, loss, norms)
+    reduction: Reduction = Overlapped(runtime, model, None) if norms is None else Afterwards(runtime, module)
+    reduction.begin(plan)
+    weight = reduction.scale / (num_units or 1)
+    loss_sum = local(iter(micro_batches), plan=plan, weight=weight, random_key=random_key, reduction=reduction)
+    reduction.finish()
+    return loss_sum
+
+
+def _local_pass(runtime: Runtime, module: nn.Module, loss: Any, norms: ExactBatchNorm | None) -> LocalPass:
+    if norms is not None:
+        return SideBySide(runtime, module, loss, norms)
+    return Twice(runtime, module, loss) if is_coupled(loss) else OneByOne(runtime, loss)

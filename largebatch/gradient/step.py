@@ -1,0 +1,57 @@
+"""What one optimizer step is to compute: the same on every rank, and settled before it begins."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from largebatch.batch.plan import BatchPlan
+
+
+class Measures(enum.Flag):
+    """What a step measures besides its gradient.
+
+    LOSS: the mean loss of the global batch, summed over ranks; a small collective.
+    GRAD_NORM: the L2 norm of the global gradient.
+    COMMUNICATION: its exposed communication; waits for a GPU once.
+    TIMELINE: when each part of it was reduced; beside COMMUNICATION.
+    NORMS: the norms of micro-batch gradients, see `MicroBatchNorms`; a pass over the gradients per micro-batch.
+    """
+
+    NONE = 0
+    LOSS = enum.auto()
+    GRAD_NORM = enum.auto()
+    COMMUNICATION = enum.auto()
+    TIMELINE = enum.auto()
+    NORMS = enum.auto()
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimizer step.
+
+    Attributes:
+        number: from 1.
+        samples_seen: samples that all steps before it consumed.
+        plan: how its global batch is cut and shared.
+        lr: its learning rate.
+        random_key: draws inside the model are keyed by it and by the index of the micro-batch.
+        is_last: whether the run ends with it.
+        measures: what it measures. A function of the step, so all ranks make the same collectives.
+    """
+
+    number: int
+    samples_seen: int
+    plan: BatchPlan
+    lr: float
+    random_key: int
+    is_last: bool = False
+    measures: Measures = Measures.NONE
+
+    def is_due(self, every: int | None) -> bool:
+        """Whether its number is a multiple of `every`; None: never."""
+        return every is not None and self.number % every == 0
+
+    def has_row(self, every: int) -> bool:
+        """Whether it is due, or the last one."""
+        return self.is_last or self.number % every == 0

@@ -1,0 +1,22 @@
+"""How far a run is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass
+class Progress:
+    """How far a run is. `samples_seen` says everything; `step` is its count in optimizer steps.
+
+    `train_s` is the time that this process spent in steps, observers left out.
+    """
+
+    step: int = 0
+    samples_seen: int = 0
+    train_s: float = 0.0
+
+    def advance(self, global_batch_size: int) -> None:
+        """One step further."""
+        self.step += 1
+        self.samples_seen += global_batch_size
