@@ -171,13 +171,13 @@ def _sentences(causes: list[Cause], errors: Errors, bounds: Bounds, *, failed: b
     if failed and not causes:
         gradients_agree = all(bounds.gradient_share(one) <= 1 for one in errors.values())
         where = (
-            "The first gradients agree: look at what a later step adds: state that a rank keeps, the optimizer, data."
+            "The first gradients agree: look at what a later step adds, such as a rank's own state, optimizer or data."
         )
         said.append(f"cause: not found. {where if gradients_agree else 'Look at what computes the largest errors.'}")
     if bounds.undecided:
         said.append(
-            f"{len(bounds.undecided)} of {len(bounds.gradient)} tensors are compared by their gradients alone, since "
-            f"rounding decides their weights in one process, too: {', '.join(bounds.undecided[:MOST_TENSORS])}."
+            f"{len(bounds.undecided)} of {len(bounds.gradient)} tensors are compared by their gradients alone. "
+            f"Rounding decides their weights even in one process: {', '.join(bounds.undecided[:MOST_TENSORS])}."
         )
     return said
 

@@ -64,7 +64,7 @@ def atlas_result(analysis: Analysis) -> Result:
     told = {name: fit for name, fit in analysis.fits.items() if not fit.verdict.startswith("not")}
     return Result(
         title="The critical batch of published systems",
-        question="At which batch size do published systems begin to waste samples, and how well is that known?",
+        question="At which batch size do published systems begin to waste samples, and how sure is that?",
         sentences=_sentences(analysis),
         tables=(Table(f"S = S_min (1 + B_crit/B), by medians over runs. {SOURCE}", HEADERS, atlas_rows(analysis)),),
         figures=(_collapsed(told), _samples(told), _errors(told)) if told else (),
@@ -103,15 +103,14 @@ def _sentences(analysis: Analysis) -> list[str]:
     sentences = []
     if values:
         sentences.append(
-            f"Of {len(analysis.fits)} systems {len(values)} support a critical batch, from {values[0]:,.0f} samples to "
-            f"{values[-1]:,.0f}."
+            f"{len(values)} of {len(analysis.fits)} systems support a critical batch. It lies between {values[0]:,.0f} "
+            f"and {values[-1]:,.0f} samples."
         )
     if extrapolated := by_word.get("extrapolated"):
-        sentences.append(f"Beyond the batch sizes that were measured it lies for {', '.join(extrapolated)}.")
+        sentences.append(f"It is extrapolated beyond the measured batch sizes for {', '.join(extrapolated)}.")
     sentences += [f"{name} is {analysis.fits[name].verdict}." for name in by_word.get("not supported", [])]
     sentences.append(
-        "Samples are images, sequences, nodes or clicks: intervals of one row are evidence, values of two rows are no "
-        "race."
+        "Do not compare two rows: a sample is an image in one, and a sequence, a node or a click in another."
     )
     return sentences
 
@@ -128,8 +127,8 @@ def _collapsed(told: dict[str, CriticalBatch]) -> Diagram:
     return Diagram(
         "one_curve", "Every system on one curve", Axis("batch size / B_crit", log=True),
         Axis("steps / S_min", log=True), (*lines, _theory(told)),
-        "Points: medians over runs, scaled by the two fitted numbers of their system. Those whose B_crit is not "
-        "supported are left out.",
+        "Points: medians over runs, scaled by the two fitted numbers of their system. Systems without a supported "
+        "B_crit are left out.",
     )  # fmt: skip
 
 
