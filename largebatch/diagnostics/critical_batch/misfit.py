@@ -11,11 +11,12 @@ steps, S(2 B)/S(B) = 3/4, so that a curve answers this where it is well within a
 The first is a mean over batch sizes and not the worst of them: it tends to the true error as batch sizes are added,
 while the worst of many grows with their number alone.
 
-`python -m tests.unit.simulated_studies` in the repository simulates 200 studies for each row: batch sizes 8 to 1024
-around B_crit = 100, tuning scatters batch sizes by 5 % and seeds by 10 %. The table says how many per cent of them are
-`supported`, with 1, 3 and 20 seeds. Seeds support a true curve more often, and from three on batch sizes do, too; with
-one seed the scatter is at the limit itself. Another curve is supported in at most 8 %, but for one within these limits,
-a shift by 30 %.
+The table below is of 200 simulated studies for each row, made by
+`python -m tests.unit.simulated_studies` in the repository:
+batch sizes 8 to 1024 around B_crit = 100, tuning scatters batch sizes by 5 % and seeds by 10 %. It says how many per
+cent of them are `supported`, with 1, 3 and 20 seeds. Seeds support a true curve more often, and from three on batch
+sizes do, too; with one seed the scatter is at the limit itself. Another curve is supported in at most 8 %, but for one
+within these limits, a shift by 30 %.
 
     misfit planted                    4 batch sizes 5             8             13
     none                               43  62  85    46  65  94    43  82 100    46  94 100
