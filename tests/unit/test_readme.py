@@ -32,7 +32,6 @@ from tests.unit.test_house import ROOMS
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("conf", "largebatch", "launch", "tests")
 READMES = (ROOT / "README.md", *sorted(path for one in FOLDERS for path in (ROOT / one).rglob("README.md")))
-PENDING = {f"largebatch/{one}/README.md" for one in ("gradient", "training")}
 TEXTS = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in READMES}
 COMMAND = re.compile(r"(?:-m )?largebatch (\w[\w-]*)([^`#|\n]*)")
 
@@ -50,7 +49,7 @@ def spans(text: str) -> list[str]:
 
 def test_the_readme_fits_on_a_screen_and_every_room_has_one():
     assert len(TEXTS["README.md"].encode()) <= 8 * 1024
-    assert {f"largebatch/{room}/README.md" for room in ROOMS} - TEXTS.keys() <= PENDING
+    assert {f"largebatch/{room}/README.md" for room in ROOMS} - TEXTS.keys() == set()
 
 
 def test_a_room_names_what_it_offers_to_programs():
@@ -154,8 +153,6 @@ def test_links_lead_somewhere(name: str):
             continue
         path, _, heading = target.partition("#")
         found = ((ROOT / name).parent / path).resolve() if path else ROOT / name
-        if str(found.relative_to(ROOT)) in PENDING - TEXTS.keys():
-            continue
         assert found.exists(), target
         assert not heading or heading in headings(found.read_text(encoding="utf-8")), target
 
