@@ -13,18 +13,18 @@ import largebatch
 
 VERBS = {
     "train": "train with an exact global batch on any number of processes",
-    "plan": "show what a run would do: batch plan, learning rates, steps; no process group, no training",
-    "verify": "prove on your own model and data that ranks and accumulation change nothing; name the cause if they do",
-    "measure": "measure weights on a fixed subset: `measure sharpness`, `variance`, `gap`, `communication` or `all`",
+    "plan": "print what a run would do: batch plan, learning rates, steps; starts nothing",
+    "verify": "prove on your model and data that ranks and accumulation change nothing; else name the cause",
+    "measure": "measure weights on a fixed subset: `measure sharpness|variance|gap|communication|all`",
     "study": "steps and samples to a target against batch size; `study analyze FILE` fits a CSV; `study atlas`",
-    "find-lr": "learning rate for a batch: range test over seeds, with its reason; a map of rate x batch size",
-    "compare": "large-batch gap: validation of large-batch against small-batch runs, `compare RUN...`, folders of runs",
-    "report": "one interactive page of runs, measurements and studies: `report FOLDER...`, also all below it",
-    "diff": "find the first step in which two runs differ: `diff A B`, folders of runs",
-    "checkpoint": "`checkpoint verify PATH`, every byte; `checkpoint export PATH`, the weights for other programs",
-    "doctor": "look at versions, devices, memory, disk, ports and launcher; what would stop a run, and what helps",
-    "textbook": "run the textbook chapter on batch size: `textbook NAME` or `all`; each ends with figures and answer",
-    "bench": "measure on this machine: `bench loop`, against a hand-written DDP loop; `bench optim`, LAMB and LARS",
+    "find-lr": "find the learning rate for a batch by a range test over seeds, and say why; map rate x batch size",
+    "compare": "what does the larger batch cost? `compare RUN...` compares runs at different batch sizes",
+    "report": "what have my runs found? `report FOLDER...` writes one interactive page of everything below",
+    "diff": "are these two runs the same? `diff A B` finds the first step in which they differ",
+    "checkpoint": "`checkpoint verify PATH` checks every byte; `checkpoint export PATH` writes plain weights",
+    "doctor": "check versions, devices, memory, disk, ports and launcher; say what would stop a run and how to fix it",
+    "textbook": "run the textbook's experiments on batch size: `textbook NAME|all`; each answers with figures",
+    "bench": "measure speed on this machine: `bench loop|optim|diagnostics|rows`; count mistakes: `bench verify`",
 }
 
 # What they find is in files.
@@ -48,8 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return code if is_in_files else screens.exit_code(code)
     except AnotherRunError:
         print(
-            "largebatch: another thread of this process is in the middle of a run, and both would share arguments, "
-            "random generators and process group. Wait for it, or start this one in a process of its own.",
+            "largebatch: another thread of this process is running a verb. Both would share arguments, random "
+            "generators and the process group. Wait for it, or use another process.",
             file=sys.stderr,
         )
         return EXIT_WRONG_INPUT

@@ -4,22 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from largebatch.cli.composition.composing import run_verb
-from largebatch.cli.process.leaving import EXIT_FAILED
-
-if TYPE_CHECKING:
-    from largebatch.experiments.verify import Bounds, Case, Cause, Comparison, Trajectory
-    from largebatch.records.result import Table
-    from largebatch.run.config.schema import VerifyConfig
-    from largebatch.run.prepare import Prepared
-
-    Errors = dict[Case, Comparison]
-
-MOST_TENSORS = 12  # on the screen; the file has all
+from largebatch.cli.process.leaving import EXIT_DONE, EXIT_FAILED
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -29,6 +18,9 @@ def main(arguments: Sequence[str]) -> int:
 
 def run(config: DictConfig, overrides: list[str]) -> int:
     """Compare factorizations of the composed run with a reference in plain torch."""
+    from largebatch.experiments.verify import compare_factorizations
+    from largebatch.records.report.publish import show_result, write_result
+    from largebatch.records.run_folder import chosen_folder, environment
     from largebatch.run.config.reading import parse_section
     from largebatch.run.config.schema import VerifyConfig
     from largebatch.run.prepare import prepare
@@ -39,169 +31,13 @@ def run(config: DictConfig, overrides: list[str]) -> int:
     if config.schedule.warmup is None and config.schedule.warmup_kind == "gradual":
         OmegaConf.update(config, "schedule.warmup", "0ep")  # the first steps of a warmup hardly move what is compared
     prepared = prepare(config, os.environ)
-    causes, errors, bounds = _compare(config, prepared, options)
-    failed = bool(causes) or any(bounds.share(one) > 1 for one in errors.values())
+    outcome = compare_factorizations(config, prepared, options)
     if os.environ.get("RANK", "0") == "0":
-        _show(prepared, causes, errors, bounds, failed=failed)
-    return EXIT_FAILED if failed else 0
-
-
-def _compare(config: DictConfig, prepared: Prepared, options: VerifyConfig) -> tuple[list[Cause], Errors, Bounds]:
-    from largebatch.experiments.verify import (
-        Bounds,
-        Probe,
-        causes_in_advance,
-        causes_of_doubt,
-        causes_of_failure,
-        choose_cases,
-        reference_trajectory,
-        rounding_bounds,
-    )
-    from largebatch.run.config.reading import ConfigError
-
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    size = prepared.derived.plan.global_batch_size
-    limits = {"micro": prepared.config.batch.micro, "max_micro": prepared.config.batch.max_micro}
-    world_sizes = [launched] if launched > 1 else options.world_sizes
-    try:
-        cases = choose_cases(global_batch_size=size, world_sizes=world_sizes, **limits)
-        (whole, *_) = choose_cases(global_batch_size=size, world_sizes=[1], **limits)
-        if prepared.config.batch_norm == "exact":
-            (whole, *_) = choose_cases(global_batch_size=size, world_sizes=[1], micro=None, max_micro=None)
-    except ValueError as error:
-        raise ConfigError([f"verify.world_sizes={world_sizes}: {error}"]) from None
-    if prepared.config.batch_norm == "exact" and Probe(prepared).draws():
-        raise ConfigError(
-            ["batch_norm=exact: is compared with one big batch, which draws other random numbers than its micro-"
-             "batches do. Verify without dropout; what each micro-batch draws does not depend on the ranks."]
-        )  # fmt: skip
-    reference = reference_trajectory(prepared, whole.plan, num_steps=options.steps)
-    causes = causes_in_advance(prepared)
-    if causes:
-        return causes, {}, Bounds({}, {})
-    if options.tolerance is None:
-        bounds = rounding_bounds(prepared, whole.plan, reference, num_steps=options.steps)
-    else:
-        bounds = Bounds.fixed(options.tolerance, reference)
-    causes, errors = _run_all(config, prepared, cases, reference, options)
-    causes += causes_of_doubt(prepared, bounds)
-    if any(bounds.share(one) > 1 for one in errors.values()):
-        causes += causes_of_failure(prepared, errors, bounds)
-    return causes, errors, bounds
-
-
-def _run_all(
-    config: DictConfig, prepared: Prepared, cases: list[Case], reference: Trajectory, options: VerifyConfig
-) -> tuple[list[Cause], Errors]:
-    """All cases of one number of ranks at a time: here, in processes of our own, or in those of a launcher."""
-    import tempfile
-
-    from largebatch.experiments.verify import run_cases, save_reference, start_ranks
-
-    causes: list[Cause] = []
-    errors: Errors = {}
-    plain: Any = OmegaConf.to_container(config, resolve=False)
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    with tempfile.TemporaryDirectory(prefix="largebatch-verify-") as folder:
-        save_reference(reference, folder)
-        for world_size in dict.fromkeys(case.world_size for case in cases):
-            plans = [case.plan for case in cases if case.world_size == world_size]
-            if world_size in (1, launched):
-                found, measured = run_cases(prepared, plans, reference, options.steps)
-            else:
-                found, measured = start_ranks(world_size, plain, plans, folder, options.steps)
-            errors |= measured
-            causes += [cause for cause in found if cause not in causes]
-            if found:
-                break
-    return causes, errors
-
-
-def _show(prepared: Prepared, causes: list[Cause], errors: Errors, bounds: Bounds, *, failed: bool) -> None:
-    from largebatch.records.report.publish import show_result, write_result
-    from largebatch.records.result import Result
-    from largebatch.records.run_folder import chosen_folder, environment
-
-    config = prepared.config
-    result = Result(
-        title="Verification",
-        sentences=_sentences(causes, errors, bounds, failed=failed),
-        tables=_tables(errors, bounds),
-        figures=[],
-        numbers=_numbers(causes, errors, bounds, failed=failed),
-    )
-    show_result(result)
-    folder = chosen_folder(config.run.dir, config.run.root, "verify")
-    about = {"precision": config.precision.compute, "config": prepared.public, "environment": environment()}
-    write_result(result, folder / "verify.json", about=about)
-
-
-def _tables(errors: Errors, bounds: Bounds) -> list[Table]:
-    from largebatch.records.result import Table
-
-    with_statistics = bool(bounds.statistics)
-    rows = [
-        (case.name, f"{one.gradient_error:.1e}", f"{one.weights_error:.1e}",
-         *([f"{one.statistics_error:.1e}"] if with_statistics else []),
-         f"{bounds.share(one):.2g}", "same" if bounds.share(one) <= 1 else "DIFFERENT")
-        for case, one in errors.items()
-    ]  # fmt: skip
-    statistics = ["batch norm"] if with_statistics else []
-    headers = ("ranks: micro-batches", "gradient", "weights", *statistics, "of its bound", "")
-    worst = _worst(errors)
-    shown = sorted(worst, key=lambda name: -max(worst[name]))[:MOST_TENSORS]
-    tensors = [
-        (name, *(f"{error:.1e}" for error in worst[name]),
-         f"{bounds.weights[name]:.1e}" if name in bounds.weights else "rounding decides")
-        for name in shown
-    ]  # fmt: skip
-    title = f"per parameter tensor, over all of them; the largest {len(shown)} of {len(worst)}"
-    tables = [
-        Table("largest relative error", headers, rows),
-        Table(title, ("parameter", "gradient", "weights", "bound of weights"), tensors),
-    ]
-    return [table for table in tables if table.rows]
-
-
-def _sentences(causes: list[Cause], errors: Errors, bounds: Bounds, *, failed: bool) -> list[str]:
-    largest = max((bounds.share(one) for one in errors.values()), default=0.0)
-    of_bound = f": the largest error is {largest:.2g} of its bound" if errors else ""
-    said = [f"{'DIFFERENT' if failed else 'same'}{of_bound}."]
-    said += [f"cause: {cause.name}: {cause.text}" for cause in causes]
-    if failed and not causes:
-        gradients_agree = all(bounds.gradient_share(one) <= 1 for one in errors.values())
-        where = (
-            "The first gradients agree: look at what a later step adds, such as a rank's own state, optimizer or data."
-        )
-        said.append(f"cause: not found. {where if gradients_agree else 'Look at what computes the largest errors.'}")
-    if bounds.undecided:
-        said.append(
-            f"{len(bounds.undecided)} of {len(bounds.gradient)} tensors are compared by their gradients alone. "
-            f"Rounding decides their weights even in one process: {', '.join(bounds.undecided[:MOST_TENSORS])}."
-        )
-    return said
-
-
-def _numbers(causes: list[Cause], errors: Errors, bounds: Bounds, *, failed: bool) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    return {
-        "same": not failed,
-        "bounds": asdict(bounds),
-        "causes": [{"name": cause.name, "text": cause.text} for cause in causes],
-        "cases": [
-            {"name": case.name, "world_size": case.world_size, "micro_batch_sizes": list(case.plan.micro_batch_sizes),
-             **asdict(one)}
-            for case, one in errors.items()
-        ],
-    }  # fmt: skip
-
-
-def _worst(errors: Errors) -> dict[str, tuple[float, float]]:
-    """Largest error of gradient and weights over all cases, by parameter."""
-    worst: dict[str, tuple[float, float]] = {}
-    for one in errors.values():
-        for name, weight_error in one.weights.items():
-            gradient, weights = worst.get(name, (0.0, 0.0))
-            worst[name] = (max(gradient, one.gradient.get(name, 0.0)), max(weights, weight_error))
-    return worst
+        result = outcome.result()
+        show_result(result)
+        run = prepared.config.run
+        folder = chosen_folder(run.dir, run.root, "verify")
+        precision = prepared.config.precision.compute
+        about = {"precision": precision, "config": prepared.public, "environment": environment()}
+        write_result(result, folder / "verify.json", about=about)
+    return EXIT_FAILED if outcome.failed else EXIT_DONE

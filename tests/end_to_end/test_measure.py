@@ -143,7 +143,7 @@ def test_without_a_measure_or_with_an_unknown_one_the_list_is_printed(capsys):
         said = capsys.readouterr()
         assert said.out == ""
         assert all(f"\n  measure {name} " in said.err for name in MEASURES)
-        assert (f"{arguments[0]!r} is nothing that it can do" in said.err) if arguments else True
+        assert (f"{arguments[0]!r} is not one of its subjects" in said.err) if arguments else True
         assert ("Did you mean 'sharpness'?" in said.err) is (arguments == ["sharpnes"])
     assert main(["measure", "--help"]) == 0
     said = capsys.readouterr()

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 
-import largebatch.experiments.verify
 from largebatch.__main__ import main
 from largebatch.cli.verify import run as run_verify
 from largebatch.experiments.bench.verify import Settings, count_all
@@ -40,7 +39,7 @@ def verify(ranks, monkeypatch: pytest.MonkeyPatch):
         def start(world_size: int, *arguments: Any) -> Any:
             return ranks(world_size).run(rank, *arguments)[0]
 
-        monkeypatch.setattr(largebatch.experiments.verify, "start_ranks", start)
+        monkeypatch.setattr("largebatch.experiments.verify.outcome.start_ranks", start)
         code = run_verify(compose_run(*SMALL, "run.dir=out", *overrides, config_name="verify"), list(overrides))
         record = json.loads(Path("out/verify.json").read_text())
         return code, record | record["numbers"]

@@ -121,7 +121,7 @@ def test_a_sweep_inside_a_launcher_is_refused_with_the_loop_to_write(
     for flag in ("--multirun", "-m"):
         assert main(["train", flag, "seed=0,1"]) == 2
         said = capsys.readouterr().err
-        assert said.startswith("largebatch: --multirun inside a launcher: every rank would run the sweep by itself.")
+        assert said.startswith("largebatch: --multirun inside a launcher: every rank would run the whole sweep.")
         assert "for value in ...; do torchrun ... -m largebatch train KEY=$value; done" in said
 
 

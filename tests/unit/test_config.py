@@ -262,8 +262,8 @@ LENGTH = "a length is a number and a unit. Write 30ep, 500steps or 100000samples
         ("run.dir=''", "run.dir=: must be the path of a folder: not empty, and without control characters."),
         (
             "run.root='~/runs'",
-            "run.root=~/runs: no shell has replaced the ~ here: it would be a folder of that name. "
-            "Write $HOME/ in its place.",
+            "run.root=~/runs: the shell did not expand ~ here, so it would become a folder of that name. "
+            "Write $HOME/ instead.",
         ),
         ("resume=''", "resume=: must be the path of a folder: not empty, and without control characters."),
         (
@@ -272,10 +272,10 @@ LENGTH = "a length is a number and a unit. Write 30ep, 500steps or 100000samples
         ),
         ("run.name=5", "run.name=5: must be text; quote it if it looks like a number."),
         ("resume=null", "resume=None: must be text; quote it if it looks like a number."),
-        ("~logger", "logger: is missing. Give it as logger=VALUE, or in the file of the group that should bring it."),
+        ("~logger", "logger: is missing. Give logger=VALUE, or set it in the file of its group."),
         (
             "~batch.micro",
-            "batch.micro: is missing. Give it as batch.micro=VALUE, or in the file of the group that should bring it.",
+            "batch.micro: is missing. Give batch.micro=VALUE, or set it in the file of its group.",
         ),
         # Hydra itself accepts keys that no schema knows, if they are added with a plus.
         ("+sed=1", "sed=1: there is no such key. Did you mean 'seed'?"),
@@ -285,10 +285,10 @@ LENGTH = "a length is a number and a unit. Write 30ep, 500steps or 100000samples
             "+run.foo=1",
             "run.foo=1: there is no such key. Known here: name, title, dir, root.",
         ),
-        ("data=cifar10", "data.path=???: this value has no default. Give it as data.path=VALUE."),
+        ("data=cifar10", "data.path=???: has no default. Give data.path=VALUE."),
         (
             "run.name=${nowhere}",
-            "run.name: Interpolation key 'nowhere' not found. Set the variable or key that it refers to.",
+            "run.name: Interpolation key 'nowhere' not found. Set the variable or key it refers to.",
         ),
         (
             "logger.wandb.tags=['${oc.env:LARGEBATCH_UNSET}']",

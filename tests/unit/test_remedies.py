@@ -140,7 +140,7 @@ def test_a_file_that_is_no_yaml_is_one_line_with_its_place(tmp_path: Path, capsy
     (tmp_path / "data" / "mine.yaml").write_text("name: mine\ntrain: {_target_: ?}\n", encoding="utf-8")
     assert main(["train", "--config-dir", str(tmp_path), "data=mine"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "no YAML: " in line
+    assert "is not valid YAML: " in line
     assert 'mine.yaml", line 2, column 19' in line
 
 
@@ -200,7 +200,7 @@ def test_a_file_without_a_package_is_told_so(tmp_path: Path, capsys: pytest.Capt
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "mine.yaml").write_text("batch: {total: 16}\n", encoding="utf-8")
     assert main(["plan", "--config-dir", str(tmp_path), "experiment=mine"]) == 2
-    told = "experiment: its file sets keys below experiment, where there are none. Its first line must be `# @package"
+    told = "experiment: its file sets keys below experiment, which has none. Begin the file with `# @package"
     assert told in capsys.readouterr().err
 
 
@@ -211,13 +211,13 @@ def test_runs_of_a_sweep_are_runs_of_their_own_in_wandb(
     assert main([*sweep, "logger.wandb.id=x"]) == 2
     monkeypatch.setenv("WANDB_RUN_ID", "x")
     assert main(sweep) == 2
-    said = [f"largebatch: {name}: all runs of the sweep would be one" for name in ("logger.wandb.id=x", "WANDB_RUN_ID")]
-    assert [line.rpartition(" run of ")[0] for line in capsys.readouterr().err.splitlines()] == said
+    said = [f"largebatch: {name}: W&B would merge all runs" for name in ("logger.wandb.id=x", "WANDB_RUN_ID")]
+    assert [line.rpartition(" of the sweep")[0] for line in capsys.readouterr().err.splitlines()] == said
 
 
 def test_a_misspelt_subject_of_study_is_told(capsys: pytest.CaptureFixture[str]):
     assert main(["study", "analyse", "x.csv"]) == 2
-    assert "'analyse' is nothing that it can do. Did you mean 'analyze'?" in capsys.readouterr().err
+    assert "'analyse' is not one of its subjects. Did you mean 'analyze'?" in capsys.readouterr().err
 
 
 def test_a_choice_that_an_experiment_overrules_is_told_or_refused(capsys: pytest.CaptureFixture[str]):
@@ -225,7 +225,7 @@ def test_a_choice_that_an_experiment_overrules_is_told_or_refused(capsys: pytest
     assert main(["plan", "experiment=digits_large_lars", "optimizer=sgd"]) == 0
     assert capsys.readouterr().err == (
         "largebatch: experiment=digits_large_lars overrules optimizer=sgd: scaling.base_lr=10.0 (not 0.05), "
-        "scaling.base_batch_size=718 (not 32). For those of the choice add scaling.base_lr=0.05 "
+        "scaling.base_batch_size=718 (not 32). To keep the choice, add scaling.base_lr=0.05 "
         "scaling.base_batch_size=32.\n"
     )
     assert main(["plan", "debug=tiny", "batch=full"]) == 2
@@ -257,7 +257,7 @@ def test_a_number_that_yaml_reads_as_another_one_is_refused_with_its_line(
     file.write_text("# @package _global_\nseed: 010  # 1:30\ndata:\n  timeout_s: 1:30\nrun: {name: '010'}\n")
     assert main(arguments) == 2
     told = capsys.readouterr().err
-    assert f"- {file}, line 2: 010 is read as 8, as YAML 1.1 counts. Write 8, or '010' for the text.\n" in told
-    assert f"- {file}, line 4: 1:30 is read as 90, as YAML 1.1 counts. Write 90, or '1:30' for the text.\n" in told
+    assert f"- {file}, line 2: YAML 1.1 reads 010 as 8. Write 8, or '010' for the text.\n" in told
+    assert f"- {file}, line 4: YAML 1.1 reads 1:30 as 90. Write 90, or '1:30' for the text.\n" in told
     file.write_text("# @package _global_\nseed: 10\nlength: 3ep\nrun: {name: 2026-01-02_12:30}\n")
     assert main(arguments) == 0

@@ -75,7 +75,7 @@ def test_a_second_run_beside_the_first_is_refused(capsys: pytest.CaptureFixture[
         thread.start()
         thread.join()
     assert codes == [2]
-    assert "another thread of this process is in the middle of a run" in capsys.readouterr().err
+    assert "another thread of this process is running a verb" in capsys.readouterr().err
     assert main(["--version"]) == 0
 
 
@@ -136,5 +136,5 @@ def test_a_run_goes_on_where_nothing_can_be_printed_any_more_and_a_table_that_ca
     capsys.readouterr()
     assert main(["--version"]) == (141 if number == errno.EPIPE else 1)  # what it prints is all that it has
     said, problem = capsys.readouterr().err, OSError(number, os.strerror(number))
-    assert said == ("" if number == errno.EPIPE else f"largebatch: the output cannot be written: {problem}\n")
+    assert said == ("" if number == errno.EPIPE else f"largebatch: cannot write the output: {problem}\n")
     assert main(["trian"]) == 2

@@ -1,4 +1,4 @@
-"""What a verb with several subjects says when it is given none of them."""
+"""The list of subjects of a verb, printed when none of them was given."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from largebatch.run.config.did_you_mean import did_you_mean
 
 
 def list_choices(verb: str, choices: Mapping[str, str], arguments: Sequence[str]) -> int:
-    """Print the subjects of a verb, and which may have been meant; returns the exit code.
+    """Print the subjects of a verb, and the closest one; returns the exit code.
 
     Args:
         verb: as it is typed.
@@ -22,7 +22,7 @@ def list_choices(verb: str, choices: Mapping[str, str], arguments: Sequence[str]
     lines = [f"  {verb} {name:{width}}  {what}" for name, what in choices.items()]
     if arguments and not asked:
         meant = did_you_mean(arguments[0], choices)
-        lines.insert(0, f"largebatch {verb}: {arguments[0]!r} is nothing that it can do.{meant}\n")
+        lines.insert(0, f"largebatch {verb}: {arguments[0]!r} is not one of its subjects.{meant}\n")
     usage = f"usage: largebatch {verb} WHAT [KEY=VALUE ...]\n"
     hint = f"\n`largebatch {verb} WHAT --help` shows the configuration."
     print("\n".join([usage, *lines, hint]), file=None if asked else sys.stderr)

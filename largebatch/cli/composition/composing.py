@@ -1,4 +1,4 @@
-"""Composes conf/ with Hydra for a verb, and turns what goes wrong into one report and an exit code."""
+"""Composes conf/ with Hydra for a verb; errors become one report and an exit code."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def run_verb(
 
 
 def _problem(verb: str, arguments: Sequence[str], config_name: str, keys: Callable[[], list[str]]) -> str | None:
-    """What Hydra would not refuse, or not in words that help."""
+    """Errors that Hydra would accept, or report without a remedy."""
     if renamed := renamed_on_command_line(overrides_and_flags(arguments)[0]):
         return "\n".join(renamed)
     if _is_sweep(arguments) and (problem := sweep_problem(verb, arguments, _number("WORLD_SIZE", 1))):
@@ -144,12 +144,12 @@ def _keys(config_name: str) -> list[str]:
 def _tell_remedy(
     error: BaseException | None, held: HeldScreen, keys: Callable[[], list[str]], arguments: Sequence[str]
 ) -> None:
-    """In place of a message of Hydra, whose own advice for an unknown key, a plus, would lead to the next error."""
+    """Replace a message of Hydra: its own advice for an unknown key, a plus, would lead to the next error."""
     if isinstance(error, YAMLError):
         held.drop()
         _report(
-            f"a file of the config is no YAML: {' '.join(str(error).split())}. Put a text with signs such as : ? * & % "
-            "{ } [ ] into quotes, and indent by blanks."
+            f"a config file is not valid YAML: {' '.join(str(error).split())}. Quote texts that contain : ? * & % "
+            "{ } [ ], and indent with blanks."
         )
     if isinstance(error, NotListedError):
         held.drop()
@@ -171,7 +171,7 @@ class _FailedJobError(CompactHydraException):
 
 
 def _code_without_call(exit_: SystemExit, *, is_sweep: bool) -> int:
-    """Hydra ended by itself: after --help, for overrides that it cannot compose, or with a job of another process."""
+    """The exit code after Hydra has ended by itself: --help, overrides it cannot compose, a job in another process."""
     if isinstance(exit_.__context__, _FailedJobError) and is_sweep:
         return EXIT_FAILED
     return EXIT_WRONG_INPUT if exit_.code else 0
@@ -202,7 +202,7 @@ def _call(function: Verb, config: DictConfig, config_name: str, *, joins: bool) 
 
 
 def _with_report(function: Verb, config: DictConfig, overrides: list[str], config_name: str, joins: bool) -> int:
-    """Wrong input is a report and an exit code, not a failure to be traced back."""
+    """Wrong input gives a report and an exit code, no traceback."""
     from largebatch.cli.composition.overruled import overruled_choices
     from largebatch.distributed.launcher_environment import start_problems
     from largebatch.distributed.runtime import LauncherError

@@ -1,4 +1,4 @@
-"""Numbers of one's own YAML files that YAML 1.1 reads as other numbers: 010 is 8 there, and 1:30 is 90."""
+"""Finds numbers in the user's YAML files that YAML 1.1 reads as other numbers: 010 as 8, 1:30 as 90."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def misread_numbers(own_folder: str) -> list[str]:
     folders = [Path(one.path) for one in settings.runtime.config_sources if one.schema == "file"]
     files = [folder / f"{name}.yaml" for folder in folders for name in (*names, settings.job.config_name)]
     return [
-        f"{file}, line {line}: {text} is read as {value}, as YAML 1.1 counts. Write {value}, or '{text}' for the text."
+        f"{file}, line {line}: YAML 1.1 reads {text} as {value}. Write {value}, or '{text}' for the text."
         for file in files
         if not file.is_relative_to(own_folder) and file.is_file()
         for line, text, value in _misread(file.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""What was typed and is not what was composed: choices that an experiment overrules, as Hydra composes it last."""
+"""Typed choices that an experiment overrules, because Hydra composes experiments last."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LATER = ("experiment", "debug")  # groups that are composed after all others
 def overruled_choices(
     config: DictConfig, overrides: Sequence[str], *, compose: Callable[[Sequence[str]], DictConfig]
 ) -> list[str]:
-    """What of the typed choices an experiment or a debug group has replaced, a sentence for each choice.
+    """Name what an experiment or a debug group has replaced of the typed choices, a sentence for each.
 
     Args:
         config: as composed.
@@ -60,9 +60,11 @@ def overruled_choices(
         told = ", ".join(f"{key}={_value(config, key)} (not {value})" for key, value in lost.items())
         sentence = f"{' and '.join(winners)} overrules {group}={typed[group]}: {told}."
         if lost and len(lost) == len(values):
-            raise ConfigError([f"{sentence} Nothing of the choice is left: give the value itself, {_typed(lost)}."])
+            raise ConfigError(
+                [f"{sentence} Nothing of the choice remains. Give the values themselves: {_typed(lost)}."]
+            )
         if lost:
-            notes.append(f"{sentence} For those of the choice add {_typed(lost)}.")
+            notes.append(f"{sentence} To keep the choice, add {_typed(lost)}.")
     return notes
 
 

@@ -1,4 +1,4 @@
-"""What Hydra's own messages leave out: the nearest name, and what to type instead."""
+"""Completes Hydra's messages: suggests the closest name, and what to type instead."""
 
 from __future__ import annotations
 
@@ -29,10 +29,9 @@ _PLAIN_TEXT = re.compile(
     r"""^([^=]+=)(?!\s)(?=.*[^\x00-\x7f])([^=,\[\]{}()"'\\$]+)(?<!\s)$"""
 )  # nothing else needs quotes
 QUOTING = (
-    "An argument is KEY=VALUE. A shell takes quotes, brackets, braces and blanks for itself: put the whole "
-    "argument into single quotes, 'KEY=[a,b]', and a text that has such signs or letters beyond ASCII into double "
-    "ones inside, "
-    "'KEY=\"a=b\"'."
+    "An argument is KEY=VALUE. The shell interprets quotes, brackets, braces and blanks: put the whole "
+    "argument into single quotes, 'KEY=[a,b]'. Put a text with these signs, or letters beyond ASCII, into double "
+    "quotes inside, 'KEY=\"a=b\"'."
 )
 _CLASS = (
     " Another class is a file of yours, FOLDER/{group}/NAME.yaml with `_target_: package.Class`: give "
@@ -51,11 +50,11 @@ Keys = Callable[[], Sequence[str]]
 
 
 def remedy(message: str, keys: Keys, arguments: Sequence[str] = (), groups: Path = Path()) -> str:
-    """What to print in place of an error of Hydra; empty where it says enough.
+    """A message to print instead of Hydra's; empty if Hydra's says enough.
 
     Args:
         message: of the error.
-        keys: tells those of the config, such as `batch.total`; asked only where they matter.
+        keys: returns the keys of the config, such as `batch.total`; called only where they matter.
         arguments: of the command line.
         groups: the folder conf/, whose folders are the groups.
 
@@ -94,34 +93,34 @@ def overrides_and_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]
 
 
 def sweep_problem(verb: str, arguments: Sequence[str], world_size: int) -> str:
-    """What is wrong with a sweep here, whatever its values are; empty: nothing."""
+    """The error of a sweep, whatever its values are; empty if there is none."""
     if world_size > 1:
         return (
-            "--multirun inside a launcher: every rank would run the sweep by itself. Start one job per value instead:\n"
+            "--multirun inside a launcher: every rank would run the whole sweep. Start one job per value instead:\n"
             f"  for value in ...; do torchrun ... -m largebatch {verb} KEY=$value; done"
         )
     given = [one for one in arguments if one.startswith("logger.wandb.id=") and "," not in one and "null" not in one]
     given += ["WANDB_RUN_ID"] if os.environ.get("WANDB_RUN_ID") else []
-    return f"{given[0]}: all runs of the sweep would be one run of W&B. Leave it out." if given else ""
+    return f"{given[0]}: W&B would merge all runs of the sweep into one. Leave it out." if given else ""
 
 
 def flag_problem(arguments: Sequence[str], keys: Keys) -> str:
-    """What is wrong with `--batch-size 64` or, as `wandb agent` passes it, `--batch.total=64`; empty: nothing."""
+    """The error of `--batch-size 64`, or of `--batch.total=64` as `wandb agent` passes it; empty if there is none."""
     if any(argument.partition("=")[0] == "--config" for argument in arguments):
         return (
-            "--config: a file of your own settings is a choice of a group. Put it into FOLDER/experiment/NAME.yaml, "
-            "its first line `# @package _global_`, and give --config-dir FOLDER experiment=NAME."
+            "--config: there is no such flag. Save your settings as FOLDER/experiment/NAME.yaml, with the first line "
+            "`# @package _global_`, and give --config-dir FOLDER experiment=NAME."
         )
     if any(argument.startswith("--exp") for argument in arguments):
         return (
-            "--experimental-rerun: unpickles a file, which may run anything. Give the overrides of that run again; "
-            "they are in its overrides.txt."
+            "--experimental-rerun: unpickles a file, which can run any code. Give the overrides of that run again; "
+            "its overrides.txt lists them."
         )
     return "\n".join(_unknown_flag(flag, arguments, keys()) for flag in _parsed(arguments)[1])
 
 
 def number_for_a_group(arguments: Sequence[str], groups: Path, keys: Keys) -> str:
-    """What is wrong with `batch=64`, of which Hydra makes a traceback; empty if there is no such argument.
+    """The error of `batch=64`, of which Hydra makes a traceback; empty if there is none.
 
     Args:
         arguments: of the command line.
@@ -223,7 +222,7 @@ def _unknown_flag(flag: str, arguments: Sequence[str], keys: Sequence[str]) -> s
 
 
 def _is_choice(argument: str) -> bool:
-    """Whether Hydra can look for it, or merge it; what it cannot parse, it says itself."""
+    """Whether Hydra can look it up or merge it; what Hydra cannot parse, it reports itself."""
     try:
         value = OverridesParser.create().parse_override(argument)
     except HydraException:

@@ -1,4 +1,4 @@
-"""Secrets around a command line: what Hydra and the launcher would show or store before a verb sees it."""
+"""Keeps secrets of a command line from Hydra and the launcher, which would show or store them before a verb runs."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def variable_problems(arguments: Sequence[str]) -> list[str]:
         excluded = " ".join(one for one in of_hydra if "exclude_keys" in one)
         named += [one for one in arguments if _key(one) not in excluded and _reads_a_secret(one)]
     return unset_variables(arguments) + [
-        f"{_key(one)}: what it reads from the environment looks like a secret, and Hydra would name a folder or a job "
-        "by it. Leave it out of hydra.*, or list the key in hydra.job.config.override_dirname.exclude_keys."
+        f"{_key(one)}: its variable looks like a secret, and Hydra would name a folder or a job by it. "
+        "Leave it out of hydra.*, or list the key in hydra.job.config.override_dirname.exclude_keys."
         for one in dict.fromkeys(named)
     ]
 

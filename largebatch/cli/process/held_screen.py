@@ -1,4 +1,4 @@
-"""What Hydra prints is held back until it is known whether there is something better to say."""
+"""Holds back what Hydra prints until it is known whether a better message replaces it."""
 
 from __future__ import annotations
 

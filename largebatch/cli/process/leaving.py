@@ -1,4 +1,4 @@
-"""How a process of ours ends: with one of these exit codes, and soon, whatever it is in the middle of."""
+"""Exit codes, and a prompt end of the process whatever it is doing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a verb finds around it, a shell, a notebook, a thread, a screen without Unicode, it leaves as it found it."""
+"""Leaves the surroundings of a verb, shell, notebook, thread or screen without Unicode, as they were."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Screens:
             return code
         if self.stdout.error.errno == errno.EPIPE:  # `| head` has seen enough
             return EXIT_UNREAD
-        print(f"largebatch: the output cannot be written: {self.stdout.error}", file=sys.stderr)
+        print(f"largebatch: cannot write the output: {self.stdout.error}", file=sys.stderr)
         return EXIT_FAILED
 
 

@@ -3,6 +3,7 @@
 from largebatch.experiments.verify.cases import Case, choose_cases
 from largebatch.experiments.verify.causes import Cause, causes_in_advance, causes_of_doubt, causes_of_failure
 from largebatch.experiments.verify.comparison import Bounds, Comparison, compare
+from largebatch.experiments.verify.outcome import Outcome, compare_factorizations
 from largebatch.experiments.verify.probe import Probe
 from largebatch.experiments.verify.ranks import run_cases, save_reference, start_ranks
 from largebatch.experiments.verify.rounding import rounding_bounds
@@ -13,6 +14,7 @@ __all__ = [
     "Case",
     "Cause",
     "Comparison",
+    "Outcome",
     "Probe",
     "Trajectory",
     "causes_in_advance",
@@ -20,6 +22,7 @@ __all__ = [
     "causes_of_failure",
     "choose_cases",
     "compare",
+    "compare_factorizations",
     "package_trajectory",
     "reference_trajectory",
     "rounding_bounds",

@@ -1,4 +1,4 @@
-"""The name that was meant by one that does not exist: a slip of the pen, or another tool's word for it.
+"""Suggest the closest valid name for one that does not exist: a misspelling, or another tool's word for it.
 
 A suggestion must not lead to another experiment. So digits are never corrected (resnet34 is not resnet18), short words
 hardly, and a word that merely looks alike is no suggestion: `data.batch_size` is not `scaling.base_batch_size`.
@@ -100,7 +100,7 @@ def did_you_mean(given: str, names: Iterable[str]) -> str:
 
 
 def nearest(given: str, names: Sequence[str]) -> list[str]:
-    """The names of which `given` is most likely a misspelling, or another word, or a part; few or none."""
+    """The names that `given` most likely misspells, means by another word, or is a part of; few or none."""
     if given.casefold() in _NO_SLIPS:
         return []
     close = [name for name in names if _CHOICES.get(given.casefold()) == name] or _closest(given, names)
@@ -109,12 +109,12 @@ def nearest(given: str, names: Sequence[str]) -> list[str]:
 
 
 def meant_by_key(given: str, names: Sequence[str], value: str = "") -> str:
-    """What to write instead of a key that does not exist; empty where nothing is known.
+    """Suggest what to write instead of a key that does not exist; empty without a suggestion.
 
     Args:
         given: the key, with its sections.
         names: the keys that there are, with theirs.
-        value: what it was to be.
+        value: that it was given.
 
     >>> meant_by_key("trainer.max_epochs", ["length", "seed"], "10")
     'Write length=10ep.'
@@ -136,7 +136,7 @@ def _closest(given: str, names: Iterable[str]) -> list[str]:
 
 
 def _edits(given: str, name: str) -> int | None:
-    """How many letters apart two names are, of which every word may have few slips; None: they are different names."""
+    """Edits between two names, word by word; None if a word needs too many: they are different names."""
     given, name = given.casefold(), name.casefold()
     if re.findall(r"\d+", given) != re.findall(r"\d+", name):
         return None

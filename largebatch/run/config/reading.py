@@ -97,8 +97,7 @@ def require_no_secrets(config: DictConfig) -> None:
         {name for _, text in texts for name in variables_in(text)} - {one for of in named.values() for one in of}
     )
     problems = credential_problems(written) + [
-        f"{key}: ${{oc.env:{name}}} looks like a secret, and folders, charts or runs of W&B are named by this text. "
-        "Leave it out."
+        f"{key}: ${{oc.env:{name}}} looks like a secret, and this text names folders, charts or W&B runs. Leave it out."
         for key, names in named.items()
         for name in names
         if is_secret_variable(name)
@@ -142,7 +141,7 @@ def _unresolved(node: DictConfig | ListConfig, prefix: str = "") -> Iterator[str
     for key in keys:
         name = f"{prefix}{key}"
         if OmegaConf.is_missing(node, key):
-            yield f"{name}=???: this value has no default. Give it as {name}=VALUE."
+            yield f"{name}=???: has no default. Give {name}=VALUE."
             continue
         try:
             value = node[key]
@@ -152,7 +151,7 @@ def _unresolved(node: DictConfig | ListConfig, prefix: str = "") -> Iterator[str
             if absent := _ABSENT.search(str(error)):
                 yield f"{name}: the environment has no variable {absent[1]}. {unset_remedy(absent[1])}"
                 continue
-            yield f"{name}: {str(error).splitlines()[0]}. Set the variable or key that it refers to."
+            yield f"{name}: {str(error).splitlines()[0]}. Set the variable or key it refers to."
             continue
         if isinstance(value, (DictConfig, ListConfig)):
             yield from _unresolved(value, f"{name}.")
@@ -170,13 +169,10 @@ def _explain(
     for detail in map(partial(_as_written, written=written, inside=inside), error.errors()):
         key = ".".join(str(part) for part in (*inside, *detail["loc"]))
         if detail["type"] == "missing":
-            lines.append(
-                f"{key}: is missing. Give it as {key}=VALUE, or in the file of the group that should bring it."
-            )
+            lines.append(f"{key}: is missing. Give {key}=VALUE, or set it in the file of its group.")
         elif key in ("experiment", "debug"):
             lines.append(
-                f"{key}: its file sets keys below {key}, where there are none. Its first line must be "
-                "`# @package _global_`."
+                f"{key}: its file sets keys below {key}, which has none. Begin the file with `# @package _global_`."
             )
         elif detail["type"] == "extra_forbidden":
             lines.append(

@@ -47,7 +47,7 @@ def folder_path(text: str) -> str:
         raise ValueError("must be the path of a folder: not empty, and without control characters.")
     if text.startswith("~"):
         raise ValueError(
-            "no shell has replaced the ~ here: it would be a folder of that name. Write $HOME/ in its place."
+            "the shell did not expand ~ here, so it would become a folder of that name. Write $HOME/ instead."
         )
     return text
 
