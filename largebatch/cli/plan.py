@@ -32,10 +32,10 @@ def run(config: DictConfig, overrides: list[str]) -> int:
     if copies := start_problems(environ, num_processes=ranks):
         raise ConfigError(copies)  # alone: what else is said would be about another run
     prepared = prepare(config, environ, trains=False)
-    derived = prepared.derived
+    numbers = prepared.numbers
     row = checkpoint_row(prepared.config, prepared.model)
-    print_plan([*plan_rows(derived, prepared.optimizer), row])
-    print_plan(lr_rows(derived), title="learning rate at the step that starts after")
+    print_plan([*plan_rows(numbers, prepared.optimizer), row])
+    print_plan(lr_rows(numbers), title="learning rate at the step that starts after")
     for note in prepared.notes:
         print(note)
     return 0

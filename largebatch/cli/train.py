@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from largebatch.records.rows.columns import Columns
     from largebatch.records.run_folder import RunFolder
-    from largebatch.run.build import Job
+    from largebatch.run.build import OpenRun
     from largebatch.run.prepare import Prepared
 
 _MOST_LAYER_ROWS = 2000  # of a picture of layers, which has half as many pixels
@@ -34,7 +34,7 @@ def run(config: DictConfig, overrides: list[str]) -> int:
     from largebatch.distributed.launcher_environment import restart_problem
     from largebatch.distributed.lost_ranks import naming_lost_ranks
     from largebatch.distributed.signals import StopRequest
-    from largebatch.run.build import open_job
+    from largebatch.run.build import open_run
     from largebatch.run.config.reading import ConfigError
     from largebatch.run.failures import naming_failures
     from largebatch.run.prepare import prepare
@@ -43,50 +43,50 @@ def run(config: DictConfig, overrides: list[str]) -> int:
     if problem := restart_problem(os.environ, resume=str(config.resume)):
         raise ConfigError([problem])
     prepared, stop = prepare(config, os.environ), StopRequest()
-    with open_job(prepared, stop, overrides) as job, stop:
-        if job.run.runtime.is_main:
-            _announce(prepared, job)
-        if job.run.progress.step >= job.run.steps.num_steps and not job.evaluation.is_owed:
-            if job.run.runtime.is_main:
-                print(f"already finished: {job.run.progress.step} steps, {job.folder.path}")
-                if _lacks_its_end(job):
-                    _conclude(job, "finished", hint=None, draws=prepared.config.logger.plots)
+    with open_run(prepared, stop, overrides) as opened, stop:
+        if opened.run.runtime.is_main:
+            _announce(prepared, opened)
+        if opened.run.progress.step >= opened.run.steps.num_steps and not opened.evaluation.is_owed:
+            if opened.run.runtime.is_main:
+                print(f"already finished: {opened.run.progress.step} steps, {opened.folder.path}")
+                if _lacks_its_end(opened):
+                    _conclude(opened, "finished", hint=None, draws=prepared.config.logger.plots)
             return EXIT_DONE
-        lost = naming_lost_ranks(job.run.runtime, lambda: f"step {job.run.steps.number}")
-        with naming_failures(job.run, job.folder), lost:
-            status = train(job.run)
-        if job.run.runtime.is_main:
-            hint = _hint(prepared, job) if status == "diverged" else None
-            _conclude(job, status, hint=hint, draws=prepared.config.logger.plots)
-        if job.checkpoints.unsaved is not None:
+        lost = naming_lost_ranks(opened.run.runtime, lambda: f"step {opened.run.steps.number}")
+        with naming_failures(opened.run, opened.folder), lost:
+            status = train(opened.run)
+        if opened.run.runtime.is_main:
+            hint = _hint(prepared, opened) if status == "diverged" else None
+            _conclude(opened, status, hint=hint, draws=prepared.config.logger.plots)
+        if opened.checkpoints.unsaved is not None:
             return EXIT_UNSAVED
         return {"finished": EXIT_DONE, "diverged": EXIT_FAILED, "stopped": code_of(stop.signal_name)}[status]
 
 
-def _lacks_its_end(job: Job) -> bool:
+def _lacks_its_end(opened: OpenRun) -> bool:
     """Whether the process that saved the last checkpoint was killed before it wrote summary.json."""
     from largebatch.records.report.run_files import read_json
 
-    if job.checkpoint is None:
+    if opened.checkpoint is None:
         return False  # the run ended in another folder
     try:
-        summary = read_json(job.folder.summary)
-        return (summary["status"], summary["steps"]) != ("finished", job.run.progress.step)
+        summary = read_json(opened.folder.summary)
+        return (summary["status"], summary["steps"]) != ("finished", opened.run.progress.step)
     except (OSError, ValueError, KeyError):
         return True
 
 
-def _announce(prepared: Prepared, job: Job) -> None:
+def _announce(prepared: Prepared, opened: OpenRun) -> None:
     import os
 
     from largebatch.distributed.launcher_environment import restart_note
     from largebatch.records.trackers import print_plan
     from largebatch.run.plan_report import checkpoint_row, plan_rows
 
-    runtime, config = job.run.runtime, prepared.config
-    parameters = [parameter for group in job.run.optimizer.param_groups for parameter in group["params"]]
+    runtime, config = opened.run.runtime, prepared.config
+    parameters = [parameter for group in opened.run.optimizer.param_groups for parameter in group["params"]]
     decaying, adapting = (
-        sum(len(group["params"]) for group in job.run.optimizer.param_groups if group.get(flag))
+        sum(len(group["params"]) for group in opened.run.optimizer.param_groups if group.get(flag))
         for flag in ("decays", "adapts")
     )
     rows = [
@@ -97,24 +97,24 @@ def _announce(prepared: Prepared, job: Job) -> None:
             f"{config.model['_target_']}; of {len(parameters)} tensors {decaying} decay, {adapting} adapt",
         ),
         ("optimizer", config.optimizer["_target_"].rpartition(".")[2], "optimizer"),
-        *plan_rows(prepared.derived, job.run.optimizer),
-        checkpoint_row(config, job.run.module),
-        ("run folder", str(job.folder.path), "run.dir" if config.run.dir else "run.root"),
+        *plan_rows(prepared.numbers, opened.run.optimizer),
+        checkpoint_row(config, opened.run.module),
+        ("run folder", str(opened.folder.path), "run.dir" if config.run.dir else "run.root"),
     ]
     print_plan(rows)
     told = restart_note(os.environ, resume=config.resume)
-    for note in [*job.notes, *([told] if told else [])]:
+    for note in [*opened.notes, *([told] if told else [])]:
         print(note)
 
 
-def _hint(prepared: Prepared, job: Job) -> str:
+def _hint(prepared: Prepared, opened: OpenRun) -> str:
     """What a run that diverged should change: samples without numbers among the last ones, or else the rate."""
     from largebatch.batch.order import SampleOrder
     from largebatch.run.failures import samples_without_numbers
 
-    config, run = prepared.config, job.run
+    config, run = prepared.config, opened.run
     if run.guard is None:
-        first = _last_finite(job.folder)
+        first = _last_finite(opened.folder)
         ids = SampleOrder(len(prepared.train), config.seed).ids(first, run.progress.samples_seen - first)
         if bad := samples_without_numbers(prepared.train, ids, seed=config.seed):
             shown = ", ".join(map(str, bad[:8])) + (f" and {len(bad) - 8} more" if bad[8:] else "")
@@ -137,25 +137,29 @@ def _last_finite(folder: RunFolder) -> int:
     return int(max((samples for samples, loss in losses if loss is not None and math.isfinite(loss)), default=0))
 
 
-def _conclude(job: Job, status: str, *, hint: str | None, draws: bool) -> None:
+def _conclude(opened: OpenRun, status: str, *, hint: str | None, draws: bool) -> None:
     """Write summary and plots, close the trackers, print the end of the story."""
     from largebatch.records.figures.draw_plotly import plotly_figure
     from largebatch.records.figures.run_figures import run_figures
     from largebatch.records.trackers import WandbTracker, print_summary
 
-    columns = job.columns
-    summary = job.summary(status)
-    problems = job.problems
-    plots = _plot(job.folder, columns, problems) if draws else []
-    for tracker in job.trackers:
+    columns = opened.columns
+    summary = opened.summary(status)
+    problems = opened.problems
+    plots = _plot(opened.folder, columns, problems) if draws else []
+    for tracker in opened.trackers:
         if isinstance(tracker, WandbTracker):
             drawn = [figure for figures in run_figures(columns).values() for figure in figures]
             tracker.show({f"charts/{figure.name}": plotly_figure(figure) for figure in drawn})
         tracker.finish(summary, plots)
         problems += tracker.problems
-    job.folder.write_summary(summary, problems)
+    opened.folder.write_summary(summary, problems)
     print_summary(
-        _summary_rows(job, summary, hint), job.folder.path, plots, problems=problems, commands=_next(job, status)
+        _summary_rows(opened, summary, hint),
+        opened.folder.path,
+        plots,
+        problems=problems,
+        commands=_next(opened, status),
     )
 
 
@@ -178,12 +182,12 @@ def _plot(folder: RunFolder, columns: Columns, problems: list[str]) -> list[Path
     return plots
 
 
-def _summary_rows(job: Job, summary: dict[str, Any], hint: str | None) -> list[tuple[str, object]]:
+def _summary_rows(opened: OpenRun, summary: dict[str, Any], hint: str | None) -> list[tuple[str, object]]:
     from largebatch.records.rows.series import AUGMENTED_GAP, of_gap
 
     rows: list[tuple[str, object]] = [
         ("status", summary["status"]),
-        ("steps", f"{summary['steps']:,} of {job.run.steps.num_steps:,}"),
+        ("steps", f"{summary['steps']:,} of {opened.run.steps.num_steps:,}"),
         ("samples", f"{summary['samples_seen']:,} ({summary['epochs']:.4g} epochs)"),
         ("time in steps", f"{summary['train_seconds']:.1f} s"),
     ]
@@ -200,38 +204,38 @@ def _summary_rows(job: Job, summary: dict[str, Any], hint: str | None) -> list[t
             rows.append((label, f"{summary[name]:.4f}{spread}{remark}"))
     if summary.get("evaluated_after_step", summary["steps"]) != summary["steps"]:
         rows.append(("evaluated", f"after step {summary['evaluated_after_step']:,}, before the run was stopped"))
-    rows += _guard_rows(job)
-    rows += _noise_scale_rows(job)
-    if job.communication is not None and (communication := job.communication.summary()) is not None:
+    rows += _guard_rows(opened)
+    rows += _noise_scale_rows(opened)
+    if opened.communication is not None and (communication := opened.communication.summary()) is not None:
         rows.append(("communication", communication))
     if hint is not None:
         rows.append(("hint", hint))
-    if job.checkpoints.unsaved is not None:
-        rows.append(("NOT SAVED", f"the weights after step {summary['steps']:,}: {job.checkpoints.unsaved}"))
-    if job.checkpoint is not None:
-        rows.append(("checkpoint", job.checkpoint.relative_to(job.folder.path)))
+    if opened.checkpoints.unsaved is not None:
+        rows.append(("NOT SAVED", f"the weights after step {summary['steps']:,}: {opened.checkpoints.unsaved}"))
+    if opened.checkpoint is not None:
+        rows.append(("checkpoint", opened.checkpoint.relative_to(opened.folder.path)))
     return rows
 
 
-def _guard_rows(job: Job) -> list[tuple[str, object]]:
-    if job.run.guard is None:
+def _guard_rows(opened: OpenRun) -> list[tuple[str, object]]:
+    if opened.run.guard is None:
         return []
-    counts = job.run.guard.counts
+    counts = opened.run.guard.counts
     told = f"{counts.bad:,} bad steps, {counts.skipped:,} of them skipped, {counts.rolled_back:,} rolled back"
     return [("guard", told + (f"; {counts.overflows:,} overflows of the loss scale" if counts.overflows else ""))]
 
 
-def _noise_scale_rows(job: Job) -> list[tuple[str, object]]:
-    if job.noise_scale is None or job.noise_scale.latest is None:
+def _noise_scale_rows(opened: OpenRun) -> list[tuple[str, object]]:
+    if opened.noise_scale is None or opened.noise_scale.latest is None:
         return []
     from largebatch.training.observers.noise_scale import told
 
     scale, batch = (
-        job.noise_scale.latest,
-        job.run.steps.batches.ramp.at(job.run.progress.samples_seen).global_batch_size,
+        opened.noise_scale.latest,
+        opened.run.steps.batches.ramp.at(opened.run.progress.samples_seen).global_batch_size,
     )
     samples, steps = scale.sample_efficiency(batch), scale.step_efficiency(batch)
-    groups = [(f"noise scale, {name}", told(one)) for name, one in job.noise_scale.latest_of_groups.items()]
+    groups = [(f"noise scale, {name}", told(one)) for name, one in opened.noise_scale.latest_of_groups.items()]
     if samples is None or steps is None:
         return [("noise scale", told(scale)), *groups]
     return [
@@ -241,9 +245,9 @@ def _noise_scale_rows(job: Job) -> list[tuple[str, object]]:
     ]
 
 
-def _next(job: Job, status: str) -> list[tuple[str, str]]:
+def _next(opened: OpenRun, status: str) -> list[tuple[str, str]]:
     """What a person may want to type next."""
-    commands = [("upload", command) for one in job.trackers if (command := getattr(one, "sync_command", None))]
+    commands = [("upload", command) for one in opened.trackers if (command := getattr(one, "sync_command", None))]
     if status == "stopped":
-        commands.append(("go on", f"the same command with run.dir={job.folder.path} resume=auto"))
+        commands.append(("go on", f"the same command with run.dir={opened.folder.path} resume=auto"))
     return commands

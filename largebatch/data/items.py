@@ -78,7 +78,7 @@ class KeyedItems(Dataset[Any]):
                         raise DataError(f"{error} {remedy}") from error.__cause__
                     skipped.append((place, str(error)))
             if not kept:
-                kept, samples = ([one] for one in self._stand_in(requests[0], skipped[0][1]))
+                kept, samples = ([one] for one in self._placeholder(requests[0], skipped[0][1]))
         epochs, ids = (np.array(column, dtype=np.int64) for column in zip(*kept, strict=True))
         inputs, targets = split_targets(_collate(samples, ids.tolist()), ids.tolist())
         if self._augment is not None:
@@ -96,7 +96,7 @@ class KeyedItems(Dataset[Any]):
             told = f"{type(error).__name__}: {error}".rstrip(".")
             raise DataError(f"Sample {sample_id} cannot be loaded: {told}.") from error
 
-    def _stand_in(self, request: SampleRequest, reason: str) -> tuple[SampleRequest, Any]:
+    def _placeholder(self, request: SampleRequest, reason: str) -> tuple[SampleRequest, Any]:
         """The next sample that can be loaded after one that cannot, for that reason; and its request."""
         epoch, broken = request
         most = min(len(self._dataset), _MOST_BROKEN) - 1

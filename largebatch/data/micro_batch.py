@@ -55,6 +55,6 @@ class MicroBatchData:
     skipped: tuple[Skipped, ...]
 
     @property
-    def is_stand_in(self) -> bool:
+    def is_placeholder(self) -> bool:
         """Whether nothing that was asked for could be loaded: inputs and targets are those of another sample."""
         return len(self.ids) == 0

@@ -23,7 +23,7 @@ from largebatch.gradient.step import Measures
 from largebatch.models.modes import train_mode
 from largebatch.records.figures.diagram import Axis, Diagram, Line, Surface, Trail
 from largebatch.records.result import Result, Table
-from largebatch.run.config.error_report import Report
+from largebatch.run.config.findings import Findings
 from largebatch.run.derive import solve_plan
 from largebatch.run.initial_state import build_optimizer, initial_model
 from largebatch.run.parts import build_loader, build_run
@@ -69,21 +69,21 @@ def plans_of(prepared: Prepared, options: FindLrConfig, *, world_size: int) -> l
     Raises:
         ConfigError: with all that is wrong: a batch that the set or the ranks cannot have, or a ramp.
     """
-    report, config, num_samples = Report(), prepared.config, len(prepared.train)
+    findings, config, num_samples = Findings(), prepared.config, len(prepared.train)
     if config.batch.ramp.is_used:
-        report.errors.append(
+        findings.errors.append(
             "batch.ramp: a range test is of one batch size. Leave it out, or list find_lr.batch_sizes."
         )
     key, sizes = "find_lr.batch_sizes", sorted(set(options.batch_sizes or ()))
     if len(sizes) < len(options.batch_sizes or ()):
-        report.errors.append(f"{key}={options.batch_sizes}: a size is listed twice. Name each once.")
+        findings.errors.append(f"{key}={options.batch_sizes}: a size is listed twice. Name each once.")
     if sizes and sizes[-1] > num_samples:
-        report.errors.append(f"{key}={options.batch_sizes}: the training set has {num_samples} samples. Use fewer.")
-    plans = [prepared.derived.plan]
-    if sizes and not report.errors:
-        solved = [report.attempt(key, partial(solve_plan, config, size, world_size)) for size in sizes]
+        findings.errors.append(f"{key}={options.batch_sizes}: the training set has {num_samples} samples. Use fewer.")
+    plans = [prepared.numbers.plan]
+    if sizes and not findings.errors:
+        solved = [findings.attempt(key, partial(solve_plan, config, size, world_size)) for size in sizes]
         plans = [plan for plan in solved if plan is not None]
-    report.raise_if_any()
+    findings.raise_if_any()
     return plans
 
 

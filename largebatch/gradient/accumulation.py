@@ -31,7 +31,7 @@ class MicroBatchSource(Protocol):
         """Place in the step's list of micro-batches, over all ranks."""
 
     @property
-    def is_stand_in(self) -> bool:
+    def is_placeholder(self) -> bool:
         """Whether no sample of it could be loaded: another one stands in, which lets ranks meet and counts nothing."""
 
 
@@ -125,7 +125,7 @@ class OneByOne:
             runtime.seed(micro_batch_key(random_key, part.index))
             with reduction.one_pass(part.index, is_last=number == count):
                 micro_loss = self.loss.loss_per_sample(forward(reduction.model, inputs), targets).sum()
-                if part.is_stand_in:
+                if part.is_placeholder:
                     micro_loss = 0 * micro_loss
                 runtime.backward(micro_loss * weight)
             loss_sum += micro_loss.detach()

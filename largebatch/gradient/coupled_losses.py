@@ -112,7 +112,7 @@ class _Cached:
     inputs: Inputs
     targets: Tensor
     index: int
-    is_stand_in: bool = False
+    is_placeholder: bool = False
 
 
 class _InnerProduct:

@@ -146,10 +146,10 @@ class _Copied:
     inputs: Inputs
     targets: Tensor
     index: int
-    is_stand_in: bool
+    is_placeholder: bool
 
 
 def _copied(part: MicroBatchSource) -> _Copied:
     inputs = part.inputs
     copies = {name: one.clone() for name, one in inputs.items()} if isinstance(inputs, dict) else inputs.clone()
-    return _Copied(copies, part.targets.clone(), part.index, part.is_stand_in)
+    return _Copied(copies, part.targets.clone(), part.index, part.is_placeholder)

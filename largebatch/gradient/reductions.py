@@ -117,7 +117,7 @@ class Overlapped:
             return
         raise RuntimeError(
             "A parameter got no gradient in the last pass of this rank, so that the ranks cannot sum their gradients. "
-            "The trial of the run saw nothing that a way through the model could depend on: no draw from torch, numpy "
+            "The dry run saw nothing that a way through the model could depend on: no draw from torch, numpy "
             "or random and no value of a tensor. Choose modules by one of these, let every pass use every parameter, "
             "or say so in a loop of your own: make_run(skips_parameters=True)."
         )

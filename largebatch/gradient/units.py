@@ -41,7 +41,7 @@ class Units:
         kept = list(own)
         units = [0.0] * len(plan.micro_batch_sizes)
         for part in kept:
-            if not part.is_stand_in:
+            if not part.is_placeholder:
                 units[part.index] = float(self._loss.units_per_sample(part.targets).sum())
         # One number per micro-batch, added up without rounding: weights of labels have digits, and the sum must not
         # depend on which rank has which.

@@ -1,4 +1,4 @@
-"""From a prepared config to a run: joins the job, connects loader, trackers and observers, restores a checkpoint."""
+"""From a prepared config to a run: joins the opened, connects loader, trackers and observers, restores a checkpoint."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from largebatch.records.trackers import (
     Tracker,
     WandbTracker,
 )
-from largebatch.run.observing import Records, observe
+from largebatch.run.observers import Records, build_observers
 from largebatch.run.parts import build_loader, build_run, open_runtime
 from largebatch.run.plan_report import plan_record
 from largebatch.run.prepare import Prepared
@@ -39,8 +39,8 @@ from largebatch.training.observers import (
 
 
 @dataclass
-class Job:
-    """A run and what surrounds it, as `open_job` yields it."""
+class OpenRun:
+    """A run and what surrounds it, as `open_run` yields it."""
 
     run: Run
     folder: RunFolder
@@ -89,7 +89,7 @@ class Job:
 
 
 @contextlib.contextmanager
-def open_job(prepared: Prepared, stop: Callable[[], bool], overrides: Sequence[str]) -> Iterator[Job]:
+def open_run(prepared: Prepared, stop: Callable[[], bool], overrides: Sequence[str]) -> Iterator[OpenRun]:
     """Join the job of the launcher, yield the run ready to train, and leave the job.
 
     Raises:
@@ -109,26 +109,26 @@ def open_job(prepared: Prepared, stop: Callable[[], bool], overrides: Sequence[s
             runtime,
             config_yaml=OmegaConf.to_yaml(prepared.public),
             overrides=overrides,
-            plan=plan_record(prepared.derived, prepared.optimizer, prepared.notes),
+            plan=plan_record(prepared.numbers, prepared.optimizer, prepared.notes),
         )
         trackers = _trackers(prepared, folder, start, stack) if runtime.is_main else []
         records = Records(runtime)
-        job = _connect(prepared, runtime, folder, trackers, records, identity, stop)
-        for rows in (one for one in job.trackers if isinstance(one, JsonlTracker)):
+        opened = _connect(prepared, runtime, folder, trackers, records, identity, stop)
+        for rows in (one for one in opened.trackers if isinstance(one, JsonlTracker)):
             folder.come_back.append(rows.come_back)
             folder.force.append(rows.force)
-        job.notes += [*prepared.notes, *notes, *start.notes, *_variables_of(job.trackers)]
+        opened.notes += [*prepared.notes, *notes, *start.notes, *_variables_of(opened.trackers)]
         if (checkpoint := start.checkpoint) is not None:
-            job.notes += restore(job.run, checkpoint, changed_options=start.changed_options)
-            job.checkpoints.origin, job.checkpoints.changed_options = checkpoint.path, start.changed_options
-            job.evaluation.is_owed = checkpoint.values.get("evaluation_owed", False)
+            opened.notes += restore(opened.run, checkpoint, changed_options=start.changed_options)
+            opened.checkpoints.origin, opened.checkpoints.changed_options = checkpoint.path, start.changed_options
+            opened.evaluation.is_owed = checkpoint.values.get("evaluation_owed", False)
             lines = read_lines(folder.metrics) if folder.metrics.exists() else ()
-            job.evaluation.recall(runtime, (line.row for line in lines if line.row is not None))
-        yield job
+            opened.evaluation.recall(runtime, (line.row for line in lines if line.row is not None))
+        yield opened
 
 
 def _trackers(prepared: Prepared, folder: RunFolder, start: Start, stack: contextlib.ExitStack) -> list[Tracker]:
-    config, derived = prepared.config, prepared.derived
+    config, numbers = prepared.config, prepared.numbers
     values: dict[str, Any] = start.checkpoint.values if start.checkpoint else {"samples_seen": None, "extra": {}}
     trackers: list[Tracker] = [JsonlTracker(folder.metrics)]
     if config.logger.wandb.mode != "disabled":
@@ -137,7 +137,7 @@ def _trackers(prepared: Prepared, folder: RunFolder, start: Start, stack: contex
         trackers.append(
             WandbTracker(
                 folder=folder.path,
-                config={"config": prepared.public, "plan": plan_record(derived, prepared.optimizer, prepared.notes)},
+                config={"config": prepared.public, "plan": plan_record(numbers, prepared.optimizer, prepared.notes)},
                 defaults={"name": config.shown_name},
                 run_id=values["extra"].get("wandb_run_id"),
                 **given,
@@ -149,7 +149,7 @@ def _trackers(prepared: Prepared, folder: RunFolder, start: Start, stack: contex
             resume_at = -1  # what there is, is of an attempt that left no checkpoint
         trackers.append(TensorBoardTracker(events, resume_at_samples=resume_at))
     if config.observers.progress:
-        line = ProgressLine(total_steps=derived.num_steps, total_samples=derived.num_consumed)
+        line = ProgressLine(total_steps=numbers.num_steps, total_samples=numbers.num_consumed)
         trackers.append(stack.enter_context(line))
     return trackers
 
@@ -167,9 +167,9 @@ def _connect(
     records: Records,
     identity: dict[str, Any],
     stop: Callable[[], bool],
-) -> Job:
+) -> OpenRun:
     loader = build_loader(prepared, runtime.rank, pin_memory=runtime.device.type == "cuda")
-    watch = observe(prepared, folder, trackers, records, identity)
+    watch = build_observers(prepared, folder, trackers, records, identity)
     run = build_run(
         prepared,
         runtime,
@@ -181,4 +181,4 @@ def _connect(
     )
     every_tracker = [*trackers, *records.trackers]
     named = watch.evaluation, watch.checkpoints, watch.noise_scale, watch.communication, watch.skipped
-    return Job(run, folder, every_tracker, *named, notes=[])
+    return OpenRun(run, folder, every_tracker, *named, notes=[])

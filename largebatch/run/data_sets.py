@@ -17,7 +17,7 @@ from largebatch.data import (
     notes_of_items,
 )
 from largebatch.data.probing import SAMPLES_READ
-from largebatch.run.config.error_report import Report
+from largebatch.run.config.findings import Findings
 from largebatch.run.config.schema import TrainConfig
 from largebatch.run.config.targets import make
 
@@ -39,25 +39,25 @@ class DataSets:
     gap_is_augmented: bool
 
 
-def data_sets(config: TrainConfig, report: Report) -> DataSets:
-    """Make the sets; what is to be known about them is told in the notes of the report."""
+def data_sets(config: TrainConfig, findings: Findings) -> DataSets:
+    """Make the sets; what is to be known about them is told in the notes of the findings."""
     data = config.data
-    train = report.attempt("data.train", lambda: _made("data.train", data.train, config, report))
-    training = report.attempt("data.train", lambda: _training_set(train, config)) if train is not None else None
+    train = findings.attempt("data.train", lambda: _made("data.train", data.train, config, findings))
+    training = findings.attempt("data.train", lambda: _training_set(train, config)) if train is not None else None
     plain, training_plain = train, training
     if (node := data.train_plain) is not None:
         key = "data.train_plain"
-        plain = report.attempt(key, lambda: _made(key, node, config, report))
-        training_plain = report.attempt(key, lambda: _training_set(plain, config)) if plain is not None else None
+        plain = findings.attempt(key, lambda: _made(key, node, config, findings))
+        training_plain = findings.attempt(key, lambda: _training_set(plain, config)) if plain is not None else None
     if training is not None and training_plain is not None and len(training) != len(training_plain):
-        report.errors.append(
+        findings.errors.append(
             f"data.train_plain: has {len(training_plain)} samples and data.train {len(training)}: it is the same set "
             "without random changes. Read both from the same place."
         )
     key = "data.validation"
-    validation = report.attempt(key, lambda: _made(key, data.validation, config, report))
-    is_augmented = [_tells_changes(*one, config, report) for one in ((_plain_key(config), plain), (key, validation))]
-    screened = None if validation is None else report.attempt(key, lambda: _screened(validation, config))
+    validation = findings.attempt(key, lambda: _made(key, data.validation, config, findings))
+    is_augmented = [_tells_changes(*one, config, findings) for one in ((_plain_key(config), plain), (key, validation))]
+    screened = None if validation is None else findings.attempt(key, lambda: _screened(validation, config))
     return DataSets(training, training_plain, screened, gap_is_augmented=any(is_augmented))
 
 
@@ -65,7 +65,7 @@ def _plain_key(config: TrainConfig) -> str:
     return "data.train" if config.data.train_plain is None else "data.train_plain"
 
 
-def _tells_changes(key: str, dataset: Any, config: TrainConfig, report: Report) -> bool:
+def _tells_changes(key: str, dataset: Any, config: TrainConfig, findings: Findings) -> bool:
     """Whether a set that is evaluated changes its samples at random; if so, that is told."""
     if not _is_own(dataset):
         return False
@@ -76,7 +76,7 @@ def _tells_changes(key: str, dataset: Any, config: TrainConfig, report: Report) 
             "data.train_plain": "make this set without random changes",
             "data.validation": "make this set without random changes (parts of one set share its transform)",
         }
-        report.notes.append(
+        findings.notes.append(
             f"{key}: {len(changing)} of {min(SAMPLES_READ, len(dataset))} samples that were read several times are not "
             f"the same each time (e.g. {changing[0]}): the set augments by itself, so one side of the generalization "
             f"gap is augmented. gap/* is marked; for a true gap {remedy[key]}."
@@ -90,16 +90,16 @@ def _is_own(dataset: Any) -> bool:
     return dataset is not None and not is_ours and not isinstance(dataset, IterableDataset)
 
 
-def _made(key: str, node: Any, config: TrainConfig, report: Report) -> Any:
+def _made(key: str, node: Any, config: TrainConfig, findings: Findings) -> Any:
     """What the node names; what it has to tell is noted."""
     dataset = make(key, node)
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
         raise ValueError(f"{type(dataset).__name__} has no length or no items: a map-style data set is needed.")
     if len(dataset) == 0:
         raise ValueError("the data set is empty. Check its path and its split.")
-    report.notes += [f"{key}: {note}" for note in getattr(dataset, "plan_notes", ())]
+    findings.notes += [f"{key}: {note}" for note in getattr(dataset, "plan_notes", ())]
     if _is_own(dataset):
-        report.notes += [f"{key}: {note}" for note in notes_of_items(dataset, seed=config.seed)]
+        findings.notes += [f"{key}: {note}" for note in notes_of_items(dataset, seed=config.seed)]
     return dataset
 
 

@@ -12,7 +12,7 @@ from largebatch.batch.ramp import BatchRamp
 from largebatch.batch.scaling import ScaledValue, scale_lr
 from largebatch.batch.schedule import Schedule
 from largebatch.run.config.combinations import combination_problems, noise_scale_problems
-from largebatch.run.config.error_report import Report
+from largebatch.run.config.findings import Findings
 from largebatch.run.config.reading import ConfigError
 from largebatch.run.config.schema import ScheduleConfig, TrainConfig
 from largebatch.run.ramp_stages import Stages, decay_milestones, solve_stages
@@ -28,7 +28,7 @@ _GROWTH = {
 
 
 @dataclass(frozen=True)
-class Derived:
+class RunNumbers:
     """What a config becomes for a data set and a number of ranks.
 
     Attributes:
@@ -68,56 +68,56 @@ class Derived:
         return self.peak_lrs[self.ramp.stage_at(samples_seen)].value * self.schedule(samples_seen)
 
 
-def derive(config: TrainConfig, *, num_samples: int, world_size: int) -> Derived:
+def derive(config: TrainConfig, *, num_samples: int, world_size: int) -> RunNumbers:
     """Solve the batch plan, the learning rate and the schedule for a training set and a number of ranks.
 
     Raises:
         ConfigError: with everything that cannot be solved.
     """
-    report = Report()
+    findings = Findings()
     total = num_samples if config.batch.total == "full" else config.batch.total
     if total > num_samples:
-        report.errors.append(
+        findings.errors.append(
             f"batch.total={total}: the training set has {num_samples} samples, and a step uses each at most once. "
             "Use at most that many, or batch.total=full."
         )
 
     if config.batch.reduction == "ordered" and config.batch.micro is None:
-        report.errors.append(
+        findings.errors.append(
             "batch.reduction=ordered: the order of the sum is that of the micro-batches, and these depend on the "
             "number of ranks. Pin them with batch.micro=SIZE."
         )
-    report.errors += combination_problems(config, world_size=world_size)
+    findings.errors += combination_problems(config, world_size=world_size)
 
     def samples(text: str) -> int:
         return Duration.parse(text).samples(num_samples=num_samples, global_batch_size=total)
 
     length = samples(config.length)
-    stages = report.attempt(
+    stages = findings.attempt(
         "batch.ramp",
         lambda: solve_stages(config, total, num_samples=num_samples, length=length, samples=samples),
     )
     # Errors of the first batch are worth telling beside those of the ramp.
     ramp = None
     if max((stages or Stages((total,))).totals) <= num_samples:  # no list of micro-batches of a batch that nobody has
-        ramp = report.attempt("batch", lambda: _ramp(config, stages or Stages((total,)), world_size))
-    peaks = report.attempt("scaling", lambda: _peak_lrs(config, stages or Stages((total,))))
+        ramp = findings.attempt("batch", lambda: _ramp(config, stages or Stages((total,)), world_size))
+    peaks = findings.attempt("scaling", lambda: _peak_lrs(config, stages or Stages((total,))))
     if length < total:
-        report.errors.append(
+        findings.errors.append(
             f"length={config.length}: {length} samples are less than one batch of {total}. Train longer."
         )
-    report.errors += _settings_of_another_decay(config.schedule)
-    schedule = report.attempt("schedule", lambda: _schedule(config, peaks[0], length, samples)) if peaks else None
-    report.errors += noise_scale_problems(config, ramp)
-    report.errors += _profile_problems(config, ramp.num_steps(length) if ramp else length // total)
-    evaluate_every = report.attempt("", lambda: _interval("evaluation", config.observers.evaluation.every, samples))
-    checkpoint_every = report.attempt("", lambda: _interval("checkpoint", config.observers.checkpoint.every, samples))
-    sharpness_every = report.attempt("", lambda: _interval("sharpness", config.observers.sharpness.every, samples))
-    report.raise_if_any()
+    findings.errors += _settings_of_another_decay(config.schedule)
+    schedule = findings.attempt("schedule", lambda: _schedule(config, peaks[0], length, samples)) if peaks else None
+    findings.errors += noise_scale_problems(config, ramp)
+    findings.errors += _profile_problems(config, ramp.num_steps(length) if ramp else length // total)
+    evaluate_every = findings.attempt("", lambda: _interval("evaluation", config.observers.evaluation.every, samples))
+    checkpoint_every = findings.attempt("", lambda: _interval("checkpoint", config.observers.checkpoint.every, samples))
+    sharpness_every = findings.attempt("", lambda: _interval("sharpness", config.observers.sharpness.every, samples))
+    findings.raise_if_any()
     assert ramp is not None
     assert peaks is not None
     assert schedule is not None
-    return Derived(ramp, peaks, schedule, num_samples, evaluate_every, checkpoint_every, sharpness_every)
+    return RunNumbers(ramp, peaks, schedule, num_samples, evaluate_every, checkpoint_every, sharpness_every)
 
 
 def solve_plan(config: TrainConfig, total: int, world_size: int) -> BatchPlan:

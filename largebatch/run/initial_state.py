@@ -49,7 +49,7 @@ def initial_model(config: TrainConfig, seed: int, dataset: Any) -> nn.Module:
     if dataset is not None and any(is_lazy(one) for one in [*model.parameters(), *model.buffers()]):
         _materialise(config, model, dataset)
     if config.precision.compute == "fp64":
-        model = model.double()  # as the run computes; `Runtime.wrap` would do it after the trial
+        model = model.double()  # as the run computes; `Runtime.wrap` would do it after the dry run
     if config.batch_norm == "exact":
         try:
             batch_norms(model)

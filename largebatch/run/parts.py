@@ -22,7 +22,7 @@ from largebatch.losses import units_are_fixed
 from largebatch.run.config.schema import TrainConfig
 from largebatch.run.initial_state import build_optimizer, noise_scale_groups
 from largebatch.run.prepare import Prepared
-from largebatch.run.same_run import require_same_run, run_fingerprint
+from largebatch.run.rank_agreement import require_same_run, run_fingerprint
 from largebatch.training.assembly import make_run
 from largebatch.training.guard import Guard
 from largebatch.training.loop import Observer, Run
@@ -71,7 +71,7 @@ def build_loader(
     return MicroBatchLoader(
         prepared.train,
         SampleOrder(len(prepared.train), seed),
-        prepared.derived.ramp if plan is None else plan,
+        prepared.numbers.ramp if plan is None else plan,
         rank,
         augment=None if augment is None else replace(augment, seed=seed),
         num_workers=config.data.num_workers if num_workers is None else num_workers,
@@ -109,16 +109,16 @@ def build_run(
         save_requested: see `make_run`.
         roll_back: see `make_run`.
     """
-    config, derived = prepared.config, prepared.derived
+    config, numbers = prepared.config, prepared.numbers
     return make_run(
         runtime,
         _wrapped(prepared, runtime),
         prepared.loss,
         prepared.optimizer,
-        derived.ramp if plan is None else plan,
+        numbers.ramp if plan is None else plan,
         loader,
-        derived.lr_at,
-        derived.num_steps if num_steps is None else num_steps,
+        numbers.lr_at,
+        numbers.num_steps if num_steps is None else num_steps,
         fixed_units=not config.data.skips and units_are_fixed(prepared.loss, prepared.train),
         seed=config.seed,
         clip_norm=config.clip_norm,

@@ -14,18 +14,18 @@ from largebatch.batch.plan import BatchPlan
 from largebatch.batch.scaling import ScaledValue
 from largebatch.run.checks.memory import state_of
 from largebatch.run.config.schema import TrainConfig
-from largebatch.run.derive import IN_PLACE_OF_DECAY, Derived
+from largebatch.run.derive import IN_PLACE_OF_DECAY, RunNumbers
 
 PlanRow = tuple[str, str, str]
 
 
-def plan_rows(derived: Derived, optimizer: Optimizer) -> list[PlanRow]:
+def plan_rows(numbers: RunNumbers, optimizer: Optimizer) -> list[PlanRow]:
     """(what, value, where it comes from)."""
-    plan, schedule = derived.plan, derived.schedule
+    plan, schedule = numbers.plan, numbers.schedule
     first = [part.size for part in plan.micro_batches(0)]
     shares = [plan.rank_batch_size(rank) for rank in range(plan.world_size)]
-    unused = schedule.total_samples - derived.num_consumed
-    has_ramp = len(derived.ramp.plans) > 1
+    unused = schedule.total_samples - numbers.num_consumed
+    has_ramp = len(numbers.ramp.plans) > 1
     consumed = f"{schedule.total_samples:,} samples" + ("" if has_ramp else f" // {plan.global_batch_size:,}")
     return [
         ("global batch", f"{plan.global_batch_size:,} samples", "batch.total"),
@@ -35,17 +35,17 @@ def plan_rows(derived: Derived, optimizer: Optimizer) -> list[PlanRow]:
             f"{len(plan.micro_batch_sizes)} of {_span(plan.micro_batch_sizes)}",
             f"rank 0: {_shorten(first)}; one gradient all-reduce per step",
         ),
-        *_ramp_rows(derived),
-        ("training set", f"{derived.num_samples:,} samples", _steps_per_epoch(derived)),
+        *_ramp_rows(numbers),
+        ("training set", f"{numbers.num_samples:,} samples", _steps_per_epoch(numbers)),
         (
             "steps",
-            f"{derived.num_steps:,}",
+            f"{numbers.num_steps:,}",
             consumed + (f"; the last {unused:,} samples do not fill a batch" if unused else ""),
         ),
-        ("peak LR", f"{derived.peak_lrs[0].value:.6g}", _explained(derived.peak_lrs[0])),
+        ("peak LR", f"{numbers.peak_lrs[0].value:.6g}", _explained(numbers.peak_lrs[0])),
         *_factor_rows(optimizer),
-        ("warmup", f"{schedule.warmup_samples:,} samples", _warmup_explained(derived)),
-        ("decay", _decay(derived), f"to {derived.lr_at(schedule.total_samples):.6g}"),
+        ("warmup", f"{schedule.warmup_samples:,} samples", _warmup_explained(numbers)),
+        ("decay", _decay(numbers), f"to {numbers.lr_at(schedule.total_samples):.6g}"),
     ]
 
 
@@ -67,11 +67,11 @@ def checkpoint_row(config: TrainConfig, module: nn.Module) -> PlanRow:
     )
 
 
-def _ramp_rows(derived: Derived) -> list[PlanRow]:
+def _ramp_rows(numbers: RunNumbers) -> list[PlanRow]:
     """The later stages of a ramp."""
     rows = []
-    for position, plan, count in derived.ramp.stages(derived.schedule.total_samples)[1:]:
-        peak = derived.peak_lrs[derived.ramp.stage_at(position)]
+    for position, plan, count in numbers.ramp.stages(numbers.schedule.total_samples)[1:]:
+        peak = numbers.peak_lrs[numbers.ramp.stage_at(position)]
         rows.append(
             (
                 f"from {position:,} samples",
@@ -100,62 +100,62 @@ def lr_factor_counts(optimizer: Optimizer) -> dict[float, int]:
     return dict(sorted(counts.items(), reverse=True))
 
 
-def _decay(derived: Derived) -> str:
-    return "by the batch" if derived.peak_lrs[-1].rule == IN_PLACE_OF_DECAY else derived.schedule.decay
+def _decay(numbers: RunNumbers) -> str:
+    return "by the batch" if numbers.peak_lrs[-1].rule == IN_PLACE_OF_DECAY else numbers.schedule.decay
 
 
 def _explained(value: ScaledValue) -> str:
     return f"{value.rule}: {value.explanation}"
 
 
-def _steps_per_epoch(derived: Derived) -> str:
-    steps = derived.num_samples / derived.plan.global_batch_size
-    return f"{steps:.4g} steps per epoch" + (" at first" if len(derived.ramp.plans) > 1 else "")
+def _steps_per_epoch(numbers: RunNumbers) -> str:
+    steps = numbers.num_samples / numbers.plan.global_batch_size
+    return f"{steps:.4g} steps per epoch" + (" at first" if len(numbers.ramp.plans) > 1 else "")
 
 
-def _warmup_explained(derived: Derived) -> str:
-    if not derived.schedule.warmup_samples:
+def _warmup_explained(numbers: RunNumbers) -> str:
+    if not numbers.schedule.warmup_samples:
         return "none"
-    how = "constant at" if derived.schedule.warmup_kind == "constant" else "from"
-    return f"{how} {derived.lr_at(0):.6g}"
+    how = "constant at" if numbers.schedule.warmup_kind == "constant" else "from"
+    return f"{how} {numbers.lr_at(0):.6g}"
 
 
-def lr_rows(derived: Derived) -> list[PlanRow]:
+def lr_rows(numbers: RunNumbers) -> list[PlanRow]:
     """(after how many samples, learning rate of the step that starts there) at the places where it turns."""
-    stages = derived.ramp.stages(derived.schedule.total_samples)
+    stages = numbers.ramp.stages(numbers.schedule.total_samples)
     position, plan, count = stages[-1]
     last = position + (count - 1) * plan.global_batch_size
-    places = {0, derived.schedule.warmup_samples, derived.schedule.total_samples // 2, last}
+    places = {0, numbers.schedule.warmup_samples, numbers.schedule.total_samples // 2, last}
     places |= {start for start, _, _ in stages}
-    return [(f"{samples:,} samples", f"{derived.lr_at(samples):.6g}", "") for samples in sorted(places)]
+    return [(f"{samples:,} samples", f"{numbers.lr_at(samples):.6g}", "") for samples in sorted(places)]
 
 
-def plan_record(derived: Derived, optimizer: Optimizer, notes: Sequence[str] = ()) -> dict[str, Any]:
+def plan_record(numbers: RunNumbers, optimizer: Optimizer, notes: Sequence[str] = ()) -> dict[str, Any]:
     """The plan, and what was told with it, as plain values, for plan.json and the trackers."""
-    plan, schedule = derived.plan, derived.schedule
+    plan, schedule = numbers.plan, numbers.schedule
     return {
         **_batch_record(plan),
         "world_size": plan.world_size,
         "rank_batch_sizes": [plan.rank_batch_size(rank) for rank in range(plan.world_size)],
-        "num_samples": derived.num_samples,
-        "num_steps": derived.num_steps,
-        "steps_per_epoch": derived.num_samples / plan.global_batch_size,
+        "num_samples": numbers.num_samples,
+        "num_steps": numbers.num_steps,
+        "steps_per_epoch": numbers.num_samples / plan.global_batch_size,
         "total_samples": schedule.total_samples,
-        "peak_lr": _lr_record(derived.peak_lrs[0]),
+        "peak_lr": _lr_record(numbers.peak_lrs[0]),
         "ramp": [
             {
                 "from_samples": position,
                 "num_steps": count,
                 **_batch_record(later),
-                "peak_lr": _lr_record(derived.peak_lrs[derived.ramp.stage_at(position)]),
+                "peak_lr": _lr_record(numbers.peak_lrs[numbers.ramp.stage_at(position)]),
             }
-            for position, later, count in derived.ramp.stages(schedule.total_samples)[1:]
+            for position, later, count in numbers.ramp.stages(schedule.total_samples)[1:]
         ],
         "warmup_samples": schedule.warmup_samples,
         "warmup_kind": schedule.warmup_kind,
-        "warmup_start_lr": derived.lr_at(0),
+        "warmup_start_lr": numbers.lr_at(0),
         "decay": schedule.decay,
-        "end_lr": derived.lr_at(schedule.total_samples),
+        "end_lr": numbers.lr_at(schedule.total_samples),
         "lr_factors": [{"factor": factor, "tensors": count} for factor, count in lr_factor_counts(optimizer).items()],
         "notes": list(notes),
     }

@@ -16,18 +16,18 @@ from largebatch.gradient.choices import conflicts
 from largebatch.losses import Loss
 from largebatch.losses.coupled import is_coupled
 from largebatch.records.credentials import redacted
+from largebatch.run.checks.dry_run import KeptState, UntriedRun, dry_run
 from largebatch.run.checks.machine import checkpoint_problems, folder_problems, machine_problems
 from largebatch.run.checks.observers import (
     guard_problems,
     sharpness_problems,
 )
-from largebatch.run.checks.trial import KeptState, TriedRun, try_run
 from largebatch.run.config.combinations import choices_of, coupled_problems
-from largebatch.run.config.error_report import Report
+from largebatch.run.config.findings import Findings
 from largebatch.run.config.reading import parse_config, public_values, require_no_secrets
 from largebatch.run.config.schema import TrainConfig
 from largebatch.run.data_sets import data_sets
-from largebatch.run.derive import Derived, derive
+from largebatch.run.derive import RunNumbers, derive
 from largebatch.run.initial_state import build_optimizer, initial_model
 from largebatch.run.named_loss import named_loss, without_smoothing
 
@@ -46,7 +46,7 @@ class Prepared:
 
     config: TrainConfig
     public: dict[str, Any]
-    derived: Derived
+    numbers: RunNumbers
     train: Any
     train_plain: Any
     validation: Any
@@ -68,7 +68,7 @@ class Prepared:
 
 
 def prepare(composed: DictConfig, environ: Mapping[str, str], *, trains: bool = True) -> Prepared:
-    """Check a composed config, build data, model, loss and optimizer, and try them together; see `try_run`.
+    """Check a composed config, build data, model, loss and optimizer, and try them together; see `dry_run`.
 
     Args:
         composed: by Hydra.
@@ -80,34 +80,34 @@ def prepare(composed: DictConfig, environ: Mapping[str, str], *, trains: bool = 
     """
     require_no_secrets(composed)  # alone: other messages repeat values
     config = parse_config(composed)
-    report = Report()
-    _look_around(config, environ, report)
-    made = data_sets(config, report)
+    findings = Findings()
+    _look_around(config, environ, findings)
+    made = data_sets(config, findings)
     train, train_plain, validation = made.train, made.train_plain, made.validation
-    loss = report.attempt("loss", lambda: named_loss(config))
-    model = report.attempt("model", lambda: initial_model(config, config.seed, train))
-    optimizer = None if model is None else report.attempt("optimizer", lambda: build_optimizer(config, model))
-    augment = report.attempt("data.augment", lambda: _augmentation(config))
-    report.errors += conflicts(choices_of(config, loss))
-    derived = _derived(config, environ, train, report)
-    ramp = None if derived is None else derived.ramp
-    if is_coupled(loss) and not report.errors:
-        report.errors += coupled_problems(config, ramp, train_plain, validation)
-    report.errors += [] if train_plain is None else sharpness_problems(config, train_plain)
-    report.errors += guard_problems(config)
+    loss = findings.attempt("loss", lambda: named_loss(config))
+    model = findings.attempt("model", lambda: initial_model(config, config.seed, train))
+    optimizer = None if model is None else findings.attempt("optimizer", lambda: build_optimizer(config, model))
+    augment = findings.attempt("data.augment", lambda: _augmentation(config))
+    findings.errors += conflicts(choices_of(config, loss))
+    numbers = _numbers(config, environ, train, findings)
+    ramp = None if numbers is None else numbers.ramp
+    if is_coupled(loss) and not findings.errors:
+        findings.errors += coupled_problems(config, ramp, train_plain, validation)
+    findings.errors += [] if train_plain is None else sharpness_problems(config, train_plain)
+    findings.errors += guard_problems(config)
     if model is not None and optimizer is not None:
-        report.errors += report.attempt("model", lambda: checkpoint_problems(config, model, optimizer)) or []
+        findings.errors += findings.attempt("model", lambda: checkpoint_problems(config, model, optimizer)) or []
     tried = None
-    if not (derived is None or model is None or loss is None or optimizer is None or report.errors):
-        run = TriedRun(config, derived, train, train_plain, validation, augment, model, loss, optimizer, trains)
-        tried = try_run(run, report)
-    report.raise_if_any()
-    assert not (tried is None or derived is None or model is None or optimizer is None)  # noqa: PT018
+    if not (numbers is None or model is None or loss is None or optimizer is None or findings.errors):
+        run = UntriedRun(config, numbers, train, train_plain, validation, augment, model, loss, optimizer, trains)
+        tried = dry_run(run, findings)
+    findings.raise_if_any()
+    assert not (tried is None or numbers is None or model is None or optimizer is None)  # noqa: PT018
     sets = {id(one): with_checked_labels(one, tried.labels) for one in (train, train_plain, validation)}
     return Prepared(
         config=config,
         public=public_values(composed),
-        derived=derived,
+        numbers=numbers,
         train=sets[id(train)],
         train_plain=sets[id(train_plain)],
         validation=sets[id(validation)],
@@ -118,24 +118,24 @@ def prepare(composed: DictConfig, environ: Mapping[str, str], *, trains: bool = 
         optimizer=optimizer,
         content=tried.content,
         state=tried.state,
-        notes=tuple(map(redacted, report.notes)),
+        notes=tuple(map(redacted, findings.notes)),
         gap_is_augmented=made.gap_is_augmented,
     )
 
 
-def _derived(config: TrainConfig, environ: Mapping[str, str], train: Any, report: Report) -> Derived | None:
-    if train is None or any("WORLD_SIZE" in error for error in report.errors):
+def _numbers(config: TrainConfig, environ: Mapping[str, str], train: Any, findings: Findings) -> RunNumbers | None:
+    if train is None or any("WORLD_SIZE" in error for error in findings.errors):
         return None
     world_size = int(environ.get("WORLD_SIZE", "1"))
-    return report.attempt("batch", lambda: derive(config, num_samples=len(train), world_size=world_size))
+    return findings.attempt("batch", lambda: derive(config, num_samples=len(train), world_size=world_size))
 
 
-def _look_around(config: TrainConfig, environ: Mapping[str, str], report: Report) -> None:
+def _look_around(config: TrainConfig, environ: Mapping[str, str], findings: Findings) -> None:
     """Launcher, machine and run folder."""
     precision, num_processes = config.precision.compute, config.launcher.num_processes
-    report.errors += launcher_problems(environ, precision=precision, num_processes=num_processes)
-    report.errors += machine_problems(config, environ)
-    report.errors += report.attempt("run folder", lambda: folder_problems(config)) or []
+    findings.errors += launcher_problems(environ, precision=precision, num_processes=num_processes)
+    findings.errors += machine_problems(config, environ)
+    findings.errors += findings.attempt("run folder", lambda: folder_problems(config)) or []
 
 
 def _augmentation(config: TrainConfig) -> Augmentation | None:

@@ -14,7 +14,7 @@ from torch import nn
 
 from largebatch.records.run_folder import RunFolder
 from largebatch.records.trackers import Row, read_metrics
-from largebatch.run.build import open_job
+from largebatch.run.build import open_run
 from largebatch.run.failures import naming_failures
 from largebatch.run.prepare import prepare
 from largebatch.training.loop import Observer, train
@@ -76,15 +76,15 @@ def train_quietly(
             OmegaConf.update(config, key, value)
         OmegaConf.update(config, "run.dir", str(folder))
     prepared = prepare(config, os.environ)
-    with open_job(prepared, stop, overrides) as job:
-        job.run = replace(job.run, observers=[*job.run.observers, *observers])
-        with naming_failures(job.run, job.folder):
-            status = train(job.run)
-        summary = job.summary(status)
-        if job.run.runtime.is_main:
-            for tracker in job.trackers:
+    with open_run(prepared, stop, overrides) as opened:
+        opened.run = replace(opened.run, observers=[*opened.run.observers, *observers])
+        with naming_failures(opened.run, opened.folder):
+            status = train(opened.run)
+        summary = opened.summary(status)
+        if opened.run.runtime.is_main:
+            for tracker in opened.trackers:
                 tracker.finish(summary, [])
-            problems = [*job.problems, *(line for one in job.trackers for line in one.problems)]
-            job.folder.write_summary(summary, problems)
-        job.run.runtime.barrier()  # rank 0 has written before another reads
-        return Trained(status, summary, job.folder.path, job.run.module)
+            problems = [*opened.problems, *(line for one in opened.trackers for line in one.problems)]
+            opened.folder.write_summary(summary, problems)
+        opened.run.runtime.barrier()  # rank 0 has written before another reads
+        return Trained(status, summary, opened.folder.path, opened.run.module)

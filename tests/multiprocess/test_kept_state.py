@@ -127,7 +127,7 @@ def test_what_a_step_leaves_out_and_moves_is_what_one_process_does(ranks, world_
 
 
 class EverySecond(nn.Linear):
-    """Leaves its bias out in a way that no trial can see coming."""
+    """Leaves its bias out in a way that no dry run can see coming."""
 
     calls = 0
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from largebatch.diagnostics.communication.costs import TransferFit
 from largebatch.records.metric_keys import METRIC_FAMILIES, metric_key
 from largebatch.records.trackers import read_metrics
-from largebatch.run.build import open_job
+from largebatch.run.build import open_run
 from largebatch.run.prepare import prepare
 from largebatch.training.loop import train
 from tests.multiprocess.pool import RankPool
@@ -71,7 +71,7 @@ def keys_of(run: str, folder: str) -> set[str]:
     config = compose_run(*ALL) if run == "all" else skipping()
     config.run.dir = folder
     prepared = prepare(config, os.environ)  # tries the micro-batches of the plan
-    with open_job(prepared, lambda: False, ()) as job, pytest.MonkeyPatch.context() as patch:
+    with open_run(prepared, lambda: False, ()) as job, pytest.MonkeyPatch.context() as patch:
         patch.setattr(LittleRoom, "room", 2)
         patch.setattr(TransferFit, "bandwidth", 1e9)  # left out where the times of a busy machine lie on no line
         train(job.run)

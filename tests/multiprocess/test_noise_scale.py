@@ -24,7 +24,7 @@ from largebatch.gradient.reductions import Compression
 from largebatch.losses import OutputIsLoss
 from largebatch.models import Quadratic
 from largebatch.optim import parameters_by_name
-from largebatch.run.build import open_job
+from largebatch.run.build import open_run
 from largebatch.run.prepare import prepare
 from largebatch.training.loop import Observer, Run, train
 from largebatch.training.observers import NoiseScaleObserver, RowLog
@@ -294,7 +294,7 @@ def built(folder: str) -> tuple[str, list[str]]:
     options += ["observers.noise_scale.every=1", "observers.noise_scale.groups={head: [weight]}", "length=1steps"]
     options += ["precision.gradient_compression=bf16", "schedule.warmup=0ep", "observers.evaluation.every=null"]
     prepared = prepare(compose_run(*options), os.environ)
-    with StopRequest() as stop, open_job(prepared, stop, options) as job:
+    with StopRequest() as stop, open_run(prepared, stop, options) as job:
         norms = Norms()
         job.run.observers = [*job.run.observers, norms]
         train(job.run)

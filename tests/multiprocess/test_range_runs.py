@@ -40,7 +40,7 @@ def curves_of(overrides: list[str], settings: RangeSettings, seeds: list[int]) -
 
     def run(prepared: Prepared, weights: Weights) -> dict[int, tuple[Any, ...]]:
         before = bits(weights)
-        (tests,) = run_range_tests(prepared, weights, [prepared.derived.plan], settings, seeds)
+        (tests,) = run_range_tests(prepared, weights, [prepared.numbers.plan], settings, seeds)
         same = bits(weights) == before
         return {seed: (one.losses, one.diverged, same) for seed, one in tests.curves.items()}
 
@@ -73,7 +73,7 @@ def test_the_loss_is_that_of_the_whole_batch_before_the_step():
     """On the quadratic from theta = 1 the first loss is 1/2 sum h plus the mean noise of the batch, times 1."""
 
     def run(prepared: Prepared, weights: Weights) -> tuple[float, float]:
-        (tests,) = run_range_tests(prepared, weights, [prepared.derived.plan], RangeSettings(steps=30), [0])
+        (tests,) = run_range_tests(prepared, weights, [prepared.numbers.plan], RangeSettings(steps=30), [0])
         ids = SampleOrder(len(prepared.train), 0).ids(0, 100)
         noise, _ = prepared.train.fetch(ids)
         return tests.curves[0].losses[0], float(weights.module.curvature.sum() / 2 + noise.mean(dim=0).sum())
@@ -96,7 +96,7 @@ def test_nothing_is_left_of_a_test_that_was_broken_off(error):
         before = bits(weights)
         settings = RangeSettings(min=1e-4, max=0.05, steps=8, smoothing=0.5)
         with pytest.raises(error):
-            run_range_tests(prepared, weights, [prepared.derived.plan], settings, [0, 1])
+            run_range_tests(prepared, weights, [prepared.numbers.plan], settings, [0, 1])
         return before, bits(weights), len(calls)
 
     before, after, calls = with_weights(DIGITS, run)

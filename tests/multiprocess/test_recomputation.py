@@ -19,7 +19,7 @@ from largebatch.data import random_classification
 from largebatch.distributed.runtime import Runtime
 from largebatch.distributed.signals import StopRequest
 from largebatch.losses import CrossEntropy
-from largebatch.run.build import open_job
+from largebatch.run.build import open_run
 from largebatch.run.prepare import prepare
 from largebatch.training.guard import Guard
 from largebatch.training.loop import Run, train
@@ -244,7 +244,7 @@ def job_with_flip(folder: str) -> tuple[str, int]:
         "observers.recompute.every=4", "guard.policy=skip",
     )  # fmt: skip
     prepared = prepare(compose_run(*overrides, f"run.dir={folder}"), os.environ)
-    with StopRequest() as stop, open_job(prepared, stop, []) as job:
+    with StopRequest() as stop, open_run(prepared, stop, []) as job:
 
         def flip(parameter: torch.Tensor) -> None:
             if job.run.steps.number == 8:

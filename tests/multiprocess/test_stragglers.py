@@ -23,7 +23,7 @@ from largebatch.data import MicroBatchLoader
 from largebatch.distributed.runtime import Runtime
 from largebatch.distributed.signals import StopRequest
 from largebatch.records.trackers import read_metrics
-from largebatch.run.build import open_job
+from largebatch.run.build import open_run
 from largebatch.run.prepare import prepare
 from largebatch.training.loop import Run, train
 from largebatch.training.observers import StragglerObserver
@@ -182,7 +182,7 @@ def job(folder: str, ratio: str, slow_rank: int) -> str:
         f"observers.stragglers.ratio={ratio}",
     )  # fmt: skip
     prepared = prepare(compose_run(*overrides, f"run.dir={folder}"), os.environ)
-    with StopRequest() as stop, open_job(prepared, stop, []) as opened:
+    with StopRequest() as stop, open_run(prepared, stop, []) as opened:
         pause_in_forward(opened.run, lambda rank, step: USUAL_S + (SLOW_S if rank == slow_rank else 0.0))
         with contextlib.redirect_stderr(io.StringIO()) as said:
             assert train(opened.run) == "finished"

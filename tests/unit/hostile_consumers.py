@@ -19,7 +19,7 @@ from largebatch.__main__ import main
 from largebatch.cli.composition.composing import compose_config
 from largebatch.records.checkpoint import Checkpoint, CheckpointError, newest_valid, require_model_fit
 from largebatch.records.run_folder import RunFolder
-from largebatch.run.build import open_job
+from largebatch.run.build import open_run
 from largebatch.run.prepare import Prepared, prepare
 from largebatch.run.resume import check_identity, find_checkpoint, run_identity
 from largebatch.run.resume.fitting import fits_run
@@ -60,7 +60,7 @@ class Saved:
         """Train it."""
         config = compose_config([*OPTIONS, *options, f"run.dir={folder}"])
         prepared = prepare(config, os.environ)
-        with open_job(prepared, lambda: False, ()) as job:
+        with open_run(prepared, lambda: False, ()) as job:
             train(job.run)
         shutil.rmtree(folder / "checkpoints" / "step_00000006")
         return cls(folder, prepared, run_identity(prepared))

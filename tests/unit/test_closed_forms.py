@@ -335,7 +335,7 @@ def test_the_tasks_pass_all_checks_of_a_run(group: str, name: str, tmp_path: Pat
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     run = prepare(compose_run(f"{group}={name}", "logger=none", "batch.total=64"), {})
-    assert run.derived.num_samples == {"linear_regression": 1000, "noisy_quadratic": 1024}[name]
-    assert len(run.validation) == run.derived.num_samples, "both sides of the gap are whole sets"
+    assert run.numbers.num_samples == {"linear_regression": 1000, "noisy_quadratic": 1024}[name]
+    assert len(run.validation) == run.numbers.num_samples, "both sides of the gap are whole sets"
     if group == "experiment":
-        assert run.derived.lr_at(0) == run.derived.lr_at(5000) == run.config.scaling.base_lr
+        assert run.numbers.lr_at(0) == run.numbers.lr_at(5000) == run.config.scaling.base_lr

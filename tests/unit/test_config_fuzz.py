@@ -86,7 +86,7 @@ def test_a_mutated_config_is_a_run_or_one_readable_report(change: tuple[int, lis
         assert "Traceback" not in said
         assert all(line.strip() for line in lines), said
     else:
-        assert said.derived.num_steps > 0
+        assert said.numbers.num_steps > 0
 
 
 @pytest.mark.parametrize("number", range(len(CHOICES)))

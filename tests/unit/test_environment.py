@@ -8,7 +8,7 @@ from largebatch.__main__ import main
 from largebatch.run.config.environment import comparable
 from largebatch.run.config.reading import ConfigError, parse_config, public_values
 from largebatch.run.prepare import prepare
-from largebatch.run.same_run import run_fingerprint
+from largebatch.run.rank_agreement import run_fingerprint
 from tests.unit.composing import compose_run
 
 # (key, value of the variable, what the run gets, what records hold; ...: the text of the config)

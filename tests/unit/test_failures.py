@@ -1,4 +1,4 @@
-"""What fails in a run that passed its trial is told with step, rank and samples, without a traceback on the screen."""
+"""What fails in a run that passed its dry run is told with step, rank and samples, without a traceback."""
 
 from __future__ import annotations
 

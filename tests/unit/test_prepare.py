@@ -139,17 +139,17 @@ def test_kernels_for_a_gpu_need_triton(is_there: bool, monkeypatch):
 def test_every_schedule_starts_at_the_base_rate_and_peaks_after_the_warmup(choice: str):
     run = prepared(choice, "batch.total=128", "length=30ep")
     # The rule is linear from 0.05 at 32; the set has 512 samples.
-    assert run.derived.lr_at(0) == pytest.approx(0.05, rel=1e-12)
-    assert run.derived.lr_at(512) == pytest.approx(0.2, rel=1e-12)
-    assert run.derived.lr_at(512 // 2) == pytest.approx(0.125, rel=1e-12)
+    assert run.numbers.lr_at(0) == pytest.approx(0.05, rel=1e-12)
+    assert run.numbers.lr_at(512) == pytest.approx(0.2, rel=1e-12)
+    assert run.numbers.lr_at(512 // 2) == pytest.approx(0.125, rel=1e-12)
 
 
 def test_a_constant_warmup_trains_at_the_base_rate_and_the_plan_says_so():
     run = prepared("batch.total=128", "schedule=constant", "schedule.warmup_kind=constant")
-    rates = [run.derived.lr_at(samples) for samples in (0, 128, 511, 512, 2000)]
+    rates = [run.numbers.lr_at(samples) for samples in (0, 128, 511, 512, 2000)]
     assert rates == pytest.approx([0.05, 0.05, 0.05, 0.2, 0.2], rel=1e-12)
-    assert ("warmup", "512 samples", "constant at 0.05") in plan_rows(run.derived, run.optimizer)
-    record = plan_record(run.derived, run.optimizer)
+    assert ("warmup", "512 samples", "constant at 0.05") in plan_rows(run.numbers, run.optimizer)
+    record = plan_record(run.numbers, run.optimizer)
     assert (record["warmup_kind"], record["warmup_start_lr"]) == ("constant", pytest.approx(0.05))
 
 
@@ -163,45 +163,45 @@ def test_goyals_run_has_goyals_rates():
         "scaling.base_lr=0.1",
         "scaling.base_batch_size=8",
     )
-    rates = [run.derived.lr_at(int(epoch * 512)) for epoch in (0, 5, 29.9, 30, 60, 80)]
+    rates = [run.numbers.lr_at(int(epoch * 512)) for epoch in (0, 5, 29.9, 30, 60, 80)]
     assert rates == pytest.approx([0.1, 3.2, 3.2, 0.32, 0.032, 0.0032], rel=1e-12)
-    assert run.derived.num_steps == 180
+    assert run.numbers.num_steps == 180
 
 
 def test_without_scaling_up_only_a_warmup_that_was_asked_for_is_there_and_it_starts_from_zero():
     run = prepared("scaling=none", "schedule=constant", "schedule.warmup=null")
-    assert [run.derived.lr_at(samples) for samples in (0, 100, 512, 2000)] == [0.05] * 4
+    assert [run.numbers.lr_at(samples) for samples in (0, 100, 512, 2000)] == [0.05] * 4
     asked = prepared("scaling=none", "schedule=constant")
-    assert [asked.derived.lr_at(samples) for samples in (0, 128, 512, 2000)] == [0, 0.0125, 0.05, 0.05]
-    assert ("warmup", "512 samples", "from 0") in plan_rows(asked.derived, asked.optimizer)
+    assert [asked.numbers.lr_at(samples) for samples in (0, 128, 512, 2000)] == [0, 0.0125, 0.05, 0.05]
+    assert ("warmup", "512 samples", "from 0") in plan_rows(asked.numbers, asked.optimizer)
 
 
 def test_the_plan_is_that_of_the_launchers_ranks():
     run = prepared("batch.total=101", "batch.max_micro=30", environ=TWO_RANKS)
-    assert run.derived.plan.world_size == 2
-    assert run.derived.plan.micro_batch_sizes == (26, 25, 25, 25)
+    assert run.numbers.plan.world_size == 2
+    assert run.numbers.plan.micro_batch_sizes == (26, 25, 25, 25)
     pinned = prepared("batch.total=100", "batch.micro=30", environ=TWO_RANKS)
-    assert pinned.derived.plan.micro_batch_sizes == (30, 30, 30, 10)
+    assert pinned.numbers.plan.micro_batch_sizes == (30, 30, 30, 10)
 
 
 def test_lengths_and_intervals_are_samples_and_whole_steps():
     run = prepared("batch.total=100", "observers.evaluation.every=0.5ep", "observers.checkpoint.every=7steps")
-    derived = run.derived
-    assert (derived.schedule.total_samples, derived.num_steps) == (2048, 20)
-    assert (derived.evaluate_every, derived.checkpoint_every) == (256, 700)
-    assert {what: (value, why) for what, value, why in plan_rows(derived, run.optimizer)}["steps"] == (
+    numbers = run.numbers
+    assert (numbers.schedule.total_samples, numbers.num_steps) == (2048, 20)
+    assert (numbers.evaluate_every, numbers.checkpoint_every) == (256, 700)
+    assert {what: (value, why) for what, value, why in plan_rows(numbers, run.optimizer)}["steps"] == (
         "20",
         "2,048 samples // 100; the last 48 samples do not fill a batch",
     )
 
 
 def test_the_whole_set_is_a_batch():
-    assert prepared("batch=full").derived.plan.global_batch_size == 512
-    assert prepared("batch=full", "data.limit=100").derived.plan.global_batch_size == 100
+    assert prepared("batch=full").numbers.plan.global_batch_size == 512
+    assert prepared("batch=full", "data.limit=100").numbers.plan.global_batch_size == 100
 
 
 def test_the_record_of_the_plan_is_json_and_says_where_the_rate_comes_from():
-    record = json.loads(json.dumps(plan_record((run := prepared("batch.total=128")).derived, run.optimizer)))
+    record = json.loads(json.dumps(plan_record((run := prepared("batch.total=128")).numbers, run.optimizer)))
     rate = record["peak_lr"]
     assert eval(rate["formula"], {}, rate["inputs"]) == pytest.approx(rate["value"]) == pytest.approx(0.2)
     assert (record["global_batch_size"], record["num_steps"], record["warmup_start_lr"]) == (128, 16, 0.05)
@@ -248,7 +248,7 @@ def test_a_run_may_continue_in_its_own_folder(tmp_path: Path):
 
 
 def test_frozen_parameters_need_no_gradient():
-    assert prepared(f"model._target_={HERE}.WithUnused", "+model.frozen=true").derived.num_steps == 64
+    assert prepared(f"model._target_={HERE}.WithUnused", "+model.frozen=true").numbers.num_steps == 64
 
 
 # --- what does not: overrides, variables of a launcher if there are any, and of each error the start and the remedy
@@ -858,7 +858,7 @@ def test_a_disk_without_room_for_weights_and_optimizer_is_told_before_the_run(
         monkeypatch.setattr(
             "shutil.disk_usage", lambda path, now=(total, free): usage._replace(total=now[0], free=now[1])
         )
-        assert prepared(*chosen).derived.num_steps == 64
+        assert prepared(*chosen).numbers.num_steps == 64
 
 
 @pytest.mark.bad_input("a width or a number of samples that no memory holds")
@@ -871,7 +871,7 @@ def test_a_model_of_ones_own_is_made_once():
 @pytest.mark.bad_input("compilation without a compiler")
 def test_a_compiler_is_needed_only_for_compilation(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("shutil.which", lambda name: None)
-    assert prepared().derived.num_steps == 64
+    assert prepared().numbers.num_steps == 64
     (line,) = errors("precision.compile=true")
     assert line == "precision.compile=true: torch.compile needs a C++ compiler here. Install g++."
 
@@ -939,7 +939,7 @@ def test_a_label_beyond_the_outputs_is_found_wherever_it_is():
     target = [f"data.train._target_={HERE}.labels_that_grow", *(f"~data.train.{key}" for key in keys)]
     (line,) = errors(*target, "model.num_outputs=5")
     assert line.startswith("model and data: the labels lie from 0 to 9, and the model's outputs cannot be scored")
-    assert prepared(*target, "model.num_outputs=10").derived.num_samples == 64
+    assert prepared(*target, "model.num_outputs=10").numbers.num_samples == 64
 
 
 @pytest.mark.bad_input("inputs of another shape than the model's")
@@ -984,18 +984,18 @@ RAMP = ("batch.ramp.milestones=[1ep,1200samples]", "batch.ramp.totals=[100,33]")
 
 def test_the_scaled_rate_follows_the_batch_of_a_ramp():
     run = prepared(*RAMP, "batch.total=64", "schedule=constant", "schedule.warmup=0ep")
-    derived = run.derived
+    numbers = run.numbers
     sizes = {0: 64, 511: 64, 512: 100, 1199: 100, 1200: 33, 2047: 33}
-    assert {samples: derived.ramp.at(samples).global_batch_size for samples in sizes} == sizes
+    assert {samples: numbers.ramp.at(samples).global_batch_size for samples in sizes} == sizes
     for samples, size in sizes.items():
-        assert derived.lr_at(samples) == pytest.approx(0.05 * size / 32, rel=1e-12)
+        assert numbers.lr_at(samples) == pytest.approx(0.05 * size / 32, rel=1e-12)
     # 8 steps of 64, 7 of 100 up to 1212, 25 of 33 up to 2037 of 2048.
-    assert (derived.num_steps, derived.num_consumed) == (40, 2037)
-    rows = {what: (value, why) for what, value, why in plan_rows(derived, run.optimizer)}
+    assert (numbers.num_steps, numbers.num_consumed) == (40, 2037)
+    rows = {what: (value, why) for what, value, why in plan_rows(numbers, run.optimizer)}
     assert rows["from 512 samples"][0] == "100 samples"
     assert rows["from 512 samples"][1].startswith("7 steps, each 1 micro-batch; peak LR 0.15625, linear: base_lr")
     assert rows["steps"] == ("40", "2,048 samples; the last 11 samples do not fill a batch")
-    ramp = json.loads(json.dumps(plan_record(derived, run.optimizer)))["ramp"]
+    ramp = json.loads(json.dumps(plan_record(numbers, run.optimizer)))["ramp"]
     assert [(stage["from_samples"], stage["global_batch_size"], stage["num_steps"]) for stage in ramp] == [
         (512, 100, 7), (1212, 33, 25),
     ]  # fmt: skip
@@ -1003,7 +1003,7 @@ def test_the_scaled_rate_follows_the_batch_of_a_ramp():
 
 def test_warmup_and_decay_stay_functions_of_samples_under_a_ramp():
     with_ramp, without = (
-        prepared(*ramp, "scaling=none", "schedule=cosine", "schedule.warmup_from=zero").derived for ramp in (RAMP, ())
+        prepared(*ramp, "scaling=none", "schedule=cosine", "schedule.warmup_from=zero").numbers for ramp in (RAMP, ())
     )
     for samples in range(0, 2048, 31):
         assert with_ramp.lr_at(samples) == without.lr_at(samples)
@@ -1011,9 +1011,9 @@ def test_warmup_and_decay_stay_functions_of_samples_under_a_ramp():
 
 def test_the_batch_grows_in_place_of_a_decay_and_the_rate_falls_only_beyond_the_largest_batch():
     steps = ("schedule=step", "schedule.milestones=[2ep,3ep]", "schedule.gamma=0.5", "batch.total=32")
-    decays = prepared(*steps).derived
+    decays = prepared(*steps).numbers
     run = prepared(*steps, "batch.ramp.in_place_of_decay=true", "batch.ramp.max_total=100")
-    grows = run.derived
+    grows = run.numbers
     assert [plan.global_batch_size for plan in grows.ramp.plans] == [32, 64, 100]
     assert [grows.lr_at(samples) for samples in (600, 1100)] == [decays.lr_at(600)] * 2
     for samples in (100, 600, 1100, 1600):
@@ -1030,8 +1030,8 @@ def test_under_the_square_root_rule_the_batch_grows_by_the_square_and_the_rest_o
         "schedule.gamma=0.5",
         "batch.total=16",
     )
-    decays = prepared(*steps).derived
-    grows = prepared(*steps, "batch.ramp.in_place_of_decay=true", "batch.ramp.max_total=100").derived
+    decays = prepared(*steps).numbers
+    grows = prepared(*steps, "batch.ramp.in_place_of_decay=true", "batch.ramp.max_total=100").numbers
     assert [plan.global_batch_size for plan in grows.ramp.plans] == [16, 64, 100]  # 256 by the rule
     for samples in (100, 600, 1100, 1600):
         kept, theirs = (one.lr_at(samples) / one.ramp.at(samples).global_batch_size ** 0.5 for one in (grows, decays))
@@ -1100,7 +1100,7 @@ def own(name: str) -> str:
 def test_rates_of_groups_come_from_config_and_code_and_stand_in_the_plan():
     run = prepared("parameters.lr_factor={bias: 10}")
     assert [group.get("lr_factor", 1.0) for group in run.optimizer.param_groups] == [1.0, 10.0]
-    rows = {what: value for what, value, _ in plan_rows(run.derived, run.optimizer)}
+    rows = {what: value for what, value, _ in plan_rows(run.numbers, run.optimizer)}
     assert rows["rates of tensors"] == "1 x 10, 1 x 1"
     optimizer = ["optimizer={_target_: " + HERE + ".OwnGroups}", "~optimizer.momentum", "~optimizer.nesterov"]
     assert [group.get("lr_factor") for group in prepared(*optimizer).optimizer.param_groups] == [None, 2.0]

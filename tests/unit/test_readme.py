@@ -122,7 +122,7 @@ def test_a_command_passes_all_checks(
     if wanted := [one for one in overrides if one.startswith("launcher.num_processes=")]:
         environ |= {"WORLD_SIZE": wanted[0].partition("=")[2], "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
     config = _study(list(overrides)) if is_study else compose_run(*overrides)
-    assert prepare(config, environ).derived.num_steps > 0
+    assert prepare(config, environ).numbers.num_steps > 0
 
 
 def test_settings_of_a_verb_exist():

@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from largebatch.run.config.reading import parse_config
-from largebatch.run.derive import Derived, derive
+from largebatch.run.derive import RunNumbers, derive
 from tests.unit.composing import GROUPS, compose_run
 
 pytestmark = pytest.mark.quick
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.quick
 SAMPLES = 8192
 
 
-def derived(*overrides: str, totals: tuple[int, ...], lengths: tuple[str, ...] = ()) -> list[Derived]:
+def derived(*overrides: str, totals: tuple[int, ...], lengths: tuple[str, ...] = ()) -> list[RunNumbers]:
     """Of one composed config with several batches and lengths: composing is what takes time."""
     config = parse_config(compose_run(*overrides))
     return [

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from largebatch.diagnostics.intervals import median_interval
 
 if TYPE_CHECKING:
-    from largebatch.run.build import Job
+    from largebatch.run.build import OpenRun
     from largebatch.run.prepare import Prepared
     from largebatch.training.loop import Observer, Run
 from largebatch.training.step_report import StepReport
@@ -33,7 +33,7 @@ def measure(config: DictConfig, overrides: list[str]) -> int:
     """
     import os
 
-    from largebatch.run.build import open_job
+    from largebatch.run.build import open_run
     from largebatch.run.prepare import prepare
     from largebatch.training.observers import CommunicationObserver, NoiseScaleObserver
 
@@ -45,17 +45,17 @@ def measure(config: DictConfig, overrides: list[str]) -> int:
         for name in asked:
             OmegaConf.update(config, f"observers.{name}.every", STEPS_PER_CYCLE)
         prepared = prepare(config, os.environ)
-        with open_job(prepared, lambda: False, overrides) as job:
+        with open_run(prepared, lambda: False, overrides) as opened:
             stopwatch = _Stopwatch()
             measuring = [
-                one for one in job.run.observers if isinstance(one, (NoiseScaleObserver, CommunicationObserver))
+                one for one in opened.run.observers if isinstance(one, (NoiseScaleObserver, CommunicationObserver))
             ]
-            job.run = replace(job.run, observers=[*measuring, stopwatch])
-            warmup_s = sum(_seconds_of_steps(job, stopwatch, WARMUP_CYCLES)) / WARMUP_CYCLES
-            fitting = job.run.runtime.broadcast(int(BUDGET_S / warmup_s))
-            step_s = _seconds_of_steps(job, stopwatch, min(max(fitting, FEWEST_CYCLES), MOST_CYCLES) + 1)
-            if job.run.runtime.is_main:
-                _print(prepared, job, cost_of_measuring(step_s), asked)
+            opened.run = replace(opened.run, observers=[*measuring, stopwatch])
+            warmup_s = sum(_seconds_of_steps(opened, stopwatch, WARMUP_CYCLES)) / WARMUP_CYCLES
+            fitting = opened.run.runtime.broadcast(int(BUDGET_S / warmup_s))
+            step_s = _seconds_of_steps(opened, stopwatch, min(max(fitting, FEWEST_CYCLES), MOST_CYCLES) + 1)
+            if opened.run.runtime.is_main:
+                _print(prepared, opened, cost_of_measuring(step_s), asked)
     return 0
 
 
@@ -76,11 +76,11 @@ def _intervals(config: DictConfig) -> dict[str, int]:
     return asked
 
 
-def _seconds_of_steps(job: Job, stopwatch: _Stopwatch, cycles: int) -> list[float]:
+def _seconds_of_steps(opened: OpenRun, stopwatch: _Stopwatch, cycles: int) -> list[float]:
     from largebatch.training.loop import train
 
-    job.run.steps.end_after(job.run.progress.step + cycles * STEPS_PER_CYCLE)
-    train(job.run)
+    opened.run.steps.end_after(opened.run.progress.step + cycles * STEPS_PER_CYCLE)
+    train(opened.run)
     return stopwatch.step_s
 
 
@@ -137,10 +137,10 @@ def cost_of_measuring(step_s: Sequence[float]) -> Cost:
     return Cost(len(costs), plain, statistics.median(costs), *median_interval(costs))
 
 
-def _print(prepared: Prepared, job: Job, cost: Cost, asked: dict[str, int]) -> None:
+def _print(prepared: Prepared, opened: OpenRun, cost: Cost, asked: dict[str, int]) -> None:
     from largebatch.records.trackers import print_plan
 
-    plan, runtime, every = prepared.derived.plan, job.run.runtime, next(iter(asked.values()))
+    plan, runtime, every = prepared.numbers.plan, opened.run.runtime, next(iter(asked.values()))
 
     def percent(share: float) -> str:
         return f"{100 * share:.2f} %"

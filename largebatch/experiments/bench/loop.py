@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from largebatch.diagnostics.intervals import median_interval
 
 if TYPE_CHECKING:
-    from largebatch.run.build import Job
+    from largebatch.run.build import OpenRun
     from largebatch.run.prepare import Prepared
 
 # Many short rounds: a busy machine drifts within seconds, and both loops of a pair should meet the same drift.
@@ -27,7 +27,7 @@ def measure(config: DictConfig, overrides: list[str]) -> int:
     import os
 
     from largebatch.losses.coupled import is_coupled
-    from largebatch.run.build import open_job
+    from largebatch.run.build import open_run
     from largebatch.run.config.reading import ConfigError
     from largebatch.run.parts import own_copy
     from largebatch.run.prepare import prepare
@@ -43,19 +43,19 @@ def measure(config: DictConfig, overrides: list[str]) -> int:
                  "micro-batch, which is another one. Choose a loss that does not compare samples."]
             )  # fmt: skip
         rival = own_copy(prepared)
-        with open_job(prepared, lambda: False, overrides) as job:
+        with open_run(prepared, lambda: False, overrides) as opened:
             # Rows and trackers belong to the loop; evaluation and checkpoints are work of their own.
-            observers = [one for one in job.run.observers if isinstance(one, MetricsObserver)]
-            job.run = replace(job.run, observers=observers)
-            ours = partial(run_ours, job)
-            theirs = _hand_written_loop(rival, job)
+            observers = [one for one in opened.run.observers if isinstance(one, MetricsObserver)]
+            opened.run = replace(opened.run, observers=observers)
+            ours = partial(run_ours, opened)
+            theirs = _hand_written_loop(rival, opened)
             times = alternate(ours, theirs)
-            if job.run.runtime.is_main:
+            if opened.run.runtime.is_main:
                 rows = (
                     ("our loop", f"rounds of {STEPS_PER_ROUND} steps, logging on"),
                     ("hand-written loop", "the same DDP"),
                 )
-                print_ratio(prepared, job, times, rows, title="bench loop")
+                print_ratio(prepared, opened, times, rows, title="bench loop")
     return 0
 
 
@@ -71,24 +71,24 @@ def _swapped(first: Callable[[], float], second: Callable[[], float]) -> tuple[f
     return second(), time_of_first
 
 
-def run_ours(job: Job) -> float:
+def run_ours(opened: OpenRun) -> float:
     """A round of our loop; seconds per step."""
     from largebatch.training.loop import train
 
-    job.run.steps.end_after(job.run.progress.step + STEPS_PER_ROUND)
-    return seconds_per_step(job, lambda: train(job.run))
+    opened.run.steps.end_after(opened.run.progress.step + STEPS_PER_ROUND)
+    return seconds_per_step(opened, lambda: train(opened.run))
 
 
-def _hand_written_loop(own: Prepared, job: Job) -> Callable[[], float]:
+def _hand_written_loop(own: Prepared, opened: OpenRun) -> Callable[[], float]:
     """The loop that a careful person writes for this one case: no logging, no checks, no accounting."""
     from torch.nn.parallel import DistributedDataParallel
 
     from largebatch.gradient.accumulation import forward
     from largebatch.run.parts import build_loader
 
-    runtime, loss, optimizer = job.run.runtime, own.loss, own.optimizer
+    runtime, loss, optimizer = opened.run.runtime, own.loss, own.optimizer
     model = runtime.wrap(own.model)  # the same DDP: the loops are compared, not the wrappers
-    plan = own.derived.plan
+    plan = own.numbers.plan
     loader = build_loader(own, runtime.rank, plan=plan)
     num_parts, scale = len(plan.micro_batches(runtime.rank)), runtime.world_size / plan.global_batch_size
     batches = loader.micro_batches(0, (ROUNDS + WARMUP_ROUNDS) * STEPS_PER_ROUND)
@@ -105,17 +105,17 @@ def _hand_written_loop(own: Prepared, job: Job) -> Callable[[], float]:
                 (loss.loss_per_sample(forward(model, inputs), targets).sum() * scale).backward()
             optimizer.step()
 
-    return lambda: seconds_per_step(job, steps)
+    return lambda: seconds_per_step(opened, steps)
 
 
-def seconds_per_step(job: Job, function: Callable[[], object]) -> float:
+def seconds_per_step(opened: OpenRun, function: Callable[[], object]) -> float:
     """Of a function that makes the steps of a round, between two barriers."""
     import torch
 
     def settle() -> None:
-        if job.run.runtime.device.type == "cuda":
+        if opened.run.runtime.device.type == "cuda":
             torch.cuda.synchronize()
-        job.run.runtime.barrier()
+        opened.run.runtime.barrier()
 
     settle()
     started = time.perf_counter()
@@ -126,7 +126,7 @@ def seconds_per_step(job: Job, function: Callable[[], object]) -> float:
 
 def print_ratio(
     prepared: Prepared,
-    job: Job,
+    opened: OpenRun,
     times: Sequence[tuple[float, float]],
     rows: tuple[tuple[str, str], tuple[str, str]],
     *,
@@ -139,8 +139,8 @@ def print_ratio(
     quarter = len(ratios) // 4
     low, high = median_interval(ratios)
     milliseconds = [f"{1000 * statistics.median(column):.2f} ms" for column in zip(*times, strict=True)]
-    plan = prepared.derived.plan
-    runtime = job.run.runtime
+    plan = prepared.numbers.plan
+    runtime = opened.run.runtime
     print_plan(
         [
             ("case", f"{prepared.config.model['_target_']} on {prepared.config.data.name}", "model, data"),

@@ -110,7 +110,7 @@ def _trial(runtime: Runtime, settings: Settings, net: str, optimizer: str, seed:
 
     prepared, steps = _prepared(settings, net, optimizer, seed)
     limits = {"micro": prepared.config.batch.micro, "max_micro": prepared.config.batch.max_micro}
-    size = prepared.derived.plan.global_batch_size
+    size = prepared.numbers.plan.global_batch_size
     plans = [case.plan for case in choose_cases(global_batch_size=size, world_sizes=[settings.ranks], **limits)]
     if prepared.config.batch_norm == "exact":
         limits = {"micro": None, "max_micro": None}

@@ -34,7 +34,7 @@ def plan(prepared: Prepared, options: MeasureConfig) -> Measurement:
         NotMeasurableError: on a single process, or where gradients are not sent by all-reduces that DDP makes.
     """
     what, chosen = "measure communication", choices_of(prepared.config, prepared.loss)
-    problems = communication_problems(world_size=prepared.derived.plan.world_size, what=what)
+    problems = communication_problems(world_size=prepared.numbers.plan.world_size, what=what)
     if problems := [*problems, *conflicts([communication(what), *chosen])]:
         raise NotMeasurableError(problems)
 
@@ -51,7 +51,7 @@ def plan(prepared: Prepared, options: MeasureConfig) -> Measurement:
 
 def _time_steps(prepared: Prepared, weights: Weights, *, pairs: int) -> StepTimes:
     """On a copy: the weights stay what they are for other measurements."""
-    own, runtime, batch_plan = own_copy(prepared), weights.runtime, prepared.derived.plan
+    own, runtime, batch_plan = own_copy(prepared), weights.runtime, prepared.numbers.plan
     loader = build_loader(own, runtime.rank, plan=batch_plan, num_workers=0)
     count = len(batch_plan.micro_batches(runtime.rank))
     micro_batches = list(itertools.islice(loader.micro_batches(0, 1), count))
@@ -136,7 +136,7 @@ def _fit_rows(steps: StepTimes, fit: TransferFit, num_ranks: int) -> Rows:
 def _result(
     prepared: Prepared, options: MeasureConfig, weights: Weights, steps: StepTimes, probe: ProbeTimes
 ) -> Result:
-    found, fit, batch = _medians(steps), probe.fit, prepared.derived.plan
+    found, fit, batch = _medians(steps), probe.fit, prepared.numbers.plan
     num_ranks, name = weights.runtime.world_size, prepared.config.shown_name
     title = f"communication of {num_ranks} ranks, batch {batch.global_batch_size} in {options.precision}"
     share, interval = found["share"].show("%")

@@ -86,7 +86,7 @@ def _data(prepared: Prepared, options: MeasureConfig) -> GapData:
 
 def ghost_size(prepared: Prepared) -> int:
     """Samples that share the statistics of batch norm in training on one rank, at the end of the run."""
-    config, total = prepared.config, prepared.derived.ramp.plans[-1].global_batch_size
+    config, total = prepared.config, prepared.numbers.ramp.plans[-1].global_batch_size
     if config.batch_norm == "exact":
         return total
     return min(config.batch.micro or config.batch.max_micro or total, total)

@@ -40,7 +40,7 @@ def plan_cells(configs: Mapping[str, DictConfig], study: StudyConfig) -> list[Ce
         for size in study.batch_sizes:
             cell = Cell(name, size, settings, tuple(range(first + 1, first + 1 + study.seeds)), first, 1, ranges)
             try:
-                steps = prepare(config_of(Job(cell, 0, first, None), config), os.environ).derived.num_steps
+                steps = prepare(config_of(Job(cell, 0, first, None), config), os.environ).numbers.num_steps
             except ConfigError as error:
                 errors += [f"{name} at batch {size}: {line}" for line in error.errors]
                 continue

@@ -15,7 +15,7 @@ from largebatch.experiments.verify.comparison import Bounds, Comparison
 from largebatch.experiments.verify.probe import Probe
 from largebatch.experiments.verify.rounding import MOST
 from largebatch.losses.coupled import is_coupled
-from largebatch.run.checks.trial import data_problems, state_problems
+from largebatch.run.checks.dry_run import data_problems, state_problems
 from largebatch.run.prepare import Prepared
 
 _MANY_ROUNDINGS = 1000  # 1e-4 in float32
@@ -64,7 +64,7 @@ def causes_of_doubt(prepared: Prepared, bounds: Bounds) -> list[Cause]:
 
 
 def _state(prepared: Prepared) -> list[Cause]:
-    """State that ranks do not share, as the trial of the run found it."""
+    """State that ranks do not share, as the dry run found it."""
     found = state_problems(prepared.state) | data_problems(prepared.train, prepared.config.seed)
     return [Cause(name, text[0].upper() + text[1:]) for name, text in found.items()]
 

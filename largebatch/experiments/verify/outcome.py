@@ -61,7 +61,7 @@ def compare_factorizations(config: DictConfig, prepared: Prepared, options: Veri
         ConfigError: if the run cannot be compared.
     """
     launched = int(os.environ.get("WORLD_SIZE", "1"))
-    size = prepared.derived.plan.global_batch_size
+    size = prepared.numbers.plan.global_batch_size
     limits = {"micro": prepared.config.batch.micro, "max_micro": prepared.config.batch.max_micro}
     world_sizes = [launched] if launched > 1 else options.world_sizes
     try:

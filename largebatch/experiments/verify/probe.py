@@ -30,7 +30,7 @@ class Probe:
         if prepared.config.precision.compute == "fp64":
             self.model = self.model.double()
         self._modes = Modes(self.model)
-        self.count = min(prepared.derived.plan.global_batch_size, _MOST_SAMPLES)
+        self.count = min(prepared.numbers.plan.global_batch_size, _MOST_SAMPLES)
         plan = BatchPlan.solve(global_batch_size=self.count, world_size=1)
         (batch,) = build_loader(prepared, 0, plan=plan, num_workers=0).micro_batches(0, 1)
         self.inputs, self.targets = in_precision(prepared, batch)

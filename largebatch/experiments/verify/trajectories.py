@@ -82,7 +82,7 @@ def _plain_steps(prepared: Prepared, model: nn.Module, plan: BatchPlan, num_step
     for step in range(num_steps):
         position = step * plan.global_batch_size
         for group in optimizer.param_groups:
-            group["lr"] = prepared.derived.lr_at(position) * group.get("lr_factor", 1.0)
+            group["lr"] = prepared.numbers.lr_at(position) * group.get("lr_factor", 1.0)
         optimizer.zero_grad()
         parts = [next(batches) for _ in plan.micro_batch_sizes]
         kept = dict(model.named_buffers()) | dict(model.named_parameters())
@@ -92,7 +92,7 @@ def _plain_steps(prepared: Prepared, model: nn.Module, plan: BatchPlan, num_step
             units = sum(float(prepared.loss.units_per_sample(part.targets).sum()) for part in parts)
         else:
             units = 0.0
-            for part in (one for one in parts if not one.is_stand_in):
+            for part in (one for one in parts if not one.is_placeholder):
                 for name, value in start.items():
                     kept[name].detach().copy_(value)
                 outputs, targets = _outputs_and_targets(prepared, model, part)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from largebatch.records.checkpoint import Checkpoint, CheckpointError, Fits, require_run_fit, require_run_values
-from largebatch.run.derive import Derived
+from largebatch.run.derive import RunNumbers
 from largebatch.run.prepare import Prepared
 from largebatch.run.resume.identity import changed_options, changes_of
 
@@ -20,19 +20,19 @@ def fits_run(prepared: Prepared, identity: dict[str, Any]) -> Fits:
         if not all(change.is_allowed_by(allow) for change in changes):
             return  # of another run: refused as a whole, with all that differs
         is_same = all(change.is_code for change in changes)
-        _require_position(checkpoint, prepared.derived, is_same=is_same)
+        _require_position(checkpoint, prepared.numbers, is_same=is_same)
         require_run_fit(checkpoint, prepared.model, prepared.optimizer, keeps=changed_options(changes))
 
     return fits
 
 
-def _require_position(checkpoint: Checkpoint, derived: Derived, *, is_same: bool) -> None:
+def _require_position(checkpoint: Checkpoint, numbers: RunNumbers, *, is_same: bool) -> None:
     """Steps and samples belong together; a run of another length or schedule may have had another ramp."""
     step, samples = checkpoint.values["step"], checkpoint.values["samples_seen"]
-    expected = derived.ramp.samples_of_steps(step)
-    is_possible = samples == expected or (not is_same and len(derived.ramp.plans) > 1 and samples >= step)
-    if not is_possible or (is_same and step > derived.num_steps):
+    expected = numbers.ramp.samples_of_steps(step)
+    is_possible = samples == expected or (not is_same and len(numbers.ramp.plans) > 1 and samples >= step)
+    if not is_possible or (is_same and step > numbers.num_steps):
         raise CheckpointError(
             f"{checkpoint.path}: step {step} after {samples:,} samples, and {step} steps of this run, which has "
-            f"{derived.num_steps:,}, consume {expected:,}. Use an older checkpoint."
+            f"{numbers.num_steps:,}, consume {expected:,}. Use an older checkpoint."
         )

@@ -20,7 +20,7 @@ from largebatch.run.config.environment import comparable
 from largebatch.run.config.schema import CHANGEABLE, is_changeable
 from largebatch.run.config.targets import TargetError, find_target
 from largebatch.run.prepare import Prepared
-from largebatch.run.same_run import code_of
+from largebatch.run.rank_agreement import code_of
 
 # A run with another value of one of these is another run: a checkpoint of it must not be continued.
 _IDENTITY = (
@@ -53,7 +53,7 @@ def run_identity(prepared: Prepared) -> dict[str, Any]:
     """What makes a run this run, as plain values."""
     config, plain = prepared.config, comparable(prepared.public, prepared.config.model_dump())
     return {key: plain[key] for key in _IDENTITY} | {
-        "global_batch_size": prepared.derived.plan.global_batch_size,
+        "global_batch_size": prepared.numbers.plan.global_batch_size,
         "ramp": plain["batch"]["ramp"],
         "guard": plain["guard"] if config.guard.acts else None,
         "precision": config.precision.compute,

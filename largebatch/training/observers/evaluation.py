@@ -173,7 +173,7 @@ class EvaluationObserver(Observer):
                 if broke_off := run.stop_requested():
                     break
                 left_out += [(int(batch.asked[place]), reason) for place, reason in batch.skipped]
-                if batch.is_stand_in:
+                if batch.is_placeholder:
                     continue
                 outputs = forward(module, runtime.place(batch.inputs))
                 targets = runtime.place_tensor(batch.targets)

@@ -1,4 +1,4 @@
-"""The trial of a run: what users bring is used as torch means it, or refused before the run with its reason."""
+"""The dry run: what users bring is used as torch means it, or refused before the run with its reason."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.unit.composing import compose_run
 
 pytestmark = pytest.mark.quick
 
-HERE = "tests.unit.test_trial"
+HERE = "tests.unit.test_dry_run"
 SMALL = ("data=synthetic", "model=linear", "logger=none", "length=4ep", "schedule.warmup=1ep")
 TWO_RANKS = {
     "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500", "WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1",
@@ -472,7 +472,7 @@ def test_the_generators_of_the_process_are_where_they_were(monkeypatch: pytest.M
 
 @pytest.mark.parametrize("model", [Half, Tied, FixedSize, Complex, Normed, Unstored])
 def test_a_model_that_torch_trains_is_accepted(model: type[nn.Module]):
-    assert prepared(of(model)).derived.num_steps == 64
+    assert prepared(of(model)).numbers.num_steps == 64
 
 
 def test_what_is_accepted_comes_back_from_a_checkpoint(tmp_path: Path):
@@ -524,7 +524,7 @@ def test_float64_data_are_trained_in_float64():
 
 @pytest.mark.parametrize("total", [32, 34])
 def test_the_batches_that_are_named_work(total: int):
-    assert min(prepared(of(NeedsTwo), f"batch.total={total}", "batch.micro=4").derived.plan.micro_batch_sizes) > 1
+    assert min(prepared(of(NeedsTwo), f"batch.total={total}", "batch.micro=4").numbers.plan.micro_batch_sizes) > 1
 
 
 def test_the_smallest_micro_batch_of_any_rank_and_stage_is_tried_on_every_rank():
@@ -536,7 +536,7 @@ def test_the_smallest_micro_batch_of_any_rank_and_stage_is_tried_on_every_rank()
 
 
 def test_a_batch_norm_over_the_whole_batch_may_have_micro_batches_of_one_sample():
-    assert prepared(of(NeedsTwo), "batch_norm=exact", "batch.micro=1").derived.plan.max_micro_batch_size == 1
+    assert prepared(of(NeedsTwo), "batch_norm=exact", "batch.micro=1").numbers.plan.max_micro_batch_size == 1
 
 
 OF_TORCH = sorted(
@@ -574,7 +574,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     ),
     "a size that does not divide": (
         [of(InFours), "batch.total=30", "batch.micro=8"],
-        r"model and data: a micro-batch of 6 samples \(.*'\[-1, 4, 8\]' is invalid.*test_trial.py:\d+ in features",
+        r"model and data: a micro-batch of 6 samples \(.*'\[-1, 4, 8\]' is invalid.*dry_run.py:\d+ in features",
     ),
     "sparse gradients": ([of(Sparse)], "model and data: embedding.weight of Embedding .*sparse_coo.*sparse=False"),
     "parameters that a pass makes": ([of(Late)], r"model and data: a forward pass makes.* 2 parameters, e.g. late"),
@@ -592,7 +592,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     ),
     "a graph that goes on": ([of(KeepsItsGraph)], "model and data: .*backward pass with RuntimeError: Trying to back"),
     "a weight that cannot be written": ([of(Shared)], "model: elements of scale share one place in memory"),
-    "an error of another kind": ([of(Divides)], r"model and data: .*ZeroDivisionError.*test_trial.py:\d+ in features"),
+    "an error of another kind": ([of(Divides)], r"model and data: .*ZeroDivisionError.*dry_run.py:\d+ in features"),
     "an evaluation of one sample": (
         [of(Unstored), "data.validation.num_samples=33", "observers.evaluation.micro=16"],
         "model and data.train_plain: a micro-batch of one sample .*in the forward pass of an evaluation",
@@ -611,7 +611,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     ),
     "no state at all": (
         [of(TellsNothing)],
-        r"model: its state_dict fails with .*Error: use export\(\) \(test_trial.py:",
+        r"model: its state_dict fails with .*Error: use export\(\) \(test_dry_run.py:",
     ),
     "a state that lacks weights": (
         [of(LeavesOut)],

@@ -1,4 +1,4 @@
-"""A pass of a trial, as the run makes it, and what is said where it fails."""
+"""A pass of a dry run, as the run makes it, and what is said where it fails."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from largebatch.distributed.runtime import Inputs
 from largebatch.gradient.accumulation import forward
-from largebatch.run.checks.trial.samples import TriedBatch
+from largebatch.run.checks.dry_run.samples import TriedBatch
 from largebatch.training.raised import described, is_ours, told
 
 

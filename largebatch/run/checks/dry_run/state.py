@@ -24,9 +24,9 @@ from largebatch.distributed.generators import seed_generators
 from largebatch.gradient.snapshots import preserving_weights
 from largebatch.losses import Loss
 from largebatch.models.modes import train_mode
-from largebatch.run.checks.trial.as_before import as_before
-from largebatch.run.checks.trial.passes import in_precision, outputs_of
-from largebatch.run.checks.trial.samples import TriedBatch, rows_of
+from largebatch.run.checks.dry_run.as_before import as_before
+from largebatch.run.checks.dry_run.passes import in_precision, outputs_of
+from largebatch.run.checks.dry_run.samples import TriedBatch, rows_of
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ class Records:
 
 
 @dataclass
-class Observation:
+class RunObservers:
     """What watches a run. The named ones are in the list, too."""
 
     observers: list[Observer]
@@ -67,16 +67,16 @@ class Observation:
     skipped: SkippedObserver | None
 
 
-def observe(
+def build_observers(
     prepared: Prepared,
     folder: RunFolder,
     trackers: list[Tracker],
     records: Records,
     identity: dict[str, Any],
-) -> Observation:
+) -> RunObservers:
     """The observers that the config asks for, in their order."""
-    config, derived = prepared.config, prepared.derived
-    rows = RowLog(trackers, num_samples=derived.num_samples)
+    config, numbers = prepared.config, prepared.numbers
+    rows = RowLog(trackers, num_samples=numbers.num_samples)
     evaluation = _evaluation(prepared, rows)
     checkpoints = _checkpoints(prepared, folder, trackers, identity, evaluation)
     # The ranks first, so that nothing is logged or saved of weights that they do not share.
@@ -86,8 +86,8 @@ def observe(
         observers.append(MicroBatchObserver(rows))
     if config.guard.policy != "off":
         observers.append(GuardObserver(rows))
-    if derived.sharpness_every is not None:
-        observers.append(_sharpness(prepared, rows, every=derived.sharpness_every))
+    if numbers.sharpness_every is not None:
+        observers.append(_sharpness(prepared, rows, every=numbers.sharpness_every))
     if config.observers.layers.every is not None:
         observers.append(LayersObserver(rows, records.open(folder.layers), every=config.observers.layers.every))
     if config.observers.ledger.enabled:
@@ -101,13 +101,13 @@ def observe(
     observers.append(checkpoints)  # last: a checkpoint has the rows of its own step on disk
     if config.observers.profile.steps:
         observers.insert(0, _profiler(prepared, folder))
-    return Observation(observers, evaluation, checkpoints, *live, skipped)
+    return RunObservers(observers, evaluation, checkpoints, *live, skipped)
 
 
 def _ranks(prepared: Prepared, rows: RowLog) -> list[Observer]:
     """Those of the ranks, and the metrics, whose rows have what these found."""
     options = prepared.config.observers
-    same = RankObserver(every=options.replicas.every, checkpoint_every=prepared.derived.checkpoint_every)
+    same = RankObserver(every=options.replicas.every, checkpoint_every=prepared.numbers.checkpoint_every)
     every = options.metrics.every
     if options.stragglers.ratio is None:
         return [same, MetricsObserver(rows, every=every)]
@@ -151,7 +151,7 @@ def _evaluation(prepared: Prepared, rows: RowLog) -> EvaluationObserver:
         train=prepared.train_plain,
         validation=prepared.validation,
         loss=prepared.measured_loss,
-        every=prepared.derived.evaluate_every,
+        every=prepared.numbers.evaluate_every,
         micro_batch_size=config.observers.evaluation.micro,
         seed=config.seed,
         num_workers=config.data.num_workers,
@@ -172,7 +172,7 @@ def _checkpoints(
     run_ids = [tracker.run_id for tracker in trackers if isinstance(tracker, WandbTracker)]
     return CheckpointObserver(
         folder,
-        every=prepared.derived.checkpoint_every,
+        every=prepared.numbers.checkpoint_every,
         every_s=math.inf if options.every_minutes is None else 60 * options.every_minutes,
         keep=options.keep,
         identity=identity,

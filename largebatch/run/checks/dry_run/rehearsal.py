@@ -1,7 +1,7 @@
-"""All trials of a run, in turn.
+"""All rehearsals of a run, in turn.
 
-Each is a function that raises ValueError with a fact, a rule and a remedy, or adds to the notes of a report what is to
-be known before the first step. Model, generators and gradients are afterwards as they were, bit for bit: see
+Each is a function that raises ValueError with a fact, a rule and a remedy, or adds to the notes of the findings what is
+to be known before the first step. Model, generators and gradients are afterwards as they were, bit for bit: see
 `as_before`. A model that writes to its inputs gets copies from then on.
 
 Not tried: memory and speed of the device, its kernels, fp16 (bf16 stands for it on a CPU), the network, and
@@ -21,24 +21,24 @@ from torch import nn
 from largebatch.data import Augmentation, MicroBatchData, with_checked_labels
 from largebatch.gradient.accumulation import give_copies
 from largebatch.losses import LabelRule, Loss
-from largebatch.run.checks.trial.content import content_of, probed_samples
-from largebatch.run.checks.trial.evaluation import try_evaluation
-from largebatch.run.checks.trial.labels import rule_of, settled_loss
-from largebatch.run.checks.trial.saving import try_saving
-from largebatch.run.checks.trial.state import KeptState
-from largebatch.run.checks.trial.topology import try_state
-from largebatch.run.checks.trial.training import try_training
-from largebatch.run.config.error_report import Report
+from largebatch.run.checks.dry_run.content import content_of, probed_samples
+from largebatch.run.checks.dry_run.evaluation import try_evaluation
+from largebatch.run.checks.dry_run.labels import rule_of, settled_loss
+from largebatch.run.checks.dry_run.saving import try_saving
+from largebatch.run.checks.dry_run.state import KeptState
+from largebatch.run.checks.dry_run.topology import try_state
+from largebatch.run.checks.dry_run.training import try_training
+from largebatch.run.config.findings import Findings
 from largebatch.run.config.schema import TrainConfig
-from largebatch.run.derive import Derived
+from largebatch.run.derive import RunNumbers
 
 
 @dataclass(frozen=True)
-class TriedRun:
+class UntriedRun:
     """What there is of a run before it starts; see `prepare`."""
 
     config: TrainConfig
-    derived: Derived
+    numbers: RunNumbers
     train: Any
     train_plain: Any
     validation: Any
@@ -51,7 +51,7 @@ class TriedRun:
 
 @dataclass(frozen=True)
 class Tried:
-    """What a trial settles.
+    """What a dry run settles.
 
     Attributes:
         content: stands for the training set, see `sampled_content`.
@@ -66,31 +66,31 @@ class Tried:
     state: KeptState
 
 
-def try_run(run: TriedRun, report: Report) -> Tried | None:
+def dry_run(run: UntriedRun, findings: Findings) -> Tried | None:
     """Try everything until something fails; then None.
 
     Args:
         run: to be tried.
-        report: gets the error, and notes.
+        findings: gets the error, and notes.
     """
     config, model, loss = run.config, run.model, run.loss
-    report.notes += _narrow_weights(model)
+    findings.notes += _narrow_weights(model)
     if config.data.skips:
         run = _skipping_labels(run)
     states: list[KeptState] = []
 
     def training() -> None:
-        states.append(try_training(config, run.derived, run.train, run.augment, model, loss))
+        states.append(try_training(config, run.numbers, run.train, run.augment, model, loss))
         if states[0].changes_inputs:
             give_copies(model)
-            report.notes.append(f"model: {type(model).__name__} writes to its inputs: it gets copies of them.")
+            findings.notes.append(f"model: {type(model).__name__} writes to its inputs: it gets copies of them.")
 
     def evaluation(dataset: Any, count: int) -> None:
-        try_evaluation(config, dataset, model, loss, count=count, world_size=run.derived.ramp.plans[0].world_size)
+        try_evaluation(config, dataset, model, loss, count=count, world_size=run.numbers.ramp.plans[0].world_size)
 
-    trials: dict[str, Callable[[], Any]] = {
+    rehearsals: dict[str, Callable[[], Any]] = {
         "model and data": training,
-        "state": lambda: try_state(config, run.derived, run.train, loss, states[0], report),
+        "state": lambda: try_state(config, run.numbers, run.train, loss, states[0], findings),
         "model and data.train_plain": lambda: evaluation(
             run.train_plain, min(len(run.train_plain), len(run.validation))
         ),
@@ -99,11 +99,11 @@ def try_run(run: TriedRun, report: Report) -> Tried | None:
         "data.train": partial(probed_samples, config, run.train),
     }
     if not run.trains:
-        del trials["checkpoint"], trials["state"]
-    probed: MicroBatchData | None = report.attempt_in_turn(trials)
+        del rehearsals["checkpoint"], rehearsals["state"]
+    probed: MicroBatchData | None = findings.attempt_in_turn(rehearsals)
     if probed is None:
         return None
-    settled = report.attempt("loss", lambda: settled_loss(model, loss, probed, config.precision.compute))
+    settled = findings.attempt("loss", lambda: settled_loss(model, loss, probed, config.precision.compute))
     return None if settled is None else Tried(content_of(probed), *settled, states[0])
 
 
@@ -121,11 +121,11 @@ def _narrow_weights(model: nn.Module) -> list[str]:
     ]
 
 
-def _skipping_labels(run: TriedRun) -> TriedRun:
-    """The run on sets that hold back labels which cannot be scored: where samples are skipped they stop no trial."""
+def _skipping_labels(run: UntriedRun) -> UntriedRun:
+    """The run on sets that hold back labels which cannot be scored: where samples are skipped they stop no dry run."""
     try:
         rule = rule_of(run.model, run.loss, probed_samples(run.config, run.train), run.config.precision.compute)
-    except Exception:  # the trials tell it
+    except Exception:  # the rehearsals tell it
         return run
     plain = with_checked_labels(run.train_plain, rule)
     train = plain if run.train is run.train_plain else with_checked_labels(run.train, rule)

@@ -8,11 +8,11 @@ from typing import Any
 from largebatch.data import changing_samples
 from largebatch.losses import Loss
 from largebatch.losses.coupled import is_coupled
-from largebatch.run.checks.trial.state import KeptState
-from largebatch.run.config.error_report import Report
+from largebatch.run.checks.dry_run.state import KeptState
+from largebatch.run.config.findings import Findings
 from largebatch.run.config.reading import ConfigError
 from largebatch.run.config.schema import TrainConfig
-from largebatch.run.derive import Derived
+from largebatch.run.derive import RunNumbers
 
 MOVING_TENSORS = "weights or buffers that a pass moves with its samples"
 _OWN_DRAWS = (
@@ -22,28 +22,28 @@ _OWN_DRAWS = (
 
 
 def try_state(
-    config: TrainConfig, derived: Derived, dataset: Any, loss: Loss, state: KeptState, report: Report
+    config: TrainConfig, numbers: RunNumbers, dataset: Any, loss: Loss, state: KeptState, findings: Findings
 ) -> None:
     """Refuse state that ranks would not share, and note what has a rule.
 
     Raises:
         ConfigError: with all of it.
     """
-    plans = derived.ramp.plans
+    plans = numbers.ramp.plans
     world_size, most = plans[0].world_size, max(len(plan.micro_batch_sizes) for plan in plans)
     problems = state_problems(state) | data_problems(dataset, config.seed)
     if problems and world_size > 1:
         raise ConfigError([f"{world_size} ranks: {problem}" for problem in problems.values()])
     # One process is plain torch. Buffers are in its checkpoints; how often they move is told where it is not once.
-    report.notes += [f"state: {text}" for name, text in problems.items() if name != MOVING_TENSORS or most > 1]
+    findings.notes += [f"state: {text}" for name, text in problems.items() if name != MOVING_TENSORS or most > 1]
     if most > 1 and state.by_step:
         _require_plain(config, loss, state.by_step)
-        report.notes.append(
+        findings.notes.append(
             f"state: {_shown(state.by_step, 'tensor')} of the model move alike in every pass, so they move once per "
             f"step, as in one big batch: each of its {most} micro-batches starts from what they were when it began."
         )
     if world_size > 1 and state.choices:
-        report.notes.append(
+        findings.notes.append(
             f"state: the model looks at values on its way ({', '.join(state.choices)}), so it may skip parameters. One "
             "that no micro-batch of a step uses keeps its weight and its optimizer state, as in plain torch; the ranks "
             "agree on it in every step."

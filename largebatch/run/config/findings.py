@@ -11,7 +11,7 @@ from largebatch.run.config.targets import TargetError
 T = TypeVar("T")
 
 
-class Report:
+class Findings:
     """Findings about a run's input, one line each.
 
     Attributes:

@@ -12,17 +12,18 @@ import numpy as np
 import pytest
 import torch
 
-import largebatch.run.same_run
+import largebatch.run.rank_agreement
 import largebatch.training.observers.checkpoints as checkpoints_module
 from largebatch.batch.plan import BatchPlan
 from largebatch.distributed.gather import disagreement, gather_ints, gather_texts
 from largebatch.distributed.runtime import Runtime
 from largebatch.distributed.signals import StopRequest
+from largebatch.gradient.batch_stream import Taken
 from largebatch.records.checkpoint import CheckpointError
 from largebatch.records.ledger import Ledger, compare_ledgers
 from largebatch.records.trackers import read_metrics
-from largebatch.run.build import open_job
-from largebatch.run.checks.trial import sampled_content
+from largebatch.run.build import open_run
+from largebatch.run.checks.dry_run import sampled_content
 from largebatch.run.prepare import prepare
 from largebatch.training.loop import train
 from largebatch.training.observers.ledger import ids_over_ranks
@@ -71,7 +72,7 @@ def run_with_fault(folder: str, fault: str, faulty: int, at_step: int, *override
     """Train; after the optimizer step `at_step`, one rank suffers. The error, and the step at which it came."""
     original, steps = Runtime.step, itertools.count(1)
     prepared = prepare(compose_run(*SMALL, *overrides, f"run.dir={folder}"), os.environ)
-    with StopRequest() as stop, open_job(prepared, stop, []) as job:
+    with StopRequest() as stop, open_run(prepared, stop, []) as job:
 
         def step(runtime: Runtime, optimizer: torch.optim.Optimizer) -> None:
             original(runtime, optimizer)
@@ -102,7 +103,7 @@ def run_on_a_full_disk(folder: str, background: bool) -> str:
 
     original, checkpoints_module.save_checkpoint = checkpoints_module.save_checkpoint, refuse
     try:
-        with StopRequest() as stop, open_job(prepared, stop, []) as job:
+        with StopRequest() as stop, open_run(prepared, stop, []) as job:
             return train(job.run)
     except CheckpointError as error:
         return str(error)
@@ -188,7 +189,7 @@ def test_a_rank_that_skips_a_step_is_found_and_named(ranks, tmp_path, at_step, f
 
 def start_elsewhere(folder: str, offsets: tuple[int, ...]) -> str:
     prepared = prepare(compose_run(*SMALL, f"run.dir={folder}"), os.environ)
-    with StopRequest() as stop, open_job(prepared, stop, []) as job:
+    with StopRequest() as stop, open_run(prepared, stop, []) as job:
         job.run.progress.step = offsets[own_rank()]
         try:
             return train(job.run)
@@ -221,16 +222,16 @@ class OtherImages(torch.utils.data.Dataset):
 
 @contextlib.contextmanager
 def other_code():
-    original = largebatch.run.same_run._PACKAGE
-    largebatch.run.same_run._PACKAGE = original / "observers"
+    original = largebatch.run.rank_agreement._PACKAGE
+    largebatch.run.rank_agreement._PACKAGE = original / "observers"
     try:
         yield
     finally:
-        largebatch.run.same_run._PACKAGE = original
+        largebatch.run.rank_agreement._PACKAGE = original
 
 
 def start_with_fault(folder: str, faulty: int, overrides: tuple[str, ...], fault: str) -> str:
-    """What `open_job` says when one rank is another run."""
+    """What `open_run` says when one rank is another run."""
     is_faulty = own_rank() == faulty
     prepared = prepare(
         compose_run(*SMALL, *(overrides if is_faulty else ()), f"run.dir={folder}/{own_rank()}"), os.environ
@@ -243,7 +244,7 @@ def start_with_fault(folder: str, faulty: int, overrides: tuple[str, ...], fault
         next(iter(prepared.model.parameters())).data.view(-1)[0] += 1e-3
     with other_code() if change == "code" else contextlib.nullcontext():
         try:
-            with StopRequest() as stop, open_job(prepared, stop, []):
+            with StopRequest() as stop, open_run(prepared, stop, []):
                 return "started"
         except RuntimeError as error:
             return f"{type(error).__name__}: {error}"
@@ -293,7 +294,7 @@ def delivered_ids(world: int, wrong: str) -> list[int]:
                 "nowhere": [*own[:1], (77, own[1][1])],
                 "turned": [(own[0][0], own[0][1][::-1]), own[1]],
             }[wrong]
-        return ids_over_ranks(runtime, plan, own).tolist()
+        return ids_over_ranks(runtime, plan, [Taken(index, asked, ()) for index, asked in own]).tolist()
 
 
 def test_the_ids_of_a_global_batch_are_those_that_the_ranks_were_given(ranks):

@@ -13,13 +13,13 @@ from torch.nn.utils.parametrizations import spectral_norm
 from torch.utils.data import Dataset
 
 from largebatch.losses import CrossEntropy
-from largebatch.run.checks.trial.samples import TriedBatch
-from largebatch.run.checks.trial.state import KeptState, find_state
+from largebatch.run.checks.dry_run.samples import TriedBatch
+from largebatch.run.checks.dry_run.state import KeptState, find_state
 from largebatch.run.config.reading import ConfigError
 from largebatch.run.prepare import Prepared, prepare
 from tests.unit.composing import compose_run
 
-HERE = "tests.unit.test_trial_state"
+HERE = "tests.unit.test_dry_run_state"
 MEETING = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 TWO_RANKS = MEETING | {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}
 SPECTRAL = ("parametrizations.weight.0._u", "parametrizations.weight.0._v")
@@ -173,7 +173,7 @@ class LayerDropOfNumpy(LayerDrop):
 
 
 class Experts(LayerDrop):
-    """An expert for samples that never come in a trial."""
+    """An expert for samples that never come in a dry run."""
 
     def moves(self, inputs: Tensor) -> Tensor:
         rare = inputs[:, 0] > 100

@@ -20,9 +20,9 @@ from largebatch.losses import Loss
 from largebatch.losses.coupled import is_coupled
 from largebatch.models.modes import evaluating
 from largebatch.run.config.schema import TrainConfig
-from largebatch.run.derive import Derived, solve_plan
+from largebatch.run.derive import RunNumbers, solve_plan
 
-MOST_LOADED = 32  # samples; a larger micro-batch repeats them, so that a trial reads few files
+MOST_LOADED = 32  # samples; a larger micro-batch repeats them, so that a dry run reads few files
 # Floating-point operations of a forward and a backward pass: some seconds of a core.
 _MOST_WORK = 1e11
 _PASSES = 3  # a backward pass takes two forward ones
@@ -53,7 +53,7 @@ class TriedBatch:
 
 
 def tried_batches(
-    config: TrainConfig, derived: Derived, dataset: Any, augment: Augmentation | None, model: nn.Module, loss: Loss
+    config: TrainConfig, numbers: RunNumbers, dataset: Any, augment: Augmentation | None, model: nn.Module, loss: Loss
 ) -> Iterator[TriedBatch]:
     """The first of the smallest and the first of the largest micro-batches of all ranks and stages, as loaded in a run.
 
@@ -72,7 +72,7 @@ def tried_batches(
         timeout_s=config.data.timeout_s,
         skips=config.data.skips,
     )
-    sizes = _extremes(derived)
+    sizes = _extremes(numbers)
     order = SampleOrder(len(dataset), config.seed)
     requests = (_request(order, position, min(size, MOST_LOADED), index) for size, position, index in sizes)
     # These are never taken over one micro-batch alone.
@@ -94,9 +94,9 @@ def repeated(batch: TriedBatch, size: int) -> TriedBatch:
     return TriedBatch(rows_of(batch.loaded.inputs, rows), batch.loaded.targets[rows], size, batch.planned, batch.loaded)
 
 
-def in_pairs(config: TrainConfig, derived: Derived) -> str:
+def in_pairs(config: TrainConfig, numbers: RunNumbers) -> str:
     """What to do where a micro-batch of one sample cannot be computed: the nearest batches without one."""
-    plan = next(plan for plan in derived.ramp.plans if min(plan.micro_batch_sizes) == 1)
+    plan = next(plan for plan in numbers.ramp.plans if min(plan.micro_batch_sizes) == 1)
     total, world_size = plan.global_batch_size, plan.world_size
     reach = max(config.batch.micro or 0, config.batch.max_micro or 0, world_size) + 1
     near = [
@@ -108,7 +108,7 @@ def in_pairs(config: TrainConfig, derived: Derived) -> str:
     if not near:
         return f"{rule} Raise batch.micro or batch.max_micro, or take a norm that looks at one sample at a time."
     shown = ", ".join(map(str, sorted(sorted(near, key=lambda size: abs(size - total))[:2])))
-    key = "batch.total" if plan is derived.ramp.plans[0] else "the ramp's batch"
+    key = "batch.total" if plan is numbers.ramp.plans[0] else "the ramp's batch"
     return f"{rule} {key}={total} leaves such a micro-batch; nearest that do not: {shown}."
 
 
@@ -119,10 +119,10 @@ def _is_without_singles(config: TrainConfig, total: int, world_size: int) -> boo
         return False
 
 
-def _extremes(derived: Derived) -> list[tuple[int, int, int]]:
+def _extremes(numbers: RunNumbers) -> list[tuple[int, int, int]]:
     """(size, position of its first sample in the run, index) of the first smallest and the first largest one."""
     found: dict[int, tuple[int, int, int]] = {}
-    for position, plan, _ in derived.ramp.stages(derived.schedule.total_samples):
+    for position, plan, _ in numbers.ramp.stages(numbers.schedule.total_samples):
         offset = 0
         for index, size in enumerate(plan.micro_batch_sizes):
             found.setdefault(size, (size, position + offset, index))
@@ -161,6 +161,6 @@ def is_affordable(model: nn.Module, sample: Inputs, size: int) -> bool:
     try:
         with torch.no_grad(), evaluating(model), counter:
             forward(model, sample)
-    except Exception:  # the trial itself will tell
+    except Exception:  # the dry run itself will tell
         return False
     return _PASSES * size * counter.get_total_flops() <= _MOST_WORK

@@ -19,9 +19,9 @@ from largebatch.losses import (
 )
 from largebatch.models.label_shift import with_shift
 from largebatch.models.modes import evaluating
-from largebatch.run.checks.trial.as_before import as_before
-from largebatch.run.checks.trial.passes import in_precision, outputs_of
-from largebatch.run.checks.trial.samples import TriedBatch, rows_of
+from largebatch.run.checks.dry_run.as_before import as_before
+from largebatch.run.checks.dry_run.passes import in_precision, outputs_of
+from largebatch.run.checks.dry_run.samples import TriedBatch, rows_of
 from largebatch.training.raised import told
 
 

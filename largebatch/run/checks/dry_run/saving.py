@@ -18,8 +18,8 @@ from largebatch.records.checkpoint import (
     require_storable,
     unpack_optimizer,
 )
+from largebatch.run.checks.dry_run.as_before import as_before
 from largebatch.run.checks.memory import state_of
-from largebatch.run.checks.trial.as_before import as_before
 from largebatch.run.config.reading import ConfigError
 from largebatch.run.config.schema import TrainConfig
 from largebatch.run.config.targets import make

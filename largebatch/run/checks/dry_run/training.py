@@ -16,20 +16,20 @@ from largebatch.gradient.accumulation import copies
 from largebatch.losses import Loss
 from largebatch.models.label_shift import require_decoder_inputs
 from largebatch.models.modes import train_mode
+from largebatch.run.checks.dry_run.as_before import as_before
+from largebatch.run.checks.dry_run.labels import check_labels, scored_batch
+from largebatch.run.checks.dry_run.passes import MisfitError, explained, in_precision, named, outputs_of
+from largebatch.run.checks.dry_run.samples import TriedBatch, in_pairs, repeated, tried_batches
+from largebatch.run.checks.dry_run.state import KeptState, find_state
 from largebatch.run.checks.memory import state_of
-from largebatch.run.checks.trial.as_before import as_before
-from largebatch.run.checks.trial.labels import check_labels, scored_batch
-from largebatch.run.checks.trial.passes import MisfitError, explained, in_precision, named, outputs_of
-from largebatch.run.checks.trial.samples import TriedBatch, in_pairs, repeated, tried_batches
-from largebatch.run.checks.trial.state import KeptState, find_state
 from largebatch.run.config.schema import TrainConfig
-from largebatch.run.derive import Derived
+from largebatch.run.derive import RunNumbers
 
 _DRAWS = 8  # in which a module that is skipped at random has its turn
 
 
 def try_training(
-    config: TrainConfig, derived: Derived, dataset: Any, augment: Augmentation | None, model: nn.Module, loss: Loss
+    config: TrainConfig, numbers: RunNumbers, dataset: Any, augment: Augmentation | None, model: nn.Module, loss: Loss
 ) -> KeptState:
     """Forward and backward pass of the smallest and the largest micro-batch, in the precision of the run.
 
@@ -41,8 +41,8 @@ def try_training(
     """
     with as_before(model):
         train_mode(model)
-        batches = list(tried_batches(config, derived, dataset, augment, model, loss))
-        states = [_try_batch(config, derived, dataset, model, loss, batch) for batch in batches]
+        batches = list(tried_batches(config, numbers, dataset, augment, model, loss))
+        states = [_try_batch(config, numbers, dataset, model, loss, batch) for batch in batches]
         if len(batches) == 1:  # another one follows in a run: what a pass leaves behind in the model must not stop it
             _backward(config, dataset, model, loss, batches[0], draw=1)
     state = dataclasses.replace(states[-1], changes_inputs=any(state.changes_inputs for state in states))
@@ -58,7 +58,7 @@ def try_training(
 
 
 def _try_batch(
-    config: TrainConfig, derived: Derived, dataset: Any, model: nn.Module, loss: Loss, batch: TriedBatch
+    config: TrainConfig, numbers: RunNumbers, dataset: Any, model: nn.Module, loss: Loss, batch: TriedBatch
 ) -> KeptState:
     parameters = dict(model.named_parameters())
     layout = _layout(model)
@@ -67,7 +67,7 @@ def _try_batch(
         changes_inputs = _backward(config, dataset, model, loss, batch, draw=0)
     except MisfitError as error:
         if batch.size == 1 and _passes(config, dataset, model, loss, repeated(batch, 2)):
-            raise ValueError(f"{error.fact} {in_pairs(config, derived)}") from error
+            raise ValueError(f"{error.fact} {in_pairs(config, numbers)}") from error
         raise
     _require_same_members(model, parameters, layout)
     state = find_state(model, loss, batch, precision=config.precision.compute, seed=config.seed)

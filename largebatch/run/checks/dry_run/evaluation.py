@@ -12,10 +12,10 @@ from largebatch.data import evaluation_batches
 from largebatch.losses import Loss
 from largebatch.losses.coupled import is_coupled
 from largebatch.models.modes import evaluating
-from largebatch.run.checks.trial.as_before import as_before
-from largebatch.run.checks.trial.labels import check_labels, scored_batch
-from largebatch.run.checks.trial.passes import explained, in_precision, outputs_of
-from largebatch.run.checks.trial.samples import TriedBatch
+from largebatch.run.checks.dry_run.as_before import as_before
+from largebatch.run.checks.dry_run.labels import check_labels, scored_batch
+from largebatch.run.checks.dry_run.passes import explained, in_precision, outputs_of
+from largebatch.run.checks.dry_run.samples import TriedBatch
 from largebatch.run.config.schema import TrainConfig
 
 TRIED_TO_SKIP = 8

@@ -1,0 +1,8 @@
+"""Tries a run before it starts: on the CPU, on every rank, on the same samples, before any process group."""
+
+from largebatch.run.checks.dry_run.content import sampled_content
+from largebatch.run.checks.dry_run.rehearsal import UntriedRun, dry_run
+from largebatch.run.checks.dry_run.state import KeptState
+from largebatch.run.checks.dry_run.topology import data_problems, state_problems
+
+__all__ = ["KeptState", "UntriedRun", "data_problems", "dry_run", "sampled_content", "state_problems"]
