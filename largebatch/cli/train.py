@@ -228,18 +228,20 @@ def _guard_rows(opened: OpenRun) -> list[tuple[str, object]]:
 def _noise_scale_rows(opened: OpenRun) -> list[tuple[str, object]]:
     if opened.noise_scale is None or opened.noise_scale.latest is None:
         return []
-    from largebatch.training.observers.noise_scale import told
+    from largebatch.training.observers.noise_scale import format_noise_scale
 
     scale, batch = (
         opened.noise_scale.latest,
         opened.run.steps.batches.ramp.at(opened.run.progress.samples_seen).global_batch_size,
     )
     samples, steps = scale.sample_efficiency(batch), scale.step_efficiency(batch)
-    groups = [(f"noise scale, {name}", told(one)) for name, one in opened.noise_scale.latest_of_groups.items()]
+    groups = [
+        (f"noise scale, {name}", format_noise_scale(one)) for name, one in opened.noise_scale.latest_of_groups.items()
+    ]
     if samples is None or steps is None:
-        return [("noise scale", told(scale)), *groups]
+        return [("noise scale", format_noise_scale(scale)), *groups]
     return [
-        ("noise scale", f"{told(scale)} at the end: batches of several times as many waste samples"),
+        ("noise scale", f"{format_noise_scale(scale)} at the end: batches of several times as many waste samples"),
         *groups,
         (f"batch {batch:,}", f"predicted {1 / samples:.2f} x the fewest samples, {1 / steps:.2f} x the fewest steps"),
     ]

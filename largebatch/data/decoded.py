@@ -106,7 +106,7 @@ def decode_images(
     _over_blocks(decode_block, sources)
     if len(bad) == len(sources):
         raise DataError(f"None of {len(sources)} images can be used. {bad[0]}")
-    told = _told(sorted(remarks), f"of {len(sources)} images", describe)
+    told = _counted(sorted(remarks), f"of {len(sources)} images", describe)
     return DecodedImages(torch.from_numpy(images), dict(sorted(bad.items())), tuple(told))
 
 
@@ -133,10 +133,10 @@ def notes_of_some(
             where = partial(describe, index)
             decode_image(sources[index], num_channels=num_channels, where=where, image_size=image_size, remarks=own)
         remarks += [(index, remark) for remark in own]
-    return tuple(_told(remarks, f"of {len(looked_at)} images that were looked at", describe))
+    return tuple(_counted(remarks, f"of {len(looked_at)} images that were looked at", describe))
 
 
-def _told(remarks: Iterable[tuple[int, str]], of: str, describe: Callable[[int], str]) -> Iterator[str]:
+def _counted(remarks: Iterable[tuple[int, str]], of: str, describe: Callable[[int], str]) -> Iterator[str]:
     examples: dict[str, list[int]] = {}
     for index, remark in remarks:
         examples.setdefault(remark, []).append(index)

@@ -38,12 +38,12 @@ class Scan:
 
     def notes(self, folder: Path) -> list[str]:
         """What was left out, in at most one line."""
-        told = self._told(self._left_out.values())
+        told = self._counted(self._left_out.values())
         return [f"{folder}: left out {told}"] if told else []
 
-    def told_of(self, folder: Path) -> str:
+    def left_out_below(self, folder: Path) -> str:
         """What was left out below a folder, for a parenthesis; empty if nothing was."""
-        told = self._told(kind for entry, kind in self._left_out.items() if entry.is_relative_to(folder))
+        told = self._counted(kind for entry, kind in self._left_out.items() if entry.is_relative_to(folder))
         return f" (left out: {told})" if told else ""
 
     def _below(self, folder: Path, above: frozenset[str]) -> list[Path]:
@@ -66,7 +66,7 @@ class Scan:
         return files
 
     @staticmethod
-    def _told(kinds: Iterable[str]) -> str:
+    def _counted(kinds: Iterable[str]) -> str:
         counts = sorted(Counter(kinds).items(), key=lambda one: (-one[1], one[0]))
         shown = [f"{count} {kind}" for kind, count in counts[:_MOST_SHOWN]]
         rest = sum(count for _, count in counts[_MOST_SHOWN:])

@@ -150,12 +150,12 @@ def _list_images(root: Path, split: Split) -> tuple[list[Path], list[int], int, 
         images = scan.below(folder / name) if (folder / name).is_dir() else []
         if not images and split == "train":
             raise DataError(
-                f"{folder / name}: no image{scan.told_of(folder / name)}. Remove the folder of an empty class."
+                f"{folder / name}: no image{scan.left_out_below(folder / name)}. Remove the folder of an empty class."
             )
         files += images
         labels += [label] * len(images)
     if not files:
-        raise DataError(f"{folder}: no images{scan.told_of(folder)}. They should lie in {folder}/CLASS/.")
+        raise DataError(f"{folder}: no images{scan.left_out_below(folder)}. They should lie in {folder}/CLASS/.")
     return files, labels, len(classes), scan.notes(folder)
 
 

@@ -96,7 +96,7 @@ def _files_of(entry: str | Path) -> tuple[list[Path], list[str]]:
         scan = Scan((*SUFFIXES, ".idx"))  # an index is read with its file
         found = [one for one in scan.below(file) if is_token_file(one)]
         if not found:
-            raise DataError(f"{file}: no {' or '.join(SUFFIXES)} file in this folder{scan.told_of(file)}.")
+            raise DataError(f"{file}: no {' or '.join(SUFFIXES)} file in this folder{scan.left_out_below(file)}.")
         return found, scan.notes(file)
     if glob.has_magic(str(entry)):
         found = [Path(one) for one in sorted(glob.glob(str(entry), recursive=True)) if Path(one).is_file()]

@@ -122,8 +122,8 @@ def _verdict(b_crit: Estimate, misfit: Misfit, seen: Sequence[int]) -> str:
     beyond = max(b_crit.value / seen[-1], seen[0] / b_crit.value)
     if beyond > 1:
         side = "largest" if b_crit.value > seen[-1] else "smallest"
-        return f"extrapolated: {misfit.told}, but B_crit lies {beyond:.2g} times beyond the {side} of them"
-    return f"supported: {misfit.told}"
+        return f"extrapolated: {misfit.description}, but B_crit lies {beyond:.2g} times beyond the {side} of them"
+    return f"supported: {misfit.description}"
 
 
 class _Fit:

@@ -96,7 +96,7 @@ class Misfit:
         return found
 
     @property
-    def told(self) -> str:
+    def description(self) -> str:
         """How large it is, in words."""
         return (
             f"predicts each left-out batch size within {_percent(self.worst_left_out)}, "

@@ -18,9 +18,9 @@ from largebatch.diagnostics.sharpness.curvature import (
     rademacher,
     top_eigenvalue,
 )
+from largebatch.diagnostics.sharpness.rank0_decides import LossOnRequest
 from largebatch.diagnostics.sharpness.rises import BoxSharpness, ascent_rise, box_sharpness
 from largebatch.diagnostics.sharpness.settings import LandscapeSettings, SharpnessSettings
-from largebatch.diagnostics.sharpness.shared import SharedLoss
 from largebatch.diagnostics.sharpness.slices import filter_normalized, line, plane
 from largebatch.diagnostics.sharpness.subset import FixedSubset, SubsetLoss
 from largebatch.distributed.runtime import Runtime
@@ -91,7 +91,7 @@ def measure_sharpness(
     subset.num_groups(settings.m)  # before the first sum over ranks
     with measuring(module):
         whole = SubsetLoss(module, loss, subset.batches(runtime), reduce=runtime.sum_in_place)
-        shared = SharedLoss(whole, runtime)
+        on_request = LossOnRequest(whole, runtime)
         weights = whole.weights
         value, gradient = whole.value_and_gradient(weights)
         if not math.isfinite(value) or not bool(gradient.isfinite().all()):
@@ -99,15 +99,15 @@ def measure_sharpness(
                 f"The loss is {value}, or its gradient is not finite: there is nothing to measure."
             )
         rises = _rises(module, loss, subset, weights, runtime, settings)
-        return shared.run(
-            lambda shared: Sharpness(
+        return on_request.run(
+            lambda on_request: Sharpness(
                 loss=value,
                 gradient_norm=float(gradient.double().norm()),
-                lambda_max=_lambda_max(shared, weights, settings, seed),
-                trace=_trace(shared, weights, settings, seed),
-                box=None if landscape is None else _box(shared, weights, landscape, seed),
+                lambda_max=_lambda_max(on_request, weights, settings, seed),
+                trace=_trace(on_request, weights, settings, seed),
+                box=None if landscape is None else _box(on_request, weights, landscape, seed),
                 m_sharpness=Estimate.of(rises),
-                slices=Slices() if landscape is None else _slices(shared, whole, weights, landscape, seed),
+                slices=Slices() if landscape is None else _slices(on_request, whole, weights, landscape, seed),
             )
         )
 
@@ -124,35 +124,37 @@ def _rises(
     return [float(rise) for rise in rises]
 
 
-def _lambda_max(shared: SharedLoss, weights: Tensor, settings: SharpnessSettings, seed: int) -> TopEigenvalue:
+def _lambda_max(on_request: LossOnRequest, weights: Tensor, settings: SharpnessSettings, seed: int) -> TopEigenvalue:
     return top_eigenvalue(
-        shared.hessian_vector_product,
+        on_request.hessian_vector_product,
         gaussian(weights, stream_key(seed, "lanczos start")),
         max_iterations=settings.lanczos_iterations,
         tolerance=settings.lanczos_tolerance,
     )
 
 
-def _trace(shared: SharedLoss, weights: Tensor, settings: SharpnessSettings, seed: int) -> Estimate:
+def _trace(on_request: LossOnRequest, weights: Tensor, settings: SharpnessSettings, seed: int) -> Estimate:
     keys = (stream_key(seed, "trace probe", number) for number in range(settings.trace_samples))
-    return hutchinson_trace(shared.hessian_vector_product, (rademacher(weights, key) for key in keys))
+    return hutchinson_trace(on_request.hessian_vector_product, (rademacher(weights, key) for key in keys))
 
 
-def _box(shared: SharedLoss, weights: Tensor, settings: LandscapeSettings, seed: int) -> BoxSharpness | None:
+def _box(on_request: LossOnRequest, weights: Tensor, settings: LandscapeSettings, seed: int) -> BoxSharpness | None:
     if settings.box_iterations == 0:
         return None
     generator = torch.Generator().manual_seed(stream_key(seed, "box start"))
     start = torch.rand(weights.shape, generator=generator, dtype=torch.float64).to(weights) * 2 - 1
     return box_sharpness(
-        shared.value_and_gradient, weights, start, eps=settings.box_eps, max_iterations=settings.box_iterations
+        on_request.value_and_gradient, weights, start, eps=settings.box_eps, max_iterations=settings.box_iterations
     )
 
 
-def _slices(shared: SharedLoss, whole: SubsetLoss, weights: Tensor, settings: LandscapeSettings, seed: int) -> Slices:
+def _slices(
+    on_request: LossOnRequest, whole: SubsetLoss, weights: Tensor, settings: LandscapeSettings, seed: int
+) -> Slices:
     first, second = (_direction(whole, weights, seed, number) for number in range(2))
     on_line, on_plane = (_positions(settings.slice_radius, n) for n in (settings.line_points, settings.plane_points))
-    losses_on_plane = plane(shared.value, weights, (first, second), on_plane)
-    return Slices(on_line, line(shared.value, weights, first, on_line), on_plane, losses_on_plane)
+    losses_on_plane = plane(on_request.value, weights, (first, second), on_plane)
+    return Slices(on_line, line(on_request.value, weights, first, on_line), on_plane, losses_on_plane)
 
 
 def _direction(whole: SubsetLoss, weights: Tensor, seed: int, number: int) -> Tensor:

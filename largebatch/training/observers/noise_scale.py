@@ -113,7 +113,7 @@ def row_of(scale: NoiseScale, global_batch_size: int) -> Row:
     return row
 
 
-def told(scale: NoiseScale) -> str:
+def format_noise_scale(scale: NoiseScale) -> str:
     """An estimate with its interval, or that there is not enough evidence."""
     if scale.value is None or scale.interval is None:
         return f"not enough evidence in {scale.num_measurements} measurements"

@@ -19,7 +19,7 @@ Result = TypeVar("Result")
 _END, _VALUE, _GRADIENT, _PRODUCT = range(4)
 
 
-class SharedLoss:
+class LossOnRequest:
     """The `SubsetLoss` of all ranks, as rank 0 uses it: each call has every rank evaluate its share."""
 
     def __init__(self, loss: SubsetLoss, runtime: Runtime) -> None:
@@ -40,7 +40,7 @@ class SharedLoss:
         """Hv with H at the weights that the module had at first."""
         return self._together(_PRODUCT, vector, lambda: self._loss.hessian_vector_product(self._weights, vector))
 
-    def run(self, estimate: Callable[[SharedLoss], Result]) -> Result | None:
+    def run(self, estimate: Callable[[LossOnRequest], Result]) -> Result | None:
         """`estimate(self)` on rank 0 with the help of the others, for which the result is None."""
         if not self._runtime.is_main:
             self._follow()
