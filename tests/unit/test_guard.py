@@ -127,8 +127,8 @@ def test_it_gives_up_after_that_many_bad_steps_without_a_good_one():
 
 def test_an_overflow_of_the_loss_scale_is_neither_good_nor_bad():
     guard = Guard("skip", window=20, threshold=5.0, most_in_a_row=1)
-    judgement = guard.judge(1.0, math.inf, scales_loss=True)
-    assert (judgement.action, judgement.is_overflow, guard.gives_up) == ("none", True, False)
+    decision = guard.judge(1.0, math.inf, scales_loss=True)
+    assert (decision.action, decision.is_overflow, guard.gives_up) == ("none", True, False)
     assert guard.state()["losses"] == []
     assert guard.judge(math.nan, math.nan, scales_loss=True).action == "skip", (
         "a loss that is not finite is no overflow"
