@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
@@ -108,7 +108,7 @@ def _announce(prepared: Prepared, opened: OpenRun) -> None:
 
 
 def _hint(prepared: Prepared, opened: OpenRun) -> str:
-    """What a run that diverged should change: samples without numbers among the last ones, or else the rate."""
+    """A remedy for a run that diverged: samples without numbers among the last ones, or else a lower rate."""
     from largebatch.batch.order import SampleOrder
     from largebatch.run.failures import samples_without_numbers
 
@@ -119,11 +119,11 @@ def _hint(prepared: Prepared, opened: OpenRun) -> str:
         if bad := samples_without_numbers(prepared.train, ids, seed=config.seed):
             shown = ", ".join(map(str, bad[:8])) + (f" and {len(bad) - 8} more" if bad[8:] else "")
             return (
-                f"of the last samples these hold NaN or infinity: {shown}. Repair or remove them, or leave out all "
-                "such samples: data.on_bad_sample=skip"
+                f"among the last samples, these hold NaN or infinity: {shown}. Repair or remove them, or skip bad "
+                "samples: data.on_bad_sample=skip"
             )
     gave_up = run.guard is not None and run.guard.gives_up
-    what = "too many bad steps in a row, see guard" if gave_up else "the loss is not a number any more"
+    what = "too many bad steps in a row, see guard" if gave_up else "the loss is NaN or infinite"
     return f"{what}: lower the peak rate, warm up longer, or clip_norm=1"
 
 
@@ -142,6 +142,7 @@ def _conclude(opened: OpenRun, status: str, *, hint: str | None, draws: bool) ->
     from largebatch.records.figures.draw_plotly import plotly_figure
     from largebatch.records.figures.run_figures import run_figures
     from largebatch.records.trackers import WandbTracker, print_summary
+    from largebatch.run.summary_rows import next_commands, summary_rows
 
     columns = opened.columns
     summary = opened.summary(status)
@@ -155,16 +156,16 @@ def _conclude(opened: OpenRun, status: str, *, hint: str | None, draws: bool) ->
         problems += tracker.problems
     opened.folder.write_summary(summary, problems)
     print_summary(
-        _summary_rows(opened, summary, hint),
+        summary_rows(opened, summary, hint),
         opened.folder.path,
         plots,
         problems=problems,
-        commands=_next(opened, status),
+        commands=next_commands(opened, status),
     )
 
 
 def _plot(folder: RunFolder, columns: Columns, problems: list[str]) -> list[Path]:
-    """The pictures of a run; whatever stops them is a problem, since the run's numbers are worth more."""
+    """Draw the pictures of a run. An error becomes a problem of the summary: the run's numbers are worth more."""
     from largebatch.records.figures.draw_png import draw_png
     from largebatch.records.figures.layer_maps import layer_maps
     from largebatch.records.figures.run_figures import draw_run
@@ -180,76 +181,3 @@ def _plot(folder: RunFolder, columns: Columns, problems: list[str]) -> list[Path
         problems.append(f"plots were not written: {type(error).__name__}: {error}")
         return []
     return plots
-
-
-def _summary_rows(opened: OpenRun, summary: dict[str, Any], hint: str | None) -> list[tuple[str, object]]:
-    from largebatch.records.rows.series import AUGMENTED_GAP, of_gap
-
-    rows: list[tuple[str, object]] = [
-        ("status", summary["status"]),
-        ("steps", f"{summary['steps']:,} of {opened.run.steps.num_steps:,}"),
-        ("samples", f"{summary['samples_seen']:,} ({summary['epochs']:.4g} epochs)"),
-        ("time in steps", f"{summary['train_seconds']:.1f} s"),
-    ]
-    for name, label, error in (
-        ("eval/train_accuracy", "train accuracy", None),
-        ("eval/val_accuracy", "validation accuracy", "eval/val_accuracy_stderr"),
-        ("gap/accuracy", "accuracy gap", "gap/accuracy_stderr"),
-        ("eval/val_loss", "validation loss", None),
-        ("gap/loss", "loss gap", "gap/loss_stderr"),
-    ):
-        if name in summary:
-            spread = f" ± {summary[error]:.4f}" if error in summary else ""
-            remark = of_gap(summary.get(AUGMENTED_GAP)) if name.startswith("gap/") else ""
-            rows.append((label, f"{summary[name]:.4f}{spread}{remark}"))
-    if summary.get("evaluated_after_step", summary["steps"]) != summary["steps"]:
-        rows.append(("evaluated", f"after step {summary['evaluated_after_step']:,}, before the run was stopped"))
-    rows += _guard_rows(opened)
-    rows += _noise_scale_rows(opened)
-    if opened.communication is not None and (communication := opened.communication.summary()) is not None:
-        rows.append(("communication", communication))
-    if hint is not None:
-        rows.append(("hint", hint))
-    if opened.checkpoints.unsaved is not None:
-        rows.append(("NOT SAVED", f"the weights after step {summary['steps']:,}: {opened.checkpoints.unsaved}"))
-    if opened.checkpoint is not None:
-        rows.append(("checkpoint", opened.checkpoint.relative_to(opened.folder.path)))
-    return rows
-
-
-def _guard_rows(opened: OpenRun) -> list[tuple[str, object]]:
-    if opened.run.guard is None:
-        return []
-    counts = opened.run.guard.counts
-    told = f"{counts.bad:,} bad steps, {counts.skipped:,} of them skipped, {counts.rolled_back:,} rolled back"
-    return [("guard", told + (f"; {counts.overflows:,} overflows of the loss scale" if counts.overflows else ""))]
-
-
-def _noise_scale_rows(opened: OpenRun) -> list[tuple[str, object]]:
-    if opened.noise_scale is None or opened.noise_scale.latest is None:
-        return []
-    from largebatch.training.observers.noise_scale import format_noise_scale
-
-    scale, batch = (
-        opened.noise_scale.latest,
-        opened.run.steps.batches.ramp.at(opened.run.progress.samples_seen).global_batch_size,
-    )
-    samples, steps = scale.sample_efficiency(batch), scale.step_efficiency(batch)
-    groups = [
-        (f"noise scale, {name}", format_noise_scale(one)) for name, one in opened.noise_scale.latest_of_groups.items()
-    ]
-    if samples is None or steps is None:
-        return [("noise scale", format_noise_scale(scale)), *groups]
-    return [
-        ("noise scale", f"{format_noise_scale(scale)} at the end: batches of several times as many waste samples"),
-        *groups,
-        (f"batch {batch:,}", f"predicted {1 / samples:.2f} x the fewest samples, {1 / steps:.2f} x the fewest steps"),
-    ]
-
-
-def _next(opened: OpenRun, status: str) -> list[tuple[str, str]]:
-    """What a person may want to type next."""
-    commands = [("upload", command) for one in opened.trackers if (command := getattr(one, "sync_command", None))]
-    if status == "stopped":
-        commands.append(("go on", f"the same command with run.dir={opened.folder.path} resume=auto"))
-    return commands

@@ -308,5 +308,5 @@ def test_a_run_logs_communication_and_tells_it_at_the_end(ranks, tmp_path: Path)
     rows = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "communication/exposed_s" in row] == [2, 4]
     assert "communication" in said
-    assert "waiting for the slowest rank; medians of 2" in said
+    assert "waiting for the slowest rank (medians of 2)" in said
     assert "out/plots/communication.png" in said

@@ -118,9 +118,9 @@ def test_an_error_of_an_evaluation_names_no_micro_batch_of_training(tmp_path, ca
     [
         (
             ["kind=hollow"],
-            rf"of the last samples these hold NaN or infinity: {SAMPLE}\. Repair .*data\.on_bad_sample=skip",
+            rf"among the last samples, these hold NaN or infinity: {SAMPLE}\. Repair .*data\.on_bad_sample=skip",
         ),
-        (["scaling.base_lr=1e38"], "the loss is not a number any more: lower the peak rate"),
+        (["scaling.base_lr=1e38"], "the loss is NaN or infinite: lower the peak rate"),
     ],
 )
 def test_a_loss_that_is_no_number_is_put_down_to_the_sample_that_is_none(

@@ -89,6 +89,6 @@ class CommunicationObserver(Observer):
         rows = [(one.total_s, one.exposed_s, one.straggler_wait_s, one.share_of_step) for one in self._found]
         total, exposed, skew, share = (statistics.median(column) for column in zip(*rows, strict=True))
         return (
-            f"{1000 * exposed:.3g} ms exposed per step ({share:.1%} of its time) of {1000 * total:.3g} ms, and "
-            f"{1000 * skew:.3g} ms waiting for the slowest rank; medians of {len(self._found)}"
+            f"{1000 * exposed:.3g} of {1000 * total:.3g} ms exposed per step, {share:.1%} of its time; "
+            f"{1000 * skew:.3g} ms waiting for the slowest rank (medians of {len(self._found)})"
         )
