@@ -264,10 +264,14 @@ def test_measuring_changes_no_bit_of_weights_buffers_or_random_numbers_and_other
 
 def verb(arguments: list[str], folder: str) -> tuple[int, str]:
     """Run a command on the ranks of this pool; the exit code and what was printed."""
+    before = os.getcwd()
     os.chdir(folder)
     os.environ["COLUMNS"] = "200"
-    with contextlib.redirect_stdout(io.StringIO()) as said:
-        return main(arguments), said.getvalue()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            return main(arguments), said.getvalue()
+    finally:
+        os.chdir(before)  # the next tests have these ranks, too
 
 
 MODEL = ["model=mlp", "model.hidden=[8]", "batch.micro=8"]
