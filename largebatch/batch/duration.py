@@ -13,7 +13,7 @@ _PATTERN = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*")
 
 @dataclass(frozen=True)
 class Duration:
-    """An amount of training. A run counts samples; epochs and steps are converted once, when the batch is known.
+    """An amount of training. A run counts samples; epochs and steps are converted once the batch is known.
 
     >>> Duration.parse("2ep").samples(num_samples=100, global_batch_size=32)
     200
@@ -29,7 +29,7 @@ class Duration:
         """Read `30ep`, `2.5 epochs`, `500steps` or `100000samples`.
 
         Raises:
-            ValueError: if the number or the unit is missing or unknown, or a count of steps or samples is not whole.
+            ValueError: if the number or the unit is missing or unknown, or a number of steps or samples is fractional.
         """
         match = _PATTERN.fullmatch(text)
         if match is None or match[2] not in _UNITS:
@@ -46,7 +46,7 @@ class Duration:
 
 
 def crosses_multiple(every: int, before: int, after: int) -> bool:
-    """Whether a multiple of `every` samples lies in (before, after]: the event of an interval happens in this step.
+    """Whether a multiple of `every` samples lies in (before, after], so that a periodic event is due in this step.
 
     >>> crosses_multiple(100, 64, 96), crosses_multiple(100, 96, 128), crosses_multiple(100, 68, 100)
     (False, True, True)

@@ -1,7 +1,7 @@
-"""Which samples form the batch that starts at a given position.
+"""Sample order: the sample ids of the batch at a given position.
 
-The order is a function of (seed, samples seen), the same on every topology. It is computed, not stored: a permutation
-array of 10^9 samples would take 8 GB on every rank.
+The order is a function of (seed, samples seen) and does not depend on the topology. It is computed, not stored: a
+permutation array of 10^9 samples would take 8 GB on every rank.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ class SampleOrder:
     """An endless sequence of sample ids: one shuffle of `range(num_samples)` after another.
 
     Position p lies in epoch `p // num_samples`; each epoch is a permutation of all ids, keyed by (seed, epoch). A batch
-    may span two epochs: nothing is dropped or repeated at the seam.
+    may span two epochs: no sample is dropped or repeated at the boundary.
 
     The permutation is a Feistel network over the mixed radix a x b >= num_samples, a ~ b, with modular addition
-    (Black and Rogaway 2002, "Ciphers with arbitrary finite domains"), followed by cycle walking for the less than
-    2 sqrt(num_samples) points outside. Memory is O(1) in `num_samples`, time O(1) per id.
+    (Black and Rogaway 2002, "Ciphers with arbitrary finite domains"). Cycle walking brings back the fewer than
+    2 sqrt(num_samples) points that land outside. Memory is O(1) in `num_samples`, time O(1) per id.
 
     >>> order = SampleOrder(num_samples=5, seed=0)
     >>> sorted(order.ids(0, 5).tolist())
@@ -45,7 +45,7 @@ class SampleOrder:
     def __post_init__(self) -> None:
         if not 1 <= self.num_samples < 2**62:
             raise ValueError(
-                f"num_samples={self.num_samples}: an order needs from 1 to 2^62 - 1 samples. Is the data set empty?"
+                f"num_samples={self.num_samples}: a sample order holds 1 to 2^62 - 1 samples. Is the data set empty?"
             )
         left = math.isqrt(self.num_samples - 1) + 1
         object.__setattr__(self, "_radices", (left, -(-self.num_samples // left)))
@@ -63,7 +63,7 @@ class SampleOrder:
         return self._positions(position, count) // self.num_samples
 
     def ids_at(self, positions: Int64Array) -> Int64Array:
-        """Sample ids at any positions, int64 [n]: one call for many short slices is much faster than many calls."""
+        """Sample ids at any positions, int64 [n]. One call for many short slices is much faster than many calls."""
         epochs = positions // self.num_samples
         ids = np.empty(len(positions), dtype=np.int64)
         for epoch in np.unique(epochs).tolist():

@@ -1,7 +1,7 @@
 """The plan of one optimizer step: global batch -> micro-batches -> ranks.
 
-The micro-batch is the atom: a global batch is an ordered list of micro-batches, and a topology only says which rank
-computes which of them. Each rank owns a contiguous run of them.
+A global batch is an ordered list of micro-batches. The topology only decides which rank computes which of them; each
+rank owns a contiguous range.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class BatchPlan:
 
     @classmethod
     def solve(cls, *, global_batch_size: int, world_size: int, max_micro_batch_size: int | None = None) -> BatchPlan:
-        """Share the batch evenly: ranks, and the micro-batches of a rank, differ by one sample at most.
+        """Split the batch evenly: ranks differ by at most one sample, and so do the micro-batches of a rank.
 
         Args:
             global_batch_size: samples per optimizer step, any integer >= `world_size`.
@@ -80,9 +80,9 @@ class BatchPlan:
 
     @classmethod
     def pinned(cls, *, global_batch_size: int, world_size: int, micro_batch_size: int) -> BatchPlan:
-        """Cut the batch every `micro_batch_size` samples, whatever the number of ranks; the last part may be smaller.
+        """Cut the batch every `micro_batch_size` samples on any number of ranks; the last micro-batch may be smaller.
 
-        The boundaries, and with them batch norm statistics and dropout masks, are then the same on any topology.
+        The boundaries, batch norm statistics and dropout masks are then the same on any topology.
 
         Raises:
             ValueError: if there are fewer micro-batches than ranks, or an argument is below 1.
@@ -103,8 +103,8 @@ class BatchPlan:
 
     def micro_batches(self, rank: int) -> tuple[MicroBatch, ...]:
         """The micro-batches that `rank` computes, in order."""
-        if rank not in self._known_micro_batches:  # asked for several times in every step
-            first, last = self._run_of(rank)
+        if rank not in self._known_micro_batches:  # needed several times per step
+            first, last = self._index_range(rank)
             self._known_micro_batches[rank] = tuple(
                 MicroBatch(index, self._offsets[index], self.micro_batch_sizes[index]) for index in range(first, last)
             )
@@ -112,12 +112,12 @@ class BatchPlan:
 
     def rank_batch_size(self, rank: int) -> int:
         """Samples per optimizer step on `rank`."""
-        first, last = self._run_of(rank)
+        first, last = self._index_range(rank)
         return self._offsets[last] - self._offsets[first]
 
     @property
     def grad_accum_steps(self) -> int:
-        """Forward and backward passes per optimizer step on the rank that has most."""
+        """Forward and backward passes per optimizer step, on the rank with the most."""
         return max(Counter(self.owners).values())
 
     @cached_property
@@ -128,13 +128,13 @@ class BatchPlan:
     def _offsets(self) -> tuple[int, ...]:
         return (0, *accumulate(self.micro_batch_sizes))
 
-    def _run_of(self, rank: int) -> tuple[int, int]:
-        """The micro-batches of `rank` as a range of indices: with 1,000 ranks nobody searches all of them each time."""
+    def _index_range(self, rank: int) -> tuple[int, int]:
+        """The micro-batches of `rank` as an index range, found by bisection: there may be 1,000 ranks."""
         return bisect_left(self.owners, rank), bisect_right(self.owners, rank)
 
     @property
     def max_micro_batch_size(self) -> int:
-        """Samples of the largest micro-batch: what activation memory grows with."""
+        """Samples of the largest micro-batch; activation memory grows with it."""
         return max(self.micro_batch_sizes)
 
 

@@ -1,4 +1,4 @@
-"""Batch-size ramps: the plan of a step as a function of the samples that the run has consumed before it."""
+"""Batch-size ramps: the plan of a step as a function of the samples consumed before it."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from largebatch.batch.plan import BatchPlan
 
 @dataclass(frozen=True)
 class BatchRamp:
-    """Plans, and from which sample on each of them holds.
+    """Batch plans, and the number of samples after which each takes effect.
 
-    A step follows the last plan whose milestone is not above the samples consumed before it. Nothing else decides, so
-    a run resumes inside a ramp from its position alone, on any number of ranks.
+    A step uses the last plan whose milestone the samples consumed before it have reached. So a run resumes inside a
+    ramp from its position alone, on any number of ranks.
 
     Attributes:
         plans: the first holds from sample 0 on.
-        milestones: `plans[i + 1]` holds from `milestones[i]` samples on; they rise from one to the next.
+        milestones: `plans[i + 1]` holds from `milestones[i]` samples on; positive and increasing.
 
     Raises:
-        ValueError: if milestones do not rise from above 0, or there is not one fewer than plans.
+        ValueError: unless milestones are positive, increasing and one fewer than the plans.
 
     >>> small, large = (BatchPlan.solve(global_batch_size=size, world_size=1) for size in (4, 10))
     >>> ramp = BatchRamp((small, large), (6,))
@@ -41,20 +41,20 @@ class BatchRamp:
                 f"{len(self.plans)} plans and {len(self.milestones)} milestones: each plan but the first has one."
             )
         if list(self.milestones) != sorted(set(self.milestones)) or min(self.milestones, default=1) < 1:
-            raise ValueError(f"milestones={list(self.milestones)}: they rise from one to the next, from above 0.")
+            raise ValueError(f"milestones={list(self.milestones)}: they must be positive and increasing.")
 
     @classmethod
     def of(cls, plan: BatchPlan | BatchRamp) -> BatchRamp:
-        """A plan for the whole run as a ramp that does not rise; a ramp as it is."""
+        """A single plan as a ramp with one stage; a ramp is returned unchanged."""
         return plan if isinstance(plan, BatchRamp) else cls((plan,))
 
     @property
     def max_micro_batch_size(self) -> int:
-        """The most samples of a micro-batch, over all plans."""
+        """Samples of the largest micro-batch over all plans."""
         return max(plan.max_micro_batch_size for plan in self.plans)
 
     def capped(self, max_micro_batch_size: int) -> BatchRamp:
-        """The same global batches, shared out evenly in micro-batches of no more than so many samples.
+        """The same global batches, split evenly into micro-batches of at most `max_micro_batch_size` samples.
 
         >>> ramp = BatchRamp.of(BatchPlan.solve(global_batch_size=10, world_size=1)).capped(4)
         >>> ramp.plans[0].micro_batch_sizes
@@ -77,7 +77,7 @@ class BatchRamp:
         return self.plans[self.stage_at(samples_seen)]
 
     def stage_at(self, samples_seen: int) -> int:
-        """Place of that plan in `plans`."""
+        """Index in `plans` of the plan at `samples_seen`."""
         return bisect_right(self.milestones, samples_seen)
 
     def steps(self, samples_seen: int, num_steps: int) -> Iterator[tuple[int, BatchPlan]]:
@@ -88,7 +88,7 @@ class BatchRamp:
             samples_seen += plan.global_batch_size
 
     def samples_of_steps(self, num_steps: int) -> int:
-        """Samples that the first `num_steps` steps of a run consume, however long it is.
+        """Samples that the first `num_steps` steps of a run consume.
 
         >>> small, large = (BatchPlan.solve(global_batch_size=size, world_size=1) for size in (4, 10))
         >>> [BatchRamp((small, large), (6,)).samples_of_steps(number) for number in (0, 2, 3, 4)]
@@ -102,7 +102,7 @@ class BatchRamp:
         return position
 
     def num_steps(self, total_samples: int) -> int:
-        """Whole steps in a run of `total_samples`; what is left after them is less than the batch that would follow."""
+        """Whole steps in a run of `total_samples`; the remainder is less than the next batch."""
         return sum(count for _, _, count in self.stages(total_samples))
 
     def samples_after(self, total_samples: int) -> int:
@@ -111,15 +111,12 @@ class BatchRamp:
         return position + count * plan.global_batch_size
 
     def stages(self, total_samples: int) -> list[tuple[int, BatchPlan, int]]:
-        """(samples consumed before it, plan, steps) of each stretch of equal steps; one without a step is left out.
-
-        The first stretch is always there.
-        """
+        """(samples consumed before it, plan, steps) of each stage; empty stages after the first are omitted."""
         stages: list[tuple[int, BatchPlan, int]] = []
         position = 0
         for plan, end in zip(self.plans, (*self.milestones, total_samples), strict=True):
             size = plan.global_batch_size
-            # The step that begins before a milestone still has this plan; none may go past the end of the run.
+            # A step that begins before a milestone still uses this plan; no step may pass the end of the run.
             until_milestone = max(-(-(end - position) // size), 0)
             count = min(until_milestone, max(total_samples - position, 0) // size)
             if count or not stages:
@@ -133,10 +130,10 @@ class BatchRamp:
 def totals_in_place_of_decay(
     total: int, *, num_milestones: int, gamma: float, max_total: int | None, exponent: float
 ) -> list[int]:
-    """Batches from each milestone on that have the effect of multiplying the learning rate by `gamma` there.
+    """Batch size from each milestone on that has the effect of multiplying the learning rate by `gamma` there.
 
-    A scaling rule lr ~ B^p says that runs with equal lr / B^p are one run. So instead of gamma times the rate, the
-    batch is gamma^(-1/p) times as large: 1 / gamma under the linear rule, 1 / gamma^2 under the square root.
+    Under a scaling rule lr ~ B^p, runs with equal lr / B^p are equivalent. So instead of multiplying the rate by
+    gamma, multiply the batch by gamma^(-1/p): 1 / gamma under the linear rule, 1 / gamma^2 under the square root.
 
     Source for the linear rule: Smith, Kindermans, Ying, Le 2018, "Don't decay the learning rate, increase the batch
     size", section 3; for the square root of adaptive methods: Malladi et al. 2022, "On the SDEs and scaling rules for
@@ -144,9 +141,9 @@ def totals_in_place_of_decay(
 
     Args:
         total: samples per step before the first milestone.
-        num_milestones: how many there are.
+        num_milestones: number of milestones.
         gamma: factor of the rate at each milestone, in (0, 1).
-        max_total: no batch is larger; Smith et al. stop at a tenth of the training set.
+        max_total: largest batch allowed, None for no limit; Smith et al. stop at a tenth of the training set.
         exponent: p of the scaling rule, above 0; see `scaling.RATE_EXPONENTS`.
 
     >>> totals_in_place_of_decay(128, num_milestones=3, gamma=0.2, max_total=5000, exponent=1.0)
@@ -159,9 +156,9 @@ def totals_in_place_of_decay(
 
 
 def decay_left_over(total: int, totals: Sequence[int], *, gamma: float, exponent: float) -> list[float]:
-    """Factor of the learning rate from each milestone on that, with the batch there, has the effect of the decay.
+    """Factor of the learning rate from each milestone on that completes the decay which the batch replaces.
 
-    1 where the batch has grown by exactly gamma^(-1 / exponent) each time; less where it could not.
+    It is 1 where the batch has grown by exactly gamma^(-1 / exponent) each time, and less where it has grown less.
 
     >>> decay_left_over(128, [256, 300], gamma=0.5, exponent=1.0)
     [1.0, 0.5859375]
@@ -172,5 +169,5 @@ def decay_left_over(total: int, totals: Sequence[int], *, gamma: float, exponent
 
 
 def _power(gamma: float, exponent: float) -> float:
-    """Never 0: a decay that no float holds ends at the largest batch, not in a division by zero."""
+    """gamma^exponent, but never 0: an underflow ends at the largest batch, not in a division by zero."""
     return float(max(gamma**exponent, sys.float_info.min))

@@ -1,7 +1,7 @@
 """Random bits as a pure function of their key.
 
-Every random draw of a run (data order, augmentation, dropout, subsets) is a function of what it is for, never of the
-process that happens to make it. Nothing has to be saved or synchronised to draw the same numbers again elsewhere.
+Every random draw of a run (data order, augmentation, dropout, subsets) depends on its purpose and position, never on
+the process that makes it. So any process draws the same numbers again without saved or synchronised state.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ _GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)
 
 
 def stream_key(seed: int, *names: int | str) -> int:
-    """64-bit key of the stream that belongs to `seed` and `names`.
+    """64-bit key of the random stream of `seed` and `names`.
 
-    The key is hashed, not added up: with `seed + epoch`, seed 0 in epoch 1 would repeat seed 1 in epoch 0, and
-    "three seeds" would share their data orders shifted by an epoch. Whole numbers of numpy count as int.
+    The key is a hash, not a sum: with `seed + epoch`, seed 0 in epoch 1 would repeat seed 1 in epoch 0, and three
+    seeds would share their data orders, shifted by an epoch. numpy integers count as int.
 
     Raises:
-        TypeError: if a part is neither text nor a whole number.
+        TypeError: if a part is neither a string nor an integer.
 
     >>> stream_key(0, "order", 1) == stream_key(1, "order", 0)
     False
@@ -37,7 +37,7 @@ def stream_key(seed: int, *names: int | str) -> int:
 
 
 def mix64(values: UInt64Array) -> UInt64Array:
-    """Finaliser of SplitMix64: a bijection of 64-bit integers in which every input bit moves every output bit.
+    """Finaliser of SplitMix64: a bijection of 64-bit integers in which every input bit affects every output bit.
 
     Source: Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators", with Stafford's variant 13.
     """
@@ -55,7 +55,7 @@ def keyed_bits(key: int | UInt64Array, ids: npt.NDArray[np.int64], count: int) -
     Args:
         key: a stream key, or one key per id.
         ids: integers, shape [n]. Row i depends on (key, ids[i]) alone, not on its place in the array.
-        count: words per id. Column j is the same whatever `count` is.
+        count: words per id. Column j does not depend on `count`.
     """
     keys = np.asarray(key, dtype=np.uint64)
     start = mix64(ids.astype(np.uint64) * _GOLDEN_GAMMA + keys)

@@ -11,19 +11,19 @@ SCALING_RULES = {
     "linear": "base_lr * global_batch_size / base_batch_size",
     "sqrt": "base_lr * sqrt(global_batch_size / base_batch_size)",
 }
-# The power p of the batch that the rate grows with: lr / B^p stays.
+# The exponent p of lr ~ B^p.
 RATE_EXPONENTS = {"none": 0.0, "linear": 1.0, "sqrt": 0.5}
 
 
 @dataclass(frozen=True)
 class ScaledValue:
-    """A derived number and where it came from, so that a log can be checked by hand.
+    """A derived number with its formula and inputs, so that a log can be checked by hand.
 
     Attributes:
         value: the number.
         rule: name of the rule.
         formula: the rule as arithmetic over the names in `inputs`.
-        inputs: what went in.
+        inputs: value of each name in the formula.
     """
 
     value: float
@@ -33,7 +33,7 @@ class ScaledValue:
 
     @property
     def explanation(self) -> str:
-        """Formula and inputs in a line.
+        """Formula and inputs on one line.
 
         >>> scale_lr(0.1, base_batch_size=256, global_batch_size=512, rule="linear").explanation
         'base_lr * global_batch_size / base_batch_size with base_lr=0.1, global_batch_size=512, base_batch_size=256'
@@ -42,11 +42,11 @@ class ScaledValue:
 
 
 def scale_lr(base_lr: float, *, base_batch_size: int, global_batch_size: int, rule: str) -> ScaledValue:
-    """Peak learning rate for `global_batch_size`, given the one that is right for `base_batch_size`.
+    """Peak learning rate for `global_batch_size`, given `base_lr` tuned at `base_batch_size`.
 
-    `linear`: k times the batch, k times the rate (Goyal et al. 2017, arXiv 1706.02677), for SGD while gradient noise
-    dominates. `sqrt`: keeps the variance of the update (Krizhevsky 2014; Hoffer et al. 2017) and is the rule of the
-    adaptive methods (Malladi et al. 2022). `none`: the base rate.
+    `linear`: k times the batch, k times the rate (Goyal et al. 2017, arXiv 1706.02677); for SGD while gradient noise
+    dominates. `sqrt`: keeps the variance of the update (Krizhevsky 2014; Hoffer et al. 2017); for adaptive optimizers
+    (Malladi et al. 2022). `none`: the base rate.
 
     Raises:
         ValueError: for an unknown rule, a rate that is not positive and finite, or a batch below 1.

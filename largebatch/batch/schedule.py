@@ -1,7 +1,7 @@
 """Warmup and decay: samples seen -> factor of the peak learning rate.
 
-A schedule is a pure function of the samples that the run has consumed. It does not know steps, ranks or accumulation,
-so its curve over samples is the same on every topology, and a resumed run needs no scheduler state.
+A schedule is a pure function of the samples that the run has consumed. It does not depend on steps, ranks or
+accumulation, so its curve over samples is the same on every topology, and a resumed run needs no scheduler state.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class Schedule:
 
     Raises:
         ValueError: for an unknown decay or kind of warmup, a warmup as long as the run or longer, a constant warmup
-            that has no samples or a factor of 0, factors outside [0, 1], or milestones that do not rise or lie outside
-            the decay.
+            that has no samples or a factor of 0, factors outside [0, 1], or milestones that are not increasing or lie
+            outside the decay.
     """
 
     total_samples: int
@@ -80,7 +80,7 @@ class Schedule:
                 "step_gamma above 0 and at most 1."
             )
         if list(self.step_samples) != sorted(set(self.step_samples)):
-            raise ValueError(f"step_samples={self.step_samples}: milestones rise from one to the next.")
+            raise ValueError(f"step_samples={self.step_samples}: milestones must be increasing.")
         if bool(self.step_samples) != (self.decay == "step"):
             raise ValueError(
                 f"decay={self.decay} with {len(self.step_samples)} milestones: milestones belong to the decay `step`, "
@@ -90,8 +90,8 @@ class Schedule:
         if outside:
             raise ValueError(
                 f"A milestone at {outside[0]} samples in a run of {self.total_samples} with a warmup of "
-                f"{self.warmup_samples}: before the end of the warmup it would make the rate jump there, after the run "
-                "it has no effect. Move or remove it."
+                f"{self.warmup_samples}: during warmup it would make the rate jump, and after the run it "
+                "has no effect. Move or remove it."
             )
 
     def _check_constant_warmup(self) -> None:
@@ -100,11 +100,13 @@ class Schedule:
         if self.warmup_kind == "gradual":
             return
         if not self.warmup_samples:
-            raise ValueError("warmup_kind=constant with a warmup of 0 samples: has no effect. Use gradual, or warm up.")
+            raise ValueError(
+                "warmup_kind=constant has no effect with a warmup of 0 samples. Use gradual, or set a warmup."
+            )
         if self.warmup_start_factor == 0:
             raise ValueError(
-                f"warmup_kind=constant with warmup_start_factor=0: the first {self.warmup_samples} samples would move "
-                "no weight. Start from the base rate."
+                f"warmup_kind=constant with warmup_start_factor=0: the first {self.warmup_samples} samples would not "
+                "change the weights. Start from the base rate."
             )
 
     def __call__(self, samples_seen: int) -> float:

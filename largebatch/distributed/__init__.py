@@ -1,1 +1,1 @@
-"""Ranks and what they tell each other: runtime, rendezvous, gathers, lost ranks, signals, checksums."""
+"""Ranks and how they communicate: runtime, rendezvous, gathers, lost ranks, signals, checksums."""

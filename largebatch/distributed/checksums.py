@@ -1,4 +1,4 @@
-"""Short proofs that two sets of tensors are the same: a cryptographic one for records, a cheap one for checks."""
+"""Checksums of tensors: SHA-256 for records, a cheap one to compare ranks while training."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-# Words at a time: 2 MiB stay in the cache of a CPU and are enough work for a kernel of a GPU.
+# Words per chunk: 2 MiB fit into a CPU's cache and are enough work for one GPU kernel.
 _CHUNK = 2**18
 
 
@@ -28,22 +28,22 @@ def tensors_sha256(named: Iterable[tuple[str, Tensor]]) -> str:
 def parameter_checksums(module: nn.Module) -> Tensor:
     """One 64-bit checksum per parameter, int64 [number of parameters] in the order of `named_parameters`.
 
-    It is sum_i (2 i + 1) x_i modulo 2^64 over the bytes as little-endian 64-bit words x_i, filled up with zeros, and
-    summed with odd factors over chunks. Odd numbers have inverses modulo 2^64, so a change inside one word, whatever
-    its size, always changes the sum.
+    It is sum_i (2 i + 1) x_i modulo 2^64 over the bytes as little-endian 64-bit words x_i, padded with zeros, and
+    summed with odd factors over chunks. Odd numbers are invertible modulo 2^64, so any change within one word always
+    changes the sum.
 
-    It runs on the device of the parameters and waits for nothing.
+    It runs on the device of the parameters, without synchronisation.
     """
     return checksums(list(module.parameters()))
 
 
 def checksums(tensors: Sequence[Tensor]) -> Tensor:
-    """As `parameter_checksums`, of any tensors on one device; strides do not count, and of an empty tensor it is 0."""
+    """As `parameter_checksums`, for any tensors on one device. Strides do not matter; an empty tensor has 0."""
     return torch.stack([_checksum(tensor) for tensor in tensors])
 
 
 def combine_checksums(checksums: Tensor) -> Tensor:
-    """One checksum of many, int64 scalar; a change of one of them always changes it."""
+    """One checksum over many, int64 scalar; a change in any one of them always changes it."""
     return (checksums * _odd_numbers(len(checksums), checksums.device)).sum()
 
 

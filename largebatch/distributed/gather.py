@@ -1,4 +1,4 @@
-"""What each rank has, known to every rank, and which rank differs from the others."""
+"""All-gathers of small values, and the ranks whose value differs from the others'."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from largebatch.distributed.runtime import Runtime
 
 
 def gather_ints(runtime: Runtime, values: Tensor) -> Tensor:
-    """The int64 vector of every rank, [world size, len(values)], on the device; all ranks give equally many.
+    """The int64 vector of every rank, [world size, len(values)], on the device; the same length on all ranks.
 
-    A sum in which each rank fills a row of its own: one small all-reduce.
+    One small all-reduce: the sum of matrices in which each rank fills its own row.
     """
     assert values.dtype == torch.int64
     table = torch.zeros((runtime.world_size, len(values)), dtype=torch.int64, device=runtime.device)
@@ -26,7 +26,7 @@ def gather_ints(runtime: Runtime, values: Tensor) -> Tensor:
 
 
 def gather_floats(runtime: Runtime, values: Sequence[float]) -> list[list[float]]:
-    """The numbers of every rank, [world size][len(values)], in float64; all ranks give equally many."""
+    """The numbers of every rank, [world size][len(values)], in float64; the same length on all ranks."""
     table = torch.zeros((runtime.world_size, len(values)), dtype=torch.float64, device=runtime.device)
     table[runtime.rank] = torch.tensor(values, dtype=torch.float64)
     runtime.sum_in_place(table)
@@ -44,14 +44,14 @@ def gather_texts(runtime: Runtime, text: str) -> list[str]:
 
 
 def gather_tensors(runtime: Runtime, tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Each tensor of every rank, [world size, ...], bit for bit; all ranks give the same shapes. One all-reduce."""
+    """Each tensor of every rank, [world size, ...], bit for bit; the same shapes on all ranks. One all-reduce."""
     if not tensors:
         return []
     parts = [one.detach().contiguous().reshape(-1).view(torch.uint8) for one in tensors]
     table = torch.zeros((runtime.world_size, sum(map(len, parts))), dtype=torch.uint8, device=runtime.device)
     table[runtime.rank] = torch.cat(parts)
     runtime.sum_in_place(table)
-    # Clones: the bytes of a number begin at a multiple of its size.
+    # Clones, because a view as another dtype needs aligned storage.
     columns = [column.reshape(-1).clone() for column in table.split([len(part) for part in parts], dim=1)]
     return [
         column.view(one.dtype).view(runtime.world_size, *one.shape)
@@ -64,10 +64,10 @@ class Disagreement:
     """Ranks that differ from the most common value.
 
     Attributes:
-        usual: the most common value as text; among equally common ones that of the lowest rank.
+        usual: the most common value as text; in a tie, the value of the lowest rank.
         usual_ranks: the ranks that have it.
         others: the value of every other rank, as text.
-        has_majority: whether more than half of the ranks have the usual value; if not, either side may be at fault.
+        has_majority: whether more than half of the ranks have the usual value. If not, either side may be at fault.
     """
 
     usual: str
@@ -91,12 +91,12 @@ class Disagreement:
 
 
 def disagreement(values: Sequence[object]) -> Disagreement | None:
-    """Who differs, given one value per rank; None if all are equal.
+    """The ranks that differ, given one value per rank; None if all are equal.
 
     >>> disagreement([7, 7, 8]).explain("step")
     'step: rank 2 has 8; ranks 0 and 1 have 7'
     """
-    if len(set(values)) <= 1:  # before anything else: with a thousand ranks this is all that a step should cost
+    if len(set(values)) <= 1:  # first, because every step pays for it: cheap even with 1,000 ranks
         return None
     texts = [str(value) for value in values]
     usual, count = Counter(texts).most_common(1)[0]
@@ -113,7 +113,7 @@ def _has(ranks: Sequence[int]) -> str:
 
 
 def named_ranks(ranks: Sequence[int]) -> str:
-    """Names of ranks for a sentence; of many only the first.
+    """Ranks as words of a sentence; only the first few of many.
 
     >>> named_ranks([3]), named_ranks([0, 1, 4])
     ('rank 3', 'ranks 0, 1 and 4')

@@ -12,7 +12,7 @@ import torch
 
 @contextmanager
 def preserved_generators() -> Iterator[None]:
-    """Put them back as they were on leaving."""
+    """Restore their states on exit."""
     states = torch.random.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
     try:
         yield
@@ -24,9 +24,9 @@ def preserved_generators() -> Iterator[None]:
 
 def seed_generators(key: int) -> None:
     """Seed them with a 64-bit key."""
-    # Not torch.manual_seed: it would seed the GPU's generators as well, and data are made on the CPU.
+    # Not torch.manual_seed: it would seed the GPU's generators as well, and data are drawn on the CPU.
     torch.random.default_generator.manual_seed(key)
     # The legacy generators, because users' transforms and models draw from them.
-    # The third word: numpy and random expand a key alike, and with the same one they would draw the same numbers.
+    # The third word: numpy and random expand a key alike, so the same key would give both the same numbers.
     np.random.seed([key & 0xFFFFFFFF, key >> 32, 1])  # noqa: NPY002
     random.seed(key)

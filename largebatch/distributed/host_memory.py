@@ -1,4 +1,4 @@
-"""How much memory there is, and the refusal of what could never be held in it: to try fills it for everybody."""
+"""Memory of the host, and an early refusal of allocations that exceed it and would starve other processes."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ _GIB = 1 << 30
 
 
 def machine_memory() -> int:
-    """Bytes of memory that this machine has, or its container may take."""
+    """Bytes of memory of this machine, or the limit of its container."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = container_limit()
     return total if limit is None else min(limit, total)
 
 
 def container_limit() -> int | None:
-    """Bytes of memory that the container may take; None: no limit is set."""
+    """Memory limit of the container in bytes; None without a limit."""
     for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         try:
             text = Path(path).read_text(encoding="utf-8").strip()
@@ -27,9 +27,9 @@ def container_limit() -> int | None:
 
 
 def require_memory(what: str, num_bytes: int) -> None:
-    """Raise ValueError, before anything is allocated, for what is larger than all the memory there is.
+    """Raise ValueError, before anything is allocated, if `num_bytes` exceed the total memory of the host.
 
-    It is for slips of the pen, as a width of 2^31: what passes may still not fit beside everything else.
+    It catches typos such as a width of 2^31. An allocation that passes may still not fit beside everything else.
     """
     total = machine_memory()
     if num_bytes > total:

@@ -1,4 +1,4 @@
-"""Which rank broke a collective: a backend only knows that some connection is gone, or that nobody answered in time."""
+"""Find the rank that broke a collective. A backend only reports a lost connection or a timeout."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.distributed.distributed_c10d import _get_default_store
 from largebatch.distributed.rendezvous import counted_ranks, within
 from largebatch.distributed.runtime import Runtime
 
-# The others hear of a lost rank when their own connections close or their own time limit ends, which is about now.
+# Other ranks notice a lost rank when their own connection closes or times out, at about the same time.
 ROLL_CALL_S = 3.0
 _ANSWER_S = 2.0  # for the last answer of the store
 
@@ -27,20 +27,20 @@ class LostRankError(RuntimeError):
 def naming_lost_ranks(
     runtime: Runtime, where: Callable[[], str], *, roll_call_s: float = ROLL_CALL_S
 ) -> Iterator[None]:
-    """Around collectives: if one of them breaks, a call of the roll finds the ranks that are to blame.
+    """Wrap collectives: if one fails, find the ranks at fault by a roll call.
 
-    Each rank whose collective broke writes its name into the store of the job, which does not need the broken
-    connections; who has not written within `roll_call_s` seconds has ended, raised an error of its own, or hangs. Where
-    the store does not answer either, rank 0's host or the network to it is gone.
+    Each rank whose collective failed reports in the store of the job, which does not use the broken connections. A rank
+    that has not reported within `roll_call_s` seconds has exited, raised an error of its own, or hangs. If the store
+    does not answer either, rank 0's host or the network to it is down.
 
     Args:
         runtime: the job.
-        where: what this rank was doing, for the message.
-        roll_call_s: how long to wait for the others.
+        where: returns the operation of this rank, for the message.
+        roll_call_s: seconds to wait for the others.
 
     Raises:
-        LostRankError: in place of the backend's error, if ranks or the store are missing. Without, the backend's error
-            goes on.
+        LostRankError: in place of the backend's error, if ranks or the store are missing. Otherwise the backend's
+            error propagates.
     """
     try:
         yield
@@ -55,14 +55,14 @@ def naming_lost_ranks(
         who = counted_ranks(missing, runtime.world_size)
         raise LostRankError(
             f"{who.capitalize()} left the run or {'does' if len(missing) == 1 else 'do'} not answer: rank "
-            f"{runtime.rank} waited in {where()} and then {roll_call_s:g} s more. The cause is in the output of the "
-            "lost, if one was printed; without one it was killed, ended by itself, hangs, or the network to it is "
-            "gone. Resume from the last checkpoint."
+            f"{runtime.rank} waited in {where()} and then {roll_call_s:g} s more. Look for the cause in the output of "
+            "the lost ranks. If there is none, they were killed, exited, hang, or the network to them is down. Resume "
+            "from the last checkpoint."
         ) from error
 
 
 def _is_of_backend(error: RuntimeError) -> bool:
-    """Gloo raises bare RuntimeErrors, most of which name its source files."""
+    """Gloo raises bare RuntimeErrors; most name its source files."""
     return isinstance(error, dist.DistError) or any(text in str(error) for text in ("gloo", "pair closure"))
 
 
@@ -70,14 +70,14 @@ def _without_store(rank: int, where: str) -> str:
     address = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
     who = "Rank 0 or the network to it" if rank else "The network of rank 0"
     return (
-        f"{who} is gone: rank {rank} waited in {where} and then for the store of the job, which does not answer at "
-        f"{address} on rank 0's host. If rank 0 has ended, its output says why; else look at the link between the "
-        "nodes. Resume from the last checkpoint."
+        f"{who} is gone: rank {rank} waited in {where}, and then the store of the job did not answer at {address} on "
+        "rank 0's host. If rank 0 has exited, its output says why; otherwise check the link between the nodes. Resume "
+        "from the last checkpoint."
     )
 
 
 def _missing(runtime: Runtime, roll_call_s: float) -> list[int] | None:
-    """Ranks that do not answer in time; None, if the store does not."""
+    """Ranks that do not answer in time; None if the store does not answer."""
     try:
         store = _get_default_store()
     except ValueError:  # the job has no group any more

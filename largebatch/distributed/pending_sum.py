@@ -1,4 +1,4 @@
-"""The result of a reduction that the caller does not wait for."""
+"""An asynchronous reduction: the caller waits only when it reads the result."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass
 class PendingSum:
-    """The result of a reduction that may still be on its way."""
+    """The result of a reduction that may still be in flight."""
 
     _values: Tensor
     _work: Any = None

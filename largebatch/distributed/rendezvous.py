@@ -1,4 +1,4 @@
-"""Where the ranks of a job meet before their process group exists, and how they leave it."""
+"""Rendezvous of the ranks before their process group exists, and the exit from the group."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ T = TypeVar("T")
 
 _LEFT_GROUPS: list[Any] = []
 _ALL_HERE = "all"
-_LONGEST_PAUSE_S = 0.2  # between two looks at something that is not there yet
-_CONNECTING_S = 5.0  # one attempt, where nothing answers
+_LONGEST_PAUSE_S = 0.2  # between two polls
+_CONNECTING_S = 5.0  # timeout of one attempt to connect
 _MOST_NAMED = 8
 
 
@@ -29,17 +29,16 @@ class LauncherError(RuntimeError):
 
 @contextlib.contextmanager
 def rendezvous(environ: Mapping[str, str], *, timeout_s: float) -> Iterator[None]:
-    """Hold a rank back until every rank that the launcher started is here; the process group is opened inside.
+    """Block until every rank that the launcher started has joined; open the process group inside this context.
 
-    Torch's own rendezvous has the time limit of the collectives, lets all but rank 0 pass before the others have come,
-    and waits for ever where something else has the port. Here all ranks learn the same outcome in time, in words.
+    Torch's own rendezvous uses the timeout of the collectives, lets all ranks but rank 0 pass before the others have
+    joined, and waits forever if another program owns the port. Here all ranks get the same outcome, in time.
 
-    Rank 0 opens MASTER_PORT, unless an agent of torchrun has. Torch keeps one server for each port of a process, so the
-    group finds it open and takes it over. A single process passes at once, and an environment that does not say where
-    to meet.
+    Rank 0 opens MASTER_PORT, unless a torchrun agent has. Torch keeps one server per port of a process, so the process
+    group reuses the open one. A single process passes at once, and so does an environment without an address.
 
     Args:
-        environ: WORLD_SIZE, RANK, MASTER_ADDR and MASTER_PORT, as torchrun, accelerate launch or a person set them.
+        environ: WORLD_SIZE, RANK, MASTER_ADDR and MASTER_PORT, as set by torchrun, accelerate launch or by hand.
         timeout_s: seconds to wait for the others.
 
     Raises:
@@ -54,13 +53,13 @@ def rendezvous(environ: Mapping[str, str], *, timeout_s: float) -> Iterator[None
     except TimeoutError:
         raise LauncherError(
             f"Rank {place.rank} of {place.world_size} waited for {timeout_s:g} s (launcher.rendezvous_timeout_s) and "
-            f"got no answer at {place}, neither to the name nor to the first message: another program has this port, "
-            "or the network swallows what is sent. Set MASTER_PORT to one that no other program has, the same for all "
-            "ranks, and MASTER_ADDR to an IP address."
+            f"got no answer at {place}, neither from name resolution nor to the first message: another program uses "
+            "this port, or the network drops packets. Set MASTER_PORT to a free port, the same for all ranks, and "
+            "MASTER_ADDR to an IP address."
         ) from None
     if outcome != _ALL_HERE:
         if place.opens_port:
-            time.sleep(2 * _LONGEST_PAUSE_S)  # the server ends with this process, and the others read the outcome there
+            time.sleep(2 * _LONGEST_PAUSE_S)  # the server ends with this process: let the others read the outcome
         del store
         raise LauncherError(outcome)
     yield
@@ -68,7 +67,7 @@ def rendezvous(environ: Mapping[str, str], *, timeout_s: float) -> Iterator[None
 
 @dataclass(frozen=True)
 class _Address:
-    """Where one rank meets the others: at `address`:`port`, which it opens itself or not."""
+    """Rendezvous address of one rank, `address`:`port`, and whether this rank opens the port."""
 
     address: str
     port: int
@@ -89,7 +88,7 @@ class _Address:
             int(environ["MASTER_PORT"]),
             rank,
             int(environ["WORLD_SIZE"]),
-            environ.get("TORCHELASTIC_RESTART_COUNT", "0"),  # the store of an agent outlives a restart of its ranks
+            environ.get("TORCHELASTIC_RESTART_COUNT", "0"),  # an agent's store outlives a restart of its ranks
             opens_port=rank == 0 and not agent,
             limit_s=limit_s,
         )
@@ -98,9 +97,9 @@ class _Address:
         return f"{self.address}:{self.port}"
 
     def join(self) -> tuple[dist.Store, str]:
-        """The store in which the ranks met, and what came of it: `_ALL_HERE`, or what every rank has to say."""
+        """The store of the rendezvous and its outcome: `_ALL_HERE`, or the error that every rank raises."""
         end = time.monotonic() + self.limit_s
-        # The server listens everywhere. Its own rank connects by a name that cannot be wrong.
+        # The server listens on all interfaces. Its own rank connects by a name that always resolves.
         store = self._store("localhost", end) if self.opens_port else None
         self._reach(end)
         if store is None:
@@ -109,8 +108,8 @@ class _Address:
             return store, self._meet(dist.PrefixStore(f"largebatch/{self.attempt}/{self.world_size}", store), end)
         except dist.DistError as error:
             raise LauncherError(
-                f"Rank 0 of {self.world_size} was at {self} and left before all others had come: {_line(error)} (rank "
-                f"{self.rank}). Its own output says why."
+                f"Rank 0 of {self.world_size} was at {self} and left before all ranks had joined: {_line(error)} (rank "
+                f"{self.rank}). See the output of rank 0 for the cause."
             ) from None
 
     def _store(self, host: str, end: float) -> dist.TCPStore:
@@ -123,16 +122,16 @@ class _Address:
             if not self.opens_port:
                 raise LauncherError(
                     f"Rank {self.rank} of {self.world_size} found no store of a job at {self}: {_line(error)}. Rank 0 "
-                    "or torchrun opens it there. Set MASTER_PORT to a port that no other program has, the same for all."
+                    "or torchrun must open it there. Set MASTER_PORT to a free port, the same for all ranks."
                 ) from None
             raise LauncherError(
-                f"Rank 0 cannot open MASTER_PORT={self.port}: {_line(error)}. All ranks of a job meet at this port of "
-                "rank 0's host. Set MASTER_PORT to a free one, the same for all ranks, or start with torchrun, which "
-                "finds one."
+                f"Rank 0 cannot open MASTER_PORT={self.port}: {_line(error)}. All ranks of a job connect to this port "
+                "of rank 0's host. Set MASTER_PORT to a free port, the same for all ranks, or start with torchrun, "
+                "which finds one."
             ) from None
 
     def _reach(self, end: float) -> None:
-        """Until rank 0's port can be connected to."""
+        """Wait until rank 0's port accepts connections."""
         pauses = _pauses()
         while True:
             try:
@@ -148,17 +147,17 @@ class _Address:
         why = f"{self} within {self.limit_s:g} s (launcher.rendezvous_timeout_s): {error.strerror or error}"
         if self.opens_port:
             return (
-                f"Rank 0 of {self.world_size} cannot reach itself at {why}. MASTER_ADDR is the address of rank 0's "
-                "host, as all ranks reach it. Set it to a name or address of this host, or start rank 0 there."
+                f"Rank 0 of {self.world_size} cannot reach itself at {why}. MASTER_ADDR must be an address of rank "
+                "0's host that all ranks can reach. Set it to a name or address of this host, or start rank 0 there."
             )
         return (
             f"Rank {self.rank} of {self.world_size} could not reach rank 0 at {why}. Rank 0 opens this port when it "
-            "starts. Start it, check that MASTER_ADDR names its host and that nothing between the nodes blocks "
-            "MASTER_PORT, or raise launcher.rendezvous_timeout_s where nodes come one by one out of a queue."
+            "starts. Start it, check that MASTER_ADDR names its host and that no firewall blocks MASTER_PORT, or raise "
+            "launcher.rendezvous_timeout_s if nodes leave a queue one by one."
         )
 
     def _meet(self, store: dist.Store, end: float) -> str:
-        """The first to know writes the outcome, and all ranks go by it."""
+        """The first rank to know the outcome writes it; all ranks act on it."""
         store.set(f"rank/{self.rank}", socket.gethostname())
         if store.add("count", 1) >= self.world_size:
             store.compare_set("outcome", "", _ALL_HERE)
@@ -177,16 +176,16 @@ class _Address:
             return _ALL_HERE
         hosts = dict.fromkeys(store.get(f"rank/{rank}").decode() for rank in came)
         return (
-            f"{len(came)} of {self.world_size} ranks came to {self} within {self.limit_s:g} s "
+            f"{len(came)} of {self.world_size} ranks joined at {self} within {self.limit_s:g} s "
             f"(launcher.rendezvous_timeout_s). Missing: {counted_ranks(missing, self.world_size)}; the others are on "
-            f"{_shortened(list(hosts))}. A job starts when all of its ranks are there. Start the missing ones, check "
+            f"{_shortened(list(hosts))}. A job starts when all of its ranks have joined. Start the missing ones, check "
             f"that {self.address} is rank 0's host and that they reach it, or raise launcher.rendezvous_timeout_s "
-            "where nodes come one by one out of a queue."
+            "if nodes leave a queue one by one."
         )
 
 
 def counted_ranks(ranks: Sequence[int], world_size: int) -> str:
-    """Names of ranks, and of how many they are; of many only the first.
+    """Ranks and their share of the job; only the first few of many.
 
     >>> counted_ranks([3], 8), counted_ranks([1, 3], 8)
     ('rank 3', 'ranks 1, 3 (2 of 8)')
@@ -197,13 +196,13 @@ def counted_ranks(ranks: Sequence[int], world_size: int) -> str:
 
 
 def within(seconds: float, call: Callable[[], T]) -> T:
-    """What a call returns; it runs in a thread of its own, which is left behind if it takes longer.
+    """Result of `call`, run in its own thread, which is abandoned after `seconds`.
 
-    Torch's stores wait for a peer that does not answer inside C++, whatever their own time limit is, and meanwhile no
-    signal of the main thread is handled.
+    Torch's stores wait inside C++ for a peer that does not answer, regardless of their own timeout. Meanwhile the main
+    thread would handle no signal.
 
     Raises:
-        TimeoutError: of concurrent.futures, if the call takes longer. What the call raises goes on.
+        TimeoutError: of concurrent.futures, if the call takes longer. Errors of the call propagate.
     """
     future: Future[T] = Future()
 
@@ -220,9 +219,9 @@ def within(seconds: float, call: Callable[[], T]) -> T:
 def leave_process_group() -> None:
     """Destroy the process group of this job.
 
-    Gloo's destructor joins its threads while it holds the GIL, which they may still need to let go of the last tensors:
-    a deadlock, seen with torch 2.13 in the destructor of DDP's reducer. So the group object is kept until the
-    interpreter exits, when its threads are idle.
+    Gloo's destructor joins its threads while it holds the GIL, and they may need the GIL to release the last tensors: a
+    deadlock, seen with torch 2.13 in the destructor of DDP's reducer. So the group object is kept until the interpreter
+    exits, when its threads are idle.
     """
     _LEFT_GROUPS.append(dist.group.WORLD)
     dist.destroy_process_group()
@@ -233,7 +232,7 @@ def _shortened(parts: Sequence[object]) -> str:
 
 
 def _pauses() -> Iterator[float]:
-    """Seconds: short at first, so that ranks that start together do not wait for the clock."""
+    """Growing pauses in seconds, short at first, so that ranks that start together lose no time."""
     pause = 0.005
     while True:
         yield pause
@@ -241,5 +240,5 @@ def _pauses() -> Iterator[float]:
 
 
 def _line(error: Exception) -> str:
-    """The first line of torch's message, which goes on with a C++ stack, or the system's part of it."""
+    """The first line of torch's message, or the system's part of it, without the C++ stack."""
     return str(error).partition("\n")[0].rpartition("message: ")[2]

@@ -1,8 +1,7 @@
 """Device, precision, ranks and exact reductions. The only file that imports accelerate.
 
-Of accelerate we take the device, the process group, mixed precision and model wrapping. Its loaders, schedulers,
-`accumulate()` and `save_state()` are left alone: each of them changes which samples a step consumes or how they are
-weighted.
+We use accelerate for the device, the process group, mixed precision and model wrapping. We do not use its loaders,
+schedulers, `accumulate()` or `save_state()`: each of them changes the samples of a step or their weights.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from largebatch.distributed.generators import seed_generators
 from largebatch.distributed.pending_sum import PendingSum
 from largebatch.distributed.rendezvous import LauncherError, leave_process_group, rendezvous
 
-if TYPE_CHECKING:  # and where a job is joined: a verb that joins none starts without accelerate
+if TYPE_CHECKING:  # imported at run time only by `_accelerator`: verbs without a job start without accelerate
     from accelerate import Accelerator
 
 Inputs = Tensor | dict[str, Tensor]
@@ -33,11 +32,12 @@ _ACCELERATE_PRECISION = {"fp64": "no", "fp32": "no", "bf16": "bf16", "fp16": "fp
 
 @dataclass
 class Runtime(contextlib.AbstractContextManager["Runtime"]):
-    """One rank's view of the job, which `with` leaves at its end.
+    """One rank's view of the job. As a context manager it leaves the job on exit.
 
     Attributes:
-        device: where this rank computes. rank, local_rank, world_size: of the launcher; 0, 0 and 1 without one.
-        precision: fp64, fp32, bf16 or fp16; the last two by autocast over fp32 weights.
+        device: device of this rank.
+        rank, local_rank, world_size: as the launcher sets them; 0, 0 and 1 without one.
+        precision: fp64, fp32, bf16 or fp16; the last two use autocast over fp32 weights.
     """
 
     device: torch.device
@@ -57,16 +57,16 @@ class Runtime(contextlib.AbstractContextManager["Runtime"]):
         collective_timeout_s: float = 1800,
         rendezvous_timeout_s: float = 300,
     ) -> Runtime:
-        """Join the job that the launcher's environment describes; without one, a job of a single process.
+        """Join the job that the launcher's environment describes, or open one of a single process.
 
         Args:
             precision: fp64, fp32, bf16 or fp16.
-            tf32: whether float32 products of a GPU may run in TF32; None: as torch's flags are set.
-            collective_timeout_s: seconds after which a collective that does not complete fails.
-            rendezvous_timeout_s: seconds to wait here until all ranks of the job have come.
+            tf32: whether float32 matrix products on a GPU may use TF32; None keeps torch's flags.
+            collective_timeout_s: seconds after which an incomplete collective fails.
+            rendezvous_timeout_s: seconds to wait here until all ranks of the job have joined.
 
         Raises:
-            LauncherError: if ranks do not come in time, rank 0 cannot be reached, or accelerate sees other ranks.
+            LauncherError: if ranks are missing, rank 0 cannot be reached, or accelerate sees another number of ranks.
             ValueError: for fp16 without a GPU, where autocast and loss scaling would silently do nothing.
         """
         owns_group = not dist.is_initialized()
@@ -75,7 +75,7 @@ class Runtime(contextlib.AbstractContextManager["Runtime"]):
         if tf32 is not None:
             torch.backends.cuda.matmul.allow_tf32 = tf32
             torch.backends.cudnn.allow_tf32 = tf32
-        if os.environ.get("WORLD_SIZE") == "1":  # nobody to meet, but torch asks where
+        if os.environ.get("WORLD_SIZE") == "1":  # torch requires an address even for one process
             os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
             os.environ.setdefault("MASTER_PORT", "0")
         with rendezvous(os.environ, timeout_s=rendezvous_timeout_s) if owns_group else contextlib.nullcontext():
@@ -99,7 +99,7 @@ class Runtime(contextlib.AbstractContextManager["Runtime"]):
         )
 
     def close(self) -> None:
-        """Leave the job; a process group that was there before `open` stays. A later `open` starts afresh."""
+        """Leave the job. A process group that existed before `open` stays. `open` may be called again."""
         _close(self._accelerator, self._owns_group)
 
     def __exit__(self, *_: object) -> None:
@@ -119,22 +119,22 @@ class Runtime(contextlib.AbstractContextManager["Runtime"]):
             return cast(nn.Module, self._accelerator.prepare_model(model))
 
     def unwrap(self, model: nn.Module) -> nn.Module:
-        """The module inside `wrap`'s result: the one to evaluate and to save."""
+        """The module inside the result of `wrap`, to evaluate and to save."""
         return cast(nn.Module, model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model)
 
     def place(self, value: Inputs) -> Inputs:
-        """The tensor or dict of tensors on this rank's device, in double precision under fp64."""
+        """Move a tensor or a dict of tensors to this rank's device, in double precision under fp64."""
         if isinstance(value, Mapping):
             return {name: self.place_tensor(part) for name, part in value.items()}
         return self.place_tensor(value)
 
     def place_tensor(self, value: Tensor) -> Tensor:
-        """As `place`, for a tensor."""
+        """As `place`, for one tensor."""
         dtype = torch.float64 if self.precision == "fp64" and value.is_floating_point() else value.dtype
         return value.to(self.device, dtype, non_blocking=True)
 
     def seed(self, key: int) -> None:
-        """Set the generators that models draw from (dropout, modules skipped at random) to a 64-bit key."""
+        """Seed the generators that models draw from (dropout, stochastic depth) with a 64-bit key."""
         seed_generators(key)
         if self.device.type == "cuda":
             torch.cuda.default_generators[self.device.index or 0].manual_seed(key)
@@ -145,7 +145,7 @@ class Runtime(contextlib.AbstractContextManager["Runtime"]):
         (loss if scaler is None else scaler.scale(loss)).backward()
 
     def grad_norm(self, optimizer: torch.optim.Optimizer, max_norm: float | None) -> Tensor:
-        """L2 norm of the whole gradient, before clipping to `max_norm` (None: no clipping). Call it before `step`."""
+        """L2 norm of the whole gradient before clipping to `max_norm` (None: no clipping). Call it before `step`."""
         if self._accelerator.scaler is not None:
             self._accelerator.scaler.unscale_(optimizer)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -155,10 +155,10 @@ class Runtime(contextlib.AbstractContextManager["Runtime"]):
         return norm
 
     def step(self, optimizer: torch.optim.Optimizer, *, leaves_out: bool = False) -> None:
-        """Optimizer step, if not left out; under fp16 the loss scaler leaves it out when a gradient overflowed."""
+        """Optimizer step, unless `leaves_out`; under fp16 the loss scaler also skips it when a gradient overflowed."""
         scaler = self._accelerator.scaler
         if leaves_out and scaler is not None:
-            scaler.update(scaler.get_scale())  # forgets that this gradient was unscaled, and keeps the scale
+            scaler.update(scaler.get_scale())  # clears the unscaled flag and keeps the scale
         elif scaler is None and not leaves_out:
             optimizer.step()
         elif scaler is not None:
@@ -166,17 +166,17 @@ class Runtime(contextlib.AbstractContextManager["Runtime"]):
             scaler.update()
 
     def start_sum(self, values: Tensor) -> PendingSum:
-        """Start the element-wise sum of a float64 vector over ranks; the caller goes on computing.
+        """Start the element-wise sum of a float64 vector over ranks, asynchronously.
 
-        On a GPU the result travels to the host behind the kernels already queued, so that `result()` one step later
-        waits for nothing that the step itself does not wait for.
+        On a GPU the copy to the host is queued behind the kernels already launched, so `result()` one step later adds
+        no synchronisation to the step.
         """
         assert values.dtype == torch.float64
         work = dist.all_reduce(values, async_op=True) if self.world_size > 1 else None
         if values.device.type != "cuda":
             return PendingSum(values, work)
         if work is not None:
-            work.wait()  # holds back the stream, not the host
+            work.wait()  # blocks the stream, not the host
         host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
         copied = torch.cuda.current_stream().record_event()
         return PendingSum(host, None, copied)
@@ -191,36 +191,36 @@ class Runtime(contextlib.AbstractContextManager["Runtime"]):
             dist.all_reduce(values)
 
     def send(self, values: Tensor, to: int) -> None:
-        """Send a tensor to rank `to`, which receives one like it."""
+        """Send a tensor to rank `to`, which must call `receive` with a tensor of the same shape and type."""
         dist.send(values, to)
 
     def receive(self, values: Tensor, source: int) -> None:
-        """Replace a tensor by the one that rank `source` sends."""
+        """Receive into `values` the tensor that rank `source` sends."""
         dist.recv(values, source)
 
     def broadcast_tensor(self, values: Tensor) -> None:
-        """Replace a tensor by rank 0's."""
+        """Replace a tensor by that of rank 0, on every rank."""
         dist.broadcast(values, src=0)
 
     def broadcast(self, value: Any) -> Any:
-        """Rank 0's value (text, numbers, None) on every rank."""
+        """The value of rank 0 (text, numbers, None), on every rank."""
         box = [value]
         if self.world_size > 1:
             dist.broadcast_object_list(box, src=0)
         return box[0]
 
     def barrier(self) -> None:
-        """Wait until every rank is here."""
+        """Wait until every rank has called this."""
         if self.world_size > 1:
             dist.barrier()
 
     def loss_scale_state(self) -> dict[str, Any]:
-        """State of the fp16 loss scaler, plain numbers; empty in other precisions."""
+        """State of the fp16 loss scaler as plain numbers; empty in other precisions."""
         return {} if self._accelerator.scaler is None else dict(self._accelerator.scaler.state_dict())
 
     @property
     def loss_scale(self) -> float:
-        """What `backward` multiplies losses by, and so gradients until they are clipped or used: 1, but under fp16."""
+        """Factor of the loss in `backward`, and of gradients until they are unscaled; 1 except under fp16."""
         return float(self.loss_scale_state().get("scale", 1.0))
 
     def load_loss_scale_state(self, state: dict[str, Any]) -> None:
@@ -238,13 +238,13 @@ def _accelerator(precision: str, collective_timeout_s: float) -> Accelerator:
             cpu=not torch.cuda.is_available(),
             mixed_precision=_ACCELERATE_PRECISION[precision],
             kwargs_handlers=[
-                # Buffers are a rank's own until `RunningStatistics.merge`; a broadcast would replace them by rank 0's.
+                # Each rank keeps its own buffers until `RunningStatistics.merge`; a broadcast would overwrite them.
                 DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
                 InitProcessGroupKwargs(timeout=timedelta(seconds=collective_timeout_s)),
             ],
         )
     except Exception:
-        _forget_state()  # half of it would be taken for the whole next time
+        _forget_state()  # a partial state would be reused as complete by the next call
         raise
 
 

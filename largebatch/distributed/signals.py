@@ -1,4 +1,4 @@
-"""Signals that ask to stop: a run finishes its step, saves and leaves; what has nothing to save leaves at once."""
+"""Stop signals: a run finishes its step, saves and exits; a process with nothing to save exits at once."""
 
 from __future__ import annotations
 
@@ -20,37 +20,37 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def end_with_launcher() -> None:
-    """Have the kernel end this process with the torchrun that has started it, however that one ends.
+    """Have the kernel end this process when the torchrun that started it ends, for any reason.
 
-    Torchrun stops its ranks when it is asked to stop; killed, it cannot, and they would go on without anybody to
-    collect them. SIGKILL, because a rank that hangs heeds nothing else, and checkpoints are whole at any moment.
-    Without torchrun nothing happens: ranks started by hand may be meant to outlive their shell.
+    Torchrun stops its ranks when it is asked to stop. If it is killed it cannot, and its ranks would live on as
+    orphans. SIGKILL, because a hanging rank heeds nothing else, and checkpoints are complete at any moment. Without
+    torchrun this does nothing: ranks started by hand may be meant to outlive their shell.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         end_with_parent(os.getppid())
 
 
 def end_with_parent(parent: int) -> None:
-    """Have the kernel end this process by SIGKILL when the thread that has started it ends, on Linux.
+    """On Linux, have the kernel end this process by SIGKILL when the thread that started it ends.
 
     Args:
-        parent: id of the process that has started this one.
+        parent: id of the process that started this one.
     """
     if sys.platform != "linux":
         return
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:  # it ended before the line above
+    if os.getppid() != parent:  # the parent ended before the line above
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 def end_with_starter() -> None:
-    """Have this process, one of multiprocessing, end with the one that has started it, whatever has forked it."""
+    """Have this multiprocessing child end with the process that started it, whichever process forked it."""
     starter = multiprocessing.parent_process()
     if starter is None or starter.pid is None:
         return
     if sys.platform == "linux" and os.getppid() == starter.pid:
         end_with_parent(starter.pid)
-    else:  # of a fork server, which outlives it
+    else:  # forked by a fork server, which outlives the starter
         threading.Thread(target=_end_after, args=(starter.sentinel,), daemon=True).start()
 
 
@@ -60,10 +60,10 @@ def _end_after(sentinel: int) -> None:
 
 
 class Stopped(KeyboardInterrupt):
-    """A stop signal ends what this process is doing, now.
+    """A stop signal interrupts this process at once.
 
     Attributes:
-        signal_name: of the signal that came first.
+        signal_name: name of the first signal.
     """
 
     def __init__(self, signal_name: str) -> None:
@@ -72,9 +72,9 @@ class Stopped(KeyboardInterrupt):
 
 
 def kill_children(*, daemons_only: bool = False) -> None:
-    """End the processes that this one has started by multiprocessing, or by a library of its kind, at once.
+    """Kill the children that this process started by multiprocessing or a library built on it.
 
-    By their numbers: processes of other libraries, such as joblib's, have no `kill`.
+    Kills by process id, since processes of other libraries, such as joblib, have no `kill`.
     """
     for process in multiprocessing.active_children():
         if process.pid is not None and (process.daemon or not daemons_only):
@@ -83,16 +83,16 @@ def kill_children(*, daemons_only: bool = False) -> None:
 
 
 def heeded_signals() -> list[int]:
-    """Numbers of the stop signals, without a SIGHUP that `nohup` has this process ignore."""
+    """Numbers of the stop signals, without SIGHUP under `nohup`."""
     numbers = [int(getattr(signal, name)) for name in STOP_SIGNALS]
     is_nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     return [number for number in numbers if not (is_nohup and number == signal.SIGHUP)]
 
 
 def stop_at_once() -> None:
-    """Have every stop signal raise `Stopped`, wherever this process is: for one that has nothing to save.
+    """Have every stop signal raise `Stopped` at once, for a process that has nothing to save.
 
-    A `StopRequest` takes over while a run trains. Call it in the main thread.
+    A `StopRequest` takes over while a run trains. Call this in the main thread.
     """
     for number in heeded_signals():
         signal.signal(number, _raise_stopped)
@@ -105,14 +105,14 @@ def _raise_stopped(number: int, frame: FrameType | None) -> None:
 class StopRequest:
     """Context manager that turns the first stop signal into a flag; a second one raises `Stopped`.
 
-    The same signal again within `ECHO_S` seconds is the first one once more: a terminal and a batch system signal all
-    processes of a job, and torchrun then hands on what it got to ranks that have it already.
+    The same signal within `ECHO_S` seconds counts as a repeat of the first: a terminal or batch system signals all
+    processes of a job, and torchrun forwards the signal to ranks that already have it.
 
-    Only the main thread of a process may receive signals: a run in another thread, of a notebook's widget say, is not
+    Python delivers signals to the main thread only: a run in another thread, for example of a notebook widget, is not
     stopped by them.
 
-    The flag is local to this process. The loop adds it up over ranks, so that all of them stop after the same step even
-    if only one was signalled.
+    The flag is local to this process. The loop sums it over ranks, so that all of them stop after the same step even if
+    only one was signalled.
     """
 
     def __init__(self) -> None:
@@ -121,7 +121,7 @@ class StopRequest:
         self._previous: dict[int, Any] = {}
 
     def __call__(self) -> bool:
-        """Whether a stop was asked for."""
+        """Whether a stop was requested."""
         return self.signal_name is not None
 
     def __enter__(self) -> StopRequest:

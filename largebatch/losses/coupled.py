@@ -1,8 +1,8 @@
-"""Losses in which the samples of a batch depend on each other, such as contrastive ones.
+"""Losses that couple the samples of a batch, such as contrastive ones.
 
-The batch they are taken over is part of their definition: cut into micro-batches and added up they would be another
-loss, with fewer negatives. Training takes them over the whole global batch (`gradient.coupled_losses`), evaluation over
-batches of their own (`EvaluationObserver`).
+The batch is part of their definition: summed over micro-batches they would be a different loss, with fewer negatives.
+Training computes them over the whole global batch (`gradient.coupled_losses`), evaluation over fixed batches of its own
+(`EvaluationObserver`).
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-# Anchors whose similarities to the whole batch are in memory at a time. A constant: bits must not depend on the ranks.
+# Anchors per block of the similarity matrix. A constant, so that the result is bitwise the same on any number of ranks.
 _ANCHORS_AT_ONCE = 1024
 
 
 class CoupledLoss(Protocol):
     """A `Loss` whose `loss_per_sample` depends on all samples of the call.
 
-    What the model returns for a sample is its representation. The sum of the losses may be any function of the
-    representations of a batch; how it is shared among the samples only shows in evaluation.
+    The model's output for a sample is its representation. The sum of the losses may be any function of the
+    representations of a batch; its split among the samples matters only in evaluation.
     """
 
     @property
     def coupled(self) -> bool:
-        """True: this is what tells the training loop."""
+        """True; the training loop reads it."""
 
     @property
     def unit(self) -> str:
@@ -42,8 +42,8 @@ class CoupledLoss(Protocol):
     def loss_per_sample(self, outputs: Any, targets: Tensor) -> Tensor:
         """Loss of each sample within the batch `outputs` [n, ...], `targets` [n, ...]; [n], differentiable.
 
-        The order of the samples is that of the global batch. Called once per step, on every rank alike, so it must
-        draw no random numbers.
+        Samples come in the order of the global batch. Every rank makes the same call once per step, so it must not
+        draw random numbers.
         """
 
     def units_per_sample(self, targets: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ class CoupledLoss(Protocol):
 
 
 def is_coupled(loss: Any) -> bool:
-    """Whether the samples of a batch depend on each other in `loss`, as it says by `coupled = True`."""
+    """Whether `loss` couples the samples of a batch, as its attribute `coupled` states."""
     return bool(getattr(loss, "coupled", False))
 
 
@@ -62,19 +62,21 @@ def is_coupled(loss: Any) -> bool:
 class InfoNCE:
     """Contrastive loss of samples with two views: outputs [n, 2, d], one representation per view; targets unused.
 
-    With s(a, b) the cosine of two representations and t the temperature, a view a with the partner p has the loss
-    -log(exp(s(a, p) / t) / sum_c exp(s(a, c) / t)). A sample's loss is the mean of those of its two views.
+    With s(a, b) the cosine similarity and t the temperature, a view a with the partner p has the loss
+    -log(exp(s(a, p) / t) / sum_c exp(s(a, c) / t)). The loss of a sample is the mean over its two views.
 
-    The candidates c are with negatives="all" the 2n - 1 other views of the batch (NT-Xent: Chen et al. 2020, "A simple
-    framework for contrastive learning", equation 1; their loss is the mean over samples), with "other_view" the n views
-    of the partner's kind (Radford et al. 2021, "Learning transferable visual models from natural language supervision",
-    figure 3: images against texts; their learned temperature is a constant here). One sample alone has no negatives:
-    its loss is 0.
+    The candidates c depend on `negatives`:
 
-    A sample is correct if, among the second views of the batch, its own is the most similar to its first view.
+    - "all": the 2n - 1 other views of the batch (NT-Xent: Chen et al. 2020, "A simple framework for contrastive
+      learning", equation 1; their loss is the mean over samples).
+    - "other_view": the n views of the partner's kind (Radford et al. 2021, "Learning transferable visual models from
+      natural language supervision", figure 3: images against texts). Their learned temperature is a constant here.
 
-    The similarities of the whole batch are never in memory at once: beside the representations of n samples, memory
-    grows by 1024 x 2n numbers, and a larger batch computes them again in the backward pass.
+    A single sample has no negatives: its loss is 0. A sample is correct if its second view is the one most similar to
+    its first view among all second views of the batch.
+
+    The full similarity matrix is never in memory: beside the representations of n samples, memory holds 1024 x 2n
+    numbers. A batch of more than 1024 anchors recomputes the similarities in the backward pass.
 
     Attributes:
         temperature: t, above 0.
@@ -95,7 +97,7 @@ class InfoNCE:
 
     def __post_init__(self) -> None:
         if not (self.temperature > 0 and math.isfinite(self.temperature)):
-            raise ValueError(f"temperature={self.temperature!r}: a finite number above 0. Usual: 0.05 to 0.5.")
+            raise ValueError(f"temperature={self.temperature!r}: must be finite and above 0. Usual: 0.05 to 0.5.")
         if self.negatives not in ("all", "other_view"):
             raise ValueError(
                 f"negatives={self.negatives!r}: choose 'all' (both views of every other sample) or 'other_view'."
@@ -120,13 +122,13 @@ class InfoNCE:
         return torch.ones(len(targets), dtype=torch.int64, device=targets.device)
 
     def correct_per_sample(self, outputs: Any, targets: Tensor) -> Tensor:
-        """1 where the first view finds its partner among all second views, else 0, int64 [n]."""
+        """1 where the first view is most similar to its own second view, else 0, int64 [n]."""
         first, second = self._views(outputs, targets)
         found = torch.cat([(part @ second.T).argmax(dim=1) for part in first.split(_ANCHORS_AT_ONCE)])
         return (found == torch.arange(len(first), device=first.device)).long()
 
     def _views(self, outputs: Any, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """All first and all second views, [n, d] each, of length 1."""
+        """All first and all second views, [n, d] each, normalised to length 1."""
         shape = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         if not isinstance(outputs, Tensor) or outputs.dim() != 3 or outputs.shape[:2] != (len(targets), 2):
             raise ValueError(

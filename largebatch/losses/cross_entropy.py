@@ -1,4 +1,4 @@
-"""Cross-entropy of classes, and of the tokens of a language model, as torch's mean has it."""
+"""Cross-entropy over classes, and over the tokens of a language model, with the mean of torch."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from largebatch.losses.labels import (
 )
 from largebatch.losses.protocol import float32_or_wider, prediction
 
-_ROUNDED = 1e-2  # of a sum of probabilities that were kept in few digits
-_NO_LABEL = -(2**31)  # for torch, which always has a label that is not counted
+_ROUNDED = 1e-2  # tolerance of a sum of probabilities that were stored with few digits
+_NO_LABEL = -(2**31)  # an ignore_index that no label has, since torch always has one
 
 
 @dataclass(frozen=True)
@@ -33,15 +33,16 @@ class CrossEntropy:
     Outputs are [n, C], or [n, C, ...] for labels of every pixel. Targets are class numbers [n] (or [n, ...]) of any
     integer type, or probabilities of the classes, floating point, of the outputs' shape.
 
-    With smoothing s, the loss of logits z is (1 - s) nll(target) + s/C sum_c nll(c), where nll = -log_softmax(z).
-    Source: Szegedy et al. 2016, section 7. Smoothing belongs to training: measure with `CrossEntropy()`. With class
-    weights w, nll(c) is multiplied by w_c, and the mean is divided by the sum of the weights of the labels (by the
-    number of samples, for probabilities). A label equal to `ignore_index` is not counted: no loss, no unit, no
-    gradient. Accuracy is the share of counted labels, without weights; of probabilities the largest is the label.
+    - Smoothing s: the loss of logits z is (1 - s) nll(target) + s/C sum_c nll(c), where nll = -log_softmax(z).
+      Source: Szegedy et al. 2016, section 7. Smoothing belongs to training: measure with `CrossEntropy()`.
+    - Class weights w: nll(c) is multiplied by w_c, and the mean divides by the sum of the weights of the labels (by the
+      number of samples, for probabilities).
+    - `ignore_index`: a label equal to it has no loss, no unit and no gradient.
+    - Accuracy is the fraction of counted labels, without weights. The label of probabilities is the largest one.
 
     Attributes:
         label_smoothing: s, in [0, 1).
-        ignore_index: the label that is not counted; None: every label is, and units are fixed.
+        ignore_index: the label that does not count; None: every label counts, and units are fixed.
         weight: one number per class; None: all 1.
 
     Raises:
@@ -62,7 +63,7 @@ class CrossEntropy:
 
     @property
     def fixed_units(self) -> bool:
-        """Whether every label counts, and as much as any other."""
+        """Whether every label counts, with the same weight."""
         return self.ignore_index is None and self.weight is None
 
     def loss_per_sample(self, outputs: Any, targets: Tensor) -> Tensor:
@@ -104,17 +105,17 @@ class CrossEntropy:
         )
 
     def examine(self, outputs: Any, targets: Tensor) -> None:
-        """Raise ValueError where numbers that stand for classes are no probabilities: torch itself does not look."""
+        """Raise ValueError if class probabilities are not probabilities; torch itself does not check."""
         if not targets.is_floating_point() or targets.dim() < 2:
             return
         sums = targets.sum(dim=1)
         if bool((sums - 1).abs().max() > _ROUNDED) or float(targets.min()) < 0:
             raise ValueError(
-                f"CrossEntropy got targets of the outputs' shape {list(targets.shape)} that are no probabilities of "
-                f"classes: those of a sample add up to {float(sums.min()):.4g} to {float(sums.max()):.4g}, not to 1, "
-                f"the smallest is {float(targets.min()):.4g}. Where a sample may have several classes take "
-                "loss=module loss._target_=torch.nn.BCEWithLogitsLoss; for torch's cross-entropy of any numbers, "
-                "loss._target_=torch.nn.CrossEntropyLoss."
+                f"CrossEntropy got targets of the outputs' shape {list(targets.shape)} that are not class "
+                f"probabilities: the sums per sample range from {float(sums.min()):.4g} to {float(sums.max()):.4g} "
+                f"and must be 1, the smallest value is {float(targets.min()):.4g}. If a sample may have several "
+                "classes use loss=module loss._target_=torch.nn.BCEWithLogitsLoss; for torch's cross-entropy of any "
+                "numbers, loss._target_=torch.nn.CrossEntropyLoss."
             )
 
     def label_rule(self, outputs: Any) -> LabelRule:
@@ -131,17 +132,16 @@ class CrossEntropy:
 class NextToken:
     """Cross-entropy of every token: outputs [n, T, V], targets of an integer type [n, T].
 
-    Position t of the outputs is compared with position t of the targets, or with `shift` with position t + 1. Targets
-    equal to `ignore_index` are masked: no loss, no unit, no gradient. A sample may be masked altogether: its loss is 0
-    and it has 0 units.
+    Output position t predicts target position t, or t + 1 with `shift`. Targets equal to `ignore_index` are masked: no
+    loss, no unit, no gradient. A sample may be masked completely: its loss is 0 and it has 0 units.
 
     Attributes:
         ignore_index: the target that means "masked".
         label_smoothing: as in `CrossEntropy`, per valid token.
         weight: as in `CrossEntropy`, per token of the vocabulary.
-        shift: whether targets are the inputs themselves, as for the causal models of transformers, so that the
-        target of
-            a position is the one behind it. None: `train` asks model and data (`shift_of`); here it means no.
+        shift: whether targets are the inputs themselves, as for the causal models of transformers, so that each
+            position predicts the next one. None: `train` decides from model and data (`with_shift`); here it means
+            False.
 
     Raises:
         ValueError: if `label_smoothing` or a weight is outside its range or shapes do not fit.
@@ -163,7 +163,7 @@ class NextToken:
         _require_smoothing(self.label_smoothing)
         if self.ignore_index is None:
             raise ValueError(
-                "ignore_index=None: NextToken has a target that means 'masked'. Use -100, torch's default."
+                "ignore_index=None: NextToken needs a target that means 'masked'. Use -100, torch's default."
             )
         object.__setattr__(self, "weight", class_weights(self.weight))
 
@@ -215,14 +215,14 @@ class NextToken:
         return logits, self._aligned(class_numbers("NextToken", targets))
 
     def _aligned(self, targets: Tensor) -> Tensor:
-        """The target of every position; the last one has none where targets are shifted."""
-        # Targets, not logits, are moved: a slice of the logits would be copied, and they are the largest tensor there.
+        """The target of every position; with `shift` the last position has none."""
+        # Shift targets, not logits: a slice of the logits would copy the largest tensor.
         return F.pad(targets[:, 1:], (0, 1), value=self.ignore_index) if self.shift else targets
 
 
 @functools.lru_cache(maxsize=16)
 def _weight_tensor(weight: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.tensor(weight, dtype=dtype, device=device)  # once per device: each would be a copy that waits
+    return torch.tensor(weight, dtype=dtype, device=device)  # cached: each copy to a device would synchronise
 
 
 def _weight_like(weight: Any, logits: Tensor) -> Tensor | None:
@@ -231,9 +231,9 @@ def _weight_like(weight: Any, logits: Tensor) -> Tensor | None:
 
 def _require_weights(weight: Sequence[float] | None, num_classes: int) -> None:
     if weight is not None and num_classes and len(weight) != num_classes:
-        raise ValueError(f"loss.weight has {len(weight)} numbers for the {num_classes} outputs of the model: one each.")
+        raise ValueError(f"loss.weight has {len(weight)} numbers, the model {num_classes} outputs: give one for each.")
 
 
 def _require_smoothing(label_smoothing: float) -> None:
     if not 0.0 <= label_smoothing < 1.0:
-        raise ValueError(f"label_smoothing={label_smoothing!r}: the smoothed share lies in [0, 1). Use 0 for none.")
+        raise ValueError(f"label_smoothing={label_smoothing!r}: must be in [0, 1). Use 0 for none.")

@@ -1,4 +1,4 @@
-"""Which labels a loss can score, so that any other one is told with its sample instead of an index error."""
+"""The valid labels of a loss. An invalid one is reported with its sample instead of an index error."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class LabelRule:
     """The labels that a loss can score against the outputs of a model.
 
     Attributes:
-        highest: labels lie from 0 to this.
-        ignore_index: the label besides that means "masked"; None: there is none.
-        is_share: labels are numbers with a fractional part (a probability), not class numbers.
+        highest: largest label; the smallest is 0.
+        ignore_index: an additional label that means "masked"; None if there is none.
+        is_share: labels are probabilities, not class numbers.
 
     >>> LabelRule(9).problem(torch.tensor([3, 10]))[:49]
     'the label 10 is none of the 10 classes, 0 to 9, t'
@@ -28,7 +28,7 @@ class LabelRule:
     is_share: bool = False
 
     def problem(self, targets: Tensor) -> str | None:
-        """What is wrong with the first label of `targets` (any shape) that cannot be scored; None if all can be.
+        """Describe the first invalid label of `targets` (any shape); None if all are valid.
 
         Class probabilities are not class numbers: they pass.
         """
@@ -44,20 +44,20 @@ class LabelRule:
             return None
         label = targets[~fits].flatten()[0].item()
         if self.is_share:
-            return f"the label {label} is no probability: this loss takes labels from 0 to {self.highest}."
+            return f"the label {label} is not a probability: this loss takes labels from 0 to {self.highest}."
         masked = "" if self.ignore_index is None else f", or {self.ignore_index} for none"
         counted_from_one = label == self.highest + 1
         return (
             f"the label {label} is none of the {self.highest + 1} classes, 0 to {self.highest}, that the model "
             f"scores{masked}. "
-            + ("Labels that begin with 1? Subtract 1 in the data set. Else correct" if counted_from_one else "Correct")
+            + ("If labels start at 1, subtract 1 in the data set. Else correct" if counted_from_one else "Correct")
             + " the label, give the model as many outputs as there are classes (data.num_classes, data.vocab_size), or "
-            "name the label that means 'not counted': loss.ignore_index."
+            "name the label that does not count: loss.ignore_index."
         )
 
 
 def label_rule(loss: Any, outputs: Any) -> LabelRule | None:
-    """The labels that `loss` can score against `outputs`; None where it does not say, or any will do."""
+    """The labels that `loss` can score against `outputs`; None if it does not state them or any label is valid."""
     rule = getattr(loss, "label_rule", None)
     return None if rule is None else rule(outputs)
 
@@ -66,7 +66,7 @@ def scored(loss: Any, outputs: Any, targets: Tensor, ids: Sequence[int]) -> Tens
     """`loss_per_sample` of samples `ids`.
 
     Raises:
-        ValueError: if a label cannot be scored; names the sample. Other errors are those of the loss.
+        ValueError: if a label is invalid; names the sample. Other errors of the loss propagate.
     """
     try:
         losses: Tensor = loss.loss_per_sample(outputs, targets)
@@ -78,7 +78,7 @@ def scored(loss: Any, outputs: Any, targets: Tensor, ids: Sequence[int]) -> Tens
 
 
 def require_labels(rule: LabelRule | None, targets: Tensor, ids: Sequence[int]) -> None:
-    """Raise ValueError, with the sample and the rule, if a label of samples `ids` cannot be scored."""
+    """Raise ValueError, with the sample and the rule, if a label of samples `ids` is invalid."""
     if rule is None or rule.problem(targets) is None:
         return
     for sample_id, target in zip(ids, targets, strict=True):
@@ -87,7 +87,7 @@ def require_labels(rule: LabelRule | None, targets: Tensor, ids: Sequence[int]) 
 
 
 def class_weights(weight: Any) -> tuple[float, ...] | None:
-    """Class weights as numbers.
+    """Class weights as floats.
 
     Raises:
         ValueError: if one is negative or not finite, or all are 0.
@@ -96,5 +96,5 @@ def class_weights(weight: Any) -> tuple[float, ...] | None:
         return None
     values = tuple(float(one) for one in weight)
     if not values or min(values) < 0 or not torch.tensor(values).isfinite().all() or max(values) == 0:
-        raise ValueError(f"weight={list(values)}: one finite number of at least 0 per class, not all of them 0.")
+        raise ValueError(f"weight={list(values)}: give one finite number >= 0 per class, not all of them 0.")
     return values

@@ -1,4 +1,4 @@
-"""Labels beside the logits that they belong to: their forms, how many there are, and how many are right."""
+"""Labels of logits: their formats, their number, and the number of correct predictions."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 def logits_of_classes(loss: str, outputs: Any) -> Tensor:
-    """The logits [n, C, ...] of what a model returned.
+    """The logits [n, C, ...] of a model's outputs.
 
     Raises:
-        ValueError: if it is a model of tokens of transformers, whose classes are in the last dimension.
+        ValueError: for a token model of transformers, whose classes are in the last dimension.
     """
     logits = prediction(outputs)
     if logits.dim() == 3 and not isinstance(outputs, Tensor):
         raise ValueError(
-            f"{loss} takes classes in the second dimension, as torch does, and {type(outputs).__name__} has logits "
-            f"{list(logits.shape)} with classes in the last. Choose loss=next_token, or loss=per_token for a label of "
-            "every token."
+            f"{loss} takes classes in the second dimension, as torch does, but {type(outputs).__name__} has logits "
+            f"{list(logits.shape)} with classes in the last. Choose loss=next_token, or loss=per_token for one label "
+            "per token."
         )
     return logits
 
 
 def labels_for(loss: str, logits: Tensor, targets: Tensor) -> Tensor:
-    """Class numbers int64 [n, ...], or probabilities of the type of the logits [n, C, ...].
+    """Class numbers int64 [n, ...], or probabilities [n, C, ...] of the type of the logits.
 
     Raises:
         ValueError: if they do not fit the logits [n, C, ...].
@@ -48,7 +48,7 @@ def labels_for(loss: str, logits: Tensor, targets: Tensor) -> Tensor:
 def label_units(
     targets: Tensor, *, ignore_index: int | None = None, weight: Sequence[float] | Tensor | None = None
 ) -> Tensor:
-    """What torch's mean over the labels [n, ...] counts: int64 [n], or the sums of class weights, float64 [n].
+    """Divisor of torch's mean over the labels [n, ...]: counts, int64 [n], or sums of class weights, float64 [n].
 
     Class probabilities [n, C, ...] count as one label each, whatever the weights, as in torch.
     """
@@ -60,13 +60,13 @@ def label_units(
     if weight is None:
         return valid.sum(dim=1)
     weights = torch.as_tensor(weight, dtype=torch.float64, device=targets.device)
-    # A label out of range is told where the loss is computed, which names it.
+    # A label out of range is reported where the loss is computed, with its sample.
     of_labels = weights[rows.long().clamp(0, len(weights) - 1)]
     return (of_labels * valid).sum(dim=1)
 
 
 def correct_labels(logits: Tensor, labels: Tensor, *, ignore_index: int | None, dim: int = 1) -> Tensor:
-    """Number of labels of each sample with the largest logit along `dim`, int64 [n]."""
+    """Number of labels of each sample that have the largest logit along `dim`, int64 [n]."""
     best = logits.argmax(dim=dim)
     if labels.is_floating_point():
         hits = best == labels.argmax(dim=dim)
@@ -88,7 +88,7 @@ def class_numbers(loss: str, targets: Tensor) -> Tensor:
 
 
 def misfit(loss: str, logits: Tensor, targets: Tensor, expected: str) -> str:
-    """What is said where shapes do not fit."""
+    """Error text for shapes that do not fit."""
     return (
         f"{loss} got outputs {list(logits.shape)} and targets {list(targets.shape)}: it needs {expected}. "
         f"Change the model, the data set, or the loss."

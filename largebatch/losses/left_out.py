@@ -1,4 +1,4 @@
-"""Losses that a model computes besides what it returns to be scored: none may be dropped."""
+"""Auxiliary losses that a model computes beside its outputs: training must not drop one silently."""
 
 from __future__ import annotations
 
@@ -11,24 +11,25 @@ from torch import Tensor, nn
 from largebatch.losses.protocol import prediction
 
 _LOSSES = ("loss", "aux", "penalt", "regulari", "balanc", "commit")
-_SHORT = ("kl", "kld", "reg")  # as words of a name
+_SHORT = ("kl", "kld", "reg")  # as whole words of a name
 _PARTS = re.compile(r"[^\W\d_]+")
 
 
 def require_nothing_left_out(model: nn.Module, outputs: Any, *, are_losses: bool = False) -> None:
-    """After a forward pass with a graph: whatever the model wants to be trained on must be what the loss takes.
+    """Refuse a model with an auxiliary loss that the chosen loss would drop, after a forward pass with a graph.
 
-    Looked for are what depends on weights: fields of `outputs` beside the logits that are single numbers or named as
-    losses or logits, and what a module keeps under the name of a loss, in lists, too. Such are the balance of a mixture
-    of experts, second heads, penalties. What the logits are computed from is trained on through them.
+    Examples are the load balancing of a mixture of experts, second heads, penalties. The check finds tensors that
+    depend on weights: fields of `outputs` beside the logits that are scalars or named as losses or logits, and
+    attributes of modules named as losses, also inside lists. Tensors that the logits are computed from are trained
+    through them, and pass.
 
     Args:
-        model: that made the outputs.
-        outputs: of one pass.
-        are_losses: the outputs are losses: what is computed from them is an account of them.
+        model: the model that computed `outputs`.
+        outputs: outputs of one forward pass.
+        are_losses: the outputs are losses, so scalars computed from them only report them, and pass.
 
     Raises:
-        ValueError: names them.
+        ValueError: names the auxiliary losses.
     """
     candidates = [(f"returns {name}", value) for name, value in _of_outputs(outputs)]
     candidates += [(f"keeps {name}", value) for name, value in _kept(model)]
@@ -38,14 +39,14 @@ def require_nothing_left_out(model: nn.Module, outputs: Any, *, are_losses: bool
             f"{type(model).__name__} also {found[0]}{f' and {len(found) - 1} more' * (len(found) > 1)}, which "
             "depends on its weights and is no part of the loss: training would drop it. Either switch it off (a "
             "mixture of experts of transformers: output_router_logits=false in its config) and train without it, or "
-            "include it: return from the model's forward the loss of every sample, [n], and choose loss=output. An "
-            "auxiliary loss a of a micro-batch is then added to each of its samples' losses: the mean over the "
-            "global batch weighs micro-batches by their samples. Pin them (batch.micro), since a belongs to a cut."
+            "include it: return from the model's forward the loss of every sample, [n], and choose loss=output. Add an "
+            "auxiliary loss of a micro-batch to the loss of each of its samples: the mean over the global batch then "
+            "weighs micro-batches by their samples. Pin the micro-batch (batch.micro), since such a loss depends on it."
         )
 
 
 def _apart(candidates: list[tuple[str, Tensor]], taken: Tensor, are_losses: bool) -> list[str]:
-    """Names of the tensors that are no part of what `taken` is computed from."""
+    """Names of the tensors that `taken` is not computed from."""
     within = _graph_of(taken)
     return [
         name
@@ -55,7 +56,7 @@ def _apart(candidates: list[tuple[str, Tensor]], taken: Tensor, are_losses: bool
 
 
 def _graph_of(value: Tensor) -> set[Any]:
-    """All nodes of autograd that a tensor was computed by."""
+    """All autograd nodes of a tensor's graph."""
     found: set[Any] = set()
     waiting = [value.grad_fn]
     while waiting:
@@ -80,7 +81,7 @@ def _of_outputs(outputs: Any) -> Iterator[tuple[str, Tensor]]:
 def _kept(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for path, module in model.named_modules():
         for name, kept in vars(module).items():
-            # Others are kept to be looked at, such as the last logits or a temperature.
+            # Other attributes are kept for inspection, such as the last logits or a temperature.
             if _is_loss(name):
                 for value in kept.values() if isinstance(kept, dict) else kept if isinstance(kept, list) else [kept]:
                     if isinstance(value, Tensor) and value.grad_fn is not None:

@@ -1,4 +1,4 @@
-"""Losses of torch, and modules like them: called with reduction="none", and divided as their own mean divides."""
+"""Losses of torch and modules like them, called with reduction="none" and normalised like their own mean."""
 
 from __future__ import annotations
 
@@ -21,31 +21,34 @@ _OF_ELEMENTS = (
     nn.SoftMarginLoss, nn.HingeEmbeddingLoss, nn.KLDivLoss,
 )  # fmt: skip
 _OF_SAMPLES = (nn.MultiMarginLoss, nn.MultiLabelMarginLoss, nn.MultiLabelSoftMarginLoss)
-_CLOSE = 1e-4  # of the sum of the parts' sizes: own modules may compute in float32
+_CLOSE = 1e-4  # relative to the sum of absolute losses: users' modules may compute in float32
 _OWN_LOSS = (
-    "Write a class with loss_per_sample, units_per_sample and correct_per_sample, ten lines: see "
+    "Write a class with loss_per_sample, units_per_sample and correct_per_sample (ten lines): see "
     "`largebatch.losses.Loss`."
 )
 
 
 class ModuleLoss:
-    """A `torch.nn` loss, or a module of one's own with a `reduction`, as a `Loss`.
+    """A `torch.nn` loss, or a user's module with a `reduction`, as a `Loss`.
 
-    The module is copied and its `reduction` set to "none": that gives the parts of each sample. The mean that training
-    minimises is the module's own, over the whole global batch: with reduction "mean" over the numbers that it returns
-    per sample (elements, as `MSELoss` and `BCEWithLogitsLoss` do, or one of each sample), or for `CrossEntropyLoss` and
-    `NLLLoss` over the weights of the labels that count; with "batchmean" over samples. What a module divides
-    by is known of those of torch and found out for others by `examine`, which compares the module's mean of
-    some samples with it.
+    The module is copied and its `reduction` set to "none", which gives the losses of each sample. Training minimises
+    the module's own mean, over the whole global batch:
 
-    Buffers (class weights) follow the outputs to their device and type. [n] and [n, 1] are the same thing; nothing is
-    broadcast. Integer targets are class numbers, or numbers where the module compares numbers.
+    - reduction "mean": over the numbers that it returns per sample (elements, as `MSELoss` and `BCEWithLogitsLoss` do,
+      or one per sample); for `CrossEntropyLoss` and `NLLLoss`, over the weights of the labels that count.
+    - "batchmean": over samples.
+
+    The divisor is known for modules of torch. For others `examine` determines it from the module's mean of some
+    samples.
+
+    Buffers (class weights) follow the outputs to their device and type. [n] and [n, 1] are equivalent; nothing is
+    broadcast. Integer targets are class numbers, or numbers if the module compares numbers.
 
     Args:
-        module: with reduction "mean" (torch's default) or "batchmean".
+        module: a loss with reduction "mean" (torch's default) or "batchmean".
 
     Raises:
-        ValueError: for another reduction, a module with parameters to train, or shapes that do not fit.
+        ValueError: for another reduction, a module with trainable parameters, or shapes that do not fit.
 
     >>> loss = ModuleLoss(nn.MSELoss())
     >>> targets = torch.zeros(1, 2)
@@ -58,13 +61,13 @@ class ModuleLoss:
         self._reduction = str(getattr(module, "reduction", None))
         if self._reduction not in ("mean", "batchmean"):
             raise ValueError(
-                f"{name} has reduction={self._reduction!r}: training minimises a mean over the global batch, whatever "
-                "its size, and the module has to say which one. Use reduction=mean, torch's default."
+                f"{name} has reduction={self._reduction!r}: training minimises a mean over the global batch, and the "
+                "module must define that mean. Use reduction=mean, torch's default."
             )
         if trained := [key for key, one in module.named_parameters() if one.requires_grad]:
             raise ValueError(
-                f"{name} has parameters to train ({', '.join(trained[:3])}), which the optimizer of a run does not "
-                "have. Make it a part of the model, whose forward then returns the loss of every sample (loss=output)."
+                f"{name} has trainable parameters ({', '.join(trained[:3])}), which the optimizer of a run does not "
+                "have. Make it part of the model and return the loss of every sample from its forward (loss=output)."
             )
         self._mean = module
         self._parts = copy.deepcopy(module)
@@ -74,26 +77,26 @@ class ModuleLoss:
 
     @property
     def unit(self) -> str:
-        """What the module's mean is over."""
+        """The unit of the module's mean."""
         return self._units or "element"
 
     @property
     def ignore_index(self) -> int | None:
-        """The label that is not counted."""
+        """The label that does not count."""
         return getattr(self._mean, "ignore_index", None) if self._units == "label" else None
 
     @property
     def weight(self) -> Tensor | None:
-        """Class weights, which the mean is divided by."""
+        """Class weights; the mean divides by their sum over the labels."""
         return getattr(self._mean, "weight", None) if self._units == "label" else None
 
     @property
     def fixed_units(self) -> bool:
-        """Whether every sample has as many, and of the same weight."""
+        """Whether every sample has the same number of units, with the same weight."""
         return self._units != "label"
 
     def loss_per_sample(self, outputs: Any, targets: Tensor) -> Tensor:
-        """Sum of what the module gives for each sample, [n]."""
+        """Sum of the module's losses of each sample, [n]."""
         predicted, fitting = self._arguments(outputs, targets)
         key = predicted.device, predicted.dtype
         if key not in self._placed:
@@ -108,11 +111,11 @@ class ModuleLoss:
         return losses if losses.dim() == 1 else losses.flatten(1).sum(dim=1)
 
     def units_per_sample(self, targets: Tensor) -> Tensor:
-        """What the module's mean counts of each sample: int64 [n], or the sum of class weights, float64 [n]."""
+        """Each sample's part of the divisor of the module's mean: int64 [n], or sums of class weights, float64 [n]."""
         if self._units == "label":
             return label_units(targets, ignore_index=self.ignore_index, weight=self.weight)
         if self._units is None:
-            raise ValueError(f"{self._name}: what its mean counts is found out by `examine`, with a few samples.")
+            raise ValueError(f"{self._name}: the divisor of its mean is unknown. Call `examine` with some samples.")
         each = targets[:1].numel() if self._units == "element" else 1
         return torch.full((len(targets),), each, dtype=torch.int64, device=targets.device)
 
@@ -123,8 +126,9 @@ class ModuleLoss:
         return self.units_per_sample(targets)
 
     def correct_per_sample(self, outputs: Any, targets: Tensor) -> Tensor | None:
-        """Labels with the largest output, or elements on the right side of 0 (`BCEWithLogitsLoss`) or 1/2 "
-        "(`BCELoss`).
+        """Number of labels with the largest output, or of elements on the right side of the threshold.
+
+        The threshold is 0 for `BCEWithLogitsLoss` and 1/2 for `BCELoss`.
         """
         predicted, fitting = self._arguments(outputs, targets)
         if isinstance(self._mean, _OF_LABELS):
@@ -136,7 +140,7 @@ class ModuleLoss:
         return hits.reshape(len(hits), -1).sum(dim=1)
 
     def mean_of(self, outputs: Any, targets: Tensor) -> Any:
-        """What the module itself returns for a batch."""
+        """The module's own mean over a batch."""
         predicted, fitting = self._arguments(outputs, targets)
         return copy.deepcopy(self._mean).to(predicted.device, predicted.dtype)(predicted, fitting)
 
@@ -149,7 +153,7 @@ class ModuleLoss:
         return LabelRule(prediction(outputs).shape[1] - 1, self.ignore_index)
 
     def without_smoothing(self) -> ModuleLoss:
-        """The same loss for measurements: its `label_smoothing` is 0, if it has some."""
+        """The same loss for measurements, with its `label_smoothing` set to 0."""
         if not getattr(self._mean, "label_smoothing", 0.0):
             return self
         plain = copy.copy(self)
@@ -159,14 +163,14 @@ class ModuleLoss:
 
     @torch.no_grad()
     def examine(self, outputs: Any, targets: Tensor) -> None:
-        """Hold the module's own mean of some samples, two or more if it can be, against what is divided here.
+        """Compare the module's own mean of some samples, preferably two or more, with the mean computed here.
 
         Raises:
-            ValueError: if they differ, a sample's part depends on the others, or a call changes a buffer.
+            ValueError: if they differ, a sample's loss depends on other samples, or a call changes a buffer.
         """
         cases = [targets, *self._with_a_masked_label(targets)]
         known = _units_of(self._mean, self._reduction)
-        # What fitted once is tried first: a few samples may leave open what more of them tell.
+        # Try the divisor found earlier first: a few samples may not tell two candidates apart.
         for units in [known] if known else sorted(_candidates(self._mean, targets), key=lambda one: one != self._units):
             self._units = units
             found = [self._means(outputs, one) for one in cases]
@@ -175,16 +179,15 @@ class ModuleLoss:
         else:
             own, ours, _ = found[0]
             raise ValueError(
-                f"{self._name}: its mean of {len(targets)} samples is {own:.6g}, and the mean of what it gives for "
-                f"each of them with reduction='none' is {ours:.6g}: it divides by something else, which is not known "
-                f"of a whole global batch. {_OWN_LOSS}"
+                f"{self._name}: its mean of {len(targets)} samples is {own:.6g}, but the mean of its losses per sample "
+                f"with reduction='none' is {ours:.6g}: its divisor cannot be determined for a global batch. {_OWN_LOSS}"
             )
         alone = self.loss_per_sample(prediction(outputs)[:1], targets[:1])
         together = self.loss_per_sample(outputs, targets)[:1]
         if not torch.allclose(alone, together, rtol=_CLOSE, atol=1e-6):
             raise ValueError(
                 f"{self._name}: the loss of a sample depends on the others of its micro-batch ({float(alone):.6g} "
-                f"alone, {float(together):.6g} among {len(targets)}). {_OWN_LOSS} With `coupled = True` it is taken "
+                f"alone, {float(together):.6g} among {len(targets)}). {_OWN_LOSS} With `coupled = True` it is computed "
                 "over the whole global batch."
             )
         for key, placed in self._placed.items():
@@ -195,7 +198,7 @@ class ModuleLoss:
     def _require_unmoved(self, moved: list[str]) -> None:
         if moved:
             raise ValueError(
-                f"{self._name}: a call changes its {moved[0]}, which each rank would do by itself. Keep what moves in "
+                f"{self._name}: a call changes its {moved[0]}, and each rank would change its own. Keep such state in "
                 "the model."
             )
 
@@ -204,18 +207,18 @@ class ModuleLoss:
         return type(self._mean).__name__
 
     def _means(self, outputs: Any, targets: Tensor) -> tuple[float, float, float]:
-        """The module's mean, that of the parts, and the mean of the parts' sizes."""
+        """The module's own mean, the mean computed here, and the mean of absolute losses."""
         own = self.mean_of(outputs, targets)
         parts = self.loss_per_sample(outputs, targets).double()
         units = float(self.units_per_sample(targets).sum())
         if not units:
-            return 0.0, 0.0, 0.0  # torch's mean of nothing is no number
+            return 0.0, 0.0, 0.0  # torch's mean of no labels is NaN
         if not isinstance(own, Tensor) or own.numel() != 1:
-            raise ValueError(f"{self._name} with reduction={self._reduction!r} returned no single number. {_OWN_LOSS}")
+            raise ValueError(f"{self._name} with reduction={self._reduction!r} did not return a scalar. {_OWN_LOSS}")
         return float(own), float(parts.sum()) / units, float(parts.abs().sum()) / units
 
     def _with_a_masked_label(self, targets: Tensor) -> list[Tensor]:
-        """The targets without the first label, if the module has a label that is not counted."""
+        """The targets with the first label masked, if the module has an `ignore_index`; else none."""
         masked = getattr(self._mean, "ignore_index", None)
         if masked is None or targets.is_floating_point() or targets.numel() < 2:
             return []
@@ -239,7 +242,7 @@ class ModuleLoss:
 
 
 def _units_of(module: nn.Module, reduction: str) -> Units | None:
-    """What the mean of a module of torch, or one made from it, is over; None of others."""
+    """The units of the mean of a torch module or a subclass; None for other modules."""
     if isinstance(module, _OF_LABELS):
         return "label"
     if reduction == "batchmean" or isinstance(module, _OF_SAMPLES):

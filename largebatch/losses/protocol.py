@@ -1,8 +1,8 @@
-"""What a loss is: sums over a sample's units, and the number of those units.
+"""The interface of a loss: sums over a sample's units, and the number of those units.
 
-A unit is what the mean loss is a mean over: a sample, a label, a token, a number; it may have a weight. Nothing here
-divides: training multiplies the sums by one weight, and evaluation divides the sum over all samples by the units of all
-samples. That is what makes unequal micro-batches, unequal ranks and masked labels exact.
+The mean loss is a mean over units: samples, labels, tokens or numbers, each with an optional weight. A loss never
+divides: training multiplies the sums by one factor, and evaluation divides the sum over all samples by the units of all
+samples. So unequal micro-batches, unequal ranks and masked labels are exact.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from torch import Tensor
 
 
 class Loss(Protocol):
-    """What training and evaluation ask of a loss.
+    """The interface of a loss, for training and evaluation.
 
-    `outputs` is what the model returned: a tensor, or an object with a tensor `.logits` (Hugging Face). The first
-    dimension of outputs and targets counts samples, n. A loss of one's own is a class like this one:
+    `outputs` are the model's: a tensor, or an object with a tensor `.logits` (Hugging Face). The first dimension of
+    outputs and targets counts samples, n. A loss of your own is a class like this one:
 
         class Absolute:
             unit, fixed_units = "sample", True
@@ -32,15 +32,17 @@ class Loss(Protocol):
             def correct_per_sample(self, outputs, targets):
                 return None
 
-    Some members are asked for where they are: `counted_per_sample(targets)`, what accuracy is a share of where that is
-    not the units (they have weights); `label_rule(outputs)`, a `LabelRule`; `examine(outputs, targets)`, which raises
-    ValueError where the loss cannot be used with what a few samples gave; and `mean_of(outputs, targets)`, the
-    mean of a batch by another way, for `largebatch verify`.
+    Optional members:
+
+    - `counted_per_sample(targets)`: the denominator of accuracy, if units have weights.
+    - `label_rule(outputs)`: a `LabelRule` of the valid labels.
+    - `examine(outputs, targets)`: raises ValueError if the loss cannot be used with these outputs of a few samples.
+    - `mean_of(outputs, targets)`: the mean over a batch, computed independently, for `largebatch verify`.
     """
 
     @property
     def unit(self) -> str:
-        """What is counted: "sample", "label", "token" or "element"."""
+        """Name of a unit: "sample", "label", "token" or "element"."""
 
     @property
     def fixed_units(self) -> bool:
@@ -50,18 +52,18 @@ class Loss(Protocol):
         """Sum of the loss over the units of each sample, [n], float32 or wider, differentiable."""
 
     def units_per_sample(self, targets: Tensor) -> Tensor:
-        """Number of units of each sample, int64 [n]; the sum of their weights, float64, where they have some."""
+        """Number of units of each sample, int64 [n]; if units have weights, the sum of these, float64 [n]."""
 
     def correct_per_sample(self, outputs: Any, targets: Tensor) -> Tensor | None:
-        """Number of correctly predicted units of each sample, int64 [n]; None if there is no such thing."""
+        """Number of correctly predicted units of each sample, int64 [n]; None if the loss has no accuracy."""
 
 
 def units_are_fixed(loss: Loss, dataset: Any) -> bool:
-    """Whether the units of a global batch follow from its size, so that no rank has to count or ask.
+    """Whether the units of a global batch follow from its size, so that ranks need not count and sum them.
 
-    So it is for a loss with fixed units, and for one whose labels may be masked on a data set whose `label_range` does
-    not hold the masking value: classes of a folder, a stream of tokens without padding. A loss of tokens needs a set in
-    memory for it, where samples have one shape. With class weights every sample has units of its own.
+    True for a loss with fixed units, and for a loss with masking on a data set whose `label_range` excludes the masking
+    value: classes of a folder, a stream of tokens without padding. A token loss also needs a data set in memory, whose
+    samples have one shape. False with class weights, where units differ between samples.
     """
     if loss.fixed_units:
         return True
@@ -74,17 +76,17 @@ def units_are_fixed(loss: Loss, dataset: Any) -> bool:
 
 
 def counted_per_sample(loss: Loss, targets: Tensor) -> Tensor:
-    """What the accuracy is a share of: the units of each sample, or what the loss counts instead, [n]."""
+    """The denominator of accuracy: the units of each sample, or the loss's own `counted_per_sample`, [n]."""
     own = getattr(loss, "counted_per_sample", None)
     counted: Tensor = loss.units_per_sample(targets) if own is None else own(targets)
     return counted
 
 
 def prediction(outputs: Any) -> Tensor:
-    """The tensor that a loss takes from what a model returned.
+    """The tensor among the model's outputs that a loss takes.
 
     Raises:
-        ValueError: if there is none, or not one alone.
+        ValueError: if there is none, or more than one.
     """
     if isinstance(outputs, Tensor):
         return outputs
@@ -98,11 +100,11 @@ def prediction(outputs: Any) -> Tensor:
         kind += f" of {', '.join(type(one).__name__ for one in outputs)}"
     raise ValueError(
         f"The model returned a {kind} without a tensor in .logits: a loss needs a tensor or an object with .logits. "
-        "Return the logits alone from the model's forward, choose an AutoModel class with a head, or write a loss that "
-        "takes what this model returns (see `largebatch.losses.Loss`)."
+        "Return only the logits from the model's forward, choose an AutoModel class with a head, or write a loss that "
+        "takes these outputs (see `largebatch.losses.Loss`)."
     )
 
 
 def float32_or_wider(values: Tensor) -> Tensor:
-    """The values in float64 if they are, else in float32."""
+    """float64 values unchanged, others in float32."""
     return values if values.dtype == torch.float64 else values.float()

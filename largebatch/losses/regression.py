@@ -13,9 +13,9 @@ from largebatch.losses.protocol import float32_or_wider, prediction
 
 @dataclass(frozen=True)
 class SquaredError:
-    """Half the squared distance of regression, 0.5 |f - y|^2: outputs and targets of one shape, [n, ...].
+    """Half the squared error of regression, 0.5 |f - y|^2: outputs and targets of one shape, [n, ...].
 
-    Half, so that the gradient in f is f - y. [n] and [n, 1] are the same thing and may be mixed; nothing is broadcast.
+    Half, so that the gradient with respect to f is f - y. [n] and [n, 1] are equivalent; nothing is broadcast.
 
     Raises:
         ValueError: if outputs and targets differ in shape.
@@ -28,7 +28,7 @@ class SquaredError:
     fixed_units: ClassVar[bool] = True
 
     def loss_per_sample(self, outputs: Any, targets: Tensor) -> Tensor:
-        """Half the squared distance of each sample, [n]."""
+        """Half the squared error of each sample, [n]."""
         predicted = prediction(outputs)
         if without_unit_column(predicted.shape) != without_unit_column(targets.shape):
             raise ValueError(
@@ -43,7 +43,7 @@ class SquaredError:
         return torch.ones(len(targets), dtype=torch.int64, device=targets.device)
 
     def correct_per_sample(self, outputs: Any, targets: Tensor) -> None:
-        """None: a number is not right or wrong."""
+        """None: regression has no accuracy."""
         return
 
 
@@ -51,7 +51,7 @@ class SquaredError:
 class OutputIsLoss:
     """For models that return the loss of every sample themselves, such as `largebatch.models.Quadratic`: outputs [n].
 
-    The targets say how many samples there are, and nothing else. Raises ValueError if the outputs are not as many.
+    Only the number of targets is used. Raises ValueError if the number of outputs differs from it.
 
     >>> OutputIsLoss().loss_per_sample(torch.tensor([3.0, -1.0]), torch.zeros(2))
     tensor([ 3., -1.])
@@ -75,7 +75,7 @@ class OutputIsLoss:
         return torch.ones(len(targets), dtype=torch.int64, device=targets.device)
 
     def correct_per_sample(self, outputs: Any, targets: Tensor) -> None:
-        """None: nothing is predicted."""
+        """None: there are no predictions."""
         return
 
 

@@ -16,16 +16,15 @@ from torch.utils.checkpoint import checkpoint
 
 
 def checkpoint_activations(model: nn.Module, pattern: str = r"blocks\.\d+$") -> list[str]:
-    """Makes the modules whose names match `pattern` keep their inputs only, and compute the rest again in backward.
+    """Checkpoint the modules whose names match `pattern`: they keep only their inputs and recompute in backward.
 
-    Outputs, gradients, buffers and the state of the random generators are bitwise those without checkpointing: dropout
-    draws the same mask again, and batch norm counts a batch once although it sees it twice. The module tree and all
-    names of parameters and buffers stay as they are. Under torch.compile, blocks with running statistics run as they
-    are, uncompiled. Source: Chen et al. 2016, "Training deep nets with sublinear
-    memory cost".
+    Outputs, gradients, buffers and the state of the random generators are bitwise equal to those without checkpointing:
+    dropout draws the same mask again, and batch norm counts a batch once although it sees it twice. The module tree and
+    all names of parameters and buffers stay the same. torch.compile leaves blocks with running statistics uncompiled.
+    Source: Chen et al. 2016, "Training deep nets with sublinear memory cost".
 
     Args:
-        model: changed in place: the matching modules get a `forward` of their own.
+        model: changed in place: the matching modules get a new `forward`.
         pattern: regular expression, searched for in the names of `model.named_modules()`.
 
     Returns:
@@ -49,7 +48,7 @@ def checkpoint_activations(model: nn.Module, pattern: str = r"blocks\.\d+$") -> 
     for module in matches.values():
         has_statistics = bool(_norms_with_statistics(module))
         forward = _uncompiled_forward_with_statistics() if has_statistics else _checkpointed_forward
-        # A method, not a closure: copy.deepcopy then binds the copy's forward to the copy.
+        # A method, not a closure, so that copy.deepcopy binds the copy's forward to the copy.
         module.forward = MethodType(forward, module)
     return list(matches)
 
@@ -89,9 +88,9 @@ def _checkpointed_forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
 
 @functools.cache
 def _uncompiled_forward_with_statistics() -> Callable[..., Any]:
-    """torch.compile cannot trace a recomputation: it leaves these blocks as they are and compiles around them.
+    """Exclude these blocks from torch.compile, which cannot trace a recomputation, and compile around them.
 
-    Made when it is needed: `torch.compiler.disable` imports the compiler, which takes longer than torch itself.
+    Called only when needed: `torch.compiler.disable` imports the compiler, which takes longer than torch itself.
     """
     disabled: Callable[..., Any] = torch.compiler.disable(_checkpointed_forward_with_statistics)
     return disabled
@@ -109,9 +108,9 @@ def _norms_with_statistics(module: nn.Module) -> list[_NormBase]:
 
 
 class _FrozenStatistics:
-    """While it is entered, normalisation layers leave their running statistics and batch counts as they are.
+    """Context in which normalisation layers do not update their running statistics and batch counts.
 
-    A class, not a generator: a graph that is kept (`retain_graph`) recomputes, and so enters, more than once.
+    A class, not a generator, because it is entered more than once if the graph is retained (`retain_graph`).
     """
 
     def __init__(self, norms: list[_NormBase]) -> None:

@@ -1,4 +1,4 @@
-"""Small convolutional network with batch norm, for experiments that should take seconds."""
+"""Small convolutional network with batch norm, for experiments that take seconds."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ class ConvNet(nn.Module):
 
     The stages have `width`, 2 `width` and 4 `width` channels; the last two halve the resolution. Any image of at least
     2x2 pixels fits, since pooling is global: 8x8 digits and 32x32 CIFAR images use the same network. Initial weights
-    are those of Goyal et al. 2017.
+    follow Goyal et al. 2017.
 
-    Batch norm makes the loss depend on the micro-batch size. That is the purpose: this is the smallest model on which
-    a change of the micro-batch shows.
+    Batch norm makes the loss depend on the micro-batch size, on purpose: this is the smallest model in which a change
+    of the micro-batch shows.
 
     Args:
         num_classes: outputs.

@@ -26,8 +26,8 @@ class GPT(nn.Module):
         num_heads: attention heads per block, a divisor of `width`.
         width: numbers per token on the residual stream.
         dropout: probability, while training, on the embeddings, attention weights and both residual branches.
-        tie_embeddings: uses the token embedding as output matrix too (Press and Wolf 2017). It is then one parameter
-            with one name, so optimizers, norms and checkpoints count it once.
+        tie_embeddings: use the token embedding as output matrix, too (Press and Wolf 2017). It is one parameter with
+            one name, so optimizers, norms and checkpoints count it once.
 
     Raises:
         ValueError: if a count is below 1, `width` is not a multiple of `num_heads`, `dropout` is outside [0, 1), or if
@@ -74,8 +74,8 @@ class GPT(nn.Module):
         length = tokens.shape[-1]
         if length > self.context_length:
             raise ValueError(
-                f"A sequence of {length} tokens, context_length={self.context_length}: positions beyond the context "
-                f"have no embedding. Cut the sequences, or build the model with context_length={length}."
+                f"A sequence of {length} tokens, context_length={self.context_length}: positions beyond the "
+                f"context have no embedding. Cut the sequences, or build the model with context_length={length}."
             )
         positions = torch.arange(length, device=tokens.device)
         stream = self.dropout(self.token_embedding(tokens) + self.position_embedding(positions))
@@ -117,7 +117,7 @@ class TransformerBlock(nn.Module):
         return stream + self.dropout(feed)
 
     def attend(self, normed: Tensor) -> Tensor:
-        """Causal attention of all heads, [samples, length, width] as the normed stream; without the residual sum."""
+        """Causal attention of all heads on the normed stream [n, T, width]; same shape, without the residual sum."""
         num_samples, length, width = normed.shape
         query, key, value = (
             part.view(num_samples, length, self.num_heads, width // self.num_heads).transpose(1, 2)

@@ -12,14 +12,14 @@ def hugging_face(
 ) -> nn.Module:
     """A `transformers` model, in training mode, with pretrained or fresh weights.
 
-    Only architectures that are part of `transformers` are built: code that comes with a repository of the hub is never
-    trusted, and there is no switch for it.
+    Only architectures that are part of `transformers` are built. Code from a repository of the hub is never run, and
+    no option changes that.
 
     Args:
         auto_class: a class of `transformers` that starts with "AutoModel", e.g. "AutoModelForCausalLM".
         name: repository on the hub ("gpt2") or local folder.
         pretrained: False draws fresh weights for the same architecture, from torch's global generator.
-        revision: commit, tag or branch of the repository. A run can be repeated for sure only with a commit.
+        revision: commit, tag or branch of the repository. Only a commit makes a run reproducible.
         **config_overrides: fields of the model's configuration, e.g. `n_layer=4`.
 
     Raises:
@@ -28,14 +28,14 @@ def hugging_face(
     """
     if "trust_remote_code" in config_overrides:
         raise ValueError(
-            "trust_remote_code is not an option here: it runs code from the hub on every machine of the job. Read that "
+            "trust_remote_code is not supported: it runs code from the hub on every machine of the job. Review that "
             "code, keep it as a module of your own, and name its class as the model."
         )
     transformers = _import_transformers()
     model_class = getattr(transformers, auto_class, None) if auto_class.startswith("AutoModel") else None
     if model_class is None:
         raise ValueError(
-            f"auto_class={auto_class!r}: this is the name of a class of transformers that starts with AutoModel, "
+            f"auto_class={auto_class!r}: must be a class of transformers whose name starts with AutoModel, "
             f"e.g. AutoModelForCausalLM or AutoModelForImageClassification."
         )
     source = {} if revision is None else {"revision": revision}
@@ -45,7 +45,7 @@ def hugging_face(
     if unused:
         raise ValueError(
             f"{', '.join(sorted(unused))}: no such field in {type(config).__name__}, the configuration of {name!r}, so "
-            f"the override would have no effect. Correct the name or drop it."
+            f"the override would have no effect. Correct the name or remove it."
         )
     _refuse_kernels_of_the_hub(config)
     if pretrained:
@@ -56,12 +56,12 @@ def hugging_face(
 
 
 def _refuse_kernels_of_the_hub(config: Any) -> None:
-    """Of the overrides or of the repository's own config.json, for the model or a part of it."""
+    """Check the overrides and the repository's own config.json, for the model and its parts."""
     for name in ("_attn_implementation", "_experts_implementation"):
         chosen = str(getattr(config, name, None))
         if "/" in chosen:
             raise ValueError(
-                f"{name.removeprefix('_')}={chosen}: fetches code of the hub, and none is run here. Choose one of "
+                f"{name.removeprefix('_')}={chosen} fetches code from the hub, which is never run here. Choose one of "
                 "transformers' own, such as sdpa or eager."
             )
     for part in vars(config).values():
@@ -74,7 +74,7 @@ def _import_transformers() -> Any:
         import transformers
     except ImportError as error:
         raise ImportError(
-            "A Hugging Face model was named and the package transformers cannot be imported. "
+            "A Hugging Face model was named, but the package transformers cannot be imported. "
             'Install it with: pip install "largebatch[hf]"'
         ) from error
     return transformers

@@ -6,10 +6,10 @@ from torch import nn
 
 
 def initialize_conv_net(model: nn.Module) -> None:
-    """Draws the initial weights of Goyal et al. 2017, section 5.1, from torch's global generator, in place.
+    """Draw the initial weights of Goyal et al. 2017, section 5.1, from torch's global generator, in place.
 
     Convolutions: He normal, fan out. Batch norm: gamma 1, beta 0. Fully connected layers: N(0, 0.01^2), bias 0.
-    Zero gammas at the end of residual blocks are the residual network's own affair.
+    `ResNet` itself sets the gammas at the end of residual blocks to 0.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d):

@@ -1,4 +1,4 @@
-"""Whether labels of tokens are the inputs themselves, so that the target of a position is the one behind it."""
+"""Decide whether token labels equal the inputs and must be shifted, so that each position predicts the next token."""
 
 from __future__ import annotations
 
@@ -15,26 +15,25 @@ from largebatch.losses.protocol import Loss
 from largebatch.models.modes import evaluating
 
 _NO_LABEL = -(2**31)
-_CLOSE = 1e-3  # of a loss: the model computes its own in the type of its weights
+_CLOSE = 1e-3  # relative difference of two losses: the model computes its own in the type of its weights
 
 
 def with_shift(loss: Loss, model: nn.Module, inputs: Any, targets: Tensor) -> Loss:
-    """`loss` with `shift` decided, where it is a `NextToken` that leaves it open; any other as it is.
+    """`loss` with `shift` decided, if it is a `NextToken` with shift=None; any other loss unchanged.
 
-    The causal models of transformers take labels that equal the input ids, and shift them; their masked models, and
-    the data sets of this package, have a label at the position that predicts it. What the samples show decides: labels
-    that are the inputs moved by one are shifted already. Else the model is asked, if it computes a loss from
-    labels: its own loss of one sample is that of shifted labels, or not. A model that would learn to copy what
-    it sees is refused.
+    Causal models of transformers take labels that equal the input ids, and shift them. Masked models of transformers
+    and the data sets of this package place each label at the position that predicts it. The samples decide first:
+    labels that are the inputs moved by one are already shifted. Otherwise the model's own loss of one sample, if it
+    computes one, shows whether it shifts labels. A model that would learn to copy its inputs is refused.
 
     Args:
-        loss: of the run.
-        model: on the CPU; its mode is as before afterwards.
-        inputs: of some samples; one of them is passed through the model.
-        targets: of these samples.
+        loss: the loss of the run.
+        model: the model, on the CPU; its mode is restored.
+        inputs: inputs of some samples; one sample is passed through the model.
+        targets: targets of these samples.
 
     Raises:
-        ValueError: if labels equal the inputs and nothing shifts them, or what is meant cannot be told.
+        ValueError: if labels equal the inputs and nothing shifts them, or samples and model do not decide it.
     """
     if targets.dim() != 2 or targets.shape[1] < 2:
         return loss
@@ -44,7 +43,7 @@ def with_shift(loss: Loss, model: nn.Module, inputs: Any, targets: Tensor) -> Lo
     if loss.shift is not None:
         return loss
     relation = _relation(inputs, targets, loss.ignore_index)
-    # Labels that are moved are asked about where the model looks for them: its loss may add something all the same.
+    # Ask the model even if the labels are already shifted: its own loss may contain further terms.
     asked = F.pad(targets[:, :-1], (1, 0), value=loss.ignore_index) if relation == "next" else targets
     shifts = _model_shifts(model, inputs, asked, loss.ignore_index)
     if relation == "next":
@@ -52,28 +51,28 @@ def with_shift(loss: Loss, model: nn.Module, inputs: Any, targets: Tensor) -> Lo
     if relation == "same" and not shifts:
         raise ValueError(
             f"the labels of {len(targets)} samples equal the inputs at every position that counts, and "
-            f"{_asked(model, shifts)}: it would be trained to copy the token that it sees. If it predicts the next "
-            "one, shift in the data set (inputs tokens[:-1], labels tokens[1:]) or set loss.shift=true; if it is "
-            "meant to reproduce its inputs, set loss.shift=false."
+            f"{_describe_shift(model, shifts)}: it would learn to copy its input token. To predict the next token, "
+            "shift in the data set (inputs tokens[:-1], labels tokens[1:]) or set loss.shift=true. To reproduce the "
+            "inputs, set loss.shift=false."
         )
     if shifts and relation is None:
         raise ValueError(
-            f"{type(model).__name__} shifts its labels by one, and the labels of {len(targets)} samples are neither "
-            "the inputs nor the inputs moved by one. Set loss.shift=true if a label stands where its token does in "
-            "the inputs (transformers' convention), loss.shift=false if it stands where it is predicted."
+            f"{type(model).__name__} shifts its labels by one, but the labels of {len(targets)} samples are neither "
+            "the inputs nor the inputs moved by one. Set loss.shift=true if a label is at the position of its token "
+            "in the inputs (transformers' convention), loss.shift=false if it is at the position that predicts it."
         )
     return dataclasses.replace(loss, shift=bool(shifts))
 
 
 def _require_no_copier(loss: Loss, inputs: Any, targets: Tensor) -> None:
-    """For a loss of labels that has no shift to be asked about."""
+    """Refuse labels that equal the inputs, for a loss without `shift`."""
     masked = getattr(loss, "ignore_index", None)
     if loss.unit == "label" and _relation(inputs, targets, _NO_LABEL if masked is None else masked) == "same":
         raise ValueError(
-            f"the labels of {len(targets)} samples equal the inputs at every position that counts: the model would be "
-            "trained to copy what it sees. If it predicts the next one, shift in the data set (inputs tokens[:-1], "
-            "labels tokens[1:]) or choose loss=next_token with outputs [n, T, V]; if it is meant to reproduce its "
-            "inputs, choose loss=per_token, which says so."
+            f"the labels of {len(targets)} samples equal the inputs at every position that counts: the model would "
+            "learn to copy its inputs. To predict the next token, shift in the data set (inputs tokens[:-1], labels "
+            "tokens[1:]) or choose loss=next_token with outputs [n, T, V]. To reproduce the inputs, choose "
+            "loss=per_token."
         )
 
 
@@ -81,7 +80,7 @@ def _relation(inputs: Any, targets: Tensor, ignore_index: int) -> str | None:
     """Whether the labels that count are the inputs ("same"), or the inputs moved by one ("next")."""
     valid = targets != ignore_index
     if targets[valid].unique().numel() < 2:
-        return None  # all alike: nothing can be told
+        return None  # all tokens equal: the two cases look the same
     parts = list(inputs.values()) if isinstance(inputs, dict) else [inputs]
     for part in parts:
         if part.shape != targets.shape or part.is_floating_point():
@@ -96,10 +95,10 @@ def _relation(inputs: Any, targets: Tensor, ignore_index: int) -> str | None:
 
 @torch.no_grad()
 def _model_shifts(model: nn.Module, inputs: Any, targets: Tensor, ignore_index: int) -> bool | None:
-    """Whether the loss that a model computes from labels is that of shifted ones; None if it computes none.
+    """Whether a model shifts the labels that it computes its loss from; None if it computes no loss.
 
     Raises:
-        ValueError: if it is neither.
+        ValueError: if its loss fits neither shifted nor unshifted labels.
     """
     if "labels" not in inspect.signature(model.forward).parameters or not hasattr(model, "config"):
         return None
@@ -114,8 +113,8 @@ def _model_shifts(model: nn.Module, inputs: Any, targets: Tensor, ignore_index: 
                 outputs = model(inputs[row : row + 1], labels=masked)
     except Exception as error:
         raise ValueError(
-            f"{type(model).__name__} takes labels, and fails with those of a sample ({type(error).__name__}: "
-            f"{error}), so that it cannot be asked whether it shifts them. Set loss.shift=true or false."
+            f"{type(model).__name__} takes labels but fails with those of a sample ({type(error).__name__}: {error}), "
+            "so it is unknown whether it shifts them. Set loss.shift=true or false."
         ) from error
     own = getattr(outputs, "loss", None)
     if not isinstance(own, Tensor) or own.numel() != 1:
@@ -128,19 +127,19 @@ def _model_shifts(model: nn.Module, inputs: Any, targets: Tensor, ignore_index: 
         if abs(float(own) - means[shift]) <= _CLOSE * max(abs(means[shift]), 1.0):
             return shift
     raise ValueError(
-        f"{type(model).__name__} computes a loss of {float(own):.6g} from the labels of a sample, and the "
+        f"{type(model).__name__} computes a loss of {float(own):.6g} from the labels of a sample, but the "
         f"cross-entropy of its logits is {means[True]:.6g} with labels shifted by one and {means[False]:.6g} "
-        "without: it adds or does something that loss=next_token would drop. Switch that off in the model's "
-        "configuration, return the loss of every sample from the model (loss=output), or set loss.shift=true or "
-        "false to train with the logits alone."
+        "without: its loss has a term that loss=next_token would drop. Switch it off in the model's configuration, "
+        "return the loss of every sample from the model (loss=output), or set loss.shift=true or false to train on "
+        "the logits alone."
     )
 
 
 def require_decoder_inputs(loss: Loss, model: nn.Module, inputs: Any) -> None:
-    """An encoder-decoder of transformers makes the decoder's inputs from labels, which no model is given here.
+    """Check that an encoder-decoder of transformers has decoder inputs, since models are never given labels here.
 
     Raises:
-        ValueError: if such a model is to be trained on its tokens, and `inputs` have none for the decoder.
+        ValueError: if such a model is trained on its tokens, and `inputs` have none for the decoder.
     """
     if not isinstance(loss, NextToken) or loss.shift is not None:
         return
@@ -149,10 +148,10 @@ def require_decoder_inputs(loss: Loss, model: nn.Module, inputs: Any) -> None:
     if getattr(config, "is_encoder_decoder", False) and not given & {"decoder_input_ids", "decoder_inputs_embeds"}:
         raise ValueError(
             f"{type(model).__name__} is an encoder-decoder: its decoder reads the labels moved by one, and the data "
-            "set gives none. Add decoder_input_ids=model.prepare_decoder_input_ids_from_labels(labels) to each "
-            "item, as the collator of transformers does; labels stay as they are."
+            "set has none. Add decoder_input_ids=model.prepare_decoder_input_ids_from_labels(labels) to each item, as "
+            "the collator of transformers does; keep the labels as they are."
         )
 
 
-def _asked(model: nn.Module, shifts: bool | None) -> str:
+def _describe_shift(model: nn.Module, shifts: bool | None) -> str:
     return f"{type(model).__name__} " + ("does not shift them" if shifts is False else "is not known to shift them")

@@ -10,18 +10,18 @@ from largebatch.models.arguments import require_counts, require_features
 class Linear(nn.Module):
     """One affine map of the flattened input: [n, ...] -> [n, num_outputs].
 
-    It is the model whose results can be checked by hand: both losses are convex in its weights, and with `SquaredError`
-    the Hessian does not depend on them. It has no repeated blocks, hence nothing to checkpoint.
+    Its results can be checked by hand: both losses are convex in its weights, and with `SquaredError` the Hessian does
+    not depend on them. It has no repeated blocks, so there is nothing to checkpoint.
 
     Args:
         in_features: numbers per sample.
         num_outputs: classes, or regression targets.
-        bias: adds an offset per output.
-        zero_init: starts at weight 0 and bias 0 (softmax regression then starts at the loss log(num_outputs)), instead
+        bias: add an offset per output.
+        zero_init: start at weight 0 and bias 0 (softmax regression then starts at the loss log(num_outputs)), instead
             of torch's uniform draw from +- 1/sqrt(in_features).
 
     Raises:
-        ValueError: if a count is below 1, or if the inputs have another number of features.
+        ValueError: if a count is below 1, or the inputs do not have `in_features` features.
     """
 
     def __init__(self, in_features: int, num_outputs: int, *, bias: bool = True, zero_init: bool = False) -> None:

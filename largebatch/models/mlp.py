@@ -13,23 +13,23 @@ class MLP(nn.Module):
     """Fully connected ReLU network of the flattened input: [n, ...] -> [n, num_classes].
 
     Every hidden layer is one block: linear, ReLU, dropout. Hidden weights are He normal (He et al. 2015, equation 10),
-    biases 0; the last layer keeps torch's uniform draw from +- 1/sqrt(fan in).
+    hidden biases 0; the last layer keeps torch's uniform draw from +- 1/sqrt(fan in).
 
     Args:
         in_features: numbers per sample.
         num_classes: outputs.
-        hidden: width of every hidden layer, the first one first.
+        hidden: widths of the hidden layers, from input to output.
         dropout: probability of dropping a hidden unit while training.
 
     Raises:
-        ValueError: if `hidden` is empty, a count is below 1, `dropout` is outside [0, 1), or if the inputs have
-            another number of features.
+        ValueError: if `hidden` is empty, a count is below 1, `dropout` is outside [0, 1), or the inputs do not have
+            `in_features` features.
     """
 
     def __init__(self, in_features: int, num_classes: int, *, hidden: Sequence[int], dropout: float = 0.0) -> None:
         super().__init__()
         if len(hidden) == 0:
-            raise ValueError("hidden=[]: an MLP needs at least one hidden layer. Use Linear for none.")
+            raise ValueError("hidden=[]: an MLP needs at least one hidden layer. Use Linear for a model without one.")
         require_counts(in_features=in_features, num_classes=num_classes)
         require_counts(**{f"hidden[{number}]": width for number, width in enumerate(hidden)})
         require_dropout(dropout)

@@ -1,4 +1,4 @@
-"""Training and evaluation mode: what the user put into `eval()` stays there, in training as in everything else."""
+"""Training and evaluation mode. Modules that the user put into `eval()` stay there."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 
 
 class Modes:
-    """The mode of every module of a model, as at the moment at which this is made.
+    """Snapshot of the mode of every module of a model.
 
     Args:
         module: the unwrapped model.
@@ -20,22 +20,22 @@ class Modes:
         self._modes = [(part, part.training) for part in module.modules()]
 
     def restore(self) -> None:
-        """Bring the modes back. `train` of the model is called, too: a class may do more in it than set a flag."""
+        """Restore the modes. This also calls the model's `train`, which a class may override to do more."""
         self._module.train(self._modes[0][1])
         for part, is_training in self._modes:
             part.training = is_training
 
 
 def train_mode(module: nn.Module) -> None:
-    """Call `module.train()`, and leave in evaluation mode what is in it: frozen batch norms, dropout that is off.
+    """Call `module.train()`, but keep submodules in evaluation mode: frozen batch norms, dropout switched off.
 
-    Everything that trains starts with this, and everything that evaluates does it inside `evaluating`.
+    All training code starts with this; all evaluation code runs inside `evaluating`.
 
     Args:
         module: the unwrapped model.
 
     Raises:
-        ValueError: if the model as a whole is in evaluation mode: then nobody can tell what was put there on purpose.
+        ValueError: if the whole model is in evaluation mode: the submodules frozen on purpose are then unknown.
 
     >>> model = nn.Sequential(nn.Linear(2, 2), nn.Dropout().eval())
     >>> train_mode(model)
@@ -45,7 +45,7 @@ def train_mode(module: nn.Module) -> None:
     if not module.training:
         raise ValueError(
             f"{type(module).__name__} is in evaluation mode as a whole, as from_pretrained leaves it: dropout would be "
-            "off, and batch norm frozen. Call train() on it first, and eval() on the parts that shall stay as they are."
+            "off, and batch norm frozen. Call train() on it first, and eval() on the parts that are to stay frozen."
         )
     kept = [part for part in module.modules() if not part.training]
     module.train()
@@ -55,7 +55,7 @@ def train_mode(module: nn.Module) -> None:
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode for a while; on every way out the modes are as before.
+    """Put a model into evaluation mode, and restore all modes on exit.
 
     Args:
         module: the unwrapped model.

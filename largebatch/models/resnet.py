@@ -15,22 +15,22 @@ STEMS = ("imagenet", "cifar")
 class ResNet(nn.Module):
     """Residual network of He et al. 2016 as trained by Goyal et al. 2017: [n, C, H, W] -> [n, num_classes].
 
-    All residual blocks lie in one list, `blocks`, in the order in which they are computed. Blocks of the four stages
-    have 64, 128, 256 and 512 channels (times 4 at the end of a bottleneck). The first block of every later stage halves
-    the resolution, in its 3x3 convolution: as in Goyal et al. and torchvision, whereas He et al. stride the 1x1.
+    All residual blocks are in one sequence, `blocks`, in forward order. Blocks of the four stages have 64, 128, 256 and
+    512 channels (times 4 at the end of a bottleneck). The first block of every later stage halves the resolution in its
+    3x3 convolution, as in Goyal et al. and torchvision; He et al. stride the 1x1.
 
     Initial weights: convolutions He normal, fan out; gamma 1, but 0 in the last batch norm of every residual block, so
-    that the network starts out as shallow as it can be; fully connected N(0, 0.01^2). Source: Goyal et al. 2017,
-    section 5.1. Use `resnet18` and `resnet50` to build one.
+    that every block starts as the identity; fully connected N(0, 0.01^2). Source: Goyal et al. 2017, section 5.1. Use
+    `resnet18` and `resnet50` to build one.
 
     Args:
         residual: builds the residual branch of a block from (in_channels, channels, stride).
-        expansion: output channels of a block over its `channels`.
-        blocks_per_stage: numbers of blocks of the stages.
+        expansion: output channels of a block divided by its `channels`.
+        blocks_per_stage: number of blocks of each stage.
         num_classes: outputs.
         in_channels: channels of the images.
         stem: "imagenet" (7x7 stride 2 and max pooling: resolution / 4) or "cifar" (3x3: resolution kept, for 32x32).
-        zero_init_last_gamma: False starts every gamma at 1.
+        zero_init_last_gamma: start the last gamma of every residual block at 0; False starts every gamma at 1.
 
     Raises:
         ValueError: if a count is below 1 or the stem is unknown.
@@ -124,7 +124,7 @@ def resnet50(
 
 def _stem(stem: str, in_channels: int) -> nn.Sequential:
     if stem not in STEMS:
-        raise ValueError(f"stem={stem!r}: known stems are {', '.join(STEMS)}. Use cifar for images of about 32x32.")
+        raise ValueError(f"stem={stem!r}: choose one of {', '.join(STEMS)}. Use cifar for images of about 32x32.")
     if stem == "cifar":
         return nn.Sequential(*_conv_norm(in_channels, 64, kernel_size=3), nn.ReLU(inplace=True))
     return nn.Sequential(

@@ -1,4 +1,4 @@
-"""One encoder for samples with two views, as contrastive losses compare them."""
+"""One encoder for both views of a sample, for contrastive losses."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from torch import Tensor, nn
 
 
 class TwoViews(nn.Module):
-    """Runs an encoder over both views of every sample: [n, 2, ...] -> representations [n, 2, d].
+    """Run an encoder over both views of every sample: [n, 2, ...] -> representations [n, 2, d].
 
-    The encoder sees the 2n views as one batch, those of a sample next to each other, so batch norm has the statistics
-    of both views. Source: Chen et al. 2020, "A simple framework for contrastive learning", section 2.1: encoder and
-    projection head in one.
+    The encoder sees the 2n views as one batch, the two of a sample next to each other, so batch norm statistics cover
+    both views. Source: Chen et al. 2020, "A simple framework for contrastive learning", section 2.1, with encoder and
+    projection head as one module.
 
     Args:
         encoder: [m, ...] -> [m, d].

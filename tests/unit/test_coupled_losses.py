@@ -137,7 +137,7 @@ def test_similarities_are_taken_in_float32_or_wider(given: torch.dtype) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"temperature": 0.0}, "temperature=0.0: a finite number above 0"),
+        ({"temperature": 0.0}, "temperature=0.0: must be finite and above 0"),
         ({"temperature": math.inf}, "temperature=inf"),
         ({"negatives": "hard"}, "negatives='hard': choose 'all'"),
     ],

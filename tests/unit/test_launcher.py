@@ -43,7 +43,7 @@ def test_a_sound_environment_has_no_problems(environ: dict[str, str], precision:
     assert launcher_problems(environ, precision=precision, num_processes=num_processes) == []
 
 
-PARTIAL = "the environment of a launcher came through in part. Start with torchrun or accelerate launch, or unset it."
+PARTIAL = "only part of a launcher's environment is here. Start with torchrun or accelerate launch, or unset it."
 
 
 @pytest.mark.bad_input(
@@ -77,26 +77,26 @@ PARTIAL = "the environment of a launcher came through in part. Start with torchr
             MEETING | {"WORLD_SIZE": "2", "RANK": "0"},
             "fp32",
             None,
-            ["RANK is set but LOCAL_RANK is not, as in a pod of Kubeflow's PyTorchJob or of Vertex AI: these number"],
+            ["RANK is set but LOCAL_RANK is not, as in a pod of Kubeflow's PyTorchJob or of Vertex AI: there RANK"],
         ),
         # accelerate starts a process group as soon as it sees LOCAL_RANK.
         ({"LOCAL_RANK": "0"}, "fp32", None, [f"LOCAL_RANK is set but RANK is not: {PARTIAL}"]),
         (TORCHRUN | {"RANK": "4"}, "fp32", None, ["RANK=4 with WORLD_SIZE=4: ranks count from 0."]),
-        (TORCHRUN | {"WORLD_SIZE": "two"}, "fp32", None, ["WORLD_SIZE=two: not a whole number."]),
-        (TORCHRUN | {"LOCAL_RANK": "²"}, "fp32", None, ["LOCAL_RANK=²: not a whole number."]),
-        (TORCHRUN | {"RANK": "-1"}, "fp32", None, ["RANK=-1: not a whole number."]),
-        (TORCHRUN | {"LOCAL_RANK": ""}, "fp32", None, ["LOCAL_RANK=: not a whole number."]),
+        (TORCHRUN | {"WORLD_SIZE": "two"}, "fp32", None, ["WORLD_SIZE=two: not an integer."]),
+        (TORCHRUN | {"LOCAL_RANK": "²"}, "fp32", None, ["LOCAL_RANK=²: not an integer."]),
+        (TORCHRUN | {"RANK": "-1"}, "fp32", None, ["RANK=-1: not an integer."]),
+        (TORCHRUN | {"LOCAL_RANK": ""}, "fp32", None, ["LOCAL_RANK=: not an integer."]),
         (
             TORCHRUN | {"MASTER_ADDR": "", "MASTER_PORT": ""},
             "fp32",
             None,
             [
-                "MASTER_ADDR is not set with WORLD_SIZE=4: the ranks would not find each other. Start",
+                "MASTER_ADDR is not set, and WORLD_SIZE=4: the ranks cannot find each other. Start",
                 "MASTER_PORT is not",
             ],
         ),
-        (TORCHRUN | {"MASTER_PORT": "99999"}, "fp32", None, ["MASTER_PORT=99999: a port is a number up to 65535."]),
-        (TORCHRUN | {"MASTER_PORT": "http"}, "fp32", None, ["MASTER_PORT=http: a port is a number up to 65535."]),
+        (TORCHRUN | {"MASTER_PORT": "99999"}, "fp32", None, ["MASTER_PORT=99999: a port is an integer up to 65535."]),
+        (TORCHRUN | {"MASTER_PORT": "http"}, "fp32", None, ["MASTER_PORT=http: a port is an integer up to 65535."]),
         (
             {},
             "fp32",
@@ -108,19 +108,19 @@ PARTIAL = "the environment of a launcher came through in part. Start with torchr
             {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"},
             "fp32",
             None,
-            ["ACCELERATE_GRADIENT_ACCUMULATION_STEPS=4: accelerate would divide the loss once more. Set batch.total"],
+            ["ACCELERATE_GRADIENT_ACCUMULATION_STEPS=4: accelerate would divide the loss a second time. Set"],
         ),
         (
             {"ACCELERATE_MIXED_PRECISION": "fp16"},
             "bf16",
             None,
-            ["ACCELERATE_MIXED_PRECISION=fp16 contradicts precision.compute=bf16. Choose with precision=..."],
+            ["ACCELERATE_MIXED_PRECISION=fp16 contradicts precision.compute=bf16. Set precision=..."],
         ),
         ({"ACCELERATE_MIXED_PRECISION": "bf16"}, "fp32", None, ["ACCELERATE_MIXED_PRECISION=bf16 contradicts"]),
         ({"ACCELERATE_MIXED_PRECISION": "fp8"}, "fp16", None, ["ACCELERATE_MIXED_PRECISION=fp8 contradicts"]),
-        ({"ACCELERATE_USE_FSDP": "true"}, "fp32", None, ["ACCELERATE_USE_FSDP: that plug-in takes over"]),
-        ({"ACCELERATE_USE_DEEPSPEED": "True"}, "fp32", None, ["ACCELERATE_USE_DEEPSPEED: that plug-in"]),
-        ({"ACCELERATE_USE_MEGATRON_LM": "1"}, "fp32", None, ["ACCELERATE_USE_MEGATRON_LM: that plug-in"]),
+        ({"ACCELERATE_USE_FSDP": "true"}, "fp32", None, ["ACCELERATE_USE_FSDP: this plug-in takes over"]),
+        ({"ACCELERATE_USE_DEEPSPEED": "True"}, "fp32", None, ["ACCELERATE_USE_DEEPSPEED: this plug-in"]),
+        ({"ACCELERATE_USE_MEGATRON_LM": "1"}, "fp32", None, ["ACCELERATE_USE_MEGATRON_LM: this plug-in"]),
         (
             {"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"},
             "fp32",

@@ -250,7 +250,7 @@ def test_gpt_drops_the_embeddings_the_attention_weights_and_both_residual_branch
         (lambda: small_gpt(dropout=-0.1), "dropout=-0.1"),
         (lambda: small_gpt(width=13), "Nearest that work: 12, 14"),
         (lambda: small_gpt(width=1), "Nearest that work: 2\\."),
-        (lambda: Linear(64, 10)(torch.zeros(3, 65)), "65 features per sample, and was built for 64"),
+        (lambda: Linear(64, 10)(torch.zeros(3, 65)), "65 features per sample, but was built for 64"),
         (lambda: MLP(64, 10, hidden=[3])(torch.zeros(64)), r"shape \[64\]"),
         (lambda: small_gpt()(torch.zeros(1, 9, dtype=torch.int64)), "9 tokens, context_length=8"),
         (lambda: hugging_face("AutoModel", "x", trust_remote_code=True), "runs code from the hub"),

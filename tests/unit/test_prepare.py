@@ -409,7 +409,7 @@ SCHEDULE: dict[str, Row] = {
     ),
     "constant warmup of nothing": (
         ["schedule.warmup_kind=constant", "schedule.warmup=0ep"],
-        {"schedule: warmup_kind=constant with a warmup of 0 samples": "has no effect. Use gradual, or warm up."},
+        {"schedule: warmup_kind=constant has no effect with a warmup of 0 samples": "Use gradual, or set a warmup."},
     ),
     "length below a batch": (
         ["length=31samples", "schedule.warmup=0ep"],
@@ -421,7 +421,7 @@ SCHEDULE: dict[str, Row] = {
     ),
     "milestones fall": (
         ["schedule=step", "schedule.milestones=[2ep,1ep]"],
-        {"schedule: step_samples=(1024, 512)": "milestones rise from one to the next."},
+        {"schedule: step_samples=(1024, 512)": "milestones must be increasing."},
     ),
     "step without milestones": (
         ["schedule=step", "schedule.milestones=[]"],
@@ -532,7 +532,7 @@ MODEL: dict[str, Row] = {
     ),
     "error in the constructor": (
         ["model=mlp", "model.hidden=[]"],
-        {"model (largebatch.models.MLP): hidden=[]": "Use Linear for none."},
+        {"model (largebatch.models.MLP): hidden=[]": "Use Linear for a model without one."},
     ),
     "wider than any memory": (
         ["model=mlp", "model.hidden=[35184372088832]"],
@@ -580,7 +580,7 @@ MODEL: dict[str, Row] = {
     ),
     "weights of another number of classes": (
         ["loss.weight=[1,2]"],
-        {"model and data: loss.weight has 2 numbers for the 10 outputs": "one each"},
+        {"model and data: loss.weight has 2 numbers, the model 10 outputs": "give one for each"},
     ),
     "smoothing above one": (
         ["loss.label_smoothing=2"],

@@ -59,7 +59,7 @@ def test_ranks_that_do_not_come_are_counted_and_named_and_nothing_is_left_behind
     with pytest.raises(LauncherError) as caught:
         Runtime.open(rendezvous_timeout_s=0.5, collective_timeout_s=5)
     assert str(caught.value).startswith(
-        f"1 of 3 ranks came to 127.0.0.1:{port} within 0.5 s (launcher.rendezvous_timeout_s). Missing: ranks 1, 2 "
+        f"1 of 3 ranks joined at 127.0.0.1:{port} within 0.5 s (launcher.rendezvous_timeout_s). Missing: ranks 1, 2 "
         f"(2 of 3); the others are on {socket.gethostname()}. "
     )
     assert "Start the missing ones" in str(caught.value)
@@ -87,7 +87,7 @@ def test_a_run_whose_other_ranks_do_not_come_ends_with_one_line_as_any_wrong_inp
     ]
     assert train.main(run) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"largebatch: 1 of 2 ranks came to 127.0.0.1:{port} within 0.5 s")
+    assert line.startswith(f"largebatch: 1 of 2 ranks joined at 127.0.0.1:{port} within 0.5 s")
     assert not Path("run").exists()
 
 
@@ -112,7 +112,7 @@ def test_all_ranks_pass_when_the_last_has_come_and_their_group_takes_the_server_
 def test_ranks_that_have_come_all_say_the_same_about_those_that_have_not(port: int):
     told = meet_all((environment(2, 4, port), 30), (environment(0, 4, port), 0.5))
     assert told[0] == told[1]
-    assert told[0].startswith(f"2 of 4 ranks came to 127.0.0.1:{port} within 0.5 s"), "the first to give up"
+    assert told[0].startswith(f"2 of 4 ranks joined at 127.0.0.1:{port} within 0.5 s"), "the first to give up"
     assert "Missing: ranks 1, 3 (2 of 4);" in told[0]
 
 
@@ -134,7 +134,7 @@ def test_rank_0_at_an_address_of_another_host_cannot_reach_itself(port: int, mon
     told = meet(environment(0, 2, port) | {"MASTER_ADDR": "192.0.2.1"}, 0.3)
     assert told.startswith(
         f"Rank 0 of 2 cannot reach itself at 192.0.2.1:{port} within 0.3 s (launcher.rendezvous_timeout_s): No route "
-        "to host. MASTER_ADDR is the address of rank 0's host"
+        "to host. MASTER_ADDR must be an address of rank 0's host"
     )
 
 
@@ -145,7 +145,7 @@ def test_a_port_that_is_taken_is_told_by_rank_0_with_the_variable_to_set():
         number = taken.getsockname()[1]
         told = meet(environment(0, 2, number), 0.3)
     assert told.startswith(f"Rank 0 cannot open MASTER_PORT={number}: address already in use. ")
-    assert "Set MASTER_PORT to a free one" in told
+    assert "Set MASTER_PORT to a free port" in told
 
 
 def test_a_program_that_has_the_port_and_says_nothing_does_not_hold_a_rank(monkeypatch: pytest.MonkeyPatch):
@@ -169,7 +169,7 @@ def test_a_rank_whose_rank_0_leaves_while_it_waits_says_so(port: int):
     server.get("largebatch/0/2/rank/1")  # is there when it waits
     del server
     waiting.join()
-    assert told[0].startswith(f"Rank 0 of 2 was at 127.0.0.1:{port} and left before all others had come: ")
+    assert told[0].startswith(f"Rank 0 of 2 was at 127.0.0.1:{port} and left before all ranks had joined: ")
 
 
 def test_a_restart_by_torchrun_meets_anew_in_the_store_of_its_agent(port: int):

@@ -72,7 +72,7 @@ def test_a_plan_alone_is_a_ramp_that_does_not_rise():
 
 @pytest.mark.parametrize("milestones", [[5, 5], [9, 3], [0, 3]])
 def test_milestones_rise_from_above_0(milestones: list[int]):
-    with pytest.raises(ValueError, match="rise from one to the next"):
+    with pytest.raises(ValueError, match="must be positive and increasing"):
         ramp_of([1, 2, 3], milestones)
 
 

@@ -94,7 +94,7 @@ def test_an_explicit_shift_is_not_asked_about() -> None:
 
 def test_a_loss_without_a_shift_does_not_train_a_copier_either() -> None:
     for loss in (CrossEntropy(), ModuleLoss(nn.CrossEntropyLoss())):
-        with pytest.raises(ValueError, match=r"trained to copy what it sees.*loss=per_token"):
+        with pytest.raises(ValueError, match=r"learn to copy its inputs.*loss=per_token"):
             with_shift(loss, nn.Identity(), {"tokens": IDS}, masked_prompt())
 
 
@@ -123,9 +123,9 @@ class AddsWithLabels(nn.Embedding):
             noise(),
             "add decoder_input_ids|Add decoder",
         ),
-        (mixtral(output_router_logits=True, router_aux_loss_coef=1.0), {"input_ids": IDS}, IDS, "it adds or does"),
-        (AddsWithLabels(17, 17), {"input_ids": IDS}, IDS, "it adds or does something"),
-        (AddsWithLabels(17, 17), {"input_ids": IDS[:, :-1]}, IDS[:, 1:], "it adds or does something"),
+        (mixtral(output_router_logits=True, router_aux_loss_coef=1.0), {"input_ids": IDS}, IDS, "its loss has a term"),
+        (AddsWithLabels(17, 17), {"input_ids": IDS}, IDS, "its loss has a term"),
+        (AddsWithLabels(17, 17), {"input_ids": IDS[:, :-1]}, IDS[:, 1:], "its loss has a term"),
     ],
     ids=["own copier", "masked lm copier", "unrelated", "decoder", "adds a loss", "adds with labels", "adds, moved"],
 )
