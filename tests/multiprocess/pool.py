@@ -13,8 +13,9 @@ ranks are made of the first 1, 2, ... of them. Only the process group is made an
 call failed: gloo by a file, no ports. A world of one rank gets no process group, but the same environment (RANK=0,
 WORLD_SIZE=1).
 
-Each call begins with the environment that a launcher would give to that rank, torch's default dtype, seed 0 and one
-thread, and without accelerate's singleton; imported modules stay. Messages are plain pickles through a pipe: no shared
+Each call begins with the process as it was at its start (current folder, environment, signal handlers, ...), the
+environment that a launcher would give to that rank, torch's default dtype, seed 0 and one thread, and without
+accelerate's singleton; imported modules stay. Messages are plain pickles through a pipe: no shared
 memory, no file descriptors. A rank may start processes of its own (data loader workers).
 """
 

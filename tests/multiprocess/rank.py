@@ -30,7 +30,7 @@ GROUP_TIMEOUT = datetime.timedelta(seconds=60)
 def serve(connection: Connection, log: Path) -> None:
     """Answer tasks until the pipe is closed; output goes to `log`."""
     _become_rank(log)
-    environment = dict(os.environ)
+    start = _State()
     reply = {"result": b"", "error": "", "group_usable": True}
     while True:
         connection.send_bytes(pickle.dumps(reply))
@@ -42,7 +42,7 @@ def serve(connection: Connection, log: Path) -> None:
             task = pickle.loads(connection.recv_bytes())
         except EOFError:
             os._exit(0)
-        reply = _answer(task, environment)
+        reply = _answer(task, start)
 
 
 def _become_rank(log: Path) -> None:
@@ -60,12 +60,13 @@ def _become_rank(log: Path) -> None:
     faulthandler.register(signal.SIGUSR2, all_threads=True)
 
 
-def _answer(task: dict[str, Any], environment: dict[str, str]) -> dict[str, Any]:
+def _answer(task: dict[str, Any], start: _State) -> dict[str, Any]:
     import torch.distributed as dist
 
     result, error = b"", ""
     try:
-        _begin_afresh(task, environment)
+        start.restore()
+        _begin_afresh(task)
         _join_group(task)
         function = _load(task["module"], task["file"], task["qualname"])
         args, kwargs = pickle.loads(task["arguments"])  # after the module: it may define their classes
@@ -77,13 +78,39 @@ def _answer(task: dict[str, Any], environment: dict[str, str]) -> dict[str, Any]
     return {"result": result, "error": error, "group_usable": group_usable}
 
 
-def _begin_afresh(task: dict[str, Any], environment: dict[str, str]) -> None:
-    """Undo what an earlier call may have left behind: environment, torch's defaults, accelerate's singletons."""
+class _State:
+    """What a function may change of its process: each task begins with that of the rank's start, as a fork would."""
+
+    def __init__(self) -> None:
+        self._folder, self._environment, self._umask = os.getcwd(), dict(os.environ), _umask()
+        self._arguments, self._path = [*sys.argv], [*sys.path]
+        self._output = sys.stdin, sys.stdout, sys.stderr
+        self._handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
+
+    def restore(self) -> None:
+        os.chdir(self._folder)
+        os.environ.clear()
+        os.environ.update(self._environment)
+        os.umask(self._umask)
+        sys.argv[:], sys.path[:] = self._arguments, self._path
+        sys.stdin, sys.stdout, sys.stderr = self._output
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in self._handlers.items():
+            if handler is not None and signal.getsignal(number) != handler:
+                signal.signal(number, handler)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _begin_afresh(task: dict[str, Any]) -> None:
+    """The environment of a launched rank; what an earlier call left behind in torch and accelerate is undone."""
     import torch
 
     rank, world_size = str(task["rank"]), str(task["world_size"])
-    os.environ.clear()
-    os.environ.update(environment)
     os.environ.update(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=world_size, LOCAL_WORLD_SIZE=world_size)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0")  # unused: the group is there already
     torch.set_num_threads(1)

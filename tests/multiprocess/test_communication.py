@@ -1,21 +1,16 @@
-"""Communication that is known because a test adds it: each all-reduce is made d longer, and d is what is measured.
-
-With those of `test_stragglers.py` the only sleeps of the tests. Delayed and undelayed steps take turns in one run, and
-medians are compared, so that a busy machine meets both; d is large against its noise, and costs no computing time.
-"""
+"""Communication that is known because a test adds it, in virtual time: an all-reduce takes d longer, and d is found."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import io
 import itertools
 import json
 import os
 import statistics
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +22,10 @@ from largebatch.__main__ import main
 from largebatch.batch.order import SampleOrder
 from largebatch.batch.plan import BatchPlan
 from largebatch.data import MicroBatchLoader, random_classification
+from largebatch.diagnostics.communication import all_reduces
 from largebatch.diagnostics.communication.all_reduces import time_all_reduces
-from largebatch.diagnostics.communication.steps import StepTimes, time_steps
+from largebatch.diagnostics.communication.steps import time_steps
 from largebatch.distributed.runtime import Runtime
-from largebatch.gradient import reductions
 from largebatch.losses import CrossEntropy
 from largebatch.models import MLP
 from largebatch.training.loop import Run, train
@@ -38,77 +33,43 @@ from largebatch.training.observers import CommunicationObserver, RowLog
 from tests.multiprocess.counting import count_collectives
 from tests.multiprocess.made_run import made_run
 from tests.multiprocess.test_contract import SEED, lr_at, model_and_data
+from tests.multiprocess.virtual_time import VirtualTime, virtual_time
 from tests.watching import Rows
 
-DELAY_S, WITHIN = 0.2, 0.1
+DELAY_S, COMPUTING_S = 0.2, 0.1
 BATCH, STEPS = 8, 12
-Slows = Callable[[int, Any], bool]  # (number of the step from 0, bucket)
-
-
-@contextlib.contextmanager
-def delayed_all_reduces(slows: Slows) -> Iterator[None]:
-    """All-reduces of the buckets for which `slows` come DELAY_S late, while the rank goes on computing."""
-    original, steps = reductions._ALL_REDUCES["none"], itertools.count()
-    step = [0]
-
-    def hook(group: Any, bucket: Any) -> torch.futures.Future[torch.Tensor]:
-        if bucket.index() == 0:
-            step[0] = next(steps)
-        future = original(group, bucket)
-        return _later(future) if slows(step[0], bucket) else future
-
-    reductions._ALL_REDUCES["none"] = hook
-    try:
-        yield
-    finally:
-        reductions._ALL_REDUCES["none"] = original
-
-
-def _later(future: Any) -> torch.futures.Future[torch.Tensor]:
-    late: torch.futures.Future[torch.Tensor] = torch.futures.Future()
-
-    def finish() -> None:
-        value = future.wait()
-        time.sleep(DELAY_S)
-        late.set_result(value)
-
-    threading.Thread(target=finish).start()
-    return late
+same = functools.partial(pytest.approx, rel=1e-9, abs=1e-9)  # rounding of sums of a few numbers of this size
 
 
 class Pause(nn.Module):
     """The identity, but the backward pass takes `seconds(step)` longer."""
 
-    def __init__(self, seconds: Callable[[int], float]) -> None:
+    def __init__(self, time: VirtualTime, seconds: Callable[[int], float]) -> None:
         super().__init__()
-        self.seconds = seconds
+        self.time, self.seconds = time, seconds
         self.calls = itertools.count()
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         outputs = inputs * 1
         number = next(self.calls)
-
-        def wait(gradient: torch.Tensor) -> None:
-            time.sleep(self.seconds(number))
-
-        outputs.register_hook(wait)
+        outputs.register_hook(lambda gradient: self.time.sleep(self.seconds(number)))
         return outputs
 
 
-def never(step: int, bucket: Any) -> bool:
-    return False
+def never(step: int, bucket: Any) -> float:
+    return 0.0
 
 
-def always(step: int, bucket: Any) -> bool:
-    return True
+def always(step: int, bucket: Any) -> float:
+    return DELAY_S
 
 
-def every_other(step: int, bucket: Any) -> bool:
-    return step % 2 == 1
+def every_other(step: int, bucket: Any) -> float:
+    return DELAY_S * (step % 2)
 
 
-def every_other_but_the_last_bucket(step: int, bucket: Any) -> bool:
-    return step % 2 == 1 and not bucket.is_last()
+def every_other_but_the_last_bucket(step: int, bucket: Any) -> float:
+    return 0.0 if bucket.is_last() else DELAY_S * (step % 2)
 
 
 def run_of(runtime: Runtime, problem: tuple[Any, ...], *, observers: Any, steps: int = STEPS, **options: Any) -> Run:
@@ -125,20 +86,16 @@ def problem_of(model: nn.Module) -> tuple[Any, ...]:
 
 def measured(kind: str) -> list[dict[str, Any]]:
     """Rows of a run in which every other step has a delay."""
-    layers: list[nn.Module] = [nn.Linear(8, 8), nn.Linear(8, 5)]
-    slows: Slows = never
-    if kind == "exposed":
-        slows = every_other
-    elif kind == "hidden":  # the last layer fills a bucket of its own, which is sent while the first one waits
-        layers = [nn.Linear(8, 8), Pause(lambda step: 1.5 * DELAY_S), nn.Linear(8, 40_000)]
-        slows = every_other_but_the_last_bucket
-    elif os.environ["RANK"] == "1":
-        layers.insert(1, Pause(lambda step: DELAY_S * (step % 2)))
-    with Runtime.open() as runtime:
+    delays = {"exposed": every_other, "hidden": every_other_but_the_last_bucket, "straggler": never}[kind]
+    with Runtime.open() as runtime, virtual_time(delays) as time:
+        late = DELAY_S if kind == "straggler" and runtime.rank == 1 else 0.0
+        pause = Pause(time, lambda step: COMPUTING_S + late * (step % 2))
+        layers: list[nn.Module] = [nn.Linear(8, 8), pause, nn.Linear(8, 5)]
+        if kind == "hidden":  # the last layer fills a bucket of its own, which is sent while the first one waits
+            layers = [nn.Linear(8, 8), Pause(time, lambda step: 1.5 * DELAY_S), nn.Linear(8, 40_000)]
         rows = Rows()
         observer = CommunicationObserver(RowLog([rows], num_samples=48), every=1, repetitions=1)
-        with delayed_all_reduces(slows):
-            train(run_of(runtime, problem_of(nn.Sequential(*layers)), observers=[observer]))
+        train(run_of(runtime, problem_of(nn.Sequential(*layers)), observers=[observer]))
         return rows.rows
 
 
@@ -155,25 +112,25 @@ def of_communication(row: dict[str, Any]) -> dict[str, Any]:
 def test_a_delay_that_nothing_hides_is_measured_as_exposed_communication(ranks):
     rows, others = ranks(2).run(measured, "exposed")
     for key in ("exposed_s", "total_s"):
-        assert added(rows, key) == pytest.approx(DELAY_S, rel=WITHIN), key
-    assert abs(added(rows, "straggler_wait_s")) < WITHIN * DELAY_S
-    assert statistics.median(row["communication/share_of_step"] for row in rows[3::2]) > 0.5
+        assert added(rows, key) == same(DELAY_S), key
+    assert added(rows, "straggler_wait_s") == same(0)
+    assert rows[3]["communication/share_of_step"] == same(DELAY_S / (DELAY_S + COMPUTING_S))
     assert [of_communication(row) for row in rows] == [of_communication(row) for row in others], "ranks know the same"
 
 
 def test_a_delay_that_computation_hides_is_in_the_total_and_not_exposed(ranks):
     rows = ranks(2).run(measured, "hidden")[0]
-    assert added(rows, "total_s") == pytest.approx(DELAY_S, rel=WITHIN)
-    assert abs(added(rows, "exposed_s")) < WITHIN * DELAY_S
-    assert statistics.median(row["communication/hidden_share"] for row in rows[3::2]) > 0.5
+    assert added(rows, "total_s") == same(DELAY_S)
+    assert added(rows, "exposed_s") == same(0)
+    assert rows[3]["communication/hidden_share"] == same(1)
     assert rows[0]["communication/gradient_bytes"] == 4 * (8 * 8 + 8 + 9 * 40_000)
 
 
 def test_a_slow_rank_is_skew_and_named_and_no_communication(ranks):
     rows = ranks(2).run(measured, "straggler")[0]
-    assert added(rows, "straggler_wait_s") == pytest.approx(DELAY_S, rel=WITHIN)
-    assert abs(added(rows, "exposed_s")) < WITHIN * DELAY_S
-    assert abs(added(rows, "total_s")) < WITHIN * DELAY_S
+    assert added(rows, "straggler_wait_s") == same(DELAY_S)
+    assert added(rows, "exposed_s") == same(0)
+    assert added(rows, "total_s") == same(0)
     assert {row["communication/slowest_rank"] for row in rows[3::2]} == {1}
 
 
@@ -186,16 +143,14 @@ def timed_steps() -> dict[str, Any]:
         own = list(MicroBatchLoader(data, SampleOrder(len(data), SEED), plan, runtime.rank).micro_batches(0, 1))
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         times = []
-        for slows in (never, always):
-            with delayed_all_reduces(slows):
+        for delays in (never, always):
+            with virtual_time(delays) as time:
+                computing = model.register_forward_pre_hook(lambda *_, time=time: time.sleep(COMPUTING_S))
                 run = made_run(runtime, model, loss, optimizer, plan, data, lr_at, 1)
                 times.append(time_steps(runtime, run.model, run.gradient, optimizer, own, plan=plan, pairs=8))
+                computing.remove()
         changed = [name for name, value in model.state_dict().items() if not torch.equal(value, before[name])]
         return {"times": times, "changed": changed}
-
-
-def cost(times: StepTimes) -> float:
-    return statistics.median(times.with_s) - statistics.median(times.without_s)
 
 
 def test_a_step_with_delayed_communication_is_that_much_longer_than_one_without(ranks):
@@ -203,31 +158,30 @@ def test_a_step_with_delayed_communication_is_that_much_longer_than_one_without(
     plain, delayed = first["times"]
     assert first["times"] == second["times"]
     assert len(delayed.with_s) == len(delayed.without_s) == len(delayed.communication) == 8
-    assert cost(delayed) - cost(plain) == pytest.approx(DELAY_S, rel=WITHIN)
-    exposed, before = (statistics.median(one.exposed_s for one in times.communication) for times in (delayed, plain))
-    assert exposed - before == pytest.approx(DELAY_S, rel=WITHIN)
+    assert [*plain.with_s, *plain.without_s, *delayed.without_s] == same([COMPUTING_S] * 24)
+    assert delayed.with_s == same([COMPUTING_S + DELAY_S] * 8)
+    assert [one.exposed_s for one in delayed.communication] == same([DELAY_S] * 8)
     assert first["changed"] == [], "the weights go back after every step"
 
 
 def all_reduces_of_a_known_line(latency_s: float, s_per_byte: float) -> Any:
-    runtime = Runtime.open()
+    time = VirtualTime()
 
     def slow_sum(values: torch.Tensor) -> None:
         time.sleep(latency_s + values.numel() * values.element_size() * s_per_byte)
 
-    try:
+    with Runtime.open() as runtime, pytest.MonkeyPatch.context() as patched:
+        patched.setattr(all_reduces, "time", time)
         gather = runtime.sum_in_place
         runtime.sum_in_place = lambda values: slow_sum(values) if values.dtype == torch.float32 else gather(values)
         return time_all_reduces(runtime, [1000, 400_000, 1_000_000, 4_000_000], repetitions=3).fit
-    finally:
-        runtime.close()
 
 
 def test_latency_and_bandwidth_of_slow_all_reduces_are_found(ranks):
     fit, other = ranks(2).run(all_reduces_of_a_known_line, 0.02, 1e-8)
     assert fit == other
-    assert fit.latency_s == pytest.approx(0.02, rel=WITHIN)
-    assert fit.bandwidth == pytest.approx(1e8, rel=WITHIN)
+    assert fit.latency_s == same(0.02)
+    assert fit.bandwidth == pytest.approx(1e8, rel=1e-9)
 
 
 def trained(every: int | None) -> dict[str, Any]:

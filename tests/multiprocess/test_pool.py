@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
@@ -42,6 +43,7 @@ def describe() -> dict[str, object]:
         "group": dist.is_initialized(),
         "dtype": torch.get_default_dtype(),
         "threads": torch.get_num_threads(),
+        "process": (os.getcwd(), signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, len(sys.argv), sys.stdout.name),
         "pid": os.getpid(),
     }
 
@@ -50,6 +52,10 @@ def leak() -> None:
     os.environ["LEAK"] = "yes"
     torch.set_default_dtype(torch.float64)
     torch.set_num_threads(2)
+    os.chdir("/")
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.argv.append("leaked")
+    sys.stdout = io.StringIO()
 
 
 def raise_on_rank_1_while_rank_0_waits() -> None:
@@ -94,9 +100,11 @@ def test_a_rank_has_the_environment_of_a_launched_process(
         assert found["group"] == (world_size > 1)
 
 
-def test_a_call_leaves_no_environment_dtype_or_threads_behind(ranks: Ranks) -> None:
+def test_a_call_leaves_nothing_of_its_process_behind(ranks: Ranks) -> None:
+    (before,) = ranks(1).run(describe)
     ranks(1).run(leak)
     (found,) = ranks(1).run(describe)
+    assert found == before
     assert (found["leaked"], found["dtype"], found["threads"]) == (None, torch.float32, 1)
 
 
