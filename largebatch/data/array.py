@@ -1,4 +1,4 @@
-"""Data sets that lie in memory: a whole batch is one indexing operation."""
+"""Data sets in memory: a whole batch is one indexing operation."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class ImageNormalisation:
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         if len(mean) != len(std) or len(mean) not in (1, 3):
             raise ValueError(
-                f"mean={list(mean)}, std={list(std)}: both list one number per channel, 1 (grey) or 3 (RGB) numbers."
+                f"mean={list(mean)}, std={list(std)}: give one number per channel, 1 (grey) or 3 (RGB), in both."
             )
         if not all(0 <= value <= 1 for value in mean) or not all(0 < value <= 1 for value in std):
             raise ValueError(
                 f"mean={list(mean)}, std={list(std)}: both refer to pixels divided by 255, so a mean lies in [0, 1] "
-                f"and a std in (0, 1]. Divide them by 255 if they were taken over 0..255."
+                f"and a std in (0, 1]. Divide them by 255 if they were computed over 0..255."
             )
         self.num_channels = len(mean)
         self._scale = torch.tensor([1 / (255 * s) for s in std], dtype=torch.float32).view(-1, 1, 1)
@@ -55,12 +55,12 @@ class ArrayDataset(Dataset[tuple[Tensor, Tensor]]):
         mean: for uint8 images, see `ImageNormalisation`; without it pixels are divided by 255 alone.
         std: likewise.
         num_classes: if given, integer `targets` must lie in [0, num_classes).
-        bad: why, for each sample that cannot be used; asking for one is an error.
-        plan_notes: what is to be told before a training.
+        bad: the reason for each unusable sample, by id; fetching one raises DataError.
+        plan_notes: notes that the plan prints before training.
 
     Raises:
         ValueError: if lengths differ, the set is empty, or `mean` and `std` would have no effect.
-        DataError: if a label lies outside the range; when a sample is asked for that is bad.
+        DataError: if a label lies outside the range; from `fetch`, for a sample in `bad`.
 
     >>> data = ArrayDataset(torch.tensor([[0.0], [1.0], [2.0]]), torch.tensor([5, 6, 7]))
     >>> data.fetch(np.array([2, 0]))
@@ -81,7 +81,7 @@ class ArrayDataset(Dataset[tuple[Tensor, Tensor]]):
     ) -> None:
         if len(inputs) != len(targets) or len(inputs) == 0:
             raise ValueError(
-                f"{len(inputs)} inputs and {len(targets)} targets: a data set has as many of both, and at least one."
+                f"{len(inputs)} inputs and {len(targets)} targets: a data set needs equally many, and at least one."
             )
         if num_classes is not None:
             smallest, largest = int(targets.min()), int(targets.max())
@@ -98,19 +98,19 @@ class ArrayDataset(Dataset[tuple[Tensor, Tensor]]):
 
     @property
     def label_range(self) -> tuple[int, int] | None:
-        """Smallest and largest target; None if they are not whole numbers."""
+        """Smallest and largest target; None if they are not integers."""
         if self.targets.is_floating_point():
             return None
         return int(self.targets.min()), int(self.targets.max())
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         self._require_good([index])
-        # The sequence protocol ends a for loop at the IndexError that a Tensor raises past its end.
+        # A for loop over a sequence ends at the IndexError that a Tensor raises past its end.
         inputs = self.inputs[index]
         return (inputs if self._normalise is None else self._normalise(inputs)), self.targets[index]
 
     def fetch(self, ids: Int64Array) -> tuple[Tensor, Tensor]:
-        """Inputs [n, ...] and targets [n, ...] of the samples `ids`, int64 [n]; copies, free to be changed.
+        """Inputs [n, ...] and targets [n, ...] of the samples `ids`, int64 [n]; copies, which the caller may change.
 
         Raises IndexError if an id lies outside [0, N).
         """
@@ -130,17 +130,17 @@ def _image_normalisation(
     inputs: Tensor, mean: Sequence[float] | None, std: Sequence[float] | None
 ) -> ImageNormalisation | None:
     if (mean is None) != (std is None):
-        raise ValueError(f"mean={mean}, std={std}: images are normalised with both or neither.")
+        raise ValueError(f"mean={mean}, std={std}: images need both or neither. Set both, or remove both.")
     if inputs.dtype != torch.uint8:
         if mean is not None:
             raise ValueError(
                 f"mean and std have no effect on inputs of type {inputs.dtype}: only uint8 images are normalised. "
-                f"Leave them out, or normalise the inputs beforehand."
+                f"Remove them, or normalise the inputs beforehand."
             )
         return None
     if inputs.dim() != 4:
         raise ValueError(
-            f"uint8 inputs of shape {tuple(inputs.shape)}: uint8 stands for images [N, C, H, W]. "
+            f"uint8 inputs of shape {tuple(inputs.shape)}: uint8 inputs must be images [N, C, H, W]. "
             f"Convert tokens to int64 and other numbers to float32."
         )
     num_channels = inputs.shape[1]
@@ -148,5 +148,5 @@ def _image_normalisation(
         mean, std = [0.0] * num_channels, [1.0] * num_channels
     normalisation = ImageNormalisation(mean, std)
     if normalisation.num_channels != num_channels:
-        raise ValueError(f"mean has {len(mean)} numbers for images of {num_channels} channels: one per channel.")
+        raise ValueError(f"mean has {len(mean)} numbers for images of {num_channels} channels: give one per channel.")
     return normalisation

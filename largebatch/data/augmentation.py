@@ -12,23 +12,23 @@ from torch.nn import functional as F
 from largebatch.batch.random_keys import keyed_uniforms, stream_key
 from largebatch.data.array import Int64Array
 
-# One column of random numbers per decision: switching one on leaves the others as they were.
+# One column of random numbers per decision, so that enabling one does not change the draws of the others.
 _ROW, _COLUMN, _FLIP, _CUTOUT_ROW, _CUTOUT_COLUMN = range(5)
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random crop of the padded image, then mirror image, then cutout, drawn for each sample on its own.
+    """Random crop of the padded image, then horizontal flip, then cutout, drawn per sample.
 
-    What happens to a sample depends on (seed, epoch, sample id) alone: not on its batch, rank, worker or on what was
-    drawn before. Runs of any topology, and resumed runs, therefore train on the same images.
+    The draws depend on (seed, epoch, sample id) alone, not on batch, rank, worker or earlier draws. So runs of any
+    topology, and resumed runs, train on the same images.
 
     Attributes:
         seed: seed of the run.
-        crop_padding: p; zeros are put around the image, p pixels wide, and a window of the image's size is cut at one
-            of the (2p + 1)^2 places. Images are normalised by then, so zero is the mean colour.
+        crop_padding: p; the image is padded with p zeros on each side and cropped to its size at one of (2p + 1)^2
+            offsets. Images are already normalised, so zero is the mean colour.
         flip: mirror left and right with probability 1/2.
-        cutout: side of a square of zeros, in pixels, centred at a random pixel and cut off at the border
+        cutout: side of a square of zeros, in pixels, centred at a random pixel and clipped at the border
             (DeVries and Taylor 2017, "Improved regularization of convolutional neural networks with cutout").
 
     Raises:
@@ -42,21 +42,21 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         if self.crop_padding < 0 or self.cutout < 0:
-            raise ValueError(f"crop_padding={self.crop_padding}, cutout={self.cutout}: pixels, 0 (off) or more.")
+            raise ValueError(f"crop_padding={self.crop_padding}, cutout={self.cutout}: give pixels, 0 (off) or more.")
 
     def __call__(self, inputs: Tensor, ids: Int64Array, epochs: Int64Array) -> Tensor:
-        """Augmented copies of images [n, C, H, W] of the samples `ids` [n], each in its epoch, `epochs` [n]."""
+        """Augmented copies of the images [n, C, H, W] of samples `ids` [n] in their `epochs` [n]."""
         if inputs.dim() != 4:
             raise ValueError(
                 f"Augmentation takes images [n, C, H, W], not inputs of shape {tuple(inputs.shape)}. "
-                f"Switch crop_padding, flip and cutout off for other data."
+                f"Disable crop_padding, flip and cutout for other data."
             )
         if not (self.crop_padding or self.flip or self.cutout):
             return inputs
         uniforms = self._uniforms(ids, epochs, inputs.device)
         if self.crop_padding or self.flip:
             inputs = self._crop_and_flip(inputs, uniforms)
-        # A product with a mask takes a third of the time of masked_fill.
+        # A product with a mask is three times as fast as masked_fill.
         return inputs * ~self._cutout_mask(inputs, uniforms) if self.cutout else inputs
 
     def _uniforms(self, ids: Int64Array, epochs: Int64Array, device: torch.device) -> Tensor:
@@ -84,7 +84,7 @@ class Augmentation:
         return (in_rows[:, :, None] & in_columns[:, None, :]).unsqueeze(1)
 
     def _in_span(self, length: int, uniforms: Tensor) -> Tensor:
-        """Bool [n, length]: `cutout` places around a random centre."""
+        """Bool [n, length]: `cutout` positions around a random centre."""
         start = _integers(uniforms, length) - self.cutout // 2
         places = torch.arange(length, device=uniforms.device)
         return (places >= start) & (places < start + self.cutout)

@@ -1,4 +1,4 @@
-"""A data set whose labels are looked at whenever a sample is loaded."""
+"""A data set whose labels are checked whenever a sample is loaded."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from largebatch.losses import LabelRule
 
 
 class CheckedLabels(Dataset[Any]):
-    """`dataset`, where a sample whose label the loss cannot score fails to load, as one that cannot be read does.
+    """`dataset`, in which a sample with an invalid label fails to load, as an unreadable one does.
 
-    So it is named with its label and the range, in training, evaluation and measurements, or skipped, where such
-    samples are; on a GPU the label would be an assertion of a kernel that names nothing.
+    So training, evaluation and measurements report or skip it with its id, label and range. On a GPU the label would
+    otherwise fail an anonymous assertion inside a kernel.
 
     Args:
         dataset: map-style, or in memory.
-        rule: of the labels.
+        rule: the valid labels.
     """
 
     def __init__(self, dataset: Any, rule: LabelRule) -> None:
@@ -36,7 +36,7 @@ class CheckedLabels(Dataset[Any]):
 
     def __getitem__(self, index: int) -> Any:
         item = as_sample(self._dataset[index])
-        # What is no item at all is told where items are put together.
+        # A malformed item is reported by the collation.
         label = _label_of(item)
         if label is not None:
             self._require(torch.as_tensor(label))
@@ -53,7 +53,7 @@ class CheckedLabels(Dataset[Any]):
 
 
 def with_checked_labels(dataset: Any, rule: LabelRule | None) -> Any:
-    """`dataset`, looked at where its labels are not known as a whole: their range was compared with the rule before."""
+    """`dataset` with a label check per sample, unless its `label_range` has already been compared with the rule."""
     is_known = getattr(dataset, "label_range", None) is not None
     return dataset if rule is None or is_known else CheckedLabels(dataset, rule)
 

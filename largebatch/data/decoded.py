@@ -1,4 +1,4 @@
-"""Many encoded images as one tensor, and what is to be told of them."""
+"""Many encoded images as one tensor, and notes on content that decoding dropped."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from largebatch.data.decoding import UInt8Array, decode_image
 from largebatch.data.errors import DataError
 from largebatch.data.subset import spread
 
-# 4 GiB: 1.4 million RGB images of 32 x 32, or 28,000 of 224 x 224. Every rank of a machine holds its own copy.
+# 4 GiB: 1.4 million RGB images of 32 x 32, or 28,000 of 224 x 224. Every rank on a machine holds its own copy.
 DEFAULT_MAX_BYTES_IN_MEMORY = 4 * 2**30
 
 _BLOCK = 256
-# Pillow parses headers under the interpreter lock; below this many bytes an image is mostly header, and threads
-# that fight for the lock are slower than one (measured on 32 x 32 JPEG: 137 us per image with two, 131 with one).
+# Pillow parses headers under the GIL. Below this size an image is mostly header, and threads that contend for the GIL
+# are slower than one (32 x 32 JPEG: 137 us per image with two threads, 131 us with one).
 _ENCODED_BYTES_WORTH_A_THREAD = 8 * 1024
 _LOOKED_AT = 32
 _MEANINGS = {
-    "transparency": "have transparent pixels, and transparency is dropped: these have the colour that is stored under "
-    "them. Lay the images over a background first if that is not meant",
-    "frames": "have several frames, and the first one is used",
+    "transparency": "have transparent pixels, and transparency is dropped: they get the colour stored under them. "
+    "Composite the images over a background first if that is not intended",
+    "frames": "have several frames, and only the first is used",
 }
 
 
@@ -41,9 +41,9 @@ class DecodedImages:
     """A set of images in memory.
 
     Attributes:
-        pixels: uint8 [N, C, H, W]; zeros for an image that cannot be used.
-        bad: why, for each of those.
-        notes: what is to be told before a training.
+        pixels: uint8 [N, C, H, W]; zeros for an unusable image.
+        bad: the reason for each unusable image.
+        notes: notes that the plan prints before training.
     """
 
     pixels: Tensor
@@ -65,11 +65,11 @@ def decode_images(
     Args:
         sources: encoded bytes, or files.
         num_channels: 1 (grey) or 3 (RGB).
-        describe: the file or row of image i, for errors.
+        describe: returns the file or row of image i, for errors.
         image_size: see `decode_image`; without it all images must have one size.
-        max_bytes_in_memory: the most that the decoded images may take.
-        skips: keep what cannot be used in `bad`: an image that is unreadable, or not of the size that most of some
-            spread over the set have.
+        max_bytes_in_memory: limit for the decoded images.
+        skips: record unusable images in `bad` instead of raising: an image that is unreadable, or whose size differs
+            from that of most images of a sample spread over the set.
 
     Raises:
         DataError: if an image is unreadable or of another size, or the set is larger than `max_bytes_in_memory`.
@@ -111,7 +111,7 @@ def decode_images(
 
 
 def _over_blocks(decode_block: Callable[[int, int], None], sources: Sequence[bytes | Path]) -> None:
-    """Call it with first and end of every block, in threads where that is faster."""
+    """Call `decode_block` with the bounds of every block, in threads if that is faster."""
     blocks = [(first, min(first + _BLOCK, len(sources))) for first in range(0, len(sources), _BLOCK)]
     if _num_bytes(sources[0]) < _ENCODED_BYTES_WORTH_A_THREAD:
         list(starmap(decode_block, blocks))
@@ -123,17 +123,17 @@ def _over_blocks(decode_block: Callable[[int, int], None], sources: Sequence[byt
 def notes_of_some(
     sources: Sequence[Path], *, num_channels: int, describe: Callable[[int], str], image_size: int
 ) -> tuple[str, ...]:
-    """What is to be told of images that stay on disk, found by decoding some that are spread over the set."""
+    """Notes on images that stay on disk, from decoding a sample spread over the set."""
     remarks: list[tuple[int, str]] = []
     looked_at = spread(len(sources), _LOOKED_AT)
     for index in looked_at:
         own: list[str] = []
-        # One that cannot be read is an error when it is needed, or skipped then.
+        # An unreadable image is reported or skipped when it is loaded.
         with contextlib.suppress(DataError):
             where = partial(describe, index)
             decode_image(sources[index], num_channels=num_channels, where=where, image_size=image_size, remarks=own)
         remarks += [(index, remark) for remark in own]
-    return tuple(_counted(remarks, f"of {len(looked_at)} images that were looked at", describe))
+    return tuple(_counted(remarks, f"of {len(looked_at)} sampled images", describe))
 
 
 def _counted(remarks: Iterable[tuple[int, str]], of: str, describe: Callable[[int], str]) -> Iterator[str]:
@@ -145,7 +145,7 @@ def _counted(remarks: Iterable[tuple[int, str]], of: str, describe: Callable[[in
 
 
 def _shape_of_most(sources: Sequence[bytes | Path], decode: Callable[[int], UInt8Array]) -> tuple[int, tuple[int, ...]]:
-    """An image, and its shape, which most of those have that are looked at."""
+    """The most common shape among some sampled images, and the index of an image that has it."""
     shapes: dict[int, tuple[int, ...]] = {}
     some = spread(len(sources), _LOOKED_AT)
     for index in itertools.chain(some, sorted(set(range(len(sources))) - set(some))):
@@ -154,7 +154,7 @@ def _shape_of_most(sources: Sequence[bytes | Path], decode: Callable[[int], UInt
         with contextlib.suppress(DataError):
             shapes[index] = decode(index).shape
     if not shapes:
-        decode(0)  # says why
+        decode(0)  # raises the reason
     most, _ = Counter(shapes.values()).most_common(1)[0]
     return next(index for index, shape in shapes.items() if shape == most), most
 
@@ -175,8 +175,8 @@ def _check_fits_in_memory(num_images: int, shape: tuple[int, ...], max_bytes_in_
     if num_bytes > max_bytes_in_memory:
         raise DataError(
             f"{num_images} images of {_size(shape)} take {num_bytes} bytes in memory on every rank, more than "
-            f"max_bytes_in_memory={max_bytes_in_memory}. Raise it if each rank has that much, or use an image folder, "
-            f"which is read from disk when it is too large."
+            f"max_bytes_in_memory={max_bytes_in_memory}. Raise it if each rank has that much memory, or use an image "
+            f"folder, which is read from disk when it is too large."
         )
 
 

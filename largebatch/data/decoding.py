@@ -1,4 +1,4 @@
-"""An encoded image as the pixels that its file means, or an error that names it."""
+"""Decode an image to the pixels that a viewer shows, or raise an error that names it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ UInt8Array = npt.NDArray[np.uint8]
 
 _MODES = {1: "L", 3: "RGB"}
 _ORIENTATION = 0x0112  # tag of EXIF
-# TIFF tags: bits per sample; 0 in the other one says that 0 is white.
+# TIFF tags: bits per sample; photometric interpretation, where 0 means that 0 is white.
 _TIFF_BITS, _TIFF_PHOTOMETRIC = 258, 262
 
 
@@ -38,7 +38,7 @@ def readable_suffixes() -> frozenset[str]:
     from PIL.ImageFile import StubImageFile
 
     def has_decoder(name: str) -> bool:
-        """Pillow knows some formats, such as HDF5 and MPEG, by their first bytes alone."""
+        """Pillow only recognises some formats, such as HDF5 and MPEG, and cannot decode them."""
         opener = pil.OPEN.get(name, (None,))[0]
         is_stub = isinstance(opener, type) and issubclass(opener, StubImageFile)
         return opener is not None and not is_stub and name != "MPEG"
@@ -54,21 +54,22 @@ def decode_image(
     image_size: int | None = None,
     remarks: list[str] | None = None,
 ) -> UInt8Array:
-    """One image as uint8 [H, W, C]; read-only.
+    """Decode one image to uint8 [H, W, C]; read-only.
 
-    The pixels are those that a viewer shows: turned and mirrored as EXIF says; 16 bits per channel are scaled to 8 over
-    their full range. Transparency is dropped, as by Pillow's `convert`: a pixel has the colour that is stored under it.
-    Of several frames the first one counts. Colour profiles (ICC) are not applied.
+    The pixels are those that a viewer shows: rotated and mirrored by EXIF; 16 bits per channel are scaled to 8 over
+    their full range. Transparency is dropped, as by Pillow's `convert`: a pixel has the colour stored under it. Only
+    the first of several frames is used. Colour profiles (ICC) are not applied.
 
     Args:
         source: the encoded bytes, or a file.
         num_channels: 1 converts to grey, 3 to RGB.
-        where: names the image; called for errors alone.
-        image_size: if given, the shorter side is resized to it (bilinear, antialiased) and the centre square is cut.
-        remarks: if given, what is dropped of this image is appended to it.
+        where: returns the name of the image; called only for errors.
+        image_size: if given, the shorter side is resized to it (bilinear, antialiased) and the centre square is
+            cropped.
+        remarks: if given, a list that receives the kinds of dropped content.
 
     Raises:
-        DataError: if the bytes are not an image that Pillow can decode, or have no known white.
+        DataError: if Pillow cannot decode the bytes, or the value of white is unknown.
     """
     pil = require_pillow()
     try:
@@ -76,7 +77,7 @@ def decode_image(
             image = _converted(_upright(opened), _MODES[num_channels], opened, pil)
             if image_size is not None:
                 image = _resize_and_crop(image, image_size, pil)
-            # np.asarray, the usual way, takes twice as long for small images.
+            # np.asarray takes twice as long for small images.
             pixels = np.frombuffer(image.tobytes(), dtype=np.uint8)
             width, height = image.size
             if remarks is not None:
@@ -89,7 +90,7 @@ def decode_image(
 
 
 def _upright(opened: Any) -> Any:
-    """As EXIF says, decided as `datasets` does it: after `load`, which itself turns a TIFF."""
+    """Rotate by EXIF, as `datasets` does: after `load`, which itself rotates a TIFF."""
     opened.load()
     if opened.getexif().get(_ORIENTATION) is None:
         return opened
@@ -99,7 +100,7 @@ def _upright(opened: Any) -> Any:
 
 
 def _converted(image: Any, mode: str, opened: Any, pil: Any) -> Any:
-    """`image`, which was `opened`, in `mode` "L" or "RGB"."""
+    """Convert `image`, decoded from `opened`, to `mode` "L" or "RGB"."""
     if image.mode == mode:
         return image
     if image.mode[0] in "IF":
@@ -110,7 +111,7 @@ def _converted(image: Any, mode: str, opened: Any, pil: Any) -> Any:
 
 
 def _scaled_to_8_bits(image: Any, opened: Any, pil: Any) -> Any:
-    """Grey of 16 bits as "L", rounded: Pillow's own conversion cuts everything off at 255."""
+    """16-bit grey as "L", rounded; Pillow's own conversion clips at 255."""
     if not (image.mode.startswith("I;16") or (image.mode == "I" and opened.format in ("PNG", "PPM"))):
         raise ValueError(f"mode {image.mode} of {opened.format} does not say which value is white; save 8 or 16 bits")
     tags = getattr(opened, "tag_v2", {})
@@ -122,13 +123,13 @@ def _scaled_to_8_bits(image: Any, opened: Any, pil: Any) -> Any:
 
 
 def _dropped(opened: Any) -> list[str]:
-    """What of an image its pixels do not have: transparency, if a pixel has any, and frames."""
+    """Kinds of content that decoding drops: transparency, if any pixel is transparent, and further frames."""
     dropped = []
     if opened.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in opened.info:
         alpha = opened if "A" in opened.getbands() else opened.convert("RGBA")
         if alpha.getchannel("A").getextrema()[0] < 255:
             dropped.append("transparency")
-    # A phone's JPEG may hold previews: format MPO, in which they are called frames, too.
+    # A phone's JPEG may contain previews: in format MPO they count as frames, too.
     if opened.format != "MPO" and getattr(opened, "n_frames", 1) > 1:
         dropped.append("frames")
     return dropped

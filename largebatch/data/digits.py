@@ -14,8 +14,8 @@ from largebatch.batch.order import SampleOrder
 from largebatch.data.array import ArrayDataset
 from largebatch.data.errors import Split, check_split
 
-# Mean and standard deviation of all 1797 x 64 values after division by 16, rounded once and fixed: constants that
-# are computed from a split would change the data whenever the split does.
+# Mean and standard deviation of all 1797 x 64 values after division by 16, rounded. Fixed, because constants computed
+# from a split would change the data whenever the split changes.
 DIGITS_MEAN = 0.3053
 DIGITS_STD = 0.3760
 _NUM_IMAGES = 1797
@@ -27,22 +27,22 @@ def digits(split: Split, *, validation_size: int = 360) -> ArrayDataset:
     """Images [N, 1, 8, 8] float32 of digits and their labels 0..9: 1437 for training, 360 for validation.
 
     Values 0..16 are divided by 16 and standardised with `DIGITS_MEAN` and `DIGITS_STD`. The split is a fixed
-    permutation, the same for every seed of a run. The file's own order would not do: it goes by writer, and a
-    validation set from the end of the file would hold other handwritings than the training set.
+    permutation, the same for every seed of a run. The file itself is ordered by writer: a validation set from its end
+    would have other handwritings than the training set.
 
     Args:
         split: "train" or "validation".
         validation_size: images held out, from 1 to 1796.
 
     Raises:
-        ValueError: if `split` or `validation_size` is not one of these.
+        ValueError: for another `split` or `validation_size`.
 
     Source: E. Alpaydin and C. Kaynak 1998, "Optical recognition of handwritten digits", UCI; test part.
     """
     check_split(split)
     if not 1 <= validation_size < _NUM_IMAGES:
         raise ValueError(
-            f"validation_size={validation_size}: both splits need images, so it lies in [1, {_NUM_IMAGES - 1}]."
+            f"validation_size={validation_size}: both splits need images. Choose from 1 to {_NUM_IMAGES - 1}."
         )
     images, labels = _all_images()
     permutation = SampleOrder(_NUM_IMAGES, seed=_SPLIT_SEED).ids(0, _NUM_IMAGES)
@@ -55,10 +55,10 @@ def digits(split: Split, *, validation_size: int = 360) -> ArrayDataset:
 
 @functools.cache
 def _all_images() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-    """[N, 8, 8] and [N]: parsed once, since it takes longer than a short run of a study. Splits are copies.
+    """Images [N, 8, 8] and labels [N], cached: parsing takes longer than a short run of a study. Splits are copies.
 
-    The file itself, of which `sklearn.datasets.load_digits` returns every value: importing scikit-learn, with SciPy's
-    statistics and pandas, takes two seconds of every start of every process.
+    Reads the file of `sklearn.datasets.load_digits` directly, with the same values: importing scikit-learn, with
+    SciPy's statistics and pandas, would add two seconds to the start of every process.
     """
     found = importlib.util.find_spec("sklearn")
     assert found is not None

@@ -1,4 +1,4 @@
-"""What is wrong with the user's data, said so that it can be found and repaired."""
+"""Errors in the user's data, with the place and the remedy."""
 
 from __future__ import annotations
 
@@ -9,19 +9,21 @@ OnBadSample = Literal["stop", "skip"]
 
 
 class DataError(ValueError):
-    """Data that cannot be used: names the file, row or sample, the rule it breaks and the remedy."""
+    """Unusable data. The message names the file, row or sample, the rule it breaks and the remedy."""
 
 
 def check_split(split: str) -> None:
     """Raise ValueError unless `split` is "train" or "validation"."""
     if split not in ("train", "validation"):
-        raise ValueError(f"split={split!r}: a data set has the splits 'train' and 'validation'.")
+        raise ValueError(f"split={split!r}: choose 'train' or 'validation'.")
 
 
 def check_on_bad_sample(on_bad_sample: str) -> None:
     """Raise ValueError unless `on_bad_sample` is "stop" or "skip"."""
     if on_bad_sample not in ("stop", "skip"):
-        raise ValueError(f"on_bad_sample={on_bad_sample!r}: 'stop' refuses a bad sample, 'skip' leaves it out.")
+        raise ValueError(
+            f"on_bad_sample={on_bad_sample!r}: choose 'stop' to refuse a bad sample or 'skip' to leave it out."
+        )
 
 
 def check_labels(smallest: int, largest: int, *, num_classes: int, where: str) -> None:
@@ -31,7 +33,7 @@ def check_labels(smallest: int, largest: int, *, num_classes: int, where: str) -
 
 
 def labels_outside(smallest: int, largest: int, *, num_classes: int, where: str) -> str:
-    """Says of the labels at `where` that they lie outside [0, num_classes)."""
+    """Error text for labels at `where` outside [0, num_classes)."""
     return (
         f"{where}: labels from {smallest} to {largest}, outside [0, {num_classes}). "
         f"Labels count from 0 to num_classes - 1: correct them, or pass the true num_classes."

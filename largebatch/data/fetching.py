@@ -1,4 +1,4 @@
-"""From requested sample ids to loaded micro-batches: in this process, or through workers."""
+"""Load the micro-batches of requested sample ids, in this process or through workers."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ _PREFETCH_PER_WORKER = 2
 
 
 class BatchSource:
-    """Loads requested micro-batches in order, holding at most a few at a time.
+    """Loads requested micro-batches in order, with only a few in memory at a time.
 
     Args:
         dataset: in memory (has `fetch`), or map-style.
         augment, num_workers, pin_memory, seed, timeout_s, skips: see `MicroBatchLoader`.
-        stream: name of the random stream that items are drawn under.
+        stream: name of the random stream that keys the items.
 
     Raises:
-        ValueError: if a setting would have no effect, or the data set cannot be asked for a sample by its number.
+        ValueError: if a setting would have no effect, or the data set has no samples by index.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class BatchSource:
     def load(self, requests: Iterator[Request]) -> Iterator[MicroBatchData]:
         """One loaded micro-batch per request, in order.
 
-        A new call ends earlier iterators, which raise RuntimeError if they are used again: they share the workers.
+        All iterators share the workers: a new call ends earlier iterators, which then raise RuntimeError.
         """
         self._num_calls += 1
         batches = self._in_this_process(requests) if self._loader is None else self._through_workers(requests)
@@ -81,7 +81,7 @@ class BatchSource:
     def _while_current(self, batches: Iterator[MicroBatchData], call: int) -> Iterator[MicroBatchData]:
         while True:
             if call != self._num_calls:
-                raise RuntimeError("These micro-batches ended when others were asked for: use one iterator at a time.")
+                raise RuntimeError("A later call of `load` ended these micro-batches: use one iterator at a time.")
             batch = next(batches, None)
             if batch is None:
                 return
@@ -100,7 +100,7 @@ class BatchSource:
             inputs, targets = self._dataset.fetch(request.ids)
         except Exception as error:
             assert self._one_by_one is not None
-            loaded = self._one_by_one.load(_pairs(request))  # leaves out the sample at fault, or names it
+            loaded = self._one_by_one.load(_pairs(request))  # skips the sample at fault, or names it
             if self._skips:
                 return loaded
             raise DataError(f"{_name(request.ids)} cannot be loaded: {type(error).__name__}: {error}") from error
@@ -119,7 +119,7 @@ class BatchSource:
                 loaded: Any = next(batches)
             except StopIteration:
                 return
-            # A worker hangs or was killed; if killed while it sent a batch, the connection breaks instead.
+            # A worker hangs or was killed. If it was killed while sending a batch, the connection breaks instead.
             except (RuntimeError, OSError, EOFError) as error:
                 raise DataError(self._worker_died(error)) from error
             request = self._sampler.issued.popleft()
@@ -130,9 +130,9 @@ class BatchSource:
     def _worker_died(self, error: Exception) -> str:
         waiting = np.concatenate([request.ids for request in self._sampler.issued])
         return (
-            f"No data from the workers ({type(error).__name__}: {error}) while these were being loaded: "
-            f"{_name(waiting)}. If a worker was killed, memory (also of /dev/shm) may be too small: use fewer workers. "
-            f"If it hangs, look at how these samples are read; timeout_s={self._timeout_s:g} bounds the wait."
+            f"No data from the workers ({type(error).__name__}: {error}) while they loaded {_name(waiting)}. If a "
+            f"worker was killed, memory (also of /dev/shm) may be too small: use fewer workers. If it hangs, check how "
+            f"these samples are read; timeout_s={self._timeout_s:g} bounds the wait."
         )
 
     def _start_loader(self, num_workers: int) -> DataLoader[Any]:
@@ -147,13 +147,13 @@ class BatchSource:
             prefetch_factor=_PREFETCH_PER_WORKER,
             persistent_workers=True,
             worker_init_fn=leave_signals_to_the_run,
-            # The loader draws a seed whenever it starts: from a generator of its own, so that the run's stays as it is.
+            # The loader draws a seed whenever it starts. Its own generator keeps the run's unchanged.
             generator=torch.Generator(),
         )
 
 
 class _RequestSampler:
-    """Hands requests to the DataLoader as lists of samples, and keeps those whose batches are still to come."""
+    """Passes requests to the DataLoader as lists of samples, and keeps the requests that are still pending."""
 
     def __init__(self) -> None:
         self.requests: Iterator[Request] = iter(())
@@ -168,14 +168,14 @@ class _RequestSampler:
 def _check_settings(dataset: Any, *, in_memory: bool, num_workers: int, timeout_s: float) -> None:
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
         raise ValueError(
-            f"{type(dataset).__name__} cannot be asked for a sample by its number: a run's order needs a map-style "
-            f"data set, with __len__ and __getitem__."
+            f"{type(dataset).__name__} has no samples by index: the sample order of a run needs a map-style data set. "
+            f"Give it __len__ and __getitem__."
         )
     if num_workers < 0 or timeout_s < 0:
-        raise ValueError(f"num_workers={num_workers}, timeout_s={timeout_s:g}: neither can be negative.")
+        raise ValueError(f"num_workers={num_workers}, timeout_s={timeout_s:g}: both must be 0 or more.")
     if in_memory and num_workers:
         raise ValueError(
-            f"num_workers={num_workers} has no effect: the data set is in memory and is indexed by this process. "
+            f"num_workers={num_workers} has no effect: the data set is in memory and indexed by this process. "
             f"Set num_workers=0."
         )
     if timeout_s and not num_workers:

@@ -1,4 +1,4 @@
-"""Which files of a folder are samples, and what of it is left out."""
+"""Scan folders for data files, and count the files that are left out."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-# What systems leave in every folder without a dot: macOS in its archives, Synology, Windows.
+# Files and folders without a leading dot that macOS archives, Synology and Windows create everywhere.
 _LEFT_BY_SYSTEMS = frozenset({"__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini"})
 _MOST_SHOWN = 4
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder is no data: its name begins with a dot, or is one that a system leaves everywhere."""
+    """Whether a file or folder is not data: its name starts with a dot, or an operating system creates it."""
     return name.startswith(".") or name in _LEFT_BY_SYSTEMS
 
 
 class Scan:
-    """Looks for files of some suffixes in folders and all that they hold, and counts what it leaves out.
+    """Finds files with given suffixes recursively, and counts the files that it leaves out.
 
     Args:
-        suffixes: in lower case, with their dot; files are compared in lower case, too.
+        suffixes: in lower case, with their dot; the case of a file's suffix does not matter.
     """
 
     def __init__(self, suffixes: Iterable[str]) -> None:
@@ -29,20 +29,20 @@ class Scan:
         self._left_out: dict[Path, str] = {}
 
     def below(self, folder: Path) -> list[Path]:
-        """The files, sorted by path. Links are followed, but not one that leads back to a folder above it."""
+        """The files, sorted by path. Links are followed, except to a folder above them."""
         return sorted(self._below(folder, frozenset()))
 
     def leave_out(self, entries: Iterable[Path]) -> None:
-        """Count what lies where no files are looked for."""
+        """Count entries that lie outside the scanned folders."""
         self._left_out |= {entry: "hidden" if is_hidden(entry.name) else "beside the folders" for entry in entries}
 
     def notes(self, folder: Path) -> list[str]:
-        """What was left out, in at most one line."""
+        """The files left out, in at most one line."""
         told = self._counted(self._left_out.values())
         return [f"{folder}: left out {told}"] if told else []
 
     def left_out_below(self, folder: Path) -> str:
-        """What was left out below a folder, for a parenthesis; empty if nothing was."""
+        """The files left out below a folder, in parentheses; empty if there are none."""
         told = self._counted(kind for entry, kind in self._left_out.items() if entry.is_relative_to(folder))
         return f" (left out: {told})" if told else ""
 
@@ -52,7 +52,7 @@ class Scan:
             self._left_out[folder] = "leading back"
             return []
         files: list[Path] = []
-        with os.scandir(folder) as entries:  # knows folders without a question to the disk for every file
+        with os.scandir(folder) as entries:  # recognises folders without a stat per file
             for entry in entries:
                 path = folder / entry.name
                 if is_hidden(entry.name):

@@ -1,4 +1,4 @@
-"""Images in folders, one per class: in memory when small, from disk through workers when not."""
+"""Images in one folder per class: in memory if they fit, else read from disk by workers."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _SPLIT_FOLDERS = {"train": ("train",), "validation": ("validation", "val", "test
 
 
 class ImageFiles(Dataset[tuple[Tensor, int]]):
-    """Images decoded one at a time when asked for: float32 [C, image_size, image_size] and a label.
+    """Images decoded when they are fetched: float32 [C, image_size, image_size] and a label.
 
     Attributes:
         files: the image files, ordered by class, then by path.
-        labels: the class of each.
+        labels: the class of each file.
         num_classes: number of classes.
-        plan_notes: what is to be told before a training.
+        plan_notes: notes that the plan prints before training.
     """
 
     def __init__(
@@ -77,32 +77,31 @@ def image_folder(
 ) -> ArrayDataset | ImageFiles:
     """The images below `path`/SPLIT/CLASS/, at any depth, of every suffix that Pillow reads, resized to squares.
 
-    Their pixels are those of `decode_image`. The shorter side is resized to `image_size` and the centre is cut out. If
-    all images of the split then take at most `max_bytes_in_memory`, they are decoded once into memory; otherwise each
-    is read when it is needed, and num_workers of the loader sets how many processes do so. Pixels are the same either
-    way.
+    Images are decoded by `decode_image`: the shorter side is resized to `image_size` and the centre cropped. If the
+    split then takes at most `max_bytes_in_memory`, it is decoded once into memory. Otherwise each image is read when it
+    is needed, by the loader's `num_workers` processes. Pixels are the same either way.
 
-    Links are followed. Hidden files and folders are left out, see `is_hidden`, and so are files of other suffixes; the
+    Links are followed. Hidden files and folders (see `is_hidden`) and files with other suffixes are left out; the data
     set's `plan_notes` count them.
 
     Args:
         path: folder with `train` and with `validation`, `val` or `test`. Labels number the sorted folders of `train`.
         split: "train" or "validation".
         image_size: side of the images, in pixels.
-        mean: one number per channel, pixels divided by 255; their count says grey (1) or RGB (3).
-        std: as many, likewise.
-        max_bytes_in_memory: the most that the decoded split may take in memory, 1 byte per pixel and channel.
-        on_bad_sample: "skip": an unreadable image is an error when it is fetched, not before; as `data.on_bad_sample`.
+        mean: one number per channel, for pixels divided by 255; 1 number means grey, 3 mean RGB.
+        std: likewise.
+        max_bytes_in_memory: limit of the decoded split in memory, at 1 byte per pixel and channel.
+        on_bad_sample: as `data.on_bad_sample`; with "skip", an unreadable image raises only when it is fetched.
 
     Raises:
         DataError: for a missing folder, a class without images, a class that `train` lacks, an unreadable image.
-        ValueError: if `image_size` is below 1 or `mean` and `std` are no such numbers.
+        ValueError: if `image_size` is below 1 or `mean` and `std` are invalid.
         ImportError: if Pillow is missing.
     """
     check_split(split)
     check_on_bad_sample(on_bad_sample)
     if image_size < 1:
-        raise ValueError(f"image_size={image_size}: the side of the images in pixels, at least 1.")
+        raise ValueError(f"image_size={image_size}: the side of the images must be at least 1 pixel.")
     ImageNormalisation(mean, std)  # refuses wrong numbers before the slow part
     files, labels, num_classes, notes = _list_images(Path(path), split)
 
@@ -133,14 +132,14 @@ def image_folder(
 
 
 def _list_images(root: Path, split: Split) -> tuple[list[Path], list[int], int, list[str]]:
-    """Files, their labels, the number of classes, and what the scan left out."""
+    """Files, their labels, the number of classes, and notes on files left out."""
     classes = _class_names(_split_folder(root, "train"))
     folder = _split_folder(root, split)
     unknown = [name for name in _class_names(folder) if name not in classes]
     if unknown:
         raise DataError(
             f"{folder}: class {unknown[0]!r} does not occur in {root / 'train'}, which has {len(classes)} classes. "
-            f"Labels number the classes of the training set: rename or remove the folder."
+            f"Labels number the classes of the training set. Rename or remove the folder."
         )
     scan = Scan(readable_suffixes())
     scan.leave_out(entry for entry in folder.iterdir() if not entry.is_dir() or is_hidden(entry.name))
@@ -155,7 +154,7 @@ def _list_images(root: Path, split: Split) -> tuple[list[Path], list[int], int, 
         files += images
         labels += [label] * len(images)
     if not files:
-        raise DataError(f"{folder}: no images{scan.left_out_below(folder)}. They should lie in {folder}/CLASS/.")
+        raise DataError(f"{folder}: no images{scan.left_out_below(folder)}. Put them into {folder}/CLASS/.")
     return files, labels, len(classes), scan.notes(folder)
 
 
@@ -163,7 +162,7 @@ def _split_folder(root: Path, split: Split) -> Path:
     for name in _SPLIT_FOLDERS[split]:
         if (root / name).is_dir():
             return root / name
-    raise DataError(f"{root}: no folder {' or '.join(_SPLIT_FOLDERS[split])}. Images lie in {root}/SPLIT/CLASS/.")
+    raise DataError(f"{root}: no folder {' or '.join(_SPLIT_FOLDERS[split])}. Put images into {root}/SPLIT/CLASS/.")
 
 
 def _class_names(folder: Path) -> list[str]:

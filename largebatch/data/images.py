@@ -22,9 +22,9 @@ _SPLIT_NAMES = {"train": ("train",), "validation": ("validation", "test")}
 
 @dataclass
 class _Rows:
-    """Encoded images and labels of a split, in order, and the name and row of each.
+    """Encoded images and labels of a split, in order, with the name and row of each.
 
-    `bad` says of a row why it cannot be used; it has an empty image or the label 0.
+    `bad` holds the reason for each unusable row, which has an empty image or the label 0.
     """
 
     skips: bool
@@ -39,7 +39,7 @@ class _Rows:
         return f"{self.names[part]} row {index - self.starts[part]}"
 
     def refuse(self, index: int, why: str) -> None:
-        """Raise DataError, or keep it for the row if bad rows are skipped."""
+        """Raise DataError, or record the reason if bad rows are skipped."""
         if not self.skips:
             raise DataError(why)
         self.bad[index] = why
@@ -57,19 +57,18 @@ def parquet_images(
     max_bytes_in_memory: int = DEFAULT_MAX_BYTES_IN_MEMORY,
     on_bad_sample: OnBadSample = "stop",
 ) -> ArrayDataset:
-    """The images of a folder of Hugging Face parquet files, as uint8 in memory; see `decode_image` for their pixels.
+    """The images of a folder of Hugging Face parquet files, as uint8 in memory, decoded by `decode_image`.
 
     Args:
-        path: folder that holds `train-*.parquet`, and `validation-*.parquet` or else `test-*.parquet`.
+        path: folder with `train-*.parquet`, and `validation-*.parquet` or else `test-*.parquet`.
         split: "train" or "validation".
-        mean: one number per channel, pixels divided by 255; their count says grey (1) or RGB (3).
-        std: as many, likewise.
-        image_column: bytes, or a struct {bytes, path}. None: "img" or "image", whichever is there.
+        mean: one number per channel, for pixels divided by 255; 1 number means grey, 3 mean RGB.
+        std: likewise.
+        image_column: bytes, or a struct {bytes, path}. None: "img" or "image", whichever exists.
         label_column: integers in [0, num_classes).
-        num_classes: None: as the file's Hugging Face metadata say, or else the largest label plus one.
-        max_bytes_in_memory: the most that the decoded split may take; every rank holds a copy.
-        on_bad_sample: "skip": a row that cannot be used is an error when it is fetched, not before; as
-            `data.on_bad_sample`.
+        num_classes: None takes it from the file's Hugging Face metadata, or else the largest label plus one.
+        max_bytes_in_memory: limit of the decoded split; every rank holds a copy.
+        on_bad_sample: as `data.on_bad_sample`; with "skip", an unusable row raises only when it is fetched.
 
     Raises:
         DataError: for a missing folder, file, column, an unreadable image, two image sizes or a label out of range.
@@ -113,13 +112,12 @@ def hub_images(
 ) -> ArrayDataset:
     """The images of a Hugging Face data set, as uint8 in memory; downloaded once to its cache.
 
-    `name` is the set's name on the hub, or a local folder that `datasets.load_dataset` understands. "validation" is
-    the set's validation split or else its test split. `config_name` chooses among the set's configurations, where
-    there are several; `cache_dir` is where `datasets` keeps its files (None: its own default). The other arguments
-    are those of `parquet_images`.
+    `name` is the data set's name on the hub, or a local folder that `datasets.load_dataset` accepts. "validation" is
+    the validation split or else the test split. `config_name` chooses among several configurations; `cache_dir` is the
+    cache of `datasets` (None: its default). The other arguments are those of `parquet_images`.
 
     Raises:
-        DataError: as for `parquet_images`; also if the set cannot be loaded.
+        DataError: as for `parquet_images`; also if the data set cannot be loaded.
         ImportError: if `datasets` or Pillow is missing.
     """
     check_split(split)
@@ -133,8 +131,8 @@ def hub_images(
         loaded = datasets.load_dataset(name, config_name, cache_dir=cache_dir)
     except Exception as error:  # of the network, the hub, or the files
         raise DataError(
-            f"{name}: datasets.load_dataset failed ({type(error).__name__}: {error}). Is the name right, and the "
-            f"machine online or the set in the cache?"
+            f"{name}: datasets.load_dataset failed ({type(error).__name__}: {error}). Check the name, and that the "
+            f"machine is online or the data set is in the cache."
         ) from error
     chosen = next((candidate for candidate in _SPLIT_NAMES[split] if candidate in loaded), None)
     if chosen is None:
@@ -143,7 +141,7 @@ def hub_images(
     image_column = _image_column(part.column_names, image_column, name)
     _check_column(part.column_names, label_column, name)
     num_classes = num_classes or getattr(part.features[label_column], "num_classes", None)
-    # Without decoding the column is {bytes, path}, as in the parquet files.
+    # Not decoded, the column is {bytes, path}, as in the parquet files.
     table = part.cast_column(image_column, datasets.Image(decode=False)).with_format("arrow")[:]
     rows = _Rows(skips=on_bad_sample == "skip")
     _append_rows(rows, table, image_column, label_column, name=f"{name} ({chosen})")
@@ -152,7 +150,7 @@ def hub_images(
 
 def _parquet_files(folder: Path, split: Split) -> list[Path]:
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder. It should hold train-*.parquet and test-*.parquet.")
+        raise DataError(f"{folder}: no such folder. It must contain train-*.parquet and test-*.parquet.")
     for prefix in _SPLIT_NAMES[split]:
         files = sorted(folder.glob(f"{prefix}-*.parquet"))
         if files:
@@ -189,18 +187,18 @@ def _append_rows(rows: _Rows, table: Any, image_column: str, label_column: str, 
         if image is None:
             rows.refuse(
                 len(rows.images),
-                f"{name} row {number}: column {image_column!r} holds no encoded image. It should be bytes, or a struct "
+                f"{name} row {number}: column {image_column!r} holds no encoded image. It must be bytes, or a struct "
                 "with a field `bytes`, or `path` of a file.",
             )
         if not isinstance(label, int):
-            why = f"{name} row {number}: column {label_column!r} is {label!r}. Labels are integers."
+            why = f"{name} row {number}: column {label_column!r} is {label!r}. Labels must be integers."
             rows.refuse(len(rows.images), why)
         rows.images.append(b"" if image is None else image)
         rows.labels.append(label if isinstance(label, int) else 0)
 
 
 def _encoded(cell: Any) -> bytes | Path | None:
-    """Bytes, or the file, of an image column; None: neither."""
+    """Bytes or file of a cell of the image column; None if it has neither."""
     if isinstance(cell, dict):
         path = cell.get("path")
         cell = cell.get("bytes")

@@ -1,4 +1,4 @@
-"""Samples of a map-style data set as micro-batches, each drawn under its own random numbers."""
+"""Samples of a map-style data set as micro-batches, each sample with its own random key."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Inputs = Tensor | dict[str, Tensor]
 Augment = Callable[[Tensor, Int64Array, Int64Array], Tensor]
 # One sample to load: (epoch, sample id).
 SampleRequest = tuple[int, int]
-# A sample that could not be loaded: (place among those that were asked for, why).
+# A sample that could not be loaded: (index within the request, reason).
 Skipped = tuple[int, str]
 Loaded = tuple[Inputs, Tensor, list[Skipped]]
 
@@ -31,7 +31,7 @@ _MOST_BROKEN = 1000  # in a row
 
 @dataclass(frozen=True)
 class WorkerFailure:
-    """An error on its way from a worker to the process that raises it: exceptions need not survive pickling."""
+    """An error passed from a worker to the main process as text, since an exception may not survive pickling."""
 
     message: str
     worker_traceback: str
@@ -59,11 +59,11 @@ class KeyedItems(Dataset[Any]):
         self._skips = skips
 
     def load(self, requests: Sequence[SampleRequest]) -> Loaded:
-        """Inputs and targets of `requests`, in their order, and what was skipped.
+        """Inputs and targets of `requests`, in their order, and the skipped samples.
 
-        If all was, they are those of one sample that can be loaded: a model needs something to compute.
+        If all were skipped, another sample stands in, because the model needs an input.
 
-        Raises DataError that names the sample at fault.
+        Raises DataError, which names the sample at fault.
         """
         samples, kept, skipped = [], [], []
         with preserved_generators():
@@ -97,17 +97,17 @@ class KeyedItems(Dataset[Any]):
             raise DataError(f"Sample {sample_id} cannot be loaded: {told}.") from error
 
     def _placeholder(self, request: SampleRequest, reason: str) -> tuple[SampleRequest, Any]:
-        """The next sample that can be loaded after one that cannot, for that reason; and its request."""
+        """The next sample that can be loaded after an unusable one, with its request."""
         epoch, broken = request
         most = min(len(self._dataset), _MOST_BROKEN) - 1
         for distance in range(1, most + 1):
             candidate = epoch, (broken + distance) % len(self._dataset)
             with contextlib.suppress(DataError):
                 return candidate, self._sample(candidate)
-        raise DataError(f"{reason} Nor can any of the {most} behind it be used.")
+        raise DataError(f"{reason} None of the next {most} samples can be used either.")
 
     def __getitems__(self, requests: Sequence[SampleRequest]) -> Loaded | WorkerFailure:
-        """What a DataLoader calls in a worker: `load`, with an error as a value."""
+        """`load` as a DataLoader worker calls it, with an error as a value."""
         try:
             return self.load(requests)
         except Exception as error:
@@ -120,7 +120,7 @@ class KeyedItems(Dataset[Any]):
 def split_targets(batch: Any, ids: Sequence[int]) -> tuple[Inputs, Tensor]:
     """Inputs and targets of a collated batch of samples `ids`.
 
-    Raises DataError if items are neither (input, target) nor a dict with exactly one key of targets.
+    Raises DataError if items are neither (input, target) nor a dict with exactly one target key.
     """
     if isinstance(batch, dict):
         keys = [key for key in TARGET_KEYS if key in batch]
@@ -143,20 +143,20 @@ def split_targets(batch: Any, ids: Sequence[int]) -> tuple[Inputs, Tensor]:
 
 
 def _require_tensors(inputs: dict[str, Any], ids: Sequence[int]) -> None:
-    """Raise DataError if an input is no tensor: a model could not take it from a batch."""
+    """Raise DataError if an input is not a tensor after collation."""
     for name, value in inputs.items():
         if not isinstance(value, Tensor):
             inside = f" of {type(value[0]).__name__}" if isinstance(value, (list, tuple)) and value else ""
             raise DataError(
                 f"Sample {ids[0]} has an input {name!r} that is a {type(value).__name__}{inside} once collated: inputs "
-                "are numbers or tensors. Leave it out of the item, or make a tensor of it."
+                "are numbers or tensors. Remove it from the item, or convert it to a tensor."
             )
 
 
 def augment_inputs(augment: Augment, inputs: Inputs, ids: Int64Array, epochs: Int64Array) -> Inputs:
-    """`augment` on the inputs, or on the one entry of a dict that is images [n, C, H, W].
+    """Apply `augment` to the inputs, or to the one entry of a dict that is images [n, C, H, W].
 
-    Raises DataError if a dict has no such entry, or several.
+    Raises DataError if a dict has no image entry, or several.
     """
     if isinstance(inputs, Tensor):
         return augment(inputs, ids, epochs)
@@ -164,7 +164,7 @@ def augment_inputs(augment: Augment, inputs: Inputs, ids: Int64Array, epochs: In
     if len(images) != 1:
         raise DataError(
             f"{len(images)} of the inputs {', '.join(inputs)} are images [n, C, H, W]: augmentation needs exactly one. "
-            f"Switch it off, or augment in the data set."
+            f"Disable it, or augment in the data set."
         )
     return {**inputs, images[0]: augment(inputs[images[0]], ids, epochs)}
 
@@ -178,7 +178,7 @@ def _collate(samples: Sequence[Any], ids: Sequence[int]) -> Any:
         what = (
             f"Sample {ids[0]} has {shapes[0]}, sample {ids[other]} has {shapes[other]}"
             if other is not None
-            else f"Samples {ids[0]} to {ids[-1]}, each {shapes[0]}, cannot be put together ({error})"
+            else f"Samples {ids[0]} to {ids[-1]}, each {shapes[0]}, cannot be collated ({error})"
         )
         raise DataError(
             f"{what}. A batch is one tensor: all samples need the same shape and type, "

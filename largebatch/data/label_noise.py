@@ -1,4 +1,4 @@
-"""A known share of wrong labels, to see what a model makes of them."""
+"""A known fraction of wrong labels, to study memorisation."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from largebatch.data.array import Int64Array
 
 
 class NoisyLabels(Dataset[Any]):
-    """`dataset` with each label replaced, with probability `share`, by a uniformly random class; in memory if that is.
+    """`dataset` with each label replaced by a uniformly random class with probability `share`.
 
-    The random class may be the right one: labels are wrong with probability share (1 - 1/num_classes), and a share of
-    1 leaves nothing to learn. What happens to a label depends on (seed, sample id) alone: it is the same in every
-    epoch, on every rank and with or without augmentation, so that it can be memorised.
+    It is in memory if `dataset` is. The random class may be the right one: labels are wrong with probability
+    share (1 - 1/num_classes), and a share of 1 leaves nothing to learn. A label depends on (seed, sample id) alone: it
+    is the same in every epoch, on every rank and with or without augmentation, so that it can be memorised.
 
     Attributes:
-        clean: the set with its own labels.
+        clean: the data set with its original labels.
 
     Raises:
-        ValueError: if the share is not in (0, 1], there are fewer than 2 classes, or targets are no class numbers.
+        ValueError: if the share is not in (0, 1], there are fewer than 2 classes, or targets are not class numbers.
 
     Source: Zhang et al. 2017, "Understanding deep learning requires rethinking generalization", partially corrupted
     labels.
@@ -34,7 +34,7 @@ class NoisyLabels(Dataset[Any]):
         _check_targets(_target_of(dataset[0]))
         if not 0 < share <= 1 or num_classes < 2:
             raise ValueError(
-                f"share={share}, num_classes={num_classes}: the share lies in (0, 1], of at least 2 classes."
+                f"share={share}, num_classes={num_classes}: the share must be in (0, 1], with at least 2 classes."
             )
         self.clean = dataset
         self._share = share
@@ -65,13 +65,13 @@ class NoisyLabels(Dataset[Any]):
 def _target_of(item: Any) -> Any:
     if isinstance(item, (tuple, list)) and len(item) == 2:
         return item[1]
-    raise ValueError(f"items are a {type(item).__name__}: labels are known where an item is (input, label).")
+    raise ValueError(f"items are a {type(item).__name__}: label noise needs items (input, label).")
 
 
 def _check_targets(target: Any) -> None:
     value = torch.as_tensor(target)
     if value.dim() or value.is_floating_point() or value.dtype == torch.bool:
         raise ValueError(
-            f"a target is {value.dtype} of shape {list(value.shape)}: only the number of a class can be replaced by "
-            "another. Leave label noise out."
+            f"a target is {value.dtype} of shape {list(value.shape)}: label noise needs class numbers. Disable label "
+            "noise."
         )

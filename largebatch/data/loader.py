@@ -20,23 +20,23 @@ _IDS_AT_ONCE = 4096
 
 
 class MicroBatchLoader:
-    """Loads what one rank computes: the plan says which places of a global batch, the order which samples are there.
+    """Loads the micro-batches of one rank: the plan splits the global batch, the order gives its sample ids.
 
     A step that starts at position p consumes `order.ids(p, B)`; micro-batch i of the plan is the `size_i` samples
-    from `offset_i` on. Nothing but the position is remembered, so a run resumes anywhere, on any number of ranks.
-    Memory grows with the micro-batch, not with the global batch.
+    from `offset_i` on. The position is the only state, so a run resumes anywhere, on any number of ranks. Memory grows
+    with the micro-batch, not with the global batch.
 
     Args:
-        dataset: in memory (has `fetch(ids) -> (inputs, targets)`), loaded in this process; or any map-style set,
-            loaded through `num_workers` processes, whose number changes nothing but speed.
+        dataset: in memory (has `fetch(ids) -> (inputs, targets)`), loaded in this process; or any map-style data set,
+            loaded by `num_workers` processes, whose number affects only speed.
         order: order of the samples; as long as the data set.
-        plan: how a global batch is split, or a ramp that says it of each position.
-        rank: this process.
+        plan: plan of a global batch, or a ramp of plans.
+        rank: number of this process.
         augment: (inputs, ids, epochs) -> inputs; keyed by sample, such as `Augmentation`.
-        num_workers: processes that load map-style items; 0: this one.
+        num_workers: processes that load map-style items; 0 loads in this process.
         pin_memory: put batches into page-locked memory, for faster copies to a GPU.
-        seed: key of the random numbers that items of a map-style set are drawn with.
-        timeout_s: seconds to wait for a worker before it counts as hanging; 0: forever.
+        seed: seed of the random draws inside items of a map-style data set.
+        timeout_s: seconds to wait for a worker before it counts as hanging; 0 waits forever.
         skips: leave out samples that cannot be loaded, see `MicroBatchData.skipped`.
 
     Raises:
@@ -61,7 +61,7 @@ class MicroBatchLoader:
         self._rank = rank
         world_size = self._ramp.at(0).world_size
         if not 0 <= rank < world_size:
-            raise ValueError(f"rank={rank}: the plan has the ranks 0 to {world_size - 1}.")
+            raise ValueError(f"rank={rank}: the plan has ranks 0 to {world_size - 1}.")
         self._source = BatchSource(
             dataset,
             augment=augment,
@@ -74,31 +74,31 @@ class MicroBatchLoader:
         )
         if order.num_samples != len(dataset):
             raise ValueError(
-                f"The order covers {order.num_samples} samples, the data set has {len(dataset)}: they must agree. "
-                f"Make the order from len(dataset)."
+                f"The order covers {order.num_samples} samples, but the data set has {len(dataset)}: they must agree. "
+                f"Create the order with len(dataset)."
             )
         self._order = order
 
     def micro_batches(self, samples_seen: int, num_steps: int) -> Iterator[MicroBatchData]:
         """This rank's micro-batches of `num_steps` steps, the first of which starts at position `samples_seen`.
 
-        A new call ends the iterators of earlier ones, which raise RuntimeError if they are used again.
+        A new call ends the iterators of earlier calls, which then raise RuntimeError.
 
         Raises:
             ValueError: if `samples_seen` or `num_steps` is negative.
             DataError: when a sample cannot be loaded; names it.
         """
         if samples_seen < 0 or num_steps < 0:
-            raise ValueError(f"samples_seen={samples_seen}, num_steps={num_steps}: both are counts, 0 or more.")
+            raise ValueError(f"samples_seen={samples_seen}, num_steps={num_steps}: both must be 0 or more.")
         return self._source.load(self._requests(samples_seen, num_steps))
 
     def replan(self, plan: BatchPlan | BatchRamp) -> None:
-        """Cut the same global batches in another way from the next call of `micro_batches` on."""
+        """Use another plan for the same global batches, from the next call of `micro_batches` on."""
         self._ramp = BatchRamp.of(plan)
 
     def _requests(self, samples_seen: int, num_steps: int) -> Iterator[Request]:
         places = self._places(samples_seen, num_steps)
-        # The order costs about as much for thousands of ids as for one: ask for those of many micro-batches at once.
+        # Thousands of ids cost about as much as one: compute those of many micro-batches at once.
         first_size = self._ramp.at(samples_seen).micro_batches(self._rank)[0].size
         at_once = max(1, _IDS_AT_ONCE // first_size)
         while block := list(itertools.islice(places, at_once)):
@@ -112,7 +112,7 @@ class MicroBatchLoader:
                 yield Request(ids=own_ids, epochs=epochs, index=part.index, samples_seen=position)
 
     def _places(self, samples_seen: int, num_steps: int) -> Iterator[tuple[int, MicroBatch]]:
-        """(samples consumed before its step, micro-batch) for each micro-batch of this rank."""
+        """(samples consumed before the step, micro-batch) for each micro-batch of this rank."""
         plan: BatchPlan | None = None
         own: tuple[MicroBatch, ...] = ()
         for position, next_plan in self._ramp.steps(samples_seen, num_steps):
@@ -133,12 +133,12 @@ def evaluation_batches(
     timeout_s: float = 0,
     skips: bool = False,
 ) -> Iterator[MicroBatchData]:
-    """The samples `ids` in their order, without augmentation, in micro-batches of `micro_batch_size` or, last, fewer.
+    """The samples `ids` in order, without augmentation, in micro-batches of `micro_batch_size`; the last may be less.
 
     `micro_batch_size` may also list the size of every micro-batch.
 
-    Every id comes exactly once: nothing is padded or repeated. `epochs` and `samples_seen` of the batches are zero.
-    Items of a map-style set that draw random numbers are the same in every evaluation. Arguments and errors as for
+    Every id comes exactly once, without padding or repetition. `epochs` and `samples_seen` of the batches are zero.
+    Random items of a map-style data set are the same in every evaluation. Arguments and errors as for
     `MicroBatchLoader`.
     """
     if isinstance(micro_batch_size, int):

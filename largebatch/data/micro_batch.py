@@ -1,4 +1,4 @@
-"""A micro-batch: as it is asked for, and as it comes."""
+"""A micro-batch: its request, and its loaded data."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Request:
     samples_seen: int
 
     def filled(self, inputs: Inputs, targets: Tensor, skipped: Sequence[Skipped] = ()) -> MicroBatchData:
-        """The request answered, without the samples that were skipped."""
+        """The loaded data of this request, without the skipped samples."""
         ids, epochs = self.ids, self.epochs
         if skipped:
             places = [place for place, _ in skipped]
@@ -35,14 +35,14 @@ class MicroBatchData:
     """One micro-batch.
 
     Attributes:
-        inputs: Tensor [n, ...], or a dict of such.
+        inputs: Tensor [n, ...], or a dict of tensors.
         targets: Tensor [n, ...].
         ids: sample ids, int64 [n].
         epochs: epoch of each sample, int64 [n]; a batch may span two.
         index: number of the micro-batch within its global batch.
-        samples_seen: position at which the global batch starts: samples that all steps before it consumed.
-        asked: the ids that were asked for, int64 [n + skipped].
-        skipped: (place among these, reason) of each sample that could not be loaded, where such are skipped.
+        samples_seen: position at which the global batch starts: the samples consumed by all earlier steps.
+        asked: the requested ids, int64 [n + skipped].
+        skipped: (index in `asked`, reason) of each skipped sample.
     """
 
     inputs: Inputs
@@ -56,5 +56,5 @@ class MicroBatchData:
 
     @property
     def is_placeholder(self) -> bool:
-        """Whether nothing that was asked for could be loaded: inputs and targets are those of another sample."""
+        """Whether no requested sample could be loaded, so that another sample stands in."""
         return len(self.ids) == 0

@@ -1,4 +1,4 @@
-"""What a few samples, spread over a set, tell about it."""
+"""Properties of a data set, determined from a few samples spread over it."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from largebatch.data.subset import OneByOne, spread
 from largebatch.distributed.generators import preserved_generators, seed_generators
 
 SAMPLES_READ = 8
-# The keys of four epochs: what changes a sample in half of its epochs goes unseen in 8 samples once in 17 million runs.
+# Four epochs: a change in half of the epochs stays undetected in 8 samples once in 17 million runs.
 FOUR_EPOCHS = (0, 1, 2, 3)
 _FORMS_SEEN = 16
 
 
 def changing_samples(dataset: Any, *, seed: int, epochs: Sequence[int] = FOUR_EPOCHS) -> list[int]:
-    """Those of `SAMPLES_READ` samples that are not the same, bit for bit, in every read.
+    """Those of `SAMPLES_READ` samples that are not bitwise the same in every read.
 
-    Each read is drawn under the key of an epoch, as in training. Under several keys what changes is augmented by the
-    data set; under one key twice, `epochs=(0, 0)`, it is drawn from a generator that no seed of the run reaches. A
-    sample that cannot be loaded is left out.
+    Each read uses the key of an epoch, as in training. A sample that changes between different epochs is augmented by
+    the data set. A sample that changes under the same key, `epochs=(0, 0)`, draws from a generator that the run does
+    not seed. A sample that cannot be loaded is left out.
     """
     samples = OneByOne(dataset) if hasattr(dataset, "fetch") else dataset
     items = KeyedItems(samples, seed=seed, stream="item", augment=None)
@@ -42,7 +42,7 @@ def changing_samples(dataset: Any, *, seed: int, epochs: Sequence[int] = FOUR_EP
 
 
 def form_of_most(dataset: Any, *, seed: int) -> str | None:
-    """The form that most of some samples have; None if none of them can be loaded."""
+    """The most common form among some samples; None if none of them can be loaded."""
     forms: Counter[str] = Counter()
     for item in _items(dataset, _FORMS_SEEN, seed=seed):
         with contextlib.suppress(DataError):
@@ -51,18 +51,18 @@ def form_of_most(dataset: Any, *, seed: int) -> str | None:
 
 
 def notes_of_items(dataset: Any, *, seed: int) -> list[str]:
-    """What `as_sample` makes another thing of, by the first sample that can be loaded."""
+    """Notes on the conversions of `as_sample`, from the first sample that can be loaded."""
     item = next(_items(dataset, SAMPLES_READ, seed=seed), None)
     notes = []
     if text := text_keys(item):
-        notes.append(f"{', '.join(text)} hold text, which no model takes: left out.")
+        notes.append(f"{', '.join(text)} hold text, which no model takes: dropped.")
     if lists := list_keys(item):
         notes.append(f"{', '.join(lists)} hold lists of numbers: read as tensors.")
     return notes
 
 
 def _items(dataset: Any, count: int, *, seed: int) -> Iterator[Any]:
-    """Items as the set gives them; those that cannot be loaded are left out, and told where they are needed."""
+    """Raw items of the data set; one that cannot be loaded is left out here and reported when it is needed."""
     for sample in spread(len(dataset), count):
         found = []
         with preserved_generators(), contextlib.suppress(Exception):

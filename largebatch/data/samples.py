@@ -1,4 +1,4 @@
-"""One sample of somebody's data set: as it is used, and whether it can be."""
+"""Conversion and checks of one sample of a user's data set."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ TARGET_KEYS = ("labels", "label", "targets", "target")
 
 
 class BadSampleError(DataError):
-    """A sample that cannot be trained on, whatever the others are; the message goes on from "Sample 17"."""
+    """A sample that cannot be used in any batch. The message continues "Sample 17 "."""
 
 
 def as_sample(item: Any) -> Any:
-    """An item as it is collated: (input, target) or a dict, of numbers, arrays and tensors.
+    """An item ready for collation: (input, target) or a dict, of numbers, arrays and tensors.
 
     Lists of numbers become tensors, as in the collators of transformers (torch's own would transpose them). Text among
-    the inputs is left out, since no model takes it; `text_keys` names it. Whatever else there is stays.
+    the inputs is dropped, since no model takes it; `text_keys` names it. Everything else is unchanged.
 
     Raises:
-        BadSampleError: if there is nothing, or the target is text.
+        BadSampleError: if the item is None or holds None, or the target is text.
     """
     if type(item) is tuple and len(item) == 2 and isinstance(item[0], Tensor) and isinstance(item[1], (int, Tensor)):
-        return item  # most are, and nothing is to be looked for
+        return item  # the common case, without a search
     if item is None:
         raise BadSampleError("is None: the data set returned nothing for it.")
     if isinstance(item, Mapping):
@@ -59,7 +59,7 @@ def list_keys(item: Any) -> list[str]:
 
 
 def form_of(value: Any) -> str:
-    """Type and shape of a sample, or of a part of it, in words: what all samples of a batch have in common."""
+    """Type and shape of a sample or of a part of it, as text; all samples of a batch must share it."""
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key}: {form_of(part)}" for key, part in value.items()) + "}"
     if isinstance(value, (tuple, list)):
@@ -74,11 +74,11 @@ def form_of(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Screen:
-    """What makes a sample usable.
+    """Conditions that a usable sample must meet.
 
     Attributes:
         finite: whether every number must be finite.
-        form: of every sample, see `form_of`; None: it is not looked at.
+        form: required form of every sample, see `form_of`; None accepts any.
     """
 
     finite: bool = False
@@ -87,12 +87,12 @@ class Screen:
     def require_good(self, sample: Any) -> None:
         """Raise BadSampleError unless `sample`, from `as_sample`, can be used."""
         if self.form is not None and (form := form_of(sample)) != self.form:
-            raise BadSampleError(f"is {form}, and most others are {self.form}.")
+            raise BadSampleError(f"is {form}, but most others are {self.form}.")
         inputs, target = _parts(sample)
         self.require_numbers(inputs, target)
 
     def require_numbers(self, inputs: Any, target: Any) -> None:
-        """Raise BadSampleError unless these, of one sample or many, are finite."""
+        """Raise BadSampleError unless inputs and target, of one sample or many, are finite."""
         if self.finite:
             named = inputs if isinstance(inputs, Mapping) else {"input": inputs}
             for name, value in {**named, "target": target}.items():
@@ -127,7 +127,7 @@ def _is_text(value: Any) -> bool:
 
 
 def _is_numbers(value: Any) -> bool:
-    """A list, or list of lists, of numbers that are all of one length."""
+    """Whether it is a list of numbers, or a list of equally long lists of numbers."""
     if not isinstance(value, (list, tuple)):
         return False
     while isinstance(value, (list, tuple)) and value:
@@ -136,7 +136,7 @@ def _is_numbers(value: Any) -> bool:
 
 
 def _parts(sample: Any) -> tuple[Any, Any]:
-    """Inputs and target, as `split_targets` finds them; of something else the target is None."""
+    """Inputs and target, as `split_targets` finds them; the target is None for other items."""
     if isinstance(sample, Mapping):
         keys = [key for key in TARGET_KEYS if key in sample]
         return {key: part for key, part in sample.items() if key not in keys}, sample[keys[0]] if keys else None

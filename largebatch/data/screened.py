@@ -1,4 +1,4 @@
-"""A data set whose unusable samples are errors when they are asked for."""
+"""A data set whose unusable samples raise an error when they are fetched."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from largebatch.data.samples import Screen, as_sample
 
 
 class ScreenedSamples(Dataset[Any]):
-    """`dataset` behind a `Screen`; in memory if that is.
+    """`dataset` behind a `Screen`; in memory if `dataset` is.
 
-    Raises BadSampleError when a sample is asked for that the screen holds back.
+    Fetching a sample that fails the screen raises BadSampleError.
     """
 
     def __init__(self, dataset: Any, screen: Screen) -> None:

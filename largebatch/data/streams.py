@@ -34,33 +34,33 @@ def token_stream(
 
     Args:
         path: `.npy`: integers [L]. `.bin`: tokens, little-endian, with a header of llm.c, with an index of Megatron
-            beside it (.idx), or bare. Any other name: text. Token files may be several: a folder, a pattern
-            (shards/*.bin) or a list, see `find_files`; no window crosses from one to the next. Token files, and text
-            read as bytes, are memory-mapped.
-        split: "train" is the first part of the tokens, "validation" the rest; or the files that are called so.
+            beside it (.idx), or bare. Any other name: text. Several token files are given as a folder, a pattern
+            (shards/*.bin) or a list, see `find_files`; no window crosses from one file to the next. Token files, and
+            text read as bytes, are memory-mapped.
+        split: "train" is the first part of the tokens, "validation" the rest; or the files named after the split.
         context_length: tokens per window.
-        validation_fraction: share of the tokens at the end held out, default 0.1; 0 and 1 give all to one split.
+        validation_fraction: fraction of the tokens held out at the end, default 0.1; 0 and 1 give all to one split.
         tokenizer: for text, "bytes" (vocabulary 256) or "characters" (UTF-8; the sorted characters of the whole
-            file). A token file has none.
-        vocab_size: for token files, the number of different tokens of their tokenizer. Text has its own.
-        dtype: of bare `.bin` tokens; None: uint16, or uint32 if `vocab_size` is above 65,536.
-        on_bad_sample: "skip": a token outside the vocabulary is an error of its window, when that is fetched; as
-            `data.on_bad_sample`.
+            file). Not for token files.
+        vocab_size: for token files, the vocabulary size of their tokenizer. Not for text.
+        dtype: type of bare `.bin` tokens; None: uint16, or uint32 if `vocab_size` is above 65,536.
+        on_bad_sample: as `data.on_bad_sample`; with "skip", a token outside the vocabulary raises only when its window
+            is fetched.
 
     Raises:
-        DataError: if a file is missing, not of its format, or holds tokens outside the vocabulary (all tokens are
-            looked at, of more than 67 million some), or all are shorter than one window.
+        DataError: if a file is missing, has another format, or holds tokens outside the vocabulary (all tokens are
+            checked, or a sample of more than 67 million), or all streams are shorter than one window.
         ValueError: if an argument is missing, has no effect or lies outside its range.
     """
     check_split(split)
     check_on_bad_sample(on_bad_sample)
     if validation_fraction is not None and not 0 <= validation_fraction <= 1:
-        raise ValueError(f"validation_fraction={validation_fraction}: a share of the tokens, in [0, 1].")
+        raise ValueError(f"validation_fraction={validation_fraction}: a fraction of the tokens must be in [0, 1].")
     found = find_files(path, split)
     if found.is_whole and validation_fraction is not None:
         raise ValueError(
-            f"validation_fraction={validation_fraction} has no effect: of the files of {path} some are called train, "
-            "others val. Leave it out."
+            f"validation_fraction={validation_fraction} has no effect: the names of the files of {path} say train or "
+            "val. Remove it."
         )
     characters = None
     if all(map(is_token_file, found.files)):
@@ -87,7 +87,7 @@ def token_stream(
 
 
 def _share(file: Path, split: Split) -> str:
-    """What is told of a file that is called for a split and gives the default share of its tokens."""
+    """Note on a file whose name says a split but of which only the default fraction is used."""
     first, last, all_of_it = 1 - _VALIDATION_FRACTION, _VALIDATION_FRACTION, int(split == "validation")
     part = f"the first {first:.0%}" if split == "train" else f"the last {last:.0%}"
     return f"{file}: {part} of the tokens are this split, {split}; validation_fraction={all_of_it} takes all"
@@ -96,19 +96,19 @@ def _share(file: Path, split: Split) -> str:
 def _require_tokens(file: Path, tokenizer: str | None, vocab_size: int | None) -> None:
     if tokenizer is not None or vocab_size is None:
         raise ValueError(
-            f"{file}: a token file takes vocab_size (here {vocab_size}), the size its tokenizer had, and no tokenizer "
-            f"(here {tokenizer!r}): tokenising is done."
+            f"{file}: a token file needs vocab_size (here {vocab_size}), the size of its tokenizer, and no tokenizer "
+            f"(here {tokenizer!r}), since it is already tokenized."
         )
 
 
 def _streams(
     files: Sequence[Path], vocab_size: int, dtype: str | None, *, skips: bool
 ) -> tuple[list[Tokens], list[str]]:
-    """The tokens of every file, and how they were read where that is not the usual way."""
+    """The tokens of every file, and notes on formats other than the default."""
     if dtype is not None and dtype not in get_args(TokenType):
-        raise ValueError(f"dtype={dtype!r}: one of {', '.join(get_args(TokenType))}.")
+        raise ValueError(f"dtype={dtype!r}: choose one of {', '.join(get_args(TokenType))}.")
     if dtype is not None and all(file.suffix.lower() == ".npy" for file in files):
-        raise ValueError(f"dtype={dtype} has no effect on {files[0]}: a .npy file says its own. Leave it out.")
+        raise ValueError(f"dtype={dtype} has no effect on {files[0]}: a .npy file states its own. Remove it.")
     streams, told = [], []
     most = most_scanned(len(files))
     for file in files:
@@ -119,7 +119,7 @@ def _streams(
 
 
 def _between(streams: Sequence[Tokens], start: int, end: int) -> list[Tokens]:
-    """Tokens `start` to `end` of all streams, counted through them; a stream stays one of its own."""
+    """Tokens `start` to `end` of the concatenated streams, still as separate streams."""
     parts, position = [], 0
     for stream in streams:
         part = stream[max(start - position, 0) : max(end - position, 0)]
@@ -134,13 +134,13 @@ def _text(
 ) -> tuple[Tokens, str | None]:
     file = next(file for file in files if not is_token_file(file))
     if len(files) > 1:
-        raise ValueError(f"{file}: of several files each is .npy or .bin. Join the texts, or write their tokens.")
+        raise ValueError(f"{file}: several files must all be .npy or .bin. Join the texts, or write their tokens.")
     refuse_other_format(file)
     if vocab_size is not None or dtype is not None:
         given = f"vocab_size={vocab_size}" if dtype is None else f"dtype={dtype}"
-        raise ValueError(f"{file}: {given} has no effect on text, which has its own. Leave it out.")
+        raise ValueError(f"{file}: {given} has no effect on text, which has its own. Remove it.")
     if tokenizer not in get_args(Tokenizer):
-        raise ValueError(f"tokenizer={tokenizer!r}: text is read as 'bytes' or as 'characters'.")
+        raise ValueError(f"tokenizer={tokenizer!r}: text needs the tokenizer 'bytes' or 'characters'.")
     if file.stat().st_size == 0:
         raise DataError(f"{file}: the file is empty.")
     if tokenizer == "bytes":

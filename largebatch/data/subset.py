@@ -1,4 +1,4 @@
-"""A part of a data set, and a set in memory sample by sample."""
+"""Subsets of a data set, and a data set in memory as a map-style one."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch.utils.data import Dataset
 
 
 class FirstSamples(Dataset[Any]):
-    """The first `count` samples of `dataset`; in memory if that is.
+    """The first `count` samples of `dataset`; in memory if `dataset` is.
 
-    Raises ValueError if there are fewer.
+    Raises ValueError if `dataset` has fewer.
     """
 
     def __init__(self, dataset: Any, count: int) -> None:
@@ -35,7 +35,7 @@ class FirstSamples(Dataset[Any]):
 
 
 def innermost(dataset: Any) -> Any:
-    """The set of the user, out of what this package puts around it."""
+    """The user's data set, without the wrappers of this package."""
     while type(dataset).__module__.startswith("largebatch.data."):
         inner = getattr(dataset, "_dataset", getattr(dataset, "clean", None))
         if inner is None:
@@ -45,12 +45,12 @@ def innermost(dataset: Any) -> Any:
 
 
 def spread(count: int, most: int) -> list[int]:
-    """`most` places of `count`, or all, as far apart as possible; first and last are among them."""
+    """Up to `most` indices below `count`, evenly spread, including the first and the last."""
     return sorted({round(place) for place in np.linspace(0, count - 1, min(count, most)).tolist()})
 
 
 class OneByOne(Dataset[Any]):
-    """A set in memory as a map-style one: a sample is what `fetch` gives for its id alone."""
+    """A data set in memory as a map-style one: each sample is a `fetch` of its id alone."""
 
     def __init__(self, dataset: Any) -> None:
         self._dataset = dataset

@@ -1,4 +1,4 @@
-"""Made-up tasks with a known truth, for tests and dry runs: no files, no download."""
+"""Synthetic tasks with a known truth, for tests and dry runs: no files, no download."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def random_classification(
 ) -> ArrayDataset:
     """Gaussian inputs [N, *shape], labelled by a random linear teacher: label = argmax over classes of W x.
 
-    A linear model can reach accuracy 1. Both splits share the teacher; their inputs are independent. Sample i is the
-    same whatever `num_samples` is.
+    A linear model can reach accuracy 1. Both splits share the teacher; their inputs are independent. Sample i does not
+    depend on `num_samples`.
 
     Raises ValueError if a count is too small.
     """
@@ -37,7 +37,7 @@ def random_classification(
     if num_samples < 1 or num_classes < 2 or dimension < 1:
         raise ValueError(
             f"num_samples={num_samples}, num_classes={num_classes}, shape={list(shape)}: "
-            f"at least 1 sample, 2 classes and 1 number per sample."
+            f"use at least 1 sample, 2 classes and 1 number per sample."
         )
     teacher = keyed_normals(stream_key(seed, "random_classification", "teacher"), num_classes, dimension)
     inputs = keyed_normals(stream_key(seed, "random_classification", split), num_samples, dimension)
@@ -57,7 +57,7 @@ def masked_tokens(
     """Sequences [N, T] of unequal length: targets [N, T] are -100 from each sample's length on, and inputs are 0 there.
 
     Lengths are uniform on 1..T, so samples, micro-batches and ranks hold unequal numbers of valid tokens. The next
-    token is 5 x + 3 or 5 x + 4 modulo `vocab_size`, with equal odds: the least possible loss is log 2 per token.
+    token is 5 x + 3 or 5 x + 4 modulo `vocab_size`, with equal odds: the minimum loss is log 2 per token.
 
     Raises ValueError if a count is too small.
     """
@@ -65,7 +65,7 @@ def masked_tokens(
     if num_samples < 1 or context_length < 1 or vocab_size < 2:
         raise ValueError(
             f"num_samples={num_samples}, context_length={context_length}, vocab_size={vocab_size}: "
-            f"at least 1 sample, 1 token per sample and 2 different tokens."
+            f"use at least 1 sample, 1 token per sample and 2 different tokens."
         )
     require_memory(f"{num_samples:,} samples of {context_length:,} tokens", 8 * num_samples * (context_length + 2))
     uniforms = keyed_uniforms(
@@ -93,8 +93,8 @@ def paired_views(
 ) -> ArrayDataset:
     """Samples with two views, [N, 2, *shape]: x + noise e, with x of the sample and e of the view, standard normal.
 
-    The cosine of the two views of a sample is near 1 / (1 + noise^2), that of others near 0. Targets are zeros [N]:
-    contrastive losses need none. Sample i is the same whatever `num_samples` is.
+    The cosine of the two views of a sample is near 1 / (1 + noise^2), of two samples near 0. Targets are zeros [N],
+    since contrastive losses need none. Sample i does not depend on `num_samples`.
 
     Raises ValueError if a count is too small or `noise` is negative.
     """
@@ -102,8 +102,8 @@ def paired_views(
     dimension = int(math.prod(shape))
     if num_samples < 1 or dimension < 1 or not noise >= 0:
         raise ValueError(
-            f"num_samples={num_samples}, shape={list(shape)}, noise={noise}: at least 1 sample, 1 number per view, and "
-            "noise of 0 or more."
+            f"num_samples={num_samples}, shape={list(shape)}, noise={noise}: use at least 1 sample, 1 number per view, "
+            "and noise of 0 or more."
         )
     draws = keyed_normals(stream_key(seed, "paired_views", split), num_samples, 3 * dimension)
     common, first, second = np.split(draws, 3, axis=1)
@@ -113,9 +113,9 @@ def paired_views(
 
 
 def keyed_normals(key: int, num_rows: int, num_columns: int) -> npt.NDArray[np.float64]:
-    """Standard normal numbers [rows, columns] by the method of Box and Muller 1958; row i depends on (key, i) alone.
+    """Standard normal numbers [rows, columns] by the Box-Muller transform (1958); row i depends on (key, i) alone.
 
-    Raises ValueError, before anything is drawn, if they are larger than the memory of the machine.
+    Raises ValueError, before anything is drawn, if they exceed the memory of the machine.
     """
     require_memory(f"{num_rows:,} times {num_columns:,} random numbers", 8 * num_rows * num_columns)
     half = -(-num_columns // 2)

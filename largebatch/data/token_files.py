@@ -1,4 +1,4 @@
-"""A file of tokens: what its header says, and whether its tokens fit the vocabulary."""
+"""Read token files: their headers and types, and a check of the vocabulary."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from largebatch.data.errors import DataError
 
 Tokens = npt.NDArray[Any]
 
-# What the first integer of a header of 256 says; the third is the number of tokens. The scripts of llm.c write these,
-# and modded-nanogpt's the first one.
+# Magic numbers: the first integer of a header of 256; the third is the number of tokens. The scripts of llm.c write
+# these, those of modded-nanogpt the first one.
 _HEADER_TYPES = {20240520: "uint16", 20240801: "uint32"}
 _HEADER_BYTES = 256 * 4
-# Megatron's index beside a file of tokens: 9 bytes, the version, the number of a type.
+# Megatron's index beside a file of tokens: 9 magic bytes, the version, the code of a type.
 _INDEX_MAGIC = b"MMIDIDX\x00\x00"
 _INDEX_TYPES = {1: "uint8", 2: "int8", 3: "int16", 4: "int32", 5: "int64", 8: "uint16"}
 _OTHER_FORMATS = {
@@ -34,7 +34,7 @@ _MOST_SCANNED = 2**26  # tokens of all files together: a tenth of a second
 
 
 def refuse_other_format(file: Path) -> None:
-    """Raise DataError if a file begins as one of a format that is neither text nor tokens."""
+    """Raise DataError if the first bytes of a file belong to a format that is neither text nor tokens."""
     with file.open("rb") as opened:
         start = opened.read(16)
     for magic, told in _OTHER_FORMATS.items():
@@ -47,14 +47,14 @@ def refuse_other_format(file: Path) -> None:
 def read_tokens(
     file: Path, *, vocab_size: int, dtype: str | None, most_scanned: int, skips: bool
 ) -> tuple[Tokens, str | None]:
-    """The tokens of a file, memory-mapped, and what is to be told about how they are read.
+    """The tokens of a file, memory-mapped, and a note on how they are read.
 
     Args:
         file: `.npy` or `.bin`, see `token_stream`.
-        vocab_size: tokens lie in [0, vocab_size); those of some blocks are looked at here.
-        dtype: of a `.bin` file; None: see `token_stream`.
-        most_scanned: tokens to look at.
-        skips: leave tokens outside the vocabulary to those who fetch them.
+        vocab_size: tokens must lie in [0, vocab_size); some blocks are checked here.
+        dtype: type of a `.bin` file; None: see `token_stream`.
+        most_scanned: number of tokens to check.
+        skips: do not check the vocabulary here, but when a window is fetched.
 
     Raises:
         DataError: if the file has another format, or tokens outside the vocabulary.
@@ -71,7 +71,7 @@ def read_tokens(
 
 
 def most_scanned(num_files: int) -> int:
-    """Tokens of each of several files that `read_tokens` may look at."""
+    """Number of tokens that `read_tokens` checks in each of `num_files` files."""
     return max(2**16, _MOST_SCANNED // num_files)
 
 
@@ -81,12 +81,12 @@ def _from_npy(file: Path) -> Tokens:
     except (ValueError, OSError, EOFError) as error:
         raise DataError(f"{file}: not a .npy file of numbers ({error}).") from error
     if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
-        raise DataError(f"{file}: {tokens.dtype} of shape {tokens.shape}. A stream of tokens is integers of shape [L].")
+        raise DataError(f"{file}: {tokens.dtype} of shape {tokens.shape}. Tokens must be integers of shape [L].")
     return tokens
 
 
 def _from_bin(file: Path, vocab_size: int, dtype: str | None) -> tuple[Tokens, str | None, bool]:
-    """Tokens, what is told, and whether the type is a guess from the vocabulary."""
+    """Tokens, a note, and whether the type is a guess from the vocabulary."""
     if (index := file.with_suffix(".idx")).is_file():
         return _mapped(file, _agreed(file, dtype, _type_in_index(index))), f"type as in {index.name}", False
     if (header := _header(file)) is not None:
@@ -95,7 +95,7 @@ def _from_bin(file: Path, vocab_size: int, dtype: str | None) -> tuple[Tokens, s
         tokens = _mapped(file, dtype, offset=_HEADER_BYTES)
         if len(tokens) != count:
             raise DataError(
-                f"{file}: its header says {count} tokens, and {len(tokens)} of {dtype} follow. Copy it again."
+                f"{file}: its header says {count} tokens, but {len(tokens)} of {dtype} follow. Copy it again."
             )
         return tokens, f"header of 256 integers, then {dtype}", False
     if dtype is not None:
@@ -108,7 +108,7 @@ def _from_bin(file: Path, vocab_size: int, dtype: str | None) -> tuple[Tokens, s
 
 
 def _header(file: Path) -> tuple[int, int] | None:
-    """(first integer, number of tokens) of a file that begins with 256 of them, all but three 0; None if not."""
+    """(magic number, number of tokens) of a file with a header of 256 integers, all but three 0; else None."""
     if file.stat().st_size < _HEADER_BYTES:
         return None
     header = np.fromfile(file, dtype="<i4", count=256)
@@ -121,7 +121,7 @@ def _type_in_index(index: Path) -> str | None:
         start = opened.read(18).ljust(18, b"\0")
     if not start.startswith(_INDEX_MAGIC):
         raise DataError(
-            f"{index}: lies beside a file of tokens and is no index of Megatron ({start[:9]!r}). Remove it."
+            f"{index}: lies beside a token file but is not an index of Megatron ({start[:9]!r}). Remove it."
         )
     version, code = struct.unpack("<QB", start[9:18])
     if version != 1 or code not in _INDEX_TYPES:
@@ -130,14 +130,14 @@ def _type_in_index(index: Path) -> str | None:
 
 
 def _agreed(file: Path, stated: str | None, found: str | None) -> str:
-    """The type that a file is read as; one of the two is known, and they do not contradict each other."""
+    """The type to read a file as. At least one of the two must be known, and they must agree."""
     if found is None and stated is None:
         raise DataError(
             f"{file}: begins with a header of 256 integers of an unknown kind. State the type of its tokens: "
             "dtype=uint16."
         )
     if stated is not None and found is not None and stated != found:
-        raise DataError(f"{file}: dtype={stated}, and the file says {found}. Leave dtype out.")
+        raise DataError(f"{file}: dtype={stated}, but the file says {found}. Remove dtype.")
     return stated or found or ""
 
 
@@ -150,7 +150,7 @@ def _mapped(file: Path, dtype: str, *, offset: int = 0) -> Tokens:
 
 
 def _blocks(tokens: Tokens, most: int) -> list[Tokens]:
-    """All tokens, or as many as `most` in 64 blocks spread over them, the last ones among them."""
+    """All tokens, or `most` of them in 64 blocks spread over the file, including its end."""
     if len(tokens) <= most:
         return [tokens]
     size = most // 64
@@ -170,7 +170,7 @@ def _check_range(file: Path, tokens: Tokens, vocab_size: int, most: int) -> None
 
 
 def _fitting_types(file: Path, tokens: Tokens, vocab_size: int) -> str:
-    """Other types under which the first tokens lie in the vocabulary."""
+    """A remedy that names the other types under which the first tokens lie in the vocabulary."""
     start = np.asarray(tokens[: 2**16]).tobytes()
     candidates = ["uint8"] * (vocab_size <= 2**8) + ["uint16", "uint32", "int64"]
     others = [one for one in candidates if np.dtype(one) != tokens.dtype]
@@ -184,11 +184,11 @@ def _fits(start: bytes, dtype: str, vocab_size: int) -> bool:
 
 
 def _check_guess(file: Path, tokens: Tokens) -> None:
-    """A wider type looks as if every second token were 0, or three in four."""
+    """Refuse a type that is too narrow: every second token, or three in four, would be 0."""
     start = np.asarray(tokens[: 2**16])
     if len(start) >= 64 and not start[1::2].any() and start[::2].any():
         wider = "uint32" if tokens.dtype.itemsize == 2 and start[2::4].any() else "int64"
         raise DataError(
-            f"{file}: read as {tokens.dtype}, every second token is 0: the tokens look wider. State their type: "
-            f"dtype={wider}, or dtype={tokens.dtype} if that is meant."
+            f"{file}: read as {tokens.dtype}, every second token is 0: the type seems to be wider. State it: "
+            f"dtype={wider}, or dtype={tokens.dtype} if that is intended."
         )

@@ -19,15 +19,15 @@ class TokenWindows(Dataset[tuple[Tensor, Tensor]]):
     """Non-overlapping windows over streams of tokens; targets are the inputs shifted by one.
 
     Window i has the inputs `tokens[i T : (i + 1) T]` and the targets `tokens[i T + 1 : (i + 1) T + 1]`, T the
-    context length: every token but the first is a target at most once. A last part shorter than T + 1 is not used.
-    Of several streams each is cut on its own, one after the other: no window crosses from one to the next.
+    context length: every token but the first is a target at most once. A remainder shorter than T + 1 is not used.
+    Several streams are cut separately, in order: no window crosses from one to the next.
 
     Args:
-        tokens: integers [L], or several of such; may be memory maps: only the windows that are fetched are read.
+        tokens: integers [L], or several such arrays. They may be memory maps: only fetched windows are read.
         context_length: T, tokens per window.
         vocab_size: tokens lie in [0, vocab_size).
         characters: for character tokens, the vocabulary: token i stands for characters[i].
-        plan_notes: what is to be told before a training.
+        plan_notes: notes that the plan prints before training.
 
     Raises:
         DataError: if no stream is long enough for a window; from `fetch`, if a token lies outside the vocabulary.
@@ -49,9 +49,9 @@ class TokenWindows(Dataset[tuple[Tensor, Tensor]]):
         plan_notes: Sequence[str] = (),
     ) -> None:
         if context_length < 1:
-            raise ValueError(f"context_length={context_length}: tokens per window, at least 1.")
+            raise ValueError(f"context_length={context_length}: a window needs at least 1 token.")
         if vocab_size < 1:
-            raise ValueError(f"vocab_size={vocab_size}: number of different tokens, at least 1.")
+            raise ValueError(f"vocab_size={vocab_size}: a vocabulary needs at least 1 token.")
         self._streams = [tokens] if isinstance(tokens, np.ndarray) else list(tokens)
         longest = max(map(len, self._streams), default=0)
         if longest <= context_length:
@@ -63,7 +63,7 @@ class TokenWindows(Dataset[tuple[Tensor, Tensor]]):
         self.vocab_size = vocab_size
         self.characters = characters
         self.plan_notes = tuple(plan_notes)
-        # Windows of all streams up to each: window i is in the first one whose number is above i.
+        # Cumulative number of windows: window i is in the first stream whose entry is above i.
         self._ends = np.cumsum([max(len(stream) - 1, 0) // context_length for stream in self._streams])
 
     def __len__(self) -> int:

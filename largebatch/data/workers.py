@@ -1,4 +1,4 @@
-"""Processes that load data: they leave signals to the run, and none of them outlives its process."""
+"""Worker processes that load data: they ignore the stop signals of the run, and none outlives its parent."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from multiprocessing.util import Finalize
 from largebatch.distributed.signals import STOP_SIGNALS, end_with_starter, kill_children
 
 _GROUP_SIGNALS = tuple(getattr(signal, name) for name in STOP_SIGNALS)
-_FINALIZERS: dict[int, Finalize] = {}  # by process: a fork forgets those of its parent
+_FINALIZERS: dict[int, Finalize] = {}  # by process id: a fork must not reuse those of its parent
 
 
 @contextmanager
 def start_of_workers() -> Iterator[None]:
-    """Start workers with the stop signals held back: one that comes before a worker is ready must not kill it.
+    """Start workers with the stop signals blocked, so that a signal cannot kill a worker before it is ready.
 
-    Also undo the DataLoader's handler of SIGCHLD, which raises wherever the program happens to be when a worker dies.
-    In a `__del__` such an error is lost, in the middle of writing a file it does harm. Without the handler a dead
-    worker is noticed when its data are waited for.
+    Also remove the DataLoader's handler of SIGCHLD, which raises at an arbitrary line when a worker dies. In a
+    `__del__` the error would be lost; in the middle of writing a file it would do harm. Without the handler a dead
+    worker is noticed when its data are awaited.
 
-    When this process ends, they end first of all.
+    At the exit of this process the workers end first.
     """
     handler = signal.getsignal(signal.SIGCHLD)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _GROUP_SIGNALS)
@@ -32,8 +32,8 @@ def start_of_workers() -> Iterator[None]:
         yield
     finally:
         atexit.unregister(end_workers)
-        atexit.register(end_workers)  # the last one registered is the first one called
-        if os.getpid() not in _FINALIZERS:  # a process of multiprocessing, such as a study's, calls only these
+        atexit.register(end_workers)  # called first, since it is registered last
+        if os.getpid() not in _FINALIZERS:  # a multiprocessing child, such as a study's, calls only finalizers
             _FINALIZERS[os.getpid()] = Finalize(None, end_workers, exitpriority=0)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if handler is not None and threading.current_thread() is threading.main_thread():
@@ -41,22 +41,22 @@ def start_of_workers() -> Iterator[None]:
 
 
 def leave_signals_to_the_run(worker: int) -> None:
-    """Let a worker outlive the signal that a launcher sends to the whole process group: the run finishes its step.
+    """Let a worker survive a signal that a launcher sends to the whole process group, so the run can finish its step.
 
-    The first SIGTERM only: a second one is how the loader ends a worker that does not answer. One that hangs in a
-    sample never looks whether its process is still there: the kernel ends it with that.
+    A worker ignores only the first SIGTERM, because the loader sends a second one to a worker that does not answer. A
+    worker that hangs in a sample never checks whether its parent is alive, so the kernel ends it with the parent.
     """
     end_with_starter()
     for number in _GROUP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda received, frame: signal.signal(received, signal.SIG_DFL))
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _GROUP_SIGNALS)  # held back since before the worker was born
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _GROUP_SIGNALS)  # blocked since before the worker started
 
 
 def end_workers() -> None:
-    """End all workers, before torch and then multiprocessing ask for it with SIGTERM.
+    """End all workers, before torch and multiprocessing do so by SIGTERM.
 
-    A worker leaves one SIGTERM to the run. Two that come before its Python looks are one to it, and multiprocessing
-    would wait for it forever: seen where a run that diverged left its loader in the middle of an epoch.
+    A worker ignores one SIGTERM. Two that arrive before Python handles the first count as one, and multiprocessing
+    would wait for the worker forever: seen when a run that diverged left its loader in the middle of an epoch.
     """
     kill_children(daemons_only=True)

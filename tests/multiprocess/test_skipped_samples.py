@@ -35,9 +35,9 @@ REASONS = dict(
             "Sample 0 cannot be loaded: OSError: point 0 is truncated.",
             "Sample 7 is None: the data set returned nothing for it.",
             "Sample 8 holds NaN or infinity: input.",
-            "Sample 9 is (Tensor float32 (7,), number), and most others are (Tensor float32 (8,), number).",
+            "Sample 9 is (Tensor float32 (7,), number), but most others are (Tensor float32 (8,), number).",
             "Sample 31 cannot be loaded: ValueError: the label 4 is none of the 4 classes, 0 to 3, that the model",
-            "Sample 49 is (Tensor float64 (8,), number), and most others are (Tensor float32 (8,), number).",
+            "Sample 49 is (Tensor float64 (8,), number), but most others are (Tensor float32 (8,), number).",
         ),
         strict=True,
     )
@@ -172,7 +172,7 @@ def test_where_nothing_can_be_loaded_any_more_the_run_ends(tmp_path: Path):
     """A few of the samples that are tried before the start can be loaded; those of the run cannot."""
     first = SampleOrder(4000, 0).ids(0, 8)
     hopeless = broken_files(*RUN, "batch.micro=1", count=4000, broken=[one for one in range(4000) if one not in first])
-    with pytest.raises(RunFailedError, match=r"Sample .* Nor can any of the 999 behind it be used"):
+    with pytest.raises(RunFailedError, match=r"Sample .* None of the next 999 samples can be used"):
         train_quietly(hopeless, tmp_path / "run")
 
 

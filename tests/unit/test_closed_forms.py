@@ -298,12 +298,12 @@ def test_the_noise_of_a_set_has_the_given_moments_exactly():
     [
         (lambda: linear_regression(10, 10, "train"), "Use at least 11 samples"),
         (lambda: linear_regression(10, 0, "train"), "at least 1 feature"),
-        (lambda: linear_regression(10, 3, "train", noise=-0.1), "noise=-0.1: a standard deviation is 0 or more"),
+        (lambda: linear_regression(10, 3, "train", noise=-0.1), "noise=-0.1: a standard deviation must be 0 or more"),
         (lambda: linear_regression(10, 3, "test"), "split='test'"),  # type: ignore[arg-type]
         (lambda: noisy_quadratic(3, [1.0] * 3, "train"), "at least 4 samples"),
         (lambda: noisy_quadratic(9, [1.0, -1.0], "train"), "each 0 or more"),
         (lambda: noisy_quadratic(9, [], "train"), "at least one number"),
-        (lambda: Quadratic([1.0, 0.0]), "all of them positive"),
+        (lambda: Quadratic([1.0, 0.0]), "all positive"),
         (lambda: Quadratic([]), "at least one number"),
         (lambda: Quadratic([1.0, 2.0, 3.0], start=[1.0, 2.0]), "start has 2 numbers, curvature 3"),
         (lambda: Quadratic([1.0, 2.0])(torch.zeros(4, 3)), "Quadratic got inputs of shape"),

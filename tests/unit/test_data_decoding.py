@@ -153,7 +153,7 @@ def test_transparency_and_frames_are_dropped_by_one_rule_and_told_with_their_num
     alpha, animation = found.notes
     assert alpha.startswith("3 of 6 images have transparent pixels, and transparency is dropped")
     assert alpha.endswith("(image 1)")
-    assert animation == "1 of 6 images have several frames, and the first one is used (image 4)"
+    assert animation == "1 of 6 images have several frames, and only the first is used (image 4)"
 
 
 def test_a_phones_second_picture_in_a_jpeg_is_no_frame() -> None:

@@ -148,7 +148,7 @@ def test_faults_of_a_folder_are_named(folder: Path, tmp_path: Path) -> None:
         ([encoded(0), encoded(1)], [0, 7], r"train-1\.parquet row 1: labels from 7 to 7, outside \[0, 4\)"),
         ([encoded(0), encoded(1)], [-1, 0], r"train-1\.parquet row 0: labels from -1"),
         ([encoded(0), encoded(1)], [0, None], r"train-1\.parquet row 1: column 'label' is None"),
-        ([encoded(0), encoded(1)], [0.0, 0.5], r"row 0: column 'label' is 0\.0\. Labels are integers"),
+        ([encoded(0), encoded(1)], [0.0, 0.5], r"row 0: column 'label' is 0\.0\. Labels must be integers"),
         (
             [encoded(0), encoded(1, size=(8, 10))],
             [0, 0],

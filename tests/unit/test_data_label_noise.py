@@ -84,7 +84,7 @@ def test_noise_where_there_are_no_classes_is_refused(overrides, said):
 
 def test_a_share_or_items_that_make_no_sense_are_refused():
     for share, num_classes in ((0.0, 4), (1.1, 4), (0.5, 1)):
-        with pytest.raises(ValueError, match="share lies in"):
+        with pytest.raises(ValueError, match="share must be in"):
             NoisyLabels(clean(), share, num_classes=num_classes, seed=0)
     with pytest.raises(ValueError, match="items are a dict"):
         NoisyLabels([{"x": 1, "labels": 2}], 0.5, num_classes=4, seed=0)

@@ -208,7 +208,7 @@ def test_augmentation_reaches_the_images_of_a_dict() -> None:
             lambda i: (torch.ones(2 if i == 20 else 3), 1),
             r"float32 \([23],\).*float32 \([23],\)",
         ),
-        (lambda i: (object(), 1), "cannot be put together"),
+        (lambda i: (object(), 1), "cannot be collated"),
     ],
 )
 def test_items_of_another_form_are_refused(item: Any, message: str) -> None:
@@ -271,14 +271,14 @@ PLAN = BatchPlan.solve(global_batch_size=2, world_size=2)
 @pytest.mark.parametrize(
     ("dataset", "order", "rank", "options", "message"),
     [
-        (numbered(), SampleOrder(22), 0, {}, "covers 22 samples, the data set has 23"),
-        (numbered(), ORDER, 2, {}, "rank=2: the plan has the ranks 0 to 1"),
+        (numbered(), SampleOrder(22), 0, {}, "covers 22 samples, but the data set has 23"),
+        (numbered(), ORDER, 2, {}, "rank=2: the plan has ranks 0 to 1"),
         (numbered(), ORDER, -1, {}, "rank=-1"),
         (numbered(), ORDER, 0, {"num_workers": 4}, "num_workers=4 has no effect.*Set num_workers=0"),
         (numbered(), ORDER, 0, {"num_workers": -1}, "num_workers=-1"),
         (numbered(), ORDER, 0, {"timeout_s": 5}, "timeout_s=5 has no effect without workers"),
         (Endless(), ORDER, 0, {}, "map-style"),
-        ([], ORDER, 0, {}, "covers 23 samples, the data set has 0"),
+        ([], ORDER, 0, {}, "covers 23 samples, but the data set has 0"),
     ],
 )
 def test_settings_that_contradict_the_data_are_refused(

@@ -68,7 +68,7 @@ def test_a_data_set_of_datasets_with_lists_and_text_is_used_and_its_text_told() 
     assert inputs["input_ids"].tolist() == [[2, 3, 7]]  # type: ignore[index]
     assert targets.tolist() == [[2, -100, 2]]
     assert notes_of_items(rows, seed=0) == [
-        "text hold text, which no model takes: left out.",
+        "text hold text, which no model takes: dropped.",
         "input_ids, mask, labels hold lists of numbers: read as tensors.",
     ]
 

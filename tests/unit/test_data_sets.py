@@ -62,7 +62,7 @@ def test_text_among_the_inputs_is_told_and_left_out() -> None:
     with open_dict(config):
         config.data.train.text = config.data.validation.text = True
     prepared = prepare(config, {})
-    told = "name hold text, which no model takes: left out."
+    told = "name hold text, which no model takes: dropped."
     assert list(prepared.notes) == [f"data.train: {told}", f"data.validation: {told}"]
 
 

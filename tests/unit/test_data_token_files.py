@@ -67,7 +67,7 @@ def test_an_array_says_its_type_itself(tmp_path: Path, dtype: str) -> None:
 @pytest.mark.parametrize(
     ("written", "vocab_size", "told"),
     [
-        ("<u4", 50_257, r"every second token is 0: the tokens look wider.*dtype=uint32, or dtype=uint16"),
+        ("<u4", 50_257, r"every second token is 0: the type seems to be wider.*dtype=uint32, or dtype=uint16"),
         ("<i8", 50_257, "every second token is 0.*dtype=int64, or dtype=uint16"),
         ("<i8", 128_256, "every second token is 0.*dtype=int64, or dtype=uint32"),
         ("<u2", 128_256, r"read as uint32, it has tokens from .*outside \[0, 128256\).*with dtype=uint16 they would"),
@@ -96,10 +96,10 @@ def test_headers_of_llm_c_are_read(tmp_path: Path, magic: int, version: int, dty
     assert_written(read(file, 50_257), tokens)
     (note,) = token_stream(file, "train", vocab_size=50_257, **WHOLE).plan_notes
     assert note == f"{file}: header of 256 integers, then {np.dtype(dtype).name}"
-    with pytest.raises(DataError, match=f"dtype=int64, and the file says {np.dtype(dtype).name}"):
+    with pytest.raises(DataError, match=f"dtype=int64, but the file says {np.dtype(dtype).name}"):
         read(file, 50_257, dtype="int64")
     file.write_bytes(with_header(tokens, magic, version, dtype, count=401))
-    with pytest.raises(DataError, match="its header says 401 tokens, and 400 of"):
+    with pytest.raises(DataError, match="its header says 401 tokens, but 400 of"):
         read(file, 50_257)
 
 
@@ -136,8 +136,8 @@ def test_the_index_of_megatron_says_the_type(tmp_path: Path, code: int, dtype: s
     [
         (index_of(7, [400]), "version 1 with tokens of type 7"),
         (index_of(8, [400], version=2), "version 2"),
-        (index_of(8, [400], magic=b"TNTIDX\x00\x00\x00"), "no index of Megatron"),
-        (b"", "no index of Megatron"),
+        (index_of(8, [400], magic=b"TNTIDX\x00\x00\x00"), "not an index of Megatron"),
+        (b"", "not an index of Megatron"),
     ],
 )
 def test_another_index_is_refused(tmp_path: Path, index: bytes, told: str) -> None:
@@ -220,7 +220,7 @@ def test_files_called_train_and_val_are_the_splits(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"validation_fraction=0\.1 has no effect"):
         found(tmp_path, "train", validation_fraction=0.1)
     shards(tmp_path, {"more.bin": 9})
-    with pytest.raises(DataError, match=r"more\.bin: 1 of 3 files are called neither train nor val"):
+    with pytest.raises(DataError, match=r"more\.bin: 1 of 3 files have neither train nor val"):
         found(tmp_path, "train")
 
 
@@ -234,12 +234,12 @@ def test_a_test_set_is_never_trained_on(tmp_path: Path, train: str, validation: 
     assert found(tmp_path, "train") == windows_of([parts[f"{train}.bin"]])
     assert found(tmp_path, "validation") == windows_of([parts[f"{validation}.bin"]])
     notes = token_stream(tmp_path, "train", context_length=4, vocab_size=999).plan_notes
-    assert any("left out, being called test" in note for note in notes) == (left_out is not None)
+    assert any("left out, because they are named test" in note for note in notes) == (left_out is not None)
 
 
 def test_files_of_which_one_is_called_val_and_none_train_are_refused(tmp_path: Path) -> None:
     shards(tmp_path, {"0.bin": 14, "1.bin": 14, "val.bin": 14})
-    with pytest.raises(DataError, match=r"0\.bin: 2 of 3 files are called neither .*data\.train\.path"):
+    with pytest.raises(DataError, match=r"0\.bin: 2 of 3 files have neither .*data\.train\.path"):
         found(tmp_path, "train")
 
 
@@ -254,10 +254,10 @@ def test_a_share_of_a_file_that_is_called_for_a_split_is_told(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("path", "told"),
     [
-        ("*.bin", "no file has such a name"),
+        ("*.bin", "no file matches this pattern"),
         ("empty", r"no \.npy or \.bin file in this folder \(left out: 1 \.txt\)"),
         (["a.bin", "missing.bin"], "no such file"),
-        (["a.bin", "text.txt"], "of several files each is"),
+        (["a.bin", "text.txt"], "several files must all be"),
     ],
 )
 def test_paths_without_tokens_are_refused(

@@ -632,8 +632,8 @@ DATA: dict[str, Row] = {
     "missing folder": (
         ["data=cifar10", "model=convnet", "data.path=/nowhere"],
         {
-            "data.train (largebatch.data.parquet_images): /nowhere: no such folder": "It should hold",
-            "data.validation (largebatch.data.parquet_images): /nowhere: no such folder": "It should hold",
+            "data.train (largebatch.data.parquet_images): /nowhere: no such folder": "It must contain",
+            "data.validation (largebatch.data.parquet_images): /nowhere: no such folder": "It must contain",
         },
     ),
     "unknown split": (
@@ -689,7 +689,7 @@ DATA: dict[str, Row] = {
     ),
     "augmented vectors": (
         ["data.train.shape=[64]", "data.augment.flip=true"],
-        {"model and data: Augmentation takes images [n, C, H, W]": "Switch crop_padding, flip and cutout off"},
+        {"model and data: Augmentation takes images [n, C, H, W]": "Disable crop_padding, flip and cutout"},
     ),
     "another set for the gap": (
         ["+data.train_plain={_target_:nowhere.Set}"],
