@@ -22,6 +22,8 @@ class Ability(enum.Enum):
     ANY_SIZES = "micro-batches may be smaller than planned"
     PYTHON_FORWARD = "a forward pass can wait for others in Python"
     FORWARD_ONCE = "a micro-batch runs forward once"
+    ONE_BY_ONE = "micro-batches run forward one after the other, each with the backward pass that belongs to it"
+    OWN_LOSSES = "a sample has a loss of its own"
     SECOND_DERIVATIVES = "the loss of a subset has second derivatives"
     FEW_DIGITS = "gradients may lose digits on their way"
 
@@ -32,39 +34,45 @@ class Choice:
 
     Attributes:
         name: as a config writes it.
-        needs: abilities without which it cannot be had.
+        instead: what a config writes to do without it; None: it was asked for by itself.
+        needs: abilities that it cannot do without.
         lacks: abilities that it takes away, each with the reason: a clause about "it".
     """
 
     name: str
+    instead: str | None = None
     needs: frozenset[Ability] = frozenset()
     lacks: Mapping[Ability, str] = field(default_factory=dict)
 
 
 def conflicts(choices: Sequence[Choice]) -> Iterator[str]:
-    """An error for each pair of choices of which one needs what the other takes away.
+    r"""An error for each pair of choices of which one needs what the other takes away.
 
-    >>> pinned = Choice("batch.micro=2", lacks={Ability.SMALLER_PARTS: "a pinned micro-batch cannot be lowered"})
-    >>> list(conflicts([halving(), pinned]))[0][:62]
-    'batch.on_out_of_memory=lower: does not go with batch.micro=2: '
+    >>> pinned = Choice("batch.micro=2", "batch.micro=null", lacks={Ability.SMALLER_PARTS: "it cannot be lowered"})
+    >>> for error in conflicts([halving(), pinned]):
+    ...     print(*error.split(": "), sep=":\n")
+    batch.on_out_of_memory=lower:
+    does not go with batch.micro=2:
+    it cannot be lowered. Use batch.on_out_of_memory=stop or batch.micro=null.
     """
     for one in choices:
         for other in choices:
             reasons = [reason for ability, reason in other.lacks.items() if ability in one.needs]
             if reasons and one is not other:
-                yield f"{one.name}: does not go with {other.name}: {reasons[0]}. Choose one of them."
+                remedy = " or ".join(choice.instead for choice in (one, other) if choice.instead)
+                yield f"{one.name}: does not go with {other.name}: {reasons[0]}. Use {remedy}."
 
 
 def in_order() -> Choice:
     """The reduction in one order on any number of ranks."""
     return Choice(
         "batch.reduction=ordered",
+        "batch.reduction=all_reduce",
         lacks={
             Ability.JOINT_GRADIENT: "it adds the gradients of micro-batches one by one, and here they have none",
             Ability.OWN_PART: "it adds up micro-batches of several ranks one by one, and no rank has a part of its own",
             Ability.SENT_BY_DDP: "it is for audits, bit for bit",
-            Ability.OVERLAP: "it sends gradients one by one after the last of them, so that all of it is exposed, as "
-            "time/communication_s says",
+            Ability.OVERLAP: _SENDS_LAST,
             Ability.SMALLER_PARTS: "it needs a pinned micro-batch",
         },
     )
@@ -74,13 +82,15 @@ def exact_batch_norm() -> Choice:
     """Batch norm over the whole global batch: micro-batches side by side."""
     return Choice(
         "batch_norm=exact",
+        "batch_norm=per_micro_batch",
         needs=frozenset({Ability.JOINT_GRADIENT, Ability.PYTHON_FORWARD, Ability.FORWARD_ONCE}),
         lacks={
             Ability.OWN_GRADIENTS: "the ranks meet in every batch norm, and a micro-batch has no gradient of its own",
+            Ability.ONE_BY_ONE: "it runs micro-batches side by side",
             Ability.SENT_BY_DDP: "its gradients are summed by other means than DDP",
             Ability.OVERLAP: "the ranks also meet in every batch norm, which would be left out",
             Ability.SMALLER_PARTS: "all micro-batches of a rank are in memory at once",
-            Ability.ANY_SIZES: "it takes micro-batches to be as large as planned",
+            Ability.ANY_SIZES: _AS_PLANNED,
         },
     )
 
@@ -89,9 +99,12 @@ def coupled_loss(name: str) -> Choice:
     """A loss that compares the samples of the whole global batch; `name` is that of its class."""
     return Choice(
         f"loss._target_={name}",
+        "a loss that is a sum over samples",
         lacks={
             Ability.OWN_GRADIENTS: "it compares the samples of all ranks, so that a micro-batch has no gradient of its "
             "own, and what one rank got wrong is in the gradients of the others",
+            Ability.ONE_BY_ONE: "it runs each micro-batch twice",
+            Ability.OWN_LOSSES: "it compares the samples of a batch, so that none has a loss of its own",
             Ability.SMALLER_PARTS: "it ties micro-batches together",
             Ability.ANY_SIZES: "it compares all samples of a global batch",
             Ability.SECOND_DERIVATIVES: "it compares the samples of a batch, so that the loss of a subset depends on "
@@ -104,6 +117,7 @@ def compression(dtype: str) -> Choice:
     """Gradients that are rounded on their way between ranks."""
     return Choice(
         f"precision.gradient_compression={dtype}",
+        "precision.gradient_compression=none",
         needs=frozenset({Ability.SENT_BY_DDP, Ability.FEW_DIGITS}),
         lacks={Ability.SMALLER_PARTS: "DDP compresses, and sums nothing in steps that may be taken again"},
     )
@@ -113,38 +127,41 @@ def halving() -> Choice:
     """Steps that are taken again in smaller micro-batches after a shortage of memory."""
     return Choice(
         "batch.on_out_of_memory=lower",
+        "batch.on_out_of_memory=stop",
         needs=frozenset({Ability.SMALLER_PARTS}),
         lacks={
             Ability.OWN_PART: "a step may be taken again by all ranks, and the rehearsal of one of them would not be",
-            Ability.OVERLAP: "it sends gradients after the last of them, so that all of it is exposed, as "
-            "time/communication_s says",
+            Ability.OVERLAP: _SENDS_LAST,
         },
     )
 
 
-def recomputation(name: str) -> Choice:
-    """Gradients that each rank computes twice; `name` is the key with its value."""
-    return Choice(name, needs=frozenset({Ability.OWN_PART, Ability.OWN_GRADIENTS}))
+def recomputation(every: int) -> Choice:
+    """Gradients that each rank computes twice."""
+    return _observed("recompute", every, Ability.OWN_PART, Ability.OWN_GRADIENTS)
 
 
-def noise_scale(name: str) -> Choice:
-    """Norms of micro-batch gradients; `name` is the key with its value."""
-    return Choice(
-        name,
-        needs=frozenset({Ability.OWN_GRADIENTS}),
-        lacks={Ability.ANY_SIZES: "it takes micro-batches to be as large as planned"},
+def noise_scale(every: int) -> Choice:
+    """Norms of micro-batch gradients."""
+    return _observed("noise_scale", every, Ability.OWN_GRADIENTS, lacks={Ability.ANY_SIZES: _AS_PLANNED})
+
+
+def communication(every: int) -> Choice:
+    """A timeline of the gradient's reduction."""
+    return _observed("communication", every, Ability.OVERLAP)
+
+
+def sharpness(every: str) -> Choice:
+    """The sharpness of the weights on a fixed subset."""
+    return _observed(
+        "sharpness", every, Ability.SECOND_DERIVATIVES, lacks={Ability.ANY_SIZES: "it measures a fixed subset"}
     )
 
 
-def communication(name: str) -> Choice:
-    """A timeline of the gradient's reduction; `name` is the key with its value, or who asks for it."""
-    return Choice(name, needs=frozenset({Ability.OVERLAP}))
+def _observed(name: str, every: int | str, *needs: Ability, lacks: Mapping[Ability, str] | None = None) -> Choice:
+    key = f"observers.{name}.every"
+    return Choice(f"{key}={every}", f"{key}=null", frozenset(needs), lacks or {})
 
 
-def sharpness(name: str) -> Choice:
-    """The sharpness of the weights on a fixed subset; `name` is the key with its value."""
-    return Choice(
-        name,
-        needs=frozenset({Ability.SECOND_DERIVATIVES}),
-        lacks={Ability.ANY_SIZES: "it measures a fixed subset"},
-    )
+_SENDS_LAST = "it sends gradients after the last of them, so that all of it is exposed, as time/communication_s says"
+_AS_PLANNED = "it takes micro-batches to be as large as planned"

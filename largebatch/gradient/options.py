@@ -66,17 +66,17 @@ class GradientOptions:
     groups: Mapping[str, Sequence[nn.Parameter]] = field(default_factory=dict)
     reduction: OwnReduction | None = None
 
-    def choices(self, loss: Loss) -> list[choices.Choice]:
-        """Those that need something of others, or take something away."""
-        twice = f"recompute_every={self.recompute_every}"
-        return [
-            *([choices.in_order()] if self.ordered else ()),
-            *([choices.exact_batch_norm()] if self.exact_batch_norm else ()),
-            *([choices.coupled_loss(type(loss).__name__)] if is_coupled(loss) else ()),
-            *([choices.compression(self.compression)] if self.compression != "none" else ()),
-            *([choices.halving()] if self.halves_micro_batches else ()),
-            *([choices.recomputation(twice)] if self.recompute_every is not None else ()),
+    def choices(self, loss: Any, *, name: str = "") -> list[choices.Choice]:
+        """Those that need something of others, or take something away; `name` is what a config calls the loss."""
+        made = [
+            self.ordered and choices.in_order(),
+            self.exact_batch_norm and choices.exact_batch_norm(),
+            is_coupled(loss) and choices.coupled_loss(name or type(loss).__name__),
+            self.compression != "none" and choices.compression(self.compression),
+            self.halves_micro_batches and choices.halving(),
+            self.recompute_every is not None and choices.recomputation(self.recompute_every),
         ]
+        return [choice for choice in made if choice]
 
 
 def choose_gradient(

@@ -18,7 +18,9 @@ from largebatch.batch.ramp import BatchRamp
 from largebatch.data import MicroBatchLoader
 from largebatch.distributed.runtime import Runtime
 from largebatch.gradient.batch_stream import Loader
+from largebatch.gradient.options import GradientOptions
 from largebatch.losses import units_are_fixed
+from largebatch.run.config.combinations import gradient_options
 from largebatch.run.config.schema import TrainConfig
 from largebatch.run.initial_state import build_optimizer, noise_scale_groups
 from largebatch.run.prepare import Prepared
@@ -119,23 +121,15 @@ def build_run(
         loader,
         numbers.lr_at,
         numbers.num_steps if num_steps is None else num_steps,
-        fixed_units=not config.data.skips and units_are_fixed(prepared.loss, prepared.train),
         seed=config.seed,
         clip_norm=config.clip_norm,
-        ordered=config.batch.reduction == "ordered",
-        exact_batch_norm=config.batch_norm == "exact",
-        compression=config.precision.gradient_compression,
         agree_every=config.observers.metrics.every,
-        groups=noise_scale_groups(config, prepared.model),
-        recompute_every=config.observers.recompute.every,
         guard=_guard(config) if is_guarded else None,
         roll_back=roll_back,
-        halves_micro_batches=config.batch.on_out_of_memory == "lower",
-        step_buffers=prepared.state.by_step,
-        skips_parameters=bool(prepared.state.choices),
         observers=observers,
         stop_requested=stop_requested,
         save_requested=save_requested,
+        **vars(_gradient_options(prepared)),
     )
 
 
@@ -144,6 +138,17 @@ def own_copy(prepared: Prepared) -> Prepared:
     model, loss, measured_loss = copy.deepcopy((prepared.model, prepared.loss, prepared.measured_loss))
     optimizer = build_optimizer(prepared.config, model)
     return replace(prepared, model=model, loss=loss, measured_loss=measured_loss, optimizer=optimizer)
+
+
+def _gradient_options(prepared: Prepared) -> GradientOptions:
+    config = prepared.config
+    return replace(
+        gradient_options(config),
+        fixed_units=not config.data.skips and units_are_fixed(prepared.loss, prepared.train),
+        groups=noise_scale_groups(config, prepared.model),
+        step_buffers=prepared.state.by_step,
+        skips_parameters=bool(prepared.state.choices),
+    )
 
 
 def _guard(config: TrainConfig) -> Guard | None:

@@ -90,4 +90,7 @@ def test_wrong_input_is_one_report_and_exit_code_two(overrides, said, capsys):
 def test_a_loss_that_compares_samples_is_refused(capsys):
     pairs = ["data=paired_views", "model=two_views", "loss=info_nce", "measure.samples=64"]
     assert main(["measure", "variance", *pairs]) == 2
-    assert "InfoNCE: it compares the samples of a batch, so that a sample has no gradient" in capsys.readouterr().err
+    assert (
+        "InfoNCE: it compares the samples of a batch, so that none has a loss of its own. Use a loss that is"
+        in capsys.readouterr().err
+    )

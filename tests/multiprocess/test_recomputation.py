@@ -316,4 +316,4 @@ def refused(**options: Any) -> str:
 )
 def test_a_gradient_that_no_rank_has_a_part_of_cannot_be_computed_twice(ranks, option, named):
     (said,) = ranks(1).run(refused, **{option: True})
-    assert said.startswith(f"recompute_every=2: does not go with {named}: ")
+    assert said.startswith(f"observers.recompute.every=2: does not go with {named}: ")

@@ -255,6 +255,29 @@ def test_frozen_parameters_need_no_gradient():
 
 Row = tuple[Any, ...]
 
+INSTEAD = {
+    "batch.max_micro=1": "a larger batch.max_micro",
+    "batch.micro=2": "batch.micro=null",
+    "batch.on_out_of_memory=lower": "batch.on_out_of_memory=stop",
+    "batch.reduction=ordered": "batch.reduction=all_reduce",
+    "batch_norm=exact": "batch_norm=per_micro_batch",
+    "loss._target_=largebatch.losses.InfoNCE": "a loss that is a sum over samples",
+    "observers.communication.every=5": "observers.communication.every=null",
+    "observers.noise_scale.every=5": "observers.noise_scale.every=null",
+    "observers.recompute.every=5": "observers.recompute.every=null",
+    "observers.sharpness.every=1ep": "observers.sharpness.every=null",
+    "precision.activation_checkpointing": "precision.activation_checkpointing=false",
+    "precision.compile=true": "precision.compile=false",
+    "precision.compute=fp64": "precision=fp32",
+    "precision.gradient_compression=fp16": "precision.gradient_compression=none",
+}
+
+
+def excluded(one: str, other: str, reason: str = "") -> dict[str, str]:
+    """The error of two settings of which one needs what the other takes away: it names the way out of each."""
+    return {f"{one}: does not go with {other}: {reason}": f". Use {INSTEAD[one]} or {INSTEAD[other]}."}
+
+
 BATCH: dict[str, Row] = {
     "larger than the set": (
         ["batch.total=1000"],
@@ -277,8 +300,8 @@ BATCH: dict[str, Row] = {
         ["batch_norm=exact", "batch.micro=4", "batch.reduction=ordered", "precision.activation_checkpointing=head"],
         {
             "batch_norm=exact: the model has no batch norm": "Use batch_norm=per_micro_batch.",
-            "batch_norm=exact: does not go with batch.reduction=ordered": "Choose one of them.",
-            "batch_norm=exact: does not go with precision.activation_checkpointing": "Choose one of them.",
+            **excluded("batch_norm=exact", "batch.reduction=ordered"),
+            **excluded("batch_norm=exact", "precision.activation_checkpointing"),
         },
     ),
     "a noise scale without noise": (
@@ -307,22 +330,22 @@ BATCH: dict[str, Row] = {
         ["precision=fp64", "precision.gradient_compression=fp16", "batch.reduction=ordered", "batch.micro=2"],
         TWO_RANKS,
         {
-            "precision.gradient_compression=fp16: does not go with batch.reduction=ordered": "Choose one of them.",
-            "precision.gradient_compression=fp16: does not go with precision.compute=fp64": "Choose one of them.",
+            **excluded("precision.gradient_compression=fp16", "batch.reduction=ordered"),
+            **excluded("precision.gradient_compression=fp16", "precision.compute=fp64"),
         },
     ),
     "a gradient that is not computed twice": (
         ["observers.recompute.every=5", "batch.reduction=ordered", "batch.micro=8"],
-        {"observers.recompute.every=5: does not go with batch.reduction=ordered": "Choose one of them."},
+        excluded("observers.recompute.every=5", "batch.reduction=ordered"),
     ),
     "a recomputation of a step that may be taken again": (
         ["observers.recompute.every=5", "batch.on_out_of_memory=lower"],
         TWO_RANKS,
-        {"observers.recompute.every=5: does not go with batch.on_out_of_memory=lower": "Choose one of them."},
+        excluded("observers.recompute.every=5", "batch.on_out_of_memory=lower"),
     ),
     "batch norms that meet before a gradient is computed twice": (
         ["observers.recompute.every=5", "batch_norm=exact", "model=convnet"],
-        {"observers.recompute.every=5: does not go with batch_norm=exact": "Choose one of them."},
+        excluded("observers.recompute.every=5", "batch_norm=exact"),
     ),
     "communication of one process": (
         ["observers.communication.every=5"],
@@ -332,9 +355,9 @@ BATCH: dict[str, Row] = {
         ["batch.on_out_of_memory=lower", "batch.micro=2", "batch.max_micro=1", "batch.reduction=ordered"],
         TWO_RANKS,
         {
-            "batch.on_out_of_memory=lower: does not go with batch.micro=2": "Choose one of them.",
-            "batch.on_out_of_memory=lower: does not go with batch.max_micro=1": "Choose one of them.",
-            "batch.on_out_of_memory=lower: does not go with batch.reduction=ordered": "Choose one of them.",
+            **excluded("batch.on_out_of_memory=lower", "batch.reduction=ordered"),
+            **excluded("batch.on_out_of_memory=lower", "batch.micro=2"),
+            **excluded("batch.on_out_of_memory=lower", "batch.max_micro=1"),
             "batch.micro=2: is more than batch.max_micro=1": "give batch.max_micro=2.",
         },
     ),
@@ -342,27 +365,29 @@ BATCH: dict[str, Row] = {
         ["batch.on_out_of_memory=lower", "batch_norm=exact", "model=convnet", "precision.gradient_compression=fp16"],
         TWO_RANKS,
         {
-            "precision.gradient_compression=fp16: does not go with batch_norm=exact": "Choose one of them.",
-            "batch.on_out_of_memory=lower: does not go with batch_norm=exact": "Choose one of them.",
-            "batch.on_out_of_memory=lower: does not go with precision.gradient_compression=fp16": "Choose one of them.",
+            **excluded("precision.gradient_compression=fp16", "batch_norm=exact"),
+            **excluded("batch.on_out_of_memory=lower", "batch_norm=exact"),
+            **excluded("batch.on_out_of_memory=lower", "precision.gradient_compression=fp16"),
         },
     ),
     "communication of a step that may be taken again": (
         ["observers.communication.every=5", "batch.on_out_of_memory=lower"],
         TWO_RANKS,
-        {"observers.communication.every=5: does not go with batch.on_out_of_memory=lower: it sends": "Choose one"},
+        excluded("observers.communication.every=5", "batch.on_out_of_memory=lower", "it sends"),
     ),
     "communication in an order": (
         ["observers.communication.every=5", "batch.reduction=ordered", "batch.micro=8"],
         TWO_RANKS,
-        {"observers.communication.every=5: does not go with batch.reduction=ordered: it sends": "Choose one of them."},
+        excluded("observers.communication.every=5", "batch.reduction=ordered", "it sends"),
+    ),
+    "a noise scale of micro-batches that meet": (
+        ["observers.noise_scale.every=5", "batch_norm=exact", "model=convnet"],
+        excluded("observers.noise_scale.every=5", "batch_norm=exact", "the ranks meet in every batch norm"),
     ),
     "communication in batch norms": (
         ["observers.communication.every=5", "batch_norm=exact", "model=convnet"],
         TWO_RANKS,
-        {
-            "observers.communication.every=5: does not go with batch_norm=exact: the ranks": "Choose one of them.",
-        },
+        excluded("observers.communication.every=5", "batch_norm=exact", "the ranks"),
     ),
     "a sharpness that cannot be measured": (
         [
@@ -372,7 +397,7 @@ BATCH: dict[str, Row] = {
             "precision.compile=true",
         ],
         {
-            "observers.sharpness.every=1ep: does not go with precision.compile=true: torch.compile has": "Choose one",
+            **excluded("observers.sharpness.every=1ep", "precision.compile=true", "torch.compile has"),
             "observers.sharpness.samples=2000: the training set has": "Use at most that.",
             "observers.sharpness.m=3000: 2000 samples make no group": "Use m at most 2000.",
         },
@@ -604,11 +629,7 @@ LOSS: dict[str, Row] = {
     ),
     "samples of other ranks in a gradient that is computed twice": (
         [*COUPLED, "observers.recompute.every=5"],
-        {
-            "observers.recompute.every=5: does not go with loss._target_=largebatch.losses.InfoNCE: it": (
-                "Choose one of them."
-            )
-        },
+        excluded("observers.recompute.every=5", "loss._target_=largebatch.losses.InfoNCE", "it"),
     ),
     "one view": (
         ["loss=info_nce"],

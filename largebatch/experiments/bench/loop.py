@@ -26,8 +26,9 @@ def measure(config: DictConfig, overrides: list[str]) -> int:
     """Alternate rounds of both loops in one process group and print the median ratio with its spread; returns 0."""
     import os
 
-    from largebatch.losses.coupled import is_coupled
+    from largebatch.gradient.choices import Ability
     from largebatch.run.build import open_run
+    from largebatch.run.config.combinations import refusals
     from largebatch.run.config.reading import ConfigError
     from largebatch.run.parts import own_copy
     from largebatch.run.prepare import prepare
@@ -37,11 +38,8 @@ def measure(config: DictConfig, overrides: list[str]) -> int:
         OmegaConf.update(config, "run.root", folder)
         OmegaConf.update(config, "observers.progress", False)
         prepared = prepare(config, os.environ)
-        if is_coupled(prepared.loss):
-            raise ConfigError(
-                [f"loss._target_={prepared.config.loss['_target_']}: the hand-written loop takes the loss of each "
-                 "micro-batch, which is another one. Choose a loss that does not compare samples."]
-            )  # fmt: skip
+        if problems := refusals("the hand-written loop", Ability.OWN_LOSSES, prepared.config, prepared.loss):
+            raise ConfigError(problems)
         rival = own_copy(prepared)
         with open_run(prepared, lambda: False, overrides) as opened:
             # Rows and trackers belong to the loop; evaluation and checkpoints are work of their own.

@@ -13,12 +13,12 @@ from largebatch.diagnostics.communication.all_reduces import ProbeTimes, time_al
 from largebatch.diagnostics.communication.steps import StepTimes, time_steps
 from largebatch.diagnostics.intervals import median_interval
 from largebatch.experiments.measure.weights import Measurement, NotMeasurableError, Weights
-from largebatch.gradient.choices import communication, conflicts
+from largebatch.gradient.choices import Ability
 from largebatch.records.figures.communication_figures import step_figure, transfer_figure
 from largebatch.records.figures.figure import Figure
 from largebatch.records.result import Result, Table
 from largebatch.run.checks.machine import communication_problems
-from largebatch.run.config.combinations import choices_of
+from largebatch.run.config.combinations import refusals
 from largebatch.run.config.measure import MeasureConfig
 from largebatch.run.parts import build_loader, build_run, own_copy
 from largebatch.run.prepare import Prepared
@@ -33,9 +33,9 @@ def plan(prepared: Prepared, options: MeasureConfig) -> Measurement:
     Raises:
         NotMeasurableError: on a single process, or where gradients are not sent by all-reduces that DDP makes.
     """
-    what, chosen = "measure communication", choices_of(prepared.config, prepared.loss)
+    what = "measure communication"
     problems = communication_problems(world_size=prepared.numbers.plan.world_size, what=what)
-    if problems := [*problems, *conflicts([communication(what), *chosen])]:
+    if problems := [*problems, *refusals(what, Ability.OVERLAP, prepared.config, prepared.loss)]:
         raise NotMeasurableError(problems)
 
     def measure(weights: Weights) -> Result | None:

@@ -11,9 +11,10 @@ from largebatch.diagnostics import GapParts, Interval, Part, decompose_gap
 from largebatch.diagnostics.gap.conditions.measurement import Conditions, measure_conditions
 from largebatch.diagnostics.gap.conditions.passes import GapData, GapSettings
 from largebatch.experiments.measure.weights import Measurement, NotMeasurableError, Weights, fixed_subset
-from largebatch.losses.coupled import is_coupled
+from largebatch.gradient.choices import Ability
 from largebatch.records.figures.gap_figures import gap_parts_figures
 from largebatch.records.result import Result, Table
+from largebatch.run.config.combinations import refusals
 from largebatch.run.config.measure import MeasureConfig
 from largebatch.run.config.reading import ConfigError
 from largebatch.run.prepare import Prepared
@@ -58,12 +59,8 @@ def plan(prepared: Prepared, options: MeasureConfig) -> Measurement:
 
 
 def _data(prepared: Prepared, options: MeasureConfig) -> GapData:
-    name = prepared.config.loss["_target_"]
-    if is_coupled(prepared.loss):
-        raise NotMeasurableError(
-            [f"loss._target_={name}: it compares the samples of a batch, so that no sample has a loss of its own to "
-             "draw again. Measure the gap of a loss that is a sum over samples."]
-        )  # fmt: skip
+    if problems := refusals("measure gap", Ability.OWN_LOSSES, prepared.config, prepared.loss):
+        raise NotMeasurableError(problems)
     ids = fixed_subset(prepared, options).ids
     count = min(len(ids), len(prepared.validation))  # as many of both, so that both errors are alike
     if count < 2:

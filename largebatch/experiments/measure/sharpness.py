@@ -8,9 +8,10 @@ import math
 from largebatch.diagnostics.sharpness.measurement import Sharpness, measure_sharpness
 from largebatch.diagnostics.sharpness.subset import FixedSubset
 from largebatch.experiments.measure.weights import Measurement, NotMeasurableError, Weights, fixed_subset
-from largebatch.losses.coupled import is_coupled
+from largebatch.gradient.choices import Ability
 from largebatch.records.figures.slice_figures import slice_figures
 from largebatch.records.result import Result, Table
+from largebatch.run.config.combinations import refusals
 from largebatch.run.config.measure import MeasureConfig, SharpnessConfig
 from largebatch.run.config.reading import ConfigError
 from largebatch.run.prepare import Prepared
@@ -39,11 +40,8 @@ def plan(prepared: Prepared, options: MeasureConfig) -> Measurement:
 
 
 def _subset(prepared: Prepared, options: MeasureConfig) -> FixedSubset:
-    if is_coupled(prepared.loss):
-        raise NotMeasurableError(
-            [f"loss._target_={prepared.config.loss['_target_']}: it compares the samples of a batch, so that the loss "
-             "of a subset depends on how it is cut. Measure the sharpness of a loss that is a sum over samples."]
-        )  # fmt: skip
+    if problems := refusals("measure sharpness", Ability.OWN_LOSSES, prepared.config, prepared.loss):
+        raise NotMeasurableError(problems)
     subset = fixed_subset(prepared, options)
     count, m = len(subset.ids), options.sharpness.m
     if count < m:

@@ -9,9 +9,10 @@ from largebatch.diagnostics.noise.measurement import GradientVariance, VarianceS
 from largebatch.diagnostics.noise.nested_groups import doubling_sizes, require_nested
 from largebatch.diagnostics.noise.variance_law import Pair, Slope, VarianceCurve
 from largebatch.experiments.measure.weights import Measurement, NotMeasurableError, Weights, fixed_subset
-from largebatch.losses.coupled import is_coupled
+from largebatch.gradient.choices import Ability
 from largebatch.records.figures.variance_figures import variance_figures
 from largebatch.records.result import Result, Table
+from largebatch.run.config.combinations import refusals
 from largebatch.run.config.measure import MeasureConfig
 from largebatch.run.config.reading import ConfigError
 from largebatch.run.prepare import Prepared
@@ -27,11 +28,8 @@ def plan(prepared: Prepared, options: MeasureConfig) -> Measurement:
         NotMeasurableError: if the loss couples samples.
         ConfigError: if the subset is larger than the set, or the batch sizes do not nest or exceed it.
     """
-    if is_coupled(prepared.loss):
-        raise NotMeasurableError(
-            [f"loss._target_={prepared.config.loss['_target_']}: it compares the samples of a batch, so that a sample "
-             "has no gradient of its own. Measure the variance with a loss that is a sum over samples."]
-        )  # fmt: skip
+    if problems := refusals("measure variance", Ability.OWN_LOSSES, prepared.config, prepared.loss):
+        raise NotMeasurableError(problems)
     subset = fixed_subset(prepared, options)
     asked = options.variance.batch_sizes
     sizes = doubling_sizes(len(subset.ids)) if asked is None else asked

@@ -6,11 +6,22 @@ from typing import Any
 
 from largebatch.batch.ramp import BatchRamp
 from largebatch.gradient import choices
-from largebatch.gradient.choices import Ability, Choice
-from largebatch.losses.coupled import is_coupled
+from largebatch.gradient.choices import Ability, Choice, conflicts
+from largebatch.gradient.options import GradientOptions
 from largebatch.run.config.schema import TrainConfig
 
 _FEWEST_TO_SPLIT = 4
+
+
+def gradient_options(config: TrainConfig) -> GradientOptions:
+    """In which way the config wants the gradient of a global batch; what is known of model and data comes later."""
+    return GradientOptions(
+        ordered=config.batch.reduction == "ordered",
+        exact_batch_norm=config.batch_norm == "exact",
+        compression=config.precision.gradient_compression,
+        halves_micro_batches=config.batch.on_out_of_memory == "lower",
+        recompute_every=config.observers.recompute.every,
+    )
 
 
 def choices_of(config: TrainConfig, loss: Any) -> list[Choice]:
@@ -20,50 +31,51 @@ def choices_of(config: TrainConfig, loss: Any) -> list[Choice]:
         config: of the run.
         loss: as made from it; None: it could not be made.
     """
-    batch, precision, observers = config.batch, config.precision, config.observers
-    compression, recompute = precision.gradient_compression, observers.recompute.every
-    noise, sharpness = observers.noise_scale.every, observers.sharpness.every
-    communication = observers.communication.every
-    made: list[tuple[Choice, bool]] = [
-        (_pinned(batch.micro), batch.micro is not None),
-        (_ONE_SAMPLE, batch.max_micro == 1),
-        (choices.exact_batch_norm(), config.batch_norm == "exact"),
-        (choices.in_order(), batch.reduction == "ordered"),
-        (choices.coupled_loss(str(config.loss["_target_"])), is_coupled(loss)),
-        (choices.compression(compression), compression != "none"),
-        (choices.halving(), batch.on_out_of_memory == "lower"),
-        (choices.recomputation(f"observers.recompute.every={recompute}"), recompute is not None),
-        (choices.noise_scale(f"observers.noise_scale.every={noise}"), noise is not None),
-        (choices.communication(f"observers.communication.every={communication}"), communication is not None),
-        (choices.sharpness(f"observers.sharpness.every={sharpness}"), sharpness is not None),
-        (_CHECKPOINTING, bool(precision.activation_checkpointing)),
-        (_COMPILED, precision.compile),
-        (_DOUBLE, precision.compute == "fp64"),
-        (_SKIPPING, config.data.skips),
+    precision, observers, micro = config.precision, config.observers, config.batch.micro
+    made = [
+        *gradient_options(config).choices(loss, name=str(config.loss["_target_"])),
+        micro is not None
+        and Choice(f"batch.micro={micro}", "batch.micro=null", lacks={Ability.SMALLER_PARTS: _PINNED}),
+        config.batch.max_micro == 1 and _ONE_SAMPLE,
+        observers.noise_scale.every is not None and choices.noise_scale(observers.noise_scale.every),
+        observers.communication.every is not None and choices.communication(observers.communication.every),
+        observers.sharpness.every is not None and choices.sharpness(observers.sharpness.every),
+        precision.activation_checkpointing and _CHECKPOINTING,
+        precision.compile and _COMPILED,
+        precision.compute == "fp64" and _DOUBLE,
+        config.data.skips and _SKIPPING,
     ]
-    return [choice for choice, is_made in made if is_made]
+    return [choice for choice in made if choice]
 
 
-def _pinned(micro: int | None) -> Choice:
-    return Choice(f"batch.micro={micro}", lacks={Ability.SMALLER_PARTS: "a pinned micro-batch cannot be lowered"})
-
-
-_ONE_SAMPLE = Choice("batch.max_micro=1", lacks={Ability.SMALLER_PARTS: "there is nothing lower"})
+_PINNED = "a pinned micro-batch cannot be lowered"
+_ONE_SAMPLE = Choice(
+    "batch.max_micro=1", "a larger batch.max_micro", lacks={Ability.SMALLER_PARTS: "there is nothing lower"}
+)
 _CHECKPOINTING = Choice(
     "precision.activation_checkpointing",
-    lacks={
-        Ability.FORWARD_ONCE: "it computes micro-batches again one by one, without the statistics of the others",
-    },
+    "precision.activation_checkpointing=false",
+    lacks={Ability.FORWARD_ONCE: "it computes micro-batches again one by one, without the statistics of the others"},
 )
 _COMPILED = Choice(
     "precision.compile=true",
+    "precision.compile=false",
     lacks={
         Ability.PYTHON_FORWARD: "forward passes would have to wait for each other in Python",
-        Ability.SECOND_DERIVATIVES: "torch.compile has no second derivatives",
+        Ability.SECOND_DERIVATIVES: "torch.compile has no second derivatives. `largebatch measure sharpness` takes "
+        "them after the run",
     },
 )
-_DOUBLE = Choice("precision.compute=fp64", lacks={Ability.FEW_DIGITS: "a few digits would be left of sixteen"})
-_SKIPPING = Choice("data.on_bad_sample=skip", needs=frozenset({Ability.ANY_SIZES}))
+_DOUBLE = Choice(
+    "precision.compute=fp64", "precision=fp32", lacks={Ability.FEW_DIGITS: "a few digits would be left of sixteen"}
+)
+_SKIPPING = Choice("data.on_bad_sample=skip", "data.on_bad_sample=stop", needs=frozenset({Ability.ANY_SIZES}))
+
+
+def refusals(what: str, needs: Ability, config: TrainConfig, loss: Any, *, instead: str | None = None) -> list[str]:
+    """Why something that no config asks for, such as a measurement by itself, cannot be had with this one."""
+    chosen = choices_of(config, loss)
+    return [error for one in chosen for error in conflicts([Choice(what, instead, frozenset({needs})), one])]
 
 
 def combination_problems(config: TrainConfig, *, world_size: int) -> list[str]:

@@ -16,9 +16,10 @@ from largebatch.data.fetching import BatchSource
 from largebatch.data.micro_batch import Request
 from largebatch.distributed.runtime import Inputs
 from largebatch.gradient.accumulation import forward
+from largebatch.gradient.choices import Ability
 from largebatch.losses import Loss
-from largebatch.losses.coupled import is_coupled
 from largebatch.models.modes import evaluating
+from largebatch.run.config.combinations import choices_of
 from largebatch.run.config.schema import TrainConfig
 from largebatch.run.derive import RunNumbers, solve_plan
 
@@ -76,7 +77,7 @@ def tried_batches(
     order = SampleOrder(len(dataset), config.seed)
     requests = (_request(order, position, min(size, MOST_LOADED), index) for size, position, index in sizes)
     # These are never taken over one micro-batch alone.
-    least = 2 if is_coupled(loss) or config.batch_norm == "exact" else 1
+    least = 2 if any(Ability.OWN_GRADIENTS in one.lacks for one in choices_of(config, loss)) else 1
     done = None
     for (size, _, _), loaded in zip(sizes, source.load(requests), strict=True):
         planned = max(size, least)

@@ -6,15 +6,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from largebatch.data import changing_samples
+from largebatch.gradient.choices import Ability
 from largebatch.losses import Loss
-from largebatch.losses.coupled import is_coupled
 from largebatch.run.checks.dry_run.state import KeptState
+from largebatch.run.config.combinations import refusals
 from largebatch.run.config.findings import Findings
 from largebatch.run.config.reading import ConfigError
 from largebatch.run.config.schema import TrainConfig
 from largebatch.run.derive import RunNumbers
 
 MOVING_TENSORS = "weights or buffers that a pass moves with its samples"
+_NOT_MOVED = "one micro-batch per step on one process, eval() for these modules"
 _OWN_DRAWS = (
     "Draw from the global generators of torch, numpy or random: they are keyed by sample (data) and by micro-batch "
     "(model), never by rank."
@@ -37,7 +39,9 @@ def try_state(
     # One process is plain torch. Buffers are in its checkpoints; how often they move is told where it is not once.
     findings.notes += [f"state: {text}" for name, text in problems.items() if name != MOVING_TENSORS or most > 1]
     if most > 1 and state.by_step:
-        _require_plain(config, loss, state.by_step)
+        moved = f"a pass that moves {_shown(state.by_step, 'tensor')} of the model"
+        if refused := refusals(moved, Ability.ONE_BY_ONE, config, loss, instead=_NOT_MOVED):
+            raise ConfigError(refused)
         findings.notes.append(
             f"state: {_shown(state.by_step, 'tensor')} of the model move alike in every pass, so they move once per "
             f"step, as in one big batch: each of its {most} micro-batches starts from what they were when it began."
@@ -79,18 +83,6 @@ def data_problems(dataset: Any, seed: int) -> dict[str, str]:
         "run reads something else. " + _OWN_DRAWS
     )
     return {"state of the data set": text}
-
-
-def _require_plain(config: TrainConfig, loss: Loss, names: Sequence[str]) -> None:
-    others = {"batch_norm=exact": config.batch_norm == "exact", "a loss that compares samples": is_coupled(loss)}
-    problems = [
-        f"{name}: does not go with {_shown(names, 'tensor')} of the model that a pass moves: micro-batches run side by "
-        "side or twice there. Use one micro-batch per step on one process, or put these modules into eval()."
-        for name, is_set in others.items()
-        if is_set
-    ]
-    if problems:
-        raise ConfigError(problems)
 
 
 def _shown(names: Sequence[str], what: str) -> str:
