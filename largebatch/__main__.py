@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-import time
 import traceback
 from collections.abc import Sequence
 
@@ -27,23 +26,23 @@ VERBS = {
     "bench": "measure speed on this machine: `bench loop|optim|diagnostics|rows`; count mistakes: `bench verify`",
 }
 
-# What they find is in files.
+# These write their results to files: a closed stdout does not change their exit code.
 _LONG = (["train"], ["study"], ["textbook"], ["measure"], ["find-lr"], ["verify"])
 _SHOWING = {"--help", "-h", "--cfg", "-c", "--info", "-i"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code, see leaving.py."""
-    from largebatch.cli.process.leaving import EXIT_WRONG_INPUT, tell_interrupted
-    from largebatch.cli.process.surroundings import AnotherRunError, left_as_found
+    from largebatch.cli.process.leaving import EXIT_WRONG_INPUT, report_interrupted
+    from largebatch.cli.process.surroundings import AnotherRunError, restored_surroundings
 
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        with left_as_found() as screens:
+        with restored_surroundings() as screens:
             try:
                 code = _run_verb(given)
             except KeyboardInterrupt as error:
-                code = tell_interrupted(error)
+                code = report_interrupted(error)
             is_in_files = given[:1] in _LONG and not _SHOWING.intersection(given)
             return code if is_in_files else screens.exit_code(code)
     except AnotherRunError:
@@ -63,39 +62,29 @@ def _run_verb(arguments: list[str]) -> int:
         print(_usage())
         return 0 if arguments else 2
     verb, *rest = arguments
+    from largebatch.cli.process.held_screen import refuse
     from largebatch.records.credentials import argument_problems
 
     if problems := argument_problems(arguments):
-        return _refused(problems)
+        return refuse(*problems)
     if verb not in VERBS:
         from largebatch.records.renamed import VERBS as RENAMED
         from largebatch.run.config.did_you_mean import did_you_mean
 
         if verb in RENAMED:
-            return _refused([f"{verb!r} is called {RENAMED[verb]} now. Write largebatch {RENAMED[verb]}."])
+            return refuse(f"{verb!r} is called {RENAMED[verb]} now. Write largebatch {RENAMED[verb]}.")
         print(f"largebatch: {verb!r} is not a verb.{did_you_mean(verb, VERBS)}\n\n{_usage()}", file=sys.stderr)
         return 2
     if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.append(os.getcwd())  # as under `python -m`: the user's own models and data sets
-    # Heavy imports wait until a verb needs them: --help answers in under a second.
+        sys.path.append(os.getcwd())  # as under `python -m`: makes the user's own models and data sets importable
+    # Heavy imports wait until a verb needs them, so that --help answers in under a second.
     command = importlib.import_module(f"largebatch.cli.{verb.replace('-', '_')}")
     return int(command.main(rest))
 
 
-def _refused(problems: Sequence[str]) -> int:
-    """Say it once per machine; the other ranks wait, since a launcher ends all of them with the first."""
-    from largebatch.cli.process.held_screen import HEAD_START_S, is_first_of_machine
-
-    if is_first_of_machine():
-        print("".join(f"largebatch: {problem}\n" for problem in problems), end="", file=sys.stderr)
-    else:
-        time.sleep(HEAD_START_S)
-    return 2
-
-
 def run() -> None:
-    """Run one verb and end the process with its exit code, or with its launcher."""
-    from largebatch.cli.process.leaving import leave, tell_interrupted
+    """Run one verb and end the process with its exit code; end early if the launcher dies."""
+    from largebatch.cli.process.leaving import leave, report_interrupted
     from largebatch.cli.process.surroundings import enter_utf8_mode
     from largebatch.distributed.signals import end_with_launcher, stop_at_once
 
@@ -104,8 +93,8 @@ def run() -> None:
     try:
         stop_at_once()
         code = main()
-    except KeyboardInterrupt as error:  # in a moment between the two
-        code = tell_interrupted(error)
+    except KeyboardInterrupt as error:  # outside of main's own handler
+        code = report_interrupted(error)
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:

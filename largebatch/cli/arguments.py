@@ -1,4 +1,4 @@
-"""Verbs without a config: their arguments, their wrong input, their exit codes."""
+"""Argument parsing, input errors and exit codes of the verbs without a config."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def with_arguments(
     read: Callable[[Namespace], Input],
     conclude: Callable[[Namespace, Input], int],
 ) -> int:
-    """Parse the arguments of a verb, read what they name, and answer.
+    """Parse the arguments of a verb, read its input, and call `conclude` with it.
 
     Args:
-        parser: of the arguments.
-        arguments: behind the verb.
-        read: what the arguments name; its OSError or ValueError is wrong input, and is printed.
-        conclude: answers with it; returns the exit code. Its errors are errors of ours.
+        parser: parser of the verb.
+        arguments: command line after the verb.
+        read: loads the input that the arguments name; its OSError or ValueError is printed as wrong input.
+        conclude: computes the answer; returns the exit code. Its exceptions are bugs and propagate.
 
     Returns:
         the exit code; 0 after --help; 2 for wrong input.

@@ -1,4 +1,4 @@
-"""`largebatch bench WHAT`: measurements on this machine, against a rival in the same process or a planted defect."""
+"""`largebatch bench WHAT`: measures speed on this machine, or counts the mistakes of `verify` on planted defects."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from largebatch.cli.process.leaving import EXIT_DONE, EXIT_FAILED, EXIT_WRONG_IN
 
 BENCHES = {
     "loop": "our training loop against a hand-written DDP loop, on the model, data and batch of the config",
-    "diagnostics": "our loop with the noise scale or communication measured against without, on the same",
+    "diagnostics": "the same loop with and without measuring the noise scale or communication",
     "verify": "false alarms and missed defects of `largebatch verify`, over models, optimizers and seeds",
     "rows": "memory and time of `report`, `compare`, `diff` and a resume on runs of a million rows",
     "optim": "a step of LAMB and LARS against torch's fused AdamW and SGD, and other packages that are installed",
 }
-# Those that measure a run, with overrides that come before what is given. The others have settings of their own.
+# Benches that run a config, with their default overrides. The others have settings of their own.
 _OF_A_RUN = {"loop": (), "diagnostics": ("observers.noise_scale.every=10",)}
 
 
 def main(arguments: Sequence[str]) -> int:
     """`bench loop|diagnostics|optim|rows|verify [KEY=VALUE ...]`.
 
-    Returns 0; 1 if something has failed, or `bench verify` has counted a mistake; 2 for wrong input.
+    Returns 0; 1 if a measurement failed or `bench verify` counted a mistake; 2 for wrong input.
     """
     if not arguments or arguments[0] not in BENCHES:
         return list_choices("bench", BENCHES, arguments)

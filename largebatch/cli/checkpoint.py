@@ -1,4 +1,4 @@
-"""`largebatch checkpoint verify|export`: whether checkpoints are whole, and their weights for other programs."""
+"""`largebatch checkpoint verify|export`: checks every byte of checkpoints, and exports weights for other programs."""
 
 from __future__ import annotations
 
@@ -13,11 +13,9 @@ from largebatch.cli.composition.choices import list_choices
 from largebatch.cli.process.leaving import EXIT_DONE, EXIT_FAILED
 from largebatch.records.regular_files import printable
 
-EXIT_VALID, EXIT_DAMAGED = EXIT_DONE, EXIT_FAILED
-
 SUBJECTS = {
-    "verify": "every byte of checkpoints against their manifests: `verify PATH...`, also folders of them",
-    "export": "the weights of a checkpoint as one plain safetensors file: `export PATH --out FILE`",
+    "verify": "check every byte of checkpoints, or folders of them, against their manifests: `verify PATH...`",
+    "export": "write the weights of a checkpoint as one plain safetensors file: `export PATH --out FILE`",
 }
 
 
@@ -40,14 +38,14 @@ def _parser(what: str) -> argparse.ArgumentParser:
         parser.add_argument(
             "path",
             metavar="PATH",
-            help="a checkpoint; of a folder of them (RUN/checkpoints/best) or a run the newest valid one",
+            help="a checkpoint; or a run, or a folder of checkpoints (RUN/checkpoints/best): its newest valid one",
         )
-        parser.add_argument("--out", metavar="FILE", help="must not exist; default: STEP.safetensors in this folder")
+        parser.add_argument("--out", metavar="FILE", help="must not exist; default: ./step_N.safetensors")
     return parser
 
 
 def _verify(options: argparse.Namespace) -> int:
-    """A table of all checkpoints below the paths."""
+    """Print a table of all checkpoints below the paths."""
     from largebatch.records.checkpoint import CheckpointError, require_run_values, verify_checkpoint
     from largebatch.records.trackers import print_table
 
@@ -56,7 +54,7 @@ def _verify(options: argparse.Namespace) -> int:
         size = sum(file.stat().st_size for file in path.iterdir() if file.is_file())
         try:
             checkpoint = verify_checkpoint(path)
-            if "identity" in checkpoint.values:  # of a run; loops of others keep what they like
+            if "identity" in checkpoint.values:  # written by a run; other loops may store any values
                 require_run_values(checkpoint)
             step, verdict = str(checkpoint.step), "valid"
         except CheckpointError as error:
@@ -64,14 +62,14 @@ def _verify(options: argparse.Namespace) -> int:
         rows.append((printable(path), step, f"{size:,}", printable(verdict)))
     print_table(("checkpoint", "step", "bytes", "verdict"), rows, title="every byte against the manifests")
     print(f"{len(rows) - damaged} valid, {damaged} damaged")
-    return EXIT_DAMAGED if damaged else EXIT_VALID
+    return EXIT_FAILED if damaged else EXIT_DONE
 
 
 def _checkpoints(path: Path) -> list[Path]:
-    """The checkpoints at or below a path; a directory that looks like one counts even without its manifest.
+    """The checkpoints at or below a path; a directory named like one counts even without a manifest.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if the path holds no checkpoint.
     """
     if not path.is_dir():
         raise ValueError(f"{path}: no such folder. Give a checkpoint, a run, or a folder of runs.")
@@ -84,7 +82,7 @@ def _checkpoints(path: Path) -> list[Path]:
 
 
 def _export(options: argparse.Namespace) -> int:
-    """Write the model's tensors alone, for programs that know nothing of runs."""
+    """Write only the model's tensors, for other programs."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -102,7 +100,7 @@ def _export(options: argparse.Namespace) -> int:
             raise CheckpointError(f"{checkpoint.path}: holds no model.safetensors. Use an older checkpoint.")
     except CheckpointError as error:
         print(f"largebatch checkpoint export: {printable(error)}", file=sys.stderr)
-        return EXIT_DAMAGED
+        return EXIT_FAILED
     for note in passed_over:
         print(f"passed over: {printable(note)}", file=sys.stderr)
     target = Path(options.out) if options.out else Path(f"{checkpoint.path.name}.safetensors")
@@ -110,12 +108,12 @@ def _export(options: argparse.Namespace) -> int:
         raise ValueError(f"{target} exists already. Choose another name with --out FILE.")
     weights = checkpoint.tensors["model"]
     try:
-        if not target.parent.is_dir():  # a name that is mistyped makes no folder
+        if not target.parent.is_dir():  # a typo must not create a folder
             raise FileNotFoundError(f"there is no folder {target.parent}")
         with replacing(target) as draft:
             save_file(weights, draft, metadata={"format": "pt", "step": str(checkpoint.step)})
     except (OSError, SafetensorError) as error:
-        told = error if isinstance(error, NotWrittenError) else f"{target} cannot be written: {error}"
-        raise ValueError(f"{told}. Choose another place with --out FILE.") from None
+        fact = error if isinstance(error, NotWrittenError) else f"{target} cannot be written: {error}"
+        raise ValueError(f"{fact}. Choose another place with --out FILE.") from None
     print(f"{target}: {len(weights)} tensors of step {checkpoint.step}, {target.stat().st_size:,} bytes")
-    return EXIT_VALID
+    return EXIT_DONE

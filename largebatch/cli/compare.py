@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str]) -> int:
     """`compare RUN... [--out FOLDER]`.
 
-    Returns 0; 2 if there is nothing to compare; 3 if runs, or lines of runs, were left out, which are named.
+    Returns 0; 2 if there is nothing to compare; 3 if runs, or lines of runs, were left out; stderr names them.
     """
     return with_arguments(_parser(), arguments, _read, _conclude)
 
@@ -29,13 +29,13 @@ def _parser() -> argparse.ArgumentParser:
         description="What does the larger batch cost? Compares validation loss and accuracy of runs at different batch "
         "sizes with those at the smallest one: at equal samples, equal steps and equal training loss. Seeds of one "
         "batch size are replicates; an interval needs three or more of each.",
-        epilog="Other questions: `largebatch report` draws everything that runs have left behind; `largebatch diff` "
-        "finds the first step in which two runs differ. Exit code 0: done; 2: nothing to compare; 3: done without what "
-        "stderr names.",
+        epilog="Other questions: `largebatch report` draws everything that runs have recorded; `largebatch diff` "
+        "finds the first step in which two runs differ. Exit code 0: done; 2: nothing to compare; 3: done, but some "
+        "runs were left out; stderr names them.",
     )
     parser.add_argument("runs", metavar="RUN", nargs="+", help="folder of a run")
     parser.add_argument(
-        "--out", metavar="FOLDER", help="for large_batch_gap.json, gap.png and page.html; default: a new one"
+        "--out", metavar="FOLDER", help="for large_batch_gap.json, gap.png and page.html; default: a new folder"
     )
     return parser
 

@@ -1,4 +1,4 @@
-"""`largebatch diff A B`: the first step in which two runs differ, and what differs there."""
+"""`largebatch diff A B`: finds the first step in which two runs differ, and names the quantity that differs."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from collections.abc import Sequence
 
 from largebatch.cli.arguments import with_arguments
 from largebatch.cli.process.leaving import EXIT_DONE, EXIT_FAILED
-
-EXIT_EQUAL, EXIT_DIFFERENT = EXIT_DONE, EXIT_FAILED
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -20,10 +18,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="largebatch diff",
         description="Are these two runs the same, step for step? Finds the first optimizer step in which their ledgers "
-        "differ, and what differs there: position, sample ids, learning rate, loss, weights. Exit code 0: equal; 1: "
-        "different; 2: wrong input.",
-        epilog="Other questions: `largebatch compare` tells what a larger batch costs; `largebatch report` draws "
-        "everything that runs have left behind.",
+        "differ, and names the difference: position, sample ids, learning rate, loss or weights. Exit code 0: equal; "
+        "1: different; 2: wrong input.",
+        epilog="Other questions: `largebatch compare` estimates the cost of a larger batch; `largebatch report` draws "
+        "everything that runs have recorded.",
     )
     parser.add_argument("first", metavar="A", help="folder of a run, or a ledger.jsonl")
     parser.add_argument("second", metavar="B", help="the other one")
@@ -32,8 +30,8 @@ def _parser() -> argparse.ArgumentParser:
         type=_tolerance,
         default=0.0,
         metavar="R",
-        help="relative difference up to which losses count as equal (default: 0, bitwise). Runs on other numbers of "
-        "ranks need one: their sums differ in the last digits. Hashes of parameters are then not judged",
+        help="largest relative difference of losses that count as equal (default: 0, bitwise). Runs on different "
+        "numbers of ranks need one: their sums differ in the last digits. Hashes of parameters are then not compared",
     )
     return parser
 
@@ -54,4 +52,4 @@ def _read(options: argparse.Namespace) -> tuple[bool, list[str]]:
 def _conclude(options: argparse.Namespace, found: tuple[bool, list[str]]) -> int:
     is_equal, lines = found
     print("\n".join(lines))
-    return EXIT_EQUAL if is_equal else EXIT_DIFFERENT
+    return EXIT_DONE if is_equal else EXIT_FAILED

@@ -1,4 +1,4 @@
-"""`largebatch doctor`: what on this machine would stop a run, and what helps."""
+"""`largebatch doctor`: finds problems of this machine that would stop a run, each with its remedy."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ from largebatch.cli.process.leaving import EXIT_DONE, EXIT_FAILED
 if TYPE_CHECKING:
     from largebatch.run.config.schema import TrainConfig
 
-EXIT_WELL, EXIT_PROBLEM = EXIT_DONE, EXIT_FAILED
-
 
 def main(arguments: Sequence[str]) -> int:
     """`doctor [--folder FOLDER] [--network] [--json]`; returns 0, 1 if there is a problem, 2 for wrong input."""
@@ -27,20 +25,20 @@ def main(arguments: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="largebatch doctor",
-        description="Run every check of a run's start, look at versions, devices, memory, disk and ports, and start "
-        "two processes that add up. Run it where the job will run: under srun or in its container. "
-        "Exit code 1 if something would stop a run.",
+        description="Run every check of a run's start; look at versions, devices, memory, disk and ports; start two "
+        "processes and let them all-reduce. Run it where the job will run: under srun or in its container. Exit code "
+        "1: something would stop a run.",
     )
-    parser.add_argument("--folder", default="runs", help="where runs will be written; default: runs")
+    parser.add_argument("--folder", default="runs", help="where runs will be written (default: runs)")
     parser.add_argument(
         "--network", action="store_true", help="also connect to the W&B server; otherwise nothing is sent"
     )
-    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     return parser
 
 
 def _read(options: argparse.Namespace) -> TrainConfig:
-    """A run with the defaults, in that folder."""
+    """The default config, with its run folder in `--folder`."""
     from omegaconf import OmegaConf
 
     from largebatch.cli.composition.composing import compose_config
@@ -62,6 +60,6 @@ def _conclude(options: argparse.Namespace, config: TrainConfig) -> int:
         from largebatch.records.trackers import print_table
 
         rows = [(one.subject, one.state, one.found) for one in found]
-        print_table(("what", "state", "found, and what helps"), rows, title="this machine")
+        print_table(("what", "state", "finding and remedy"), rows, title="this machine")
         print(f"{counts['problem']} problems, {counts['note']} notes, {counts['ok']} fine")
-    return EXIT_PROBLEM if counts["problem"] else EXIT_WELL
+    return EXIT_FAILED if counts["problem"] else EXIT_DONE

@@ -1,4 +1,4 @@
-"""`largebatch find-lr`: the learning rate for a batch, by a range test."""
+"""`largebatch find-lr`: suggests a learning rate for a batch by a range test."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def run(config: DictConfig, overrides: list[str]) -> int:
-    """Test the composed run on all ranks of the launcher together; show and write what follows."""
+    """Run the range tests on all ranks of the launcher together; print and write the suggestion."""
     from largebatch.experiments.find_lr import FindLrConfig, plans_of, result_of, run_range_tests
     from largebatch.experiments.measure.weights import open_weights
     from largebatch.records.report.publish import show_result, write_result

@@ -1,4 +1,4 @@
-"""`largebatch measure WHAT`: quantities of given weights on a fixed subset of the data."""
+"""`largebatch measure WHAT`: measures given weights on a fixed subset of the data."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ALL = "all"
 
 def main(arguments: Sequence[str]) -> int:
     """`measure WHAT [KEY=VALUE ...]`. Returns the exit code."""
-    choices = MEASURES | {ALL: "all of these, and a page with their tables and pictures"}
+    choices = MEASURES | {ALL: "all of these, and one page with their tables and figures"}
     if arguments and arguments[0] in choices:
         what = arguments[0]
         return run_verb(f"measure {what}", partial(run, what), arguments[1:], config_name="measure")
@@ -72,10 +72,10 @@ def run(what: str, config: DictConfig, overrides: list[str]) -> int:
 def _planned(
     what: str, prepared: Prepared, options: MeasureConfig
 ) -> tuple[dict[str, Measurement], list[tuple[str, str]]]:
-    """The measurements by name, and of `all` those that do not exist here, with the reason.
+    """The measurements by name; and those of `all` that are not possible here, with the reason.
 
     Raises:
-        ConfigError: with all that is wrong, of all measurements.
+        ConfigError: with the errors of all measurements.
     """
     from largebatch.experiments.measure.weights import NotMeasurableError
     from largebatch.run.config.reading import ConfigError
@@ -93,7 +93,7 @@ def _planned(
     if not measurements:
         errors += [reason for _, reason in left_out]
     if errors:
-        raise ConfigError(list(dict.fromkeys(errors)))  # what is wrong for several is told once
+        raise ConfigError(list(dict.fromkeys(errors)))  # an error that several share is reported once
     return measurements, left_out
 
 
@@ -115,7 +115,7 @@ def _conclude(records: Sequence[Path], title: str, left_out: Sequence[tuple[str,
 
 
 def _about(prepared: Prepared, weights: Weights) -> dict[str, object]:
-    """What every record says of where its numbers come from."""
+    """The origin of a record's numbers: weights, world size, config, environment."""
     from largebatch.records.run_folder import environment
 
     return {

@@ -1,4 +1,4 @@
-"""`largebatch plan`: what a run would do, without a process group and without training."""
+"""`largebatch plan`: prints the plan of a run without a process group and without training."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def run(config: DictConfig, overrides: list[str]) -> int:
     environ = dict(os.environ)
     if ranks is not None:
         environ |= {"WORLD_SIZE": str(ranks), "RANK": "0", "LOCAL_RANK": "0"}
-        environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "0"}  # as a launcher would; nobody goes there
+        environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "0"}  # as a launcher would; nothing connects to it
     if copies := start_problems(environ, num_processes=ranks):
-        raise ConfigError(copies)  # alone: what else is said would be about another run
+        raise ConfigError(copies)  # alone: all other errors would be about another run
     prepared = prepare(config, environ, trains=False)
     numbers = prepared.numbers
     row = checkpoint_row(prepared.config, prepared.model)

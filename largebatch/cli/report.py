@@ -1,4 +1,4 @@
-"""`largebatch report FOLDER...`: one page of everything that runs, measurements and studies have left behind."""
+"""`largebatch report FOLDER...`: one page of everything that runs, measurements and studies have recorded."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str]) -> int:
     """`report FOLDER... [--out FILE] [--wandb PROJECT]`.
 
-    Returns 0; 1 if the page cannot be written; 2 if there is nothing to show; 3 if the page is written, but something
-    was left out of it or is damaged, all of which it names.
+    Returns 0; 1 if the page cannot be written; 2 if there is nothing to show; 3 if the page is incomplete: it names
+    every folder that was left out or is damaged.
     """
     return with_arguments(_parser(), arguments, _read, _conclude)
 
@@ -31,12 +31,12 @@ def _read(options: argparse.Namespace) -> Evidence:
     from largebatch.records.trackers import mode_of
 
     if options.wandb:
-        mode_of("auto", os.environ)  # what a variable asks of W&B has to exist
+        mode_of("auto", os.environ)  # refuses a WANDB_MODE that does not exist
     if not (evidence := read_evidence(options.folders)):
-        _name(evidence)
+        _print_gaps(evidence)
         raise ValueError(
             f"nothing of {len(options.folders)} given can be shown. A report needs at least one folder that "
-            "`largebatch train`, `measure`, `compare`, `study` or `find-lr` has written, or a folder above such ones. "
+            "`largebatch train`, `measure`, `compare`, `study` or `find-lr` has written, or a folder above it. "
             "Train first, or name another folder."
         )
     return evidence
@@ -50,11 +50,11 @@ def _conclude(options: argparse.Namespace, evidence: Evidence) -> int:
         title = options.title or _title(options.folders)
         written = write_report(evidence, path, title=title)
     except OSError as error:
-        _name(evidence)
+        _print_gaps(evidence)
         print(f"largebatch report: {error}. Choose another place with --out FILE.", file=sys.stderr)
         return EXIT_FAILED
     shown = written.evidence
-    _name(shown)
+    _print_gaps(shown)
     print(f"{len(shown.runs)} runs, {sum(map(len, shown.records.values()))} records")
     print(path)
     if options.wandb:
@@ -62,8 +62,8 @@ def _conclude(options: argparse.Namespace, evidence: Evidence) -> int:
     return EXIT_IN_PART if shown.left_out or shown.damaged else EXIT_DONE
 
 
-def _name(evidence: Evidence) -> None:
-    """What the page does not show, or not all of."""
+def _print_gaps(evidence: Evidence) -> None:
+    """Name on stderr everything that the page omits or shows only in part."""
     for what, found in (("left out", evidence.left_out), ("damaged", evidence.damaged)):
         for one in found:
             print(f"{what}: {printable(one.path)}: {printable(one.reason)}", file=sys.stderr)
@@ -72,7 +72,7 @@ def _name(evidence: Evidence) -> None:
 def _log_to_wandb(
     options: argparse.Namespace, title: str, path: Path, figures: Mapping[str, Mapping[str, Any]]
 ) -> None:
-    """The figures and the page in a W&B run of their own; without a key it is an offline one beside the page."""
+    """Log figures and page as a W&B run of their own; without a key it is offline, beside the page."""
     from largebatch.records.trackers import WandbTracker
 
     tracker = WandbTracker(
@@ -95,13 +95,13 @@ def _parser() -> argparse.ArgumentParser:
         "comparisons, studies and learning-rate searches: a verdict, figures, and links to every run. It needs no "
         "network.",
         epilog="Other questions: `largebatch compare` tests what a larger batch costs; `largebatch diff` finds the "
-        "first step in which two runs differ. Exit code 0: all is shown; 1: the page cannot be written; 2: nothing to "
-        "show; 3: something was left out or is damaged, and is named.",
+        "first step in which two runs differ. Exit code 0: complete; 1: the page cannot be written; 2: nothing to "
+        "show; 3: incomplete: stderr names every folder that was left out or is damaged.",
     )
-    parser.add_argument("folders", metavar="FOLDER", nargs="+", help="what to show; also all below it")
+    parser.add_argument("folders", metavar="FOLDER", nargs="+", help="a folder to show, with all folders below it")
     parser.add_argument("--out", metavar="FILE", default="report.html", help="the page (default: report.html)")
     parser.add_argument("--wandb", metavar="PROJECT", help="also log figures and page to W&B; offline without a key")
-    parser.add_argument("--title", metavar="TEXT", help="its heading")
+    parser.add_argument("--title", metavar="TEXT", help="heading of the page")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""`largebatch study`: steps and samples to a target against the batch size."""
+"""`largebatch study`: measures steps and samples to a target against the batch size."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 _SUBJECTS = {
     "analyze": "fit a table of steps to a target: `analyze FILE`",
-    "atlas": "critical batches of published systems: `atlas [FILE...]`",
+    "atlas": "critical batch sizes of published systems, beside your own: `atlas [FILE...]`",
 }
 
 
 _ONE_PROCESS = (
-    "a study is many runs of one process each. Start it without a launcher, with study.workers=N, or "
+    "a study is many runs of one process each. Start it without a launcher: with study.workers=N, or "
     "as a sweep over study.share (see largebatch study --help)."
 )
 
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def run(config: DictConfig, overrides: list[str]) -> int:
-    """Make the runs of the study that are missing in its folder; when none is, tell what they say."""
+    """Make the runs that are still missing in the study's folder; once complete, fit and present them."""
     from largebatch.distributed.signals import StopRequest
     from largebatch.experiments.study.journal import Journal, require_same_study
     from largebatch.experiments.study.protocol import is_done
@@ -64,12 +64,12 @@ def run(config: DictConfig, overrides: list[str]) -> int:
     with Journal(folder, share=study.share, shares=study.shares) as journal, StopRequest() as stop:
         print(f"{len(cells)} points of {study.trials} trials and {study.seeds} runs each, into {folder}", flush=True)
         journal.rows()
-        for line in journal.passed_over:  # such a run is made again
+        for line in journal.passed_over:  # its run is made again
             print(f"passed over: {line}", file=sys.stderr)
-        make_runs(cells, configs, study, journal, stop=stop, tell=_tell)
+        make_runs(cells, configs, study, journal, stop=stop, on_row=_print_row)
         rows = journal.rows()
         if stop():
-            print(f"stopped with {len(rows)} runs finished; the same command with run.dir={folder} goes on")
+            print(f"stopped with {len(rows)} runs finished; the same command with run.dir={folder} continues")
             return code_of(stop.signal_name)
     if not is_done(cells, rows):
         print(f"this share is done; others are still at work in {folder}")
@@ -79,7 +79,7 @@ def run(config: DictConfig, overrides: list[str]) -> int:
 
 
 def _config_of(optimizer: str, overrides: Sequence[str]) -> DictConfig:
-    """The config of the runs of an optimizer: what was composed, with another choice of the group."""
+    """The composed config with another choice of the group `optimizer`."""
     from omegaconf import open_dict
 
     config = compose_config([*overrides, f"optimizer={optimizer}"], config_name="study")
@@ -95,13 +95,11 @@ def _folder(config: DictConfig, study: StudyConfig) -> Path:
     if config.run.dir:
         return Path(config.run.dir)
     if study.shares > 1:
-        raise ConfigError(
-            [f"study.shares={study.shares}: all of them work in one folder. Name it with run.dir=FOLDER."]
-        )
+        raise ConfigError([f"study.shares={study.shares}: all shares work in one folder. Name it with run.dir=FOLDER."])
     return new_folder(config.run.root, "study")
 
 
-def _tell(row: Row) -> None:
+def _print_row(row: Row) -> None:
     setting = ", ".join(f"{key.rpartition('.')[2]}={value:.4g}" for key, value in row["setting"].items())
     run = f"{row['optimizer']}, batch {row['batch_size']:,}, {row['phase']} {row['number']}, seed {row['seed']}"
     print(f"{run} ({setting}): {row['status']} at step {row['steps']:,}, {row['seconds']:.1f} s", flush=True)

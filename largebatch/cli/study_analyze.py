@@ -1,4 +1,4 @@
-"""`largebatch study analyze FILE`: S_min, E_min and B_crit of anybody's measurements."""
+"""`largebatch study analyze FILE`: fits S_min, E_min and B_crit to any measurements."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def main(arguments: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="largebatch study analyze",
-        description="Fit S = S_min (1 + B_crit/B) to steps to a target, with 95 % intervals, and say what the evidence "
-        "does not support.",
-        epilog="The first line of FILE names its columns: batch_size and steps, and if you like optimizer, seed and "
+        description="Fit S = S_min (1 + B_crit/B) to steps to a target, with 95 % intervals, and name every conclusion "
+        "that the data does not support.",
+        epilog="The first line of FILE names its columns: batch_size and steps; optionally optimizer, seed and "
         "censored (true: the target was not reached within `steps`). One row per run; or one per batch size, with the "
         "median in `steps` and the number of its runs in `runs`.",
     )
     parser.add_argument("file", metavar="FILE", help="CSV")
-    parser.add_argument("--out", metavar="FOLDER", help="for study.json, study.png and page.html; default: a new one")
+    parser.add_argument("--out", metavar="FOLDER", help="for study.json, study.png, page.html; default: a new folder")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""`largebatch study atlas [FILE...]`: the critical batch of published systems, and of one's own beside them."""
+"""`largebatch study atlas [FILE...]`: critical batch sizes of published systems, and your own beside them."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def main(arguments: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="largebatch study atlas",
-        description="Critical batch sizes of published systems, with 95 % intervals and the error at batch sizes that "
-        "a fit has not seen: a table, atlas.json, a picture and a page.",
+        description="Fit the critical batch size of published systems, with 95 % intervals and the error at batch "
+        "sizes held out of the fit. Writes a table, atlas.json, a figure and a page.",
     )
     parser.add_argument("files", metavar="FILE", nargs="*", help="CSV of your own, as for `study analyze`")
-    parser.add_argument("--out", metavar="FOLDER", help="where to; default: a new one")
+    parser.add_argument("--out", metavar="FOLDER", help="for atlas.json, figure and page.html; default: a new folder")
     return parser
 
 

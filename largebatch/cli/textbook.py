@@ -1,4 +1,4 @@
-"""`largebatch textbook NAME`: an experiment of the textbook chapter on batch size, with figures, table and answer."""
+"""`largebatch textbook NAME`: runs an experiment of the textbook chapter on batch size: figures, table, answer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from largebatch.cli.composition.composing import compose_config, run_verb
 if TYPE_CHECKING:
     from largebatch.records.result import Result
 
-# `largebatch/textbook/NAME.py` and conf/experiment/textbook/NAME.yaml.
+# Each is largebatch/experiments/textbook/NAME.py and conf/experiment/textbook/NAME.yaml.
 EXPERIMENTS = {
     "gd_variants": "batch, stochastic and mini-batch gradient descent: loss over epochs, updates and time; three paths",
     "convergence": "steps to a loss of eps: log(1/eps), sigma^2/eps, sigma^2/(B eps)",
@@ -36,8 +36,8 @@ _RECORD = "textbook.json"
 
 
 _ONE_PROCESS = (
-    "an experiment of the textbook is many small runs, one after the other, in one process. Start it "
-    "without a launcher: python -m largebatch textbook NAME."
+    "an experiment of the textbook is many small runs in sequence, in one process. Start it without a "
+    "launcher: python -m largebatch textbook NAME."
 )
 
 
@@ -46,26 +46,25 @@ def main(arguments: Sequence[str]) -> int:
     if arguments and arguments[0] == ALL:
         return _run_all(arguments[1:])
     if arguments and arguments[0] in EXPERIMENTS:
-        return run_one(arguments[0], arguments[1:])
+        return _run_one(arguments[0], arguments[1:])
     return list_choices(
         "textbook", EXPERIMENTS | {ALL: "all of these, each into a folder of its name, and one page"}, arguments
     )
 
 
-def run_one(name: str, arguments: Sequence[str]) -> int:
-    """Make one experiment, of this name; its exit code."""
+def _run_one(name: str, arguments: Sequence[str]) -> int:
     chosen = [f"experiment=textbook/{name}", *arguments]
     return run_verb(f"textbook {name}", partial(run, name), chosen, config_name="textbook")
 
 
 def _run_all(arguments: Sequence[str]) -> int:
-    """Every experiment by itself: one that fails does not take the others along."""
+    """Run every experiment, each by itself: one that fails does not stop the others."""
     given = [argument.partition("=")[2] for argument in arguments if argument.startswith("run.dir=")]
     others = [argument for argument in arguments if not argument.startswith("run.dir=")]
-    if not all("=" in argument for argument in others):  # --help, --cfg job: that of the first will do
-        return run_one(next(iter(EXPERIMENTS)), others)
+    if not all("=" in argument for argument in others):  # --help, --cfg job: shown for the first experiment
+        return _run_one(next(iter(EXPERIMENTS)), others)
     folder = Path(given[-1]) if given else Path("runs", "textbook", time.strftime("%Y-%m-%d_%H-%M-%S"))
-    code = max(run_one(name, [*others, f"run.dir={folder / name}"]) for name in EXPERIMENTS)
+    code = max(_run_one(name, [*others, f"run.dir={folder / name}"]) for name in EXPERIMENTS)
     from largebatch.records.report.publish import write_result_page
 
     if records := [path for name in EXPERIMENTS if (path := folder / name / _RECORD).is_file()]:
@@ -74,7 +73,7 @@ def _run_all(arguments: Sequence[str]) -> int:
 
 
 def run(name: str, config: DictConfig, overrides: list[str]) -> int:
-    """Make the runs of an experiment, and tell what they say."""
+    """Make the runs of an experiment; print and write its answer."""
     from largebatch.experiments.textbook.experiment import Experiment
     from largebatch.records.report.publish import show_result, write_result, write_result_page
     from largebatch.records.run_folder import environment
@@ -86,7 +85,7 @@ def run(name: str, config: DictConfig, overrides: list[str]) -> int:
     public = public_values(config)
     module = importlib.import_module(f"largebatch.experiments.textbook.{name}")
     settings = parse_section(config, "textbook", module.Settings)
-    config.seed = parse_config(config).seed  # a number, from wherever it comes
+    config.seed = parse_config(config).seed  # a number, also where the environment gave a text
     folder = _folder(name, config)
 
     def compose(choices: Sequence[str]) -> DictConfig:
@@ -119,6 +118,6 @@ def _folder(name: str, config: DictConfig) -> Path:
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(
             [f"run.dir={folder}: is not empty, and an experiment does not mix its runs with others. Name another "
-             "folder, or remove it."]
+             "folder, or remove this one."]
         )  # fmt: skip
     return folder

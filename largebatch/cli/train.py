@@ -1,4 +1,4 @@
-"""`largebatch train`: one run."""
+"""`largebatch train`: makes one run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from largebatch.run.build import OpenRun
     from largebatch.run.prepare import Prepared
 
-_MOST_LAYER_ROWS = 2000  # of a picture of layers, which has half as many pixels
+_MOST_LAYER_ROWS = 2000  # the figure of the layers has half as many pixels
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def run(config: DictConfig, overrides: list[str]) -> int:
-    """Train the composed config on the ranks of this launcher."""
+    """Train the composed config on the ranks of the launcher."""
     import os
 
     from largebatch.distributed.launcher_environment import restart_problem
@@ -45,26 +45,26 @@ def run(config: DictConfig, overrides: list[str]) -> int:
     prepared, stop = prepare(config, os.environ), StopRequest()
     with open_run(prepared, stop, overrides) as opened, stop:
         if opened.run.runtime.is_main:
-            _announce(prepared, opened)
+            _print_start(prepared, opened)
         if opened.run.progress.step >= opened.run.steps.num_steps and not opened.evaluation.is_owed:
             if opened.run.runtime.is_main:
                 print(f"already finished: {opened.run.progress.step} steps, {opened.folder.path}")
-                if _lacks_its_end(opened):
+                if _lacks_summary(opened):
                     _conclude(opened, "finished", hint=None, draws=prepared.config.logger.plots)
             return EXIT_DONE
         lost = naming_lost_ranks(opened.run.runtime, lambda: f"step {opened.run.steps.number}")
         with naming_failures(opened.run, opened.folder), lost:
             status = train(opened.run)
         if opened.run.runtime.is_main:
-            hint = _hint(prepared, opened) if status == "diverged" else None
+            hint = _remedy(prepared, opened) if status == "diverged" else None
             _conclude(opened, status, hint=hint, draws=prepared.config.logger.plots)
         if opened.checkpoints.unsaved is not None:
             return EXIT_UNSAVED
         return {"finished": EXIT_DONE, "diverged": EXIT_FAILED, "stopped": code_of(stop.signal_name)}[status]
 
 
-def _lacks_its_end(opened: OpenRun) -> bool:
-    """Whether the process that saved the last checkpoint was killed before it wrote summary.json."""
+def _lacks_summary(opened: OpenRun) -> bool:
+    """Whether the process was killed between its last checkpoint and summary.json."""
     from largebatch.records.report.run_files import read_json
 
     if opened.checkpoint is None:
@@ -76,7 +76,8 @@ def _lacks_its_end(opened: OpenRun) -> bool:
         return True
 
 
-def _announce(prepared: Prepared, opened: OpenRun) -> None:
+def _print_start(prepared: Prepared, opened: OpenRun) -> None:
+    """Print the plan as a table, then the notes of the start."""
     import os
 
     from largebatch.distributed.launcher_environment import restart_note
@@ -102,13 +103,13 @@ def _announce(prepared: Prepared, opened: OpenRun) -> None:
         ("run folder", str(opened.folder.path), "run.dir" if config.run.dir else "run.root"),
     ]
     print_plan(rows)
-    told = restart_note(os.environ, resume=config.resume)
-    for note in [*opened.notes, *([told] if told else [])]:
+    restarted = restart_note(os.environ, resume=config.resume)
+    for note in [*opened.notes, *([restarted] if restarted else [])]:
         print(note)
 
 
-def _hint(prepared: Prepared, opened: OpenRun) -> str:
-    """A remedy for a run that diverged: samples without numbers among the last ones, or else a lower rate."""
+def _remedy(prepared: Prepared, opened: OpenRun) -> str:
+    """The remedy for a run that diverged: repair bad samples among the last ones; without any, a lower rate."""
     from largebatch.batch.order import SampleOrder
     from largebatch.run.failures import samples_without_numbers
 
@@ -119,16 +120,16 @@ def _hint(prepared: Prepared, opened: OpenRun) -> str:
         if bad := samples_without_numbers(prepared.train, ids, seed=config.seed):
             shown = ", ".join(map(str, bad[:8])) + (f" and {len(bad) - 8} more" if bad[8:] else "")
             return (
-                f"among the last samples, these hold NaN or infinity: {shown}. Repair or remove them, or skip bad "
-                "samples: data.on_bad_sample=skip"
+                f"these of the last samples hold NaN or infinity: {shown}. Repair or remove them, or skip bad samples: "
+                "data.on_bad_sample=skip"
             )
     gave_up = run.guard is not None and run.guard.gives_up
-    what = "too many bad steps in a row, see guard" if gave_up else "the loss is NaN or infinite"
-    return f"{what}: lower the peak rate, warm up longer, or clip_norm=1"
+    fact = "too many bad steps in a row, see guard" if gave_up else "the loss is NaN or infinite"
+    return f"{fact}: lower the peak rate, warm up longer, or set clip_norm=1"
 
 
 def _last_finite(folder: RunFolder) -> int:
-    """Samples seen at the last row with a finite loss; without one 0, the beginning."""
+    """Samples seen at the last row with a finite loss; 0 if there is none."""
     from largebatch.records.rows.placed_rows import Faults, number, placed_rows
 
     if not folder.metrics.exists():
@@ -138,7 +139,7 @@ def _last_finite(folder: RunFolder) -> int:
 
 
 def _conclude(opened: OpenRun, status: str, *, hint: str | None, draws: bool) -> None:
-    """Write summary and plots, close the trackers, print the end of the story."""
+    """Draw the figures, close the trackers, write and print the summary."""
     from largebatch.records.figures.draw_plotly import plotly_figure
     from largebatch.records.figures.run_figures import run_figures
     from largebatch.records.trackers import WandbTracker, print_summary
@@ -165,7 +166,7 @@ def _conclude(opened: OpenRun, status: str, *, hint: str | None, draws: bool) ->
 
 
 def _plot(folder: RunFolder, columns: Columns, problems: list[str]) -> list[Path]:
-    """Draw the pictures of a run. An error becomes a problem of the summary: the run's numbers are worth more."""
+    """Draw the figures of a run. An error becomes a problem of the summary: figures must not cost the numbers."""
     from largebatch.records.figures.draw_png import draw_png
     from largebatch.records.figures.layer_maps import layer_maps
     from largebatch.records.figures.run_figures import draw_run

@@ -1,4 +1,4 @@
-"""`largebatch verify`: proves on the user's own model, loss and data that the topology changes nothing."""
+"""`largebatch verify`: proves on your own model, loss and data that the topology changes nothing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from largebatch.cli.process.leaving import EXIT_DONE, EXIT_FAILED
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Compose, compare, name causes; returns 0 if every factorization agrees, 1 if not, 2 for wrong input."""
+    """Compose, compare, name causes; returns 0 if all factorizations agree, 1 if one differs, 2 for wrong input."""
     return run_verb("verify", run, arguments, config_name="verify")
 
 
@@ -29,7 +29,7 @@ def run(config: DictConfig, overrides: list[str]) -> int:
     OmegaConf.update(config, "precision.compute", options.precision)
     OmegaConf.update(config, "precision.tf32", False)
     if config.schedule.warmup is None and config.schedule.warmup_kind == "gradual":
-        OmegaConf.update(config, "schedule.warmup", "0ep")  # the first steps of a warmup hardly move what is compared
+        OmegaConf.update(config, "schedule.warmup", "0ep")  # the first steps of a warmup hardly move the weights
     prepared = prepare(config, os.environ)
     outcome = compare_factorizations(config, prepared, options)
     if os.environ.get("RANK", "0") == "0":

@@ -102,7 +102,7 @@ def test_ctrl_c_ends_a_study_between_steps_and_says_how_it_goes_on(reference: Pa
     os.killpg(started.process.pid, signal.SIGINT)  # as a terminal does: to the workers, too
     output = started.output()
     assert started.process.returncode == 130, output
-    assert f"the same command with run.dir={started.folder} goes on" in output
+    assert f"the same command with run.dir={started.folder} continues" in output
     assert "Traceback" not in output
     assert started.survivors_after(10) == set()
     assert len(rows_of(started.folder)) < len(rows_of(reference)), "interrupted too late to show anything"
@@ -121,5 +121,5 @@ def test_a_job_of_another_process_that_fails_makes_the_sweep_fail(tmp_path: Path
     assert main(["study", *TINY, *sweep, *folders]) == 1
     said = capfd.readouterr().err
     assert "study.target.value=1000" in said
-    assert "a job of the sweep ended with exit code 2; it printed why" in said
+    assert "a job of the sweep ended with exit code 2; its own output says why" in said
     assert "Traceback" not in said

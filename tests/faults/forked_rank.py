@@ -22,7 +22,7 @@ import largebatch.cli.train
 import largebatch.records.trackers
 from largebatch.batch.order import SampleOrder
 from largebatch.batch.plan import BatchPlan
-from largebatch.cli.process.leaving import EXIT_FAILED, EXIT_UNSAVED, EXIT_WRONG_INPUT, leave, tell_interrupted
+from largebatch.cli.process.leaving import EXIT_FAILED, EXIT_UNSAVED, EXIT_WRONG_INPUT, leave, report_interrupted
 from largebatch.data import MicroBatchLoader
 from largebatch.distributed.rendezvous import leave_process_group
 from largebatch.distributed.runtime import LauncherError
@@ -117,7 +117,7 @@ def _exit_code(overrides: Sequence[str]) -> int:
         print(f"largebatch: {error}")
         return EXIT_UNSAVED if isinstance(error, NotSavedError) else EXIT_WRONG_INPUT
     except KeyboardInterrupt as error:
-        return tell_interrupted(error)
+        return report_interrupted(error)
     except (Exception, SystemExit):
         traceback.print_exc()
         return EXIT_FAILED

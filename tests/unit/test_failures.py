@@ -118,7 +118,7 @@ def test_an_error_of_an_evaluation_names_no_micro_batch_of_training(tmp_path, ca
     [
         (
             ["kind=hollow"],
-            rf"among the last samples, these hold NaN or infinity: {SAMPLE}\. Repair .*data\.on_bad_sample=skip",
+            rf"these of the last samples hold NaN or infinity: {SAMPLE}\. Repair .*data\.on_bad_sample=skip",
         ),
         (["scaling.base_lr=1e38"], "the loss is NaN or infinite: lower the peak rate"),
     ],

@@ -38,14 +38,14 @@ NO_KEY, NO_CHOICE, NO_DASHES = "there is no such key. ", "there is no such choic
         (["debug=tniy"], f"debug=tniy: {NO_CHOICE}Did you mean 'debug=tiny'? There are: overfit, profile, tiny."),
         (["hydra/launcher=submitit_slrum"], "Did you mean 'hydra/launcher=submitit_slurm'?"),
         (["optimizer=lars", "lars=simcrl"], f"lars=simcrl: {NO_CHOICE}Did you mean 'lars=simclr'?"),
-        (["lars=simclr"], f"lars=simclr: {NO_KEY}The group lars comes with optimizer=lars: add that."),
+        (["lars=simclr"], f"lars=simclr: {NO_KEY}The group lars comes with optimizer=lars: add this choice."),
         # Looks alike, and is another experiment.
         (["model=resnet34"], f"model=resnet34: {NO_CHOICE}There are: "),
         (["model=vit"], f"model=vit: {NO_CHOICE}There are: "),
         (["data=cifar100"], f"data=cifar100: {NO_CHOICE}There are: "),
         (["optimizer=adam"], f"optimizer=adam: {NO_CHOICE}There are: adamw, "),
-        (["model=mine.Net"], "Another class is a file of yours, FOLDER/model/NAME.yaml with `_target_: package.Class`"),
-        (["loss=mse"], "Any loss of torch: loss=module loss._target_=torch.nn.NAME."),  # ours is half of it
+        (["model=mine.Net"], "For a class of your own write FOLDER/model/NAME.yaml with `_target_: package.Class`"),
+        (["loss=mse"], "For any loss of torch give loss=module loss._target_=torch.nn.NAME."),  # ours is half of it
         (["data.mixup=0.2"], f"data.mixup=0.2: {NO_KEY}Known here: "),
         (["zzzzzz=1"], f"zzzzzz=1: {NO_KEY}Known here: seed, "),
         (["a.b=1"], f"a.b=1: {NO_KEY}There is no section a either."),

@@ -69,7 +69,7 @@ def test_a_notebook_and_a_thread_get_their_runs_and_their_process_back(tmp_path:
 
 def test_a_second_run_beside_the_first_is_refused(capsys: pytest.CaptureFixture[str]):
     codes = []
-    with surroundings.left_as_found():
+    with surroundings.restored_surroundings():
         assert main(["--version"]) == 0  # the same thread may go on
         thread = threading.Thread(target=lambda: codes.append(main(["--version"])))
         thread.start()
@@ -86,7 +86,7 @@ def test_a_screen_without_unicode_shows_plain_signs_and_changes_no_exit_code(mon
         screen = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
         with monkeypatch.context() as patch:
             patch.setattr(sys, "stdout", screen)
-            with surroundings.left_as_found():
+            with surroundings.restored_surroundings():
                 print("0.5 ± 0.1, größe → 中")
                 print("─" * 3)
             assert screen.errors == "strict"

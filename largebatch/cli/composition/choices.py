@@ -1,4 +1,4 @@
-"""The list of subjects of a verb, printed when none of them was given."""
+"""Prints the subjects of a verb when none of them was given."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from largebatch.run.config.did_you_mean import did_you_mean
 
 
 def list_choices(verb: str, choices: Mapping[str, str], arguments: Sequence[str]) -> int:
-    """Print the subjects of a verb, and the closest one; returns the exit code.
+    """Print the subjects of a verb, and suggest the closest one; returns the exit code.
 
     Args:
-        verb: as it is typed.
-        choices: subject -> what it is.
-        arguments: what was typed behind the verb.
+        verb: name of the verb.
+        choices: subject -> its description.
+        arguments: command line after the verb.
     """
     asked = bool(arguments) and arguments[0] in ("-h", "--help")
     width = max(map(len, choices))

@@ -1,7 +1,7 @@
-"""Holds Hydra's own settings against the list of what a config may name: callbacks, launchers, logging, search paths.
+"""Checks Hydra's own settings against LARGEBATCH_TARGETS: callbacks, launchers, logging, search paths.
 
-Hydra acts on them before a verb sees the config. Private names of Hydra are used for that; where a release of it has
-none of them, a process with a list does not start.
+Hydra acts on them before a verb sees the config, so the check replaces private classes of Hydra. If a release of Hydra
+lacks them, a process with a list does not start.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from largebatch.run.config.targets import ALLOW_LIST, listed, listing_problem, name_problem, named_by, target_nodes
 
-# Those that run nothing but the job itself; what submitit is told runs commands.
+# Launchers and sweepers that run only the job itself; submitit's settings may run commands.
 _LAUNCHERS = {
     "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
     "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
@@ -28,18 +28,18 @@ _LAUNCHERS = {
 }
 _HANDLERS = {"StreamHandler", "FileHandler", "NullHandler", "Formatter", "Filter"}
 _HANDLERS |= {"handlers.RotatingFileHandler", "handlers.TimedRotatingFileHandler", "handlers.WatchedFileHandler"}
-_NAMING = ("()", "class", "queue", "listener")  # keys of a logging config whose texts are imported
-_OF_HYDRA = "${hydra.runtime.output_dir}/${hydra.job.name}.log"  # the file of its own logging
+_NAMING = ("()", "class", "queue", "listener")  # keys of a logging config whose values are imported
+_OF_HYDRA = "${hydra.runtime.output_dir}/${hydra.job.name}.log"  # Hydra's own log file
 _SCREENS = ("ext://sys.stdout", "ext://sys.stderr")
 
 
 class NotListedError(CompactHydraException):
-    """Settings of Hydra that name what the list does not allow."""
+    """A setting of Hydra names something that the list does not allow."""
 
 
 @contextlib.contextmanager
 def held_to_the_list() -> Iterator[None]:
-    """Inside, every config that Hydra composes is checked before Hydra acts on it; nothing where there is no list."""
+    """Inside, check every config that Hydra composes before Hydra acts on it. Without a list do nothing."""
     if listed() is None:
         yield
         return
@@ -53,7 +53,7 @@ def held_to_the_list() -> Iterator[None]:
 
 class _ListedRepository(ConfigRepository):
     def initialize_sources(self, config_search_path: ConfigSearchPath) -> None:
-        """Of packages, which are imported for it, only those of plugins and those of the list."""
+        """Refuse packages that are neither plugins nor on the list: Hydra imports them."""
         given = [one for one in config_search_path.get_path() if one.provider in ("main", "command-line")]
         given += [one for one in config_search_path.get_path() if str(one.provider).startswith("hydra.searchpath")]
         for one in given:
@@ -64,7 +64,7 @@ class _ListedRepository(ConfigRepository):
 
 
 class _ListedLoader(ConfigLoaderImpl):
-    """Jobs of a sweep in other processes take it along."""
+    """Hydra's loader with the check. Jobs of a sweep in other processes unpickle it."""
 
     def __init__(self, config_search_path: ConfigSearchPath) -> None:
         self.config_search_path = config_search_path
@@ -87,7 +87,7 @@ def _problems_of_hydra(config: DictConfig) -> Iterator[str]:
         try:
             section = OmegaConf.to_container(config.hydra[name], resolve=True)
         except OmegaConfBaseException as error:
-            yield f"hydra.{name}: cannot be held against the list of {ALLOW_LIST}: {str(error).splitlines()[0]}."
+            yield f"hydra.{name}: cannot be checked against the list of {ALLOW_LIST}: {str(error).splitlines()[0]}."
             continue
         for key, node in target_nodes(section, f"hydra.{name}"):
             if name == "callbacks" or str(node["_target_"]) not in _LAUNCHERS:
@@ -99,13 +99,13 @@ def _problems_of_hydra(config: DictConfig) -> Iterator[str]:
 
 
 def _problems_of_logging(value: Any, key: str) -> Iterator[str]:
-    """Logging takes classes and functions by name, any text with `ext://` for an object, and writes what it is told."""
+    """Logging imports classes and functions by name, resolves any `ext://` text, and writes to any file."""
     if isinstance(value, dict):
         for name, part in value.items():
             if name == "." or (name == "filename" and not str(part).endswith(".log")):
                 yield (
-                    f"{key}.{name}={part}: what logging writes could be imported. With {ALLOW_LIST} the name of its "
-                    "file ends with .log, and no attributes of a handler are set. Leave it out."
+                    f"{key}.{name}={part}: what logging writes could be imported. With {ALLOW_LIST} the file name "
+                    "ends with .log, and no attributes of a handler are set. Leave it out."
                 )
             if name in _NAMING and isinstance(part, str) and "${" not in part:
                 yield "" if part.removeprefix("logging.") in _HANDLERS else listing_problem(f"{key}.{name}", part)

@@ -1,4 +1,4 @@
-"""Finds numbers in the user's YAML files that YAML 1.1 reads as other numbers: 010 as 8, 1:30 as 90."""
+"""Finds numbers in the user's YAML files that YAML 1.1 misreads: 010 as 8, 1:30 as 90."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _ODD = re.compile(r"[-+]?0[0-7_]+|[-+]?[1-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?")
 
 
 def misread_numbers(own_folder: str) -> list[str]:
-    """A sentence for each such number of the files that were composed, those of `own_folder` apart."""
+    """An error for each misread number in the composed files, except those of `own_folder`."""
     settings = HydraConfig.get()
     names = [f"{group}/{choice}" for group, choice in settings.runtime.choices.items() if choice]
     folders = [Path(one.path) for one in settings.runtime.config_sources if one.schema == "file"]

@@ -16,13 +16,13 @@ from largebatch.cli.composition.misread import misread_numbers
 from largebatch.cli.composition.remedies import keys_of
 from largebatch.run.config.reading import ConfigError
 
-LATER = ("experiment", "debug")  # groups that are composed after all others
+LATER = ("experiment", "debug")  # groups that Hydra composes after all others
 
 
 def overruled_choices(
     config: DictConfig, overrides: Sequence[str], *, compose: Callable[[Sequence[str]], DictConfig]
 ) -> list[str]:
-    """Name what an experiment or a debug group has replaced of the typed choices, a sentence for each.
+    """A note for each typed choice whose values an experiment or a debug group has replaced in part.
 
     Args:
         config: as composed.
@@ -30,7 +30,7 @@ def overruled_choices(
         compose: composes the same primary config with other overrides.
 
     Raises:
-        ConfigError: where all that a choice sets is replaced, or YAML reads a number of a file as another one.
+        ConfigError: if every value of a choice is replaced, or YAML misreads a number of a file.
     """
     if misread := misread_numbers(conf_dir()):
         raise ConfigError(misread)
@@ -57,8 +57,8 @@ def overruled_choices(
             for key, value in values.items()
             if key not in typed and _value(alone, key) == value and _value(config, key) != value
         }
-        told = ", ".join(f"{key}={_value(config, key)} (not {value})" for key, value in lost.items())
-        sentence = f"{' and '.join(winners)} overrules {group}={typed[group]}: {told}."
+        values_now = ", ".join(f"{key}={_value(config, key)} (not {value})" for key, value in lost.items())
+        sentence = f"{' and '.join(winners)} overrules {group}={typed[group]}: {values_now}."
         if lost and len(lost) == len(values):
             raise ConfigError(
                 [f"{sentence} Nothing of the choice remains. Give the values themselves: {_typed(lost)}."]
@@ -69,7 +69,7 @@ def overruled_choices(
 
 
 def _settings(group: str, name: Any, folders: Sequence[Path]) -> dict[str, Any]:
-    """The values that the file of a choice sets itself, by dotted key; none if it is no choice of a file."""
+    """The values that the file of a choice sets itself, by dotted key; none if the choice has no file."""
     path = next((path for folder in folders if (path := folder / group / f"{name}.yaml").is_file()), None)
     loaded = OmegaConf.load(path) if path else None
     if path is None or not isinstance(loaded, DictConfig):
@@ -84,7 +84,7 @@ def _settings(group: str, name: Any, folders: Sequence[Path]) -> dict[str, Any]:
 
 
 def _value(config: Any, key: str) -> Any:
-    """As written: an interpolation is compared as a text."""
+    """The value as written: an interpolation stays a text."""
     plain = OmegaConf.to_container(config)
     for part in key.split("."):
         plain = plain.get(part) if isinstance(plain, dict) else None

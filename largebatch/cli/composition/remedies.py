@@ -1,4 +1,4 @@
-"""Completes Hydra's messages: suggests the closest name, and what to type instead."""
+"""Replaces Hydra's error messages by ones with a remedy: the closest valid name, and what to type instead."""
 
 from __future__ import annotations
 
@@ -27,36 +27,36 @@ _SEVERAL = re.compile(r"Multiple values for (\S+)\. .*'override \S+ (\S+)'")
 _SYNTAX = re.compile(r"no viable alternative|mismatched input|extraneous input|missing \w+ at|LexerNoViableAlt")
 _PLAIN_TEXT = re.compile(
     r"""^([^=]+=)(?!\s)(?=.*[^\x00-\x7f])([^=,\[\]{}()"'\\$]+)(?<!\s)$"""
-)  # nothing else needs quotes
+)  # the only texts beyond ASCII that are safe to quote
 QUOTING = (
     "An argument is KEY=VALUE. The shell interprets quotes, brackets, braces and blanks: put the whole "
-    "argument into single quotes, 'KEY=[a,b]'. Put a text with these signs, or letters beyond ASCII, into double "
-    "quotes inside, 'KEY=\"a=b\"'."
+    "argument into single quotes, 'KEY=[a,b]'. Put a text with these signs, or with letters beyond ASCII, into double "
+    "quotes inside them, 'KEY=\"a=b\"'."
 )
 _CLASS = (
-    " Another class is a file of yours, FOLDER/{group}/NAME.yaml with `_target_: package.Class`: give "
+    " For a class of your own write FOLDER/{group}/NAME.yaml with `_target_: package.Class`, and give "
     "--config-dir FOLDER {group}=NAME."
 )
 _OWN = {
     "model": _CLASS,
     "optimizer": _CLASS,
-    "data": " A set of yours is a file FOLDER/data/NAME.yaml with name, train and validation: give --config-dir FOLDER "
-    "data=NAME.",
-    "loss": " Any loss of torch: loss=module loss._target_=torch.nn.NAME.",
-}  # by group: what there is beside its choices
+    "data": " For a data set of your own write FOLDER/data/NAME.yaml with name, train and validation, and give "
+    "--config-dir FOLDER data=NAME.",
+    "loss": " For any loss of torch give loss=module loss._target_=torch.nn.NAME.",
+}  # group -> the way to something that is no choice
 _LAUNCHERS = " joblib and submitit come with `pip install 'largebatch[sweep]'`."
 
 Keys = Callable[[], Sequence[str]]
 
 
 def remedy(message: str, keys: Keys, arguments: Sequence[str] = (), groups: Path = Path()) -> str:
-    """A message to print instead of Hydra's; empty if Hydra's says enough.
+    """The message to print in place of Hydra's; empty if Hydra's own is enough.
 
     Args:
-        message: of the error.
-        keys: returns the keys of the config, such as `batch.total`; called only where they matter.
-        arguments: of the command line.
-        groups: the folder conf/, whose folders are the groups.
+        message: Hydra's message.
+        keys: returns the keys of the config, such as `batch.total`; called only when needed.
+        arguments: command line after the verb.
+        groups: conf/, whose folders are the groups.
 
     >>> remedy("Could not override 'batch.totl'.", lambda: ["batch.total", "seed"], ["batch.totl=64"])
     "batch.totl=64: there is no such key. Did you mean 'batch.total'?"
@@ -73,14 +73,14 @@ def remedy(message: str, keys: Keys, arguments: Sequence[str] = (), groups: Path
 
 
 def is_syntax(message: str) -> bool:
-    """Whether Hydra could not read an argument: it shows where, and `QUOTING` says what to type."""
+    """Whether Hydra could not parse an argument. Its message shows where; `QUOTING` is the remedy."""
     return _SYNTAX.search(message) is not None
 
 
 def overrides_and_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Hydra's parser takes overrides on one side of its flags only; a verb may be given both in any order.
+    """Split a command line into overrides and flags, which a user may give in any order; Hydra's parser needs one.
 
-    And of letters it knows those of ASCII: a plain text with others gets the double quotes that it asks for.
+    Hydra's parser knows only letters of ASCII, so a plain text with others gets the double quotes that it needs.
 
     >>> overrides_and_flags(["run.dir=läufe/a", "--cfg", "job"])
     (['run.dir="läufe/a"'], ['--cfg', 'job'])
@@ -93,7 +93,7 @@ def overrides_and_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]
 
 
 def sweep_problem(verb: str, arguments: Sequence[str], world_size: int) -> str:
-    """The error of a sweep, whatever its values are; empty if there is none."""
+    """The error of a sweep, found before its values are read; empty if there is none."""
     if world_size > 1:
         return (
             "--multirun inside a launcher: every rank would run the whole sweep. Start one job per value instead:\n"
@@ -113,18 +113,18 @@ def flag_problem(arguments: Sequence[str], keys: Keys) -> str:
         )
     if any(argument.startswith("--exp") for argument in arguments):
         return (
-            "--experimental-rerun: unpickles a file, which can run any code. Give the overrides of that run again; "
-            "its overrides.txt lists them."
+            "--experimental-rerun: unpickles a file, which can run any code. Repeat the overrides of that run; its "
+            "overrides.txt lists them."
         )
     return "\n".join(_unknown_flag(flag, arguments, keys()) for flag in _parsed(arguments)[1])
 
 
 def number_for_a_group(arguments: Sequence[str], groups: Path, keys: Keys) -> str:
-    """The error of `batch=64`, of which Hydra makes a traceback; empty if there is none.
+    """The error of `batch=64`, which gives a traceback in Hydra; empty if there is none.
 
     Args:
-        arguments: of the command line.
-        groups: the folder conf/, whose folders are the groups.
+        arguments: command line after the verb.
+        groups: conf/, whose folders are the groups.
         keys: as for `remedy`.
     """
     for argument in arguments:
@@ -146,17 +146,17 @@ def keys_of(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def _parsed(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Overrides, and flags that Hydra does not know."""
+    """Overrides, and flags unknown to Hydra."""
     try:
         with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
             known, unknown = get_args_parser().parse_known_intermixed_args(list(arguments))
-    except SystemExit:  # for --version, or a flag that is wrong in another way: Hydra says it
+    except SystemExit:  # --version, or a flag that is wrong in another way: Hydra reports it
         return list(arguments), []
     return list(known.overrides), unknown
 
 
 def _unknown_choice(message: str, group: str, given: str, arguments: Sequence[str]) -> str:
-    for argument in arguments:  # of `experiment/study/digits` the group is `experiment`, if that is what was typed
+    for argument in arguments:  # the group of `experiment/study/digits` is `experiment`, if it was typed like this
         name, _, choice = argument.lstrip("+").partition("=")
         if choice and f"{group}/{given}" == f"{name}/{choice}":
             group, given, place = name, choice, ""
@@ -192,15 +192,15 @@ def _unknown_key(message: str, key: str, keys: Keys, arguments: Sequence[str], g
 
 
 def _bringer_of_group(group: str, folder: Path) -> str:
-    """`lars=simclr` needs optimizer=lars, which brings the group."""
+    """The choice that adds a group: `lars=simclr` needs optimizer=lars."""
     for path in sorted(folder.glob("*/*.yaml")) if (folder / group).is_dir() else []:
         if f"- /{group}:" in path.read_text(encoding="utf-8"):
-            return f"The group {group} comes with {path.parent.name}={path.stem}: add that."
+            return f"The group {group} comes with {path.parent.name}={path.stem}: add this choice."
     return ""
 
 
 def _place(message: str) -> str:
-    """The file that names it, unless it was the command line."""
+    """The file with the error; empty if it was on the command line."""
     found = _FILE.search(message)
     return f"in {found[1]}.yaml: " if found and "/" in found[1] else ""
 
@@ -222,7 +222,7 @@ def _unknown_flag(flag: str, arguments: Sequence[str], keys: Sequence[str]) -> s
 
 
 def _is_choice(argument: str) -> bool:
-    """Whether Hydra can look it up or merge it; what Hydra cannot parse, it reports itself."""
+    """Whether Hydra can look the value up or merge it. Hydra itself reports arguments that it cannot parse."""
     try:
         value = OverridesParser.create().parse_override(argument)
     except HydraException:

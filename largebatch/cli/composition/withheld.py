@@ -1,4 +1,4 @@
-"""Keeps secrets of a command line from Hydra and the launcher, which would show or store them before a verb runs."""
+"""Refuses secrets on a command line before Hydra or the launcher can print or store them."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from largebatch.run.config.environment import NAMING, unset_variables
 
 
 def variable_problems(arguments: Sequence[str]) -> list[str]:
-    """Variables of the environment that are not there, or hold secrets by which folders or jobs would be named.
+    """Errors for variables that are not set, and for secrets that would name a folder or a job.
 
-    From now on the others are told by their names, also by Hydra.
+    From now on all output, Hydra's too, shows the name of every other variable in place of its value.
     """
     hide_variables(name for one in arguments if not _key(one).startswith(NAMING) for name in variables_in(one))
     of_hydra = [one for one in arguments if one.lstrip("+").startswith("hydra.") and "hydra.job.env_" not in one]
@@ -30,22 +30,22 @@ def variable_problems(arguments: Sequence[str]) -> list[str]:
         excluded = " ".join(one for one in of_hydra if "exclude_keys" in one)
         named += [one for one in arguments if _key(one) not in excluded and _reads_a_secret(one)]
     return unset_variables(arguments) + [
-        f"{_key(one)}: its variable looks like a secret, and Hydra would name a folder or a job by it. "
+        f"{_key(one)}: its variable looks like a secret, and Hydra would name a folder or a job after it. "
         "Leave it out of hydra.*, or list the key in hydra.job.config.override_dirname.exclude_keys."
         for one in dict.fromkeys(named)
     ]
 
 
 def secrets_of_files(arguments: Sequence[str], composed: Callable[..., DictConfig]) -> list[str]:
-    """What is a secret in files of the user's own: `--cfg` would show it, a sweep would write it into multirun.yaml.
+    """Errors for secrets in the user's own files: `--cfg` would print them, a sweep would write them to multirun.yaml.
 
     Args:
-        arguments: of the command line.
-        composed: the config of overrides and of the flags that name files: `folder`, `name`, `more`.
+        arguments: command line after the verb.
+        composed: composes the config of overrides and of the flags that name files: `folder`, `name`, `more`.
     """
     if not any(argument.startswith(("--config-", "-cd", "-cp", "-cn")) for argument in arguments):
         return []
-    from largebatch.run.config.reading import ConfigError, require_no_secrets  # only now: torch comes with it
+    from largebatch.run.config.reading import ConfigError, require_no_secrets  # imports torch
 
     try:
         with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
@@ -56,13 +56,13 @@ def secrets_of_files(arguments: Sequence[str], composed: Callable[..., DictConfi
             require_no_secrets(composed(overrides, **files))
     except ConfigError as error:
         return error.errors
-    except (SystemExit, Exception):  # Hydra says it, in its own words
+    except (SystemExit, Exception):  # Hydra reports it
         return []
     return []
 
 
 def error_handler() -> Any:
-    """Of torch, but for secrets: its launcher prints what a rank has failed with."""
+    """The error handler of torch, but without secrets: the launcher prints the exception of a failed rank."""
     from torch.distributed.elastic.multiprocessing.errors.error_handler import ErrorHandler
 
     class Handler(ErrorHandler):

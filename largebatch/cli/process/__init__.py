@@ -1,1 +1,1 @@
-"""How a process starts, ends, and leaves its surroundings."""
+"""Start and end of the process: exit codes, output streams, and the state that a verb restores."""

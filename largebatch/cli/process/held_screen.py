@@ -1,26 +1,40 @@
-"""Holds back what Hydra prints until it is known whether a better message replaces it."""
+"""Prints errors once per machine, and holds Hydra's output back until a better message replaces it."""
 
 from __future__ import annotations
 
 import io
 import os
 import sys
+import time
 from typing import Any
 
-HEAD_START_S = 3.0  # a launcher kills all ranks when the first one leaves: the one that tells why must have done so
+from largebatch.cli.process.leaving import EXIT_WRONG_INPUT
+
+_HEAD_START_S = 3.0  # a launcher kills all ranks when the first one exits: the rank that prints must exit first
 
 
-def is_first_of_machine() -> bool:
-    """Whether this process is the one of its machine that says what all of them would."""
+def _is_first_of_machine() -> bool:
     rank = os.environ.get("LOCAL_RANK", "")
     return not rank.isdecimal() or int(rank) == 0
 
 
-class HeldScreen(io.StringIO):
-    """Keeps what Hydra prints until it is known whether there is more to say; then it passes everything on.
+def print_once(message: str) -> None:
+    """Print a message to stderr, on one process per machine."""
+    if _is_first_of_machine():
+        print(f"largebatch: {message}", file=sys.stderr)
 
-    Of Hydra's own errors one copy per machine is enough.
-    """
+
+def refuse(*problems: str) -> int:
+    """Print wrong input once per machine; returns its exit code. The other ranks of the machine wait until then."""
+    for problem in problems:
+        print_once(problem)
+    if not _is_first_of_machine():
+        time.sleep(_HEAD_START_S)
+    return EXIT_WRONG_INPUT
+
+
+class HeldScreen(io.StringIO):
+    """Holds Hydra's output until it is dropped or released, once per machine; then passes everything on."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,16 +42,16 @@ class HeldScreen(io.StringIO):
         self._passes = False
 
     def write(self, text: str) -> int:
-        """Keep the text, or print it once that is known."""
+        """Hold the text; after the release, print it."""
         return self._screen.write(text) if self._passes else super().write(text)
 
     def drop(self) -> None:
-        """Forget what was held."""
+        """Discard the held text."""
         self.truncate(0)
 
     def release(self) -> Any:
-        """Print what was held; returns the screen, where the rest goes."""
-        if not self._passes and is_first_of_machine():
+        """Print the held text; returns the screen that further output goes to."""
+        if not self._passes and _is_first_of_machine():
             self._passes = True
             self._screen.write(self.getvalue())
         return self._screen

@@ -1,4 +1,4 @@
-"""Leaves the surroundings of a verb, shell, notebook, thread or screen without Unicode, as they were."""
+"""Restores the process surroundings of a verb: arguments, environment, folder, streams, random generators."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 from largebatch.cli.process.leaving import EXIT_DONE, EXIT_FAILED, EXIT_UNREAD
 from largebatch.records.credentials import RedactedScreen
 
-_PLAIN = "largebatch-plain"  # how a screen without Unicode shows what it has no sign for
+_PLAIN = "largebatch-plain"  # error handler: ASCII in place of signs that a stream cannot encode
 _SIGNS = {
     ord(sign): plain
     for plain, signs in {
@@ -25,12 +25,12 @@ _SIGNS = {
     for sign in signs
 }  # fmt: skip
 _RUNNING = threading.RLock()
-# A pipe whose reader has ended, a terminal that was hung up, a log whose disk is full.
+# A pipe whose reader has ended, a closed terminal, a log file on a full disk.
 _GONE = (errno.EPIPE, errno.EIO, errno.ENOSPC, errno.EDQUOT)
 
 
 class _Screen:
-    """Passes on what is printed for as long as it can be: a run of hours does not hang on who reads it."""
+    """A stream that swallows output once it cannot be written: a run of hours must not depend on its reader."""
 
     def __init__(self, screen: Any) -> None:
         self._screen = screen
@@ -58,30 +58,30 @@ class _Screen:
 
 @dataclass(frozen=True)
 class Screens:
-    """The screens of a verb: what became of them."""
+    """The output streams of a verb."""
 
     stdout: _Screen
 
     def exit_code(self, code: int) -> int:
-        """That of a verb whose answer is what it prints, where nothing else had gone wrong."""
+        """The exit code of a verb whose answer is its output: `code`, unless a success could not be printed."""
         self.stdout.flush()
         if code != EXIT_DONE or self.stdout.error is None:
             return code
-        if self.stdout.error.errno == errno.EPIPE:  # `| head` has seen enough
+        if self.stdout.error.errno == errno.EPIPE:  # e.g. `| head`
             return EXIT_UNREAD
         print(f"largebatch: cannot write the output: {self.stdout.error}", file=sys.stderr)
         return EXIT_FAILED
 
 
 class AnotherRunError(Exception):
-    """Another thread of this process is in the middle of a run."""
+    """Another thread of this process is running a verb."""
 
 
 @contextlib.contextmanager
-def left_as_found() -> Iterator[Screens]:
-    """Give the process back as it was: arguments, search path, environment, folder, screens, torch's generators.
+def restored_surroundings() -> Iterator[Screens]:
+    """On exit restore arguments, search path, environment, working folder, streams and torch's random generators.
 
-    What is inside goes on where nothing can be printed any more.
+    The body keeps running when its output can no longer be written.
 
     Raises:
         AnotherRunError: if another thread is inside: arguments, generators and process group belong to the process.
@@ -97,7 +97,7 @@ def left_as_found() -> Iterator[Screens]:
         finally:
             sys.argv, sys.path[:] = argv, path
             _restore_environment(environ)
-            with contextlib.suppress(OSError):  # it may be gone
+            with contextlib.suppress(OSError):  # the folder may have been removed
                 os.chdir(folder)
             for restore, state in generators:
                 restore(state)
@@ -106,10 +106,10 @@ def left_as_found() -> Iterator[Screens]:
 
 
 def enter_utf8_mode() -> None:
-    """Start this process anew where names of files and texts would be ASCII: UTF-8 reads every such text alike.
+    """Restart this process in Python's UTF-8 mode if file names and texts would be ASCII.
 
-    In the POSIX locale without Python's UTF-8 mode, a name with an umlaut is neither an argument nor a path. Other
-    encodings stay: texts of the user's own may be written in them.
+    In the POSIX locale without that mode, a name with an umlaut is neither an argument nor a path. Other encodings
+    stay, because the user's own texts may be written in them.
     """
     if sys.executable and sys.getfilesystemencoding() == "ascii" and not sys.flags.utf8_mode:
         environ = os.environ | {"PYTHONUTF8": "1"}
@@ -124,12 +124,12 @@ def _restore_environment(environ: dict[str, str]) -> None:
 
 @contextlib.contextmanager
 def _writable_screens() -> Iterator[Screens]:
-    """Whatever is printed, an exit code tells of the run and not of the screen."""
+    """Streams that never fail a run: not when closed, without Unicode, or without a reader."""
     with contextlib.ExitStack() as stack:
         screens = []
         for name, redirect in (("stdout", contextlib.redirect_stdout), ("stderr", contextlib.redirect_stderr)):
             screen: Any = getattr(sys, name)
-            if screen is None:  # closed by whoever has started this process
+            if screen is None:  # closed by the parent process
                 screen = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
             elif hasattr(screen, "reconfigure") and not str(screen.encoding).lower().startswith("utf"):
                 stack.callback(screen.reconfigure, errors=screen.errors)
@@ -147,7 +147,7 @@ def _plain(error: UnicodeError) -> tuple[str, int]:
 
 
 def _generators() -> list[tuple[Any, Any]]:
-    """Of torch, if somebody has imported it: (what sets a state, the state)."""
+    """(setter, state) of torch's random generators; empty if torch is not imported."""
     torch = sys.modules.get("torch")
     if torch is None:
         return []

@@ -68,7 +68,7 @@ def make_runs(
     journal: Journal,
     *,
     stop: Callable[[], bool],
-    tell: Callable[[Row], None],
+    on_row: Callable[[Row], None],
 ) -> None:
     """Make the missing runs of this process's share of the cells, until none is left or a stop is asked for."""
     own = cells[study.share :: study.shares]
@@ -85,7 +85,7 @@ def make_runs(
     for row in finished:
         rows.append(row)
         journal.append(row)
-        tell(row)
+        on_row(row)
 
 
 def _work(
