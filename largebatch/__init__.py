@@ -128,12 +128,14 @@ _NAMES = {
 _get, __dir__ = lazy_names(__name__, _NAMES)
 
 
-def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        from importlib.metadata import PackageNotFoundError, version
+if not TYPE_CHECKING:  # to a type checker, a module with a __getattr__ has every name, misspelt ones too
 
-        try:
-            return version("largebatch")
-        except PackageNotFoundError:
-            return "(not installed)"
-    return _get(name)
+    def __getattr__(name: str) -> Any:
+        if name == "__version__":
+            from importlib.metadata import PackageNotFoundError, version
+
+            try:
+                return version("largebatch")
+            except PackageNotFoundError:
+                return "(not installed)"
+        return _get(name)

@@ -15,7 +15,7 @@ export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 names=$(python -c 'from largebatch.cli.textbook import EXPERIMENTS; print(*EXPERIMENTS)')
 for name in $names; do
     made=$folder/$name
-    [[ -f $made/textbook.json ]] && continue
+    [[ -f $made/textbook.json || -f $made/chapter.json ]] && continue # chapter.json: finished by an earlier version
     # Ends without textbook.json are of an experiment that was cut off: only what this script makes is removed.
     rm -rf "${made:?}/runs"
     python -m largebatch textbook "$name" run.dir="$made"

@@ -56,4 +56,5 @@ __all__ = [
     "moments_of_step", "probe_sizes", "read_curve", "scaling_exponent", "suggest",
     "walk_rates",
 ]  # fmt: skip
-__getattr__, __dir__ = lazy_names(__name__, _NAMES)
+if not TYPE_CHECKING:  # to a type checker, a module with a __getattr__ has every name, misspelt ones too
+    __getattr__, __dir__ = lazy_names(__name__, _NAMES)

@@ -10,11 +10,12 @@ if TYPE_CHECKING:
     from largebatch.gradient.step import Measures, Step
 
 __all__ = ["ExactBatchNorm", "GradientOptions", "Measures", "Step", "accumulate_gradients", "choose_gradient"]
-__getattr__, __dir__ = lazy_names(
-    __name__,
-    {
-        "options": "GradientOptions accumulate_gradients choose_gradient",
-        "exact_batch_norm": "ExactBatchNorm",
-        "step": "Measures Step",
-    },
-)
+if not TYPE_CHECKING:  # to a type checker, a module with a __getattr__ has every name, misspelt ones too
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "options": "GradientOptions accumulate_gradients choose_gradient",
+            "exact_batch_norm": "ExactBatchNorm",
+            "step": "Measures Step",
+        },
+    )

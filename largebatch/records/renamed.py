@@ -24,7 +24,11 @@ KEYS = {
     "chapter": "textbook",
 }
 # Key -> (regular expression of a part of its value, what it is now).
-VALUES = {"batch_norm": (r"\bghost\b", "per_micro_batch"), "experiment": (r"\bchapter/", "textbook/")}
+_CHAPTER = (
+    r"(?<![\w./-])chapter/(?=(?:accumulation|convergence|gd_variants|gradient_variance|lars|learning_rate|linear_scaling|"
+    r"noise_and_minima|warmup)\b)"
+)
+VALUES = {"batch_norm": (r"\bghost\b", "per_micro_batch"), "experiment": (_CHAPTER, "textbook/")}
 # Our own classes, wherever a config names one.
 TARGETS = {
     "largebatch.coupled_losses.InfoNCE": "largebatch.losses.InfoNCE",
@@ -46,6 +50,8 @@ _METRICS = (
     (r"noise_scale/(.+/)?value", r"noise_scale/\1b_simple"),
     (r"noise_scale/(.+/)?(low|high)", r"noise_scale/\1ci_\2"),
 )
+# What a text refers to: ${key}, or ${oc.select:key,default}.
+_REFERENCE = re.compile(r"\$\{(?:oc\.(?:select|dict\.keys|dict\.values):)?\s*([\w.]+)")
 # In a line with any of them.
 OLD_METRIC = re.compile(rb'"(?:ranks/slowest_\w+|communication/skew_s|noise_scale/(?:[^"]+/)?(?:value|low|high))"')
 
@@ -63,15 +69,11 @@ def renamed_in_config(config: Mapping[str, Any]) -> list[str]:
     found = [
         problem
         for key, value in values.items()
-        if (problem := _old_key(key, f"{key}={value}", value) or _old_value(key, str(value), f"{key}={value}"))
+        if (
+            problem := _old_key(key, f"{key}={value}", "", f"={value}") or _old_value(key, str(value), f"{key}={value}")
+        )
     ]
-    texts = [(key, value) for key, value in values.items() if isinstance(value, str) and "${" in value]
-    found += [
-        f"{key}={value}: {old} is called {new_key(old)} now. Write ${{{new_key(old)}}}."
-        for key, value in texts
-        for old in re.findall(r"\$\{([\w.]+)\}", value)
-        if new_key(old) != old
-    ]
+    found += [problem for key, value in values.items() for problem in _old_references(value, f"{key}={value}")]
     return list(dict.fromkeys(found))
 
 
@@ -81,8 +83,9 @@ def renamed_on_command_line(arguments: Sequence[str]) -> list[str]:
     for argument in arguments:
         sign = argument[: len(argument) - len(argument.lstrip("+~"))]
         key, equals, value = argument[len(sign) :].partition("=")
-        if problem := _old_key(key, argument, value if equals else None, sign) or _old_value(key, value, argument):
+        if problem := _old_key(key, argument, sign, equals + value) or _old_value(key, value, argument):
             found.append(problem)
+        found += _old_references(value, argument)
     return found
 
 
@@ -147,9 +150,16 @@ def with_new_names(config: Mapping[str, Any]) -> dict[str, Any]:
     return renamed
 
 
-def _old_key(key: str, written: str, value: Any, sign: str = "") -> str:
+def _old_references(value: Any, written: str) -> list[str]:
+    """Of the keys that a text reads: ${oc.select:KEY,DEFAULT} would give the default without a word."""
+    keys = _REFERENCE.findall(value) if isinstance(value, str) else []
+    return [problem for key in keys if (problem := _old_key(key, written, "${", "}"))]
+
+
+def _old_key(key: str, written: str, before: str, behind: str) -> str:
+    """A sentence if a key has another name now; what to write is the new one between `before` and `behind`."""
     if (new := new_key(key)) != key:
-        return f"{written}: {key} is called {new} now. Write {sign}{new}{'' if value is None else f'={value}'}."
+        return f"{written}: {key} is called {new} now. Write {before}{new}{behind}."
     remedies = [remedy for old, remedy in DROPPED.items() if _is_at(key, old)]
     return f"{written}: there is no such key. {remedies[0]}" if remedies else ""
 

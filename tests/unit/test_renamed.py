@@ -29,12 +29,15 @@ OF_THE_COMMAND_LINE = {
     "chapter.seeds=2": "Write textbook.seeds=2.",
     "experiment=chapter/lars,chapter/warmup": "Write experiment=textbook/lars,textbook/warmup.",
     "+observers.variance.every=5": "`largebatch measure variance`",
+    "hydra.sweep.subdir=t${launcher.timeout_s}": "Write ${launcher.collective_timeout_s}.",
 }
 OF_A_CONFIG = {
     "observers: {ranks: {slow_ratio: 2}}": "Write observers.stragglers.ratio=2.",
     "batch_norm: ghost": "Write batch_norm=per_micro_batch.",
     "launcher: {timeout_s: 5}": "Write launcher.collective_timeout_s=5.",
     "seed: ${launcher.join_timeout_s}": "Write ${launcher.rendezvous_timeout_s}.",
+    "seed: '${oc.select:launcher.timeout_s,5}'": "Write ${launcher.collective_timeout_s}.",
+    "seed: ${observers.variance.window}": "`largebatch measure variance`",
     "chapter: {seeds: 2}": "Write textbook.seeds=2.",
     "observers: {variance: {every: 5}}": "`largebatch measure variance`",
 }
@@ -55,6 +58,11 @@ def test_an_old_name_on_the_command_line_is_refused_before_anything_else(argumen
     (problem,) = renamed_on_command_line(["seed=1", argument, "batch.total=64"])
     assert problem.startswith(argument)
     assert problem.endswith(f"{remedy}") or remedy in problem
+
+
+@pytest.mark.parametrize("argument", ["experiment=my-chapter/lars", "experiment=chapter/mine", "data.name=ghost"])
+def test_a_name_of_ones_own_is_no_old_one(argument: str):
+    assert renamed_on_command_line([argument]) == []
 
 
 @pytest.mark.usefixtures("in_a_folder")
@@ -85,6 +93,16 @@ def test_an_old_name_in_a_file_of_ones_own_is_refused(tmp_path: Path, capsys: py
         sweep = ["--multirun"] if "sweeper" in text else []
         assert main(["plan", "--config-dir", str(tmp_path), "experiment=mine", *sweep]) == 2
         assert remedy in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("in_a_folder")
+def test_a_config_that_builds_on_an_old_one_is_told_its_new_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "mine.yaml").write_text("defaults: [chapter, _self_]\n", encoding="utf-8")
+    for name in ("mine", "chapter"):
+        assert main(["plan", "--config-dir", str(tmp_path), "--config-name", name]) == 2
+        assert capsys.readouterr().err == (
+            "largebatch: the config chapter.yaml is called textbook.yaml now. Write textbook.\n"
+        )
 
 
 @pytest.mark.parametrize(("text", "remedy"), OF_A_CONFIG.items())

@@ -106,7 +106,10 @@ def run_verb(
         if not codes:
             _print_remedy(exit_.__context__, held, keys, arguments)
             return _code_without_call(exit_, is_sweep=_is_sweep(arguments))
-    except HydraException as error:  # Hydra does not report errors of --help itself
+    except (
+        HydraException,
+        OmegaConfBaseException,
+    ) as error:  # Hydra does not report those of --help and of its folders
         held.write(f"{error}\n")
         _print_remedy(error, held, keys, arguments)
         return EXIT_WRONG_INPUT
@@ -152,9 +155,9 @@ def _print_remedy(
             f"a config file is not valid YAML: {' '.join(str(error).split())}. Quote texts that contain : ? * & % "
             "{ } [ ], and indent with blanks."
         )
-    if isinstance(error, NotListedError):
+    if isinstance(error, (NotListedError, OmegaConfBaseException)):
         held.drop()
-        print_once(str(error))
+        print_once(str(error).partition("\n    full_key: ")[0])
         return
     if not isinstance(error, HydraException):
         return

@@ -14,12 +14,13 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-from largebatch.records.renamed import renamed_choice, renamed_on_command_line
+from largebatch.records.renamed import new_key, renamed_choice, renamed_on_command_line
 from largebatch.run.config.did_you_mean import did_you_mean, meant_by_key
 
 _FILE = re.compile(r"In '(\S+)': ")
 _KEY = re.compile(r"Could not (?:override|delete from config\.) '(\S+?)'")
 _CHOICE = re.compile(r"Could not (?:find|load) '(\S+)/([^\s/]*)'")
+_CONFIG = re.compile(r"(?:Could not load|Cannot find primary config) '([^\s/']+?)(?:\.yaml)?'")
 _OPTION = re.compile(r"^\t(\S+)$", re.MULTILINE)
 _SEARCHED = re.compile(r"path=file://(\S.*)$", re.MULTILINE)
 _FLAG = re.compile(r"--[a-z-]+")
@@ -65,6 +66,8 @@ def remedy(message: str, keys: Keys, arguments: Sequence[str] = (), groups: Path
     """
     if choice := _CHOICE.search(message):
         return _unknown_choice(message, choice[1], choice[2], arguments)
+    if (config := _CONFIG.search(message)) and (new := new_key(config[1])) != config[1]:
+        return f"the config {config[1]}.yaml is called {new}.yaml now. Write {new}."
     if key := _KEY.search(message):
         return _unknown_key(message, key[1], keys, arguments, groups)
     if several := _SEVERAL.search(message):
