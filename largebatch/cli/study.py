@@ -51,8 +51,8 @@ def run(config: DictConfig, overrides: list[str]) -> int:
     from largebatch.distributed.signals import StopRequest
     from largebatch.experiments.study.journal import Journal, require_same_study
     from largebatch.experiments.study.protocol import is_done
-    from largebatch.experiments.study.running import identity_of, make_runs, plan_cells
     from largebatch.experiments.study.settings import StudyConfig
+    from largebatch.experiments.study.study_runs import identity_of, make_runs, plan_cells
     from largebatch.run.config.reading import parse_section, require_one_process
 
     study = parse_section(config, "study", StudyConfig)
@@ -107,8 +107,8 @@ def _print_row(row: Row) -> None:
 
 def _conclude(config: DictConfig, study: StudyConfig, folder: Path, rows: Sequence[Row], cells: Sequence[Cell]) -> None:
     from largebatch.experiments.study import analyse
-    from largebatch.experiments.study.presenting import present, study_result
     from largebatch.experiments.study.protocol import point_of
+    from largebatch.experiments.study.study_result import present, study_result
     from largebatch.run.config.reading import public_values
 
     target, name = study.target, config.run.name or config.run.title or config.data.name

@@ -42,7 +42,7 @@ def _read(options: argparse.Namespace) -> list[StudyPoint]:
 def _conclude(options: argparse.Namespace, points: list[StudyPoint]) -> int:
     from largebatch.experiments.study import analyse
     from largebatch.experiments.study.csv_table import notes_of_unread
-    from largebatch.experiments.study.presenting import present, study_result
+    from largebatch.experiments.study.study_result import present, study_result
     from largebatch.records.run_folder import chosen_folder
 
     file = Path(options.file)

@@ -1,4 +1,4 @@
-"""The learning rate for a batch: range tests of a prepared run over whole global batches, for seeds and batch sizes."""
+"""Learning-rate range tests of a prepared run over whole global batches, for several seeds and batch sizes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from largebatch.training.progress import Progress
 from largebatch.training.steps import Steps
 
 _MANY = 2**31  # steps: more than a test takes
-_ABOVE_START = 1.5  # times what the loss was: a loss that diverges goes on to any height
+_ABOVE_START = 1.5  # times the first loss: a diverging curve is cut above it
 _RATE, _LOSS = Axis("learning rate", log=True), Axis("loss, smoothed")
 
 
@@ -54,12 +54,12 @@ class RangeTests:
 
     @cached_property
     def readings(self) -> dict[int, Reading]:
-        """By seed."""
+        """The reading of each seed."""
         return {seed: read_curve(curve) for seed, curve in self.curves.items()}
 
     @cached_property
     def suggestion(self) -> Suggestion:
-        """Of all seeds together."""
+        """The suggestion from all seeds together."""
         return suggest(list(self.readings.values()))
 
 
@@ -67,12 +67,12 @@ def plans_of(prepared: Prepared, options: FindLrConfig, *, world_size: int) -> l
     """A plan per batch size, ascending.
 
     Raises:
-        ConfigError: with all that is wrong: a batch that the set or the ranks cannot have, or a ramp.
+        ConfigError: with every problem: a batch that does not fit the set or the ranks, or a ramp.
     """
     findings, config, num_samples = Findings(), prepared.config, len(prepared.train)
     if config.batch.ramp.is_used:
         findings.errors.append(
-            "batch.ramp: a range test is of one batch size. Leave it out, or list find_lr.batch_sizes."
+            "batch.ramp: a range test has one batch size. Leave it out, or list find_lr.batch_sizes."
         )
     key, sizes = "find_lr.batch_sizes", sorted(set(options.batch_sizes or ()))
     if len(sizes) < len(options.batch_sizes or ()):
@@ -90,18 +90,18 @@ def plans_of(prepared: Prepared, options: FindLrConfig, *, world_size: int) -> l
 def run_range_tests(
     prepared: Prepared, weights: Weights, plans: Sequence[BatchPlan], settings: RangeSettings, seeds: Sequence[int]
 ) -> list[RangeTests]:
-    """The tests of every plan; the same on every rank, as losses are summed over ranks before anybody looks.
+    """Range tests for every plan. Every rank gets the same curves: losses are summed over ranks first.
 
-    A seed means what it means to `largebatch train`: data order, augmentation, dropout and, unless the weights are
-    those of a checkpoint, initial weights. Every test has a fresh optimizer. The guard is left out: it would leave out
-    the steps that diverge. Weights, buffers, modes and random generators are as before, bit for bit, on every way out.
+    A seed sets data order, augmentation and dropout as in `largebatch train`, and without a checkpoint the initial
+    weights. Every test has a fresh optimizer. No guard runs: it would skip the diverging steps. Weights, buffers, modes
+    and random generators are restored bit for bit, after an error too.
 
     Args:
-        prepared: the run; of it scaling, schedule and length play no part.
-        weights: where the tests start.
+        prepared: the run; its scaling, schedule and length are ignored.
+        weights: the starting point of all tests.
         plans: one per batch size.
-        settings: of every test.
-        seeds: of the tests.
+        settings: shared by all tests.
+        seeds: one test each per plan.
     """
     own, rank = replace(prepared, model=weights.module), weights.runtime.rank
     loader = build_loader(own, rank, plan=plans[0])
@@ -123,7 +123,7 @@ def run_range_tests(
 
 
 def _step_at(run: Run, rates: list[float], lr: float) -> float:
-    """The loss of the next step, which is taken with a rate of its own."""
+    """Take the next step at this rate; returns its loss."""
     rates.append(lr)
     step = run.steps.next()
     assert step is not None
@@ -132,7 +132,7 @@ def _step_at(run: Run, rates: list[float], lr: float) -> float:
 
 @contextmanager
 def _rewound(run: Run, prepared: Prepared, steps: Steps) -> Iterator[Run]:
-    """A run at its start, with other steps and a fresh optimizer; all is rolled back in the end.
+    """The run at its start, with other steps and a fresh optimizer; everything is rolled back at the end.
 
     One gradient serves all tests: a distributed wrapper takes its hooks once.
     """
@@ -148,9 +148,9 @@ def _rewound(run: Run, prepared: Prepared, steps: Steps) -> Iterator[Run]:
 
 
 def result_of(tests: Sequence[RangeTests], *, title: str) -> Result:
-    """What tests of one or several batch sizes, ascending, say; `title` tells what was tested, from which weights."""
+    """The result of tests at one or several batch sizes, ascending; `title` names the run and its weights."""
     rows = [
-        (f"{one.global_batch_size:,}", str(seed), *map(_shown, (read.steepest, read.minimum, read.divergence)))
+        (f"{one.global_batch_size:,}", str(seed), *map(_rate_text, (read.steepest, read.minimum, read.divergence)))
         for one in tests
         for seed, read in one.readings.items()
     ]
@@ -160,9 +160,10 @@ def result_of(tests: Sequence[RangeTests], *, title: str) -> Result:
         steepest = [(one.global_batch_size, read.steepest) for one in tests for read in one.readings.values()]
         slope = scaling_exponent([(size, rate) for size, rate in steepest if rate is not None])
         sentences.append(
-            "The rate at which the loss falls fastest grows with the batch to the power "
-            f"{'that fewer than three tests do not tell' if slope is None else f'{slope:.3g}'}; linear scaling has 1, "
-            "the square root 0.5."
+            "The growth of the rate with the batch is not known: it needs three tests with a fastest fall."
+            if slope is None
+            else f"The rate at which the loss falls fastest grows with the batch to the power {slope:.3g}. Linear "
+            "scaling has 1, the square root 0.5."
         )
         figures.append(map_of_batches(tests, title=title))
         exponent = None if slope is None else asdict(slope)
@@ -171,7 +172,7 @@ def result_of(tests: Sequence[RangeTests], *, title: str) -> Result:
     return Result("Learning-rate range test", sentences, [Table(title, headers, rows)], figures, numbers)
 
 
-def _shown(rate: float | None) -> str:
+def _rate_text(rate: float | None) -> str:
     return "" if rate is None else f"{rate:.3g}"
 
 

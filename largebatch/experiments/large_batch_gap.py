@@ -20,13 +20,13 @@ from largebatch.records.report.evidence import differing
 from largebatch.records.report.seeds import by_seed
 from largebatch.records.result import Result, Table
 
-# What the numbers are measured with: where it differs there is nothing to compare.
+# Runs that differ here measure different things, and cannot be compared.
 _MEASURED_WITH = ("data.validation", "loss._target_")
 
 
 @dataclass(frozen=True)
 class _Seed:
-    """The runs of one seed with one setting, which are one value."""
+    """The runs of one seed at one batch size: they count as one value."""
 
     runs: Sequence[EvaluatedRun]
     evaluations: Evaluations
@@ -34,10 +34,10 @@ class _Seed:
 
 
 def compare_runs(folders: Sequence[str], *, on_left_out: Callable[[str], object]) -> tuple[Result, list[str]]:
-    """The gap between the runs of these folders, against those of the smallest batch; and what was left out, by name.
+    """The gap of each batch size against the smallest, from these runs; and a line for each run left out.
 
     Args:
-        folders: of runs.
+        folders: run folders.
         on_left_out: called with each line of what is left out, also where nothing remains to be compared.
 
     Raises:
@@ -112,12 +112,11 @@ def _brief(settings: dict[str, str]) -> str:
 
 
 def _seeds(runs: Sequence[EvaluatedRun]) -> list[_Seed]:
-
     return [_Seed(same, *merge_reruns([run.evaluations for run in same])) for same in by_seed(runs)]
 
 
 def _merged(seeds: dict[int, list[_Seed]]) -> list[str]:
-    """What was not counted as a replicate."""
+    """A line for each seed whose runs are merged into one value."""
     lines = []
     for size, group in seeds.items():
         for one in group:
@@ -140,7 +139,7 @@ def _gaps(seeds: dict[int, list[_Seed]]) -> list[tuple[int, LargeBatchGap]]:
 
 
 def _sentences(base: int, seeds: dict[int, list[_Seed]], gaps: Sequence[tuple[int, LargeBatchGap]]) -> list[str]:
-    """Of each batch size the loss gap at equal samples, which every pair of runs has."""
+    """The loss gap of each batch size at equal samples: the match that every pair of runs has."""
     return [
         f"At equal samples, batch {size:,} {_outcome(gap.loss, min(len(seeds[base]), len(seeds[size])))}."
         for size, gap in gaps
@@ -151,10 +150,10 @@ def _sentences(base: int, seeds: dict[int, list[_Seed]], gaps: Sequence[tuple[in
 def _outcome(one: Interval | None, fewer: int) -> str:
     if one is None:
         return "cannot be compared with the smallest batch"
-    value, interval = _shown(one, fewer)
+    value, interval = _cells(one, fewer)
     if math.isnan(one.low):
         return f"differs by {value} in validation loss ({interval}): that cannot be told from noise"
-    apart = "is worse" if one.low > 0 else "is better" if one.high < 0 else "is not told apart"
+    apart = "is worse" if one.low > 0 else "is better" if one.high < 0 else "shows no clear difference"
     return f"{apart}: {value} in validation loss (95 %: {interval})"
 
 
@@ -163,7 +162,7 @@ def _of_differing(keys: Sequence[str]) -> list[str]:
 
 
 def _table(base: int, seeds: dict[int, list[_Seed]], gaps: Sequence[tuple[int, LargeBatchGap]]) -> Table:
-    headers = ("batch", "matched at", "which is", "loss gap", "95 % interval", "accuracy gap", "95 % interval")
+    headers = ("batch", "matched at", "value", "loss gap", "95 % interval", "accuracy gap", "95 % interval")
     title = f"large-batch gap on validation, against batch {base:,} ({_count(len(seeds[base]))}); positive: worse"
     return Table(title, headers, [_row(size, len(seeds[base]), len(seeds[size]), gap) for size, gap in gaps])
 
@@ -178,10 +177,10 @@ def _row(size: int, num_base: int, num_seeds: int, gap: LargeBatchGap) -> tuple[
         return batch, match, "none", gap.reason, "", "", ""
     at = f"{gap.at:.4g}" if gap.match == "train_loss" else f"{gap.at:,.0f}"
     fewer = min(num_base, num_seeds)
-    return batch, match, at, *_shown(gap.loss, fewer), *_shown(gap.accuracy, fewer)
+    return batch, match, at, *_cells(gap.loss, fewer), *_cells(gap.accuracy, fewer)
 
 
-def _shown(one: Interval | None, fewer: int) -> tuple[str, str]:
+def _cells(one: Interval | None, fewer: int) -> tuple[str, str]:
     if one is None:
         return "", ""
     why = f"{_count(fewer)}: no interval" if fewer < LEAST_SEEDS else "all seeds alike: no interval"

@@ -18,12 +18,12 @@ from largebatch.records.credentials import redact_screens
 
 
 def on_local_ranks(world_size: int, function: Callable[..., Any], *arguments: Any) -> Any:
-    """What `function(*arguments)` returns on rank 0 of `world_size` new processes, over gloo.
+    """Call `function(*arguments)` on `world_size` new processes over gloo; returns the value of rank 0.
 
     Args:
         world_size: processes to start.
-        function: of a module, so that the processes find it; it joins the job itself, as any program under torchrun.
-        arguments: that survive pickling.
+        function: defined in a module, for the processes to import; it joins the job as a program under torchrun does.
+        arguments: picklable values.
 
     Raises:
         ChildFailedError: if a process fails; its own message was printed.
@@ -45,7 +45,7 @@ def on_local_ranks(world_size: int, function: Callable[..., Any], *arguments: An
 
 
 def _as_rank(function: Callable[..., Any], *arguments: Any) -> Any:
-    """In a new process, which ends with the one that has started it."""
+    """Call the function in a new process, which ends with its parent."""
     end_with_launcher()
     stop_at_once()
     redact_screens()
@@ -54,7 +54,7 @@ def _as_rank(function: Callable[..., Any], *arguments: Any) -> Any:
 
 @contextmanager
 def _own_signals() -> Iterator[None]:
-    """Keep this process's answers to signals; meanwhile a launcher's ends the ranks, and then what has started them."""
+    """Restore this process's signal handlers at the end; until then a stop signal ends the ranks, then this process."""
     former = {number: signal.getsignal(number) for number in heeded_signals()}
     try:
         yield

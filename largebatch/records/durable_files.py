@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from largebatch.records.regular_files import kind_of_stranger
+from largebatch.records.regular_files import irregular_kind
 
 _DRAFT = re.compile(r"\.(.+)\.tmp-[0-9a-f]{16}", re.DOTALL)
 _MOST_SHOWN = 50  # characters of the name that a draft repeats: a name has 255 bytes at most
@@ -108,7 +108,7 @@ def sync_names(folder: Path | int) -> None:
 
 
 @contextlib.contextmanager
-def naming_what_is_not_written(path: Path) -> Iterator[None]:
+def as_not_written(path: Path) -> Iterator[None]:
     """Around what writes `path`: an OSError becomes a NotWrittenError, with path and reason in one sentence."""
     try:
         yield
@@ -123,7 +123,7 @@ def naming_what_is_not_written(path: Path) -> Iterator[None]:
 def require_regular(path: Path) -> None:
     """Raise OSError where something else than a regular file is in the place of one."""
     with contextlib.suppress(FileNotFoundError):
-        if kind := kind_of_stranger(os.lstat(path)):
+        if kind := irregular_kind(os.lstat(path)):
             raise OSError(
                 f"{path} is {kind}, and only regular files are written, never through a link: remove it, or choose "
                 "another place"
@@ -144,7 +144,7 @@ def open_regular_to_write(path: Path, flags: int = 0, *, folder: int | None = No
     require_regular(path)
     more = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     file = os.open(path if folder is None else path.name, flags | more, 0o666, dir_fd=folder)
-    if kind := kind_of_stranger(os.fstat(file)):
+    if kind := irregular_kind(os.fstat(file)):
         os.close(file)
         raise OSError(f"{path} is {kind}, and only regular files are written: remove it, or choose another place")
     return file
@@ -173,7 +173,7 @@ def where_is(folder: int, was: Path) -> Path | None:
 
 @contextlib.contextmanager
 def _draft_of(path: Path, mode: int) -> Iterator[tuple[Path, int]]:
-    with naming_what_is_not_written(path):
+    with as_not_written(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         require_regular(path)
         remove_abandoned_drafts(path.parent, path.name)

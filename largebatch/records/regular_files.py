@@ -81,11 +81,11 @@ def _escape(character: str) -> str:
     return character.encode("unicode_escape", "backslashreplace").decode("ascii")
 
 
-def kind_of_stranger(found: os.stat_result) -> str | None:
+def irregular_kind(found: os.stat_result) -> str | None:
     """What is in the place of a regular file; None: a regular file."""
     return None if stat.S_ISREG(found.st_mode) else _KINDS.get(stat.S_IFMT(found.st_mode), "no file")
 
 
 def _require_regular(path: Path, found: os.stat_result) -> None:
-    if kind := kind_of_stranger(found):
+    if kind := irregular_kind(found):
         raise ValueError(f"{path.name} is {kind}, not a regular file. Remove it, or put the file in its place.")

@@ -6,7 +6,6 @@ what files of earlier versions hold.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,6 +13,7 @@ from itertools import islice
 from typing import Any
 
 from largebatch.records.figures.figure import Figure, from_record
+from largebatch.records.json_values import json_values
 from largebatch.records.regular_files import printable
 
 # File -> its kind, and the keys that tell a file of an earlier version from somebody else's file of that name.
@@ -97,10 +97,10 @@ class Result:
             "title": self.title,
             "question": self.question,
             "sentences": list(self.sentences),
-            "tables": [plain(asdict(table)) for table in self.tables],
+            "tables": [json_values(asdict(table)) for table in self.tables],
             "figures": [figure.record() for figure in self.figures],
             "runs": list(self.runs),
-            "numbers": plain(self.numbers),
+            "numbers": json_values(self.numbers),
         }
 
 
@@ -197,14 +197,3 @@ def _runs(value: object) -> list[str]:
     if not all(isinstance(run, str) and run and "\0" not in run for run in runs):
         raise ValueError("runs is no list of folders")
     return runs
-
-
-def plain(value: Any) -> Any:
-    """Values ready for JSON: lists for arrays and tuples, None for what is not finite."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(part) for key, part in value.items()}
-    if hasattr(value, "tolist"):  # arrays and scalars of numpy
-        value = value.tolist()
-    if isinstance(value, (list, tuple)):
-        return [plain(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from largebatch.records.durable_files import naming_what_is_not_written, require_regular, where_is, write_whole
+from largebatch.records.durable_files import as_not_written, require_regular, where_is, write_whole
 
 _PACKAGES = ("largebatch", "torch", "accelerate", "hydra-core", "omegaconf", "numpy", "wandb", "safetensors")
 
@@ -166,11 +166,11 @@ def new_folder(root: str, name: str) -> Path:
         OSError: if it cannot be made.
     """
     stem = Path(root) / name / time.strftime("%Y-%m-%d_%H-%M-%S")
-    with naming_what_is_not_written(stem.parent):
+    with as_not_written(stem.parent):
         stem.parent.mkdir(parents=True, exist_ok=True)
     for number in itertools.count(1):
         path = stem if number == 1 else stem.with_name(f"{stem.name}_{number}")
-        with naming_what_is_not_written(path), contextlib.suppress(FileExistsError):
+        with as_not_written(path), contextlib.suppress(FileExistsError):
             path.mkdir()
             return path
     raise AssertionError("there is no last number")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from largebatch.records.rows.series import AUGMENTED_GAP, of_gap
+from largebatch.records.rows.augmented_gap import AUGMENTED_GAP, gap_remark
 from largebatch.run.build import OpenRun
 from largebatch.training.observers.noise_scale import format_noise_scale
 
@@ -32,7 +32,7 @@ def summary_rows(opened: OpenRun, summary: dict[str, Any], hint: str | None) -> 
     ):
         if name in summary:
             spread = f" ± {summary[error]:.4f}" if error in summary else ""
-            remark = of_gap(summary.get(AUGMENTED_GAP)) if name.startswith("gap/") else ""
+            remark = gap_remark(summary.get(AUGMENTED_GAP)) if name.startswith("gap/") else ""
             rows.append((label, f"{summary[name]:.4f}{spread}{remark}"))
     if summary.get("evaluated_after_step", summary["steps"]) != summary["steps"]:
         rows.append(("evaluated", f"after step {summary['evaluated_after_step']:,}, before the run was stopped"))

@@ -100,7 +100,7 @@ def test_a_checkpoint_is_where_the_tests_start_and_seeds_share_its_weights():
         (["find_lr.seeds=0"], "find_lr.seeds=0: must be at least 1."),
         (["find_lr.batch_sizes=[8,5000]"], "find_lr.batch_sizes=[8, 5000]: the training set has 1000 samples."),
         (["find_lr.batch_sizes=[8,8]"], "find_lr.batch_sizes=[8, 8]: a size is listed twice."),
-        (["batch.ramp.milestones=[10ep]", "batch.ramp.totals=[64]"], "batch.ramp: a range test is of one batch size."),
+        (["batch.ramp.milestones=[10ep]", "batch.ramp.totals=[64]"], "batch.ramp: a range test has one batch size."),
         (["find_lr.checkpoint=nowhere"], "find_lr.checkpoint="),
     ],
 )

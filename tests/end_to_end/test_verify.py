@@ -106,7 +106,7 @@ def test_a_sound_run_is_the_same_on_every_factorization(verify, overrides):
         ([*own("MeanLoss", "loss")], ["mean of means"]),
         ([*own("CoupledLoss", "loss")], ["batch-coupled loss"]),
         ([*own("ReducingLoss", "loss")], ["collective inside the loss or the model"]),
-        ([*own("OnlyShifted"), "optimizer=adamw", "optimizer.eps=0.0"], ["optimizer enlarges rounding"]),
+        ([*own("OnlyShifted"), "optimizer=adamw", "optimizer.eps=0.0"], ["optimizer amplifies rounding"]),
     ],
     ids=lambda part: part[0] if len(part) == 1 else "",
 )

@@ -31,8 +31,8 @@ def test_the_shapes_are_those_of_the_models(name, num_params, num_tensors):
     ("arguments", "fact"),
     [
         (["shapes=resnet"], "shapes=resnet: 'resnet' is not known. Name one or more of resnet50, bert_base."),
-        (["rounds=4"], "rounds=4: a whole number, 5 or more."),
-        (["threads=0"], "threads=0: a whole number, 1 or more."),
+        (["rounds=4"], "rounds=4: must be a whole number, 5 or more."),
+        (["threads=0"], "threads=0: must be a whole number, 1 or more."),
         (["threads=1", "threads=2"], "threads is given twice"),
         (
             ["batch.total=8"],

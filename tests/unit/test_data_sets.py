@@ -15,8 +15,8 @@ from largebatch.records.figures.run_figures import run_figures
 from largebatch.records.report.batches import grouped
 from largebatch.records.report.reading import read_evidence
 from largebatch.records.report.verdict import caveats
+from largebatch.records.rows.augmented_gap import AUGMENTED_GAP, gap_remark
 from largebatch.records.rows.columns import columns_of
-from largebatch.records.rows.series import AUGMENTED_GAP, of_gap
 from largebatch.run.prepare import prepare
 from largebatch.run.train_quietly import train_quietly
 from tests.unit.own_sets import Jittered, jittered
@@ -54,7 +54,7 @@ def test_the_gap_of_such_a_set_is_marked_in_rows_summary_plan_and_figures(
     figures = run_figures(columns_of(run.rows))["training"]
     (gap,) = [figure for figure in figures if figure.name == "generalization_gap"]
     assert gap.title.endswith(", one side augmented") == marked
-    assert of_gap(run.summary.get(AUGMENTED_GAP)) == (", one side augmented" if marked else "")
+    assert gap_remark(run.summary.get(AUGMENTED_GAP)) == (", one side augmented" if marked else "")
 
 
 def test_text_among_the_inputs_is_told_and_left_out() -> None:
@@ -106,11 +106,11 @@ def test_measure_gap_tells_what_it_cannot_tell_apart_and_blames_no_mode_of_the_m
     assert {part["name"]: part["loss"] for part in found["parts"]}["train mode"] is None
     assert found["is_augmented"]
     assert "data.train_plain={_target_" in said
-    assert "what a set does by itself is not told apart: name data.train_plain" in said
+    assert "augmentation inside a set is not separated: name data.train_plain" in said
     plain = "data.train_plain={_target_: tests.unit.own_sets.Jittered, split: train}"
     found, said = measured_gap(tmp_path, plain), capsys.readouterr().out
     parts = {part["name"]: part["loss"] for part in found["parts"]}
     assert parts["train mode"] is None
     assert abs(parts["augmentation"]["value"]) > 0
     assert not found["is_augmented"]
-    assert "not told apart" not in said
+    assert "not separated" not in said

@@ -172,7 +172,7 @@ def test_durations_are_never_taken_from_the_wall_clock():
 # files of a temporary folder, and the screen of nobody.
 WRITERS = {
     "records.durable_files": {"os.open", "os.write", "os.replace"},
-    "records.checkpoint.places": {"os.rename", "os.open"},
+    "records.checkpoint.step_folders": {"os.rename", "os.open"},
     "records.checkpoint.writing": {"save_file"},
     "records.folder_lock": {"os.pwrite", "os.ftruncate"},
     "records.line_file": {"os.open", "os.ftruncate"},

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from largebatch.records.report.comparison import comparison
 from largebatch.records.report.reading import read_evidence
+from largebatch.records.report.two_runs import comparison
 from tests.unit.report_folders import write_run
 
 

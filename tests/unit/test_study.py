@@ -146,7 +146,7 @@ def test_only_the_fork_server_gives_up_its_exit_code(is_fork_server: bool, monke
     monkeypatch.setattr("largebatch.distributed.signals.end_with_parent", lambda parent: registered.append("mortal"))
     started = "from multiprocessing.forkserver import main; main(3, 4)"
     monkeypatch.setattr("sys.orig_argv", ["python", "-c", started if is_fork_server else "pass"])
-    importlib.reload(importlib.import_module("largebatch.experiments.preloaded"))
+    importlib.reload(importlib.import_module("largebatch.experiments.fork_preload"))
     assert registered == (["mortal", "frozen", (os._exit, 0)] if is_fork_server else [])
 
 

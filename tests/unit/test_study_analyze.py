@@ -44,7 +44,7 @@ def test_a_file_becomes_tables_conclusions_a_record_and_a_picture(capsys: pytest
     said = capsys.readouterr().out
     assert "sgd: B_crit is 60 (95 %: 60 to 60) samples" in said
     assert "lars: the median did not reach the target at batch 1,024. It counts as a lower bound." in said
-    assert "B_crit of lars is above that of sgd: their intervals do not meet." in said
+    assert "lars has a larger B_crit than sgd: their intervals do not overlap." in said
     assert "B_crit in samples: lars 200 (95 %: 2" in said
     assert "sgd: supported: predicts each left-out batch size within 0 %, 0 % in the root mean square." in said
     written = json.loads(Path("out/study.json").read_text())
@@ -106,7 +106,7 @@ def test_few_seeds_are_told_beside_their_median(capsys: pytest.CaptureFixture[st
         ("", "line 1 has the columns none: batch_size and steps must be among them"),
         ("batch,steps\n1,2\n", "line 1 has the columns batch, steps: batch_size must be among them"),
         ("batch_size,steps\n", "has no rows below its first line"),
-        ("batch_size,steps\n8,0\n", "line 2: steps=0: must be a number above 0. Of a run without the target: the"),
+        ("batch_size,steps\n8,0\n", "line 2: steps=0: must be a number above 0. For a run that missed the target give"),
         ("batch_size,steps\n8,\n", "line 2: steps=nothing: must be a number above 0"),
         ("batch_size,steps\n8,nan\n", "line 2: steps=nan: must be a number above 0"),
         ("batch_size,steps\n8.5,10\n", "line 2: batch_size=8.5: must be a whole number of samples"),
@@ -149,7 +149,7 @@ def test_an_unsupported_critical_batch_is_no_conclusion_but_its_lower_bound_may_
     assert not analysis.fits["lars"].supported
     doubt = "lars: the evidence does not support a value of B_crit"
     assert any(line.startswith(doubt) for line in analysis.conclusions)
-    assert analysis.conclusions[-2] == "B_crit of lars is above that of sgd: their intervals do not meet."
+    assert analysis.conclusions[-2] == "lars has a larger B_crit than sgd: their intervals do not overlap."
 
 
 def test_fits_are_compared_although_a_test_remarks_misfit_and_doubted_where_the_misfit_is_large():
@@ -161,17 +161,17 @@ def test_fits_are_compared_although_a_test_remarks_misfit_and_doubted_where_the_
     small = (1.03, 0.97, 1.02, 0.98, 1.03, 0.97, 1.0)
     analysis = analyse([*scattered("sgd", 20, small), *scattered("lars", 200, small)])
     assert all(fit.rejected and fit.supported for fit in analysis.fits.values())
-    apart = "B_crit of lars is above that of sgd: their intervals do not meet."
+    apart = "lars has a larger B_crit than sgd: their intervals do not overlap."
     assert analysis.conclusions[-2] == apart
     large = (1.0, 1.0, 1.0, 1.6, 1.0, 1.0, 1.0)
     doubted = analyse([*scattered("sgd", 3, small), *scattered("lars", 300, large)])
-    assert doubted.conclusions[-2] == f"{apart} Do not lean on that: the curve of lars misses its points by too much."
+    assert doubted.conclusions[-2] == f"{apart} Do not rely on that: the curve of lars misses its points by too much."
 
 
 def test_optimizers_with_the_same_curve_are_not_told_apart():
     noisy = [point(size, 100 * (1 + 60 / size) * (1.1 if size in (16, 128) else 0.97)) for size in SIZES]
     analysis = analyse([*noisy, *curve(100, 66, optimizer="lars")])
-    assert analysis.conclusions[-2] == "B_crit of lars and sgd is not told apart: their intervals meet."
+    assert analysis.conclusions[-2] == "B_crit of lars and sgd shows no clear difference: their intervals overlap."
 
 
 def test_the_noise_scale_of_the_runs_is_set_beside_the_critical_batch():
@@ -195,10 +195,10 @@ def test_a_study_of_two_batch_sizes_draws_points_without_a_curve():
 @pytest.mark.parametrize(
     ("seeds", "words"),
     [
-        (1, "2.00 times as many (1 seed: not told from noise)"),
-        (2, "2.00 times as many (2 seeds: not told from noise)"),
-        (3, "2.00 times as many (ranges of seeds apart)"),
-        (6, "2.00 times as many (intervals apart)"),
+        (1, "2.00 times as many (1 seed: no interval)"),
+        (2, "2.00 times as many (2 seeds: no interval)"),
+        (3, "2.00 times as many (ranges of seeds do not overlap)"),
+        (6, "2.00 times as many (intervals do not overlap)"),
     ],
 )
 def test_the_fastest_at_the_largest_common_batch_is_named(seeds: int, words: str):
@@ -213,5 +213,5 @@ def test_the_fastest_at_the_largest_common_batch_is_named(seeds: int, words: str
     assert line.startswith("At batch 16 sgd takes the fewest steps: 1")
     assert words in line
     close = [of("sgd", 100, 8), of("lars", 100.5, 8)]
-    assert seeds < 3 or "meet: not told apart" in analyse(close).conclusions[-1]
+    assert seeds < 3 or "overlap: no clear difference" in analyse(close).conclusions[-1]
     assert not any("fewest steps," in line for line in analyse(points[:3]).conclusions)

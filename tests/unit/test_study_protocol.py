@@ -69,7 +69,7 @@ def test_the_outer_5_percent_of_a_range_are_its_border_but_no_momentum_is_none()
     [
         ({"low": 1.0, "high": 0.1, "scale": "log"}, "a range goes up"),
         ({"low": 0.0, "high": 0.1, "scale": "log"}, "a logarithmic range is above 0"),
-        ({"low": 0.0, "high": 1.0, "scale": "one_minus_log"}, "1 - value is above 0 there"),
+        ({"low": 0.0, "high": 1.0, "scale": "one_minus_log"}, "this scale needs 1 - value above 0"),
     ],
 )
 def test_a_range_that_cannot_be_searched_is_refused(values: dict, error: str):

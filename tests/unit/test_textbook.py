@@ -300,7 +300,7 @@ def test_splits_of_a_batch_differ_by_rounding_and_batch_norm_needs_the_whole_bat
 
 def test_a_split_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]):
     assert main(["textbook", "accumulation", "textbook.micro=96"]) == 2
-    assert "textbook.micro=96: batch.total=256 is not several of it" in capsys.readouterr().err
+    assert "textbook.micro=96: batch.total=256 is no multiple of it" in capsys.readouterr().err
 
 
 def test_steps_to_a_target_are_compared_with_the_closed_form(told: Callable[[str], Told]):

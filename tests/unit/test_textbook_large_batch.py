@@ -19,12 +19,12 @@ from largebatch.experiments.textbook.lars import Settings as LarsSettings
 from largebatch.experiments.textbook.lars import tune
 from largebatch.experiments.textbook.linear_scaling import Settings as LinearScaling
 from largebatch.experiments.textbook.linear_scaling import _about_limit
-from largebatch.experiments.textbook.noise_and_minima import Series, tell_verdict
+from largebatch.experiments.textbook.noise_and_minima import Series, verdict_sentences
 from largebatch.experiments.textbook.one_step import Detour, measure_detour
 from largebatch.experiments.textbook.outcomes import Outcome, finals, train_seeds
 from largebatch.experiments.textbook.regression import least_squares
 from largebatch.experiments.textbook.warmup import Settings as WarmupSettings
-from largebatch.experiments.textbook.warmup import Warmup, _told_apart, highest_at_peak, train_warmup
+from largebatch.experiments.textbook.warmup import Warmup, _lead_text, highest_at_peak, train_warmup
 
 REGRESSION = ("experiment=linear_regression", "precision=fp64", "data.train.num_samples=60",
               "data.validation.num_samples=60", "observers.evaluation.every=null")  # fmt: skip
@@ -184,12 +184,12 @@ def test_the_end_of_the_linear_rule_is_compared_by_an_interval(limits: list[floa
     assert _about_limit(np.array(limits), 8, 16).endswith(words)
 
 
-def test_the_lowest_of_two_is_told_apart_by_pairs_of_seeds():
+def test_the_lowest_of_two_is_lead_text_by_pairs_of_seeds():
     best = np.array([1.0, 2.0, 4.0])
-    assert _told_apart(best, 1.5 * best, "none") == "and none has 1.50 times that (95 %: 1.50 to 1.50)"
-    assert _told_apart(best, best * [0.9, 1.1, 1.4], "none").endswith(": not told apart")
-    assert _told_apart(best, best * [1.1, np.inf, 1.4], "none") == "and none loses seeds"
-    assert _told_apart(best[:2], 2 * best[:2], "none") == "but 2 seeds cannot tell that from luck"
+    assert _lead_text(best, 1.5 * best, "none") == "and none has 1.50 times that (95 %: 1.50 to 1.50)"
+    assert _lead_text(best, best * [0.9, 1.1, 1.4], "none").endswith(": no clear difference")
+    assert _lead_text(best, best * [1.1, np.inf, 1.4], "none") == "and none loses seeds"
+    assert _lead_text(best[:2], 2 * best[:2], "none") == "but 2 seeds cannot tell that from luck"
 
 
 def test_tuning_takes_the_rate_with_the_least_validation_loss_and_trains_other_seeds_with_it(tmp_path: Path):
@@ -220,8 +220,8 @@ def test_tuning_takes_the_rate_with_the_least_validation_loss_and_trains_other_s
     ("large", "verdict"),
     [
         ((2.0, 0.5), "ends sharper, and generalizes worse: the textbook is right."),
-        ((2.0, 0.1), "ends sharper, and its gap is not told apart: this does not show the textbook's sentence."),
-        ((0.5, 0.5), "ends flatter, and generalizes worse: this does not show"),
+        ((2.0, 0.1), "ends sharper, and its gap does not clearly differ: this does not support the textbook."),
+        ((0.5, 0.5), "ends flatter, and generalizes worse: this does not support"),
         ((1.0, -0.4), "ends no sharper as far as the seeds tell, and generalizes better: this does not show"),
     ],
 )
@@ -230,9 +230,9 @@ def test_the_verdict_on_minima_follows_the_intervals(large: tuple[float, float],
         values = {"sharpness/lambda_max": sharpness, "gap/loss": gap, "eval/train_loss": 0.1}
         return Outcome(["finished"] * seeds, [values] * seeds, [[]] * seeds)
 
-    (sentence,) = tell_verdict([Series("equal steps (9)", [8, 64], [at_end(1.0, 0.1), at_end(*large)])])
+    (sentence,) = verdict_sentences([Series("equal steps (9)", [8, 64], [at_end(1.0, 0.1), at_end(*large)])])
     assert verdict in sentence
     pair = [at_end(1.0, 0.1, seeds=1), at_end(*large, seeds=1)]
-    assert tell_verdict([Series("equal steps (9)", [8, 64], pair)]) == [
+    assert verdict_sentences([Series("equal steps (9)", [8, 64], pair)]) == [
         "One seed cannot tell whether the change from small to large batches is more than noise."
     ]

@@ -1,4 +1,4 @@
-"""`largebatch bench diagnostics`: what measuring the noise scale costs a run on this machine."""
+"""`largebatch bench diagnostics`: the cost of measuring the noise scale, on this machine."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ _MANY = 2**31  # steps: more than a measurement takes
 
 
 def measure(config: DictConfig, overrides: list[str]) -> int:
-    """Measure every fourth step of one run and print what such a step costs more than its neighbours; returns 0.
+    """Measure every fourth step of one run and print the extra time of a measured step; returns 0.
 
-    With observers.communication.every both are measured; with noise_scale.every=null, communication alone.
+    observers.communication.every adds communication; observers.noise_scale.every=null leaves it alone.
     """
     import os
 
@@ -41,7 +41,7 @@ def measure(config: DictConfig, overrides: list[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="largebatch-bench-") as folder:
         OmegaConf.update(config, "run.root", folder)
         OmegaConf.update(config, "observers.progress", False)
-        OmegaConf.update(config, "observers.metrics.every", _MANY)  # rows are work of their own
+        OmegaConf.update(config, "observers.metrics.every", _MANY)  # rows cost time of their own
         for name in asked:
             OmegaConf.update(config, f"observers.{name}.every", STEPS_PER_CYCLE)
         prepared = prepare(config, os.environ)
@@ -60,10 +60,10 @@ def measure(config: DictConfig, overrides: list[str]) -> int:
 
 
 def _intervals(config: DictConfig) -> dict[str, int]:
-    """What is measured, and every how many steps.
+    """Name of each measured quantity -> its interval in steps.
 
     Raises:
-        ConfigError: if that is nothing, or steps would measure now one thing and now another.
+        ConfigError: if nothing is measured, or the intervals differ.
     """
     from largebatch.run.config.reading import ConfigError
 
@@ -72,7 +72,7 @@ def _intervals(config: DictConfig) -> dict[str, int]:
     if not asked:
         raise ConfigError(["observers.noise_scale.every=null: nothing is measured. Give a number of steps."])
     if len(set(asked.values())) > 1:
-        raise ConfigError([f"observers: {asked}: steps are compared that measure alike. Give one interval."])
+        raise ConfigError([f"observers: {asked}: steps of different kinds do not compare. Give one interval."])
     return asked
 
 
@@ -109,7 +109,7 @@ class _Stopwatch(Observer):
 
 
 class Cost(NamedTuple):
-    """Of one measured step, in steps: median over cycles with its 95 % interval; `step_s` of a step without."""
+    """Extra time of a measured step, in plain steps of `step_s` seconds: median over cycles with its 95 % interval."""
 
     cycles: int
     step_s: float
@@ -119,7 +119,7 @@ class Cost(NamedTuple):
 
 
 def cost_of_measuring(step_s: Sequence[float]) -> Cost:
-    """From the seconds of the steps 1, 2, ... of a run that measured each fourth.
+    """The cost, from the seconds of steps 1, 2, ... of a run that measured every fourth step.
 
     A measured step and the next are compared with the mean of the two pairs of steps around them, so that a machine
     that gets slower or faster favours neither.
@@ -152,11 +152,11 @@ def _print(prepared: Prepared, opened: OpenRun, cost: Cost, asked: dict[str, int
             ("case", f"{prepared.config.model['_target_']} on {prepared.config.data.name}", "model, data"),
             ("job", f"batch {plan.global_batch_size} in {cut}", "batch, launcher"),
             ("measured", ", ".join(asked).replace("_", " "), "observers"),
-            ("step", f"{1000 * cost.step_s:.2f} ms", "median of those that measure nothing"),
+            ("step", f"{1000 * cost.step_s:.2f} ms", "median of the steps without a measurement"),
             ("measured step", f"{percent(cost.median)} more", f"median of {cost.cycles}, each against the two steps "
              f"before and after; {per_step}"),
             (f"every {every} steps", f"{percent(cost.median / every)} of the run", per_run),
-            ("resolution", percent((cost.high - cost.low) / 2 / every), "of the run; less would not show"),
+            ("resolution", percent((cost.high - cost.low) / 2 / every), "of the run; a smaller cost would not show"),
         ],
         title="bench diagnostics",
     )  # fmt: skip

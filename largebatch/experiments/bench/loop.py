@@ -1,4 +1,4 @@
-"""`largebatch bench loop`: what our loop costs beyond a hand-written one, on this machine."""
+"""`largebatch bench loop`: the step time of our loop against a hand-written one, on this machine."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def measure(config: DictConfig, overrides: list[str]) -> int:
 
 
 def alternate(ours: Callable[[], float], theirs: Callable[[], float]) -> list[tuple[float, float]]:
-    """(seconds of ours, of theirs) in each round, after some that warm up."""
+    """(seconds of ours, seconds of theirs) of each round; warm-up rounds are left out."""
     rounds = [(ours(), theirs()) if number % 2 else _swapped(theirs, ours) for number in range(WARMUP_ROUNDS + ROUNDS)]
     return rounds[WARMUP_ROUNDS:]
 
@@ -70,7 +70,7 @@ def _swapped(first: Callable[[], float], second: Callable[[], float]) -> tuple[f
 
 
 def run_ours(opened: OpenRun) -> float:
-    """A round of our loop; seconds per step."""
+    """Run a round of our loop; returns seconds per step."""
     from largebatch.training.loop import train
 
     opened.run.steps.end_after(opened.run.progress.step + STEPS_PER_ROUND)
@@ -107,7 +107,7 @@ def _hand_written_loop(own: Prepared, opened: OpenRun) -> Callable[[], float]:
 
 
 def seconds_per_step(opened: OpenRun, function: Callable[[], object]) -> float:
-    """Of a function that makes the steps of a round, between two barriers."""
+    """Seconds per step of `function`, which makes the steps of a round, between two barriers."""
     import torch
 
     def settle() -> None:

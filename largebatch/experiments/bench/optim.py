@@ -1,4 +1,4 @@
-"""`largebatch bench optim`: what a step of LAMB and LARS costs beside torch's fused AdamW and SGD, on this machine."""
+"""`largebatch bench optim`: the step time of LAMB and LARS against torch's fused AdamW and SGD, on this machine."""
 
 from __future__ import annotations
 
@@ -22,10 +22,13 @@ SHAPES = ("resnet50", "bert_base")
 
 @dataclass(frozen=True)
 class Settings:
-    """What to measure; `threads` 0 is torch's own choice. Raises ValueError for a device that is not there."""
+    """The race to run; `threads=0` leaves the number to torch. Raises ValueError for a device that is not there."""
 
     shapes: tuple[str, ...] = setting(
-        SHAPES, some_of(SHAPES), "NAME,...", f"parameters of which models: {', '.join(SHAPES)} (default: both)"
+        SHAPES,
+        some_of(SHAPES),
+        "NAME,...",
+        f"models with these parameter shapes: {', '.join(SHAPES)} (default: both)",
     )
     rounds: int = setting(30, at_least(5), "N", "timed steps of every optimizer, 5 or more (default: 30)")
     threads: int = setting(0, at_least(1), "N", "threads of torch on the CPU (default: torch's own choice)")
@@ -33,7 +36,7 @@ class Settings:
     json: str = setting("", new_file, "FILE", "write the times of every round there as well")
 
     def __post_init__(self) -> None:
-        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler reads it at import, and tells of every start
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read at import; unset, torch's profiler logs every start
         import torch
 
         try:

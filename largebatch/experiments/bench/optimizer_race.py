@@ -26,9 +26,9 @@ MakeOptimizer = Callable[[list[nn.Parameter]], Optimizer]
 
 @dataclass(frozen=True)
 class Algorithm:
-    """A large-batch optimizer of ours, what it is measured against, and where other packages have theirs.
+    """A large-batch optimizer of ours, its rival in torch, and the same optimizer in other packages.
 
-    Rates are small, so that no weight goes anywhere in a few hundred steps on one gradient.
+    Rates are small: weights hardly move in a few hundred steps on one gradient.
     """
 
     name: str
@@ -64,7 +64,7 @@ ALGORITHMS = {
 
 @dataclass
 class Result:
-    """What was measured of one optimizer; `extra_memory` is a share of the parameters' own."""
+    """Times and memory of one optimizer; `extra_memory` is a share of the parameters' memory."""
 
     name: str
     first_step_s: float
@@ -73,7 +73,7 @@ class Result:
 
 
 def contestants(algorithm: Algorithm, device: str = "cpu") -> tuple[list[tuple[str, MakeOptimizer]], list[str]]:
-    """(name, how to make it) of the rival, ours and those of installed packages; and what is absent, with the cause.
+    """(name, factory) of the rival, ours and installed packages' optimizers; and the absent ones, each with its cause.
 
     Names are short, so that a row fits in 80 columns: ours is "LAMB", another package's is the package.
     """
@@ -94,7 +94,7 @@ def contestants(algorithm: Algorithm, device: str = "cpu") -> tuple[list[tuple[s
 
 
 def _missing_for_kernels(device: str) -> str:
-    """What the device needs for compile=True and this machine has not; empty if there is nothing."""
+    """What this machine lacks for compile=True on the device; empty if nothing."""
     kind = device.partition(":")[0]
     if kind == "cpu":
         return "" if has_compiler() else "no C compiler"
@@ -126,10 +126,10 @@ def race(
     repeats = 1 if device == "cpu" else 10
     for number in range(WARMUP_ROUNDS + rounds):
         shuffle(order)
-        for which in order:
-            seconds = _seconds(steps[which], device, repeats)
+        for place in order:
+            seconds = _seconds(steps[place], device, repeats)
             if number >= WARMUP_ROUNDS:
-                results[which].milliseconds.append(1000 * seconds)
+                results[place].milliseconds.append(1000 * seconds)
     assert all(bool(param.isfinite().all()) for param in params), "a weight is not finite: the times mean nothing"
     return results, num_params
 
@@ -148,7 +148,7 @@ def _seconds(step: Callable[[], object], device: str, repeats: int = 1) -> float
 
 
 def peak_extra_bytes(step: Callable[[], object], device: str = "cpu") -> int:
-    """Most memory that was allocated during a call of `step` beyond what was before."""
+    """Peak memory during a call of `step`, beyond the memory in use before it."""
     if device.startswith("cuda"):
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)

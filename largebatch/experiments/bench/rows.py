@@ -1,4 +1,4 @@
-"""`largebatch bench rows`: memory and time of what reads the records of a long run, on this machine."""
+"""`largebatch bench rows`: memory and time of the commands that read the records of a long run, on this machine."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _measure(folder: Path, num_rows: int) -> bool:
             return False
     of_metrics, of_page = (os.path.getsize(file) / 2**20 for file in (metrics, folder / "page.html"))
     title = f"{num_rows:,} rows of each run, {of_metrics:,.0f} MiB of metrics; the page has {of_page:.1f} MiB"
-    print_table(("what", "peak memory", "time", "time of the processor"), rows, title=title)
+    print_table(("what", "peak memory", "time", "CPU time"), rows, title=title)
     return True
 
 
@@ -89,11 +89,11 @@ def set_aside(metrics: str, step: str) -> None:
 
 
 def _run(command: Sequence[str]) -> tuple[int, int, float, float]:
-    """Exit code, most memory in bytes, seconds, and seconds of the processor of a command in a process of its own."""
+    """Exit code, peak memory in bytes, wall seconds and CPU seconds of a command in a process of its own."""
     started = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, status, used = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)  # it has been waited for
+    process.returncode = os.waitstatus_to_exitcode(status)  # wait4 has reaped it
     unit = 1 if sys.platform == "darwin" else 1024
     seconds = time.perf_counter() - started
     return process.returncode, used.ru_maxrss * unit, seconds, used.ru_utime + used.ru_stime
@@ -131,7 +131,7 @@ def _ledger(losses: Sequence[float], batch: int, draw: random.Random) -> Iterato
 
 
 def _training_row(step: int, batch: int, loss: float, noise: float) -> dict[str, float]:
-    """As many numbers as a run writes by itself."""
+    """The metrics that a run writes by default."""
     step_s = 0.5 + noise / 100
     return {
         "epoch": step * batch / 1024, "wall_s": step * 0.5, "train/loss": loss, "train/lr": 0.1,

@@ -16,9 +16,9 @@ def setting(default: Any, read: Read, form: str, meaning: str) -> Any:
 
     Args:
         default: its value where it is not given.
-        read: makes the value of key and text; raises ValueError for a text that is wrong.
-        form: of the text, for the usage: N, NAME,...
-        meaning: for the usage.
+        read: converts (key, text) to the value; raises ValueError for a wrong text.
+        form: placeholder of the value in the usage: N, NAME,...
+        meaning: the explanation in the usage.
     """
     return field(default=default, metadata={"read": read, "form": form, "meaning": meaning})
 
@@ -41,7 +41,7 @@ def read_settings(kind: type[Settings], arguments: Sequence[str]) -> Settings:
 
 
 def usage(name: str, kind: type[Any]) -> str:
-    """What `largebatch bench NAME --help` prints."""
+    """The text of `largebatch bench NAME --help`."""
     rows = [(f"{one.name}={one.metadata['form']}", one.metadata["meaning"]) for one in fields(kind)]
     width = max(len(form) for form, _ in rows)
     lines = [f"  {form:{width}}  {meaning}" for form, meaning in rows]
@@ -65,7 +65,7 @@ def one_of(*known: str) -> Read:
 
     def name(key: str, text: str) -> str:
         if text not in known:
-            raise ValueError(f"{key}={text}: {' or '.join(known)}.")
+            raise ValueError(f"{key}={text}: must be {' or '.join(known)}.")
         return text
 
     return name
@@ -76,7 +76,7 @@ def at_least(least: int) -> Read:
 
     def number(key: str, text: str) -> int:
         if not text.isdecimal() or int(text) < least:
-            raise ValueError(f"{key}={text}: a whole number, {least} or more.")
+            raise ValueError(f"{key}={text}: must be a whole number, {least} or more.")
         return int(text)
 
     return number

@@ -44,17 +44,20 @@ NO_MATRIX = {"linear", "batch norm", "exact batch norm"}  # for Muon
 
 @dataclass(frozen=True)
 class Settings:
-    """What to count."""
+    """The runs to count."""
 
     nets: tuple[str, ...] = setting(
-        tuple(NETS), some_of(tuple(NETS)), "NAME,...", f"of {', '.join(NETS)} (default: all)"
+        tuple(NETS), some_of(tuple(NETS)), "NAME,...", f"some of {', '.join(NETS)} (default: all)"
     )
     optimizers: tuple[str, ...] = setting(
-        tuple(OPTIMIZERS), some_of(tuple(OPTIMIZERS)), "NAME,...", f"of {', '.join(OPTIMIZERS)} (default: all)"
+        tuple(OPTIMIZERS),
+        some_of(tuple(OPTIMIZERS)),
+        "NAME,...",
+        f"some of {', '.join(OPTIMIZERS)} (default: all)",
     )
     seeds: int = setting(5, at_least(1), "N", "runs of each (default: 5)")
     ranks: int = setting(2, at_least(1), "N", "processes of this machine, 1 or more (default: 2)")
-    precision: str = setting("fp64", one_of("fp64", "fp32"), "fp64", "or fp32")
+    precision: str = setting("fp64", one_of("fp64", "fp32"), "NAME", "fp64 or fp32 (default: fp64)")
     json: str = setting("", new_file, "FILE", "write the outcome of every run there")
 
 
@@ -156,7 +159,7 @@ def _print(trials: Sequence[Trial]) -> None:
              f"{min(shares):.1e}", str(max(len(trial.undecided) for trial in these)))
         )  # fmt: skip
     header = ("net", "optimizer", "false alarms", "largest share", "missed", "smallest share", "undecided")
-    print_table(header, rows, title="errors as shares of their bounds: of sound runs, and with a defect")
+    print_table(header, rows, title="error / bound: of sound runs, and with a planted defect")
     for trial in trials:
         missed = [f"missed {name} ({share:.2g})" for name, share in trial.defects.items() if share <= 1]
         alarm = [f"false alarm ({trial.sound:.2g})"] if trial.is_false_alarm else []

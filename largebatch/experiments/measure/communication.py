@@ -1,4 +1,4 @@
-"""`largebatch measure communication`: what sending gradients costs a step on these ranks."""
+"""`largebatch measure communication`: the cost of the gradient all-reduce per step, on these ranks."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _MB = 1e6
 
 
 def plan(prepared: Prepared, options: MeasureConfig) -> Measurement:
-    """Check what is asked for.
+    """Check the settings; returns the measurement.
 
     Raises:
-        NotMeasurableError: on a single process, or where gradients are not sent by all-reduces that DDP makes.
+        NotMeasurableError: on a single process, or if DDP does not all-reduce the gradient.
     """
     what = "measure communication"
     problems = communication_problems(world_size=prepared.numbers.plan.world_size, what=what)
@@ -50,7 +50,7 @@ def plan(prepared: Prepared, options: MeasureConfig) -> Measurement:
 
 
 def _time_steps(prepared: Prepared, weights: Weights, *, pairs: int) -> StepTimes:
-    """On a copy: the weights stay what they are for other measurements."""
+    """Time steps of a copy: other measurements need the weights as they are."""
     own, runtime, batch_plan = own_copy(prepared), weights.runtime, prepared.numbers.plan
     loader = build_loader(own, runtime.rank, plan=batch_plan, num_workers=0)
     count = len(batch_plan.micro_batches(runtime.rank))
@@ -61,7 +61,7 @@ def _time_steps(prepared: Prepared, weights: Weights, *, pairs: int) -> StepTime
 
 @dataclasses.dataclass(frozen=True)
 class _Median:
-    """Of pairs of steps, with its 95 % interval, in seconds or as a share."""
+    """A median over pairs of steps with its 95 % interval, in seconds or as a share."""
 
     value: float
     low: float
@@ -71,7 +71,7 @@ class _Median:
     def of(cls, values: Sequence[float]) -> _Median:
         return cls(statistics.median(values), *median_interval(sorted(values)))
 
-    def show(self, unit: str = "ms") -> tuple[str, str]:
+    def cells(self, unit: str = "ms") -> tuple[str, str]:
         factor = {"ms": 1e3, "%": 1e2}[unit]
         return f"{factor * self.value:.4g} {unit}", f"{factor * self.low:.4g} to {factor * self.high:.4g}"
 
@@ -96,14 +96,14 @@ def _rows(found: dict[str, _Median], steps: StepTimes, fit: TransferFit, num_ran
         "step_without": ("step without communication", "ms", "gradient and update, until the slowest rank is done; "
                          "data not counted"),
         "step_with": ("step with it", "ms", "the same, with all-reduces of the gradient"),
-        "difference": ("difference", "ms", "what communication costs a step, computation that it slows down included"),
+        "difference": ("difference", "ms", "cost of communication per step, slowed computation included"),
         "share": ("share of step", "%", "the difference over the step with communication"),
-        "exposed": ("exposed", "ms", "what follows the last gradient of the slowest rank, by the clocks of the ranks"),
+        "exposed": ("exposed", "ms", "communication after the last gradient of the slowest rank, by the ranks' clocks"),
         "total": ("total", "ms", "time in which parts of the gradient are reduced, hidden or not"),
-        "hidden_share": ("hidden", "%", "share of the total that runs beside computation"),
-        "skew": ("skew", "ms", "the fastest rank waits that long for the slowest; the network has no part in it"),
+        "hidden_share": ("hidden", "%", "share of the total that overlaps computation"),
+        "skew": ("skew", "ms", "wait of the fastest rank for the slowest; no network time"),
     }  # fmt: skip
-    rows = [(name, *found[key].show(unit), meaning) for key, (name, unit, meaning) in meanings.items()]
+    rows = [(name, *found[key].cells(unit), meaning) for key, (name, unit, meaning) in meanings.items()]
     return rows + _fit_rows(steps, fit, num_ranks)
 
 
@@ -118,8 +118,8 @@ def _fit_rows(steps: StepTimes, fit: TransferFit, num_ranks: int) -> Rows:
     count, size = len(steps.num_bytes), f"{sum(steps.num_bytes) / _MB:.4g} MB"
     parts = "at once" if count == 1 else f"in {count} parts one after another"
     if fit.bandwidth is None or fit.bandwidth_interval is None:
-        return [latency, ("bandwidth", "not enough evidence", "", "larger all-reduces do not surely take longer: raise "
-                          "measure.communication.repetitions")]  # fmt: skip
+        remedy = "larger all-reduces do not measurably take longer: raise measure.communication.repetitions"
+        return [latency, ("bandwidth", "not enough evidence", "", remedy)]
     slow, fast = (one / _MB for one in fit.bandwidth_interval)
     message_s, link_s_per_byte = fit.ring(num_ranks)
     return [
@@ -139,8 +139,8 @@ def _result(
     found, fit, batch = _medians(steps), probe.fit, prepared.numbers.plan
     num_ranks, name = weights.runtime.world_size, prepared.config.shown_name
     title = f"communication of {num_ranks} ranks, batch {batch.global_batch_size} in {options.precision}"
-    share, interval = found["share"].show("%")
-    hidden, _ = found["hidden_share"].show("%")
+    share, interval = found["share"].cells("%")
+    hidden, _ = found["hidden_share"].cells("%")
     return Result(
         title="Communication",
         sentences=[

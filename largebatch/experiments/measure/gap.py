@@ -1,4 +1,4 @@
-"""`largebatch measure gap`: from the training loss as it is printed to the validation loss, part by part."""
+"""`largebatch measure gap`: the parts of the gap between printed training loss and validation loss."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ MEANINGS = {
     "label noise": "the same samples with their true labels; positive where the model memorised wrong ones",
     "generalization": "validation samples against training samples, all else equal",
 }
-# Of sets that augment by themselves, which a plain one would tell apart.
+# For sets that augment by themselves: a plain set would separate these parts.
 _NOT_TOLD_APART = {
-    "augmentation": "data.augment alone; what a set does by itself is not told apart: name data.train_plain",
-    "generalization": "validation samples against training samples, and what the sets augment by themselves",
+    "augmentation": "data.augment alone; augmentation inside a set is not separated: name data.train_plain",
+    "generalization": "validation samples against training samples, and augmentation inside the sets",
 }
 # Where training samples are as an evaluation during training sees them: with the labels that were trained on.
 _EVALUATED = "stale statistics"
 
 
 def plan(prepared: Prepared, options: MeasureConfig) -> Measurement:
-    """Check what is asked for.
+    """Check the settings; returns the measurement.
 
     Raises:
         ConfigError: if there are too few or too many samples, or the loss couples samples.
@@ -131,16 +131,16 @@ def _result(
 
 
 def _of_gap(name: str, part: Part, compared: str) -> str:
-    value, interval = _shown(part.loss, ".4g")
+    value, interval = _cells(part.loss, ".4g")
     return f"{name} is {value}{f' (95 %: {interval})' * bool(interval)}, {compared}."
 
 
 def _rows(found: GapParts, ghost: int, draws: int, *, is_augmented: bool) -> list[tuple[str, ...]]:
-    """Gaps add up downwards; a positive one is worse on validation, of loss and of accuracy."""
+    """The parts add up from top to bottom; positive is worse on validation, for loss and accuracy."""
     meanings = MEANINGS | (_NOT_TOLD_APART if is_augmented else {})
     parts = [_row(f"+ {part.name}", part, meanings[part.name].format(ghost=ghost)) for part in found.parts]
     first = f"as the training loss sees it, mean of {draws} draws; a printed loss also averages over older weights"
-    gap = "validation against training, both evaluated: what eval/* of a run compare"
+    gap = "validation against training, both evaluated, as eval/* of a run compares them"
     return [
         _totals("training", found.train_loss, found.train_accuracy, first),
         *parts,
@@ -156,9 +156,9 @@ def _totals(name: str, loss: float, accuracy: float | None, meaning: str) -> tup
 
 def _row(name: str, part: Part, meaning: str) -> tuple[str, ...]:
     has_accuracy = part.accuracy is not None or part.loss is None
-    accuracy = _shown(part.accuracy, ".4f") if has_accuracy else ("none", "")
-    return name, *_shown(part.loss, ".4g"), *accuracy, meaning
+    accuracy = _cells(part.accuracy, ".4f") if has_accuracy else ("none", "")
+    return name, *_cells(part.loss, ".4g"), *accuracy, meaning
 
 
-def _shown(one: Interval | None, form: str) -> tuple[Any, ...]:
+def _cells(one: Interval | None, form: str) -> tuple[Any, ...]:
     return ("none", "") if one is None else (f"{one.value:+{form}}", f"{one.low:+{form}} to {one.high:+{form}}")

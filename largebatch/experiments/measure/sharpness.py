@@ -1,4 +1,4 @@
-"""`largebatch measure sharpness`: how sharp the minimum is that given weights lie in."""
+"""`largebatch measure sharpness`: the sharpness of the loss around given weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Rows = list[tuple[str, str, str, str]]
 
 
 def plan(prepared: Prepared, options: MeasureConfig) -> Measurement:
-    """Check what is asked for.
+    """Check the settings; returns the measurement.
 
     Raises:
         ConfigError: if the subset is larger than the set or has no group of m samples, or the loss couples samples.

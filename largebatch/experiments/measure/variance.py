@@ -1,4 +1,4 @@
-"""`largebatch measure variance`: what a larger batch does to the noise of the gradient."""
+"""`largebatch measure variance`: the variance of the gradient against the batch size."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _HEADERS = ("what", "batches drawn", "value", "95 % interval", "theory", "value/
 
 
 def plan(prepared: Prepared, options: MeasureConfig) -> Measurement:
-    """Check what is asked for.
+    """Check the settings; returns the measurement.
 
     Raises:
         NotMeasurableError: if the loss couples samples.
@@ -69,15 +69,15 @@ def _result(prepared: Prepared, options: MeasureConfig, weights: Weights, found:
 
 
 def _of_slope(slope: Slope | None) -> str:
-    """What the measured slope says about the law."""
+    """Whether the measured slope agrees with the 1/B law."""
     if slope is None:
         return "The slope is not known: too few samples have a gradient of their own. Raise measure.samples."
     measured = f"slope {slope.value:.3f} (95 %: {slope.interval[0]:.3f} to {slope.interval[1]:.3f})"
     if slope.includes_law:
         return f"The 1/B law holds: {measured}."
     return (
-        f"The 1/B law is outside the interval: {measured}. Chance does that in 1 of 20 measurements, and more often "
-        "where few samples have most of the variance. Raise measure.variance.replications."
+        f"The 1/B law is outside the interval: {measured}. Chance does that in 1 of 20 measurements, more often "
+        "where few samples carry most of the variance. Raise measure.variance.replications."
     )
 
 

@@ -1,4 +1,4 @@
-"""What every measurement needs: weights, the job of the launcher, a fixed subset of the data, and how it says no."""
+"""Shared by all measurements: weights, the launcher's job, a fixed subset of the data, and refusals."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Weights:
     """A module on its device, never wrapped, and where its weights come from.
 
     Attributes:
-        source: for people.
+        source: their origin, for titles and messages.
         checkpoint: its path; None for the initial weights.
         step: optimizer steps that the weights have seen.
     """
@@ -45,7 +45,7 @@ Measurement = Callable[[Weights], Result | None]
 
 
 class NotMeasurableError(ConfigError):
-    """There is no such quantity for this loss or this number of processes: `measure all` says so and goes on."""
+    """The quantity does not exist for this loss or number of processes; `measure all` reports that and goes on."""
 
 
 def parse_measure(config: DictConfig) -> MeasureConfig:
@@ -64,10 +64,10 @@ def parse_measure(config: DictConfig) -> MeasureConfig:
 def open_weights(prepared: Prepared, checkpoint: str | None, *, key: str = "measure.checkpoint") -> Iterator[Weights]:
     """Join the job of the launcher, load the weights of a run or a checkpoint (None: the initial ones), leave the job.
 
-    `key` is what errors call `checkpoint`.
+    Errors name `checkpoint` by `key`.
 
     Raises:
-        LauncherError: if ranks do not come, launcher and accelerate disagree, or the ranks are not the same run.
+        LauncherError: if ranks do not join, launcher and accelerate disagree, or the ranks are not the same run.
         CheckpointError: if there is no valid checkpoint, or it belongs to another model.
     """
     config = prepared.config
@@ -87,7 +87,7 @@ def open_weights(prepared: Prepared, checkpoint: str | None, *, key: str = "meas
 
 
 def brief_path(path: Path) -> str:
-    """As titles of pictures have it, which are shown around: from here, or from the run's folder on."""
+    """A path for titles of pictures, which are shared: relative to here, or from the run's folder on."""
     if path.is_relative_to(Path.cwd()):
         return str(path.relative_to(Path.cwd()))
     owners = [number for number, part in enumerate(path.parts) if part == "checkpoints"]

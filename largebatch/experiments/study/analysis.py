@@ -1,4 +1,4 @@
-"""What a study's points say together: a curve per optimizer, and conclusions that claim no more than is known."""
+"""Fits a curve per optimizer to a study's points, and draws the conclusions that the fits support."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from largebatch.experiments.study.points import StudyPoint
 
 @dataclass(frozen=True)
 class Analysis:
-    """Fits and what follows.
+    """Fits and conclusions.
 
     Attributes:
         points: all of them.
@@ -38,20 +38,20 @@ def analyse(points: Sequence[StudyPoint]) -> Analysis:
     """
     names = list(dict.fromkeys(point.optimizer for point in points))
     if not names:
-        raise ValueError("a study without points has nothing to say.")
+        raise ValueError("a study without points has no result. Add a point.")
     fits = {name: fit_critical_batch([one.measured for one in points if one.optimizer == name]) for name in names}
     analysis = Analysis(tuple(points), fits, ())
-    said = [_headline(fits)] if len(names) > 1 else []
-    said += [line for name in names for line in _of_optimizer(analysis, name)]
-    said += [_between(one, fits[one], other, fits[other]) for one, other in combinations(names, 2)]
-    said += _fewest_steps(analysis)
-    return Analysis(tuple(points), fits, tuple(line for line in said if line))
+    lines = [_headline(fits)] if len(names) > 1 else []
+    lines += [line for name in names for line in _of_optimizer(analysis, name)]
+    lines += [_between(one, fits[one], other, fits[other]) for one, other in combinations(names, 2)]
+    lines += _fewest_steps(analysis)
+    return Analysis(tuple(points), fits, tuple(line for line in lines if line))
 
 
-def shown(estimate: Estimate) -> str:
+def estimate_text(estimate: Estimate) -> str:
     """A value with its interval.
 
-    >>> shown(Estimate(1234.5, 1000.0, math.inf))
+    >>> estimate_text(Estimate(1234.5, 1000.0, math.inf))
     '1,234 (95 %: 1,000 to unbounded)'
     """
     return f"{_number(estimate.value)} (95 %: {_number(estimate.low)} to {_number(estimate.high)})"
@@ -66,7 +66,7 @@ def _number(value: float) -> str:
 def _headline(fits: dict[str, CriticalBatch]) -> str:
     """The critical batch of each optimizer."""
     values = [
-        f"{name} {shown(fit.b_crit)}" if fit.b_crit is not None and fit.supported else f"{name} not supported"
+        f"{name} {estimate_text(fit.b_crit)}" if fit.b_crit is not None and fit.supported else f"{name} not supported"
         for name, fit in fits.items()
     ]
     return f"B_crit in samples: {', '.join(values)}."
@@ -78,12 +78,14 @@ def _of_optimizer(analysis: Analysis, name: str) -> list[str]:
     if fit.b_crit is not None and fit.s_min is not None and fit.e_min is not None:
         if fit.supported:
             lines += [
-                f"{name}: B_crit is {shown(fit.b_crit)} samples.",
+                f"{name}: B_crit is {estimate_text(fit.b_crit)} samples.",
                 f"{name}: a batch of B_crit takes twice the fewest steps and twice the fewest samples. S_min is "
-                f"{shown(fit.s_min)} steps, E_min {shown(fit.e_min)} samples.",
+                f"{estimate_text(fit.s_min)} steps, E_min {estimate_text(fit.e_min)} samples.",
             ]
         else:
-            lines.append(f"{name}: the evidence does not support a value of B_crit. The fit says {shown(fit.b_crit)}.")
+            lines.append(
+                f"{name}: the evidence does not support a value of B_crit. The fit gives {estimate_text(fit.b_crit)}."
+            )
         lines.append(f"{name}: {fit.verdict}.")
     lines += [f"{name}: {warning}" for warning in fit.warnings]
     lines += [f"{name}, batch {point.batch_size:,}: {line}" for point in points for line in point.border]
@@ -97,32 +99,32 @@ def _noise_scale(name: str, fit: CriticalBatch, points: Sequence[StudyPoint]) ->
     if not measured:
         return ""
     values = [scale.value for _, scale in measured]
-    said = (
+    sentence = (
         f"{name}: the noise scale of the tuned runs ends at {_number(min(values))} to {_number(max(values))} samples, "
         f"over {len(measured)} batch size{'s' * (len(measured) > 1)}"
     )
     if fit.b_crit is None or not fit.supported:
-        return f"{said}. There is no B_crit to compare it with."
+        return f"{sentence}. There is no B_crit to compare it with."
     typical = math.exp(sum(map(math.log, values)) / len(values))
-    return f"{said}. Its geometric mean is {typical / fit.b_crit.value:.2g} times B_crit."
+    return f"{sentence}. Its geometric mean is {typical / fit.b_crit.value:.2g} times B_crit."
 
 
 def _between(one: str, fit: CriticalBatch, other: str, second: CriticalBatch) -> str:
-    """Which of two optimizers has the larger critical batch, if their intervals tell."""
+    """The optimizer with the larger critical batch, if the intervals do not overlap."""
     if fit.b_crit is None or second.b_crit is None:
         return ""
     (smaller, low), (larger, high) = sorted([(one, fit.b_crit), (other, second.b_crit)], key=lambda pair: pair[1].value)
     if low.high >= high.low:
-        return f"B_crit of {larger} and {smaller} is not told apart: their intervals meet."
+        return f"B_crit of {larger} and {smaller} shows no clear difference: their intervals overlap."
     doubted = [name for name, found in ((one, fit), (other, second)) if found.misfit and not found.misfit.is_small]
     doubt = (
-        f" Do not lean on that: the curve of {' and '.join(doubted)} misses its points by too much." if doubted else ""
+        f" Do not rely on that: the curve of {' and '.join(doubted)} misses its points by too much." if doubted else ""
     )
-    return f"B_crit of {larger} is above that of {smaller}: their intervals do not meet.{doubt}"
+    return f"{larger} has a larger B_crit than {smaller}: their intervals do not overlap.{doubt}"
 
 
 def _fewest_steps(analysis: Analysis) -> list[str]:
-    """Which optimizer is the fastest at the largest batch size that all of them reached the target at."""
+    """The optimizer with the fewest steps, at the largest batch size at which all reached the target."""
     reached = {
         name: {point.batch_size: point for point in analysis.of(name) if not point.measured.median[1]}
         for name in analysis.fits
@@ -133,18 +135,18 @@ def _fewest_steps(analysis: Analysis) -> list[str]:
     size = max(common)
     ordered = sorted((reached[name][size] for name in reached), key=lambda point: point.measured.median[0])
     best = ordered[0]
-    others = ", ".join(_slower(point, best) for point in ordered[1:])
-    return [f"At batch {size:,} {best.optimizer} takes the fewest steps: {_number(best.measured.median[0])}. Against "
-            f"that, {others}."]  # fmt: skip
+    others = "; ".join(_slower(point, best) for point in ordered[1:])
+    return [f"At batch {size:,} {best.optimizer} takes the fewest steps: {_number(best.measured.median[0])}. "
+            f"{others}."]  # fmt: skip
 
 
 def _slower(point: StudyPoint, best: StudyPoint) -> str:
-    """By the intervals of both medians, as far as their seeds have one."""
+    """The slower optimizer against the best, by the intervals of both medians where there are any."""
     times = f"{point.optimizer} takes {point.measured.median[0] / best.measured.median[0]:.2f} times as many"
     ends, theirs = best.measured.interval, point.measured.interval
     if ends is None or theirs is None:
         seeds = min(point.measured.num_replicates, best.measured.num_replicates)
-        return f"{times} ({seeds} seed{'s' * (seeds > 1)}: not told from noise)"
+        return f"{times} ({seeds} seed{'s' * (seeds > 1)}: no interval)"
     known = min(point.measured.level, best.measured.level) >= 0.95
     word = "intervals" if known else "ranges of seeds"
-    return f"{times} ({word} {'apart' if ends[1] < theirs[0] else 'meet: not told apart'})"
+    return f"{times} ({word} {'do not overlap' if ends[1] < theirs[0] else 'overlap: no clear difference'})"

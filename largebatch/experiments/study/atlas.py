@@ -15,7 +15,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 
 from largebatch.diagnostics.critical_batch.critical_batch import CriticalBatch
-from largebatch.experiments.study.analysis import Analysis, analyse, shown
+from largebatch.experiments.study.analysis import Analysis, analyse, estimate_text
 from largebatch.experiments.study.csv_table import ONLY_ONE, TableError, read_points
 from largebatch.experiments.study.points import StudyPoint
 from largebatch.experiments.study.record import curve_sizes, study_record
@@ -39,7 +39,7 @@ HEADERS = ("system", "from", "batch sizes", "runs of each", "B_crit", "error at 
 
 
 def read_atlas(own: Sequence[Path] = ()) -> Analysis:
-    """Fits of all published systems, and of one's own tables, each named as its file, beside them.
+    """Fits of all published systems, and beside them of one's own tables, each named by its file.
 
     Raises:
         TableError: with what is wrong with a table.
@@ -61,13 +61,13 @@ def atlas_rows(analysis: Analysis) -> list[tuple[str, ...]]:
 
 def atlas_result(analysis: Analysis) -> Result:
     """The atlas as question, sentences, table and figures."""
-    told = {name: fit for name, fit in analysis.fits.items() if not fit.verdict.startswith("not")}
+    fitted = {name: fit for name, fit in analysis.fits.items() if not fit.verdict.startswith("not")}
     return Result(
         title="The critical batch of published systems",
         question="At which batch size do published systems begin to waste samples, and how sure is that?",
         sentences=_sentences(analysis),
         tables=(Table(f"S = S_min (1 + B_crit/B), by medians over runs. {SOURCE}", HEADERS, atlas_rows(analysis)),),
-        figures=(_collapsed(told), _samples(told), _errors(told)) if told else (),
+        figures=(_collapsed(fitted), _samples(fitted), _errors(fitted)) if fitted else (),
         numbers=study_record(analysis),
         picture="atlas.png",
     )
@@ -88,7 +88,7 @@ def _row(name: str, fit: CriticalBatch) -> tuple[str, ...]:
         source,
         f"{len(sizes)}: {min(sizes):,} to {max(sizes):,} {unit}" if len(sizes) > 1 else f"1: {sizes[0]:,} {unit}",
         f"{min(runs)} to {max(runs)}" if min(runs) < max(runs) else f"{runs[0]}",
-        shown(fit.b_crit) if fit.b_crit else "",
+        estimate_text(fit.b_crit) if fit.b_crit else "",
         f"{fit.misfit.left_out_error:.0%}, at worst {fit.misfit.worst_left_out:.0%}" if known and fit.misfit else "",
         fit.verdict.partition(":")[0],
     )

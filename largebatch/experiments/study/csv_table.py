@@ -23,7 +23,7 @@ _MOST_ERRORS = 10
 
 
 class TableError(ValueError):
-    """What is wrong with a table, one line each, with the numbers of its lines."""
+    """The faults of a table, one line each, with the numbers of its lines."""
 
 
 Row = tuple[str, int, str, float, bool, int]  # optimizer, batch size, seed, steps, censored, runs
@@ -32,12 +32,12 @@ Row = tuple[str, int, str, float, bool, int]  # optimizer, batch size, seed, ste
 def read_points(path: Path) -> list[StudyPoint]:
     """One point per optimizer and batch size, ascending; rows of one are its replicates.
 
-    Columns `batch_size` and `steps`, and if you like `optimizer`, `seed` (at most one row of each per point),
+    Columns `batch_size` and `steps`, and optionally `optimizer`, `seed` (at most one row of each per point),
     `censored` (true: the target was not reached within `steps`) and `runs` (how many runs `steps` is the median of:
     then one row per point). Others are not read: see `unread_columns`.
 
     Raises:
-        TableError: with all that is wrong, up to 10 lines.
+        TableError: with every fault, up to 10 lines.
         OSError: if the file cannot be read.
     """
     with _open(path) as file:
@@ -74,7 +74,7 @@ def _rows(path: Path, reader: csv.DictReader[str]) -> list[Row]:
             if row[2] and (before := seen.setdefault(row[:3], line)) != line:
                 raise ValueError(f"seed={row[2]}: line {before} has it at this batch size too. Remove one.")
             if row[5] and (before := summaries.setdefault(row[:2], line)) != line:
-                raise ValueError(f"runs={row[5]}: line {before} has this batch size too. A median stands alone.")
+                raise ValueError(f"runs={row[5]}: line {before} has this batch size too. Keep one row with a median.")
             rows.append(row)
         except ValueError as error:
             errors.append(f"{path}: line {line}: {error}")
@@ -87,21 +87,21 @@ def _rows(path: Path, reader: csv.DictReader[str]) -> list[Row]:
 
 
 def _require_columns(path: Path, names: list[str]) -> None:
-    """Each name once, and none that looks like a column which is read and would be passed over without a word."""
+    """Refuse repeated and missing columns, and a misspelt one, which would be ignored without a word."""
     errors = [f"{name} twice. Keep one." for name in (*REQUIRED, *OPTIONAL) if names.count(name) > 1]
     if missing := [name for name in REQUIRED if name not in names]:
         separate = " Separate cells with commas." if len(names) == 1 else ""
         errors.append(
             f"{', '.join(names) or 'none'}: {' and '.join(missing)} must be among them.{separate} Name the columns in "
-            f"the first line: {', '.join(REQUIRED)}, and if you like {', '.join(OPTIONAL)}."
+            f"the first line: {', '.join(REQUIRED)}, and optionally {', '.join(OPTIONAL)}."
         )
-    errors += [f"{name}, which is not read. {hint} Rename it, or leave it out." for name, hint in _meant(names)]
+    errors += [f"{name}, which is not read. {hint} Rename it, or leave it out." for name, hint in _misspelt(names)]
     if errors:
         raise TableError("\n".join(f"{path}: line 1 has the columns {error}" for error in errors))
 
 
-def _meant(names: list[str]) -> list[tuple[str, str]]:
-    """Columns that were written otherwise than one that is read and is not there, each with what was meant."""
+def _misspelt(names: list[str]) -> list[tuple[str, str]]:
+    """Columns that look like a misspelling of an absent one, each with a suggestion."""
     absent = [name for name in (*REQUIRED, *OPTIONAL) if name not in names]
     # A column `run` is likelier the name of a run than a number of them.
     misspelt = [name for name in absent if name != "runs"]
@@ -114,7 +114,7 @@ def _meant(names: list[str]) -> list[tuple[str, str]]:
 
 
 def notes_of_unread(files: Sequence[Path]) -> list[str]:
-    """A line for each file with columns that have no meaning here: one of them may have been meant to have one."""
+    """A line for each file with columns that are not read: one of them may be a misspelling."""
     known = ", ".join((*REQUIRED, *OPTIONAL))
     return [
         f"{printable(file)}: not read: {printable(', '.join(names))}. Columns with a meaning: {known}."
@@ -144,7 +144,7 @@ def _row(values: Mapping[str | None, str | list[str] | None]) -> Row:
     if runs != int(runs):
         raise ValueError(f"runs={cells['runs']}: must be a whole number.")
     if cells.get("optimizer") == "":
-        raise ValueError("optimizer=nothing: must be a name in every row, as there is a column of names.")
+        raise ValueError("optimizer=nothing: the table has a column of names. Give one in every row.")
     return cells.get("optimizer", ONLY_ONE), int(size), cells.get("seed", ""), steps, censored, int(runs)
 
 
@@ -154,7 +154,7 @@ def _number(cells: Mapping[str | None, str], name: str) -> float:
     except ValueError:
         value = math.nan
     if not 0 < value < math.inf:
-        hint = " Of a run without the target: the steps it had, and censored=true." if name == "steps" else ""
+        hint = " For a run that missed the target give its steps, and censored=true." if name == "steps" else ""
         raise ValueError(f"{name}={cells[name] or 'nothing'}: must be a number above 0.{hint}")
     return value
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from largebatch.diagnostics.critical_batch.critical_batch import CriticalBatch
-from largebatch.experiments.study.analysis import Analysis, shown
+from largebatch.experiments.study.analysis import Analysis, estimate_text
 from largebatch.experiments.study.points import StudyPoint
 from largebatch.experiments.study.record import curve_sizes
 from largebatch.records.figures.diagram import Axis, Diagram, Line
@@ -52,7 +52,7 @@ def _curve(name: str, fit: CriticalBatch, scale: Callable[[float, float], float]
     )
     word = fit.verdict.partition(":")[0]
     doubt = "" if fit.supported else f", {word}"
-    return Line(f"{name}: B_crit {shown(fit.b_crit)}{doubt}", sizes, value, low, high, group=name)
+    return Line(f"{name}: B_crit {estimate_text(fit.b_crit)}{doubt}", sizes, value, low, high, group=name)
 
 
 def _points(name: str, points: list[StudyPoint], scale: Callable[[float, float], float]) -> list[Line]:

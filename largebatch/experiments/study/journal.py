@@ -31,10 +31,10 @@ class Journal:
 
     Args:
         folder: of the study.
-        share, shares: which part of it this process works on.
+        share, shares: the part of it that this process works on.
 
     Attributes:
-        passed_over: lines that the last call of `rows` could make nothing of, one text each.
+        passed_over: lines that the last call of `rows` could not use, one text each.
 
     Raises:
         ConfigError: on entering, if another process holds the share.
@@ -67,7 +67,7 @@ class Journal:
         self._lines.sync()
 
     def rows(self) -> list[Row]:
-        """Finished runs of all shares; what is no row of a trial is none, and is in `passed_over`."""
+        """Finished runs of all shares; lines that are no row of a trial go to `passed_over`."""
         found: dict[str, Row] = {}
         self.passed_over = []
         for path in sorted(self.folder.glob("trials*.jsonl")):
@@ -113,7 +113,7 @@ class _Trial(BaseModel):
 
 
 def _fault_of(row: Row) -> str | None:
-    """The first thing that is wrong with a row of a trial."""
+    """The first fault of a row of a trial."""
     try:
         _Trial.model_validate(row)
     except ValidationError as error:
@@ -124,7 +124,7 @@ def _fault_of(row: Row) -> str | None:
 
 
 class _Begun(BaseModel):
-    """What a study was when it was begun."""
+    """The identity of a study at its start."""
 
     model_config = ConfigDict(strict=True, extra="allow")
 
@@ -134,14 +134,14 @@ class _Begun(BaseModel):
 
 
 def require_same_study(folder: Path, identity: Mapping[str, Any]) -> None:
-    """Note what a new study is; go on with an old one only if what it shares with this one is the same.
+    """Record the identity of a new study; continue an old one only if their common settings agree.
 
-    Batch sizes, optimizers and seeds may come and go, and trials may be added: finished runs stay what they are. Fewer
-    trials would be another study: which of them were stopped early depends on all that came before.
+    Batch sizes, optimizers and seeds may change, and trials may be added: finished runs stay valid. Fewer trials would
+    be another study: early stopping depends on all trials before.
 
     Args:
         folder: of the study.
-        identity: `trials`, their number; `study`, what is asked of every run; `optimizers`, the config of each.
+        identity: `trials`, their number; `study`, the requirements of every run; `optimizers`, the config of each.
 
     Raises:
         ConfigError: with every setting that has changed, or if the folder holds something else.
@@ -159,8 +159,8 @@ def require_same_study(folder: Path, identity: Mapping[str, Any]) -> None:
     changed = [line for old, new in parts for line in _changes(folder, _texts(old), _texts(new))]
     if before["trials"] > identity["trials"]:
         changed.append(
-            f"study.trials={identity['trials']}: {folder} was begun with {before['trials']}, and which of them were "
-            "stopped early depends on all. Keep as many or more, or name another run.dir."
+            f"study.trials={identity['trials']}: {folder} was begun with {before['trials']}, and early stopping "
+            "depended on all of them. Keep as many or more, or name another run.dir."
         )
     if changed:
         raise ConfigError(list(dict.fromkeys(changed)))
@@ -176,7 +176,7 @@ def _begun(path: Path) -> dict[str, Any]:
             f"{len(error.errors())} of its values are wrong" if isinstance(error, ValidationError) else reason(error)
         )
         raise ConfigError(
-            [f"{path}: {fault}, so what the study was begun as is not known. Name another run.dir."]
+            [f"{path}: {fault}, so the settings that the study began with are not known. Name another run.dir."]
         ) from None
     assert isinstance(before, dict)
     return before | {"optimizers": {name: with_new_names(one) for name, one in before["optimizers"].items()}}

@@ -1,4 +1,4 @@
-"""What a study knows of one optimizer at one batch size."""
+"""The result of a study for one optimizer at one batch size."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class StudyPoint:
         optimizer: its name.
         measured: steps of every seed.
         by_seed: steps of each seed in the order of seeds; None where the target was not reached.
-        setting: that was best, by key of the config.
-        border: for each key whose best value lies at a border of its range, that it does.
+        setting: the best one, by key of the config.
+        border: a sentence for each key whose best value lies at a border of its range.
         noise_scale: measured during the runs of the best setting; None if it was not, or drowned in noise.
-        trials: settings that were tried.
+        trials: how many settings were tried.
         runs: folders of the runs of the best setting, relative to the study's.
     """
 

@@ -1,4 +1,4 @@
-"""The protocol of a study, without any training: which run comes next, and what the finished ones make of a point.
+"""The protocol of a study, without any training: the next run to make, and the point that finished runs give.
 
 For every optimizer and batch size (a cell) the same settings are tried on one seed. The one that reaches the target in
 the fewest steps then runs on fresh seeds, and only those runs count: the steps of the tuning were selected for their
@@ -28,11 +28,11 @@ class Cell:
     Attributes:
         optimizer: choice of its group.
         batch_size: B, in samples.
-        settings: to try, in order.
-        seeds: of the runs that count; the first one of the study's, for tuning, is not among them.
-        tuning_seed: of the trials.
-        budget_steps: of every run.
-        ranges: of the search.
+        settings: tried in this order.
+        seeds: of the runs that count; the tuning seed is not among them.
+        tuning_seed: the seed of all trials.
+        budget_steps: the most steps of a run.
+        ranges: the search ranges.
     """
 
     optimizer: str
@@ -45,7 +45,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """For folders and messages."""
+        """The name in folders and messages."""
         return f"{self.optimizer}_b{self.batch_size}"
 
 
@@ -54,9 +54,9 @@ class Job:
     """A run to make.
 
     Attributes:
-        cell: that it belongs to.
-        number: of its setting.
-        seed: of the run.
+        cell: its optimizer and batch size.
+        number: the index of its setting.
+        seed: its seed.
         beaten_at: steps at which it can no longer win; None: it runs to the end of the budget.
     """
 
@@ -67,7 +67,7 @@ class Job:
 
     @property
     def is_tuning(self) -> bool:
-        """Whether the run is for finding the setting."""
+        """Whether the run belongs to the tuning."""
         return self.seed == self.cell.tuning_seed
 
     @property
@@ -77,7 +77,7 @@ class Job:
 
     @property
     def setting(self) -> Setting:
-        """What is set."""
+        """The values that the run sets."""
         return self.cell.settings[self.number]
 
 
@@ -85,7 +85,7 @@ def next_job(cells: Sequence[Cell], rows: Sequence[Row], running: Sequence[str])
     """The first run that is neither finished nor running; None if all that are left wait for running ones, or none is.
 
     Args:
-        cells: of the study, or of a share.
+        cells: all cells of the study, or of a share.
         rows: of finished runs.
         running: names of jobs that others work on.
     """
@@ -116,9 +116,9 @@ def is_done(cells: Sequence[Cell], rows: Sequence[Row]) -> bool:
 
 
 def point_of(cell: Cell, rows: Sequence[Row]) -> StudyPoint:
-    """What the finished runs of a cell say.
+    """The point that the finished runs of a cell give.
 
-    A run that did not reach the target, for whatever reason, would have had the whole budget: it is censored there.
+    A run that missed the target, for whatever reason, is censored at the whole budget.
     """
     best = best_trial(cell, rows)
     if best is None:

@@ -31,7 +31,7 @@ def draw_settings(ranges: Mapping[str, RangeConfig], count: int, *, seed: int) -
 
 
 def borders(setting: Mapping[str, float], ranges: Mapping[str, RangeConfig]) -> tuple[str, ...]:
-    """For each range whose outer 5 % a setting lies in: that a better one may lie beyond.
+    """A sentence for each value in the outer 5 % of its range: a better one may lie beyond.
 
     >>> ranges = {"lr": RangeConfig(key="scaling.base_lr", low=0.01, high=1.0, scale="log")}
     >>> borders({"scaling.base_lr": 0.9}, ranges)
@@ -49,7 +49,7 @@ def borders(setting: Mapping[str, float], ranges: Mapping[str, RangeConfig]) -> 
 
 
 def _is_natural_end(value: float, one: RangeConfig) -> bool:
-    """Whether nothing lies beyond: a momentum below 0 is none."""
+    """Whether nothing lies beyond: there is no momentum below 0."""
     return one.scale == "one_minus_log" and one.low == 0 and _place(value, one) < BORDER
 
 

@@ -12,7 +12,7 @@ Metric = Literal["eval/val_loss", "eval/train_loss", "eval/val_accuracy", "eval/
 
 
 class RangeConfig(Section):
-    """Where a number of the config is searched."""
+    """The search range of a number of the config."""
 
     key: str
     low: float
@@ -26,12 +26,12 @@ class RangeConfig(Section):
         if self.scale == "log" and self.low <= 0:
             raise ValueError(f"low={self.low:g}: a logarithmic range is above 0. Raise it, or use scale=linear.")
         if self.scale == "one_minus_log" and self.high >= 1:
-            raise ValueError(f"high={self.high:g}: 1 - value is above 0 there. Lower it.")
+            raise ValueError(f"high={self.high:g}: this scale needs 1 - value above 0. Lower it.")
         return self
 
 
 class TargetConfig(Section):
-    """What a run has to reach."""
+    """The metric and value that a run has to reach."""
 
     metric: Metric
     value: float
@@ -42,7 +42,7 @@ class TargetConfig(Section):
         return "below" if self.metric.endswith("loss") else "above"
 
     def is_reached(self, value: float) -> bool:
-        """Whether the metric is there, or further."""
+        """Whether the metric is at the target, or beyond."""
         return value <= self.value if self.direction == "below" else value >= self.value
 
     def is_better(self, value: float, other: float) -> bool:
@@ -67,7 +67,7 @@ class StudyConfig(Section):
     search: dict[str, dict[str, RangeConfig | None]]
 
     def ranges(self, optimizer: str) -> dict[str, RangeConfig]:
-        """What is searched for an optimizer; a range of null is none."""
+        """The search ranges of an optimizer; null removes one."""
         return {name: one for name, one in self.search.get(optimizer, {}).items() if one is not None}
 
     @model_validator(mode="after")
@@ -75,9 +75,9 @@ class StudyConfig(Section):
         for name in ("batch_sizes", "optimizers"):
             values = getattr(self, name)
             if len(set(values)) < len(values):
-                raise ValueError(f"{name}={values}: each once. Remove what comes twice.")
+                raise ValueError(f"{name}={values}: an entry is listed twice. Name each once.")
         if self.share >= self.shares:
-            raise ValueError(f"share={self.share}: of {self.shares} shares they are 0 to {self.shares - 1}.")
+            raise ValueError(f"share={self.share}: {self.shares} shares are 0 to {self.shares - 1}. Choose one.")
         if absent := [name for name in self.optimizers if not self.ranges(name)]:
             raise ValueError(
                 f"search has no range for {', '.join(absent)}: what is not tuned cannot be compared. Declare one, as "

@@ -30,9 +30,9 @@ class Verdict:
 
     Attributes:
         status: reached, budget (used without the target), beaten (cannot win any more), hopeless, or diverged.
-        steps: of the evaluation that found it.
-        before: steps of the evaluation before, at which the target was not reached.
-        value: of the metric.
+        steps: optimizer steps at the evaluation that decided it.
+        before: steps at the evaluation before, where the target was not reached.
+        value: the metric there; None if it is not finite.
     """
 
     status: str
@@ -45,7 +45,7 @@ class TargetObserver(Observer):
     """Evaluates more and more rarely, each time after at most `resolution` more steps, and judges the run.
 
     Args:
-        target: to reach.
+        target: the metric and value to reach.
         resolution: relative distance of evaluations.
         beaten_at: steps at which the run has lost; None: it has not.
         hopeless_after: steps after which a run that is no better than untrained ends; None: it does not.
@@ -98,7 +98,7 @@ class TargetObserver(Observer):
         return False
 
     def on_end(self, run: Run, status: str) -> None:
-        """A loss that is no number any more ends a run by itself."""
+        """A loss that is not finite ends a run by itself."""
         if status == "diverged" and self.verdict is None:
             self.verdict = Verdict("diverged", run.progress.step, self._last, None)
 
@@ -121,19 +121,19 @@ class TargetObserver(Observer):
 
 
 def run_job(job: Job, config: DictConfig, study: StudyConfig, folder: Path, stop: Callable[[], bool]) -> Row | None:
-    """Train a run of a study; what it says, for trials.jsonl, or None if it was stopped from outside.
+    """Train a run of a study; returns its row of trials.jsonl, or None if it was stopped from outside.
 
     Args:
-        job: which one.
+        job: the run to make.
         config: of `largebatch train` for its optimizer.
-        study: of the section `study`.
-        folder: of the study; the run goes to runs/NAME.
+        study: the section `study`.
+        folder: the study's; the run goes to runs/NAME.
         stop: whether to end now.
     """
     started = time.perf_counter()
     relative = f"runs/{job.name}"
     shutil.rmtree(folder / relative, ignore_errors=True)  # of a run that was killed
-    # Runs that count have the budget that the runs of the tuning had, but no reason to be compared.
+    # Only tuning stops hopeless runs: the runs that count use the whole budget.
     hopeless_after = None if study.hopeless is None or not job.is_tuning else study.hopeless * job.cell.budget_steps
     watch = TargetObserver(
         study.target, resolution=study.resolution, beaten_at=job.beaten_at, hopeless_after=hopeless_after

@@ -21,7 +21,7 @@ from largebatch.records.credentials import redact_screens
 
 Work = Callable[[Job, Callable[[], bool]], Row | None]  # job, stop -> row; None: it was stopped
 _WAIT_S = 0.5  # until a stop that came from outside is seen
-_SIGNALS = {getattr(signal, name) for name in STOP_SIGNALS}  # the parent's business
+_SIGNALS = {getattr(signal, name) for name in STOP_SIGNALS}  # handled by the parent
 
 
 def run_here(work: Work, next_job: Callable[[list[str]], Job | None], stop: Callable[[], bool]) -> Iterator[Row]:
@@ -35,22 +35,22 @@ def run_here(work: Work, next_job: Callable[[list[str]], Job | None], stop: Call
 def run_side_by_side(
     work: Work, next_job: Callable[[list[str]], Job | None], stop: Callable[[], bool], *, workers: int
 ) -> Iterator[Row]:
-    """So many runs at a time. A job is handed out when a worker is free, with what is known by then.
+    """Keep `workers` runs going. A job is chosen when a worker is free, from all rows that are known by then.
 
-    A stop ends every worker at once, whatever it is in the middle of: a run that has not ended says nothing, and is
-    made again from its beginning. So does the end of their parent.
+    A stop kills every worker at once, and so does the end of their parent. An unfinished run gives no row, and is made
+    again from its beginning.
 
     Raises:
         BrokenProcessPool: if a worker was killed; what is finished has been yielded.
     """
     with _single_threaded():
         context = _context()
-        if _answers(context, stop):
+        if _wait_until_ready(context, stop):
             yield from _share_out(context, work, next_job, stop, workers)
 
 
-def _answers(context: BaseContext, stop: Callable[[], bool]) -> bool:
-    """Wait until processes can be started, for which torch is imported first; False: a stop came before."""
+def _wait_until_ready(context: BaseContext, stop: Callable[[], bool]) -> bool:
+    """Wait until processes can be started, once torch is imported; False: a stop came before."""
     if context.get_start_method() != "forkserver":
         return not stop()
     first = threading.Thread(target=context.Process(target=int).start, daemon=True)  # type: ignore[attr-defined]
@@ -94,7 +94,7 @@ def _share_out(
 
 @contextmanager
 def _single_threaded() -> Iterator[None]:
-    """For processes that are started inside: torch reads it when it is imported."""
+    """One thread for processes that are started inside: torch reads the variable at its import."""
     threads = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"
     try:
@@ -107,15 +107,15 @@ def _single_threaded() -> Iterator[None]:
 
 
 def _context() -> BaseContext:
-    """How workers come into being: on Linux as forks of one process that has imported what a run needs, and no more.
+    """How workers start: on Linux as forks of one process that has imported what a run needs, and no more.
 
-    Importing takes each of them seconds, on as many cores as there are workers. That process has touched no GPU, has no
-    threads, and ends with the last one that it serves. A stop signal, which a terminal sends to all, must not end it.
+    An import in each of them would take seconds, on as many cores as there are workers. That process has touched no
+    GPU, has no threads, and ends with the last worker. A stop signal, which a terminal sends to all, must not end it.
     """
     if sys.platform != "linux":
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["largebatch.experiments.preloaded"])
+    context.set_forkserver_preload(["largebatch.experiments.fork_preload"])
     resource_tracker.ensure_running()  # before: it lets signals through when it has started
     former = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # inherited
     try:
@@ -129,7 +129,7 @@ _state: dict[str, Any] = {}  # of a worker
 
 
 def _begin(work: Work, start_method: str) -> None:
-    """In a new worker: signals are the parent's business, and so is life. Processes that load start as its do."""
+    """Set up a worker: it ignores stop signals, ends with its parent, and starts loading processes as that does."""
     multiprocessing.set_start_method(start_method, force=True)
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -60,7 +60,7 @@ def run(experiment: Experiment, settings: Settings) -> Result:
     total = experiment.config.batch.total
     if not isinstance(total, int) or total % settings.micro or settings.micro == total:
         raise ConfigError(
-            [f"textbook.micro={settings.micro}: batch.total={total} is not several of it. Use a divisor of the batch."]
+            [f"textbook.micro={settings.micro}: batch.total={total} is no multiple of it. Use a proper divisor."]
         )
     found = [one for precision in settings.precisions for one in _plain(experiment, settings, total, precision)]
     if settings.world_size > 1:

@@ -50,7 +50,7 @@ def band_of_mean(
 
 @dataclass(frozen=True)
 class Agreement:
-    """Whether a measured quantity is a predicted one, by its ratio over seeds.
+    """Whether measurement and prediction agree, by their ratio over seeds.
 
     Attributes:
         value: geometric mean of measured over predicted.
@@ -65,19 +65,19 @@ class Agreement:
 
     @property
     def interval(self) -> str:
-        """For people; empty where there is none."""
+        """As text; empty without an interval."""
         return "" if math.isnan(self.low) else f" (95 %: {self.low:.2f} to {self.high:.2f})"
 
     @property
     def is_below(self) -> bool:
-        """Whether they disagree, and the measured one is smaller."""
+        """Whether they disagree because the measured value is smaller."""
         return self.high < 1 / _EQUAL
 
     @property
     def words(self) -> str:
-        """Within a quarter they agree: a prediction is a model, and enough seeds tell it from any measurement."""
+        """Whether they agree within a quarter: with enough seeds, every model differs from its measurement."""
         if math.isnan(self.low):
-            return f"{few(self.seeds)} cannot tell whether they agree"
+            return f"{seeds_text(self.seeds)} cannot tell whether they agree"
         if self.is_below or self.low > _EQUAL:
             return "they disagree"
         if self.low >= 1 / _EQUAL and self.high <= _EQUAL:
@@ -86,7 +86,7 @@ class Agreement:
 
 
 def agreement(ratios: npt.ArrayLike) -> Agreement:
-    """Of measured over predicted values, [seeds], all above 0.
+    """The agreement of measured over predicted values, [seeds], all above 0.
 
     >>> agreement([0.5, 0.5, 0.51]).words, agreement([1.0, 1.01, 1.02]).words, agreement([1.0]).words
     ('they disagree', 'they agree', 'one seed cannot tell whether they agree')
@@ -98,10 +98,10 @@ def agreement(ratios: npt.ArrayLike) -> Agreement:
     return Agreement(mean[0], *ends, len(np.asarray(ratios)))
 
 
-def few(seeds: int) -> str:
-    """The subject of what cannot be told.
+def seeds_text(seeds: int) -> str:
+    """The number of seeds as text.
 
-    >>> few(1), few(2)
+    >>> seeds_text(1), seeds_text(2)
     ('one seed', '2 seeds')
     """
     return "one seed" if seeds == 1 else f"{seeds} seeds"

@@ -175,8 +175,8 @@ def _sentences(full: FullBatch, descents: list[Descent]) -> list[str]:
         f"To eps = {least:g} they fall from batch {smallest} to {largest} like B to the power "
         f"{of_batch['measured']:.2f}, by theory {of_batch['theory']:.2f}. A power of -1 is sigma^2/(B eps); it ends "
         "where the rate reaches its limit and log(1/eps) takes over.",
-        f"Theory holds in {agreeing} of {count} cases: after the steps that it asks for, its expected loss lies in the "
-        f"95 % interval of the measured one.{'' if by_chance else ' That is fewer than chance explains.'}",
+        f"Theory holds in {agreeing} of {count} cases: after the predicted number of steps, the expected loss lies in "
+        f"the 95 % interval of the measured one.{'' if by_chance else ' That is fewer than chance explains.'}",
     ]
 
 

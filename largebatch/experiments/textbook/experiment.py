@@ -17,13 +17,13 @@ from largebatch.training.loop import Observer
 
 
 class Experiment:
-    """What an experiment has at hand: a config, and a folder with the runs that it makes of it.
+    """The config of an experiment, and the folder of its runs.
 
     Args:
         config: of `largebatch train`, composed, without the section `textbook`.
-        compose: the same with more choices of groups (`optimizer=lars`), whose values overrides then change.
-        folder: of the experiment.
-        on_run: told the name of a run that begins, and how many were before it.
+        compose: composes the config with other choices of groups (`optimizer=lars`); overrides apply afterwards.
+        folder: the experiment's.
+        on_run: called with the name of each run that begins, and the number of runs before it.
 
     Attributes:
         runs: folders of the runs so far, relative to the experiment's.
@@ -49,7 +49,7 @@ class Experiment:
 
         Args:
             name: of the run; no two have the same.
-            overrides: what it changes, as on the command line: `batch.total=64`, `optimizer=lars`.
+            overrides: its changes, as on the command line: `batch.total=64`, `optimizer=lars`.
             observers: called after those of the config.
 
         Raises:
@@ -62,7 +62,7 @@ class Experiment:
         return trained
 
     def train_on_ranks(self, name: str, world_size: int, *overrides: str) -> Float64Array:
-        """The same on so many new processes of this machine; returns the path of the weights, [steps + 1, p]."""
+        """Train on new processes of this machine; returns the path of the weights, [steps + 1, p]."""
         relative = self._begin(name)
         config = self._named(name, overrides)
         weights: Float64Array = on_local_ranks(

@@ -14,7 +14,7 @@ from largebatch.diagnostics.settings import PositiveFloat, PositiveInt, Section
 from largebatch.experiments.textbook.bands import band_of_mean
 from largebatch.experiments.textbook.experiment import Experiment
 from largebatch.experiments.textbook.landscape import landscape
-from largebatch.experiments.textbook.regression import least_squares, noise_floor, tell_floor
+from largebatch.experiments.textbook.regression import floor_sentence, least_squares, noise_floor
 from largebatch.experiments.textbook.weight_path import Float64Array, WeightPath, thinned
 from largebatch.records.figures.diagram import Axis, Diagram, Line, Surface
 from largebatch.records.result import Result, Table
@@ -44,15 +44,15 @@ class Settings(Section):
 
 @dataclass(frozen=True)
 class Variant:
-    """What its runs gave; losses are L(w) - L(w*) over the whole training set.
+    """The runs of one variant; losses are L(w) - L(w*) over the whole training set.
 
     Attributes:
-        name: for people.
+        name: in tables and labels.
         paths: of the weights, one per seed.
         losses: [seeds, points].
         reached: index of the first point within the tolerance of the mean loss over seeds; None: there is none.
         floors: mean loss at the ends of the last half of the epochs, [seeds].
-        expected_floor: what the closed forms expect there of noise alone.
+        expected_floor: the closed forms' loss there by noise alone.
     """
 
     name: str
@@ -222,7 +222,7 @@ def _sentences(variants: list[Variant], settings: Settings, deviation: float, nu
         )
     sentences.append(f"Batch gradient descent follows its closed form to {deviation:.1g}.")
     floors = [
-        tell_floor(_descent(one), one.floors, one.expected_floor, is_shuffled=num_samples % one.total == 0)
+        floor_sentence(_descent(one), one.floors, one.expected_floor, is_shuffled=num_samples % one.total == 0)
         for one in variants[1:]
     ]
     return [*sentences, *floors]

@@ -132,22 +132,20 @@ def _sentences(ends: list[tuple[str, GradientVariance]]) -> list[str]:
     sentences = []
     for name, found in ends:
         slope, corrected = found.with_replacement.slope, found.without_replacement.slope
-        sentences.append(f"At {name} the variance falls like B to the power {_told(slope)}.")
+        sentences.append(_slope_sentence(f"At {name} the variance", slope))
         if corrected is not None:
-            sentences.append(
-                f"Without replacement, and divided by (D - B)/(D - 1), it falls like B to the power {_told(corrected)}."
-            )
+            sentences.append(_slope_sentence("Without replacement, and divided by (D - B)/(D - 1), it", corrected))
         scale = float(f"{found.noise.simple_noise_scale:.3g}")
         sentences.append(f"The noise scale at {name} is {scale:,.6g} samples.")
     return sentences
 
 
-def _told(slope: Slope | None) -> str:
+def _slope_sentence(subject: str, slope: Slope | None) -> str:
     if slope is None:
-        return "that so few replications do not tell"
+        return f"{subject} has no known slope: there are too few replications."
     low, high = slope.interval
     law = "the 1/B law holds" if slope.includes_law else "the law's -1 lies outside, as it does by chance in 5 %"
-    return f"{slope.value:.3f} (95 %: {low:.3f} to {high:.3f}): {law}"
+    return f"{subject} falls like B to the power {slope.value:.3f} (95 %: {low:.3f} to {high:.3f}): {law}."
 
 
 def _numbers(found: GradientVariance) -> dict[str, Any]:

@@ -13,9 +13,10 @@ from pydantic import Field
 
 from largebatch.diagnostics.intervals import LEAST_SEEDS
 from largebatch.diagnostics.settings import PositiveFloat, PositiveInt, Section
-from largebatch.experiments.textbook.bands import band_of_mean, few
+from largebatch.experiments.textbook.bands import band_of_mean, seeds_text
 from largebatch.experiments.textbook.experiment import Experiment
-from largebatch.experiments.textbook.outcomes import Float64Array, Outcome, finals, train_seeds
+from largebatch.experiments.textbook.outcomes import Outcome, finals, train_seeds
+from largebatch.experiments.textbook.weight_path import Float64Array
 from largebatch.records.figures.diagram import Axis, Diagram, Line
 from largebatch.records.result import Result, Table
 
@@ -54,7 +55,7 @@ class Tuned:
 
     @property
     def is_at_border(self) -> bool:
-        """Whether the best rate may lie outside of the grid."""
+        """Whether the best rate may lie outside the grid."""
         return self.chosen in (0, len(self.lrs) - 1)
 
 
@@ -136,7 +137,7 @@ def _grid_figure(found: dict[Name, list[Tuned]]) -> Diagram:
     )
     size = next(iter(found.values()))[-1].global_batch_size
     return Diagram(
-        "grid", f"What the tuning saw at batch {size:,}", Axis("rate over the smallest of the grid", log=True),
+        "grid", f"Validation loss on the grid, batch {size:,}", Axis("rate over the smallest of the grid", log=True),
         Axis("validation loss", log=True), lines, "One seed.",
     )  # fmt: skip
 
@@ -151,7 +152,7 @@ def _table(experiment: Experiment, found: dict[Name, list[Tuned]], settings: Set
     for name, tuned in found.items():
         for one in tuned:
             mean, low, high = band_of_mean(one.outcome.final(_ACCURACY)[:, None], within=(0.0, 1.0))
-            unknown = f"{few(settings.seeds)}: no interval"
+            unknown = f"{seeds_text(settings.seeds)}: no interval"
             interval = unknown if low is None or high is None else f"{low[0]:.3f} to {high[0]:.3f}"
             border = ", at the border" if one.is_at_border else ""
             rows.append(
@@ -174,7 +175,7 @@ def _sentences(found: dict[Name, list[Tuned]], settings: Settings) -> list[str]:
         first, last = tuned[0].global_batch_size, tuned[-1]
         sentences.append(
             f"{name.upper()} keeps its accuracy up to batch {max(held, default=first):,}: within "
-            f"{settings.tolerance:g} of batch {first}, in the mean of {few(settings.seeds)}. At batch "
+            f"{settings.tolerance:g} of batch {first}, in the mean of {seeds_text(settings.seeds)}. At batch "
             f"{last.global_batch_size:,} it has {means[name][-1]:.3f}, after {last.num_steps:,} steps."
         )
     at_border = [f"{name.upper()} at {one.global_batch_size:,}" for name, tuned in found.items() for one in tuned
@@ -185,24 +186,24 @@ def _sentences(found: dict[Name, list[Tuned]], settings: Settings) -> list[str]:
 
 
 def _against_sgd(found: dict[Name, list[Tuned]]) -> list[str]:
-    """Whether the layer-wise methods are ahead at the largest batch, by seeds of which each is one pair."""
+    """Whether the layer-wise methods are ahead at the largest batch, paired by seed."""
     sentences, is_ahead, sgd = [], False, found["sgd"][-1].outcome.final(_ACCURACY)
-    is_told, size = len(sgd) >= LEAST_SEEDS, found["sgd"][-1].global_batch_size
+    has_interval, size = len(sgd) >= LEAST_SEEDS, found["sgd"][-1].global_batch_size
     for name in found:
         if name == "sgd":
             continue
         ahead, low, high = band_of_mean((found[name][-1].outcome.final(_ACCURACY) - sgd)[:, None])
         if low is None or high is None:
-            verdict = f"{few(len(sgd))} cannot tell that from noise"
+            verdict = f"{seeds_text(len(sgd))} cannot tell that from noise"
         elif low[0] > 0 or high[0] < 0:
             verdict = f"95 %: {low[0]:+.3f} to {high[0]:+.3f}"
             is_ahead = is_ahead or low[0] > 0
         else:
-            verdict = f"95 %: {low[0]:+.3f} to {high[0]:+.3f}, not told apart"
+            verdict = f"95 %: {low[0]:+.3f} to {high[0]:+.3f}, no clear difference"
         sentences.append(f"At batch {size:,} {name.upper()} is {ahead[0]:+.3f} against tuned SGD ({verdict}).")
-    if not is_ahead and is_told:
+    if not is_ahead and has_interval:
         sentences.insert(
-            0, "No trust ratio is shown to beat a tuned rate here; Nado et al. 2021 found none in large models."
+            0, "No trust ratio is shown to beat tuned SGD here; nor did Nado et al. 2021 find one in large models."
         )
     return sentences
 

@@ -1,4 +1,4 @@
-"""What the learning rate does to gradient descent on a quadratic: it converges, oscillates or diverges."""
+"""Gradient descent on a quadratic over learning rates: it converges, oscillates or diverges."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class Descent:
         limit: the largest stable rate at this momentum.
         theta: the path of the weights, [steps + 1, d].
         losses: 1/2 sum h theta^2, [steps + 1].
-        kind: as the path shows it.
-        expected: as the eigenvalues of a step have it.
+        kind: the behaviour of the measured path.
+        expected: the behaviour by the eigenvalues of a step.
         deviation: largest distance of a coordinate from the closed form, relative to the largest coordinate so far.
         reached: steps to the tolerance; None: not reached.
     """
@@ -218,11 +218,12 @@ def _sentences(task: NoisyQuadratic, descents: list[Descent], settings: Settings
         if rates:
             sentences.append(f"At momentum {descents[0].momentum:g} it {kind} with rate {', '.join(rates)}.")
     sentences.append(
-        f"Theory is right about {len(as_expected)} of {len(descents)} runs: they do what the eigenvalues of a step say."
+        f"Theory is right about {len(as_expected)} of {len(descents)} runs: they behave as the eigenvalues of a step "
+        "predict."
     )
     sentences += [
-        f"Theory is wrong at rate {one.lr:.4g} and momentum {one.momentum:g}: the run {one.kind}, theory says that it "
-        f"{one.expected}."
+        f"Theory is wrong at rate {one.lr:.4g} and momentum {one.momentum:g}: the run {one.kind}, theory predicts that "
+        f"it {one.expected}."
         for one in descents
         if one.kind != one.expected
     ]

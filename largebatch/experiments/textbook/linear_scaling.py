@@ -11,10 +11,11 @@ from pydantic import Field, field_validator
 
 from largebatch.batch.scaling import scale_lr
 from largebatch.diagnostics.settings import PositiveFloat, PositiveInt, Section
-from largebatch.experiments.textbook.bands import band_of_mean, few
+from largebatch.experiments.textbook.bands import band_of_mean, seeds_text
 from largebatch.experiments.textbook.experiment import Experiment
-from largebatch.experiments.textbook.one_step import detour_figure, measure_detour, tell_detour
-from largebatch.experiments.textbook.outcomes import Float64Array, Outcome, finals, train_seeds
+from largebatch.experiments.textbook.one_step import detour_figure, detour_sentence, measure_detour
+from largebatch.experiments.textbook.outcomes import Outcome, finals, train_seeds
+from largebatch.experiments.textbook.weight_path import Float64Array
 from largebatch.records.figures.diagram import Axis, Diagram, Line
 from largebatch.records.result import Result, Table
 
@@ -65,8 +66,8 @@ def run(experiment: Experiment, settings: Settings) -> Result:
     linear = rules[0]
     return Result(
         title="The linear scaling rule",
-        question="Does k times the batch at k times the rate do what k steps do, and up to which k?",
-        sentences=[*_about_runs(linear, rules[1:], settings), *(tell_detour(detour) for detour in detours)],
+        question="Does one step of k times the batch and rate replace k steps, and up to which k?",
+        sentences=[*_about_runs(linear, rules[1:], settings), *(detour_sentence(detour) for detour in detours)],
         tables=(_table(experiment, rules, settings),),
         figures=(detour_figure(detours), _final_figure(experiment, rules, linear), _curves(linear, settings),
                  _sharpness_figure(linear)),
@@ -195,11 +196,11 @@ def _about_runs(linear: Rule, others: Sequence[Rule], settings: Settings) -> lis
 
 
 def _about_limit(limits: Float64Array, holds: int, breaks: int) -> str:
-    """Whether the rule ends where the minimum of small batches has it: at `holds` < k <= `breaks`."""
+    """Whether the rule breaks, at `holds` < k <= `breaks`, where lambda_max of the small-batch minimum predicts it."""
     (value,), low, high = band_of_mean(limits[:, None], of_logarithms=True)
-    where = f"By 2 / lambda_max of the minimum that k = 1 finds, k eta gets unstable at k = {value:.0f}"
+    where = f"By 2 / lambda_max of the minimum that k = 1 finds, k eta becomes unstable at k = {value:.0f}"
     if low is None or high is None or not np.isfinite([low[0], high[0]]).all():
-        return f"{where}; {few(len(limits))} cannot tell whether that is the same k"
+        return f"{where}; {seeds_text(len(limits))} cannot tell whether that is the same k"
     where += f" (95 %: {low[0]:.3g} to {high[0]:.3g})"
     if holds < low[0] and high[0] <= breaks:
         return f"{where}: that agrees"
@@ -209,13 +210,13 @@ def _about_limit(limits: Float64Array, holds: int, breaks: int) -> str:
 
 
 def _excess(rule: Rule, base: Outcome, place: int) -> str:
-    """Of one k, with its interval over seeds."""
+    """The excess loss at one k as text, with its interval over seeds."""
     ratios = finals(rule.outcomes, _LOSS)[:, place] / base.final(_LOSS)
     (value,), low, high = band_of_mean(ratios[:, None], of_logarithms=True)
-    told = _percent(value - 1)
+    text = _percent(value - 1)
     if low is None or high is None or not np.isfinite([low[0], high[0]]).all():
-        return told
-    return f"{told} (95 %: {_percent(low[0] - 1)} to {_percent(high[0] - 1)})"
+        return text
+    return f"{text} (95 %: {_percent(low[0] - 1)} to {_percent(high[0] - 1)})"
 
 
 def _percent(excess: float) -> str:

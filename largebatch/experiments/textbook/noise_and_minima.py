@@ -1,4 +1,4 @@
-"""Sharpness of the place that a run ends in, and its gap, against the batch size."""
+"""Sharpness at the end of a run, and its gap, against the batch size."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from pydantic import Field, field_validator
 
 from largebatch.diagnostics.intervals import LEAST_SEEDS
 from largebatch.diagnostics.settings import PositiveInt, Section
-from largebatch.experiments.textbook.bands import band_of_mean, few
+from largebatch.experiments.textbook.bands import band_of_mean, seeds_text
 from largebatch.experiments.textbook.experiment import Experiment
-from largebatch.experiments.textbook.outcomes import Float64Array, Outcome, finals, train_seeds
+from largebatch.experiments.textbook.outcomes import Outcome, finals, train_seeds
+from largebatch.experiments.textbook.weight_path import Float64Array
 from largebatch.records.figures.diagram import Axis, Diagram, Line
 from largebatch.records.result import Result, Table
 
@@ -139,21 +140,21 @@ def _with_spread(values: Float64Array) -> str:
 
 def _sentences(series: Sequence[Series]) -> list[str]:
     first, last = series[0].batch_sizes[0], series[0].batch_sizes[-1]
-    sentences = tell_verdict(series)
+    sentences = verdict_sentences(series)
     for one in series:
-        told = [
-            _told(one.change(key, of_logarithms=is_ratio), name, is_ratio)
+        changes = [
+            _change_text(one.change(key, of_logarithms=is_ratio), name, is_ratio)
             for key, name, is_ratio in (
                 (_LAMBDA, "lambda_max", True), (_M_SHARPNESS, "the m-sharpness", True), (_GAP, "the loss gap", False),
             )
         ]  # fmt: skip
         losses = [float(outcome.final(_TRAIN).mean()) for outcome in (one.outcomes[0], one.outcomes[-1])]
-        sentences.append(f"From batch {first} to {last:,}, at {one.name}: {'; '.join(told)}.")
+        sentences.append(f"From batch {first} to {last:,}, at {one.name}: {'; '.join(changes)}.")
         sentences.append(f"At {one.name} the training loss goes from {losses[0]:.2g} to {losses[1]:.2g}.")
     return sentences
 
 
-def _told(change: tuple[float, float, float] | None, name: str, is_ratio: bool) -> str:
+def _change_text(change: tuple[float, float, float] | None, name: str, is_ratio: bool) -> str:
     if change is None:
         return f"{name} is not known well enough"
     value, low, high = change
@@ -162,23 +163,22 @@ def _told(change: tuple[float, float, float] | None, name: str, is_ratio: bool) 
     return f"{name} changes by {value:+.3f} (95 %: {low:+.3f} to {high:+.3f})"
 
 
-def tell_verdict(series: Sequence[Series]) -> list[str]:
-    """What is left of the textbook's sentence where steps are equal, so that large batches are trained as long."""
+def verdict_sentences(series: Sequence[Series]) -> list[str]:
+    """Whether the textbook's sentence holds at equal steps, where large batches are trained as long."""
     one = series[-1]
     sharper, gap = one.change(_LAMBDA, of_logarithms=True), one.change(_GAP, of_logarithms=False)
     seeds = len(one.outcomes[0].rows)
     if seeds < LEAST_SEEDS:
-        return [
-            f"{few(seeds).capitalize()} cannot tell whether the change from small to large batches is more than noise."
-        ]
+        subject = seeds_text(seeds).capitalize()
+        return [f"{subject} cannot tell whether the change from small to large batches is more than noise."]
     if sharper is None or gap is None:
         return []
     is_sharper, is_worse = sharper[1] > 1, gap[1] > 0
     words = (
         "sharper" if is_sharper else "flatter" if sharper[2] < 1 else "no sharper as far as the seeds tell",
-        "generalizes worse" if is_worse else "generalizes better" if gap[2] < 0 else "its gap is not told apart",
+        "generalizes worse" if is_worse else "generalizes better" if gap[2] < 0 else "its gap does not clearly differ",
     )
-    textbook = "the textbook is right" if is_sharper and is_worse else "this does not show the textbook's sentence"
+    textbook = "the textbook is right" if is_sharper and is_worse else "this does not support the textbook"
     sentences = [f"With equal steps the large batch ends {words[0]}, and {words[1]}: {textbook}."]
     losses = one.change(_TRAIN, of_logarithms=True)
     if is_sharper and losses is not None and losses[1] > 1:

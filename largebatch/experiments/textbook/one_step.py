@@ -1,4 +1,4 @@
-"""One step at k times the batch and rate in the place of k steps: how far apart they end."""
+"""The distance between the ends of k steps and of one step at k times the batch and rate."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import numpy as np
 
 from largebatch.experiments.textbook.bands import Band, band_of_mean
 from largebatch.experiments.textbook.experiment import Experiment
-from largebatch.experiments.textbook.outcomes import Float64Array
-from largebatch.experiments.textbook.weight_path import WeightPath
+from largebatch.experiments.textbook.weight_path import Float64Array, WeightPath
 from largebatch.records.figures.diagram import Axis, Diagram, Line
 
 
@@ -35,7 +34,7 @@ class Detour:
 
     @property
     def slope(self) -> float:
-        """Of log distance over log(k - 1): 1 if the gradient changes evenly along the way."""
+        """The slope of log distance over log(k - 1): 1 if the gradient changes evenly along the way."""
         return float(np.polyfit(np.log(np.array(self.factors) - 1), np.log(self.band.mean), 1)[0])
 
 
@@ -77,8 +76,8 @@ def detour_figure(detours: Sequence[Detour]) -> Diagram:
     )  # fmt: skip
 
 
-def tell_detour(detour: Detour) -> str:
-    """A sentence."""
+def detour_sentence(detour: Detour) -> str:
+    """The miss of one large step, as a sentence."""
     first, *_, last = detour.band.mean
     return (
         f"After {detour.after_steps} steps, one step of k eta misses the end of k steps by {first:.1%} of their way at "

@@ -1,4 +1,4 @@
-"""Runs of one kind, several seeds of each, and what they came to."""
+"""Runs that differ in their seed alone, and their metrics."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from largebatch.experiments.textbook.experiment import Experiment
+from largebatch.experiments.textbook.weight_path import Float64Array
 from largebatch.records.trackers import Row
 from largebatch.run.train_quietly import Trained
-
-Float64Array = npt.NDArray[np.float64]
 
 
 class Curve(NamedTuple):
@@ -29,9 +27,9 @@ class Outcome:
     """Runs that differ in their seed alone.
 
     Attributes:
-        statuses: of each run, see `Trained.status`.
-        summaries: of each run.
-        rows: of metrics.jsonl, of each run.
+        statuses: one per run, see `Trained.status`.
+        summaries: one per run.
+        rows: metrics.jsonl of each run.
     """
 
     statuses: Sequence[str]

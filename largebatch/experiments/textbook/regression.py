@@ -49,13 +49,13 @@ def noise_floor(task: LeastSquares, global_batch_size: int, lr: float) -> float:
     return 0.5 * float(model.curvature @ moments)
 
 
-def tell_floor(name: str, floors: Float64Array, expected: float, *, is_shuffled: bool) -> str:
-    """A sentence on how far noise keeps a descent above the minimum, against what `noise_floor` expects.
+def floor_sentence(name: str, floors: Float64Array, expected: float, *, is_shuffled: bool) -> str:
+    """A sentence on how far noise keeps a descent above the minimum, measured and by `noise_floor`.
 
     Args:
-        name: of the descent.
+        name: the descent.
         floors: measured, [seeds].
-        expected: by the model.
+        expected: by the model, as `noise_floor` returns it.
         is_shuffled: whether the model knows that every epoch holds each sample once; else it has fresh draws.
     """
     ratio = agreement(floors / expected)
@@ -64,5 +64,5 @@ def tell_floor(name: str, floors: Float64Array, expected: float, *, is_shuffled:
     drawn = "of shuffled epochs" if is_shuffled else "if its batches were fresh draws"
     return (
         f"Noise keeps {name} {floors.mean():.2g} above the minimum in late epochs. That is {ratio.value:.2f} times "
-        f"what the quadratic model near the minimum expects {drawn}{ratio.interval}: {ratio.words}{explained}."
+        f"the prediction of the quadratic model near the minimum {drawn}{ratio.interval}: {ratio.words}{explained}."
     )

@@ -11,7 +11,7 @@ from largebatch.run.config.targets import TargetError, make
 
 
 def training_set(experiment: Experiment) -> Any:
-    """What `data.train` names, as long as `data.limit` says.
+    """The data set of `data.train`, cut to `data.limit` samples.
 
     Raises:
         ConfigError: if it cannot be made.

@@ -11,9 +11,10 @@ from pydantic import Field, field_validator
 
 from largebatch.diagnostics.intervals import LEAST_SEEDS
 from largebatch.diagnostics.settings import PositiveFloat, PositiveInt, Section
-from largebatch.experiments.textbook.bands import band_of_mean, few
+from largebatch.experiments.textbook.bands import band_of_mean, seeds_text
 from largebatch.experiments.textbook.experiment import Experiment
-from largebatch.experiments.textbook.outcomes import Float64Array, Outcome, train_seeds
+from largebatch.experiments.textbook.outcomes import Outcome, train_seeds
+from largebatch.experiments.textbook.weight_path import Float64Array
 from largebatch.records.figures.diagram import Axis, Diagram, Line
 from largebatch.records.result import Result, Table
 
@@ -69,7 +70,7 @@ def run(experiment: Experiment, settings: Settings) -> Result:
     warmups = [train_warmup(experiment, settings, kind) for kind in settings.kinds]
     config = experiment.config
     peaks = [lr * config.batch.total / config.scaling.base_batch_size for lr in settings.base_lrs]
-    shown = _telling_rate(warmups, settings)
+    shown = _compared_rate(warmups, settings)
     return Result(
         title="Warmup",
         question="What does a large batch gain from a warmup, and does it matter how the rate rises?",
@@ -107,7 +108,7 @@ def highest_at_peak(outcome: Outcome) -> Float64Array:
     return np.asarray(losses[:, at_peak + 1 :].max(axis=1) / losses[:, at_peak])
 
 
-def _telling_rate(warmups: Sequence[Warmup], settings: Settings) -> int:
+def _compared_rate(warmups: Sequence[Warmup], settings: Settings) -> int:
     """The largest rate at which some kind loses no seed."""
     lost = np.array([one.num_lost(settings.lost_above) for one in warmups]).min(axis=0)
     return int(np.flatnonzero(lost == 0)[-1]) if (lost == 0).any() else 0
@@ -184,7 +185,7 @@ def _sentences(
     if "gradual" in reach and len(reach) == 3:
         others = max(reach["none"], reach["constant"])
         verdict = "allows the larger rate" if reach["gradual"] > others else "allows no larger rate here"
-        doubt = "" if settings.seeds >= LEAST_SEEDS else f", as far as {few(settings.seeds)} can tell"
+        doubt = "" if settings.seeds >= LEAST_SEEDS else f", as far as {seeds_text(settings.seeds)} can tell"
         sentences.append(f"The gradual warmup {verdict}{doubt}.")
     sentences += [
         f"With {_NAMES[kind]} "
@@ -203,21 +204,21 @@ def _sentences(
     level = np.median(small.final(_LOSS))
     sentences += [
         f"At that rate {_NAMES[best.kind]} ends lowest: its training loss is {np.median(best.losses[shown]):.2g}, "
-        f"{_told_apart(best.losses[shown], second.losses[shown], _NAMES[second.kind])}.",
+        f"{_lead_text(best.losses[shown], second.losses[shown], _NAMES[second.kind])}.",
         f"Batch {settings.small_batch} ends at a training loss of {level:.2g}.",
     ]
     return sentences
 
 
-def _told_apart(best: Float64Array, second: Float64Array, name: str) -> str:
-    """Whether the lowest is below the next, by the ratio of their losses, paired by seed; a lost run is infinite."""
+def _lead_text(best: Float64Array, second: Float64Array, name: str) -> str:
+    """The lead of the best kind by the ratio of losses, paired by seed; a lost run is infinite."""
     with np.errstate(divide="ignore", invalid="ignore"):
         (value,), low, high = band_of_mean((second / best)[:, None], of_logarithms=True)
     if low is None or high is None:
-        return f"but {few(len(best))} cannot tell that from luck"
+        return f"but {seeds_text(len(best))} cannot tell that from luck"
     if not np.isfinite([low[0], high[0]]).all():
         return f"and {name} loses seeds"
-    apart = "" if low[0] > 1 else ": not told apart"
+    apart = "" if low[0] > 1 else ": no clear difference"
     return f"and {name} has {value:.2f} times that (95 %: {low[0]:.2f} to {high[0]:.2f}){apart}"
 
 

@@ -1,4 +1,4 @@
-"""The way of the weights: what the textbook's figures of small models are made of."""
+"""The path of the weights during training, for figures of small models."""
 
 from __future__ import annotations
 

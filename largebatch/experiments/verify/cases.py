@@ -1,4 +1,4 @@
-"""Which factorizations of a global batch are tried: ranks x accumulation x micro-batch."""
+"""The factorizations of a global batch to try: ranks x accumulation x micro-batch."""
 
 from __future__ import annotations
 

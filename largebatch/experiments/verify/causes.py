@@ -35,12 +35,12 @@ class Cause:
 
 
 def causes_in_advance(prepared: Prepared) -> list[Cause]:
-    """What is wrong whatever the comparison says: it breaks the contract, or would make ranks wait for each other."""
+    """Causes that need no comparison: they break the contract, or would make ranks wait for each other."""
     return [*_state(prepared), *_loss_over_batch(Probe(prepared))]
 
 
 def causes_of_failure(prepared: Prepared, errors: Mapping[Case, Comparison], bounds: Bounds) -> list[Cause]:
-    """What explains that some cases are off, found by experiments; empty if nothing does."""
+    """The causes of failing cases, found by experiments; may be empty."""
     causes, probe = [], Probe(prepared)
     if prepared.config.batch.micro is None and prepared.config.batch_norm == "per_micro_batch":
         causes += _split_dependence(probe, MOST[prepared.config.precision.compute])
@@ -49,16 +49,16 @@ def causes_of_failure(prepared: Prepared, errors: Mapping[Case, Comparison], bou
 
 
 def causes_of_doubt(prepared: Prepared, bounds: Bounds) -> list[Cause]:
-    """Why no comparison could show anything."""
+    """The causes that leave every comparison undecided."""
     trained = [name for name, one in prepared.model.named_parameters() if one.requires_grad]
     if not trained or not set(trained) <= set(bounds.undecided):
         return []
     return [
         Cause(
-            "optimizer enlarges rounding",
-            f"The plain reference itself, with other last digits, ends with other weights in all {len(trained)} "
-            f"tensors: {type(prepared.optimizer).__name__} and these rates make a large difference out of a small one, "
-            "so that no two runs are the same. Take a lower rate, fewer verify.steps or another optimizer.",
+            "optimizer amplifies rounding",
+            f"Other last digits in the plain reference change the final weights of all {len(trained)} tensors: "
+            f"{type(prepared.optimizer).__name__} at these rates amplifies rounding, so that no two runs are the same. "
+            "Take a lower rate, fewer verify.steps or another optimizer.",
         )
     ]
 
@@ -97,14 +97,14 @@ def _loss_over_batch(probe: Probe) -> list[Cause]:
         Cause(
             "batch-coupled loss",
             "The loss of a sample depends on the other samples of its micro-batch, so it changes with every other cut "
-            "of the global batch. Write it as a sum over samples that stand for themselves, or give it `coupled = "
+            "of the global batch. Write it as a sum of losses of single samples, or give it `coupled = "
             "True`: then it is taken over the whole global batch.",
         )
     ]
 
 
 def _differ(one: Tensor, other: Tensor, terms: Tensor) -> bool:
-    """Whether two results differ by more than rounding, which is as large as the terms that they were made of."""
+    """Whether two results differ by more than rounding, which scales with the terms of their sums."""
     if not one.is_floating_point():
         return not torch.equal(one, other)
     scale = max(float(value.abs().max()) for value in (other, terms))
@@ -112,7 +112,7 @@ def _differ(one: Tensor, other: Tensor, terms: Tensor) -> bool:
 
 
 def _split_dependence(probe: Probe, tolerance: float) -> list[Cause]:
-    """What makes the gradient depend on where the batch is cut, mode by mode."""
+    """Why the gradient depends on where the batch is cut, tested mode by mode."""
     if probe.count < 4:  # batch norm needs two samples on either side
         return []
     probe.train()

@@ -50,14 +50,13 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Bounds:
-    """The errors that are still the same run, by name and in the unit of `Comparison`.
+    """The largest errors of runs that count as the same, by name and in the unit of `Comparison`.
 
     Attributes:
         gradient: of the first global batch.
         weights: after the last step.
         statistics: running statistics of batch norm after the last step.
-        undecided: parameters whose weights rounding decides, so that nothing is shown by them but their gradient: they
-            have no bound of their weights.
+        undecided: parameters whose final weights rounding decides: their gradients alone are compared.
     """
 
     gradient: dict[str, float]
@@ -79,7 +78,7 @@ class Bounds:
         return max((share for _, share in self._shares(errors)), default=0.0)
 
     def gradient_share(self, errors: Comparison) -> float:
-        """As `share`, of the gradient alone."""
+        """The same for the gradient alone."""
         return max((share for kind, share in self._shares(errors) if kind == "gradient"), default=0.0)
 
     def _shares(self, errors: Comparison) -> Iterator[tuple[str, float]]:
@@ -116,7 +115,7 @@ def relative_errors(
 def relative_sizes(
     differences: Mapping[str, Tensor], reference: Mapping[str, Tensor], *, floor: float = FLOOR
 ) -> dict[str, float]:
-    """As `relative_errors`, of differences."""
+    """The same as `relative_errors`, from given differences."""
     sizes = {name: _size(value) for name, value in reference.items()}
     smallest = floor * max(sizes.values(), default=0.0)
     scales = {name: max(size, smallest) or 1.0 for name, size in sizes.items()}
@@ -128,7 +127,7 @@ def _size(value: Tensor) -> float:
 
 
 def wide(value: Tensor) -> Tensor:
-    """In double precision, complex or not."""
+    """The value in double precision, real or complex."""
     return value.to(torch.complex128) if value.is_complex() else value.double()
 
 

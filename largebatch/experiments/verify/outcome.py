@@ -1,4 +1,4 @@
-"""What `largebatch verify` compares, and what it says of it."""
+"""The comparison behind `largebatch verify`, and its result."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class Outcome:
     """How far factorizations of a run are from the reference in plain torch.
 
     Attributes:
-        causes: of a difference, those that are known before anything is compared included.
+        causes: of a difference, with those that are known before any comparison.
         errors: of each factorization; empty if a cause is known in advance.
-        bounds: that rounding keeps.
+        bounds: of the errors that rounding explains.
     """
 
     causes: list[Cause]
@@ -44,13 +44,13 @@ class Outcome:
         return bool(self.causes) or any(self.bounds.share(one) > 1 for one in self.errors.values())
 
     def result(self) -> Result:
-        """For people and programs."""
+        """The outcome as sentences, tables and numbers."""
         return Result(
             title="Verification",
-            sentences=_sentences(self.causes, self.errors, self.bounds, failed=self.failed),
+            sentences=_sentences(self),
             tables=_tables(self.errors, self.bounds),
             figures=[],
-            numbers=_numbers(self.causes, self.errors, self.bounds, failed=self.failed),
+            numbers=_numbers(self),
         )
 
 
@@ -73,8 +73,8 @@ def compare_factorizations(config: DictConfig, prepared: Prepared, options: Veri
         raise ConfigError([f"verify.world_sizes={world_sizes}: {error}"]) from None
     if prepared.config.batch_norm == "exact" and Probe(prepared).draws():
         raise ConfigError(
-            ["batch_norm=exact: is compared with one big batch, which draws other random numbers than its micro-"
-             "batches do. Verify without dropout; what each micro-batch draws does not depend on the ranks."]
+            ["batch_norm=exact: the reference is one big batch, whose random draws are not those of micro-"
+             "batches. Verify without dropout; the draws of a micro-batch do not depend on the ranks."]
         )  # fmt: skip
     reference = reference_trajectory(prepared, whole.plan, num_steps=options.steps)
     causes = causes_in_advance(prepared)
@@ -139,34 +139,34 @@ def _tables(errors: dict[Case, Comparison], bounds: Bounds) -> list[Table]:
     return [table for table in tables if table.rows]
 
 
-def _sentences(causes: list[Cause], errors: dict[Case, Comparison], bounds: Bounds, *, failed: bool) -> list[str]:
+def _sentences(outcome: Outcome) -> list[str]:
+    errors, bounds = outcome.errors, outcome.bounds
     largest = max((bounds.share(one) for one in errors.values()), default=0.0)
     of_bound = f": the largest error is {largest:.2g} of its bound" if errors else ""
-    said = [f"{'DIFFERENT' if failed else 'same'}{of_bound}."]
-    said += [f"cause: {cause.name}: {cause.text}" for cause in causes]
-    if failed and not causes:
+    sentences = [f"{'DIFFERENT' if outcome.failed else 'same'}{of_bound}."]
+    sentences += [f"cause: {cause.name}: {cause.text}" for cause in outcome.causes]
+    if outcome.failed and not outcome.causes:
         gradients_agree = all(bounds.gradient_share(one) <= 1 for one in errors.values())
-        where = (
-            "The first gradients agree: look at what a later step adds, such as a rank's own state, optimizer or data."
-        )
-        said.append(f"cause: not found. {where if gradients_agree else 'Look at what computes the largest errors.'}")
+        where = "The first gradients agree: look at later steps, such as a rank's own state, the optimizer or the data."
+        remedy = where if gradients_agree else "Look at the code behind the tensors with the largest errors."
+        sentences.append(f"cause: not found. {remedy}")
     if bounds.undecided:
-        said.append(
+        sentences.append(
             f"{len(bounds.undecided)} of {len(bounds.gradient)} tensors are compared by their gradients alone. "
             f"Rounding decides their weights even in one process: {', '.join(bounds.undecided[:MOST_TENSORS])}."
         )
-    return said
+    return sentences
 
 
-def _numbers(causes: list[Cause], errors: dict[Case, Comparison], bounds: Bounds, *, failed: bool) -> dict[str, Any]:
+def _numbers(outcome: Outcome) -> dict[str, Any]:
     return {
-        "same": not failed,
-        "bounds": asdict(bounds),
-        "causes": [{"name": cause.name, "text": cause.text} for cause in causes],
+        "same": not outcome.failed,
+        "bounds": asdict(outcome.bounds),
+        "causes": [{"name": cause.name, "text": cause.text} for cause in outcome.causes],
         "cases": [
             {"name": case.name, "world_size": case.world_size, "micro_batch_sizes": list(case.plan.micro_batch_sizes),
              **asdict(one)}
-            for case, one in errors.items()
+            for case, one in outcome.errors.items()
         ],
     }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Defects to plant into the trainer, and a model with every oddity: how sharp the comparison is, and how calm."""
+"""Defects to plant into the trainer, and a sound model with every oddity: they measure misses and false alarms."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class OddNet(nn.Module):
 
 
 class FactorPerMicroBatch:
-    """A loss, times a factor of its own for each micro-batch; all else is that of the loss."""
+    """A loss times a factor for each micro-batch; all else is delegated to the loss."""
 
     def __init__(self, loss: Loss, factor: Callable[[int, int], float]) -> None:
         self._loss, self._factor, self._calls = loss, factor, 0
@@ -55,14 +55,14 @@ class FactorPerMicroBatch:
         return getattr(self._loss, name)
 
     def loss_per_sample(self, outputs: Any, targets: Tensor) -> Tensor:
-        """Of micro-batch number `calls` of this rank, with `len(targets)` samples."""
+        """The loss of this rank's next micro-batch, times its factor."""
         self._calls += 1
         return self._loss.loss_per_sample(outputs, targets) * self._factor(self._calls - 1, len(targets))
 
 
 @dataclass(frozen=True)
 class Defect:
-    """Something that training must not do.
+    """A defect of training.
 
     Attributes:
         name: in a few words.

@@ -1,4 +1,4 @@
-"""A run's model on a few samples, as a whole and in parts: what the experiments are made on."""
+"""A run's model on a few samples, whole and in parts: the experiments on causes use it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Probe:
         self._modes.restore()
 
     def outputs(self, part: slice, *, seed: int = 1) -> Any:
-        """What the model returns for a part, drawing from `seed`."""
+        """The model's output for a part, with random numbers from `seed`."""
         seed_generators(seed)
         inputs = {name: value[part] for name, value in self.inputs.items()} if isinstance(self.inputs, dict) else None
         return forward(self.model, self.inputs[part] if inputs is None else inputs)

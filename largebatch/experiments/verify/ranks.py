@@ -1,4 +1,4 @@
-"""Starts ranks for a comparison, and what each of them does."""
+"""Starts ranks for a comparison, and the work of each rank."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from largebatch.experiments.verify.comparison import Comparison, compare
 from largebatch.experiments.verify.planted import Defect
 from largebatch.experiments.verify.probe import Probe
 from largebatch.experiments.verify.trajectories import Trajectory, package_trajectory
-from largebatch.records.durable_files import naming_what_is_not_written
+from largebatch.records.durable_files import as_not_written
 from largebatch.run.parts import open_runtime
 from largebatch.run.prepare import Prepared, prepare
 
 _KINDS = ("gradient", "weights", "statistics")  # the tensors of a trajectory
-# Of the sum of a gradient's absolute values between ranks: another processor rounds otherwise, other draws are far off.
+# Relative, of a gradient's L1 norm between ranks: another processor rounds differently, other draws are far off.
 _SAME_GRADIENT = 1e-4
 Outcome = tuple[list[Cause], dict[Case, Comparison]]
 
@@ -56,7 +56,7 @@ def start_ranks(
 
 
 def verify_on_rank(config: dict[str, Any], plans: list[BatchPlan], folder: str, steps: int) -> Outcome:
-    """As one rank of a job: the cases of `plans` against the reference in `folder`."""
+    """Compare `plans` with the reference in `folder`, as one rank of a job."""
     prepared = prepare(OmegaConf.create(config), os.environ)
     return run_cases(prepared, plans, load_reference(folder), steps)
 
@@ -66,7 +66,7 @@ def save_reference(reference: Trajectory, folder: str) -> None:
     for name in _KINDS:
         tensors: dict[str, Tensor] = getattr(reference, name)
         path = Path(folder) / f"{name}.safetensors"
-        with naming_what_is_not_written(path):
+        with as_not_written(path):
             try:
                 save_file({key: value.contiguous() for key, value in tensors.items()}, path)
             except SafetensorError as error:
@@ -74,7 +74,7 @@ def save_reference(reference: Trajectory, folder: str) -> None:
 
 
 def load_reference(folder: str) -> Trajectory:
-    """What `save_reference` wrote."""
+    """Read the reference that `save_reference` wrote."""
     gradient, weights, statistics = (load_file(f"{folder}/{name}.safetensors") for name in _KINDS)
     return Trajectory(gradient, weights, statistics)
 
@@ -114,7 +114,7 @@ def _largest(values: Sequence[float]) -> float:
 
 
 def rank_dependence(probe: Probe, runtime: Runtime) -> list[Cause]:
-    """The same samples under the same seed on every rank: no rank may talk to others, and all must get the same."""
+    """Why ranks differ on the same samples under the same seed: none may communicate, and all must agree."""
     for one in [*probe.model.parameters(), *probe.model.buffers()]:
         if one.is_contiguous():  # as a run begins
             runtime.broadcast_tensor(torch.view_as_real(one.detach()) if one.is_complex() else one.detach())
@@ -145,7 +145,7 @@ def _size(tensors: Iterable[Tensor]) -> float:
 
 
 def _depends_on_rank(*, in_eval: bool, draws: bool) -> Cause:
-    """What the experiments say of a gradient that differs between ranks, and no more."""
+    """The cause of a gradient that differs between ranks, as far as the experiments show it."""
     found = "The same micro-batch under the same seed and weights gives another gradient on every rank: "
     keyed = "Draw from torch's global generator, which is keyed by step and micro-batch, never by rank."
     if in_eval:

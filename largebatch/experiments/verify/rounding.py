@@ -1,4 +1,4 @@
-"""What rounding can do to a run: the reference's own answer to changes in the last digits of its numbers."""
+"""The effect of rounding on a run: the reference's own response to changes in the last digits of its numbers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ UNITS = 32
 # of that, defects are 10^5 times above (`largebatch bench verify`).
 FACTOR, REPEATS = 8, 4
 # No gradient may be off by more, whatever a model makes of a change in the last digits: a model that draws its own
-# random numbers answers with anything.
+# random numbers gives any answer.
 MOST = {"fp64": 1e-7, "fp32": 1e-3}
 # Weights with a larger bound than that show nothing where it is also more than this share of what training did to them.
 TOO_COARSE = 0.1
@@ -76,8 +76,8 @@ class LastDigits:
 def rounding_bounds(prepared: Prepared, plan: BatchPlan, reference: Trajectory, *, num_steps: int) -> Bounds:
     """How far a run may be from `reference_trajectory(prepared, plan, num_steps=num_steps)` by rounding alone.
 
-    The reference is repeated with changes in the last digits of its weights, activations and their gradients. What
-    comes out differs by as much as this model, this loss and this optimizer make of them.
+    The reference is repeated with changes in the last digits of its weights, activations and their gradients. The
+    results differ as far as this model, this loss and this optimizer amplify them.
     """
     answers = []
     for repeat in range(REPEATS):

@@ -31,7 +31,7 @@ from largebatch.training.step_report import StepReport
 
 @dataclass
 class Trajectory:
-    """What is compared, by parameter name, on the CPU.
+    """The tensors to compare, by parameter name, on the CPU.
 
     Attributes:
         gradient: of the first global batch, as the optimizer saw it.
@@ -45,10 +45,10 @@ class Trajectory:
 
 
 class Change(Protocol):
-    """What is done to the numbers of a model while it trains."""
+    """A change of a model's numbers while it trains."""
 
     def changed_in(self, model: nn.Module) -> AbstractContextManager[None]:
-        """Do it inside."""
+        """Apply the change inside the block."""
 
 
 def reference_trajectory(
@@ -56,15 +56,14 @@ def reference_trajectory(
 ) -> Trajectory:
     """Train `num_steps` steps in plain torch: no process group, nothing of the package's loop or reductions.
 
-    The loss of a step is the sum over its micro-batches over the units of the whole batch, written out, see
-    `units_by_own_mean`. With exact
-    batch norm the plan must be one micro-batch: what is meant is one big batch.
+    The loss of a step is the sum over its micro-batches, divided by the units of the whole batch; see
+    `units_by_own_mean`. Exact batch norm needs a plan of one micro-batch: it stands for one big batch.
 
     Args:
         prepared: the run; its model is copied.
         plan: the micro-batches, of one rank.
         num_steps: optimizer steps.
-        change: of the model's numbers, to see what comes of it.
+        change: of the model's numbers, to measure its effect.
     """
     model = copy.deepcopy(prepared.model)
     if prepared.config.precision.compute == "fp64":
@@ -112,9 +111,9 @@ def _plain_steps(prepared: Prepared, model: nn.Module, plan: BatchPlan, num_step
 
 @torch.no_grad()
 def units_by_own_mean(loss: Any, outputs: Any, targets: Tensor) -> float:
-    """What the sum of a micro-batch's losses is divided by, told by the mean of torch, or of the module that was given.
+    """The divisor of a micro-batch's summed losses, from the mean of torch or of the module that was given.
 
-    Not by the loss as the run takes it: an error of what it counts would else be on both sides of the comparison.
+    Not from the run's own loss: an error in its count would be on both sides of the comparison.
     """
     counted = float(loss.units_per_sample(targets).sum())
     if (mean_of := getattr(loss, "mean_of", None)) is None:

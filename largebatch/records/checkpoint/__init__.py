@@ -2,7 +2,6 @@
 
 from largebatch.records.checkpoint.background import BackgroundWriter, copied
 from largebatch.records.checkpoint.first_state import EXECUTION_OPTIONS
-from largebatch.records.checkpoint.fit import require_model_fit, require_run_fit, unsound_weights
 from largebatch.records.checkpoint.folder import is_on_disk, save_checkpoint
 from largebatch.records.checkpoint.loading import (
     Checkpoint,
@@ -14,8 +13,9 @@ from largebatch.records.checkpoint.loading import (
 )
 from largebatch.records.checkpoint.manifest import FORMAT, CheckpointError, saved_versions
 from largebatch.records.checkpoint.optimizer_state import pack_optimizer, unpack_optimizer
-from largebatch.records.checkpoint.places import set_later_aside
+from largebatch.records.checkpoint.run_fit import require_model_fit, require_run_fit, unsound_weights
 from largebatch.records.checkpoint.run_values import require_run_values
+from largebatch.records.checkpoint.step_folders import set_later_aside
 from largebatch.records.checkpoint.writing import NotSavedError, encode_values, require_storable
 
 __all__ = [

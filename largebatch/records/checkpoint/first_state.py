@@ -95,15 +95,15 @@ def _states_of_twin(optimizer: Optimizer, forms: list[dict[Any, list[str]]], dev
         groups.append({**own, **given, "params": few})
     twin = stepped_twin(optimizer, groups)
     parameters = [one for group in twin.param_groups for one in group["params"]]
-    first = [{key: described(value) for key, value in twin.state.get(one, {}).items()} for one in parameters]
+    first = [{key: state_form(value) for key, value in twin.state.get(one, {}).items()} for one in parameters]
     take_step(twin)
     return [
-        {key: value for key, value in twin.state.get(one, {}).items() if before.get(key) == described(value)}
+        {key: value for key, value in twin.state.get(one, {}).items() if before.get(key) == state_form(value)}
         for before, one in zip(first, parameters, strict=True)
     ]
 
 
-def described(value: Any) -> str:
+def state_form(value: Any) -> str:
     """The form of a state: of a tensor dtype and shape, of anything else its type."""
     if isinstance(value, Tensor):
         return f"tensor {form(value)}"

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from largebatch.records.checkpoint.manifest import CheckpointError, read_manifest, verify_sizes
-from largebatch.records.checkpoint.places import place_of, prune, put_in_place, recover
+from largebatch.records.checkpoint.step_folders import place_of, prune, put_in_place, recover
 from largebatch.records.checkpoint.writing import NotSavedError, check_contents, encode_values, write_directory
 
 

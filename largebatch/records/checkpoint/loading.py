@@ -22,8 +22,8 @@ from largebatch.records.checkpoint.manifest import (
     verify_files,
     verify_sizes,
 )
-from largebatch.records.checkpoint.places import STEP, candidates, step_of
-from largebatch.records.checkpoint.reading import MOST_JSON_BYTES, outline, parse_json, reason, shown
+from largebatch.records.checkpoint.reading import MOST_JSON_BYTES, brief, outline, parse_json, reason
+from largebatch.records.checkpoint.step_folders import STEP, candidates, step_of
 from largebatch.records.regular_files import read_regular
 
 
@@ -58,7 +58,7 @@ def verify_checkpoint(path: Path, fits: Fits | None = None) -> Checkpoint:
         CheckpointError: if anything is missing, damaged, of a newer format, or refused by `fits`.
     """
     if STEP.fullmatch(path.name) and path.is_symlink():
-        where = shown(os.readlink(path))
+        where = brief(os.readlink(path))
         raise CheckpointError(f"{path}: is a link, which may lead to another run. If you mean {where}, name that.")
     manifest = read_manifest(path)
     verify_sizes(path, manifest)
@@ -116,7 +116,7 @@ def newest_valid(
     rejected: list[str] = []
     found = [entry for folder in folders for entry in candidates(folder, up_to)]
     for path in sorted(found, key=step_of, reverse=True):
-        checkpoint = _load_or_tell(path, rejected, fits)
+        checkpoint = _load_or_reject(path, rejected, fits)
         if checkpoint is not None:
             return checkpoint, rejected
     return None, rejected
@@ -151,7 +151,7 @@ def _read_values(path: Path, sha256: str) -> dict[str, Any]:
     return values
 
 
-def _load_or_tell(path: Path, rejected: list[str], fits: Fits | None) -> Checkpoint | None:
+def _load_or_reject(path: Path, rejected: list[str], fits: Fits | None) -> Checkpoint | None:
     try:
         return load_checkpoint(path, fits)
     except CheckpointError as error:

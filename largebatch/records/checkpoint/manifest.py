@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from largebatch.records.checkpoint.reading import open_file, parse_json, reason, shown, size_of
+from largebatch.records.checkpoint.reading import brief, open_file, parse_json, reason, size_of
 from largebatch.records.regular_files import read_regular
 
 FORMAT = 1
@@ -79,8 +79,8 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: not a manifest ({reason(error)}). Use an older checkpoint.") from error
     if type(format_number) is int and format_number > FORMAT:
         raise CheckpointError(
-            f"{path}: the checkpoint has format {shown(format_number)}, and this version of largebatch reads up to "
-            f"{FORMAT}. It was saved by {shown(body.get('versions'))}: upgrade largebatch."
+            f"{path}: the checkpoint has format {brief(format_number)}, and this version of largebatch reads up to "
+            f"{FORMAT}. It was saved by {brief(body.get('versions'))}: upgrade largebatch."
         )
     # All bytes, not the digest alone: JSON has many spellings of one value, and a damaged file is not the one we write.
     if encode_manifest(body) != data:
@@ -96,18 +96,18 @@ def _manifest_fault(body: dict[str, Any]) -> str | None:
     if type(body.get("step")) is not int or not isinstance(files, dict) or VALUES not in files:
         return f"it lists no step or no {VALUES}"
     if type(body["format"]) is not int or body["format"] < 1 or not 0 <= body["step"] < 2**63:
-        return f"it has format {shown(body['format'])} and step {shown(body['step'])}"
+        return f"it has format {brief(body['format'])} and step {brief(body['step'])}"
     if not isinstance(versions, dict) or not all(_is_version(version) for version in versions.values()):
-        return f"its versions are {shown(versions)}"
+        return f"its versions are {brief(versions)}"
     for name, known in files.items():
         if not PLAIN_NAME.fullmatch(name) or len(name) > _MOST_OF_A_NAME:
-            return f"{shown(name)} is not the name of a file in it"
+            return f"{brief(name)} is not the name of a file in it"
         if name != VALUES and not name.endswith(TENSORS_SUFFIX):
-            return f"{shown(name)} is no file of a checkpoint"
+            return f"{brief(name)} is no file of a checkpoint"
         if not isinstance(known, dict) or known.keys() != {"size", "sha256"}:
-            return f"of {name} it says {shown(known)}"
+            return f"of {name} it says {brief(known)}"
         if type(known["size"]) is not int or known["size"] < 0 or not _is_digest(known["sha256"]):
-            return f"of {name} it says {shown(known)}"
+            return f"of {name} it says {brief(known)}"
     return None
 
 
@@ -150,7 +150,7 @@ def _size_fault(directory: Path, name: str, expected: dict[str, Any]) -> str | N
         return f"{name}: {reason(error)}"
     except ValueError as error:  # has the name
         return reason(error)
-    return None if size == expected["size"] else f"{name} has {size} bytes instead of {shown(expected['size'])}"
+    return None if size == expected["size"] else f"{name} has {size} bytes instead of {brief(expected['size'])}"
 
 
 def _fault(directory: Path, name: str, expected: dict[str, Any]) -> str | None:

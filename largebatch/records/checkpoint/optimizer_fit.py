@@ -13,12 +13,12 @@ from torch.optim import Optimizer
 from largebatch.records.checkpoint.first_state import (
     EXECUTION_OPTIONS,
     MEMBERS,
-    described,
     state_after_two_steps,
+    state_form,
     stepped_twin,
 )
 from largebatch.records.checkpoint.manifest import CheckpointError
-from largebatch.records.checkpoint.reading import plain, shown
+from largebatch.records.checkpoint.reading import brief, plain
 from largebatch.records.checkpoint.run_values import PackedOptimizer, require_values
 
 _FIXED_STATE = ("torch.optim.", "largebatch.optim.")
@@ -97,11 +97,11 @@ def _check_shapes(parameters: Mapping[str, Tensor], values: Mapping[str, Any]) -
     if missing or extra or len(pairs) > len(saved):
         twice = "" if len(pairs) == len(saved) else " A parameter is in two of its groups."
         raise CheckpointError(
-            f"The checkpoint belongs to other parameters: it lacks {shown(missing)} of the optimizer, and the "
-            f"optimizer lacks {shown(extra)} of it.{twice} Resume with the model of the checkpoint."
+            f"The checkpoint belongs to other parameters: it lacks {brief(missing)} of the optimizer, and the "
+            f"optimizer lacks {brief(extra)} of it.{twice} Resume with the model of the checkpoint."
         )
     others = [
-        f"{name} {shown(saved[name])} in the checkpoint, {list(parameter.shape)} in the model"
+        f"{name} {brief(saved[name])} in the checkpoint, {list(parameter.shape)} in the model"
         for name, parameter in parameters.items()
         if list(parameter.shape) != saved[name]
     ]
@@ -117,7 +117,7 @@ def _check_tensors(tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> 
     missing, extra = sorted(expected - tensors.keys()), sorted(tensors.keys() - expected)
     if missing or extra:
         raise CheckpointError(
-            f"The tensors are not those that the values list: {shown(missing)} are missing, {shown(extra)} are left "
+            f"The tensors are not those that the values list: {brief(missing)} are missing, {brief(extra)} are left "
             "over. Pass both as they were saved together."
         )
 
@@ -131,8 +131,8 @@ def _groups(
         members = frozenset(names[parameter] for parameter in group["params"])
         if members not in saved:
             raise CheckpointError(
-                f"Group {number} of {type(optimizer).__name__} has {shown(sorted(members))}; the groups of the "
-                f"checkpoint are {shown([sorted(one) for one in saved])}. Resume with the parameter groups of the "
+                f"Group {number} of {type(optimizer).__name__} has {brief(sorted(members))}; the groups of the "
+                f"checkpoint are {brief([sorted(one) for one in saved])}. Resume with the parameter groups of the "
                 "checkpoint."
             )
         matching.append(saved[members])
@@ -142,14 +142,14 @@ def _groups(
 def _option_fault(group: Mapping[str, Any], key: str, value: Any) -> str | None:
     """An option may have moved since, or be one that the optimizer gives itself later; its kind stays."""
     if key in MEMBERS | EXECUTION_OPTIONS:
-        return f"{shown(key)} is no option that is saved"
+        return f"{brief(key)} is no option that is saved"
     now = group.get(key)
     if isinstance(value, Tensor):
         fits = not isinstance(now, Tensor) or (value.shape, value.dtype) == (now.shape, now.dtype)
-        return None if fits and not _number_fault(key, value) else f"the option {shown(key)} is another tensor"
+        return None if fits and not _number_fault(key, value) else f"the option {brief(key)} is another tensor"
     if now is None or (_kind(value) == _kind(now) and (_is_finite(value) or not _is_finite(now))):
         return None
-    return f"the option {shown(key)} is {shown(value)} in place of {shown(now)}"
+    return f"the option {brief(key)} is {brief(value)} in place of {brief(now)}"
 
 
 def _kind(value: Any) -> Any:
@@ -173,7 +173,7 @@ def _refused_options(optimizer: Optimizer, group: Mapping[str, Any], saved: Mapp
     options = {key: tuple(value) if isinstance(value, list) else value for key, value in saved.items()}
     if _refusal(optimizer, group, own) is not None or (said := _refusal(optimizer, group, own | options)) is None:
         return None
-    return f"{type(optimizer).__name__} refuses its options ({shown(said)[1:-1]})"
+    return f"{type(optimizer).__name__} refuses its options ({brief(said)[1:-1]})"
 
 
 def _refusal(optimizer: Optimizer, group: Mapping[str, Any], options: Mapping[str, Any]) -> str | None:
@@ -194,7 +194,7 @@ def _check_state(
     is_fixed: bool,
 ) -> None:
     if strangers := values["state"].keys() - parameters.keys():
-        _refuse([f"there is state of {shown(sorted(strangers))}, which it has not"])
+        _refuse([f"there is state of {brief(sorted(strangers))}, which it has not"])
     known = state_after_two_steps(optimizer, parameters)
     faults: list[str | None] = []
     for name, packed in values["state"].items():
@@ -205,23 +205,23 @@ def _check_state(
         if expected := known.get(name):
             missing, extra = expected.keys() - entries.keys(), entries.keys() - expected.keys()
             if missing or (extra and is_fixed):
-                faults.append(f"the state of {name} is {shown(sorted(entries))} in place of {shown(sorted(expected))}")
+                faults.append(f"the state of {name} is {brief(sorted(entries))} in place of {brief(sorted(expected))}")
         for key, value in entries.items():
             told = _entry_fault(key, value, parameters[name], (expected or {}).get(key))
-            faults.append(told and f"{key if key.isprintable() else shown(key)} of {name} {told}")
+            faults.append(told and f"{key if key.isprintable() else brief(key)} of {name} {told}")
     _refuse(faults)
 
 
 def _entry_fault(key: str, value: Any, parameter: Tensor, expected: Any) -> str | None:
     if isinstance(value, Tensor) != isinstance(expected, Tensor) and expected is not None:
-        return f"is a {described(value)} in place of a {described(expected)}"
+        return f"is a {state_form(value)} in place of a {state_form(expected)}"
     is_no_number = _is_no_number(expected)  # what it starts from may stay: "not measured yet", the largest so far
     if not isinstance(value, Tensor):
         is_nan = isinstance(value, float) and math.isnan(value) and not is_no_number
         is_wrong = expected is not None and _kind(value) != _kind(expected)
-        return f"is {shown(value)}" if is_wrong or is_nan else None
+        return f"is {brief(value)}" if is_wrong or is_nan else None
     if expected is not None and (value.shape, value.dtype) != (expected.shape, expected.dtype):
-        return f"is a {described(value)} in place of a {described(expected)}"
+        return f"is a {state_form(value)} in place of a {state_form(expected)}"
     return None if is_no_number else _number_fault(key, value, parameter.shape)
 
 

@@ -103,19 +103,19 @@ def outline(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"no safetensors file ({' '.join(str(error).split())})") from error
 
 
-def shown(value: Any) -> str:
+def brief(value: Any) -> str:
     """A value of a checkpoint as messages have it: short, on one line, without signs that act on a terminal.
 
-    >>> shown("a" * 1000), shown({"x": [1] * 9})
+    >>> brief("a" * 1000), brief({"x": [1] * 9})
     ("'aaaaaaaaaaaa...aaaaaaaaaaaaa'", "{'x': [1, 1, 1, 1, 1, 1, ...]}")
     """
     return reprlib.repr(value)
 
 
 def plain(value: Any) -> str:
-    """As `shown`, and a short text as it is."""
-    text = printable(value) if isinstance(value, str) else shown(value)
-    return text if len(text) <= _MOST_TOLD else shown(value)
+    """As `brief`, and a short text as it is."""
+    text = printable(value) if isinstance(value, str) else brief(value)
+    return text if len(text) <= _MOST_TOLD else brief(value)
 
 
 def reason(error: Exception) -> str:
@@ -127,7 +127,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"the key {shown(next(name for name in names if names.count(name) > 1))} is there twice")
+        raise ValueError(f"the key {brief(next(name for name in names if names.count(name) > 1))} is there twice")
     return values
 
 
@@ -138,5 +138,5 @@ def _parts(value: Any) -> list[Any]:
 
 def _dtype(name: str, text: str) -> torch.dtype:
     if text not in _DTYPES:
-        raise TypeError(f"{shown(name)} has the dtype {shown(text)}")
+        raise TypeError(f"{brief(name)} has the dtype {brief(text)}")
     return _DTYPES[text]

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, Validatio
 
 from largebatch.records.checkpoint.loading import Checkpoint
 from largebatch.records.checkpoint.manifest import CheckpointError
-from largebatch.records.checkpoint.reading import plain, shown
+from largebatch.records.checkpoint.reading import brief, plain
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -181,7 +181,7 @@ def require_values(schema: type[BaseModel], values: Any, source: str) -> None:
         schema.model_validate(values)
     except ValidationError as error:
         faults = error.errors(include_url=False, include_context=False)
-        told = "; ".join(_told(fault) for fault in faults[:_MOST_FAULTS])
+        told = "; ".join(_fault_text(fault) for fault in faults[:_MOST_FAULTS])
         more = f"; and {len(faults) - _MOST_FAULTS} more" if faults[_MOST_FAULTS:] else ""
         raise CheckpointError(f"{source}: {told}{more}. Use an older checkpoint.") from None
 
@@ -189,8 +189,8 @@ def require_values(schema: type[BaseModel], values: Any, source: str) -> None:
 _RULES = {"model_type": "must be values under names", "dict_type": "must be values under names"}
 
 
-def _told(fault: Any) -> str:
+def _fault_text(fault: Any) -> str:
     key = plain(".".join(map(str, fault["loc"])))
     if fault["type"] == "missing":
         return f"{key} is missing"
-    return f"{key}={shown(fault['input'])}: {_RULES.get(fault['type'], fault['msg'].lower())}"
+    return f"{key}={brief(fault['input'])}: {_RULES.get(fault['type'], fault['msg'].lower())}"

@@ -70,15 +70,15 @@ def _law(fit: TransferFit) -> str:
     latency = f"{1e3 * fit.latency_s:.3g} ms"
     if fit.bandwidth is None:
         return f"fit: {latency}, bandwidth unknown"
-    return f"fit: {latency} + size / ({_written(fit.bandwidth)}B/s)"
+    return f"fit: {latency} + size / ({_with_prefix(fit.bandwidth)}B/s)"
 
 
 def _name_of(parts: Sequence[int]) -> str:
-    size = f"{_written(sum(parts))}B"
+    size = f"{_with_prefix(sum(parts))}B"
     return f"the gradient, {size}" if len(parts) == 1 else f"the gradient's {len(parts)} parts, together {size}"
 
 
-def _written(value: float) -> str:
+def _with_prefix(value: float) -> str:
     """Three digits and a prefix."""
     thousands = min(max(int(np.log10(value)) // 3, 0), len(_PREFIXES) - 1) if value > 0 else 0
     return f"{value / 1000**thousands:.3g} {_PREFIXES[thousands]}"

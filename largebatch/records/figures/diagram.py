@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from largebatch.records.json_values import json_values
+
 Style = Literal["line", "dashed", "points", "both", "faint", "steps", "stack"]
 Numbers = Sequence[float | None]  # None: not known, or not finite
 _LOG_RANGE = 50  # a positive quantity that spans more than this factor gets a logarithmic axis
@@ -123,7 +125,7 @@ class Diagram:
         >>> Diagram("loss", "A run", Axis("step"), Axis("loss"), (line,)).record()["lines"][0]["y"]
         [0.5, None]
         """
-        return {"type": "diagram"} | plain_values(dataclasses.asdict(self))
+        return {"type": "diagram"} | json_values(dataclasses.asdict(self))
 
 
 @dataclass(frozen=True)
@@ -186,7 +188,7 @@ class Surface:
 
     def record(self) -> dict[str, Any]:
         """Ready for JSON; what is not finite is None."""
-        return {"type": "surface"} | plain_values(dataclasses.asdict(self))
+        return {"type": "surface"} | json_values(dataclasses.asdict(self))
 
 
 def numbers(values: Iterable[float]) -> Numbers:
@@ -206,14 +208,3 @@ def is_wide(values: Iterable[float | None]) -> bool:
     """
     known = [value for value in values if value is not None and math.isfinite(value)]
     return bool(known) and min(known) > 0 and max(known) > _LOG_RANGE * min(known)
-
-
-def plain_values(value: Any) -> Any:
-    """Lists and numbers as JSON has them, from tuples, arrays and scalars of numpy."""
-    if isinstance(value, dict):
-        return {key: plain_values(part) for key, part in value.items()}
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    if isinstance(value, (list, tuple)):
-        return [plain_values(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

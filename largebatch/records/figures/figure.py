@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from largebatch.records.figures.diagram import Axis, Diagram, Line, Surface, Trail, plain_values
+from largebatch.records.figures.diagram import Axis, Diagram, Line, Surface, Trail
+from largebatch.records.json_values import json_values
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Bars:
 
     def record(self) -> dict[str, Any]:
         """Ready for JSON; what is not finite is None."""
-        return {"type": "bars"} | plain_values(dataclasses.asdict(self))
+        return {"type": "bars"} | json_values(dataclasses.asdict(self))
 
 
 Figure = Diagram | Surface | Bars

@@ -11,9 +11,9 @@ import numpy as np
 from largebatch.diagnostics.smoothing import smooth
 from largebatch.records.figures.diagram import FEW_POINTS, Axis, Diagram, Line, Numbers, is_wide, numbers
 from largebatch.records.figures.run_metrics import BATCH, FIGURES, TIME_PARTS, Metric, RunFigure, group_of
+from largebatch.records.rows.augmented_gap import gap_remark
 from largebatch.records.rows.columns import Column, Columns
 from largebatch.records.rows.placed_rows import thinned
-from largebatch.records.rows.series import of_gap
 
 BANDS_OF_ERRORS = "Bands: 95 %, by the standard error."
 BANDS_OF_LONG_RUNS = "Bands of long runs: the least and the greatest of all values."
@@ -142,7 +142,7 @@ def _with_remark(columns: Columns, figure: Diagram) -> Diagram:
     """A data set that augments by itself changes the meaning of the gap, as easier validation samples do."""
     is_below = any((value or 0.0) < 0 for line in figure.lines for value in line.y)
     easier = "Below 0 the validation samples are easier than the training samples as they were measured."
-    title = figure.title + of_gap(columns.is_gap_augmented)
+    title = figure.title + gap_remark(columns.is_gap_augmented)
     return replace(figure, title=title, caption=f"{figure.caption} {easier}".strip() if is_below else figure.caption)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from largebatch.records.figures.diagram import Axis, Style
-from largebatch.records.rows.series import AUGMENTED_GAP
+from largebatch.records.rows.augmented_gap import AUGMENTED_GAP
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ def _read_evaluations(metrics: Path, *, inside: Path, end: Place) -> tuple[np.nd
             if None in values:
                 faults.add("no_number", line)
             found.extend(_MISSING if value is None else value for value in values)
-    return np.array(found).reshape(-1, len(_EVALUATED)), dict(zip(_EVALUATED, furthest, strict=False)), faults.told()
+    return np.array(found).reshape(-1, len(_EVALUATED)), dict(zip(_EVALUATED, furthest, strict=False)), faults.clauses()
 
 
 def _evaluations(table: np.ndarray) -> Evaluations:

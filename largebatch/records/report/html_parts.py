@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 from largebatch.records.figures.figure import Figure
 from largebatch.records.report.evidence import RunRecord
-from largebatch.records.report.plotly_together import Entry
+from largebatch.records.report.shared_legends import Entry
 
 _LONG = 20  # rows of a table that scrolls by itself
 

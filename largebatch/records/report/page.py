@@ -20,19 +20,19 @@ from largebatch.records.figures.figure import Figure
 from largebatch.records.regular_files import printable
 from largebatch.records.report import html_parts
 from largebatch.records.report.batches import Group, batch_figures, grouped
-from largebatch.records.report.comparison import comparison, comparison_html
 from largebatch.records.report.evidence import Evidence, RunRecord
 from largebatch.records.report.explorer import Explorer, explorers
-from largebatch.records.report.guarded import draw_guarded
 from largebatch.records.report.html_parts import Cell
-from largebatch.records.report.plotly_together import plotly_figures
+from largebatch.records.report.isolate_broken import draw_without_broken
 from largebatch.records.report.result_sections import result_sections
 from largebatch.records.report.run_figures import MOST_SHOWN, curves, maps_of_layers, run_label
 from largebatch.records.report.sections import Option, Section
+from largebatch.records.report.shared_legends import plotly_figures
+from largebatch.records.report.two_runs import comparison, comparison_html
 from largebatch.records.report.verdict import caveats, verdict
-from largebatch.records.rows.series import of_gap
+from largebatch.records.rows.augmented_gap import gap_remark
 
-_SCRIPTS = ("figures.js", "explorer.js", "comparison.js")
+_SCRIPTS = ("figures.js", "explorer.js", "two_runs.js")
 _TITLES = {
     "batches": "Against batch size",
     "training": "Over training",
@@ -125,7 +125,7 @@ def write_report(evidence: Evidence, path: Path, *, title: str) -> Written:
     """
     from plotly.offline import get_plotlyjs
 
-    drawn = draw_guarded(evidence, lambda some: _draw(some, path))
+    drawn = draw_without_broken(evidence, lambda some: _draw(some, path))
     content = _read("page.html").substitute(
         title=html_parts.escaped(printable(title)),
         made=time.strftime("%Y-%m-%d %H:%M"),
@@ -239,7 +239,7 @@ def _runs_table(runs: Sequence[RunRecord], page: Path) -> str:
             f"{run.steps:,}",
             f"{run.samples_seen:,}",
             _with_error(run, "eval/val_accuracy", "eval/val_accuracy_stderr"),
-            _with_error(run, "gap/loss", "gap/loss_stderr") + of_gap(run.is_gap_augmented),
+            _with_error(run, "gap/loss", "gap/loss_stderr") + gap_remark(run.is_gap_augmented),
             "" if run.step_s is None else f"{run.step_s:.3g}",
             html_parts.run_links(page, run),
         ]

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from largebatch.records.durable_files import write_record
+from largebatch.records.json_values import json_values
 from largebatch.records.report.evidence import LeftOut
 from largebatch.records.report.page import write_report
 from largebatch.records.report.reading import read_records
-from largebatch.records.result import FILES, Result, plain
+from largebatch.records.result import FILES, Result
 
 
 def show_result(result: Result) -> None:
@@ -35,7 +36,7 @@ def write_result(result: Result, path: Path, *, about: Mapping[str, Any]) -> Non
     from largebatch.records.figures.draw_png import draw_panels
 
     kind, _ = FILES[path.name]
-    print(write_record(path, plain({"kind": kind} | result.record() | dict(about)), allow_nan=False))
+    print(write_record(path, json_values({"kind": kind} | result.record() | dict(about)), allow_nan=False))
     pictures = {f"{figure.name}.png": [figure] for figure in result.figures}
     if result.picture and result.figures:
         pictures = {result.picture: list(result.figures)}

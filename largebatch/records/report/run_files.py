@@ -181,7 +181,7 @@ def _read_layers(path: Path, damage: list[str], end: Place) -> list[Row]:
     except (OSError, ValueError) as error:
         damage.append(str(error))
         return []
-    damage += [f"{path.name}: {fault}" for fault in faults.told()]
+    damage += [f"{path.name}: {fault}" for fault in faults.clauses()]
     return rows
 
 

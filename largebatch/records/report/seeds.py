@@ -48,7 +48,7 @@ def last_values(runs: Sequence[RunRecord], key: str) -> list[float]:
     return found
 
 
-def told_merges(runs: Sequence[RunRecord], key: str | None) -> list[str]:
+def merge_notes(runs: Sequence[RunRecord], key: str | None) -> list[str]:
     """A clause for every seed with several runs: which runs are one value, and whether they repeat each other."""
     told = []
     for one in by_seed(runs):

@@ -16,7 +16,7 @@ from largebatch.records.report.batches import (
     worse_than_smallest,
 )
 from largebatch.records.report.evidence import Evidence, RunRecord, differing
-from largebatch.records.report.seeds import by_seed, furthest, told_merges
+from largebatch.records.report.seeds import by_seed, furthest, merge_notes
 from largebatch.records.result import FILES
 
 _NOT_FINISHED = ("diverged", "stopped", "unfinished")
@@ -119,7 +119,7 @@ def _caveats_of(group: Group) -> list[str]:
     lines += [
         f"{group.name}, batch {size:,}: {clause}."
         for size, runs in group.by_batch.items()
-        for clause in told_merges(runs, quality.key if quality else None)
+        for clause in merge_notes(runs, quality.key if quality else None)
     ]
     if keys := differing([run.settings for run in group.runs]):
         lines.append(f"{group.name}: besides the batch, the runs differ in {', '.join(keys)}.")

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
+from largebatch.records.rows.augmented_gap import AUGMENTED_GAP
 from largebatch.records.rows.placed_rows import FURTHEST, Faults, Place, number, placed_rows, position
 from largebatch.records.rows.row_file import Row
-from largebatch.records.rows.series import AUGMENTED_GAP
 
 MOST_POINTS = 2**15  # of a name
 _FOLDED_EVERY = 2**12  # rows
@@ -130,7 +130,7 @@ def _columns(
                 one.fold()
     by_name = {name: column for name, one in growing.items() if (column := one.column()) is not None}
     last = {name: growing[name].last for name in by_name}
-    return Columns(by_name, last, num_rows, int(furthest[0]), int(furthest[1]), faults.told())
+    return Columns(by_name, last, num_rows, int(furthest[0]), int(furthest[1]), faults.clauses())
 
 
 class _Growing:

@@ -41,7 +41,7 @@ class Faults:
         if len(lines) < _SHOWN:
             lines.append(line)
 
-    def told(self) -> tuple[str, ...]:
+    def clauses(self) -> tuple[str, ...]:
         """One clause per kind that there is."""
         return tuple(clause.format(self._lines(kind)) for kind, clause in _FAULTS.items() if self._count[kind])
 

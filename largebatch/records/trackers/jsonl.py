@@ -46,7 +46,7 @@ class JsonlTracker:
 
     def log(self, row: Row) -> None:
         """Append one row. A full disk costs rows, never the run; rows are written again as soon as there is room."""
-        with self._told(), self._problems.counted("a row was lost"):
+        with self._noting_news(), self._problems.counted("a row was lost"):
             self._file.append(_encode(plain_values(row, self._problems)))
 
     def come_back(self, folder: Path) -> None:
@@ -56,16 +56,16 @@ class JsonlTracker:
 
     def force(self) -> None:
         """Force all rows so far to the disk."""
-        with self._told(), self._problems.counted("rows could not be forced to the disk"):
+        with self._noting_news(), self._problems.counted("rows could not be forced to the disk"):
             self._file.sync()
 
     def finish(self, summary: dict[str, Any], plots: Sequence[Path]) -> None:
         """Force the file to the disk and close it. The summary and the plots have files of their own."""
-        with self._told(), self._problems.counted("the file could not be closed properly"):
+        with self._noting_news(), self._problems.counted("the file could not be closed properly"):
             self._file.close()
 
     @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
+    def _noting_news(self) -> Iterator[None]:
         """Count what became of the file meanwhile."""
         yield
         while self._file.news:

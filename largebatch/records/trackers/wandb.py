@@ -25,7 +25,7 @@ from largebatch.records.trackers.wandb_settings import (
     key_source,
     mode_of,
     provide_home,
-    said_by_files,
+    read_settings_files,
     server_of,
     settings,
 )
@@ -88,7 +88,7 @@ class WandbTracker:
                     if os.environ.get(name) == "":  # unset, to a shell; W&B ends with an error
                         del os.environ[name]
                 self._wandb = importlib.import_module("wandb")
-                files = said_by_files(self._wandb)
+                files = read_settings_files(self._wandb)
                 ours = {"project": "largebatch", "job_type": "train", "id": run_id, "dir": str(folder)}
                 self._identity, self.variables = identity(given, ours | dict(defaults or {}), files, os.environ)
                 self._identity["config"] = plain

@@ -128,7 +128,7 @@ def settings(known: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, 
     }
 
 
-def said_by_files(wandb: Any) -> dict[str, Any]:
+def read_settings_files(wandb: Any) -> dict[str, Any]:
     """What `wandb init`, `wandb offline` and the like have written into settings files."""
     try:
         found = wandb.setup().settings

@@ -21,7 +21,7 @@ from largebatch.gradient.accumulation import forward
 from largebatch.losses import Loss, counted_per_sample
 from largebatch.losses.coupled import is_coupled
 from largebatch.models.modes import evaluating
-from largebatch.records.rows.series import AUGMENTED_GAP
+from largebatch.records.rows.augmented_gap import AUGMENTED_GAP
 from largebatch.records.trackers import Row
 from largebatch.training.loop import Observer, Run
 from largebatch.training.observers.metrics import POSITION, RowLog

@@ -17,8 +17,8 @@ from largebatch.records.checkpoint import (
     require_run_fit,
     unpack_optimizer,
 )
-from largebatch.records.checkpoint.fit import STATISTICS
-from largebatch.records.checkpoint.reading import plain, shown
+from largebatch.records.checkpoint.reading import brief, plain
+from largebatch.records.checkpoint.run_fit import STATISTICS
 from largebatch.training.loop import Run
 from largebatch.training.raised import told
 
@@ -130,7 +130,7 @@ def _restore_weights(run: Run, checkpoint: Checkpoint, changed_options: frozense
     except Exception as error:  # of a hook of the model's own
         raise CheckpointError(f"{checkpoint.path} belongs to another model: {told(error)}. {_REMEDY}") from error
     if missing or unexpected:
-        what = f"it lacks {shown(missing) if missing else 'nothing'} and has {shown(unexpected)} beyond it"
+        what = f"it lacks {brief(missing) if missing else 'nothing'} and has {brief(unexpected)} beyond it"
         raise CheckpointError(f"{checkpoint.path} belongs to another model: {what}. {_REMEDY}")
     optimizer = checkpoint.tensors["optimizer"], checkpoint.values["optimizer"]
     unpack_optimizer(run.optimizer, *optimizer, names_of(run.module), keeps=changed_options)

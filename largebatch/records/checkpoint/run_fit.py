@@ -14,7 +14,7 @@ from largebatch.records.checkpoint.loading import Checkpoint
 from largebatch.records.checkpoint.manifest import CheckpointError
 from largebatch.records.checkpoint.optimizer_fit import has_fixed_state, matching_groups
 from largebatch.records.checkpoint.optimizer_state import listed, named_parameters
-from largebatch.records.checkpoint.reading import plain, shown
+from largebatch.records.checkpoint.reading import brief, plain
 from largebatch.records.checkpoint.run_values import require_run_values
 
 STATISTICS = "statistics"
@@ -38,7 +38,7 @@ def require_run_fit(
     require_run_values(checkpoint)
     if strangers := (checkpoint.tensors.keys() | {STATISTICS}) ^ {"model", "optimizer", STATISTICS}:
         raise CheckpointError(
-            f"{checkpoint.path}: a run has model.safetensors and optimizer.safetensors, and here {shown(strangers)} "
+            f"{checkpoint.path}: a run has model.safetensors and optimizer.safetensors, and here {brief(strangers)} "
             "differ. Use an older checkpoint."
         )
     require_model_fit(checkpoint, module)
@@ -78,7 +78,7 @@ def require_model_fit(checkpoint: Checkpoint, module: nn.Module, *, any_precisio
         return  # what its own hooks make of the names is seen when it is loaded
     else:
         missing, extra = (sorted(one) for one in (own.keys() - saved.keys(), saved.keys() - own.keys()))
-        others = [f"it lacks {shown(missing) if missing else 'nothing'} and has {shown(extra) if extra else 'nothing'} "
+        others = [f"it lacks {brief(missing) if missing else 'nothing'} and has {brief(extra) if extra else 'nothing'} "
                   "beyond it"]  # fmt: skip
     if others:
         raise CheckpointError(
@@ -151,7 +151,7 @@ def _check_memory(checkpoint: Checkpoint, module: nn.Module) -> None:
 def _counted_too_far(checkpoint: Checkpoint) -> list[str]:
     """Parameters that have seen more optimizer steps than the run."""
     return [
-        f"{shown(key)} counts {value.item():g} steps, and the run had {checkpoint.step}"
+        f"{brief(key)} counts {value.item():g} steps, and the run had {checkpoint.step}"
         for key, value in checkpoint.tensors["optimizer"].items()
         if key.endswith("/step") and value.numel() == 1 and not value.is_meta and value.item() > checkpoint.step
     ]
@@ -160,7 +160,7 @@ def _counted_too_far(checkpoint: Checkpoint) -> list[str]:
 def _other_options(optimizer: Optimizer, groups: list[tuple[int, dict[str, Any]]], keeps: frozenset[str]) -> list[str]:
     """Options that only a config sets, with the value that another config has set."""
     return [
-        f"the option {shown(key)} of the optimizer is {shown(value)}, and the config says {shown(group[key])}"
+        f"the option {brief(key)} of the optimizer is {brief(value)}, and the config says {brief(group[key])}"
         for group, (_, saved) in zip(optimizer.param_groups, groups, strict=True)
         for key, value in saved["options"].items()
         if key in group and key not in keeps.union(_MOVING) and value != listed(group[key])

@@ -1,4 +1,4 @@
-"""Tells a study: on the console, and as study.json, study.png and a page in its folder."""
+"""Presents a study: on the console, and as study.json, study.png and a page in its folder."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from largebatch.diagnostics.critical_batch.critical_batch import CriticalBatch
 from largebatch.diagnostics.critical_batch.steps_to_target import StepsToTarget
 from largebatch.diagnostics.intervals import LEAST_SEEDS
-from largebatch.experiments.study.analysis import Analysis, shown
+from largebatch.experiments.study.analysis import Analysis, estimate_text
 from largebatch.experiments.study.figures import study_figures
 from largebatch.experiments.study.points import StudyPoint
 from largebatch.experiments.study.record import study_record
@@ -23,8 +23,8 @@ def study_result(analysis: Analysis, *, title: str) -> Result:
     """The study as sentences, tables, figures and numbers.
 
     Args:
-        analysis: of the study.
-        title: of the table of points: the target, and of which run.
+        analysis: fits and conclusions of the study.
+        title: heading of the table of points: the target, and the run it is for.
     """
     points = [point for name in analysis.fits for point in analysis.of(name)]
     fits = [_fit_row(name, fit) for name, fit in analysis.fits.items()]
@@ -47,9 +47,9 @@ def present(result: Result, folder: Path, *, config: dict[str, Any], more: dict[
     """Print the study; write study.json, study.png and page.html into `folder`, which is made if need be.
 
     Args:
-        result: of the study.
-        folder: where to.
-        config: for the record.
+        result: of `study_result`.
+        folder: the folder to write into.
+        config: kept in the record.
         more: other keys of the record.
     """
     from largebatch.records.report.publish import show_result, write_result, write_result_page
@@ -78,7 +78,7 @@ def _point_row(point: StudyPoint) -> tuple[str, ...]:
 
 
 def _interval(measured: StepsToTarget) -> str:
-    """Of the median; a few seeds have one of less than 95 %, or none."""
+    """The interval of the median; a few seeds give less than 95 %, or none."""
     count, interval = len(measured.reached), measured.interval
     if interval is None:
         few = count < LEAST_SEEDS and not measured.summarised and not measured.censored
@@ -88,5 +88,5 @@ def _interval(measured: StepsToTarget) -> str:
 
 
 def _fit_row(name: str, fit: CriticalBatch) -> tuple[str, ...]:
-    estimates = ("" if one is None else shown(one) for one in (fit.s_min, fit.e_min, fit.b_crit))
+    estimates = ("" if one is None else estimate_text(one) for one in (fit.s_min, fit.e_min, fit.b_crit))
     return name, *estimates, fit.verdict

@@ -1,6 +1,6 @@
 """Imported once, by the process whose forks are the workers of a study; see study/workers.py.
 
-Not in the room of studies, which imports torch: that takes seconds, and this process must end with its parent in them.
+Outside of `study`, whose import of torch takes seconds: this process must end with its parent during them, too.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from largebatch.records.report.evidence import Evidence, LeftOut
 Drawn = TypeVar("Drawn")
 
 
-def draw_guarded(evidence: Evidence, draw: Callable[[Evidence], Drawn]) -> Drawn:
+def draw_without_broken(evidence: Evidence, draw: Callable[[Evidence], Drawn]) -> Drawn:
     """`draw` of the evidence; where that raises, of all that it can draw, with the rest among `left_out`."""
     try:
         return draw(evidence)

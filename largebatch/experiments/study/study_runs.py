@@ -1,4 +1,4 @@
-"""Makes the runs of a study that are still missing, and says what all of them say together."""
+"""Plans the cells of a study, and makes the runs that are still missing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from largebatch.experiments.study.workers import run_here, run_side_by_side
 from largebatch.run.config.reading import ConfigError, parse_config, public_values
 from largebatch.run.prepare import prepare
 
-_LOCAL = ("run", "logger", "launcher", "seed", "batch")  # of a config: not what is compared, or set by the study
+_LOCAL = ("run", "logger", "launcher", "seed", "batch")  # sections that are not compared, or that the study sets
 
 
 def plan_cells(configs: Mapping[str, DictConfig], study: StudyConfig) -> list[Cell]:
@@ -27,10 +27,10 @@ def plan_cells(configs: Mapping[str, DictConfig], study: StudyConfig) -> list[Ce
 
     Args:
         configs: of `largebatch train`, by optimizer.
-        study: of the section `study`.
+        study: the section `study`.
 
     Raises:
-        ConfigError: with all that is wrong, of all of them.
+        ConfigError: with the problems of all of them.
     """
     cells, errors = [], []
     for name, config in configs.items():
@@ -51,7 +51,7 @@ def plan_cells(configs: Mapping[str, DictConfig], study: StudyConfig) -> list[Ce
 
 
 def identity_of(configs: Mapping[str, DictConfig], study: StudyConfig) -> dict[str, Any]:
-    """What must not change while a study goes on; see `require_same_study`."""
+    """The settings that must not change during a study; see `require_same_study`."""
     asked = study.model_dump(include={"target", "resolution", "hopeless", "draw_seed"})
     optimizers = {}
     for name, config in configs.items():
