@@ -119,7 +119,7 @@ def test_few_seeds_are_told_beside_their_median(capsys: pytest.CaptureFixture[st
         ("batch_size;steps\n8;10\n", "batch_size and steps must be among them. Separate cells with commas."),
         ("batch_size,steps,Censored\n8,10,true\n", "Censored, which is not read. Did you mean censored"),
         ("batch_size,steps,censord\n8,10,true\n", "censord, which is not read. Did you mean censored"),
-        ("batch_size,steps,optimizer\n8,10,\n", "line 2: optimizer=nothing: must be a name in every row"),
+        ("batch_size,steps,optimizer\n8,10,\n", "line 2: optimizer=nothing: the table has a column of names"),
         ("batch_size,steps,runs\n8,10,2.5\n", "line 2: runs=2.5: must be a whole number"),
     ],
 )

@@ -222,7 +222,7 @@ def test_tuning_takes_the_rate_with_the_least_validation_loss_and_trains_other_s
         ((2.0, 0.5), "ends sharper, and generalizes worse: the textbook is right."),
         ((2.0, 0.1), "ends sharper, and its gap does not clearly differ: this does not support the textbook."),
         ((0.5, 0.5), "ends flatter, and generalizes worse: this does not support"),
-        ((1.0, -0.4), "ends no sharper as far as the seeds tell, and generalizes better: this does not show"),
+        ((1.0, -0.4), "ends no sharper as far as the seeds tell, and generalizes better: this does not support"),
     ],
 )
 def test_the_verdict_on_minima_follows_the_intervals(large: tuple[float, float], verdict: str):
