@@ -3,62 +3,54 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from largebatch.batch.plan import BatchPlan
 from largebatch.batch.random_keys import stream_key
 from largebatch.distributed.runtime import Inputs, Runtime
 from largebatch.gradient.reductions import Reduction
-from largebatch.losses.coupled import is_coupled
+from largebatch.gradient.step import Step
 
 
-class MicroBatchSource(Protocol):
-    """What the accumulation needs to know of a micro-batch: its data and its place in the global batch."""
+@dataclass(frozen=True)
+class MicroBatch:
+    """What a gradient needs of a micro-batch; those of a loader have more.
 
-    @property
-    def inputs(self) -> Inputs:
-        """[n, ...], or a dict of such."""
+    Attributes:
+        inputs: [n, ...], or a dict of such.
+        targets: [n, ...].
+        index: place in the step's list of micro-batches, over all ranks.
+        is_placeholder: whether no sample of it could be loaded: another one stands in, which lets ranks meet and
+            counts nothing.
+    """
 
-    @property
-    def targets(self) -> Tensor:
-        """[n, ...]."""
-
-    @property
-    def index(self) -> int:
-        """Place in the step's list of micro-batches, over all ranks."""
-
-    @property
-    def is_placeholder(self) -> bool:
-        """Whether no sample of it could be loaded: another one stands in, which lets ranks meet and counts nothing."""
-
-
-class LossPerSample(Protocol):
-    """What the accumulation needs of a loss."""
-
-    def loss_per_sample(self, outputs: Any, targets: Tensor) -> Tensor:
-        """Sum of the loss over the units of each sample, [n]."""
+    inputs: Inputs
+    targets: Tensor
+    index: int
+    is_placeholder: bool = False
 
 
 class LocalPass(Protocol):
-    """How a rank computes its part of a gradient."""
+    """How a rank computes its part of a gradient.
 
-    @property
-    def loss(self) -> Any:
-        """Sums per sample."""
+    Attributes:
+        loss: sums per sample.
+        is_joint: whether the micro-batches of a step are computed together, and depend on each other.
+    """
 
-    def __call__(
-        self, micro_batches: Iterator[Any], *, plan: BatchPlan, weight: float, random_key: int, reduction: Reduction
-    ) -> Tensor:
+    loss: Any
+    is_joint: bool
+
+    def __call__(self, step: Step, parts: Iterator[Any], weight: float, reduction: Reduction) -> Tensor:
         """Add `weight` times the gradient of this rank's loss sum to `.grad`, each backward pass inside `one_pass`.
 
         Args:
-            micro_batches: this rank's part of the global batch.
-            plan: which part that is.
+            step: that is taken. Draws inside the model are keyed by it and by the micro-batch's index, not by the rank.
+            parts: this rank's micro-batches of it.
             weight: the one normalisation: `reduction.scale` / (samples, or valid tokens, of the whole global batch).
-            random_key: draws inside the model are keyed by it and by the micro-batch's index, not by the rank.
             reduction: has begun, and is finished by the caller.
 
         Returns:
@@ -94,36 +86,22 @@ def micro_batch_key(random_key: int, index: int) -> int:
 
 
 class OneByOne:
-    """One micro-batch after the other, so that only one is in memory; a `LocalPass`.
+    """One micro-batch after the other, so that only one is in memory; a `LocalPass` for losses that are sums."""
 
-    Args:
-        runtime: the job.
-        loss: sums per sample.
+    is_joint = False
 
-    Raises:
-        ValueError: for a loss that couples samples: over micro-batches it would be another loss.
-    """
-
-    def __init__(self, runtime: Runtime, loss: LossPerSample) -> None:
-        if is_coupled(loss):
-            raise ValueError(
-                f"{type(loss).__name__} depends on all samples of a batch at once: added up over micro-batches it "
-                "would compare fewer samples. Use Twice."
-            )
+    def __init__(self, runtime: Runtime, loss: Any) -> None:
         self.loss, self._runtime = loss, runtime
 
-    def __call__(
-        self, micro_batches: Iterator[Any], *, plan: BatchPlan, weight: float, random_key: int, reduction: Reduction
-    ) -> Tensor:
+    def __call__(self, step: Step, parts: Iterator[Any], weight: float, reduction: Reduction) -> Tensor:
         """See `LocalPass`."""
         runtime = self._runtime
         loss_sum = torch.zeros((), dtype=torch.float64, device=runtime.device)
-        count = len(plan.micro_batches(runtime.rank))
-        for number in range(1, count + 1):
-            part = next(micro_batches)
+        for left in reversed(range(len(step.plan.micro_batches(runtime.rank)))):
+            part = next(parts)
             inputs, targets = runtime.place(part.inputs), runtime.place_tensor(part.targets)
-            runtime.seed(micro_batch_key(random_key, part.index))
-            with reduction.one_pass(part.index, is_last=number == count):
+            runtime.seed(micro_batch_key(step.random_key, part.index))
+            with reduction.one_pass(part.index, is_last=left == 0):
                 micro_loss = self.loss.loss_per_sample(forward(reduction.model, inputs), targets).sum()
                 if part.is_placeholder:
                     micro_loss = 0 * micro_loss

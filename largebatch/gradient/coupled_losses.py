@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from largebatch.batch.plan import BatchPlan
-from largebatch.distributed.runtime import Inputs, Runtime
-from largebatch.gradient.accumulation import MicroBatchSource, OneByOne, forward, micro_batch_key
+from largebatch.distributed.runtime import Runtime
+from largebatch.gradient.accumulation import MicroBatch, OneByOne, forward, micro_batch_key
 from largebatch.gradient.reductions import Reduction
 from largebatch.gradient.snapshots import Buffers
+from largebatch.gradient.step import Step
 from largebatch.losses.coupled import CoupledLoss
 
 
@@ -40,31 +40,42 @@ class Twice:
         loss: over the representations of the whole global batch.
     """
 
+    is_joint = True
+
     def __init__(self, runtime: Runtime, module: nn.Module, loss: CoupledLoss) -> None:
         self.loss, self._runtime, self._module = loss, runtime, module
         self._chain_rule = OneByOne(runtime, _InnerProduct())
 
-    def __call__(
-        self, micro_batches: Iterator[Any], *, plan: BatchPlan, weight: float, random_key: int, reduction: Reduction
-    ) -> Tensor:
+    def __call__(self, step: Step, parts: Iterator[Any], weight: float, reduction: Reduction) -> Tensor:
         """See `LocalPass`.
 
         Raises:
             ValueError: if the model returns no tensor [n, ...].
         """
-        own = list(micro_batches)
-        represented = _represent(self._runtime, self._module, own, random_key)
-        loss_sum, gradients = differentiate_coupled_loss(self._runtime, self.loss, represented, own, plan)
-        cached = (_Cached(part.inputs, rows, part.index) for part, rows in zip(own, gradients, strict=True))
-        self._chain_rule(cached, plan=plan, weight=weight, random_key=random_key, reduction=reduction)
+        own = list(parts)
+        represented = self._represent(step, own)
+        loss_sum, gradients = differentiate_coupled_loss(self._runtime, self.loss, represented, own, step.plan)
+        cached = (MicroBatch(part.inputs, rows, part.index) for part, rows in zip(own, gradients, strict=True))
+        self._chain_rule(step, cached, weight, reduction)
         return loss_sum
+
+    @torch.no_grad()
+    def _represent(self, step: Step, own: Sequence[Any]) -> list[Tensor]:
+        """Representations of each micro-batch, in order; buffers are as before afterwards."""
+        # All buffers, not only running statistics: the second pass must start from the same state to compute the same.
+        before, found = Buffers(self._module), []
+        for part in own:
+            self._runtime.seed(micro_batch_key(step.random_key, part.index))
+            found.append(require_representations(forward(self._module, self._runtime.place(part.inputs)), part))
+        before.put_back()
+        return found
 
 
 def differentiate_coupled_loss(
     runtime: Runtime,
     loss: CoupledLoss,
     represented: Sequence[Tensor],
-    micro_batches: Sequence[MicroBatchSource],
+    micro_batches: Sequence[Any],
     plan: BatchPlan,
 ) -> tuple[Tensor, list[Tensor]]:
     """The loss of the whole global batch and its total derivative in the representations of this rank.
@@ -90,7 +101,7 @@ def differentiate_coupled_loss(
     return losses.detach()[rows].double().sum(), list(parts)
 
 
-def require_representations(outputs: Any, micro_batch: MicroBatchSource) -> Tensor:
+def require_representations(outputs: Any, micro_batch: Any) -> Tensor:
     """What a model returned for a micro-batch.
 
     Raises:
@@ -105,36 +116,11 @@ def require_representations(outputs: Any, micro_batch: MicroBatchSource) -> Tens
     )
 
 
-@dataclass(frozen=True)
-class _Cached:
-    """A micro-batch whose targets are the derivatives of the loss in its representations."""
-
-    inputs: Inputs
-    targets: Tensor
-    index: int
-    is_placeholder: bool = False
-
-
 class _InnerProduct:
     """<R_i, dL/dR_i>: its gradient in the representations is what was cached."""
 
     def loss_per_sample(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return (outputs * targets).flatten(1).sum(dim=1)
-
-
-@torch.no_grad()
-def _represent(
-    runtime: Runtime, module: nn.Module, micro_batches: Sequence[MicroBatchSource], random_key: int
-) -> list[Tensor]:
-    """Representations of each micro-batch, in order; buffers are as before afterwards."""
-    # All buffers, not only running statistics: the second pass must start from the same state to compute the same.
-    before = Buffers(module)
-    parts = []
-    for micro_batch in micro_batches:
-        runtime.seed(micro_batch_key(random_key, micro_batch.index))
-        parts.append(require_representations(forward(module, runtime.place(micro_batch.inputs)), micro_batch))
-    before.put_back()
-    return parts
 
 
 def _gather(runtime: Runtime, own: Tensor, rows: slice, global_batch_size: int) -> Tensor:

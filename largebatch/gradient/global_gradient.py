@@ -93,9 +93,7 @@ class GlobalGradient:
                 if instrument.is_due(step):
                     parts = around.enter_context(instrument.around(step, parts, weight))
             self.reduction.begin(step.plan)
-            loss_sum = self.local(
-                parts, plan=step.plan, weight=weight, random_key=step.random_key, reduction=self.reduction
-            )
+            loss_sum = self.local(step, parts, weight, self.reduction)
             self.reduction.finish()
             communication_s = self.clock.exposed_s()
         norms, self.norms.found = self.norms.found, None

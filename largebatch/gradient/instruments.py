@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-from largebatch.gradient.accumulation import MicroBatchSource
 from largebatch.gradient.step import Step
 
 
@@ -39,7 +38,7 @@ class BeingComputed:
     """
 
     def __init__(self, *, together: bool) -> None:
-        self.parts: list[MicroBatchSource] = []
+        self.parts: list[Any] = []
         self._together = together
 
     def is_due(self, step: Step) -> bool:

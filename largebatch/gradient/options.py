@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from largebatch.batch.plan import BatchPlan
 from largebatch.distributed.runtime import Runtime
 from largebatch.gradient import choices
-from largebatch.gradient.accumulation import LocalPass, MicroBatchSource, OneByOne
+from largebatch.gradient.accumulation import LocalPass, OneByOne
 from largebatch.gradient.batch_stream import BatchStream
 from largebatch.gradient.bucket_order import BucketOrder
 from largebatch.gradient.coupled_losses import Twice
@@ -29,6 +29,7 @@ from largebatch.gradient.side_by_side import SideBySide
 from largebatch.gradient.skipped_parameters import SkippedParameters
 from largebatch.gradient.snapshots import StepBuffers
 from largebatch.gradient.split_micro_batch import SplitMicroBatch
+from largebatch.gradient.step import Step
 from largebatch.gradient.units import Units
 from largebatch.losses import Loss
 from largebatch.losses.coupled import is_coupled
@@ -114,7 +115,7 @@ def choose_gradient(
         local = IfItFits(runtime, module, local)
     fixed = loss.fixed_units if options.fixed_units is None else options.fixed_units
     noise = MicroBatchNorms(runtime, module, scale=reduction.scale, groups=options.groups)
-    computing = BeingComputed(together=norms is not None or is_coupled(loss))
+    computing = BeingComputed(together=local.is_joint)
     statistics = RunningStatistics(runtime, module, exact=norms.norms if norms else ())
     buffers = StepBuffers(module, options.step_buffers)
     split, buckets = SplitMicroBatch(runtime, module, loss, noise), BucketOrder(reduction)
@@ -134,7 +135,7 @@ def accumulate_gradients(
     runtime: Runtime,
     model: nn.Module,
     loss: Any,
-    micro_batches: Iterable[MicroBatchSource],
+    micro_batches: Iterable[Any],
     *,
     plan: BatchPlan,
     num_units: float,
@@ -149,7 +150,8 @@ def accumulate_gradients(
         runtime: the job.
         model: as returned by `runtime.wrap`; its gradients are zero or None.
         loss: sums per sample; may be a `CoupledLoss`.
-        micro_batches: this rank's part of the global batch; consumed one by one, so that only one is in memory.
+        micro_batches: this rank's part of the global batch, with the attributes of `MicroBatch`; consumed one by
+            one, so that only one is in memory.
         plan: how the batch is cut and shared.
         num_units: samples, or valid tokens, of the whole global batch.
         random_key: draws inside the model are keyed by it and by the micro-batch's index, not by the rank.
@@ -165,13 +167,14 @@ def accumulate_gradients(
     local = _local_pass(runtime, module, loss, norms)
     reduction: Reduction = Overlapped(runtime, model, None) if norms is None else Afterwards(runtime, module)
     reduction.begin(plan)
-    weight = reduction.scale / (num_units or 1)
-    loss_sum = local(iter(micro_batches), plan=plan, weight=weight, random_key=random_key, reduction=reduction)
+    step = Step(1, 0, plan, lr=0.0, random_key=random_key)
+    loss_sum = local(step, iter(micro_batches), reduction.scale / (num_units or 1), reduction)
     reduction.finish()
     return loss_sum
 
 
 def _local_pass(runtime: Runtime, module: nn.Module, loss: Any, norms: ExactBatchNorm | None) -> LocalPass:
+    couples = is_coupled(loss)
     if norms is not None:
-        return SideBySide(runtime, module, loss, norms)
-    return Twice(runtime, module, loss) if is_coupled(loss) else OneByOne(runtime, loss)
+        return SideBySide(runtime, module, loss, norms, couples=couples)
+    return Twice(runtime, module, loss) if couples else OneByOne(runtime, loss)

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from largebatch.batch.plan import BatchPlan
 from largebatch.distributed.gather import gather_floats, named_ranks
 from largebatch.distributed.runtime import Runtime
 from largebatch.gradient.accumulation import LocalPass
@@ -71,12 +70,10 @@ class IfItFits:
     """
 
     def __init__(self, runtime: Runtime, module: nn.Module, local: LocalPass) -> None:
-        self.loss, self._local = local.loss, local
+        self.loss, self.is_joint, self._local = local.loss, local.is_joint, local
         self._runtime, self._gradients = runtime, FlatGradients(module)
 
-    def __call__(
-        self, micro_batches: Iterator[Any], *, plan: BatchPlan, weight: float, random_key: int, reduction: Reduction
-    ) -> Tensor:
+    def __call__(self, step: Step, parts: Iterator[Any], weight: float, reduction: Reduction) -> Tensor:
         """See `LocalPass`.
 
         Raises:
@@ -84,7 +81,7 @@ class IfItFits:
         """
         result = None
         try:
-            result = self._local(micro_batches, plan=plan, weight=weight, random_key=random_key, reduction=reduction)
+            result = self._local(step, parts, weight, reduction)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -95,7 +92,7 @@ class IfItFits:
         failed = tuple(rank for rank, (is_short,) in enumerate(table) if is_short)
         if result is None or failed:
             self._gradients.clear()
-            raise MicroBatchTooLargeError(failed, plan.max_micro_batch_size)
+            raise MicroBatchTooLargeError(failed, step.plan.max_micro_batch_size)
         return result
 
 

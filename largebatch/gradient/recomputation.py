@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,8 +11,8 @@ from torch import Tensor, nn
 
 from largebatch.distributed.checksums import checksums
 from largebatch.distributed.gather import gather_ints, named_ranks
-from largebatch.distributed.runtime import Inputs, Runtime
-from largebatch.gradient.accumulation import LocalPass, MicroBatchSource
+from largebatch.distributed.runtime import Runtime
+from largebatch.gradient.accumulation import LocalPass, MicroBatch, copies
 from largebatch.gradient.reductions import Apart, Overlapped
 from largebatch.gradient.snapshots import StepBuffers, preserving_buffers_and_rng
 from largebatch.gradient.step import Step
@@ -86,13 +85,7 @@ class Recomputation:
         """Compute the gradient of the step, remember its checksums, and leave nothing else behind."""
         had_gradients = [parameter.grad is not None for parameter in self._parameters]
         with preserving_buffers_and_rng(self._module):
-            self._local(
-                self._step_buffers.one_by_one(parts),
-                plan=step.plan,
-                weight=weight,
-                random_key=step.random_key,
-                reduction=self._apart,
-            )
+            self._local(step, self._step_buffers.one_by_one(parts), weight, self._apart)
         self._rehearsed = self._of_gradients()
         self._real, self._is_compared = torch.zeros_like(self._rehearsed), True
         for parameter, had_gradient in zip(self._parameters, had_gradients, strict=True):
@@ -139,17 +132,6 @@ class Recomputation:
         )
 
 
-@dataclass(frozen=True)
-class _Copied:
+def _copied(part: Any) -> MicroBatch:
     """A micro-batch with tensors of its own."""
-
-    inputs: Inputs
-    targets: Tensor
-    index: int
-    is_placeholder: bool
-
-
-def _copied(part: MicroBatchSource) -> _Copied:
-    inputs = part.inputs
-    copies = {name: one.clone() for name, one in inputs.items()} if isinstance(inputs, dict) else inputs.clone()
-    return _Copied(copies, part.targets.clone(), part.index, part.is_placeholder)
+    return MicroBatch(copies(part.inputs), part.targets.clone(), part.index, part.is_placeholder)

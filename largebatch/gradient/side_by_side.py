@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from largebatch.batch.plan import BatchPlan
 from largebatch.distributed.runtime import Runtime
-from largebatch.gradient.accumulation import MicroBatchSource, forward, micro_batch_key
+from largebatch.gradient.accumulation import forward, micro_batch_key
 from largebatch.gradient.coupled_losses import differentiate_coupled_loss, require_representations
 from largebatch.gradient.exact_batch_norm import ExactBatchNorm
 from largebatch.gradient.reductions import Reduction
-from largebatch.losses.coupled import is_coupled
+from largebatch.gradient.step import Step
 
 
 class SideBySide:
@@ -29,41 +29,36 @@ class SideBySide:
         module: the unwrapped model, and the one of `norms`.
         loss: sums per sample.
         norms: the batch norms of the model.
+        couples: whether the loss compares samples.
     """
 
-    def __init__(self, runtime: Runtime, module: nn.Module, loss: Any, norms: ExactBatchNorm) -> None:
-        self.loss, self._runtime, self._module, self._norms = loss, runtime, module, norms
-        self._couples = is_coupled(loss)
+    is_joint = True
 
-    def __call__(
-        self, micro_batches: Iterator[Any], *, plan: BatchPlan, weight: float, random_key: int, reduction: Reduction
-    ) -> Tensor:
+    def __init__(self, runtime: Runtime, module: nn.Module, loss: Any, norms: ExactBatchNorm, *, couples: bool) -> None:
+        self.loss, self._runtime, self._module, self._norms, self._couples = loss, runtime, module, norms, couples
+
+    def __call__(self, step: Step, parts: Iterator[Any], weight: float, reduction: Reduction) -> Tensor:
         """See `LocalPass`."""
-        own = list(micro_batches)
+        own = list(parts)
         result_of = self._represent if self._couples else self._loss_sum
-        parts: list[Tensor] = self._norms.forward_all([self._seeded(result_of, part, random_key) for part in own])
+        results: list[Tensor] = self._norms.forward_all([partial(self._seeded, result_of, step, part) for part in own])
         if self._couples:
-            loss_sum, gradients = differentiate_coupled_loss(self._runtime, self.loss, parts, own, plan)
-            terms = [(part * gradient).sum() for part, gradient in zip(parts, gradients, strict=True)]
+            loss_sum, gradients = differentiate_coupled_loss(self._runtime, self.loss, results, own, step.plan)
+            terms = [(result * gradient).sum() for result, gradient in zip(results, gradients, strict=True)]
         else:
-            loss_sum, terms = torch.stack([part.detach().double() for part in parts]).sum(), parts
+            loss_sum, terms = torch.stack([result.detach().double() for result in results]).sum(), results
         with reduction.one_pass(own[0].index, is_last=True):
             self._runtime.backward(torch.stack(terms).sum() * weight)
         return loss_sum
 
-    def _seeded(
-        self, function: Callable[[MicroBatchSource], Tensor], part: MicroBatchSource, random_key: int
-    ) -> Callable[[], Tensor]:
-        def run() -> Tensor:
-            self._runtime.seed(micro_batch_key(random_key, part.index))
-            return function(part)
+    def _seeded(self, result_of: Callable[[Any], Tensor], step: Step, part: Any) -> Tensor:
+        self._runtime.seed(micro_batch_key(step.random_key, part.index))
+        return result_of(part)
 
-        return run
-
-    def _loss_sum(self, part: MicroBatchSource) -> Tensor:
+    def _loss_sum(self, part: Any) -> Tensor:
         outputs = forward(self._module, self._runtime.place(part.inputs))
         total: Tensor = self.loss.loss_per_sample(outputs, self._runtime.place_tensor(part.targets)).sum()
         return total
 
-    def _represent(self, part: MicroBatchSource) -> Tensor:
+    def _represent(self, part: Any) -> Tensor:
         return require_representations(forward(self._module, self._runtime.place(part.inputs)), part)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from largebatch.batch.random_keys import stream_key
 from largebatch.distributed.runtime import Runtime
-from largebatch.gradient.accumulation import LossPerSample, MicroBatchSource, forward
+from largebatch.gradient.accumulation import forward
 from largebatch.gradient.micro_batch_norms import MicroBatchNorms, sq_norms
 from largebatch.gradient.snapshots import preserving_buffers_and_rng
 from largebatch.gradient.step import Measures, Step
@@ -44,7 +44,7 @@ class SplitMicroBatch:
         norms: add up what is measured here, and hold it.
     """
 
-    def __init__(self, runtime: Runtime, module: nn.Module, loss: LossPerSample, norms: MicroBatchNorms) -> None:
+    def __init__(self, runtime: Runtime, module: nn.Module, loss: Any, norms: MicroBatchNorms) -> None:
         self._norms = norms
         self._runtime, self._module, self._loss = runtime, module, loss
         self._parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
@@ -63,7 +63,7 @@ class SplitMicroBatch:
         by_parameter = self.measure(micro_batch, weight=weight, random_key=step.random_key)
         self._norms.found = self._norms.sum(by_parameter, num_parts=2)
 
-    def measure(self, micro_batch: MicroBatchSource, *, weight: float, random_key: int) -> Tensor:
+    def measure(self, micro_batch: Any, *, weight: float, random_key: int) -> Tensor:
         """b_1 |g_1|^2 + b_2 |g_2|^2 and |g|^2 of each parameter, float64 [parameters, 2].
 
         `.grad` holds `weight` times the gradient of the loss sum (times the loss scale), and the result has its units.
@@ -89,7 +89,7 @@ class SplitMicroBatch:
         """Restore what `state` returned."""
         self._num_measured, self._adds_up = int(state["num_measured"]), bool(state["adds_up"])
 
-    def _from_small_part(self, micro_batch: MicroBatchSource, cut: int, weight: float, random_key: int) -> Tensor:
+    def _from_small_part(self, micro_batch: Any, cut: int, weight: float, random_key: int) -> Tensor:
         size = len(micro_batch.targets)
         part = self._gradient(micro_batch, slice(0, cut), weight, random_key)
         whole = self._sq_norms([one.grad for one in self._parameters])
@@ -97,7 +97,7 @@ class SplitMicroBatch:
         excess = self._sq_norms(_combined(part, [one.grad for one in self._parameters], factor=-cut / size))
         return torch.stack([size**3 / (cut * (size - cut)) * excess + size * whole, whole], dim=1)
 
-    def _from_halves(self, micro_batch: MicroBatchSource, cut: int, weight: float, random_key: int) -> Tensor:
+    def _from_halves(self, micro_batch: Any, cut: int, weight: float, random_key: int) -> Tensor:
         size = len(micro_batch.targets)
         one = self._gradient(micro_batch, slice(0, cut), weight, random_key)
         other = self._gradient(micro_batch, slice(cut, size), weight, random_key)
@@ -113,9 +113,7 @@ class SplitMicroBatch:
     def _sq_norms(self, gradients: Sequence[Tensor | None]) -> Tensor:
         return sq_norms(gradients, self._runtime)
 
-    def _gradient(
-        self, micro_batch: MicroBatchSource, rows: slice, weight: float, random_key: int
-    ) -> list[Tensor | None]:
+    def _gradient(self, micro_batch: Any, rows: slice, weight: float, random_key: int) -> list[Tensor | None]:
         inputs = micro_batch.inputs
         cut = {name: part[rows] for name, part in inputs.items()} if isinstance(inputs, dict) else inputs[rows]
         self._runtime.seed(stream_key(random_key, "part of a micro-batch", rows.start))

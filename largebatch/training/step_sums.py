@@ -34,37 +34,6 @@ class StepSums:
     _pending: PendingSum
     _world_size: int
 
-    @classmethod
-    def start(
-        cls,
-        runtime: Runtime,
-        *,
-        loss_sum: Tensor,
-        stop: bool,
-        save: bool,
-        step: int,
-        step_s: float,
-        grad_norm: Tensor | None = None,
-    ) -> StepSums:
-        """Start the sum.
-
-        Args:
-            runtime: the job.
-            loss_sum: this rank's sum of the loss, float64 scalar on the device.
-            stop: whether this rank was asked to stop.
-            save: whether this rank, by its clock, asks for a checkpoint.
-            step: the step that this rank has finished.
-            step_s: seconds per step lately; rank 0's counts.
-            grad_norm: of the global gradient, a scalar on the device; None: it is not agreed on.
-        """
-        # A place of its own for every rank's step: from a sum nobody could tell which rank is at another one.
-        steps = [step if rank == runtime.rank else 0 for rank in range(runtime.world_size)]
-        others = torch.tensor([stop, save, step_s if runtime.is_main else 0.0, *steps], dtype=torch.float64)
-        values = torch.cat([loss_sum.reshape(1), others.to(runtime.device)])
-        if grad_norm is not None:
-            values = torch.cat([values, grad_norm.double().reshape(1) / runtime.world_size])
-        return cls(runtime.start_sum(values), runtime.world_size)
-
     @property
     def loss_sum(self) -> float:
         """Sum of the loss over the whole global batch."""
@@ -142,15 +111,14 @@ class Agreement:
         finished = progress.step - 1 - last_step
         step_s = (progress.train_s - last_s) / finished if finished > 0 else math.inf  # at first unknown, so long
         self._last = (progress.step - 1, progress.train_s)
-        return StepSums.start(
-            self._runtime,
-            loss_sum=loss_sum,
-            grad_norm=grad_norm if self._sends_grad_norm else None,
-            stop=stop,
-            save=self._save_requested(),
-            step=progress.step,
-            step_s=min(step_s, 1e9),
-        )
+        # A place of its own for every rank's step: from a sum nobody could tell which rank is at another one.
+        steps = [progress.step if rank == self._runtime.rank else 0 for rank in range(self._runtime.world_size)]
+        own_s = min(step_s, 1e9) if self._runtime.is_main else 0.0
+        others = torch.tensor([stop, self._save_requested(), own_s, *steps], dtype=torch.float64)
+        values = [loss_sum.reshape(1), others.to(self._runtime.device)]
+        if self._sends_grad_norm and grad_norm is not None:
+            values.append(grad_norm.double().reshape(1) / self._runtime.world_size)
+        return StepSums(self._runtime.start_sum(torch.cat(values)), self._runtime.world_size)
 
     def read(self, sums: StepSums | None) -> tuple[Status, bool]:
         """Take the sums of this step, and read those of the step before, which have arrived: nobody waits.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,40 +17,22 @@ from largebatch.training.guard import Guard, GuardDecision
 from largebatch.training.step_sums import StepSums
 
 
-class Update(Protocol):
-    """Steps the optimizer.
+class Plain:
+    """An optimizer step; under fp16 the loss scaler leaves it out when a gradient overflowed.
 
     Attributes:
         guard: that judges the steps; None: nobody does.
         measures: what it needs of every step.
     """
 
-    @property
-    def guard(self) -> Guard | None:
-        """See above."""
-
-    @property
-    def measures(self) -> Measures:
-        """See above."""
-
-    def begin(self) -> None:
-        """Before the forward passes of a step."""
-
-    def __call__(self, run: Any, batch: BatchResult, sums: StepSums | None) -> GuardDecision | None:
-        """After the gradient: step the optimizer of `run`, or not."""
-
-
-class Plain:
-    """An optimizer step; under fp16 the loss scaler leaves it out when a gradient overflowed."""
-
     guard = None
     measures = Measures.NONE
 
     def begin(self) -> None:
-        """Nothing to remember."""
+        """Before the forward passes of a step."""
 
     def __call__(self, run: Any, batch: BatchResult, sums: StepSums | None) -> None:
-        """See `Update`."""
+        """After the gradient: step the optimizer of `run`."""
         run.runtime.step(run.optimizer)
 
 
@@ -75,7 +57,7 @@ class Guarded:
             self._before = Buffers(self._module)
 
     def __call__(self, run: Any, batch: BatchResult, sums: StepSums | None) -> GuardDecision:
-        """See `Update`."""
+        """After the gradient: step the optimizer of `run`, or not."""
         assert sums is not None, "every step that is judged sums its loss and gradient norm over ranks"
         runtime: Runtime = run.runtime
         optimizer: torch.optim.Optimizer = run.optimizer
@@ -91,3 +73,6 @@ class Guarded:
             self.guard.counts.rolled_back += 1
             return replace(decision, action="rollback")
         return decision
+
+
+Update = Plain | Guarded

@@ -149,8 +149,8 @@ def reweighted(factor: Any) -> Iterator[None]:
     """The trainer's one normalisation times `factor(plan, rank)`."""
     original = OneByOne.__call__
 
-    def changed(self: Any, *args: Any, weight: float, **kwargs: Any) -> Any:
-        return original(self, *args, weight=weight * factor(self._runtime), **kwargs)
+    def changed(self: Any, step: Any, parts: Any, weight: float, reduction: Any) -> Any:
+        return original(self, step, parts, weight * factor(self._runtime), reduction)
 
     OneByOne.__call__ = changed  # type: ignore[method-assign]
     try:

@@ -417,10 +417,10 @@ def test_sharpness_during_a_run_is_that_of_its_checkpoints_and_changes_no_bit(tm
 def test_a_run_without_enough_memory_lowers_its_micro_batches_and_says_so(tmp_path, capsys, monkeypatch):
     accumulate = OneByOne.__call__
 
-    def short(*arguments, plan, **others):
-        if plan.max_micro_batch_size > 5:
+    def short(self, step, *others):
+        if step.plan.max_micro_batch_size > 5:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes.")
-        return accumulate(*arguments, plan=plan, **others)
+        return accumulate(self, step, *others)
 
     with monkeypatch.context() as patched:
         patched.setattr(OneByOne, "__call__", short)

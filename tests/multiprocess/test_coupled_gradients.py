@@ -17,7 +17,6 @@ from largebatch.batch.plan import BatchPlan
 from largebatch.batch.random_keys import stream_key
 from largebatch.data import paired_views, random_classification
 from largebatch.distributed.runtime import Runtime
-from largebatch.gradient.accumulation import OneByOne
 from largebatch.losses.coupled import InfoNCE
 from largebatch.models import MLP, TwoViews
 from largebatch.training.loop import train
@@ -237,11 +236,6 @@ def test_negatives_of_the_micro_batch_alone_would_be_another_training(ranks):
     whole = reference(case)["weights"]
     assert relative_error(ranks(2).run(trajectory, case)[0]["weights"], whole) > 1e-2
     assert relative_error(reference(case, detached=True)["weights"], whole) > 1e-2
-
-
-def test_a_coupled_loss_is_never_added_up_over_micro_batches():
-    with pytest.raises(ValueError, match=r"InfoNCE depends on all samples.*Use Twice"):
-        OneByOne(None, InfoNCE())  # type: ignore[arg-type]
 
 
 def collectives(case: Case) -> dict[str, Any]:
