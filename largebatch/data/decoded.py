@@ -106,8 +106,8 @@ def decode_images(
     _over_blocks(decode_block, sources)
     if len(bad) == len(sources):
         raise DataError(f"None of {len(sources)} images can be used. {bad[0]}")
-    told = _counted(sorted(remarks), f"of {len(sources)} images", describe)
-    return DecodedImages(torch.from_numpy(images), dict(sorted(bad.items())), tuple(told))
+    notes = _counted(sorted(remarks), f"of {len(sources)} images", describe)
+    return DecodedImages(torch.from_numpy(images), dict(sorted(bad.items())), tuple(notes))
 
 
 def _over_blocks(decode_block: Callable[[int, int], None], sources: Sequence[bytes | Path]) -> None:

@@ -38,13 +38,13 @@ class Scan:
 
     def notes(self, folder: Path) -> list[str]:
         """The files left out, in at most one line."""
-        told = self._counted(self._left_out.values())
-        return [f"{folder}: left out {told}"] if told else []
+        counts = self._counted(self._left_out.values())
+        return [f"{folder}: left out {counts}"] if counts else []
 
     def left_out_below(self, folder: Path) -> str:
         """The files left out below a folder, in parentheses; empty if there are none."""
-        told = self._counted(kind for entry, kind in self._left_out.items() if entry.is_relative_to(folder))
-        return f" (left out: {told})" if told else ""
+        counts = self._counted(kind for entry, kind in self._left_out.items() if entry.is_relative_to(folder))
+        return f" (left out: {counts})" if counts else ""
 
     def _below(self, folder: Path, above: frozenset[str]) -> list[Path]:
         real = os.path.realpath(folder)

@@ -93,8 +93,8 @@ class KeyedItems(Dataset[Any]):
         except BadSampleError as error:
             raise DataError(f"Sample {sample_id} {error}") from error
         except Exception as error:
-            told = f"{type(error).__name__}: {error}".rstrip(".")
-            raise DataError(f"Sample {sample_id} cannot be loaded: {told}.") from error
+            text = f"{type(error).__name__}: {error}".rstrip(".")
+            raise DataError(f"Sample {sample_id} cannot be loaded: {text}.") from error
 
     def _placeholder(self, request: SampleRequest, reason: str) -> tuple[SampleRequest, Any]:
         """The next sample that can be loaded after an unusable one, with its request."""

@@ -109,13 +109,13 @@ def _streams(
         raise ValueError(f"dtype={dtype!r}: choose one of {', '.join(get_args(TokenType))}.")
     if dtype is not None and all(file.suffix.lower() == ".npy" for file in files):
         raise ValueError(f"dtype={dtype} has no effect on {files[0]}: a .npy file states its own. Remove it.")
-    streams, told = [], []
+    streams, formats = [], []
     most = most_scanned(len(files))
     for file in files:
         tokens, how = read_tokens(file, vocab_size=vocab_size, dtype=dtype, most_scanned=most, skips=skips)
         streams.append(tokens)
-        told.append(how)
-    return streams, [f"{files[told.index(how)]}: {how}" for how in dict.fromkeys(told) if how is not None]
+        formats.append(how)
+    return streams, [f"{files[formats.index(how)]}: {how}" for how in dict.fromkeys(formats) if how is not None]
 
 
 def _between(streams: Sequence[Tokens], start: int, end: int) -> list[Tokens]:

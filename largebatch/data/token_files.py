@@ -37,10 +37,10 @@ def refuse_other_format(file: Path) -> None:
     """Raise DataError if the first bytes of a file belong to a format that is neither text nor tokens."""
     with file.open("rb") as opened:
         start = opened.read(16)
-    for magic, told in _OTHER_FORMATS.items():
+    for magic, other in _OTHER_FORMATS.items():
         if start.startswith(magic) and not (file.suffix.lower() == ".npy" and magic == b"\x93NUMPY"):
             raise DataError(
-                f"{file}: is {told}, not text or bare tokens. Unpack it, or write its tokens to a .npy file."
+                f"{file}: is {other}, not text or bare tokens. Unpack it, or write its tokens to a .npy file."
             )
 
 
@@ -60,14 +60,14 @@ def read_tokens(
         DataError: if the file has another format, or tokens outside the vocabulary.
     """
     if file.suffix.lower() == ".npy":
-        tokens, told, is_guess = _from_npy(file), None, False
+        tokens, note, is_guess = _from_npy(file), None, False
     else:
-        tokens, told, is_guess = _from_bin(file, vocab_size, dtype)
+        tokens, note, is_guess = _from_bin(file, vocab_size, dtype)
     if not skips:
         _check_range(file, tokens, vocab_size, most_scanned)
     if is_guess:
         _check_guess(file, tokens)
-    return tokens, told
+    return tokens, note
 
 
 def most_scanned(num_files: int) -> int:

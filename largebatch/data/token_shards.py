@@ -50,9 +50,9 @@ def find_files(path: str | Path | Sequence[str | Path], split: Split) -> TokenFi
     files: list[Path] = []
     notes: list[str] = []
     for entry in entries:
-        found, told = _files_of(entry)
+        found, found_notes = _files_of(entry)
         files += found
-        notes += told
+        notes += found_notes
     if len(files) == 1:
         return TokenFiles(files, is_whole=False, notes=notes)
     root = os.path.commonpath([file.absolute().parent for file in files])  # folders above it do not tell files apart

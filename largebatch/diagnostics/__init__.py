@@ -1,4 +1,4 @@
-"""Noise, gap, sharpness, learning rates, communication, critical batch: estimators, and closed forms to test them."""
+"""Estimators of noise, gap, sharpness, learning rate, communication and critical batch, and closed forms for tests."""
 
 from typing import TYPE_CHECKING
 

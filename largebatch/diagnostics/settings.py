@@ -1,4 +1,4 @@
-"""What settings are made of: those of a measurement are at once the section of a config that gives them."""
+"""Base class of settings: the settings of a measurement are also the schema of their config section."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Section(BaseModel):
-    """A group of keys: all of them known, none converted, none changed."""
+    """A frozen group of keys: unknown keys are refused, and values are not converted."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)

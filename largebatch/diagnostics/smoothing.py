@@ -1,4 +1,4 @@
-"""Exponential means without the bias towards their first value."""
+"""Exponential means without bias towards the first value."""
 
 from __future__ import annotations
 

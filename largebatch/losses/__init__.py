@@ -1,9 +1,9 @@
 """Losses: sums per sample, and the number of their units."""
 
+from largebatch.losses.auxiliary_losses import require_no_dropped_loss
 from largebatch.losses.coupled import CoupledLoss, InfoNCE, is_coupled
 from largebatch.losses.cross_entropy import CrossEntropy, NextToken
 from largebatch.losses.label_rule import LabelRule, label_rule, require_labels, scored
-from largebatch.losses.left_out import require_nothing_left_out
 from largebatch.losses.module_loss import ModuleLoss
 from largebatch.losses.protocol import Loss, counted_per_sample, units_are_fixed
 from largebatch.losses.regression import OutputIsLoss, SquaredError
@@ -22,7 +22,7 @@ __all__ = [
     "is_coupled",
     "label_rule",
     "require_labels",
-    "require_nothing_left_out",
+    "require_no_dropped_loss",
     "scored",
     "units_are_fixed",
 ]

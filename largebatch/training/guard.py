@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from largebatch.diagnostics.critical_batch.outliers import RecentValues
+from largebatch.diagnostics.outliers import RecentValues
 
 Policy = Literal["log", "skip", "rollback"]
 Action = Literal["none", "log", "skip", "rollback"]

@@ -94,7 +94,7 @@ def test_a_checkpoint_is_where_the_tests_start_and_seeds_share_its_weights():
         (["find_lr.min=1", "find_lr.max=0.1"], "find_lr: min=1, max=0.1: rates grow from min to max."),
         (
             ["find_lr.steps=20"],
-            "find_lr: steps=20: smoothing=0.9 looks over 10 steps, and a curve needs 3",
+            "find_lr: steps=20: smoothing=0.9 spans 10 steps, and a curve needs 3",
         ),
         (["find_lr.smoothing=1.0"], "find_lr.smoothing=1.0: must be below 1"),
         (["find_lr.seeds=0"], "find_lr.seeds=0: must be at least 1."),

@@ -229,7 +229,7 @@ def test_the_largest_stable_rate_divides_growth_from_decay(momentum: float):
         for factor in (0.99, 1.01)
     ]
     assert ends[0] < 1e-3 < 1e3 < ends[1]
-    with pytest.raises(ValueError, match="nothing is stationary"):
+    with pytest.raises(ValueError, match="there is no stationary variance"):
         QUADRATIC.stationary_variance(lr=limit, global_batch_size=1, momentum=momentum)
 
 
@@ -308,19 +308,19 @@ def test_the_noise_of_a_set_has_the_given_moments_exactly():
         (lambda: Quadratic([1.0, 2.0, 3.0], start=[1.0, 2.0]), "start has 2 numbers, curvature 3"),
         (lambda: Quadratic([1.0, 2.0])(torch.zeros(4, 3)), "Quadratic got inputs of shape"),
         (lambda: OutputIsLoss().loss_per_sample(torch.zeros(3, 1), torch.zeros(3)), "one loss per sample"),
-        (lambda: NoisyQuadratic([1.0, 0.0], [1.0, 1.0]), "all are positive"),
-        (lambda: NoisyQuadratic([1.0], [-1.0]), "a variance is 0 or more"),
+        (lambda: NoisyQuadratic([1.0, 0.0], [1.0, 1.0]), "all must be positive"),
+        (lambda: NoisyQuadratic([1.0], [-1.0]), "a variance must be 0 or more"),
         (lambda: NoisyQuadratic([1.0, 2.0], [1.0]), "a list of 2 numbers"),
         (lambda: QUADRATIC.second_moments(START, lr=0, num_steps=1, global_batch_size=1), "lr=0"),
         (lambda: QUADRATIC.mean_trajectory(START, lr=1, num_steps=1, momentum=1.0), "momentum=1.0"),
         (
             lambda: QUADRATIC.without_replacement_factor(lr=0.1, global_batch_size=3, num_samples=10),
-            "no multiple of global_batch_size=3",
+            "not a multiple of global_batch_size=3",
         ),
         (lambda: GradientNoise(1, 1.0, 0.0), "num_samples=1"),
-        (lambda: small_set()[1].mini_batch_variance(7, replacement=False), "at most the 6 of the set"),
+        (lambda: small_set()[1].mini_batch_variance(7, replacement=False), "at most 6"),
         (lambda: LeastSquares(np.ones((5, 1)), np.ones(5)), "rank 1 for 2 parameters"),
-        (lambda: LeastSquares(np.ones((5, 1)), np.ones((5, 1))), r"they are \[N, d\] and \[N\]"),
+        (lambda: LeastSquares(np.ones((5, 1)), np.ones((5, 1))), r"must be \[N, d\] and \[N\]"),
         (lambda: regression().loss([0.0] * 10), "weights has the shape"),
     ],
 )

@@ -75,5 +75,5 @@ def test_there_is_no_bandwidth_where_larger_ones_did_not_surely_take_longer():
     ("sizes", "times"), [([1.0, 2.0], [1.0, 2.0]), ([5.0] * 4, [1.0] * 4), ([1.0, 2.0, 3.0], [1.0, 0.0, 2.0])]
 )
 def test_times_that_tell_no_line_are_refused(sizes: list[float], times: list[float]):
-    with pytest.raises(ValueError, match="takes 3 times above 0, of 2 sizes or more"):
+    with pytest.raises(ValueError, match="needs 3 times above 0, of 2 sizes or more"):
         fit_transfer(sizes, times)

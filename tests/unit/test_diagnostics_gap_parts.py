@@ -159,7 +159,7 @@ def test_regressions_have_no_accuracy():
 @pytest.mark.parametrize(
     ("first", "after", "validation", "said"),
     [
-        (3, 2, 3, "Conditions of [3, 2] samples: all must see the same samples"),
+        (3, 2, 3, "Conditions of [3, 2] samples: all must use the same samples"),
         (1, 1, 1, "1 samples: a spread needs at least 2"),
     ],
 )

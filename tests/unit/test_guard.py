@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from largebatch.cli.composition.composing import compose_config
-from largebatch.diagnostics.critical_batch.outliers import FEWEST_VALUES, RecentValues, upper_limit
+from largebatch.diagnostics.outliers import FEWEST_VALUES, RecentValues, upper_limit
 from largebatch.distributed.runtime import Runtime
 from largebatch.records.checkpoint import Checkpoint, CheckpointError, load_checkpoint, newest_valid, save_checkpoint
 from largebatch.records.trackers import read_metrics

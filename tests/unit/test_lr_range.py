@@ -93,10 +93,10 @@ def test_the_steepest_descent_the_minimum_and_the_divergence_are_where_they_were
     ("curve", "said"),
     [
         (of(lambda x: 2.3, 0.1), r"the loss never fell: by .* Use a larger batch"),
-        (of(lambda x: 2.3), r"the loss never fell: by 0 at best, where 0.0023 would be more"),
+        (of(lambda x: 2.3), r"the loss never fell: by 0 at best, and only 0.0023 or more is significant"),
         (of(lambda x: 2.3 + 0.01 * x), "the loss never fell"),
         (of(sigmoid_then_blow_up, max=0.01), "the loss still falls at the upper end of the range, 0.01"),
-        (of(sigmoid_then_blow_up, min=1.0), r"diverged after 19 of 100 steps, at 2\.31: too early to see a descent"),
+        (of(sigmoid_then_blow_up, min=1.0), r"diverged after 19 of 100 steps, at 2\.31: too early to detect a descent"),
         (of(sigmoid_then_blow_up, min=0.02), "the loss falls fastest at the lower end of the range, 0.02"),
         (of(lambda x: math.nan), "the loss diverged after 1 of 100 steps, at 1e-05"),
     ],
@@ -121,7 +121,7 @@ def test_noise_around_a_loss_of_zero_is_no_divergence():
         ({"max": math.inf}, "finite number"),
         ({"smoothing": 1.0}, "less than 1"),
         ({"diverged_at": 1.0}, "greater than 1"),
-        ({"steps": 29}, "steps=29: smoothing=0.9 looks over 10 steps, .* Use 30 or more"),
+        ({"steps": 29}, "steps=29: smoothing=0.9 spans 10 steps, .* Use 30 or more"),
     ],
 )
 def test_settings_without_a_test_are_refused(settings, said):

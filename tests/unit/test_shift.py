@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from largebatch.losses import CrossEntropy, ModuleLoss, NextToken, require_nothing_left_out
+from largebatch.losses import CrossEntropy, ModuleLoss, NextToken, require_no_dropped_loss
 from largebatch.models import GPT
 from largebatch.models.label_shift import require_decoder_inputs, with_shift
 
@@ -197,19 +197,19 @@ def test_a_loss_of_the_model_that_training_would_drop_is_refused(
     model: nn.Module, inputs: Tensor, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        require_nothing_left_out(model, model(inputs))
+        require_no_dropped_loss(model, model(inputs))
 
 
 def test_what_is_trained_through_the_outputs_is_not_left_out() -> None:
     model = Keeps("l_aux", lambda one: one, is_used=True)
-    require_nothing_left_out(model, model(torch.ones(4, 3)))
+    require_no_dropped_loss(model, model(torch.ones(4, 3)))
     losses = model(torch.ones(4, 3)).sum(dim=1)
     model.account_of_loss = losses.mean()
-    require_nothing_left_out(model, losses, are_losses=True)
+    require_no_dropped_loss(model, losses, are_losses=True)
     with pytest.raises(ValueError, match="account_of_loss"):
-        require_nothing_left_out(model, losses)
+        require_no_dropped_loss(model, losses)
 
 
 def test_outputs_without_a_loss_of_their_own_pass() -> None:
     for model, inputs in ((gpt2(), IDS), (mixtral(), IDS), (bert(), IDS), (nn.Linear(3, 2), torch.ones(4, 3))):
-        require_nothing_left_out(model, model(inputs))
+        require_no_dropped_loss(model, model(inputs))

@@ -1,4 +1,4 @@
-"""What is known exactly about small tasks, in float64: the truth that estimators and the training loop are held to."""
+"""Exact solutions of small tasks in float64: the reference for estimators and the training loop."""
 
 from __future__ import annotations
 

@@ -9,11 +9,11 @@ from largebatch.diagnostics.closed_forms.arrays import Float64Array, require_bat
 
 @dataclass(frozen=True)
 class GradientNoise:
-    """|G|^2 and tr(Sigma) of a set of D samples at one point; all about mini-batch noise follows from these.
+    """|G|^2 and tr(Sigma) of a set of D samples at one point; they determine all mini-batch noise.
 
-    G is the mean of the samples' gradients g_i. Sigma is their *population* covariance, `1/D sum (g_i - G)(g_i - G)'`:
-    the noise of one draw from the set. The *sample* covariance has D - 1 in place of D, and is what a batch drawn
-    without replacement estimates without bias.
+    G is the mean of the sample gradients g_i. Sigma is their *population* covariance, `1/D sum (g_i - G)(g_i - G)'`:
+    the noise of one draw from the set. The *sample* covariance has D - 1 in place of D; a batch drawn without
+    replacement estimates it without bias.
 
     Attributes:
         num_samples: D.
@@ -40,7 +40,7 @@ class GradientNoise:
 
     @classmethod
     def of_sample_gradients(cls, gradients: Float64Array) -> GradientNoise:
-        """From the gradient of every sample of the set, [D, p]."""
+        """From the gradients of all samples, [D, p]."""
         mean = gradients.mean(axis=0)
         trace = float(((gradients - mean) ** 2).sum()) / len(gradients)
         return cls(len(gradients), float(mean @ mean), trace)
@@ -74,11 +74,11 @@ class GradientNoise:
         return self.grad_sq_norm + self.mini_batch_variance(global_batch_size, replacement=replacement)
 
     def expected_estimates(self, *, replacement: bool) -> tuple[float, float]:
-        """What the unbiased estimators of McCandlish et al. 2018, appendix A.1, have as expectation: (trace, |G|^2).
+        """Expectation of the estimators of McCandlish et al. 2018, appendix A.1: (trace, |G|^2).
 
-        They take the micro-batches as independent. With replacement they are, and the answer is (tr(Sigma), |G|^2).
-        Without, samples of one batch repel each other by the covariance -Sigma/(D - 1), whatever the batch and its
-        micro-batches: (D/(D - 1) tr(Sigma), |G|^2 - tr(Sigma)/(D - 1)).
+        They assume independent micro-batches. With replacement this holds: (tr(Sigma), |G|^2). Without, two samples of
+        a batch have the covariance -Sigma/(D - 1), for any batch and micro-batch size, and the expectation is
+        (D/(D - 1) tr(Sigma), |G|^2 - tr(Sigma)/(D - 1)).
         """
         if replacement:
             return self.covariance_trace, self.grad_sq_norm

@@ -16,9 +16,9 @@ from largebatch.diagnostics.closed_forms.quadratic import NoisyQuadratic
 class LeastSquares:
     """L(w) = 1/N sum 1/2 (z_i'w - y_i)^2, with rows z_i = (x_i, 1), or x_i without a bias.
 
-    w lists the weights and then the bias: the parameters of `largebatch.models.Linear`, one after the other. With the
-    half, the gradient of a sample is its residual times z_i, and the Hessian is Z'Z/N. All answers are about this
-    finite set, not about the distribution that it was drawn from.
+    w holds the weights and then the bias, in the order of `largebatch.models.Linear`. Because of the factor 1/2, the
+    gradient of a sample is its residual times z_i, and the Hessian is Z'Z/N. All results refer to this finite set, not
+    to the distribution that it was drawn from.
 
     Attributes:
         inputs: x, [N, d].
@@ -31,7 +31,7 @@ class LeastSquares:
         minimiser: w with gradient 0, [p].
 
     Raises:
-        ValueError: if shapes do not fit, or H is singular: there is then no single minimiser.
+        ValueError: if shapes do not fit, or H is singular, so that the minimiser is not unique.
 
     >>> task = LeastSquares(np.array([[1.0], [-1.0]]), np.array([3.0, -1.0]))
     >>> task.minimiser.round(12).tolist(), task.max_stable_lr  # y = 2 x + 1, H = 1
@@ -53,14 +53,14 @@ class LeastSquares:
         inputs, targets = np.asarray(self.inputs, np.float64), np.asarray(self.targets, np.float64)
         if inputs.ndim != 2 or targets.shape != inputs.shape[:1] or len(inputs) == 0:
             raise ValueError(
-                f"inputs {list(inputs.shape)} and targets {list(targets.shape)}: they are [N, d] and [N], N >= 1."
+                f"inputs {list(inputs.shape)} and targets {list(targets.shape)}: must be [N, d] and [N], N >= 1."
             )
         design = np.concatenate([inputs, np.ones((len(inputs), 1))], axis=1) if self.bias else inputs
         rank = int(np.linalg.matrix_rank(design))
         if rank < design.shape[1]:
             raise ValueError(
-                f"{len(inputs)} samples of rank {rank} for {design.shape[1]} parameters: many weights have the least "
-                f"loss, and no closed form tells which. Use more samples, or fewer features."
+                f"{len(inputs)} samples of rank {rank} for {design.shape[1]} parameters: the minimiser is not unique. "
+                f"Use more samples, or fewer features."
             )
         hessian = design.T @ design / len(design)
         eigenvalues, eigenvectors = np.linalg.eigh(hessian)
@@ -86,7 +86,7 @@ class LeastSquares:
         return 0.5 * float(np.mean(self._residuals(weights) ** 2))
 
     def excess(self, path: npt.ArrayLike) -> Float64Array:
-        """L(w) - L(w*) = 1/2 (w - w*)'H(w - w*) of every point w of `path` [..., p]: no difference of near losses.
+        """L(w) - L(w*) = 1/2 (w - w*)'H(w - w*) of every point w of `path` [..., p], without cancellation.
 
         >>> LeastSquares(np.array([[1.0], [-1.0]]), np.array([3.0, -1.0])).excess([[0.0, 0.0], [2.0, 1.0]]).round(12)
         array([2.5, 0. ])
@@ -99,7 +99,7 @@ class LeastSquares:
         return (np.asarray(path, np.float64) - self.minimiser) @ self.eigenvectors
 
     def near_minimiser(self) -> NoisyQuadratic:
-        """What SGD sees there, in coordinates along the eigenvectors: curvature h, and noise c of the gradient at w*.
+        """The noisy quadratic model at w*, along the eigenvectors: curvature h, and gradient noise c at w*.
 
         An approximation: the noise grows with the distance from w*, and may be correlated between coordinates.
         """
@@ -115,7 +115,7 @@ class LeastSquares:
         return self._residuals(weights)[:, None] * self.design
 
     def gradient_noise(self, weights: Numbers) -> GradientNoise:
-        """|G|^2 and tr(Sigma) = mean(r_i^2 |z_i|^2) - |G|^2 at w, and what follows from them."""
+        """|G|^2 and tr(Sigma) = mean(r_i^2 |z_i|^2) - |G|^2 at w."""
         gradient = self.gradient(weights)
         sq_norm = float(gradient @ gradient)
         mean_sq_norm = float(np.mean(self._residuals(weights) ** 2 * (self.design**2).sum(axis=1)))
@@ -124,7 +124,7 @@ class LeastSquares:
     def trajectory(self, weights: Numbers, *, lr: float, num_steps: int) -> Float64Array:
         """Weights after 0, 1, ..., `num_steps` steps of gradient descent on the full set, [num_steps + 1, p].
 
-        w_t = w* + (I - lr H)^t (w_0 - w*), by the eigenvectors of H: no step is simulated.
+        w_t = w* + (I - lr H)^t (w_0 - w*), by the eigenvectors of H, without simulation.
         """
         require_rate(lr)
         start = self.eigenvectors.T @ (self._weights(weights) - self.minimiser)

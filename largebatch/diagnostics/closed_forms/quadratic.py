@@ -1,4 +1,4 @@
-"""The noisy quadratic model: the exact mean and variance of SGD, and what batch size and learning rate make of them."""
+"""The noisy quadratic model: exact mean and variance of SGD as functions of batch size and learning rate."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _STEPS_AT_ONCE = 4096
 class NoisyQuadratic:
     """L(theta) = 1/2 sum h_i theta_i^2; the gradient of a sample is h_i theta_i + e_i, with Var e_i = c_i.
 
-    Coordinates do not see each other. Only the mean and the variance of e enter, so every answer about first and
-    second moments is exact for any distribution of e. Momentum is that of torch: v = m v + g, theta -= lr v.
+    Coordinates are independent. Only the mean and the variance of e enter, so first and second moments are exact for
+    any distribution of e. Momentum is defined as in torch: v = m v + g, theta -= lr v.
     Source: Zhang et al. 2019 (arXiv 1907.04164), section 3, where c = h.
 
     Attributes:
         curvature: h, [d], all positive.
-        noise_variance: c, [d], none negative; one number stands for d equal ones.
+        noise_variance: c, [d], none negative; a single number applies to all d.
 
     Raises:
         ValueError: if a number lies outside its range or lengths differ.
@@ -39,9 +39,9 @@ class NoisyQuadratic:
         curvature = vector("curvature", self.curvature)
         noise_variance = vector("noise_variance", self.noise_variance, length=len(curvature))
         if not (curvature > 0).all():
-            raise ValueError(f"curvature={curvature.tolist()}: all are positive, or the loss has no minimum at 0.")
+            raise ValueError(f"curvature={curvature.tolist()}: all must be positive, or the loss has no minimum at 0.")
         if not (noise_variance >= 0).all():
-            raise ValueError(f"noise_variance={noise_variance.tolist()}: a variance is 0 or more.")
+            raise ValueError(f"noise_variance={noise_variance.tolist()}: a variance must be 0 or more.")
         object.__setattr__(self, "curvature", curvature)
         object.__setattr__(self, "noise_variance", noise_variance)
 
@@ -56,12 +56,12 @@ class NoisyQuadratic:
         return self.curvature * self._theta(theta)
 
     def gradient_noise(self, theta: Numbers, *, num_samples: int) -> GradientNoise:
-        """|G|^2 = sum h^2 theta^2 and tr(Sigma) = sum c of a set of so many samples; tr(Sigma) is the same anywhere."""
+        """|G|^2 = sum h^2 theta^2 and tr(Sigma) = sum c of a set of `num_samples`; tr(Sigma) is constant."""
         gradient = self.gradient(theta)
         return GradientNoise(num_samples, float(gradient @ gradient), float(self.noise_variance.sum()))
 
     def critical_batch_size(self, theta: Numbers) -> float:
-        """B_noise = tr(H Sigma) / (G'HG) = sum h c / sum h^3 theta^2: where a step gains half of what it could.
+        """B_noise = tr(H Sigma) / (G'HG) = sum h c / sum h^3 theta^2: a step gains half of its maximum there.
 
         Source: McCandlish et al. 2018, equation 2.8.
         """
@@ -69,7 +69,7 @@ class NoisyQuadratic:
         return float(self.curvature @ self.noise_variance / (self.curvature @ gradient**2))
 
     def optimal_lr(self, theta: Numbers, *, global_batch_size: int) -> float:
-        """The rate whose next step lowers the expected loss most: |G|^2/(G'HG) / (1 + B_noise/B), equation 2.6."""
+        """The rate with the largest expected decrease in one step: |G|^2/(G'HG) / (1 + B_noise/B), equation 2.6."""
         require_batch(global_batch_size)
         gradient = self.gradient(theta)
         largest = float(gradient @ gradient / (self.curvature @ gradient**2))
@@ -82,7 +82,7 @@ class NoisyQuadratic:
         return 2 * (1 + _momentum(momentum)) / float(self.curvature.max())
 
     def mean_trajectory(self, theta: Numbers, *, lr: float, num_steps: int, momentum: float = 0.0) -> Float64Array:
-        """E[theta] after 0, 1, ..., `num_steps` steps, [num_steps + 1, d]; the batch size has no say in it."""
+        """E[theta] after 0, 1, ..., `num_steps` steps, [num_steps + 1, d]; independent of the batch size."""
         transition = self._transition(lr, momentum)
         state = np.stack([self._theta(theta), np.zeros_like(self.curvature)], axis=1)
         means = [state[:, 0]]
@@ -122,8 +122,8 @@ class NoisyQuadratic:
         require_batch(global_batch_size)
         if lr >= self.max_stable_lr(momentum=momentum):
             raise ValueError(
-                f"lr={lr}: from {self.max_stable_lr(momentum=momentum):g} on, 2 (1 + momentum) / h_max, nothing is "
-                f"stationary. Use a smaller one."
+                f"lr={lr}: there is no stationary variance from 2 (1 + momentum) / h_max = "
+                f"{self.max_stable_lr(momentum=momentum):g} on. Use a smaller rate."
             )
         room = 2 * (1 + momentum) - lr * self.curvature
         gain = (1 + momentum) / (1 - momentum)
@@ -132,11 +132,11 @@ class NoisyQuadratic:
     def epoch_second_moments(
         self, theta: Numbers, *, lr: float, num_epochs: int, global_batch_size: int, num_samples: int
     ) -> Float64Array:
-        """E[theta^2] after 0, 1, ..., `num_epochs` shuffles of a set whose noise has mean 0 and variance c, [.., d].
+        """E[theta^2] after 0, 1, ..., `num_epochs` epochs over a set whose noise has mean 0 and variance c, [.., d].
 
         Without momentum. The K = D/B batches of an epoch are drawn without replacement: each has the variance
         c/B (D - B)/(D - 1), and two of them the covariance -c/(D - 1). With a_k = (1 - lr h)^k for k < K an epoch adds
-        `lr^2 c/(D - 1) (D/B sum a_k^2 - (sum a_k)^2)`: 0 for equal a_k, as the noise of a whole epoch adds up to 0.
+        `lr^2 c/(D - 1) (D/B sum a_k^2 - (sum a_k)^2)`: 0 for equal a_k, since the noise of a whole epoch sums to 0.
 
         Raises ValueError if D is no multiple of B: a batch would then span two epochs.
         """
@@ -149,7 +149,7 @@ class NoisyQuadratic:
         return np.stack(moments)
 
     def without_replacement_factor(self, *, lr: float, global_batch_size: int, num_samples: int) -> Float64Array:
-        """The variance that one shuffled epoch adds, divided by that of as many steps with fresh noise, [d].
+        """Variance added by one shuffled epoch over the variance added by equally many steps with fresh noise, [d].
 
         D/(D - 1) (1 - B/D (sum a_k)^2 / sum a_k^2), with a_k as in `epoch_second_moments`.
         """
@@ -160,7 +160,7 @@ class NoisyQuadratic:
     def steps_to_target(
         self, target_loss: float, theta: Numbers, *, lr: float, global_batch_size: int, max_steps: int = 1_000_000
     ) -> int | None:
-        """Fewest steps after which the expected loss is at most `target_loss`; None if `max_steps` do not reach it.
+        """Fewest steps to an expected loss of at most `target_loss`; None if `max_steps` are not enough.
 
         Without momentum, from E_t = V + (1 - lr h)^(2 t) (E_0 - V), where V is the stationary variance.
         """
@@ -191,8 +191,8 @@ class NoisyQuadratic:
         num_steps, rest = divmod(num_samples, global_batch_size)
         if rest:
             raise ValueError(
-                f"num_samples={num_samples} is no multiple of global_batch_size={global_batch_size}: a batch would "
-                f"span two epochs, for which no formula is given here."
+                f"num_samples={num_samples} is not a multiple of global_batch_size={global_batch_size}: a batch would "
+                f"span two epochs, which this formula excludes. Use a divisor of {num_samples}."
             )
         return (1 - lr * self.curvature) ** np.arange(num_steps)[:, None]
 
@@ -205,5 +205,5 @@ class NoisyQuadratic:
 
 def _momentum(momentum: float) -> float:
     if not 0 <= momentum < 1:
-        raise ValueError(f"momentum={momentum}: it lies in [0, 1).")
+        raise ValueError(f"momentum={momentum}: must be in [0, 1).")
     return momentum

@@ -1,1 +1,1 @@
-"""What communication costs on the ranks of a job: all-reduces by themselves, and steps with and without them."""
+"""Cost of communication between the ranks of a job: all-reduces alone, and steps with and without them."""

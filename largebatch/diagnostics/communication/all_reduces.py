@@ -1,4 +1,4 @@
-"""Times all-reduces of several sizes on the ranks of a job, in buffers of their own."""
+"""Time all-reduces of several sizes on the ranks of a job, in separate buffers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from largebatch.diagnostics.communication.costs import TransferFit, fit_transfer
-from largebatch.diagnostics.communication.ranks import meet, settle
+from largebatch.diagnostics.communication.rank_clocks import meet, settle
 from largebatch.distributed.gather import gather_floats
 from largebatch.distributed.runtime import Runtime
 
@@ -23,9 +23,9 @@ class ProbeTimes:
     """Times of all-reduces.
 
     Attributes:
-        num_bytes: the sizes.
-        median_s: of each size, over repetitions.
-        low_s, high_s: quartiles.
+        num_bytes: sizes of the tensors.
+        median_s: median over repetitions, per size.
+        low_s, high_s: quartiles over repetitions, per size.
     """
 
     num_bytes: tuple[int, ...]
@@ -37,17 +37,17 @@ class ProbeTimes:
     def fit(self) -> TransferFit:
         """Latency and bandwidth of undisturbed all-reduces, from the lower quartiles.
 
-        On a busy machine half of the times are several times longer, because a rank lost its core for a while: then the
-        median of one size is a disturbed time and that of the next is not.
+        On a busy machine half of the times may be several times longer, because a rank lost its core for a while. The
+        median would then be disturbed for some sizes and not for others.
         """
         return fit_transfer(self.num_bytes, self.low_s)
 
 
 def time_all_reduces(runtime: Runtime, sizes: Sequence[int], *, repetitions: int) -> ProbeTimes:
-    """Time sums over ranks of float32 tensors of `sizes` bytes each; every rank calls it and gets the same.
+    """Time all-reduces of float32 tensors of `sizes` bytes; every rank calls it and gets the same result.
 
-    The ranks meet before each all-reduce. The one that comes last into it waits for nobody, so the shortest of the
-    ranks' times counts. Sizes take turns, so that a busy minute of the network meets all of them.
+    The ranks synchronise before each all-reduce. The last rank to enter does not wait for others, so the shortest of
+    the ranks' times counts. Sizes alternate, so that a busy period of the network affects all of them.
     """
     buffer = torch.zeros(max(sizes) // 4, dtype=torch.float32, device=runtime.device)
     own = []

@@ -1,4 +1,4 @@
-"""What sending gradients between ranks costs, and the latency and bandwidth behind it."""
+"""Cost of reducing gradients over ranks, and the latency and bandwidth behind it."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class StepCommunication:
     """The reduction of one step's gradient over all ranks.
 
     Attributes:
-        total_s: seconds in which some part of the gradient was being reduced, ready on every rank.
-        exposed_s: those of them after the last gradient of the slowest rank: nobody computes any more.
-        straggler_wait_s: seconds that the fastest rank waited for the slowest before: no time of the network.
-        slowest_rank: the one that computed its last gradient last.
-        step_s: length of the whole step, on the rank where it took longest.
+        total_s: seconds in which some part of the gradient, ready on every rank, was being reduced.
+        exposed_s: the part of `total_s` after the last gradient of the slowest rank, with no computation left.
+        straggler_wait_s: seconds that the fastest rank waited for the slowest; not network time.
+        slowest_rank: the rank that computed its last gradient last.
+        step_s: duration of the whole step on the rank where it took longest.
     """
 
     total_s: float
@@ -32,7 +32,7 @@ class StepCommunication:
 
     @property
     def hidden_share(self) -> float:
-        """Share of the reduction that ran beside computation; it may still have slowed it down."""
+        """Share of the reduction that overlapped with computation; it may still have slowed it down."""
         return 1 - self.exposed_s / self.total_s if self.total_s > 0 else 0.0
 
     @property
@@ -44,16 +44,16 @@ class StepCommunication:
 def communication_of_step(
     ready_s: Sequence[Sequence[float]], done_s: Sequence[Sequence[float]], step_s: Sequence[float]
 ) -> StepCommunication:
-    """What the ranks' own clocks say together.
+    """Communication of one step, from the clocks of all ranks.
 
-    The reduction of a part begins when the last rank has it ready, and what a rank waits before that is the slowness
-    of another one. So a straggler is skew, not communication.
+    The reduction of a part begins when the last rank has it ready. The wait of a rank before that is caused by a slower
+    rank: it counts as straggler wait, not as communication.
 
     Args:
-        ready_s: when each part of the gradient was ready on each rank, [ranks][parts], in the order in which parts
-            become ready; 0 is a moment that the ranks share, the end of the whole reduction.
-        done_s: when it was reduced there, likewise.
-        step_s: length of the step on each rank, [ranks].
+        ready_s: time at which each part of the gradient was ready on each rank, [ranks][parts], in order of readiness;
+            0 is the end of the whole reduction, a moment common to all ranks.
+        done_s: time at which each part was reduced on each rank, likewise.
+        step_s: duration of the step on each rank, [ranks].
 
     >>> ready, done = [[-9.0, -2.0], [-7.0, -3.0]], [[-5.0, 0.0], [-5.0, 0.0]]  # rank 1, then rank 0 is the last
     >>> communication_of_step(ready, done, [20.0, 20.0])  # from -7 to -5 and from -2 to 0
@@ -71,7 +71,7 @@ def communication_of_step(
 
 
 def _union(starts: np.ndarray, ends: np.ndarray) -> float:
-    """Length of what intervals cover together."""
+    """Length of the union of intervals."""
     covered, reached = 0.0, -np.inf
     for start, end in sorted(zip(starts.tolist(), ends.tolist(), strict=True)):
         covered += max(end - max(start, reached), 0.0)
@@ -81,14 +81,15 @@ def _union(starts: np.ndarray, ends: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class TransferFit:
-    """Seconds of an all-reduce of n bytes on the ranks that were measured: latency_s + n * s_per_byte.
+    """Linear model of the seconds of an all-reduce of n bytes on the measured ranks: latency_s + n * s_per_byte.
 
     For a ring of p ranks both grow with p: 2 (p - 1) messages of n / p bytes follow each other (Patarasuk and Yuan
-    2009, "Bandwidth optimal all-reduce algorithms for clusters of workstations", section 3). `ring` takes that out.
+    2009, "Bandwidth optimal all-reduce algorithms for clusters of workstations", section 3). `ring` removes this
+    factor.
 
     Attributes:
-        latency_s, s_per_byte: of the line.
-        latency_interval, s_per_byte_interval: 95 %; how far times lie off the line is in them.
+        latency_s, s_per_byte: intercept and slope of the line.
+        latency_interval, s_per_byte_interval: their 95 % intervals, which include the lack of fit of the line.
     """
 
     latency_s: float
@@ -98,17 +99,17 @@ class TransferFit:
 
     @property
     def bandwidth(self) -> float | None:
-        """Bytes of a gradient per second; None where the times do not tell that larger ones take longer."""
+        """Bytes of a gradient per second; None if the measured times do not grow with size."""
         return 1 / self.s_per_byte if self.s_per_byte_interval[0] > 0 else None
 
     @property
     def bandwidth_interval(self) -> Pair | None:
-        """95 %; None likewise."""
+        """95 % interval of the bandwidth; None if there is no bandwidth."""
         low, high = self.s_per_byte_interval
         return (1 / high, 1 / low) if low > 0 else None
 
     def seconds(self, parts: Sequence[int]) -> float:
-        """Predicted time of all-reduces of so many bytes each, one after another."""
+        """Predicted time of consecutive all-reduces of `parts` bytes."""
         return len(parts) * self.latency_s + sum(parts) * self.s_per_byte
 
     def ring(self, num_ranks: int) -> Pair:
@@ -124,13 +125,12 @@ class TransferFit:
 def fit_transfer(num_bytes: Sequence[float], seconds: Sequence[float]) -> TransferFit:
     """Latency and bandwidth of all-reduces from their times, by least squares of the relative errors.
 
-    A time of 20 us and one of 20 ms are known to the same share, not to the same microsecond: weights are 1 / t^2, with
-    t the fitted time, since weights of measured ones would favour those that came out short. The intervals are
-    Student's with n - 2 degrees of freedom.
+    Times have a constant relative error, so weights are 1 / t^2. Here t is the fitted time, since weights from measured
+    times would favour those that came out short. The intervals are Student's with n - 2 degrees of freedom.
 
     Args:
-        num_bytes: of each all-reduce, [n].
-        seconds: its time, [n].
+        num_bytes: size of each all-reduce, [n].
+        seconds: time of each all-reduce, [n].
 
     Raises:
         ValueError: for fewer than 3 times, a single size, or a time that is not above 0.
@@ -145,9 +145,9 @@ def fit_transfer(num_bytes: Sequence[float], seconds: Sequence[float]) -> Transf
     if len(times) < 3 or len(set(sizes.tolist())) < 2 or not (times > 0).all():
         raise ValueError(
             f"{len(times)} times of {len(set(sizes.tolist()))} sizes, the shortest {min(times, default=0.0)} s: a line "
-            "with an error takes 3 times above 0, of 2 sizes or more."
+            "with intervals needs 3 times above 0, of 2 sizes or more."
         )
-    scale = sizes.max()  # or the normal equations mix 1 and 1e14
+    scale = sizes.max()  # else the normal equations mix 1 and 1e14
     terms = np.column_stack([np.ones_like(sizes), sizes / scale])
     fitted = times
     for _ in range(5):
@@ -170,7 +170,7 @@ def fit_transfer(num_bytes: Sequence[float], seconds: Sequence[float]) -> Transf
 def probe_sizes(largest: int, count: int) -> list[int]:
     """`count` sizes in bytes from 1 KiB to `largest`, equal factors apart, of whole float32 numbers.
 
-    To 4 MiB at least: smaller ones take the latency, whatever the bandwidth.
+    The largest is at least 4 MiB: smaller ones measure only the latency.
 
     >>> probe_sizes(2**24, 8)[:3], probe_sizes(100, 4)
     ([1024, 4096, 16384], [1024, 16384, 262144, 4194304])

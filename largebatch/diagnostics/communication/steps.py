@@ -1,4 +1,4 @@
-"""Times a training step with and without its communication."""
+"""Time a training step with and without its communication."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import nn
 from largebatch.batch.plan import BatchPlan
 from largebatch.batch.ramp import BatchRamp
 from largebatch.diagnostics.communication.costs import StepCommunication
-from largebatch.diagnostics.communication.ranks import communication_of_ranks, meet, settle
+from largebatch.diagnostics.communication.rank_clocks import communication_of_ranks, meet, settle
 from largebatch.distributed.gather import gather_floats
 from largebatch.distributed.runtime import Runtime
 from largebatch.gradient.options import Gradient
@@ -31,9 +31,9 @@ class StepTimes:
     """Pairs of steps of one global batch, one with the reduction of gradients and one without, [pairs].
 
     Attributes:
-        with_s, without_s: seconds until the slowest rank was done.
-        communication: of the steps that had it.
-        num_bytes: of the parts of the gradient, as DDP sends them.
+        with_s, without_s: seconds until the slowest rank finished.
+        communication: communication of the steps in `with_s`.
+        num_bytes: sizes of the gradient's parts, as DDP sends them.
     """
 
     with_s: tuple[float, ...]
@@ -43,7 +43,7 @@ class StepTimes:
 
 
 class _Again:
-    """A loader of the same step again and again."""
+    """A loader that repeats one step."""
 
     def __init__(self, micro_batches: Sequence[Any]) -> None:
         self._micro_batches = micro_batches
@@ -65,19 +65,19 @@ def time_steps(
     plan: BatchPlan,
     pairs: int,
 ) -> StepTimes:
-    """Take the same step again and again, from the same weights; every rank calls it and gets the same.
+    """Repeat one step from the same weights; every rank calls it and gets the same result.
 
-    A step is gradient and update; its data are there already. The steps of a pair follow each other, in turns with and
-    without the reduction first, so that a drift of the machine favours neither. Optimizer state and buffers go on.
+    A step is gradient and update, without data loading. The steps of a pair follow each other, alternately with and
+    without the reduction first, so that a drift of the machine favours neither. Optimizer state and buffers advance.
 
     Args:
         runtime: the job.
-        model: as `runtime.wrap` returned it, and nobody else's.
-        gradient: of the model.
-        optimizer: of the model.
+        model: the result of `runtime.wrap`, not used elsewhere.
+        gradient: gradient of the model.
+        optimizer: optimizer of the model.
         micro_batches: this rank's part of the global batch.
-        plan: which part that is.
-        pairs: how many, after some that warm up.
+        plan: plan of the global batch.
+        pairs: number of measured pairs, after some for warmup.
     """
     weights = [parameter.detach().clone() for parameter in model.parameters()]
     train_mode(runtime.unwrap(model))

@@ -1,4 +1,4 @@
-"""Which rank is slower than the others, step after step."""
+"""Detect ranks that are slower than the others over many steps."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ IN_A_ROW = 3
 
 @dataclass(frozen=True)
 class RankTimes:
-    """One step as each rank spent it, waits for other ranks left out.
+    """Time of one step on each rank, without waits for other ranks.
 
     Attributes:
         own_s: seconds, [ranks].
-        usual_s: median of the other ranks, times what the rank has more samples than they, [ranks].
+        usual_s: median of the other ranks, scaled up if the rank has more samples than they have, [ranks].
     """
 
     own_s: tuple[float, ...]
@@ -25,24 +25,24 @@ class RankTimes:
 
     @property
     def ratios(self) -> tuple[float, ...]:
-        """How many times as long as usual each rank took, [ranks]."""
+        """Own time over usual time of each rank, [ranks]."""
         return tuple(own / usual for own, usual in zip(self.own_s, self.usual_s, strict=True))
 
     @property
     def slowest_rank(self) -> int:
-        """The one with the largest ratio."""
+        """The rank with the largest ratio."""
         return int(np.argmax(self.ratios))
 
 
 def compare_ranks(own_s: Sequence[float], num_samples: Sequence[int]) -> RankTimes:
-    """Hold the time of every rank against the median of the others.
+    """Compare the time of every rank with the median of the others.
 
-    A rank with twice the samples may take twice the time. One with fewer may take as long as the others: what a step
-    costs besides its samples would make it look slow.
+    A rank with twice the samples may take twice the time. A rank with fewer samples may take as long as the others,
+    because the fixed cost of a step would otherwise make it look slow.
 
     Args:
         own_s: seconds of the step on each rank without waits for others, above 0, [ranks], 2 or more.
-        num_samples: of the step on each rank, [ranks].
+        num_samples: samples of the step on each rank, [ranks].
 
     >>> compare_ranks([2.0, 2.0, 5.0, 2.0], [8, 8, 8, 8]).ratios
     (1.0, 1.0, 2.5, 1.0)
@@ -55,33 +55,33 @@ def compare_ranks(own_s: Sequence[float], num_samples: Sequence[int]) -> RankTim
 
 
 def _medians_of_others(values: np.ndarray) -> np.ndarray:
-    """For each value the median of all but itself, in the time of one sort."""
+    """Median of all other values for each value, in the time of one sort."""
     order = np.argsort(values, kind="stable")
     ordered, place = values[order], np.argsort(order, kind="stable")
-    low, high = (len(values) - 2) // 2, (len(values) - 1) // 2  # of the others; from its own place on they move up
+    low, high = (len(values) - 2) // 2, (len(values) - 1) // 2  # indices among the others, before removing the value
     return (ordered[low + (place <= low)] + ordered[high + (place <= high)]) / 2
 
 
 class StragglerWatch:
-    """Tells a slow rank from one that lost a moment: by `IN_A_ROW` measurements in a row.
+    """Reports a rank as slow after `IN_A_ROW` slow measurements in a row, so that a short delay does not count.
 
-    A rank that was named is named again only after it was not slow in as many measurements in a row, after the second
-    time in twice as many, and so on: a machine that is only restless does not fill the screen.
+    A reported rank is reported again only after it was not slow in as many measurements in a row. The required number
+    doubles with each report, so that a noisy machine does not flood the log.
 
     Args:
-        ratio: times of others, see `RankTimes.ratios`, above which a rank is slow.
-        least_s: seconds above them below which it is not.
+        ratio: a rank is slow above this value of `RankTimes.ratios`.
+        least_s: a rank is not slow if it exceeds the usual time by fewer seconds.
     """
 
     def __init__(self, *, ratio: float, least_s: float = 0.0) -> None:
         self._ratio = ratio
         self._least_s = least_s
         self._slow_in_a_row: dict[int, int] = {}
-        self._good_in_a_row: dict[int, int] = {}  # of ranks that were named and have not recovered
+        self._good_in_a_row: dict[int, int] = {}  # of reported ranks that have not recovered
         self._times_named: Counter[int] = Counter()
 
     def add(self, times: RankTimes) -> list[int]:
-        """Take a measurement; the ranks to be named by it, the slowest first."""
+        """Add a measurement; returns the ranks to report, the slowest first."""
         slow = {
             rank
             for rank, (own, usual) in enumerate(zip(times.own_s, times.usual_s, strict=True))

@@ -1,1 +1,1 @@
-"""How large a batch pays: steps to target over batch size, and the fit of the critical batch."""
+"""Critical batch size: steps to target over batch size, and the fit of B_crit."""

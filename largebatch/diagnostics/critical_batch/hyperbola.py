@@ -1,7 +1,7 @@
-"""The likelihood of steps to a target over the batch size, S = S_min (1 + B_crit/B), and profiles of it.
+"""The likelihood of steps to a target over the batch size, S = S_min (1 + B_crit/B), and its profiles.
 
-Steps scatter by factors, so all of it is in logarithms (McCandlish et al. 2018, appendix A.3). The curve has two
-parameters, a = log S_min and c = log B_crit; the spread of log S around it is a third, which nobody asks for.
+Steps scatter by factors, so the model is in logarithms (McCandlish et al. 2018, appendix A.3). The curve has two
+parameters, a = log S_min and c = log B_crit; the spread of log S around it is a nuisance parameter.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import numpy as np
 import numpy.typing as npt
 
 Float64Array = npt.NDArray[np.float64]
-# What is asked for, as a function of c that is added to a: 0 for log S_min, c for log E_min.
+# A quantity of interest minus a, as a function of c: 0 for log S_min, c for log E_min.
 Shift = Callable[[Float64Array], Float64Array]
 
-FAR = 20.0  # |c - log B| from which on S(B) is its limit to 2e-9: perfect scaling on one side, no gain on the other
-_FLOOR = 1e-12  # of a squared residual: steps that lie on a curve exactly would have an infinite likelihood
-_COARSE = 121  # places where a minimum is looked for before it is refined
+FAR = 20.0  # |c - log B| beyond which S(B) equals its limit to 2e-9: perfect scaling or no gain
+_FLOOR = 1e-12  # smallest squared residual: steps exactly on a curve would have an infinite likelihood
+_COARSE = 121  # grid points of the search for a minimum, before refinement
 _FINER = np.linspace(0, 1, 25)
-_MOST_STEPS = 60  # halves of a range of some tens, down to _EQUAL
-_EQUAL = 1e-10  # log variances; the deviance is flat there, so that it is exact to rounding
+_MOST_STEPS = 60  # bisections from a range of some tens down to _EQUAL
+_EQUAL = 1e-10  # tolerance in log variance; the deviance is flat at the minimum, so it is exact to rounding
 
 
 def log_gain(c: Float64Array, log_sizes: Float64Array) -> Float64Array:
@@ -32,13 +32,13 @@ def log_gain(c: Float64Array, log_sizes: Float64Array) -> Float64Array:
 
 @dataclass(frozen=True)
 class Hyperbola:
-    """Gaussian log-likelihood of the medians of log steps, right-censored where a median was not reached.
+    """Gaussian log-likelihood of the medians of log steps, right-censored if a median was not reached.
 
     Attributes:
         log_sizes: log B, [K].
-        log_steps: log S, or the log of the steps within which the target was not reached, [K].
-        weights: number of replicates of each, [K]; the variance of a median is sigma^2 / weight.
-        censored: whether `log_steps` is only a lower bound, bool [K]; at least 3 are not.
+        log_steps: log S, or for a censored median the log of the steps without reaching the target, [K].
+        weights: number of replicates per batch size, [K]; the variance of a median is sigma^2 / weight.
+        censored: whether `log_steps` is only a lower bound, bool [K]; at least 3 are not censored.
     """
 
     log_sizes: Float64Array
@@ -48,12 +48,12 @@ class Hyperbola:
 
     @property
     def num_seen(self) -> int:
-        """Batch sizes whose median is known."""
+        """Number of batch sizes with a known median."""
         return int((~self.censored).sum())
 
     @property
     def range_of_c(self) -> tuple[float, float]:
-        """Outside of it the curve does not change any more."""
+        """Range of c outside which the curve does not change."""
         return float(self.log_sizes.min()) - FAR, float(self.log_sizes.max()) + FAR
 
     def deviance(self, a: Float64Array, c: Float64Array) -> Float64Array:
@@ -66,14 +66,14 @@ class Hyperbola:
         return np.array(rows).reshape(residuals.shape[:-1])
 
     def _at_best_sigma(self, residuals: Float64Array) -> float:
-        """By Newton's method in s = log sigma^2, and by halves where that leaves what is known to hold the minimum."""
+        """Minimise by Newton's method in s = log sigma^2, with bisection if a step leaves the bracket."""
         from scipy.special import erfcx, log_ndtr
 
         scaled = residuals * np.sqrt(self.weights)
         seen, hidden = scaled[~self.censored], scaled[self.censored]
         count, squares = len(seen), float(seen @ seen) + _FLOOR * len(seen)
         s = math.log(squares / count)
-        # A bound that the curve runs against can only widen sigma: by as much as its own residual at the most.
+        # A violated bound can only widen sigma, by at most its own residual.
         low, high = s - 1, max(s, math.log(squares + float(hidden @ hidden))) + 3
         for _ in range(_MOST_STEPS):
             x = hidden * math.exp(-s / 2)
@@ -89,7 +89,7 @@ class Hyperbola:
         return count * s + squares * math.exp(-s) - 2 * beyond - count
 
     def best(self, shift: Shift, value: float) -> tuple[float, float]:
-        """The c that fits best where a + shift(c) is `value`, and its deviance."""
+        """The best c under the constraint a + shift(c) = `value`, and its deviance."""
         return self._least(lambda c: self._rough(value - shift(c), c), lambda c: self.deviance(value - shift(c), c))
 
     def best_of_all(self) -> tuple[float, float, float]:
@@ -100,7 +100,7 @@ class Hyperbola:
         return self._deviance_of_c(np.array(c))[0], c, deviance
 
     def deviance_of_c(self, c: float) -> float:
-        """The deviance at the best a."""
+        """Deviance at the best a for this c."""
         return self._deviance_of_c(np.array(c))[1]
 
     def _deviance_of_c(self, c: Float64Array) -> tuple[float, float]:
@@ -109,17 +109,17 @@ class Hyperbola:
         a = float(self._best_a(c))
         if not self.censored.any():
             return a, float(self.deviance(np.array(a), c))
-        # Bounds that the curve runs against lift it.
+        # Violated bounds lift the curve.
         found = minimize_scalar(lambda a: float(self.deviance(np.array(a), c)), bracket=(a, a + 0.1))
         return float(found.x), float(found.fun)
 
     def _best_a(self, c: Float64Array) -> Float64Array:
-        """By least squares over what was seen."""
+        """The best a by least squares over the uncensored medians."""
         weights = self.weights * ~self.censored
         return np.asarray((self.log_steps - log_gain(c, self.log_sizes)) @ weights / weights.sum())
 
     def _rough(self, a: Float64Array, c: Float64Array) -> Float64Array:
-        """Squares, in which a bound counts where the curve is below it: tells where to look for a minimum."""
+        """Sum of squares in which a bound counts only if the curve is below it; locates the minimum roughly."""
         residuals = self.log_steps - np.asarray(a)[..., None] - log_gain(c, self.log_sizes)
         if self.censored.any():
             residuals = np.where(self.censored, np.maximum(residuals, 0), residuals)
@@ -128,9 +128,9 @@ class Hyperbola:
     def _least(
         self, rough: Shift, exact: Callable[[Float64Array], Float64Array | float], *, tolerance: float = 1e-4
     ) -> tuple[float, float]:
-        """Where `exact` is least over c, and its value: near the least of `rough` on a grid.
+        """The minimum of `exact` over c and its value, searched near the minimum of `rough` on a grid.
 
-        Without bounds one rises with the other: finer grids are then all that it takes.
+        Without bounds `exact` is monotonic in `rough`, so refining the grid is enough.
         """
         from scipy.optimize import minimize_scalar
 
@@ -153,9 +153,9 @@ class Hyperbola:
 def profile_interval(
     profile: Callable[[float], float], value: float, *, least: float, threshold: float, reach: float
 ) -> tuple[float, float]:
-    """Where a profile deviance first rises by `threshold` over `least`, below and above `value`.
+    """The points below and above `value` at which a profile deviance first rises by `threshold` over `least`.
 
-    -inf or inf where it does not within `reach`.
+    -inf or inf if it does not rise so far within `reach`.
 
     >>> low, high = profile_interval(lambda t: (t - 1) ** 2, 1.0, least=0.0, threshold=4.0, reach=50.0)
     >>> round(low, 4), round(high, 4)
@@ -168,7 +168,7 @@ def profile_interval(
 def _edge(profile: Callable[[float], float], value: float, level: float, reach: float) -> float:
     from scipy.optimize import brentq
 
-    if profile(value) >= level:  # no noise at all, but for rounding
+    if profile(value) >= level:  # no noise except rounding
         return value
     inside, step = value, math.copysign(min(0.05, abs(reach)), reach)
     while abs(inside - value) < abs(reach):

@@ -1,22 +1,21 @@
-"""How far a curve of steps over the batch size is from what was measured, by size and not by a test.
+"""Misfit of a curve of steps over the batch size, judged by its size and not by a test.
 
-A test of lack of fit asks whether the curve is exact. No curve is, so with enough seeds every one is rejected. What a
-reader decides with a curve is whether the next doubling of the batch pays. At B_crit a doubling saves a quarter of the
-steps, S(2 B)/S(B) = 3/4, so that a curve answers this where it is well within a quarter of the truth:
+A test of lack of fit asks whether the curve is exact. No curve is, so with enough seeds every curve is rejected. The
+decision that a curve supports is whether the next doubling of the batch pays. At B_crit a doubling saves a quarter of
+the steps, S(2 B)/S(B) = 3/4, so the error of a curve must be well below a quarter:
 
-- A batch size that it was not fitted to it predicts to 12.5 % in the root mean square: two standard errors are then
-  no more than the saving of 25 %.
+- It predicts left-out batch sizes to 12.5 % in the root mean square: two standard errors are at most the saving of
+  25 %.
 - No batch size is off by more than 1/3, the factor 4/3 that a doubling at B_crit is worth.
 
-The first is a mean over batch sizes and not the worst of them: it tends to the true error as batch sizes are added,
-while the worst of many grows with their number alone.
+The first criterion is a mean over batch sizes, not their maximum: the mean tends to the true error as batch sizes are
+added, while the maximum grows with their number alone.
 
-The table below is of 200 simulated studies for each row, made by
-`python -m tests.unit.simulated_studies` in the repository:
-batch sizes 8 to 1024 around B_crit = 100, tuning scatters batch sizes by 5 % and seeds by 10 %. It says how many per
-cent of them are `supported`, with 1, 3 and 20 seeds. Seeds support a true curve more often, and from three on batch
-sizes do, too; with one seed the scatter is at the limit itself. Another curve is supported in at most 8 %, but for one
-within these limits, a shift by 30 %.
+The table shows the percentage of simulated studies that are `supported` with 1, 3 and 20 seeds. Each row has 200
+studies, made by `python -m tests.unit.simulated_studies` in the repository: batch sizes 8 to 1024 around B_crit = 100,
+a scatter of 5 % between batch sizes by tuning and of 10 % between seeds. More seeds support a true curve more often,
+and with three or more seeds more batch sizes do, too; with one seed the scatter is at the limit itself. A wrong curve
+is supported in at most 8 % of studies, except for the shift by 30 %, which is within the limits.
 
     misfit planted                    4 batch sizes 5             8             13
     none                               43  62  85    46  65  94    43  82 100    46  94 100
@@ -79,12 +78,12 @@ class Misfit:
 
     @property
     def is_small(self) -> bool:
-        """Whether the curve is close enough to decide with; see the head of this file."""
+        """Whether the curve is close enough for a decision; see the head of this file."""
         return not self.reasons
 
     @property
     def reasons(self) -> list[str]:
-        """Why it is not small."""
+        """Reasons why the misfit is not small."""
         (size, worst), found = self.worst, []
         if self.left_out_error > MOST_LEFT_OUT:
             found.append(
@@ -97,7 +96,7 @@ class Misfit:
 
     @property
     def description(self) -> str:
-        """How large it is, in words."""
+        """Prediction errors as text."""
         return (
             f"predicts each left-out batch size within {_percent(self.worst_left_out)}, "
             f"{_percent(self.left_out_error)} in the root mean square"
@@ -105,9 +104,9 @@ class Misfit:
 
 
 def measure_misfit(likelihood: Hyperbola, a: float, c: float) -> Misfit:
-    """Errors of the best curve log S = a + log(1 + exp(c) / B), and of the best ones without a batch size each.
+    """Errors of the best curve log S = a + log(1 + exp(c) / B), and of the curves fitted without one batch size.
 
-    Bounds that were not reached are no points to be missed, and stay in every fit.
+    Censored medians have no error of their own, and stay in every fit.
     """
     residuals = likelihood.log_steps - a - log_gain(np.array(c), likelihood.log_sizes)
     seen = np.flatnonzero(~likelihood.censored)

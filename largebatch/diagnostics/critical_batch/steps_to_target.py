@@ -1,4 +1,4 @@
-"""Steps to a target at one batch size: replicates, some of which may not have reached it."""
+"""Steps to a target at one batch size, over replicates; some may not have reached it."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ _LEVEL = 0.95
 
 @dataclass(frozen=True)
 class StepsToTarget:
-    """What was measured at one batch size.
+    """Steps to a target, measured at one batch size.
 
     Attributes:
         batch_size: B, in samples.
         reached: steps of each replicate (seed) that reached the target.
-        censored: steps of each that did not, within which it did not.
-        summarised: how many runs the one value is the median of, as published tables have it; 0: values are runs.
+        censored: total steps of each replicate that did not reach it.
+        summarised: number of runs whose median the one value is, as in published tables; 0: the values are runs.
 
     Raises:
-        ValueError: if a number is not above 0, or there is none; if a summary is not one value.
+        ValueError: if there are no numbers, one is not above 0, or a summary has more than one value.
 
     >>> StepsToTarget(8, (90.0, 100.0), (500.0,)).median
     (100.0, False)
@@ -38,37 +38,37 @@ class StepsToTarget:
         numbers = (self.batch_size, *self.reached, *self.censored)
         if len(numbers) < 2 or not all(0 < number < math.inf for number in numbers):
             raise ValueError(
-                f"batch size {self.batch_size}: steps {list(self.reached)}, censored at {list(self.censored)}: at "
-                "least one number of steps, and all of them above 0 and finite."
+                f"batch size {self.batch_size}: steps {list(self.reached)}, censored at {list(self.censored)}: give at "
+                "least one number of steps, all above 0 and finite."
             )
         if self.summarised < 0 or (self.summarised and len(numbers) > 2):
             raise ValueError(
                 f"batch size {self.batch_size}: {len(numbers) - 1} values as the median of {self.summarised} runs. "
-                "A summary is one value."
+                "A summary must be one value."
             )
 
     @property
     def num_replicates(self) -> int:
-        """Seeds, those without the target too."""
+        """Number of seeds, including those that did not reach the target."""
         return self.summarised or len(self.reached) + len(self.censored)
 
     @property
     def median(self) -> tuple[float, bool]:
-        """Median steps (of two, their geometric mean), and whether that is only a lower bound."""
+        """Median steps (geometric mean of the middle two), and whether it is only a lower bound."""
         ordered = sorted([(steps, False) for steps in self.reached] + [(steps, True) for steps in self.censored])
         middle = ordered[(len(ordered) - 1) // 2 : len(ordered) // 2 + 1]
         logs = [math.log(steps) for steps, _ in middle]
         lowest_bound = min(self.censored, default=math.inf)
-        # One that was given up before the middle may belong behind it.
+        # A replicate censored before the median may belong above it.
         hidden = any(is_bound for _, is_bound in middle) or lowest_bound < middle[0][0]
         return round(math.exp(sum(logs) / len(logs)), 9), hidden
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """An interval for the median, from order statistics: whatever the distribution of seeds is.
+        """A distribution-free interval of the median, from order statistics.
 
-        Of 3 to 5 seeds, which have no such interval of 95 %, it is their range; see `level`. None for fewer seeds,
-        a censored one, or a summary.
+        For 3 to 5 seeds it is their range, with less than 95 %; see `level`. None for fewer seeds, a censored seed, or
+        a summary.
 
         >>> StepsToTarget(8, (90.0, 100.0, 140.0)).interval, StepsToTarget(8, (90.0, 100.0)).interval
         ((90.0, 140.0), None)
@@ -80,7 +80,7 @@ class StepsToTarget:
 
     @property
     def level(self) -> float:
-        """Probability with which `interval` holds the median, at least 0.95 from 6 seeds on.
+        """Coverage of `interval`, at least 0.95 from 6 seeds on.
 
         >>> StepsToTarget(8, (90.0, 100.0, 140.0)).level  # 1 - 2 / 2^3
         0.75
@@ -90,7 +90,7 @@ class StepsToTarget:
 
 
 def _cut(count: int) -> int:
-    """How many of `count` ordered values lie outside of the interval on either side."""
+    """Number of values outside the interval on each side, among `count` ordered values."""
     inside = [cut for cut in range(count // 2) if 1 - 2 * _below(cut, count) >= _LEVEL]
     return max(inside, default=0)
 

@@ -11,17 +11,17 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class EvalSums:
-    """Sums over evaluated samples from which means and their standard errors follow exactly, however samples are split.
+    """Sums over evaluated samples that give exact means and standard errors for any split of the samples.
 
-    Write l for a sample's summed loss, u for its units (1, its valid tokens, or the sum of their weights), k
-    for what it counts in the accuracy (its units without weights) and c for how many of these are correct. Batches are
-    added with `+`, ranks as tensors by one all-reduce; every sample must be in exactly one of them (a sampler
-    that pads the last batch with copies makes both the means and the errors wrong). `EvalSums()` is the empty sum.
+    For each sample, l is its summed loss, u its units (1, its valid tokens, or the sum of their weights), k the
+    denominator of its accuracy (its units without weights) and c the number of these that are correct. Batches are
+    added with `+`, ranks as tensors by one all-reduce. Every sample must be counted exactly once: a sampler that pads
+    the last batch with copies makes means and errors wrong. `EvalSums()` is the empty sum.
 
-    The mean loss sum(l)/sum(u) is a ratio of two sums that vary together when samples differ in length. Its standard
-    error is that of the ratio estimator by the delta method (Cochran 1977, Sampling Techniques, chapter 6, for an
-    infinite population), with samples, not tokens, as independent draws, since tokens of one sample are correlated:
-    `var = n/(n-1) * sum((l - m u)^2) / sum(u)^2`, where m is the mean. For u = 1 this is the usual s^2/n.
+    The mean loss sum(l)/sum(u) is a ratio of two sums, correlated if samples differ in length. Its standard error is
+    that of the ratio estimator by the delta method (Cochran 1977, Sampling Techniques, chapter 6, for an infinite
+    population): `var = n/(n-1) * sum((l - m u)^2) / sum(u)^2`, where m is the mean. Independent draws are samples, not
+    tokens, since tokens of one sample are correlated. For u = 1 this is the usual s^2/n.
 
     Attributes:
         num_samples: n.
@@ -63,7 +63,7 @@ class EvalSums:
             loss: summed loss per sample, [n].
             units: units per sample, [n].
             correct: correct units per sample, [n], or None.
-            counted: what these are a share of, [n]; None: the units.
+            counted: denominator of the accuracy per sample, [n]; None: the units.
 
         Raises:
             ValueError: if the arguments are not vectors of one length.
@@ -74,7 +74,7 @@ class EvalSums:
                 f"Shapes {[list(part.shape) for part in parts]}: loss, units and correct hold one number per sample, "
                 f"all of shape [n]. Pass loss_per_sample, not its mean."
             )
-        # To the host first: not every device has float64.
+        # Copy to the host first: not every device has float64.
         l, u = loss.detach().cpu().double(), units.detach().cpu().double()  # noqa: E741
         k = u if counted is None else counted.detach().cpu().double()
         counts: tuple[float | None, ...] = (None, None, None)
@@ -89,7 +89,7 @@ class EvalSums:
         return EvalSums.from_tensor(self.to_tensor() + other.to_tensor())
 
     def to_tensor(self) -> Tensor:
-        """The eleven sums, float64 [11], ready to be added to those of other ranks. None travels as NaN."""
+        """The eleven sums, float64 [11], for an all-reduce over ranks; None is encoded as NaN."""
         return torch.tensor([math.nan if value is None else value for value in astuple(self)], dtype=torch.float64)
 
     @classmethod
@@ -106,7 +106,7 @@ class EvalSums:
 
     @property
     def loss_stderr(self) -> float:
-        """Standard error of `mean_loss`; NaN for fewer than two samples, which say nothing about their spread."""
+        """Standard error of `mean_loss`; NaN for fewer than two samples."""
         return self._ratio_stderr((self.loss, self.loss_sq, self.loss_units), (self.units, self.units_sq))
 
     @property
@@ -123,20 +123,20 @@ class EvalSums:
         return self._ratio_stderr(of_correct, (self.counted, self.counted_sq))
 
     def _ratio_stderr(self, tops: tuple[float, float, float], bottoms: tuple[float, float]) -> float:
-        """Of sum(top) / sum(bottom), from the sums of top, top^2 and top bottom, and of bottom and bottom^2."""
+        """Standard error of sum(top) / sum(bottom), from the sums of top, top^2, top bottom, bottom and bottom^2."""
         (total, total_sq, cross), (whole, whole_sq) = tops, bottoms
         ratio = total / self._some(whole)
         if self.num_samples < 2:
             return math.nan
         residual_sq = total_sq - 2.0 * ratio * cross + ratio**2 * whole_sq
-        # Rounding can leave a little below 0 where all residuals are 0; NaN must stay NaN.
+        # Rounding can make it slightly negative if all residuals are 0; NaN must stay NaN.
         residual_sq = 0.0 if residual_sq < 0.0 else residual_sq
         return math.sqrt(self.num_samples / (self.num_samples - 1) * residual_sq) / whole
 
     def _some(self, total: float) -> float:
         if total == 0.0:
             raise ValueError(
-                f"{self.num_samples} samples with 0 units in all: a mean needs at least one unit. Is the data set "
+                f"{self.num_samples} samples with 0 units in total: a mean needs at least one unit. Is the data set "
                 f"empty, or every label masked?"
             )
         return total
@@ -144,7 +144,7 @@ class EvalSums:
 
 @dataclass(frozen=True)
 class GeneralizationGap:
-    """How much worse a model does on validation than on training samples; positive means worse.
+    """How much worse a model is on validation than on training samples; positive means worse.
 
     Attributes:
         loss: L(validation) - L(training), per unit.
@@ -162,20 +162,20 @@ class GeneralizationGap:
 def generalization_gap(train: EvalSums, validation: EvalSums) -> GeneralizationGap:
     """Gap between training and validation samples of one model, with standard errors.
 
-    The two sets are disjoint draws, so the variances of their means add. The error describes which samples happened to
-    be in the sets, for these weights. It says nothing about other seeds, and it is too large for the *change* of the
-    gap between two evaluations on the same sets, whose errors are shared.
+    The two sets are disjoint draws, so the variances of their means add. The error covers the choice of samples for
+    these weights. It does not cover other seeds, and it is too large for the *change* of the gap between two
+    evaluations on the same sets, which share their error.
 
-    What the numbers must come from, or the gap measures something else:
+    The gap is meaningful only under these conditions:
 
     - the same weights in the same mode: evaluation mode, hence no dropout and the same batch-norm statistics;
     - no augmentation, no mixup and no label smoothing, on either side. The running training loss has all of these, and
       averages over older weights: a gap against it can even be negative;
-    - a fixed random subset of the training set, as large as the validation set, so that both errors are alike;
+    - a fixed random subset of the training set, as large as the validation set, so that both errors are similar;
     - every sample once: no padded last batch, no mean of batch means.
 
-    Not to be confused with the large-batch gap (Keskar et al. 2017), the difference in *validation* accuracy between
-    runs with a small and a large batch.
+    The large-batch gap (Keskar et al. 2017) is something else: the difference in *validation* accuracy between runs
+    with a small and a large batch.
 
     Raises:
         ValueError: if one side is empty, or only one has accuracies.

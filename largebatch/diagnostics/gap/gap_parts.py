@@ -1,4 +1,4 @@
-"""What lies between a printed training loss and a validation loss, part by part."""
+"""Decompose the difference between the logged training loss and the validation loss."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from largebatch.diagnostics.intervals import Array, Interval, percentile_interva
 
 @dataclass(frozen=True)
 class PerSample:
-    """Every sample's sums under one condition, float64 [n].
+    """Sums of every sample under one condition, float64 [n].
 
     Attributes:
-        loss: of the units of each sample.
-        units: of each sample: 1, its valid tokens, or the sum of their weights.
-        correct: of these; None if there is no such thing.
-        counted: what the correct ones are a share of; None: the units.
+        loss: summed loss of each sample.
+        units: units of each sample: 1, its valid tokens, or the sum of their weights.
+        correct: correct units of each sample; None if the loss has no accuracy.
+        counted: denominator of the accuracy of each sample; None: the units.
     """
 
     loss: Array
@@ -29,7 +29,7 @@ class PerSample:
 
     @property
     def counts(self) -> Array:
-        """What the accuracy is a share of."""
+        """The denominator of the accuracy."""
         return self.units if self.counted is None else self.counted
 
     @property
@@ -39,18 +39,18 @@ class PerSample:
 
     @property
     def accuracy(self) -> float | None:
-        """Share of correct units, or None."""
+        """Fraction of correct units, or None."""
         return None if self.correct is None else math.fsum(self.correct) / math.fsum(self.counts)
 
 
 @dataclass(frozen=True)
 class Part:
-    """How much worse a condition looks than the one before it; positive means worse.
+    """How much worse one condition is than the condition before it; positive means worse.
 
     Attributes:
-        name: of what changes.
-        loss: rise of the loss; None if there is nothing to change, so that the part is exactly 0.
-        accuracy: fall of the accuracy, as a fraction; None likewise, or if there are no accuracies.
+        name: name of the change.
+        loss: rise of the loss; None if the change does not apply, so that the part is exactly 0.
+        accuracy: fall of the accuracy, as a fraction; None likewise, or without accuracies.
     """
 
     name: str
@@ -60,15 +60,15 @@ class Part:
 
 @dataclass(frozen=True)
 class GapParts:
-    """A naive gap and what it is made of.
+    """A naive gap and its parts.
 
     Attributes:
-        parts: in order; values of the losses add up to that of `naive`, values of the accuracies too.
-        naive: validation against the first condition: what one gets from the printed training loss.
-        generalization_gap: validation against the same training samples in eval mode with the weights' own statistics
-            and the labels as they are, as `generalization_gap` takes it, here with bootstrap intervals.
-        train_loss, train_accuracy: under the first condition.
-        val_loss, val_accuracy: of the validation samples.
+        parts: parts in order; their losses add up to the loss of `naive`, and so do their accuracies.
+        naive: validation against the first condition, that is against the logged training loss.
+        generalization_gap: validation against the same training samples in eval mode, with the weights' own statistics
+            and the original labels, as in `generalization_gap`, but with bootstrap intervals.
+        train_loss, train_accuracy: means under the first condition.
+        val_loss, val_accuracy: means of the validation samples.
     """
 
     parts: tuple[Part, ...]
@@ -89,24 +89,22 @@ def decompose_gap(
     seed: int,
     evaluated: str | None = None,
 ) -> GapParts:
-    """Split validation loss minus training loss into the effects of changing one thing after the other.
+    """Split validation loss minus training loss into the effects of single changes, made one after the other.
 
-    The chain goes from the training loss as it is printed to the validation loss. Each part is the later condition
-    minus the earlier, so that the parts add up to the whole: b - a, c - b, d - c, e - d make e - a. What a part comes
-    to depends on the order of the changes; this one undoes first what happens to a sample, then what happens to the
-    model.
+    The chain goes from the logged training loss to the validation loss. Each part is the later condition minus the
+    earlier one, so that the parts add up exactly: b - a, c - b, d - c, e - d make e - a. The size of a part depends on
+    the order of the changes: first those to the samples, then those to the model.
 
-    All training conditions see the same samples, and their intervals are paired: the same resamples under both
-    conditions. Validation samples are drawn on their own. Intervals say what other samples could have given, for these
-    weights.
+    All training conditions use the same samples, and their intervals are paired: the same resamples under both
+    conditions. Validation samples are resampled independently. Intervals cover the choice of samples for these weights.
 
     Args:
-        first: training samples as the printed loss sees them.
-        changes: (name, the same samples after one more change; None: there is nothing to change).
-        validation: other samples, under the last condition.
-        num_resamples: of the bootstrap.
-        seed: of the bootstrap.
-        evaluated: name of the change after which the training samples are as evaluation sees them; None: the last.
+        first: training samples under the conditions of the logged loss.
+        changes: (name, the same samples after one more change, or None if it does not apply).
+        validation: validation samples under the last condition.
+        num_resamples: resamples of the bootstrap.
+        seed: seed of the bootstrap.
+        evaluated: name of the change that completes the conditions of evaluation; None: the last.
 
     Raises:
         ValueError: if training conditions differ in their number of samples, or only one side has accuracies.
@@ -138,7 +136,7 @@ def decompose_gap(
 def _differences(
     steps: Sequence[tuple[str, int, int]], conditions: Sequence[PerSample], num_resamples: int, seed: int
 ) -> tuple[list[Interval | None], list[Interval | None]]:
-    """Rise of the loss and fall of the accuracy for each (name, before, after); None between one and the same array."""
+    """Rise of the loss and fall of the accuracy for each (name, before, after); None if both are the same array."""
     count = len(conditions)
     losses = [one.loss for one in conditions]
     wrongs = [-one.correct for one in conditions if one.correct is not None]
@@ -164,7 +162,7 @@ def _resampled(conditions: Sequence[PerSample], num_resamples: int, seed: int) -
     """Mean losses, then minus accuracies if there are any, of all conditions over resamples, [num_resamples, k]."""
     *train, validation = conditions
     sides = []
-    # Two streams: with the same one, sets of one size would be drawn alike.
+    # Two streams, because one stream would give data sets of equal size the same resamples.
     for part, key in ((train, seed), ([validation], seed ^ 1)):
         tops = [one.loss for one in part] + [-one.correct for one in part if one.correct is not None]
         units = _bottoms(part)[: len(tops)]
@@ -177,16 +175,16 @@ def _resampled(conditions: Sequence[PerSample], num_resamples: int, seed: int) -
 
 
 def _bottoms(conditions: Sequence[PerSample]) -> list[Array]:
-    """What the mean losses of conditions are divided by, then what their accuracies are."""
+    """Denominators of the mean losses of the conditions, then of their accuracies."""
     return [one.units for one in conditions] + [one.counts for one in conditions]
 
 
 def _check(conditions: Sequence[PerSample]) -> None:
     *train, validation = conditions
     if len({len(one.loss) for one in train}) > 1:
-        raise ValueError(f"Conditions of {[len(one.loss) for one in train]} samples: all must see the same samples.")
+        raise ValueError(f"Conditions of {[len(one.loss) for one in train]} samples: all must use the same samples.")
     if len({one.correct is None for one in conditions}) > 1:
         raise ValueError("Some conditions have accuracies and others have none: measure all with the same loss.")
     for one in (train[0], validation):
         if not one.units.any():
-            raise ValueError(f"{len(one.units)} samples with 0 units in all: is every token masked?")
+            raise ValueError(f"{len(one.units)} samples with 0 units in total: is every token masked?")

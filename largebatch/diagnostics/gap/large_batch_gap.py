@@ -1,4 +1,4 @@
-"""The large-batch gap: validation after training with a large batch against a small one, where both are comparable."""
+"""The large-batch gap: validation after training with a large batch against a small one, at a matched point."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ MATCHES = {
 
 @dataclass(frozen=True)
 class Evaluations:
-    """The evaluations of one run in their order, [k] each.
+    """The evaluations of one run, in order, [k] each.
 
     Attributes:
-        samples: seen before each.
-        steps: optimizer steps before each.
-        train_loss, val_loss: evaluated.
-        val_accuracy: or None if the loss has no such thing.
+        samples: samples consumed before each evaluation.
+        steps: optimizer steps before each evaluation.
+        train_loss, val_loss: evaluated losses.
+        val_accuracy: evaluated accuracies, or None if the loss has no accuracy.
     """
 
     samples: Array
@@ -37,15 +37,15 @@ class Evaluations:
 
 @dataclass(frozen=True)
 class LargeBatchGap:
-    """How much worse the large batch does on validation at a matched point; positive means worse.
+    """How much worse the large batch is on validation at a matched point; positive means worse.
 
     Attributes:
         match: a key of `MATCHES`.
-        at: samples, steps or training loss at which the runs are compared; None if there is no such point.
-        loss: validation loss of the large batch minus that of the small, with a 95 % interval over seeds, whose ends
-            are NaN if a side has fewer than 3, or no seed differs.
-        accuracy: accuracy of the small batch minus that of the large, in [-1, 1]; None without accuracies.
-        reason: why there is no such point; "" if there is.
+        at: samples, steps or training loss at which the runs are compared; None if no point is common to all runs.
+        loss: validation loss, large batch minus small batch, with a 95 % interval over seeds. Its ends are NaN if a
+            side has fewer than 3 seeds, or no seed differs.
+        accuracy: accuracy, small batch minus large batch, in [-1, 1]; None without accuracies.
+        reason: why no point is common to all runs; else "".
     """
 
     match: str
@@ -58,18 +58,20 @@ class LargeBatchGap:
 def large_batch_gap(small: Sequence[Evaluations], large: Sequence[Evaluations], *, match: str) -> LargeBatchGap:
     """Validation of large-batch against small-batch runs, at a point that all of them have reached.
 
-    "samples" and "steps": the last that all runs have reached. "train_loss": the lowest training loss that all runs
-    have reached, at the first time each did; Keskar et al. compare there, since a run that has fitted the training set
-    less cannot show how well its minimum generalizes. Between evaluations, values are interpolated linearly; training
-    losses are interpolated on their running minimum, since a single loss may be passed several times.
+    - "samples" and "steps": the last position that all runs have reached.
+    - "train_loss": the lowest training loss that all runs have reached, each at its first time. Keskar et al. compare
+      there, since a run that fits the training set less cannot show how well its minimum generalizes.
+
+    Values between evaluations are interpolated linearly; training losses on their running minimum, since a run may
+    pass the same loss several times.
 
     Runs of a side are replicates (seeds; see `merge_reruns`): the interval is Welch's for two means with unequal
     variances. It covers seeds, not the choice of validation samples, which the runs share.
 
-    Not to be confused with the generalization gap, the difference between validation and training of *one* model.
+    The generalization gap is something else: the difference between validation and training of *one* model.
 
     Raises:
-        ValueError: if a side has no run, a run has no evaluation, or `match` is no key of `MATCHES`.
+        ValueError: if a side has no run, a run has no evaluation, or `match` is not a key of `MATCHES`.
 
     Source: Keskar et al. 2017, "On large-batch training for deep learning: generalization gap and sharp minima".
     """
@@ -98,8 +100,8 @@ def large_batch_gap(small: Sequence[Evaluations], large: Sequence[Evaluations], 
 def welch_difference(first: Sequence[float], second: Sequence[float]) -> Interval:
     """Mean of the second minus mean of the first, with Welch's 95 % interval.
 
-    Its ends are NaN if a side has fewer than 3 values, or none differs from another on either side: values that are
-    shares of a few hundred samples come out alike by chance, which is no certainty.
+    Its ends are NaN if a side has fewer than 3 values, or all values of each side are equal: accuracies over a few
+    hundred samples may be equal by chance, which is no certainty.
 
     Source: Welch 1947, "The generalization of 'Student's' problem when several different population variances are
     involved"; degrees of freedom by Satterthwaite 1946.
@@ -122,7 +124,7 @@ def welch_difference(first: Sequence[float], second: Sequence[float]) -> Interva
 
 
 def clipped(one: Interval, low: float, high: float) -> Interval:
-    """The interval of a quantity that lies in [low, high]; ends that are not known stay so.
+    """Clip an interval to [low, high]; NaN ends stay NaN.
 
     >>> clipped(Interval(0.9, 0.7, 1.1), 0.0, 1.0)
     Interval(value=0.9, low=0.7, high=1.0)
@@ -132,7 +134,7 @@ def clipped(one: Interval, low: float, high: float) -> Interval:
 
 
 def merge_reruns(runs: Sequence[Evaluations]) -> tuple[Evaluations, int]:
-    """Runs of one seed as one: the mean of those that reach furthest at the same samples; and how many these are."""
+    """Average reruns of one seed: the mean of those that end at the same, largest position, and their number."""
     longest = max(runs, key=lambda run: (run.samples[-1], len(run.samples)))
     kept = [run for run in runs if np.array_equal(run.samples, longest.samples)]
     accuracies = [run.val_accuracy for run in kept if run.val_accuracy is not None]
@@ -147,7 +149,7 @@ def merge_reruns(runs: Sequence[Evaluations]) -> tuple[Evaluations, int]:
 
 
 def _curve(run: Evaluations, match: str) -> Array:
-    """What is matched, never falling: samples, steps, or minus the lowest training loss so far."""
+    """The matched quantity, non-decreasing: samples, steps, or minus the lowest training loss so far."""
     if match == "samples":
         return run.samples
     if match == "steps":
@@ -161,7 +163,7 @@ def _value_at(curve: Array, values: Array, point: float) -> float:
     if curve[after] == point or after == 0:
         return float(values[after])
     share = (point - curve[after - 1]) / (curve[after] - curve[after - 1])
-    # Where the curve stood still, the value of the last evaluation before the point counts.
+    # On a flat part of the curve the last evaluation before the point counts.
     return float(values[after - 1] + share * (values[after] - values[after - 1]))
 
 

@@ -1,1 +1,1 @@
-"""Which learning rates train: range test, suggestion, limit of stability."""
+"""Learning rates: range test, suggestion, limit of stability."""

@@ -1,4 +1,4 @@
-"""The learning-rate range test: one loss per step while the rate grows exponentially, and when to stop.
+"""The learning-rate range test: one loss per step while the rate grows exponentially, until the loss diverges.
 
 Source: Smith 2017, "Cyclical learning rates for training neural networks", section 3.3; smoothing and the threshold of
 four times the best loss as in fastai.
@@ -25,16 +25,16 @@ from largebatch.optim import keep_lr_ratios, set_lr
 
 Array = npt.NDArray[np.float64]
 
-_SPANS = 3  # a curve shorter than this many spans of its smoothing has no shape
+_SPANS = 3  # shortest curve, in spans of its smoothing
 
 
 class RangeSettings(Section):
-    """Which rates are tried, and when the loss counts as diverged.
+    """Rates of a range test, and its criterion of divergence.
 
     Attributes:
-        min, max: first and last rate; the steps between them have one ratio.
-        steps: rates.
-        smoothing: k in [0, 1) of the exponential mean, which looks over 1/(1 - k) steps.
+        min, max: first and last rate, with geometric steps between them.
+        steps: number of rates.
+        smoothing: k in [0, 1) of the exponential mean, which spans 1/(1 - k) steps.
         diverged_at: stop when the smoothed loss is this many times its best; above 1.
 
     Raises:
@@ -56,14 +56,14 @@ class RangeSettings(Section):
             raise ValueError(f"min={self.min:g}, max={self.max:g}: rates grow from min to max. Raise max.")
         if self.steps < _SPANS * max(self.span, 1.0):
             raise ValueError(
-                f"steps={self.steps}: smoothing={self.smoothing:g} looks over {self.span:g} steps, and a curve needs "
+                f"steps={self.steps}: smoothing={self.smoothing:g} spans {self.span:g} steps, and a curve needs "
                 f"{_SPANS} times as many. Use {math.ceil(_SPANS * self.span)} or more, or less smoothing."
             )
         return self
 
     @property
     def span(self) -> float:
-        """Steps that the smoothing looks over; rounded, as 1 - 0.9 is not 0.1."""
+        """Steps that the smoothing spans; rounded, because 1 - 0.9 is not 0.1 in floating point."""
         return round(1 / (1 - self.smoothing), 9)
 
     @property
@@ -74,11 +74,11 @@ class RangeSettings(Section):
 
 @dataclass(frozen=True)
 class RangeCurve:
-    """What a range test saw.
+    """Result of a range test.
 
     Attributes:
-        settings: of the test.
-        rates: that were used, [n].
+        settings: settings of the test.
+        rates: rates used, [n].
         losses: mean loss over the batch of each step, before the step, [n]. The last may be inf or NaN.
         diverged: whether the test was stopped by the loss.
     """
@@ -90,12 +90,12 @@ class RangeCurve:
 
     @property
     def smoothed(self) -> Array:
-        """Exponential mean of the losses without bias, [n]; a last loss that is not finite has no weight."""
+        """Unbiased exponential mean of the losses, [n]; a last loss that is not finite has no weight."""
         return smooth(np.where(np.isfinite(self.losses), self.losses, np.nan), self.settings.span)
 
     @property
     def smoothed_rates(self) -> Array:
-        """The rates that the smoothed losses belong to, [n]: log rates under the same mean, which lags as theirs."""
+        """Rates of the smoothed losses, [n]: log rates under the same mean, so that both have the same lag."""
         return np.exp(smooth(np.log(self.rates), self.settings.span))
 
 
@@ -104,8 +104,8 @@ def walk_rates(take_step: Callable[[float], float], settings: RangeSettings) -> 
 
     Args:
         take_step: takes an optimizer step with the given rate on the next batch, and returns the mean loss over this
-            batch before the step. On several ranks all get the same number, so that all stop alike.
-        settings: the rates and the rule.
+            batch before the step. It must return the same number on all ranks, so that all stop together.
+        settings: rates and criterion of divergence.
     """
     losses: list[float] = []
     diverged = False
@@ -119,8 +119,8 @@ def walk_rates(take_step: Callable[[float], float], settings: RangeSettings) -> 
 def has_diverged(losses: Sequence[float], settings: RangeSettings) -> bool:
     """Whether the last loss ends the test: it is not finite, or the smoothed loss is far above its best.
 
-    Far is `diverged_at - 1` times the size of the best smoothed loss, or times the spread of the losses if that is
-    larger: a loss that noise takes to zero or below has no multiples.
+    The threshold above the best smoothed loss is `diverged_at - 1` times its absolute value, or times the spread of the
+    losses if that is larger, because multiples of a loss near or below zero mean nothing.
 
     >>> settings = RangeSettings(smoothing=0.0)
     >>> [has_diverged([2.0, 2.0, 2.0, last], settings) for last in (7.9, 8.1, math.nan)]
@@ -129,7 +129,7 @@ def has_diverged(losses: Sequence[float], settings: RangeSettings) -> bool:
     if not math.isfinite(losses[-1]):
         return True
     if len(losses) < settings.span:
-        return False  # of fewer nobody knows the spread
+        return False  # too few to estimate the spread
     raw = np.array(losses)
     smoothed = smooth(raw, settings.span)
     best = float(smoothed.min())
@@ -137,10 +137,10 @@ def has_diverged(losses: Sequence[float], settings: RangeSettings) -> bool:
 
 
 def loss_spread(losses: Array) -> float:
-    """Standard deviation of a loss around its trend, from the differences of neighbours.
+    """Standard deviation of a loss around its trend, from the median absolute difference of neighbours.
 
-    The median of them counts, so that neither a trend nor a divergence makes it large: a normal difference lies within
-    0.6745 sqrt(2) standard deviations of a loss half of the time.
+    The median keeps a trend or a divergence from inflating it: half of all normal differences lie within
+    0.6745 sqrt(2) standard deviations of the loss.
 
     >>> round(loss_spread(np.random.default_rng(0).normal(0.0, 0.1, 1000) + np.arange(1000) / 1000), 2)
     0.1
@@ -155,17 +155,17 @@ def lr_range_test(
     closure: Callable[[], Any],
     settings: RangeSettings = RangeSettings(),  # noqa: B008  frozen
 ) -> RangeCurve:
-    """A range test in your own loop. Everything is put back afterwards, bit for bit, on every way out.
+    """A range test in your own loop. All state is restored bit for bit on exit, also after an exception.
 
-    It starts from the weights and the optimizer state as they are. With several ranks, call it on all of them with a
-    closure that returns the loss of the whole global batch, so that all stop alike. Read the result with `read_curve`.
+    It starts from the current weights and optimizer state. With several ranks, call it on all of them with a closure
+    that returns the loss of the whole global batch, so that all stop together. Read the result with `read_curve`.
 
     Args:
-        module: whose weights are trained.
-        optimizer: over them; the rates of its groups keep their ratios to its default rate.
+        module: model to train.
+        optimizer: its optimizer; the rates of its groups keep their ratios to its default rate.
         closure: as for `optimizer.step`: takes the next batch, clears gradients, computes the loss and its gradient,
-            and returns the loss, a tensor or a number. The batches that it takes are not given back.
-        settings: rates, smoothing and when to stop.
+            and returns the loss, a tensor or a number. The batches that it consumes are not restored.
+        settings: rates, smoothing and criterion of divergence.
 
     >>> weight = nn.Parameter(torch.tensor([3.0, 1.0]))
     >>> module, optimizer = nn.ParameterList([weight]), torch.optim.SGD([weight], lr=0.5)

@@ -1,4 +1,4 @@
-"""What rates the curve of a range test suggests, or why it suggests none."""
+"""Suggest a rate from the curves of range tests, or give the reason why there is none."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from largebatch.diagnostics.intervals import LEAST_SEEDS, Interval
 from largebatch.diagnostics.learning_rate.range_test import RangeCurve, loss_spread
 from largebatch.diagnostics.noise.variance_law import t_quantile
 
-_SURE = 3.0  # standard errors by which a loss must fall
-_LEAST_DESCENT = 1e-3  # and share of what it was
+_SURE = 3.0  # least fall of the loss in standard errors
+_LEAST_DESCENT = 1e-3  # least relative fall of the loss
 
 
 @dataclass(frozen=True)
 class Reading:
-    """Rates that a curve shows.
+    """Rates read from one curve.
 
     Attributes:
-        steepest: where the loss falls fastest over the log rate (fastai's suggestion); None: see `problem`.
-        minimum: where the smoothed loss is lowest; None: see `problem`.
-        divergence: at which the test stopped; None if it did not.
+        steepest: rate at which the loss falls fastest over the log rate (fastai's suggestion); None: see `problem`.
+        minimum: rate at which the smoothed loss is lowest; None: see `problem`.
+        divergence: rate at which the loss diverged; None if it did not.
         problem: why there is no suggestion: fact, rule, remedy; None if there is one.
     """
 
@@ -34,7 +34,7 @@ class Reading:
 
 
 def read_curve(curve: RangeCurve) -> Reading:
-    """Find the rates. The first span of the smoothing is left out: a mean there is of few losses."""
+    """Find the rates. The first span of the smoothing is ignored, because its means cover few losses."""
     divergence = float(curve.rates[-1]) if curve.diverged else None
     problem = _problem(curve)
     if problem is not None:
@@ -45,7 +45,7 @@ def read_curve(curve: RangeCurve) -> Reading:
     if steepest is None:
         low = float(curve.rates[0])
         problem = (
-            f"the loss falls fastest at the lower end of the range, {low:.3g}: the steepest descent may lie below. "
+            f"the loss falls fastest at the lower end of the range, {low:.3g}: the steepest descent may be below it. "
             f"Lower find_lr.min."
         )
         return Reading(None, float(rates[lowest]), divergence, problem)
@@ -53,13 +53,13 @@ def read_curve(curve: RangeCurve) -> Reading:
 
 
 def _problem(curve: RangeCurve) -> str | None:
-    """Why the shape of the curve suggests nothing."""
+    """Why the curve gives no suggestion; None if it does."""
     span, used = math.ceil(curve.settings.span), len(curve.rates)
     low, high = curve.settings.min, curve.settings.max
     if used <= 2 * span:
         return (
             f"the loss diverged after {used} of {curve.settings.steps} steps, at {curve.rates[-1]:.3g}: too early "
-            f"to see a descent, which takes {2 * span + 1}. Lower find_lr.min={low:g}."
+            f"to detect a descent, which takes {2 * span + 1} steps. Lower find_lr.min={low:g}."
         )
     smoothed = curve.smoothed
     lowest = span + int(np.nanargmin(smoothed[span:]))
@@ -67,8 +67,8 @@ def _problem(curve: RangeCurve) -> str | None:
     fell, needed = start - float(smoothed[lowest]), max(_SURE * _standard_error(curve), _LEAST_DESCENT * abs(start))
     if not fell > needed:
         return (
-            f"the loss never fell: by {fell:.3g} at best, where {needed:.3g} would be more than chance. Use a larger "
-            f"batch or more find_lr.steps, or look at the model and the data."
+            f"the loss never fell: by {fell:.3g} at best, and only {needed:.3g} or more is significant. Use a larger "
+            f"batch or more find_lr.steps, or check the model and the data."
         )
     if not curve.diverged and lowest >= used - span:
         return (
@@ -78,7 +78,7 @@ def _problem(curve: RangeCurve) -> str | None:
 
 
 def _standard_error(curve: RangeCurve) -> float:
-    """Of the difference of a mean over a span of losses and a smoothed one."""
+    """Standard error of a mean over one span of losses minus a smoothed loss."""
     span = curve.settings.span
     return loss_spread(curve.losses) * math.sqrt(1 / span + 1 / (2 * span - 1))
 
@@ -86,8 +86,8 @@ def _standard_error(curve: RangeCurve) -> float:
 def _steepest(curve: RangeCurve, lowest: int) -> int | None:
     """Step with the most negative slope between the first span and the lowest loss; None if it is the first of them.
 
-    The slope of a step is that of the line through the losses within a span to both sides: unlike the exponential mean
-    it looks to both sides alike, so that it finds the middle of a descent.
+    The slope at a step is that of the line through the losses within one span on both sides. Unlike the exponential
+    mean it is symmetric, so it finds the middle of a descent.
     """
     from scipy.signal import savgol_filter
 
@@ -102,11 +102,11 @@ def _steepest(curve: RangeCurve, lowest: int) -> int | None:
 
 @dataclass(frozen=True)
 class Suggestion:
-    """One rate for all seeds of a batch size.
+    """The suggested rate of a batch size, over all its seeds.
 
     Attributes:
-        lr: with its 95 % interval over seeds, whose ends are NaN for fewer than 3; None: nothing is suggested.
-        reason: why this rate, or why none.
+        lr: the rate with its 95 % interval over seeds, NaN ends for fewer than 3; None: no suggestion.
+        reason: reason for this rate, or for none.
     """
 
     lr: Interval | None
@@ -114,10 +114,10 @@ class Suggestion:
 
 
 def suggest(readings: Sequence[Reading]) -> Suggestion:
-    """Where the loss falls fastest, but at most a tenth of the rate at which it diverges; the geometric mean of seeds.
+    """The rate of the steepest descent, but at most a tenth of the rate of divergence; geometric means over seeds.
 
-    More than half of the seeds must show a rate for it to count. The test outruns a divergence: a loss that grows from
-    step to step is seen only at rates that are several times too large.
+    A rate counts only if more than half of the seeds show it. A range test detects divergence late, at rates several
+    times too large, because the rate grows faster than the diverging loss.
 
     >>> seeds = [Reading(0.1, 0.3, 3.0), Reading(0.4, 0.5, 3.0)]
     >>> round(suggest(seeds).lr.value, 6)
@@ -148,7 +148,7 @@ def _seeds(count: int) -> str:
 def scaling_exponent(rates: Sequence[tuple[int, float]]) -> Interval | None:
     """Slope of log rate over log batch size, with its 95 % interval: linear scaling has 1, square-root scaling 0.5.
 
-    Of (batch size, rate) of all seeds. None for fewer than three of them, or of one size: they have no spread.
+    Takes (batch size, rate) of all seeds. None for fewer than three pairs, or a single batch size.
 
     >>> found = scaling_exponent([(32, 0.1), (64, 0.2), (128, 0.4)])
     >>> round(found.value, 3), round(found.high - found.low, 3)
@@ -165,7 +165,7 @@ def scaling_exponent(rates: Sequence[tuple[int, float]]) -> Interval | None:
 
 
 def mean_rate(rates: Sequence[float]) -> Interval:
-    """Geometric mean of the rates of several seeds, with Student's 95 % interval of log rates; NaN ends for one or two.
+    """Geometric mean of the rates of seeds, with Student's 95 % interval of log rates; NaN ends for one or two seeds.
 
     >>> found = mean_rate([0.1, 0.1, 0.8])
     >>> round(found.value, 6)

@@ -1,4 +1,4 @@
-"""The variance of mini-batch gradients over batch sizes, on all ranks of a job together."""
+"""Measure the variance of mini-batch gradients over batch sizes, on all ranks of a job."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ Int64Array = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class VarianceSettings:
-    """What to measure.
+    """Settings of the measurement.
 
     Attributes:
-        seed: of the draws.
-        batch_sizes: B, ascending, each a multiple of the one before it.
-        replications: draws of the largest batch, for each way to draw.
+        seed: seed of the draws.
+        batch_sizes: B, ascending, each a multiple of the previous one.
+        replications: draws of the largest batch, with and without replacement each.
     """
 
     seed: int
@@ -44,11 +44,11 @@ class VarianceSettings:
 
 @dataclass(frozen=True)
 class GradientVariance:
-    """What was measured.
+    """Result of the measurement.
 
     Attributes:
-        noise: |G|^2 and tr(Sigma) of the subset, exact: from the gradient of each of its samples.
-        moments: what they say about the set that the subset is taken from.
+        noise: |G|^2 and tr(Sigma) of the subset, exact, from the gradient of each of its samples.
+        moments: estimates for the data set from which the subset is drawn.
         with_replacement, without_replacement: variance over the batch size, of batches drawn from the subset.
     """
 
@@ -67,28 +67,28 @@ def measure_variance(
     *,
     num_samples: int,
 ) -> GradientVariance | None:
-    """Measure; every rank calls it, rank 0 gets the result, and the module and all generators stay as they are.
+    """Measure; every rank calls it, rank 0 gets the result. The module and all generators are restored.
 
-    The gradient of a sample is that of its loss with the module in eval mode: without dropout, and with the running
-    statistics of batch norm, since with those of its batch a sample has no gradient of its own. Batches are drawn from
-    the subset, which stands for the whole data set (D). A replication is one draw of the largest batch, cut into
-    nested groups (`NestedGroups`), and is computed by one rank; what ranks exchange are numbers, and one gradient.
+    The gradient of a sample is taken in eval mode: without dropout, and with the running statistics of batch norm,
+    since batch statistics would make it depend on other samples. Batches are drawn from the subset, which represents
+    the whole data set (D). A replication is one draw of the largest batch, cut into nested groups (`NestedGroups`) and
+    computed by one rank. Ranks exchange numbers and one gradient.
 
-    Samples may have unequal numbers u_i of units (tokens). With s_i the gradient of a sample's summed loss,
-    G = sum s_i / sum u_i and the mean number u, its deviation is (s_i - u_i G)/u, and the mean deviation of a batch is
-    its g_B - G to first order in its number of units (Cochran 1977, Sampling Techniques, section 6.3), and exactly if
-    all have as many.
+    Samples may have unequal numbers u_i of units (tokens). Let s_i be the gradient of a sample's summed loss,
+    G = sum s_i / sum u_i, and u the mean number of units. The deviation of a sample is (s_i - u_i G)/u. The mean
+    deviation of a batch is its g_B - G to first order in its number of units (Cochran 1977, Sampling Techniques,
+    section 6.3), and exactly if all u_i are equal.
 
-    Cost: a gradient per sample of the subset and of 2 `replications` largest batches. Memory per rank: a float64
-    gradient per batch size at most, and three more.
+    Cost: a gradient per sample of the subset and of 2 `replications` largest batches. Memory per rank: at most one
+    float64 gradient per batch size, and three more.
 
     Args:
-        module: the unwrapped one, in fp32 or fp64, the same on all ranks.
+        module: the unwrapped model, in fp32 or fp64, the same on all ranks.
         loss: see `largebatch.losses.Loss`; it must not compare samples.
-        subset: the samples.
-        runtime: of the job.
-        settings: see there.
-        num_samples: of the set that the subset is taken from at random.
+        subset: samples to measure.
+        runtime: the job.
+        settings: settings of the measurement.
+        num_samples: size of the data set from which the subset was drawn at random.
 
     Raises:
         ValueError: if the batch sizes do not nest (see `require_nested`), no sample has a unit, or all gradients are
@@ -120,7 +120,7 @@ def measure_variance(
 
 @dataclass(frozen=True)
 class _Deviations:
-    """Computes how far gradients are from their mean over the subset; flat, [p], float64."""
+    """Computes deviations of gradients from their mean over the subset; flat, [p], float64."""
 
     module: nn.Module
     loss: Any
@@ -141,16 +141,16 @@ class _Deviations:
         runtime.sum_in_place(total)
         num_units = float(total[-1])
         if not num_units:
-            raise ValueError("The samples have 0 units in all: a mean needs at least one. Is every token masked?")
+            raise ValueError("The samples have 0 units in total: a mean needs at least one. Is every token masked?")
         return dataclasses.replace(unknown, mean=total[:-1] / num_units, mean_units=num_units / len(subset.ids))
 
     def of(self, batch: Batch) -> Tensor:
-        """Sum of the deviations of the samples of a batch; nobody else uses the tensor."""
+        """Sum of the deviations of the samples of a batch, in a new tensor."""
         gradient, units = self._sums(batch)
         return gradient.sub_(self.mean, alpha=units).div_(self.mean_units)
 
     def _sums(self, batch: Batch) -> tuple[Tensor, float]:
-        """Gradient of the summed loss, and the units that it is a sum over."""
+        """Gradient of the summed loss, and its number of units."""
         inputs, targets = batch
         loss = self.loss.loss_per_sample(forward(self.module, inputs), targets).sum()
         slopes = torch.autograd.grad(loss, self.parameters, materialize_grads=True)
@@ -159,7 +159,7 @@ class _Deviations:
 
 
 def _table_of_samples(deviations: _Deviations, subset: FixedSubset, runtime: Runtime) -> Tensor:
-    """|d_i|^2 and d_i'G of every sample, [2, n], on all ranks, each in its place."""
+    """|d_i|^2 and d_i'G of every sample, [2, n], in sample order, on all ranks."""
     table = torch.zeros((2, len(subset.ids)), dtype=torch.float64, device=runtime.device)
     for number, batches in subset.groups(1, runtime):
         deviation = deviations.of(batches[0])
@@ -175,7 +175,7 @@ def _measured(
     """Mean squared deviation at every size, [with and without replacement, replications, sizes], on all ranks."""
     sizes, replications = settings.batch_sizes, settings.replications
     drawn = dataclasses.replace(subset, ids=subset.ids[places_of_draws(len(subset.ids), settings)])
-    # Gradients are taken of so many samples at once: as many as memory allows that make up groups of the first size.
+    # Samples per gradient: the largest number within the memory limit that fills whole groups of the first size.
     at_once = math.gcd(sizes[0], subset.micro_batch_size)
     table = torch.zeros((2 * replications, len(sizes)), dtype=torch.float64, device=runtime.device)
     for number, batches in drawn.groups(sizes[-1], runtime):
@@ -189,9 +189,9 @@ def _measured(
 
 
 def places_of_draws(count: int, settings: VarianceSettings) -> Int64Array:
-    """Places among `count` samples of all draws of the largest batch, int64 [2 replications x largest batch].
+    """Indices below `count` of all draws of the largest batch, int64 [2 replications x largest batch].
 
-    One draw after the other, first those with, then those without replacement; a function of the seed alone.
+    Draws with replacement come first, then those without; a function of the seed alone.
     """
     size = settings.batch_sizes[-1]
     drawn = []

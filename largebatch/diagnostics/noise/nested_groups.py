@@ -19,7 +19,7 @@ def doubling_sizes(num_samples: int) -> list[int]:
 
 
 def require_nested(batch_sizes: Sequence[int], *, num_samples: int) -> None:
-    """Check that batches of these sizes are made of one another, and can be drawn without replacement.
+    """Check that each batch size divides the next, and that batches can be drawn without replacement.
 
     Raises:
         ValueError: if a size does not divide the next, the last exceeds `num_samples`, or fewer than 2 lie below it.
@@ -28,8 +28,8 @@ def require_nested(batch_sizes: Sequence[int], *, num_samples: int) -> None:
     for small, large in itertools.pairwise(batch_sizes):
         if small < 1 or large % small or large <= small:
             raise ValueError(
-                f"{shown}: a batch of {large} is not made of whole batches of {small}. Each size is a multiple of the "
-                "one before it, such as 1, 10, 100 or 1, 2, 4, 8."
+                f"{shown}: a batch of {large} is not made of whole batches of {small}. Each size must be a multiple of "
+                "the previous one, such as 1, 10, 100 or 1, 2, 4, 8."
             )
     if batch_sizes and batch_sizes[-1] > num_samples:
         raise ValueError(
@@ -39,20 +39,20 @@ def require_nested(batch_sizes: Sequence[int], *, num_samples: int) -> None:
     below = [size for size in batch_sizes if size < num_samples]
     if len(below) < 2:
         raise ValueError(
-            f"{shown}: {len(below)} of them lie below the {num_samples} samples. A slope needs 2 or more; the batch of "
-            "all samples does not vary. Add sizes, or use more samples."
+            f"{shown}: {len(below)} of them are below the {num_samples} samples. A slope needs 2 or more, and the "
+            "batch of all samples does not vary. Add sizes, or use more samples."
         )
 
 
 class NestedGroups:
     """Mean squared norm of the group means of a stream of vectors, for groups of several sizes.
 
-    Vectors are added to the open group of the first size. A group that is full is measured and, as it is, added to the
-    open group of the next size: every vector is added about 1 + 1/k + 1/k^2 + ... times for sizes that grow by the
-    factor k, whatever their number. In memory is at most one vector per size.
+    Vectors are added to the open group of the first size. A full group is measured, and its sum is added to the open
+    group of the next size. For sizes that grow by a factor k, every vector is added about 1 + 1/k + 1/k^2 + ... times,
+    regardless of their number. Memory holds at most one vector per size.
 
     Args:
-        sizes: of the groups, each a multiple of the one before it.
+        sizes: sizes of the groups, each a multiple of the previous one.
 
     >>> import torch
     >>> groups = NestedGroups([1, 2])
@@ -66,11 +66,11 @@ class NestedGroups:
         self._sizes = list(sizes)
         self._open: list[Tensor | None] = [None] * len(self._sizes)
         self._filled = [0] * len(self._sizes)
-        self._totals: list[Tensor | float] = [0.0] * len(self._sizes)  # stay on the device: nobody waits for them
+        self._totals: list[Tensor | float] = [0.0] * len(self._sizes)  # on the device, without synchronisation
         self._num_groups = [0] * len(self._sizes)
 
     def add(self, total: Tensor, count: int) -> None:
-        """Add the sum of the next `count` vectors, a tensor that nobody else uses; groups of no size may span it."""
+        """Add the sum of the next `count` vectors, a tensor that may be overwritten; no group may end inside it."""
         for level, size in enumerate(self._sizes):
             held = self._open[level]
             total = total if held is None else held.add_(total)
@@ -84,6 +84,6 @@ class NestedGroups:
             self._open[level], self._filled[level], count = None, 0, size
 
     def mean_sq_norms(self) -> list[float]:
-        """Mean of |group mean|^2 over the full groups, for every size; NaN for a size that has none."""
+        """Mean of |group mean|^2 over the full groups of each size; NaN for a size without a full group."""
         pairs = zip(self._totals, self._num_groups, strict=True)
         return [float(total) / count if count else math.nan for total, count in pairs]

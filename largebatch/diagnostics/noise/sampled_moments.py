@@ -1,4 +1,4 @@
-"""tr(Sigma), |G|^2 and the noise scale of a set from the gradient of every sample of a random subset."""
+"""tr(Sigma), |G|^2 and the noise scale of a data set, from the sample gradients of a random subset."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from largebatch.diagnostics.intervals import fieller_interval
+
 Float64Array = npt.NDArray[np.float64]
 Pair = tuple[float, float]
 _NORMAL = 1.959964  # 97.5 % point
@@ -15,17 +17,17 @@ _NORMAL = 1.959964  # 97.5 % point
 
 @dataclass(frozen=True)
 class SampledMoments:
-    """Gradient noise of a set of N samples as n of them tell it.
+    """Gradient noise of a set of N samples, estimated from n of them.
 
     Attributes:
         num_samples: N.
         num_measured: n.
         trace: tr(Sigma), population of the set, as in `GradientNoise`.
-        trace_interval: 95 %; None if every sample was measured: the value is then exact.
-        grad_sq_norm: |G|^2 of the set; may be negative where it drowns in noise.
+        trace_interval: its 95 % interval; None if every sample was measured, so that the value is exact.
+        grad_sq_norm: |G|^2 of the set; may be negative if noise dominates.
         grad_sq_norm_interval: as for the trace.
-        noise_scale: tr(Sigma)/|G|^2 in samples; None where there is not enough evidence: its interval has no end.
-        interval: 95 % of the noise scale; None if it is exact or unknown.
+        noise_scale: tr(Sigma)/|G|^2 in samples; None without enough evidence, if its interval is unbounded.
+        interval: 95 % interval of the noise scale; None if it is exact or unknown.
     """
 
     num_samples: int
@@ -46,9 +48,9 @@ class SampledMoments:
 def moments_of_sample(
     sq_deviations: Float64Array, along_mean: Float64Array, grad_sq_norm: float, *, num_samples: int
 ) -> SampledMoments:
-    """Estimate the moments of a set of N from n samples that were drawn without replacement.
+    """Estimate the moments of a set of N from n samples drawn without replacement.
 
-    With S = sum |g_i - G_n|^2 / (n - 1) both of
+    With S = sum |g_i - G_n|^2 / (n - 1) the estimators
 
         tr(Sigma) = S (N - 1)/N        |G|^2 = |G_n|^2 - S (1/n - 1/N)
 
@@ -67,8 +69,8 @@ def moments_of_sample(
     count = len(sq_deviations)
     if not 3 <= count <= num_samples or along_mean.shape != sq_deviations.shape:
         raise ValueError(
-            f"{count} samples of {num_samples}, {len(along_mean)} products: leaving one out takes 3 or more, and a "
-            "sample has no more than the set."
+            f"{count} samples of {num_samples}, {len(along_mean)} products: the jackknife needs 3 samples or more, and "
+            "no more than the data set has."
         )
     whole = _moments(float(sq_deviations.sum()) / (count - 1), grad_sq_norm, count, num_samples)
     # Without sample i the sum of squares falls by |d_i|^2 n/(n - 1), and the mean moves by -d_i/(n - 1).
@@ -81,8 +83,8 @@ def moments_of_sample(
     if count == num_samples:
         scale = trace / mean_sq_norm if mean_sq_norm > 0 else None
         return SampledMoments(num_samples, count, trace, None, mean_sq_norm, None, scale, None)
-    interval = _fieller(trace, mean_sq_norm, covariance)
-    # Squares are skewed: on the scale of logarithms their mean is closer to a normal one.
+    interval = fieller_interval(trace, mean_sq_norm, covariance, quantile=_NORMAL)
+    # Squares are skewed: the logarithm of their mean is closer to normal.
     factor = math.exp(_NORMAL * math.sqrt(covariance[0, 0]) / trace)
     reach = _NORMAL * math.sqrt(covariance[1, 1])
     return SampledMoments(
@@ -100,14 +102,3 @@ def moments_of_sample(
 def _moments(spread: float | Float64Array, sq_norm: float | Float64Array, count: int, num_samples: int) -> Float64Array:
     """(tr(Sigma), |G|^2) of the set, [2] or [2, n]."""
     return np.array([spread * (num_samples - 1) / num_samples, sq_norm - spread * (1 / count - 1 / num_samples)])
-
-
-def _fieller(top: float, bottom: float, covariance: Float64Array) -> Pair | None:
-    """95 % interval of top/bottom: the r with (top - r bottom)^2 <= z^2 Var(top - r bottom); None if it has no end."""
-    a = bottom**2 - _NORMAL**2 * covariance[1, 1]
-    b = top * bottom - _NORMAL**2 * covariance[0, 1]
-    c = top**2 - _NORMAL**2 * covariance[0, 0]
-    if a <= 0 or bottom <= 0:
-        return None
-    root = math.sqrt(max(b**2 - a * c, 0.0))  # top/bottom lies between the roots: below 0 it is rounding
-    return float(b - root) / a, float(b + root) / a

@@ -1,4 +1,4 @@
-"""How the variance of a mini-batch gradient falls with the batch size: measured against the 1/B law, with intervals."""
+"""Variance of mini-batch gradients over the batch size, measured against the 1/B law, with intervals."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class VariancePoint:
     Attributes:
         batch_size: B.
         variance: measured E|g_B - G|^2, summed over all parameters.
-        interval: 95 %; None where nothing varies, at the batch of all samples drawn without replacement.
-        theory: the variance that the law predicts.
+        interval: 95 % interval; None for the batch of all samples drawn without replacement, which does not vary.
+        theory: variance that the law predicts.
     """
 
     batch_size: int
@@ -33,22 +33,22 @@ class VariancePoint:
 
     @property
     def standard_deviation(self) -> float:
-        """Root of the variance: it falls like 1/sqrt(B)."""
+        """Square root of the variance; it falls like 1/sqrt(B)."""
         return math.sqrt(self.variance)
 
     @property
     def ratio(self) -> float | None:
-        """Measured over predicted; None if 0 is predicted."""
+        """Measured over predicted variance; None if the prediction is 0."""
         return self.variance / self.theory if self.theory else None
 
 
 @dataclass(frozen=True)
 class Slope:
-    """Power with which the variance falls.
+    """Exponent of the variance as a power of B.
 
     Attributes:
-        value: of the line through log variance over log B.
-        interval: 95 %.
+        value: slope of log variance over log B.
+        interval: its 95 % interval.
     """
 
     value: float
@@ -56,7 +56,7 @@ class Slope:
 
     @property
     def of_standard_deviation(self) -> Slope:
-        """The same for the standard deviation: half of it."""
+        """Slope of the standard deviation: half of this one."""
         return Slope(self.value / 2, (self.interval[0] / 2, self.interval[1] / 2))
 
     @property
@@ -70,10 +70,10 @@ class VarianceCurve:
     """Gradient variance over the batch size, for one way to draw batches.
 
     Attributes:
-        replacement: whether a batch may hold a sample twice.
+        replacement: whether batches are drawn with replacement.
         points: one per batch size, ascending.
-        slope: of the measured variance, without replacement after division by (D - B)/(D - 1); None if a variance of 0
-            was measured below D: too few samples differ.
+        slope: slope of the measured variance; without replacement, after division by (D - B)/(D - 1). None if a
+            variance below B = D is 0, because too few samples differ.
     """
 
     replacement: bool
@@ -86,32 +86,32 @@ def variance_curve(
 ) -> VarianceCurve:
     """Points and slope from replications of one experiment.
 
-    A replication is one draw of the largest batch, cut into nested groups, so its variances at different sizes are not
-    independent of each other. Replications are; hence every interval rests on their spread alone, with Student's t for
-    their number less 1:
+    A replication is one draw of the largest batch, cut into nested groups, so its variances at different sizes are
+    dependent. Replications are independent. So every interval uses only the spread between replications, with Student's
+    t for R - 1 degrees of freedom:
 
-        point   V exp(+-t s/(sqrt(R) V)) with mean V and standard deviation s of R replications: on the scale of
-                logarithms, where the mean of few skewed values is closer to a normal one
-        slope   least squares through log V over log B, every size with the same weight, by the jackknife over
-                replications (Efron and Tibshirani 1993, An introduction to the bootstrap, chapter 11), which also
-                takes back the bias of the logarithm
+        point   V exp(+-t s/(sqrt(R) V)) with mean V and standard deviation s of R replications: in logarithms, in
+                which the mean of few skewed values is closer to normal
+        slope   least squares of log V over log B with equal weights, by the jackknife over replications (Efron and
+                Tibshirani 1993, An introduction to the bootstrap, chapter 11), which also removes the bias of the
+                logarithm
 
-    Where a handful of samples has nearly all of the variance, as after training to a loss of 0, intervals are too
-    narrow: with 10 of 1437 samples holding 73 % of it, 90 to 94 % of those of slopes covered, and 86 to 94 % of points.
+    Intervals are too narrow if a few samples carry nearly all of the variance, as after training to a loss of 0. With
+    10 of 1437 samples carrying 73 % of it, coverage was 90 to 94 % for slopes and 86 to 94 % for points.
 
     Args:
         measured: mean |g_B - G|^2 of each replication and size, [R, sizes], R >= 2.
-        batch_sizes: ascending.
-        noise: of the set, for the theory: tr(Sigma)/B, without replacement times (D - B)/(D - 1).
-        replacement: how batches were drawn.
+        batch_sizes: B, ascending.
+        noise: gradient noise of the set, for the theory: tr(Sigma)/B, without replacement times (D - B)/(D - 1).
+        replacement: whether batches were drawn with replacement.
 
     Raises:
         ValueError: for fewer than 2 replications, or shapes that do not fit.
     """
     if measured.ndim != 2 or len(measured) < 2 or measured.shape[1] != len(batch_sizes):
         raise ValueError(
-            f"measured has the shape {list(measured.shape)}: it is [replications, {len(batch_sizes)} sizes], and an "
-            "interval needs 2 replications or more."
+            f"measured has the shape {list(measured.shape)}: it must be [replications, {len(batch_sizes)} sizes], and "
+            "an interval needs 2 replications or more."
         )
     theory = [noise.mini_batch_variance(size, replacement=replacement) for size in batch_sizes]
     points = [
@@ -125,9 +125,9 @@ def variance_curve(
 
 
 def jackknifed_slope(measured: Float64Array, log_sizes: Float64Array) -> Slope | None:
-    """Slope of the log of the mean over replications [R, sizes]; None if that is not above 0, or is not with one less.
+    """Jackknifed slope of the log mean over replications [R, sizes], see `variance_curve`.
 
-    See `variance_curve`.
+    None if a mean, over all replications or with one left out, is not above 0.
     """
     count = len(measured)
     means = np.vstack([measured.mean(axis=0), (measured.sum(axis=0) - measured) / (count - 1)])
@@ -142,7 +142,7 @@ def jackknifed_slope(measured: Float64Array, log_sizes: Float64Array) -> Slope |
 
 
 def t_quantile(num_draws: int) -> float:
-    """97.5 % point of Student's t for the mean of so many independent draws."""
+    """97.5 % point of Student's t for the mean of `num_draws` independent draws."""
     from scipy.special import stdtrit
 
     return float(stdtrit(num_draws - 1, 0.975))

@@ -1,7 +1,6 @@
-"""Curvature of a loss from Hessian-vector products alone: the largest eigenvalue and the trace.
+"""Curvature of a loss from Hessian-vector products: the largest eigenvalue and the trace.
 
-Written here rather than taken from a library: the product is a sum over the ranks of a job, and what is needed of it
-is forty lines on flat vectors.
+Not from a library, because the product is a sum over the ranks of a job, and forty lines on flat vectors are enough.
 """
 
 from __future__ import annotations
@@ -19,13 +18,13 @@ HessianVectorProduct = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class TopEigenvalue:
-    """The largest eigenvalue of a symmetric operator, the largest algebraically: -1 is larger than -5.
+    """The algebraically largest eigenvalue of a symmetric operator: -1 is larger than -5.
 
     Attributes:
-        value: Rayleigh quotient v'Hv of the unit vector v that was found.
-        residual: |Hv - value v|, computed with a product of its own: an eigenvalue is within this distance of `value`.
-        num_products: Hessian-vector products that it took.
-        converged: whether the residual that the recurrence predicts is within the tolerance.
+        value: Rayleigh quotient v'Hv of the unit vector v.
+        residual: |Hv - value v|, from a separate product: an eigenvalue is within this distance of `value`.
+        num_products: number of Hessian-vector products used.
+        converged: whether the residual predicted by the recurrence is within the tolerance.
     """
 
     value: float
@@ -40,8 +39,8 @@ class Estimate:
 
     Attributes:
         value: the mean.
-        standard_error: of the mean; NaN for a single draw, which says nothing about its spread.
-        num_samples: draws.
+        standard_error: standard error of the mean; NaN for a single draw.
+        num_samples: number of draws.
     """
 
     value: float
@@ -67,13 +66,13 @@ def top_eigenvalue(
 ) -> TopEigenvalue:
     """Largest (algebraic) eigenvalue by Lanczos iterations with full reorthogonalisation.
 
-    Keeps one vector per iteration in memory. Without reorthogonalisation, rounding brings converged eigenvectors back
-    as spurious copies. The start must not be orthogonal to the eigenvector, which a Gaussian one never is.
+    Keeps one vector per iteration in memory. Without reorthogonalisation, rounding would bring converged eigenvectors
+    back as spurious copies. The start must not be orthogonal to the eigenvector; a Gaussian vector never is.
 
     Args:
         hvp: v -> Hv for flat vectors like `start`.
-        start: any vector but zero, [p].
-        max_iterations: products at most, without the one for the residual.
+        start: any nonzero vector, [p].
+        max_iterations: most products, without the one for the residual.
         tolerance: predicted residual that ends the iteration, relative to the largest |eigenvalue| seen.
 
     Raises:
@@ -89,15 +88,15 @@ def top_eigenvalue(
     length = _norm(start)
     if not 0 < length < math.inf or max_iterations < 1:
         raise ValueError(
-            f"A start of norm {length} and max_iterations={max_iterations}: give a finite vector that is not zero, and "
-            "at least one iteration."
+            f"A start of norm {length} and max_iterations={max_iterations}: give a finite, nonzero vector and at least "
+            "one iteration."
         )
     basis, diagonal, off_diagonal = [start / length], [], []  # type: ignore[var-annotated]
     while True:
         product = hvp(basis[-1])
         diagonal.append(_dot(product, basis[-1]))
         if not math.isfinite(diagonal[-1]):
-            raise FloatingPointError("A Hessian-vector product is not finite: the loss or its slope is not, here.")
+            raise FloatingPointError("A Hessian-vector product is not finite: the loss or its gradient is not, here.")
         for _ in range(2):  # "twice is enough": Parlett 1998, section 6.9
             for vector in basis:
                 product = product - _dot(product, vector) * vector
@@ -120,11 +119,10 @@ def top_eigenvalue(
 def hutchinson_trace(hvp: HessianVectorProduct, probes: Iterable[Tensor]) -> Estimate:
     """Trace of the Hessian as the mean of z'Hz over random `probes` z with E[zz'] = I.
 
-    With entries +-1 (Rademacher) the variance of a draw is 2 (|H|_F^2 - sum_i H_ii^2), the least of all such
-    distributions: it is 0 for a diagonal H.
+    Entries +-1 (Rademacher) have the smallest variance of a draw, 2 (|H|_F^2 - sum_i H_ii^2): 0 for a diagonal H.
 
     Raises:
-        ValueError: without probes.
+        ValueError: if there are no probes.
 
     Source: Hutchinson 1990, "A stochastic estimator of the trace of the influence matrix".
 

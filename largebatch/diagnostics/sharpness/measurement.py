@@ -29,7 +29,9 @@ from largebatch.gradient.snapshots import measuring
 
 @dataclass(frozen=True)
 class Slices:
-    """Losses along filter-normalised directions, at `line_positions`, and at `plane_positions` squared (rows: second).
+    """Losses along filter-normalised directions, at `line_positions` and on the grid of `plane_positions`.
+
+    Rows of the plane follow the second direction.
 
     Source: Li et al. 2018, section 4.
     """
@@ -42,16 +44,16 @@ class Slices:
 
 @dataclass(frozen=True)
 class Sharpness:
-    """What was measured; losses are means per unit.
+    """Result of the measurement; losses are means per unit.
 
     Attributes:
-        loss: of the subset.
-        gradient_norm: of that loss.
+        loss: loss of the subset.
+        gradient_norm: norm of its gradient.
         lambda_max: largest eigenvalue of its Hessian.
-        trace: of its Hessian.
-        box: Keskar's sharpness; None if it was not asked for.
-        m_sharpness: mean over whole groups of m samples of the rise along the group's own ascent step.
-        slices: for plots; empty if they were not asked for.
+        trace: trace of its Hessian.
+        box: Keskar's sharpness; None if not requested.
+        m_sharpness: rise along a group's own ascent step, averaged over whole groups of m samples.
+        slices: losses for plots; empty if not requested.
     """
 
     loss: float
@@ -73,16 +75,16 @@ def measure_sharpness(
     seed: int,
     landscape: LandscapeSettings | None = None,
 ) -> Sharpness | None:
-    """Measure; every rank calls it, rank 0 gets the result, and the module and all generators stay as they are.
+    """Measure; every rank calls it, rank 0 gets the result. The module and all generators are restored.
 
     Args:
-        module: the unwrapped one, in fp32 or fp64, the same on all ranks.
+        module: the unwrapped model, in fp32 or fp64, the same on all ranks.
         loss: see `largebatch.losses.Loss`; without smoothing.
-        subset: the samples.
-        runtime: of the job.
-        settings: see there.
-        seed: of all random vectors.
-        landscape: of box and slices; None: neither is measured.
+        subset: samples to measure.
+        runtime: the job.
+        settings: settings of eigenvalue, trace and m-sharpness.
+        seed: seed of all random vectors.
+        landscape: settings of box and slices; None: neither is measured.
 
     Raises:
         ValueError: if the subset has no group of `settings.m` samples.
@@ -115,7 +117,7 @@ def measure_sharpness(
 def _rises(
     module: nn.Module, loss: Any, subset: FixedSubset, weights: Tensor, runtime: Runtime, settings: SharpnessSettings
 ) -> list[float]:
-    """The rise of every group, on all ranks, each in its place: no digit depends on who computed it."""
+    """The rise of every group, in group order, on all ranks; bitwise independent of the rank that computed it."""
     rises = torch.zeros(subset.num_groups(settings.m), dtype=torch.float64, device=weights.device)
     for number, batches in subset.groups(settings.m, runtime):
         group = SubsetLoss(module, loss, batches)

@@ -1,7 +1,8 @@
-"""One rank decides what is evaluated next, and all ranks evaluate it.
+"""Rank 0 requests evaluations of a loss, and all ranks compute them.
 
-Estimators stop when a number is small enough. If every rank ran them, a difference in the last bit, say between two
-kinds of CPU, could end them at different times, and the next sum would wait forever. So rank 0 alone runs them.
+Estimators stop when a number is small enough. If every rank ran them, a difference in the last bit, for example between
+two types of CPU, could stop them at different times, and the next all-reduce would wait forever. So only rank 0 runs
+them.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _END, _VALUE, _GRADIENT, _PRODUCT = range(4)
 
 
 class LossOnRequest:
-    """The `SubsetLoss` of all ranks, as rank 0 uses it: each call has every rank evaluate its share."""
+    """The `SubsetLoss` of all ranks for rank 0: each call makes every rank evaluate its share."""
 
     def __init__(self, loss: SubsetLoss, runtime: Runtime) -> None:
         self._loss = loss
@@ -37,18 +38,18 @@ class LossOnRequest:
         return self._together(_GRADIENT, weights, lambda: self._loss.value_and_gradient(weights))
 
     def hessian_vector_product(self, vector: Tensor) -> Tensor:
-        """Hv with H at the weights that the module had at first."""
+        """Hv with H at the initial weights of the module."""
         return self._together(_PRODUCT, vector, lambda: self._loss.hessian_vector_product(self._weights, vector))
 
     def run(self, estimate: Callable[[LossOnRequest], Result]) -> Result | None:
-        """`estimate(self)` on rank 0 with the help of the others, for which the result is None."""
+        """`estimate(self)` on rank 0, while the other ranks evaluate their shares; None on these."""
         if not self._runtime.is_main:
             self._follow()
             return None
         try:
             return estimate(self)
         finally:
-            # Not out of a failed evaluation: the others are inside its sum, where no announcement reaches them.
+            # Not after a failed evaluation: the others wait in its all-reduce, where no announcement reaches them.
             if not self._evaluating:
                 self._announce(_END)
 
@@ -72,7 +73,7 @@ class LossOnRequest:
                 self._loss.hessian_vector_product(self._weights, vector)
 
     def _announce(self, kind: int) -> int:
-        """Tell all ranks what comes next, or hear it."""
+        """Broadcast the kind of the next evaluation from rank 0."""
         box = torch.tensor([kind], dtype=torch.int64, device=self._weights.device)
         self._broadcast(box)
         return int(box)

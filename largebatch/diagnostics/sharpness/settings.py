@@ -1,4 +1,4 @@
-"""How precisely sharpness is measured."""
+"""Settings of the sharpness measures."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from largebatch.diagnostics.settings import PositiveFloat, PositiveInt, Section
 
 
 class SharpnessSettings(Section):
-    """The numbers that a run may measure while it trains.
+    """Settings of the measures that a run can take while it trains.
 
     Attributes:
         m: samples that share one ascent step in the m-sharpness.
         rho: length of the ascent step.
-        lanczos_iterations: Hessian-vector products for the eigenvalue at most; as many vectors are kept in memory.
-        lanczos_tolerance: relative to the largest |eigenvalue|.
+        lanczos_iterations: most Hessian-vector products for the eigenvalue; memory holds as many vectors.
+        lanczos_tolerance: residual that ends the iteration, relative to the largest |eigenvalue|.
         trace_samples: Hessian-vector products for the trace.
     """
 
@@ -28,13 +28,13 @@ class SharpnessSettings(Section):
 
 
 class LandscapeSettings(Section):
-    """What costs more: Keskar's box, and slices through the loss.
+    """Settings of the more expensive measures: Keskar's box, and slices through the loss.
 
     Attributes:
         box_eps: half width of the box, relative to |w| + 1.
-        box_iterations: of L-BFGS-B; 0: no box.
-        slice_radius: slices reach from -radius to radius, in filter norms.
-        line_points, plane_points: positions of a slice along an axis; 0: no such slice.
+        box_iterations: iterations of L-BFGS-B; 0: no box.
+        slice_radius: slices extend from -radius to radius, in filter norms.
+        line_points, plane_points: positions of a slice along an axis; 0: no slice.
     """
 
     box_eps: PositiveFloat

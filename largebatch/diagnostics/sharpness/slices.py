@@ -1,4 +1,4 @@
-"""Cuts through a loss along directions that have the scale of the weights."""
+"""Slices through a loss along directions scaled like the weights."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ Value = Callable[[Tensor], float]
 def filter_normalized(direction: Sequence[Tensor], weights: Sequence[Tensor]) -> list[Tensor]:
     """The direction with every filter scaled to the norm of the same filter of the weights.
 
-    A filter is what belongs to one output: a row of a linear layer, a kernel over all input channels of a convolution.
+    A filter holds the weights of one output: a row of a linear layer, the kernels of one channel of a convolution.
     Tensors of one dimension (biases, scales and shifts of norms) do not move.
 
     Args:
         direction: a tensor per parameter, usually Gaussian.
         weights: the parameters, of the same shapes.
 
-    Source: Li et al. 2018 (1712.09913), section 4; that biases and norms stay is the choice of its code.
+    Source: Li et al. 2018 (1712.09913), section 4; fixed biases and norms as in its code.
 
     >>> import torch
     >>> filter_normalized([torch.tensor([[3.0, 4.0]]), torch.ones(2)], [torch.tensor([[0.0, 10.0]]), torch.ones(2)])
@@ -49,7 +49,7 @@ def line(value: Value, weights: Tensor, direction: Tensor, positions: Sequence[f
 def plane(
     value: Value, weights: Tensor, directions: tuple[Tensor, Tensor], positions: Sequence[float]
 ) -> list[list[float]]:
-    """Loss at w + a d_1 + b d_2: a row for every b, in it a value for every a.
+    """Loss at w + a d_1 + b d_2: a row for every b with a value for every a.
 
     >>> import torch
     >>> axes = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])

@@ -23,15 +23,15 @@ Batch = tuple[Inputs, Tensor]
 
 @dataclass(frozen=True)
 class FixedSubset:
-    """Which samples are measured, in which order, and how many at a time.
+    """The samples to measure, in order, and their micro-batches.
 
-    The cut into pieces depends on these numbers alone; a rank takes some pieces whole, maybe none.
+    The micro-batches depend only on these attributes; each is computed whole by one rank, and a rank may have none.
 
     Attributes:
-        dataset: without augmentation.
-        ids: the samples, int64 [n].
-        micro_batch_size: samples per forward pass at most.
-        num_workers: processes that load samples, for sets that are not in memory.
+        dataset: the data set, without augmentation.
+        ids: sample ids, int64 [n].
+        micro_batch_size: most samples per forward pass.
+        num_workers: processes that load samples of a data set that is not in memory.
     """
 
     dataset: Any
@@ -41,7 +41,7 @@ class FixedSubset:
 
     @classmethod
     def random(cls, dataset: Any, count: int, *, seed: int, micro_batch_size: int, num_workers: int = 0) -> FixedSubset:
-        """`count` random samples of a set, the same ones as evaluation reads, for the seed of a run."""
+        """`count` random samples of a data set, the same as evaluation reads for this seed."""
         order = SampleOrder(len(dataset), stream_key(seed, "evaluated subset"))
         return cls(dataset, order.ids(0, count), micro_batch_size, num_workers)
 
@@ -56,9 +56,9 @@ class FixedSubset:
             yield _placed(batch, runtime)
 
     def num_groups(self, size: int) -> int:
-        """Whole groups of `size` samples; what is left over is in none. Raises ValueError if there is no group."""
+        """Number of whole groups of `size` samples; a remainder is ignored. Raises ValueError if there is no group."""
         if not 1 <= size <= len(self.ids):
-            raise ValueError(f"{len(self.ids)} samples make no group of {size}.")
+            raise ValueError(f"{len(self.ids)} samples make no group of {size}. Use more samples, or smaller groups.")
         return len(self.ids) // size
 
     def groups(self, size: int, runtime: Runtime) -> Iterator[tuple[int, list[Batch]]]:
@@ -89,20 +89,20 @@ def _placed(batch: MicroBatchData, runtime: Runtime) -> Batch:
 
 
 class SubsetLoss:
-    """Mean loss per unit (sample or token) with its gradient and Hessian-vector products, of all trainable weights.
+    """Mean loss per unit (sample or token), its gradient and Hessian-vector products over all trainable weights.
 
-    Every method is one evaluation of all batches and one sum over ranks. Vectors are flat, in the order of
-    `module.parameters()`. The weights of the module stay where the last evaluation put them: use it inside
-    `undisturbed`, which also puts the module into eval mode.
+    Every method evaluates all batches once and sums over ranks once. Vectors are flat, in the order of
+    `module.parameters()`. An evaluation changes the weights of the module: use it inside `undisturbed`, which restores
+    them and puts the module into eval mode.
 
     Args:
-        module: not wrapped: DDP supports no second derivative.
+        module: the unwrapped model, since DDP does not support second derivatives.
         loss: see `largebatch.losses.Loss`; it must not compare samples.
-        batches: (inputs, targets) of this rank, maybe none.
-        reduce: replaces a tensor by its sum over ranks; None: these batches are the whole set.
+        batches: (inputs, targets) of this rank, possibly none.
+        reduce: replaces a tensor by its sum over ranks; None: these batches are the whole subset.
 
     Raises:
-        ValueError: if no batch of any rank has a unit.
+        ValueError: if the batches of all ranks have no unit.
     """
 
     def __init__(self, module: nn.Module, loss: Any, batches: Sequence[Batch], *, reduce: Reduce | None = None) -> None:
@@ -116,11 +116,11 @@ class SubsetLoss:
         self._reduce(total)
         self.num_units = float(total)
         if not self.num_units:
-            raise ValueError("The samples have 0 units in all: a mean needs at least one. Is every token masked?")
+            raise ValueError("The samples have 0 units in total: a mean needs at least one. Is every token masked?")
 
     @property
     def weights(self) -> Tensor:
-        """A copy of the weights as they are, [p]."""
+        """A copy of the current weights, [p]."""
         return _flat(parameter.detach() for parameter in self._parameters)
 
     def split(self, vector: Tensor) -> list[Tensor]:
@@ -159,7 +159,7 @@ class SubsetLoss:
             loss = self._loss_sum(batch)
             slopes = torch.autograd.grad(loss, self._parameters, create_graph=True, materialize_grads=True)
             terms = [(slope * part).sum() for slope, part in zip(slopes, parts, strict=True) if slope.requires_grad]
-            if terms:  # a loss without curvature has slopes that depend on no weight
+            if terms:  # empty if the gradient does not depend on the weights
                 along = torch.stack(terms).sum()
                 total += _flat(torch.autograd.grad(along, self._parameters, materialize_grads=True))
         self._reduce(total)

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, field_validator
 
 from largebatch.batch.scaling import SCALING_RULES
 from largebatch.batch.schedule import DECAYS, WARMUP_KINDS
-from largebatch.diagnostics.critical_batch.outliers import FEWEST_VALUES
+from largebatch.diagnostics.outliers import FEWEST_VALUES
 from largebatch.diagnostics.settings import PositiveFloat, PositiveInt, Section
 from largebatch.run.config.did_you_mean import did_you_mean
 from largebatch.run.config.observers import ObserversConfig

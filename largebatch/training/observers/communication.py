@@ -6,7 +6,7 @@ import statistics
 
 from largebatch.diagnostics import StepCommunication, TransferFit, probe_sizes
 from largebatch.diagnostics.communication.all_reduces import time_all_reduces
-from largebatch.diagnostics.communication.ranks import communication_of_ranks
+from largebatch.diagnostics.communication.rank_clocks import communication_of_ranks
 from largebatch.gradient.step import Measures, Step
 from largebatch.records.trackers import Row
 from largebatch.training.loop import Observer, Run

@@ -1,1 +1,1 @@
-"""The same samples as training sees them, as evaluation sees them, and in between."""
+"""Losses of the same samples under the conditions of training, of evaluation, and in between."""

@@ -1,4 +1,4 @@
-"""One fixed training subset, and validation samples, under the conditions between training and evaluation."""
+"""Measure a fixed training subset and validation samples under each condition between training and evaluation."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ from largebatch.models.modes import Modes, train_mode
 
 @dataclass(frozen=True)
 class Conditions:
-    """Every sample's sums under each condition.
+    """Sums of every sample under each condition.
 
     Attributes:
-        printed: training samples as the training loss sees them.
-        changes: (name, after one more change; None: there is nothing to change), down to what evaluation does.
+        printed: training samples under the conditions of the logged training loss.
+        changes: (name, sums after one more change, or None if it does not apply), ending with those of evaluation.
         validation: validation samples, evaluated.
     """
 
@@ -52,21 +52,21 @@ class Conditions:
 def measure_conditions(
     module: nn.Module, losses: tuple[Any, Any], data: GapData, runtime: Runtime, settings: GapSettings
 ) -> Conditions:
-    """Evaluate the conditions, on all ranks together; each has all numbers afterwards.
+    """Evaluate all conditions; every rank calls it and gets all results.
 
-    Random numbers belong to (seed, draw, micro-batch or sample) and the cut into micro-batches to `ghost`, so that any
-    number of ranks measures the same. Weights, buffers, modes and random generators are bit-identical afterwards.
+    Random draws are keyed by (seed, draw, micro-batch or sample), and micro-batches are set by `ghost`, so the result
+    is the same on any number of ranks. Weights, buffers, modes and random generators are restored bit for bit.
 
-    Fresh batch norm statistics are the means of the micro-batches' statistics over all draws in training mode: what
-    running statistics would become if these weights stood still ("precise batch norm", Wu and Johnson 2021,
-    "Rethinking Batch in BatchNorm", section 3).
+    Fresh batch norm statistics are the means of the micro-batch statistics over all draws in training mode: the limit
+    of running statistics at fixed weights ("precise batch norm", Wu and Johnson 2021, "Rethinking Batch in BatchNorm",
+    section 3).
 
     Args:
-        module: not wrapped.
-        losses: (of training, of measurement); they may differ in label smoothing.
-        data: what is measured.
+        module: the unwrapped model.
+        losses: (loss of training, loss of measurement); they may differ in label smoothing.
+        data: samples to measure.
         runtime: the job.
-        settings: how.
+        settings: settings of the measurement.
     """
     passes = Passes(module, losses, data, runtime, settings)
     train_mode(module)
@@ -86,7 +86,7 @@ def measure_conditions(
         stale = passes.evaluate(data.plain, data.ids) if norms else None
         clean = None if data.clean is None else passes.evaluate(data.clean, data.ids)
         validation = passes.evaluate(data.validation, data.validation_ids)
-    # The very same pass in the other mode: a single bit tells whether there is anything that the mode changes.
+    # The same pass in the other mode: a difference of a single bit shows that the mode has an effect.
     has_modes = not torch.equal(plain[0].nan_to_num(), evaluated.nan_to_num())
     without_augmentation = _mean(plain) if has_modes else evaluated
     with_all = _mean(augmented) if passes.is_augmented else without_augmentation
@@ -102,7 +102,7 @@ def measure_conditions(
 
 
 def _smoothing(table: Tensor, losses: tuple[Any, Any]) -> tuple[PerSample, PerSample | None]:
-    """Training samples with the loss of training, and with that of measurement if it is another."""
+    """Training samples with the training loss, and with the measurement loss if it differs."""
     trained, measured = _per_sample(table, TRAINED), _per_sample(table, LOSS)
     if losses[0] == losses[1]:
         return trained, None

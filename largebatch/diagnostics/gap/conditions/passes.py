@@ -1,4 +1,4 @@
-"""Forward passes over samples, in the micro-batches and under the random numbers that training could have."""
+"""Forward passes over samples, with micro-batches and random draws as in training."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from largebatch.gradient.accumulation import forward, micro_batch_key
 from largebatch.losses import counted_per_sample
 
 Ids = np.ndarray[Any, np.dtype[np.int64]]
-# Columns of what a pass returns.
+# Columns of the result of a pass.
 LOSS, UNITS, CORRECT, TRAINED, COUNTED = range(5)
-# Views that no training has seen: with the epochs of the run, the model could know them.
+# Augmented views that training has not seen; the model may have memorised those of the run's epochs.
 _FRESH_EPOCH = 2**31
 
 
 @dataclass(frozen=True)
 class GapData:
-    """What is measured.
+    """Data of the measurement.
 
     Attributes:
         train: the training set as training reads it, or None if training reads the same as evaluation.
         plain: the same samples without augmentation.
-        validation: other samples.
-        ids: the training samples that are measured, int64 [n].
-        validation_ids: the validation samples, int64 [m].
-        augment: of training, keyed by sample and epoch.
-        clean: `plain` with its own labels, where training labels were replaced.
-        num_workers: processes that load samples, for sets that are not in memory.
+        validation: the validation set.
+        ids: training samples to measure, int64 [n].
+        validation_ids: validation samples to measure, int64 [m].
+        augment: augmentation of training, keyed by sample and epoch.
+        clean: `plain` with its original labels, if training labels were replaced.
+        num_workers: processes that load samples of data sets that are not in memory.
     """
 
     train: Any | None
@@ -53,12 +53,12 @@ class GapData:
 
 @dataclass(frozen=True)
 class GapSettings:
-    """How it is measured.
+    """Settings of the measurement.
 
     Attributes:
-        seed: of dropout and augmentation, and of which samples share a micro-batch.
-        ghost: samples of a micro-batch in training mode at most: they share the statistics of batch norm.
-        draws: passes in training mode, each with other random numbers, whose mean is taken for every sample.
+        seed: seed of dropout, augmentation and the composition of micro-batches.
+        ghost: most samples of a micro-batch in training mode; they share batch norm statistics.
+        draws: passes in training mode with different random draws, averaged per sample.
         micro_batch_size: samples per forward pass of an evaluation.
     """
 
@@ -69,7 +69,7 @@ class GapSettings:
 
 
 class Passes:
-    """Forward passes over samples, shared among ranks by whole micro-batches."""
+    """Forward passes over samples; ranks share the work by whole micro-batches."""
 
     def __init__(
         self, module: nn.Module, losses: tuple[Any, Any], data: GapData, runtime: Runtime, settings: GapSettings
@@ -82,7 +82,7 @@ class Passes:
         self._settings = settings
 
     def train(self, draw: int, *, is_augmented: bool) -> Tensor:
-        """The training samples in the micro-batches of a draw: which samples share one, and their random numbers."""
+        """A pass over the training samples, with the micro-batches and random numbers of one draw."""
         data, settings = self._data, self._settings
         count = len(data.ids)
         order = SampleOrder(count, stream_key(settings.seed, "gap composition")).ids(draw * count, count)
@@ -93,12 +93,12 @@ class Passes:
         return self._pass(source, data.ids, parts, key=key, epoch=_FRESH_EPOCH + draw)
 
     def evaluate(self, dataset: Any, ids: Ids) -> Tensor:
-        """Samples as `observers.evaluation` takes them, without anything random."""
+        """A pass over samples as in `observers.evaluation`, without random draws."""
         parts = _split(np.arange(len(ids)), self._settings.micro_batch_size)
         return self._pass(self._source(dataset), ids, parts, key=stream_key(self._settings.seed, "gap evaluation"))
 
     def _pass(self, source: BatchSource, ids: Ids, parts: Sequence[Ids], *, key: int, epoch: int = 0) -> Tensor:
-        """Sums of every sample, float64 [len(ids), 5]; NaN where there are no correct units."""
+        """Sums of every sample, float64 [len(ids), 5]; NaN if the loss does not count correct units."""
         runtime, (trained, measured) = self._runtime, self._losses
         first, last = (len(parts) * rank // runtime.world_size for rank in (runtime.rank, runtime.rank + 1))
         table = torch.zeros(len(ids), 5, dtype=torch.float64, device=runtime.device)
@@ -138,6 +138,6 @@ def _requests(ids: Ids, parts: Sequence[Ids], own: range, epoch: int) -> Iterato
 
 
 def _split(places: Ids, size: int) -> list[Ids]:
-    """Pieces of `size` at most that differ by one at most: a small rest would have statistics of its own kind."""
+    """Pieces of at most `size` that differ by at most one: a small remainder would have unusual statistics."""
     cut = BatchPlan.solve(global_batch_size=len(places), world_size=1, max_micro_batch_size=size)
     return np.split(places, np.cumsum(cut.micro_batch_sizes)[:-1])

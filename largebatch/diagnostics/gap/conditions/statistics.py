@@ -1,4 +1,4 @@
-"""Running statistics of batch norm, taken afresh."""
+"""Recompute the running statistics of batch norm."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Pair = tuple[Tensor, Tensor]
 
 
 def norms_with_statistics(module: nn.Module) -> list[_NormBase]:
-    """The norms of a module whose running statistics training moves and evaluation reads: none in evaluation mode."""
+    """The norms whose running statistics training updates and evaluation reads; none in evaluation mode."""
     return [
         one for one in module.modules() if isinstance(one, _NormBase) and one.running_mean is not None and one.training
     ]
@@ -24,7 +24,7 @@ def norms_with_statistics(module: nn.Module) -> list[_NormBase]:
 
 @contextmanager
 def averaging(norms: Sequence[_NormBase]) -> Iterator[None]:
-    """From here on running statistics start afresh, as plain means over micro-batches."""
+    """Context in which running statistics restart as plain means over micro-batches."""
     momenta = [norm.momentum for norm in norms]
     try:
         for norm in norms:
@@ -44,7 +44,7 @@ def statistics(norm: _NormBase) -> Pair:
 
 
 def over_ranks(norm: _NormBase, runtime: Runtime, kept: Pair) -> Pair:
-    """Means over the micro-batches of all ranks; what was `kept` for a norm that none of them called."""
+    """Means over the micro-batches of all ranks; `kept` for a norm that no rank called."""
     assert norm.num_batches_tracked is not None
     own = float(norm.num_batches_tracked)
     mean, variance = statistics(norm)
@@ -57,7 +57,7 @@ def over_ranks(norm: _NormBase, runtime: Runtime, kept: Pair) -> Pair:
 
 
 def put(norms: Sequence[_NormBase], pairs: Sequence[Pair]) -> None:
-    """Give every norm its running mean and variance."""
+    """Set the running mean and variance of every norm."""
     for norm, (mean, variance) in zip(norms, pairs, strict=True):
         assert norm.running_mean is not None
         assert norm.running_var is not None

@@ -14,7 +14,7 @@ from largebatch.losses import (
     OutputIsLoss,
     label_rule,
     require_labels,
-    require_nothing_left_out,
+    require_no_dropped_loss,
     scored,
 )
 from largebatch.models.label_shift import with_shift
@@ -42,7 +42,7 @@ def check_labels(dataset: Any, model: nn.Module, outputs: Any, targets: Tensor, 
     Raises:
         ValueError: if not.
     """
-    require_nothing_left_out(model, outputs, are_losses=isinstance(loss, OutputIsLoss))
+    require_no_dropped_loss(model, outputs, are_losses=isinstance(loss, OutputIsLoss))
     if (examine := getattr(loss, "examine", None)) is not None:
         examine(outputs, targets)
     for label in getattr(dataset, "label_range", None) or ():

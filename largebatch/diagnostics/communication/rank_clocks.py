@@ -1,4 +1,4 @@
-"""Puts the clocks of all ranks together."""
+"""Combine the clocks of all ranks."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from largebatch.gradient.reduction_clock import Timeline
 
 
 def communication_of_ranks(runtime: Runtime, timeline: Timeline) -> StepCommunication:
-    """What one step's reduction cost all ranks together; every rank calls it and gets the same.
+    """Communication of one step over all ranks; every rank calls it and gets the same result.
 
-    It costs an all-reduce of 16 bytes per rank and part of the gradient.
+    Cost: an all-reduce of 16 bytes per rank and part of the gradient.
     """
     count = len(timeline.num_bytes)
     table = gather_floats(runtime, [*timeline.ready_s, *timeline.done_s, timeline.step_s])
@@ -22,13 +22,13 @@ def communication_of_ranks(runtime: Runtime, timeline: Timeline) -> StepCommunic
 
 
 def meet(runtime: Runtime) -> None:
-    """Wait until all ranks are here with nothing left to compute."""
+    """Synchronise all ranks and their devices."""
     settle(runtime)
     runtime.barrier()
     settle(runtime)
 
 
 def settle(runtime: Runtime) -> None:
-    """Wait for what a GPU still has to do."""
+    """Synchronise the GPU, if there is one."""
     if runtime.device.type == "cuda":
         torch.cuda.synchronize(runtime.device)

@@ -1,7 +1,7 @@
-"""Values far above what a series has been like: a limit from its median and its median absolute deviation.
+"""One-sided outliers of a series: an upper limit from its median and its median absolute deviation (MAD).
 
-Both are blind to half of the values, so that a few spikes, or the steep start of a training, do not widen the limit as
-they would with mean and standard deviation. One-sided: a loss that falls fast is no fault.
+Both tolerate outliers in up to half of the values. So a few spikes, or the steep start of training, do not widen the
+limit, as they would with mean and standard deviation. One-sided, because a fast fall of the loss is no fault.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from collections import deque
 from collections.abc import Collection, Iterable
 
 FEWEST_VALUES = 20
-"""Before so many values a series has no limit: the MAD of a handful says next to nothing."""
+"""Fewest values for a limit: the MAD of fewer is too uncertain."""
 SMALLEST_SPREAD = 0.01
-"""Of |median|, stands for a smaller MAD: in a series that hardly moves the next rounding is not a spike."""
+"""Lower bound of the MAD relative to |median|, so that rounding in a constant series is not a spike."""
 
 
 def upper_limit(values: Collection[float], threshold: float) -> float:
     """Median + threshold * MAD, with MAD the median of |value - median|, but at least `SMALLEST_SPREAD` * |median|.
 
-    Infinite for fewer than `FEWEST_VALUES` values, and where median and MAD are 0, which have no scale. Of normal
-    values a MAD is 0.67 standard deviations.
+    Infinite for fewer than `FEWEST_VALUES` values, and if median and MAD are both 0. For normal values a MAD is 0.67
+    standard deviations.
 
     Args:
-        values: finite.
-        threshold: in MADs.
+        values: finite numbers.
+        threshold: number of MADs above the median.
 
     >>> upper_limit([1.0, 2.0, 3.0, 4.0, 100.0] * 4, 5.0)  # deviations from 3: 2, 1, 0, 1, 97
     8.0
@@ -39,11 +39,11 @@ def upper_limit(values: Collection[float], threshold: float) -> float:
 
 
 class RecentValues:
-    """The newest good values of a series, and the limit that they set to the next one.
+    """The newest good values of a series, and the limit for the next one.
 
     Args:
-        window: values that are kept, `FEWEST_VALUES` or more.
-        threshold: MADs above the median from which on a value is an outlier; None: only what is not finite is.
+        window: number of values to keep, `FEWEST_VALUES` or more.
+        threshold: MADs above the median beyond which a value is an outlier; None: only non-finite values are.
 
     Raises:
         ValueError: if an argument is not as described.
@@ -56,7 +56,7 @@ class RecentValues:
 
     def __init__(self, *, window: int, threshold: float | None) -> None:
         if window < FEWEST_VALUES:
-            raise ValueError(f"window={window}: a limit takes {FEWEST_VALUES} values. Keep at least that many.")
+            raise ValueError(f"window={window}: a limit needs {FEWEST_VALUES} values. Keep at least that many.")
         if threshold is not None and not 0 < threshold < math.inf:
             raise ValueError(f"threshold={threshold:g}: a number of MADs above 0, or None for no limit.")
         self._values: deque[float] = deque(maxlen=window)
@@ -65,7 +65,7 @@ class RecentValues:
 
     @property
     def limit(self) -> float:
-        """The largest value that is no outlier; infinite where there is no limit, or not yet."""
+        """The largest value that is not an outlier; infinite if there is no limit yet or at all."""
         if self._limit is None:
             self._limit = math.inf if self._threshold is None else upper_limit(self._values, self._threshold)
         return self._limit
@@ -75,7 +75,7 @@ class RecentValues:
         return not math.isfinite(value) or value > self.limit
 
     def add(self, value: float) -> None:
-        """Keep a good value; the oldest one makes room for it."""
+        """Add a good value; the oldest one drops out of the window."""
         assert math.isfinite(value)
         self._values.append(value)
         self._limit = None
@@ -85,7 +85,7 @@ class RecentValues:
         return list(self._values)
 
     def load(self, values: Iterable[float]) -> None:
-        """Take up where `values` left off; of more than the window the newest count."""
+        """Restore from `values`, as the property returns them; only the newest `window` are kept."""
         self._values.clear()
         self._values.extend(values)
         self._limit = None

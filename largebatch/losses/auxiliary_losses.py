@@ -15,7 +15,7 @@ _SHORT = ("kl", "kld", "reg")  # as whole words of a name
 _PARTS = re.compile(r"[^\W\d_]+")
 
 
-def require_nothing_left_out(model: nn.Module, outputs: Any, *, are_losses: bool = False) -> None:
+def require_no_dropped_loss(model: nn.Module, outputs: Any, *, are_losses: bool = False) -> None:
     """Refuse a model with an auxiliary loss that the chosen loss would drop, after a forward pass with a graph.
 
     Examples are the load balancing of a mixture of experts, second heads, penalties. The check finds tensors that
