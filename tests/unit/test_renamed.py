@@ -88,11 +88,14 @@ def test_an_old_name_in_a_file_of_ones_own_is_refused(tmp_path: Path, capsys: py
         "launcher: {join_timeout_s: 5}": "Write launcher.rendezvous_timeout_s=5.",
         "defaults: [/experiment/chapter/lars]": "Write experiment=textbook/lars.",
         "hydra: {sweeper: {params: {observers.ranks.slow_ratio: '2,3'}}}": "Write observers.stragglers.ratio.",
+        "hydra: {sweeper: {params: {batch_norm: 'exact,ghost'}}}": "Write batch_norm=exact,per_micro_batch.",
     }.items():
         (tmp_path / "experiment" / "mine.yaml").write_text(f"# @package _global_\n{text}\n", encoding="utf-8")
         sweep = ["--multirun"] if "sweeper" in text else []
         assert main(["plan", "--config-dir", str(tmp_path), "experiment=mine", *sweep]) == 2
-        assert remedy in capsys.readouterr().err
+        said = capsys.readouterr()
+        assert remedy in said.err
+        assert "global batch" not in said.out  # no job of the sweep has begun
 
 
 @pytest.mark.usefixtures("in_a_folder")

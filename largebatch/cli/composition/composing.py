@@ -220,7 +220,9 @@ def _with_report(function: Verb, config: DictConfig, overrides: list[str], confi
         expected = OmegaConf.select(with_environment(config, TrainConfig), "launcher.num_processes")
     try:
         require_no_secrets(config)  # first, because other messages repeat values
-        if renamed := renamed_in_config(cast(dict[str, Any], OmegaConf.to_container(config, resolve=False))):
+        swept = HydraConfig.get().sweeper.get("params") or {}  # of a file: one old name stops all jobs
+        renamed = renamed_on_command_line([f"{key}={value}" for key, value in swept.items()])
+        if renamed := renamed + renamed_in_config(cast(dict[str, Any], OmegaConf.to_container(config, resolve=False))):
             raise ConfigError(renamed)
         if joins and (copies := start_problems(os.environ, num_processes=expected)):
             raise ConfigError(copies)
