@@ -274,7 +274,7 @@ def test_no_code_of_the_hub_is_run(in_file: dict[str, Any], tmp_path: Path):
     pytest.importorskip("transformers")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2", "n_layer": 1, "n_embd": 4, **in_file}))
     overrides = {} if in_file else {"attn_implementation": "somebody/something"}
-    with pytest.raises(ValueError, match="attn_implementation=somebody/something: fetches code"):
+    with pytest.raises(ValueError, match="attn_implementation=somebody/something fetches code"):
         hugging_face("AutoModel", str(tmp_path), pretrained=False, **overrides)
     with pytest.raises(ValueError, match=r"trust_remote_code.*code"):
         hugging_face("AutoModel", "gpt2", trust_remote_code=True)

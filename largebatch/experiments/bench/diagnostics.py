@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, NamedTuple
 from omegaconf import DictConfig, OmegaConf
 
 from largebatch.diagnostics.intervals import median_interval
+from largebatch.training.loop import Observer, Run
+from largebatch.training.step_report import StepReport
 
 if TYPE_CHECKING:
     from largebatch.run.build import OpenRun
     from largebatch.run.prepare import Prepared
-    from largebatch.training.loop import Observer, Run
-from largebatch.training.step_report import StepReport
 
 # A cycle: a measured step, the step after it, which may still pay for it, and two without.
 STEPS_PER_CYCLE, WARMUP_CYCLES = 4, 10
