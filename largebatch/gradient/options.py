@@ -16,7 +16,7 @@ from largebatch.gradient.batch_stream import BatchStream
 from largebatch.gradient.bucket_order import BucketOrder
 from largebatch.gradient.coupled_losses import Twice
 from largebatch.gradient.exact_batch_norm import ExactBatchNorm
-from largebatch.gradient.global_gradient import GlobalGradient, Stored
+from largebatch.gradient.global_gradient import GlobalGradient
 from largebatch.gradient.instruments import BeingComputed, Instrument
 from largebatch.gradient.micro_batch_norms import MicroBatchNorms
 from largebatch.gradient.ordered_reduction import InOrder
@@ -102,33 +102,51 @@ def choose_gradient(
     norms = ExactBatchNorm(runtime, module) if options.exact_batch_norm else None
     leaves_out = options.skips_parameters and (options.ordered or model is not module)
     skipped = SkippedParameters(runtime, model) if leaves_out else None
-    if options.reduction is not None:
-        reduction = options.reduction(runtime, model, clock)
-    elif options.ordered:
-        reduction = InOrder(runtime, model, clock)
-    elif norms is not None or options.halves_micro_batches:
-        reduction = Afterwards(runtime, module, clock)
-    else:
-        reduction = Overlapped(runtime, model, clock, compression=options.compression, skipped=skipped)
+    reduction = _reduction(runtime, model, clock, skipped, options)
     local = _local_pass(runtime, module, loss, norms)
     if options.halves_micro_batches:
         local = IfItFits(runtime, module, local)
-    fixed = loss.fixed_units if options.fixed_units is None else options.fixed_units
-    noise = MicroBatchNorms(runtime, module, scale=reduction.scale, groups=options.groups)
-    computing = BeingComputed(together=local.is_joint)
     statistics = RunningStatistics(runtime, module, exact=norms.norms if norms else ())
-    buffers = StepBuffers(module, options.step_buffers)
+    computing = BeingComputed(together=local.is_joint)
+    noise = MicroBatchNorms(runtime, module, scale=reduction.scale, groups=options.groups)
     split, buckets = SplitMicroBatch(runtime, module, loss, noise), BucketOrder(reduction)
+    buffers = StepBuffers(module, options.step_buffers)
     instruments: list[Instrument] = [statistics, computing, noise, split, buckets, buffers]
     if options.recompute_every is not None:
         assert isinstance(reduction, Overlapped), "others have no part of their own to compute twice"
         instruments.insert(1, Recomputation(runtime, local, reduction, buffers, every=options.recompute_every))
     if skipped is not None:
         instruments.append(skipped)
-    stored: dict[str, Stored] = {"bucket_order": buckets, "split": split}
-    units = Units(runtime, loss, fixed=fixed, clock=clock)
-    parts = batches, units, local, reduction, clock, statistics, computing, noise, instruments, stored
-    return Halving(GlobalGradient(*parts), module) if options.halves_micro_batches else GlobalGradient(*parts)
+    fixed = loss.fixed_units if options.fixed_units is None else options.fixed_units
+    gradient = GlobalGradient(
+        batches,
+        Units(runtime, loss, fixed=fixed, clock=clock),
+        local,
+        reduction,
+        clock,
+        statistics,
+        computing,
+        noise,
+        instruments,
+        stored={"bucket_order": buckets, "split": split},
+    )
+    return Halving(gradient, module) if options.halves_micro_batches else gradient
+
+
+def _reduction(
+    runtime: Runtime,
+    model: nn.Module,
+    clock: ReductionClock,
+    skipped: SkippedParameters | None,
+    options: GradientOptions,
+) -> Reduction:
+    if options.reduction is not None:
+        return options.reduction(runtime, model, clock)
+    if options.ordered:
+        return InOrder(runtime, model, clock)
+    if options.exact_batch_norm or options.halves_micro_batches:
+        return Afterwards(runtime, runtime.unwrap(model), clock)
+    return Overlapped(runtime, model, clock, compression=options.compression, skipped=skipped)
 
 
 def accumulate_gradients(

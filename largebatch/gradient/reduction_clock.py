@@ -24,13 +24,15 @@ class Timeline:
         num_bytes: of every part as it is sent, in the order in which they were ready: DDP's buckets.
         ready_s: when the gradients of the part were computed, [parts].
         done_s: when the part was reduced, [parts].
-        step_s: length of the whole step, data and update included.
+        step_s: length of the whole step, data and update included. On a GPU it is the time of its stream.
+        own_s: of it, without waits for other ranks.
     """
 
     num_bytes: tuple[int, ...]
     ready_s: tuple[float, ...]
     done_s: tuple[float, ...]
     step_s: float
+    own_s: float
 
 
 @dataclass
@@ -108,28 +110,20 @@ class ReductionClock:
         self._exposed_s = sum(self._seconds(started, ended) for started, ended in waits)
         return self._exposed_s
 
-    def own_s(self) -> float | None:
-        """Seconds of the step that ends here, after `exposed_s`, in which this rank did not wait for other ones.
-
-        On a GPU it is the time of its stream. None while not running, and on a single rank.
-        """
-        if not self.is_running or not self._is_distributed:
-            return None
-        return self._seconds(self._begun, self._end()) - self._exposed_s
-
     def timeline(self) -> Timeline | None:
         """Of the step that ends here, after `exposed_s`; None while not running, and on a single rank."""
-        if not self.is_running or not self._is_distributed or not self._parts:
+        if not self.is_running or not self._is_distributed:
             return None
-        end = self._end()
+        step_s = self._seconds(self._begun, self._end())
         ready = [self._seconds(self._begun, part.ready) for part in self._parts]
         done = [self._seconds(self._begun, part.done) for part in self._parts]
-        last = max(done)
+        last = max(done, default=0.0)
         return Timeline(
             num_bytes=tuple(part.num_bytes for part in self._parts),
             ready_s=tuple(moment - last for moment in ready),
             done_s=tuple(moment - last for moment in done),
-            step_s=self._seconds(self._begun, end),
+            step_s=step_s,
+            own_s=step_s - self._exposed_s,
         )
 
     def _now(self) -> Any:

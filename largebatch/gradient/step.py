@@ -13,8 +13,7 @@ class Measures(enum.Flag):
 
     LOSS: the mean loss of the global batch, summed over ranks; a small collective.
     GRAD_NORM: the L2 norm of the global gradient.
-    COMMUNICATION: its exposed communication; waits for a GPU once.
-    TIMELINE: when each part of it was reduced; beside COMMUNICATION.
+    COMMUNICATION: when each part of it was reduced, and what of that no computation hides; waits for a GPU once.
     NORMS: the norms of micro-batch gradients, see `MicroBatchNorms`; a pass over the gradients per micro-batch.
     """
 
@@ -22,7 +21,6 @@ class Measures(enum.Flag):
     LOSS = enum.auto()
     GRAD_NORM = enum.auto()
     COMMUNICATION = enum.auto()
-    TIMELINE = enum.auto()
     NORMS = enum.auto()
 
 

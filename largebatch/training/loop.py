@@ -123,16 +123,13 @@ def take_step(run: Run, step: Step) -> StepReport:
     run.optimizer.zero_grad()
     run.update.begin()
     batch = run.gradient(step)  # .grad: that of the mean over the global batch
-    needs_norm = Measures.GRAD_NORM in step.measures
-    grad_norm = run.runtime.grad_norm(run.optimizer, run.clip_norm) if needs_norm else None
+    has_norm = Measures.GRAD_NORM in step.measures
+    grad_norm = run.runtime.grad_norm(run.optimizer, run.clip_norm) if has_norm else None  # and clips
     progress.advance(batch.plan.global_batch_size)
     sums = run.agreement.send(step, batch.loss_sum, grad_norm, progress, stop=run.stop_requested())
     decision = run.update(run, batch, sums)
-    own_s = run.gradient.clock.own_s()
-    timeline = run.gradient.clock.timeline() if Measures.TIMELINE in step.measures else None
+    timeline = run.gradient.clock.timeline()
     status, saves_here = run.agreement.read(sums)  # of the step before: by now they have arrived
-    if run.guard is not None and run.guard.gives_up:
-        status = "diverged"
     progress.train_s += time.perf_counter() - started
-    at = progress.step, progress.samples_seen
-    return StepReport(step, *at, batch, sums, grad_norm, decision, own_s, timeline, saves_here, status)
+    seen = progress.samples_seen
+    return StepReport(step, progress.step, seen, batch, sums, grad_norm, decision, timeline, saves_here, status)

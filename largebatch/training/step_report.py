@@ -26,9 +26,8 @@ class StepReport:
         sums: over ranks, maybe still on their way; None after a step that made none.
         grad_norm: L2 norm of the global gradient before clipping; None when this step did not need it.
         decision: of the numeric guard; None where there is none.
-        own_s: seconds in which this rank did not wait for other ones; None on one rank, and when this step did not
-            measure communication.
-        timeline: of the gradient's reduction on this rank; None when this step did not measure it, and on one rank.
+        timeline: of the gradient's reduction on this rank; None when this step did not measure communication, and on
+            one rank.
         saves_here: whether a rank asked for a checkpoint: all of them agree on the step after which it is saved.
         status: how the run stands, as far as the ranks know.
     """
@@ -40,7 +39,6 @@ class StepReport:
     sums: StepSums | None = None
     grad_norm: torch.Tensor | None = None
     decision: GuardDecision | None = None
-    own_s: float | None = None
     timeline: Timeline | None = None
     saves_here: bool = False
     status: Status = "running"

@@ -14,6 +14,7 @@ from largebatch.distributed.gather import disagreement
 from largebatch.distributed.pending_sum import PendingSum
 from largebatch.distributed.runtime import Runtime
 from largebatch.gradient.step import Measures, Step
+from largebatch.training.guard import Guard
 from largebatch.training.progress import Progress
 
 Status = Literal["running", "finished", "stopped", "diverged"]
@@ -77,8 +78,8 @@ class Agreement:
     Args:
         runtime: the job.
         every: steps between sums where steps are short.
-        takes_any_loss: whether a loss that is not a number costs its step alone.
-        sends_grad_norm: whether ranks agree on the norm of the gradient, too: for a guard.
+        guard: judges steps by their loss and gradient norm, so ranks agree on both; None: a loss that is not a number
+            ends the run.
         save_requested: whether this rank asks for a checkpoint.
     """
 
@@ -87,12 +88,11 @@ class Agreement:
         runtime: Runtime,
         *,
         every: int = 10,
-        takes_any_loss: bool = False,
-        sends_grad_norm: bool = False,
+        guard: Guard | None = None,
         save_requested: Callable[[], bool] = lambda: False,
     ) -> None:
-        self._runtime, self._every, self._takes_any_loss = runtime, every, takes_any_loss
-        self._sends_grad_norm, self._save_requested = sends_grad_norm, save_requested
+        self._runtime, self._every, self._guard, self._save_requested = runtime, every, guard, save_requested
+        self._takes_any_loss = guard is not None and guard.acts  # it costs its step alone
         self.begin(Progress())
 
     def begin(self, progress: Progress) -> None:
@@ -116,7 +116,7 @@ class Agreement:
         own_s = min(step_s, 1e9) if self._runtime.is_main else 0.0
         others = torch.tensor([stop, self._save_requested(), own_s, *steps], dtype=torch.float64)
         values = [loss_sum.reshape(1), others.to(self._runtime.device)]
-        if self._sends_grad_norm and grad_norm is not None:
+        if self._guard is not None and grad_norm is not None:
             values.append(grad_norm.double().reshape(1) / self._runtime.world_size)
         return StepSums(self._runtime.start_sum(torch.cat(values)), self._runtime.world_size)
 
@@ -124,13 +124,17 @@ class Agreement:
         """Take the sums of this step, and read those of the step before, which have arrived: nobody waits.
 
         Returns:
-            How the run stood after the step before, and whether a rank asked for a checkpoint then.
+            How the run stood after the step before, and whether a rank asked for a checkpoint then. A guard gives up at
+            once.
         """
         before, self._pending = self._pending, sums
-        if before is None:
-            return "running", False
-        self._steps_are_slow = before.steps_are_slow
-        return before.status(takes_any_loss=self._takes_any_loss), before.asks_to_save
+        status: Status = "running"
+        if before is not None:
+            self._steps_are_slow = before.steps_are_slow
+            status = before.status(takes_any_loss=self._takes_any_loss)
+        if self._guard is not None and self._guard.gives_up:
+            status = "diverged"
+        return status, before is not None and before.asks_to_save
 
     def end(self, *, is_last: bool) -> Status:
         """How the run stands after its last step."""

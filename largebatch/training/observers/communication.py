@@ -50,11 +50,11 @@ class CommunicationObserver(Observer):
 
     def asks(self, step: Step) -> Measures:
         """Time stamps, in steps that are measured."""
-        return Measures.COMMUNICATION | Measures.TIMELINE if step.is_due(self._every) else Measures.NONE
+        return Measures.COMMUNICATION if step.is_due(self._every) else Measures.NONE
 
     def after_step(self, run: Run, report: StepReport) -> None:
         """Take the measurement of this step, if it made one."""
-        if report.timeline is None:
+        if report.timeline is None or not report.timeline.num_bytes or not report.taken.is_due(self._every):
             return
         found = communication_of_ranks(run.runtime, report.timeline)
         self._found.append(found)

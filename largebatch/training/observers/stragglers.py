@@ -59,8 +59,8 @@ class StragglerObserver(Observer):
         self.row = {}
         if run.runtime.world_size == 1 or not report.taken.has_row(self._every):
             return
-        assert report.own_s is not None, "it is asked for"
-        own_s = [row[0] for row in gather_floats(run.runtime, [report.own_s])]
+        assert report.timeline is not None, "it is asked for"
+        own_s = [row[0] for row in gather_floats(run.runtime, [report.timeline.own_s])]
         num_samples = [report.plan.rank_batch_size(rank) for rank in range(run.runtime.world_size)]
         times = compare_ranks(own_s, num_samples)
         slowest = times.slowest_rank
