@@ -12,12 +12,11 @@ from typing import Any
 
 from largebatch.diagnostics import MATCHES, Evaluations, Interval, LargeBatchGap, large_batch_gap
 from largebatch.diagnostics.gap.large_batch_gap import merge_reruns
-from largebatch.diagnostics.intervals import LEAST_SEEDS
 from largebatch.records.figures.comparison_figures import large_batch_gap_figures
 from largebatch.records.regular_files import printable
 from largebatch.records.report.evaluated_runs import EvaluatedRun, read_evaluated
 from largebatch.records.report.evidence import differing
-from largebatch.records.report.seeds import by_seed
+from largebatch.records.report.seeds import by_seed, no_interval
 from largebatch.records.result import Result, Table
 
 # Runs that differ here measure different things, and cannot be compared.
@@ -183,8 +182,7 @@ def _row(size: int, num_base: int, num_seeds: int, gap: LargeBatchGap) -> tuple[
 def _cells(one: Interval | None, fewer: int) -> tuple[str, str]:
     if one is None:
         return "", ""
-    why = f"{_count(fewer)}: no interval" if fewer < LEAST_SEEDS else "all seeds alike: no interval"
-    return f"{one.value:+.4f}", why if math.isnan(one.low) else f"{one.low:+.4f} to {one.high:+.4f}"
+    return f"{one.value:+.4f}", no_interval(fewer) if math.isnan(one.low) else f"{one.low:+.4f} to {one.high:+.4f}"
 
 
 def _numbers(

@@ -1,1 +1,1 @@
-"""What a run leaves: trackers, checkpoints, figures, report, run folder, lock, ledger."""
+"""The records of a run: trackers, checkpoints, figures, report, run folder, lock, ledger."""

@@ -1,4 +1,4 @@
-"""How anything gets onto the disk: a new file beside the old one, forced to the disk, and renamed into its place.
+"""How files are written: a new file beside the old one, forced to the disk, and renamed into its place.
 
 Whatever call fails, and whenever the process dies, the name holds the old version or the new one, whole. A draft has
 a random name, so that ranks and hosts never meet in one, and is locked for as long as its writer lives: whoever writes
@@ -28,16 +28,16 @@ _NO_FOLDERS_FORCED = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES)  #
 
 
 class NotWrittenError(OSError):
-    """What was to be written is not on the disk; what was there before is."""
+    """The new content is not on the disk; the old content is intact."""
 
 
 def write_whole(path: str | Path, content: bytes | str | Iterable[bytes], *, mode: int = 0o666) -> Path:
-    """Write a file anew, or leave what is there; its folder is made if absent. Returns the path.
+    """Replace a file as a whole, or leave the old one; its folder is made if absent. Returns the path.
 
     Args:
         path: of the file.
         content: all of it. A text is written as UTF-8; of many parts one is in memory at a time.
-        mode: what others may do with it at most; the umask takes from that.
+        mode: its permissions before the umask.
 
     Raises:
         OSError: if the system refuses, or something else than a regular file is in its place.
@@ -80,7 +80,7 @@ def write_new(path: Path, content: bytes) -> None:
 
 
 def write_all(file: int, data: bytes) -> None:
-    """A disk that fills up takes a part; the rest is then refused with the reason."""
+    """Write all of it. A disk that fills up takes a part, and refuses the rest with the reason."""
     rest = memoryview(data)
     while rest:
         rest = rest[os.write(file, rest) :]
@@ -109,15 +109,15 @@ def sync_names(folder: Path | int) -> None:
 
 @contextlib.contextmanager
 def as_not_written(path: Path) -> Iterator[None]:
-    """Around what writes `path`: an OSError becomes a NotWrittenError, with path and reason in one sentence."""
+    """Turn an OSError of the block, which writes `path`, into a NotWrittenError with path and reason."""
     try:
         yield
     except NotWrittenError:
         raise
     except OSError as error:
-        told = NotWrittenError(f"{path} cannot be written: {error.strerror or error}")
-        told.errno = error.errno
-        raise told from error
+        named = NotWrittenError(f"{path} cannot be written: {error.strerror or error}")
+        named.errno = error.errno
+        raise named from error
 
 
 def require_regular(path: Path) -> None:

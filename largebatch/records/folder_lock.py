@@ -36,12 +36,12 @@ class FolderInUseError(Exception):
 class FolderLock:
     """Holds a folder for this process, as a context manager; the folder is made if absent.
 
-    The kernel lets go of it when the process ends, however it ends: nothing is left to clean up after a kill, and what
+    The kernel releases it when the process ends, however it ends: nothing is left to clean up after a kill, and what
     was forked from it does not hold it. Over NFS it needs a server with locks, as every one since version 4 has.
 
     Args:
-        folder: of a run.
-        wait_s: how long to wait for another process to let go of it: one that is being ended, somewhere.
+        folder: a run's.
+        wait_s: seconds to wait for another process to release it, such as one that is ending.
 
     Attributes:
         problem: why the folder is not held although the block was entered: its file system has no locks.

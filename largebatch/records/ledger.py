@@ -1,9 +1,9 @@
-"""What a ledger says of each optimizer step, and where two ledgers part.
+"""The ledger, with a row per optimizer step, and the comparison of two ledgers.
 
 A ledger is `ledger.jsonl`: one JSON object per optimizer step with `step`, `samples_seen`, `ids` (SHA-256 of the sample
 ids of the whole global batch in their order, little-endian int64), `lr` and `loss` (float64 as `float.hex`, so that
 equal texts are equal numbers), and in every k-th row `parameters` (SHA-256 of the weights after the step). The row of a
-step that the numeric guard found bad has `guard`, what it did: `log`, `skip` or `rollback`.
+step that the numeric guard found bad has `guard`, its action: `log`, `skip` or `rollback`.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Ledger:
     Of several rows of a step the last counts.
 
     Args:
-        rows: as `is_ledger_row` wants them, in the order of writing; they may come one by one.
+        rows: that pass `is_ledger_row`, in the order of writing; they may come one by one.
 
     Attributes:
         steps: ascending, each once.

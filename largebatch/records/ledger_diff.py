@@ -22,7 +22,7 @@ from largebatch.records.rows.row_file import read_lines
 
 
 def diff_ledgers(given: Sequence[str], *, loss_tolerance: float) -> tuple[bool, list[str]]:
-    """Whether two ledgers are equal, and what to print of them.
+    """Whether two ledgers are equal, and the lines to print.
 
     Args:
         given: two folders of runs, or ledgers.
@@ -50,7 +50,7 @@ def _file_of(path: Path) -> Path:
 
 
 def _read(file: Path) -> tuple[Ledger, list[str]]:
-    """A ledger and what was wrong with lines of it.
+    """A ledger, and notes on its unusable lines.
 
     Raises OSError or ValueError if there is none.
     """
@@ -86,7 +86,7 @@ def _read(file: Path) -> tuple[Ledger, list[str]]:
 
 
 def _row_of(file: Path, step: int) -> LedgerRow:
-    """As it is written: the last one of the step."""
+    """The last row of the step, as it is written."""
     found = [line.row for line in read_lines(file) if line.row and line.row.get("step") == step]
     return [row for row in found if is_ledger_row(row)][-1]
 
@@ -106,7 +106,7 @@ def _report(comparison: Comparison, files: Sequence[Path], tolerance: float) -> 
         names = [FIELDS[field] for field in fields]
         lines += ["", f"first different at step {step}: {names[0]}" + _also(names[1:])]
         for field in fields:
-            lines += [f"  {which} {FIELDS[field]}: {_value(row, field)}" for which, row in zip("AB", rows, strict=True)]
+            lines += [f"  {name} {FIELDS[field]}: {_value(row, field)}" for name, row in zip("AB", rows, strict=True)]
             lines += _apart(rows, field)
     lines += ["", f"over {compared}:"]
     return lines + [f"  {_summary(one, comparison)}" for one in comparison.fields]

@@ -32,7 +32,7 @@ class LineFile:
         path: of the file; its folder is made if absent.
 
     Attributes:
-        news: what became of the file, one sentence each.
+        news: interventions in the file by others, one sentence each.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -72,7 +72,7 @@ class LineFile:
                 self._is_named = True
 
     def come_back(self, path: Path) -> None:
-        """Be `path` from now on, with all lines so far: for a folder that was removed and made anew.
+        """Continue at `path` with all lines so far: for a folder that was removed and made anew.
 
         Raises:
             OSError: if it cannot be written.
@@ -82,7 +82,7 @@ class LineFile:
             self._write_anew()
 
     def descriptor(self) -> int:
-        """Of the open file, which is made if absent: to lock it."""
+        """The descriptor of the open file, which is made if absent: for a lock."""
         if self._file < 0:
             self._open()
         return self._file

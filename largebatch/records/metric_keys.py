@@ -13,7 +13,7 @@ class MetricKey:
 
     Attributes:
         name: as in the rows; `GROUP` stands for the name of a group of parameters.
-        unit: of the value; a dash for plain numbers.
+        unit: the value's; a dash for plain numbers.
         meaning: one sentence without a full stop.
     """
 
@@ -65,18 +65,22 @@ METRIC_FAMILIES = (
         ("train/lr", "-", "learning rate of the step; groups with factors multiply it"),
         ("train/global_batch_size", "samples", "samples of the step; changes in a batch-size ramp only"),
         ("train/grad_norm", "L2 norm", "norm of the global gradient before clipping"),
-        ("train/samples_per_s", "samples/s", "of all ranks together, over the steps since the last row"),
+        ("train/samples_per_s", "samples/s", "throughput of all ranks together, over the steps since the last row"),
         ("time/step_s", "s", "mean time of a step since the last row, observers left out"),
-        ("time/data_s", "s", "of that: rank 0 waits for data"),
-        ("time/communication_s", "s", "of this row's step: communication that no computation hides"),
+        ("time/data_s", "s", "the part of `time/step_s` in which rank 0 waits for data"),
+        ("time/communication_s", "s", "communication that no computation hides, in this row's step"),
         ("time/compute_s", "s", "the rest of `time/step_s`"),
         ("memory/peak_bytes", "bytes", "peak so far of rank 0: tensors on a GPU, the resident process on a CPU"),
     ),
     _family(
         "observers.evaluation.every",
         "one forward pass over each of the two sets",
-        ("eval/train_loss", "loss per sample or token", "on a fixed training subset as large as the validation set"),
-        ("eval/val_loss", "loss per sample or token", "on the validation set, each example exactly once"),
+        (
+            "eval/train_loss",
+            "loss per sample or token",
+            "mean on a fixed training subset, as large as validation",
+        ),
+        ("eval/val_loss", "loss per sample or token", "mean on the validation set, each example exactly once"),
         ("eval/train_accuracy", "share", "correct predictions on the training subset"),
         ("eval/val_accuracy", "share", "correct predictions on the validation set"),
         ("eval/val_accuracy_stderr", "share", "standard error of `eval/val_accuracy`"),
@@ -86,8 +90,8 @@ METRIC_FAMILIES = (
         ("gap/accuracy_stderr", "share", "standard error of `gap/accuracy`"),
         ("gap/is_augmented", "1", "present where a set augments by itself: the gap then includes the augmentation"),
         ("eval/seconds", "s", "time of the evaluation"),
-        ("eval/train_skipped", "samples", "left out of the training subset (`data.on_bad_sample=skip`)"),
-        ("eval/val_skipped", "samples", "left out of the validation set (`data.on_bad_sample=skip`)"),
+        ("eval/train_skipped", "samples", "samples left out of the training subset (`data.on_bad_sample=skip`)"),
+        ("eval/val_skipped", "samples", "samples left out of the validation set (`data.on_bad_sample=skip`)"),
     ),
     _family(
         "observers.noise_scale.every",
@@ -125,9 +129,13 @@ METRIC_FAMILIES = (
         ("communication/straggler_wait_s", "s", "wait of the fastest rank for the slowest, no time of the network"),
         ("communication/slowest_rank", "rank", "the rank that the others waited for"),
         ("communication/gradient_bytes", "bytes", "size of the gradient that each rank sends"),
-        ("communication/predicted_s", "s", "what latency and bandwidth say of these buckets, one after another"),
-        ("communication/latency_s", "s", "of an all-reduce, by a line through several sizes"),
-        ("communication/bandwidth_bytes_per_s", "bytes/s", "of an all-reduce, by the same line"),
+        (
+            "communication/predicted_s",
+            "s",
+            "prediction by latency and bandwidth for these buckets in turn",
+        ),
+        ("communication/latency_s", "s", "latency of an all-reduce, by a line through several sizes"),
+        ("communication/bandwidth_bytes_per_s", "bytes/s", "bandwidth of an all-reduce, by the same line"),
     ),
     _family(
         "observers.stragglers.ratio",
@@ -152,10 +160,10 @@ METRIC_FAMILIES = (
     _family(
         "guard.policy",
         "every step waits for its loss: 1.10 times a step of 22 ms, 1.34 times a step of 4 ms",
-        ("guard/bad", "steps", "judged bad since the run began"),
-        ("guard/skipped", "steps", "left out since the run began"),
-        ("guard/rolled_back", "steps", "returned to a checkpoint since the run began"),
-        ("guard/overflows", "steps", "of fp16 loss scaling since the run began; neither good nor bad"),
+        ("guard/bad", "steps", "bad steps since the run began"),
+        ("guard/skipped", "steps", "skipped steps since the run began"),
+        ("guard/rolled_back", "steps", "steps rolled back to a checkpoint since the run began"),
+        ("guard/overflows", "steps", "overflows of fp16 loss scaling since the run began; neither good nor bad"),
         ("guard/loss", "loss per sample or token", "loss of a bad step"),
         ("guard/loss_limit", "loss per sample or token", "above this a loss was bad in that step"),
         ("guard/grad_norm", "L2 norm", "gradient norm of a bad step"),
@@ -169,19 +177,28 @@ METRIC_FAMILIES = (
     _family(
         "data.on_bad_sample",
         "two small collectives per logged step",
-        ("data/skipped", "samples", "left out since the last row"),
+        ("data/skipped", "samples", "samples left out since the last row"),
     ),
 )
 """In the order of the table; layers.jsonl, ledger.jsonl and skipped.jsonl have columns of their own."""
 
 
 def metric_key(key: str) -> MetricKey | None:
-    """What is known of a key of a row; None: no observer of this package writes it.
+    """Unit and meaning of a key of a row; None: no observer of this package writes it.
 
     >>> metric_key("gap/loss").unit
     'loss per sample or token'
     """
     return next((one for family in METRIC_FAMILIES for one in family.keys if one.matches(key)), None)
+
+
+def stderr_key(key: str) -> str | None:
+    """The key of the standard error of a metric; None: it has none.
+
+    >>> stderr_key("gap/loss"), stderr_key("train/loss")
+    ('gap/loss_stderr', None)
+    """
+    return f"{key}_stderr" if metric_key(f"{key}_stderr") else None
 
 
 def markdown_table(families: Iterable[MetricFamily] = METRIC_FAMILIES) -> str:

@@ -29,7 +29,7 @@ def open_regular(path: Path, *, inside: Path | None = None) -> BinaryIO:
     """Open a regular file to read its bytes; it never waits for a writer.
 
     Args:
-        path: of the file; a link is followed.
+        path: the file's; a link is followed.
         inside: a folder that no link may lead out of; None: links may lead anywhere.
 
     Raises:
@@ -64,7 +64,7 @@ def read_regular(path: Path, *, most: int, inside: Path | None = None) -> bytes:
 
 
 def printable(text: object, *, lines: bool = False) -> str:
-    r"""What is safe on a terminal and in a page: other characters are written as escapes; with `lines` no line ends.
+    r"""A text that is safe on a terminal and in a page: unsafe characters are escaped; with `lines` line ends stay.
 
     >>> printable("a\x1b[31mb\n")
     'a\\x1b[31mb\\n'
@@ -82,7 +82,7 @@ def _escape(character: str) -> str:
 
 
 def irregular_kind(found: os.stat_result) -> str | None:
-    """What is in the place of a regular file; None: a regular file."""
+    """The kind of a file that is not regular; None for a regular one."""
     return None if stat.S_ISREG(found.st_mode) else _KINDS.get(stat.S_IFMT(found.st_mode), "no file")
 
 

@@ -1,8 +1,8 @@
 """Old names and what they are called now: the one table for configs, checkpoints, records, verbs and metrics.
 
-Whoever writes an old name is told the new one (`renamed_in_config`, `renamed_on_command_line`): two names for one thing
-would make two runs look different. What was written before, a checkpoint or the folder of a run, is read through the
-same table (`with_new_names`, `new_metric`).
+An old name in a config or on a command line is refused with the new one (`renamed_in_config`,
+`renamed_on_command_line`): two names for one thing would make two runs look different. Checkpoints and run folders of
+earlier versions are read through the same table (`with_new_names`, `new_metric`).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ TARGETS = {
     "largebatch.coupled_losses.InfoNCE": "largebatch.losses.InfoNCE",
     "largebatch.verification.planted.OddNet": "largebatch.experiments.verify.planted.OddNet",
 }
-# Dotted key, or section, that is no more -> what to do instead.
+# Removed key or section -> the remedy.
 DROPPED = {
     "observers.ranks": "Its keys are observers.replicas.every, observers.stragglers.ratio and "
     "observers.recompute.every now.",
@@ -52,12 +52,12 @@ _METRICS = (
 )
 # What a text refers to: ${key}, or ${oc.select:key,default}.
 _REFERENCE = re.compile(r"\$\{(?:oc\.(?:select|dict\.keys|dict\.values):)?\s*([\w.]+)")
-# In a line with any of them.
+# Finds an old metric in the bytes of a line.
 OLD_METRIC = re.compile(rb'"(?:ranks/slowest_\w+|communication/skew_s|noise_scale/(?:[^"]+/)?(?:value|low|high))"')
 
 
 def renamed_in_config(config: Mapping[str, Any]) -> list[str]:
-    """What a composed config says in old names: a sentence with the new one for each.
+    """A sentence with the new name for each old name in a composed config.
 
     Args:
         config: nested, interpolations as they are written or resolved.
@@ -90,7 +90,7 @@ def renamed_on_command_line(arguments: Sequence[str]) -> list[str]:
 
 
 def new_key(key: str) -> str:
-    """What a dotted key of the config is called now."""
+    """The present name of a dotted key of the config."""
     for old, new in KEYS.items():
         if _is_at(key, old):
             return new + key.removeprefix(old)
@@ -98,13 +98,13 @@ def new_key(key: str) -> str:
 
 
 def new_value(key: str, value: Any) -> Any:
-    """What the value of a key is called now."""
+    """The present name of a key's value."""
     pattern, new = VALUES.get(key, ("", ""))
     return re.sub(pattern, new, value) if pattern and isinstance(value, str) else value
 
 
 def renamed_choice(path: str) -> str:
-    """`GROUP=CHOICE` of today for a file of conf/ by its path of before; empty if it was called no other.
+    """The present `GROUP=CHOICE` of a file of conf/ by its former path; empty if it has no former path.
 
     >>> renamed_choice("experiment/chapter/lars"), renamed_choice("experiment/quickstart")
     ('experiment=textbook/lars', '')
@@ -118,7 +118,7 @@ def renamed_choice(path: str) -> str:
 
 @functools.cache
 def new_metric(name: str) -> str:
-    """What a key of metrics.jsonl is called now."""
+    """The present name of a key of metrics.jsonl."""
     for pattern, new in _METRICS:
         if found := re.fullmatch(pattern, name):
             return found.expand(new)
@@ -126,7 +126,7 @@ def new_metric(name: str) -> str:
 
 
 def with_new_names(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config of before, or the identity of a run, in today's names and without what is no more.
+    """An old config, or the identity of an old run, in present names and without removed keys.
 
     >>> with_new_names({"batch_norm": "ghost", "observers": {"ranks": {"slow_ratio": 2}, "variance": {"every": 1}}})
     {'batch_norm': 'per_micro_batch', 'observers': {'stragglers': {'ratio': 2}}}

@@ -1,7 +1,7 @@
-"""What was found: sentences, tables, figures and numbers. Every verb that measures, compares or teaches writes one.
+"""A result: sentences, tables, figures and numbers. Every verb that measures, compares or teaches writes one.
 
-`Result.record()` is its JSON; `read_result` reads it as if a stranger had written it, and says in sentences and numbers
-what files of earlier versions hold.
+`Result.record()` is its JSON. `read_result` reads it without trusting it; from files of earlier versions it takes
+sentences, figures and single numbers.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ class Result:
         tables: in their order; their titles say what was measured: weights, data, precision.
         figures: in their order.
         numbers: for programs; what is not finite becomes None.
-        question: that it answers, where the title does not say it.
-        runs: folders of the runs that it rests on, relative to the file.
+        question: the one that it answers, where the title does not name it.
+        runs: folders of the runs behind it, relative to the file.
         picture: name of one PNG with all figures; empty: one for each.
         heading: over the pictures: what was measured; empty: the title.
     """

@@ -1,4 +1,4 @@
-"""The folder of a run: what was asked for, on what, and where each record goes."""
+"""The folder of a run: its inputs, its environment, and the path of each record."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class RunFolder:
     """Paths inside a run's folder, and who writes there.
 
     Attributes:
-        path: of the folder; another one where `follow` has found it renamed.
-        come_back: called with the path when `follow` has made a removed folder anew: for whoever had a file open in it.
-        force: puts rows on the disk; called before a checkpoint, which a loss of power must not leave without them.
+        path: the folder's; another one where `follow` has found it renamed.
+        come_back: called with the path when `follow` has made a removed folder anew, to restore files that were open.
+        force: force rows to the disk before each checkpoint, so that no loss of power leaves it without them.
     """
 
     path: Path
@@ -115,7 +115,7 @@ class RunFolder:
         A renamed one goes on where it is. A removed one is made anew, with its inputs and what `come_back` brings.
 
         Returns:
-            What has become of it; None: nothing.
+            A sentence on the change; None without one.
 
         Raises:
             OSError: if it cannot be made anew; it is tried again with the next call.

@@ -1,4 +1,4 @@
-"""The page of `largebatch report` in a headless Chromium: it draws, answers, and asks nothing of any network."""
+"""The page of `largebatch report` in a headless Chromium: it draws, answers, and needs no network."""
 
 from __future__ import annotations
 

@@ -110,7 +110,7 @@ def test_seeds_that_end_alike_by_chance_are_no_certainty(tmp_path: Path):
         write_run(tmp_path / f"small{seed}", 32, accuracy=0.9, seed=seed)
         write_run(tmp_path / f"large{seed}", 512, accuracy=0.89, seed=seed)
     words, _ = said(read_evidence([tmp_path]))
-    assert "all seeds of a batch ended alike: no interval" in words
+    assert "all seeds ended alike: no interval" in words
     assert "more than noise" not in words
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from largebatch.__main__ import main
 from largebatch.diagnostics.critical_batch.steps_to_target import StepsToTarget
-from largebatch.experiments.study import Scale, StudyPoint, TableError, analyse, read_points
+from largebatch.diagnostics.intervals import Interval
+from largebatch.experiments.study import StudyPoint, TableError, analyse, read_points
 from largebatch.experiments.study.figures import study_figures
 from largebatch.records.figures.figure import from_record
 
@@ -175,7 +176,7 @@ def test_optimizers_with_the_same_curve_are_not_told_apart():
 
 
 def test_the_noise_scale_of_the_runs_is_set_beside_the_critical_batch():
-    points = curve(100, 50, noise_scale=Scale(100.0, 80.0, 130.0))
+    points = curve(100, 50, noise_scale=Interval(100.0, 80.0, 130.0))
     said = "sgd: the noise scale of the tuned runs ends at 100 to 100 samples, over 7 batch sizes."
     assert f"{said} Its geometric mean is 2 times B_crit." in analyse(points).conclusions
     alone = analyse(points[:2])

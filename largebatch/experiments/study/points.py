@@ -6,15 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from largebatch.diagnostics.critical_batch.steps_to_target import StepsToTarget
-
-
-@dataclass(frozen=True)
-class Scale:
-    """A gradient noise scale, in samples, with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
+from largebatch.diagnostics.intervals import Interval
 
 
 @dataclass(frozen=True)
@@ -27,7 +19,7 @@ class StudyPoint:
         by_seed: steps of each seed in the order of seeds; None where the target was not reached.
         setting: the best one, by key of the config.
         border: a sentence for each key whose best value lies at a border of its range.
-        noise_scale: measured during the runs of the best setting; None if it was not, or drowned in noise.
+        noise_scale: in samples, measured during the runs of the best setting; None if it was not, or drowned in noise.
         trials: how many settings were tried.
         runs: folders of the runs of the best setting, relative to the study's.
     """
@@ -37,7 +29,7 @@ class StudyPoint:
     by_seed: tuple[float | None, ...]
     setting: dict[str, Any] = field(default_factory=dict)
     border: tuple[str, ...] = ()
-    noise_scale: Scale | None = None
+    noise_scale: Interval | None = None
     trials: int = 0
     runs: tuple[str, ...] = ()
 

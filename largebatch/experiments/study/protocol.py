@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from largebatch.diagnostics.critical_batch.steps_to_target import StepsToTarget
-from largebatch.experiments.study.points import Scale, StudyPoint
+from largebatch.diagnostics.intervals import Interval
+from largebatch.experiments.study.points import StudyPoint
 from largebatch.experiments.study.search import Setting, borders
 from largebatch.experiments.study.settings import RangeConfig
 
@@ -148,11 +149,11 @@ def _tuning(cell: Cell, rows: Sequence[Row]) -> list[Row]:
     ]
 
 
-def _noise_scale(rows: Sequence[Row]) -> Scale | None:
+def _noise_scale(rows: Sequence[Row]) -> Interval | None:
     """The geometric mean over seeds of value and ends: the interval is that of a single run."""
     known = [row["noise_scale"] for row in rows if row.get("noise_scale")]
     known = [scale for scale in known if all(0 < scale[end] < math.inf for end in ("value", "low", "high"))]
     if not known:
         return None
     ends = (math.exp(sum(math.log(scale[end]) for scale in known) / len(known)) for end in ("value", "low", "high"))
-    return Scale(*ends)
+    return Interval(*ends)

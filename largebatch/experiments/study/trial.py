@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from largebatch.experiments.study.protocol import REACHED, Job, Row
 from largebatch.experiments.study.settings import StudyConfig, TargetConfig
 from largebatch.gradient.step import Measures, Step
+from largebatch.records.figures.run_metrics import NOISE_SCALE
 from largebatch.records.rows.placed_rows import Faults, placed_rows
 from largebatch.records.run_folder import RunFolder
 from largebatch.run.config.reading import ConfigError
@@ -188,8 +189,8 @@ def _row(job: Job, verdict: Verdict, trained: Trained, relative: str) -> Row:
     }
 
 
-# Of a row of trials.jsonl -> of metrics.jsonl.
-_NOISE_SCALE = {"value": "b_simple", "low": "ci_low", "high": "ci_high"}
+# Key in a row of trials.jsonl -> key in metrics.jsonl.
+_NOISE_SCALE = dict(zip(("value", "low", "high"), NOISE_SCALE.keys, strict=True))
 
 
 def _noise_scale(trained: Trained) -> dict[str, float] | None:
@@ -198,7 +199,7 @@ def _noise_scale(trained: Trained) -> dict[str, float] | None:
     if not (metrics := RunFolder(trained.folder).metrics).exists():
         return None
     for _, _, _, row in placed_rows(metrics, Faults()):
-        values = {end: row.get(f"noise_scale/{key}") for end, key in _NOISE_SCALE.items()}
+        values = {end: row.get(key) for end, key in _NOISE_SCALE.items()}
         if all(isinstance(value, float) and math.isfinite(value) for value in values.values()):
             found = values
     return found  # type: ignore[return-value]

@@ -30,7 +30,7 @@ class BackgroundWriter:
 
     @property
     def is_busy(self) -> bool:
-        """Whether the last write goes on."""
+        """Whether a write is in progress."""
         return self._thread is not None and self._thread.is_alive()
 
     def start(self, write: Callable[[], None]) -> None:
@@ -41,18 +41,18 @@ class BackgroundWriter:
         self._thread.start()
 
     def wait(self) -> None:
-        """Until nothing is being written."""
+        """Wait until nothing is being written."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
 
     def take_error(self) -> Exception | None:
-        """What the last write ended with; asked once."""
+        """The error of the last write, which is then forgotten; None if it succeeded."""
         error, self._error = self._error, None
         return error
 
     def _run(self, write: Callable[[], None]) -> None:
         try:
             write()
-        except Exception as error:  # whatever it is, the training thread is told
+        except Exception as error:  # whatever it is, the training thread takes it
             self._error = error

@@ -27,10 +27,10 @@ def stepped_twin(
     """An optimizer of the same class over new parameters, after so many steps on gradients of ones.
 
     Args:
-        optimizer: whose class and defaults it has.
-        groups: as of `optimizer`, with new parameters, on the device "meta" or a real one.
-        steps: to take.
-        options: in place of the defaults.
+        optimizer: gives the class and the defaults.
+        groups: like those of `optimizer`, with new parameters, on the device "meta" or a real one.
+        steps: how many to take.
+        options: replace the defaults.
 
     Raises:
         Exception: whatever the class raises that reads values, or cannot be made from its defaults.
@@ -49,10 +49,10 @@ def stepped_twin(
 
 
 def take_step(twin: Optimizer) -> None:
-    """A step of an optimizer that nobody else has.
+    """Take a step of an optimizer that nobody else uses.
 
-    Without what torch puts around the steps of its own classes: that imports torch's compiler, which takes longer
-    than importing torch.
+    It bypasses the wrapper of torch's own `step`, which imports torch's compiler: that takes longer than importing
+    torch.
     """
     step = type(twin).step
     with torch.no_grad():
@@ -60,10 +60,10 @@ def take_step(twin: Optimizer) -> None:
 
 
 def state_after_two_steps(optimizer: Optimizer, parameters: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
-    """The state of each parameter by name, of what does not change its form from step to step.
+    """The state of each parameter by name, without entries that change their form from step to step.
 
-    Taken of one parameter of each form in a group, with storage where that costs little: an optimizer may read values.
-    Empty for an optimizer of others that cannot be stepped so.
+    One parameter of each form in a group is stepped, with storage where that costs little: an optimizer may read
+    values. Empty for an optimizer of others that cannot be stepped so.
     """
     names = {parameter: name for name, parameter in parameters.items()}
     forms: list[dict[Any, list[str]]] = []  # of each group: (shape, dtype) -> names of its parameters
@@ -85,7 +85,7 @@ def state_after_two_steps(optimizer: Optimizer, parameters: Mapping[str, Tensor]
 
 
 def _states_of_twin(optimizer: Optimizer, forms: list[dict[Any, list[str]]], device: str) -> list[dict[str, Any]]:
-    """Of one parameter of each form; what has another form after the second step than after the first is left out."""
+    """The state of one parameter of each form, without entries that have another form after the second step."""
     groups = []
     for group, of_group in zip(optimizer.param_groups, forms, strict=True):
         options = {key: value for key, value in group.items() if key not in MEMBERS | EXECUTION_OPTIONS}

@@ -45,7 +45,7 @@ def save_checkpoint(
         step: optimizer steps done, >= 0.
         tensors: groups of tensors; each becomes a file NAME.safetensors. Tensors of any device and layout in memory,
             views and tied ones too; a tied tensor is written once under each of its names.
-        values: whatever else there is, as plain JSON values: dict with str keys, list, str, int, float, bool, None.
+        values: all other state, as plain JSON values: dict with str keys, list, str, int, float, bool, None.
         keep: how many checkpoints stay, >= 1: this one and the newest others.
 
     Returns:
@@ -81,7 +81,7 @@ def save_checkpoint(
 
 
 def is_on_disk(path: Path) -> bool:
-    """Whether a checkpoint is there with all its files, each as long as its manifest says; not what is in them."""
+    """Whether all files of a checkpoint exist with the sizes of its manifest; their contents are not checked."""
     try:
         verify_sizes(path, read_manifest(path))
     except CheckpointError:

@@ -29,7 +29,7 @@ from largebatch.records.regular_files import read_regular
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What was saved: groups of named tensors, on the CPU, plain JSON values, and the versions that saved them."""
+    """A saved state: groups of named tensors on the CPU, plain JSON values, and the versions that saved them."""
 
     path: Path
     step: int
@@ -46,13 +46,13 @@ It is called twice: with tensors on the device "meta", before any byte of them i
 
 
 def verify_checkpoint(path: Path, fits: Fits | None = None) -> Checkpoint:
-    """Check the checkpoint in the directory `path` to the last byte, whatever it is made of.
+    """Check the checkpoint in the directory `path` to the last byte, without trusting any of it.
 
     Only regular files of the directory itself are read. Values are parsed after their bytes were verified, headers of
     tensors before, so that a file that says too much of itself is not read to its end.
 
     Returns:
-        Of the tensors names, shapes and dtypes: they lie on the device "meta".
+        The checkpoint with its tensors on the device "meta": names, shapes and dtypes only.
 
     Raises:
         CheckpointError: if anything is missing, damaged, of a newer format, or refused by `fits`.
@@ -111,7 +111,7 @@ def newest_valid(
     exist.
 
     Raises:
-        CheckpointError: if a folder is there and cannot be looked into.
+        CheckpointError: if a folder exists and cannot be read.
     """
     rejected: list[str] = []
     found = [entry for folder in folders for entry in candidates(folder, up_to)]
@@ -123,13 +123,13 @@ def newest_valid(
 
 
 def find_valid(path: Path, fits: Fits | None = None) -> tuple[Checkpoint | None, list[str]]:
-    """The checkpoint that a path means, and why newer ones were passed over.
+    """The checkpoint at a path, and why newer ones were passed over.
 
-    A checkpoint is meant itself. Of a folder of checkpoints, such as RUN/checkpoints or RUN/checkpoints/best, and of a
-    run, the newest valid one is; None if there is none.
+    The path of a checkpoint means that checkpoint. The folder of a run, or of checkpoints such as RUN/checkpoints/best,
+    means its newest valid one; None if there is none.
 
     Raises:
-        CheckpointError: if the path is a checkpoint's and that is not whole, or cannot be looked into.
+        CheckpointError: if the path is a checkpoint's and that is not whole, or cannot be read.
     """
     if path.name.startswith("step_") or os.path.lexists(path / MANIFEST):
         return load_checkpoint(path, fits), []

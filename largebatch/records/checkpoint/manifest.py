@@ -1,4 +1,4 @@
-"""The manifest of a checkpoint: which files belong to it, and what every byte of them was.
+"""The manifest of a checkpoint: the files that belong to it, each with its size and SHA-256.
 
 No tensor format notices a flipped bit by itself: safetensors, `torch.load` and torch's distributed checkpoints all load
 it silently. So a manifest is written last, with size and SHA-256 of each file and of itself, and checked before any
@@ -45,7 +45,7 @@ def build_manifest(directory: Path, *, step: int, names: Iterable[str]) -> dict[
 
 
 def saved_versions() -> dict[str, str]:
-    """Of what decides the numbers of a run."""
+    """The versions of the packages that decide the numbers of a run."""
     return {name: _version(name) for name in ("largebatch", "torch")}
 
 
@@ -56,7 +56,7 @@ def encode_manifest(body: dict[str, Any]) -> bytes:
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
-    """The manifest of the checkpoint in `directory`, which is whole in itself; the files are not looked at.
+    """The verified manifest of the checkpoint in `directory`; the files that it lists are not read.
 
     Raises:
         CheckpointError: if it is missing, is damaged by as little as one bit, or belongs to a newer format.
@@ -91,7 +91,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
 
 
 def _manifest_fault(body: dict[str, Any]) -> str | None:
-    """What is no manifest of ours, although it has its own SHA-256: anybody can give it that."""
+    """The first fault of a manifest with a right SHA-256 of itself: anybody can compute that."""
     files, versions = body.get("files"), body.get("versions", {})
     if type(body.get("step")) is not int or not isinstance(files, dict) or VALUES not in files:
         return f"it lists no step or no {VALUES}"
@@ -120,7 +120,7 @@ def _is_digest(value: Any) -> bool:
 
 
 def verify_sizes(directory: Path, manifest: dict[str, Any]) -> None:
-    """Check that every file that the manifest lists is a regular one of its size: that takes no time, however large.
+    """Check that every listed file is a regular one of its size; large files take no longer.
 
     Raises:
         CheckpointError: naming each file that is not.
@@ -139,8 +139,8 @@ def verify_files(directory: Path, manifest: dict[str, Any]) -> None:
 
 def _raise_faults(directory: Path, faults: list[str | None]) -> None:
     if any(faults):
-        told = "; ".join(fault for fault in faults if fault)
-        raise CheckpointError(f"{directory}: {told}. It is damaged: use an older checkpoint.")
+        listed = "; ".join(fault for fault in faults if fault)
+        raise CheckpointError(f"{directory}: {listed}. It is damaged: use an older checkpoint.")
 
 
 def _size_fault(directory: Path, name: str, expected: dict[str, Any]) -> str | None:

@@ -1,4 +1,4 @@
-"""Whether a saved optimizer state is one of this optimizer: class, parameters, groups, options, names, values."""
+"""Checks that a saved optimizer state fits this optimizer: class, parameters, groups, options, names, values."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def matching_groups(
     *,
     keeps: frozenset[str] = frozenset(),
 ) -> list[tuple[int, dict[str, Any]]]:
-    """For each group of the optimizer, number and contents of the saved group with the same parameters.
+    """The saved group with the same parameters for each group of the optimizer: its number and contents.
 
     Args:
-        optimizer: that is to take up the state.
-        tensors: of the state; on the device "meta" their values are not looked at.
+        optimizer: the one to restore.
+        tensors: of the state; values on the device "meta" are not checked.
         values: the plain values that belong to them.
-        parameters: of the optimizer, by name.
+        parameters: the optimizer's, by name.
         keeps: options that were changed on purpose: state that only the former values need may be left over.
 
     Raises:
@@ -64,7 +64,7 @@ def matching_groups(
 
 
 def tensor_key(name: str, key: str) -> str:
-    """Where the state `key` of the parameter `name` is among the tensors.
+    """The name of the tensor with the state `key` of the parameter `name`.
 
     "~" and "/" of the name are written "~0" and "~1", as in a JSON pointer (RFC 6901): no two pairs share a key.
 
@@ -75,19 +75,19 @@ def tensor_key(name: str, key: str) -> str:
 
 
 def option_key(number: int, key: str) -> str:
-    """Where the tensor that is the option `key` of a group is among the tensors."""
+    """The name of the tensor with the option `key` of a group."""
     return f"~group/{number}/{key}"  # no escaped name begins with "~g"
 
 
 def has_fixed_state(optimizer: Optimizer) -> bool:
-    """Whether it is one of torch's or ours, which keep the names of their state and never move their own options."""
+    """Whether it is torch's or ours: these keep the names of their state and never change their own options."""
     return f"{type(optimizer).__module__}.".startswith(_FIXED_STATE)
 
 
 def _refuse(faults: list[str | None]) -> None:
     if any(faults):
-        told = "; ".join([fault for fault in faults if fault][:3])
-        raise CheckpointError(f"The state of the optimizer does not fit it: {told}. Use an older checkpoint.")
+        listed = "; ".join([fault for fault in faults if fault][:3])
+        raise CheckpointError(f"The state of the optimizer does not fit it: {listed}. Use an older checkpoint.")
 
 
 def _check_shapes(parameters: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
@@ -168,12 +168,12 @@ def _is_finite(value: Any) -> bool:
 
 
 def _refused_options(optimizer: Optimizer, group: Mapping[str, Any], saved: Mapping[str, Any]) -> str | None:
-    """What the class itself says to the saved options, where it takes those that the group has."""
+    """The class's own objection to the saved options, where it takes the group's."""
     own = {key: value for key, value in group.items() if key not in MEMBERS | EXECUTION_OPTIONS}
     options = {key: tuple(value) if isinstance(value, list) else value for key, value in saved.items()}
-    if _refusal(optimizer, group, own) is not None or (said := _refusal(optimizer, group, own | options)) is None:
+    if _refusal(optimizer, group, own) is not None or (refusal := _refusal(optimizer, group, own | options)) is None:
         return None
-    return f"{type(optimizer).__name__} refuses its options ({brief(said)[1:-1]})"
+    return f"{type(optimizer).__name__} refuses its options ({brief(refusal)[1:-1]})"
 
 
 def _refusal(optimizer: Optimizer, group: Mapping[str, Any], options: Mapping[str, Any]) -> str | None:
@@ -194,7 +194,7 @@ def _check_state(
     is_fixed: bool,
 ) -> None:
     if strangers := values["state"].keys() - parameters.keys():
-        _refuse([f"there is state of {brief(sorted(strangers))}, which it has not"])
+        _refuse([f"there is state of {brief(sorted(strangers))}, which it does not have"])
     known = state_after_two_steps(optimizer, parameters)
     faults: list[str | None] = []
     for name, packed in values["state"].items():
@@ -207,8 +207,8 @@ def _check_state(
             if missing or (extra and is_fixed):
                 faults.append(f"the state of {name} is {brief(sorted(entries))} in place of {brief(sorted(expected))}")
         for key, value in entries.items():
-            told = _entry_fault(key, value, parameters[name], (expected or {}).get(key))
-            faults.append(told and f"{key if key.isprintable() else brief(key)} of {name} {told}")
+            fault = _entry_fault(key, value, parameters[name], (expected or {}).get(key))
+            faults.append(fault and f"{key if key.isprintable() else brief(key)} of {name} {fault}")
     _refuse(faults)
 
 
@@ -226,7 +226,7 @@ def _entry_fault(key: str, value: Any, parameter: Tensor, expected: Any) -> str 
 
 
 def _is_no_number(value: Any) -> bool:
-    """Whether NaN or infinity is in a state."""
+    """Whether a state holds NaN or infinity."""
     if not isinstance(value, Tensor):
         return isinstance(value, float) and not math.isfinite(value)
     is_number = value.is_floating_point() or value.is_complex()

@@ -24,12 +24,12 @@ def pack_optimizer(optimizer: Optimizer, names: Mapping[Tensor, str]) -> tuple[d
     """State and options of `optimizer`: tensors, and plain JSON values.
 
     Args:
-        optimizer: any whose `state[parameter]` is a dict of tensors and scalars. What it keeps elsewhere is not seen.
-        names: name of each of its parameters, `{p: name for name, p in model.named_parameters()}`; more do no harm.
+        optimizer: any whose `state[parameter]` is a dict of tensors and scalars. State elsewhere is not saved.
+        names: name of each of its parameters, `{p: name for name, p in model.named_parameters()}`; more are ignored.
 
     Returns:
-        The state tensors themselves, not copies, under `tensor_key(name, key)`; and all else. Options of a group that
-        are neither scalars, lists of scalars nor tensors are listed in "not_saved", `EXECUTION_OPTIONS` are left out.
+        The state tensors themselves, not copies, under `tensor_key(name, key)`; and the plain values. "not_saved" lists
+        the options of a group that are neither scalars, lists of scalars nor tensors; `EXECUTION_OPTIONS` are left out.
 
     Raises:
         CheckpointError: if a parameter has no name of its own, or if its state holds anything but tensors and scalars.
@@ -75,7 +75,7 @@ def unpack_optimizer(
 
     Args:
         optimizer: of the same class, with the same parameters in the same groups; changed in place, or not at all.
-        tensors: are copied.
+        tensors: of the state; they are copied.
         values: the plain values that belong to them.
         names: as for `pack_optimizer`.
         keeps: options whose values stay the optimizer's own: they were changed on purpose.
@@ -146,5 +146,5 @@ def _is_plain(value: Any) -> bool:
 
 
 def listed(value: Any) -> Any:
-    """An option as JSON brings it back."""
+    """An option as JSON returns it."""
     return list(value) if isinstance(value, tuple) else value

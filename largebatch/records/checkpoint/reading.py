@@ -1,4 +1,4 @@
-"""How the files of a checkpoint are read, whoever wrote them: regular files, strict JSON, headers before bytes."""
+"""Reads the files of a checkpoint without trusting them: regular files, strict JSON, headers before bytes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from largebatch.records.regular_files import open_regular, printable
 
 MOST_JSON_BYTES = 2**26  # a run of 100,000 parameter tensors has a quarter of it
 _MOST_LEVELS = 100
-_MOST_TOLD = 300
+_MOST_LETTERS = 300
 _SPARSE_FROM, _SPARSEST = 2**30, 1000  # a file of this size, of which less than one byte in so many is on the disk
 _DTYPES = {
     "F64": torch.float64,
@@ -39,7 +39,7 @@ _DTYPES = {
 
 
 def open_file(path: Path) -> BinaryIO:
-    """Open a file of a checkpoint; what it is must lie in the checkpoint's own directory.
+    """Open a file of a checkpoint; a link must not lead out of the checkpoint's directory.
 
     Raises:
         OSError, ValueError: as `open_regular`.
@@ -80,7 +80,7 @@ def parse_json(data: bytes) -> Any:
 
 
 def outline(path: Path) -> dict[str, Tensor]:
-    """What a safetensors file says that it holds: names, shapes and dtypes, as tensors without storage.
+    """Names, shapes and dtypes by the header of a safetensors file, as tensors without storage.
 
     The library holds the header against the size of the file: no tensor lies outside, none overlaps another.
 
@@ -104,7 +104,7 @@ def outline(path: Path) -> dict[str, Tensor]:
 
 
 def brief(value: Any) -> str:
-    """A value of a checkpoint as messages have it: short, on one line, without signs that act on a terminal.
+    """A value of a checkpoint for messages: short, on one line, without control characters.
 
     >>> brief("a" * 1000), brief({"x": [1] * 9})
     ("'aaaaaaaaaaaa...aaaaaaaaaaaaa'", "{'x': [1, 1, 1, 1, 1, 1, ...]}")
@@ -113,14 +113,14 @@ def brief(value: Any) -> str:
 
 
 def plain(value: Any) -> str:
-    """As `brief`, and a short text as it is."""
+    """The same as `brief`, but a short text stands without quotes."""
     text = printable(value) if isinstance(value, str) else brief(value)
-    return text if len(text) <= _MOST_TOLD else brief(value)
+    return text if len(text) <= _MOST_LETTERS else brief(value)
 
 
 def reason(error: Exception) -> str:
-    """What an error of reading says, without numbers of the system."""
-    return printable(" ".join(str(getattr(error, "strerror", None) or error).split())).rstrip(".")[:_MOST_TOLD]
+    """The message of a reading error, without the system's error number."""
+    return printable(" ".join(str(getattr(error, "strerror", None) or error).split())).rstrip(".")[:_MOST_LETTERS]
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Whether a checkpoint is one of this model and this optimizer: names, shapes, dtypes, and numbers that are numbers."""
+"""Checks that a checkpoint fits this model and this optimizer: names, shapes, dtypes, and finite numbers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from largebatch.records.checkpoint.reading import brief, plain
 from largebatch.records.checkpoint.run_values import require_run_values
 
 STATISTICS = "statistics"
-"""The file of a checkpoint with what each rank has of its own; absent where all have the same."""
+"""The file of a checkpoint with the buffers that differ between ranks; absent where none does."""
 
 _MOVING = ("lr", "initial_lr")  # with the schedule
 _RUNNING_STATISTICS = ("running_mean", "running_var")
@@ -31,9 +31,9 @@ def require_run_fit(
 
     Args:
         checkpoint: its tensors may lie on the device "meta"; then their values are not looked at.
-        module: of the run, never wrapped.
-        optimizer: of the run.
-        keeps: options of the optimizer that were given other values on purpose.
+        module: the run's, never wrapped.
+        optimizer: the run's.
+        keeps: options of the optimizer that were changed on purpose.
     """
     require_run_values(checkpoint)
     if strangers := (checkpoint.tensors.keys() | {STATISTICS}) ^ {"model", "optimizer", STATISTICS}:
@@ -61,7 +61,7 @@ def require_model_fit(checkpoint: Checkpoint, module: nn.Module, *, any_precisio
 
     Args:
         checkpoint: its tensors may lie on the device "meta"; then their values are not looked at.
-        module: with the values that it starts from: what is not finite in them need not be so in the checkpoint.
+        module: with its initial values: a tensor that is not finite there need not be finite in the checkpoint.
         any_precision: whether floating-point weights may be of another dtype, and are converted.
     """
     own = {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
@@ -96,8 +96,8 @@ def unsound_weights(module: nn.Module, state: Mapping[str, Tensor] | None = None
     parameters that the model starts with.
 
     Args:
-        module: whose names they are.
-        state: to look at; its own if None.
+        module: gives the names.
+        state: the tensors to check; its own if None.
     """
     parameters = dict(module.named_parameters(remove_duplicate=False))
     buffers = dict(module.named_buffers(remove_duplicate=False))
@@ -131,7 +131,7 @@ def _renames(module: nn.Module) -> bool:
 
 
 def _check_memory(checkpoint: Checkpoint, module: nn.Module) -> None:
-    """What ranks have of their own is of buffers of the model, and the order of gradients is of its parameters."""
+    """Refuse tensors per rank that are no buffers of the model, and an order of gradients of other parameters."""
     buffers = dict(module.named_buffers())
     faults = [
         f"{STATISTICS}.safetensors: {plain(name)} is {form(rows)}"

@@ -24,7 +24,7 @@ class _Values(BaseModel):
 
 
 class _Identity(_Values, extra="allow"):
-    """Further keys, and what is inside of the sections, is compared with the config that is given."""
+    """Further keys, and the contents of the sections, are compared with the config that is given."""
 
     seed: int
     length: str
@@ -70,7 +70,7 @@ class PackedOptimizer(_Values):
 
 
 class _LossScale(_Values):
-    """Of torch's GradScaler."""
+    """The state of torch's GradScaler."""
 
     scale: Positive
     growth_factor: Annotated[float, Field(gt=1, allow_inf_nan=False)]
@@ -80,7 +80,7 @@ class _LossScale(_Values):
 
 
 class _NoLossScale(_Values):
-    """Of a run without one."""
+    """A run without a loss scale."""
 
 
 class _Counts(_Values):
@@ -113,7 +113,7 @@ class _Batches(_Values):
 
 
 class _NoiseScale(_Values):
-    """Of each group of parameters name and size; of all and of each group the pairs that were measured."""
+    """Name and size of each group of parameters; the measured pairs of all parameters and of each group."""
 
     groups: list[Annotated[list[str | int], Field(min_length=2, max_length=2)]]
     measurements: list[list[Annotated[list[Finite], Field(min_length=2, max_length=2)]]]
@@ -135,7 +135,7 @@ class _Observers(_Values, extra="allow"):
 
 
 class _Memory(_Values):
-    """What a run goes by besides; see `memory_of`."""
+    """Further state that a resumed run needs; see `memory_of`."""
 
     world_size: Annotated[int, Field(ge=1)]
     gradient: _Gradient
@@ -181,9 +181,9 @@ def require_values(schema: type[BaseModel], values: Any, source: str) -> None:
         schema.model_validate(values)
     except ValidationError as error:
         faults = error.errors(include_url=False, include_context=False)
-        told = "; ".join(_fault_text(fault) for fault in faults[:_MOST_FAULTS])
+        first = "; ".join(_fault_text(fault) for fault in faults[:_MOST_FAULTS])
         more = f"; and {len(faults) - _MOST_FAULTS} more" if faults[_MOST_FAULTS:] else ""
-        raise CheckpointError(f"{source}: {told}{more}. Use an older checkpoint.") from None
+        raise CheckpointError(f"{source}: {first}{more}. Use an older checkpoint.") from None
 
 
 _RULES = {"model_type": "must be values under names", "dict_type": "must be values under names"}

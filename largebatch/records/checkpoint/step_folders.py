@@ -1,4 +1,4 @@
-"""Which directories hold which step, which of them may go, and how a finished one gets its name.
+"""The directories of saved steps: how they are named, found, replaced and removed.
 
 Only what this version has checked to be its own, or an older version's, is removed or replaced: see `is_ours`.
 """
@@ -36,13 +36,13 @@ def candidates(folder: Path, up_to: int | None = None) -> list[Path]:
 
 
 def step_of(path: Path) -> int:
-    """By its name; -1: it is not that of a checkpoint."""
+    """The step in a directory's name; -1 for a name that no checkpoint has."""
     match = STEP.fullmatch(path.name) or _OLD.fullmatch(path.name)
     return int(match[1]) if match else -1
 
 
 def place_of(folder: Path, step: int) -> Path:
-    """Where the checkpoint of a step goes: its own name, or the first one beside what must stay as it is."""
+    """The path for the checkpoint of a step: its own name, or the first free one where that must stay as it is."""
     own = folder / f"step_{step:08d}"
     names = itertools.chain([own], (own.with_name(f"{own.name}-{number}") for number in itertools.count(2)))
     return next(path for path in names if not os.path.lexists(path) or is_ours(path))
@@ -51,8 +51,8 @@ def place_of(folder: Path, step: int) -> Path:
 def is_ours(path: Path) -> bool:
     """Whether this version or an older one wrote it, and it can be read, though perhaps it is damaged.
 
-    What a newer version wrote, what has no manifest that is whole, and what the disk or the permissions keep from being
-    read just now may be all that there is of a run: only a person can tell that it is not.
+    Others may be all that is left of a run: directories of a newer version, without a whole manifest, or unreadable
+    just now. Only a person may remove them.
     """
     try:
         for name in read_manifest(path)["files"]:
@@ -96,7 +96,7 @@ def _is_whole(path: Path) -> bool:
 def set_later_aside(folder: Path, step: int) -> Path | None:
     """Move the checkpoints of later steps, the best ones too, from `folder` to `NAME.stale-N` beside it; None: none is.
 
-    A run went on before `step`: were they left, the next start would take one of them for its newest.
+    A run continues at an earlier step: the next start would otherwise take one of them for its newest.
     """
     later = [path for one in (folder, folder / "best") for path in candidates(one) if step_of(path) > step]
     if not later:

@@ -1,4 +1,4 @@
-"""What one checkpoint directory is made of, and how it gets onto the disk."""
+"""The contents of a checkpoint directory, and how they are written to the disk."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from largebatch.records.durable_files import sync, sync_names, write_new
 
 
 class NotSavedError(CheckpointError):
-    """What was to be saved is not on the disk; earlier checkpoints are as they were."""
+    """The checkpoint is not on the disk; earlier ones are intact."""
 
 
 def check_contents(tensors: Mapping[str, Mapping[str, Tensor]], values: Mapping[str, Any]) -> None:
-    """Raise ValueError, before anything is written, for what would not come back as it is."""
+    """Raise ValueError, before anything is written, for values that would not be read back as they are."""
     for group, named in tensors.items():
         if not PLAIN_NAME.fullmatch(group):
             raise ValueError(f"tensors[{group!r}]: the name of a file has letters, digits, '_', '-' and '.' only.")

@@ -1,4 +1,4 @@
-"""Secrets: a config that holds one is refused, and what the environment says is told nowhere."""
+"""Secrets: a config that holds one is refused, and values of the environment appear in no output."""
 
 from largebatch.records.credentials.recognition import (
     argument_problems,

@@ -1,7 +1,8 @@
-"""What a secret is, by its name or by its look. A config must hold none.
+"""Recognises secrets by their name or their look. A config must hold none.
 
-It would end in records, shell histories and lists of processes. So it comes from the environment, `${oc.env:NAME}`.
-What has one of the names below is one with any value; of others the value tells; and some texts are secrets anywhere.
+A secret in a config ends in records, shell histories and lists of processes. It belongs into the environment,
+`${oc.env:NAME}`. Some names mark any value as a secret, for others the value decides, and some texts are secrets
+anywhere.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ _WORDS = re.compile(
     rf"{_ONE}(?:[ ./_-]+{_ONE})*(?:_\d+)?|[\d.eE+-]{{1,7}}|__\w+__|(?:u?int|b?float|complex)\d+"  # types of columns
 )
 _REMEDY = (
-    "what is typed or written there stays in records, histories of shells and lists of processes. Set a variable of "
-    "the environment and write '${oc.env:NAME}' instead, which records keep as it is"
+    "values there stay in records, shell histories and lists of processes. Set a variable of the environment and write "
+    "'${oc.env:NAME}' instead, which records keep as it is"
 )
 
 
 def names_secret(name: str) -> bool | None:
-    """Whether a key or variable of this name holds a secret; None: its value tells.
+    """Whether a key or variable of this name holds a secret; None: its value decides.
 
     >>> [names_secret(name) for name in ("openaiApiKey", "tokenizer", "sort_key", "my_token", "key")]
     [True, False, False, True, None]
@@ -113,9 +114,9 @@ def secrets_in(value: Any, key: str = "", *, below: bool | None = False) -> Iter
     A text is searched for secrets in it, and for defaults of variables, `${oc.env:NAME,DEFAULT}`.
 
     Args:
-        value: of the config, with variables of the environment as they are written.
-        key: where it stands.
-        below: what a name above it says of secrets, as `names_secret`.
+        value: of the config, with variables of the environment unresolved.
+        key: its dotted key.
+        below: `names_secret` of the names above it.
     """
     name = key.rpartition(".")[2]
     if isinstance(value, Mapping):
@@ -160,7 +161,7 @@ def _secrets_of_list(values: Sequence[Any], key: str, name: str, below: bool | N
 
 
 def _is_secret_below(name: str, value: Any, below: bool | None) -> bool:
-    """Of a dict with a name of secrets: `credentials={user: me, phrase: a1b2c3}`."""
+    """Whether a value in a dict with a name of secrets is one: `credentials={user: me, phrase: a1b2c3}`."""
     if below is False or name.lower() in known.BESIDE or isinstance(value, bool) or value is None:
         return False
     if isinstance(value, str):
@@ -180,10 +181,10 @@ def _has_secret_default(name: str, value: Any) -> bool:
 
 
 def argument_problems(arguments: Sequence[str]) -> list[str]:
-    """What of a command line is a secret, a sentence for each; the value is never repeated.
+    """A sentence for each secret on a command line; its value is never repeated.
 
     >>> argument_problems(["seed=1", "--api-key", "abc", "model={kwargs: {hub_token: a1b2}}"])[0][:36]
-    'api-key: looks like a secret, and wh'
+    'api-key: looks like a secret, and va'
     """
     found = []
     for place, argument in enumerate(arguments):

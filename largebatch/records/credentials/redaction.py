@@ -1,7 +1,7 @@
-"""Keeps secrets out of what is told: `${oc.env:NAME}` stands for what a variable of the environment holds.
+"""Keeps secrets out of all output: `${oc.env:NAME}` stands for the value of a variable of the environment.
 
-As the logs of a build service do: whatever holds the value of a variable that was read, or whose name says that it is
-a secret, is told without it. Messages of libraries and of the user's own code repeat what they were given.
+As in the logs of a build service, the value of a variable is replaced if a config reads it or its name marks a secret.
+Messages of libraries and of the user's own code repeat the values that they were given.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from largebatch import conf_dir
 from largebatch.records.credentials.recognition import is_secret, names_secret
 from largebatch.records.credentials.vocabulary import NO_VALUES, PATTERNS
 
-HIDDEN = "***"  # a secret that came from nowhere
+HIDDEN = "***"  # for a secret that is no variable's
 _SHORTEST, _SHORTEST_SECRET, _SHORTEST_LINE = 6, 4, 16
-_UNMISTAKABLE = 8  # characters: where less are found inside a word, they are others
+_UNMISTAKABLE = 8  # characters: a shorter value counts as a whole word only
 _NUMBER = re.compile(r"[-+]?[\d_]*\.?\d+(?:[eE][-+]?\d+)?|(?i:nan|inf|true|false|null|none|yes|no|on|off)")
 _PIN = re.compile(r"\d{6,}(?<!000)")
 _read: set[str] = set()  # variables that a config of this process reads
@@ -31,7 +31,7 @@ _read: set[str] = set()  # variables that a config of this process reads
 def hide_variables(names: Iterable[str]) -> None:
     """From now on `redacted` puts these variables of the environment in place of their values.
 
-    Not where a value is a number, or a path that exists: both are told.
+    A value that is a number, or a path that exists, stays visible.
     """
     _read.update(names)
 
@@ -57,7 +57,7 @@ def redacted(text: str) -> str:
 
 
 class RedactedScreen:
-    """A screen on which no secret is shown; all else is that of the screen behind it."""
+    """A screen that hides secrets; all else is delegated to the screen behind it."""
 
     def __init__(self, screen: Any) -> None:
         self._screen = screen
@@ -86,7 +86,7 @@ def redact_screens() -> None:
 
 @functools.lru_cache(1)  # a line on a screen need not wait for it, until the environment changes
 def _hidden(environ: frozenset[tuple[bytes, bytes]], read: frozenset[str]) -> list[tuple[str, re.Pattern[str], str]]:
-    """What stands for a secret, the longest first: one may be part of another."""
+    """(value, pattern, replacement) of every secret, the longest first: one may be part of another."""
     spellings = {spelling: name for name, value in _secret_variables(read) for spelling in _spellings(value)}
     longest_first = sorted(spellings.items(), key=lambda pair: len(pair[0]), reverse=True)
     return [(one, re.compile(_anywhere(one)), f"${{oc.env:{name}}}") for one, name in longest_first]
@@ -110,7 +110,7 @@ def _secret_variables(read: frozenset[str]) -> Iterator[tuple[str, str]]:
 
 
 def _is_ordinary(value: str) -> bool:
-    """Whether it stands in what we print anyway: to put something else there would tell that it is the secret."""
+    """Whether our own output holds the value anyway: a replacement there would reveal that it is the secret."""
     if value.casefold() in NO_VALUES or value in Path.home().parts:
         return True
     return re.fullmatch("[A-Za-z]+", value) is not None and value in _own_words()
@@ -118,7 +118,7 @@ def _is_ordinary(value: str) -> bool:
 
 @functools.cache
 def _own_words() -> frozenset[str]:
-    """Of the names and the comments of conf/: those of metrics, choices and columns, too."""
+    """The words in names and comments of conf/, which has metrics, choices and columns, too."""
     texts = (path.read_text(encoding="utf-8") for path in Path(conf_dir()).rglob("*.yaml"))
     return frozenset(word for text in texts for word in re.findall("[A-Za-z]+", text))
 

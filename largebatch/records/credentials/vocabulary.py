@@ -1,4 +1,4 @@
-"""The words by which a name tells that a secret stands under it, or that none does; and how secrets look."""
+"""The words that mark a name as a secret's, or as harmless; and patterns of secrets."""
 
 from __future__ import annotations
 

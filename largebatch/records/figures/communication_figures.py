@@ -57,9 +57,9 @@ def step_figure(rows: Mapping[str, Mapping[str, float]]) -> Bars:
             at += length
     return Bars(
         "step_parts",
-        "What a step's time consists of",
+        "Parts of a step's time",
         Axis("time", "s"),
-        Axis("what"),
+        Axis("part"),
         list(rows),
         tuple(bars),
         caption="Bars: medians; hidden communication runs beside computation, and both share the machine.",

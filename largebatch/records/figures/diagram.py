@@ -28,7 +28,7 @@ class Axis:
         label: the quantity.
         unit: of its values; empty where it has none.
         log: whether the axis is logarithmic.
-        low, high: where the axis begins and ends at the latest; None: with the values.
+        low, high: ends of the axis; None: they follow the values.
         falls: whether values fall to the right, or upwards.
     """
 
@@ -44,7 +44,7 @@ class Axis:
 
     @property
     def is_counted(self) -> bool:
-        """Whether its numbers are large counts, of which 20k is read more easily than 20,000."""
+        """Whether its numbers are large counts: 20k is easier to read than 20,000."""
         return any(word in (self.unit or self.label) for word in _COUNTED)
 
 
@@ -54,7 +54,7 @@ class Line:
 
     Attributes:
         label: for the legend.
-        x, y: of one length.
+        x, y: equally many values.
         low, high: ends of the error band, of the same length; None: there is no band. Points have error bars instead.
         style: `line`, `dashed` (theory, by convention), `points`, `both` points and line, `faint` (raw values under
             their smoothed course), `steps` (a value holds since the point before), `stack` (an area on top of the

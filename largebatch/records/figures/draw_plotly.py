@@ -75,7 +75,7 @@ def _room(figure: Bars) -> list[float]:
 
 
 def _names(places: Sequence[float | None], names: Sequence[str]) -> dict[str, Any]:
-    """Of an axis of rows, the first at the top; of many every n-th has its name."""
+    """The ticks of an axis of rows, the first at the top; of many rows every n-th is named."""
     every = -(-len(names) // _MOST_NAMES)
     shown = {"tickvals": list(places)[::every], "ticktext": [safe(name) for name in names[::every]]}
     return shown | {"autorange": "reversed", "automargin": True}

@@ -46,9 +46,9 @@ def draw_panels(figures: Sequence[Figure], path: str | Path, *, title: str = "")
     """Draw several figures side by side into one PNG; returns its path.
 
     Args:
-        figures: from left to right, three to a row, of four two.
+        figures: from left to right, three to a row; four make two rows.
         path: the file; its folder is created if need be.
-        title: over all of them.
+        title: above all of them.
     """
     drawn = io.BytesIO()
     sheet_of(figures, title).savefig(drawn, format="png", dpi=_DPI)
@@ -98,7 +98,7 @@ def _add_foot(sheet: matplotlib.figure.Figure, captions: str, legend: Mapping[st
 
 
 def _height(figure: Figure) -> float:
-    """In inches."""
+    """The height in inches."""
     if isinstance(figure, Surface) and figure.row_names:
         return max(4.8, 2.2 + 0.16 * min(len(figure.row_names), _MOST_NAMES))
     return 4.8
@@ -148,7 +148,7 @@ def _add_epochs(ax: Axes, samples_per_epoch: float) -> None:
 
 
 def _name_rows(ax: Axes, places: np.ndarray, names: Sequence[str], *, size: int) -> None:
-    """Instead of numbers; of many every n-th."""
+    """Names in place of numbers; of many rows every n-th."""
     every = -(-len(names) // _MOST_NAMES)
     ax.set_yticks(places[::every], [plain(name) for name in names[::every]])
     ax.tick_params(axis="y", labelsize=size, length=0)

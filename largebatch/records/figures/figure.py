@@ -1,4 +1,4 @@
-"""A figure of any kind, bars among them."""
+"""Bars, the union of all kinds of figures, and how a figure is read from its record."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What lies between training and validation, part by part."""
+"""The gap between training and validation, part by part."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ def gap_parts_figures(found: GapParts, *, unit: str) -> list[Bars]:
 
     Args:
         found: the parts.
-        unit: the mean loss is a mean over these.
+        unit: what the loss is averaged over, such as samples.
     """
     names = [part.name for part in found.parts]
     losses = [part.loss for part in found.parts]
     ends = (found.train_loss, found.val_loss)
-    title = "What lies between training loss and validation loss"
+    title = "From training loss to validation loss, part by part"
     loss = Axis("loss", f"mean per {unit}")
     figures = [_waterfall("gap_of_loss", title, loss, names, losses, ends, ".3g")]
     if found.train_accuracy is not None and found.val_accuracy is not None:
         falls = [part.accuracy for part in found.parts]
         ends = (1 - found.train_accuracy, 1 - found.val_accuracy)
         error = Axis("error", f"share of {unit}s that are wrong")
-        title = "What lies between training error and validation error"
+        title = "From training error to validation error, part by part"
         figures.append(_waterfall("gap_of_error", title, error, names, falls, ends, ".2%"))
     return figures
 

@@ -19,10 +19,10 @@ LAYER_PREFIXES = tuple(f"{kind}/" for kind in _MAPS)
 
 
 def layer_maps(rows: Sequence[Row], *, title: str) -> list[Surface]:
-    """Layers in the order of the model over samples, from the rows of layers.jsonl: of each kind that has data.
+    """A map for each quantity with data: layers in the order of the model, over samples.
 
     Args:
-        rows: of layers.jsonl.
+        rows: those of layers.jsonl.
         title: whose layers they are.
     """
     found = (_map(rows, kind, title) for kind in _MAPS)

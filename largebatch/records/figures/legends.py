@@ -15,7 +15,7 @@ _MOST_TICKS = 6  # of an axis of epochs
 
 
 def colour_places(figures: Sequence[Figure], fixed: Sequence[str] = ()) -> list[dict[str, int]]:
-    """For each of several figures that stand together: series -> place of its colour in a palette.
+    """Series -> place of its colour in a palette, for each of several figures that stand together.
 
     A series has one colour in all of them. Where they have more series than there are colours, only those that occur in
     several figures do, and the others of each figure take what is left. Bars have their own.
@@ -54,7 +54,7 @@ def _places(names: Sequence[str], fixed: Sequence[str], taken: Mapping[str, int]
 
 
 def legend_labels(figure: Figure) -> list[str]:
-    """Of a legend without repetitions: points of a series whose curve is named have no entry of their own."""
+    """The entries of a legend: none is repeated, and points of a series with a named curve have none."""
     if isinstance(figure, Bars):
         return list(dict.fromkeys(bar.label for bar in figure.bars if bar.start != bar.end))
     if isinstance(figure, Surface):

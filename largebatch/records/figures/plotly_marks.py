@@ -23,7 +23,7 @@ _DIGITS = 6  # significant ones; more are not seen
 
 
 def rounded(values: Numbers) -> list[float | None]:
-    """As many digits as are seen.
+    """Values with as many digits as can be seen.
 
     >>> rounded([1 / 3, None, 64])
     [0.333333, None, 64.0]
@@ -32,7 +32,7 @@ def rounded(values: Numbers) -> list[float | None]:
 
 
 def line_traces(figure: Diagram, places: Mapping[str, int]) -> list[dict[str, Any]]:
-    """Of every line, after that of its band."""
+    """A trace for every line, each after its band's."""
     in_legend = legend_labels(figure)
     entry_of = {line.series: line.label for line in reversed(figure.lines) if line.label in in_legend}
     traces: list[dict[str, Any]] = []

@@ -130,7 +130,7 @@ def _lines(columns: Columns, metric: Metric) -> list[Line]:
 
 
 def _last(columns: Columns, metric: Metric) -> str:
-    """What a metric with a standard error is at the end."""
+    """The last value of a metric with a standard error, for its label."""
     x, values = columns.series(metric.key)
     error_x, errors = columns.series(metric.stderr) if metric.stderr else (x[:0], x[:0])
     if not len(x) or not len(error_x) or error_x[-1] != x[-1]:
@@ -139,7 +139,7 @@ def _last(columns: Columns, metric: Metric) -> str:
 
 
 def _with_remark(columns: Columns, figure: Diagram) -> Diagram:
-    """A data set that augments by itself changes the meaning of the gap, as easier validation samples do."""
+    """Name what changes the meaning of the gap: a data set that augments by itself, easier validation samples."""
     is_below = any((value or 0.0) < 0 for line in figure.lines for value in line.y)
     easier = "Below 0 the validation samples are easier than the training samples as they were measured."
     title = figure.title + gap_remark(columns.is_gap_augmented)
@@ -152,7 +152,7 @@ def _if_it_changes(columns: Columns, figure: Diagram) -> Diagram:
 
 
 def _with_groups(columns: Columns, figure: Diagram) -> Diagram:
-    """With the noise scale of each group of parameters, and the global batch beside them."""
+    """Add the noise scale of each group of parameters, and the global batch."""
     groups = {name: group for name in columns.by_name if (group := group_of(name)) is not None}
     beside = [Metric(key, group, style="line") for key, group in groups.items()]
     if not figure.lines and not beside:
@@ -163,7 +163,7 @@ def _with_groups(columns: Columns, figure: Diagram) -> Diagram:
 
 
 def _with_parts(columns: Columns, figure: Diagram) -> Diagram:
-    """Exposed and hidden communication stacked to the total, under the other lines."""
+    """Stack exposed and hidden communication to the total, under the other lines."""
     (x, total), (at, exposed) = (columns.series(f"communication/{name}_s") for name in ("total", "exposed"))
     if not len(x):
         return replace(figure, lines=())
@@ -175,7 +175,7 @@ def _with_parts(columns: Columns, figure: Diagram) -> Diagram:
 
 
 def _with_stability_limit(columns: Columns, figure: Diagram) -> Diagram:
-    """2 / learning rate, as far as it is near enough to be seen beside the eigenvalues."""
+    """Add 2 / learning rate where it is near enough to be seen beside the eigenvalues."""
     if not figure.lines:
         return figure
     highest = max(value for value in figure.lines[0].y if value is not None)
@@ -193,7 +193,7 @@ def _with_stability_limit(columns: Columns, figure: Diagram) -> Diagram:
 
 
 def _with_time_parts(columns: Columns, figure: Diagram) -> Diagram:
-    """The parts of a step's time stacked to the whole; one slow step does not flatten the others."""
+    """Stack the parts of a step's time to the whole; one slow step does not flatten the others."""
     x, parts = _time_bins(columns)
     if not len(x):
         return figure

@@ -14,11 +14,11 @@ class Metric:
     """A metric of the rows as a line.
 
     Attributes:
-        key: of the rows.
+        key: its name in the rows.
         label: in the legend of its figure.
         title: of the figure that compares several runs in it; empty: there is none.
         noisy: whether raw values are drawn faintly under their smoothed course.
-        low, high: keys of the ends of its 95 % interval.
+        low, high: keys of the ends of its 95 % interval; empty: it has none.
         stderr: key of its standard error, whose 95 % are drawn; the last one is in the legend.
         style: of the line.
     """
@@ -181,7 +181,7 @@ KEYS = frozenset(
 
 
 def is_drawn(name: str) -> bool:
-    """Whether a figure of a run may show it: own metrics, of which there may be thousands, are not kept."""
+    """Whether a figure of a run may show it: a user's own metrics, perhaps thousands, are not kept."""
     return name in KEYS or group_of(name) is not None
 
 

@@ -14,11 +14,11 @@ _HERE = "the weights"
 
 
 def slice_figures(slices: Slices, *, unit: str) -> list[Diagram | Surface]:
-    """The loss along one direction and over a plane, of what has a finite loss; a plane of one point is left out.
+    """The loss along one direction and over a plane, where it is finite; a plane of one point is left out.
 
     Args:
         slices: what was measured.
-        unit: the mean loss is a mean over these.
+        unit: what the loss is averaged over, such as samples.
     """
     line, plane = numbers(slices.line), [numbers(row) for row in slices.plane]
     figures: list[Diagram | Surface] = []

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple, dataclass
 
 from largebatch.diagnostics.gap.large_batch_gap import clipped, welch_difference
 from largebatch.diagnostics.intervals import LEAST_SEEDS, Interval
-from largebatch.records.figures.diagram import Axis, Diagram, Line
+from largebatch.records.figures.diagram import Axis, Diagram, Line, Numbers, numbers
+from largebatch.records.metric_keys import stderr_key
 from largebatch.records.report.evidence import RunRecord
 from largebatch.records.report.seeds import by_seed, last_values
 
@@ -49,7 +50,6 @@ class Quality:
         key: of the rows.
         label: the quantity.
         unit: of it.
-        stderr: key of its standard error within one run; None: unknown.
         higher_is_better: whether a lower value is worse.
         low, high: bounds of the quantity, as of a share.
     """
@@ -57,21 +57,17 @@ class Quality:
     key: str
     label: str
     unit: str = ""
-    stderr: str | None = None
     higher_is_better: bool = False
     low: float = -math.inf
     high: float = math.inf
 
 
 ACCURACY = Quality(
-    "eval/val_accuracy", "validation accuracy", "share correct", "eval/val_accuracy_stderr", higher_is_better=True,
-    low=0.0, high=1.0,
-)  # fmt: skip
-LOSS = Quality("eval/val_loss", "validation loss")
-ACCURACY_GAP = Quality(
-    "gap/accuracy", "accuracy gap, training minus validation", "share", "gap/accuracy_stderr", low=-1.0, high=1.0
+    "eval/val_accuracy", "validation accuracy", "share correct", higher_is_better=True, low=0.0, high=1.0
 )
-LOSS_GAP = Quality("gap/loss", "loss gap, validation minus training", "", "gap/loss_stderr")
+LOSS = Quality("eval/val_loss", "validation loss")
+ACCURACY_GAP = Quality("gap/accuracy", "accuracy gap, training minus validation", "share", low=-1.0, high=1.0)
+LOSS_GAP = Quality("gap/loss", "loss gap, validation minus training")
 
 
 def grouped(runs: Sequence[RunRecord]) -> list[Group]:
@@ -187,7 +183,8 @@ def _ended(runs: Sequence[RunRecord], quality: Quality) -> list[RunRecord]:
 
 def _error_of_mean(runs: Sequence[RunRecord], quality: Quality) -> float:
     """Over validation samples, not over seeds: the runs share the samples, so that more of them do not help."""
-    errors = [run.last(quality.stderr) if quality.stderr else None for run in runs]
+    key = stderr_key(quality.key)
+    errors = [run.last(key) if key else None for run in runs]
     known = [error for error in errors if error is not None]
     return math.fsum(known) / len(known) if known else math.nan
 
@@ -195,6 +192,16 @@ def _error_of_mean(runs: Sequence[RunRecord], quality: Quality) -> float:
 def _signed(one: Interval, sign: float) -> Interval:
     ends = sorted((sign * one.low, sign * one.high)) if not math.isnan(one.low) else (math.nan, math.nan)
     return Interval(sign * one.value + 0.0, *ends)
+
+
+def interval_columns(intervals: Iterable[Interval]) -> tuple[Numbers, Numbers | None, Numbers | None]:
+    """Values and both ends as columns of a line; no ends where none is known.
+
+    >>> interval_columns([Interval(1.0, 0.5, 2.0), Interval(3.0, math.nan, math.nan)])
+    ([1.0, 3.0], [0.5, None], [2.0, None])
+    """
+    values, low, high = (numbers(side) for side in zip(*map(astuple, intervals), strict=True))
+    return (values, low, high) if any(end is not None for end in (*low, *high)) else (values, None, None)
 
 
 def batch_figures(groups: Sequence[Group]) -> list[Diagram]:
@@ -216,12 +223,7 @@ def _against_batch(groups: Sequence[Group], quality: Quality, name: str, title: 
         found = {size: outcome(runs, quality) for size, runs in group.by_batch.items()}
         known = {size: one for size, one in found.items() if one}
         if known:
-            ends = [
-                list(map(_known, side)) for side in zip(*((one.low, one.high) for one in known.values()), strict=True)
-            ]
-            values = [one.value for one in known.values()]
-            has_band = any(end is not None for side in ends for end in side)
-            low, high = ends if has_band else (None, None)
+            values, low, high = interval_columns(known.values())
             lines.append(Line(group.optimizer, list(known), values, low, high, style="both"))
     if not lines:
         return None
@@ -230,7 +232,3 @@ def _against_batch(groups: Sequence[Group], quality: Quality, name: str, title: 
         "two have none."
     )
     return Diagram(name, title, _BATCH, Axis(quality.label, quality.unit), tuple(lines), caption)
-
-
-def _known(value: float) -> float | None:
-    return None if math.isnan(value) else value

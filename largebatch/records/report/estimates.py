@@ -1,4 +1,4 @@
-"""What measured runs say at another batch size: a value, its interval, and how far it is from what was measured."""
+"""Estimates at another batch size from measured runs: a value, its interval, and how it follows from the runs."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ class Quantity:
     """Something that depends on the batch size.
 
     Attributes:
-        key: of its figure.
-        label: what it is.
-        unit: of it.
-        source: which measurements it rests on, and which assumption.
+        key: names its figure.
+        label: the quantity.
+        unit: the value's.
+        source: the measurements and the assumption that it rests on.
         at: batch size -> estimate.
         measured: batch size -> measured value, drawn as points.
         log: whether its axis is logarithmic.
@@ -117,10 +117,10 @@ class StepTimeFit:
     """Time of a step = fixed + per_sample * B, in seconds.
 
     Attributes:
-        fixed: what every step costs, communication for one.
-        per_sample: what every sample adds.
+        fixed: the cost of every step, such as communication.
+        per_sample: the cost of a sample.
         sizes: batch sizes that it was fitted to.
-        covariance: of both, 2 x 2; None where no measurement is left over to tell the spread.
+        covariance: of both, 2 x 2; None where no measurement is left over for the spread.
         quantile: of Student's t for the interval.
     """
 
@@ -218,12 +218,12 @@ def spread(values: Sequence[float]) -> Interval:
 
 
 def no_quantity(key: str, label: str, unit: str, reason: str) -> Quantity:
-    """One that nothing was measured of."""
+    """A quantity without a measurement."""
     return Quantity(key, label, unit, reason, lambda size: NOTHING, {})
 
 
 def count_of(runs: Sized) -> str:
-    """For people."""
+    """The number of runs as text."""
     return f"{len(runs)} run{'' if len(runs) == 1 else 's'}"
 
 

@@ -1,4 +1,4 @@
-"""Reads of a run what `largebatch compare` compares: its evaluations, in memory that grows with them alone."""
+"""Reads the evaluations of a run for `largebatch compare`, in memory that grows with them alone."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _MOST_DRAWN = 10_000  # evaluations of a run in the picture
 
 @dataclass(frozen=True)
 class EvaluatedRun:
-    """A run as its folder tells it.
+    """A run, read from its folder.
 
     Attributes:
-        folder: of the run.
+        folder: the run's.
         global_batch_size: in samples.
-        rows: of its evaluations, to draw: of very many every n-th; and its last position.
-        evaluations: that can be compared.
-        faults: of lines of metrics.jsonl, as of `Columns`.
+        rows: its evaluations, to draw, of very many every n-th; and its last position.
+        evaluations: those that can be compared.
+        faults: of lines of metrics.jsonl, as in `Columns`.
         settings: dotted key of config.yaml -> its value as a text.
     """
 

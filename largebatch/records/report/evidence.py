@@ -1,4 +1,4 @@
-"""What a report is made of: runs, and the records of measurements, comparisons, studies and experiments."""
+"""The input of a report: runs, and the records of measurements, comparisons, studies and experiments."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from largebatch.records.figures.run_metrics import KEYS
+from largebatch.diagnostics.intervals import Interval
+from largebatch.records.figures.run_metrics import KEYS, NOISE_SCALE
 from largebatch.records.regular_files import printable
 from largebatch.records.result import Result
 from largebatch.records.rows.columns import Column, Columns
@@ -20,7 +21,7 @@ from largebatch.records.rows.row_file import Row
 
 # What differs between replicates, or follows from the batch size and the machine.
 EXPECTED = ("seed", "run.", "batch.", "launcher.", "logger.", "observers.", "resume")
-# Everything that the page says of metrics.jsonl: the others of its names, however many, are not kept.
+# The columns of metrics.jsonl that the page uses: others, however many, are not kept.
 COLUMNS = KEYS | {"memory/peak_bytes", "eval/val_accuracy_stderr", "noise_scale/trace"}
 MOST_LAYER_ROWS, MOST_LAYERS = 120, 1000  # of maps of layers
 _MOST_LETTERS = 80
@@ -28,17 +29,17 @@ _MOST_LETTERS = 80
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run of `largebatch train`, as its folder tells it.
+    """A run of `largebatch train`, read from its folder.
 
     Attributes:
-        folder: of the run.
+        folder: the run's.
         name: unique on the page.
-        plan: of plan.json.
+        plan: the values of plan.json.
         settings: dotted key of config.yaml -> its value as a text.
-        summary: of summary.json; empty while the run is going on, or where it was killed.
+        summary: the values of summary.json; empty while the run goes on, or where it was killed.
         metrics: `COLUMNS` of metrics.jsonl.
         layers: rows of layers.jsonl, at most `MOST_LAYER_ROWS`; empty without it.
-        damage: what of the folder could not be used, one clause per kind.
+        damage: the unusable parts of the folder, one clause per kind.
         is_compared: whether the verdict compares it; an experiment of the textbook tells of its runs itself.
     """
 
@@ -54,7 +55,7 @@ class RunRecord:
 
     @property
     def global_batch_size(self) -> int:
-        """In samples; of a run that changes its batch the first."""
+        """In samples; the first one of a run that changes its batch."""
         return int(self.plan["global_batch_size"])
 
     @property
@@ -64,7 +65,7 @@ class RunRecord:
 
     @property
     def num_samples(self) -> int | None:
-        """Of the training set."""
+        """Samples of the training set."""
         return self.plan.get("num_samples")
 
     @property
@@ -96,7 +97,7 @@ class RunRecord:
 
     @property
     def status(self) -> str:
-        """As in the summary; without one the run is going on, or was killed."""
+        """The status of the summary; without one the run goes on, or was killed."""
         return shortened(str(self.summary.get("status", "unfinished")))
 
     @property
@@ -133,6 +134,12 @@ class RunRecord:
         assert key in COLUMNS, f"{key} is not among the columns that the report reads"
         return self.metrics.last.get(key)
 
+    @property
+    def noise_scale(self) -> Interval | None:
+        """The last gradient noise scale, in samples; None without an interval."""
+        value, low, high = map(self.last, NOISE_SCALE.keys)
+        return None if value is None or low is None or high is None else Interval(value, low, high)
+
     def series(self, key: str, against: str = "samples_seen") -> tuple[np.ndarray, np.ndarray]:
         """(x, y) of the rows that have `key`, ascending in x; empty where there is no finite value."""
         column = self.column(key)
@@ -151,7 +158,7 @@ class JsonRecord:
     """A measurement, comparison, study, learning-rate search or experiment.
 
     Attributes:
-        path: of the file.
+        path: the file.
         name: unique among its kind on the page.
         result: its content.
         checkpoint: whose weights were measured, as the file says; None: it does not.
@@ -178,7 +185,7 @@ class Evidence:
     Attributes:
         runs: ascending in batch size.
         records: kind, of `records.result.FILES` -> its records.
-        left_out: what could not be used.
+        left_out: folders and files that could not be used.
         num_trials: runs below a study that it tried and did not choose: part of the study, not of the comparison.
     """
 
@@ -221,7 +228,7 @@ class Evidence:
 
 
 def shortened(text: str) -> str:
-    """What is shown of a text that may be as long as a file.
+    """The beginning of a text that may be as long as a file.
 
     >>> shortened("a" * 500)[-20:]
     'aaa... (500 letters)'
@@ -231,6 +238,6 @@ def shortened(text: str) -> str:
 
 
 def differing(settings: Sequence[Mapping[str, str]]) -> list[str]:
-    """Keys in which runs differ besides batch, seed and what follows from them."""
+    """Keys in which runs differ besides batch, seed and their consequences."""
     keys = sorted({key for one in settings for key in one if not key.startswith(EXPECTED)})
     return [key for key in keys if len({one.get(key) for one in settings}) > 1]

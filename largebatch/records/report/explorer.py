@@ -1,4 +1,4 @@
-"""The batch-size explorer: what a slider over batch sizes shows, computed here, so that the page only looks it up."""
+"""The batch-size explorer: the values of a slider over batch sizes, computed here; the page looks them up."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from largebatch.records.figures.diagram import Axis, Diagram, Line
-from largebatch.records.report.batches import Group
+from largebatch.records.report.batches import Group, interval_columns
 from largebatch.records.report.estimates import EXTRAPOLATED, NONE, Estimate, Quantity
 from largebatch.records.report.evidence import Evidence
 from largebatch.records.report.quantities import quantities
@@ -19,10 +19,10 @@ _BEYOND = 4  # the slider goes on by this factor outside what was measured
 
 @dataclass(frozen=True)
 class Explorer:
-    """Of runs of one task and optimizer.
+    """The explorer of one task and optimizer.
 
     Attributes:
-        name: of the group.
+        name: the group's.
         sizes: batch sizes of the slider.
         start: place of the slider at first.
         quantities: rows of its table.
@@ -84,7 +84,7 @@ def slider_sizes(measured: Sequence[int], *, most: int | None) -> list[int]:
 
 
 def value_text(one: Estimate, unit: str) -> str:
-    """With its unit.
+    """The value with its unit.
 
     >>> value_text(Estimate(0.0123), "s"), value_text(Estimate(44.9), "steps"), value_text(Estimate(None), "s")
     ('12.3 ms', '44.9 steps', 'no evidence')
@@ -93,7 +93,7 @@ def value_text(one: Estimate, unit: str) -> str:
 
 
 def interval_text(one: Estimate, unit: str) -> str:
-    """Of 95 %, or why there is none.
+    """The 95 % interval, or why there is none.
 
     >>> interval_text(Estimate(1.0, 0.5, 2.0), "s"), interval_text(Estimate(3.0, kind="exact"), "")
     ('500 ms to 2 s', 'exact')
@@ -117,7 +117,7 @@ def _with_unit(value: float, unit: str) -> str:
 
 
 def _figure(quantity: Quantity, sizes: Sequence[int], row: Sequence[Estimate], optimizer: str) -> Diagram:
-    """In the colour of the optimizer: solid where it is supported, dashed beyond, points where it was measured."""
+    """Solid where it is supported, dashed beyond, points where it was measured; in the optimizer's colour."""
     beyond = [one.kind in (EXTRAPOLATED, NONE) for one in row]
     # A dashed part begins at its solid neighbour, so that no gap is left between them.
     dashed = [beyond[i] or any(beyond[j] for j in (i - 1, i + 1) if 0 <= j < len(row)) for i in range(len(row))]
@@ -125,14 +125,8 @@ def _figure(quantity: Quantity, sizes: Sequence[int], row: Sequence[Estimate], o
         _line("within what was measured", sizes, row, [not one for one in beyond]),
         _line("extrapolated", sizes, row, [dash and any(beyond) for dash in dashed], dashed=True),
     ]
-    points = quantity.measured
-    if points:
-        ends: list[list[float | None]] = [
-            [None if math.isnan(end) else end for end in side]
-            for side in ([one.low for one in points.values()], [one.high for one in points.values()])
-        ]
-        values = [one.value for one in points.values()]
-        lines.append(Line("measured", list(points), values, ends[0], ends[1], "points"))
+    if points := quantity.measured:
+        lines.append(Line("measured", list(points), *interval_columns(points.values()), "points"))
     drawn = tuple(replace(line, group=optimizer) for line in lines if any(value is not None for value in line.y))
     every = [value for line in drawn for value in line.y if value is not None]
     axis = Axis(quantity.label, quantity.unit, log=quantity.log and min(every) > 0)

@@ -37,14 +37,14 @@ def link_to(page: Path, target: Path, text: str) -> Link:
 
 
 def run_links(page: Path, run: RunRecord) -> list[Link]:
-    """To what a run has left behind."""
+    """Links to the files of a run."""
     names = ("config.yaml", "plan.json", "metrics.jsonl", "summary.json")
     files = [link_to(page, run.folder / name, name) for name in names if (run.folder / name).is_file()]
     return [link_to(page, run.folder, "folder"), *files]
 
 
 def escaped(text: str) -> str:
-    """Plain text."""
+    """A text with the signs of HTML escaped."""
     return html.escape(text)
 
 
@@ -63,7 +63,7 @@ def prose(text: str) -> str:
 
 
 def paragraph(text: str) -> str:
-    """Plain text."""
+    """A paragraph of `prose`."""
     return f"<p>{prose(text)}</p>"
 
 
@@ -160,7 +160,7 @@ def section(key: str, title: str, content: str) -> str:
 
 
 def links(targets: Sequence[Link]) -> str:
-    """One after the other."""
+    """Links, one after the other."""
     return " ".join(f'<a href="{html.escape(one.target, quote=True)}">{html.escape(one.text)}</a>' for one in targets)
 
 

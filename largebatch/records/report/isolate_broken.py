@@ -1,4 +1,4 @@
-"""Draws what can be drawn: a run or record that stops the page is left out of it by name, and the others are shown."""
+"""Isolates runs and records that cannot be drawn: the page leaves them out by name, and shows the others."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ Drawn = TypeVar("Drawn")
 
 
 def draw_without_broken(evidence: Evidence, draw: Callable[[Evidence], Drawn]) -> Drawn:
-    """`draw` of the evidence; where that raises, of all that it can draw, with the rest among `left_out`."""
+    """`draw(evidence)`; if that raises, `draw` of all that can be drawn, with the rest among `left_out`."""
     try:
         return draw(evidence)
-    except Exception:  # whose it is, is looked for below
+    except Exception:  # the culprit is searched below
         pass
     alone = [(path, _problem(evidence.only({path}), draw)) for path in evidence.paths]
     sound = evidence.without([LeftOut(path, problem) for path, problem in alone if problem])
     try:
         return draw(sound)
-    except Exception:  # what is sound alone, but not with the others
+    except Exception:  # some are sound alone, but not together
         pass
     kept: list[Path] = []
     broken: list[LeftOut] = []

@@ -48,12 +48,8 @@ def _variance(group: Group, variances: Sequence[JsonRecord]) -> Quantity:
 
 
 def _noise_scale(group: Group, variances: Sequence[JsonRecord]) -> tuple[Interval, str, list[int]] | None:
-    """In samples; the envelope of the intervals of several runs, since it differs between them."""
-    found = []
-    for run in group.runs:
-        value, low, high = (run.last(f"noise_scale/{key}") for key in ("b_simple", "ci_low", "ci_high"))
-        if value is not None and low is not None and high is not None:
-            found.append((run, Interval(value, low, high)))
+    """The noise scale in samples, with the envelope of the runs' intervals, as it differs between them."""
+    found = [(run, scale) for run in group.runs if (scale := run.noise_scale)]
     if found:
         values = [one for _, one in found]
         whole = Interval(
@@ -80,8 +76,8 @@ def _relative_noise(group: Group, variances: Sequence[JsonRecord]) -> Quantity:
     if found is None:
         return no_quantity("relative_noise", label, unit, "no run has enough evidence for a noise scale")
     amount, source, sizes = found
-    told = f"{source}: {amount.value:,.0f} samples ({amount.low:,.0f} to {amount.high:,.0f})"
-    return Quantity("relative_noise", label, unit, told, inverse_law(amount, sizes), {}, log=True)
+    shown = f"{source}: {amount.value:,.0f} samples ({amount.low:,.0f} to {amount.high:,.0f})"
+    return Quantity("relative_noise", label, unit, shown, inverse_law(amount, sizes), {}, log=True)
 
 
 def _steps(group: Group, fit: Mapping[str, Any] | None, variances: Sequence[JsonRecord]) -> Quantity:
@@ -95,12 +91,12 @@ def _steps(group: Group, fit: Mapping[str, Any] | None, variances: Sequence[Json
     if found is None:
         return no_quantity("steps", label, "ratio", "neither a study nor a noise scale is known")
     amount, source, sizes = found
-    told = f"no study; by the model of McCandlish et al. 2018 from the {source}: an order of magnitude"
-    return Quantity("steps", label, "ratio", told, inverse_law(amount, sizes, plus=1.0), {}, log=True)
+    shown = f"no study; by the model of McCandlish et al. 2018 from the {source}: an order of magnitude"
+    return Quantity("steps", label, "ratio", shown, inverse_law(amount, sizes, plus=1.0), {}, log=True)
 
 
 def _study_fit(group: Group, evidence: Evidence, *, is_only: bool) -> dict[str, Any] | None:
-    """Of this optimizer, in the study that these runs belong to, or where there is no other group."""
+    """The study's fit for this optimizer, if these runs belong to the study or there is no other group."""
     for study in evidence.of("study"):
         if not is_only and not any(
             run.folder.resolve().is_relative_to(study.path.parent.resolve()) for run in group.runs
@@ -121,5 +117,5 @@ def _is_of(record: JsonRecord, group: Group) -> bool:
 
 
 def _noise_sizes(runs: Sequence[RunRecord]) -> list[int]:
-    """Between a micro-batch and the batch a run has seen the noise itself."""
+    """The batch sizes at which the runs saw the noise: from the micro-batch to the batch."""
     return [size for run in runs for size in (run.micro_batch_size or run.global_batch_size, run.global_batch_size)]

@@ -1,4 +1,4 @@
-"""Puts the report together: one HTML file with plotly inside, that asks nothing of any network.
+"""Builds the report: one HTML file with plotly inside, which needs no network.
 
 A Content-Security-Policy in the page forbids requests; figures are drawn when they come into view.
 """
@@ -17,6 +17,7 @@ from typing import Any
 
 from largebatch.records.durable_files import write_whole
 from largebatch.records.figures.figure import Figure
+from largebatch.records.metric_keys import stderr_key
 from largebatch.records.regular_files import printable
 from largebatch.records.report import html_parts
 from largebatch.records.report.batches import Group, batch_figures, grouped
@@ -58,15 +59,15 @@ def report_sections(
 
     Args:
         evidence: what was read.
-        groups: of its runs.
-        explored: of each group.
+        groups: its runs by task and optimizer.
+        explored: the explorer of each group.
         of_records: sections of results.
         page: where the page will be: links are relative to it.
     """
-    said = "".join(map(html_parts.paragraph, verdict(evidence, groups)))
-    overview = f'<div class="verdict">{said}</div>'
+    sentences = "".join(map(html_parts.paragraph, verdict(evidence, groups)))
+    overview = f'<div class="verdict">{sentences}</div>'
     if doubts := caveats(evidence, groups):
-        overview += f"<h3>What weakens this, or is missing</h3>{html_parts.bullets(doubts)}"
+        overview += f"<h3>Caveats</h3>{html_parts.bullets(doubts)}"
     sections = [Section("overview", "Overview", overview)]
     sections.append(Section("explorer", "Batch-size explorer", options=list(map(_explorer_option, count(), explored))))
     sections += _run_sections(evidence.compared, groups)
@@ -76,10 +77,10 @@ def report_sections(
     sections.append(Section("runs", f"Runs ({len(evidence.runs)})", _runs_table(evidence.runs, page)))
     if evidence.damaged:
         rows = [(printable(one.path), printable(one.reason)) for one in evidence.damaged]
-        sections.append(Section("damaged", "Damaged", html_parts.table(("run", "what is wrong"), rows)))
+        sections.append(Section("damaged", "Damaged", html_parts.table(("run", "fault"), rows)))
     if evidence.left_out:
         rows = [(printable(one.path), printable(one.reason)) for one in evidence.left_out]
-        sections.append(Section("left-out", "Left out", html_parts.table(("what", "left out, because"), rows)))
+        sections.append(Section("left-out", "Left out", html_parts.table(("left out", "reason"), rows)))
     return [one for one in sections if one.before or one.options]
 
 
@@ -101,11 +102,11 @@ def _run_sections(runs: Sequence[RunRecord], groups: Sequence[Group]) -> list[Se
 
 @dataclass(frozen=True)
 class Written:
-    """What `write_report` has made.
+    """The result of `write_report`.
 
     Attributes:
-        figures: as plotly has them, by `SECTION/NAME`, for other places to show.
-        evidence: what the page shows, with what had to be left out of it.
+        figures: plotly's, by `SECTION/NAME`, for trackers to show.
+        evidence: shown on the page; `left_out` has the rest.
     """
 
     figures: dict[str, dict[str, Any]]
@@ -218,7 +219,7 @@ def _figures(figures: Sequence[Figure], keys: dict[int, str], legends: dict[int,
 def _explorer_option(number: int, found: Explorer) -> Option:
     rows = [(one.label, "", "", "", one.source) for one in found.quantities]
     before = html_parts.slider(number, "Batch size:", count=len(found.sizes), start=found.start)
-    before += html_parts.table(("quantity", "value", "95 % or range", "which is", "from"), rows, caption=found.name)
+    before += html_parts.table(("quantity", "value", "95 % or range", "kind", "source"), rows, caption=found.name)
     return Option(found.name, found.figures, before, number)
 
 
@@ -238,8 +239,8 @@ def _runs_table(runs: Sequence[RunRecord], page: Path) -> str:
             run.status,
             f"{run.steps:,}",
             f"{run.samples_seen:,}",
-            _with_error(run, "eval/val_accuracy", "eval/val_accuracy_stderr"),
-            _with_error(run, "gap/loss", "gap/loss_stderr") + gap_remark(run.is_gap_augmented),
+            _with_error(run, "eval/val_accuracy"),
+            _with_error(run, "gap/loss") + gap_remark(run.is_gap_augmented),
             "" if run.step_s is None else f"{run.step_s:.3g}",
             html_parts.run_links(page, run),
         ]
@@ -248,8 +249,9 @@ def _runs_table(runs: Sequence[RunRecord], page: Path) -> str:
     return html_parts.table(_HEADERS, rows, caption="± is the standard error over validation samples")
 
 
-def _with_error(run: RunRecord, key: str, stderr: str) -> str:
-    value, error = run.last(key), run.last(stderr)
+def _with_error(run: RunRecord, key: str) -> str:
+    value, stderr = run.last(key), stderr_key(key)
     if value is None:
         return ""
+    error = run.last(stderr) if stderr else None
     return f"{value:.4f}" + ("" if error is None else f" ± {error:.4f}")

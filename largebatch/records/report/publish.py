@@ -1,4 +1,4 @@
-"""How a verb tells a result: on the console, as JSON and pictures in a folder, and as a page."""
+"""How a verb presents a result: on the console, as JSON and pictures in a folder, and as a page."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def write_result(result: Result, path: Path, *, about: Mapping[str, Any]) -> Non
     """Write the record, then the pictures, and print each path.
 
     Args:
-        result: what was found.
-        path: of the record, with a name among `FILES`.
+        result: the finding.
+        path: the record's, with a name among `FILES`.
         about: where the numbers come from: config, environment, weights; keys of the record beside those of the result.
     """
     from largebatch.records.figures.draw_png import draw_panels
@@ -50,10 +50,10 @@ def write_result_page(
     """Write page.html into the folder, and print its path.
 
     Args:
-        folder: where to.
+        folder: the one to write into.
         records: files that were written.
         title: its heading.
-        left_out: (what, why) of what the page does not have.
+        left_out: (name, reason) of results that the page does not have.
     """
     evidence = read_records(records, [LeftOut(Path(what), why) for what, why in left_out])
     page = folder / "page.html"

@@ -30,7 +30,7 @@ _GIB = 2**30
 
 
 def quantities(group: Group, evidence: Evidence, *, is_only: bool) -> list[Quantity]:
-    """Of runs of one task and optimizer.
+    """The quantities of one task and optimizer.
 
     Args:
         group: the runs.
@@ -54,7 +54,7 @@ def _iterations(group: Group) -> Quantity | None:
 
 
 def _times(group: Group) -> list[Quantity]:
-    """Of a step, and of an epoch; runs on as many processes as most of them."""
+    """Time of a step and of an epoch, from the runs with the most common number of processes."""
     timed = [run for run in group.runs if run.step_s]
     if not timed:
         return [no_quantity("step_time", "time of a step", "s", "no run has time/step_s in its metrics")]
@@ -104,7 +104,7 @@ def _from_one_size(runs: Sequence[RunRecord], on: str) -> tuple[AtBatch, str]:
 
 
 def _memory(group: Group) -> Quantity:
-    """It follows the micro-batch, not the batch: accumulation and more processes leave it as it is."""
+    """Memory follows the micro-batch, not the batch: accumulation and more processes leave it unchanged."""
     label, unit, key = "peak memory of a process", "GiB", "memory/peak_bytes"
     known = [run for run in group.runs if run.last(key) and run.micro_batch_size]
     by_micro: dict[int, list[float]] = {}

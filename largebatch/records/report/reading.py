@@ -1,4 +1,4 @@
-"""Finds the folders that a report is about and reads them; what cannot be read is named, not raised."""
+"""Finds and reads the folders of a report; an unreadable one is named, not raised."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ def read_evidence(folders: Sequence[str | Path]) -> Evidence:
 
 
 def read_records(files: Sequence[Path], left_out: Sequence[LeftOut] = ()) -> Evidence:
-    """What a verb has just written, read as any report reads it: the page of a measurement, a study, a comparison.
+    """Read the records that a verb has just written, for the page of a measurement, a study or a comparison.
 
     Args:
         files: the records.
-        left_out: what else the page names.
+        left_out: other things that the page names.
 
     Raises:
         OSError, ValueError: if one of them is no record.
@@ -77,7 +77,7 @@ def _marked(folders: Sequence[str | Path], left_out: list[LeftOut]) -> Iterator[
 
 
 def _below(folder: Path, left_out: list[LeftOut]) -> Iterator[Path]:
-    """Not by os.walk, which calls itself for every level: folders may be a thousand deep."""
+    """The files to read below a folder. os.walk calls itself for every level, and folders may be a thousand deep."""
     waiting = [folder]
     while waiting:
         here = waiting.pop()
@@ -125,7 +125,7 @@ def _named_records(records: Sequence[JsonRecord]) -> list[JsonRecord]:
 
 
 def _unique_names(folders: Sequence[Path]) -> list[str]:
-    """As many last parts of each path as it takes to tell it from the others."""
+    """The last parts of each path, as many as make it unique."""
     paths = [tuple(map(printable, _real(folder).parts)) for folder in folders]
     names = ["/".join(path[-1:]) for path in paths]
     for length in range(2, max(map(len, paths), default=0) + 1):

@@ -41,11 +41,11 @@ def result_sections(evidence: Evidence, page: Path) -> tuple[list[Section], list
 
 def _option(record: JsonRecord, page: Path) -> Option:
     result = record.result
-    said = paragraph(f"Question: {result.question}") if result.question else ""
+    prose = paragraph(f"Question: {result.question}") if result.question else ""
     first, *others = result.sentences or [""]
-    said += (paragraph(first) if first else "") + bullets(others)
+    prose += (paragraph(first) if first else "") + bullets(others)
     tables = "".join(table(one.headers, one.rows, caption=one.title) for one in result.tables)
     runs = [link_to(page, record.path.parent / run, Path(run).name) for run in result.runs]
     ends = [("Runs", runs), ("All numbers", [link_to(page, record.path, record.path.name)])]
     linked = "".join(f'<p class="soft">{name}: {links(targets)}</p>' for name, targets in ends if targets)
-    return Option(record.name, result.figures, said + tables + linked)
+    return Option(record.name, result.figures, prose + tables + linked)

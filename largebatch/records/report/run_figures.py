@@ -33,7 +33,7 @@ MOST_SHOWN = 8  # runs of a task that are shown by themselves, too
 
 
 def run_label(run: RunRecord) -> str:
-    """What a line is called in legends: runs of one label are replicates, or differ in settings."""
+    """The name of a line in legends: runs of one label are replicates, or differ in settings."""
     return f"batch {run.global_batch_size:,}{'+' if run.is_ramped else ''}, {run.optimizer}"
 
 
@@ -51,7 +51,7 @@ def curves(runs: Sequence[RunRecord]) -> dict[str, list[Diagram]]:
 
 
 def maps_of_layers(runs: Sequence[RunRecord]) -> list[Surface]:
-    """Of one run per label, and a few at most: layers over samples."""
+    """Maps of layers over samples, of one run per label and a few at most."""
     one_each = {run_label(run): run for run in runs if run.layers}
     shown = list(one_each.values())[:MOST_SHOWN]
     return [found for run in shown for found in layer_maps(run.layers, title=f"{run.name}, {run_label(run)}")]
@@ -85,8 +85,8 @@ def _captions(shown: Sequence[RunRecord], figure: RunFigure, metric: Metric, *, 
     elif metric.stderr and any(run.has(metric.stderr) for run in shown) and len(shown) <= _BANDS:
         captions.append(BANDS_OF_ERRORS)
     if longest > 1:
-        which = "" if metric.noisy else f"Of long runs every {longest}th value is read as it is. "
-        captions.append(f"{which}{BANDS_OF_LONG_RUNS}")
+        thinning = "" if metric.noisy else f"Of long runs every {longest}th value is read as it is. "
+        captions.append(f"{thinning}{BANDS_OF_LONG_RUNS}")
     if is_below and metric.key.startswith("gap/"):
         captions.append("Below 0 the validation samples are easier than the training samples as they were measured.")
     return captions

@@ -1,7 +1,7 @@
-"""Reads the files of a run, and the records of measurements, as if a stranger had written them.
+"""Reads the files of a run, and the records of measurements, without trusting them.
 
-Every file is a regular one inside the folder and of a bounded size, every number that is used is checked here, and what
-is wrong is a ValueError with the reason: nothing behind this module meets a value that it cannot draw.
+Every file is a regular one inside the folder and of a bounded size, every number that is used is checked here, and a
+fault is a ValueError with the reason: nothing behind this module meets a value that it cannot draw.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _MOST_NAMES = 10_000  # of layers that are looked at
 
 
 def read_run(folder: Path) -> RunRecord:
-    """A run as its folder tells it; what of its files is damaged in part is in `damage`.
+    """Read a run; its partly damaged files are named in `damage`.
 
     Raises:
         OSError, ValueError: if it is not enough of a run.
@@ -169,9 +169,9 @@ def _read_summary(folder: Path) -> dict[str, Any]:
 
 
 def _read_layers(path: Path, damage: list[str], end: Place) -> list[Row]:
-    """Rows of what the maps show, evenly spaced if there are many, ends included; of many layers likewise.
+    """Rows for the maps of layers, evenly spaced if there are many, ends included; of many layers likewise.
 
-    A run is shown without them as well: what is wrong is added to `damage`.
+    A run is shown without them as well: faults are added to `damage`.
     """
     if not _is_there(path):
         return []

@@ -1,4 +1,4 @@
-"""What a section of the page is."""
+"""The sections of the page, and their options."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class Section:
     """A part of the page.
 
     Attributes:
-        key: of its anchor.
+        key: its anchor.
         title: its heading.
         before: HTML above the options.
-        options: of which one is shown at a time.
+        options: one of them is shown at a time.
     """
 
     key: str

@@ -1,8 +1,7 @@
 """Replicates: one value per seed, however often a seed was run.
 
-A run with the seed of another one is that run again. It tells how long it takes, whether the machine repeats itself or,
-where settings differ, what they change; of what another seed would bring it tells nothing, and it does not make an
-interval narrower.
+A run with the seed of another one is that run again. It shows the time, whether the machine repeats itself and, where
+settings differ, their effect. It shows nothing about another seed, and must not make an interval narrower.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Protocol, TypeVar
 
+from largebatch.diagnostics.intervals import LEAST_SEEDS
 from largebatch.records.report.evidence import RunRecord
 
 
@@ -34,7 +34,7 @@ def by_seed(runs: Sequence[Run]) -> list[list[Run]]:
 
 
 def furthest(runs: Sequence[RunRecord]) -> list[RunRecord]:
-    """Of the runs of one seed those that saw the most samples: the others were broken off."""
+    """The runs of one seed that saw the most samples: the others were broken off."""
     most = max(run.samples_seen for run in runs)
     return [run for run in runs if run.samples_seen == most]
 
@@ -48,9 +48,19 @@ def last_values(runs: Sequence[RunRecord], key: str) -> list[float]:
     return found
 
 
+def no_interval(seeds: int) -> str:
+    """Why a mean over so many seeds has no interval: they are too few, or ended alike.
+
+    >>> no_interval(1), no_interval(2), no_interval(3)
+    ('1 seed: no interval', '2 seeds: no interval', 'all seeds ended alike: no interval')
+    """
+    few = f"{seeds} seed{'s' * (seeds > 1)}"
+    return f"{few if seeds < LEAST_SEEDS else 'all seeds ended alike'}: no interval"
+
+
 def merge_notes(runs: Sequence[RunRecord], key: str | None) -> list[str]:
     """A clause for every seed with several runs: which runs are one value, and whether they repeat each other."""
-    told = []
+    notes = []
     for one in by_seed(runs):
         if len(one) == 1:
             continue
@@ -62,5 +72,5 @@ def merge_notes(runs: Sequence[RunRecord], key: str | None) -> list[str]:
         if len(values) > 1:
             known = [value for value in values if value is not None]
             clause += f", which ended from {min(known):.4g} to {max(known):.4g}: their mean counts"
-        told.append(clause)
-    return told
+        notes.append(clause)
+    return notes

@@ -15,7 +15,7 @@ _MOST = 2  # entries of a legend inside a figure: more leave no room for it on a
 
 @dataclass(frozen=True)
 class Entry:
-    """Of a legend: `label` is the text as plotly's traces have it."""
+    """An entry of a legend; `label` is the name of plotly's traces."""
 
     label: str
     colour: str

@@ -21,7 +21,7 @@ _FEWEST, _MOST = 25, 200  # of a series
 
 
 def comparison(runs: Sequence[RunRecord]) -> dict[str, Any]:
-    """What the page needs to compare any two of the runs.
+    """The data with which the page compares any two of the runs.
 
     Returns:
         `axes`: key -> title; `names` of the runs; `series`: per run, key -> steps, samples and values;

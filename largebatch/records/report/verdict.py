@@ -1,11 +1,11 @@
-"""What the evidence says in sentences, and what it does not support."""
+"""The verdict of a report in sentences, and its caveats."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
-from largebatch.diagnostics.intervals import LEAST_SEEDS, Interval
+from largebatch.diagnostics.intervals import Interval
 from largebatch.records.report.batches import (
     Difference,
     Group,
@@ -16,7 +16,7 @@ from largebatch.records.report.batches import (
     worse_than_smallest,
 )
 from largebatch.records.report.evidence import Evidence, RunRecord, differing
-from largebatch.records.report.seeds import by_seed, furthest, merge_notes
+from largebatch.records.report.seeds import by_seed, furthest, merge_notes, no_interval
 from largebatch.records.result import FILES
 
 _NOT_FINISHED = ("diverged", "stopped", "unfinished")
@@ -25,15 +25,15 @@ _EQUAL = 1.05  # budgets that differ by less count as equal
 
 def verdict(evidence: Evidence, groups: Sequence[Group]) -> list[str]:
     """Sentences: how batch sizes compare, noise scale, critical batch size."""
-    said = [line for group in groups for line in (*_of_batches(group), *_of_noise(group))]
+    sentences = [line for group in groups for line in (*_of_batches(group), *_of_noise(group))]
     kinds = dict.fromkeys(kind for kind, _ in FILES.values())  # two files may be of one kind
     results = [one.result for kind in kinds for one in evidence.of(kind)]
-    said += [f"{one.title}: {one.sentences[0]}" for one in results if one.sentences]
-    return said or ["There is no run with an evaluation, and no study: nothing can be said about batch sizes."]
+    sentences += [f"{one.title}: {one.sentences[0]}" for one in results if one.sentences]
+    return sentences or ["There is no run with an evaluation, and no study: nothing can be said about batch sizes."]
 
 
 def caveats(evidence: Evidence, groups: Sequence[Group]) -> list[str]:
-    """What weakens the sentences of the verdict, or is missing for more."""
+    """The weaknesses of the verdict, and missing evidence."""
     lines = [line for group in groups for line in _caveats_of(group)]
     if not evidence.of("study") and (evidence.runs or not evidence.records):
         lines.append(
@@ -59,11 +59,11 @@ def _of_batches(group: Group) -> list[str]:
     seen = [run.samples_seen for runs in group.by_batch.values() for one in by_seed(runs) for run in furthest(one)]
     if others and max(seen) > _EQUAL * min(seen):
         return [
-            f"{group.name}: the ends of the runs do not tell of the batch size, because the runs saw {min(seen):,} to "
+            f"{group.name}: final values do not compare batch sizes here, because the runs saw {min(seen):,} to "
             f"{max(seen):,} samples. `largebatch compare` matches them at equal samples, steps or training loss."
         ]
-    told = f"{_number(base.value)}{_interval(base, group.by_batch[smallest])}"
-    start = f"{group.name}: {quality.label} at batch {smallest:,} is {told}."
+    value = f"{_number(base.value)}{_interval(base, group.by_batch[smallest])}"
+    start = f"{group.name}: {quality.label} at batch {smallest:,} is {value}."
     compared = worse_than_smallest(group, quality)
     if not compared:
         missing = "no other batch size" if not others else "no other batch size with an evaluation"
@@ -77,33 +77,27 @@ def _compared(size: int, found: Difference, quality: Quality) -> str:
     value, low, high = (factor * end for end in (found.change.value, found.change.low, found.change.high))
     change = f"batch {size:,} ends {abs(value):.3g}{unit} {'worse' if value > 0 else 'better'}"
     if not found.over:
-        return f"{change} ({_no_interval(found.seeds)}): that cannot be told from noise"
+        return f"{change} ({no_interval(found.seeds)}): that cannot be told from noise"
     if found.over != "seeds":
-        told = f"95 % over validation samples: {_signed(low)} to {_signed(high)}, positive is worse"
+        interval = f"95 % over validation samples: {_signed(low)} to {_signed(high)}, positive is worse"
         size_of_it = "within" if low <= 0 <= high else "more than"
-        return f"{change} ({told}): {size_of_it} their noise. One seed says nothing about the noise of seeds"
-    told = f"95 %: {_signed(low)} to {_signed(high)}, positive is worse"
+        return f"{change} ({interval}): {size_of_it} their noise. One seed says nothing about the noise of seeds"
+    interval = f"95 %: {_signed(low)} to {_signed(high)}, positive is worse"
     if low > 0:
-        return f"{change} ({told}): more than noise"
+        return f"{change} ({interval}): more than noise"
     if high < 0:
-        return f"{change} ({told}): better by more than noise"
-    return f"{change} ({told}): within the noise"
-
-
-def _no_interval(seeds: int) -> str:
-    if seeds < LEAST_SEEDS:
-        return f"{seeds} seed{'s' * (seeds > 1)}: no interval"
-    return "all seeds of a batch ended alike: no interval"
+        return f"{change} ({interval}): better by more than noise"
+    return f"{change} ({interval}): within the noise"
 
 
 def _of_noise(group: Group) -> list[str]:
-    """Of the run with the smallest batch that knows it: there it is best measured."""
+    """The noise scale of the smallest batch that has one: there it is measured best."""
     for run in group.runs:
-        value, low, high = (run.last(f"noise_scale/{key}") for key in ("b_simple", "ci_low", "ci_high"))
-        if value is not None and low is not None and high is not None:
+        if scale := run.noise_scale:
             return [
-                f"{group.name}: the gradient noise scale is {value:,.0f} samples (95 %: {low:,.0f} to {high:,.0f}) at "
-                f"the end of {run.name}. By its model, batches of several times that size waste samples."
+                f"{group.name}: the gradient noise scale is {scale.value:,.0f} samples (95 %: {scale.low:,.0f} to "
+                f"{scale.high:,.0f}) at the end of {run.name}. By its model, batches of several times that size waste "
+                "samples."
             ]
     return []
 
@@ -142,7 +136,7 @@ def _listed(sizes: Sequence[int]) -> str:
 def _interval(one: Interval, runs: Sequence[RunRecord]) -> str:
     seeds = num_seeds([run for run in runs if run.status != "diverged"])
     if math.isnan(one.low):
-        return f" ({_no_interval(seeds)})"
+        return f" ({no_interval(seeds)})"
     over = " over validation samples" if seeds == 1 else ""
     return f" (95 %{over}: {_number(one.low)} to {_number(one.high)})"
 

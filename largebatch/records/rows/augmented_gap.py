@@ -1,4 +1,4 @@
-"""What a generalization gap is called where a data set augments by itself."""
+"""The mark of a generalization gap between sets of which one augments by itself."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ AUGMENTED_GAP = "gap/is_augmented"  # 1 in the rows of evaluations that read an 
 
 
 def gap_remark(is_augmented: object) -> str:
-    """What is said beside a generalization gap: a data set that augments by itself changes its meaning.
+    """The remark beside a generalization gap: a data set that augments by itself changes its meaning.
 
     >>> gap_remark({"gap/loss": 0.1, AUGMENTED_GAP: 1}.get(AUGMENTED_GAP))
     ', one side augmented'

@@ -52,14 +52,14 @@ NOTHING = Column(_EMPTY, _EMPTY, _EMPTY, _EMPTY, _EMPTY, _EMPTY)
 
 @dataclass(frozen=True)
 class Columns:
-    """What a file of rows says.
+    """The columns of a file of rows.
 
     Attributes:
         by_name: the columns that were asked for, of those that have a finite value.
         last: the last finite value of each, in the order of writing.
         num_rows: rows with a position.
         steps, samples_seen: the furthest position.
-        faults: what was passed over, one clause per kind.
+        faults: lines that were passed over, one clause per kind.
     """
 
     by_name: Mapping[str, Column] = field(default_factory=dict)
@@ -145,14 +145,14 @@ class _Growing:
         self._points: list[np.ndarray] = []
 
     def add(self, step: float, samples: float, value: object) -> bool:
-        """Whether it is a number."""
+        """Take a value; False if it is no number."""
         if (plain := number(value)) is None:
             return False
         self._new.append((step, samples, plain))
         return True
 
     def fold(self) -> None:
-        """Make points of what came, as far as it fills them."""
+        """Make points of the values so far, as many as they fill."""
         while len(self._new) >= self._every:
             room = MOST_POINTS - sum(map(len, self._points))
             if room == 0:
@@ -165,7 +165,7 @@ class _Growing:
             del self._new[:whole]
 
     def column(self) -> Column | None:
-        """What was read, whole; None without a finite value."""
+        """The finished column; None without a finite value."""
         self.fold()
         if self._new:  # the last point stands for fewer
             self._take(np.array([self._new], dtype=float))

@@ -1,4 +1,4 @@
-"""Rows of a file that have a place in their run, as if a stranger had written them; the others are counted."""
+"""Rows of a file that have a position in their run, read without trust; the others are counted."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Faults:
         self._count = dict.fromkeys(_FAULTS, 0)
 
     def add(self, kind: str, line: int) -> None:
-        """One more, a key of `_FAULTS`; a line counts once."""
+        """Count one more of a kind, which is a key of `_FAULTS`; a line counts once."""
         lines = self._first[kind]
         if line in lines:
             return
@@ -42,7 +42,7 @@ class Faults:
             lines.append(line)
 
     def clauses(self) -> tuple[str, ...]:
-        """One clause per kind that there is."""
+        """One clause per kind that occurred."""
         return tuple(clause.format(self._lines(kind)) for kind, clause in _FAULTS.items() if self._count[kind])
 
     def _lines(self, kind: str) -> str:
@@ -58,7 +58,7 @@ def placed_rows(
 
     Args:
         path: the file; errors as of `read_lines`.
-        faults: takes what is passed over. A last line without an end is just being written, and is no fault.
+        faults: counts lines that are passed over. A last line without an end is just being written, and is no fault.
         inside: a folder that a link must not lead out of.
         end: step and samples beyond which a row is damage: one of them would squeeze everything that is drawn.
     """

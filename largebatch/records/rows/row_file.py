@@ -1,6 +1,6 @@
 """Reads files of rows, one JSON object per line, row by row: a file of a million rows takes no more memory than of ten.
 
-What a kill, a full disk or an editor has left of a line is passed over and counted; see `jsonl` for who writes them.
+A line that a kill, a full disk or an editor has damaged is passed over and counted; `trackers.jsonl` writes the files.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Line(NamedTuple):
         number: from 1.
         start: its first byte in the file.
         text: its bytes, without the line's end.
-        row: what it says, non-finite numbers restored; None: it is no whole row.
+        row: its content, non-finite numbers restored; None: it is no whole row.
         is_ended: whether the line's end is there: the last one may be just being written.
     """
 

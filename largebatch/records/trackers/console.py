@@ -1,4 +1,4 @@
-"""What a person sees: the plan, the progress, the summary. Plain lines where there is no terminal."""
+"""The console: plan, progress and summary, in plain lines where there is no terminal."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ class JsonlTracker:
 
     @contextlib.contextmanager
     def _noting_news(self) -> Iterator[None]:
-        """Count what became of the file meanwhile."""
+        """Count the interventions in the file meanwhile."""
         yield
         while self._file.news:
             self._problems.count(self._file.news.pop(0), "")

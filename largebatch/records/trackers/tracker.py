@@ -1,4 +1,4 @@
-"""What a tracker is: it receives the rows of a run; it may lose them, but it never stops the run."""
+"""The protocol of trackers: they receive the rows of a run; they may lose rows, but never stop the run."""
 
 from __future__ import annotations
 

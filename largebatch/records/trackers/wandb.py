@@ -39,11 +39,11 @@ class WandbTracker:
 
     Args:
         folder: the run folder; W&B makes the subfolder `wandb` itself.
-        config: what to show as the run's configuration. Give it unresolved, without secrets: it is stored as it is,
+        config: shown as the run's configuration. Give it unresolved, without secrets: it is stored as it is,
             but for values that JSON does not know, which are stored as texts.
         mode: "auto" is what WANDB_MODE or `wandb offline` says, else online if a key is found (`key_source`), else
             offline.
-        defaults: by key of `wandb_settings.VARIABLES`, what holds where neither `given` nor W&B's variable says it.
+        defaults: by key of `wandb_settings.VARIABLES`: values where neither `given` nor W&B's variable has one.
         run_id: the id of the run that is resumed. Offline, W&B opens another folder with the same id; `wandb sync`
             joins them. Rows logged again after a resume appear twice, at the same `samples_seen`.
         given: `project`, `entity`, `name`, `group` (joins the runs of one study), `job_type`, `notes`, `tags`, `id`;
@@ -53,7 +53,7 @@ class WandbTracker:
 
     Attributes:
         run_id: to be stored for a resume; None if there is no W&B run.
-        mode: what it became: "online", "offline" or "disabled".
+        mode: as it ended up: "online", "offline" or "disabled".
         sync_command: uploads later what stayed on this machine; None if nothing did.
         variables: those of W&B that named this run.
     """

@@ -1,4 +1,4 @@
-"""What W&B is told: what was given, then what its own variables and files say, then our defaults.
+"""The settings of W&B, by precedence: given values, W&B's own variables and files, our defaults.
 
 W&B reads its variables itself, but an argument of `wandb.init` wins over them: a default of ours must not be one.
 """
@@ -41,39 +41,39 @@ _MODE_NAMES = {"run": "online", "dryrun": "offline"} | {mode: mode for mode in M
 def identity(
     given: Mapping[str, Any], defaults: Mapping[str, Any], files: Mapping[str, Any], environ: Mapping[str, str]
 ) -> tuple[dict[str, Any], list[str]]:
-    """The arguments of `wandb.init` that say which run this is, and the variables that had a say.
+    """The arguments of `wandb.init` that identify the run, and the variables that were used.
 
     Args:
         given: by key of `VARIABLES`; None where nothing was given.
         defaults: ours.
-        files: what settings files of W&B say.
+        files: values of W&B's settings files.
         environ: the environment.
     """
-    told: dict[str, Any] = {}
+    chosen: dict[str, Any] = {}
     used = []
     for key, variable in VARIABLES.items():
         value = given.get(key)
-        if value is None and (said := environ.get(variable)):
-            value = [tag.strip() for tag in said.split(",")] if key == "tags" else said
+        if value is None and (text := environ.get(variable)):
+            value = [tag.strip() for tag in text.split(",")] if key == "tags" else text
             used.append(variable)
-        told[key] = next((one for one in (value, files.get(key), defaults.get(key)) if one is not None), None)
-    return told, used
+        chosen[key] = next((one for one in (value, files.get(key), defaults.get(key)) if one is not None), None)
+    return chosen, used
 
 
 def naming_problems(given: Mapping[str, Any], environ: Mapping[str, str]) -> list[str]:
-    """What W&B would refuse at the start of the run, which then had no record there; arguments as of `identity`."""
-    told, used = identity(given, {}, {}, environ)
+    """A sentence for each name that W&B would refuse at the start of the run; arguments as in `identity`."""
+    chosen, used = identity(given, {}, {}, environ)
     source = {key: name if name in used else f"logger.wandb.{key}" for key, name in VARIABLES.items()}
     problems = [
-        f"{source[key]}={told[key]}: W&B allows none of {signs} in it. Write another, or unset it."
+        f"{source[key]}={chosen[key]}: W&B allows none of {signs} in it. Write another, or unset it."
         for key, signs in _FORBIDDEN.items()
-        if set(told[key] or "") & set(signs)
+        if set(chosen[key] or "") & set(signs)
     ]
-    if len(told["project"] or "") > _LONGEST_PROJECT:
-        problems.append(f"{source['project']}: W&B allows {_LONGEST_PROJECT} characters, not {len(told['project'])}.")
+    if len(chosen["project"] or "") > _LONGEST_PROJECT:
+        problems.append(f"{source['project']}: W&B allows {_LONGEST_PROJECT} characters, not {len(chosen['project'])}.")
     problems += [
         f"{source['tags']}: {tag!r} has {len(tag)} characters, and W&B allows 1 to {_LONGEST_TAG} in a tag."
-        for tag in told["tags"] or []
+        for tag in chosen["tags"] or []
         if not 1 <= len(tag) <= _LONGEST_TAG
     ]
     return problems + [
@@ -95,10 +95,10 @@ def mode_of(mode: str, environ: Mapping[str, str], files: Mapping[str, Any] | No
         return mode
     if environ.get("WANDB_DISABLED", "").lower() in _TRUE:
         return "disabled"
-    if said := environ.get("WANDB_MODE", "").lower():
-        if said not in _MODE_NAMES:
-            raise ValueError(f"WANDB_MODE={said}: use online, offline or disabled, or unset it. Rank 0 alone logs.")
-        return _MODE_NAMES[said]
+    if named := environ.get("WANDB_MODE", "").lower():
+        if named not in _MODE_NAMES:
+            raise ValueError(f"WANDB_MODE={named}: use online, offline or disabled, or unset it. Rank 0 alone logs.")
+        return _MODE_NAMES[named]
     return _MODE_NAMES.get(str((files or {}).get("mode")), "auto")
 
 
@@ -129,7 +129,7 @@ def settings(known: Mapping[str, Any], environ: Mapping[str, str]) -> dict[str, 
 
 
 def read_settings_files(wandb: Any) -> dict[str, Any]:
-    """What `wandb init`, `wandb offline` and the like have written into settings files."""
+    """The settings that `wandb init`, `wandb offline` and the like have written into files."""
     try:
         found = wandb.setup().settings
         return {name: getattr(found, name) for name in ("mode", "project", "entity") if name in found.model_fields_set}
@@ -139,8 +139,8 @@ def read_settings_files(wandb: Any) -> dict[str, Any]:
 
 def server_of(wandb: Any) -> str:
     """The address that wandb will use: the environment, then its settings files, then the public server."""
-    if said := os.environ.get("WANDB_BASE_URL"):
-        return said
+    if address := os.environ.get("WANDB_BASE_URL"):
+        return address
     try:
         return str(wandb.setup().settings.base_url)
     except Exception:
