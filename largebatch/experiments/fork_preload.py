@@ -20,5 +20,5 @@ if _IS_FORK_SERVER:
 import largebatch.experiments.study.trial  # noqa: E402, F401
 
 if _IS_FORK_SERVER:
-    gc.freeze()  # what is there now is shared with the forks for as long as nobody walks through it
+    gc.freeze()  # shares the present objects with the forks: no collection touches them
     atexit.register(os._exit, 0)  # to take torch apart costs a second after the end of a study

@@ -37,7 +37,7 @@ def compare_runs(folders: Sequence[str], *, on_left_out: Callable[[str], object]
 
     Args:
         folders: run folders.
-        on_left_out: called with each line of what is left out, also where nothing remains to be compared.
+        on_left_out: called with a line for each run left out, also where nothing remains to be compared.
 
     Raises:
         ValueError: if there is nothing to compare.

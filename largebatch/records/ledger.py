@@ -109,7 +109,7 @@ class FieldComparison:
     Attributes:
         field: key of the rows.
         num_compared: steps in which both have it.
-        differing_steps: those of them in which it differs.
+        differing_steps: those in which it differs.
         largest: the largest relative difference of `lr` or `loss`, else 0.
     """
 

@@ -1,4 +1,4 @@
-"""Two ledgers side by side: the first step in which they differ, and what differs there, in lines for people."""
+"""Two ledgers side by side: the first step in which they differ, and the differences there, as lines of text."""
 
 from __future__ import annotations
 

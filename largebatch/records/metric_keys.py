@@ -1,4 +1,4 @@
-"""Every key of metrics.jsonl: its unit, its meaning, what asks for it and what it costs. The README's table is this."""
+"""Every key of metrics.jsonl: its unit, its meaning, the config key that enables it, and its cost; as in the README."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def read_regular(path: Path, *, most: int, inside: Path | None = None) -> bytes:
     with open_regular(path, inside=inside) as file:
         found = file.read(most + 1)
     if len(found) > most:
-        raise ValueError(f"{path.name} has more than {most:,} bytes, the most that is read of such a file.")
+        raise ValueError(f"{path.name} has more than {most:,} bytes. Such files are read up to that size.")
     return found
 
 

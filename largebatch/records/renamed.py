@@ -1,4 +1,4 @@
-"""Old names and what they are called now: the one table for configs, checkpoints, records, verbs and metrics.
+"""Old names and their present ones: the one table for configs, checkpoints, records, verbs and metrics.
 
 An old name in a config or on a command line is refused with the new one (`renamed_in_config`,
 `renamed_on_command_line`): two names for one thing would make two runs look different. Checkpoints and run folders of
@@ -23,7 +23,7 @@ KEYS = {
     "launcher.timeout_s": "launcher.collective_timeout_s",
     "chapter": "textbook",
 }
-# Key -> (regular expression of a part of its value, what it is now).
+# Key -> (regular expression of a part of its value, the present text).
 _CHAPTER = (
     r"(?<![\w./-])chapter/(?=(?:accumulation|convergence|gd_variants|gradient_variance|lars|learning_rate|linear_scaling|"
     r"noise_and_minima|warmup)\b)"

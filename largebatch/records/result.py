@@ -33,7 +33,7 @@ FILES: dict[str, tuple[str, tuple[str, ...]]] = {
 _OF_RESULT = ("title", "question", "sentences", "tables", "figures", "runs", "numbers")
 _ABOUT = {"kind", "name", "config", "settings", "environment", "answer", "conclusions", *_OF_RESULT}
 _MOST_LETTERS, _MOST_PARTS, _MOST_ROWS, _MOST_COLUMNS, _MOST_RUNS = 4_000, 200, 5_000, 50, 20_000
-_MOST_SHOWN = 80  # letters of what is wrong
+_MOST_SHOWN = 80  # letters of a wrong value
 _EARLIER = "single numbers of a file by an earlier version; run the command again to have its tables"
 _SENTENCE_END = re.compile(r"(?<=\.)\s+(?=[A-Z])")
 _MOST_EARLIER, _MOST_DEPTH = 40, 3  # numbers of an earlier version that are shown, and how deep they lie

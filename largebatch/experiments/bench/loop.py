@@ -130,7 +130,7 @@ def print_ratio(
     *,
     title: str,
 ) -> None:
-    """Medians of both sides and of their ratio; `rows` are their names and what they are."""
+    """Print medians of both sides and of their ratio; `rows` are their names and descriptions."""
     from largebatch.records.trackers import print_plan
 
     ratios = sorted(ours / theirs for ours, theirs in times)

@@ -73,7 +73,7 @@ def read_whole(metrics: str) -> None:
 
 
 def draw_end(metrics: str, folder: str) -> None:
-    """Draw what a run draws at its end."""
+    """Draw the pictures of a run's end."""
     from largebatch.records.figures.run_figures import draw_run
     from largebatch.records.figures.run_metrics import is_drawn
     from largebatch.records.rows.columns import read_columns

@@ -22,7 +22,7 @@ from largebatch.experiments.study.record import curve_sizes, study_record
 from largebatch.records.figures.diagram import Axis, Diagram, Line
 from largebatch.records.result import Result, Table
 
-# System -> round of the benchmark, and what a sample is.
+# System -> round of the benchmark, and the unit of a sample.
 PUBLISHED = {
     "ResNet-50 with LARS": ("training 4.0", "images"),
     "BERT-large with LAMB": ("training 5.1", "sequences"),
@@ -42,7 +42,7 @@ def read_atlas(own: Sequence[Path] = ()) -> Analysis:
     """Fits of all published systems, and beside them of one's own tables, each named by its file.
 
     Raises:
-        TableError: with what is wrong with a table.
+        TableError: with the faults of a table.
         OSError: if one cannot be read.
     """
     with as_file(files("largebatch.experiments.study") / "published_steps.csv") as path:

@@ -56,7 +56,7 @@ def _curve(name: str, fit: CriticalBatch, scale: Callable[[float, float], float]
 
 
 def _points(name: str, points: list[StudyPoint], scale: Callable[[float, float], float]) -> list[Line]:
-    """Medians with what is known of their error; those that were not reached apart."""
+    """Medians with their intervals where known; targets that were not reached are a series of their own."""
     lines = []
     reached = [point for point in points if not point.measured.median[1]]
     if reached:

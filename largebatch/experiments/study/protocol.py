@@ -150,7 +150,7 @@ def _tuning(cell: Cell, rows: Sequence[Row]) -> list[Row]:
 
 
 def _noise_scale(rows: Sequence[Row]) -> Interval | None:
-    """The geometric mean over seeds of value and ends: the interval is that of a single run."""
+    """The geometric mean over seeds of value and ends: the interval is a single run's."""
     known = [row["noise_scale"] for row in rows if row.get("noise_scale")]
     known = [scale for scale in known if all(0 < scale[end] < math.inf for end in ("value", "low", "high"))]
     if not known:

@@ -17,7 +17,7 @@ CURVE_POINTS = 33
 
 
 def study_record(analysis: Analysis) -> dict[str, Any]:
-    """The numbers, ready for JSON: what is not known, or not bounded, is null."""
+    """The numbers, ready for JSON: unknown and unbounded ones are null."""
     return {
         "unit": "samples",
         "optimizers": list(analysis.fits),

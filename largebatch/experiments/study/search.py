@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from largebatch.experiments.study.settings import RangeConfig
 
-BORDER = 0.05  # of a range, on its own scale: what lies closer to an end may lie beyond it
+BORDER = 0.05  # of a range, on its own scale: a best value closer to an end may lie beyond it
 Setting = dict[str, float]  # key of the config -> value
 
 

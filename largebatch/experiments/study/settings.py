@@ -80,7 +80,7 @@ class StudyConfig(Section):
             raise ValueError(f"share={self.share}: {self.shares} shares are 0 to {self.shares - 1}. Choose one.")
         if absent := [name for name in self.optimizers if not self.ranges(name)]:
             raise ValueError(
-                f"search has no range for {', '.join(absent)}: what is not tuned cannot be compared. Declare one, as "
+                f"search has no range for {', '.join(absent)}: untuned optimizers do not compare. Declare one, as "
                 f"study.search.{absent[0]}.lr={{key: scaling.base_lr, low: 0.001, high: 1.0, scale: log}}."
             )
         return self

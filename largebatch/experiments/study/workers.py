@@ -41,7 +41,7 @@ def run_side_by_side(
     again from its beginning.
 
     Raises:
-        BrokenProcessPool: if a worker was killed; what is finished has been yielded.
+        BrokenProcessPool: if a worker was killed; finished rows have been yielded.
     """
     with _single_threaded():
         context = _context()
@@ -76,7 +76,7 @@ def _share_out(
                 pending[pool.submit(_work, job)] = job.name
             if not pending:
                 return
-            is_last = stop()  # before the wait: what has ended by now is taken
+            is_last = stop()  # before the wait: runs that have ended by now are taken
             done, _ = wait(pending, timeout=0.0 if is_last else _WAIT_S, return_when=FIRST_COMPLETED)
             for future in done:
                 del pending[future]

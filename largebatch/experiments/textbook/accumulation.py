@@ -31,7 +31,7 @@ class Settings(Section):
 
 @dataclass(frozen=True)
 class Comparison:
-    """Weights of a split batch against those of the batch at once.
+    """Weights after a split batch against weights after the batch at once.
 
     Attributes:
         model: plain or batch norm.
@@ -112,7 +112,7 @@ def _on_ranks(experiment: Experiment, settings: Settings, total: int) -> list[Co
 
 
 def _normed(experiment: Experiment, settings: Settings, total: int) -> list[Comparison]:
-    """Batch norm makes samples see each other: those of the micro-batch, or of the whole batch."""
+    """A model with batch norm, in which samples see their micro-batch, or the whole batch."""
     common = (*settings.normed, "precision=fp64")
     whole = _weights(experiment, "batch-norm-at-once", *common, f"batch.micro={total}")
     found = []

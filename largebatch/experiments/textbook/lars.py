@@ -60,12 +60,12 @@ class Tuned:
 
 
 def run(experiment: Experiment, settings: Settings) -> Result:
-    """Tune every optimizer at every batch size, and train other seeds with what was chosen."""
+    """Tune every optimizer at every batch size, and train other seeds with the chosen rates."""
     found = {name: [tune(experiment, settings, name, size) for size in settings.batch_sizes]
              for name in settings.base_lrs}  # fmt: skip
     return Result(
         title="SGD, LARS and LAMB over batch sizes",
-        question="When every optimizer has its own rate for every batch size, which of them holds the large batch?",
+        question="With a rate tuned per optimizer and batch size, which keeps its accuracy at large batches?",
         sentences=_sentences(found, settings),
         tables=(_table(experiment, found, settings),),
         figures=(_accuracy_figure(experiment, found), _loss_figure(experiment, found), _grid_figure(found)),

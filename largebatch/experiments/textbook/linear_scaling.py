@@ -99,7 +99,7 @@ def _rule(experiment: Experiment, settings: Settings, name: str) -> Rule:
 
 
 def _holds_up_to(linear: Rule, settings: Settings) -> int:
-    """The largest k up to which the training loss stays within the tolerance of that of k = 1."""
+    """The largest k up to which the training loss stays within the tolerance of the loss at k = 1."""
     holds = 1
     for k, excess in zip(linear.factors, linear.excess(linear.outcomes[0]), strict=True):
         if not abs(excess) <= settings.tolerance:
@@ -181,7 +181,7 @@ def _about_runs(linear: Rule, others: Sequence[Rule], settings: Settings) -> lis
     seeds = len(linear.outcomes[0].rows)
     by = f"in the mean of {seeds} seeds" if seeds > 1 else "for one seed, which cannot tell that from luck"
     sentences = [f"The rule holds up to k = {holds} over whole runs: the training loss stays within "
-                 f"{settings.tolerance:.0%} of that of k = 1, {by}."]  # fmt: skip
+                 f"{settings.tolerance:.0%} of the loss at k = 1, {by}."]  # fmt: skip
     if holds < linear.factors[-1]:
         breaks = linear.factors.index(holds) + 1
         sentences.append(

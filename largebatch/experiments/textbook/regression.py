@@ -32,13 +32,13 @@ def least_squares(experiment: Experiment) -> LeastSquares:
 def noise_floor(task: LeastSquares, global_batch_size: int, lr: float) -> float:
     """Expected L(w) - L(w*) at the ends of late epochs, by noise alone: of the noisy quadratic model near w*.
 
-    Shuffling lowers it, by a known factor where batches fill the epoch; where they do not, it is that of fresh draws.
+    Shuffling lowers it, by a known factor where batches fill the epoch; elsewhere it is the floor of fresh draws.
     """
     model, num_samples = task.near_minimiser(), len(task.design)
     if num_samples % global_batch_size:
         moments = model.stationary_variance(lr=lr, global_batch_size=global_batch_size)
     else:
-        # From the minimiser on: what is there after many epochs came from noise.
+        # From the minimiser on: after many epochs all distance comes from noise.
         moments = model.epoch_second_moments(
             np.zeros(len(model.curvature)),
             lr=lr,

@@ -1,4 +1,4 @@
-"""The training set of an experiment, for what is measured beside its runs."""
+"""The training set of an experiment, for measurements beside its runs."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ def highest_at_peak(outcome: Outcome) -> Float64Array:
     """
     _, rates = outcome.curve("train/lr")
     _, losses = outcome.curve("train/loss")
-    at_peak = int(np.argmax(rates[0]))  # this step's loss is that of the weights before it
+    at_peak = int(np.argmax(rates[0]))  # this step's loss belongs to the weights before it
     return np.asarray(losses[:, at_peak + 1 :].max(axis=1) / losses[:, at_peak])
 
 

@@ -71,7 +71,7 @@ def _state(prepared: Prepared) -> list[Cause]:
 
 @torch.no_grad()
 def _loss_over_batch(probe: Probe) -> list[Cause]:
-    """A loss per sample must not depend on which other samples are in the micro-batch."""
+    """A loss per sample must not depend on the other samples of the micro-batch."""
     if probe.count < 2 or is_coupled(probe.loss):  # a loss that says so is taken over the whole global batch
         return []
     probe.model.eval()

@@ -19,8 +19,9 @@ FLOOR = 1e-2
 
 @dataclass(frozen=True)
 class Comparison:
-    """Relative errors by name: max |ours - reference| / max |reference|, the latter not below `FLOOR` times that of all
-    tensors of a kind.
+    """Relative errors by name: max |ours - reference| / max |reference|.
+
+    The denominator is at least `FLOOR` times the maximum over all tensors of a kind.
 
     Attributes:
         gradient: of the first global batch.

@@ -66,7 +66,7 @@ class Defect:
 
     Attributes:
         name: in a few words.
-        factor: what each micro-batch's loss is multiplied by: (plan, rank) -> ((call, samples) -> factor); or None.
+        factor: multiplies the loss of each micro-batch: (plan, rank) -> ((call, samples) -> factor); or None.
         plant: changes a run before it starts; or None.
         applies: whether it changes anything: (plan, run).
     """

@@ -31,10 +31,10 @@ TOO_COARSE = 0.1
 
 
 class LastDigits:
-    """Takes up to `UNITS` units in the last place off what a model computes: deterministic, from a seed of its own.
+    """Takes up to `UNITS` units in the last place off a model's numbers: deterministic, from a seed of its own.
 
     The terms of every sum are changed one by one, so that the sum answers at the size of its terms, also where it is 0
-    but for rounding. Numbers only shrink: what is between 0 and 1 stays there.
+    but for rounding. Numbers only shrink: those between 0 and 1 stay there.
     """
 
     def __init__(self, seed: int) -> None:
@@ -47,7 +47,7 @@ class LastDigits:
             for parameter in model.parameters():
                 if parameter.requires_grad:
                     parameter.copy_(self._changed(parameter))
-        # Scripted modules take no hooks; what is around them is changed.
+        # Scripted modules take no hooks; the modules around them have them.
         modules = [one for one in model.modules() if not isinstance(one, torch.jit.ScriptModule)]
         handles = [module.register_forward_hook(self._change_output) for module in modules]
         try:

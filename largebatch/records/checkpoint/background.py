@@ -21,7 +21,7 @@ def copied(tensors: Mapping[str, Mapping[str, Tensor]]) -> Groups:
 class BackgroundWriter:
     """One thread that writes one thing at a time; nothing queues up.
 
-    Not a daemon: a process that ends by itself first finishes what it was writing.
+    Not a daemon: a process that ends by itself first finishes its write.
     """
 
     def __init__(self) -> None:

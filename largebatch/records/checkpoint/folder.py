@@ -3,7 +3,7 @@
     step_00000120/        model.safetensors  optimizer.safetensors  values.json  MANIFEST.json
     .tmp-120-3fa8c1d2/    being written, or left by a crash: never read, removed at the next save
     .old-120-9be07a11/    the former step 120 while a new one takes its place: read only if a crash came just then
-    step_00000120-2/      step 120, where `step_00000120` is what this version cannot read and therefore leaves alone
+    step_00000120-2/      step 120, where this version cannot read `step_00000120` and therefore leaves it alone
 
 All renames stay inside the folder, so each of them is atomic.
 """

@@ -215,7 +215,7 @@ def _check_state(
 def _entry_fault(key: str, value: Any, parameter: Tensor, expected: Any) -> str | None:
     if isinstance(value, Tensor) != isinstance(expected, Tensor) and expected is not None:
         return f"is a {state_form(value)} in place of a {state_form(expected)}"
-    is_no_number = _is_no_number(expected)  # what it starts from may stay: "not measured yet", the largest so far
+    is_no_number = _is_no_number(expected)  # an initial value may stay: "not measured yet", the largest so far
     if not isinstance(value, Tensor):
         is_nan = isinstance(value, float) and math.isnan(value) and not is_no_number
         is_wrong = expected is not None and _kind(value) != _kind(expected)

@@ -92,7 +92,7 @@ def require_model_fit(checkpoint: Checkpoint, module: nn.Module, *, any_precisio
 def unsound_weights(module: nn.Module, state: Mapping[str, Tensor] | None = None) -> str | None:
     """The name of a tensor that must be finite and is not: a parameter, or a running mean or variance.
 
-    Other buffers may hold what they like, such as masks of minus infinity or the largest value so far; so may frozen
+    Other buffers may hold any value, such as masks of minus infinity or the largest value so far; so may frozen
     parameters that the model starts with.
 
     Args:

@@ -1,6 +1,6 @@
 """The directories of saved steps: how they are named, found, replaced and removed.
 
-Only what this version has checked to be its own, or an older version's, is removed or replaced: see `is_ours`.
+Only directories that this version or an older one wrote are removed or replaced: see `is_ours`.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def set_later_aside(folder: Path, step: int) -> Path | None:
 
 
 def recover(folder: Path) -> None:
-    """Finish what a crash interrupted: put a directory that was set aside back, and remove leftovers."""
+    """Repair after a crash: put a directory that was set aside back, and remove leftovers."""
     for entry in list(folder.iterdir()):
         if _OLD.fullmatch(entry.name):
             path = place_of(folder, step_of(entry))

@@ -44,7 +44,7 @@ def check_contents(tensors: Mapping[str, Mapping[str, Tensor]], values: Mapping[
 
 
 def require_storable(tensors: Mapping[str, Mapping[str, Tensor]], values: Mapping[str, Any]) -> None:
-    """Raise ValueError if what is to be saved would not come back: tried on one number of each tensor, in memory."""
+    """Raise ValueError if the state would not be read back: tried on one number of each tensor, in memory."""
     check_contents(tensors, values)
     for group, named in tensors.items():
         few = {name: one.detach().reshape(-1)[:1] for name, one in named.items()}

@@ -105,7 +105,7 @@ def _mean_line(label: str, runs: RowsOfRuns, against: str, key: str) -> Line | N
 
 
 def _values(rows: Sequence[Row], against: str, key: str) -> tuple[np.ndarray, np.ndarray]:
-    """(x, y) of the rows that have both, in the order of steps; an accuracy as an error, NaN for what is not finite."""
+    """(x, y) of the rows that have both, in the order of steps; an accuracy as an error, infinity as NaN."""
     found = [(row["step"], row[against], row[key]) for row in rows if {"step", against, key} <= row.keys()]
     table = np.array(sorted(found, key=lambda one: one[0]), dtype=float).reshape(-1, 3)
     _, x, y = np.where(np.isfinite(table), table, np.nan).T

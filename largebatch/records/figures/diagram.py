@@ -58,7 +58,7 @@ class Line:
         low, high: ends of the error band, of the same length; None: there is no band. Points have error bars instead.
         style: `line`, `dashed` (theory, by convention), `points`, `both` points and line, `faint` (raw values under
             their smoothed course), `steps` (a value holds since the point before), `stack` (an area on top of the
-            stacked line before it; what is not known counts as 0).
+            stacked line before it; unknown values count as 0).
         group: lines of one group have one colour, as measured points and the curve through them; empty: its own.
         name: shown when the line is pointed at; empty: the label.
         dash: a place among the patterns of dashes; None: the pattern of the style.
@@ -192,7 +192,7 @@ class Surface:
 
 
 def numbers(values: Iterable[float]) -> Numbers:
-    """Plain numbers of any sequence or array; None for what is not finite.
+    """Plain numbers of any sequence or array; None for NaN and infinity.
 
     >>> numbers([1, float("nan")])
     [1.0, None]

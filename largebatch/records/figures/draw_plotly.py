@@ -68,7 +68,7 @@ def plotly_figure(figure: Figure, places: Mapping[str, int] | None = None) -> di
 
 
 def _room(figure: Bars) -> list[float]:
-    """Ends of x with room for what stands beside the bars."""
+    """Ends of x with room for the texts beside the bars."""
     ends = [end for bar in figure.bars for end in (bar.start, bar.end, bar.low, bar.high) if end is not None]
     extent = max(ends) - min(ends) or 1.0
     return [min(ends) - _ROOM[0] * extent, max(ends) + _ROOM[1] * extent]

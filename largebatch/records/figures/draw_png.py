@@ -113,7 +113,7 @@ def _legend(place: Axes | matplotlib.figure.Figure, entries: Mapping[str, Artist
 
 
 def _draw(ax: Axes, figure: Figure, places: dict[str, int]) -> dict[str, Artist]:
-    """Draw a figure into a panel; returns what stands in a legend, by label."""
+    """Draw a figure into a panel; returns the entries of its legend, by label."""
     colours = {series: PALETTE[place % NUM_COLOURS] for series, place in places.items()}
     if isinstance(figure, Diagram):
         handles = draw_stack(ax, figure.lines, colours)

@@ -22,7 +22,7 @@ def gap_parts_figures(found: GapParts, *, unit: str) -> list[Bars]:
 
     Args:
         found: the parts.
-        unit: what the loss is averaged over, such as samples.
+        unit: the loss is a mean per this unit, such as a sample.
     """
     names = [part.name for part in found.parts]
     losses = [part.loss for part in found.parts]

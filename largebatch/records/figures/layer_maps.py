@@ -30,7 +30,7 @@ def layer_maps(rows: Sequence[Row], *, title: str) -> list[Surface]:
 
 
 def _map(rows: Sequence[Row], kind: str, title: str) -> Surface | None:
-    """Zeros and infinities have the colours of the ends of the scale; what was not measured is left white."""
+    """Zeros and infinities have the colours of the ends of the scale; unmeasured cells are white."""
     prefix = f"{kind}/"
     names = list(dict.fromkeys(key for row in rows for key in row if key.startswith(prefix)))
     measured = [row for row in rows if any(key.startswith(prefix) for key in row)]
@@ -55,7 +55,7 @@ def _map(rows: Sequence[Row], kind: str, title: str) -> Surface | None:
 
 
 def _float(value: object) -> float:
-    """NaN for what is no share: infinite where it is beyond all that a column takes."""
+    """A ratio as a number: NaN if it is none, infinite beyond the largest that a column takes."""
     if not isinstance(value, (int, float)) or not value >= 0:
         return math.nan
     return float(value) if value <= _LARGEST else math.inf

@@ -143,7 +143,7 @@ def _band(line: Line, colour: str, *, log: bool) -> dict[str, Any]:
         pieces = [[(x, max(low, floor), max(high, floor)) for x, low, high in piece] for piece in pieces]
     x: list[float | None] = []
     y: list[float | None] = []
-    for piece in pieces:  # a gap between two areas, or plotly fills what lies between them
+    for piece in pieces:  # a gap between two areas, or plotly fills the space between them
         x += [*([None] if x else []), *(row[0] for row in piece), *(row[0] for row in reversed(piece))]
         y += [*([None] if y else []), *(row[1] for row in piece), *(row[2] for row in reversed(piece))]
     return {

@@ -21,7 +21,7 @@ _LINES = {
     "steps": ("-", None),
 }  # fmt: skip
 _DASHES = ("-", ":", "-.", (0, (5, 1)), (0, (5, 1, 1, 1)))  # once the colours are used up
-_LEVELS, _LABELLED = 18, 3  # contours of a landscape, and which of them have a number
+_LEVELS, _LABELLED = 18, 3  # contours of a landscape; every n-th has a number
 
 
 def plain(text: str) -> str:

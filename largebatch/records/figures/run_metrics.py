@@ -1,4 +1,4 @@
-"""Which metrics of a run are drawn, and in which figures: the one table for PNG, page and W&B."""
+"""The metrics of a run that are drawn, and their figures: the one table for PNG, page and W&B."""
 
 from __future__ import annotations
 

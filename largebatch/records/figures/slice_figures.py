@@ -17,8 +17,8 @@ def slice_figures(slices: Slices, *, unit: str) -> list[Diagram | Surface]:
     """The loss along one direction and over a plane, where it is finite; a plane of one point is left out.
 
     Args:
-        slices: what was measured.
-        unit: what the loss is averaged over, such as samples.
+        slices: the measured losses.
+        unit: the loss is a mean per this unit, such as a sample.
     """
     line, plane = numbers(slices.line), [numbers(row) for row in slices.plane]
     figures: list[Diagram | Surface] = []

@@ -136,7 +136,7 @@ class Difference:
 
     Attributes:
         change: with its 95 % interval; NaN ends: there is none.
-        over: what the interval covers: `seeds`, `validation samples`, or "" where there is none.
+        over: the source of the spread: `seeds`, `validation samples`, or "" where there is none.
         seeds: of the side that has fewer.
     """
 

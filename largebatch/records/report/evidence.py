@@ -205,7 +205,7 @@ class Evidence:
 
     @property
     def damaged(self) -> list[LeftOut]:
-        """The runs that are shown in part, each with what is wrong."""
+        """The runs that are shown in part, each with its faults."""
         return [LeftOut(run.folder, "; ".join(run.damage)) for run in self.runs if run.damage]
 
     @property

@@ -14,7 +14,7 @@ from largebatch.records.report.evidence import Evidence
 from largebatch.records.report.quantities import quantities
 
 _PER_OCTAVE = 4  # places of the slider between a batch size and its double
-_BEYOND = 4  # the slider goes on by this factor outside what was measured
+_BEYOND = 4  # the slider extends by this factor beyond the measured sizes
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def _figure(quantity: Quantity, sizes: Sequence[int], row: Sequence[Estimate], o
     # A dashed part begins at its solid neighbour, so that no gap is left between them.
     dashed = [beyond[i] or any(beyond[j] for j in (i - 1, i + 1) if 0 <= j < len(row)) for i in range(len(row))]
     lines = [
-        _line("within what was measured", sizes, row, [not one for one in beyond]),
+        _line("within the measured sizes", sizes, row, [not one for one in beyond]),
         _line("extrapolated", sizes, row, [dash and any(beyond) for dash in dashed], dashed=True),
     ]
     if points := quantity.measured:

@@ -54,7 +54,7 @@ def anchor(key: str, text: str) -> str:
 
 
 def prose(text: str) -> str:
-    """Plain text, with what stands between backticks as code.
+    """Plain text, with backticks as code.
 
     >>> prose("`largebatch study` does, below 5 < 6.")
     '<code>largebatch study</code> does, below 5 &lt; 6.'
@@ -116,7 +116,7 @@ def legend(entries: Sequence[Entry]) -> str:
 
 
 def choice(key: str, label: str, options: Sequence[tuple[str, str]]) -> str:
-    """A select of (label, HTML) of which one is shown."""
+    """A select over (label, HTML): the chosen one is shown."""
     if len(options) == 1:
         return options[0][1]
     identity = html.escape(key, quote=True)
@@ -141,7 +141,7 @@ def select(identity: str, label: str, options: Sequence[str], *, chosen: int = 0
 
 
 def slider(number: int, label: str, *, count: int, start: int) -> str:
-    """A range over `count` places with its text; what it changes is beside it in the block of this number."""
+    """A range over `count` places with its text; it changes the table and figures of the block with this number."""
     identity = f"explorer-{number}"
     return (
         f'<p><label for="{identity}">{html.escape(label)}</label> <output for="{identity}"></output></p>'

@@ -31,7 +31,7 @@ def write_result(result: Result, path: Path, *, about: Mapping[str, Any]) -> Non
     Args:
         result: the finding.
         path: the record's, with a name among `FILES`.
-        about: where the numbers come from: config, environment, weights; keys of the record beside those of the result.
+        about: the origin of the numbers, as further keys of the record: config, environment, weights.
     """
     from largebatch.records.figures.draw_png import draw_panels
 

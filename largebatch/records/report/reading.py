@@ -107,7 +107,7 @@ def _without_trials(runs: Sequence[RunRecord], studies: Sequence[JsonRecord]) ->
 
 
 def _with_owners(runs: Sequence[RunRecord], owners: Sequence[JsonRecord]) -> list[RunRecord]:
-    """Runs of an experiment differ in what it is about: they are no replicates of anything."""
+    """Mark runs of an experiment as not compared: they differ in its subject, and are no replicates."""
     roots = [_real(owner.path.parent) for owner in owners]
     owned = [any(_real(run.folder).is_relative_to(root) for root in roots) for run in runs]
     return [replace(run, is_compared=not is_owned) for run, is_owned in zip(runs, owned, strict=True)]

@@ -106,7 +106,7 @@ def read_settings(folder: Path) -> dict[str, str]:
 
 
 def _require_plain(root: Any) -> None:
-    """An alias stands for a copy of what it names, and a few lines of aliases of aliases for billions of them.
+    """Refuse YAML whose aliases multiply: an alias is a copy, and a few lines of nested ones make billions of values.
 
     Raises ValueError.
     """

@@ -15,7 +15,7 @@ from largebatch.records.regular_files import open_regular
 from largebatch.records.renamed import OLD_METRIC, new_metric
 
 Row = dict[str, float | int | str]
-"""One line of metrics: always `step`, `samples_seen`, `epoch`, `wall_s`; then what was measured."""
+"""One line of metrics: always `step`, `samples_seen`, `epoch`, `wall_s`; then the measured values."""
 
 MOST_BYTES = 2**24  # of a line: a file without line ends, such as a hole of a terabyte, is no file of rows
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}

@@ -84,7 +84,7 @@ def print_summary(
     commands: Sequence[tuple[str, str]] = (),
     console: Console | None = None,
 ) -> None:
-    """Print a table of (what, value), what the trackers lost, where the run and its pictures are, and what to do next.
+    """Print a table of (name, value), the losses of trackers, the paths of run and pictures, and the next commands.
 
     A path or a command is one line however narrow the terminal is, so that it can be copied.
     """
@@ -147,7 +147,7 @@ class ProgressLine:
 
     @property
     def problems(self) -> list[str]:
-        """What could not be shown, one line per kind of trouble."""
+        """Lines that could not be shown, one entry per kind of trouble."""
         return self._problems.lines()
 
     def log(self, row: Row) -> None:
@@ -178,7 +178,7 @@ class ProgressLine:
             self._refreshed_at = time.monotonic()
 
     def _describe(self, row: Row) -> list[str]:
-        """The parts of a line, for a training or an evaluation row; what was not measured is left out."""
+        """The parts of a line, for a training or an evaluation row, without unmeasured values."""
         parts = [f"step {row['step']}/{self._total_steps}", f"samples {row['samples_seen']}"]
         for key, name in _SHOWN.items():
             if key in row:

@@ -41,7 +41,7 @@ class JsonlTracker:
 
     @property
     def problems(self) -> list[str]:
-        """What was lost, one line per kind of trouble."""
+        """Losses, one line per kind of trouble."""
         return self._problems.lines()
 
     def log(self, row: Row) -> None:

@@ -34,13 +34,13 @@ class TensorBoardTracker:
         self._writer: Any = None
         self._samples_seen = 0
         with self._problems.counted("no event file; the records are in metrics.jsonl"):
-            # `purge_step` hides what is at that step too: the row of the checkpoint itself stays.
+            # `purge_step` hides rows at that step too: the row of the checkpoint itself stays.
             purge_step = None if resume_at_samples is None else resume_at_samples + 1
             self._writer = SummaryWriter(str(folder), purge_step=purge_step)
 
     @property
     def problems(self) -> list[str]:
-        """What was lost, one line per kind of trouble."""
+        """Losses, one line per kind of trouble."""
         return self._problems.lines()
 
     def log(self, row: Row) -> None:

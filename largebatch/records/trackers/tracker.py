@@ -21,7 +21,7 @@ class Tracker(Protocol):
 
     @property
     def problems(self) -> list[str]:
-        """What was lost, one line per kind of trouble."""
+        """Losses, one line per kind of trouble."""
 
     def log(self, row: Row) -> None:
         """Take one row."""

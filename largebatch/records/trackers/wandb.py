@@ -47,7 +47,7 @@ class WandbTracker:
         run_id: the id of the run that is resumed. Offline, W&B opens another folder with the same id; `wandb sync`
             joins them. Rows logged again after a resume appear twice, at the same `samples_seen`.
         given: `project`, `entity`, `name`, `group` (joins the runs of one study), `job_type`, `notes`, `tags`, `id`;
-            None: what W&B's variable says, else the default.
+            None: the value of W&B's variable, else the default.
 
     An online start that fails (no key, no server within 15 s) becomes an offline run and a line in `problems`.
 
@@ -96,7 +96,7 @@ class WandbTracker:
 
     @property
     def problems(self) -> list[str]:
-        """What was lost, one line per kind of trouble."""
+        """Losses, one line per kind of trouble."""
         return self._problems.lines()
 
     def log(self, row: Row) -> None:
