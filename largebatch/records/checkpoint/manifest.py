@@ -105,9 +105,9 @@ def _manifest_fault(body: dict[str, Any]) -> str | None:
         if name != VALUES and not name.endswith(TENSORS_SUFFIX):
             return f"{brief(name)} is no file of a checkpoint"
         if not isinstance(known, dict) or known.keys() != {"size", "sha256"}:
-            return f"of {name} it says {brief(known)}"
+            return f"its entry for {name} is {brief(known)}"
         if type(known["size"]) is not int or known["size"] < 0 or not _is_digest(known["sha256"]):
-            return f"of {name} it says {brief(known)}"
+            return f"its entry for {name} is {brief(known)}"
     return None
 
 
