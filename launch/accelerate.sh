@@ -3,8 +3,8 @@
 #
 # The same as torchrun.sh, with accelerate's launcher: NUM_PROCESSES processes of this machine.
 #   launch/accelerate.sh 8 data=cifar10 data.path=FOLDER model=resnet18 optimizer=lars batch.total=8192
-# On a machine without GPU, too, this needs --multi_gpu: without it `accelerate launch --num_processes 2` silently starts
-# one process, and --cpu does the same. The settings of `accelerate config` are overridden where they would change the run.
+# It passes --multi_gpu even on a machine without GPU: without it, or with --cpu, `accelerate launch --num_processes 2`
+# silently starts one process. It overrides settings of `accelerate config` that would change the run.
 #
 #   OMP_NUM_THREADS    threads of each process; default: 1. On a CPU: cores / NUM_PROCESSES.
 

@@ -1,16 +1,18 @@
-"""Torchrun, but nodes that do not meet, or lose each other, are one line and an end in time, and a signal is no error.
+"""Torchrun with bounded waits, one-line errors for missing or lost nodes, and exit codes that survive a signal.
 
     python launch/bounded_torchrun.py --nnodes 2 --rdzv-backend c10d --rdzv-endpoint HOST:PORT \
         --rdzv-conf join_timeout=300 --rdzv-id ID --nproc-per-node 8 -m largebatch train
 
-All options are torchrun's. It ends with the exit code of the rank that ended first, with 74 where any rank says that
-its last weights are not saved; torchrun alone makes 1 of each. A signal is handed on to the ranks. When they have ended
-it ends, too, without a traceback: with their code, or, where they were killed before they had one, with 130 after
-Ctrl-C and 75 after any other. Under `nohup` a SIGHUP is none.
+All options are torchrun's.
 
-`join_timeout` bounds the wait for the other nodes; exit code 2 after it. Torchrun alone gives up after `read_timeout`
-(60 seconds) where HOST is the last to come; here that counts as waiting, too. And with torch 2.13 it waits for ever for
-a HOST that the network has lost, ranks or no ranks: here it ends a minute after its last rank.
+Exit code: that of the first rank to end, or 74 if any rank could not save its last weights; torchrun alone turns each
+into 1. A signal is passed on to the ranks. After they have ended, the exit code is theirs; if they were killed, it is
+130 after Ctrl-C and 75 after any other signal. There is no traceback. Under `nohup` SIGHUP is ignored.
+
+Waits: `join_timeout` bounds the wait for the other nodes, with exit code 2. Torchrun alone gives up after
+`read_timeout` (60 seconds) if HOST is the last to start; here that time counts towards `join_timeout`. With torch 2.13,
+torchrun waits forever for a HOST that the network has lost, even without ranks; here it ends a minute after its last
+rank.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ _HANDLED = "SIGTERM,SIGINT,SIGHUP,SIGQUIT"  # torchrun's own
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Call torchrun's main until the nodes have met; what it raises and is not about meeting goes on."""
+    """Call torchrun's main until the nodes have met; returns the exit code. Exceptions not about meeting propagate."""
     options = parse_args(list(arguments))
     conf = dict(part.partition("=")[::2] for part in options.rdzv_conf.split(",") if part)
     started, limit_s = time.monotonic(), float(conf.get("join_timeout", _TORCHRUN_S))
@@ -58,8 +60,8 @@ def run(arguments: Sequence[str]) -> int:
             return code if code > 0 else 128 - code  # as a shell shows a signal
         except RendezvousTimeoutError:
             print(
-                f"{who} within {limit_s:g} s. Start the missing ones with the same arguments, check that they reach "
-                "this address, or wait longer: RENDEZVOUS_TIMEOUT.",
+                f"{who} within {limit_s:g} s. Start the missing nodes with the same arguments, check that they reach "
+                "this address, or raise RENDEZVOUS_TIMEOUT.",
                 file=sys.stderr,
             )
         except RendezvousConnectionError as error:
@@ -67,8 +69,9 @@ def run(arguments: Sequence[str]) -> int:
             if is_early and _opens(options.rdzv_endpoint, started + limit_s):
                 continue
             print(
-                f"{who}: after {time.monotonic() - started:.0f} s it does not answer {'' if is_early else 'any more '}"
-                "from this node. It is the address of one of them, as all others reach it, with a port that is free.",
+                f"{who}: after {time.monotonic() - started:.0f} s this address does not answer "
+                f"{'' if is_early else 'any more '}from this node. Give a name or address of one node that all others "
+                "reach, and a free port.",
                 file=sys.stderr,
             )
         else:
@@ -77,13 +80,13 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def code_after_signal(codes: Sequence[int], signal_name: str) -> int:
-    """The exit code of ranks that a signal was handed on to.
+    """The exit code after a signal was passed on to the ranks.
 
-    A batch system puts a job that ends with 75 back into its queue: not one whose last weights are not saved, or that
-    diverged in its last step. Where one rank has stopped, the errors of others are that they have lost it.
+    A batch system requeues a job that ends with 75. It must not requeue a job whose last weights are not saved, or that
+    diverged in its last step. If one rank has stopped, other ranks fail only because they have lost it.
 
     Args:
-        codes: of the ranks of this node; negative: ended by a signal, and without a code.
+        codes: of the ranks of this node; negative: killed by a signal, without a code.
         signal_name: such as SIGTERM.
 
     >>> [code_after_signal(codes, "SIGTERM") for codes in ([75, 74], [1, 1], [0, 0])]
@@ -101,7 +104,7 @@ def code_after_signal(codes: Sequence[int], signal_name: str) -> int:
 
 @contextlib.contextmanager
 def _codes_of_ranks() -> Iterator[list[int]]:
-    """Holds the exit codes of this node's ranks once torchrun has ended them; after a signal it tells nobody."""
+    """Collects the exit codes of this node's ranks when torchrun ends them; after a signal torchrun drops them."""
     codes: list[int] = []
     close = SubprocessContext.close
 
@@ -118,9 +121,9 @@ def _codes_of_ranks() -> Iterator[list[int]]:
 
 
 def wait_until_stranded(torchrun: int, *, unnoticed_s: float) -> None:
-    """Return when all children of a process have ended, and it has not noticed for so many seconds.
+    """Return once all children of a process have ended and it has not reaped them for `unnoticed_s` seconds.
 
-    Torchrun looks after its ranks ten times a second, and waits for one after the other only to stop them all.
+    Torchrun polls its ranks ten times a second, and waits for them one by one only when it stops all of them.
     """
     since = None
     while since is None or time.monotonic() - since < unnoticed_s:
@@ -132,7 +135,7 @@ def wait_until_stranded(torchrun: int, *, unnoticed_s: float) -> None:
 
 
 def _states_of_children(parent: int) -> Iterator[str]:
-    """Letters as in `ps`; none where there is no /proc."""
+    """Process states, letters as in `ps`; none without /proc."""
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):  # gone meanwhile
             state, number = stat.read_text().rpartition(")")[2].split()[:2]
@@ -144,7 +147,7 @@ def _end_when_stranded(endpoint: str) -> None:
     wait_until_stranded(os.getpid(), unnoticed_s=_UNNOTICED_S)
     print(
         f"largebatch: all ranks of this node ended {_UNNOTICED_S:g} s ago, and torchrun still waits for {endpoint}, "
-        "which does not answer: the network to it is gone. What the ranks said stands above.",
+        "which does not answer: the network to it is gone. See the output of the ranks above.",
         file=sys.stderr,
         flush=True,
     )
@@ -152,7 +155,7 @@ def _end_when_stranded(endpoint: str) -> None:
 
 
 def _opens(endpoint: str, end: float) -> bool:
-    """Whether HOST:PORT can be connected to before the time is over."""
+    """Whether HOST:PORT accepts a connection before `end`."""
     while not (is_open := _is_open(endpoint)) and time.monotonic() < end:
         time.sleep(0.5)
     return is_open
@@ -168,7 +171,7 @@ def _is_open(endpoint: str) -> bool:
 
 
 if __name__ == "__main__":
-    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # torchrun would handle it nevertheless
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # torchrun would handle it all the same
         names = os.environ.get("PET_SIGNALS_TO_HANDLE", _HANDLED).split(",")
         os.environ["PET_SIGNALS_TO_HANDLE"] = ",".join(name for name in names if name != "SIGHUP")
     where = parse_args(sys.argv[1:]).rdzv_endpoint or "itself"

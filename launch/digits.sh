@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Usage: launch/digits.sh [FOLDER]
 #
-# The comparison of largebatch/experiments/README.md: batch 32 with SGD, batch 718 with SGD and linear scaling, batch 718 with LARS, three seeds
-# each, on the embedded digits. Prints the table and draws FOLDER/digits.png; FOLDER is runs/digits by default.
-# About three minutes on two cores. A finished run is not repeated.
+# The comparison of largebatch/experiments/README.md on the embedded digits, three seeds each: batch 32 with SGD, batch 718
+# with SGD and linear scaling, batch 718 with LARS. Prints the table and draws FOLDER/digits.png (default: runs/digits).
+# Takes about three minutes on two cores. Finished runs are not repeated.
 
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)

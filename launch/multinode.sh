@@ -5,13 +5,13 @@
 #   NUM_NODES        number of machines
 #   NUM_PROCESSES    processes on each: usually one per GPU ("gpu" counts them), any number on a CPU (gloo)
 #   HOST:PORT        where they meet: one of the machines, by a name or address that all of them reach, and a free port
-#   RUN_ID           any word, the same on all machines and another one for every job
+#   RUN_ID           any word: the same on all machines, a new one for every job
 #   launch/multinode.sh 2 8 node1:29400 monday-lars data=cifar10 data.path=FOLDER model=resnet18 optimizer=lars batch.total=16384
-# The run folder (run.dir, run.root) has to be on a disk that all machines share if the run is to be resumed.
-# Whoever reaches HOST:PORT can take part: trusted networks only.
+# To resume the run, its folder (run.dir, run.root) must be on a disk that all machines share.
+# Anyone who reaches HOST:PORT can join the job: use it only in trusted networks.
 #
-#   RENDEZVOUS_TIMEOUT    seconds that each machine waits for all others; default: 300. It says so when they do not come.
-#   NCCL_SOCKET_IFNAME, GLOO_SOCKET_IFNAME    network interface, where torch picks the wrong one
+#   RENDEZVOUS_TIMEOUT    seconds that each machine waits for all others, then it reports an error; default: 300
+#   NCCL_SOCKET_IFNAME, GLOO_SOCKET_IFNAME    network interface, if torch picks the wrong one
 #   OMP_NUM_THREADS, TORCH_ELASTIC_SHUTDOWN_TIMEOUT    as in torchrun.sh
 
 set -euo pipefail
@@ -34,7 +34,7 @@ source "$here/setup_venv.sh" ""
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-100}"
 export PET_SIGNALS_TO_HANDLE="${PET_SIGNALS_TO_HANDLE:-SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1}"
-# Node ranks are given out by the rendezvous: which machine is which does not change the run.
+# The rendezvous assigns node ranks; their order does not change the run.
 exec python "$here/bounded_torchrun.py" --nnodes "$num_nodes" --nproc-per-node "$num_processes" \
     --rdzv-backend c10d --rdzv-endpoint "$endpoint" --rdzv-id "$run_id" \
     --rdzv-conf "join_timeout=$timeout" \

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Usage: launch/quickstart.sh [KEY=VALUE ...]
 #
-# Installs what is needed and trains on two processes of this machine, with or without GPU: a large batch, with LARS, on a
-# data set that comes with the package. No account, no download of data. The results are under runs/quickstart.
+# Installs largebatch and trains a large batch with LARS on two processes of this machine, with or without GPU. The data set
+# comes with the package: no account, no download of data. The results are under runs/quickstart.
 
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)

@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
 # Usage: launch/setup_venv.sh [dev]
 #
-# Makes a virtual environment with largebatch in it, unless it is there and up to date: the package itself as an editable
+# Makes a virtual environment with largebatch, unless an up-to-date one exists: the package itself as an editable
 # install, its dependencies in the versions of launch/constraints.txt. The other scripts source this one. On a cluster,
-# run it once where there is a network; afterwards they find everything in place.
+# run it once on a node with a network; then the other scripts find everything in place.
 #
 #   dev                with the extras for tests and linters
-#   LARGEBATCH_VENV    where the environment is; default: .venv in the repository. It may exist already, but then the
-#                      packages in it move to the versions of launch/constraints.txt.
-#   PYTHON             the Python to make it with, 3.10 or newer; default: the first of python3, python, python3.13 ...
-#                      that will do
+#   LARGEBATCH_VENV    folder of the environment; default: .venv in the repository. In an existing environment, packages
+#                      change to the versions of launch/constraints.txt.
+#   PYTHON             Python 3.10 or newer to make it with; default: the first suitable one of python3, python,
+#                      python3.13 ...
 
 set -euo pipefail
 
-# In a subshell each: sourcing this leaves nothing behind but PATH, VIRTUAL_ENV and names that begin with largebatch_.
+# Functions run in subshells: sourcing this file sets only PATH, VIRTUAL_ENV and names that begin with largebatch_.
 largebatch_find_python() (
     candidates=(python3 python python3.13 python3.12 python3.11 python3.10)
     if [[ -n ${PYTHON:-} ]]; then
@@ -25,7 +25,7 @@ largebatch_find_python() (
             return 0
         fi
     done
-    echo "largebatch: needs Python 3.10 or newer with its venv module; none of these is one: ${candidates[*]}." >&2
+    echo "largebatch: needs Python 3.10 or newer with its venv module; none of these qualifies: ${candidates[*]}." >&2
     echo "Install it (Debian, Ubuntu: apt-get install python3-venv), or name it: PYTHON=/path/to/python3 $0" >&2
     return 1
 )
@@ -34,7 +34,7 @@ largebatch_setup() (
     repository=$1 venv=$2 extras=$3
     stamp=$venv/.largebatch
     log=$venv/install.log
-    # What was installed, from what, for what: any change of it installs anew. An environment with "dev" serves all.
+    # The inputs of an installation: any change of them installs again. An environment with "dev" serves all scripts.
     wanted() {
         echo "$repository $1"
         cat "$repository/pyproject.toml" "$repository/launch/constraints.txt"
@@ -63,18 +63,17 @@ largebatch_setup() (
     rm -f "$stamp"
     cd "$repository"
     pip=("$venv/bin/python" -m pip install --disable-pip-version-check --no-input --no-compile -c launch/constraints.txt)
-    # Tests compare with two files of timm. Its dependency torchvision would bring a build of torch of its own along; and
-    # without it timm cannot be imported, which accelerate's command line tries: so it lies beside the other packages.
+    # Tests compare with two files of timm. Its dependency torchvision would install its own build of torch; without it
+    # timm cannot be imported, which accelerate's command line tries. So timm lies beside the other packages.
     oracle=(--no-deps --upgrade --target "$venv/oracles" timm)
     if ! { "${pip[@]}" -e ".$extras" && { [[ -z $extras ]] || "${pip[@]}" "${oracle[@]}"; }; } >"$log" 2>&1; then
         tail -n 20 "$log" >&2
         echo "largebatch: the installation failed, see above and $log." >&2
         return 1
     fi
-    # On all cores, where pip would take one. Not left to the first import: eight ranks would compile torch eight times,
-    # and where PYTHONDONTWRITEBYTECODE is set, at every start. Nobody imports the packages' tests or all models of
-    # transformers, and what a run never imports may wait for its first import. Some packages bring templates that are
-    # no Python: what cannot be compiled is no failure.
+    # Compile to bytecode now, on all cores; pip would use one. On the first import, eight ranks would compile torch eight
+    # times, and with PYTHONDONTWRITEBYTECODE at every start. Packages that a run never imports are left out. Files that
+    # cannot be compiled are no failure: some packages contain templates that are no Python.
     later='/(tests|transformers/models|jax|jaxlib|optax|plotly|pandas|pip|setuptools|mypy|mypyc|networkx|playwright)/'
     "$venv/bin/python" -m compileall -q -j 0 -x "$later" "$venv"/lib/python*/site-packages "$venv"/oracles \
         >>"$log" 2>&1 || true
@@ -86,7 +85,7 @@ largebatch_extras=
 if [[ ${1:-} == dev ]]; then
     largebatch_extras="[dev]"
 elif [[ ${BASH_SOURCE[0]} == "$0" && $# -gt 0 ]]; then
-    echo "largebatch: $* is not an argument of $0: dev, or none." >&2
+    echo "largebatch: $* is not an argument of $0. Give dev, or no argument." >&2
     exit 2
 fi
 VIRTUAL_ENV=${LARGEBATCH_VENV:-$largebatch_repository/.venv}

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Usage: launch/textbook.sh [FOLDER]
 #
-# The textbook chapter on batch size, run: every experiment of `largebatch textbook` into FOLDER/NAME, each with figures,
-# a table and an answer that follows from its numbers, then one page of all of them. FOLDER is runs/textbook by default.
+# Runs the textbook chapter on batch size: every experiment of `largebatch textbook` into FOLDER/NAME, each with figures,
+# a table and an answer computed from its numbers, then one page of all of them. FOLDER is runs/textbook by default.
 # A few minutes on two cores. A finished experiment is not repeated; one that was cut off begins anew.
 
 set -euo pipefail

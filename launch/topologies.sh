@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Usage: launch/topologies.sh [FOLDER]
 #
-# The picture of the README: one run (digits, batch 718, LARS, float64) on 1, 2, 3 and 4 processes. Draws the loss of each,
-# and how far its weights are from those of one process: with a pinned micro-batch, with ordered sums, and with neither.
-# FOLDER is runs/topologies by default. About three minutes on two cores. A finished run is not repeated.
+# The figure of the README: one run (digits, batch 718, LARS, float64) on 1, 2, 3 and 4 processes. Draws the losses, and the
+# distance of the weights from the run on one process: with a pinned micro-batch, with ordered sums, and with neither.
+# FOLDER is runs/topologies by default. Takes about three minutes on two cores. Finished runs are not repeated.
 
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -46,7 +46,7 @@ def losses(name, processes):
 
 def weights(name, processes, step):
     saved = load_file(folder / f"{name}-{processes}" / "checkpoints" / f"step_{step:08d}" / "model.safetensors")
-    # Parameters, not what batch norm counts besides.
+    # Parameters only, without the running statistics of batch norm.
     return torch.cat([one.flatten() for key, one in sorted(saved.items()) if key.endswith(("weight", "bias"))])
 
 

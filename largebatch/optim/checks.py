@@ -1,4 +1,4 @@
-"""Rules of hyperparameters. An error says what was given, the rule, and what to write instead."""
+"""Checks of hyperparameters. An error gives the value, the rule, and the remedy."""
 
 from __future__ import annotations
 

@@ -31,11 +31,11 @@ class LarsForm:
 
     @property
     def is_fused(self) -> bool:
-        """Whether the fused path has this form: torch's kernel has no rate per tensor for a look ahead."""
+        """Whether the fused path has this form: torch's kernel has no per-tensor rate for Nesterov."""
         return self.denominator == "split" and not self.nesterov
 
     def terms(self, group: Mapping[str, Any], grad_norm: Tensor | None = None) -> LarsTerms:
-        """The coefficients of one step on this group; LARS has no use for the norm of all gradients."""
+        """The coefficients of one step on this group; LARS does not use `grad_norm`."""
         lr, decay, coefficient = group["lr"], group["weight_decay"], group["trust_coefficient"]
         is_joint = self.denominator == "joint"
         if self.clip:  # lr ratio becomes min(trust_coefficient ..., lr): the rate is a bound, the ratio the rate itself
@@ -86,7 +86,7 @@ class LambForm:
 
     @property
     def is_fused(self) -> bool:
-        """Whether the fused path has this form: the rest would need another kernel than torch's AdamW."""
+        """Whether the fused path has this form: torch's AdamW kernel can express it."""
         is_adamw = self.bias_correction and self.decay_placement == "inside" and self.grad_averaging
         return is_adamw and self.max_grad_norm is None
 
@@ -149,7 +149,7 @@ class LambTerms:
         return root2 / correction1, self.eps * root2
 
     def divisor(self, device: torch.device, dtype: torch.dtype) -> Tensor | None:
-        """What gradients are divided by: 1 up to the largest norm. A scalar on the device and in the dtype of state."""
+        """The divisor of gradients: 1 up to `max_grad_norm`. A scalar on the device and in the dtype of the state."""
         if self.max_grad_norm is None:
             return None
         assert self.grad_norm is not None
@@ -160,7 +160,7 @@ Form = TypeVar("Form", bound=LarsForm | LambForm)
 
 
 def form_of(form: type[Form], group: Mapping[str, Any]) -> Form:
-    """The form that a parameter group asks for."""
+    """The form of a parameter group."""
     return form(**{name: group[name] for name in form.__dataclass_fields__})
 
 

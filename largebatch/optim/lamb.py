@@ -24,7 +24,7 @@ def lamb_loop(
     state_steps: list[Tensor],
     terms: LambTerms,
 ) -> None:
-    """One step by the formulas of `LambTerms`, tensor by tensor: what every other path is held to."""
+    """One step by the formulas of `LambTerms`, tensor by tensor: the reference for every other path."""
     for param, param_grad, exp_avg, exp_avg_sq, state_step in zip(
         params, grads, exp_avgs, exp_avg_sqs, state_steps, strict=True
     ):
@@ -53,7 +53,7 @@ def lamb_update(weight: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, state_step:
 
 
 class LAMB(LayerwiseOptimizer):
-    """Adam's update with decay, stretched in every tensor to lr times the norm of that tensor.
+    """Adam's update with decay, scaled in every tensor to lr times the norm of the tensor.
 
         m     = beta1 m + (1 - beta1) g                   v = beta2 v + (1 - beta2) g^2     m = v = 0 at first
         r     = (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps)                       t = 1 at the first step

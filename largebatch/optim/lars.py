@@ -17,7 +17,7 @@ from largebatch.optim.trust_ratio import l2_norm
 
 
 def lars_loop(params: list[Tensor], grads: list[Tensor], velocities: list[Tensor], terms: LarsTerms) -> None:
-    """One step by the formulas of `LarsTerms`, tensor by tensor: what every other path is held to."""
+    """One step by the formulas of `LarsTerms`, tensor by tensor: the reference for every other path."""
     for param, param_grad, velocity in zip(params, grads, velocities, strict=True):
         weight, grad = widened([param, param_grad], velocity.dtype)
         direction = grad.add(weight, alpha=terms.decay) if terms.decay != 0 else grad
@@ -38,7 +38,7 @@ def _add(to: Tensor, direction: Tensor, ratio: Tensor | None, lr: float) -> Tens
 
 
 class LARS(LayerwiseOptimizer):
-    """Momentum SGD in which the step of every tensor is proportional to the norm of that tensor.
+    """Momentum SGD in which the step of every tensor is proportional to the tensor's norm.
 
         ratio = trust_coefficient |w| / (|g| + weight_decay |w|)     1 where |w| = 0 or |g| = 0
         v     = momentum v + lr ratio (g + weight_decay w)           v = 0 at first

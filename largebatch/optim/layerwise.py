@@ -1,4 +1,4 @@
-"""What LARS and LAMB share as optimizers: checks, state, loading, and one step of every group."""
+"""The base of LARS and LAMB: checks, state, loading, and one step of every group."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from largebatch.optim.trust_ratio import global_l2_norm
 
 
 class LayerwiseOptimizer(Optimizer):
-    """An optimizer whose step on a tensor depends on the norm of that tensor; subclasses name the parts."""
+    """An optimizer whose step on a tensor depends on the tensor's norm; subclasses supply the parts."""
 
     form_type: ClassVar[type[LarsForm] | type[LambForm]]
     state_names: ClassVar[tuple[str, ...]]
@@ -38,11 +38,11 @@ class LayerwiseOptimizer(Optimizer):
             prepare_kernels(self.param_groups)  # now, so that the first step does not take longer than the others
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what `state_dict` returned, at full precision and without sharing its memory."""
+        """Load a `state_dict` at full precision, without sharing its memory."""
         load_unrounded(self, super().load_state_dict, state_dict)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Groups that were saved before an option existed get the value that they were stepped with: the paper's."""
+        """Give groups saved before an option existed the value that they were stepped with: the paper's."""
         super().__setstate__(state)
         for group in self.param_groups:
             for name, value in vars(self.form_type()).items():
@@ -92,7 +92,7 @@ def _zero_step() -> Tensor:
 
 
 def _path_options(group: Mapping[str, Any], form: LarsForm | LambForm) -> PathOptions:
-    """What the group says about the path, False for fused=None where the fused path does not have the form."""
+    """The path options of the group; fused=None becomes False if the fused path does not have the form."""
     given = PathOptions(foreach=group["foreach"], fused=group.get("fused"), compile=group.get("compile", False))
     check_paths(**given)
     if given["fused"] and not form.is_fused:

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from largebatch.optim.parameter_groups import named_trainable, parameters_by_name
 
 DEPTH_PATTERN = r"(?:^|\.)(?:blocks|block|layers|layer|h)\.(\d+)\."
-"""Where the parameter names of common transformers have the number of a layer."""
+"""Finds the number of a layer in the parameter names of common transformers."""
 
 
 def set_lr(optimizer: Optimizer, lr: float) -> None:

@@ -76,7 +76,7 @@ class MuonWithAdamW(Optimizer):
         self._share()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group that has the key `muon`: True (matrices only) or False. Raises ValueError if it has not."""
+        """Add a group with the key `muon`: True (matrices only) or False. Raises ValueError without it."""
         check_hyperparameters({**self.defaults, **param_group})
         if not isinstance(param_group.get("muon"), bool):
             raise ValueError(
@@ -97,7 +97,7 @@ class MuonWithAdamW(Optimizer):
             self._share()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take loaded or copied groups and state, and hand them to torch's optimizers."""
+        """Pass loaded or copied groups and state on to torch's optimizers."""
         super().__setstate__(state)
         self._share()
 
@@ -131,7 +131,7 @@ class MuonWithAdamW(Optimizer):
 def _split(
     params: Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]], adamw_patterns: Sequence[str] | None
 ) -> list[dict[str, Any]]:
-    """Groups that are all Muon's or all AdamW's."""
+    """The groups, split so that each belongs to either Muon or AdamW."""
     given: list[Any] = list(params)
     groups: list[dict[str, Any]] = given if given and isinstance(given[0], dict) else [{"params": given}]
     patterns = _compiled(ADAMW_PATTERNS if adamw_patterns is None else adamw_patterns)

@@ -1,4 +1,4 @@
-"""Which parameters decay and which adapt: two independent decisions, by name and by kind of module."""
+"""Decides which parameters decay and which adapt: two independent choices, by name and by type of module."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def _trainable(model: nn.Module) -> list[_Param]:
 
 
 def _excluded(params: list[_Param], argument: str, entries: Sequence[str]) -> set[str]:
-    """Names of the parameters that fit at least one entry."""
+    """Names of the parameters that match at least one entry."""
     if isinstance(entries, str):
         raise ValueError(f"{argument}={entries!r}: a list of entries, not one string. Write [{entries!r}].")
     excluded = set()

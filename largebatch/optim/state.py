@@ -1,4 +1,4 @@
-"""Optimizer state at full precision: its dtype, how tensors are bunched, how state is loaded."""
+"""Optimizer state at full precision: dtype, batching of tensors, loading."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 MAX_BUNCH_NUMEL = 2**23
-"""Elements of a bunch: 32 MiB of float32, many times what one call costs to start on an accelerator."""
+"""Elements of a batch of tensors: 32 MiB of float32, which takes many times longer than the launch of a kernel."""
 
 
 def params_and_grads(group: dict[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
@@ -34,7 +34,7 @@ def params_and_grads(group: dict[str, Any]) -> tuple[list[Tensor], list[Tensor]]
 
 
 def wide_dtype(tensor: Tensor) -> torch.dtype:
-    """float32, or the tensor's own dtype where that is wider: the dtype of its state and of all arithmetic on it."""
+    """float32, or the tensor's own dtype if that is wider: the dtype of its state and of all arithmetic on it."""
     return torch.promote_types(tensor.dtype, torch.float32)
 
 

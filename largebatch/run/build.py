@@ -1,4 +1,4 @@
-"""From a prepared config to a run: joins the opened, connects loader, trackers and observers, restores a checkpoint."""
+"""From a prepared config to a run: joins the job, connects loader, trackers and observers, restores a checkpoint."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from largebatch.training.observers import (
 
 @dataclass
 class OpenRun:
-    """A run and what surrounds it, as `open_run` yields it."""
+    """A run with its folder, trackers and named observers, as `open_run` yields it."""
 
     run: Run
     folder: RunFolder
@@ -54,17 +54,17 @@ class OpenRun:
 
     @property
     def columns(self) -> Columns:
-        """What is drawn of metrics.jsonl so far; nothing of a run that was stopped before its first row."""
+        """The columns of metrics.jsonl that figures need; empty before the first row."""
         return read_columns(self.folder.metrics, is_drawn) if self.folder.metrics.exists() else Columns()
 
     @property
     def problems(self) -> list[str]:
-        """What went wrong and did not stop the run, of all but the trackers."""
+        """Problems that did not stop the run, except the trackers' own."""
         return [*self.checkpoints.problems, *([] if self.skipped is None else self.skipped.problems)]
 
     @property
     def checkpoint(self) -> Path | None:
-        """The newest one in the run's own folder: written by this process, or else the one that it began from."""
+        """The newest checkpoint in the run's own folder: written by this process, or the one that it resumed from."""
         home, origin = self.folder.checkpoints, self.checkpoints.origin
         if self.checkpoints.latest is None and origin is not None and origin.resolve().is_relative_to(home.resolve()):
             return home / origin.resolve().relative_to(home.resolve())
@@ -93,9 +93,9 @@ def open_run(prepared: Prepared, stop: Callable[[], bool], overrides: Sequence[s
     """Join the job of the launcher, yield the run ready to train, and leave the job.
 
     Raises:
-        LauncherError: if ranks do not come, launcher and accelerate disagree, the ranks are not the same run, or
+        LauncherError: if ranks are missing, launcher and accelerate disagree, the ranks are not the same run, or
             the folder cannot be written to or another process writes to it.
-        CheckpointError: if the run to resume has no usable checkpoint, or was another run. The folder is as it was.
+        CheckpointError: if the run to resume has no usable checkpoint, or was another run. The folder is unchanged.
     """
     config = prepared.config
     with open_runtime(prepared) as runtime, contextlib.ExitStack() as stack:
@@ -146,7 +146,7 @@ def _trackers(prepared: Prepared, folder: RunFolder, start: Start, stack: contex
     if config.logger.tensorboard:
         resume_at, events = values["samples_seen"], folder.path / "tensorboard"
         if resume_at is None and events.exists():
-            resume_at = -1  # what there is, is of an attempt that left no checkpoint
+            resume_at = -1  # these events are from an attempt without a checkpoint
         trackers.append(TensorBoardTracker(events, resume_at_samples=resume_at))
     if config.observers.progress:
         line = ProgressLine(total_steps=numbers.num_steps, total_samples=numbers.num_consumed)

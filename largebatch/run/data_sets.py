@@ -1,4 +1,4 @@
-"""The data sets that a config names, as the run reads them."""
+"""Makes the data sets of a config, as the run reads them."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from largebatch.run.config.targets import make
 
 @dataclass(frozen=True)
 class DataSets:
-    """What a run reads; None for a set that cannot be made.
+    """The data sets of a run; None for a set that cannot be made.
 
     Attributes:
         train: training set.
         train_plain: the same without augmentation.
         validation: validation set.
-        gap_is_augmented: whether one of the two sides of the gap changes at random from read to read.
+        gap_is_augmented: whether one side of the gap changes at random from read to read.
     """
 
     train: Any
@@ -40,7 +40,7 @@ class DataSets:
 
 
 def data_sets(config: TrainConfig, findings: Findings) -> DataSets:
-    """Make the sets; what is to be known about them is told in the notes of the findings."""
+    """Make the sets; errors and notes about them go into the findings."""
     data = config.data
     train = findings.attempt("data.train", lambda: _made("data.train", data.train, config, findings))
     training = findings.attempt("data.train", lambda: _training_set(train, config)) if train is not None else None
@@ -51,12 +51,13 @@ def data_sets(config: TrainConfig, findings: Findings) -> DataSets:
         training_plain = findings.attempt(key, lambda: _training_set(plain, config)) if plain is not None else None
     if training is not None and training_plain is not None and len(training) != len(training_plain):
         findings.errors.append(
-            f"data.train_plain: has {len(training_plain)} samples and data.train {len(training)}: it is the same set "
-            "without random changes. Read both from the same place."
+            f"data.train_plain: has {len(training_plain)} samples and data.train {len(training)}: it must be the same "
+            "set without random changes. Read both from the same place."
         )
     key = "data.validation"
     validation = findings.attempt(key, lambda: _made(key, data.validation, config, findings))
-    is_augmented = [_tells_changes(*one, config, findings) for one in ((_plain_key(config), plain), (key, validation))]
+    evaluated = ((_plain_key(config), plain), (key, validation))
+    is_augmented = [_changes_at_random(*one, config, findings) for one in evaluated]
     screened = None if validation is None else findings.attempt(key, lambda: _screened(validation, config))
     return DataSets(training, training_plain, screened, gap_is_augmented=any(is_augmented))
 
@@ -65,8 +66,8 @@ def _plain_key(config: TrainConfig) -> str:
     return "data.train" if config.data.train_plain is None else "data.train_plain"
 
 
-def _tells_changes(key: str, dataset: Any, config: TrainConfig, findings: Findings) -> bool:
-    """Whether a set that is evaluated changes its samples at random; if so, that is told."""
+def _changes_at_random(key: str, dataset: Any, config: TrainConfig, findings: Findings) -> bool:
+    """Whether an evaluated set changes its samples at random; if so, add a note."""
     if not _is_own(dataset):
         return False
     changing = changing_samples(dataset, seed=config.seed)
@@ -78,20 +79,20 @@ def _tells_changes(key: str, dataset: Any, config: TrainConfig, findings: Findin
         }
         findings.notes.append(
             f"{key}: {len(changing)} of {min(SAMPLES_READ, len(dataset))} samples that were read several times are not "
-            f"the same each time (e.g. {changing[0]}): the set augments by itself, so one side of the generalization "
-            f"gap is augmented. gap/* is marked; for a true gap {remedy[key]}."
+            f"the same each time (e.g. {changing[0]}): the set augments its samples itself, so one side of the "
+            f"generalization gap is augmented. gap/* is marked; for a true gap {remedy[key]}."
         )
     return bool(changing)
 
 
 def _is_own(dataset: Any) -> bool:
-    """Whether it is somebody's own map-style set: those of this package hold no text and change nothing at random."""
+    """Whether it is the user's own map-style set; sets of this package never change at random."""
     is_ours = type(dataset).__module__.startswith("largebatch.")
     return dataset is not None and not is_ours and not isinstance(dataset, IterableDataset)
 
 
 def _made(key: str, node: Any, config: TrainConfig, findings: Findings) -> Any:
-    """What the node names; what it has to tell is noted."""
+    """The data set of a node; its notes go into the findings."""
     dataset = make(key, node)
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
         raise ValueError(f"{type(dataset).__name__} has no length or no items: a map-style data set is needed.")
@@ -111,7 +112,7 @@ def _training_set(dataset: Any, config: TrainConfig) -> Any:
     if data.num_classes is None:
         raise ValueError(
             f"data.label_noise={data.label_noise}: labels are replaced by one of data.num_classes, which {data.name} "
-            "does not have. Only labels of a classification can be noisy: leave it at 0."
+            "does not have. Only class labels can be noisy: leave it at 0."
         )
     try:
         noisy = NoisyLabels(limited, data.label_noise, num_classes=data.num_classes, seed=config.seed)
@@ -123,6 +124,6 @@ def _training_set(dataset: Any, config: TrainConfig) -> Any:
 def _screened(dataset: Any, config: TrainConfig) -> Any:
     """The set behind a screen, if bad samples are skipped."""
     if not config.data.skips or isinstance(dataset, IterableDataset):
-        return dataset  # the latter is refused by the loader
+        return dataset  # the loader refuses an IterableDataset
     form = None if hasattr(dataset, "fetch") else form_of_most(dataset, seed=config.seed)
     return ScreenedSamples(dataset, Screen(finite=True, form=form))

@@ -1,4 +1,4 @@
-"""Every number of a run that follows from others, with the rule it came from."""
+"""Derives the numbers of a run from its config, each with its rule: batch plan, learning rate, schedule, steps."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from largebatch.run.ramp_stages import Stages, decay_milestones, solve_stages
 
 PROFILE_WARMUP_STEPS = 5
 DEFAULT_WARMUP, LARGEST_DEFAULT_WARMUP = "2ep", 0.1  # of the length
-IN_PLACE_OF_DECAY = "in_place_of_decay"  # the rule of a rate that stays because the batch grows
-# What such a batch is worth, by scaling rule.
+IN_PLACE_OF_DECAY = "in_place_of_decay"  # rule of a rate that stays because the batch grows
+# The factor of the rate that the grown batch replaces, by scaling rule.
 _GROWTH = {
     "linear": "global_batch_size / first_batch_size",
     "sqrt": "sqrt(global_batch_size / first_batch_size)",
@@ -29,7 +29,7 @@ _GROWTH = {
 
 @dataclass(frozen=True)
 class RunNumbers:
-    """What a config becomes for a data set and a number of ranks.
+    """The numbers of a run, for a training set and a number of ranks.
 
     Attributes:
         ramp: samples seen -> plan: global batch -> micro-batches -> ranks.
@@ -50,12 +50,12 @@ class RunNumbers:
 
     @property
     def plan(self) -> BatchPlan:
-        """Of the first step, and of all of them without a ramp."""
+        """Plan of the first step; without a ramp, of all steps."""
         return self.ramp.plans[0]
 
     @property
     def num_steps(self) -> int:
-        """Optimizer steps of the whole run; what is left of the length after them is less than a batch."""
+        """Optimizer steps of the whole run; the samples left over do not fill a batch."""
         return self.ramp.num_steps(self.schedule.total_samples)
 
     @property
@@ -72,7 +72,7 @@ def derive(config: TrainConfig, *, num_samples: int, world_size: int) -> RunNumb
     """Solve the batch plan, the learning rate and the schedule for a training set and a number of ranks.
 
     Raises:
-        ConfigError: with everything that cannot be solved.
+        ConfigError: with all errors.
     """
     findings = Findings()
     total = num_samples if config.batch.total == "full" else config.batch.total
@@ -84,7 +84,7 @@ def derive(config: TrainConfig, *, num_samples: int, world_size: int) -> RunNumb
 
     if config.batch.reduction == "ordered" and config.batch.micro is None:
         findings.errors.append(
-            "batch.reduction=ordered: the order of the sum is that of the micro-batches, and these depend on the "
+            "batch.reduction=ordered: sums gradients in the order of the micro-batches, whose boundaries depend on the "
             "number of ranks. Pin them with batch.micro=SIZE."
         )
     findings.errors += combination_problems(config, world_size=world_size)
@@ -97,9 +97,9 @@ def derive(config: TrainConfig, *, num_samples: int, world_size: int) -> RunNumb
         "batch.ramp",
         lambda: solve_stages(config, total, num_samples=num_samples, length=length, samples=samples),
     )
-    # Errors of the first batch are worth telling beside those of the ramp.
+    # Report errors of the first batch beside errors of the ramp.
     ramp = None
-    if max((stages or Stages((total,))).totals) <= num_samples:  # no list of micro-batches of a batch that nobody has
+    if max((stages or Stages((total,))).totals) <= num_samples:  # an impossible batch could have billions of parts
         ramp = findings.attempt("batch", lambda: _ramp(config, stages or Stages((total,)), world_size))
     peaks = findings.attempt("scaling", lambda: _peak_lrs(config, stages or Stages((total,))))
     if length < total:
@@ -121,7 +121,7 @@ def derive(config: TrainConfig, *, num_samples: int, world_size: int) -> RunNumb
 
 
 def solve_plan(config: TrainConfig, total: int, world_size: int) -> BatchPlan:
-    """How a global batch of `total` samples is cut for the ranks, within the limits of the config."""
+    """Split a global batch of `total` samples into micro-batches for the ranks, within the limits of the config."""
     if config.batch.micro is not None:
         return BatchPlan.pinned(global_batch_size=total, world_size=world_size, micro_batch_size=config.batch.micro)
     return BatchPlan.solve(global_batch_size=total, world_size=world_size, max_micro_batch_size=config.batch.max_micro)
@@ -132,7 +132,7 @@ def _ramp(config: TrainConfig, stages: Stages, world_size: int) -> BatchRamp:
 
 
 def _peak_lrs(config: TrainConfig, stages: Stages) -> tuple[ScaledValue, ...]:
-    """Peak rate of each stage: the scaling rule for its batch, or what is left of a decay that the batch replaces."""
+    """Peak rate of each stage: scaled to its batch, or the rest of the decay that the batch does not replace."""
     scaling = config.scaling
     first, *others = (
         scale_lr(scaling.base_lr, base_batch_size=scaling.base_batch_size, global_batch_size=total, rule=scaling.rule)
@@ -185,9 +185,9 @@ def _schedule(config: TrainConfig, peak: ScaledValue, length: int, samples: Call
 
 
 def _warmup(config: TrainConfig, peak: float, length: int, samples: Callable[[str], int]) -> tuple[int, float]:
-    """Samples of the warmup, and the share of the peak rate that it starts from.
+    """Samples of the warmup, and its first rate as a share of the peak.
 
-    What nobody asked for is left out where it would not act; what somebody asked for acts.
+    A default warmup without effect is left out; a configured one without effect is an error.
     """
     schedule, base = config.schedule, config.scaling.base_lr
     rises = peak > base
@@ -198,7 +198,7 @@ def _warmup(config: TrainConfig, peak: float, length: int, samples: Callable[[st
     else:
         num_samples = 0
     if schedule.warmup is None and schedule.warmup_from == "zero" and num_samples < samples("2steps"):
-        num_samples = 0  # from zero it would only be a step that moves no weight
+        num_samples = 0  # a warmup from zero would only add a step with rate 0
     from_base = schedule.warmup_from == "base_lr" or (schedule.warmup_from is None and rises)
     is_wanted = num_samples > 0 or schedule.warmup is None
     if from_base and not rises and is_wanted:
@@ -208,8 +208,8 @@ def _warmup(config: TrainConfig, peak: float, length: int, samples: Callable[[st
         )  # fmt: skip
     if schedule.warmup_kind == "constant" and not rises and schedule.warmup_from != "zero" and is_wanted:
         raise ConfigError(
-            [f"schedule.warmup_kind=constant: holds scaling.base_lr={base:.6g} until the peak rate, which is "
-             f"{peak:.6g} and not above it. Use schedule.warmup_kind=gradual, or a larger batch."]
+            [f"schedule.warmup_kind=constant: holds scaling.base_lr={base:.6g} before the peak rate, and the peak rate "
+             f"{peak:.6g} is not above it. Use schedule.warmup_kind=gradual, or a larger batch."]
         )  # fmt: skip
     return num_samples, base / peak if from_base and rises else 0.0
 

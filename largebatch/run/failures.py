@@ -1,4 +1,4 @@
-"""What fails in a run all the same is answered with step, rank and samples; the traceback goes to a file."""
+"""Reports a failure during training with step, rank and samples; writes the traceback to a file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from largebatch.records.durable_files import write_whole
 from largebatch.records.run_folder import RunFolder
 from largebatch.run.config.reading import ConfigError
 from largebatch.training.loop import Run
-from largebatch.training.raised import RunFailedError, described, told, where_raised
+from largebatch.training.raised import RunFailedError, described, error_text, where_raised
 
 _MOST_NAMED = 8
 _MOST_SECONDS, _READ_AT_ONCE = 30.0, 64
@@ -29,14 +29,14 @@ _OWN_SENTENCES = (CheckpointError, ConfigError, LostRankError)
 
 @contextlib.contextmanager
 def naming_failures(run: Run, folder: RunFolder) -> Iterator[None]:
-    """Around training: say in which step, on which rank and for which samples something failed, and with what.
+    """Around training: turn an exception into an error that names step, rank and samples.
 
     Args:
-        run: that trains.
-        folder: gets `failure.rank0.txt`, with the traceback, from the rank that fails.
+        run: the run.
+        folder: gets `failure.rankN.txt` with the traceback from the failing rank N.
 
     Raises:
-        RunFailedError: in place of any error but those of lost ranks, of checkpoints and of the input.
+        RunFailedError: in place of any exception except errors of lost ranks, checkpoints and input.
     """
     try:
         yield
@@ -47,9 +47,9 @@ def naming_failures(run: Run, folder: RunFolder) -> Iterator[None]:
 
 
 def samples_without_numbers(dataset: Any, ids: Int64Array, *, seed: int) -> list[int]:
-    """Those of the samples `ids` whose inputs or targets hold NaN or infinity.
+    """The samples among `ids` whose inputs or targets hold NaN or infinity.
 
-    They are loaded again, for half a minute at most. Those that fail to load are left out.
+    Loads them again, for half a minute at most. Samples that fail to load are left out.
     """
     bad: list[int] = []
     ends = time.monotonic() + _MOST_SECONDS
@@ -66,15 +66,15 @@ def samples_without_numbers(dataset: Any, ids: Int64Array, *, seed: int) -> list
 def _report(run: Run, error: Exception) -> str:
     parts = run.gradient.computing.parts
     where = f" {_named(parts)}" if parts else ""
-    what = told(error) if where_raised(error) else f"{type(error).__name__}: {error}".rstrip(".")
+    fact = error_text(error) if where_raised(error) else f"{type(error).__name__}: {error}".rstrip(".")
     remedy = "Lower batch.max_micro, or set batch.on_out_of_memory=lower. " if is_out_of_memory(error) else ""
     return (
-        f"step {run.steps.number} of {run.steps.num_steps} failed on rank {run.runtime.rank}{where}: {what}. {remedy}"
+        f"step {run.steps.number} of {run.steps.num_steps} failed on rank {run.runtime.rank}{where}: {fact}. {remedy}"
     )
 
 
 def _named(parts: Sequence[Any]) -> str:
-    """The micro-batches that were being computed: one, or where they depend on each other all of the step."""
+    """The micro-batches that were being computed: one, or all of the step if they depend on each other."""
     ids = [sample for part in parts for sample in part.ids.tolist()]
     shown = ", ".join(map(str, ids[:_MOST_NAMED])) + (
         f" and {len(ids) - _MOST_NAMED} more" if ids[_MOST_NAMED:] else ""

@@ -1,4 +1,4 @@
-"""The model and the optimizer that a run starts from."""
+"""Makes the model and the optimizer that a run starts from."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def initial_model(config: TrainConfig, seed: int, dataset: Any) -> nn.Module:
     Args:
         config: of the run.
         seed: of the weights.
-        dataset: lazy modules take their shapes from its first sample; None: there is none, and they stay lazy.
+        dataset: lazy modules take their shapes from its first sample; None: they stay lazy.
 
     Raises:
         ValueError, ConfigError: if it cannot be made, or does not fit the config.
     """
     require_memory_for_weights(config.model)
-    # On the CPU and from a key of its own, so that every rank of every topology draws the same weights.
+    # On the CPU and from its own random key, so that every rank of every topology draws the same weights.
     torch.manual_seed(stream_key(seed, "initialisation"))
     model = make("model", config.model)
     if not isinstance(model, nn.Module):
@@ -49,7 +49,7 @@ def initial_model(config: TrainConfig, seed: int, dataset: Any) -> nn.Module:
     if dataset is not None and any(is_lazy(one) for one in [*model.parameters(), *model.buffers()]):
         _materialise(config, model, dataset)
     if config.precision.compute == "fp64":
-        model = model.double()  # as the run computes; `Runtime.wrap` would do it after the dry run
+        model = model.double()  # `Runtime.wrap` would do it only after the dry run
     if config.batch_norm == "exact":
         try:
             batch_norms(model)
@@ -66,13 +66,13 @@ def initial_model(config: TrainConfig, seed: int, dataset: Any) -> nn.Module:
 
 
 def _bring_together(model: nn.Module) -> None:
-    """On the CPU, whatever device the model chose by itself: each rank moves it to its own."""
+    """Move the model to the CPU, whatever device it chose: each rank moves it to its own device."""
     placed = [*model.named_parameters(), *model.named_buffers()]
     empty = [name for name, one in placed if one.is_meta and not is_lazy(one)]
     if empty:
         raise ValueError(
             f"{len(empty)} of its tensors lie on the meta device and have no values, e.g. {', '.join(empty[:3])}. Make "
-            "the model on the CPU, and load or draw its weights there."
+            "the model on the CPU, and load or initialise its weights there."
         )
     expanded = [name for name, one in model.named_parameters() if not is_lazy(one) and is_expanded(one)]
     if expanded:
@@ -83,15 +83,15 @@ def _bring_together(model: nn.Module) -> None:
     device_map: Any = getattr(model, "hf_device_map", {})
     if (count := len(set(device_map.values()))) > 1:
         raise ValueError(
-            f"its parts are placed on {count} devices (device_map), and every rank holds the whole model on one. Load "
-            "it without device_map."
+            f"its parts are placed on {count} devices (device_map), and every rank holds the whole model on one "
+            "device. Load it without device_map."
         )
     if any(one.device.type != "cpu" for _, one in placed):
         model.cpu()
 
 
 def _require_own_memory(model: nn.Module) -> None:
-    """Two parameters over one memory mean something else on every device and in every precision."""
+    """Refuse two parameters over one memory: moving or converting the model would separate them."""
     owners: dict[int, str] = {}
     for name, parameter in model.named_parameters():
         has_memory = type(parameter.data) is torch.Tensor and not is_lazy(parameter)
@@ -106,12 +106,12 @@ def _require_own_memory(model: nn.Module) -> None:
 
 
 def build_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of the config over the parameter groups of `model`; its rate is set by the loop."""
+    """The optimizer of the config over the parameter groups of `model`; the loop sets its learning rate."""
     node = dict(config.optimizer)
     if "lr" in node:
         raise TargetError(
             f"optimizer.lr={node['lr']}: the rate is derived from scaling.base_lr, scaling.base_batch_size and "
-            "scaling.rule. Set those."
+            "scaling.rule. Set these."
         )
     check_arguments("optimizer", node, supplied=("params", "lr"))
     if nans := [name for name, value in node.items() if isinstance(value, float) and value != value]:
@@ -152,26 +152,25 @@ def _lr_factors(config: TrainConfig, model: nn.Module) -> dict[str, float]:
 
 
 def _keep_lr_ratios(optimizer: torch.optim.Optimizer, groups: list[dict[str, Any]], lr: float) -> None:
-    """The rates of all groups over the rate that the optimizer was given: what the config asks for must be in them.
+    """Keep the ratio of each group's rate to the rate of the run, and check that the configured factors are in them.
 
-    An optimizer may give its groups rates of its own; where it makes groups anew, it must not lose ours.
+    An optimizer may set its own rates for its groups. If it makes new groups, it must not lose the configured factors.
     """
     asked = {id(one): group["lr_factor"] for group in groups if "lr_factor" in group for one in group["params"]}
-    optimizer.defaults["lr"] = lr  # the ratios are those to what was passed, whatever the class makes of it
+    optimizer.defaults["lr"] = lr  # ratios are relative to the rate passed in, even if the class changes it
     keep_lr_ratios(optimizer)
     kept = {id(one) for group in optimizer.param_groups if "lr_factor" in group for one in group["params"]}
     if lost := asked.keys() - kept:
         raise TargetError(
             f"parameters.lr_factor, layer_decay: {type(optimizer).__name__} makes groups of its own, in which "
-            f"{len(lost)} parameters have the rate of all others. Keep the groups that it is given, or set the rates "
-            "there."
+            f"{len(lost)} parameters lose their factor. Keep the given groups, or set the rates in the optimizer."
         )
 
 
 def _materialise(config: TrainConfig, model: nn.Module, dataset: Any) -> None:
-    """Let lazy modules take their shapes, and draw their weights, in a forward pass of one sample."""
+    """Run a forward pass of one sample, in which lazy modules take their shapes and draw their weights."""
     skips = config.data.skips
-    generator = torch.get_rng_state()  # as if nothing had been loaded between making the model and calling it
+    generator = torch.get_rng_state()  # loading a sample must not change the draws of the weights
     first = SampleOrder(len(dataset)).ids(0, min(_TRIED_TO_SKIP if skips else 1, len(dataset)))
     batch = next(evaluation_batches(dataset, first, len(first), skips=skips))
     torch.set_rng_state(generator)
@@ -192,14 +191,14 @@ def _materialise(config: TrainConfig, model: nn.Module, dataset: Any) -> None:
 
 
 def _narrowed(inputs: Any) -> Any:
-    """For weights that are drawn in float32 and widened later, as those of all other modules."""
+    """The inputs in float32: lazy weights are drawn in float32 and widened later, as in all other modules."""
     if isinstance(inputs, dict):
         return {name: _narrowed(part) for name, part in inputs.items()}
     return inputs.float() if inputs.dtype == torch.float64 else inputs
 
 
 def noise_scale_groups(config: TrainConfig, model: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """The groups of parameters whose noise scales are told apart.
+    """The groups of parameters whose noise scales are measured separately.
 
     Raises:
         ValueError: see `parameters_by_name`.

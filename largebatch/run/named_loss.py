@@ -1,4 +1,4 @@
-"""The loss that a config names: one of ours, a loss of torch, or what a user wrote."""
+"""Makes the loss of a config: from largebatch, from torch, or the user's own."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from largebatch.run.config.targets import TargetError, find_target, make
 _MEMBERS = ("unit", "fixed_units", "loss_per_sample", "units_per_sample", "correct_per_sample")
 _OWN = (
     "Choose a class of largebatch.losses or of torch.nn, give a module a `reduction` (with 'none' it returns the "
-    "loss of each sample, with 'mean' their mean), or write a class with what `largebatch.losses.Loss` asks for, "
-    "ten lines: loss_per_sample(outputs, targets) -> [n] and units_per_sample(targets) -> [n]. A single number for "
-    "a micro-batch cannot be used: means of unequal micro-batches are not the mean of the global batch."
+    "loss of each sample, with 'mean' their mean), or write a class with the methods of `largebatch.losses.Loss`, ten "
+    "lines: loss_per_sample(outputs, targets) -> [n] and units_per_sample(targets) -> [n]. A single number per "
+    "micro-batch cannot be used: the mean over unequal micro-batches is not the mean of the global batch."
 )
 
 
@@ -26,18 +26,18 @@ def named_loss(config: TrainConfig) -> Loss:
     """Make the loss of the config.
 
     Raises:
-        TargetError: if it cannot be made, or does not say what belongs to each sample.
+        TargetError: if it cannot be made, or has no loss per sample.
     """
     node = dict(config.loss)
     target = find_target("loss", node)
     if not inspect.isclass(target) and "_partial_" not in node and (needed := _needed(target, node)):
         raise TargetError(
-            f"loss._target_={node['_target_']}: a function of {', '.join(needed)}; what is named here is called once, "
-            f"without them, to make the loss. For torch.nn.functional name the class, e.g. "
+            f"loss._target_={node['_target_']}: a function of {', '.join(needed)}; the target is called once, without "
+            f"them, to make the loss. In place of a function of torch.nn.functional name its class, e.g. "
             f"torch.nn.CrossEntropyLoss. {_OWN}"
         )
     if inspect.isclass(target) and issubclass(target, nn.Module):
-        # As torch takes them; in a config they are lists.
+        # torch takes tensors; in a config they are lists.
         node |= {key: torch.tensor(node[key]) for key in ("weight", "pos_weight") if isinstance(node.get(key), list)}
     made = make("loss", node)
     absent = [name for name in _MEMBERS if not hasattr(made, name)]
@@ -55,7 +55,7 @@ def named_loss(config: TrainConfig) -> Loss:
 
 
 def without_smoothing(loss: Any) -> Any:
-    """The loss that both sides of the gap are measured with: smoothing belongs to training."""
+    """The loss for both sides of the gap, without label smoothing, which belongs to training."""
     if isinstance(loss, ModuleLoss):
         return loss.without_smoothing()
     if dataclasses.is_dataclass(loss) and not isinstance(loss, type) and getattr(loss, "label_smoothing", False):

@@ -1,4 +1,4 @@
-"""The observers of a run, in the order in which they are called."""
+"""Makes the observers of a run, in the order in which they are called."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ from largebatch.training.observers import (
 
 
 class Records:
-    """Files of one observer's rows each: closed and asked for problems like trackers; metrics do not go there.
+    """Row files of single observers, closed and asked for problems like trackers; they get no metrics.
 
     Args:
-        runtime: rank 0 writes.
+        runtime: only rank 0 writes.
     """
 
     def __init__(self, runtime: Runtime) -> None:
@@ -48,7 +48,7 @@ class Records:
         self.trackers: list[Tracker] = []
 
     def open(self, path: Path) -> Tracker | None:
-        """A tracker for `path`; None on other ranks than 0."""
+        """A tracker that writes to `path`; None on ranks other than 0."""
         if not self._is_main:
             return None
         self.trackers.append(JsonlTracker(path))
@@ -57,7 +57,7 @@ class Records:
 
 @dataclass
 class RunObservers:
-    """What watches a run. The named ones are in the list, too."""
+    """All observers of a run; the named ones are in the list, too."""
 
     observers: list[Observer]
     evaluation: EvaluationObserver
@@ -79,7 +79,7 @@ def build_observers(
     rows = RowLog(trackers, num_samples=numbers.num_samples)
     evaluation = _evaluation(prepared, rows)
     checkpoints = _checkpoints(prepared, folder, trackers, identity, evaluation)
-    # The ranks first, so that nothing is logged or saved of weights that they do not share.
+    # Rank checks come first, so that weights that differ across ranks are neither logged nor saved.
     live = _noise_scale(prepared, rows), _communication(config, rows)
     observers: list[Observer] = [*_ranks(prepared, rows), evaluation, *(one for one in live if one)]
     if config.batch.on_out_of_memory == "lower":
@@ -105,7 +105,7 @@ def build_observers(
 
 
 def _ranks(prepared: Prepared, rows: RowLog) -> list[Observer]:
-    """Those of the ranks, and the metrics, whose rows have what these found."""
+    """The observers of the ranks, and the metrics, whose rows hold the stragglers' values."""
     options = prepared.config.observers
     same = RankObserver(every=options.replicas.every, checkpoint_every=prepared.numbers.checkpoint_every)
     every = options.metrics.every
@@ -129,7 +129,7 @@ def _communication(config: TrainConfig, rows: RowLog) -> CommunicationObserver |
 
 
 def _sharpness(prepared: Prepared, rows: RowLog, *, every: int) -> SharpnessObserver:
-    """Without box and slices, which are for `largebatch measure sharpness`."""
+    """Sharpness during the run; only `largebatch measure sharpness` computes box and slices."""
     config = prepared.config
     options = config.observers.sharpness
     subset = FixedSubset.random(

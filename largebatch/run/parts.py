@@ -1,6 +1,6 @@
-"""The parts of a run, made from its config: the job, the loader, the loop's `Run`.
+"""Makes the parts of a run from its config: the job, the loader, the loop's `Run`.
 
-Every verb that trains, measures or verifies takes them from here, so that all of them compute what `train` computes.
+All verbs that train, measure or verify use these functions, so they compute the same steps as `train`.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from largebatch.training.loop import Observer, Run
 
 @contextlib.contextmanager
 def open_runtime(prepared: Prepared) -> Iterator[Runtime]:
-    """Join the job of the launcher as the config says; leave it at the end.
+    """Join the job of the launcher with the settings of the config; leave it at the end.
 
     Raises:
-        LauncherError: if ranks do not come, launcher and accelerate disagree, or the ranks are not the same run.
+        LauncherError: if ranks are missing, launcher and accelerate disagree, or the ranks are not the same run.
     """
     config = prepared.config
     with Runtime.open(
@@ -62,11 +62,11 @@ def build_loader(
 
     Args:
         prepared: the run.
-        rank: whose they are.
-        plan: how global batches are cut and shared; None: as the config says.
+        rank: of the process.
+        plan: splits global batches into micro-batches and shares them; None: the config's.
         seed: of order, augmentation and items; None: the config's.
-        num_workers: processes that load items, which change nothing but speed; None: as the config says.
-        pin_memory: for a GPU.
+        num_workers: processes that load items, which affect only speed; None: the config's.
+        pin_memory: whether to pin memory for a GPU.
     """
     config, augment = prepared.config, prepared.augment
     seed = config.seed if seed is None else seed
@@ -100,11 +100,11 @@ def build_run(
     """The run that the config describes, with the model, loss and optimizer of `prepared`.
 
     Args:
-        prepared: what is trained. Its model is moved to the device, compiled if asked for, and wrapped.
+        prepared: the run. Its model is moved to the device, compiled if configured, and wrapped.
         runtime: the job.
         loader: of this rank's micro-batches, see `build_loader`.
-        plan: that of the loader; None: as the config says.
-        num_steps: of the whole run; None: as the config says.
+        plan: the loader's plan; None: the config's.
+        num_steps: of the whole run; None: the config's.
         is_guarded: whether the guard of the config judges the steps.
         observers: see `make_run`.
         stop_requested: see `make_run`.

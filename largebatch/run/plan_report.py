@@ -1,4 +1,4 @@
-"""The plan of a run for people, and for records."""
+"""The plan of a run: as rows of a table, and as plain values for records."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PlanRow = tuple[str, str, str]
 
 
 def plan_rows(numbers: RunNumbers, optimizer: Optimizer) -> list[PlanRow]:
-    """(what, value, where it comes from)."""
+    """Rows (quantity, value, source)."""
     plan, schedule = numbers.plan, numbers.schedule
     first = [part.size for part in plan.micro_batches(0)]
     shares = [plan.rank_batch_size(rank) for rank in range(plan.world_size)]
@@ -50,9 +50,9 @@ def plan_rows(numbers: RunNumbers, optimizer: Optimizer) -> list[PlanRow]:
 
 
 def checkpoint_row(config: TrainConfig, module: nn.Module) -> PlanRow:
-    """How many checkpoints there will be, of how many bytes of weights, and when they are saved.
+    """Number of checkpoints, size of their weights, and when they are saved.
 
-    The optimizer's state is not measured: a step imports torch's compiler, which takes longer than the plan.
+    The optimizer's state is not measured: its first step imports torch's compiler, which takes longer than the plan.
     """
     options = config.observers.checkpoint
     weights = sum(one.nbytes for one in state_of(module).values() if isinstance(one, torch.Tensor))
@@ -63,7 +63,7 @@ def checkpoint_row(config: TrainConfig, module: nn.Module) -> PlanRow:
     return (
         "checkpoints",
         f"{kept} of {weights / 1e6:,.3g} MB",
-        f"and the optimizer's state; {', '.join(when)}; one more while it is written",
+        f"plus the optimizer's state; {', '.join(when)}; one more while it is written",
     )
 
 
@@ -84,7 +84,7 @@ def _ramp_rows(numbers: RunNumbers) -> list[PlanRow]:
 
 
 def _factor_rows(optimizer: Optimizer) -> list[PlanRow]:
-    """Which part of the rate of the run each group has, where that is not all of it everywhere."""
+    """Factors of the learning rate per group, if they are not all 1."""
     counts = lr_factor_counts(optimizer)
     if list(counts) in ([], [1.0]):
         return []
@@ -93,7 +93,7 @@ def _factor_rows(optimizer: Optimizer) -> list[PlanRow]:
 
 
 def lr_factor_counts(optimizer: Optimizer) -> dict[float, int]:
-    """Tensors by the factor of their rate, the largest first."""
+    """Number of tensors by factor of their learning rate, largest factor first."""
     counts: Counter[float] = Counter()
     for group in optimizer.param_groups:
         counts[group.get("lr_factor", 1.0)] += len(group["params"])
@@ -121,7 +121,7 @@ def _warmup_explained(numbers: RunNumbers) -> str:
 
 
 def lr_rows(numbers: RunNumbers) -> list[PlanRow]:
-    """(after how many samples, learning rate of the step that starts there) at the places where it turns."""
+    """Rows (samples seen, learning rate of the step that starts there), at the turning points of the schedule."""
     stages = numbers.ramp.stages(numbers.schedule.total_samples)
     position, plan, count = stages[-1]
     last = position + (count - 1) * plan.global_batch_size
@@ -131,7 +131,7 @@ def lr_rows(numbers: RunNumbers) -> list[PlanRow]:
 
 
 def plan_record(numbers: RunNumbers, optimizer: Optimizer, notes: Sequence[str] = ()) -> dict[str, Any]:
-    """The plan, and what was told with it, as plain values, for plan.json and the trackers."""
+    """The plan and its notes as plain values, for plan.json and the trackers."""
     plan, schedule = numbers.plan, numbers.schedule
     return {
         **_batch_record(plan),

@@ -1,4 +1,4 @@
-"""Builds and tries everything that needs no process group, so that every rank fails alike, early, with one report."""
+"""Builds and tries everything that needs no process group, so that all ranks fail early, alike, with one report."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ from largebatch.run.named_loss import named_loss, without_smoothing
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run that is known to work on one sample: what `build` needs to start it.
+    """A run that has passed its dry run: the parts that `build` needs to start it.
 
     Attributes:
         public: the config for records.
-        content: stands for what is in the training set, see `sampled_content`.
-        state: what forward passes keep and leave out.
-        notes: what is told before the run starts, one line each; in plan.json, too.
-        gap_is_augmented: whether a set that is evaluated changes at random from read to read.
+        content: hash of the training set, see `sampled_content`.
+        state: state that forward passes change, and parameters that they skip.
+        notes: facts to print before the run starts, one line each; also in plan.json.
+        gap_is_augmented: whether an evaluated set changes at random from read to read.
     """
 
     config: TrainConfig
@@ -61,7 +61,7 @@ class Prepared:
     gap_is_augmented: bool
 
     def place_losses(self, device: torch.device) -> None:
-        """Move what a loss that is a module of the user's own keeps in buffers, such as class weights."""
+        """Move the buffers of losses that are modules, such as class weights."""
         for loss in (self.loss, self.measured_loss):
             if isinstance(loss, nn.Module):
                 loss.to(device)
@@ -71,12 +71,12 @@ def prepare(composed: DictConfig, environ: Mapping[str, str], *, trains: bool = 
     """Check a composed config, build data, model, loss and optimizer, and try them together; see `dry_run`.
 
     Args:
-        composed: by Hydra.
+        composed: config composed by Hydra.
         environ: of the process.
-        trains: whether steps may follow: else neither optimizer nor checkpoints are tried.
+        trains: whether steps may follow; if not, optimizer and checkpoints are not tried.
 
     Raises:
-        ConfigError: with everything that was found.
+        ConfigError: with all errors.
     """
     require_no_secrets(composed)  # alone: other messages repeat values
     config = parse_config(composed)
@@ -131,7 +131,7 @@ def _numbers(config: TrainConfig, environ: Mapping[str, str], train: Any, findin
 
 
 def _look_around(config: TrainConfig, environ: Mapping[str, str], findings: Findings) -> None:
-    """Launcher, machine and run folder."""
+    """Check launcher, machine and run folder."""
     precision, num_processes = config.precision.compute, config.launcher.num_processes
     findings.errors += launcher_problems(environ, precision=precision, num_processes=num_processes)
     findings.errors += machine_problems(config, environ)

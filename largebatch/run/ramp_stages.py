@@ -1,4 +1,4 @@
-"""What `batch.ramp` asks for: the batches of a run, from which sample on each holds, and what the rate does there."""
+"""Solves `batch.ramp`: the batch sizes of a run, their first samples, and their effect on the learning rate."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Stages:
 
     Attributes:
         totals: samples per step; the first from sample 0 on.
-        milestones: samples from which on the later ones hold.
-        decay: where the batch grows in place of a decay of the learning rate: what is left of the decay in each stage,
-            as a factor of the first peak rate. None: the scaling rule acts on every batch.
+        milestones: samples at which the later totals begin.
+        decay: if the batch grows in place of a decay of the rate: the decay that remains in each stage, as a factor of
+            the first peak rate. None: the scaling rule acts on every batch.
     """
 
     totals: tuple[int, ...]
@@ -43,7 +43,7 @@ def solve_stages(
         samples: reads a duration.
 
     Raises:
-        ConfigError: with everything that is wrong with the ramp.
+        ConfigError: with all errors of the ramp.
     """
     ramp, schedule = config.batch.ramp, config.schedule
     errors = _conflicts(config)
@@ -72,7 +72,7 @@ def solve_stages(
 
 
 def decay_milestones(schedule: ScheduleConfig, length: int, samples: Callable[[str], int]) -> tuple[int, ...]:
-    """The samples at which a decay in steps falls; where none are given, shares of the run."""
+    """The samples at which a step decay lowers the rate; the default is shares of the run."""
     if schedule.decay != "step":
         return ()
     if schedule.milestones is None:
@@ -85,8 +85,8 @@ def _conflicts(config: TrainConfig) -> list[str]:
     errors = []
     if len(ramp.milestones) != len(ramp.totals):
         errors.append(
-            f"batch.ramp: {len(ramp.milestones)} milestones and {len(ramp.totals)} totals: each milestone has the "
-            "batch that holds from there on. Write as many of one as of the other."
+            f"batch.ramp: {len(ramp.milestones)} milestones and {len(ramp.totals)} totals: each milestone needs the "
+            "batch size that begins there. Write as many milestones as totals."
         )
     if ramp.in_place_of_decay and (ramp.milestones or ramp.totals):
         errors.append(
@@ -95,13 +95,13 @@ def _conflicts(config: TrainConfig) -> list[str]:
         )
     if ramp.in_place_of_decay and not RATE_EXPONENTS[config.scaling.rule]:
         errors.append(
-            f"batch.ramp.in_place_of_decay=true: scaling.rule={config.scaling.rule} says that the right rate is the "
-            "same for every batch, so no batch takes the place of a lower rate. Use scaling=linear (SGD), scaling=sqrt "
-            "(adaptive methods), or let the rate decay."
+            f"batch.ramp.in_place_of_decay=true: with scaling.rule={config.scaling.rule} the best rate is the same for "
+            "every batch, so no larger batch replaces a lower rate. Use scaling=linear (SGD), scaling=sqrt (adaptive "
+            "methods), or let the rate decay."
         )
     if ramp.in_place_of_decay and (schedule.decay != "step" or schedule.gamma == 1):
         errors.append(
-            f"batch.ramp.in_place_of_decay=true: takes the place of a decay in steps, and schedule.decay="
+            f"batch.ramp.in_place_of_decay=true: replaces a step decay, and schedule.decay="
             f"{schedule.decay}{', schedule.gamma=1' if schedule.decay == 'step' else ''}. Use schedule=step with a "
             "gamma below 1."
         )
@@ -130,12 +130,12 @@ def _durations(config: TrainConfig) -> list[tuple[str, str | None]]:
 
 
 def _milestone_problems(given: list[str], stages: Stages, length: int) -> list[str]:
-    """Of a ramp of its own; those of a schedule are the schedule's to check."""
+    """Errors of the ramp's own milestones; the schedule checks its own."""
     if not given:
         return []
     errors = []
     if list(stages.milestones) != sorted(set(stages.milestones)):
-        errors.append(f"batch.ramp.milestones={given}: they rise from one to the next. Sort them.")
+        errors.append(f"batch.ramp.milestones={given}: must increase from one to the next. Sort them.")
     outside = [text for text, at in zip(given, stages.milestones, strict=True) if not 0 < at < length]
     if outside:
         errors.append(

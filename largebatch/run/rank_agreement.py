@@ -1,4 +1,4 @@
-"""Whether all ranks of a job were started with the same run: config, code, data and weights."""
+"""Checks that all ranks of a job train the same run: config, code, data and weights."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from largebatch.run.config.environment import comparable
 from largebatch.run.prepare import Prepared
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-_INSTALLED = {"site-packages", "dist-packages"}  # wherever they lie: an environment may share another one's
+_INSTALLED = {"site-packages", "dist-packages"}  # at any path: an environment may share another one's packages
 _STANDARD = Path(sysconfig.get_path("stdlib"))
-_TOLD_BY_VERSION = ("largebatch", "torch")
+_COMPARED_BY_VERSION = ("largebatch", "torch")
 _MOST_LINES = 12
-# Versions that change numbers; of the others the ranks may have what they like.
+# Packages whose versions change numbers; other versions may differ between ranks.
 _NUMERIC_PACKAGES = ("torch", "accelerate", "numpy")
 
 
 def run_fingerprint(prepared: Prepared) -> dict[str, str]:
-    """What must be the same on every rank, as texts: every config value, and hashes of code, data and weights.
+    """Values that must be equal on every rank, as texts: the config, and hashes of code, data and weights.
 
-    Of the config the section `run` is left out, and `data.path` wherever it occurs: folders may differ between
-    machines, and what is in them is hashed. Of the data set some samples stand for all, see `sampled_content`.
+    The section `run` and the folder `data.path` are left out: folders may differ between machines, and their content
+    is hashed. A few samples stand for the whole data set, see `sampled_content`.
     """
     path, config = prepared.config.data.path, prepared.config.model_dump()
     folder, resolved = path if isinstance(path, str) else None, flat(config)
@@ -58,10 +58,10 @@ def run_fingerprint(prepared: Prepared) -> dict[str, str]:
 
 
 def require_same_run(runtime: Runtime, fingerprint: dict[str, str]) -> None:
-    """Refuse to train when ranks have different fingerprints. Every rank calls it, before any other collective.
+    """Refuse to train if fingerprints differ. Every rank calls it, before any other collective.
 
     Raises:
-        LauncherError: on every rank, with what differs, on which rank, and both values.
+        LauncherError: on every rank, with each difference, its rank and both values.
     """
     text = json.dumps(fingerprint, sort_keys=True)
     own = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little", signed=True)
@@ -80,10 +80,10 @@ def require_same_run(runtime: Runtime, fingerprint: dict[str, str]) -> None:
     )
 
 
-def _without_folder(told: str, value: str, path: str | None) -> str:
+def _without_folder(text: str, value: str, path: str | None) -> str:
     if path and (value == path or value.startswith(f"{path}/")):
         return "${data.path}" + value.removeprefix(path)
-    return told
+    return text
 
 
 def _code_sha256() -> str:
@@ -91,22 +91,22 @@ def _code_sha256() -> str:
 
 
 def code_of(prepared: Prepared) -> dict[str, str]:
-    """Module -> hash of its file, shortened: of this package as a whole, what the config names, and own modules of it.
+    """Module -> shortened hash of its file: this package as a whole, the targets of the config, and the user's modules.
 
-    Own modules are those that no installation put where they are. They are followed through what the named modules hold
-    of them: a layer that a model imports from the file beside it counts.
+    The user's modules are those outside of installed packages. They are followed through imports: a layer that a model
+    imports from the file beside it counts.
     """
     names = {one for pair in _named_modules(prepared).values() for one in pair}
     files = {name: path for name in _with_own_modules(names) if (path := _file_of(name)) is not None}
     return {"largebatch": _code_sha256()[:16]} | {
         name: _files_sha256({"": path})[:16]
         for name, path in sorted(files.items())
-        if name.partition(".")[0] not in _TOLD_BY_VERSION
+        if name.partition(".")[0] not in _COMPARED_BY_VERSION
     }
 
 
 def _own_code_sha256(prepared: Prepared) -> str:
-    """Of the files that define what the config names, whoever wrote them; not of what those import."""
+    """Hash of the files that define the targets of the config, without the modules that these import."""
     files = {
         f"{role} {what}": path
         for role, pair in _named_modules(prepared).items()
@@ -117,7 +117,7 @@ def _own_code_sha256(prepared: Prepared) -> str:
 
 
 def _named_modules(prepared: Prepared) -> dict[str, tuple[str, str]]:
-    """Role -> module of the target, and of the class that it made: a target may be a function of somebody else's."""
+    """Role -> module of the target, and of the class that it made: a target may be a function of another package."""
     config = prepared.config
     return {
         role: (node["_target_"].rpartition(".")[0], type(made).__module__)
@@ -130,7 +130,7 @@ def _named_modules(prepared: Prepared) -> dict[str, tuple[str, str]]:
 
 
 def _with_own_modules(names: Iterable[str]) -> set[str]:
-    """These, and every own module that one of them holds, or something of it, or names in an import."""
+    """These modules and, recursively, every module of the user's that they import or take an object from."""
     found, rest = set[str](), list(names)
     while rest:
         name = rest.pop()
@@ -147,15 +147,15 @@ def _module_of(thing: Any) -> str:
         return thing.__name__
     try:
         return str(thing.__module__)
-    except Exception:  # plain values have none, and what stands for something else may not be there
+    except Exception:  # plain values have none, and lazy proxies may fail
         return ""
 
 
 def _imported_by(module: ModuleType) -> set[str]:
-    """Loaded modules that a module's code names, as an import does: `from settings import WIDTH` leaves a number."""
+    """Loaded modules named in a module's code: `from settings import WIDTH` leaves only a number in its namespace."""
     try:
         code = module.__spec__.loader.get_code(module.__name__)  # type: ignore[union-attr]
-    except Exception:  # of a notebook, or of a loader of others
+    except Exception:  # a notebook, or a foreign loader
         return set()
     parents = ["", *accumulate(f"{part}." for part in (module.__package__ or "").split("."))]
     return {f"{parent}{name}" for parent in parents for name in code.co_names} & sys.modules.keys()
@@ -167,9 +167,9 @@ def _file_of(module: str) -> Path | None:
 
 
 def _is_own(module: str) -> bool:
-    """Whether no installation has put it where it is: into site-packages, or beside the record of what it installed."""
+    """Whether the module is the user's: not in site-packages, and not beside the record of an installation."""
     path = _file_of(module)
-    if path is None or module.partition(".")[0] in _TOLD_BY_VERSION or path.is_relative_to(_STANDARD):
+    if path is None or module.partition(".")[0] in _COMPARED_BY_VERSION or path.is_relative_to(_STANDARD):
         return False
     folders = path.parents[module.count(".") + (path.stem == "__init__") :]
     return not _INSTALLED & set(path.parts) and not (folders and _has_records(folders[0]))
@@ -177,12 +177,12 @@ def _is_own(module: str) -> bool:
 
 @cache
 def _has_records(folder: Path) -> bool:
-    """Of `pip install --target`: a project's own folder has at most an egg-info."""
+    """Whether `pip install --target` made the folder: a project's own folder has at most an egg-info."""
     return any(folder.glob("*.dist-info"))
 
 
 def _files_sha256(files: dict[str, Path]) -> str:
-    """Of names and contents; a file that cannot be read counts as empty."""
+    """Hash of names and contents; a file that cannot be read counts as empty."""
     digest = hashlib.sha256()
     for name, path in sorted(files.items()):
         content = path.read_bytes() if path.is_file() else b""

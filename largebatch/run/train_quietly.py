@@ -1,4 +1,4 @@
-"""Trains a config without a word: what studies of many runs are made of."""
+"""Trains a config without output: the building block of studies with many runs."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Trained:
 
     @cached_property
     def rows(self) -> list[Row]:
-        """All of metrics.jsonl; nothing of a run that was stopped before its first row."""
+        """All rows of metrics.jsonl; empty if the run was stopped before its first row."""
         metrics = RunFolder(self.folder).metrics
         return read_metrics(metrics) if metrics.exists() else []
 
@@ -68,7 +68,7 @@ def train_quietly(
         stop: whether the run was asked to end after the step; see `make_run`.
 
     Raises:
-        ConfigError: with all that is wrong, before anything is written.
+        ConfigError: with all errors, before anything is written.
     """
     config = OmegaConf.create(config)
     with open_dict(config):

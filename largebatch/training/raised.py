@@ -1,4 +1,4 @@
-"""What an exception of somebody else's code says, where it arose, and what the data looked like."""
+"""Describes an exception of the user's code: its text, its place, and the data that it failed on."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _STANDARD = Path(traceback.__file__).resolve().parent
 
 
 class RunFailedError(Exception):
-    """A run ended with an error of its model, loss or data. The message says all there is to say."""
+    """A run ended with an error of its model, loss or data. The message is complete; no traceback is needed."""
 
 
-def told(error: BaseException) -> str:
-    """Kind and first sentence of an error, and the line of the user's own code that it comes from, if there is one.
+def error_text(error: BaseException) -> str:
+    """Type and first sentence of an error, and the line of the user's own code that raised it, if there is one.
 
-    >>> told(KeyError("pixel_values"))
+    >>> error_text(KeyError("pixel_values"))
     "KeyError: 'pixel_values'"
     """
     place = where_raised(error)
@@ -41,13 +41,13 @@ def where_raised(error: BaseException) -> str | None:
 
 
 def is_ours(error: BaseException) -> bool:
-    """Whether it is a sentence of this package about wrong input, which needs no explanation."""
+    """Whether this package raised it about wrong input; then it needs no explanation."""
     frames = traceback.extract_tb(error.__traceback__)
     return isinstance(error, ValueError) and bool(frames) and _PACKAGE in Path(frames[-1].filename).resolve().parents
 
 
 def described(inputs: torch.Tensor | Mapping[str, Any], targets: Any, ids: Sequence[int] = ()) -> str:
-    """Types and shapes of a micro-batch, where whole numbers begin and end, and what is no number.
+    """Types and shapes of a micro-batch, the range of its integers, and its NaNs.
 
     Args:
         inputs: [n, ...], or a dict of such.

@@ -152,8 +152,8 @@ def test_full_is_a_batch():
 
 
 FOLDER = (
-    "names a folder: 1 to 255 bytes that can be printed, without /, no blank at its ends, no dot at the last, and no "
-    "device of Windows such as NUL. Use letters, digits, - and _; another place is run.dir."
+    "names a folder: 1 to 255 printable bytes, without /, without a blank at either end or a dot at the end, and no "
+    "device name of Windows such as NUL. Use letters, digits, - and _; set run.dir for another place."
 )
 NUMBER = "a batch is a whole number of samples, 1 or more, or `full`."
 LENGTH = "a length is a number and a unit. Write 30ep, 500steps or 100000samples."
@@ -246,7 +246,7 @@ LENGTH = "a length is a number and a unit. Write 30ep, 500steps or 100000samples
         ("observers.recompute.every=0", "observers.recompute.every=0: must be at least 1."),
         ("observers.progress=yes", "observers.progress=yes: must be true or false."),
         ("logger.wandb.mode=on", "logger.wandb.mode=on: must be 'auto', 'online', 'offline' or 'disabled'."),
-        ("logger.wandb.project=a/b", r"logger.wandb.project=a/b: must fit the regular expression ^[^/\\#?%:]+$."),
+        ("logger.wandb.project=a/b", r"logger.wandb.project=a/b: must match the regular expression ^[^/\\#?%:]+$."),
         ("logger.wandb.project=''", "logger.wandb.project=: must not be empty."),
         ("logger.wandb.tags=x", "logger.wandb.tags=x: must be a list, [a, b]."),
         ("launcher.num_processes=0", "launcher.num_processes=0: must be at least 1."),
@@ -288,7 +288,7 @@ LENGTH = "a length is a number and a unit. Write 30ep, 500steps or 100000samples
         ("data=cifar10", "data.path=???: has no default. Give data.path=VALUE."),
         (
             "run.name=${nowhere}",
-            "run.name: Interpolation key 'nowhere' not found. Set the variable or key it refers to.",
+            "run.name: Interpolation key 'nowhere' not found. Set the variable or key that it refers to.",
         ),
         (
             "logger.wandb.tags=['${oc.env:LARGEBATCH_UNSET}']",

@@ -499,7 +499,7 @@ def test_weights_that_are_loaded_in_half_precision_stay_in_it_and_that_is_told()
     run = prepared(of(Narrow))
     assert {one.dtype for one in run.model.parameters()} == {torch.bfloat16}
     (note,) = run.notes
-    assert note.startswith("model: 4 of 4 parameters are bfloat16, as the model was made: they stay so")
+    assert note.startswith("model: 4 of 4 parameters were created in bfloat16 and stay in it")
     assert not prepared(of(Net)).notes
 
 
@@ -603,7 +603,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     ),
     "float16 in float32": ([*points("float16"), of(Net)], "model and data: .*weights are float32 and inputs float16"),
     "bytes": ([*points("uint8"), of(Net)], "model and data: .*weights are float32 and inputs uint8"),
-    "extra state": ([of(WithExtraState)], "model: its state_dict holds what is no tensor .*_extra_state is a dict"),
+    "extra state": ([of(WithExtraState)], "model: its state_dict holds values that are no tensors .*_state is a dict"),
     "a type that files lack": ([of(Wide)], "model: its state_dict cannot be saved: .*filter.*complex128"),
     "a buffer that cannot be loaded": (
         [of(Expanded)],
@@ -617,17 +617,17 @@ REFUSED: dict[str, tuple[list[str], str]] = {
         [of(LeavesOut)],
         "model: LeavesOut does not load its own .*lacks body.weight",
     ),
-    "a state that is rounded": ([of(Rounds)], "model: Rounds does not come back .*as it was saved: body.weight"),
-    "a state that is not taken": ([of(LoadsNothing)], "model: LoadsNothing does not come back"),
+    "a state that is rounded": ([of(Rounds)], "model: Rounds does not load .* exactly: body.weight"),
+    "a state that is not taken": ([of(LoadsNothing)], "model: LoadsNothing does not load the values"),
     "weights without values": ([of(Unreal)], "model: 4 of its tensors lie on the meta device.* body.weight"),
     "state beside the state": (
         [f"optimizer._target_={HERE}.Forgetful"],
-        "optimizer: Forgetful takes another step once its state was saved and loaded",
+        "optimizer: Forgetful takes a different step after its state was saved and loaded",
     ),
     "state of objects": ([f"optimizer._target_={HERE}.KeepsObjects"], "optimizer: The state 'history' of .* is a list"),
     "a step that wants a closure": (
         [f"optimizer._target_={HERE}.WantsClosure"],
-        r"optimizer: WantsClosure fails in a step \(TypeError.*'closure'.*It is called as step\(\)",
+        r"optimizer: WantsClosure fails in a step \(TypeError.*'closure'.*A run calls step\(\)",
     ),
 }
 

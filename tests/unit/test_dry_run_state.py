@@ -246,8 +246,8 @@ def refused(kind: type[Base] | None, *overrides: str) -> list[str]:
 @pytest.mark.parametrize(
     ("kind", "fact"),
     [
-        (Codebook, "2 ranks: 1 tensor (code) of the model move with the samples of each pass"),
-        (OwnGenerator, "2 ranks: the model or the loss gave something else for the same samples, draws and buffers"),
+        (Codebook, "2 ranks: 1 tensor (code) of the model change with the samples of each pass"),
+        (OwnGenerator, "2 ranks: the model or the loss gave other values the second time, for the same samples"),
     ],
 )
 def test_what_ranks_would_not_share_is_refused_on_several_and_told_on_one(kind, fact):
@@ -266,7 +266,7 @@ def test_what_moves_alike_has_a_rule_that_the_plan_tells():
         assert run.state.by_step == ("passes",)
         (note,) = run.notes
         assert note.startswith(
-            "state: 1 tensor (passes) of the model move alike in every pass, so they move once per step"
+            "state: 1 tensor (passes) of the model change identically in every pass, so they change once per step"
         )
     assert prepared(Passes, "batch.total=32").notes == ()
 
@@ -309,7 +309,7 @@ def own_data(name: str) -> list[str]:
 
 def test_a_data_set_with_a_generator_of_its_own_is_refused_on_ranks_and_told_on_one():
     (error,) = refused(None, *own_data("Drifts"))
-    assert error.startswith("2 ranks: data.train: sample 0 is not the same when it is read twice under the same seeds")
+    assert error.startswith("2 ranks: data.train: sample 0 differs when it is read twice under the same seeds")
     assert "keyed by sample" in error
     assert [note for note in prepared(None, *own_data("Drifts")).notes if "read twice" in note]
     assert not [note for note in prepared(None, *own_data("Augments")).notes if "read twice" in note]

@@ -149,7 +149,7 @@ def test_a_node_whose_others_never_come_says_so_in_one_line(
 ):
     assert torchrun.run(of_two_nodes(nowhere, "join_timeout=1")) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"largebatch: fewer than 2 nodes came to {nowhere} within 1 s. Start the missing ones")
+    assert line.startswith(f"largebatch: fewer than 2 nodes came to {nowhere} within 1 s. Start the missing nodes")
 
 
 @pytest.mark.fault(55)
@@ -159,7 +159,7 @@ def test_a_node_that_does_not_reach_the_meeting_point_says_so_in_one_line(
     assert torchrun.run(of_two_nodes(nowhere, "join_timeout=1,read_timeout=1,is_host=false")) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"largebatch: fewer than 2 nodes came to {nowhere}: after ")
-    assert "it does not answer from this node" in line
+    assert "this address does not answer from this node" in line
 
 
 @pytest.mark.parametrize(

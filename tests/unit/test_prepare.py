@@ -294,7 +294,7 @@ BATCH: dict[str, Row] = {
     ),
     "order without pinned micro-batches": (
         ["batch.reduction=ordered"],
-        {"batch.reduction=ordered: the order of the sum is that of the micro-batches": "with batch.micro=SIZE."},
+        {"batch.reduction=ordered: sums gradients in the order of the micro-batches": "with batch.micro=SIZE."},
     ),
     "exact batch norm and what cannot go with it": (
         ["batch_norm=exact", "batch.micro=4", "batch.reduction=ordered", "precision.activation_checkpointing=head"],
@@ -307,7 +307,7 @@ BATCH: dict[str, Row] = {
     "a noise scale without noise": (
         ["observers.noise_scale.every=5", "batch.total=3"],
         {
-            "observers.noise_scale.every=5: the noise shows in the difference": "Raise batch.total, or use more",
+            "observers.noise_scale.every=5: compares gradients of parts of a batch": "Raise batch.total, or use more",
         },
     ),
     "groups of a noise scale that is not measured": (
@@ -426,7 +426,7 @@ SCHEDULE: dict[str, Row] = {
     ),
     "constant warmup without a rise": (
         ["schedule.warmup_kind=constant", "scaling=none"],
-        {"schedule.warmup_kind=constant: holds scaling.base_lr=0.05 until the peak rate, which is 0.05": "gradual"},
+        {"schedule.warmup_kind=constant: holds scaling.base_lr=0.05 before the peak rate": "gradual"},
     ),
     "constant warmup at no rate": (
         ["schedule.warmup_kind=constant", "schedule.warmup_from=zero"],
@@ -499,11 +499,11 @@ OPTIMIZER: dict[str, Row] = {
     ),
     "rate beside the scaling": (
         ["+optimizer.lr=0.1"],
-        {"optimizer.lr=0.1: the rate is derived from scaling.base_lr": "Set those."},
+        {"optimizer.lr=0.1: the rate is derived from scaling.base_lr": "Set these."},
     ),
     "parameters from the config": (
         ["+optimizer.params=[1]"],
-        {"optimizer.params=[1]: largebatch itself gives this argument": "Remove it."},
+        {"optimizer.params=[1]: largebatch sets this argument itself": "Remove it."},
     ),
     "momentum of AdamW": (
         ["optimizer=adamw", "+optimizer.momentum=0.9"],
@@ -706,7 +706,7 @@ DATA: dict[str, Row] = {
     ),
     "too many workers": (
         ["data.num_workers=10000"],
-        {"data.num_workers=10000: per rank, on ": "Use fewer workers."},
+        {"data.num_workers=10000: starts so many workers per rank": "Use at most "},
     ),
     "augmented vectors": (
         ["data.train.shape=[64]", "data.augment.flip=true"],
@@ -1065,7 +1065,7 @@ def test_under_the_square_root_rule_the_batch_grows_by_the_square_and_the_rest_o
     ("overrides", "expected"),
     [
         (["batch.ramp.milestones=[1ep]"], "batch.ramp: 1 milestones and 0 totals"),
-        (["batch.ramp.milestones=[2ep,1ep]", "batch.ramp.totals=[64,96]"], "they rise from one to the next"),
+        (["batch.ramp.milestones=[2ep,1ep]", "batch.ramp.totals=[64,96]"], "must increase from one to the next"),
         (["batch.ramp.milestones=[9ep]", "batch.ramp.totals=[64]"], "9ep is not inside the run of 2048 samples"),
         (["batch.ramp.milestones=[1ep]", "batch.ramp.totals=[32]"], "32 follows 32, which has no effect"),
         (["batch.ramp.milestones=[1ep]", "batch.ramp.totals=[513]"], "a batch of 513 samples"),
@@ -1074,7 +1074,7 @@ def test_under_the_square_root_rule_the_batch_grows_by_the_square_and_the_rest_o
         (["batch.ramp.max_total=64"], "has no effect without in_place_of_decay"),
         (
             ["batch.ramp.in_place_of_decay=true", "scaling=none", "schedule=step", "schedule.milestones=[2ep]"],
-            "scaling.rule=none says that the right rate is the same for every batch",
+            "with scaling.rule=none the best rate is the same for every batch",
         ),
         ([*RAMP, "batch.ramp.in_place_of_decay=true", "schedule=step", "schedule.milestones=[2ep]"], "Leave"),
         ([*RAMP, "batch.ramp.totals=[100,0]"], "batch.ramp.totals.1=0: must be at least 1."),
@@ -1126,7 +1126,7 @@ def test_rates_of_groups_come_from_config_and_code_and_stand_in_the_plan():
     optimizer = ["optimizer={_target_: " + HERE + ".OwnGroups}", "~optimizer.momentum", "~optimizer.nesterov"]
     assert [group.get("lr_factor") for group in prepared(*optimizer).optimizer.param_groups] == [None, 2.0]
     (lost,) = errors(*optimizer, "parameters.lr_factor={weight: 10}")
-    assert "OwnGroups makes groups of its own, in which 1 parameters have the rate of all others" in lost
+    assert "OwnGroups makes groups of its own, in which 1 parameters lose their factor" in lost
     (none,) = errors("parameters.lr_factor={stem: 10}")
     assert none.startswith("parameters.lr_factor, layer_decay: stem: 'stem' fits no trainable parameter")
 
@@ -1163,4 +1163,4 @@ def test_the_plan_tells_when_checkpoints_are_saved_and_what_they_take(asked: tup
     run = prepare(compose_run("model=linear", "data=synthetic", "logger=none", *asked), {})
     what, value, why = checkpoint_row(run.config, run.model)
     assert (what, value) == ("checkpoints", "2 of 0.0026 MB")
-    assert why.startswith(f"and the optimizer's state; {when}")
+    assert why.startswith(f"plus the optimizer's state; {when}")

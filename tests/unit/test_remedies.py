@@ -200,7 +200,7 @@ def test_a_file_without_a_package_is_told_so(tmp_path: Path, capsys: pytest.Capt
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "mine.yaml").write_text("batch: {total: 16}\n", encoding="utf-8")
     assert main(["plan", "--config-dir", str(tmp_path), "experiment=mine"]) == 2
-    told = "experiment: its file sets keys below experiment, which has none. Begin the file with `# @package"
+    told = "experiment: its file sets keys below experiment, which has none. Start the file with `# @package"
     assert told in capsys.readouterr().err
 
 

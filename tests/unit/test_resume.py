@@ -17,7 +17,7 @@ from largebatch.run.config.reading import ConfigError
 from largebatch.run.prepare import prepare
 from largebatch.run.resume import check_identity, run_identity
 from largebatch.run.resume.identity import _files_named
-from largebatch.run.resume.start import _told
+from largebatch.run.resume.start import _notes_of_changes
 from tests.unit.composing import compose_run
 
 SMALL = ("data=synthetic", "model=linear", "logger=none", "length=4ep", "schedule.warmup=1ep")
@@ -145,7 +145,7 @@ def test_a_class_that_was_moved_or_renamed_needs_a_permission_and_an_optimizer_k
     was = plain | {"model": {"_target_": "mine.nets.Net", "width": 4}}
     moved, renamed = (plain | {"model": {"_target_": f"mine.models.{name}", "width": 4}} for name in ("Net", "MyNet"))
     with pytest.raises(
-        CheckpointError, match=r"resume_allow=\[model\._target_\]'\. Of _target_: only if it is the same"
+        CheckpointError, match=r"resume_allow=\[model\._target_\]'\. Permit _target_ only if it is the same"
     ):
         changes(was, moved)
     assert changes(was, moved, "model._target_") == ["model._target_ was mine.nets.Net, now mine.models.Net"]
@@ -174,7 +174,7 @@ def test_a_renamed_optimizer_has_the_defaults_of_the_class_that_it_is_now():
 def test_a_misspelt_permission_is_refused_with_the_nearest_name():
     with pytest.raises(CheckpointError, match=r"resume_allow=\[optimizer\.momentun\]: neither.*optimizer\.momentum"):
         changes(identity(), identity(), "optimizer.momentun")
-    with pytest.raises(ConfigError, match=r"resume_allow.*choose of length"):
+    with pytest.raises(ConfigError, match=r"resume_allow.*choose from length"):
         prepare(compose_run(*SMALL, "resume=auto", "run.dir=x", "resume_allow=[seed]"), {})
 
 
@@ -207,9 +207,9 @@ def test_code_that_changed_is_told_by_its_module_and_needs_no_permission(
     (tmp_path / "planted_layers.py").write_text(files["planted_layers"] + "# changed\n")
     after = run_identity(prepare(config, {}))
     (told,) = changes(before, after)
-    assert re.fullmatch(r"the code of planted_layers is another one \(its hash was \w{16}, now \w{16}\)", told)
+    assert re.fullmatch(r"the code of planted_layers differs \(its hash was \w{16}, now \w{16}\)", told)
     saved = Checkpoint(Path("runs/x"), 3, {}, {"identity": before}, versions=saved_versions())
-    (note,) = _told(saved, check_identity(saved, after))
+    (note,) = _notes_of_changes(saved, check_identity(saved, after))
     assert note.startswith("changed since the checkpoint: the code of planted_layers")
 
 
@@ -221,7 +221,7 @@ def test_a_run_from_before_code_was_recorded_goes_on():
 @pytest.mark.fault(41)
 def test_other_samples_under_the_same_name_are_another_run_unless_that_is_allowed():
     before, after = identity(), identity("+data.train.seed=1")
-    told = r"samples of the training set are others \(their hash was [0-9a-f]{16}, now [0-9a-f]{16}\)"
+    told = r"samples of the training set differ \(their hash was [0-9a-f]{16}, now [0-9a-f]{16}\)"
     with pytest.raises(CheckpointError, match=rf"{told}.*'resume_allow=\[content\]'"):
         changes(before, after)
     assert changes(before, identity("data.validation.num_samples=64")) == []
@@ -246,7 +246,7 @@ def test_versions_that_changed_are_told():
     saved = Checkpoint(
         Path("runs/x"), 3, {}, {}, versions={"torch": "1.0", "largebatch": saved_versions()["largebatch"]}
     )
-    (note,) = _told(saved, [])
+    (note,) = _notes_of_changes(saved, [])
     assert note.startswith("saved by torch 1.0, now ")
 
 

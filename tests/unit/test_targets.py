@@ -103,7 +103,7 @@ def test_arguments_that_fit_pass(node: dict[str, Any], supplied: tuple[str, ...]
         (
             target("record", first=1, second=2),
             ("first",),
-            r"^x\.first=1: largebatch itself gives this argument\. Remove it\.$",
+            r"^x\.first=1: largebatch sets this argument itself\. Remove it\.$",
         ),
         (target("record", third=1), (), r"^x: .*\.record needs first\. Give x\.first=\.\.\. in the config\.$"),
         (target("anything"), (), r"^x: .*\.anything needs first\. "),

@@ -1,1 +1,1 @@
-"""Fast paths of LARS and LAMB, each held to the plain loop."""
+"""Fast paths of LARS and LAMB, each tested against the plain loop."""

@@ -18,7 +18,7 @@ from largebatch.optim.kernels.flat import Row
 from largebatch.optim.kernels.waves import plan
 
 BLOCK_NUMEL = 2**16
-"""Most elements of a block, which one thread has at a time."""
+"""Most elements of a block, the unit of work of a thread."""
 
 WAVE_NUMEL = 2**20
 """Tensors up to this size together are read twice in a row: 16 MiB of weights, gradients and two moments."""
@@ -45,7 +45,7 @@ def compiled_lamb(rows: Sequence[Row], terms: LambTerms) -> None:
     factor = 1.0 if divisor is None else 1 / float(divisor)
     work.of_group[:6] = terms.beta1, terms.grad_share, terms.beta2, 1 - terms.beta2, terms.decay, factor
     work.run("lamb", LAMB_PLACES[terms.place], terms.lr, _no_ratio if terms.ratio is None else terms.ratio.of_numbers)
-    # Kernels write past autograd, which has to know that what it saved of them for a backward pass is no more.
+    # Kernels write without autograd, which must learn that tensors it saved for a backward pass have changed.
     torch.autograd.graph.increment_version([tensor for row in rows for tensor in (row[0], row[2], row[3])])
 
 
@@ -67,7 +67,7 @@ def _no_ratio(weight_norm: float, direction_norm: float) -> float:
 
 
 def _power(number: float) -> float:
-    """Its root, which in one of 600 numbers ends in another bit than math.sqrt: runs of before go on with theirs."""
+    """The square root by `**`: its last bit differs from math.sqrt for one number in 600, and old runs must resume."""
     power: float = number**0.5
     return power
 
@@ -94,7 +94,7 @@ class _Job(ctypes.Structure):
 
 
 class _Work:
-    """The tensors of a step, and the numbers that a kernel takes and gives."""
+    """The tensors of a step, and the inputs and outputs of its kernel."""
 
     def __init__(self, rows: Sequence[Row]) -> None:
         self._rows = rows  # keeps alive what the addresses point to
@@ -116,7 +116,7 @@ class _Work:
         data = [array.ctypes.data for array in (self._tensors, order.blocks, visits, num_left)]
         numbers = [array.ctypes.data for array in (self.of_tensor, self.of_group, self._sums)]
         job = _Job(*data[:3], len(visits), 0, data[3], set_rates, *numbers, form)
-        # Each thread that writes holds all of it, were the main one interrupted.
+        # Each writing thread holds all tensors, in case the main thread is interrupted.
         call = partial(_call, _kernel(f"{name}_{'float' if dtype == torch.float32 else 'double'}"), job, self, num_left)
         num_others = min(torch.get_num_threads(), order.num_shares) - 1
         others = [_pool(num_others).submit(call) for _ in range(num_others)]
@@ -126,7 +126,7 @@ class _Work:
             raise self._error
 
     def _set_rates(self, lr: float, ratio_of: RatioOf, wave: int) -> None:
-        """Rates of the tensors of a wave out of its sums; called by the kernel, on any thread."""
+        """Compute the rates of a wave's tensors from its sums; the kernel calls it on any thread."""
         first, end = self._plan.waves[wave]
         try:
             self._set_rates_of(first, end, lr, ratio_of)

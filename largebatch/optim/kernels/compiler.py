@@ -18,7 +18,7 @@ SOURCE = Path(__file__).with_name("kernels.c")
 FLAGS = (
     "-O3",
     "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native",
-    # Not -ffast-math: NaN and inf have to stay what they are.
+    # Not -ffast-math: NaN and inf must be preserved.
     "-fno-math-errno",
     "-fno-trapping-math",
     "-fopenmp-simd",  # the pragmas for vectors, and no OpenMP
@@ -53,7 +53,7 @@ def kernels() -> ctypes.CDLL:
 
 
 def has_compiler() -> bool:
-    """Whether `kernels` has a compiler to call."""
+    """Whether a C compiler is available."""
     try:
         _compiler()
     except ValueError:
@@ -66,7 +66,7 @@ def _digest(data: bytes) -> bytes:
 
 
 def _compiler() -> list[str]:
-    """Words of the command: those of the variable CC, or else the first of cc, gcc and clang."""
+    """Words of the compiler command: the variable CC, else the first of cc, gcc and clang."""
     given = shlex.split(os.environ.get("CC", ""))
     for words in [given] if given else [["cc"], ["gcc"], ["clang"]]:
         if path := shutil.which(words[0]):
@@ -88,7 +88,7 @@ def _cache_folder() -> Path:
 
 
 def _is_ours(file: Path) -> bool:
-    """Whether this user wrote the file and nobody else could, and it is whole."""
+    """Whether the file is complete, and only this user could have written it."""
     if not file.exists():
         return False
     for path in (file, file.parent):
@@ -132,7 +132,7 @@ def _store(made: Path, file: Path) -> None:
 
 
 def _output(command: list[str]) -> str:
-    """What the command prints; ValueError with its last lines if it fails."""
+    """The output of the command; ValueError with its last lines if it fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S)
     except (OSError, subprocess.TimeoutExpired) as error:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 SMALL_NUMEL = 4096
-"""Tensors up to this size are handled many per call: a call costs as much as the arithmetic on them."""
+"""Tensors up to this size are batched into one call: for them a call costs as much as the arithmetic."""
 
 _ROW_NUMEL = 1024
 PLAIN_DTYPES = (torch.float32, torch.float64)
@@ -20,7 +20,7 @@ _TAKES = "float32 and float64 tensors on a CPU"
 _TAKE_OTHERS = "Set fused=None, which takes it where it applies"
 
 Row = list[Tensor]
-"""What belongs to one parameter: itself, its gradient, its state."""
+"""The tensors of one parameter: itself, its gradient, its state."""
 
 
 def split_off_flat(
@@ -59,7 +59,7 @@ def split_off_flat(
 
 
 def flat_views(row: Sequence[Tensor]) -> Row | None:
-    """One-dimensional views in which an element has one and the same place; None where the path does not apply."""
+    """One-dimensional views with the same element order; None if the path does not apply."""
     param = row[0]
     if type(param) not in (Tensor, torch.nn.Parameter) or param.device.type != "cpu" or param.dtype not in PLAIN_DTYPES:
         return None
@@ -69,7 +69,7 @@ def flat_views(row: Sequence[Tensor]) -> Row | None:
 
 
 def in_one_order(row: Sequence[Tensor]) -> Row | None:
-    """The tensors as flat views, if they lie in memory without gaps and in the order of the first; else None."""
+    """The tensors as flat views, if they are dense and in the element order of the first; else None."""
     if not all(tensor.is_contiguous() for tensor in row):
         strides = row[0].stride()
         order = sorted(range(row[0].ndim), key=lambda dim: (-strides[dim], dim))
@@ -80,7 +80,7 @@ def in_one_order(row: Sequence[Tensor]) -> Row | None:
 
 
 def refusal(option: str, row: Sequence[Tensor], remedy: str, *, takes: str = _TAKES) -> str:
-    """Why a path that needs flat views cannot have this parameter, its gradient and its state; what it does take."""
+    """The reason that flat views of a parameter, its gradient and its state are impossible, and the rule."""
     param, grad = row[0], row[1]
     return (
         f"{option} and a parameter of shape {list(param.shape)}, {type(param).__name__} of {param.dtype} on "

@@ -57,5 +57,5 @@ def _advance(rows: Sequence[Row], rate: float, terms: LarsTerms) -> None:
 
 
 def _kernel_knows(rate: float, dtype: torch.dtype) -> bool:
-    """Whether 1 - (1 - rate) is the rate to more than the digits of the dtype: a rate of 1e-9 has lost half of them."""
+    """Whether 1 - (1 - rate) equals the rate within the precision of the dtype: a rate of 1e-9 loses half."""
     return dtype == torch.float32 and abs(1 - (1 - rate) - rate) <= 2**-28 * rate

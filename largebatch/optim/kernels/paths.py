@@ -1,4 +1,4 @@
-"""Which path a tensor takes: the plain loop, foreach, torch's fused kernels, or compiled ones in C and in Triton."""
+"""Chooses the path of a tensor: plain loop, foreach, torch's fused kernels, or compiled kernels in C and Triton."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from largebatch.optim.kernels.triton_tables import Work, works
 from largebatch.optim.state import same_kind, uses_foreach
 
 is_on_gpu: Callable[[Tensor], bool] = attrgetter("is_cuda")
-"""Whether a tensor is on a GPU that Triton's kernels are for; ROCm's builds of torch say so too."""
+"""Whether a tensor is on a GPU that Triton supports; also with ROCm builds of torch."""
 
 
 class Paths(NamedTuple):

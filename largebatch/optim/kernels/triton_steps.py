@@ -20,7 +20,7 @@ from largebatch.optim.kernels.triton_tables import DTYPES, Work, to_device
 from largebatch.optim.trust_ratio import TrustRatio
 
 SUMS_NUMEL = 1024
-"""Sums of chunks that are added at once."""
+"""Chunk sums that are added at once."""
 
 # No fused multiply-adds: each operation is rounded by itself, as in the interpreter that the tests run in.
 _LAUNCH = {"num_warps": 8, "enable_fp_fusion": False}
@@ -60,7 +60,7 @@ def triton_lars(works: Sequence[Work], columns: Sequence[Sequence[Tensor]], term
             rates = _rates(work, sums, terms.inner_lr, terms.ratio)
         numbers = (terms.inner_lr, terms.momentum, terms.decay, terms.outer_lr)
         _launch("lars_step", work, rates, *numbers, terms.decay != 0, terms.looks_ahead, *kinds)
-    _tell_autograd(columns)
+    _mark_changed(columns)
 
 
 def triton_lamb(works: Sequence[Work], columns: Sequence[Sequence[Tensor]], terms: LambTerms) -> None:
@@ -80,7 +80,7 @@ def triton_lamb(works: Sequence[Work], columns: Sequence[Sequence[Tensor]], term
         if terms.ratio is not None:
             rates = _rates(work, sums, terms.lr, terms.ratio)
             _launch("lamb_step", work, rates, *scales, terms.decay, terms.place, param_kind, state_kind)
-    _tell_autograd(columns)
+    _mark_changed(columns)
 
 
 def _launch(name: str, work: Work, *arguments: Any) -> None:
@@ -90,8 +90,8 @@ def _launch(name: str, work: Work, *arguments: Any) -> None:
         kernel[(work.num_chunks,)](*work.tables, *arguments, work.chunk_numel, **_LAUNCH)
 
 
-def _tell_autograd(columns: Sequence[Sequence[Tensor]]) -> None:
-    """Kernels write past autograd, which has to know that weights it saved for a backward pass are no more."""
+def _mark_changed(columns: Sequence[Sequence[Tensor]]) -> None:
+    """Tell autograd that kernels have changed tensors that it may have saved for a backward pass."""
     torch.autograd.graph.increment_version(columns[0])
 
 

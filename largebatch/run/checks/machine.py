@@ -1,4 +1,4 @@
-"""What a run asks of the machine and the disk that it is started on."""
+"""Checks that the machine, the run folder and the disk can hold the run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from largebatch.records.trackers import PUBLIC_SERVER, key_source, mode_of, nami
 from largebatch.run.checks.memory import state_bytes, state_of
 from largebatch.run.config.schema import TrainConfig
 
-_AMPLE = 8  # times the weights; the state of an optimizer is twice as large, or a little more
+_AMPLE = 8  # free bytes per byte of weights; the state of an optimizer is about twice as large as the weights
 
 
 def machine_problems(config: TrainConfig, environ: Mapping[str, str]) -> list[str]:
@@ -67,20 +67,21 @@ def _process_problems(config: TrainConfig, environ: Mapping[str, str]) -> list[s
         )
     if config.data.num_workers > 4 * (os.cpu_count() or 1):
         problems.append(
-            f"data.num_workers={config.data.num_workers}: per rank, on {os.cpu_count()} cores. Use fewer workers."
+            f"data.num_workers={config.data.num_workers}: starts so many workers per rank, and this machine has "
+            f"{os.cpu_count()} cores. Use at most {4 * (os.cpu_count() or 1)}."
         )
     return problems
 
 
 def _communication_problems(config: TrainConfig, environ: Mapping[str, str]) -> list[str]:
     every, started = config.observers.communication.every, environ.get("WORLD_SIZE", "1")
-    if every is None or not started.isdecimal():  # the latter is reported with the launcher
+    if every is None or not started.isdecimal():  # a WORLD_SIZE that is no number is reported with the launcher
         return []
     return communication_problems(world_size=int(started), what=f"observers.communication.every={every}")
 
 
 def communication_problems(*, world_size: int, what: str) -> list[str]:
-    """Why so few processes have no communication to be measured; `what` asks for it."""
+    """The error of `what`, a setting that measures communication, if there is only one process."""
     if world_size > 1:
         return []
     return [f"{what}: one process sends nothing. Start 2 or more with torchrun or accelerate launch, or leave it out."]
@@ -107,7 +108,7 @@ def _logger_problems(config: TrainConfig, environ: Mapping[str, str]) -> list[st
 
 
 def folder_problems(config: TrainConfig) -> list[str]:
-    """Why the run cannot be written to, or continued from, the folder that the config names."""
+    """Errors of the run folder: the run cannot be written to it, or continued from it."""
     problems = []
     folder = None if config.run.dir is None else RunFolder(Path(config.run.dir))
     if config.resume == "auto" and folder is None:
@@ -125,7 +126,7 @@ def folder_problems(config: TrainConfig) -> list[str]:
     if folder is not None and folder.holds_a_run and _is_of_another(folder.path, config.resume):
         problems.append(
             f"run.dir={config.run.dir}: already holds a run, and resume={config.resume} is another one: their "
-            "records would mix. Continue this one with resume=auto, or the other one in a new run.dir."
+            "records would mix. Continue this run with resume=auto, or the other one in a new run.dir."
         )
     existing = existing_folder(config)
     if not existing.is_dir() or not os.access(existing, os.W_OK):
@@ -139,14 +140,14 @@ def _is_of_another(folder: Path, resume: str) -> bool:
 
 
 def checkpoint_problems(config: TrainConfig, model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
-    """Why no checkpoint of the run could be written: weights and optimizer are larger than the room on the disk."""
+    """An error if weights and optimizer state are larger than the free space of the disk."""
     weights = sum(one.nbytes for one in state_of(model).values() if isinstance(one, torch.Tensor))
     try:
         folder = existing_folder(config).resolve()
         usage = shutil.disk_usage(folder)
-    except OSError:  # a problem of the folder
+    except OSError:  # reported as an error of the folder
         return []
-    # The state is measured only where it could matter. Some network file systems report a total of 0.
+    # Measure the optimizer state only if it could matter. Some network file systems report a total of 0.
     if usage.free >= _AMPLE * weights or not usage.total:
         return []
     state = state_bytes(optimizer)
@@ -159,7 +160,7 @@ def checkpoint_problems(config: TrainConfig, model: nn.Module, optimizer: torch.
 
 
 def existing_folder(config: TrainConfig) -> Path:
-    """What is there of the path that the run will be written to."""
+    """The deepest existing folder on the path of the run folder."""
     existing = Path(config.run.root if config.run.dir is None else config.run.dir)
     while not existing.exists():
         existing = existing.parent

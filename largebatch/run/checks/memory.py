@@ -1,4 +1,4 @@
-"""How much the weights of a model and the state of its optimizer take, before there are any."""
+"""Sizes of a model's weights and of its optimizer state, before they are allocated."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from torch.overrides import TorchFunctionMode
 from largebatch.distributed.host_memory import require_memory
 from largebatch.records.checkpoint.first_state import state_after_two_steps
 from largebatch.run.config.targets import make, target_nodes
-from largebatch.training.raised import told
+from largebatch.training.raised import error_text
 
-# Where making a model twice has no other effect; classes of the user's own may read files, or count themselves.
+# Making these models twice has no side effect; the user's own classes may read files or count instances.
 _MADE_BY_ARITHMETIC = ("largebatch.models.", "torch.nn.")
 _FETCHED = "largebatch.models.hugging_face"
 
 
 def require_memory_for_weights(node: Mapping[str, Any]) -> None:
-    """Raise ValueError for a model of ours, or of torch, whose weights alone are larger than the memory there is.
+    """Raise ValueError if the weights alone of a model of largebatch or torch exceed the memory of this machine.
 
-    It is made without storage for that. Models of others pass, and whatever cannot be made: that is told when it is
-    made in earnest.
+    The model is made on the meta device for that. Other models pass; so do models that cannot be made: making them
+    for real reports the error.
     """
-    names = [str(one["_target_"]) for _, one in target_nodes(node)]  # and of the models inside of it
+    names = [str(one["_target_"]) for _, one in target_nodes(node)]  # also of the models inside it
     if not all(name.startswith(_MADE_BY_ARITHMETIC) and name != _FETCHED for name in names):
         return
     try:
@@ -37,7 +37,7 @@ def require_memory_for_weights(node: Mapping[str, Any]) -> None:
 
 
 class _Undrawn(TorchFunctionMode):
-    """Leaves tensors without storage undrawn: torch draws those in Python, and imports its compiler for that."""
+    """Skips random initialisation: on the meta device torch draws in Python, and imports its compiler for it."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(func, "__name__", "") in ("normal_", "uniform_", "random_", "bernoulli_"):
@@ -46,24 +46,24 @@ class _Undrawn(TorchFunctionMode):
 
 
 def state_of(model: nn.Module) -> dict[str, Any]:
-    """What a checkpoint of the model would hold.
+    """The state_dict of the model, as a checkpoint would hold it.
 
     Raises:
-        ValueError: if the model does not tell.
+        ValueError: if state_dict fails.
     """
     try:
         return dict(model.state_dict())
     except Exception as error:
         raise ValueError(
-            f"its state_dict fails with {told(error)}: no checkpoint could be written. Correct it, or leave it to "
-            "torch.nn.Module."
+            f"its state_dict fails with {error_text(error)}: no checkpoint could be written. Correct it, or inherit it "
+            "from torch.nn.Module."
         ) from error
 
 
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:
-    """Bytes of the state that an optimizer will have after its first steps.
+    """Bytes of an optimizer's state after its first steps.
 
-    0 where that cannot be found out: for an optimizer of others that reads values, or cannot be made from its defaults.
+    0 if that is unknown: the user's optimizer reads values of tensors, or cannot be made from its defaults.
     """
     members = [one for group in optimizer.param_groups for one in group["params"]]
     states = state_after_two_steps(optimizer, {str(place): one for place, one in enumerate(members)})

@@ -1,4 +1,4 @@
-"""What an observer of a run cannot be asked for, told before any process group."""
+"""Errors in the settings of observers, found before any process group."""
 
 from __future__ import annotations
 
@@ -30,6 +30,6 @@ def guard_problems(config: TrainConfig) -> list[str]:
     if config.guard.policy != "rollback" or config.observers.checkpoint.every is not None:
         return []
     return [
-        "guard.policy=rollback: goes back to the newest checkpoint, and with observers.checkpoint.every=null there is "
+        "guard.policy=rollback: returns to the newest checkpoint, and with observers.checkpoint.every=null there is "
         "none before the end. Set observers.checkpoint.every, e.g. 1ep, or use guard.policy=skip."
     ]

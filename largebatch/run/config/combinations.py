@@ -1,4 +1,4 @@
-"""Which settings go together: the choices of a config, and what else excludes each other."""
+"""Settings that exclude each other: the choices of a config for `conflicts`, and further checks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _FEWEST_TO_SPLIT = 4
 
 
 def gradient_options(config: TrainConfig) -> GradientOptions:
-    """In which way the config wants the gradient of a global batch; what is known of model and data comes later."""
+    """The options of the gradient that follow from the config alone; model and data add more later."""
     return GradientOptions(
         ordered=config.batch.reduction == "ordered",
         exact_batch_norm=config.batch_norm == "exact",
@@ -25,11 +25,11 @@ def gradient_options(config: TrainConfig) -> GradientOptions:
 
 
 def choices_of(config: TrainConfig, loss: Any) -> list[Choice]:
-    """All choices of a config that need something of others, or take something away from them; see `conflicts`.
+    """All choices of a config that need an ability or take one away; see `conflicts`.
 
     Args:
         config: of the run.
-        loss: as made from it; None: it could not be made.
+        loss: made from the config; None: it could not be made.
     """
     precision, observers, micro = config.precision, config.observers, config.batch.micro
     made = [
@@ -73,13 +73,21 @@ _SKIPPING = Choice("data.on_bad_sample=skip", "data.on_bad_sample=stop", needs=f
 
 
 def refusals(what: str, needs: Ability, config: TrainConfig, loss: Any, *, instead: str | None = None) -> list[str]:
-    """Why something that no config asks for, such as a measurement by itself, cannot be had with this one."""
+    """Errors if `what`, such as a measurement, needs an ability that this config takes away.
+
+    Args:
+        what: name of the activity in errors.
+        needs: the ability.
+        config: of the run.
+        loss: made from the config.
+        instead: its remedy; None: there is none.
+    """
     chosen = choices_of(config, loss)
     return [error for one in chosen for error in conflicts([Choice(what, instead, frozenset({needs})), one])]
 
 
 def combination_problems(config: TrainConfig, *, world_size: int) -> list[str]:
-    """Settings about a global batch that contradict each other, or have no effect on so many ranks."""
+    """Errors for settings of the global batch that exclude each other, or have no effect on `world_size` ranks."""
     return _compression_problems(config, world_size) + _limit_problems(config)
 
 
@@ -104,7 +112,7 @@ def _limit_problems(config: TrainConfig) -> list[str]:
 
 
 def noise_scale_problems(config: TrainConfig, ramp: BatchRamp | None) -> list[str]:
-    """Why the noise scale cannot be measured; `ramp` is None where it could not be solved."""
+    """Errors of `observers.noise_scale`; `ramp` is None if it could not be solved."""
     options = config.observers.noise_scale
     if options.every is None:
         if options.groups is None:
@@ -114,15 +122,15 @@ def noise_scale_problems(config: TrainConfig, ramp: BatchRamp | None) -> list[st
     single = [plan.global_batch_size for plan in ramp.plans if len(plan.micro_batch_sizes) == 1] if ramp else []
     if single and min(single) < _FEWEST_TO_SPLIT:
         errors.append(
-            f"observers.noise_scale.every={options.every}: the noise shows in the difference between parts of a batch, "
-            f"and one micro-batch is split into two; a step has {min(single)} samples, and it takes "
-            f"{_FEWEST_TO_SPLIT}. Raise batch.total, or use more processes."
+            f"observers.noise_scale.every={options.every}: compares gradients of parts of a batch, and a step with one "
+            f"micro-batch is split into two parts; that needs {_FEWEST_TO_SPLIT} samples, and a step has "
+            f"{min(single)}. Raise batch.total, or use more processes."
         )
     return errors
 
 
 def coupled_problems(config: TrainConfig, ramp: BatchRamp | None, train_plain: Any, validation: Any) -> list[str]:
-    """What a loss that compares samples cannot be taken over; `ramp` is None where it could not be solved."""
+    """Errors of a run whose loss compares samples; `ramp` is None if it could not be solved."""
     name, problems = config.loss["_target_"], []
     if ramp is not None and min(plan.global_batch_size for plan in ramp.plans) < 2:
         problems.append(f"batch.total=1: {name} compares the samples of a batch. Use at least 2.")
@@ -132,8 +140,8 @@ def coupled_problems(config: TrainConfig, ramp: BatchRamp | None, train_plain: A
         )
     if len(train_plain) < len(validation):
         problems.append(
-            f"data.validation: has {len(validation)} samples and the training set {len(train_plain)}: {name} would be "
-            "measured over evaluation batches of another size on each side, which are not comparable. Use a validation "
-            "set that is not larger, or raise data.limit."
+            f"data.validation: has {len(validation)} samples and the training set {len(train_plain)}: {name} depends "
+            "on the size of an evaluation batch, which would differ between the two. Use a validation set that is not "
+            "larger, or raise data.limit."
         )
     return problems

@@ -12,17 +12,17 @@ from collections.abc import Iterable, Sequence
 MOST_SUGGESTED = 3
 _SHORTEST_WORD = 3  # of which the beginning says enough
 
-# What other tools call our keys. `{value}`: what was given.
+# Names of our keys in other tools. `{value}` is the given value.
 _RATE = (
-    "The rate is scaling.base_lr, that of scaling.base_batch_size samples, and scaling.rule carries it to batch.total. "
-    "With scaling=none scaling.base_lr={value} is the peak rate itself."
+    "The rate is scaling.base_lr, for a batch of scaling.base_batch_size samples; scaling.rule scales it to "
+    "batch.total. With scaling=none, scaling.base_lr={value} is the peak rate itself."
 )
 _BATCH = "The batch is batch.total, in samples of one optimizer step over all ranks."
 _MICRO = (
-    "batch.total is the batch of all ranks; batch.max_micro={value} bounds what a rank holds at a time, and "
+    "batch.total is the batch of all ranks; batch.max_micro={value} limits the samples of one forward pass, and "
     "accumulation follows from both."
 )
-_RANKS = "The launcher says how many: torchrun --nproc-per-node {value} -m largebatch ..."
+_RANKS = "The launcher sets the number of processes: torchrun --nproc-per-node {value} -m largebatch ..."
 _PRECISION = "Write precision=bf16, precision=fp16, precision=fp32 or precision=fp64."
 _LOCAL_RANK = "Ranks are known from the environment: start with torchrun, or with `deepspeed --no_local_rank`."
 _GUESSES = {
@@ -32,7 +32,7 @@ _GUESSES = {
     "batch_size bs batchsize global_batch_size total_batch_size train_batch_size batch_tokens tokens": _BATCH,
     "micro_batch_size per_device_train_batch_size per_device_batch_size per_gpu_batch_size device_batch_size": _MICRO,
     "gradient_accumulation_steps accumulate_grad_batches grad_accum accumulation accumulation_steps accum_steps": (
-        "Accumulation follows from batch.total, the ranks and batch.max_micro, the samples that a rank holds at a time."
+        "Accumulation follows from batch.total, the ranks and batch.max_micro, the most samples of one forward pass."
     ),
     "wd decay": "Write optimizer.weight_decay={value}; the decay of the rate is chosen with schedule=NAME.",
     "warmup_epochs": "Write schedule.warmup={value}ep.",
@@ -60,13 +60,13 @@ _GUESSES = {
     "wandb_project": "Write logger.wandb.project={value}.",
 }
 _SENTENCES = {word: sentence for words, sentence in _GUESSES.items() for word in words.split()}
-# Sections in which these words mean what they mean alone.
+# Sections in which these words mean the same as alone.
 _PLAIN_SECTIONS = {
     "trainer", "training", "train", "args", "hparams", "params", "config", "cfg", "run", "optim", "optimizer", "data",
     "dataset", "dataloader", "loader", "datamodule", "scheduler", "lr_scheduler", "schedule", "batch", "scaling",
     "logger",
 }  # fmt: skip
-# Other words for exactly what a choice is.
+# Exact synonyms of choices.
 _SAME = {
     "image_folder": "imagenet",
     "cross_entropy": "ce xent",
@@ -82,11 +82,11 @@ _SAME = {
     "hugging_face": "hf transformers",
 }
 _CHOICES = {word: choice for choice, words in _SAME.items() for word in words.split()}
-_NO_SLIPS = {"adam"}  # names of other things, one letter away from ours
+_NO_SLIPS = {"adam"}  # other methods, one letter away from one of ours
 
 
 def did_you_mean(given: str, names: Iterable[str]) -> str:
-    """A sentence behind a blank, to be added to an error; empty if no name is near.
+    """A suggestion with a leading blank, to append to an error; empty if no name is close.
 
     >>> did_you_mean("trian", ["plan", "train"])
     " Did you mean 'train'?"
@@ -100,7 +100,7 @@ def did_you_mean(given: str, names: Iterable[str]) -> str:
 
 
 def nearest(given: str, names: Sequence[str]) -> list[str]:
-    """The names that `given` most likely misspells, means by another word, or is a part of; few or none."""
+    """The names that `given` misspells, is a synonym of, or is a part of; at most `MOST_SUGGESTED`."""
     if given.casefold() in _NO_SLIPS:
         return []
     close = [name for name in names if _CHOICES.get(given.casefold()) == name] or _closest(given, names)
@@ -109,12 +109,12 @@ def nearest(given: str, names: Sequence[str]) -> list[str]:
 
 
 def meant_by_key(given: str, names: Sequence[str], value: str = "") -> str:
-    """Suggest what to write instead of a key that does not exist; empty without a suggestion.
+    """Suggest a replacement for a key that does not exist; empty without a suggestion.
 
     Args:
-        given: the key, with its sections.
-        names: the keys that there are, with theirs.
-        value: that it was given.
+        given: the dotted key.
+        names: all dotted keys.
+        value: the given value.
 
     >>> meant_by_key("trainer.max_epochs", ["length", "seed"], "10")
     'Write length=10ep.'
@@ -136,7 +136,7 @@ def _closest(given: str, names: Iterable[str]) -> list[str]:
 
 
 def _edits(given: str, name: str) -> int | None:
-    """Edits between two names, word by word; None if a word needs too many: they are different names."""
+    """Edits between two names, word by word; None if a word needs too many, that is, for different names."""
     given, name = given.casefold(), name.casefold()
     if re.findall(r"\d+", given) != re.findall(r"\d+", name):
         return None

@@ -1,4 +1,4 @@
-"""What a config reads from the environment: for the run as if it had been typed, for records as it is written."""
+"""Resolves `oc.env` in a config: for the run as if the text had been typed, for records as it is written."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
 Path = tuple[Any, ...]
-NAMING = ("run.", "logger.wandb.", "data.name")  # what is there is used for names, as the environment has it
-_ROUNDS = 50_000  # of the hash that stands for a value: nobody should find it by trying
+NAMING = ("run.", "logger.wandb.", "data.name")  # keys whose values name folders, charts or W&B runs
+_ROUNDS = 50_000  # of the hash that stands for a value, against guessing
 
 
 def with_environment(config: DictConfig, schema: type[BaseModel], *, inside: Path = ()) -> DictConfig:
-    """A copy in which a value from the environment is what Hydra makes of the same text on a command line.
+    """A copy of the config in which Hydra's command-line parser has read each value from the environment.
 
-    It stays a text where the schema has no other place for it, and below a name of secrets.
+    A value stays a text where the schema takes only texts, and under a name that looks like a secret.
 
     Args:
         config: composed by Hydra.
-        schema: of the config, or of its part `inside`.
-        inside: where that part stands.
+        schema: of the config, or of its section `inside`.
+        inside: path of that section.
 
     Raises:
         OmegaConfBaseException: if a variable is not set.
@@ -51,38 +51,38 @@ def with_environment(config: DictConfig, schema: type[BaseModel], *, inside: Pat
     return _created(_each_variable(raw, read)) if _reads(raw) else config
 
 
-def told_values(config: DictConfig, schema: type[BaseModel]) -> dict[str, Any]:
-    """The config for records: resolved, but for texts from the environment, which may be secrets.
+def recorded_values(config: DictConfig, schema: type[BaseModel]) -> dict[str, Any]:
+    """The config for records: resolved, except texts from the environment, which may be secrets.
 
-    Numbers from there are numbers here, unless their name is one of secrets.
+    Numbers from the environment are recorded, unless their name looks like a secret.
     """
 
     def keep(path: Path, raw: str) -> Any:
         try:
             value = _value_at(config, path)
-        except OmegaConfBaseException:  # not set, where nobody needs it
+        except OmegaConfBaseException:  # an unset variable that the run does not need
             return _uninterpreted(raw)
         typed = as_typed(value) if isinstance(value, str) else value
-        is_told = _is_number(typed) and not _is_hidden(path, raw, value)
-        return typed if is_told and _fits(schema, path, typed) else _uninterpreted(raw)
+        is_public = _is_number(typed) and not _is_hidden(path, raw, value)
+        return typed if is_public and _fits(schema, path, typed) else _uninterpreted(raw)
 
     return _resolved(config, keep)
 
 
 def kept_texts(config: DictConfig) -> dict[str, Any]:
-    """The config, resolved but for the environment: all that somebody has written into it."""
+    """The config as it was written: resolved, except the environment."""
     return _resolved(config, lambda path, raw: _uninterpreted(raw))
 
 
 def comparable(public: Any, values: Any, key: str = "") -> Any:
-    """`told_values` in which a hash stands beside what the environment says: runs with other values differ.
+    """`recorded_values` with a hash beside each value from the environment, so that runs with other values differ.
 
-    Not for secrets: another password is no other run.
+    Secrets have no hash: a run with another password is the same run.
 
     Args:
-        public: or a part of it.
-        values: the same, resolved.
-        key: where it stands.
+        public: recorded values, or a part of them.
+        values: the same part, resolved.
+        key: its dotted key.
     """
     if isinstance(public, dict) and isinstance(values, dict):
         return {name: comparable(part, values.get(name), f"{key}.{name}") for name, part in public.items()}
@@ -95,7 +95,7 @@ def comparable(public: Any, values: Any, key: str = "") -> Any:
 
 
 def unset_variables(texts: Sequence[str], environ: typing.Mapping[str, str] = os.environ) -> list[str]:
-    """What arguments read from the environment, without a default, and is not there: a sentence for each."""
+    """An error for each variable that an argument reads without a default and that is not set."""
     return [
         f"{text.partition('=')[0]}: the environment has no variable {name}. {unset_remedy(name)}"
         for text in texts
@@ -105,12 +105,12 @@ def unset_variables(texts: Sequence[str], environ: typing.Mapping[str, str] = os
 
 
 def unset_remedy(name: str) -> str:
-    """What to do about a variable that is not there."""
+    """The remedy for a variable that is not set."""
     return f"Export it before the start, or write a default, ${{oc.env:{name},VALUE}}."
 
 
 def as_typed(text: str) -> Any:
-    """What Hydra makes of `KEY=text`; the text itself, where that would be a sweep, an interpolation or no syntax.
+    """The value that Hydra reads from `KEY=text`; the text itself if that is a sweep, interpolation or syntax error.
 
     >>> [as_typed(text) for text in ("7", "1e-3", "[a, b]", "a,b", "007", "null")]
     [7, 0.001, ['a', 'b'], 'a,b', '007', None]
@@ -125,7 +125,7 @@ def as_typed(text: str) -> Any:
 
 
 def _is_number(value: Any) -> bool:
-    """Also several, or none."""
+    """Whether it is a number, a list of numbers, or None."""
     return all(map(_is_number, value)) if isinstance(value, list) else value is None or isinstance(value, (int, float))
 
 
@@ -135,7 +135,7 @@ def _is_hidden(path: Path, raw: str, value: Any) -> bool:
 
 
 def _each_variable(raw: Any, read: Callable[[Path, str], Any], path: Path = ()) -> Any:
-    """A nested container with something in place of every text that reads the environment."""
+    """A nested container with `read(path, text)` in place of every text that reads the environment."""
     if isinstance(raw, dict):
         return {key: _each_variable(value, read, (*path, key)) for key, value in raw.items()}
     if isinstance(raw, list):
@@ -151,13 +151,13 @@ def _reads(raw: Any) -> bool:
 
 
 def _uninterpreted(raw: str) -> str:
-    """Then it stays as it is, in itself and in what refers to it."""
+    """The text, escaped so that OmegaConf does not resolve it, here or in values that refer to it."""
     # An even number of backslashes before `${` leaves it an interpolation.
     return re.sub(r"(\\*)\$\{", lambda found: found[0] if len(found[1]) % 2 else "\\" + found[0], raw)
 
 
 def _escaped(value: Any) -> Any:
-    """A value that is none of OmegaConf's interpolations, whatever signs are in it."""
+    """The value, escaped so that OmegaConf takes no part of it for an interpolation."""
     if isinstance(value, dict):
         return {key: _escaped(part) for key, part in value.items()}
     if isinstance(value, list):
@@ -187,14 +187,14 @@ def _resolved(config: DictConfig, read: Callable[[Path, str], Any]) -> dict[str,
 
 
 def _fits(schema: type[BaseModel], path: Path, value: Any) -> bool:
-    """Whether the schema has a place for such a value there; where it says nothing, for any."""
+    """Whether the schema takes a value of this type at `path`; where it has no type, it takes any."""
     kinds = _kinds(schema, path)
     return not kinds or Any in kinds or type(value) in kinds or (float in kinds and type(value) is int)
 
 
 def _kinds(annotation: Any, path: Path) -> set[Any]:
-    """The types that may stand at a place of the schema; none if there is no such place."""
-    from pydantic import BaseModel  # a moment, which --help need not wait for
+    """The types that the schema takes at `path`; empty if it has no such path."""
+    from pydantic import BaseModel  # slow; --help does not need it
 
     arguments = typing.get_args(annotation)
     origin = typing.get_origin(annotation)

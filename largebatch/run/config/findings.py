@@ -1,4 +1,4 @@
-"""Collects what is wrong with a run, or worth telling, so that one run of a command shows all of it."""
+"""Collects all errors and notes about a run's input, so that one start of a command shows all of them."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class Findings:
     """Findings about a run's input, one line each.
 
     Attributes:
-        errors: what stops it.
-        notes: what does not, and is told before it starts: what of the input is used in another way than one may think.
+        errors: reasons that the run cannot start.
+        notes: facts to print before it starts: input that is used differently than a user may expect.
     """
 
     def __init__(self) -> None:
@@ -24,7 +24,7 @@ class Findings:
         self.notes: list[str] = []
 
     def attempt(self, key: str, function: Callable[[], T]) -> T | None:
-        """What `function` returns; None if it raised an error of the user's input, which is noted under `key`."""
+        """The result of `function`; None if it raised an error of the user's input, which is noted under `key`."""
         try:
             return function()
         except ConfigError as error:
@@ -36,13 +36,13 @@ class Findings:
         return None
 
     def attempt_in_turn(self, functions: Mapping[str, Callable[[], Any]]) -> Any:
-        """What the last one returns; None from the first error on, former ones included: the rest could say no more."""
+        """The result of the last function; after the first error, earlier ones included, None without calling it."""
         result = None
         for key, function in functions.items():
             result = None if self.errors else self.attempt(key, function)
         return result
 
     def raise_if_any(self) -> None:
-        """Raise ConfigError with all that was noted."""
+        """Raise ConfigError with all errors and notes, if there is an error."""
         if self.errors:
             raise ConfigError(self.errors, self.notes)

@@ -1,4 +1,4 @@
-"""The schema of what `largebatch measure` looks at."""
+"""Schema of the section `measure`."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class VarianceConfig(Section):
     """Gradient variance over batch sizes."""
 
     batch_sizes: list[PositiveInt] | None
-    replications: Annotated[int, Field(ge=2)]  # one does not tell its own error
+    replications: Annotated[int, Field(ge=2)]  # one has no spread
 
 
 class CommunicationConfig(Section):
     """How often steps and all-reduces are timed."""
 
-    pairs: Annotated[int, Field(ge=10)]  # an interval of a median takes that many
+    pairs: Annotated[int, Field(ge=10)]  # the interval of a median needs them
     sizes: Annotated[int, Field(ge=4)]
     repetitions: PositiveInt
 
@@ -34,7 +34,7 @@ class GapConfig(Section):
 
     draws: PositiveInt
     ghost: PositiveInt | None
-    resamples: Annotated[int, Field(ge=100)]  # fewer do not tell where 2.5 % lie
+    resamples: Annotated[int, Field(ge=100)]  # fewer do not resolve the 2.5 % quantile
 
 
 class MeasureConfig(Section):

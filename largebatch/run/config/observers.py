@@ -1,4 +1,4 @@
-"""The schema of what watches a run."""
+"""Schema of the section `observers`."""
 
 from __future__ import annotations
 
@@ -71,13 +71,13 @@ class SharpnessObserverConfig(SharpnessSettings):
 
 
 class CommunicationConfig(Section):
-    """What communication costs."""
+    """Exposed and total communication time."""
 
     every: PositiveInt | None
 
 
 class ReplicasConfig(Section):
-    """Comparison of step and weights over ranks."""
+    """Comparison of step and weights across ranks."""
 
     every: PositiveInt | None
 
@@ -95,7 +95,7 @@ class RecomputeConfig(Section):
 
 
 class ObserversConfig(Section):
-    """What watches the run."""
+    """All observers."""
 
     metrics: MetricsConfig
     evaluation: EvaluationConfig

@@ -1,4 +1,4 @@
-"""Reads a composed config. Every error is collected and shown in one report, before any process group."""
+"""Reads a composed config; reports all errors together, before any process group."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from largebatch.records.credentials import (
 )
 from largebatch.records.renamed import renamed_in_config
 from largebatch.run.config.did_you_mean import meant_by_key
-from largebatch.run.config.environment import NAMING, kept_texts, told_values, unset_remedy, with_environment
+from largebatch.run.config.environment import NAMING, kept_texts, recorded_values, unset_remedy, with_environment
 from largebatch.run.config.schema import TrainConfig
 from largebatch.run.config.targets import target_problems
 
@@ -30,25 +30,25 @@ _ABSENT = re.compile(r"Environment variable '(\w+)' not found")
 
 
 class ConfigError(Exception):
-    """Everything that is wrong with a run's input, one line each: fact, rule, remedy; notes may say why it is."""
+    """All errors of a run's input, one line each: fact, rule, remedy. Notes may give the background."""
 
     def __init__(self, errors: Sequence[str], notes: Sequence[str] = ()) -> None:
         assert errors
         self.errors, self.notes = list(map(redacted, errors)), list(map(redacted, notes))
         count = "1 error" if len(errors) == 1 else f"{len(errors)} errors"
-        told = [f"{count} in the configuration:", *(f"  - {error}" for error in errors)]
-        super().__init__("\n".join([*told, *(f"  note: {note}" for note in notes)]))
+        lines = [f"{count} in the configuration:", *(f"  - {error}" for error in errors)]
+        super().__init__("\n".join([*lines, *(f"  note: {note}" for note in notes)]))
 
     def __reduce__(self) -> tuple[type[ConfigError], tuple[list[str], list[str]]]:
-        """So that a worker's error says the same in the process that waits for it."""
+        """Pickle errors and notes, so that the parent process shows a worker's error unchanged."""
         return type(self), (self.errors, self.notes)
 
 
 def parse_config(config: DictConfig) -> TrainConfig:
-    """Check types, ranges and names of a composed config, and every `_target_` against the list, if there is one.
+    """Check types, ranges and names of a composed config, and every `_target_` against LARGEBATCH_TARGETS if set.
 
     Raises:
-        ConfigError: with all that is wrong.
+        ConfigError: with all errors.
     """
     require_values(config)
     values = OmegaConf.to_container(with_environment(config, TrainConfig), resolve=True)
@@ -65,10 +65,10 @@ def parse_config(config: DictConfig) -> TrainConfig:
 
 
 def parse_section(config: DictConfig, name: str, schema: type[Section]) -> Section:
-    """Check a section that only one verb knows, and take it out of the config.
+    """Check the section of one verb, and remove it from the config.
 
     Raises:
-        ConfigError: with all that is wrong in it.
+        ConfigError: with all errors of the section.
     """
     require_values(config)
     written = kept_texts(config)
@@ -82,14 +82,14 @@ def parse_section(config: DictConfig, name: str, schema: type[Section]) -> Secti
 
 
 def require_no_secrets(config: DictConfig) -> None:
-    """Refuse a config with a secret in it; and from now on tell the variables that it reads by their names.
+    """Refuse a config that holds a secret. From now on output shows variables that it reads by name, not by value.
 
     Raises:
-        ConfigError: with each by its key, without its value.
+        ConfigError: with the key of each secret, without its value.
     """
     try:
         written = kept_texts(config)
-    except OmegaConfBaseException:  # refers to something that does not exist, which is told later
+    except OmegaConfBaseException:  # a dangling reference, reported later
         written = cast(dict[str, Any], OmegaConf.to_container(config, resolve=False))
     texts = list(_texts(written))
     named = {key: variables_in(text) for key, text in texts if key.startswith(NAMING)}
@@ -116,7 +116,11 @@ def _texts(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 
 def require_one_process(environ: Mapping[str, str], rule: str) -> None:
-    """Refuse a launcher of several processes; `rule` says why, and how to start the verb.
+    """Refuse a launcher with several processes.
+
+    Args:
+        environ: of the process.
+        rule: why the verb needs one process, and how to start it.
 
     Raises:
         ConfigError: with the number of processes and the rule.
@@ -126,17 +130,17 @@ def require_one_process(environ: Mapping[str, str], rule: str) -> None:
 
 
 def require_values(config: DictConfig) -> None:
-    """Refuse a config in which a value is left open, or refers to something that does not exist.
+    """Refuse a config with a missing value, or with a reference to something that does not exist.
 
     Raises:
-        ConfigError: with all such values.
+        ConfigError: with all of them.
     """
     if unresolved := list(_unresolved(config)):
         raise ConfigError(unresolved)
 
 
 def _unresolved(node: DictConfig | ListConfig, prefix: str = "") -> Iterator[str]:
-    """Values without a default and interpolations that lead nowhere."""
+    """Errors for missing values and dangling references."""
     keys: Iterable[Any] = range(len(node)) if isinstance(node, ListConfig) else map(str, node)
     for key in keys:
         name = f"{prefix}{key}"
@@ -151,7 +155,7 @@ def _unresolved(node: DictConfig | ListConfig, prefix: str = "") -> Iterator[str
             if absent := _ABSENT.search(str(error)):
                 yield f"{name}: the environment has no variable {absent[1]}. {unset_remedy(absent[1])}"
                 continue
-            yield f"{name}: {str(error).splitlines()[0]}. Set the variable or key it refers to."
+            yield f"{name}: {str(error).splitlines()[0]}. Set the variable or key that it refers to."
             continue
         if isinstance(value, (DictConfig, ListConfig)):
             yield from _unresolved(value, f"{name}.")
@@ -164,7 +168,7 @@ def _explain(
     *,
     inside: tuple[str, ...] = (),
 ) -> list[str]:
-    """A line for each error; what comes from the environment is told as it is `written`."""
+    """A line for each error; values from the environment are shown as they are `written`."""
     lines = []
     for detail in map(partial(_as_written, written=written, inside=inside), error.errors()):
         key = ".".join(str(part) for part in (*inside, *detail["loc"]))
@@ -172,22 +176,22 @@ def _explain(
             lines.append(f"{key}: is missing. Give {key}=VALUE, or set it in the file of its group.")
         elif key in ("experiment", "debug"):
             lines.append(
-                f"{key}: its file sets keys below {key}, which has none. Begin the file with `# @package _global_`."
+                f"{key}: its file sets keys below {key}, which has none. Start the file with `# @package _global_`."
             )
         elif detail["type"] == "extra_forbidden":
             lines.append(
                 f"{key}={detail['input']}: there is no such key.{_nearest_key(detail['loc'], detail['input'], schema)}"
             )
         else:
-            given = f"={detail['input']}" if detail["loc"] else ""  # a whole section would hide its rule
+            given = f"={detail['input']}" if detail["loc"] else ""  # printing a whole section would hide the rule
             lines.append(f"{key}{given}: {_rule(detail)}")
     return lines
 
 
 def _as_written(detail: Any, *, written: dict[str, Any], inside: tuple[str, ...]) -> dict[str, Any]:
-    """An error of pydantic with the text of the config in place of what the environment has made of it."""
+    """A pydantic error with the text of the config in place of the environment's value."""
     text: Any = written
-    with contextlib.suppress(LookupError, TypeError):  # a list that the environment gave, a key that is missing
+    with contextlib.suppress(LookupError, TypeError):  # a list from the environment, or a missing key
         for part in (*inside, *detail["loc"]):
             text = text[part]
     if not isinstance(text, str) or not variables_in(text):
@@ -206,7 +210,7 @@ _RULES = {
     "model_type": "must be a group of keys.",
     "list_type": "must be a list, [a, b].",
     "string_too_short": "must not be empty.",
-    "string_pattern_mismatch": "must fit the regular expression {pattern}.",
+    "string_pattern_mismatch": "must match the regular expression {pattern}.",
     "greater_than": "must be above {gt}.",
     "greater_than_equal": "must be at least {ge}.",
     "less_than": "must be below {lt}.",
@@ -242,5 +246,5 @@ def _keys(schema: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def public_values(config: DictConfig) -> dict[str, Any]:
-    """The config for records, see `told_values`."""
-    return told_values(config, TrainConfig)
+    """The config for records, see `recorded_values`."""
+    return recorded_values(config, TrainConfig)

@@ -1,4 +1,4 @@
-"""The schema of a run's configuration: names, types and ranges."""
+"""Schema of a run's configuration: names, types and ranges."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from largebatch.run.config.did_you_mean import did_you_mean
 from largebatch.run.config.observers import ObserversConfig
 from largebatch.run.config.types import DurationText, FolderName, FolderPath, Target, one_of, switch_or_pattern
 
-# What a run may change when it is resumed, if it says so. The samples that come, and the weights, stay as they were.
+# Sections that `resume_allow` may change at a resume. None of them changes sample order or the restored weights.
 CHANGEABLE = ("length", "schedule", "scaling", "clip_norm", "guard", "content", "batch_norm")
-_ONE_BY_ONE = ("optimizer", "model", "loss", "data.augment")  # each value of them by its own name
+_ONE_BY_ONE = ("optimizer", "model", "loss", "data.augment")  # sections whose values are named one by one
 _RENAMED = ("data.name",)
 
 
@@ -31,8 +31,8 @@ def is_changeable(key: str) -> bool:
 def _permission(value: str) -> str:
     if not is_changeable(value):
         raise ValueError(
-            f"choose of {', '.join(CHANGEABLE)}, or one value by its name, as optimizer.weight_decay, model.dropout, "
-            f"loss.label_smoothing, data.augment.flip.{did_you_mean(value, CHANGEABLE)}"
+            f"choose from {', '.join(CHANGEABLE)}, or name a single value, such as optimizer.weight_decay, "
+            f"model.dropout, loss.label_smoothing, data.augment.flip.{did_you_mean(value, CHANGEABLE)}"
         )
     return value
 
@@ -47,12 +47,12 @@ class RampConfig(Section):
 
     @property
     def is_used(self) -> bool:
-        """Whether there is a ramp at all."""
+        """Whether the batch changes over the run."""
         return bool(self.milestones or self.totals or self.in_place_of_decay)
 
 
 class BatchConfig(Section):
-    """Samples per optimizer step, and how many of them one forward pass may hold."""
+    """Samples per optimizer step, and the most samples of one forward pass."""
 
     total: Any
     max_micro: PositiveInt | None
@@ -80,7 +80,7 @@ class ScalingConfig(Section):
 
 
 class ScheduleConfig(Section):
-    """Warmup and decay; a setting is None where it follows from the run, or the decay has no such thing."""
+    """Warmup and decay; None: the setting follows from the run, or the decay does not use it."""
 
     warmup: DurationText | None
     warmup_kind: Annotated[str, one_of(WARMUP_KINDS)]
@@ -93,7 +93,7 @@ class ScheduleConfig(Section):
 
 
 class ParametersConfig(Section):
-    """Which parameters neither decay nor adapt, and which have rates of their own."""
+    """Parameters without decay or adaptation, and parameters with their own learning rates."""
 
     exclude_from_decay: list[str]
     exclude_from_adaptation: list[str]
@@ -111,7 +111,7 @@ class AugmentConfig(Section):
 
 
 class DataConfig(Section):
-    """Training and validation set, and what models ask about them."""
+    """Training and validation set, and their sizes that models need."""
 
     name: str
     train: Target
@@ -133,7 +133,7 @@ class DataConfig(Section):
 
     @property
     def skips(self) -> bool:
-        """Whether samples that cannot be used are left out."""
+        """Whether bad samples are left out."""
         return self.on_bad_sample == "skip"
 
 
@@ -148,7 +148,7 @@ class PrecisionConfig(Section):
 
 
 class GuardConfig(Section):
-    """What becomes of a step whose loss or gradient is bad."""
+    """The reaction to a step with a bad loss or gradient."""
 
     policy: Literal["off", "log", "skip", "rollback"]
     window: Annotated[int, Field(ge=FEWEST_VALUES)]
@@ -157,12 +157,12 @@ class GuardConfig(Section):
 
     @property
     def acts(self) -> bool:
-        """Whether it may change what is trained."""
+        """Whether it may change the training."""
         return self.policy in ("skip", "rollback")
 
 
 class WandbConfig(Section):
-    """Weights & Biases; None is what its variable says."""
+    """Weights & Biases; None: its environment variable decides."""
 
     mode: Literal["auto", "online", "offline", "disabled"]
     project: Annotated[str, Field(min_length=1, pattern=r"^[^/\\#?%:]+$")] | None
@@ -176,7 +176,7 @@ class WandbConfig(Section):
 
 
 class LoggerConfig(Section):
-    """Where rows go besides metrics.jsonl."""
+    """Trackers besides metrics.jsonl."""
 
     plots: bool
     wandb: WandbConfig
@@ -184,7 +184,7 @@ class LoggerConfig(Section):
 
 
 class LauncherConfig(Section):
-    """What the launcher should have started."""
+    """Expected number of processes, and time limits."""
 
     num_processes: PositiveInt | None
     rendezvous_timeout_s: PositiveFloat
@@ -201,7 +201,7 @@ class RunConfig(Section):
 
 
 class TrainConfig(Section):
-    """Everything about a run."""
+    """All settings of a run."""
 
     seed: Annotated[int, Field(ge=0, lt=2**63)]
     length: DurationText
@@ -226,17 +226,17 @@ class TrainConfig(Section):
 
     @property
     def shown_name(self) -> str:
-        """What the run is called on charts."""
+        """Name of the run on charts."""
         return self.run.name or self.run.title or self.data.name
 
     @property
     def folder_name(self) -> str:
-        """What its folder is called: the name of a data set may be a path, as that of a hub is."""
+        """Name of the run's folder. The name of a data set may be a path, as on a hub: its / becomes -."""
         return self.run.name or self.run.title or re.sub(r"[^\w+=-]+", "-", self.data.name).strip("-") or "run"
 
 
 class VerifyConfig(Section):
-    """What `largebatch verify` compares."""
+    """The section `verify`."""
 
     world_sizes: Annotated[list[PositiveInt], Field(min_length=1)]
     steps: PositiveInt

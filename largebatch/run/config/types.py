@@ -1,4 +1,4 @@
-"""The types that the schema of a configuration is made of."""
+"""Types of the configuration schema."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _duration(text: Any) -> Any:
     return text
 
 
-_WORDS = {"no", "off", "yes", "on", "true", "false", "none", "null", ""}  # meant as a switch, and found in many names
+_WORDS = {"no", "off", "yes", "on", "true", "false", "none", "null", ""}  # switches; as patterns they match many names
 _LONGEST_NAME = 255  # bytes, of most file systems
 
 
@@ -35,8 +35,8 @@ def folder_name(text: str) -> str:
     is_path = not text or not text.isprintable() or "/" in text or text[-1] in ". "
     if is_device or is_path or text[0] == " " or len(text.encode()) > _LONGEST_NAME:
         raise ValueError(
-            "names a folder: 1 to 255 bytes that can be printed, without /, no blank at its ends, no dot at "
-            "the last, and no device of Windows such as NUL. Use letters, digits, - and _; another place is run.dir."
+            "names a folder: 1 to 255 printable bytes, without /, without a blank at either end or a dot at the end, "
+            "and no device name of Windows such as NUL. Use letters, digits, - and _; set run.dir for another place."
         )
     return text
 

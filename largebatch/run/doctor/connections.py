@@ -1,4 +1,4 @@
-"""The job's address and port, whether two processes really meet, and the server of W&B."""
+"""Checks the job's address and port, an all-reduce of two processes, and the W&B server."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CONNECT_S = 5.0
 
 
 def ports(environ: Mapping[str, str]) -> Iterator[Finding]:
-    """Whether this machine knows the job's address, and whether its port is free where rank 0 is to open it."""
+    """Whether the job's address resolves on this machine, and whether rank 0 can open its port."""
     address, port = environ.get("MASTER_ADDR"), environ.get("MASTER_PORT", "")
     if not address:
         return
@@ -28,20 +28,20 @@ def ports(environ: Mapping[str, str]) -> Iterator[Finding]:
         found = {str(entry[4][0]) for entry in socket.getaddrinfo(address, None)}
         yield Finding("MASTER_ADDR", "ok", f"{address} is {', '.join(sorted(found))}")
     except OSError as error:
-        told = f"{address} has no address here: {error.strerror or error}. Give the IP address of the first node, or "
-        yield Finding("MASTER_ADDR", "problem", f"{told}its name as every node resolves it.")
+        fact = f"{address} has no address here: {error.strerror or error}. Give the IP address of the first node, or "
+        yield Finding("MASTER_ADDR", "problem", f"{fact}a name of it that every node resolves.")
     if not (port.isdecimal() and environ.get("RANK") == "0" and environ.get("TORCHELASTIC_RUN_ID") is None):
-        return  # rank 0 opens it itself where no agent has done so
+        return  # only rank 0 opens the port, and not if torchrun's agent has opened it
     try:
         with socket.create_server(("", int(port))):
             yield Finding("MASTER_PORT", "ok", f"{port} is free")
     except (OSError, OverflowError) as error:
-        remedy = "Set MASTER_PORT to a free one, or use torchrun --standalone, which finds one."
+        remedy = "Set MASTER_PORT to a free port, or use torchrun --standalone, which finds one."
         yield Finding("MASTER_PORT", "problem", f"{port} cannot be opened: {error}. {remedy}")
 
 
 def meeting(limit_s: float = MEETING_S) -> Iterator[Finding]:
-    """Whether two processes of this machine can meet over loopback and add numbers up over gloo."""
+    """Whether two processes of this machine can connect over loopback and all-reduce over gloo."""
     context = multiprocessing.get_context("spawn")
     answers = context.Queue()
     with socket.create_server(("127.0.0.1", 0)) as held:
@@ -52,15 +52,15 @@ def meeting(limit_s: float = MEETING_S) -> Iterator[Finding]:
         process.start()
     for process in processes:
         process.join(limit_s)
-    told = [answers.get(timeout=1) for process in processes if process.exitcode == 0]
+    sums = [answers.get(timeout=1) for process in processes if process.exitcode == 0]
     for process in processes:
         if process.is_alive():
             process.kill()
             process.join()
-    if told == [3.0, 3.0]:
+    if sums == [3.0, 3.0]:
         yield Finding("two processes", "ok", "they meet, and 1 + 2 = 3 over gloo")
         return
-    failed = f"no sum after {limit_s:.0f} s: {told}, exit codes {[process.exitcode for process in processes]}. "
+    failed = f"no sum after {limit_s:.0f} s: {sums}, exit codes {[process.exitcode for process in processes]}. "
     remedy = "Set GLOO_SOCKET_IFNAME to the name of a network interface that works (`ip link`): lo within one machine."
     yield Finding("two processes", "problem", failed + remedy)
 
@@ -76,14 +76,14 @@ def _meet(rank: int, port: int, limit_s: float, answers: multiprocessing.Queue[f
 
 
 def wandb_server(environ: Mapping[str, str], *, network: bool) -> Iterator[Finding]:
-    """W&B's key, never shown, and its server, to which a connection is opened only with `network`."""
+    """W&B's key, which is never printed, and its server, which is contacted only with `network`."""
     server = environ.get("WANDB_BASE_URL") or PUBLIC_SERVER
     parts, source = urlsplit(server), key_source(server)
-    host = parts.hostname or "?"  # without what a URL may hold of a password
-    remedy = "Run `wandb login` or set WANDB_API_KEY; a run without is kept offline, and `wandb sync` uploads it."
+    host = parts.hostname or "?"  # without the password that a URL may hold
+    remedy = "Run `wandb login` or set WANDB_API_KEY; without a key runs are offline, and `wandb sync` uploads them."
     yield Finding("W&B key", "ok" if source else "note", f"in {source}" if source else f"none for {host}. {remedy}")
     if not network:
-        yield Finding("W&B server", "ok", f"{host}, not tried: --network does")
+        yield Finding("W&B server", "ok", f"{host}, not contacted; --network does it")
         return
     started = time.perf_counter()
     try:
@@ -91,7 +91,7 @@ def wandb_server(environ: Mapping[str, str], *, network: bool) -> Iterator[Findi
         with socket.create_connection((parts.hostname or "", port), timeout=_CONNECT_S):
             pass
     except (OSError, ValueError) as error:
-        remedy = "Look at the network, https_proxy and WANDB_BASE_URL; meanwhile use logger.wandb.mode=offline."
+        remedy = "Check the network, https_proxy and WANDB_BASE_URL; meanwhile use logger.wandb.mode=offline."
         yield Finding("W&B server", "problem", f"{host} does not answer: {error}. {remedy}")
     else:
         yield Finding("W&B server", "ok", f"{host} answers after {1000 * (time.perf_counter() - started):.0f} ms")

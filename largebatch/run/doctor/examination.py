@@ -1,4 +1,4 @@
-"""Every check of a run's start, and what a start cannot try."""
+"""Runs all checks of `largebatch doctor`: those of a run's start, and those that a start cannot make."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Check = Callable[[], Iterable[Finding]]
 
 
 def examine(config: TrainConfig, environ: Mapping[str, str], *, network: bool) -> list[Finding]:
-    """Every finding about this machine, in the order in which a run needs what is looked at.
+    """All findings about this machine, in the order in which a run needs its parts.
 
     Args:
         config: of a run that would start here.
         environ: of the job.
-        network: whether servers may be tried.
+        network: whether servers may be contacted.
     """
     checks: dict[str, Check] = {
         "versions": machine.versions,
@@ -38,16 +38,16 @@ def examine(config: TrainConfig, environ: Mapping[str, str], *, network: bool) -
 
 
 def outcome(subject: str, check: Check) -> list[Finding]:
-    """What a check found; a check that fails is a finding, and the others go on."""
+    """The findings of a check; a check that raises becomes a finding, and the others still run."""
     try:
         return list(check())
-    except Exception as error:  # this is the tool for machines on which nothing goes as it should
-        told = f"could not be looked at: {type(error).__name__}: {error}. Report it with the rest of this table."
-        return [Finding(subject, "problem", told)]
+    except Exception as error:  # doctor runs on broken machines, so a check itself may fail
+        fact = f"could not be checked: {type(error).__name__}: {error}. Report it with the rest of this table."
+        return [Finding(subject, "problem", fact)]
 
 
 def start_of_a_run(config: TrainConfig, environ: Mapping[str, str]) -> Iterator[Finding]:
-    """What `largebatch train` looks at before it builds anything: launcher, machine, trackers, run folder."""
+    """The checks of `largebatch train` before it builds anything: launcher, machine, trackers, run folder."""
     precision, expected = config.precision.compute, config.launcher.num_processes
     parts = {
         "launcher": launcher_problems(environ, precision=precision, num_processes=expected),
@@ -55,11 +55,11 @@ def start_of_a_run(config: TrainConfig, environ: Mapping[str, str]) -> Iterator[
         "run folder": folder_problems(config),
     }
     started = {name: environ[name] for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK") if name in environ}
-    told = {"launcher": ", ".join(f"{name}={value}" for name, value in started.items()) or "none: one process"}
+    found = {"launcher": ", ".join(f"{name}={value}" for name, value in started.items()) or "none: one process"}
     for subject, problems in parts.items():
         yield from (Finding(subject, "problem", problem) for problem in problems)
         if not problems:
-            yield Finding(subject, "ok", told.get(subject, "as a run needs it"))
+            yield Finding(subject, "ok", found.get(subject, "as a run needs it"))
     if "SLURM_JOB_ID" in environ and not started:
-        found = f"job {environ['SLURM_JOB_ID']} has no launcher in it: every task would train by itself. "
-        yield Finding("Slurm", "note", f"{found}Start it with srun torchrun, as launch/slurm.sbatch does.")
+        fact = f"job {environ['SLURM_JOB_ID']} has no launcher in it: every task would train by itself. "
+        yield Finding("Slurm", "note", f"{fact}Start it with srun torchrun, as launch/slurm.sbatch does.")

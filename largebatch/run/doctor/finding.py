@@ -1,4 +1,4 @@
-"""What was found, and how bad it is."""
+"""One finding of `largebatch doctor`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Finding:
-    """What was looked at, how bad it is, and the fact with its remedy.
+    """Subject, severity, and the fact with its remedy.
 
-    A note costs speed or is good to know; a problem stops runs.
+    A note is information or costs speed; a problem stops runs.
     """
 
     subject: str

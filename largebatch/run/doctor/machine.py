@@ -1,4 +1,4 @@
-"""Versions, devices, cores, memory, open files, and the disk that runs are written to."""
+"""Checks versions, devices, cores, memory, open files, and the disk of the run folder."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from largebatch.distributed.host_memory import container_limit, machine_memory
 from largebatch.run.doctor.finding import Finding
 
 _GIB, _MIB = 1 << 30, 1 << 20
-_LITTLE_SHARED, _LITTLE_DISK = 1 * _GIB, 5 * _GIB  # docker gives 64 MiB, which a loader's first batches fill
+_LITTLE_SHARED, _LITTLE_DISK = 1 * _GIB, 5 * _GIB  # docker's default of 64 MiB is full after a loader's first batches
 _FEW_FILES = 4096
 _OTHER_DISK = "Choose another disk with run.root=FOLDER or run.dir=FOLDER."
 
 
 def versions() -> Iterator[Finding]:
-    """Every package that a run needs, against the range that our own metadata asks for."""
+    """Every package that a run needs, against the version range in largebatch's metadata."""
     yield Finding("python", "ok", f"{platform.python_version()}, {platform.system()} {platform.machine()}")
     for text in importlib.metadata.requires("largebatch") or ():
         requirement = Requirement(text)
@@ -49,7 +49,7 @@ def of_package(requirement: Requirement) -> Finding:
 
 
 def devices() -> Iterator[Finding]:
-    """GPUs, or why there is none; what ranks talk through; what compiles kernels."""
+    """GPUs, or the reason that there is none; backends of torch.distributed; the compiler for kernels."""
     has_gpu, built_for = torch.cuda.is_available(), torch.version.cuda
     for number in range(torch.cuda.device_count() if has_gpu else 0):
         of_it, (free, total) = torch.cuda.get_device_properties(number), torch.cuda.mem_get_info(number)
@@ -83,7 +83,7 @@ def cores(environ: Mapping[str, str]) -> Iterator[Finding]:
 
 
 def memory(shared: Path = Path("/dev/shm")) -> Iterator[Finding]:
-    """What the container may take, and the shared memory through which workers of a loader hand over their batches."""
+    """Memory of the machine or container, and the shared memory that loader workers need."""
     usable = machine_memory()
     whose = " of the container" if usable == container_limit() else ""
     yield Finding("memory", "ok", f"{usable / _GIB:.1f} GiB{whose}")
@@ -97,7 +97,7 @@ def memory(shared: Path = Path("/dev/shm")) -> Iterator[Finding]:
 
 
 def open_files() -> Iterator[Finding]:
-    """The limit on open files, which sockets between ranks and shared tensors use up."""
+    """The limit on open files; sockets between ranks and shared tensors count towards it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if 0 <= soft < _FEW_FILES:
         enough = min(hard, 65536) if hard > 0 else 65536
@@ -107,21 +107,21 @@ def open_files() -> Iterator[Finding]:
 
 
 def disk(folder: Path) -> Iterator[Finding]:
-    """Whether checkpoints can be written, renamed and locked where runs go; leaves nothing behind."""
+    """Whether checkpoints can be written, renamed and locked in the run folder; removes its test files."""
     usage = shutil.disk_usage(folder)
     found, is_little = f"{usage.free / _GIB:,.1f} GiB free in {folder}", usage.total and usage.free < _LITTLE_DISK
     yield Finding("disk", "note" if is_little else "ok", f"{found}. Make room." if is_little else found)
     try:
         _try_disk(folder)
     except OSError as error:
-        told = f"{folder}: {errno.errorcode.get(error.errno or 0, 'error')}, {error.strerror or error}. {_OTHER_DISK}"
-        yield Finding("writing", "problem", told)
+        fact = f"{folder}: {errno.errorcode.get(error.errno or 0, 'error')}, {error.strerror or error}. {_OTHER_DISK}"
+        yield Finding("writing", "problem", fact)
     else:
         yield Finding("writing", "ok", "write, fsync, rename and lock work")
 
 
 def _try_disk(folder: Path) -> None:
-    """What saving a checkpoint needs of a file system."""
+    """Perform the file operations of saving a checkpoint."""
     place = folder / f".largebatch-doctor-{secrets.token_hex(4)}"
     place.mkdir()
     try:

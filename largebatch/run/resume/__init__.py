@@ -1,4 +1,4 @@
-"""How a run begins: in which folder, from which checkpoint, and whether that one belongs to it."""
+"""Starts or resumes a run: chooses folder and checkpoint, and checks that the checkpoint belongs to the run."""
 
 from largebatch.run.resume.identity import check_identity, run_identity
 from largebatch.run.resume.start import Start, begin, find_checkpoint, open_folder, record_start

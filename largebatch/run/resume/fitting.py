@@ -1,4 +1,4 @@
-"""What a checkpoint must be for a run to go on from it: its position, weights and optimizer are those of such a run."""
+"""Checks that a run can continue from a checkpoint: position, weights and optimizer state must fit."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from largebatch.run.resume.identity import changed_options, changes_of
 
 
 def fits_run(prepared: Prepared, identity: dict[str, Any]) -> Fits:
-    """What a checkpoint must be for this run to go on from it, but for the identity, which `check_identity` refuses."""
+    """The check that this run can continue from a checkpoint, without the identity; see `check_identity`."""
     allow = prepared.config.resume_allow
 
     def fits(checkpoint: Checkpoint) -> None:
         require_run_values(checkpoint)
         changes = changes_of(checkpoint, identity)
         if not all(change.is_allowed_by(allow) for change in changes):
-            return  # of another run: refused as a whole, with all that differs
+            return  # `check_identity` refuses another run with all differences
         is_same = all(change.is_code for change in changes)
         _require_position(checkpoint, prepared.numbers, is_same=is_same)
         require_run_fit(checkpoint, prepared.model, prepared.optimizer, keeps=changed_options(changes))
@@ -27,12 +27,12 @@ def fits_run(prepared: Prepared, identity: dict[str, Any]) -> Fits:
 
 
 def _require_position(checkpoint: Checkpoint, numbers: RunNumbers, *, is_same: bool) -> None:
-    """Steps and samples belong together; a run of another length or schedule may have had another ramp."""
+    """Check that step and samples match; a run of another length or schedule may have had another ramp."""
     step, samples = checkpoint.values["step"], checkpoint.values["samples_seen"]
     expected = numbers.ramp.samples_of_steps(step)
     is_possible = samples == expected or (not is_same and len(numbers.ramp.plans) > 1 and samples >= step)
     if not is_possible or (is_same and step > numbers.num_steps):
         raise CheckpointError(
-            f"{checkpoint.path}: step {step} after {samples:,} samples, and {step} steps of this run, which has "
+            f"{checkpoint.path}: is of step {step} after {samples:,} samples, but {step} steps of this run, which has "
             f"{numbers.num_steps:,}, consume {expected:,}. Use an older checkpoint."
         )

@@ -1,4 +1,4 @@
-"""What makes a run this run, and what may differ from it in the run that goes on from its checkpoint."""
+"""The identity of a run: values that must be equal to resume it, and values that may differ with permission."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from largebatch.run.config.targets import TargetError, find_target
 from largebatch.run.prepare import Prepared
 from largebatch.run.rank_agreement import code_of
 
-# A run with another value of one of these is another run: a checkpoint of it must not be continued.
+# A run with another value of one of these is another run: its checkpoints must not be resumed.
 _IDENTITY = (
     "seed",
     "length",
@@ -36,10 +36,10 @@ _IDENTITY = (
     "loss",
 )
 
-_MOST_TOLD = 20  # changes
+_MOST_SHOWN = 20  # changes
 _HASHED_BYTES = 2**20  # of each file; the size stands for the rest
 
-# What runs did before these keys existed.
+# The behaviour of runs before these keys existed.
 _BEFORE: dict[str, Any] = {
     "batch_norm": "per_micro_batch",
     "guard": None,
@@ -50,7 +50,7 @@ _PARAMETERS_BEFORE = {"lr_factor": None, "layer_decay": None, "layer_pattern": D
 
 
 def run_identity(prepared: Prepared) -> dict[str, Any]:
-    """What makes a run this run, as plain values."""
+    """The identity of a run, as plain values."""
     config, plain = prepared.config, comparable(prepared.public, prepared.config.model_dump())
     return {key: plain[key] for key in _IDENTITY} | {
         "global_batch_size": prepared.numbers.plan.global_batch_size,
@@ -66,7 +66,7 @@ def run_identity(prepared: Prepared) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Change:
-    """A value of the config that a run goes on with, and what it was."""
+    """A value that differs between a checkpoint's run and the run that resumes it."""
 
     key: str
     was: Any
@@ -74,30 +74,30 @@ class Change:
 
     def __str__(self) -> str:
         if self.key == "content":
-            return f"samples of the training set are others (their hash was {plain(self.was)}, now {self.now})"
+            return f"samples of the training set differ (their hash was {plain(self.was)}, now {self.now})"
         if self.is_code:
             name = self.key.removeprefix("code.")
-            return f"the code of {plain(name)} is another one (its hash was {plain(self.was)}, now {self.now})"
+            return f"the code of {plain(name)} differs (its hash was {plain(self.was)}, now {self.now})"
         return f"{plain(self.key)} was {plain(self.was)}, now {self.now}"
 
     @property
     def is_code(self) -> bool:
-        """Whether it is told and recorded, and needs no permission: most changes of code are none of a run."""
+        """Whether code changed. That is reported and recorded but needs no permission: most changes are harmless."""
         return self.key.startswith("code.")
 
     @property
     def permission(self) -> str | None:
-        """The value of resume_allow that would let it pass; None: nothing would."""
+        """The value of resume_allow that permits the change; None: none does."""
         section = self.key.partition(".")[0]
         if section in CHANGEABLE:
             return section
-        # A model or a loss may have got another name, which a person alone can tell from another class. The state of
-        # an optimizer belongs to the name of its class: it may have moved.
+        # A model or a loss may have been renamed; only the user knows whether it is still the same class. The state of
+        # an optimizer belongs to the name of its class, whose module may have moved.
         is_other_class = self.key == "optimizer._target_" and _last_name(self.was) != _last_name(self.now)
         return self.key if is_changeable(self.key) and not is_other_class else None
 
     def is_allowed_by(self, entries: Sequence[str]) -> bool:
-        """Whether one of these values of resume_allow names it, or a section that it belongs to."""
+        """Whether one of these values of resume_allow names the key or its section."""
         return self.is_code or (self.permission is not None and any(_names(entry, self.key) for entry in entries))
 
 
@@ -106,22 +106,22 @@ def check_identity(checkpoint: Checkpoint, identity: dict[str, Any], *, allow: S
 
     Args:
         checkpoint: to continue from.
-        identity: of the run that would go on.
-        allow: what may differ: sections out of `CHANGEABLE`, or single values, see `is_changeable`.
+        identity: of the run that resumes it.
+        allow: sections of `CHANGEABLE`, or single values, that may differ; see `is_changeable`.
 
     Returns:
-        What differs and may, code included.
+        the permitted changes, code included.
 
     Raises:
-        CheckpointError: with every key that changed and is not allowed to, and both values; or for a permission of what
+        CheckpointError: with every change that is not permitted, with both values; or for a permission of a key that
             neither run has.
     """
     changes = changes_of(checkpoint, identity)
     refused = [change for change in changes if not change.is_allowed_by(allow)]
     if refused:
-        more = f"; and {len(refused) - _MOST_TOLD} more" if refused[_MOST_TOLD:] else ""
+        more = f"; and {len(refused) - _MOST_SHOWN} more" if refused[_MOST_SHOWN:] else ""
         raise CheckpointError(
-            f"{checkpoint.path} belongs to another run: {'; '.join(map(str, refused[:_MOST_TOLD]))}{more}. "
+            f"{checkpoint.path} belongs to another run: {'; '.join(map(str, refused[:_MOST_SHOWN]))}{more}. "
             f"Resume with the same values, or start a new run with resume=none.{_way_out(refused, allow)}"
         )
     _check_permissions(allow, checkpoint.values["identity"], identity)
@@ -129,10 +129,10 @@ def check_identity(checkpoint: Checkpoint, identity: dict[str, Any], *, allow: S
 
 
 def changes_of(checkpoint: Checkpoint, identity: dict[str, Any]) -> list[Change]:
-    """In what the run of a checkpoint differs from that of an identity, permitted or not."""
+    """All differences between the run of a checkpoint and an identity, permitted or not."""
     saved = with_new_names(checkpoint.values["identity"])
-    saved = {name: identity[name] for name in ("content", "code")} | saved  # once not recorded
-    known = saved["code"].keys() & identity["code"].keys()  # which modules a model holds is no change of any of them
+    saved = {name: identity[name] for name in ("content", "code")} | saved  # older versions did not record them
+    known = saved["code"].keys() & identity["code"].keys()  # a module in only one of them is no change of code
     saved, given = (one | {"code": {name: one["code"][name] for name in known}} for one in (saved, identity))
     was, now = _completed(_at_home(saved, given), given | {"model_files": None})
     return list(_differences(was, now))
@@ -146,16 +146,16 @@ def changed_options(changes: Sequence[Change]) -> frozenset[str]:
 
 def _way_out(refused: Sequence[Change], allow: Sequence[str]) -> str:
     if fixed := [plain(change.key) for change in refused if change.permission is None]:
-        return f" Nothing permits another {', '.join(fixed[:_MOST_TOLD])} within a run."
-    asked = ",".join(sorted({plain(str(change.permission)) for change in refused[:_MOST_TOLD]} | set(allow)))
+        return f" Nothing permits another {', '.join(fixed[:_MOST_SHOWN])} within a run."
+    asked = ",".join(sorted({plain(str(change.permission)) for change in refused[:_MOST_SHOWN]} | set(allow)))
     moved = "._target_" in asked
     return f" To change it on purpose: 'resume_allow=[{asked}]'." + (
-        " Of _target_: only if it is the same class under another name." if moved else ""
+        " Permit _target_ only if it is the same class under another name." if moved else ""
     )
 
 
 def _check_permissions(allow: Sequence[str], saved: dict[str, Any], identity: dict[str, Any]) -> None:
-    """A misspelt name would be found only when it is needed."""
+    """Refuse misspelt permissions, which would otherwise be found only when needed."""
     known = {name for one in (saved, identity) for name in _keys_in(one)} | set(CHANGEABLE)
     for entry in allow:
         if entry not in known:
@@ -179,10 +179,10 @@ def _last_name(target: Any) -> str:
 
 
 def _completed(saved: dict[str, Any], given: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Both with keys that are newer than them, and the options that their configs left to the optimizer's class.
+    """Both identities, completed with keys newer than them and with default options of the optimizer's class.
 
-    So a run that began before an option existed, or before conf/ named it, can go on with the value that it had. The
-    class is the given config's: a checkpoint never leads to an import.
+    So a run that started before an option existed, or before conf/ named it, continues with the value that it had. The
+    class is that of the given config: a checkpoint never causes an import.
     """
     defaults = _defaults_of(given["optimizer"])
     for identity in (saved, given):
@@ -205,7 +205,7 @@ def _defaults_of(node: dict[str, Any]) -> dict[str, Any]:
 
 
 def _files_named(section: dict[str, Any]) -> dict[str, str]:
-    """Of every value of a section that is a path here: a hash of sizes and beginnings of the files there."""
+    """For each value of a section that is an existing path: a hash of the sizes and first bytes of its files."""
     return {
         key: _files_sha256(Path(value))
         for key, value in section.items()
@@ -223,14 +223,14 @@ def _files_sha256(path: Path) -> str:
 
 
 def _at_home(saved: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """A saved identity with the paths of this machine, where the same files lie at another one: a moved run."""
+    """A saved identity with this machine's paths, for paths that hold the same files: the run was moved."""
     were, now = saved.get("model_files") or {}, given["model_files"]
     moved = {key: given["model"][key] for key in were.keys() & now.keys() if were[key] == now[key]}
     return saved | {"model": saved["model"] | moved, "model_files": None}
 
 
 def _was_not_compared(saved: Any) -> bool:
-    """Runs once recorded of a value from the environment only where it was from, or it is a secret."""
+    """Whether a value from the environment has no hash: recorded by an older version, or a secret."""
     return isinstance(saved, str) and bool(variables_in(saved)) and not saved.endswith(")")
 
 

@@ -1,4 +1,4 @@
-"""In which folder a run begins, from which checkpoint, and what is told and recorded of it."""
+"""Opens the run folder, chooses the checkpoint to resume from, and records the start."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ from largebatch.run.prepare import Prepared
 from largebatch.run.resume.fitting import fits_run
 from largebatch.run.resume.identity import Change, changed_options, check_identity
 
-_ENDS_WITHIN_S = 60.0  # torchrun leaves ranks 30 s to end before it kills them
+_ENDS_WITHIN_S = 60.0  # torchrun gives ranks 30 s to end before it kills them
 
 
 @dataclass(frozen=True)
 class Start:
-    """How a run begins.
+    """The start of a run.
 
     Attributes:
-        checkpoint: that it goes on from; None: it begins with nothing.
-        changes: what differs from the run of the checkpoint, and may.
-        passed_over: why newer checkpoints were not taken, one line each.
-        notes: what a person should know, one line each.
+        checkpoint: to continue from; None: start from scratch.
+        changes: permitted differences from the run of the checkpoint.
+        passed_over: reasons that newer checkpoints were not used, one line each.
+        notes: facts to print, one line each.
     """
 
     checkpoint: Checkpoint | None = None
@@ -55,7 +55,7 @@ class Start:
 
     @property
     def step(self) -> int:
-        """Records of later steps are not those of this run; -1: none of them are."""
+        """Last step whose records belong to this run; -1: no record does."""
         return -1 if self.checkpoint is None else int(self.checkpoint.values["step"])
 
     @property
@@ -65,13 +65,12 @@ class Start:
 
 
 def open_folder(config: TrainConfig, runtime: Runtime, stack: contextlib.ExitStack) -> tuple[RunFolder, list[str]]:
-    """The folder of the run, held by rank 0 for as long as the stack is, and what is to be told of it.
+    """The folder of the run, and notes about it. Rank 0 locks it until the stack closes.
 
-    A folder without a name in the config is made here, and is nobody else's. One that this made, and in which nothing
-    was written, is gone with the stack.
+    Without run.dir a new folder is made; it is removed with the stack if nothing was written into it.
 
     Raises:
-        LauncherError: on every rank, if another process holds it, it holds another run, or it cannot be written to.
+        LauncherError: on every rank, if another process uses it, it holds another run, or it cannot be written to.
     """
     path, notes, refusal = config.run.dir, list[str](), None
     come_back: list[Callable[[Path], object]] = []
@@ -80,7 +79,7 @@ def open_folder(config: TrainConfig, runtime: Runtime, stack: contextlib.ExitSta
             if path is None:
                 path = str(new_folder(config.run.root, config.folder_name))
                 stack.callback(_remove_if_unused, Path(path))
-            # Started again, it may come before the rank 0 of the attempt before is gone, on another node maybe.
+            # After a restart, rank 0 of the previous attempt may still be ending, maybe on another node.
             wait_s = _ENDS_WITHIN_S if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" else 0.0
             lock = stack.enter_context(FolderLock(Path(path), wait_s=wait_s))
             come_back.append(lock.take_again)
@@ -107,10 +106,10 @@ def _remove_if_unused(path: Path) -> None:
 
 
 def begin(prepared: Prepared, folder: RunFolder, runtime: Runtime, identity: dict[str, Any]) -> Start:
-    """Choose the checkpoint and check that the run goes on from it; the folder is held, and nothing is written.
+    """Choose the checkpoint and check that the run can continue from it; nothing is written.
 
     Raises:
-        CheckpointError: on every rank, if there is none that can be used, or it belongs to another run or model.
+        CheckpointError: on every rank, if no checkpoint can be used, or it belongs to another run or model.
     """
     config = prepared.config
     checkpoint, passed_over = find_checkpoint(config.resume, folder, runtime, fits=fits_run(prepared, identity))
@@ -118,7 +117,7 @@ def begin(prepared: Prepared, folder: RunFolder, runtime: Runtime, identity: dic
         notes = ["resume=auto: no checkpoint yet, starting from scratch"] if config.resume == "auto" else []
         return Start(notes=notes)
     changes = check_identity(checkpoint, identity, allow=config.resume_allow)
-    notes = [f"resumed from {checkpoint.path}", *_told(checkpoint, changes)]
+    notes = [f"resumed from {checkpoint.path}", *_notes_of_changes(checkpoint, changes)]
     if passed_over:
         notes = [*passed_over, f"{len(passed_over)} newer checkpoints were passed over and are kept", *notes]
     return Start(checkpoint, changes, passed_over, notes)
@@ -127,14 +126,14 @@ def begin(prepared: Prepared, folder: RunFolder, runtime: Runtime, identity: dic
 def find_checkpoint(
     resume: str, folder: RunFolder, runtime: Runtime, *, key: str = "resume", fits: Fits | None = None
 ) -> tuple[Checkpoint | None, list[str]]:
-    """The checkpoint to continue from and why newer ones were passed over; rank 0 chooses, every rank reads the file.
+    """The checkpoint to continue from, and the reasons that newer ones were passed over.
 
-    `key` is what errors call `resume`; `fits` tells what must not be used, see `Fits`. With `auto` there may be none:
-    (None, []).
+    Rank 0 chooses, every rank reads the file. With `auto` and no checkpoint at all the result is (None, []). `key` is
+    the name of `resume` in errors; `fits` refuses checkpoints that must not be used, see `Fits`.
 
     Raises:
         CheckpointError: on every rank, if there are checkpoints and none can be used, if `resume` names a folder
-            without one, or if a rank cannot read what rank 0 has chosen.
+            without one, or if a rank cannot read the checkpoint that rank 0 has chosen.
     """
     if resume == "none":
         return None, []
@@ -143,7 +142,7 @@ def find_checkpoint(
     failure: str | None = None
     if runtime.is_main:
         try:
-            if resume == "auto":  # the best one is a checkpoint as any other, and may be the only one
+            if resume == "auto":  # checkpoints/best may hold the only usable checkpoint
                 chosen, notes = newest_valid(folder.checkpoints, folder.checkpoints / "best", fits=fits)
             else:
                 chosen, notes = find_valid(Path(resume), fits)
@@ -158,17 +157,17 @@ def find_checkpoint(
 
 
 def _read_by_all(path: Path, chosen: Checkpoint | None, runtime: Runtime, fits: Fits | None) -> Checkpoint:
-    """A rank that cannot read it must not leave the others waiting for it."""
+    """Read the checkpoint on every rank; if one cannot, all fail together instead of waiting for it."""
     failure = None
     try:
         chosen = chosen or load_checkpoint(path, fits)
     except CheckpointError as error:
         failure = str(error)
     failures = [failure] if runtime.world_size == 1 else map(json.loads, gather_texts(runtime, json.dumps(failure)))
-    if told := "; ".join(f"rank {rank}: {one}" for rank, one in enumerate(failures) if one):
+    if reasons := "; ".join(f"rank {rank}: {one}" for rank, one in enumerate(failures) if one):
         raise CheckpointError(
-            f"Rank 0 can read {path}, but not every rank can: {told} All ranks read the checkpoint: keep run folders "
-            "on a file system that all nodes share."
+            f"Rank 0 can read {path}, but not every rank can: {reasons} All ranks read the checkpoint: keep run "
+            "folders on a file system that all nodes share."
         )
     assert chosen is not None
     return chosen
@@ -178,17 +177,17 @@ def _refusal(asked: str, folder: RunFolder | None, notes: Sequence[str]) -> str:
     if not notes:
         return f"{asked}: no valid checkpoint there. There is none at all."
     where = "there" if folder is None else f"in {folder.checkpoints}"
-    told = "".join(f"\n  - {note}" for note in notes)
+    reasons = "".join(f"\n  - {note}" for note in notes)
     return (
         f"{asked}: no valid checkpoint {where}. None of {len(notes)} can be used, and nothing was started or "
-        f"changed:{told}\nMake one of them usable as its line says, or "
-        + ("name another one." if folder is None else "begin anew in another run.dir.")
+        f"changed:{reasons}\nMake one of them usable as its line says, or "
+        + ("name another one." if folder is None else "start a new run in another run.dir.")
     )
 
 
-def _told(checkpoint: Checkpoint, changes: Sequence[Change]) -> list[str]:
+def _notes_of_changes(checkpoint: Checkpoint, changes: Sequence[Change]) -> list[str]:
     notes = [
-        f"changed since the checkpoint: {change}; what it computes may be another thing"
+        f"changed since the checkpoint: {change}; it may compute something else now"
         if change.is_code
         else f"changed, as resume_allow permits: {change}"
         for change in changes
@@ -196,18 +195,18 @@ def _told(checkpoint: Checkpoint, changes: Sequence[Change]) -> list[str]:
     now = saved_versions()
     for name, version in checkpoint.versions.items():
         if version != now.get(name):
-            told = f"saved by {plain(name)} {plain(version)}, now {now.get(name)}"
-            notes.append(f"{told}: last digits may differ from those of an uninterrupted run")
+            saved = f"saved by {plain(name)} {plain(version)}, now {now.get(name)}"
+            notes.append(f"{saved}: last digits may differ from an uninterrupted run")
     return notes
 
 
 def record_start(
     folder: RunFolder, start: Start, runtime: Runtime, *, config_yaml: str, overrides: Sequence[str], plan: Any
 ) -> list[str]:
-    """Write what the run was asked for, set aside what is later than its checkpoint, and record how it begins.
+    """Write config, overrides and plan, set aside records later than the checkpoint, and append to history.jsonl.
 
-    Rows of later steps come again, whichever records this start keeps. A run that goes back to one of its older
-    checkpoints sets the later ones aside: of what follows they are no part. Returns what is to be told.
+    Rows of later steps are set aside because the run computes these steps again. Later checkpoints of the same run are
+    set aside if it returns to an older one. Returns notes to print.
 
     Raises:
         LauncherError: on every rank, if it cannot be written.
@@ -233,7 +232,7 @@ def _set_aside(folder: RunFolder, start: Start) -> list[str]:
         set_stale_rows_aside(record, start.step, comes_again=lambda row: owes and _is_of_evaluation(row))
     aside = None
     source: Sequence[Path] = () if start.checkpoint is None else start.checkpoint.path.resolve().parents
-    if folder.checkpoints.resolve() in source and not start.passed_over:  # those were told, and stay where they are
+    if folder.checkpoints.resolve() in source and not start.passed_over:  # passed-over checkpoints stay in place
         aside = set_later_aside(folder.checkpoints, start.step)
     return [] if aside is None else [f"later checkpoints were set aside, into {aside}"]
 
@@ -243,7 +242,7 @@ def _is_of_evaluation(row: Row) -> bool:
 
 
 def _append_history(folder: RunFolder, start: Start, world_size: int) -> None:
-    """Position, processes, versions, changed values and what was passed over."""
+    """Append position, processes, versions, changes and passed-over checkpoints to history.jsonl."""
     row = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "step": max(start.step, 0),

@@ -20,7 +20,7 @@ from largebatch.records.checkpoint import (
 from largebatch.records.checkpoint.reading import brief, plain
 from largebatch.records.checkpoint.run_fit import STATISTICS
 from largebatch.training.loop import Run
-from largebatch.training.raised import told
+from largebatch.training.raised import error_text
 
 _REMEDY = "Resume with the config and the code of the run, or start anew in another run.dir with resume=none."
 
@@ -70,7 +70,7 @@ def restore(run: Run, checkpoint: Checkpoint, *, changed_options: frozenset[str]
         run.gradient.statistics.load(checkpoint.tensors.get(STATISTICS, {}))
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{checkpoint.path} does not fit this run: {plain(told(error))}. Use an older checkpoint, or "
+            f"{checkpoint.path} does not fit this run: {plain(error_text(error))}. Use an older checkpoint, or "
             "start anew with resume=none."
         ) from error
     values = checkpoint.values
@@ -128,7 +128,7 @@ def _restore_weights(run: Run, checkpoint: Checkpoint, changed_options: frozense
     try:
         missing, unexpected = run.module.load_state_dict(checkpoint.tensors["model"], strict=False)
     except Exception as error:  # of a hook of the model's own
-        raise CheckpointError(f"{checkpoint.path} belongs to another model: {told(error)}. {_REMEDY}") from error
+        raise CheckpointError(f"{checkpoint.path} belongs to another model: {error_text(error)}. {_REMEDY}") from error
     if missing or unexpected:
         what = f"it lacks {brief(missing) if missing else 'nothing'} and has {brief(unexpected)} beyond it"
         raise CheckpointError(f"{checkpoint.path} belongs to another model: {what}. {_REMEDY}")

@@ -1,4 +1,4 @@
-"""Tries a run before it starts: on the CPU, on every rank, on the same samples, before any process group."""
+"""The dry run: tries a run on the CPU before any process group, on every rank with the same samples."""
 
 from largebatch.run.checks.dry_run.content import sampled_content
 from largebatch.run.checks.dry_run.rehearsal import UntriedRun, dry_run

@@ -1,4 +1,4 @@
-"""A model that is tried is as new afterwards: tensors bit for bit, and what its modules keep in Python."""
+"""Restores a model after a dry run: tensors bit for bit, and the Python attributes of its modules."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from largebatch.gradient.snapshots import is_expanded, preserving_buffers_and_rn
 
 @contextmanager
 def as_before(model: nn.Module) -> Iterator[None]:
-    """On every way out restore weights, buffers, modes, gradients, generators and attributes of all modules.
+    """On exit restore weights, buffers, modes, gradients, generators and attributes of all modules.
 
-    Attributes are restored as far as they are numbers, tensors, generators, or plain containers of anything: counters,
-    caches and states that a forward pass leaves behind. Takes the memory of a copy of the weights.
+    Attributes are restored if they are numbers, tensors, generators, or plain containers: the counters, caches and
+    states that a forward pass changes. Needs memory for a copy of the weights.
     """
     weights = [(one, one.detach().clone(), one.grad) for one in model.parameters()]
     kept = [_kept_attributes(part) for part in model.modules()]
@@ -52,11 +52,11 @@ def _kept_attributes(part: nn.Module) -> Callable[[], None]:
     return put_back
 
 
-_OF_TENSORS = ("_parameters", "_buffers")  # their entries are restored here, what these hold elsewhere
+_OF_TENSORS = ("_parameters", "_buffers")  # only the dicts are restored here; `as_before` restores the tensors
 
 
 def _kept_values(value: Any, is_shallow: bool, seen: set[int]) -> Iterator[Callable[[], Any]]:
-    """Functions that give an object, and what it contains, back what they hold now."""
+    """Functions that restore the present content of an object, and of everything inside it."""
     if id(value) in seen:
         return
     seen.add(id(value))

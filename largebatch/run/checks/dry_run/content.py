@@ -1,4 +1,4 @@
-"""What stands for all samples of a set."""
+"""Hashes a few samples that stand for all of a data set."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PROBED_SAMPLES = 16
 
 
 def sampled_content(config: TrainConfig, dataset: Any) -> str:
-    """SHA-256, shortened, of `probed_samples`. They stand for all; other samples may change unseen.
+    """SHA-256, shortened, of `probed_samples`. Changes in other samples are not seen.
 
     Raises:
         DataError: if one of them cannot be loaded; names it.
@@ -30,7 +30,7 @@ def content_of(batch: MicroBatchData) -> str:
 
 
 def probed_samples(config: TrainConfig, dataset: Any) -> MicroBatchData:
-    """Samples spread over a set, each drawn under its own random numbers as in training; the last one is among them.
+    """Samples spread over a set, the last one included; each is drawn under its own random key, as in training.
 
     Raises:
         DataError: if one of them cannot be loaded; names it.

@@ -1,4 +1,4 @@
-"""Tries what a run evaluates."""
+"""Tries an evaluation step of the run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TRIED_TO_SKIP = 8
 def try_evaluation(
     config: TrainConfig, dataset: Any, model: nn.Module, loss: Loss, *, count: int, world_size: int
 ) -> None:
-    """Forward of two samples of a set that is only evaluated, or of one where the run has such a micro-batch.
+    """Forward pass and loss of two samples of an evaluated set; of one, if the run has a micro-batch of one sample.
 
     Args:
         config: of the run.
@@ -38,7 +38,7 @@ def try_evaluation(
         ValueError: if shapes or labels do not fit.
     """
     skips, precision = config.data.skips, config.precision.compute
-    # One sample alone has nothing to be compared with, and may be one of those to skip.
+    # A coupled loss needs two samples, and with on_bad_sample=skip a single sample may be a bad one.
     has_single = not is_coupled(loss) and _has_single(count, world_size, config.observers.evaluation.micro)
     count = min(TRIED_TO_SKIP if skips else 1 if has_single else 2, len(dataset))
     ids = SampleOrder(len(dataset)).ids(0, count)
@@ -55,6 +55,6 @@ def try_evaluation(
 
 
 def _has_single(count: int, world_size: int, micro: int) -> bool:
-    """Whether a micro-batch of one sample is left over where ranks share `count` samples as equally as they can."""
+    """Whether a micro-batch of one sample is left over when the ranks share `count` samples evenly."""
     shares = {count // world_size, -(-count // world_size)}
     return any(share % micro == 1 % micro for share in shares if share)

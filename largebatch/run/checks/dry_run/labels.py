@@ -1,4 +1,4 @@
-"""Whether the loss can be taken of what the model returns, and of the labels of a set."""
+"""Checks that the loss can score the model's outputs against the labels of a set."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from largebatch.models.modes import evaluating
 from largebatch.run.checks.dry_run.as_before import as_before
 from largebatch.run.checks.dry_run.passes import in_precision, outputs_of
 from largebatch.run.checks.dry_run.samples import TriedBatch, rows_of
-from largebatch.training.raised import told
+from largebatch.training.raised import error_text
 
 
 def scored_batch(batch: TriedBatch, outputs: Any, targets: Tensor, loss: Loss) -> Tensor:
@@ -35,12 +35,12 @@ def scored_batch(batch: TriedBatch, outputs: Any, targets: Tensor, loss: Loss) -
 
 
 def check_labels(dataset: Any, model: nn.Module, outputs: Any, targets: Tensor, loss: Loss) -> None:
-    """Score outputs against the smallest and the largest label of the whole set: they may come at any step.
+    """Check that the loss scores the smallest and the largest label of the whole set, which may come at any step.
 
-    And see that the loss takes all that the model wants to be trained on, and can be taken sample by sample.
+    Also checks that no loss term of the model is left out, and that the loss is computed sample by sample.
 
     Raises:
-        ValueError: if not.
+        ValueError: if one of these fails.
     """
     require_no_dropped_loss(model, outputs, are_losses=isinstance(loss, OutputIsLoss))
     if (examine := getattr(loss, "examine", None)) is not None:
@@ -55,7 +55,7 @@ def check_labels(dataset: Any, model: nn.Module, outputs: Any, targets: Tensor, 
             reason = None if rule is None else rule.problem(labels)
             raise ValueError(
                 f"the labels lie from {smallest} to {largest}, and the model's outputs cannot be scored against "
-                f"{label} ({told(error) if reason is None else reason}). Give the model as many outputs as there are "
+                f"{label} ({error_text(error) if reason is None else reason}). Give the model as many outputs as "
                 "classes (data.num_classes, data.vocab_size), or correct the labels."
             ) from error
     known = getattr(dataset, "targets", None)
@@ -73,7 +73,7 @@ def settled_loss(model: nn.Module, loss: Loss, probed: MicroBatchData, precision
         precision: of the run.
 
     Raises:
-        ValueError: if labels cannot be scored, or what is meant by them cannot be told.
+        ValueError: if labels cannot be scored, or their shift is ambiguous.
     """
     rule = rule_of(model, loss, probed, precision)
     require_labels(rule, probed.targets, probed.ids.tolist())
@@ -83,7 +83,7 @@ def settled_loss(model: nn.Module, loss: Loss, probed: MicroBatchData, precision
 
 def rule_of(model: nn.Module, loss: Loss, probed: MicroBatchData, precision: str) -> LabelRule | None:
     """The labels that the loss can score against what the model returns for a sample."""
-    # Twice the same: of one there are no batch statistics.
+    # The same sample twice: one alone has no batch statistics.
     first = rows_of(in_precision(probed.inputs, precision), torch.zeros(2, dtype=torch.int64))
     with as_before(model), evaluating(model), torch.no_grad():
         return label_rule(loss, outputs_of(model, first, precision))

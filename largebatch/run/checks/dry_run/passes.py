@@ -1,4 +1,4 @@
-"""A pass of a dry run, as the run makes it, and what is said where it fails."""
+"""Forward passes of the dry run, computed as in the run; errors name the samples and shapes that were tried."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from largebatch.distributed.runtime import Inputs
 from largebatch.gradient.accumulation import forward
 from largebatch.run.checks.dry_run.samples import TriedBatch
-from largebatch.training.raised import described, is_ours, told
+from largebatch.training.raised import described, error_text, is_ours
 
 
 class MisfitError(ValueError):
@@ -57,22 +57,22 @@ def _in_float32(outputs: Any) -> Any:
 
 @contextmanager
 def explained(model: nn.Module, batch: TriedBatch, *, during: str) -> Iterator[None]:
-    """Say what was tried where code of the user, or of torch for it, fails; our own errors say it themselves.
+    """Turn an exception of the user's code, or of torch, into an error that names the batch that was tried.
 
     Args:
         model: that was tried.
         batch: that it was tried on.
-        during: what was going on, as in "failed in the forward pass".
+        during: phase, as in "failed in the forward pass".
 
     Raises:
-        MisfitError: for any exception.
+        MisfitError: for any exception but those of this package, which pass.
     """
     try:
         yield
     except Exception as error:
         if is_ours(error):
             raise
-        fact = f"{named(batch)} failed in {during} with {told(error)}."
+        fact = f"{named(batch)} failed in {during} with {error_text(error)}."
         raise MisfitError(fact, _hint(model, batch, error)) from error
 
 
@@ -84,8 +84,8 @@ def _hint(model: nn.Module, batch: TriedBatch, error: Exception) -> str:
         found = ", ".join(f"{name} {_short(parts[name].dtype)}" for name in others)
         wide = " or set precision=fp64," if any(parts[name].dtype == torch.float64 for name in others) else ""
         return (
-            f"The weights are {_short(weights)} and {found}, which torch does not mix: convert in the data set,{wide} "
-            "or in the model's forward."
+            f"The weights are {_short(weights)} and {found}, which torch does not mix: convert them in the data set,"
+            f"{wide} or in the model's forward."
         )
     return "Do the model's inputs and outputs and the labels fit the data?"
 
@@ -95,7 +95,7 @@ def _short(dtype: torch.dtype) -> str:
 
 
 def named(batch: TriedBatch) -> str:
-    """What was tried: how many samples, which, and what they look like."""
+    """The batch that was tried: number of samples, ids, types and shapes."""
     ids = batch.loaded.ids.tolist()
     shown = ", ".join(map(str, ids[:4])) + (", ..." if len(ids) > 4 else "")
     count = "one sample" if batch.size == 1 else f"{batch.size} samples"

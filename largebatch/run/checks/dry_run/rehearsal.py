@@ -1,11 +1,10 @@
-"""All rehearsals of a run, in turn.
+"""The dry run: all its rehearsals, in order.
 
-Each is a function that raises ValueError with a fact, a rule and a remedy, or adds to the notes of the findings what is
-to be known before the first step. Model, generators and gradients are afterwards as they were, bit for bit: see
-`as_before`. A model that writes to its inputs gets copies from then on.
+A rehearsal raises ValueError with fact, rule and remedy, or adds notes for the user to the findings. `as_before`
+restores model, generators and gradients bit for bit. A model that writes to its inputs gets copies from then on.
 
-Not tried: memory and speed of the device, its kernels, fp16 (bf16 stands for it on a CPU), the network, and
-micro-batches of sizes between the smallest and the largest.
+Not tried: memory, speed and kernels of the device, fp16 (a CPU tries bf16 in its place), the network, and micro-batches
+of sizes between the smallest and the largest.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from largebatch.run.derive import RunNumbers
 
 @dataclass(frozen=True)
 class UntriedRun:
-    """What there is of a run before it starts; see `prepare`."""
+    """The parts of a run before the dry run; see `prepare`."""
 
     config: TrainConfig
     numbers: RunNumbers
@@ -51,13 +50,13 @@ class UntriedRun:
 
 @dataclass(frozen=True)
 class Tried:
-    """What a dry run settles.
+    """Result of a dry run.
 
     Attributes:
-        content: stands for the training set, see `sampled_content`.
-        loss: as the run takes it: whether labels of tokens are shifted was asked.
-        labels: that it can score.
-        state: what forward passes of the model keep and leave out.
+        content: hash of the training set, see `sampled_content`.
+        loss: the loss of the run, with the shift of token labels decided.
+        labels: the labels that it can score.
+        state: state that forward passes of the model change, and parameters that they skip.
     """
 
     content: str
@@ -67,11 +66,11 @@ class Tried:
 
 
 def dry_run(run: UntriedRun, findings: Findings) -> Tried | None:
-    """Try everything until something fails; then None.
+    """Try everything; None after the first failure.
 
     Args:
-        run: to be tried.
-        findings: gets the error, and notes.
+        run: the run.
+        findings: gets the error and the notes.
     """
     config, model, loss = run.config, run.model, run.loss
     findings.notes += _narrow_weights(model)
@@ -108,24 +107,24 @@ def dry_run(run: UntriedRun, findings: Findings) -> Tried | None:
 
 
 def _narrow_weights(model: nn.Module) -> list[str]:
-    """What a model that was loaded in half precision does: it stays in it, whatever the precision of the run."""
+    """A note if weights were loaded in half precision: they stay in it, whatever the precision of the run."""
     weights = list(model.parameters())
     narrow = [str(one.dtype).removeprefix("torch.") for one in weights if one.dtype in (torch.bfloat16, torch.float16)]
     if not narrow:
         return []
     kinds = ", ".join(sorted(set(narrow)))
     return [
-        f"model: {len(narrow)} of {len(weights)} parameters are {kinds}, as the model was made: they stay so, and "
-        "updates below their last digit are lost. For float32 weights that compute in bfloat16 make the model in "
-        "float32 and set precision=bf16."
+        f"model: {len(narrow)} of {len(weights)} parameters were created in {kinds} and stay in it: updates below "
+        "their last digit are lost. For float32 weights with bfloat16 compute, create the model in float32 and set "
+        "precision=bf16."
     ]
 
 
 def _skipping_labels(run: UntriedRun) -> UntriedRun:
-    """The run on sets that hold back labels which cannot be scored: where samples are skipped they stop no dry run."""
+    """The run on sets without labels that cannot be scored: with on_bad_sample=skip they must not stop the dry run."""
     try:
         rule = rule_of(run.model, run.loss, probed_samples(run.config, run.train), run.config.precision.compute)
-    except Exception:  # the rehearsals tell it
+    except Exception:  # the rehearsals report it
         return run
     plain = with_checked_labels(run.train_plain, rule)
     train = plain if run.train is run.train_plain else with_checked_labels(run.train, rule)

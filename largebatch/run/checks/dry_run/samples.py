@@ -1,4 +1,4 @@
-"""Which micro-batches of a run are tried, and their samples."""
+"""The micro-batches that a dry run tries, and their samples."""
 
 from __future__ import annotations
 
@@ -24,20 +24,21 @@ from largebatch.run.config.schema import TrainConfig
 from largebatch.run.derive import RunNumbers, solve_plan
 
 MOST_LOADED = 32  # samples; a larger micro-batch repeats them, so that a dry run reads few files
-# Floating-point operations of a forward and a backward pass: some seconds of a core.
+# Most floating-point operations of a forward and a backward pass: some seconds of one core.
 _MOST_WORK = 1e11
 _PASSES = 3  # a backward pass takes two forward ones
 
 
 @dataclass(frozen=True)
 class TriedBatch:
-    """A micro-batch as it is tried.
+    """A micro-batch of a dry run.
 
     Attributes:
-        inputs: [n, ...], or a dict of such. targets: [n, ...]. Of fewer samples than `size`, these are repeated.
+        inputs: [n, ...], or a dict of tensors of this shape; fewer loaded samples than n are repeated.
+        targets: [n, ...], likewise.
         size: samples that the model gets, n.
-        planned: samples that the micro-batch of the run has: more than `size` where that would take too long.
-        loaded: as the loader gave it.
+        planned: samples of the run's own micro-batch; more than `size` if trying them would take too long.
+        loaded: the loader's batch.
     """
 
     inputs: Inputs
@@ -56,12 +57,12 @@ class TriedBatch:
 def tried_batches(
     config: TrainConfig, numbers: RunNumbers, dataset: Any, augment: Augmentation | None, model: nn.Module, loss: Loss
 ) -> Iterator[TriedBatch]:
-    """The first of the smallest and the first of the largest micro-batches of all ranks and stages, as loaded in a run.
+    """The first smallest and the first largest micro-batch over all ranks and stages, loaded as in a run.
 
-    What depends on the size is told by the two: whether one sample has statistics, what divides it. Where the largest
-    would take long, two samples stand for it.
+    The two show every dependence on the size: whether one sample has batch statistics, and divisibility. If the
+    largest would take too long, two samples replace it.
     """
-    # One worker shows whether items load. A set in memory refuses workers: it should name their real number.
+    # One worker shows whether items load. A set in memory refuses workers: its error should name the real number.
     num_workers = config.data.num_workers
     source = BatchSource(
         dataset,
@@ -76,7 +77,7 @@ def tried_batches(
     sizes = _extremes(numbers)
     order = SampleOrder(len(dataset), config.seed)
     requests = (_request(order, position, min(size, MOST_LOADED), index) for size, position, index in sizes)
-    # These are never taken over one micro-batch alone.
+    # These are never computed on one micro-batch alone.
     least = 2 if any(Ability.OWN_GRADIENTS in one.lacks for one in choices_of(config, loss)) else 1
     done = None
     for (size, _, _), loaded in zip(sizes, source.load(requests), strict=True):
@@ -90,13 +91,13 @@ def tried_batches(
 
 
 def repeated(batch: TriedBatch, size: int) -> TriedBatch:
-    """The samples that were loaded, as often as it takes to have `size` of them."""
+    """The loaded samples, repeated up to `size`."""
     rows = torch.arange(size) % len(batch.loaded.targets)
     return TriedBatch(rows_of(batch.loaded.inputs, rows), batch.loaded.targets[rows], size, batch.planned, batch.loaded)
 
 
 def in_pairs(config: TrainConfig, numbers: RunNumbers) -> str:
-    """What to do where a micro-batch of one sample cannot be computed: the nearest batches without one."""
+    """The remedy if a micro-batch of one sample fails: the nearest global batches without one."""
     plan = next(plan for plan in numbers.ramp.plans if min(plan.micro_batch_sizes) == 1)
     total, world_size = plan.global_batch_size, plan.world_size
     reach = max(config.batch.micro or 0, config.batch.max_micro or 0, world_size) + 1
@@ -105,9 +106,9 @@ def in_pairs(config: TrainConfig, numbers: RunNumbers) -> str:
         for size in range(total + reach, max(total - reach, 0), -1)
         if _is_without_singles(config, size, world_size)
     ]
-    rule = "Two samples pass, one alone does not: batch statistics, for one, need two."
+    rule = "Two samples pass, one alone does not: batch statistics, for example, need two."
     if not near:
-        return f"{rule} Raise batch.micro or batch.max_micro, or take a norm that looks at one sample at a time."
+        return f"{rule} Raise batch.micro or batch.max_micro, or use a norm over single samples."
     shown = ", ".join(map(str, sorted(sorted(near, key=lambda size: abs(size - total))[:2])))
     key = "batch.total" if plan is numbers.ramp.plans[0] else "the ramp's batch"
     return f"{rule} {key}={total} leaves such a micro-batch; nearest that do not: {shown}."
@@ -139,12 +140,12 @@ def _request(order: SampleOrder, position: int, count: int, index: int) -> Reque
 
 
 def rows_of(inputs: Inputs, rows: Tensor) -> Inputs:
-    """A copy of some samples."""
+    """A copy of the samples at `rows`."""
     return {name: part[rows] for name, part in inputs.items()} if isinstance(inputs, dict) else inputs[rows]
 
 
 def is_affordable(model: nn.Module, sample: Inputs, size: int) -> bool:
-    """Whether a micro-batch of `size` takes a few seconds at most, by a count of operations: the same on every rank.
+    """Whether a micro-batch of `size` takes at most a few seconds, by its operation count: the same on every rank.
 
     Args:
         model: in the precision of `sample`.
@@ -152,7 +153,7 @@ def is_affordable(model: nn.Module, sample: Inputs, size: int) -> bool:
         size: samples.
     """
     parts = sample.values() if isinstance(sample, dict) else [sample]
-    # Each weight meets each number at most once in usual layers: where that is little nothing needs to be counted.
+    # An upper bound for usual layers, which multiply each weight with each input number at most once.
     most = 2 * sum(one.numel() for one in model.parameters()) * max(part.numel() for part in parts)
     if _PASSES * size * most <= _MOST_WORK:
         return True
@@ -162,6 +163,6 @@ def is_affordable(model: nn.Module, sample: Inputs, size: int) -> bool:
     try:
         with torch.no_grad(), evaluating(model), counter:
             forward(model, sample)
-    except Exception:  # the dry run itself will tell
+    except Exception:  # the dry run itself reports it
         return False
     return _PASSES * size * counter.get_total_flops() <= _MOST_WORK

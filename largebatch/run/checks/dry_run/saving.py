@@ -1,4 +1,4 @@
-"""Tries what a checkpoint holds: a run that ends well and then cannot be saved, or resumed, must be impossible."""
+"""Tries to save and resume: no run may end well and then turn out to have no usable checkpoint."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from largebatch.run.checks.memory import state_of
 from largebatch.run.config.reading import ConfigError
 from largebatch.run.config.schema import TrainConfig
 from largebatch.run.config.targets import make
-from largebatch.training.raised import told
+from largebatch.training.raised import error_text
 
-_MOST_LOADED = 2**26  # bytes of state that other values are loaded into; of larger ones the names are compared alone
-_MOST_ROWS = 8  # of each dimension of the parameters that stand for all
+_MOST_LOADED = 2**26  # bytes of state whose loading is tried with other values; larger ones are compared by name
+_MOST_ROWS = 8  # of each dimension of the optimizer's test parameters
 
 
 def try_saving(config: TrainConfig, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Whether the state of model and optimizer can be written, read, and loaded so that a resumed run goes on alike.
+    """Check that the state of model and optimizer can be saved and loaded, and that a resumed run continues exactly.
 
-    The optimizer is tried on a corner of one parameter of each group and number of dimensions.
+    The optimizer is tried on a corner of one parameter per group and number of dimensions.
 
     Raises:
-        ConfigError: if not; says which part of it.
+        ConfigError: if one of these fails; names the part.
     """
     try:
         _try_model(model)
@@ -53,8 +53,8 @@ def _try_model(model: nn.Module) -> None:
     if strangers:
         kinds = ", ".join(f"{name} is a {type(state[name]).__name__}" for name in strangers[:3])
         raise ValueError(
-            f"its state_dict holds what is no tensor ({kinds}), and a checkpoint holds tensors: the run could not be "
-            "saved. Keep it in a buffer, or leave it out of get_extra_state."
+            f"its state_dict holds values that are no tensors ({kinds}), and a checkpoint holds only tensors: the run "
+            "could not be saved. Keep them in buffers, or leave them out of get_extra_state."
         )
     try:
         require_storable({"model": state}, {})
@@ -71,7 +71,7 @@ def _try_loading(model: nn.Module, state: dict[str, Tensor]) -> None:
         missing, unexpected = model.load_state_dict(state, strict=False)
     except Exception as error:
         raise ValueError(
-            f"{name} does not load its own state_dict ({told(error)}): a run could not be resumed. Correct "
+            f"{name} does not load its own state_dict ({error_text(error)}): a run could not be resumed. Correct "
             "load_state_dict, or the hooks of state_dict."
         ) from error
     if missing or unexpected:
@@ -83,8 +83,8 @@ def _try_loading(model: nn.Module, state: dict[str, Tensor]) -> None:
     changed = [key for key, value in model.state_dict().items() if not _same(value, state.get(key))]
     if changed:
         raise ValueError(
-            f"{name} does not come back from its state_dict as it was saved: {', '.join(changed[:3])}. A resumed run "
-            "would go on from other weights. Let load_state_dict take the values as they are."
+            f"{name} does not load the values of its state_dict exactly: {', '.join(changed[:3])} differ. A resumed "
+            "run would continue from other weights. Let load_state_dict copy the values unchanged."
         )
 
 
@@ -93,7 +93,7 @@ def _few(names: list[str]) -> str:
 
 
 def _other_values(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state with the values of each tensor reversed: so it shows whether they are taken. Views of others stay."""
+    """The state with the values of each tensor reversed, to see whether they are loaded. Shared tensors stay."""
     owners = Counter(value.untyped_storage().data_ptr() for value in state.values())
     return {
         name: value.detach().clone().reshape(-1).flip(0).reshape(value.shape)
@@ -114,7 +114,7 @@ def _bytes(value: Tensor) -> Tensor:
 
 
 def _try_optimizer(config: TrainConfig, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Two steps in a row against one step, a checkpoint, and another one."""
+    """Compare two steps in a row with one step, a checkpoint, and another step."""
     names: dict[Tensor, str] = {one: name for name, one in model.named_parameters()}
     first = _Twin(config, optimizer, names)
     first.step()
@@ -126,14 +126,14 @@ def _try_optimizer(config: TrainConfig, model: nn.Module, optimizer: torch.optim
     second.step()
     if any(not _same(a, b) for a, b in zip(first.parameters, second.parameters, strict=True)):
         raise ValueError(
-            f"{type(optimizer).__name__} takes another step once its state was saved and loaded: it keeps something "
-            "outside of `state` and of the options of its groups, which a checkpoint does not hold, and a resumed run "
-            "would be another one. Keep it in them, as tensors or numbers."
+            f"{type(optimizer).__name__} takes a different step after its state was saved and loaded: it keeps values "
+            "outside of `state` and of the options of its groups, which a checkpoint does not hold, so a resumed run "
+            "would differ. Keep these values in them, as tensors or numbers."
         )
 
 
 class _Twin:
-    """An optimizer like another one over a few small parameters, of the values given or of the other's first ones."""
+    """A copy of an optimizer over a few small parameters: corners of its own, or copies of `values`."""
 
     def __init__(
         self,
@@ -156,7 +156,7 @@ class _Twin:
         if values is not None:
             for one, value in zip(self.parameters, values, strict=True):
                 one.data.copy_(value.data)
-        # Where and how a device computes a step is not tried, and the options of the groups are given already.
+        # Execution options of a device are not tried; the groups already have their weight decay.
         node = {
             key: value for key, value in config.optimizer.items() if key not in {*EXECUTION_OPTIONS, "weight_decay"}
         }
@@ -173,8 +173,8 @@ class _Twin:
                 self.optimizer.step()
         except Exception as error:
             raise ValueError(
-                f"{type(self.optimizer).__name__} fails in a step ({told(error)}). It is called as step(), once per "
-                "global batch, on gradients that are there."
+                f"{type(self.optimizer).__name__} fails in a step ({error_text(error)}). A run calls step() once per "
+                "global batch, without a closure, after all gradients were computed."
             ) from error
 
 

@@ -1,7 +1,7 @@
-"""What a forward pass of a model in training mode keeps for the next one, and what it leaves out.
+"""Finds state that a forward pass in training mode keeps for the next one, and parameters that it skips.
 
-On one process a pass follows another one, and each finds what the former left behind. On several ranks it does not, so
-every kind of state needs a rule that does not know the ranks, or there is none.
+On one process each pass sees the state that the previous one left. On several ranks it does not, so each kind of state
+needs a rule that is independent of the ranks. State without such a rule is refused.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from largebatch.run.checks.dry_run.samples import TriedBatch, rows_of
 
 @dataclass(frozen=True)
 class KeptState:
-    """What forward passes of a model in training mode move besides gradients, and how they choose their way.
+    """State that forward passes in training mode change besides gradients, and data-dependent control flow.
 
     Attributes:
-        by_step: buffers and weights that a pass moves alike whatever its samples and draws: power iterations of a
-            spectral norm, counters of passes, momentum encoders.
-        by_samples: other ones, but for running statistics of norms: codebooks, queues, counters of samples, embeddings
-            that bound the rows that they look up.
-        is_hidden: whether a pass with the same samples, draws and buffers gave something else the second time.
-        choices: what of Python looks at values on the way, by name: a pass may then skip parameters.
-        absent: parameters that got no gradient in any of several tried passes, of a model that has choices.
+        by_step: buffers and weights that every pass changes identically, whatever its samples and draws: power
+            iterations of a spectral norm, counters of passes, momentum encoders.
+        by_samples: other changed buffers and weights, except running statistics of norms: codebooks, queues, counters
+            of samples, embeddings with `max_norm`.
+        is_hidden: whether a second pass with the same samples, draws and buffers gave other losses.
+        choices: operations that bring values of tensors to Python, by name: a pass may then skip parameters.
+        absent: parameters without a gradient in all tried passes, for a model with choices.
         changes_inputs: whether a pass writes to its inputs, as a first layer with inplace=True does.
     """
 
@@ -53,12 +53,12 @@ class KeptState:
 
 
 def find_state(model: nn.Module, loss: Loss, batch: TriedBatch, *, precision: str, seed: int) -> KeptState:
-    """Pass a micro-batch through a model three times, and look at what is left behind; all is as before afterwards.
+    """Pass a micro-batch through a model three times and compare its state; restores the model afterwards.
 
     Args:
-        model: that trains, on the CPU.
-        loss: of training.
-        batch: of two samples or more, or what moves is taken to move with the samples.
+        model: on the CPU.
+        loss: training loss.
+        batch: two or more samples; with one sample, all changed state counts as changed by samples.
         precision: of the run.
         seed: of the run.
     """
@@ -85,9 +85,9 @@ def find_state(model: nn.Module, loss: Loss, batch: TriedBatch, *, precision: st
         moved = [name for name, value in after.items() if not _same(value, before.get(name))]
         by_step: list[str] = []
         if moved and batch.size > 1:
-            # A third: of a batch that repeats its samples, a half may be alike.
+            # A third, not a half: a batch that repeats its samples may have two equal halves.
             other = _after(model, lambda: values(every[: max(batch.size // 3, 1)], 2))
-            if other is None:  # a size that no micro-batch of the run has: the first sample in place of all
+            if other is None:  # the model refuses this size: use the first sample in place of all
                 other = _after(model, lambda: values(torch.zeros_like(every), 2))
             by_step = [name for name in moved if _same(after[name], (other or {}).get(name))]
     by_samples = [name for name in moved if name not in by_step]
@@ -97,7 +97,7 @@ def find_state(model: nn.Module, loss: Loss, batch: TriedBatch, *, precision: st
 
 @torch.no_grad()
 def _leave_start(model: nn.Module) -> None:
-    """Move what is trained, as steps do: an average of weights stands still while they are what it began with."""
+    """Change the weights, as steps do: a running average of them would not move while they equal its start."""
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.mul_(1.01)
@@ -117,9 +117,9 @@ def _after(model: nn.Module, forward_pass: Callable[[], Tensor]) -> dict[str, Te
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Copies of all buffers but the running statistics of norms, which have a rule of their own, and sums of weights.
+    """Copies of all buffers but running statistics, which have a rule of their own; bit sums of all weights.
 
-    Of weights, which may be large, the sum of their bits tells whether they moved.
+    Weights may be large; the sum of their bits shows whether they changed.
     """
     statistics = {
         id(buffer)
@@ -137,7 +137,7 @@ def _sum_of_bits(weight: Tensor) -> Tensor:
 
 
 def _bounded(model: nn.Module) -> list[str]:
-    """Weights of embeddings whose rows a pass scales down to `max_norm`, sooner or later, where it looks them up."""
+    """Weights of embeddings with `max_norm`: a pass scales down the rows that it looks up."""
     return [
         f"{path}.weight".lstrip(".")
         for path, part in model.named_modules()
@@ -158,7 +158,7 @@ _LOOKS = frozenset(
 
 
 class _Choices(TorchFunctionMode):
-    """Notes what takes values of tensors to Python, or makes shapes of them: code can go other ways by it."""
+    """Records operations that turn values of tensors into Python values or shapes: control flow may depend on them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -179,7 +179,7 @@ def _has_mask(index: Any) -> bool:
 
 @contextmanager
 def _noting_draws(choices: _Choices) -> Iterator[None]:
-    """Note draws of Python and numpy, which are numbers of Python."""
+    """Record draws from Python's and numpy's generators: control flow may depend on them, too."""
     before = {"random": random.getstate(), "numpy.random": pickle.dumps(np.random.get_state())}  # noqa: NPY002
     yield
     after = {"random": random.getstate(), "numpy.random": pickle.dumps(np.random.get_state())}  # noqa: NPY002

@@ -1,4 +1,4 @@
-"""Tries what a step of training does: forward and backward pass in training mode."""
+"""Tries a training step: forward and backward pass in training mode."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from largebatch.run.checks.memory import state_of
 from largebatch.run.config.schema import TrainConfig
 from largebatch.run.derive import RunNumbers
 
-_DRAWS = 8  # in which a module that is skipped at random has its turn
+_DRAWS = 8  # passes until a module that is skipped at random has most likely been used
 
 
 def try_training(
@@ -34,7 +34,7 @@ def try_training(
     """Forward and backward pass of the smallest and the largest micro-batch, in the precision of the run.
 
     Returns:
-        What the passes move and choose, seen in the largest.
+        the state that passes change, seen in the largest micro-batch.
 
     Raises:
         ValueError: if something fails or does not fit, a gradient cannot be reduced, or a parameter gets none.
@@ -43,7 +43,7 @@ def try_training(
         train_mode(model)
         batches = list(tried_batches(config, numbers, dataset, augment, model, loss))
         states = [_try_batch(config, numbers, dataset, model, loss, batch) for batch in batches]
-        if len(batches) == 1:  # another one follows in a run: what a pass leaves behind in the model must not stop it
+        if len(batches) == 1:  # in a run another pass follows: state left by the first must not break it
             _backward(config, dataset, model, loss, batches[0], draw=1)
     state = dataclasses.replace(states[-1], changes_inputs=any(state.changes_inputs for state in states))
     if states[0].absent != state.absent:
@@ -52,7 +52,7 @@ def try_training(
     if absent and not state.choices:
         raise ValueError(
             f"{len(absent)} parameters get no gradient, e.g. {', '.join(absent[:3])}: the all-reduce would wait for "
-            "them. Remove them, or freeze them with requires_grad=False."
+            "them forever. Remove them, or freeze them with requires_grad=False."
         )
     return dataclasses.replace(state, absent=tuple(absent))
 
@@ -87,7 +87,7 @@ def _passes(config: TrainConfig, dataset: Any, model: nn.Module, loss: Loss, bat
 
 
 def _backward(config: TrainConfig, dataset: Any, model: nn.Module, loss: Loss, batch: TriedBatch, *, draw: int) -> bool:
-    """One pass, which leaves its gradient. Returns whether it wrote to its inputs, copies of those of the batch."""
+    """One forward and backward pass, which leaves its gradient. Returns whether it wrote to its (copied) inputs."""
     precision = config.precision.compute
     model.zero_grad()
     seed_generators(stream_key(config.seed, "trial", draw))
@@ -109,9 +109,9 @@ def _require_number(config: TrainConfig, total: Tensor, batch: TriedBatch) -> No
     value = float(total.detach())
     if not math.isfinite(value) and not config.guard.acts:
         raise ValueError(
-            f"the loss of {named(batch)} is {value} at the initial weights: the run would end as diverged. Look at "
-            "these inputs and targets, and at what the model and the loss make of them; a sample without numbers is "
-            "left out by data.on_bad_sample=skip."
+            f"the loss of {named(batch)} is {value} at the initial weights: the run would end as diverged. Check these "
+            "inputs and targets, the model and the loss; data.on_bad_sample=skip leaves out samples with NaN or "
+            "infinity."
         )
 
 
@@ -120,7 +120,7 @@ def _layout(model: nn.Module) -> dict[str, list[int]]:
 
 
 def _require_same_members(model: nn.Module, parameters: dict[str, nn.Parameter], state: dict[str, list[int]]) -> None:
-    """The optimizer has the parameters that were there when it was made; a checkpoint has those at the end."""
+    """Refuse a pass that changes parameters or state: the optimizer has the first ones, a checkpoint the last."""
     now = dict(model.named_parameters())
     changed = [name for name in now if now[name] is not parameters.get(name)] + [*(parameters.keys() - now.keys())]
     if changed:
@@ -132,16 +132,15 @@ def _require_same_members(model: nn.Module, parameters: dict[str, nn.Parameter],
     others = [name for name, shape in after.items() if state.get(name) != shape]
     others += [*(state.keys() - after.keys())]
     if others:
-        told = ", ".join(f"{name} {state.get(name, 'absent')} -> {after.get(name, 'absent')}" for name in others[:3])
+        changes = ", ".join(f"{name} {state.get(name, 'absent')} -> {after.get(name, 'absent')}" for name in others[:3])
         raise ValueError(
-            f"a forward pass changes what the model's state consists of ({told}): a checkpoint of it could not be "
-            "loaded into the model as it is made. Register buffers in __init__ with their final shape, or with "
-            "persistent=False."
+            f"a forward pass changes names or shapes in the model's state ({changes}): a new model could not load a "
+            "checkpoint of it. Register buffers in __init__ with their final shape, or with persistent=False."
         )
 
 
 def _absent(config: TrainConfig, dataset: Any, model: nn.Module, loss: Loss, batch: TriedBatch) -> list[str]:
-    """Trainable parameters that get no gradient in any of some draws: modules may be skipped at random."""
+    """Trainable parameters without a gradient in all of `_DRAWS` passes: modules may be skipped at random."""
     needed = {name: one for name, one in model.named_parameters() if one.requires_grad}
     unused = {name for name, one in needed.items() if one.grad is None}
     draw = 1
@@ -153,15 +152,15 @@ def _absent(config: TrainConfig, dataset: Any, model: nn.Module, loss: Loss, bat
 
 
 def _require_reducible(config: TrainConfig, model: nn.Module, name: str, grad: Tensor, batch: TriedBatch) -> None:
-    """What sums over ranks, norms and trust ratios are taken of: dense numbers on this device."""
+    """Refuse sparse and non-finite gradients: sums over ranks, norms and trust ratios need dense numbers."""
     owner = model.get_submodule(name.rpartition(".")[0])
     if grad.layout != torch.strided:
         raise ValueError(
             f"{name} of {type(owner).__name__} gets a gradient of layout {grad.layout}: clipping, norms and the "
-            "reduction over ranks need dense ones. Make the module with sparse=False."
+            "reduction over ranks need dense gradients. Make the module with sparse=False."
         )
     if not torch.isfinite(grad).all() and not config.guard.acts:
         raise ValueError(
-            f"the gradient of {name} is not finite for {named(batch)} at the initial weights, though the loss is: look "
-            "for a square root, norm, logarithm or division at 0 in the model or the loss."
+            f"the gradient of {name} is not finite for {named(batch)} at the initial weights, but the loss is finite. "
+            "Look for a square root, norm, logarithm or division at 0 in the model or the loss."
         )

@@ -1,4 +1,4 @@
-"""Objects of the user's own, named by `_target_`: found, held against a list and a signature, and made."""
+"""Instantiates `_target_` nodes: finds the object, checks LARGEBATCH_TARGETS and the signature, and calls it."""
 
 from largebatch.run.config.targets.allowed import (
     ALLOW_LIST,

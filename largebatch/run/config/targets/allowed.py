@@ -1,4 +1,4 @@
-"""What a config may name where whoever starts the process lists it: by name before an import, by identity after it."""
+"""Enforces LARGEBATCH_TARGETS, the list of what a config may call: by name before an import, by identity after it."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any
 
 from largebatch.run.config.did_you_mean import did_you_mean
 
-# A variable with names of modules or objects, separated by commas. Unset: everything may be named that Hydra does not
-# forbid, and a config is code. It is read from the environment, never from a config.
+# Variable with names of modules or objects, separated by commas. Unset: every name is allowed that Hydra does not
+# forbid, and a config is code. Read from the environment, never from a config.
 ALLOW_LIST = "LARGEBATCH_TARGETS"
 _OURS, _TORCH = "largebatch", ("torch.nn", "torch.optim")
-# Where torch keeps the kernels that torch.nn.functional passes on.
+# Home of the kernels that torch.nn.functional exports.
 _KERNELS = ("torch._C._nn", "torch._VariableFunctionsClass")
-# What of largebatch is meant for configs; the rest of it runs compilers, reads folders and starts processes.
+# The parts of largebatch meant for configs; the rest runs compilers, reads folders and starts processes.
 FOR_CONFIGS = frozenset(
     f"largebatch.{name}"
     for name in (
@@ -52,14 +52,14 @@ FOR_CONFIGS = frozenset(
         "optim.MuonWithAdamW",
     )
 )
-# These hand on what `path` names: that is held against the list in their place.
+# These return the object that `path` names, so `path` is checked in their place.
 _LOOKUPS = frozenset(f"hydra.utils.get_{what}" for what in ("class", "method", "object", "static_method"))
 
 
 def listed() -> tuple[str, ...] | None:
-    """What whoever started this process allows besides what comes with largebatch and torch; None: anything."""
+    """The entries of LARGEBATCH_TARGETS, allowed besides largebatch and torch; None: everything is allowed."""
     names = os.environ.get(ALLOW_LIST)
-    entries = (one.strip().rstrip(".*") for one in (names or "").split(","))  # `package.*` is what is below it
+    entries = (one.strip().rstrip(".*") for one in (names or "").split(","))  # `package.*` means everything below it
     return None if names is None else tuple(one for one in entries if one)
 
 
@@ -76,11 +76,11 @@ def target_nodes(value: Any, key: str = "") -> Iterator[tuple[str, Mapping[Any, 
 
 
 def target_problems(config: Any, key: str = "") -> list[str]:
-    """Names of a config that the list does not allow, one line each. Imports nothing.
+    """Errors for names in a config that the list does not allow, one line each. Imports nothing.
 
     Args:
         config: mappings and lists, interpolations resolved.
-        key: where it stands.
+        key: dotted key of `config`.
     """
     if listed() is None:
         return []
@@ -88,14 +88,14 @@ def target_problems(config: Any, key: str = "") -> list[str]:
     problems = dict.fromkeys(problem for one in nodes if (problem := name_problem(*named_by(*one))))
     runs_remote = [(key, node["trust_remote_code"]) for key, node in nodes if node.get("trust_remote_code")]
     return [*problems, *(
-        f"{key}.trust_remote_code={value}: runs code that comes with a repository, and what may run here is listed in "
-        f"{ALLOW_LIST}. Read that code, and keep it as a module of your own."
+        f"{key}.trust_remote_code={value}: runs code of a repository, and only code listed in {ALLOW_LIST} may run "
+        "here. Read that code, and keep it as a module of your own."
         for key, value in runs_remote
     )]  # fmt: skip
 
 
 def named_by(key: str, node: Mapping[Any, Any]) -> tuple[str, Any]:
-    """What a node calls, with its key; where it is a lookup of Hydra, what that leads to."""
+    """(key, name) of the object that a node calls; for a lookup of Hydra, of the object that it looks up."""
     name = node["_target_"]
     if not isinstance(name, str) or name not in _LOOKUPS:
         return f"{key}._target_", name
@@ -104,9 +104,9 @@ def named_by(key: str, node: Mapping[Any, Any]) -> tuple[str, Any]:
 
 
 def name_problem(key: str, name: Any) -> str:
-    """Why a name must not be looked up, before anything is imported; empty: it may be, or nobody made a list.
+    """The reason that a name must not be imported; empty if it may be, or there is no list.
 
-    To import a module is to run it.
+    Checked before the import, because importing a module runs it.
     """
     allowed = listed()
     if allowed is None:
@@ -115,28 +115,28 @@ def name_problem(key: str, name: Any) -> str:
         return f"{key}={name}: the dotted name of a class or function is missing."
     parts = name.split(".")
     if hidden := [part for part in parts if part.startswith("__") and part != "__main__"]:
-        return f"{key}={name}: {hidden[0]} leads to what Python keeps about an object. Name a class or function."
+        return f"{key}={name}: {hidden[0]} leads to Python's internals of an object. Name a class or function."
     if _is_below(name, (_OURS,)):
         return "" if parts[-1] in _LAST_PARTS and not any(one.startswith("_") for one in parts) else _of_ours(key, name)
     if parts[0] == "hydra":
-        return f"{key}={name}: looks up and calls what it is given. Name that as `_target_` of a node of its own."
+        return f"{key}={name}: calls its argument. Name that object as `_target_` of a node of its own."
     if _is_below(name, allowed):
         return ""
     if _is_below(name, _TORCH) and not any(one.startswith("_") for one in parts):
         return ""
-    return f"{key}={name}: is not {_on_the_list(allowed)} Add its module there if you trust it."
+    return f"{key}={name}: is not {_on_the_list(allowed)} Add its module to the list if you trust it."
 
 
 _LAST_PARTS = frozenset(name.rpartition(".")[2] for name in FOR_CONFIGS)
 
 
 def identity_problem(key: str, name: str) -> str:
-    """Why the object of an allowed name must not be called: it was defined elsewhere. Imports the modules of the name.
+    """The reason that the object of an allowed name must not be called: it was defined elsewhere. Imports its modules.
 
-    A module of the list has whatever it imports as its attributes, and a class what its bases have.
+    A listed module has everything that it imports as attributes, and a class everything of its bases.
 
     Raises:
-        ImportError, AttributeError: if the name leads nowhere.
+        ImportError, AttributeError: if the name does not exist.
     """
     allowed = listed()
     if allowed is None or name in _LOOKUPS:
@@ -150,14 +150,14 @@ def identity_problem(key: str, name: str) -> str:
             own = (home,)
         if number > trusted and not _is_below(home, (*entries, *_KERNELS, *own)):
             return (
-                f"{key}={name}: is {home}, which is not {_on_the_list(allowed)} Name it by where it is defined, and "
-                "add that module there if you trust it."
+                f"{key}={name}: is {home}, which is not {_on_the_list(allowed)} Name it by the module that defines it, "
+                "and add that module to the list if you trust it."
             )
     return _of_ours(key, name) if _is_below(own_name(found), (_OURS,)) and not _is_for_configs(found) else ""
 
 
 def own_name(found: Any) -> str:
-    """Module and qualified name under which an object was defined; of an instance those of its class."""
+    """Module and qualified name of an object's definition; for an instance, of its class."""
     if isinstance(found, ModuleType):
         return found.__name__
     if isinstance(found, functools.partial):
@@ -176,7 +176,7 @@ def own_name(found: Any) -> str:
 
 
 def _steps(name: str) -> Iterator[Any]:
-    """The objects on the way of a dotted name, imported as Hydra does it."""
+    """The objects along a dotted name, imported as in Hydra."""
     parts = name.split(".")
     found: Any = import_module(parts[0])
     yield found
@@ -199,8 +199,8 @@ def _is_for_configs(found: Any) -> bool:
 
 def _of_ours(key: str, name: str) -> str:
     return (
-        f"{key}={name}: is not among what largebatch has for configs.{did_you_mean(name, sorted(FOR_CONFIGS))} With "
-        f"{ALLOW_LIST} nothing else of it is called; `largebatch --help` and conf/ show what there is."
+        f"{key}={name}: is not meant for configs.{did_you_mean(name, sorted(FOR_CONFIGS))} With {ALLOW_LIST}, a config "
+        "may call no other part of largebatch; `largebatch --help` and conf/ show all of them."
     )
 
 

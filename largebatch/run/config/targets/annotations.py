@@ -1,6 +1,6 @@
-"""Whether a value of a config is of the type that an annotation asks for; what is not known is never refused.
+"""Checks values of a config against type annotations. In doubt a value passes.
 
-Values that are no plain ones, and annotations that a config cannot fill, are left to the target.
+Values that are not plain, and annotations that a config cannot fill, are left to the target.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ SEQUENCES = (
     list, tuple, set, frozenset, collections.abc.Set, collections.abc.MutableSequence, collections.abc.Sequence,
     collections.abc.Reversible, collections.abc.Collection, collections.abc.Iterable, collections.abc.Container,
 )  # fmt: skip
-_OF_CHARACTERS, _OF_KEYS = SEQUENCES[6:], SEQUENCES[7:]  # texts and mappings are such sequences, too
-_ARRAYS = ("<class 'torch.Tensor'>", "<class 'numpy.ndarray'>")  # beside numbers, they are not made of texts
+_OF_CHARACTERS, _OF_KEYS = SEQUENCES[6:], SEQUENCES[7:]  # sequence types that texts and mappings also fit
+_ARRAYS = ("<class 'torch.Tensor'>", "<class 'numpy.ndarray'>")  # in a union with numbers, they take no texts
 MAPPINGS = (dict, collections.abc.Mapping, collections.abc.MutableMapping)
 
 
 def fits(value: Any, annotation: Any) -> bool:
-    """Whether an annotation admits a value, as far as that can be told.
+    """Whether an annotation admits a value; True if that is unknown.
 
-    Whole numbers are numbers, lists are tuples, 0 and 1 are false and true; true and false are no numbers.
+    Integers count as numbers, lists as tuples, 0 and 1 as false and true; true and false do not count as numbers.
 
     >>> fits([0.9, 1], tuple[float, float]), fits(True, int), fits("3", float | None), fits("any", type)
     (True, False, False, True)
@@ -48,7 +48,7 @@ def fits(value: Any, annotation: Any) -> bool:
     if kind in SEQUENCES:
         return _fits_sequence(value, kind, arguments)
     if kind in MAPPINGS:
-        # Keys are not held to it: JSON has texts alone, and a table by class may be asked for as {"3": 0.5}.
+        # Keys are not checked: JSON has only texts, so a table by class may be given as {"3": 0.5}.
         return isinstance(value, dict) and all(fits(part, of) for part in value.values() for of in arguments[1:])
     return True
 
@@ -69,10 +69,7 @@ def _fits_sequence(value: Any, kind: Any, arguments: tuple[Any, ...]) -> bool:
 
 
 def misfit(value: list[Any] | tuple[Any, ...], annotation: Any) -> tuple[Any, Any] | None:
-    """The first part of a list that is what an annotation does not admit, with what it asks of that part.
-
-    None if the annotation is of several kinds, or the length is wrong.
-    """
+    """(element, annotation) of the first element of a list that does not fit; None if a union or the length misfits."""
     kind, arguments = kind_of(annotation)
     if kind not in SEQUENCES or not arguments:
         return None
@@ -83,12 +80,12 @@ def misfit(value: list[Any] | tuple[Any, ...], annotation: Any) -> tuple[Any, An
 
 
 def kind_of(annotation: Any) -> tuple[Any, tuple[Any, ...]]:
-    """What an annotation is of, and its arguments: without names of its own, with the bound of a variable.
+    """Origin and arguments of an annotation, with aliases resolved and a type variable replaced by its bound.
 
     >>> kind_of(typing.Optional[int])
     (typing.Union, (<class 'int'>, <class 'NoneType'>))
     """
-    for _ in range(100):  # names of names; nobody nests so many, but one may name itself
+    for _ in range(100):  # aliases of aliases; bounded because an alias may name itself
         origin = typing.get_origin(annotation)
         if isinstance(annotation, typing.TypeVar):
             if annotation.__constraints__:

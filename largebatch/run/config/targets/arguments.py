@@ -1,4 +1,4 @@
-"""Holds the arguments of a node against the signature of its target: names, and types where it has them."""
+"""Checks the arguments of a node against the signature of its target: names, and types where annotated."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from largebatch.run.config.did_you_mean import did_you_mean
 from largebatch.run.config.targets.finding import TargetError, find_target
 from largebatch.run.config.targets.wording import problem_of_type
 
-SPECIAL = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_")  # what they do is Hydra's
+SPECIAL = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_")  # Hydra's own keys
 
 
 def arguments_of(node: Mapping[str, Any]) -> dict[str, Any]:
@@ -22,16 +22,15 @@ def arguments_of(node: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_arguments(key: str, node: Mapping[str, Any], *, supplied: tuple[str, ...] = ()) -> None:
-    """Compare the node's keys and values with the target's signature.
+    """Check the node's keys and values against the target's signature.
 
     Args:
-        key: where the node stands in the config.
+        key: dotted key of the node.
         node: `_target_` and its arguments.
-        supplied: arguments that we add ourselves.
+        supplied: arguments that largebatch adds.
 
     Raises:
-        TargetError: for an unknown or missing argument, one that we add ourselves, or a value that the target does not
-            take, a line for each.
+        TargetError: one line for each argument that is unknown, missing, of a wrong type, or added by largebatch.
     """
     target = find_target(key, node)
     try:
@@ -64,7 +63,7 @@ def _problems_of_names(
     problems = []
     for name, value in arguments_of(node).items():
         if name in supplied:
-            problems.append(f"{key}.{name}={value}: largebatch itself gives this argument. Remove it.")
+            problems.append(f"{key}.{name}={value}: largebatch sets this argument itself. Remove it.")
         elif name not in named and not takes_any:
             options = [option for option in named if option not in supplied]
             hint = did_you_mean(name, options) or f" It takes {', '.join(options) or 'nothing'}."
@@ -107,7 +106,7 @@ def _problems_of_types(
 
 
 class Hints:
-    """Evaluates the annotations of one target, each by itself; those that cannot be say nothing."""
+    """Evaluates the annotations of one target, each by itself; one that fails gives Any."""
 
     def __init__(self, target: Any) -> None:
         function = target
@@ -120,7 +119,7 @@ class Hints:
         self._locals = dict(vars(target)) if isinstance(target, type) else {}
 
     def __call__(self, parameter: inspect.Parameter) -> Any:
-        """The annotation; `Parameter.empty` if there is none, and Any where it is unknown."""
+        """The annotation of a parameter; `Parameter.empty` if there is none, Any if it cannot be evaluated."""
         if parameter.annotation is parameter.empty:
             return parameter.empty
 

@@ -1,4 +1,4 @@
-"""Finds what `_target_` names."""
+"""Finds the object that `_target_` names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from largebatch.run.config.targets.allowed import identity_problem, name_problem
 
 
 class TargetError(ValueError):
-    """A `_target_` that cannot be called as the config asks; `args` are its reasons, a line for each."""
+    """A `_target_` that cannot be called with the config's arguments; `args` holds one line per reason."""
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.args))
@@ -23,7 +23,7 @@ def find_target(key: str, node: Mapping[str, Any]) -> Callable[..., Any]:
     """The callable that `node["_target_"]` names.
 
     Raises:
-        TargetError: if there is none, with the import error that hid it; or if the list does not allow it.
+        TargetError: if it does not exist, with the import error; or if the list does not allow it.
     """
     name = node.get("_target_")
     if not isinstance(name, str):
@@ -44,7 +44,7 @@ def find_target(key: str, node: Mapping[str, Any]) -> Callable[..., Any]:
 
 
 def listing_problem(key: str, name: Any) -> str:
-    """Why the list keeps a name from being called, before or after it is imported; empty: it does not, or is none."""
+    """The reason that the list does not allow a name, before or after its import; empty if it does, or is not set."""
     try:
         return name_problem(key, name) or identity_problem(key, name)
     except Exception as error:
@@ -60,5 +60,5 @@ def _not_imported(key: str, name: Any, error: Exception) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Of its message; empty if there is none."""
+    """First line of an error's message; empty if it has none."""
     return (str(error).splitlines() or [""])[0]

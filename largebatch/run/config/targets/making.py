@@ -1,4 +1,4 @@
-"""Makes what a node of the config names, and the nodes inside of it first."""
+"""Instantiates a node of the config, inner nodes first."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _CONVERSIONS = ("none", "partial", "object", "all")
 
 
 def make(key: str, node: Mapping[str, Any], **supplied: Any) -> Any:
-    """Call the target with the node's arguments and `supplied`; nodes inside of arguments are made before.
+    """Call the target with the node's arguments and `supplied`; inner nodes are instantiated first.
 
-    Interpolations must be resolved: a text with `${` is a text. Lists and mappings of the config arrive as list and
+    Interpolations must be resolved: a text with `${` stays a text. Lists and mappings of the config become list and
     dict, unless `_convert_` is none.
 
     Raises:
-        TargetError: for a name or argument that does not exist, an argument of another type, or an error of the target.
+        TargetError: for a name or argument that does not exist, an argument of a wrong type, or an error of the target.
     """
     return _call(key, node, supplied, recursive=True, convert="all")
 
@@ -35,8 +35,8 @@ def _call(key: str, node: Mapping[str, Any], supplied: Mapping[str, Any], *, rec
     partial = node.get("_partial_", False)
     if not isinstance(recursive, bool) or not isinstance(partial, bool) or convert not in _CONVERSIONS:
         raise TargetError(
-            f"{key}: _recursive_={recursive} and _partial_={partial} are true or false, and _convert_={convert} is one "
-            f"of {', '.join(_CONVERSIONS)}."
+            f"{key}: _recursive_={recursive} and _partial_={partial} must be true or false, and _convert_={convert} "
+            f"must be one of {', '.join(_CONVERSIONS)}."
         )
 
     def value(where: str, given: Any) -> Any:
@@ -53,7 +53,7 @@ def _call(key: str, node: Mapping[str, Any], supplied: Mapping[str, Any], *, rec
 
 
 def _called(name: str, partial: bool) -> Callable[..., Any]:
-    """The target as Hydra hands it out: a partial that holds each call against Hydra's own block-list."""
+    """The target as Hydra's partial, which checks each call against Hydra's own block-list."""
     target = instantiate({"_target_": name, "_partial_": True})
     if not partial:
         return target
@@ -67,7 +67,7 @@ def _called(name: str, partial: bool) -> Callable[..., Any]:
 
 
 def _value(key: str, given: Any, *, recursive: bool, convert: str) -> Any:
-    if not recursive:  # the target makes the nodes itself, by Hydra, which knows of no list
+    if not recursive:  # the target instantiates the nodes itself through Hydra, which does not know the list
         if problems := [problem for one in target_nodes(given, key) if (problem := listing_problem(*named_by(*one)))]:
             raise TargetError(*problems)
         return copy.deepcopy(given)

@@ -1,7 +1,6 @@
-"""Says what is wrong with the type of an argument: what its target takes, what was given, and what to write.
+"""Words the error for an argument of a wrong type: the accepted type, the given type, and what to write.
 
-YAML and Hydra read `no`, `1e-3` or `none` as texts in places where they look like something else, and to Python any
-text is true.
+YAML and Hydra may read `no`, `1e-3` or `none` as texts, and Python takes every non-empty text for true.
 """
 
 from __future__ import annotations
@@ -20,15 +19,15 @@ _TRUTH |= {"false": False, "no": False, "off": False, "n": False, "f": False}
 _NOTHING = ("none", "null", "nil", "~")
 _NUMBER = re.compile(r"[+-]?(\d[\d_]*\.?\d*|\.\d+)(e[+-]?\d+)?|[+-]?\.?(inf|infinity|nan)|0x[0-9a-f]+", re.IGNORECASE)
 _SPECIAL = re.compile(r"([+-]?)\.?(inf|nan)(?:inity)?")
-_SPELT = ("None", "null")  # by Python and by YAML; `none` may be a choice
+_SPELT = ("None", "null")  # in Python and in YAML; `none` may be a choice
 
 
 def problem_of_type(value: Any, annotation: Any, default: Any) -> str:
-    """What is wrong with a value, to be read behind "takes"; empty: nothing, or nothing is known.
+    """The error of a value, to be read after "takes"; empty if it fits, or that is unknown.
 
     Args:
-        value: of the config: plain, or lists and mappings with objects and nodes in places.
-        annotation: evaluated; `inspect.Parameter.empty`: there is none, and a default tells only what no text is.
+        value: of the config: plain, or lists and mappings that may hold objects and nodes.
+        annotation: evaluated; `inspect.Parameter.empty`: there is none, and a default number only excludes texts.
         default: of the parameter.
 
     >>> problem_of_type("no", bool, False)
@@ -58,7 +57,7 @@ def _reads_as_value(text: str) -> bool:
 
 
 def _given(value: Any, annotation: Any) -> str:
-    """What the value is, and what to write in its place."""
+    """The kind of the given value, and what to write in its place."""
     kinds = set(_scalars(annotation))
     takes_int, takes_real = bool(kinds & set(INTEGERS)), bool(kinds & set(REALS))
     if isinstance(value, str):
