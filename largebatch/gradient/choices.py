@@ -15,6 +15,7 @@ class Ability(enum.Enum):
 
     JOINT_GRADIENT = "micro-batches may have one gradient together, and none of their own"
     OWN_GRADIENTS = "the gradient of a micro-batch depends on its own samples alone"
+    REDUCTION = "how ranks become one is not settled yet"
     OWN_PART = "a rank holds its part of a gradient, computed once, before it is reduced"
     SENT_BY_DDP = "DDP sends the gradients"
     OVERLAP = "gradients are sent while the backward pass computes, and nothing else is"
@@ -68,6 +69,7 @@ def in_order() -> Choice:
     return Choice(
         "batch.reduction=ordered",
         "batch.reduction=all_reduce",
+        needs=frozenset({Ability.REDUCTION}),
         lacks={
             Ability.JOINT_GRADIENT: "it adds the gradients of micro-batches one by one, and here they have none",
             Ability.OWN_PART: "it adds up micro-batches of several ranks one by one, and no rank has a part of its own",
@@ -75,6 +77,26 @@ def in_order() -> Choice:
             Ability.OVERLAP: _SENDS_LAST,
             Ability.SMALLER_PARTS: "it needs a pinned micro-batch",
         },
+    )
+
+
+def own_reduction() -> Choice:
+    """A reduction of one's own, in a program."""
+    return Choice(
+        "make_run(reduction=...)",
+        "a reduction of largebatch",
+        lacks={
+            Ability.REDUCTION: "it is the reduction",
+            Ability.SENT_BY_DDP: "it sends the gradients itself",
+            Ability.OWN_PART: "nothing says when a rank's own part is complete in it",
+        },
+    )
+
+
+def double_precision() -> Choice:
+    """Weights and gradients in float64."""
+    return Choice(
+        "precision.compute=fp64", "precision=fp32", lacks={Ability.FEW_DIGITS: "a few digits would be left of sixteen"}
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 from torch import Tensor, nn
 
@@ -29,7 +29,7 @@ from largebatch.gradient.side_by_side import SideBySide
 from largebatch.gradient.skipped_parameters import SkippedParameters
 from largebatch.gradient.snapshots import StepBuffers
 from largebatch.gradient.split_micro_batch import SplitMicroBatch
-from largebatch.gradient.step import Step
+from largebatch.gradient.step import Measures, Step
 from largebatch.gradient.units import Units
 from largebatch.losses import Loss
 from largebatch.losses.coupled import is_coupled
@@ -67,9 +67,23 @@ class GradientOptions:
     groups: Mapping[str, Sequence[nn.Parameter]] = field(default_factory=dict)
     reduction: OwnReduction | None = None
 
-    def choices(self, loss: Any, *, name: str = "") -> list[choices.Choice]:
-        """Those that need something of others, or take something away; `name` is what a config calls the loss."""
+    def __post_init__(self) -> None:
+        if self.compression not in get_args(Compression):
+            raise ValueError(f"compression={self.compression!r}: use one of {', '.join(get_args(Compression))}.")
+        if self.recompute_every is not None and self.recompute_every < 1:
+            raise ValueError(f"recompute_every={self.recompute_every}: use 1 or more steps, or None for never.")
+
+    def choices(self, loss: Any, *, precision: str, name: str = "") -> list[choices.Choice]:
+        """Those that need something of others, or take something away.
+
+        Args:
+            loss: of the run.
+            precision: of the runtime.
+            name: what a config calls the loss.
+        """
         made = [
+            self.reduction is not None and choices.own_reduction(),
+            precision == "fp64" and choices.double_precision(),
             self.ordered and choices.in_order(),
             self.exact_batch_norm and choices.exact_batch_norm(),
             is_coupled(loss) and choices.coupled_loss(name or type(loss).__name__),
@@ -78,6 +92,19 @@ class GradientOptions:
             self.recompute_every is not None and choices.recomputation(self.recompute_every),
         ]
         return [choice for choice in made if choice]
+
+    def refused(self, loss: Loss, *, precision: str) -> dict[Measures, str]:
+        """What no step can measure beside such a gradient, each with the error."""
+        chosen = self.choices(loss, precision=precision)
+        asked = {
+            Measures.NORMS: choices.Ability.OWN_GRADIENTS,
+            Measures.TIMELINE: choices.Ability.OVERLAP,
+        }
+        found = {
+            measure: "\n".join(choices.conflicts([choices.Choice(str(measure), needs=frozenset({ability})), *chosen]))
+            for measure, ability in asked.items()
+        }
+        return {measure: errors for measure, errors in found.items() if errors}
 
 
 def choose_gradient(
@@ -95,7 +122,7 @@ def choose_gradient(
     Raises:
         ValueError: if some of it does not go together, see `conflicts`; or there is no batch norm to be exact.
     """
-    if found := list(choices.conflicts(options.choices(loss))):
+    if found := list(choices.conflicts(options.choices(loss, precision=runtime.precision))):
         raise ValueError("\n".join(found))
     module = runtime.unwrap(model)
     clock = ReductionClock(runtime, is_distributed=model is not module)

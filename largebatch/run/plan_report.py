@@ -33,7 +33,7 @@ def plan_rows(numbers: RunNumbers, optimizer: Optimizer) -> list[PlanRow]:
         (
             "micro-batches",
             f"{len(plan.micro_batch_sizes)} of {_span(plan.micro_batch_sizes)}",
-            f"rank 0: {_shorten(first)}; one gradient all-reduce per step",
+            f"rank 0: {_shorten(first)}" + ("; one gradient all-reduce per step" if plan.world_size > 1 else ""),
         ),
         *_ramp_rows(numbers),
         ("training set", f"{numbers.num_samples:,} samples", _steps_per_epoch(numbers)),

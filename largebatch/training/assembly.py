@@ -70,13 +70,14 @@ def make_run(
     options = GradientOptions(**how)
     batches = BatchStream(loader, BatchRamp.of(plan), runtime.rank, shrinks=options.halves_micro_batches)
     gradient = choose_gradient(runtime, model, loss, batches, options)
+    refused = options.refused(loss, precision=runtime.precision)
     update: Update = Plain() if guard is None else Guarded(guard, runtime.unwrap(model), roll_back)
     always = update.measures | (Measures.NONE if clip_norm is None else Measures.GRAD_NORM)
     return Run(
         runtime,
         model,
         optimizer,
-        Steps(batches, lr_at, num_steps, seed=seed, always=always),
+        Steps(batches, lr_at, num_steps, seed=seed, always=always, refused=refused),
         gradient,
         update,
         Agreement(runtime, every=agree_every, guard=guard, save_requested=save_requested),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -78,6 +78,24 @@ class Run:
     observers: Sequence[Observer] = ()
     stop_requested: Callable[[], bool] = lambda: False
     progress: Progress = field(default_factory=Progress)
+
+    def __post_init__(self) -> None:
+        for observer in self.observers:
+            absent = [name for name in ("on_start", "asks", "after_step", "on_end") if not hasattr(observer, name)]
+            if absent:
+                raise TypeError(
+                    f"{type(observer).__name__} has no {' and no '.join(absent)}, which the loop calls. Let it inherit "
+                    "from largebatch.Observer, where each method has a default."
+                )
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in Run.__dataclass_fields__:
+            raise AttributeError(
+                f"run.{name}: Run has no such field, so that nothing would come of it. An observer returns from `asks` "
+                "what a step is to measure, and True from `after_step` to end the run; the rest is an argument of "
+                "make_run."
+            )
+        super().__setattr__(name, value)
 
     @property
     def module(self) -> nn.Module:

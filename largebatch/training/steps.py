@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from largebatch.batch.random_keys import stream_key
@@ -25,6 +25,7 @@ class Steps:
         num_steps: of the whole run.
         seed: of the run; draws inside the model are keyed by (seed, samples seen, micro-batch).
         always: what every step measures.
+        refused: what none can measure, each with the error; see `GradientOptions.refused`.
 
     Attributes:
         number: of the latest step; 0 before the first one.
@@ -38,10 +39,11 @@ class Steps:
         *,
         seed: int = 0,
         always: Measures = Measures.NONE,
+        refused: Mapping[Measures, str] | None = None,
     ) -> None:
         self.batches, self.lr_at, self.num_steps = batches, lr_at, num_steps
         self.number = self._samples_seen = 0
-        self.seed, self.always = seed, always
+        self.seed, self.always, self._refused = seed, always, refused or {}
         self._asks: tuple[Asks, ...] = ()
 
     def begin(self, progress: Progress, asks: Iterable[Asks] = ()) -> None:
@@ -55,7 +57,11 @@ class Steps:
         self.num_steps = num_steps
 
     def next(self) -> Step | None:
-        """The next step; None: the run is done."""
+        """The next step; None: the run is done.
+
+        Raises:
+            ValueError: if it is to measure what it cannot; on every rank alike, as all ask for the same.
+        """
         if self.number >= self.num_steps:
             return None
         position, plan = self._samples_seen, self.batches.ramp.at(self._samples_seen)
@@ -66,4 +72,7 @@ class Steps:
         measures = self.always
         for asks in self._asks:
             measures |= asks(step)
+        for measure, error in self._refused.items():
+            if measure in measures:
+                raise ValueError(error)
         return replace(step, measures=measures)

@@ -23,7 +23,7 @@ def list_choices(verb: str, choices: Mapping[str, str], arguments: Sequence[str]
     if arguments and not asked:
         meant = did_you_mean(arguments[0], choices)
         lines.insert(0, f"largebatch {verb}: {arguments[0]!r} is not one of its subjects.{meant}\n")
-    usage = f"usage: largebatch {verb} WHAT [KEY=VALUE ...]\n"
-    hint = f"\n`largebatch {verb} WHAT --help` shows the configuration."
+    usage = f"usage: largebatch {verb} WHAT ...\n"
+    hint = f"\n`largebatch {verb} WHAT --help` shows what it takes."
     print("\n".join([usage, *lines, hint]), file=None if asked else sys.stderr)
     return 0 if asked else EXIT_WRONG_INPUT

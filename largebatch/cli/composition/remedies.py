@@ -185,7 +185,12 @@ def _unknown_key(message: str, key: str, keys: Keys, arguments: Sequence[str], g
     argument = next((one for one in arguments if one.partition("=")[0].lstrip("~") == key), key)
     if renamed := renamed_on_command_line([argument]):
         return f"{_place(message)}{renamed[0]}"
-    value = argument.partition("=")[2]
+    value, group = argument.partition("=")[2], key.partition(".")[0]
+    if argument.startswith("~") and key in keys():  # which Hydra takes for absent
+        return (
+            f"{_place(message)}{argument}: is null, and Hydra removes no key that is null. Write what is to be left in "
+            f"FOLDER/{group}/NAME.yaml, and give --config-dir FOLDER {group}=NAME."
+        )
     names = list(dict.fromkeys([*keys(), *sorted(path.name for path in groups.glob("[!_]*/"))]))
     meant = _bringer_of_group(key, groups) or meant_by_key(key, names, value)
     section = key.rpartition(".")[0]

@@ -33,7 +33,7 @@ def choices_of(config: TrainConfig, loss: Any) -> list[Choice]:
     """
     precision, observers, micro = config.precision, config.observers, config.batch.micro
     made = [
-        *gradient_options(config).choices(loss, name=str(config.loss["_target_"])),
+        *gradient_options(config).choices(loss, precision=precision.compute, name=str(config.loss["_target_"])),
         micro is not None
         and Choice(f"batch.micro={micro}", "batch.micro=null", lacks={Ability.SMALLER_PARTS: _PINNED}),
         config.batch.max_micro == 1 and _ONE_SAMPLE,
@@ -42,7 +42,6 @@ def choices_of(config: TrainConfig, loss: Any) -> list[Choice]:
         observers.sharpness.every is not None and choices.sharpness(observers.sharpness.every),
         precision.activation_checkpointing and _CHECKPOINTING,
         precision.compile and _COMPILED,
-        precision.compute == "fp64" and _DOUBLE,
         config.data.skips and _SKIPPING,
     ]
     return [choice for choice in made if choice]
@@ -65,9 +64,6 @@ _COMPILED = Choice(
         Ability.SECOND_DERIVATIVES: "torch.compile has no second derivatives. `largebatch measure sharpness` takes "
         "them after the run",
     },
-)
-_DOUBLE = Choice(
-    "precision.compute=fp64", "precision=fp32", lacks={Ability.FEW_DIGITS: "a few digits would be left of sixteen"}
 )
 _SKIPPING = Choice("data.on_bad_sample=skip", "data.on_bad_sample=stop", needs=frozenset({Ability.ANY_SIZES}))
 

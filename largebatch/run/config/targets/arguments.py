@@ -66,9 +66,18 @@ def _problems_of_names(
             problems.append(f"{key}.{name}={value}: largebatch sets this argument itself. Remove it.")
         elif name not in named and not takes_any:
             options = [option for option in named if option not in supplied]
-            hint = did_you_mean(name, options) or f" It takes {', '.join(options) or 'nothing'}."
+            takes = f" It takes {', '.join(options) or 'nothing'}. {_left_out(f'{key}.{name}', value)}"
+            hint = did_you_mean(name, options) or takes
             problems.append(f"{key}.{name}={value}: {node['_target_']} has no such argument.{hint}")
     return problems
+
+
+def _left_out(key: str, value: Any) -> str:
+    # Hydra's ~KEY takes a key that is null for one that does not exist.
+    if value is not None:
+        return f"Leave it out: ~{key}"
+    group = key.partition(".")[0]
+    return f"Leave it out: name the arguments in FOLDER/{group}/NAME.yaml, and give --config-dir FOLDER {group}=NAME."
 
 
 def _absent(
