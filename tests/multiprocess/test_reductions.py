@@ -16,6 +16,7 @@ from largebatch.data import MicroBatchLoader, random_classification
 from largebatch.distributed.runtime import Runtime
 from largebatch.gradient.exact_batch_norm import ExactBatchNorm
 from largebatch.gradient.options import accumulate_gradients
+from largebatch.gradient.step import Measures, Step
 from largebatch.losses import CrossEntropy
 from largebatch.training.loop import Observer, Run, train
 from tests.multiprocess.made_run import made_run
@@ -92,6 +93,74 @@ def test_a_reduction_of_ones_own_trains_as_ours(ranks, world_size):
         for one, other in zip(ours["norms"], found["norms"], strict=True):
             assert one[0] == pytest.approx(other[0], rel=1e-12)
         assert sum(is_last for _, is_last in found["passes"]) == STEPS
+
+
+class Asks(Observer):
+    """For the same measures in every step."""
+
+    def __init__(self, measures: Measures) -> None:
+        self.measures = measures
+
+    def asks(self, step: Step) -> Measures:
+        return self.measures
+
+
+class AsOnceWritten:
+    """Observes, but says not what it asks for."""
+
+    def on_start(self, run: Run) -> None: ...
+
+    def after_step(self, run: Run, report: Any) -> None: ...
+
+    def on_end(self, run: Run, status: str) -> None: ...
+
+
+class Writes(Observer):
+    """Sets a field that the run does not have."""
+
+    def on_start(self, run: Run) -> None:
+        run.needs_every_loss = True
+
+
+def errors_of(cases: list[dict[str, Any]]) -> list[str]:
+    runtime = Runtime.open(precision="fp64")
+    try:
+        return [error_of(runtime, **case) for case in cases]
+    finally:
+        runtime.close()
+
+
+def error_of(runtime: Runtime, measures: Measures = Measures.NONE, observer: Any = None, **options: Any) -> str:
+    model, data = net(), random_classification(SAMPLES, 3, (6,), "train")
+    plan = BatchPlan.pinned(global_batch_size=BATCH, world_size=1, micro_batch_size=MICRO)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    options["observers"] = [Asks(measures), *([observer()] if observer else ())]
+    if options.pop("is_own", False):
+        options["reduction"] = lambda runtime, model, clock: Gathered(runtime, model)
+    try:
+        return train(made_run(runtime, model, CrossEntropy(), optimizer, plan, data, lambda _: 0.1, 1, **options))
+    except (ValueError, TypeError, AttributeError) as error:
+        return str(error)
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"is_own": True, "ordered": True}, "batch.reduction=ordered: does not go with make_run(reduction=...)"),
+    ({"is_own": True, "compression": "bf16"}, "make_run(reduction=...): it sends the gradients itself"),
+    ({"is_own": True, "recompute_every": 1}, "nothing says when a rank's own part is complete in it"),
+    ({"compression": "bf16"}, "precision.gradient_compression=bf16: does not go with precision.compute=fp64"),
+    ({"compression": "bf17"}, "compression='bf17': use one of none, fp16, bf16"),
+    ({"recompute_every": 0}, "recompute_every=0: use 1 or more steps"),
+    ({"exact_batch_norm": True, "measures": Measures.NORMS}, "Measures.NORMS: does not go with batch_norm=exact"),
+    ({"ordered": True, "measures": Measures.TIMELINE}, "Measures.TIMELINE: does not go with batch.reduction=ordered"),
+    ({"observer": AsOnceWritten}, "AsOnceWritten has no asks, which the loop calls. Let it inherit"),
+    ({"observer": Writes}, "run.needs_every_loss: Run has no such field"),
+]
+
+
+def test_a_program_is_told_what_does_not_go_together(ranks):
+    (found,) = ranks(1).run(errors_of, [case for case, _ in REFUSED])
+    for error, (case, expected) in zip(found, REFUSED, strict=True):
+        assert expected in error, case
 
 
 def own_loop(*, exact: bool) -> dict[str, Any]:
