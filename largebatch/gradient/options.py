@@ -82,14 +82,14 @@ class GradientOptions:
             name: what a config calls the loss.
         """
         made = [
-            self.reduction is not None and choices.own_reduction(),
-            precision == "fp64" and choices.double_precision(),
             self.ordered and choices.in_order(),
             self.exact_batch_norm and choices.exact_batch_norm(),
             is_coupled(loss) and choices.coupled_loss(name or type(loss).__name__),
             self.compression != "none" and choices.compression(self.compression),
             self.halves_micro_batches and choices.halving(),
             self.recompute_every is not None and choices.recomputation(self.recompute_every),
+            self.reduction is not None and choices.own_reduction(),
+            precision == "fp64" and choices.double_precision(),
         ]
         return [choice for choice in made if choice]
 

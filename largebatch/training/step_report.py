@@ -10,7 +10,7 @@ from largebatch.batch.plan import BatchPlan
 from largebatch.gradient.global_gradient import BatchResult
 from largebatch.gradient.micro_batch_norms import StepNorms
 from largebatch.gradient.reduction_clock import Timeline
-from largebatch.gradient.step import Step
+from largebatch.gradient.step import Measures, Step
 from largebatch.training.guard import GuardDecision
 from largebatch.training.step_sums import Status, StepSums
 
@@ -60,6 +60,14 @@ class StepReport:
 
     @property
     def mean_loss(self) -> float:
-        """Mean loss over the whole global batch; only where there are sums."""
-        assert self.sums is not None, "the loss is summed over ranks in steps that measure it"
+        """Mean loss over the whole global batch.
+
+        Raises:
+            ValueError: in a step that did not measure it: whether its sums exist anyway depends on how long steps take.
+        """
+        if self.sums is None or Measures.LOSS not in self.taken.measures:
+            raise ValueError(
+                f"report.mean_loss of step {self.taken.number}: the loss is summed over ranks in steps that measure "
+                "it. Return Measures.LOSS from the observer's `asks`."
+            )
         return self.sums.loss_sum / (self.batch.num_units or 1)

@@ -122,6 +122,13 @@ class Writes(Observer):
         run.needs_every_loss = True
 
 
+class ReadsUnasked(Observer):
+    """Reads a loss that it did not ask for."""
+
+    def after_step(self, run: Run, report: Any) -> None:
+        assert report.mean_loss
+
+
 def errors_of(cases: list[dict[str, Any]]) -> list[str]:
     runtime = Runtime.open(precision="fp64")
     try:
@@ -138,7 +145,7 @@ def error_of(runtime: Runtime, measures: Measures = Measures.NONE, observer: Any
     if options.pop("is_own", False):
         options["reduction"] = lambda runtime, model, clock: Gathered(runtime, model)
     try:
-        return train(made_run(runtime, model, CrossEntropy(), optimizer, plan, data, lambda _: 0.1, 1, **options))
+        return train(made_run(runtime, model, CrossEntropy(), optimizer, plan, data, lambda _: 0.1, 2, **options))
     except (ValueError, TypeError, AttributeError) as error:
         return str(error)
 
@@ -153,6 +160,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"exact_batch_norm": True, "measures": Measures.NORMS}, "Measures.NORMS: does not go with batch_norm=exact"),
     ({"ordered": True, "measures": Measures.TIMELINE}, "Measures.TIMELINE: does not go with batch.reduction=ordered"),
     ({"observer": AsOnceWritten}, "AsOnceWritten has no asks, which the loop calls. Let it inherit"),
+    ({"observer": ReadsUnasked}, "report.mean_loss of step 1: the loss is summed"),
     ({"observer": Writes}, "run.needs_every_loss: Run has no such field"),
 ]
 
