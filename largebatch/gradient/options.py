@@ -96,15 +96,9 @@ class GradientOptions:
     def refused(self, loss: Loss, *, precision: str) -> dict[Measures, str]:
         """What no step can measure beside such a gradient, each with the error."""
         chosen = self.choices(loss, precision=precision)
-        asked = {
-            Measures.NORMS: choices.Ability.OWN_GRADIENTS,
-            Measures.TIMELINE: choices.Ability.OVERLAP,
-        }
-        found = {
-            measure: "\n".join(choices.conflicts([choices.Choice(str(measure), needs=frozenset({ability})), *chosen]))
-            for measure, ability in asked.items()
-        }
-        return {measure: errors for measure, errors in found.items() if errors}
+        norms = choices.Choice(str(Measures.NORMS), needs=frozenset({choices.Ability.OWN_GRADIENTS}))
+        errors = "\n".join(choices.conflicts([norms, *chosen]))
+        return {Measures.NORMS: errors} if errors else {}
 
 
 def choose_gradient(

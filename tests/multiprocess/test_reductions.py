@@ -158,7 +158,6 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"compression": "bf17"}, "compression='bf17': use one of none, fp16, bf16"),
     ({"recompute_every": 0}, "recompute_every=0: use 1 or more steps"),
     ({"exact_batch_norm": True, "measures": Measures.NORMS}, "Measures.NORMS: does not go with batch_norm=exact"),
-    ({"ordered": True, "measures": Measures.TIMELINE}, "Measures.TIMELINE: does not go with batch.reduction=ordered"),
     ({"observer": AsOnceWritten}, "AsOnceWritten has no asks, which the loop calls. Let it inherit"),
     ({"observer": ReadsUnasked}, "report.mean_loss of step 1: the loss is summed"),
     ({"observer": Writes}, "run.needs_every_loss: Run has no such field"),
