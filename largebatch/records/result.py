@@ -44,7 +44,7 @@ class Table:
     """Cells as shown.
 
     Attributes:
-        title: what the rows are.
+        title: names the rows.
         headers: of the columns.
         rows: as many cells as there are headers.
 
@@ -66,15 +66,15 @@ class Result:
     """A finding, for people and for programs.
 
     Attributes:
-        title: what was measured: the same for all results of its kind, so that a page shows them together.
-        sentences: what follows from the numbers; the first one is the claim, and stands alone.
-        tables: in their order; their titles say what was measured: weights, data, precision.
+        title: the quantity: the same for all results of its kind, so that a page shows them together.
+        sentences: the conclusions; the first one is the claim, and can be read alone.
+        tables: in their order; their titles name weights, data and precision.
         figures: in their order.
-        numbers: for programs; what is not finite becomes None.
+        numbers: for programs; NaN and infinity become None.
         question: the one that it answers, where the title does not name it.
         runs: folders of the runs behind it, relative to the file.
         picture: name of one PNG with all figures; empty: one for each.
-        heading: over the pictures: what was measured; empty: the title.
+        heading: above the pictures, with weights and data; empty: the title.
     """
 
     title: str

@@ -90,7 +90,7 @@ def test_seeds_count_from_that_of_the_config(tmp_path: Path):
 
 @pytest.mark.parametrize("factors", [[2, 4, 8], [1, 4, 2], [1, 2, 2]])
 def test_factors_rise_from_one(factors: list[int]):
-    with pytest.raises(ValueError, match="they rise, and begin with 1"):
+    with pytest.raises(ValueError, match="values must rise from 1"):
         LinearScaling(factors=factors, beside=[], seeds=1, tolerance=0.1, after_steps=[0])
 
 

@@ -36,7 +36,9 @@ class Settings(Section):
     @classmethod
     def _from_one(cls, value: list[int]) -> list[int]:
         if value[0] != 1 or value != sorted(set(value)):
-            raise ValueError("they rise, and begin with 1, with which the others are compared.")
+            raise ValueError(
+                "values must rise from 1, with which the others are compared. Put 1 first, and sort the rest."
+            )
         return value
 
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field
 
 from largebatch.diagnostics.intervals import LEAST_SEEDS
 from largebatch.diagnostics.settings import PositiveInt, Section
 from largebatch.experiments.textbook.bands import band_of_mean, seeds_text
 from largebatch.experiments.textbook.experiment import Experiment
-from largebatch.experiments.textbook.outcomes import Outcome, finals, train_seeds
+from largebatch.experiments.textbook.outcomes import Outcome, finals, rising, train_seeds
 from largebatch.experiments.textbook.weight_path import Float64Array
 from largebatch.records.figures.diagram import Axis, Diagram, Line
 from largebatch.records.result import Result, Table
@@ -25,15 +25,8 @@ _LAMBDA, _M_SHARPNESS = "sharpness/lambda_max", "sharpness/m_sharpness"
 class Settings(Section):
     """See conf/experiment/textbook/noise_and_minima.yaml."""
 
-    batch_sizes: Annotated[list[PositiveInt], Field(min_length=2)]
+    batch_sizes: Annotated[list[PositiveInt], Field(min_length=2), AfterValidator(rising)]
     seeds: PositiveInt
-
-    @field_validator("batch_sizes")
-    @classmethod
-    def _rising(cls, value: list[int]) -> list[int]:
-        if value != sorted(set(value)):
-            raise ValueError("they rise from one to the next.")
-        return value
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -13,6 +13,8 @@ from largebatch.experiments.textbook.experiment import Experiment
 from largebatch.experiments.textbook.weight_path import Float64Array
 from largebatch.records.trackers import Row
 from largebatch.run.train_quietly import Trained
+
+Number = TypeVar("Number", int, float)
 
 
 class Curve(NamedTuple):
@@ -51,6 +53,17 @@ class Outcome:
         values = [row[key] for row in self.rows[number] if key in row]
         value = self.summaries[number].get(key, values[-1] if values else None)
         return math.nan if value is None or self.statuses[number] == "diverged" else float(value)
+
+
+def rising(values: list[Number]) -> list[Number]:
+    """The values of a setting, unless they fail to rise; raises ValueError.
+
+    >>> rising([1, 2, 4])
+    [1, 2, 4]
+    """
+    if values != sorted(set(values)):
+        raise ValueError("values must rise from one to the next. Sort them, and name each once.")
+    return values
 
 
 def train_seeds(experiment: Experiment, name: str, *overrides: str, seeds: Sequence[int]) -> Outcome:

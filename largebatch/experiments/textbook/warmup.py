@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field
 
 from largebatch.diagnostics.intervals import LEAST_SEEDS
 from largebatch.diagnostics.settings import PositiveFloat, PositiveInt, Section
 from largebatch.experiments.textbook.bands import band_of_mean, seeds_text
 from largebatch.experiments.textbook.experiment import Experiment
-from largebatch.experiments.textbook.outcomes import Outcome, train_seeds
+from largebatch.experiments.textbook.outcomes import Outcome, rising, train_seeds
 from largebatch.experiments.textbook.weight_path import Float64Array
 from largebatch.records.figures.diagram import Axis, Diagram, Line
 from largebatch.records.result import Result, Table
@@ -27,17 +27,10 @@ class Settings(Section):
     """See conf/experiment/textbook/warmup.yaml."""
 
     kinds: Annotated[list[Kind], Field(min_length=2)]
-    base_lrs: Annotated[list[PositiveFloat], Field(min_length=1)]
+    base_lrs: Annotated[list[PositiveFloat], Field(min_length=1), AfterValidator(rising)]
     small_batch: PositiveInt
     seeds: PositiveInt
     lost_above: PositiveFloat
-
-    @field_validator("base_lrs")
-    @classmethod
-    def _rising(cls, value: list[float]) -> list[float]:
-        if value != sorted(set(value)):
-            raise ValueError("they rise from one to the next.")
-        return value
 
 
 @dataclass(frozen=True)

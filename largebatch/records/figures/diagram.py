@@ -96,7 +96,7 @@ class Diagram:
 
     Attributes:
         name: of its file, and of its key in W&B: letters, digits, `_`.
-        title: what is shown.
+        title: names the content.
         x, y: the axes.
         lines: in the order of the legend.
         caption: how to read it; may be empty.
@@ -119,7 +119,7 @@ class Diagram:
             raise ValueError(f"diagram {self.name!r}: its stacked lines differ in x. Give all of them the same x.")
 
     def record(self) -> dict[str, Any]:
-        """Ready for JSON; what is not finite is None.
+        """Ready for JSON; NaN and infinity become None.
 
         >>> line = Line("loss", [1, 2], [0.5, float("inf")])
         >>> Diagram("loss", "A run", Axis("step"), Axis("loss"), (line,)).record()["lines"][0]["y"]
@@ -148,7 +148,7 @@ class Surface:
 
     Attributes:
         name: of its file, and of its key in W&B.
-        title: what is shown.
+        title: names the content.
         x, y: the axes.
         z: the quantity; `log` colours its logarithm.
         columns: places along x.
@@ -187,7 +187,7 @@ class Surface:
             raise ValueError(f"surface {self.name!r}: {len(self.row_names)} names for {len(self.rows)} rows.")
 
     def record(self) -> dict[str, Any]:
-        """Ready for JSON; what is not finite is None."""
+        """Ready for JSON; NaN and infinity become None."""
         return {"type": "surface"} | json_values(dataclasses.asdict(self))
 
 

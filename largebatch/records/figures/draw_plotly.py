@@ -33,7 +33,7 @@ def plotly_figure(figure: Figure, places: Mapping[str, int] | None = None) -> di
     """`data` and `layout` of plotly, ready for JSON; of a surface with trails also `trails`, which the page moves.
 
     Args:
-        figure: what is drawn.
+        figure: the one to draw.
         places: series -> place of its colour; None: in the order of the series.
 
     >>> from largebatch.records.figures.diagram import Line

@@ -43,9 +43,9 @@ class Bars:
 
     Attributes:
         name: of its file, and of its key in W&B.
-        title: what is shown.
+        title: names the content.
         x: the axis of lengths.
-        y: what the rows are.
+        y: the axis of rows.
         rows: their names.
         bars: in their order.
         connected: whether it is a waterfall, in which a line leads from the end of each bar to the next.
@@ -64,7 +64,7 @@ class Bars:
     labels: Sequence[str] = ()
 
     def record(self) -> dict[str, Any]:
-        """Ready for JSON; what is not finite is None."""
+        """Ready for JSON; NaN and infinity become None."""
         return {"type": "bars"} | json_values(dataclasses.asdict(self))
 
 
@@ -72,7 +72,7 @@ Figure = Diagram | Surface | Bars
 
 
 def from_record(record: dict[str, Any]) -> Figure:
-    """The figure that `record()` was made of, with None for what was not finite.
+    """The figure that `record()` was made of, with None for NaN and infinity.
 
     >>> figure = Diagram("loss", "A run", Axis("steps"), Axis("loss"), (Line("train", [1], [0.5]),))
     >>> from_record(figure.record()) == figure

@@ -45,7 +45,7 @@ class RunFigure:
     Attributes:
         picture: name of the PNG that it is a panel of.
         name: its own.
-        title: what is shown.
+        title: names the content.
         y: the axis.
         metrics: its lines.
         others: keys of the rows of which lines are computed.

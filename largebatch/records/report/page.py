@@ -58,7 +58,7 @@ def report_sections(
     """The parts of the page that have something to show.
 
     Args:
-        evidence: what was read.
+        evidence: the runs and records.
         groups: its runs by task and optimizer.
         explored: the explorer of each group.
         of_records: sections of results.
@@ -117,7 +117,7 @@ def write_report(evidence: Evidence, path: Path, *, title: str) -> Written:
     """Write the page. A run or record that cannot be drawn is left out of it, and named there.
 
     Args:
-        evidence: what was read.
+        evidence: the runs and records.
         path: the HTML file; its folder is created if need be.
         title: its heading.
 

@@ -15,7 +15,7 @@ def result_sections(evidence: Evidence, page: Path) -> tuple[list[Section], list
     """A section per title, in which one of several results is chosen; and the records that cannot be drawn.
 
     Args:
-        evidence: what was read.
+        evidence: the runs and records.
         page: where the page will be: links are relative to it.
     """
     sections: list[Section] = []
