@@ -17,7 +17,7 @@ from largebatch.gradient.step import Step
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What a gradient needs of a micro-batch; those of a loader have more.
+    """A micro-batch as far as gradients need it; those of a loader have more.
 
     Attributes:
         inputs: [n, ...], or a dict of such.
@@ -48,7 +48,7 @@ class LocalPass(Protocol):
         """Add `weight` times the gradient of this rank's loss sum to `.grad`, each backward pass inside `one_pass`.
 
         Args:
-            step: that is taken. Draws inside the model are keyed by it and by the micro-batch's index, not by the rank.
+            step: the one that is taken. Draws inside the model are keyed by it and by the micro-batch's index, not by the rank.
             parts: this rank's micro-batches of it.
             weight: the one normalisation: `reduction.scale` / (samples, or valid tokens, of the whole global batch).
             reduction: has begun, and is finished by the caller.

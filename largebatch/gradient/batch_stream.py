@@ -23,7 +23,7 @@ class Loader(Protocol):
 
 @dataclass(frozen=True)
 class Taken:
-    """Which samples a micro-batch held.
+    """The samples of a micro-batch.
 
     Attributes:
         index: of the micro-batch in its step, over all ranks.

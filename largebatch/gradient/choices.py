@@ -1,4 +1,4 @@
-"""What goes together: each choice says what it takes away and what it needs, and one function lists the conflicts.
+"""The one table of exclusions: each choice says what it takes away and what it needs; `conflicts` lists the pairs.
 
 The check of a config and the constructor of a gradient call the same function, with the same choices.
 """

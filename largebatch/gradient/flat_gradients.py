@@ -1,4 +1,4 @@
-"""All gradients of a module as a few flat tensors: what is sent between ranks in one piece."""
+"""All gradients of a module as a few flat tensors, which ranks send in one piece."""
 
 from __future__ import annotations
 

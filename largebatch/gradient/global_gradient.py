@@ -22,7 +22,7 @@ from largebatch.gradient.units import Units
 
 
 class BatchResult(NamedTuple):
-    """What a global batch gave besides the gradient.
+    """Results of a global batch besides its gradient.
 
     Attributes:
         plan: how it was cut and shared.
@@ -61,15 +61,15 @@ class GlobalGradient:
 
     Attributes:
         batches: where micro-batches come from.
-        units: what the loss is divided by.
+        units: counts what the loss is divided by.
         local: how a rank computes its part.
         reduction: how the parts become one.
-        clock: of the reduction.
-        statistics: of batch norm.
-        computing: which micro-batches are.
+        clock: times the reduction.
+        statistics: keeps the running statistics of batch norm.
+        computing: knows the micro-batches that are being computed.
         norms: of micro-batch gradients, in steps that measure them.
-        instruments: all that go around a step, the outermost first.
-        stored: by name, what a checkpoint has of them.
+        instruments: go around a step, the outermost first.
+        stored: those with a state that a checkpoint keeps, by name.
     """
 
     batches: BatchStream

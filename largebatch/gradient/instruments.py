@@ -1,4 +1,4 @@
-"""What goes around the gradient of a step: it measures something, or keeps something in order."""
+"""Instruments go around the gradient of a step: they measure something, or keep something in order."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Instrument(Protocol):
         """Enters before the first pass and leaves when `.grad` is that of the global batch, unless the step fails.
 
         Args:
-            step: that is taken.
+            step: the one that is taken.
             parts: this rank's micro-batches. What is entered with are the same ones, perhaps looked at on their way.
-            weight: what the loss sum is multiplied by.
+            weight: the factor of the loss sum.
         """
 
 

@@ -20,7 +20,7 @@ from largebatch.optim import l2_norm
 
 @dataclass(frozen=True)
 class StepNorms:
-    """What a step showed of its gradient and of those of its parts, maybe still on the way between ranks.
+    """Norms of the gradients of a step and of its parts, maybe still on the way between ranks.
 
     Attributes:
         pending: the sums.
@@ -55,7 +55,7 @@ class MicroBatchNorms:
     Args:
         runtime: the job.
         module: the unwrapped model.
-        scale: what the sum of all micro-batches' gradients is divided by to be g: that of the reduction.
+        scale: of the reduction; the sum of all micro-batches' gradients is divided by it to give g.
         groups: of parameters, whose norms are told from the others', too.
 
     Attributes:

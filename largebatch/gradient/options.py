@@ -1,4 +1,4 @@
-"""Which local pass, which reduction and which instruments make the gradient that is asked for."""
+"""Chooses local pass, reduction and instruments of a gradient."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ OwnReduction = Callable[[Runtime, nn.Module, ReductionClock], Reduction]
 
 @dataclass(frozen=True)
 class GradientOptions:
-    """In which way the gradient of a global batch is computed.
+    """The way in which the gradient of a global batch is computed.
 
     Attributes:
         fixed_units: whether all samples have the same number of units, see `units_are_fixed`; None: as the loss says.

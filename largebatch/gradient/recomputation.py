@@ -1,4 +1,4 @@
-"""Whether a gradient comes out the same when it is computed again: what a bit that flips in silence would change."""
+"""Computes a gradient twice and compares the bits: a bit that flips in silence is found."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Recomputation:
         runtime: the job.
         local: how a rank computes its part.
         reduction: tells when that part is complete.
-        step_buffers: of the model.
+        step_buffers: those of the model that move once per step.
         every: steps between those that are computed twice.
     """
 
@@ -95,7 +95,7 @@ class Recomputation:
                 parameter.grad.zero_()
 
     def _take(self, bucket: Any) -> None:
-        """Of the step itself: checksums of a part of the gradient that DDP is about to send. In other steps nothing."""
+        """Checksums of a bucket that DDP is about to send, in steps that were rehearsed."""
         if not self._is_compared:
             return
         places = [self._places[id(parameter)] for parameter in bucket.parameters()]

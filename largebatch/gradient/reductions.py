@@ -1,4 +1,4 @@
-"""How the gradients of ranks become one: while the last backward pass computes, or once all passes are done.
+"""Two ways to reduce gradients over ranks: while the last backward pass computes, or once all passes are done.
 
 See `ordered_reduction` for a third way, and README.md for how to add one.
 """
@@ -64,8 +64,8 @@ class Overlapped:
     Args:
         runtime: the job.
         model: as `runtime.wrap` returned it; without DDP, on a single rank, nothing is reduced.
-        clock: is told when parts are ready, and reduced; None: nobody is, and DDP's own all-reduce is taken.
-        compression: what gradients are rounded to on their way between ranks; each step loses what that loses.
+        clock: stamps when parts are ready and reduced; None: DDP reduces by itself.
+        compression: number format of gradients on their way between ranks; each step loses the rounded digits.
         skipped: for models whose passes may leave parameters out; None: every parameter is in the last pass.
 
     Attributes:
@@ -124,7 +124,7 @@ class Overlapped:
 
     @contextlib.contextmanager
     def sending_nothing(self) -> Iterator[None]:
-        """Around a backward pass between steps, whose gradients are nobody's: DDP believes that they were reduced."""
+        """Around a backward pass that is no step's: DDP believes that its gradients were reduced."""
         self._sends = False
         yield
         self._sends = True
@@ -160,7 +160,7 @@ class Afterwards:
     Args:
         runtime: the job.
         module: the unwrapped model.
-        clock: is told that the rank waits; None: nobody is.
+        clock: learns that the rank waits; None: there is none.
     """
 
     scale = 1

@@ -1,4 +1,4 @@
-"""What a module holds, copied and put back bit for bit: buffers, weights, random generators, an optimizer's state."""
+"""Copies buffers, weights, random generators and optimizer state, and puts them back bit for bit."""
 
 from __future__ import annotations
 

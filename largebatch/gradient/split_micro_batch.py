@@ -1,4 +1,4 @@
-"""What a single micro-batch shows of the noise of its gradient: extra passes over parts of it."""
+"""Measures the gradient noise of a step with a single micro-batch, by extra passes over parts of it."""
 
 from __future__ import annotations
 

@@ -1,10 +1,11 @@
-"""What one optimizer step is to compute: the same on every rank, and settled before it begins."""
+"""One optimizer step before it is taken: its plan, learning rate, random key and measurements, equal on every rank."""
 
 from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
 
+from largebatch.batch.duration import crosses_multiple
 from largebatch.batch.plan import BatchPlan
 
 
@@ -49,6 +50,12 @@ class Step:
     def is_due(self, every: int | None) -> bool:
         """Whether its number is a multiple of `every`; None: never."""
         return every is not None and self.number % every == 0
+
+    def crosses(self, every: int | None) -> bool:
+        """Whether a multiple of `every` samples lies in it, its end included; None: never."""
+        return every is not None and crosses_multiple(
+            every, self.samples_seen, self.samples_seen + self.plan.global_batch_size
+        )
 
     def has_row(self, every: int) -> bool:
         """Whether it is due, or the last one."""

@@ -1,4 +1,4 @@
-"""What the loss of a global batch is divided by: the number of its samples, labels or tokens, over all ranks."""
+"""Counts the samples, labels or tokens of a global batch over all ranks: the loss is divided by their number."""
 
 from __future__ import annotations
 

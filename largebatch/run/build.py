@@ -71,7 +71,7 @@ class OpenRun:
         return self.checkpoints.latest
 
     def summary(self, status: str) -> dict[str, Any]:
-        """What is left to say at the end, as in summary.json; `status` as `train` returns it."""
+        """The values of summary.json; `status` as `train` returns it."""
         progress = self.run.progress
         return {
             "status": status,

@@ -15,7 +15,7 @@ Action = Literal["none", "log", "skip", "rollback"]
 
 @dataclass(frozen=True)
 class GuardDecision:
-    """What the guard makes of one step.
+    """The guard's decision on one step.
 
     Attributes:
         action: that was taken: none of a good step and of an overflow; `skip` and `rollback` left the update out.
@@ -33,7 +33,7 @@ class GuardDecision:
 
     @property
     def is_bad(self) -> bool:
-        """Whether loss or gradient were."""
+        """Whether the loss or the gradient was bad."""
         return self.action != "none"
 
     @property
@@ -44,7 +44,7 @@ class GuardDecision:
 
 @dataclass
 class Counts:
-    """How often what happened, in steps.
+    """Counts of steps, by what the guard did.
 
     >>> Counts(bad=2, skipped=2).row()
     {'guard/bad': 2, 'guard/skipped': 2, 'guard/rolled_back': 0, 'guard/overflows': 0}
@@ -100,7 +100,7 @@ class Guard:
 
     @property
     def acts(self) -> bool:
-        """Whether it does more than tell."""
+        """Whether it leaves steps out, besides counting them."""
         return self.policy != "log"
 
     @property

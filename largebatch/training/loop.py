@@ -34,7 +34,7 @@ class Observer(Protocol):
         return None
 
     def asks(self, step: Step) -> Measures:
-        """What is to be measured in a step. It depends on the step and the config alone, never on the rank."""
+        """The measurements that it needs of a step. They depend on step and config alone, never on the rank."""
         return Measures.NONE
 
     def after_step(self, run: Run, report: StepReport) -> bool | None:
@@ -56,11 +56,11 @@ class Run:
     Attributes:
         runtime: the job.
         model: as `runtime.wrap` returned it.
-        optimizer: of its parameters.
-        steps: what is computed in each step.
-        gradient: of a global batch.
-        update: what becomes of it.
-        agreement: of the ranks on how the run stands.
+        optimizer: steps the parameters of the model.
+        steps: makes one step after the other, the same on every rank.
+        gradient: puts the gradient of a global batch into `.grad`.
+        update: steps the optimizer, or leaves a bad step out.
+        agreement: lets the ranks agree on how the run stands.
         clip_norm: largest gradient norm; None: no clipping.
         observers: called in their order.
         stop_requested: whether this rank was asked to stop.
@@ -104,7 +104,7 @@ class Run:
 
     @property
     def guard(self) -> Guard | None:
-        """That judges the steps; None: nobody does."""
+        """The guard that judges the steps, if there is one."""
         return self.update.guard
 
 

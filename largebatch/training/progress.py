@@ -1,4 +1,4 @@
-"""How far a run is."""
+"""The position of a run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass
 class Progress:
-    """How far a run is. `samples_seen` says everything; `step` is its count in optimizer steps.
+    """The position of a run. `samples_seen` says everything; `step` is its count in optimizer steps.
 
     `train_s` is the time that this process spent in steps, observers left out.
     """

@@ -1,4 +1,4 @@
-"""What one step of a run did."""
+"""The outcome of one step, as observers see it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class StepReport:
         batch: what its global batch gave, the plan that was followed included.
         sums: over ranks, maybe still on their way; None after a step that made none.
         grad_norm: L2 norm of the global gradient before clipping; None when this step did not need it.
-        decision: of the numeric guard; None where there is none.
+        decision: the guard's; None without a guard.
         timeline: of the gradient's reduction on this rank; None when this step did not measure communication, and on
             one rank.
         saves_here: whether a rank asked for a checkpoint: all of them agree on the step after which it is saved.
@@ -45,7 +45,7 @@ class StepReport:
 
     @property
     def plan(self) -> BatchPlan:
-        """That the step followed."""
+        """The plan that the step followed."""
         return self.batch.plan
 
     @property
@@ -55,7 +55,7 @@ class StepReport:
 
     @property
     def norms(self) -> StepNorms | None:
-        """Of micro-batch gradients, see `MicroBatchNorms`; None if not measured, or if the update was left out."""
+        """Norms of micro-batch gradients, see `MicroBatchNorms`; None if not measured, or if the update was left out."""
         return None if self.is_skipped else self.batch.norms
 
     @property

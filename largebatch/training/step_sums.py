@@ -1,4 +1,4 @@
-"""What ranks tell each other besides gradients: one small sum, made only as often as it costs next to nothing."""
+"""One small sum by which ranks agree on loss, stops and saves, made only as often as it costs next to nothing."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ class Steps:
         lr_at: samples seen -> learning rate of the step that starts there.
         num_steps: of the whole run.
         seed: of the run; draws inside the model are keyed by (seed, samples seen, micro-batch).
-        always: what every step measures.
+        always: measurements of every step.
         refused: what none can measure, each with the error; see `GradientOptions.refused`.
 
     Attributes:

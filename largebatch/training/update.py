@@ -1,4 +1,4 @@
-"""What becomes of a gradient: an optimizer step, or what a numeric guard decides."""
+"""The update of a step: the optimizer's, or a guard's decision."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Plain:
     """An optimizer step; under fp16 the loss scaler leaves it out when a gradient overflowed.
 
     Attributes:
-        guard: that judges the steps; None: nobody does.
-        measures: what it needs of every step.
+        guard: judges the steps; None: there is none.
+        measures: the measurements that it needs of every step.
     """
 
     guard = None
@@ -40,7 +40,7 @@ class Guarded:
     """A guard decides before the optimizer steps, by numbers of all ranks: so the host waits for them in every step.
 
     Args:
-        guard: that judges.
+        guard: judges the steps.
         module: the unwrapped model, whose buffers are put back where an update is left out.
         roll_back: puts the newest checkpoint into the run on every rank; returns whether there was one.
     """

@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from largebatch.batch.duration import crosses_multiple
 from largebatch.records.checkpoint import (
     BackgroundWriter,
     NotSavedError,
@@ -116,10 +115,8 @@ class CheckpointObserver(Observer):
 
     def after_step(self, run: Run, report: StepReport) -> None:
         """Save, if the interval is over, or if the evaluation of this step is the best so far."""
-        before = report.taken.samples_seen
-        is_due = self.every is not None and crosses_multiple(self.every, before, report.samples_seen)
         by_clock = report.saves_here and self._last_step < report.step - 1  # else one came while the ranks agreed on it
-        if (is_due or by_clock) and not report.taken.is_last:
+        if (report.taken.crosses(self.every) or by_clock) and not report.taken.is_last:
             self.save(run)
         elif time.monotonic() - self._looked_at >= _BETWEEN_LOOKS_S:
             self._look_around(run)

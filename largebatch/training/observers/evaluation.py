@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from largebatch.batch.duration import crosses_multiple
 from largebatch.batch.order import SampleOrder
 from largebatch.batch.plan import BatchPlan
 from largebatch.batch.random_keys import stream_key
@@ -89,9 +88,7 @@ class EvaluationObserver(Observer):
 
     def after_step(self, run: Run, report: StepReport) -> bool:
         """Evaluate, if the interval is over."""
-        before = report.samples_seen - report.plan.global_batch_size
-        is_due = self.every is not None and crosses_multiple(self.every, before, report.samples_seen)
-        return is_due and self.measure(run) is None
+        return report.taken.crosses(self.every) and self.measure(run) is None
 
     def on_end(self, run: Run, status: str) -> bool:
         """Evaluate the final weights."""

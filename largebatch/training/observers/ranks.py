@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from largebatch.batch.duration import crosses_multiple
 from largebatch.distributed.checksums import combine_checksums, parameter_checksums
 from largebatch.distributed.gather import Disagreement, disagreement, gather_ints
 from largebatch.training.loop import Observer, Run
@@ -39,10 +38,7 @@ class RankObserver(Observer):
         """Compare, if this step is due."""
         if self._every is None:
             return
-        before = report.taken.samples_seen
-        after = before + report.plan.global_batch_size
-        saves = self._checkpoint_every is not None and crosses_multiple(self._checkpoint_every, before, after)
-        if saves or report.saves_here or report.taken.is_due(self._every):
+        if report.taken.crosses(self._checkpoint_every) or report.saves_here or report.taken.is_due(self._every):
             self.compare(run)
 
     def on_end(self, run: Run, status: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from largebatch.batch.duration import crosses_multiple
 from largebatch.diagnostics.sharpness.measurement import Sharpness, measure_sharpness
 from largebatch.diagnostics.sharpness.settings import SharpnessSettings
 from largebatch.diagnostics.sharpness.subset import FixedSubset
@@ -44,7 +43,7 @@ class SharpnessObserver(Observer):
 
     def after_step(self, run: Run, report: StepReport) -> None:
         """Measure, if the interval is over."""
-        if crosses_multiple(self._every, report.samples_seen - report.plan.global_batch_size, report.samples_seen):
+        if report.taken.crosses(self._every):
             self._measure(run)
 
     def on_end(self, run: Run, status: str) -> None:
