@@ -55,7 +55,7 @@ class StepReport:
 
     @property
     def norms(self) -> StepNorms | None:
-        """Norms of micro-batch gradients, see `MicroBatchNorms`; None if not measured, or if the update was left out."""
+        """Norms of micro-batch gradients (`MicroBatchNorms`); None if not measured, or if the update was left out."""
         return None if self.is_skipped else self.batch.norms
 
     @property
