@@ -48,8 +48,8 @@ class LocalPass(Protocol):
         """Add `weight` times the gradient of this rank's loss sum to `.grad`, each backward pass inside `one_pass`.
 
         Args:
-            step: the one that is taken. Draws inside the model are keyed by it and by the index of the micro-batch, never
-                by the rank.
+            step: the one that is taken. Draws inside the model are keyed by it and by the index of the micro-batch,
+                never by the rank.
             parts: this rank's micro-batches of it.
             weight: the one normalisation: `reduction.scale` / (samples, or valid tokens, of the whole global batch).
             reduction: has begun, and is finished by the caller.
