@@ -1,4 +1,4 @@
-"""Which LARS and which LAMB: the switches in which the algorithms of these names differ, and what they mean for a step.
+"""The forms of LARS and LAMB: the switches in which algorithms of these names differ, and their effect on a step.
 
 A form is the switches, frozen. `terms` turns it and the numbers of a parameter group into the coefficients of one step,
 the only thing that the five paths are given: the plain loops in `lars.py` and `lamb.py`, and the fast paths in

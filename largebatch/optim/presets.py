@@ -24,7 +24,7 @@ def _presets(group: str) -> dict[str, dict[str, Any]]:
 
 
 LARS_PRESETS = _presets("lars")
-"""Of LARS, by name."""
+"""Presets of LARS, by name."""
 
 LAMB_PRESETS = _presets("lamb")
-"""Of LAMB, by name."""
+"""Presets of LAMB, by name."""

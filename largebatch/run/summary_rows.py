@@ -1,4 +1,4 @@
-"""What `train` prints at its end: rows of the summary, and suggested next commands."""
+"""The summary that `train` prints at its end: its rows, and suggested next commands."""
 
 from __future__ import annotations
 

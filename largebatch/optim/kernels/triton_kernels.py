@@ -25,7 +25,7 @@ import triton.language as tl
 
 @triton.jit
 def chunk_of(table: tl.tensor, chunks: tl.tensor, firsts: tl.tensor, CHUNK: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Of this program: its tensor, the first element, the number of elements; addresses of w, g and the state."""
+    """The work of this program: tensor, first element, number of elements; addresses of w, g and the state."""
     tensor = tl.load(chunks + tl.program_id(0))
     start = (tl.program_id(0) - tl.load(firsts + tensor)).to(tl.int64) * CHUNK
     row = table + 5 * tensor

@@ -1,4 +1,4 @@
-"""Which tensors a launch of a Triton kernel goes over, and the tables for its programs that `triton_kernels` describes.
+"""Selects the tensors of a launch of a Triton kernel, and builds the tables that `triton_kernels` describes.
 
 On a GPU a step may take less time than Python needs to look at a few hundred tensors one by one. So they are looked at
 in full once; later steps only see whether an address, a size, an order in memory or a type has changed.
@@ -23,13 +23,13 @@ CHUNK_NUMEL = 2048
 program per processor instead of two to four."""
 
 NUM_COLUMNS = 5
-"""Of the table of tensors: number of elements, addresses of the parameter, its gradient and up to two of state."""
+"""Columns of a table of tensors: number of elements; addresses of the parameter, its gradient and up to 2 states."""
 
 MAX_KNOWN = 64
 """Sets of tensors whose tables are kept: groups, times the places where their gradients come to lie."""
 
 DTYPES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16", torch.float16: "float16"}
-"""Of parameters and gradients, by their names in Triton; state is float32 or float64."""
+"""Dtypes of parameters and gradients, by their names in Triton; state is float32 or float64."""
 
 _TAKES = "float32, float64, bfloat16 and float16 tensors"
 _dtype = attrgetter("dtype")
@@ -68,7 +68,7 @@ _known: dict[tuple[int, ...], tuple[list[Any], list[Work]]] = {}
 
 
 def works(*columns: Sequence[Tensor]) -> list[Work]:
-    """What is to be launched for parameters, gradients and state, in parallel.
+    """The launches for parameters, gradients and state, given as parallel lists.
 
     Tables depend on addresses, sizes, orders and types alone, which are compared, so that a step finds those of an
     earlier one, unless a tensor has moved. What is made anew is copied without a wait for the device.

@@ -1,4 +1,4 @@
-"""In which order the compiled kernels visit the blocks of many tensors: wave by wave, each one in the cache."""
+"""The order in which compiled kernels visit the blocks of many tensors: in waves that each fit in the cache."""
 
 from __future__ import annotations
 

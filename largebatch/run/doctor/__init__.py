@@ -1,1 +1,1 @@
-"""What on this machine would stop a run or slow it down, before a run finds out."""
+"""Finds problems of this machine that would stop a run or slow it down."""

@@ -35,7 +35,7 @@ def in_precision(value: Any, precision: str) -> Any:
 
 
 def outputs_of(model: nn.Module, inputs: Inputs, precision: str) -> Any:
-    """What the model returns in the precision of the run: under autocast, and then in float32."""
+    """The model's outputs in the precision of the run: under autocast, then converted to float32."""
     if precision not in ("bf16", "fp16"):
         return forward(model, inputs)
     with torch.autocast("cpu", torch.bfloat16):
