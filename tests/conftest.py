@@ -18,8 +18,8 @@ from tests.multiprocess.pool import RankPool, RankProcesses
 FORKING = ("tests/faults/", "tests/end_to_end/test_leaving.py")
 # What takes longest comes first, so that no worker is left with a file of minutes when the others have ended.
 LONG = (
-    "tests/multiprocess/", "tests/faults/", "tests/end_to_end/", "tests/browser/", "tests/unit/test_optim_",
-    "tests/unit/test_textbook", "tests/unit/test_study", "tests/unit/test_prepare", "tests/unit/test_guard",
+    "tests/multiprocess/", "tests/faults/", "tests/end_to_end/", "tests/browser/", "tests/unit/optim/",
+    "tests/unit/experiments/", "tests/unit/run/test_prepare", "tests/unit/training/test_guard",
 )  # fmt: skip
 # Scripts for processes of their own: looking for doctests in them would import JAX into this one, and train.
 collect_ignore = ["reference/optax_trajectories.py", "warm.py"]

@@ -12,7 +12,7 @@ from largebatch.__main__ import main
 from largebatch.records.figures.diagram import Axis, Diagram, Line, Surface, Trail
 from largebatch.records.figures.figure import Bar, Bars
 from tests.browser.visiting import Visit, wait_until
-from tests.unit.report_folders import write_json, write_run
+from tests.unit.records.report_folders import write_json, write_run
 
 NOISE = {
     "noise_scale/b_simple": 96.0,

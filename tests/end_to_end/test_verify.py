@@ -28,7 +28,7 @@ HERE = "tests.end_to_end.mutants"
 # 22 samples are 11 and 11, or 8, 7 and 7. The even shares add nothing but in the first case.
 SMALL = ["data=synthetic", "model=linear", "batch.total=22", "verify.world_sizes=[1,3]", "verify.steps=2"]
 PINNED = "batch.micro=5"
-STATES = "tests.unit.test_dry_run_state"
+STATES = "tests.unit.run.test_dry_run_state"
 
 
 @pytest.fixture

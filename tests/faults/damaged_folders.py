@@ -16,7 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from tests.unit.report_folders import write_run
+from tests.unit.records.report_folders import write_run
 
 LEFT_OUT, DAMAGED, WHOLE = "left out", "damaged", "whole"
 SCRIPT = "<script>document.title='taken over'</script>"

@@ -16,8 +16,8 @@ from largebatch.__main__ import main
 from largebatch.records.figures import draw_png
 from tests.deadline import deadline
 from tests.faults.damaged_folders import DIFFERENT, KINDS, LEFT_OUT, SCRIPT, TERMINAL, WHOLE, make, mutate
-from tests.unit.report_folders import write_json, write_run
-from tests.unit.test_report_records import EARLIER, RECORDS
+from tests.unit.records.report_folders import write_json, write_run
+from tests.unit.records.test_report_records import EARLIER, RECORDS
 
 DEADLINE_S = 120  # of one page, on a busy machine: whoever waits for a pipe waits for ever
 NUM_SOAKED = 300

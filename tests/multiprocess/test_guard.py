@@ -23,7 +23,7 @@ from largebatch.training.guard import Guard
 from largebatch.training.loop import Observer, Run, train
 from largebatch.training.step_report import StepReport
 from tests.multiprocess.made_run import made_run
-from tests.unit.faulty_data import BATCH_NORM, at_steps, faulty
+from tests.unit.data.faulty_data import BATCH_NORM, at_steps, faulty
 
 STEPS = 12
 BAD_STEP = 5

@@ -21,7 +21,7 @@ from largebatch.run.prepare import prepare
 from largebatch.training.loop import train
 from tests.multiprocess.pool import RankPool
 from tests.unit.composing import compose_run
-from tests.unit.faulty_data import BrokenFiles, broken_files
+from tests.unit.data.faulty_data import BrokenFiles, broken_files
 
 QUIET = ("logger=none", "observers.progress=false", "schedule.warmup=0ep")
 # Every observer that can watch the same run. A guard with a threshold of nearly 0 finds bad steps in any run.

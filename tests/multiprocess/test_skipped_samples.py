@@ -18,7 +18,7 @@ from largebatch.run.config.reading import ConfigError
 from largebatch.run.prepare import prepare
 from largebatch.run.train_quietly import train_quietly
 from largebatch.training.raised import RunFailedError
-from tests.unit.faulty_data import BrokenFiles, broken_files
+from tests.unit.data.faulty_data import BrokenFiles, broken_files
 
 COUNT, BROKEN, BATCH, STEPS = 50, (0, 7, 8, 9, 31, 49), 20, 6
 RUN = (

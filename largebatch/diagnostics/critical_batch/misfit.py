@@ -12,10 +12,10 @@ The first criterion is a mean over batch sizes, not their maximum: the mean tend
 added, while the maximum grows with their number alone.
 
 The table shows the percentage of simulated studies that are `supported` with 1, 3 and 20 seeds. Each row has 200
-studies, made by `python -m tests.unit.simulated_studies` in the repository: batch sizes 8 to 1024 around B_crit = 100,
-a scatter of 5 % between batch sizes by tuning and of 10 % between seeds. More seeds support a true curve more often,
-and with three or more seeds more batch sizes do, too; with one seed the scatter is at the limit itself. A wrong curve
-is supported in at most 8 % of studies, except for the shift by 30 %, which is within the limits.
+studies, made by `python -m tests.unit.diagnostics.simulated_studies` in the repository: batch sizes 8 to 1024 around
+B_crit = 100, a scatter of 5 % between batch sizes by tuning and of 10 % between seeds. More seeds support a true curve
+more often, and with three or more seeds more batch sizes do, too; with one seed the scatter is at the limit itself. A
+wrong curve is supported in at most 8 % of studies, except for the shift by 30 %, which is within the limits.
 
     misfit planted                    4 batch sizes 5             8             13
     none                               43  62  85    46  65  94    43  82 100    46  94 100
