@@ -46,13 +46,14 @@ def main(arguments: Sequence[str]) -> int:
     if arguments and arguments[0] == ALL:
         return _run_all(arguments[1:])
     if arguments and arguments[0] in EXPERIMENTS:
-        return _run_one(arguments[0], arguments[1:])
+        return run_experiment(arguments[0], arguments[1:])
     return list_choices(
         "textbook", EXPERIMENTS | {ALL: "all of these, each into a folder of its name, and one page"}, arguments
     )
 
 
-def _run_one(name: str, arguments: Sequence[str]) -> int:
+def run_experiment(name: str, arguments: Sequence[str]) -> int:
+    """Run one experiment as if it had been typed; returns its exit code."""
     chosen = [f"experiment=textbook/{name}", *arguments]
     return run_verb(f"textbook {name}", partial(run, name), chosen, config_name="textbook")
 
@@ -62,9 +63,9 @@ def _run_all(arguments: Sequence[str]) -> int:
     given = [argument.partition("=")[2] for argument in arguments if argument.startswith("run.dir=")]
     others = [argument for argument in arguments if not argument.startswith("run.dir=")]
     if not all("=" in argument for argument in others):  # --help, --cfg job: shown for the first experiment
-        return _run_one(next(iter(EXPERIMENTS)), others)
+        return run_experiment(next(iter(EXPERIMENTS)), others)
     folder = Path(given[-1]) if given else Path("runs", "textbook", time.strftime("%Y-%m-%d_%H-%M-%S"))
-    code = max(_run_one(name, [*others, f"run.dir={folder / name}"]) for name in EXPERIMENTS)
+    code = max(run_experiment(name, [*others, f"run.dir={folder / name}"]) for name in EXPERIMENTS)
     from largebatch.records.report.publish import write_result_page
 
     if records := [path for name in EXPERIMENTS if (path := folder / name / _RECORD).is_file()]:

@@ -74,9 +74,9 @@ def test_by_default_sizes_double_and_a_part_of_the_set_gives_intervals(capsys):
     [
         (["measure.variance.batch_sizes=[1,10,25]"], "measure.variance.batch_sizes=[1, 10, 25]: a batch of 25 is not"),
         (["measure.variance.batch_sizes=[1,2,2000]"], "2000 samples cannot be drawn without replacement from 512."),
-        (["measure.variance.batch_sizes=[512]"], "0 of them are below the 512 samples. A slope needs 2 or more, and"),
+        (["measure.variance.batch_sizes=[512]"], "only 0 below the 512 samples. A slope needs 2 or more, and"),
         (["measure.variance.batch_sizes=[0,1]"], "measure.variance.batch_sizes.0=0: must be at least 1."),
-        (["measure.samples=1"], "measure.variance.batch_sizes=[]: 0 of them are below the 1 samples."),
+        (["measure.samples=1"], "measure.variance.batch_sizes=[]: only 0 below the 1 samples."),
         (["measure.variance.replications=1"], "measure.variance.replications=1: must be at least 2."),
         (["measure.samples=9999"], "measure.samples=9999: the training set has 1000. Use 1000 or fewer, or null"),
     ],

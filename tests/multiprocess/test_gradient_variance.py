@@ -160,5 +160,5 @@ def test_samples_without_units_equal_samples_and_broken_ones_are_refused():
         measure_of(torch.zeros(4), torch.zeros(4, 3), SquaredError(), Linear(3, 1, zero_init=True))
     with pytest.raises(FloatingPointError, match="not finite"):
         measure_of(torch.full((4,), torch.inf), torch.zeros(4, 3), SquaredError(), Linear(3, 1))
-    with pytest.raises(ValueError, match="lie below the 2 samples"):
+    with pytest.raises(ValueError, match="only 1 below the 2 samples"):
         measure_of(torch.zeros(2), torch.zeros(2, 3), SquaredError(), Linear(3, 1))

@@ -39,7 +39,7 @@ def require_nested(batch_sizes: Sequence[int], *, num_samples: int) -> None:
     below = [size for size in batch_sizes if size < num_samples]
     if len(below) < 2:
         raise ValueError(
-            f"{shown}: {len(below)} of them are below the {num_samples} samples. A slope needs 2 or more, and the "
+            f"{shown}: only {len(below)} below the {num_samples} samples. A slope needs 2 or more, and the "
             "batch of all samples does not vary. Add sizes, or use more samples."
         )
 

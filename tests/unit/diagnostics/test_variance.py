@@ -229,8 +229,8 @@ def test_sizes_double_up_to_half_of_the_set():
             [1, 10, 200],
             r"\[1, 10, 200\]: 200 samples cannot be drawn without replacement from 100. Use sizes up",
         ),
-        ([1, 100], "1 of them are below the 100 samples. A slope needs 2 or more"),
-        ([], "0 of them are below"),
+        ([1, 100], "only 1 below the 100 samples. A slope needs 2 or more"),
+        ([], "only 0 below"),
     ],
 )
 def test_sizes_that_do_not_nest_or_exceed_the_set_are_refused(sizes, said):

@@ -160,7 +160,7 @@ def test_all_makes_every_experiment_and_returns_the_worst_exit_code(monkeypatch:
     codes = iter([0, 2, *[1] * len(EXPERIMENTS)])
     monkeypatch.setattr("largebatch.cli.textbook.EXPERIMENTS", {"one": "", "two": "", "three": ""})
     monkeypatch.setattr(
-        "largebatch.cli.textbook.run_one", lambda name, arguments: made.append([name, *arguments]) or next(codes)
+        "largebatch.cli.textbook.run_experiment", lambda name, arguments: made.append([name, *arguments]) or next(codes)
     )
     assert main(["textbook", "all", "seed=1", "run.dir=mine"]) == 2
     assert made == [[name, "seed=1", f"run.dir=mine/{name}"] for name in ("one", "two", "three")]
