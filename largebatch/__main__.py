@@ -72,7 +72,10 @@ def _run_verb(arguments: list[str]) -> int:
         from largebatch.run.config.did_you_mean import did_you_mean
 
         if verb in RENAMED:
-            return refuse(f"{verb!r} is called {RENAMED[verb]} now. Write largebatch {RENAMED[verb]}.")
+            code = refuse(f"{verb!r} is called {RENAMED[verb]} now. Write largebatch {RENAMED[verb]}.")
+            if not rest:
+                main([RENAMED[verb]])  # starts nothing: each of them prints what it can be asked for
+            return code
         print(f"largebatch: {verb!r} is not a verb.{did_you_mean(verb, VERBS)}\n\n{_usage()}", file=sys.stderr)
         return 2
     if os.getcwd() not in sys.path and "" not in sys.path:

@@ -136,3 +136,10 @@ def test_metrics_of_a_run_of_before_are_read_by_their_new_names(tmp_path: Path):
     assert read_metrics(tmp_path / "metrics.jsonl") == [
         dict.fromkeys(METRICS.values(), 1.0) | {"step": 1, "train/loss": 2.0}
     ]
+
+
+def test_an_old_verb_alone_says_what_the_new_one_can_be_asked_for(capsys: pytest.CaptureFixture[str]):
+    assert main(["chapter"]) == 2
+    told = capsys.readouterr()
+    assert "'chapter' is called textbook now" in told.err
+    assert "textbook gd_variants" in told.out + told.err
