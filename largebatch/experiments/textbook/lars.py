@@ -100,33 +100,34 @@ def tune(experiment: Experiment, settings: Settings, name: Name, size: int | str
 
 
 def _accuracy_figure(experiment: Experiment, found: dict[Name, list[Tuned]]) -> Diagram:
-    lines = tuple(
-        Line(
-            name.upper(), _sizes(tuned),
-            *band_of_mean(finals([one.outcome for one in tuned], _ACCURACY), within=(0.0, 1.0)), style="both",
-        )
-        for name, tuned in found.items()
-    )  # fmt: skip
     return Diagram(
         "accuracy_over_batch", f"Validation accuracy after {experiment.config.length}, rate tuned for every batch size",
-        Axis("batch size", "samples", log=True), Axis("validation accuracy"), lines,
+        Axis("batch size", "samples", log=True), Axis("validation accuracy"),
+        _bands(found, _ACCURACY, within=(0.0, 1.0)),
         "Bands: 95 % of the mean over seeds that the tuning did not see.",
     )  # fmt: skip
 
 
 def _loss_figure(experiment: Experiment, found: dict[Name, list[Tuned]]) -> Diagram:
-    lines = tuple(
-        Line(
-            name.upper(), _sizes(tuned),
-            *band_of_mean(finals([one.outcome for one in tuned], _TRAIN_LOSS), of_logarithms=True), style="both",
-        )
-        for name, tuned in found.items()
-    )  # fmt: skip
     return Diagram(
         "train_loss_over_batch", f"Training loss after {experiment.config.length}",
-        Axis("batch size", "samples", log=True), Axis("training loss", log=True), lines,
+        Axis("batch size", "samples", log=True), Axis("training loss", log=True),
+        _bands(found, _TRAIN_LOSS, of_logarithms=True),
         "Bands: 95 % of the geometric mean over the same seeds.",
     )  # fmt: skip
+
+
+def _bands(found: dict[Name, list[Tuned]], key: str, **options: Any) -> tuple[Line, ...]:
+    """A line per optimizer over the batch sizes: the mean of `key` over seeds with its band, see `band_of_mean`."""
+    return tuple(
+        Line(
+            name.upper(),
+            _sizes(tuned),
+            *band_of_mean(finals([one.outcome for one in tuned], key), **options),
+            style="both",
+        )
+        for name, tuned in found.items()
+    )
 
 
 def _grid_figure(found: dict[Name, list[Tuned]]) -> Diagram:

@@ -11,7 +11,6 @@ import torch
 
 from largebatch.optim import LAMB, LARS, LARS_PRESETS
 from largebatch.optim.forms import form_of
-from largebatch.optim.kernels import compiled, flat, fused_lamb
 from largebatch.optim.kernels.compiler import has_compiler
 from tests.reference.lars_lamb import WARMUP_STEPS
 from tests.sums import assert_same_sums
@@ -50,21 +49,6 @@ CELLS = [
     for key in forms
     if has_path(*key, path)
 ]
-
-
-@pytest.fixture
-def tiny_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks of 7 elements, rows of 3, scratch for two blocks and a bit, waves of 20: tensors cross all boundaries."""
-    for module, name, value in (
-        (flat, "SMALL_NUMEL", 4),
-        (flat, "_ROW_NUMEL", 3),
-        (fused_lamb, "BLOCK_NUMEL", 7),
-        (fused_lamb, "SCRATCH_SHARE", 0.0),
-        (fused_lamb, "LEAST_SCRATCH_NUMEL", 16),
-        (compiled, "BLOCK_NUMEL", 7),
-        (compiled, "WAVE_NUMEL", 20),
-    ):
-        monkeypatch.setattr(module, name, value)
 
 
 @pytest.mark.usefixtures("tiny_blocks")

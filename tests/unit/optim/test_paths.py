@@ -40,20 +40,6 @@ fast = pytest.mark.parametrize("path", FAST)
 
 
 @pytest.fixture
-def tiny_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks of 7 elements, waves of 20: every tensor crosses boundaries, and small ones share a wave."""
-    for module, name, value in (
-        (flat, "SMALL_NUMEL", 4),
-        (fused_lamb, "BLOCK_NUMEL", 7),
-        (fused_lamb, "SCRATCH_SHARE", 0.0),
-        (fused_lamb, "LEAST_SCRATCH_NUMEL", 16),
-        (compiled, "BLOCK_NUMEL", 7),
-        (compiled, "WAVE_NUMEL", 20),
-    ):
-        monkeypatch.setattr(module, name, value)
-
-
-@pytest.fixture
 def threads() -> Iterator[Any]:
     """Sets the number of threads of torch, and puts it back."""
     before = torch.get_num_threads()
