@@ -6,12 +6,19 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from largebatch.distributed.runtime import Runtime
+from largebatch.gradient.batch_norm_kernels import (
+    Statistics,
+    gradient_sums,
+    input_gradient,
+    moments,
+    normalise,
+    wide_type,
+)
 from largebatch.gradient.lockstep import Lockstep, LockstepError
 
 
@@ -19,16 +26,15 @@ class ExactBatchNorm:
     """Gives every batch norm of a model, in training, the mean and variance of the whole global batch.
 
     The micro-batches of a rank run side by side in one thread each (`Lockstep`), up to their next batch norm. There
-    each contributes its count, mean and sum of squared deviations; the rank combines them (Chan et al. 1979, pairwise
-    update), a sum over ranks collects one row of each rank, and every micro-batch is normalised by the total. All of
-    it is differentiable, and the backward pass goes through one graph of all micro-batches of the rank: a sample
-    counts in the statistics that all others are normalised by, as in one big batch. Running statistics move once per
-    step.
+    the moments of all of them, on all ranks, become one mean and one variance, which all are normalised by. The
+    backward pass goes through one graph of all micro-batches of the rank: a sample counts in the statistics that all
+    others are normalised by, as in one big batch. Running statistics move once per step.
 
-    It costs, per batch norm and step, a collective of 2 x channels + 1 float64 numbers per rank in the forward and one
-    in the backward pass, and the activations of all micro-batches of the rank in memory at once: only the working
-    memory of a layer is that of one micro-batch. No batch norm can be had for less: the statistics of a layer follow
-    from those of the layers before it, and their gradients from those of the layers after.
+    It costs, per batch norm and step, one sum over ranks of 2 x channels + 1 float64 numbers in the forward pass and
+    one of 2 x channels in the backward pass, whatever the number of ranks, and the activations of all micro-batches of
+    the rank in memory at once: only the working memory inside of a layer is that of one micro-batch. No batch norm can
+    be had for less, and no two share a sum: the statistics of a layer follow from those of the layers before it, and
+    their gradients from those of the layers after.
 
     Args:
         runtime: the job.
@@ -41,7 +47,7 @@ class ExactBatchNorm:
     def __init__(self, runtime: Runtime, module: nn.Module) -> None:
         self._runtime = runtime
         self.norms = batch_norms(module)
-        self._lockstep = Lockstep(runtime.device, self._combine)
+        self._lockstep = Lockstep(runtime.device, self._normalise_all)
         self._token: Tensor | None = None
         for norm in self.norms:
             norm.forward = self._forward_of(norm)  # type: ignore[method-assign, assignment]
@@ -71,25 +77,16 @@ class ExactBatchNorm:
                 result: Tensor = plain(inputs)
                 return result
             norm._check_input_dim(inputs)
-            row = torch.cat(_Moments.apply(inputs))
-            mean, variance = self._lockstep.exchange(norm, (_count(inputs), row))
-            return _normalise(norm, inputs, mean, variance)
+            normalised: Tensor = self._lockstep.exchange(norm, inputs)
+            return normalised
 
         return forward
 
-    def _combine(self, norm: _BatchNorm, values: list[tuple[int, Tensor]]) -> tuple[Tensor, Tensor]:
-        """Mean and variance over the global batch from (count, row [2 channels + 1]) of this rank's micro-batches."""
-        own = _total(torch.stack([row for _, row in values]))
-        gathered, self._token = _Gather.apply(own, self._token, self._runtime)
-        count, mean, squares = _split(_total(gathered))
-        # Only where it can be: reading the count makes the host wait for the device.
-        if sum(number for number, _ in values) <= 1 and float(count) <= 1:
-            raise ValueError(
-                "A batch norm got one value per channel from the whole global batch: its variance is not defined. Use "
-                "a larger batch.total, or no batch norm there."
-            )
-        _update_running_statistics(norm, mean.detach(), (squares / (count - 1)).detach())
-        return mean, squares / count
+    def _normalise_all(self, norm: _BatchNorm, inputs: list[Tensor]) -> list[Tensor]:
+        """The outputs of a batch norm for the inputs of all micro-batches of this rank."""
+        arguments = self._runtime, norm, self._token, norm.weight, norm.bias, *inputs
+        *outputs, self._token = _OverGlobalBatch.apply(*arguments)
+        return outputs
 
 
 def batch_norms(module: nn.Module) -> list[_BatchNorm]:
@@ -111,27 +108,6 @@ def batch_norms(module: nn.Module) -> list[_BatchNorm]:
     return norms
 
 
-def _normalise(norm: _BatchNorm, inputs: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
-    wide = torch.promote_types(inputs.dtype, torch.float32)
-    result: Tensor = _Normalise.apply(inputs, mean.to(wide), variance.to(wide), norm.weight, norm.bias, norm.eps)
-    return result
-
-
-def _total(rows: Tensor) -> Tensor:
-    """The moments of all rows together: [k, 2 channels + 1] -> [2 channels + 1], each row count, mean, squares."""
-    counts, means, squares = _split(rows)
-    count = counts.sum(dim=0)
-    mean = (counts * means).sum(dim=0) / count
-    return torch.cat([count, mean, squares.sum(dim=0) + (counts * (means - mean).square()).sum(dim=0)])
-
-
-def _split(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Count [..., 1], mean [..., channels] and sum of squared deviations [..., channels]."""
-    channels = rows.shape[-1] // 2
-    count, mean, squares = rows.split([1, channels, channels], dim=-1)
-    return count, mean, squares
-
-
 @torch.no_grad()
 def _update_running_statistics(norm: _BatchNorm, mean: Tensor, variance: Tensor) -> None:
     """As torch does it after one big batch."""
@@ -143,96 +119,93 @@ def _update_running_statistics(norm: _BatchNorm, mean: Tensor, variance: Tensor)
         statistic.lerp_(value.to(statistic.dtype), weight)
 
 
-def _per_channel(values: Tensor, like: Tensor) -> Tensor:
-    return values.view(1, -1, *(1,) * (like.dim() - 2))
-
-
-def _count(inputs: Tensor) -> int:
-    """Values per channel."""
-    return inputs.numel() // inputs.shape[1]
-
-
-def _all_but_channels(inputs: Tensor) -> list[int]:
-    return [dim for dim in range(inputs.dim()) if dim != 1]
-
-
-class _Moments(torch.autograd.Function):
-    """Count [1], mean [channels] and sum of squared deviations [channels] of inputs [n, channels, ...], in float64."""
-
-    @staticmethod
-    def forward(ctx: Any, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        wide = inputs.to(torch.promote_types(inputs.dtype, torch.float32))
-        count = _count(inputs)
-        variance, mean = torch.var_mean(wide, dim=_all_but_channels(inputs), correction=0)
-        ctx.save_for_backward(inputs, mean)
-        ctx.count = count
-        counts = torch.full((1,), count, dtype=torch.float64, device=inputs.device)
-        ctx.mark_non_differentiable(counts)
-        return counts, mean.double(), variance.double() * count
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, _: Tensor, grad_mean: Tensor, grad_squares: Tensor) -> Tensor:
-        inputs, mean = ctx.saved_tensors
-        centred = inputs - _per_channel(mean, inputs)
-        grad = centred.mul_(_per_channel((2 * grad_squares).to(mean.dtype), inputs))
-        grad += _per_channel((grad_mean / ctx.count).to(mean.dtype), inputs)
-        return grad.to(inputs.dtype)
-
-
-class _Gather(torch.autograd.Function):
-    """Rows of all ranks [ranks, m], in their order; what they lead to on any rank flows back to the rank they are from.
+class _OverGlobalBatch(torch.autograd.Function):
+    """One batch norm for all micro-batches of this rank, with the statistics of those of all ranks.
 
     The token makes each call depend on the one before, so that the collectives of the backward pass come in reverse
-    order on every rank: autograd alone does not promise an order between parallel branches of a model.
+    order on every rank: autograd alone does not promise an order between parallel branches of a model. For the same
+    reason the backward pass meets also where nothing depends on a norm, and its gradient is zero.
     """
 
     @staticmethod
-    def forward(ctx: Any, own: Tensor, token: Tensor, runtime: Runtime) -> tuple[Tensor, Tensor]:
-        ctx.runtime = runtime
-        ctx.set_materialize_grads(False)
-        rows = own.new_zeros((runtime.world_size, len(own)))
-        rows[runtime.rank] = own
-        runtime.sum_in_place(rows)
-        ctx.shape = rows.shape
-        return rows, token.clone()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor, None, None]:
-        # Also for a norm that nothing depends on: whether a collective runs must not depend on the rank.
-        total = torch.zeros(ctx.shape, dtype=torch.float64, device=ctx.runtime.device) if grad is None else grad.clone()
-        ctx.runtime.sum_in_place(total)
-        return total[ctx.runtime.rank], None, None
-
-
-class _Normalise(torch.autograd.Function):
-    """(x - mean) / sqrt(variance + eps) weight + bias, differentiable in the mean and the variance, too."""
-
-    @staticmethod
     def forward(
-        ctx: Any, inputs: Tensor, mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
-    ) -> Tensor:
-        ctx.save_for_backward(inputs, mean, variance, weight)
-        ctx.eps, ctx.has_bias = eps, bias is not None
-        return F.batch_norm(inputs, mean, variance, weight, bias, training=False, eps=eps)
+        ctx: Any,
+        runtime: Runtime,
+        norm: _BatchNorm,
+        token: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        *inputs: Tensor,
+    ) -> tuple[Tensor, ...]:
+        sizes = [one.numel() // one.shape[1] for one in inputs]
+        own = [moments(one, norm.eps) for one in inputs]
+        count, mean, squares = global_moments(
+            runtime, sizes, *zip(*own, strict=True), in_float64=wide_type(inputs[0]) == torch.float64
+        )
+        # Only where it can be: reading the count makes the host wait for the device.
+        if sum(sizes) <= 1 and float(count) <= 1:
+            raise ValueError(
+                "A batch norm got one value per channel from the whole global batch: its variance is not defined. Use "
+                "a larger batch.total, or no batch norm there."
+            )
+        _update_running_statistics(norm, mean, squares / (count - 1))
+        variance, wide = squares / count, wide_type(inputs[0])
+        of = Statistics(mean.to(wide), variance.to(wide), (variance + norm.eps).rsqrt().to(wide), norm.eps)
+        ctx.save_for_backward(of.mean, of.variance, of.rate, count, weight, *inputs)
+        ctx.runtime, ctx.eps, ctx.bias_type = runtime, norm.eps, None if bias is None else bias.dtype
+        return *(normalise(one, of, weight, bias) for one in inputs), token.clone()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        inputs, mean, variance, weight = ctx.saved_tensors
-        dims = _all_but_channels(inputs)
-        rate = (variance + ctx.eps).rsqrt()
-        grad = grad_outputs.to(mean.dtype)
-        normalised = (inputs - _per_channel(mean, inputs)).mul_(_per_channel(rate, inputs))
-        sum_of_grad, sum_with_inputs = grad.sum(dims), normalised.mul_(grad).sum(dims)
-        scale = rate if weight is None else rate * weight
-        # d/dmean of the output is -scale, d/dvariance is -scale rate normalised / 2.
-        return (
-            (grad * _per_channel(scale, inputs)).to(inputs.dtype),
-            -scale * sum_of_grad,
-            -scale * rate * sum_with_inputs / 2,
-            None if weight is None else sum_with_inputs,
-            sum_of_grad if ctx.has_bias else None,
-            None,
-        )
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        mean, variance, rate, count, weight, *inputs = ctx.saved_tensors
+        of = Statistics(mean, variance, rate, ctx.eps)
+        pairs = list(zip(grads[:-1], inputs, strict=True))
+        own = torch.stack([gradient_sums(*pair, of) for pair in pairs]).double().sum(dim=0)
+        everywhere = own.clone()
+        ctx.runtime.sum_in_place(everywhere)
+        means = (everywhere / count).to(mean.dtype)
+        of_inputs = [
+            input_gradient(*pair, of, weight, means) if is_needed else None
+            for pair, is_needed in zip(pairs, ctx.needs_input_grad[5:], strict=True)
+        ]
+        of_bias = None if ctx.bias_type is None else own[0].to(ctx.bias_type)
+        return None, None, None, None if weight is None else own[1].to(weight.dtype), of_bias, *of_inputs
+
+
+def global_moments(
+    runtime: Runtime, sizes: Sequence[int], means: Sequence[Tensor], variances: Sequence[Tensor], *, in_float64: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Count [1], mean [channels] and sum of squared deviations [channels] over all ranks, in float64.
+
+    Squares about zero travel with count and sum, in one collective. For a channel with mean m and deviation s this
+    costs about 2^-52 (m / s)^2 of the variance, less than the rounding of float32 activations has cost it before:
+    2^-50 (m / s)^2. Activations in float64 have no digits to spare: their squares are taken about the global mean, in
+    a second collective. So are those of a single rank, which needs none.
+
+    Args:
+        runtime: the job.
+        sizes: values per channel of each micro-batch of this rank.
+        means: of each micro-batch, [channels].
+        variances: of each micro-batch, divided by n, [channels].
+        in_float64: whether the activations are.
+    """
+    wide = [one.double() for one in means]
+    within = [size * one.double() for size, one in zip(sizes, variances, strict=True)]
+
+    def squares_about(point: Tensor | float) -> Tensor:
+        between = [size * (one - point).square() for size, one in zip(sizes, wide, strict=True)]
+        return torch.stack([*within, *between]).sum(dim=0)
+
+    own_sum = torch.stack([size * one for size, one in zip(sizes, wide, strict=True)]).sum(dim=0)
+    parts = [own_sum.new_full((1,), float(sum(sizes))), own_sum]
+    in_one_round = runtime.world_size > 1 and not in_float64
+    total = torch.cat([*parts, squares_about(0.0)] if in_one_round else parts)
+    runtime.sum_in_place(total)
+    count, sums, squares = total.tensor_split([1, 1 + len(own_sum)])
+    mean = sums / count
+    if in_one_round:
+        return count, mean, (squares - count * mean.square()).clamp(min=0)
+    squares = squares_about(mean)
+    runtime.sum_in_place(squares)
+    return count, mean, squares

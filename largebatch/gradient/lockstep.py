@@ -20,7 +20,7 @@ class Lockstep:
     """Runs functions in threads of their own, of which only one is awake at any time: cooperation, not parallelism.
 
     Function 0 runs until it calls `exchange(place, value)`, then function 1, and so on. When all have come to the
-    place, `meet(place, values)` is called in the thread of `run`, its result is what `exchange` returns to each, and
+    place, `meet(place, values)` is called in the thread of `run`, `exchange` returns one of its results to each, and
     function 0 goes on. So a computation that is written for one micro-batch can use a quantity of all of them.
 
     Each function has random numbers of its own: torch's global generators are put aside and back when it is left and
@@ -28,10 +28,10 @@ class Lockstep:
 
     Args:
         device: whose generator the functions draw from, besides the CPU's.
-        meet: (place, values of all functions in their order) -> what each of them gets.
+        meet: (place, values of all functions in their order) -> what each of them gets, in the same order.
     """
 
-    def __init__(self, device: torch.device, meet: Callable[[Any, list[Any]], Any]) -> None:
+    def __init__(self, device: torch.device, meet: Callable[[Any, list[Any]], list[Any]]) -> None:
         self._device = device
         self._meet = meet
         self._generators = [torch.default_generator]
@@ -45,7 +45,7 @@ class Lockstep:
         return getattr(self._own, "task", None) is not None
 
     def exchange(self, place: Any, value: Any) -> Any:
-        """Wait until all functions are at `place`; returns what they make of their values together."""
+        """Wait until all functions are at `place`; returns this one's part of what `meet` makes of their values."""
         task: _Task[Any] = self._own.task
         return task.wait_at(place, value)
 
@@ -70,9 +70,9 @@ class Lockstep:
                         f"{len(places)} of {len(tasks)} functions wait, at {len({id(place) for place in places})} "
                         "different places: each must come to the same places in the same order."
                     )
-                answer = self._meet(places[0], [task.value for task in tasks])
-                for task in tasks:
-                    task.value = answer
+                answers = self._meet(places[0], [task.value for task in tasks])
+                for task in reversed(tasks):
+                    task.value = answers.pop()  # no list keeps alive what a function has left behind
         finally:
             for task in tasks:
                 task.cancel()

@@ -186,14 +186,14 @@ def collectives_of_a_step(problem: Problem) -> Any:
     return count_collectives(trajectory, problem)[0]
 
 
-def test_a_norm_costs_one_small_collective_per_direction_whatever_the_accumulation(ranks):
-    few, many = (
-        ranks(2).run(collectives_of_a_step, Problem("dropout", max_micro=size, steps=1))[0] for size in (11, 2)
-    )
-    row = 2 * (2 * 4 + 1)  # two ranks, four channels
-    assert few["all_reduce", row] == many["all_reduce", row] == 2
+@pytest.mark.parametrize(("world_size", "max_micro"), [(2, 11), (2, 2), (3, 2)])
+def test_a_norm_costs_one_small_collective_per_direction_whatever_the_accumulation_and_the_ranks(
+    ranks, world_size: int, max_micro: int
+):
+    calls = ranks(world_size).run(collectives_of_a_step, Problem("dropout", "fp32", max_micro=max_micro, steps=1))
     parameters = sum(parameter.numel() for parameter in model_and_data("dropout")[0].parameters())
-    assert few["all_reduce", parameters] == many["all_reduce", parameters] == 1
+    for of_rank in calls:  # four channels
+        assert [of_rank["all_reduce", size] for size in (2 * 4 + 1, 2 * 4, parameters)] == [1, 1, 1]
 
 
 class Doubled(nn.BatchNorm1d):
