@@ -13,7 +13,7 @@ from torch import nn
 
 from largebatch.diagnostics.sharpness.subset import FixedSubset
 from largebatch.distributed.runtime import Runtime
-from largebatch.records.checkpoint import Checkpoint, CheckpointError, require_model_fit
+from largebatch.records.checkpoint import Checkpoint, CheckpointError, load_weights, require_model_fit
 from largebatch.records.result import Result
 from largebatch.records.run_folder import RunFolder
 from largebatch.run.config.measure import MeasureConfig
@@ -81,7 +81,7 @@ def open_weights(prepared: Prepared, checkpoint: str | None, *, key: str = "meas
             where = str(Path(checkpoint).absolute())  # a path, even if it is called "auto"
             found, _ = find_checkpoint(where, RunFolder(Path(where)), runtime, key=key, fits=fits)
             assert found is not None
-            _load(module, found, key)
+            _load(runtime, module, found, key)
             source, path, step = f"{brief_path(found.path)} (step {found.step})", str(found.path), found.step
         yield Weights(module, runtime, source, path, step)
 
@@ -94,9 +94,11 @@ def brief_path(path: Path) -> str:
     return str(Path(*path.parts[max(owners[-1] - 1, 0) if owners else -1 :]))
 
 
-def _load(module: nn.Module, checkpoint: Checkpoint, key: str) -> None:
+def _load(runtime: Runtime, module: nn.Module, checkpoint: Checkpoint, key: str) -> None:
     try:
-        module.load_state_dict(checkpoint.tensors["model"])
+        missing, unexpected = load_weights(runtime, module, checkpoint.tensors["model"])
+        if missing or unexpected:
+            raise ValueError(f"{len(missing)} tensors of the model are missing, {len(unexpected)} are left over")
     except Exception as error:  # of a hook of the model's own; all else was found to fit
         differences = " ".join(str(error).split())
         raise CheckpointError(

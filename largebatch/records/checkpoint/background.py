@@ -3,19 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
-
-from torch import Tensor
-
-Groups = dict[str, dict[str, Tensor]]
-
-
-def copied(tensors: Mapping[str, Mapping[str, Tensor]]) -> Groups:
-    """The tensors as they are now, on the CPU: the training may go on and change the originals."""
-    return {
-        group: {name: tensor.detach().to("cpu", copy=True) for name, tensor in named.items()}
-        for group, named in tensors.items()
-    }
+from collections.abc import Callable
 
 
 class BackgroundWriter:

@@ -6,7 +6,7 @@ own; and `load_state_dict` rounds the float32 state of bfloat16 parameters. Neit
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -67,6 +67,7 @@ def unpack_optimizer(
     names: Mapping[Tensor, str],
     *,
     keeps: frozenset[str] = frozenset(),
+    fetch: Callable[[Tensor], Tensor] = lambda tensor: tensor,
 ) -> None:
     """Give `optimizer` the state and options that `pack_optimizer` returned, bit for bit.
 
@@ -79,6 +80,8 @@ def unpack_optimizer(
         values: the plain values that belong to them.
         names: as for `pack_optimizer`.
         keeps: options whose values stay the optimizer's own: they were changed on purpose.
+        fetch: makes values of each tensor as it is taken, one at a time and in the order of the optimizer's groups:
+            those of another rank, where `tensors` lie on the device "meta".
 
     Raises:
         CheckpointError: for anything that `pack_optimizer` would not have made of such an optimizer.
@@ -91,14 +94,14 @@ def unpack_optimizer(
                 group[key] = tuple(value) if isinstance(group.get(key), tuple) else value
         for key in saved["tensors"]:
             device = group[key].device if isinstance(group.get(key), Tensor) else "cpu"
-            group[key] = tensors[option_key(number, key)].to(device, copy=True)
+            group[key] = fetch(tensors[option_key(number, key)]).to(device, copy=True)
         for parameter in group["params"]:
             name = names[parameter]
             if name in values["state"]:
                 entries = values["state"][name]
                 is_on_device = bool(group.get("fused") or group.get("capturable"))
                 optimizer.state[parameter] = {
-                    key: _placed(tensors[tensor_key(name, key)], parameter, key == "step" and not is_on_device)
+                    key: _placed(fetch(tensors[tensor_key(name, key)]), parameter, key == "step" and not is_on_device)
                     for key in entries["tensors"]
                 } | entries["scalars"]
 

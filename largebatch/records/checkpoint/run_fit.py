@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -89,16 +90,49 @@ def require_model_fit(checkpoint: Checkpoint, module: nn.Module, *, any_precisio
         raise CheckpointError(f"{checkpoint.path}: {unsound} is not finite. Use an older checkpoint.")
 
 
-def unsound_weights(module: nn.Module, state: Mapping[str, Tensor] | None = None) -> str | None:
-    """The name of a tensor that must be finite and is not: a parameter, or a running mean or variance.
+def unsound_weights(module: nn.Module, state: Mapping[str, Tensor]) -> str | None:
+    """The name of a saved tensor that must be finite and is not: a parameter, or a running mean or variance.
 
     Other buffers may hold any value, such as masks of minus infinity or the largest value so far; so may frozen
     parameters that the model starts with.
 
     Args:
-        module: gives the names.
-        state: the tensors to check; its own if None.
+        module: gives the names, with its initial values.
+        state: the tensors to check; those on the device "meta" are not looked at.
     """
+    for name, own, may_start_so in _expected_finite(module):
+        value = state.get(name)
+        if value is None or value.is_meta or _are_finite([value]) or (may_start_so and not _are_finite([own])):
+            continue
+        return name
+    return None
+
+
+@dataclass(frozen=True)
+class Soundness:
+    """Whether the tensors of a model that must be finite are, see `unsound_weights`: one flag each.
+
+    The flags are on the device of the model. Whoever asks for `first_unsound` waits for them, once for all tensors.
+    """
+
+    names: list[str]
+    flags: Tensor
+
+    @classmethod
+    def of(cls, module: nn.Module) -> Soundness:
+        """The flags of a model as it is now."""
+        checked = [(name, one) for name, one, may_start_so in _expected_finite(module) if not may_start_so]
+        numbers = [(name, one.detach()) for name, one in checked if one.is_floating_point() or one.is_complex()]
+        flags = [torch.isfinite(one.float() if one.dtype.itemsize == 1 else one).all() for _, one in numbers]
+        return cls([name for name, _ in numbers], torch.stack(flags) if flags else torch.ones(0, dtype=torch.bool))
+
+    def first_unsound(self) -> str | None:
+        """The name of the first tensor that is not finite."""
+        return next((name for name, flag in zip(self.names, self.flags.tolist(), strict=True) if not flag), None)
+
+
+def _expected_finite(module: nn.Module) -> Iterator[tuple[str, Tensor, bool]]:
+    """Name, tensor, and whether it may hold other values if the model starts with them."""
     parameters = dict(module.named_parameters(remove_duplicate=False))
     buffers = dict(module.named_buffers(remove_duplicate=False))
     statistics = {
@@ -107,13 +141,8 @@ def unsound_weights(module: nn.Module, state: Mapping[str, Tensor] | None = None
         if isinstance(one, nn.modules.batchnorm._NormBase)
         for name in _RUNNING_STATISTICS
     }
-    for name, own in [*parameters.items(), *((name, buffers[name]) for name in statistics & buffers.keys())]:
-        value = own if state is None else state.get(name)
-        if value is None or value.is_meta or _are_finite([value]):
-            continue
-        if own.requires_grad or name in statistics or (state is not None and _are_finite([own])):
-            return name
-    return None
+    yield from ((name, one, not one.requires_grad) for name, one in parameters.items())
+    yield from ((name, buffers[name], False) for name in sorted(statistics & buffers.keys()))
 
 
 def _are_finite(tensors: Iterable[Tensor]) -> bool:

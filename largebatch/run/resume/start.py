@@ -17,8 +17,8 @@ from largebatch.records.checkpoint import (
     Checkpoint,
     CheckpointError,
     Fits,
+    chosen_by_rank0,
     find_valid,
-    load_checkpoint,
     newest_valid,
     saved_versions,
     set_later_aside,
@@ -128,49 +128,46 @@ def find_checkpoint(
 ) -> tuple[Checkpoint | None, list[str]]:
     """The checkpoint to continue from, and the reasons that newer ones were passed over.
 
-    Rank 0 chooses, every rank reads the file. With `auto` and no checkpoint at all the result is (None, []). `key` is
-    the name of `resume` in errors; `fits` refuses checkpoints that must not be used, see `Fits`.
+    Rank 0 alone reads and verifies; elsewhere the tensors lie on the device "meta", see `chosen_by_rank0`. With `auto`
+    and no checkpoint at all the result is (None, []). `key` is the name of `resume` in errors; `fits` refuses
+    checkpoints that must not be used, see `Fits`.
 
     Raises:
         CheckpointError: on every rank, if there are checkpoints and none can be used, if `resume` names a folder
-            without one, or if a rank cannot read the checkpoint that rank 0 has chosen.
+            without one, or if it does not fit the run of a rank.
     """
     if resume == "none":
         return None, []
-    chosen: Checkpoint | None = None
-    notes: list[str] = []
-    failure: str | None = None
-    if runtime.is_main:
-        try:
-            if resume == "auto":  # checkpoints/best may hold the only usable checkpoint
-                chosen, notes = newest_valid(folder.checkpoints, folder.checkpoints / "best", fits=fits)
-            else:
-                chosen, notes = find_valid(Path(resume), fits)
-        except CheckpointError as error:
-            failure = str(error)
-        if chosen is None and failure is None and (notes or resume != "auto"):
-            failure = _refusal(f"{key}={resume}", folder if resume == "auto" else None, notes)
-    where, notes, failure = runtime.broadcast((str(chosen.path) if chosen else None, notes, failure))
-    if failure is not None:
-        raise CheckpointError(failure)
-    return (None if where is None else _read_by_all(Path(where), chosen, runtime, fits)), notes
+
+    def choose() -> tuple[Checkpoint | None, list[str]]:
+        if resume == "auto":  # checkpoints/best may hold the only usable checkpoint
+            chosen, notes = newest_valid(folder.checkpoints, folder.checkpoints / "best", fits=fits)
+        else:
+            chosen, notes = find_valid(Path(resume), fits)
+        if chosen is None and (notes or resume != "auto"):
+            raise CheckpointError(_refusal(f"{key}={resume}", folder if resume == "auto" else None, notes))
+        return chosen, notes
+
+    checkpoint, notes = chosen_by_rank0(runtime, choose)
+    if checkpoint is not None and fits is not None and runtime.world_size > 1:
+        _require_fit_of_all(checkpoint, runtime, fits)
+    return checkpoint, notes
 
 
-def _read_by_all(path: Path, chosen: Checkpoint | None, runtime: Runtime, fits: Fits | None) -> Checkpoint:
-    """Read the checkpoint on every rank; if one cannot, all fail together instead of waiting for it."""
+def _require_fit_of_all(checkpoint: Checkpoint, runtime: Runtime, fits: Fits) -> None:
+    """Names, shapes and settings on every rank but 0, which has checked; if one differs, all fail together."""
     failure = None
     try:
-        chosen = chosen or load_checkpoint(path, fits)
+        if not runtime.is_main:
+            fits(checkpoint)
     except CheckpointError as error:
         failure = str(error)
-    failures = [failure] if runtime.world_size == 1 else map(json.loads, gather_texts(runtime, json.dumps(failure)))
+    failures = map(json.loads, gather_texts(runtime, json.dumps(failure)))
     if reasons := "; ".join(f"rank {rank}: {one}" for rank, one in enumerate(failures) if one):
         raise CheckpointError(
-            f"Rank 0 can read {path}, but not every rank can: {reasons} All ranks read the checkpoint: keep run "
-            "folders on a file system that all nodes share."
+            f"Rank 0 can go on from {checkpoint.path}, but not every rank can: {reasons} Start every rank with the "
+            "same code and config."
         )
-    assert chosen is not None
-    return chosen
 
 
 def _refusal(asked: str, folder: RunFolder | None, notes: Sequence[str]) -> str:

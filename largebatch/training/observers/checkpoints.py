@@ -15,7 +15,7 @@ from torch import Tensor
 from largebatch.records.checkpoint import (
     BackgroundWriter,
     NotSavedError,
-    copied,
+    Staging,
     is_on_disk,
     newest_valid,
     require_run_values,
@@ -28,7 +28,7 @@ from largebatch.training.loop import Observer, Run
 from largebatch.training.observers.evaluation import EvaluationObserver
 from largebatch.training.observers.restoring import roll_back
 from largebatch.training.observers.save_clock import SaveClock
-from largebatch.training.observers.saved_state import state_of
+from largebatch.training.observers.saved_state import SavedState, copied, state_of
 from largebatch.training.step_report import StepReport
 
 # The sign with which a larger value is a better one.
@@ -84,6 +84,7 @@ class CheckpointObserver(Observer):
     _best_value: float = -math.inf
     _failure: str | None = None
     _writer: BackgroundWriter = field(default_factory=BackgroundWriter)
+    _staging: Staging = field(default_factory=Staging)
     _problems: Problems = field(default_factory=lambda: Problems("checkpoints"))
 
     @property
@@ -181,15 +182,17 @@ class CheckpointObserver(Observer):
 
     def _write_of(self, run: Run, best: dict[str, float], of_ranks: dict[str, Tensor]) -> Callable[[], None]:
         """A function that writes the run as it is now."""
-        tensors, values = state_of(run, of_ranks)
-        tensors = copied(tensors) if self.background else tensors
-        values |= {"identity": self.identity, "extra": self.extra, "best": best}
-        values["evaluation_owed"] = self.evaluation is not None and self.evaluation.is_owed
+        state = state_of(run, of_ranks)
+        if self.background or run.runtime.device.type == "cuda":
+            state = copied(state, self._staging)
+        state.values.update(identity=self.identity, extra=self.extra, best=best)
+        state.values["evaluation_owed"] = self.evaluation is not None and self.evaluation.is_owed
         folder, keep = (self.home.checkpoints / "best", 1) if best else (self.home.checkpoints, self.keep)
-        return partial(self._write, folder, keep=keep, step=run.progress.step, tensors=tensors, values=values)
+        return partial(self._write, folder, state, keep=keep)
 
-    def _write(self, folder: Path, **saved: Any) -> None:
-        path = save_checkpoint(folder, **saved)
+    def _write(self, folder: Path, state: SavedState, *, keep: int) -> None:
+        state.settle()
+        path = save_checkpoint(folder, keep=keep, tensors=state.tensors, values=state.values, step=state.values["step"])
         if folder.name != "best":
             self._latest = path.name
 

@@ -9,10 +9,13 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from largebatch.distributed.of_rank0 import of_rank0
 from largebatch.records.checkpoint import (
     Checkpoint,
     CheckpointError,
+    chosen_by_rank0,
     load_checkpoint,
+    load_weights,
     newest_valid,
     require_run_fit,
     unpack_optimizer,
@@ -52,7 +55,7 @@ def memory_of(run: Run) -> dict[str, Any]:
 
 
 def restore(run: Run, checkpoint: Checkpoint, *, changed_options: frozenset[str] = frozenset()) -> list[str]:
-    """Put all of `checkpoint` into `run`, before its first step.
+    """Put all of `checkpoint` into `run`, before its first step. Every rank calls it; the tensors of rank 0 count.
 
     Options of the optimizer come from the checkpoint, too, but for `changed_options`.
 
@@ -67,7 +70,8 @@ def restore(run: Run, checkpoint: Checkpoint, *, changed_options: frozenset[str]
         # The order of gradients first: settling it calls hooks that a user may have on parameters.
         notes = _remember(run, checkpoint.values.get("memory"))
         _restore_weights(run, checkpoint, changed_options)
-        run.gradient.statistics.load(checkpoint.tensors.get(STATISTICS, {}))
+        statistics = checkpoint.tensors.get(STATISTICS, {})
+        run.gradient.statistics.load({name: of_rank0(run.runtime, statistics[name]) for name in sorted(statistics)})
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{checkpoint.path} does not fit this run: {plain(error_text(error))}. Use an older checkpoint, or "
@@ -110,27 +114,27 @@ def roll_back(run: Run, folder: Path, origin: Path | None, *, changed_options: f
         Whether there was a checkpoint.
     """
     fits = partial(require_run_fit, module=run.module, optimizer=run.optimizer, keeps=changed_options)
-    where: str | None = None
-    newest: Checkpoint | None = None
-    if run.runtime.is_main:
+
+    def choose() -> tuple[Checkpoint | None, list[str]]:
         newest, _ = newest_valid(folder, up_to=run.progress.step, fits=fits)
-        path = origin if newest is None else newest.path
-        where = None if path is None else str(path)
-    where = run.runtime.broadcast(where)
-    if where is None:
+        return (load_checkpoint(origin, fits) if newest is None and origin is not None else newest), []
+
+    checkpoint, _ = chosen_by_rank0(run.runtime, choose)
+    if checkpoint is None:
         return False
-    _restore_weights(run, newest or load_checkpoint(Path(where), fits), changed_options)
+    _restore_weights(run, checkpoint, changed_options)
     run.gradient.statistics.forget()
     return True
 
 
 def _restore_weights(run: Run, checkpoint: Checkpoint, changed_options: frozenset[str]) -> None:
     try:
-        missing, unexpected = run.module.load_state_dict(checkpoint.tensors["model"], strict=False)
+        missing, unexpected = load_weights(run.runtime, run.module, checkpoint.tensors["model"])
     except Exception as error:  # of a hook of the model's own
         raise CheckpointError(f"{checkpoint.path} belongs to another model: {error_text(error)}. {_REMEDY}") from error
     if missing or unexpected:
         what = f"it lacks {brief(missing) if missing else 'nothing'} and has {brief(unexpected)} beyond it"
         raise CheckpointError(f"{checkpoint.path} belongs to another model: {what}. {_REMEDY}")
     optimizer = checkpoint.tensors["optimizer"], checkpoint.values["optimizer"]
-    unpack_optimizer(run.optimizer, *optimizer, names_of(run.module), keeps=changed_options)
+    fetch = partial(of_rank0, run.runtime)
+    unpack_optimizer(run.optimizer, *optimizer, names_of(run.module), keeps=changed_options, fetch=fetch)

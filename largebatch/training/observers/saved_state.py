@@ -2,33 +2,57 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
-from largebatch.records.checkpoint import NotSavedError, pack_optimizer, unsound_weights
+from largebatch.records.checkpoint import NotSavedError, Soundness, Staging, pack_optimizer
 from largebatch.training.loop import Run
 from largebatch.training.observers.restoring import STATISTICS, memory_of, names_of
 
+_SOUND = "sound"  # the group of the flags, which is not saved
 
-def state_of(run: Run, of_ranks: dict[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """Tensors by group, which the run goes on to change, and plain values of the run as it is now.
+
+@dataclass(frozen=True)
+class SavedState:
+    """A run as it was when this was taken.
+
+    Attributes:
+        tensors: by group; the run goes on to change them, unless they were copied.
+        values: plain ones.
+    """
+
+    tensors: dict[str, dict[str, Tensor]]
+    values: dict[str, Any]
+    _soundness: Soundness
+    _wait: Callable[[], None] = lambda: None
+
+    def settle(self) -> None:
+        """Wait until the tensors are on the host, if they are copied there.
+
+        Raises:
+            NotSavedError: if a weight is not finite. Divergence is noticed some steps later: until then it must not
+                push good checkpoints out.
+        """
+        self._wait()
+        if name := self._soundness.first_unsound():
+            raise NotSavedError(f"at step {self.values['step']} {name} is not finite; earlier checkpoints are kept")
+
+
+def state_of(run: Run, of_ranks: dict[str, Tensor]) -> SavedState:
+    """The run as it is now.
 
     Args:
         run: whose running statistics are merged.
         of_ranks: those of each rank apart.
-
-    Raises:
-        NotSavedError: if a weight is not finite. Divergence is noticed some steps later: until then it must not push
-            good checkpoints out.
     """
-    if name := unsound_weights(run.module):
-        raise NotSavedError(f"at step {run.progress.step} {name} is not finite; earlier checkpoints are kept")
     optimizer, values = pack_optimizer(run.optimizer, names_of(run.module))
     tensors = {"model": dict(run.module.state_dict()), "optimizer": optimizer}
     if of_ranks:
         tensors[STATISTICS] = of_ranks
-    return tensors, {
+    values = {
         "step": run.progress.step,
         "samples_seen": run.progress.samples_seen,
         "optimizer": values,
@@ -36,3 +60,11 @@ def state_of(run: Run, of_ranks: dict[str, Tensor]) -> tuple[dict[str, dict[str,
         "memory": memory_of(run),
         **({} if run.guard is None else {"guard": run.guard.state()}),
     }
+    return SavedState(tensors, values, Soundness.of(run.module))
+
+
+def copied(state: SavedState, staging: Staging) -> SavedState:
+    """The same in host memory, where the run does not change it; on a GPU the copies are only queued."""
+    copies, wait = staging.copy({**state.tensors, _SOUND: {_SOUND: state._soundness.flags}})
+    soundness = replace(state._soundness, flags=copies.pop(_SOUND)[_SOUND])
+    return replace(state, tensors=copies, _soundness=soundness, _wait=wait)
