@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from largebatch.distributed.generators import seed_generators
 from largebatch.distributed.pending_sum import PendingSum
 from largebatch.distributed.rendezvous import LauncherError, leave_process_group, rendezvous
+from largebatch.distributed.wrapping import wrap_model
 
 if TYPE_CHECKING:  # imported at run time only by `_accelerator`: verbs without a job start without accelerate
     from accelerate import Accelerator
@@ -111,12 +111,12 @@ class Runtime(contextlib.AbstractContextManager["Runtime"]):
         return self.rank == 0
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """Move the model to the device, apply precision, and wrap it in DistributedDataParallel if there are ranks."""
+        """Move the model to the device, apply precision, and wrap it in DistributedDataParallel if there are ranks.
+
+        Gradients then are zeros in DDP's buckets, where micro-batches can add up without memory of their own.
+        """
         model = model.double() if self.precision == "fp64" else model
-        with warnings.catch_warnings():
-            # torch 2.13 renames broadcast_buffers to forward_sync_buffers, which older releases and accelerate lack.
-            warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)
-            return cast(nn.Module, self._accelerator.prepare_model(model))
+        return wrap_model(self._accelerator, model)
 
     def unwrap(self, model: nn.Module) -> nn.Module:
         """The module inside the result of `wrap`, to evaluate and to save."""

@@ -14,6 +14,7 @@ from largebatch.gradient import choices
 from largebatch.gradient.accumulation import LocalPass, OneByOne
 from largebatch.gradient.batch_stream import BatchStream
 from largebatch.gradient.bucket_order import BucketOrder
+from largebatch.gradient.bucket_views import BucketViews
 from largebatch.gradient.coupled_losses import Twice
 from largebatch.gradient.exact_batch_norm import ExactBatchNorm
 from largebatch.gradient.global_gradient import GlobalGradient
@@ -132,10 +133,11 @@ def choose_gradient(
     noise = MicroBatchNorms(runtime, module, scale=reduction.scale, groups=options.groups)
     split, buckets = SplitMicroBatch(runtime, module, loss, noise), BucketOrder(reduction)
     buffers = StepBuffers(module, options.step_buffers)
-    instruments: list[Instrument] = [statistics, computing, noise, split, buckets, buffers]
+    views = BucketViews(runtime, model, reduction, buckets)
+    instruments: list[Instrument] = [views, statistics, computing, noise, split, buckets, buffers]
     if options.recompute_every is not None:
         assert isinstance(reduction, Overlapped), "others have no part of their own to compute twice"
-        instruments.insert(1, Recomputation(runtime, local, reduction, buffers, every=options.recompute_every))
+        instruments.insert(2, Recomputation(runtime, local, reduction, buffers, every=options.recompute_every))
     if skipped is not None:
         instruments.append(skipped)
     fixed = loss.fixed_units if options.fixed_units is None else options.fixed_units
