@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from largebatch.distributed.generators import seed_generators
 from largebatch.distributed.pending_sum import PendingSum
 from largebatch.distributed.rendezvous import LauncherError, leave_process_group, rendezvous
-from largebatch.distributed.wrapping import wrap_model
+from largebatch.distributed.wrapping import BUCKET_MB, wrap_model
 
 if TYPE_CHECKING:  # imported at run time only by `_accelerator`: verbs without a job start without accelerate
     from accelerate import Accelerator
@@ -110,13 +110,12 @@ class Runtime(contextlib.AbstractContextManager["Runtime"]):
         """Whether this rank writes files and prints."""
         return self.rank == 0
 
-    def wrap(self, model: nn.Module) -> nn.Module:
+    def wrap(self, model: nn.Module, *, bucket_mb: float = BUCKET_MB) -> nn.Module:
         """Move the model to the device, apply precision, and wrap it in DistributedDataParallel if there are ranks.
 
-        Gradients then are zeros in DDP's buckets, where micro-batches can add up without memory of their own.
+        Gradients then are zeros in DDP's buckets, of `bucket_mb` MiB: see `wrap_model`.
         """
-        model = model.double() if self.precision == "fp64" else model
-        return wrap_model(self._accelerator, model)
+        return wrap_model(self._accelerator, model.double() if self.precision == "fp64" else model, bucket_mb)
 
     def unwrap(self, model: nn.Module) -> nn.Module:
         """The module inside the result of `wrap`, to evaluate and to save."""
@@ -189,14 +188,6 @@ class Runtime(contextlib.AbstractContextManager["Runtime"]):
         """Replace a tensor by its element-wise sum over ranks."""
         if self.world_size > 1:
             dist.all_reduce(values)
-
-    def send(self, values: Tensor, to: int) -> None:
-        """Send a tensor to rank `to`, which must call `receive` with a tensor of the same shape and type."""
-        dist.send(values, to)
-
-    def receive(self, values: Tensor, source: int) -> None:
-        """Receive into `values` the tensor that rank `source` sends."""
-        dist.recv(values, source)
 
     def broadcast_tensor(self, values: Tensor) -> None:
         """Replace a tensor by that of rank 0, on every rank."""

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, cast
+from typing import Any, cast
 
 import torch
 from torch import nn
 
-if TYPE_CHECKING:  # verbs without a job start without accelerate
-    from accelerate import Accelerator
+BUCKET_MB = 25.0  # DDP's own default
 
 
-def wrap_model(accelerator: Accelerator, model: nn.Module) -> nn.Module:
-    """Move the model to the device, apply precision, and wrap it in DDP if there are ranks; then gradients are zero."""
+def wrap_model(accelerator: Any, model: nn.Module, bucket_mb: float) -> nn.Module:
+    """Move the model to the device, apply precision, and wrap it in DDP if there are ranks.
+
+    With DDP gradients are zeros in its buckets: micro-batches that add up there need no memory of their own.
+
+    Args:
+        accelerator: accelerate's, of the job.
+        model: to be wrapped.
+        bucket_mb: MiB of gradients that DDP sends at once.
+    """
     give_zeros(model.to(accelerator.device).parameters())
+    accelerator.ddp_handler.bucket_cap_mb = bucket_mb
     with warnings.catch_warnings():
         # torch 2.13 renames broadcast_buffers to forward_sync_buffers, which older releases and accelerate lack.
         warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from largebatch.batch.plan import BatchPlan
 from largebatch.distributed.runtime import Runtime
+from largebatch.distributed.wrapping import BUCKET_MB
 from largebatch.gradient import choices
 from largebatch.gradient.accumulation import LocalPass, OneByOne
 from largebatch.gradient.batch_stream import BatchStream
@@ -55,6 +56,7 @@ class GradientOptions:
         skips_parameters: whether passes may leave parameters out, see `SkippedParameters`.
         groups: of parameters whose noise is told apart, see `MicroBatchNorms`.
         reduction: in place of those above.
+        bucket_mb: MiB of gradients that ranks send at once where DDP does not send them; see `Runtime.wrap`.
     """
 
     fixed_units: bool | None = None
@@ -67,6 +69,7 @@ class GradientOptions:
     skips_parameters: bool = False
     groups: Mapping[str, Sequence[nn.Parameter]] = field(default_factory=dict)
     reduction: OwnReduction | None = None
+    bucket_mb: float = BUCKET_MB
 
     def __post_init__(self) -> None:
         if self.compression not in get_args(Compression):
@@ -165,10 +168,11 @@ def _reduction(
 ) -> Reduction:
     if options.reduction is not None:
         return options.reduction(runtime, model, clock)
+    most_bytes = int(options.bucket_mb * 2**20)
     if options.ordered:
-        return InOrder(runtime, model, clock)
+        return InOrder(runtime, model, clock, most_bytes=most_bytes)
     if options.exact_batch_norm or options.halves_micro_batches:
-        return Afterwards(runtime, runtime.unwrap(model), clock)
+        return Afterwards(runtime, runtime.unwrap(model), clock, most_bytes=most_bytes)
     return Overlapped(runtime, model, clock, compression=options.compression, skipped=skipped)
 
 
@@ -189,7 +193,8 @@ def accumulate_gradients(
 
     Args:
         runtime: the job.
-        model: as returned by `runtime.wrap`; its gradients are zero or None.
+        model: as returned by `runtime.wrap`; its gradients are zero or None. With `zero_grad(set_to_none=False)`
+            between batches, micro-batches add up in DDP's buckets, and need no gradient of their own in memory.
         loss: sums per sample; may be a `CoupledLoss`.
         micro_batches: this rank's part of the global batch, with the attributes of `MicroBatch`; consumed one by
             one, so that only one is in memory.
@@ -206,7 +211,9 @@ def accumulate_gradients(
     """
     module = runtime.unwrap(model)
     local = _local_pass(runtime, module, loss, norms)
-    reduction: Reduction = Overlapped(runtime, model, None) if norms is None else Afterwards(runtime, module)
+    reduction: Reduction = Overlapped(runtime, model, None)
+    if norms is not None:
+        reduction = Afterwards(runtime, module, most_bytes=int(BUCKET_MB * 2**20))
     reduction.begin(plan)
     step = Step(1, 0, plan, lr=0.0, random_key=random_key)
     loss_sum = local(step, iter(micro_batches), reduction.scale / (num_units or 1), reduction)

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from largebatch.distributed.gather import gather_floats, named_ranks
 from largebatch.distributed.runtime import Runtime
 from largebatch.gradient.accumulation import LocalPass
-from largebatch.gradient.flat_gradients import FlatGradients
 from largebatch.gradient.global_gradient import BatchResult, GlobalGradient
 from largebatch.gradient.reductions import Reduction
 from largebatch.gradient.snapshots import Buffers
@@ -71,7 +70,7 @@ class IfItFits:
 
     def __init__(self, runtime: Runtime, module: nn.Module, local: LocalPass) -> None:
         self.loss, self.is_joint, self._local = local.loss, local.is_joint, local
-        self._runtime, self._gradients = runtime, FlatGradients(module)
+        self._runtime, self._module = runtime, module
 
     def __call__(self, step: Step, parts: Iterator[Any], weight: float, reduction: Reduction) -> Tensor:
         """See `LocalPass`.
@@ -91,7 +90,7 @@ class IfItFits:
         table = gather_floats(self._runtime, [result is None])
         failed = tuple(rank for rank, (is_short,) in enumerate(table) if is_short)
         if result is None or failed:
-            self._gradients.clear()
+            self._module.zero_grad()
             raise MicroBatchTooLargeError(failed, step.plan.max_micro_batch_size)
         return result
 

@@ -20,7 +20,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import (
 
 from largebatch.batch.plan import BatchPlan
 from largebatch.distributed.runtime import Runtime
-from largebatch.gradient.flat_gradients import FlatGradients
+from largebatch.gradient.gradient_pieces import GradientPieces
 from largebatch.gradient.reduction_clock import ReductionClock
 from largebatch.gradient.skipped_parameters import SkippedParameters
 
@@ -155,19 +155,23 @@ class Overlapped:
 
 
 class Afterwards:
-    """Sums over ranks once all passes are done: one collective per dtype, with nothing hidden behind computation.
+    """Sums over ranks once all passes are done: piece by piece, with nothing hidden behind computation.
 
     Args:
         runtime: the job.
         module: the unwrapped model.
         clock: learns that the rank waits; None: there is none.
+        most_bytes: of a piece, which is copied to be sent; gradients stay where they are.
     """
 
     scale = 1
 
-    def __init__(self, runtime: Runtime, module: nn.Module, clock: ReductionClock | None = None) -> None:
+    def __init__(
+        self, runtime: Runtime, module: nn.Module, clock: ReductionClock | None = None, *, most_bytes: int
+    ) -> None:
         self.model = module
-        self._runtime, self._clock, self._gradients = runtime, clock, FlatGradients(module)
+        self._runtime, self._clock = runtime, clock
+        self._gradients = GradientPieces(module, most_bytes=most_bytes)
 
     def begin(self, plan: BatchPlan) -> None:
         """See `Reduction`."""
@@ -182,10 +186,11 @@ class Afterwards:
             self._clock.start()
         if self._runtime.world_size == 1:
             return
-        total = self._gradients.read()
-        for part in total:
-            self._runtime.sum_in_place(part)
-        self._gradients.write(total)
+        gradients = self._gradients.gradients()
+        for piece in self._gradients.pieces:
+            values = piece.read(gradients)
+            self._runtime.sum_in_place(values)
+            piece.write(gradients, values)
 
 
 class Apart:
