@@ -9,41 +9,45 @@ import torch
 from torch import Tensor, nn
 
 from largebatch.batch.plan import BatchPlan
+from largebatch.distributed.rows import gather_rows, sum_own_rows
 from largebatch.distributed.runtime import Runtime
 from largebatch.gradient.accumulation import MicroBatch, OneByOne, forward, micro_batch_key
 from largebatch.gradient.reductions import Reduction
 from largebatch.gradient.snapshots import Buffers
 from largebatch.gradient.step import Step
 from largebatch.losses.coupled import CoupledLoss
+from largebatch.losses.protocol import float32_or_wider
 
 
 class Twice:
     """For a loss in which every sample of the global batch depends on all others; a `LocalPass`.
 
     First every micro-batch is run forward without a graph, and the representations R of the global batch are
-    gathered. Every rank then takes the loss L(R) and its total derivative dL/dR, in which a sample counts both by its
-    own loss and as a negative of others. Then every micro-batch i is run forward again, as before but with a graph,
-    with the loss <R_i, dL/dR_i>, whose gradient in the weights is the micro-batch's part of the chain rule: one by one,
-    with one reduction, as for any other loss. Source: Gao et al. 2021, "Scaling deep contrastive learning batch size
-    under memory limited setup", section 3.2.
+    gathered. The loss L(R) follows, and its total derivative dL/dR, in which a sample counts both by its own loss and
+    as a negative of others. If the loss has `loss_of_rows`, each rank computes the losses of its own samples, and
+    their derivatives are summed over ranks; else every rank computes all. Then every micro-batch i is run forward
+    again, as before but with a graph, with the loss <R_i, dL/dR_i>, whose gradient in the weights is the micro-batch's
+    part of the chain rule: one by one, with one reduction, as for any other loss. Source: Gao et al. 2021, "Scaling
+    deep contrastive learning batch size under memory limited setup", section 3.2.
 
     Both passes draw the same random numbers and start from the same buffers, so batch norm counts a micro-batch once.
     State of a model that is neither a parameter nor a buffer sees each micro-batch twice.
 
-    It costs a second forward pass, the loss of the whole batch on every rank, two collectives of the size of R and of
-    the targets, host memory for this rank's inputs of a step, and device memory for R; activations stay those of one
-    micro-batch.
+    It costs a second forward pass, a collective of the targets and two of the size of R (one without `loss_of_rows`),
+    host memory for this rank's inputs of a step, and device memory for R; activations stay those of one micro-batch.
 
     Args:
         runtime: the job.
         module: the unwrapped model.
         loss: over the representations of the whole global batch.
+        shared: whether each rank computes its part of the loss. False: all of it, in an order that no number of ranks
+            changes.
     """
 
     is_joint = True
 
-    def __init__(self, runtime: Runtime, module: nn.Module, loss: CoupledLoss) -> None:
-        self.loss, self._runtime, self._module = loss, runtime, module
+    def __init__(self, runtime: Runtime, module: nn.Module, loss: CoupledLoss, *, shared: bool = True) -> None:
+        self.loss, self._runtime, self._module, self._shared = loss, runtime, module, shared
         self._chain_rule = OneByOne(runtime, _InnerProduct())
 
     def __call__(self, step: Step, parts: Iterator[Any], weight: float, reduction: Reduction) -> Tensor:
@@ -54,7 +58,9 @@ class Twice:
         """
         own = list(parts)
         represented = self._represent(step, own)
-        loss_sum, gradients = differentiate_coupled_loss(self._runtime, self.loss, represented, own, step.plan)
+        loss_sum, gradients = differentiate_coupled_loss(
+            self._runtime, self.loss, represented, own, step.plan, shared=self._shared
+        )
         cached = (MicroBatch(part.inputs, rows, part.index) for part, rows in zip(own, gradients, strict=True))
         self._chain_rule(step, cached, weight, reduction)
         return loss_sum
@@ -77,6 +83,8 @@ def differentiate_coupled_loss(
     represented: Sequence[Tensor],
     micro_batches: Sequence[Any],
     plan: BatchPlan,
+    *,
+    shared: bool = True,
 ) -> tuple[Tensor, list[Tensor]]:
     """The loss of the whole global batch and its total derivative in the representations of this rank.
 
@@ -86,19 +94,28 @@ def differentiate_coupled_loss(
         represented: of each micro-batch of this rank, [n, ...]; graphs are left alone.
         micro_batches: this rank's part of the global batch, for the targets.
         plan: which part that is.
+        shared: whether each rank computes the losses of its own samples alone, if the loss has `loss_of_rows`.
 
     Returns:
         The sum of the losses of this rank's samples, float64, and the derivative for each micro-batch, [n, ...].
     """
-    first, last = plan.micro_batches(runtime.rank)[0], plan.micro_batches(runtime.rank)[-1]
-    rows = slice(first.offset, last.offset + last.size)
+    counts = [plan.rank_batch_size(rank) for rank in range(runtime.world_size)]
+    first = plan.micro_batches(runtime.rank)[0].offset
+    rows = slice(first, first + counts[runtime.rank])
     own = torch.cat([part.detach() for part in represented])
-    representations = _gather(runtime, own, rows, plan.global_batch_size).requires_grad_()
-    targets = torch.cat([runtime.place_tensor(part.targets) for part in micro_batches])
-    losses = loss.loss_per_sample(representations, _gather(runtime, targets, rows, plan.global_batch_size))
-    (gradient,) = torch.autograd.grad(losses.sum(), representations)
-    parts = gradient[rows].split([len(part.targets) for part in micro_batches])
-    return losses.detach()[rows].double().sum(), list(parts)
+    representations = gather_rows(runtime, own, counts).requires_grad_()
+    own_targets = torch.cat([runtime.place_tensor(part.targets) for part in micro_batches])
+    targets = gather_rows(runtime, own_targets, counts)
+    loss_of_rows = getattr(loss, "loss_of_rows", None) if shared and runtime.world_size > 1 else None
+    if loss_of_rows is None:
+        losses = loss.loss_per_sample(representations, targets)
+        (gradient,) = torch.autograd.grad(losses.sum(), representations)
+        losses, gradient = losses[rows], gradient[rows]
+    else:
+        losses = loss_of_rows(representations, targets, rows)
+        (gradient,) = torch.autograd.grad(losses.sum(), representations)
+        gradient = sum_own_rows(runtime, float32_or_wider(gradient), counts)
+    return losses.detach().double().sum(), list(gradient.split([len(part.targets) for part in micro_batches]))
 
 
 def require_representations(outputs: Any, micro_batch: Any) -> Tensor:
@@ -121,11 +138,3 @@ class _InnerProduct:
 
     def loss_per_sample(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return (outputs * targets).flatten(1).sum(dim=1)
-
-
-def _gather(runtime: Runtime, own: Tensor, rows: slice, global_batch_size: int) -> Tensor:
-    """Every rank's rows, in the order of the global batch. A sum with zeros: exact, and ranks may be unequal."""
-    whole = own.new_zeros((global_batch_size, *own.shape[1:]))
-    whole[rows] = own
-    runtime.sum_in_place(whole)
-    return whole

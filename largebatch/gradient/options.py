@@ -128,7 +128,7 @@ def choose_gradient(
     leaves_out = options.skips_parameters and (options.ordered or model is not module)
     skipped = SkippedParameters(runtime, model) if leaves_out else None
     reduction = _reduction(runtime, model, clock, skipped, options)
-    local = _local_pass(runtime, module, loss, norms)
+    local = _local_pass(runtime, module, loss, norms, ordered=options.ordered)
     if options.halves_micro_batches:
         local = IfItFits(runtime, module, local)
     statistics = RunningStatistics(runtime, module, exact=norms.norms if norms else ())
@@ -221,8 +221,10 @@ def accumulate_gradients(
     return loss_sum
 
 
-def _local_pass(runtime: Runtime, module: nn.Module, loss: Any, norms: ExactBatchNorm | None) -> LocalPass:
+def _local_pass(
+    runtime: Runtime, module: nn.Module, loss: Any, norms: ExactBatchNorm | None, *, ordered: bool = False
+) -> LocalPass:
     couples = is_coupled(loss)
     if norms is not None:
         return SideBySide(runtime, module, loss, norms, couples=couples)
-    return Twice(runtime, module, loss) if couples else OneByOne(runtime, loss)
+    return Twice(runtime, module, loss, shared=not ordered) if couples else OneByOne(runtime, loss)

@@ -25,6 +25,11 @@ class CoupledLoss(Protocol):
 
     The model's output for a sample is its representation. The sum of the losses may be any function of the
     representations of a batch; its split among the samples matters only in evaluation.
+
+    Optional member:
+
+    - `loss_of_rows(outputs, targets, rows)`: `loss_per_sample(outputs, targets)[rows]`, for a slice `rows`, at the cost
+      of these samples alone. With it each rank computes the losses of its own samples, without it those of all.
     """
 
     @property
@@ -105,16 +110,23 @@ class InfoNCE:
 
     def loss_per_sample(self, outputs: Any, targets: Tensor) -> Tensor:
         """Mean loss of the two views of each sample among all samples of the call, [n]."""
+        return self.loss_of_rows(outputs, targets, slice(0, len(targets)))
+
+    def loss_of_rows(self, outputs: Any, targets: Tensor, rows: slice) -> Tensor:
+        """The same for the samples `rows`, [m]: m / n of the work."""
         first, second = self._views(outputs, targets)
-        places = torch.arange(len(first), device=first.device)
+        total = len(first)
+        places = torch.arange(total, device=first.device)[rows]
         if self.negatives == "other_view":
-            of_first = self._losses(first, second, places)
-            of_second = self._losses(second, first, places)
+            of_first = self._losses(first[rows], second, places)
+            of_second = self._losses(second[rows], first, places)
         else:
             views = torch.cat([first, second])
-            own = torch.cat([places, places + len(places)])
-            partners = torch.cat([places + len(places), places])
-            of_first, of_second = self._losses(views, views, partners, own).chunk(2)
+            # Of all samples the views themselves: their gradient is added up in one order, whoever asks.
+            anchors = views if len(places) == total else torch.cat([first[rows], second[rows]])
+            own = torch.cat([places, places + total])
+            partners = torch.cat([places + total, places])
+            of_first, of_second = self._losses(anchors, views, partners, own).chunk(2)
         return (of_first + of_second) / 2
 
     def units_per_sample(self, targets: Tensor) -> Tensor:

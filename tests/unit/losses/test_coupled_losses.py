@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from largebatch.data import paired_views
 from largebatch.losses import CrossEntropy
@@ -87,6 +88,39 @@ def test_similarities_in_blocks_change_neither_loss_nor_gradient(
     torch.testing.assert_close(found, expected, rtol=1e-14, atol=0)
     torch.testing.assert_close(gradient, expected_gradient, rtol=1e-12, atol=1e-15)
     assert torch.equal(loss.correct_per_sample(outputs, torch.zeros(7)), correct)
+
+
+def gradient_of(loss_sum: Tensor, outputs: Tensor) -> Tensor:
+    return torch.autograd.grad(loss_sum, outputs)[0]
+
+
+@pytest.mark.parametrize("negatives", ["all", "other_view"])
+def test_losses_and_derivatives_of_unequal_shares_are_those_of_the_whole(
+    monkeypatch: pytest.MonkeyPatch, negatives: str
+) -> None:
+    monkeypatch.setattr(coupled_losses, "_ANCHORS_AT_ONCE", 4)
+    outputs, targets, loss = representations(11), torch.zeros(11), InfoNCE(0.3, negatives)
+    shares = [slice(0, 5), slice(5, 6), slice(6, 11)]
+    found = [loss.loss_of_rows(outputs, targets, rows) for rows in shares]
+    expected = loss.loss_per_sample(outputs, targets)
+    torch.testing.assert_close(torch.cat(found), expected, rtol=1e-14, atol=0)
+    gradient = torch.stack([gradient_of(part.sum(), outputs) for part in found]).sum(dim=0)
+    torch.testing.assert_close(gradient, gradient_of(expected.sum(), outputs), rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("negatives", ["all", "other_view"])
+def test_the_work_of_a_rank_falls_with_the_number_of_ranks(negatives: str) -> None:
+    """Counted by torch, forward and backward, as every rank of 16 calls it."""
+
+    def work(rows: slice) -> int:
+        outputs = torch.randn(64, 2, 32, requires_grad=True)
+        with FlopCounterMode(display=False) as counter:
+            InfoNCE(negatives=negatives).loss_of_rows(outputs, torch.zeros(64), rows).sum().backward()
+        return counter.get_total_flops()
+
+    whole = work(slice(0, 64))
+    assert whole == 3 * 2 * 32 * (128 * 128 if negatives == "all" else 2 * 64 * 64)
+    assert [work(slice(4 * rank, 4 * rank + 4)) for rank in range(16)] == [whole // 16] * 16
 
 
 def test_the_graph_of_a_large_batch_holds_no_similarities() -> None:
