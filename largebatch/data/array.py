@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -37,12 +38,20 @@ class ImageNormalisation:
                 f"and a std in (0, 1]. Divide them by 255 if they were computed over 0..255."
             )
         self.num_channels = len(mean)
-        self._scale = torch.tensor([1 / (255 * s) for s in std], dtype=torch.float32).view(-1, 1, 1)
-        self._shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], dtype=torch.float32).view(-1, 1, 1)
+        scale = torch.tensor([1 / (255 * s) for s in std], dtype=torch.float32).view(-1, 1, 1)
+        shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], dtype=torch.float32).view(-1, 1, 1)
+        self._constants = {scale.device: (scale, shift)}  # by device: a copy to a GPU makes the host wait
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """Float32 images of the shape of `pixels`, uint8 [..., C, H, W]."""
-        return pixels.to(torch.float32).mul_(self._scale).add_(self._shift)
+        """Float32 images of the shape of `pixels`, uint8 [..., C, H, W], on their device.
+
+        A product and a sum, each rounded: every device that follows IEEE 754 gives the same bits.
+        """
+        if pixels.device not in self._constants:
+            (scale, shift), *_ = self._constants.values()
+            self._constants[pixels.device] = scale.to(pixels.device), shift.to(pixels.device)
+        scale, shift = self._constants[pixels.device]
+        return pixels.to(torch.float32).mul_(scale).add_(shift)
 
 
 class ArrayDataset(Dataset[tuple[Tensor, Tensor]]):
@@ -119,6 +128,15 @@ class ArrayDataset(Dataset[tuple[Tensor, Tensor]]):
         index = torch.from_numpy(ids)
         inputs = self.inputs.index_select(0, index)
         return (inputs if self._normalise is None else self._normalise(inputs)), self.targets.index_select(0, index)
+
+    def stored_form(self) -> tuple[ArrayDataset, ImageNormalisation | None]:
+        """See `largebatch.data.stored`; a subclass with a `fetch` or `__getitem__` of its own has none."""
+        cls = type(self)
+        if (cls.fetch, cls.__getitem__) != (ArrayDataset.fetch, ArrayDataset.__getitem__):
+            return self, None
+        stored = copy.copy(self)
+        stored._normalise = None
+        return stored, self._normalise
 
     def _require_good(self, ids: Sequence[int]) -> None:
         for one in ids:

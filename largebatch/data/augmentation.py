@@ -46,23 +46,28 @@ class Augmentation:
 
     def __call__(self, inputs: Tensor, ids: Int64Array, epochs: Int64Array) -> Tensor:
         """Augmented copies of the images [n, C, H, W] of samples `ids` [n] in their `epochs` [n]."""
+        return self.apply(inputs, self.draws(ids, epochs).to(inputs.device))
+
+    def draws(self, ids: Int64Array, epochs: Int64Array) -> Tensor:
+        """What is drawn for the samples `ids` [n] in their `epochs` [n]: uniform on [0, 1), float64 [n, 5]."""
+        distinct, which = np.unique(epochs, return_inverse=True)
+        keys = np.array([stream_key(self.seed, "augment", epoch) for epoch in distinct.tolist()], dtype=np.uint64)
+        return torch.from_numpy(keyed_uniforms(keys[which], ids, 5))
+
+    def apply(self, inputs: Tensor, draws: Tensor) -> Tensor:
+        """Augmented copies of the images [n, C, H, W] by `draws` [n, 5], on the device of both.
+
+        Pixels are moved, or set to 0: every device gives the same bits.
+        """
         if inputs.dim() != 4:
             raise ValueError(
                 f"Augmentation takes images [n, C, H, W], not inputs of shape {tuple(inputs.shape)}. "
                 f"Disable crop_padding, flip and cutout for other data."
             )
-        if not (self.crop_padding or self.flip or self.cutout):
-            return inputs
-        uniforms = self._uniforms(ids, epochs, inputs.device)
         if self.crop_padding or self.flip:
-            inputs = self._crop_and_flip(inputs, uniforms)
+            inputs = self._crop_and_flip(inputs, draws)
         # A product with a mask is three times as fast as masked_fill.
-        return inputs * ~self._cutout_mask(inputs, uniforms) if self.cutout else inputs
-
-    def _uniforms(self, ids: Int64Array, epochs: Int64Array, device: torch.device) -> Tensor:
-        distinct, which = np.unique(epochs, return_inverse=True)
-        keys = np.array([stream_key(self.seed, "augment", epoch) for epoch in distinct.tolist()], dtype=np.uint64)
-        return torch.from_numpy(keyed_uniforms(keys[which], ids, 5)).to(device)
+        return inputs * ~self._cutout_mask(inputs, draws) if self.cutout else inputs
 
     def _crop_and_flip(self, inputs: Tensor, uniforms: Tensor) -> Tensor:
         num_images, num_channels, height, width = inputs.shape

@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 
 from largebatch.data.array import Int64Array
 from largebatch.data.samples import TARGET_KEYS, as_sample
+from largebatch.data.stored import stored_form
 from largebatch.losses import LabelRule
 
 
@@ -30,6 +31,11 @@ class CheckedLabels(Dataset[Any]):
             self.fetch = self._fetch
         if hasattr(dataset, "clean"):
             self.clean = CheckedLabels(dataset.clean, rule)
+
+    def stored_form(self) -> tuple[Any, Any]:
+        """See `largebatch.data.stored`."""
+        stored, complete = stored_form(self._dataset)
+        return CheckedLabels(stored, self._rule), complete
 
     def __len__(self) -> int:
         return len(self._dataset)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
         self.plan_notes = tuple(plan_notes)
         self._image_size = image_size
         self._normalise = ImageNormalisation(mean, std)
+        self._is_stored_form = False
 
     def __len__(self) -> int:
         return len(self.files)
@@ -55,14 +57,23 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
         """Smallest and largest label."""
         return min(self.labels), max(self.labels)
 
+    def stored_form(self) -> tuple[ImageFiles, ImageNormalisation | None]:
+        """See `largebatch.data.stored`; a subclass with a `__getitem__` of its own has none."""
+        if type(self).__getitem__ is not ImageFiles.__getitem__:
+            return self, None
+        stored = copy.copy(self)
+        stored._is_stored_form = True
+        return stored, self._normalise
+
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        pixels = decode_image(
+        decoded = decode_image(
             self.files[index],
             num_channels=self._normalise.num_channels,
             where=lambda: str(self.files[index]),
             image_size=self._image_size,
         )
-        return self._normalise(torch.from_numpy(pixels.transpose(2, 0, 1).copy())), self.labels[index]
+        pixels = torch.from_numpy(decoded.transpose(2, 0, 1).copy())
+        return (pixels if self._is_stored_form else self._normalise(pixels)), self.labels[index]
 
 
 def image_folder(

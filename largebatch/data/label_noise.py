@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from largebatch.batch.random_keys import keyed_uniforms, stream_key
 from largebatch.data.array import Int64Array
+from largebatch.data.stored import stored_form
 
 
 class NoisyLabels(Dataset[Any]):
@@ -37,12 +38,16 @@ class NoisyLabels(Dataset[Any]):
                 f"share={share}, num_classes={num_classes}: the share must be in (0, 1], with at least 2 classes."
             )
         self.clean = dataset
-        self._share = share
-        self._num_classes = num_classes
+        self._share, self._num_classes, self._seed = share, num_classes, seed
         self._key = stream_key(seed, "label noise")
         if hasattr(dataset, "fetch"):
             self.fetch = self._fetch
             self.label_range = (0, num_classes - 1)
+
+    def stored_form(self) -> tuple[Any, Any]:
+        """See `largebatch.data.stored`."""
+        stored, complete = stored_form(self.clean)
+        return NoisyLabels(stored, self._share, num_classes=self._num_classes, seed=self._seed), complete
 
     def __len__(self) -> int:
         return len(self.clean)

@@ -8,6 +8,8 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from largebatch.data.stored import stored_form
+
 
 class FirstSamples(Dataset[Any]):
     """The first `count` samples of `dataset`; in memory if `dataset` is.
@@ -26,6 +28,11 @@ class FirstSamples(Dataset[Any]):
             self.targets = dataset.targets[:count]
         if hasattr(dataset, "label_range"):
             self.label_range = dataset.label_range
+
+    def stored_form(self) -> tuple[Any, Any]:
+        """See `largebatch.data.stored`."""
+        stored, complete = stored_form(self._dataset)
+        return FirstSamples(stored, self._count), complete
 
     def __len__(self) -> int:
         return self._count
