@@ -10,7 +10,7 @@ from largebatch.data.errors import DataError
 from largebatch.data.folder import image_folder
 from largebatch.data.images import hub_images, parquet_images
 from largebatch.data.label_noise import NoisyLabels
-from largebatch.data.loader import MicroBatchLoader, evaluation_batches
+from largebatch.data.loader import EvaluationLoader, MicroBatchLoader, evaluation_batches
 from largebatch.data.micro_batch import MicroBatchData
 from largebatch.data.probing import changing_samples, form_of_most, notes_of_items
 from largebatch.data.samples import Screen, as_sample
@@ -26,6 +26,7 @@ __all__ = [
     "Augmentation",
     "CheckedLabels",
     "DataError",
+    "EvaluationLoader",
     "FirstSamples",
     "MicroBatchData",
     "MicroBatchLoader",

@@ -1,31 +1,38 @@
-"""Load the micro-batches of requested sample ids, in this process or through workers."""
+"""Load the micro-batches of requested sample ids: in this process, in a thread of it, or through workers."""
 
 from __future__ import annotations
 
-from collections import deque
+import threading
+import weakref
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
-from torch.utils.data import DataLoader, IterableDataset
+from torch import Tensor
+from torch.utils.data import IterableDataset
 
-from largebatch.data.array import Int64Array
+from largebatch.data.ahead import Ahead
+from largebatch.data.augmentation import Augmentation
+from largebatch.data.device_feed import DeviceFeed, Sent, each
 from largebatch.data.errors import DataError
-from largebatch.data.items import (
-    Augment,
-    Inputs,
-    KeyedItems,
-    Loaded,
-    SampleRequest,
-    WorkerFailure,
-    augment_inputs,
-)
+from largebatch.data.items import Augment, KeyedItems, Loaded, change_images
 from largebatch.data.micro_batch import MicroBatchData, Request
+from largebatch.data.stored import stored_form
 from largebatch.data.subset import OneByOne
-from largebatch.data.workers import leave_signals_to_the_run, start_of_workers
+from largebatch.data.worker_pool import WorkerPool, name_samples
 
-_PREFETCH_PER_WORKER = 2
+# Training and evaluation may read one set, and a set need not stand two threads at once.
+_READING = threading.RLock()
+
+
+@dataclass(frozen=True)
+class _Unread:
+    """A request at which a set in memory raised an error."""
+
+    request: Request
+    error: Exception
 
 
 class BatchSource:
@@ -33,7 +40,7 @@ class BatchSource:
 
     Args:
         dataset: in memory (has `fetch`), or map-style.
-        augment, num_workers, pin_memory, seed, timeout_s, skips: see `MicroBatchLoader`.
+        augment, num_workers, pin_memory, seed, timeout_s, skips, prefetch, to_gpu: see `MicroBatchLoader`.
         stream: name of the random stream that keys the items.
 
     Raises:
@@ -46,28 +53,40 @@ class BatchSource:
         *,
         augment: Augment | None,
         num_workers: int,
-        pin_memory: bool,
         seed: int,
         stream: str,
         timeout_s: float,
+        pin_memory: bool = False,
         skips: bool = False,
+        prefetch: int = 0,
+        to_gpu: bool = False,
     ) -> None:
         in_memory = hasattr(dataset, "fetch")
-        _check_settings(dataset, in_memory=in_memory, num_workers=num_workers, timeout_s=timeout_s)
+        _check_samples(dataset)
+        _check_settings(in_memory=in_memory, num_workers=num_workers, timeout_s=timeout_s, prefetch=prefetch)
         if pin_memory and not torch.accelerator.is_available():
             raise ValueError("pin_memory=True has no effect without a GPU. Set it to False.")
-        self._dataset = dataset
-        self._augment = augment
-        self._pin_memory = pin_memory
-        self._timeout_s = timeout_s
+        if to_gpu and not torch.cuda.is_available():
+            raise ValueError("to_gpu=True: there is no CUDA GPU here. Set it to False.")
+        self._complete, self._augment_there = None, None
+        self._feed: DeviceFeed | None = None
+        # Augmentation of somebody else's takes complete images on the host.
+        if to_gpu and (augment is None or isinstance(augment, Augmentation)):
+            dataset, self._complete = stored_form(dataset)
+            self._augment_there, augment = augment, None
+        self._dataset, self._augment, self._skips = dataset, augment, skips
+        self._pins, self._to_gpu, self._prefetch = pin_memory or to_gpu, to_gpu, prefetch
         samples = OneByOne(dataset) if in_memory else dataset
-        items = KeyedItems(samples, seed=seed, stream=stream, augment=augment, skips=skips)
-        self._items = None if in_memory else items
-        self._one_by_one = items if in_memory else None
-        self._skips = skips
-        self._sampler = _RequestSampler()
-        self._loader = self._start_loader(num_workers) if num_workers else None
+        self._in_memory = in_memory
+        self._items = KeyedItems(samples, seed=seed, stream=stream, augment=augment, skips=skips)
+        self._pool = WorkerPool(self._items, num_workers, timeout_s=timeout_s) if num_workers else None
+        self._ahead: weakref.ref[Ahead[Any]] | None = None  # weak, since its thread refers to this object
         self._num_calls = 0
+
+    def start(self) -> None:
+        """Start the workers, if there are any; see `WorkerPool.start`."""
+        if self._pool is not None:
+            self._pool.start()
 
     def load(self, requests: Iterator[Request]) -> Iterator[MicroBatchData]:
         """One loaded micro-batch per request, in order.
@@ -75,8 +94,23 @@ class BatchSource:
         All iterators share the workers: a new call ends earlier iterators, which then raise RuntimeError.
         """
         self._num_calls += 1
-        batches = self._in_this_process(requests) if self._loader is None else self._through_workers(requests)
-        return self._while_current(batches, self._num_calls)
+        self._end_thread()
+        self.start()
+        return self._while_current(self._batches(requests), self._num_calls)
+
+    def close(self) -> None:
+        """End thread and workers. Iterators of earlier calls then raise RuntimeError."""
+        self._num_calls += 1
+        try:
+            self._end_thread()
+        finally:
+            if self._pool is not None:
+                self._pool.close()
+
+    def _end_thread(self) -> None:
+        ahead = None if self._ahead is None else self._ahead()
+        if ahead is not None and not ahead.close():
+            raise DataError("A sample has been read for seconds and does not come: the data cannot be read anew.")
 
     def _while_current(self, batches: Iterator[MicroBatchData], call: int) -> Iterator[MicroBatchData]:
         while True:
@@ -87,92 +121,81 @@ class BatchSource:
                 return
             yield batch
 
-    def _in_this_process(self, requests: Iterator[Request]) -> Iterator[MicroBatchData]:
-        for request in requests:
-            loaded = self._fetch(request) if self._items is None else self._items.load(_pairs(request))
-            inputs, targets, skipped = loaded
-            if self._pin_memory:
-                inputs, targets = _pinned(inputs), targets.pin_memory()
-            yield request.filled(inputs, targets, skipped)
-
-    def _fetch(self, request: Request) -> Loaded:
+    def _batches(self, requests: Iterator[Request]) -> Iterator[MicroBatchData]:
+        if self._to_gpu and self._feed is None:  # only now is the device of the rank known
+            device = torch.device("cuda", torch.cuda.current_device())
+            self._feed = DeviceFeed(device, complete=self._complete, augment=self._augment_there)
+        prepared = map(self._prepare, self._loaded(requests))
+        if not self._prefetch:
+            yield from map(self._finish, prepared)
+            return
+        # The device is one of the thread's settings: pinned memory would open a context on the first GPU.
+        begin = partial(torch.cuda.set_device, torch.cuda.current_device()) if self._pins else lambda: None
+        ahead = Ahead(prepared, self._prefetch, begin=begin)
+        self._ahead = weakref.ref(ahead)
         try:
-            inputs, targets = self._dataset.fetch(request.ids)
+            yield from map(self._finish, ahead)
+        finally:
+            ahead.close()
+
+    def _loaded(self, requests: Iterator[Request]) -> Iterator[tuple[Request, Loaded | Exception]]:
+        if self._pool is not None:
+            return self._pool.load(requests)
+        if self._in_memory:
+            return ((request, self._fetch(request)) for request in requests)
+        return ((request, self._items.load(request.pairs)) for request in requests)
+
+    def _fetch(self, request: Request) -> Loaded | Exception:
+        """Of a set in memory: a whole micro-batch at once."""
+        try:
+            with _READING:
+                inputs, targets = self._dataset.fetch(request.ids)
         except Exception as error:
-            assert self._one_by_one is not None
-            loaded = self._one_by_one.load(_pairs(request))  # skips the sample at fault, or names it
-            if self._skips:
-                return loaded
-            raise DataError(f"{_name(request.ids)} cannot be loaded: {type(error).__name__}: {error}") from error
-        if self._augment is not None:
-            inputs = augment_inputs(self._augment, inputs, request.ids, request.epochs)
+            return error
+        if (augment := self._augment) is not None:
+            inputs = change_images(inputs, lambda images: augment(images, request.ids, request.epochs))
         return inputs, targets, []
 
-    def _through_workers(self, requests: Iterator[Request]) -> Iterator[MicroBatchData]:
-        self._sampler.requests = requests
-        self._sampler.issued.clear()
-        assert self._loader is not None
-        with start_of_workers():
-            batches = iter(self._loader)
-        while True:
-            try:
-                loaded: Any = next(batches)
-            except StopIteration:
-                return
-            # A worker hangs or was killed. If it was killed while sending a batch, the connection breaks instead.
-            except (RuntimeError, OSError, EOFError) as error:
-                raise DataError(self._worker_died(error)) from error
-            request = self._sampler.issued.popleft()
-            if isinstance(loaded, WorkerFailure):
-                raise DataError(loaded.message) from RuntimeError(f"in a worker process:\n{loaded.worker_traceback}")
-            yield request.filled(*loaded)
+    def _prepare(self, one: tuple[Request, Loaded | Exception]) -> MicroBatchData | Sent | _Unread:
+        request, loaded = one
+        if isinstance(loaded, Exception):
+            return _Unread(request, loaded)
+        batch = request.filled(*loaded)
+        if self._feed is not None:
+            return self._feed.send(batch)
+        if not self._pins:
+            return batch
+        return replace(batch, inputs=each(batch.inputs, Tensor.pin_memory), targets=batch.targets.pin_memory())
 
-    def _worker_died(self, error: Exception) -> str:
-        waiting = np.concatenate([request.ids for request in self._sampler.issued])
-        return (
-            f"No data from the workers ({type(error).__name__}: {error}) while they loaded {_name(waiting)}. If a "
-            f"worker was killed, memory (also of /dev/shm) may be too small: use fewer workers. If it hangs, check how "
-            f"these samples are read; timeout_s={self._timeout_s:g} bounds the wait."
-        )
-
-    def _start_loader(self, num_workers: int) -> DataLoader[Any]:
-        assert self._items is not None
-        return DataLoader(
-            self._items,
-            batch_sampler=self._sampler,
-            num_workers=num_workers,
-            collate_fn=_as_loaded,
-            pin_memory=self._pin_memory,
-            timeout=self._timeout_s,
-            prefetch_factor=_PREFETCH_PER_WORKER,
-            persistent_workers=True,
-            worker_init_fn=leave_signals_to_the_run,
-            # The loader draws a seed whenever it starts. Its own generator keeps the run's unchanged.
-            generator=torch.Generator(),
-        )
+    def _finish(self, one: MicroBatchData | Sent | _Unread) -> MicroBatchData:
+        """In the thread that asks for the micro-batch."""
+        if isinstance(one, _Unread):
+            # Sample by sample, which skips the one at fault or names it. Each draws from the generators of the process.
+            with _READING:
+                loaded = self._items.load(one.request.pairs)
+            if not self._skips:
+                error, samples = one.error, name_samples(one.request.ids)
+                raise DataError(f"{samples} cannot be loaded: {type(error).__name__}: {error}") from error
+            return self._finish(self._prepare((one.request, loaded)))
+        if isinstance(one, Sent):
+            assert self._feed is not None
+            return self._feed.receive(one)
+        return one
 
 
-class _RequestSampler:
-    """Passes requests to the DataLoader as lists of samples, and keeps the requests that are still pending."""
-
-    def __init__(self) -> None:
-        self.requests: Iterator[Request] = iter(())
-        self.issued: deque[Request] = deque()
-
-    def __iter__(self) -> Iterator[list[SampleRequest]]:
-        for request in self.requests:
-            self.issued.append(request)
-            yield _pairs(request)
-
-
-def _check_settings(dataset: Any, *, in_memory: bool, num_workers: int, timeout_s: float) -> None:
+def _check_samples(dataset: Any) -> None:
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
         raise ValueError(
             f"{type(dataset).__name__} has no samples by index: the sample order of a run needs a map-style data set. "
             f"Give it __len__ and __getitem__."
         )
-    if num_workers < 0 or timeout_s < 0:
-        raise ValueError(f"num_workers={num_workers}, timeout_s={timeout_s:g}: both must be 0 or more.")
+
+
+def _check_settings(*, in_memory: bool, num_workers: int, timeout_s: float, prefetch: int) -> None:
+    if num_workers < 0 or timeout_s < 0 or prefetch < 0:
+        raise ValueError(
+            f"num_workers={num_workers}, timeout_s={timeout_s:g}, prefetch={prefetch}: all must be 0 or more."
+        )
     if in_memory and num_workers:
         raise ValueError(
             f"num_workers={num_workers} has no effect: the data set is in memory and indexed by this process. "
@@ -182,22 +205,8 @@ def _check_settings(dataset: Any, *, in_memory: bool, num_workers: int, timeout_
         raise ValueError(
             f"timeout_s={timeout_s:g} has no effect without workers. Set num_workers >= 1, or timeout_s=0."
         )
-
-
-def _pairs(request: Request) -> list[SampleRequest]:
-    return list(zip(request.epochs.tolist(), request.ids.tolist(), strict=True))
-
-
-def _as_loaded(batch: Any) -> Any:
-    return batch
-
-
-def _pinned(inputs: Inputs) -> Inputs:
-    if isinstance(inputs, dict):
-        return {key: value.pin_memory() for key, value in inputs.items()}
-    return inputs.pin_memory()
-
-
-def _name(ids: Int64Array) -> str:
-    shown = ", ".join(map(str, ids[:8].tolist()))
-    return f"samples {shown}{f' and {len(ids) - 8} more' if len(ids) > 8 else ''}"
+    if prefetch and not in_memory and not num_workers:
+        raise ValueError(
+            f"prefetch={prefetch}: samples that are loaded one by one in this process draw from its random generators, "
+            "so no thread can load them ahead. Set num_workers >= 1, or prefetch=0."
+        )

@@ -82,7 +82,8 @@ class KeyedItems(Dataset[Any]):
         epochs, ids = (np.array(column, dtype=np.int64) for column in zip(*kept, strict=True))
         inputs, targets = split_targets(_collate(samples, ids.tolist()), ids.tolist())
         if self._augment is not None:
-            inputs = augment_inputs(self._augment, inputs, ids, epochs)
+            augment = self._augment
+            inputs = change_images(inputs, lambda images: augment(images, ids, epochs))
         return inputs, targets, skipped
 
     def _sample(self, request: SampleRequest) -> Any:
@@ -153,20 +154,20 @@ def _require_tensors(inputs: dict[str, Any], ids: Sequence[int]) -> None:
             )
 
 
-def augment_inputs(augment: Augment, inputs: Inputs, ids: Int64Array, epochs: Int64Array) -> Inputs:
-    """Apply `augment` to the inputs, or to the one entry of a dict that is images [n, C, H, W].
+def change_images(inputs: Inputs, change: Callable[[Tensor], Tensor]) -> Inputs:
+    """`change` of the inputs, or of the one entry of a dict that is images [n, C, H, W].
 
     Raises DataError if a dict has no image entry, or several.
     """
     if isinstance(inputs, Tensor):
-        return augment(inputs, ids, epochs)
+        return change(inputs)
     images = [key for key, value in inputs.items() if isinstance(value, Tensor) and value.dim() == 4]
     if len(images) != 1:
         raise DataError(
             f"{len(images)} of the inputs {', '.join(inputs)} are images [n, C, H, W]: augmentation needs exactly one. "
             f"Disable it, or augment in the data set."
         )
-    return {**inputs, images[0]: augment(inputs[images[0]], ids, epochs)}
+    return {**inputs, images[0]: change(inputs[images[0]])}
 
 
 def _collate(samples: Sequence[Any], ids: Sequence[int]) -> Any:

@@ -35,6 +35,10 @@ class MicroBatchLoader:
         augment: (inputs, ids, epochs) -> inputs; keyed by sample, such as `Augmentation`.
         num_workers: processes that load map-style items; 0 loads in this process.
         pin_memory: put batches into page-locked memory, for faster copies to a GPU.
+        to_gpu: put batches onto the current GPU: copied on a stream of their own, images as bytes, and normalised and
+            augmented there. The samples have the same random draws as on the host.
+        prefetch: micro-batches that a thread prepares before they are asked for: of a set in memory, or what the
+            workers load. 0: none.
         seed: seed of the random draws inside items of a map-style data set.
         timeout_s: seconds to wait for a worker before it counts as hanging; 0 waits forever.
         skips: leave out samples that cannot be loaded, see `MicroBatchData.skipped`.
@@ -56,9 +60,11 @@ class MicroBatchLoader:
         seed: int = 0,
         timeout_s: float = 0,
         skips: bool = False,
+        prefetch: int = 0,
+        to_gpu: bool = False,
     ) -> None:
         self._ramp = BatchRamp.of(plan)
-        self._rank = rank
+        self.rank = rank
         world_size = self._ramp.at(0).world_size
         if not 0 <= rank < world_size:
             raise ValueError(f"rank={rank}: the plan has ranks 0 to {world_size - 1}.")
@@ -71,6 +77,8 @@ class MicroBatchLoader:
             stream="item",
             timeout_s=timeout_s,
             skips=skips,
+            prefetch=prefetch,
+            to_gpu=to_gpu,
         )
         if order.num_samples != len(dataset):
             raise ValueError(
@@ -90,16 +98,28 @@ class MicroBatchLoader:
         """
         if samples_seen < 0 or num_steps < 0:
             raise ValueError(f"samples_seen={samples_seen}, num_steps={num_steps}: both must be 0 or more.")
-        return self._source.load(self._requests(samples_seen, num_steps))
+        return self._source.load(self._requests(self._ramp, samples_seen, num_steps))
+
+    def start(self) -> None:
+        """Start the workers now, not with the first micro-batch: before a process group and its threads, if possible.
+
+        Raises:
+            DataError: if one does not come to life.
+        """
+        self._source.start()
+
+    def close(self) -> None:
+        """End workers and thread. Iterators of earlier calls then raise RuntimeError."""
+        self._source.close()
 
     def replan(self, plan: BatchPlan | BatchRamp) -> None:
         """Use another plan for the same global batches, from the next call of `micro_batches` on."""
         self._ramp = BatchRamp.of(plan)
 
-    def _requests(self, samples_seen: int, num_steps: int) -> Iterator[Request]:
-        places = self._places(samples_seen, num_steps)
+    def _requests(self, ramp: BatchRamp, samples_seen: int, num_steps: int) -> Iterator[Request]:
+        places = self._places(ramp, samples_seen, num_steps)
         # Thousands of ids cost about as much as one: compute those of many micro-batches at once.
-        first_size = self._ramp.at(samples_seen).micro_batches(self._rank)[0].size
+        first_size = ramp.at(samples_seen).micro_batches(self.rank)[0].size
         at_once = max(1, _IDS_AT_ONCE // first_size)
         while block := list(itertools.islice(places, at_once)):
             positions = [
@@ -111,55 +131,78 @@ class MicroBatchLoader:
                 epochs = own_positions // self._order.num_samples
                 yield Request(ids=own_ids, epochs=epochs, index=part.index, samples_seen=position)
 
-    def _places(self, samples_seen: int, num_steps: int) -> Iterator[tuple[int, MicroBatch]]:
+    def _places(self, ramp: BatchRamp, samples_seen: int, num_steps: int) -> Iterator[tuple[int, MicroBatch]]:
         """(samples consumed before the step, micro-batch) for each micro-batch of this rank."""
         plan: BatchPlan | None = None
         own: tuple[MicroBatch, ...] = ()
-        for position, next_plan in self._ramp.steps(samples_seen, num_steps):
+        for position, next_plan in ramp.steps(samples_seen, num_steps):
             if next_plan is not plan:
-                plan, own = next_plan, next_plan.micro_batches(self._rank)
+                plan, own = next_plan, next_plan.micro_batches(self.rank)
             for part in own:
                 yield position, part
 
 
+class EvaluationLoader:
+    """Loads samples of one data set for evaluations, whose workers it keeps from one to the next.
+
+    Args:
+        dataset, num_workers, seed, timeout_s, skips, to_gpu: see `MicroBatchLoader`.
+
+    Raises:
+        ValueError: as for `MicroBatchLoader`.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        *,
+        num_workers: int = 0,
+        seed: int = 0,
+        timeout_s: float = 0,
+        skips: bool = False,
+        to_gpu: bool = False,
+    ) -> None:
+        self._source = BatchSource(
+            dataset,
+            augment=None,
+            num_workers=num_workers,
+            seed=seed,
+            stream="evaluation item",
+            timeout_s=timeout_s,
+            skips=skips,
+            to_gpu=to_gpu,
+        )
+        self.start, self.close = self._source.start, self._source.close
+
+    def batches(self, ids: Int64Array, micro_batch_size: int | Sequence[int]) -> Iterator[MicroBatchData]:
+        """See `evaluation_batches`. A new call ends the iterators of earlier ones, which then raise RuntimeError."""
+        parts = _split(ids, micro_batch_size)
+        return self._source.load(
+            Request(ids=part, epochs=np.zeros(len(part), dtype=np.int64), index=index, samples_seen=0)
+            for index, part in enumerate(parts)
+        )
+
+
 def evaluation_batches(
-    dataset: Any,
-    ids: Int64Array,
-    micro_batch_size: int | Sequence[int],
-    *,
-    num_workers: int = 0,
-    pin_memory: bool = False,
-    seed: int = 0,
-    timeout_s: float = 0,
-    skips: bool = False,
+    dataset: Any, ids: Int64Array, micro_batch_size: int | Sequence[int], **options: Any
 ) -> Iterator[MicroBatchData]:
     """The samples `ids` in order, without augmentation, in micro-batches of `micro_batch_size`; the last may be less.
 
     `micro_batch_size` may also list the size of every micro-batch.
 
     Every id comes exactly once, without padding or repetition. `epochs` and `samples_seen` of the batches are zero.
-    Random items of a map-style data set are the same in every evaluation. Arguments and errors as for
-    `MicroBatchLoader`.
+    Random items of a map-style data set are the same in every evaluation. Options and errors as for
+    `EvaluationLoader`.
     """
+    return EvaluationLoader(dataset, **options).batches(ids, micro_batch_size)
+
+
+def _split(ids: Int64Array, micro_batch_size: int | Sequence[int]) -> list[Int64Array]:
     if isinstance(micro_batch_size, int):
         if micro_batch_size < 1:
             raise ValueError(f"micro_batch_size={micro_batch_size}: must be at least 1.")
-        ends = range(micro_batch_size, len(ids), micro_batch_size)
-        parts = np.split(ids, ends) if len(ids) else []
+        ends: Any = range(micro_batch_size, len(ids), micro_batch_size)
     else:
         assert sum(micro_batch_size) == len(ids)
-        parts = np.split(ids, np.cumsum(micro_batch_size)[:-1]) if len(ids) else []
-    source = BatchSource(
-        dataset,
-        augment=None,
-        num_workers=num_workers,
-        pin_memory=pin_memory,
-        seed=seed,
-        stream="evaluation item",
-        timeout_s=timeout_s,
-        skips=skips,
-    )
-    return source.load(
-        Request(ids=part, epochs=np.zeros(len(part), dtype=np.int64), index=index, samples_seen=0)
-        for index, part in enumerate(parts)
-    )
+        ends = np.cumsum(micro_batch_size)[:-1]
+    return np.split(ids, ends) if len(ids) else []

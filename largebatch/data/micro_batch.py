@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from largebatch.data.array import Int64Array
-from largebatch.data.items import Inputs, Skipped
+from largebatch.data.items import Inputs, SampleRequest, Skipped
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,11 @@ class Request:
     epochs: Int64Array
     index: int
     samples_seen: int
+
+    @property
+    def pairs(self) -> list[SampleRequest]:
+        """(epoch, id) of each sample."""
+        return list(zip(self.epochs.tolist(), self.ids.tolist(), strict=True))
 
     def filled(self, inputs: Inputs, targets: Tensor, skipped: Sequence[Skipped] = ()) -> MicroBatchData:
         """The loaded data of this request, without the skipped samples."""

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import OmegaConf
 
+from largebatch.data import EvaluationLoader
 from largebatch.distributed.runtime import Runtime
+from largebatch.gradient.batch_stream import Loader
 from largebatch.records.figures.run_metrics import is_drawn
 from largebatch.records.rows.columns import Columns, read_columns
 from largebatch.records.rows.row_file import read_lines
@@ -22,6 +26,7 @@ from largebatch.records.trackers import (
     Tracker,
     WandbTracker,
 )
+from largebatch.run.loading import evaluation_loaders
 from largebatch.run.observers import Records, build_observers
 from largebatch.run.parts import build_loader, build_run, open_runtime
 from largebatch.run.plan_report import plan_record
@@ -92,13 +97,25 @@ class OpenRun:
 def open_run(prepared: Prepared, stop: Callable[[], bool], overrides: Sequence[str]) -> Iterator[OpenRun]:
     """Join the job of the launcher, yield the run ready to train, and leave the job.
 
+    Workers that load data start first: a fork of a process with the threads of a process group or a GPU can hang.
+
     Raises:
         LauncherError: if ranks are missing, launcher and accelerate disagree, the ranks are not the same run, or
             the folder cannot be written to or another process writes to it.
         CheckpointError: if the run to resume has no usable checkpoint, or was another run. The folder is unchanged.
     """
-    config = prepared.config
-    with open_runtime(prepared) as runtime, contextlib.ExitStack() as stack:
+    config, feeds_gpu = prepared.config, torch.cuda.is_available()
+    train_plain, validation = prepared.train_plain, prepared.validation
+    with (
+        contextlib.closing(build_loader(prepared, int(os.environ.get("RANK", "0")), feeds_gpu=feeds_gpu)) as loader,
+        evaluation_loaders(config, train_plain, validation, feeds_gpu=feeds_gpu) as evaluated,
+        contextlib.ExitStack() as stack,
+    ):
+        loader.start()
+        for one in evaluated.values():
+            one.start()
+        runtime = stack.enter_context(open_runtime(prepared))
+        assert loader.rank == runtime.rank
         prepared.place_losses(runtime.device)
         folder, notes = open_folder(config, runtime, stack)
         identity = run_identity(prepared)
@@ -113,7 +130,7 @@ def open_run(prepared: Prepared, stop: Callable[[], bool], overrides: Sequence[s
         )
         trackers = _trackers(prepared, folder, start, stack) if runtime.is_main else []
         records = Records(runtime)
-        opened = _connect(prepared, runtime, folder, trackers, records, identity, stop)
+        opened = _connect(prepared, runtime, folder, trackers, records, identity, loader, evaluated, stop)
         for rows in (one for one in opened.trackers if isinstance(one, JsonlTracker)):
             folder.come_back.append(rows.come_back)
             folder.force.append(rows.force)
@@ -166,10 +183,11 @@ def _connect(
     trackers: list[Tracker],
     records: Records,
     identity: dict[str, Any],
+    loader: Loader,
+    evaluated: dict[str, EvaluationLoader],
     stop: Callable[[], bool],
 ) -> OpenRun:
-    loader = build_loader(prepared, runtime.rank, pin_memory=runtime.device.type == "cuda")
-    watch = build_observers(prepared, folder, trackers, records, identity)
+    watch = build_observers(prepared, folder, trackers, records, identity, evaluated)
     run = build_run(
         prepared,
         runtime,

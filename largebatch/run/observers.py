@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from largebatch.data import EvaluationLoader
 from largebatch.diagnostics.sharpness.subset import FixedSubset
 from largebatch.distributed.runtime import Runtime
 from largebatch.records.run_folder import RunFolder
@@ -73,11 +74,12 @@ def build_observers(
     trackers: list[Tracker],
     records: Records,
     identity: dict[str, Any],
+    evaluated: dict[str, EvaluationLoader],
 ) -> RunObservers:
-    """The observers that the config asks for, in their order."""
+    """The observers that the config asks for, in their order; `evaluated`: loaders of the evaluated sets."""
     config, numbers = prepared.config, prepared.numbers
     rows = RowLog(trackers, num_samples=numbers.num_samples)
-    evaluation = _evaluation(prepared, rows)
+    evaluation = _evaluation(prepared, rows, evaluated)
     checkpoints = _checkpoints(prepared, folder, trackers, identity, evaluation)
     # Rank checks come first, so that weights that differ across ranks are neither logged nor saved.
     live = _noise_scale(prepared, rows), _communication(config, rows)
@@ -144,7 +146,7 @@ def _sharpness(prepared: Prepared, rows: RowLog, *, every: int) -> SharpnessObse
     )
 
 
-def _evaluation(prepared: Prepared, rows: RowLog) -> EvaluationObserver:
+def _evaluation(prepared: Prepared, rows: RowLog, loaders: dict[str, EvaluationLoader]) -> EvaluationObserver:
     config = prepared.config
     return EvaluationObserver(
         rows,
@@ -154,9 +156,7 @@ def _evaluation(prepared: Prepared, rows: RowLog) -> EvaluationObserver:
         every=prepared.numbers.evaluate_every,
         micro_batch_size=config.observers.evaluation.micro,
         seed=config.seed,
-        num_workers=config.data.num_workers,
-        timeout_s=config.data.timeout_s,
-        skips=config.data.skips,
+        loaders=loaders,
         gap_is_augmented=prepared.gap_is_augmented,
     )
 

@@ -20,9 +20,11 @@ from largebatch.distributed.runtime import Runtime
 from largebatch.gradient.batch_stream import Loader
 from largebatch.gradient.options import GradientOptions
 from largebatch.losses import units_are_fixed
+from largebatch.losses.coupled import is_coupled
 from largebatch.run.config.combinations import gradient_options
 from largebatch.run.config.schema import TrainConfig
 from largebatch.run.initial_state import build_optimizer, noise_scale_groups
+from largebatch.run.loading import prefetch_of
 from largebatch.run.prepare import Prepared
 from largebatch.run.rank_agreement import require_same_run, run_fingerprint
 from largebatch.training.assembly import make_run
@@ -56,7 +58,7 @@ def build_loader(
     plan: BatchPlan | BatchRamp | None = None,
     seed: int | None = None,
     num_workers: int | None = None,
-    pin_memory: bool = False,
+    feeds_gpu: bool = False,
 ) -> MicroBatchLoader:
     """The micro-batches of a rank.
 
@@ -66,10 +68,12 @@ def build_loader(
         plan: splits global batches into micro-batches and shares them; None: the config's.
         seed: of order, augmentation and items; None: the config's.
         num_workers: processes that load items, which affect only speed; None: the config's.
-        pin_memory: whether to pin memory for a GPU.
+        feeds_gpu: whether micro-batches are prepared ahead, and put onto the GPU of this process.
     """
     config, augment = prepared.config, prepared.augment
     seed = config.seed if seed is None else seed
+    # Where a step begins with all of its micro-batches in memory, they wait on the host.
+    keeps_step = is_coupled(prepared.loss) or not _has_fixed_units(prepared)
     return MicroBatchLoader(
         prepared.train,
         SampleOrder(len(prepared.train), seed),
@@ -77,7 +81,9 @@ def build_loader(
         rank,
         augment=None if augment is None else replace(augment, seed=seed),
         num_workers=config.data.num_workers if num_workers is None else num_workers,
-        pin_memory=pin_memory,
+        pin_memory=feeds_gpu and keeps_step,
+        to_gpu=feeds_gpu and not keeps_step,
+        prefetch=0 if num_workers is not None else prefetch_of(config.data, prepared.train, feeds_gpu=feeds_gpu),
         seed=seed,
         timeout_s=config.data.timeout_s,
         skips=config.data.skips,
@@ -144,11 +150,15 @@ def _gradient_options(prepared: Prepared) -> GradientOptions:
     config = prepared.config
     return replace(
         gradient_options(config),
-        fixed_units=not config.data.skips and units_are_fixed(prepared.loss, prepared.train),
+        fixed_units=_has_fixed_units(prepared),
         groups=noise_scale_groups(config, prepared.model),
         step_buffers=prepared.state.by_step,
         skips_parameters=bool(prepared.state.choices),
     )
+
+
+def _has_fixed_units(prepared: Prepared) -> bool:
+    return not prepared.config.data.skips and units_are_fixed(prepared.loss, prepared.train)
 
 
 def _guard(config: TrainConfig) -> Guard | None:

@@ -150,9 +150,7 @@ def run_of(case: Case, runtime: Runtime, folder: Path, rows: Rows, stop: int | N
     )
     ramp = BatchRamp(plans, (24,) if case.ramp else ())
     journal = RowLog([rows], num_samples=SAMPLES)
-    evaluation = EvaluationObserver(
-        journal, train=data, validation=data, loss=loss, every=48, micro_batch_size=5, skips=False
-    )
+    evaluation = EvaluationObserver(journal, train=data, validation=data, loss=loss, every=48, micro_batch_size=5)
     observers: list[Any] = [MetricsObserver(journal, every=1), evaluation, GuardObserver(journal)]
     if not case.coupled and "exact_batch_norm" not in case.options:
         observers.append(NoiseScaleObserver(journal, every=2, window=20))

@@ -68,22 +68,7 @@ class EvalSums:
         Raises:
             ValueError: if the arguments are not vectors of one length.
         """
-        parts = [part for part in (loss, units, correct, counted) if part is not None]
-        if any(part.shape != loss.shape or part.dim() != 1 for part in parts):
-            raise ValueError(
-                f"Shapes {[list(part.shape) for part in parts]}: loss, units and correct hold one number per sample, "
-                f"all of shape [n]. Pass loss_per_sample, not its mean."
-            )
-        # Copy to the host first: not every device has float64.
-        l, u = loss.detach().cpu().double(), units.detach().cpu().double()  # noqa: E741
-        k = u if counted is None else counted.detach().cpu().double()
-        counts: tuple[float | None, ...] = (None, None, None)
-        if correct is not None:
-            c = correct.detach().cpu().double()
-            counts = (c.sum().item(), c.dot(c).item(), c.dot(k).item())
-        losses = (l.sum().item(), l.dot(l).item(), l.dot(u).item())
-        c_sum, c_sq, c_k = counts
-        return cls(len(l), u.sum().item(), *losses, u.dot(u).item(), c_sum, c_sq, c_k, k.sum().item(), k.dot(k).item())
+        return cls.from_tensor(sums_of_batch(loss, units, correct, counted))
 
     def __add__(self, other: EvalSums) -> EvalSums:
         return EvalSums.from_tensor(self.to_tensor() + other.to_tensor())
@@ -140,6 +125,33 @@ class EvalSums:
                 f"empty, or every label masked?"
             )
         return total
+
+
+def sums_of_batch(loss: Tensor, units: Tensor, correct: Tensor | None = None, counted: Tensor | None = None) -> Tensor:
+    """What `EvalSums.from_batch` adds up, float64 [11] as of `EvalSums.to_tensor`, on the device of `loss`.
+
+    The host does not wait for it. Arguments and errors as for `from_batch`.
+    """
+    parts = [part for part in (loss, units, correct, counted) if part is not None]
+    if any(part.shape != loss.shape or part.dim() != 1 for part in parts):
+        raise ValueError(
+            f"Shapes {[list(part.shape) for part in parts]}: loss, units and correct hold one number per sample, "
+            f"all of shape [n]. Pass loss_per_sample, not its mean."
+        )
+    l, u = _float64(loss), _float64(units)  # noqa: E741
+    k = u if counted is None else _float64(counted)
+    unknown = l.new_full((), math.nan)
+    of_correct = [unknown] * 3
+    if correct is not None:
+        c = _float64(correct)
+        of_correct = [c.sum(), c.dot(c), c.dot(k)]
+    of_loss = [u.sum(), l.sum(), l.dot(l), l.dot(u), u.dot(u)]
+    return torch.stack([l.new_full((), len(l)), *of_loss, *of_correct, k.sum(), k.dot(k)])
+
+
+def _float64(values: Tensor) -> Tensor:
+    values = values.detach()
+    return (values.cpu() if values.device.type == "mps" else values).double()  # which has none
 
 
 @dataclass(frozen=True)

@@ -120,6 +120,7 @@ class DataConfig(Section):
     limit: PositiveInt | None
     label_noise: Annotated[float, Field(ge=0, le=1)]
     num_workers: Annotated[int, Field(ge=0)]
+    prefetch: Annotated[int, Field(ge=0)] | None
     timeout_s: Annotated[float, Field(ge=0)]
     on_bad_sample: Literal["stop", "skip"]
     train_plain: Target | None = None

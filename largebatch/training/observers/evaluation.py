@@ -13,8 +13,8 @@ import torch
 from largebatch.batch.order import SampleOrder
 from largebatch.batch.plan import BatchPlan
 from largebatch.batch.random_keys import stream_key
-from largebatch.data import evaluation_batches
-from largebatch.diagnostics.gap.gap import EvalSums, generalization_gap
+from largebatch.data import EvaluationLoader
+from largebatch.diagnostics.gap.gap import EvalSums, generalization_gap, sums_of_batch
 from largebatch.distributed.runtime import Runtime
 from largebatch.gradient.accumulation import forward
 from largebatch.losses import Loss, counted_per_sample
@@ -44,15 +44,17 @@ class EvaluationObserver(Observer):
     any number of ranks and as equal in size as possible; it is not comparable with the training loss, which is taken
     within the global batch. Its standard errors take each batch as one draw, since the samples in it are correlated.
 
+    The sums stay on the device: the host waits once for each set. Gradients are off, but not by inference mode: a model
+    that caches a tensor in it, such as rotary angles, could not be trained any more.
+
     Attributes:
         train: training set without augmentation.
         validation: validation set.
         loss: the loss to measure with.
         every: samples between evaluations.
         micro_batch_size: samples per forward pass.
-        num_workers: processes that load data, for sets that are not in memory.
-        timeout_s: seconds to wait for such a process; 0: forever.
-        skips: whether samples that cannot be loaded are left out; the others are then the set.
+        loaders: of both sets, "train" and "val"; one that is missing loads in this process. If they leave out samples
+            that cannot be loaded, the others are the set.
         tell_skipped: called on every rank with (sample id, reason) of what it left out of the validation set.
         gap_is_augmented: whether one of the sets augments by itself, which rows then say.
         best: the best value so far of each metric that has a direction.
@@ -69,9 +71,7 @@ class EvaluationObserver(Observer):
     every: int | None
     micro_batch_size: int
     seed: int = 0
-    num_workers: int = 0
-    timeout_s: float = 0
-    skips: bool = False
+    loaders: dict[str, EvaluationLoader] = field(default_factory=dict)
     tell_skipped: Callable[[Run, list[tuple[int, str]]], None] | None = None
     gap_is_augmented: bool = False
     best: dict[str, float] = field(default_factory=dict)
@@ -150,21 +150,16 @@ class EvaluationObserver(Observer):
         How many were left out is entered in `skipped`, if any were.
         """
         runtime = run.runtime
+        if name not in self.loaders:
+            self.loaders[name] = EvaluationLoader(dataset)
         count = min(len(self.train), len(self.validation)) if name == "train" else len(dataset)
         order = SampleOrder(len(dataset), stream_key(self.seed, "evaluated subset"))
         first, sizes = _share(count, self.micro_batch_size, runtime, whole_batches=is_coupled(self.loss))
-        # One of the two sets may be in memory while the other is too large for it.
-        num_workers = 0 if hasattr(dataset, "fetch") else self.num_workers
-        batches = evaluation_batches(
-            dataset,
-            order.ids(first, sum(sizes)),
-            sizes,
-            num_workers=num_workers,
-            timeout_s=self.timeout_s if num_workers else 0,
-            skips=self.skips,
-        )
+        batches = self.loaders[name].batches(order.ids(first, sum(sizes)), sizes)
         module = run.module
-        sums, broke_off, left_out = EvalSums(), False, list[tuple[int, str]]()
+        broke_off, left_out = False, list[tuple[int, str]]()
+        # The eleven of `EvalSums`, and how many ranks broke off and left samples out.
+        table = torch.zeros(13, dtype=torch.float64, device=runtime.device)
         with evaluating(module), torch.no_grad():
             for batch in batches:
                 if broke_off := run.stop_requested():
@@ -174,15 +169,17 @@ class EvaluationObserver(Observer):
                     continue
                 outputs = forward(module, runtime.place(batch.inputs))
                 targets = runtime.place_tensor(batch.targets)
-                sums += self._sums_of_batch(outputs, targets)
-        *total, num_broken_off, all_skipped = runtime.sum([*sums.to_tensor().tolist(), broke_off, len(left_out)])
+                table[:11] += self._sums_of_batch(outputs, targets)
+        table[11].fill_(broke_off)
+        table[12].fill_(len(left_out))
+        *total, num_broken_off, all_skipped = runtime.start_sum(table).result()
         if name == "val" and self.tell_skipped is not None:
             self.tell_skipped(run, left_out)
         if all_skipped:
             skipped[f"eval/{name}_skipped"] = round(all_skipped)
         return None if num_broken_off else EvalSums.from_tensor(torch.tensor(total, dtype=torch.float64))
 
-    def _sums_of_batch(self, outputs: Any, targets: torch.Tensor) -> EvalSums:
+    def _sums_of_batch(self, outputs: Any, targets: torch.Tensor) -> torch.Tensor:
         loss = self.loss.loss_per_sample(outputs, targets)
         units = self.loss.units_per_sample(targets)
         correct = self.loss.correct_per_sample(outputs, targets)
@@ -190,7 +187,7 @@ class EvaluationObserver(Observer):
         if is_coupled(self.loss):
             loss, units = loss.double().sum()[None], units.sum()[None]
             correct, counted = None if correct is None else correct.sum()[None], counted.sum()[None]
-        return EvalSums.from_batch(loss, units, correct, counted)
+        return sums_of_batch(loss, units, correct, counted).to(targets.device)
 
 
 def _share(count: int, micro_batch_size: int, runtime: Runtime, *, whole_batches: bool) -> tuple[int, list[int]]:

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 from largebatch.batch.order import SampleOrder
 from largebatch.batch.plan import BatchPlan
-from largebatch.data import Augmentation, DataError, MicroBatchLoader, evaluation_batches, fetching
+from largebatch.data import Augmentation, DataError, MicroBatchLoader, evaluation_batches, worker_pool
 from largebatch.data.workers import end_workers
 from tests.faults import shown
 
@@ -31,13 +31,13 @@ AUGMENT = Augmentation(seed=9, crop_padding=1, flip=True)
 @pytest.fixture(autouse=True)
 def no_loading_process_stays(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """An error's traceback holds the iterator, and that its processes, until the garbage is collected."""
-    start = fetching.DataLoader.__iter__
+    start = worker_pool.DataLoader.__iter__
 
     def noted(loader: Any) -> Any:
         shown.note("this process", 1, workers=loader.num_workers)
         return start(loader)
 
-    monkeypatch.setattr(fetching.DataLoader, "__iter__", noted)
+    monkeypatch.setattr(worker_pool.DataLoader, "__iter__", noted)
     yield
     gc.collect()
 

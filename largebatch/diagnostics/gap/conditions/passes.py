@@ -124,7 +124,6 @@ class Passes:
             dataset,
             augment=augment,
             num_workers=0 if hasattr(dataset, "fetch") else self._data.num_workers,
-            pin_memory=False,
             seed=self._settings.seed,
             stream=stream,
             timeout_s=0,

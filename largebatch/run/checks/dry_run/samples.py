@@ -68,7 +68,7 @@ def tried_batches(
         dataset,
         augment=augment,
         num_workers=num_workers if hasattr(dataset, "fetch") else min(num_workers, 1),
-        pin_memory=False,
+        prefetch=config.data.prefetch or 0,
         seed=config.seed,
         stream="item",
         timeout_s=config.data.timeout_s,

@@ -1,0 +1,94 @@
+"""Micro-batches on their way to a GPU: pinned, copied on a stream of their own, completed on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from largebatch.data.augmentation import Augmentation
+from largebatch.data.items import Inputs, change_images
+from largebatch.data.micro_batch import MicroBatchData
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A micro-batch whose copy to the device is under way.
+
+    Attributes:
+        batch: inputs as they are stored, and targets, on the device.
+        draws: of the augmentation, on the device; None without one.
+        copied: when the copies are complete.
+    """
+
+    batch: MicroBatchData
+    draws: Tensor | None
+    copied: torch.cuda.Event
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All that is copied."""
+        inputs = self.batch.inputs
+        parts = list(inputs.values()) if isinstance(inputs, dict) else [inputs]
+        return [*parts, self.batch.targets, *([] if self.draws is None else [self.draws])]
+
+
+class DeviceFeed:
+    """Copies micro-batches to a GPU beside its computation, and makes the model's inputs of them there.
+
+    `send` queues the copies of pinned memory on a stream of their own and returns at once, in any thread. `receive`
+    lets the current stream wait for them, not the host, and queues normalisation and augmentation behind. Bytes travel
+    as they are stored: 1 per pixel instead of 4.
+
+    Args:
+        device: a GPU.
+        complete: makes inputs of stored ones, see `stored_form`; None: they are complete.
+        augment: applied to complete images, with draws that are made on the host.
+    """
+
+    def __init__(
+        self, device: torch.device, *, complete: Callable[[Tensor], Tensor] | None, augment: Augmentation | None
+    ) -> None:
+        self.device = device
+        self._complete, self._augment = complete, augment
+        self._stream = torch.cuda.Stream(device)
+
+    def begin_thread(self) -> None:
+        """Make the device that of the thread: pinned memory would open a context on the first GPU."""
+        torch.cuda.set_device(self.device)
+
+    def send(self, batch: MicroBatchData) -> Sent:
+        """Start the copies of a micro-batch on the host."""
+        # No sample of a placeholder counts: there is none to draw for.
+        has_draws = self._augment is not None and not batch.is_placeholder
+        with torch.cuda.stream(self._stream):
+            draws = self._copied(self._augment.draws(batch.ids, batch.epochs)) if has_draws else None  # type: ignore[union-attr]
+            inputs, targets = each(batch.inputs, self._copied), self._copied(batch.targets)
+            return Sent(replace(batch, inputs=inputs, targets=targets), draws, self._stream.record_event())
+
+    def receive(self, sent: Sent) -> MicroBatchData:
+        """The micro-batch, ready for what the current stream does from here on."""
+        here = torch.cuda.current_stream(self.device)
+        here.wait_event(sent.copied)
+        for tensor in sent.tensors:
+            tensor.record_stream(here)  # its memory is not given away before this stream is done with it
+        inputs, draws = sent.batch.inputs, sent.draws
+        if self._complete is not None:
+            inputs = change_images(inputs, self._complete)
+        if draws is not None:
+            augment = self._augment
+            assert augment is not None
+            inputs = change_images(inputs, lambda images: augment.apply(images, draws))
+        return replace(sent.batch, inputs=inputs)
+
+    def _copied(self, tensor: Tensor) -> Tensor:
+        return tensor.pin_memory().to(self.device, non_blocking=True)
+
+
+def each(inputs: Inputs, function: Callable[[Tensor], Tensor]) -> Inputs:
+    """`function` of a tensor, or of each tensor of a dict."""
+    if isinstance(inputs, dict):
+        return {name: function(value) for name, value in inputs.items()}
+    return function(inputs)
