@@ -51,13 +51,22 @@ class BatchPlan:
         assert set(self.owners) == set(range(self.world_size)), "every rank must take part in the all-reduce"
 
     @classmethod
-    def solve(cls, *, global_batch_size: int, world_size: int, max_micro_batch_size: int | None = None) -> BatchPlan:
+    def solve(
+        cls,
+        *,
+        global_batch_size: int,
+        world_size: int,
+        max_micro_batch_size: int | None = None,
+        prefers_equal: bool = False,
+    ) -> BatchPlan:
         """Split the batch evenly: ranks differ by at most one sample, and so do the micro-batches of a rank.
 
         Args:
             global_batch_size: samples per optimizer step, any integer >= `world_size`.
             world_size: number of ranks.
             max_micro_batch_size: the most samples that one forward pass may hold; None: a rank's whole share.
+            prefers_equal: whether a rank whose micro-batches would differ takes more and smaller ones, if some number
+                up to a quarter above the fewest (at least one more) makes them equal.
 
         Raises:
             ValueError: if a rank would have no sample, or an argument is below 1.
@@ -73,7 +82,9 @@ class BatchPlan:
         sizes: list[int] = []
         owners: list[int] = []
         for rank, share in enumerate(_split_evenly(global_batch_size, world_size)):
-            parts = _split_evenly(share, -(-share // (max_micro_batch_size or share)))
+            fewest = -(-share // (max_micro_batch_size or share))
+            counts = range(fewest, fewest + max(1, fewest // 4) + 1) if prefers_equal and fewest > 1 else ()
+            parts = _split_evenly(share, next((count for count in counts if share % count == 0), fewest))
             sizes += parts
             owners += [rank] * len(parts)
         return cls(global_batch_size, world_size, tuple(sizes), tuple(owners))

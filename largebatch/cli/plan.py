@@ -22,6 +22,7 @@ def run(config: DictConfig, overrides: list[str]) -> int:
     from largebatch.records.trackers import print_plan
     from largebatch.run.config.reading import ConfigError, parse_config
     from largebatch.run.plan_report import checkpoint_row, lr_rows, plan_rows
+    from largebatch.run.precision.decisions import decision_rows, gpu_row
     from largebatch.run.prepare import prepare
 
     ranks = parse_config(config).launcher.num_processes
@@ -33,8 +34,11 @@ def run(config: DictConfig, overrides: list[str]) -> int:
         raise ConfigError(copies)  # alone: all other errors would be about another run
     prepared = prepare(config, environ, trains=False)
     numbers = prepared.numbers
+    how = [*decision_rows(prepared.decisions)]
+    if not prepared.decisions.device.is_gpu:
+        how.append(gpu_row(prepared.given, prepared.model, numbers))
     row = checkpoint_row(prepared.config, prepared.model)
-    print_plan([*plan_rows(numbers, prepared.optimizer), row])
+    print_plan([*how, *plan_rows(numbers, prepared.optimizer), row])
     print_plan(lr_rows(numbers), title="learning rate at the step that starts after")
     for note in prepared.notes:
         print(note)

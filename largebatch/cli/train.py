@@ -83,6 +83,7 @@ def _print_start(prepared: Prepared, opened: OpenRun) -> None:
     from largebatch.distributed.launcher_environment import restart_note
     from largebatch.records.trackers import print_plan
     from largebatch.run.plan_report import checkpoint_row, plan_rows
+    from largebatch.run.precision.decisions import decision_rows
 
     runtime, config = opened.run.runtime, prepared.config
     parameters = [parameter for group in opened.run.optimizer.param_groups for parameter in group["params"]]
@@ -91,7 +92,8 @@ def _print_start(prepared: Prepared, opened: OpenRun) -> None:
         for flag in ("decays", "adapts")
     )
     rows = [
-        ("device", f"{runtime.device.type}, {runtime.precision}", "precision"),
+        ("device", runtime.device.type, prepared.decisions.device.name),
+        *decision_rows(prepared.decisions),
         (
             "model",
             f"{sum(parameter.numel() for parameter in parameters):,} parameters",

@@ -53,7 +53,6 @@ class Runtime(contextlib.AbstractContextManager["Runtime"]):
         cls,
         *,
         precision: str = "fp32",
-        tf32: bool | None = None,
         collective_timeout_s: float = 1800,
         rendezvous_timeout_s: float = 300,
     ) -> Runtime:
@@ -61,7 +60,6 @@ class Runtime(contextlib.AbstractContextManager["Runtime"]):
 
         Args:
             precision: fp64, fp32, bf16 or fp16.
-            tf32: whether float32 matrix products on a GPU may use TF32; None keeps torch's flags.
             collective_timeout_s: seconds after which an incomplete collective fails.
             rendezvous_timeout_s: seconds to wait here until all ranks of the job have joined.
 
@@ -72,9 +70,6 @@ class Runtime(contextlib.AbstractContextManager["Runtime"]):
         owns_group = not dist.is_initialized()
         if precision == "fp16" and not torch.cuda.is_available():
             raise ValueError("precision fp16 needs a GPU: on a CPU it would silently train in fp32. Use bf16 or fp32.")
-        if tf32 is not None:
-            torch.backends.cuda.matmul.allow_tf32 = tf32
-            torch.backends.cudnn.allow_tf32 = tf32
         if os.environ.get("WORLD_SIZE") == "1":  # torch requires an address even for one process
             os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
             os.environ.setdefault("MASTER_PORT", "0")

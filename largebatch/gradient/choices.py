@@ -27,6 +27,7 @@ class Ability(enum.Enum):
     OWN_LOSSES = "a sample has a loss of its own"
     SECOND_DERIVATIVES = "the loss of a subset has second derivatives"
     FEW_DIGITS = "gradients may lose digits on their way"
+    SAME_BITS = "an operation gives the same bits each time"
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def in_order() -> Choice:
     return Choice(
         "batch.reduction=ordered",
         "batch.reduction=all_reduce",
-        needs=frozenset({Ability.REDUCTION}),
+        needs=frozenset({Ability.REDUCTION, Ability.SAME_BITS}),
         lacks={
             Ability.JOINT_GRADIENT: "it adds the gradients of micro-batches one by one, and here they have none",
             Ability.OWN_PART: "it adds up micro-batches of several ranks one by one, and no rank has a part of its own",
@@ -160,7 +161,28 @@ def halving() -> Choice:
 
 def recomputation(every: int) -> Choice:
     """Gradients that each rank computes twice."""
-    return _observed("recompute", every, Ability.OWN_PART, Ability.OWN_GRADIENTS)
+    return _observed("recompute", every, Ability.OWN_PART, Ability.OWN_GRADIENTS, Ability.SAME_BITS)
+
+
+def ledger() -> Choice:
+    """A record of every step by which two runs are compared."""
+    return Choice(
+        "observers.ledger.enabled=true", "observers.ledger.enabled=false", needs=frozenset({Ability.SAME_BITS})
+    )
+
+
+def varying_kernels(name: str, instead: str) -> Choice:
+    """Kernels of a GPU that may add in another order each time.
+
+    Args:
+        name: as a config or a program writes it.
+        instead: what it writes to do without.
+    """
+    return Choice(
+        name,
+        instead,
+        lacks={Ability.SAME_BITS: "kernels of a GPU may then add in another order each time, and give other bits"},
+    )
 
 
 def noise_scale(every: int) -> Choice:

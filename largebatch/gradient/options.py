@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
+import torch
 from torch import Tensor, nn
 
 from largebatch.batch.plan import BatchPlan
@@ -120,7 +121,11 @@ def choose_gradient(
     Raises:
         ValueError: if some of it does not go together, see `conflicts`; or there is no batch norm to be exact.
     """
-    if found := list(choices.conflicts(options.choices(loss, precision=runtime.precision))):
+    chosen = options.choices(loss, precision=runtime.precision)
+    if runtime.device.type == "cuda" and not torch.are_deterministic_algorithms_enabled():
+        switch = "torch.use_deterministic_algorithms"
+        chosen.append(choices.varying_kernels(f"{switch}(False)", f"{switch}(True)"))
+    if found := list(choices.conflicts(chosen)):
         raise ValueError("\n".join(found))
     module = runtime.unwrap(model)
     clock = ReductionClock(runtime, is_distributed=model is not module)

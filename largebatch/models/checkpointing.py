@@ -14,8 +14,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.checkpoint import checkpoint
 
+BLOCKS = r"blocks\.\d+$"
+"""Names of the modules that a deep model repeats."""
 
-def checkpoint_activations(model: nn.Module, pattern: str = r"blocks\.\d+$") -> list[str]:
+
+def checkpoint_activations(model: nn.Module, pattern: str = BLOCKS) -> list[str]:
     """Checkpoint the modules whose names match `pattern`: they keep only their inputs and recompute in backward.
 
     Outputs, gradients, buffers and the state of the random generators are bitwise equal to those without checkpointing:
@@ -38,7 +41,7 @@ def checkpoint_activations(model: nn.Module, pattern: str = r"blocks\.\d+$") -> 
     >>> checkpoint_activations(model)
     ['blocks.0', 'blocks.1']
     """
-    matches = _matching_modules(model, pattern)
+    matches = matching_modules(model, pattern)
     for name, module in matches.items():
         if "forward" in vars(module):
             raise ValueError(
@@ -53,7 +56,12 @@ def checkpoint_activations(model: nn.Module, pattern: str = r"blocks\.\d+$") -> 
     return list(matches)
 
 
-def _matching_modules(model: nn.Module, pattern: str) -> dict[str, nn.Module]:
+def matching_modules(model: nn.Module, pattern: str) -> dict[str, nn.Module]:
+    """The modules of a model whose names match `pattern`, in the order of the tree.
+
+    Raises:
+        ValueError: if `pattern` is no regular expression, matches no module, or matches a module inside another match.
+    """
     try:
         expression = re.compile(pattern)
     except re.error as error:
@@ -72,7 +80,7 @@ def _matching_modules(model: nn.Module, pattern: str) -> dict[str, nn.Module]:
         inner = next((name for name in matches if name != outer and _is_inside(name, outer)), None)
         if inner is not None:
             raise ValueError(
-                f"pattern={pattern!r} matches {inner!r} inside {outer!r}: a checkpointed module must not contain "
+                f"pattern={pattern!r} matches {inner!r} inside {outer!r}: a module that matches must not contain "
                 f"another one. Anchor the pattern with ^ and $ so that it matches one of the two."
             )
     return matches

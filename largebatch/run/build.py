@@ -126,7 +126,7 @@ def open_run(prepared: Prepared, stop: Callable[[], bool], overrides: Sequence[s
             runtime,
             config_yaml=OmegaConf.to_yaml(prepared.public),
             overrides=overrides,
-            plan=plan_record(prepared.numbers, prepared.optimizer, prepared.notes),
+            plan=_plan_of(prepared),
         )
         trackers = _trackers(prepared, folder, start, stack) if runtime.is_main else []
         records = Records(runtime)
@@ -144,6 +144,10 @@ def open_run(prepared: Prepared, stop: Callable[[], bool], overrides: Sequence[s
         yield opened
 
 
+def _plan_of(prepared: Prepared) -> dict[str, Any]:
+    return plan_record(prepared.numbers, prepared.optimizer, prepared.notes, prepared.decisions)
+
+
 def _trackers(prepared: Prepared, folder: RunFolder, start: Start, stack: contextlib.ExitStack) -> list[Tracker]:
     config, numbers = prepared.config, prepared.numbers
     values: dict[str, Any] = start.checkpoint.values if start.checkpoint else {"samples_seen": None, "extra": {}}
@@ -154,7 +158,7 @@ def _trackers(prepared: Prepared, folder: RunFolder, start: Start, stack: contex
         trackers.append(
             WandbTracker(
                 folder=folder.path,
-                config={"config": prepared.public, "plan": plan_record(numbers, prepared.optimizer, prepared.notes)},
+                config={"config": prepared.public, "plan": _plan_of(prepared)},
                 defaults={"name": config.shown_name},
                 run_id=values["extra"].get("wandb_run_id"),
                 **given,

@@ -124,7 +124,12 @@ def solve_plan(config: TrainConfig, total: int, world_size: int) -> BatchPlan:
     """Split a global batch of `total` samples into micro-batches for the ranks, within the limits of the config."""
     if config.batch.micro is not None:
         return BatchPlan.pinned(global_batch_size=total, world_size=world_size, micro_batch_size=config.batch.micro)
-    return BatchPlan.solve(global_batch_size=total, world_size=world_size, max_micro_batch_size=config.batch.max_micro)
+    return BatchPlan.solve(
+        global_batch_size=total,
+        world_size=world_size,
+        max_micro_batch_size=config.batch.max_micro,
+        prefers_equal=bool(config.precision.compile),  # each size is compiled by itself
+    )
 
 
 def _ramp(config: TrainConfig, stages: Stages, world_size: int) -> BatchRamp:

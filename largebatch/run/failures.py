@@ -12,6 +12,7 @@ import torch
 
 from largebatch.data import evaluation_batches
 from largebatch.data.array import Int64Array
+from largebatch.distributed.kernels import NO_DETERMINISTIC_KERNEL, lacks_deterministic_kernel
 from largebatch.distributed.lost_ranks import LostRankError
 from largebatch.gradient.out_of_memory import is_out_of_memory
 from largebatch.records.checkpoint import CheckpointError
@@ -68,6 +69,8 @@ def _report(run: Run, error: Exception) -> str:
     where = f" {_named(parts)}" if parts else ""
     fact = error_text(error) if where_raised(error) else f"{type(error).__name__}: {error}".rstrip(".")
     remedy = "Lower batch.max_micro, or set batch.on_out_of_memory=lower. " if is_out_of_memory(error) else ""
+    if lacks_deterministic_kernel(error):
+        remedy = f"{NO_DETERMINISTIC_KERNEL} "
     return (
         f"step {run.steps.number} of {run.steps.num_steps} failed on rank {run.runtime.rank}{where}: {fact}. {remedy}"
     )

@@ -14,7 +14,8 @@ from largebatch.data import evaluation_batches
 from largebatch.gradient.accumulation import forward
 from largebatch.gradient.exact_batch_norm import batch_norms
 from largebatch.gradient.snapshots import is_expanded
-from largebatch.models.checkpointing import checkpoint_activations
+from largebatch.models.checkpointing import BLOCKS, checkpoint_activations, matching_modules
+from largebatch.models.layout import convolutions_2d
 from largebatch.models.modes import evaluating, train_mode
 from largebatch.optim import keep_lr_ratios, lr_factors, parameter_groups, parameters_by_name
 from largebatch.optim.uncompiled import without_compiler
@@ -22,6 +23,8 @@ from largebatch.run.checks.memory import require_memory_for_weights
 from largebatch.run.config.reading import ConfigError
 from largebatch.run.config.schema import TrainConfig
 from largebatch.run.config.targets import TargetError, check_arguments, make
+from largebatch.run.precision.device import Device
+from largebatch.run.precision.speed import fused
 
 _TRIED_TO_SKIP = 8
 
@@ -61,8 +64,20 @@ def initial_model(config: TrainConfig, seed: int, dataset: Any) -> nn.Module:
         raise ConfigError([f"observers.noise_scale.groups: {error}"]) from None
     pattern = config.precision.activation_checkpointing
     if pattern:
-        checkpoint_activations(model, *([] if pattern is True else [pattern]))
+        checkpoint_activations(model, block_pattern(config))
+    if config.precision.channels_last and not convolutions_2d(model):
+        raise ConfigError(
+            ["precision.channels_last=true: has no effect, the model has no two-dimensional convolution. Use null."]
+        )
+    if config.precision.compile == "blocks":
+        matching_modules(model, block_pattern(config))  # a pattern without a match is refused here
     return model
+
+
+def block_pattern(config: TrainConfig) -> str:
+    """Regular expression of the names of the model's blocks: those that are checkpointed, or compiled."""
+    pattern = config.precision.activation_checkpointing
+    return pattern if isinstance(pattern, str) else BLOCKS
 
 
 def _bring_together(model: nn.Module) -> None:
@@ -128,6 +143,8 @@ def build_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimi
         lr=lr,
         lr_factors=_lr_factors(config, model),
     )
+    if fused(Device.own(), config.optimizer, model).value:
+        node["fused"] = True
     with without_compiler():
         optimizer = make("optimizer", node, params=groups, lr=lr)
     if not isinstance(optimizer, torch.optim.Optimizer):

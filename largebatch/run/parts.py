@@ -21,10 +21,12 @@ from largebatch.gradient.batch_stream import Loader
 from largebatch.gradient.options import GradientOptions
 from largebatch.losses import units_are_fixed
 from largebatch.losses.coupled import is_coupled
+from largebatch.models.layout import compile_blocks, keep_channels_last
 from largebatch.run.config.combinations import gradient_options
 from largebatch.run.config.schema import TrainConfig
-from largebatch.run.initial_state import build_optimizer, noise_scale_groups
+from largebatch.run.initial_state import block_pattern, build_optimizer, noise_scale_groups
 from largebatch.run.loading import prefetch_of
+from largebatch.run.precision.speed import has_few_sizes
 from largebatch.run.prepare import Prepared
 from largebatch.run.rank_agreement import require_same_run, run_fingerprint
 from largebatch.training.assembly import make_run
@@ -40,12 +42,12 @@ def open_runtime(prepared: Prepared) -> Iterator[Runtime]:
         LauncherError: if ranks are missing, launcher and accelerate disagree, or the ranks are not the same run.
     """
     config = prepared.config
-    with Runtime.open(
+    job = Runtime.open(
         precision=config.precision.compute,
-        tf32=config.precision.tf32,
         collective_timeout_s=config.launcher.collective_timeout_s,
         rendezvous_timeout_s=config.launcher.rendezvous_timeout_s,
-    ) as runtime:
+    )
+    with job as runtime, prepared.decisions.switches(config.precision.tf32).set():
         if runtime.world_size > 1:
             require_same_run(runtime, run_fingerprint(prepared))
         yield runtime
@@ -169,6 +171,13 @@ def _guard(config: TrainConfig) -> Guard | None:
 
 
 def _wrapped(prepared: Prepared, runtime: Runtime) -> nn.Module:
-    if prepared.config.precision.compile:
-        prepared.model.compile()  # in place: parameter names stay as they are
-    return runtime.wrap(prepared.model)
+    model, how = prepared.model, prepared.config.precision.compile
+    if prepared.decisions.channels_last.value:
+        keep_channels_last(model)
+    # Two sizes are compiled each by itself: code for any size would be slower in every step.
+    dynamic = False if has_few_sizes(prepared.config, prepared.numbers) else None
+    if how == "blocks":
+        compile_blocks(model, block_pattern(prepared.config), dynamic=dynamic)
+    elif how:
+        model.compile(dynamic=dynamic)  # in place: parameter names stay as they are
+    return runtime.wrap(model)

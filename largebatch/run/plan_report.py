@@ -15,6 +15,7 @@ from largebatch.batch.scaling import ScaledValue
 from largebatch.run.checks.memory import state_of
 from largebatch.run.config.schema import TrainConfig
 from largebatch.run.derive import IN_PLACE_OF_DECAY, RunNumbers
+from largebatch.run.precision.decisions import Decisions
 
 PlanRow = tuple[str, str, str]
 
@@ -130,8 +131,10 @@ def lr_rows(numbers: RunNumbers) -> list[PlanRow]:
     return [(f"{samples:,} samples", f"{numbers.lr_at(samples):.6g}", "") for samples in sorted(places)]
 
 
-def plan_record(numbers: RunNumbers, optimizer: Optimizer, notes: Sequence[str] = ()) -> dict[str, Any]:
-    """The plan and its notes as plain values, for plan.json and the trackers."""
+def plan_record(
+    numbers: RunNumbers, optimizer: Optimizer, notes: Sequence[str] = (), decisions: Decisions | None = None
+) -> dict[str, Any]:
+    """The plan, its decisions and its notes as plain values, for plan.json and the trackers."""
     plan, schedule = numbers.plan, numbers.schedule
     return {
         **_batch_record(plan),
@@ -157,6 +160,7 @@ def plan_record(numbers: RunNumbers, optimizer: Optimizer, notes: Sequence[str] 
         "decay": schedule.decay,
         "end_lr": numbers.lr_at(schedule.total_samples),
         "lr_factors": [{"factor": factor, "tensors": count} for factor, count in lr_factor_counts(optimizer).items()],
+        "precision": {} if decisions is None else decisions.record(),
         "notes": list(notes),
     }
 

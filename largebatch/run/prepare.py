@@ -16,12 +16,9 @@ from largebatch.gradient.choices import conflicts
 from largebatch.losses import Loss
 from largebatch.losses.coupled import is_coupled
 from largebatch.records.credentials import redacted
-from largebatch.run.checks.dry_run import KeptState, UntriedRun, dry_run
+from largebatch.run.checks.dry_run import KeptState, Tried, UntriedRun, dry_run
 from largebatch.run.checks.machine import checkpoint_problems, folder_problems, machine_problems
-from largebatch.run.checks.observers import (
-    guard_problems,
-    sharpness_problems,
-)
+from largebatch.run.checks.observers import observer_problems
 from largebatch.run.config.combinations import choices_of, coupled_problems
 from largebatch.run.config.findings import Findings
 from largebatch.run.config.reading import parse_config, public_values, require_no_secrets
@@ -30,6 +27,9 @@ from largebatch.run.data_sets import data_sets
 from largebatch.run.derive import RunNumbers, derive
 from largebatch.run.initial_state import build_optimizer, initial_model
 from largebatch.run.named_loss import named_loss, without_smoothing
+from largebatch.run.precision.decisions import Decisions, decide
+from largebatch.run.precision.device import Device
+from largebatch.run.precision.number_format import settled
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,10 @@ class Prepared:
     """A run that has passed its dry run: the parts that `build` needs to start it.
 
     Attributes:
-        public: the config for records.
+        config: of the run, with a number format in place of `auto`.
+        given: the config before that.
+        decisions: how the run computes, where the config leaves it open.
+        public: the config for records, as it was given.
         content: hash of the training set, see `sampled_content`.
         state: state that forward passes change, and parameters that they skip.
         notes: facts to print before the run starts, one line each; also in plan.json.
@@ -45,6 +48,8 @@ class Prepared:
     """
 
     config: TrainConfig
+    given: TrainConfig
+    decisions: Decisions
     public: dict[str, Any]
     numbers: RunNumbers
     train: Any
@@ -79,9 +84,9 @@ def prepare(composed: DictConfig, environ: Mapping[str, str], *, trains: bool = 
         ConfigError: with all errors.
     """
     require_no_secrets(composed)  # alone: other messages repeat values
-    config = parse_config(composed)
-    findings = Findings()
-    _look_around(config, environ, findings)
+    given, device, findings = parse_config(composed), Device.own(), Findings()
+    config = settled(given, device)
+    _look_around(config, environ, device, findings)
     made = data_sets(config, findings)
     train, train_plain, validation = made.train, made.train_plain, made.validation
     loss = findings.attempt("loss", lambda: named_loss(config))
@@ -93,19 +98,21 @@ def prepare(composed: DictConfig, environ: Mapping[str, str], *, trains: bool = 
     ramp = None if numbers is None else numbers.ramp
     if is_coupled(loss) and not findings.errors:
         findings.errors += coupled_problems(config, ramp, train_plain, validation)
-    findings.errors += [] if train_plain is None else sharpness_problems(config, train_plain)
-    findings.errors += guard_problems(config)
+    findings.errors += observer_problems(config, train_plain)
     if model is not None and optimizer is not None:
         findings.errors += findings.attempt("model", lambda: checkpoint_problems(config, model, optimizer)) or []
+    decisions = decide(device, given, model, numbers)
     tried = None
     if not (numbers is None or model is None or loss is None or optimizer is None or findings.errors):
         run = UntriedRun(config, numbers, train, train_plain, validation, augment, model, loss, optimizer, trains)
-        tried = dry_run(run, findings)
+        tried = _tried(run, decisions, findings)
     findings.raise_if_any()
     assert not (tried is None or numbers is None or model is None or optimizer is None)  # noqa: PT018
     sets = {id(one): with_checked_labels(one, tried.labels) for one in (train, train_plain, validation)}
     return Prepared(
         config=config,
+        given=given,
+        decisions=decisions,
         public=public_values(composed),
         numbers=numbers,
         train=sets[id(train)],
@@ -123,6 +130,11 @@ def prepare(composed: DictConfig, environ: Mapping[str, str], *, trains: bool = 
     )
 
 
+def _tried(run: UntriedRun, decisions: Decisions, findings: Findings) -> Tried | None:
+    with decisions.switches(run.config.precision.tf32).set():
+        return dry_run(run, findings)
+
+
 def _numbers(config: TrainConfig, environ: Mapping[str, str], train: Any, findings: Findings) -> RunNumbers | None:
     if train is None or any("WORLD_SIZE" in error for error in findings.errors):
         return None
@@ -130,11 +142,11 @@ def _numbers(config: TrainConfig, environ: Mapping[str, str], train: Any, findin
     return findings.attempt("batch", lambda: derive(config, num_samples=len(train), world_size=world_size))
 
 
-def _look_around(config: TrainConfig, environ: Mapping[str, str], findings: Findings) -> None:
+def _look_around(config: TrainConfig, environ: Mapping[str, str], device: Device, findings: Findings) -> None:
     """Check launcher, machine and run folder."""
     precision, num_processes = config.precision.compute, config.launcher.num_processes
     findings.errors += launcher_problems(environ, precision=precision, num_processes=num_processes)
-    findings.errors += machine_problems(config, environ)
+    findings.errors += machine_problems(config, environ, device)
     findings.errors += findings.attempt("run folder", lambda: folder_problems(config)) or []
 
 

@@ -12,37 +12,46 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from largebatch.distributed.kernels import REPEATING_WORKSPACES, WORKSPACE
 from largebatch.optim.kernels.triton_steps import has_triton
 from largebatch.records.run_folder import RunFolder
 from largebatch.records.trackers import PUBLIC_SERVER, key_source, mode_of, naming_problems
 from largebatch.run.checks.memory import state_bytes, state_of
 from largebatch.run.config.schema import TrainConfig
+from largebatch.run.precision.device import Device
 
 _AMPLE = 8  # free bytes per byte of weights; the state of an optimizer is about twice as large as the weights
 
 
-def machine_problems(config: TrainConfig, environ: Mapping[str, str]) -> list[str]:
-    """Settings that this machine cannot fulfil."""
+def machine_problems(config: TrainConfig, environ: Mapping[str, str], device: Device) -> list[str]:
+    """Settings that this machine, or the rank's device, cannot fulfil."""
     return (
-        _precision_problems(config)
-        + _optimizer_problems(config)
+        _precision_problems(config, environ, device)
+        + _optimizer_problems(config, device)
         + _process_problems(config, environ)
         + _communication_problems(config, environ)
         + _logger_problems(config, environ)
     )
 
 
-def _precision_problems(config: TrainConfig) -> list[str]:
+def _precision_problems(config: TrainConfig, environ: Mapping[str, str], device: Device) -> list[str]:
     problems = []
-    precision, has_gpu = config.precision, torch.cuda.is_available()
+    precision, has_gpu = config.precision, device.is_gpu
     if precision.compute == "fp16" and not has_gpu:
         problems.append("precision.compute=fp16: needs a GPU; on a CPU it would silently be fp32. Use bf16 or fp32.")
-    if precision.compute == "bf16" and has_gpu and not torch.cuda.is_bf16_supported():
-        problems.append("precision.compute=bf16: this GPU has no bfloat16. Use fp16 or fp32.")
+    if precision.compute == "bf16" and has_gpu and not device.has_bf16:
+        problems.append(f"precision.compute=bf16: {device.name} has no bfloat16. Use fp16 or fp32.")
+    workspace = environ.get(WORKSPACE)
+    if precision.deterministic and has_gpu and workspace not in (None, *REPEATING_WORKSPACES):
+        problems.append(
+            f"{WORKSPACE}={workspace}: with it cuBLAS may give other bits each time, and this run needs the same ones "
+            f"(precision.deterministic). Unset it, or set it to {' or '.join(REPEATING_WORKSPACES)}."
+        )
     if precision.tf32 and not has_gpu:
         problems.append("precision.tf32=true: has no effect without a GPU. Leave it false.")
     if precision.compile and not has_gpu and not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
-        problems.append("precision.compile=true: torch.compile needs a C++ compiler here. Install g++.")
+        how = "true" if precision.compile is True else precision.compile
+        problems.append(f"precision.compile={how}: torch.compile needs a C++ compiler here. Install g++.")
     if isinstance(precision.activation_checkpointing, str):
         try:
             re.compile(precision.activation_checkpointing)
@@ -51,9 +60,9 @@ def _precision_problems(config: TrainConfig) -> list[str]:
     return problems
 
 
-def _optimizer_problems(config: TrainConfig) -> list[str]:
+def _optimizer_problems(config: TrainConfig, device: Device) -> list[str]:
     is_ours = str(config.optimizer.get("_target_")).startswith("largebatch.")
-    if is_ours and config.optimizer.get("compile") is True and torch.cuda.is_available() and not has_triton():
+    if is_ours and config.optimizer.get("compile") is True and device.is_gpu and not has_triton():
         return ["optimizer.compile=true: its kernels for a GPU need Triton, which is missing. Run pip install triton."]
     return []
 

@@ -7,8 +7,12 @@ from typing import Any
 from largebatch.run.config.schema import TrainConfig
 
 
-def sharpness_problems(config: TrainConfig, train_plain: Any) -> list[str]:
-    """Errors of `observers.sharpness`, if it is asked for."""
+def observer_problems(config: TrainConfig, train_plain: Any) -> list[str]:
+    """Errors of `observers.sharpness` and `guard`; `train_plain` is None if it could not be made."""
+    return ([] if train_plain is None else _sharpness_problems(config, train_plain)) + _guard_problems(config)
+
+
+def _sharpness_problems(config: TrainConfig, train_plain: Any) -> list[str]:
     options = config.observers.sharpness
     if options.every is None:
         return []
@@ -25,8 +29,8 @@ def sharpness_problems(config: TrainConfig, train_plain: Any) -> list[str]:
     return problems
 
 
-def guard_problems(config: TrainConfig) -> list[str]:
-    """Errors of `guard`: a checkpoint to go back to must come during the run."""
+def _guard_problems(config: TrainConfig) -> list[str]:
+    # A checkpoint to go back to must come during the run.
     if config.guard.policy != "rollback" or config.observers.checkpoint.every is not None:
         return []
     return [

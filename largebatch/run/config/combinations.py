@@ -38,10 +38,12 @@ def choices_of(config: TrainConfig, loss: Any) -> list[Choice]:
         and Choice(f"batch.micro={micro}", "batch.micro=null", lacks={Ability.SMALLER_PARTS: _PINNED}),
         config.batch.max_micro == 1 and _ONE_SAMPLE,
         observers.noise_scale.every is not None and choices.noise_scale(observers.noise_scale.every),
+        observers.ledger.enabled and choices.ledger(),
+        precision.deterministic is False and _VARYING,
         observers.communication.every is not None and choices.communication(observers.communication.every),
         observers.sharpness.every is not None and choices.sharpness(observers.sharpness.every),
         precision.activation_checkpointing and _CHECKPOINTING,
-        precision.compile and _COMPILED,
+        precision.compile and _compiled(precision.compile),
         config.data.skips and _SKIPPING,
     ]
     return [choice for choice in made if choice]
@@ -56,16 +58,20 @@ _CHECKPOINTING = Choice(
     "precision.activation_checkpointing=false",
     lacks={Ability.FORWARD_ONCE: "it computes micro-batches again one by one, without the statistics of the others"},
 )
-_COMPILED = Choice(
-    "precision.compile=true",
-    "precision.compile=false",
-    lacks={
-        Ability.PYTHON_FORWARD: "forward passes would have to wait for each other in Python",
-        Ability.SECOND_DERIVATIVES: "torch.compile has no second derivatives. `largebatch measure sharpness` takes "
-        "them after the run",
-    },
-)
+_VARYING = choices.varying_kernels("precision.deterministic=false", "precision.deterministic=null")
 _SKIPPING = Choice("data.on_bad_sample=skip", "data.on_bad_sample=stop", needs=frozenset({Ability.ANY_SIZES}))
+
+
+def _compiled(how: bool | str) -> Choice:
+    return Choice(
+        f"precision.compile={'true' if how is True else how}",
+        "precision.compile=false",
+        lacks={
+            Ability.PYTHON_FORWARD: "forward passes would have to wait for each other in Python",
+            Ability.SECOND_DERIVATIVES: "torch.compile has no second derivatives. `largebatch measure sharpness` takes "
+            "them after the run",
+        },
+    )
 
 
 def refusals(what: str, needs: Ability, config: TrainConfig, loss: Any, *, instead: str | None = None) -> list[str]:

@@ -141,9 +141,11 @@ class DataConfig(Section):
 class PrecisionConfig(Section):
     """Number formats and memory."""
 
-    compute: Literal["fp64", "fp32", "bf16", "fp16"]
+    compute: Literal["auto", "fp64", "fp32", "bf16", "fp16"]
     tf32: bool | None
-    compile: bool
+    deterministic: bool | None
+    channels_last: bool | None
+    compile: bool | Literal["blocks"]
     activation_checkpointing: Annotated[bool | str, BeforeValidator(switch_or_pattern)]
     gradient_compression: Literal["none", "fp16", "bf16"]
 

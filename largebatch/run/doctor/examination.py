@@ -10,6 +10,8 @@ from largebatch.run.checks.machine import existing_folder, folder_problems, mach
 from largebatch.run.config.schema import TrainConfig
 from largebatch.run.doctor import connections, machine
 from largebatch.run.doctor.finding import Finding
+from largebatch.run.precision.device import Device
+from largebatch.run.precision.number_format import settled
 
 Check = Callable[[], Iterable[Finding]]
 
@@ -48,10 +50,12 @@ def outcome(subject: str, check: Check) -> list[Finding]:
 
 def start_of_a_run(config: TrainConfig, environ: Mapping[str, str]) -> Iterator[Finding]:
     """The checks of `largebatch train` before it builds anything: launcher, machine, trackers, run folder."""
+    device = Device.own()
+    config = settled(config, device)
     precision, expected = config.precision.compute, config.launcher.num_processes
     parts = {
         "launcher": launcher_problems(environ, precision=precision, num_processes=expected),
-        "settings": machine_problems(config, environ),
+        "settings": machine_problems(config, environ, device),
         "run folder": folder_problems(config),
     }
     started = {name: environ[name] for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK") if name in environ}

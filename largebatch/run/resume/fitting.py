@@ -19,7 +19,7 @@ def fits_run(prepared: Prepared, identity: dict[str, Any]) -> Fits:
         changes = changes_of(checkpoint, identity)
         if not all(change.is_allowed_by(allow) for change in changes):
             return  # `check_identity` refuses another run with all differences
-        is_same = all(change.is_code for change in changes)
+        is_same = all(change.is_only_told for change in changes)
         _require_position(checkpoint, prepared.numbers, is_same=is_same)
         require_run_fit(checkpoint, prepared.model, prepared.optimizer, keeps=changed_options(changes))
 

@@ -57,6 +57,8 @@ def run_identity(prepared: Prepared) -> dict[str, Any]:
         "ramp": plain["batch"]["ramp"],
         "guard": plain["guard"] if config.guard.acts else None,
         "precision": config.precision.compute,
+        "arithmetic": {"tf32": config.precision.tf32, "compile": config.precision.compile}
+        | prepared.decisions.values(),
         "content": prepared.content,
         "model_files": _files_named(config.model),
         "data": {"name": config.data.name, "num_samples": len(prepared.train), "augment": plain["data"]["augment"]},
@@ -82,8 +84,16 @@ class Change:
 
     @property
     def is_code(self) -> bool:
-        """Whether code changed. That is reported and recorded but needs no permission: most changes are harmless."""
+        """Whether code changed."""
         return self.key.startswith("code.")
+
+    @property
+    def is_only_told(self) -> bool:
+        """Whether it is reported and recorded but needs no permission: most changes of code are harmless.
+
+        Kernels and layouts change last digits alone, and another machine may have others.
+        """
+        return self.is_code or self.key.startswith("arithmetic.")
 
     @property
     def permission(self) -> str | None:
@@ -98,7 +108,9 @@ class Change:
 
     def is_allowed_by(self, entries: Sequence[str]) -> bool:
         """Whether one of these values of resume_allow names the key or its section."""
-        return self.is_code or (self.permission is not None and any(_names(entry, self.key) for entry in entries))
+        if self.is_only_told:
+            return True
+        return self.permission is not None and any(_names(entry, self.key) for entry in entries)
 
 
 def check_identity(checkpoint: Checkpoint, identity: dict[str, Any], *, allow: Sequence[str] = ()) -> list[Change]:
@@ -131,7 +143,8 @@ def check_identity(checkpoint: Checkpoint, identity: dict[str, Any], *, allow: S
 def changes_of(checkpoint: Checkpoint, identity: dict[str, Any]) -> list[Change]:
     """All differences between the run of a checkpoint and an identity, permitted or not."""
     saved = with_new_names(checkpoint.values["identity"])
-    saved = {name: identity[name] for name in ("content", "code")} | saved  # older versions did not record them
+    newer = {name: identity[name] for name in ("content", "code", "arithmetic") if name in identity}
+    saved = newer | saved  # older versions did not record them
     known = saved["code"].keys() & identity["code"].keys()  # a module in only one of them is no change of code
     saved, given = (one | {"code": {name: one["code"][name] for name in known}} for one in (saved, identity))
     was, now = _completed(_at_home(saved, given), given | {"model_files": None})
@@ -146,7 +159,10 @@ def changed_options(changes: Sequence[Change]) -> frozenset[str]:
 
 def _way_out(refused: Sequence[Change], allow: Sequence[str]) -> str:
     if fixed := [plain(change.key) for change in refused if change.permission is None]:
-        return f" Nothing permits another {', '.join(fixed[:_MOST_SHOWN])} within a run."
+        of_format = [plain(change.was) for change in refused if change.key == "precision"]
+        return f" Nothing permits another {', '.join(fixed[:_MOST_SHOWN])} within a run." + "".join(
+            f" precision={name} goes on in its number format, whatever this device has." for name in of_format
+        )
     asked = ",".join(sorted({plain(str(change.permission)) for change in refused[:_MOST_SHOWN]} | set(allow)))
     moved = "._target_" in asked
     return f" To change it on purpose: 'resume_allow=[{asked}]'." + (

@@ -34,6 +34,7 @@ from largebatch.run.prepare import Prepared
 from largebatch.run.resume.fitting import fits_run
 from largebatch.run.resume.identity import Change, changed_options, check_identity
 
+_EFFECT = {True: "it may compute something else now", False: "last digits may differ from an uninterrupted run"}
 _ENDS_WITHIN_S = 60.0  # torchrun gives ranks 30 s to end before it kills them
 
 
@@ -184,8 +185,8 @@ def _refusal(asked: str, folder: RunFolder | None, notes: Sequence[str]) -> str:
 
 def _notes_of_changes(checkpoint: Checkpoint, changes: Sequence[Change]) -> list[str]:
     notes = [
-        f"changed since the checkpoint: {change}; it may compute something else now"
-        if change.is_code
+        f"changed since the checkpoint: {change}; {_EFFECT[change.is_code]}"
+        if change.is_only_told
         else f"changed, as resume_allow permits: {change}"
         for change in changes
     ]

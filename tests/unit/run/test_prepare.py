@@ -18,6 +18,7 @@ from largebatch.optim.kernels.compiler import has_compiler, kernels
 from largebatch.run.checks import machine as preconditions
 from largebatch.run.config.reading import ConfigError
 from largebatch.run.plan_report import checkpoint_row, plan_record, plan_rows
+from largebatch.run.precision.device import Device
 from largebatch.run.prepare import Prepared, prepare
 from tests.unit.composing import GROUPS, compose_run
 
@@ -25,6 +26,7 @@ HERE = "tests.unit.run.test_prepare"
 SMALL = ("data=synthetic", "model=linear", "logger=none", "length=4ep", "schedule.warmup=1ep")
 MEETING = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 TWO_RANKS = MEETING | {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}
+V100 = Device("V100", (7, 0))
 EIGHT_RANKS = MEETING | {"WORLD_SIZE": "8", "RANK": "0", "LOCAL_RANK": "0"}
 
 
@@ -128,11 +130,14 @@ def test_kernels_are_compiled_for_the_optimizer_or_what_is_missing_is_an_error_o
 @pytest.mark.bad_input("compilation without a compiler")
 @pytest.mark.parametrize("is_there", [True, False])
 def test_kernels_for_a_gpu_need_triton(is_there: bool, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(Device, "own", lambda: V100)
     monkeypatch.setattr(preconditions, "has_triton", lambda: is_there)
-    told = [error for error in errors("optimizer=lamb", "+optimizer.compile=true") if "optimizer.compile" in error]
+    chosen = ("optimizer=lamb", "+optimizer.compile=true")
+    if is_there:
+        assert prepared(*chosen).config.optimizer["compile"] is True
+        return
     text = "optimizer.compile=true: its kernels for a GPU need Triton, which is missing. Run pip install triton."
-    assert told == ([] if is_there else [text])
+    assert errors(*chosen) == [text]
 
 
 @pytest.mark.parametrize("choice", [f"schedule={name}" for name in GROUPS["schedule"]])
@@ -899,11 +904,11 @@ def test_a_compiler_is_needed_only_for_compilation(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.bad_input("bf16 on a GPU without it", "more ranks than GPUs")
 def test_a_gpu_without_bfloat16_or_for_fewer_ranks_is_reported(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Device, "own", lambda: V100)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert errors("precision=bf16", environ=TWO_RANKS) == [
-        "precision.compute=bf16: this GPU has no bfloat16. Use fp16 or fp32.",
+        "precision.compute=bf16: V100 has no bfloat16. Use fp16 or fp32.",
         "LOCAL_RANK=1: this machine has 1 GPUs. Start one process per GPU.",
     ]
     assert prepared("precision=fp16", environ=TWO_RANKS | {"LOCAL_RANK": "0"}).config.precision.compute == "fp16"

@@ -1,8 +1,8 @@
 """The dry run: tries a run on the CPU before any process group, on every rank with the same samples."""
 
 from largebatch.run.checks.dry_run.content import sampled_content
-from largebatch.run.checks.dry_run.rehearsal import UntriedRun, dry_run
+from largebatch.run.checks.dry_run.rehearsal import Tried, UntriedRun, dry_run
 from largebatch.run.checks.dry_run.state import KeptState
 from largebatch.run.checks.dry_run.topology import data_problems, state_problems
 
-__all__ = ["KeptState", "UntriedRun", "data_problems", "dry_run", "sampled_content", "state_problems"]
+__all__ = ["KeptState", "Tried", "UntriedRun", "data_problems", "dry_run", "sampled_content", "state_problems"]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from largebatch.distributed.kernels import NO_DETERMINISTIC_KERNEL, lacks_deterministic_kernel
 from largebatch.distributed.runtime import Inputs
 from largebatch.gradient.accumulation import forward
 from largebatch.run.checks.dry_run.samples import TriedBatch
@@ -77,6 +78,8 @@ def explained(model: nn.Module, batch: TriedBatch, *, during: str) -> Iterator[N
 
 
 def _hint(model: nn.Module, batch: TriedBatch, error: Exception) -> str:
+    if lacks_deterministic_kernel(error):
+        return NO_DETERMINISTIC_KERNEL
     parts = batch.inputs if isinstance(batch.inputs, dict) else {"inputs": batch.inputs}
     weights = next((one.dtype for one in model.parameters() if one.is_floating_point()), None)
     others = [name for name, part in parts.items() if part.dtype != weights]

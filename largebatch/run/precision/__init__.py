@@ -1,0 +1,1 @@
+"""How a run computes: number format, kernels, layout, compilation. Each is decided once, with its reason."""

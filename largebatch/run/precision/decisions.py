@@ -1,0 +1,99 @@
+"""All decisions of a run on how it computes, and their rows in the plan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from torch import nn
+
+from largebatch.distributed.kernels import KernelSwitches
+from largebatch.run.config.schema import TrainConfig
+from largebatch.run.derive import RunNumbers
+from largebatch.run.precision.device import Decision, Device
+from largebatch.run.precision.number_format import determinism, number_format
+from largebatch.run.precision.speed import channels_last, compilation, cudnn_benchmark, fused
+
+_GPU = Device("a GPU", (8, 0), has_bf16=True)
+_TITLES = {
+    "deterministic": "deterministic kernels",
+    "channels_last": "channels_last",
+    "cudnn_benchmark": "cuDNN benchmark",
+    "compile": "compile",
+    "fused": "fused optimizer",
+}
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """How a run computes, decided once before it starts; the same on every rank.
+
+    Attributes:
+        device: of this rank.
+        compute: fp64, fp32, bf16 or fp16.
+        deterministic: whether every operation must give the same bits each time; None: as torch is set.
+        channels_last: whether convolutions keep their weights and activations in that layout.
+        cudnn_benchmark: whether cuDNN tries its kernels on each new shape; None: as torch is set.
+        compile: False, True, or "blocks".
+        fused: whether torch's optimizer is told to use its fused kernels; None: it is told nothing.
+    """
+
+    device: Device
+    compute: Decision
+    deterministic: Decision
+    channels_last: Decision
+    cudnn_benchmark: Decision
+    compile: Decision
+    fused: Decision
+
+    def switches(self, tf32: bool | None) -> KernelSwitches:
+        """Torch's switches for this run."""
+        return KernelSwitches(tf32, self.deterministic.value, self.cudnn_benchmark.value)
+
+    def values(self) -> dict[str, bool]:
+        """What changes the digits of results, for the run's identity."""
+        return {name: bool(getattr(self, name).value) for name in ("deterministic", "channels_last", "fused")}
+
+    def record(self) -> dict[str, Any]:
+        """As plain values, for plan.json."""
+        return {one.name: vars(getattr(self, one.name)) for one in fields(self)}
+
+
+def decide(device: Device, config: TrainConfig, model: nn.Module | None, numbers: RunNumbers | None) -> Decisions:
+    """All decisions of a run.
+
+    Args:
+        device: of this rank.
+        config: of the run, as it was given.
+        model: of the run; None: it could not be made.
+        numbers: of the run; None: they could not be derived.
+    """
+    compute, deterministic = number_format(device, config.precision), determinism(device, config)
+    return Decisions(
+        device,
+        compute,
+        deterministic,
+        channels_last(device, config.precision, compute.value, model),
+        cudnn_benchmark(device, config, deterministic.value, model),
+        compilation(config, numbers),
+        fused(device, config.optimizer, model),
+    )
+
+
+def gpu_row(config: TrainConfig, model: nn.Module, numbers: RunNumbers) -> tuple[str, str, str]:
+    """Row of the plan with the decisions for a GPU that has bfloat16, for a plan that is made where there is none."""
+    there = decide(_GPU, config, model, numbers)
+    named = [title for name, title in _TITLES.items() if name != "compile" and getattr(there, name).value]
+    return "on a GPU", ", ".join([there.compute.value, *named]), "if it has bfloat16"
+
+
+def decision_rows(decisions: Decisions) -> Sequence[tuple[str, str, str]]:
+    """Rows (quantity, value, source) of the plan: on a GPU all decisions, on a CPU those that change something."""
+    rows = [("precision", str(decisions.compute.value), decisions.compute.reason)]
+    for name, title in _TITLES.items():
+        one: Decision = getattr(decisions, name)
+        if decisions.device.is_gpu or one.value:
+            shown = {True: "on", False: "off", None: "off"}.get(one.value, one.value)
+            rows.append((title, shown, one.reason))
+    return rows
