@@ -36,7 +36,7 @@ def run(config: DictConfig, overrides: list[str]) -> int:
     numbers = prepared.numbers
     how = [*decision_rows(prepared.decisions)]
     if not prepared.decisions.device.is_gpu:
-        how.append(gpu_row(prepared.given, prepared.model, numbers))
+        how.append(gpu_row(prepared.decisions, prepared.model, numbers))
     row = checkpoint_row(prepared.config, prepared.model)
     print_plan([*how, *plan_rows(numbers, prepared.optimizer), row])
     print_plan(lr_rows(numbers), title="learning rate at the step that starts after")

@@ -47,7 +47,7 @@ def open_runtime(prepared: Prepared) -> Iterator[Runtime]:
         collective_timeout_s=config.launcher.collective_timeout_s,
         rendezvous_timeout_s=config.launcher.rendezvous_timeout_s,
     )
-    with job as runtime, prepared.decisions.switches(config.precision.tf32).set():
+    with job as runtime, prepared.decisions.switches().set():
         if runtime.world_size > 1:
             require_same_run(runtime, run_fingerprint(prepared))
         yield runtime

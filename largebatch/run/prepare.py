@@ -38,7 +38,6 @@ class Prepared:
 
     Attributes:
         config: of the run, with a number format in place of `auto`.
-        given: the config before that.
         decisions: how the run computes, where the config leaves it open.
         public: the config for records, as it was given.
         content: hash of the training set, see `sampled_content`.
@@ -48,7 +47,6 @@ class Prepared:
     """
 
     config: TrainConfig
-    given: TrainConfig
     decisions: Decisions
     public: dict[str, Any]
     numbers: RunNumbers
@@ -111,7 +109,6 @@ def prepare(composed: DictConfig, environ: Mapping[str, str], *, trains: bool = 
     sets = {id(one): with_checked_labels(one, tried.labels) for one in (train, train_plain, validation)}
     return Prepared(
         config=config,
-        given=given,
         decisions=decisions,
         public=public_values(composed),
         numbers=numbers,
@@ -131,7 +128,7 @@ def prepare(composed: DictConfig, environ: Mapping[str, str], *, trains: bool = 
 
 
 def _tried(run: UntriedRun, decisions: Decisions, findings: Findings) -> Tried | None:
-    with decisions.switches(run.config.precision.tf32).set():
+    with decisions.switches().set():
         return dry_run(run, findings)
 
 

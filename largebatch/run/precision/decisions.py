@@ -31,6 +31,7 @@ class Decisions:
 
     Attributes:
         device: of this rank.
+        given: the config of the run, as it was given.
         compute: fp64, fp32, bf16 or fp16.
         deterministic: whether every operation must give the same bits each time; None: as torch is set.
         channels_last: whether convolutions keep their weights and activations in that layout.
@@ -40,6 +41,7 @@ class Decisions:
     """
 
     device: Device
+    given: TrainConfig
     compute: Decision
     deterministic: Decision
     channels_last: Decision
@@ -47,9 +49,9 @@ class Decisions:
     compile: Decision
     fused: Decision
 
-    def switches(self, tf32: bool | None) -> KernelSwitches:
+    def switches(self) -> KernelSwitches:
         """Torch's switches for this run."""
-        return KernelSwitches(tf32, self.deterministic.value, self.cudnn_benchmark.value)
+        return KernelSwitches(self.given.precision.tf32, self.deterministic.value, self.cudnn_benchmark.value)
 
     def values(self) -> dict[str, bool]:
         """What changes the digits of results, for the run's identity."""
@@ -57,7 +59,7 @@ class Decisions:
 
     def record(self) -> dict[str, Any]:
         """As plain values, for plan.json."""
-        return {one.name: vars(getattr(self, one.name)) for one in fields(self)}
+        return {one.name: vars(getattr(self, one.name)) for one in fields(self) if one.name != "given"}
 
 
 def decide(device: Device, config: TrainConfig, model: nn.Module | None, numbers: RunNumbers | None) -> Decisions:
@@ -72,6 +74,7 @@ def decide(device: Device, config: TrainConfig, model: nn.Module | None, numbers
     compute, deterministic = number_format(device, config.precision), determinism(device, config)
     return Decisions(
         device,
+        config,
         compute,
         deterministic,
         channels_last(device, config.precision, compute.value, model),
@@ -81,9 +84,9 @@ def decide(device: Device, config: TrainConfig, model: nn.Module | None, numbers
     )
 
 
-def gpu_row(config: TrainConfig, model: nn.Module, numbers: RunNumbers) -> tuple[str, str, str]:
+def gpu_row(decisions: Decisions, model: nn.Module, numbers: RunNumbers) -> tuple[str, str, str]:
     """Row of the plan with the decisions for a GPU that has bfloat16, for a plan that is made where there is none."""
-    there = decide(_GPU, config, model, numbers)
+    there = decide(_GPU, decisions.given, model, numbers)
     named = [title for name, title in _TITLES.items() if name != "compile" and getattr(there, name).value]
     return "on a GPU", ", ".join([there.compute.value, *named]), "if it has bfloat16"
 
