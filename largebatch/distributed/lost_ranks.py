@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import TimeoutError
+from datetime import timedelta
+from typing import Any, cast
 
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import _get_default_store
@@ -17,6 +20,8 @@ from largebatch.distributed.runtime import Runtime
 # Other ranks notice a lost rank when their own connection closes or times out, at about the same time.
 ROLL_CALL_S = 3.0
 _ANSWER_S = 2.0  # for the last answer of the store
+_CALLERS = 3  # one of them may be lost meanwhile
+_HERE, _MISSING = "largebatch/roll_call/here", "largebatch/roll_call/missing"
 
 
 class LostRankError(RuntimeError):
@@ -88,12 +93,27 @@ def _missing(runtime: Runtime, roll_call_s: float) -> list[int] | None:
         return None
 
 
-def _roll_call(store: dist.Store, runtime: Runtime, roll_call_s: float) -> list[int]:
-    keys = {rank: f"largebatch/roll_call/{rank}" for rank in range(runtime.world_size)}
+def _roll_call(store: Any, runtime: Runtime, roll_call_s: float) -> list[int]:
+    """Ranks that have not reported. The first few to report read the list of those here and publish who is missing.
+
+    So the store answers four requests per rank. If each rank asked for each other one, some hundred ranks would keep
+    the store busy for longer than the roll call lasts, and take that for a lost rank 0.
+    """
+    store.append(_HERE, f"{runtime.rank} ")
     end = time.monotonic() + roll_call_s
-    missing = [rank for rank in keys if rank != runtime.rank]
-    store.set(keys[runtime.rank], "here")
-    while missing and time.monotonic() < end:
-        time.sleep(0.05)
-        missing = [rank for rank in missing if not store.check([keys[rank]])]
-    return missing
+    if store.add("largebatch/roll_call/count", 1) <= _CALLERS:
+        while time.monotonic() < end and store.add("largebatch/roll_call/count", 0) < runtime.world_size:
+            time.sleep(0.05)
+    else:
+        with contextlib.suppress(dist.DistStoreError):  # the first few are lost as well
+            store.wait([_MISSING], timedelta(seconds=roll_call_s + _ANSWER_S / 2))
+    return [rank for rank in _published_missing(store, runtime.world_size) if rank != runtime.rank]
+
+
+def _published_missing(store: Any, world_size: int) -> list[int]:
+    """What the first caller has published; if nobody has, publish it."""
+    if not store.check([_MISSING]):
+        here = {int(rank) for rank in store.get(_HERE).split()}
+        missing = [rank for rank in range(world_size) if rank not in here]
+        store.compare_set(_MISSING, "", json.dumps(missing))
+    return cast(list[int], json.loads(store.get(_MISSING)))

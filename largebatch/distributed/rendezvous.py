@@ -1,4 +1,4 @@
-"""Rendezvous of the ranks before their process group exists, and the exit from the group."""
+"""Rendezvous of the ranks before their process group exists."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ import torch.distributed as dist
 
 T = TypeVar("T")
 
-_LEFT_GROUPS: list[Any] = []
 _ALL_HERE = "all"
 _LONGEST_PAUSE_S = 0.2  # between two polls
 _CONNECTING_S = 5.0  # timeout of one attempt to connect
 _MOST_NAMED = 8
+_COUNTING = 3  # the ranks that read who has come when time is up; all of them would be N lists of N
 
 
 class LauncherError(RuntimeError):
@@ -28,7 +28,7 @@ class LauncherError(RuntimeError):
 
 
 @contextlib.contextmanager
-def rendezvous(environ: Mapping[str, str], *, timeout_s: float) -> Iterator[None]:
+def rendezvous(environ: Mapping[str, str], *, timeout_s: float, gpu: str | None = None) -> Iterator[None]:
     """Block until every rank that the launcher started has joined; open the process group inside this context.
 
     Torch's own rendezvous uses the timeout of the collectives, lets all ranks but rank 0 pass before the others have
@@ -40,11 +40,13 @@ def rendezvous(environ: Mapping[str, str], *, timeout_s: float) -> Iterator[None
     Args:
         environ: WORLD_SIZE, RANK, MASTER_ADDR and MASTER_PORT, as set by torchrun, accelerate launch or by hand.
         timeout_s: seconds to wait for the others.
+        gpu: what tells this rank's GPU from those of other ranks; None: it has none.
 
     Raises:
-        LauncherError: if ranks are missing after that time, or this one cannot reach rank 0 or open its port.
+        LauncherError: if ranks are missing after that time, this one cannot reach rank 0 or open its port, or two ranks
+            have the same GPU.
     """
-    place = _Address.of(environ, timeout_s)
+    place = _Address.of(environ, timeout_s, gpu)
     if place is None:
         yield
         return
@@ -76,9 +78,10 @@ class _Address:
     attempt: str
     opens_port: bool
     limit_s: float
+    gpu: str | None
 
     @classmethod
-    def of(cls, environ: Mapping[str, str], limit_s: float) -> _Address | None:
+    def of(cls, environ: Mapping[str, str], limit_s: float, gpu: str | None) -> _Address | None:
         names = ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT")
         if not all(environ.get(name) for name in names) or int(environ["WORLD_SIZE"]) == 1:
             return None
@@ -91,6 +94,7 @@ class _Address:
             environ.get("TORCHELASTIC_RESTART_COUNT", "0"),  # an agent's store outlives a restart of its ranks
             opens_port=rank == 0 and not agent,
             limit_s=limit_s,
+            gpu=gpu,
         )
 
     def __str__(self) -> str:
@@ -156,25 +160,39 @@ class _Address:
             "launcher.rendezvous_timeout_s if nodes leave a queue one by one."
         )
 
-    def _meet(self, store: dist.Store, end: float) -> str:
+    def _meet(self, store: Any, end: float) -> str:
         """The first rank to know the outcome writes it; all ranks act on it."""
-        store.set(f"rank/{self.rank}", socket.gethostname())
+        store.append("came", f"{self.rank} {socket.gethostname()}\n")
+        self._claim_gpu(store)
         if store.add("count", 1) >= self.world_size:
             store.compare_set("outcome", "", _ALL_HERE)
         pauses = _pauses()
         while not store.check(["outcome"]):
-            if time.monotonic() > end:
+            if time.monotonic() > end and store.add("late", 1) <= _COUNTING:
                 store.compare_set("outcome", "", self._outcome(store))
             else:
                 time.sleep(next(pauses))
         return str(store.get("outcome").decode())
 
-    def _outcome(self, store: dist.Store) -> str:
-        came = [rank for rank in range(self.world_size) if store.check([f"rank/{rank}"])]
-        missing = sorted({*range(self.world_size)} - {*came})
+    def _claim_gpu(self, store: Any) -> None:
+        if self.gpu is None:
+            return
+        owner = store.compare_set(f"gpu/{self.gpu}", "", str(self.rank)).decode()
+        if owner != str(self.rank):
+            store.compare_set(
+                "outcome",
+                "",
+                f"Ranks {owner} and {self.rank} on {socket.gethostname()} are on the same GPU ({self.gpu}). NCCL "
+                "refuses that, also for two MIG slices of one GPU. Start one rank per GPU (--nproc-per-node gpu), or "
+                "show each rank a GPU of its own with CUDA_VISIBLE_DEVICES.",
+            )
+
+    def _outcome(self, store: Any) -> str:
+        came = dict(sorted((int(rank), host) for rank, host in map(str.split, store.get("came").decode().splitlines())))
+        missing = sorted({*range(self.world_size)} - came.keys())
         if not missing:
             return _ALL_HERE
-        hosts = dict.fromkeys(store.get(f"rank/{rank}").decode() for rank in came)
+        hosts = dict.fromkeys(came.values())
         return (
             f"{len(came)} of {self.world_size} ranks joined at {self} within {self.limit_s:g} s "
             f"(launcher.rendezvous_timeout_s). Missing: {counted_ranks(missing, self.world_size)}; the others are on "
@@ -214,17 +232,6 @@ def within(seconds: float, call: Callable[[], T]) -> T:
 
     threading.Thread(target=run, daemon=True).start()
     return future.result(seconds)
-
-
-def leave_process_group() -> None:
-    """Destroy the process group of this job.
-
-    Gloo's destructor joins its threads while it holds the GIL, and they may need the GIL to release the last tensors: a
-    deadlock, seen with torch 2.13 in the destructor of DDP's reducer. So the group object is kept until the interpreter
-    exits, when its threads are idle.
-    """
-    _LEFT_GROUPS.append(dist.group.WORLD)
-    dist.destroy_process_group()
 
 
 def _shortened(parts: Sequence[object]) -> str:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -18,8 +18,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from largebatch.distributed.generators import seed_generators
+from largebatch.distributed.membership import Membership, TimeLimits, join_process_group, require_same_job
 from largebatch.distributed.pending_sum import PendingSum
-from largebatch.distributed.rendezvous import LauncherError, leave_process_group, rendezvous
+from largebatch.distributed.process_group import own_device
 from largebatch.distributed.wrapping import BUCKET_MB, wrap_model
 
 if TYPE_CHECKING:  # imported at run time only by `_accelerator`: verbs without a job start without accelerate
@@ -38,6 +39,7 @@ class Runtime(contextlib.AbstractContextManager["Runtime"]):
         device: device of this rank.
         rank, local_rank, world_size: as the launcher sets them; 0, 0 and 1 without one.
         precision: fp64, fp32, bf16 or fp16; the last two use autocast over fp32 weights.
+        membership: of the process group: signs of life, time limits, the way out.
     """
 
     device: torch.device
@@ -45,60 +47,58 @@ class Runtime(contextlib.AbstractContextManager["Runtime"]):
     local_rank: int
     world_size: int
     precision: str
+    membership: Membership = field(repr=False)
     _accelerator: Accelerator = field(repr=False)
-    _owns_group: bool = field(repr=False, default=True)
 
     @classmethod
     def open(
         cls,
         *,
         precision: str = "fp32",
-        collective_timeout_s: float = 1800,
-        rendezvous_timeout_s: float = 300,
+        limits: TimeLimits | None = None,
     ) -> Runtime:
         """Join the job that the launcher's environment describes, or open one of a single process.
 
         Args:
             precision: fp64, fp32, bf16 or fp16.
-            collective_timeout_s: seconds after which an incomplete collective fails.
-            rendezvous_timeout_s: seconds to wait here until all ranks of the job have joined.
+            limits: how long ranks wait for each other; None: the defaults of `TimeLimits`.
 
         Raises:
-            LauncherError: if ranks are missing, rank 0 cannot be reached, or accelerate sees another number of ranks.
+            LauncherError: if ranks are missing, rank 0 cannot be reached, two ranks have the same GPU, the backend
+                cannot connect the ranks, or accelerate sees other ranks or another device.
             ValueError: for fp16 without a GPU, where autocast and loss scaling would silently do nothing.
         """
-        owns_group = not dist.is_initialized()
         if precision == "fp16" and not torch.cuda.is_available():
             raise ValueError("precision fp16 needs a GPU: on a CPU it would silently train in fp32. Use bf16 or fp32.")
-        if os.environ.get("WORLD_SIZE") == "1":  # torch requires an address even for one process
-            os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-            os.environ.setdefault("MASTER_PORT", "0")
-        with rendezvous(os.environ, timeout_s=rendezvous_timeout_s) if owns_group else contextlib.nullcontext():
-            accelerator = _accelerator(precision, collective_timeout_s)
-        started, seen = int(os.environ.get("WORLD_SIZE", "1")), accelerator.num_processes
-        if seen != started:
-            _close(accelerator, owns_group)
-            raise LauncherError(
-                f"The launcher started {started} processes, but accelerate sees {seen}: every rank would train alone "
-                "and write the same files. On a machine without GPU start with `torchrun --nproc-per-node N` or "
-                "`accelerate launch --multi_gpu --num_processes N`, and unset ACCELERATE_* variables of other runs."
-            )
+        device = own_device(os.environ)
+        membership = join_process_group(os.environ, device, limits or TimeLimits())
+        try:
+            accelerator = _accelerator(precision)
+            require_same_job(os.environ, accelerator.num_processes, device, accelerator.device)
+        except BaseException as error:
+            _forget_state()  # a partial state would be reused as complete by the next call
+            membership.end(error)
+            raise
         return cls(
             device=accelerator.device,
             rank=accelerator.process_index,
             local_rank=accelerator.local_process_index,
             world_size=accelerator.num_processes,
             precision=precision,
+            membership=membership,
             _accelerator=accelerator,
-            _owns_group=owns_group,
         )
 
     def close(self) -> None:
-        """Leave the job. A process group that existed before `open` stays. `open` may be called again."""
-        _close(self._accelerator, self._owns_group)
+        """Leave the job. A process group that existed before `open` stays. `open` may be called again.
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        While an exception is handled, as in a `finally` clause, this never waits for other ranks: see `Membership.end`.
+        """
+        self.__exit__(*sys.exc_info())
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        _forget_state()
+        self.membership.end(error)
 
     @property
     def is_main(self) -> bool:
@@ -195,10 +195,14 @@ class Runtime(contextlib.AbstractContextManager["Runtime"]):
             dist.broadcast_object_list(box, src=0)
         return box[0]
 
-    def barrier(self) -> None:
-        """Wait until every rank has called this."""
+    def barrier(self, *, is_patient: bool = False) -> None:
+        """Wait until every rank has called this; with `is_patient` for as long as a start may take.
+
+        Be patient where one rank works and the others wait: a slow disk must not look like a lost rank.
+        """
         if self.world_size > 1:
-            dist.barrier()
+            with self.membership.patience() if is_patient else contextlib.nullcontext():
+                dist.barrier()
 
     def loss_scale_state(self) -> dict[str, Any]:
         """State of the fp16 loss scaler as plain numbers; empty in other precisions."""
@@ -215,29 +219,17 @@ class Runtime(contextlib.AbstractContextManager["Runtime"]):
             self._accelerator.scaler.load_state_dict(state)
 
 
-def _accelerator(precision: str, collective_timeout_s: float) -> Accelerator:
+def _accelerator(precision: str) -> Accelerator:
     from accelerate import Accelerator
-    from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+    from accelerate.utils import DistributedDataParallelKwargs
 
-    try:
-        return Accelerator(
-            cpu=not torch.cuda.is_available(),
-            mixed_precision=_ACCELERATE_PRECISION[precision],
-            kwargs_handlers=[
-                # Each rank keeps its own buffers until `RunningStatistics.merge`; a broadcast would overwrite them.
-                DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
-                InitProcessGroupKwargs(timeout=timedelta(seconds=collective_timeout_s)),
-            ],
-        )
-    except Exception:
-        _forget_state()  # a partial state would be reused as complete by the next call
-        raise
-
-
-def _close(accelerator: Accelerator, owns_group: bool) -> None:
-    if owns_group and dist.is_initialized():
-        leave_process_group()
-    _forget_state()
+    # Each rank keeps its own buffers until `RunningStatistics.merge`; a broadcast would overwrite them.
+    options = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+    return Accelerator(
+        cpu=not torch.cuda.is_available(),
+        mixed_precision=_ACCELERATE_PRECISION[precision],
+        kwargs_handlers=[options],
+    )
 
 
 def _forget_state() -> None:

@@ -26,6 +26,7 @@ from largebatch.records.trackers import (
     Tracker,
     WandbTracker,
 )
+from largebatch.run.failures import keep_findings
 from largebatch.run.loading import evaluation_loaders
 from largebatch.run.observers import Records, build_observers
 from largebatch.run.parts import build_loader, build_run, open_runtime
@@ -118,6 +119,7 @@ def open_run(prepared: Prepared, stop: Callable[[], bool], overrides: Sequence[s
         assert loader.rank == runtime.rank
         prepared.place_losses(runtime.device)
         folder, notes = open_folder(config, runtime, stack)
+        keep_findings(runtime, folder)
         identity = run_identity(prepared)
         start = begin(prepared, folder, runtime, identity)
         notes += record_start(

@@ -1,8 +1,9 @@
-"""Reports a failure during training with step, rank and samples; writes the traceback to a file."""
+"""Reports a failure during training with step, rank and samples; keeps tracebacks and lost ranks in files."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 import traceback
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,7 @@ from largebatch.data import evaluation_batches
 from largebatch.data.array import Int64Array
 from largebatch.distributed.kernels import NO_DETERMINISTIC_KERNEL, lacks_deterministic_kernel
 from largebatch.distributed.lost_ranks import LostRankError
+from largebatch.distributed.runtime import Runtime
 from largebatch.gradient.out_of_memory import is_out_of_memory
 from largebatch.records.checkpoint import CheckpointError
 from largebatch.records.credentials import redacted
@@ -25,6 +27,7 @@ from largebatch.training.raised import RunFailedError, described, error_text, wh
 
 _MOST_NAMED = 8
 _MOST_SECONDS, _READ_AT_ONCE = 30.0, 64
+_DUMPS = {"TORCH_FR_DUMP_TEMP_FILE", "TORCH_NCCL_DEBUG_INFO_TEMP_FILE"}
 _OWN_SENTENCES = (CheckpointError, ConfigError, LostRankError)
 
 
@@ -45,6 +48,22 @@ def naming_failures(run: Run, folder: RunFolder) -> Iterator[None]:
         raise
     except Exception as error:
         raise RunFailedError(redacted(_report(run, error)) + _kept_traceback(run, folder, error)) from error
+
+
+def keep_findings(runtime: Runtime, folder: RunFolder) -> None:
+    """Have lost ranks noted in the run's folder: what their signs of life tell, and what each had last sent to NCCL."""
+    lines: list[str] = []
+
+    def record(line: str) -> None:
+        lines.append(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {redacted(line)}\n")
+        write_whole(folder.path / "lost_ranks.txt", "".join(lines))
+
+    runtime.membership.heartbeat.record = record
+    if runtime.device.type == "cuda" and not _DUMPS.intersection(os.environ):
+        flights = folder.path / "flight_recorder"
+        with contextlib.suppress(OSError):  # no space: torch then says that it cannot write
+            flights.mkdir(exist_ok=True)
+        os.environ["TORCH_FR_DUMP_TEMP_FILE"] = f"{flights.absolute()}/rank_"
 
 
 def samples_without_numbers(dataset: Any, ids: Int64Array, *, seed: int) -> list[int]:

@@ -16,6 +16,7 @@ from largebatch.batch.order import SampleOrder
 from largebatch.batch.plan import BatchPlan
 from largebatch.batch.ramp import BatchRamp
 from largebatch.data import MicroBatchLoader
+from largebatch.distributed.membership import TimeLimits
 from largebatch.distributed.runtime import Runtime
 from largebatch.gradient.batch_stream import Loader
 from largebatch.gradient.options import GradientOptions
@@ -41,12 +42,14 @@ def open_runtime(prepared: Prepared) -> Iterator[Runtime]:
     Raises:
         LauncherError: if ranks are missing, launcher and accelerate disagree, or the ranks are not the same run.
     """
-    config = prepared.config
-    job = Runtime.open(
-        precision=config.precision.compute,
-        collective_timeout_s=config.launcher.collective_timeout_s,
-        rendezvous_timeout_s=config.launcher.rendezvous_timeout_s,
+    config, launcher = prepared.config, prepared.config.launcher
+    limits = TimeLimits(
+        collective_s=launcher.collective_timeout_s,
+        start_s=launcher.start_timeout_s,
+        rendezvous_s=launcher.rendezvous_timeout_s,
+        heartbeat_s=launcher.heartbeat_s,
     )
+    job = Runtime.open(precision=config.precision.compute, limits=limits)
     with job as runtime, prepared.decisions.switches().set():
         if runtime.world_size > 1:
             require_same_run(runtime, run_fingerprint(prepared))

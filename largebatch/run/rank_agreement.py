@@ -18,7 +18,8 @@ import torch
 from largebatch.data.subset import innermost
 from largebatch.distributed.checksums import combine_checksums, parameter_checksums
 from largebatch.distributed.gather import disagreement, gather_ints, gather_texts
-from largebatch.distributed.runtime import LauncherError, Runtime
+from largebatch.distributed.rendezvous import LauncherError
+from largebatch.distributed.runtime import Runtime
 from largebatch.records.flat_config import flat
 from largebatch.records.run_folder import environment
 from largebatch.run.config.environment import comparable

@@ -22,6 +22,8 @@ from largebatch.training.step_sums import Agreement, Status
 from largebatch.training.steps import Steps
 from largebatch.training.update import Update
 
+START_STEPS = 3  # that may compile, on each rank at its own speed
+
 
 class Observer(Protocol):
     """Watches a run, and writes nothing into it: without any, the weights come out bit-identical.
@@ -116,6 +118,12 @@ def train(run: Run) -> Status:
     Returns:
         "finished", "stopped" or "diverged", the same on every rank.
     """
+    with run.runtime.membership.training(lambda: run.steps.number):
+        return _train(run)
+
+
+def _train(run: Run) -> Status:
+    last_of_start = run.progress.step + START_STEPS
     stops_here = True in [observer.on_start(run) for observer in run.observers]
     run.steps.begin(run.progress, [observer.asks for observer in run.observers])
     run.agreement.begin(run.progress)
@@ -124,6 +132,8 @@ def train(run: Run) -> Status:
     while status == "running" and not stops_here and (step := run.steps.next()) is not None:
         report = take_step(run, step)
         status = report.status
+        if report.step == last_of_start:
+            run.runtime.membership.started()
         stops_here = True in [observer.after_step(run, report) for observer in run.observers]
     if status == "running":
         status = run.agreement.end(is_last=run.progress.step == run.steps.num_steps)

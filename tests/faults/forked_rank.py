@@ -24,14 +24,14 @@ from largebatch.batch.order import SampleOrder
 from largebatch.batch.plan import BatchPlan
 from largebatch.cli.process.leaving import EXIT_FAILED, EXIT_UNSAVED, EXIT_WRONG_INPUT, leave, report_interrupted
 from largebatch.data import MicroBatchLoader
-from largebatch.distributed.rendezvous import leave_process_group
-from largebatch.distributed.runtime import LauncherError
+from largebatch.distributed.process_group import leave_process_group
+from largebatch.distributed.rendezvous import LauncherError
 from largebatch.distributed.signals import stop_at_once
 from largebatch.records.checkpoint import CheckpointError, NotSavedError
 from largebatch.run.config.reading import ConfigError
 from tests.faults.nodes import INTERFACE, Node
 from tests.faults.own_data import NoisyPairs
-from tests.faults.planted import Fault
+from tests.faults.planted import Fault, behave_as_nccl
 from tests.unit.composing import compose_run
 
 # 120 samples in batches of 24: an epoch is 5 steps, the run 3 1/5 epochs; augmented, in micro-batches of 8.
@@ -61,15 +61,24 @@ def train(
     fault: Fault | None,
     timeout_s: float,
     nodes: Sequence[Node] | None,
+    port: int | None = None,
 ) -> None:
-    """Train as one rank of a job and leave with the exit code of the command."""
+    """Train as one rank of a job and leave with the exit code of the command.
+
+    With a `port` the ranks meet at the store that is there, as at that of a torchrun agent. They give signs of life
+    five times a second, and `behave_as_nccl`.
+    """
     os.environ["WANDB_MODE"] = "disabled"
     if fault is not None and fault.rank == rank:
         fault.plant()
     if world_size > 1:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
         os.environ |= {"LOCAL_WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
-        if nodes is None:
+        if port is not None:
+            os.environ |= {"MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+            overrides = (*overrides, f"launcher.collective_timeout_s={timeout_s:g}", "launcher.heartbeat_s=0.2")
+            behave_as_nccl()
+        elif nodes is None:
             _meet_by_file(store, rank, world_size, timeout_s)
         else:
             nodes[rank].enter()

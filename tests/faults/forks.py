@@ -53,16 +53,18 @@ def train_in_forks(
     deadline_s: float = DEADLINE_S,
     timeout_s: float = 60.0,
     nodes: Sequence[Node] | None = None,
+    port: int | None = None,
     killed_at_last: int | None = None,
 ) -> Ended:
     """Train `RUN` of forked_rank.py in `folder` until all ranks have ended; collectives have `timeout_s`.
 
-    With `nodes` each rank has a node of its own, and they meet at the first one's address. The test fails if a rank has
-    not ended after `deadline_s`, which then tells where it was. A rank that cannot end, because it is stopped, is
-    `killed_at_last`, when the others have ended.
+    With `nodes` each rank has a node of its own, and they meet at the first one's address. With a `port` they meet
+    there, and collectives behave as those of NCCL. The test fails if a rank has not ended after `deadline_s`, which
+    then tells where it was. A rank that cannot end, because it is stopped, is `killed_at_last`, when the others have
+    ended.
     """
     shown.note("processes" if nodes is None else "nodes", ranks, overrides)
-    options = {"world_size": ranks, "fault": fault, "timeout_s": timeout_s, "nodes": nodes}
+    options = {"world_size": ranks, "fault": fault, "timeout_s": timeout_s, "nodes": nodes, "port": port}
     limits = {"deadline_s": deadline_s, "killed_at_last": killed_at_last}
     return call_in_forks(train, (f"run.dir={folder}", *overrides), ranks=ranks, **limits, **options)
 

@@ -15,12 +15,16 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
+
 import largebatch.training.loop
+from largebatch.distributed import heartbeat
 from largebatch.training.loop import Observer, Run
 from tests.faults.nodes import INTERFACE
 
@@ -50,7 +54,7 @@ class Fault:
         step: the optimizer step, from 1, in which or after which it comes.
         action: `kill` by SIGKILL, `raise` an error, `leave` with exit code 0, `exit` by sys.exit(0), let `folder`
             `vanish`, `limit` the size of files, `hold` the interpreter for `seconds`, `cut` the link to the other node,
-            `order ...` something of the data in `folder`, `kill_worker`, or signals by their names.
+            `sleep`, `order ...` something of the data in `folder`, `kill_worker`, or signals by their names.
         rank: whom it hits.
         micro_batch: in `after_forward` and `after_backward`, of the rank's in this step, from 0.
         folder, seconds: of the actions that need them.
@@ -92,6 +96,8 @@ class Fault:
         elif self.action.startswith("order "):
             assert self.folder is not None
             (self.folder / self.action.removeprefix("order ")).touch()
+        elif self.action == "sleep":
+            threading.Event().wait()
         elif self.action == "kill_worker":
             multiprocessing.active_children()[-1].kill()
         elif self.action == "cut":
@@ -106,6 +112,30 @@ class Fault:
     def _signal(self) -> None:
         for name in ("SIGKILL" if self.action == "kill" else self.action).split():
             os.kill(os.getpid(), getattr(signal, name))
+
+
+def behave_as_nccl() -> None:
+    """Let a host wait for ever where a rank is lost, without an error, and where a group is closed before all are done.
+
+    Collectives of NCCL run on the GPU: the host waits in the driver until torch's watchdog ends the process.
+    """
+    take_step = largebatch.training.loop.take_step
+
+    def take_step_or_wait(run: Run, step: Any) -> Any:
+        try:
+            return take_step(run, step)
+        except RuntimeError as error:
+            if "gloo" in str(error) or "pair closure" in str(error):
+                threading.Event().wait()
+            raise
+
+    def wait_for_all(*_: Any) -> None:
+        print("the group is being closed", flush=True)
+        threading.Event().wait()
+
+    largebatch.training.loop.take_step = take_step_or_wait
+    dist.destroy_process_group = wait_for_all
+    heartbeat.LAST_WORDS_S = 0.5
 
 
 def _plant_in(run: Run, fault: Fault) -> None:

@@ -166,7 +166,7 @@ def headings(text: str) -> set[str]:
 FILE = re.compile(r"(?:\./)?[\w./*{}-]+\.(?:py|sh|sbatch|yaml|md|c|png|txt|toml)|[\w./-]+/")
 PLACES = ("", "largebatch", "launch", "tests")
 OF_A_RUN = re.compile(
-    r".*NAME|runs/|myconf/|plots/|checkpoints/|wandb/|config\.yaml|overrides\.txt|failure|slice_|/dev/|/data/"
+    r".*NAME|runs/|myconf/|plots/|checkpoints/|wandb/|config\.yaml|overrides\.txt|failure|lost_ranks\.txt|flight_recorder|RUN/|slice_|/dev/|/data/"
 )
 
 

@@ -209,7 +209,7 @@ def _with_report(function: Verb, config: DictConfig, overrides: list[str], confi
     """Call the verb; wrong input becomes a report and an exit code, without a traceback."""
     from largebatch.cli.composition.overruled import overruled_choices
     from largebatch.distributed.launcher_environment import start_problems
-    from largebatch.distributed.runtime import LauncherError
+    from largebatch.distributed.rendezvous import LauncherError
     from largebatch.records.checkpoint import CheckpointError, NotSavedError
     from largebatch.run.config.environment import with_environment
     from largebatch.run.config.reading import ConfigError, require_no_secrets

@@ -191,7 +191,9 @@ class LauncherConfig(Section):
 
     num_processes: PositiveInt | None
     rendezvous_timeout_s: PositiveFloat
+    start_timeout_s: PositiveFloat
     collective_timeout_s: PositiveFloat
+    heartbeat_s: PositiveFloat
 
 
 class RunConfig(Section):

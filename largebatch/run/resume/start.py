@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from largebatch.distributed.gather import gather_texts
-from largebatch.distributed.runtime import LauncherError, Runtime
+from largebatch.distributed.rendezvous import LauncherError
+from largebatch.distributed.runtime import Runtime
 from largebatch.records.checkpoint import (
     Checkpoint,
     CheckpointError,

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from multiprocessing import get_context
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,24 +29,24 @@ def say(rank: int, world_size: int, error: str = BACKEND) -> None:
 
 
 @pytest.fixture
-def store(monkeypatch: pytest.MonkeyPatch) -> Store:
+def store(monkeypatch: pytest.MonkeyPatch) -> Any:
     server = TCPStore("127.0.0.1", 0, None, True, timeout=timedelta(seconds=30), wait_for_workers=False)
     monkeypatch.setattr(lost_ranks, "_get_default_store", lambda: server)
     return server
 
 
-def test_ranks_that_do_not_answer_the_roll_are_named(store: Store):
-    store.set("largebatch/roll_call/2", "here")
+def test_ranks_that_do_not_answer_the_roll_are_named(store: Any):
+    store.append("largebatch/roll_call/here", "2 ")
     with pytest.raises(
         LostRankError, match=r"^Ranks 1, 3 \(2 of 4\) left the run or do not answer: rank 0 waited in step 7 "
     ):
         say(0, 4)
 
 
-def test_an_error_of_ones_own_and_one_that_all_ranks_have_go_on(store: Store):
+def test_an_error_of_ones_own_and_one_that_all_ranks_have_go_on(store: Any):
     with pytest.raises(RuntimeError, match=r"^a shape$"):
         say(0, 2, "a shape")
-    store.set("largebatch/roll_call/1", "here")
+    store.append("largebatch/roll_call/here", "1 ")
     with pytest.raises(RuntimeError, match=r"^.gloo"):
         say(0, 2)
 
@@ -54,7 +58,7 @@ def ended() -> Store:
 
 def silent() -> Any:
     """As behind a link that was cut."""
-    return SimpleNamespace(set=lambda *_: threading.Event().wait(20))
+    return SimpleNamespace(append=lambda *_: threading.Event().wait(20))
 
 
 @pytest.mark.parametrize("unreachable", [ended, silent])
@@ -68,3 +72,74 @@ def test_without_an_answer_of_the_store_rank_0_or_the_network_to_it_is_gone(
     monkeypatch.setattr(lost_ranks, "_ANSWER_S", 0.2)
     with pytest.raises(LostRankError, match=r"^Rank 0 or the network to it is gone: rank 1 .* at 10\.0\.0\.1:29400 "):
         say(1, 2)
+
+
+def test_the_roll_of_a_hundred_ranks_asks_the_store_a_few_times_per_rank():
+    """Each asking for each other one would be 10,000 requests, and all would take the busy store for a lost rank 0."""
+    requests: list[str] = []
+    told, _ = call_the_roll(serve(), range(100), 100, absent={7}, roll_call_s=1.0, requests=requests)
+    assert told == {"[7]": 99}
+    callers_look = lost_ranks._CALLERS * 1.0 / 0.05
+    assert len(requests) <= 6 * 99 + callers_look
+
+
+@pytest.mark.soak
+def test_the_roll_of_4096_ranks_names_the_lost_ones_in_time(capsys: pytest.CaptureFixture[str]):
+    """Threads for ranks, each with a connection of its own to one server, as in a job of 512 nodes."""
+    absent, port = {0, 7, 4000}, serve()
+    with get_context("spawn").Pool(8) as pool:
+        called = pool.starmap(
+            call_the_roll, [(port, range(512 * one, 512 * (one + 1)), 4096, absent) for one in range(8)]
+        )
+    told = sum((one for one, _ in called), Counter[str]())
+    longest_s = max(waited_s for _, waited_s in called)
+    with capsys.disabled():
+        print(f"\nroll call of 4,096 ranks: the longest wait was {longest_s:.2f} s")
+    assert told == {"[0, 7, 4000]": 4093}
+
+
+SERVERS: list[TCPStore] = []
+
+
+def serve() -> int:
+    """The port of a store that lasts as long as this process."""
+    SERVERS.append(TCPStore("127.0.0.1", 0, None, True, timeout=timedelta(seconds=60), wait_for_workers=False))
+    return SERVERS[-1].port
+
+
+class Counted:
+    """A store that notes what it is asked."""
+
+    def __init__(self, store: TCPStore, requests: list[str]) -> None:
+        self._store, self._requests = store, requests
+
+    def __getattr__(self, name: str) -> Any:
+        self._requests.append(name)
+        return getattr(self._store, name)
+
+
+def call_the_roll(
+    port: int,
+    ranks: range,
+    world_size: int,
+    absent: set[int],
+    roll_call_s: float = lost_ranks.ROLL_CALL_S,
+    requests: list[str] | None = None,
+) -> tuple[Counter[str], float]:
+    """Let all these ranks lose a collective at once: what they are told, and the longest wait in seconds."""
+    present = [rank for rank in ranks if rank not in absent]
+    together, told, waits = threading.Barrier(len(present)), Counter[str](), []
+    counted: list[str] = [] if requests is None else requests
+
+    def lose(rank: int) -> None:
+        store = TCPStore("127.0.0.1", port, None, False, timeout=timedelta(seconds=60), wait_for_workers=False)
+        runtime: Any = SimpleNamespace(rank=rank, world_size=world_size)
+        together.wait(120)
+        began = time.monotonic()
+        missing = lost_ranks._roll_call(Counted(store, counted), runtime, roll_call_s)
+        waits.append(time.monotonic() - began)
+        told[str(missing)] += 1
+
+    with ThreadPoolExecutor(len(present)) as pool:
+        list(pool.map(lose, present))
+    return told, max(waits)

@@ -16,6 +16,7 @@ from torch.distributed import TCPStore
 
 from largebatch.cli import train
 from largebatch.distributed import rendezvous as process_group
+from largebatch.distributed.membership import TimeLimits
 from largebatch.distributed.rendezvous import LauncherError, rendezvous
 from largebatch.distributed.runtime import Runtime
 from tests.launcher import LAUNCHER
@@ -34,10 +35,10 @@ def environment(rank: int, world_size: int, port: int, **others: str) -> dict[st
     return {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size), **place, **others}
 
 
-def meet(environ: Mapping[str, str], timeout_s: float) -> str:
+def meet(environ: Mapping[str, str], timeout_s: float, gpu: str | None = None) -> str:
     """What became of it: nothing, or the error."""
     try:
-        with rendezvous(environ, timeout_s=timeout_s):
+        with rendezvous(environ, timeout_s=timeout_s, gpu=gpu):
             return ""
     except LauncherError as error:
         return str(error)
@@ -57,7 +58,7 @@ def test_ranks_that_do_not_come_are_counted_and_named_and_nothing_is_left_behind
         monkeypatch.setenv(name, value)
     before = dict(os.environ)
     with pytest.raises(LauncherError) as caught:
-        Runtime.open(rendezvous_timeout_s=0.5, collective_timeout_s=5)
+        Runtime.open(limits=TimeLimits(rendezvous_s=0.5, collective_s=5))
     assert str(caught.value).startswith(
         f"1 of 3 ranks joined at 127.0.0.1:{port} within 0.5 s (launcher.rendezvous_timeout_s). Missing: ranks 1, 2 "
         f"(2 of 3); the others are on {socket.gethostname()}. "
@@ -166,7 +167,7 @@ def test_a_rank_whose_rank_0_leaves_while_it_waits_says_so(port: int):
     told: list[str] = []
     waiting = threading.Thread(target=lambda: told.append(meet(environment(1, 2, port), 30)))
     waiting.start()
-    server.get("largebatch/0/2/rank/1")  # is there when it waits
+    server.get("largebatch/0/2/came")  # is there when it waits
     del server
     waiting.join()
     assert told[0].startswith(f"Rank 0 of 2 was at 127.0.0.1:{port} and left before all ranks had joined: ")
@@ -179,3 +180,12 @@ def test_a_restart_by_torchrun_meets_anew_in_the_store_of_its_agent(port: int):
     of_agent["TORCHELASTIC_RESTART_COUNT"] = "1"
     assert "Missing: rank 1;" in meet(environment(0, 2, port, **of_agent), 0.3)
     assert agent.check(["largebatch/1/2/outcome"])
+
+
+def test_two_ranks_on_one_gpu_are_refused_before_nccl_starts(port: int):
+    with ThreadPoolExecutor(3) as pool:
+        gpus = ("A 0000:3b:00", "A 0000:5e:00", "A 0000:3b:00")
+        told = list(pool.map(lambda rank: meet(environment(rank, 3, port), 30, gpus[rank]), range(3)))
+    assert told[0] == told[1] == told[2]
+    assert told[0].startswith(("Ranks 0 and 2 on ", "Ranks 2 and 0 on "))
+    assert "are on the same GPU (A 0000:3b:00). NCCL refuses that, also for two MIG slices of one GPU." in told[0]

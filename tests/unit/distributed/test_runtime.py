@@ -8,7 +8,8 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from largebatch.distributed.runtime import LauncherError, Runtime
+from largebatch.distributed.rendezvous import LauncherError
+from largebatch.distributed.runtime import Runtime
 from tests.launcher import LAUNCHER
 
 pytestmark = pytest.mark.usefixtures("no_launcher")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from largebatch.distributed.runtime import LauncherError
+from largebatch.distributed.rendezvous import LauncherError
 from largebatch.records.checkpoint import FORMAT, CheckpointError, newest_valid
 from largebatch.records.trackers import read_metrics
 from largebatch.run.config.reading import ConfigError
