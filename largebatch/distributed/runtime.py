@@ -105,12 +105,13 @@ class Runtime(contextlib.AbstractContextManager["Runtime"]):
         """Whether this rank writes files and prints."""
         return self.rank == 0
 
-    def wrap(self, model: nn.Module, *, bucket_mb: float = BUCKET_MB) -> nn.Module:
+    def wrap(self, model: nn.Module, *, bucket_mb: float = BUCKET_MB, outputs_in_float32: bool = True) -> nn.Module:
         """Move the model to the device, apply precision, and wrap it in DistributedDataParallel if there are ranks.
 
         Gradients then are zeros in DDP's buckets, of `bucket_mb` MiB: see `wrap_model`.
         """
-        return wrap_model(self._accelerator, model.double() if self.precision == "fp64" else model, bucket_mb)
+        model = model.double() if self.precision == "fp64" else model
+        return wrap_model(self._accelerator, model, bucket_mb, outputs_in_float32=outputs_in_float32)
 
     def unwrap(self, model: nn.Module) -> nn.Module:
         """The module inside the result of `wrap`, to evaluate and to save."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
+from types import MethodType
 from typing import Any, cast
 
 import torch
@@ -12,7 +13,7 @@ from torch import nn
 BUCKET_MB = 25.0  # DDP's own default
 
 
-def wrap_model(accelerator: Any, model: nn.Module, bucket_mb: float) -> nn.Module:
+def wrap_model(accelerator: Any, model: nn.Module, bucket_mb: float, *, outputs_in_float32: bool = True) -> nn.Module:
     """Move the model to the device, apply precision, and wrap it in DDP if there are ranks.
 
     With DDP gradients are zeros in its buckets: micro-batches that add up there need no memory of their own.
@@ -21,6 +22,7 @@ def wrap_model(accelerator: Any, model: nn.Module, bucket_mb: float) -> nn.Modul
         accelerator: accelerate's, of the job.
         model: to be wrapped.
         bucket_mb: MiB of gradients that DDP sends at once.
+        outputs_in_float32: whether outputs in bfloat16 and float16 are copied to float32.
     """
     give_zeros(model.to(accelerator.device).parameters())
     accelerator.ddp_handler.bucket_cap_mb = bucket_mb
@@ -30,7 +32,20 @@ def wrap_model(accelerator: Any, model: nn.Module, bucket_mb: float) -> nn.Modul
         wrapped = cast(nn.Module, accelerator.prepare_model(model))
     if wrapped is model:
         model.zero_grad()
+    if not outputs_in_float32:
+        _leave_outputs(model)
     return wrapped
+
+
+def _leave_outputs(model: nn.Module) -> None:
+    """Take back accelerate's float32 copy of all outputs under autocast.
+
+    The logits of a language model are the largest tensor of a step.
+    """
+    copied = model.forward
+    as_computed = getattr(getattr(copied, "__wrapped__", None), "model_forward", None)  # of ConvertOutputsToFp32
+    if as_computed is not None:
+        model.forward = MethodType(as_computed, model) if isinstance(copied, MethodType) else as_computed
 
 
 def give_zeros(parameters: Iterable[nn.Parameter]) -> None:

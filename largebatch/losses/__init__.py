@@ -5,7 +5,7 @@ from largebatch.losses.coupled import CoupledLoss, InfoNCE, is_coupled
 from largebatch.losses.cross_entropy import CrossEntropy, NextToken
 from largebatch.losses.label_rule import LabelRule, label_rule, require_labels, scored
 from largebatch.losses.module_loss import ModuleLoss
-from largebatch.losses.protocol import Loss, counted_per_sample, units_are_fixed
+from largebatch.losses.protocol import Loss, counted_per_sample, units_are_fixed, widens_outputs
 from largebatch.losses.regression import OutputIsLoss, SquaredError
 
 __all__ = [
@@ -25,4 +25,5 @@ __all__ = [
     "require_no_dropped_loss",
     "scored",
     "units_are_fixed",
+    "widens_outputs",
 ]

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from largebatch.losses.in_pieces import LOGITS_AT_ONCE, cross_entropy_in_pieces
 from largebatch.losses.label_rule import LabelRule, class_weights
 from largebatch.losses.labels import (
     class_numbers,
@@ -44,6 +45,7 @@ class CrossEntropy:
         label_smoothing: s, in [0, 1).
         ignore_index: the label that does not count; None: every label counts, and units are fixed.
         weight: one number per class; None: all 1.
+        logits_at_once: logits that are copied to float32 at a time, see `cross_entropy_in_pieces`; None: all.
 
     Raises:
         ValueError: if `label_smoothing` or a weight is outside its range or shapes do not fit.
@@ -53,12 +55,15 @@ class CrossEntropy:
     """
 
     unit: ClassVar[str] = "label"
+    widens_outputs: ClassVar[bool] = True
     label_smoothing: float = 0.0
     ignore_index: int | None = -100
     weight: Sequence[float] | None = None
+    logits_at_once: int | None = LOGITS_AT_ONCE
 
     def __post_init__(self) -> None:
         _require_smoothing(self.label_smoothing)
+        _require_pieces(self.logits_at_once)
         object.__setattr__(self, "weight", class_weights(self.weight))
 
     @property
@@ -69,12 +74,12 @@ class CrossEntropy:
     def loss_per_sample(self, outputs: Any, targets: Tensor) -> Tensor:
         """Cross-entropy of each sample, summed over its labels, [n]."""
         logits, labels = self._logits_and_labels(outputs, targets)
-        losses = F.cross_entropy(
+        losses = cross_entropy_in_pieces(
             logits,
             labels,
+            at_once=self.logits_at_once,
             weight=_weight_like(self.weight, logits),
             ignore_index=_NO_LABEL if self.ignore_index is None or labels.is_floating_point() else self.ignore_index,
-            reduction="none",
             label_smoothing=self.label_smoothing,
         )
         return losses if losses.dim() == 1 else losses.flatten(1).sum(dim=1)
@@ -95,6 +100,7 @@ class CrossEntropy:
     def mean_of(self, outputs: Any, targets: Tensor) -> Tensor:
         """The mean of torch."""
         logits, labels = self._logits_and_labels(outputs, targets)
+        logits = float32_or_wider(logits)
         is_counted = self.ignore_index is None or labels.is_floating_point()
         return F.cross_entropy(
             logits,
@@ -125,7 +131,7 @@ class CrossEntropy:
     def _logits_and_labels(self, outputs: Any, targets: Tensor) -> tuple[Tensor, Tensor]:
         logits = logits_of_classes("CrossEntropy", outputs)
         _require_weights(self.weight, logits.shape[1] if logits.dim() > 1 else 0)
-        return float32_or_wider(logits), labels_for("CrossEntropy", logits, targets)
+        return logits, labels_for("CrossEntropy", logits, targets)
 
 
 @dataclass(frozen=True)
@@ -139,6 +145,7 @@ class NextToken:
         ignore_index: the target that means "masked".
         label_smoothing: as in `CrossEntropy`, per valid token.
         weight: as in `CrossEntropy`, per token of the vocabulary.
+        logits_at_once: as in `CrossEntropy`.
         shift: whether targets are the inputs themselves, as for the causal models of transformers, so that each
             position predicts the next one. None: `train` decides from model and data (`with_shift`); here it means
             False.
@@ -153,14 +160,17 @@ class NextToken:
     """
 
     unit: ClassVar[str] = "token"
+    widens_outputs: ClassVar[bool] = True
     fixed_units: ClassVar[bool] = False
     ignore_index: int = -100
     label_smoothing: float = 0.0
     weight: Sequence[float] | None = None
     shift: bool | None = None
+    logits_at_once: int | None = LOGITS_AT_ONCE
 
     def __post_init__(self) -> None:
         _require_smoothing(self.label_smoothing)
+        _require_pieces(self.logits_at_once)
         if self.ignore_index is None:
             raise ValueError(
                 "ignore_index=None: NextToken needs a target that means 'masked'. Use -100, torch's default."
@@ -170,13 +180,12 @@ class NextToken:
     def loss_per_sample(self, outputs: Any, targets: Tensor) -> Tensor:
         """Cross-entropy summed over the valid tokens of each sample, [n]."""
         logits, labels = self._logits_and_labels(outputs, targets)
-        logits = float32_or_wider(logits).flatten(0, 1)
-        loss_per_token = F.cross_entropy(
-            logits,
+        loss_per_token = cross_entropy_in_pieces(
+            logits.flatten(0, 1),
             labels.flatten(),
+            at_once=self.logits_at_once,
             weight=_weight_like(self.weight, logits),
             ignore_index=self.ignore_index,
-            reduction="none",
             label_smoothing=self.label_smoothing,
         )
         return loss_per_token.view(targets.shape).sum(dim=1)
@@ -196,7 +205,7 @@ class NextToken:
 
     def mean_of(self, outputs: Any, targets: Tensor) -> Tensor:
         """The mean of torch."""
-        logits, labels = prediction(outputs), targets.long()
+        logits, labels = float32_or_wider(prediction(outputs)), targets.long()
         if self.shift:
             logits, labels = logits[:, :-1], labels[:, 1:]
         weight, masked = _weight_like(self.weight, logits), self.ignore_index
@@ -226,12 +235,19 @@ def _weight_tensor(weight: tuple[float, ...], dtype: torch.dtype, device: torch.
 
 
 def _weight_like(weight: Any, logits: Tensor) -> Tensor | None:
-    return None if weight is None else _weight_tensor(weight, logits.dtype, logits.device)
+    """The class weights, in the type in which losses are computed."""
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    return None if weight is None else _weight_tensor(weight, wide, logits.device)
 
 
 def _require_weights(weight: Sequence[float] | None, num_classes: int) -> None:
     if weight is not None and num_classes and len(weight) != num_classes:
         raise ValueError(f"loss.weight has {len(weight)} numbers, the model {num_classes} outputs: give one for each.")
+
+
+def _require_pieces(logits_at_once: int | None) -> None:
+    if logits_at_once is not None and logits_at_once < 1:
+        raise ValueError(f"logits_at_once={logits_at_once}: use 1 or more, or None to copy all logits at once.")
 
 
 def _require_smoothing(label_smoothing: float) -> None:

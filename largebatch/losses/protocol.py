@@ -38,6 +38,8 @@ class Loss(Protocol):
     - `label_rule(outputs)`: a `LabelRule` of the valid labels.
     - `examine(outputs, targets)`: raises ValueError if the loss cannot be used with these outputs of a few samples.
     - `mean_of(outputs, targets)`: the mean over a batch, computed independently, for `largebatch verify`.
+    - `widens_outputs`: True if the loss copies outputs in bfloat16 or float16 to float32 itself, piece by piece. Else
+      it gets a float32 copy of all of them. A subclass says so anew.
     """
 
     @property
@@ -80,6 +82,11 @@ def counted_per_sample(loss: Loss, targets: Tensor) -> Tensor:
     own = getattr(loss, "counted_per_sample", None)
     counted: Tensor = loss.units_per_sample(targets) if own is None else own(targets)
     return counted
+
+
+def widens_outputs(loss: Loss) -> bool:
+    """Whether the class of `loss` takes outputs in bfloat16 and float16; not inherited, as a subclass may not."""
+    return bool(vars(type(loss)).get("widens_outputs", False))
 
 
 def prediction(outputs: Any) -> Tensor:

@@ -20,7 +20,7 @@ from largebatch.distributed.membership import TimeLimits
 from largebatch.distributed.runtime import Runtime
 from largebatch.gradient.batch_stream import Loader
 from largebatch.gradient.options import GradientOptions
-from largebatch.losses import units_are_fixed
+from largebatch.losses import units_are_fixed, widens_outputs
 from largebatch.losses.coupled import is_coupled
 from largebatch.models.layout import compile_blocks, keep_channels_last
 from largebatch.run.config.combinations import gradient_options
@@ -183,4 +183,4 @@ def _wrapped(prepared: Prepared, runtime: Runtime) -> nn.Module:
         compile_blocks(model, block_pattern(prepared.config), dynamic=dynamic)
     elif how:
         model.compile(dynamic=dynamic)  # in place: parameter names stay as they are
-    return runtime.wrap(model)
+    return runtime.wrap(model, outputs_in_float32=not widens_outputs(prepared.loss))

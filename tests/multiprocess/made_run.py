@@ -16,7 +16,7 @@ from largebatch.data import MicroBatchLoader
 from largebatch.distributed.runtime import Runtime
 from largebatch.gradient.batch_stream import Loader
 from largebatch.gradient.step import Measures, Step
-from largebatch.losses import units_are_fixed
+from largebatch.losses import units_are_fixed, widens_outputs
 from largebatch.training.assembly import make_run
 from largebatch.training.loop import Observer, Run
 
@@ -57,7 +57,7 @@ def made_run(
         order = SampleOrder(len(data), seed) if order is None else order
         loader = MicroBatchLoader(data, order, plan, runtime.rank, augment=augment)
     units = units_are_fixed(loss, data)
-    model = runtime.wrap(model)
+    model = runtime.wrap(model, outputs_in_float32=not widens_outputs(loss))
     options = {"fixed_units": units, "seed": seed, "agree_every": log_every, **options}
     watching = [*observers, Rows(log_every, norms_every)]
     return make_run(runtime, model, loss, optimizer, plan, loader, lr_at, num_steps, observers=watching, **options)

@@ -33,7 +33,6 @@ _IDENTITY = (
     "optimizer",
     "parameters",
     "model",
-    "loss",
 )
 
 _MOST_SHOWN = 20  # changes
@@ -53,6 +52,8 @@ def run_identity(prepared: Prepared) -> dict[str, Any]:
     """The identity of a run, as plain values."""
     config, plain = prepared.config, comparable(prepared.public, prepared.config.model_dump())
     return {key: plain[key] for key in _IDENTITY} | {
+        # A row has the same loss and gradient in any piece.
+        "loss": {key: value for key, value in plain["loss"].items() if key != "logits_at_once"},
         "global_batch_size": prepared.numbers.plan.global_batch_size,
         "ramp": plain["batch"]["ramp"],
         "guard": plain["guard"] if config.guard.acts else None,

@@ -61,6 +61,23 @@ def test_double_precision_reaches_inputs_but_not_labels(runtime: Runtime):
     assert all(parameter.dtype == torch.float64 for parameter in runtime.wrap(torch.nn.Linear(2, 2)).parameters())
 
 
+def test_outputs_under_autocast_are_copied_to_float32_unless_the_loss_does_it():
+    def output(*, outputs_in_float32: bool, has_own_forward: bool) -> torch.Tensor:
+        torch.manual_seed(0)
+        model = torch.nn.Linear(2, 2)
+        if has_own_forward:  # a function of the instance, as wrappers of a forward leave it
+            plain = model.forward
+            model.forward = lambda inputs: plain(inputs)  # type: ignore[method-assign]
+        return job.wrap(model, outputs_in_float32=outputs_in_float32)(torch.ones(1, 2))
+
+    with Runtime.open(precision="bf16") as job:
+        for has_own_forward in (False, True):
+            wide = output(outputs_in_float32=True, has_own_forward=has_own_forward)
+            as_computed = output(outputs_in_float32=False, has_own_forward=has_own_forward)
+            assert (wide.dtype, as_computed.dtype) == (torch.float32, torch.bfloat16)
+            assert torch.equal(wide, as_computed.float())
+
+
 def test_a_key_decides_what_a_model_draws(runtime: Runtime):
     def draw(key: int) -> torch.Tensor:
         runtime.seed(key)

@@ -155,6 +155,11 @@ def test_a_class_that_was_moved_or_renamed_needs_a_permission_and_an_optimizer_k
         changes(plain, other, "optimizer._target_")
 
 
+def test_the_pieces_of_a_loss_are_no_part_of_a_run():
+    assert identity("loss.logits_at_once=100") == identity("loss.logits_at_once=null") == identity()
+    assert "logits_at_once" not in identity()["loss"], "checkpoints from before the key go on"
+
+
 def test_a_run_goes_on_whose_identity_is_written_in_old_names():
     views = ("model=two_views", "data=paired_views", "loss=info_nce", "logger=none", "observers.evaluation.micro=2")
     now = run_identity(prepare(compose_run(*views), {}))
