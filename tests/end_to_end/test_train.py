@@ -259,9 +259,14 @@ def test_a_contrastive_run_learns_in_micro_batches(tmp_path):
     assert json.loads((tmp_path / "summary.json").read_text())["eval/val_accuracy"] > 0.4
 
 
-def test_the_hand_written_loop_of_bench_knows_no_loss_that_compares_samples(capsys):
+def test_bench_loop_refuses_what_its_rivals_cannot_do(capsys):
     assert main(["bench", "loop", "data=paired_views", "logger=none"]) == 2
     assert "the hand-written loop: does not go with loss._target_=largebatch.losses.InfoNCE" in capsys.readouterr().err
+    overrides = ["batch.total=101", "batch.max_micro=33", "precision=fp64", "loss.weight=[1,1,1,1,1,1,1,1,1,2]"]
+    assert main(["bench", "loop", *overrides, "data.augment.crop_padding=1", "logger=none"]) == 2
+    said = capsys.readouterr().err
+    for key in ("loss._target_=", "data.augment:", "precision.compute=fp64:", "batch.total=101:"):
+        assert key in said
 
 
 def test_debug_profile_writes_a_trace(tmp_path):
