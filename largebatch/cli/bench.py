@@ -11,7 +11,7 @@ from largebatch.cli.composition.composing import run_verb
 from largebatch.cli.process.leaving import EXIT_DONE, EXIT_FAILED, EXIT_WRONG_INPUT
 
 BENCHES = {
-    "loop": "our training loop against a hand-written DDP loop and one of accelerate, on the model and batch of the config",
+    "loop": "our training loop against a hand-written DDP loop and accelerate's, on the model and batch of the config",
     "diagnostics": "the same loop with and without measuring the noise scale or communication",
     "verify": "false alarms and missed defects of `largebatch verify`, over models, optimizers and seeds",
     "rows": "memory and time of `report`, `compare`, `diff` and a resume on runs of a million rows",
