@@ -13,6 +13,7 @@ from largebatch.cli.process.leaving import EXIT_DONE, EXIT_FAILED, EXIT_WRONG_IN
 BENCHES = {
     "loop": "our training loop against a hand-written DDP loop and accelerate's, on the model and batch of the config",
     "diagnostics": "the same loop with and without measuring the noise scale or communication",
+    "data": "what loading images costs the training thread, with and without a thread that loads ahead",
     "verify": "false alarms and missed defects of `largebatch verify`, over models, optimizers and seeds",
     "rows": "memory and time of `report`, `compare`, `diff` and a resume on runs of a million rows",
     "optim": "a step of LAMB and LARS against torch's fused AdamW and SGD, and other packages that are installed",
@@ -22,7 +23,7 @@ _OF_A_RUN = {"loop": (), "diagnostics": ("observers.noise_scale.every=10",)}
 
 
 def main(arguments: Sequence[str]) -> int:
-    """`bench loop|diagnostics|optim|rows|verify [KEY=VALUE ...]`.
+    """`bench data|diagnostics|loop|optim|rows|verify [KEY=VALUE ...]`.
 
     Returns 0; 1 if a measurement failed or `bench verify` counted a mistake; 2 for wrong input.
     """
