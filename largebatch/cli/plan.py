@@ -21,7 +21,7 @@ def run(config: DictConfig, overrides: list[str]) -> int:
     from largebatch.distributed.launcher_environment import start_problems
     from largebatch.records.trackers import print_plan
     from largebatch.run.config.reading import ConfigError, parse_config
-    from largebatch.run.plan_report import checkpoint_row, lr_rows, plan_rows
+    from largebatch.run.plan_report import checkpoint_row, lr_rows, plan_rows, reduction_rows
     from largebatch.run.precision.decisions import decision_rows, gpu_row
     from largebatch.run.prepare import prepare
 
@@ -37,8 +37,9 @@ def run(config: DictConfig, overrides: list[str]) -> int:
     how = [*decision_rows(prepared.decisions)]
     if not prepared.decisions.device.is_gpu:
         how.append(gpu_row(prepared.decisions, prepared.model, numbers))
+    reduction = reduction_rows(prepared.config, numbers.plan.world_size)
     row = checkpoint_row(prepared.config, prepared.model)
-    print_plan([*how, *plan_rows(numbers, prepared.optimizer), row])
+    print_plan([*how, *plan_rows(numbers, prepared.optimizer), *reduction, row])
     print_plan(lr_rows(numbers), title="learning rate at the step that starts after")
     for note in prepared.notes:
         print(note)

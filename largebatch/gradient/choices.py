@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 
 class Ability(enum.Enum):
@@ -28,6 +28,8 @@ class Ability(enum.Enum):
     SECOND_DERIVATIVES = "the loss of a subset has second derivatives"
     FEW_DIGITS = "gradients may lose digits on their way"
     SAME_BITS = "an operation gives the same bits each time"
+    MEAN_OF_RANKS = "ranks get the mean of their gradients, up to rounding"
+    ANY_GRADIENTS = "a step may have gradients that are not finite, or in other units"
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,12 @@ def conflicts(choices: Sequence[Choice]) -> Iterator[str]:
             if reasons and one is not other:
                 remedy = " or ".join(choice.instead for choice in (one, other) if choice.instead)
                 yield f"{one.name}: does not go with {other.name}: {reasons[0]}. Use {remedy}."
+
+
+def require_no_conflict(choices: Sequence[Choice]) -> None:
+    """Raise ValueError with all `conflicts`."""
+    if found := list(conflicts(choices)):
+        raise ValueError("\n".join(found))
 
 
 def in_order() -> Choice:
@@ -146,6 +154,28 @@ def compression(dtype: str) -> Choice:
     )
 
 
+def power_sgd() -> Choice:
+    """Gradients that are sent as products of thin matrices."""
+    rounded = compression("powersgd")
+    lacks = {
+        Ability.MEAN_OF_RANKS: "ranks get an approximation of their mean gradient, and errors of earlier steps",
+        Ability.OVERLAP: "it sends each part in three rounds, each of another size",
+        Ability.ANY_GRADIENTS: "it adds to a gradient what earlier steps left out, which must be finite and in the "
+        "same units",
+    }
+    return replace(rounded, lacks={**rounded.lacks, **lacks})
+
+
+def scaled_losses() -> Choice:
+    """Losses in float16, times a scale that moves, and too large at times."""
+    return Choice("precision.compute=fp16", "precision=bf16", needs=frozenset({Ability.ANY_GRADIENTS}))
+
+
+def guard(policy: str) -> Choice:
+    """Updates that are left out after a bad gradient."""
+    return Choice(f"guard.policy={policy}", "guard.policy=log", needs=frozenset({Ability.ANY_GRADIENTS}))
+
+
 def halving() -> Choice:
     """Steps that are taken again in smaller micro-batches after a shortage of memory."""
     return Choice(
@@ -187,7 +217,9 @@ def varying_kernels(name: str, instead: str) -> Choice:
 
 def noise_scale(every: int) -> Choice:
     """Norms of micro-batch gradients."""
-    return _observed("noise_scale", every, Ability.OWN_GRADIENTS, lacks={Ability.ANY_SIZES: _AS_PLANNED})
+    return _observed(
+        "noise_scale", every, Ability.OWN_GRADIENTS, Ability.MEAN_OF_RANKS, lacks={Ability.ANY_SIZES: _AS_PLANNED}
+    )
 
 
 def communication(every: int) -> Choice:

@@ -24,6 +24,7 @@ from largebatch.gradient.instruments import BeingComputed, Instrument
 from largebatch.gradient.micro_batch_norms import MicroBatchNorms
 from largebatch.gradient.ordered_reduction import InOrder
 from largebatch.gradient.out_of_memory import Halving, IfItFits
+from largebatch.gradient.power_sgd import PowerSGD, PowerSGDOptions
 from largebatch.gradient.recomputation import Recomputation
 from largebatch.gradient.reduction_clock import ReductionClock
 from largebatch.gradient.reductions import Afterwards, Compression, Overlapped, Reduction
@@ -51,6 +52,7 @@ class GradientOptions:
         ordered: sums over micro-batches in one order on any number of ranks, see `InOrder`.
         exact_batch_norm: takes batch norm over the whole global batch, see `ExactBatchNorm`.
         compression: of what DDP sends.
+        powersgd: options of the compression of that name.
         halves_micro_batches: takes a step that runs out of memory again in smaller parts, see `Halving`.
         recompute_every: steps between ones that are computed twice, see `Recomputation`; None: none.
         step_buffers: names of buffers that move once per step, see `StepBuffers`.
@@ -64,6 +66,7 @@ class GradientOptions:
     ordered: bool = False
     exact_batch_norm: bool = False
     compression: Compression = "none"
+    powersgd: PowerSGDOptions = field(default_factory=PowerSGDOptions)
     halves_micro_batches: bool = False
     recompute_every: int | None = None
     step_buffers: Sequence[str] = ()
@@ -77,6 +80,8 @@ class GradientOptions:
             raise ValueError(f"compression={self.compression!r}: use one of {', '.join(get_args(Compression))}.")
         if self.recompute_every is not None and self.recompute_every < 1:
             raise ValueError(f"recompute_every={self.recompute_every}: use 1 or more steps, or None for never.")
+        if self.powersgd != PowerSGDOptions() and self.compression != "powersgd":
+            raise ValueError(f"powersgd={self.powersgd}: has no effect with compression={self.compression!r}.")
 
     def choices(self, loss: Any, *, precision: str, name: str = "") -> list[choices.Choice]:
         """Those that need something of others, or take something away.
@@ -90,18 +95,20 @@ class GradientOptions:
             self.ordered and choices.in_order(),
             self.exact_batch_norm and choices.exact_batch_norm(),
             is_coupled(loss) and choices.coupled_loss(name or type(loss).__name__),
-            self.compression != "none" and choices.compression(self.compression),
+            self.compression in ("fp16", "bf16") and choices.compression(self.compression),
+            self.compression == "powersgd" and choices.power_sgd(),
             self.halves_micro_batches and choices.halving(),
             self.recompute_every is not None and choices.recomputation(self.recompute_every),
             self.reduction is not None and choices.own_reduction(),
             precision == "fp64" and choices.double_precision(),
+            precision == "fp16" and choices.scaled_losses(),
         ]
         return [choice for choice in made if choice]
 
     def refused(self, loss: Loss, *, precision: str) -> dict[Measures, str]:
         """What no step can measure beside such a gradient, each with the error."""
         chosen = self.choices(loss, precision=precision)
-        norms = choices.Choice(str(Measures.NORMS), needs=frozenset({choices.Ability.OWN_GRADIENTS}))
+        norms = choices.Choice(str(Measures.NORMS), needs=choices.noise_scale(1).needs)
         errors = "\n".join(choices.conflicts([norms, *chosen]))
         return {Measures.NORMS: errors} if errors else {}
 
@@ -125,8 +132,7 @@ def choose_gradient(
     if runtime.device.type == "cuda" and not torch.are_deterministic_algorithms_enabled():
         switch = "torch.use_deterministic_algorithms"
         chosen.append(choices.varying_kernels(f"{switch}(False)", f"{switch}(True)"))
-    if found := list(choices.conflicts(chosen)):
-        raise ValueError("\n".join(found))
+    choices.require_no_conflict(chosen)
     module = runtime.unwrap(model)
     clock = ReductionClock(runtime, is_distributed=model is not module)
     norms = ExactBatchNorm(runtime, module) if options.exact_batch_norm else None
@@ -178,7 +184,8 @@ def _reduction(
         return InOrder(runtime, model, clock, most_bytes=most_bytes)
     if options.exact_batch_norm or options.halves_micro_batches:
         return Afterwards(runtime, runtime.unwrap(model), clock, most_bytes=most_bytes)
-    return Overlapped(runtime, model, clock, compression=options.compression, skipped=skipped)
+    power_sgd = PowerSGD(runtime, options.powersgd) if options.compression == "powersgd" else None
+    return Overlapped(runtime, model, clock, compression=options.compression, power_sgd=power_sgd, skipped=skipped)
 
 
 def accumulate_gradients(

@@ -17,9 +17,20 @@ from largebatch.gradient.reductions import Reduction
 from largebatch.gradient.snapshots import Buffers
 from largebatch.gradient.step import Step
 
-# How allocators say it that have no exception of their own. Not all that accelerate's `should_reduce_batch_size` takes
-# for a shortage: an operation that cuDNN does not support would only be tried again and again.
-_TEXTS = ("out of memory.", "DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory")
+# How allocators and libraries with an allocator say it that have no exception of their own. Not all that accelerate's
+# `should_reduce_batch_size` takes for a shortage: an operation that cuDNN does not support would only be tried again.
+_TEXTS = (
+    "out of memory.",
+    "CUDA error: out of memory",
+    "'out of memory'",  # NCCL, as in: Last error: Cuda failure 2 'out of memory'
+    "DefaultCPUAllocator: can't allocate memory",
+    "DefaultCPUAllocator: not enough memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUSOLVER_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR",  # of a work space that it could not have; releases before 9 have no other text
+)
+_RESERVE_BYTES = 2**25  # for the collective after a shortage, and for what NCCL allocates by itself
 
 
 class MicroBatchTooLargeError(RuntimeError):
@@ -59,7 +70,8 @@ class IfItFits:
     """A `LocalPass` of which a failure for want of memory on one rank is known to all before anything is reduced.
 
     DDP reduces while the last backward pass computes: a rank that fails in it leaves the others in a collective that
-    never ends. Here all passes come first, then one small sum says whether they went well everywhere. The reduction
+    never ends. Here all passes come first, then one small sum says whether they went well everywhere. A reserve of
+    32 MiB is given up for that sum. The reduction
     must be one that comes `Afterwards`, so no communication is hidden behind computation.
 
     Args:
@@ -71,6 +83,7 @@ class IfItFits:
     def __init__(self, runtime: Runtime, module: nn.Module, local: LocalPass) -> None:
         self.loss, self.is_joint, self._local = local.loss, local.is_joint, local
         self._runtime, self._module = runtime, module
+        self._reserve: Tensor | None = None
 
     def __call__(self, step: Step, parts: Iterator[Any], weight: float, reduction: Reduction) -> Tensor:
         """See `LocalPass`.
@@ -78,6 +91,8 @@ class IfItFits:
         Raises:
             MicroBatchTooLargeError: on every rank, if a pass ran out of memory on any.
         """
+        if self._reserve is None:
+            self._reserve = torch.empty(_RESERVE_BYTES, dtype=torch.uint8, device=self._runtime.device)
         result = None
         try:
             result = self._local(step, parts, weight, reduction)
@@ -85,14 +100,21 @@ class IfItFits:
             if not is_out_of_memory(error):
                 raise
         # Behind the handler: inside of it the error keeps everything alive that the passes had computed.
-        if result is None and self._runtime.device.type == "cuda":
-            torch.cuda.empty_cache()
+        if result is None:
+            self._make_room()
         table = gather_floats(self._runtime, [result is None])
         failed = tuple(rank for rank, (is_short,) in enumerate(table) if is_short)
         if result is None or failed:
             self._module.zero_grad()
             raise MicroBatchTooLargeError(failed, step.plan.max_micro_batch_size)
         return result
+
+    def _make_room(self) -> None:
+        """For what ranks tell each other of a shortage: its device may have no byte left."""
+        self._reserve = None
+        self._module.zero_grad()
+        if self._runtime.device.type == "cuda":
+            torch.cuda.empty_cache()
 
 
 class Halving:

@@ -21,10 +21,11 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import (
 from largebatch.batch.plan import BatchPlan
 from largebatch.distributed.runtime import Runtime
 from largebatch.gradient.gradient_pieces import GradientPieces
+from largebatch.gradient.power_sgd import PowerSGD
 from largebatch.gradient.reduction_clock import ReductionClock
 from largebatch.gradient.skipped_parameters import SkippedParameters
 
-Compression = Literal["none", "fp16", "bf16"]
+Compression = Literal["none", "fp16", "bf16", "powersgd"]
 _ALL_REDUCES: dict[str, Any] = {"none": allreduce_hook, "fp16": fp16_compress_hook, "bf16": bf16_compress_hook}
 _COMPRESSED_BYTES = 2  # of a number on its way
 
@@ -66,6 +67,7 @@ class Overlapped:
         model: as `runtime.wrap` returned it; without DDP, on a single rank, nothing is reduced.
         clock: stamps when parts are ready and reduced; None: DDP reduces by itself.
         compression: number format of gradients on their way between ranks; each step loses the rounded digits.
+        power_sgd: reduces the buckets, for the compression of that name.
         skipped: for models whose passes may leave parameters out; None: every parameter is in the last pass.
 
     Attributes:
@@ -80,12 +82,13 @@ class Overlapped:
         clock: ReductionClock | None,
         *,
         compression: Compression = "none",
+        power_sgd: PowerSGD | None = None,
         skipped: SkippedParameters | None = None,
     ) -> None:
         self.scale, self.model = runtime.world_size, model
         self.on_departure: list[Callable[[Any], None]] = []
         self._clock, self._skipped = clock, skipped
-        self.compression, self._all_reduce = compression, _ALL_REDUCES[compression]
+        self.compression, self.power_sgd = compression, power_sgd
         self._is_complete, self._sends = False, True
         self._ddp = None
         if isinstance(model, nn.parallel.DistributedDataParallel) and clock is not None:
@@ -150,7 +153,9 @@ class Overlapped:
         return self._start(bucket).then(stamp)
 
     def _start(self, bucket: Any) -> torch.futures.Future[Tensor]:
-        future: torch.futures.Future[Tensor] = self._all_reduce(None, bucket)
+        if self.power_sgd is not None:
+            return self.power_sgd(bucket)
+        future: torch.futures.Future[Tensor] = _ALL_REDUCES[self.compression](None, bucket)
         return future
 
 

@@ -147,7 +147,7 @@ def open_run(prepared: Prepared, stop: Callable[[], bool], overrides: Sequence[s
 
 
 def _plan_of(prepared: Prepared) -> dict[str, Any]:
-    return plan_record(prepared.numbers, prepared.optimizer, prepared.notes, prepared.decisions)
+    return plan_record(prepared.numbers, prepared.optimizer, prepared.notes, prepared.decisions, prepared.config)
 
 
 def _trackers(prepared: Prepared, folder: RunFolder, start: Start, stack: contextlib.ExitStack) -> list[Tracker]:

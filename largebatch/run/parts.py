@@ -183,4 +183,5 @@ def _wrapped(prepared: Prepared, runtime: Runtime) -> nn.Module:
         compile_blocks(model, block_pattern(prepared.config), dynamic=dynamic)
     elif how:
         model.compile(dynamic=dynamic)  # in place: parameter names stay as they are
-    return runtime.wrap(model, outputs_in_float32=not widens_outputs(prepared.loss))
+    outputs_in_float32 = not widens_outputs(prepared.loss)
+    return runtime.wrap(model, bucket_mb=prepared.config.precision.bucket_mb, outputs_in_float32=outputs_in_float32)

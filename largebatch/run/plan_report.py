@@ -68,6 +68,31 @@ def checkpoint_row(config: TrainConfig, module: nn.Module) -> PlanRow:
     )
 
 
+def reduction_rows(config: TrainConfig, world_size: int) -> list[PlanRow]:
+    """How the gradients of ranks become one, and how exact that is; none on one rank, where nothing is sent."""
+    if world_size == 1:
+        return []
+    record = reduction_record(config)
+    value = record["reduction" if record["compression"] == "none" else "compression"]
+    size = f"at most {record['bucket_mb']:g} MiB at once (precision.bucket_mb)"
+    return [("gradients of ranks", value, f"{record['equals']}; {size}")]
+
+
+def reduction_record(config: TrainConfig) -> dict[str, Any]:
+    """The same as plain values."""
+    compression = config.precision.gradient_compression
+    if compression == "powersgd":
+        equals = "inexact: their mean as thin matrices, with errors of earlier steps"
+    elif compression != "none":
+        equals = f"inexact: each is rounded to {compression}"
+    elif config.batch.reduction == "ordered":
+        equals = "the same bits on any number of ranks"
+    else:
+        equals = "their sum; last digits depend on the number of ranks, and on this size beyond 2 of them"
+    bucket_mb = config.precision.bucket_mb
+    return {"reduction": config.batch.reduction, "compression": compression, "bucket_mb": bucket_mb, "equals": equals}
+
+
 def _ramp_rows(numbers: RunNumbers) -> list[PlanRow]:
     """The later stages of a ramp."""
     rows = []
@@ -132,7 +157,11 @@ def lr_rows(numbers: RunNumbers) -> list[PlanRow]:
 
 
 def plan_record(
-    numbers: RunNumbers, optimizer: Optimizer, notes: Sequence[str] = (), decisions: Decisions | None = None
+    numbers: RunNumbers,
+    optimizer: Optimizer,
+    notes: Sequence[str] = (),
+    decisions: Decisions | None = None,
+    config: TrainConfig | None = None,
 ) -> dict[str, Any]:
     """The plan, its decisions and its notes as plain values, for plan.json and the trackers."""
     plan, schedule = numbers.plan, numbers.schedule
@@ -161,6 +190,7 @@ def plan_record(
         "end_lr": numbers.lr_at(schedule.total_samples),
         "lr_factors": [{"factor": factor, "tensors": count} for factor, count in lr_factor_counts(optimizer).items()],
         "precision": {} if decisions is None else decisions.record(),
+        **({} if config is None else {"gradients": reduction_record(config)}),
         "notes": list(notes),
     }
 

@@ -11,6 +11,7 @@ from torch import nn
 from largebatch.batch.plan import BatchPlan
 from largebatch.batch.ramp import BatchRamp
 from largebatch.distributed.runtime import Runtime
+from largebatch.gradient import choices
 from largebatch.gradient.batch_stream import BatchStream, Loader
 from largebatch.gradient.options import GradientOptions, choose_gradient
 from largebatch.gradient.step import Measures
@@ -68,6 +69,8 @@ def make_run(
         ValueError: see `choose_gradient`.
     """
     options = GradientOptions(**how)
+    if guard is not None and guard.acts:
+        choices.require_no_conflict([choices.guard(guard.policy), *options.choices(loss, precision=runtime.precision)])
     batches = BatchStream(loader, BatchRamp.of(plan), runtime.rank, shrinks=options.halves_micro_batches)
     gradient = choose_gradient(runtime, model, loss, batches, options)
     refused = options.refused(loss, precision=runtime.precision)

@@ -21,6 +21,7 @@ from largebatch.data import random_classification
 from largebatch.diagnostics.sharpness.settings import SharpnessSettings
 from largebatch.diagnostics.sharpness.subset import FixedSubset
 from largebatch.distributed.runtime import Runtime
+from largebatch.gradient.power_sgd import PowerSGDOptions
 from largebatch.losses import CrossEntropy
 from largebatch.optim import LAMB, LARS, MuonWithAdamW
 from largebatch.records.checkpoint import newest_valid
@@ -83,6 +84,7 @@ CASES = {
     "short of memory": Case((1, 3, 4), "adamw", short=True, ramp=True),
     "in order": Case((3,), "muon", frozen=True, options={"ordered": True}),
     "compressed, ramp": Case((1, 4), "lamb", ramp=True, options={"compression": "fp16"}),
+    "PowerSGD": Case((1, 4), wide=True, options={"compression": "powersgd", "powersgd": PowerSGDOptions(2, 2)}),
     "fp64, guard": Case((2, 5), "lars", bad_step=4, micro=2, clip=0.5, precision="fp64"),
 }
 
@@ -152,7 +154,7 @@ def run_of(case: Case, runtime: Runtime, folder: Path, rows: Rows, stop: int | N
     journal = RowLog([rows], num_samples=SAMPLES)
     evaluation = EvaluationObserver(journal, train=data, validation=data, loss=loss, every=48, micro_batch_size=5)
     observers: list[Any] = [MetricsObserver(journal, every=1), evaluation, GuardObserver(journal)]
-    if not case.coupled and "exact_batch_norm" not in case.options:
+    if not case.coupled and not {"exact_batch_norm", "powersgd"} & case.options.keys():
         observers.append(NoiseScaleObserver(journal, every=2, window=20))
     if len(observers) == 4 and not case.wide:  # which would cost a second
         settings = SharpnessSettings(lanczos_iterations=2, lanczos_tolerance=0.1, trace_samples=2, m=4, rho=0.05)

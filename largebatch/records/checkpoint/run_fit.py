@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,11 @@ from largebatch.records.checkpoint.run_values import require_run_values
 STATISTICS = "statistics"
 """The file of a checkpoint with the buffers that differ between ranks; absent where none does."""
 
+COMPRESSION = "compression"
+"""The file with what a compression of gradients goes by; absent without one that remembers."""
+
+_COMPRESSED = re.compile(r"(counters|[pq]/\d{1,9}|error/\d{1,9})")
+
 _MOVING = ("lr", "initial_lr")  # with the schedule
 _RUNNING_STATISTICS = ("running_mean", "running_var")
 
@@ -37,7 +43,8 @@ def require_run_fit(
         keeps: options of the optimizer that were changed on purpose.
     """
     require_run_values(checkpoint)
-    if strangers := (checkpoint.tensors.keys() | {STATISTICS}) ^ {"model", "optimizer", STATISTICS}:
+    optional = {STATISTICS, COMPRESSION}
+    if strangers := (checkpoint.tensors.keys() | optional) ^ {"model", "optimizer", *optional}:
         raise CheckpointError(
             f"{checkpoint.path}: a run has model.safetensors and optimizer.safetensors, and here {brief(strangers)} "
             "differ. Use an older checkpoint."
@@ -169,6 +176,13 @@ def _check_memory(checkpoint: Checkpoint, module: nn.Module) -> None:
         or (rows.shape[1:], rows.dtype) != (buffers[name].shape, buffers[name].dtype)
         or rows.dim() == 0
         or not (rows.is_meta or _are_finite([rows]))
+    ]
+    faults += [
+        f"{COMPRESSION}.safetensors: {plain(name)} is {form(values)}"
+        for name, values in checkpoint.tensors.get(COMPRESSION, {}).items()
+        if not _COMPRESSED.fullmatch(name)
+        or values.dim() != 1 + name.startswith("error/")
+        or not (values.is_meta or _are_finite([values]))
     ]
     order = checkpoint.values.get("memory", {}).get("gradient", {}).get("bucket_order") or []
     if len(set(order)) < len(order) or set(order) - dict(module.named_parameters()).keys():

@@ -8,6 +8,7 @@ from largebatch.batch.ramp import BatchRamp
 from largebatch.gradient import choices
 from largebatch.gradient.choices import Ability, Choice, conflicts
 from largebatch.gradient.options import GradientOptions
+from largebatch.gradient.power_sgd import PowerSGDOptions
 from largebatch.run.config.schema import TrainConfig
 
 _FEWEST_TO_SPLIT = 4
@@ -19,9 +20,16 @@ def gradient_options(config: TrainConfig) -> GradientOptions:
         ordered=config.batch.reduction == "ordered",
         exact_batch_norm=config.batch_norm == "exact",
         compression=config.precision.gradient_compression,
+        powersgd=_power_sgd(config),
+        bucket_mb=config.precision.bucket_mb,
         halves_micro_batches=config.batch.on_out_of_memory == "lower",
         recompute_every=config.observers.recompute.every,
     )
+
+
+def _power_sgd(config: TrainConfig) -> PowerSGDOptions:
+    chosen = config.precision.gradient_compression == "powersgd"
+    return PowerSGDOptions(**config.precision.powersgd.model_dump()) if chosen else PowerSGDOptions()
 
 
 def choices_of(config: TrainConfig, loss: Any) -> list[Choice]:
@@ -45,6 +53,7 @@ def choices_of(config: TrainConfig, loss: Any) -> list[Choice]:
         precision.activation_checkpointing and _CHECKPOINTING,
         precision.compile and _compiled(precision.compile),
         config.data.skips and _SKIPPING,
+        config.guard.acts and choices.guard(config.guard.policy),
     ]
     return [choice for choice in made if choice]
 
@@ -95,6 +104,11 @@ def combination_problems(config: TrainConfig, *, world_size: int) -> list[str]:
 
 def _compression_problems(config: TrainConfig, world_size: int) -> list[str]:
     compression = config.precision.gradient_compression
+    if compression != "powersgd" and PowerSGDOptions(**config.precision.powersgd.model_dump()) != PowerSGDOptions():
+        return [
+            f"precision.powersgd: has no effect with precision.gradient_compression={compression}. Leave it as it is, "
+            "or set precision.gradient_compression=powersgd."
+        ]
     if compression == "none" or world_size > 1:
         return []
     return [

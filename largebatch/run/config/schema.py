@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
 from largebatch.batch.scaling import SCALING_RULES
 from largebatch.batch.schedule import DECAYS, WARMUP_KINDS
@@ -13,10 +13,11 @@ from largebatch.diagnostics.outliers import FEWEST_VALUES
 from largebatch.diagnostics.settings import PositiveFloat, PositiveInt, Section
 from largebatch.run.config.did_you_mean import did_you_mean
 from largebatch.run.config.observers import ObserversConfig
-from largebatch.run.config.types import DurationText, FolderName, FolderPath, Target, one_of, switch_or_pattern
+from largebatch.run.config.precision import PrecisionConfig
+from largebatch.run.config.types import DurationText, FolderName, FolderPath, Target, one_of
 
 # Sections that `resume_allow` may change at a resume. None of them changes sample order or the restored weights.
-CHANGEABLE = ("length", "schedule", "scaling", "clip_norm", "guard", "content", "batch_norm")
+CHANGEABLE = ("length", "schedule", "scaling", "clip_norm", "guard", "content", "batch_norm", "gradient_compression")
 _ONE_BY_ONE = ("optimizer", "model", "loss", "data.augment")  # sections whose values are named one by one
 _RENAMED = ("data.name",)
 
@@ -136,18 +137,6 @@ class DataConfig(Section):
     def skips(self) -> bool:
         """Whether bad samples are left out."""
         return self.on_bad_sample == "skip"
-
-
-class PrecisionConfig(Section):
-    """Number formats and memory."""
-
-    compute: Literal["auto", "fp64", "fp32", "bf16", "fp16"]
-    tf32: bool | None
-    deterministic: bool | None
-    channels_last: bool | None
-    compile: bool | Literal["blocks"]
-    activation_checkpointing: Annotated[bool | str, BeforeValidator(switch_or_pattern)]
-    gradient_compression: Literal["none", "fp16", "bf16"]
 
 
 class GuardConfig(Section):

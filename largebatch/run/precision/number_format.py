@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from largebatch.gradient.choices import Ability
 from largebatch.run.config.combinations import choices_of
-from largebatch.run.config.schema import PrecisionConfig, TrainConfig
+from largebatch.run.config.precision import PrecisionConfig
+from largebatch.run.config.schema import TrainConfig
 from largebatch.run.precision.device import Decision, Device
 
 # Peak rate of matrix products in bf16 over that in fp32 without TF32, by compute capability (NVIDIA's data sheets of

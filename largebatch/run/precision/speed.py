@@ -7,7 +7,8 @@ from typing import Any
 from torch import nn
 
 from largebatch.models.layout import convolutions_2d
-from largebatch.run.config.schema import PrecisionConfig, TrainConfig
+from largebatch.run.config.precision import PrecisionConfig
+from largebatch.run.config.schema import TrainConfig
 from largebatch.run.derive import RunNumbers
 from largebatch.run.precision.device import Decision, Device
 

@@ -17,7 +17,7 @@ from largebatch.records.credentials import variables_in
 from largebatch.records.renamed import with_new_names
 from largebatch.run.config.did_you_mean import did_you_mean
 from largebatch.run.config.environment import comparable
-from largebatch.run.config.schema import CHANGEABLE, is_changeable
+from largebatch.run.config.schema import CHANGEABLE, TrainConfig, is_changeable
 from largebatch.run.config.targets import TargetError, find_target
 from largebatch.run.prepare import Prepared
 from largebatch.run.rank_agreement import code_of
@@ -60,11 +60,20 @@ def run_identity(prepared: Prepared) -> dict[str, Any]:
         "precision": config.precision.compute,
         "arithmetic": {"tf32": config.precision.tf32, "compile": config.precision.compile}
         | prepared.decisions.values(),
+        "gradient_compression": _compression(config),
         "content": prepared.content,
         "model_files": _files_named(config.model),
         "data": {"name": config.data.name, "num_samples": len(prepared.train), "augment": plain["data"]["augment"]},
         "code": code_of(prepared),
     }
+
+
+def _compression(config: TrainConfig) -> dict[str, Any]:
+    """How gradients are compressed between ranks; memory of PowerSGD is by bucket, so their size counts."""
+    precision = config.precision
+    if precision.gradient_compression != "powersgd":
+        return {"kind": precision.gradient_compression}
+    return {"kind": "powersgd", "bucket_mb": precision.bucket_mb, **precision.powersgd.model_dump()}
 
 
 @dataclass(frozen=True)
@@ -144,8 +153,8 @@ def check_identity(checkpoint: Checkpoint, identity: dict[str, Any], *, allow: S
 def changes_of(checkpoint: Checkpoint, identity: dict[str, Any]) -> list[Change]:
     """All differences between the run of a checkpoint and an identity, permitted or not."""
     saved = with_new_names(checkpoint.values["identity"])
-    newer = {name: identity[name] for name in ("content", "code", "arithmetic") if name in identity}
-    saved = newer | saved  # older versions did not record them
+    newer = ("content", "code", "arithmetic", "gradient_compression")  # older versions did not record them
+    saved = {name: identity[name] for name in newer if name in identity} | saved
     known = saved["code"].keys() & identity["code"].keys()  # a module in only one of them is no change of code
     saved, given = (one | {"code": {name: one["code"][name] for name in known}} for one in (saved, identity))
     was, now = _completed(_at_home(saved, given), given | {"model_files": None})

@@ -10,8 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import Tensor
-
 from largebatch.records.checkpoint import (
     BackgroundWriter,
     NotSavedError,
@@ -28,7 +26,7 @@ from largebatch.training.loop import Observer, Run
 from largebatch.training.observers.evaluation import EvaluationObserver
 from largebatch.training.observers.restoring import roll_back
 from largebatch.training.observers.save_clock import SaveClock
-from largebatch.training.observers.saved_state import SavedState, copied, state_of
+from largebatch.training.observers.saved_state import OfRanks, SavedState, copied, own_of_ranks, state_of
 from largebatch.training.step_report import StepReport
 
 # The sign with which a larger value is a better one.
@@ -168,7 +166,7 @@ class CheckpointObserver(Observer):
     def _save(self, run: Run, best: dict[str, float], *, wait: bool) -> None:
         self._look_around(run)
         statistics = run.gradient.statistics
-        of_ranks = statistics.state()
+        of_ranks = own_of_ranks(run)
         with statistics.merged():
             if run.runtime.is_main:
                 if wait:
@@ -180,7 +178,7 @@ class CheckpointObserver(Observer):
                     self._begin(run, best, of_ranks)
         self._agree(run)
 
-    def _write_of(self, run: Run, best: dict[str, float], of_ranks: dict[str, Tensor]) -> Callable[[], None]:
+    def _write_of(self, run: Run, best: dict[str, float], of_ranks: OfRanks) -> Callable[[], None]:
         """A function that writes the run as it is now."""
         state = state_of(run, of_ranks)
         if self.background or run.runtime.device.type == "cuda":
@@ -196,7 +194,7 @@ class CheckpointObserver(Observer):
         if folder.name != "best":
             self._latest = path.name
 
-    def _begin(self, run: Run, best: dict[str, float], of_ranks: dict[str, Tensor]) -> None:
+    def _begin(self, run: Run, best: dict[str, float], of_ranks: OfRanks) -> None:
         if self._failure is not None and self.on_error == "stop" and not self._has_ended:
             return  # all ranks are about to raise
         try:

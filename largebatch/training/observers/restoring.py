@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from largebatch.distributed.of_rank0 import of_rank0
+from largebatch.gradient.reductions import Overlapped
 from largebatch.records.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -21,7 +22,7 @@ from largebatch.records.checkpoint import (
     unpack_optimizer,
 )
 from largebatch.records.checkpoint.reading import brief, plain
-from largebatch.records.checkpoint.run_fit import STATISTICS
+from largebatch.records.checkpoint.run_fit import COMPRESSION, STATISTICS
 from largebatch.training.loop import Run
 from largebatch.training.raised import error_text
 
@@ -72,6 +73,8 @@ def restore(run: Run, checkpoint: Checkpoint, *, changed_options: frozenset[str]
         _restore_weights(run, checkpoint, changed_options)
         statistics = checkpoint.tensors.get(STATISTICS, {})
         run.gradient.statistics.load({name: of_rank0(run.runtime, statistics[name]) for name in sorted(statistics)})
+        if isinstance(run.gradient.reduction, Overlapped) and (compression := run.gradient.reduction.power_sgd):
+            notes += compression.load(checkpoint.tensors.get(COMPRESSION, {}))
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{checkpoint.path} does not fit this run: {plain(error_text(error))}. Use an older checkpoint, or "

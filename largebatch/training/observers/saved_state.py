@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
+from largebatch.gradient.reductions import Overlapped
 from largebatch.records.checkpoint import NotSavedError, Soundness, Staging, pack_optimizer
 from largebatch.training.loop import Run
-from largebatch.training.observers.restoring import STATISTICS, memory_of, names_of
+from largebatch.training.observers.restoring import COMPRESSION, STATISTICS, memory_of, names_of
 
+OfRanks = Mapping[str, dict[str, Tensor]]
 _SOUND = "sound"  # the group of the flags, which is not saved
 
 
@@ -41,17 +43,26 @@ class SavedState:
             raise NotSavedError(f"at step {self.values['step']} {name} is not finite; earlier checkpoints are kept")
 
 
-def state_of(run: Run, of_ranks: dict[str, Tensor]) -> SavedState:
+def own_of_ranks(run: Run) -> OfRanks:
+    """What each rank has of its own, by group, as rank 0 saves it. Every rank calls it."""
+    reduction = run.gradient.reduction
+    compression = reduction.power_sgd if isinstance(reduction, Overlapped) else None
+    groups = {
+        STATISTICS: run.gradient.statistics.state(),
+        COMPRESSION: {} if compression is None else compression.state(),
+    }
+    return {group: tensors for group, tensors in groups.items() if tensors}
+
+
+def state_of(run: Run, of_ranks: OfRanks) -> SavedState:
     """The run as it is now.
 
     Args:
         run: whose running statistics are merged.
-        of_ranks: those of each rank apart.
+        of_ranks: from before they were merged, see `own_of_ranks`.
     """
     optimizer, values = pack_optimizer(run.optimizer, names_of(run.module))
-    tensors = {"model": dict(run.module.state_dict()), "optimizer": optimizer}
-    if of_ranks:
-        tensors[STATISTICS] = of_ranks
+    tensors = {"model": dict(run.module.state_dict()), "optimizer": optimizer, **of_ranks}
     values = {
         "step": run.progress.step,
         "samples_seen": run.progress.samples_seen,

@@ -274,7 +274,9 @@ INSTEAD = {
     "precision.activation_checkpointing": "precision.activation_checkpointing=false",
     "precision.compile=true": "precision.compile=false",
     "precision.compute=fp64": "precision=fp32",
+    "guard.policy=skip": "guard.policy=log",
     "precision.gradient_compression=fp16": "precision.gradient_compression=none",
+    "precision.gradient_compression=powersgd": "precision.gradient_compression=none",
 }
 
 
@@ -330,6 +332,22 @@ BATCH: dict[str, Row] = {
     "compression of gradients that are not sent": (
         ["precision.gradient_compression=bf16"],
         {"precision.gradient_compression=bf16: has no effect on one process": "Leave it none, or use more"},
+    ),
+    "options of a compression that is not chosen": (
+        ["precision.powersgd.matrix_approximation_rank=2"],
+        TWO_RANKS,
+        {
+            "precision.powersgd: has no effect with precision.gradient_compression=none": "Leave it as it is, or set "
+            "precision.gradient_compression=powersgd."
+        },
+    ),
+    "thin matrices and what takes the mean of ranks, or bad gradients": (
+        ["precision.gradient_compression=powersgd", "observers.noise_scale.every=5", "guard.policy=skip"],
+        TWO_RANKS,
+        {
+            **excluded("observers.noise_scale.every=5", "precision.gradient_compression=powersgd"),
+            **excluded("guard.policy=skip", "precision.gradient_compression=powersgd"),
+        },
     ),
     "compression and audits": (
         ["precision=fp64", "precision.gradient_compression=fp16", "batch.reduction=ordered", "batch.micro=2"],
