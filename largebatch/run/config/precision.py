@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -34,3 +34,10 @@ class PrecisionConfig(Section):
     gradient_compression: Literal["none", "fp16", "bf16", "powersgd"]
     powersgd: PowerSGDConfig
     bucket_mb: PositiveFloat
+
+    @property
+    def compressed(self) -> dict[str, Any]:
+        """How gradients are compressed between ranks. PowerSGD remembers by bucket, so the size of buckets counts."""
+        if self.gradient_compression != "powersgd":
+            return {"kind": self.gradient_compression}
+        return {"kind": "powersgd", "bucket_mb": self.bucket_mb, **self.powersgd.model_dump()}

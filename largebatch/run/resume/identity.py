@@ -17,7 +17,7 @@ from largebatch.records.credentials import variables_in
 from largebatch.records.renamed import with_new_names
 from largebatch.run.config.did_you_mean import did_you_mean
 from largebatch.run.config.environment import comparable
-from largebatch.run.config.schema import CHANGEABLE, TrainConfig, is_changeable
+from largebatch.run.config.schema import CHANGEABLE, is_changeable
 from largebatch.run.config.targets import TargetError, find_target
 from largebatch.run.prepare import Prepared
 from largebatch.run.rank_agreement import code_of
@@ -60,20 +60,12 @@ def run_identity(prepared: Prepared) -> dict[str, Any]:
         "precision": config.precision.compute,
         "arithmetic": {"tf32": config.precision.tf32, "compile": config.precision.compile}
         | prepared.decisions.values(),
-        "gradient_compression": _compression(config),
+        "gradient_compression": config.precision.compressed,
         "content": prepared.content,
         "model_files": _files_named(config.model),
         "data": {"name": config.data.name, "num_samples": len(prepared.train), "augment": plain["data"]["augment"]},
         "code": code_of(prepared),
     }
-
-
-def _compression(config: TrainConfig) -> dict[str, Any]:
-    """How gradients are compressed between ranks; memory of PowerSGD is by bucket, so their size counts."""
-    precision = config.precision
-    if precision.gradient_compression != "powersgd":
-        return {"kind": precision.gradient_compression}
-    return {"kind": "powersgd", "bucket_mb": precision.bucket_mb, **precision.powersgd.model_dump()}
 
 
 @dataclass(frozen=True)
