@@ -14,7 +14,8 @@ import pytest
 from largebatch.optim import LAMB_PRESETS, LARS_PRESETS
 from largebatch.records.checkpoint import Checkpoint, CheckpointError, saved_versions
 from largebatch.run.config.reading import ConfigError
-from largebatch.run.prepare import prepare
+from largebatch.run.plan_report import reduction_rows
+from largebatch.run.prepare import Prepared, prepare
 from largebatch.run.resume import check_identity, run_identity
 from largebatch.run.resume.identity import _files_named
 from largebatch.run.resume.start import _notes_of_changes
@@ -85,6 +86,35 @@ def test_a_run_from_before_ramps_and_exact_batch_norm_goes_on_without_them():
     changed = r"ramp\.milestones was \[\], now \['1ep'\]; ramp\.totals was \[\], now \[64\]"
     with pytest.raises(CheckpointError, match=changed):
         check(old, identity(*ramp))
+
+
+def test_compression_of_gradients_is_another_run_and_the_size_of_buckets_is_not():
+    ranks = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+
+    def on_two_ranks(*overrides: str) -> Prepared:
+        return prepare(compose_run(*SMALL, *overrides), ranks)
+
+    plain, larger, rounded, thin = (
+        on_two_ranks(*overrides)
+        for overrides in (
+            [],
+            ["precision.bucket_mb=100"],
+            ["precision.gradient_compression=bf16"],
+            ["precision.gradient_compression=powersgd", "precision.powersgd.matrix_approximation_rank=2"],
+        )
+    )
+    check(run_identity(plain), run_identity(larger))
+    check({key: one for key, one in run_identity(plain).items() if key != "gradient_compression"}, run_identity(plain))
+    with pytest.raises(CheckpointError, match=r"kind was none, now bf16.*'resume_allow=\[gradient_compression\]'"):
+        check(run_identity(plain), run_identity(rounded))
+    with pytest.raises(CheckpointError, match=r"matrix_approximation_rank was None, now 2"):
+        check(run_identity(rounded), run_identity(thin))
+    rows = {one.config.precision.bucket_mb: reduction_rows(one.config, 2) for one in (plain, larger)}
+    assert "at most 25 MiB at once" in rows[25][0][2]
+    assert "at most 100 MiB at once" in rows[100][0][2]
+    assert [reduction_rows(one.config, 2)[0][1] for one in (plain, rounded, thin)] == ["all_reduce", "bf16", "powersgd"]
+    assert all(reduction_rows(one.config, 2)[0][2].startswith("inexact") for one in (rounded, thin))
+    assert reduction_rows(plain.config, 1) == []
 
 
 def changes(saved: dict[str, Any], given: dict[str, Any], *allow: str) -> list[str]:
