@@ -92,8 +92,8 @@ def _print_start(prepared: Prepared, opened: OpenRun) -> None:
         for flag in ("decays", "adapts")
     )
     rows = [
-        ("device", runtime.device.type, prepared.decisions.device.name),
-        *decision_rows(prepared.decisions),
+        ("device", runtime.device.type, opened.decisions.device.name),
+        *decision_rows(opened.decisions),
         (
             "model",
             f"{sum(parameter.numel() for parameter in parameters):,} parameters",

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from largebatch.distributed.generators import seed_generators
 from largebatch.distributed.membership import Membership, TimeLimits, join_process_group, require_same_job
+from largebatch.distributed.number_format import format_of_all_ranks
 from largebatch.distributed.pending_sum import PendingSum
 from largebatch.distributed.process_group import own_device
 from largebatch.distributed.wrapping import BUCKET_MB, wrap_model
@@ -60,7 +61,7 @@ class Runtime(contextlib.AbstractContextManager["Runtime"]):
         """Join the job that the launcher's environment describes, or open one of a single process.
 
         Args:
-            precision: fp64, fp32, bf16 or fp16.
+            precision: fp64, fp32, bf16 or fp16; auto: bf16 where the GPU of every rank has bfloat16, else fp32.
             limits: how long ranks wait for each other; None: the defaults of `TimeLimits`.
 
         Raises:
@@ -73,6 +74,7 @@ class Runtime(contextlib.AbstractContextManager["Runtime"]):
         device = own_device(os.environ)
         membership = join_process_group(os.environ, device, limits or TimeLimits())
         try:
+            precision = format_of_all_ranks(device) if precision == "auto" else precision
             accelerator = _accelerator(precision)
             require_same_job(os.environ, accelerator.num_processes, device, accelerator.device)
         except BaseException as error:

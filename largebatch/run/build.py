@@ -29,8 +29,9 @@ from largebatch.records.trackers import (
 from largebatch.run.failures import keep_findings
 from largebatch.run.loading import evaluation_loaders
 from largebatch.run.observers import Records, build_observers
-from largebatch.run.parts import build_loader, build_run, open_runtime
+from largebatch.run.parts import as_agreed, build_loader, build_run, open_runtime
 from largebatch.run.plan_report import plan_record
+from largebatch.run.precision.decisions import Decisions
 from largebatch.run.prepare import Prepared
 from largebatch.run.resume import Start, begin, open_folder, record_start, run_identity
 from largebatch.training.loop import Run
@@ -49,6 +50,7 @@ class OpenRun:
     """A run with its folder, trackers and named observers, as `open_run` yields it."""
 
     run: Run
+    decisions: Decisions
     folder: RunFolder
     trackers: list[Tracker]
     evaluation: EvaluationObserver
@@ -117,6 +119,7 @@ def open_run(prepared: Prepared, stop: Callable[[], bool], overrides: Sequence[s
             one.start()
         runtime = stack.enter_context(open_runtime(prepared))
         assert loader.rank == runtime.rank
+        prepared = as_agreed(prepared, runtime)
         prepared.place_losses(runtime.device)
         folder, notes = open_folder(config, runtime, stack)
         keep_findings(runtime, folder)
@@ -205,4 +208,4 @@ def _connect(
     )
     every_tracker = [*trackers, *records.trackers]
     named = watch.evaluation, watch.checkpoints, watch.noise_scale, watch.communication, watch.skipped
-    return OpenRun(run, folder, every_tracker, *named, notes=[])
+    return OpenRun(run, prepared.decisions, folder, every_tracker, *named, notes=[])

@@ -27,6 +27,8 @@ from largebatch.run.config.combinations import gradient_options
 from largebatch.run.config.schema import TrainConfig
 from largebatch.run.initial_state import block_pattern, build_optimizer, noise_scale_groups
 from largebatch.run.loading import prefetch_of
+from largebatch.run.precision.decisions import decide
+from largebatch.run.precision.number_format import settled
 from largebatch.run.precision.speed import has_few_sizes
 from largebatch.run.prepare import Prepared
 from largebatch.run.rank_agreement import require_same_run, run_fingerprint
@@ -42,18 +44,31 @@ def open_runtime(prepared: Prepared) -> Iterator[Runtime]:
     Raises:
         LauncherError: if ranks are missing, launcher and accelerate disagree, or the ranks are not the same run.
     """
-    config, launcher = prepared.config, prepared.config.launcher
+    launcher = prepared.config.launcher
     limits = TimeLimits(
         collective_s=launcher.collective_timeout_s,
         start_s=launcher.start_timeout_s,
         rendezvous_s=launcher.rendezvous_timeout_s,
         heartbeat_s=launcher.heartbeat_s,
     )
-    job = Runtime.open(precision=config.precision.compute, limits=limits)
+    job = Runtime.open(precision=prepared.decisions.given.precision.compute, limits=limits)
     with job as runtime, prepared.decisions.switches().set():
         if runtime.world_size > 1:
             require_same_run(runtime, run_fingerprint(prepared))
         yield runtime
+
+
+def as_agreed(prepared: Prepared, runtime: Runtime) -> Prepared:
+    """The run in the number format that its ranks have agreed on: with `auto` another rank's GPU may lack bfloat16."""
+    decisions = prepared.decisions
+    if runtime.precision == decisions.compute.value:
+        return prepared
+    device, given = decisions.device, decisions.given
+    return replace(
+        prepared,
+        config=settled(given, device, everywhere=False),
+        decisions=decide(device, given, prepared.model, prepared.numbers, everywhere=False),
+    )
 
 
 def build_loader(

@@ -54,7 +54,6 @@ def run_fingerprint(prepared: Prepared) -> dict[str, str]:
         **{f"version of {name}": str(packages[name]) for name in _NUMERIC_PACKAGES},
         "length of the training set": str(len(prepared.train)),
         "samples of the training set": prepared.content,
-        "how it computes": json.dumps({"precision": prepared.config.precision.compute} | prepared.decisions.values()),
         "initial weights": f"0x{int(combine_checksums(parameter_checksums(prepared.model))) % 2**64:016x}",
     }
 

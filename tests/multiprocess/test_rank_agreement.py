@@ -15,6 +15,7 @@ import torch
 import largebatch.run.rank_agreement
 import largebatch.training.observers.checkpoints as checkpoints_module
 from largebatch.batch.plan import BatchPlan
+from largebatch.distributed import number_format
 from largebatch.distributed.gather import disagreement, gather_ints, gather_texts
 from largebatch.distributed.runtime import Runtime
 from largebatch.distributed.signals import StopRequest
@@ -52,6 +53,20 @@ def test_every_rank_learns_the_values_of_all(ranks, world_size):
     table = [[rank, -(2**62) - rank] for rank in range(world_size)]
     texts = ["é" * rank * 3 for rank in range(world_size)]
     assert ranks(world_size).run(values_of_this_rank) == [(table, texts)] * world_size
+
+
+def format_of_this_rank(with_bf16: list[bool]) -> str:
+    with pytest.MonkeyPatch.context() as patched, contextlib.ExitStack() as stack:
+        patched.setattr(number_format, "has_bf16", lambda device: with_bf16[own_rank()])
+        return stack.enter_context(Runtime.open(precision="auto")).precision
+
+
+@pytest.mark.parametrize(
+    ("with_bf16", "agreed"),
+    [([True, True, True], "bf16"), ([True, False, True], "fp32"), ([False, False, False], "fp32"), ([True], "bf16")],
+)
+def test_ranks_agree_on_a_number_format_that_the_device_of_each_has(ranks, with_bf16, agreed):
+    assert ranks(len(with_bf16)).run(format_of_this_rank, with_bf16) == [agreed] * len(with_bf16)
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,14 @@ class Decisions:
         return {one.name: vars(getattr(self, one.name)) for one in fields(self) if one.name != "given"}
 
 
-def decide(device: Device, config: TrainConfig, model: nn.Module | None, numbers: RunNumbers | None) -> Decisions:
+def decide(
+    device: Device,
+    config: TrainConfig,
+    model: nn.Module | None,
+    numbers: RunNumbers | None,
+    *,
+    everywhere: bool = True,
+) -> Decisions:
     """All decisions of a run.
 
     Args:
@@ -70,8 +77,10 @@ def decide(device: Device, config: TrainConfig, model: nn.Module | None, numbers
         config: of the run, as it was given.
         model: of the run; None: it could not be made.
         numbers: of the run; None: they could not be derived.
+        everywhere: whether the devices of all ranks compute in bfloat16, as far as it is known.
     """
-    compute, deterministic = number_format(device, config.precision), determinism(device, config)
+    compute = number_format(device, config.precision, everywhere=everywhere)
+    deterministic = determinism(device, config)
     return Decisions(
         device,
         config,

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from largebatch.distributed.number_format import has_bf16
+
 
 @dataclass(frozen=True)
 class Device:
@@ -28,11 +30,9 @@ class Device:
         """The device that this process computes on: the GPU of its LOCAL_RANK, if there are GPUs."""
         if not torch.cuda.is_available():
             return cls()
-        text = os.environ.get("LOCAL_RANK", "0")
-        number = min(int(text) if text.isdecimal() else 0, torch.cuda.device_count() - 1)
-        capability = torch.cuda.get_device_capability(number)
-        has_bf16 = torch.version.hip is not None or capability >= (8, 0)
-        return cls(torch.cuda.get_device_name(number), capability, has_bf16)
+        text = os.environ.get("LOCAL_RANK", "0")  # what is wrong with it is reported with the launcher
+        device = torch.device("cuda", (int(text) if text.isdecimal() else 0) % torch.cuda.device_count())
+        return cls(torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device), has_bf16(device))
 
     @property
     def is_gpu(self) -> bool:

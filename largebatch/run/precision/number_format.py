@@ -13,10 +13,10 @@ from largebatch.run.precision.device import Decision, Device
 _BF16_OVER_FP32 = {(8, 0): 16, (8, 6): 4, (8, 9): 4, (9, 0): 15, (10, 0): 28}
 
 
-def settled(config: TrainConfig, device: Device) -> TrainConfig:
+def settled(config: TrainConfig, device: Device, *, everywhere: bool = True) -> TrainConfig:
     """The config with a number format in place of `auto`, and with the determinism that follows from it."""
     values = {
-        "compute": number_format(device, config.precision).value,
+        "compute": number_format(device, config.precision, everywhere=everywhere).value,
         "deterministic": determinism(device, config).value,
     }
     return config.model_copy(update={"precision": config.precision.model_copy(update=values)})

@@ -17,6 +17,7 @@ from largebatch.run.config.reading import ConfigError, parse_config
 from largebatch.run.config.schema import TrainConfig
 from largebatch.run.derive import RunNumbers, derive
 from largebatch.run.initial_state import build_optimizer
+from largebatch.run.parts import as_agreed
 from largebatch.run.plan_report import plan_record
 from largebatch.run.precision.decisions import Decisions, decide, decision_rows, gpu_row
 from largebatch.run.precision.device import Device
@@ -258,6 +259,21 @@ def test_the_resolved_format_is_in_the_record_and_the_identity_and_the_config_ke
     record = plan_record(run.numbers, run.optimizer, decisions=run.decisions)["precision"]
     assert record["compute"]["value"] == "fp32"
     assert record["device"]["name"] == "CPU"
+
+
+def test_ranks_that_agree_on_fp32_decide_all_else_by_it(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Device, "own", lambda: H100)
+    run = prepare(
+        compose_run(*SMALL, f"model._target_={__name__}.Images", "~model.in_features", "~model.num_outputs"), {}
+    )
+    agreed: Any = SimpleNamespace(precision="fp32")
+    own: Any = SimpleNamespace(precision="bf16")
+    assert as_agreed(run, own) is run
+    assert (run.config.precision.compute, run.decisions.channels_last.value) == ("bf16", True)
+    other = as_agreed(run, agreed)
+    assert (other.config.precision.compute, other.decisions.channels_last.value) == ("fp32", False)
+    assert other.decisions.compute.reason == "precision=auto: the GPU of another rank has no bfloat16"
+    assert run_identity(other)["precision"] == "fp32"
 
 
 def test_a_run_begun_on_a_cpu_is_refused_in_bf16_with_the_way_to_go_on():
