@@ -503,6 +503,12 @@ def test_weights_that_are_loaded_in_half_precision_stay_in_it_and_that_is_told()
     assert not prepared(of(Net)).notes
 
 
+def test_logits_that_are_widened_in_pieces_are_told():
+    (note,) = prepared(of(Net), "loss.logits_at_once=100", "batch.max_micro=16").notes
+    assert note.startswith("loss.logits_at_once=100: the 160 logits of a micro-batch are copied to float32 piece by")
+    assert not prepared(of(Net), "loss.logits_at_once=160", "batch.max_micro=16").notes
+
+
 def test_a_model_that_writes_to_its_inputs_trains_as_one_that_does_not(tmp_path: Path):
     """The noise scale reads micro-batches a second time."""
     runs = []

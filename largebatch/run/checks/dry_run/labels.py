@@ -87,3 +87,25 @@ def rule_of(model: nn.Module, loss: Loss, probed: MicroBatchData, precision: str
     first = rows_of(in_precision(probed.inputs, precision), torch.zeros(2, dtype=torch.int64))
     with as_before(model), evaluating(model), torch.no_grad():
         return label_rule(loss, outputs_of(model, first, precision))
+
+
+def logits_in_pieces(loss: Loss, rule: LabelRule | None, targets: Tensor, micro_batch_size: int) -> list[str]:
+    """A note if the loss copies the logits of a micro-batch to float32 piece by piece.
+
+    Args:
+        loss: of the run.
+        rule: of the classes that it scores.
+        targets: of some samples.
+        micro_batch_size: samples of the largest micro-batch.
+    """
+    at_once = getattr(loss, "logits_at_once", None)
+    if at_once is None or rule is None:
+        return []
+    labels = targets[0, 0].numel() if targets.is_floating_point() else targets[0].numel()
+    logits = micro_batch_size * labels * (rule.highest + 1)
+    if logits <= at_once:
+        return []
+    return [
+        f"loss.logits_at_once={at_once}: the {logits:,} logits of a micro-batch are copied to float32 piece by piece, "
+        f"{at_once * 4 / 2**20:,.4g} MiB instead of {logits * 4 / 2**20:,.4g} MiB; losses and gradients stay the same."
+    ]

@@ -22,7 +22,7 @@ from largebatch.gradient.accumulation import give_copies
 from largebatch.losses import LabelRule, Loss
 from largebatch.run.checks.dry_run.content import content_of, probed_samples
 from largebatch.run.checks.dry_run.evaluation import try_evaluation
-from largebatch.run.checks.dry_run.labels import rule_of, settled_loss
+from largebatch.run.checks.dry_run.labels import logits_in_pieces, rule_of, settled_loss
 from largebatch.run.checks.dry_run.saving import try_saving
 from largebatch.run.checks.dry_run.state import KeptState
 from largebatch.run.checks.dry_run.topology import try_state
@@ -103,7 +103,10 @@ def dry_run(run: UntriedRun, findings: Findings) -> Tried | None:
     if probed is None:
         return None
     settled = findings.attempt("loss", lambda: settled_loss(model, loss, probed, config.precision.compute))
-    return None if settled is None else Tried(content_of(probed), *settled, states[0])
+    if settled is None:
+        return None
+    findings.notes += logits_in_pieces(*settled, probed.targets, run.numbers.ramp.max_micro_batch_size)
+    return Tried(content_of(probed), *settled, states[0])
 
 
 def _narrow_weights(model: nn.Module) -> list[str]:
