@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import time
 from collections import deque
 from collections.abc import Iterator
 from functools import partial
@@ -19,7 +20,7 @@ from largebatch.data.micro_batch import Request
 from largebatch.data.workers import leave_signals_to_the_run, start_of_workers
 
 _PREFETCH_PER_WORKER = 2
-_START_S = 120.0  # a process reports within milliseconds of its fork
+_START_S = (60.0, 60.0, 60.0)  # of each attempt; a process reports within milliseconds of its fork
 
 
 class WorkerPool:
@@ -32,48 +33,61 @@ class WorkerPool:
     """
 
     def __init__(self, items: KeyedItems, num_workers: int, *, timeout_s: float) -> None:
-        self._num_workers, self._timeout_s = num_workers, timeout_s
+        self._items, self._num_workers, self._timeout_s = items, num_workers, timeout_s
         self._sampler = _RequestSampler()
-        self._alive = multiprocessing.Semaphore(0)
+        self._loader: DataLoader[Any] | None = None
         self._processes: list[Any] = []
-        self._loader: DataLoader[Any] = DataLoader(
-            items,
-            batch_sampler=self._sampler,
-            num_workers=num_workers,
-            collate_fn=_as_loaded,
-            timeout=timeout_s,
-            prefetch_factor=_PREFETCH_PER_WORKER,
-            persistent_workers=True,
-            worker_init_fn=partial(_begin, self._alive),
-            # The loader draws a seed whenever it starts. Its own generator keeps the run's unchanged.
-            generator=torch.Generator(),
-        )
 
     def start(self) -> None:
-        """Fork the workers, unless they run already; in the main thread, before the process has many others.
+        """Fork the workers, unless they run already; in the main thread, and before a process group, if possible.
 
-        A fork copies one thread. Locks that others hold at that moment, of gloo, NCCL or CUDA, stay locked in the
-        child. So the workers of a run start before its process group, and each of them has to report.
+        A fork copies one thread, and locks as they are. CPython 3.11 then takes the lock of its list of threads, for
+        ever if another thread held it: a native one that was entering Python, as callbacks of collectives do. (2 of
+        5,000 forks hung so beside two threads that did nothing else.) So each worker has to report. If one does not,
+        all are killed and forked anew.
 
         Raises:
-            DataError: if one does not.
+            DataError: if one does not, several times.
         """
-        if self._processes:
+        if self._loader is not None:
             return
-        before = multiprocessing.active_children()
-        with start_of_workers():
-            iter(self._loader)
-        self._processes = [one for one in multiprocessing.active_children() if one not in before]
-        silent = sum(not self._alive.acquire(timeout=_START_S) for _ in range(self._num_workers))
-        if silent:
-            raise DataError(
-                f"{silent} of {self._num_workers} workers gave no sign of life within {_START_S:g} s of their fork. "
-                "Start the run again; if it happens again, set data.num_workers=0, and report it."
-            )
+        for limit_s in _START_S:
+            loader, alive = self._new_loader()
+            before = multiprocessing.active_children()
+            with start_of_workers():
+                iter(loader)
+            self._processes = [one for one in multiprocessing.active_children() if one not in before]
+            deadline = time.monotonic() + limit_s
+            if all(alive.acquire(timeout=max(deadline - time.monotonic(), 0)) for _ in range(self._num_workers)):
+                self._loader = loader
+                return
+            self.close()
+        raise DataError(
+            f"Some of {self._num_workers} workers gave no sign of life within {_START_S[-1]:g} s of their fork, "
+            f"{len(_START_S)} times. Look at the load and the memory of this machine, or load without workers: "
+            "data.num_workers=0."
+        )
+
+    def _new_loader(self) -> tuple[DataLoader[Any], Any]:
+        """A loader, and the semaphore that each of its workers raises when it lives."""
+        alive = multiprocessing.Semaphore(0)
+        return DataLoader(
+            self._items,
+            batch_sampler=self._sampler,
+            num_workers=self._num_workers,
+            collate_fn=_as_loaded,
+            timeout=self._timeout_s,
+            prefetch_factor=_PREFETCH_PER_WORKER,
+            persistent_workers=True,
+            worker_init_fn=partial(_begin, alive),
+            # The loader draws a seed whenever it starts. Its own generator keeps the run's unchanged.
+            generator=torch.Generator(),
+        ), alive
 
     def load(self, requests: Iterator[Request]) -> Iterator[tuple[Request, Loaded]]:
         """Each request with what was loaded for it, in order. A new call ends what an earlier one had begun."""
         self.start()
+        assert self._loader is not None
         self._sampler.requests = requests
         self._sampler.issued.clear()
         batches: Iterator[Any] | None = None

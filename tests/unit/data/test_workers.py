@@ -195,6 +195,39 @@ def test_at_the_end_of_a_process_workers_end_though_one_sigterm_would_leave_them
 
 
 @pytest.mark.fault(45)
+def test_a_worker_that_hangs_in_its_fork_is_killed_and_forked_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    others, forks, begin = children(), multiprocessing.Value("i", 0), worker_pool._begin
+
+    def hangs_once(alive: Any, worker: int) -> None:
+        with forks.get_lock():
+            forks.value += 1
+            number = forks.value
+        if number == 1:
+            time.sleep(600)
+        begin(alive, worker)
+
+    monkeypatch.setattr(worker_pool, "_START_S", (0.2, 60.0))
+    monkeypatch.setattr(worker_pool, "_begin", hangs_once)
+    assert_equal(load(1), load(0))
+    assert children() <= others
+    monkeypatch.setattr(worker_pool, "_START_S", (0.0, 0.0))
+    with pytest.raises(DataError, match=r"no sign of life within 0 s of their fork, 2 times"):
+        load(1)
+
+
+def test_closed_workers_are_gone_though_a_sample_hangs() -> None:
+    others = children()
+    loader = MicroBatchLoader(NoisyImages(hang), ORDER, PLAN, 0, num_workers=2, timeout_s=60)
+    batches = loader.micro_batches(0, 100)
+    next(batches)
+    assert len(children() - others) == 2
+    loader.close()
+    assert children() <= others
+    with pytest.raises(RuntimeError, match="one iterator at a time"):
+        next(batches)
+
+
+@pytest.mark.fault(45)
 def test_a_hanging_worker_is_an_error_within_the_time_limit() -> None:
     loader = MicroBatchLoader(NoisyImages(hang), ORDER, PLAN, 0, num_workers=1, timeout_s=1)
     start = time.monotonic()
