@@ -6,12 +6,14 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from largebatch.cli import measure
 from largebatch.cli.composition.choices import list_choices
 from largebatch.cli.composition.composing import run_verb
 from largebatch.cli.process.leaving import EXIT_DONE, EXIT_FAILED, EXIT_WRONG_INPUT
 
 BENCHES = {
     "loop": "our training loop against a hand-written DDP loop and accelerate's, on the model and batch of the config",
+    "communication": "latency, bandwidth and the predicted step on more ranks: `largebatch measure communication`",
     "diagnostics": "the same loop with and without measuring the noise scale or communication",
     "data": "what loading images costs the training thread, with and without a thread that loads ahead",
     "verify": "false alarms and missed defects of `largebatch verify`, over models, optimizers and seeds",
@@ -23,13 +25,15 @@ _OF_A_RUN = {"loop": (), "diagnostics": ("observers.noise_scale.every=10",)}
 
 
 def main(arguments: Sequence[str]) -> int:
-    """`bench data|diagnostics|loop|optim|rows|verify [KEY=VALUE ...]`.
+    """`bench communication|data|diagnostics|loop|optim|rows|verify [KEY=VALUE ...]`.
 
     Returns 0; 1 if a measurement failed or `bench verify` counted a mistake; 2 for wrong input.
     """
     if not arguments or arguments[0] not in BENCHES:
         return list_choices("bench", BENCHES, arguments)
     name, *given = arguments
+    if name == "communication":  # a measurement of a run, with its table, picture and record
+        return measure.main([name, *given])
     bench = importlib.import_module(f"largebatch.experiments.bench.{name}")
     if name in _OF_A_RUN:
         return run_verb("bench", bench.measure, ["length=100000steps", *_OF_A_RUN[name], *given])

@@ -24,7 +24,9 @@ from largebatch.batch.plan import BatchPlan
 from largebatch.data import MicroBatchLoader, random_classification
 from largebatch.diagnostics.communication import all_reduces
 from largebatch.diagnostics.communication.all_reduces import time_all_reduces
-from largebatch.diagnostics.communication.steps import time_steps
+from largebatch.diagnostics.communication.costs import TransferFit
+from largebatch.diagnostics.communication.prediction import predict_step
+from largebatch.diagnostics.communication.steps import StepTimes, time_steps
 from largebatch.distributed.runtime import Runtime
 from largebatch.losses import CrossEntropy
 from largebatch.models import MLP
@@ -162,6 +164,48 @@ def test_a_step_with_delayed_communication_is_that_much_longer_than_one_without(
     assert delayed.with_s == same([COMPUTING_S + DELAY_S] * 8)
     assert [one.exposed_s for one in delayed.communication] == same([DELAY_S] * 8)
     assert first["changed"] == [], "the weights go back after every step"
+
+
+LINK = TransferFit(0.02, 1e-5, (0.02, 0.02), (1e-5, 1e-5))  # of 2 ranks: 10 ms a message, 10 us a byte over each link
+
+
+def step_over_links() -> StepTimes:
+    """A step in two parts on links of `LINK`; the first part has some time to hide behind."""
+    with Runtime.open() as runtime:
+        ranks = runtime.world_size
+        message_s, s_per_byte = LINK.ring(2)
+
+        def ring(step: int, bucket: Any) -> float:
+            return 2 * (ranks - 1) * (message_s + bucket.buffer().nbytes / ranks * s_per_byte)
+
+        with virtual_time(ring) as time:
+            pause = Pause(time, lambda step: COMPUTING_S)
+            model = nn.Sequential(nn.Linear(8, 8), pause, nn.Linear(8, 40_000))
+            model, loss, data, _ = problem_of(model)
+            plan = BatchPlan.pinned(global_batch_size=BATCH, world_size=ranks, micro_batch_size=BATCH // ranks)
+            own = list(MicroBatchLoader(data, SampleOrder(len(data), SEED), plan, runtime.rank).micro_batches(0, 1))
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            run = made_run(runtime, model, loss, optimizer, plan, data, lr_at, 1)
+            return time_steps(runtime, run.model, run.gradient, optimizer, own, plan=plan, pairs=2)
+
+
+def test_a_step_on_two_ranks_predicts_the_step_on_four(ranks):
+    two, four = ranks(2).run(step_over_links)[0], ranks(4).run(step_over_links)[0]
+    assert len(two.num_bytes) == 2, "two parts"
+    assert two.lead_s == same([COMPUTING_S, 0.0])
+    for steps, num_ranks in ((two, 2), (four, 4)):
+        found = predict_step(
+            LINK,
+            measured_ranks=2,
+            num_ranks=num_ranks,
+            num_bytes=two.num_bytes,
+            lead_s=two.lead_s,
+            computing_s=two.without_s[0],
+        )
+        assert found.algorithm == "ring"
+        assert found.step_s == same(steps.with_s[-1])
+        assert found.exposed_s == same(steps.communication[-1].exposed_s)
+    assert four.with_s[-1] > two.with_s[-1] + DELAY_S, "it is not the same on any number of ranks"
 
 
 def all_reduces_of_a_known_line(latency_s: float, s_per_byte: float) -> Any:

@@ -72,7 +72,7 @@ def virtual_time(delays: Delays = lambda step, bucket: 0.0) -> Iterator[VirtualT
         done.set_result(all_reduce(group, bucket).wait())
         departed = time.now
         time.meet()
-        done.time, done.moment = time, time.now + delays(number, bucket)
+        done.time, done.moment = time, max(time.now, ends[-1]) + delays(number, bucket)  # one after another
         ends.append(done.moment)
         time.now = max(ends) if bucket.is_last() else departed  # then nothing is left but to wait for all of them
         return done

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import statistics
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from largebatch.diagnostics.communication.rank_clocks import communication_of_ra
 from largebatch.distributed.gather import gather_floats
 from largebatch.distributed.runtime import Runtime
 from largebatch.gradient.options import Gradient
+from largebatch.gradient.reduction_clock import Timeline
 from largebatch.gradient.reductions import no_sync
 from largebatch.gradient.step import Measures, Step
 from largebatch.models.modes import train_mode
@@ -34,12 +36,15 @@ class StepTimes:
         with_s, without_s: seconds until the slowest rank finished.
         communication: communication of the steps in `with_s`.
         num_bytes: sizes of the gradient's parts, as DDP sends them.
+        lead_s: from the moment at which each part is ready to the last gradient: median over pairs, on the rank where
+            it is shortest.
     """
 
     with_s: tuple[float, ...]
     without_s: tuple[float, ...]
     communication: tuple[StepCommunication, ...]
     num_bytes: tuple[int, ...]
+    lead_s: tuple[float, ...]
 
 
 class _Again:
@@ -112,4 +117,12 @@ def time_steps(
         tuple(slowest[1::2]),
         tuple(communication_of_ranks(runtime, timeline) for timeline in timelines),
         timelines[-1].num_bytes,
+        tuple(min(column) for column in zip(*gather_floats(runtime, _leads(timelines)), strict=True)),
     )
+
+
+def _leads(timelines: Sequence[Timeline]) -> list[float]:
+    """See `StepTimes.lead_s`, on this rank."""
+    ready = zip(*(timeline.ready_s for timeline in timelines), strict=True)
+    last = [timeline.ready_s[-1] for timeline in timelines]
+    return [statistics.median(end - moment for moment, end in zip(moments, last, strict=True)) for moments in ready]

@@ -10,6 +10,7 @@ from typing import Any
 
 from largebatch.diagnostics import TransferFit, probe_sizes
 from largebatch.diagnostics.communication.all_reduces import ProbeTimes, time_all_reduces
+from largebatch.diagnostics.communication.prediction import StepPrediction, predict_step
 from largebatch.diagnostics.communication.steps import StepTimes, time_steps
 from largebatch.diagnostics.intervals import median_interval
 from largebatch.experiments.measure.weights import Measurement, NotMeasurableError, Weights
@@ -138,6 +139,7 @@ def _result(
 ) -> Result:
     found, fit, batch = _medians(steps), probe.fit, prepared.numbers.plan
     num_ranks, name = weights.runtime.world_size, prepared.config.shown_name
+    predicted = _predicted(options, steps, found, fit, num_ranks)
     title = f"communication of {num_ranks} ranks, batch {batch.global_batch_size} in {options.precision}"
     share, interval = found["share"].cells("%")
     hidden, _ = found["hidden_share"].cells("%")
@@ -147,11 +149,15 @@ def _result(
             f"Communication takes {share} of a step (95 %: {interval}).",
             f"Computation hides {hidden} of the time in which gradients are reduced.",
         ],
-        tables=[Table(title, ("what", "value", "95 %", "meaning"), _rows(found, steps, fit, num_ranks))],
+        tables=[
+            Table(title, ("what", "value", "95 %", "meaning"), _rows(found, steps, fit, num_ranks)),
+            *([_prediction_table(predicted, prepared)] if predicted else []),
+        ],
         figures=_figures(steps, probe, found),
         numbers={
             "medians": {key: dataclasses.asdict(value) for key, value in found.items()},
             "fit": _fit_record(fit, steps),
+            "predicted": [dataclasses.asdict(one) for one in predicted],
             "all_reduces": dataclasses.asdict(probe),
             "steps": dataclasses.asdict(steps),
             "settings": options.model_dump(),
@@ -159,6 +165,44 @@ def _result(
         picture="communication.png",
         heading=f"{name}: {title}",
     )
+
+
+def _predicted(
+    options: MeasureConfig, steps: StepTimes, found: dict[str, _Median], fit: TransferFit, num_ranks: int
+) -> list[StepPrediction]:
+    if fit.bandwidth is None:
+        return []
+    return [
+        predict_step(
+            fit,
+            measured_ranks=num_ranks,
+            num_ranks=count,
+            num_bytes=steps.num_bytes,
+            lead_s=steps.lead_s,
+            computing_s=found["step_without"].value,
+        )
+        for count in options.communication.ranks
+    ]
+
+
+def _prediction_table(predicted: Sequence[StepPrediction], prepared: Prepared) -> Table:
+    """One row for each number of ranks."""
+    batch = prepared.numbers.plan
+    own = batch.global_batch_size / batch.world_size
+    headers = ("ranks", "global batch", "all-reduces", "exposed", "step", "efficiency", "by")
+    rows = [
+        (
+            f"{one.num_ranks:,}",
+            f"{round(own * one.num_ranks):,}",
+            f"{1e3 * one.total_s:.4g} ms",
+            f"{1e3 * one.exposed_s:.4g} ms",
+            f"{1e3 * one.step_s:.4g} ms",
+            f"{one.efficiency:.0%}",
+            one.algorithm,
+        )
+        for one in predicted
+    ]
+    return Table(f"predicted, {own:g} samples a rank, if all links are as the measured one", headers, rows)
 
 
 def _figures(steps: StepTimes, probe: ProbeTimes, found: dict[str, _Median]) -> list[Figure]:

@@ -22,11 +22,12 @@ class VarianceConfig(Section):
 
 
 class CommunicationConfig(Section):
-    """How often steps and all-reduces are timed."""
+    """How often steps and all-reduces are timed, and for how many ranks the step is predicted."""
 
     pairs: Annotated[int, Field(ge=10)]  # the interval of a median needs them
     sizes: Annotated[int, Field(ge=4)]
     repetitions: PositiveInt
+    ranks: list[Annotated[int, Field(ge=2)]]
 
 
 class GapConfig(Section):
