@@ -57,12 +57,14 @@ class Runtime(contextlib.AbstractContextManager["Runtime"]):
         *,
         precision: str = "fp32",
         limits: TimeLimits | None = None,
+        on_cpu: bool = False,
     ) -> Runtime:
         """Join the job that the launcher's environment describes, or open one of a single process.
 
         Args:
             precision: fp64, fp32, bf16 or fp16; auto: bf16 where the GPU of every rank has bfloat16, else fp32.
             limits: how long ranks wait for each other; None: the defaults of `TimeLimits`.
+            on_cpu: leave the GPUs of this machine alone.
 
         Raises:
             LauncherError: if ranks are missing, rank 0 cannot be reached, two ranks have the same GPU, the backend
@@ -71,11 +73,11 @@ class Runtime(contextlib.AbstractContextManager["Runtime"]):
         """
         if precision == "fp16" and not torch.cuda.is_available():
             raise ValueError("precision fp16 needs a GPU: on a CPU it would silently train in fp32. Use bf16 or fp32.")
-        device = own_device(os.environ)
+        device = torch.device("cpu") if on_cpu else own_device(os.environ)
         membership = join_process_group(os.environ, device, limits or TimeLimits())
         try:
             precision = format_of_all_ranks(device) if precision == "auto" else precision
-            accelerator = _accelerator(precision)
+            accelerator = _accelerator(precision, on_cpu=device.type == "cpu")
             require_same_job(os.environ, accelerator.num_processes, device, accelerator.device)
         except BaseException as error:
             _forget_state()  # a partial state would be reused as complete by the next call
@@ -222,14 +224,14 @@ class Runtime(contextlib.AbstractContextManager["Runtime"]):
             self._accelerator.scaler.load_state_dict(state)
 
 
-def _accelerator(precision: str) -> Accelerator:
+def _accelerator(precision: str, *, on_cpu: bool) -> Accelerator:
     from accelerate import Accelerator
     from accelerate.utils import DistributedDataParallelKwargs
 
     # Each rank keeps its own buffers until `RunningStatistics.merge`; a broadcast would overwrite them.
     options = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
     return Accelerator(
-        cpu=not torch.cuda.is_available(),
+        cpu=on_cpu,
         mixed_precision=_ACCELERATE_PRECISION[precision],
         kwargs_handlers=[options],
     )

@@ -7,7 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.optim import Optimizer
+
+PLAIN_TYPES = (Tensor, torch.nn.Parameter, FakeTensor)
+"""Types with nothing of their own: a fake tensor takes the path of the one that it stands for."""
 
 MAX_BUNCH_NUMEL = 2**23
 """Elements of a batch of tensors: 32 MiB of float32, which takes many times longer than the launch of a kernel."""
@@ -52,7 +56,7 @@ def uses_foreach(foreach: bool | None, params: Sequence[Tensor]) -> bool:
     """Whether to take the foreach path; None: if no parameter is a tensor subclass such as DTensor."""
     if foreach is not None:
         return foreach
-    return all(type(param) in (Tensor, torch.nn.Parameter) for param in params)
+    return all(type(param) in PLAIN_TYPES for param in params)
 
 
 def same_kind(*columns: Sequence[Tensor]) -> Iterator[list[list[Tensor]]]:

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from largebatch.optim.state import PLAIN_TYPES
+
 SMALL_NUMEL = 4096
 """Tensors up to this size are batched into one call: for them a call costs as much as the arithmetic."""
 
@@ -61,9 +63,9 @@ def split_off_flat(
 def flat_views(row: Sequence[Tensor]) -> Row | None:
     """One-dimensional views with the same element order; None if the path does not apply."""
     param = row[0]
-    if type(param) not in (Tensor, torch.nn.Parameter) or param.device.type != "cpu" or param.dtype not in PLAIN_DTYPES:
+    if type(param) not in PLAIN_TYPES or param.device.type != "cpu" or param.dtype not in PLAIN_DTYPES:
         return None
-    if any(type(other) is not Tensor or other.dtype != param.dtype for other in row[1:]):
+    if any(type(other) not in PLAIN_TYPES or other.dtype != param.dtype for other in row[1:]):
         return None
     return in_one_order(row)
 

@@ -1,0 +1,224 @@
+"""A run whose tensors have shapes and no numbers, and what memory its steps would take."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
+
+from largebatch.batch.plan import BatchPlan
+from largebatch.data.micro_batch import MicroBatchData
+from largebatch.diagnostics.memory.cuda_rules import cuda_rules
+from largebatch.diagnostics.memory.live_bytes import CUDA_GRANULE, LiveBytes
+from largebatch.distributed.generators import preserved_generators
+from largebatch.distributed.imagined_ranks import imagined_ranks
+from largebatch.distributed.runtime import Inputs, Runtime
+from largebatch.gradient.step import Measures, Step
+from largebatch.models.modes import train_mode
+from largebatch.run.parts import build_loader, build_run, own_copy
+from largebatch.run.predicted_memory.host_side import HostSide
+from largebatch.run.prepare import Prepared
+from largebatch.training.loop import Run, take_step
+
+DeviceKind = Literal["cuda", "cpu"]
+PASSES, UPDATE = "forward and backward passes", "update"
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """Bytes of one step on one rank.
+
+    Attributes:
+        peak: most that was alive at once.
+        phase: in which it was reached: `PASSES` or `UPDATE`.
+        operation: of torch that reached it.
+        in_passes: most that was alive in the forward and backward passes: what grows with the micro-batch.
+        gradients: of the peak, those in `.grad`.
+        all_gradients: in `.grad` after the backward passes.
+    """
+
+    peak: int
+    phase: str
+    operation: str
+    in_passes: int
+    gradients: int
+    all_gradients: int
+
+
+class _ImaginedRuntime(Runtime):
+    """Moves nothing: the model is where it stays, and a micro-batch becomes a fake one of its shape."""
+
+    def wrap(self, model: torch.nn.Module) -> torch.nn.Module:
+        self._accelerator.device_placement = False
+        return super().wrap(model)
+
+    def place_tensor(self, value: Tensor) -> Tensor:
+        return super().place_tensor(torch.empty(value.shape, dtype=value.dtype))
+
+
+class _Repeating:
+    """A `Loader` of one sample, again and again, in micro-batches of any size."""
+
+    def __init__(self, sample: MicroBatchData) -> None:
+        self._sample = sample
+        self.plan: BatchPlan | None = None
+
+    def micro_batches(self, samples_seen: int, num_steps: int) -> Iterator[MicroBatchData]:
+        sample = self._sample
+        while True:
+            assert self.plan is not None
+            for part in self.plan.micro_batches(0):
+                inputs, targets = _expanded(sample.inputs, part.size), sample.targets[:1].expand(
+                    part.size, *sample.targets.shape[1:]
+                )
+                yield replace(sample, inputs=inputs, targets=targets, index=part.index)
+
+    def replan(self, plan: Any) -> None: ...
+
+
+def _expanded(inputs: Inputs, size: int) -> Inputs:
+    if isinstance(inputs, dict):
+        return {name: part[:1].expand(size, *part.shape[1:]) for name, part in inputs.items()}
+    return inputs[:1].expand(size, *inputs.shape[1:])
+
+
+class ImaginedRun:
+    """Takes steps of a run without numbers; see `imagined_run`.
+
+    Attributes:
+        run: the run.
+        memory: counts its tensors.
+        is_joint: whether all micro-batches of a step are in memory together.
+    """
+
+    def __init__(self, run: Run, loader: _Repeating, memory: LiveBytes, host: HostSide) -> None:
+        self.run, self.memory, self._loader, self._host = run, memory, loader, host
+        self.is_joint = run.gradient.local.is_joint
+        self._measures = run.steps.always & ~Measures.LOSS
+        self._gradient, self._in_passes = run.gradient, StepMemory(0, "", "", 0, 0, 0)
+        run.gradient = _Around(run.gradient, self._watched)  # type: ignore[assignment]
+        run.agreement = _NobodyAsks()  # type: ignore[assignment]
+        run.gradient.batches.begin(0, 1)
+        self._number = 0
+
+    def take_step(self, plan: BatchPlan) -> StepMemory:
+        """The memory of the next step, with the micro-batches of `plan` on rank 0."""
+        self._loader.plan, self._number = plan, self._number + 1
+        step = Step(self._number, 0, plan, lr=1.0, random_key=0, measures=self._measures)
+        try:
+            take_step(self.run, step)
+        finally:
+            self._host.reads_anything = False
+        in_passes, gradients = self._in_passes, self._gradients()
+        if self.memory.peak <= in_passes.peak:
+            return in_passes
+        held = self.memory.bytes_of(gradients, at_peak=True)
+        return replace(
+            in_passes, peak=self.memory.peak, phase=UPDATE, operation=self.memory.peak_operation, gradients=held
+        )
+
+    def state_bytes(self) -> int:
+        """Of the optimizer's state."""
+        states = self.run.optimizer.state.values()
+        return self.memory.bytes_of(one for state in states for one in state.values() if isinstance(one, Tensor))
+
+    def weight_bytes(self) -> int:
+        """Of parameters and buffers."""
+        return self.memory.bytes_of([*self.run.module.parameters(), *self.run.module.buffers()])
+
+    def _watched(self, step: Step) -> Any:
+        memory = self.memory
+        memory.restart()
+        result = self._gradient(step)
+        gradients = self._gradients()
+        held, total = memory.bytes_of(gradients, at_peak=True), memory.bytes_of(gradients)
+        self._in_passes = StepMemory(memory.peak, PASSES, memory.peak_operation, memory.peak, held, total)
+        memory.restart()
+        self._host.reads_anything = True
+        return result
+
+    def _gradients(self) -> list[Tensor]:
+        return [one.grad for one in self.run.module.parameters() if one.grad is not None]
+
+
+class _Around:
+    """A gradient, called by way of `call`."""
+
+    def __init__(self, gradient: Any, call: Callable[[Step], Any]) -> None:
+        self._own, self._call = gradient, call
+
+    def __call__(self, step: Step) -> Any:
+        return self._call(step)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._own, name)
+
+
+class _NobodyAsks:
+    """In place of `Agreement`, whose sums of some bytes say how a run stands: this one stands well."""
+
+    def send(self, *_: Any, **__: Any) -> Any:
+        return _Zeros()
+
+    def read(self, sums: Any) -> tuple[str, bool]:
+        return "running", False
+
+
+class _Zeros:
+    loss_sum = grad_norm = 0.0
+
+
+@contextlib.contextmanager
+def imagined_run(prepared: Prepared, device: DeviceKind) -> Iterator[ImaginedRun]:
+    """Rank 0 of the run that `prepared` describes, on the number of ranks of its plan.
+
+    The model is copied without its numbers. Everything else is the run's own: its gradient, reduction, update.
+
+    Args:
+        prepared: the run; stays as it is.
+        device: whose rules torch follows: autocast, attention, rounding of sizes.
+    """
+    world_size = prepared.numbers.plan.world_size
+    precision = {"fp16": "bf16"}.get(prepared.config.precision.compute, prepared.config.precision.compute)
+    loader = _Repeating(_first_sample(prepared))
+    fake, host = FakeTensorMode(allow_non_fake_inputs=True), HostSide()
+    memory = LiveBytes(granule=CUDA_GRANULE if device == "cuda" else 1)
+    on_device = cuda_rules() if device == "cuda" else contextlib.nullcontext()
+    with preserved_generators(), imagined_ranks(world_size), contextlib.ExitStack() as stack:
+        runtime = stack.enter_context(_ImaginedRuntime.open(precision=precision, on_cpu=True))
+        with FakeCopyMode(fake):
+            copied = own_copy(_uncompiled(prepared))
+        if device == "cuda":
+            _choose_foreach(copied.optimizer)
+        train_mode(copied.model)
+        losses = [one for one in (copied.loss, copied.measured_loss) if isinstance(one, torch.nn.Module)]
+        memory.watch(one for part in (copied.model, *losses) for one in [*part.parameters(), *part.buffers()])
+        for mode in (on_device, fake, memory, host):
+            stack.enter_context(mode)
+        run = build_run(copied, runtime, loader)
+        yield ImaginedRun(run, loader, memory, host)
+
+
+def _uncompiled(prepared: Prepared) -> Prepared:
+    """The run without torch.compile, which makes no graph of fake tensors; compiled kernels keep fewer tensors."""
+    config = prepared.config
+    plain = config.precision.model_copy(update={"compile": False})
+    return replace(prepared, config=config.model_copy(update={"precision": plain}))
+
+
+def _choose_foreach(optimizer: torch.optim.Optimizer) -> None:
+    """As torch's optimizers choose for parameters on a GPU, unless the config chose."""
+    for group in optimizer.param_groups:
+        if group.get("foreach", False) is None and not group.get("fused"):
+            group["foreach"] = True
+
+
+def _first_sample(prepared: Prepared) -> MicroBatchData:
+    plan = BatchPlan.solve(global_batch_size=1, world_size=1)
+    loader = build_loader(prepared, 0, plan=plan, num_workers=0)
+    return next(iter(loader.micro_batches(0, 1)))

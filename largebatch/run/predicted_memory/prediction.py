@@ -1,0 +1,138 @@
+"""The predicted memory of a run, and the largest micro-batch that fits into a budget."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from largebatch.batch.plan import BatchPlan
+from largebatch.diagnostics.memory.budget import largest_that_fits
+from largebatch.losses.coupled import is_coupled
+from largebatch.run.predicted_memory.imagined_run import DeviceKind, ImaginedRun, StepMemory, imagined_run
+from largebatch.run.prepare import Prepared
+from largebatch.training.raised import error_text
+
+# Ends of the ranges of what is not tensors of the program; see `rows`.
+_OUTSIDE_BYTES = 5 * 2**29  # 2.5 GiB
+_FRAGMENTED = 1.1
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The largest micro-batch within a budget.
+
+    Attributes:
+        budget: bytes of the device.
+        usable: of these, for tensors.
+        size: samples; 0: not even one fits.
+        peak: bytes at this size; 0: none fits.
+        share: samples of a rank per step, beyond which a micro-batch cannot grow.
+    """
+
+    budget: int
+    usable: int
+    size: int
+    peak: int
+    share: int
+
+
+@dataclass(frozen=True)
+class PredictedMemory:
+    """Bytes that the tensors of one rank take, with nothing of kernels, libraries and allocators.
+
+    Attributes:
+        device: "cuda" or "cpu".
+        micro_batch_size: samples.
+        num_micro_batches: of the steps that were taken.
+        weights: parameters and buffers.
+        optimizer: its state.
+        step: the step with the highest peak.
+        per_sample: how much the peak grows with each sample of a micro-batch.
+        fit: None: no budget was given, or all micro-batches are in memory together.
+        is_joint: whether they are.
+    """
+
+    device: DeviceKind
+    micro_batch_size: int
+    num_micro_batches: int
+    weights: int
+    optimizer: int
+    step: StepMemory
+    per_sample: float
+    fit: Fit | None
+    is_joint: bool
+
+    @property
+    def activations(self) -> int:
+        """Activations and temporary tensors at the peak."""
+        return self.step.peak - self.weights - self.optimizer - self.step.gradients
+
+
+class NotPredictableError(ValueError):
+    """The model, the loss or the optimizer cannot run without numbers."""
+
+
+def predict_memory(prepared: Prepared, device: DeviceKind, *, budget: int | None = None) -> PredictedMemory:
+    """The memory of rank 0 by taking steps without numbers: two to make the optimizer's state, one at each size.
+
+    Args:
+        prepared: the run; stays as it is.
+        device: whose rules torch follows.
+        budget: bytes of the device; None: no largest micro-batch is looked for.
+
+    Raises:
+        NotPredictableError: if something needs the value of a tensor, or fails without; with its place.
+    """
+    try:
+        with imagined_run(prepared, device) as imagined:
+            return _predicted(prepared, imagined, device, budget)
+    except Exception as error:
+        raise NotPredictableError(_reason(error)) from error
+
+
+def _predicted(
+    prepared: Prepared, imagined: ImaginedRun, device: DeviceKind, budget: int | None
+) -> PredictedMemory:
+    planned = max(prepared.numbers.ramp.plans, key=lambda plan: plan.max_micro_batch_size)
+    share, size = max(map(planned.rank_batch_size, range(planned.world_size))), planned.max_micro_batch_size
+    sees_all = imagined.is_joint or is_coupled(prepared.loss)
+
+    def plan_of(size: int) -> BatchPlan:
+        """Micro-batches beyond the second take what the second takes, unless they depend on each other."""
+        count = -(-share // size)
+        count = count if sees_all else min(count, 2)
+        return BatchPlan.pinned(
+            global_batch_size=size * count * planned.world_size, world_size=planned.world_size, micro_batch_size=size
+        )
+
+    steps = [imagined.take_step(plan_of(size)) for _ in range(3)]
+    highest = max(steps, key=lambda step: step.peak)
+    state = imagined.state_bytes()
+    known = {size: highest.peak}
+
+    def peak_of(size: int) -> int:
+        return imagined.take_step(plan_of(size)).peak
+
+    twice = imagined.take_step(plan_of(2 * size))
+    known[2 * size] = twice.peak
+    per_sample = (twice.in_passes - steps[-1].in_passes) / size
+    fit = None
+    if budget is not None and not imagined.is_joint:
+        usable = max(int((budget - _OUTSIDE_BYTES) / _FRAGMENTED), 0) if device == "cuda" else budget
+        found = largest_that_fits(peak_of, usable, known=known, most=share)
+        fit = Fit(budget, usable, found, known.get(found, 0), share)
+    return PredictedMemory(
+        device=device,
+        micro_batch_size=size,
+        num_micro_batches=len(plan_of(size).micro_batches(0)),
+        weights=imagined.weight_bytes(),
+        optimizer=state,
+        step=highest,
+        per_sample=per_sample,
+        fit=fit,
+        is_joint=imagined.is_joint,
+    )
+
+
+def _reason(error: BaseException) -> str:
+    return error_text(error)
