@@ -15,7 +15,7 @@ _BACKEND = "imagined"
 
 
 def _done(tensors: Any) -> Any:
-    from torch._C._distributed_c10d import _create_work_from_future
+    from torch._C._distributed_c10d import _create_work_from_future  # type: ignore[attr-defined]
 
     future: torch.futures.Future[Any] = torch.futures.Future()
     future.set_result(tensors)
@@ -23,10 +23,10 @@ def _done(tensors: Any) -> Any:
 
 
 class _ImaginedGroup(dist.ProcessGroup):
-    """Leaves every tensor as it is; what would come from other ranks stays what the caller put there."""
+    """The other ranks send what this one sends, and sums leave a tensor as it is."""
 
     def __init__(self, rank: int, world_size: int) -> None:
-        super().__init__(rank, world_size)
+        super().__init__(rank, world_size)  # type: ignore[call-arg]
 
     def allreduce(self, tensors: Any, *_: Any) -> Any:
         return _done(tensors)
@@ -34,10 +34,14 @@ class _ImaginedGroup(dist.ProcessGroup):
     def broadcast(self, tensors: Any, *_: Any) -> Any:
         return _done(tensors)
 
-    def allgather(self, outputs: Any, *_: Any) -> Any:
+    def allgather(self, outputs: Any, inputs: Any, *_: Any) -> Any:
+        for of_ranks, own in zip(outputs, inputs, strict=True):
+            for output in of_ranks:
+                output.copy_(own)
         return _done(outputs)
 
-    def _allgather_base(self, output: Any, *_: Any) -> Any:
+    def _allgather_base(self, output: Any, own: Any, *_: Any) -> Any:
+        output.view(self.size(), -1).copy_(own.view(1, -1))
         return _done([output])
 
     def send(self, tensors: Any, *_: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack, _push_mode
 
 Result = TypeVar("Result")
 
@@ -38,6 +39,7 @@ class Lockstep:
         if device.type == "cuda":
             self._generators.append(torch.cuda.default_generators[device.index or 0])
         self._own = threading.local()
+        self._modes: list[TorchDispatchMode] = []
 
     @property
     def is_inside(self) -> bool:
@@ -56,6 +58,7 @@ class Lockstep:
             LockstepError: if one of them comes to another place than the others, or ends while others wait.
             Exception: whatever a function or `meet` raises; the other functions end where they wait.
         """
+        self._modes = _get_current_dispatch_mode_stack()
         tasks = [_Task(function, self._enter) for function in functions]
         states = [[generator.get_state() for generator in self._generators] for _ in tasks]
         try:
@@ -82,6 +85,8 @@ class Lockstep:
         self._own.task = task
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)  # a new thread would use GPU 0
+        for mode in self._modes:  # such as a counter of operations around the step
+            _push_mode(mode)
 
     def _advance(self, task: _Task[Any], states: list[Tensor]) -> list[Tensor]:
         """Let a task run up to its next place or its end; random states before and after."""

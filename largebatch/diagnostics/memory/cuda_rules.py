@@ -29,6 +29,9 @@ INNER |= {"_scaled_dot_product_flash_attention"}
 _AUTOCAST = DispatchKeySet(DispatchKey.AutocastCPU)
 _LARGEST_FLASH_HEAD = 256
 _aten: Any = torch.ops.aten
+_flash: Callable[..., tuple[Tensor, ...]] = _aten._scaled_dot_product_flash_attention
+_efficient: Callable[..., tuple[Tensor, ...]] = _aten._scaled_dot_product_efficient_attention
+_math: Callable[..., tuple[Tensor, ...]] = _aten._scaled_dot_product_attention_math
 
 
 @contextlib.contextmanager
@@ -113,17 +116,13 @@ def _attention(
         head = query.shape[-1]
         scale = head**-0.5 if scale is None else scale
         padded = [F.pad(part, (0, -head % 8)) if head % 8 else part for part in (query, key, value)]
-        result = _aten._scaled_dot_product_flash_attention(*padded, dropout_p, is_causal, scale=scale)[0]
+        result = _flash(*padded, dropout_p, is_causal, scale=scale)[0]
         return result[..., :head] if head % 8 else result
     if fits:
         bias = None if attn_mask is None else _bias(attn_mask, query).expand(*query.shape[:-1], key.shape[-2])
         needs_sums = any(part.requires_grad for part in (query, key, value))
-        result = _aten._scaled_dot_product_efficient_attention(
-            query, key, value, bias, needs_sums, dropout_p, is_causal, scale=scale
-        )[0]
-        return result
-    result = _aten._scaled_dot_product_attention_math(query, key, value, attn_mask, dropout_p, is_causal, scale=scale)
-    return result[0]
+        return _efficient(query, key, value, bias, needs_sums, dropout_p, is_causal, scale=scale)[0]
+    return _math(query, key, value, attn_mask, dropout_p, is_causal, scale=scale)[0]
 
 
 def _bias(mask: Tensor, like: Tensor) -> Tensor:

@@ -17,7 +17,11 @@ from torch.utils._pytree import tree_leaves
 _PACKAGE = str(Path(__file__).resolve().parents[2])
 _TORCH = str(Path(torch.__file__).resolve().parent)
 _PRIVATE = (f"{_TORCH}/_", f"{_TORCH}/utils/", __file__)
-_DDP = (f"{_TORCH}/nn/parallel/distributed.py", f"{_TORCH}/distributed/utils.py")
+_DDP = {
+    f"{_TORCH}/nn/parallel/distributed.py",
+    f"{_TORCH}/distributed/utils.py",
+    f"{_PACKAGE}/gradient/bucket_views.py",
+}
 # Code that works the same whatever it reads, such as a sum over ranks that says how the run stands.
 _INDIFFERENT = tuple(f"{_PACKAGE}/{room}/" for room in ("gradient", "distributed", "training", "optim"))
 _INDIFFERENT += (f"{_TORCH}/optim/",)

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -26,7 +27,6 @@ from largebatch.run.prepare import Prepared
 from largebatch.training.loop import Run, take_step
 
 DeviceKind = Literal["cuda", "cpu"]
-PASSES, UPDATE = "forward and backward passes", "update"
 
 
 @dataclass(frozen=True)
@@ -34,28 +34,32 @@ class StepMemory:
     """Bytes of one step on one rank.
 
     Attributes:
-        peak: most that was alive at once.
-        phase: in which it was reached: `PASSES` or `UPDATE`.
-        operation: of torch that reached it.
-        in_passes: most that was alive in the forward and backward passes: what grows with the micro-batch.
+        in_passes: most that was alive at once in the forward and backward passes: it grows with the micro-batch.
+        in_update: the same of clipping and the optimizer's step, which do not know the micro-batch.
+        operation: of torch that reached the peak, the higher of the two.
         gradients: of the peak, those in `.grad`.
         all_gradients: in `.grad` after the backward passes.
     """
 
-    peak: int
-    phase: str
-    operation: str
     in_passes: int
+    in_update: int
+    operation: str
     gradients: int
     all_gradients: int
+
+    @property
+    def peak(self) -> int:
+        """Most that was alive at once."""
+        return max(self.in_passes, self.in_update)
 
 
 class _ImaginedRuntime(Runtime):
     """Moves nothing: the model is where it stays, and a micro-batch becomes a fake one of its shape."""
 
-    def wrap(self, model: torch.nn.Module) -> torch.nn.Module:
+    def wrap(self, model: torch.nn.Module, **options: Any) -> torch.nn.Module:
         self._accelerator.device_placement = False
-        return super().wrap(model)
+        with patch.multiple(model, create=True, to=lambda *_, **__: model, double=lambda: model):
+            return super().wrap(model, **options)
 
     def place_tensor(self, value: Tensor) -> Tensor:
         return super().place_tensor(torch.empty(value.shape, dtype=value.dtype))
@@ -73,8 +77,9 @@ class _Repeating:
         while True:
             assert self.plan is not None
             for part in self.plan.micro_batches(0):
-                inputs, targets = _expanded(sample.inputs, part.size), sample.targets[:1].expand(
-                    part.size, *sample.targets.shape[1:]
+                inputs, targets = (
+                    _expanded(sample.inputs, part.size),
+                    sample.targets[:1].expand(part.size, *sample.targets.shape[1:]),
                 )
                 yield replace(sample, inputs=inputs, targets=targets, index=part.index)
 
@@ -100,7 +105,7 @@ class ImaginedRun:
         self.run, self.memory, self._loader, self._host = run, memory, loader, host
         self.is_joint = run.gradient.local.is_joint
         self._measures = run.steps.always & ~Measures.LOSS
-        self._gradient, self._in_passes = run.gradient, StepMemory(0, "", "", 0, 0, 0)
+        self._gradient, self._in_passes = run.gradient, StepMemory(0, 0, "", 0, 0)
         run.gradient = _Around(run.gradient, self._watched)  # type: ignore[assignment]
         run.agreement = _NobodyAsks()  # type: ignore[assignment]
         run.gradient.batches.begin(0, 1)
@@ -114,13 +119,11 @@ class ImaginedRun:
             take_step(self.run, step)
         finally:
             self._host.reads_anything = False
-        in_passes, gradients = self._in_passes, self._gradients()
-        if self.memory.peak <= in_passes.peak:
-            return in_passes
-        held = self.memory.bytes_of(gradients, at_peak=True)
-        return replace(
-            in_passes, peak=self.memory.peak, phase=UPDATE, operation=self.memory.peak_operation, gradients=held
-        )
+        passes, memory = replace(self._in_passes, in_update=self.memory.peak), self.memory
+        if memory.peak <= passes.in_passes:
+            return passes
+        held = memory.bytes_of(self._gradients(), at_peak=True)
+        return replace(passes, operation=memory.peak_operation, gradients=held)
 
     def state_bytes(self) -> int:
         """Of the optimizer's state."""
@@ -137,7 +140,7 @@ class ImaginedRun:
         result = self._gradient(step)
         gradients = self._gradients()
         held, total = memory.bytes_of(gradients, at_peak=True), memory.bytes_of(gradients)
-        self._in_passes = StepMemory(memory.peak, PASSES, memory.peak_operation, memory.peak, held, total)
+        self._in_passes = StepMemory(memory.peak, 0, memory.peak_operation, held, total)
         memory.restart()
         self._host.reads_anything = True
         return result
@@ -191,6 +194,7 @@ def imagined_run(prepared: Prepared, device: DeviceKind) -> Iterator[ImaginedRun
     on_device = cuda_rules() if device == "cuda" else contextlib.nullcontext()
     with preserved_generators(), imagined_ranks(world_size), contextlib.ExitStack() as stack:
         runtime = stack.enter_context(_ImaginedRuntime.open(precision=precision, on_cpu=True))
+        runtime.device = torch.device("cpu")  # accelerate's "cpu:0" would be another one to fake tensors
         with FakeCopyMode(fake):
             copied = own_copy(_uncompiled(prepared))
         if device == "cuda":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from largebatch.batch.plan import BatchPlan
 from largebatch.diagnostics.memory.budget import largest_that_fits
@@ -90,9 +89,7 @@ def predict_memory(prepared: Prepared, device: DeviceKind, *, budget: int | None
         raise NotPredictableError(_reason(error)) from error
 
 
-def _predicted(
-    prepared: Prepared, imagined: ImaginedRun, device: DeviceKind, budget: int | None
-) -> PredictedMemory:
+def _predicted(prepared: Prepared, imagined: ImaginedRun, device: DeviceKind, budget: int | None) -> PredictedMemory:
     planned = max(prepared.numbers.ramp.plans, key=lambda plan: plan.max_micro_batch_size)
     share, size = max(map(planned.rank_batch_size, range(planned.world_size))), planned.max_micro_batch_size
     sees_all = imagined.is_joint or is_coupled(prepared.loss)
@@ -106,21 +103,20 @@ def _predicted(
         )
 
     steps = [imagined.take_step(plan_of(size)) for _ in range(3)]
-    highest = max(steps, key=lambda step: step.peak)
-    state = imagined.state_bytes()
-    known = {size: highest.peak}
+    highest, state = max(steps, key=lambda step: step.peak), imagined.state_bytes()
+    known = {size: max(step.in_passes for step in steps)}
 
-    def peak_of(size: int) -> int:
-        return imagined.take_step(plan_of(size)).peak
+    def passes_of(size: int) -> int:
+        return imagined.take_step(plan_of(size)).in_passes
 
-    twice = imagined.take_step(plan_of(2 * size))
-    known[2 * size] = twice.peak
-    per_sample = (twice.in_passes - steps[-1].in_passes) / size
+    known[2 * size] = passes_of(2 * size)
+    per_sample = (known[2 * size] - steps[-1].in_passes) / size
     fit = None
     if budget is not None and not imagined.is_joint:
         usable = max(int((budget - _OUTSIDE_BYTES) / _FRAGMENTED), 0) if device == "cuda" else budget
-        found = largest_that_fits(peak_of, usable, known=known, most=share)
-        fit = Fit(budget, usable, found, known.get(found, 0), share)
+        fits = max(step.in_update for step in steps) <= usable
+        found = largest_that_fits(passes_of, usable, known=known, most=share) if fits else 0
+        fit = Fit(budget, usable, found, max(known.get(found, 0), highest.in_update), share)
     return PredictedMemory(
         device=device,
         micro_batch_size=size,
