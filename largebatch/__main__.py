@@ -12,7 +12,7 @@ import largebatch
 
 VERBS = {
     "train": "train with an exact global batch on any number of processes",
-    "plan": "print what a run would do: batch plan, learning rates, steps; starts nothing",
+    "plan": "print what a run would do: batch plan, learning rates, steps, memory; starts nothing",
     "verify": "prove on your model and data that ranks and accumulation change nothing; else name the cause",
     "measure": "measure weights on a fixed subset: `measure sharpness|variance|gap|communication|all`",
     "study": "measure steps to a target against batch size; `study analyze FILE` fits a CSV; `study atlas`",

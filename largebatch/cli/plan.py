@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
 from largebatch.cli.composition.composing import run_verb
 
+if TYPE_CHECKING:
+    from largebatch.run.config.plan import PlanConfig
+    from largebatch.run.predicted_memory.prediction import PredictedMemory
+    from largebatch.run.prepare import Prepared
+
 
 def main(arguments: Sequence[str]) -> int:
     """Compose, check, print the plan; returns the exit code."""
-    return run_verb("plan", run, arguments, joins=False)
+    return run_verb("plan", run, arguments, config_name="plan", joins=False)
 
 
 def run(config: DictConfig, overrides: list[str]) -> int:
@@ -19,12 +25,11 @@ def run(config: DictConfig, overrides: list[str]) -> int:
     import os
 
     from largebatch.distributed.launcher_environment import start_problems
-    from largebatch.records.trackers import print_plan
-    from largebatch.run.config.reading import ConfigError, parse_config
-    from largebatch.run.plan_report import checkpoint_row, lr_rows, plan_rows, reduction_rows
-    from largebatch.run.precision.decisions import decision_rows, gpu_row
+    from largebatch.run.config.plan import PlanConfig
+    from largebatch.run.config.reading import ConfigError, parse_config, parse_section
     from largebatch.run.prepare import prepare
 
+    options = parse_section(config, "plan", PlanConfig)
     ranks = parse_config(config).launcher.num_processes
     environ = dict(os.environ)
     if ranks is not None:
@@ -33,6 +38,15 @@ def run(config: DictConfig, overrides: list[str]) -> int:
     if copies := start_problems(environ, num_processes=ranks):
         raise ConfigError(copies)  # alone: all other errors would be about another run
     prepared = prepare(config, environ, trains=False)
+    (_print_json if options.format == "json" else _print_tables)(prepared, options)
+    return 0
+
+
+def _print_tables(prepared: Prepared, options: PlanConfig) -> None:
+    from largebatch.records.trackers import print_plan
+    from largebatch.run.plan_report import checkpoint_row, lr_rows, plan_rows, reduction_rows
+    from largebatch.run.precision.decisions import decision_rows, gpu_row
+
     numbers = prepared.numbers
     how = [*decision_rows(prepared.decisions)]
     if not prepared.decisions.device.is_gpu:
@@ -41,6 +55,38 @@ def run(config: DictConfig, overrides: list[str]) -> int:
     row = checkpoint_row(prepared.config, prepared.model)
     print_plan([*how, *plan_rows(numbers, prepared.optimizer), *reduction, row])
     print_plan(lr_rows(numbers), title="learning rate at the step that starts after")
+    if options.memory:
+        predicted = _memory(prepared, options)
+        if isinstance(predicted, str):
+            print(f"memory: not predicted. {predicted}")
+        else:
+            from largebatch.run.predicted_memory.report import memory_rows
+
+            print_plan(memory_rows(predicted), title=f"memory of a rank, predicted for {options.device}")
     for note in prepared.notes:
         print(note)
-    return 0
+
+
+def _print_json(prepared: Prepared, options: PlanConfig) -> None:
+    import json
+
+    from largebatch.run.plan_report import plan_record
+
+    record = plan_record(prepared.numbers, prepared.optimizer, prepared.notes)
+    if options.memory:
+        from largebatch.run.predicted_memory.report import memory_record
+
+        predicted = _memory(prepared, options)
+        record["memory"] = {"not_predicted": predicted} if isinstance(predicted, str) else memory_record(predicted)
+    print(json.dumps(record, indent=1))
+
+
+def _memory(prepared: Prepared, options: PlanConfig) -> PredictedMemory | str:
+    """The prediction, or why there is none."""
+    from largebatch.run.predicted_memory.prediction import NotPredictableError, predict_memory
+
+    budget = None if isinstance(options.memory, bool) else options.memory
+    try:
+        return predict_memory(prepared, options.device, budget=budget)
+    except NotPredictableError as error:
+        return str(error)

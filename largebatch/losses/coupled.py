@@ -153,9 +153,9 @@ class InfoNCE:
 
     def _losses(self, anchors: Tensor, candidates: Tensor, partners: Tensor, own: Tensor | None = None) -> Tensor:
         """Loss of each anchor, [m]."""
-        blocks = torch.arange(len(anchors)).split(_ANCHORS_AT_ONCE)
+        blocks = [slice(first, first + _ANCHORS_AT_ONCE) for first in range(0, len(anchors), _ANCHORS_AT_ONCE)]
         losses = []
-        for block in (slice(int(places[0]), int(places[-1]) + 1) for places in blocks):
+        for block in blocks:
             arguments = (
                 anchors[block] / self.temperature,
                 candidates,

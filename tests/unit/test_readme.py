@@ -84,7 +84,7 @@ def commands() -> list[tuple[str, tuple[str, ...]]]:
 ELSEWHERE = ("--config-dir", "data.path=", "measure.checkpoint=", "--help", "...")
 OWN_ARGUMENTS = {"checkpoint", "compare", "diff", "doctor", "report"}  # no config; neither have some of `bench`
 WORDS = ("loop", "diagnostics", "verify", "--multirun", "WHAT", "NAME", "all", *MEASURES, *EXPERIMENTS)
-SECTIONS = ("measure.", "textbook.", "find_lr.")  # each of one verb
+SECTIONS = ("measure.", "textbook.", "find_lr.", "plan.")  # each of one verb
 OF_A_VERB = (*SECTIONS, "hydra/launcher=")
 RUNS = [
     (verb, arguments)

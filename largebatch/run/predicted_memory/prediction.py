@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import traceback
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
 from largebatch.batch.plan import BatchPlan
 from largebatch.diagnostics.memory.budget import largest_that_fits
 from largebatch.losses.coupled import is_coupled
+from largebatch.run.predicted_memory.host_side import ValueReadError
 from largebatch.run.predicted_memory.imagined_run import DeviceKind, ImaginedRun, StepMemory, imagined_run
 from largebatch.run.prepare import Prepared
-from largebatch.training.raised import error_text
+from largebatch.training.raised import error_text, where_raised
 
-# Ends of the ranges of what is not tensors of the program; see `rows`.
-_OUTSIDE_BYTES = 5 * 2**29  # 2.5 GiB
-_FRAGMENTED = 1.1
+_NOT_THE_READER = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+
+# Ends of the ranges of what is not tensors of the program; see `report.NOT_COUNTED`.
+OUTSIDE_BYTES = 5 * 2**29  # 2.5 GiB
+FRAGMENTED = 1.1
 
 
 @dataclass(frozen=True)
@@ -45,7 +53,7 @@ class PredictedMemory:
         num_micro_batches: of the steps that were taken.
         weights: parameters and buffers.
         optimizer: its state.
-        step: the step with the highest peak.
+        step: the highest of the steps that were taken.
         per_sample: how much the peak grows with each sample of a micro-batch.
         fit: None: no budget was given, or all micro-batches are in memory together.
         is_joint: whether they are.
@@ -103,8 +111,9 @@ def _predicted(prepared: Prepared, imagined: ImaginedRun, device: DeviceKind, bu
         )
 
     steps = [imagined.take_step(plan_of(size)) for _ in range(3)]
-    highest, state = max(steps, key=lambda step: step.peak), imagined.state_bytes()
-    known = {size: max(step.in_passes for step in steps)}
+    in_passes, in_update = max(step.in_passes for step in steps), max(step.in_update for step in steps)
+    highest = replace(max(steps, key=lambda step: step.peak), in_passes=in_passes, in_update=in_update)
+    state, known = imagined.state_bytes(), {size: in_passes}
 
     def passes_of(size: int) -> int:
         return imagined.take_step(plan_of(size)).in_passes
@@ -113,10 +122,9 @@ def _predicted(prepared: Prepared, imagined: ImaginedRun, device: DeviceKind, bu
     per_sample = (known[2 * size] - steps[-1].in_passes) / size
     fit = None
     if budget is not None and not imagined.is_joint:
-        usable = max(int((budget - _OUTSIDE_BYTES) / _FRAGMENTED), 0) if device == "cuda" else budget
-        fits = max(step.in_update for step in steps) <= usable
-        found = largest_that_fits(passes_of, usable, known=known, most=share) if fits else 0
-        fit = Fit(budget, usable, found, max(known.get(found, 0), highest.in_update), share)
+        usable = max(int((budget - OUTSIDE_BYTES) / FRAGMENTED), 0) if device == "cuda" else budget
+        found = largest_that_fits(passes_of, usable, known=known, most=share) if in_update <= usable else 0
+        fit = Fit(budget, usable, found, max(known[found], in_update) if found else 0, share)
     return PredictedMemory(
         device=device,
         micro_batch_size=size,
@@ -131,4 +139,16 @@ def _predicted(prepared: Prepared, imagined: ImaginedRun, device: DeviceKind, bu
 
 
 def _reason(error: BaseException) -> str:
-    return error_text(error)
+    """Fact and place, rule, remedy."""
+    if isinstance(error, DynamicOutputShapeException):
+        fact = "the shape of a tensor depends on values"
+    elif isinstance(error, (ValueReadError, DataDependentOutputException)):
+        fact = "the value of a tensor is read"
+    else:
+        return f"A step without numbers failed: {error_text(error)}. Only a real run can tell."
+    frames = [one for one in traceback.extract_tb(error.__traceback__) if not one.filename.startswith(_NOT_THE_READER)]
+    place = where_raised(error) or f"{Path(frames[-1].filename).name}:{frames[-1].lineno} in {frames[-1].name}"
+    return (
+        f"In {place}, {fact}, and the tensors of a prediction have none. Choose without reading them (torch.where), or "
+        "see the column memory/peak_bytes of a real run."
+    )

@@ -1,0 +1,139 @@
+"""The predicted memory of a rank is that of a real run, tensor by tensor."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+from largebatch.__main__ import main
+from largebatch.diagnostics.memory.live_bytes import CUDA_GRANULE, LiveBytes
+from largebatch.distributed.runtime import Runtime
+from largebatch.run.parts import build_loader, build_run
+from largebatch.run.predicted_memory.prediction import NotPredictableError, predict_memory
+from largebatch.run.prepare import Prepared, prepare
+from largebatch.training.loop import train
+from tests.unit.composing import compose_run
+
+SCALARS = 1024  # bytes: sums of the loss and the like
+
+
+def prepared_run(*overrides: str, model: str | None = None, world_size: int = 1, **arguments: Any) -> Prepared:
+    config = compose_run("data=digits", *overrides)
+    if model is not None:
+        OmegaConf.update(config, "model", {"_target_": f"{__name__}.{model}", **arguments}, merge=False)
+    ranks = {"WORLD_SIZE": str(world_size), "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "x", "MASTER_PORT": "0"}
+    return prepare(config, ranks if world_size > 1 else {}, trains=False)
+
+
+def real_peak(prepared: Prepared) -> int:
+    """Most bytes of tensors in three real steps."""
+    with Runtime.open(precision=prepared.config.precision.compute) as runtime, LiveBytes() as memory:
+        run = build_run(prepared, runtime, build_loader(prepared, runtime.rank), num_steps=3)
+        memory.watch([*run.module.parameters(), *run.module.buffers()])
+        memory.restart()
+        train(run)
+        return memory.peak
+
+
+class Stack(nn.Sequential):
+    def __init__(self, layers: int, width: int) -> None:
+        super().__init__(nn.Flatten(), *(nn.Linear(width, width, bias=False) for _ in range(layers)))
+
+
+TEXT = ("data=text", "data.path=LICENSE", "data.vocab_size=128", "data.context_length=32", "batch.total=6")
+CASES = {
+    "mlp, SGD, one micro-batch": ("model=mlp", "batch.total=64"),
+    "mlp, AdamW, clipped, three": ("model=mlp", "optimizer=adamw", "clip_norm=1", "batch.total=6", "batch.max_micro=2"),
+    "mlp, LAMB, three": ("model=mlp", "optimizer=lamb", "batch.total=96", "batch.max_micro=32"),
+    "mlp, float64": ("model=mlp", "precision=fp64", "batch.total=64"),
+    "mlp, halving": ("model=mlp", "batch.on_out_of_memory=lower", "batch.total=96", "batch.max_micro=32"),
+    "convnet, LARS, guarded": ("model=convnet", "optimizer=lars", "guard.policy=skip", "batch.total=64"),
+    "convnet, bfloat16, three": ("model=convnet", "precision=bf16", "batch.total=96", "batch.max_micro=32"),
+    "convnet, exact batch norm": ("model=convnet", "batch_norm=exact", "batch.total=96", "batch.max_micro=32"),
+    "resnet18": ("model=resnet18", "batch.total=8", "batch.max_micro=4"),
+    "gpt, LAMB, three": (*TEXT, "optimizer=lamb", "batch.max_micro=2", "model.num_layers=2"),
+    "gpt, Muon, checkpointed": (*TEXT, "optimizer=muon", "precision.activation_checkpointing=true"),
+    "two views": ("data=paired_views", "model=two_views", "loss=info_nce", "batch.total=96", "batch.max_micro=32"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("overrides", CASES.values(), ids=CASES.keys())
+def test_the_predicted_peak_is_that_of_a_real_run(overrides: tuple[str, ...]):
+    """But for loaded samples that are still held: on a GPU they are the host's."""
+    prepared = prepared_run(*overrides)
+    found, real = predict_memory(prepared, "cpu"), real_peak(prepared)
+    loaded = [part.inputs.nbytes + part.targets.nbytes for part in build_loader(prepared, 0).micro_batches(0, 1)]
+    assert -SCALARS < real - found.step.peak < sum(loaded) + SCALARS
+
+
+def test_a_stack_of_linear_layers_takes_what_a_calculation_by_hand_says():
+    """Layers of d x d weights without bias, under SGD with momentum and decay: weights, momenta, gradients, P each.
+
+    At the last of the weight gradients the inputs and the derivative of the first layer's output are alive besides. In
+    the update it is the gradients with the decay added, which torch's path for GPUs makes for all tensors at once.
+    """
+    layers, width, size = 4, 64, 16
+    overrides = f"batch.total={size}", "optimizer.weight_decay=0.01", "parameters.exclude_from_decay=[]"
+    found = predict_memory(prepared_run(*overrides, model="Stack", layers=layers, width=width), "cuda")
+    of_weights, of_activations = 4 * layers * width**2, 4 * size * width
+    assert (found.weights, found.optimizer, found.step.all_gradients) == (of_weights,) * 3
+    assert found.step.in_passes == pytest.approx(3 * of_weights + 2 * of_activations, abs=8 * CUDA_GRANULE)
+    assert found.step.in_update == pytest.approx(4 * of_weights, abs=8 * CUDA_GRANULE)
+
+
+class Branching(nn.Linear):
+    def forward(self, inputs: Tensor) -> Tensor:
+        if inputs.mean() > 0:
+            inputs = 2 * inputs
+        return super().forward(inputs.flatten(1))
+
+
+class Choosing(nn.Linear):
+    def forward(self, inputs: Tensor) -> Tensor:
+        inputs = inputs.flatten(1)
+        return super().forward(inputs) + 0 * inputs[inputs > 0].sum()
+
+
+@pytest.mark.parametrize("model", ["Branching", "Choosing"])
+def test_a_model_that_needs_values_is_not_predicted_and_the_line_is_named(model: str):
+    with pytest.raises(
+        NotPredictableError, match=r"test_predicted_memory.py:\d+ in forward, the (value|shape) of a tensor"
+    ):
+        predict_memory(prepared_run(model=model, in_features=64, out_features=10), "cuda")
+
+
+def test_the_largest_micro_batch_fits_and_one_more_sample_does_not():
+    overrides = ("model=mlp", "batch.total=1024")
+    budget = 4 * 2**20
+    fit = predict_memory(prepared_run(*overrides, "batch.max_micro=8"), "cpu", budget=budget).fit
+    assert fit is not None
+    assert 8 < fit.size < 1024
+    peaks = [
+        predict_memory(prepared_run(*overrides, f"batch.micro={size}", "batch.max_micro=null"), "cpu").step.in_passes
+        for size in (fit.size, fit.size + 1)
+    ]
+    assert peaks[0] <= budget < peaks[1]
+    assert fit.peak == peaks[0]
+
+
+def test_plan_prints_the_memory_as_a_table_and_as_json(capsys: pytest.CaptureFixture[str]):
+    overrides = ["model=mlp", "data=digits", "batch.total=64", "plan.memory=80 GiB"]
+    assert main(["plan", *overrides]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "80 GiB less 2.5 GiB and 10%: 70.5 GiB for tensors" in said
+    assert main(["plan", *overrides, "plan.format=json", "plan.device=cpu"]) == 0
+    memory = json.loads(capsys.readouterr().out)["memory"]
+    parts = (memory["weights"], memory["optimizer"], memory["step"]["gradients"], memory["activations"])
+    assert (memory["peak"], memory["fit"]["size"]) == (sum(parts), 64)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"), [("80", "has no unit"), ("80gigs", "is no unit"), ("much", "is no amount")]
+)
+def test_an_amount_of_memory_that_is_none_is_refused(text: str, problem: str, capsys: pytest.CaptureFixture[str]):
+    assert main(["plan", f"plan.memory={text}"]) == 2
+    assert problem in capsys.readouterr().err
