@@ -120,8 +120,14 @@ def _require_own_memory(model: nn.Module) -> None:
         owners[address] = name
 
 
-def build_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of the config over the parameter groups of `model`; the loop sets its learning rate."""
+def build_optimizer(config: TrainConfig, model: nn.Module, device: Device | None = None) -> torch.optim.Optimizer:
+    """The optimizer of the config over the parameter groups of `model`; the loop sets its learning rate.
+
+    Args:
+        config: of the run.
+        model: of the run.
+        device: that it will step on; None: the one of this process.
+    """
     node = dict(config.optimizer)
     if "lr" in node:
         raise TargetError(
@@ -143,7 +149,7 @@ def build_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimi
         lr=lr,
         lr_factors=_lr_factors(config, model),
     )
-    if fused(Device.own(), config.optimizer, model).value:
+    if fused(device or Device.own(), config.optimizer, model).value:
         node["fused"] = True
     with without_compiler():
         optimizer = make("optimizer", node, params=groups, lr=lr)

@@ -93,7 +93,7 @@ def build_loader(
     config, augment = prepared.config, prepared.augment
     seed = config.seed if seed is None else seed
     # Where a step begins with all of its micro-batches in memory, they wait on the host.
-    keeps_step = is_coupled(prepared.loss) or not _has_fixed_units(prepared)
+    keeps_step = is_coupled(prepared.loss) or not has_fixed_units(prepared)
     return MicroBatchLoader(
         prepared.train,
         SampleOrder(len(prepared.train), seed),
@@ -162,7 +162,7 @@ def build_run(
 def own_copy(prepared: Prepared) -> Prepared:
     """The same run with a model, losses and an optimizer of its own."""
     model, loss, measured_loss = copy.deepcopy((prepared.model, prepared.loss, prepared.measured_loss))
-    optimizer = build_optimizer(prepared.config, model)
+    optimizer = build_optimizer(prepared.config, model, prepared.decisions.device)
     return replace(prepared, model=model, loss=loss, measured_loss=measured_loss, optimizer=optimizer)
 
 
@@ -170,14 +170,15 @@ def _gradient_options(prepared: Prepared) -> GradientOptions:
     config = prepared.config
     return replace(
         gradient_options(config),
-        fixed_units=_has_fixed_units(prepared),
+        fixed_units=has_fixed_units(prepared),
         groups=noise_scale_groups(config, prepared.model),
         step_buffers=prepared.state.by_step,
         skips_parameters=bool(prepared.state.choices),
     )
 
 
-def _has_fixed_units(prepared: Prepared) -> bool:
+def has_fixed_units(prepared: Prepared) -> bool:
+    """Whether all samples have the same number of units, which is then known without looking at a step's targets."""
     return not prepared.config.data.skips and units_are_fixed(prepared.loss, prepared.train)
 
 

@@ -15,7 +15,7 @@ from largebatch.run.precision.device import Decision, Device
 from largebatch.run.precision.number_format import determinism, number_format
 from largebatch.run.precision.speed import channels_last, compilation, cudnn_benchmark, fused
 
-_GPU = Device("a GPU", (8, 0), has_bf16=True)
+ANY_GPU = Device("a GPU", (8, 0), has_bf16=True)
 _TITLES = {
     "deterministic": "deterministic kernels",
     "channels_last": "channels_last",
@@ -95,7 +95,7 @@ def decide(
 
 def gpu_row(decisions: Decisions, model: nn.Module, numbers: RunNumbers) -> tuple[str, str, str]:
     """Row of the plan with the decisions for a GPU that has bfloat16, for a plan that is made where there is none."""
-    there = decide(_GPU, decisions.given, model, numbers)
+    there = decide(ANY_GPU, decisions.given, model, numbers)
     named = [title for name, title in _TITLES.items() if name != "compile" and getattr(there, name).value]
     return "on a GPU", ", ".join([there.compute.value, *named]), "if it has bfloat16"
 

@@ -13,20 +13,29 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 
 from largebatch.batch.plan import BatchPlan
+from largebatch.batch.ramp import BatchRamp
+from largebatch.data.device_feed import each
 from largebatch.data.micro_batch import MicroBatchData
+from largebatch.data.stored import stored_form
 from largebatch.diagnostics.memory.cuda_rules import cuda_rules
 from largebatch.diagnostics.memory.live_bytes import CUDA_GRANULE, LiveBytes
 from largebatch.distributed.generators import preserved_generators
 from largebatch.distributed.imagined_ranks import imagined_ranks
 from largebatch.distributed.runtime import Inputs, Runtime
 from largebatch.gradient.step import Measures, Step
+from largebatch.losses.coupled import is_coupled
 from largebatch.models.modes import train_mode
-from largebatch.run.parts import build_loader, build_run, own_copy
+from largebatch.run.loading import prefetch_of
+from largebatch.run.parts import build_loader, build_run, has_fixed_units, own_copy
+from largebatch.run.precision.decisions import ANY_GPU, decide
+from largebatch.run.precision.device import Device
+from largebatch.run.precision.number_format import settled
 from largebatch.run.predicted_memory.host_side import HostSide
 from largebatch.run.prepare import Prepared
 from largebatch.training.loop import Run, take_step
 
 DeviceKind = Literal["cuda", "cpu"]
+_ON_CPU = {"fp16": "bf16"}  # of the same width; there is no loss scale on a CPU
 
 
 @dataclass(frozen=True)
@@ -66,30 +75,46 @@ class _ImaginedRuntime(Runtime):
 
 
 class _Repeating:
-    """A `Loader` of one sample, again and again, in micro-batches of any size."""
+    """A `Loader` of one sample, again and again, in micro-batches of any size.
 
-    def __init__(self, sample: MicroBatchData) -> None:
-        self._sample = sample
-        self.plan: BatchPlan | None = None
+    Args:
+        sample: as the model takes it.
+        stored: the same as it lies ready on the device; None: it does not.
+        depth: number of micro-batches that do.
+    """
+
+    def __init__(self, sample: MicroBatchData, stored: MicroBatchData | None, depth: int) -> None:
+        self._sample, self._stored, self._depth = sample, stored, depth
+        self._plan: BatchPlan | None = None
+        self._ahead: list[Inputs | Tensor] = []
+
+    def begin(self, plan: BatchPlan) -> None:
+        """Take the sizes of `plan` from here on."""
+        self._plan = plan
+        self._ahead.clear()
+        for _ in range(self._depth if self._stored else 0):
+            assert self._stored is not None
+            ready = _repeated(self._stored, plan.max_micro_batch_size)
+            self._ahead += [each(ready.inputs, torch.empty_like), torch.empty_like(ready.targets)]
 
     def micro_batches(self, samples_seen: int, num_steps: int) -> Iterator[MicroBatchData]:
-        sample = self._sample
+        """See `Loader`."""
         while True:
-            assert self.plan is not None
-            for part in self.plan.micro_batches(0):
-                inputs, targets = (
-                    _expanded(sample.inputs, part.size),
-                    sample.targets[:1].expand(part.size, *sample.targets.shape[1:]),
-                )
-                yield replace(sample, inputs=inputs, targets=targets, index=part.index)
+            assert self._plan is not None
+            for part in self._plan.micro_batches(0):
+                yield replace(_repeated(self._sample, part.size), index=part.index)
 
-    def replan(self, plan: Any) -> None: ...
+    def replan(self, plan: BatchRamp) -> None:
+        """See `Loader`; nothing is ever short of memory here."""
 
 
-def _expanded(inputs: Inputs, size: int) -> Inputs:
-    if isinstance(inputs, dict):
-        return {name: part[:1].expand(size, *part.shape[1:]) for name, part in inputs.items()}
-    return inputs[:1].expand(size, *inputs.shape[1:])
+def _repeated(sample: MicroBatchData, size: int) -> MicroBatchData:
+    """The sample `size` times, without memory."""
+
+    def expanded(part: Tensor) -> Tensor:
+        return part[:1].expand(size, *part.shape[1:])
+
+    return replace(sample, inputs=each(sample.inputs, expanded), targets=expanded(sample.targets))
 
 
 class ImaginedRun:
@@ -113,7 +138,8 @@ class ImaginedRun:
 
     def take_step(self, plan: BatchPlan) -> StepMemory:
         """The memory of the next step, with the micro-batches of `plan` on rank 0."""
-        self._loader.plan, self._number = plan, self._number + 1
+        self._loader.begin(plan)
+        self._number += 1
         step = Step(self._number, 0, plan, lr=1.0, random_key=0, measures=self._measures)
         try:
             take_step(self.run, step)
@@ -186,17 +212,17 @@ def imagined_run(prepared: Prepared, device: DeviceKind) -> Iterator[ImaginedRun
         prepared: the run; stays as it is.
         device: whose rules torch follows: autocast, attention, rounding of sizes.
     """
-    world_size = prepared.numbers.plan.world_size
-    precision = {"fp16": "bf16"}.get(prepared.config.precision.compute, prepared.config.precision.compute)
-    loader = _Repeating(_first_sample(prepared))
+    prepared = _on(prepared, device)
+    world_size, compute = prepared.numbers.plan.world_size, prepared.config.precision.compute
+    loader = _loader(prepared, device)
     fake, host = FakeTensorMode(allow_non_fake_inputs=True), HostSide()
     memory = LiveBytes(granule=CUDA_GRANULE if device == "cuda" else 1)
     on_device = cuda_rules() if device == "cuda" else contextlib.nullcontext()
     with preserved_generators(), imagined_ranks(world_size), contextlib.ExitStack() as stack:
-        runtime = stack.enter_context(_ImaginedRuntime.open(precision=precision, on_cpu=True))
+        runtime = stack.enter_context(_ImaginedRuntime.open(precision=_ON_CPU.get(compute, compute), on_cpu=True))
         runtime.device = torch.device("cpu")  # accelerate's "cpu:0" would be another one to fake tensors
         with FakeCopyMode(fake):
-            copied = own_copy(_uncompiled(prepared))
+            copied = own_copy(prepared)
         if device == "cuda":
             _choose_foreach(copied.optimizer)
         train_mode(copied.model)
@@ -208,18 +234,30 @@ def imagined_run(prepared: Prepared, device: DeviceKind) -> Iterator[ImaginedRun
         yield ImaginedRun(run, loader, memory, host)
 
 
-def _uncompiled(prepared: Prepared) -> Prepared:
-    """The run without torch.compile, which makes no graph of fake tensors; compiled kernels keep fewer tensors."""
-    config = prepared.config
-    plain = config.precision.model_copy(update={"compile": False})
-    return replace(prepared, config=config.model_copy(update={"precision": plain}))
+def _on(prepared: Prepared, device: DeviceKind) -> Prepared:
+    """The run as it is decided for the device, without torch.compile, which makes no graph of fake tensors."""
+    own, given = Device.own(), prepared.decisions.given
+    chosen = Device() if device == "cpu" else own if own.is_gpu else ANY_GPU
+    plain = given.model_copy(update={"precision": given.precision.model_copy(update={"compile": False})})
+    config = settled(plain, chosen)
+    return replace(prepared, config=config, decisions=decide(chosen, plain, prepared.model, prepared.numbers))
 
 
 def _choose_foreach(optimizer: torch.optim.Optimizer) -> None:
-    """As torch's optimizers choose for parameters on a GPU, unless the config chose."""
+    """As torch's optimizers choose for parameters on a GPU, unless somebody chose."""
     for group in optimizer.param_groups:
         if group.get("foreach", False) is None and not group.get("fused"):
             group["foreach"] = True
+
+
+def _loader(prepared: Prepared, device: DeviceKind) -> _Repeating:
+    sample = _first_sample(prepared)
+    waits_on_host = is_coupled(prepared.loss) or not has_fixed_units(prepared)
+    if device == "cpu" or waits_on_host:
+        return _Repeating(sample, None, 0)
+    stored, _ = stored_form(prepared.train)
+    depth = prefetch_of(prepared.config.data, prepared.train, feeds_gpu=True)
+    return _Repeating(sample, _first_sample(replace(prepared, train=stored, augment=None)), depth)
 
 
 def _first_sample(prepared: Prepared) -> MicroBatchData:
