@@ -62,6 +62,11 @@ class StepMemory:
         return max(self.in_passes, self.in_update)
 
 
+def _fake(tensor: Tensor) -> Tensor:
+    """One of the same form, without numbers where the mode is on."""
+    return torch.empty(tensor.shape, dtype=tensor.dtype)
+
+
 class _ImaginedRuntime(Runtime):
     """Moves nothing: the model is where it stays, and a micro-batch becomes a fake one of its shape."""
 
@@ -71,7 +76,7 @@ class _ImaginedRuntime(Runtime):
             return super().wrap(model, **options)
 
     def place_tensor(self, value: Tensor) -> Tensor:
-        return super().place_tensor(torch.empty(value.shape, dtype=value.dtype))
+        return super().place_tensor(_fake(value))
 
 
 class _Repeating:
@@ -95,7 +100,7 @@ class _Repeating:
         for _ in range(self._depth if self._stored else 0):
             assert self._stored is not None
             ready = _repeated(self._stored, plan.max_micro_batch_size)
-            self._ahead += [each(ready.inputs, torch.empty_like), torch.empty_like(ready.targets)]
+            self._ahead += [each(ready.inputs, _fake), _fake(ready.targets)]
 
     def micro_batches(self, samples_seen: int, num_steps: int) -> Iterator[MicroBatchData]:
         """See `Loader`."""
