@@ -230,7 +230,7 @@ def _texts_without_encoding(of_file: Iterable[ast.AST]) -> Iterator[int]:
             continue
         name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
         owner = getattr(getattr(node.func, "value", None), "id", "")
-        opens = name == "open" and owner not in ("os", "pil", "records", "Runtime")
+        opens = name == "open" and owner not in ("os", "pil", "records", "Runtime", "ImaginedRuntime")
         is_bytes = any(isinstance(one, ast.Constant) and "b" in str(one.value) for one in node.args)
         if name in ("read_text", "write_text") or (opens and not is_bytes):
             yield node.lineno

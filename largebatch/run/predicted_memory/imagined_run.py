@@ -13,24 +13,19 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 
 from largebatch.batch.plan import BatchPlan
-from largebatch.batch.ramp import BatchRamp
-from largebatch.data.device_feed import each
-from largebatch.data.micro_batch import MicroBatchData
-from largebatch.data.stored import stored_form
 from largebatch.diagnostics.memory.cuda_rules import cuda_rules
 from largebatch.diagnostics.memory.live_bytes import CUDA_GRANULE, LiveBytes
 from largebatch.distributed.generators import preserved_generators
 from largebatch.distributed.imagined_ranks import imagined_ranks
-from largebatch.distributed.runtime import Inputs, Runtime
+from largebatch.distributed.runtime import Runtime
 from largebatch.gradient.step import Measures, Step
-from largebatch.losses.coupled import is_coupled
 from largebatch.models.modes import train_mode
-from largebatch.run.loading import prefetch_of
-from largebatch.run.parts import build_loader, build_run, has_fixed_units, own_copy
+from largebatch.run.parts import build_run, own_copy
 from largebatch.run.precision.decisions import ANY_GPU, decide
 from largebatch.run.precision.device import Device
 from largebatch.run.precision.number_format import settled
 from largebatch.run.predicted_memory.host_side import HostSide
+from largebatch.run.predicted_memory.repeated_sample import Repeating, fake_like, repeating
 from largebatch.run.prepare import Prepared
 from largebatch.training.loop import Run, take_step
 
@@ -62,64 +57,18 @@ class StepMemory:
         return max(self.in_passes, self.in_update)
 
 
-def _fake(tensor: Tensor) -> Tensor:
-    """One of the same form, without numbers where the mode is on."""
-    return torch.empty(tensor.shape, dtype=tensor.dtype)
-
-
-class _ImaginedRuntime(Runtime):
+class ImaginedRuntime(Runtime):
     """Moves nothing: the model is where it stays, and a micro-batch becomes a fake one of its shape."""
 
     def wrap(self, model: torch.nn.Module, **options: Any) -> torch.nn.Module:
+        """See `Runtime`; tensors without numbers cannot be moved in place, and need not be."""
         self._accelerator.device_placement = False
         with patch.multiple(model, create=True, to=lambda *_, **__: model, double=lambda: model):
             return super().wrap(model, **options)
 
     def place_tensor(self, value: Tensor) -> Tensor:
-        return super().place_tensor(_fake(value))
-
-
-class _Repeating:
-    """A `Loader` of one sample, again and again, in micro-batches of any size.
-
-    Args:
-        sample: as the model takes it.
-        stored: the same as it lies ready on the device; None: it does not.
-        depth: number of micro-batches that do.
-    """
-
-    def __init__(self, sample: MicroBatchData, stored: MicroBatchData | None, depth: int) -> None:
-        self._sample, self._stored, self._depth = sample, stored, depth
-        self._plan: BatchPlan | None = None
-        self._ahead: list[Inputs | Tensor] = []
-
-    def begin(self, plan: BatchPlan) -> None:
-        """Take the sizes of `plan` from here on."""
-        self._plan = plan
-        self._ahead.clear()
-        for _ in range(self._depth if self._stored else 0):
-            assert self._stored is not None
-            ready = _repeated(self._stored, plan.max_micro_batch_size)
-            self._ahead += [each(ready.inputs, _fake), _fake(ready.targets)]
-
-    def micro_batches(self, samples_seen: int, num_steps: int) -> Iterator[MicroBatchData]:
-        """See `Loader`."""
-        while True:
-            assert self._plan is not None
-            for part in self._plan.micro_batches(0):
-                yield replace(_repeated(self._sample, part.size), index=part.index)
-
-    def replan(self, plan: BatchRamp) -> None:
-        """See `Loader`; nothing is ever short of memory here."""
-
-
-def _repeated(sample: MicroBatchData, size: int) -> MicroBatchData:
-    """The sample `size` times, without memory."""
-
-    def expanded(part: Tensor) -> Tensor:
-        return part[:1].expand(size, *part.shape[1:])
-
-    return replace(sample, inputs=each(sample.inputs, expanded), targets=expanded(sample.targets))
+        """See `Runtime`."""
+        return super().place_tensor(fake_like(value))
 
 
 class ImaginedRun:
@@ -131,7 +80,7 @@ class ImaginedRun:
         is_joint: whether all micro-batches of a step are in memory together.
     """
 
-    def __init__(self, run: Run, loader: _Repeating, memory: LiveBytes, host: HostSide) -> None:
+    def __init__(self, run: Run, loader: Repeating, memory: LiveBytes, host: HostSide) -> None:
         self.run, self.memory, self._loader, self._host = run, memory, loader, host
         self.is_joint = run.gradient.local.is_joint
         self._measures = run.steps.always & ~Measures.LOSS
@@ -219,12 +168,12 @@ def imagined_run(prepared: Prepared, device: DeviceKind) -> Iterator[ImaginedRun
     """
     prepared = _on(prepared, device)
     world_size, compute = prepared.numbers.plan.world_size, prepared.config.precision.compute
-    loader = _loader(prepared, device)
+    loader = repeating(prepared, feeds_gpu=device == "cuda")
     fake, host = FakeTensorMode(allow_non_fake_inputs=True), HostSide()
     memory = LiveBytes(granule=CUDA_GRANULE if device == "cuda" else 1)
     on_device = cuda_rules() if device == "cuda" else contextlib.nullcontext()
     with preserved_generators(), imagined_ranks(world_size), contextlib.ExitStack() as stack:
-        runtime = stack.enter_context(_ImaginedRuntime.open(precision=_ON_CPU.get(compute, compute), on_cpu=True))
+        runtime = stack.enter_context(ImaginedRuntime.open(precision=_ON_CPU.get(compute, compute), on_cpu=True))
         runtime.device = torch.device("cpu")  # accelerate's "cpu:0" would be another one to fake tensors
         with FakeCopyMode(fake):
             copied = own_copy(prepared)
@@ -253,19 +202,3 @@ def _choose_foreach(optimizer: torch.optim.Optimizer) -> None:
     for group in optimizer.param_groups:
         if group.get("foreach", False) is None and not group.get("fused"):
             group["foreach"] = True
-
-
-def _loader(prepared: Prepared, device: DeviceKind) -> _Repeating:
-    sample = _first_sample(prepared)
-    waits_on_host = is_coupled(prepared.loss) or not has_fixed_units(prepared)
-    if device == "cpu" or waits_on_host:
-        return _Repeating(sample, None, 0)
-    stored, _ = stored_form(prepared.train)
-    depth = prefetch_of(prepared.config.data, prepared.train, feeds_gpu=True)
-    return _Repeating(sample, _first_sample(replace(prepared, train=stored, augment=None)), depth)
-
-
-def _first_sample(prepared: Prepared) -> MicroBatchData:
-    plan = BatchPlan.solve(global_batch_size=1, world_size=1)
-    loader = build_loader(prepared, 0, plan=plan, num_workers=0)
-    return next(iter(loader.micro_batches(0, 1)))
