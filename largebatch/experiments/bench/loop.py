@@ -120,6 +120,8 @@ def _case(prepared: Prepared, opened: OpenRun) -> Case:
         num_micro_batches=len(parts),
         device=runtime.device,
         autocast=torch.bfloat16 if prepared.config.precision.compute == "bf16" else None,
+        memory_format=torch.channels_last if prepared.decisions.channels_last.value else torch.preserve_format,
+        compile=bool(prepared.config.precision.compile),
         clip_norm=prepared.config.clip_norm,
     )
 

@@ -35,6 +35,8 @@ class Case:
         num_micro_batches: passes of a rank in a step.
         device: of this rank.
         autocast: dtype of mixed precision; None: the weights' own.
+        memory_format: of the model and of images.
+        compile: whether torch compiles the model.
         clip_norm: largest gradient norm; None: no clipping.
     """
 
@@ -47,13 +49,23 @@ class Case:
     num_micro_batches: int
     device: torch.device
     autocast: torch.dtype | None = None
+    memory_format: torch.memory_format = torch.preserve_format
+    compile: bool = False
     clip_norm: float | None = None
+
+    def placed_model(self) -> nn.Module:
+        """The model on the device, in its layout, compiled if that is asked for."""
+        model: nn.Module = self.model.to(self.device)
+        model.to(memory_format=self.memory_format)  # type: ignore[call-overload]  # missing in torch's stubs
+        if self.compile:
+            model.compile()
+        return model
 
 
 def torch_loop(case: Case) -> RivalLoop:
     """The loop that a careful person writes for one case: no logging, no checks, no accounting."""
     is_distributed = dist.is_initialized() and dist.get_world_size() > 1
-    model: nn.Module = case.model.to(case.device)
+    model = case.placed_model()
     optimizer = case.optimizer
     if is_distributed:
         on_gpu = case.device.type == "cuda"
@@ -65,13 +77,14 @@ def torch_loop(case: Case) -> RivalLoop:
         )
     no_sync = model.no_sync if isinstance(model, DistributedDataParallel) else contextlib.nullcontext
     batches = _endless(case)
+    layout = case.memory_format if case.inputs.dim() == 4 else torch.preserve_format
 
     def loop(num_steps: int) -> None:
         for _ in range(num_steps):
             optimizer.zero_grad()
             for part in range(case.num_micro_batches):
                 ids = next(batches)
-                inputs = case.inputs[ids].to(case.device, non_blocking=True)
+                inputs = case.inputs[ids].to(case.device, non_blocking=True, memory_format=layout)
                 targets = case.targets[ids].to(case.device, non_blocking=True)
                 is_last = part == case.num_micro_batches - 1
                 with contextlib.nullcontext() if is_last else no_sync():
@@ -108,7 +121,7 @@ def accelerate_loop(case: Case) -> RivalLoop:
     accelerator = Accelerator(gradient_accumulation_steps=case.num_micro_batches)
     dataset = TensorDataset(case.inputs, case.targets)
     loader = DataLoader(dataset, case.micro_batch_size, shuffle=True, drop_last=True)
-    model, optimizer, loader = accelerator.prepare(case.model, case.optimizer, loader)
+    model, optimizer, loader = accelerator.prepare(case.placed_model(), case.optimizer, loader)
     batches = _again_and_again(loader)
 
     def loop(num_steps: int) -> None:
