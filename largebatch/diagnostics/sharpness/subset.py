@@ -52,7 +52,7 @@ class FixedSubset:
     def stream(self, runtime: Runtime) -> Iterator[Batch]:
         """The same, one batch in memory at a time."""
         parts = self._share(self._cut(self.ids), runtime)
-        for batch in self._load(parts):
+        for batch in self._load(parts, runtime):
             yield _placed(batch, runtime)
 
     def num_groups(self, size: int) -> int:
@@ -67,7 +67,7 @@ class FixedSubset:
         groups = np.split(self.ids[: count * size], count)
         cuts = [self._cut(ids) for ids in groups]
         mine = self._share(list(enumerate(cuts)), runtime)
-        loaded = self._load([part for _, cut in mine for part in cut])
+        loaded = self._load([part for _, cut in mine for part in cut], runtime)
         for number, cut in mine:
             yield number, [_placed(next(loaded), runtime) for _ in cut]
 
@@ -78,10 +78,11 @@ class FixedSubset:
         first, last = (len(parts) * rank // runtime.world_size for rank in (runtime.rank, runtime.rank + 1))
         return parts[first:last]
 
-    def _load(self, parts: Sequence[Any]) -> Iterator[MicroBatchData]:
+    def _load(self, parts: Sequence[Any], runtime: Runtime) -> Iterator[MicroBatchData]:
         ids = np.concatenate([*parts, np.empty(0, dtype=np.int64)])
-        num_workers = 0 if hasattr(self.dataset, "fetch") else self.num_workers
-        return evaluation_batches(self.dataset, ids, [len(part) for part in parts], num_workers=num_workers)
+        num_workers, to_gpu = 0 if hasattr(self.dataset, "fetch") else self.num_workers, runtime.device.type == "cuda"
+        sizes = [len(part) for part in parts]
+        return evaluation_batches(self.dataset, ids, sizes, num_workers=num_workers, to_gpu=to_gpu)
 
 
 def _placed(batch: MicroBatchData, runtime: Runtime) -> Batch:

@@ -146,6 +146,7 @@ def test_a_bad_sample_is_named_after_the_good_ones_before_it(num_workers: int) -
     assert good.tolist() == ORDER.ids(0, 5).tolist()
     with pytest.raises(DataError, match=f"Sample {BAD} cannot be loaded: KeyError: 'no such file'") as caught:
         next(batches)
+    loader.close()
     assert "break_down" in str(caught.value.__cause__) or num_workers == 0
 
 
@@ -233,4 +234,5 @@ def test_a_hanging_worker_is_an_error_within_the_time_limit() -> None:
     start = time.monotonic()
     with pytest.raises(DataError, match=f"(?s)timed out after 1 seconds.*samples .*{BAD}.*timeout_s=1"):
         list(loader.micro_batches(0, 4))
+    loader.close()
     assert time.monotonic() - start < 10

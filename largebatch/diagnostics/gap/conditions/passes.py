@@ -102,6 +102,7 @@ class Passes:
         runtime, (trained, measured) = self._runtime, self._losses
         first, last = (len(parts) * rank // runtime.world_size for rank in (runtime.rank, runtime.rank + 1))
         table = torch.zeros(len(ids), 5, dtype=torch.float64, device=runtime.device)
+        own = [torch.empty(0, 5, dtype=torch.float64, device=runtime.device)]
         for batch in source.load(_requests(ids, parts, range(first, last), epoch)):
             inputs, targets = runtime.place(batch.inputs), runtime.place_tensor(batch.targets)
             runtime.seed(micro_batch_key(key, batch.index))
@@ -110,12 +111,14 @@ class Passes:
             columns = [
                 measured.loss_per_sample(outputs, targets),
                 measured.units_per_sample(targets),
-                torch.full((len(targets),), torch.nan) if correct is None else correct,
+                table.new_full((len(targets),), torch.nan) if correct is None else correct,
                 trained.loss_per_sample(outputs, targets),
                 counted_per_sample(measured, targets),
             ]
-            rows = torch.stack([column.to(table) for column in columns], dim=1)
-            table[torch.from_numpy(parts[batch.index]).to(table.device)] = rows
+            own.append(torch.stack([column.to(table) for column in columns], dim=1))
+        # All at once: each copy of places to the device would make the host wait.
+        places = np.concatenate([*parts[first:last], np.empty(0, dtype=np.int64)])
+        table[torch.from_numpy(places).to(table.device)] = torch.cat(own)
         runtime.sum_in_place(table)
         return table
 
@@ -127,6 +130,7 @@ class Passes:
             seed=self._settings.seed,
             stream=stream,
             timeout_s=0,
+            to_gpu=self._runtime.device.type == "cuda",
         )
 
 
