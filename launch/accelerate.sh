@@ -20,6 +20,7 @@ shift
 source "$here/setup_venv.sh" ""
 
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+export PYTORCH_ALLOC_CONF="${PYTORCH_ALLOC_CONF:-${PYTORCH_CUDA_ALLOC_CONF:-expandable_segments:True}}"
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-100}"
 options=(--num_processes "$num_processes" --num_machines 1 --mixed_precision no --dynamo_backend no)
 if ((num_processes > 1)); then

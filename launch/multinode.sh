@@ -32,6 +32,7 @@ shift 4
 source "$here/setup_venv.sh" ""
 
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+export PYTORCH_ALLOC_CONF="${PYTORCH_ALLOC_CONF:-${PYTORCH_CUDA_ALLOC_CONF:-expandable_segments:True}}"
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-100}"
 export PET_SIGNALS_TO_HANDLE="${PET_SIGNALS_TO_HANDLE:-SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1}"
 # The rendezvous assigns node ranks; their order does not change the run.

@@ -10,4 +10,5 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 source "$here/setup_venv.sh" ""
 
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+export PYTORCH_ALLOC_CONF="${PYTORCH_ALLOC_CONF:-${PYTORCH_CUDA_ALLOC_CONF:-expandable_segments:True}}"
 exec torchrun --standalone --nproc-per-node 2 -m largebatch train experiment=quickstart "$@"

@@ -195,7 +195,7 @@ def _accelerate_problems(environ: Mapping[str, str], precision: str) -> list[str
     problems += [
         f"ACCELERATE_USE_{name}: this plug-in takes over the optimizer step, so the global batch would no longer be "
         "exact. Choose plain multi-GPU in `accelerate config`."
-        for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM")
+        for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG")
         if environ.get(f"ACCELERATE_USE_{name}", "false").lower() in ("1", "true")
     ]
     if environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() not in ("no", ""):

@@ -137,7 +137,7 @@ def require_same_job(environ: Mapping[str, str], seen: int, device: torch.device
         chosen: the device that accelerate has chosen.
 
     Raises:
-        LauncherError: if it sees other ranks, or has chosen another kind of device.
+        LauncherError: if it sees other ranks, or has chosen another device.
     """
     started = int(environ.get("WORLD_SIZE", "1"))
     if seen != started:
@@ -146,7 +146,7 @@ def require_same_job(environ: Mapping[str, str], seen: int, device: torch.device
             "and write the same files. On a machine without GPU start with `torchrun --nproc-per-node N` or "
             "`accelerate launch --multi_gpu --num_processes N`, and unset ACCELERATE_* variables of other runs."
         )
-    if chosen.type != device.type:
+    if chosen.type != device.type or (chosen.index is not None and chosen != device):
         raise LauncherError(
             f"This rank has {device}, but accelerate has chosen {chosen}: a variable such as ACCELERATE_USE_CPU or "
             "ACCELERATE_TORCH_DEVICE overrides it. Unset it. To train on the CPU of a machine with GPUs, set "

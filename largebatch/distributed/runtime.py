@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
@@ -200,14 +200,20 @@ class Runtime(contextlib.AbstractContextManager["Runtime"]):
             dist.broadcast_object_list(box, src=0)
         return box[0]
 
-    def barrier(self, *, is_patient: bool = False) -> None:
-        """Wait until every rank has called this; with `is_patient` for as long as a start may take.
-
-        Be patient where one rank works and the others wait: a slow disk must not look like a lost rank.
-        """
+    def barrier(self) -> None:
+        """Wait until every rank has called this."""
         if self.world_size > 1:
-            with self.membership.patience() if is_patient else contextlib.nullcontext():
-                dist.barrier()
+            dist.barrier()
+
+    @contextlib.contextmanager
+    def waiting_for_main(self) -> Iterator[None]:
+        """Around long work of rank 0 alone: the others wait for it as long as at the start, and are not taken for lost.
+
+        Every rank enters it; with an error on rank 0 the others learn of it by its signs of life.
+        """
+        with self.membership.patience():
+            yield
+            self.barrier()
 
     def loss_scale_state(self) -> dict[str, Any]:
         """State of the fp16 loss scaler as plain numbers; empty in other precisions."""

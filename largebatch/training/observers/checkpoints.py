@@ -150,8 +150,9 @@ class CheckpointObserver(Observer):
     def roll_back(self, run: Run) -> bool:
         """Go back to the newest one, see `roll_back`; one that is being written counts. Every rank calls it."""
         self._look_around(run)
-        if run.runtime.is_main:
-            self._writer.wait()
+        with run.runtime.waiting_for_main():
+            if run.runtime.is_main:
+                self._writer.wait()
         return roll_back(run, self.home.checkpoints, self.origin, changed_options=self.changed_options)
 
     def _save_if_best(self, run: Run) -> None:
@@ -167,7 +168,7 @@ class CheckpointObserver(Observer):
         self._look_around(run)
         statistics = run.gradient.statistics
         of_ranks = own_of_ranks(run)
-        with statistics.merged():
+        with statistics.merged(), run.runtime.waiting_for_main():
             if run.runtime.is_main:
                 if wait:
                     self._writer.wait()
@@ -217,9 +218,10 @@ class CheckpointObserver(Observer):
 
     def _settle(self, run: Run) -> None:
         """Wait for the thread, and note what it ended with."""
-        if run.runtime.is_main:
-            self._writer.wait()
-            self._note_background()
+        with run.runtime.waiting_for_main():
+            if run.runtime.is_main:
+                self._writer.wait()
+                self._note_background()
 
     def _why_unsaved(self, run: Run) -> str | None:
         """Why the weights of this step are not on the disk; the same on every rank."""
