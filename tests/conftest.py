@@ -18,7 +18,7 @@ from tests.multiprocess.pool import RankPool, RankProcesses
 FORKING = ("tests/faults/", "tests/end_to_end/test_leaving.py")
 # What takes longest comes first, so that no worker is left with a file of minutes when the others have ended.
 LONG = (
-    "tests/multiprocess/", "tests/faults/", "tests/end_to_end/", "tests/browser/", "tests/unit/optim/",
+    "tests/multiprocess/", "tests/faults/", "tests/end_to_end/", "tests/device/", "tests/browser/", "tests/unit/optim/",
     "tests/unit/experiments/", "tests/unit/run/test_prepare", "tests/unit/training/test_guard",
 )  # fmt: skip
 # Scripts for processes of their own: looking for doctests in them would import JAX into this one, and train.
@@ -50,9 +50,10 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 class OnePool(LoadFileScheduling):
     """Shares the test files out to the workers of `-n`, those that need the one pool of ranks to one of them.
 
-    Likewise those that fork: there is one fork server. `xdist_group` marks and `--dist loadgroup` would say the same in
-    public. But xdist 3.8 writes the group into `item._nodeid`, where pytest 9.2 no longer looks for it: tests of one
-    group then run on several workers. `_split_scope` is xdist's own, hence the check of its version.
+    Likewise those that fork, and those on fake GPUs: there is one server of each. `xdist_group` marks and
+    `--dist loadgroup` would say the same in public. But xdist 3.8 writes the group into `item._nodeid`, where pytest
+    9.2 no longer looks for it: tests of one group then run on several workers. `_split_scope` is xdist's own, hence the
+    check of its version.
     """
 
     def _split_scope(self, nodeid: str) -> str:
@@ -60,6 +61,8 @@ class OnePool(LoadFileScheduling):
             return "ranks"
         if nodeid.startswith(FORKING):
             return "forks"
+        if nodeid.startswith("tests/device/"):
+            return "fake GPUs"
         return super()._split_scope(nodeid)
 
 

@@ -26,7 +26,8 @@ class RankTimes:
     @property
     def ratios(self) -> tuple[float, ...]:
         """Own time over usual time of each rank, [ranks]."""
-        return tuple(own / usual for own, usual in zip(self.own_s, self.usual_s, strict=True))
+        # A usual time of 0, below the clock's resolution, says nothing about any rank.
+        return tuple(own / usual if usual else 1.0 for own, usual in zip(self.own_s, self.usual_s, strict=True))
 
     @property
     def slowest_rank(self) -> int:

@@ -1,0 +1,292 @@
+"""A dispatch mode in which CUDA tensors are fake and CPU tensors real: it counts what a GPU would have to do.
+
+A fake tensor has a shape and a device, and no numbers. What the host reads of the device comes back as zeros, or as
+what it had sent there unchanged.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from tests.device.run_record import Counts
+from tests.device.shapes import SHAPES
+
+# An event with so many kernels queued behind it is read late: the device has work for 0.2 ms after it, at about 5 us
+# per launch, and does not run dry while the host goes on. The smallest step of a test has twice as many.
+ENOUGH_BEHIND = 40
+SHAPES_FROM_VALUES = {
+    "nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "repeat_interleave", "bincount",
+}  # fmt: skip
+_INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_"}
+_HOLDS = {"aten::isfinite", "aten::all"}
+_TORCHS_OWN = ("/torch/", "/accelerate/", "/contextlib.py", "/tests/device/", "<string>")
+_BLOCK = 512  # bytes; the caching allocator's unit
+
+
+class FakeGpu(TorchDispatchMode):
+    """Counts waits, copies, collectives, kernels and memory of one rank.
+
+    Attributes:
+        counts: since the last `take`.
+        live: bytes of CUDA tensors that are alive.
+        problems: operations that CUDA would refuse or that are a race, each with its place.
+        said: objects that rank 0 broadcast; on other ranks, those that they are still to hear.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts, self.live, self.problems = Counts(), 0, list[str]()
+        self.said: list[list[Any]] = []
+        self.launched = 0  # kernels and copies, ever: a position in the stream
+        self._fake, self._one_thread = FakeTensorMode(allow_non_fake_inputs=True), threading.RLock()
+        self._pinned: weakref.WeakSet[Any] = weakref.WeakSet()  # storages
+        self._alive: dict[int, Any] = {}
+        self._sent: dict[int, Tensor] = {}  # values of the host in storages of the device
+        self._written: dict[int, int] = {}  # pinned storage -> position of the copy that writes it
+        self._being_read: dict[int, int] = {}  # pinned storage -> position of the copy that reads it
+
+    def take(self) -> Counts:
+        """The counts since the last call."""
+        taken, self.counts = self.counts, Counts(peak=self.live)
+        return taken
+
+    def wait(self, kind: str, position: int | None = None) -> None:
+        """The host waits until the device has come to `position`; None: to the end of what is queued."""
+        behind = 0 if position is None else self.launched - position
+        counter = self.counts.waits if behind < ENOUGH_BEHIND else self.counts.late_reads
+        counter[f"{kind} at {place()}"] += 1
+        reached = self.launched if position is None else position
+        for pending in (self._written, self._being_read):
+            for key in [key for key, at in pending.items() if at <= reached]:
+                del pending[key]
+
+    def on_device(self, tensor: Tensor) -> Tensor:
+        """A CUDA tensor whose numbers the host can read; nothing of it is counted."""
+        with self._one_thread, self._fake:
+            fake = torch.empty(tensor.shape, dtype=tensor.dtype, device="cuda:0")
+        self._sent[fake.untyped_storage()._cdata] = tensor.contiguous()
+        return fake
+
+    def pin(self, tensor: Tensor) -> Tensor:
+        """A copy in pinned memory."""
+        copy = tensor.detach().clone()
+        self._pinned.add(copy.untyped_storage())
+        return copy
+
+    def is_pinned(self, tensor: Tensor) -> bool:
+        """Whether a CPU tensor lies in pinned memory."""
+        return not isinstance(tensor, FakeTensor) and tensor.untyped_storage() in self._pinned
+
+    def host_reads(self, tensor: Tensor) -> None:
+        """The host reads a CPU tensor: not before the copy into it is known to have ended."""
+        if self._written.get(tensor.untyped_storage()._cdata, -1) >= 0:
+            self.problem(f"pinned memory is read before the copy into it is known to have ended, at {place()}")
+
+    def problem(self, text: str) -> None:
+        """Note what CUDA would refuse, or what it would do wrong."""
+        if text not in self.problems:
+            self.problems.append(text)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        tensors = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
+        device = kwargs.get("device")
+        name = func._schema.name.rpartition("::")[2]
+        is_collective = func._schema.name.startswith("c10d::")
+        if is_collective:
+            self._collective(name, tensors)
+        if not any(isinstance(one, FakeTensor) for one in tensors) and not (
+            device is not None and torch.device(device).type == "cuda"
+        ):
+            return self._on_host(func, name, tensors, args, kwargs)
+        if is_collective:
+            return func(*args, **kwargs)
+        kwargs.pop("pin_memory", None)
+        if name == "record_stream":
+            return None
+        if (read := self._read_by_host(name, args, kwargs)) is not None:
+            return read
+        source = self._source_on_host(name, args, kwargs)
+        self._count_index(name, args)
+        out = self._faked(func, args, kwargs)
+        if not _is_view(func) and not func._schema.name.startswith("prim::"):
+            self.counts.kernels[name] += 1
+            self.launched += 1
+        self._remember_memory(out)
+        self._remember_sent(func, args, out, source)
+        return out
+
+    def _on_host(self, func: Any, name: str, tensors: Sequence[Tensor], args: Any, kwargs: dict[str, Any]) -> Any:
+        """An operation without CUDA tensors is done for real."""
+        if name == "is_pinned":
+            return self.is_pinned(tensors[0])
+        if name in ("_pin_memory", "pin_memory"):
+            return self.pin(tensors[0])
+        is_pinned = kwargs.pop("pin_memory", None)
+        if self._written or self._being_read:
+            for one in tensors if not _is_view(func) else ():
+                self.host_reads(one)
+            for one in _mutated(func, args, kwargs):
+                if self._being_read.get(one.untyped_storage()._cdata, -1) >= 0:
+                    self.problem(f"pinned memory is written before the copy from it has surely ended, at {place()}")
+        out = func(*args, **kwargs)
+        if is_pinned:
+            self._pinned.add(out.untyped_storage())
+        return out
+
+    def _collective(self, name: str, tensors: Sequence[Tensor]) -> None:
+        self.counts.collectives.append(f"{name} {sum(one.nbytes for one in tensors)}")
+        self.launched += 1
+        if name != "barrier" and any(not isinstance(one, FakeTensor) for one in tensors):
+            self.problem(f"{name} of a CPU tensor, at {place()}")
+
+    def _read_by_host(self, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
+        """What the host gets, if the operation brings numbers to it; None: it does not."""
+        if name == "_local_scalar_dense":
+            self.wait("item")
+            return self.value(args[0]).item()
+        if name == "_to_copy" and _type_of(kwargs.get("device")) == "cpu":
+            into_pinned = bool(kwargs.get("non_blocking"))  # torch then takes pinned memory for the result
+            dtype = kwargs.get("dtype") or args[0].dtype
+            host = self.value(args[0]).to(dtype, copy=True)
+            if into_pinned:
+                self._pinned.add(host.untyped_storage())
+            return self._copied_to_host(host, asynchronous=into_pinned)
+        if name in ("copy_", "_copy_from") and isinstance(args[1], FakeTensor) and not isinstance(args[0], FakeTensor):
+            asynchronous = bool(args[2] if len(args) > 2 else kwargs.get("non_blocking")) and self.is_pinned(args[0])
+            args[0].copy_(self.value(args[1]))
+            return self._copied_to_host(args[0], asynchronous=asynchronous)
+        return None
+
+    def _copied_to_host(self, host: Tensor, *, asynchronous: bool) -> Tensor:
+        self.launched += 1
+        if asynchronous:
+            self._written[host.untyped_storage()._cdata] = self.launched
+        else:
+            self.wait("copy to the host")
+        return host
+
+    def value(self, fake: Tensor) -> Tensor:
+        """What the host would read of a CUDA tensor."""
+        known = self._sent.get(fake.untyped_storage()._cdata)
+        if known is not None and known.dtype == fake.dtype:
+            return known.as_strided(fake.size(), fake.stride(), fake.storage_offset())
+        return torch.zeros(fake.shape, dtype=fake.dtype)
+
+    def _source_on_host(self, name: str, args: Any, kwargs: dict[str, Any]) -> Tensor | None:
+        """The CPU tensor that an operation copies to the device, which is counted; None: it copies none."""
+        if name == "_to_copy" and not isinstance(args[0], FakeTensor):
+            source, asynchronous = args[0], bool(kwargs.get("non_blocking"))
+        elif name == "copy_" and not isinstance(args[1], FakeTensor):
+            source, asynchronous = args[1], bool(args[2] if len(args) > 2 else kwargs.get("non_blocking"))
+        else:
+            return None
+        pinned = self.is_pinned(source)
+        self.counts.copies[f"{'pinned' if pinned else 'pageable'} at {place()}"] += source.nbytes
+        self.launched += 1
+        if asynchronous and pinned:
+            self._being_read[source.untyped_storage()._cdata] = self.launched
+        elif source.dim() or not asynchronous:  # the driver stages a few bytes of pageable memory itself
+            self.wait("copy of pageable memory to the device" if not pinned else "blocking copy to the device")
+        return source
+
+    def _count_index(self, name: str, args: Any) -> None:
+        if name in SHAPES_FROM_VALUES:
+            self.wait(name)
+        for one in args[1] if name in _INDEXING else ():
+            if isinstance(one, Tensor) and not isinstance(one, FakeTensor):
+                self.wait("copy of an index to the device")
+            elif isinstance(one, Tensor) and one.dtype == torch.bool:
+                self.wait("mask as index")
+
+    def _faked(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """The operation on shapes alone; refused where CUDA refuses it: on tensors of several devices, for one."""
+        shapes = SHAPES.get(func._schema.name)
+        try:
+            with self._one_thread, self._fake:
+                args, kwargs = tree_map(_without_values, (args, kwargs))
+                if shapes is None:
+                    return func(*args, **kwargs)
+                devices = {str(one.device) for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)}
+                if len(devices) > 1:
+                    raise RuntimeError(f"{sorted(devices)} in one operation")
+                return shapes(*args, **kwargs)
+        except Exception as error:
+            self.problem(f"{func._schema.name} at {place()}: {type(error).__name__}: {str(error)[:300]}")
+            raise
+
+    def _remember_memory(self, out: Any) -> None:
+        for one in tree_leaves(out):
+            if isinstance(one, FakeTensor) and one.device.type == "cuda":
+                storage = one.untyped_storage()
+                key = storage._cdata
+                if key not in self._alive:
+                    size = -(-storage.nbytes() // _BLOCK) * _BLOCK
+                    self._alive[key] = weakref.finalize(storage, self._freed, key, size)
+                    self.live += size
+                    self.counts.peak = max(self.counts.peak, self.live)
+
+    def _freed(self, key: int, size: int) -> None:
+        self._alive.pop(key, None)
+        self._sent.pop(key, None)
+        self.live -= size
+
+    def _remember_sent(self, func: Any, args: Any, out: Any, source: Tensor | None) -> None:
+        """Small values that the host sent come back as they were: DDP sends the order of its buckets and reads it."""
+        for one in _mutated(func, args, {}):
+            self._sent.pop(one.untyped_storage()._cdata, None)
+        if func._schema.name in _HOLDS:  # numbers that are not there are finite
+            self._sent[out.untyped_storage()._cdata] = torch.ones(out.shape, dtype=torch.bool)
+        if source is not None and isinstance(out, FakeTensor) and source.numel() <= 1 << 16:
+            storage = out.untyped_storage()
+            if storage.nbytes() == out.nbytes and out.shape == source.shape and out.is_contiguous():
+                self._sent[storage._cdata] = source.detach().to(out.dtype, copy=True)
+
+
+GPU = FakeGpu()
+
+
+def place() -> str:
+    """Who asked: "training/step_sums.py:send:131", behind "<" the caller where the first one serves many."""
+    frame, names = sys._getframe(1), list[str]()
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if not any(part in file for part in _TORCHS_OWN) or "/tests/device/test_" in file:
+            names.append(f"{file.rpartition('/largebatch/')[2]}:{frame.f_code.co_name}:{frame.f_lineno}")
+            if not names[-1].startswith("distributed/"):
+                break
+        frame = frame.f_back  # type: ignore[assignment]
+    return " < ".join(names) or "torch"
+
+
+def _without_values(one: Any) -> Any:
+    if isinstance(one, Tensor) and not isinstance(one, FakeTensor):
+        return torch.empty_strided(one.size(), one.stride(), dtype=one.dtype)
+    return one
+
+
+def _type_of(device: Any) -> str | None:
+    return None if device is None else torch.device(device).type
+
+
+def _is_view(func: Any) -> bool:
+    return any(one.alias_info is not None and not one.alias_info.is_write for one in func._schema.returns)
+
+
+def _mutated(func: Any, args: Any, kwargs: dict[str, Any]) -> list[Tensor]:
+    written = [
+        args[at] if at < len(args) else kwargs.get(argument.name)
+        for at, argument in enumerate(func._schema.arguments)
+        if argument.alias_info is not None and argument.alias_info.is_write
+    ]
+    return [one for one in tree_leaves(written) if isinstance(one, Tensor)]
