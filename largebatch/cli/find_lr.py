@@ -26,7 +26,7 @@ def run(config: DictConfig, overrides: list[str]) -> int:
     from largebatch.run.prepare import prepare
 
     options = parse_section(config, "find_lr", FindLrConfig)
-    prepared = prepare(config, os.environ)
+    prepared = prepare(config, os.environ, joins=True)
     plans = plans_of(prepared, options, world_size=int(os.environ.get("WORLD_SIZE", "1")))
     seeds = [prepared.config.seed + number for number in range(options.seeds)]
     with open_weights(prepared, options.checkpoint, key="find_lr.checkpoint") as weights:

@@ -48,7 +48,7 @@ def run(what: str, config: DictConfig, overrides: list[str]) -> int:
     from largebatch.run.prepare import prepare
 
     options = parse_measure(config)
-    prepared = prepare(config, os.environ)
+    prepared = prepare(config, os.environ, joins=True)
     measurements, left_out = _planned(what, prepared, options)
     with open_weights(prepared, options.checkpoint) as weights:
         for note in prepared.notes if weights.runtime.is_main else ():

@@ -42,7 +42,7 @@ def run(config: DictConfig, overrides: list[str]) -> int:
 
     if problem := restart_problem(os.environ, resume=str(config.resume)):
         raise ConfigError([problem])
-    prepared, stop = prepare(config, os.environ), StopRequest()
+    prepared, stop = prepare(config, os.environ, joins=True), StopRequest()
     with open_run(prepared, stop, overrides) as opened, stop:
         if opened.run.runtime.is_main:
             _print_start(prepared, opened)

@@ -22,11 +22,13 @@ def preserved_generators() -> Iterator[None]:
         random.setstate(states[2])
 
 
-def seed_generators(key: int) -> None:
-    """Seed them with a 64-bit key."""
+def seed_generators(key: int, device: torch.device | None = None) -> None:
+    """Seed them with a 64-bit key, and the generator of `device` if that is a GPU: models draw from it there."""
     # Not torch.manual_seed: it would seed the GPU's generators as well, and data are drawn on the CPU.
     torch.random.default_generator.manual_seed(key)
     # The legacy generators, because users' transforms and models draw from them.
     # The third word: numpy and random expand a key alike, so the same key would give both the same numbers.
     np.random.seed([key & 0xFFFFFFFF, key >> 32, 1])  # noqa: NPY002
     random.seed(key)
+    if device is not None and device.type == "cuda":
+        torch.cuda.default_generators[device.index or 0].manual_seed(key)

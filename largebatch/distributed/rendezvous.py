@@ -46,19 +46,14 @@ def rendezvous(environ: Mapping[str, str], *, timeout_s: float, gpu: str | None 
         LauncherError: if ranks are missing after that time, this one cannot reach rank 0 or open its port, or two ranks
             have the same GPU.
     """
-    place = _Address.of(environ, timeout_s, gpu)
+    place = MeetingPoint.of(environ, timeout_s, gpu)
     if place is None:
         yield
         return
     try:
         store, outcome = within(timeout_s + _CONNECTING_S, place.join)
     except TimeoutError:
-        raise LauncherError(
-            f"Rank {place.rank} of {place.world_size} waited for {timeout_s:g} s (launcher.rendezvous_timeout_s) and "
-            f"got no answer at {place}, neither from name resolution nor to the first message: another program uses "
-            "this port, or the network drops packets. Set MASTER_PORT to a free port, the same for all ranks, and "
-            "MASTER_ADDR to an IP address."
-        ) from None
+        raise LauncherError(place.no_answer()) from None
     if outcome != _ALL_HERE:
         if place.opens_port:
             time.sleep(2 * _LONGEST_PAUSE_S)  # the server ends with this process: let the others read the outcome
@@ -68,7 +63,7 @@ def rendezvous(environ: Mapping[str, str], *, timeout_s: float, gpu: str | None 
 
 
 @dataclass(frozen=True)
-class _Address:
+class MeetingPoint:
     """Rendezvous address of one rank, `address`:`port`, and whether this rank opens the port."""
 
     address: str
@@ -81,7 +76,8 @@ class _Address:
     gpu: str | None
 
     @classmethod
-    def of(cls, environ: Mapping[str, str], limit_s: float, gpu: str | None) -> _Address | None:
+    def of(cls, environ: Mapping[str, str], limit_s: float, gpu: str | None = None) -> MeetingPoint | None:
+        """What a launcher's environment says; None without an address, or for a single process."""
         names = ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT")
         if not all(environ.get(name) for name in names) or int(environ["WORLD_SIZE"]) == 1:
             return None
@@ -103,11 +99,7 @@ class _Address:
     def join(self) -> tuple[dist.Store, str]:
         """The store of the rendezvous and its outcome: `_ALL_HERE`, or the error that every rank raises."""
         end = time.monotonic() + self.limit_s
-        # The server listens on all interfaces. Its own rank connects by a name that always resolves.
-        store = self._store("localhost", end) if self.opens_port else None
-        self._reach(end)
-        if store is None:
-            store = self._store(self.address, end)
+        store = self.open_store()
         try:
             return store, self._meet(dist.PrefixStore(f"largebatch/{self.attempt}/{self.world_size}", store), end)
         except dist.DistError as error:
@@ -115,6 +107,23 @@ class _Address:
                 f"Rank 0 of {self.world_size} was at {self} and left before all ranks had joined: {_line(error)} (rank "
                 f"{self.rank}). See the output of rank 0 for the cause."
             ) from None
+
+    def open_store(self) -> dist.TCPStore:
+        """The store of the job, within the limit; rank 0 opens it, unless a torchrun agent has."""
+        end = time.monotonic() + self.limit_s
+        # The server listens on all interfaces. Its own rank connects by a name that always resolves.
+        store = self._store("localhost", end) if self.opens_port else None
+        self._reach(end)
+        return self._store(self.address, end) if store is None else store
+
+    def no_answer(self) -> str:
+        """The error of a rank that waits inside C++ for a peer that does not answer."""
+        return (
+            f"Rank {self.rank} of {self.world_size} waited for {self.limit_s:g} s (launcher.rendezvous_timeout_s) and "
+            f"got no answer at {self}, neither from name resolution nor to the first message: another program uses "
+            "this port, or the network drops packets. Set MASTER_PORT to a free port, the same for all ranks, and "
+            "MASTER_ADDR to an IP address."
+        )
 
     def _store(self, host: str, end: float) -> dist.TCPStore:
         left = timedelta(seconds=max(1.0, end - time.monotonic()))
@@ -136,7 +145,7 @@ class _Address:
 
     def _reach(self, end: float) -> None:
         """Wait until rank 0's port accepts connections."""
-        pauses = _pauses()
+        pauses = growing_pauses()
         while True:
             try:
                 left = end - time.monotonic()
@@ -166,7 +175,7 @@ class _Address:
         self._claim_gpu(store)
         if store.add("count", 1) >= self.world_size:
             store.compare_set("outcome", "", _ALL_HERE)
-        pauses = _pauses()
+        pauses = growing_pauses()
         while not store.check(["outcome"]):
             if time.monotonic() > end and store.add("late", 1) <= _COUNTING:
                 store.compare_set("outcome", "", self._outcome(store))
@@ -238,7 +247,7 @@ def _shortened(parts: Sequence[object]) -> str:
     return ", ".join(map(str, parts[:_MOST_NAMED])) + (", ..." if len(parts) > _MOST_NAMED else "")
 
 
-def _pauses() -> Iterator[float]:
+def growing_pauses() -> Iterator[float]:
     """Growing pauses in seconds, short at first, so that ranks that start together lose no time."""
     pause = 0.005
     while True:

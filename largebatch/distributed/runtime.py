@@ -134,9 +134,7 @@ class Runtime(contextlib.AbstractContextManager["Runtime"]):
 
     def seed(self, key: int) -> None:
         """Seed the generators that models draw from (dropout, stochastic depth) with a 64-bit key."""
-        seed_generators(key)
-        if self.device.type == "cuda":
-            torch.cuda.default_generators[self.device.index or 0].manual_seed(key)
+        seed_generators(key, self.device)
 
     def backward(self, loss: Tensor) -> None:
         """Backward pass, scaled under fp16."""

@@ -41,16 +41,35 @@ def initial_model(config: TrainConfig, seed: int, dataset: Any) -> nn.Module:
         ValueError, ConfigError: if it cannot be made, or does not fit the config.
     """
     require_memory_for_weights(config.model)
-    # On the CPU and from its own random key, so that every rank of every topology draws the same weights.
-    torch.manual_seed(stream_key(seed, "initialisation"))
-    model = make("model", config.model)
-    if not isinstance(model, nn.Module):
-        raise TargetError(f"model._target_={config.model['_target_']}: made a {type(model).__name__}, not a Module.")
+    model = made_model(config, seed)
     _require_own_memory(model)
     _bring_together(model)
     train_mode(model)
     if dataset is not None and any(is_lazy(one) for one in [*model.parameters(), *model.buffers()]):
         _materialise(config, model, dataset)
+    return as_configured(config, model)
+
+
+def made_model(config: TrainConfig, seed: int) -> nn.Module:
+    """The model as its class makes it, where torch makes tensors.
+
+    Raises:
+        TargetError: if it is no module.
+    """
+    # On the CPU and from its own random key, so that every rank of every topology draws the same weights.
+    torch.manual_seed(stream_key(seed, "initialisation"))
+    model = make("model", config.model)
+    if not isinstance(model, nn.Module):
+        raise TargetError(f"model._target_={config.model['_target_']}: made a {type(model).__name__}, not a Module.")
+    return model
+
+
+def as_configured(config: TrainConfig, model: nn.Module) -> nn.Module:
+    """The model in the precision of the config, with its settings.
+
+    Raises:
+        ValueError, ConfigError: if it does not fit the config.
+    """
     if config.precision.compute == "fp64":
         model = model.double()  # `Runtime.wrap` would do it only after the dry run
     if config.batch_norm == "exact":

@@ -32,6 +32,7 @@ from largebatch.run.precision.number_format import settled
 from largebatch.run.precision.speed import has_few_sizes
 from largebatch.run.prepare import Prepared
 from largebatch.run.rank_agreement import require_same_run, run_fingerprint
+from largebatch.run.sent_weights import take_weights
 from largebatch.training.assembly import make_run
 from largebatch.training.guard import Guard
 from largebatch.training.loop import Observer, Run
@@ -55,6 +56,8 @@ def open_runtime(prepared: Prepared) -> Iterator[Runtime]:
     with job as runtime, prepared.decisions.switches().set():
         if runtime.world_size > 1:
             require_same_run(runtime, run_fingerprint(prepared))
+        if prepared.sends_weights:
+            take_weights(runtime, prepared.model)
         yield runtime
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,22 +13,24 @@ from torch import nn
 
 from largebatch.data import Augmentation, with_checked_labels
 from largebatch.distributed.launcher_environment import launcher_problems
+from largebatch.distributed.process_group import own_device
+from largebatch.distributed.word_of_rank0 import word_of_rank0
 from largebatch.gradient.choices import conflicts
 from largebatch.losses import Loss
 from largebatch.losses.coupled import is_coupled
 from largebatch.records.credentials import redacted
-from largebatch.run.checks.dry_run import KeptState, Tried, UntriedRun, dry_run
-from largebatch.run.checks.machine import checkpoint_problems, folder_problems, machine_problems
+from largebatch.run.checks.dry_run import KeptState
+from largebatch.run.checks.machine import folder_problems, machine_problems
 from largebatch.run.checks.observers import observer_problems
 from largebatch.run.config.combinations import choices_of, coupled_problems
 from largebatch.run.config.findings import Findings
-from largebatch.run.config.reading import parse_config, public_values, require_no_secrets
+from largebatch.run.config.reading import ConfigError, parse_config, public_values, require_no_secrets
 from largebatch.run.config.schema import TrainConfig
 from largebatch.run.data_sets import data_sets
 from largebatch.run.derive import RunNumbers, derive
-from largebatch.run.initial_state import build_optimizer, initial_model
 from largebatch.run.named_loss import named_loss, without_smoothing
-from largebatch.run.precision.decisions import Decisions, decide
+from largebatch.run.one_trial import Own, Parts, Word, as_told, try_parts
+from largebatch.run.precision.decisions import Decisions
 from largebatch.run.precision.device import Device
 from largebatch.run.precision.number_format import settled
 
@@ -44,6 +47,7 @@ class Prepared:
         state: state that forward passes change, and parameters that they skip.
         notes: facts to print before the run starts, one line each; also in plan.json.
         gap_is_augmented: whether an evaluated set changes at random from read to read.
+        sends_weights: whether only rank 0 has the initial weights until `open_runtime` sends them to the others.
     """
 
     config: TrainConfig
@@ -62,6 +66,7 @@ class Prepared:
     state: KeptState
     notes: tuple[str, ...]
     gap_is_augmented: bool
+    sends_weights: bool = False
 
     def place_losses(self, device: torch.device) -> None:
         """Move the buffers of losses that are modules, such as class weights."""
@@ -70,66 +75,102 @@ class Prepared:
                 loss.to(device)
 
 
-def prepare(composed: DictConfig, environ: Mapping[str, str], *, trains: bool = True) -> Prepared:
+def prepare(
+    composed: DictConfig,
+    environ: Mapping[str, str],
+    *,
+    trains: bool = True,
+    joins: bool = False,
+) -> Prepared:
     """Check a composed config, build data, model, loss and optimizer, and try them together; see `dry_run`.
 
     Args:
         composed: config composed by Hydra.
         environ: of the process.
         trains: whether steps may follow; if not, optimizer and checkpoints are not tried.
+        joins: whether this process is to join the job of `environ`. Then rank 0 alone tries the run, on its own device,
+            and all ranks go by what it finds; all of them call this. Otherwise it is tried on the CPU.
 
     Raises:
-        ConfigError: with all errors.
+        ConfigError: with all errors, on every rank.
+        LauncherError: if rank 0 cannot be reached, or ends without a word.
     """
     require_no_secrets(composed)  # alone: other messages repeat values
-    given, device, findings = parse_config(composed), Device.own(), Findings()
-    config = settled(given, device)
-    _look_around(config, environ, device, findings)
-    made = data_sets(config, findings)
-    train, train_plain, validation = made.train, made.train_plain, made.validation
-    loss = findings.attempt("loss", lambda: named_loss(config))
-    model = findings.attempt("model", lambda: initial_model(config, config.seed, train))
-    optimizer = None if model is None else findings.attempt("optimizer", lambda: build_optimizer(config, model))
-    augment = findings.attempt("data.augment", lambda: _augmentation(config))
-    findings.errors += conflicts(choices_of(config, loss))
-    numbers = _numbers(config, environ, train, findings)
-    ramp = None if numbers is None else numbers.ramp
-    if is_coupled(loss) and not findings.errors:
-        findings.errors += coupled_problems(config, ramp, train_plain, validation)
-    findings.errors += observer_problems(config, train_plain)
-    if model is not None and optimizer is not None:
-        findings.errors += findings.attempt("model", lambda: checkpoint_problems(config, model, optimizer)) or []
-    decisions = decide(device, given, model, numbers)
-    tried = None
-    if not (numbers is None or model is None or loss is None or optimizer is None or findings.errors):
-        run = UntriedRun(config, numbers, train, train_plain, validation, augment, model, loss, optimizer, trains)
-        tried = _tried(run, decisions, findings)
+    given, findings = parse_config(composed), Findings()
+    parts = _parts(given, environ, findings)
+    config = parts.config
+    own: list[Own | None] = []
+    joins = joins and not _launcher_problems(config, environ)  # which are reported
+    device = _own_device(environ) if joins else None
+
+    def find_out(*, sends: bool) -> Word:
+        word, found = try_parts(parts, findings, trains=trains, device=device, sends=sends)
+        own.append(found)
+        return word
+
+    word = None
+    if joins:
+        limit_s = config.launcher.rendezvous_timeout_s
+        told = partial(find_out, sends=True)
+        word = word_of_rank0(environ, told, is_final=lambda one: bool(one.errors), timeout_s=limit_s)
+    word = find_out(sends=False) if word is None else word
+    if word.errors:
+        raise ConfigError(list(word.errors), list(word.notes))
     findings.raise_if_any()
-    assert not (tried is None or numbers is None or model is None or optimizer is None)  # noqa: PT018
-    sets = {id(one): with_checked_labels(one, tried.labels) for one in (train, train_plain, validation)}
+    mine = own[0] if own else findings.attempt("model", partial(as_told, parts, word, device))
+    findings.raise_if_any()
+    assert mine is not None
+    return _prepared(composed, parts, mine, word)
+
+
+def _prepared(composed: DictConfig, parts: Parts, own: Own, word: Word) -> Prepared:
+    made, tried = parts.sets, own.tried
+    assert parts.numbers is not None
+    sets = {id(one): with_checked_labels(one, tried.labels) for one in (made.train, made.train_plain, made.validation)}
     return Prepared(
-        config=config,
-        decisions=decisions,
+        config=parts.config,
+        decisions=own.decisions,
         public=public_values(composed),
-        numbers=numbers,
-        train=sets[id(train)],
-        train_plain=sets[id(train_plain)],
-        validation=sets[id(validation)],
-        augment=augment,
-        model=model,
+        numbers=parts.numbers,
+        train=sets[id(made.train)],
+        train_plain=sets[id(made.train_plain)],
+        validation=sets[id(made.validation)],
+        augment=parts.augment,
+        model=own.model,
         loss=tried.loss,
         measured_loss=without_smoothing(tried.loss),
-        optimizer=optimizer,
+        optimizer=own.optimizer,
         content=tried.content,
         state=tried.state,
-        notes=tuple(map(redacted, findings.notes)),
+        notes=tuple(map(redacted, word.notes)),
         gap_is_augmented=made.gap_is_augmented,
+        sends_weights=word.sends_weights,
     )
 
 
-def _tried(run: UntriedRun, decisions: Decisions, findings: Findings) -> Tried | None:
-    with decisions.switches().set():
-        return dry_run(run, findings)
+def _own_device(environ: Mapping[str, str]) -> torch.device:
+    device = own_device(environ)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
+
+
+def _parts(given: TrainConfig, environ: Mapping[str, str], findings: Findings) -> Parts:
+    """Everything but the model and the optimizer, with the checks that need neither."""
+    kind = Device.own()
+    config = settled(given, kind)
+    _look_around(config, environ, kind, findings)
+    made = data_sets(config, findings)
+    loss = findings.attempt("loss", lambda: named_loss(config))
+    place_of_model = len(findings.errors)
+    augment = findings.attempt("data.augment", lambda: _augmentation(config))
+    findings.errors += conflicts(choices_of(config, loss))
+    numbers = _numbers(config, environ, made.train, findings)
+    ramp = None if numbers is None else numbers.ramp
+    if is_coupled(loss) and not findings.errors:
+        findings.errors += coupled_problems(config, ramp, made.train_plain, made.validation)
+    findings.errors += observer_problems(config, made.train_plain)
+    return Parts(given, config, kind, made, loss, augment, numbers, place_of_model)
 
 
 def _numbers(config: TrainConfig, environ: Mapping[str, str], train: Any, findings: Findings) -> RunNumbers | None:
@@ -141,10 +182,14 @@ def _numbers(config: TrainConfig, environ: Mapping[str, str], train: Any, findin
 
 def _look_around(config: TrainConfig, environ: Mapping[str, str], device: Device, findings: Findings) -> None:
     """Check launcher, machine and run folder."""
-    precision, num_processes = config.precision.compute, config.launcher.num_processes
-    findings.errors += launcher_problems(environ, precision=precision, num_processes=num_processes)
+    findings.errors += _launcher_problems(config, environ)
     findings.errors += machine_problems(config, environ, device)
     findings.errors += findings.attempt("run folder", lambda: folder_problems(config)) or []
+
+
+def _launcher_problems(config: TrainConfig, environ: Mapping[str, str]) -> list[str]:
+    precision, num_processes = config.precision.compute, config.launcher.num_processes
+    return launcher_problems(environ, precision=precision, num_processes=num_processes)
 
 
 def _augmentation(config: TrainConfig) -> Augmentation | None:

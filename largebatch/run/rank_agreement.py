@@ -48,14 +48,19 @@ def run_fingerprint(prepared: Prepared) -> dict[str, str]:
         if not key.startswith("run.")
     }
     packages = environment()["packages"]
+    weights = {} if prepared.sends_weights else {"initial weights": _weights(prepared)}
     return values | {
         "code of largebatch": _code_sha256(),
         "code of the model, data set and loss": _own_code_sha256(prepared),
         **{f"version of {name}": str(packages[name]) for name in _NUMERIC_PACKAGES},
         "length of the training set": str(len(prepared.train)),
         "samples of the training set": prepared.content,
-        "initial weights": f"0x{int(combine_checksums(parameter_checksums(prepared.model))) % 2**64:016x}",
+        **weights,
     }
+
+
+def _weights(prepared: Prepared) -> str:
+    return f"0x{int(combine_checksums(parameter_checksums(prepared.model))) % 2**64:016x}"
 
 
 def require_same_run(runtime: Runtime, fingerprint: dict[str, str]) -> None:

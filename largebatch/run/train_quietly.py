@@ -75,7 +75,7 @@ def train_quietly(
         for key, value in _SILENCE.items():
             OmegaConf.update(config, key, value)
         OmegaConf.update(config, "run.dir", str(folder))
-    prepared = prepare(config, os.environ)
+    prepared = prepare(config, os.environ, joins=True)
     with open_run(prepared, stop, overrides) as opened:
         opened.run = replace(opened.run, observers=[*opened.run.observers, *observers])
         with naming_failures(opened.run, opened.folder):

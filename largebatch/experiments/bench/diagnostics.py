@@ -44,7 +44,7 @@ def measure(config: DictConfig, overrides: list[str]) -> int:
         OmegaConf.update(config, "observers.metrics.every", _MANY)  # rows cost time of their own
         for name in asked:
             OmegaConf.update(config, f"observers.{name}.every", STEPS_PER_CYCLE)
-        prepared = prepare(config, os.environ)
+        prepared = prepare(config, os.environ, joins=True)
         with open_run(prepared, lambda: False, overrides) as opened:
             stopwatch = _Stopwatch()
             measuring = [

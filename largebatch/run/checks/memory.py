@@ -29,14 +29,14 @@ def require_memory_for_weights(node: Mapping[str, Any]) -> None:
     if not all(name.startswith(_MADE_BY_ARITHMETIC) and name != _FETCHED for name in names):
         return
     try:
-        with torch.device("meta"), _Undrawn():
+        with torch.device("meta"), Undrawn():
             num_bytes = sum(parameter.nbytes for parameter in make("model", node).parameters())
     except Exception:
         return
     require_memory("its weights", num_bytes)
 
 
-class _Undrawn(TorchFunctionMode):
+class Undrawn(TorchFunctionMode):
     """Skips random initialisation: on the meta device torch draws in Python, and imports its compiler for it."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -14,8 +14,8 @@ from largebatch.losses.coupled import is_coupled
 from largebatch.models.modes import evaluating
 from largebatch.run.checks.dry_run.as_before import as_before
 from largebatch.run.checks.dry_run.labels import check_labels, scored_batch
-from largebatch.run.checks.dry_run.passes import explained, in_precision, outputs_of
-from largebatch.run.checks.dry_run.samples import TriedBatch
+from largebatch.run.checks.dry_run.passes import explained, outputs_of
+from largebatch.run.checks.dry_run.samples import TriedBatch, as_given
 from largebatch.run.config.schema import TrainConfig
 
 TRIED_TO_SKIP = 8
@@ -46,7 +46,7 @@ def try_evaluation(
     size = len(loaded.targets)
     batch = TriedBatch(loaded.inputs, loaded.targets, size, size, loaded)
     with as_before(model), evaluating(model), torch.no_grad():
-        inputs, targets = in_precision(batch.inputs, precision), in_precision(batch.targets, precision)
+        inputs, targets = as_given(batch.inputs, model, precision), as_given(batch.targets, model, precision)
         with explained(model, batch, during="the forward pass of an evaluation"):
             outputs = outputs_of(model, inputs, precision)
         with explained(model, batch, during="the loss"):

@@ -20,8 +20,8 @@ from largebatch.losses import (
 from largebatch.models.label_shift import with_shift
 from largebatch.models.modes import evaluating
 from largebatch.run.checks.dry_run.as_before import as_before
-from largebatch.run.checks.dry_run.passes import in_precision, outputs_of
-from largebatch.run.checks.dry_run.samples import TriedBatch, rows_of
+from largebatch.run.checks.dry_run.passes import outputs_of
+from largebatch.run.checks.dry_run.samples import TriedBatch, as_given, rows_of
 from largebatch.training.raised import error_text
 
 
@@ -78,13 +78,15 @@ def settled_loss(model: nn.Module, loss: Loss, probed: MicroBatchData, precision
     rule = rule_of(model, loss, probed, precision)
     require_labels(rule, probed.targets, probed.ids.tolist())
     with as_before(model), evaluating(model), torch.no_grad():
-        return with_shift(loss, model, in_precision(probed.inputs, precision), probed.targets), rule
+        return with_shift(
+            loss, model, *(as_given(one, model, precision) for one in (probed.inputs, probed.targets))
+        ), rule
 
 
 def rule_of(model: nn.Module, loss: Loss, probed: MicroBatchData, precision: str) -> LabelRule | None:
     """The labels that the loss can score against what the model returns for a sample."""
     # The same sample twice: one alone has no batch statistics.
-    first = rows_of(in_precision(probed.inputs, precision), torch.zeros(2, dtype=torch.int64))
+    first = as_given(rows_of(probed.inputs, torch.zeros(2, dtype=torch.int64)), model, precision)
     with as_before(model), evaluating(model), torch.no_grad():
         return label_rule(loss, outputs_of(model, first, precision))
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from largebatch.distributed.kernels import NO_DETERMINISTIC_KERNEL, lacks_deterministic_kernel
 from largebatch.distributed.runtime import Inputs
 from largebatch.gradient.accumulation import forward
-from largebatch.run.checks.dry_run.samples import TriedBatch
+from largebatch.run.checks.dry_run.samples import TriedBatch, device_of
 from largebatch.training.raised import described, error_text, is_ours
 
 
@@ -28,18 +28,13 @@ class MisfitError(ValueError):
         super().__init__(f"{fact} {remedy}")
 
 
-def in_precision(value: Any, precision: str) -> Any:
-    """A tensor or dict of tensors as the run gives it to model and loss: in double precision under fp64."""
-    if isinstance(value, dict):
-        return {name: in_precision(part, precision) for name, part in value.items()}
-    return value.double() if precision == "fp64" and value.is_floating_point() else value
-
-
 def outputs_of(model: nn.Module, inputs: Inputs, precision: str) -> Any:
     """The model's outputs in the precision of the run: under autocast, then converted to float32."""
     if precision not in ("bf16", "fp16"):
         return forward(model, inputs)
-    with torch.autocast("cpu", torch.bfloat16):
+    device = device_of(model).type
+    has_bf16 = device != "cuda" or torch.cuda.is_bf16_supported()
+    with torch.autocast(device, torch.bfloat16 if has_bf16 else torch.float16):
         outputs = forward(model, inputs)
     return _in_float32(outputs)
 

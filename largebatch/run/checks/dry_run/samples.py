@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -82,7 +83,7 @@ def tried_batches(
     done = None
     for (size, _, _), loaded in zip(sizes, source.load(requests), strict=True):
         planned = max(size, least)
-        first = rows_of(loaded.inputs, torch.zeros(1, dtype=torch.int64))
+        first = as_given(rows_of(loaded.inputs, torch.zeros(1, dtype=torch.int64)), model, config.precision.compute)
         tried = planned if planned <= 2 or is_affordable(model, first, planned) else 2
         if tried == done:
             continue
@@ -144,8 +145,20 @@ def rows_of(inputs: Inputs, rows: Tensor) -> Inputs:
     return {name: part[rows] for name, part in inputs.items()} if isinstance(inputs, dict) else inputs[rows]
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model lies, and is tried."""
+    return next((one.device for one in chain(model.parameters(), model.buffers())), torch.device("cpu"))
+
+
+def as_given(value: Any, model: nn.Module, precision: str) -> Any:
+    """A tensor or dict of tensors as the run gives it to model and loss: on their device, under fp64 in float64."""
+    if isinstance(value, dict):
+        return {name: as_given(part, model, precision) for name, part in value.items()}
+    return value.to(device_of(model), torch.float64 if precision == "fp64" and value.is_floating_point() else None)
+
+
 def is_affordable(model: nn.Module, sample: Inputs, size: int) -> bool:
-    """Whether a micro-batch of `size` takes at most a few seconds, by its operation count: the same on every rank.
+    """Whether a micro-batch of `size` takes at most a few seconds of one core, by its operation count.
 
     Args:
         model: in the precision of `sample`.

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from largebatch.distributed.generators import preserved_generators, seed_generators
 from largebatch.records.checkpoint import (
     EXECUTION_OPTIONS,
     CheckpointError,
@@ -164,12 +165,12 @@ class _Twin:
 
     def step(self) -> None:
         """One step on gradients that are the same for every twin."""
-        generator = torch.Generator().manual_seed(0)
+        generator, devices = torch.Generator().manual_seed(0), [*{one.device for one in self.parameters}]
         for one in self.parameters:
-            one.grad = torch.randn(one.shape, generator=generator, dtype=one.dtype)
+            one.grad = torch.randn(one.shape, generator=generator, dtype=one.dtype).to(one.device)
         try:
-            with torch.random.fork_rng(devices=[]):
-                torch.default_generator.manual_seed(0)
+            with preserved_generators(), torch.random.fork_rng([one for one in devices if one.type == "cuda"]):
+                seed_generators(0, devices[0] if devices else None)
                 self.optimizer.step()
         except Exception as error:
             raise ValueError(

@@ -25,8 +25,8 @@ from largebatch.gradient.snapshots import preserving_weights
 from largebatch.losses import Loss
 from largebatch.models.modes import train_mode
 from largebatch.run.checks.dry_run.as_before import as_before
-from largebatch.run.checks.dry_run.passes import in_precision, outputs_of
-from largebatch.run.checks.dry_run.samples import TriedBatch, rows_of
+from largebatch.run.checks.dry_run.passes import outputs_of
+from largebatch.run.checks.dry_run.samples import TriedBatch, as_given, device_of, rows_of
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def find_state(model: nn.Module, loss: Loss, batch: TriedBatch, *, precision: st
     """Pass a micro-batch through a model three times and compare its state; restores the model afterwards.
 
     Args:
-        model: on the CPU.
+        model: on the device on which it is tried.
         loss: training loss.
         batch: two or more samples; with one sample, all changed state counts as changed by samples.
         precision: of the run.
@@ -68,11 +68,11 @@ def find_state(model: nn.Module, loss: Loss, batch: TriedBatch, *, precision: st
         choices = _Choices()
 
         def values(kept: Tensor, draw: int) -> Tensor:
-            seed_generators(stream_key(seed, "state", draw))
-            inputs = in_precision(rows_of(batch.inputs, kept), precision)
+            seed_generators(stream_key(seed, "state", draw), device_of(model))
+            inputs = as_given(rows_of(batch.inputs, kept), model, precision)
             with _noting_draws(choices):
                 outputs = outputs_of(model, inputs, precision)
-            return loss.loss_per_sample(outputs, in_precision(batch.targets[kept], precision)).detach().double()
+            return loss.loss_per_sample(outputs, as_given(batch.targets[kept], model, precision)).detach().double()
 
         every = torch.arange(batch.size)
         with preserving_weights(model):

@@ -18,8 +18,8 @@ from largebatch.models.label_shift import require_decoder_inputs
 from largebatch.models.modes import train_mode
 from largebatch.run.checks.dry_run.as_before import as_before
 from largebatch.run.checks.dry_run.labels import check_labels, scored_batch
-from largebatch.run.checks.dry_run.passes import MisfitError, explained, in_precision, named, outputs_of
-from largebatch.run.checks.dry_run.samples import TriedBatch, in_pairs, repeated, tried_batches
+from largebatch.run.checks.dry_run.passes import MisfitError, explained, named, outputs_of
+from largebatch.run.checks.dry_run.samples import TriedBatch, as_given, device_of, in_pairs, repeated, tried_batches
 from largebatch.run.checks.dry_run.state import KeptState, find_state
 from largebatch.run.checks.memory import state_of
 from largebatch.run.config.schema import TrainConfig
@@ -70,11 +70,11 @@ def _try_batch(
             raise ValueError(f"{error.fact} {in_pairs(config, numbers)}") from error
         raise
     _require_same_members(model, parameters, layout)
+    unused = {name for name, one in parameters.items() if one.requires_grad and one.grad is None}
+    _require_reducible_all(config, model, batch)
+    model.zero_grad()  # their memory: the next passes hold copies of the weights
     state = find_state(model, loss, batch, precision=config.precision.compute, seed=config.seed)
-    absent = _absent(config, dataset, model, loss, batch)
-    for name, parameter in parameters.items():
-        if parameter.grad is not None:
-            _require_reducible(config, model, name, parameter.grad, batch)
+    absent = _absent(config, dataset, model, loss, batch, unused)
     return dataclasses.replace(state, absent=tuple(absent), changes_inputs=changes_inputs)
 
 
@@ -90,8 +90,8 @@ def _backward(config: TrainConfig, dataset: Any, model: nn.Module, loss: Loss, b
     """One forward and backward pass, which leaves its gradient. Returns whether it wrote to its (copied) inputs."""
     precision = config.precision.compute
     model.zero_grad()
-    seed_generators(stream_key(config.seed, "trial", draw))
-    inputs, targets = copies(in_precision(batch.inputs, precision)), in_precision(batch.targets, precision)
+    seed_generators(stream_key(config.seed, "trial", draw), device_of(model))
+    inputs, targets = copies(as_given(batch.inputs, model, precision)), as_given(batch.targets, model, precision)
     parts = list(inputs.values()) if isinstance(inputs, dict) else [inputs]
     versions = [part._version for part in parts]
     with explained(model, batch, during="the forward pass in training mode"):
@@ -139,16 +139,24 @@ def _require_same_members(model: nn.Module, parameters: dict[str, nn.Parameter],
         )
 
 
-def _absent(config: TrainConfig, dataset: Any, model: nn.Module, loss: Loss, batch: TriedBatch) -> list[str]:
+def _absent(
+    config: TrainConfig, dataset: Any, model: nn.Module, loss: Loss, batch: TriedBatch, unused: set[str]
+) -> list[str]:
     """Trainable parameters without a gradient in all of `_DRAWS` passes: modules may be skipped at random."""
-    needed = {name: one for name, one in model.named_parameters() if one.requires_grad}
-    unused = {name for name, one in needed.items() if one.grad is None}
+    parameters = dict(model.named_parameters())
     draw = 1
     while unused and draw < _DRAWS:
         _backward(config, dataset, model, loss, batch, draw=draw)
-        unused &= {name for name, one in needed.items() if one.grad is None}
+        _require_reducible_all(config, model, batch)
+        unused = {name for name in unused if parameters[name].grad is None}
         draw += 1
-    return [name for name in needed if name in unused]
+    return [name for name in parameters if name in unused]
+
+
+def _require_reducible_all(config: TrainConfig, model: nn.Module, batch: TriedBatch) -> None:
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            _require_reducible(config, model, name, parameter.grad, batch)
 
 
 def _require_reducible(config: TrainConfig, model: nn.Module, name: str, grad: Tensor, batch: TriedBatch) -> None:

@@ -1,0 +1,164 @@
+"""Makes the model and tries the run on one rank; the other ranks make theirs as its word says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from largebatch.data import Augmentation
+from largebatch.gradient.accumulation import give_copies
+from largebatch.losses import LabelRule, Loss
+from largebatch.losses.cross_entropy import NextToken
+from largebatch.run.checks.dry_run import KeptState, Tried, UntriedRun, dry_run, sampled_content
+from largebatch.run.checks.machine import checkpoint_problems
+from largebatch.run.config.findings import Findings
+from largebatch.run.config.schema import TrainConfig
+from largebatch.run.data_sets import DataSets
+from largebatch.run.derive import RunNumbers
+from largebatch.run.initial_state import build_optimizer, initial_model
+from largebatch.run.precision.decisions import Decisions, decide
+from largebatch.run.precision.device import Device
+from largebatch.run.sent_weights import SENT_FROM_BYTES, hollow_model, reason_against
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What every rank makes for itself: all but the model and its optimizer. None for what has failed.
+
+    Attributes:
+        given: the config as it was given.
+        config: the same with what the device decides.
+        kind: the device of this rank.
+        place_of_model: where errors of the model go in the list of all errors: behind those of data and loss.
+    """
+
+    given: TrainConfig
+    config: TrainConfig
+    kind: Device
+    sets: DataSets
+    loss: Loss | None
+    augment: Augmentation | None
+    numbers: RunNumbers | None
+    place_of_model: int
+
+
+@dataclass(frozen=True)
+class Own:
+    """Model and optimizer of this rank, and what the dry run has shown."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    decisions: Decisions
+    tried: Tried
+
+
+@dataclass(frozen=True)
+class Word:
+    """What one rank has found out for all of them, to be pickled.
+
+    Attributes:
+        errors: reasons that the run cannot start; then nothing else counts.
+        notes: facts to print before it starts.
+        state: of `Tried`.
+        labels: of `Tried`.
+        shift: of the loss, where the samples or the model decide it.
+        sends_weights: whether this rank sends the initial weights, and the others need not draw them.
+    """
+
+    errors: tuple[str, ...]
+    notes: tuple[str, ...]
+    state: KeptState | None = None
+    labels: LabelRule | None = None
+    shift: bool | None = None
+    sends_weights: bool = False
+
+
+def try_parts(
+    parts: Parts, findings: Findings, *, trains: bool, device: torch.device | None, sends: bool
+) -> tuple[Word, Own | None]:
+    """Make the model on the CPU, move it to its device and try everything together.
+
+    Args:
+        parts: of the run.
+        findings: errors and notes so far; gets those of the trial.
+        trains: whether steps may follow.
+        device: of the model; None: the CPU.
+        sends: whether the weights of a large model are to be sent to other ranks.
+    """
+    config, sets, loss, numbers, making = parts.config, parts.sets, parts.loss, parts.numbers, Findings()
+    model = making.attempt("model", lambda: initial_model(config, config.seed, sets.train))
+    if model is not None and device is not None:
+        model.to(device)
+    optimizer = None if model is None else making.attempt("optimizer", lambda: build_optimizer(config, model))
+    findings.errors[parts.place_of_model : parts.place_of_model] = making.errors
+    if model is not None and optimizer is not None:
+        findings.errors += findings.attempt("model", lambda: checkpoint_problems(config, model, optimizer)) or []
+    decisions, tried = decide(parts.kind, parts.given, model, numbers), None
+    if not (numbers is None or model is None or loss is None or optimizer is None or findings.errors):
+        _place(loss, device)
+        run = UntriedRun(
+            config,
+            numbers,
+            sets.train,
+            sets.train_plain,
+            sets.validation,
+            parts.augment,
+            model,
+            loss,
+            optimizer,
+            trains,
+        )
+        with decisions.switches().set():
+            tried = dry_run(run, findings)
+    if tried is None or findings.errors:
+        return Word(tuple(findings.errors), tuple(findings.notes)), None
+    assert model is not None
+    assert optimizer is not None
+    is_sent = sends and _can_be_sent(config, model, findings)
+    word = Word((), tuple(findings.notes), tried.state, tried.labels, getattr(tried.loss, "shift", None), is_sent)
+    return word, Own(model, optimizer, decisions, tried)
+
+
+def as_told(parts: Parts, word: Word, device: torch.device | None) -> Own:
+    """Model and optimizer of a rank that has not tried the run.
+
+    Raises:
+        ValueError, OSError: if they, or the samples that stand for the training set, cannot be made here.
+    """
+    config, loss = parts.config, parts.loss
+    assert loss is not None
+    if word.sends_weights:
+        model = hollow_model(config, torch.device("cpu") if device is None else device)
+    else:
+        model = initial_model(config, config.seed, parts.sets.train)
+        if device is not None:
+            model.to(device)
+    optimizer = build_optimizer(config, model)
+    assert word.state is not None
+    if word.state.changes_inputs:
+        give_copies(model)
+    if isinstance(loss, NextToken) and loss.shift is None:
+        loss = replace(loss, shift=word.shift)
+    _place(loss, device)
+    tried = Tried(sampled_content(config, parts.sets.train), loss, word.labels, word.state)
+    return Own(model, optimizer, decide(parts.kind, parts.given, model, parts.numbers), tried)
+
+
+def _place(loss: Loss, device: torch.device | None) -> None:
+    if device is not None and isinstance(loss, nn.Module):
+        loss.to(device)
+
+
+def _can_be_sent(config: TrainConfig, model: nn.Module, findings: Findings) -> bool:
+    """Whether the model is worth it, and whether other ranks can make it without its values."""
+    num_bytes = sum(one.nbytes for one in model.parameters())
+    if num_bytes < SENT_FROM_BYTES:
+        return False
+    if reason := reason_against(config, model):
+        findings.notes.append(
+            f"model: every rank makes its {num_bytes / 2**30:.1f} GiB of weights by itself, in the memory of its host, "
+            f"because {type(model).__name__} cannot be made on torch's meta device ({reason})."
+        )
+    return not reason
