@@ -25,9 +25,10 @@ from largebatch.records.figures.diagram import Axis, Diagram, Line, Surface, Tra
 from largebatch.records.result import Result, Table
 from largebatch.run.config.findings import Findings
 from largebatch.run.derive import solve_plan
-from largebatch.run.initial_state import build_optimizer, initial_model
+from largebatch.run.initial_state import build_optimizer
 from largebatch.run.parts import build_loader, build_run
 from largebatch.run.prepare import Prepared
+from largebatch.run.sent_weights import draw_weights
 from largebatch.training.loop import Run, take_step
 from largebatch.training.progress import Progress
 from largebatch.training.steps import Steps
@@ -113,7 +114,7 @@ def run_range_tests(
         steps = Steps(run.steps.batches, lambda _: rates[-1], _MANY, seed=seed, always=measured)
         with _rewound(run, prepared, steps) as test:
             if weights.checkpoint is None:
-                test.module.load_state_dict(initial_model(prepared.config, seed, prepared.train).state_dict())
+                draw_weights(weights.runtime, prepared.config, seed, prepared.train, test.module)
             train_mode(test.module)
             loader = build_loader(prepared, rank, plan=plan, seed=seed)
             steps.batches.begin(0, settings.steps, loader=loader, ramp=BatchRamp.of(plan))

@@ -20,7 +20,7 @@ from largebatch.run.derive import RunNumbers
 from largebatch.run.initial_state import build_optimizer, initial_model
 from largebatch.run.precision.decisions import Decisions, decide
 from largebatch.run.precision.device import Device
-from largebatch.run.sent_weights import SENT_FROM_BYTES, hollow_model, reason_against
+from largebatch.run.sent_weights import SENT_FROM_BYTES, hollow_model, reason_against, weight_bytes
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ def _place(loss: Loss, device: torch.device | None) -> None:
 
 def _can_be_sent(config: TrainConfig, model: nn.Module, findings: Findings) -> bool:
     """Whether the model is worth it, and whether other ranks can make it without its values."""
-    num_bytes = sum(one.nbytes for one in model.parameters())
+    num_bytes = weight_bytes(model)
     if num_bytes < SENT_FROM_BYTES:
         return False
     if reason := reason_against(config, model):

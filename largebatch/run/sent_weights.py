@@ -16,7 +16,7 @@ from largebatch.distributed.runtime import Runtime
 from largebatch.models.modes import train_mode
 from largebatch.run.checks.memory import Undrawn
 from largebatch.run.config.schema import TrainConfig
-from largebatch.run.initial_state import as_configured, made_model
+from largebatch.run.initial_state import as_configured, initial_model, made_model
 
 SENT_FROM_BYTES = 2**28
 """Smaller models are made by every rank: that takes a second, and shows that no draw depends on the rank."""
@@ -61,6 +61,23 @@ def take_weights(runtime: Runtime, model: nn.Module) -> None:
             values = of_rank0(runtime, one)
             if values is not one:
                 one.copy_(values)
+
+
+def draw_weights(runtime: Runtime, config: TrainConfig, seed: int, dataset: Any, module: nn.Module) -> None:
+    """Give a module the weights that a run of `seed` starts from, on every rank. Every rank calls it.
+
+    Rank 0 alone makes them, if they are large; see `initial_model` for the arguments.
+    """
+    sends = runtime.world_size > 1 and weight_bytes(module) >= SENT_FROM_BYTES
+    if runtime.is_main or not sends:
+        module.load_state_dict(initial_model(config, seed, dataset).state_dict())
+    if sends:
+        take_weights(runtime, module)
+
+
+def weight_bytes(module: nn.Module) -> int:
+    """Bytes of all parameters."""
+    return sum(one.nbytes for one in module.parameters())
 
 
 def _outline(config: TrainConfig) -> nn.Module:

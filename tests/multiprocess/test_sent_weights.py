@@ -22,16 +22,30 @@ from largebatch.run.prepare import Prepared, prepare
 from largebatch.training.loop import train
 from tests.unit.composing import compose_run
 
-SMALL = ("data=digits", "data.limit=64", "batch.total=30", "batch.max_micro=8", "length=3steps", "logger=none",
+SMALL = ("data.limit=64", "batch.total=30", "batch.max_micro=8", "length=3steps", "logger=none",
          "schedule.warmup=1steps", "observers.progress=false")  # fmt: skip
 BARE = ("~model.num_classes", "~model.in_channels", "~model.width")
 HERE = "tests.multiprocess.test_sent_weights"
 MODELS: dict[str, tuple[str, ...]] = {
-    "running statistics": ("model=convnet", "model.width=4"),
-    "tied, frozen, computed buffers": (f"model._target_={HERE}.Awkward", *BARE),
-    "fp64": ("model=mlp", "precision=fp64"),
-    "a fused optimizer": ("model=mlp", "optimizer=adamw", "+optimizer.fused=true"),
-    "checkpointed activations": ("model=convnet", "model.width=4", "precision.activation_checkpointing=blocks\\.\\d+$"),
+    "tokens, whose labels the samples show to be moved": (
+        "data=text",
+        f"data.path={Path(__file__).parents[2] / 'README.md'}",
+        "data.vocab_size=256",
+        "data.train.tokenizer=bytes",
+        "data.validation.tokenizer=bytes",
+        "data.context_length=8",
+        "model.width=16",
+    ),
+    "running statistics": ("data=digits", "model=convnet", "model.width=4"),
+    "tied, frozen, computed buffers": ("data=digits", f"model._target_={HERE}.Awkward", *BARE),
+    "fp64": ("data=digits", "model=mlp", "precision=fp64"),
+    "a fused optimizer": ("data=digits", "model=mlp", "optimizer=adamw", "+optimizer.fused=true"),
+    "checkpointed activations": (
+        "data=digits",
+        "model=convnet",
+        "model.width=4",
+        "precision.activation_checkpointing=blocks\\.\\d+$",
+    ),
 }
 OTHERS = {
     "reads a value": "Reads",
@@ -159,7 +173,9 @@ def made_by_each(model: str) -> tuple[bool, tuple[str, ...]]:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(preparing, "word_of_rank0", over_the_group)
         patched.setattr(one_trial, "SENT_FROM_BYTES", 0)
-        ready = prepare(compose_run(*SMALL, f"model._target_={HERE}.{model}", *BARE), os.environ, joins=True)
+        ready = prepare(
+            compose_run(*SMALL, "data=digits", f"model._target_={HERE}.{model}", *BARE), os.environ, joins=True
+        )
         with open_runtime(ready):
             return ready.sends_weights, ready.notes
 
@@ -174,7 +190,7 @@ def test_a_model_that_needs_values_is_made_by_each_rank_with_a_word(ranks, model
 
 def refused() -> list[str]:
     with pytest.raises(ConfigError) as error:
-        prepared_as_told(("model=mlp", "batch.total=0"), sends=True)
+        prepared_as_told(("data=digits", "model=mlp", "batch.total=0"), sends=True)
     return error.value.errors
 
 

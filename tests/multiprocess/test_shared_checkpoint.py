@@ -17,10 +17,10 @@ from largebatch.distributed.runtime import Runtime
 from largebatch.records.checkpoint import (
     CheckpointError,
     load_weights,
+    loading,
     manifest,
     newest_valid,
     pack_optimizer,
-    reading,
     require_model_fit,
     save_checkpoint,
     unpack_optimizer,
@@ -74,12 +74,9 @@ def bits(tensors: dict[str, Tensor]) -> dict[str, bytes]:
     return {name: one.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() for name, one in tensors.items()}
 
 
-def refuse(*_: Any) -> Any:
-    raise AssertionError("only rank 0 reads")
-
-
 def taken(folder: Path, make: Any, pieces: list[int]) -> dict[str, bytes]:
     """Weights and state of this rank after all have taken the newest checkpoint; `pieces` gets the bytes of each."""
+    read: list[Any] = []
     with Runtime.open() as runtime, pytest.MonkeyPatch.context() as patched:
         patched.setattr(sending, "PIECE_BYTES", PIECE)
         broadcast = Runtime.broadcast_tensor
@@ -87,13 +84,14 @@ def taken(folder: Path, make: Any, pieces: list[int]) -> dict[str, bytes]:
             Runtime, "broadcast_tensor", lambda self, one: (pieces.append(one.nbytes), broadcast(self, one))[1]
         )
         if not runtime.is_main:
-            patched.setattr(manifest, "open_file", refuse)
-            patched.setattr(reading, "open_file", refuse)
+            for module in (manifest, loading):
+                patched.setattr(module, "read_regular", lambda *paths, **_: read.append(paths))
         model = make(seed=1 + runtime.rank)
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
         fits = partial(require_model_fit, module=model)
         checkpoint, _ = find_checkpoint("auto", RunFolder(folder), runtime, fits=fits)
         assert checkpoint is not None
+        assert read == []
         assert runtime.is_main or all(one.is_meta for group in checkpoint.tensors.values() for one in group.values())
         assert load_weights(runtime, model, checkpoint.tensors["model"]) == ([], [])
         state = checkpoint.tensors["optimizer"], checkpoint.values["optimizer"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
@@ -28,13 +29,15 @@ def chosen_by_rank0(
     notes: list[str] = []
     failure: str | None = None
     cause: Exception | None = None
-    if runtime.is_main:
-        try:
-            chosen, notes = choose()
-        except Exception as error:  # whatever it is: the others wait
-            failure = str(error) if isinstance(error, CheckpointError) else f"Rank 0 failed: {error!r}"
-            cause = None if isinstance(error, CheckpointError) else error
-    outline, notes, failure = runtime.broadcast((None if chosen is None else _outlined(chosen), notes, failure))
+    # Reading takes as long as the disk does: a step's limit would take rank 0 for lost.
+    with runtime.membership.patience() if runtime.world_size > 1 else nullcontext():
+        if runtime.is_main:
+            try:
+                chosen, notes = choose()
+            except Exception as error:  # whatever it is: the others wait
+                failure = str(error) if isinstance(error, CheckpointError) else f"Rank 0 failed: {error!r}"
+                cause = None if isinstance(error, CheckpointError) else error
+        outline, notes, failure = runtime.broadcast((None if chosen is None else _outlined(chosen), notes, failure))
     if failure is not None:
         raise CheckpointError(failure) from cause
     return (chosen if runtime.is_main else outline), notes

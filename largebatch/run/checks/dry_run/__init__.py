@@ -1,4 +1,4 @@
-"""The dry run: tries a run on the CPU before any process group, on every rank with the same samples."""
+"""The dry run: tries a run before any process group, on one rank for all."""
 
 from largebatch.run.checks.dry_run.content import sampled_content
 from largebatch.run.checks.dry_run.rehearsal import Tried, UntriedRun, dry_run

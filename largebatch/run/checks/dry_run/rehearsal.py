@@ -3,7 +3,7 @@
 A rehearsal raises ValueError with fact, rule and remedy, or adds notes for the user to the findings. `as_before`
 restores model, generators and gradients bit for bit. A model that writes to its inputs gets copies from then on.
 
-Not tried: memory, speed and kernels of the device, fp16 (a CPU tries bf16 in its place), the network, and micro-batches
+Not tried: the memory of a full micro-batch, speed, fp16 (bf16 is tried in its place), the network, and micro-batches
 of sizes between the smallest and the largest.
 """
 
