@@ -37,8 +37,9 @@ BITS = {
 
 
 class Images(nn.Sequential):
-    def __init__(self) -> None:
-        super().__init__(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(144, 3))
+    def __init__(self, in_features: int = 64, num_outputs: int = 3) -> None:
+        pixels = (round(in_features**0.5) - 2) ** 2
+        super().__init__(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(4 * pixels, num_outputs))
 
 
 def config_of(*overrides: str) -> TrainConfig:
@@ -263,9 +264,7 @@ def test_the_resolved_format_is_in_the_record_and_the_identity_and_the_config_ke
 
 def test_ranks_that_agree_on_fp32_decide_all_else_by_it(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(Device, "own", lambda: H100)
-    run = prepare(
-        compose_run(*SMALL, f"model._target_={__name__}.Images", "~model.in_features", "~model.num_outputs"), {}
-    )
+    run = prepared(f"model._target_={__name__}.Images")
     agreed: Any = SimpleNamespace(precision="fp32")
     own: Any = SimpleNamespace(precision="bf16")
     assert as_agreed(run, own) is run
