@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from torch import channels_last, nn
+from collections.abc import Iterable
+from types import CodeType, FunctionType
+from typing import Any, cast
 
-from largebatch.models.checkpointing import BLOCKS, matching_modules
+import torch
+from torch import nn
 
 
 def convolutions_2d(model: nn.Module) -> list[nn.Module]:
@@ -22,27 +25,40 @@ def keep_channels_last(model: nn.Module) -> None:
     for module in convolutions_2d(model):
         weight = module._parameters.get("weight")  # a parametrised weight is computed anew in each pass
         if weight is not None:
-            weight.data = weight.data.contiguous(memory_format=channels_last)
+            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
 
 
-def compile_blocks(model: nn.Module, pattern: str = BLOCKS, *, dynamic: bool | None = None) -> list[str]:
-    """Compile each of the modules whose names match `pattern` by itself.
+def compile_modules(modules: Iterable[nn.Module], *, dynamic: bool | None = None) -> None:
+    """Compile each of these modules by itself, in place.
 
-    Blocks of one class share their compiled code, so that compilation takes as long as that of one block, however deep
-    the model is; DistributedDataParallel splits no graph at its buckets.
+    Blocks of one structure share their compiled code, so that compilation takes as long as that of one block, however
+    deep the model is; DistributedDataParallel splits no graph at its buckets.
+
+    `nn.Module.compile` does nothing, silently, for modules whose `forward` is torch's own, such as `nn.Sequential`.
 
     Args:
-        model: changed in place.
-        pattern: as for `checkpoint_activations`.
+        modules: a model, or its blocks; none inside another.
         dynamic: False: compile each size of a micro-batch by itself; None: torch generalises at the second size.
-
-    Returns:
-        Names of the modules, in the order of the tree.
-
-    Raises:
-        ValueError: see `matching_modules`.
     """
-    matches = matching_modules(model, pattern)
-    for module in matches.values():
-        module.compile(dynamic=dynamic)
-    return list(matches)
+    codes: dict[Any, CodeType] = {}
+    for module in modules:
+        called = _frame_around(module)
+        # Torch counts compilations by code object, up to a limit beyond which it computes without: one per structure.
+        called.__code__ = codes.setdefault(_structure(module), called.__code__.replace())
+        module._compiled_call_impl = torch.compile(called, dynamic=dynamic)
+
+
+def _frame_around(module: nn.Module) -> FunctionType:
+    """A frame of ours around torch's own call: torch compiles no frame of its files, but those that they call."""
+    call = module._call_impl
+
+    def called(*args: Any, **kwargs: Any) -> Any:
+        return call(*args, **kwargs)
+
+    return cast(FunctionType, called)
+
+
+def _structure(module: nn.Module) -> Any:
+    types = tuple((name, type(one)) for name, one in module.named_modules())
+    shapes = tuple((name, one.shape, one.dtype, one.requires_grad) for name, one in module.named_parameters())
+    return types, shapes

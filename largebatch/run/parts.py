@@ -22,7 +22,8 @@ from largebatch.gradient.batch_stream import Loader
 from largebatch.gradient.options import GradientOptions
 from largebatch.losses import units_are_fixed, widens_outputs
 from largebatch.losses.coupled import is_coupled
-from largebatch.models.layout import compile_blocks, keep_channels_last
+from largebatch.models.checkpointing import matching_modules
+from largebatch.models.layout import compile_modules, keep_channels_last
 from largebatch.run.config.combinations import gradient_options
 from largebatch.run.config.schema import TrainConfig
 from largebatch.run.initial_state import block_pattern, build_optimizer, noise_scale_groups
@@ -198,9 +199,8 @@ def _wrapped(prepared: Prepared, runtime: Runtime) -> nn.Module:
         keep_channels_last(model)
     # Two sizes are compiled each by itself: code for any size would be slower in every step.
     dynamic = False if has_few_sizes(prepared.config, prepared.numbers) else None
-    if how == "blocks":
-        compile_blocks(model, block_pattern(prepared.config), dynamic=dynamic)
-    elif how:
-        model.compile(dynamic=dynamic)  # in place: parameter names stay as they are
+    if how:
+        blocks = matching_modules(model, block_pattern(prepared.config)).values() if how == "blocks" else [model]
+        compile_modules(blocks, dynamic=dynamic)
     outputs_in_float32 = not widens_outputs(prepared.loss)
     return runtime.wrap(model, bucket_mb=prepared.config.precision.bucket_mb, outputs_in_float32=outputs_in_float32)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.utils import counters
 
 from largebatch.distributed.checksums import parameter_checksums, tensors_sha256
 from largebatch.models import MLP, ConvNet, checkpoint_activations
-from largebatch.models.layout import compile_blocks, keep_channels_last
+from largebatch.models.checkpointing import BLOCKS, matching_modules
+from largebatch.models.layout import compile_modules, keep_channels_last
 from largebatch.records.checkpoint import load_checkpoint, pack_optimizer, unpack_optimizer
 from largebatch.records.checkpoint.writing import write_directory
 
@@ -93,15 +97,38 @@ def test_parametrised_and_other_weights_are_left_alone():
     assert [one.stride() for one in model.parameters()] == before
 
 
-def test_blocks_are_compiled_one_by_one_and_names_stay(monkeypatch: pytest.MonkeyPatch):
-    calls: list[tuple[nn.Module, Any]] = []
-    monkeypatch.setattr(nn.Module, "compile", lambda module, **how: calls.append((module, how)))
-    model = MLP(4, 3, hidden=[8, 8, 8])
-    names = list(model.state_dict())
-    found = compile_blocks(model, dynamic=False)
-    assert found == checkpoint_activations(copy.deepcopy(model)), "the blocks of activation checkpointing"
-    assert [module for module, _ in calls] == [model.get_submodule(name) for name in found]
-    assert all(how == {"dynamic": False} for _, how in calls)
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """How many graphs torch has compiled; it traces and runs them, and makes no code."""
+    torch._dynamo.reset()
+    counters.clear()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    return lambda: counters["stats"]["unique_graphs"]
+
+
+@pytest.mark.parametrize("kind", [nn.Sequential, ConvNet], ids=["of torch", "of one's own"])
+def test_a_model_is_compiled_whoever_has_written_its_forward(kind: type, graphs: Callable[[], int]):
+    """`nn.Module.compile` compiles nothing of an nn.Sequential, and does not say so."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU()) if kind is nn.Sequential else ConvNet(5, 3, width=4)
+    inputs = torch.randn(2, 4) if kind is nn.Sequential else torch.randn(2, 3, 8, 8)
+    names, plain = list(model.state_dict()), copy.deepcopy(model)
+    compile_modules([model], dynamic=False)
+    torch.testing.assert_close(model(inputs), plain(inputs))
+    assert graphs() == 1
     assert list(model.state_dict()) == names
-    with pytest.raises(ValueError, match="matches none"):
-        compile_blocks(model, "layers")
+    copy.deepcopy(model)(inputs)
+    assert graphs() == 1, "a copy computes its own weights, uncompiled"
+
+
+def test_blocks_of_one_structure_share_code_and_others_do_not_use_up_its_limit(graphs: Callable[[], int]):
+    """Torch stops compiling, with a warning, after 8 versions of one code object."""
+    alike = MLP(8, 3, hidden=[8] * 12)
+    blocks = matching_modules(alike, BLOCKS)
+    assert list(blocks) == checkpoint_activations(copy.deepcopy(alike)), "the blocks of activation checkpointing"
+    compile_modules(blocks.values(), dynamic=False)
+    alike(torch.randn(2, 8)).sum().backward()
+    assert graphs() == 2, "inputs of the first block need no gradient"
+    different = MLP(8, 3, hidden=list(range(8, 18)))
+    compile_modules(matching_modules(different, BLOCKS).values(), dynamic=False)
+    different(torch.randn(2, 8)).sum().backward()
+    assert graphs() == 2 + 10
