@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from largebatch.diagnostics.memory.live_bytes import LiveBytes
 from largebatch.distributed.runtime import Runtime
 from largebatch.gradient import batch_norm_kernels as kernels
 from largebatch.gradient.exact_batch_norm import ExactBatchNorm, global_moments
@@ -138,6 +139,37 @@ def test_bfloat16_activations_on_cuda_are_never_copied_to_float32(monkeypatch: p
     assert len(seen) == 1 + 1 + 2 + 2
     assert inputs.grad is not None
     assert inputs.grad.dtype == torch.bfloat16
+
+
+class ShapesOnly(OnCuda):
+    """Results of the kernels without the working memory that writing them out takes."""
+
+    def batch_norm_stats(self, input: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        return torch.zeros(input.shape[1]), torch.ones(input.shape[1])
+
+    def batch_norm_elemt(self, input: Tensor, *_: Any) -> Tensor:
+        return torch.empty_like(input)
+
+    def batch_norm_backward_reduce(self, grad_out: Tensor, input: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        return torch.zeros(input.shape[1]), torch.zeros(input.shape[1]), None, None
+
+    def batch_norm_backward_elemt(self, grad_out: Tensor, input: Tensor, *_: Any) -> Tensor:
+        return torch.empty_like(input)
+
+
+def test_two_micro_batches_on_cuda_take_memory_for_outputs_and_gradients_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "_has_kernels", lambda _: True)
+    for name in KERNELS:
+        monkeypatch.setattr(torch, name, getattr(ShapesOnly(), name))
+    norm = nn.BatchNorm2d(4)
+    parts = [torch.zeros(2, 4, 64, 64, dtype=torch.bfloat16).requires_grad_() for _ in range(2)]
+    grads = [torch.zeros_like(part) for part in parts]
+    one, small = parts[0].nbytes, 4096  # statistics
+    with Runtime.open() as runtime, LiveBytes() as memory:
+        outputs = ExactBatchNorm(runtime, norm).forward_all([lambda part=part: norm(part) for part in parts])
+        assert 2 * one <= memory.peak <= 2 * one + small
+        torch.autograd.backward(outputs, grads)
+    assert memory.peak <= 4 * one + small, "outputs, which are still held, and gradients of the inputs"
 
 
 def _require_not_wide(saved: Tensor) -> Tensor:

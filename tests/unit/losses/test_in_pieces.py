@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -10,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from largebatch.diagnostics.memory.live_bytes import LiveBytes
 from largebatch.losses import CrossEntropy, NextToken
 from largebatch.losses.in_pieces import LOGITS_AT_ONCE
 
@@ -70,32 +69,9 @@ def test_logits_in_bfloat16_are_widened_before_anything_is_computed() -> None:
     torch.testing.assert_close(narrow.grad.double(), truth.grad, rtol=2**-8, atol=1e-6)
 
 
-class PeakBytes(TorchDispatchMode):
-    """Counts the bytes of all tensors that exist at once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.alive = self.peak = 0
-        self._known: set[int] = set()
-
-    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:
-        result = function(*arguments, **(named or {}))
-        for one in result if isinstance(result, (tuple, list)) else [result]:
-            if isinstance(one, Tensor) and (key := one.untyped_storage()._cdata) not in self._known:
-                self._known.add(key)
-                self.alive += one.untyped_storage().nbytes()
-                weakref.finalize(one.untyped_storage(), self._free, key, one.untyped_storage().nbytes())
-        self.peak = max(self.peak, self.alive)
-        return result
-
-    def _free(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.alive -= size
-
-
 def peak_gib(loss: NextToken, *, copies_outputs: bool) -> float:
     """Of the loss of GPT-2 and its gradient, 8 samples of 1,024 tokens under bfloat16 autocast; nothing is computed."""
-    with FakeTensorMode(), PeakBytes() as memory:
+    with FakeTensorMode(), LiveBytes() as memory:
         logits = torch.empty(8, 1024, 50257, dtype=torch.bfloat16).requires_grad_()
         targets = torch.empty(8, 1024, dtype=torch.int64)
         loss.loss_per_sample(logits.float() if copies_outputs else logits, targets).sum().backward()
