@@ -146,7 +146,8 @@ def require_same_job(environ: Mapping[str, str], seen: int, device: torch.device
             "and write the same files. On a machine without GPU start with `torchrun --nproc-per-node N` or "
             "`accelerate launch --multi_gpu --num_processes N`, and unset ACCELERATE_* variables of other runs."
         )
-    if chosen.type != device.type or (chosen.index is not None and chosen != device):
+    is_indexed = device.type == "cuda" and chosen.index is not None
+    if chosen.type != device.type or (is_indexed and chosen != device):
         raise LauncherError(
             f"This rank has {device}, but accelerate has chosen {chosen}: a variable such as ACCELERATE_USE_CPU or "
             "ACCELERATE_TORCH_DEVICE overrides it. Unset it. To train on the CPU of a machine with GPUs, set "

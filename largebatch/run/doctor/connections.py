@@ -40,6 +40,21 @@ def ports(environ: Mapping[str, str]) -> Iterator[Finding]:
         yield Finding("MASTER_PORT", "problem", f"{port} cannot be opened: {error}. {remedy}")
 
 
+def flight_recorder(environ: Mapping[str, str]) -> Iterator[Finding]:
+    """On a machine with GPUs: whether NCCL keeps what each rank sent last, and how to read it."""
+    if not torch.cuda.is_available():
+        return
+    size = environ.get("TORCH_FR_BUFFER_SIZE", environ.get("TORCH_NCCL_TRACE_BUFFER_SIZE", "2000"))
+    if size == "0" or environ.get("TORCH_NCCL_DUMP_ON_TIMEOUT") == "0":
+        told = "off: a collective that hangs is not traced to its rank. Unset TORCH_FR_* and TORCH_NCCL_*."
+        yield Finding("flight recorder", "note", told)
+        return
+    where = environ.get("TORCH_FR_DUMP_TEMP_FILE", "RUN/flight_recorder/rank_")
+    folder, _, prefix = where.rpartition("/")
+    read = f"torchfrtrace {folder or '.'} --prefix {prefix}"
+    yield Finding("flight recorder", "ok", f"{size} collectives per rank; after a timeout `{read}` names the late rank")
+
+
 def meeting(limit_s: float = MEETING_S) -> Iterator[Finding]:
     """Whether two processes of this machine can connect over loopback and all-reduce over gloo."""
     context = multiprocessing.get_context("spawn")

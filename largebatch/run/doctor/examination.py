@@ -33,6 +33,7 @@ def examine(config: TrainConfig, environ: Mapping[str, str], *, network: bool) -
         "run": partial(start_of_a_run, config, environ),
         "disk": partial(machine.disk, existing_folder(config).absolute()),
         "ports": partial(connections.ports, environ),
+        "flight recorder": partial(connections.flight_recorder, environ),
         "two processes": connections.meeting,
         "W&B": partial(connections.wandb_server, environ, network=network),
     }

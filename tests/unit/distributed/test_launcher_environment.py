@@ -121,6 +121,7 @@ PARTIAL = "only part of a launcher's environment is here. Start with torchrun or
         ({"ACCELERATE_USE_FSDP": "true"}, "fp32", None, ["ACCELERATE_USE_FSDP: this plug-in takes over"]),
         ({"ACCELERATE_USE_DEEPSPEED": "True"}, "fp32", None, ["ACCELERATE_USE_DEEPSPEED: this plug-in"]),
         ({"ACCELERATE_USE_MEGATRON_LM": "1"}, "fp32", None, ["ACCELERATE_USE_MEGATRON_LM: this plug-in"]),
+        ({"ACCELERATE_USE_PARALLELISM_CONFIG": "true"}, "fp32", None, ["ACCELERATE_USE_PARALLELISM_CONFIG: this plug"]),
         (
             {"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"},
             "fp32",

@@ -98,7 +98,7 @@ def test_the_roll_of_4096_ranks_names_the_lost_ones_in_time(
     with capsys.disabled():
         print(f"\nroll call of 4,096 ranks: the longest wait was {longest_s:.2f} s")
     assert told == {"[0, 7, 4000]": 4093}
-    assert longest_s < lost_ranks.ROLL_CALL_S + lost_ranks._ANSWER_S
+    assert longest_s < lost_ranks.ROLL_CALL_S + lost_ranks._answer_s(4096)
 
 
 class Counted:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from largebatch.distributed import process_group
-from largebatch.distributed.membership import TimeLimits
+from largebatch.distributed.membership import TimeLimits, require_same_job
 from largebatch.distributed.process_group import gpu_address, open_process_group, own_device
 from largebatch.distributed.rendezvous import LauncherError
 from largebatch.distributed.runtime import Runtime
@@ -143,3 +144,24 @@ def test_two_slices_of_a_gpu_have_one_address(monkeypatch: pytest.MonkeyPatch):
     first, second = (gpu_address(torch.device("cuda", index)) for index in (0, 1))
     assert first == second
     assert first.startswith("A100 MIG 3g.20gb 0000:3b:00 ")
+
+
+@pytest.mark.parametrize(
+    ("seen", "chosen", "told"),
+    [
+        (2, "cuda:1", None),
+        (2, "cuda", None),
+        (1, "cuda:1", "The launcher started 2 processes, but accelerate sees 1: every rank would train alone"),
+        (2, "cpu", "This rank has cuda:1, but accelerate has chosen cpu: a variable such as ACCELERATE_USE_CPU"),
+        (
+            2,
+            "cuda:0",
+            "This rank has cuda:1, but accelerate has chosen cuda:0: a variable such as ACCEL",
+        ),
+    ],
+)
+def test_a_device_or_a_job_that_accelerates_variables_have_changed_is_refused(seen: int, chosen: str, told: str | None):
+    refused = contextlib.nullcontext() if told is None else pytest.raises(LauncherError, match=f"^{told}")
+    with refused:
+        require_same_job({"WORLD_SIZE": "2"}, seen, torch.device("cuda", 1), torch.device(chosen))
+    require_same_job({}, 1, torch.device("cpu"), torch.device("cpu:0"))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from packaging.requirements import Requirement
 
 from largebatch.cli import doctor
@@ -217,3 +218,21 @@ def test_examining_needs_no_folder_and_no_job(tmp_path: Path, monkeypatch: pytes
     found = examination.examine(config(f"run.root={tmp_path}/absent"), {}, network=False)
     states = {one.state for one in found}
     assert "problem" not in states
+
+
+@pytest.mark.parametrize(
+    ("environ", "state", "told"),
+    [
+        ({}, "ok", "`torchfrtrace RUN/flight_recorder --prefix rank_`"),
+        ({"TORCH_FR_DUMP_TEMP_FILE": "/d/nccl_"}, "ok", "`torchfrtrace /d --prefix nccl_`"),
+        ({"TORCH_NCCL_TRACE_BUFFER_SIZE": "0"}, "note", "off: "),
+    ],
+)
+def test_on_gpus_the_flight_recorder_is_told_with_the_command_that_reads_it(
+    environ: dict[str, str], state: str, told: str, monkeypatch: pytest.MonkeyPatch
+):
+    assert list(connections.flight_recorder(environ)) == []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    (finding,) = connections.flight_recorder(environ)
+    assert finding.state == state
+    assert told in finding.found
