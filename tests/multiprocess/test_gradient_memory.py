@@ -46,7 +46,7 @@ class Live(TorchDispatchMode):
 
 
 class Peaks(Observer):
-    """Notes how many bytes were alive at once in each step: buckets, momentum, gradients, activations."""
+    """Notes how many bytes were alive at once in each step: weights, buckets, momentum, gradients, activations."""
 
     def __init__(self, live: Live) -> None:
         self.live, self.found = live, []
@@ -61,17 +61,18 @@ def peaks_of(num_parts: int, options: dict[str, Any]) -> list[int]:
     runtime = Runtime.open()
     try:
         torch.manual_seed(0)
-        layers = [nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh()) for _ in range(LAYERS)]
-        model, size = nn.Sequential(*layers), MICRO * num_parts * runtime.world_size
+        size = MICRO * num_parts * runtime.world_size
         data = random_classification(STEPS * size, 3, (WIDTH,), "train")
         plan = BatchPlan.solve(global_batch_size=size, world_size=runtime.world_size, max_micro_batch_size=MICRO)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
         with Live() as live, mock.patch.object(out_of_memory, "_RESERVE_BYTES", 1):  # it is there in every step
+            model = nn.Sequential(*(nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh()) for _ in range(LAYERS)))
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
             peaks = Peaks(live)
             run = made_run(
                 runtime, model, CrossEntropy(), optimizer, plan, data, lambda _: 0.1, STEPS, observers=[peaks],
                 log_every=100, **options,
             )  # fmt: skip
+            live.peak = 0
             assert train(run) == "finished"
         return peaks.found
     finally:
