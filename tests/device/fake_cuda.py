@@ -195,7 +195,10 @@ class FakeGpu(TorchDispatchMode):
         self.counts.copies[f"{'pinned' if pinned else 'pageable'} at {place()}"] += source.nbytes
         self.launched += 1
         if asynchronous and pinned:
-            self._being_read[source.untyped_storage()._cdata] = self.launched
+            key = source.untyped_storage()._cdata
+            self._being_read[key] = self.launched
+            # The allocator of pinned memory keeps what is let go until the copy has ended: nobody writes to it.
+            weakref.finalize(source.untyped_storage(), self._being_read.pop, key, None)
         elif source.dim() or not asynchronous:  # the driver stages a few bytes of pageable memory itself
             self.wait("copy of pageable memory to the device" if not pinned else "blocking copy to the device")
         return source
