@@ -44,33 +44,37 @@ def shown_bytes(num_bytes: float) -> str:
     return f"{num_bytes:.0f} B"
 
 
-def largest_that_fits(peak_of: Callable[[int], int], budget: int, *, known: dict[int, int], most: int) -> int:
+def largest_that_fits(
+    peak_of: Callable[[int], int], budget: int, *, known: dict[int, int], per_sample: float, most: int
+) -> int:
     """The largest size of at most `most` whose peak is within `budget`; 0 if not even 1 is.
 
-    Memory is nearly a line in the size, so each next size lies on the line through the two nearest known ones. What is
-    returned has been computed, and so has the size above it, which does not fit.
+    Memory is nearly a line in the size, so each next size lies on the line through the two known ones that are nearest
+    to the budget. What is returned has been computed, and so has the size above it, which does not fit.
 
     Args:
         peak_of: size -> bytes; grows with the size.
         budget: bytes.
-        known: size -> bytes of two sizes or more; gets all others that are computed.
+        known: size -> bytes of at least one size of at most `most`; gets all others that are computed.
+        per_sample: first guess of how it grows, bytes.
         most: largest size that is of use.
 
-    >>> known = {10: 110, 20: 210}
-    >>> largest_that_fits(lambda size: 10 * size + 10, 1000, known=known, most=10**6), sorted(known)
-    (99, [10, 20, 99, 100])
+    >>> known = {10: 110}
+    >>> largest_that_fits(lambda size: 10 * size + 10, 1000, known=known, per_sample=9.0, most=10**6), sorted(known)
+    (99, [10, 99, 100, 108])
     """
     while True:
         fit = max((size for size, peak in known.items() if peak <= budget), default=0)
         misfit = min((size for size, peak in known.items() if peak > budget), default=most + 1)
-        if fit >= most or misfit - fit <= 1:
-            return min(fit, most)
-        size = min(max(_on_the_line(known, budget), fit + 1), misfit - 1, most)
+        if misfit - fit <= 1:
+            return fit
+        size = min(max(_on_the_line(known, per_sample, budget), fit + 1), misfit - 1)
         known[size] = peak_of(size)
 
 
-def _on_the_line(known: dict[int, int], budget: int) -> int:
-    """The size that would fill the budget, by the two known sizes whose peaks are nearest to it."""
-    one, other = sorted(known, key=lambda size: abs(known[size] - budget))[:2]
-    slope = (known[one] - known[other]) / (one - other)
-    return int(one + (budget - known[one]) / slope) if slope > 0 else 2 * max(one, other)
+def _on_the_line(known: dict[int, int], slope: float, budget: int) -> int:
+    """The size that would fill the budget."""
+    one, *others = sorted(known, key=lambda size: abs(known[size] - budget))
+    if others:
+        slope = (known[one] - known[others[0]]) / (one - others[0])
+    return int(one + (budget - known[one]) / slope) if slope > 0 else 2 * max(known)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -173,6 +174,8 @@ def imagined_run(prepared: Prepared, device: DeviceKind) -> Iterator[ImaginedRun
     memory = LiveBytes(granule=CUDA_GRANULE if device == "cuda" else 1)
     on_device = cuda_rules() if device == "cuda" else contextlib.nullcontext()
     with preserved_generators(), imagined_ranks(world_size), contextlib.ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")  # torch's, which a real run repeats
         runtime = stack.enter_context(ImaginedRuntime.open(precision=_ON_CPU.get(compute, compute), on_cpu=True))
         runtime.device = torch.device("cpu")  # accelerate's "cpu:0" would be another one to fake tensors
         with FakeCopyMode(fake):

@@ -102,7 +102,7 @@ def _predicted(prepared: Prepared, imagined: ImaginedRun, device: DeviceKind, bu
     share, size = max(map(planned.rank_batch_size, range(planned.world_size))), planned.max_micro_batch_size
     sees_all = imagined.is_joint or is_coupled(prepared.loss)
 
-    def plan_of(size: int) -> BatchPlan:
+    def plan_of(size: int, share: int) -> BatchPlan:
         """Micro-batches beyond the second take what the second takes, unless they depend on each other."""
         count = -(-share // size)
         count = count if sees_all else min(count, 2)
@@ -110,25 +110,28 @@ def _predicted(prepared: Prepared, imagined: ImaginedRun, device: DeviceKind, bu
             global_batch_size=size * count * planned.world_size, world_size=planned.world_size, micro_batch_size=size
         )
 
-    steps = [imagined.take_step(plan_of(size)) for _ in range(3)]
+    steps = [imagined.take_step(plan_of(size, share)) for _ in range(3)]
     in_passes, in_update = max(step.in_passes for step in steps), max(step.in_update for step in steps)
     highest = replace(max(steps, key=lambda step: step.peak), in_passes=in_passes, in_update=in_update)
-    state, known = imagined.state_bytes(), {size: in_passes}
-
-    def passes_of(size: int) -> int:
-        return imagined.take_step(plan_of(size)).in_passes
-
-    known[2 * size] = passes_of(2 * size)
-    per_sample = (known[2 * size] - steps[-1].in_passes) / size
+    state, twice = imagined.state_bytes(), imagined.take_step(plan_of(2 * size, 2 * share))
+    per_sample = (twice.in_passes - steps[-1].in_passes) / size
     fit = None
     if budget is not None and not imagined.is_joint:
         usable = max(int((budget - OUTSIDE_BYTES) / FRAGMENTED), 0) if device == "cuda" else budget
-        found = largest_that_fits(passes_of, usable, known=known, most=share) if in_update <= usable else 0
+        known, found = {size: in_passes}, 0
+        if in_update <= usable:
+            found = largest_that_fits(
+                lambda size: imagined.take_step(plan_of(size, share)).in_passes,
+                usable,
+                known=known,
+                per_sample=per_sample,
+                most=share,
+            )
         fit = Fit(budget, usable, found, max(known[found], in_update) if found else 0, share)
     return PredictedMemory(
         device=device,
         micro_batch_size=size,
-        num_micro_batches=len(plan_of(size).micro_batches(0)),
+        num_micro_batches=len(plan_of(size, share).micro_batches(0)),
         weights=imagined.weight_bytes(),
         optimizer=state,
         step=highest,
