@@ -29,6 +29,8 @@ from largebatch.run.predicted_memory.host_side import HostSide
 from largebatch.run.predicted_memory.repeated_sample import Repeating, fake_like, repeating
 from largebatch.run.prepare import Prepared
 from largebatch.training.loop import Run, take_step
+from largebatch.training.observers import EvaluationObserver
+from largebatch.training.observers.metrics import RowLog
 
 DeviceKind = Literal["cuda", "cpu"]
 _ON_CPU = {"fp16": "bf16"}  # of the same width; there is no loss scale on a CPU
@@ -105,6 +107,26 @@ class ImaginedRun:
             return passes
         held = memory.bytes_of(self._gradients(), at_peak=True)
         return replace(passes, operation=memory.peak_operation, gradients=held)
+
+    def evaluate(self, prepared: Prepared) -> int:
+        """Most bytes that are alive during an evaluation, after a step."""
+        loaders: Any = dict.fromkeys(("train", "val"), self._loader)
+        observer = EvaluationObserver(
+            RowLog([], num_samples=1),
+            train=prepared.train_plain,
+            validation=prepared.validation,
+            loss=prepared.measured_loss,
+            every=None,
+            micro_batch_size=prepared.config.observers.evaluation.micro,
+            loaders=loaders,
+        )
+        self.memory.restart()
+        self._host.reads_anything = True
+        try:
+            observer.measure(self.run)
+        finally:
+            self._host.reads_anything = False
+        return self.memory.peak
 
     def state_bytes(self) -> int:
         """Of the optimizer's state."""

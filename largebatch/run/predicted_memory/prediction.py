@@ -54,6 +54,7 @@ class PredictedMemory:
         weights: parameters and buffers.
         optimizer: its state.
         step: the highest of the steps that were taken.
+        evaluation: most that is alive during an evaluation.
         per_sample: how much the peak grows with each sample of a micro-batch.
         fit: None: no budget was given, or all micro-batches are in memory together.
         is_joint: whether they are.
@@ -65,6 +66,7 @@ class PredictedMemory:
     weights: int
     optimizer: int
     step: StepMemory
+    evaluation: int
     per_sample: float
     fit: Fit | None
     is_joint: bool
@@ -113,7 +115,8 @@ def _predicted(prepared: Prepared, imagined: ImaginedRun, device: DeviceKind, bu
     steps = [imagined.take_step(plan_of(size, share)) for _ in range(3)]
     in_passes, in_update = max(step.in_passes for step in steps), max(step.in_update for step in steps)
     highest = replace(max(steps, key=lambda step: step.peak), in_passes=in_passes, in_update=in_update)
-    state, twice = imagined.state_bytes(), imagined.take_step(plan_of(2 * size, 2 * share))
+    evaluation, state = imagined.evaluate(prepared), imagined.state_bytes()
+    twice = imagined.take_step(plan_of(2 * size, 2 * share))
     per_sample = (twice.in_passes - steps[-1].in_passes) / size
     fit = None
     if budget is not None and not imagined.is_joint:
@@ -135,6 +138,7 @@ def _predicted(prepared: Prepared, imagined: ImaginedRun, device: DeviceKind, bu
         weights=imagined.weight_bytes(),
         optimizer=state,
         step=highest,
+        evaluation=evaluation,
         per_sample=per_sample,
         fit=fit,
         is_joint=imagined.is_joint,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -49,6 +49,10 @@ class Repeating:
             assert self._plan is not None
             for part in self._plan.micro_batches(0):
                 yield replace(_repeated(self._sample, part.size), index=part.index)
+
+    def batches(self, ids: object, sizes: Sequence[int]) -> Iterator[MicroBatchData]:
+        """See `EvaluationLoader`; from the third on a batch takes what the second takes."""
+        return (_repeated(self._sample, size) for size in sizes[:2])
 
     def replan(self, plan: BatchRamp) -> None:
         """See `Loader`; nothing is ever short of memory here."""

@@ -28,6 +28,7 @@ def memory_rows(predicted: PredictedMemory) -> list[PlanRow]:
         ("optimizer state", shown_bytes(predicted.optimizer), "after its first steps"),
         ("activations and the rest", shown_bytes(predicted.activations), f"{micro}; each {_per_sample(predicted)}"),
         ("peak of a rank", shown_bytes(step.peak), f"{where}, at {step.operation}"),
+        ("peak of an evaluation", shown_bytes(predicted.evaluation), "observers.evaluation.micro samples at once"),
     ]
     if predicted.fit is not None:
         rows.append(_fit_row(predicted, predicted.fit))

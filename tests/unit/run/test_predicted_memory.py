@@ -16,6 +16,8 @@ from largebatch.run.parts import build_loader, build_run
 from largebatch.run.predicted_memory.prediction import NotPredictableError, predict_memory
 from largebatch.run.prepare import Prepared, prepare
 from largebatch.training.loop import train
+from largebatch.training.observers import EvaluationObserver
+from largebatch.training.observers.metrics import RowLog
 from tests.unit.composing import compose_run
 
 SCALARS = 1024  # bytes: sums of the loss and the like
@@ -93,6 +95,22 @@ def test_a_stack_of_linear_layers_takes_what_a_calculation_by_hand_says():
         in_passes = 3 * of_weights + (2 + num_ready) * of_activations
         in_update = (3 + num_copies) * of_weights + num_ready * of_activations
         assert (found.step.in_passes, found.step.in_update) == pytest.approx((in_passes, in_update), abs=few)
+
+
+def test_an_evaluation_is_predicted_too():
+    """Its batches are larger than micro-batches, and no gradient is kept: here outputs and inputs decide."""
+    prepared = prepared_run("model=mlp", "batch.total=8", "observers.evaluation.micro=180")
+    found = predict_memory(prepared, "cpu")
+    with Runtime.open() as runtime, LiveBytes() as memory:
+        run = build_run(prepared, runtime, build_loader(prepared, 0), num_steps=2)
+        memory.watch([*run.module.parameters(), *run.module.buffers()])
+        train(run)
+        sets = prepared.train_plain, prepared.validation
+        observer = EvaluationObserver(RowLog([], num_samples=1), *sets, prepared.measured_loss, None, 180)
+        memory.restart()
+        observer.measure(run)
+    assert memory.peak == pytest.approx(found.evaluation, rel=0.02)
+    assert found.evaluation > found.step.in_passes
 
 
 class Branching(nn.Linear):
