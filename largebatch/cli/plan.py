@@ -37,7 +37,7 @@ def run(config: DictConfig, overrides: list[str]) -> int:
         environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "0"}  # as a launcher would; nothing connects to it
     if copies := start_problems(environ, num_processes=ranks):
         raise ConfigError(copies)  # alone: all other errors would be about another run
-    prepared = prepare(config, environ, trains=False)
+    prepared = prepare(config, environ, trains=False, tries=options.dry_run)
     (_print_json if options.format == "json" else _print_tables)(prepared, options)
     return 0
 

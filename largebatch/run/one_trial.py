@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from largebatch.data import Augmentation
 from largebatch.gradient.accumulation import give_copies
@@ -20,7 +21,7 @@ from largebatch.run.derive import RunNumbers
 from largebatch.run.initial_state import build_optimizer, initial_model
 from largebatch.run.precision.decisions import Decisions, decide
 from largebatch.run.precision.device import Device
-from largebatch.run.sent_weights import SENT_FROM_BYTES, hollow_model, reason_against, weight_bytes
+from largebatch.run.sent_weights import SENT_FROM_BYTES, NotHollowError, hollow_model, reason_against, weight_bytes
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,25 @@ def try_parts(
     is_sent = sends and _can_be_sent(config, model, findings)
     word = Word((), tuple(findings.notes), tried.state, tried.labels, getattr(tried.loss, "shift", None), is_sent)
     return word, Own(model, optimizer, decisions, tried)
+
+
+def untried(parts: Parts) -> tuple[Word, Own]:
+    """Model and optimizer of a run that nobody has tried, whose tensors have shapes and no numbers.
+
+    Raises:
+        ValueError: if the model cannot be made without values.
+    """
+    config, loss = parts.config, parts.loss
+    assert loss is not None
+    note = "dry run: none, and no weights were made. Model, data and loss may not fit together."
+    try:
+        model = hollow_model(config, torch.device("cpu"), mode=FakeTensorMode(allow_non_fake_inputs=True))
+    except NotHollowError as error:
+        raise ValueError(f"{error} Leave out plan.dry_run=false.") from error
+    optimizer = build_optimizer(config, model)
+    tried = Tried(sampled_content(config, parts.sets.train), loss, None, KeptState())
+    word = Word((), (note,), tried.state)
+    return word, Own(model, optimizer, decide(parts.kind, parts.given, model, parts.numbers), tried)
 
 
 def as_told(parts: Parts, word: Word, device: torch.device | None) -> Own:

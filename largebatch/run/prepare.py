@@ -29,7 +29,7 @@ from largebatch.run.config.schema import TrainConfig
 from largebatch.run.data_sets import data_sets
 from largebatch.run.derive import RunNumbers, derive
 from largebatch.run.named_loss import named_loss, without_smoothing
-from largebatch.run.one_trial import Own, Parts, Word, as_told, try_parts
+from largebatch.run.one_trial import Own, Parts, Word, as_told, try_parts, untried
 from largebatch.run.precision.decisions import Decisions
 from largebatch.run.precision.device import Device
 from largebatch.run.precision.number_format import settled
@@ -81,6 +81,7 @@ def prepare(
     *,
     trains: bool = True,
     joins: bool = False,
+    tries: bool = True,
 ) -> Prepared:
     """Check a composed config, build data, model, loss and optimizer, and try them together; see `dry_run`.
 
@@ -90,6 +91,7 @@ def prepare(
         trains: whether steps may follow; if not, optimizer and checkpoints are not tried.
         joins: whether this process is to join the job of `environ`. Then rank 0 alone tries the run, on its own device,
             and all ranks go by what it finds; all of them call this. Otherwise it is tried on the CPU.
+        tries: whether the run is tried; if not, its model has shapes and no numbers, so no steps may follow.
 
     Raises:
         ConfigError: with all errors, on every rank.
@@ -104,7 +106,11 @@ def prepare(
     device = _own_device(environ) if joins else None
 
     def find_out(*, sends: bool) -> Word:
-        word, found = try_parts(parts, findings, trains=trains, device=device, sends=sends)
+        if tries:
+            word, found = try_parts(parts, findings, trains=trains, device=device, sends=sends)
+        else:
+            findings.raise_if_any()
+            word, found = findings.attempt("model", lambda: untried(parts)) or (Word(tuple(findings.errors), ()), None)
         own.append(found)
         return word
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
 from typing import Any
 
@@ -26,21 +27,29 @@ class NotHollowError(ValueError):
     """A model cannot be made without the values of its tensors."""
 
 
-def hollow_model(config: TrainConfig, device: torch.device) -> nn.Module:
+def hollow_model(
+    config: TrainConfig, device: torch.device, *, mode: AbstractContextManager[Any] | None = None
+) -> nn.Module:
     """The model of the config with uninitialised memory on `device`: another rank sends its values.
+
+    Args:
+        config: of the run.
+        device: of the memory.
+        mode: in which it is allocated; one of fake tensors allocates none.
 
     Raises:
         NotHollowError: if it needs values to be made, or keeps tensors outside of parameters and buffers.
     """
     model = _outline(config)
     kept: dict[Tensor, Tensor] = {}  # tied tensors stay tied
-    for owner in model.modules():
-        for members in (owner._parameters, owner._buffers):
-            for name, one in members.items():
-                if one is not None and one not in kept:
-                    kept[one] = _with_memory(one, device)
-                members[name] = None if one is None else kept[one]  # type: ignore[assignment]
-    return as_configured(config, model)
+    with mode or nullcontext():
+        for owner in model.modules():
+            for members in (owner._parameters, owner._buffers):
+                for name, one in members.items():
+                    if one is not None and one not in kept:
+                        kept[one] = _with_memory(one, device)
+                    members[name] = None if one is None else kept[one]  # type: ignore[assignment]
+        return as_configured(config, model)
 
 
 def reason_against(config: TrainConfig, model: nn.Module) -> str | None:

@@ -20,9 +20,11 @@ class PlanConfig(Section):
     Attributes:
         memory: whether a rank's memory is predicted, or bytes of a device that it is to fit into.
         device: whose rules the prediction follows.
+        dry_run: whether the run is tried on this machine; if not, no weights are made.
         format: how the plan is printed.
     """
 
     memory: Annotated[bool | int | None, BeforeValidator(_switch_or_bytes)]
     device: Literal["cuda", "cpu"]
+    dry_run: bool
     format: Literal["table", "json"]

@@ -11,7 +11,7 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensor, FakeTensorMode
 
 from largebatch.batch.plan import BatchPlan
 from largebatch.diagnostics.memory.cuda_rules import cuda_rules
@@ -192,7 +192,8 @@ def imagined_run(prepared: Prepared, device: DeviceKind) -> Iterator[ImaginedRun
     prepared = _on(prepared, device)
     world_size, compute = prepared.numbers.plan.world_size, prepared.config.precision.compute
     loader = repeating(prepared, feeds_gpu=device == "cuda")
-    fake, host = FakeTensorMode(allow_non_fake_inputs=True), HostSide()
+    own = (one.fake_mode for one in prepared.model.parameters() if isinstance(one, FakeTensor))
+    fake, host = next(own, None) or FakeTensorMode(allow_non_fake_inputs=True), HostSide()
     memory = LiveBytes(granule=CUDA_GRANULE if device == "cuda" else 1)
     on_device = cuda_rules() if device == "cuda" else contextlib.nullcontext()
     with preserved_generators(), imagined_ranks(world_size), contextlib.ExitStack() as stack:

@@ -159,6 +159,16 @@ def test_plan_prints_the_memory_as_a_table_and_as_json(capsys: pytest.CaptureFix
     assert (memory["peak"], memory["fit"]["size"]) == (sum(parts), 64)
 
 
+def test_a_model_without_weights_is_predicted_as_one_with_them(capsys: pytest.CaptureFixture[str]):
+    overrides = ["model=convnet", "data=digits", "batch.total=64", "plan.memory=true", "plan.format=json"]
+    found = []
+    for dry_run in ("true", "false"):
+        assert main(["plan", *overrides, f"plan.dry_run={dry_run}"]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    assert found[0]["memory"] == found[1]["memory"]
+    assert [len(one["notes"]) for one in found] == [0, 1]
+
+
 @pytest.mark.parametrize(
     ("text", "problem"), [("80", "has no unit"), ("80gigs", "is no unit"), ("much", "is no amount")]
 )
