@@ -11,11 +11,11 @@ Cost: two requests per rank and interval, and one list of all signs for the watc
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import socket
 import sys
 import threading
-import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -24,13 +24,14 @@ import torch
 import torch.distributed as dist
 
 from largebatch.distributed.signals import kill_children
+from largebatch.distributed.waiting import AwakeClock
 from largebatch.distributed.watcher import NO_STEP, SILENT_BEATS, Sign, Watcher
 
 LAST_WORDS_S = 10.0  # for a rank whose collective has raised to call the roll and say so itself
 _LEAVING_S = 0.5
 _TORCH = os.path.dirname(torch.__file__)
 _LIBRARIES = (_TORCH, os.path.dirname(threading.__file__))
-_NAMED = "failed", "noticed"
+_NAMED = "failed", "lost", "noticed"
 
 
 class Heartbeat:
@@ -43,6 +44,7 @@ class Heartbeat:
 
     Attributes:
         limit_s: as above; what it is now.
+        silence_s: seconds without a sign of life, after which ranks end that wait for the silent ones.
         step: the step that this rank is in, as a function; None outside of training, where ranks may stand for long.
         record: called with each finding, on the rank that watches.
     """
@@ -51,13 +53,15 @@ class Heartbeat:
         self.rank, self.world_size, self.every_s, self.limit_s = rank, world_size, every_s, limit_s
         self.step: Callable[[], int] | None = None
         self.record: Callable[[str], None] | None = None
+        self.silence_s = math.inf
         self._store: dist.Store | None = None
+        self._clock = AwakeClock(2 * every_s)
         self._main = threading.get_ident()
         self._wake, self._said, self._ended = threading.Event(), threading.Event(), threading.Event()
         self._last_words = ""
         self._failure = ""
         self._named = dict.fromkeys(_NAMED, "")
-        self._named_at = self._answered_at = self._moved_at = time.monotonic()
+        self._named_at = self._answered_at = self._moved_at = self._clock()
         self._stack: tuple[int, ...] = ()
         self._is_cut = self._has_told = False
 
@@ -95,7 +99,7 @@ class Heartbeat:
     def _talk(self) -> None:
         store = self._store
         assert store is not None
-        watcher = Watcher(self.rank, self.world_size, self.every_s)
+        watcher = Watcher(self.rank, self.world_size, self.every_s, self._clock)
         try:
             for name in _NAMED:
                 store.compare_set(name, "", "")
@@ -104,8 +108,8 @@ class Heartbeat:
                 count += 1
                 store.set(f"sign/{self.rank}", str(self._sign(count)))
                 self._hear(store)
-                self._tell(store, watcher.look(store, limit_s=self.limit_s))
-                self._answered_at = time.monotonic()
+                self._tell(store, watcher.look(store, limit_s=self.limit_s, silence_s=self.silence_s))
+                self._answered_at = self._clock()
                 self._wake.wait(self.every_s)
             if self._failure:
                 store.compare_set("failed", "", self._failure)
@@ -115,20 +119,20 @@ class Heartbeat:
         self._said.set()
 
     def _sign(self, count: int) -> Sign:
-        stood_s = time.monotonic() - self._moved_at
+        stood_s = self._clock() - self._moved_at
         step = NO_STEP if self.step is None else self.step()
         return Sign(count, step, stood_s, socket.gethostname(), self._last_words or self._place())
 
     def _hear(self, store: dist.Store) -> None:
         heard = dict(zip(_NAMED, (text.decode() for text in store.multi_get(list(_NAMED))), strict=True))
         if heard != self._named:
-            self._named, self._named_at = heard, time.monotonic()
+            self._named, self._named_at = heard, self._clock()
 
-    def _tell(self, store: dist.Store, finding: str | None) -> None:
-        if finding is None:
-            return
-        store.set("noticed", finding)
-        self._print(finding or "the ranks that did not answer or stood still go on.")
+    def _tell(self, store: dist.Store, findings: dict[str, str]) -> None:
+        for name, text in findings.items():
+            store.set(name, text)
+        if (noticed := findings.get("noticed")) is not None:
+            self._print(noticed or "the ranks that did not answer or stood still go on.")
 
     # ---- The thread that never waits ----
 
@@ -136,17 +140,19 @@ class Heartbeat:
         while not self._ended.wait(self.every_s):
             stack = _stack(sys._current_frames().get(self._main))
             if stack != self._stack:
-                self._stack, self._moved_at = stack, time.monotonic()
+                self._stack, self._moved_at = stack, self._clock()
             if (why := self._why_to_end()) is not None:
                 self._end(why)
 
     def _why_to_end(self) -> str | None:
         """The reason that the training thread waits in vain; None: it works, or may have to wait."""
-        now = time.monotonic()
+        now = self._clock()
         stood_s, unanswered_s = now - self._moved_at, now - self._answered_at
         is_late = stood_s > self.limit_s + 2 * self.every_s
         if self._named["failed"]:
             return self._named["failed"] if min(stood_s, now - self._named_at) > LAST_WORDS_S else None
+        if self._named["lost"] and stood_s > LAST_WORDS_S:
+            return self._named["lost"]
         if self._is_cut or unanswered_s > SILENT_BEATS * self.every_s:
             why = (
                 f"the store of the job has not answered for {unanswered_s:.0f} s: rank 0's process, its host or the "
@@ -155,7 +161,8 @@ class Heartbeat:
             if stood_s > LAST_WORDS_S and not self._has_told:
                 self._has_told = True
                 self._print(f"{why}. This is rank {self.rank}, which waits {self._step_text()} at {self._place()}.")
-            return why if (stood_s > LAST_WORDS_S and self._is_cut) or is_late else None
+            is_lost = self._is_cut or unanswered_s > self.silence_s
+            return why if (stood_s > LAST_WORDS_S and is_lost) or is_late else None
         return self._named["noticed"] or None if is_late else None
 
     def _end(self, why: str) -> None:

@@ -14,8 +14,9 @@ from typing import Any, cast
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import _get_default_store
 
-from largebatch.distributed.rendezvous import counted_ranks, within
+from largebatch.distributed.rendezvous import counted_ranks
 from largebatch.distributed.runtime import Runtime
+from largebatch.distributed.waiting import within
 
 # Other ranks notice a lost rank when their own connection closes or times out, at about the same time.
 ROLL_CALL_S = 3.0

@@ -30,12 +30,14 @@ class TimeLimits:
         start_s: the same until the first steps are done, in which ranks compile; at least `collective_s`.
         rendezvous_s: until all ranks of the job must have joined.
         heartbeat_s: between two signs of life of a rank.
+        silence_s: without a sign of life, after which a rank is lost; counts once the first steps are done.
     """
 
     collective_s: float = 600
     start_s: float = 1800
     rendezvous_s: float = 300
     heartbeat_s: float = 5
+    silence_s: float = 120
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "start_s", max(self.start_s, self.collective_s))
@@ -64,6 +66,7 @@ class Membership:
     def started(self) -> None:
         """The first steps are over: from now on a collective that hangs is a lost rank, and no compiler."""
         self._bound(self._limits.collective_s)
+        self.heartbeat.silence_s = self._limits.silence_s
 
     @contextlib.contextmanager
     def patience(self) -> Iterator[None]:

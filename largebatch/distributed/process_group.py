@@ -15,7 +15,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from largebatch.distributed.rendezvous import LauncherError, rendezvous, within
+from largebatch.distributed.rendezvous import LauncherError, rendezvous
+from largebatch.distributed.waiting import within
 
 ABORT_S = 10.0
 _LEFT_GROUPS: list[Any] = []
@@ -65,11 +66,17 @@ def open_process_group(
         for names, value in _OF_NCCL.items():
             if not any(name in environ for name in names):
                 environ[names[0]] = value
-    with rendezvous(environ, timeout_s=rendezvous_timeout_s, gpu=gpu_address(device) if is_cuda else None):
+    limit, gpu = timedelta(seconds=timeout_s), gpu_address(device) if is_cuda else None
+    with rendezvous(environ, timeout_s=rendezvous_timeout_s, gpu=gpu) as store:
+        met: dict[str, Any] = {}
+        if store is not None:
+            store.set_timeout(limit)
+            met = {"store": store, "rank": int(environ["RANK"]), "world_size": int(environ["WORLD_SIZE"])}
         try:
             dist.init_process_group(
                 "nccl" if is_cuda else "gloo",
-                timeout=timedelta(seconds=timeout_s),
+                **met,
+                timeout=limit,
                 device_id=device if is_cuda else None,
             )
         except RuntimeError as error:

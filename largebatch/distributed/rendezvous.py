@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, TimeoutError
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import TimeoutError
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 import torch.distributed as dist
 
-T = TypeVar("T")
+from largebatch.distributed.waiting import growing_pauses, within
 
 _ALL_HERE = "all"
-_LONGEST_PAUSE_S = 0.2  # between two polls
+_READING_S = 0.4  # for two polls of the others
 _CONNECTING_S = 5.0  # timeout of one attempt to connect
 _MOST_NAMED = 8
+_MEETINGS: Counter[tuple[str, int]] = Counter()  # of this process at an address; all ranks meet equally often
 _COUNTING = 3  # the ranks that read who has come when time is up; all of them would be N lists of N
 
 
@@ -28,14 +29,15 @@ class LauncherError(RuntimeError):
 
 
 @contextlib.contextmanager
-def rendezvous(environ: Mapping[str, str], *, timeout_s: float, gpu: str | None = None) -> Iterator[None]:
+def rendezvous(environ: Mapping[str, str], *, timeout_s: float, gpu: str | None = None) -> Iterator[dist.Store | None]:
     """Block until every rank that the launcher started has joined; open the process group inside this context.
 
     Torch's own rendezvous uses the timeout of the collectives, lets all ranks but rank 0 pass before the others have
     joined, and waits forever if another program owns the port. Here all ranks get the same outcome, in time.
 
-    Rank 0 opens MASTER_PORT, unless a torchrun agent has. Torch keeps one server per port of a process, so the process
-    group reuses the open one. A single process passes at once, and so does an environment without an address.
+    Rank 0 opens MASTER_PORT, unless a torchrun agent has. Yields the store for the process group. Its keys are those of
+    this meeting: a process may join one job after the other at the same port, and the store keeps what ranks wrote in
+    the last one. A single process passes at once without a store, and so does an environment without an address.
 
     Args:
         environ: WORLD_SIZE, RANK, MASTER_ADDR and MASTER_PORT, as set by torchrun, accelerate launch or by hand.
@@ -48,7 +50,7 @@ def rendezvous(environ: Mapping[str, str], *, timeout_s: float, gpu: str | None 
     """
     place = MeetingPoint.of(environ, timeout_s, gpu)
     if place is None:
-        yield
+        yield None
         return
     try:
         store, outcome = within(timeout_s + _CONNECTING_S, place.join)
@@ -56,10 +58,10 @@ def rendezvous(environ: Mapping[str, str], *, timeout_s: float, gpu: str | None 
         raise LauncherError(place.no_answer()) from None
     if outcome != _ALL_HERE:
         if place.opens_port:
-            time.sleep(2 * _LONGEST_PAUSE_S)  # the server ends with this process: let the others read the outcome
+            time.sleep(_READING_S)  # the server ends with this process: let the others read the outcome
         del store
         raise LauncherError(outcome)
-    yield
+    yield store
 
 
 @dataclass(frozen=True)
@@ -97,11 +99,14 @@ class MeetingPoint:
         return f"{self.address}:{self.port}"
 
     def join(self) -> tuple[dist.Store, str]:
-        """The store of the rendezvous and its outcome: `_ALL_HERE`, or the error that every rank raises."""
+        """The store of the meeting and its outcome: `_ALL_HERE`, or the error that every rank raises."""
         end = time.monotonic() + self.limit_s
-        store = self.open_store()
+        number = _MEETINGS[str(self), self.rank]
+        _MEETINGS[str(self), self.rank] += 1
+        prefix = f"largebatch/{self.attempt}/{self.world_size}/{number}"
+        store = dist.PrefixStore(prefix, self.open_store())
         try:
-            return store, self._meet(dist.PrefixStore(f"largebatch/{self.attempt}/{self.world_size}", store), end)
+            return store, self._meet(store, end)
         except dist.DistError as error:
             raise LauncherError(
                 f"Rank 0 of {self.world_size} was at {self} and left before all ranks had joined: {_line(error)} (rank "
@@ -222,37 +227,8 @@ def counted_ranks(ranks: Sequence[int], world_size: int) -> str:
     return f"ranks {_shortened(ranks)} ({len(ranks)} of {world_size})"
 
 
-def within(seconds: float, call: Callable[[], T]) -> T:
-    """Result of `call`, run in its own thread, which is abandoned after `seconds`.
-
-    Torch's stores wait inside C++ for a peer that does not answer, regardless of their own timeout. Meanwhile the main
-    thread would handle no signal.
-
-    Raises:
-        TimeoutError: of concurrent.futures, if the call takes longer. Errors of the call propagate.
-    """
-    future: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(call())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    return future.result(seconds)
-
-
 def _shortened(parts: Sequence[object]) -> str:
     return ", ".join(map(str, parts[:_MOST_NAMED])) + (", ..." if len(parts) > _MOST_NAMED else "")
-
-
-def growing_pauses() -> Iterator[float]:
-    """Growing pauses in seconds, short at first, so that ranks that start together lose no time."""
-    pause = 0.005
-    while True:
-        yield pause
-        pause = min(2 * pause, _LONGEST_PAUSE_S)
 
 
 def _line(error: Exception) -> str:

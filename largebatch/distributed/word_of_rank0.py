@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from largebatch.distributed.rendezvous import LauncherError, MeetingPoint, growing_pauses, within
+from largebatch.distributed.rendezvous import LauncherError, MeetingPoint
+from largebatch.distributed.waiting import growing_pauses, within
 
 T = TypeVar("T")
 

@@ -52,6 +52,7 @@ def open_runtime(prepared: Prepared) -> Iterator[Runtime]:
         start_s=launcher.start_timeout_s,
         rendezvous_s=launcher.rendezvous_timeout_s,
         heartbeat_s=launcher.heartbeat_s,
+        silence_s=launcher.silence_timeout_s,
     )
     job = Runtime.open(precision=prepared.decisions.given.precision.compute, limits=limits)
     with job as runtime, prepared.decisions.switches().set():

@@ -54,6 +54,17 @@ def test_a_stopped_rank_is_named_before_its_collective_fails_and_the_other_ends_
 
 
 @pytest.mark.fault(14)
+def test_ranks_that_wait_for_a_silent_one_end_before_their_collective_does(port: int, tmp_path: Path):
+    """A node that is lost costs the others `launcher.silence_timeout_s`."""
+    fault, silence = Fault("after_forward", 7, action="SIGSTOP", rank=1), "launcher.silence_timeout_s=3"
+    ended = train_in_forks(tmp_path, silence, ranks=3, fault=fault, port=port, killed_at_last=1)
+    assert ended.codes == (FAILED, -signal.SIGKILL, FAILED), ended.output
+    for rank in (0, 2):
+        assert f"largebatch: rank {rank} ends here, in step 7 at " in ended.said[rank]
+        assert f": rank 1 on {HOST} has given no sign of life for 3 s" in ended.said[rank]
+
+
+@pytest.mark.fault(14)
 def test_a_rank_that_hangs_in_a_step_is_named_with_the_line_where_it_is(port: int, tmp_path: Path):
     """It gives signs of life, and both ranks are in the same step."""
     fault = Fault("after_forward", 7, action="sleep", rank=1)

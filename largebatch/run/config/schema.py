@@ -183,6 +183,7 @@ class LauncherConfig(Section):
     start_timeout_s: PositiveFloat
     collective_timeout_s: PositiveFloat
     heartbeat_s: PositiveFloat
+    silence_timeout_s: PositiveFloat
 
 
 class RunConfig(Section):

@@ -167,10 +167,19 @@ def test_a_rank_whose_rank_0_leaves_while_it_waits_says_so(port: int):
     told: list[str] = []
     waiting = threading.Thread(target=lambda: told.append(meet(environment(1, 2, port), 30)))
     waiting.start()
-    server.get("largebatch/0/2/came")  # is there when it waits
+    server.get("largebatch/0/2/0/came")  # is there when it waits
     del server
     waiting.join()
     assert told[0].startswith(f"Rank 0 of 2 was at 127.0.0.1:{port} and left before all ranks had joined: ")
+
+
+def test_the_next_job_of_the_same_processes_waits_for_all_of_them_again(port: int):
+    """Their store keeps what they wrote in the last one."""
+    server = TCPStore("127.0.0.1", port, None, True, wait_for_workers=False, multi_tenant=True)
+    for _ in range(2):
+        assert meet_all(*((environment(rank, 2, port), 30) for rank in range(2))) == ["", ""]
+    assert "Missing: rank 1;" in meet(environment(0, 2, port), 0.3)
+    del server
 
 
 def test_a_restart_by_torchrun_meets_anew_in_the_store_of_its_agent(port: int):
@@ -179,7 +188,7 @@ def test_a_restart_by_torchrun_meets_anew_in_the_store_of_its_agent(port: int):
     assert meet_all(*((environment(rank, 2, port, **of_agent), 30) for rank in range(2))) == ["", ""]
     of_agent["TORCHELASTIC_RESTART_COUNT"] = "1"
     assert "Missing: rank 1;" in meet(environment(0, 2, port, **of_agent), 0.3)
-    assert agent.check(["largebatch/1/2/outcome"])
+    assert agent.check(["largebatch/1/2/1/outcome"])
 
 
 def test_two_ranks_on_one_gpu_are_refused_before_nccl_starts(port: int):
