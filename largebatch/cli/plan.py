@@ -44,11 +44,12 @@ def run(config: DictConfig, overrides: list[str]) -> int:
 
 def _print_tables(prepared: Prepared, options: PlanConfig) -> None:
     from largebatch.records.trackers import print_plan
+    from largebatch.run.loading import prefetch_rows
     from largebatch.run.plan_report import checkpoint_row, lr_rows, plan_rows, reduction_rows
     from largebatch.run.precision.decisions import decision_rows, gpu_row
 
     numbers = prepared.numbers
-    how = [*decision_rows(prepared.decisions)]
+    how = [*decision_rows(prepared.decisions), *prefetch_rows(prepared)]
     if not prepared.decisions.device.is_gpu:
         how.append(gpu_row(prepared.decisions, prepared.model, numbers))
     reduction = reduction_rows(prepared.config, numbers.plan.world_size)

@@ -82,6 +82,7 @@ def _print_start(prepared: Prepared, opened: OpenRun) -> None:
 
     from largebatch.distributed.launcher_environment import restart_note
     from largebatch.records.trackers import print_plan
+    from largebatch.run.loading import prefetch_rows
     from largebatch.run.plan_report import checkpoint_row, plan_rows, reduction_rows
     from largebatch.run.precision.decisions import decision_rows
 
@@ -94,6 +95,7 @@ def _print_start(prepared: Prepared, opened: OpenRun) -> None:
     rows = [
         ("device", runtime.device.type, opened.decisions.device.name),
         *decision_rows(opened.decisions),
+        *prefetch_rows(prepared),
         (
             "model",
             f"{sum(parameter.numel() for parameter in parameters):,} parameters",

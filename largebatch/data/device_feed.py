@@ -14,6 +14,19 @@ from largebatch.data.micro_batch import MicroBatchData
 
 
 @dataclass(frozen=True)
+class Pinned:
+    """A micro-batch in page-locked memory of the host, whose copy to the device waits for nobody.
+
+    Attributes:
+        batch: inputs as they are stored, and targets.
+        draws: of the augmentation; None without one.
+    """
+
+    batch: MicroBatchData
+    draws: Tensor | None
+
+
+@dataclass(frozen=True)
 class Sent:
     """A micro-batch whose copy to the device is under way.
 
@@ -38,9 +51,9 @@ class Sent:
 class DeviceFeed:
     """Copies micro-batches to a GPU beside its computation, and makes the model's inputs of them there.
 
-    `send` queues the copies of pinned memory on a stream of their own and returns at once, in any thread. `receive`
-    lets the current stream wait for them, not the host, and queues normalisation and augmentation behind. Bytes travel
-    as they are stored: 1 per pixel instead of 4.
+    `pin` makes copies that need no host, in any thread. `send` queues the copies to the device on a stream of their own
+    and returns at once, in any thread. `receive` lets the current stream wait for them, not the host, and queues
+    normalisation and augmentation behind. Bytes travel as they are stored: 1 per pixel instead of 4.
 
     Args:
         device: a GPU.
@@ -55,16 +68,19 @@ class DeviceFeed:
         self._complete, self._augment = complete, augment
         self._stream = torch.cuda.Stream(device)
 
-    def begin_thread(self) -> None:
-        """Make the device that of the thread: pinned memory would open a context on the first GPU."""
-        torch.cuda.set_device(self.device)
-
-    def send(self, batch: MicroBatchData) -> Sent:
-        """Start the copies of a micro-batch on the host."""
+    def pin(self, batch: MicroBatchData) -> Pinned:
+        """A micro-batch on the host, with its draws, in page-locked memory."""
         # No sample of a placeholder counts: there is none to draw for.
-        has_draws = self._augment is not None and not batch.is_placeholder
+        augment = None if batch.is_placeholder else self._augment
+        draws = None if augment is None else augment.draws(batch.ids, batch.epochs).pin_memory()
+        inputs, targets = each(batch.inputs, Tensor.pin_memory), batch.targets.pin_memory()
+        return Pinned(replace(batch, inputs=inputs, targets=targets), draws)
+
+    def send(self, pinned: Pinned) -> Sent:
+        """Start the copies of a micro-batch."""
+        batch = pinned.batch
         with torch.cuda.stream(self._stream):
-            draws = self._copied(self._augment.draws(batch.ids, batch.epochs)) if has_draws else None  # type: ignore[union-attr]
+            draws = None if pinned.draws is None else self._copied(pinned.draws)
             inputs, targets = each(batch.inputs, self._copied), self._copied(batch.targets)
             return Sent(replace(batch, inputs=inputs, targets=targets), draws, self._stream.record_event())
 
@@ -84,7 +100,27 @@ class DeviceFeed:
         return replace(sent.batch, inputs=inputs)
 
     def _copied(self, tensor: Tensor) -> Tensor:
-        return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor.to(self.device, non_blocking=True)
+
+
+class Waiting(MicroBatchData):
+    """A micro-batch that stays on the host, as it is stored; each time that its inputs are read they are sent anew.
+
+    For steps that begin with all of their micro-batches: the device has room for one, and the host can look at targets
+    without waiting for the device.
+    """
+
+    _pinned: Pinned
+    _feed: DeviceFeed
+
+    def __init__(self, pinned: Pinned, feed: DeviceFeed) -> None:
+        without_targets = replace(pinned.batch, targets=pinned.batch.targets[:0])
+        vars(self).update(vars(pinned.batch), _pinned=replace(pinned, batch=without_targets), _feed=feed)
+
+    @property
+    def inputs(self) -> Inputs:
+        """On the device, complete and augmented."""
+        return self._feed.receive(self._feed.send(self._pinned)).inputs
 
 
 def each(inputs: Inputs, function: Callable[[Tensor], Tensor]) -> Inputs:

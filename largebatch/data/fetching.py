@@ -5,17 +5,16 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from largebatch.data.ahead import Ahead
 from largebatch.data.augmentation import Augmentation
-from largebatch.data.device_feed import DeviceFeed, Sent, each
+from largebatch.data.device_feed import DeviceFeed, Pinned, Sent, Waiting
 from largebatch.data.errors import DataError
 from largebatch.data.items import Augment, KeyedItems, Loaded, change_images
 from largebatch.data.micro_batch import MicroBatchData, Request
@@ -40,7 +39,7 @@ class BatchSource:
 
     Args:
         dataset: in memory (has `fetch`), or map-style.
-        augment, num_workers, pin_memory, seed, timeout_s, skips, prefetch, to_gpu: see `MicroBatchLoader`.
+        augment, num_workers, seed, timeout_s, skips, prefetch, to_gpu, keeps_steps: see `MicroBatchLoader`.
         stream: name of the random stream that keys the items.
 
     Raises:
@@ -56,18 +55,18 @@ class BatchSource:
         seed: int,
         stream: str,
         timeout_s: float,
-        pin_memory: bool = False,
         skips: bool = False,
         prefetch: int = 0,
         to_gpu: bool = False,
+        keeps_steps: bool = False,
     ) -> None:
         in_memory = hasattr(dataset, "fetch")
         _check_samples(dataset)
         _check_settings(in_memory=in_memory, num_workers=num_workers, timeout_s=timeout_s, prefetch=prefetch)
-        if pin_memory and not torch.accelerator.is_available():
-            raise ValueError("pin_memory=True has no effect without a GPU. Set it to False.")
         if to_gpu and not torch.cuda.is_available():
             raise ValueError("to_gpu=True: there is no CUDA GPU here. Set it to False.")
+        if keeps_steps and not to_gpu:
+            raise ValueError("keeps_steps=True has no effect without to_gpu=True. Set it to False.")
         self._complete, self._augment_there = None, None
         self._feed: DeviceFeed | None = None
         # Augmentation of somebody else's takes complete images on the host.
@@ -75,7 +74,7 @@ class BatchSource:
             dataset, self._complete = stored_form(dataset)
             self._augment_there, augment = augment, None
         self._dataset, self._augment, self._skips = dataset, augment, skips
-        self._pins, self._to_gpu, self._prefetch = pin_memory or to_gpu, to_gpu, prefetch
+        self._to_gpu, self._keeps_steps, self._prefetch = to_gpu, keeps_steps, prefetch
         samples = OneByOne(dataset) if in_memory else dataset
         self._in_memory = in_memory
         self._items = KeyedItems(samples, seed=seed, stream=stream, augment=augment, skips=skips)
@@ -130,7 +129,7 @@ class BatchSource:
             yield from map(self._finish, prepared)
             return
         # The device is one of the thread's settings: pinned memory would open a context on the first GPU.
-        begin = partial(torch.cuda.set_device, torch.cuda.current_device()) if self._pins else lambda: None
+        begin = partial(torch.cuda.set_device, torch.cuda.current_device()) if self._to_gpu else lambda: None
         ahead = Ahead(prepared, self._prefetch, begin=begin)
         self._ahead = weakref.ref(ahead)
         try:
@@ -156,18 +155,17 @@ class BatchSource:
             inputs = change_images(inputs, lambda images: augment(images, request.ids, request.epochs))
         return inputs, targets, []
 
-    def _prepare(self, one: tuple[Request, Loaded | Exception]) -> MicroBatchData | Sent | _Unread:
+    def _prepare(self, one: tuple[Request, Loaded | Exception]) -> MicroBatchData | Pinned | Sent | _Unread:
         request, loaded = one
         if isinstance(loaded, Exception):
             return _Unread(request, loaded)
         batch = request.filled(*loaded)
-        if self._feed is not None:
-            return self._feed.send(batch)
-        if not self._pins:
+        if self._feed is None:
             return batch
-        return replace(batch, inputs=each(batch.inputs, Tensor.pin_memory), targets=batch.targets.pin_memory())
+        pinned = self._feed.pin(batch)
+        return pinned if self._keeps_steps else self._feed.send(pinned)
 
-    def _finish(self, one: MicroBatchData | Sent | _Unread) -> MicroBatchData:
+    def _finish(self, one: MicroBatchData | Pinned | Sent | _Unread) -> MicroBatchData:
         """In the thread that asks for the micro-batch."""
         if isinstance(one, _Unread):
             # Sample by sample, which skips the one at fault or names it. Each draws from the generators of the process.
@@ -177,10 +175,10 @@ class BatchSource:
                 error, samples = one.error, name_samples(one.request.ids)
                 raise DataError(f"{samples} cannot be loaded: {type(error).__name__}: {error}") from error
             return self._finish(self._prepare((one.request, loaded)))
-        if isinstance(one, Sent):
-            assert self._feed is not None
-            return self._feed.receive(one)
-        return one
+        if isinstance(one, MicroBatchData):
+            return one
+        assert self._feed is not None
+        return Waiting(one, self._feed) if isinstance(one, Pinned) else self._feed.receive(one)
 
 
 def _check_samples(dataset: Any) -> None:

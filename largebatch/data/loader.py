@@ -34,9 +34,10 @@ class MicroBatchLoader:
         rank: number of this process.
         augment: (inputs, ids, epochs) -> inputs; keyed by sample, such as `Augmentation`.
         num_workers: processes that load map-style items; 0 loads in this process.
-        pin_memory: put batches into page-locked memory, for faster copies to a GPU.
         to_gpu: put batches onto the current GPU: copied on a stream of their own, images as bytes, and normalised and
             augmented there. The samples have the same random draws as on the host.
+        keeps_steps: with `to_gpu`, for steps that begin with all of their micro-batches: these wait in page-locked
+            memory of the host, as bytes. Their inputs are copied when they are read, their targets stay on the host.
         prefetch: micro-batches that a thread prepares before they are asked for: of a set in memory, or what the
             workers load. 0: none.
         seed: seed of the random draws inside items of a map-style data set.
@@ -56,12 +57,12 @@ class MicroBatchLoader:
         *,
         augment: Augment | None = None,
         num_workers: int = 0,
-        pin_memory: bool = False,
         seed: int = 0,
         timeout_s: float = 0,
         skips: bool = False,
         prefetch: int = 0,
         to_gpu: bool = False,
+        keeps_steps: bool = False,
     ) -> None:
         self._ramp = BatchRamp.of(plan)
         self.rank = rank
@@ -72,13 +73,13 @@ class MicroBatchLoader:
             dataset,
             augment=augment,
             num_workers=num_workers,
-            pin_memory=pin_memory,
             seed=seed,
             stream="item",
             timeout_s=timeout_s,
             skips=skips,
             prefetch=prefetch,
             to_gpu=to_gpu,
+            keeps_steps=keeps_steps,
         )
         if order.num_samples != len(dataset):
             raise ValueError(

@@ -27,7 +27,7 @@ from largebatch.records.trackers import (
     WandbTracker,
 )
 from largebatch.run.failures import keep_findings
-from largebatch.run.loading import evaluation_loaders
+from largebatch.run.loading import evaluation_loaders, prefetch_of
 from largebatch.run.observers import Records, build_observers
 from largebatch.run.parts import as_agreed, build_loader, build_run, open_runtime
 from largebatch.run.plan_report import plan_record
@@ -150,7 +150,9 @@ def open_run(prepared: Prepared, stop: Callable[[], bool], overrides: Sequence[s
 
 
 def _plan_of(prepared: Prepared) -> dict[str, Any]:
-    return plan_record(prepared.numbers, prepared.optimizer, prepared.notes, prepared.decisions, prepared.config)
+    ahead = prefetch_of(prepared.config.data, prepared.train, feeds_gpu=prepared.decisions.device.is_gpu)
+    record = plan_record(prepared.numbers, prepared.optimizer, prepared.notes, prepared.decisions, prepared.config)
+    return record | {"prefetch": vars(ahead)}
 
 
 def _trackers(prepared: Prepared, folder: RunFolder, start: Start, stack: contextlib.ExitStack) -> list[Tracker]:

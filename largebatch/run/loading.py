@@ -8,18 +8,29 @@ from typing import Any
 
 from largebatch.data import EvaluationLoader
 from largebatch.run.config.schema import DataConfig, TrainConfig
+from largebatch.run.precision.device import Decision
+from largebatch.run.prepare import Prepared
 
 _DEPTH = 2  # one to compute next, and one that is being copied
 
 
-def prefetch_of(data: DataConfig, train: Any, *, feeds_gpu: bool) -> int:
-    """Micro-batches that a thread prepares ahead: what the config says, or 2 on a GPU where a thread can load them.
-
-    Without a GPU the thread competes with the training thread for the same cores.
-    """
+def prefetch_of(data: DataConfig, train: Any, *, feeds_gpu: bool) -> Decision:
+    """Micro-batches that a thread prepares ahead: what the config says, or 2 on a GPU where a thread can load them."""
     if data.prefetch is not None:
-        return data.prefetch
-    return _DEPTH if feeds_gpu and (hasattr(train, "fetch") or data.num_workers) else 0
+        return Decision(data.prefetch, "data.prefetch")
+    if not feeds_gpu:
+        return Decision(0, "no GPU: a thread would take a core from the training")
+    if hasattr(train, "fetch") or data.num_workers:
+        return Decision(_DEPTH, "one to compute next, one that is being copied; data.prefetch changes it")
+    return Decision(0, "data.num_workers=0: samples loaded one by one draw from the generators of this process")
+
+
+def prefetch_rows(prepared: Prepared) -> list[tuple[str, str, str]]:
+    """Row of the plan (quantity, value, source); without a GPU only where something is prepared ahead."""
+    feeds_gpu = prepared.decisions.device.is_gpu
+    one = prefetch_of(prepared.config.data, prepared.train, feeds_gpu=feeds_gpu)
+    value = f"{one.value} micro-batch{'' if one.value == 1 else 'es'}"
+    return [("prepared ahead", value, one.reason)] if feeds_gpu or one.value else []
 
 
 @contextlib.contextmanager

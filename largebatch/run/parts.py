@@ -97,8 +97,6 @@ def build_loader(
     """
     config, augment = prepared.config, prepared.augment
     seed = config.seed if seed is None else seed
-    # Where a step begins with all of its micro-batches in memory, they wait on the host.
-    keeps_step = is_coupled(prepared.loss) or not has_fixed_units(prepared)
     return MicroBatchLoader(
         prepared.train,
         SampleOrder(len(prepared.train), seed),
@@ -106,9 +104,9 @@ def build_loader(
         rank,
         augment=None if augment is None else replace(augment, seed=seed),
         num_workers=config.data.num_workers if num_workers is None else num_workers,
-        pin_memory=feeds_gpu and keeps_step,
-        to_gpu=feeds_gpu and not keeps_step,
-        prefetch=0 if num_workers is not None else prefetch_of(config.data, prepared.train, feeds_gpu=feeds_gpu),
+        to_gpu=feeds_gpu,
+        keeps_steps=feeds_gpu and keeps_steps(prepared),
+        prefetch=0 if num_workers is not None else prefetch_of(config.data, prepared.train, feeds_gpu=feeds_gpu).value,
         seed=seed,
         timeout_s=config.data.timeout_s,
         skips=config.data.skips,
@@ -185,6 +183,11 @@ def _gradient_options(prepared: Prepared) -> GradientOptions:
 def has_fixed_units(prepared: Prepared) -> bool:
     """Whether all samples have the same number of units, which is then known without looking at a step's targets."""
     return not prepared.config.data.skips and units_are_fixed(prepared.loss, prepared.train)
+
+
+def keeps_steps(prepared: Prepared) -> bool:
+    """Whether a step begins with all of its micro-batches: to count units, or for a loss that compares samples."""
+    return is_coupled(prepared.loss) or not has_fixed_units(prepared)
 
 
 def _guard(config: TrainConfig) -> Guard | None:

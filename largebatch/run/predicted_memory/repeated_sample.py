@@ -14,9 +14,8 @@ from largebatch.data.device_feed import each
 from largebatch.data.micro_batch import MicroBatchData
 from largebatch.data.stored import stored_form
 from largebatch.distributed.runtime import Inputs
-from largebatch.losses.coupled import is_coupled
 from largebatch.run.loading import prefetch_of
-from largebatch.run.parts import build_loader, has_fixed_units
+from largebatch.run.parts import build_loader, keeps_steps
 from largebatch.run.prepare import Prepared
 
 
@@ -75,11 +74,10 @@ def fake_like(tensor: Tensor) -> Tensor:
 def repeating(prepared: Prepared, *, feeds_gpu: bool) -> Repeating:
     """The first sample of the run, again and again; with `feeds_gpu` micro-batches are prepared ahead on the device."""
     sample = _first_sample(prepared)
-    waits_on_host = is_coupled(prepared.loss) or not has_fixed_units(prepared)
-    if not feeds_gpu or waits_on_host:
+    if not feeds_gpu or keeps_steps(prepared):
         return Repeating(sample, None, 0)
     stored, _ = stored_form(prepared.train)
-    depth = prefetch_of(prepared.config.data, prepared.train, feeds_gpu=True)
+    depth = prefetch_of(prepared.config.data, prepared.train, feeds_gpu=True).value
     return Repeating(sample, _first_sample(replace(prepared, train=stored, augment=None)), depth)
 
 

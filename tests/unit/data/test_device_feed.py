@@ -85,11 +85,13 @@ def batches(dataset: Any, **options: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize("augment", [None, AUGMENT, lambda inputs, ids, epochs: inputs.flip(3)])
+@pytest.mark.parametrize("keeps_steps", [False, True])
 @pytest.mark.parametrize("prefetch", [0, 2])
 def test_batches_on_the_device_are_bitwise_those_on_the_host(
-    on_this_device: dict[str, list[Any]], augment: Any, prefetch: int
+    on_this_device: dict[str, list[Any]], augment: Any, prefetch: int, keeps_steps: bool
 ) -> None:
-    assert_equal(batches(images(), augment=augment, to_gpu=True, prefetch=prefetch), batches(images(), augment=augment))
+    found = batches(images(), augment=augment, to_gpu=True, prefetch=prefetch, keeps_steps=keeps_steps)
+    assert_equal(found, batches(images(), augment=augment))
     sent = {tensor.dtype for tensor in on_this_device["sent"] if tensor.dim() == 4}
     is_ours = augment is None or augment is AUGMENT
     assert sent == {torch.uint8 if is_ours else torch.float32}  # augmentation of somebody else's is done on the host
@@ -117,10 +119,23 @@ def test_memory_of_the_copy_stream_is_kept_until_the_computing_stream_is_done(
     assert {id(one) for one, _ in on_this_device["recorded"]} == {id(one) for one in on_this_device["sent"]}
 
 
-def test_a_placeholder_of_samples_that_cannot_be_loaded_has_no_draws(on_this_device: dict[str, list[Any]]) -> None:
+def test_a_batch_that_waits_on_the_host_is_sent_anew_each_time_that_its_inputs_are_read(
+    on_this_device: dict[str, list[Any]],
+) -> None:
+    one, *_ = batches(images(), augment=AUGMENT, to_gpu=True, keeps_steps=True)
+    assert on_this_device["recorded"] == []
+    assert any(one.targets is tensor for tensor in on_this_device["sent"])  # the host can look at it
+    assert torch.equal(one.inputs, one.inputs)
+    assert len(on_this_device["recorded"]) == 2 * 3
+
+
+@pytest.mark.parametrize("keeps_steps", [False, True])
+def test_a_placeholder_of_samples_that_cannot_be_loaded_has_no_draws(
+    on_this_device: dict[str, list[Any]], keeps_steps: bool
+) -> None:
     dataset = images()
     dataset._bad = {int(one): "torn" for one in ORDER.ids(5, 3)}  # a whole micro-batch, and half of the next one
-    found = batches(dataset, augment=AUGMENT, to_gpu=True, skips=True, prefetch=2)
+    found = batches(dataset, augment=AUGMENT, to_gpu=True, skips=True, prefetch=2, keeps_steps=keeps_steps)
     assert found[0].is_placeholder
     on_host = batches(dataset, augment=AUGMENT, skips=True)
     assert [one.is_placeholder for one in found] == [one.is_placeholder for one in on_host]

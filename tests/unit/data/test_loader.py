@@ -288,10 +288,9 @@ def test_settings_that_contradict_the_data_are_refused(
         MicroBatchLoader(dataset, order, PLAN, rank, **options)
 
 
-@pytest.mark.skipif(torch.accelerator.is_available(), reason="pinned memory has an effect where there is a GPU")
-def test_pinned_memory_without_a_gpu_is_refused() -> None:
-    with pytest.raises(ValueError, match="pin_memory=True has no effect"):
-        MicroBatchLoader(numbered(), ORDER, PLAN, 0, pin_memory=True)
+def test_steps_that_wait_on_the_host_for_no_gpu_are_refused() -> None:
+    with pytest.raises(ValueError, match="keeps_steps=True has no effect"):
+        MicroBatchLoader(numbered(), ORDER, PLAN, 0, keeps_steps=True)
 
 
 @pytest.mark.parametrize(("samples_seen", "num_steps"), [(-1, 1), (0, -1)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,12 @@ from largebatch.data import (
     CheckedLabels,
     FirstSamples,
     NoisyLabels,
+    Screen,
+    ScreenedSamples,
     TokenWindows,
     image_folder,
 )
+from largebatch.data.samples import BadSampleError, form_of
 from largebatch.data.stored import stored_form
 from largebatch.losses import LabelRule
 
@@ -40,8 +44,9 @@ def images() -> ArrayDataset:
         lambda one: CheckedLabels(one, LabelRule(1)),
         lambda one: NoisyLabels(FirstSamples(one, 5), 0.5, num_classes=2, seed=3),
         lambda one: CheckedLabels(NoisyLabels(one, 0.5, num_classes=2, seed=3), LabelRule(1)),
+        lambda one: ScreenedSamples(one, Screen(finite=True, form=form_of(one[0]))),
     ],
-    ids=["plain", "first", "checked", "noisy", "both"],
+    ids=["plain", "first", "checked", "noisy", "both", "screened"],
 )
 def test_stored_images_completed_are_bitwise_those_of_the_set(wrap: Any) -> None:
     dataset = wrap(images())
@@ -59,6 +64,27 @@ def test_a_label_out_of_range_is_refused_in_the_stored_form_too() -> None:
     stored, _ = stored_form(CheckedLabels(images(), LabelRule(0)))
     with pytest.raises(ValueError, match="label"):
         stored.fetch(np.array([1]))
+
+
+@pytest.mark.parametrize("is_dict", [False, True])
+def test_a_screen_judges_stored_samples_as_the_model_takes_them(is_dict: bool) -> None:
+    class Torn(ArrayDataset):
+        def __getitem__(self, index: int) -> Any:
+            pixels, label = super().__getitem__(index)
+            pixels = pixels[:, :3] if index == 2 else pixels
+            return ({"pixels": pixels, "place": torch.ones(2)}, label) if is_dict else (pixels, label)
+
+        def stored_form(self) -> tuple[Any, Any]:
+            stored = copy.copy(self)
+            stored._normalise = None
+            return stored, self._normalise
+
+    torn = Torn(images().inputs, images().targets, **SCALE)
+    stored, _ = stored_form(ScreenedSamples(torn, Screen(form=form_of(torn[0]))))
+    pixels = stored[1][0]
+    assert (pixels["pixels"] if is_dict else pixels).dtype == torch.uint8
+    with pytest.raises(BadSampleError, match="most others"):
+        stored[2]
 
 
 def test_files_are_stored_as_bytes(tmp_path: Path) -> None:

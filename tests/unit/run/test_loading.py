@@ -18,7 +18,8 @@ from torch.utils.data import Dataset
 from largebatch.distributed.runtime import Runtime
 from largebatch.run import parts
 from largebatch.run.build import open_run
-from largebatch.run.loading import prefetch_of
+from largebatch.run.loading import prefetch_of, prefetch_rows
+from largebatch.run.precision.device import Device
 from largebatch.run.prepare import prepare
 from largebatch.training.loop import train
 from tests.unit.composing import compose_run
@@ -111,4 +112,19 @@ def test_a_thread_loads_ahead_for_a_gpu_where_it_can(
 ) -> None:
     data: Any = SimpleNamespace(prefetch=prefetch, num_workers=num_workers)
     train_set = SimpleNamespace(fetch=None) if in_memory else SimpleNamespace()
-    assert prefetch_of(data, train_set, feeds_gpu=feeds_gpu) == expected
+    found = prefetch_of(data, train_set, feeds_gpu=feeds_gpu)
+    assert found.value == expected
+    assert found.reason
+
+
+def test_the_plan_says_how_many_micro_batches_are_prepared_ahead_and_why() -> None:
+    def rows(prefetch: int | None, device: Device) -> list[tuple[str, str, str]]:
+        config = SimpleNamespace(data=SimpleNamespace(prefetch=prefetch, num_workers=0))
+        train_set = SimpleNamespace(fetch=None)
+        prepared: Any = SimpleNamespace(config=config, train=train_set, decisions=SimpleNamespace(device=device))
+        return prefetch_rows(prepared)
+
+    cpu, gpu = Device(), Device("a GPU", (9, 0), has_bf16=True)
+    assert rows(None, cpu) == rows(0, cpu) == []
+    assert rows(1, cpu) == [("prepared ahead", "1 micro-batch", "data.prefetch")]
+    assert [value for _, value, _ in rows(None, gpu) + rows(0, gpu)] == ["2 micro-batches", "0 micro-batches"]
