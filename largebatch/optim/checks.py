@@ -23,7 +23,7 @@ def check_hyperparameters(group: Mapping[str, Any]) -> None:
         raise ValueError("grad_averaging=False has no effect at betas[0]=0: nothing is averaged. Leave it out.")
 
 
-def check_paths(foreach: bool | None, fused: bool | None, *, compile: bool = False) -> None:
+def check_paths(foreach: bool | None, fused: bool | None, *, compile: bool | None = False) -> None:
     """Raise ValueError if more than one path is asked for."""
     asked = [f"{name}=True" for name, value in (("foreach", foreach), ("fused", fused), ("compile", compile)) if value]
     if len(asked) > 1:
@@ -129,6 +129,10 @@ _RULES = {
         "max_grad_norm is a finite number > 0: the largest norm of the gradients of all groups together",
         "None switches it off; 1.0 is usual",
     ),
-    "compile": _switch("compile", "whether a step runs in kernels that are compiled on this machine"),
+    "compile": _Rule(
+        lambda value: value is None or isinstance(value, bool),
+        "compile is True, False or None: whether a step runs in kernels that are compiled on this machine",
+        "None takes them where they work",
+    ),
     "grad_averaging": _switch("grad_averaging", "whether a gradient enters the first moment times 1 - beta1"),
 }

@@ -129,7 +129,7 @@ class LAMB(LayerwiseOptimizer):
         adapt_undecayed: bool = True,
         foreach: bool | None = None,
         fused: bool | None = None,
-        compile: bool = False,
+        compile: bool | None = None,
     ) -> None:
         form = LambForm(
             bias_correction, decay_placement, norm_bounds, trust_clip, max_grad_norm, grad_averaging, adapt_undecayed

@@ -77,11 +77,14 @@ class LARS(LayerwiseOptimizer):
         foreach: True: one call per operation over many tensors. False: the plain loop. None: the former, unless a
             parameter is a tensor subclass. Temporary memory: 32 MiB, or the size of the largest tensor if more.
         fused: True: torch's fused SGD kernel, without temporary memory. False: never. None: where it applies, if
-            `foreach` is None too. It applies to the forms that `LarsForm.is_fused` names, and to plain float32 and
-            float64 tensors on a CPU whose gradient and state lie in memory in the same order, without gaps.
+            `foreach` is None too and `compile` takes nothing. It applies to the forms that `LarsForm.is_fused` names,
+            and to plain float32 and float64 tensors on a CPU whose gradient and state lie in memory in the same order,
+            without gaps.
         compile: True: kernels of our own, for every form and with next to no temporary memory; the fastest path. On a
             CPU they are C, compiled by the constructor once per machine and user; `step` takes the tensors that `fused`
             takes. On a GPU they are Triton, compiled at the first step, which takes seconds; bfloat16 and float16 too.
+            False: never. None: where they apply, if `foreach` and `fused` are None too; the first step tries them, and
+            warns where they do not work. Last digits differ between paths: ranks of one job must take the same one.
 
     Raises:
         ValueError: if a value breaks its rule or has no effect, here or in a group, a parameter is complex, or
@@ -117,7 +120,7 @@ class LARS(LayerwiseOptimizer):
         adapt_undecayed: bool = True,
         foreach: bool | None = None,
         fused: bool | None = None,
-        compile: bool = False,
+        compile: bool | None = None,
     ) -> None:
         form = LarsForm(denominator, lr_placement, nesterov, clip, eps, adapt_undecayed)
         own = {

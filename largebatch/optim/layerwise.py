@@ -92,11 +92,14 @@ def _zero_step() -> Tensor:
 
 
 def _path_options(group: Mapping[str, Any], form: LarsForm | LambForm) -> PathOptions:
-    """The path options of the group; fused=None becomes False if the fused path does not have the form."""
-    given = PathOptions(foreach=group["foreach"], fused=group.get("fused"), compile=group.get("compile", False))
-    check_paths(**given)
-    if given["fused"] and not form.is_fused:
+    """The path options of the group: None becomes False where another option, or the form, excludes the path."""
+    foreach, fused = group["foreach"], group.get("fused")
+    compile = group.get("compile", False)
+    check_paths(foreach, fused, compile=compile)
+    if fused and not form.is_fused:
         raise ValueError(
             f"fused=True with {form}: the fused path does not have this form. Set fused=None, which takes another path."
         )
-    return given if form.is_fused else {**given, "fused": False}
+    if compile is None and not (foreach is None and fused is None):
+        compile = False
+    return PathOptions(foreach=foreach, fused=fused if form.is_fused else False, compile=compile)

@@ -24,7 +24,7 @@ from largebatch.run.config.reading import ConfigError
 from largebatch.run.config.schema import TrainConfig
 from largebatch.run.config.targets import TargetError, check_arguments, make
 from largebatch.run.precision.device import Device
-from largebatch.run.precision.speed import fused
+from largebatch.run.precision.speed import compiled_optimizer, fused
 
 _TRIED_TO_SKIP = 8
 
@@ -147,7 +147,7 @@ def build_optimizer(config: TrainConfig, model: nn.Module, device: Device | None
         model: of the run.
         device: that it will step on; None: the one of this process.
     """
-    node = dict(config.optimizer)
+    node, device = dict(config.optimizer), device or Device.own()
     if "lr" in node:
         raise TargetError(
             f"optimizer.lr={node['lr']}: the rate is derived from scaling.base_lr, scaling.base_batch_size and "
@@ -168,8 +168,10 @@ def build_optimizer(config: TrainConfig, model: nn.Module, device: Device | None
         lr=lr,
         lr_factors=_lr_factors(config, model),
     )
-    if fused(device or Device.own(), config.optimizer, model).value:
+    if fused(device, config.optimizer, model).value:
         node["fused"] = True
+    if compiled_optimizer(device, config.optimizer).value is False:
+        node["compile"] = False
     with without_compiler():
         optimizer = make("optimizer", node, params=groups, lr=lr)
     if not isinstance(optimizer, torch.optim.Optimizer):

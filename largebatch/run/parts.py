@@ -10,12 +10,14 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
+import torch
 from torch import nn
 
 from largebatch.batch.order import SampleOrder
 from largebatch.batch.plan import BatchPlan
 from largebatch.batch.ramp import BatchRamp
 from largebatch.data import MicroBatchLoader
+from largebatch.distributed.gather import gather_ints, named_ranks
 from largebatch.distributed.membership import TimeLimits
 from largebatch.distributed.runtime import Runtime
 from largebatch.gradient.batch_stream import Loader
@@ -28,7 +30,8 @@ from largebatch.run.config.combinations import gradient_options
 from largebatch.run.config.schema import TrainConfig
 from largebatch.run.initial_state import block_pattern, build_optimizer, noise_scale_groups
 from largebatch.run.loading import prefetch_of
-from largebatch.run.precision.decisions import decide
+from largebatch.run.precision.decisions import Decisions, decide
+from largebatch.run.precision.device import Decision
 from largebatch.run.precision.number_format import settled
 from largebatch.run.precision.speed import has_few_sizes
 from largebatch.run.prepare import Prepared
@@ -64,16 +67,35 @@ def open_runtime(prepared: Prepared) -> Iterator[Runtime]:
 
 
 def as_agreed(prepared: Prepared, runtime: Runtime) -> Prepared:
-    """The run in the number format that its ranks have agreed on: with `auto` another rank's GPU may lack bfloat16."""
-    decisions = prepared.decisions
-    if runtime.precision == decisions.compute.value:
-        return prepared
-    device, given = decisions.device, decisions.given
-    return replace(
-        prepared,
-        config=settled(given, device, everywhere=False),
-        decisions=decide(device, given, prepared.model, prepared.numbers, everywhere=False),
-    )
+    """The run as its ranks have agreed to compute; every rank calls it.
+
+    With precision=auto another rank's GPU may lack bfloat16. And another machine may lack a compiler: kernels differ in
+    last digits, so the optimizers of all ranks take the same ones.
+    """
+    device, given, own = prepared.decisions.device, prepared.decisions.given, prepared.decisions
+    if runtime.precision != own.compute.value:
+        prepared = replace(
+            prepared,
+            config=settled(given, device, everywhere=False),
+            decisions=decide(device, given, prepared.model, prepared.numbers, everywhere=False),
+        )
+    if ranks := _ranks_without_kernels(runtime, own):
+        agreed = Decision(False, f"slower by torch's kernels: its own do not work on {named_ranks(ranks)}")
+        prepared = replace(prepared, decisions=replace(prepared.decisions, compiled_optimizer=agreed))
+        _keep_to_torch(prepared.optimizer)
+    return prepared
+
+
+def _ranks_without_kernels(runtime: Runtime, own: Decisions) -> list[int]:
+    if own.compiled_optimizer.value is None or runtime.world_size == 1:
+        return []
+    works = torch.tensor([own.compiled_optimizer.value], dtype=torch.int64, device=runtime.device)
+    return [rank for rank, does in enumerate(gather_ints(runtime, works)[:, 0].tolist()) if not does]
+
+
+def _keep_to_torch(optimizer: torch.optim.Optimizer) -> None:
+    for group in optimizer.param_groups:
+        group["compile"] = False
 
 
 def build_loader(
@@ -166,6 +188,8 @@ def own_copy(prepared: Prepared) -> Prepared:
     """The same run with a model, losses and an optimizer of its own."""
     model, loss, measured_loss = copy.deepcopy((prepared.model, prepared.loss, prepared.measured_loss))
     optimizer = build_optimizer(prepared.config, model, prepared.decisions.device)
+    if prepared.decisions.compiled_optimizer.value is False:
+        _keep_to_torch(optimizer)
     return replace(prepared, model=model, loss=loss, measured_loss=measured_loss, optimizer=optimizer)
 
 

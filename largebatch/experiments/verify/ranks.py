@@ -27,7 +27,7 @@ from largebatch.experiments.verify.planted import Defect
 from largebatch.experiments.verify.probe import Probe
 from largebatch.experiments.verify.trajectories import Trajectory, package_trajectory
 from largebatch.records.durable_files import as_not_written
-from largebatch.run.parts import open_runtime
+from largebatch.run.parts import as_agreed, open_runtime
 from largebatch.run.prepare import Prepared, prepare
 
 _KINDS = ("gradient", "weights", "statistics")  # the tensors of a trajectory
@@ -82,6 +82,7 @@ def load_reference(folder: str) -> Trajectory:
 def run_cases(prepared: Prepared, plans: Sequence[BatchPlan], reference: Trajectory, steps: int) -> Outcome:
     """Compare each plan with the reference on the ranks of this job; the same on every rank."""
     with open_runtime(prepared) as runtime:
+        prepared = as_agreed(prepared, runtime)
         causes = rank_dependence(Probe(prepared), runtime) if runtime.world_size > 1 else []
         if causes:  # a collective in the model or the loss would hang where ranks have unequal numbers of micro-batches
             return causes, {}

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import Any, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from largebatch.optim.kernels.compiler import kernels
 from largebatch.optim.kernels.flat import Row, split_off_flat
 from largebatch.optim.kernels.triton_steps import triton_kernels
 from largebatch.optim.kernels.triton_tables import Work, works
+from largebatch.optim.kernels.working import reason_against
 from largebatch.optim.state import same_kind, uses_foreach
 
 is_on_gpu: Callable[[Tensor], bool] = attrgetter("is_cuda")
@@ -43,7 +46,23 @@ class PathOptions(TypedDict):
 
     foreach: bool | None
     fused: bool | None
-    compile: bool
+    compile: bool | None
+
+
+class _ForKernels(NamedTuple):
+    """What of a group goes by compiled kernels.
+
+    Attributes:
+        rows: for C, float32 and float64 apart.
+        launches: for Triton.
+        on_gpu: columns that the launches were made of.
+        rest: columns that take another path.
+    """
+
+    rows: list[list[Row]]
+    launches: list[Work]
+    on_gpu: list[list[Tensor]]
+    rest: list[list[Tensor]]
 
 
 def take_step(
@@ -54,7 +73,7 @@ def take_step(
     *,
     foreach: bool | None,
     fused: bool | None,
-    compile: bool,
+    compile: bool | None,
 ) -> None:
     """One step of a group. All tensors are looked at first: what is refused leaves everything as it was.
 
@@ -65,31 +84,32 @@ def take_step(
         terms: coefficients of the step.
         foreach: as the group says.
         fused: likewise.
-        compile: likewise.
+        compile: likewise; None: compiled kernels step what they can.
 
     Raises:
         ValueError: if a parameter cannot take the path that is demanded.
     """
     width = len(columns)
-    every = columns if steps is None else [*columns, steps]
-    parts: list[list[Row]] = []
-    on_gpu: list[list[Tensor]] = []
-    launches: list[Work] = []
+    rest = columns if steps is None else [*columns, steps]
+    chosen, fused_rows = _ForKernels([], [], [[] for _ in rest], rest), list[list[Row]]()
     if compile:
-        on_cpu, on_gpu = _split_by_device(every)
-        parts, _ = split_off_flat(on_cpu[:width], on_cpu[width:], demanded_by="compile=True")
-        launches = works(*on_gpu[:width])
-    elif fused or (fused is None and foreach is None):
-        parts, every = split_off_flat(columns, every[width:], demanded_by="fused=True" if fused else None)
+        chosen = _demanded(rest, width)
+    elif compile is None:
+        chosen = _where_they_work(rest, width)
+    rest = chosen.rest
+    if fused or (fused is None and foreach is None and not compile):
+        demanded_by = "fused=True" if fused else None
+        fused_rows, rest = split_off_flat(rest[:width], rest[width:], demanded_by=demanded_by)
     if steps:
         torch._foreach_add_(steps, torch.tensor(1.0, device="cpu"), alpha=1.0)
-    for part in parts:
-        (paths.compiled if compile else paths.fused)(part, terms)
-    if compile:
-        paths.triton(launches, on_gpu, terms)
-        return
+    for rows in chosen.rows:
+        if not isinstance(rows[0][0], FakeTensor):  # which has no numbers; the kernels need next to no memory
+            paths.compiled(rows, terms)
+    paths.triton(chosen.launches, chosen.on_gpu, terms)
+    for rows in fused_rows:
+        paths.fused(rows, terms)
     step = paths.foreach if uses_foreach(foreach, columns[0]) else paths.loop
-    for same in same_kind(*every):
+    for same in same_kind(*rest):
         step(*same, terms)
 
 
@@ -110,11 +130,48 @@ def prepare_kernels(param_groups: list[dict[str, Any]]) -> None:
         raise
 
 
+def _demanded(columns: Sequence[Sequence[Tensor]], width: int) -> _ForKernels:
+    """All tensors, for kernels; the first `width` columns are parameters, gradients and state."""
+    on_cpu, on_gpu = _split_by_device(columns)
+    if on_gpu[0]:
+        triton_kernels()
+    rows, _ = split_off_flat(on_cpu[:width], on_cpu[width:], demanded_by="compile=True")
+    return _ForKernels(rows, works(*on_gpu[:width]), on_gpu, [[] for _ in columns])
+
+
+def _where_they_work(columns: Sequence[Sequence[Tensor]], width: int) -> _ForKernels:
+    """The tensors that kernels of this machine can take, and the rest."""
+    on_cpu, on_gpu = _split_by_device(columns)
+    rows, launches, rest = list[list[Row]](), list[Work](), on_cpu
+    if _work_for(on_cpu[0]):
+        rows, rest = split_off_flat(on_cpu[:width], on_cpu[width:], demanded_by=None)
+    if on_gpu[0] and not isinstance(on_gpu[0][0], FakeTensor) and _work_for(on_gpu[0]):
+        try:
+            launches = works(*on_gpu[:width])
+        except ValueError:  # of one tensor: then all of the group take the other path
+            launches = []
+    if on_gpu[0] and not launches:
+        rest, on_gpu = [[*one, *other] for one, other in zip(rest, on_gpu, strict=True)], [[] for _ in columns]
+    return _ForKernels(rows, launches, on_gpu, rest)
+
+
+def _work_for(params: Sequence[Tensor]) -> bool:
+    """Whether kernels work on the devices of these parameters; a warning says why they do not."""
+    devices = {param.device for param in params if not isinstance(param, FakeTensor)}
+    reasons = [f"{device}: {reason}" for device in devices if (reason := reason_against(device)) is not None]
+    if any(device.type in ("cpu", "cuda") for device in devices):
+        for reason in reasons:
+            warnings.warn(
+                f"LARS and LAMB step by torch's kernels, which take longer, because their own cannot be used on {reason} "
+                "Last digits differ between the two: if other ranks of the job have them, set compile=False on all.",
+                stacklevel=2,
+            )
+    return not reasons
+
+
 def _split_by_device(columns: Sequence[Sequence[Tensor]]) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
     """The columns for the parameters on a CPU, and for those on a GPU; the first column has the parameters."""
     on_gpu = list(map(is_on_gpu, columns[0]))
-    if any(on_gpu):
-        triton_kernels()
     on_cpu = [not is_there for is_there in on_gpu]
     first, second = ([list(itertools.compress(column, chosen)) for column in columns] for chosen in (on_cpu, on_gpu))
     return first, second

@@ -13,7 +13,7 @@ from largebatch.run.config.schema import TrainConfig
 from largebatch.run.derive import RunNumbers
 from largebatch.run.precision.device import Decision, Device
 from largebatch.run.precision.number_format import determinism, number_format
-from largebatch.run.precision.speed import channels_last, compilation, cudnn_benchmark, fused
+from largebatch.run.precision.speed import channels_last, compilation, compiled_optimizer, cudnn_benchmark, fused
 
 ANY_GPU = Device("a GPU", (8, 0), has_bf16=True)
 _TITLES = {
@@ -22,6 +22,7 @@ _TITLES = {
     "cudnn_benchmark": "cuDNN benchmark",
     "compile": "compile",
     "fused": "fused optimizer",
+    "compiled_optimizer": "compiled optimizer",
 }
 
 
@@ -38,6 +39,8 @@ class Decisions:
         cudnn_benchmark: whether cuDNN tries its kernels on each new shape; None: as torch is set.
         compile: False, True, or "blocks".
         fused: whether torch's optimizer is told to use its fused kernels; None: it is told nothing.
+        compiled_optimizer: whether LARS and LAMB step in their compiled kernels; None: another path is given, or it is
+            another optimizer.
     """
 
     device: Device
@@ -48,6 +51,7 @@ class Decisions:
     cudnn_benchmark: Decision
     compile: Decision
     fused: Decision
+    compiled_optimizer: Decision
 
     def switches(self) -> KernelSwitches:
         """Torch's switches for this run."""
@@ -55,7 +59,8 @@ class Decisions:
 
     def values(self) -> dict[str, bool]:
         """What changes the digits of results, for the run's identity."""
-        return {name: bool(getattr(self, name).value) for name in ("deterministic", "channels_last", "fused")}
+        named = ("deterministic", "channels_last", "fused", "compiled_optimizer")
+        return {name: bool(getattr(self, name).value) for name in named}
 
     def record(self) -> dict[str, Any]:
         """As plain values, for plan.json."""
@@ -90,6 +95,7 @@ def decide(
         cudnn_benchmark(device, config, deterministic.value, model),
         compilation(config, numbers),
         fused(device, config.optimizer, model),
+        compiled_optimizer(device, config.optimizer),
     )
 
 
@@ -101,11 +107,15 @@ def gpu_row(decisions: Decisions, model: nn.Module, numbers: RunNumbers) -> tupl
 
 
 def decision_rows(decisions: Decisions) -> Sequence[tuple[str, str, str]]:
-    """Rows (quantity, value, source) of the plan: on a GPU all decisions, on a CPU those that change something."""
+    """Rows (quantity, value, source) of the plan: on a GPU all decisions, on a CPU those that change something.
+
+    That LARS and LAMB cannot step in their kernels is a row everywhere.
+    """
     rows = [("precision", str(decisions.compute.value), decisions.compute.reason)]
     for name, title in _TITLES.items():
         one: Decision = getattr(decisions, name)
-        if decisions.device.is_gpu or one.value:
+        is_fallback = one is decisions.compiled_optimizer and one.value is False
+        if one.value or is_fallback or (decisions.device.is_gpu and one is not decisions.compiled_optimizer):
             shown = {True: "on", False: "off", None: "off"}.get(one.value, one.value)
             rows.append((title, shown, one.reason))
     return rows

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from largebatch.models.layout import convolutions_2d
+from largebatch.optim.kernels.triton_steps import has_triton
+from largebatch.optim.kernels.working import reason_against
 from largebatch.run.config.precision import PrecisionConfig
 from largebatch.run.config.schema import TrainConfig
 from largebatch.run.derive import RunNumbers
@@ -15,6 +18,7 @@ from largebatch.run.precision.device import Decision, Device
 _FEW_SIZES = 2
 # Optimizers of torch with fused kernels for CUDA.
 _FUSED = ("torch.optim.Adam", "torch.optim.AdamW", "torch.optim.SGD")
+_COMPILED = ("LARS", "LAMB")  # ours
 
 
 def channels_last(device: Device, precision: PrecisionConfig, compute: str, model: nn.Module | None) -> Decision:
@@ -59,6 +63,33 @@ def fused(device: Device, optimizer: dict[str, Any], model: nn.Module | None) ->
     if not all(one.is_floating_point() for one in model.parameters()):
         return Decision(None, "parameters of the model are no real numbers")
     return Decision(True, f"{name} on a GPU: one launch for many parameters, and none of fp16 waits for the host")
+
+
+def has_kernels(optimizer: dict[str, Any]) -> bool:
+    """Whether the optimizer has compiled kernels."""
+    room, _, name = str(optimizer.get("_target_")).rpartition(".")
+    return room.startswith("largebatch.optim") and name in _COMPILED
+
+
+def compiled_optimizer(device: Device, optimizer: dict[str, Any]) -> Decision:
+    """Whether LARS and LAMB step in compiled kernels; a path that is given stays. On this device they are tried."""
+    if not has_kernels(optimizer):
+        return Decision(None, f"{optimizer.get('_target_')} has none")
+    if (given := optimizer.get("compile")) is not None:
+        return Decision(bool(given), "optimizer.compile")
+    if paths := [key for key in ("fused", "foreach") if optimizer.get(key) is not None]:
+        return Decision(None, f"optimizer.{paths[0]}")
+    language = "Triton" if device.is_gpu else "C"
+    if device.is_gpu and not torch.cuda.is_available():  # imagined
+        reason = None if has_triton() else "Triton is missing"
+    else:
+        own = torch.device("cuda", torch.cuda.current_device()) if device.is_gpu else torch.device("cpu")
+        reason = reason_against(own)
+    if reason is not None:
+        return Decision(False, f"slower by torch's kernels: {reason}")
+    return Decision(
+        True, f"in {language}; torch's kernels, +optimizer.compile=false, are slower, with other last digits"
+    )
 
 
 def has_few_sizes(config: TrainConfig, numbers: RunNumbers) -> bool:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from largebatch.optim.learning_rates import DEPTH_PATTERN
@@ -19,8 +16,10 @@ from largebatch.run.config.did_you_mean import did_you_mean
 from largebatch.run.config.environment import comparable
 from largebatch.run.config.schema import CHANGEABLE, is_changeable
 from largebatch.run.config.targets import TargetError, find_target
+from largebatch.run.precision.speed import has_kernels
 from largebatch.run.prepare import Prepared
 from largebatch.run.rank_agreement import code_of
+from largebatch.run.resume.model_files import at_home, files_named
 
 # A run with another value of one of these is another run: its checkpoints must not be resumed.
 _IDENTITY = (
@@ -36,7 +35,6 @@ _IDENTITY = (
 )
 
 _MOST_SHOWN = 20  # changes
-_HASHED_BYTES = 2**20  # of each file; the size stands for the rest
 
 # The behaviour of runs before these keys existed.
 _BEFORE: dict[str, Any] = {
@@ -62,7 +60,7 @@ def run_identity(prepared: Prepared) -> dict[str, Any]:
         | prepared.decisions.values(),
         "gradient_compression": config.precision.compressed,
         "content": prepared.content,
-        "model_files": _files_named(config.model),
+        "model_files": files_named(config.model),
         "data": {"name": config.data.name, "num_samples": len(prepared.train), "augment": plain["data"]["augment"]},
         "code": code_of(prepared),
     }
@@ -82,7 +80,10 @@ class Change:
         if self.is_code:
             name = self.key.removeprefix("code.")
             return f"the code of {plain(name)} differs (its hash was {plain(self.was)}, now {self.now})"
-        return f"{plain(self.key)} was {plain(self.was)}, now {self.now}"
+        keeps = ""
+        if self.key == "arithmetic.compiled_optimizer":
+            keeps = f"; +optimizer.compile={str(bool(self.was)).lower()} keeps its last digits"
+        return f"{plain(self.key)} was {plain(self.was)}, now {self.now}{keeps}"
 
     @property
     def is_code(self) -> bool:
@@ -147,10 +148,20 @@ def changes_of(checkpoint: Checkpoint, identity: dict[str, Any]) -> list[Change]
     saved = with_new_names(checkpoint.values["identity"])
     newer = ("content", "code", "arithmetic", "gradient_compression")  # older versions did not record them
     saved = {name: identity[name] for name in newer if name in identity} | saved
+    saved, identity = _with_path(saved), _with_path(identity)
     known = saved["code"].keys() & identity["code"].keys()  # a module in only one of them is no change of code
     saved, given = (one | {"code": {name: one["code"][name] for name in known}} for one in (saved, identity))
-    was, now = _completed(_at_home(saved, given), given | {"model_files": None})
+    was, now = _completed(at_home(saved, given), given | {"model_files": None})
     return list(_differences(was, now))
+
+
+def _with_path(identity: dict[str, Any]) -> dict[str, Any]:
+    """The identity with the path of LARS and LAMB among the arithmetic; older runs have it as the option alone."""
+    optimizer, arithmetic = identity["optimizer"], identity["arithmetic"]
+    if has_kernels(optimizer):
+        arithmetic = {"compiled_optimizer": optimizer.get("compile") is True} | arithmetic
+        optimizer = {name: value for name, value in optimizer.items() if name != "compile"}
+    return identity | {"optimizer": optimizer, "arithmetic": {"compiled_optimizer": False} | arithmetic}
 
 
 def changed_options(changes: Sequence[Change]) -> frozenset[str]:
@@ -220,31 +231,6 @@ def _defaults_of(node: dict[str, Any]) -> dict[str, Any]:
         for name, one in arguments.items()
         if one.default is not inspect.Parameter.empty
     }
-
-
-def _files_named(section: dict[str, Any]) -> dict[str, str]:
-    """For each value of a section that is an existing path: a hash of the sizes and first bytes of its files."""
-    return {
-        key: _files_sha256(Path(value))
-        for key, value in section.items()
-        if isinstance(value, str) and value and os.path.exists(value)
-    }
-
-
-def _files_sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    for file in [path] if path.is_file() else sorted(one for one in path.rglob("*") if one.is_file()):
-        with file.open("rb") as opened:
-            start = opened.read(_HASHED_BYTES)
-        digest.update(f"{file.relative_to(path)}\0{file.stat().st_size}\0".encode() + start)
-    return digest.hexdigest()[:16]
-
-
-def _at_home(saved: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """A saved identity with this machine's paths, for paths that hold the same files: the run was moved."""
-    were, now = saved.get("model_files") or {}, given["model_files"]
-    moved = {key: given["model"][key] for key in were.keys() & now.keys() if were[key] == now[key]}
-    return saved | {"model": saved["model"] | moved, "model_files": None}
 
 
 def _was_not_compared(saved: Any) -> bool:

@@ -74,7 +74,7 @@ FORMS: dict[tuple[str, str], dict[str, Any]] = {
 PATHS: dict[str, dict[str, Any]] = {
     "loop": {"foreach": False},
     "foreach": {"foreach": True},
-    "fused": {},
+    "fused": {"compile": False},
     "compiled": {"compile": True},
 }
 

@@ -72,7 +72,8 @@ def paths_taken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.mark.parametrize(
     ("options", "value", "path"),
     [
-        ({}, torch.ones(3), "fused"),
+        pytest.param({}, torch.ones(3), "compiled", marks=needs_compiler),
+        ({"compile": False}, torch.ones(3), "fused"),
         ({"fused": True}, torch.ones(3), "fused"),
         ({"fused": False}, torch.ones(3), "foreach"),
         ({"foreach": True}, torch.ones(3), "foreach"),
@@ -92,28 +93,33 @@ def test_the_path_follows_the_options_and_the_tensor(optimizer_class, options, v
 
 
 def test_forms_that_the_fused_path_does_not_have_are_refused_or_take_another(paths_taken):
-    for optimizer_class, options in ((LARS, {"nesterov": True}), (LAMB, {"max_grad_norm": 1.0})):
+    for optimizer_class, form in ((LARS, {"nesterov": True}), (LAMB, {"max_grad_norm": 1.0})):
+        options = {**form, "compile": False}
         with pytest.raises(ValueError, match=r"fused=True with .*the fused path does not have this form"):
-            optimizer_class(make_params(), lr=0.1, fused=True, **options)
+            optimizer_class(make_params(), lr=0.1, fused=True, **form)
         stepped(optimizer_class, make_params(), num_steps=1, **options)
     assert set(paths_taken) == {"foreach"}
 
 
 @both
 def test_a_gradient_in_another_order_or_a_wider_weight_takes_another_path(optimizer_class, paths_taken):
-    def run(foreach: bool | None) -> torch.nn.Parameter:
+    def run(**options: Any) -> torch.nn.Parameter:
         generator = torch.Generator().manual_seed(0)
         param = torch.nn.Parameter(torch.randn(6, 8, generator=generator))
         plain = torch.nn.Parameter(torch.randn(5, generator=generator))
         param.grad, plain.grad = torch.randn(8, 6, generator=generator).t(), torch.ones(5)
-        optimizer_class([param, plain], lr=0.03, foreach=foreach).step()
+        optimizer_class([param, plain], lr=0.03, **options).step()
         return param
 
-    assert torch.equal(run(None), run(True))
+    assert torch.equal(run(compile=False), run(foreach=True))
     assert paths_taken == ["fused", "foreach", "foreach"]
+    if compiler.has_compiler():
+        paths_taken.clear()
+        assert torch.equal(run(), run(foreach=True))
+        assert paths_taken == ["compiled", "foreach", "foreach"]
     paths_taken.clear()
     params = make_params(torch.float32, [(3,)])
-    optimizer = stepped(optimizer_class, params, num_steps=1)
+    optimizer = stepped(optimizer_class, params, num_steps=1, compile=False)
     params[0].data = params[0].data.double()  # as model.double() does; its state stays float32
     set_grads(params, 1)
     optimizer.step()
@@ -159,8 +165,8 @@ def test_two_paths_at_once_are_refused(optimizer_class, pair):
         optimizer.step()
 
 
-def test_compile_is_true_or_false():
-    with pytest.raises(ValueError, match=r"^compile='yes': compile is True or False"):
+def test_compile_is_true_false_or_none():
+    with pytest.raises(ValueError, match=r"^compile='yes': compile is True, False or None"):
         LARS(make_params(), lr=0.1, compile="yes")
 
 
@@ -214,7 +220,7 @@ def test_making_an_update_again_changes_no_bit_of_the_moments(monkeypatch):
     for scratch_numel in (5000, 100):  # all updates are kept, nearly none
         monkeypatch.setattr(fused_lamb, "LEAST_SCRATCH_NUMEL", scratch_numel)
         params = make_params()
-        optimizer = stepped(LAMB, params, num_steps=1)
+        optimizer = stepped(LAMB, params, num_steps=1, compile=False)
         moments.append([optimizer.state[param][name] for param in params for name in ("exp_avg", "exp_avg_sq")])
     assert all(torch.equal(one, other) for one, other in zip(*moments, strict=True))
 

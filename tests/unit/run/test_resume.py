@@ -17,7 +17,7 @@ from largebatch.run.config.reading import ConfigError
 from largebatch.run.plan_report import reduction_rows
 from largebatch.run.prepare import Prepared, prepare
 from largebatch.run.resume import check_identity, run_identity
-from largebatch.run.resume.identity import _files_named
+from largebatch.run.resume.model_files import files_named
 from largebatch.run.resume.start import _notes_of_changes
 from tests.unit.composing import compose_run
 
@@ -294,7 +294,7 @@ def test_a_run_whose_model_is_named_by_a_path_goes_on_where_the_same_files_lie_a
 
     def named(name: str) -> dict[str, Any]:
         model = {"_target_": "mine.Model", "name": str(tmp_path / name)}
-        return plain | {"model": model, "model_files": _files_named(model)}
+        return plain | {"model": model, "model_files": files_named(model)}
 
     check(named("a"), named("b"))
     with pytest.raises(CheckpointError, match=r"model\.name was .*/a, now .*/c\."):
