@@ -16,8 +16,7 @@ from torch.optim import Optimizer
 
 from largebatch.models import resnet50
 from largebatch.optim import LAMB, LARS
-from largebatch.optim.kernels.compiler import has_compiler
-from largebatch.optim.kernels.triton_steps import has_triton
+from largebatch.optim.kernels.working import reason_against
 
 WARMUP_ROUNDS = 2
 
@@ -75,14 +74,16 @@ class Result:
 def contestants(algorithm: Algorithm, device: str = "cpu") -> tuple[list[tuple[str, MakeOptimizer]], list[str]]:
     """(name, factory) of the rival, ours and installed packages' optimizers; and the absent ones, each with its cause.
 
-    Names are short, so that a row fits in 80 columns: ours is "LAMB", another package's is the package.
+    Names are short, so that a row fits in 80 columns: ours is "LAMB", another package's is the package. Ours is the
+    default, compiled where that works; then torch's kernels are a row of their own.
     """
     found = [algorithm.rival, (algorithm.name, algorithm.ours)]
     absent = []
-    if missing := _missing_for_kernels(device):
-        absent.append(f"{algorithm.name} compiled ({missing})")
+    if missing := reason_against(torch.device(device)):
+        absent.append(f"{algorithm.name} compiled, its default ({missing})")
     else:
-        found.append((f"{algorithm.name} compiled", partial(algorithm.ours, compile=True)))
+        other = "fused" if device == "cpu" else "foreach"
+        found.append((f"{algorithm.name} {other}", partial(algorithm.ours, **{other: True})))
     for module, name in algorithm.elsewhere:
         try:
             made = getattr(importlib.import_module(module), name)
@@ -91,16 +92,6 @@ def contestants(algorithm: Algorithm, device: str = "cpu") -> tuple[list[tuple[s
             continue
         found.append((module.removesuffix(".optim"), partial(made, **algorithm.options)))
     return found, absent
-
-
-def _missing_for_kernels(device: str) -> str:
-    """What this machine lacks for compile=True on the device; empty if nothing."""
-    kind = device.partition(":")[0]
-    if kind == "cpu":
-        return "" if has_compiler() else "no C compiler"
-    if kind != "cuda":
-        return f"no kernels for {device}"
-    return "" if has_triton() else "no Triton"
 
 
 def race(

@@ -71,8 +71,8 @@ def _compiler() -> list[str]:
     for words in [given] if given else [["cc"], ["gcc"], ["clang"]]:
         if path := shutil.which(words[0]):
             return [path, *words[1:]]
-    absent = f"CC={shlex.join(given)} is not" if given else "none of the C compilers cc, gcc and clang is"
-    raise ValueError(f"compile=True and {absent} on PATH. {_REMEDY}")
+    absent = f"CC={shlex.join(given)} is not" if given else "None of the C compilers cc, gcc and clang is"
+    raise ValueError(f"{absent} on PATH. {_REMEDY}")
 
 
 def _processor() -> str:
@@ -113,7 +113,7 @@ def _compiled(compiler: list[str], file: Path) -> ctypes.CDLL:
             except OSError:  # read-only, full, another user's, or nothing may be executed there
                 return ctypes.CDLL(str(made))  # stays loaded without its file
     except OSError as error:
-        raise ValueError(f"compile=True and the kernels cannot be written or loaded ({error}). {_REMEDY}") from error
+        raise ValueError(f"The kernels cannot be written or loaded ({error}). {_REMEDY}") from error
 
 
 def _store(made: Path, file: Path) -> None:
@@ -136,8 +136,8 @@ def _output(command: list[str]) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise ValueError(f"compile=True: {shlex.join(command)}: {error}. {_REMEDY}") from error
+        raise ValueError(f"{shlex.join(command)}: {error}. {_REMEDY}") from error
     if done.returncode != 0:
         last = " | ".join(line.strip() for line in (done.stdout + done.stderr).strip().splitlines()[-3:])
-        raise ValueError(f"compile=True: {shlex.join(command)} ended with {done.returncode}: {last}. {_REMEDY}")
+        raise ValueError(f"{shlex.join(command)} ended with {done.returncode}: {last}. {_REMEDY}")
     return done.stdout

@@ -67,6 +67,10 @@ enum { JOINT = 1, DECAYS = 2, NESTEROV = 4 }; /* of LARS: any of them */
 
 #else
 
+/* Asks for the row of ROW elements after this one: by itself an Intel Xeon fetches four streams too late, and LAMB's step
+   took 6 % longer. Beyond the end of a tensor it does nothing. */
+#define FETCH_NEXT(row, array) \
+    for (int64_t k = (row) + ROW; k < (row) + 2 * ROW; k += 64 / (int64_t)sizeof(REAL)) __builtin_prefetch((array) + k)
 #define TENSOR(job, block, which) \
     ((REAL *)(job)->tensors[4 * (job)->blocks[4 * (block)] + (which)] + (job)->blocks[4 * (block) + 1])
 #define NUMEL(job, block) ((job)->blocks[4 * (block) + 2])
@@ -86,6 +90,10 @@ INLINE void THIS(moments_of)(Job *job, int64_t block, const int place) {
     for (int64_t row = 0; row < numel; row += ROW) {
         const int64_t end = row + ROW < numel ? row + ROW : numel;
         REAL row_w = 0, row_u = 0;
+        FETCH_NEXT(row, w);
+        FETCH_NEXT(row, g);
+        FETCH_NEXT(row, m);
+        FETCH_NEXT(row, v);
 #pragma omp simd reduction(+ : row_w, row_u)
         for (int64_t i = row; i < end; i++) {
             const REAL grad = factor * g[i], first = beta1 * m[i] + share * grad;
@@ -144,6 +152,8 @@ INLINE void THIS(norms_of)(Job *job, int64_t block, const int is_joint) {
     for (int64_t row = 0; row < numel; row += ROW) {
         const int64_t end = row + ROW < numel ? row + ROW : numel;
         REAL row_w = 0, row_d = 0;
+        FETCH_NEXT(row, w);
+        FETCH_NEXT(row, g);
 #pragma omp simd reduction(+ : row_w, row_d)
         for (int64_t i = row; i < end; i++) {
             const REAL direction = is_joint ? g[i] + decay * w[i] : g[i];
@@ -191,6 +201,7 @@ static void THIS(step)(Job *job, int64_t block) {
 
 void THIS(lars)(Job *job) { run(job, THIS(norms), THIS(step)); }
 
+#undef FETCH_NEXT
 #undef TENSOR
 #undef NUMEL
 #undef OF_TENSOR

@@ -105,7 +105,8 @@ def take_step(
     for rows in chosen.rows:
         if not isinstance(rows[0][0], FakeTensor):  # which has no numbers; the kernels need next to no memory
             paths.compiled(rows, terms)
-    paths.triton(chosen.launches, chosen.on_gpu, terms)
+    if chosen.launches:
+        paths.triton(chosen.launches, chosen.on_gpu, terms)
     for rows in fused_rows:
         paths.fused(rows, terms)
     step = paths.foreach if uses_foreach(foreach, columns[0]) else paths.loop
@@ -122,19 +123,26 @@ def prepare_kernels(param_groups: list[dict[str, Any]]) -> None:
     on_gpu = set(map(is_on_gpu, param_groups[-1]["params"]))
     try:
         if True in on_gpu:
-            triton_kernels()
+            _load(triton_kernels)
         if False in on_gpu:
-            kernels()
+            _load(kernels)
     except ValueError:
         param_groups.pop()
         raise
+
+
+def _load(demanded: Callable[[], object]) -> None:
+    try:
+        demanded()
+    except ValueError as error:
+        raise ValueError(f"compile=True: {error}") from error
 
 
 def _demanded(columns: Sequence[Sequence[Tensor]], width: int) -> _ForKernels:
     """All tensors, for kernels; the first `width` columns are parameters, gradients and state."""
     on_cpu, on_gpu = _split_by_device(columns)
     if on_gpu[0]:
-        triton_kernels()
+        _load(triton_kernels)
     rows, _ = split_off_flat(on_cpu[:width], on_cpu[width:], demanded_by="compile=True")
     return _ForKernels(rows, works(*on_gpu[:width]), on_gpu, [[] for _ in columns])
 
@@ -157,13 +165,16 @@ def _where_they_work(columns: Sequence[Sequence[Tensor]], width: int) -> _ForKer
 
 def _work_for(params: Sequence[Tensor]) -> bool:
     """Whether kernels work on the devices of these parameters; a warning says why they do not."""
-    devices = {param.device for param in params if not isinstance(param, FakeTensor)}
-    reasons = [f"{device}: {reason}" for device in devices if (reason := reason_against(device)) is not None]
-    if any(device.type in ("cpu", "cuda") for device in devices):
-        for reason in reasons:
+    reasons = {
+        device: reason
+        for device in {param.device for param in params if not isinstance(param, FakeTensor)}
+        if (reason := reason_against(device)) is not None
+    }
+    for device, reason in reasons.items():
+        if device.type in ("cpu", "cuda"):  # elsewhere nobody expects them
             warnings.warn(
-                f"LARS and LAMB step by torch's kernels, which take longer, because their own cannot be used on {reason} "
-                "Last digits differ between the two: if other ranks of the job have them, set compile=False on all.",
+                f"LARS and LAMB step by torch's slower kernels: their own do not work on {device}. {reason} "
+                "Last digits differ between the two. If other ranks of the job have them, set compile=False on all.",
                 stacklevel=2,
             )
     return not reasons

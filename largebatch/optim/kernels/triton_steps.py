@@ -42,8 +42,8 @@ def triton_kernels() -> ModuleType:
         return importlib.import_module("largebatch.optim.kernels.triton_kernels")
     except ImportError as error:
         raise ValueError(
-            f"compile=True and a parameter on a GPU: its kernels are written in Triton, which cannot be imported "
-            f"({error}). torch's builds for CUDA bring it along. Run pip install triton, or set compile=False."
+            f"The kernels for a GPU are written in Triton, which cannot be imported ({error}). torch's builds "
+            "for CUDA bring it along. Run pip install triton, or set compile=False."
         ) from error
 
 

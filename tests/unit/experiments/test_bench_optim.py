@@ -83,22 +83,20 @@ def test_the_table_and_the_file_hold_every_optimizer(tmp_path: Path, monkeypatch
 
 def test_a_package_that_is_absent_is_named_with_the_cause(monkeypatch):
     algorithm = ALGORITHMS["LAMB"]
-    monkeypatch.setattr(optimizer_race, "has_compiler", lambda: True)
+    monkeypatch.setattr(optimizer_race, "reason_against", lambda device: None)
     monkeypatch.setattr(optimizer_race.importlib, "import_module", lambda name: __import__("no_such_package"))
     found, absent = optimizer_race.contestants(algorithm)
-    assert [name for name, _ in found] == ["torch AdamW", "LAMB", "LAMB compiled"]
+    assert [name for name, _ in found] == ["torch AdamW", "LAMB", "LAMB fused"]
     assert absent[0] == "timm.optim.Lamb (No module named 'no_such_package')"
 
 
-def test_the_compiled_path_takes_part_where_it_can(monkeypatch):
-    for has_kernels in (True, False):
-        monkeypatch.setattr(optimizer_race, "has_compiler", lambda has_kernels=has_kernels: has_kernels)
-        monkeypatch.setattr(optimizer_race, "has_triton", lambda has_kernels=has_kernels: has_kernels)
-        for device, cause in (("cpu", "no C compiler"), ("cuda:1", "no Triton"), ("mps", "no kernels for mps")):
-            found, absent = optimizer_race.contestants(ALGORITHMS["LARS"], device)
-            takes_part = has_kernels and device != "mps"
-            assert ("LARS compiled" in [name for name, _ in found]) == takes_part
-            assert (absent[0] == f"LARS compiled ({cause})") != takes_part
+@pytest.mark.parametrize(("device", "other"), [("cpu", "LARS fused"), ("cuda:1", "LARS foreach")])
+def test_torchs_kernels_take_part_beside_the_compiled_ones_and_their_absence_is_told(device, other, monkeypatch):
+    for reason in (None, "CC=cc is not on PATH"):
+        monkeypatch.setattr(optimizer_race, "reason_against", lambda device, reason=reason: reason)
+        found, absent = optimizer_race.contestants(ALGORITHMS["LARS"], device)
+        assert (other in [name for name, _ in found]) == (reason is None)
+        assert ("LARS compiled, its default (CC=cc is not on PATH)" in absent) == (reason is not None)
 
 
 def test_the_rows_of_slow_steps_fit_in_80_columns(monkeypatch, capsys):

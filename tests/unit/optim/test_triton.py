@@ -238,7 +238,7 @@ def test_without_triton_the_constructor_says_what_to_do(optimizer_class, monkeyp
     triton_steps.triton_kernels.cache_clear()
     param = torch.nn.Parameter(torch.ones(2, device="meta"))
     with pytest.raises(
-        ValueError, match=r"compile=True .* Triton, .*No module named 'triton'.*pip install triton, or set"
+        ValueError, match=r"compile=True: .* Triton, .*No module named 'triton'.*pip install triton, or set"
     ):
         optimizer_class([param], lr=0.1, compile=True)
     optimizer = optimizer_class([param], lr=0.1)

@@ -13,12 +13,14 @@ from torch import nn
 from largebatch.gradient.options import GradientOptions, choose_gradient
 from largebatch.losses import CrossEntropy
 from largebatch.records.checkpoint import Checkpoint, CheckpointError
+from largebatch.run import parts
 from largebatch.run.config.reading import ConfigError, parse_config
 from largebatch.run.config.schema import TrainConfig
 from largebatch.run.derive import RunNumbers, derive
 from largebatch.run.initial_state import build_optimizer
-from largebatch.run.parts import as_agreed
+from largebatch.run.parts import as_agreed, own_copy
 from largebatch.run.plan_report import plan_record
+from largebatch.run.precision import speed
 from largebatch.run.precision.decisions import Decisions, decide, decision_rows, gpu_row
 from largebatch.run.precision.device import Device
 from largebatch.run.precision.number_format import number_format, settled
@@ -273,6 +275,93 @@ def test_ranks_that_agree_on_fp32_decide_all_else_by_it(monkeypatch: pytest.Monk
     assert (other.config.precision.compute, other.decisions.channels_last.value) == ("fp32", False)
     assert other.decisions.compute.reason == "precision=auto: the GPU of another rank has no bfloat16"
     assert run_identity(other)["precision"] == "fp32"
+
+
+NO_COMPILER = "CC=cc is not on PATH. Install gcc or clang."
+
+
+def kernels_work_if(works: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "reason_against", lambda device: None if works else NO_COMPILER)
+    monkeypatch.setattr(speed, "has_triton", lambda: works)
+
+
+@pytest.mark.parametrize(
+    ("device", "overrides", "works", "value", "reason"),
+    [
+        (CPU, ("optimizer=lars",), True, True, "in C; torch's kernels, +optimizer.compile=false, are slower"),
+        (CPU, ("optimizer=lamb",), False, False, f"slower by torch's kernels: {NO_COMPILER}"),
+        (H100, ("optimizer=lamb",), True, True, "in Triton; "),
+        (H100, ("optimizer=lamb",), False, False, "slower by torch's kernels: Triton is missing"),
+        (CPU, ("optimizer=lamb", "+optimizer.compile=false"), True, False, "optimizer.compile"),
+        (CPU, ("optimizer=lamb", "+optimizer.foreach=true"), True, None, "optimizer.foreach"),
+        (CPU, ("optimizer=lamb", "+optimizer.fused=true"), True, None, "optimizer.fused"),
+        (CPU, ("optimizer=sgd",), True, None, "torch.optim.SGD has none"),
+    ],
+)
+def test_lars_and_lamb_are_compiled_where_that_works_and_the_plan_says_why(
+    device: Device, overrides: tuple[str, ...], works: bool, value: bool | None, reason: str,
+    monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    kernels_work_if(works, monkeypatch)
+    found = decided(device, *overrides)
+    assert found.compiled_optimizer.value is value
+    assert found.compiled_optimizer.reason.startswith(reason)
+    assert found.values()["compiled_optimizer"] is bool(value)
+    rows = {what: (shown, why) for what, shown, why in decision_rows(found)}
+    shown = {True: "on", False: "off", None: None}[value]
+    assert rows.get("compiled optimizer", (None, ""))[0] == shown
+
+
+def test_where_kernels_do_not_work_the_optimizer_is_told_to_go_without_them(monkeypatch: pytest.MonkeyPatch):
+    for works, told in ((True, None), (False, False)):
+        kernels_work_if(works, monkeypatch)
+        made = build_optimizer(config_of("optimizer=lamb"), nn.Linear(2, 2))
+        assert [group["compile"] for group in made.param_groups] == [told] * len(made.param_groups)
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_kernels_that_do_not_work_on_one_rank_are_used_on_none(own: bool, monkeypatch: pytest.MonkeyPatch):
+    kernels_work_if(own, monkeypatch)
+    run = prepared("optimizer=lars")
+    table = torch.tensor([[1], [0], [1], [0]])
+    monkeypatch.setattr(parts, "gather_ints", lambda runtime, works: table)
+    runtime: Any = SimpleNamespace(precision="fp32", world_size=4, device=torch.device("cpu"))
+    agreed = as_agreed(run, runtime)
+    assert agreed.decisions.compiled_optimizer.value is False
+    assert agreed.decisions.compiled_optimizer.reason == (
+        "slower by torch's kernels: its own do not work on ranks 1 and 3"
+    )
+    for one in (agreed, own_copy(agreed)):
+        assert all(group["compile"] is False for group in one.optimizer.param_groups)
+    assert run_identity(agreed)["arithmetic"]["compiled_optimizer"] is False
+
+
+def test_another_path_of_lars_is_told_with_what_keeps_it_and_a_demanded_one_is_no_other_run(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    def identity(*overrides: str) -> dict[str, Any]:
+        return run_identity(prepared("optimizer=lars", *overrides))
+
+    def told(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
+        return list(map(str, check_identity(Checkpoint(Path("runs/x"), 3, {}, {"identity": saved}), now)))
+
+    def of_before(*overrides: str) -> dict[str, Any]:
+        """As it was written when only +optimizer.compile=true compiled."""
+        found = identity(*overrides)
+        return found | {"arithmetic": {key: one for key, one in found["arithmetic"].items() if "compiled" not in key}}
+
+    kernels_work_if(True, monkeypatch)
+    chosen = identity()
+    changed = "arithmetic.compiled_optimizer was False, now True; +optimizer.compile=false keeps its last digits"
+    assert told(of_before(), chosen) == [changed]
+    assert told(of_before(), identity("+optimizer.compile=false")) == []
+    assert told(of_before("+optimizer.compile=true"), chosen) == []
+    assert told(identity("+optimizer.compile=true"), chosen) == []
+    kernels_work_if(False, monkeypatch)
+    assert told(of_before(), identity()) == []
+    assert [one.partition(";")[0] for one in told(chosen, identity())] == [
+        "arithmetic.compiled_optimizer was True, now False"
+    ]
 
 
 def test_a_run_begun_on_a_cpu_is_refused_in_bf16_with_the_way_to_go_on():

@@ -123,7 +123,7 @@ def test_kernels_are_compiled_for_the_optimizer_or_what_is_missing_is_an_error_o
     monkeypatch.setenv("CC", "no-such-compiler")
     kernels.cache_clear()
     (error,) = errors(choice, "+optimizer.compile=true")
-    assert error.startswith(f"optimizer (largebatch.optim.{choice[-4:].upper()}): compile=True and CC=no-such-compiler")
+    assert error.startswith(f"optimizer (largebatch.optim.{choice[-4:].upper()}): compile=True: CC=no-such-compiler")
     assert "Install gcc or clang, or set compile=False." in error
 
 
