@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from largebatch.losses.in_pieces import LOGITS_AT_ONCE, cross_entropy_in_pieces
 from largebatch.losses.label_rule import LabelRule
 from largebatch.losses.labels import correct_labels, label_units, labels_for, logits_of_classes
+from largebatch.losses.module_units import OF_ELEMENTS, OF_LABELS, candidates, units_of
 from largebatch.losses.protocol import float32_or_wider, prediction
 from largebatch.losses.regression import without_unit_column
 
-Units = Literal["label", "element", "sample"]
-
-_OF_LABELS = (nn.CrossEntropyLoss, nn.NLLLoss)
-_OF_ELEMENTS = (
-    nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCELoss, nn.BCEWithLogitsLoss, nn.PoissonNLLLoss,
-    nn.SoftMarginLoss, nn.HingeEmbeddingLoss, nn.KLDivLoss,
-)  # fmt: skip
-_OF_SAMPLES = (nn.MultiMarginLoss, nn.MultiLabelMarginLoss, nn.MultiLabelSoftMarginLoss)
 _CLOSE = 1e-4  # relative to the sum of absolute losses: users' modules may compute in float32
 _OWN_LOSS = (
     "Write a class with loss_per_sample, units_per_sample and correct_per_sample (ten lines): see "
@@ -56,6 +50,8 @@ class ModuleLoss:
     (tensor([25.]), tensor([2]))
     """
 
+    widens_outputs: ClassVar[bool] = True
+
     def __init__(self, module: nn.Module) -> None:
         name = type(module).__name__
         self._reduction = str(getattr(module, "reduction", None))
@@ -73,7 +69,7 @@ class ModuleLoss:
         self._parts = copy.deepcopy(module)
         self._parts.reduction = "none"  # type: ignore[assignment]
         self._placed: dict[tuple[torch.device, torch.dtype], nn.Module] = {}
-        self._units = _units_of(module, self._reduction)
+        self._units = units_of(module, self._reduction)
 
     @property
     def unit(self) -> str:
@@ -97,11 +93,7 @@ class ModuleLoss:
 
     def loss_per_sample(self, outputs: Any, targets: Tensor) -> Tensor:
         """Sum of the module's losses of each sample, [n]."""
-        predicted, fitting = self._arguments(outputs, targets)
-        key = predicted.device, predicted.dtype
-        if key not in self._placed:
-            self._placed[key] = copy.deepcopy(self._parts).to(*key)
-        losses = self._placed[key](predicted, fitting)
+        losses = self._losses(outputs, targets)
         if not isinstance(losses, Tensor) or losses.shape[:1] != targets.shape[:1]:
             shape = list(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
             raise ValueError(
@@ -131,7 +123,7 @@ class ModuleLoss:
         The threshold is 0 for `BCEWithLogitsLoss` and 1/2 for `BCELoss`.
         """
         predicted, fitting = self._arguments(outputs, targets)
-        if isinstance(self._mean, _OF_LABELS):
+        if isinstance(self._mean, OF_LABELS):
             return correct_labels(predicted, fitting, ignore_index=self.ignore_index)
         if not isinstance(self._mean, (nn.BCEWithLogitsLoss, nn.BCELoss)):
             return None
@@ -148,7 +140,7 @@ class ModuleLoss:
         """Class numbers below the number of outputs, or probabilities."""
         if isinstance(self._mean, (nn.BCEWithLogitsLoss, nn.BCELoss)):
             return LabelRule(1, is_share=True)
-        if not isinstance(self._mean, (*_OF_LABELS, nn.MultiMarginLoss)):
+        if not isinstance(self._mean, (*OF_LABELS, nn.MultiMarginLoss)):
             return None
         return LabelRule(prediction(outputs).shape[1] - 1, self.ignore_index)
 
@@ -169,9 +161,9 @@ class ModuleLoss:
             ValueError: if they differ, a sample's loss depends on other samples, or a call changes a buffer.
         """
         cases = [targets, *self._with_a_masked_label(targets)]
-        known = _units_of(self._mean, self._reduction)
+        known = units_of(self._mean, self._reduction)
         # Try the divisor found earlier first: a few samples may not tell two candidates apart.
-        for units in [known] if known else sorted(_candidates(self._mean, targets), key=lambda one: one != self._units):
+        for units in [known] if known else sorted(candidates(self._mean, targets), key=lambda one: one != self._units):
             self._units = units
             found = [self._means(outputs, one) for one in cases]
             if all(abs(own - ours) <= _CLOSE * size for own, ours, size in found):
@@ -226,12 +218,33 @@ class ModuleLoss:
         changed.view(-1)[0] = masked
         return [changed]
 
+    def _losses(self, outputs: Any, targets: Tensor) -> Any:
+        if type(self._mean) is not nn.CrossEntropyLoss:  # a subclass may compute something else
+            predicted, fitting = self._arguments(outputs, targets)
+            return self._placed_like(predicted)(predicted, fitting)
+        logits = logits_of_classes(self._name, outputs)
+        module: Any = self._placed_like(logits)
+        return cross_entropy_in_pieces(
+            logits,
+            labels_for(self._name, logits, targets),
+            at_once=LOGITS_AT_ONCE,
+            weight=module.weight,
+            ignore_index=module.ignore_index,
+            label_smoothing=module.label_smoothing,
+        )
+
+    def _placed_like(self, predicted: Tensor) -> nn.Module:
+        key = predicted.device, torch.promote_types(predicted.dtype, torch.float32)
+        if key not in self._placed:
+            self._placed[key] = copy.deepcopy(self._parts).to(*key)
+        return self._placed[key]
+
     def _arguments(self, outputs: Any, targets: Tensor) -> tuple[Tensor, Tensor]:
-        if isinstance(self._mean, _OF_LABELS):
+        if isinstance(self._mean, OF_LABELS):
             predicted = float32_or_wider(logits_of_classes(self._name, outputs))
             return predicted, labels_for(self._name, predicted, targets)
         predicted = float32_or_wider(prediction(outputs))
-        if not isinstance(self._mean, _OF_ELEMENTS):
+        if not isinstance(self._mean, OF_ELEMENTS):
             return predicted, targets.to(predicted.dtype) if targets.is_floating_point() else targets.long()
         if without_unit_column(predicted.shape) != without_unit_column(targets.shape):
             raise ValueError(
@@ -239,17 +252,3 @@ class ModuleLoss:
                 "same shape (or [n] and [n, 1]). Change the model's outputs or the data set's targets."
             )
         return predicted, targets.reshape(predicted.shape).to(predicted.dtype)
-
-
-def _units_of(module: nn.Module, reduction: str) -> Units | None:
-    """The units of the mean of a torch module or a subclass; None for other modules."""
-    if isinstance(module, _OF_LABELS):
-        return "label"
-    if reduction == "batchmean" or isinstance(module, _OF_SAMPLES):
-        return "sample"
-    return "element" if isinstance(module, _OF_ELEMENTS) else None
-
-
-def _candidates(module: nn.Module, targets: Tensor) -> list[Units]:
-    whole: list[Units] = ["element", "sample"] if targets.dim() > 1 else ["sample"]
-    return [*whole, "label"] if hasattr(module, "ignore_index") or hasattr(module, "weight") else whole

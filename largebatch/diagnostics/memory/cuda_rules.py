@@ -2,6 +2,7 @@
 
 A build of torch for CPUs cannot differentiate fake tensors on a GPU. So these stay on the CPU, and where torch would
 take other operations there, these are taken: autocast's list, attention, dropout.
+Recurrent layers are taken step by step.
 """
 
 from __future__ import annotations
@@ -37,8 +38,10 @@ _math: Callable[..., tuple[Tensor, ...]] = _aten._scaled_dot_product_attention_m
 @contextlib.contextmanager
 def cuda_rules() -> Iterator[None]:
     """Inside, tensors on the CPU are computed by the operations that a GPU would take, as far as memory shows it."""
-    with contextlib.ExitStack() as libraries, warnings.catch_warnings():
+    with warnings.catch_warnings(), contextlib.ExitStack() as libraries:
         warnings.filterwarnings("ignore", message=".*Overriding a previously registered kernel.*")
+        warnings.filterwarnings("ignore", message=".*oneDNN.*")
+        libraries.enter_context(torch.backends.mkldnn.flags(enabled=False))  # its LSTM keeps nothing of fake tensors
         library = torch.library.Library("aten", "IMPL")
         libraries.callback(library._destroy)
         for name in autocast_of_cuda_alone():

@@ -26,6 +26,8 @@ _DDP = {
 _INDIFFERENT = tuple(f"{_PACKAGE}/{room}/" for room in ("gradient", "distributed", "training", "optim"))
 _INDIFFERENT += (f"{_TORCH}/optim/",)
 
+_MKLDNN_LSTM = torch.ops.aten.mkldnn_rnn_layer.default
+
 
 class ValueReadError(RuntimeError):
     """A model, a loss or an optimizer asks for the value of a fake tensor, which has none."""
@@ -49,7 +51,8 @@ class HostSide(TorchDispatchMode):
             with _disable_current_modes():
                 return func(*args, **kwargs)
         try:
-            return func(*args, **kwargs)
+            result = func(*args, **kwargs)
+            return (*result[:3], self._workspace(args)) if func is _MKLDNN_LSTM else result
         except DataDependentOutputException:
             if func is not torch.ops.aten._local_scalar_dense.default:
                 raise
@@ -58,6 +61,13 @@ class HostSide(TorchDispatchMode):
         if _reader().f_code.co_filename.startswith(_INDIFFERENT):
             return _number(0, args[0])
         raise ValueReadError("it reads the value of a tensor") from None
+
+    def _workspace(self, args: Any) -> Tensor | None:
+        """What oneDNN's LSTM keeps for its backward pass; only a run of the layer tells how much."""
+        with _disable_current_modes():
+            numbers = [torch.zeros(one.shape, dtype=one.dtype) if isinstance(one, Tensor) else one for one in args]
+            kept = _MKLDNN_LSTM(*numbers)[3]
+        return None if kept is None else torch.empty(kept.shape, dtype=kept.dtype)
 
     @staticmethod
     def _counts_for_ddp(kwargs: dict[str, Any]) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
 from largebatch.batch.plan import BatchPlan
@@ -15,9 +16,23 @@ from largebatch.losses.coupled import is_coupled
 from largebatch.run.predicted_memory.host_side import ValueReadError
 from largebatch.run.predicted_memory.imagined_run import DeviceKind, ImaginedRun, StepMemory, imagined_run
 from largebatch.run.prepare import Prepared
-from largebatch.training.raised import error_text, where_raised
+from largebatch.training.raised import error_text, is_ours, where_raised
 
-_NOT_THE_READER = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+_TORCH = str(Path(torch.__file__).parent)
+_PACKAGE = str(Path(__file__).resolve().parents[2])
+_STANDARD = str(Path(traceback.__file__).parent)
+_OF_MODELS = tuple(f"{_TORCH}/{part}/" for part in ("nn", "autograd", "optim"))
+_ON_EVERY_WAY = "__torch_dispatch__"
+_NOT_THE_READER = (_TORCH, str(Path(__file__).parent))
+# What fake tensors cannot do, whoever asks.
+_WITHOUT_NUMBERS = (
+    ValueReadError,
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    fake_tensor.UnsupportedFakeTensorException,
+    fake_tensor.UnsupportedOperatorException,
+    NotImplementedError,
+)
 
 # Ends of the ranges of what is not tensors of the program; see `report.NOT_COUNTED`.
 OUTSIDE_BYTES = 5 * 2**29  # 2.5 GiB
@@ -81,6 +96,10 @@ class NotPredictableError(ValueError):
     """The model, the loss or the optimizer cannot run without numbers."""
 
 
+class PredictionFailedError(RuntimeError):
+    """The prediction itself has a defect."""
+
+
 def predict_memory(prepared: Prepared, device: DeviceKind, *, budget: int | None = None) -> PredictedMemory:
     """The memory of rank 0 by taking steps without numbers: two to make the optimizer's state, one at each size.
 
@@ -90,13 +109,19 @@ def predict_memory(prepared: Prepared, device: DeviceKind, *, budget: int | None
         budget: bytes of the device; None: no largest micro-batch is looked for.
 
     Raises:
-        NotPredictableError: if something needs the value of a tensor, or fails without; with its place.
+        NotPredictableError: if something needs the value of a tensor, or the run's code fails without; with its place.
+        PredictionFailedError: if the prediction itself has a defect.
     """
     try:
         with imagined_run(prepared, device) as imagined:
             return _predicted(prepared, imagined, device, budget)
     except Exception as error:
-        raise NotPredictableError(_reason(error)) from error
+        if _is_of_the_run(error):
+            raise NotPredictableError(_reason(error)) from error
+        raise PredictionFailedError(
+            f"The prediction of memory failed with {error_text(error)}. The traceback above shows a defect of "
+            "largebatch, not of the run: report it, and leave out plan.memory."
+        ) from error
 
 
 def _predicted(prepared: Prepared, imagined: ImaginedRun, device: DeviceKind, budget: int | None) -> PredictedMemory:
@@ -143,6 +168,20 @@ def _predicted(prepared: Prepared, imagined: ImaginedRun, device: DeviceKind, bu
         fit=fit,
         is_joint=imagined.is_joint,
     )
+
+
+def _is_of_the_run(error: BaseException) -> bool:
+    """Whether model, loss or optimizer are the cause: they ask too much of fake tensors, or their own code failed."""
+    if isinstance(error, _WITHOUT_NUMBERS) or is_ours(error):
+        return True
+    files = [one.filename for one in traceback.extract_tb(error.__traceback__) if one.name != _ON_EVERY_WAY]
+    last = max((at for at, file in enumerate(files) if file.startswith(_PACKAGE)), default=-1)
+    return any(file.startswith(_OF_MODELS) or not _is_machinery(file) for file in files[last + 1 :])
+
+
+def _is_machinery(file: str) -> bool:
+    is_standard = file.startswith(_STANDARD) and "-packages" not in file
+    return is_standard or file.startswith((_TORCH, "<")) or "/accelerate/" in file
 
 
 def _reason(error: BaseException) -> str:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from largebatch.diagnostics.memory.live_bytes import LiveBytes
-from largebatch.losses import CrossEntropy, NextToken
+from largebatch.losses import CrossEntropy, NextToken, in_pieces, module_loss
 from largebatch.losses.in_pieces import LOGITS_AT_ONCE
+from largebatch.losses.module_loss import ModuleLoss
 
 VOCABULARY = 11
 
@@ -83,3 +85,17 @@ def test_the_loss_of_gpt2_holds_logits_and_gradient_and_a_few_pieces() -> None:
     logits = 8 * 1024 * 50257 * 2 / 2**30
     assert peak_gib(NextToken(), copies_outputs=False) < 2 * logits + 4 * LOGITS_AT_ONCE * 4 / 2**30
     assert peak_gib(NextToken(logits_at_once=None), copies_outputs=True) > 6.9 * logits
+
+
+@pytest.mark.parametrize("name", ["classes", "probabilities", "images"])
+def test_the_cross_entropy_of_torch_gets_pieces_too(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    own, logits, targets = case(name)
+    weight = None if own.weight is None else torch.tensor(own.weight)
+    loss = ModuleLoss(nn.CrossEntropyLoss(label_smoothing=0.1, weight=weight))
+    expected = derivatives(loss, logits, targets)
+    monkeypatch.setattr(module_loss, "LOGITS_AT_ONCE", logits[:1].numel())
+    applied = Mock(wraps=in_pieces._InPieces.apply)
+    monkeypatch.setattr(in_pieces._InPieces, "apply", applied)
+    for ours, theirs in zip(derivatives(loss, logits, targets), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    assert applied.call_count == 1

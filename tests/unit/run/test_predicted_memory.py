@@ -13,7 +13,8 @@ from largebatch.__main__ import main
 from largebatch.diagnostics.memory.live_bytes import CUDA_GRANULE, LiveBytes
 from largebatch.distributed.runtime import Runtime
 from largebatch.run.parts import build_loader, build_run
-from largebatch.run.predicted_memory.prediction import NotPredictableError, predict_memory
+from largebatch.run.predicted_memory import prediction
+from largebatch.run.predicted_memory.prediction import NotPredictableError, PredictionFailedError, predict_memory
 from largebatch.run.prepare import Prepared, prepare
 from largebatch.training.loop import train
 from largebatch.training.observers import EvaluationObserver
@@ -118,6 +119,37 @@ class Branching(nn.Linear):
         if inputs.mean() > 0:
             inputs = 2 * inputs
         return super().forward(inputs.flatten(1))
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers, self.head = nn.LSTM(8, 32, num_layers=2, batch_first=True), nn.Linear(32, 10)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        last: Tensor = self.head(self.layers(inputs.squeeze(1))[0][:, -1])
+        return last
+
+
+def test_recurrent_layers_on_a_cpu_keep_what_onednn_asks_for_and_on_a_gpu_every_step():
+    prepared = prepared_run("batch.total=24", "batch.max_micro=8", model="Recurrent")
+    found = predict_memory(prepared, "cpu")
+    assert real_peak(prepared) == pytest.approx(found.step.peak, rel=0.02)
+    of_gates = 2 * 8 * 8 * 4 * 32 * 2  # layers, samples, steps, gates, in bfloat16
+    assert predict_memory(prepared, "cuda").activations > of_gates
+
+
+class Numpy(nn.Linear):
+    def forward(self, inputs: Tensor) -> Tensor:
+        return super().forward(inputs.flatten(1)) + float(inputs.detach().numpy().mean())
+
+
+def test_a_failure_of_the_prediction_itself_is_no_property_of_the_model(monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(NotPredictableError, match=r"test_predicted_memory.py:\d+ in forward"):
+        predict_memory(prepared_run(model="Numpy", in_features=64, out_features=10), "cuda")
+    monkeypatch.setattr(prediction, "FRAGMENTED", None)
+    with pytest.raises(PredictionFailedError, match=r"TypeError: .* a defect of largebatch, not of the run"):
+        predict_memory(prepared_run("model=mlp"), "cuda", budget=2**36)
 
 
 class Choosing(nn.Linear):
