@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from largebatch.distributed.runtime import Runtime
+from largebatch.distributed.sending import sent
 
 
 def gather_ints(runtime: Runtime, values: Tensor) -> Tensor:
@@ -28,7 +29,7 @@ def gather_ints(runtime: Runtime, values: Tensor) -> Tensor:
 def gather_floats(runtime: Runtime, values: Sequence[float]) -> list[list[float]]:
     """The numbers of every rank, [world size][len(values)], in float64; the same length on all ranks."""
     table = torch.zeros((runtime.world_size, len(values)), dtype=torch.float64, device=runtime.device)
-    table[runtime.rank] = torch.tensor(values, dtype=torch.float64)
+    table[runtime.rank] = sent(torch.tensor(values, dtype=torch.float64), runtime.device)
     runtime.sum_in_place(table)
     return cast("list[list[float]]", table.tolist())
 

@@ -15,12 +15,14 @@ class PendingSum:
     _values: Tensor
     _work: Any = None
     _copied: Any = None
+    _result: list[float] | None = None
 
     def result(self) -> list[float]:
         """Wait for the sum and return it."""
-        if self._work is not None:
-            self._work.wait()
-            self._work = None
-        if self._copied is not None:
-            self._copied.synchronize()
-        return cast("list[float]", self._values.tolist())
+        if self._result is None:
+            if self._work is not None:
+                self._work.wait()
+            if self._copied is not None:
+                self._copied.synchronize()
+            self._result = cast("list[float]", self._values.tolist())
+        return self._result

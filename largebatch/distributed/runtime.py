@@ -22,6 +22,7 @@ from largebatch.distributed.membership import Membership, TimeLimits, join_proce
 from largebatch.distributed.number_format import format_of_all_ranks
 from largebatch.distributed.pending_sum import PendingSum
 from largebatch.distributed.process_group import own_device
+from largebatch.distributed.sending import sent
 from largebatch.distributed.wrapping import BUCKET_MB, wrap_model
 
 if TYPE_CHECKING:  # imported at run time only by `_accelerator`: verbs without a job start without accelerate
@@ -180,7 +181,7 @@ class Runtime(contextlib.AbstractContextManager["Runtime"]):
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """Element-wise sum over ranks, in float64."""
-        return self.start_sum(torch.tensor(values, dtype=torch.float64, device=self.device)).result()
+        return self.start_sum(sent(torch.tensor(values, dtype=torch.float64), self.device)).result()
 
     def sum_in_place(self, values: Tensor) -> None:
         """Replace a tensor by its element-wise sum over ranks."""

@@ -29,7 +29,6 @@ class BatchResult(NamedTuple):
         loss_sum: of this rank's samples, float64 scalar on the device.
         num_units: samples, labels or tokens of the whole global batch, or the sum of their weights.
         data_s: seconds that this rank waited for data.
-        communication_s: seconds of exposed communication; None when not measured.
         norms: of the gradients of micro-batches, see `MicroBatchNorms`; None when not measured.
         taken: the samples of this rank's micro-batches.
         shortages: of memory, each of which halved the micro-batches; see `Halving`.
@@ -39,7 +38,6 @@ class BatchResult(NamedTuple):
     loss_sum: Tensor
     num_units: float
     data_s: float
-    communication_s: float | None
     norms: StepNorms | None
     taken: Sequence[Taken]
     shortages: tuple[Any, ...] = ()
@@ -95,10 +93,10 @@ class GlobalGradient:
             self.reduction.begin(step.plan)
             loss_sum = self.local(step, parts, weight, self.reduction)
             self.reduction.finish()
-            communication_s = self.clock.exposed_s()
+            self.clock.is_reduced()
         norms, self.norms.found = self.norms.found, None
         data_s, taken = self.batches.waited_s, self.batches.taken
-        return BatchResult(step.plan, loss_sum, num_units, data_s, communication_s, norms, taken)
+        return BatchResult(step.plan, loss_sum, num_units, data_s, norms, taken)
 
     def state(self) -> dict[str, Any]:
         """What later gradients and measurements depend on besides weights and buffers, as plain values."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from largebatch.batch.plan import BatchPlan
 from largebatch.distributed.pending_sum import PendingSum
 from largebatch.distributed.runtime import Runtime
+from largebatch.distributed.sending import sent
 from largebatch.gradient.step import Measures, Step
 from largebatch.optim import l2_norm
 
@@ -107,7 +108,9 @@ class MicroBatchNorms:
         missing = torch.zeros((), device=self._runtime.device)
         rows = [own.get(number, missing) for own in self._norms for number in range(len(sizes))]
         norms = torch.stack(rows).double()
-        by_size = norms.square().view(len(self._parameters), len(sizes)) @ (1 / torch.tensor(sizes).to(norms))
+        by_size = norms.square().view(len(self._parameters), len(sizes)) @ sent(
+            1 / torch.tensor(sizes).double(), norms.device
+        )
         share = plan.global_batch_size / self._scale
         own_part = sq_norms([one.grad for one in self._parameters], self._runtime) / self._runtime.world_size
         by_parameter = torch.stack([by_size * share**2, own_part], dim=1)

@@ -26,6 +26,7 @@ class Timeline:
         done_s: when the part was reduced, [parts].
         step_s: length of the whole step, data and update included. On a GPU it is the time of its stream.
         own_s: of it, without waits for other ranks.
+        exposed_s: from the last part until all are reduced, and in `waiting`: communication that no computation hides.
     """
 
     num_bytes: tuple[int, ...]
@@ -33,6 +34,7 @@ class Timeline:
     done_s: tuple[float, ...]
     step_s: float
     own_s: float
+    exposed_s: float
 
 
 @dataclass
@@ -63,7 +65,6 @@ class ReductionClock:
         self.is_running = False
         self._parts: list[_Part] = []
         self._waits: list[tuple[Any, Any]] = []
-        self._exposed_s = 0.0
         self._begun: Any = None
 
     def begin(self, *, measures: bool) -> None:
@@ -94,27 +95,29 @@ class ReductionClock:
         if started is not None:
             self._waits.append((started, self._now()))
 
-    def exposed_s(self) -> float | None:
-        """Seconds from the last bucket of the latest backward pass until now, and of `waiting`; None while not running.
+    def is_reduced(self) -> None:
+        """The gradient is reduced, or will be when a GPU comes to this place: nobody waits for it here."""
+        if self.is_running and self._is_distributed:
+            end = self._now()
+            for part in self._parts:
+                part.done = end if part.done is None else part.done
+            self._waits += ((part.ready, end) for part in self._parts[-1:])  # a reduction may have told nothing
 
-        0 on a single rank.
+    def timeline(self) -> Timeline | None:
+        """Of the step that ends here; None while not running, and on a single rank.
+
+        This is the one place of a measured step where the host waits for the GPU. Up to here all times are events on
+        its stream; from here on the clock of the host is right as well, also on a single rank.
         """
         if not self.is_running:
             return None
+        end = self._now()
+        if self._on_gpu:
+            end.synchronize()
         if not self._is_distributed:
-            return 0.0
-        end = self._end()
-        for part in self._parts:
-            part.done = end if part.done is None else part.done
-        waits = [*self._waits, *((part.ready, end) for part in self._parts[-1:])]  # a reduction may have told nothing
-        self._exposed_s = sum(self._seconds(started, ended) for started, ended in waits)
-        return self._exposed_s
-
-    def timeline(self) -> Timeline | None:
-        """Of the step that ends here, after `exposed_s`; None while not running, and on a single rank."""
-        if not self.is_running or not self._is_distributed:
             return None
-        step_s = self._seconds(self._begun, self._end())
+        step_s = self._seconds(self._begun, end)
+        exposed_s = sum(self._seconds(started, ended) for started, ended in self._waits)
         ready = [self._seconds(self._begun, part.ready) for part in self._parts]
         done = [self._seconds(self._begun, part.done) for part in self._parts]
         last = max(done, default=0.0)
@@ -123,7 +126,8 @@ class ReductionClock:
             ready_s=tuple(moment - last for moment in ready),
             done_s=tuple(moment - last for moment in done),
             step_s=step_s,
-            own_s=step_s - self._exposed_s,
+            own_s=step_s - exposed_s,
+            exposed_s=exposed_s,
         )
 
     def _now(self) -> Any:
@@ -132,13 +136,6 @@ class ReductionClock:
         event = torch.cuda.Event(enable_timing=True)
         event.record(torch.cuda.current_stream(self._device))
         return event
-
-    def _end(self) -> Any:
-        """Now, when a GPU has done all that it was given."""
-        end = self._now()
-        if self._on_gpu:
-            end.synchronize()
-        return end
 
     def _seconds(self, start: Any, end: Any) -> float:
         return float(start.elapsed_time(end)) / 1000 if self._on_gpu else float(end - start)

@@ -13,6 +13,7 @@ from torch import Tensor
 from largebatch.distributed.gather import disagreement
 from largebatch.distributed.pending_sum import PendingSum
 from largebatch.distributed.runtime import Runtime
+from largebatch.distributed.sending import sent
 from largebatch.gradient.step import Measures, Step
 from largebatch.training.guard import Guard
 from largebatch.training.progress import Progress
@@ -115,7 +116,7 @@ class Agreement:
         steps = [progress.step if rank == self._runtime.rank else 0 for rank in range(self._runtime.world_size)]
         own_s = min(step_s, 1e9) if self._runtime.is_main else 0.0
         others = torch.tensor([stop, self._save_requested(), own_s, *steps], dtype=torch.float64)
-        values = [loss_sum.reshape(1), others.to(self._runtime.device)]
+        values = [loss_sum.reshape(1), sent(others, self._runtime.device)]
         if self._guard is not None and grad_norm is not None:
             values.append(grad_norm.double().reshape(1) / self._runtime.world_size)
         return StepSums(self._runtime.start_sum(torch.cat(values)), self._runtime.world_size)

@@ -63,10 +63,22 @@ class FakeGpus:
         return value  # type: ignore[no-any-return]
 
     def train(
-        self, *overrides: str, rank: int = 0, world_size: int = 8, steps: int = 8, slow: bool = False
+        self,
+        *overrides: str,
+        rank: int = 0,
+        world_size: int = 8,
+        steps: int = 8,
+        slow: bool = False,
+        kernel_s: float | None = None,
     ) -> RunRecord:
         """What `steps` steps of `largebatch train OVERRIDES` do on `rank` of `world_size`; see `train_and_count`."""
-        how: Any = {"world_size": world_size, "steps": steps, "slow": slow, "folder": Path("runs")}
+        how: Any = {
+            "world_size": world_size,
+            "steps": steps,
+            "slow": slow,
+            "kernel_s": kernel_s,
+            "folder": Path("runs"),
+        }
         key = overrides, world_size, steps, slow
         if rank and key not in self._said:
             self.train(*overrides, world_size=world_size, steps=steps, slow=slow)

@@ -28,8 +28,8 @@ SHAPES_FROM_VALUES = {
     "nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "repeat_interleave", "bincount",
 }  # fmt: skip
 _INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_"}
-_HOLDS = {"aten::isfinite", "aten::all"}
 _TORCHS_OWN = ("/torch/", "/accelerate/", "/contextlib.py", "/tests/device/", "<string>")
+LAUNCH_S = 5e-6
 _BLOCK = 512  # bytes; the caching allocator's unit
 
 
@@ -40,6 +40,8 @@ class FakeGpu(TorchDispatchMode):
         counts: since the last `take`.
         live: bytes of CUDA tensors that are alive.
         problems: operations that CUDA would refuse or that are a race, each with its place.
+        kernel_s: time that the device takes for each kernel and copy.
+        host_s: time on the host, which passes while it launches (`LAUNCH_S`) and while it waits for the device.
         said: objects that rank 0 broadcast; on other ranks, those that they are still to hear.
     """
 
@@ -48,8 +50,10 @@ class FakeGpu(TorchDispatchMode):
         self.counts, self.live, self.problems = Counts(), 0, list[str]()
         self.said: list[list[Any]] = []
         self.launched = 0  # kernels and copies, ever: a position in the stream
+        self.kernel_s, self.host_s, self._done_s = 1e-5, 0.0, [0.0]
         self._fake, self._one_thread = FakeTensorMode(allow_non_fake_inputs=True), threading.RLock()
-        self._pinned: weakref.WeakSet[Any] = weakref.WeakSet()  # storages
+        self._pinned: dict[int, int] = {}  # first and last address of each block
+        self.reached = 0  # the position up to which the host knows that the device is done
         self._alive: dict[int, Any] = {}
         self._sent: dict[int, Tensor] = {}  # values of the host in storages of the device
         self._written: dict[int, int] = {}  # pinned storage -> position of the copy that writes it
@@ -62,12 +66,15 @@ class FakeGpu(TorchDispatchMode):
 
     def wait(self, kind: str, position: int | None = None) -> None:
         """The host waits until the device has come to `position`; None: to the end of what is queued."""
-        behind = 0 if position is None else self.launched - position
+        position = self.launched if position is None else position
+        if position <= self.reached:
+            return
+        behind, self.reached = self.launched - position, position
+        self.host_s = max(self.host_s, self.done_s(position))
         counter = self.counts.waits if behind < ENOUGH_BEHIND else self.counts.late_reads
         counter[f"{kind} at {place()}"] += 1
-        reached = self.launched if position is None else position
         for pending in (self._written, self._being_read):
-            for key in [key for key, at in pending.items() if at <= reached]:
+            for key in [key for key, at in pending.items() if at <= position]:
                 del pending[key]
 
     def on_device(self, tensor: Tensor) -> Tensor:
@@ -77,19 +84,38 @@ class FakeGpu(TorchDispatchMode):
         self._sent[fake.untyped_storage()._cdata] = tensor.contiguous()
         return fake
 
+    def _launch(self) -> None:
+        self.counts.launches += 1
+        self.launched += 1
+        self._done_s.append(max(self._done_s[-1], self.host_s) + self.kernel_s)
+        self.host_s += LAUNCH_S
+
+    def done_s(self, position: int) -> float:
+        """When the device has done what was queued up to a position."""
+        return self._done_s[position]
+
     def pin(self, tensor: Tensor) -> Tensor:
         """A copy in pinned memory."""
         copy = tensor.detach().clone()
-        self._pinned.add(copy.untyped_storage())
+        self._note_pinned(copy)
         return copy
+
+    def _note_pinned(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if storage.nbytes():
+            self._pinned[storage.data_ptr()] = storage.data_ptr() + storage.nbytes()
+            weakref.finalize(storage, self._pinned.pop, storage.data_ptr(), None)
 
     def is_pinned(self, tensor: Tensor) -> bool:
         """Whether a CPU tensor lies in pinned memory."""
-        return not isinstance(tensor, FakeTensor) and tensor.untyped_storage() in self._pinned
+        if isinstance(tensor, FakeTensor):
+            return False
+        address = tensor.untyped_storage().data_ptr()
+        return any(first <= address < last for first, last in self._pinned.items())
 
     def host_reads(self, tensor: Tensor) -> None:
         """The host reads a CPU tensor: not before the copy into it is known to have ended."""
-        if self._written.get(tensor.untyped_storage()._cdata, -1) >= 0:
+        if self._written.get(tensor.untyped_storage().data_ptr(), -1) >= 0:
             self.problem(f"pinned memory is read before the copy into it is known to have ended, at {place()}")
 
     def problem(self, text: str) -> None:
@@ -121,7 +147,7 @@ class FakeGpu(TorchDispatchMode):
         out = self._faked(func, args, kwargs)
         if not _is_view(func) and not func._schema.name.startswith("prim::"):
             self.counts.kernels[name] += 1
-            self.launched += 1
+            self._launch()
         self._remember_memory(out)
         self._remember_sent(func, args, out, source)
         return out
@@ -137,22 +163,23 @@ class FakeGpu(TorchDispatchMode):
             for one in tensors if not _is_view(func) else ():
                 self.host_reads(one)
             for one in _mutated(func, args, kwargs):
-                if self._being_read.get(one.untyped_storage()._cdata, -1) >= 0:
+                if self._being_read.get(one.untyped_storage().data_ptr(), -1) >= 0:
                     self.problem(f"pinned memory is written before the copy from it has surely ended, at {place()}")
         out = func(*args, **kwargs)
         if is_pinned:
-            self._pinned.add(out.untyped_storage())
+            self._note_pinned(out)
         return out
 
     def _collective(self, name: str, tensors: Sequence[Tensor]) -> None:
         self.counts.collectives.append(f"{name} {sum(one.nbytes for one in tensors)}")
-        self.launched += 1
+        self._launch()
         if name != "barrier" and any(not isinstance(one, FakeTensor) for one in tensors):
             self.problem(f"{name} of a CPU tensor, at {place()}")
 
     def _read_by_host(self, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
         """What the host gets, if the operation brings numbers to it; None: it does not."""
         if name == "_local_scalar_dense":
+            self._launch()  # a copy, even where the device has nothing else to do
             self.wait("item")
             return self.value(args[0]).item()
         if name == "_to_copy" and _type_of(kwargs.get("device")) == "cpu":
@@ -160,7 +187,7 @@ class FakeGpu(TorchDispatchMode):
             dtype = kwargs.get("dtype") or args[0].dtype
             host = self.value(args[0]).to(dtype, copy=True)
             if into_pinned:
-                self._pinned.add(host.untyped_storage())
+                self._note_pinned(host)
             return self._copied_to_host(host, asynchronous=into_pinned)
         if name in ("copy_", "_copy_from") and isinstance(args[1], FakeTensor) and not isinstance(args[0], FakeTensor):
             asynchronous = bool(args[2] if len(args) > 2 else kwargs.get("non_blocking")) and self.is_pinned(args[0])
@@ -169,9 +196,9 @@ class FakeGpu(TorchDispatchMode):
         return None
 
     def _copied_to_host(self, host: Tensor, *, asynchronous: bool) -> Tensor:
-        self.launched += 1
+        self._launch()
         if asynchronous:
-            self._written[host.untyped_storage()._cdata] = self.launched
+            self._written[host.untyped_storage().data_ptr()] = self.launched
         else:
             self.wait("copy to the host")
         return host
@@ -193,9 +220,9 @@ class FakeGpu(TorchDispatchMode):
             return None
         pinned = self.is_pinned(source)
         self.counts.copies[f"{'pinned' if pinned else 'pageable'} at {place()}"] += source.nbytes
-        self.launched += 1
+        self._launch()
         if asynchronous and pinned:
-            key = source.untyped_storage()._cdata
+            key = source.untyped_storage().data_ptr()
             self._being_read[key] = self.launched
             # The allocator of pinned memory keeps what is let go until the copy has ended: nobody writes to it.
             weakref.finalize(source.untyped_storage(), self._being_read.pop, key, None)
@@ -248,12 +275,23 @@ class FakeGpu(TorchDispatchMode):
         """Small values that the host sent come back as they were: DDP sends the order of its buckets and reads it."""
         for one in _mutated(func, args, {}):
             self._sent.pop(one.untyped_storage()._cdata, None)
-        if func._schema.name in _HOLDS:  # numbers that are not there are finite
-            self._sent[out.untyped_storage()._cdata] = torch.ones(out.shape, dtype=torch.bool)
+        if isinstance(out, FakeTensor) and out.dtype == torch.bool:
+            self._remember_flags(func, args, out)
         if source is not None and isinstance(out, FakeTensor) and source.numel() <= 1 << 16:
             storage = out.untyped_storage()
             if storage.nbytes() == out.nbytes and out.shape == source.shape and out.is_contiguous():
                 self._sent[storage._cdata] = source.detach().to(out.dtype, copy=True)
+
+    def _remember_flags(self, func: Any, args: Any, out: FakeTensor) -> None:
+        """Numbers that are not there are finite, and so says whatever is made of such flags alone."""
+        tensors = [one for one in tree_leaves(args) if isinstance(one, Tensor)]
+        # torch.isfinite(x) is (x == x) * (abs(x) != inf)
+        is_number = func._schema.name == "aten::eq" and args[0] is args[1]
+        if is_number or (func._schema.name == "aten::ne" and args[1] == float("inf")):
+            self._sent[out.untyped_storage()._cdata] = torch.ones(out.shape, dtype=torch.bool)
+        elif tensors and all(one.untyped_storage()._cdata in self._sent and one.dtype == torch.bool for one in tensors):
+            known = func(*tree_map(lambda one: self.value(one) if isinstance(one, Tensor) else one, args))
+            self._sent[out.untyped_storage()._cdata] = known
 
 
 GPU = FakeGpu()

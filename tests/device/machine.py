@@ -37,8 +37,12 @@ class Event:
             GPU.wait("event.synchronize", self.position)
 
     def elapsed_time(self, other: Event) -> float:
-        """Milliseconds; CUDA refuses events that are not complete, so whoever asks has waited."""
-        return 1.0
+        """Milliseconds; CUDA refuses events that are not complete."""
+        assert self.position is not None
+        assert other.position is not None
+        if max(self.position, other.position) > GPU.reached:
+            raise RuntimeError("CUDA error: device not ready: an event is not known to be complete")
+        return 1000 * (GPU.done_s(other.position) - GPU.done_s(self.position))
 
     def query(self) -> bool:
         """Asks without waiting."""

@@ -17,6 +17,7 @@ class Counts:
         copies: kind and place -> bytes from host to device.
         collectives: in their order, operation and bytes, as "allreduce_ 4096".
         kernels: operation -> launches; a foreach call counts once.
+        launches: kernels, copies and collectives.
         peak: most bytes of CUDA tensors at a time.
     """
 
@@ -25,6 +26,7 @@ class Counts:
     copies: Counter[str] = field(default_factory=Counter)
     collectives: list[str] = field(default_factory=list)
     kernels: Counter[str] = field(default_factory=Counter)
+    launches: int = 0
     peak: int = 0
 
 
@@ -51,6 +53,10 @@ class RunRecord:
         end: what came after the update of the last step: its observers, the last evaluation and checkpoint.
         problems: operations that CUDA would refuse or that are a race, each with its place.
         said: objects that rank 0 broadcast.
+        rows: of metrics.jsonl, on rank 0.
+        agreed: what this rank put into the sum after a step: whether it asks for a stop, for a checkpoint, seconds per
+            step, and the step at its own place.
+        kernel_s: time of a kernel.
     """
 
     start: Counts
@@ -58,6 +64,9 @@ class RunRecord:
     end: Counts
     problems: list[str]
     said: list[list[Any]]
+    rows: list[dict[str, Any]]
+    agreed: list[list[float]]
+    kernel_s: float
 
     def plain(self, after: int = 3) -> list[StepCounts]:
         """Steps without a row, once the first `after` steps have set everything up."""

@@ -35,6 +35,7 @@ def each_wait() -> dict[str, int]:
         torch.tensor([1.0, 2.0], device="cuda")
         torch.ones(3).pin_memory().to("cuda")
         torch.cuda.synchronize()
+        some()
         torch.cuda.current_stream().synchronize()
         torch.ones(3).pin_memory().to("cuda", non_blocking=True)  # no wait
         torch.empty(4, pin_memory=True).copy_(x, non_blocking=True)  # no wait

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,13 @@ COMMON = (
 
 
 def train_and_count(
-    overrides: Sequence[str], *, steps: int, slow: bool, folder: Path, heard: Sequence[list[Any]] = ()
+    overrides: Sequence[str],
+    *,
+    steps: int,
+    slow: bool,
+    folder: Path,
+    heard: Sequence[list[Any]] = (),
+    kernel_s: float | None = None,
 ) -> RunRecord:
     """The first `steps` steps of `largebatch train OVERRIDES`, prepared, opened and trained as the verb does it.
 
@@ -27,6 +35,7 @@ def train_and_count(
         steps: of the run.
         slow: whether steps count as longer than 0.1 s, after each of which ranks agree.
         folder: where the run may write.
+        kernel_s: time of a kernel; the run's clock is then that of the fake GPU and its host. None: real time.
         heard: what rank 0 said in the same run, on other ranks.
     """
     import largebatch.training.step_sums as step_sums
@@ -42,7 +51,8 @@ def train_and_count(
     GPU.said = list(heard)
     parts: list[Counts] = []
     heads: list[tuple[int, bool]] = []
-    take_step = loop.take_step
+    take_step, sent = loop.take_step, step_sums.sent
+    agreed: list[list[float]] = []
 
     def counted(run: Any, step: Any) -> Any:
         parts.append(GPU.take())
@@ -52,7 +62,13 @@ def train_and_count(
             parts.append(GPU.take())
         return report
 
-    loop.take_step = counted
+    def noted(values: Any, device: Any) -> Any:
+        agreed.append(values.tolist())
+        return sent(values, device)
+
+    loop.take_step, step_sums.sent = counted, noted
+    if kernel_s is not None:
+        GPU.kernel_s, time.perf_counter = kernel_s, lambda: GPU.host_s
     with GPU, open_run(prepared, lambda: False, given) as opened:
         loop.train(opened.run)
     parts.append(GPU.take())
@@ -61,4 +77,7 @@ def train_and_count(
         StepCounts(**vars(part), number=number, is_logged=logged)
         for part, (number, logged) in zip(parts[1:], heads, strict=False)
     ]
-    return RunRecord(parts[0], counted_steps[:-1], parts[-1], list(GPU.problems), GPU.said)
+    loop.take_step, step_sums.sent = take_step, sent
+    metrics = opened.folder.metrics
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
+    return RunRecord(parts[0], counted_steps[:-1], parts[-1], list(GPU.problems), GPU.said, rows, agreed, GPU.kernel_s)

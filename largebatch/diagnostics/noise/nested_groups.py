@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 
@@ -85,5 +86,6 @@ class NestedGroups:
 
     def mean_sq_norms(self) -> list[float]:
         """Mean of |group mean|^2 over the full groups of each size; NaN for a size without a full group."""
-        pairs = zip(self._totals, self._num_groups, strict=True)
-        return [float(total) / count if count else math.nan for total, count in pairs]
+        totals = [total for total in self._totals if isinstance(total, Tensor)]
+        read = iter(torch.stack(totals).tolist() if totals else ())  # one wait for the device
+        return [next(read) / count if count else math.nan for count in self._num_groups]

@@ -12,6 +12,7 @@ import torch
 from largebatch.batch.plan import BatchPlan
 from largebatch.distributed.checksums import tensors_sha256
 from largebatch.distributed.runtime import Runtime
+from largebatch.distributed.sending import sent
 from largebatch.gradient.batch_stream import Taken
 from largebatch.gradient.step import Measures, Step
 from largebatch.records.trackers import Row, Tracker
@@ -74,6 +75,6 @@ def ids_over_ranks(runtime: Runtime, plan: BatchPlan, taken: Sequence[Taken]) ->
         # Too many samples, or an unknown place, must give other ids on all ranks, not an error on one of them.
         places = offsets[one.index % len(offsets)] + np.arange(len(ids))
         np.add.at(own, places % plan.global_batch_size, ids + 1)
-    total = torch.from_numpy(own).to(runtime.device)
+    total = sent(torch.from_numpy(own), runtime.device)
     runtime.sum_in_place(total)
     return total.cpu().numpy() - 1

@@ -95,7 +95,7 @@ class MetricsObserver(Observer):
             "time/step_s": seconds / num_steps,
             "time/data_s": self._data_s / num_steps,
         }
-        communication_s = report.batch.communication_s or 0.0
+        communication_s = 0.0 if report.timeline is None else report.timeline.exposed_s
         row["time/communication_s"] = communication_s
         row["time/compute_s"] = max((seconds - self._data_s) / num_steps - communication_s, 0.0)
         if (peak := peak_memory(run.runtime.device)) is not None:

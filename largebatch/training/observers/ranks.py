@@ -6,6 +6,7 @@ import torch
 
 from largebatch.distributed.checksums import combine_checksums, parameter_checksums
 from largebatch.distributed.gather import Disagreement, disagreement, gather_ints
+from largebatch.distributed.sending import sent
 from largebatch.training.loop import Observer, Run
 from largebatch.training.step_report import StepReport
 
@@ -55,7 +56,7 @@ class RankObserver(Observer):
         if run.runtime.world_size == 1:
             return
         progress, checksums = run.progress, parameter_checksums(run.module)
-        position = torch.tensor([progress.step, progress.samples_seen], device=run.runtime.device)
+        position = sent(torch.tensor([progress.step, progress.samples_seen]), run.runtime.device)
         table = gather_ints(run.runtime, torch.cat([position, combine_checksums(checksums).reshape(1)])).tolist()
         for column, what in enumerate(("steps done", "samples seen")):
             if found := disagreement([row[column] for row in table]):
