@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -17,6 +16,7 @@ from largebatch.models.modes import train_mode
 from largebatch.optim import set_lr
 from largebatch.training.guard import Guard
 from largebatch.training.progress import Progress
+from largebatch.training.step_clock import StepClock
 from largebatch.training.step_report import StepReport
 from largebatch.training.step_sums import Agreement, Status
 from largebatch.training.steps import Steps
@@ -67,6 +67,7 @@ class Run:
         observers: called in their order.
         stop_requested: whether this rank was asked to stop.
         progress: how far the run is, as it is reported.
+        clock: times the steps.
     """
 
     runtime: Runtime
@@ -80,8 +81,10 @@ class Run:
     observers: Sequence[Observer] = ()
     stop_requested: Callable[[], bool] = lambda: False
     progress: Progress = field(default_factory=Progress)
+    clock: StepClock = field(init=False)
 
     def __post_init__(self) -> None:
+        self.clock = StepClock(self.runtime.device)
         for observer in self.observers:
             absent = [name for name in ("on_start", "asks", "after_step", "on_end") if not hasattr(observer, name)]
             if absent:
@@ -139,6 +142,7 @@ def _train(run: Run) -> Status:
         status = run.agreement.end(is_last=run.progress.step == run.steps.num_steps)
     if status == "running":
         status = "stopped" if stops_here else "finished"
+    run.clock.settle(run.progress)
     stops_here |= True in [observer.on_end(run, status) for observer in run.observers]
     run.gradient.statistics.merge()  # the model that is left is the run's, not this rank's part of it
     return "stopped" if stops_here and status == "finished" else status
@@ -146,7 +150,8 @@ def _train(run: Run) -> Status:
 
 def take_step(run: Run, step: Step) -> StepReport:
     """Consume one global batch: learning rate, gradient, update."""
-    started, progress = time.perf_counter(), run.progress
+    progress = run.progress
+    run.clock.begin()
     set_lr(run.optimizer, step.lr)  # keeps the ratios between groups
     run.optimizer.zero_grad()
     run.update.begin()
@@ -158,6 +163,6 @@ def take_step(run: Run, step: Step) -> StepReport:
     decision = run.update(run, batch, sums)
     timeline = run.gradient.clock.timeline()
     status, saves_here = run.agreement.read(sums)  # of the step before: by now they have arrived
-    progress.train_s += time.perf_counter() - started
+    run.clock.end(progress, waits=Measures.COMMUNICATION in step.measures)  # as `timeline` has
     seen = progress.samples_seen
     return StepReport(step, progress.step, seen, batch, sums, grad_norm, decision, timeline, saves_here, status)

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 class Progress:
     """The position of a run. `samples_seen` says everything; `step` is its count in optimizer steps.
 
-    `train_s` is the time that this process spent in steps, observers left out.
+    `train_s` is the time of the `timed_steps` steps that this process has made, observers left out. On a GPU the latest
+    ones are still to come, see `StepClock`.
     """
 
     step: int = 0
     samples_seen: int = 0
     train_s: float = 0.0
+    timed_steps: int = 0
 
     def advance(self, global_batch_size: int) -> None:
         """One step further."""

@@ -100,7 +100,7 @@ class Agreement:
         """Before the first step."""
         self._steps_are_slow = True  # until it is known
         self._pending: StepSums | None = None
-        self._last = (progress.step, progress.train_s)
+        self._last, self._step_s = (progress.timed_steps, progress.train_s), math.inf  # unknown, so long
 
     def send(
         self, step: Step, loss_sum: Tensor, grad_norm: Tensor | None, progress: Progress, *, stop: bool
@@ -109,12 +109,12 @@ class Agreement:
         if not (self._steps_are_slow or Measures.LOSS in step.measures or step.has_row(self._every)):
             return None
         last_step, last_s = self._last
-        finished = progress.step - 1 - last_step
-        step_s = (progress.train_s - last_s) / finished if finished > 0 else math.inf  # at first unknown, so long
-        self._last = (progress.step - 1, progress.train_s)
+        if progress.timed_steps > last_step:  # of others a GPU has not told the time yet
+            self._step_s = (progress.train_s - last_s) / (progress.timed_steps - last_step)
+            self._last = (progress.timed_steps, progress.train_s)
         # A place of its own for every rank's step: from a sum nobody could tell which rank is at another one.
         steps = [progress.step if rank == self._runtime.rank else 0 for rank in range(self._runtime.world_size)]
-        own_s = min(step_s, 1e9) if self._runtime.is_main else 0.0
+        own_s = min(self._step_s, 1e9) if self._runtime.is_main else 0.0
         others = torch.tensor([stop, self._save_requested(), own_s, *steps], dtype=torch.float64)
         values = [loss_sum.reshape(1), sent(others, self._runtime.device)]
         if self._guard is not None and grad_norm is not None:

@@ -6,6 +6,7 @@ what it had sent there unchanged.
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 import weakref
@@ -287,7 +288,7 @@ class FakeGpu(TorchDispatchMode):
         tensors = [one for one in tree_leaves(args) if isinstance(one, Tensor)]
         # torch.isfinite(x) is (x == x) * (abs(x) != inf)
         is_number = func._schema.name == "aten::eq" and args[0] is args[1]
-        if is_number or (func._schema.name == "aten::ne" and args[1] == float("inf")):
+        if is_number or (func._schema.name == "aten::ne" and isinstance(args[1], float) and args[1] == math.inf):
             self._sent[out.untyped_storage()._cdata] = torch.ones(out.shape, dtype=torch.bool)
         elif tensors and all(one.untyped_storage()._cdata in self._sent and one.dtype == torch.bool for one in tensors):
             known = func(*tree_map(lambda one: self.value(one) if isinstance(one, Tensor) else one, args))

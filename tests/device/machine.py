@@ -46,7 +46,9 @@ class Event:
 
     def query(self) -> bool:
         """Asks without waiting."""
-        return True
+        if self.position is not None and GPU.done_s(self.position) <= GPU.host_s:
+            GPU.reached = max(GPU.reached, self.position)
+        return self.position is None or self.position <= GPU.reached
 
     def wait(self, stream: Any = None) -> None:
         """A stream waits, the host does not."""

@@ -13,6 +13,7 @@ MOST_IN_ROWS = 3
 IN_ROWS = {
     "reduction_clock.py:timeline": "the end of the step, once everything of it is launched: all times come from here",
     "observers/stragglers.py:after_step": "the times of all ranks, summed over them",
+    "training/step_clock.py:settle": "the end of the step once more, which the host has just waited for",
     "observers/metrics.py:_row": "the gradient's norm, when the device has nothing left to do",
 }
 SLOW = ("sgd", "lamb", "exact batch norm")  # as if above 0.1 s, after each of which the ranks agree

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from largebatch.gradient.step import Measures, Step
 from largebatch.records.trackers import Row, Tracker
@@ -81,7 +82,7 @@ class MetricsObserver(Observer):
 
     def _begin_window(self, run: Run) -> None:
         self._data_s = 0.0
-        self._window_start = Progress(run.progress.step, run.progress.samples_seen, run.progress.train_s)
+        self._window_start = replace(run.progress)
 
     def _row(self, run: Run, report: StepReport) -> Row:
         loss = report.mean_loss
