@@ -64,7 +64,7 @@ def _words(tensor: Tensor) -> Tensor:
 
 
 def _odd_numbers(count: int, device: torch.device) -> Tensor:
-    return torch.arange(1, 2 * count, 2, dtype=torch.int64, device=device)
+    return torch.arange(1, 2 * count + 1, 2, dtype=torch.int64, device=device)
 
 
 def _real(tensor: Tensor) -> Tensor:

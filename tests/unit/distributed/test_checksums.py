@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from largebatch.distributed import checksums as fingerprint
-from largebatch.distributed.checksums import combine_checksums, parameter_checksums, tensors_sha256
+from largebatch.distributed.checksums import checksums, combine_checksums, parameter_checksums, tensors_sha256
 
 
 def module_of(*tensors: torch.Tensor) -> nn.Module:
@@ -67,3 +67,8 @@ def test_exchanged_elements_and_exchanged_parameters_are_seen():
     )
     assert one != other
     assert combine_checksums(torch.cat([one, other])) != combine_checksums(torch.cat([other, one]))
+
+
+def test_an_empty_tensor_has_the_checksum_0():
+    assert checksums([torch.zeros(0, 3), torch.zeros(())]).tolist() == [0, 0]
+    assert combine_checksums(checksums([torch.zeros(0)])) == 0
