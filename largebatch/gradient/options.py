@@ -184,7 +184,8 @@ def _reduction(
         return InOrder(runtime, model, clock, most_bytes=most_bytes)
     if options.exact_batch_norm or options.halves_micro_batches:
         return Afterwards(runtime, runtime.unwrap(model), clock, most_bytes=most_bytes)
-    power_sgd = PowerSGD(runtime, options.powersgd) if options.compression == "powersgd" else None
+    with_power_sgd = options.compression == "powersgd"
+    power_sgd = PowerSGD(runtime, options.powersgd, runtime.unwrap(model)) if with_power_sgd else None
     return Overlapped(runtime, model, clock, compression=options.compression, power_sgd=power_sgd, skipped=skipped)
 
 

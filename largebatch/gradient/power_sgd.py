@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 
 from largebatch.distributed.of_rank0 import of_rank0
@@ -61,9 +61,18 @@ class PowerSGD:
     Args:
         runtime: the job.
         options: of the compression.
+        module: the unwrapped model.
+
+    Raises:
+        ValueError: if a trained parameter has no elements: torch's hook fails at it, in its first compressed step.
     """
 
-    def __init__(self, runtime: Runtime, options: PowerSGDOptions) -> None:
+    def __init__(self, runtime: Runtime, options: PowerSGDOptions, module: nn.Module) -> None:
+        if empty := [name for name, one in module.named_parameters() if one.requires_grad and not one.numel()]:
+            raise ValueError(
+                f"precision.gradient_compression=powersgd: {len(empty)} trained parameters have no elements, among "
+                f"them {empty[0]}, and torch's PowerSGD makes no matrix of them. Freeze or remove them, or use bf16."
+            )
         self._runtime = runtime
         self._state = PowerSGDState(None, **asdict(options))
 

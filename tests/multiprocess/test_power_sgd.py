@@ -47,7 +47,7 @@ def trained(options: dict[str, Any]) -> dict[str, Any]:
 def loaded(saved: dict[str, torch.Tensor]) -> dict[str, Any]:
     """The errors of each rank, and what a person is told."""
     with Runtime.open() as runtime:
-        compression = PowerSGD(runtime, PowerSGDOptions())
+        compression = PowerSGD(runtime, PowerSGDOptions(), torch.nn.Linear(1, 1))
         if not runtime.is_main:
             saved = {name: one.to("meta") for name, one in saved.items()}
         notes = compression.load(saved)

@@ -1,0 +1,20 @@
+"""What PowerSGD cannot compress is refused before the first step."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import pytest
+import torch
+from torch import nn
+
+from largebatch.gradient.power_sgd import PowerSGD, PowerSGDOptions
+
+
+def test_a_trained_parameter_without_elements_is_refused() -> None:
+    module, runtime = nn.Linear(2, 2), cast(Any, None)
+    module.nothing = nn.Parameter(torch.zeros(0, 3))
+    with pytest.raises(ValueError, match="1 trained parameters have no elements, among them nothing"):
+        PowerSGD(runtime, PowerSGDOptions(), module)
+    module.nothing.requires_grad_(False)
+    PowerSGD(runtime, PowerSGDOptions(), module)
