@@ -34,12 +34,15 @@ def chunk_of(table: tl.tensor, chunks: tl.tensor, firsts: tl.tensor, CHUNK: tl.c
 
 
 @triton.jit
-def is_whole(addresses: tl.tensor, start: tl.tensor, numel: tl.tensor, CHUNK: tl.constexpr) -> tl.tensor:
-    """Whether a chunk is full, and all of it aligned to what a thread moves at once; bits of addresses are or-ed.
+def whole_of(own: tl.tensor, g: tl.tensor, start: tl.tensor, numel: tl.tensor, CHUNK: tl.constexpr) -> tl.tensor:
+    """2 for a chunk that is full and aligned to what a thread moves at once; 1 if only its gradient is not; else 0.
 
-    A kernel has its body twice, `for WHOLE in tl.static_range(2)`: Triton has to know it where it reads and writes.
+    `own` has the bits of the other addresses, or-ed. Weights and state are aligned, as torch allocates them; DDP lays
+    gradients end to end, and behind a bias of 10 elements none is. A kernel has its body for each number,
+    `for WHOLE in tl.static_range(3)`: Triton has to know it where it reads and writes.
     """
-    return (addresses % 16 == 0) & (start + CHUNK <= numel)
+    is_full = (own % 16 == 0) & (start + CHUNK <= numel)
+    return is_full.to(tl.int32) + (is_full & (g % 16 == 0)).to(tl.int32)
 
 
 @triton.jit
@@ -47,8 +50,10 @@ def read(
     address: tl.tensor, at: tl.tensor, numel: tl.tensor, KIND: tl.constexpr, STATE: tl.constexpr, WHOLE: tl.constexpr
 ) -> tl.tensor:
     """Elements of a chunk in the type of the state; 0 beyond the end of the tensor."""
-    if WHOLE:
+    if WHOLE == 2:
         values = tl.load(tl.multiple_of(address.to(tl.pointer_type(KIND)), 16) + at)
+    elif WHOLE == 1:
+        values = tl.load(address.to(tl.pointer_type(KIND)) + at)
     else:
         values = tl.load(address.to(tl.pointer_type(KIND)) + at, mask=at < numel, other=0.0)
     return values.to(STATE)
@@ -59,10 +64,10 @@ def write(
     address: tl.tensor, at: tl.tensor, numel: tl.tensor, values: tl.tensor, KIND: tl.constexpr, WHOLE: tl.constexpr
 ) -> None:
     """Write the elements of a chunk, rounded once."""
-    if WHOLE:
-        tl.store(tl.multiple_of(address.to(tl.pointer_type(KIND)), 16) + at, values.to(KIND))
-    else:
+    if WHOLE == 0:
         tl.store(address.to(tl.pointer_type(KIND)) + at, values.to(KIND), mask=at < numel)
+    else:
+        tl.store(tl.multiple_of(address.to(tl.pointer_type(KIND)), 16) + at, values.to(KIND))
 
 
 @triton.jit
@@ -125,11 +130,11 @@ def lars_norms(
 ) -> None:  # fmt: skip
     """Sums of w^2 and d^2, d = g + decay w where it is joint, else g. Reads w and g: 8 bytes in float32."""
     _, start, numel, w, g, _, _ = chunk_of(table, chunks, firsts, CHUNK)
-    whole = is_whole(w | g, start, numel, CHUNK)
-    for WHOLE in tl.static_range(2):
+    whole = whole_of(w, g, start, numel, CHUNK)
+    for WHOLE in tl.static_range(3):
         if whole == WHOLE:
-            at = start + tl.arange(0, CHUNK)
-            weight = read(w, at, numel, KIND, STATE, WHOLE)
+            at, OWN = start + tl.arange(0, CHUNK), 2 if WHOLE else 0
+            weight = read(w, at, numel, KIND, STATE, OWN)
             direction = read(g, at, numel, GRAD, STATE, WHOLE)
             if JOINT:
                 direction += tl.full((), decay, STATE) * weight
@@ -148,16 +153,16 @@ def lars_step(
     rate = number_of(rates, tensor, rate, STATE)
     momentum, outer = tl.full((), momentum, STATE), tl.full((), outer_lr, STATE)
     decay = tl.full((), decay, STATE)
-    whole = is_whole(w | g | v, start, numel, CHUNK)
-    for WHOLE in tl.static_range(2):
+    whole = whole_of(w | v, g, start, numel, CHUNK)
+    for WHOLE in tl.static_range(3):
         if whole == WHOLE:
-            at = start + tl.arange(0, CHUNK)
-            weight = read(w, at, numel, KIND, STATE, WHOLE)
+            at, OWN = start + tl.arange(0, CHUNK), 2 if WHOLE else 0
+            weight = read(w, at, numel, KIND, STATE, OWN)
             push = read(g, at, numel, GRAD, STATE, WHOLE)
             if DECAYS:
                 push += decay * weight
             push *= rate
-            velocity = momentum * read(v, at, numel, STATE, STATE, WHOLE) + push
+            velocity = momentum * read(v, at, numel, STATE, STATE, OWN) + push
             step = velocity
             if NESTEROV:
                 step = momentum * velocity + push
@@ -199,16 +204,16 @@ def lamb_moments(
     beta1, share = tl.full((), beta1, STATE), tl.full((), share, STATE)
     beta2, rest2 = tl.full((), beta2, STATE), tl.full((), rest2, STATE)
     decay, rate = tl.full((), decay, STATE), tl.full((), rate, STATE)
-    whole = is_whole(w | g | m | v, start, numel, CHUNK)
-    for WHOLE in tl.static_range(2):
+    whole = whole_of(w | m | v, g, start, numel, CHUNK)
+    for WHOLE in tl.static_range(3):
         if whole == WHOLE:
-            at = start + tl.arange(0, CHUNK)
-            weight = read(w, at, numel, KIND, STATE, WHOLE)
+            at, OWN = start + tl.arange(0, CHUNK), 2 if WHOLE else 0
+            weight = read(w, at, numel, KIND, STATE, OWN)
             grad = read(g, at, numel, GRAD, STATE, WHOLE)
             if divisor is not None:
                 grad = _quotient(grad, tl.load(divisor), STATE)
-            first = beta1 * read(m, at, numel, STATE, STATE, WHOLE) + share * grad
-            second = beta2 * read(v, at, numel, STATE, STATE, WHOLE) + rest2 * grad * grad
+            first = beta1 * read(m, at, numel, STATE, STATE, OWN) + share * grad
+            second = beta2 * read(v, at, numel, STATE, STATE, OWN) + rest2 * grad * grad
             write(m, at, numel, first, STATE, WHOLE)
             write(v, at, numel, second, STATE, WHOLE)
             if PLACE == "outside":
@@ -230,8 +235,8 @@ def lamb_step(
     tensor, start, numel, w, _, m, v = chunk_of(table, chunks, firsts, CHUNK)
     scale, eps = number_of(scales, 2 * tensor, scale, STATE), number_of(scales, 2 * tensor + 1, eps, STATE)
     decay, rate = tl.full((), decay, STATE), tl.load(rates + tensor).to(STATE)
-    whole = is_whole(w | m | v, start, numel, CHUNK)
-    for WHOLE in tl.static_range(2):
+    whole = whole_of(w | m | v, w, start, numel, CHUNK)
+    for WHOLE in tl.static_range(0, 3, 2):
         if whole == WHOLE:
             at = start + tl.arange(0, CHUNK)
             weight = read(w, at, numel, KIND, STATE, WHOLE)

@@ -193,6 +193,21 @@ def layouts(name: str) -> list[list[Any]]:
     return results
 
 
+def in_a_bucket(name: str) -> list[list[Any]]:
+    """Gradients that are views of one buffer, the first one a number behind its start: whole chunks and ragged ones."""
+    results, shapes = [], [(3,), (64,), (67,), (128,)]
+    for path in ({"compile": True}, {"foreach": False}):
+        params = make(torch.float32, shapes)
+        bucket = torch.randn(1 + sum(map(torch.numel, params)), generator=torch.Generator().manual_seed(0))
+        for param, part in zip(params, bucket[1:].split(list(map(torch.numel, params))), strict=True):
+            param.grad = part
+        optimizer = CLASSES[name](params, lr=0.03, weight_decay=0.05, **path)
+        for _ in range(2):
+            optimizer.step()
+        results.append(everything(optimizer, params))
+    return results
+
+
 def kinds_of_one_group(name: str) -> list[list[Any]]:
     """Parameters of four dtypes in one group, one bfloat16 weight with a gradient in float32."""
     results = []
