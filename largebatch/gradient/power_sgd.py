@@ -64,14 +64,16 @@ class PowerSGD:
         module: the unwrapped model.
 
     Raises:
-        ValueError: if a trained parameter has no elements: torch's hook fails at it, in its first compressed step.
+        ValueError: if a trained parameter is a scalar or empty: torch's hook fails in its first compressed step.
     """
 
     def __init__(self, runtime: Runtime, options: PowerSGDOptions, module: nn.Module) -> None:
-        if empty := [name for name, one in module.named_parameters() if one.requires_grad and not one.numel()]:
+        trained = [(name, one) for name, one in module.named_parameters() if one.requires_grad]
+        if odd := [f"{name} {list(one.shape)}" for name, one in trained if not one.dim() or not one.numel()]:
             raise ValueError(
-                f"precision.gradient_compression=powersgd: {len(empty)} trained parameters have no elements, among "
-                f"them {empty[0]}, and torch's PowerSGD makes no matrix of them. Freeze or remove them, or use bf16."
+                f"precision.gradient_compression=powersgd: {len(odd)} trained parameters have no dimension or no "
+                f"elements: {', '.join(odd[:3])}. Torch's PowerSGD makes no matrix of them. Give a scalar the shape "
+                "[1], freeze them, or use bf16."
             )
         self._runtime = runtime
         self._state = PowerSGDState(None, **asdict(options))

@@ -11,10 +11,11 @@ from torch import nn
 from largebatch.gradient.power_sgd import PowerSGD, PowerSGDOptions
 
 
-def test_a_trained_parameter_without_elements_is_refused() -> None:
+@pytest.mark.parametrize("shape", [(0, 3), ()])
+def test_a_trained_parameter_that_makes_no_matrix_is_refused(shape: tuple[int, ...]) -> None:
     module, runtime = nn.Linear(2, 2), cast(Any, None)
-    module.nothing = nn.Parameter(torch.zeros(0, 3))
-    with pytest.raises(ValueError, match="1 trained parameters have no elements, among them nothing"):
+    module.nothing = nn.Parameter(torch.zeros(shape))
+    with pytest.raises(ValueError, match="1 trained parameters have no dimension or no elements: nothing"):
         PowerSGD(runtime, PowerSGDOptions(), module)
     module.nothing.requires_grad_(False)
     PowerSGD(runtime, PowerSGDOptions(), module)
