@@ -13,12 +13,15 @@ Waits: `join_timeout` bounds the wait for the other nodes, with exit code 2. Tor
 `read_timeout` (60 seconds) if HOST is the last to start; here that time counts towards `join_timeout`. With torch 2.13,
 torchrun waits forever for a HOST that the network has lost, even without ranks; here it ends a minute after its last
 rank.
+
+The limit of open files becomes the hard limit: torchrun holds the store of the job, with connections of all ranks.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 import socket
 import sys
@@ -154,6 +157,13 @@ def _end_when_stranded(endpoint: str) -> None:
     os._exit(1)
 
 
+def raise_open_files() -> None:
+    """Allow as many open files as the system lets this user have: the store has three connections of each rank."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):  # a system whose kernel allows fewer than its limit says
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def _opens(endpoint: str, end: float) -> bool:
     """Whether HOST:PORT accepts a connection before `end`."""
     while not (is_open := _is_open(endpoint)) and time.monotonic() < end:
@@ -174,6 +184,7 @@ if __name__ == "__main__":
     if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # torchrun would handle it all the same
         names = os.environ.get("PET_SIGNALS_TO_HANDLE", _HANDLED).split(",")
         os.environ["PET_SIGNALS_TO_HANDLE"] = ",".join(name for name in names if name != "SIGHUP")
+    raise_open_files()
     where = parse_args(sys.argv[1:]).rdzv_endpoint or "itself"
     threading.Thread(target=_end_when_stranded, args=(where,), daemon=True).start()
     sys.exit(run(sys.argv[1:]))

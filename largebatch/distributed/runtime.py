@@ -205,11 +205,15 @@ class Runtime(contextlib.AbstractContextManager["Runtime"]):
             dist.barrier()
 
     @contextlib.contextmanager
-    def waiting_for_main(self) -> Iterator[None]:
+    def waiting_for_main(self, *, is_long: bool = True) -> Iterator[None]:
         """Around long work of rank 0 alone: the others wait for it as long as at the start, and are not taken for lost.
 
-        Every rank enters it; with an error on rank 0 the others learn of it by its signs of life.
+        Every rank enters it; with an error on rank 0 the others learn of it by its signs of life. Work that is not
+        `is_long`, as a copy in memory, ends without a barrier: the others meet rank 0 in their next collective.
         """
+        if not is_long:
+            yield
+            return
         with self.membership.patience():
             yield
             self.barrier()

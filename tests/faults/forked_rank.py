@@ -31,7 +31,7 @@ from largebatch.records.checkpoint import CheckpointError, NotSavedError
 from largebatch.run.config.reading import ConfigError
 from tests.faults.nodes import INTERFACE, Node
 from tests.faults.own_data import NoisyPairs
-from tests.faults.planted import Fault, behave_as_nccl
+from tests.faults.planted import Fault, behave_as_nccl, bound_collectives
 from tests.unit.composing import compose_run
 
 # 120 samples in batches of 24: an epoch is 5 steps, the run 3 1/5 epochs; augmented, in micro-batches of 8.
@@ -79,7 +79,8 @@ def train(
             overrides = (*overrides, f"launcher.collective_timeout_s={timeout_s:g}", "launcher.heartbeat_s=0.2")
             behave_as_nccl()
         elif nodes is None:
-            _meet_by_file(store, rank, world_size, timeout_s)
+            _meet_by_file(store, rank, world_size, timeout_s=600)
+            bound_collectives(timeout_s, from_step=1 if fault is None else fault.step)
         else:
             nodes[rank].enter()
             os.environ |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": nodes[0].address}

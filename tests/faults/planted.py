@@ -18,6 +18,7 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,18 @@ def behave_as_nccl() -> None:
     largebatch.training.loop.take_step = take_step_or_wait
     dist.destroy_process_group = wait_for_all
     heartbeat.LAST_WORDS_S = 0.5
+
+
+def bound_collectives(limit_s: float, *, from_step: int) -> None:
+    """Have collectives fail after `limit_s` from a step on; before it a crowded machine may take its time."""
+    take_step = largebatch.training.loop.take_step
+
+    def take_step_in_time(run: Run, step: Any) -> Any:
+        if run.steps.number >= from_step:
+            dist.distributed_c10d._set_pg_timeout(timedelta(seconds=limit_s))
+        return take_step(run, step)
+
+    largebatch.training.loop.take_step = take_step_in_time
 
 
 def _plant_in(run: Run, fault: Fault) -> None:

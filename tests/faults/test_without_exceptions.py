@@ -15,7 +15,7 @@ from tests.faults.forks import train_in_forks
 from tests.faults.planted import Fault
 
 FAILED = 1
-LIMIT_S = 3.0  # of a collective
+LIMIT_S = 5.0  # of a collective
 SERVERS: list[TCPStore] = []
 HOST = socket.gethostname()
 

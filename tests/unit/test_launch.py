@@ -229,6 +229,16 @@ def test_the_exit_code_is_that_of_the_ranks_and_74_of_any_comes_first(
     assert torchrun.run(["--standalone", "--nproc-per-node", "2", "--no-python", "sh", "-c", rank]) == code
 
 
+def test_torchrun_may_open_as_many_files_as_the_system_allows(
+    torchrun: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = []
+    monkeypatch.setattr("resource.getrlimit", lambda which: (1024, 524288))
+    monkeypatch.setattr("resource.setrlimit", lambda which, both: limits.append(both))
+    torchrun.raise_open_files()
+    assert limits == [(524288, 524288)]
+
+
 @pytest.mark.fault(14)
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="there is no /proc here")
 @pytest.mark.parametrize(("ranks", "is_stranded"), [("sleep 0 &", True), ("sleep 0 & sleep 60 &", False)])

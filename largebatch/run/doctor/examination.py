@@ -29,7 +29,7 @@ def examine(config: TrainConfig, environ: Mapping[str, str], *, network: bool) -
         "devices": machine.devices,
         "cores": partial(machine.cores, environ),
         "memory": machine.memory,
-        "open files": machine.open_files,
+        "open files": partial(machine.open_files, config.launcher.num_processes or int(environ.get("WORLD_SIZE", "1"))),
         "run": partial(start_of_a_run, config, environ),
         "disk": partial(machine.disk, existing_folder(config).absolute()),
         "ports": partial(connections.ports, environ),

@@ -23,6 +23,7 @@ from largebatch.run.doctor.finding import Finding
 _GIB, _MIB = 1 << 30, 1 << 20
 _LITTLE_SHARED, _LITTLE_DISK = 1 * _GIB, 5 * _GIB  # docker's default of 64 MiB is full after a loader's first batches
 _FEW_FILES = 4096
+_SOCKETS_PER_RANK, _OWN_FILES = 3, 512  # the meeting, the word of rank 0, signs of life; libraries and data
 _OTHER_DISK = "Choose another disk with run.root=FOLDER or run.dir=FOLDER."
 
 
@@ -96,12 +97,20 @@ def memory(shared: Path = Path("/dev/shm")) -> Iterator[Finding]:
     yield Finding("shared memory", "note" if is_little else "ok", found + remedy)
 
 
-def open_files() -> Iterator[Finding]:
-    """The limit on open files; sockets between ranks and shared tensors count towards it."""
+def open_files(num_ranks: int = 1) -> Iterator[Finding]:
+    """The limit on open files, for a job of `num_ranks`: sockets between ranks and shared tensors count towards it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if 0 <= soft < _FEW_FILES:
-        enough = min(hard, 65536) if hard > 0 else 65536
-        yield Finding("open files", "note", f"{soft} at most. Run ulimit -n {enough}.")
+    needed = max(_FEW_FILES, _SOCKETS_PER_RANK * num_ranks + _OWN_FILES)
+    if 0 <= hard < needed and num_ranks > 1 and needed > _FEW_FILES:
+        fact = (
+            f"{hard} at most, and the process that holds the store of {num_ranks} ranks needs {needed}: "
+            f"{_SOCKETS_PER_RANK} connections of each rank. Have the hard limit raised (LimitNOFILE of the daemon)."
+        )
+        yield Finding("open files", "problem", fact)
+    elif 0 <= soft < needed:
+        enough = max(min(hard, 65536), needed) if hard > 0 else max(65536, needed)
+        fact = f"{soft} at most. The scripts in launch/ that use torchrun raise it; for others run ulimit -n {enough}."
+        yield Finding("open files", "note", fact)
     else:
         yield Finding("open files", "ok", f"{soft if soft > 0 else 'any number'} at most")
 

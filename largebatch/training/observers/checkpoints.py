@@ -168,7 +168,7 @@ class CheckpointObserver(Observer):
         self._look_around(run)
         statistics = run.gradient.statistics
         of_ranks = own_of_ranks(run)
-        with statistics.merged(), run.runtime.waiting_for_main():
+        with statistics.merged(), run.runtime.waiting_for_main(is_long=wait or not self.background):
             if run.runtime.is_main:
                 if wait:
                     self._writer.wait()

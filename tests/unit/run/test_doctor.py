@@ -134,6 +134,8 @@ def test_few_open_files_are_told(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("resource.getrlimit", lambda which: (256, 4096))
     (found,) = machine.open_files()
     assert (found.state, "ulimit -n 4096" in found.found) == ("note", True)
+    (found,) = machine.open_files(2048)
+    assert (found.state, "the store of 2048 ranks needs 6656" in found.found) == ("problem", True)
 
 
 @pytest.mark.fault(54, "port taken", "told with the remedy")

@@ -11,6 +11,7 @@ import pytest
 
 import largebatch.training.observers.checkpoints as observed
 from largebatch.cli.composition.composing import compose_config
+from largebatch.distributed.runtime import Runtime
 from largebatch.records.checkpoint import CheckpointError, load_checkpoint, newest_valid, save_checkpoint
 from largebatch.run.train_quietly import Trained, train_quietly
 from tests.watching import AfterStep
@@ -46,16 +47,19 @@ def test_steps_go_on_while_the_disk_does_not_and_the_last_weights_are_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """The write of step 2 ends only after step 7: were the loop to wait for it, it would wait forever."""
-    opened = threading.Event()
+    opened, barriers = threading.Event(), list[int]()
 
     def slow(folder: Path, **options: Any) -> Path:
         assert opened.wait(60)
         return save_checkpoint(folder, **options)
 
+    def release(*_: Any) -> None:
+        assert barriers == [], "other ranks wait for no write either"
+        opened.set()
+
     monkeypatch.setattr(observed, "save_checkpoint", slow)
-    run(
-        tmp_path, *OFTEN, "observers.checkpoint.background=true", observers=[AfterStep(lambda *_: opened.set(), only=7)]
-    )
+    monkeypatch.setattr(Runtime, "barrier", lambda _: barriers.append(1))
+    run(tmp_path, *OFTEN, "observers.checkpoint.background=true", observers=[AfterStep(release, only=7)])
     assert {"step_00000002", "step_00000008"} <= files(tmp_path).keys()
     (problem,) = problems(tmp_path)
     assert "one was left out: the one before it was still being written" in problem
