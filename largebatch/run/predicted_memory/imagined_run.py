@@ -224,7 +224,8 @@ def _on(prepared: Prepared, device: DeviceKind) -> Prepared:
 
 
 def _choose_foreach(optimizer: torch.optim.Optimizer) -> None:
-    """As torch's optimizers choose for parameters on a GPU, unless somebody chose."""
+    """As torch's optimizers choose on a GPU, unless somebody chose; LARS and LAMB choose kernels of their own."""
     for group in optimizer.param_groups:
-        if group.get("foreach", False) is None and not group.get("fused"):
+        own_kernels = group.get("compile", False) in (None, True)
+        if group.get("foreach", False) is None and not group.get("fused") and not own_kernels:
             group["foreach"] = True

@@ -98,6 +98,16 @@ def test_a_stack_of_linear_layers_takes_what_a_calculation_by_hand_says():
         assert (found.step.in_passes, found.step.in_update) == pytest.approx((in_passes, in_update), abs=few)
 
 
+@pytest.mark.parametrize("optimizer", ["lars", "lamb"])
+def test_kernels_of_our_own_need_nothing_beside_weights_gradients_and_state_and_torchs_do(optimizer: str):
+    overrides = ("model=mlp", "batch.total=8", f"optimizer={optimizer}", "precision=fp32", "data.prefetch=0")
+    ours = predict_memory(prepared_run(*overrides), "cuda")
+    torchs = predict_memory(prepared_run(*overrides, "+optimizer.compile=false"), "cuda").step.in_update
+    least = ours.weights + ours.optimizer + ours.step.all_gradients
+    assert ours.step.in_update == pytest.approx(least, abs=64 * CUDA_GRANULE)
+    assert torchs > 1.1 * least
+
+
 def test_an_evaluation_is_predicted_too():
     """Its batches are larger than micro-batches, and no gradient is kept: here outputs and inputs decide."""
     prepared = prepared_run("model=mlp", "batch.total=8", "observers.evaluation.micro=180")
