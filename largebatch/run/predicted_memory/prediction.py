@@ -47,6 +47,7 @@ class Fit:
         budget: bytes of the device.
         usable: of these, for tensors.
         size: samples; 0: not even one fits.
+        key: of the config that sets it.
         peak: bytes at this size; 0: none fits.
         share: samples of a rank per step, beyond which a micro-batch cannot grow.
     """
@@ -54,6 +55,7 @@ class Fit:
     budget: int
     usable: int
     size: int
+    key: str
     peak: int
     share: int
 
@@ -155,7 +157,8 @@ def _predicted(prepared: Prepared, imagined: ImaginedRun, device: DeviceKind, bu
                 per_sample=per_sample,
                 most=share,
             )
-        fit = Fit(budget, usable, found, max(known[found], in_update) if found else 0, share)
+        key = "batch.max_micro" if prepared.config.batch.micro is None else "batch.micro"
+        fit = Fit(budget, usable, found, key, max(known[found], in_update) if found else 0, share)
     return PredictedMemory(
         device=device,
         micro_batch_size=size,

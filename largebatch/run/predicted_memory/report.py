@@ -60,4 +60,4 @@ def _fit_row(predicted: PredictedMemory, fit: Fit) -> PlanRow:
         least = predicted.weights + predicted.optimizer + predicted.step.all_gradients
         return "largest micro-batch", "none", f"{usable}; weights, gradients and state take {shown_bytes(least)}"
     whole = ", a rank's whole share" if fit.size == fit.share else ""
-    return "largest micro-batch", f"batch.max_micro={fit.size}", f"peak {shown_bytes(fit.peak)}{whole}; {usable}"
+    return "largest micro-batch", f"{fit.key}={fit.size}", f"peak {shown_bytes(fit.peak)}{whole}; {usable}"

@@ -15,6 +15,7 @@ from largebatch.distributed.runtime import Runtime
 from largebatch.run.parts import build_loader, build_run
 from largebatch.run.predicted_memory import prediction
 from largebatch.run.predicted_memory.prediction import NotPredictableError, PredictionFailedError, predict_memory
+from largebatch.run.predicted_memory.report import memory_rows
 from largebatch.run.prepare import Prepared, prepare
 from largebatch.training.loop import train
 from largebatch.training.observers import EvaluationObserver
@@ -199,6 +200,12 @@ def test_plan_prints_the_memory_as_a_table_and_as_json(capsys: pytest.CaptureFix
     memory = json.loads(capsys.readouterr().out)["memory"]
     parts = (memory["weights"], memory["optimizer"], memory["step"]["gradients"], memory["activations"])
     assert (memory["peak"], memory["fit"]["size"]) == (sum(parts), 64)
+    assert memory["fit"]["key"] == "batch.max_micro"
+
+
+def test_a_pinned_micro_batch_that_fits_is_named_by_its_own_key():
+    predicted = predict_memory(prepared_run("model=mlp", "batch.total=24", "batch.micro=8"), "cuda", budget=2**36)
+    assert "batch.micro=24" in [value for _, value, _ in memory_rows(predicted)]
 
 
 def test_a_model_without_weights_is_predicted_as_one_with_them(capsys: pytest.CaptureFixture[str]):
