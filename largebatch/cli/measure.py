@@ -47,7 +47,7 @@ def run(what: str, config: DictConfig, overrides: list[str]) -> int:
     from largebatch.records.report.publish import show_result, write_result
     from largebatch.run.prepare import prepare
 
-    options = parse_measure(config)
+    options = parse_measure(config, times_training=what == "communication")
     prepared = prepare(config, os.environ, joins=True)
     measurements, left_out = _planned(what, prepared, options)
     with open_weights(prepared, options.checkpoint) as weights:

@@ -44,6 +44,7 @@ class MuonWithAdamW(Optimizer):
         eps: AdamW's.
         adamw_patterns: regular expressions looked for (`re.search`) in the names of matrices; AdamW takes those.
             None: `ADAMW_PATTERNS`, which may fit nothing; a pattern of your own must fit a matrix.
+        fused: whether AdamW takes torch's fused kernels; None: torch chooses. Muon has none.
 
     Raises:
         ValueError: if a number is out of range, names are missing, no matrix is left for Muon, or a pattern fits no
@@ -68,9 +69,11 @@ class MuonWithAdamW(Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         adamw_patterns: Sequence[str] | None = None,
+        fused: bool | None = None,
     ) -> None:
-        defaults = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "betas": betas, "eps": eps}
+        defaults: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "betas": betas, "eps": eps}
         check_hyperparameters(defaults)
+        defaults["fused"] = fused
         self._optimizers: list[Optimizer] = []
         super().__init__(_split(params, adamw_patterns), defaults)
         self._share()
@@ -86,6 +89,8 @@ class MuonWithAdamW(Optimizer):
         if param_group["muon"]:
             param_group.setdefault("eps", _MUON_EPS)
         super().add_param_group(param_group)
+        if param_group["muon"]:
+            del param_group["fused"]
         shapes = [list(param.shape) for param in param_group["params"] if param_group["muon"] and param.ndim != 2]
         if shapes:
             self.param_groups.pop()
@@ -123,7 +128,7 @@ class MuonWithAdamW(Optimizer):
             )
         self._optimizers = [Muon(matrices, adjust_lr_fn="match_rms_adamw")]
         if others:
-            self._optimizers.append(AdamW(others))
+            self._optimizers.append(AdamW(others, fused=self.defaults.get("fused")))
         for optimizer in self._optimizers:
             optimizer.state = self.state
 

@@ -140,7 +140,7 @@ def _result(
     found, fit, batch = _medians(steps), probe.fit, prepared.numbers.plan
     num_ranks, name = weights.runtime.world_size, prepared.config.shown_name
     predicted = _predicted(options, steps, found, fit, num_ranks)
-    title = f"communication of {num_ranks} ranks, batch {batch.global_batch_size} in {options.precision}"
+    title = f"communication of {num_ranks} ranks, batch {batch.global_batch_size} in {weights.runtime.precision}"
     share, interval = found["share"].cells("%")
     hidden, _ = found["hidden_share"].cells("%")
     return Result(

@@ -48,15 +48,20 @@ class NotMeasurableError(ConfigError):
     """The quantity does not exist for this loss or number of processes; `measure all` reports that and goes on."""
 
 
-def parse_measure(config: DictConfig) -> MeasureConfig:
+def parse_measure(config: DictConfig, *, times_training: bool = False) -> MeasureConfig:
     """Take the section `measure` out of a composed config, and set the precision that it asks for.
+
+    Args:
+        config: composed; changed.
+        times_training: whether steps are timed and nothing else is measured: they stay in the run's own precision.
 
     Raises:
         ConfigError: with all that is wrong in it.
     """
     options = parse_section(config, "measure", MeasureConfig)
-    OmegaConf.update(config, "precision.compute", options.precision)
-    OmegaConf.update(config, "precision.tf32", False)
+    if not times_training:
+        OmegaConf.update(config, "precision.compute", options.precision)
+        OmegaConf.update(config, "precision.tf32", False)
     return options
 
 

@@ -17,9 +17,20 @@ from largebatch.experiments.study.settings import StudyConfig
 from largebatch.experiments.study.trial import config_of, run_job
 from largebatch.experiments.study.workers import run_here, run_side_by_side
 from largebatch.run.config.reading import ConfigError, parse_config, public_values
+from largebatch.run.precision.device import Device
+from largebatch.run.precision.number_format import number_format
 from largebatch.run.prepare import prepare
 
 _LOCAL = ("run", "logger", "launcher", "seed", "batch")  # sections that are not compared, or that the study sets
+# Keys that change last digits at most, or act on several ranks only. Studies that began before these keys go on.
+_LAST_DIGITS = (
+    ("precision", "deterministic"),
+    ("precision", "channels_last"),
+    ("precision", "powersgd"),
+    ("precision", "bucket_mb"),
+    ("data", "prefetch"),
+    ("loss", "logits_at_once"),
+)
 
 
 def plan_cells(configs: Mapping[str, DictConfig], study: StudyConfig) -> list[Cell]:
@@ -55,10 +66,19 @@ def identity_of(configs: Mapping[str, DictConfig], study: StudyConfig) -> dict[s
     asked = study.model_dump(include={"target", "resolution", "hopeless", "draw_seed"})
     optimizers = {}
     for name, config in configs.items():
-        public = {key: value for key, value in public_values(config).items() if key not in _LOCAL}
         ranges = {key: one.model_dump() for key, one in study.ranges(name).items()}
-        optimizers[name] = public | {"seed": parse_config(config).seed, "study": {"search": {name: ranges}}}
+        optimizers[name] = _compared(config) | {"study": {"search": {name: ranges}}}
     return {"trials": study.trials, "study": {"study": asked}, "optimizers": optimizers}
+
+
+def _compared(config: DictConfig) -> dict[str, Any]:
+    """The config as it is compared, with the number format of this device: shares of a study may run on others."""
+    parsed = parse_config(config)
+    public = {key: value for key, value in public_values(config).items() if key not in _LOCAL}
+    for section, key in _LAST_DIGITS:
+        public[section].pop(key, None)
+    public["precision"]["compute"] = number_format(Device.own(), parsed.precision).value
+    return public | {"seed": parsed.seed}
 
 
 def make_runs(

@@ -48,7 +48,7 @@ def _precision_problems(config: TrainConfig, environ: Mapping[str, str], device:
             f"(precision.deterministic). Unset it, or set it to {' or '.join(REPEATING_WORKSPACES)}."
         )
     if precision.tf32 and not has_gpu:
-        problems.append("precision.tf32=true: has no effect without a GPU. Leave it false.")
+        problems.append("precision.tf32=true: has no effect without a GPU. Use null.")
     if precision.compile and not has_gpu and not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
         how = "true" if precision.compile is True else precision.compile
         problems.append(f"precision.compile={how}: torch.compile needs a C++ compiler here. Install g++.")

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from largebatch.diagnostics.settings import PositiveFloat, PositiveInt, Section
-from largebatch.run.config.types import switch_or_pattern
+from largebatch.run.config.types import switch_or_blocks, switch_or_pattern
 
 
 class PowerSGDConfig(Section):
@@ -29,7 +29,7 @@ class PrecisionConfig(Section):
     tf32: bool | None
     deterministic: bool | None
     channels_last: bool | None
-    compile: bool | Literal["blocks"]
+    compile: Annotated[bool | Literal["blocks"], BeforeValidator(switch_or_blocks)]
     activation_checkpointing: Annotated[bool | str, BeforeValidator(switch_or_pattern)]
     gradient_compression: Literal["none", "fp16", "bf16", "powersgd"]
     powersgd: PowerSGDConfig

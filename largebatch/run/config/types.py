@@ -29,6 +29,13 @@ def switch_or_pattern(value: Any) -> Any:
     raise ValueError("must be true, false, or a regular expression of module names.")
 
 
+def switch_or_blocks(value: Any) -> Any:
+    """True, false, or "blocks"."""
+    if isinstance(value, bool) or value == "blocks":
+        return value
+    raise ValueError("must be true, false, or blocks.")
+
+
 def folder_name(text: str) -> str:
     """A text that can be the name of one folder on every system."""
     is_device = re.fullmatch(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", text, re.IGNORECASE) is not None

@@ -174,7 +174,7 @@ def _way_out(refused: Sequence[Change], allow: Sequence[str]) -> str:
     if fixed := [plain(change.key) for change in refused if change.permission is None]:
         of_format = [plain(change.was) for change in refused if change.key == "precision"]
         return f" Nothing permits another {', '.join(fixed[:_MOST_SHOWN])} within a run." + "".join(
-            f" precision={name} goes on in its number format, whatever this device has." for name in of_format
+            f" Set precision={name} to go on in the number format of the run." for name in of_format
         )
     asked = ",".join(sorted({plain(str(change.permission)) for change in refused[:_MOST_SHOWN]} | set(allow)))
     moved = "._target_" in asked

@@ -6,6 +6,7 @@ import json
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +15,11 @@ from pydantic import ValidationError
 from largebatch.experiments.study.journal import Journal, require_same_study
 from largebatch.experiments.study.protocol import Cell, Job, Row, best_trial, next_job, point_of
 from largebatch.experiments.study.search import borders, draw_settings
-from largebatch.experiments.study.settings import RangeConfig, TargetConfig
-from largebatch.run.config.reading import ConfigError
+from largebatch.experiments.study.settings import RangeConfig, StudyConfig, TargetConfig
+from largebatch.experiments.study.study_runs import identity_of
+from largebatch.run.config.reading import ConfigError, parse_section
+from largebatch.run.precision.device import Device
+from tests.unit.composing import compose_run
 
 LR = RangeConfig(key="scaling.base_lr", low=0.01, high=1.0, scale="log")
 MOMENTUM = RangeConfig(key="optimizer.momentum", low=0.0, high=0.99, scale="one_minus_log")
@@ -247,6 +251,24 @@ def test_a_study_goes_on_that_was_begun_in_old_names(tmp_path: Path):
     now["optimizers"]["sgd"] |= {"batch_norm": "per_micro_batch", "observers": {"stragglers": {"ratio": 2}}}
     require_same_study(tmp_path / "study", before)
     require_same_study(tmp_path / "study", now)
+
+
+def test_a_study_has_one_number_format_and_goes_on_without_keys_of_speed(monkeypatch: pytest.MonkeyPatch):
+    study = parse_section(compose_run("experiment=study/digits", config_name="study"), "study", StudyConfig)
+
+    def precision(device: Device, *overrides: str) -> dict[str, Any]:
+        monkeypatch.setattr(Device, "own", lambda: device)
+        found: dict[str, Any] = identity_of({"sgd": compose_run(*overrides)}, study)["optimizers"]["sgd"]["precision"]
+        return found
+
+    of_cpu = {
+        "compute": "fp32", "tf32": None, "compile": False, "activation_checkpointing": False,
+        "gradient_compression": "none",
+    }  # fmt: skip
+    gpu = Device("H100", (9, 0), has_bf16=True)
+    assert precision(Device()) == of_cpu, "as studies recorded it before there was precision=auto"
+    assert precision(gpu) == of_cpu | {"compute": "bf16"}
+    assert precision(gpu, "precision=fp32", "precision.channels_last=true", "precision.bucket_mb=100") == of_cpu
 
 
 def test_a_study_goes_on_with_more_trials_and_optimizers_but_not_with_anything_else_changed(tmp_path: Path):

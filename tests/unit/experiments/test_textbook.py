@@ -96,6 +96,11 @@ def test_every_experiment_has_a_file_a_module_and_a_shortened_form():
     assert EXPERIMENTS.keys() == {file.stem for file in Path(conf_dir(), "experiment", "textbook").glob("*.yaml")}
 
 
+@pytest.mark.parametrize("name", sorted(EXPERIMENTS.keys() - {"accumulation"}))  # which compares formats, each by name
+def test_an_experiment_names_its_number_format_because_auto_would_move_its_bands_on_a_gpu(name: str):
+    assert composed(name)[0].precision.compute in ("fp32", "fp64")
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_an_experiment_parses_and_says_how_it_is_started(name: str):
     config, _ = composed(name)

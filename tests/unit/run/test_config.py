@@ -228,6 +228,7 @@ LENGTH = "a length is a number and a unit. Write 30ep, 500steps or 100000samples
         ("+schedule.milestones=5ep", "schedule.milestones=5ep: must be a list, [a, b]."),
         ("parameters.exclude_from_decay=bias", "parameters.exclude_from_decay=bias: must be a list, [a, b]."),
         ("precision.compute=fp8", "precision.compute=fp8: must be 'auto', 'fp64', 'fp32', 'bf16' or 'fp16'."),
+        ("precision.compile=block", "precision.compile=block: must be true, false, or blocks."),
         ("precision.tf32=2", "precision.tf32=2: must be true or false."),
         (
             "precision.activation_checkpointing=1",

@@ -369,7 +369,7 @@ def test_a_run_begun_on_a_cpu_is_refused_in_bf16_with_the_way_to_go_on():
     on_cpu = run_identity(run)
     on_gpu = on_cpu | {"precision": settled(config_of(), H100).precision.compute}
     checkpoint = Checkpoint(Path("runs/x"), 3, {}, {"identity": on_cpu})
-    with pytest.raises(CheckpointError, match=r"precision was fp32, now bf16.* precision=fp32 goes on in its number"):
+    with pytest.raises(CheckpointError, match=r"precision was fp32, now bf16.* Set precision=fp32 to go on"):
         check_identity(checkpoint, on_gpu)
     kernels = on_cpu | {"arithmetic": on_cpu["arithmetic"] | {"deterministic": True, "channels_last": True}}
     told = check_identity(checkpoint, kernels)

@@ -748,7 +748,7 @@ MACHINE: dict[str, Row] = {
     ),
     "tf32 on a CPU": (
         ["precision.tf32=true"],
-        {"precision.tf32=true: has no effect without a GPU": "Leave it false."},
+        {"precision.tf32=true: has no effect without a GPU": "Use null."},
     ),
     "pattern that is none": (
         ["precision.activation_checkpointing='(a'"],
