@@ -71,7 +71,13 @@ class MuonWithAdamW(Optimizer):
         adamw_patterns: Sequence[str] | None = None,
         fused: bool | None = None,
     ) -> None:
-        defaults: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "betas": betas, "eps": eps}
+        defaults: dict[str, Any] = {
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "momentum": momentum,
+            "betas": betas,
+            "eps": eps,
+        }
         check_hyperparameters(defaults)
         defaults["fused"] = fused
         self._optimizers: list[Optimizer] = []

@@ -16,8 +16,11 @@ from largebatch.run.derive import RunNumbers
 from largebatch.run.precision.device import Decision, Device
 
 _FEW_SIZES = 2
-# Optimizers of torch with fused kernels for CUDA.
-_FUSED = ("torch.optim.Adam", "torch.optim.AdamW", "torch.optim.SGD")
+# Optimizers that take fused kernels of torch for CUDA, and what these gain.
+_FUSED = dict.fromkeys(
+    ("torch.optim.Adam", "torch.optim.AdamW", "torch.optim.SGD"),
+    "one launch for many parameters, and none of fp16 waits for the host",
+) | {"largebatch.optim.MuonWithAdamW": "one launch for many parameters of AdamW; Muon has no fused kernels"}
 _COMPILED = ("LARS", "LAMB")  # ours
 
 
@@ -56,13 +59,17 @@ def fused(device: Device, optimizer: dict[str, Any], model: nn.Module | None) ->
         return Decision(None, f"optimizer.{given[0]}")
     if not device.is_gpu:
         return Decision(None, "no GPU")
-    if name not in _FUSED or optimizer.get("differentiable") or model is None:
-        return Decision(None, f"{name} has none")
+    if model is None:
+        return Decision(None, "there is no model")
+    if name not in _FUSED:
+        return Decision(None, f"not known of {name}; where it takes the argument, +optimizer.fused=true asks for them")
+    if optimizer.get("differentiable"):
+        return Decision(None, "optimizer.differentiable")
     if any(getattr(one, "sparse", False) for one in model.modules()):
         return Decision(None, "gradients of the model are sparse")
     if not all(one.is_floating_point() for one in model.parameters()):
         return Decision(None, "parameters of the model are no real numbers")
-    return Decision(True, f"{name} on a GPU: one launch for many parameters, and none of fp16 waits for the host")
+    return Decision(True, f"{name} on a GPU: {_FUSED[name]}")
 
 
 def has_kernels(optimizer: dict[str, Any]) -> bool:

@@ -213,6 +213,20 @@ def test_optimizers_of_torch_are_fused_on_a_gpu_unless_the_config_says_otherwise
     assert all(group.get("fused") is (value if given is None else given) for group in made.param_groups)
 
 
+def test_the_adamw_beside_muon_is_fused_on_a_gpu(monkeypatch: pytest.MonkeyPatch):
+    model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 2))
+    config = config_of().model_copy(update={"optimizer": {"_target_": "largebatch.optim.MuonWithAdamW"}})
+    monkeypatch.setattr(Device, "own", lambda: H100)
+    optimizer = build_optimizer(config, model)
+    assert {group["muon"]: group.get("fused") for group in optimizer.param_groups} == {True: None, False: True}
+    for one in model.parameters():
+        one.grad = torch.ones_like(one)
+    with torch.profiler.profile() as profiled:
+        optimizer.step()
+    launches = {one.key: one.count for one in profiled.key_averages()}
+    assert launches["aten::_fused_adamw_"] == sum(not group["muon"] for group in optimizer.param_groups)
+
+
 @pytest.mark.parametrize(
     ("overrides", "world_size", "reason"),
     [
