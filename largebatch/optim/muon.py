@@ -71,17 +71,10 @@ class MuonWithAdamW(Optimizer):
         adamw_patterns: Sequence[str] | None = None,
         fused: bool | None = None,
     ) -> None:
-        defaults: dict[str, Any] = {
-            "lr": lr,
-            "weight_decay": weight_decay,
-            "momentum": momentum,
-            "betas": betas,
-            "eps": eps,
-        }
+        defaults = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "betas": betas, "eps": eps}
         check_hyperparameters(defaults)
-        defaults["fused"] = fused
         self._optimizers: list[Optimizer] = []
-        super().__init__(_split(params, adamw_patterns), defaults)
+        super().__init__(_split(params, adamw_patterns), {**defaults, "fused": fused})
         self._share()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from largebatch.experiments.measure.weights import parse_measure
 from largebatch.gradient.options import GradientOptions, choose_gradient
 from largebatch.losses import CrossEntropy
 from largebatch.records.checkpoint import Checkpoint, CheckpointError
@@ -211,6 +212,15 @@ def test_optimizers_of_torch_are_fused_on_a_gpu_unless_the_config_says_otherwise
     made = build_optimizer(config, model)
     given = optimizer.get("fused")
     assert all(group.get("fused") is (value if given is None else given) for group in made.param_groups)
+
+
+@pytest.mark.parametrize(("times_training", "compute", "tf32"), [(True, "bf16", True), (False, "fp32", False)])
+def test_steps_are_timed_in_the_format_of_the_run_and_small_differences_measured_in_fp32(
+    times_training: bool, compute: str, tf32: bool
+):
+    config = compose_run("precision=bf16", "precision.tf32=true", config_name="measure")
+    parse_measure(config, times_training=times_training)
+    assert (config.precision.compute, config.precision.tf32) == (compute, tf32)
 
 
 def test_the_adamw_beside_muon_is_fused_on_a_gpu(monkeypatch: pytest.MonkeyPatch):
