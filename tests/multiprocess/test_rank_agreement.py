@@ -25,6 +25,7 @@ from largebatch.records.ledger import Ledger, compare_ledgers
 from largebatch.records.trackers import read_metrics
 from largebatch.run.build import open_run
 from largebatch.run.checks.dry_run import sampled_content
+from largebatch.run.precision import speed
 from largebatch.run.prepare import prepare
 from largebatch.training.loop import train
 from largebatch.training.observers.ledger import ids_over_ranks
@@ -67,6 +68,25 @@ def format_of_this_rank(with_bf16: list[bool]) -> str:
 )
 def test_ranks_agree_on_a_number_format_that_the_device_of_each_has(ranks, with_bf16, agreed):
     assert ranks(len(with_bf16)).run(format_of_this_rank, with_bf16) == [agreed] * len(with_bf16)
+
+
+def weights_by_lamb(folder: Path, has_compiler: list[bool], *overrides: str) -> tuple[bool, list[float]]:
+    given = (*SMALL, "optimizer=lamb", "length=4steps", "schedule.warmup=0steps", f"run.root={folder}", *overrides)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(speed, "reason_against", lambda device: None if has_compiler[own_rank()] else "no compiler")
+        prepared = prepare(compose_run(*given), os.environ)
+        with open_run(prepared, lambda: False, list(given)) as opened:
+            train(opened.run)
+            found = opened.run.model.parameters()
+            return opened.decisions.compiled_optimizer.value, torch.cat([one.flatten() for one in found]).tolist()
+
+
+def test_where_one_rank_has_no_compiler_all_take_the_same_path(ranks, tmp_path):
+    mixed = ranks(2).run(weights_by_lamb, tmp_path / "mixed", [True, False])
+    never = ranks(2).run(weights_by_lamb, tmp_path / "never", [True, True], "+optimizer.compile=false")
+    assert mixed == never
+    assert mixed[0] == mixed[1]
+    assert mixed[0][0] is False
 
 
 @pytest.mark.parametrize(
