@@ -78,6 +78,11 @@ def test_fp32_agrees_with_fp64_to_its_precision():
     assert single["box"]["value"] == pytest.approx(double["box"]["value"], rel=1e-2)
 
 
+def test_a_precision_without_effect_on_the_timing_of_steps_is_refused(capsys):
+    assert main(["measure", "communication", "measure.precision=fp64", "logger=none"]) == 2
+    assert "measure.precision=fp64: has no effect on `measure communication`" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [

@@ -60,8 +60,16 @@ def parse_measure(config: DictConfig, *, times_training: bool = False) -> Measur
     """
     options = parse_section(config, "measure", MeasureConfig)
     if not times_training:
+        options = options.model_copy(update={"precision": options.precision or "fp32"})
         OmegaConf.update(config, "precision.compute", options.precision)
         OmegaConf.update(config, "precision.tf32", False)
+    elif options.precision is not None:
+        raise ConfigError(
+            [
+                f"measure.precision={options.precision}: has no effect on `measure communication`, which times in "
+                f"the run's own format. Leave it null, or set precision={options.precision} to time such a run."
+            ]
+        )
     return options
 
 

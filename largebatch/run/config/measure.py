@@ -42,7 +42,7 @@ class MeasureConfig(Section):
     """Weights and samples."""
 
     checkpoint: str | None
-    precision: Literal["fp64", "fp32"]
+    precision: Literal["fp64", "fp32"] | None
     samples: PositiveInt | None
     micro: PositiveInt
     sharpness: SharpnessConfig
