@@ -20,6 +20,7 @@ _ALL_HERE = "all"
 _READING_S = 0.4  # for two polls of the others
 _CONNECTING_S = 5.0  # timeout of one attempt to connect
 _MOST_NAMED = 8
+_KEPT: dict[tuple[str, int, int], dist.TCPStore] = {}  # rank 0's is the server that its process group takes over
 _MEETINGS: Counter[tuple[str, int]] = Counter()  # of this process at an address; all ranks meet equally often
 _COUNTING = 3  # the ranks that read who has come when time is up; all of them would be N lists of N
 
@@ -101,10 +102,8 @@ class MeetingPoint:
     def join(self) -> tuple[dist.Store, str]:
         """The store of the meeting and its outcome: `_ALL_HERE`, or the error that every rank raises."""
         end = time.monotonic() + self.limit_s
-        number = _MEETINGS[str(self), self.rank]
+        store = self._next_meeting(_KEPT.get(self._place) or self.open_store())
         _MEETINGS[str(self), self.rank] += 1
-        prefix = f"largebatch/{self.attempt}/{self.world_size}/{number}"
-        store = dist.PrefixStore(prefix, self.open_store())
         try:
             return store, self._meet(store, end)
         except dist.DistError as error:
@@ -120,6 +119,28 @@ class MeetingPoint:
         store = self._store("localhost", end) if self.opens_port else None
         self._reach(end)
         return self._store(self.address, end) if store is None else store
+
+    def keep(self, store: dist.TCPStore) -> None:
+        """Meet at `store`. A rank whose rank 0 has left then knows at once: it would not find a new one in time."""
+        _KEPT[self._place] = store
+
+    def call_off(self, text: str) -> None:
+        """End every rank that joins or has joined with `text`, as this one does not."""
+        store = _KEPT.get(self._place)
+        if store is None:
+            return
+        with contextlib.suppress(dist.DistError):
+            self._next_meeting(store).compare_set("outcome", "", text)
+            if self.opens_port:
+                time.sleep(_READING_S)  # the server ends with this process: let the others read
+
+    @property
+    def _place(self) -> tuple[str, int, int]:
+        return self.address, self.port, self.rank
+
+    def _next_meeting(self, store: dist.Store) -> dist.PrefixStore:
+        number = _MEETINGS[str(self), self.rank]
+        return dist.PrefixStore(f"largebatch/{self.attempt}/{self.world_size}/{number}", store)
 
     def no_answer(self) -> str:
         """The error of a rank that waits inside C++ for a peer that does not answer."""

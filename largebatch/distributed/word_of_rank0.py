@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import pickle
+import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import TimeoutError
 from typing import Any, TypeVar
 
@@ -17,7 +18,6 @@ from largebatch.distributed.waiting import growing_pauses, within
 
 T = TypeVar("T")
 
-_KEPT_STORES: list[Any] = []  # rank 0's is the server that its process group takes over
 _CALLS = itertools.count()  # all ranks make the same calls
 _HEARD_S = 3.0
 
@@ -49,9 +49,27 @@ def word_of_rank0(
         store = within(timeout_s + _HEARD_S, place.open_store)
     except TimeoutError:
         raise LauncherError(place.no_answer()) from None
-    _KEPT_STORES.append(store)
+    place.keep(store)
     own = dist.PrefixStore(f"largebatch/{place.attempt}/word/{next(_CALLS)}", store)
     return _told(own, place) if place.rank else _found_out(own, place, find_out, is_final)
+
+
+@contextlib.contextmanager
+def calling_off(environ: Mapping[str, str], hidden: Callable[[str], str]) -> Iterator[None]:
+    """An error within ends the ranks that this one leaves alone, between rank 0's word and the process group.
+
+    Args:
+        environ: as a launcher sets it.
+        hidden: takes secrets out of a text.
+    """
+    try:
+        yield
+    except BaseException as error:
+        place = MeetingPoint.of(environ, 0)
+        if place is not None and not dist.is_initialized():
+            reason = hidden(f"{type(error).__name__}: {error}")
+            place.call_off(f"Rank {place.rank} of {place.world_size} on {socket.gethostname()} cannot start. {reason}")
+        raise
 
 
 def _found_out(store: Any, place: MeetingPoint, find_out: Callable[[], T], is_final: Callable[[T], bool]) -> T:

@@ -14,7 +14,9 @@ from omegaconf import OmegaConf
 
 from largebatch.data import EvaluationLoader
 from largebatch.distributed.runtime import Runtime
+from largebatch.distributed.word_of_rank0 import calling_off
 from largebatch.gradient.batch_stream import Loader
+from largebatch.records.credentials import redacted
 from largebatch.records.figures.run_metrics import is_drawn
 from largebatch.records.rows.columns import Columns, read_columns
 from largebatch.records.rows.row_file import read_lines
@@ -114,9 +116,10 @@ def open_run(prepared: Prepared, stop: Callable[[], bool], overrides: Sequence[s
         evaluation_loaders(config, train_plain, validation, feeds_gpu=feeds_gpu) as evaluated,
         contextlib.ExitStack() as stack,
     ):
-        loader.start()
-        for one in evaluated.values():
-            one.start()
+        with calling_off(os.environ, redacted):
+            loader.start()
+            for one in evaluated.values():
+                one.start()
         runtime = stack.enter_context(open_runtime(prepared))
         assert loader.rank == runtime.rank
         prepared = as_agreed(prepared, runtime)

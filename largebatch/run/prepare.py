@@ -14,7 +14,7 @@ from torch import nn
 from largebatch.data import Augmentation, with_checked_labels
 from largebatch.distributed.launcher_environment import launcher_problems
 from largebatch.distributed.process_group import own_device
-from largebatch.distributed.word_of_rank0 import word_of_rank0
+from largebatch.distributed.word_of_rank0 import calling_off, word_of_rank0
 from largebatch.gradient.choices import conflicts
 from largebatch.losses import Loss
 from largebatch.losses.coupled import is_coupled
@@ -122,11 +122,12 @@ def prepare(
     word = find_out(sends=False) if word is None else word
     if word.errors:
         raise ConfigError(list(word.errors), list(word.notes))
-    findings.raise_if_any()
-    mine = own[0] if own else findings.attempt("model", partial(as_told, parts, word, device))
-    findings.raise_if_any()
-    assert mine is not None
-    return _prepared(composed, parts, mine, word)
+    with calling_off(environ, redacted):
+        findings.raise_if_any()
+        mine = own[0] if own else findings.attempt("model", partial(as_told, parts, word, device))
+        findings.raise_if_any()
+        assert mine is not None
+        return _prepared(composed, parts, mine, word)
 
 
 def _prepared(composed: DictConfig, parts: Parts, own: Own, word: Word) -> Prepared:

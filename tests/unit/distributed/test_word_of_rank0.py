@@ -10,7 +10,7 @@ import pytest
 
 from largebatch.distributed import word_of_rank0 as words
 from largebatch.distributed.rendezvous import LauncherError, rendezvous
-from largebatch.distributed.word_of_rank0 import word_of_rank0
+from largebatch.distributed.word_of_rank0 import calling_off, word_of_rank0
 from tests.unit.distributed.test_rendezvous import environment, port
 
 __all__ = ["port"]
@@ -71,3 +71,25 @@ def test_a_rank_0_that_is_gone_is_missed_and_one_that_never_comes_is_waited_for_
 def test_a_single_process_finds_out_for_itself(port: int):
     assert word_of_rank0(environment(0, 1, port), lambda: 1, is_final=bool, timeout_s=1) is None
     assert word_of_rank0({}, lambda: 1, is_final=bool, timeout_s=1) is None
+
+
+@pytest.mark.parametrize("failing", [0, 2])
+def test_a_rank_that_fails_alone_behind_the_word_ends_those_that_wait_for_it(port: int, failing: int):
+    def start(number: int) -> None:
+        environ = environment(number, 3, port)
+        word_of_rank0(environ, lambda: "go", is_final=lambda _: False, timeout_s=20)
+        with calling_off(environ, lambda text: text.replace("secret", "***")):
+            if number == failing:
+                raise FileNotFoundError("no secret/shard on this node")
+        with rendezvous(environ, timeout_s=600):
+            pass
+
+    def error_of(number: int) -> str:
+        with pytest.raises((FileNotFoundError, LauncherError)) as caught:
+            start(number)
+        return str(caught.value)
+
+    with ThreadPoolExecutor(3) as pool:
+        told = list(pool.map(error_of, range(3)))
+    assert told.pop(failing) == "no secret/shard on this node"
+    assert all(f"Rank {failing} of 3 on " in text and "no ***/shard" in text for text in told)
