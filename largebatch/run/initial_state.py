@@ -11,6 +11,7 @@ from torch.nn.parameter import is_lazy
 from largebatch.batch.order import SampleOrder
 from largebatch.batch.random_keys import stream_key
 from largebatch.data import evaluation_batches
+from largebatch.distributed.generators import preserved_generators, seed_generators
 from largebatch.gradient.accumulation import forward
 from largebatch.gradient.exact_batch_norm import batch_norms
 from largebatch.gradient.snapshots import is_expanded
@@ -57,8 +58,13 @@ def made_model(config: TrainConfig, seed: int) -> nn.Module:
         TargetError: if it is no module.
     """
     # On the CPU and from its own random key, so that every rank of every topology draws the same weights.
-    torch.manual_seed(stream_key(seed, "initialisation"))
-    model = make("model", config.model)
+    key = stream_key(seed, "initialisation")
+    torch.manual_seed(key)
+    with preserved_generators():
+        seed_generators(key)
+        model = make("model", config.model)
+        drawn = torch.get_rng_state()
+    torch.set_rng_state(drawn)  # lazy modules draw next
     if not isinstance(model, nn.Module):
         raise TargetError(f"model._target_={config.model['_target_']}: made a {type(model).__name__}, not a Module.")
     return model

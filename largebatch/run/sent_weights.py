@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections import deque
+import gc
+from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from largebatch.distributed.checksums import tensors_sha256
 from largebatch.distributed.of_rank0 import of_rank0
@@ -40,27 +43,31 @@ def hollow_model(
     Raises:
         NotHollowError: if it needs values to be made, or keeps tensors outside of parameters and buffers.
     """
+    before = _tensors_alive()
     model = _outline(config)
-    kept: dict[Tensor, Tensor] = {}  # tied tensors stay tied
     with mode or nullcontext():
-        for owner in model.modules():
-            for members in (owner._parameters, owner._buffers):
-                for name, one in members.items():
-                    if one is not None and one not in kept:
-                        kept[one] = _with_memory(one, device)
-                    members[name] = None if one is None else kept[one]  # type: ignore[assignment]
+        _give_memory(model, device)
+    _require_none_elsewhere(model, before)
+    with mode or nullcontext():
         return as_configured(config, model)
 
 
 def reason_against(config: TrainConfig, model: nn.Module) -> str | None:
-    """Why other ranks cannot make `model` without values: it fails, or what is no tensor would differ."""
+    """Why other ranks cannot make `model` without values: it fails, or what `hollow_model` leaves would differ."""
+    for name, one in model.named_parameters():
+        if one._backward_hooks or getattr(one, "_post_accumulate_grad_hooks", None):
+            return f"{name} has a hook"
+    shared = Counter(one.untyped_storage().data_ptr() for one in model.buffers() if one.numel())
+    if max(shared.values(), default=1) > 1:
+        return "two of its buffers share memory"
     try:
-        outline = as_configured(config, _outline(config))
+        hollow = hollow_model(config, torch.device("meta"))
     except Exception as error:
-        return f"{type(error).__name__}: {' '.join(str(error).split())}"
-    ours, theirs = dict(_features(model)), dict(_features(outline))
-    differing = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
-    return f"{differing[0]} depends on values" if differing else None
+        return " ".join(str(error).split()) or type(error).__name__
+    ours, theirs = dict(_features(model)), dict(_features(hollow))
+    if differing := sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)):
+        return f"{differing[0]} depends on values"
+    return None
 
 
 def take_weights(runtime: Runtime, model: nn.Module) -> None:
@@ -95,8 +102,39 @@ def _outline(config: TrainConfig) -> nn.Module:
             model = made_model(config, config.seed)
     except Exception as error:
         raise NotHollowError(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
+    if any(is_lazy(one) for one in chain(model.parameters(), model.buffers())):
+        raise NotHollowError("its lazy modules take their shapes from a sample")
     train_mode(model)
     return model
+
+
+def _require_none_elsewhere(model: nn.Module, before: dict[int, Tensor]) -> None:
+    """Refuse tensors without values that are neither its parameters nor its buffers, or were one until just now."""
+    known = before.keys() | {*map(id, chain(model.parameters(), model.buffers()))}
+    # In attributes, closures, globals, objects of any kind: no search from the model on would find all of them.
+    if others := [one for key, one in _tensors_alive().items() if one.is_meta and key not in known]:
+        raise NotHollowError(
+            f"it keeps a tensor of {list(others[0].shape)} outside of its parameters and buffers. Make it one of its "
+            "buffers, with persistent=False if checkpoints need not hold it"
+        )
+
+
+def _tensors_alive() -> dict[int, Tensor]:
+    gc.collect()
+    return {id(one): one for one in gc.get_objects() if issubclass(type(one), Tensor)}
+
+
+def _give_memory(model: nn.Module, device: torch.device) -> None:
+    """Replace its parameters and buffers by others on `device`; tied ones stay tied."""
+    kept: dict[Tensor, Tensor] = {}
+    for owner in model.modules():
+        for members in (owner._parameters, owner._buffers):
+            for name, one in list(members.items()):
+                if one is None:
+                    continue
+                if one not in kept:
+                    kept[one] = _with_memory(one, device)
+                setattr(owner, name, kept[one])  # as recurrent layers keep a list of theirs by it
 
 
 def _with_memory(tensor: Tensor, device: torch.device) -> Tensor:
@@ -111,25 +149,31 @@ def _with_memory(tensor: Tensor, device: torch.device) -> Tensor:
 def _features(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """All that a model has besides the values of its parameters and buffers, under names."""
     members = dict(chain(_every(model.named_parameters), _every(model.named_buffers)))
+    names = {id(one): name for name, one in members.items()}
     for name, one in members.items():
         yield name, (type(one).__name__, one.shape, one.dtype, one.stride(), one.requires_grad)
     for path, part in model.named_modules():
         yield path or "the model", f"{type(part).__module__}.{type(part).__qualname__}"
         for name, value in vars(part).items():
             if name not in ("_parameters", "_buffers", "_modules"):
-                yield f"{path}.{name}".lstrip("."), _plain(value, {*map(id, members.values())})
+                value = list(value.values()) if name.endswith("_hooks") else value  # whose keys count all hooks made
+                yield f"{path}.{name}".lstrip("."), _plain(value, names)
 
 
 def _every(named: Any) -> Iterator[tuple[str, Tensor]]:
     yield from named(remove_duplicate=False)
 
 
-def _plain(value: Any, members: set[int]) -> Any:
+def _plain(value: Any, members: dict[int, str]) -> Any:
     """A value as something to compare: numbers and texts as they are, tensors by their bytes, others by type."""
     if isinstance(value, Tensor):
-        if value.is_meta or id(value) in members:
-            return object()  # is equal to nothing: it has no values, or is a second way to a weight that is replaced
+        if id(value) in members:
+            return members[id(value)]
+        if value.is_meta:
+            return object()  # has no values, so is equal to nothing
         return tensors_sha256([("", value)])
+    if isinstance(value, np.ndarray):
+        return str(value.dtype), value.shape, repr(value.tolist()) if value.dtype.hasobject else value.tobytes()
     if isinstance(value, (list, tuple, deque)):
         return [_plain(one, members) for one in value]
     if isinstance(value, dict):

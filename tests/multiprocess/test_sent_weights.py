@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import os
+import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -38,6 +40,7 @@ MODELS: dict[str, tuple[str, ...]] = {
     ),
     "running statistics": ("data=digits", "model=convnet", "model.width=4"),
     "tied, frozen, computed buffers": ("data=digits", f"model._target_={HERE}.Awkward", *BARE),
+    "recurrent layers, numpy's and Python's draws": ("data=digits", f"model._target_={HERE}.Recurrent", *BARE),
     "fp64": ("data=digits", "model=mlp", "precision=fp64"),
     "a fused optimizer": ("data=digits", "model=mlp", "optimizer=adamw", "+optimizer.fused=true"),
     "checkpointed activations": (
@@ -50,6 +53,11 @@ MODELS: dict[str, tuple[str, ...]] = {
 OTHERS = {
     "reads a value": "Reads",
     "keeps a tensor outside of its buffers": "Keeps",
+    "keeps a tensor where nobody looks": "Hides",
+    "has a hook on a weight": "Hooks",
+    "has a hook that uses a weight": "Follows",
+    "has two buffers in one memory": "Shares",
+    "takes its shapes from a sample": "Waits",
     "keeps a list of its weights": "Lists",
     "draws on the CPU what is no tensor": "Draws",
 }
@@ -76,10 +84,58 @@ class Awkward(nn.Module):
         return self.head(self.twin(self.body(hidden).relu()))
 
 
+class Recurrent(nn.Module):
+    """Its layer keeps a list of its weights, which follows them; numpy and Python draw a weight and a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.GRU(8, 4, batch_first=True), nn.Linear(4, 10)
+        self.bias = nn.Parameter(torch.from_numpy(np.random.rand(10)).float())  # noqa: NPY002
+        self.scale = random.random()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.layer(images.view(-1, 8, 8))[0][:, -1]) * self.scale + self.bias
+
+
 class Reads(Awkward):
     def __init__(self) -> None:
         super().__init__()
         self.rate = torch.linspace(0, 0.5, 3)[1].item()
+
+
+class Hides(Awkward):
+    def __init__(self) -> None:
+        super().__init__()
+        scale = torch.full((10,), 0.5)
+        self.scaled = lambda outputs: outputs * scale
+
+
+class Hooks(Awkward):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head.weight.register_hook(lambda grad: grad / 2)
+
+
+class Follows(Awkward):
+    """A hook of a module that uses a weight by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        weight = self.head.weight
+        self.head.register_forward_hook(lambda module, inputs, outputs: outputs + weight.mean())
+
+
+class Shares(Awkward):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("both", torch.ones(2, 3))
+        self.register_buffer("first", self.both[0])
+
+
+class Waits(Awkward):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.LazyLinear(10)
 
 
 class Keeps(Awkward):
