@@ -183,6 +183,10 @@ class FakeGpu(TorchDispatchMode):
             self._launch()  # a copy, even where the device has nothing else to do
             self.wait("item")
             return self.value(args[0]).item()
+        if name in ("allclose", "equal"):
+            self._launch()
+            self.wait(name)
+            return True  # numbers that are not there are equal
         if name == "_to_copy" and _type_of(kwargs.get("device")) == "cpu":
             into_pinned = bool(kwargs.get("non_blocking"))  # torch then takes pinned memory for the result
             dtype = kwargs.get("dtype") or args[0].dtype
@@ -274,25 +278,29 @@ class FakeGpu(TorchDispatchMode):
 
     def _remember_sent(self, func: Any, args: Any, out: Any, source: Tensor | None) -> None:
         """Small values that the host sent come back as they were: DDP sends the order of its buckets and reads it."""
+        flags = self._flags(func, args, out) if isinstance(out, FakeTensor) and out.dtype == torch.bool else None
         for one in _mutated(func, args, {}):
             self._sent.pop(one.untyped_storage()._cdata, None)
-        if isinstance(out, FakeTensor) and out.dtype == torch.bool:
-            self._remember_flags(func, args, out)
+        if flags is not None:
+            self._sent[out.untyped_storage()._cdata] = flags
+        if func._schema.name == "aten::full_like" and out.numel() <= 1 << 16:
+            self._sent[out.untyped_storage()._cdata] = torch.full(out.shape, args[1], dtype=out.dtype)
         if source is not None and isinstance(out, FakeTensor) and source.numel() <= 1 << 16:
             storage = out.untyped_storage()
             if storage.nbytes() == out.nbytes and out.shape == source.shape and out.is_contiguous():
                 self._sent[storage._cdata] = source.detach().to(out.dtype, copy=True)
 
-    def _remember_flags(self, func: Any, args: Any, out: FakeTensor) -> None:
-        """Numbers that are not there are finite, and so says whatever is made of such flags alone."""
+    def _flags(self, func: Any, args: Any, out: FakeTensor) -> Tensor | None:
+        """Numbers that are not there are finite; flags of what the host sent, and of other flags, follow from them."""
         tensors = [one for one in tree_leaves(args) if isinstance(one, Tensor)]
         # torch.isfinite(x) is (x == x) * (abs(x) != inf)
         is_number = func._schema.name == "aten::eq" and args[0] is args[1]
         if is_number or (func._schema.name == "aten::ne" and isinstance(args[1], float) and args[1] == math.inf):
-            self._sent[out.untyped_storage()._cdata] = torch.ones(out.shape, dtype=torch.bool)
-        elif tensors and all(one.untyped_storage()._cdata in self._sent and one.dtype == torch.bool for one in tensors):
-            known = func(*tree_map(lambda one: self.value(one) if isinstance(one, Tensor) else one, args))
-            self._sent[out.untyped_storage()._cdata] = known
+            return torch.ones(out.shape, dtype=torch.bool)
+        if tensors and all(one.untyped_storage()._cdata in self._sent for one in tensors):
+            known: Tensor = func(*tree_map(lambda one: self.value(one) if isinstance(one, Tensor) else one, args))
+            return known
+        return None
 
 
 GPU = FakeGpu()

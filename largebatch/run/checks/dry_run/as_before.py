@@ -22,9 +22,9 @@ def as_before(model: nn.Module) -> Iterator[None]:
     """On exit restore weights, buffers, modes, gradients, generators and attributes of all modules.
 
     Attributes are restored if they are numbers, tensors, generators, or plain containers: the counters, caches and
-    states that a forward pass changes. Needs memory for a copy of the weights.
+    states that a forward pass changes. The copy of the weights lies on the host.
     """
-    weights = [(one, one.detach().clone(), one.grad) for one in model.parameters()]
+    weights = [(one, one.detach().to("cpu", copy=True), one.grad) for one in model.parameters()]
     kept = [_kept_attributes(part) for part in model.modules()]
     with preserving_buffers_and_rng(model):
         try:
