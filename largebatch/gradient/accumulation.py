@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from largebatch.batch.random_keys import stream_key
 from largebatch.distributed.runtime import Inputs, Runtime
 from largebatch.gradient.reductions import Reduction
-from largebatch.gradient.step import Step
+from largebatch.gradient.step import Step, Weight
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class LocalPass(Protocol):
     loss: Any
     is_joint: bool
 
-    def __call__(self, step: Step, parts: Iterator[Any], weight: float, reduction: Reduction) -> Tensor:
+    def __call__(self, step: Step, parts: Iterator[Any], weight: Weight, reduction: Reduction) -> Tensor:
         """Add `weight` times the gradient of this rank's loss sum to `.grad`, each backward pass inside `one_pass`.
 
         Args:
@@ -94,7 +94,7 @@ class OneByOne:
     def __init__(self, runtime: Runtime, loss: Any) -> None:
         self.loss, self._runtime = loss, runtime
 
-    def __call__(self, step: Step, parts: Iterator[Any], weight: float, reduction: Reduction) -> Tensor:
+    def __call__(self, step: Step, parts: Iterator[Any], weight: Weight, reduction: Reduction) -> Tensor:
         """See `LocalPass`."""
         runtime = self._runtime
         loss_sum = torch.zeros((), dtype=torch.float64, device=runtime.device)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from largebatch.gradient.reductions import Overlapped, Reduction
-from largebatch.gradient.step import Step
+from largebatch.gradient.step import Step, Weight
 
 
 class BucketOrder:
@@ -43,7 +43,7 @@ class BucketOrder:
         return self._ddp is not None and not self.names
 
     @contextmanager
-    def around(self, step: Step, parts: Iterator[Any], weight: float) -> Iterator[Iterator[Any]]:
+    def around(self, step: Step, parts: Iterator[Any], weight: Weight) -> Iterator[Iterator[Any]]:
         """See `Instrument`: notes the order, once."""
         seen: dict[str, None] = {}
         handles = [one.register_post_accumulate_grad_hook(self._noting(name, seen))

@@ -13,7 +13,7 @@ from largebatch.distributed.runtime import Runtime
 from largebatch.distributed.wrapping import give_zeros
 from largebatch.gradient.bucket_order import BucketOrder
 from largebatch.gradient.reductions import Afterwards, Overlapped, Reduction
-from largebatch.gradient.step import Step
+from largebatch.gradient.step import Step, Weight
 
 
 class BucketViews:
@@ -52,7 +52,7 @@ class BucketViews:
         return self._ddp is not None
 
     @contextmanager
-    def around(self, step: Step, parts: Iterator[Any], weight: float) -> Iterator[Iterator[Any]]:
+    def around(self, step: Step, parts: Iterator[Any], weight: Weight) -> Iterator[Iterator[Any]]:
         """See `Instrument`."""
         if self._order.names and not self._is_laid_out:
             self._lay_out()

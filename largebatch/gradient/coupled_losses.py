@@ -14,7 +14,7 @@ from largebatch.distributed.runtime import Runtime
 from largebatch.gradient.accumulation import MicroBatch, OneByOne, forward, micro_batch_key
 from largebatch.gradient.reductions import Reduction
 from largebatch.gradient.snapshots import Buffers
-from largebatch.gradient.step import Step
+from largebatch.gradient.step import Step, Weight
 from largebatch.losses.coupled import CoupledLoss
 from largebatch.losses.protocol import float32_or_wider
 
@@ -50,7 +50,7 @@ class Twice:
         self.loss, self._runtime, self._module, self._shared = loss, runtime, module, shared
         self._chain_rule = OneByOne(runtime, _InnerProduct())
 
-    def __call__(self, step: Step, parts: Iterator[Any], weight: float, reduction: Reduction) -> Tensor:
+    def __call__(self, step: Step, parts: Iterator[Any], weight: Weight, reduction: Reduction) -> Tensor:
         """See `LocalPass`.
 
         Raises:

@@ -18,7 +18,7 @@ from largebatch.gradient.reduction_clock import ReductionClock
 from largebatch.gradient.reductions import Reduction
 from largebatch.gradient.running_statistics import RunningStatistics
 from largebatch.gradient.step import Measures, Step
-from largebatch.gradient.units import Units
+from largebatch.gradient.units import Counted, Units
 
 
 class BatchResult(NamedTuple):
@@ -27,7 +27,7 @@ class BatchResult(NamedTuple):
     Attributes:
         plan: how it was cut and shared.
         loss_sum: of this rank's samples, float64 scalar on the device.
-        num_units: samples, labels or tokens of the whole global batch, or the sum of their weights.
+        units: samples, labels or tokens of the whole global batch, or the sum of their weights.
         data_s: seconds that this rank waited for data.
         norms: of the gradients of micro-batches, see `MicroBatchNorms`; None when not measured.
         taken: the samples of this rank's micro-batches.
@@ -36,11 +36,16 @@ class BatchResult(NamedTuple):
 
     plan: BatchPlan
     loss_sum: Tensor
-    num_units: float
+    units: Counted
     data_s: float
     norms: StepNorms | None
     taken: Sequence[Taken]
     shortages: tuple[Any, ...] = ()
+
+    @property
+    def num_units(self) -> float:
+        """The number of `units`; waits for a GPU, if it has to."""
+        return self.units.number
 
 
 class Stored(Protocol):
@@ -84,8 +89,8 @@ class GlobalGradient:
     def __call__(self, step: Step) -> BatchResult:
         """Take this rank's micro-batches of one global batch; `.grad`, which was zero or None, is the batch's."""
         self.clock.begin(measures=Measures.COMMUNICATION in step.measures)
-        parts, num_units = self.units.count(step.plan, self.batches.take(step.plan))
-        weight = self.reduction.scale / (num_units or 1)  # nothing counts: every gradient is 0. Nothing else divides
+        parts, units = self.units.count(step.plan, self.batches.take(step.plan))
+        weight = units.weight(self.reduction.scale)  # nothing else divides
         with contextlib.ExitStack() as around:
             for instrument in self.instruments:
                 if instrument.is_due(step):
@@ -96,7 +101,7 @@ class GlobalGradient:
             self.clock.is_reduced()
         norms, self.norms.found = self.norms.found, None
         data_s, taken = self.batches.waited_s, self.batches.taken
-        return BatchResult(step.plan, loss_sum, num_units, data_s, norms, taken)
+        return BatchResult(step.plan, loss_sum, units, data_s, norms, taken)
 
     def state(self) -> dict[str, Any]:
         """What later gradients and measurements depend on besides weights and buffers, as plain values."""

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-from largebatch.gradient.step import Step
+from largebatch.gradient.step import Step, Weight
 
 
 class Instrument(Protocol):
@@ -16,7 +16,7 @@ class Instrument(Protocol):
         """Whether it takes part: a function of the step and of how the run was made, so the same on every rank."""
 
     def around(
-        self, step: Step, parts: Iterator[Any], weight: float
+        self, step: Step, parts: Iterator[Any], weight: Weight
     ) -> contextlib.AbstractContextManager[Iterator[Any]]:
         """Enters before the first pass and leaves when `.grad` is that of the global batch, unless the step fails.
 
@@ -46,7 +46,7 @@ class BeingComputed:
         return True
 
     @contextlib.contextmanager
-    def around(self, step: Step, parts: Iterator[Any], weight: float) -> Iterator[Iterator[Any]]:
+    def around(self, step: Step, parts: Iterator[Any], weight: Weight) -> Iterator[Iterator[Any]]:
         """See `Instrument`."""
         self.parts.clear()
         yield self._noted(parts)

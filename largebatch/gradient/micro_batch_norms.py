@@ -15,7 +15,7 @@ from largebatch.batch.plan import BatchPlan
 from largebatch.distributed.pending_sum import PendingSum
 from largebatch.distributed.runtime import Runtime
 from largebatch.distributed.sending import sent
-from largebatch.gradient.step import Measures, Step
+from largebatch.gradient.step import Measures, Step, Weight
 from largebatch.optim import l2_norm
 
 
@@ -83,7 +83,7 @@ class MicroBatchNorms:
         return Measures.NORMS in step.measures and len(step.plan.micro_batch_sizes) > 1
 
     @contextlib.contextmanager
-    def around(self, step: Step, parts: Iterator[Any], weight: float) -> Iterator[Iterator[Any]]:
+    def around(self, step: Step, parts: Iterator[Any], weight: Weight) -> Iterator[Iterator[Any]]:
         """See `Instrument`: listens to the backward passes inside alone, also if the step is given up."""
         self._norms, self._number = [{} for _ in self._parameters], -1
         handles = [one.register_hook(partial(self._take, place)) for place, one in enumerate(self._parameters)]

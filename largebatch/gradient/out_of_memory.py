@@ -15,7 +15,7 @@ from largebatch.gradient.accumulation import LocalPass
 from largebatch.gradient.global_gradient import BatchResult, GlobalGradient
 from largebatch.gradient.reductions import Reduction
 from largebatch.gradient.snapshots import Buffers
-from largebatch.gradient.step import Step
+from largebatch.gradient.step import Step, Weight
 
 # How allocators and libraries with an allocator say it that have no exception of their own. Not all that accelerate's
 # `should_reduce_batch_size` takes for a shortage: an operation that cuDNN does not support would only be tried again.
@@ -85,7 +85,7 @@ class IfItFits:
         self._runtime, self._module = runtime, module
         self._reserve: Tensor | None = None
 
-    def __call__(self, step: Step, parts: Iterator[Any], weight: float, reduction: Reduction) -> Tensor:
+    def __call__(self, step: Step, parts: Iterator[Any], weight: Weight, reduction: Reduction) -> Tensor:
         """See `LocalPass`.
 
         Raises:

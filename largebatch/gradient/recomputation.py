@@ -15,7 +15,7 @@ from largebatch.distributed.runtime import Runtime
 from largebatch.gradient.accumulation import LocalPass, MicroBatch, copies
 from largebatch.gradient.reductions import Apart, Overlapped
 from largebatch.gradient.snapshots import StepBuffers, preserving_buffers_and_rng
-from largebatch.gradient.step import Step
+from largebatch.gradient.step import Step, Weight
 
 _MOST_NAMED = 8
 
@@ -61,7 +61,8 @@ class Recomputation:
         self._places = {id(parameter): place for place, parameter in enumerate(self._parameters)}
         self._is_compared = False  # whether the step that is being computed was rehearsed
         self._is_distributed = isinstance(reduction.model, nn.parallel.DistributedDataParallel)
-        self._rehearsed = self._real = torch.zeros(len(named), dtype=torch.int64, device=runtime.device)
+        self._rehearsed = torch.zeros(len(named), dtype=torch.int64, device=runtime.device)
+        self._real: list[Tensor] = []
         self._step_buffers = step_buffers
         reduction.on_departure.append(self._take)
 
@@ -70,7 +71,7 @@ class Recomputation:
         return step.is_due(self._every)
 
     @contextmanager
-    def around(self, step: Step, parts: Iterator[Any], weight: float) -> Iterator[Iterator[Any]]:
+    def around(self, step: Step, parts: Iterator[Any], weight: Weight) -> Iterator[Iterator[Any]]:
         """See `Instrument`.
 
         Raises:
@@ -81,13 +82,13 @@ class Recomputation:
         yield iter(kept)
         self._require_equal(step.number)
 
-    def _rehearse(self, step: Step, parts: Iterator[Any], weight: float) -> None:
+    def _rehearse(self, step: Step, parts: Iterator[Any], weight: Weight) -> None:
         """Compute the gradient of the step, remember its checksums, and leave nothing else behind."""
         had_gradients = [parameter.grad is not None for parameter in self._parameters]
         with preserving_buffers_and_rng(self._module):
             self._local(step, self._step_buffers.one_by_one(parts), weight, self._apart)
         self._rehearsed = self._of_gradients()
-        self._real, self._is_compared = torch.zeros_like(self._rehearsed), True
+        self._real, self._is_compared = list(torch.zeros_like(self._rehearsed)), True
         for parameter, had_gradient in zip(self._parameters, had_gradients, strict=True):
             if not had_gradient:
                 parameter.grad = None
@@ -98,14 +99,14 @@ class Recomputation:
         """Checksums of a bucket that DDP is about to send, in steps that were rehearsed."""
         if not self._is_compared:
             return
-        places = [self._places[id(parameter)] for parameter in bucket.parameters()]
-        self._real[places] = checksums(bucket.gradients())
+        for parameter, checksum in zip(bucket.parameters(), checksums(bucket.gradients()), strict=True):
+            self._real[self._places[id(parameter)]] = checksum
 
     def _require_equal(self, step: int) -> None:
         self._is_compared = False
         if not self._is_distributed:
-            self._real = self._of_gradients()
-        differs = (self._rehearsed != self._real).long()
+            self._real = list(self._of_gradients())
+        differs = (self._rehearsed != torch.stack(self._real)).long()
         table = gather_ints(self._runtime, torch.stack([differs.sum(), differs.argmax()])).tolist()
         found = {rank: (count, self._names[first]) for rank, (count, first) in enumerate(table) if count}
         if found:

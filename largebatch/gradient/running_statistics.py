@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from largebatch.batch.plan import BatchPlan
 from largebatch.distributed.gather import gather_tensors
 from largebatch.distributed.runtime import Runtime
-from largebatch.gradient.step import Step
+from largebatch.gradient.step import Step, Weight
 
 _KINDS = ("num_batches_tracked", "running_mean", "running_var")
 
@@ -65,7 +65,7 @@ class RunningStatistics:
         return bool(self._norms)
 
     @contextmanager
-    def around(self, step: Step, parts: Iterator[Any], weight: float) -> Iterator[Iterator[Any]]:
+    def around(self, step: Step, parts: Iterator[Any], weight: Weight) -> Iterator[Iterator[Any]]:
         """See `Instrument`."""
         self.begin_step(step.plan)
         yield parts

@@ -14,7 +14,7 @@ from largebatch.gradient.accumulation import forward, micro_batch_key
 from largebatch.gradient.coupled_losses import differentiate_coupled_loss, require_representations
 from largebatch.gradient.exact_batch_norm import ExactBatchNorm
 from largebatch.gradient.reductions import Reduction
-from largebatch.gradient.step import Step
+from largebatch.gradient.step import Step, Weight
 
 
 class SideBySide:
@@ -37,7 +37,7 @@ class SideBySide:
     def __init__(self, runtime: Runtime, module: nn.Module, loss: Any, norms: ExactBatchNorm, *, couples: bool) -> None:
         self.loss, self._runtime, self._module, self._norms, self._couples = loss, runtime, module, norms, couples
 
-    def __call__(self, step: Step, parts: Iterator[Any], weight: float, reduction: Reduction) -> Tensor:
+    def __call__(self, step: Step, parts: Iterator[Any], weight: Weight, reduction: Reduction) -> Tensor:
         """See `LocalPass`."""
         own = list(parts)
         result_of = self._represent if self._couples else self._loss_sum

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from largebatch.distributed.runtime import Runtime
-from largebatch.gradient.step import Step
+from largebatch.gradient.step import Step, Weight
 
 
 class SkippedParameters:
@@ -41,7 +41,7 @@ class SkippedParameters:
         return True
 
     @contextmanager
-    def around(self, step: Step, parts: Iterator[Any], weight: float) -> Iterator[Iterator[Any]]:
+    def around(self, step: Step, parts: Iterator[Any], weight: Weight) -> Iterator[Iterator[Any]]:
         """See `Instrument`: what no rank has used has no gradient afterwards."""
         self._in_step = set()
         yield parts

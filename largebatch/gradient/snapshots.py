@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from largebatch.distributed.generators import preserved_generators
-from largebatch.gradient.step import Step
+from largebatch.gradient.step import Step, Weight
 from largebatch.models.modes import Modes, evaluating
 
 
@@ -157,7 +157,7 @@ class StepBuffers:
         return bool(self._places)
 
     @contextmanager
-    def around(self, step: Step, parts: Iterator[Any], weight: float) -> Iterator[Iterator[Any]]:
+    def around(self, step: Step, parts: Iterator[Any], weight: Weight) -> Iterator[Iterator[Any]]:
         """See `Instrument`."""
         yield self.one_by_one(parts)
 

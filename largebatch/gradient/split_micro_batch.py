@@ -14,7 +14,7 @@ from largebatch.distributed.runtime import Runtime
 from largebatch.gradient.accumulation import forward
 from largebatch.gradient.micro_batch_norms import MicroBatchNorms, sq_norms
 from largebatch.gradient.snapshots import preserving_buffers_and_rng
-from largebatch.gradient.step import Measures, Step
+from largebatch.gradient.step import Measures, Step, Weight
 
 _SMALL_SHARE = 8  # the smaller part, where one is enough: B / 8
 _UNEXPLAINED = 0.01  # of the noise of the step's gradient
@@ -56,14 +56,14 @@ class SplitMicroBatch:
         return Measures.NORMS in step.measures and len(step.plan.micro_batch_sizes) == 1
 
     @contextmanager
-    def around(self, step: Step, parts: Iterator[Any], weight: float) -> Iterator[Iterator[Any]]:
+    def around(self, step: Step, parts: Iterator[Any], weight: Weight) -> Iterator[Iterator[Any]]:
         """See `Instrument`."""
         micro_batch = next(parts)
         yield iter([micro_batch])
         by_parameter = self.measure(micro_batch, weight=weight, random_key=step.random_key)
         self._norms.found = self._norms.sum(by_parameter, num_parts=2)
 
-    def measure(self, micro_batch: Any, *, weight: float, random_key: int) -> Tensor:
+    def measure(self, micro_batch: Any, *, weight: Weight, random_key: int) -> Tensor:
         """b_1 |g_1|^2 + b_2 |g_2|^2 and |g|^2 of each parameter, float64 [parameters, 2].
 
         `.grad` holds `weight` times the gradient of the loss sum (times the loss scale), and the result has its units.
@@ -89,7 +89,7 @@ class SplitMicroBatch:
         """Restore what `state` returned."""
         self._num_measured, self._adds_up = int(state["num_measured"]), bool(state["adds_up"])
 
-    def _from_small_part(self, micro_batch: Any, cut: int, weight: float, random_key: int) -> Tensor:
+    def _from_small_part(self, micro_batch: Any, cut: int, weight: Weight, random_key: int) -> Tensor:
         size = len(micro_batch.targets)
         part = self._gradient(micro_batch, slice(0, cut), weight, random_key)
         whole = self._sq_norms([one.grad for one in self._parameters])
@@ -97,7 +97,7 @@ class SplitMicroBatch:
         excess = self._sq_norms(_combined(part, [one.grad for one in self._parameters], factor=-cut / size))
         return torch.stack([size**3 / (cut * (size - cut)) * excess + size * whole, whole], dim=1)
 
-    def _from_halves(self, micro_batch: Any, cut: int, weight: float, random_key: int) -> Tensor:
+    def _from_halves(self, micro_batch: Any, cut: int, weight: Weight, random_key: int) -> Tensor:
         size = len(micro_batch.targets)
         one = self._gradient(micro_batch, slice(0, cut), weight, random_key)
         other = self._gradient(micro_batch, slice(cut, size), weight, random_key)
@@ -113,7 +113,7 @@ class SplitMicroBatch:
     def _sq_norms(self, gradients: Sequence[Tensor | None]) -> Tensor:
         return sq_norms(gradients, self._runtime)
 
-    def _gradient(self, micro_batch: Any, rows: slice, weight: float, random_key: int) -> list[Tensor | None]:
+    def _gradient(self, micro_batch: Any, rows: slice, weight: Weight, random_key: int) -> list[Tensor | None]:
         inputs = micro_batch.inputs
         cut = {name: part[rows] for name, part in inputs.items()} if isinstance(inputs, dict) else inputs[rows]
         self._runtime.seed(stream_key(random_key, "part of a micro-batch", rows.start))

@@ -5,8 +5,13 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from largebatch.batch.duration import crosses_multiple
 from largebatch.batch.plan import BatchPlan
+
+Weight = float | Tensor
+"""The factor of a loss sum: a number, or a float64 scalar on the device where the host does not wait to know it."""
 
 
 class Measures(enum.Flag):

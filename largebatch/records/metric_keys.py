@@ -60,7 +60,7 @@ METRIC_FAMILIES = (
     ),
     _family(
         "observers.metrics.every",
-        "one small all-reduce per step, read one step later, so no rank waits for it",
+        "one small all-reduce per step, read one step later; in the step of a row the host waits for a GPU three times",
         ("train/loss", "loss per sample or token", "mean over the step's whole global batch, before the update"),
         ("train/lr", "-", "learning rate of the step; groups with factors multiply it"),
         ("train/global_batch_size", "samples", "samples of the step; changes in a batch-size ramp only"),

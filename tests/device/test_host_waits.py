@@ -50,7 +50,6 @@ def test_a_plain_step_waits_for_nothing_and_a_row_for_little(fake_gpus: FakeGpus
     assert run.problems == []
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="the sum of units is read before the first forward pass")
 def test_samples_that_differ_in_units_wait_for_nothing(fake_gpus: FakeGpus):
     run = fake_gpus.train("loss.weight=[1,2,1,1,1,1,1,1,1,3]", "batch.max_micro=4", slow=True)
     assert waits(run.plain()) == {}
