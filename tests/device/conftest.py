@@ -67,7 +67,7 @@ class FakeGpus:
         *overrides: str,
         rank: int = 0,
         world_size: int = 8,
-        steps: int = 8,
+        steps: int = 7,
         slow: bool = False,
         kernel_s: float | None = None,
     ) -> RunRecord:

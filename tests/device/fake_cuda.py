@@ -6,18 +6,19 @@ what it had sent there unchanged.
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from tests.device.run_record import Counts
 from tests.device.shapes import SHAPES
@@ -75,8 +76,8 @@ class FakeGpu(TorchDispatchMode):
         counter = self.counts.waits if behind < ENOUGH_BEHIND else self.counts.late_reads
         counter[f"{kind} at {place()}"] += 1
         for pending in (self._written, self._being_read):
-            for key in [key for key, at in pending.items() if at <= position]:
-                del pending[key]
+            for key in [key for key, at in pending.copy().items() if at <= position]:
+                pending.pop(key, None)
 
     def on_device(self, tensor: Tensor) -> Tensor:
         """A CUDA tensor whose numbers the host can read; nothing of it is counted."""
@@ -86,10 +87,11 @@ class FakeGpu(TorchDispatchMode):
         return fake
 
     def _launch(self) -> None:
-        self.counts.launches += 1
-        self.launched += 1
-        self._done_s.append(max(self._done_s[-1], self.host_s) + self.kernel_s)
-        self.host_s += LAUNCH_S
+        with self._one_thread:
+            self.counts.launches += 1
+            self.launched += 1
+            self._done_s.append(max(self._done_s[-1], self.host_s) + self.kernel_s)
+            self.host_s += LAUNCH_S
 
     def done_s(self, position: int) -> float:
         """When the device has done what was queued up to a position."""
@@ -112,7 +114,13 @@ class FakeGpu(TorchDispatchMode):
         if isinstance(tensor, FakeTensor):
             return False
         address = tensor.untyped_storage().data_ptr()
-        return any(first <= address < last for first, last in self._pinned.items())
+        return any(first <= address < last for first, last in self._pinned.copy().items())
+
+    def _note(self, under_way: dict[int, int], pinned: Tensor) -> None:
+        """A copy of pinned memory is queued. Memory that is let go is kept by torch until the copy has ended."""
+        storage = pinned.untyped_storage()
+        under_way[storage.data_ptr()] = self.launched
+        weakref.finalize(storage, under_way.pop, storage.data_ptr(), None)
 
     def host_reads(self, tensor: Tensor) -> None:
         """The host reads a CPU tensor: not before the copy into it is known to have ended."""
@@ -126,10 +134,10 @@ class FakeGpu(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        tensors = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
+        tensors = list(_tensors((*args, *kwargs.values())))
         device = kwargs.get("device")
-        name = func._schema.name.rpartition("::")[2]
-        is_collective = func._schema.name.startswith("c10d::")
+        room, _, name = func._schema.name.rpartition("::")
+        is_collective = room == "c10d"
         if is_collective:
             self._collective(name, tensors)
         if not any(isinstance(one, FakeTensor) for one in tensors) and not (
@@ -145,8 +153,8 @@ class FakeGpu(TorchDispatchMode):
             return read
         source = self._source_on_host(name, args, kwargs)
         self._count_index(name, args)
-        out = self._faked(func, args, kwargs)
-        if not _is_view(func) and not func._schema.name.startswith("prim::"):
+        out = self._faked(func, args, kwargs, has_values=not all(isinstance(one, FakeTensor) for one in tensors))
+        if not _is_view(func) and room != "prim":
             self.counts.kernels[name] += 1
             self._launch()
         self._remember_memory(out)
@@ -203,7 +211,7 @@ class FakeGpu(TorchDispatchMode):
     def _copied_to_host(self, host: Tensor, *, asynchronous: bool) -> Tensor:
         self._launch()
         if asynchronous:
-            self._written[host.untyped_storage().data_ptr()] = self.launched
+            self._note(self._written, host)
         else:
             self.wait("copy to the host")
         return host
@@ -227,10 +235,7 @@ class FakeGpu(TorchDispatchMode):
         self.counts.copies[f"{'pinned' if pinned else 'pageable'} at {place()}"] += source.nbytes
         self._launch()
         if asynchronous and pinned:
-            key = source.untyped_storage().data_ptr()
-            self._being_read[key] = self.launched
-            # The allocator of pinned memory keeps what is let go until the copy has ended: nobody writes to it.
-            weakref.finalize(source.untyped_storage(), self._being_read.pop, key, None)
+            self._note(self._being_read, source)
         elif source.dim() or not asynchronous:  # the driver stages a few bytes of pageable memory itself
             self.wait("copy of pageable memory to the device" if not pinned else "blocking copy to the device")
         return source
@@ -244,15 +249,16 @@ class FakeGpu(TorchDispatchMode):
             elif isinstance(one, Tensor) and one.dtype == torch.bool:
                 self.wait("mask as index")
 
-    def _faked(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    def _faked(self, func: Any, args: Any, kwargs: dict[str, Any], *, has_values: bool) -> Any:
         """The operation on shapes alone; refused where CUDA refuses it: on tensors of several devices, for one."""
         shapes = SHAPES.get(func._schema.name)
         try:
             with self._one_thread, self._fake:
-                args, kwargs = tree_map(_without_values, (args, kwargs))
+                if has_values:
+                    args, kwargs = tree_map(_without_values, (args, kwargs))
                 if shapes is None:
                     return func(*args, **kwargs)
-                devices = {str(one.device) for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)}
+                devices = {str(one.device) for one in _tensors((*args, *kwargs.values()))}
                 if len(devices) > 1:
                     raise RuntimeError(f"{sorted(devices)} in one operation")
                 return shapes(*args, **kwargs)
@@ -261,7 +267,7 @@ class FakeGpu(TorchDispatchMode):
             raise
 
     def _remember_memory(self, out: Any) -> None:
-        for one in tree_leaves(out):
+        for one in _tensors((out,)):
             if isinstance(one, FakeTensor) and one.device.type == "cuda":
                 storage = one.untyped_storage()
                 key = storage._cdata
@@ -292,7 +298,7 @@ class FakeGpu(TorchDispatchMode):
 
     def _flags(self, func: Any, args: Any, out: FakeTensor) -> Tensor | None:
         """Numbers that are not there are finite; flags of what the host sent, and of other flags, follow from them."""
-        tensors = [one for one in tree_leaves(args) if isinstance(one, Tensor)]
+        tensors = list(_tensors(args))
         # torch.isfinite(x) is (x == x) * (abs(x) != inf)
         is_number = func._schema.name == "aten::eq" and args[0] is args[1]
         if is_number or (func._schema.name == "aten::ne" and isinstance(args[1], float) and args[1] == math.inf):
@@ -329,14 +335,26 @@ def _type_of(device: Any) -> str | None:
     return None if device is None else torch.device(device).type
 
 
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    """The tensors in the arguments of an operation, and in lists among them."""
+    for one in values:
+        if isinstance(one, Tensor):
+            yield one
+        elif isinstance(one, (list, tuple)):
+            yield from _tensors(one)
+
+
+@functools.cache
 def _is_view(func: Any) -> bool:
     return any(one.alias_info is not None and not one.alias_info.is_write for one in func._schema.returns)
 
 
-def _mutated(func: Any, args: Any, kwargs: dict[str, Any]) -> list[Tensor]:
-    written = [
-        args[at] if at < len(args) else kwargs.get(argument.name)
-        for at, argument in enumerate(func._schema.arguments)
-        if argument.alias_info is not None and argument.alias_info.is_write
-    ]
-    return [one for one in tree_leaves(written) if isinstance(one, Tensor)]
+@functools.cache
+def _written(func: Any) -> tuple[tuple[int, str], ...]:
+    """Place and name of the arguments that an operation writes to."""
+    numbered = enumerate(func._schema.arguments)
+    return tuple((at, one.name) for at, one in numbered if one.alias_info is not None and one.alias_info.is_write)
+
+
+def _mutated(func: Any, args: Any, kwargs: dict[str, Any]) -> Iterator[Tensor]:
+    return _tensors(args[at] if at < len(args) else kwargs.get(name) for at, name in _written(func))
