@@ -57,11 +57,11 @@ def test_samples_that_differ_in_units_wait_for_nothing(fake_gpus: FakeGpus):
 
 @pytest.mark.parametrize(("world_size", "slow"), [(1, False), (8, False), (8, True)])
 def test_the_time_of_a_step_is_that_of_the_device(fake_gpus: FakeGpus, world_size: int, slow: bool):
-    """Where the device is the slower one, though the host runs ahead of it. Five per cent: what observers launch."""
+    """Also where the host runs ahead. To a tenth: observers and the loading thread launch, too."""
     run = fake_gpus.train("batch.max_micro=8", world_size=world_size, slow=slow, steps=11, kernel_s=1e-3)
     (row,) = [one for one in run.rows if one["step"] == 9]
     usual_s = sum(step.launches for step in run.steps if step.number in (7, 8, 9)) / 3 * run.kernel_s
-    assert row["time/step_s"] == pytest.approx(usual_s, rel=0.05)
-    assert row["train/samples_per_s"] == pytest.approx(64 / usual_s, rel=0.05)
+    assert row["time/step_s"] == pytest.approx(usual_s, rel=0.1)
+    assert row["train/samples_per_s"] == pytest.approx(64 / usual_s, rel=0.1)
     (told_s,) = [told_s for _, _, told_s, step, *_ in run.agreed if step == 9]
-    assert told_s == pytest.approx(usual_s, rel=0.05)
+    assert told_s == pytest.approx(usual_s, rel=0.1)
