@@ -63,5 +63,6 @@ def test_the_time_of_a_step_is_that_of_the_device(fake_gpus: FakeGpus, world_siz
     usual_s = sum(step.launches for step in run.steps if step.number in (7, 8, 9)) / 3 * run.kernel_s
     assert row["time/step_s"] == pytest.approx(usual_s, rel=0.1)
     assert row["train/samples_per_s"] == pytest.approx(64 / usual_s, rel=0.1)
-    (told_s,) = [told_s for _, _, told_s, step, *_ in run.agreed if step == 9]
-    assert told_s == pytest.approx(usual_s, rel=0.1)
+    # By the host's clock the step after a row takes no time: ranks would stop agreeing after every step.
+    told_s = [told_s for _, _, told_s, step, *_ in run.agreed if step in ((8, 9, 10) if slow else (9,))]
+    assert told_s == pytest.approx([usual_s] * len(told_s), rel=0.25)

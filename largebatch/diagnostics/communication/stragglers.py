@@ -86,7 +86,7 @@ class StragglerWatch:
         slow = {
             rank
             for rank, (own, usual) in enumerate(zip(times.own_s, times.usual_s, strict=True))
-            if own > self._ratio * usual and own - usual > self._least_s
+            if own > self._ratio * usual > 0 and own - usual > self._least_s
         }
         self._slow_in_a_row = {rank: self._slow_in_a_row.get(rank, 0) + 1 for rank in slow}
         counts = {rank: 0 if rank in slow else count + 1 for rank, count in self._good_in_a_row.items()}

@@ -39,6 +39,13 @@ def test_a_slow_rank_does_not_move_what_it_is_held_against():
     assert compare_ranks([1.0, 100.0], [8, 8]).ratios == (0.01, 100.0)
 
 
+def test_a_clock_of_0_accuses_nobody():
+    assert compare_ranks([0.0, 0.0, 0.0], [8, 8, 8]).ratios == (1.0, 1.0, 1.0)
+    assert compare_ranks([0.0, 0.0, 2.0], [8, 8, 8]).ratios == (0.0, 0.0, 1.0)
+    watch = StragglerWatch(ratio=1.5)
+    assert [watch.add(compare_ranks([0.0, 0.0, 2.0], [8, 8, 8])) for _ in range(4)] == [[]] * 4
+
+
 @pytest.mark.parametrize(
     ("own_s", "num_samples", "ratios"),
     [
