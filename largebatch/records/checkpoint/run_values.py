@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
@@ -43,6 +43,8 @@ class _Identity(_Values, extra="allow"):
     ramp: dict[str, Any] | None = None
     model_files: dict[str, str] | None = None
     code: dict[str, str] = {}
+    # A change of these needs no permission, so nobody else would look at them.
+    arithmetic: dict[str, bool | Literal["blocks"] | None] = {}
 
 
 class PackedGroup(_Values):
