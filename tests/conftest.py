@@ -50,10 +50,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 class OnePool(LoadFileScheduling):
     """Shares the test files out to the workers of `-n`, those that need the one pool of ranks to one of them.
 
-    Likewise those that fork, and those on fake GPUs: there is one server of each. `xdist_group` marks and
-    `--dist loadgroup` would say the same in public. But xdist 3.8 writes the group into `item._nodeid`, where pytest
-    9.2 no longer looks for it: tests of one group then run on several workers. `_split_scope` is xdist's own, hence the
-    check of its version.
+    Likewise those that fork: there is one fork server. `xdist_group` marks and `--dist loadgroup` would say the same in
+    public. But xdist 3.8 writes the group into `item._nodeid`, where pytest 9.2 no longer looks for it: tests of one
+    group then run on several workers. `_split_scope` is xdist's own, hence the check of its version.
     """
 
     def _split_scope(self, nodeid: str) -> str:
@@ -61,8 +60,6 @@ class OnePool(LoadFileScheduling):
             return "ranks"
         if nodeid.startswith(FORKING):
             return "forks"
-        if nodeid.startswith("tests/device/"):
-            return "fake GPUs"
         return super()._split_scope(nodeid)
 
 
