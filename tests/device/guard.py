@@ -6,6 +6,7 @@ import ctypes
 import hashlib
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -16,7 +17,19 @@ SOURCE = Path(__file__).with_name("cuda_guard.cpp")
 
 def unavailable() -> str | None:
     """Why no guard can be built here; None: it can."""
-    return None if shutil.which("g++") else "g++, which builds the guard of fake CUDA devices, is not installed"
+    if shutil.which("g++") is None:
+        return "g++, which builds the guard of fake CUDA devices, is not installed"
+    # Its text, because torch must not be imported before the guard is loaded.
+    if re.search(r"^cuda\b.*= *'", (_torch() / "version.py").read_text(), re.MULTILINE):
+        return "this torch is built for CUDA, and has a guard of its own: use a build for CPUs"
+    return None
+
+
+def _torch() -> Path:
+    spec = importlib.util.find_spec("torch")
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent
 
 
 def built_guard() -> Path:
@@ -25,10 +38,7 @@ def built_guard() -> Path:
     Raises:
         subprocess.CalledProcessError: with the compiler's message.
     """
-    spec = importlib.util.find_spec("torch")
-    assert spec is not None
-    assert spec.origin is not None
-    torch = Path(spec.origin).parent
+    torch = _torch()
     build = (torch / "version.py").read_bytes() + SOURCE.read_bytes() + str(torch).encode()
     name = f"largebatch_cuda_guard_{os.getuid()}_{hashlib.sha256(build).hexdigest()[:16]}.so"
     library = Path(tempfile.gettempdir()) / name
