@@ -170,17 +170,12 @@ def alternate(runtime: Runtime, loops: dict[str, Loop]) -> tuple[Rounds, dict[st
 
 
 def _seconds_per_step(runtime: Runtime, loop: Loop, num_steps: int) -> float:
-    import torch
+    from largebatch.diagnostics.communication.rank_clocks import meet
 
-    def settle() -> None:
-        if runtime.device.type == "cuda":
-            torch.cuda.synchronize()
-        runtime.barrier()
-
-    settle()
+    meet(runtime)
     started = time.perf_counter()
     loop(num_steps)
-    settle()
+    meet(runtime)
     return (time.perf_counter() - started) / num_steps
 
 
