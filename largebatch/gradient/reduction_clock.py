@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from largebatch.distributed.runtime import Runtime
+from largebatch.distributed.stream_clock import StreamClock
 
 
 @dataclass(frozen=True)
@@ -59,8 +57,7 @@ class ReductionClock:
     """
 
     def __init__(self, runtime: Runtime, *, is_distributed: bool) -> None:
-        self._device = runtime.device
-        self._on_gpu = runtime.device.type == "cuda"
+        self._clock = StreamClock(runtime.device)
         self._is_distributed = is_distributed
         self.is_running = False
         self._parts: list[_Part] = []
@@ -70,35 +67,35 @@ class ReductionClock:
     def begin(self, *, measures: bool) -> None:
         """A step begins."""
         self.is_running, self._parts, self._waits = measures, [], []
-        self._begun = self._now() if measures else None
+        self._begun = self._clock.now() if measures else None
 
     def start(self) -> None:
         """From here on the rank only waits: for a reduction that DDP does not make."""
         if self.is_running:
-            self._parts = [_Part(0, self._now())]
+            self._parts = [_Part(0, self._clock.now())]
 
     def part_is_ready(self, num_bytes: int) -> Callable[[], None]:
         """A part of the gradient is about to be sent; call what is returned when it was reduced."""
-        part = _Part(num_bytes, self._now())
+        part = _Part(num_bytes, self._clock.now())
         self._parts.append(part)
 
         def done() -> None:
-            part.done = self._now()
+            part.done = self._clock.now()
 
         return done
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
         """Around a collective that the rank waits for before its backward passes: its time is exposed, too."""
-        started = self._now() if self.is_running else None
+        started = self._clock.now() if self.is_running else None
         yield
         if started is not None:
-            self._waits.append((started, self._now()))
+            self._waits.append((started, self._clock.now()))
 
     def is_reduced(self) -> None:
         """The gradient is reduced, or will be when a GPU comes to this place: nobody waits for it here."""
         if self.is_running and self._is_distributed:
-            end = self._now()
+            end = self._clock.now()
             for part in self._parts:
                 part.done = end if part.done is None else part.done
             self._waits += ((part.ready, end) for part in self._parts[-1:])  # a reduction may have told nothing
@@ -111,15 +108,15 @@ class ReductionClock:
         """
         if not self.is_running:
             return None
-        end = self._now()
-        if self._on_gpu:
+        end = self._clock.now()
+        if self._clock.on_gpu:
             end.synchronize()
         if not self._is_distributed:
             return None
-        step_s = self._seconds(self._begun, end)
-        exposed_s = sum(self._seconds(started, ended) for started, ended in self._waits)
-        ready = [self._seconds(self._begun, part.ready) for part in self._parts]
-        done = [self._seconds(self._begun, part.done) for part in self._parts]
+        step_s = self._clock.seconds(self._begun, end)
+        exposed_s = sum(self._clock.seconds(started, ended) for started, ended in self._waits)
+        ready = [self._clock.seconds(self._begun, part.ready) for part in self._parts]
+        done = [self._clock.seconds(self._begun, part.done) for part in self._parts]
         last = max(done, default=0.0)
         return Timeline(
             num_bytes=tuple(part.num_bytes for part in self._parts),
@@ -129,13 +126,3 @@ class ReductionClock:
             own_s=step_s - exposed_s,
             exposed_s=exposed_s,
         )
-
-    def _now(self) -> Any:
-        if not self._on_gpu:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record(torch.cuda.current_stream(self._device))
-        return event
-
-    def _seconds(self, start: Any, end: Any) -> float:
-        return float(start.elapsed_time(end)) / 1000 if self._on_gpu else float(end - start)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from typing import Any
 
 import torch
 
+from largebatch.distributed.stream_clock import StreamClock
 from largebatch.training.progress import Progress
 
 
@@ -22,13 +22,13 @@ class StepClock:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._on_gpu = device.type == "cuda"
+        self._clock = StreamClock(device)
         self._begun: Any = None
         self._launched: deque[tuple[Any, Any]] = deque()
 
     def begin(self) -> None:
         """A step begins."""
-        self._begun = self._now()
+        self._begun = self._clock.now()
 
     def end(self, progress: Progress, *, waits: bool) -> None:
         """The step ends.
@@ -37,21 +37,14 @@ class StepClock:
             progress: of the run.
             waits: whether all its time is to be known now, because the GPU has just been waited for.
         """
-        self._launched.append((self._begun, self._now()))
+        self._launched.append((self._begun, self._clock.now()))
         self.settle(progress, waits=waits)
 
     def settle(self, progress: Progress, *, waits: bool = True) -> None:
         """Add the steps that are done by now, or wait for all."""
-        if waits and self._on_gpu and self._launched:
+        if waits and self._clock.on_gpu and self._launched:
             self._launched[-1][1].synchronize()
-        while self._launched and (not self._on_gpu or self._launched[0][1].query()):
+        while self._launched and (not self._clock.on_gpu or self._launched[0][1].query()):
             begun, ended = self._launched.popleft()
-            progress.train_s += begun.elapsed_time(ended) / 1000 if self._on_gpu else ended - begun
+            progress.train_s += self._clock.seconds(begun, ended)
             progress.timed_steps += 1
-
-    def _now(self) -> Any:
-        if not self._on_gpu:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event

@@ -11,8 +11,9 @@ import torch
 import torch.distributed as dist
 
 from largebatch.diagnostics.communication import steps
+from largebatch.distributed import stream_clock
 from largebatch.distributed.runtime import Runtime
-from largebatch.gradient import reduction_clock, reductions
+from largebatch.gradient import reductions
 
 Delays = Callable[[int, Any], float]  # (number of the step from 0, one of DDP's buckets) -> seconds
 _OWN_ZERO = 1000.0  # ranks' clocks do not agree on what time it is
@@ -87,7 +88,7 @@ def virtual_time(delays: Delays = lambda step, bucket: 0.0) -> Iterator[VirtualT
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setitem(reductions._ALL_REDUCES, "none", hook)
-        for module in (reduction_clock, steps):
+        for module in (stream_clock, steps):
             patched.setattr(module, "time", time)
         for name in ("sum", "sum_in_place", "broadcast_tensor"):
             patched.setattr(Runtime, name, meeting(getattr(Runtime, name)))
