@@ -73,7 +73,7 @@ def _print_json(prepared: Prepared, options: PlanConfig) -> None:
 
     from largebatch.run.plan_report import plan_record
 
-    record = plan_record(prepared.numbers, prepared.optimizer, prepared.notes)
+    record = plan_record(prepared)
     if options.memory:
         from largebatch.run.predicted_memory.report import memory_record
 

@@ -29,7 +29,7 @@ from largebatch.records.trackers import (
     WandbTracker,
 )
 from largebatch.run.failures import keep_findings
-from largebatch.run.loading import evaluation_loaders, prefetch_of
+from largebatch.run.loading import evaluation_loaders
 from largebatch.run.observers import Records, build_observers
 from largebatch.run.parts import as_agreed, build_loader, build_run, open_runtime
 from largebatch.run.plan_report import plan_record
@@ -134,7 +134,7 @@ def open_run(prepared: Prepared, stop: Callable[[], bool], overrides: Sequence[s
             runtime,
             config_yaml=OmegaConf.to_yaml(prepared.public),
             overrides=overrides,
-            plan=_plan_of(prepared),
+            plan=plan_record(prepared),
         )
         trackers = _trackers(prepared, folder, start, stack) if runtime.is_main else []
         records = Records(runtime)
@@ -152,12 +152,6 @@ def open_run(prepared: Prepared, stop: Callable[[], bool], overrides: Sequence[s
         yield opened
 
 
-def _plan_of(prepared: Prepared) -> dict[str, Any]:
-    ahead = prefetch_of(prepared.config.data, prepared.train, feeds_gpu=prepared.decisions.device.is_gpu)
-    record = plan_record(prepared.numbers, prepared.optimizer, prepared.notes, prepared.decisions, prepared.config)
-    return record | {"prefetch": vars(ahead)}
-
-
 def _trackers(prepared: Prepared, folder: RunFolder, start: Start, stack: contextlib.ExitStack) -> list[Tracker]:
     config, numbers = prepared.config, prepared.numbers
     values: dict[str, Any] = start.checkpoint.values if start.checkpoint else {"samples_seen": None, "extra": {}}
@@ -168,7 +162,7 @@ def _trackers(prepared: Prepared, folder: RunFolder, start: Start, stack: contex
         trackers.append(
             WandbTracker(
                 folder=folder.path,
-                config={"config": prepared.public, "plan": _plan_of(prepared)},
+                config={"config": prepared.public, "plan": plan_record(prepared)},
                 defaults={"name": config.shown_name},
                 run_id=values["extra"].get("wandb_run_id"),
                 **given,

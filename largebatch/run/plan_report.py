@@ -15,7 +15,8 @@ from largebatch.batch.scaling import ScaledValue
 from largebatch.run.checks.memory import state_of
 from largebatch.run.config.schema import TrainConfig
 from largebatch.run.derive import IN_PLACE_OF_DECAY, RunNumbers
-from largebatch.run.precision.decisions import Decisions
+from largebatch.run.loading import prefetch_of
+from largebatch.run.prepare import Prepared
 
 PlanRow = tuple[str, str, str]
 
@@ -156,14 +157,9 @@ def lr_rows(numbers: RunNumbers) -> list[PlanRow]:
     return [(f"{samples:,} samples", f"{numbers.lr_at(samples):.6g}", "") for samples in sorted(places)]
 
 
-def plan_record(
-    numbers: RunNumbers,
-    optimizer: Optimizer,
-    notes: Sequence[str] = (),
-    decisions: Decisions | None = None,
-    config: TrainConfig | None = None,
-) -> dict[str, Any]:
-    """The plan, its decisions and its notes as plain values, for plan.json and the trackers."""
+def plan_record(prepared: Prepared) -> dict[str, Any]:
+    """The plan of a run, its decisions and its notes as plain values."""
+    numbers, decisions = prepared.numbers, prepared.decisions
     plan, schedule = numbers.plan, numbers.schedule
     return {
         **_batch_record(plan),
@@ -188,10 +184,13 @@ def plan_record(
         "warmup_start_lr": numbers.lr_at(0),
         "decay": schedule.decay,
         "end_lr": numbers.lr_at(schedule.total_samples),
-        "lr_factors": [{"factor": factor, "tensors": count} for factor, count in lr_factor_counts(optimizer).items()],
-        "precision": {} if decisions is None else decisions.record(),
-        **({} if config is None else {"gradients": reduction_record(config)}),
-        "notes": list(notes),
+        "lr_factors": [
+            {"factor": factor, "tensors": count} for factor, count in lr_factor_counts(prepared.optimizer).items()
+        ],
+        "precision": decisions.record(),
+        "gradients": reduction_record(prepared.config),
+        "notes": list(prepared.notes),
+        "prefetch": vars(prefetch_of(prepared.config.data, prepared.train, feeds_gpu=decisions.device.is_gpu)),
     }
 
 

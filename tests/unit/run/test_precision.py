@@ -283,7 +283,7 @@ def test_the_resolved_format_is_in_the_record_and_the_identity_and_the_config_ke
     assert run.config.precision.compute == "fp32"
     assert run.public["precision"]["compute"] == "auto"
     assert run_identity(run)["precision"] == "fp32"
-    record = plan_record(run.numbers, run.optimizer, decisions=run.decisions)["precision"]
+    record = plan_record(run)["precision"]
     assert record["compute"]["value"] == "fp32"
     assert record["device"]["name"] == "CPU"
 

@@ -197,7 +197,9 @@ def test_plan_prints_the_memory_as_a_table_and_as_json(capsys: pytest.CaptureFix
     said = " ".join(capsys.readouterr().out.split())
     assert "80 GiB less 2.5 GiB and 10%: 70.5 GiB for tensors" in said
     assert main(["plan", *overrides, "plan.format=json", "plan.device=cpu"]) == 0
-    memory = json.loads(capsys.readouterr().out)["memory"]
+    record = json.loads(capsys.readouterr().out)
+    assert (record["precision"]["compute"]["value"], record["prefetch"]["value"]) == ("fp32", 0), "as the table says"
+    memory = record["memory"]
     parts = (memory["weights"], memory["optimizer"], memory["step"]["gradients"], memory["activations"])
     assert (memory["peak"], memory["fit"]["size"]) == (sum(parts), 64)
     assert memory["fit"]["key"] == "batch.max_micro"

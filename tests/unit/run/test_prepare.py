@@ -154,7 +154,7 @@ def test_a_constant_warmup_trains_at_the_base_rate_and_the_plan_says_so():
     rates = [run.numbers.lr_at(samples) for samples in (0, 128, 511, 512, 2000)]
     assert rates == pytest.approx([0.05, 0.05, 0.05, 0.2, 0.2], rel=1e-12)
     assert ("warmup", "512 samples", "constant at 0.05") in plan_rows(run.numbers, run.optimizer)
-    record = plan_record(run.numbers, run.optimizer)
+    record = plan_record(run)
     assert (record["warmup_kind"], record["warmup_start_lr"]) == ("constant", pytest.approx(0.05))
 
 
@@ -206,7 +206,7 @@ def test_the_whole_set_is_a_batch():
 
 
 def test_the_record_of_the_plan_is_json_and_says_where_the_rate_comes_from():
-    record = json.loads(json.dumps(plan_record((run := prepared("batch.total=128")).numbers, run.optimizer)))
+    record = json.loads(json.dumps(plan_record(prepared("batch.total=128"))))
     rate = record["peak_lr"]
     assert eval(rate["formula"], {}, rate["inputs"]) == pytest.approx(rate["value"]) == pytest.approx(0.2)
     assert (record["global_batch_size"], record["num_steps"], record["warmup_start_lr"]) == (128, 16, 0.05)
@@ -1039,7 +1039,7 @@ def test_the_scaled_rate_follows_the_batch_of_a_ramp():
     assert rows["from 512 samples"][0] == "100 samples"
     assert rows["from 512 samples"][1].startswith("7 steps, each 1 micro-batch; peak LR 0.15625, linear: base_lr")
     assert rows["steps"] == ("40", "2,048 samples; the last 11 samples do not fill a batch")
-    ramp = json.loads(json.dumps(plan_record(numbers, run.optimizer)))["ramp"]
+    ramp = json.loads(json.dumps(plan_record(run)))["ramp"]
     assert [(stage["from_samples"], stage["global_batch_size"], stage["num_steps"]) for stage in ramp] == [
         (512, 100, 7), (1212, 33, 25),
     ]  # fmt: skip
