@@ -45,6 +45,7 @@ def run(config: DictConfig, overrides: list[str]) -> int:
 def _print_tables(prepared: Prepared, options: PlanConfig) -> None:
     from largebatch.records.trackers import print_plan
     from largebatch.run.loading import prefetch_rows
+    from largebatch.run.method_rows import method_rows
     from largebatch.run.plan_report import checkpoint_row, lr_rows, plan_rows, reduction_rows
     from largebatch.run.precision.decisions import decision_rows, gpu_row
 
@@ -54,7 +55,7 @@ def _print_tables(prepared: Prepared, options: PlanConfig) -> None:
         how.append(gpu_row(prepared.decisions, prepared.model, numbers))
     reduction = reduction_rows(prepared.config, numbers.plan.world_size)
     row = checkpoint_row(prepared.config, prepared.model)
-    print_plan([*how, *plan_rows(numbers, prepared.optimizer), *reduction, row])
+    print_plan([*how, *plan_rows(numbers, prepared.optimizer), *method_rows(prepared), *reduction, row])
     print_plan(lr_rows(numbers), title="learning rate at the step that starts after")
     if options.memory:
         predicted = _memory(prepared, options)

@@ -83,6 +83,7 @@ def _print_start(prepared: Prepared, opened: OpenRun) -> None:
     from largebatch.distributed.launcher_environment import restart_note
     from largebatch.records.trackers import print_plan
     from largebatch.run.loading import prefetch_rows
+    from largebatch.run.method_rows import method_rows
     from largebatch.run.plan_report import checkpoint_row, plan_rows, reduction_rows
     from largebatch.run.precision.decisions import decision_rows
 
@@ -103,6 +104,7 @@ def _print_start(prepared: Prepared, opened: OpenRun) -> None:
         ),
         ("optimizer", config.optimizer["_target_"].rpartition(".")[2], "optimizer"),
         *plan_rows(prepared.numbers, opened.run.optimizer),
+        *method_rows(prepared),
         *reduction_rows(config, runtime.world_size),
         checkpoint_row(config, opened.run.module),
         ("run folder", str(opened.folder.path), "run.dir" if config.run.dir else "run.root"),

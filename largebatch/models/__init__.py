@@ -2,6 +2,7 @@
 
 from largebatch.models.checkpointing import checkpoint_activations
 from largebatch.models.convnet import ConvNet
+from largebatch.models.freezing import freeze
 from largebatch.models.gpt import GPT
 from largebatch.models.hugging_face import hugging_face
 from largebatch.models.linear import Linear
@@ -19,6 +20,7 @@ __all__ = [
     "ResNet",
     "TwoViews",
     "checkpoint_activations",
+    "freeze",
     "hugging_face",
     "resnet18",
     "resnet50",

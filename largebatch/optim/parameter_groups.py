@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 from torch import nn
@@ -172,6 +173,8 @@ def _excluded(params: list[_Param], argument: str, entries: Sequence[str]) -> se
         if not fitting and entry not in ("bias", "norm"):
             names = [name for param in params for name in param.names]
             shown = ", ".join(names[:8]) + (f", ... ({len(names)} names)" if len(names) > 8 else "")
+            if nearest := get_close_matches(entry, names, n=3, cutoff=0.5):
+                shown += f"; near it: {', '.join(nearest)}"
             raise ValueError(
                 f"{argument}: {entry!r} fits no trainable parameter. A regular expression must be found in at least "
                 f"one name, or it has no effect. Remove it or correct it; the names are {shown}."

@@ -13,17 +13,15 @@ from largebatch.batch.random_keys import stream_key
 from largebatch.data import evaluation_batches
 from largebatch.distributed.generators import preserved_generators, seed_generators
 from largebatch.gradient.accumulation import forward
-from largebatch.gradient.exact_batch_norm import batch_norms
 from largebatch.gradient.snapshots import is_expanded
-from largebatch.models.checkpointing import BLOCKS, checkpoint_activations, matching_modules
-from largebatch.models.layout import convolutions_2d
 from largebatch.models.modes import evaluating, train_mode
-from largebatch.optim import keep_lr_ratios, lr_factors, parameter_groups, parameters_by_name
+from largebatch.optim import keep_lr_ratios, lr_factors, parameter_groups
 from largebatch.optim.uncompiled import without_compiler
 from largebatch.run.checks.memory import require_memory_for_weights
 from largebatch.run.config.reading import ConfigError
 from largebatch.run.config.schema import TrainConfig
 from largebatch.run.config.targets import TargetError, check_arguments, make
+from largebatch.run.model_settings import as_configured
 from largebatch.run.precision.device import Device
 from largebatch.run.precision.speed import compiled_optimizer, fused
 
@@ -68,41 +66,6 @@ def made_model(config: TrainConfig, seed: int) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise TargetError(f"model._target_={config.model['_target_']}: made a {type(model).__name__}, not a Module.")
     return model
-
-
-def as_configured(config: TrainConfig, model: nn.Module) -> nn.Module:
-    """The model in the precision of the config, with its settings.
-
-    Raises:
-        ValueError, ConfigError: if it does not fit the config.
-    """
-    if config.precision.compute == "fp64":
-        model = model.double()  # `Runtime.wrap` would do it only after the dry run
-    if config.batch_norm == "exact":
-        try:
-            batch_norms(model)
-        except ValueError as error:
-            raise ConfigError([f"batch_norm=exact: {error}"]) from None
-    try:
-        noise_scale_groups(config, model)
-    except ValueError as error:
-        raise ConfigError([f"observers.noise_scale.groups: {error}"]) from None
-    pattern = config.precision.activation_checkpointing
-    if pattern:
-        checkpoint_activations(model, block_pattern(config))
-    if config.precision.channels_last and not convolutions_2d(model):
-        raise ConfigError(
-            ["precision.channels_last=true: has no effect, the model has no two-dimensional convolution. Use null."]
-        )
-    if config.precision.compile == "blocks":
-        matching_modules(model, block_pattern(config))  # a pattern without a match is refused here
-    return model
-
-
-def block_pattern(config: TrainConfig) -> str:
-    """Regular expression of the names of the model's blocks: those that are checkpointed, or compiled."""
-    pattern = config.precision.activation_checkpointing
-    return pattern if isinstance(pattern, str) else BLOCKS
 
 
 def _bring_together(model: nn.Module) -> None:
@@ -245,13 +208,3 @@ def _narrowed(inputs: Any) -> Any:
     if isinstance(inputs, dict):
         return {name: _narrowed(part) for name, part in inputs.items()}
     return inputs.float() if inputs.dtype == torch.float64 else inputs
-
-
-def noise_scale_groups(config: TrainConfig, model: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """The groups of parameters whose noise scales are measured separately.
-
-    Raises:
-        ValueError: see `parameters_by_name`.
-    """
-    groups = config.observers.noise_scale.groups
-    return parameters_by_name(model, groups) if groups else {}

@@ -15,7 +15,7 @@ from largebatch.records.run_folder import RunFolder
 from largebatch.records.trackers import JsonlTracker, Tracker, WandbTracker
 from largebatch.run.config.schema import TrainConfig
 from largebatch.run.derive import PROFILE_WARMUP_STEPS
-from largebatch.run.initial_state import noise_scale_groups
+from largebatch.run.model_settings import noise_scale_groups
 from largebatch.run.prepare import Prepared
 from largebatch.training.loop import Observer
 from largebatch.training.observers import (

@@ -28,8 +28,9 @@ from largebatch.models.checkpointing import matching_modules
 from largebatch.models.layout import compile_modules, keep_channels_last
 from largebatch.run.config.combinations import gradient_options
 from largebatch.run.config.schema import TrainConfig
-from largebatch.run.initial_state import block_pattern, build_optimizer, noise_scale_groups
+from largebatch.run.initial_state import build_optimizer
 from largebatch.run.loading import prefetch_of
+from largebatch.run.model_settings import block_pattern, noise_scale_groups
 from largebatch.run.precision.decisions import Decisions, decide
 from largebatch.run.precision.device import Decision
 from largebatch.run.precision.number_format import settled

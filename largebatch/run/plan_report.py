@@ -16,9 +16,8 @@ from largebatch.run.checks.memory import state_of
 from largebatch.run.config.schema import TrainConfig
 from largebatch.run.derive import IN_PLACE_OF_DECAY, RunNumbers
 from largebatch.run.loading import prefetch_of
+from largebatch.run.method_rows import PlanRow, method_record
 from largebatch.run.prepare import Prepared
-
-PlanRow = tuple[str, str, str]
 
 
 def plan_rows(numbers: RunNumbers, optimizer: Optimizer) -> list[PlanRow]:
@@ -189,6 +188,7 @@ def plan_record(prepared: Prepared) -> dict[str, Any]:
         ],
         "precision": decisions.record(),
         "gradients": reduction_record(prepared.config),
+        "methods": method_record(prepared),
         "notes": list(prepared.notes),
         "prefetch": vars(prefetch_of(prepared.config.data, prepared.train, feeds_gpu=decisions.device.is_gpu)),
     }

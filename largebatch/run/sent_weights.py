@@ -20,7 +20,8 @@ from largebatch.distributed.runtime import Runtime
 from largebatch.models.modes import train_mode
 from largebatch.run.checks.memory import Undrawn
 from largebatch.run.config.schema import TrainConfig
-from largebatch.run.initial_state import as_configured, initial_model, made_model
+from largebatch.run.initial_state import initial_model, made_model
+from largebatch.run.model_settings import as_configured
 
 SENT_FROM_BYTES = 2**28
 """Smaller models are made by every rank: that takes a second, and shows that no draw depends on the rank."""

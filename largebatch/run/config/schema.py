@@ -101,6 +101,8 @@ class ParametersConfig(Section):
     lr_factor: dict[str, PositiveFloat] | None
     layer_decay: Annotated[float, Field(gt=0, lt=1)] | None
     layer_pattern: str
+    freeze: list[Annotated[str, Field(min_length=1)]]
+    frozen_norms: Literal["hold", "move"]
 
 
 class AugmentConfig(Section):

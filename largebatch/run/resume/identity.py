@@ -43,7 +43,10 @@ _BEFORE: dict[str, Any] = {
     "ramp": {"milestones": [], "totals": [], "in_place_of_decay": False, "max_total": None},
 }
 _SCHEDULE_BEFORE = {"warmup_kind": "gradual"}
-_PARAMETERS_BEFORE = {"lr_factor": None, "layer_decay": None, "layer_pattern": DEPTH_PATTERN}
+_PARAMETERS_BEFORE = {"lr_factor": None, "layer_decay": None, "layer_pattern": DEPTH_PATTERN} | {
+    "freeze": [],
+    "frozen_norms": "hold",
+}
 
 
 def run_identity(prepared: Prepared) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from largebatch.losses import CrossEntropy
 from largebatch.optim.kernels.compiler import has_compiler, kernels
 from largebatch.run.checks import machine as preconditions
 from largebatch.run.config.reading import ConfigError
+from largebatch.run.method_rows import method_rows
 from largebatch.run.plan_report import checkpoint_row, plan_record, plan_rows
 from largebatch.run.precision.device import Device
 from largebatch.run.prepare import Prepared, prepare
@@ -1187,3 +1188,17 @@ def test_the_plan_tells_when_checkpoints_are_saved_and_what_they_take(asked: tup
     what, value, why = checkpoint_row(run.config, run.model)
     assert (what, value) == ("checkpoints", "2 of 0.0026 MB")
     assert why.startswith(f"plus the optimizer's state; {when}")
+
+
+def test_frozen_parameters_stand_in_the_plan_and_out_of_the_optimizer():
+    run = prepared("model=convnet", "data=digits", r"parameters.freeze=['^blocks\.0\.']")
+    names = [name for name, one in run.model.named_parameters() if not one.requires_grad]
+    assert names
+    assert all(name.startswith("blocks.0.") for name in names)
+    held = {id(one) for group in run.optimizer.param_groups for one in group["params"]}
+    assert held == {id(one) for one in run.model.parameters() if one.requires_grad}
+    ((what, value, why),) = method_rows(run)
+    assert (what, value) == ("frozen", f"{len(names)} of {len(list(run.model.parameters()))} tensors")
+    assert "parameters.freeze" in why
+    (none,) = errors("parameters.freeze=[bakbone]")
+    assert none.startswith("parameters.freeze: 'bakbone' fits no trainable parameter")

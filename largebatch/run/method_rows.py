@@ -1,0 +1,45 @@
+"""What a run does besides plain steps from drawn weights, for the plan: frozen parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from largebatch.run.prepare import Prepared
+
+PlanRow = tuple[str, str, str]
+
+
+def method_rows(prepared: Prepared) -> list[PlanRow]:
+    """Rows (quantity, value, source) of what the run does so; none for a plain run."""
+    return [*_frozen_rows(prepared)]
+
+
+def method_record(prepared: Prepared) -> dict[str, Any]:
+    """The same as plain values."""
+    return {what: {"value": value, "why": why} for what, value, why in method_rows(prepared)}
+
+
+def _frozen_rows(prepared: Prepared) -> Iterator[PlanRow]:
+    parameters = list(prepared.model.parameters())
+    frozen = [one for one in parameters if not one.requires_grad]
+    if not frozen:
+        return
+    shares = (f"{sum(one.numel() for one in part):,}" for part in (frozen, parameters))
+    why = "parameters.freeze" if prepared.config.parameters.freeze else "as the model has them"
+    yield (
+        "frozen",
+        f"{len(frozen)} of {len(parameters)} tensors",
+        "{} of {} numbers; ".format(*shares) + ", ".join([why, *_frozen_norms(prepared.model)]),
+    )
+
+
+def _frozen_norms(model: nn.Module) -> Iterator[str]:
+    norms = [one for one in model.modules() if isinstance(one, _NormBase) and one.running_mean is not None]
+    if held := sum(not one.training for one in norms):
+        yield f"{held} of {len(norms)} batch norms keep their statistics"
+    elif norms:
+        yield "all batch norms move their statistics"
