@@ -38,6 +38,7 @@ class RunNumbers:
         num_samples: size of the training set.
         evaluate_every, checkpoint_every: in samples; None: only at the end.
         sharpness_every: in samples; None: never.
+        tokens_per_sample: None: they differ, or samples have none.
     """
 
     ramp: BatchRamp
@@ -47,6 +48,7 @@ class RunNumbers:
     evaluate_every: int | None
     checkpoint_every: int | None
     sharpness_every: int | None = None
+    tokens_per_sample: int | None = None
 
     @property
     def plan(self) -> BatchPlan:

@@ -18,18 +18,19 @@ from largebatch.run.derive import IN_PLACE_OF_DECAY, RunNumbers
 from largebatch.run.loading import prefetch_of
 from largebatch.run.method_rows import PlanRow, method_record
 from largebatch.run.prepare import Prepared
+from largebatch.run.token_counts import shown_samples
 
 
 def plan_rows(numbers: RunNumbers, optimizer: Optimizer) -> list[PlanRow]:
     """Rows (quantity, value, source)."""
-    plan, schedule = numbers.plan, numbers.schedule
+    plan, schedule, tokens = numbers.plan, numbers.schedule, numbers.tokens_per_sample
     first = [part.size for part in plan.micro_batches(0)]
     shares = [plan.rank_batch_size(rank) for rank in range(plan.world_size)]
     unused = schedule.total_samples - numbers.num_consumed
     has_ramp = len(numbers.ramp.plans) > 1
-    consumed = f"{schedule.total_samples:,} samples" + ("" if has_ramp else f" // {plan.global_batch_size:,}")
+    consumed = shown_samples(schedule.total_samples, tokens) + ("" if has_ramp else f" // {plan.global_batch_size:,}")
     return [
-        ("global batch", f"{plan.global_batch_size:,} samples", "batch.total"),
+        ("global batch", shown_samples(plan.global_batch_size, tokens), "batch.total"),
         ("ranks", f"{plan.world_size}", f"each {_span(shares)} samples per step"),
         (
             "micro-batches",
@@ -37,7 +38,7 @@ def plan_rows(numbers: RunNumbers, optimizer: Optimizer) -> list[PlanRow]:
             f"rank 0: {_shorten(first)}" + ("; one gradient all-reduce per step" if plan.world_size > 1 else ""),
         ),
         *_ramp_rows(numbers),
-        ("training set", f"{numbers.num_samples:,} samples", _steps_per_epoch(numbers)),
+        ("training set", shown_samples(numbers.num_samples, tokens), _steps_per_epoch(numbers)),
         (
             "steps",
             f"{numbers.num_steps:,}",
@@ -45,7 +46,7 @@ def plan_rows(numbers: RunNumbers, optimizer: Optimizer) -> list[PlanRow]:
         ),
         ("peak LR", f"{numbers.peak_lrs[0].value:.6g}", _explained(numbers.peak_lrs[0])),
         *_factor_rows(optimizer),
-        ("warmup", f"{schedule.warmup_samples:,} samples", _warmup_explained(numbers)),
+        ("warmup", shown_samples(schedule.warmup_samples, tokens), _warmup_explained(numbers)),
         ("decay", _decay(numbers), f"to {numbers.lr_at(schedule.total_samples):.6g}"),
     ]
 
@@ -101,7 +102,7 @@ def _ramp_rows(numbers: RunNumbers) -> list[PlanRow]:
         rows.append(
             (
                 f"from {position:,} samples",
-                f"{plan.global_batch_size:,} samples",
+                shown_samples(plan.global_batch_size, numbers.tokens_per_sample),
                 f"{count:,} steps, each {len(plan.micro_batch_sizes)} micro-batch"
                 f"{'es' if len(plan.micro_batch_sizes) > 1 else ''}; peak LR {peak.value:.6g}, {_explained(peak)}",
             )
@@ -165,6 +166,7 @@ def plan_record(prepared: Prepared) -> dict[str, Any]:
         "world_size": plan.world_size,
         "rank_batch_sizes": [plan.rank_batch_size(rank) for rank in range(plan.world_size)],
         "num_samples": numbers.num_samples,
+        "tokens_per_sample": numbers.tokens_per_sample,
         "num_steps": numbers.num_steps,
         "steps_per_epoch": numbers.num_samples / plan.global_batch_size,
         "total_samples": schedule.total_samples,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -33,6 +33,7 @@ from largebatch.run.one_trial import Own, Parts, Word, as_told, try_parts, untri
 from largebatch.run.precision.decisions import Decisions
 from largebatch.run.precision.device import Device
 from largebatch.run.precision.number_format import settled
+from largebatch.run.token_counts import counted_in_samples
 
 
 @dataclass(frozen=True)
@@ -168,11 +169,14 @@ def _parts(given: TrainConfig, environ: Mapping[str, str], findings: Findings) -
     config = settled(given, kind)
     _look_around(config, environ, kind, findings)
     made = data_sets(config, findings)
+    counted, tokens = counted_in_samples(given, made.train, findings)
+    given, config = (given, config) if counted is None else (counted, settled(counted, kind))
     loss = findings.attempt("loss", lambda: named_loss(config))
     place_of_model = len(findings.errors)
     augment = findings.attempt("data.augment", lambda: _augmentation(config))
     findings.errors += conflicts(choices_of(config, loss))
-    numbers = _numbers(config, environ, made.train, findings)
+    numbers = None if counted is None else _numbers(config, environ, made.train, findings)
+    numbers = None if numbers is None else replace(numbers, tokens_per_sample=tokens)
     ramp = None if numbers is None else numbers.ramp
     if is_coupled(loss) and not findings.errors:
         findings.errors += coupled_problems(config, ramp, made.train_plain, made.validation)

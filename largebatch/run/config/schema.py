@@ -14,7 +14,7 @@ from largebatch.diagnostics.settings import PositiveFloat, PositiveInt, Section
 from largebatch.run.config.did_you_mean import did_you_mean
 from largebatch.run.config.observers import ObserversConfig
 from largebatch.run.config.precision import PrecisionConfig
-from largebatch.run.config.types import DurationText, FolderName, FolderPath, Target, one_of
+from largebatch.run.config.types import DurationText, FolderName, FolderPath, SampleCount, Target, is_in_tokens, one_of
 
 # Sections that `resume_allow` may change at a resume. None of them changes sample order or the restored weights.
 CHANGEABLE = ("length", "schedule", "scaling", "clip_norm", "guard", "content", "batch_norm", "gradient_compression")
@@ -42,9 +42,9 @@ class RampConfig(Section):
     """How the batch changes over the run."""
 
     milestones: list[DurationText]
-    totals: list[PositiveInt]
+    totals: list[SampleCount]
     in_place_of_decay: bool
-    max_total: PositiveInt | None
+    max_total: SampleCount | None
 
     @property
     def is_used(self) -> bool:
@@ -56,8 +56,8 @@ class BatchConfig(Section):
     """Samples per optimizer step, and the most samples of one forward pass."""
 
     total: Any
-    max_micro: PositiveInt | None
-    micro: PositiveInt | None
+    max_micro: SampleCount | None
+    micro: SampleCount | None
     reduction: Literal["all_reduce", "ordered"]
     on_out_of_memory: Literal["stop", "lower"]
     ramp: RampConfig
@@ -65,11 +65,15 @@ class BatchConfig(Section):
     @field_validator("total")
     @classmethod
     def _total(cls, value: Any) -> Any:
-        if value == "full" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+        if value == "full" or is_in_tokens(value):
+            return value
+        if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
             return value
         whole = isinstance(value, float) and value.is_integer()
         hint = f" Write {int(value)}." if whole else ""
-        raise ValueError(f"a batch is a whole number of samples, 1 or more, or `full`.{hint}")
+        raise ValueError(
+            f"a batch is a whole number of samples, 1 or more, a number of tokens such as 0.5Mitokens, or `full`.{hint}"
+        )
 
 
 class ScalingConfig(Section):
@@ -77,7 +81,7 @@ class ScalingConfig(Section):
 
     rule: Annotated[str, one_of(SCALING_RULES)]
     base_lr: PositiveFloat
-    base_batch_size: PositiveInt
+    base_batch_size: SampleCount
 
 
 class ScheduleConfig(Section):

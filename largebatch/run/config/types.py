@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Iterable
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidatorFunctionWrapHandler, WrapValidator
 
 from largebatch.batch.duration import Duration
 from largebatch.run.config.did_you_mean import did_you_mean
@@ -16,6 +16,18 @@ from largebatch.run.config.did_you_mean import did_you_mean
 def _duration(text: Any) -> Any:
     Duration.parse(str(text))
     return text
+
+
+def is_in_tokens(value: Any) -> bool:
+    """Whether it is a text such as `0.5Mitokens`."""
+    try:
+        return isinstance(value, str) and Duration.parse(value).unit == "tokens"
+    except ValueError:
+        return False
+
+
+def _samples_or_tokens(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    return value if is_in_tokens(value) else check(value)
 
 
 _WORDS = {"no", "off", "yes", "on", "true", "false", "none", "null", ""}  # switches; as patterns they match many names
@@ -74,4 +86,6 @@ def one_of(choices: Iterable[str]) -> AfterValidator:
 FolderName = Annotated[str, AfterValidator(folder_name)]
 FolderPath = Annotated[str, AfterValidator(folder_path)]
 DurationText = Annotated[str, BeforeValidator(_duration)]
+# Samples of a batch; a text in tokens until the training set is known, see `in_samples`.
+SampleCount = Annotated[int, Field(ge=1), WrapValidator(_samples_or_tokens)]
 Target = dict[str, Any]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from largebatch.batch.duration import Duration, crosses_multiple
+from largebatch.batch.duration import Duration, crosses_multiple, samples_of_tokens
 
 pytestmark = pytest.mark.quick
 
@@ -26,6 +27,16 @@ pytestmark = pytest.mark.quick
         ("1sample", 1, "samples"),
         ("3.0steps", 3, "steps"),
         ("0ep", 0, "ep"),
+        ("1e3steps", 1000, "steps"),
+        ("2.5e6 samples", 2_500_000, "samples"),
+        ("0.5Mtokens", 500_000, "tokens"),
+        ("0.5Mitokens", 2**19, "tokens"),
+        ("10Btokens", 10**10, "tokens"),
+        ("10 Gtok", 10**10, "tokens"),
+        ("2ktokens", 2000, "tokens"),
+        ("2Kitokens", 2048, "tokens"),
+        ("3ksamples", 3000, "samples"),
+        ("1token", 1, "tokens"),
     ],
 )
 def test_a_number_and_a_unit_are_read(text: str, amount: Fraction, unit: str):
@@ -34,14 +45,33 @@ def test_a_number_and_a_unit_are_read(text: str, amount: Fraction, unit: str):
 
 @pytest.mark.parametrize(
     "text",
-    ["30", "ep", "", "30 min", "-1ep", "1e3steps", "30EP", "nanep", "1,5ep", "1.ep", ".5ep", "1ep2steps", "1/2ep"],
+    [
+        "30",
+        "ep",
+        "",
+        "30 min",
+        "-1ep",
+        "1kep",
+        "1mtokens",
+        "1Bitokens",
+        "1e-3samples",
+        "30EP",
+        "nanep",
+        "1,5ep",
+        "1.ep",
+        ".5ep",
+        "1ep2steps",
+        "1/2ep",
+    ],
 )
 def test_anything_else_is_refused_with_examples(text: str):
-    with pytest.raises(ValueError, match=r"a number and a unit\. Write 30ep, 500steps or 100000samples"):
+    with pytest.raises(ValueError, match=r"a number and a unit\. Write 30ep, 500steps, 100000samples or 10Btokens"):
         Duration.parse(text)
 
 
-@pytest.mark.parametrize(("text", "unit"), [("2.5steps", "steps"), ("0.1 samples", "samples")])
+@pytest.mark.parametrize(
+    ("text", "unit"), [("2.5steps", "steps"), ("0.1 samples", "samples"), ("0.0005ktokens", "tokens")]
+)
 def test_only_epochs_may_be_fractions(text: str, unit: str):
     with pytest.raises(ValueError, match=f"a number of {unit} is whole; only epochs may be fractions"):
         Duration.parse(text)
@@ -53,6 +83,27 @@ def test_only_epochs_may_be_fractions(text: str, unit: str):
 )
 def test_lengths_are_counted_in_samples(text: str, samples: int):
     assert Duration.parse(text).samples(num_samples=1000, global_batch_size=32) == samples
+
+
+def test_tokens_are_whole_samples_and_the_rest_is_left_out():
+    tokens = Duration.parse("10Btokens")
+    assert tokens.samples(num_samples=7, global_batch_size=3, tokens_per_sample=4096) == 10**10 // 4096
+    with pytest.raises(ValueError, match="needs samples that all have the same number of them"):
+        tokens.samples(num_samples=7, global_batch_size=3)
+
+
+@settings(derandomize=True, deadline=None)
+@given(st.integers(1, 10**13), st.integers(1, 10**5))
+def test_a_batch_in_tokens_is_exact_or_names_the_nearest_that_are(tokens: int, context: int):
+    if tokens % context == 0:
+        assert samples_of_tokens(f"{tokens}tokens", context) * context == tokens
+        return
+    with pytest.raises(ValueError, match="whole samples") as error:
+        samples_of_tokens(f"{tokens}tokens", context)
+    named = [int(one) for one in re.findall(r"(\d+)tokens", str(error.value))]
+    assert all(one > 0 and samples_of_tokens(f"{one}tokens", context) * context == one for one in named)
+    assert max(named) - tokens < context
+    assert tokens - min(named) < context
 
 
 def test_fractions_of_an_epoch_are_exact():

@@ -155,8 +155,11 @@ FOLDER = (
     "names a folder: 1 to 255 printable bytes, without /, without a blank at either end or a dot at the end, and no "
     "device name of Windows such as NUL. Use letters, digits, - and _; set run.dir for another place."
 )
-NUMBER = "a batch is a whole number of samples, 1 or more, or `full`."
-LENGTH = "a length is a number and a unit. Write 30ep, 500steps or 100000samples."
+NUMBER = "a batch is a whole number of samples, 1 or more, a number of tokens such as 0.5Mitokens, or `full`."
+LENGTH = (
+    "a length is a number and a unit. Write 30ep, 500steps, 100000samples or 10Btokens (k, M, G or B: powers of ten; "
+    "Ki, Mi, Gi: powers of two)."
+)
 
 
 @pytest.mark.bad_input(
