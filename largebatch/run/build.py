@@ -45,6 +45,7 @@ from largebatch.training.observers import (
     SkippedObserver,
     restore,
 )
+from largebatch.training.observers.own_state import load_own_states
 
 
 @dataclass
@@ -85,6 +86,7 @@ class OpenRun:
         progress = self.run.progress
         return {
             "status": status,
+            **({} if self.run.end_reason is None else {"end_reason": self.run.end_reason}),
             "steps": progress.step,
             "samples_seen": progress.samples_seen,
             "epochs": progress.samples_seen / self.evaluation.rows.num_samples,
@@ -145,6 +147,7 @@ def open_run(prepared: Prepared, stop: Callable[[], bool], overrides: Sequence[s
         opened.notes += [*prepared.notes, *notes, *start.notes, *_variables_of(opened.trackers)]
         if (checkpoint := start.checkpoint) is not None:
             opened.notes += restore(opened.run, checkpoint, changed_options=start.changed_options)
+            opened.notes += load_own_states(runtime, prepared.own_observers, checkpoint)
             opened.checkpoints.origin, opened.checkpoints.changed_options = checkpoint.path, start.changed_options
             opened.evaluation.is_owed = checkpoint.values.get("evaluation_owed", False)
             lines = read_lines(folder.metrics) if folder.metrics.exists() else ()
@@ -204,6 +207,7 @@ def _connect(
         stop_requested=stop,
         save_requested=lambda: watch.checkpoints.clock.is_due(),
         roll_back=watch.checkpoints.roll_back,
+        rows=watch.rows,
     )
     every_tracker = [*trackers, *records.trackers]
     named = watch.evaluation, watch.checkpoints, watch.noise_scale, watch.communication, watch.skipped

@@ -66,6 +66,7 @@ class RunObservers:
     noise_scale: NoiseScaleObserver | None
     communication: CommunicationObserver | None
     skipped: SkippedObserver | None
+    rows: RowLog
 
 
 def build_observers(
@@ -100,10 +101,11 @@ def build_observers(
         skipped = SkippedObserver(rows, records.open(folder.skipped), every=config.observers.metrics.every)
         observers.append(skipped)
         evaluation.tell_skipped = skipped.tell_of_validation
+    observers += prepared.own_observers.values()
     observers.append(checkpoints)  # last: a checkpoint has the rows of its own step on disk
     if config.observers.profile.steps:
         observers.insert(0, _profiler(prepared, folder))
-    return RunObservers(observers, evaluation, checkpoints, *live, skipped)
+    return RunObservers(observers, evaluation, checkpoints, *live, skipped, rows)
 
 
 def _ranks(prepared: Prepared, rows: RowLog) -> list[Observer]:
@@ -181,6 +183,7 @@ def _checkpoints(
         best_by=options.best_by,
         background=options.background,
         on_error=options.on_error,
+        own=prepared.own_observers,
     )
 
 

@@ -22,6 +22,7 @@ from largebatch.run.initial_state import build_optimizer, initial_model
 from largebatch.run.precision.decisions import Decisions, decide
 from largebatch.run.precision.device import Device
 from largebatch.run.sent_weights import SENT_FROM_BYTES, NotHollowError, hollow_model, reason_against, weight_bytes
+from largebatch.training.loop import Observer
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Parts:
         given: the config as it was given.
         config: the same with what the device decides.
         kind: the device of this rank.
+        own_observers: of the user, by name.
         place_of_model: where errors of the model go in the list of all errors: behind those of data and loss.
     """
 
@@ -43,6 +45,7 @@ class Parts:
     augment: Augmentation | None
     numbers: RunNumbers | None
     place_of_model: int
+    own_observers: dict[str, Observer]
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,7 @@ from largebatch.run.sent_weights import take_weights
 from largebatch.training.assembly import make_run
 from largebatch.training.guard import Guard
 from largebatch.training.loop import Observer, Run
+from largebatch.training.row_log import RowLog
 
 
 @contextlib.contextmanager
@@ -148,6 +149,7 @@ def build_run(
     stop_requested: Callable[[], bool] = lambda: False,
     save_requested: Callable[[], bool] = lambda: False,
     roll_back: Callable[[Run], bool] = lambda run: False,
+    rows: RowLog | None = None,
 ) -> Run:
     """The run that the config describes, with the model, loss and optimizer of `prepared`.
 
@@ -162,6 +164,7 @@ def build_run(
         stop_requested: see `make_run`.
         save_requested: see `make_run`.
         roll_back: see `make_run`.
+        rows: see `make_run`.
     """
     config, numbers = prepared.config, prepared.numbers
     return make_run(
@@ -181,6 +184,7 @@ def build_run(
         observers=observers,
         stop_requested=stop_requested,
         save_requested=save_requested,
+        rows=rows,
         **vars(_gradient_options(prepared)),
     )
 

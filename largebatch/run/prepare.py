@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -30,10 +30,12 @@ from largebatch.run.data_sets import data_sets
 from largebatch.run.derive import RunNumbers, derive
 from largebatch.run.named_loss import named_loss, without_smoothing
 from largebatch.run.one_trial import Own, Parts, Word, as_told, try_parts, untried
+from largebatch.run.own_observers import own_observers
 from largebatch.run.precision.decisions import Decisions
 from largebatch.run.precision.device import Device
 from largebatch.run.precision.number_format import settled
 from largebatch.run.token_counts import counted_in_samples
+from largebatch.training.loop import Observer
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Prepared:
         content: hash of the training set, see `sampled_content`.
         state: state that forward passes change, and parameters that they skip.
         notes: facts to print before the run starts, one line each; also in plan.json.
+        own_observers: of the user, by name.
         gap_is_augmented: whether an evaluated set changes at random from read to read.
         sends_weights: whether only rank 0 has the initial weights until `open_runtime` sends them to the others.
     """
@@ -67,6 +70,7 @@ class Prepared:
     state: KeptState
     notes: tuple[str, ...]
     gap_is_augmented: bool
+    own_observers: dict[str, Observer] = field(default_factory=dict)
     sends_weights: bool = False
 
     def place_losses(self, device: torch.device) -> None:
@@ -152,6 +156,7 @@ def _prepared(composed: DictConfig, parts: Parts, own: Own, word: Word) -> Prepa
         state=tried.state,
         notes=tuple(map(redacted, word.notes)),
         gap_is_augmented=made.gap_is_augmented,
+        own_observers=parts.own_observers,
         sends_weights=word.sends_weights,
     )
 
@@ -181,7 +186,8 @@ def _parts(given: TrainConfig, environ: Mapping[str, str], findings: Findings) -
     if is_coupled(loss) and not findings.errors:
         findings.errors += coupled_problems(config, ramp, made.train_plain, made.validation)
     findings.errors += observer_problems(config, made.train_plain)
-    return Parts(given, config, kind, made, loss, augment, numbers, place_of_model)
+    own = own_observers(config, findings)
+    return Parts(given, config, kind, made, loss, augment, numbers, place_of_model, own)
 
 
 def _numbers(config: TrainConfig, environ: Mapping[str, str], train: Any, findings: Findings) -> RunNumbers | None:

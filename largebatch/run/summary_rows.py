@@ -18,7 +18,7 @@ def summary_rows(opened: OpenRun, summary: dict[str, Any], hint: str | None) -> 
         hint: a remedy, if the run diverged.
     """
     rows: list[tuple[str, object]] = [
-        ("status", summary["status"]),
+        ("status", summary["status"] + (f": {reason}" if (reason := summary.get("end_reason")) else "")),
         ("steps", f"{summary['steps']:,} of {opened.run.steps.num_steps:,}"),
         ("samples", f"{summary['samples_seen']:,} ({summary['epochs']:.4g} epochs)"),
         ("time in steps", f"{summary['train_seconds']:.1f} s"),

@@ -18,6 +18,7 @@ from largebatch.gradient.step import Measures
 from largebatch.losses import Loss
 from largebatch.training.guard import Guard
 from largebatch.training.loop import Observer, Run
+from largebatch.training.row_log import RowLog
 from largebatch.training.step_sums import Agreement
 from largebatch.training.steps import Steps
 from largebatch.training.update import Guarded, Plain, Update
@@ -41,6 +42,7 @@ def make_run(
     observers: Sequence[Observer] = (),
     stop_requested: Callable[[], bool] = lambda: False,
     save_requested: Callable[[], bool] = lambda: False,
+    rows: RowLog | None = None,
     **how: Any,
 ) -> Run:
     """The run of a model on the ranks of `runtime`.
@@ -63,6 +65,7 @@ def make_run(
         observers: called in their order.
         stop_requested: whether this rank was asked to stop.
         save_requested: whether it asks for a checkpoint.
+        rows: for what observers write with `run.log`.
         how: fields of `GradientOptions`.
 
     Raises:
@@ -87,4 +90,5 @@ def make_run(
         clip_norm,
         observers,
         stop_requested,
+        rows,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -16,6 +16,7 @@ from largebatch.models.modes import train_mode
 from largebatch.optim import set_lr
 from largebatch.training.guard import Guard
 from largebatch.training.progress import Progress
+from largebatch.training.row_log import RowLog, own_row
 from largebatch.training.step_clock import StepClock
 from largebatch.training.step_report import StepReport
 from largebatch.training.step_sums import Agreement, Status
@@ -23,15 +24,19 @@ from largebatch.training.steps import Steps
 from largebatch.training.update import Update
 
 START_STEPS = 3  # that may compile, on each rank at its own speed
+Ending = bool | str | None
+"""An observer's word on the end of the run: True to stop it, a text to finish it for this reason, None to go on."""
 
 
 class Observer(Protocol):
     """Watches a run, and writes nothing into it: without any, the weights come out bit-identical.
 
-    Called in a fixed order on every rank. Subclass it and override what is of use.
+    Called in a fixed order on every rank. Subclass it and override what is of use. `run.log` writes rows. What it has
+    to remember belongs into `state_dict()` and `load_state_dict(state)`, which a checkpoint keeps if both are there:
+    plain values and tensors in dicts and lists, those of rank 0.
     """
 
-    def on_start(self, run: Run) -> bool | None:
+    def on_start(self, run: Run) -> Ending:
         """Before the first step. True: the run is not to begin; the same on every rank."""
         return None
 
@@ -39,16 +44,22 @@ class Observer(Protocol):
         """The measurements that it needs of a step. They depend on step and config alone, never on the rank."""
         return Measures.NONE
 
-    def after_step(self, run: Run, report: StepReport) -> bool | None:
+    def after_step(self, run: Run, report: StepReport) -> Ending:
         """After every optimizer step. Whether it makes a collective depends on the step and the config alone.
 
-        True: the run ends here, as stopped; the same on every rank.
+        True: the run ends here, as stopped, and may be resumed. A text: it ends here, as finished, for this reason. The
+        same on every rank.
         """
         return None
 
     def on_end(self, run: Run, status: str) -> bool | None:
         """After the last step; `status` as `train` returns it. True: it was stopped meanwhile."""
         return None
+
+
+def absent_methods(observer: Any) -> list[str]:
+    """The methods of an observer that this object lacks."""
+    return [name for name in ("on_start", "asks", "after_step", "on_end") if not hasattr(observer, name)]
 
 
 @dataclass
@@ -66,7 +77,9 @@ class Run:
         clip_norm: largest gradient norm; None: no clipping.
         observers: called in their order.
         stop_requested: whether this rank was asked to stop.
+        rows: for the rows of `log`; None: there are none.
         progress: how far the run is, as it is reported.
+        end_reason: why an observer finished the run before its last step; None: none did.
         clock: times the steps.
     """
 
@@ -80,14 +93,15 @@ class Run:
     clip_norm: float | None = None
     observers: Sequence[Observer] = ()
     stop_requested: Callable[[], bool] = lambda: False
+    rows: RowLog | None = None
     progress: Progress = field(default_factory=Progress)
+    end_reason: str | None = None
     clock: StepClock = field(init=False)
 
     def __post_init__(self) -> None:
         self.clock = StepClock(self.runtime.device)
         for observer in self.observers:
-            absent = [name for name in ("on_start", "asks", "after_step", "on_end") if not hasattr(observer, name)]
-            if absent:
+            if absent := absent_methods(observer):
                 raise TypeError(
                     f"{type(observer).__name__} has no {' and no '.join(absent)}, which the loop calls. Let it inherit "
                     "from largebatch.Observer, where each method has a default."
@@ -97,8 +111,8 @@ class Run:
         if name not in Run.__dataclass_fields__:
             raise AttributeError(
                 f"run.{name}: Run has no such field, so that nothing would come of it. An observer returns from `asks` "
-                "what a step is to measure, and True from `after_step` to end the run; the rest is an argument of "
-                "make_run."
+                "what a step is to measure, a reason from `after_step` to end the run, and logs by `run.log`; the rest "
+                "is an argument of make_run."
             )
         super().__setattr__(name, value)
 
@@ -111,6 +125,29 @@ class Run:
     def guard(self) -> Guard | None:
         """The guard that judges the steps, if there is one."""
         return self.update.guard
+
+    def log(self, values: Mapping[str, Any]) -> None:
+        """Write a row of these numbers, by SECTION/NAME, at the current step. Every rank calls it, and rank 0 writes.
+
+        Raises:
+            ValueError: for a key that is taken, a value that is not one number, or a run without rows.
+        """
+        row = own_row(values)
+        if self.rows is None:
+            raise ValueError(
+                "run.log: this run has no rows. Give make_run(..., rows=RowLog([JsonlTracker(PATH)], num_samples=N))."
+            )
+        self.rows.log(self.progress, row)
+
+    def ending(self, words: Sequence[Ending]) -> Status | None:
+        """How the words of all observers end the run; None: it goes on. A stop comes first: it may be resumed."""
+        if True in words:
+            return "stopped"
+        reasons = [word for word in words if isinstance(word, str)]
+        if not reasons:
+            return None
+        self.end_reason = "; ".join(reasons)
+        return "finished"
 
 
 def train(run: Run) -> Status:
@@ -127,23 +164,23 @@ def train(run: Run) -> Status:
 
 def _train(run: Run) -> Status:
     last_of_start = run.progress.step + START_STEPS
-    stops_here = True in [observer.on_start(run) for observer in run.observers]
+    ending = run.ending([observer.on_start(run) for observer in run.observers])
     run.steps.begin(run.progress, [observer.asks for observer in run.observers])
     run.agreement.begin(run.progress)
     train_mode(run.module)
     status: Status = "running"
-    while status == "running" and not stops_here and (step := run.steps.next()) is not None:
+    while status == "running" and ending is None and (step := run.steps.next()) is not None:
         report = take_step(run, step)
         status = report.status
         if report.step == last_of_start:
             run.runtime.membership.started()
-        stops_here = True in [observer.after_step(run, report) for observer in run.observers]
+        ending = run.ending([observer.after_step(run, report) for observer in run.observers])
     if status == "running":
         status = run.agreement.end(is_last=run.progress.step == run.steps.num_steps)
     if status == "running":
-        status = "stopped" if stops_here else "finished"
+        status = "finished" if ending is None else ending
     run.clock.settle(run.progress)
-    stops_here |= True in [observer.on_end(run, status) for observer in run.observers]
+    stops_here = True in [observer.on_end(run, status) for observer in run.observers]
     run.gradient.statistics.merge()  # the model that is left is the run's, not this rank's part of it
     return "stopped" if stops_here and status == "finished" else status
 

@@ -24,7 +24,7 @@ from largebatch.run.prepare import prepare
 from largebatch.training.guard import Guard
 from largebatch.training.loop import Run, train
 from largebatch.training.observers import NoiseScaleObserver
-from largebatch.training.observers.metrics import RowLog
+from largebatch.training.row_log import RowLog
 from tests.multiprocess.counting import count_collectives
 from tests.multiprocess.made_run import made_run
 from tests.multiprocess.test_contract import SEED, lr_at, model_and_data

@@ -23,6 +23,7 @@ STATISTICS = "statistics"
 """The file of a checkpoint with the buffers that differ between ranks; absent where none does."""
 
 COMPRESSION = "compression"
+OWN_OBSERVERS = "own_observers"  # also the key of their plain values
 """The file with what a compression of gradients goes by; absent without one that remembers."""
 
 _COMPRESSED = re.compile(r"(counters|[pq]/\d{1,9}|error/\d{1,9})")
@@ -43,7 +44,7 @@ def require_run_fit(
         keeps: options of the optimizer that were changed on purpose.
     """
     require_run_values(checkpoint)
-    optional = {STATISTICS, COMPRESSION}
+    optional = {STATISTICS, COMPRESSION, OWN_OBSERVERS}
     if strangers := (checkpoint.tensors.keys() | optional) ^ {"model", "optimizer", *optional}:
         raise CheckpointError(
             f"{checkpoint.path}: a run has model.safetensors and optimizer.safetensors, and here {brief(strangers)} "

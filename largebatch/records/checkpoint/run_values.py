@@ -145,6 +145,13 @@ class _Memory(_Values):
     observers: _Observers
 
 
+class _OwnObserver(_Values):
+    """The state of an observer of the user's own, as `pack_nested` makes it."""
+
+    kind: Annotated[str, Field(alias="class")]
+    state: Any
+
+
 class _Extra(_Values, extra="allow"):
     wandb_run_id: RunId | None = None
 
@@ -165,6 +172,7 @@ class _RunValues(_Values, extra="allow"):
     evaluation_owed: bool = False
     guard: _Guard = None  # type: ignore[assignment]  # absent, but never null
     memory: _Memory = None  # type: ignore[assignment]
+    own_observers: dict[str, _OwnObserver] = {}
 
 
 def require_run_values(checkpoint: Checkpoint) -> None:

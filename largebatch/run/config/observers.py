@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 from largebatch.diagnostics.settings import PositiveFloat, PositiveInt, Section
 from largebatch.diagnostics.sharpness.settings import SharpnessSettings
-from largebatch.run.config.types import DurationText
+from largebatch.run.config.types import DurationText, Target
 
 
 class MetricsConfig(Section):
@@ -94,8 +96,17 @@ class RecomputeConfig(Section):
     every: PositiveInt | None
 
 
+def _own(value: Any) -> Any:
+    if not isinstance(value, Mapping) or "_target_" not in value:
+        raise PydanticCustomError("extra_forbidden", "neither one of ours nor a node with _target_")
+    return value
+
+
 class ObserversConfig(Section):
-    """All observers."""
+    """All observers. A key that is not among them is an observer of the user's own, a node with `_target_`."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Annotated[Any, AfterValidator(_own)]] = Field(init=False)
 
     metrics: MetricsConfig
     evaluation: EvaluationConfig
@@ -110,3 +121,8 @@ class ObserversConfig(Section):
     recompute: RecomputeConfig
     profile: ProfileConfig
     progress: bool
+
+    @property
+    def own(self) -> dict[str, Target]:
+        """The nodes of the user's own observers by name, in their order."""
+        return dict(self.model_extra or {})

@@ -234,7 +234,8 @@ def _nearest_key(location: tuple[int | str, ...], value: Any, schema: type[BaseM
         section = section.model_fields[part].annotation
     name = ".".join(map(str, location))
     meant = meant_by_key(name, list(_keys(schema)), "" if isinstance(value, (dict, list)) else str(value))
-    return f" {meant}" if meant else f" Known here: {', '.join(section.model_fields)}."
+    own = f" One of your own is {name}._target_=MODULE.CLASS." if section.model_config.get("extra") == "allow" else ""
+    return (f" {meant}" if meant else f" Known here: {', '.join(section.model_fields)}.") + own
 
 
 def _keys(schema: type[BaseModel], prefix: str = "") -> Iterator[str]:

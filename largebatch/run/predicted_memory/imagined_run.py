@@ -30,7 +30,7 @@ from largebatch.run.predicted_memory.repeated_sample import Repeating, fake_like
 from largebatch.run.prepare import Prepared
 from largebatch.training.loop import Run, take_step
 from largebatch.training.observers import EvaluationObserver
-from largebatch.training.observers.metrics import RowLog
+from largebatch.training.row_log import RowLog
 
 DeviceKind = Literal["cuda", "cpu"]
 _ON_CPU = {"fp16": "bf16"}  # of the same width; there is no loss scale on a CPU

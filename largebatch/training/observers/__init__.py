@@ -9,7 +9,7 @@ from largebatch.training.observers.evaluation import EvaluationObserver
 from largebatch.training.observers.guard import GuardObserver
 from largebatch.training.observers.layers import LayersObserver
 from largebatch.training.observers.ledger import LedgerObserver
-from largebatch.training.observers.metrics import MetricsObserver, RowLog
+from largebatch.training.observers.metrics import MetricsObserver
 from largebatch.training.observers.micro_batches import MicroBatchObserver
 from largebatch.training.observers.noise_scale import NoiseScaleObserver
 from largebatch.training.observers.profile import ProfileObserver
@@ -18,6 +18,7 @@ from largebatch.training.observers.restoring import restore
 from largebatch.training.observers.sharpness import SharpnessObserver
 from largebatch.training.observers.skipped import SkippedObserver
 from largebatch.training.observers.stragglers import StragglerObserver
+from largebatch.training.row_log import RowLog
 
 __all__ = [
     "CheckpointObserver",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -49,6 +49,7 @@ class CheckpointObserver(Observer):
         keep: how many to keep.
         identity: plain values that tell what the run is; stored and compared on resume.
         extra: plain values to store beside them.
+        own: observers of the user's own by name, whose states it saves; see `load_own_states`.
         evaluation: comes before this observer; what it measured decides which is the best.
         best_by: the metric of the best one, a key of `BEST_BY`; None: no best one is kept.
         background: a step waits for a copy of the tensors only, which a thread then writes. While it writes, no other
@@ -74,6 +75,7 @@ class CheckpointObserver(Observer):
     unsaved: str | None = None
     origin: Path | None = None
     changed_options: frozenset[str] = frozenset()
+    own: Mapping[str, Observer] = field(default_factory=dict)
     clock: SaveClock = field(default_factory=SaveClock)
     _last_step: int = -1
     _looked_at: float = -math.inf
@@ -100,11 +102,8 @@ class CheckpointObserver(Observer):
         self._last_step = run.progress.step
         self.clock = SaveClock(self.every_s if run.runtime.is_main else math.inf)
         if self.best_by is not None and run.progress.step > 0:
-            best = (
-                newest_valid(self.home.checkpoints / "best", fits=require_run_values)[0]
-                if run.runtime.is_main
-                else None
-            )
+            is_main, folder = run.runtime.is_main, self.home.checkpoints / "best"
+            best = newest_valid(folder, fits=require_run_values)[0] if is_main else None
             known = run.runtime.broadcast(None if best is None else best.values["best"].get(self.best_by))
             if known is not None:
                 self._best_value = BEST_BY[self.best_by] * known
@@ -181,7 +180,7 @@ class CheckpointObserver(Observer):
 
     def _write_of(self, run: Run, best: dict[str, float], of_ranks: OfRanks) -> Callable[[], None]:
         """A function that writes the run as it is now."""
-        state = state_of(run, of_ranks)
+        state = state_of(run, of_ranks, self.own)
         if self.background or run.runtime.device.type == "cuda":
             state = copied(state, self._staging)
         state.values.update(identity=self.identity, extra=self.extra, best=best)

@@ -10,7 +10,7 @@ from largebatch.diagnostics.communication.rank_clocks import communication_of_ra
 from largebatch.gradient.step import Measures, Step
 from largebatch.records.trackers import Row
 from largebatch.training.loop import Observer, Run
-from largebatch.training.observers.metrics import RowLog
+from largebatch.training.row_log import RowLog
 from largebatch.training.step_report import StepReport
 
 _NUM_SIZES = 8

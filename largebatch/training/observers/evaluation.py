@@ -23,7 +23,7 @@ from largebatch.models.modes import evaluating
 from largebatch.records.rows.augmented_gap import AUGMENTED_GAP
 from largebatch.records.trackers import Row
 from largebatch.training.loop import Observer, Run
-from largebatch.training.observers.metrics import POSITION, RowLog
+from largebatch.training.row_log import POSITION, RowLog
 from largebatch.training.step_report import StepReport
 
 _BETTER: dict[str, Callable[[float, float], float]] = {"eval/val_loss": min, "eval/val_accuracy": max}

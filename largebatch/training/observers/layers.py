@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from largebatch.optim import TensorStep, tensor_steps, weights_of
 from largebatch.records.trackers import Row, Tracker
 from largebatch.training.loop import Observer, Run
-from largebatch.training.observers.metrics import RowLog
+from largebatch.training.row_log import RowLog
 from largebatch.training.step_report import StepReport
 
 _QUANTILES = {"min": 0.0, "q25": 0.25, "median": 0.5, "q75": 0.75, "max": 1.0}

@@ -2,47 +2,18 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 from largebatch.gradient.step import Measures, Step
-from largebatch.records.trackers import Row, Tracker
+from largebatch.records.trackers import Row
 from largebatch.training.loop import Observer, Run
 from largebatch.training.observers.memory import peak_memory
 from largebatch.training.progress import Progress
+from largebatch.training.row_log import RowLog
 from largebatch.training.step_report import StepReport
 
-POSITION = ("step", "samples_seen", "epoch", "wall_s")
-"""What every row has, whatever else."""
 _OF_A_ROW = Measures.LOSS | Measures.GRAD_NORM | Measures.COMMUNICATION
-
-
-class RowLog:
-    """Hands rows to the trackers with the keys that every row has.
-
-    Args:
-        trackers: on rank 0; none on other ranks.
-        num_samples: of the training set, to count epochs.
-    """
-
-    def __init__(self, trackers: Sequence[Tracker], *, num_samples: int) -> None:
-        self.trackers = trackers
-        self.num_samples = num_samples
-        self._started = time.monotonic()
-
-    def log(self, progress: Progress, values: Row) -> None:
-        """Log `values` at the position of `progress`."""
-        if not self.trackers:
-            return
-        row: Row = {
-            "step": progress.step,
-            "samples_seen": progress.samples_seen,
-            "epoch": progress.samples_seen / self.num_samples,
-            "wall_s": time.monotonic() - self._started,
-        }
-        for tracker in self.trackers:
-            tracker.log(row | values)
 
 
 class MetricsObserver(Observer):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from largebatch.distributed.gather import named_ranks
 from largebatch.training.loop import Observer, Run
-from largebatch.training.observers.metrics import RowLog
+from largebatch.training.row_log import RowLog
 from largebatch.training.step_report import StepReport
 
 

@@ -11,7 +11,7 @@ from largebatch.diagnostics import NoiseScale, NoiseScaleEstimator, moments_of_s
 from largebatch.gradient.step import Measures, Step
 from largebatch.records.trackers import Row
 from largebatch.training.loop import Observer, Run
-from largebatch.training.observers.metrics import RowLog
+from largebatch.training.row_log import RowLog
 from largebatch.training.step_report import StepReport
 
 

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from largebatch.gradient.reductions import Overlapped
 from largebatch.records.checkpoint import NotSavedError, Soundness, Staging, pack_optimizer
-from largebatch.training.loop import Run
+from largebatch.records.checkpoint.run_fit import OWN_OBSERVERS
+from largebatch.training.loop import Observer, Run
+from largebatch.training.observers.own_state import own_states
 from largebatch.training.observers.restoring import COMPRESSION, STATISTICS, memory_of, names_of
 
 OfRanks = Mapping[str, dict[str, Tensor]]
@@ -54,15 +56,18 @@ def own_of_ranks(run: Run) -> OfRanks:
     return {group: tensors for group, tensors in groups.items() if tensors}
 
 
-def state_of(run: Run, of_ranks: OfRanks) -> SavedState:
+def state_of(run: Run, of_ranks: OfRanks, own: Mapping[str, Observer]) -> SavedState:
     """The run as it is now.
 
     Args:
         run: whose running statistics are merged.
         of_ranks: from before they were merged, see `own_of_ranks`.
+        own: observers of the user's own, by name.
     """
     optimizer, values = pack_optimizer(run.optimizer, names_of(run.module))
+    states, of_states = own_states(own)
     tensors = {"model": dict(run.module.state_dict()), "optimizer": optimizer, **of_ranks}
+    tensors |= {OWN_OBSERVERS: of_states} if of_states else {}
     values = {
         "step": run.progress.step,
         "samples_seen": run.progress.samples_seen,
@@ -70,6 +75,7 @@ def state_of(run: Run, of_ranks: OfRanks) -> SavedState:
         "loss_scale": run.runtime.loss_scale_state(),
         "memory": memory_of(run),
         **({} if run.guard is None else {"guard": run.guard.state()}),
+        **({OWN_OBSERVERS: states} if states else {}),
     }
     return SavedState(tensors, values, Soundness.of(run.module))
 

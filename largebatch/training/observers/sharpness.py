@@ -11,7 +11,7 @@ from largebatch.diagnostics.sharpness.subset import FixedSubset
 from largebatch.losses import Loss
 from largebatch.records.trackers import Row
 from largebatch.training.loop import Observer, Run
-from largebatch.training.observers.metrics import RowLog
+from largebatch.training.row_log import RowLog
 from largebatch.training.step_report import StepReport
 
 

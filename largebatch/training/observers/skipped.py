@@ -9,7 +9,7 @@ from typing import Any
 from largebatch.distributed.gather import gather_texts
 from largebatch.records.trackers import Problems, Row, Tracker
 from largebatch.training.loop import Observer, Run
-from largebatch.training.observers.metrics import RowLog
+from largebatch.training.row_log import RowLog
 from largebatch.training.step_report import StepReport
 
 

@@ -19,7 +19,7 @@ from largebatch.run.predicted_memory.report import memory_rows
 from largebatch.run.prepare import Prepared, prepare
 from largebatch.training.loop import train
 from largebatch.training.observers import EvaluationObserver
-from largebatch.training.observers.metrics import RowLog
+from largebatch.training.row_log import RowLog
 from tests.unit.composing import compose_run
 
 SCALARS = 1024  # bytes: sums of the loss and the like
