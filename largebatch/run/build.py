@@ -21,13 +21,7 @@ from largebatch.records.figures.run_metrics import is_drawn
 from largebatch.records.rows.columns import Columns, read_columns
 from largebatch.records.rows.row_file import read_lines
 from largebatch.records.run_folder import RunFolder
-from largebatch.records.trackers import (
-    JsonlTracker,
-    ProgressLine,
-    TensorBoardTracker,
-    Tracker,
-    WandbTracker,
-)
+from largebatch.records.trackers import JsonlTracker, Tracker
 from largebatch.run.failures import keep_findings
 from largebatch.run.loading import evaluation_loaders
 from largebatch.run.observers import Records, build_observers
@@ -35,7 +29,8 @@ from largebatch.run.parts import as_agreed, build_loader, build_run, open_runtim
 from largebatch.run.plan_report import plan_record
 from largebatch.run.precision.decisions import Decisions
 from largebatch.run.prepare import Prepared
-from largebatch.run.resume import Start, begin, open_folder, record_start, run_identity
+from largebatch.run.resume import begin, open_folder, record_start, run_identity
+from largebatch.run.trackers import open_trackers, wandb_variables
 from largebatch.training.loop import Run
 from largebatch.training.observers import (
     CheckpointObserver,
@@ -138,13 +133,13 @@ def open_run(prepared: Prepared, stop: Callable[[], bool], overrides: Sequence[s
             overrides=overrides,
             plan=plan_record(prepared),
         )
-        trackers = _trackers(prepared, folder, start, stack) if runtime.is_main else []
+        trackers = open_trackers(prepared, folder, start, stack) if runtime.is_main else []
         records = Records(runtime)
         opened = _connect(prepared, runtime, folder, trackers, records, identity, loader, evaluated, stop)
         for rows in (one for one in opened.trackers if isinstance(one, JsonlTracker)):
             folder.come_back.append(rows.come_back)
             folder.force.append(rows.force)
-        opened.notes += [*prepared.notes, *notes, *start.notes, *_variables_of(opened.trackers)]
+        opened.notes += [*prepared.notes, *notes, *start.notes, *wandb_variables(opened.trackers)]
         if (checkpoint := start.checkpoint) is not None:
             opened.notes += restore(opened.run, checkpoint, changed_options=start.changed_options)
             opened.notes += load_own_states(runtime, prepared.own_observers, checkpoint)
@@ -153,38 +148,6 @@ def open_run(prepared: Prepared, stop: Callable[[], bool], overrides: Sequence[s
             lines = read_lines(folder.metrics) if folder.metrics.exists() else ()
             opened.evaluation.recall(runtime, (line.row for line in lines if line.row is not None))
         yield opened
-
-
-def _trackers(prepared: Prepared, folder: RunFolder, start: Start, stack: contextlib.ExitStack) -> list[Tracker]:
-    config, numbers = prepared.config, prepared.numbers
-    values: dict[str, Any] = start.checkpoint.values if start.checkpoint else {"samples_seen": None, "extra": {}}
-    trackers: list[Tracker] = [JsonlTracker(folder.metrics)]
-    if config.logger.wandb.mode != "disabled":
-        given = config.logger.wandb.model_dump()
-        given["name"] = given["name"] or config.run.name
-        trackers.append(
-            WandbTracker(
-                folder=folder.path,
-                config={"config": prepared.public, "plan": plan_record(prepared)},
-                defaults={"name": config.shown_name},
-                run_id=values["extra"].get("wandb_run_id"),
-                **given,
-            )
-        )
-    if config.logger.tensorboard:
-        resume_at, events = values["samples_seen"], folder.path / "tensorboard"
-        if resume_at is None and events.exists():
-            resume_at = -1  # these events are from an attempt without a checkpoint
-        trackers.append(TensorBoardTracker(events, resume_at_samples=resume_at))
-    if config.observers.progress:
-        line = ProgressLine(total_steps=numbers.num_steps, total_samples=numbers.num_consumed)
-        trackers.append(stack.enter_context(line))
-    return trackers
-
-
-def _variables_of(trackers: Sequence[Tracker]) -> list[str]:
-    names = [name for one in trackers if isinstance(one, WandbTracker) for name in one.variables]
-    return [f"W&B run as {', '.join(names)} say{'' if len(names) > 1 else 's'}"] if names else []
 
 
 def _connect(

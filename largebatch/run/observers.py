@@ -12,11 +12,12 @@ from largebatch.data import EvaluationLoader
 from largebatch.diagnostics.sharpness.subset import FixedSubset
 from largebatch.distributed.runtime import Runtime
 from largebatch.records.run_folder import RunFolder
-from largebatch.records.trackers import JsonlTracker, Tracker, WandbTracker
+from largebatch.records.trackers import JsonlTracker, Tracker
 from largebatch.run.config.schema import TrainConfig
 from largebatch.run.derive import PROFILE_WARMUP_STEPS
 from largebatch.run.model_settings import noise_scale_groups
 from largebatch.run.prepare import Prepared
+from largebatch.run.trackers import run_ids
 from largebatch.training.loop import Observer
 from largebatch.training.observers import (
     CheckpointObserver,
@@ -171,14 +172,13 @@ def _checkpoints(
     evaluation: EvaluationObserver,
 ) -> CheckpointObserver:
     options = prepared.config.observers.checkpoint
-    run_ids = [tracker.run_id for tracker in trackers if isinstance(tracker, WandbTracker)]
     return CheckpointObserver(
         folder,
         every=prepared.numbers.checkpoint_every,
         every_s=math.inf if options.every_minutes is None else 60 * options.every_minutes,
         keep=options.keep,
         identity=identity,
-        extra={"wandb_run_id": run_ids[0]} if run_ids else {},
+        extra=run_ids(trackers),
         evaluation=evaluation,
         best_by=options.best_by,
         background=options.background,

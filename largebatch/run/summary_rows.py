@@ -82,6 +82,7 @@ def _noise_scale_rows(opened: OpenRun) -> list[tuple[str, object]]:
 def next_commands(opened: OpenRun, status: str) -> list[tuple[str, str]]:
     """Suggested next commands, each with its purpose."""
     commands = [("upload", command) for one in opened.trackers if (command := getattr(one, "sync_command", None))]
+    commands += [("board", command) for one in opened.trackers if (command := getattr(one, "show_command", None))]
     if status == "stopped":
         commands.append(("resume", f"the same command with run.dir={opened.folder.path} resume=auto"))
     return commands

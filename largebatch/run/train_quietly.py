@@ -24,6 +24,8 @@ _SILENCE = {
     "observers.stragglers.ratio": None,
     "logger.wandb.mode": "disabled",
     "logger.tensorboard": False,
+    "logger.mlflow.enabled": False,
+    "logger.trackio.enabled": False,
 }
 
 

@@ -38,6 +38,7 @@ class WandbRun:
     step_metrics: dict[str, str] = field(default_factory=dict)  # metric or glob -> its x axis
     best: dict[str, str] = field(default_factory=dict)  # metric -> "max" or "min"
     exit_codes: list[int] = field(default_factory=list)
+    artifacts: dict[str, tuple[str, list[str], list[str]]] = field(default_factory=dict)  # type, aliases, files
     kinds: set[str] = field(default_factory=set)
 
 
@@ -116,6 +117,10 @@ def _add(run: WandbRun, record: Any) -> None:
         for name in ("max", "min"):
             if getattr(record.metric.summary, name):
                 run.best[metric] = name
+    elif kind == "artifact":
+        artifact = record.artifact
+        files = sorted(item.path for item in artifact.manifest.contents)
+        run.artifacts[artifact.name] = (artifact.type, list(artifact.aliases), files)
     elif kind == "exit":
         run.exit_codes.append(record.exit.exit_code)
 

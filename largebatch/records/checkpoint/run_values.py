@@ -154,6 +154,8 @@ class _OwnObserver(_Values):
 
 class _Extra(_Values, extra="allow"):
     wandb_run_id: RunId | None = None
+    mlflow_run_id: RunId | None = None
+    trackio_run_name: str | None = None
 
 
 class _RunValues(_Values, extra="allow"):

@@ -46,6 +46,8 @@ class WandbTracker:
         defaults: by key of `wandb_settings.VARIABLES`: values where neither `given` nor W&B's variable has one.
         run_id: the id of the run that is resumed. Offline, W&B opens another folder with the same id; `wandb sync`
             joins them. Rows logged again after a resume appear twice, at the same `samples_seen`.
+        artifacts: weights that become an artifact of type "model" at the end: of the "last" or the "best" checkpoint,
+            or "none".
         given: `project`, `entity`, `name`, `group` (joins the runs of one study), `job_type`, `notes`, `tags`, `id`;
             None: the value of W&B's variable, else the default.
 
@@ -66,6 +68,7 @@ class WandbTracker:
         mode: str = "auto",
         defaults: Mapping[str, Any] | None = None,
         run_id: str | None = None,
+        artifacts: str = "none",
         **given: Any,
     ) -> None:
         assert given.keys() <= VARIABLES.keys(), given.keys() - VARIABLES.keys()
@@ -76,6 +79,7 @@ class WandbTracker:
         self.variables: list[str] = []
         self._run: Any = None
         self._wandb: Any = None
+        self._artifacts, self._folder = artifacts, Path(folder)
         self._run_folder = Path(folder)
         self._samples_seen: float | int | str = 0
         self._problems = Problems("W&B")
@@ -93,6 +97,11 @@ class WandbTracker:
                 self._identity, self.variables = identity(given, ours | dict(defaults or {}), files, os.environ)
                 self._identity["config"] = plain
                 self._start(mode_of(mode, os.environ, files))
+
+    @property
+    def run_ids(self) -> dict[str, str]:
+        """What a checkpoint keeps for a resume; empty if there is no W&B run."""
+        return {} if self.run_id is None else {"wandb_run_id": self.run_id}
 
     @property
     def problems(self) -> list[str]:
@@ -138,11 +147,23 @@ class WandbTracker:
                 continue
             with self._problems.counted("a summary value was lost"):
                 run.summary[key] = value
+        if (checkpoint := self._kept_checkpoint(summary)) is not None:
+            with self._problems.counted("the weights were not uploaded"):
+                artifact = self._wandb.Artifact(f"weights-{run.id}", type="model", metadata={"step": checkpoint.name})
+                for path in (checkpoint / "model.safetensors", self._folder / "config.yaml"):
+                    artifact.add_file(str(path))
+                run.log_artifact(artifact, aliases=[self._artifacts])
         try:
             run.finish(exit_code=0)
         except Exception as error:
             self._problems.count("not everything was uploaded", error)
             self.sync_command = f"wandb sync {self._run_folder}"
+
+    def _kept_checkpoint(self, summary: Mapping[str, Any]) -> Path | None:
+        if self._artifacts == "last" and summary.get("checkpoint"):
+            return Path(summary["checkpoint"])
+        best = sorted((self._folder / "checkpoints" / "best").glob("step_*")) if self._artifacts == "best" else []
+        return best[-1] if best else None
 
     def _start(self, mode: str) -> None:
         if mode == "disabled":

@@ -109,9 +109,17 @@ def _logger_problems(config: TrainConfig, environ: Mapping[str, str]) -> list[st
             problems.append(f"{source}: there is no W&B key. Run `wandb login`, set WANDB_API_KEY, or use offline.")
         if mode != "disabled":
             problems += naming_problems(config.logger.wandb.model_dump(), environ)
-    if config.logger.tensorboard and importlib.util.find_spec("tensorboard") is None:
+    for asked, key, package, install in (
+        (config.logger.tensorboard, "tensorboard", "tensorboard", '"largebatch[tensorboard]"'),
+        (config.logger.mlflow.enabled, "mlflow.enabled", "mlflow", "mlflow"),
+        (config.logger.trackio.enabled, "trackio.enabled", "trackio", "trackio"),
+    ):
+        if asked and importlib.util.find_spec(package) is None:
+            problems.append(f"logger.{key}=true: the package {package} is missing. Run `pip install {install}`.")
+    if config.logger.wandb.artifacts == "best" and config.observers.checkpoint.best_by is None:
         problems.append(
-            'logger.tensorboard=true: the package tensorboard is missing. Run `pip install "largebatch[tensorboard]"`.'
+            "logger.wandb.artifacts=best: no checkpoint is the best one, because observers.checkpoint.best_by is null. "
+            "Set it, or choose last."
         )
     return problems
 

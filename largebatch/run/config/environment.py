@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
 Path = tuple[Any, ...]
-NAMING = ("run.", "logger.wandb.", "data.name")  # keys whose values name folders, charts or W&B runs
+NAMING = ("run.", "logger.", "data.name")  # keys whose values name folders, charts or runs of trackers
 _ROUNDS = 50_000  # of the hash that stands for a value, against guessing
 
 

@@ -12,6 +12,7 @@ from largebatch.batch.schedule import DECAYS, WARMUP_KINDS
 from largebatch.diagnostics.outliers import FEWEST_VALUES
 from largebatch.diagnostics.settings import PositiveFloat, PositiveInt, Section
 from largebatch.run.config.did_you_mean import did_you_mean
+from largebatch.run.config.logger import LoggerConfig
 from largebatch.run.config.observers import ObserversConfig
 from largebatch.run.config.precision import PrecisionConfig
 from largebatch.run.config.types import DurationText, FolderName, FolderPath, SampleCount, Target, is_in_tokens, one_of
@@ -157,28 +158,6 @@ class GuardConfig(Section):
     def acts(self) -> bool:
         """Whether it may change the training."""
         return self.policy in ("skip", "rollback")
-
-
-class WandbConfig(Section):
-    """Weights & Biases; None: its environment variable decides."""
-
-    mode: Literal["auto", "online", "offline", "disabled"]
-    project: Annotated[str, Field(min_length=1, pattern=r"^[^/\\#?%:]+$")] | None
-    entity: str | None
-    name: str | None
-    group: str | None
-    job_type: str | None
-    notes: str | None
-    tags: list[str] | None
-    id: Annotated[str, Field(min_length=1, pattern=r"^[^:;,#?/']+$")] | None
-
-
-class LoggerConfig(Section):
-    """Trackers besides metrics.jsonl."""
-
-    plots: bool
-    wandb: WandbConfig
-    tensorboard: bool
 
 
 class LauncherConfig(Section):

@@ -73,11 +73,15 @@ def resumed(no_account: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
         first.finish(
             {"steps": 3, "bad": object(), "last": "value", "eval/val_accuracy": 0.5}, [plot, folder / "missing.png"]
         )
-        second = WandbTracker(**options, group="study", job_type="train", run_id=first.run_id)
+        second = WandbTracker(**options, group="study", job_type="train", run_id=first.run_id, artifacts="last")
         for row in training_rows(range(4, 6)):
             second.log(row)
         second.show({"charts/gap": plotly_figure(GAP)})
-        second.finish({}, [])
+        checkpoint = folder / "checkpoints" / "step_00000005"
+        checkpoint.mkdir(parents=True)
+        for path in (checkpoint / "model.safetensors", checkpoint / "optimizer.safetensors", folder / "config.yaml"):
+            path.write_bytes(b"0")
+        second.finish({"checkpoint": str(checkpoint)}, [])
     wandb.teardown()  # waits until the last block is on disk
     return folder, first, second
 
@@ -93,6 +97,12 @@ def test_every_row_reads_back_exactly_from_the_files_of_a_resumed_run(run: Wandb
     assert rows[:6] == [*training_rows(range(1, 4)), *EVALUATIONS]
     assert rows[-3:-1] == training_rows(range(4, 6))
     assert len(rows) == 6 + 2 + 1 + 2 + 1  # and two odd rows, one plot, one chart
+
+
+def test_weights_and_config_are_an_artifact_where_they_are_asked_for(run: WandbRun) -> None:
+    (run_id,) = run.run_ids
+    files = ["config.yaml", "model.safetensors"]
+    assert run.artifacts[f"weights-{run_id}"] == ("model", ["latest", "last"], files)  # beside W&B's own of charts
 
 
 def test_a_figure_stands_with_its_lines_at_the_last_samples_seen(
