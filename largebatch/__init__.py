@@ -3,12 +3,12 @@
 For a program of your own, by room; a name is loaded when it is first used:
 
     batch        BatchPlan BatchRamp Duration SampleOrder Schedule scale_lr
-    optim        LAMB LARS MuonWithAdamW parameter_groups set_lr
+    optim        LAMB LARS MuonWithAdamW ScheduleLR parameter_groups set_lr
     losses       CrossEntropy InfoNCE ModuleLoss NextToken OutputIsLoss SquaredError
     distributed  Runtime
     models       GPT MLP ConvNet Linear ResNet TwoViews checkpoint_activations hugging_face resnet18 resnet50
     data         ArrayDataset Augmentation MicroBatchLoader TokenWindows digits hub_images image_folder token_stream
-    gradient     ExactBatchNorm Measures Step accumulate_gradients
+    gradient     ExactBatchNorm GlobalBatches Measures Step accumulate_gradients
     diagnostics  NoiseScale NoiseScaleEstimator StepsToTarget fit_critical_batch generalization_gap large_batch_gap
                  lr_range_test measure_sharpness measure_variance moments_of_step
     records      read_metrics
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
         moments_of_step,
     )
     from largebatch.distributed.runtime import Runtime
-    from largebatch.gradient import ExactBatchNorm, Measures, Step, accumulate_gradients
+    from largebatch.gradient import ExactBatchNorm, GlobalBatches, Measures, Step, accumulate_gradients
     from largebatch.losses import CrossEntropy, InfoNCE, ModuleLoss, NextToken, OutputIsLoss, SquaredError
     from largebatch.models import (
         GPT,
@@ -63,7 +63,7 @@ if TYPE_CHECKING:
         resnet18,
         resnet50,
     )
-    from largebatch.optim import LAMB, LARS, MuonWithAdamW, set_lr
+    from largebatch.optim import LAMB, LARS, MuonWithAdamW, ScheduleLR, set_lr
     from largebatch.optim.parameter_groups import parameter_groups
     from largebatch.records.trackers import read_metrics
     from largebatch.training import Observer, Run, StepReport, make_run, train
@@ -72,13 +72,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GPT", "LAMB", "LARS", "MLP", "ArrayDataset", "Augmentation", "BatchPlan", "BatchRamp", "ConvNet", "CrossEntropy",
-    "Duration", "ExactBatchNorm", "InfoNCE", "Linear", "Measures", "MicroBatchLoader", "ModuleLoss",
+    "Duration", "ExactBatchNorm", "GlobalBatches", "InfoNCE", "Linear", "Measures", "MicroBatchLoader", "ModuleLoss",
     "MuonWithAdamW", "NextToken", "NoiseScale", "NoiseScaleEstimator", "Observer", "OutputIsLoss", "ResNet", "Run",
-    "Runtime", "SampleOrder", "Schedule", "SquaredError", "Step", "StepReport", "StepsToTarget", "TokenWindows",
-    "TwoViews", "__version__", "accumulate_gradients", "checkpoint_activations", "digits", "fit_critical_batch",
-    "generalization_gap", "hub_images", "hugging_face", "image_folder", "large_batch_gap", "lr_range_test",
-    "make_run", "measure_sharpness", "measure_variance", "moments_of_step", "parameter_groups", "read_metrics",
-    "resnet18", "resnet50", "scale_lr", "set_lr", "token_stream", "train",
+    "Runtime", "SampleOrder", "Schedule", "ScheduleLR", "SquaredError", "Step", "StepReport", "StepsToTarget",
+    "TokenWindows", "TwoViews", "__version__", "accumulate_gradients", "checkpoint_activations", "digits",
+    "fit_critical_batch", "generalization_gap", "hub_images", "hugging_face", "image_folder", "large_batch_gap",
+    "lr_range_test", "make_run", "measure_sharpness", "measure_variance", "moments_of_step", "parameter_groups",
+    "read_metrics", "resnet18", "resnet50", "scale_lr", "set_lr", "token_stream", "train",
 ]  # fmt: skip
 
 
@@ -114,12 +114,12 @@ def lazy_names(package: str, modules: Mapping[str, str]) -> tuple[Callable[[str]
 
 _NAMES = {
     "batch": "BatchPlan BatchRamp Duration SampleOrder Schedule scale_lr",
-    "optim": "LAMB LARS MuonWithAdamW parameter_groups set_lr",
+    "optim": "LAMB LARS MuonWithAdamW ScheduleLR parameter_groups set_lr",
     "losses": "CrossEntropy InfoNCE ModuleLoss NextToken OutputIsLoss SquaredError",
     "distributed.runtime": "Runtime",
     "models": "GPT MLP ConvNet Linear ResNet TwoViews checkpoint_activations hugging_face resnet18 resnet50",
     "data": "ArrayDataset Augmentation MicroBatchLoader TokenWindows digits hub_images image_folder token_stream",
-    "gradient": "ExactBatchNorm Measures Step accumulate_gradients",
+    "gradient": "ExactBatchNorm GlobalBatches Measures Step accumulate_gradients",
     "diagnostics": "NoiseScale NoiseScaleEstimator StepsToTarget fit_critical_batch generalization_gap large_batch_gap "
     "lr_range_test measure_sharpness measure_variance moments_of_step",
     "records.trackers": "read_metrics",

@@ -101,19 +101,27 @@ class BatchRamp:
             position, num_steps = position + count * size, num_steps - count
         return position
 
-    def num_steps(self, total_samples: int) -> int:
-        """Whole steps in a run of `total_samples`; the remainder is less than the next batch."""
-        return sum(count for _, _, count in self.stages(total_samples))
+    def num_steps(self, total_samples: int, samples_seen: int = 0) -> int:
+        """Whole steps in a run of `total_samples` from `samples_seen` on; the remainder is less than the next batch.
+
+        >>> small, large = (BatchPlan.solve(global_batch_size=size, world_size=1) for size in (4, 10))
+        >>> [BatchRamp((small, large), (6,)).num_steps(29, samples_seen) for samples_seen in (0, 5, 6, 20)]
+        [4, 3, 2, 0]
+        """
+        return sum(count for _, _, count in self.stages(total_samples, samples_seen))
 
     def samples_after(self, total_samples: int) -> int:
         """Samples that the whole steps of a run of `total_samples` consume."""
         position, plan, count = self.stages(total_samples)[-1]
         return position + count * plan.global_batch_size
 
-    def stages(self, total_samples: int) -> list[tuple[int, BatchPlan, int]]:
-        """(samples consumed before it, plan, steps) of each stage; empty stages after the first are omitted."""
+    def stages(self, total_samples: int, samples_seen: int = 0) -> list[tuple[int, BatchPlan, int]]:
+        """(samples consumed before it, plan, steps) of each stage from `samples_seen` on.
+
+        Empty stages after the first are omitted.
+        """
         stages: list[tuple[int, BatchPlan, int]] = []
-        position = 0
+        position = samples_seen
         for plan, end in zip(self.plans, (*self.milestones, total_samples), strict=True):
             size = plan.global_batch_size
             # A step that begins before a milestone still uses this plan; no step may pass the end of the run.

@@ -61,7 +61,7 @@ class BatchSource:
         keeps_steps: bool = False,
     ) -> None:
         in_memory = hasattr(dataset, "fetch")
-        _check_samples(dataset)
+        require_samples_by_index(dataset)
         _check_settings(in_memory=in_memory, num_workers=num_workers, timeout_s=timeout_s, prefetch=prefetch)
         if to_gpu and not torch.cuda.is_available():
             raise ValueError("to_gpu=True: there is no CUDA GPU here. Set it to False.")
@@ -181,7 +181,8 @@ class BatchSource:
         return Waiting(one, self._feed) if isinstance(one, Pinned) else self._feed.receive(one)
 
 
-def _check_samples(dataset: Any) -> None:
+def require_samples_by_index(dataset: Any) -> None:
+    """Raise ValueError unless it has a length and items."""
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
         raise ValueError(
             f"{type(dataset).__name__} has no samples by index: the sample order of a run needs a map-style data set. "

@@ -11,8 +11,10 @@ import torch
 
 
 @contextmanager
-def preserved_generators() -> Iterator[None]:
-    """Restore their states on exit."""
+def preserved_generators(device: torch.device | None = None) -> Iterator[None]:
+    """Restore their states on exit, and that of the generator of `device` if it is a GPU."""
+    gpu = None if device is None or device.type != "cuda" else torch.cuda.default_generators[device.index or 0]
+    state_of_gpu = None if gpu is None else gpu.get_state()
     states = torch.random.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
     try:
         yield
@@ -20,6 +22,8 @@ def preserved_generators() -> Iterator[None]:
         torch.random.set_rng_state(states[0])
         np.random.set_state(states[1])  # noqa: NPY002
         random.setstate(states[2])
+        if gpu is not None:
+            gpu.set_state(state_of_gpu)
 
 
 def seed_generators(key: int, device: torch.device | None = None) -> None:

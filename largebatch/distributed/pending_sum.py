@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, cast
 
+import torch
+import torch.distributed as dist
 from torch import Tensor
 
 
@@ -26,3 +28,20 @@ class PendingSum:
                 self._copied.synchronize()
             self._result = cast("list[float]", self._values.tolist())
         return self._result
+
+
+def start_sum(values: Tensor, world_size: int) -> PendingSum:
+    """Start the element-wise sum of a float64 vector over ranks, asynchronously.
+
+    On a GPU the copy to the host is queued behind the kernels already launched, so `result()` one step later adds
+    no synchronisation to the step.
+    """
+    assert values.dtype == torch.float64
+    work = dist.all_reduce(values, async_op=True) if world_size > 1 else None
+    if values.device.type != "cuda":
+        return PendingSum(values, work)
+    if work is not None:
+        work.wait()  # blocks the stream, not the host
+    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
+    copied = torch.cuda.current_stream().record_event()
+    return PendingSum(host, None, copied)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from largebatch.distributed.generators import seed_generators
 from largebatch.distributed.membership import Membership, TimeLimits, join_process_group, require_same_job
 from largebatch.distributed.number_format import format_of_all_ranks
-from largebatch.distributed.pending_sum import PendingSum
+from largebatch.distributed.pending_sum import PendingSum, start_sum
 from largebatch.distributed.process_group import own_device
 from largebatch.distributed.sending import sent
 from largebatch.distributed.wrapping import BUCKET_MB, wrap_model
@@ -164,20 +164,8 @@ class Runtime(contextlib.AbstractContextManager["Runtime"]):
             scaler.update()
 
     def start_sum(self, values: Tensor) -> PendingSum:
-        """Start the element-wise sum of a float64 vector over ranks, asynchronously.
-
-        On a GPU the copy to the host is queued behind the kernels already launched, so `result()` one step later adds
-        no synchronisation to the step.
-        """
-        assert values.dtype == torch.float64
-        work = dist.all_reduce(values, async_op=True) if self.world_size > 1 else None
-        if values.device.type != "cuda":
-            return PendingSum(values, work)
-        if work is not None:
-            work.wait()  # blocks the stream, not the host
-        host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
-        copied = torch.cuda.current_stream().record_event()
-        return PendingSum(host, None, copied)
+        """Start the element-wise sum of a float64 vector over ranks; see `pending_sum.start_sum`."""
+        return start_sum(values, self.world_size)
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """Element-wise sum over ranks, in float64."""

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from largebatch.batch.plan import BatchPlan
+from largebatch.distributed.own_job import OwnJob
 from largebatch.distributed.pending_sum import PendingSum
 from largebatch.distributed.runtime import Runtime
 from largebatch.distributed.sending import sent
 from largebatch.gradient.reduction_clock import ReductionClock
 from largebatch.gradient.step import Weight
-from largebatch.losses import Loss
+
+
+class CountsUnits(Protocol):
+    """The part of a loss that is needed to count."""
+
+    def units_per_sample(self, targets: Tensor) -> Tensor:
+        """Units of each sample; see `Loss`."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +66,12 @@ class Units:
         runtime: the job.
         loss: knows the units of a sample.
         fixed: whether all samples have the same number; see `units_are_fixed`.
-        clock: the ranks wait for the collective.
+        clock: learns that the ranks wait for the collective; None: there is none.
     """
 
-    def __init__(self, runtime: Runtime, loss: Loss, *, fixed: bool, clock: ReductionClock) -> None:
+    def __init__(
+        self, runtime: Runtime | OwnJob, loss: CountsUnits, *, fixed: bool, clock: ReductionClock | None = None
+    ) -> None:
         self._runtime, self._loss, self._fixed, self._clock = runtime, loss, fixed, clock
         self._per_sample: int | None = None
 
@@ -78,7 +88,7 @@ class Units:
         for part in kept:
             if not part.is_placeholder:
                 units[part.index] = float(self._loss.units_per_sample(part.targets).sum())
-        with self._clock.waiting():
+        with contextlib.nullcontext() if self._clock is None else self._clock.waiting():
             summed = sent(torch.tensor(units, dtype=torch.float64), self._runtime.device)
             pending = self._runtime.start_sum(summed)
             if summed.is_cuda:

@@ -6,6 +6,7 @@ from largebatch.optim.learning_rates import keep_lr_ratios, lr_factors, set_lr
 from largebatch.optim.muon import MuonWithAdamW
 from largebatch.optim.parameter_groups import parameter_groups, parameters_by_name
 from largebatch.optim.presets import LAMB_PRESETS, LARS_PRESETS
+from largebatch.optim.schedule_lr import ScheduleLR
 from largebatch.optim.telemetry import TensorStep, tensor_steps, weights_of
 from largebatch.optim.trust_ratio import l2_norm, trust_ratio
 
@@ -15,6 +16,7 @@ __all__ = [
     "LARS",
     "LARS_PRESETS",
     "MuonWithAdamW",
+    "ScheduleLR",
     "TensorStep",
     "keep_lr_ratios",
     "l2_norm",

@@ -1,0 +1,139 @@
+"""`ScheduleLR` against `Schedule` itself, whoever calls `step`, and however often."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from largebatch.batch import BatchPlan, BatchRamp, Schedule
+from largebatch.optim import ScheduleLR, set_lr
+
+BATCH = 10
+SCHEDULE = Schedule(total_samples=100, warmup_samples=30, warmup_start_factor=0.1, decay="cosine", end_factor=0.01)
+
+
+def groups() -> list[dict[str, Any]]:
+    return [{"params": [nn.Parameter(torch.ones(2))], "lr": 0.05}, {"params": [nn.Parameter(torch.ones(3))]}]
+
+
+def rates_of(optimizer: torch.optim.Optimizer) -> list[float]:
+    return [float(group["lr"]) for group in optimizer.param_groups]
+
+
+def expected(steps: int, batch: int = BATCH) -> list[list[float]]:
+    return [[base * SCHEDULE(step * batch) for base in (0.05, 0.2)] for step in range(steps)]
+
+
+@pytest.mark.parametrize("calls", [0, 1, 3])
+@pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.AdamW])
+def test_rates_are_those_of_the_schedule_however_often_step_is_called(calls: int, make: Any):
+    optimizer = make(groups(), lr=0.2)
+    scheduler, found = ScheduleLR(optimizer, SCHEDULE, global_batch_size=BATCH), []
+    for _ in range(12):  # also past the end
+        found.append(rates_of(optimizer))
+        optimizer.step()
+        for _ in range(calls):
+            scheduler.step()
+    assert found == expected(12)
+    assert scheduler.get_last_lr() == rates_of(optimizer)
+    assert scheduler.samples_seen == 120
+
+
+def test_the_scheduler_that_accelerate_prepares_steps_once_per_rank_and_changes_nothing(no_launcher: None):
+    from accelerate import Accelerator
+    from accelerate.scheduler import AcceleratedScheduler
+    from accelerate.state import AcceleratorState
+
+    accelerator = Accelerator(cpu=True)
+    try:
+        for made_of in ("plain", "prepared"):
+            optimizer = torch.optim.SGD(groups(), lr=0.2)
+            prepared = accelerator.prepare(optimizer)
+            scheduler = ScheduleLR(optimizer if made_of == "plain" else prepared, SCHEDULE, global_batch_size=BATCH)
+            wrapped, found = accelerator.prepare(scheduler), []
+            assert isinstance(wrapped, AcceleratedScheduler)
+            AcceleratorState().num_processes = 4  # as many times it steps
+            for _ in range(5):
+                found.append(rates_of(optimizer))
+                prepared.step()
+                wrapped.step()
+            AcceleratorState().num_processes = 1
+            assert found == expected(5)
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_a_state_goes_on_with_another_optimizer():
+    """Saved as JSON: it holds plain numbers."""
+    optimizer = torch.optim.SGD(groups(), lr=0.2)
+    scheduler = ScheduleLR(optimizer, SCHEDULE, global_batch_size=BATCH)
+    for _ in range(4):
+        optimizer.step()
+    state = json.loads(json.dumps(scheduler.state_dict()))
+    other = torch.optim.SGD(groups(), lr=0.9)
+    later, found = ScheduleLR(other, SCHEDULE, global_batch_size=BATCH), []
+    later.load_state_dict(state)
+    for _ in range(3):
+        found.append(rates_of(other))
+        other.step()
+    assert found == expected(7)[4:]
+
+
+def test_a_ramp_counts_by_its_stages():
+    small, large = (BatchPlan.solve(global_batch_size=size, world_size=1) for size in (10, 30))
+    optimizer = torch.optim.SGD(groups(), lr=0.2)
+    ScheduleLR(optimizer, SCHEDULE, global_batch_size=BatchRamp((small, large), (20,)))
+    found = []
+    for _ in range(4):
+        found.append(rates_of(optimizer)[1])
+        optimizer.step()
+    assert found == [0.2 * SCHEDULE(samples) for samples in (0, 10, 20, 50)]
+
+
+def test_a_rate_that_is_a_tensor_stays_the_same_tensor():
+    """A compiled step reads it there."""
+    optimizer = torch.optim.AdamW(groups()[1:], lr=torch.tensor(0.2, dtype=torch.float64), foreach=False)
+    rate = optimizer.param_groups[0]["lr"]
+    ScheduleLR(optimizer, SCHEDULE, global_batch_size=BATCH)
+    optimizer.step()
+    assert optimizer.param_groups[0]["lr"] is rate
+    assert float(rate) == expected(2)[1][1]
+
+
+def test_set_lr_gives_the_same_rates():
+    one, other = torch.optim.SGD(groups(), lr=0.2), torch.optim.SGD(groups(), lr=0.2)
+    other.param_groups[0]["lr_factor"] = 0.25
+    ScheduleLR(one, SCHEDULE, global_batch_size=BATCH)
+    for step in range(3):
+        set_lr(other, 0.2 * SCHEDULE(step * BATCH))
+        assert rates_of(one) == pytest.approx(rates_of(other), rel=1e-15)
+        one.step()
+
+
+@pytest.mark.parametrize("given", [{}, {"stream": object(), "global_batch_size": 3}])
+def test_the_position_comes_from_one_place(given: Any):
+    with pytest.raises(ValueError, match=r"a stream, such as GlobalBatches, or global_batch_size.*; one of them"):
+        ScheduleLR(torch.optim.SGD(groups(), lr=0.2), SCHEDULE, **given)
+
+
+def test_the_trainer_of_transformers_takes_it(tmp_path: Any):
+    """With accumulation: 4 x 2 samples per step, of 40."""
+    from transformers import Trainer, TrainingArguments
+
+    class Net(nn.Linear):
+        def forward(self, x: Any, labels: Any) -> Any:  # type: ignore[override]
+            return {"loss": super().forward(x).square().mean()}
+
+    model, found = Net(2, 1), []
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.2)
+    optimizer.register_step_pre_hook(lambda *_: found.append(optimizer.param_groups[0]["lr"]))
+    options = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "num_train_epochs": 2}
+    arguments = TrainingArguments(str(tmp_path), use_cpu=True, report_to=[], save_strategy="no", **options)
+    data = [{"x": torch.ones(2), "labels": torch.ones(1)} for _ in range(40)]
+    scheduler = ScheduleLR(optimizer, SCHEDULE, global_batch_size=8)
+    Trainer(model, arguments, train_dataset=data, optimizers=(optimizer, scheduler)).train()
+    assert found == [0.2 * SCHEDULE(samples) for samples in range(0, 80, 8)]
