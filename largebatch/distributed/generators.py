@@ -22,7 +22,7 @@ def preserved_generators(device: torch.device | None = None) -> Iterator[None]:
         torch.random.set_rng_state(states[0])
         np.random.set_state(states[1])  # noqa: NPY002
         random.setstate(states[2])
-        if gpu is not None:
+        if gpu is not None and state_of_gpu is not None:
             gpu.set_state(state_of_gpu)
 
 

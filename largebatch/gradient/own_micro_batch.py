@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -111,7 +111,7 @@ class OwnMicroBatch:
 
 
 @contextlib.contextmanager
-def _joining(model: nn.Module, *, joins: bool) -> Iterator[None]:
+def _joining(model: Any, *, joins: bool) -> Iterator[None]:
     """Backward passes inside join the gradients of ranks, or leave them apart; a plain module has none to join."""
     if hasattr(model, "set_requires_gradient_sync"):  # FSDP2
         model.set_requires_gradient_sync(joins)
