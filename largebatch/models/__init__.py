@@ -9,6 +9,7 @@ from largebatch.models.linear import Linear
 from largebatch.models.mlp import MLP
 from largebatch.models.quadratic import Quadratic
 from largebatch.models.resnet import ResNet, resnet18, resnet50
+from largebatch.models.start_weights import fit_weights
 from largebatch.models.two_views import TwoViews
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "ResNet",
     "TwoViews",
     "checkpoint_activations",
+    "fit_weights",
     "freeze",
     "hugging_face",
     "resnet18",

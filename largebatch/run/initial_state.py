@@ -18,6 +18,7 @@ from largebatch.models.modes import evaluating, train_mode
 from largebatch.optim import keep_lr_ratios, lr_factors, parameter_groups
 from largebatch.optim.uncompiled import without_compiler
 from largebatch.run.checks.memory import require_memory_for_weights
+from largebatch.run.config.model_node import arguments_of_model
 from largebatch.run.config.reading import ConfigError
 from largebatch.run.config.schema import TrainConfig
 from largebatch.run.config.targets import TargetError, check_arguments, make
@@ -39,7 +40,7 @@ def initial_model(config: TrainConfig, seed: int, dataset: Any) -> nn.Module:
     Raises:
         ValueError, ConfigError: if it cannot be made, or does not fit the config.
     """
-    require_memory_for_weights(config.model)
+    require_memory_for_weights(arguments_of_model(config.model))
     model = made_model(config, seed)
     _require_own_memory(model)
     _bring_together(model)
@@ -60,7 +61,7 @@ def made_model(config: TrainConfig, seed: int) -> nn.Module:
     torch.manual_seed(key)
     with preserved_generators():
         seed_generators(key)
-        model = make("model", config.model)
+        model = make("model", arguments_of_model(config.model))
         drawn = torch.get_rng_state()
     torch.set_rng_state(drawn)  # lazy modules draw next
     if not isinstance(model, nn.Module):

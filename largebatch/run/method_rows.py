@@ -1,4 +1,4 @@
-"""What a run does besides plain steps from drawn weights, for the plan: frozen parameters."""
+"""What a run does besides plain steps from drawn weights, for the plan: weights of a file, frozen parameters."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from largebatch.run.config.model_node import weights_of
 from largebatch.run.prepare import Prepared
 
 PlanRow = tuple[str, str, str]
@@ -15,12 +16,19 @@ PlanRow = tuple[str, str, str]
 
 def method_rows(prepared: Prepared) -> list[PlanRow]:
     """Rows (quantity, value, source) of what the run does so; none for a plain run."""
-    return [*_frozen_rows(prepared)]
+    return [*_start_rows(prepared), *_frozen_rows(prepared)]
 
 
 def method_record(prepared: Prepared) -> dict[str, Any]:
     """The same as plain values."""
     return {what: {"value": value, "why": why} for what, value, why in method_rows(prepared)}
+
+
+def _start_rows(prepared: Prepared) -> Iterator[PlanRow]:
+    if (start := prepared.start_weights) is not None:
+        yield "initial weights", start.value, start.why
+    elif (source := weights_of(prepared.config.model)) is not None:
+        yield "initial weights", "not read", f"model.weights={source.file}"
 
 
 def _frozen_rows(prepared: Prepared) -> Iterator[PlanRow]:

@@ -22,6 +22,7 @@ from largebatch.run.initial_state import build_optimizer, initial_model
 from largebatch.run.precision.decisions import Decisions, decide
 from largebatch.run.precision.device import Device
 from largebatch.run.sent_weights import SENT_FROM_BYTES, NotHollowError, hollow_model, reason_against, weight_bytes
+from largebatch.run.start_weights import StartWeights, load_start_weights
 from largebatch.training.loop import Observer
 
 
@@ -68,7 +69,8 @@ class Word:
         state: of `Tried`.
         labels: of `Tried`.
         shift: of the loss, where the samples or the model decide it.
-        sends_weights: whether this rank sends the initial weights, and the others need not draw them.
+        is_hollow: whether the other ranks need not draw the initial weights: they get them.
+        start_weights: that were loaded in place of drawn ones, and are sent.
     """
 
     errors: tuple[str, ...]
@@ -76,7 +78,13 @@ class Word:
     state: KeptState | None = None
     labels: LabelRule | None = None
     shift: bool | None = None
-    sends_weights: bool = False
+    is_hollow: bool = False
+    start_weights: StartWeights | None = None
+
+    @property
+    def sends_weights(self) -> bool:
+        """Whether this rank sends the initial weights to the others."""
+        return self.is_hollow or self.start_weights is not None
 
 
 def try_parts(
@@ -93,6 +101,7 @@ def try_parts(
     """
     config, sets, loss, numbers, making = parts.config, parts.sets, parts.loss, parts.numbers, Findings()
     model = making.attempt("model", lambda: initial_model(config, config.seed, sets.train))
+    start = None if model is None else making.attempt("model", lambda: load_start_weights(config, model))
     if model is not None and device is not None:
         model.to(device)
     optimizer = None if model is None else making.attempt("optimizer", lambda: build_optimizer(config, model))
@@ -120,8 +129,8 @@ def try_parts(
         return Word(tuple(findings.errors), tuple(findings.notes)), None
     assert model is not None
     assert optimizer is not None
-    is_sent = sends and _can_be_sent(config, model, findings)
-    word = Word((), tuple(findings.notes), tried.state, tried.labels, getattr(tried.loss, "shift", None), is_sent)
+    is_hollow, shift = sends and _can_be_sent(config, model, findings), getattr(tried.loss, "shift", None)
+    word = Word((), tuple(findings.notes), tried.state, tried.labels, shift, is_hollow, start)
     return word, Own(model, optimizer, decisions, tried)
 
 
@@ -152,7 +161,7 @@ def as_told(parts: Parts, word: Word, device: torch.device | None) -> Own:
     """
     config, loss = parts.config, parts.loss
     assert loss is not None
-    if word.sends_weights:
+    if word.is_hollow:
         model = hollow_model(config, torch.device("cpu") if device is None else device)
     else:
         model = initial_model(config, config.seed, parts.sets.train)

@@ -34,6 +34,7 @@ from largebatch.run.own_observers import own_observers
 from largebatch.run.precision.decisions import Decisions
 from largebatch.run.precision.device import Device
 from largebatch.run.precision.number_format import settled
+from largebatch.run.start_weights import StartWeights
 from largebatch.run.token_counts import counted_in_samples
 from largebatch.training.loop import Observer
 
@@ -52,6 +53,7 @@ class Prepared:
         own_observers: of the user, by name.
         gap_is_augmented: whether an evaluated set changes at random from read to read.
         sends_weights: whether only rank 0 has the initial weights until `open_runtime` sends them to the others.
+        start_weights: that were loaded in place of drawn ones; None: none were.
     """
 
     config: TrainConfig
@@ -72,6 +74,7 @@ class Prepared:
     gap_is_augmented: bool
     own_observers: dict[str, Observer] = field(default_factory=dict)
     sends_weights: bool = False
+    start_weights: StartWeights | None = None
 
     def place_losses(self, device: torch.device) -> None:
         """Move the buffers of losses that are modules, such as class weights."""
@@ -158,6 +161,7 @@ def _prepared(composed: DictConfig, parts: Parts, own: Own, word: Word) -> Prepa
         gap_is_augmented=made.gap_is_augmented,
         own_observers=parts.own_observers,
         sends_weights=word.sends_weights,
+        start_weights=word.start_weights,
     )
 
 

@@ -19,9 +19,11 @@ from largebatch.distributed.of_rank0 import of_rank0
 from largebatch.distributed.runtime import Runtime
 from largebatch.models.modes import train_mode
 from largebatch.run.checks.memory import Undrawn
+from largebatch.run.config.model_node import weights_of
 from largebatch.run.config.schema import TrainConfig
 from largebatch.run.initial_state import initial_model, made_model
 from largebatch.run.model_settings import as_configured
+from largebatch.run.start_weights import load_start_weights
 
 SENT_FROM_BYTES = 2**28
 """Smaller models are made by every rank: that takes a second, and shows that no draw depends on the rank."""
@@ -83,11 +85,14 @@ def take_weights(runtime: Runtime, model: nn.Module) -> None:
 def draw_weights(runtime: Runtime, config: TrainConfig, seed: int, dataset: Any, module: nn.Module) -> None:
     """Give a module the weights that a run of `seed` starts from, on every rank. Every rank calls it.
 
-    Rank 0 alone makes them, if they are large; see `initial_model` for the arguments.
+    Rank 0 alone makes them, if they are large or read from a file; see `initial_model` for the arguments.
     """
-    sends = runtime.world_size > 1 and weight_bytes(module) >= SENT_FROM_BYTES
+    is_read, is_large = weights_of(config.model) is not None, weight_bytes(module) >= SENT_FROM_BYTES
+    sends = runtime.world_size > 1 and (is_read or is_large)
     if runtime.is_main or not sends:
-        module.load_state_dict(initial_model(config, seed, dataset).state_dict())
+        model = initial_model(config, seed, dataset)
+        load_start_weights(config, model)
+        module.load_state_dict(model.state_dict())
     if sends:
         take_weights(runtime, module)
 

@@ -81,7 +81,7 @@ def commands() -> list[tuple[str, tuple[str, ...]]]:
 
 
 # Of the user's own, or read from a copy of the data that the tests may not have.
-ELSEWHERE = ("--config-dir", "data.path=", "measure.checkpoint=", "--help", "...")
+ELSEWHERE = ("--config-dir", "data.path=", "model.weights=", "measure.checkpoint=", "--help", "...")
 OWN_ARGUMENTS = {"checkpoint", "compare", "diff", "doctor", "report"}  # no config; neither have some of `bench`
 WORDS = ("loop", "diagnostics", "verify", "--multirun", "WHAT", "NAME", "all", *MEASURES, *EXPERIMENTS)
 SECTIONS = ("measure.", "textbook.", "find_lr.", "plan.")  # each of one verb

@@ -134,8 +134,8 @@ def folder_problems(config: TrainConfig) -> list[str]:
         problems.append(
             f"resume_allow={config.resume_allow}: has no effect on a new run. Set resume=auto, or leave it empty."
         )
-    if config.resume not in ("auto", "none") and not Path(config.resume).exists():
-        problems.append(f"resume={config.resume}: there is no such folder. Use auto, none, or the path of a run.")
+    if config.resume not in ("auto", "none") and not Path(config.resume).is_dir():
+        problems.append(f"resume={config.resume}: {_no_folder(config.resume)}")
     if folder is not None and config.resume == "none" and folder.holds_a_run:
         problems.append(
             f"run.dir={config.run.dir}: already holds a run. Continue it with resume=auto, or choose another folder."
@@ -149,6 +149,15 @@ def folder_problems(config: TrainConfig) -> list[str]:
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         problems.append(f"run folder: {existing.resolve()} cannot be written to. Choose run.dir or run.root elsewhere.")
     return problems
+
+
+def _no_folder(path: str) -> str:
+    if not Path(path).exists():
+        return "there is no such folder. Use auto, none, or the path of a run."
+    return (
+        "is a file, and a run goes on from the folder of a run or of a checkpoint, which has its position and "
+        f"optimizer, too. To start a new run from weights alone: model.weights={path}"
+    )
 
 
 def _is_of_another(folder: Path, resume: str) -> bool:

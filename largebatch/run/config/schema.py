@@ -18,7 +18,17 @@ from largebatch.run.config.precision import PrecisionConfig
 from largebatch.run.config.types import DurationText, FolderName, FolderPath, SampleCount, Target, is_in_tokens, one_of
 
 # Sections that `resume_allow` may change at a resume. None of them changes sample order or the restored weights.
-CHANGEABLE = ("length", "schedule", "scaling", "clip_norm", "guard", "content", "batch_norm", "gradient_compression")
+CHANGEABLE = (
+    "length",
+    "schedule",
+    "scaling",
+    "clip_norm",
+    "guard",
+    "content",
+    "batch_norm",
+    "gradient_compression",
+    "start_weights",
+)
 _ONE_BY_ONE = ("optimizer", "model", "loss", "data.augment")  # sections whose values are named one by one
 _RENAMED = ("data.name",)
 

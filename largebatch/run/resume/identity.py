@@ -14,6 +14,7 @@ from largebatch.records.credentials import variables_in
 from largebatch.records.renamed import with_new_names
 from largebatch.run.config.did_you_mean import did_you_mean
 from largebatch.run.config.environment import comparable
+from largebatch.run.config.model_node import arguments_of_model
 from largebatch.run.config.schema import CHANGEABLE, is_changeable
 from largebatch.run.config.targets import TargetError, find_target
 from largebatch.run.precision.speed import has_kernels
@@ -31,7 +32,6 @@ _IDENTITY = (
     "schedule",
     "optimizer",
     "parameters",
-    "model",
 )
 
 _MOST_SHOWN = 20  # changes
@@ -39,6 +39,7 @@ _MOST_SHOWN = 20  # changes
 # The behaviour of runs before these keys existed.
 _BEFORE: dict[str, Any] = {
     "batch_norm": "per_micro_batch",
+    "start_weights": None,
     "guard": None,
     "ramp": {"milestones": [], "totals": [], "in_place_of_decay": False, "max_total": None},
 }
@@ -63,7 +64,9 @@ def run_identity(prepared: Prepared) -> dict[str, Any]:
         | prepared.decisions.values(),
         "gradient_compression": config.precision.compressed,
         "content": prepared.content,
-        "model_files": files_named(config.model),
+        "model": arguments_of_model(plain["model"]),
+        "model_files": files_named(arguments_of_model(config.model)),
+        "start_weights": None if prepared.start_weights is None else prepared.start_weights.sha256,
         "data": {"name": config.data.name, "num_samples": len(prepared.train), "augment": plain["data"]["augment"]},
         "code": code_of(prepared),
     }
@@ -78,6 +81,8 @@ class Change:
     now: Any
 
     def __str__(self) -> str:
+        if self.key == "start_weights":
+            return f"the weights to start from differ (their hash was {plain(self.was)}, now {self.now})"
         if self.key == "content":
             return f"samples of the training set differ (their hash was {plain(self.was)}, now {self.now})"
         if self.is_code:

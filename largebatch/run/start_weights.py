@@ -1,0 +1,80 @@
+"""Weights that a model starts from, in place of drawn ones: `model.weights`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from largebatch.models.start_weights import FittedWeights, brief_names, fit_weights
+from largebatch.records.weights_file import read_weights
+from largebatch.run.config.model_node import WeightsSource, weights_of
+from largebatch.run.config.reading import ConfigError
+from largebatch.run.config.schema import TrainConfig
+
+
+@dataclass(frozen=True)
+class StartWeights:
+    """The weights that a run starts from, to be told and compared.
+
+    Attributes:
+        sha256: of the file's tensors.
+        value: how many were loaded, for the plan.
+        why: from where, and what was left.
+    """
+
+    sha256: str
+    value: str
+    why: str
+
+
+def load_start_weights(config: TrainConfig, model: nn.Module) -> StartWeights | None:
+    """Put the weights that the config names into the model; None: it names none. One rank calls it for all.
+
+    Raises:
+        ConfigError: if the file cannot be read, or does not fit.
+    """
+    source = weights_of(config.model)
+    if source is None:
+        return None
+    try:
+        found = read_weights(Path(source.file).expanduser(), source.entry)
+    except ValueError as error:
+        raise ConfigError([f"model.weights={source.file}: {error}. {_REMEDY}"]) from None
+    try:
+        fitted = fit_weights(model, found.tensors)
+    except Exception as error:  # of a hook of the model's own
+        raise ConfigError([f"model.weights={source.file}: loading failed with {error}"]) from error
+    _require_fit(model, source, fitted, found.tensors)
+    return StartWeights(found.sha256, f"{fitted.loaded} of {fitted.total} tensors", _told(source, fitted, found))
+
+
+_REMEDY = (
+    "Give a file of safetensors or of torch.save, a checkpoint, a run, or a folder of transformers; null: drawn weights"
+    " (a run that goes on from its own checkpoint needs resume_allow=[start_weights] then)."
+)
+
+
+def _require_fit(model: nn.Module, source: WeightsSource, fitted: FittedWeights, tensors: Mapping[str, Any]) -> None:
+    if fitted.loaded == 0:
+        fact = f"none of its tensors is one of {type(model).__name__}'s"
+    elif source.strict and fitted.left:
+        fact = f"does not fit {type(model).__name__}: {'; '.join(fitted.left)}"
+    else:
+        return
+    remedy = (
+        f"To load what fits: 'model.weights={{file: {source.file}, strict: false}}'."
+        if fitted.loaded
+        else (f"The file has {brief_names(tensors)}; the model {brief_names(model.state_dict())}.")
+    )
+    raise ConfigError([f"model.weights={source.file}: {fact}. {remedy}"])
+
+
+def _told(source: WeightsSource, fitted: FittedWeights, found: Any) -> str:
+    clauses = [f"model.weights={source.file}", *found.notes]
+    clauses += [f"without the prefix {fitted.prefix}"] * bool(fitted.prefix)
+    clauses += [f"converted from {', '.join(fitted.converted)}"] * bool(fitted.converted)
+    return "; ".join([*clauses, *fitted.left, f"SHA-256 {found.sha256[:12]}"])
