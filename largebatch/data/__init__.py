@@ -12,6 +12,7 @@ from largebatch.data.images import hub_images, parquet_images
 from largebatch.data.label_noise import NoisyLabels
 from largebatch.data.loader import EvaluationLoader, MicroBatchLoader, evaluation_batches
 from largebatch.data.micro_batch import MicroBatchData
+from largebatch.data.mixing import Mixing
 from largebatch.data.probing import changing_samples, form_of_most, notes_of_items
 from largebatch.data.samples import Screen, as_sample
 from largebatch.data.screened import ScreenedSamples
@@ -30,6 +31,7 @@ __all__ = [
     "FirstSamples",
     "MicroBatchData",
     "MicroBatchLoader",
+    "Mixing",
     "NoisyLabels",
     "Screen",
     "ScreenedSamples",

@@ -1,8 +1,9 @@
-"""Random crops, flips and cutout as a pure function of (seed, epoch, sample id)."""
+"""Random crops, flips, cutout and mixing as a pure function of (seed, epoch, sample id)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -11,6 +12,10 @@ from torch.nn import functional as F
 
 from largebatch.batch.random_keys import keyed_uniforms, stream_key
 from largebatch.data.array import Int64Array
+from largebatch.data.errors import DataError
+from largebatch.data.items import Inputs, Skipped, change_images
+from largebatch.data.micro_batch import MicroBatchData, Request
+from largebatch.data.mixing import Mixing, mixed_targets
 
 # One column of random numbers per decision, so that enabling one does not change the draws of the others.
 _ROW, _COLUMN, _FLIP, _CUTOUT_ROW, _CUTOUT_COLUMN = range(5)
@@ -30,36 +35,80 @@ class Augmentation:
         flip: mirror left and right with probability 1/2.
         cutout: side of a square of zeros, in pixels, centred at a random pixel and clipped at the border
             (DeVries and Taylor 2017, "Improved regularization of convolutional neural networks with cutout").
+        mixing: of the augmented samples, in pairs; a `MicroBatchLoader` does it, a call does not.
+        views: images of each sample, each with draws of its own; above 1, inputs are [n, views, C, H, W]. The draws of
+            the first do not depend on their number.
 
     Raises:
-        ValueError: if `crop_padding` or `cutout` is negative; from a call, if `inputs` are not images [n, C, H, W].
+        ValueError: if `crop_padding` or `cutout` is negative, or views are mixed; from a call, if `inputs` are not
+            images.
     """
 
     seed: int
     crop_padding: int = 0
     flip: bool = False
     cutout: int = 0
+    mixing: Mixing | None = None
+    views: int = 1
 
     def __post_init__(self) -> None:
+        if self.views < 1 or (self.views > 1 and self.mixing is not None):
+            raise ValueError(f"views={self.views}, mixing={self.mixing}: give 1 view or more; several are not mixed.")
         if self.crop_padding < 0 or self.cutout < 0:
             raise ValueError(f"crop_padding={self.crop_padding}, cutout={self.cutout}: give pixels, 0 (off) or more.")
 
     def __call__(self, inputs: Tensor, ids: Int64Array, epochs: Int64Array) -> Tensor:
         """Augmented copies of the images [n, C, H, W] of samples `ids` [n] in their `epochs` [n]."""
+        if self.mixing is not None and not self.changes_images:
+            return inputs
         return self.apply(inputs, self.draws(ids, epochs).to(inputs.device))
 
+    @property
+    def changes_images(self) -> bool:
+        """Whether a call changes anything."""
+        return bool(self.crop_padding or self.flip or self.cutout)
+
+    def mixed(
+        self, batch: MicroBatchData, request: Request, skipped: Sequence[Skipped]
+    ) -> tuple[MicroBatchData, Tensor]:
+        """A loaded micro-batch with the targets of its mixed samples, and the table for `mix`."""
+        assert self.mixing is not None
+        rows, (ids, epochs) = request.pairs_of_rows(skipped), request.loaded(skipped)
+        if batch.is_placeholder:
+            ids, epochs = request.ids[:1], request.epochs[:1]
+        parts = [batch.inputs] if isinstance(batch.inputs, Tensor) else list(batch.inputs.values())
+        shape = parts[0].shape[1:]
+        table, shares = self.mixing.table(self.seed, ids[rows[0]], epochs[rows[0]], rows, tuple(shape))
+        return replace(batch, targets=mixed_targets(batch.targets, table, shares)), table
+
+    def mix(self, inputs: Inputs, table: Tensor) -> Inputs:
+        """The mixed samples of a micro-batch, on the device of both."""
+        assert self.mixing is not None
+        mixing = self.mixing
+        if isinstance(inputs, Tensor):
+            return mixing.apply(inputs, table)
+        if len(inputs) > 1:
+            raise DataError(
+                f"data.augment.mixup and cutmix: a sample has the inputs {', '.join(inputs)}, and only one can be "
+                "mixed. Set both to 0."
+            )
+        return change_images(inputs, lambda images: mixing.apply(images, table))
+
     def draws(self, ids: Int64Array, epochs: Int64Array) -> Tensor:
-        """What is drawn for the samples `ids` [n] in their `epochs` [n]: uniform on [0, 1), float64 [n, 5]."""
+        """What is drawn for the samples `ids` [n] in their `epochs` [n]: uniform on [0, 1), float64 [n, 5 views]."""
         distinct, which = np.unique(epochs, return_inverse=True)
         keys = np.array([stream_key(self.seed, "augment", epoch) for epoch in distinct.tolist()], dtype=np.uint64)
-        return torch.from_numpy(keyed_uniforms(keys[which], ids, 5))
+        return torch.from_numpy(keyed_uniforms(keys[which], ids, 5 * self.views))
 
     def apply(self, inputs: Tensor, draws: Tensor) -> Tensor:
-        """Augmented copies of the images [n, C, H, W] by `draws` [n, 5], on the device of both.
+        """Augmented copies of the images [n, C, H, W], or of their views, by `draws`, on the device of both.
 
         Pixels are moved, or set to 0: every device gives the same bits.
         """
-        if inputs.dim() != 4:
+        if self.views > 1 and inputs.dim() == 5 and inputs.shape[1] == self.views:
+            of_one = replace(self, views=1)
+            return of_one.apply(inputs.flatten(0, 1), draws.reshape(-1, 5)).unflatten(0, inputs.shape[:2])
+        if inputs.dim() != 4 or self.views > 1:
             raise ValueError(
                 f"Augmentation takes images [n, C, H, W], not inputs of shape {tuple(inputs.shape)}. "
                 f"Disable crop_padding, flip and cutout for other data."

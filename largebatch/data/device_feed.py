@@ -20,10 +20,12 @@ class Pinned:
     Attributes:
         batch: inputs as they are stored, and targets.
         draws: of the augmentation; None without one.
+        mixed: what is mixed, see `Mixing.table`; None: nothing.
     """
 
     batch: MicroBatchData
     draws: Tensor | None
+    mixed: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -33,11 +35,13 @@ class Sent:
     Attributes:
         batch: inputs as they are stored, and targets, on the device.
         draws: of the augmentation, on the device; None without one.
+        mixed: likewise.
         copied: when the copies are complete.
     """
 
     batch: MicroBatchData
     draws: Tensor | None
+    mixed: Tensor | None
     copied: torch.cuda.Event
 
     @property
@@ -45,7 +49,7 @@ class Sent:
         """All that is copied."""
         inputs = self.batch.inputs
         parts = list(inputs.values()) if isinstance(inputs, dict) else [inputs]
-        return [*parts, self.batch.targets, *([] if self.draws is None else [self.draws])]
+        return [*parts, self.batch.targets, *(one for one in (self.draws, self.mixed) if one is not None)]
 
 
 class DeviceFeed:
@@ -68,21 +72,19 @@ class DeviceFeed:
         self._complete, self._augment = complete, augment
         self._stream = torch.cuda.Stream(device)
 
-    def pin(self, batch: MicroBatchData) -> Pinned:
+    def pin(self, batch: MicroBatchData, *, draws: Tensor | None = None, mixed: Tensor | None = None) -> Pinned:
         """A micro-batch on the host, with its draws, in page-locked memory."""
-        # No sample of a placeholder counts: there is none to draw for.
-        augment = None if batch.is_placeholder else self._augment
-        draws = None if augment is None else augment.draws(batch.ids, batch.epochs).pin_memory()
         inputs, targets = each(batch.inputs, Tensor.pin_memory), batch.targets.pin_memory()
-        return Pinned(replace(batch, inputs=inputs, targets=targets), draws)
+        drawn = [None if one is None else one.pin_memory() for one in (draws, mixed)]
+        return Pinned(replace(batch, inputs=inputs, targets=targets), *drawn)
 
     def send(self, pinned: Pinned) -> Sent:
         """Start the copies of a micro-batch."""
         batch = pinned.batch
         with torch.cuda.stream(self._stream):
-            draws = None if pinned.draws is None else self._copied(pinned.draws)
+            draws, mixed = (None if one is None else self._copied(one) for one in (pinned.draws, pinned.mixed))
             inputs, targets = each(batch.inputs, self._copied), self._copied(batch.targets)
-            return Sent(replace(batch, inputs=inputs, targets=targets), draws, self._stream.record_event())
+            return Sent(replace(batch, inputs=inputs, targets=targets), draws, mixed, self._stream.record_event())
 
     def receive(self, sent: Sent) -> MicroBatchData:
         """The micro-batch, ready for what the current stream does from here on."""
@@ -90,13 +92,13 @@ class DeviceFeed:
         here.wait_event(sent.copied)
         for tensor in sent.tensors:
             tensor.record_stream(here)  # its memory is not given away before this stream is done with it
-        inputs, draws = sent.batch.inputs, sent.draws
+        inputs, draws, mixed, augment = sent.batch.inputs, sent.draws, sent.mixed, self._augment
         if self._complete is not None:
             inputs = change_images(inputs, self._complete)
-        if draws is not None:
-            augment = self._augment
-            assert augment is not None
+        if augment is not None and draws is not None:
             inputs = change_images(inputs, lambda images: augment.apply(images, draws))
+        if augment is not None and mixed is not None:
+            inputs = augment.mix(inputs, mixed)
         return replace(sent.batch, inputs=inputs)
 
     def _copied(self, tensor: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import IterableDataset
 
 from largebatch.data.ahead import Ahead
+from largebatch.data.array import ImageNormalisation
 from largebatch.data.augmentation import Augmentation
 from largebatch.data.device_feed import DeviceFeed, Pinned, Sent, Waiting
 from largebatch.data.errors import DataError
@@ -70,9 +71,12 @@ class BatchSource:
         self._complete, self._augment_there = None, None
         self._feed: DeviceFeed | None = None
         # Augmentation of somebody else's takes complete images on the host.
+        self._mixes_by = augment if isinstance(augment, Augmentation) and augment.mixing else None
         if to_gpu and (augment is None or isinstance(augment, Augmentation)):
-            dataset, self._complete = stored_form(dataset)
-            self._augment_there, augment = augment, None
+            stored, complete = stored_form(dataset)
+            # Boxes are cut into images of the stored shape.
+            if self._mixes_by is None or complete is None or isinstance(complete, ImageNormalisation):
+                dataset, self._complete, self._augment_there, augment = stored, complete, augment, None
         self._dataset, self._augment, self._skips = dataset, augment, skips
         self._to_gpu, self._keeps_steps, self._prefetch = to_gpu, keeps_steps, prefetch
         samples = OneByOne(dataset) if in_memory else dataset
@@ -159,10 +163,18 @@ class BatchSource:
         request, loaded = one
         if isinstance(loaded, Exception):
             return _Unread(request, loaded)
-        batch = request.filled(*loaded)
+        batch, mixed, there = request.filled(*loaded), None, self._augment_there
+        draws = None
+        # No sample of a placeholder counts: there is none to draw for.
+        if there is not None and there.changes_images and not batch.is_placeholder:
+            draws = there.draws(*request.loaded(loaded[2]))
+        if (augment := self._mixes_by) is not None:
+            batch, mixed = augment.mixed(batch, request, loaded[2])
+            if there is None:
+                batch, mixed = replace(batch, inputs=augment.mix(batch.inputs, mixed)), None
         if self._feed is None:
             return batch
-        pinned = self._feed.pin(batch)
+        pinned = self._feed.pin(batch, draws=draws, mixed=mixed)
         return pinned if self._keeps_steps else self._feed.send(pinned)
 
     def _finish(self, one: MicroBatchData | Pinned | Sent | _Unread) -> MicroBatchData:

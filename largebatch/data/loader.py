@@ -14,7 +14,7 @@ from largebatch.batch.ramp import BatchRamp
 from largebatch.data.array import Int64Array
 from largebatch.data.fetching import BatchSource
 from largebatch.data.items import Augment
-from largebatch.data.micro_batch import MicroBatchData, Request
+from largebatch.data.micro_batch import MicroBatchData, Request, with_partners
 
 _IDS_AT_ONCE = 4096
 
@@ -32,7 +32,8 @@ class MicroBatchLoader:
         order: order of the samples; as long as the data set.
         plan: plan of a global batch, or a ramp of plans.
         rank: number of this process.
-        augment: (inputs, ids, epochs) -> inputs; keyed by sample, such as `Augmentation`.
+        augment: (inputs, ids, epochs) -> inputs; keyed by sample, such as `Augmentation`. With `Augmentation.mixing`
+            targets are those of `mixed_targets`.
         num_workers: processes that load map-style items; 0 loads in this process.
         to_gpu: put batches onto the current GPU: copied on a stream of their own, images as bytes, and normalised and
             augmented there. The samples have the same random draws as on the host.
@@ -87,6 +88,7 @@ class MicroBatchLoader:
                 f"Create the order with len(dataset)."
             )
         self._order = order
+        self._pairs = getattr(augment, "mixing", None) is not None
 
     def micro_batches(self, samples_seen: int, num_steps: int) -> Iterator[MicroBatchData]:
         """This rank's micro-batches of `num_steps` steps, the first of which starts at position `samples_seen`.
@@ -123,14 +125,16 @@ class MicroBatchLoader:
         first_size = ramp.at(samples_seen).micro_batches(self.rank)[0].size
         at_once = max(1, _IDS_AT_ONCE // first_size)
         while block := list(itertools.islice(places, at_once)):
-            positions = [
+            positions: list[Int64Array] = [
                 np.arange(position + part.offset, position + part.offset + part.size) for position, part in block
             ]
-            ends = np.cumsum([part.size for _, part in block])[:-1]
+            partners: list[Int64Array | None] = [None] * len(positions)
+            if self._pairs:
+                positions, partners = (list(one) for one in zip(*map(with_partners, positions), strict=True))
+            ends = np.cumsum([len(one) for one in positions])[:-1]
             ids = np.split(self._order.ids_at(np.concatenate(positions)), ends)
-            for (position, part), own_ids, own_positions in zip(block, ids, positions, strict=True):
-                epochs = own_positions // self._order.num_samples
-                yield Request(ids=own_ids, epochs=epochs, index=part.index, samples_seen=position)
+            for (position, part), own_ids, own, others in zip(block, ids, positions, partners, strict=True):
+                yield Request(own_ids, own // self._order.num_samples, part.index, position, others)
 
     def _places(self, ramp: BatchRamp, samples_seen: int, num_steps: int) -> Iterator[tuple[int, MicroBatch]]:
         """(samples consumed before the step, micro-batch) for each micro-batch of this rank."""

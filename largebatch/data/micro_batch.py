@@ -14,12 +14,23 @@ from largebatch.data.items import Inputs, SampleRequest, Skipped
 
 @dataclass(frozen=True)
 class Request:
-    """A micro-batch to load; see `MicroBatchData` for the fields."""
+    """A micro-batch to load; see `MicroBatchData` for the fields.
+
+    Attributes:
+        partners: row of the partner of each sample among `ids`, int64 [n], where samples are mixed in pairs. Behind the
+            n samples, `ids` then has partners that are not among them, 2 at most.
+    """
 
     ids: Int64Array
     epochs: Int64Array
     index: int
     samples_seen: int
+    partners: Int64Array | None = None
+
+    @property
+    def size(self) -> int:
+        """Samples of the micro-batch, without partners from elsewhere."""
+        return len(self.ids) if self.partners is None else len(self.partners)
 
     @property
     def pairs(self) -> list[SampleRequest]:
@@ -27,12 +38,55 @@ class Request:
         return list(zip(self.epochs.tolist(), self.ids.tolist(), strict=True))
 
     def filled(self, inputs: Inputs, targets: Tensor, skipped: Sequence[Skipped] = ()) -> MicroBatchData:
-        """The loaded data of this request, without the skipped samples."""
-        ids, epochs = self.ids, self.epochs
-        if skipped:
-            places = [place for place, _ in skipped]
+        """The loaded data of this request, without the skipped samples; partners from elsewhere are still among them.
+
+        These are reported as skipped where they belong.
+        """
+        asked, epochs = self.ids[: self.size], self.epochs[: self.size]
+        own, ids = tuple(one for one in skipped if one[0] < self.size), asked
+        if own:
+            places = [place for place, _ in own]
             ids, epochs = np.delete(ids, places), np.delete(epochs, places)
-        return MicroBatchData(inputs, targets, ids, epochs, self.index, self.samples_seen, self.ids, tuple(skipped))
+        return MicroBatchData(inputs, targets, ids, epochs, self.index, self.samples_seen, asked, own)
+
+    def loaded(self, skipped: Sequence[Skipped]) -> tuple[Int64Array, Int64Array]:
+        """Ids and epochs of all samples that were loaded."""
+        places = [place for place, _ in skipped]
+        return np.delete(self.ids, places), np.delete(self.epochs, places)
+
+    def pairs_of_rows(self, skipped: Sequence[Skipped]) -> Int64Array:
+        """Row of each sample of the micro-batch, and of its partner, among those that were loaded, int64 [2, n].
+
+        A sample without a partner is its own. If no sample could be loaded, the first row stands in.
+        """
+        assert self.partners is not None
+        is_loaded = np.ones(len(self.ids), dtype=np.bool_)
+        is_loaded[[place for place, _ in skipped]] = False
+        own = np.flatnonzero(is_loaded[: self.size])
+        if not len(own):
+            return np.zeros((2, 1), dtype=np.int64)
+        partners = self.partners[own]
+        rows: Int64Array = (np.cumsum(is_loaded) - 1)[np.stack([own, np.where(is_loaded[partners], partners, own)])]
+        return rows
+
+
+def with_partners(positions: Int64Array) -> tuple[Int64Array, Int64Array]:
+    """Positions [n + 0 to 2] with those of partners from elsewhere behind, and the row of each partner, [n].
+
+    The partner of position p is p XOR 1.
+
+    Args:
+        positions: consecutive, int64 [n].
+
+    >>> with_partners(np.arange(3, 6))
+    (array([3, 4, 5, 2]), array([3, 2, 1]))
+    """
+    rows = (positions ^ 1) - positions[0]
+    is_before, is_behind = rows < 0, rows >= len(positions)
+    rows[is_behind] = len(positions) + is_before.sum()
+    rows[is_before] = len(positions)
+    others = (positions ^ 1)[is_before | is_behind]
+    return np.concatenate([positions, others]), rows
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from largebatch.losses.auxiliary_losses import require_no_dropped_loss
 from largebatch.losses.coupled import CoupledLoss, InfoNCE, is_coupled
 from largebatch.losses.cross_entropy import CrossEntropy, NextToken
 from largebatch.losses.label_rule import LabelRule, label_rule, require_labels, scored
+from largebatch.losses.mixed_labels import MixedLabels
 from largebatch.losses.module_loss import ModuleLoss
 from largebatch.losses.protocol import Loss, counted_per_sample, units_are_fixed, widens_outputs
 from largebatch.losses.regression import OutputIsLoss, SquaredError
@@ -14,6 +15,7 @@ __all__ = [
     "InfoNCE",
     "LabelRule",
     "Loss",
+    "MixedLabels",
     "ModuleLoss",
     "NextToken",
     "OutputIsLoss",

@@ -86,7 +86,8 @@ def counted_per_sample(loss: Loss, targets: Tensor) -> Tensor:
 
 def widens_outputs(loss: Loss) -> bool:
     """Whether the class of `loss` takes outputs in bfloat16 and float16; not inherited, as a subclass may not."""
-    return bool(vars(type(loss)).get("widens_outputs", False))
+    of_one_label = getattr(loss, "of_one_label", loss)  # of `MixedLabels`
+    return bool(vars(type(of_one_label)).get("widens_outputs", False))
 
 
 def prediction(outputs: Any) -> Tensor:

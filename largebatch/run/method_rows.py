@@ -1,4 +1,4 @@
-"""What a run does besides plain steps from drawn weights, for the plan: weights of a file, frozen parameters."""
+"""What a run does besides plain steps from drawn weights, for the plan: weights of a file, freezing, mixing."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from largebatch.run.augmentation import augment_rows
 from largebatch.run.config.model_node import weights_of
 from largebatch.run.prepare import Prepared
 
@@ -16,7 +17,7 @@ PlanRow = tuple[str, str, str]
 
 def method_rows(prepared: Prepared) -> list[PlanRow]:
     """Rows (quantity, value, source) of what the run does so; none for a plain run."""
-    return [*_start_rows(prepared), *_frozen_rows(prepared)]
+    return [*_start_rows(prepared), *_frozen_rows(prepared), *augment_rows(prepared.config)]
 
 
 def method_record(prepared: Prepared) -> dict[str, Any]:

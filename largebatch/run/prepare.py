@@ -19,6 +19,7 @@ from largebatch.gradient.choices import conflicts
 from largebatch.losses import Loss
 from largebatch.losses.coupled import is_coupled
 from largebatch.records.credentials import redacted
+from largebatch.run.augmentation import augmentation, training_loss
 from largebatch.run.checks.dry_run import KeptState
 from largebatch.run.checks.machine import folder_problems, machine_problems
 from largebatch.run.checks.observers import observer_problems
@@ -51,6 +52,7 @@ class Prepared:
         state: state that forward passes change, and parameters that they skip.
         notes: facts to print before the run starts, one line each; also in plan.json.
         own_observers: of the user, by name.
+        loss: of training samples, mixed ones if they are mixed; `measured_loss`: of plain ones, without smoothing.
         gap_is_augmented: whether an evaluated set changes at random from read to read.
         sends_weights: whether only rank 0 has the initial weights until `open_runtime` sends them to the others.
         start_weights: that were loaded in place of drawn ones; None: none were.
@@ -152,7 +154,7 @@ def _prepared(composed: DictConfig, parts: Parts, own: Own, word: Word) -> Prepa
         validation=sets[id(made.validation)],
         augment=parts.augment,
         model=own.model,
-        loss=tried.loss,
+        loss=training_loss(parts.config, tried.loss),
         measured_loss=without_smoothing(tried.loss),
         optimizer=own.optimizer,
         content=tried.content,
@@ -182,7 +184,9 @@ def _parts(given: TrainConfig, environ: Mapping[str, str], findings: Findings) -
     given, config = (given, config) if counted is None else (counted, settled(counted, kind))
     loss = findings.attempt("loss", lambda: named_loss(config))
     place_of_model = len(findings.errors)
-    augment = findings.attempt("data.augment", lambda: _augmentation(config))
+    augment = findings.attempt("data.augment", lambda: augmentation(config))
+    if loss is not None:
+        findings.attempt("loss", lambda: training_loss(config, loss))
     findings.errors += conflicts(choices_of(config, loss))
     numbers = None if counted is None else _numbers(config, environ, made.train, findings)
     numbers = None if numbers is None else replace(numbers, tokens_per_sample=tokens)
@@ -211,10 +215,3 @@ def _look_around(config: TrainConfig, environ: Mapping[str, str], device: Device
 def _launcher_problems(config: TrainConfig, environ: Mapping[str, str]) -> list[str]:
     precision, num_processes = config.precision.compute, config.launcher.num_processes
     return launcher_problems(environ, precision=precision, num_processes=num_processes)
-
-
-def _augmentation(config: TrainConfig) -> Augmentation | None:
-    augment = config.data.augment
-    if not (augment.crop_padding or augment.flip or augment.cutout):
-        return None
-    return Augmentation(config.seed, crop_padding=augment.crop_padding, flip=augment.flip, cutout=augment.cutout)

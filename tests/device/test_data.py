@@ -60,6 +60,8 @@ AUGMENTED = "data.augment.crop_padding=1 data.augment.flip=true data.augment.cut
 IMAGE, LABEL, DRAWS = SIDE * SIDE, 8, 5 * 8  # bytes
 RUNS = {
     "augmented": ([*on("pixels"), *AUGMENTED.split()], IMAGE + LABEL + DRAWS),
+    # A mixed sample has two labels and a share, and seven numbers that say how it is mixed.
+    "mixed": ([*on("pixels"), *AUGMENTED.split(), "data.augment.mixup=0.2"], IMAGE + 3 * 8 + DRAWS + 7 * 8),
     "without a thread": ([*on("pixels"), "data.prefetch=0"], IMAGE + LABEL),
     "through workers": ([*on("Files"), "data.num_workers=1", "data.timeout_s=60"], IMAGE + LABEL),
     # Their steps begin with all of their micro-batches, which wait on the host.

@@ -7,6 +7,7 @@ from typing import Any
 
 from largebatch.batch.order import SampleOrder
 from largebatch.batch.random_keys import stream_key
+from largebatch.data import Augmentation
 from largebatch.diagnostics import GapParts, Interval, Part, decompose_gap
 from largebatch.diagnostics.gap.conditions.measurement import Conditions, measure_conditions
 from largebatch.diagnostics.gap.conditions.passes import GapData, GapSettings
@@ -32,6 +33,7 @@ _NOT_TOLD_APART = {
     "augmentation": "data.augment alone; augmentation inside a set is not separated: name data.train_plain",
     "generalization": "validation samples against training samples, and augmentation inside the sets",
 }
+_MIXED = {"augmentation": "training samples without it; mixup and CutMix are left out on both sides"}
 # Where training samples are as an evaluation during training sees them: with the labels that were trained on.
 _EVALUATED = "stale statistics"
 
@@ -46,7 +48,7 @@ def plan(prepared: Prepared, options: MeasureConfig) -> Measurement:
     ghost = options.gap.ghost or ghost_size(prepared)
     seed = prepared.config.seed
     settings = GapSettings(seed=seed, ghost=ghost, draws=options.gap.draws, micro_batch_size=options.micro)
-    losses = prepared.loss, prepared.measured_loss
+    losses = getattr(prepared.loss, "of_one_label", prepared.loss), prepared.measured_loss
 
     def measure(weights: Weights) -> Result | None:
         conditions = measure_conditions(weights.module, losses, data, weights.runtime, settings)
@@ -75,10 +77,16 @@ def _data(prepared: Prepared, options: MeasureConfig) -> GapData:
         validation=prepared.validation,
         ids=ids,
         validation_ids=order.ids(0, count),
-        augment=prepared.augment,
+        augment=_unmixed(prepared),
         clean=getattr(prepared.train_plain, "clean", None) if prepared.config.data.label_noise else None,
         num_workers=prepared.config.data.num_workers,
     )
+
+
+def _unmixed(prepared: Prepared) -> Augmentation | None:
+    """The augmentation of a sample by itself: a mixed one has no label of its own, and no part of the gap."""
+    augment = prepared.augment
+    return dataclasses.replace(augment, mixing=None) if augment is not None and augment.changes_images else None
 
 
 def ghost_size(prepared: Prepared) -> int:
@@ -115,7 +123,8 @@ def _result(
     settings = {"ghost": ghost, "settings": options.model_dump(), "is_augmented": prepared.gap_is_augmented}
     title = f"gap of {weights.source}: {count} training, {num_validation} validation samples, {options.precision}"
     headers = ("part", "loss", "95 % interval", "accuracy", "95 % interval", "meaning")
-    rows = _rows(found, ghost, options.gap.draws, is_augmented=prepared.gap_is_augmented)
+    is_mixed = prepared.config.data.augment.mixes
+    rows = _rows(found, ghost, options.gap.draws, is_augmented=prepared.gap_is_augmented, is_mixed=is_mixed)
     return Result(
         title="Generalization gap",
         sentences=[
@@ -135,9 +144,9 @@ def _of_gap(name: str, part: Part, compared: str) -> str:
     return f"{name} is {value}{f' (95 %: {interval})' * bool(interval)}, {compared}."
 
 
-def _rows(found: GapParts, ghost: int, draws: int, *, is_augmented: bool) -> list[tuple[str, ...]]:
+def _rows(found: GapParts, ghost: int, draws: int, *, is_augmented: bool, is_mixed: bool) -> list[tuple[str, ...]]:
     """The parts add up from top to bottom; positive is worse on validation, for loss and accuracy."""
-    meanings = MEANINGS | (_NOT_TOLD_APART if is_augmented else {})
+    meanings = MEANINGS | (_NOT_TOLD_APART if is_augmented else {}) | (_MIXED if is_mixed else {})
     parts = [_row(f"+ {part.name}", part, meanings[part.name].format(ghost=ghost)) for part in found.parts]
     first = f"as the training loss sees it, mean of {draws} draws; a printed loss also averages over older weights"
     gap = "validation against training, both evaluated, as eval/* of a run compares them"

@@ -11,6 +11,7 @@ from largebatch.batch.scaling import SCALING_RULES
 from largebatch.batch.schedule import DECAYS, WARMUP_KINDS
 from largebatch.diagnostics.outliers import FEWEST_VALUES
 from largebatch.diagnostics.settings import PositiveFloat, PositiveInt, Section
+from largebatch.run.config.augment import AugmentConfig
 from largebatch.run.config.did_you_mean import did_you_mean
 from largebatch.run.config.logger import LoggerConfig
 from largebatch.run.config.observers import ObserversConfig
@@ -118,14 +119,6 @@ class ParametersConfig(Section):
     layer_pattern: str
     freeze: list[Annotated[str, Field(min_length=1)]]
     frozen_norms: Literal["hold", "move"]
-
-
-class AugmentConfig(Section):
-    """Random changes of training images."""
-
-    crop_padding: Annotated[int, Field(ge=0)]
-    flip: bool
-    cutout: Annotated[int, Field(ge=0)]
 
 
 class DataConfig(Section):

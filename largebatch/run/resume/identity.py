@@ -12,6 +12,7 @@ from largebatch.records.checkpoint import Checkpoint, CheckpointError
 from largebatch.records.checkpoint.reading import plain
 from largebatch.records.credentials import variables_in
 from largebatch.records.renamed import with_new_names
+from largebatch.run.config.augment import AugmentConfig
 from largebatch.run.config.did_you_mean import did_you_mean
 from largebatch.run.config.environment import comparable
 from largebatch.run.config.model_node import arguments_of_model
@@ -43,6 +44,7 @@ _BEFORE: dict[str, Any] = {
     "guard": None,
     "ramp": {"milestones": [], "totals": [], "in_place_of_decay": False, "max_total": None},
 }
+_AUGMENT_BEFORE = AugmentConfig().model_dump()
 _SCHEDULE_BEFORE = {"warmup_kind": "gradual"}
 _PARAMETERS_BEFORE = {"lr_factor": None, "layer_decay": None, "layer_pattern": DEPTH_PATTERN} | {
     "freeze": [],
@@ -226,7 +228,8 @@ def _completed(saved: dict[str, Any], given: dict[str, Any]) -> Iterator[dict[st
         sections = {"schedule": _SCHEDULE_BEFORE, "parameters": _PARAMETERS_BEFORE}
         if _last_name(identity["optimizer"].get("_target_")) == _last_name(given["optimizer"].get("_target_")):
             sections["optimizer"] = defaults
-        yield _BEFORE | identity | {name: before | identity[name] for name, before in sections.items()}
+        data = identity["data"] | {"augment": _AUGMENT_BEFORE | identity["data"]["augment"]}
+        yield _BEFORE | identity | {name: before | identity[name] for name, before in sections.items()} | {"data": data}
 
 
 def _defaults_of(node: dict[str, Any]) -> dict[str, Any]:

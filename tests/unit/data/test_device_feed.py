@@ -6,6 +6,7 @@ Copies, waits and placement are counted on fake GPUs, in tests/device; those hav
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from largebatch.batch.order import SampleOrder
 from largebatch.batch.plan import BatchPlan
-from largebatch.data import ArrayDataset, Augmentation, MicroBatchLoader
+from largebatch.data import ArrayDataset, Augmentation, MicroBatchLoader, Mixing
 from largebatch.data.device_feed import DeviceFeed
 from tests.unit.data.test_ahead import no_thread_stays  # noqa: F401
 from tests.unit.data.test_workers import NoisyImages, assert_equal
@@ -23,6 +24,7 @@ NUM_SAMPLES = 11
 ORDER = SampleOrder(NUM_SAMPLES, seed=2)
 PLAN = BatchPlan.solve(global_batch_size=5, world_size=1, max_micro_batch_size=2)
 AUGMENT = Augmentation(seed=9, crop_padding=1, flip=True, cutout=2)
+MIXED = replace(AUGMENT, mixing=Mixing(mixup=0.4, cutmix=1.0))
 
 
 class Stream:
@@ -84,7 +86,7 @@ def batches(dataset: Any, **options: Any) -> list[Any]:
     return list(loader.micro_batches(5, 5))
 
 
-@pytest.mark.parametrize("augment", [None, AUGMENT, lambda inputs, ids, epochs: inputs.flip(3)])
+@pytest.mark.parametrize("augment", [None, AUGMENT, MIXED, lambda inputs, ids, epochs: inputs.flip(3)])
 @pytest.mark.parametrize("keeps_steps", [False, True])
 @pytest.mark.parametrize("prefetch", [0, 2])
 def test_batches_on_the_device_are_bitwise_those_on_the_host(
@@ -93,7 +95,7 @@ def test_batches_on_the_device_are_bitwise_those_on_the_host(
     found = batches(images(), augment=augment, to_gpu=True, prefetch=prefetch, keeps_steps=keeps_steps)
     assert_equal(found, batches(images(), augment=augment))
     sent = {tensor.dtype for tensor in on_this_device["sent"] if tensor.dim() == 4}
-    is_ours = augment is None or augment is AUGMENT
+    is_ours = augment is None or isinstance(augment, Augmentation)
     assert sent == {torch.uint8 if is_ours else torch.float32}  # augmentation of somebody else's is done on the host
 
 

@@ -203,7 +203,7 @@ LENGTH = (
         ("length=null", f"length=None: {LENGTH}"),
         ("length=-5steps", f"length=-5steps: {LENGTH}"),
         ("+max_steps=10", "max_steps=10: there is no such key. Write length=10steps."),
-        ("+mixup=0.1", f"mixup=0.1: there is no such key. Known here: {', '.join(TrainConfig.model_fields)}."),
+        ("+mixup=0.1", "mixup=0.1: there is no such key. Did you mean 'data.augment.mixup'?"),
         ("length=2.5steps", "length=2.5steps: a number of steps is whole; only epochs may be fractions."),
         ("clip_norm=0", "clip_norm=0: must be above 0.0."),
         ("clip_norm=inf", "clip_norm=inf: must be finite."),

@@ -736,6 +736,22 @@ DATA: dict[str, Row] = {
         ["data.train.shape=[64]", "data.augment.flip=true"],
         {"model and data: Augmentation takes images [n, C, H, W]": "Disable crop_padding, flip and cutout"},
     ),
+    "mixed views": (
+        ["loss=info_nce", "data.augment.cutmix=1"],
+        {"loss: InfoNCE compares the samples of a batch": "data.augment.cutmix to 0."},
+    ),
+    "boxes of vectors": (
+        ["data.train.shape=[64]", "data.validation.shape=[64]", "data.augment.cutmix=1"],
+        {"model and data: data.augment.cutmix cuts boxes out of images": "mixup takes inputs of any shape."},
+    ),
+    "a switch between one way": (
+        ["data.augment.mixup=0.2", "data.augment.mix_switch=0.3"],
+        {"data.augment: mix_switch=0.3: has no effect": "Leave it at 0.5."},
+    ),
+    "a probability of nothing": (
+        ["data.augment.mix_probability=0.3"],
+        {"data.augment: mix_probability=0.3: has no effect": "data.augment.mixup=0.2."},
+    ),
     "another set for the gap": (
         ["+data.train_plain={_target_:nowhere.Set}"],
         {"data.train_plain._target_=nowhere.Set: cannot be imported": "Check the dotted name"},

@@ -78,6 +78,15 @@ def test_a_run_from_before_there_were_kinds_of_warmup_goes_on_with_a_gradual_one
         check(old, identity("batch.total=64", "schedule.warmup_kind=constant"))
 
 
+def test_a_run_from_before_other_augmentations_goes_on_without_them():
+    now = identity()
+    old = copy.deepcopy(now)
+    old["data"]["augment"] = {"crop_padding": 0, "flip": False, "cutout": 0}
+    check(old, now)
+    with pytest.raises(CheckpointError, match=r"data\.augment\.mixup was 0\.0, now 0\.2"):
+        check(old, identity("data.augment.mixup=0.2"))
+
+
 def test_a_run_from_before_ramps_and_exact_batch_norm_goes_on_without_them():
     now = identity()
     old = {key: value for key, value in now.items() if key not in ("batch_norm", "ramp")}

@@ -20,6 +20,7 @@ from torch import nn
 from largebatch.data import Augmentation, MicroBatchData, with_checked_labels
 from largebatch.gradient.accumulation import give_copies
 from largebatch.losses import LabelRule, Loss
+from largebatch.run.augmentation import training_loss
 from largebatch.run.checks.dry_run.content import content_of, probed_samples
 from largebatch.run.checks.dry_run.evaluation import try_evaluation
 from largebatch.run.checks.dry_run.labels import logits_in_pieces, rule_of, settled_loss
@@ -79,7 +80,8 @@ def dry_run(run: UntriedRun, findings: Findings) -> Tried | None:
     states: list[KeptState] = []
 
     def training() -> None:
-        states.append(try_training(config, run.numbers, run.train, run.augment, model, loss))
+        mixed = training_loss(config, loss)
+        states.append(try_training(config, run.numbers, run.train, run.augment, model, mixed))
         if states[0].changes_inputs:
             give_copies(model)
             findings.notes.append(f"model: {type(model).__name__} writes to its inputs: it gets copies of them.")

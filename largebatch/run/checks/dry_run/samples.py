@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from largebatch.batch.order import SampleOrder
 from largebatch.data import Augmentation, MicroBatchData
 from largebatch.data.fetching import BatchSource
-from largebatch.data.micro_batch import Request
+from largebatch.data.micro_batch import Request, with_partners
 from largebatch.distributed.runtime import Inputs
 from largebatch.gradient.accumulation import forward
 from largebatch.gradient.choices import Ability
@@ -77,7 +77,8 @@ def tried_batches(
     )
     sizes = _extremes(numbers)
     order = SampleOrder(len(dataset), config.seed)
-    requests = (_request(order, position, min(size, MOST_LOADED), index) for size, position, index in sizes)
+    mixes = config.data.augment.mixes
+    requests = (_request(order, position, min(size, MOST_LOADED), index, mixes) for size, position, index in sizes)
     # These are never computed on one micro-batch alone.
     least = 2 if any(Ability.OWN_GRADIENTS in one.lacks for one in choices_of(config, loss)) else 1
     done = None
@@ -133,11 +134,11 @@ def _extremes(numbers: RunNumbers) -> list[tuple[int, int, int]]:
     return [found[size] for size in sorted({min(found), max(found)})]
 
 
-def _request(order: SampleOrder, position: int, count: int, index: int) -> Request:
-    positions = np.arange(position, position + count)
-    return Request(
-        ids=order.ids_at(positions), epochs=positions // order.num_samples, index=index, samples_seen=position
-    )
+def _request(order: SampleOrder, position: int, count: int, index: int, mixes: bool) -> Request:
+    positions, partners = np.arange(position, position + count), None
+    if mixes:
+        positions, partners = with_partners(positions)
+    return Request(order.ids_at(positions), positions // order.num_samples, index, position, partners)
 
 
 def rows_of(inputs: Inputs, rows: Tensor) -> Inputs:
