@@ -9,8 +9,8 @@ For a program of your own, by room; a name is loaded when it is first used:
     models       GPT MLP ConvNet Linear ResNet TwoViews checkpoint_activations hugging_face resnet18 resnet50
     data         ArrayDataset Augmentation MicroBatchLoader TokenWindows digits hub_images image_folder token_stream
     gradient     ExactBatchNorm GlobalBatches Measures Step accumulate_gradients
-    diagnostics  NoiseScale NoiseScaleEstimator StepsToTarget fit_critical_batch generalization_gap large_batch_gap
-                 lr_range_test measure_sharpness measure_variance moments_of_step
+    diagnostics  NoiseScale NoiseScaleEstimator NoiseTracker StepsToTarget fit_critical_batch generalization_gap
+                 large_batch_gap lr_range_test measure_sharpness measure_variance moments_of_step track
     records      read_metrics
     training     Observer Run StepReport make_run train
 
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from largebatch.diagnostics import (
         NoiseScale,
         NoiseScaleEstimator,
+        NoiseTracker,
         StepsToTarget,
         fit_critical_batch,
         generalization_gap,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
         measure_sharpness,
         measure_variance,
         moments_of_step,
+        track,
     )
     from largebatch.distributed.runtime import Runtime
     from largebatch.gradient import ExactBatchNorm, GlobalBatches, Measures, Step, accumulate_gradients
@@ -73,12 +75,12 @@ if TYPE_CHECKING:
 __all__ = [
     "GPT", "LAMB", "LARS", "MLP", "ArrayDataset", "Augmentation", "BatchPlan", "BatchRamp", "ConvNet", "CrossEntropy",
     "Duration", "ExactBatchNorm", "GlobalBatches", "InfoNCE", "Linear", "Measures", "MicroBatchLoader", "ModuleLoss",
-    "MuonWithAdamW", "NextToken", "NoiseScale", "NoiseScaleEstimator", "Observer", "OutputIsLoss", "ResNet", "Run",
-    "Runtime", "SampleOrder", "Schedule", "ScheduleLR", "SquaredError", "Step", "StepReport", "StepsToTarget",
-    "TokenWindows", "TwoViews", "__version__", "accumulate_gradients", "checkpoint_activations", "digits",
-    "fit_critical_batch", "generalization_gap", "hub_images", "hugging_face", "image_folder", "large_batch_gap",
-    "lr_range_test", "make_run", "measure_sharpness", "measure_variance", "moments_of_step", "parameter_groups",
-    "read_metrics", "resnet18", "resnet50", "scale_lr", "set_lr", "token_stream", "train",
+    "MuonWithAdamW", "NextToken", "NoiseScale", "NoiseScaleEstimator", "NoiseTracker", "Observer", "OutputIsLoss",
+    "ResNet", "Run", "Runtime", "SampleOrder", "Schedule", "ScheduleLR", "SquaredError", "Step", "StepReport",
+    "StepsToTarget", "TokenWindows", "TwoViews", "__version__", "accumulate_gradients", "checkpoint_activations",
+    "digits", "fit_critical_batch", "generalization_gap", "hub_images", "hugging_face", "image_folder",
+    "large_batch_gap", "lr_range_test", "make_run", "measure_sharpness", "measure_variance", "moments_of_step",
+    "parameter_groups", "read_metrics", "resnet18", "resnet50", "scale_lr", "set_lr", "token_stream", "track", "train",
 ]  # fmt: skip
 
 
@@ -120,8 +122,8 @@ _NAMES = {
     "models": "GPT MLP ConvNet Linear ResNet TwoViews checkpoint_activations hugging_face resnet18 resnet50",
     "data": "ArrayDataset Augmentation MicroBatchLoader TokenWindows digits hub_images image_folder token_stream",
     "gradient": "ExactBatchNorm GlobalBatches Measures Step accumulate_gradients",
-    "diagnostics": "NoiseScale NoiseScaleEstimator StepsToTarget fit_critical_batch generalization_gap large_batch_gap "
-    "lr_range_test measure_sharpness measure_variance moments_of_step",
+    "diagnostics": "NoiseScale NoiseScaleEstimator NoiseTracker StepsToTarget fit_critical_batch generalization_gap "
+    "large_batch_gap lr_range_test measure_sharpness measure_variance moments_of_step track",
     "records.trackers": "read_metrics",
     "training": "Observer Run StepReport make_run train",
 }

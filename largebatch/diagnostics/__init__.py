@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     )
     from largebatch.diagnostics.noise.measurement import measure_variance
     from largebatch.diagnostics.noise.noise_scale import NoiseScale, NoiseScaleEstimator, moments_of_step
+    from largebatch.diagnostics.noise.step_moments import MeasuredStep
+    from largebatch.diagnostics.noise.tracker import NoiseTracker, track
     from largebatch.diagnostics.sharpness.measurement import measure_sharpness
 
 _NAMES = {
@@ -45,16 +47,17 @@ _NAMES = {
     "learning_rate.suggestion": "Reading Suggestion mean_rate read_curve scaling_exponent suggest",
     "noise.measurement": "measure_variance",
     "noise.noise_scale": "NoiseScale NoiseScaleEstimator moments_of_step",
+    "noise.step_moments": "MeasuredStep",
+    "noise.tracker": "NoiseTracker track",
     "sharpness.measurement": "measure_sharpness",
 }
 __all__ = [
     "IN_A_ROW", "MATCHES", "EvalSums", "Evaluations", "GapParts", "GeneralizationGap", "Interval", "LargeBatchGap",
-    "NoiseScale", "NoiseScaleEstimator", "Part", "PerSample", "RangeCurve", "RangeSettings", "RankTimes",
-    "Reading", "StepCommunication", "StepsToTarget", "StragglerWatch", "Suggestion", "TransferFit",
-    "communication_of_step", "compare_ranks", "decompose_gap", "fit_critical_batch", "fit_transfer",
+    "MeasuredStep", "NoiseScale", "NoiseScaleEstimator", "NoiseTracker", "Part", "PerSample", "RangeCurve",
+    "RangeSettings", "RankTimes", "Reading", "StepCommunication", "StepsToTarget", "StragglerWatch", "Suggestion",
+    "TransferFit", "communication_of_step", "compare_ranks", "decompose_gap", "fit_critical_batch", "fit_transfer",
     "generalization_gap", "large_batch_gap", "lr_range_test", "mean_rate", "measure_sharpness", "measure_variance",
-    "moments_of_step", "probe_sizes", "read_curve", "scaling_exponent", "suggest",
-    "walk_rates",
+    "moments_of_step", "probe_sizes", "read_curve", "scaling_exponent", "suggest", "track", "walk_rates",
 ]  # fmt: skip
 if not TYPE_CHECKING:  # to a type checker, a module with a __getattr__ has every name, misspelt ones too
     __getattr__, __dir__ = lazy_names(__name__, _NAMES)

@@ -30,14 +30,14 @@ class PendingSum:
         return self._result
 
 
-def start_sum(values: Tensor, world_size: int) -> PendingSum:
-    """Start the element-wise sum of a float64 vector over ranks, asynchronously.
+def start_sum(values: Tensor, world_size: int, group: dist.ProcessGroup | None = None) -> PendingSum:
+    """Start the element-wise sum of a float64 vector over the ranks of a group (None: all), asynchronously.
 
     On a GPU the copy to the host is queued behind the kernels already launched, so `result()` one step later adds
     no synchronisation to the step.
     """
     assert values.dtype == torch.float64
-    work = dist.all_reduce(values, async_op=True) if world_size > 1 else None
+    work = dist.all_reduce(values, group=group, async_op=True) if world_size > 1 else None
     if values.device.type != "cuda":
         return PendingSum(values, work)
     if work is not None:

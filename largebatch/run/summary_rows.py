@@ -6,7 +6,6 @@ from typing import Any
 
 from largebatch.records.rows.augmented_gap import AUGMENTED_GAP, gap_remark
 from largebatch.run.build import OpenRun
-from largebatch.training.observers.noise_scale import format_noise_scale
 
 
 def summary_rows(opened: OpenRun, summary: dict[str, Any], hint: str | None) -> list[tuple[str, object]]:
@@ -64,13 +63,11 @@ def _noise_scale_rows(opened: OpenRun) -> list[tuple[str, object]]:
     scale, ramp = opened.noise_scale.latest, opened.run.steps.batches.ramp
     batch = ramp.at(opened.run.progress.samples_seen).global_batch_size
     samples, steps = scale.sample_efficiency(batch), scale.step_efficiency(batch)
-    groups = [
-        (f"noise scale, {name}", format_noise_scale(one)) for name, one in opened.noise_scale.latest_of_groups.items()
-    ]
+    groups = [(f"noise scale, {name}", str(one)) for name, one in opened.noise_scale.latest_of_groups.items()]
     if samples is None or steps is None:
-        return [("noise scale", format_noise_scale(scale)), *groups]
+        return [("noise scale", str(scale)), *groups]
     return [
-        ("noise scale", f"{format_noise_scale(scale)} at the end; batches several times larger waste samples"),
+        ("noise scale", f"{scale} at the end; batches several times larger waste samples"),
         *groups,
         (
             f"batch {batch:,}",

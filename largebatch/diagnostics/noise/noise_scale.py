@@ -48,6 +48,13 @@ class NoiseScale:
     value: float | None = None
     interval: Pair | None = None
 
+    def __str__(self) -> str:
+        """The value with its interval, or that there is not enough evidence."""
+        if self.value is None or self.interval is None:
+            return f"not enough evidence in {self.num_measurements} measurements"
+        low, high = self.interval
+        return f"{self.value:,.0f} samples (95 %: {low:,.0f} to {high:,.0f})"
+
     def sample_efficiency(self, global_batch_size: int) -> float | None:
         """Fewest samples over the samples that a run at this batch needs, 1 / (1 + B / noise_scale)."""
         return None if self.value is None else 1 / (1 + global_batch_size / self.value)
@@ -62,7 +69,7 @@ def moments_of_step(
     grad_sq_norm: float,
     *,
     num_micro_batches: int,
-    global_batch_size: int,
+    global_batch_size: float,
     num_samples: int | None = None,
 ) -> Pair:
     """Unbiased tr(Sigma) and |G|^2 of one step.
@@ -75,6 +82,10 @@ def moments_of_step(
 
     Samples drawn without replacement from D are negatively correlated: for any batch size the trace is then D / (D - 1)
     times too large, and |G|^2 too small by tr(Sigma) / (D - 1). `num_samples` corrects this.
+
+    If g is the plain mean of the g_i although the b_i differ, as where each micro-batch has a mean loss, give every
+    micro-batch the harmonic mean h of the b_i for its size: then E|g_i|^2 is |G|^2 + tr(Sigma)/h on average over i, and
+    E|g|^2 is |G|^2 + tr(Sigma)/(n h).
 
     Args:
         weighted_sq_norm: sum_i b_i |g_i|^2.

@@ -113,14 +113,6 @@ def row_of(scale: NoiseScale, global_batch_size: int) -> Row:
     return row
 
 
-def format_noise_scale(scale: NoiseScale) -> str:
-    """An estimate with its interval, or that there is not enough evidence."""
-    if scale.value is None or scale.interval is None:
-        return f"not enough evidence in {scale.num_measurements} measurements"
-    low, high = scale.interval
-    return f"{scale.value:,.0f} samples (95 %: {low:,.0f} to {high:,.0f})"
-
-
 def _row_under(prefix: str, scale: NoiseScale) -> Row:
     row: Row = {f"{prefix}/trace": scale.trace, f"{prefix}/grad_sq_norm": scale.grad_sq_norm}
     if scale.value is not None and scale.interval is not None:
