@@ -73,7 +73,7 @@ class CrossEntropy:
 
     def loss_per_sample(self, outputs: Any, targets: Tensor) -> Tensor:
         """Cross-entropy of each sample, summed over its labels, [n]."""
-        logits, labels = self._logits_and_labels(outputs, targets)
+        logits, labels = self.logits_and_labels(outputs, targets)
         losses = cross_entropy_in_pieces(
             logits,
             labels,
@@ -94,12 +94,12 @@ class CrossEntropy:
 
     def correct_per_sample(self, outputs: Any, targets: Tensor) -> Tensor:
         """Number of labels of each sample with the largest logit, int64 [n]."""
-        logits, labels = self._logits_and_labels(outputs, targets)
+        logits, labels = self.logits_and_labels(outputs, targets)
         return correct_labels(logits, labels, ignore_index=self.ignore_index)
 
     def mean_of(self, outputs: Any, targets: Tensor) -> Tensor:
         """The mean of torch."""
-        logits, labels = self._logits_and_labels(outputs, targets)
+        logits, labels = self.logits_and_labels(outputs, targets)
         logits = float32_or_wider(logits)
         is_counted = self.ignore_index is None or labels.is_floating_point()
         return F.cross_entropy(
@@ -128,7 +128,8 @@ class CrossEntropy:
         """Class numbers below the number of outputs, and `ignore_index`."""
         return LabelRule(prediction(outputs).shape[1] - 1, self.ignore_index)
 
-    def _logits_and_labels(self, outputs: Any, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def logits_and_labels(self, outputs: Any, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """What it compares; metrics ask for it."""
         logits = logits_of_classes("CrossEntropy", outputs)
         _require_weights(self.weight, logits.shape[1] if logits.dim() > 1 else 0)
         return logits, labels_for("CrossEntropy", logits, targets)
@@ -160,6 +161,7 @@ class NextToken:
     """
 
     unit: ClassVar[str] = "token"
+    class_dim: ClassVar[int] = 2
     widens_outputs: ClassVar[bool] = True
     fixed_units: ClassVar[bool] = False
     ignore_index: int = -100
@@ -179,7 +181,7 @@ class NextToken:
 
     def loss_per_sample(self, outputs: Any, targets: Tensor) -> Tensor:
         """Cross-entropy summed over the valid tokens of each sample, [n]."""
-        logits, labels = self._logits_and_labels(outputs, targets)
+        logits, labels = self.logits_and_labels(outputs, targets)
         loss_per_token = cross_entropy_in_pieces(
             logits.flatten(0, 1),
             labels.flatten(),
@@ -200,7 +202,7 @@ class NextToken:
 
     def correct_per_sample(self, outputs: Any, targets: Tensor) -> Tensor:
         """Number of valid tokens of each sample with the largest logit, int64 [n]."""
-        logits, labels = self._logits_and_labels(outputs, targets)
+        logits, labels = self.logits_and_labels(outputs, targets)
         return correct_labels(logits, labels, ignore_index=self.ignore_index, dim=-1)
 
     def mean_of(self, outputs: Any, targets: Tensor) -> Tensor:
@@ -216,7 +218,8 @@ class NextToken:
         """Tokens of the vocabulary, and `ignore_index`."""
         return LabelRule(prediction(outputs).shape[-1] - 1, self.ignore_index)
 
-    def _logits_and_labels(self, outputs: Any, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def logits_and_labels(self, outputs: Any, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """What it compares; metrics ask for it."""
         logits = prediction(outputs)
         if targets.dim() != 2 or logits.dim() != 3 or logits.shape[:-1] != targets.shape:
             raise ValueError(misfit("NextToken", logits, targets, "outputs [n, T, V] and targets [n, T]"))

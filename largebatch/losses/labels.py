@@ -77,6 +77,29 @@ def correct_labels(logits: Tensor, labels: Tensor, *, ignore_index: int | None, 
     return hits.reshape(len(hits), -1).sum(dim=1)
 
 
+def labelled_rows(loss: Any, outputs: Any, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What metrics of classes compare: logits [n, labels, C], class numbers int64 [n, labels], which count, bool.
+
+    A loss with `logits_and_labels(outputs, targets)` says what it compares, with its classes in dimension `class_dim`
+    and `ignore_index` masked. Others are read as torch reads them: outputs [n, C, ...], targets [n, ...], -100 masked.
+
+    Raises:
+        ValueError: if the shapes do not fit.
+    """
+    ignore_index, dim = getattr(loss, "ignore_index", -100), getattr(loss, "class_dim", 1)
+    if (ask := getattr(loss, "logits_and_labels", None)) is not None:
+        logits, labels = ask(outputs, targets)
+    else:
+        logits = logits_of_classes("A metric of classes", outputs)
+        labels = labels_for("A metric of classes", logits, targets)
+    if labels.is_floating_point():
+        labels, ignore_index = labels.argmax(dim=dim), None
+    logits = logits.movedim(dim, -1)
+    rows, labels = logits.reshape(len(logits), -1, logits.shape[-1]), labels.reshape(len(labels), -1)
+    counts = torch.ones_like(labels, dtype=torch.bool) if ignore_index is None else labels != ignore_index
+    return rows, labels, counts
+
+
 def class_numbers(loss: str, targets: Tensor) -> Tensor:
     """Targets of any integer type as int64. Raises ValueError for others."""
     if targets.dtype not in _INTEGERS:

@@ -118,18 +118,24 @@ class ModuleLoss:
         return self.units_per_sample(targets)
 
     def correct_per_sample(self, outputs: Any, targets: Tensor) -> Tensor | None:
-        """Number of labels with the largest output, or of elements on the right side of the threshold.
-
-        The threshold is 0 for `BCEWithLogitsLoss` and 1/2 for `BCELoss`.
-        """
-        predicted, fitting = self._arguments(outputs, targets)
+        """Number of labels with the largest output, or of elements on the right side of the threshold."""
         if isinstance(self._mean, OF_LABELS):
-            return correct_labels(predicted, fitting, ignore_index=self.ignore_index)
+            return correct_labels(*self._arguments(outputs, targets), ignore_index=self.ignore_index)
+        pair = self.decisions(outputs, targets)
+        return None if pair is None else (pair[0] == pair[1]).reshape(len(targets), -1).sum(dim=1)
+
+    def decisions(self, outputs: Any, targets: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Whether outputs are above 0 (`BCEWithLogitsLoss`) or 1/2 (`BCELoss`), and targets above 1/2; or None."""
         if not isinstance(self._mean, (nn.BCEWithLogitsLoss, nn.BCELoss)):
             return None
-        border = 0.5 if isinstance(self._mean, nn.BCELoss) else 0.0
-        hits = (predicted > border) == (fitting > 0.5)
-        return hits.reshape(len(hits), -1).sum(dim=1)
+        predicted, fitting = self._arguments(outputs, targets)
+        return predicted > (0.5 if isinstance(self._mean, nn.BCELoss) else 0.0), fitting > 0.5
+
+    def logits_and_labels(self, outputs: Any, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """What metrics of classes compare. Raises ValueError for a module without class numbers."""
+        if not isinstance(self._mean, (*OF_LABELS, nn.MultiMarginLoss)):
+            raise ValueError(f"{self._name} has no class numbers. Choose another metric.")
+        return self._arguments(outputs, targets)
 
     def mean_of(self, outputs: Any, targets: Tensor) -> Any:
         """The module's own mean over a batch."""

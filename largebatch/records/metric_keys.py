@@ -12,7 +12,7 @@ class MetricKey:
     """A key of the rows of metrics.jsonl, which W&B and TensorBoard show under the same name.
 
     Attributes:
-        name: as in the rows; `GROUP` stands for the name of a group of parameters.
+        name: as in the rows; `GROUP` stands for the name of a group of parameters, `METRIC` for that of a metric.
         unit: the value's; a dash for plain numbers.
         meaning: one sentence without a full stop.
     """
@@ -27,7 +27,8 @@ class MetricKey:
         >>> MetricKey("noise_scale/GROUP/trace", "-", "").matches("noise_scale/stem/trace")
         True
         """
-        return re.fullmatch(re.escape(self.name).replace("GROUP", r"[^/]+"), key) is not None
+        pattern = re.escape(self.name).replace("GROUP", r"[^/]+").replace("METRIC", r"[^/]+(?<!_stderr)")
+        return re.fullmatch(pattern, key) is not None
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,13 @@ METRIC_FAMILIES = (
         ("eval/seconds", "s", "time of the evaluation"),
         ("eval/train_skipped", "samples", "samples left out of the training subset (`data.on_bad_sample=skip`)"),
         ("eval/val_skipped", "samples", "samples left out of the validation set (`data.on_bad_sample=skip`)"),
+    ),
+    _family(
+        "metrics",
+        "their computation in every evaluation",
+        ("eval/train_METRIC", "the metric's", "on the training subset"),
+        ("eval/val_METRIC", "the metric's", "on the validation set, each example exactly once"),
+        ("gap/METRIC", "the metric's", "how much worse it is on the validation set"),
     ),
     _family(
         "observers.noise_scale.every",

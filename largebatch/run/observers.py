@@ -160,6 +160,7 @@ def _evaluation(prepared: Prepared, rows: RowLog, loaders: dict[str, EvaluationL
         micro_batch_size=config.observers.evaluation.micro,
         seed=config.seed,
         loaders=loaders,
+        metrics=prepared.metrics,
         gap_is_augmented=prepared.gap_is_augmented,
     )
 

@@ -12,6 +12,7 @@ from largebatch.data import Augmentation
 from largebatch.gradient.accumulation import give_copies
 from largebatch.losses import LabelRule, Loss
 from largebatch.losses.cross_entropy import NextToken
+from largebatch.losses.metrics import Metric
 from largebatch.run.checks.dry_run import KeptState, Tried, UntriedRun, dry_run, sampled_content
 from largebatch.run.checks.machine import checkpoint_problems
 from largebatch.run.config.findings import Findings
@@ -35,6 +36,7 @@ class Parts:
         config: the same with what the device decides.
         kind: the device of this rank.
         own_observers: of the user, by name.
+        metrics: by name.
         place_of_model: where errors of the model go in the list of all errors: behind those of data and loss.
     """
 
@@ -47,6 +49,7 @@ class Parts:
     numbers: RunNumbers | None
     place_of_model: int
     own_observers: dict[str, Observer]
+    metrics: dict[str, Metric]
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,7 @@ def try_parts(
             loss,
             optimizer,
             trains,
+            parts.metrics,
         )
         with decisions.switches().set():
             tried = dry_run(run, findings)

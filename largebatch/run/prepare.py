@@ -18,6 +18,7 @@ from largebatch.distributed.word_of_rank0 import calling_off, word_of_rank0
 from largebatch.gradient.choices import conflicts
 from largebatch.losses import Loss
 from largebatch.losses.coupled import is_coupled
+from largebatch.losses.metrics import Metric, for_loss
 from largebatch.records.credentials import redacted
 from largebatch.run.augmentation import augmentation, training_loss
 from largebatch.run.checks.dry_run import KeptState
@@ -30,6 +31,7 @@ from largebatch.run.config.schema import TrainConfig
 from largebatch.run.data_sets import data_sets
 from largebatch.run.derive import RunNumbers, derive
 from largebatch.run.named_loss import named_loss, without_smoothing
+from largebatch.run.named_metrics import named_metrics
 from largebatch.run.one_trial import Own, Parts, Word, as_told, try_parts, untried
 from largebatch.run.own_observers import own_observers
 from largebatch.run.precision.decisions import Decisions
@@ -53,6 +55,7 @@ class Prepared:
         notes: facts to print before the run starts, one line each; also in plan.json.
         own_observers: of the user, by name.
         loss: of training samples, mixed ones if they are mixed; `measured_loss`: of plain ones, without smoothing.
+        metrics: of evaluations, by name.
         gap_is_augmented: whether an evaluated set changes at random from read to read.
         sends_weights: whether only rank 0 has the initial weights until `open_runtime` sends them to the others.
         start_weights: that were loaded in place of drawn ones; None: none were.
@@ -75,6 +78,7 @@ class Prepared:
     notes: tuple[str, ...]
     gap_is_augmented: bool
     own_observers: dict[str, Observer] = field(default_factory=dict)
+    metrics: dict[str, Metric] = field(default_factory=dict)
     sends_weights: bool = False
     start_weights: StartWeights | None = None
 
@@ -144,6 +148,7 @@ def _prepared(composed: DictConfig, parts: Parts, own: Own, word: Word) -> Prepa
     made, tried = parts.sets, own.tried
     assert parts.numbers is not None
     sets = {id(one): with_checked_labels(one, tried.labels) for one in (made.train, made.train_plain, made.validation)}
+    measured_loss = without_smoothing(tried.loss)
     return Prepared(
         config=parts.config,
         decisions=own.decisions,
@@ -155,13 +160,14 @@ def _prepared(composed: DictConfig, parts: Parts, own: Own, word: Word) -> Prepa
         augment=parts.augment,
         model=own.model,
         loss=training_loss(parts.config, tried.loss),
-        measured_loss=without_smoothing(tried.loss),
+        measured_loss=measured_loss,
         optimizer=own.optimizer,
         content=tried.content,
         state=tried.state,
         notes=tuple(map(redacted, word.notes)),
         gap_is_augmented=made.gap_is_augmented,
         own_observers=parts.own_observers,
+        metrics={name: for_loss(one, measured_loss) for name, one in parts.metrics.items()},
         sends_weights=word.sends_weights,
         start_weights=word.start_weights,
     )
@@ -194,8 +200,8 @@ def _parts(given: TrainConfig, environ: Mapping[str, str], findings: Findings) -
     if is_coupled(loss) and not findings.errors:
         findings.errors += coupled_problems(config, ramp, made.train_plain, made.validation)
     findings.errors += observer_problems(config, made.train_plain)
-    own = own_observers(config, findings)
-    return Parts(given, config, kind, made, loss, augment, numbers, place_of_model, own)
+    own, metrics = own_observers(config, findings), named_metrics(config, findings)
+    return Parts(given, config, kind, made, loss, augment, numbers, place_of_model, own, metrics)
 
 
 def _numbers(config: TrainConfig, environ: Mapping[str, str], train: Any, findings: Findings) -> RunNumbers | None:

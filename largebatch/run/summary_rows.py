@@ -33,6 +33,11 @@ def summary_rows(opened: OpenRun, summary: dict[str, Any], hint: str | None) -> 
             spread = f" ± {summary[error]:.4f}" if error in summary else ""
             remark = gap_remark(summary.get(AUGMENTED_GAP)) if name.startswith("gap/") else ""
             rows.append((label, f"{summary[name]:.4f}{spread}{remark}"))
+    rows += [
+        (f"validation {name}", f"{summary[key]:.4f}")
+        for name in opened.evaluation.metrics
+        if (key := f"eval/val_{name}") in summary
+    ]
     if summary.get("evaluated_after_step", summary["steps"]) != summary["steps"]:
         rows.append(("evaluated", f"after step {summary['evaluated_after_step']:,}, before the run was stopped"))
     rows += _guard_rows(opened)

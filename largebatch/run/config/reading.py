@@ -171,7 +171,7 @@ def _explain(
     """A line for each error; values from the environment are shown as they are `written`."""
     lines = []
     for detail in map(partial(_as_written, written=written, inside=inside), error.errors()):
-        key = ".".join(str(part) for part in (*inside, *detail["loc"]))
+        key = ".".join(str(part) for part in (*inside, *detail["loc"]) if part != "[key]")
         if detail["type"] == "missing":
             lines.append(f"{key}: is missing. Give {key}=VALUE, or set it in the file of its group.")
         elif key in ("experiment", "debug"):

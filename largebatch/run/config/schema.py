@@ -16,7 +16,16 @@ from largebatch.run.config.did_you_mean import did_you_mean
 from largebatch.run.config.logger import LoggerConfig
 from largebatch.run.config.observers import ObserversConfig
 from largebatch.run.config.precision import PrecisionConfig
-from largebatch.run.config.types import DurationText, FolderName, FolderPath, SampleCount, Target, is_in_tokens, one_of
+from largebatch.run.config.types import (
+    DurationText,
+    FolderName,
+    FolderPath,
+    MetricName,
+    SampleCount,
+    Target,
+    is_in_tokens,
+    one_of,
+)
 
 # Sections that `resume_allow` may change at a resume. None of them changes sample order or the restored weights.
 CHANGEABLE = (
@@ -203,6 +212,7 @@ class TrainConfig(Section):
     loss: Target
     precision: PrecisionConfig
     guard: GuardConfig
+    metrics: dict[MetricName, Target]
     observers: ObserversConfig
     logger: LoggerConfig
     launcher: LauncherConfig

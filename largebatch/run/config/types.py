@@ -83,6 +83,20 @@ def one_of(choices: Iterable[str]) -> AfterValidator:
     return AfterValidator(check)
 
 
+_TAKEN = ("loss", "accuracy", "seconds", "skipped", "is_augmented")  # by other keys of an evaluation
+
+
+def metric_name(text: str) -> str:
+    """A name of which keys can be made: eval/val_NAME, eval/train_NAME, gap/NAME."""
+    if re.fullmatch(r"[\w.-]+", text) is None or text.endswith("_stderr") or text in _TAKEN:
+        raise ValueError(
+            f"eval/val_{text} would be its key: a name has letters, digits, _, - and dots, does not end in _stderr, "
+            f"and is none of {', '.join(_TAKEN)}."
+        )
+    return text
+
+
+MetricName = Annotated[str, AfterValidator(metric_name)]
 FolderName = Annotated[str, AfterValidator(folder_name)]
 FolderPath = Annotated[str, AfterValidator(folder_path)]
 DurationText = Annotated[str, BeforeValidator(_duration)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,13 +19,16 @@ from largebatch.distributed.runtime import Runtime
 from largebatch.gradient.accumulation import forward
 from largebatch.losses import Loss, counted_per_sample
 from largebatch.losses.coupled import is_coupled
+from largebatch.losses.metrics import Metric
 from largebatch.models.modes import evaluating
 from largebatch.records.rows.augmented_gap import AUGMENTED_GAP
 from largebatch.records.trackers import Row
 from largebatch.training.loop import Observer, Run
+from largebatch.training.observers.metric_sums import MetricSums
 from largebatch.training.row_log import POSITION, RowLog
 from largebatch.training.step_report import StepReport
 
+_ALWAYS = ("eval/train_loss", "eval/val_loss", "gap/loss")  # whatever becomes of them
 _BETTER: dict[str, Callable[[float, float], float]] = {"eval/val_loss": min, "eval/val_accuracy": max}
 
 
@@ -56,6 +59,7 @@ class EvaluationObserver(Observer):
         loaders: of both sets, "train" and "val"; one that is missing loads in this process. If they leave out samples
             that cannot be loaded, the others are the set.
         tell_skipped: called on every rank with (sample id, reason) of what it left out of the validation set.
+        metrics: further ones, by name; exact as the loss is.
         gap_is_augmented: whether one of the sets augments by itself, which rows then say.
         best: the best value so far of each metric that has a direction.
         last: the latest row.
@@ -73,6 +77,7 @@ class EvaluationObserver(Observer):
     seed: int = 0
     loaders: dict[str, EvaluationLoader] = field(default_factory=dict)
     tell_skipped: Callable[[Run, list[tuple[int, str]]], None] | None = None
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
     gap_is_augmented: bool = False
     best: dict[str, float] = field(default_factory=dict)
     last: Row = field(default_factory=dict)
@@ -107,11 +112,12 @@ class EvaluationObserver(Observer):
         started = time.perf_counter()
         skipped: dict[str, int] = {}
         with run.gradient.statistics.merged():
-            train = self._sums(run, self.train, "train", skipped)
-            validation = None if train is None else self._sums(run, self.validation, "val", skipped)
-        self.is_owed = validation is None
-        if train is None or validation is None:
+            of_train = self._sums(run, self.train, "train", skipped)
+            of_validation = None if of_train is None else self._sums(run, self.validation, "val", skipped)
+        self.is_owed = of_validation is None
+        if of_train is None or of_validation is None:
             return None
+        (train, train_metrics), (validation, metrics) = of_train, of_validation
         gap = generalization_gap(train, validation)
         values = {
             "eval/train_loss": train.mean_loss,
@@ -123,15 +129,16 @@ class EvaluationObserver(Observer):
             "gap/loss_stderr": gap.loss_stderr,
             "gap/accuracy": gap.accuracy,
             "gap/accuracy_stderr": gap.accuracy_stderr,
+            **self._metric_row(train_metrics, metrics),
             **skipped,
             **({AUGMENTED_GAP: 1} if self.gap_is_augmented else {}),
             "eval/seconds": time.perf_counter() - started,
         }
-        # One draw does not tell its own error, which is then left out.
+        # One draw does not tell its own error, and a metric may not be defined: these are left out.
         known: Row = {
             name: value
             for name, value in values.items()
-            if value is not None and not (name.endswith("_stderr") and math.isnan(value))
+            if value is not None and not (name not in _ALWAYS and math.isnan(value))
         }
         self._note(known, run.progress.step)
         self.rows.log(run.progress, self.last)
@@ -139,13 +146,27 @@ class EvaluationObserver(Observer):
 
     def _note(self, row: Row, step: int) -> None:
         self.last, self.last_step = row, step
-        for name, better in _BETTER.items():
+        better = dict(_BETTER)
+        for name, metric in self.metrics.items():
+            better[f"eval/val_{name}"] = max if metric.higher_is_better else min
+        for name, better_of in better.items():
             if name in row:
                 value = float(row[name])
-                self.best[name] = better(self.best.get(name, value), value)
+                self.best[name] = better_of(self.best.get(name, value), value)
 
-    def _sums(self, run: Run, dataset: Any, name: str, skipped: dict[str, int]) -> EvalSums | None:
-        """Sums over the set's evaluated examples, shared among ranks by contiguous slices; None if one broke off.
+    def _metric_row(self, train: dict[str, float], validation: dict[str, float]) -> dict[str, float]:
+        """Values of both sets, and how much worse the validation set is."""
+        row = dict[str, float]()
+        for name, metric in self.metrics.items():
+            row |= {f"eval/train_{name}": train[name], f"eval/val_{name}": validation[name]}
+            better, worse = (train, validation) if metric.higher_is_better else (validation, train)
+            row[f"gap/{name}"] = better[name] - worse[name]
+        return row
+
+    def _sums(
+        self, run: Run, dataset: Any, name: str, skipped: dict[str, int]
+    ) -> tuple[EvalSums, dict[str, float]] | None:
+        """Sums and metrics of the set's evaluated examples, shared among ranks by contiguous slices; None: broken off.
 
         How many were left out is entered in `skipped`, if any were.
         """
@@ -157,7 +178,7 @@ class EvaluationObserver(Observer):
         first, sizes = _share(count, self.micro_batch_size, runtime, whole_batches=is_coupled(self.loss))
         batches = self.loaders[name].batches(order.ids(first, sum(sizes)), sizes)
         module = run.module
-        broke_off, left_out = False, list[tuple[int, str]]()
+        broke_off, left_out, metrics = False, list[tuple[int, str]](), MetricSums(self.metrics)
         # The eleven of `EvalSums`, and how many ranks broke off and left samples out.
         table = torch.zeros(13, dtype=torch.float64, device=runtime.device)
         with evaluating(module), torch.no_grad():
@@ -170,14 +191,19 @@ class EvaluationObserver(Observer):
                 outputs = forward(module, runtime.place(batch.inputs))
                 targets = runtime.place_tensor(batch.targets)
                 table[:11] += self._sums_of_batch(outputs, targets)
+                metrics.add(outputs, targets)
         table[11].fill_(broke_off)
         table[12].fill_(len(left_out))
-        *total, num_broken_off, all_skipped = runtime.start_sum(table).result()
+        total = runtime.start_sum(torch.cat([table, metrics.vector(runtime)])).result()
+        num_broken_off, all_skipped = total[11:13]
         if name == "val" and self.tell_skipped is not None:
             self.tell_skipped(run, left_out)
         if all_skipped:
             skipped[f"eval/{name}_skipped"] = round(all_skipped)
-        return None if num_broken_off else EvalSums.from_tensor(torch.tensor(total, dtype=torch.float64))
+        if num_broken_off:
+            return None
+        sums = torch.tensor(total, dtype=torch.float64)
+        return EvalSums.from_tensor(sums[:11]), metrics.values(sums[13:])
 
     def _sums_of_batch(self, outputs: Any, targets: torch.Tensor) -> torch.Tensor:
         loss = self.loss.loss_per_sample(outputs, targets)

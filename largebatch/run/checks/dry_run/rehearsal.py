@@ -9,7 +9,7 @@ of sizes between the smallest and the largest.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -20,6 +20,7 @@ from torch import nn
 from largebatch.data import Augmentation, MicroBatchData, with_checked_labels
 from largebatch.gradient.accumulation import give_copies
 from largebatch.losses import LabelRule, Loss
+from largebatch.losses.metrics import Metric
 from largebatch.run.augmentation import training_loss
 from largebatch.run.checks.dry_run.content import content_of, probed_samples
 from largebatch.run.checks.dry_run.evaluation import try_evaluation
@@ -47,6 +48,7 @@ class UntriedRun:
     loss: Loss
     optimizer: torch.optim.Optimizer
     trains: bool
+    metrics: Mapping[str, Metric]
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,8 @@ def dry_run(run: UntriedRun, findings: Findings) -> Tried | None:
             findings.notes.append(f"model: {type(model).__name__} writes to its inputs: it gets copies of them.")
 
     def evaluation(dataset: Any, count: int) -> None:
-        try_evaluation(config, dataset, model, loss, count=count, world_size=run.numbers.ramp.plans[0].world_size)
+        world_size = run.numbers.ramp.plans[0].world_size
+        try_evaluation(config, dataset, model, loss, run.metrics, count=count, world_size=world_size)
 
     rehearsals: dict[str, Callable[[], Any]] = {
         "model and data": training,
