@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -56,6 +57,14 @@ def checkpoint_activations(model: nn.Module, pattern: str = BLOCKS) -> list[str]
     return list(matches)
 
 
+def without_checkpointing(model: nn.Module) -> None:
+    """Undo `checkpoint_activations`, in place."""
+    for module in model.modules():
+        own = getattr(vars(module).get("forward"), "__func__", None)
+        if own is not None and inspect.unwrap(own).__name__ in _CHECKPOINTED:
+            del module.forward
+
+
 def matching_modules(model: nn.Module, pattern: str) -> dict[str, nn.Module]:
     """The modules of a model whose names match `pattern`, in the order of the tree.
 
@@ -88,6 +97,9 @@ def matching_modules(model: nn.Module, pattern: str) -> dict[str, nn.Module]:
 
 def _is_inside(name: str, outer: str) -> bool:
     return outer == "" or name.startswith(outer + ".")
+
+
+_CHECKPOINTED = ("_checkpointed_forward", "_checkpointed_forward_with_statistics")
 
 
 def _checkpointed_forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
