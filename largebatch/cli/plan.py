@@ -48,11 +48,14 @@ def _print_tables(prepared: Prepared, options: PlanConfig) -> None:
     from largebatch.run.method_rows import method_rows
     from largebatch.run.plan_report import checkpoint_row, lr_rows, plan_rows, reduction_rows
     from largebatch.run.precision.decisions import decision_rows, gpu_row
+    from largebatch.run.utilisation import utilisation_of
 
     numbers = prepared.numbers
     how = [*decision_rows(prepared.decisions), *prefetch_rows(prepared)]
     if not prepared.decisions.device.is_gpu:
         how.append(gpu_row(prepared.decisions, prepared.model, numbers))
+    if (utilisation := utilisation_of(prepared)).row is not None:
+        how.append(utilisation.row)
     reduction = reduction_rows(prepared.config, numbers.plan.world_size)
     row = checkpoint_row(prepared.config, prepared.model)
     print_plan([*how, *plan_rows(numbers, prepared.optimizer), *method_rows(prepared), *reduction, row])

@@ -104,6 +104,7 @@ def _print_start(prepared: Prepared, opened: OpenRun) -> None:
         ),
         ("optimizer", config.optimizer["_target_"].rpartition(".")[2], "optimizer"),
         *plan_rows(prepared.numbers, opened.run.optimizer),
+        *([] if opened.utilisation.row is None else [opened.utilisation.row]),
         *method_rows(prepared),
         *reduction_rows(config, runtime.world_size),
         checkpoint_row(config, opened.run.module),

@@ -31,16 +31,19 @@ from largebatch.run.precision.decisions import Decisions
 from largebatch.run.prepare import Prepared
 from largebatch.run.resume import begin, open_folder, record_start, run_identity
 from largebatch.run.trackers import open_trackers, wandb_variables
+from largebatch.run.utilisation import Utilisation, utilisation_of
 from largebatch.training.loop import Run
 from largebatch.training.observers import (
     CheckpointObserver,
     CommunicationObserver,
     EvaluationObserver,
+    MetricsObserver,
     NoiseScaleObserver,
     SkippedObserver,
     restore,
 )
 from largebatch.training.observers.own_state import load_own_states
+from largebatch.training.observers.throughput import Throughput
 
 
 @dataclass
@@ -56,6 +59,8 @@ class OpenRun:
     noise_scale: NoiseScaleObserver | None
     communication: CommunicationObserver | None
     skipped: SkippedObserver | None
+    metrics: MetricsObserver
+    utilisation: Utilisation
     notes: list[str]
 
     @property
@@ -86,6 +91,7 @@ class OpenRun:
             "samples_seen": progress.samples_seen,
             "epochs": progress.samples_seen / self.evaluation.rows.num_samples,
             "train_seconds": progress.train_s,
+            **self.metrics.overall(self.run),
             "checkpoint": None if self.checkpoint is None else str(self.checkpoint),
             **({} if self.checkpoints.unsaved is None else {"unsaved": self.checkpoints.unsaved}),
             **({} if self.run.guard is None else self.run.guard.counts.row()),
@@ -161,7 +167,9 @@ def _connect(
     evaluated: dict[str, EvaluationLoader],
     stop: Callable[[], bool],
 ) -> OpenRun:
-    watch = build_observers(prepared, folder, trackers, records, identity, evaluated)
+    # Every rank gets here, but only rank 0 counts operations: it alone has rows and a summary.
+    utilisation = utilisation_of(prepared) if runtime.is_main else Utilisation(Throughput())
+    watch = build_observers(prepared, folder, trackers, records, identity, evaluated, utilisation.throughput)
     run = build_run(
         prepared,
         runtime,
@@ -173,5 +181,5 @@ def _connect(
         rows=watch.rows,
     )
     every_tracker = [*trackers, *records.trackers]
-    named = watch.evaluation, watch.checkpoints, watch.noise_scale, watch.communication, watch.skipped
-    return OpenRun(run, prepared.decisions, folder, every_tracker, *named, notes=[])
+    named = watch.evaluation, watch.checkpoints, watch.noise_scale, watch.communication, watch.skipped, watch.metrics
+    return OpenRun(run, prepared.decisions, folder, every_tracker, *named, utilisation, notes=[])

@@ -36,6 +36,7 @@ from largebatch.training.observers import (
     SkippedObserver,
     StragglerObserver,
 )
+from largebatch.training.observers.throughput import Throughput
 
 
 class Records:
@@ -67,6 +68,7 @@ class RunObservers:
     noise_scale: NoiseScaleObserver | None
     communication: CommunicationObserver | None
     skipped: SkippedObserver | None
+    metrics: MetricsObserver
     rows: RowLog
 
 
@@ -77,6 +79,7 @@ def build_observers(
     records: Records,
     identity: dict[str, Any],
     evaluated: dict[str, EvaluationLoader],
+    throughput: Throughput,
 ) -> RunObservers:
     """The observers that the config asks for, in their order; `evaluated`: loaders of the evaluated sets."""
     config, numbers = prepared.config, prepared.numbers
@@ -85,7 +88,8 @@ def build_observers(
     checkpoints = _checkpoints(prepared, folder, trackers, identity, evaluation)
     # Rank checks come first, so that weights that differ across ranks are neither logged nor saved.
     live = _noise_scale(prepared, rows), _communication(config, rows)
-    observers: list[Observer] = [*_ranks(prepared, rows), evaluation, *(one for one in live if one)]
+    of_ranks, metrics = _ranks(prepared, rows, throughput)
+    observers: list[Observer] = [*of_ranks, metrics, evaluation, *(one for one in live if one)]
     if config.batch.on_out_of_memory == "lower":
         observers.append(MicroBatchObserver(rows))
     if config.guard.policy != "off":
@@ -106,18 +110,19 @@ def build_observers(
     observers.append(checkpoints)  # last: a checkpoint has the rows of its own step on disk
     if config.observers.profile.steps:
         observers.insert(0, _profiler(prepared, folder))
-    return RunObservers(observers, evaluation, checkpoints, *live, skipped, rows)
+    return RunObservers(observers, evaluation, checkpoints, *live, skipped, metrics, rows)
 
 
-def _ranks(prepared: Prepared, rows: RowLog) -> list[Observer]:
+def _ranks(prepared: Prepared, rows: RowLog, throughput: Throughput) -> tuple[list[Observer], MetricsObserver]:
     """The observers of the ranks, and the metrics, whose rows hold the stragglers' values."""
     options = prepared.config.observers
     same = RankObserver(every=options.replicas.every, checkpoint_every=prepared.numbers.checkpoint_every)
     every = options.metrics.every
     if options.stragglers.ratio is None:
-        return [same, MetricsObserver(rows, every=every)]
+        return [same], MetricsObserver(rows, every=every, throughput=throughput)
     stragglers = StragglerObserver(ratio=options.stragglers.ratio, every=every)
-    return [same, stragglers, MetricsObserver(rows, every=every, more=lambda: stragglers.row)]
+    more = MetricsObserver(rows, every=every, more=lambda: stragglers.row, throughput=throughput)
+    return [same, stragglers], more
 
 
 def _noise_scale(prepared: Prepared, rows: RowLog) -> NoiseScaleObserver | None:

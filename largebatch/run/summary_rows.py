@@ -21,6 +21,7 @@ def summary_rows(opened: OpenRun, summary: dict[str, Any], hint: str | None) -> 
         ("steps", f"{summary['steps']:,} of {opened.run.steps.num_steps:,}"),
         ("samples", f"{summary['samples_seen']:,} ({summary['epochs']:.4g} epochs)"),
         ("time in steps", f"{summary['train_seconds']:.1f} s"),
+        *_throughput_rows(summary),
     ]
     for name, label, error in (
         ("eval/train_accuracy", "train accuracy", None),
@@ -50,6 +51,21 @@ def summary_rows(opened: OpenRun, summary: dict[str, Any], hint: str | None) -> 
         rows.append(("NOT SAVED", f"the weights after step {summary['steps']:,}: {opened.checkpoints.unsaved}"))
     if opened.checkpoint is not None:
         rows.append(("checkpoint", opened.checkpoint.relative_to(opened.folder.path)))
+    return rows
+
+
+def _throughput_rows(summary: dict[str, Any]) -> list[tuple[str, object]]:
+    if "samples_per_s" not in summary:
+        return []
+    rows: list[tuple[str, object]] = [("throughput", f"{summary['samples_per_s']:,.4g} samples/s")]
+    if "tokens_per_s" in summary:
+        each, seen = summary["tokens_per_s_per_device"], summary["tokens_seen"]
+        rows = [
+            ("tokens", f"{seen:,}"),
+            ("throughput", f"{summary['tokens_per_s']:,.0f} tokens/s, {each:,.0f} per device"),
+        ]
+    if summary["mfu"] is not None:
+        rows.append(("MFU", f"{summary['mfu']:.1%} of the devices' peak"))
     return rows
 
 

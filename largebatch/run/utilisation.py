@@ -18,7 +18,7 @@ _TERA = 1e12
 
 @dataclass(frozen=True)
 class Utilisation:
-    """The units of throughput, and where they come from, as a row of the plan; None: there is no peak to compare with."""
+    """The units of throughput, and a row of the plan that says where they come from; None: no peak is known."""
 
     throughput: Throughput
     row: tuple[str, str, str] | None = None

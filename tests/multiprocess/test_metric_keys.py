@@ -19,6 +19,7 @@ from largebatch.records.trackers import read_metrics
 from largebatch.run.build import open_run
 from largebatch.run.prepare import prepare
 from largebatch.training.loop import train
+from largebatch.training.observers.throughput import Throughput
 from tests.multiprocess.pool import RankPool
 from tests.unit.composing import compose_run
 from tests.unit.data.faulty_data import BrokenFiles, broken_files
@@ -88,6 +89,7 @@ def test_every_key_of_a_row_is_registered_and_every_registered_key_is_written(
     written = set[str]()
     for run in ("all", "skipping"):
         written |= set().union(*ranks(2).run(keys_of, run, str(tmp_path / run)))
+    written |= {f"train/{key}" for key in Throughput(1, 1.0, 1.0).values(1.0, num_devices=1)}
     assert {key for key in written if metric_key(key) is None} == set()
     registered = [one for family in METRIC_FAMILIES for one in family.keys]
     assert [one.name for one in registered if not any(one.matches(key) for key in written)] == []

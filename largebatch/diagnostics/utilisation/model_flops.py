@@ -43,8 +43,10 @@ def model_flops(model: nn.Module, sample: Inputs) -> float:
     Raises:
         NotCountedError: if it cannot run without numbers, or has layers whose operations torch does not count.
 
-    >>> model_flops(nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 7)), torch.zeros(1, 3))  # 3 passes, but no input gradient
-    270.0
+    Two passes over the first layer, whose inputs need no gradient, and three over the second:
+
+    >>> model_flops(nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 7)), torch.zeros(1, 3)), 2 * (2 * 3 * 5 + 3 * 5 * 7)
+    (270.0, 270)
     """
     if recurrent := [name for name, one in model.named_modules() if isinstance(one, nn.RNNBase)]:
         raise NotCountedError(f"torch does not count the operations of recurrent layers, such as {recurrent[0]!r}")
@@ -64,7 +66,9 @@ def model_flops(model: nn.Module, sample: Inputs) -> float:
             warnings.simplefilter("ignore")
             _passes(copied, pytree.tree_map(lambda part: _without_numbers(part, copied), sample))
     except Exception as error:
-        raise NotCountedError(f"{type(model).__name__} does not run without numbers ({type(error).__name__})") from error
+        raise NotCountedError(
+            f"{type(model).__name__} does not run without numbers ({type(error).__name__})"
+        ) from error
     if not counter.get_total_flops():
         raise NotCountedError(f"torch counts no operation of {type(model).__name__}")
     return counter.get_total_flops() / _SAMPLES

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-# TFLOP/s in bfloat16 and float16 without sparsity, by words of the name that the driver gives. Source: the makers' data
-# sheets (NVIDIA A10, A30, A40, A100, L4, L40S, H100, H200, HGX B200, GB200; AMD Instinct MI250X, MI300X, MI325X), halved
-# where they state sparse rates. The first that matches counts. One device of an MI250X is one of its two dies.
+# TFLOP/s in bfloat16 and float16 without sparsity, by words of the name that the driver gives; the first that matches
+# counts. Source: the makers' data sheets (NVIDIA A10, A30, A40, A100, L4, L40S, H100, H200, HGX B200, GB200; AMD
+# Instinct MI250X, MI300X, MI325X), halved where they state sparse rates. An MI250X shows its two dies as two devices.
 _HALF_PRECISION_TFLOPS = (
     (r"\bGB200\b", 2500.0),
     (r"\bB200\b", 2250.0),
@@ -21,7 +21,7 @@ _HALF_PRECISION_TFLOPS = (
     (r"\bA10\b", 125.0),
     (r"\bL40S\b", 362.05),
     (r"\bL4\b", 121.0),
-    (r"\bMI32?5X\b|\bMI300X\b", 1307.4),
+    (r"\bMI3(00|25)X\b", 1307.4),
     (r"\bMI250X\b", 191.5),
 )
 

@@ -34,6 +34,7 @@ class PrecisionConfig(Section):
     gradient_compression: Literal["none", "fp16", "bf16", "powersgd"]
     powersgd: PowerSGDConfig
     bucket_mb: PositiveFloat
+    peak_tflops: PositiveFloat | None
 
     @property
     def compressed(self) -> dict[str, Any]:

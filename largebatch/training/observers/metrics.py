@@ -9,6 +9,7 @@ from largebatch.gradient.step import Measures, Step
 from largebatch.records.trackers import Row
 from largebatch.training.loop import Observer, Run
 from largebatch.training.observers.memory import peak_memory
+from largebatch.training.observers.throughput import Throughput
 from largebatch.training.progress import Progress
 from largebatch.training.row_log import RowLog
 from largebatch.training.step_report import StepReport
@@ -28,16 +29,26 @@ class MetricsObserver(Observer):
         rows: for the rows.
         every: steps between rows.
         more: what an observer called before this one has to add to the row of a step.
+        throughput: units of it besides samples.
     """
 
-    def __init__(self, rows: RowLog, *, every: int = 10, more: Callable[[], Row] = dict) -> None:
+    def __init__(
+        self,
+        rows: RowLog,
+        *,
+        every: int = 10,
+        more: Callable[[], Row] = dict,
+        throughput: Throughput = Throughput(),  # noqa: B008, frozen
+    ) -> None:
         self._rows, self._every = rows, every
-        self._more = more
+        self._more, self._throughput = more, throughput
+        self._began = Progress()
         self._data_s = 0.0
         self._window_start = Progress()
 
     def on_start(self, run: Run) -> None:
         """Begin the first window."""
+        self._began = replace(run.progress)
         self._begin_window(run)
 
     def asks(self, step: Step) -> Measures:
@@ -51,6 +62,17 @@ class MetricsObserver(Observer):
             self._rows.log(run.progress, self._row(run, report) | self._more())
             self._begin_window(run)
 
+    def overall(self, run: Run) -> Row:
+        """Throughput over the steps that this process has made; empty if there are none."""
+        progress = run.progress
+        if progress.samples_seen == self._began.samples_seen or not progress.train_s:
+            return {}
+        samples_per_s = (progress.samples_seen - self._began.samples_seen) / progress.train_s
+        values = self._throughput.values(samples_per_s, num_devices=run.runtime.world_size)
+        if self._throughput.tokens_per_sample is not None:
+            values["tokens_seen"] = progress.samples_seen * self._throughput.tokens_per_sample
+        return {"samples_per_s": samples_per_s, "mfu": None, **values}
+
     def _begin_window(self, run: Run) -> None:
         self._data_s = 0.0
         self._window_start = replace(run.progress)
@@ -59,11 +81,14 @@ class MetricsObserver(Observer):
         loss = report.mean_loss
         num_steps = report.step - self._window_start.step
         seconds = run.progress.train_s - self._window_start.train_s
+        samples_per_s = (report.samples_seen - self._window_start.samples_seen) / seconds
+        other_units = self._throughput.values(samples_per_s, num_devices=run.runtime.world_size)
         row: Row = {
             "train/loss": loss,
             "train/lr": report.taken.lr,
             "train/global_batch_size": report.plan.global_batch_size,
-            "train/samples_per_s": (report.samples_seen - self._window_start.samples_seen) / seconds,
+            "train/samples_per_s": samples_per_s,
+            **{f"train/{name}": value for name, value in other_units.items()},
             "time/step_s": seconds / num_steps,
             "time/data_s": self._data_s / num_steps,
         }
