@@ -55,7 +55,7 @@ def summary_rows(opened: OpenRun, summary: dict[str, Any], hint: str | None) -> 
 
 
 def _throughput_rows(summary: dict[str, Any]) -> list[tuple[str, object]]:
-    if "samples_per_s" not in summary:
+    if summary["samples_per_s"] is None:
         return []
     rows: list[tuple[str, object]] = [("throughput", f"{summary['samples_per_s']:,.4g} samples/s")]
     if "tokens_per_s" in summary:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from largebatch.gradient.step import Measures, Step
 from largebatch.records.trackers import Row
@@ -62,16 +63,17 @@ class MetricsObserver(Observer):
             self._rows.log(run.progress, self._row(run, report) | self._more())
             self._begin_window(run)
 
-    def overall(self, run: Run) -> Row:
-        """Throughput over the steps that this process has made; empty if there are none."""
+    def overall(self, run: Run) -> dict[str, Any]:
+        """Throughput over the steps that this process has made; None where it has made none, or it is not known."""
         progress = run.progress
-        if progress.samples_seen == self._began.samples_seen or not progress.train_s:
-            return {}
+        if not progress.train_s:
+            return {"samples_per_s": None, "mfu": None}
         samples_per_s = (progress.samples_seen - self._began.samples_seen) / progress.train_s
-        values = self._throughput.values(samples_per_s, num_devices=run.runtime.world_size)
+        values: dict[str, Any] = {"samples_per_s": samples_per_s, "mfu": None}
+        values |= self._throughput.values(samples_per_s, num_devices=run.runtime.world_size)
         if self._throughput.tokens_per_sample is not None:
             values["tokens_seen"] = progress.samples_seen * self._throughput.tokens_per_sample
-        return {"samples_per_s": samples_per_s, "mfu": None, **values}
+        return values
 
     def _begin_window(self, run: Run) -> None:
         self._data_s = 0.0
