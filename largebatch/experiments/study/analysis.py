@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from largebatch.diagnostics.critical_batch.critical_batch import CriticalBatch, Estimate, fit_critical_batch
+from largebatch.diagnostics.critical_batch.fewest_steps import fewest_steps
 from largebatch.experiments.study.points import StudyPoint
+from largebatch.records.figures.optimizer_names import optimizer_name
 
 
 @dataclass(frozen=True)
@@ -41,10 +43,10 @@ def analyse(points: Sequence[StudyPoint]) -> Analysis:
         raise ValueError("a study without points has no result. Add a point.")
     fits = {name: fit_critical_batch([one.measured for one in points if one.optimizer == name]) for name in names}
     analysis = Analysis(tuple(points), fits, ())
-    lines = [_headline(fits)] if len(names) > 1 else []
+    lines = fewest_steps({optimizer_name(name): [one.measured for one in analysis.of(name)] for name in names})
+    lines += [_headline(fits)] if len(names) > 1 else []
     lines += [line for name in names for line in _of_optimizer(analysis, name)]
     lines += [_between(one, fits[one], other, fits[other]) for one, other in combinations(names, 2)]
-    lines += _fewest_steps(analysis)
     return Analysis(tuple(points), fits, tuple(line for line in lines if line))
 
 
@@ -67,14 +69,14 @@ def _headline(fits: dict[str, CriticalBatch]) -> str:
     """The critical batch of each optimizer."""
     values = [
         f"{name} {estimate_text(fit.b_crit)}" if fit.b_crit is not None and fit.supported else f"{name} not supported"
-        for name, fit in fits.items()
+        for name, fit in ((optimizer_name(name), fit) for name, fit in fits.items())
     ]
     return f"B_crit in samples: {', '.join(values)}."
 
 
 def _of_optimizer(analysis: Analysis, name: str) -> list[str]:
     fit, points = analysis.fits[name], analysis.of(name)
-    lines = []
+    name, lines = optimizer_name(name), []
     if fit.b_crit is not None and fit.s_min is not None and fit.e_min is not None:
         if fit.supported:
             lines += [
@@ -113,6 +115,7 @@ def _between(one: str, fit: CriticalBatch, other: str, second: CriticalBatch) ->
     """The optimizer with the larger critical batch, if the intervals do not overlap."""
     if fit.b_crit is None or second.b_crit is None:
         return ""
+    one, other = optimizer_name(one), optimizer_name(other)
     (smaller, low), (larger, high) = sorted([(one, fit.b_crit), (other, second.b_crit)], key=lambda pair: pair[1].value)
     if low.high >= high.low:
         return f"B_crit of {larger} and {smaller} shows no clear difference: their intervals overlap."
@@ -121,32 +124,3 @@ def _between(one: str, fit: CriticalBatch, other: str, second: CriticalBatch) ->
         f" Do not rely on that: the curve of {' and '.join(doubted)} misses its points by too much." if doubted else ""
     )
     return f"{larger} has a larger B_crit than {smaller}: their intervals do not overlap.{doubt}"
-
-
-def _fewest_steps(analysis: Analysis) -> list[str]:
-    """The optimizer with the fewest steps, at the largest batch size at which all reached the target."""
-    reached = {
-        name: {point.batch_size: point for point in analysis.of(name) if not point.measured.median[1]}
-        for name in analysis.fits
-    }
-    common = set.intersection(*(set(sizes) for sizes in reached.values()))
-    if len(reached) < 2 or not common:
-        return []
-    size = max(common)
-    ordered = sorted((reached[name][size] for name in reached), key=lambda point: point.measured.median[0])
-    best = ordered[0]
-    others = "; ".join(_slower(point, best) for point in ordered[1:])
-    return [f"At batch {size:,} {best.optimizer} takes the fewest steps: {_number(best.measured.median[0])}. "
-            f"{others}."]  # fmt: skip
-
-
-def _slower(point: StudyPoint, best: StudyPoint) -> str:
-    """The slower optimizer against the best, by the intervals of both medians where there are any."""
-    times = f"{point.optimizer} takes {point.measured.median[0] / best.measured.median[0]:.2f} times as many"
-    ends, theirs = best.measured.interval, point.measured.interval
-    if ends is None or theirs is None:
-        seeds = min(point.measured.num_replicates, best.measured.num_replicates)
-        return f"{times} ({seeds} seed{'s' * (seeds > 1)}: no interval)"
-    known = min(point.measured.level, best.measured.level) >= 0.95
-    word = "intervals" if known else "ranges of seeds"
-    return f"{times} ({word} {'do not overlap' if ends[1] < theirs[0] else 'overlap: no clear difference'})"

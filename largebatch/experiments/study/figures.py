@@ -9,8 +9,10 @@ from largebatch.experiments.study.analysis import Analysis, estimate_text
 from largebatch.experiments.study.points import StudyPoint
 from largebatch.experiments.study.record import curve_sizes
 from largebatch.records.figures.diagram import Axis, Diagram, Line
+from largebatch.records.figures.optimizer_names import optimizer_name
 
 _BATCH = Axis("batch size B", "samples", log=True)
+_BOUND = "at least: the median did not reach the target"
 
 
 def study_figures(analysis: Analysis) -> list[Diagram]:
@@ -52,12 +54,13 @@ def _curve(name: str, fit: CriticalBatch, scale: Callable[[float, float], float]
     )
     word = fit.verdict.partition(":")[0]
     doubt = "" if fit.supported else f", {word}"
-    return Line(f"{name}: B_crit {estimate_text(fit.b_crit)}{doubt}", sizes, value, low, high, group=name)
+    shown = optimizer_name(name)
+    return Line(f"{shown}: B_crit {estimate_text(fit.b_crit)}{doubt}", sizes, value, low, high, optimizer=shown)
 
 
 def _points(name: str, points: list[StudyPoint], scale: Callable[[float, float], float]) -> list[Line]:
     """Medians with their intervals where known; targets that were not reached are a series of their own."""
-    lines = []
+    lines, shown = [], optimizer_name(name)
     reached = [point for point in points if not point.measured.median[1]]
     if reached:
         sizes = [float(point.batch_size) for point in reached]
@@ -67,9 +70,9 @@ def _points(name: str, points: list[StudyPoint], scale: Callable[[float, float],
             [None if one is None else scale(one, size) for one, size in zip(column, sizes, strict=True)]
             for column in (medians, [low for low, _ in ends], [high for _, high in ends])
         )
-        lines.append(Line(name, sizes, y, low, high, style="points", group=name))
+        lines.append(Line(shown, sizes, y, low, high, style="points", optimizer=shown))
     if hidden := [point for point in points if point.measured.median[1]]:
         sizes = [float(point.batch_size) for point in hidden]
         bounds = [scale(point.measured.median[0], point.batch_size) for point in hidden]
-        lines.append(Line(f"{name}: not reached within", sizes, bounds, style="points", group=name))
+        lines.append(Line(_BOUND, sizes, bounds, style="bounds", name=f"{shown}: at least", optimizer=shown))
     return lines

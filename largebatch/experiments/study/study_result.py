@@ -12,6 +12,7 @@ from largebatch.experiments.study.analysis import Analysis, estimate_text
 from largebatch.experiments.study.figures import study_figures
 from largebatch.experiments.study.points import StudyPoint
 from largebatch.experiments.study.record import study_record
+from largebatch.records.figures.optimizer_names import optimizer_name
 from largebatch.records.result import Result, Table
 from largebatch.records.run_folder import environment
 
@@ -67,7 +68,7 @@ def _point_row(point: StudyPoint) -> tuple[str, ...]:
     seeds = f"median of {count}" if point.measured.summarised else f"{reached} of {count}"
     setting = ", ".join(f"{key}={value:.4g}" for key, value in point.setting.items())
     return (
-        point.optimizer,
+        optimizer_name(point.optimizer),
         f"{point.batch_size:,}",
         f"{'> ' * hidden}{median:,.0f}",
         _interval(point.measured),
@@ -89,4 +90,4 @@ def _interval(measured: StepsToTarget) -> str:
 
 def _fit_row(name: str, fit: CriticalBatch) -> tuple[str, ...]:
     estimates = ("" if one is None else estimate_text(one) for one in (fit.s_min, fit.e_min, fit.b_crit))
-    return name, *estimates, fit.verdict
+    return optimizer_name(name), *estimates, fit.verdict

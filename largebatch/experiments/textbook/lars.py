@@ -125,6 +125,7 @@ def _bands(found: dict[Name, list[Tuned]], key: str, **options: Any) -> tuple[Li
             _sizes(tuned),
             *band_of_mean(finals([one.outcome for one in tuned], key), **options),
             style="both",
+            optimizer=name.upper(),
         )
         for name, tuned in found.items()
     )
@@ -132,7 +133,9 @@ def _bands(found: dict[Name, list[Tuned]], key: str, **options: Any) -> tuple[Li
 
 def _grid_figure(found: dict[Name, list[Tuned]]) -> Diagram:
     lines = tuple(
-        Line(name.upper(), [lr / one.lrs[0] for lr in one.lrs], one.tried.tolist(), style="both")
+        Line(
+            name.upper(), [lr / one.lrs[0] for lr in one.lrs], one.tried.tolist(), style="both", optimizer=name.upper()
+        )
         for name, tuned in found.items()
         for one in tuned[-1:]
     )

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from largebatch.records.json_values import json_values
 
-Style = Literal["line", "dashed", "points", "both", "faint", "steps", "stack"]
+Style = Literal["line", "dashed", "points", "both", "faint", "steps", "stack", "bounds", "rings"]
 Numbers = Sequence[float | None]  # None: not known, or not finite
 _LOG_RANGE = 50  # a positive quantity that spans more than this factor gets a logarithmic axis
 FEW_POINTS = 40  # a line of more has no markers, and a smoothed course over it if it is noisy
@@ -58,10 +58,13 @@ class Line:
         low, high: ends of the error band, of the same length; None: there is no band. Points have error bars instead.
         style: `line`, `dashed` (theory, by convention), `points`, `both` points and line, `faint` (raw values under
             their smoothed course), `steps` (a value holds since the point before), `stack` (an area on top of the
-            stacked line before it; unknown values count as 0).
+            stacked line before it; unknown values count as 0), `bounds` (points that are lower bounds), `rings` (around
+            points of other lines that stand out).
         group: lines of one group have one colour, as measured points and the curve through them; empty: its own.
         name: shown when the line is pointed at; empty: the label.
         dash: a place among the patterns of dashes; None: the pattern of the style.
+        optimizer: of the runs behind it, by which it is coloured and a reader can filter; empty: of several, or none.
+        batch: the global batch size of the runs behind it, by which a reader can filter; None: of several, or none.
 
     Raises:
         ValueError: if the lengths differ, or a band has one end.
@@ -76,6 +79,8 @@ class Line:
     group: str = ""
     name: str = ""
     dash: int | None = None
+    optimizer: str = ""
+    batch: int | None = None
 
     def __post_init__(self) -> None:
         if (self.low is None) != (self.high is None):
@@ -87,7 +92,12 @@ class Line:
     @property
     def series(self) -> str:
         """All lines of one series have one colour."""
-        return self.group or self.label
+        return self.group or self.optimizer or self.label
+
+    @property
+    def is_points(self) -> bool:
+        """Whether it is drawn as points alone."""
+        return self.style in ("points", "bounds", "rings")
 
 
 @dataclass(frozen=True)

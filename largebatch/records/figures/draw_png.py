@@ -22,8 +22,8 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullForma
 from largebatch.records.durable_files import write_whole
 from largebatch.records.figures.diagram import Axis, Diagram, Surface
 from largebatch.records.figures.figure import Bars, Figure
-from largebatch.records.figures.legends import NUM_COLOURS, colour_places, epoch_ticks, legend_labels, legend_of_all
-from largebatch.records.figures.png_marks import PALETTE, draw_bars, draw_line, draw_stack, draw_surface, plain
+from largebatch.records.figures.legends import colour_of, colour_places, epoch_ticks, legend_labels, legend_of_all
+from largebatch.records.figures.png_marks import draw_bars, draw_line, draw_stack, draw_surface, plain
 
 _DPI = 150
 _WIDE_LABEL = 30  # letters: longer ones are one below the other in a legend
@@ -114,7 +114,7 @@ def _legend(place: Axes | matplotlib.figure.Figure, entries: Mapping[str, Artist
 
 def _draw(ax: Axes, figure: Figure, places: dict[str, int]) -> dict[str, Artist]:
     """Draw a figure into a panel; returns the entries of its legend, by label."""
-    colours = {series: PALETTE[place % NUM_COLOURS] for series, place in places.items()}
+    colours = {series: colour_of(place) for series, place in places.items()}
     if isinstance(figure, Diagram):
         handles = draw_stack(ax, figure.lines, colours)
         for line in figure.lines:

@@ -9,12 +9,19 @@ from collections.abc import Mapping, Sequence
 
 from largebatch.records.figures.diagram import Diagram, Surface
 from largebatch.records.figures.figure import Bars, Figure
+from largebatch.records.figures.optimizer_names import optimizer_name, optimizer_places
 
-NUM_COLOURS = 7  # of the palettes
+# Okabe and Ito 2008, the two lightest darkened: 3 : 1 at least on white and on the page's dark background.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#A87400", "#BE5F93", "#3A8FC7", "#7A7F85")
 _MOST_TICKS = 6  # of an axis of epochs
 
 
-def colour_places(figures: Sequence[Figure], fixed: Sequence[str] = ()) -> list[dict[str, int]]:
+def colour_of(place: int) -> str:
+    """The colour at a place; where there are more places than colours they begin anew, in another pattern of dashes."""
+    return COLOURS[place % len(COLOURS)]
+
+
+def colour_places(figures: Sequence[Figure], fixed: Mapping[str, int] | None = None) -> list[dict[str, int]]:
     """Series -> place of its colour in a palette, for each of several figures that stand together.
 
     A series has one colour in all of them. Where they have more series than there are colours, only those that occur in
@@ -22,19 +29,21 @@ def colour_places(figures: Sequence[Figure], fixed: Sequence[str] = ()) -> list[
 
     Args:
         figures: side by side, or below each other.
-        fixed: series whose places are their own wherever they are drawn, in lower case: optimizers, on a page.
+        fixed: series in lower case -> place that is its own wherever it is drawn. Optimizers that the package knows
+            have theirs without being named here.
 
     >>> from largebatch.records.figures.diagram import Axis, Line
     >>> first, second = (Diagram("d", "", Axis("x"), Axis("y"), tuple(Line(label, [1], [1]) for label in labels))
     ...                  for labels in (("train", "LAMB"), ("validation", "train")))
-    >>> colour_places([first, second], fixed=["sgd", "lamb"])
-    [{'train': 0, 'LAMB': 1}, {'validation': 2, 'train': 0}]
+    >>> colour_places([first, second])
+    [{'train': 0, 'LAMB': 2}, {'validation': 1, 'train': 0}]
     """
+    fixed = {**optimizer_places(), **(fixed or {})}
     own = [list(dict.fromkeys(_series(figure))) for figure in figures]
     is_apart = [isinstance(figure, Bars) for figure in figures]
     found = Counter(name for names, apart in zip(own, is_apart, strict=True) if not apart for name in names)
-    shared = [name for name, count in found.items() if count > 1 or len(found) <= NUM_COLOURS]
-    places = _places(shared if len(shared) <= NUM_COLOURS else [], fixed)
+    shared = [name for name, count in found.items() if count > 1 or len(found) <= len(COLOURS)]
+    places = _places(shared if len(shared) <= len(COLOURS) else [], fixed)
     return [
         _places(names, fixed, {} if apart else {name: places[name] for name in names if name in places})
         for names, apart in zip(own, is_apart, strict=True)
@@ -47,8 +56,9 @@ def _series(figure: Figure) -> list[str]:
     return [one.series for one in (figure.lines if isinstance(figure, Diagram) else figure.trails)]
 
 
-def _places(names: Sequence[str], fixed: Sequence[str], taken: Mapping[str, int] | None = None) -> dict[str, int]:
-    known = {name: fixed.index(name.lower()) for name in names if name.lower() in fixed} | dict(taken or {})
+def _places(names: Sequence[str], fixed: Mapping[str, int], taken: Mapping[str, int] | None = None) -> dict[str, int]:
+    own = {name: fixed.get(optimizer_name(name).lower()) for name in names}
+    known = {name: place for name, place in own.items() if place is not None} | dict(taken or {})
     free = (place for place in itertools.count() if place not in known.values())
     return {name: known[name] if name in known else next(free) for name in names}
 
@@ -59,7 +69,7 @@ def legend_labels(figure: Figure) -> list[str]:
         return list(dict.fromkeys(bar.label for bar in figure.bars if bar.start != bar.end))
     if isinstance(figure, Surface):
         return [trail.label for trail in figure.trails]
-    named = {line.group for line in figure.lines if line.style != "points" and line.label != line.group}
+    named = {line.series for line in figure.lines if not line.is_points and line.label != line.series}
     return list(dict.fromkeys(line.label for line in figure.lines if line.label not in named))
 
 

@@ -12,11 +12,14 @@ import numpy as np
 
 from largebatch.records.figures.diagram import FEW_POINTS, Diagram, Line, Numbers, Surface, Trail
 from largebatch.records.figures.figure import Bar, Bars
-from largebatch.records.figures.legends import legend_labels
+from largebatch.records.figures.legends import COLOURS, colour_of, legend_labels
 
-# Okabe and Ito 2008, the two lightest darkened: 3 : 1 at least on white and on the page's dark background.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#A87400", "#BE5F93", "#3A8FC7", "#7A7F85")
 _DASHES = ("solid", "dot", "dashdot", "longdash", "longdashdot")  # once the colours are used up
+_SYMBOLS: dict[str, dict[str, Any]] = {
+    "points": {"size": 8},
+    "bounds": {"symbol": "triangle-up-open", "size": 11, "line": {"width": 2}},
+    "rings": {"symbol": "circle-open", "size": 18, "line": {"width": 2}, "color": "#7A7F85"},
+}
 _FAINT = 0.35  # opacity of raw values under their smoothed course
 _TITLE_WIDTH = 28  # letters of an axis title in a line
 _DIGITS = 6  # significant ones; more are not seen
@@ -39,22 +42,24 @@ def line_traces(figure: Diagram, places: Mapping[str, int]) -> list[dict[str, An
     seen: set[str] = set()
     for line in figure.lines:
         place, num_before = places[line.series], len(traces)
-        if line.low is not None and line.high is not None and line.style != "points":
-            traces.append(_band(line, COLOURS[place % len(COLOURS)], log=figure.y.log))
+        if line.low is not None and line.high is not None and not line.is_points:
+            traces.append(_band(line, colour_of(place), log=figure.y.log))
         is_named = line.label in in_legend and line.label not in seen and len(in_legend) > 1
         traces.append(_line(line, place, in_legend=is_named))
         entry = line.label if line.label in in_legend else entry_of[line.series]
         for trace in traces[num_before:]:
             trace["legendgroup"] = safe(entry)
+            if line.optimizer or line.batch is not None:  # a reader can filter by them
+                trace["meta"] = {"optimizer": line.optimizer, "batch": line.batch}
         seen.add(line.label)
     return traces
 
 
 def _line(line: Line, place: int, *, in_legend: bool) -> dict[str, Any]:
-    colour = COLOURS[place % len(COLOURS)]
+    colour = colour_of(place)
     dash = place // len(COLOURS) if line.dash is None else line.dash
     has_points = line.style == "both" and len(line.x) <= FEW_POINTS
-    mode = "markers" if line.style == "points" else "lines+markers" if has_points else "lines"
+    mode = "markers" if line.is_points else "lines+markers" if has_points else "lines"
     pattern = "dash" if line.style == "dashed" else _DASHES[dash % len(_DASHES)]
     trace: dict[str, Any] = {
         "type": "scatter",
@@ -64,7 +69,7 @@ def _line(line: Line, place: int, *, in_legend: bool) -> dict[str, Any]:
         "x": rounded(line.x),
         "y": rounded(line.y),
         "line": {"color": colour, "dash": pattern, "width": 1.8},
-        "marker": {"color": colour, "size": 6},
+        "marker": {"color": colour, "size": 6} | _SYMBOLS.get(line.style, {}),
         "hovertemplate": f"%{{y:.4g}} at %{{x:,.6g}}<extra>{safe(line.name or line.label)}</extra>",
     }
     if line.style == "stack":
@@ -76,7 +81,10 @@ def _line(line: Line, place: int, *, in_legend: bool) -> dict[str, Any]:
         trace["line"]["width"] = 1
     elif line.style == "steps":
         trace["line"]["shape"] = "vh"
-    if line.style == "points" and line.low is not None and line.high is not None:
+    elif line.style == "rings":
+        trace["hoverinfo"] = "skip"
+        del trace["hovertemplate"]
+    if line.is_points and line.low is not None and line.high is not None:
         trace["error_y"] = _error(_apart(line.high, line.y), _apart(line.y, line.low), colour)
     return trace
 
@@ -89,13 +97,13 @@ def bar_traces(figure: Bars, places: Mapping[str, int]) -> list[dict[str, Any]]:
     """A trace for the bars of each label, the points, the lines between, and the texts."""
     labels = legend_labels(figure)
     traces = [
-        _bars_of([bar for bar in figure.bars if bar.label == label], figure.rows, COLOURS[places[label] % len(COLOURS)])
+        _bars_of([bar for bar in figure.bars if bar.label == label], figure.rows, colour_of(places[label]))
         | {"name": safe(label), "showlegend": len(labels) > 1, "legendgroup": safe(label)}
         for label in labels
     ]
     shared = {"type": "scatter", "showlegend": False, "hoverinfo": "skip"}
     points = [bar for bar in figure.bars if bar.start == bar.end]
-    colours = [COLOURS[places[bar.series] % len(COLOURS)] for bar in points]
+    colours = [colour_of(places[bar.series]) for bar in points]
     at = {"x": rounded([bar.end for bar in points]), "y": [bar.row for bar in points]}
     traces.append(shared | at | {"mode": "markers", "marker": {"color": colours, "size": 10}})
     if figure.connected:
@@ -194,7 +202,7 @@ def surface_trace(figure: Surface) -> dict[str, Any]:
 
 def trail_traces(trail: Trail, place: int) -> list[dict[str, Any]]:
     """The edge of a path, the path, and the point at its end."""
-    colour = COLOURS[place % len(COLOURS)]
+    colour = colour_of(place)
     shared = {"type": "scatter", "name": safe(trail.label), "legendgroup": safe(trail.label)}
     x, y = rounded(trail.x), rounded(trail.y)
     edge = {"color": "#ffffff", "width": 1.5}  # without one, a line of the landscape's own colours is lost in it

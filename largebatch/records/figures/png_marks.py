@@ -13,13 +13,13 @@ from matplotlib.colors import LogNorm, Normalize
 
 from largebatch.records.figures.diagram import FEW_POINTS, Axis, Line, Numbers, Surface
 from largebatch.records.figures.figure import Bars
-from largebatch.records.figures.legends import NUM_COLOURS
+from largebatch.records.figures.legends import COLOURS
 
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000")
 _LINES = {
     "line": ("-", None), "dashed": ("--", None), "points": ("none", "o"), "both": ("-", "o"), "faint": ("-", None),
-    "steps": ("-", None),
+    "steps": ("-", None), "bounds": ("none", "^"), "rings": ("none", "o"),
 }  # fmt: skip
+_HOLLOW, _RING = {"bounds": 7.0, "rings": 11.0}, "#7A7F85"
 _DASHES = ("-", ":", "-.", (0, (5, 1)), (0, (5, 1, 1, 1)))  # once the colours are used up
 _LEVELS, _LABELLED = 18, 3  # contours of a landscape; every n-th has a number
 
@@ -35,16 +35,20 @@ def draw_line(ax: Axes, line: Line, colour: str, place: int) -> Artist:
     dashes: Any
     dashes, marker = _LINES[line.style]
     if dashes == "-":
-        dashes = _DASHES[(place // NUM_COLOURS if line.dash is None else line.dash) % len(_DASHES)]
+        dashes = _DASHES[(place // len(COLOURS) if line.dash is None else line.dash) % len(_DASHES)]
     if marker and len(x) > FEW_POINTS and line.style == "both":
         marker = None
     look: dict[str, Any] = {"alpha": 0.28, "linewidth": 0.7} if line.style == "faint" else {"linewidth": 1.5}
     if line.style == "steps":
         look["drawstyle"] = "steps-pre"
-    (drawn,) = ax.plot(x, y, color=colour, linestyle=dashes, marker=marker, markersize=4, **look)
+    if line.style in _HOLLOW:
+        look |= {"markerfacecolor": "none", "markeredgewidth": 1.5}
+        colour = _RING if line.style == "rings" else colour
+    size = _HOLLOW.get(line.style, 4)
+    (drawn,) = ax.plot(x, y, color=colour, linestyle=dashes, marker=marker, markersize=size, **look)
     if line.low is not None and line.high is not None:
         low, high = _floats(line.low), _floats(line.high)
-        if line.style == "points":
+        if line.is_points:
             ax.errorbar(x, y, np.maximum([y - low, high - y], 0), color=colour, linestyle="none", capsize=2.5)
         else:
             ax.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)

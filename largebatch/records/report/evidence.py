@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from largebatch.diagnostics.intervals import Interval
+from largebatch.records.figures.optimizer_names import optimizer_name
 from largebatch.records.figures.run_metrics import KEYS, NOISE_SCALE
 from largebatch.records.regular_files import printable
 from largebatch.records.result import Result
@@ -85,8 +86,10 @@ class RunRecord:
 
     @property
     def optimizer(self) -> str:
-        """Its name."""
-        return shortened(self.settings.get("optimizer._target_", "unknown optimizer").rpartition(".")[2])
+        """Its name for people."""
+        return optimizer_name(
+            shortened(self.settings.get("optimizer._target_", "unknown optimizer").rpartition(".")[2])
+        )
 
     @property
     def task(self) -> str:

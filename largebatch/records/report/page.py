@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from itertools import count
@@ -17,6 +17,7 @@ from typing import Any
 
 from largebatch.records.durable_files import write_whole
 from largebatch.records.figures.figure import Figure
+from largebatch.records.figures.optimizer_names import optimizer_places
 from largebatch.records.metric_keys import stderr_key
 from largebatch.records.regular_files import printable
 from largebatch.records.report import html_parts
@@ -158,8 +159,7 @@ def _draw(evidence: Evidence, path: Path) -> _Drawn:
     explored = explorers(groups, evidence)
     sections = report_sections(evidence, groups, explored, of_records, path)
     keys = _figure_keys(sections)
-    optimizers = list(dict.fromkeys(run.optimizer.lower() for run in evidence.runs))
-    figures, legends = _plotly(sections, keys, optimizers)
+    figures, legends = _plotly(sections, keys, optimizer_places(run.optimizer for run in evidence.runs))
     looked_up = {"explorers": [one.record() for one in explored], "comparison": comparison(evidence.runs)}
     return _Drawn(
         navigation="".join(html_parts.anchor(part.key, part.title) for part in sections),
@@ -183,13 +183,13 @@ def _figure_keys(sections: Sequence[Section]) -> dict[int, str]:
 
 
 def _plotly(
-    sections: Sequence[Section], keys: dict[int, str], optimizers: Sequence[str]
+    sections: Sequence[Section], keys: dict[int, str], fixed: Mapping[str, int]
 ) -> tuple[dict[str, dict[str, Any]], dict[int, str]]:
     """Figures as plotly has them, by key; and the legends that several share, by the id of the first of them."""
     figures: dict[str, dict[str, Any]] = {}
     legends: dict[int, str] = {}
     for shown in (option.figures for part in sections for option in part.options):
-        together = plotly_figures(shown, optimizers)
+        together = plotly_figures(shown, fixed)
         figures |= {keys[id(one)]: drawn for one, drawn in zip(shown, together.drawn, strict=True)}
         if together.legend:
             legends[id(shown[0])] = html_parts.legend(together.legend)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,14 +36,14 @@ class Together:
     legend: list[Entry]
 
 
-def plotly_figures(figures: Sequence[Figure], optimizers: Sequence[str] = ()) -> Together:
+def plotly_figures(figures: Sequence[Figure], fixed: Mapping[str, int] | None = None) -> Together:
     """Draw figures that stand together.
 
     Args:
         figures: the figures.
-        optimizers: in lower case; each has one colour on the whole page.
+        fixed: series in lower case -> place of its colour on the whole page.
     """
-    places = colour_places(figures, optimizers)
+    places = colour_places(figures, fixed)
     drawn = [plotly_figure(figure, own) for figure, own in zip(figures, places, strict=True)]
     shared = legend_of_all(figures)
     if len(figures) == 1 and not isinstance(figures[0], Bars) and len(legend_labels(figures[0])) > _MOST:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -43,11 +44,11 @@ def test_a_file_becomes_tables_conclusions_a_record_and_a_picture(capsys: pytest
     write("\n".join(["optimizer,seed,batch_size,steps,censored", "lars,0,1024,55,yes", *rows]))
     assert main(["study", "analyze", "steps.csv", "--out", "out"]) == 0
     said = capsys.readouterr().out
-    assert "sgd: B_crit is 60 (95 %: 60 to 60) samples" in said
-    assert "lars: the median did not reach the target at batch 1,024. It counts as a lower bound." in said
-    assert "lars has a larger B_crit than sgd: their intervals do not overlap." in said
-    assert "B_crit in samples: lars 200 (95 %: 2" in said
-    assert "sgd: supported: predicts each left-out batch size within 0 %, 0 % in the root mean square." in said
+    assert "SGD: B_crit is 60 (95 %: 60 to 60) samples" in said
+    assert "LARS: the median did not reach the target at batch 1,024. It counts as a lower bound." in said
+    assert "LARS has a larger B_crit than SGD: their intervals do not overlap." in said
+    assert "B_crit in samples: LARS 200 (95 %: 2" in said
+    assert "SGD: supported: predicts each left-out batch size within 0 %, 0 % in the root mean square." in said
     written = json.loads(Path("out/study.json").read_text())
     record = written["numbers"]
     assert (written["kind"], record["unit"], record["optimizers"]) == ("study", "samples", ["lars", "sgd"])
@@ -62,7 +63,7 @@ def test_a_file_becomes_tables_conclusions_a_record_and_a_picture(capsys: pytest
         [None], None, True, [55.0],
     )  # fmt: skip
     steps, samples = (from_record(figure) for figure in written["figures"])
-    assert [line.label for line in steps.lines][2:] == ["lars", "lars: not reached within", "sgd"]
+    assert [line.label for line in steps.lines][2:] == ["LARS", "at least: the median did not reach the target", "SGD"]
     assert samples.lines[2].y[0] == pytest.approx(8 * steps.lines[2].y[0])
     assert Path("out/study.png").stat().st_size > 10_000
 
@@ -148,9 +149,9 @@ def test_wrong_input_ends_with_two(capsys: pytest.CaptureFixture[str]):
 def test_an_unsupported_critical_batch_is_no_conclusion_but_its_lower_bound_may_separate_two():
     analysis = analyse([*curve(100, 60), *curve(1, 5000, optimizer="lars")])
     assert not analysis.fits["lars"].supported
-    doubt = "lars: the evidence does not support a value of B_crit"
+    doubt = "LARS: the evidence does not support a value of B_crit"
     assert any(line.startswith(doubt) for line in analysis.conclusions)
-    assert analysis.conclusions[-2] == "lars has a larger B_crit than sgd: their intervals do not overlap."
+    assert analysis.conclusions[-1] == "LARS has a larger B_crit than SGD: their intervals do not overlap."
 
 
 def test_fits_are_compared_although_a_test_remarks_misfit_and_doubted_where_the_misfit_is_large():
@@ -162,22 +163,22 @@ def test_fits_are_compared_although_a_test_remarks_misfit_and_doubted_where_the_
     small = (1.03, 0.97, 1.02, 0.98, 1.03, 0.97, 1.0)
     analysis = analyse([*scattered("sgd", 20, small), *scattered("lars", 200, small)])
     assert all(fit.rejected and fit.supported for fit in analysis.fits.values())
-    apart = "lars has a larger B_crit than sgd: their intervals do not overlap."
-    assert analysis.conclusions[-2] == apart
+    apart = "LARS has a larger B_crit than SGD: their intervals do not overlap."
+    assert analysis.conclusions[-1] == apart
     large = (1.0, 1.0, 1.0, 1.6, 1.0, 1.0, 1.0)
     doubted = analyse([*scattered("sgd", 3, small), *scattered("lars", 300, large)])
-    assert doubted.conclusions[-2] == f"{apart} Do not rely on that: the curve of lars misses its points by too much."
+    assert doubted.conclusions[-1] == f"{apart} Do not rely on that: the curve of LARS misses its points by too much."
 
 
 def test_optimizers_with_the_same_curve_are_not_told_apart():
     noisy = [point(size, 100 * (1 + 60 / size) * (1.1 if size in (16, 128) else 0.97)) for size in SIZES]
     analysis = analyse([*noisy, *curve(100, 66, optimizer="lars")])
-    assert analysis.conclusions[-2] == "B_crit of lars and sgd shows no clear difference: their intervals overlap."
+    assert analysis.conclusions[-1] == "B_crit of LARS and SGD shows no clear difference: their intervals overlap."
 
 
 def test_the_noise_scale_of_the_runs_is_set_beside_the_critical_batch():
     points = curve(100, 50, noise_scale=Interval(100.0, 80.0, 130.0))
-    said = "sgd: the noise scale of the tuned runs ends at 100 to 100 samples, over 7 batch sizes."
+    said = "SGD: the noise scale of the tuned runs ends at 100 to 100 samples, over 7 batch sizes."
     assert f"{said} Its geometric mean is 2 times B_crit." in analyse(points).conclusions
     alone = analyse(points[:2])
     assert any(line.endswith("There is no B_crit to compare it with.") for line in alone.conclusions)
@@ -185,7 +186,7 @@ def test_the_noise_scale_of_the_runs_is_set_beside_the_critical_batch():
 
 def test_a_setting_at_the_border_of_its_range_is_a_conclusion():
     points = [*curve(100, 50)[1:], point(8, 725, border=("lr: at the upper border",))]
-    assert "sgd, batch 8: lr: at the upper border" in analyse(points).conclusions
+    assert "SGD, batch 8: lr: at the upper border" in analyse(points).conclusions
 
 
 def test_a_study_of_two_batch_sizes_draws_points_without_a_curve():
@@ -196,23 +197,42 @@ def test_a_study_of_two_batch_sizes_draws_points_without_a_curve():
 @pytest.mark.parametrize(
     ("seeds", "words"),
     [
-        (1, "2.00 times as many (1 seed: no interval)"),
-        (2, "2.00 times as many (2 seeds: no interval)"),
-        (3, "2.00 times as many (ranges of seeds do not overlap)"),
-        (6, "2.00 times as many (intervals do not overlap)"),
+        (1, "1 seed: no interval."),
+        (2, "2 seeds: no interval."),
+        (3, "the ranges of their seeds do not overlap."),
+        (6, "the intervals do not overlap."),
     ],
 )
-def test_the_fastest_at_the_largest_common_batch_is_named(seeds: int, words: str):
+def test_who_needs_the_fewest_steps_is_said_first_and_whether_the_seeds_tell(seeds: int, words: str):
     def of(name: str, steps: float, size: int) -> StudyPoint:
         rows = tuple(steps * (1 + 0.01 * seed) for seed in range(seeds))
         return StudyPoint(name, StepsToTarget(size, rows), rows)
 
-    points = [of("sgd", 1600 / size, size) for size in (8, 16, 32)] + [
-        of("lars", 3200 / size, size) for size in (8, 16)
+    points = [of("sgd", 3000 / size, size) for size in (8, 16, 32)] + [
+        of("lars", 8000 / size, size) for size in (8, 16)
     ]
-    (line,) = [line for line in analyse(points).conclusions if "takes the fewest steps" in line]
-    assert line.startswith("At batch 16 sgd takes the fewest steps: 1")
-    assert words in line
+    who, largest, smallest, *_ = analyse(points).conclusions
+    assert who == "SGD needs the fewest steps to the target at all 2 batch sizes."
+    assert re.fullmatch(rf"At batch 16 SGD needs 1[89]\d steps to the target, LARS 5\d\d; {words}", largest)
+    assert smallest.startswith("At batch 8 SGD needs 3")
     close = [of("sgd", 100, 8), of("lars", 100.5, 8)]
-    assert seeds < 3 or "overlap: no clear difference" in analyse(close).conclusions[-1]
-    assert not any("fewest steps," in line for line in analyse(points[:3]).conclusions)
+    assert seeds < 3 or "overlap with LARS's: no clear difference there." in analyse(close).conclusions[1]
+    assert not any("fewest steps to the target" in line for line in analyse(points[:3]).conclusions)
+
+
+def test_who_wins_changes_with_the_batch_and_a_bound_never_wins():
+    def of(name: str, size: int, reached: tuple[float, ...], censored: tuple[float, ...] = ()) -> StudyPoint:
+        return StudyPoint(name, StepsToTarget(size, reached, censored), ())
+
+    points = [of("lamb", 16, (50, 53, 54)), of("sgd", 16, (70, 71, 72)), of("lars", 16, (170, 190, 200)),
+              of("lamb", 48, (20, 23, 30)), of("sgd", 48, (60, 66, 68)),
+              of("lamb", 1296, (14, 14, 15)), of("sgd", 1296, (10, 11, 12)), of("lars", 1296, (), (9, 9, 9)),
+              of("lamb", 2000, (), (5, 5, 5)), of("sgd", 2000, (), (5, 5, 5))]  # fmt: skip
+    who, largest, smallest, *_ = analyse(points).conclusions
+    assert who == "Fewest steps to the target: LAMB at batch 16 to 48, SGD at batch 1,296."
+    # LARS may need one step more than its 9: its bound does not tell it from SGD.
+    assert largest == (
+        "At batch 1,296 SGD needs 11 steps to the target, LAMB 14, LARS more than 9; the ranges of their seeds overlap "
+        "with LARS's: no clear difference there."
+    )
+    assert smallest.startswith("At batch 16 LAMB needs 53 steps to the target, SGD 71, LARS 190; the ranges")
