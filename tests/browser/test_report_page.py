@@ -182,21 +182,32 @@ def test_who_wants_less_motion_is_offered_none(phone: Visit):
     assert not chart.locator(".walk button").is_visible()
 
 
-def test_a_legend_of_several_figures_hides_a_series_in_all_of_them(visit: Visit):
-    section = visit.page.locator("#training")
-    button = section.get_by_role("button", name="batch 16, LARS")
-    hidden = (
-        "(one) => one.querySelector('.plot').data"
-        ".filter((line) => line.visible === false && line.hovertemplate).map((line) => line.name)"
-    )
-    charts = section.locator("figure[data-figure]:visible").all()
-    assert len(charts) >= 4
-    button.click()
-    assert button.get_attribute("aria-pressed") == "false"
-    assert [chart.evaluate(hidden) for chart in charts] == [["batch 16, LARS"]] * len(charts)
-    assert section.locator(".legendtext").count() == 0
-    button.click()
-    assert [chart.evaluate(hidden) for chart in charts] == [[]] * len(charts)
+HIDDEN = (
+    "(one) => [...new Set(one.querySelector('.plot').data"
+    ".filter((line) => line.visible === false && line.hovertemplate)"
+    ".map((line) => line.meta.optimizer + ' ' + line.meta.batch))].sort()"
+)
+
+
+def test_an_entry_of_a_legend_and_the_bar_filter_every_figure_and_the_rows(visit: Visit):
+    page = visit.page
+    charts = [one for key in ("training", "batches") for one in page.locator(f"#{key} figure:visible").all()]
+    rows = page.locator("#runs tbody tr:visible")
+    assert (len(charts) >= 8, rows.count()) == (True, 4)
+    in_legend, above = (page.locator(f"{place} [data-optimizer=LAMB]") for place in ("#training .legend", ".facets"))
+    in_legend.click()
+    assert above.get_attribute("aria-pressed") == in_legend.get_attribute("aria-pressed") == "false"
+    found = [chart.evaluate(HIDDEN) for chart in charts]
+    assert set(map(tuple, found)) == {("LAMB 64",), ("LAMB null",)}  # over training, and against batch size
+    assert rows.count() == 3
+    above.click()
+    page.locator(".facets [data-batch='32']").click()
+    assert charts[0].evaluate(HIDDEN) == ["LARS 32"]
+    assert rows.count() == 3
+    page.locator(".facets [data-batch='32']").click()
+    assert [chart.evaluate(HIDDEN) for chart in charts] == [[]] * len(charts)
+    assert page.locator("#training .legendtext").count() == 0
+    assert visit.said == []
 
 
 def test_titles_of_axes_are_inside_their_figures_and_the_explorer_does_not_scroll_on_a_phone(phone: Visit):

@@ -109,11 +109,11 @@ def test_folders_that_vanish_or_cannot_be_looked_into_are_named(tmp_path, monkey
 
 @pytest.mark.fault(62)
 def test_what_stops_the_page_all_the_same_is_found_and_left_out(tmp_path, monkeypatch, capsys):
-    from largebatch.records.report import page
+    from largebatch.records.report import layout
 
     for batch in (32, 64, 128):
         write_run(tmp_path / str(batch), batch)
-    original = page.curves
+    original = layout.curves
 
     def curves(runs: Any) -> Any:
         names = {run.name for run in runs}
@@ -121,12 +121,12 @@ def test_what_stops_the_page_all_the_same_is_found_and_left_out(tmp_path, monkey
             raise ZeroDivisionError("a kind of run that nobody thought of")
         return original(runs)
 
-    monkeypatch.setattr(page, "curves", curves)
+    monkeypatch.setattr(layout, "curves", curves)
     assert main(["report", str(tmp_path), "--out", str(tmp_path / "page.html")]) == 3
     said, complaints = capsys.readouterr()
     assert said.startswith("2 runs, 0 records")
     assert f"left out: {tmp_path}/64: cannot be drawn: ZeroDivisionError: a kind of run" in complaints
-    monkeypatch.setattr(page, "curves", lambda runs: original(runs) if len(runs) < 3 else 1 / 0)  # only together
+    monkeypatch.setattr(layout, "curves", lambda runs: original(runs) if len(runs) < 3 else 1 / 0)  # only together
     assert main(["report", str(tmp_path), "--out", str(tmp_path / "page.html")]) == 3
     assert capsys.readouterr().out.startswith("2 runs, 0 records")
 

@@ -36,7 +36,7 @@ class Ranking:
 
         >>> few, many = StepsToTarget(64, (9.0, 10.0, 11.0)), StepsToTarget(64, (18.0, 20.0, 22.0))
         >>> rankings({"SGD": [few], "LAMB": [many]})[0].sentence()
-        'At batch 64 SGD needs 10 steps to the target, LAMB 20; the ranges of their seeds do not overlap.'
+        "At batch 64 SGD needs 10 steps to the target, LAMB 20; ranges of seeds do not overlap with LAMB's."
         """
         (best, first), *others = ((name, _steps(one)) for name, one in self.ordered)
         unit = "step" if first == "1" else "steps"
@@ -44,19 +44,22 @@ class Ranking:
         return f"At batch {self.batch_size:,} {best} needs {first} {unit} to the target{listed}; {self._doubt()}."
 
     def _doubt(self) -> str:
-        best, rest = self.ordered[0][1], [one for _, one in self.ordered[1:]]
-        seeds = min(one.num_replicates for one in (best, *rest))
-        if any(one.summarised for one in (best, *rest)) or seeds < LEAST_SEEDS:
-            return f"{seeds} seed{'s' * (seeds != 1)}: no interval"
-        least = [_least(one) for one in rest]
-        if best.interval is None or any(one is None for one in least):
-            return "not every seed reached the target"
-        word = "intervals" if min(one.level for one in (best, *rest)) >= 0.95 else "ranges of their seeds"
-        near = [name for (name, _), low in zip(self.ordered[1:], least, strict=True)
-                if low is not None and low <= best.interval[1]]  # fmt: skip
-        if not near:
-            return f"the {word} do not overlap"
-        return f"the {word} overlap with {' and '.join(near)}'s: no clear difference there"
+        """Whether the seeds tell the first from each of the others."""
+        (_, best), *others = self.ordered
+        seeds = min(one.num_replicates for _, one in self.ordered)
+        if best.interval is None or all(_least(one) is None for _, one in others):
+            few = seeds < LEAST_SEEDS or any(one.summarised for _, one in self.ordered)
+            return f"{seeds} seed{'s' * (seeds != 1)}: no interval" if few else "not every seed reached the target"
+        low = {name: _least(one) for name, one in others}
+        apart = [name for name, end in low.items() if end is not None and end > best.interval[1]]
+        near = [name for name, end in low.items() if end is not None and end <= best.interval[1]]
+        unknown = [name for name, end in low.items() if end is None]
+        level = min([best.level, *(one.level for _, one in others if one.interval is not None)])
+        word = "intervals" if level >= 0.95 else "ranges of seeds"
+        clauses = [f"{word} do not overlap with {_listed(apart)}'s"] if apart else []
+        clauses += [f"{word} overlap with {_listed(near)}'s: no clear difference there"] if near else []
+        clauses += [f"no interval for {_listed(unknown)}"] if unknown else []
+        return "; ".join(clauses)
 
 
 def rankings(measured: Measured) -> list[Ranking]:
@@ -99,6 +102,10 @@ def _who(found: Sequence[Ranking]) -> str:
     return f"Fewest steps to the target: {', '.join(parts)}."
 
 
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(names)
+
+
 def _steps(one: StepsToTarget) -> str:
     median, hidden = one.median
     return f"{'more than ' * hidden}{median:,.0f}"
@@ -108,4 +115,5 @@ def _least(one: StepsToTarget) -> float | None:
     """The lower end of what its seeds needed; of seeds that all ran out of steps, the fewest that they were given."""
     if one.interval is not None:
         return one.interval[0]
-    return min(one.censored) if one.censored and not one.reached else None
+    is_bound = one.censored and not one.reached and one.num_replicates >= LEAST_SEEDS
+    return min(one.censored) if is_bound else None

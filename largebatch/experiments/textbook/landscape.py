@@ -25,8 +25,9 @@ def landscape(
         caption: how to read it.
     """
     finite = {label: path[np.isfinite(path).all(axis=1)] for label, path in paths.items()}
-    reach = 1.1 * np.max([np.abs(path).max(axis=0) for path in finite.values()], axis=0)
-    columns, rows = np.linspace(-reach, reach, _CELLS).T
+    # The same along both coordinates, as both are weights: an ellipse is one, and no circle looks like it.
+    reach = 1.1 * max(float(np.abs(path).max()) for path in finite.values())
+    columns = rows = np.linspace(-reach, reach, _CELLS)
     values = 0.5 * (curvature[0] * columns[None, :] ** 2 + curvature[1] * rows[:, None] ** 2)
     trails = [Trail(label, *path[thinned(len(path), 200)].T.tolist()) for label, path in finite.items()]
     axes = [Axis(f"along h = {one:.3g}") for one in curvature]
@@ -42,4 +43,5 @@ def landscape(
         trails=tuple(trails),
         contours=True,
         caption=caption,
+        square=True,
     )

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from largebatch.records.figures.diagram import Axis, Diagram, Line, is_wide, numbers
+from largebatch.records.figures.legends import batch_series
 from largebatch.records.rows.row_file import Row
 
 RowsOfRuns = Sequence[Sequence[Row]]
@@ -87,7 +88,7 @@ def _lines_of_batch(size: int, group: RowsOfRuns, against: str, key: str) -> Ite
         if against == _TRAIN_LOSS:
             is_new = x <= np.fmin.accumulate(x)
             x, y = x[is_new], y[is_new]
-        yield Line(label, numbers(x), numbers(y), style="both")
+        yield Line(label, numbers(x), numbers(y), style="both", group=batch_series(size), batch=size)
 
 
 def _mean_line(label: str, runs: RowsOfRuns, against: str, key: str) -> Line | None:

@@ -168,6 +168,7 @@ class Surface:
         contours: lines of equal height instead of cells.
         caption: how to read it; may be empty.
         row_names: shown instead of numbers along y, which then falls: the first row is at the top.
+        square: whether a unit of x is as long as one of y, as of two weights.
 
     Raises:
         ValueError: if `values` is not rows x columns, or `row_names` are not as many as rows.
@@ -185,6 +186,7 @@ class Surface:
     contours: bool = False
     caption: str = ""
     row_names: Sequence[str] = ()
+    square: bool = False
 
     def __post_init__(self) -> None:
         widths = {len(row) for row in self.values}

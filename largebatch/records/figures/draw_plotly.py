@@ -56,6 +56,9 @@ def plotly_figure(figure: Figure, places: Mapping[str, int] | None = None) -> di
         return {"data": bar_traces(figure, places), "layout": layout}
     if figure.row_names:
         layout["yaxis"] |= _names(figure.rows, figure.row_names)
+    if figure.square:
+        layout["yaxis"] |= {"scaleanchor": "x", "constrain": "domain"}
+        layout["xaxis"] |= {"constrain": "domain"}
     surface = surface_trace(figure)
     trails = [trace for trail in figure.trails for trace in trail_traces(trail, places[trail.series])]
     drawn: dict[str, Any] = {"data": [surface, *trails], "layout": layout}

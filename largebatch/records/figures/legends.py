@@ -21,6 +21,11 @@ def colour_of(place: int) -> str:
     return COLOURS[place % len(COLOURS)]
 
 
+def batch_series(size: int) -> str:
+    """The name of the series of runs with this global batch size, by which it has one colour on a page."""
+    return f"batch {size:,}"
+
+
 def colour_places(figures: Sequence[Figure], fixed: Mapping[str, int] | None = None) -> list[dict[str, int]]:
     """Series -> place of its colour in a palette, for each of several figures that stand together.
 

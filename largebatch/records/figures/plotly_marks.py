@@ -20,6 +20,7 @@ _SYMBOLS: dict[str, dict[str, Any]] = {
     "bounds": {"symbol": "triangle-up-open", "size": 11, "line": {"width": 2}},
     "rings": {"symbol": "circle-open", "size": 18, "line": {"width": 2}, "color": "#7A7F85"},
 }
+_MOST_POWERS = 8  # labels of a scale of colours
 _FAINT = 0.35  # opacity of raw values under their smoothed course
 _TITLE_WIDTH = 28  # letters of an axis title in a line
 _DIGITS = 6  # significant ones; more are not seen
@@ -185,19 +186,35 @@ def _pieces(line: Line) -> list[list[tuple[float, float, float]]]:
 
 
 def surface_trace(figure: Surface) -> dict[str, Any]:
-    """Cells, or a landscape of contours."""
+    """Cells, or a landscape of contours; its scale of colours lies above it, where a title has room."""
     values = np.array([[np.nan if value is None else value for value in row] for row in figure.values], dtype=float)
-    log = figure.z.log and bool((values[np.isfinite(values)] > 0).all())
+    finite = values[np.isfinite(values)]
+    log = figure.z.log and bool((finite > 0).all())
     drawn = np.log10(values) if log else values
+    scale = {"orientation": "h", "x": 0.5, "y": 1.02, "yanchor": "bottom", "thickness": 10, "len": 1.0}
     return {
         "type": "contour" if figure.contours else "heatmap",
         "x": rounded(figure.columns),
         "y": rounded(figure.rows),
         "z": [rounded(row) for row in drawn.tolist()],
         "colorscale": "Viridis",
-        "colorbar": {"title": {"text": wrapped(("log10 of " if log else "") + str(figure.z)), "side": "right"}},
+        "colorbar": scale | {"title": {"text": safe(str(figure.z)), "side": "top"}} | (_powers(finite) if log else {}),
         "hovertemplate": "%{z:.4g} at %{x:,.6g}, %{y}<extra></extra>",
     }
+
+
+def _powers(values: np.ndarray) -> dict[str, Any]:
+    """Ticks of a scale that shows logarithms: powers of ten, or 1, 2 and 5 where there are fewer than two."""
+    if not len(values) or values.min() == values.max():
+        return {}
+    low, high = float(np.log10(values.min())), float(np.log10(values.max()))
+    every = max(1, math.ceil((high - low) / _MOST_POWERS))
+    powers = range(math.ceil(low), math.floor(high) + 1, every)
+    if high - low >= 2:
+        return {"tickvals": list(powers), "ticktext": [f"10<sup>{power}</sup>" for power in powers]}
+    near = [digit * 10.0**power for power in range(math.floor(low), math.ceil(high) + 1) for digit in (1, 2, 5)]
+    shown = [value for value in near if low <= math.log10(value) <= high]
+    return {"tickvals": [math.log10(value) for value in shown], "ticktext": [f"{value:g}" for value in shown]}
 
 
 def trail_traces(trail: Trail, place: int) -> list[dict[str, Any]]:

@@ -85,6 +85,8 @@ def draw_surface(ax: Axes, figure: Surface, colours: Mapping[str, str]) -> dict[
         ax.clabel(lines, fontsize=7, fmt="%.3g")
     else:
         drawn = ax.pcolormesh(_edges(columns, figure.x), _edges(rows, figure.y), values, norm=norm)
+    if figure.square:
+        ax.set_aspect("equal")
     assert ax.figure is not None
     ax.figure.colorbar(drawn, ax=ax, label=plain(str(figure.z)), format="%.3g")
     handles: dict[str, Artist] = {}

@@ -11,35 +11,11 @@ from largebatch.diagnostics.intervals import LEAST_SEEDS, Interval
 from largebatch.records.figures.diagram import Axis, Diagram, Line, Numbers, numbers
 from largebatch.records.metric_keys import stderr_key
 from largebatch.records.report.evidence import RunRecord
-from largebatch.records.report.seeds import by_seed, last_values
+from largebatch.records.report.groups import Group
+from largebatch.records.report.seeds import last_values
 
 _BATCH = Axis("batch size", "samples", log=True)
 _TWO_SIDED = 1.959964  # standard errors of a normal distribution that hold 95 %
-
-
-@dataclass(frozen=True)
-class Group:
-    """Runs of one task with one optimizer.
-
-    Attributes:
-        task: data and model.
-        optimizer: its name.
-        by_batch: batch size, ascending -> runs with it; runs that change their batch belong to none.
-    """
-
-    task: str
-    optimizer: str
-    by_batch: dict[int, list[RunRecord]]
-
-    @property
-    def runs(self) -> list[RunRecord]:
-        """All of them."""
-        return [run for runs in self.by_batch.values() for run in runs]
-
-    @property
-    def name(self) -> str:
-        """For people."""
-        return f"{self.task}, {self.optimizer}"
 
 
 @dataclass(frozen=True)
@@ -68,20 +44,6 @@ ACCURACY = Quality(
 LOSS = Quality("eval/val_loss", "validation loss")
 ACCURACY_GAP = Quality("gap/accuracy", "accuracy gap, training minus validation", "share", low=-1.0, high=1.0)
 LOSS_GAP = Quality("gap/loss", "loss gap, validation minus training")
-
-
-def grouped(runs: Sequence[RunRecord]) -> list[Group]:
-    """Runs by task and optimizer; the largest group first."""
-    groups: dict[tuple[str, str], list[RunRecord]] = {}
-    for run in runs:
-        if not run.is_ramped:
-            groups.setdefault((run.task, run.optimizer), []).append(run)
-    found = []
-    for (task, optimizer), members in groups.items():
-        sizes = sorted({run.global_batch_size for run in members})
-        by_batch = {size: [run for run in members if run.global_batch_size == size] for size in sizes}
-        found.append(Group(task, optimizer, by_batch))
-    return sorted(found, key=lambda group: -len(group.runs))
 
 
 def quality_of(group: Group) -> Quality | None:
@@ -172,11 +134,6 @@ def worse_than_smallest(group: Group, quality: Quality) -> dict[int, Difference]
     return found
 
 
-def num_seeds(runs: Sequence[RunRecord]) -> int:
-    """Different ones: a seed that was run twice counts once."""
-    return len(by_seed(runs))
-
-
 def _ended(runs: Sequence[RunRecord], quality: Quality) -> list[RunRecord]:
     return [run for run in runs if run.status != "diverged" and run.last(quality.key) is not None]
 
@@ -205,7 +162,11 @@ def interval_columns(intervals: Iterable[Interval]) -> tuple[Numbers, Numbers | 
 
 
 def batch_figures(groups: Sequence[Group]) -> list[Diagram]:
-    """Final validation, generalization gaps and time of a step against the batch size."""
+    """Final validation and generalization gaps against the batch size.
+
+    A study's runs have none: they stop at its target, so that their last values are the target.
+    """
+    groups = [group for group in groups if not group.study]
     figures = [
         _against_batch(groups, ACCURACY, "accuracy_of_batch", "Validation accuracy at the end against batch size"),
         _against_batch(groups, LOSS, "loss_of_batch", "Validation loss at the end against batch size"),
@@ -224,7 +185,8 @@ def _against_batch(groups: Sequence[Group], quality: Quality, name: str, title: 
         known = {size: one for size, one in found.items() if one}
         if known:
             values, low, high = interval_columns(known.values())
-            lines.append(Line(group.optimizer, list(known), values, low, high, style="both"))
+            line = Line(group.optimizer, list(known), values, low, high, style="both", optimizer=group.optimizer)
+            lines.append(line)
     if not lines:
         return None
     caption = (

@@ -42,6 +42,7 @@ class RunRecord:
         layers: rows of layers.jsonl, at most `MOST_LAYER_ROWS`; empty without it.
         damage: the unusable parts of the folder, one clause per kind.
         is_compared: whether the verdict compares it; an experiment of the textbook tells of its runs itself.
+        study: name of the study that chose its settings and whose target ended it; empty: there is none.
     """
 
     folder: Path
@@ -53,6 +54,7 @@ class RunRecord:
     layers: Sequence[Row] = ()
     damage: Sequence[str] = ()
     is_compared: bool = True
+    study: str = ""
 
     @property
     def global_batch_size(self) -> int:
@@ -97,6 +99,11 @@ class RunRecord:
         data = self.settings.get("data.name") or self.settings.get("data.validation._target_", "unknown data")
         model = self.settings.get("model._target_", "unknown model").rpartition(".")[2]
         return f"{shortened(data)}, {shortened(model)}"
+
+    @property
+    def experiment(self) -> str:
+        """The task; a study's runs, which end at its target, are not compared with others of the task."""
+        return f"{self.task}, to the target of {self.study}" if self.study else self.task
 
     @property
     def status(self) -> str:

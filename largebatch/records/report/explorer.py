@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from largebatch.records.figures.diagram import Axis, Diagram, Line
-from largebatch.records.report.batches import Group, interval_columns
+from largebatch.records.report.batches import interval_columns
 from largebatch.records.report.estimates import EXTRAPOLATED, NONE, Estimate, Quantity
 from largebatch.records.report.evidence import Evidence
+from largebatch.records.report.groups import Group
 from largebatch.records.report.quantities import quantities
 
 _PER_OCTAVE = 4  # places of the slider between a batch size and its double
@@ -23,6 +24,7 @@ class Explorer:
 
     Attributes:
         name: the group's.
+        experiment, optimizer: the group's, by which a reader filters.
         sizes: batch sizes of the slider.
         start: place of the slider at first.
         quantities: rows of its table.
@@ -31,6 +33,8 @@ class Explorer:
     """
 
     name: str
+    experiment: str
+    optimizer: str
     sizes: list[int]
     start: int
     quantities: list[Quantity]
@@ -67,7 +71,7 @@ def _explorer(group: Group, evidence: Evidence, *, is_only: bool) -> Explorer:
         if any(one.value is not None for one in row)
     ]
     start = sizes.index(measured[len(measured) // 2])
-    return Explorer(group.name, sizes, start, found, estimates, figures)
+    return Explorer(group.name, group.experiment, group.optimizer, sizes, start, found, estimates, figures)
 
 
 def slider_sizes(measured: Sequence[int], *, most: int | None) -> list[int]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from largebatch.records.figures.diagram import Surface
 from largebatch.records.figures.figure import Figure
 from largebatch.records.report.evidence import RunRecord
 from largebatch.records.report.shared_legends import Entry
@@ -39,7 +40,7 @@ def link_to(page: Path, target: Path, text: str) -> Link:
 def run_links(page: Path, run: RunRecord) -> list[Link]:
     """Links to the files of a run."""
     names = ("config.yaml", "plan.json", "metrics.jsonl", "summary.json")
-    files = [link_to(page, run.folder / name, name) for name in names if (run.folder / name).is_file()]
+    files = [link_to(page, run.folder / name, Path(name).stem) for name in names if (run.folder / name).is_file()]
     return [link_to(page, run.folder, "folder"), *files]
 
 
@@ -72,12 +73,46 @@ def bullets(lines: Sequence[str]) -> str:
     return f"<ul>{''.join(f'<li>{prose(line)}</li>' for line in lines)}</ul>" if lines else ""
 
 
-def table(headers: Sequence[str], rows: Sequence[Sequence[Cell]], *, caption: str = "") -> str:
-    """A table that scrolls by itself where the page is narrow; it can be reached by the keyboard."""
+def folded(summary: str, content: str) -> str:
+    """Content that a reader unfolds; printing does, too."""
+    return f"<details><summary>{html.escape(summary)}</summary>{content}</details>" if content else ""
+
+
+def grouped_list(title: str, lines: Sequence[str]) -> str:
+    """A heading with the number of lines and the lines below it; nothing without lines."""
+    heading = f"<h3>{html.escape(title)} ({len(lines)})</h3>"
+    return f'<div class="lines">{heading}{bullets(lines)}</div>' if lines else ""
+
+
+def filterable(*, experiment: str = "", optimizer: str = "", batch: int | None = None) -> str:
+    """Attributes of an element by which the filters of the page hide it."""
+    facets = {"experiment": experiment, "optimizer": optimizer, "batch": "" if batch is None else str(batch)}
+    return "".join(f' data-{key}="{html.escape(value, quote=True)}"' for key, value in facets.items() if value)
+
+
+def table(
+    headers: Sequence[str],
+    rows: Sequence[Sequence[Cell]],
+    *,
+    caption: str = "",
+    attributes: Sequence[str] = (),
+) -> str:
+    """A table that scrolls by itself where the page is narrow; it can be reached by the keyboard.
+
+    Args:
+        headers: of the columns.
+        rows: the first cell of each stays where it is when the others scroll.
+        caption: names the rows.
+        attributes: of each row, from `filterable`; empty: none have any.
+    """
     head = "".join(f'<th scope="col">{html.escape(text)}</th>' for text in headers)
-    body = "".join(f"<tr>{''.join(f'<td>{_cell(cell)}</td>' for cell in row)}</tr>\n" for row in rows)
+    of_rows = attributes or [""] * len(rows)
+    body = "".join(
+        f"<tr{own}>{''.join(f'<td>{_cell(cell)}</td>' for cell in row)}</tr>\n"
+        for own, row in zip(of_rows, rows, strict=True)
+    )
     label = html.escape(caption or "table", quote=True)
-    title = f"<caption>{html.escape(caption)}</caption>" if caption else ""
+    title = f"<caption>{prose(caption)}</caption>" if caption else ""
     style = "table long" if len(rows) > _LONG else "table"
     return (
         f'<div class="{style}" tabindex="0" role="region" aria-label="{label}"><table>{title}'
@@ -87,10 +122,11 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[Cell]], *, caption: st
 
 def figure(key: str, shown: Figure) -> str:
     """The place where the page draws a figure once it comes into view."""
-    title, caption = html.escape(shown.title), html.escape(shown.caption)
+    title, caption = html.escape(shown.title), prose(shown.caption)
+    kind = "plot square" if isinstance(shown, Surface) and shown.square else "plot"
     return (
         f'<figure data-figure="{html.escape(key, quote=True)}"><h3>{title}</h3>'
-        f'<div class="plot" role="group" aria-label="{html.escape(shown.title, quote=True)}"></div>'
+        f'<div class="{kind}" role="group" aria-label="{html.escape(shown.title, quote=True)}"></div>'
         f"<figcaption>{caption}</figcaption></figure>"
     )
 
@@ -99,29 +135,40 @@ _DASH_ARRAYS = {"dot": "2 3", "dash": "7 4", "longdash": "11 4", "dashdot": "7 3
 
 
 def legend(entries: Sequence[Entry]) -> str:
-    """One legend for the figures that follow it: each entry is a button that hides its series in all of them."""
+    """One legend for the figures that follow it: each entry is a button that hides its series.
+
+    An entry of an optimizer or a batch size is a filter of the whole page.
+    """
     if not entries:
         return ""
-    parts = []
-    for one in entries:
-        dashes = f' stroke-dasharray="{_DASH_ARRAYS[one.dash]}"' if one.dash in _DASH_ARRAYS else ""
-        drawn = f'<line x1="1" y1="6" x2="29" y2="6" stroke="{one.colour}" stroke-width="2.5"{dashes}/>'
-        if one.is_points:
-            drawn = f'<circle cx="15" cy="6" r="4" fill="{one.colour}"/>'
-        parts.append(
-            f'<button type="button" aria-pressed="true" data-series="{html.escape(one.label, quote=True)}">'
-            f'<svg width="30" height="12" aria-hidden="true">{drawn}</svg> {one.label}</button>'
-        )
+    parts = [
+        f'<button type="button" aria-pressed="true" data-{one.facet or "series"}='
+        f'"{html.escape(one.value or one.label, quote=True)}">{_mark(one)} {one.label}</button>'
+        for one in entries
+    ]
     return f'<div class="legend" role="group" aria-label="Legend: what is shown">{"".join(parts)}</div>'
 
 
-def choice(key: str, label: str, options: Sequence[tuple[str, str]]) -> str:
-    """A select over (label, HTML): the chosen one is shown."""
+def _mark(one: Entry) -> str:
+    dashes = f' stroke-dasharray="{_DASH_ARRAYS[one.dash]}"' if one.dash in _DASH_ARRAYS else ""
+    drawn = f'<line x1="1" y1="6" x2="29" y2="6" stroke="{one.colour}" stroke-width="2.5"{dashes}/>'
+    if one.symbol == "triangle-up-open":
+        drawn = f'<path d="M15 1 L20 11 L10 11 Z" fill="none" stroke="{one.colour}" stroke-width="2"/>'
+    elif one.symbol:
+        fill = f'fill="none" stroke="{one.colour}" stroke-width="2"' if "open" in one.symbol else f'fill="{one.colour}"'
+        drawn = f'<circle cx="15" cy="6" r="{5 if "open" in one.symbol else 4}" {fill}/>'
+    return f'<svg width="30" height="12" aria-hidden="true">{drawn}</svg>'
+
+
+def choice(key: str, label: str, options: Sequence[tuple[str, str, str]]) -> str:
+    """A select over (label, attributes from `filterable`, HTML): the chosen one is shown."""
     if len(options) == 1:
-        return options[0][1]
+        return options[0][2]
     identity = html.escape(key, quote=True)
-    items = "".join(f'<option value="{i}">{html.escape(text)}</option>' for i, (text, _) in enumerate(options))
-    parts = "".join(f"<div{' hidden' if i else ''}>{content}</div>" for i, (_, content) in enumerate(options))
+    items = "".join(
+        f'<option value="{i}"{own}>{html.escape(text)}</option>' for i, (text, own, _) in enumerate(options)
+    )
+    parts = "".join(f"<div{' hidden' if i else ''}>{content}</div>" for i, (_, _, content) in enumerate(options))
     return (
         f'<label for="{identity}">{html.escape(label)}</label> <select id="{identity}" data-choice>{items}</select>'
         f'<div class="choices">{parts}</div>'

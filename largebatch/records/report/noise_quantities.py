@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from largebatch.diagnostics.intervals import Interval
-from largebatch.records.report.batches import Group
+from largebatch.records.figures.optimizer_names import optimizer_name
 from largebatch.records.report.estimates import Quantity, count_of, from_curve, inverse_law, no_quantity, spread
 from largebatch.records.report.evidence import Evidence, JsonRecord, RunRecord
+from largebatch.records.report.groups import Group
 
 
 def noise_quantities(group: Group, evidence: Evidence, *, is_only: bool) -> list[Quantity]:
@@ -96,14 +97,13 @@ def _steps(group: Group, fit: Mapping[str, Any] | None, variances: Sequence[Json
 
 
 def _study_fit(group: Group, evidence: Evidence, *, is_only: bool) -> dict[str, Any] | None:
-    """The study's fit for this optimizer, if these runs belong to the study or there is no other group."""
+    """The study's fit for this optimizer, if it is of the same task or there is no other group."""
+    task = group.runs[0].task
     for study in evidence.of("study"):
-        if not is_only and not any(
-            run.folder.resolve().is_relative_to(study.path.parent.resolve()) for run in group.runs
-        ):
+        if not is_only and not any(run.task == task and run.study == study.name for run in evidence.runs):
             continue
         for fit in study.result.numbers.get("fits") or ():
-            same = str(fit.get("optimizer", "")).lower() == group.optimizer.lower()
+            same = optimizer_name(str(fit.get("optimizer", ""))) == group.optimizer
             if same and isinstance(fit.get("curve"), dict):
                 return dict(fit)
     return None

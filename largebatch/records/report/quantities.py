@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 
 from largebatch.diagnostics.intervals import Interval
-from largebatch.records.report.batches import ACCURACY, ACCURACY_GAP, LOSS, LOSS_GAP, Group, Quality, outcome
+from largebatch.records.report.batches import ACCURACY, ACCURACY_GAP, LOSS, LOSS_GAP, Quality, outcome
 from largebatch.records.report.estimates import (
     EXACT,
     MEASURED,
@@ -24,6 +24,7 @@ from largebatch.records.report.estimates import (
     spread,
 )
 from largebatch.records.report.evidence import Evidence, RunRecord
+from largebatch.records.report.groups import Group
 from largebatch.records.report.noise_quantities import noise_quantities
 
 _GIB = 2**30
@@ -38,7 +39,8 @@ def quantities(group: Group, evidence: Evidence, *, is_only: bool) -> list[Quant
         is_only: whether there is no other group that a measurement or study could belong to.
     """
     found = [_iterations(group), *_times(group), *noise_quantities(group, evidence, is_only=is_only), _memory(group)]
-    found += [_outcome(group, quality) for quality in (ACCURACY, LOSS, ACCURACY_GAP, LOSS_GAP)]
+    if not group.study:  # whose runs end at its target
+        found += [_outcome(group, quality) for quality in (ACCURACY, LOSS, ACCURACY_GAP, LOSS_GAP)]
     return [one for one in found if one]
 
 

@@ -37,9 +37,9 @@ def read_evidence(folders: Sequence[str | Path]) -> Evidence:
                 records.setdefault(FILES[path.name][0], []).append(read_record(path))
         except Exception as error:  # noqa: PERF203  whatever it is, the others are shown
             left_out.append(LeftOut(path.parent if path.name == _RUN else path, _reason(error)))
-    chosen, trials = _without_trials(runs, records.get("study", []))
-    chosen = _with_owners(chosen, records.get("textbook", []))
     named = {kind: _named_records(found) for kind, found in records.items()}
+    chosen, trials = _without_trials(runs, named.get("study", []))
+    chosen = _with_owners(chosen, named.get("textbook", []))
     return Evidence(_named_runs(chosen), named, tuple(left_out), trials)
 
 
@@ -96,10 +96,11 @@ def _below(folder: Path, left_out: list[LeftOut]) -> Iterator[Path]:
 
 
 def _without_trials(runs: Sequence[RunRecord], studies: Sequence[JsonRecord]) -> tuple[list[RunRecord], int]:
+    """Runs below a study only where its points name them, each with the study's name; and the number of others."""
     roots = [_real(study.path.parent) for study in studies]
-    chosen = {_real(study.path.parent / run) for study in studies for run in study.result.runs}
+    chosen = {_real(study.path.parent / run): study.name for study in studies for run in study.result.runs}
     kept = [
-        run
+        replace(run, study=chosen.get(real, ""))
         for run in runs
         if (real := _real(run.folder)) in chosen or not any(real.is_relative_to(root) for root in roots)
     ]

@@ -6,9 +6,12 @@ from pathlib import Path
 
 from largebatch.records.figures.draw_plotly import plotly_figure
 from largebatch.records.report.evidence import Evidence, JsonRecord, LeftOut
-from largebatch.records.report.html_parts import bullets, embedded_json, link_to, links, paragraph, table
+from largebatch.records.report.html_parts import bullets, embedded_json, folded, link_to, links, paragraph, table
 from largebatch.records.report.sections import Option, Section
 from largebatch.records.result import FILES
+
+_MOST_SENTENCES = 4  # besides the first one, before the reader unfolds the others
+_SHORT = 9  # rows of a table that stands above the figures
 
 
 def result_sections(evidence: Evidence, page: Path) -> tuple[list[Section], list[LeftOut]]:
@@ -43,9 +46,12 @@ def _option(record: JsonRecord, page: Path) -> Option:
     result = record.result
     prose = paragraph(f"Question: {result.question}") if result.question else ""
     first, *others = result.sentences or [""]
-    prose += (paragraph(first) if first else "") + bullets(others)
-    tables = "".join(table(one.headers, one.rows, caption=one.title) for one in result.tables)
+    prose += (paragraph(first) if first else "") + bullets(others[:_MOST_SENTENCES])
+    prose += folded(f"{len(others) - _MOST_SENTENCES} more sentences", bullets(others[_MOST_SENTENCES:]))
+    tables = [(len(one.rows), table(one.headers, one.rows, caption=one.title)) for one in result.tables]
+    before = prose + "".join(shown for length, shown in tables if length <= _SHORT)
+    after = "".join(shown for length, shown in tables if length > _SHORT)
     runs = [link_to(page, record.path.parent / run, Path(run).name) for run in result.runs]
-    ends = [("Runs", runs), ("All numbers", [link_to(page, record.path, record.path.name)])]
-    linked = "".join(f'<p class="soft">{name}: {links(targets)}</p>' for name, targets in ends if targets)
-    return Option(record.name, result.figures, prose + tables + linked)
+    after += folded(f"{len(runs)} runs", links(runs))
+    after += f'<p class="soft">All numbers: {links([link_to(page, record.path, record.path.name)])}</p>'
+    return Option(record.name, result.figures, before, after=after)

@@ -15,7 +15,8 @@ class Option:
     Attributes:
         label: in the list of choices.
         figures: in their order.
-        before: HTML above them.
+        before, after: HTML above and below them.
+        experiment, optimizer: of the runs that it shows, by which a reader filters; empty: of several.
         explorer: the number of the explorer that it is; None: it is none.
     """
 
@@ -23,6 +24,9 @@ class Option:
     figures: Sequence[Figure]
     before: str = ""
     explorer: int | None = None
+    after: str = ""
+    experiment: str = ""
+    optimizer: str = ""
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from omegaconf import open_dict
 from largebatch.__main__ import main
 from largebatch.data.subset import innermost
 from largebatch.records.figures.run_figures import run_figures
-from largebatch.records.report.batches import grouped
+from largebatch.records.report.caveats import caveats
+from largebatch.records.report.groups import grouped
 from largebatch.records.report.reading import read_evidence
-from largebatch.records.report.verdict import caveats
 from largebatch.records.rows.augmented_gap import AUGMENTED_GAP, gap_remark
 from largebatch.records.rows.columns import columns_of
 from largebatch.run.prepare import prepare
@@ -70,8 +70,8 @@ def test_a_report_says_of_which_runs_the_gap_is_augmented(tmp_path: Path) -> Non
     write_run(tmp_path / "a", 32)
     write_run(tmp_path / "b", 64, extra={AUGMENTED_GAP: 1})
     evidence = read_evidence([tmp_path])
-    (told,) = [line for line in caveats(evidence, grouped(evidence.runs)) if "augments" in line]
-    assert told.endswith("a data set of b augments by itself: one side of the gap is augmented.")
+    (told,) = [line for line in caveats(evidence, grouped(evidence.runs)) if "augment" in line]
+    assert told == "Data sets that augment by themselves (1): b. One side of the gap is augmented."
 
 
 def test_the_set_of_the_user_is_found_behind_all_that_is_put_around_it() -> None:

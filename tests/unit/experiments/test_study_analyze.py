@@ -199,8 +199,8 @@ def test_a_study_of_two_batch_sizes_draws_points_without_a_curve():
     [
         (1, "1 seed: no interval."),
         (2, "2 seeds: no interval."),
-        (3, "the ranges of their seeds do not overlap."),
-        (6, "the intervals do not overlap."),
+        (3, "ranges of seeds do not overlap with LARS's."),
+        (6, "intervals do not overlap with LARS's."),
     ],
 )
 def test_who_needs_the_fewest_steps_is_said_first_and_whether_the_seeds_tell(seeds: int, words: str):
@@ -232,7 +232,7 @@ def test_who_wins_changes_with_the_batch_and_a_bound_never_wins():
     assert who == "Fewest steps to the target: LAMB at batch 16 to 48, SGD at batch 1,296."
     # LARS may need one step more than its 9: its bound does not tell it from SGD.
     assert largest == (
-        "At batch 1,296 SGD needs 11 steps to the target, LAMB 14, LARS more than 9; the ranges of their seeds overlap "
-        "with LARS's: no clear difference there."
+        "At batch 1,296 SGD needs 11 steps to the target, LAMB 14, LARS more than 9; ranges of seeds do not overlap "
+        "with LAMB's; ranges of seeds overlap with LARS's: no clear difference there."
     )
-    assert smallest.startswith("At batch 16 LAMB needs 53 steps to the target, SGD 71, LARS 190; the ranges")
+    assert smallest.startswith("At batch 16 LAMB needs 53 steps to the target, SGD 71, LARS 190; ranges of seeds")

@@ -13,9 +13,9 @@ import pytest
 from scipy.optimize import curve_fit
 
 from largebatch.diagnostics.intervals import Interval
-from largebatch.records.report.batches import grouped
 from largebatch.records.report.estimates import Estimate, Quantity, between, fit_step_times, from_curve, inverse_law
 from largebatch.records.report.explorer import Explorer, explorers, slider_sizes
+from largebatch.records.report.groups import grouped
 from largebatch.records.report.quantities import quantities
 from largebatch.records.report.reading import read_evidence
 from tests.unit.records.report_folders import write_json, write_run

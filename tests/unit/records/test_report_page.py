@@ -156,7 +156,7 @@ def test_an_optimizer_has_one_colour_on_the_whole_page_and_figures_one_legend(tm
         return {one["name"]: one["line"]["color"] for one in figures[key]["data"] if one.get("hoverinfo") != "skip"}
 
     of_batch = colours("batches/accuracy_of_batch")
-    assert list(of_batch) == ["LARS", "SGD"]
+    assert list(of_batch) == ["SGD", "LARS"]
     assert of_batch["LARS"] != of_batch["SGD"]
     for name, colour in of_batch.items():
         in_study = (name.lower(), f"{name.lower()}: B_crit 40")  # by the name of the config
@@ -166,9 +166,9 @@ def test_an_optimizer_has_one_colour_on_the_whole_page_and_figures_one_legend(tm
         assert len({one["line"]["dash"] for one in runs}) == 2
     for explored in (one["data"] for key, one in figures.items() if key.startswith("explorer/")):
         assert len({one["line"]["color"] for one in explored if "color" in one["line"]} & set(of_batch.values())) == 1
-    training = page[page.index('<section id="training">') : page.index('<section id="runs">')]
-    labels = [f"batch {batch}, {name}" for batch in (16, 32) for name in ("LARS", "SGD")]
-    assert re.findall('data-series="([^"]*)"', training)[:4] == labels
+    training = page[page.index('<section id="training">') : page.index('<section id="batches">')]
+    assert re.findall('data-optimizer="([^"]*)" *>', training) == ["SGD", "LARS"]
+    assert re.findall('data-batch="([^"]*)"', training) == ["16", "32"]
     assert all(not figures[f"training/{name}"]["layout"]["showlegend"] for name in ("train_loss", "val_accuracy"))
     assert figures["training/loss"]["layout"].get("showlegend", True), "of a run by itself"
 

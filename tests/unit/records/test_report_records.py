@@ -15,7 +15,7 @@ from largebatch.records.report.publish import write_result_page
 from largebatch.records.report.reading import read_evidence
 from largebatch.records.report.result_sections import result_sections
 from largebatch.records.report.sections import Section
-from largebatch.records.report.verdict import verdict
+from largebatch.records.report.verdict import others
 from largebatch.records.result import FILES, Result, Table, read_result
 from tests.unit.records.report_folders import write_json, write_run
 
@@ -78,19 +78,20 @@ def test_every_kind_of_result_is_shown_alike(name: str, tmp_path: Path):
     assert [figure.record() for figure in option.figures] == [CURVE.record(), LANDSCAPE.record()]
     for text in ("Why &lt;b&gt;?", "Because it is &lt;i&gt;steep&lt;/i&gt;.", "<li>It was known.</li>",
                  "<caption>ends</caption>", "<td>0.5</td>", 'href="it/runs/x"', f'href="it/{name}"'):  # fmt: skip
-        assert text in option.before
+        assert text in option.before + option.after
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_record_of_an_earlier_version_has_its_sentences_figures_and_single_numbers(name: str, tmp_path: Path):
     values = EARLIER[name]
     (option,) = section_of(tmp_path, name, values).options
-    assert "0.5" in option.before
+    shown = option.before + option.after
+    assert "0.5" in shown
     assert [figure.record() for figure in option.figures] == values.get("figures", [])
     for text in [*values.get("conclusions", ()), *([values["answer"].split(". ")[0]] if "answer" in values else [])]:
         assert text in option.before
-    assert ("earlier version" in option.before) is not values.get("tables")
-    assert ('href="it/runs/x"' in option.before) is (name in ("study.json", "chapter.json"))
+    assert ("earlier version" in shown) is not values.get("tables")
+    assert ('href="it/runs/x"' in shown) is (name in ("study.json", "chapter.json"))
 
 
 def test_a_result_comes_back_from_its_file():
@@ -148,7 +149,7 @@ def test_results_of_one_title_are_options_of_one_section(tmp_path: Path):
     for folder, title in (("a", "Ravines"), ("b", "Ravines"), ("c", "Hills")):
         write_json(tmp_path / folder / "textbook.json", RECORDS["textbook.json"] | {"title": title})
     evidence = read_evidence([tmp_path])
-    assert [one.split(":")[0] for one in verdict(evidence, [])] == ["Ravines", "Ravines", "Hills"]  # each once
+    assert [one.split(":")[0] for one in others(evidence, [])] == ["Ravines", "Ravines", "Hills"]  # each once
     sections, _ = result_sections(evidence, tmp_path / "page.html")
     found = [(one.key, one.title, [option.label for option in one.options]) for one in sections]
     assert found == [("textbook", "Ravines", ["a", "b"]), ("textbook-1", "Hills", ["c"])]

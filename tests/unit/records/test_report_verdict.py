@@ -8,17 +8,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from largebatch.records.report.batches import ACCURACY, LOSS, grouped, outcome, quality_of, worse_than_smallest
+from largebatch.records.report.batches import ACCURACY, LOSS, outcome, quality_of, worse_than_smallest
+from largebatch.records.report.caveats import caveats
 from largebatch.records.report.evidence import Evidence, RunRecord
+from largebatch.records.report.groups import grouped
 from largebatch.records.report.reading import read_evidence
 from largebatch.records.report.seeds import by_seed
-from largebatch.records.report.verdict import caveats, verdict
+from largebatch.records.report.studies import studies
+from largebatch.records.report.verdict import of_batches, others, verdict
 from tests.unit.records.report_folders import write_json, write_run
 
 
 def said(evidence: Evidence) -> tuple[str, str]:
-    groups = grouped(evidence.runs)
-    return " ".join(verdict(evidence, groups)), " ".join(caveats(evidence, groups))
+    groups, found = grouped(evidence.runs), studies(evidence)
+    told = [*verdict(evidence, groups, found), *(line for group in groups for line in of_batches(group))]
+    return " ".join([*told, *others(evidence, found)]), " ".join(caveats(evidence, groups))
 
 
 def test_a_large_batch_that_ends_worse_by_more_than_noise_is_told_from_one_that_does_not(tmp_path: Path):
@@ -29,8 +33,14 @@ def test_a_large_batch_that_ends_worse_by_more_than_noise_is_told_from_one_that_
     words, doubts = said(read_evidence([tmp_path]))
     assert "validation accuracy at batch 32 is 0.9 (95 %: 0.895 to 0.905)" in words
     # Welch: standard error 0.002 sqrt(2/3) = 0.001633, t(4) = 2.7764, half width 0.4534 points
-    assert "batch 64 ends 0.1 points worse (95 %: -0.353 to +0.553, positive is worse): within the noise" in words
-    assert "batch 512 ends 5 points worse (95 %: +4.55 to +5.45, positive is worse): more than noise" in words
+    assert (
+        "batch 64 ends 0.1 points worse than the smallest (95 %: -0.353 to +0.553, positive is worse): within the noise"
+        in words
+    )
+    assert (
+        "batch 512 ends 5 points worse than the smallest (95 %: +4.55 to +5.45, positive is worse): more than noise"
+        in words
+    )
     assert "one run" not in doubts
 
 
@@ -46,7 +56,9 @@ def test_one_run_each_is_compared_by_the_errors_over_validation_samples(tmp_path
     words, doubts = said(evidence)
     assert "(95 % over validation samples: 0.8804 to 0.9196)" in words
     assert "positive is worse): within their noise. One seed says nothing about the noise of seeds" in words
-    assert "one seed at batch 32, 64: its interval covers the validation samples, not the seed" in doubts
+    assert (
+        "One seed (1): digits, ConvNet, LARS at batch 32, 64. Such an interval covers the validation samples" in doubts
+    )
 
 
 def test_three_runs_of_one_seed_are_one_value_that_is_told(tmp_path: Path):
@@ -56,8 +68,8 @@ def test_three_runs_of_one_seed_are_one_value_that_is_told(tmp_path: Path):
     words, doubts = said(read_evidence([tmp_path]))
     assert "than noise" not in words
     assert "more than their noise. One seed says nothing about the noise of seeds" in words
-    assert "batch 32: 3 runs of seed 0 merged." in doubts
-    assert "one seed at batch 32, 512" in doubts
+    assert "Seeds that were run again (2): digits, ConvNet, LARS, batch 32: 3 runs of seed 0 merged; " in doubts
+    assert "One seed (1): digits, ConvNet, LARS at batch 32, 512." in doubts
 
 
 def test_a_seed_that_was_run_often_counts_once_beside_the_others(tmp_path: Path):
@@ -82,7 +94,7 @@ def test_a_run_that_was_broken_off_gives_way_to_its_repetition(tmp_path: Path):
     path = tmp_path / "killed" / "metrics.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:8]))
     words, doubts = said(read_evidence([tmp_path]))
-    assert "batch 64 ends 0 points better" in words
+    assert "batch 64 ends 0 points better than the smallest" in words
     assert "2 runs of seed 0 merged (1 of them saw fewer samples and are left out)." in doubts
 
 
@@ -102,7 +114,10 @@ def test_two_seeds_have_no_interval_and_no_verdict(tmp_path: Path):
         write_run(tmp_path / f"large{seed}", 512, accuracy=0.5 + 0.001 * seed, seed=seed)
     words, _ = said(read_evidence([tmp_path]))
     assert "validation accuracy at batch 32 is 0.9005 (2 seeds: no interval)" in words
-    assert "batch 512 ends 40 points worse (2 seeds: no interval): that cannot be told from noise" in words
+    assert (
+        "batch 512 ends 40 points worse than the smallest (2 seeds: no interval): that cannot be told from noise"
+        in words
+    )
 
 
 def test_seeds_that_end_alike_by_chance_are_no_certainty(tmp_path: Path):
@@ -141,7 +156,7 @@ def test_runs_that_diverged_have_no_outcome_and_are_named(tmp_path: Path):
     assert quality_of(group) == ACCURACY
     words, doubts = said(evidence)
     assert "no other batch size with an evaluation to compare with" in words
-    assert "diverged: lost" in doubts
+    assert "Runs that are diverged (1): lost." in doubts
 
 
 def test_unequal_budgets_and_settings_are_named(tmp_path: Path):
@@ -150,7 +165,7 @@ def test_unequal_budgets_and_settings_are_named(tmp_path: Path):
     path = tmp_path / "b" / "metrics.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:8]))
     words, doubts = said(read_evidence([tmp_path]))
-    assert "besides the batch, the runs differ in model.width" in doubts
+    assert "Settings that differ besides the batch (1): digits, ConvNet, LARS: model.width." in doubts
     assert "because the runs saw 4,096 to 8,192 samples." in words
     assert "noise" not in words
 
@@ -171,7 +186,7 @@ def test_the_noise_scale_comes_with_its_interval_and_a_study_with_its_claim(tmp_
     )
     write_json(tmp_path / "study" / "study.json", {"points": [], "conclusions": ["LARS wins.", "By much."]})
     words, doubts = said(read_evidence([tmp_path]))
-    assert "the gradient noise scale is 96 samples (95 %: 80 to 120)" in words
+    assert "Gradient noise scale at the end of training, in samples: LARS 96 (95 %: 80 to 120; batch 32)." in words
     assert "Study: LARS wins." in words
     assert "No study" not in doubts
 

@@ -85,91 +85,9 @@ document.getElementById("theme").addEventListener("click", () => {
 });
 setTheme(prefersDark.matches ? "dark" : "light");
 
-// A sheet of paper has no scrolling: everything that is not hidden is drawn, in light colours and of one width.
-let before = null; // the theme before printing
-function startPrinting() {
-  if (paper) return;
-  paper = { width: 660, height: 360 };
-  before = document.documentElement.dataset.theme;
-  document.documentElement.dataset.theme = "light";
-  for (const element of waiting.filter(isShown)) {
-    inView.unobserve(element);
-    if (!drawn.has(element.querySelector(".plot"))) drawNamed(element);
-  }
-  document.dispatchEvent(new Event("print-all"));
-  drawn.forEach((figure, place) => draw(place, figure));
-}
-
-function endPrinting() {
-  if (!paper) return;
-  paper = null;
-  setTheme(before);
-}
-
-addEventListener("beforeprint", startPrinting);
-addEventListener("afterprint", endPrinting);
-matchMedia("print").addEventListener("change", (event) => (event.matches ? startPrinting() : endPrinting()));
-
-// A legend of several figures: its buttons hide a series in all of them.
-for (const button of document.querySelectorAll("[data-series]")) {
-  button.addEventListener("click", () => {
-    const shows = button.getAttribute("aria-pressed") !== "true";
-    button.setAttribute("aria-pressed", shows);
-    for (const element of button.parentElement.nextElementSibling.querySelectorAll("figure[data-figure]")) {
-      const figure = DATA.figures[element.dataset.figure];
-      for (const trace of figure.data) if (trace.legendgroup === button.dataset.series) trace.visible = shows;
-      const place = element.querySelector(".plot");
-      if (drawn.has(place)) draw(place, figure);
-    }
-  });
-}
-
 for (const select of document.querySelectorAll("select[data-choice]")) {
   const parts = select.nextElementSibling.children;
   select.addEventListener("change", () => {
     for (const [number, part] of [...parts].entries()) part.hidden = number !== Number(select.value);
   });
-}
-
-// A figure with trails: a slider, and a button that moves it, walk points along them.
-function addWalk(element, figure) {
-  const controls = element.appendChild(document.createElement("div"));
-  const play = controls.appendChild(document.createElement("button"));
-  const slider = controls.appendChild(document.createElement("input"));
-  const last = Math.max(...figure.trails.map((trail) => trail.x.length)) - 1;
-  controls.className = "walk";
-  play.type = "button";
-  play.textContent = "Play";
-  Object.assign(slider, { type: "range", min: 0, max: last, value: last });
-  slider.setAttribute("aria-label", "Point of each path");
-  play.hidden = matchMedia("(prefers-reduced-motion: reduce)").matches; // the slider does the same, without motion
-  let timer = 0;
-
-  function show() {
-    const places = figure.trails.map((trail) => Math.min(Number(slider.value), trail.x.length - 1));
-    figure.trails.forEach((trail, number) => {
-      figure.data[trail.trace].x = [trail.x[places[number]]];
-      figure.data[trail.trace].y = [trail.y[places[number]]];
-    });
-    slider.setAttribute("aria-valuetext", `point ${slider.value} of ${last}`);
-    draw(element.querySelector(".plot"), figure);
-  }
-
-  function stop() {
-    clearInterval(timer);
-    timer = 0;
-    play.textContent = "Play";
-  }
-
-  play.addEventListener("click", () => {
-    if (timer) return stop();
-    if (Number(slider.value) === last) slider.value = 0;
-    play.textContent = "Pause";
-    timer = setInterval(() => {
-      slider.value = Math.min(Number(slider.value) + Math.max(1, Math.round(last / 120)), last);
-      show();
-      if (Number(slider.value) === last) stop();
-    }, 60);
-  });
-  slider.addEventListener("input", () => { stop(); show(); });
 }
