@@ -89,8 +89,18 @@ def conf_dir() -> str:
 
     Absolute, because Hydra reads a relative one differently for `python -m` and for a console script.
     """
-    inside = os.path.join(os.path.dirname(os.path.realpath(__file__)), "conf")
-    return inside if os.path.isdir(inside) else os.path.join(os.path.dirname(os.path.dirname(inside)), "conf")
+    return _beside_or_inside("conf")
+
+
+def launch_dir() -> str:
+    """The folder launch/ with the scripts that start runs: inside the package when installed, else beside it."""
+    return _beside_or_inside("launch")
+
+
+def _beside_or_inside(name: str) -> str:
+    package = os.path.dirname(os.path.realpath(__file__))
+    inside = os.path.join(package, name)
+    return inside if os.path.isdir(inside) else os.path.join(os.path.dirname(package), name)
 
 
 def lazy_names(package: str, modules: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:

@@ -8,6 +8,8 @@
 #   dev                with the extras for tests and linters
 #   LARGEBATCH_VENV    folder of the environment; default: .venv in the repository. In an existing environment, packages
 #                      change to the versions of launch/constraints.txt.
+#   LARGEBATCH_VENV=none    installs nothing: the scripts use the Python that is active (a container, conda, modules), into
+#                      which you have installed largebatch. An installed package has no other choice.
 #   PYTHON             Python 3.10 or newer to make it with; default: the first suitable one of python3, python,
 #                      python3.13 ...
 
@@ -87,6 +89,18 @@ if [[ ${1:-} == dev ]]; then
 elif [[ ${BASH_SOURCE[0]} == "$0" && $# -gt 0 ]]; then
     echo "largebatch: $* is not an argument of $0. Give dev, or no argument." >&2
     exit 2
+fi
+if [[ ${LARGEBATCH_VENV:-} == none || ! -f $largebatch_repository/pyproject.toml ]]; then
+    if ! command -v python >/dev/null || ! python -c 'import importlib.util, sys
+import largebatch
+absent = [name for name in ("torch", "accelerate", "hydra", "wandb") if importlib.util.find_spec(name) is None]
+sys.exit("largebatch: the active Python has no " + ", no ".join(absent) if absent else 0)'; then
+        echo "largebatch: LARGEBATCH_VENV=none uses the active Python: $(command -v python || echo "there is no command python")." >&2
+        echo "Activate the right environment, or install there: python -m pip install largebatch, or -e FOLDER." >&2
+        exit 2
+    fi
+    # shellcheck disable=SC2317 # sourced, or a command of its own
+    return 0 2>/dev/null || exit 0
 fi
 VIRTUAL_ENV=${LARGEBATCH_VENV:-$largebatch_repository/.venv}
 mkdir -p "$VIRTUAL_ENV"

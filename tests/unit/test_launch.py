@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted(
     path
     for path in [*(ROOT / "launch").iterdir(), ROOT / ".ci" / "run"]
-    if path.suffix in (".sh", ".sbatch", "") and path.is_file()
+    if (path.suffix in (".sh", ".sbatch") or path.name == "run") and path.is_file()
 )
 NAME = re.compile(r"[A-Za-z0-9_-]+")
 

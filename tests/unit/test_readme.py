@@ -106,6 +106,8 @@ def checked_once() -> dict[tuple[bool, tuple[str, ...]], str]:
     found = {}
     for verb, arguments in RUNS:
         own = [one for one in arguments if one not in WORDS and not one.startswith(OF_A_VERB)]
+        if verb == "launch":  # what stands before the overrides is the script's own
+            own = [one for one in own if "=" in one and not one.startswith("-")]
         # Of a sweep the first value; the commas of a list are its own.
         parts = [one.partition("=") for one in own]
         overrides = [f"{key}={value if value[:1] == '[' else value.split(',')[0]}" for key, _, value in parts]
