@@ -12,7 +12,9 @@ For a program of your own, by room; a name is loaded when it is first used:
     diagnostics  NoiseScale NoiseScaleEstimator NoiseTracker StepsToTarget fit_critical_batch generalization_gap
                  large_batch_gap lr_range_test measure_sharpness measure_variance moments_of_step track
     records      read_metrics
-    training     Observer Run StepReport make_run train
+    training     Observer Run StepReport make_run
+    run          ConfigError
+    cli          plan train
 
 Each room has a README.md with examples: largebatch/ROOM/README.md.
 """
@@ -26,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from largebatch.batch import BatchPlan, BatchRamp, Duration, SampleOrder, Schedule, scale_lr
+    from largebatch.cli.from_python import plan, train
     from largebatch.data import (
         ArrayDataset,
         Augmentation,
@@ -68,19 +71,21 @@ if TYPE_CHECKING:
     from largebatch.optim import LAMB, LARS, MuonWithAdamW, ScheduleLR, set_lr
     from largebatch.optim.parameter_groups import parameter_groups
     from largebatch.records.trackers import read_metrics
-    from largebatch.training import Observer, Run, StepReport, make_run, train
+    from largebatch.run.config.reading import ConfigError
+    from largebatch.training import Observer, Run, StepReport, make_run
 
     __version__: str
 
 __all__ = [
-    "GPT", "LAMB", "LARS", "MLP", "ArrayDataset", "Augmentation", "BatchPlan", "BatchRamp", "ConvNet", "CrossEntropy",
-    "Duration", "ExactBatchNorm", "GlobalBatches", "InfoNCE", "Linear", "Measures", "MicroBatchLoader", "ModuleLoss",
-    "MuonWithAdamW", "NextToken", "NoiseScale", "NoiseScaleEstimator", "NoiseTracker", "Observer", "OutputIsLoss",
-    "ResNet", "Run", "Runtime", "SampleOrder", "Schedule", "ScheduleLR", "SquaredError", "Step", "StepReport",
-    "StepsToTarget", "TokenWindows", "TwoViews", "__version__", "accumulate_gradients", "checkpoint_activations",
-    "digits", "fit_critical_batch", "generalization_gap", "hub_images", "hugging_face", "image_folder",
-    "large_batch_gap", "lr_range_test", "make_run", "measure_sharpness", "measure_variance", "moments_of_step",
-    "parameter_groups", "read_metrics", "resnet18", "resnet50", "scale_lr", "set_lr", "token_stream", "track", "train",
+    "GPT", "LAMB", "LARS", "MLP", "ArrayDataset", "Augmentation", "BatchPlan", "BatchRamp", "ConfigError", "ConvNet",
+    "CrossEntropy", "Duration", "ExactBatchNorm", "GlobalBatches", "InfoNCE", "Linear", "Measures",
+    "MicroBatchLoader", "ModuleLoss", "MuonWithAdamW", "NextToken", "NoiseScale", "NoiseScaleEstimator",
+    "NoiseTracker", "Observer", "OutputIsLoss", "ResNet", "Run", "Runtime", "SampleOrder", "Schedule", "ScheduleLR",
+    "SquaredError", "Step", "StepReport", "StepsToTarget", "TokenWindows", "TwoViews", "__version__",
+    "accumulate_gradients", "checkpoint_activations", "digits", "fit_critical_batch", "generalization_gap",
+    "hub_images", "hugging_face", "image_folder", "large_batch_gap", "lr_range_test", "make_run", "measure_sharpness",
+    "measure_variance", "moments_of_step", "parameter_groups", "plan", "read_metrics", "resnet18", "resnet50",
+    "scale_lr", "set_lr", "token_stream", "track", "train",
 ]  # fmt: skip
 
 
@@ -135,7 +140,9 @@ _NAMES = {
     "diagnostics": "NoiseScale NoiseScaleEstimator NoiseTracker StepsToTarget fit_critical_batch generalization_gap "
     "large_batch_gap lr_range_test measure_sharpness measure_variance moments_of_step track",
     "records.trackers": "read_metrics",
-    "training": "Observer Run StepReport make_run train",
+    "training": "Observer Run StepReport make_run",
+    "run.config.reading": "ConfigError",
+    "cli.from_python": "plan train",
 }
 _get, __dir__ = lazy_names(__name__, _NAMES)
 

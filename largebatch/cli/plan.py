@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
@@ -22,6 +22,18 @@ def main(arguments: Sequence[str]) -> int:
 
 def run(config: DictConfig, overrides: list[str]) -> int:
     """Print the plan for `launcher.num_processes` ranks, or for one."""
+    prepared, options = prepare_plan(config)
+    if options.format == "json":
+        import json
+
+        print(json.dumps(record_of(prepared, options), indent=1))
+    else:
+        _print_tables(prepared, options)
+    return 0
+
+
+def prepare_plan(config: DictConfig) -> tuple[Prepared, PlanConfig]:
+    """The run that a config of this verb plans, prepared for its ranks, and the section `plan`."""
     import os
 
     from largebatch.distributed.launcher_environment import start_problems
@@ -37,9 +49,20 @@ def run(config: DictConfig, overrides: list[str]) -> int:
         environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "0"}  # as a launcher would; nothing connects to it
     if copies := start_problems(environ, num_processes=ranks):
         raise ConfigError(copies)  # alone: all other errors would be about another run
-    prepared = prepare(config, environ, trains=False, tries=options.dry_run)
-    (_print_json if options.format == "json" else _print_tables)(prepared, options)
-    return 0
+    return prepare(config, environ, trains=False, tries=options.dry_run), options
+
+
+def record_of(prepared: Prepared, options: PlanConfig) -> dict[str, Any]:
+    """What is printed with `plan.format=json`: plain values, as plan.json has them."""
+    from largebatch.run.plan_report import plan_record
+
+    record = plan_record(prepared)
+    if options.memory:
+        from largebatch.run.predicted_memory.report import memory_record
+
+        predicted = _memory(prepared, options)
+        record["memory"] = {"not_predicted": predicted} if isinstance(predicted, str) else memory_record(predicted)
+    return record
 
 
 def _print_tables(prepared: Prepared, options: PlanConfig) -> None:
@@ -70,20 +93,6 @@ def _print_tables(prepared: Prepared, options: PlanConfig) -> None:
             print_plan(memory_rows(predicted), title=f"memory of a rank, predicted for {options.device}")
     for note in prepared.notes:
         print(note)
-
-
-def _print_json(prepared: Prepared, options: PlanConfig) -> None:
-    import json
-
-    from largebatch.run.plan_report import plan_record
-
-    record = plan_record(prepared)
-    if options.memory:
-        from largebatch.run.predicted_memory.report import memory_record
-
-        predicted = _memory(prepared, options)
-        record["memory"] = {"not_predicted": predicted} if isinstance(predicted, str) else memory_record(predicted)
-    print(json.dumps(record, indent=1))
 
 
 def _memory(prepared: Prepared, options: PlanConfig) -> PredictedMemory | str:

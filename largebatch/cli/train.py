@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from largebatch.records.run_folder import RunFolder
     from largebatch.run.build import OpenRun
     from largebatch.run.prepare import Prepared
+    from largebatch.run.train_quietly import Trained
 
 _MOST_LAYER_ROWS = 2000  # the figure of the layers has half as many pixels
 
@@ -28,17 +29,30 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def run(config: DictConfig, overrides: list[str]) -> int:
-    """Train the composed config on the ranks of the launcher."""
+    """Train the composed config on the ranks of the launcher; returns the exit code."""
+    trained, signal_name = train_config(config, overrides)
+    if "unsaved" in trained.summary:
+        return EXIT_UNSAVED
+    return {"finished": EXIT_DONE, "diverged": EXIT_FAILED, "stopped": code_of(signal_name)}[trained.status]
+
+
+def train_config(config: DictConfig, overrides: list[str]) -> tuple[Trained, str | None]:
+    """Train the composed config on the ranks of the launcher.
+
+    Returns:
+        the run, and the signal that has stopped it, if this rank got one.
+
+    Raises:
+        ConfigError, LauncherError, CheckpointError, RunFailedError: see `open_run` and `naming_failures`.
+    """
     import os
 
     from largebatch.distributed.launcher_environment import restart_problem
-    from largebatch.distributed.lost_ranks import naming_lost_ranks
     from largebatch.distributed.signals import StopRequest
     from largebatch.run.build import open_run
     from largebatch.run.config.reading import ConfigError
-    from largebatch.run.failures import naming_failures
     from largebatch.run.prepare import prepare
-    from largebatch.training.loop import train
+    from largebatch.run.train_quietly import Trained
 
     if problem := restart_problem(os.environ, resume=str(config.resume)):
         raise ConfigError([problem])
@@ -46,21 +60,30 @@ def run(config: DictConfig, overrides: list[str]) -> int:
     with open_run(prepared, stop, overrides) as opened, stop:
         if opened.run.runtime.is_main:
             _print_start(prepared, opened)
-        if opened.run.progress.step >= opened.run.steps.num_steps and not opened.evaluation.is_owed:
-            if opened.run.runtime.is_main:
-                print(f"already finished: {opened.run.progress.step} steps, {opened.folder.path}")
-                if _lacks_summary(opened):
-                    _conclude(opened, "finished", hint=None, draws=prepared.config.logger.plots)
-            return EXIT_DONE
-        lost = naming_lost_ranks(opened.run.runtime, lambda: f"step {opened.run.steps.number}")
-        with naming_failures(opened.run, opened.folder), lost:
-            status = train(opened.run)
-        if opened.run.runtime.is_main:
-            hint = _remedy(prepared, opened) if status == "diverged" else None
-            _conclude(opened, status, hint=hint, draws=prepared.config.logger.plots)
-        if opened.checkpoints.unsaved is not None:
-            return EXIT_UNSAVED
-        return {"finished": EXIT_DONE, "diverged": EXIT_FAILED, "stopped": code_of(stop.signal_name)}[status]
+        status = _train(prepared, opened)
+        return Trained(status, opened.summary(status), opened.folder.path, opened.run.module), stop.signal_name
+
+
+def _train(prepared: Prepared, opened: OpenRun) -> str:
+    """Train and conclude, unless the run has finished before; returns the status."""
+    from largebatch.distributed.lost_ranks import naming_lost_ranks
+    from largebatch.run.failures import naming_failures
+    from largebatch.training.loop import train
+
+    is_main = opened.run.runtime.is_main
+    if opened.run.progress.step >= opened.run.steps.num_steps and not opened.evaluation.is_owed:
+        if is_main:
+            print(f"already finished: {opened.run.progress.step} steps, {opened.folder.path}")
+            if _lacks_summary(opened):
+                _conclude(opened, "finished", hint=None, draws=prepared.config.logger.plots)
+        return "finished"
+    lost = naming_lost_ranks(opened.run.runtime, lambda: f"step {opened.run.steps.number}")
+    with naming_failures(opened.run, opened.folder), lost:
+        status = train(opened.run)
+    if is_main:
+        hint = _remedy(prepared, opened) if status == "diverged" else None
+        _conclude(opened, status, hint=hint, draws=prepared.config.logger.plots)
+    return status
 
 
 def _lacks_summary(opened: OpenRun) -> bool:

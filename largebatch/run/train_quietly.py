@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -36,14 +36,14 @@ class Trained:
     Attributes:
         status: as `train` returns it: finished, diverged, or stopped.
         summary: as in summary.json.
-        folder: of the run, with all files of a run but the plots.
+        folder: of the run, with its files; `train_quietly` leaves out the plots.
         model: with its last weights, without a distributed wrapper.
     """
 
     status: str
     summary: dict[str, Any]
     folder: Path
-    model: nn.Module
+    model: nn.Module = field(repr=False)
 
     @cached_property
     def rows(self) -> list[Row]:

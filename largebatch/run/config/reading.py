@@ -29,7 +29,7 @@ Section = TypeVar("Section", bound=BaseModel)
 _ABSENT = re.compile(r"Environment variable '(\w+)' not found")
 
 
-class ConfigError(Exception):
+class ConfigError(ValueError):
     """All errors of a run's input, one line each: fact, rule, remedy. Notes may give the background."""
 
     def __init__(self, errors: Sequence[str], notes: Sequence[str] = ()) -> None:
