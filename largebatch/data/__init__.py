@@ -5,6 +5,7 @@ from __future__ import annotations
 from largebatch.data.array import ArrayDataset
 from largebatch.data.augmentation import Augmentation
 from largebatch.data.checked_labels import CheckedLabels, with_checked_labels
+from largebatch.data.collation import Collated
 from largebatch.data.digits import digits
 from largebatch.data.errors import DataError
 from largebatch.data.folder import image_folder
@@ -26,6 +27,7 @@ __all__ = [
     "ArrayDataset",
     "Augmentation",
     "CheckedLabels",
+    "Collated",
     "DataError",
     "EvaluationLoader",
     "FirstSamples",

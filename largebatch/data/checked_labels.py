@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from largebatch.data.array import Int64Array
+from largebatch.data.collation import Collated
 from largebatch.data.samples import TARGET_KEYS, as_sample
 from largebatch.data.stored import stored_form
 from largebatch.losses import LabelRule
@@ -60,6 +61,8 @@ class CheckedLabels(Dataset[Any]):
 
 def with_checked_labels(dataset: Any, rule: LabelRule | None) -> Any:
     """`dataset` with a label check per sample, unless its `label_range` has already been compared with the rule."""
+    if isinstance(dataset, Collated):
+        return dataset.checked(rule)
     is_known = getattr(dataset, "label_range", None) is not None
     return dataset if rule is None or is_known else CheckedLabels(dataset, rule)
 

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset, default_collate
 
 from largebatch.batch.random_keys import stream_key
 from largebatch.data.array import Int64Array
+from largebatch.data.collation import Collated, collated, require_batch
 from largebatch.data.errors import DataError
 from largebatch.data.samples import TARGET_KEYS, BadSampleError, as_sample, form_of
 from largebatch.distributed.generators import preserved_generators, seed_generators
@@ -44,7 +45,8 @@ class KeyedItems(Dataset[Any]):
     id), so that transforms which draw from them give the same sample in any process and any order.
 
     Args:
-        dataset: map-style; items are (input, target), or a dict with a key "labels", "label", "targets" or "target".
+        dataset: map-style; items are (input, target), or a dict with a key "labels", "label", "targets" or "target";
+            or `Collated`.
         seed: seed of the run.
         stream: name of the random stream.
         augment: applied to the collated images.
@@ -57,6 +59,7 @@ class KeyedItems(Dataset[Any]):
         self._stream = stream
         self._augment = augment
         self._skips = skips
+        self._has_own = isinstance(dataset, Collated)
 
     def load(self, requests: Sequence[SampleRequest]) -> Loaded:
         """Inputs and targets of `requests`, in their order, and the skipped samples.
@@ -65,7 +68,7 @@ class KeyedItems(Dataset[Any]):
 
         Raises DataError, which names the sample at fault.
         """
-        samples, kept, skipped = [], [], []
+        samples, kept, skipped, dataset = [], [], [], self._dataset
         with preserved_generators():
             for place, request in enumerate(requests):
                 try:
@@ -79,8 +82,11 @@ class KeyedItems(Dataset[Any]):
                     skipped.append((place, str(error)))
             if not kept:
                 kept, samples = ([one] for one in self._placeholder(requests[0], skipped[0][1]))
+            own = collated(dataset, samples, kept, seed=self._seed, stream=self._stream) if self._has_own else None
         epochs, ids = (np.array(column, dtype=np.int64) for column in zip(*kept, strict=True))
-        inputs, targets = split_targets(_collate(samples, ids.tolist()), ids.tolist())
+        inputs, targets = split_targets(own if self._has_own else _collate(samples, ids.tolist()), ids.tolist())
+        if self._has_own:
+            require_batch(dataset, inputs, targets, ids.tolist())
         if self._augment is not None:
             augment = self._augment
             inputs = change_images(inputs, lambda images: augment(images, ids, epochs))
@@ -90,7 +96,8 @@ class KeyedItems(Dataset[Any]):
         epoch, sample_id = request
         seed_generators(stream_key(self._seed, self._stream, epoch, sample_id))
         try:
-            return as_sample(self._dataset[sample_id])
+            item = self._dataset[sample_id]
+            return item if self._has_own and item is not None else as_sample(item)
         except BadSampleError as error:
             raise DataError(f"Sample {sample_id} {error}") from error
         except Exception as error:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from largebatch.data.collation import Collated
 from largebatch.data.samples import as_sample
 from largebatch.distributed.generators import preserved_generators
 
@@ -24,6 +25,8 @@ def tokens_per_sample(dataset: Any, declared: int | None = None) -> int:
     Raises:
         ValueError: if there is no such number, or the set has another one than declared.
     """
+    if isinstance(dataset, Collated):
+        raise ValueError("data.collate_fn makes batches whose samples may have any number of tokens")
     own = _own_context(dataset)
     if own is not None and declared not in (None, own):
         raise ValueError(f"samples have {own} tokens, the set's own context_length, and data.context_length={declared}")

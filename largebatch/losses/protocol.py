@@ -63,10 +63,14 @@ class Loss(Protocol):
 def units_are_fixed(loss: Loss, dataset: Any) -> bool:
     """Whether the units of a global batch follow from its size, so that ranks need not count and sum them.
 
+    False for a set with a `collate_fn` of its own, whose batches may be padded to any length.
+
     True for a loss with fixed units, and for a loss with masking on a data set whose `label_range` excludes the masking
     value: classes of a folder, a stream of tokens without padding. A token loss also needs a data set in memory, whose
     samples have one shape. False with class weights, where units differ between samples.
     """
+    if hasattr(dataset, "collated"):
+        return False
     if loss.fixed_units:
         return True
     masked, labels = getattr(loss, "ignore_index", None), getattr(dataset, "label_range", None)

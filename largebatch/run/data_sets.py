@@ -8,6 +8,7 @@ from typing import Any
 from torch.utils.data import IterableDataset
 
 from largebatch.data import (
+    Collated,
     FirstSamples,
     NoisyLabels,
     Screen,
@@ -19,7 +20,7 @@ from largebatch.data import (
 from largebatch.data.probing import SAMPLES_READ
 from largebatch.run.config.findings import Findings
 from largebatch.run.config.schema import TrainConfig
-from largebatch.run.config.targets import make
+from largebatch.run.config.targets import make, make_function
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,22 @@ def data_sets(config: TrainConfig, findings: Findings) -> DataSets:
     evaluated = ((_plain_key(config), plain), (key, validation))
     is_augmented = [_changes_at_random(*one, config, findings) for one in evaluated]
     screened = None if validation is None else findings.attempt(key, lambda: _screened(validation, config))
+    training, training_plain, screened = _collated(config, findings, training, training_plain, screened)
     return DataSets(training, training_plain, screened, gap_is_augmented=any(is_augmented))
+
+
+def _collated(config: TrainConfig, findings: Findings, *sets: Any) -> list[Any]:
+    """The sets with the function of the config that makes their batches; one that is None stays None."""
+    if (node := config.data.collate_fn) is None:
+        return list(sets)
+    if any(hasattr(one, "fetch") for one in sets):
+        findings.errors.append(
+            "data.collate_fn: has no effect on a set in memory, whose `fetch` makes the batches. Remove it."
+        )
+        return list(sets)
+    collate_fn = findings.attempt("data.collate_fn", lambda: make_function("data.collate_fn", node))
+    done: dict[int, Any] = {id(None): None}  # training set and plain one may be the same object, and stay so
+    return [done.setdefault(id(one), Collated(one, collate_fn) if collate_fn else one) for one in sets]
 
 
 def _plain_key(config: TrainConfig) -> str:
@@ -99,7 +115,7 @@ def _made(key: str, node: Any, config: TrainConfig, findings: Findings) -> Any:
     if len(dataset) == 0:
         raise ValueError("the data set is empty. Check its path and its split.")
     findings.notes += [f"{key}: {note}" for note in getattr(dataset, "plan_notes", ())]
-    if _is_own(dataset):
+    if _is_own(dataset) and config.data.collate_fn is None:
         findings.notes += [f"{key}: {note}" for note in notes_of_items(dataset, seed=config.seed)]
     return dataset
 
@@ -123,7 +139,7 @@ def _training_set(dataset: Any, config: TrainConfig) -> Any:
 
 def _screened(dataset: Any, config: TrainConfig) -> Any:
     """The set behind a screen, if bad samples are skipped."""
-    if not config.data.skips or isinstance(dataset, IterableDataset):
-        return dataset  # the loader refuses an IterableDataset
+    if not config.data.skips or isinstance(dataset, IterableDataset) or config.data.collate_fn is not None:
+        return dataset  # the loader refuses an IterableDataset; raw items have no form to compare
     form = None if hasattr(dataset, "fetch") else form_of_most(dataset, seed=config.seed)
     return ScreenedSamples(dataset, Screen(finite=True, form=form))

@@ -11,7 +11,7 @@ from torch import nn
 
 from largebatch.losses import Loss, ModuleLoss
 from largebatch.run.config.schema import TrainConfig
-from largebatch.run.config.targets import TargetError, find_target, make
+from largebatch.run.config.targets import TargetError, find_target, make, needed_arguments
 
 _MEMBERS = ("unit", "fixed_units", "loss_per_sample", "units_per_sample", "correct_per_sample")
 _OWN = (
@@ -30,7 +30,7 @@ def named_loss(config: TrainConfig) -> Loss:
     """
     node = dict(config.loss)
     target = find_target("loss", node)
-    if not inspect.isclass(target) and "_partial_" not in node and (needed := _needed(target, node)):
+    if not inspect.isclass(target) and "_partial_" not in node and (needed := needed_arguments(target, node)):
         raise TargetError(
             f"loss._target_={node['_target_']}: a function of {', '.join(needed)}; the target is called once, without "
             f"them, to make the loss. In place of a function of torch.nn.functional name its class, e.g. "
@@ -61,21 +61,6 @@ def without_smoothing(loss: Any) -> Any:
     if dataclasses.is_dataclass(loss) and not isinstance(loss, type) and getattr(loss, "label_smoothing", False):
         return dataclasses.replace(loss, label_smoothing=0.0)
     return loss
-
-
-def _needed(target: Any, node: dict[str, Any]) -> list[str]:
-    """Positional arguments of a function that the config does not give."""
-    try:
-        parameters = inspect.signature(target).parameters
-    except (TypeError, ValueError):
-        return []
-    return [
-        name
-        for name, one in parameters.items()
-        if one.default is one.empty
-        and one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)
-        and name not in node
-    ]
 
 
 def _without_parameters(loss: Any) -> Loss:

@@ -125,7 +125,9 @@ def _own_code_sha256(prepared: Prepared) -> str:
 def _named_modules(prepared: Prepared) -> dict[str, tuple[str, str]]:
     """Role -> module of the target, and of the class that it made: a target may be a function of another package."""
     config = prepared.config
-    return {
+    collate_fn = config.data.collate_fn
+    own = {} if collate_fn is None else {"collate_fn": (collate_fn["_target_"].rpartition(".")[0],) * 2}
+    return own | {
         role: (node["_target_"].rpartition(".")[0], type(made).__module__)
         for role, node, made in (
             ("model", config.model, prepared.model),

@@ -143,6 +143,7 @@ class DataConfig(Section):
     prefetch: Annotated[int, Field(ge=0)] | None
     timeout_s: Annotated[float, Field(ge=0)]
     on_bad_sample: Literal["stop", "skip"]
+    collate_fn: Target | None
     train_plain: Target | None = None
     path: str | list[str] | None = None
     num_classes: PositiveInt | None = None

@@ -9,9 +9,9 @@ from largebatch.run.config.targets.allowed import (
     target_nodes,
     target_problems,
 )
-from largebatch.run.config.targets.arguments import check_arguments
+from largebatch.run.config.targets.arguments import check_arguments, needed_arguments
 from largebatch.run.config.targets.finding import TargetError, find_target, listing_problem
-from largebatch.run.config.targets.making import make
+from largebatch.run.config.targets.making import make, make_function
 
 __all__ = [
     "ALLOW_LIST",
@@ -22,8 +22,10 @@ __all__ = [
     "listed",
     "listing_problem",
     "make",
+    "make_function",
     "name_problem",
     "named_by",
+    "needed_arguments",
     "target_nodes",
     "target_problems",
 ]

@@ -139,3 +139,18 @@ class Hints:
             return typing.get_type_hints(annotated, self._globals, self._locals)["value"]
         except Exception:  # names that only a type checker imports, prose, annotations of other libraries
             return Any
+
+
+def needed_arguments(target: Any, node: Mapping[str, Any]) -> list[str]:
+    """Positional arguments of a function that the config does not give."""
+    try:
+        parameters = inspect.signature(target).parameters
+    except (TypeError, ValueError):
+        return []
+    return [
+        name
+        for name, one in parameters.items()
+        if one.default is one.empty
+        and one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)
+        and name not in node
+    ]

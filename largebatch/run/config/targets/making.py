@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,8 +12,8 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from largebatch.run.config.targets.allowed import named_by, target_nodes
-from largebatch.run.config.targets.arguments import arguments_of, check_arguments
-from largebatch.run.config.targets.finding import TargetError, first_line, listing_problem
+from largebatch.run.config.targets.arguments import arguments_of, check_arguments, needed_arguments
+from largebatch.run.config.targets.finding import TargetError, find_target, first_line, listing_problem
 
 _CONVERSIONS = ("none", "partial", "object", "all")
 
@@ -27,6 +28,21 @@ def make(key: str, node: Mapping[str, Any], **supplied: Any) -> Any:
         TargetError: for a name or argument that does not exist, an argument of a wrong type, or an error of the target.
     """
     return _call(key, node, supplied, recursive=True, convert="all")
+
+
+def make_function(key: str, node: Mapping[str, Any]) -> Callable[..., Any]:
+    """The function that a node names: an object that can be called, or a function with the node's arguments filled in.
+
+    Raises:
+        TargetError: as `make`, and if what was made cannot be called.
+    """
+    target = find_target(key, node)
+    if not inspect.isclass(target) and "_partial_" not in node and needed_arguments(target, node):
+        node = {**node, "_partial_": True}
+    made = make(key, node)
+    if not callable(made):
+        raise TargetError(f"{key}._target_={node['_target_']}: a {type(made).__name__} cannot be called.")
+    return made
 
 
 def _call(key: str, node: Mapping[str, Any], supplied: Mapping[str, Any], *, recursive: bool, convert: str) -> Any:
