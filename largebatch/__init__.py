@@ -10,7 +10,7 @@ For a program of your own, by room; a name is loaded when it is first used:
     data         ArrayDataset Augmentation MicroBatchLoader TokenWindows digits hub_images image_folder token_stream
     gradient     ExactBatchNorm GlobalBatches Measures Step accumulate_gradients
     diagnostics  NoiseScale NoiseScaleEstimator NoiseTracker StepsToTarget fit_critical_batch generalization_gap
-                 large_batch_gap lr_range_test measure_sharpness measure_variance moments_of_step track
+                 large_batch_gap lr_range_test measure_gap measure_sharpness measure_variance moments_of_step track
     records      read_metrics
     training     Observer Run StepReport make_run
     run          ConfigError
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
         generalization_gap,
         large_batch_gap,
         lr_range_test,
+        measure_gap,
         measure_sharpness,
         measure_variance,
         moments_of_step,
@@ -78,12 +79,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GPT", "LAMB", "LARS", "MLP", "ArrayDataset", "Augmentation", "BatchPlan", "BatchRamp", "ConfigError", "ConvNet",
-    "CrossEntropy", "Duration", "ExactBatchNorm", "GlobalBatches", "InfoNCE", "Linear", "Measures",
-    "MicroBatchLoader", "ModuleLoss", "MuonWithAdamW", "NextToken", "NoiseScale", "NoiseScaleEstimator",
-    "NoiseTracker", "Observer", "OutputIsLoss", "ResNet", "Run", "Runtime", "SampleOrder", "Schedule", "ScheduleLR",
-    "SquaredError", "Step", "StepReport", "StepsToTarget", "TokenWindows", "TwoViews", "__version__",
-    "accumulate_gradients", "checkpoint_activations", "digits", "fit_critical_batch", "generalization_gap",
-    "hub_images", "hugging_face", "image_folder", "large_batch_gap", "lr_range_test", "make_run", "measure_sharpness",
+    "CrossEntropy", "Duration", "ExactBatchNorm", "GlobalBatches", "InfoNCE", "Linear", "Measures", "MicroBatchLoader",
+    "ModuleLoss", "MuonWithAdamW", "NextToken", "NoiseScale", "NoiseScaleEstimator", "NoiseTracker", "Observer",
+    "OutputIsLoss", "ResNet", "Run", "Runtime", "SampleOrder", "Schedule", "ScheduleLR", "SquaredError", "Step",
+    "StepReport", "StepsToTarget", "TokenWindows", "TwoViews", "__version__", "accumulate_gradients",
+    "checkpoint_activations", "digits", "fit_critical_batch", "generalization_gap", "hub_images", "hugging_face",
+    "image_folder", "large_batch_gap", "lr_range_test", "make_run", "measure_gap", "measure_sharpness",
     "measure_variance", "moments_of_step", "parameter_groups", "plan", "read_metrics", "resnet18", "resnet50",
     "scale_lr", "set_lr", "token_stream", "track", "train",
 ]  # fmt: skip
@@ -138,7 +139,7 @@ _NAMES = {
     "data": "ArrayDataset Augmentation MicroBatchLoader TokenWindows digits hub_images image_folder token_stream",
     "gradient": "ExactBatchNorm GlobalBatches Measures Step accumulate_gradients",
     "diagnostics": "NoiseScale NoiseScaleEstimator NoiseTracker StepsToTarget fit_critical_batch generalization_gap "
-    "large_batch_gap lr_range_test measure_sharpness measure_variance moments_of_step track",
+    "large_batch_gap lr_range_test measure_gap measure_sharpness measure_variance moments_of_step track",
     "records.trackers": "read_metrics",
     "training": "Observer Run StepReport make_run",
     "run.config.reading": "ConfigError",

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from largebatch.distributed.pending_sum import PendingSum, start_sum
+from largebatch.distributed.runtime import Inputs, Runtime
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,13 @@ class OwnJob:
     Attributes:
         rank, world_size: of this process.
         device: where numbers lie that ranks sum.
+        precision: fp64 where samples are placed in double precision.
     """
 
     rank: int
     world_size: int
     device: torch.device
+    precision: str = "fp32"
 
     @classmethod
     def of_process(cls, rank: int | None = None, world_size: int | None = None) -> OwnJob:
@@ -50,6 +53,41 @@ class OwnJob:
         on_gpu = joined and dist.get_backend() == "nccl"  # which sums nothing on the host
         return cls(rank, world_size, torch.device("cuda", torch.cuda.current_device()) if on_gpu else _CPU)
 
+    @classmethod
+    def of_module(cls, module: nn.Module) -> OwnJob:
+        """The job of the default process group, with samples on the device of a module, in double precision as it is.
+
+        Raises:
+            ValueError: as `of_process`.
+        """
+        own = next(module.parameters())
+        return replace(cls.of_process(), device=own.device, precision="fp64" if own.dtype == torch.float64 else "fp32")
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is rank 0."""
+        return self.rank == 0
+
+    def place(self, value: Inputs) -> Inputs:
+        """As `Runtime.place`."""
+        if isinstance(value, Mapping):
+            return {name: self.place_tensor(part) for name, part in value.items()}
+        return self.place_tensor(value)
+
+    def place_tensor(self, value: Tensor) -> Tensor:
+        """As `Runtime.place_tensor`."""
+        dtype = torch.float64 if self.precision == "fp64" and value.is_floating_point() else value.dtype
+        return value.to(self.device, dtype, non_blocking=True)
+
+    def sum_in_place(self, values: Tensor) -> None:
+        """Replace a tensor by its element-wise sum over ranks."""
+        if self.world_size > 1:
+            dist.all_reduce(values)
+
+    def broadcast_tensor(self, values: Tensor) -> None:
+        """Replace a tensor by that of rank 0, on every rank."""
+        dist.broadcast(values, src=0)
+
     def start_sum(self, values: Tensor) -> PendingSum:
         """See `pending_sum.start_sum`."""
         return start_sum(values, self.world_size)
@@ -64,6 +102,7 @@ class OwnJob:
 
 
 _CPU = torch.device("cpu")
+Job = Runtime | OwnJob
 
 
 def rank_and_world_size(environ: Mapping[str, str]) -> tuple[int, int]:

@@ -1,5 +1,6 @@
 """Losses: sums per sample, and the number of their units."""
 
+from largebatch.losses.as_loss import as_loss
 from largebatch.losses.auxiliary_losses import require_no_dropped_loss
 from largebatch.losses.coupled import CoupledLoss, InfoNCE, is_coupled
 from largebatch.losses.cross_entropy import CrossEntropy, NextToken
@@ -20,6 +21,7 @@ __all__ = [
     "NextToken",
     "OutputIsLoss",
     "SquaredError",
+    "as_loss",
     "counted_per_sample",
     "is_coupled",
     "label_rule",

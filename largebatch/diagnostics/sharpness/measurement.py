@@ -18,12 +18,13 @@ from largebatch.diagnostics.sharpness.curvature import (
     rademacher,
     top_eigenvalue,
 )
+from largebatch.diagnostics.sharpness.own_samples import Samples, as_samples, known_loss, own_job
 from largebatch.diagnostics.sharpness.rank0_decides import LossOnRequest
 from largebatch.diagnostics.sharpness.rises import BoxSharpness, ascent_rise, box_sharpness
 from largebatch.diagnostics.sharpness.settings import LandscapeSettings, SharpnessSettings
 from largebatch.diagnostics.sharpness.slices import filter_normalized, line, plane
-from largebatch.diagnostics.sharpness.subset import FixedSubset, SubsetLoss
-from largebatch.distributed.runtime import Runtime
+from largebatch.diagnostics.sharpness.subset import SubsetLoss
+from largebatch.distributed.own_job import Job
 from largebatch.gradient.snapshots import measuring
 
 
@@ -68,28 +69,43 @@ class Sharpness:
 def measure_sharpness(
     module: nn.Module,
     loss: Any,
-    subset: FixedSubset,
-    runtime: Runtime,
-    settings: SharpnessSettings,
+    data: Any,
+    runtime: Job | None = None,
+    settings: SharpnessSettings = SharpnessSettings(),  # noqa: B008  frozen
     *,
-    seed: int,
+    seed: int = 0,
     landscape: LandscapeSettings | None = None,
+    num_samples: int | None = None,
+    micro_batch_size: int = 128,
 ) -> Sharpness | None:
     """Measure; every rank calls it, rank 0 gets the result. The module and all generators are restored.
 
     Args:
-        module: the unwrapped model, in fp32 or fp64, the same on all ranks.
-        loss: see `largebatch.losses.Loss`; without smoothing.
-        subset: samples to measure.
-        runtime: the job.
+        module: the model, in fp32 or fp64, the same on all ranks; in `DistributedDataParallel`, too.
+        loss: `nn.CrossEntropyLoss()`, `torch.nn.functional.cross_entropy`, or others: see `losses.as_loss`. Without
+            smoothing.
+        data: samples to measure, without augmentation: a map-style data set, which is shared out to the ranks; or a
+            `DataLoader`, a list of batches or one batch (inputs, targets), which each rank has of its own.
+        runtime: the job; None: that of torch.distributed's default process group, or this process.
         settings: settings of eigenvalue, trace and m-sharpness.
-        seed: seed of all random vectors.
+        seed: seed of all random vectors, and of the choice of samples.
         landscape: settings of box and slices; None: neither is measured.
+        num_samples: random samples of a data set; None: all.
+        micro_batch_size: samples of a data set per forward pass.
 
     Raises:
-        ValueError: if the subset has no group of `settings.m` samples.
+        ValueError: if there is no group of `settings.m` samples, or a loss per sample cannot be had.
         FloatingPointError: if the loss or its gradient is not finite.
+
+    >>> inputs = torch.tensor([[2.0, 0.0], [0.0, 1.0]]).div(2**0.5)  # the loss w1^2 + w2^2 / 4: curvatures 2 and 1/2
+    >>> batch, model = (inputs, torch.zeros(2, 1)), nn.Linear(2, 1, bias=False)
+    >>> found = measure_sharpness(model, nn.MSELoss(), batch, settings=SharpnessSettings(m=1))
+    >>> round(found.lambda_max.value, 4), round(found.trace.value, 4)
+    (2.0, 2.5)
     """
+    module, runtime = own_job(module, runtime)
+    subset = as_samples(data, runtime, count=num_samples, seed=seed, micro_batch_size=micro_batch_size)
+    loss = known_loss(loss, module, subset, runtime)
     subset.num_groups(settings.m)  # before the first sum over ranks
     with measuring(module):
         whole = SubsetLoss(module, loss, subset.batches(runtime), reduce=runtime.sum_in_place)
@@ -115,7 +131,7 @@ def measure_sharpness(
 
 
 def _rises(
-    module: nn.Module, loss: Any, subset: FixedSubset, weights: Tensor, runtime: Runtime, settings: SharpnessSettings
+    module: nn.Module, loss: Any, subset: Samples, weights: Tensor, runtime: Job, settings: SharpnessSettings
 ) -> list[float]:
     """The rise of every group, in group order, on all ranks; bitwise independent of the rank that computed it."""
     rises = torch.zeros(subset.num_groups(settings.m), dtype=torch.float64, device=weights.device)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from largebatch.diagnostics.sharpness.subset import SubsetLoss
-from largebatch.distributed.runtime import Runtime
+from largebatch.distributed.own_job import Job
 
 Result = TypeVar("Result")
 _END, _VALUE, _GRADIENT, _PRODUCT = range(4)
@@ -23,7 +23,7 @@ _END, _VALUE, _GRADIENT, _PRODUCT = range(4)
 class LossOnRequest:
     """The `SubsetLoss` of all ranks for rank 0: each call makes every rank evaluate its share."""
 
-    def __init__(self, loss: SubsetLoss, runtime: Runtime) -> None:
+    def __init__(self, loss: SubsetLoss, runtime: Job) -> None:
         self._loss = loss
         self._runtime = runtime
         self._weights = loss.weights

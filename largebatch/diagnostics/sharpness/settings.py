@@ -20,11 +20,11 @@ class SharpnessSettings(Section):
         trace_samples: Hessian-vector products for the trace.
     """
 
-    m: PositiveInt
-    rho: PositiveFloat
-    lanczos_iterations: PositiveInt
-    lanczos_tolerance: PositiveFloat
-    trace_samples: Annotated[int, Field(ge=2)]  # a single draw has no error bar
+    m: PositiveInt = 32
+    rho: PositiveFloat = 0.05
+    lanczos_iterations: PositiveInt = 30
+    lanczos_tolerance: PositiveFloat = 1e-3
+    trace_samples: Annotated[int, Field(ge=2)] = 8  # a single draw has no error bar
 
 
 class LandscapeSettings(Section):
@@ -37,8 +37,8 @@ class LandscapeSettings(Section):
         line_points, plane_points: positions of a slice along an axis; 0: no slice.
     """
 
-    box_eps: PositiveFloat
-    box_iterations: Annotated[int, Field(ge=0)]
-    slice_radius: PositiveFloat
-    line_points: Annotated[int, Field(ge=0)]
-    plane_points: Annotated[int, Field(ge=0)]
+    box_eps: PositiveFloat = 1e-3
+    box_iterations: Annotated[int, Field(ge=0)] = 10
+    slice_radius: PositiveFloat = 1.0
+    line_points: Annotated[int, Field(ge=0)] = 41
+    plane_points: Annotated[int, Field(ge=0)] = 15

@@ -14,7 +14,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from largebatch.batch.order import SampleOrder
 from largebatch.batch.random_keys import stream_key
 from largebatch.data import MicroBatchData, evaluation_batches
-from largebatch.distributed.runtime import Inputs, Runtime
+from largebatch.distributed.own_job import Job
+from largebatch.distributed.runtime import Inputs
 from largebatch.gradient.accumulation import forward
 
 Reduce = Callable[[Tensor], None]
@@ -45,11 +46,16 @@ class FixedSubset:
         order = SampleOrder(len(dataset), stream_key(seed, "evaluated subset"))
         return cls(dataset, order.ids(0, count), micro_batch_size, num_workers)
 
-    def batches(self, runtime: Runtime) -> list[Batch]:
+    @property
+    def num_samples(self) -> int:
+        """Of all ranks."""
+        return len(self.ids)
+
+    def batches(self, runtime: Job) -> list[Batch]:
         """This rank's share of the subset, on its device."""
         return list(self.stream(runtime))
 
-    def stream(self, runtime: Runtime) -> Iterator[Batch]:
+    def stream(self, runtime: Job) -> Iterator[Batch]:
         """The same, one batch in memory at a time."""
         parts = self._share(self._cut(self.ids), runtime)
         for batch in self._load(parts, runtime):
@@ -61,7 +67,7 @@ class FixedSubset:
             raise ValueError(f"{len(self.ids)} samples make no group of {size}. Use more samples, or smaller groups.")
         return len(self.ids) // size
 
-    def groups(self, size: int, runtime: Runtime) -> Iterator[tuple[int, list[Batch]]]:
+    def groups(self, size: int, runtime: Job) -> Iterator[tuple[int, list[Batch]]]:
         """(number, batches) of this rank's share of the groups of `size` consecutive samples; no group spans ranks."""
         count = self.num_groups(size)
         groups = np.split(self.ids[: count * size], count)
@@ -74,18 +80,18 @@ class FixedSubset:
     def _cut(self, ids: Any) -> list[Any]:
         return np.split(ids, range(self.micro_batch_size, len(ids), self.micro_batch_size))
 
-    def _share(self, parts: list[Any], runtime: Runtime) -> list[Any]:
+    def _share(self, parts: list[Any], runtime: Job) -> list[Any]:
         first, last = (len(parts) * rank // runtime.world_size for rank in (runtime.rank, runtime.rank + 1))
         return parts[first:last]
 
-    def _load(self, parts: Sequence[Any], runtime: Runtime) -> Iterator[MicroBatchData]:
+    def _load(self, parts: Sequence[Any], runtime: Job) -> Iterator[MicroBatchData]:
         ids = np.concatenate([*parts, np.empty(0, dtype=np.int64)])
         num_workers, to_gpu = 0 if hasattr(self.dataset, "fetch") else self.num_workers, runtime.device.type == "cuda"
         sizes = [len(part) for part in parts]
         return evaluation_batches(self.dataset, ids, sizes, num_workers=num_workers, to_gpu=to_gpu)
 
 
-def _placed(batch: MicroBatchData, runtime: Runtime) -> Batch:
+def _placed(batch: MicroBatchData, runtime: Job) -> Batch:
     return runtime.place(batch.inputs), runtime.place_tensor(batch.targets)
 
 

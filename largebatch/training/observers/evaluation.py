@@ -14,10 +14,11 @@ from largebatch.batch.order import SampleOrder
 from largebatch.batch.plan import BatchPlan
 from largebatch.batch.random_keys import stream_key
 from largebatch.data import EvaluationLoader
-from largebatch.diagnostics.gap.gap import EvalSums, generalization_gap, sums_of_batch
+from largebatch.diagnostics.gap.evaluation import sums_of_outputs
+from largebatch.diagnostics.gap.gap import EvalSums, generalization_gap
 from largebatch.distributed.runtime import Runtime
 from largebatch.gradient.accumulation import forward
-from largebatch.losses import Loss, counted_per_sample
+from largebatch.losses import Loss
 from largebatch.losses.coupled import is_coupled
 from largebatch.losses.metrics import Metric
 from largebatch.models.modes import evaluating
@@ -190,7 +191,7 @@ class EvaluationObserver(Observer):
                     continue
                 outputs = forward(module, runtime.place(batch.inputs))
                 targets = runtime.place_tensor(batch.targets)
-                table[:11] += self._sums_of_batch(outputs, targets)
+                table[:11] += sums_of_outputs(self.loss, outputs, targets)
                 metrics.add(outputs, targets)
         table[11].fill_(broke_off)
         table[12].fill_(len(left_out))
@@ -204,16 +205,6 @@ class EvaluationObserver(Observer):
             return None
         sums = torch.tensor(total, dtype=torch.float64)
         return EvalSums.from_tensor(sums[:11]), metrics.values(sums[13:])
-
-    def _sums_of_batch(self, outputs: Any, targets: torch.Tensor) -> torch.Tensor:
-        loss = self.loss.loss_per_sample(outputs, targets)
-        units = self.loss.units_per_sample(targets)
-        correct = self.loss.correct_per_sample(outputs, targets)
-        counted = counted_per_sample(self.loss, targets)
-        if is_coupled(self.loss):
-            loss, units = loss.double().sum()[None], units.sum()[None]
-            correct, counted = None if correct is None else correct.sum()[None], counted.sum()[None]
-        return sums_of_batch(loss, units, correct, counted).to(targets.device)
 
 
 def _share(count: int, micro_batch_size: int, runtime: Runtime, *, whole_batches: bool) -> tuple[int, list[int]]:
