@@ -1,4 +1,4 @@
-"""What a run does besides plain steps from drawn weights, for the plan: weights of a file, freezing, mixing."""
+"""What a run does besides plain steps from drawn weights, for the plan: a start, freezing, mixing, an early end."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from torch.nn.modules.batchnorm import _NormBase
 from largebatch.run.augmentation import augment_rows
 from largebatch.run.config.model_node import weights_of
 from largebatch.run.prepare import Prepared
+from largebatch.run.watched_keys import patience_of
 
 PlanRow = tuple[str, str, str]
 
 
 def method_rows(prepared: Prepared) -> list[PlanRow]:
     """Rows (quantity, value, source) of what the run does so; none for a plain run."""
-    return [*_start_rows(prepared), *_frozen_rows(prepared), *augment_rows(prepared.config)]
+    return [*_start_rows(prepared), *_frozen_rows(prepared), *augment_rows(prepared.config), *_early_end(prepared)]
 
 
 def method_record(prepared: Prepared) -> dict[str, Any]:
@@ -52,3 +53,11 @@ def _frozen_norms(model: nn.Module) -> Iterator[str]:
         yield f"{held} of {len(norms)} batch norms keep their statistics"
     elif norms:
         yield "all batch norms move their statistics"
+
+
+def _early_end(prepared: Prepared) -> Iterator[PlanRow]:
+    options = prepared.config.observers.early_stopping
+    if options.metric is not None:
+        patience, by = patience_of(prepared.config, prepared.numbers), options.min_delta
+        why = f"without a better {options.metric}" + (f" by more than {by:g}" if by else "")
+        yield "early stopping", f"after {patience:,} samples", why

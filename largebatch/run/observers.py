@@ -18,10 +18,12 @@ from largebatch.run.derive import PROFILE_WARMUP_STEPS
 from largebatch.run.model_settings import noise_scale_groups
 from largebatch.run.prepare import Prepared
 from largebatch.run.trackers import run_ids
+from largebatch.run.watched_keys import chosen_direction, is_of_evaluation, patience_of
 from largebatch.training.loop import Observer
 from largebatch.training.observers import (
     CheckpointObserver,
     CommunicationObserver,
+    EarlyStoppingObserver,
     EvaluationObserver,
     GuardObserver,
     LayersObserver,
@@ -37,6 +39,7 @@ from largebatch.training.observers import (
     StragglerObserver,
 )
 from largebatch.training.observers.throughput import Throughput
+from largebatch.training.observers.watched import Watched
 
 
 class Records:
@@ -85,7 +88,7 @@ def build_observers(
     config, numbers = prepared.config, prepared.numbers
     rows = RowLog(trackers, num_samples=numbers.num_samples)
     evaluation = _evaluation(prepared, rows, evaluated)
-    checkpoints = _checkpoints(prepared, folder, trackers, identity, evaluation)
+    checkpoints = _checkpoints(prepared, folder, trackers, identity, evaluation, rows)
     # Rank checks come first, so that weights that differ across ranks are neither logged nor saved.
     live = _noise_scale(prepared, rows), _communication(config, rows)
     of_ranks, metrics = _ranks(prepared, rows, throughput)
@@ -107,6 +110,10 @@ def build_observers(
         observers.append(skipped)
         evaluation.tell_skipped = skipped.tell_of_validation
     observers += prepared.own_observers.values()
+    if (early := config.observers.early_stopping).metric is not None:
+        watched = _watched(prepared, early.metric, early.mode, evaluation, rows)
+        patience = patience_of(config, numbers)
+        observers.append(EarlyStoppingObserver(watched, patience=patience, min_delta=early.min_delta))
     observers.append(checkpoints)  # last: a checkpoint has the rows of its own step on disk
     if config.observers.profile.steps:
         observers.insert(0, _profiler(prepared, folder))
@@ -176,8 +183,10 @@ def _checkpoints(
     trackers: Sequence[Tracker],
     identity: dict[str, Any],
     evaluation: EvaluationObserver,
+    rows: RowLog,
 ) -> CheckpointObserver:
     options = prepared.config.observers.checkpoint
+    by = options.best_by
     return CheckpointObserver(
         folder,
         every=prepared.numbers.checkpoint_every,
@@ -186,11 +195,16 @@ def _checkpoints(
         identity=identity,
         extra=run_ids(trackers),
         evaluation=evaluation,
-        best_by=options.best_by,
+        best_by=None if by is None else _watched(prepared, by, options.best_mode, evaluation, rows),
         background=options.background,
         on_error=options.on_error,
         own=prepared.own_observers,
     )
+
+
+def _watched(prepared: Prepared, key: str, mode: str | None, evaluation: EvaluationObserver, rows: RowLog) -> Watched:
+    every, own_rows = prepared.config.observers.metrics.every, None if is_of_evaluation(key) else rows
+    return Watched(key, chosen_direction(key, mode, prepared.metrics), evaluation, own_rows, every)
 
 
 def _profiler(prepared: Prepared, folder: RunFolder) -> ProfileObserver:

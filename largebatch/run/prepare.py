@@ -39,6 +39,7 @@ from largebatch.run.precision.device import Device
 from largebatch.run.precision.number_format import settled
 from largebatch.run.start_weights import StartWeights
 from largebatch.run.token_counts import counted_in_samples
+from largebatch.run.watched_keys import watched_problems
 from largebatch.training.loop import Observer
 
 
@@ -201,6 +202,7 @@ def _parts(given: TrainConfig, environ: Mapping[str, str], findings: Findings) -
         findings.errors += coupled_problems(config, ramp, made.train_plain, made.validation)
     findings.errors += observer_problems(config, made.train_plain)
     own, metrics = own_observers(config, findings), named_metrics(config, findings)
+    findings.errors += watched_problems(config, metrics)
     return Parts(given, config, kind, made, loss, augment, numbers, place_of_model, own, metrics)
 
 

@@ -126,6 +126,7 @@ def _durations(config: TrainConfig) -> list[tuple[str, str | None]]:
         *(("batch.ramp.milestones", text) for text in config.batch.ramp.milestones),
         ("observers.evaluation.every", config.observers.evaluation.every),
         ("observers.checkpoint.every", config.observers.checkpoint.every),
+        ("observers.early_stopping.patience", config.observers.early_stopping.patience),
     ]
 
 

@@ -131,9 +131,16 @@ class _Skipped(_Values):
     of_validation: list[Count]
 
 
+class _EarlyStopping(_Values):
+    key: str
+    best: Finite | None
+    best_at: Count
+
+
 class _Observers(_Values, extra="allow"):
     NoiseScaleObserver: _NoiseScale = None  # type: ignore[assignment]  # absent, but never null
     SkippedObserver: _Skipped = None  # type: ignore[assignment]
+    EarlyStoppingObserver: _EarlyStopping = None  # type: ignore[assignment]
 
 
 class _Memory(_Values):

@@ -32,9 +32,19 @@ class CheckpointConfig(Section):
     every: DurationText | None
     every_minutes: PositiveFloat | None
     keep: PositiveInt
-    best_by: Literal["eval/val_loss", "eval/val_accuracy"] | None
+    best_by: str | None
+    best_mode: Literal["min", "max"] | None
     background: bool
     on_error: Literal["warn", "stop"]
+
+
+class EarlyStoppingConfig(Section):
+    """The end of a run whose metric does not improve any more."""
+
+    metric: str | None
+    patience: DurationText | None
+    min_delta: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    mode: Literal["min", "max"] | None
 
 
 class ProfileConfig(Section):
@@ -111,6 +121,7 @@ class ObserversConfig(Section):
     metrics: MetricsConfig
     evaluation: EvaluationConfig
     checkpoint: CheckpointConfig
+    early_stopping: EarlyStoppingConfig
     layers: LayersConfig
     noise_scale: NoiseScaleConfig
     communication: CommunicationConfig

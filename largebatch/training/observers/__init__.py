@@ -5,6 +5,7 @@ Removing all of them leaves the weights bit-identical.
 
 from largebatch.training.observers.checkpoints import CheckpointObserver
 from largebatch.training.observers.communication import CommunicationObserver
+from largebatch.training.observers.early_stopping import EarlyStoppingObserver
 from largebatch.training.observers.evaluation import EvaluationObserver
 from largebatch.training.observers.guard import GuardObserver
 from largebatch.training.observers.layers import LayersObserver
@@ -23,6 +24,7 @@ from largebatch.training.row_log import RowLog
 __all__ = [
     "CheckpointObserver",
     "CommunicationObserver",
+    "EarlyStoppingObserver",
     "EvaluationObserver",
     "GuardObserver",
     "LayersObserver",

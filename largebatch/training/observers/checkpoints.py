@@ -27,10 +27,9 @@ from largebatch.training.observers.evaluation import EvaluationObserver
 from largebatch.training.observers.restoring import roll_back
 from largebatch.training.observers.save_clock import SaveClock
 from largebatch.training.observers.saved_state import OfRanks, SavedState, copied, own_of_ranks, state_of
+from largebatch.training.observers.watched import Watched
 from largebatch.training.step_report import StepReport
 
-# The sign with which a larger value is a better one.
-BEST_BY = {"eval/val_loss": -1, "eval/val_accuracy": 1}
 _BETWEEN_LOOKS_S = 1.0  # each asks a file system, perhaps over a network
 
 
@@ -51,7 +50,7 @@ class CheckpointObserver(Observer):
         extra: plain values to store beside them.
         own: observers of the user's own by name, whose states it saves; see `load_own_states`.
         evaluation: comes before this observer; what it measured decides which is the best.
-        best_by: the metric of the best one, a key of `BEST_BY`; None: no best one is kept.
+        best_by: what the best one is best by; None: no best one is kept.
         background: a step waits for a copy of the tensors only, which a thread then writes. While it writes, no other
             is begun: one that would come due is left out and counted. At the end the run waits for it.
         on_error: `warn`: a checkpoint that cannot be written is a problem to report, not a reason to lose the run.
@@ -68,7 +67,7 @@ class CheckpointObserver(Observer):
     identity: dict[str, Any]
     extra: dict[str, Any]
     evaluation: EvaluationObserver | None = None
-    best_by: str | None = None
+    best_by: Watched | None = None
     every_s: float = math.inf
     background: bool = False
     on_error: Literal["warn", "stop"] = "warn"
@@ -81,7 +80,7 @@ class CheckpointObserver(Observer):
     _looked_at: float = -math.inf
     _has_ended: bool = False
     _latest: str | None = None
-    _best_value: float = -math.inf
+    _best_value: float | None = None
     _failure: str | None = None
     _writer: BackgroundWriter = field(default_factory=BackgroundWriter)
     _staging: Staging = field(default_factory=Staging)
@@ -104,9 +103,9 @@ class CheckpointObserver(Observer):
         if self.best_by is not None and run.progress.step > 0:
             is_main, folder = run.runtime.is_main, self.home.checkpoints / "best"
             best = newest_valid(folder, fits=require_run_values)[0] if is_main else None
-            known = run.runtime.broadcast(None if best is None else best.values["best"].get(self.best_by))
-            if known is not None:
-                self._best_value = BEST_BY[self.best_by] * known
+            self._best_value = run.runtime.broadcast(
+                None if best is None else best.values["best"].get(self.best_by.key)
+            )
         if self.evaluation is not None and self.evaluation.made_up_at == run.progress.step:
             self.save(run)
             self._save_if_best(run)
@@ -118,7 +117,7 @@ class CheckpointObserver(Observer):
             self.save(run)
         elif time.monotonic() - self._looked_at >= _BETWEEN_LOOKS_S:
             self._look_around(run)
-        self._save_if_best(run)
+        self._save_if_best(run, report)
 
     def on_end(self, run: Run, status: str) -> None:
         """Save the final weights, unless they are not numbers any more; `unsaved` tells what is not on disk then."""
@@ -134,6 +133,8 @@ class CheckpointObserver(Observer):
             self._last_step = -1
         if status != "diverged":
             self._save_if_best(run)
+            if self.best_by is not None and self._best_value is None:
+                self._problems.count(f"none is the best: no row had a number {self.best_by.key}", "")
         self._settle(run)
 
     def save(self, run: Run) -> None:
@@ -154,14 +155,12 @@ class CheckpointObserver(Observer):
                 self._writer.wait()
         return roll_back(run, self.home.checkpoints, self.origin, changed_options=self.changed_options)
 
-    def _save_if_best(self, run: Run) -> None:
-        """The metrics are the same on every rank, and so is the decision."""
-        if self.best_by is None or self.evaluation is None or self.evaluation.last_step != run.progress.step:
-            return
-        value = float(self.evaluation.last.get(self.best_by, math.nan))
-        if BEST_BY[self.best_by] * value > self._best_value:
-            self._best_value = BEST_BY[self.best_by] * value
-            self._save(run, {self.best_by: value}, wait=True)
+    def _save_if_best(self, run: Run, report: StepReport | None = None) -> None:
+        """The value is the same on every rank, and so is the decision."""
+        value = None if self.best_by is None else self.best_by.read(run, report)
+        if self.best_by is not None and value is not None and self.best_by.improves(value, self._best_value):
+            self._best_value = value
+            self._save(run, {self.best_by.key: value}, wait=True)
 
     def _save(self, run: Run, best: dict[str, float], *, wait: bool) -> None:
         self._look_around(run)
