@@ -63,7 +63,7 @@ def _run_verb(arguments: list[str]) -> int:
         print(_usage())
         return 0 if arguments else 2
     verb, *rest = arguments
-    from largebatch.cli.process.held_screen import refuse
+    from largebatch.cli.process.refusing import refuse
     from largebatch.records.credentials import argument_problems
 
     if problems := argument_problems(arguments):

@@ -36,7 +36,14 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous import RendezvousConnectionError, RendezvousTimeoutError
 from torch.distributed.run import main, parse_args
 
-from largebatch.cli.process.leaving import EXIT_DONE, EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_UNSAVED, code_of
+from largebatch.cli.process.leaving import (
+    EXIT_DONE,
+    EXIT_INTERRUPTED,
+    EXIT_STOPPED,
+    EXIT_UNSAVED,
+    EXIT_WRONG_INPUT,
+    code_of,
+)
 
 _TORCHRUN_S = 600.0  # its own join_timeout
 _UNNOTICED_S = 60.0
@@ -56,10 +63,10 @@ def run(arguments: Sequence[str]) -> int:
         except SignalException as stopped:
             return code_after_signal(codes, stopped.sigval.name)
         except ChildFailedError as failed:
-            print(failed, file=sys.stderr)
+            code = int(failed.get_first_failure()[1].exitcode)
+            print(_message(failed) if code == EXIT_WRONG_INPUT else failed, file=sys.stderr)
             if EXIT_UNSAVED in (failure.exitcode for failure in failed.failures.values()):
                 return EXIT_UNSAVED
-            code = int(failed.get_first_failure()[1].exitcode)
             return code if code > 0 else 128 - code  # as a shell shows a signal
         except RendezvousTimeoutError:
             print(
@@ -80,6 +87,12 @@ def run(arguments: Sequence[str]) -> int:
         else:
             return 0
         return 2
+
+
+def _message(failed: ChildFailedError) -> Any:
+    """What the first rank has left as its error, without torchrun's report around it."""
+    message = failed.get_first_failure()[1].message
+    return message["message"] if isinstance(message, dict) and "message" in message else failed
 
 
 def code_after_signal(codes: Sequence[int], signal_name: str) -> int:
