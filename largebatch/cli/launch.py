@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from largebatch import launch_dir
-from largebatch.cli.process.held_screen import refuse
 from largebatch.cli.process.leaving import EXIT_DONE, EXIT_WRONG_INPUT
+from largebatch.cli.process.refusing import refuse
 
 _SCRIPTS = {"torchrun": "torchrun.sh", "accelerate": "accelerate.sh", "multinode": "multinode.sh"}
 _OVERRIDE = re.compile(r"[~+]{0,2}[\w.@/]+=|~")

@@ -59,7 +59,7 @@ def wrong_flags(arguments: Sequence[str], keys: Keys) -> list[Wrong]:
         own = next((flag for flag in _OWN if name == flag or (flag.startswith(name) and name.startswith("--exp"))), "")
         if not own and _known(name):
             continue
-        given = (argument,)
+        given: tuple[str, ...] = (argument,)
         if not equals and is_value(behind := "".join(arguments[place + 1 : place + 2])):
             given, value = (argument, behind), behind
         text = f"{own}: {_OWN[own]}" if own else _unknown(name, value, " ".join(given), keys(), has_equals=bool(equals))

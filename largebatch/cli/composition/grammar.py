@@ -68,6 +68,7 @@ def _apart(arguments: Sequence[str]) -> Wrong | None:
     """`KEY = VALUE`, `KEY =VALUE`, `KEY= VALUE` and `KEY VALUE`."""
     first, second, third = [*arguments[:3], "", "", ""][:3]
     is_key = re.fullmatch(r"[+~]*[A-Za-z_][\w./@]*", first) is not None and not first.endswith((".yaml", ".yml"))
+    given: tuple[str, ...]
     if is_key and second == "=" and third:
         given, written = (first, second, third), f"{first}={third}"
     elif (is_key and second.startswith("=") and second != "=") or (
