@@ -67,7 +67,7 @@ def _run_verb(arguments: list[str]) -> int:
     from largebatch.records.credentials import argument_problems
 
     if problems := argument_problems(arguments):
-        return refuse(*problems)
+        return refuse("\n".join(problems))
     if verb not in VERBS:
         from largebatch.records.renamed import VERBS as RENAMED
         from largebatch.run.config.did_you_mean import did_you_mean

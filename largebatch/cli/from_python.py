@@ -87,16 +87,17 @@ def _called(
 ) -> Value:
     """The value of `call` for a config that is composed and checked as on the command line; its errors are raised."""
     from largebatch.cli.composition.composing import run_verb
+    from largebatch.cli.process.refusing import kept_refusals
     from largebatch.cli.process.surroundings import AnotherRunError, restored_surroundings
     from largebatch.run.config.reading import ConfigError
 
     arguments = [*_arguments(overrides), *([] if config_dir is None else ["--config-dir", os.fspath(config_dir)])]
     values: list[Value] = []
     errors: list[BaseException] = []
-    screen, refusal = sys.stderr, io.StringIO()
+    screen, notes = sys.stderr, io.StringIO()
 
     def keep(config: DictConfig, given: list[str]) -> int:
-        screen.write(refusal.getvalue())  # notes
+        screen.write(notes.getvalue())
         try:
             with contextlib.redirect_stderr(screen), contextlib.redirect_stdout(io.StringIO() if quiet else sys.stdout):
                 values.append(call(config, given))
@@ -105,16 +106,17 @@ def _called(
         return 0
 
     try:
-        with restored_surroundings(), _without_hydra_of_the_caller(), contextlib.redirect_stderr(refusal):
+        with restored_surroundings(), _without_hydra_of_the_caller(), contextlib.redirect_stderr(notes):
             if os.getcwd() not in sys.path and "" not in sys.path:
                 sys.path.append(os.getcwd())  # as on the command line: own models and data sets are importable
-            run_verb(verb, keep, arguments, config_name=verb, joins=joins)
+            with kept_refusals() as refusals:
+                run_verb(verb, keep, arguments, config_name=verb, joins=joins)
     except AnotherRunError:
         raise RuntimeError("Another thread of this process is running a verb: wait for it.") from None
     if errors:
         raise errors[0]
-    if not values:  # wrong before there was a config; the other ranks of a machine leave the words to the first
-        raise ConfigError([refusal.getvalue().replace("largebatch: ", "").strip() or "see the first rank's error"])
+    if not values:  # wrong before there was a config
+        raise ConfigError(refusals or [notes.getvalue().strip()])
     return values[0]
 
 

@@ -40,7 +40,7 @@ def call(function: Verb, config: DictConfig, *, compose: Compose, joins: bool) -
     try:
         _check(config, overrides, compose, joins=joins)
     except ConfigError as error:
-        return refuse(str(error))
+        return refuse(str(error), error.errors)
     return _reporting(function, config, overrides)
 
 
@@ -101,7 +101,7 @@ def _with_report(function: Verb, config: DictConfig, overrides: list[str]) -> in
     try:
         return function(config, overrides)
     except ConfigError as error:
-        return refuse(str(error))
+        return refuse(str(error), error.errors)
     except (LauncherError, CheckpointError) as error:
         if isinstance(error, NotSavedError):
             print_once(str(error))

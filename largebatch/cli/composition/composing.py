@@ -72,7 +72,7 @@ def run_verb(
     """
     line = CommandLine(verb, arguments, config_name)
     if problems := line.problems():
-        return refuse(as_one(problems))
+        return refuse(as_one(problems), problems)
     codes: list[int] = []
     own_process = os.getpid()
     overrides, flags = overrides_and_flags(arguments)
@@ -165,7 +165,7 @@ def _refuse_as_hydra(line: CommandLine, error: BaseException | None, held: HeldS
         return refuse(str(error).partition("\n    full_key: ")[0])
     if isinstance(error, HydraException) and (problems := line.remedies(error)):
         held.drop()
-        return refuse(as_one(problems))
+        return refuse(as_one(problems), problems)
     return EXIT_WRONG_INPUT
 
 

@@ -71,11 +71,21 @@ def test_a_call_makes_the_run_of_the_command_line(tmp_path: Path, capfd: pytest.
 )
 @pytest.mark.parametrize("verb", [largebatch.train, largebatch.plan])
 def test_wrong_input_is_a_value_error_with_all_that_is_wrong(
-    verb: Any, overrides: list[str], said: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    verb: Any,
+    overrides: list[str],
+    said: list[str],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ):
+    """On every rank: whose program it is decides what to print, and torchrun reads what it raises."""
+    if verb is largebatch.plan:
+        for name, value in (("LOCAL_RANK", "1"), ("TORCHELASTIC_RUN_ID", "x"), ("TORCHELASTIC_ERROR_FILE", "e.json")):
+            monkeypatch.setenv(name, value)
     with pytest.raises(ValueError) as caught:  # noqa: PT011
         verb([*SMALL, *overrides])
     assert isinstance(caught.value, ConfigError)
+    assert len(caught.value.errors) == len(said)
     assert [one for one in said if one not in str(caught.value)] == []
     assert capfd.readouterr() == ("", "")
     assert list(tmp_path.iterdir()) == []
