@@ -7,7 +7,8 @@ For a program of your own, by room; a name is loaded when it is first used:
     losses       CrossEntropy InfoNCE ModuleLoss NextToken OutputIsLoss SquaredError
     distributed  Runtime
     models       GPT MLP ConvNet Linear ResNet TwoViews checkpoint_activations hugging_face resnet18 resnet50
-    data         ArrayDataset Augmentation MicroBatchLoader TokenWindows digits hub_images image_folder token_stream
+    data         ArrayDataset Augmentation GlobalBatchSampler MicroBatchLoader OrderSampler TokenWindows digits
+                 hub_images image_folder token_stream
     gradient     ExactBatchNorm GlobalBatches Measures Step accumulate_gradients
     diagnostics  NoiseScale NoiseScaleEstimator NoiseTracker StepsToTarget fit_critical_batch generalization_gap
                  large_batch_gap lr_range_test measure_gap measure_sharpness measure_variance moments_of_step track
@@ -32,7 +33,9 @@ if TYPE_CHECKING:
     from largebatch.data import (
         ArrayDataset,
         Augmentation,
+        GlobalBatchSampler,
         MicroBatchLoader,
+        OrderSampler,
         TokenWindows,
         digits,
         hub_images,
@@ -79,14 +82,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GPT", "LAMB", "LARS", "MLP", "ArrayDataset", "Augmentation", "BatchPlan", "BatchRamp", "ConfigError", "ConvNet",
-    "CrossEntropy", "Duration", "ExactBatchNorm", "GlobalBatches", "InfoNCE", "Linear", "Measures", "MicroBatchLoader",
-    "ModuleLoss", "MuonWithAdamW", "NextToken", "NoiseScale", "NoiseScaleEstimator", "NoiseTracker", "Observer",
-    "OutputIsLoss", "ResNet", "Run", "Runtime", "SampleOrder", "Schedule", "ScheduleLR", "SquaredError", "Step",
-    "StepReport", "StepsToTarget", "TokenWindows", "TwoViews", "__version__", "accumulate_gradients",
-    "checkpoint_activations", "digits", "fit_critical_batch", "generalization_gap", "hub_images", "hugging_face",
-    "image_folder", "large_batch_gap", "lr_range_test", "make_run", "measure_gap", "measure_sharpness",
-    "measure_variance", "moments_of_step", "parameter_groups", "plan", "read_metrics", "resnet18", "resnet50",
-    "scale_lr", "set_lr", "token_stream", "track", "train",
+    "CrossEntropy", "Duration", "ExactBatchNorm", "GlobalBatchSampler", "GlobalBatches", "InfoNCE", "Linear",
+    "Measures", "MicroBatchLoader", "ModuleLoss", "MuonWithAdamW", "NextToken", "NoiseScale", "NoiseScaleEstimator",
+    "NoiseTracker", "Observer", "OrderSampler", "OutputIsLoss", "ResNet", "Run", "Runtime", "SampleOrder", "Schedule",
+    "ScheduleLR", "SquaredError", "Step", "StepReport", "StepsToTarget", "TokenWindows", "TwoViews", "__version__",
+    "accumulate_gradients", "checkpoint_activations", "digits", "fit_critical_batch", "generalization_gap",
+    "hub_images", "hugging_face", "image_folder", "large_batch_gap", "lr_range_test", "make_run", "measure_gap",
+    "measure_sharpness", "measure_variance", "moments_of_step", "parameter_groups", "plan", "read_metrics",
+    "resnet18", "resnet50", "scale_lr", "set_lr", "token_stream", "track", "train",
 ]  # fmt: skip
 
 
@@ -136,7 +139,8 @@ _NAMES = {
     "losses": "CrossEntropy InfoNCE ModuleLoss NextToken OutputIsLoss SquaredError",
     "distributed.runtime": "Runtime",
     "models": "GPT MLP ConvNet Linear ResNet TwoViews checkpoint_activations hugging_face resnet18 resnet50",
-    "data": "ArrayDataset Augmentation MicroBatchLoader TokenWindows digits hub_images image_folder token_stream",
+    "data": "ArrayDataset Augmentation GlobalBatchSampler MicroBatchLoader OrderSampler TokenWindows digits hub_images "
+    "image_folder token_stream",
     "gradient": "ExactBatchNorm GlobalBatches Measures Step accumulate_gradients",
     "diagnostics": "NoiseScale NoiseScaleEstimator NoiseTracker StepsToTarget fit_critical_batch generalization_gap "
     "large_batch_gap lr_range_test measure_gap measure_sharpness measure_variance moments_of_step track",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -70,6 +71,12 @@ class SampleOrder:
             chosen = np.flatnonzero(epochs == epoch)
             ids[chosen] = self._permute(positions[chosen] - epoch * self.num_samples, epoch)
         return ids
+
+    def __iter__(self) -> NoReturn:
+        raise TypeError(
+            "A SampleOrder has no end, and its ids belong to positions. For a DataLoader: sampler=OrderSampler(order), "
+            "or batch_sampler=GlobalBatchSampler(order, plan); for a loop: GlobalBatches(dataset, total)."
+        )
 
     @staticmethod
     def _positions(position: int, count: int) -> Int64Array:

@@ -15,6 +15,7 @@ from largebatch.data.loader import EvaluationLoader, MicroBatchLoader, evaluatio
 from largebatch.data.micro_batch import MicroBatchData
 from largebatch.data.mixing import Mixing
 from largebatch.data.probing import changing_samples, form_of_most, notes_of_items
+from largebatch.data.samplers import GlobalBatchSampler, OrderSampler
 from largebatch.data.samples import Screen, as_sample
 from largebatch.data.screened import ScreenedSamples
 from largebatch.data.solvable import linear_regression, noisy_quadratic
@@ -31,10 +32,12 @@ __all__ = [
     "DataError",
     "EvaluationLoader",
     "FirstSamples",
+    "GlobalBatchSampler",
     "MicroBatchData",
     "MicroBatchLoader",
     "Mixing",
     "NoisyLabels",
+    "OrderSampler",
     "Screen",
     "ScreenedSamples",
     "TokenWindows",

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from largebatch.batch.order import SampleOrder
-from largebatch.batch.plan import BatchPlan, MicroBatch
+from largebatch.batch.plan import BatchPlan
 from largebatch.batch.ramp import BatchRamp
 from largebatch.data.array import Int64Array
 from largebatch.data.fetching import BatchSource
 from largebatch.data.items import Augment
-from largebatch.data.micro_batch import MicroBatchData, Request, with_partners
-
-_IDS_AT_ONCE = 4096
+from largebatch.data.micro_batch import MicroBatchData, Request, requests_of_rank
 
 
 class MicroBatchLoader:
@@ -101,7 +98,8 @@ class MicroBatchLoader:
         """
         if samples_seen < 0 or num_steps < 0:
             raise ValueError(f"samples_seen={samples_seen}, num_steps={num_steps}: both must be 0 or more.")
-        return self._source.load(self._requests(self._ramp, samples_seen, num_steps))
+        places = self._order, self._ramp, self.rank, samples_seen, num_steps
+        return self._source.load(requests_of_rank(*places, pairs=self._pairs))
 
     def start(self) -> None:
         """Start the workers now, not with the first micro-batch: before a process group and its threads, if possible.
@@ -118,33 +116,6 @@ class MicroBatchLoader:
     def replan(self, plan: BatchPlan | BatchRamp) -> None:
         """Use another plan for the same global batches, from the next call of `micro_batches` on."""
         self._ramp = BatchRamp.of(plan)
-
-    def _requests(self, ramp: BatchRamp, samples_seen: int, num_steps: int) -> Iterator[Request]:
-        places = self._places(ramp, samples_seen, num_steps)
-        # Thousands of ids cost about as much as one: compute those of many micro-batches at once.
-        first_size = ramp.at(samples_seen).micro_batches(self.rank)[0].size
-        at_once = max(1, _IDS_AT_ONCE // first_size)
-        while block := list(itertools.islice(places, at_once)):
-            positions: list[Int64Array] = [
-                np.arange(position + part.offset, position + part.offset + part.size) for position, part in block
-            ]
-            partners: list[Int64Array | None] = [None] * len(positions)
-            if self._pairs:
-                positions, partners = (list(one) for one in zip(*map(with_partners, positions), strict=True))
-            ends = np.cumsum([len(one) for one in positions])[:-1]
-            ids = np.split(self._order.ids_at(np.concatenate(positions)), ends)
-            for (position, part), own_ids, own, others in zip(block, ids, positions, partners, strict=True):
-                yield Request(own_ids, own // self._order.num_samples, part.index, position, others)
-
-    def _places(self, ramp: BatchRamp, samples_seen: int, num_steps: int) -> Iterator[tuple[int, MicroBatch]]:
-        """(samples consumed before the step, micro-batch) for each micro-batch of this rank."""
-        plan: BatchPlan | None = None
-        own: tuple[MicroBatch, ...] = ()
-        for position, next_plan in ramp.steps(samples_seen, num_steps):
-            if next_plan is not plan:
-                plan, own = next_plan, next_plan.micro_batches(self.rank)
-            for part in own:
-                yield position, part
 
 
 class EvaluationLoader:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
 
+from largebatch.batch.order import SampleOrder
+from largebatch.batch.plan import BatchPlan, MicroBatch
+from largebatch.batch.ramp import BatchRamp
 from largebatch.data.array import Int64Array
 from largebatch.data.items import Inputs, SampleRequest, Skipped
+
+_IDS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
@@ -117,3 +123,38 @@ class MicroBatchData:
     def is_placeholder(self) -> bool:
         """Whether no requested sample could be loaded, so that another sample stands in."""
         return len(self.ids) == 0
+
+
+def requests_of_rank(
+    order: SampleOrder, ramp: BatchRamp, rank: int, samples_seen: int, num_steps: int, *, pairs: bool = False
+) -> Iterator[Request]:
+    """The micro-batches of `rank` in `num_steps` steps, the first of which starts at position `samples_seen`.
+
+    With `pairs` each has its partners, too.
+    """
+    places = _places(ramp, rank, samples_seen, num_steps)
+    # Thousands of ids cost about as much as one: compute those of many micro-batches at once.
+    first_size = ramp.at(samples_seen).micro_batches(rank)[0].size
+    at_once = max(1, _IDS_AT_ONCE // first_size)
+    while block := list(itertools.islice(places, at_once)):
+        positions: list[Int64Array] = [
+            np.arange(position + part.offset, position + part.offset + part.size) for position, part in block
+        ]
+        partners: list[Int64Array | None] = [None] * len(positions)
+        if pairs:
+            positions, partners = (list(one) for one in zip(*map(with_partners, positions), strict=True))
+        ends = np.cumsum([len(one) for one in positions])[:-1]
+        ids = np.split(order.ids_at(np.concatenate(positions)), ends)
+        for (position, part), own_ids, own, others in zip(block, ids, positions, partners, strict=True):
+            yield Request(own_ids, own // order.num_samples, part.index, position, others)
+
+
+def _places(ramp: BatchRamp, rank: int, samples_seen: int, num_steps: int) -> Iterator[tuple[int, MicroBatch]]:
+    """(samples consumed before the step, micro-batch) for each micro-batch of `rank`."""
+    plan: BatchPlan | None = None
+    own: tuple[MicroBatch, ...] = ()
+    for position, next_plan in ramp.steps(samples_seen, num_steps):
+        if next_plan is not plan:
+            plan, own = next_plan, next_plan.micro_batches(rank)
+        for part in own:
+            yield position, part
