@@ -15,6 +15,7 @@ from largebatch.data.loader import EvaluationLoader, MicroBatchLoader, evaluatio
 from largebatch.data.micro_batch import MicroBatchData
 from largebatch.data.mixing import Mixing
 from largebatch.data.probing import changing_samples, form_of_most, notes_of_items
+from largebatch.data.resized_crop import RandomResizedCrop, with_random_crops
 from largebatch.data.samplers import GlobalBatchSampler, OrderSampler
 from largebatch.data.samples import Screen, as_sample
 from largebatch.data.screened import ScreenedSamples
@@ -23,6 +24,8 @@ from largebatch.data.streams import token_stream
 from largebatch.data.subset import FirstSamples
 from largebatch.data.synthetic import masked_tokens, paired_views, random_classification
 from largebatch.data.tokens import TokenWindows
+from largebatch.data.transforms import TransformedSamples
+from largebatch.data.views import SeveralViews
 
 __all__ = [
     "ArrayDataset",
@@ -38,9 +41,12 @@ __all__ = [
     "Mixing",
     "NoisyLabels",
     "OrderSampler",
+    "RandomResizedCrop",
     "Screen",
     "ScreenedSamples",
+    "SeveralViews",
     "TokenWindows",
+    "TransformedSamples",
     "as_sample",
     "changing_samples",
     "digits",
@@ -57,4 +63,5 @@ __all__ = [
     "random_classification",
     "token_stream",
     "with_checked_labels",
+    "with_random_crops",
 ]

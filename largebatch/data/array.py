@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -67,6 +68,9 @@ class ArrayDataset(Dataset[tuple[Tensor, Tensor]]):
         bad: the reason for each unusable sample, by id; fetching one raises DataError.
         plan_notes: notes that the plan prints before training.
 
+    Attributes:
+        files: the same images as files, where they were larger before they were decoded; else None.
+
     Raises:
         ValueError: if lengths differ, the set is empty, or `mean` and `std` would have no effect.
         DataError: if a label lies outside the range; from `fetch`, for a sample in `bad`.
@@ -76,6 +80,8 @@ class ArrayDataset(Dataset[tuple[Tensor, Tensor]]):
     (tensor([[2.],
             [0.]]), tensor([7, 5]))
     """
+
+    files: Any = None
 
     def __init__(
         self,

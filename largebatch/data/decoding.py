@@ -52,6 +52,7 @@ def decode_image(
     num_channels: int,
     where: Callable[[], str],
     image_size: int | None = None,
+    box: Callable[[int, int], tuple[int, int, int, int]] | None = None,
     remarks: list[str] | None = None,
 ) -> UInt8Array:
     """Decode one image to uint8 [H, W, C]; read-only.
@@ -66,6 +67,8 @@ def decode_image(
         where: returns the name of the image; called only for errors.
         image_size: if given, the shorter side is resized to it (bilinear, antialiased) and the centre square is
             cropped.
+        box: with `image_size`, the part of an image of some width and height that is resized to that square instead:
+            left, top, right, bottom.
         remarks: if given, a list that receives the kinds of dropped content.
 
     Raises:
@@ -75,7 +78,10 @@ def decode_image(
     try:
         with pil.open(io.BytesIO(source) if isinstance(source, bytes) else source) as opened:
             image = _converted(_upright(opened), _MODES[num_channels], opened, pil)
-            if image_size is not None:
+            if image_size is not None and box is not None:
+                # Not `resize(box=...)`, which filters pixels beyond the box into its border.
+                image = image.crop(box(*image.size)).resize((image_size, image_size), pil.Resampling.BILINEAR)
+            elif image_size is not None:
                 image = _resize_and_crop(image, image_size, pil)
             # np.asarray takes twice as long for small images.
             pixels = np.frombuffer(image.tobytes(), dtype=np.uint8)

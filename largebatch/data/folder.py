@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -16,6 +16,14 @@ from largebatch.data.decoded import DEFAULT_MAX_BYTES_IN_MEMORY, decode_images, 
 from largebatch.data.decoding import decode_image, readable_suffixes
 from largebatch.data.errors import DataError, OnBadSample, Split, check_on_bad_sample, check_split
 from largebatch.data.files import Scan, is_hidden
+
+
+class Crop(Protocol):
+    """Chooses a random box of an image."""
+
+    def box(self, width: int, height: int) -> tuple[int, int, int, int]:
+        """Left, top, right, bottom, in pixels."""
+
 
 _SPLIT_FOLDERS = {"train": ("train",), "validation": ("validation", "val", "test")}
 
@@ -48,6 +56,13 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
         self._image_size = image_size
         self._normalise = ImageNormalisation(mean, std)
         self._is_stored_form = False
+        self._crop: Crop | None = None
+
+    def cropped_by(self, crop: Crop) -> ImageFiles:
+        """The same images, of each of which a random box is taken and resized; see `RandomResizedCrop`."""
+        cropped = copy.copy(self)
+        cropped._crop = crop
+        return cropped
 
     def __len__(self) -> int:
         return len(self.files)
@@ -71,6 +86,7 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
             num_channels=self._normalise.num_channels,
             where=lambda: str(self.files[index]),
             image_size=self._image_size,
+            box=None if self._crop is None else self._crop.box,
         )
         pixels = torch.from_numpy(decoded.transpose(2, 0, 1).copy())
         return (pixels if self._is_stored_form else self._normalise(pixels)), self.labels[index]
@@ -119,9 +135,9 @@ def image_folder(
     def describe(index: int) -> str:
         return str(files[index])
 
+    named: dict[str, Any] = {"image_size": image_size, "mean": mean, "std": std, "num_classes": num_classes}
     if len(files) * len(mean) * image_size**2 > max_bytes_in_memory:
         notes += notes_of_some(files, num_channels=len(mean), describe=describe, image_size=image_size)
-        named: dict[str, Any] = {"image_size": image_size, "mean": mean, "std": std, "num_classes": num_classes}
         return ImageFiles(files, labels, plan_notes=notes, **named)
     images = decode_images(
         files,
@@ -131,7 +147,7 @@ def image_folder(
         max_bytes_in_memory=max_bytes_in_memory,
         skips=on_bad_sample == "skip",
     )
-    return ArrayDataset(
+    dataset = ArrayDataset(
         images.pixels,
         torch.tensor(labels),
         mean=mean,
@@ -140,6 +156,8 @@ def image_folder(
         bad=images.bad,
         plan_notes=[*notes, *images.notes],
     )
+    dataset.files = ImageFiles(files, labels, **named)
+    return dataset
 
 
 def _list_images(root: Path, split: Split) -> tuple[list[Path], list[int], int, list[str]]:

@@ -123,6 +123,7 @@ class EvaluationLoader:
 
     Args:
         dataset, num_workers, seed, timeout_s, skips, to_gpu: see `MicroBatchLoader`.
+        augment: keyed by sample, the same in every evaluation; None: samples are read as they are.
 
     Raises:
         ValueError: as for `MicroBatchLoader`.
@@ -137,10 +138,11 @@ class EvaluationLoader:
         timeout_s: float = 0,
         skips: bool = False,
         to_gpu: bool = False,
+        augment: Augment | None = None,
     ) -> None:
         self._source = BatchSource(
             dataset,
-            augment=None,
+            augment=augment,
             num_workers=num_workers,
             seed=seed,
             stream="evaluation item",

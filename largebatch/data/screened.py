@@ -12,7 +12,7 @@ from largebatch.data.array import Int64Array
 from largebatch.data.samples import Screen, as_sample
 from largebatch.data.stored import stored_form
 
-_IMAGE_DIMS = 3
+_IMAGE_DIMS = 3  # or more: several views
 
 
 class ScreenedSamples(Dataset[Any]):
@@ -64,4 +64,4 @@ def _completed(item: Any, complete: Callable[[Tensor], Tensor]) -> Any:
         return _completed(inputs, complete), target
     if isinstance(item, dict):
         return {name: _completed(part, complete) for name, part in item.items()}
-    return complete(item[None])[0] if isinstance(item, Tensor) and item.dim() == _IMAGE_DIMS else item
+    return complete(item[None])[0] if isinstance(item, Tensor) and item.dim() >= _IMAGE_DIMS else item

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
-from largebatch.data import Augmentation, Mixing
+from largebatch.data import (
+    Augmentation,
+    Mixing,
+    RandomResizedCrop,
+    SeveralViews,
+    TransformedSamples,
+    changing_samples,
+    with_random_crops,
+)
+from largebatch.data.transforms import Takes
 from largebatch.losses import MixedLabels
 from largebatch.run.config.augment import AugmentConfig
 from largebatch.run.config.schema import TrainConfig
+from largebatch.run.config.targets import make
 
 
 def augmentation(config: TrainConfig) -> Augmentation | None:
@@ -27,7 +38,73 @@ def augmentation(config: TrainConfig) -> Augmentation | None:
         flip=augment.flip,
         cutout=augment.cutout,
         mixing=_mixing(augment),
+        views=augment.views,
     )
+
+
+@dataclass(frozen=True)
+class ItemChanges:
+    """Random changes of samples as they are loaded, one by one.
+
+    Attributes:
+        crop: random boxes of whole images.
+        transform: of a library, or the user's own.
+        takes: what it gets, see `TransformedSamples`.
+        views: of each sample.
+    """
+
+    crop: RandomResizedCrop | None = None
+    transform: Any = None
+    takes: Takes = "tensor"
+    views: int = 1
+
+    @classmethod
+    def of(cls, config: TrainConfig) -> ItemChanges:
+        """Those of a config.
+
+        Raises:
+            ValueError: if the transform cannot be made, or a setting has no effect.
+        """
+        augment, made = config.data.augment, None
+        if augment.transform is None and augment.transform_takes != "tensor":
+            raise ValueError(
+                f"transform_takes={augment.transform_takes}: has no effect without a transform. Leave it at tensor."
+            )
+        if augment.transform is not None:
+            made = make("data.augment.transform", augment.transform)
+            if not callable(made):
+                raise ValueError(
+                    f"transform: a {type(made).__name__} cannot be called. Name a class whose objects take an image "
+                    "and return one, or a function with _partial_: true."
+                )
+        crop = augment.random_resized_crop
+        box = None if crop is None else RandomResizedCrop(tuple(crop.scale), tuple(crop.ratio))  # type: ignore[arg-type]
+        return cls(box, made, augment.transform_takes, augment.views)
+
+    def changed(self, dataset: Any) -> Any:
+        """A set with all of them."""
+        return self.transformed(self.cropped(dataset))
+
+    def cropped(self, dataset: Any) -> Any:
+        """A set as it was made, with random boxes."""
+        return dataset if self.crop is None else with_random_crops(dataset, self.crop)
+
+    def transformed(self, dataset: Any) -> Any:
+        """The training samples of a set, with everything else."""
+        if self.transform is not None:
+            dataset = TransformedSamples(dataset, self.transform, takes=self.takes)
+        return dataset if self.views == 1 else SeveralViews(dataset, self.views)
+
+    def problems(self, training: Any, *, seed: int) -> list[str]:
+        """Errors of samples that are not the same under the same key: another rank, or a resumed run, had others."""
+        if self.transform is None or not (changing := changing_samples(training, seed=seed, epochs=(0, 0))):
+            return []
+        return [
+            f"data.augment.transform: {type(self.transform).__name__} gave two images of sample {changing[0]} under "
+            "one random key: it draws from a generator of its own, or counts its calls, so that the result would "
+            "depend on ranks and workers. Draw from the global generators of torch, numpy (np.random) or Python "
+            "(random)."
+        ]
 
 
 def training_loss(config: TrainConfig, loss: Any) -> Any:
@@ -42,6 +119,13 @@ def training_loss(config: TrainConfig, loss: Any) -> Any:
 def augment_rows(config: TrainConfig) -> Iterator[tuple[str, str, str]]:
     """Rows of the plan (quantity, value, source)."""
     augment = config.data.augment
+    changes = ["random resized crops"] * (augment.random_resized_crop is not None)
+    changes += [] if augment.transform is None else [str(augment.transform["_target_"]).rpartition(".")[2]]
+    if changes:
+        how = f"one by one, keyed by seed, epoch and sample; data.num_workers={config.data.num_workers}"
+        yield "changed items", ", ".join(changes), how
+    if augment.views > 1:
+        yield "views", f"{augment.views} of each sample", "each with draws of its own; in evaluations always the same"
     if augment.mixes:
         both = bool(augment.mixup and augment.cutmix)
         ways = {"mixup": augment.mixup, "CutMix": augment.cutmix}

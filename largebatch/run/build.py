@@ -116,7 +116,7 @@ def open_run(prepared: Prepared, stop: Callable[[], bool], overrides: Sequence[s
     train_plain, validation = prepared.train_plain, prepared.validation
     with (
         contextlib.closing(build_loader(prepared, int(os.environ.get("RANK", "0")), feeds_gpu=feeds_gpu)) as loader,
-        evaluation_loaders(config, train_plain, validation, feeds_gpu=feeds_gpu) as evaluated,
+        evaluation_loaders(config, train_plain, validation, feeds_gpu=feeds_gpu, augment=prepared.augment) as evaluated,
         contextlib.ExitStack() as stack,
     ):
         with calling_off(os.environ, redacted):

@@ -18,6 +18,7 @@ from largebatch.data import (
     notes_of_items,
 )
 from largebatch.data.probing import SAMPLES_READ
+from largebatch.run.augmentation import ItemChanges
 from largebatch.run.config.findings import Findings
 from largebatch.run.config.schema import TrainConfig
 from largebatch.run.config.targets import make, make_function
@@ -44,12 +45,19 @@ def data_sets(config: TrainConfig, findings: Findings) -> DataSets:
     """Make the sets; errors and notes about them go into the findings."""
     data = config.data
     train = findings.attempt("data.train", lambda: _made("data.train", data.train, config, findings))
-    training = findings.attempt("data.train", lambda: _training_set(train, config)) if train is not None else None
+    change = findings.attempt("data.augment", lambda: ItemChanges.of(config)) or ItemChanges()
+    # Views that are equal would be no task: both sides of the gap have random ones, the same in every evaluation.
+    plain_change = change if data.augment.views > 1 else ItemChanges()
+
+    def training_set(key: str, dataset: Any, change: ItemChanges) -> Any:
+        return None if dataset is None else findings.attempt(key, lambda: _training_set(dataset, config, change))
+
+    training = training_set("data.train", train, change)
     plain, training_plain = train, training
     if (node := data.train_plain) is not None:
-        key = "data.train_plain"
-        plain = findings.attempt(key, lambda: _made(key, node, config, findings))
-        training_plain = findings.attempt(key, lambda: _training_set(plain, config)) if plain is not None else None
+        plain = findings.attempt("data.train_plain", lambda: _made("data.train_plain", node, config, findings))
+    if node is not None or change != plain_change:
+        training_plain = training_set(_plain_key(config), plain, plain_change)
     if training is not None and training_plain is not None and len(training) != len(training_plain):
         findings.errors.append(
             f"data.train_plain: has {len(training_plain)} samples and data.train {len(training)}: it must be the same "
@@ -59,7 +67,11 @@ def data_sets(config: TrainConfig, findings: Findings) -> DataSets:
     validation = findings.attempt(key, lambda: _made(key, data.validation, config, findings))
     evaluated = ((_plain_key(config), plain), (key, validation))
     is_augmented = [_changes_at_random(*one, config, findings) for one in evaluated]
-    screened = None if validation is None else findings.attempt(key, lambda: _screened(validation, config))
+    screened = None
+    if validation is not None:
+        screened = findings.attempt(key, lambda: _screened(plain_change.changed(validation), config))
+    if training is not None:
+        findings.errors += change.problems(training, seed=config.seed)
     training, training_plain, screened = _collated(config, findings, training, training_plain, screened)
     return DataSets(training, training_plain, screened, gap_is_augmented=any(is_augmented))
 
@@ -120,11 +132,11 @@ def _made(key: str, node: Any, config: TrainConfig, findings: Findings) -> Any:
     return dataset
 
 
-def _training_set(dataset: Any, config: TrainConfig) -> Any:
-    data = config.data
+def _training_set(dataset: Any, config: TrainConfig, change: ItemChanges) -> Any:
+    data, dataset = config.data, change.cropped(dataset)
     limited = dataset if data.limit is None else FirstSamples(dataset, data.limit)
     if not data.label_noise:
-        return _screened(limited, config)
+        return _screened(change.transformed(limited), config)
     if data.num_classes is None:
         raise ValueError(
             f"data.label_noise={data.label_noise}: labels are replaced by one of data.num_classes, which {data.name} "
@@ -134,7 +146,7 @@ def _training_set(dataset: Any, config: TrainConfig) -> Any:
         noisy = NoisyLabels(limited, data.label_noise, num_classes=data.num_classes, seed=config.seed)
     except ValueError as error:
         raise ValueError(f"data.label_noise={data.label_noise}: {error}") from None
-    return _screened(noisy, config)
+    return _screened(change.transformed(noisy), config)
 
 
 def _screened(dataset: Any, config: TrainConfig) -> Any:

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from largebatch.data import EvaluationLoader
+from largebatch.data import Augmentation, EvaluationLoader
 from largebatch.run.config.schema import DataConfig, TrainConfig
 from largebatch.run.precision.device import Decision
 from largebatch.run.prepare import Prepared
@@ -35,7 +35,7 @@ def prefetch_rows(prepared: Prepared) -> list[tuple[str, str, str]]:
 
 @contextlib.contextmanager
 def evaluation_loaders(
-    config: TrainConfig, train: Any, validation: Any, *, feeds_gpu: bool
+    config: TrainConfig, train: Any, validation: Any, *, feeds_gpu: bool, augment: Augmentation | None = None
 ) -> Iterator[dict[str, EvaluationLoader]]:
     """Of the sets of `EvaluationObserver`, with workers that live to the end of the context.
 
@@ -44,7 +44,9 @@ def evaluation_loaders(
         train: training set without augmentation.
         validation: validation set.
         feeds_gpu: whether batches are put onto the GPU of this process.
+        augment: of training. Evaluations have it only where samples have several views, which would be equal without.
     """
+    of_views = augment if config.data.augment.views > 1 else None
     found = {}
     with contextlib.ExitStack() as stack:
         for name, dataset in (("train", train), ("val", validation)):
@@ -52,7 +54,12 @@ def evaluation_loaders(
             num_workers = 0 if hasattr(dataset, "fetch") else config.data.num_workers
             timeout_s = config.data.timeout_s if num_workers else 0
             found[name] = EvaluationLoader(
-                dataset, num_workers=num_workers, timeout_s=timeout_s, skips=config.data.skips, to_gpu=feeds_gpu
+                dataset,
+                num_workers=num_workers,
+                timeout_s=timeout_s,
+                skips=config.data.skips,
+                to_gpu=feeds_gpu,
+                augment=of_views,
             )
             stack.callback(found[name].close)
         yield found

@@ -23,6 +23,7 @@ from largebatch.distributed.runtime import Runtime
 from largebatch.records.flat_config import flat
 from largebatch.records.run_folder import environment
 from largebatch.run.config.environment import comparable
+from largebatch.run.config.targets import target_nodes
 from largebatch.run.prepare import Prepared
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -125,9 +126,9 @@ def _own_code_sha256(prepared: Prepared) -> str:
 def _named_modules(prepared: Prepared) -> dict[str, tuple[str, str]]:
     """Role -> module of the target, and of the class that it made: a target may be a function of another package."""
     config = prepared.config
-    collate_fn = config.data.collate_fn
-    own = {} if collate_fn is None else {"collate_fn": (collate_fn["_target_"].rpartition(".")[0],) * 2}
-    return own | {
+    own = {"collate_fn": config.data.collate_fn, "transform": config.data.augment.transform}
+    modules = {key: str(node["_target_"]).rpartition(".")[0] for key, node in target_nodes(own)}
+    return {key: (module, module) for key, module in modules.items()} | {
         role: (node["_target_"].rpartition(".")[0], type(made).__module__)
         for role, node, made in (
             ("model", config.model, prepared.model),

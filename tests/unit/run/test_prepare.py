@@ -752,6 +752,26 @@ DATA: dict[str, Row] = {
         ["data.augment.mix_probability=0.3"],
         {"data.augment: mix_probability=0.3: has no effect": "data.augment.mixup=0.2."},
     ),
+    "a transform with draws of its own": (
+        ["data.augment.transform={_target_:tests.unit.data.own_transforms.OwnGenerator}"],
+        {"data.augment.transform: OwnGenerator gave two images of sample 0": "numpy (np.random) or Python (random)."},
+    ),
+    "a transform that is no callable": (
+        ["data.augment.transform={_target_:builtins.dict}"],
+        {"data.augment: transform: a dict cannot be called": "with _partial_: true."},
+    ),
+    "a form for no transform": (
+        ["data.augment.transform_takes=pil"],
+        {"data.augment: transform_takes=pil: has no effect": "Leave it at tensor."},
+    ),
+    "crops of numbers": (
+        ["data.augment.random_resized_crop={}"],
+        {"data.train: data.augment.random_resized_crop: ArrayDataset holds no images": "or set it to null."},
+    ),
+    "views that are mixed": (
+        ["data.augment.views=2", "data.augment.mixup=0.2"],
+        {"data.augment: views=2, mixing=Mixing(mixup=0.2": "several are not mixed."},
+    ),
     "another set for the gap": (
         ["+data.train_plain={_target_:nowhere.Set}"],
         {"data.train_plain._target_=nowhere.Set: cannot be imported": "Check the dotted name"},

@@ -1,7 +1,9 @@
-"""Mixup and CutMix change neither with ranks nor with the cut, through a ramp and a resume."""
+"""Mixed samples, views and transforms change neither with ranks nor with the cut, through a ramp and a resume."""
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -107,3 +109,31 @@ def test_a_resumed_run_mixes_what_the_whole_run_mixed(tmp_path):
     plain = weights_of(config("length=8steps", f"run.dir={tmp_path / 'plain'}", "data.augment.mixup=0"))
     assert all(map(np.array_equal, whole, resumed))
     assert not all(map(np.array_equal, whole, plain))
+
+
+def viewed(folder: Path) -> tuple[list[np.ndarray], list[float]]:
+    """Weights of a contrastive run on two views of each sample, and the losses of two evaluations of equal weights."""
+    composed = compose_run(
+        *("data=digits", "loss=info_nce", "model=two_views", "precision=fp64", "logger=none"),
+        *("model.encoder.in_features=64", "observers.progress=false", "observers.evaluation.every=null"),
+        *("data.limit=400", "batch.total=45", "batch.max_micro=8", "length=4steps", "observers.evaluation.micro=45"),
+        *("data.augment.views=2", "data.augment.flip=true", "data.augment.crop_padding=1"),
+        f"run.root={folder}",
+        "data.augment.transform={_target_:tests.unit.data.own_transforms.Jitter,strength:0.1}",
+    )
+    with open_run(prepare(composed, os.environ), lambda: False, []) as opened:
+        train(opened.run)
+        opened.evaluation.measure(opened.run)
+        losses = [opened.evaluation.last["eval/val_loss"]]
+        opened.evaluation.measure(opened.run)
+        losses.append(opened.evaluation.last["eval/val_loss"])
+        return [one.detach().numpy().copy() for one in opened.run.module.parameters()], losses
+
+
+def test_two_views_of_a_sample_are_the_same_on_any_number_of_ranks(ranks, tmp_path):
+    ((alone, losses),) = ranks(1).run(viewed, tmp_path / "alone")
+    assert losses[0] == losses[1] > 0.01  # two equal views would be told apart from all others at once
+    for weights, others in ranks(3).run(viewed, tmp_path / "three"):
+        for ours, theirs in zip(weights, alone, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-12 * float(np.abs(theirs).max()))
+        assert others == pytest.approx(losses, rel=1e-12)
