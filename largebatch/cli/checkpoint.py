@@ -7,11 +7,17 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from largebatch.cli.arguments import with_arguments
 from largebatch.cli.composition.choices import list_choices
 from largebatch.cli.process.leaving import EXIT_DONE, EXIT_FAILED
 from largebatch.records.regular_files import printable
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from largebatch.records.checkpoint import Checkpoint
 
 SUBJECTS = {
     "verify": "check every byte of checkpoints, or folders of them, against their manifests: `verify PATH...`",
@@ -40,6 +46,7 @@ def _parser(what: str) -> argparse.ArgumentParser:
             metavar="PATH",
             help="a checkpoint; or a run, or a folder of checkpoints (RUN/checkpoints/best): its newest valid one",
         )
+        parser.add_argument("--ema", action="store_true", help="the averaged weights in place of the last ones")
         parser.add_argument("--out", metavar="FILE", help="must not exist; default: ./step_N.safetensors")
     return parser
 
@@ -81,6 +88,16 @@ def _checkpoints(path: Path) -> list[Path]:
     return found
 
 
+def _exported(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The averaged weights, with buffers and frozen parameters of the run."""
+    weights, averages = checkpoint.tensors["model"], checkpoint.tensors.get("ema")
+    if averages is None:
+        raise ValueError(f"{checkpoint.path}: has no average, which a run keeps with ema.half_life. Leave out --ema.")
+    if strangers := sorted(averages.keys() - weights.keys()):
+        raise ValueError(f"{checkpoint.path}: the model saves {strangers[0]} under another name: export without --ema.")
+    return weights | {name: one.to(weights[name].dtype) for name, one in averages.items()}
+
+
 def _export(options: argparse.Namespace) -> int:
     """Write only the model's tensors, for other programs."""
     from safetensors import SafetensorError
@@ -103,10 +120,11 @@ def _export(options: argparse.Namespace) -> int:
         return EXIT_FAILED
     for note in passed_over:
         print(f"passed over: {printable(note)}", file=sys.stderr)
-    target = Path(options.out) if options.out else Path(f"{checkpoint.path.name}.safetensors")
+    of = "-ema" * options.ema
+    target = Path(options.out) if options.out else Path(f"{checkpoint.path.name}{of}.safetensors")
     if os.path.lexists(target):
         raise ValueError(f"{target} exists already. Choose another name with --out FILE.")
-    weights = checkpoint.tensors["model"]
+    weights = _exported(checkpoint) if options.ema else checkpoint.tensors["model"]
     try:
         if not target.parent.is_dir():  # a typo must not create a folder
             raise FileNotFoundError(f"there is no folder {target.parent}")

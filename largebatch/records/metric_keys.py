@@ -103,6 +103,14 @@ METRIC_FAMILIES = (
         ("eval/train_METRIC", "the metric's", "on the training subset"),
         ("eval/val_METRIC", "the metric's", "on the validation set, each example exactly once"),
         ("gap/METRIC", "the metric's", "how much worse it is on the validation set"),
+        ("eval/ema_val_METRIC", "the metric's", "`eval/val_METRIC` of the averaged weights (`ema`)"),
+    ),
+    _family(
+        "ema",
+        "one more forward pass over the validation set per evaluation; one read and write of the weights per update",
+        ("eval/ema_val_loss", "loss per sample or token", "`eval/val_loss` of the averaged weights"),
+        ("eval/ema_val_accuracy", "share", "`eval/val_accuracy` of the averaged weights"),
+        ("eval/ema_val_accuracy_stderr", "share", "standard error of `eval/ema_val_accuracy`"),
     ),
     _family(
         "observers.noise_scale.every",

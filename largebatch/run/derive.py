@@ -16,6 +16,7 @@ from largebatch.run.config.findings import Findings
 from largebatch.run.config.reading import ConfigError
 from largebatch.run.config.schema import ScheduleConfig, TrainConfig
 from largebatch.run.ramp_stages import Stages, decay_milestones, solve_stages
+from largebatch.training.weight_average import AverageSettings
 
 PROFILE_WARMUP_STEPS = 5
 DEFAULT_WARMUP, LARGEST_DEFAULT_WARMUP = "2ep", 0.1  # of the length
@@ -38,7 +39,7 @@ class RunNumbers:
         num_samples: size of the training set.
         evaluate_every, checkpoint_every: in samples; None: only at the end.
         sharpness_every: in samples; None: never.
-        tokens_per_sample: None: they differ, or samples have none.
+        tokens_per_sample, average: of every sample, of the weights; None: they differ; there is none.
     """
 
     ramp: BatchRamp
@@ -49,6 +50,7 @@ class RunNumbers:
     checkpoint_every: int | None
     sharpness_every: int | None = None
     tokens_per_sample: int | None = None
+    average: AverageSettings | None = None
 
     @property
     def plan(self) -> BatchPlan:

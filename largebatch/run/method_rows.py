@@ -1,4 +1,4 @@
-"""What a run does besides plain steps from drawn weights, for the plan: a start, freezing, mixing, an early end."""
+"""What a run does besides plain steps from drawn weights, for the plan: start, freezing, mixing, average, early end."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ PlanRow = tuple[str, str, str]
 
 def method_rows(prepared: Prepared) -> list[PlanRow]:
     """Rows (quantity, value, source) of what the run does so; none for a plain run."""
-    return [*_start_rows(prepared), *_frozen_rows(prepared), *augment_rows(prepared.config), *_early_end(prepared)]
+    of_start, average = [*_start_rows(prepared), *_frozen_rows(prepared)], [*_average_rows(prepared)]
+    return [*of_start, *augment_rows(prepared.config), *average, *_early_end(prepared)]
 
 
 def method_record(prepared: Prepared) -> dict[str, Any]:
@@ -44,6 +45,25 @@ def _frozen_rows(prepared: Prepared) -> Iterator[PlanRow]:
         "frozen",
         f"{len(frozen)} of {len(parameters)} tensors",
         "{} of {} numbers; ".format(*shares) + ", ".join([why, *_frozen_norms(prepared.model)]),
+    )
+
+
+def _average_rows(prepared: Prepared) -> Iterator[PlanRow]:
+    average, batch = prepared.numbers.average, prepared.numbers.plan.global_batch_size
+    if average is None:
+        return
+    begins = f"from {average.start:,} samples on" if average.start else "from the initial weights on"
+    every = f", every {average.every} steps" * (average.every > 1)
+    num_bytes = sum(one.nbytes for one in prepared.model.parameters() if one.requires_grad)
+    value, why = "plain mean", "ema.uniform"
+    if (half_life := average.half_life) is not None:
+        value = f"half-life {half_life:,.6g} samples"
+        growing = " at first" * (len(prepared.numbers.ramp.plans) > 1)
+        why = f"{half_life / batch:,.4g} steps; decay {average.decay(batch):.6g} per step of {batch:,}{growing}"
+    yield (
+        "average of weights",
+        value,
+        f"{why}; {begins}{every}; {num_bytes / 1e6:,.3g} MB per rank; buffers are the run's own",
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ from largebatch.training.observers import (
 )
 from largebatch.training.observers.throughput import Throughput
 from largebatch.training.observers.watched import Watched
+from largebatch.training.weight_average import WeightAverage
 
 
 class Records:
@@ -87,12 +88,14 @@ def build_observers(
     """The observers that the config asks for, in their order; `evaluated`: loaders of the evaluated sets."""
     config, numbers = prepared.config, prepared.numbers
     rows = RowLog(trackers, num_samples=numbers.num_samples)
-    evaluation = _evaluation(prepared, rows, evaluated)
+    average = None if numbers.average is None else WeightAverage(numbers.average)
+    evaluation = replace(_evaluation(prepared, rows, evaluated), average=average)
     checkpoints = _checkpoints(prepared, folder, trackers, identity, evaluation, rows)
     # Rank checks come first, so that weights that differ across ranks are neither logged nor saved.
     live = _noise_scale(prepared, rows), _communication(config, rows)
     of_ranks, metrics = _ranks(prepared, rows, throughput)
-    observers: list[Observer] = [*of_ranks, metrics, evaluation, *(one for one in live if one)]
+    observers: list[Observer] = [*of_ranks, metrics]
+    observers += [one for one in (average, evaluation, *live) if one]
     if config.batch.on_out_of_memory == "lower":
         observers.append(MicroBatchObserver(rows))
     if config.guard.policy != "off":

@@ -21,6 +21,7 @@ from largebatch.losses.coupled import is_coupled
 from largebatch.losses.metrics import Metric, for_loss
 from largebatch.records.credentials import redacted
 from largebatch.run.augmentation import augmentation, training_loss
+from largebatch.run.averaging import average_settings
 from largebatch.run.checks.dry_run import KeptState
 from largebatch.run.checks.machine import folder_problems, machine_problems
 from largebatch.run.checks.observers import observer_problems
@@ -196,7 +197,9 @@ def _parts(given: TrainConfig, environ: Mapping[str, str], findings: Findings) -
         findings.attempt("loss", lambda: training_loss(config, loss))
     findings.errors += conflicts(choices_of(config, loss))
     numbers = None if counted is None else _numbers(config, environ, made.train, findings)
-    numbers = None if numbers is None else replace(numbers, tokens_per_sample=tokens)
+    if numbers is not None:
+        numbers = replace(numbers, tokens_per_sample=tokens)
+        numbers = replace(numbers, average=findings.attempt("ema", partial(average_settings, config, numbers)))
     ramp = None if numbers is None else numbers.ramp
     if is_coupled(loss) and not findings.errors:
         findings.errors += coupled_problems(config, ramp, made.train_plain, made.validation)

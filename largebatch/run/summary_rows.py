@@ -29,6 +29,8 @@ def summary_rows(opened: OpenRun, summary: dict[str, Any], hint: str | None) -> 
         ("gap/accuracy", "accuracy gap", "gap/accuracy_stderr"),
         ("eval/val_loss", "validation loss", None),
         ("gap/loss", "loss gap", "gap/loss_stderr"),
+        ("eval/ema_val_accuracy", "accuracy of the average", "eval/ema_val_accuracy_stderr"),
+        ("eval/ema_val_loss", "loss of the average", None),
     ):
         if name in summary:
             spread = f" ± {summary[error]:.4f}" if error in summary else ""

@@ -14,7 +14,10 @@ from largebatch.run.config.schema import TrainConfig
 from largebatch.run.derive import RunNumbers
 
 _OF_EVALUATION = re.compile(r"(eval|gap)/.+")
-_DOWN, _UP = re.compile(r"gap/.+|.+/(train_|val_)?loss"), re.compile(r".+/(train_|val_)?accuracy")
+_SET = "eval/(train|val|ema_val)_"
+_DOWN, _UP = (
+    re.compile(f"{more}.+/(train_|val_|ema_val_)?{name}") for more, name in (("gap/.+|", "loss"), ("", "accuracy"))
+)
 _OFF = (None, "off", "stop", False)
 
 
@@ -29,7 +32,7 @@ def larger_is_better(key: str, metrics: Mapping[str, Metric]) -> bool | None:
     >>> larger_is_better("eval/val_loss", {}), larger_is_better("eval/val_accuracy", {}), larger_is_better("a/b", {})
     (False, True, None)
     """
-    name = re.sub(r"eval/(train|val)_", "", key)
+    name = re.sub(_SET, "", key)
     if name != key and name in metrics:
         return metrics[name].higher_is_better
     return False if _DOWN.fullmatch(key) else True if _UP.fullmatch(key) else None
@@ -84,9 +87,11 @@ def _why_unwritten(key: str, config: TrainConfig, metrics: Mapping[str, Metric])
             return ""  # an observer of the user's own may write it
         names = [one.name for family in METRIC_FAMILIES for one in family.keys if one.name != "step"]
         return f"no row has this key.{did_you_mean(key, names)} The keys are in largebatch/records/README.md."
+    if key.startswith("eval/ema_") and not config.ema.is_used:
+        return "there is no average of the weights. Set ema.half_life, such as 5ep."
     family = next(one for one in METRIC_FAMILIES if known in one.keys)
     if family.asked_by == "metrics":
-        name = re.sub(r"eval/(train|val)_|gap/", "", key)
+        name = re.sub(f"{_SET}|gap/", "", key)
         hint = did_you_mean(key, [f"eval/val_{one}" for one in ("loss", "accuracy", *metrics)])
         return "" if name in metrics else f"there is no metric {name}.{hint} Choose one with metric=NAME."
     value: Any = config

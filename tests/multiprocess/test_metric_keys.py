@@ -33,7 +33,7 @@ ALL = (
     "observers.noise_scale.every=1", "observers.noise_scale.groups={stem: ['^blocks']}",
     "observers.communication.every=5", "observers.sharpness.every=20steps", "observers.sharpness.samples=32",
     "observers.sharpness.micro=16", "observers.sharpness.m=16", "observers.sharpness.lanczos_iterations=4",
-    "observers.sharpness.trace_samples=2", "metric=top5",
+    "observers.sharpness.trace_samples=2", "metric=top5", "ema.half_life=1ep",
 )  # fmt: skip
 SKIPPING = (*QUIET, "data.on_bad_sample=skip", "batch.total=20", "batch.max_micro=8", "length=4steps",
             "batch.on_out_of_memory=lower", "observers.metrics.every=1")  # fmt: skip

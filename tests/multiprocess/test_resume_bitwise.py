@@ -39,6 +39,7 @@ from largebatch.training.observers import (
     restore,
 )
 from largebatch.training.step_report import StepReport
+from largebatch.training.weight_average import AverageSettings, WeightAverage
 from tests.multiprocess.made_run import made_run
 from tests.multiprocess.test_coupled_gradients import SameClass
 
@@ -70,6 +71,7 @@ class Case:
     bad_step: int | None = None
     precision: str = "fp32"
     background: bool = False
+    average: AverageSettings | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -83,9 +85,11 @@ CASES = {
     "exact batch norm, ramp": Case((1, 3), "lars", ramp=True, clip=0.5, options={"exact_batch_norm": True}),
     "short of memory": Case((1, 3, 4), "adamw", short=True, ramp=True),
     "in order": Case((3,), "muon", frozen=True, options={"ordered": True}),
-    "compressed, ramp": Case((1, 4), "lamb", ramp=True, options={"compression": "fp16"}),
+    "compressed, ramp": Case((1, 4), "lamb", ramp=True, average=AverageSettings(0.01), options={"compression": "fp16"}),
     "PowerSGD": Case((1, 4), wide=True, options={"compression": "powersgd", "powersgd": PowerSGDOptions(2, 2)}),
-    "fp64, guard": Case((2, 5), "lars", bad_step=4, micro=2, clip=0.5, precision="fp64"),
+    "fp64, guard, plain average": Case(
+        (2, 5), "lars", bad_step=4, micro=2, clip=0.5, precision="fp64", average=AverageSettings(None, 24, 3)
+    ),
 }
 
 
@@ -153,6 +157,8 @@ def run_of(case: Case, runtime: Runtime, folder: Path, rows: Rows, stop: int | N
     ramp = BatchRamp(plans, (24,) if case.ramp else ())
     journal = RowLog([rows], num_samples=SAMPLES)
     evaluation = EvaluationObserver(journal, train=data, validation=data, loss=loss, every=48, micro_batch_size=5)
+    average = None if case.average is None else WeightAverage(case.average)
+    evaluation.average = average
     observers: list[Any] = [MetricsObserver(journal, every=1), evaluation, GuardObserver(journal)]
     if not case.coupled and not {"exact_batch_norm", "powersgd"} & case.options.keys():
         observers.append(NoiseScaleObserver(journal, every=2, window=20))
@@ -160,7 +166,7 @@ def run_of(case: Case, runtime: Runtime, folder: Path, rows: Rows, stop: int | N
         settings = SharpnessSettings(lanczos_iterations=2, lanczos_tolerance=0.1, trace_samples=2, m=4, rho=0.05)
         subset = FixedSubset.random(data, 8, seed=0, micro_batch_size=4)
         observers.append(SharpnessObserver(journal, subset=subset, loss=loss, settings=settings, seed=0, every=72))
-    observers.append(Stopper(model, stop))
+    observers = [*observers, Stopper(model, stop)] if average is None else [average, *observers, Stopper(model, stop)]
     observers.append(
         CheckpointObserver(
             RunFolder(folder),

@@ -26,6 +26,9 @@ COMPRESSION = "compression"
 OWN_OBSERVERS = "own_observers"  # also the key of their plain values
 """The file with what a compression of gradients goes by; absent without one that remembers."""
 
+EMA = "ema"
+"""The file with the averages of weights, and the key of their counts; absent where there are none."""
+
 _COMPRESSED = re.compile(r"(counters|[pq]/\d{1,9}|error/\d{1,9})")
 
 _MOVING = ("lr", "initial_lr")  # with the schedule
@@ -44,7 +47,7 @@ def require_run_fit(
         keeps: options of the optimizer that were changed on purpose.
     """
     require_run_values(checkpoint)
-    optional = {STATISTICS, COMPRESSION, OWN_OBSERVERS}
+    optional = {STATISTICS, COMPRESSION, OWN_OBSERVERS, EMA}
     if strangers := (checkpoint.tensors.keys() | optional) ^ {"model", "optimizer", *optional}:
         raise CheckpointError(
             f"{checkpoint.path}: a run has model.safetensors and optimizer.safetensors, and here {brief(strangers)} "
@@ -184,6 +187,16 @@ def _check_memory(checkpoint: Checkpoint, module: nn.Module) -> None:
         if not _COMPRESSED.fullmatch(name)
         or values.dim() != 1 + name.startswith("error/")
         or not (values.is_meta or _are_finite([values]))
+    ]
+    trainable = {name: one for name, one in module.named_parameters(remove_duplicate=False) if one.requires_grad}
+    averages = checkpoint.tensors.get(EMA, {})
+    faults += [
+        f"{EMA}.safetensors: {plain(name)} is {form(averages[name]) if name in averages else 'missing'}"
+        for name in sorted(averages.keys() | trainable.keys() if averages else ())
+        if name not in averages
+        or name not in trainable
+        or averages[name].shape != trainable[name].shape
+        or not (averages[name].is_meta or _are_finite([averages[name]]))
     ]
     order = checkpoint.values.get("memory", {}).get("gradient", {}).get("bucket_order") or []
     if len(set(order)) < len(order) or set(order) - dict(module.named_parameters()).keys():

@@ -159,6 +159,13 @@ class _OwnObserver(_Values):
     state: Any
 
 
+class _Ema(_Values):
+    """Samples that an average of the weights stands for."""
+
+    counted: Count
+    waiting: Count
+
+
 class _Extra(_Values, extra="allow"):
     wandb_run_id: RunId | None = None
     mlflow_run_id: RunId | None = None
@@ -182,6 +189,7 @@ class _RunValues(_Values, extra="allow"):
     guard: _Guard = None  # type: ignore[assignment]  # absent, but never null
     memory: _Memory = None  # type: ignore[assignment]
     own_observers: dict[str, _OwnObserver] = {}
+    ema: _Ema = None  # type: ignore[assignment]
 
 
 def require_run_values(checkpoint: Checkpoint) -> None:

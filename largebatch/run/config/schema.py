@@ -12,6 +12,7 @@ from largebatch.batch.schedule import DECAYS, WARMUP_KINDS
 from largebatch.diagnostics.outliers import FEWEST_VALUES
 from largebatch.diagnostics.settings import PositiveFloat, PositiveInt, Section
 from largebatch.run.config.augment import AugmentConfig
+from largebatch.run.config.averages import EmaConfig
 from largebatch.run.config.did_you_mean import did_you_mean
 from largebatch.run.config.logger import LoggerConfig
 from largebatch.run.config.observers import ObserversConfig
@@ -38,6 +39,7 @@ CHANGEABLE = (
     "batch_norm",
     "gradient_compression",
     "start_weights",
+    "ema",
 )
 _ONE_BY_ONE = ("optimizer", "model", "loss", "data.augment")  # sections whose values are named one by one
 _RENAMED = ("data.name",)
@@ -214,6 +216,7 @@ class TrainConfig(Section):
     precision: PrecisionConfig
     guard: GuardConfig
     metrics: dict[MetricName, Target]
+    ema: EmaConfig
     observers: ObserversConfig
     logger: LoggerConfig
     launcher: LauncherConfig

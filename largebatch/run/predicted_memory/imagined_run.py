@@ -31,6 +31,7 @@ from largebatch.run.prepare import Prepared
 from largebatch.training.loop import Run, take_step
 from largebatch.training.observers import EvaluationObserver
 from largebatch.training.row_log import RowLog
+from largebatch.training.weight_average import WeightAverage, average_of
 
 DeviceKind = Literal["cuda", "cpu"]
 _ON_CPU = {"fp16": "bf16"}  # of the same width; there is no loss scale on a CPU
@@ -84,6 +85,7 @@ class ImaginedRun:
     """
 
     def __init__(self, run: Run, loader: Repeating, memory: LiveBytes, host: HostSide) -> None:
+        self.average = average_of(run)
         self.run, self.memory, self._loader, self._host = run, memory, loader, host
         self.is_joint = run.gradient.local.is_joint
         self._measures = run.steps.always & ~Measures.LOSS
@@ -119,6 +121,7 @@ class ImaginedRun:
             every=None,
             micro_batch_size=prepared.config.observers.evaluation.micro,
             loaders=loaders,
+            average=self.average,
         )
         self.memory.restart()
         self._host.reads_anything = True
@@ -132,6 +135,10 @@ class ImaginedRun:
         """Of the optimizer's state."""
         states = self.run.optimizer.state.values()
         return self.memory.bytes_of(one for state in states for one in state.values() if isinstance(one, Tensor))
+
+    def average_bytes(self) -> int:
+        """Of the average of the weights."""
+        return 0 if self.average is None else self.memory.bytes_of(self.average.tensors(self.run.module).values())
 
     def weight_bytes(self) -> int:
         """Of parameters and buffers."""
@@ -210,7 +217,10 @@ def imagined_run(prepared: Prepared, device: DeviceKind) -> Iterator[ImaginedRun
         memory.watch(one for part in (copied.model, *losses) for one in [*part.parameters(), *part.buffers()])
         for mode in (on_device, fake, memory, host):
             stack.enter_context(mode)
-        run = build_run(copied, runtime, loader)
+        average = [] if prepared.numbers.average is None else [WeightAverage(prepared.numbers.average)]
+        run = build_run(copied, runtime, loader, observers=average)
+        for one in average:
+            one.begin(run.module)
         yield ImaginedRun(run, loader, memory, host)
 
 

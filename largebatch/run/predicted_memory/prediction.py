@@ -75,6 +75,7 @@ class PredictedMemory:
         per_sample: how much the peak grows with each sample of a micro-batch.
         fit: None: no budget was given, or all micro-batches are in memory together.
         is_joint: whether they are.
+        average: of the weights.
     """
 
     device: DeviceKind
@@ -87,11 +88,12 @@ class PredictedMemory:
     per_sample: float
     fit: Fit | None
     is_joint: bool
+    average: int = 0
 
     @property
     def activations(self) -> int:
         """Activations and temporary tensors at the peak."""
-        return self.step.peak - self.weights - self.optimizer - self.step.gradients
+        return self.step.peak - self.weights - self.optimizer - self.average - self.step.gradients
 
 
 class NotPredictableError(ValueError):
@@ -133,8 +135,7 @@ def _predicted(prepared: Prepared, imagined: ImaginedRun, device: DeviceKind, bu
 
     def plan_of(size: int, share: int) -> BatchPlan:
         """Micro-batches beyond the second take what the second takes, unless they depend on each other."""
-        count = -(-share // size)
-        count = count if sees_all else min(count, 2)
+        count = -(-share // size) if sees_all else min(-(-share // size), 2)
         return BatchPlan.pinned(
             global_batch_size=size * count * planned.world_size, world_size=planned.world_size, micro_batch_size=size
         )
@@ -170,6 +171,7 @@ def _predicted(prepared: Prepared, imagined: ImaginedRun, device: DeviceKind, bu
         per_sample=per_sample,
         fit=fit,
         is_joint=imagined.is_joint,
+        average=imagined.average_bytes(),
     )
 
 

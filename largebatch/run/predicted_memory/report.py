@@ -26,6 +26,7 @@ def memory_rows(predicted: PredictedMemory) -> list[PlanRow]:
         ("weights", shown_bytes(predicted.weights), "parameters and buffers"),
         ("gradients", shown_bytes(step.gradients), f"of {shown_bytes(step.all_gradients)}, what is alive at the peak"),
         ("optimizer state", shown_bytes(predicted.optimizer), "after its first steps"),
+        *([("average of weights", shown_bytes(predicted.average), "ema")] if predicted.average else []),
         ("activations and the rest", shown_bytes(predicted.activations), f"{micro}; each {_per_sample(predicted)}"),
         ("peak of a rank", shown_bytes(step.peak), f"{where}, at {step.operation}"),
         ("peak of an evaluation", shown_bytes(predicted.evaluation), "observers.evaluation.micro samples at once"),

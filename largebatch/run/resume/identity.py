@@ -41,6 +41,7 @@ _MOST_SHOWN = 20  # changes
 _BEFORE: dict[str, Any] = {
     "batch_norm": "per_micro_batch",
     "start_weights": None,
+    "ema": None,
     "guard": None,
     "ramp": {"milestones": [], "totals": [], "in_place_of_decay": False, "max_total": None},
 }
@@ -61,6 +62,7 @@ def run_identity(prepared: Prepared) -> dict[str, Any]:
         "global_batch_size": prepared.numbers.plan.global_batch_size,
         "ramp": plain["batch"]["ramp"],
         "guard": plain["guard"] if config.guard.acts else None,
+        "ema": plain["ema"] if config.ema.is_used else None,
         "precision": config.precision.compute,
         "arithmetic": {"tf32": config.precision.tf32, "compile": config.precision.compile}
         | prepared.decisions.values(),

@@ -28,9 +28,11 @@ from largebatch.training.loop import Observer, Run
 from largebatch.training.observers.metric_sums import MetricSums
 from largebatch.training.row_log import POSITION, RowLog
 from largebatch.training.step_report import StepReport
+from largebatch.training.weight_average import WeightAverage
 
 _ALWAYS = ("eval/train_loss", "eval/val_loss", "gap/loss")  # whatever becomes of them
 _BETTER: dict[str, Callable[[float, float], float]] = {"eval/val_loss": min, "eval/val_accuracy": max}
+_BETTER |= {name.replace("val", "ema_val"): better for name, better in _BETTER.items()}
 
 
 @dataclass
@@ -61,6 +63,7 @@ class EvaluationObserver(Observer):
             that cannot be loaded, the others are the set.
         tell_skipped: called on every rank with (sample id, reason) of what it left out of the validation set.
         metrics: further ones, by name; exact as the loss is.
+        average: whose weights are measured, too, on the validation set and with the buffers of the run.
         gap_is_augmented: whether one of the sets augments by itself, which rows then say.
         best: the best value so far of each metric that has a direction.
         last: the latest row.
@@ -79,6 +82,7 @@ class EvaluationObserver(Observer):
     loaders: dict[str, EvaluationLoader] = field(default_factory=dict)
     tell_skipped: Callable[[Run, list[tuple[int, str]]], None] | None = None
     metrics: Mapping[str, Metric] = field(default_factory=dict)
+    average: WeightAverage | None = None
     gap_is_augmented: bool = False
     best: dict[str, float] = field(default_factory=dict)
     last: Row = field(default_factory=dict)
@@ -115,8 +119,9 @@ class EvaluationObserver(Observer):
         with run.gradient.statistics.merged():
             of_train = self._sums(run, self.train, "train", skipped)
             of_validation = None if of_train is None else self._sums(run, self.validation, "val", skipped)
-        self.is_owed = of_validation is None
-        if of_train is None or of_validation is None:
+            averaged = None if of_validation is None else self._of_average(run)
+        self.is_owed = averaged is None
+        if of_train is None or of_validation is None or averaged is None:
             return None
         (train, train_metrics), (validation, metrics) = of_train, of_validation
         gap = generalization_gap(train, validation)
@@ -131,6 +136,7 @@ class EvaluationObserver(Observer):
             "gap/accuracy": gap.accuracy,
             "gap/accuracy_stderr": gap.accuracy_stderr,
             **self._metric_row(train_metrics, metrics),
+            **averaged,
             **skipped,
             **({AUGMENTED_GAP: 1} if self.gap_is_augmented else {}),
             "eval/seconds": time.perf_counter() - started,
@@ -145,11 +151,28 @@ class EvaluationObserver(Observer):
         self.rows.log(run.progress, self.last)
         return self.last
 
+    def _of_average(self, run: Run) -> dict[str, float | None] | None:
+        """The validation set by the averaged weights, if there are such; None if a rank broke off."""
+        if self.average is None or not self.average.has_begun:
+            return {}
+        with self.average.in_place(run.module):
+            found = self._sums(run, self.validation, "val", None)
+        if found is None:
+            return None
+        sums, metrics = found
+        return {
+            "eval/ema_val_loss": sums.mean_loss,
+            "eval/ema_val_accuracy": sums.accuracy,
+            "eval/ema_val_accuracy_stderr": sums.accuracy_stderr,
+            **{f"eval/ema_val_{name}": value for name, value in metrics.items()},
+        }
+
     def _note(self, row: Row, step: int) -> None:
         self.last, self.last_step = row, step
         better = dict(_BETTER)
         for name, metric in self.metrics.items():
-            better[f"eval/val_{name}"] = max if metric.higher_is_better else min
+            for kind in ("val", "ema_val"):
+                better[f"eval/{kind}_{name}"] = max if metric.higher_is_better else min
         for name, better_of in better.items():
             if name in row:
                 value = float(row[name])
@@ -165,11 +188,11 @@ class EvaluationObserver(Observer):
         return row
 
     def _sums(
-        self, run: Run, dataset: Any, name: str, skipped: dict[str, int]
+        self, run: Run, dataset: Any, name: str, skipped: dict[str, int] | None
     ) -> tuple[EvalSums, dict[str, float]] | None:
         """Sums and metrics of the set's evaluated examples, shared among ranks by contiguous slices; None: broken off.
 
-        How many were left out is entered in `skipped`, if any were.
+        How many were left out is entered in `skipped`, if any were; None: it is known already.
         """
         runtime = run.runtime
         if name not in self.loaders:
@@ -197,9 +220,9 @@ class EvaluationObserver(Observer):
         table[12].fill_(len(left_out))
         total = runtime.start_sum(torch.cat([table, metrics.vector(runtime)])).result()
         num_broken_off, all_skipped = total[11:13]
-        if name == "val" and self.tell_skipped is not None:
+        if name == "val" and skipped is not None and self.tell_skipped is not None:
             self.tell_skipped(run, left_out)
-        if all_skipped:
+        if all_skipped and skipped is not None:
             skipped[f"eval/{name}_skipped"] = round(all_skipped)
         if num_broken_off:
             return None

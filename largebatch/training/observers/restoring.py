@@ -22,9 +22,10 @@ from largebatch.records.checkpoint import (
     unpack_optimizer,
 )
 from largebatch.records.checkpoint.reading import brief, plain
-from largebatch.records.checkpoint.run_fit import COMPRESSION, STATISTICS
+from largebatch.records.checkpoint.run_fit import COMPRESSION, EMA, STATISTICS
 from largebatch.training.loop import Run
 from largebatch.training.raised import error_text
+from largebatch.training.weight_average import average_of
 
 _REMEDY = "Resume with the config and the code of the run, or start anew in another run.dir with resume=none."
 
@@ -73,6 +74,7 @@ def restore(run: Run, checkpoint: Checkpoint, *, changed_options: frozenset[str]
         _restore_weights(run, checkpoint, changed_options)
         statistics = checkpoint.tensors.get(STATISTICS, {})
         run.gradient.statistics.load({name: of_rank0(run.runtime, statistics[name]) for name in sorted(statistics)})
+        notes += _restore_average(run, checkpoint)
         if isinstance(run.gradient.reduction, Overlapped) and (compression := run.gradient.reduction.power_sgd):
             notes += compression.load(checkpoint.tensors.get(COMPRESSION, {}))
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
@@ -126,8 +128,20 @@ def roll_back(run: Run, folder: Path, origin: Path | None, *, changed_options: f
     if checkpoint is None:
         return False
     _restore_weights(run, checkpoint, changed_options)
+    _restore_average(run, checkpoint)
     run.gradient.statistics.forget()
     return True
+
+
+def _restore_average(run: Run, checkpoint: Checkpoint) -> list[str]:
+    """Go on with the average of a checkpoint, or begin with its weights if it has none."""
+    average, saved = average_of(run), checkpoint.tensors.get(EMA, {})
+    if average is None:
+        return []
+    values = {name: of_rank0(run.runtime, saved[name]) for name in sorted(saved)}
+    average.load(run.module, values, checkpoint.values.get(EMA, {}))
+    is_late = not saved and checkpoint.values["samples_seen"] > average.settings.start
+    return ["ema: the checkpoint has no average; it begins with these weights"] * is_late
 
 
 def _restore_weights(run: Run, checkpoint: Checkpoint, changed_options: frozenset[str]) -> None:

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from largebatch.gradient.reductions import Overlapped
 from largebatch.records.checkpoint import NotSavedError, Soundness, Staging, pack_optimizer
-from largebatch.records.checkpoint.run_fit import OWN_OBSERVERS
+from largebatch.records.checkpoint.run_fit import EMA, OWN_OBSERVERS
 from largebatch.training.loop import Observer, Run
 from largebatch.training.observers.own_state import own_states
 from largebatch.training.observers.restoring import COMPRESSION, STATISTICS, memory_of, names_of
+from largebatch.training.weight_average import average_of
 
 OfRanks = Mapping[str, dict[str, Tensor]]
 _SOUND = "sound"  # the group of the flags, which is not saved
@@ -68,6 +69,8 @@ def state_of(run: Run, of_ranks: OfRanks, own: Mapping[str, Observer]) -> SavedS
     states, of_states = own_states(own)
     tensors = {"model": dict(run.module.state_dict()), "optimizer": optimizer, **of_ranks}
     tensors |= {OWN_OBSERVERS: of_states} if of_states else {}
+    if (average := average_of(run)) is not None and average.has_begun:
+        tensors[EMA] = average.tensors(run.module)
     values = {
         "step": run.progress.step,
         "samples_seen": run.progress.samples_seen,
@@ -76,6 +79,7 @@ def state_of(run: Run, of_ranks: OfRanks, own: Mapping[str, Observer]) -> SavedS
         "memory": memory_of(run),
         **({} if run.guard is None else {"guard": run.guard.state()}),
         **({OWN_OBSERVERS: states} if states else {}),
+        **({EMA: average.counts()} if average is not None and average.has_begun else {}),
     }
     return SavedState(tensors, values, Soundness.of(run.module))
 

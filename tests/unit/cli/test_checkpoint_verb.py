@@ -65,6 +65,18 @@ def test_weights_come_out_as_they_went_in(run: Path, tmp_path: Path):
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
+def test_averaged_weights_come_out_with_the_buffers_of_the_run(run: Path, tmp_path: Path):
+    tensors = {"model": WEIGHTS, "optimizer": {"m": torch.ones(2)}, "ema": {"weight": torch.full((2, 3), 0.5)}}
+    save_checkpoint(run / "checkpoints", step=3, tensors=tensors, values={"step": 3}, keep=3)
+    assert main(["checkpoint", "export", str(run), "--ema", "--out", str(tmp_path / "ema.safetensors")]) == 0
+    exported = load_file(tmp_path / "ema.safetensors")
+    assert torch.equal(exported["weight"], tensors["ema"]["weight"])
+    assert torch.equal(exported["running"], WEIGHTS["running"])
+    older = run / "checkpoints" / "step_00000002"
+    assert main(["checkpoint", "export", str(older), "--ema", "--out", str(tmp_path / "no.safetensors")]) == 2
+    assert not (tmp_path / "no.safetensors").exists()
+
+
 def test_of_a_run_the_newest_valid_weights_are_exported_and_the_damaged_named(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -1238,3 +1238,28 @@ def test_frozen_parameters_stand_in_the_plan_and_out_of_the_optimizer():
     assert "parameters.freeze" in why
     (none,) = errors("parameters.freeze=[bakbone]")
     assert none.startswith("parameters.freeze: 'bakbone' fits no trainable parameter")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "start"),
+    [
+        (("ema.half_life=1ep", "ema.decay=0.9"), "ema.half_life=1ep and ema.decay=0.9: are 2 averages"),
+        (("ema.decay_batch_size=32",), "ema.decay_batch_size=32: has no effect without ema.decay"),
+        (("ema.every=2",), "ema.start, ema.every: have no effect"),
+        (("ema.uniform=true", "ema.start=4ep"), "ema.start=4ep: is 2,048 samples, and the run ends after 2,048"),
+        (("ema.half_life=1steps", *RAMP), "ema.half_life=1steps: steps have several sizes in this run"),
+        (("observers.checkpoint.best_by=eval/ema_val_loss",), "observers.checkpoint.best_by=eval/ema_val_loss: there"),
+        (("ema.half_life=0ep",), "ema.half_life=0ep: is above 0"),
+    ],
+)
+def test_an_average_without_sense_or_effect_is_refused(overrides: tuple[str, ...], start: str):
+    (error,) = errors(*overrides)
+    assert error.startswith(start)
+
+
+def test_a_decay_means_the_same_at_any_batch_and_the_plan_tells_the_half_life():
+    small, large = (prepared("ema.decay=0.99", "ema.decay_batch_size=32", f"batch.total={size}") for size in (32, 128))
+    assert small.numbers.average == large.numbers.average
+    ((what, value, why),) = method_rows(large)
+    assert (what, value) == ("average of weights", "half-life 2,206.96 samples")
+    assert why.startswith("17.24 steps; decay 0.960596 per step of 128; from the initial weights on;")
