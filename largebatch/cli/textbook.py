@@ -25,11 +25,13 @@ EXPERIMENTS = {
     "convergence": "steps to a loss of eps: log(1/eps), sigma^2/eps, sigma^2/(B eps)",
     "learning_rate": "rates that converge, oscillate and diverge on a quadratic, and the limit of stability",
     "gradient_variance": "the 1/B law at B = 1, 10, 100, 1000, before and after training",
+    "unbiasedness": "the mean of many mini-batch gradients against the full one; what the batches of an epoch add to",
     "accumulation": "256 samples from 8 micro-batches of 32 against 256 at once, in both precisions",
     "linear_scaling": "k times the rate for k times the batch: one step against k, whole runs, where it breaks and why",
     "warmup": "none, constant and gradual before a large rate: which rates train, and the jump after a constant one",
     "lars": "SGD, LARS and LAMB from batch 32 to all samples, each with a rate tuned for every batch size",
     "noise_and_minima": "sharpness and generalization gap against batch size, at equal epochs and equal steps",
+    "powers_of_two": "batch sizes that are powers of two, timed against one sample less and one more",
 }
 ALL = "all"
 _RECORD = "textbook.json"
