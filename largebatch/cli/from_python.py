@@ -22,7 +22,8 @@ def train(
 ) -> Trained:
     """Make the run that `largebatch train OVERRIDES` makes, on the ranks of the launcher, or in this process alone.
 
-    May be called again and again, and inside a running event loop. All ranks of a launcher call it, and get the same.
+    May be called again and again, and inside a running event loop. All ranks of a launcher
+    call it, and get the same but for the checkpoint, which the first one has written and names.
 
     Args:
         overrides: as on the command line, without quotes of a shell: `["batch.total=718", "optimizer=lars"]`.
