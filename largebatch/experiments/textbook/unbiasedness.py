@@ -142,9 +142,10 @@ def _diagram(found: list[Mean]) -> Diagram:
         draws = len(one.distance)
         shown = np.unique(np.geomspace(1, draws, 40).round().astype(int)) - 1
         numbers = (shown + 1).tolist()
-        lines.append(Line(f"batch {one.batch_size:,}", numbers, one.distance[shown].tolist(), batch=one.batch_size))
-        theory = f"batch {one.batch_size:,}, if unbiased"
-        lines.append(Line(theory, numbers, one.expected[shown].tolist(), style="dashed", batch=one.batch_size))
+        size, name, group = one.batch_size, f"batch {one.batch_size:,}", str(one.batch_size)
+        lines.append(Line(name, numbers, one.distance[shown].tolist(), group=group, batch=size))
+        theory = one.expected[shown].tolist()
+        lines.append(Line(f"{name}, if unbiased", numbers, theory, style="dashed", group=group, batch=size))
     return Diagram(
         "distance_over_draws",
         "The mean of n batch gradients comes to the full gradient",
