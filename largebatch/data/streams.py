@@ -29,6 +29,9 @@ def token_stream(
     vocab_size: int | None = None,
     dtype: TokenType | None = None,
     on_bad_sample: OnBadSample = "stop",
+    end_of_document: int | None = None,
+    masks_starts: bool = False,
+    separates: bool = False,
 ) -> TokenWindows:
     """Windows of a text file, or of files of tokens.
 
@@ -44,6 +47,9 @@ def token_stream(
             file). Not for token files.
         vocab_size: for token files, the vocabulary size of their tokenizer. Not for text.
         dtype: type of bare `.bin` tokens; None: uint16, or uint32 if `vocab_size` is above 65,536.
+        end_of_document: token that ends each of the packed documents, see `TokenWindows`.
+        masks_starts: whether their first tokens are no targets.
+        separates: whether they do not see each other.
         on_bad_sample: as `data.on_bad_sample`; with "skip", a token outside the vocabulary raises only when its window
             is fetched.
 
@@ -54,14 +60,8 @@ def token_stream(
     """
     check_split(split)
     check_on_bad_sample(on_bad_sample)
-    if validation_fraction is not None and not 0 <= validation_fraction <= 1:
-        raise ValueError(f"validation_fraction={validation_fraction}: a fraction of the tokens must be in [0, 1].")
     found = find_files(path, split)
-    if found.is_whole and validation_fraction is not None:
-        raise ValueError(
-            f"validation_fraction={validation_fraction} has no effect: the names of the files of {path} say train or "
-            "val. Remove it."
-        )
+    _check_fraction(validation_fraction, path, is_whole=found.is_whole)
     characters = None
     if all(map(is_token_file, found.files)):
         _require_tokens(found.files[0], tokenizer, vocab_size)
@@ -71,19 +71,29 @@ def token_stream(
         tokens, characters = _text(found.files, tokenizer, vocab_size, dtype)
         streams, notes, vocab_size = [tokens], [], 256 if characters is None else len(characters)
     total = sum(map(len, streams))
+    fraction = _VALIDATION_FRACTION if validation_fraction is None else validation_fraction
     if not found.is_whole:
-        fraction = _VALIDATION_FRACTION if validation_fraction is None else validation_fraction
         boundary = int(total * (1 - fraction))
         if validation_fraction is None and is_called_for_a_split(found.files[0]):
             notes.append(_share(found.files[0], split))
         streams = _between(streams, 0, boundary) if split == "train" else _between(streams, boundary, total)
-    notes = [*found.notes, *notes]
     options: dict[str, Any] = {"context_length": context_length, "vocab_size": vocab_size, "characters": characters}
+    options |= {"end_of_document": end_of_document, "masks_starts": masks_starts, "separates": separates}
     try:
-        return TokenWindows(streams, plan_notes=notes, **options)
+        return TokenWindows(streams, plan_notes=[*found.notes, *notes], **options)
     except DataError as error:
         share = "" if found.is_whole else f" with validation_fraction={fraction}"
         raise DataError(f"{path}, split {split!r}{share} of {total} tokens: {error}") from None
+
+
+def _check_fraction(fraction: float | None, path: Any, *, is_whole: bool) -> None:
+    if fraction is not None and not 0 <= fraction <= 1:
+        raise ValueError(f"validation_fraction={fraction}: a fraction of the tokens must be in [0, 1].")
+    if is_whole and fraction is not None:
+        raise ValueError(
+            f"validation_fraction={fraction} has no effect: the names of the files of {path} say train or val. "
+            "Remove it."
+        )
 
 
 def _share(file: Path, split: Split) -> str:

@@ -69,18 +69,22 @@ class GPT(nn.Module):
         self.head = None if tie_embeddings else nn.Linear(width, vocab_size, bias=False)
         self._initialize()
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Logits [n, T, vocab_size] of `tokens` [n, T], integers below `vocab_size`."""
-        length = tokens.shape[-1]
+    def forward(self, input_ids: Tensor, position_ids: Tensor | None = None) -> Tensor:
+        """Logits [n, T, vocab_size] of `input_ids` [n, T], integers below `vocab_size`.
+
+        With `position_ids` [n, T] documents are packed: each begins at position 0, and its tokens see no other one's.
+        """
+        length = input_ids.shape[-1]
         if length > self.context_length:
             raise ValueError(
                 f"A sequence of {length} tokens, context_length={self.context_length}: positions beyond the "
                 f"context have no embedding. Cut the sequences, or build the model with context_length={length}."
             )
-        positions = torch.arange(length, device=tokens.device)
-        stream = self.dropout(self.token_embedding(tokens) + self.position_embedding(positions))
+        positions = torch.arange(length, device=input_ids.device) if position_ids is None else position_ids
+        visible = None if position_ids is None else _within_documents(position_ids)
+        stream = self.dropout(self.token_embedding(input_ids) + self.position_embedding(positions))
         for block in self.blocks:
-            stream = block(stream)
+            stream = block(stream, visible)
         stream = self.final_norm(stream)
         return F.linear(stream, self.token_embedding.weight) if self.head is None else self.head(stream)
 
@@ -110,20 +114,35 @@ class TransformerBlock(nn.Module):
         self.feed_out = nn.Linear(4 * width, width)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, stream: Tensor) -> Tensor:
+    def forward(self, stream: Tensor, visible: Tensor | None = None) -> Tensor:
         """[n, T, width] -> [n, T, width]."""
-        stream = stream + self.dropout(self.attend(self.attention_norm(stream)))
+        stream = stream + self.dropout(self.attend(self.attention_norm(stream), visible))
         feed = self.feed_out(F.gelu(self.feed_in(self.feed_norm(stream)), approximate="tanh"))
         return stream + self.dropout(feed)
 
-    def attend(self, normed: Tensor) -> Tensor:
-        """Causal attention of all heads on the normed stream [n, T, width]; same shape, without the residual sum."""
+    def attend(self, normed: Tensor, visible: Tensor | None = None) -> Tensor:
+        """Attention of all heads on the normed stream [n, T, width]; same shape, without the residual sum.
+
+        Causal, or to the tokens that are `visible`, [n, 1, T, T].
+        """
         num_samples, length, width = normed.shape
         query, key, value = (
             part.view(num_samples, length, self.num_heads, width // self.num_heads).transpose(1, 2)
             for part in self.attention_in(normed).split(width, dim=-1)
         )
         mixed = F.scaled_dot_product_attention(
-            query, key, value, dropout_p=self.dropout.p if self.training else 0.0, is_causal=True
+            query,
+            key,
+            value,
+            attn_mask=visible,
+            dropout_p=self.dropout.p if self.training else 0.0,
+            is_causal=visible is None,
         )
         return self.attention_out(mixed.transpose(1, 2).reshape(num_samples, length, width))
+
+
+def _within_documents(position_ids: Tensor) -> Tensor:
+    """Which tokens each one sees: itself and those before it in its document, bool [n, 1, T, T]."""
+    documents = (position_ids == 0).cumsum(dim=-1)
+    same = documents[:, None, :, None] == documents[:, None, None, :]
+    return same.tril()

@@ -33,6 +33,7 @@ def combinations() -> list[tuple[str, ...]]:
     single = {group: names for group, names in GROUPS.items() if group not in APART}
     partners = {
         "gpt": "text",
+        "hugging_face": "tokens",
         "two_views": "paired_views",
         "linear": "linear_regression",
         "quadratic": "noisy_quadratic",

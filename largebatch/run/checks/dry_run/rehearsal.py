@@ -23,6 +23,7 @@ from largebatch.losses import LabelRule, Loss
 from largebatch.losses.metrics import Metric
 from largebatch.run.augmentation import training_loss
 from largebatch.run.checks.dry_run.content import content_of, probed_samples
+from largebatch.run.checks.dry_run.documents import require_separation
 from largebatch.run.checks.dry_run.evaluation import try_evaluation
 from largebatch.run.checks.dry_run.labels import logits_in_pieces, rule_of, settled_loss
 from largebatch.run.checks.dry_run.saving import try_saving
@@ -110,6 +111,7 @@ def dry_run(run: UntriedRun, findings: Findings) -> Tried | None:
     settled = findings.attempt("loss", lambda: settled_loss(model, loss, probed, config.precision.compute))
     if settled is None:
         return None
+    findings.attempt("model", lambda: require_separation(model, run.train, probed, config.precision.compute))
     findings.notes += logits_in_pieces(*settled, probed.targets, run.numbers.ramp.max_micro_batch_size)
     return Tried(content_of(probed), *settled, states[0])
 
