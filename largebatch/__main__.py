@@ -8,24 +8,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-import largebatch
-
-VERBS = {
-    "train": "train with an exact global batch on any number of processes",
-    "launch": "start processes here or on a cluster: `launch torchrun 8 ...`, `launch slurm --nodes 4 ...`",
-    "plan": "print what a run would do: batch plan, learning rates, steps, memory; starts nothing",
-    "verify": "prove on your model and data that ranks and accumulation change nothing; else name the cause",
-    "measure": "measure weights on a fixed subset: `measure sharpness|variance|gap|communication|all`",
-    "study": "measure steps to a target against batch size; `study analyze FILE` fits a CSV; `study atlas`",
-    "find-lr": "suggest a learning rate by a range test over seeds, with the reason; map rate x batch size",
-    "compare": "estimate the cost of a larger batch from runs at different batch sizes: `compare RUN...`",
-    "report": "write one interactive page of all runs and results below a folder: `report FOLDER...`",
-    "diff": "find the first step in which two runs differ: `diff A B`",
-    "checkpoint": "check every byte: `checkpoint verify PATH`; export plain weights: `checkpoint export PATH`",
-    "doctor": "check versions, devices, memory, disk, ports and launcher; report problems with their remedies",
-    "textbook": "run the textbook's experiments on batch size, each with figures and an answer: `textbook NAME|all`",
-    "bench": "measure speed on this machine: `bench loop|optim|diagnostics|rows`; count mistakes: `bench verify`",
-}
+from largebatch.cli.verbs import VERBS
 
 # These write their results to files: a closed stdout does not change their exit code.
 _LONG = (["train"], ["study"], ["textbook"], ["measure"], ["find-lr"], ["verify"])
@@ -57,7 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run_verb(arguments: list[str]) -> int:
     if arguments[:1] == ["--version"]:
-        print(f"largebatch {largebatch.__version__}")
+        from largebatch.cli.version import version_lines
+
+        print("\n".join(version_lines()))
         return 0
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage())
@@ -113,7 +98,8 @@ def _usage() -> str:
     return (
         "usage: largebatch VERB [KEY=VALUE ...]\n\n"
         f"{verbs}\n\n"
-        "`largebatch VERB --help` shows the configuration of a verb."
+        "`largebatch VERB --help` shows every key of a verb with its value and meaning, `largebatch help WORD` finds "
+        "one.\n`largebatch --version` shows the versions that matter, `largebatch completion bash` completes by TAB."
     )
 
 

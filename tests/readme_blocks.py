@@ -6,10 +6,9 @@ A block is between `<!-- NAME: begin -->` and `<!-- NAME: end -->`; tests/unit/t
 from __future__ import annotations
 
 import argparse
-import re
-from collections.abc import Iterator
 from pathlib import Path
 
+from largebatch.cli.catalogue.files import description
 from largebatch.records.metric_keys import markdown_table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,23 +22,8 @@ def conf_tree() -> str:
         lines += [f"{folder.relative_to(CONF)}/"] if folder != CONF else []
         files = sorted(folder.glob("*.yaml"))
         indent, width = "  " * (folder != CONF), max((len(file.stem) for file in files), default=0)
-        lines += [f"{indent}{file.stem:{width}}  {first_sentence(file)}" for file in files]
+        lines += [f"{indent}{file.stem:{width}}  {description(file)}" for file in files]
     return "\n".join((*lines, "```"))
-
-
-def first_sentence(file: Path) -> str:
-    """Of the comment at the top of a config, without what Hydra reads there."""
-    text = " ".join(comment_lines(file.read_text(encoding="utf-8")))
-    return re.split(r"(?<!al)\. ", text)[0].removesuffix(".")
-
-
-def comment_lines(text: str) -> Iterator[str]:
-    for line in text.splitlines():
-        if line.startswith(("# @package", "#   ")) and not line.startswith("#    "):
-            continue
-        if not line.startswith("# "):
-            return
-        yield line[2:]
 
 
 # Block -> (its file, what makes it).

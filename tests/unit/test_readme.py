@@ -16,10 +16,10 @@ import yaml
 from omegaconf import DictConfig
 
 import largebatch
-from largebatch.__main__ import VERBS
 from largebatch.cli.composition.composing import compose_config
 from largebatch.cli.measure import MEASURES
 from largebatch.cli.textbook import EXPERIMENTS
+from largebatch.cli.verbs import VERBS
 from largebatch.experiments.study.settings import StudyConfig
 from largebatch.models import Linear
 from largebatch.records.metric_keys import METRIC_FAMILIES, metric_key

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,9 @@ class Catalogue:
         found: dict[str, Setting] = {}
         for part in self.files(config_name, chosen):
             for one in part.settings:
+                for key in found.keys() & set(accumulate(one.key.split("."), "{}.{}".format)):
+                    if found[key].value == "{}" and key != one.key:  # no longer empty
+                        found[key] = replace(found[key], value="")
                 before = found.get(one.key)
                 found[one.key] = replace(one, comment=before.comment) if before and not one.comment else one
         return found
@@ -56,6 +60,18 @@ class Catalogue:
             chosen: group -> choices, as typed; they win over those of files.
         """
         return list(_Composition(self, dict(chosen)).expand("", config_name))
+
+    def in_use(self, config_name: str, chosen: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
+        """Group -> its choices, none included, for every group of the lists of defaults."""
+        files = self.files(config_name, chosen)
+        named = [one.group for file in files for one in map(_entry, file.defaults) if one.is_choice and one.group]
+        found: dict[str, tuple[str, ...]] = {group: () for group in named if self.choices(group)}
+        for file in files:
+            for folder in self.folders:
+                if file.path.is_relative_to(folder):
+                    group, name = file.path.parent.relative_to(folder).as_posix(), file.path.stem
+                    found |= {group: (name,)} if group in found else {}
+        return found | {group: tuple(names) for group, names in chosen.items() if group in found}
 
     def bringers(self, key: str) -> dict[str, Setting]:
         """GROUP=CHOICE -> setting, for the choices whose files set a key themselves."""

@@ -20,14 +20,14 @@ from yaml import YAMLError
 from largebatch import conf_dir
 from largebatch.cli.catalogue.composed import Catalogue, typed_choices
 from largebatch.cli.composition.calling import Verb, call
-from largebatch.cli.composition.flags import files_of, is_sweep, overrides_and_flags
+from largebatch.cli.composition.flags import HELP, files_of, is_sweep, overrides_and_flags
 from largebatch.cli.composition.listed_hydra import NotListedError, held_to_the_list
 from largebatch.cli.composition.problems import as_one, with_the_others, wrong_before_hydra
 from largebatch.cli.composition.remedies import remedy, sweep_problem
 from largebatch.cli.composition.withheld import secrets_of_files, variable_problems
 from largebatch.cli.composition.wrong import Wrong
 from largebatch.cli.process.held_screen import HeldScreen
-from largebatch.cli.process.leaving import EXIT_FAILED, EXIT_WRONG_INPUT
+from largebatch.cli.process.leaving import EXIT_DONE, EXIT_FAILED, EXIT_WRONG_INPUT
 from largebatch.cli.process.refusing import refuse
 from largebatch.records.renamed import renamed_on_command_line
 
@@ -73,6 +73,8 @@ def run_verb(
     line = CommandLine(verb, arguments, config_name)
     if problems := line.problems():
         return refuse(as_one(problems), problems)
+    if set(HELP) & set(arguments):
+        return line.help()
     codes: list[int] = []
     own_process = os.getpid()
     overrides, flags = overrides_and_flags(arguments)
@@ -144,10 +146,28 @@ class CommandLine:
             overrides, _ = overrides_and_flags(arguments)
             return compose(files.get("name") or self._config_name, overrides=[*overrides, *searched])
 
+    def help(self) -> int:
+        """Print the page of the verb, or what is wrong with the settings beside --help; returns the exit code."""
+        from largebatch.cli.pages.layout import page_width
+        from largebatch.cli.pages.verb_page import verb_page
+
+        given = [one for one in self.arguments if one not in HELP]
+        overrides, _ = overrides_and_flags(given)
+        try:
+            if overrides:
+                self._compose(given)
+        except (HydraException, OmegaConfBaseException) as error:
+            return _refuse_as_hydra(self, error, HeldScreen())
+        print(verb_page(self._config_name, overrides, self._catalogue(), page_width()))
+        return EXIT_DONE
+
+    def _catalogue(self) -> Catalogue:
+        more = files_of(self.arguments).get("more")
+        return Catalogue(tuple(map(Path, [*([more] if more else []), conf_dir()])))
+
     def keys(self) -> list[str]:
         """The dotted names of the config with the choices that exist, sections included."""
-        more = files_of(self.arguments).get("more")
-        catalogue = Catalogue(tuple(map(Path, [*([more] if more else []), conf_dir()])))
+        catalogue = self._catalogue()
         chosen = [one for one in self.arguments if not one.endswith("=null")]
         return list(catalogue.settings(self._config_name, typed_choices(chosen, catalogue)))
 

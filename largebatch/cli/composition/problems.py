@@ -48,7 +48,7 @@ def with_the_others(
     wrong = list(found)
     while not is_sweep(arguments):
         left = without(arguments, wrong)
-        if len(left) == len(arguments):  # the error is in a file
+        if not left or len(left) == len(arguments):  # nothing else was typed, or the error is in a file
             break
         try:
             with contextlib.redirect_stderr(io.StringIO()):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidatorFunctionWrapHandler, WrapValidator
@@ -71,16 +72,22 @@ def folder_path(text: str) -> str:
     return text
 
 
-def one_of(choices: Iterable[str]) -> AfterValidator:
-    """A text that is one of `choices`; the error names the nearest."""
-    names = tuple(choices)
+@dataclass(frozen=True)
+class OneOf:
+    """Checks a text that is one of several; the error names the nearest."""
 
-    def check(value: str) -> str:
-        if value not in names:
-            raise ValueError(f"choose one of {', '.join(names)}.{did_you_mean(value, names)}")
+    names: tuple[str, ...]
+
+    def __call__(self, value: str) -> str:
+        """The value; raises ValueError if it is none of them."""
+        if value not in self.names:
+            raise ValueError(f"choose one of {', '.join(self.names)}.{did_you_mean(value, self.names)}")
         return value
 
-    return AfterValidator(check)
+
+def one_of(choices: Iterable[str]) -> AfterValidator:
+    """A text that is one of `choices`."""
+    return AfterValidator(OneOf(tuple(choices)))
 
 
 _TAKEN = ("loss", "accuracy", "seconds", "skipped", "is_augmented")  # by other keys of an evaluation
@@ -99,7 +106,8 @@ def metric_name(text: str) -> str:
 MetricName = Annotated[str, AfterValidator(metric_name)]
 FolderName = Annotated[str, AfterValidator(folder_name)]
 FolderPath = Annotated[str, AfterValidator(folder_path)]
-DurationText = Annotated[str, BeforeValidator(_duration)]
+_A_LENGTH = "a length, such as 30ep, 500steps, 100000samples or 10Btokens"  # as `largebatch help` shows it
+DurationText = Annotated[str, BeforeValidator(_duration), Field(description=_A_LENGTH)]
 # Samples of a batch; a text in tokens until the training set is known, see `in_samples`.
 SampleCount = Annotated[int, Field(ge=1), WrapValidator(_samples_or_tokens)]
 Target = dict[str, Any]

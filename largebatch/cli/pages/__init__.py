@@ -1,0 +1,1 @@
+"""Pages of help, made of the files of conf/ and their comments."""

@@ -1,0 +1,21 @@
+"""The verbs of the command line. A verb is the file of its name, see README.md."""
+
+from __future__ import annotations
+
+VERBS = {
+    "train": "train with an exact global batch on any number of processes",
+    "launch": "start processes here or on a cluster: `launch torchrun 8 ...`, `launch slurm --nodes 4 ...`",
+    "plan": "print what a run would do: batch plan, learning rates, steps, memory; starts nothing",
+    "verify": "prove on your model and data that ranks and accumulation change nothing; else name the cause",
+    "measure": "measure weights on a fixed subset: `measure sharpness|variance|gap|communication|all`",
+    "study": "measure steps to a target against batch size; `study analyze FILE` fits a CSV; `study atlas`",
+    "find-lr": "suggest a learning rate by a range test over seeds, with the reason; map rate x batch size",
+    "compare": "estimate the cost of a larger batch from runs at different batch sizes: `compare RUN...`",
+    "report": "write one interactive page of all runs and results below a folder: `report FOLDER...`",
+    "diff": "find the first step in which two runs differ: `diff A B`",
+    "checkpoint": "check every byte: `checkpoint verify PATH`; export plain weights: `checkpoint export PATH`",
+    "doctor": "check versions, devices, memory, disk, ports and launcher; report problems with their remedies",
+    "textbook": "run the textbook's experiments on batch size, each with figures and an answer: `textbook NAME|all`",
+    "help": "tell about one key, group, choice or word: `help batch.total`, `help optimizer`, `help warmup`",
+    "bench": "measure speed on this machine: `bench loop|optim|diagnostics|rows`; count mistakes: `bench verify`",
+}
