@@ -7,7 +7,14 @@ from largebatch.optim.muon import MuonWithAdamW
 from largebatch.optim.parameter_groups import parameter_groups, parameters_by_name
 from largebatch.optim.presets import LAMB_PRESETS, LARS_PRESETS
 from largebatch.optim.schedule_lr import ScheduleLR
-from largebatch.optim.telemetry import TensorStep, tensor_steps, weights_of
+from largebatch.optim.telemetry import (
+    StepTelemetry,
+    TensorStep,
+    row_of_layers,
+    summary_of,
+    tensor_steps,
+    weights_of,
+)
 from largebatch.optim.trust_ratio import l2_norm, trust_ratio
 
 __all__ = [
@@ -17,13 +24,16 @@ __all__ = [
     "LARS_PRESETS",
     "MuonWithAdamW",
     "ScheduleLR",
+    "StepTelemetry",
     "TensorStep",
     "keep_lr_ratios",
     "l2_norm",
     "lr_factors",
     "parameter_groups",
     "parameters_by_name",
+    "row_of_layers",
     "set_lr",
+    "summary_of",
     "tensor_steps",
     "trust_ratio",
     "weights_of",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from largebatch.diagnostics import track
+from tests.noise_by_hand import noise_by_hand
 
 STEPS = 3
 
@@ -41,21 +41,10 @@ def data_of(step: int, sizes: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
 
 
 def by_hand(model: nn.Module, micro_batches: Sequence[tuple[Tensor, Tensor]], reduction: str) -> tuple[float, ...]:
-    """(|g|, tr(Sigma), |G|^2): the two unknowns of E|g_i|^2 = |G|^2 + tr/b_i, E|g|^2 = |G|^2 + tr sum_i w_i^2/b_i."""
-    model = copy.deepcopy(model)
-    parameters = [one for one in model.parameters() if one.requires_grad]
-    grads = []
-    for inputs, targets in micro_batches:
-        loss = nn.functional.mse_loss(model(inputs), targets)
-        slopes = torch.autograd.grad(loss, parameters, materialize_grads=True)
-        grads.append(torch.cat([one.flatten() for one in slopes]))
-    sizes = np.array([len(inputs) for inputs, _ in micro_batches])
-    weights = sizes / sizes.sum() if reduction == "sum" else np.full(len(sizes), 1 / len(sizes))
-    whole = float(sum(weight * grad for weight, grad in zip(weights, grads, strict=True)).square().sum())
-    parts = float(sum(weight * grad.square().sum() for weight, grad in zip(weights, grads, strict=True)))
-    equations = np.array([[1, (weights / sizes).sum()], [1, (weights**2 / sizes).sum()]])
-    grad_sq_norm, trace = np.linalg.solve(equations, [parts, whole])
-    return whole**0.5, trace, grad_sq_norm
+    def loss_of(model: nn.Module, micro_batch: tuple[Tensor, Tensor]) -> Tensor:
+        return nn.functional.mse_loss(model(micro_batch[0]), micro_batch[1])
+
+    return noise_by_hand(model, micro_batches, loss_of, [len(inputs) for inputs, _ in micro_batches], reduction)
 
 
 def tracked_loop(
@@ -122,6 +111,37 @@ def test_every_loop_measures_what_is_computed_by_hand(ranks, world_size, sizes, 
 def test_the_loop_is_the_same_to_the_last_bit(ranks, world_size, sizes):
     tracked, plain = (ranks(world_size).run(tracked_loop, sizes, "mean", is_tracked=one) for one in (True, False))
     assert [one["weights"] for one in tracked] == [one["weights"] for one in plain]
+
+
+def loop_of_accelerate(sizes: Sequence[int]) -> tuple[Any, Any]:
+    """Its accumulation, its DDP, its clipping: the optimizer steps inside of its wrapper."""
+    from accelerate import Accelerator
+
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 1)).double()
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
+    model, optimizer = accelerator.prepare(module, torch.optim.AdamW(module.parameters(), lr=0.01))
+    found, expected = [], []
+    with track(model) as tracker:
+        for step in range(2):
+            everything = data_of(step, sizes)
+            expected.append(by_hand(accelerator.unwrap_model(model), everything, "mean"))
+            for inputs, targets in everything[2 * accelerator.process_index :][:2]:
+                with accelerator.accumulate(model):
+                    accelerator.backward(nn.functional.mse_loss(model(inputs), targets))
+                    if accelerator.sync_gradients:
+                        accelerator.clip_grad_norm_(model.parameters(), 1e-2)
+                    optimizer.step()
+                    optimizer.zero_grad()
+            assert tracker.noise_scale is not None
+            assert tracker.latest is not None
+            found.append((tracker.latest.grad_norm, tracker.latest.trace, tracker.latest.grad_sq_norm))
+    return found, expected
+
+
+def test_a_loop_of_accelerate_is_measured_as_it_is(ranks):
+    for found, expected in ranks(2).run(loop_of_accelerate, [4, 3, 4, 1]):
+        np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
 
 
 def loop_without_reduction() -> str:

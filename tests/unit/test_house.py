@@ -20,8 +20,8 @@ MODULES = {
 
 # The rooms, from the ground up: a file imports from its own room and from rooms above it in this list.
 ROOMS = (
-    "batch", "optim", "losses", "distributed", "models", "data", "gradient", "diagnostics", "records", "training",
-    "run", "experiments", "cli",
+    "batch", "optim", "losses", "distributed", "models", "data", "gradient", "diagnostics", "integrations", "records",
+    "training", "run", "experiments", "cli",
 )  # fmt: skip
 FLOOR = {room: number for number, room in enumerate(ROOMS)}
 OMEGACONF_READS = {"records.report.run_files": {"omegaconf"}}  # config.yaml, as the run has written it
@@ -89,7 +89,7 @@ def of_every_module(problem: Callable[[str, Path], Any]) -> dict[str, Any]:
     return {module: found for module, path in MODULES.items() if (found := problem(module, path))}
 
 
-def test_the_package_has_thirteen_rooms_and_nothing_beside_them():
+def test_the_package_has_fourteen_rooms_and_nothing_beside_them():
     assert {room(module) for module in MODULES} == {"", *ROOMS, "__main__"}
 
 

@@ -12,8 +12,9 @@ from largebatch.diagnostics.gap.gap import EvalSums, GeneralizationGap, generali
 from largebatch.diagnostics.sharpness.own_samples import Samples, as_samples, holds_batches, known_loss, own_job
 from largebatch.distributed.own_job import Job
 from largebatch.gradient.accumulation import forward
-from largebatch.gradient.snapshots import measuring
+from largebatch.gradient.snapshots import preserving_buffers_and_rng
 from largebatch.losses import Loss, counted_per_sample, is_coupled
+from largebatch.models.modes import evaluating
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,8 @@ def measure_gap(
     """Evaluate training and validation samples in eval mode, every sample once; every rank gets the result.
 
     All ranks of the default process group call it, if there is one. Data sets are shared out to them; a `DataLoader` or
-    a list of batches is what a rank has of its own (a sampler that pads with copies counts these twice). Weights,
-    buffers, modes and random generators are restored bit for bit. Read `generalization_gap` for what makes a gap
+    a list of batches is what a rank has of its own (a sampler that pads with copies counts these twice). Buffers,
+    modes and random generators are restored bit for bit. Read `generalization_gap` for what makes a gap
     meaningful: give the training set without augmentation.
 
     Args:
@@ -72,7 +73,7 @@ def measure_gap(
     count = other.num_samples if num_samples is None and not holds_batches(train) else num_samples
     own = as_samples(train, job, count=count, seed=seed, micro_batch_size=micro_batch_size)
     measured = known_loss(loss, module, own, job)
-    with measuring(module), torch.no_grad():
+    with preserving_buffers_and_rng(module), evaluating(module), torch.no_grad():
         sums, sums_of_other = (_sums(module, measured, samples, job) for samples in (own, other))
     return MeasuredGap(sums, sums_of_other, generalization_gap(sums, sums_of_other))
 

@@ -55,6 +55,25 @@ class NoiseScale:
         low, high = self.interval
         return f"{self.value:,.0f} samples (95 %: {low:,.0f} to {high:,.0f})"
 
+    def row(self, global_batch_size: int | None = None, *, prefix: str = "noise_scale") -> dict[str, float]:
+        """What is logged; keys of what is not known are left out.
+
+        Args:
+            global_batch_size: adds the efficiencies at this batch.
+            prefix: of the keys.
+
+        >>> NoiseScale(8.0, 2.0, 30).row(prefix="noise")
+        {'noise/trace': 8.0, 'noise/grad_sq_norm': 2.0}
+        """
+        row = {f"{prefix}/trace": self.trace, f"{prefix}/grad_sq_norm": self.grad_sq_norm}
+        if self.value is not None and self.interval is not None:
+            low, high = self.interval
+            row |= {f"{prefix}/b_simple": self.value, f"{prefix}/ci_low": low, f"{prefix}/ci_high": high}
+            if global_batch_size is not None:
+                row[f"{prefix}/sample_efficiency"] = 1 / (1 + global_batch_size / self.value)
+                row[f"{prefix}/step_efficiency"] = 1 / (1 + self.value / global_batch_size)
+        return row
+
     def sample_efficiency(self, global_batch_size: int) -> float | None:
         """Fewest samples over the samples that a run at this batch needs, 1 / (1 + B / noise_scale)."""
         return None if self.value is None else 1 / (1 + global_batch_size / self.value)

@@ -17,8 +17,9 @@ from largebatch.distributed.generators import preserved_generators
 from largebatch.distributed.own_job import Job, OwnJob
 from largebatch.distributed.runtime import Inputs
 from largebatch.gradient.accumulation import forward
-from largebatch.gradient.snapshots import measuring
+from largebatch.gradient.snapshots import preserving_buffers_and_rng
 from largebatch.losses import Loss, ModuleLoss, as_loss, is_coupled
+from largebatch.models.modes import evaluating
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ def known_loss(loss: Any, module: nn.Module, samples: Samples, job: Job) -> Loss
     if is_coupled(found):
         raise ValueError(f"{type(found).__name__} compares samples: the loss of one depends on which others are there.")
     if isinstance(found, ModuleLoss) and found is not loss and (batch := next(samples.stream(job), None)) is not None:
-        with measuring(module), torch.no_grad():
+        with preserving_buffers_and_rng(module), evaluating(module), torch.no_grad():
             found.examine(forward(module, batch[0]), batch[1])
     return found
 

@@ -9,7 +9,6 @@ from torch import nn
 
 from largebatch.diagnostics import NoiseScale, NoiseScaleEstimator, moments_of_step
 from largebatch.gradient.step import Measures, Step
-from largebatch.records.trackers import Row
 from largebatch.training.loop import Observer, Run
 from largebatch.training.row_log import RowLog
 from largebatch.training.step_report import StepReport
@@ -79,10 +78,10 @@ class NoiseScaleObserver(Observer):
         self.latest = whole
         self.latest_of_groups = {name: one for name, one in zip(self._groups, of_groups, strict=True) if one}
         if self.latest is not None:
-            row = row_of(self.latest, report.plan.global_batch_size)
+            row = self.latest.row(report.plan.global_batch_size)
             for name, scale in self.latest_of_groups.items():
-                row |= _row_under(f"noise_scale/{name}", scale)
-            self._rows.log(run.progress, row)
+                row |= scale.row(prefix=f"noise_scale/{name}")
+            self._rows.log(run.progress, dict(row))
 
     def state(self) -> dict[str, Any]:
         """The measurements of all parameters and of each group, as plain values."""
@@ -102,20 +101,3 @@ class NoiseScaleObserver(Observer):
 
     def _sizes(self) -> dict[str, int]:
         return {name: sum(one.numel() for one in group) for name, group in self._groups.items()}
-
-
-def row_of(scale: NoiseScale, global_batch_size: int) -> Row:
-    """What is logged of an estimate; keys of what is not known are left out."""
-    row = _row_under("noise_scale", scale)
-    samples, steps = scale.sample_efficiency(global_batch_size), scale.step_efficiency(global_batch_size)
-    if samples is not None and steps is not None:
-        row |= {"noise_scale/sample_efficiency": samples, "noise_scale/step_efficiency": steps}
-    return row
-
-
-def _row_under(prefix: str, scale: NoiseScale) -> Row:
-    row: Row = {f"{prefix}/trace": scale.trace, f"{prefix}/grad_sq_norm": scale.grad_sq_norm}
-    if scale.value is not None and scale.interval is not None:
-        low, high = scale.interval
-        row |= {f"{prefix}/b_simple": scale.value, f"{prefix}/ci_low": low, f"{prefix}/ci_high": high}
-    return row

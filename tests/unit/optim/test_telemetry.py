@@ -9,9 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from largebatch.optim import LAMB, LARS, TensorStep, tensor_steps, weights_of
+from largebatch.optim import LAMB, LARS, TensorStep, summary_of, tensor_steps, weights_of
 from largebatch.optim.trust_ratio import TrustRatio
-from largebatch.training.observers.layers import summary_of
 from tests.unit.optim.forms import CLASSES, FORMS, TUNED, every_form
 
 SHAPES = [(4, 3), (5,), (2, 2, 2)]
