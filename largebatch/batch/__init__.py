@@ -1,5 +1,6 @@
 """What a step consumes: plan, ramp, sample order, learning-rate scaling, schedule, random keys. No torch."""
 
+from largebatch.batch.decays import Cooldown, InverseSqrt, Restarts
 from largebatch.batch.duration import Duration
 from largebatch.batch.order import SampleOrder
 from largebatch.batch.plan import BatchPlan, MicroBatch
@@ -11,8 +12,11 @@ __all__ = [
     "SCALING_RULES",
     "BatchPlan",
     "BatchRamp",
+    "Cooldown",
     "Duration",
+    "InverseSqrt",
     "MicroBatch",
+    "Restarts",
     "SampleOrder",
     "ScaledValue",
     "Schedule",

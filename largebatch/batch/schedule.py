@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 DECAYS = ("constant", "linear", "cosine", "step", "polynomial")
+Decay = Callable[[int, int], float]
+"""(samples since the warmup, samples from there to the end) -> factor in [0, 1]: see `decays`, or one's own."""
 WARMUP_KINDS = ("gradual", "constant")
 
 
@@ -33,7 +35,9 @@ class Schedule:
     - step: `step_gamma` to the number of `step_samples` milestones passed, counted from sample 0, warmup included
       (Goyal et al. 2017)
 
-    linear, cosine and polynomial are stretched to end at `end_factor`: end + (1 - end) f(p).
+    or a function: one of `largebatch.batch.decays` (wsd, restarts, inverse_sqrt), or your own, see `Decay`.
+
+    All but step are stretched to end at `end_factor`: end + (1 - end) f(p).
 
     >>> schedule = Schedule(total_samples=100, warmup_samples=10, warmup_start_factor=0.5, decay="linear")
     >>> schedule(0), schedule(5), schedule(10), schedule(55), schedule(100)
@@ -52,14 +56,14 @@ class Schedule:
     warmup_samples: int = 0
     warmup_start_factor: float = 0.0
     warmup_kind: str = "gradual"
-    decay: str = "cosine"
+    decay: str | Decay = "cosine"
     end_factor: float = 0.0
     power: float = 2.0
     step_samples: tuple[int, ...] = ()
     step_gamma: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.decay not in DECAYS:
+        if not callable(self.decay) and self.decay not in DECAYS:
             raise ValueError(f"decay={self.decay!r} is not a decay. Choose one of {', '.join(DECAYS)}.")
         if self.total_samples < 1:
             raise ValueError(f"total_samples={self.total_samples}: a schedule needs at least 1 sample.")
@@ -68,6 +72,8 @@ class Schedule:
                 f"A warmup of {self.warmup_samples} samples does not fit into a run of {self.total_samples}: "
                 "nothing would be left to train at the peak rate. Shorten the warmup or lengthen the run."
             )
+        if (check := getattr(self.decay, "check", None)) is not None:
+            check(self.total_samples - self.warmup_samples)
         self._check_constant_warmup()
         if not 0 <= self.warmup_start_factor <= 1 or not 0 <= self.end_factor <= 1:
             raise ValueError(
@@ -83,8 +89,8 @@ class Schedule:
             raise ValueError(f"step_samples={self.step_samples}: milestones must be increasing.")
         if bool(self.step_samples) != (self.decay == "step"):
             raise ValueError(
-                f"decay={self.decay} with {len(self.step_samples)} milestones: milestones belong to the decay `step`, "
-                "which needs at least one."
+                f"decay={self.decay_name} with {len(self.step_samples)} milestones: milestones belong to the decay "
+                "`step`, which needs at least one."
             )
         outside = [one for one in self.step_samples if not self.warmup_samples < one < self.total_samples]
         if outside:
@@ -115,11 +121,29 @@ class Schedule:
             return self.warmup_start_factor
         if samples_seen < self.warmup_samples:
             return self.warmup_start_factor + (1 - self.warmup_start_factor) * samples_seen / self.warmup_samples
+        if callable(self.decay):
+            return self.end_factor + (1 - self.end_factor) * self._of_function(self.decay, samples_seen)
         if self.decay == "step":
             return self.step_gamma ** sum(samples_seen >= milestone for milestone in self.step_samples)
         progress = (samples_seen - self.warmup_samples) / (self.total_samples - self.warmup_samples)
         shape = _SHAPES[self.decay](min(progress, 1.0), self.power)
         return self.end_factor + (1 - self.end_factor) * shape
+
+    def _of_function(self, decay: Decay, samples_seen: int) -> float:
+        whole = self.total_samples - self.warmup_samples
+        value = float(decay(min(samples_seen - self.warmup_samples, whole), whole))
+        if not 0 <= value <= 1:
+            raise ValueError(
+                f"{self.decay_name} gives {value} after {samples_seen} samples: a factor is a share of the peak rate, "
+                "from 0 to 1. Raise the peak by scaling.base_lr."
+            )
+        return value
+
+    @property
+    def decay_name(self) -> str:
+        """Name of the decay; of a function, its own."""
+        decay = self.decay
+        return decay if isinstance(decay, str) else str(getattr(decay, "name", getattr(decay, "__name__", "own")))
 
 
 _SHAPES: dict[str, Callable[[float, float], float]] = {

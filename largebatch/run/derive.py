@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,12 +13,12 @@ from largebatch.batch.schedule import Schedule
 from largebatch.run.config.combinations import combination_problems, noise_scale_problems
 from largebatch.run.config.findings import Findings
 from largebatch.run.config.reading import ConfigError
-from largebatch.run.config.schema import ScheduleConfig, TrainConfig
-from largebatch.run.ramp_stages import Stages, decay_milestones, solve_stages
+from largebatch.run.config.schema import TrainConfig
+from largebatch.run.ramp_stages import Stages, solve_stages
+from largebatch.run.schedule import schedule_of, settings_of_another_decay
 from largebatch.training.weight_average import AverageSettings
 
 PROFILE_WARMUP_STEPS = 5
-DEFAULT_WARMUP, LARGEST_DEFAULT_WARMUP = "2ep", 0.1  # of the length
 IN_PLACE_OF_DECAY = "in_place_of_decay"  # rule of a rate that stays because the batch grows
 # The factor of the rate that the grown batch replaces, by scaling rule.
 _GROWTH = {
@@ -110,8 +109,8 @@ def derive(config: TrainConfig, *, num_samples: int, world_size: int) -> RunNumb
         findings.errors.append(
             f"length={config.length}: {length} samples are less than one batch of {total}. Train longer."
         )
-    findings.errors += _settings_of_another_decay(config.schedule)
-    schedule = findings.attempt("schedule", lambda: _schedule(config, peaks[0], length, samples)) if peaks else None
+    findings.errors += settings_of_another_decay(config.schedule)
+    schedule = findings.attempt("schedule", lambda: schedule_of(config, peaks[0], length, samples)) if peaks else None
     findings.errors += noise_scale_problems(config, ramp)
     findings.errors += _profile_problems(config, ramp.num_steps(length) if ramp else length // total)
     evaluate_every = findings.attempt("", lambda: _interval("evaluation", config.observers.evaluation.every, samples))
@@ -166,79 +165,6 @@ def _left_of_decay(config: TrainConfig, first: ScaledValue, stages: Stages, numb
             "first_batch_size": stages.totals[0],
         },
     )
-
-
-def _schedule(config: TrainConfig, peak: ScaledValue, length: int, samples: Callable[[str], int]) -> Schedule:
-    schedule = config.schedule
-    warmup_samples, start_factor = _warmup(config, peak.value, length, samples)
-    given = {
-        name: value
-        for name, decays in _DECAYS_WITH.items()
-        if schedule.decay in decays and (value := getattr(schedule, name)) is not None
-    }
-    given.pop("milestones", None)
-    if "gamma" in given:
-        given["step_gamma"] = given.pop("gamma")
-    solved = Schedule(
-        total_samples=max(length, 1),
-        warmup_samples=warmup_samples,
-        warmup_start_factor=start_factor,
-        warmup_kind=schedule.warmup_kind,
-        decay=schedule.decay,
-        step_samples=decay_milestones(schedule, length, samples),
-        **given,
-    )
-    if config.batch.ramp.in_place_of_decay:
-        return dataclasses.replace(solved, decay="constant", step_samples=())
-    return solved
-
-
-def _warmup(config: TrainConfig, peak: float, length: int, samples: Callable[[str], int]) -> tuple[int, float]:
-    """Samples of the warmup, and its first rate as a share of the peak.
-
-    A default warmup without effect is left out; a configured one without effect is an error.
-    """
-    schedule, base = config.schedule, config.scaling.base_lr
-    rises = peak > base
-    if schedule.warmup is not None:
-        num_samples = samples(schedule.warmup)
-    elif rises or schedule.warmup_from == "zero":
-        num_samples = min(samples(DEFAULT_WARMUP), int(length * LARGEST_DEFAULT_WARMUP))
-    else:
-        num_samples = 0
-    if schedule.warmup is None and schedule.warmup_from == "zero" and num_samples < samples("2steps"):
-        num_samples = 0  # a warmup from zero would only add a step with rate 0
-    from_base = schedule.warmup_from == "base_lr" or (schedule.warmup_from is None and rises)
-    is_wanted = num_samples > 0 or schedule.warmup is None
-    if from_base and not rises and is_wanted:
-        raise ConfigError(
-            [f"schedule.warmup_from=base_lr: the peak rate, {peak:.6g}, is not above scaling.base_lr={base:.6g}, so a "
-             "warmup from there has no effect. Use schedule.warmup_from=zero, or schedule.warmup=0ep for none."]
-        )  # fmt: skip
-    if schedule.warmup_kind == "constant" and not rises and schedule.warmup_from != "zero" and is_wanted:
-        raise ConfigError(
-            [f"schedule.warmup_kind=constant: holds scaling.base_lr={base:.6g} before the peak rate, and the peak rate "
-             f"{peak:.6g} is not above it. Use schedule.warmup_kind=gradual, or a larger batch."]
-        )  # fmt: skip
-    return num_samples, base / peak if from_base and rises else 0.0
-
-
-# Settings of a schedule that only some decays have.
-_DECAYS_WITH = {
-    "end_factor": ("linear", "cosine", "polynomial"),
-    "power": ("polynomial",),
-    "milestones": ("step",),
-    "gamma": ("step",),
-}
-
-
-def _settings_of_another_decay(schedule: ScheduleConfig) -> list[str]:
-    return [
-        f"schedule.{name}={value}: has no effect with schedule.decay={schedule.decay}, it belongs to "
-        f"{', '.join(decays)}. Remove it, or choose the schedule with schedule=NAME."
-        for name, decays in _DECAYS_WITH.items()
-        if (value := getattr(schedule, name)) is not None and schedule.decay not in decays
-    ]
 
 
 def _profile_problems(config: TrainConfig, num_steps: int) -> list[str]:

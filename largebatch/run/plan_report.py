@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from largebatch.batch.decays import Cooldown
 from largebatch.batch.plan import BatchPlan
 from largebatch.batch.scaling import ScaledValue
 from largebatch.run.checks.memory import state_of
@@ -128,7 +129,7 @@ def lr_factor_counts(optimizer: Optimizer) -> dict[float, int]:
 
 
 def _decay(numbers: RunNumbers) -> str:
-    return "by the batch" if numbers.peak_lrs[-1].rule == IN_PLACE_OF_DECAY else numbers.schedule.decay
+    return "by the batch" if numbers.peak_lrs[-1].rule == IN_PLACE_OF_DECAY else numbers.schedule.decay_name
 
 
 def _explained(value: ScaledValue) -> str:
@@ -154,6 +155,8 @@ def lr_rows(numbers: RunNumbers) -> list[PlanRow]:
     last = position + (count - 1) * plan.global_batch_size
     places = {0, numbers.schedule.warmup_samples, numbers.schedule.total_samples // 2, last}
     places |= {start for start, _, _ in stages}
+    if isinstance(cooldown := numbers.schedule.decay, Cooldown):
+        places.add(numbers.schedule.total_samples - cooldown.samples)
     return [(f"{samples:,} samples", f"{numbers.lr_at(samples):.6g}", "") for samples in sorted(places)]
 
 
@@ -183,7 +186,7 @@ def plan_record(prepared: Prepared) -> dict[str, Any]:
         "warmup_samples": schedule.warmup_samples,
         "warmup_kind": schedule.warmup_kind,
         "warmup_start_lr": numbers.lr_at(0),
-        "decay": schedule.decay,
+        "decay": schedule.decay_name,
         "end_lr": numbers.lr_at(schedule.total_samples),
         "lr_factors": [
             {"factor": factor, "tensors": count} for factor, count in lr_factor_counts(prepared.optimizer).items()

@@ -102,8 +102,8 @@ def _conflicts(config: TrainConfig) -> list[str]:
     if ramp.in_place_of_decay and (schedule.decay != "step" or schedule.gamma == 1):
         errors.append(
             f"batch.ramp.in_place_of_decay=true: replaces a step decay, and schedule.decay="
-            f"{schedule.decay}{', schedule.gamma=1' if schedule.decay == 'step' else ''}. Use schedule=step with a "
-            "gamma below 1."
+            f"{schedule.decay_name}{', schedule.gamma=1' if schedule.decay == 'step' else ''}. Use schedule=step with "
+            "a gamma below 1."
         )
     if ramp.max_total is not None and not ramp.in_place_of_decay:
         errors.append(f"batch.ramp.max_total={ramp.max_total}: has no effect without in_place_of_decay. Remove it.")
@@ -122,6 +122,7 @@ def _durations(config: TrainConfig) -> list[tuple[str, str | None]]:
     return [
         ("length", config.length),
         ("schedule.warmup", config.schedule.warmup),
+        *((f"schedule.{name}", getattr(config.schedule, name)) for name in ("cooldown", "cycle", "timescale")),
         *(("schedule.milestones", text) for text in config.schedule.milestones or []),
         *(("batch.ramp.milestones", text) for text in config.batch.ramp.milestones),
         ("observers.evaluation.every", config.observers.evaluation.every),

@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, field_validator
 
 from largebatch.batch.scaling import SCALING_RULES
-from largebatch.batch.schedule import DECAYS, WARMUP_KINDS
 from largebatch.diagnostics.outliers import FEWEST_VALUES
 from largebatch.diagnostics.settings import PositiveFloat, PositiveInt, Section
 from largebatch.run.config.augment import AugmentConfig
@@ -17,6 +16,7 @@ from largebatch.run.config.did_you_mean import did_you_mean
 from largebatch.run.config.logger import LoggerConfig
 from largebatch.run.config.observers import ObserversConfig
 from largebatch.run.config.precision import PrecisionConfig
+from largebatch.run.config.schedule import ScheduleConfig
 from largebatch.run.config.types import (
     DurationText,
     FolderName,
@@ -105,19 +105,6 @@ class ScalingConfig(Section):
     rule: Annotated[str, one_of(SCALING_RULES)]
     base_lr: PositiveFloat
     base_batch_size: SampleCount
-
-
-class ScheduleConfig(Section):
-    """Warmup and decay; None: the setting follows from the run, or the decay does not use it."""
-
-    warmup: DurationText | None
-    warmup_kind: Annotated[str, one_of(WARMUP_KINDS)]
-    warmup_from: Literal["base_lr", "zero"] | None
-    decay: Annotated[str, one_of(DECAYS)]
-    end_factor: Annotated[float, Field(ge=0, le=1)] | None = None
-    power: PositiveFloat | None = None
-    milestones: list[DurationText] | None = None
-    gamma: Annotated[float, Field(gt=0, le=1)] | None = None
 
 
 class ParametersConfig(Section):

@@ -7,9 +7,12 @@ import math
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers.optimization import get_inverse_sqrt_schedule, get_wsd_schedule
 
+from largebatch.batch.decays import Cooldown, InverseSqrt, Restarts
 from largebatch.batch.schedule import DECAYS, Schedule
 
 pytestmark = pytest.mark.quick
@@ -24,7 +27,20 @@ SHAPES = {
 }
 
 
-def schedule(decay: str = "cosine", **changes: Any) -> Schedule:
+def curve(progress: float) -> float:
+    return 1 - progress**2
+
+
+FUNCTIONS = {  # of T - W = 800 samples after the warmup; None where the factor does not only fall
+    "wsd": lambda times: Cooldown(160 * times),
+    "wsd_sqrt": lambda times: Cooldown(160 * times, "sqrt"),
+    "inverse_sqrt": lambda times: InverseSqrt(W * times),
+    "own": lambda times: lambda since, whole: curve(since / whole),
+    "restarts": lambda times: Restarts(200 * times, growth=1.5),
+}
+
+
+def schedule(decay: Any = "cosine", **changes: Any) -> Schedule:
     values: dict[str, Any] = {"total_samples": T, "warmup_samples": W, "decay": decay, "power": 3.0}
     if decay == "step":
         values["step_samples"] = (500, 800)
@@ -55,8 +71,8 @@ def test_after_the_last_sample_the_factor_stays_at_its_end(decay: str):
     assert factor(T) == factor(T + 1) == factor(5 * T) == pytest.approx(0.1, abs=1e-15)
 
 
-@pytest.mark.parametrize("decay", DECAYS)
-def test_warmup_starts_where_it_says_and_meets_the_decay_without_a_jump(decay: str):
+@pytest.mark.parametrize("decay", [*DECAYS, *(make(1) for make in FUNCTIONS.values())])
+def test_warmup_starts_where_it_says_and_meets_the_decay_without_a_jump(decay: Any):
     factor = schedule(decay, warmup_start_factor=0.25)
     assert factor(0) == 0.25
     assert factor(W // 2) == 0.625
@@ -104,8 +120,8 @@ def test_constant_warmup_stays_at_the_base_rate_and_takes_the_peak_at_once():
         assert k * eta * factor(samples) == pytest.approx(lr, rel=1e-14)
 
 
-@pytest.mark.parametrize("decay", DECAYS)
-def test_the_kind_of_warmup_changes_nothing_after_it(decay: str):
+@pytest.mark.parametrize("decay", [*DECAYS, *(make(1) for make in FUNCTIONS.values())])
+def test_the_kind_of_warmup_changes_nothing_after_it(decay: Any):
     gradual, constant = (
         schedule(decay, warmup_start_factor=0.25, warmup_kind=kind) for kind in ("gradual", "constant")
     )
@@ -125,9 +141,56 @@ def test_a_step_falls_at_its_milestone_and_not_a_sample_earlier():
     assert [factor(samples) for samples in (200, 499, 500, 799, 800, 5000)] == [1, 1, 0.5, 0.5, 0.25, 0.25]
 
 
+def factors_of(make: Any) -> list[float]:
+    """The factors of a scheduler of another library at the steps 0 to 99."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    scheduler, found = make(optimizer), []
+    for _ in range(100):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return found
+
+
+@pytest.mark.parametrize("shape", ["linear", "sqrt"])
+def test_wsd_is_that_of_transformers(shape: str):
+    def make(optimizer: Any) -> Any:
+        kind = {"linear": "linear", "sqrt": "1-sqrt"}[shape]
+        return get_wsd_schedule(optimizer, 20, 30, num_training_steps=100, decay_type=kind)
+
+    ours = Schedule(total_samples=100, warmup_samples=20, decay=Cooldown(30, shape))
+    assert [ours(step) for step in range(100)] == pytest.approx(factors_of(make), abs=1e-12)
+
+
+@pytest.mark.parametrize("timescale", [20, 7])
+def test_inverse_sqrt_is_that_of_transformers(timescale: int):
+    def make(optimizer: Any) -> Any:
+        return get_inverse_sqrt_schedule(optimizer, 20, timescale=timescale)
+
+    ours = Schedule(total_samples=100, warmup_samples=20, decay=InverseSqrt(timescale))
+    assert [ours(step) for step in range(100)] == pytest.approx(factors_of(make), abs=1e-12)
+    assert ours(80) == pytest.approx(0.5 if timescale == 20 else (7 / 67) ** 0.5), "sqrt(warmup / samples)"
+
+
+@pytest.mark.parametrize("growth", [1, 2])
+@pytest.mark.parametrize("end", [0.0, 0.2])
+def test_restarts_are_those_of_torch(growth: int, end: float):
+    def make(optimizer: Any) -> Any:
+        return torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, 15, growth, eta_min=end)
+
+    ours = Schedule(total_samples=100, decay=Restarts(15, growth), end_factor=end)
+    assert [ours(step) for step in range(100)] == pytest.approx(factors_of(make), abs=1e-9)
+
+
+def test_a_last_cycle_that_is_full_ends_low_and_does_not_restart():
+    factor = Schedule(total_samples=90, decay=Restarts(30), end_factor=0.1)
+    assert (factor(30), factor(60)) == (1, 1)
+    assert factor(90) == factor(200) == pytest.approx(0.1)
+
+
 @settings(derandomize=True, deadline=None, max_examples=200)
 @given(
-    decay=st.sampled_from(DECAYS),
+    decay=st.sampled_from([*DECAYS, InverseSqrt(7), InverseSqrt(10**6), Cooldown(1), Cooldown(2, "sqrt")]),
     total=st.integers(10, 10**12),
     share=st.floats(0, 0.7),
     start=st.floats(0, 1),
@@ -135,7 +198,7 @@ def test_a_step_falls_at_its_milestone_and_not_a_sample_earlier():
     places=st.lists(st.floats(0, 1.5), min_size=2, max_size=10),
 )
 def test_the_factor_stays_in_range_rises_in_the_warmup_and_falls_after_it(
-    decay: str, total: int, share: float, start: float, end: float, places: list[float]
+    decay: Any, total: int, share: float, start: float, end: float, places: list[float]
 ):
     warmup = int(share * total)
     factor = Schedule(
@@ -157,11 +220,11 @@ def test_the_factor_stays_in_range_rises_in_the_warmup_and_falls_after_it(
 
 
 @settings(derandomize=True, deadline=None, max_examples=50)
-@given(st.sampled_from(DECAYS), st.integers(0, 1200), st.integers(1, 1000))
+@given(st.sampled_from([*DECAYS, *FUNCTIONS]), st.integers(0, 1200), st.integers(1, 1000))
 def test_the_curve_keeps_its_shape_when_every_length_grows(decay: str, samples: int, times: int):
-    small = schedule(decay, warmup_start_factor=0.3)
+    small = schedule(FUNCTIONS[decay](1) if decay in FUNCTIONS else decay, warmup_start_factor=0.3)
     large = schedule(
-        decay,
+        FUNCTIONS[decay](times) if decay in FUNCTIONS else decay,
         warmup_start_factor=0.3,
         total_samples=T * times,
         warmup_samples=W * times,
@@ -198,9 +261,35 @@ def test_the_curve_keeps_its_shape_when_every_length_grows(decay: str, samples: 
         ("step", {"step_samples": ()}, "decay=step with 0 milestones.*needs at least one"),
         ("step", {"step_samples": (W, 500)}, f"milestone at {W} samples in a run of {T} with a warmup of {W}: during"),
         ("step", {"step_samples": (500, T)}, f"milestone at {T} samples in a run of {T}.*after the run it has"),
+        (Cooldown(801), {}, "cooldown of 801 samples, and 800 come after the warmup: use 1 to 800"),
+        (Cooldown(0), {}, "cooldown of 0 samples"),
+        (Restarts(800), {}, "cycle of 800 samples, and 800 come after the warmup: nothing would restart"),
+        (Restarts(80), {"step_samples": (500,)}, "decay=restarts with 1 milestones"),
         ("cosine", {"step_samples": (500,)}, "decay=cosine with 1 milestones: milestones belong to the decay `step`"),
     ],
 )
-def test_a_schedule_that_makes_no_sense_is_refused_with_its_numbers(decay: str, changes: dict, message: str):
+def test_a_schedule_that_makes_no_sense_is_refused_with_its_numbers(decay: Any, changes: dict, message: str):
     with pytest.raises(ValueError, match=message):
         schedule(decay, **changes)
+
+
+@pytest.mark.parametrize("value", [1.5, -0.1, math.nan])
+def test_a_function_outside_the_range_is_refused_where_it_is_asked(value: float):
+    def wild(since: int, whole: int) -> float:
+        return value
+
+    with pytest.raises(ValueError, match=f"wild gives {value} after 300 samples: a factor is a share of the peak"):
+        schedule(wild)(300)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Cooldown(5, "round"), "cooldown_shape='round': choose one of linear, sqrt"),
+        (lambda: Restarts(5, 0.5), "cycle_growth=0.5"),
+        (lambda: InverseSqrt(0), "timescale=0 samples"),
+    ],
+)
+def test_a_decay_that_makes_no_sense_is_refused(make: Any, message: str):
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -64,9 +64,11 @@ def test_every_choice_of_every_group_parses(choices: tuple[str, ...]):
         for key in config[section]:
             if OmegaConf.is_missing(config[section], key):
                 config[section][key] = MISSING.get(str(key), "X")
+    if not isinstance(config.schedule.decay, str):
+        config.schedule.decay._target_ = "mine.decay"
     parsed = parse_config(config)
     chosen = dict(choice.split("=") for choice in choices)
-    assert (parsed.scaling.rule, parsed.schedule.decay) == (chosen["scaling"], chosen["schedule"])
+    assert (parsed.scaling.rule, parsed.schedule.decay_name) == (chosen["scaling"], chosen["schedule"])
     assert parsed.precision.compute == chosen["precision"]
 
 
@@ -220,7 +222,8 @@ LENGTH = (
         ),
         (
             "schedule.decay=cosin",
-            "schedule.decay=cosin: choose one of constant, linear, cosine, step, polynomial. Did you mean 'cosine'?",
+            "schedule.decay=cosin: choose one of constant, linear, cosine, step, polynomial, wsd, restarts, "
+            "inverse_sqrt. Did you mean 'cosine'?",
         ),
         (
             "schedule.warmup_kind=gradul",

@@ -43,7 +43,7 @@ def test_it_acts_with_every_optimizer_scaling_and_batch(optimizer: str):
             assert rates[0] in (0, 0.05)  # zero, or the base rate of SGD
 
 
-@pytest.mark.parametrize("schedule", GROUPS["schedule"])
+@pytest.mark.parametrize("schedule", [one for one in GROUPS["schedule"] if one != "own"])
 def test_every_length_works_with_all_defaults(schedule: str):
     """The first thing that everybody tries is `length=1ep`."""
     for optimizer in GROUPS["optimizer"]:
