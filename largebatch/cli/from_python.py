@@ -95,7 +95,8 @@ def _called(
     arguments = [*_arguments(overrides), *([] if config_dir is None else ["--config-dir", os.fspath(config_dir)])]
     values: list[Value] = []
     errors: list[BaseException] = []
-    screen, notes = sys.stderr, io.StringIO()
+    screen = sys.stderr
+    notes = _Kept(screen)
 
     def keep(config: DictConfig, given: list[str]) -> int:
         screen.write(notes.getvalue())
@@ -119,6 +120,17 @@ def _called(
     if not values:  # wrong before there was a config
         raise ConfigError(refusals or [notes.getvalue().strip()])
     return values[0]
+
+
+class _Kept(io.StringIO):
+    """What is printed; under a launcher, torch's fault handler gets the file behind the screen."""
+
+    def __init__(self, screen: Any) -> None:
+        super().__init__()
+        self._screen = screen
+
+    def fileno(self) -> int:
+        return int(self._screen.fileno())
 
 
 def _arguments(overrides: Sequence[str]) -> list[str]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from operator import index as whole
+from operator import index
 from typing import Any, get_args
 
 import torch
@@ -24,7 +23,7 @@ from largebatch.distributed.own_job import OwnJob
 from largebatch.gradient.batch_stream import BatchStream
 from largebatch.gradient.global_batch import GlobalBatch, Origin
 from largebatch.gradient.own_micro_batch import Joined
-from largebatch.gradient.units import Units
+from largebatch.gradient.units import CountedBy, Units, each_sample
 
 
 class GlobalBatches:
@@ -115,12 +114,14 @@ class GlobalBatches:
         if joined not in get_args(Joined):
             raise ValueError(f"joined={joined!r}: choose one of {', '.join(get_args(Joined))}.")
         require_samples_by_index(dataset)
-        self.num_samples, self._seed, job = len(dataset), whole(seed), OwnJob.of_process(rank, world_size)
+        self.num_samples, self._seed, job = len(dataset), _whole("seed", seed), OwnJob.of_process(rank, world_size)
         self.ramp = _solved(total, ramp or {}, job.world_size, max_micro=max_micro, micro=micro)
         self._end_at = None if length is None else _samples(length, self.num_samples, self.ramp)
         self._begin_at(samples_seen)
         placed = None if device is None else torch.device(device)
         to_gpu, skips = placed is not None and placed.type == "cuda", on_bad_sample == "skip"
+        if to_gpu and not torch.cuda.is_available():
+            raise ValueError(f"device={device}: there is no CUDA GPU here.")
         loading: dict[str, Any] = {"num_workers": num_workers, "prefetch": prefetch, "timeout_s": timeout_s}
         loading |= {"to_gpu": to_gpu, "keeps_steps": to_gpu and (skips or units is not None)}
         order = SampleOrder(self.num_samples, self._seed)
@@ -128,7 +129,7 @@ class GlobalBatches:
             dataset, order, self.ramp, job.rank, seed=self._seed, augment=augment, skips=skips, **loading
         )
         self.start, self.close = loader.start, loader.close
-        counted = Units(job, _Counts(units or _each_sample), fixed=not skips and units is None)
+        counted = Units(job, CountedBy(units or each_sample), fixed=not skips and units is None)
         batches = BatchStream(loader, self.ramp, job.rank)
         self._origin = Origin(job, self._seed, joined, placed, batches, counted)
 
@@ -185,9 +186,9 @@ class GlobalBatches:
         self._begin_at(state["samples_seen"])
 
     def _begin_at(self, samples_seen: int) -> None:
-        if whole(samples_seen) < 0:
+        if _whole("samples_seen", samples_seen) < 0:
             raise ValueError(f"samples_seen={samples_seen}: samples from the start of the run, 0 or more.")
-        self._samples_seen, self._batch = whole(samples_seen), None
+        self._samples_seen, self._batch = index(samples_seen), None
 
     def _end(self) -> int:
         if self._end_at is None:
@@ -214,17 +215,6 @@ class GlobalBatches:
             )
 
 
-@dataclass(frozen=True)
-class _Counts:
-    """The user's function as the part of a loss that counts."""
-
-    units_per_sample: Callable[[Tensor], Tensor]
-
-
-def _each_sample(targets: Tensor) -> Tensor:
-    return torch.ones(len(targets))
-
-
 def _solved(
     total: int, ramp: Mapping[int, int], world_size: int, *, max_micro: int | None, micro: int | None
 ) -> BatchRamp:
@@ -232,16 +222,24 @@ def _solved(
         raise ValueError(f"max_micro={max_micro}, micro={micro}: a pinned micro-batch has its size. Give one of them.")
 
     def plan(size: int) -> BatchPlan:
+        common: dict[str, Any] = {"global_batch_size": _whole("total", size), "world_size": world_size}
         if micro is not None:
-            return BatchPlan.pinned(global_batch_size=whole(size), world_size=world_size, micro_batch_size=micro)
-        return BatchPlan.solve(global_batch_size=whole(size), world_size=world_size, max_micro_batch_size=max_micro)
+            return BatchPlan.pinned(**common, micro_batch_size=micro)
+        return BatchPlan.solve(**common, max_micro_batch_size=max_micro)
 
     return BatchRamp(tuple(map(plan, (total, *ramp.values()))), tuple(ramp))
 
 
+def _whole(name: str, value: Any) -> int:
+    try:
+        return index(value)
+    except TypeError:
+        raise TypeError(f"{name}={value!r}: give a whole number.") from None
+
+
 def _samples(length: int | str, num_samples: int, ramp: BatchRamp) -> int:
     if not isinstance(length, str):
-        return whole(length)
+        return _whole("length", length)
     try:
         duration = Duration.parse(length)
     except ValueError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -26,6 +26,22 @@ class CountsUnits(Protocol):
 
     def units_per_sample(self, targets: Tensor) -> Tensor:
         """Units of each sample; see `Loss`."""
+
+
+@dataclass(frozen=True)
+class CountedBy:
+    """A function of the user's, targets -> units of each sample, a mask or their number, in the place of a loss."""
+
+    units: Callable[[Tensor], Any]
+
+    def units_per_sample(self, targets: Tensor) -> Tensor:
+        """As `CountsUnits`; of any shape, as it is summed."""
+        return torch.as_tensor(self.units(targets))
+
+
+def each_sample(targets: Tensor) -> Tensor:
+    """1 for each sample of [n, ...]."""
+    return torch.ones(len(targets))
 
 
 @dataclass(frozen=True)

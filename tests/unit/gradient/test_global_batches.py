@@ -119,6 +119,8 @@ def test_units_are_what_the_loss_is_divided_by():
         _ = batch.units
     assert {micro.weight for micro in batch} == {1 / 5}
     assert batch.units == 5
+    number = GlobalBatches(dataset, SAMPLES, units=lambda targets: int((targets != -100).sum()), max_micro=3)
+    assert {micro.weight for micro in next(iter(number))} == {1 / 5}
 
 
 def test_inputs_and_targets_go_to_the_device():
@@ -202,11 +204,18 @@ class Stream(IterableDataset[int]):
         ({"joined": "ddp"}, "choose one of wrapper, mean, sum"),
         ({"on_bad_sample": "drop"}, "choose 'stop'"),
         ({"num_workers": 2}, "no effect: the data set is in memory"),
+        ({"device": "cuda"}, "device=cuda: there is no CUDA GPU here"),
     ],
     ids=str,
 )
 def test_wrong_arguments_are_refused(options: dict[str, Any], said: str):
     with pytest.raises(ValueError, match=re.escape(said)):
+        GlobalBatches(**{"dataset": data(), "total": 6, **options})
+
+
+@pytest.mark.parametrize("options", [{"total": 3.5}, {"total": "full"}, {"ramp": {5: 2.5}}, {"seed": None}], ids=str)
+def test_a_number_is_whole(options: dict[str, Any]):
+    with pytest.raises(TypeError, match=r"(total|seed)=.*: give a whole number"):
         GlobalBatches(**{"dataset": data(), "total": 6, **options})
 
 
