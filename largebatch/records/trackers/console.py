@@ -50,6 +50,11 @@ def print_plan(
     print_table(headers, plan_rows, title=title, styles=styles, console=console)
 
 
+def screen(*, stderr: bool = False) -> Console:
+    """Stdout or stderr as they are now, also in a notebook: there rich would write past a stdout that is redirected."""
+    return Console(stderr=stderr, force_jupyter=False)
+
+
 def print_table(
     headers: Sequence[str],
     rows: Sequence[Sequence[object]],
@@ -64,7 +69,7 @@ def print_table(
         table.add_column(header, style=styles[number] if number < len(styles) else "", overflow="fold")
     for row in rows:
         table.add_row(*(Text(str(cell)) for cell in row))
-    (console or Console()).print(table)
+    (console or screen()).print(table)
 
 
 def status(text: str, *, console: Console | None = None) -> Status:
@@ -72,7 +77,7 @@ def status(text: str, *, console: Console | None = None) -> Status:
 
     Nothing is written where there is no terminal.
     """
-    return (console or Console(stderr=True)).status(Text(text))
+    return (console or screen(stderr=True)).status(Text(text))
 
 
 def print_summary(
@@ -88,7 +93,7 @@ def print_summary(
 
     A path or a command is one line however narrow the terminal is, so that it can be copied.
     """
-    console = console or Console()
+    console = console or screen()
     table = Table(title="summary", title_justify="left", title_style="bold", box=box.SIMPLE, pad_edge=False)
     table.add_column("", overflow="fold")
     table.add_column("", style="bold", overflow="fold")
@@ -120,7 +125,7 @@ class ProgressLine:
     def __init__(self, *, total_steps: int, total_samples: int, console: Console | None = None) -> None:
         self._total_steps = total_steps
         self._total_samples = total_samples
-        self._console = console or Console()
+        self._console = console or screen()
         self._problems = Problems("console")
         self._samples_per_s = math.nan
         self._refreshed_at = -math.inf

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import io
 import re
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from largebatch.records.trackers import ProgressLine, print_plan, print_summary
-from largebatch.records.trackers.console import status
+from largebatch.records.trackers.console import print_table, screen, status
 
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 PLAN = [
@@ -229,3 +230,12 @@ def test_a_status_line_moves_on_a_terminal_and_is_silent_without_one(monkeypatch
     with status("begins", console=console) as line:
         line.update("3 runs are done")
     assert "3 runs are done" in ANSI.sub("", out.getvalue())
+
+
+def test_in_a_notebook_a_redirected_stdout_stays_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rich displays tables in the cell there, whatever stdout is."""
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        print_table(["a"], [["1"]], title="t")
+    assert not screen().is_jupyter
+    assert "1" in said.getvalue()
