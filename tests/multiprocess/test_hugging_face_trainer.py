@@ -14,14 +14,17 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from largebatch.batch import Schedule
 from largebatch.diagnostics.sharpness.subset import FixedSubset
-from largebatch.optim import LAMB
+from largebatch.optim import LAMB, ScheduleLR
 from tests.noise_by_hand import noise_by_hand
 
 SAMPLES = 22  # the last batch, and the last step, of an epoch are smaller
 GENERATOR = torch.Generator().manual_seed(0)
 ROWS = torch.randn(SAMPLES + 9, 5, generator=GENERATOR)
 CLASSES = torch.randint(0, 3, (SAMPLES + 9,), generator=GENERATOR)
+
+RAMP_UP_AND_DOWN = Schedule(total_samples=40, warmup_samples=10, decay="linear")
 
 
 class Rows(Dataset[dict[str, Any]]):
@@ -171,3 +174,26 @@ def test_a_callback_needs_the_trainer_that_logs():
 
     with pytest.raises(ValueError, match=r"trainer.add_callback\(LargeBatchCallback\(trainer\)\)"):
         LargeBatchCallback(nn.Linear(1, 1))
+
+
+def scheduled(folder: str) -> list[float]:
+    """The rates of the optimizer's steps under a schedule over samples."""
+    from transformers import Trainer, TrainingArguments
+
+    model, found = Means(0.0), []
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.2)
+    optimizer.register_step_pre_hook(lambda *_: found.append(optimizer.param_groups[0]["lr"]))
+    arguments = TrainingArguments(
+        output_dir=folder, per_device_train_batch_size=2, gradient_accumulation_steps=2, max_steps=5, use_cpu=True,
+        report_to=[], save_strategy="no", disable_tqdm=True,
+    )  # fmt: skip
+    size = 4 * (dist.get_world_size() if dist.is_initialized() else 1)
+    scheduler = ScheduleLR(optimizer, RAMP_UP_AND_DOWN, global_batch_size=size)
+    Trainer(model, arguments, train_dataset=Rows(0, SAMPLES), optimizers=(optimizer, scheduler)).train()
+    return found
+
+
+def test_the_trainer_follows_a_schedule_over_samples_on_any_number_of_ranks(ranks: Any, tmp_path: Path):
+    for world_size in (1, 2):
+        expected = [0.2 * RAMP_UP_AND_DOWN(4 * world_size * step) for step in range(5)]
+        assert ranks(world_size).run(scheduled, str(tmp_path)) == [expected] * world_size

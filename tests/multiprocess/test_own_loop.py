@@ -9,9 +9,10 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, TensorDataset
 
 from largebatch.batch import BatchPlan, SampleOrder, Schedule
 from largebatch.data import MicroBatchLoader
@@ -204,3 +205,30 @@ def refused(what: str) -> str:
 )
 def test_what_would_go_wrong_silently_is_refused_on_every_rank(ranks: Any, what: str, said: str):
     assert [said in message for message in ranks(2).run(refused, what)] == [True, True]
+
+
+def sharded_loop() -> list[Tensor]:
+    """A model whose parameters FSDP2 shards over the ranks, if there are several."""
+    torch.manual_seed(0)
+    model, data = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, CLASSES)).double(), Own()
+    if dist.is_initialized():
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+        fully_shard(model[0], mesh=mesh)
+        fully_shard(model, mesh=mesh)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    for batch in GlobalBatches(TensorDataset(data.features, data.labels[:, 0]), 11, micro=2, length="4steps"):
+        for micro in batch:
+            with micro.sync(model):
+                (F.cross_entropy(model(micro.inputs), micro.targets, reduction="sum") * micro.weight).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return [(one.full_tensor() if isinstance(one, DTensor) else one).detach().clone() for one in model.parameters()]
+
+
+def test_parameters_that_fsdp2_shards_become_those_of_one_process(ranks: Any):
+    (reference,) = ranks(1).run(sharded_loop)
+    for weights in ranks(2).run(sharded_loop):
+        torch.testing.assert_close(weights, reference, rtol=0, atol=1e-12)

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from largebatch.optim import LARS
+from largebatch.batch import Schedule
+from largebatch.optim import LARS, ScheduleLR
 from tests.noise_by_hand import noise_by_hand
 
 pytest.importorskip("lightning")
@@ -120,3 +121,29 @@ def test_a_restored_trainer_continues_the_measurements(tmp_path: Path):
     again = LargeBatchCallback()
     again.load_state_dict(saved)
     assert again.state_dict() == saved
+
+
+@pytest.mark.parametrize("interval", ["epoch", "step"])
+def test_a_schedule_over_samples_is_followed_whenever_lightning_steps_it(tmp_path: Path, interval: str):
+    import lightning.pytorch as pl
+
+    schedule, found = Schedule(total_samples=60, warmup_samples=12, decay="linear"), []
+
+    class Module(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Linear(5, 3)
+
+        def training_step(self, batch: Any, _: int) -> Tensor:
+            return F.cross_entropy(self.net(batch[0]), batch[1])
+
+        def configure_optimizers(self) -> Any:
+            optimizer = torch.optim.SGD(self.parameters(), lr=0.2)
+            optimizer.register_step_pre_hook(lambda *_: found.append(optimizer.param_groups[0]["lr"]))
+            scheduler = ScheduleLR(optimizer, schedule, global_batch_size=6)
+            return [optimizer], [{"scheduler": scheduler, "interval": interval}]
+
+    quiet: Any = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = pl.Trainer(max_epochs=2, accelerator="cpu", enable_checkpointing=False, **quiet)
+    trainer.fit(Module(), DataLoader(TRAIN, batch_size=6, drop_last=True))
+    assert found == [0.2 * schedule(6 * step) for step in range(6)]

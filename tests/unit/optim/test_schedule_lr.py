@@ -118,22 +118,3 @@ def test_set_lr_gives_the_same_rates():
 def test_the_position_comes_from_one_place(given: Any):
     with pytest.raises(ValueError, match=r"a stream, such as GlobalBatches, or global_batch_size.*; one of them"):
         ScheduleLR(torch.optim.SGD(groups(), lr=0.2), SCHEDULE, **given)
-
-
-def test_the_trainer_of_transformers_takes_it(tmp_path: Any):
-    """With accumulation: 4 x 2 samples per step, of 40."""
-    from transformers import Trainer, TrainingArguments
-
-    class Net(nn.Linear):
-        def forward(self, x: Any, labels: Any) -> Any:  # type: ignore[override]
-            return {"loss": super().forward(x).square().mean()}
-
-    model, found = Net(2, 1), []
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.2)
-    optimizer.register_step_pre_hook(lambda *_: found.append(optimizer.param_groups[0]["lr"]))
-    options = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "num_train_epochs": 2}
-    arguments = TrainingArguments(str(tmp_path), use_cpu=True, report_to=[], save_strategy="no", **options)
-    data = [{"x": torch.ones(2), "labels": torch.ones(1)} for _ in range(40)]
-    scheduler = ScheduleLR(optimizer, SCHEDULE, global_batch_size=8)
-    Trainer(model, arguments, train_dataset=data, optimizers=(optimizer, scheduler)).train()
-    assert found == [0.2 * SCHEDULE(samples) for samples in range(0, 80, 8)]
