@@ -108,3 +108,15 @@ class SampleOrder:
             left, right = right, left
         # An even number of rounds: both halves are back in their own radix.
         return right * radix_left + left
+
+
+class StreamOrder(SampleOrder):
+    """The order of a stream: the sample at a position has the position as its id.
+
+    >>> StreamOrder(num_samples=5).ids(3, 4).tolist(), StreamOrder(num_samples=5).epochs(3, 4).tolist()
+    ([3, 4, 5, 6], [0, 0, 1, 1])
+    """
+
+    def ids_at(self, positions: Int64Array) -> Int64Array:
+        """The positions."""
+        return positions

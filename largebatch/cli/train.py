@@ -142,10 +142,11 @@ def _print_start(prepared: Prepared, opened: OpenRun) -> None:
 def _remedy(prepared: Prepared, opened: OpenRun) -> str:
     """The remedy for a run that diverged: repair bad samples among the last ones; without any, a lower rate."""
     from largebatch.batch.order import SampleOrder
+    from largebatch.data.iterables import stream_of
     from largebatch.run.failures import samples_without_numbers
 
     config, run = prepared.config, opened.run
-    if run.guard is None:
+    if run.guard is None and stream_of(prepared.train) is None:  # a stream would be read from its start
         first = _last_finite(opened.folder)
         ids = SampleOrder(len(prepared.train), config.seed).ids(first, run.progress.samples_seen - first)
         if bad := samples_without_numbers(prepared.train, ids, seed=config.seed):

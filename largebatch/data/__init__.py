@@ -10,6 +10,7 @@ from largebatch.data.digits import digits
 from largebatch.data.errors import DataError
 from largebatch.data.folder import image_folder
 from largebatch.data.images import hub_images, parquet_images
+from largebatch.data.iterables import StreamSamples
 from largebatch.data.label_noise import NoisyLabels
 from largebatch.data.loader import EvaluationLoader, MicroBatchLoader, evaluation_batches
 from largebatch.data.micro_batch import MicroBatchData
@@ -45,6 +46,7 @@ __all__ = [
     "Screen",
     "ScreenedSamples",
     "SeveralViews",
+    "StreamSamples",
     "TokenWindows",
     "TransformedSamples",
     "as_sample",

@@ -198,7 +198,7 @@ def require_samples_by_index(dataset: Any) -> None:
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
         raise ValueError(
             f"{type(dataset).__name__} has no samples by index: the sample order of a run needs a map-style data set. "
-            f"Give it __len__ and __getitem__."
+            f"Give it __len__ and __getitem__, or wrap a stream in StreamSamples."
         )
 
 

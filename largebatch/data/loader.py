@@ -13,6 +13,7 @@ from largebatch.batch.ramp import BatchRamp
 from largebatch.data.array import Int64Array
 from largebatch.data.fetching import BatchSource
 from largebatch.data.items import Augment
+from largebatch.data.iterables import num_samples_of
 from largebatch.data.micro_batch import MicroBatchData, Request, requests_of_rank
 
 
@@ -26,7 +27,7 @@ class MicroBatchLoader:
     Args:
         dataset: in memory (has `fetch(ids) -> (inputs, targets)`), loaded in this process; or any map-style data set,
             loaded by `num_workers` processes, whose number affects only speed.
-        order: order of the samples; as long as the data set.
+        order: order of the samples; as long as the data set. Of `StreamSamples` a `StreamOrder`.
         plan: plan of a global batch, or a ramp of plans.
         rank: number of this process.
         augment: (inputs, ids, epochs) -> inputs; keyed by sample, such as `Augmentation`. With `Augmentation.mixing`
@@ -79,9 +80,9 @@ class MicroBatchLoader:
             to_gpu=to_gpu,
             keeps_steps=keeps_steps,
         )
-        if order.num_samples != len(dataset):
+        if order.num_samples != (count := num_samples_of(dataset)):
             raise ValueError(
-                f"The order covers {order.num_samples} samples, but the data set has {len(dataset)}: they must agree. "
+                f"The order covers {order.num_samples} samples, but the data set has {count}: they must agree. "
                 f"Create the order with len(dataset)."
             )
         self._order = order

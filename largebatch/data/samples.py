@@ -72,6 +72,26 @@ def form_of(value: Any) -> str:
     return f"{type(value).__name__} {str(getattr(value, 'dtype', '')).removeprefix('torch.')} {tuple(shape)}"
 
 
+def same_items(one: Any, other: Any) -> bool:
+    """Whether two items, or lists of such, are equal in every bit; NaN equals NaN.
+
+    >>> same_items({"x": torch.ones(2), "name": "a"}, {"x": torch.ones(2), "name": "a"}), same_items([1], [1, 2])
+    (True, False)
+    """
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, Mapping):
+        return one.keys() == other.keys() and all(same_items(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(same_items, one, other))
+    if isinstance(one, Tensor):
+        one, other = one.detach().cpu(), other.detach().cpu()
+        return one.dtype == other.dtype and torch.equal(torch.nan_to_num(one), torch.nan_to_num(other))
+    if isinstance(one, np.ndarray):
+        return one.dtype == other.dtype and bool(np.array_equal(one, other, equal_nan=one.dtype.kind in "fc"))
+    return bool(one == other) or repr(one) == repr(other)
+
+
 @dataclass(frozen=True)
 class Screen:
     """Conditions that a usable sample must meet.

@@ -70,7 +70,7 @@ def plans_of(prepared: Prepared, options: FindLrConfig, *, world_size: int) -> l
     Raises:
         ConfigError: with every problem: a batch that does not fit the set or the ranks, or a ramp.
     """
-    findings, config, num_samples = Findings(), prepared.config, len(prepared.train)
+    findings, config, num_samples = Findings(), prepared.config, prepared.numbers.num_samples
     if config.batch.ramp.is_used:
         findings.errors.append(
             "batch.ramp: a range test has one batch size. Leave it out, or list find_lr.batch_sizes."

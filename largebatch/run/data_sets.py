@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from torch.utils.data import IterableDataset
-
 from largebatch.data import (
     Collated,
     FirstSamples,
@@ -17,11 +15,13 @@ from largebatch.data import (
     form_of_most,
     notes_of_items,
 )
+from largebatch.data.iterables import is_stream
 from largebatch.data.probing import SAMPLES_READ
 from largebatch.run.augmentation import ItemChanges
 from largebatch.run.config.findings import Findings
 from largebatch.run.config.schema import TrainConfig
 from largebatch.run.config.targets import make, make_function
+from largebatch.run.streamed import stream_problems, streamed
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,7 @@ def data_sets(config: TrainConfig, findings: Findings) -> DataSets:
         screened = findings.attempt(key, lambda: _screened(plain_change.changed(validation), config))
     if training is not None:
         findings.errors += change.problems(training, seed=config.seed)
+    findings.errors += stream_problems(config, training)
     training, training_plain, screened = _collated(config, findings, training, training_plain, screened)
     return DataSets(training, training_plain, screened, gap_is_augmented=any(is_augmented))
 
@@ -116,12 +117,14 @@ def _changes_at_random(key: str, dataset: Any, config: TrainConfig, findings: Fi
 def _is_own(dataset: Any) -> bool:
     """Whether it is the user's own map-style set; sets of this package never change at random."""
     is_ours = type(dataset).__module__.startswith("largebatch.")
-    return dataset is not None and not is_ours and not isinstance(dataset, IterableDataset)
+    return dataset is not None and not is_ours
 
 
 def _made(key: str, node: Any, config: TrainConfig, findings: Findings) -> Any:
     """The data set of a node; its notes go into the findings."""
     dataset = make(key, node)
+    if is_stream(dataset):
+        return streamed(key, dataset, config, findings)
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
         raise ValueError(f"{type(dataset).__name__} has no length or no items: a map-style data set is needed.")
     if len(dataset) == 0:
@@ -151,7 +154,7 @@ def _training_set(dataset: Any, config: TrainConfig, change: ItemChanges) -> Any
 
 def _screened(dataset: Any, config: TrainConfig) -> Any:
     """The set behind a screen, if bad samples are skipped."""
-    if not config.data.skips or isinstance(dataset, IterableDataset) or config.data.collate_fn is not None:
-        return dataset  # the loader refuses an IterableDataset; raw items have no form to compare
+    if not config.data.skips or config.data.collate_fn is not None:
+        return dataset  # raw items have no form to compare
     form = None if hasattr(dataset, "fetch") else form_of_most(dataset, seed=config.seed)
     return ScreenedSamples(dataset, Screen(finite=True, form=form))

@@ -13,10 +13,10 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from largebatch.batch.order import SampleOrder
 from largebatch.batch.plan import BatchPlan
 from largebatch.batch.ramp import BatchRamp
 from largebatch.data import MicroBatchLoader
+from largebatch.data.iterables import order_of
 from largebatch.distributed.gather import gather_ints, named_ranks
 from largebatch.distributed.membership import TimeLimits
 from largebatch.distributed.runtime import Runtime
@@ -123,7 +123,7 @@ def build_loader(
     seed = config.seed if seed is None else seed
     return MicroBatchLoader(
         prepared.train,
-        SampleOrder(len(prepared.train), seed),
+        order_of(prepared.train, seed),
         prepared.numbers.ramp if plan is None else plan,
         rank,
         augment=None if augment is None else replace(augment, seed=seed),

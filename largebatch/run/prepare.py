@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from largebatch.data import Augmentation, with_checked_labels
+from largebatch.data.iterables import num_samples_of
 from largebatch.distributed.launcher_environment import launcher_problems
 from largebatch.distributed.process_group import own_device
 from largebatch.distributed.word_of_rank0 import calling_off, word_of_rank0
@@ -213,7 +214,7 @@ def _numbers(config: TrainConfig, environ: Mapping[str, str], train: Any, findin
     if train is None or any("WORLD_SIZE" in error for error in findings.errors):
         return None
     world_size = int(environ.get("WORLD_SIZE", "1"))
-    return findings.attempt("batch", lambda: derive(config, num_samples=len(train), world_size=world_size))
+    return findings.attempt("batch", lambda: derive(config, num_samples=num_samples_of(train), world_size=world_size))
 
 
 def _look_around(config: TrainConfig, environ: Mapping[str, str], device: Device, findings: Findings) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from largebatch.data.iterables import num_samples_of
 from largebatch.data.subset import innermost
 from largebatch.distributed.checksums import combine_checksums, parameter_checksums
 from largebatch.distributed.gather import disagreement, gather_ints, gather_texts
@@ -54,7 +55,7 @@ def run_fingerprint(prepared: Prepared) -> dict[str, str]:
         "code of largebatch": _code_sha256(),
         "code of the model, data set and loss": _own_code_sha256(prepared),
         **{f"version of {name}": str(packages[name]) for name in _NUMERIC_PACKAGES},
-        "length of the training set": str(len(prepared.train)),
+        "length of the training set": str(num_samples_of(prepared.train)),
         "samples of the training set": prepared.content,
         **weights,
     }

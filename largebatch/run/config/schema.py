@@ -119,6 +119,14 @@ class ParametersConfig(Section):
     frozen_norms: Literal["hold", "move"]
 
 
+class StreamConfig(Section):
+    """Of sets that are streams."""
+
+    samples: PositiveInt | None
+    kept: PositiveInt
+    validation: PositiveInt
+
+
 class DataConfig(Section):
     """Training and validation set, and their sizes that models need."""
 
@@ -133,6 +141,7 @@ class DataConfig(Section):
     timeout_s: Annotated[float, Field(ge=0)]
     on_bad_sample: Literal["stop", "skip"]
     collate_fn: Target | None
+    stream: StreamConfig
     train_plain: Target | None = None
     path: str | list[str] | None = None
     num_classes: PositiveInt | None = None

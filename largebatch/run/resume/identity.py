@@ -71,7 +71,11 @@ def run_identity(prepared: Prepared) -> dict[str, Any]:
         "model": arguments_of_model(plain["model"]),
         "model_files": files_named(arguments_of_model(config.model)),
         "start_weights": None if prepared.start_weights is None else prepared.start_weights.sha256,
-        "data": {"name": config.data.name, "num_samples": len(prepared.train), "augment": plain["data"]["augment"]},
+        "data": {
+            "name": config.data.name,
+            "num_samples": prepared.numbers.num_samples,
+            "augment": plain["data"]["augment"],
+        },
         "code": code_of(prepared),
     }
 
