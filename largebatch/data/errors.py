@@ -12,6 +12,10 @@ class DataError(ValueError):
     """Unusable data. The message names the file, row or sample, the rule it breaks and the remedy."""
 
 
+class StreamError(DataError):
+    """A stream that cannot be read on: nothing behind it can be loaded, so nothing is left out."""
+
+
 def check_split(split: str) -> None:
     """Raise ValueError unless `split` is "train" or "validation"."""
     if split not in ("train", "validation"):

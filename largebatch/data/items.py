@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, default_collate
 from largebatch.batch.random_keys import stream_key
 from largebatch.data.array import Int64Array
 from largebatch.data.collation import Collated, collated, require_batch
-from largebatch.data.errors import DataError
+from largebatch.data.errors import DataError, StreamError
 from largebatch.data.samples import TARGET_KEYS, BadSampleError, as_sample, form_of
 from largebatch.distributed.generators import preserved_generators, seed_generators
 
@@ -75,6 +75,8 @@ class KeyedItems(Dataset[Any]):
                     samples.append(self._sample(request))
                     kept.append(request)
                 except DataError as error:  # noqa: PERF203
+                    if isinstance(error, StreamError):
+                        raise
                     if not self._skips:
                         repeat = f"`dataset[{request[1]}]` repeats the error"
                         remedy = f"Repair or remove it ({repeat}), or leave it out: data.on_bad_sample=skip."
@@ -98,6 +100,8 @@ class KeyedItems(Dataset[Any]):
         try:
             item = self._dataset[sample_id]
             return item if self._has_own and item is not None else as_sample(item)
+        except StreamError:
+            raise
         except BadSampleError as error:
             raise DataError(f"Sample {sample_id} {error}") from error
         except Exception as error:

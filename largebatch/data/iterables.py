@@ -12,7 +12,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from largebatch.batch.order import SampleOrder, StreamOrder
 from largebatch.batch.random_keys import stream_key
-from largebatch.data.errors import DataError
+from largebatch.data.errors import DataError, StreamError
 from largebatch.data.samples import same_items
 from largebatch.distributed.generators import preserved_generators, seed_generators
 
@@ -39,7 +39,8 @@ class StreamSamples(Dataset[Any]):
 
     Raises:
         ValueError: if a number is below 1.
-        DataError: if the stream ends before `kept` samples, or gives other samples when it is read again.
+        StreamError: if the stream ends before `kept` samples.
+        DataError: if it gives other samples when it is read again.
     """
 
     def __init__(self, dataset: Any, *, num_samples: int, kept: int, seed: int = 0) -> None:
@@ -89,13 +90,16 @@ class StreamSamples(Dataset[Any]):
                     item = next(self._items)
                 except StopIteration:
                     self._items = None
-                    raise DataError(
-                        f"the stream ended after {self._next:,} samples of pass {number}, and data.stream.samples="
+                    raise StreamError(
+                        f"The stream ended after {self._next:,} samples of pass {number}, and data.stream.samples="
                         f"{self.num_samples} says that a pass has more. Give data.stream.samples={max(self._next, 1)}."
                     ) from None
-                except Exception:
+                except Exception as error:
                     self._items = None  # a generator that raised does not go on
-                    raise
+                    raise StreamError(
+                        f"Sample {self._next:,} of pass {number} of the stream cannot be read: {type(error).__name__}: "
+                        f"{error}. Repair it, or have the stream leave it out."
+                    ) from error
                 self._next += 1
                 if self._next > index:
                     return item

@@ -169,11 +169,13 @@ def test_a_stream_of_datasets_is_the_same_in_workers_and_by_skip():
 
 
 def test_an_end_before_the_end_of_the_pass_and_an_error_are_told():
-    with pytest.raises(DataError, match=r"ended after 50 samples of pass 0.*Give data\.stream\.samples=50"):
+    with pytest.raises(DataError, match=r"The stream ended after 50 samples of pass 0.*Give data\.stream\.samples=50"):
         StreamSamples(Shuffled(), num_samples=60, kept=4)[55]
     stream = StreamSamples(Failing(), num_samples=60, kept=4)
     for _ in range(2):  # nothing goes on with other samples behind it
-        with pytest.raises(OSError, match="shard 3 is gone"):
+        with pytest.raises(
+            DataError, match=r"Sample 20 of pass 0 of the stream cannot be read: OSError: shard 3 is gone"
+        ):
             stream[25]
 
 

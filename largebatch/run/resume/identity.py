@@ -55,11 +55,12 @@ _PARAMETERS_BEFORE = {"lr_factor": None, "layer_decay": None, "layer_pattern": D
 
 def run_identity(prepared: Prepared) -> dict[str, Any]:
     """The identity of a run, as plain values."""
-    config, plain = prepared.config, comparable(prepared.public, prepared.config.model_dump())
+    config, numbers = prepared.config, prepared.numbers
+    plain = comparable(prepared.public, config.model_dump())
     return {key: plain[key] for key in _IDENTITY} | {
         # A row has the same loss and gradient in any piece.
         "loss": {key: value for key, value in plain["loss"].items() if key != "logits_at_once"},
-        "global_batch_size": prepared.numbers.plan.global_batch_size,
+        "global_batch_size": numbers.plan.global_batch_size,
         "ramp": plain["batch"]["ramp"],
         "guard": plain["guard"] if config.guard.acts else None,
         "ema": plain["ema"] if config.ema.is_used else None,
@@ -71,11 +72,7 @@ def run_identity(prepared: Prepared) -> dict[str, Any]:
         "model": arguments_of_model(plain["model"]),
         "model_files": files_named(arguments_of_model(config.model)),
         "start_weights": None if prepared.start_weights is None else prepared.start_weights.sha256,
-        "data": {
-            "name": config.data.name,
-            "num_samples": prepared.numbers.num_samples,
-            "augment": plain["data"]["augment"],
-        },
+        "data": {"name": config.data.name, "num_samples": numbers.num_samples, "augment": plain["data"]["augment"]},
         "code": code_of(prepared),
     }
 
