@@ -78,7 +78,7 @@ class OwnBatches:
         found = sum(count // size for count in self.counts)
         if found < 1:
             raise ValueError(
-                f"{list(self.counts)} samples of the ranks make no group of {size}. Use more, or smaller groups."
+                f"{list(self.counts)} samples of the ranks make no group of {size}. Use more, or a smaller m."
             )
         return found
 
