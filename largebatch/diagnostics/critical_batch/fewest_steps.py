@@ -56,9 +56,9 @@ class Ranking:
         unknown = [name for name, end in low.items() if end is None]
         level = min([best.level, *(one.level for _, one in others if one.interval is not None)])
         word = "intervals" if level >= 0.95 else "ranges of seeds"
-        clauses = [f"{word} do not overlap with {_listed(apart)}'s"] if apart else []
-        clauses += [f"{word} overlap with {_listed(near)}'s: no clear difference there"] if near else []
-        clauses += [f"no interval for {_listed(unknown)}"] if unknown else []
+        clauses = [f"{word} do not overlap with {_theirs(apart)}"] if apart else []
+        clauses += [f"{word} overlap with {_theirs(near)}: no clear difference there"] if near else []
+        clauses += [f"no interval for {' and '.join(unknown)}"] if unknown else []
         return "; ".join(clauses)
 
 
@@ -102,8 +102,8 @@ def _who(found: Sequence[Ranking]) -> str:
     return f"Fewest steps to the target: {', '.join(parts)}."
 
 
-def _listed(names: Sequence[str]) -> str:
-    return " and ".join(names)
+def _theirs(names: Sequence[str]) -> str:
+    return " and ".join(f"{name}'s" for name in names)
 
 
 def _steps(one: StepsToTarget) -> str:

@@ -101,9 +101,10 @@ def _noise_scale(name: str, fit: CriticalBatch, points: Sequence[StudyPoint]) ->
     if not measured:
         return ""
     values = [scale.value for _, scale in measured]
+    ends = _number(min(values)) + (f" to {_number(max(values))}" if len(values) > 1 else "")
     sentence = (
-        f"{name}: the noise scale of the tuned runs ends at {_number(min(values))} to {_number(max(values))} samples, "
-        f"over {len(measured)} batch size{'s' * (len(measured) > 1)}"
+        f"{name}: the noise scale of the tuned runs ends at {ends} samples, over {len(measured)} batch "
+        f"size{'s' * (len(measured) > 1)}"
     )
     if fit.b_crit is None or not fit.supported:
         return f"{sentence}. There is no B_crit to compare it with."

@@ -20,7 +20,7 @@ def study_figures(analysis: Analysis) -> list[Diagram]:
     return [
         Diagram(
             "steps_to_target",
-            "steps to the target",
+            "Steps to the target",
             _BATCH,
             Axis("optimizer steps", log=True),
             _lines(analysis, lambda steps, size: steps),
@@ -29,7 +29,7 @@ def study_figures(analysis: Analysis) -> list[Diagram]:
         ),
         Diagram(
             "samples_to_target",
-            "samples to the target",
+            "Samples to the target",
             _BATCH,
             Axis("samples", log=True),
             _lines(analysis, lambda steps, size: steps * size),

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from largebatch.records.figures.diagram import Axis, Diagram, Surface
+from largebatch.records.figures.diagram import Axis, Diagram, Numbers, Surface
 from largebatch.records.figures.figure import Bars, Figure
 from largebatch.records.figures.legends import colour_places, epoch_ticks
 from largebatch.records.figures.plotly_marks import (
@@ -23,6 +23,8 @@ from largebatch.records.figures.plotly_marks import (
 )
 
 _MOST_DECADES = 7  # labels of a logarithmic axis
+_ALL_DIGITS = 3  # decades that are labelled at 1, 2 and 5
+_X_TITLE_WIDTH, _Y_TITLE_WIDTH = 42, 28  # letters of an axis title in a line
 _FEW_DECADES = 0.5  # labels at 1, 2 and 5 alone would be two or fewer
 _MOST_NAMES = 18  # of rows
 _ROOM = (0.05, 0.2)  # left and right of bars, as a share of their extent: texts stand on the right
@@ -44,7 +46,10 @@ def plotly_figure(figure: Figure, places: Mapping[str, int] | None = None) -> di
     """
     if places is None:
         (places,) = colour_places([figure])
-    axes = {"xaxis": _axis(figure.x, _extent(figure, "x")), "yaxis": _axis(figure.y, _extent(figure, "y"))}
+    axes = {
+        "xaxis": axis_layout(figure.x, _extent(figure, "x"), width=_X_TITLE_WIDTH),
+        "yaxis": axis_layout(figure.y, _extent(figure, "y")),
+    }
     layout: dict[str, Any] = {"title": {"text": safe(figure.title)}, **axes}
     if isinstance(figure, Diagram):
         return _diagram(figure, places, layout)
@@ -57,8 +62,8 @@ def plotly_figure(figure: Figure, places: Mapping[str, int] | None = None) -> di
     if figure.row_names:
         layout["yaxis"] |= _names(figure.rows, figure.row_names)
     if figure.square:
-        layout["yaxis"] |= {"scaleanchor": "x", "constrain": "domain"}
-        layout["xaxis"] |= {"constrain": "domain"}
+        layout["yaxis"] |= {"scaleanchor": "x", "constrain": "domain", "range": _ends(figure.rows)}
+        layout["xaxis"] |= {"constrain": "domain", "range": _ends(figure.columns)}
     surface = surface_trace(figure)
     trails = [trace for trail in figure.trails for trace in trail_traces(trail, places[trail.series])]
     drawn: dict[str, Any] = {"data": [surface, *trails], "layout": layout}
@@ -68,6 +73,11 @@ def plotly_figure(figure: Figure, places: Mapping[str, int] | None = None) -> di
             {"x": rounded(one.x), "y": rounded(one.y), "trace": 3 + 3 * i} for i, one in enumerate(figure.trails)
         ]
     return drawn
+
+
+def _ends(places: Numbers) -> list[float]:
+    known = [place for place in places if place is not None]
+    return [min(known), max(known)]
 
 
 def _room(figure: Bars) -> list[float]:
@@ -84,14 +94,27 @@ def _names(places: Sequence[float | None], names: Sequence[str]) -> dict[str, An
     return shown | {"autorange": "reversed", "automargin": True}
 
 
-def _axis(axis: Axis, extent: tuple[float, float] | None) -> dict[str, Any]:
-    """Plotly by itself writes 2 for 0.02 on a logarithmic axis, and 100n for a loss of 1e-7."""
+def axis_layout(
+    axis: Axis, extent: tuple[float, float] | None = None, *, width: int = _Y_TITLE_WIDTH
+) -> dict[str, Any]:
+    """Plotly's layout of an axis.
+
+    Plotly by itself writes 2 for 0.02 on a logarithmic axis, and 100n for a loss of 1e-7.
+
+    Args:
+        axis: the quantity.
+        extent: the least and the largest positive value.
+        width: letters of the title in a line.
+    """
     is_counted = axis.is_counted and (extent is None or extent[0] >= 1)
+    is_time = axis.unit == "s"  # written at every tick
     values: dict[str, Any] = {
-        "title": {"text": wrapped(str(axis)), "standoff": 10},
+        "title": {"text": wrapped(axis.label if is_time else str(axis), width), "standoff": 10},
         "type": "log" if axis.log else "linear",
         "exponentformat": "SI" if is_counted else "power",
     }
+    if is_time:
+        values["ticksuffix"] = " s"
     if axis.low is not None and axis.high is not None:
         values["range"] = [axis.low, axis.high]
     elif axis.low is not None or axis.high is not None:
@@ -103,8 +126,8 @@ def _axis(axis: Axis, extent: tuple[float, float] | None) -> dict[str, Any]:
         decades = math.log10(extent[1] / extent[0])
         # Plotly itself labels up to nine values per decade, which run into each other.
         digits = "D1" if decades < _FEW_DECADES else "D2"
-        values["dtick"] = math.ceil(decades / _MOST_DECADES) if decades > 2 else digits
-        if is_counted or decades <= 2 or (_PLAIN[0] <= extent[0] and extent[1] <= _PLAIN[1]):
+        values["dtick"] = math.ceil(decades / _MOST_DECADES) if decades > _ALL_DIGITS else digits
+        if is_counted or decades <= _ALL_DIGITS or (_PLAIN[0] <= extent[0] and extent[1] <= _PLAIN[1]):
             values["tickformat"] = "~s" if is_counted else "~g"
     return values
 

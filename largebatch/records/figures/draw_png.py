@@ -31,7 +31,7 @@ _BELOW = -0.17  # of a panel, as a share of its height: where the legend begins
 _LETTERS = 130  # of a legend side by side
 _LETTERS_PER_INCH, _LINE = 17, 0.17  # of a caption: letters of a line, and its height in inches
 _LONG_LABEL = 42  # letters of an axis in one line
-_FEW_DECADES = 300.0  # a logarithmic axis of a smaller range is labelled at 1, 2 and 5
+_FEW_DECADES = 1000.0  # a logarithmic axis of a smaller range is labelled at 1, 2 and 5
 _WRITTEN_OUT = (1e-5, 1e6)  # numbers beyond are powers of ten
 _UNITS = {"s": "s", "bytes": "B"}  # written at every tick, with a prefix: 2 ms, 64 kB
 _MOST_NAMES = 60  # of the rows of a map
@@ -71,7 +71,7 @@ def sheet_of(figures: Sequence[Figure], title: str = "") -> matplotlib.figure.Fi
         if title != figure.title:
             panel.set_title(plain(figure.title), fontsize=10, wrap=True)
         entries = {label: handles[label] for label in legend_labels(figure)}
-        if shared is None and len(entries) > 1:
+        if shared is None and (len(entries) > 1 or (isinstance(figure, Surface) and entries)):
             # Below: inside it would lie on bands, and searching a free place is slow.
             _legend(panel, entries, most=2, loc="upper center", bbox_to_anchor=(0.5, _BELOW))
         elif number == shared:
@@ -101,7 +101,7 @@ def _height(figure: Figure) -> float:
     """The height in inches."""
     if isinstance(figure, Surface) and figure.row_names:
         return max(4.8, 2.2 + 0.16 * min(len(figure.row_names), _MOST_NAMES))
-    return 4.8
+    return 6.2 if isinstance(figure, Surface) and figure.square else 4.8
 
 
 def _legend(place: Axes | matplotlib.figure.Figure, entries: Mapping[str, Artist], *, most: int, **where: Any) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from largebatch.records.figures.diagram import Diagram, Surface
 from largebatch.records.figures.figure import Bars, Figure
@@ -16,14 +16,36 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#A87400", "#BE5F93", "#3A8FC7", "#7
 _MOST_TICKS = 6  # of an axis of epochs
 
 
+# Batch sizes, from small and cold to large and warm: no optimizer has one of these.
+_BATCH_COLOURS = ("#6A70C4", "#4D8FD1", "#2E9AA6", "#4E9F5B", "#98902F", "#C97B3A", "#C75C6A")
+_FIRST_BATCH = 1000  # place of the first batch size
+
+
 def colour_of(place: int) -> str:
     """The colour at a place; where there are more places than colours they begin anew, in another pattern of dashes."""
-    return COLOURS[place % len(COLOURS)]
+    colours = COLOURS if place < _FIRST_BATCH else _BATCH_COLOURS
+    return colours[place % _FIRST_BATCH % len(colours)]
+
+
+def dash_of(place: int) -> int:
+    """The pattern of dashes at a place: another one once the colours are used up."""
+    return place % _FIRST_BATCH // len(COLOURS)
 
 
 def batch_series(size: int) -> str:
     """The name of the series of runs with this global batch size, by which it has one colour on a page."""
     return f"batch {size:,}"
+
+
+def batch_places(sizes: Iterable[int]) -> dict[str, int]:
+    """Series of a batch size -> place of its colour; of few sizes the colours are far apart.
+
+    >>> list(batch_places([64, 16, 32]).values())
+    [1000, 1003, 1006]
+    """
+    ordered, most = sorted(set(sizes)), len(_BATCH_COLOURS)
+    apart = (most - 1) / (len(ordered) - 1) if 1 < len(ordered) <= most else 1
+    return {batch_series(size): _FIRST_BATCH + round(number * apart) for number, size in enumerate(ordered)}
 
 
 def colour_places(figures: Sequence[Figure], fixed: Mapping[str, int] | None = None) -> list[dict[str, int]]:
@@ -43,7 +65,7 @@ def colour_places(figures: Sequence[Figure], fixed: Mapping[str, int] | None = N
     >>> colour_places([first, second])
     [{'train': 0, 'LAMB': 2}, {'validation': 1, 'train': 0}]
     """
-    fixed = {**optimizer_places(), **(fixed or {})}
+    fixed = {**optimizer_places(), **batch_places(_batch_sizes(figures)), **(fixed or {})}
     own = [list(dict.fromkeys(_series(figure))) for figure in figures]
     is_apart = [isinstance(figure, Bars) for figure in figures]
     found = Counter(name for names, apart in zip(own, is_apart, strict=True) if not apart for name in names)
@@ -53,6 +75,11 @@ def colour_places(figures: Sequence[Figure], fixed: Mapping[str, int] | None = N
         _places(names, fixed, {} if apart else {name: places[name] for name in names if name in places})
         for names, apart in zip(own, is_apart, strict=True)
     ]
+
+
+def _batch_sizes(figures: Sequence[Figure]) -> set[int]:
+    lines = (line for figure in figures if isinstance(figure, Diagram) for line in figure.lines)
+    return {line.batch for line in lines if line.batch is not None}
 
 
 def _series(figure: Figure) -> list[str]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from largebatch.records.figures.diagram import FEW_POINTS, Diagram, Line, Numbers, Surface, Trail
 from largebatch.records.figures.figure import Bar, Bars
-from largebatch.records.figures.legends import COLOURS, colour_of, legend_labels
+from largebatch.records.figures.legends import colour_of, dash_of, legend_labels
 
 _DASHES = ("solid", "dot", "dashdot", "longdash", "longdashdot")  # once the colours are used up
 _SYMBOLS: dict[str, dict[str, Any]] = {
@@ -20,9 +20,9 @@ _SYMBOLS: dict[str, dict[str, Any]] = {
     "bounds": {"symbol": "triangle-up-open", "size": 11, "line": {"width": 2}},
     "rings": {"symbol": "circle-open", "size": 18, "line": {"width": 2}, "color": "#7A7F85"},
 }
+_CONTOURS = 20
 _MOST_POWERS = 8  # labels of a scale of colours
 _FAINT = 0.35  # opacity of raw values under their smoothed course
-_TITLE_WIDTH = 28  # letters of an axis title in a line
 _DIGITS = 6  # significant ones; more are not seen
 
 
@@ -58,7 +58,7 @@ def line_traces(figure: Diagram, places: Mapping[str, int]) -> list[dict[str, An
 
 def _line(line: Line, place: int, *, in_legend: bool) -> dict[str, Any]:
     colour = colour_of(place)
-    dash = place // len(COLOURS) if line.dash is None else line.dash
+    dash = dash_of(place) if line.dash is None else line.dash
     has_points = line.style == "both" and len(line.x) <= FEW_POINTS
     mode = "markers" if line.is_points else "lines+markers" if has_points else "lines"
     pattern = "dash" if line.style == "dashed" else _DASHES[dash % len(_DASHES)]
@@ -198,6 +198,7 @@ def surface_trace(figure: Surface) -> dict[str, Any]:
         "y": rounded(figure.rows),
         "z": [rounded(row) for row in drawn.tolist()],
         "colorscale": "Viridis",
+        **({"ncontours": _CONTOURS} if figure.contours else {}),
         "colorbar": scale | {"title": {"text": safe(str(figure.z)), "side": "top"}} | (_powers(finite) if log else {}),
         "hovertemplate": "%{z:.4g} at %{x:,.6g}, %{y}<extra></extra>",
     }
@@ -237,9 +238,9 @@ def _apart(upper: Numbers, lower: Numbers) -> list[float | None]:
     return rounded([None if one is None or other is None else max(one - other, 0.0) for one, other in pairs])
 
 
-def wrapped(title: str) -> str:
-    """A title in lines no longer than an axis."""
-    return "<br>".join(safe(line) for line in textwrap.wrap(title, _TITLE_WIDTH))
+def wrapped(title: str, width: int) -> str:
+    """A title in lines no longer than an axis: so many letters."""
+    return "<br>".join(safe(line) for line in textwrap.wrap(title, width))
 
 
 def safe(text: str) -> str:

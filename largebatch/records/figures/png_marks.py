@@ -10,10 +10,11 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm, Normalize
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from largebatch.records.figures.diagram import FEW_POINTS, Axis, Line, Numbers, Surface
 from largebatch.records.figures.figure import Bars
-from largebatch.records.figures.legends import COLOURS
+from largebatch.records.figures.legends import dash_of
 
 _LINES = {
     "line": ("-", None), "dashed": ("--", None), "points": ("none", "o"), "both": ("-", "o"), "faint": ("-", None),
@@ -21,6 +22,7 @@ _LINES = {
 }  # fmt: skip
 _HOLLOW, _RING = {"bounds": 7.0, "rings": 11.0}, "#7A7F85"
 _DASHES = ("-", ":", "-.", (0, (5, 1)), (0, (5, 1, 1, 1)))  # once the colours are used up
+_FEW_DECADES, _TWO_POWERS = 100, 100  # a scale of less is labelled at 1, 2 and 5; contours of more at powers of ten
 _LEVELS, _LABELLED = 18, 3  # contours of a landscape; every n-th has a number
 
 
@@ -35,7 +37,7 @@ def draw_line(ax: Axes, line: Line, colour: str, place: int) -> Artist:
     dashes: Any
     dashes, marker = _LINES[line.style]
     if dashes == "-":
-        dashes = _DASHES[(place // len(COLOURS) if line.dash is None else line.dash) % len(_DASHES)]
+        dashes = _DASHES[(dash_of(place) if line.dash is None else line.dash) % len(_DASHES)]
     if marker and len(x) > FEW_POINTS and line.style == "both":
         marker = None
     look: dict[str, Any] = {"alpha": 0.28, "linewidth": 0.7} if line.style == "faint" else {"linewidth": 1.5}
@@ -78,17 +80,21 @@ def draw_surface(ax: Axes, figure: Surface, colours: Mapping[str, str]) -> dict[
     norm, finite = _norm(values, figure.z), values[np.isfinite(values)]
     drawn: ScalarMappable
     if figure.contours and len(finite) and finite.min() < finite.max():
-        spaced = np.geomspace if isinstance(norm, LogNorm) else np.linspace
-        levels = spaced(finite.min(), finite.max(), _LEVELS)
+        levels, named = _levels(float(finite.min()), float(finite.max()), log=isinstance(norm, LogNorm))
         drawn = ax.contourf(columns, rows, values, levels, norm=norm, alpha=0.85)
-        lines = ax.contour(columns, rows, values, levels[::_LABELLED], colors="white", linewidths=0.6)
+        lines = ax.contour(columns, rows, values, named, colors="white", linewidths=0.6)
         ax.clabel(lines, fontsize=7, fmt="%.3g")
     else:
+        named = None
         drawn = ax.pcolormesh(_edges(columns, figure.x), _edges(rows, figure.y), values, norm=norm)
     if figure.square:
         ax.set_aspect("equal")
     assert ax.figure is not None
-    ax.figure.colorbar(drawn, ax=ax, label=plain(str(figure.z)), format="%.3g")
+    bar = ax.figure.colorbar(drawn, ax=ax, label=plain(str(figure.z)), format="%.3g", ticks=named)
+    bar.ax.yaxis.set_minor_formatter(NullFormatter())
+    if named is None and isinstance(norm, LogNorm) and len(finite):
+        few = finite.max() < _FEW_DECADES * finite.min()
+        bar.ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,)))
     handles: dict[str, Artist] = {}
     for trail in figure.trails:
         x, y = _floats(trail.x), _floats(trail.y)
@@ -99,9 +105,18 @@ def draw_surface(ax: Axes, figure: Surface, colours: Mapping[str, str]) -> dict[
             x, y, color=colours[trail.series], linewidth=1.3, marker=marker, markersize=size, markeredgecolor="white",
             markeredgewidth=0.0 if len(x) > 1 else 1.5,
         )  # fmt: skip
-    if len(handles) == 1:  # more have a legend below
-        ax.legend(handles.values(), [plain(label) for label in handles], fontsize=8, loc="upper right")
     return handles
+
+
+def _levels(low: float, high: float, *, log: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Levels of contours, and those that have a number: powers of ten where there are two or more."""
+    if log and high >= _TWO_POWERS * low:
+        first, last = np.log10(low), np.log10(high)
+        inside = 10.0 ** (np.arange(np.ceil(4 * first), np.floor(4 * last) + 1) / 4)  # four per power of ten
+        named = 10.0 ** np.arange(np.ceil(first), np.floor(last) + 1)
+        return np.unique(np.concatenate([[low], inside, [high]])), named
+    levels = (np.geomspace if log else np.linspace)(low, high, _LEVELS)
+    return levels, levels[::_LABELLED]
 
 
 def draw_bars(ax: Axes, figure: Bars, colours: Mapping[str, str]) -> dict[str, Artist]:

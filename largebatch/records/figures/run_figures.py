@@ -16,6 +16,7 @@ from largebatch.records.rows.columns import Column, Columns
 from largebatch.records.rows.placed_rows import thinned
 
 BANDS_OF_ERRORS = "Bands: 95 %, by the standard error."
+BANDS_OF_INTERVALS = "Bands: 95 %."
 BANDS_OF_LONG_RUNS = "Bands of long runs: the least and the greatest of all values."
 _MOST_POINTS = 500  # of a line; of raw values twice as many
 _TIME_BINS = 100
@@ -88,6 +89,8 @@ def _figure(columns: Columns, one: RunFigure) -> Diagram:
     lines = tuple(line for metric in one.metrics for line in _lines(columns, metric))
     log = one.y.log or (one.log_if_wide and is_wide(value for line in lines for value in line.y))
     captions = [one.caption] if one.caption else []
+    if any(columns.has(metric.low) for metric in one.metrics if metric.low):
+        captions.append(BANDS_OF_INTERVALS)
     if any(columns.has(metric.stderr) for metric in one.metrics if metric.stderr):
         captions.append(BANDS_OF_ERRORS)
     if any(columns.column(metric.key).every > 1 for metric in one.metrics if not metric.noisy):

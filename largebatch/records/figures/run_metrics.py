@@ -133,7 +133,7 @@ FIGURES = (
         NOISE, "noise_scale", "Gradient noise scale", Axis("gradient noise scale", "samples", log=True),
         (NOISE_SCALE,), (BATCH,),
         "tr(Σ) / |G|²: the batch size at which noise and signal of the gradient are equal. Left out where there is not "
-        "enough evidence. Bands: 95 %. An order of magnitude, not a recipe.",
+        "enough evidence. An order of magnitude, not a recipe.",
     ),
     RunFigure(
         COMMUNICATION, "communication", "Communication of the gradient", Axis("time per step", "s", low=0),

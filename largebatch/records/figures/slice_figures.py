@@ -47,6 +47,7 @@ def slice_figures(slices: Slices, *, unit: str) -> list[Diagram | Surface]:
                 plane,
                 trails=(Trail(_HERE, [0.0], [0.0]),),
                 contours=True,
+                square=True,
             )
         )
     return figures

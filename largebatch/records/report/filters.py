@@ -16,7 +16,7 @@ def filter_bar(evidence: Evidence) -> str:
     """Buttons and a list for what differs between the runs; empty where nothing does."""
     places = optimizer_places(run.optimizer for run in evidence.runs)
     optimizers = sorted({run.optimizer for run in evidence.runs}, key=lambda name: places[name.lower()])
-    sizes = sorted({run.global_batch_size for run in evidence.runs})
+    sizes = sorted({run.global_batch_size for run in evidence.compared})
     experiments = list(dict.fromkeys(run.experiment for run in evidence.compared))
     parts = [
         _buttons("optimizer", [(name, name, colour_of(places[name.lower()])) for name in optimizers]),

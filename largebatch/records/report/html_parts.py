@@ -170,8 +170,8 @@ def choice(key: str, label: str, options: Sequence[tuple[str, str, str]]) -> str
     )
     parts = "".join(f"<div{' hidden' if i else ''}>{content}</div>" for i, (_, _, content) in enumerate(options))
     return (
-        f'<label for="{identity}">{html.escape(label)}</label> <select id="{identity}" data-choice>{items}</select>'
-        f'<div class="choices">{parts}</div>'
+        f'<p class="choice"><label for="{identity}">{html.escape(label)}</label> '
+        f'<select id="{identity}" data-choice>{items}</select></p><div class="choices">{parts}</div>'
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from largebatch.records.regular_files import printable
 from largebatch.records.report import html_parts
+from largebatch.records.report.batch_table import batch_table
 from largebatch.records.report.batches import batch_figures
 from largebatch.records.report.evidence import Evidence, LeftOut, RunRecord
 from largebatch.records.report.explorer import Explorer, explorers
@@ -18,7 +19,6 @@ from largebatch.records.report.runs_table import runs_table
 from largebatch.records.report.sections import Option, Section
 from largebatch.records.report.studies import studies
 from largebatch.records.report.two_runs import comparison_html
-from largebatch.records.report.verdict import of_batches
 
 # Sections of results are named after their kind.
 _ORDER = (
@@ -54,11 +54,15 @@ def page_sections(
         *_run_sections(evidence.compared, groups),
         *of_records,
         Section("two-runs", "Two runs compared", comparison_html(evidence.runs) if len(evidence.runs) > 1 else ""),
-        Section("runs", f"Runs ({len(evidence.runs)})", runs_table(evidence.runs, page)),
+        Section("runs", f"Runs ({len(evidence.runs)})", runs_table(_compared_first(evidence.runs), page)),
         Section("damaged", "Damaged", _faults("run", "fault", evidence.damaged)),
         Section("left-out", "Left out", _faults("left out", "reason", evidence.left_out)),
     ]
     return sorted((one for one in found if one.before or one.options), key=_place), explored
+
+
+def _compared_first(runs: Sequence[RunRecord]) -> list[RunRecord]:
+    return sorted(runs, key=lambda run: not run.is_compared)
 
 
 def _place(section: Section) -> int:
@@ -78,8 +82,7 @@ def _run_sections(runs: Sequence[RunRecord], groups: Sequence[Group]) -> list[Se
         ours = [run for run in runs if run.experiment == experiment]
         members = [group for group in groups if group.experiment == experiment]
         if against := batch_figures(members):
-            lines = html_parts.bullets([line for group in members for line in of_batches(group)])
-            options["batches"].append(Option(experiment, against, lines, experiment=experiment))
+            options["batches"].append(Option(experiment, against, batch_table(members), experiment=experiment))
         for key, figures in curves(ours).items():
             options[key].append(Option(experiment, figures, experiment=experiment))
         options["layers"] += [Option(found.title, [found]) for found in maps_of_layers(ours)]

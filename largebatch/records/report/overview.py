@@ -22,13 +22,15 @@ _NO_PICTURE = (
 
 
 def overview(evidence: Evidence, groups: Sequence[Group], studies: Sequence[Study]) -> Section:
-    """The section `overview`. Without runs to compare and without a study it has sentences alone."""
+    """The section `overview`. On a page of results alone it has their sentences; of a single one it has nothing."""
     sentences = "".join(map(html_parts.paragraph, verdict(evidence, groups, studies)))
     after = f'<div class="verdict">{sentences}</div>' if sentences else ""
-    after += html_parts.grouped_list("Other results", others(evidence, studies))
-    after += html_parts.grouped_list("Caveats", caveats(evidence, groups))
+    told, doubts = others(evidence, studies), caveats(evidence, groups)
     if not groups and not studies and evidence.records:
-        return Section("overview", "Verdict", after)
+        lines = html_parts.bullets(told if len(told) > 1 else []) + html_parts.grouped_list("Caveats", doubts)
+        return Section("overview", "Results", lines)
+    after += html_parts.grouped_list("Other results", told)
+    after += html_parts.grouped_list("Caveats", doubts)
     numbers = "".join(map(_number, headlines(studies, groups, evidence)))
     before = f'<div class="numbers">{numbers}</div>'
     figures = _picture(groups, studies)
@@ -50,6 +52,6 @@ def _number(one: Headline) -> str:
         shown = f'<p class="value">{html_parts.prose(one.value)}</p>'
         shown += f'<p class="interval">{html_parts.prose(one.interval)}</p>'
     else:
-        shown = '<p class="value none">not known</p>'
+        shown = '<p class="value none">not measured</p>'
     title, about = html_parts.escaped(one.title), html_parts.prose(one.about)
     return f'<div class="number"><h3>{title}</h3>{shown}<p class="about">{about}</p></div>'

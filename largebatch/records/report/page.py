@@ -16,7 +16,7 @@ from typing import Any
 
 from largebatch.records.durable_files import write_whole
 from largebatch.records.figures.figure import Figure
-from largebatch.records.figures.legends import batch_series
+from largebatch.records.figures.legends import batch_places
 from largebatch.records.figures.optimizer_names import optimizer_places
 from largebatch.records.regular_files import printable
 from largebatch.records.report import html_parts
@@ -104,10 +104,9 @@ def _draw(evidence: Evidence, path: Path) -> _Drawn:
 
 def _places(evidence: Evidence) -> dict[str, int]:
     """The place of the colour of each optimizer and of each batch size, wherever it is drawn."""
-    sizes = sorted({run.global_batch_size for run in evidence.runs})
     return {
         **optimizer_places(run.optimizer for run in evidence.runs),
-        **{batch_series(size): place for place, size in enumerate(sizes)},
+        **batch_places(run.global_batch_size for run in evidence.compared),
     }
 
 

@@ -46,11 +46,12 @@ def _option(record: JsonRecord, page: Path) -> Option:
     result = record.result
     prose = paragraph(f"Question: {result.question}") if result.question else ""
     first, *others = result.sentences or [""]
-    prose += (paragraph(first) if first else "") + bullets(others[:_MOST_SENTENCES])
-    prose += folded(f"{len(others) - _MOST_SENTENCES} more sentences", bullets(others[_MOST_SENTENCES:]))
+    shown = len(others) if len(others) <= _MOST_SENTENCES + 2 else _MOST_SENTENCES
+    prose += (paragraph(first) if first else "") + bullets(others[:shown])
+    prose += folded(f"{len(others) - shown} more sentences", bullets(others[shown:]))
     tables = [(len(one.rows), table(one.headers, one.rows, caption=one.title)) for one in result.tables]
-    before = prose + "".join(shown for length, shown in tables if length <= _SHORT)
-    after = "".join(shown for length, shown in tables if length > _SHORT)
+    before = prose + "".join(one for length, one in tables if length <= _SHORT)
+    after = "".join(one for length, one in tables if length > _SHORT)
     runs = [link_to(page, record.path.parent / run, Path(run).name) for run in result.runs]
     after += folded(f"{len(runs)} runs", links(runs))
     after += f'<p class="soft">All numbers: {links([link_to(page, record.path, record.path.name)])}</p>'

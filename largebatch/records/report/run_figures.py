@@ -14,7 +14,13 @@ import numpy as np
 from largebatch.records.figures.diagram import Axis, Diagram, Line, Surface, is_wide, numbers
 from largebatch.records.figures.layer_maps import layer_maps
 from largebatch.records.figures.legends import batch_series
-from largebatch.records.figures.run_figures import BANDS_OF_ERRORS, BANDS_OF_LONG_RUNS, metric_line, run_figures
+from largebatch.records.figures.run_figures import (
+    BANDS_OF_ERRORS,
+    BANDS_OF_INTERVALS,
+    BANDS_OF_LONG_RUNS,
+    metric_line,
+    run_figures,
+)
 from largebatch.records.figures.run_metrics import (
     COMMUNICATION,
     NOISE,
@@ -30,7 +36,7 @@ from largebatch.records.rows.placed_rows import thinned
 
 # Picture -> section of the page.
 SECTIONS = {TRAINING: "training", NOISE: "noise", TIME: "time", COMMUNICATION: "time", SHARPNESS: "curvature"}
-_SAMPLES = Axis("samples seen", "samples")
+_SAMPLES = Axis("samples seen")
 _MOST_POINTS = 12_000  # of a figure: more are slow on a phone
 _FEWEST, _MOST = 30, 400  # of a line
 _MARKED = 3  # lines whose points are marked: of more the marks hide the dashes
@@ -137,8 +143,9 @@ def _captions(
         captions.append(f"Lines: means over seeds{'; bands: from the least to the greatest' * has_bands}.")
     if metric.noisy:
         captions.append("Smoothed: a mean over about a fortieth of each run.")
-    elif metric.stderr and any(run.has(metric.stderr) for run in shown) and has_bands and not has_means:
-        captions.append(BANDS_OF_ERRORS)
+    elif has_bands and not has_means:
+        for key, words in ((metric.stderr, BANDS_OF_ERRORS), (metric.low, BANDS_OF_INTERVALS)):
+            captions += [words] if key and any(run.has(key) for run in shown) else []
     if longest > 1:
         thinning = "" if metric.noisy else f"Of long runs every {longest}th value is read as it is. "
         captions.append(f"{thinning}{BANDS_OF_LONG_RUNS}")

@@ -11,6 +11,7 @@ from largebatch.records.report.evidence import RunRecord
 from largebatch.records.report.html_parts import Cell
 from largebatch.records.rows.augmented_gap import gap_remark
 
+_SMALL = 1e-3  # smaller values have significant digits instead of four decimals
 _HEADERS = (
     "run", "batch", "ranks", "optimizer", "status", "steps", "samples", "validation accuracy", "loss gap", "s / step",
     "files",
@@ -50,4 +51,5 @@ def _with_error(run: RunRecord, key: str) -> str:
     if value is None:
         return ""
     error = run.last(stderr) if stderr else None
-    return f"{value:.4f}" + ("" if error is None else f" ± {error:.4f}")
+    digits = ".4f" if abs(value) >= _SMALL or value == 0 else ".2g"
+    return f"{value:{digits}}" + ("" if error is None else f" ± {error:{digits}}")

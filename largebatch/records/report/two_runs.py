@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from largebatch.diagnostics.smoothing import smooth
+from largebatch.records.figures.draw_plotly import axis_layout
+from largebatch.records.figures.legends import colour_of
+from largebatch.records.figures.optimizer_names import optimizer_places
 from largebatch.records.figures.plotly_marks import rounded
 from largebatch.records.figures.run_metrics import compared_metrics
 from largebatch.records.report.evidence import RunRecord, shortened
@@ -24,13 +28,16 @@ def comparison(runs: Sequence[RunRecord]) -> dict[str, Any]:
     """The data with which the page compares any two of the runs.
 
     Returns:
-        `axes`: key -> title; `names` of the runs; `series`: per run, key -> steps, samples and values;
-        `settings`: key -> the values that occur and, per run, which of them it has (-1: none), for keys that differ.
+        `axes`: key -> its layout; `names` of the runs, and `colours` of their optimizers; `series`: per run, key ->
+        steps, samples and values; `settings`: key -> the values that occur and, per run, which of them it has (-1:
+        none), for keys that differ.
     """
     count = sum(run.has(key) for run in runs for key in SERIES)
     most = max(_FEWEST, min(_MOST, _POINTS_OF_ALL // max(count, 1)))
+    places = optimizer_places(run.optimizer for run in runs)
     return {
-        "axes": {key: str(axis) for key, axis in SERIES.items()},
+        "axes": {key: axis_layout(replace(axis, log=False, low=None)) for key, axis in SERIES.items()},
+        "colours": [colour_of(places[run.optimizer.lower()]) for run in runs],
         "names": [run.name for run in runs],
         "series": [_series_of(run, most) for run in runs],
         "settings": _settings(runs),
@@ -40,8 +47,11 @@ def comparison(runs: Sequence[RunRecord]) -> dict[str, Any]:
 def comparison_html(runs: Sequence[RunRecord]) -> str:
     """The choices, the empty table of settings and the places of the figures."""
     options = [f"{run.name}: {run_label(run)}" for run in runs]
-    choices = select("compare-first", "First run", options)
-    choices += select("compare-second", "Second run", options, chosen=len(runs) - 1)
+    compared = [place for place, run in enumerate(runs) if run.is_compared] or [0, len(runs) - 1]
+    first = compared[0]
+    alike = [place for place in compared if runs[place].experiment == runs[first].experiment]
+    choices = select("compare-first", "First run", options, chosen=first)
+    choices += select("compare-second", "Second run", options, chosen=alike[-1])
     choices += select("compare-against", "Against", ("samples seen", "optimizer steps"))
     present = [key for key in SERIES if any(run.has(key) for run in runs)]
     places = "".join(

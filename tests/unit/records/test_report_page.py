@@ -125,7 +125,7 @@ def test_bands_left_and_right_of_what_was_measured_are_two_areas():
         ("", 1e-7, 1e-6, "D2", "~g"),  # a loss, not 100n to 1u
         ("", 1e-15, 1e14, 5, None),  # powers of ten
         ("samples", 16, 1296, "D2", "~s"),
-        ("steps", 0.6, 400.0, 1, "~g"),  # no 600m
+        ("steps", 0.6, 400.0, "D2", "~g"),  # no 600m
     ],
 )
 def test_ticks_of_a_logarithmic_axis_are_whole_numbers_without_prefixes_but_of_counts(

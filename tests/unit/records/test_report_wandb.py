@@ -36,6 +36,6 @@ def test_figures_and_page_are_in_an_offline_run_beside_the_page(
     }
     (media,) = page.parent.rglob("train_loss*.plotly.json")
     drawn = json.loads(media.read_text())
-    assert drawn["layout"]["xaxis"]["title"]["text"] == "samples seen (samples)"
+    assert drawn["layout"]["xaxis"]["title"]["text"] == "samples seen"
     assert {line["name"] for line in drawn["data"]} == {"batch 32, LARS", "batch 64, &lt;b&gt;"}
     assert len(drawn["data"][0]["y"]) == 8

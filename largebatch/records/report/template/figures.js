@@ -86,7 +86,7 @@ document.getElementById("theme").addEventListener("click", () => {
 setTheme(prefersDark.matches ? "dark" : "light");
 
 for (const select of document.querySelectorAll("select[data-choice]")) {
-  const parts = select.nextElementSibling.children;
+  const parts = select.parentElement.nextElementSibling.children;
   select.addEventListener("change", () => {
     for (const [number, part] of [...parts].entries()) part.hidden = number !== Number(select.value);
   });

@@ -6,13 +6,8 @@ if (comparison) {
   const all = DATA.comparison;
   const [first, second, against] = ["compare-first", "compare-second", "compare-against"].map((id) => document.getElementById(id));
   const table = document.querySelector("#two-runs tbody");
-  const colours = ["#0072B2", "#D55E00"];
+  const OTHER = "#7A7F85"; // of the second run, where both have one optimizer
   let seen = false;
-
-  // An axis title is no longer than its axis.
-  function wrapped(text) {
-    return text.replace(/(.{12,28}?)\s(?=.{12})/g, "$1<br>");
-  }
 
   function chosen() {
     return [Number(first.value), Number(second.value)];
@@ -43,11 +38,11 @@ if (comparison) {
         const line = all.series[run][key];
         return { type: "scatter", mode: line[0].length <= 40 ? "lines+markers" : "lines", x: line[column], y: line[2],
           name: `${run === runs[0] ? "first" : "second"}: ${escaped(all.names[run])}`, showlegend: true,
-          line: { color: colours[run === runs[0] ? 0 : 1], dash: run === runs[0] ? "solid" : "dash", width: 1.8 } };
+          line: { color: run !== runs[0] && all.colours[run] === all.colours[runs[0]] ? OTHER : all.colours[run], dash: run === runs[0] ? "solid" : "dash", width: 1.8 } };
       });
-      const title = against.value === "1" ? "optimizer steps" : "samples seen (samples)";
+      const title = against.value === "1" ? "optimizer steps" : "samples seen";
       draw(element.querySelector(".plot"), { data: data, layout: {
-        xaxis: { title: { text: title }, exponentformat: "SI" }, yaxis: { title: { text: wrapped(all.axes[key]) }, exponentformat: "power" } } });
+        xaxis: { title: { text: title }, exponentformat: "SI" }, yaxis: all.axes[key] } });
     }
   }
 
