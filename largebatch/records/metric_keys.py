@@ -205,10 +205,12 @@ METRIC_FAMILIES = (
 def metric_key(key: str) -> MetricKey | None:
     """Unit and meaning of a key of a row; None: no observer of this package writes it.
 
-    >>> metric_key("gap/loss").unit
-    'loss per sample or token'
+    >>> metric_key("gap/loss").unit, metric_key("eval/ema_val_accuracy").unit
+    ('loss per sample or token', 'share')
     """
-    return next((one for family in METRIC_FAMILIES for one in family.keys if one.matches(key)), None)
+    every = [one for family in METRIC_FAMILIES for one in family.keys]
+    named = next((one for one in every if one.name == key), None)  # before a name that stands for many
+    return named or next((one for one in every if one.matches(key)), None)
 
 
 def stderr_key(key: str) -> str | None:

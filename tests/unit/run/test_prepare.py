@@ -1257,6 +1257,11 @@ def test_an_average_without_sense_or_effect_is_refused(overrides: tuple[str, ...
     assert error.startswith(start)
 
 
+def test_the_best_checkpoint_may_be_that_of_the_average():
+    found = prepared("ema.half_life=1ep", "observers.checkpoint.best_by=eval/ema_val_accuracy")
+    assert found.config.observers.checkpoint.best_by == "eval/ema_val_accuracy"
+
+
 def test_a_decay_means_the_same_at_any_batch_and_the_plan_tells_the_half_life():
     small, large = (prepared("ema.decay=0.99", "ema.decay_batch_size=32", f"batch.total={size}") for size in (32, 128))
     assert small.numbers.average == large.numbers.average
