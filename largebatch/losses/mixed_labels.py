@@ -28,6 +28,7 @@ class MixedLabels:
     Raises:
         ValueError: if the loss compares samples, or is one of tokens.
 
+    >>> import torch
     >>> from largebatch.losses import CrossEntropy
     >>> loss = MixedLabels(CrossEntropy())
     >>> loss.loss_per_sample(torch.zeros(1, 4), torch.tensor([[0.0, 3.0, 0.25]]))  # log 4, whatever the labels
