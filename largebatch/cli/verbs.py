@@ -17,5 +17,6 @@ VERBS = {
     "doctor": "check versions, devices, memory, disk, ports and launcher; report problems with their remedies",
     "textbook": "run the textbook's experiments on batch size, each with figures and an answer: `textbook NAME|all`",
     "help": "tell about one key, group, choice or word: `help batch.total`, `help optimizer`, `help warmup`",
-    "bench": "measure speed on this machine: `bench loop|optim|diagnostics|rows`; count mistakes: `bench verify`",
+    "completion": "print the script that completes by TAB: `completion bash|zsh|fish`",
+    "bench": "measure speed on this machine: `bench loop|optim|diagnostics|rows|start`; count mistakes: `bench verify`",
 }

@@ -25,15 +25,47 @@ def type_of(key: str, schema: type[BaseModel]) -> str:
     >>> type_of("optimizer.momentum", TrainConfig)
     ''
     """
+    field = _field(key, schema)
+    return "" if field is None else _in_words(field.annotation, field.metadata, field.description)
+
+
+def names_of(key: str, schema: type[BaseModel]) -> tuple[str, ...]:
+    """The names that a dotted key takes; empty if it takes other values than names.
+
+    >>> from largebatch.run.config.schema import TrainConfig
+    >>> names_of("schedule.warmup_from", TrainConfig), names_of("seed", TrainConfig)
+    (('base_lr', 'zero', 'null'), ())
+    """
+    field = _field(key, schema)
+    return () if field is None else tuple(_names(field.annotation, field.metadata))
+
+
+def _field(key: str, schema: type[BaseModel]) -> FieldInfo | None:
     section: Any = schema
     *sections, last = key.split(".")
     for name in sections:
         field = section.model_fields.get(name) if _is_section(section) else None
-        if field is None:
-            return ""
-        section = field.annotation
-    field = section.model_fields.get(last) if _is_section(section) else None
-    return "" if field is None else _in_words(field.annotation, field.metadata, field.description)
+        section = field.annotation if field else None
+    return section.model_fields.get(last) if _is_section(section) else None
+
+
+def _names(annotation: Any, metadata: Sequence[Any] = ()) -> list[str]:
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return _names(arguments[0], arguments[1:])
+    if origin is typing.Literal:
+        return list(map(str, arguments))
+    if origin in (typing.Union, types.UnionType):
+        found = [name for one in arguments for name in _names(one)]
+        return [*found, "null"] if found and type(None) in arguments else found
+    if annotation is bool:
+        return ["true", "false"]
+    return list(_one_of(metadata))
+
+
+def _one_of(metadata: Sequence[Any]) -> tuple[str, ...]:
+    checks = [one.func for one in metadata if isinstance(one, AfterValidator)]
+    return next((check.names for check in checks if isinstance(check, OneOf)), ())
 
 
 def _is_section(annotation: Any) -> bool:
@@ -59,8 +91,7 @@ def _in_words(annotation: Any, metadata: Sequence[Any] = (), description: str | 
         return f"a list [a, b], each {inside}" if (inside := _in_words(arguments[0])) else "a list [a, b]"
     if origin is dict or annotation is dict:
         return "{name: value}" if typing.get_args(annotation)[1:] != (Any,) else ""
-    checks = [one.func for one in metadata if isinstance(one, AfterValidator)]
-    if names := next((check.names for check in checks if isinstance(check, OneOf)), ()):
+    if names := _one_of(metadata):
         return _either(names)
     return ", ".join([_WORDS[annotation], *_bounds(metadata)]) if annotation in _WORDS else ""
 
