@@ -82,7 +82,8 @@ def commands() -> list[tuple[str, tuple[str, ...]]]:
 
 # Of the user's own, or read from a copy of the data that the tests may not have.
 ELSEWHERE = ("--config-dir", "data.path=", "model.weights=", "measure.checkpoint=", "--help", "...")
-OWN_ARGUMENTS = {"checkpoint", "compare", "diff", "doctor", "report"}  # no config; neither have some of `bench`
+# No config; neither have some of `bench`.
+OWN_ARGUMENTS = {"checkpoint", "compare", "completion", "diff", "doctor", "help", "report"}
 WORDS = ("loop", "diagnostics", "verify", "--multirun", "WHAT", "NAME", "all", *MEASURES, *EXPERIMENTS)
 SECTIONS = ("measure.", "textbook.", "find_lr.", "plan.")  # each of one verb
 OF_A_VERB = (*SECTIONS, "hydra/launcher=")
@@ -90,7 +91,7 @@ RUNS = [
     (verb, arguments)
     for verb, arguments in commands()
     if verb not in OWN_ARGUMENTS
-    and arguments[:1] not in (("optim",), ("rows",), ("analyze",), ("atlas",))
+    and arguments[:1] not in (("optim",), ("rows",), ("start",), ("analyze",), ("atlas",))
     and (verb, arguments) != ("study", ())  # has no target of its own: a verb that a sentence names
     and not any(argument.startswith(ELSEWHERE) or "_target_=mine." in argument for argument in arguments)
 ]
