@@ -3,6 +3,7 @@
 from largebatch.batch.decays import Cooldown, InverseSqrt, Restarts
 from largebatch.batch.duration import Duration
 from largebatch.batch.order import SampleOrder
+from largebatch.batch.orders import SequentialOrder, WeightedOrder
 from largebatch.batch.plan import BatchPlan, MicroBatch
 from largebatch.batch.ramp import BatchRamp
 from largebatch.batch.scaling import SCALING_RULES, ScaledValue, scale_lr
@@ -20,5 +21,7 @@ __all__ = [
     "SampleOrder",
     "ScaledValue",
     "Schedule",
+    "SequentialOrder",
+    "WeightedOrder",
     "scale_lr",
 ]

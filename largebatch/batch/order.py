@@ -78,6 +78,10 @@ class SampleOrder:
             "or batch_sampler=GlobalBatchSampler(order, plan); for a loop: GlobalBatches(dataset, total)."
         )
 
+    def draws_at(self, positions: Int64Array) -> Int64Array:
+        """Epochs, in each of which a sample comes once: they key its random changes."""
+        return positions // self.num_samples
+
     @staticmethod
     def _positions(position: int, count: int) -> Int64Array:
         if position < 0 or count < 0:

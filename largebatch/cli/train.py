@@ -141,14 +141,16 @@ def _print_start(prepared: Prepared, opened: OpenRun) -> None:
 
 def _remedy(prepared: Prepared, opened: OpenRun) -> str:
     """The remedy for a run that diverged: repair bad samples among the last ones; without any, a lower rate."""
-    from largebatch.batch.order import SampleOrder
+    import numpy as np
+
     from largebatch.data.iterables import stream_of
     from largebatch.run.failures import samples_without_numbers
+    from largebatch.run.sample_order import sample_order
 
     config, run = prepared.config, opened.run
     if run.guard is None and stream_of(prepared.train) is None:  # a stream would be read from its start
         first = _last_finite(opened.folder)
-        ids = SampleOrder(len(prepared.train), config.seed).ids(first, run.progress.samples_seen - first)
+        ids = sample_order(config, prepared.train).ids_at(np.arange(first, run.progress.samples_seen))
         if bad := samples_without_numbers(prepared.train, ids, seed=config.seed):
             shown = ", ".join(map(str, bad[:8])) + (f" and {len(bad) - 8} more" if bad[8:] else "")
             return (

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from largebatch.batch.order import SampleOrder
+from largebatch.batch.orders import Order
 from largebatch.batch.plan import BatchPlan
 from largebatch.batch.ramp import BatchRamp
 from largebatch.data.array import Int64Array
@@ -50,7 +50,7 @@ class MicroBatchLoader:
     def __init__(
         self,
         dataset: Any,
-        order: SampleOrder,
+        order: Order,
         plan: BatchPlan | BatchRamp,
         rank: int,
         *,

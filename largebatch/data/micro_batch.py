@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from largebatch.batch.order import SampleOrder
+from largebatch.batch.orders import Order
 from largebatch.batch.plan import BatchPlan, MicroBatch
 from largebatch.batch.ramp import BatchRamp
 from largebatch.data.array import Int64Array
@@ -126,7 +126,7 @@ class MicroBatchData:
 
 
 def requests_of_rank(
-    order: SampleOrder, ramp: BatchRamp, rank: int, samples_seen: int, num_steps: int, *, pairs: bool = False
+    order: Order, ramp: BatchRamp, rank: int, samples_seen: int, num_steps: int, *, pairs: bool = False
 ) -> Iterator[Request]:
     """The micro-batches of `rank` in `num_steps` steps, the first of which starts at position `samples_seen`.
 
@@ -146,7 +146,7 @@ def requests_of_rank(
         ends = np.cumsum([len(one) for one in positions])[:-1]
         ids = np.split(order.ids_at(np.concatenate(positions)), ends)
         for (position, part), own_ids, own, others in zip(block, ids, positions, partners, strict=True):
-            yield Request(own_ids, own // order.num_samples, part.index, position, others)
+            yield Request(own_ids, order.draws_at(own), part.index, position, others)
 
 
 def _places(ramp: BatchRamp, rank: int, samples_seen: int, num_steps: int) -> Iterator[tuple[int, MicroBatch]]:

@@ -19,7 +19,7 @@ PlanRow = tuple[str, str, str]
 def method_rows(prepared: Prepared) -> list[PlanRow]:
     """Rows (quantity, value, source) of what the run does so; none for a plain run."""
     of_start, average = [*_start_rows(prepared), *_frozen_rows(prepared)], [*_average_rows(prepared)]
-    return [*of_start, *augment_rows(prepared.config), *average, *_early_end(prepared)]
+    return [*of_start, *_order_rows(prepared), *augment_rows(prepared.config), *average, *_early_end(prepared)]
 
 
 def method_record(prepared: Prepared) -> dict[str, Any]:
@@ -73,6 +73,12 @@ def _frozen_norms(model: nn.Module) -> Iterator[str]:
         yield f"{held} of {len(norms)} batch norms keep their statistics"
     elif norms:
         yield "all batch norms move their statistics"
+
+
+def _order_rows(prepared: Prepared) -> Iterator[PlanRow]:
+    if (node := prepared.config.data.order) is not None:
+        name = node if isinstance(node, str) else node["_target_"].rpartition(".")[2]
+        yield "sample order", name, f"data.order; an epoch is {prepared.numbers.num_samples:,} draws"
 
 
 def _early_end(prepared: Prepared) -> Iterator[PlanRow]:

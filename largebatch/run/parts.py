@@ -16,7 +16,6 @@ from torch import nn
 from largebatch.batch.plan import BatchPlan
 from largebatch.batch.ramp import BatchRamp
 from largebatch.data import MicroBatchLoader
-from largebatch.data.iterables import order_of
 from largebatch.distributed.gather import gather_ints, named_ranks
 from largebatch.distributed.membership import TimeLimits
 from largebatch.distributed.runtime import Runtime
@@ -37,6 +36,7 @@ from largebatch.run.precision.number_format import settled
 from largebatch.run.precision.speed import has_few_sizes
 from largebatch.run.prepare import Prepared
 from largebatch.run.rank_agreement import require_same_run, run_fingerprint
+from largebatch.run.sample_order import sample_order
 from largebatch.run.sent_weights import take_weights
 from largebatch.training.assembly import make_run
 from largebatch.training.guard import Guard
@@ -123,7 +123,7 @@ def build_loader(
     seed = config.seed if seed is None else seed
     return MicroBatchLoader(
         prepared.train,
-        order_of(prepared.train, seed),
+        sample_order(config, prepared.train, seed),
         prepared.numbers.ramp if plan is None else plan,
         rank,
         augment=None if augment is None else replace(augment, seed=seed),

@@ -11,6 +11,7 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
+from largebatch.batch.orders import require_pure_order
 from largebatch.data import Augmentation, with_checked_labels
 from largebatch.data.iterables import num_samples_of
 from largebatch.distributed.launcher_environment import launcher_problems
@@ -39,6 +40,7 @@ from largebatch.run.own_observers import own_observers
 from largebatch.run.precision.decisions import Decisions
 from largebatch.run.precision.device import Device
 from largebatch.run.precision.number_format import settled
+from largebatch.run.sample_order import sample_order
 from largebatch.run.start_weights import StartWeights
 from largebatch.run.token_counts import counted_in_samples
 from largebatch.run.watched_keys import watched_problems
@@ -205,9 +207,15 @@ def _parts(given: TrainConfig, environ: Mapping[str, str], findings: Findings) -
     if is_coupled(loss) and not findings.errors:
         findings.errors += coupled_problems(config, ramp, made.train_plain, made.validation)
     findings.errors += observer_problems(config, made.train_plain)
+    if made.train is not None and numbers is not None:
+        findings.attempt("data.order", lambda: _try_order(config, made.train, numbers))
     own, metrics = own_observers(config, findings), named_metrics(config, findings)
     findings.errors += watched_problems(config, metrics)
     return Parts(given, config, kind, made, loss, augment, numbers, place_of_model, own, metrics)
+
+
+def _try_order(config: TrainConfig, train: Any, numbers: RunNumbers) -> None:
+    require_pure_order(sample_order(config, train), batch_size=numbers.plan.global_batch_size)
 
 
 def _numbers(config: TrainConfig, environ: Mapping[str, str], train: Any, findings: Findings) -> RunNumbers | None:

@@ -44,6 +44,7 @@ def stream_problems(config: TrainConfig, train: Any) -> list[str]:
     problems = {
         f"data.limit={data.limit}": (data.limit, "give data.stream.samples, which ends each pass"),
         f"data.label_noise={data.label_noise}": (data.label_noise, "add noise in the stream"),
+        "data.order": (data.order, "it gives its samples in its own order"),
         "data.on_bad_sample=skip": (data.skips, "a stream that fails does not go on. Leave bad samples out in it"),
         "batch.total=full": (config.batch.total == "full", "give a number of samples"),
     }

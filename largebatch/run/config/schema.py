@@ -143,6 +143,7 @@ class DataConfig(Section):
     collate_fn: Target | None
     stream: StreamConfig
     train_plain: Target | None = None
+    order: Literal["sequential"] | Target | None = None
     path: str | list[str] | None = None
     num_classes: PositiveInt | None = None
     num_channels: PositiveInt | None = None

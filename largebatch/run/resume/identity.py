@@ -34,7 +34,6 @@ _IDENTITY = (
     "optimizer",
     "parameters",
 )
-
 _MOST_SHOWN = 20  # changes
 
 # The behaviour of runs before these keys existed.
@@ -72,7 +71,8 @@ def run_identity(prepared: Prepared) -> dict[str, Any]:
         "model": arguments_of_model(plain["model"]),
         "model_files": files_named(arguments_of_model(config.model)),
         "start_weights": None if prepared.start_weights is None else prepared.start_weights.sha256,
-        "data": {"name": config.data.name, "num_samples": numbers.num_samples, "augment": plain["data"]["augment"]},
+        "data": {"name": config.data.name, "num_samples": numbers.num_samples}
+        | {key: plain["data"][key] for key in ("augment", "order")},
         "code": code_of(prepared),
     }
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from largebatch.batch.order import SampleOrder
+from largebatch.batch.orders import Order
 from largebatch.data import Augmentation, MicroBatchData
 from largebatch.data.fetching import BatchSource
 from largebatch.data.micro_batch import Request, with_partners
@@ -23,6 +23,7 @@ from largebatch.models.modes import evaluating
 from largebatch.run.config.combinations import choices_of
 from largebatch.run.config.schema import TrainConfig
 from largebatch.run.derive import RunNumbers, solve_plan
+from largebatch.run.sample_order import sample_order
 
 MOST_LOADED = 32  # samples; a larger micro-batch repeats them, so that a dry run reads few files
 # Most floating-point operations of a forward and a backward pass: some seconds of one core.
@@ -76,7 +77,7 @@ def tried_batches(
         skips=config.data.skips,
     )
     sizes = _extremes(numbers)
-    order = SampleOrder(len(dataset), config.seed)
+    order = sample_order(config, dataset)
     mixes = config.data.augment.mixes
     requests = (_request(order, position, min(size, MOST_LOADED), index, mixes) for size, position, index in sizes)
     # These are never computed on one micro-batch alone.
@@ -134,11 +135,11 @@ def _extremes(numbers: RunNumbers) -> list[tuple[int, int, int]]:
     return [found[size] for size in sorted({min(found), max(found)})]
 
 
-def _request(order: SampleOrder, position: int, count: int, index: int, mixes: bool) -> Request:
+def _request(order: Order, position: int, count: int, index: int, mixes: bool) -> Request:
     positions, partners = np.arange(position, position + count), None
     if mixes:
         positions, partners = with_partners(positions)
-    return Request(order.ids_at(positions), positions // order.num_samples, index, position, partners)
+    return Request(order.ids_at(positions), order.draws_at(positions), index, position, partners)
 
 
 def rows_of(inputs: Inputs, rows: Tensor) -> Inputs:

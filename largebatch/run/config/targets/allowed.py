@@ -22,6 +22,9 @@ _KERNELS = ("torch._C._nn", "torch._VariableFunctionsClass")
 FOR_CONFIGS = frozenset(
     f"largebatch.{name}"
     for name in (
+        "batch.SampleOrder",
+        "batch.SequentialOrder",
+        "batch.WeightedOrder",
         "data.digits",
         "data.hub_images",
         "data.image_folder",
