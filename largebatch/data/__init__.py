@@ -19,6 +19,7 @@ from largebatch.data.probing import changing_samples, form_of_most, notes_of_ite
 from largebatch.data.resized_crop import RandomResizedCrop, with_random_crops
 from largebatch.data.samplers import GlobalBatchSampler, OrderSampler
 from largebatch.data.samples import Screen, as_sample
+from largebatch.data.saved_datasets import saved_dataset
 from largebatch.data.screened import ScreenedSamples
 from largebatch.data.solvable import linear_regression, noisy_quadratic
 from largebatch.data.streams import token_stream
@@ -63,6 +64,7 @@ __all__ = [
     "paired_views",
     "parquet_images",
     "random_classification",
+    "saved_dataset",
     "token_stream",
     "with_checked_labels",
     "with_random_crops",

@@ -6,6 +6,7 @@ import typing
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from pydantic import BeforeValidator, WrapValidator
 from pydantic.fields import FieldInfo
 
 from largebatch.batch.duration import Duration, samples_of_tokens
@@ -14,7 +15,11 @@ from largebatch.run.config.schema import BatchConfig
 from largebatch.run.config.types import DurationText, SampleCount, is_in_tokens
 
 AnySection = TypeVar("AnySection", bound=Section)
-_DURATION, _COUNT = (typing.get_args(one)[-1] for one in (DurationText, SampleCount))
+# What tells the two types apart from other texts and numbers: their validators.
+_DURATION, _COUNT = (
+    next(part for part in typing.get_args(one) if isinstance(part, (BeforeValidator, WrapValidator)))
+    for one in (DurationText, SampleCount)
+)
 
 
 def in_samples(section: AnySection, tokens_per_sample: int, errors: list[str], prefix: str = "") -> AnySection:

@@ -38,7 +38,7 @@ def combinations() -> list[tuple[str, ...]]:
         "linear": "linear_regression",
         "quadratic": "noisy_quadratic",
     }
-    others = itertools.cycle(name for name in single["data"] if name not in partners.values())
+    others = itertools.cycle(name for name in single["data"] if name not in {*partners.values(), "hf_disk"})
     rows = []
     for number in range(max(map(len, single.values()))):
         row = {group: names[number % len(names)] for group, names in single.items()}

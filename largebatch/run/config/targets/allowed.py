@@ -34,6 +34,7 @@ FOR_CONFIGS = frozenset(
         "data.paired_views",
         "data.parquet_images",
         "data.random_classification",
+        "data.saved_dataset",
         "data.token_stream",
         "experiments.verify.planted.OddNet",
         "losses.CrossEntropy",
