@@ -137,10 +137,14 @@ class Runtime(contextlib.AbstractContextManager["Runtime"]):
         """Seed the generators that models draw from (dropout, stochastic depth) with a 64-bit key."""
         seed_generators(key, self.device)
 
+    def scaled(self, loss: Tensor) -> Tensor:
+        """The loss times the scale of fp16; in other precisions itself."""
+        scaler = self._accelerator.scaler
+        return loss if scaler is None else cast(Tensor, scaler.scale(loss))
+
     def backward(self, loss: Tensor) -> None:
         """Backward pass, scaled under fp16."""
-        scaler = self._accelerator.scaler
-        (loss if scaler is None else scaler.scale(loss)).backward()
+        self.scaled(loss).backward()
 
     def grad_norm(self, optimizer: torch.optim.Optimizer, max_norm: float | None) -> Tensor:
         """L2 norm of the whole gradient before clipping to `max_norm` (None: no clipping). Call it before `step`."""

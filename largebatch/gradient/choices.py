@@ -27,6 +27,7 @@ class Ability(enum.Enum):
     OWN_LOSSES = "a sample has a loss of its own"
     SECOND_DERIVATIVES = "the loss of a subset has second derivatives"
     FEW_DIGITS = "gradients may lose digits on their way"
+    AT_THE_WEIGHTS = "a gradient is taken at the weights that are stepped"
     SAME_BITS = "an operation gives the same bits each time"
     MEAN_OF_RANKS = "ranks get the mean of their gradients, up to rounding"
     ANY_GRADIENTS = "a step may have gradients that are not finite, or in other units"
@@ -144,6 +145,17 @@ def coupled_loss(name: str) -> Choice:
     )
 
 
+def sharpness_aware(rho: float, by: str) -> Choice:
+    """A gradient that is taken where an ascent leads."""
+    needs, lacks = {Ability.ONE_BY_ONE}, {Ability.AT_THE_WEIGHTS: "its gradients are those of raised weights"}
+    lacks[Ability.SMALLER_PARTS] = "a step climbs by its micro-batches as they are"
+    if by == "global":
+        needs.add(Ability.MEAN_OF_RANKS)
+        lacks[Ability.OWN_PART] = "it climbs by the sum over ranks, before a rank's part is complete"
+        lacks[Ability.OVERLAP] = "it reduces two gradients in a step"
+    return Choice(f"sam.rho={rho}", "sam.rho=null", needs=frozenset(needs), lacks=lacks)
+
+
 def compression(dtype: str) -> Choice:
     """Gradients that are rounded on their way between ranks."""
     return Choice(
@@ -217,9 +229,8 @@ def varying_kernels(name: str, instead: str) -> Choice:
 
 def noise_scale(every: int) -> Choice:
     """Norms of micro-batch gradients."""
-    return _observed(
-        "noise_scale", every, Ability.OWN_GRADIENTS, Ability.MEAN_OF_RANKS, lacks={Ability.ANY_SIZES: _AS_PLANNED}
-    )
+    needs = Ability.OWN_GRADIENTS, Ability.MEAN_OF_RANKS, Ability.AT_THE_WEIGHTS
+    return _observed("noise_scale", every, *needs, lacks={Ability.ANY_SIZES: _AS_PLANNED})
 
 
 def communication(every: int) -> Choice:

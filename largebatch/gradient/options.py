@@ -29,6 +29,7 @@ from largebatch.gradient.recomputation import Recomputation
 from largebatch.gradient.reduction_clock import ReductionClock
 from largebatch.gradient.reductions import Afterwards, Compression, Overlapped, Reduction
 from largebatch.gradient.running_statistics import RunningStatistics
+from largebatch.gradient.sharpness_aware import AscentOfAll, AscentOfEach, SharpnessAware
 from largebatch.gradient.side_by_side import SideBySide
 from largebatch.gradient.skipped_parameters import SkippedParameters
 from largebatch.gradient.snapshots import StepBuffers
@@ -59,6 +60,7 @@ class GradientOptions:
         skips_parameters: whether passes may leave parameters out, see `SkippedParameters`.
         groups: of parameters whose noise is told apart, see `MicroBatchNorms`.
         reduction: in place of those above.
+        sharpness_aware: takes gradients where an ascent leads, see `SharpnessAware`; None: at the weights.
         bucket_mb: MiB of gradients that ranks send at once where DDP does not send them; see `Runtime.wrap`.
     """
 
@@ -73,6 +75,7 @@ class GradientOptions:
     skips_parameters: bool = False
     groups: Mapping[str, Sequence[nn.Parameter]] = field(default_factory=dict)
     reduction: OwnReduction | None = None
+    sharpness_aware: SharpnessAware | None = None
     bucket_mb: float = BUCKET_MB
 
     def __post_init__(self) -> None:
@@ -100,6 +103,7 @@ class GradientOptions:
             self.halves_micro_batches and choices.halving(),
             self.recompute_every is not None and choices.recomputation(self.recompute_every),
             self.reduction is not None and choices.own_reduction(),
+            self.sharpness_aware and choices.sharpness_aware(self.sharpness_aware.rho, self.sharpness_aware.by),
             precision == "fp64" and choices.double_precision(),
             precision == "fp16" and choices.scaled_losses(),
         ]
@@ -140,6 +144,8 @@ def choose_gradient(
     skipped = SkippedParameters(runtime, model) if leaves_out else None
     reduction = _reduction(runtime, model, clock, skipped, options)
     local = _local_pass(runtime, module, loss, norms, ordered=options.ordered)
+    if options.sharpness_aware is not None:
+        local = _ascending(runtime, module, local, options.sharpness_aware, clock)
     if options.halves_micro_batches:
         local = IfItFits(runtime, module, local)
     statistics = RunningStatistics(runtime, module, exact=norms.norms if norms else ())
@@ -168,6 +174,14 @@ def choose_gradient(
         stored={"bucket_order": buckets, "split": split},
     )
     return Halving(gradient, module) if options.halves_micro_batches else gradient
+
+
+def _ascending(
+    runtime: Runtime, module: nn.Module, local: LocalPass, how: SharpnessAware, clock: ReductionClock
+) -> LocalPass:
+    return (
+        AscentOfAll(module, local, how, clock) if how.by == "global" else AscentOfEach(runtime, module, local.loss, how)
+    )
 
 
 def _reduction(

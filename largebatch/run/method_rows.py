@@ -19,7 +19,8 @@ PlanRow = tuple[str, str, str]
 def method_rows(prepared: Prepared) -> list[PlanRow]:
     """Rows (quantity, value, source) of what the run does so; none for a plain run."""
     of_start, average = [*_start_rows(prepared), *_frozen_rows(prepared)], [*_average_rows(prepared)]
-    return [*of_start, *_order_rows(prepared), *augment_rows(prepared.config), *average, *_early_end(prepared)]
+    mixed = [*_order_rows(prepared), *augment_rows(prepared.config)]
+    return [*of_start, *mixed, *_ascent_rows(prepared), *average, *_early_end(prepared)]
 
 
 def method_record(prepared: Prepared) -> dict[str, Any]:
@@ -45,6 +46,21 @@ def _frozen_rows(prepared: Prepared) -> Iterator[PlanRow]:
         "frozen",
         f"{len(frozen)} of {len(parameters)} tensors",
         "{} of {} numbers; ".format(*shares) + ", ".join([why, *_frozen_norms(prepared.model)]),
+    )
+
+
+def _ascent_rows(prepared: Prepared) -> Iterator[PlanRow]:
+    sam, ranks = prepared.config.sam, prepared.numbers.plan.world_size
+    if sam.rho is None:
+        return
+    if sam.is_global:
+        whose = "of the global batch" + "; one more gradient all-reduce per step" * (ranks > 1)
+    else:
+        whose = f"of each micro-batch of {prepared.config.batch.micro}; nothing more is sent"
+    yield (
+        "sharpness-aware",
+        f"rho {sam.rho:g}" + ", adaptive" * sam.adaptive,
+        f"climbs by the gradient {whose}; two passes per step, a copy of the weights",
     )
 
 

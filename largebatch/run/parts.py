@@ -215,8 +215,8 @@ def has_fixed_units(prepared: Prepared) -> bool:
 
 
 def keeps_steps(prepared: Prepared) -> bool:
-    """Whether a step begins with all of its micro-batches: to count units, or for a loss that compares samples."""
-    return is_coupled(prepared.loss) or not has_fixed_units(prepared)
+    """Whether a step has all of its micro-batches at once: to count units, to compare samples, or to pass twice."""
+    return is_coupled(prepared.loss) or prepared.config.sam.is_global or not has_fixed_units(prepared)
 
 
 def _guard(config: TrainConfig) -> Guard | None:

@@ -22,6 +22,7 @@ from largebatch.diagnostics.sharpness.settings import SharpnessSettings
 from largebatch.diagnostics.sharpness.subset import FixedSubset
 from largebatch.distributed.runtime import Runtime
 from largebatch.gradient.power_sgd import PowerSGDOptions
+from largebatch.gradient.sharpness_aware import SharpnessAware
 from largebatch.losses import CrossEntropy
 from largebatch.optim import LAMB, LARS, MuonWithAdamW
 from largebatch.records.checkpoint import newest_valid
@@ -84,6 +85,8 @@ CASES = {
     "coupled, exact batch norm": Case((2, 3), coupled=True, options={"exact_batch_norm": True}),
     "exact batch norm, ramp": Case((1, 3), "lars", ramp=True, clip=0.5, options={"exact_batch_norm": True}),
     "short of memory": Case((1, 3, 4), "adamw", short=True, ramp=True),
+    "each climbs, skipped modules": Case((3,), chooses=True, options={"sharpness_aware": SharpnessAware(0.1)}),
+    "all climb": Case((1,), "lars", frozen=True, options={"sharpness_aware": SharpnessAware(0.1, "global")}),
     "in order": Case((3,), "muon", frozen=True, options={"ordered": True}),
     "compressed, ramp": Case((1, 4), "lamb", ramp=True, average=AverageSettings(0.01), options={"compression": "fp16"}),
     "PowerSGD": Case((1, 4), wide=True, options={"compression": "powersgd", "powersgd": PowerSGDOptions(2, 2)}),
@@ -160,7 +163,7 @@ def run_of(case: Case, runtime: Runtime, folder: Path, rows: Rows, stop: int | N
     average = None if case.average is None else WeightAverage(case.average)
     evaluation.average = average
     observers: list[Any] = [MetricsObserver(journal, every=1), evaluation, GuardObserver(journal)]
-    if not case.coupled and not {"exact_batch_norm", "powersgd"} & case.options.keys():
+    if not case.coupled and not {"exact_batch_norm", "powersgd", "sharpness_aware"} & case.options.keys():
         observers.append(NoiseScaleObserver(journal, every=2, window=20))
     if len(observers) == 4 and not case.wide:  # which would cost a second
         settings = SharpnessSettings(lanczos_iterations=2, lanczos_tolerance=0.1, trace_samples=2, m=4, rho=0.05)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -17,6 +19,7 @@ from largebatch.batch.random_keys import stream_key
 from largebatch.data import MicroBatchData
 from largebatch.distributed.generators import seed_generators
 from largebatch.distributed.runtime import Runtime
+from largebatch.experiments.verify.plain_ascent import at_raised_weights
 from largebatch.experiments.verify.planted import Defect
 from largebatch.gradient.accumulation import forward
 from largebatch.losses.coupled import is_coupled
@@ -84,19 +87,11 @@ def _plain_steps(prepared: Prepared, model: nn.Module, plan: BatchPlan, num_step
             group["lr"] = prepared.numbers.lr_at(position) * group.get("lr_factor", 1.0)
         optimizer.zero_grad()
         parts = [next(batches) for _ in plan.micro_batch_sizes]
-        kept = dict(model.named_buffers()) | dict(model.named_parameters())
-        start = {name: kept[name].detach().clone() for name in prepared.state.by_step}
         if is_coupled(prepared.loss):
             _coupled_loss(prepared, model, parts).backward()
             units = sum(float(prepared.loss.units_per_sample(part.targets).sum()) for part in parts)
         else:
-            units = 0.0
-            for part in (one for one in parts if not one.is_placeholder):
-                for name, value in start.items():
-                    kept[name].detach().copy_(value)
-                outputs, targets = _outputs_and_targets(prepared, model, part)
-                prepared.loss.loss_per_sample(outputs, targets).sum().backward()
-                units += units_by_own_mean(prepared.loss, outputs, targets)
+            units = _backward(prepared, model, [one for one in parts if not one.is_placeholder])
         for parameter in model.parameters():
             if parameter.grad is not None:
                 parameter.grad.div_(units or 1)
@@ -107,6 +102,37 @@ def _plain_steps(prepared: Prepared, model: nn.Module, plan: BatchPlan, num_step
         optimizer.step()
     result.weights, result.statistics = _weights_of(model), _statistics_of(model)
     return result
+
+
+def _backward(prepared: Prepared, model: nn.Module, parts: Sequence[MicroBatchData]) -> float:
+    """Add the gradient of the summed losses of a step to `.grad`, and return their units."""
+    sam = prepared.config.sam
+    kept = dict(model.named_buffers()) | dict(model.named_parameters())
+
+    def passes(of: Sequence[MicroBatchData], start: Mapping[str, Tensor]) -> float:
+        units = 0.0
+        for part in of:
+            for name, value in start.items():
+                kept[name].detach().copy_(value)
+            outputs, targets = _outputs_and_targets(prepared, model, part)
+            prepared.loss.loss_per_sample(outputs, targets).sum().backward()
+            units += units_by_own_mean(prepared.loss, outputs, targets)
+        return units
+
+    def now() -> dict[str, Tensor]:
+        return {name: kept[name].detach().clone() for name in prepared.state.by_step}
+
+    start = now()
+    if sam.rho is None:
+        return passes(parts, start)
+    if sam.is_global:
+        return at_raised_weights(model, lambda: passes(parts, now()), rho=sam.rho, adaptive=sam.adaptive)
+    units = 0.0
+    for part in parts:
+        for name, value in start.items():
+            kept[name].detach().copy_(value)
+        units += at_raised_weights(model, partial(passes, [part], {}), rho=sam.rho, adaptive=sam.adaptive)
+    return units
 
 
 @torch.no_grad()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from largebatch.batch.ramp import BatchRamp
 from largebatch.gradient import choices
 from largebatch.gradient.choices import Ability, Choice, conflicts
 from largebatch.gradient.options import GradientOptions
 from largebatch.gradient.power_sgd import PowerSGDOptions
+from largebatch.gradient.sharpness_aware import SharpnessAware
 from largebatch.run.config.schema import TrainConfig
 
 _FEWEST_TO_SPLIT = 4
@@ -24,7 +25,14 @@ def gradient_options(config: TrainConfig) -> GradientOptions:
         bucket_mb=config.precision.bucket_mb,
         halves_micro_batches=config.batch.on_out_of_memory == "lower",
         recompute_every=config.observers.recompute.every,
+        sharpness_aware=_sharpness_aware(config),
     )
+
+
+def _sharpness_aware(config: TrainConfig) -> SharpnessAware | None:
+    sam = config.sam
+    by: Literal["micro", "global"] = "global" if sam.is_global else "micro"
+    return None if sam.rho is None else SharpnessAware(sam.rho, by, sam.adaptive)
 
 
 def _power_sgd(config: TrainConfig) -> PowerSGDOptions:
@@ -99,7 +107,11 @@ def refusals(what: str, needs: Ability, config: TrainConfig, loss: Any, *, inste
 
 def combination_problems(config: TrainConfig, *, world_size: int) -> list[str]:
     """Errors for settings of the global batch that exclude each other, or have no effect on `world_size` ranks."""
-    return _compression_problems(config, world_size) + _limit_problems(config)
+    return [
+        *_compression_problems(config, world_size),
+        *_limit_problems(config),
+        *config.sam.problems(config.batch.micro),
+    ]
 
 
 def _compression_problems(config: TrainConfig, world_size: int) -> list[str]:

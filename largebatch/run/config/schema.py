@@ -16,6 +16,7 @@ from largebatch.run.config.did_you_mean import did_you_mean
 from largebatch.run.config.logger import LoggerConfig
 from largebatch.run.config.observers import ObserversConfig
 from largebatch.run.config.precision import PrecisionConfig
+from largebatch.run.config.sam import SamConfig
 from largebatch.run.config.schedule import ScheduleConfig
 from largebatch.run.config.types import (
     DurationText,
@@ -213,6 +214,7 @@ class TrainConfig(Section):
     precision: PrecisionConfig
     guard: GuardConfig
     metrics: dict[MetricName, Target]
+    sam: SamConfig
     ema: EmaConfig
     observers: ObserversConfig
     logger: LoggerConfig

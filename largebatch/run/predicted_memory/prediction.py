@@ -131,7 +131,7 @@ def predict_memory(prepared: Prepared, device: DeviceKind, *, budget: int | None
 def _predicted(prepared: Prepared, imagined: ImaginedRun, device: DeviceKind, budget: int | None) -> PredictedMemory:
     planned = max(prepared.numbers.ramp.plans, key=lambda plan: plan.max_micro_batch_size)
     share, size = max(map(planned.rank_batch_size, range(planned.world_size))), planned.max_micro_batch_size
-    sees_all = imagined.is_joint or is_coupled(prepared.loss)
+    sees_all = imagined.is_joint or is_coupled(prepared.loss) or prepared.config.sam.is_global
 
     def plan_of(size: int, share: int) -> BatchPlan:
         """Micro-batches beyond the second take what the second takes, unless they depend on each other."""

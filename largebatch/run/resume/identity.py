@@ -39,9 +39,7 @@ _MOST_SHOWN = 20  # changes
 # The behaviour of runs before these keys existed.
 _BEFORE: dict[str, Any] = {
     "batch_norm": "per_micro_batch",
-    "start_weights": None,
-    "ema": None,
-    "guard": None,
+    **dict.fromkeys(("start_weights", "ema", "sam", "guard")),
     "ramp": {"milestones": [], "totals": [], "in_place_of_decay": False, "max_total": None},
 }
 _AUGMENT_BEFORE = AugmentConfig().model_dump()
@@ -62,6 +60,7 @@ def run_identity(prepared: Prepared) -> dict[str, Any]:
         "global_batch_size": numbers.plan.global_batch_size,
         "ramp": plain["batch"]["ramp"],
         "guard": plain["guard"] if config.guard.acts else None,
+        "sam": plain["sam"] if config.sam.rho is not None else None,
         "ema": plain["ema"] if config.ema.is_used else None,
         "precision": config.precision.compute,
         "arithmetic": {"tf32": config.precision.tf32, "compile": config.precision.compile}
@@ -248,7 +247,7 @@ def _defaults_of(node: dict[str, Any]) -> dict[str, Any]:
 
 
 def _was_not_compared(saved: Any) -> bool:
-    """Whether a value from the environment has no hash: recorded by an older version, or a secret."""
+    """Whether a value from the environment has no hash: of an older version, or a secret."""
     return isinstance(saved, str) and bool(variables_in(saved)) and not saved.endswith(")")
 
 

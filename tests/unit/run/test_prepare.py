@@ -1268,3 +1268,39 @@ def test_a_decay_means_the_same_at_any_batch_and_the_plan_tells_the_half_life():
     ((what, value, why),) = method_rows(large)
     assert (what, value) == ("average of weights", "half-life 2,206.96 samples")
     assert why.startswith("17.24 steps; decay 0.960596 per step of 128; from the initial weights on;")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "start"),
+    [
+        (("sam.m=global",), "sam.m=global: has no effect without sam.rho"),
+        (("sam.adaptive=true",), "sam.adaptive=true: has no effect without sam.rho"),
+        (("sam.rho=0.1",), "sam.m=micro: each micro-batch climbs by its own gradient"),
+        (("sam.rho=0.1", "sam.m=8", "batch.micro=4"), "sam.m=8: the samples of one ascent are a micro-batch, and"),
+        (("sam.rho=0",), "sam.rho=0: must be above 0"),
+        (
+            ("sam.rho=0.1", "sam.m=global", "observers.noise_scale.every=1"),
+            "observers.noise_scale.every=1: does not go",
+        ),
+        (("sam.rho=0.1", "sam.m=global", "batch.on_out_of_memory=lower"), "batch.on_out_of_memory=lower: does not go"),
+        (
+            ("sam.rho=0.1", "sam.m=global", "observers.recompute.every=1"),
+            "observers.recompute.every=1: does not go with",
+        ),
+        (
+            ("sam.rho=0.1", "sam.m=global", "batch_norm=exact", "model=convnet", "data=digits"),
+            "sam.rho=0.1: does not go",
+        ),
+    ],
+)
+def test_an_ascent_without_sense_or_effect_is_refused(overrides: tuple[str, ...], start: str):
+    (error,) = errors(*overrides)
+    assert error.startswith(start)
+
+
+def test_the_plan_tells_whose_gradient_is_climbed():
+    ((what, value, why),) = method_rows(prepared("sam.rho=0.1", "sam.m=8", "batch.micro=8"))
+    assert (what, value) == ("sharpness-aware", "rho 0.1")
+    assert why.startswith("climbs by the gradient of each micro-batch of 8; nothing more is sent")
+    ((_, _, why),) = method_rows(prepared("sam.rho=0.1", "sam.m=global", environ=EIGHT_RANKS))
+    assert "of the global batch; one more gradient all-reduce per step" in why
