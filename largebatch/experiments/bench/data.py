@@ -36,7 +36,7 @@ def measure(settings: Settings) -> bool:
     """
     import torch
 
-    from largebatch.records.trackers.console import print_table
+    from largebatch.records.trackers.tables import print_table
 
     pause = statistics.median(_seconds(_loader(settings), settings.batches))
     rows = []

@@ -90,7 +90,7 @@ def _machine(settings: Settings) -> dict[str, str]:
 
 def print_race(title: str, results: Sequence[Result], bytes_limit: float) -> None:
     """Print the medians of a race against the first of `results`, in 80 columns."""
-    from largebatch.records.trackers.console import print_table
+    from largebatch.records.trackers.tables import print_table
 
     base = results[0].milliseconds
     rows = []

@@ -147,7 +147,7 @@ def _prepared(settings: Settings, net: str, optimizer: str, seed: int) -> tuple[
 
 
 def _print(trials: Sequence[Trial]) -> None:
-    from largebatch.records.trackers.console import print_table
+    from largebatch.records.trackers.tables import print_table
 
     rows = []
     for net, optimizer in dict.fromkeys((trial.net, trial.optimizer) for trial in trials):

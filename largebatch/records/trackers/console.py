@@ -1,4 +1,4 @@
-"""The console: plan, progress and summary, in plain lines where there is no terminal."""
+"""The console: progress and summary, in plain lines where there is no terminal."""
 
 from __future__ import annotations
 
@@ -18,9 +18,14 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from largebatch.records.rows.row_file import Row
+from largebatch.records.trackers.tables import screen
 from largebatch.records.trackers.tracker import Problems
 
 _REFRESH_S = 0.1
+_LINES = 100  # of training rows in a log file
+_SILENCE_S = 60.0  # after which a training row is a line all the same
+_VALIDATION = "eval/val_"  # every metric of it is shown
+_PLACE = 2  # parts of a line that every row has: step and samples
 _BAR_WIDTH = 10  # the least that is left to the bar, with its margin
 _SHOWN = {
     "train/loss": "loss",
@@ -37,39 +42,6 @@ _SHOWN = {
     "communication/share_of_step": "communication's share of a step",
 }
 _DROPPED_FIRST = ("samples ", "lr ", "samples/s", "eta ", "loss ")
-
-
-def print_plan(
-    plan_rows: Sequence[tuple[str, object, str]], *, title: str = "plan", console: Console | None = None
-) -> None:
-    """Print a table of (what, value, where it comes from).
-
-    Long cells are folded, never cut; brackets in a value are not markup.
-    """
-    headers, styles = ("what", "value", "where it comes from"), ("", "bold", "dim")
-    print_table(headers, plan_rows, title=title, styles=styles, console=console)
-
-
-def screen(*, stderr: bool = False) -> Console:
-    """Stdout or stderr as they are now, also in a notebook: there rich would write past a stdout that is redirected."""
-    return Console(stderr=stderr, force_jupyter=False)
-
-
-def print_table(
-    headers: Sequence[str],
-    rows: Sequence[Sequence[object]],
-    *,
-    title: str,
-    styles: Sequence[str] = (),
-    console: Console | None = None,
-) -> None:
-    """Print a table. Long cells are folded, never cut; brackets in a value are not markup."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    for number, header in enumerate(headers):
-        table.add_column(header, style=styles[number] if number < len(styles) else "", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(str(cell)) for cell in row))
-    (console or screen()).print(table)
 
 
 def status(text: str, *, console: Console | None = None) -> Status:
@@ -108,11 +80,11 @@ def print_summary(
 
 
 class ProgressLine:
-    """A progress bar on a terminal, one line per row elsewhere (a file, a pipe, `TERM=dumb`).
+    """A progress bar on a terminal, lines elsewhere (a file, a pipe, `TERM=dumb`).
 
-    A tracker and a context manager: an interrupted run leaves the terminal as it was. One row is one line,
-    so the caller's log interval limits the output. The remaining time is the remaining samples over the last
-    throughput, smoothed over rows.
+    A tracker and a context manager: an interrupted run leaves the terminal as it was. A row without any value that is
+    shown is no line. Of training rows about a hundred are lines, and more in a run that takes hours: one a minute.
+    The remaining time is the remaining samples over the last throughput, smoothed over rows.
 
     Args:
         total_steps: optimizer steps of the whole run.
@@ -129,6 +101,7 @@ class ProgressLine:
         self._problems = Problems("console")
         self._samples_per_s = math.nan
         self._refreshed_at = -math.inf
+        self._line_at = (-math.inf, -math.inf)  # step and moment of the last line of a training row
         self._progress: Progress | None = None
 
     def __enter__(self) -> ProgressLine:
@@ -159,7 +132,11 @@ class ProgressLine:
         """Show one row: a training row moves the bar, an evaluation row stays on the screen as a line."""
         with self._problems.counted("a line was not shown"):
             parts = self._describe(row)
+            if len(parts) == _PLACE:
+                return
             if self._progress is None:
+                if not self._is_due(row):
+                    return
                 self._console.print(Text("  ".join(parts)), soft_wrap=True)
             elif "train/loss" not in row:
                 self._progress.console.print(Text("  ".join(parts)), soft_wrap=True)
@@ -176,6 +153,18 @@ class ProgressLine:
             with self._problems.counted("the progress bar was not closed properly"):
                 progress.stop()
 
+    def _is_due(self, row: Row) -> bool:
+        """Whether a row is a line of a log: of training rows the first, the last, and those far enough apart."""
+        if "train/loss" not in row or "guard/loss" in row:
+            return True
+        step, now = int(_number(row, "step")), time.monotonic()
+        last_step, last_time = self._line_at
+        is_far = step - last_step >= self._total_steps / _LINES or now - last_time >= _SILENCE_S
+        if is_far or step == self._total_steps:
+            self._line_at = (step, now)
+            return True
+        return False
+
     def _move(self, progress: Progress, row: Row, description: str) -> None:
         progress.update(progress.task_ids[0], completed=_number(row, "samples_seen"), description=description)
         if time.monotonic() - self._refreshed_at >= _REFRESH_S:
@@ -185,7 +174,8 @@ class ProgressLine:
     def _describe(self, row: Row) -> list[str]:
         """The parts of a line, for a training or an evaluation row, without unmeasured values."""
         parts = [f"step {row['step']}/{self._total_steps}", f"samples {row['samples_seen']}"]
-        for key, name in _SHOWN.items():
+        further = {key: f"val {key.removeprefix(_VALIDATION)}" for key in row if _is_metric(key)}
+        for key, name in (_SHOWN | further).items():
             if key in row:
                 parts.append(f"{name} {_number(row, key):.4g}")
         rate = _number(row, "train/samples_per_s")
@@ -205,6 +195,10 @@ def _fit(parts: list[str], width: int) -> str:
             break
         parts = parts[:1] + [part for part in parts[1:] if not (part.startswith(name) or part.endswith(name))]
     return "  ".join(parts)
+
+
+def _is_metric(key: str) -> bool:
+    return key.startswith(_VALIDATION) and key not in _SHOWN and not key.endswith(("_stderr", "_seconds", "_skipped"))
 
 
 def _number(row: Row, key: str) -> float:

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+import largebatch.records.trackers.console as trackers_console
 from largebatch.records.trackers import ProgressLine, print_plan, print_summary
-from largebatch.records.trackers.console import print_table, screen, status
+from largebatch.records.trackers.console import status
+from largebatch.records.trackers.tables import print_table, screen
 
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 PLAN = [
@@ -180,16 +182,72 @@ def test_the_plan_is_a_table_with_where_each_value_comes_from() -> None:
     ]
 
 
-@pytest.mark.parametrize("width", [40, 20])
+@pytest.mark.parametrize("width", [48, 20])
 def test_a_narrow_plan_loses_no_letter(width: int) -> None:
-    console, out = plain_console(width)
+    console, out = plain_console(width, force_terminal=True, no_color=True, highlight=False)
     print_plan(PLAN, console=console)
+    out = io.StringIO(ANSI.sub("", out.getvalue()))
     assert max(map(len, out.getvalue().splitlines())) <= width
     assert "…" not in out.getvalue()
     letters = sorted("".join("".join(map(str, row)) for row in PLAN).replace(" ", ""))
     header = "planwhatvaluewhereitcomesfrom"
     shown = sorted(re.sub(r"[\s─]", "", out.getvalue()))
     assert shown == sorted([*letters, *header])
+
+
+@pytest.mark.parametrize("width", [80, 48, 20])
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_no_word_of_a_table_is_broken_in_a_file_or_where_there_is_room(width: int, encoding: str) -> None:
+    """In a file also where there is none: what is searched for must be found."""
+    rows = [
+        ("communication/share_of_step", "0.123456789", "largebatch.experiments.verify.planted.OddNet", "a b c d e f"),
+        ("x", "", "one two three four five six seven eight nine ten eleven twelve", "[red]"),
+    ]
+    raw = io.BytesIO()
+    console = Console(file=io.TextIOWrapper(raw, encoding=encoding), width=width)
+    print_table(("first", "second", "third", "of several words"), rows, title="t", console=console)
+    console.file.flush()
+    shown = raw.getvalue().decode(encoding).replace("|", " ").split()
+    assert {word for row in rows for cell in row for word in cell.split()} <= set(shown)
+    assert console.width == width
+    terminal_console, out = plain_console(60, force_terminal=True, no_color=True, highlight=False)
+    print_table(
+        ("a", "b"),
+        [(".".join("abcdefghijk"), " ".join("word" for _ in range(40)))],
+        title="t",
+        console=terminal_console,
+    )
+    lines = ANSI.sub("", out.getvalue())
+    assert ".".join("abcdefghijk") in lines
+    assert max(map(len, lines.splitlines())) <= 60
+
+
+def test_a_long_run_makes_a_hundred_lines_and_an_empty_row_makes_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    console, out = plain_console()
+    progress = ProgressLine(total_steps=100_000, total_samples=3_200_000, console=console)
+    for step in range(10, 100_001, 10):
+        progress.log(training(step))
+        progress.log({"step": step, "samples_seen": 32 * step, "noise_scale/b_simple": 3.0})
+    progress.log(EVALUATION | {"eval/val_top5": 0.99, "eval/val_top5_stderr": 0.1})
+    *lines, evaluation = out.getvalue().splitlines()
+    assert 100 <= len(lines) <= 102
+    assert lines[0].startswith("step 10/100000 ")
+    assert lines[-1].startswith("step 100000/100000 ")
+    assert evaluation.endswith("accuracy gap 0.0125  val top5 0.99")
+    assert all("loss" in line for line in lines)
+
+
+def test_a_log_is_never_silent_for_long_and_tells_every_bad_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    console, out = plain_console()
+    progress = ProgressLine(total_steps=10**6, total_samples=10**7, console=console)
+    now = 0.0
+    monkeypatch.setattr(trackers_console.time, "monotonic", lambda: now)
+    for step in range(10, 100, 10):
+        now += 20.0
+        progress.log(training(step))
+    assert [line.split("/")[0] for line in out.getvalue().splitlines()] == ["step 10", "step 40", "step 70"]
+    progress.log(training(95, **{"guard/loss": 9.0, "guard/loss_limit": 3.0}))
+    assert "BAD STEP: loss 9" in out.getvalue()
 
 
 def test_the_summary_tells_values_losses_and_whole_paths_however_narrow(tmp_path: Path) -> None:
