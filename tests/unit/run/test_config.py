@@ -34,6 +34,7 @@ def combinations() -> list[tuple[str, ...]]:
     partners = {
         "gpt": "text",
         "hugging_face": "tokens",
+        "own": "own",
         "two_views": "paired_views",
         "linear": "linear_regression",
         "quadratic": "noisy_quadratic",
@@ -44,6 +45,7 @@ def combinations() -> list[tuple[str, ...]]:
         row = {group: names[number % len(names)] for group, names in single.items()}
         row["data"] = partners.get(row["model"]) or next(others)
         rows.append(tuple(f"{group}={name}" for group, name in row.items()))
+    rows.append(tuple(f"{group}={name}" for group, name in {**row, "model": "gpt", "data": "hf_disk"}.items()))
     return rows
 
 
@@ -60,10 +62,10 @@ def errors(*overrides: str) -> list[str]:
 @pytest.mark.parametrize("choices", combinations(), ids=lambda choices: choices[-1])
 def test_every_choice_of_every_group_parses(choices: tuple[str, ...]):
     config = compose_run(*choices)
-    for section in ("data", "model", "loss"):
-        for key in config[section]:
-            if OmegaConf.is_missing(config[section], key):
-                config[section][key] = MISSING.get(str(key), "X")
+    for section in (config.data, config.data.train, config.data.validation, config.model, config.loss):
+        for key in section:
+            if OmegaConf.is_missing(section, key):
+                section[key] = MISSING.get(str(key), "X")
     if not isinstance(config.schedule.decay, str):
         config.schedule.decay._target_ = "mine.decay"
     parsed = parse_config(config)
