@@ -202,7 +202,7 @@ class ModuleLoss:
 
     @property
     def _name(self) -> str:
-        return type(self._mean).__name__
+        return str(getattr(self._mean, "shown_name", type(self._mean).__name__))
 
     def _means(self, outputs: Any, targets: Tensor) -> tuple[float, float, float]:
         """The module's own mean, the mean computed here, and the mean of absolute losses."""

@@ -9,7 +9,7 @@ from largebatch.run.config.targets.allowed import (
     target_nodes,
     target_problems,
 )
-from largebatch.run.config.targets.arguments import check_arguments, needed_arguments
+from largebatch.run.config.targets.arguments import arguments_of, check_arguments, needed_arguments
 from largebatch.run.config.targets.finding import TargetError, find_target, listing_problem
 from largebatch.run.config.targets.making import make, make_function
 
@@ -17,6 +17,7 @@ __all__ = [
     "ALLOW_LIST",
     "FOR_CONFIGS",
     "TargetError",
+    "arguments_of",
     "check_arguments",
     "find_target",
     "listed",
