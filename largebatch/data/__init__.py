@@ -7,12 +7,14 @@ from largebatch.data.augmentation import Augmentation
 from largebatch.data.checked_labels import CheckedLabels, with_checked_labels
 from largebatch.data.collation import Collated
 from largebatch.data.digits import digits
+from largebatch.data.drawn import DrawnImages, DrawnTokens
 from largebatch.data.errors import DataError
 from largebatch.data.folder import image_folder
 from largebatch.data.images import hub_images, parquet_images
 from largebatch.data.iterables import StreamSamples
 from largebatch.data.label_noise import NoisyLabels
 from largebatch.data.loader import EvaluationLoader, MicroBatchLoader, evaluation_batches
+from largebatch.data.masked_words import MaskedWords
 from largebatch.data.micro_batch import MicroBatchData
 from largebatch.data.mixing import Mixing
 from largebatch.data.probing import changing_samples, form_of_most, notes_of_items
@@ -35,9 +37,12 @@ __all__ = [
     "CheckedLabels",
     "Collated",
     "DataError",
+    "DrawnImages",
+    "DrawnTokens",
     "EvaluationLoader",
     "FirstSamples",
     "GlobalBatchSampler",
+    "MaskedWords",
     "MicroBatchData",
     "MicroBatchLoader",
     "Mixing",

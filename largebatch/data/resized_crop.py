@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from largebatch.data.array import ArrayDataset
+from largebatch.data.array import ImageNormalisation
 from largebatch.data.decoding import require_pillow
 from largebatch.data.folder import ImageFiles
+from largebatch.data.stored import stored_form
 from largebatch.data.transforms import TransformedSamples, as_pil, from_pil
 
 _ATTEMPTS = 10
@@ -75,7 +76,7 @@ def with_random_crops(dataset: Any, crop: RandomResizedCrop) -> Any:
     files = dataset if isinstance(dataset, ImageFiles) else getattr(dataset, "files", None)
     if isinstance(files, ImageFiles):
         return files.cropped_by(crop)
-    if not isinstance(dataset, ArrayDataset) or dataset.inputs.dtype != torch.uint8:
+    if not isinstance(stored_form(dataset)[1], ImageNormalisation):
         raise ValueError(
             f"data.augment.random_resized_crop: {type(dataset).__name__} holds no images as bytes. Crop in the data "
             "set itself, or set it to null."

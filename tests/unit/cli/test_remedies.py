@@ -35,7 +35,7 @@ NO_KEY, NO_CHOICE, NO_DASHES = "there is no such key. ", "there is no such choic
         (["experiment=quickstrat"], f"experiment=quickstrat: {NO_CHOICE}Did you mean 'experiment=quickstart'?"),
         (["experiment=gd_variants"], "Did you mean 'experiment=textbook/gd_variants'?"),
         (["experiment=[quickstart,linear_regresion]"], "Did you mean 'experiment=linear_regression'?"),
-        (["debug=tniy"], f"debug=tniy: {NO_CHOICE}Did you mean 'debug=tiny'? There are: overfit, profile, tiny."),
+        (["debug=tniy"], f"debug=tniy: {NO_CHOICE}Did you mean 'debug=tiny'? There are: overfit, profile, "),
         (["hydra/launcher=submitit_slrum"], "Did you mean 'hydra/launcher=submitit_slurm'?"),
         (["optimizer=lars", "lars=simcrl"], f"lars=simcrl: {NO_CHOICE}Did you mean 'lars=simclr'?"),
         (["lars=simclr"], f"lars=simclr: {NO_KEY}The group lars comes with optimizer=lars: add this choice."),

@@ -87,7 +87,7 @@ TYPED = {
     "log_every=10": ("Write observers.metrics.every=10, in steps.",),
     "save_steps=500": ("observers.checkpoint.every=",),
     "dropout=0.1": ("model.dropout=0.1 of model=gpt", "not:Did you mean"),
-    "model.dropout=0.1": ("It comes with model=gpt, model=mlp.",),
+    "model.dropout=0.1": ("It comes with model=gpt, model=gpt2, model=mlp.",),
     "gradient_clip_val=1": ("Write clip_norm=1, ",),
     "sync_batchnorm=true": ("batch_norm=exact",),
     "batch=1024": ("such as batch.total",),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
 
 from largebatch import conf_dir
 from largebatch.optim import LAMB_PRESETS, LARS_PRESETS
@@ -25,7 +25,8 @@ pytestmark = pytest.mark.quick
 PRESETS = {"lars": LARS_PRESETS, "lamb": LAMB_PRESETS}
 APART = {"experiment", "debug", *PRESETS}
 # What some choices leave to the person.
-MISSING = {"num_classes": 10, "vocab_size": 65}
+MISSING = {"num_classes": 10, "vocab_size": 65, "mask_token": 3}
+SIZES = {"num_classes": 10, "num_channels": 3, "num_features": 64, "image_size": 32, "vocab_size": 65}
 
 
 def combinations() -> list[tuple[str, ...]]:
@@ -35,7 +36,10 @@ def combinations() -> list[tuple[str, ...]]:
         "gpt": "text",
         "hugging_face": "tokens",
         "own": "own",
+        "gpt2": "drawn_tokens",
+        "bert_large": "masked_text",
         "two_views": "paired_views",
+        "two_views_convnet": "drawn_images",
         "linear": "linear_regression",
         "quadratic": "noisy_quadratic",
     }
@@ -68,6 +72,9 @@ def test_every_choice_of_every_group_parses(choices: tuple[str, ...]):
                 section[key] = MISSING.get(str(key), "X")
     if not isinstance(config.schedule.decay, str):
         config.schedule.decay._target_ = "mine.decay"
+    with open_dict(config.data):
+        for key, value in SIZES.items():  # of data that a model does not come with
+            config.data.setdefault(key, value)
     parsed = parse_config(config)
     chosen = dict(choice.split("=") for choice in choices)
     assert (parsed.scaling.rule, parsed.schedule.decay_name) == (chosen["scaling"], chosen["schedule"])
@@ -85,6 +92,8 @@ def test_every_experiment_and_debug_file_parses_with_nothing_but_its_data(choice
     config = compose_run(choice)
     if config.data.name in ("cifar10", "text"):
         config.data.path = "X"
+    if choice.startswith("debug=short_"):  # the model is that of the recipe's short form
+        config.model = OmegaConf.create({"_target_": "torch.nn.Identity"})
     parsed = parse_config(config)
     assert parsed.run.title in (choice.partition("=")[2], f"debug-{choice.partition('=')[2]}")
 
@@ -93,6 +102,7 @@ def test_every_yaml_file_is_a_choice_of_a_group_that_the_run_composes():
     files = {path.relative_to(conf_dir()).as_posix() for path in Path(conf_dir()).rglob("*.yaml")}
     # tests/unit/test_chapter.py and test_study.py
     apart = {file for file in files if file.startswith(("experiment/textbook/", "experiment/study/", "study/"))}
+    apart |= {file for file in files if file.startswith("experiment/recipe/")}  # tests/multiprocess/test_recipes.py
     of_verbs = {f"{verb}.yaml" for verb in ("textbook", "find_lr", "measure", "plan", "study", "train", "verify")}
     assert files - apart == of_verbs | {f"{group}/{name}.yaml" for group, names in GROUPS.items() for name in names}
     defaults = Path(conf_dir(), "train.yaml").read_text()
