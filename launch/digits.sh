@@ -40,6 +40,8 @@ for name, label in (
     values = [one["eval/val_accuracy"] for one in summaries]
     spread = f"{statistics.mean(values):.4f} ± {statistics.stdev(values) / 3**0.5:.4f}"
     print(f"{name:20} {summaries[0]['steps']:6} {spread:>20}   {', '.join(f'{value:.4f}' for value in values)}")
-picture = draw_panels(comparison_figures(runs), folder / "digits.png", title="digits: mean and range of three seeds")
+optimizers = {label: "LARS" if "LARS" in label else "SGD" for label, _ in runs}
+figures = comparison_figures(runs, optimizers=optimizers)
+picture = draw_panels(figures, folder / "digits.png", title="digits: mean and range of three seeds")
 print(f"picture: {picture}")
 EOF

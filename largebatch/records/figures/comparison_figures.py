@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
@@ -20,12 +21,15 @@ _SAMPLES, _STEPS = Axis("samples seen"), Axis("optimizer steps")
 _WIDE = 6  # runs that end by this factor apart get a logarithmic axis
 
 
-def comparison_figures(runs: Sequence[tuple[str, Sequence[Row]]]) -> list[Diagram]:
+def comparison_figures(
+    runs: Sequence[tuple[str, Sequence[Row]]], *, optimizers: Mapping[str, str] | None = None
+) -> list[Diagram]:
     """Validation error and loss of several runs, over samples and over optimizer steps.
 
     Args:
         runs: (label, rows) of every run. Runs of one label, say its seeds, are one line, their mean, with a band from
             the least to the greatest value.
+        optimizers: label -> its optimizer, which gives it the colour; labels of one optimizer differ in their dashes.
 
     Raises:
         ValueError: if no run has a validation metric.
@@ -35,7 +39,7 @@ def comparison_figures(runs: Sequence[tuple[str, Sequence[Row]]]) -> list[Diagra
     for key, axis in ((_ACCURACY, _ERROR), (_LOSS, _VALIDATION_LOSS)):
         for against, x in (("samples_seen", _SAMPLES), ("step", _STEPS)):
             found = (_mean_line(label, group, against, key) for label, group in groups.items())
-            if lines := tuple(line for line in found if line is not None):
+            if lines := _of_optimizers([line for line in found if line is not None], optimizers or {}):
                 x = replace(x, log=against == "step" and _ends_differ([rows for _, rows in runs], against))
                 y = replace(axis, log=is_wide(value for line in lines for value in line.y))
                 figures.append(_figure(key, against, x, y, lines))
@@ -45,6 +49,16 @@ def comparison_figures(runs: Sequence[tuple[str, Sequence[Row]]]) -> list[Diagra
             "Switch evaluation on for these runs."
         )
     return figures
+
+
+def _of_optimizers(lines: Sequence[Line], optimizers: Mapping[str, str]) -> tuple[Line, ...]:
+    seen: Counter[str] = Counter()
+    found = []
+    for line in lines:
+        name = optimizers.get(line.label, "")
+        found.append(replace(line, optimizer=name, dash=seen[name] if name else None))
+        seen[name] += 1
+    return tuple(found)
 
 
 def large_batch_gap_figures(runs: Mapping[int, RowsOfRuns]) -> list[Diagram]:

@@ -39,7 +39,7 @@ def caveats(evidence: Evidence, groups: Sequence[Group]) -> list[str]:
         lines += _kind(f"Runs that are {status}", ended)
     if evidence.num_trials:
         lines.append(f"Tuning runs of a study ({evidence.num_trials:,}): it did not choose their settings; left out.")
-    if not evidence.of("study") and (evidence.runs or not evidence.records):
+    if not evidence.of("study") and (evidence.compared or not evidence.records):
         lines.append(
             "No study is among the folders: steps to a target and the critical batch size are not measured. "
             "`largebatch study` measures them."

@@ -28,6 +28,7 @@ function themed(layout) {
     legend: legend,
     ...(paper ? { autosize: false, ...paper } : {}),
     hoverlabel: { namelength: -1 },
+    modebar: { bgcolor: "rgba(0,0,0,0)", color: style("--soft"), activecolor: style("--mark") },
     xaxis: { ...axis, ...layout.xaxis },
     yaxis: { ...axis, ...layout.yaxis },
   };
@@ -45,8 +46,10 @@ addEventListener("load", () => setTimeout(needPlotly, 300));
 function draw(place, figure) {
   needPlotly();
   drawn.set(place, figure);
+  // Where nothing can hover, as on a phone, the buttons would lie on the data for good.
+  const buttons = matchMedia("(hover: hover)").matches ? "hover" : false;
   // Without showSendToCloud: false, plotly.js 4 offers to upload the chart to its makers.
-  const config = { responsive: true, displaylogo: false, displayModeBar: "hover", scrollZoom: false,
+  const config = { responsive: true, displaylogo: false, displayModeBar: buttons, scrollZoom: false,
     showSendToCloud: false, plotlyServerURL: "", modeBarButtonsToRemove: ["lasso2d", "select2d"] };
   return Plotly.react(place, figure.data, themed(figure.layout), config);
 }
