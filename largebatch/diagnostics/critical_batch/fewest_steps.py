@@ -36,7 +36,7 @@ class Ranking:
 
         >>> few, many = StepsToTarget(64, (9.0, 10.0, 11.0)), StepsToTarget(64, (18.0, 20.0, 22.0))
         >>> rankings({"SGD": [few], "LAMB": [many]})[0].sentence()
-        "At batch 64 SGD needs 10 steps to the target, LAMB 20; ranges of seeds do not overlap with LAMB's."
+        'At batch 64 SGD needs 10 steps to the target, LAMB 20; ranges of seeds do not overlap.'
         """
         (best, first), *others = ((name, _steps(one)) for name, one in self.ordered)
         unit = "step" if first == "1" else "steps"
@@ -56,6 +56,8 @@ class Ranking:
         unknown = [name for name, end in low.items() if end is None]
         level = min([best.level, *(one.level for _, one in others if one.interval is not None)])
         word = "intervals" if level >= 0.95 else "ranges of seeds"
+        if len(others) == 1:  # nobody else to be told from
+            return f"{word} do not overlap" if apart else f"{word} overlap: no clear difference"
         clauses = [f"{word} do not overlap with {_theirs(apart)}"] if apart else []
         clauses += [f"{word} overlap with {_theirs(near)}: no clear difference there"] if near else []
         clauses += [f"no interval for {' and '.join(unknown)}"] if unknown else []

@@ -60,7 +60,7 @@ def _best_batch(study: Study | None) -> Headline:
     elif len(alike) > 1:
         interval = f"{alike[0]:,} to {alike[-1]:,} cannot be told apart"
     else:
-        interval = "its seeds need fewer samples than at any other batch"
+        interval = "no other batch is as cheap"
     ends = ""
     if best.interval is not None:
         low, high = (end * best.batch_size for end in best.interval)

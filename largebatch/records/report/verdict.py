@@ -87,7 +87,8 @@ def _of_experiment(groups: Sequence[Group]) -> list[str]:
         if group.is_comparable
     }  # fmt: skip
     if len(found) < 2 or len(ends) > 1 or len(qualities) > 1 or not all(costs.get(group) for group in found):
-        return [lines[-1] for lines in found.values()]
+        several = [group for group in found if len(group.by_batch) > 1]
+        return [found[group][-1] for group in several or found]
     (quality,), (sizes,) = qualities, ends
     parts = sorted(((cost[-1], group.optimizer) for group, cost in costs.items()), key=lambda one: one[0].change.value)
     told = "; ".join(f"{name} {_cost(cost, quality)}" for cost, name in parts)
