@@ -13,6 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from largebatch.cli.composition.hidden_choices import hidden_choices
 from largebatch.cli.composition.problems import wrong_values
 from largebatch.cli.composition.withheld import error_handler
 from largebatch.cli.process.leaving import EXIT_FAILED, EXIT_UNSAVED
@@ -59,6 +60,8 @@ def _check(config: DictConfig, overrides: list[str], compose: Compose, *, joins:
     renamed = renamed_on_command_line([f"{key}={value}" for key, value in swept.items()])
     if renamed := renamed + renamed_in_config(cast(dict[str, Any], OmegaConf.to_container(config, resolve=False))):
         raise ConfigError(renamed)
+    if hidden := hidden_choices():
+        raise ConfigError(hidden)
     if joins and (copies := start_problems(os.environ, num_processes=expected)):
         raise ConfigError(copies)
     notes = overruled_choices(config, overrides, compose=compose)

@@ -255,3 +255,18 @@ def test_a_number_that_yaml_reads_as_another_one_is_refused_with_its_line(
     assert f"- {file}, line 4: YAML 1.1 reads 1:30 as 90. Write 90, or '1:30' for the text.\n" in told
     file.write_text("# @package _global_\nseed: 10\nlength: 3ep\nrun: {name: 2026-01-02_12:30}\n")
     assert main(arguments) == 0
+
+
+def test_a_choice_of_one_s_own_with_a_name_of_ours_is_refused_because_hydra_passes_over_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "model").mkdir()
+    for name in ("mlp", "mine"):
+        (tmp_path / "model" / f"{name}.yaml").write_text(
+            "_target_: torch.nn.Linear\nin_features: 64\nout_features: 10\n"
+        )
+    assert main(["plan", "--config-dir", str(tmp_path), "model=mlp"]) == 2
+    message = capsys.readouterr().err
+    assert f"passes over {tmp_path}/model/mlp.yaml, which has the same name" in message
+    assert main(["plan", "--config-dir", str(tmp_path), "model=mlp", "--cfg", "job"]) == 0
+    assert main(["plan", "--config-dir", str(tmp_path), "model=linear", "plan.format=json"]) == 0  # ours alone
