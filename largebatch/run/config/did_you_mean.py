@@ -52,12 +52,16 @@ def meant_by_key(given: str, names: Sequence[str], value: str = "") -> str:
     'Write length=10ep.'
     >>> meant_by_key("wandb.project", ["logger.wandb.project", "seed"])
     "Did you mean 'logger.wandb.project'?"
+    >>> meant_by_key("data.mixup", ["data.augment.mixup", "seed"])
+    "Did you mean 'data.augment.mixup'?"
     """
     if sentence := sentence_for_key(given, value):
         return sentence
     given = normalised(given)
+    section, _, last = given.rpartition(".")
     inside = [name for name in names if name.endswith(f".{given}")]
-    close = inside if len(inside) == 1 else _closest(given, names)
+    deeper = [name for name in names if name.endswith(f".{last}") and name.startswith(f"{section}.")] if section else []
+    close = inside if len(inside) == 1 else _closest(given, names) or (deeper if len(deeper) == 1 else [])
     return f"Did you mean {' or '.join(map(repr, close))}?" if 0 < len(close) <= MOST_SUGGESTED else ""
 
 

@@ -184,7 +184,7 @@ def _explain(
             )
         else:
             given = f"={detail['input']}" if detail["loc"] else ""  # printing a whole section would hide the rule
-            lines.append(f"{key}{given}: {_rule(detail)}")
+            lines.append(f"{key}{given}: {_rule(detail)}{_first_inside(detail, schema, inside)}")
     return lines
 
 
@@ -226,6 +226,13 @@ def _rule(detail: Any) -> str:
     value = detail["input"]
     whole = detail["type"].startswith("int") and isinstance(value, float) and value.is_integer()
     return str(template.format(**detail.get("ctx", {}))) + (f" Write {int(value)}." if whole else "")
+
+
+def _first_inside(detail: Any, schema: type[BaseModel], inside: tuple[str, ...]) -> str:
+    """A key of the section that was given a value."""
+    start = f"{'.'.join(map(str, detail['loc']))}."
+    key = next((key for key in _keys(schema) if detail["type"] == "model_type" and key.startswith(start)), "")
+    return f" Set one of them, such as {'.'.join((*inside, key))}." if key else ""
 
 
 def _nearest_key(location: tuple[int | str, ...], value: Any, schema: type[BaseModel]) -> str:

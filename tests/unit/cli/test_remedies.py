@@ -47,7 +47,7 @@ NO_KEY, NO_CHOICE, NO_DASHES = "there is no such key. ", "there is no such choic
         (["model=mine.Net"], "For a class of your own write FOLDER/model/NAME.yaml with `_target_: package.Class`"),
         (["loss=mse"], "loss=module loss._target_=torch.nn.MSELoss."),  # ours is half of it
         (["loss=hinge"], "For any loss of torch give loss=module loss._target_=torch.nn.NAME."),
-        (["data.mixup=0.2"], f"data.mixup=0.2: {NO_KEY}Known here: "),
+        (["data.mixup=0.2"], f"data.mixup=0.2: {NO_KEY}Did you mean 'data.augment.mixup'?"),
         (["zzzzzz=1"], f"zzzzzz=1: {NO_KEY}Known here: seed, "),
         (["a.b=1"], f"a.b=1: {NO_KEY}There is no section a either."),
         # What other tools call it.
