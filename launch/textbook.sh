@@ -20,4 +20,4 @@ for name in $names; do
     rm -rf "${made:?}/runs"
     python -m largebatch textbook "$name" run.dir="$made"
 done
-python -m largebatch report "$folder" --out "$folder/report.html"
+python -m largebatch textbook page "$folder" --out "$folder/report.html"

@@ -33,7 +33,11 @@ EXPERIMENTS = {
     "noise_and_minima": "sharpness and generalization gap against batch size, at equal epochs and equal steps",
     "powers_of_two": "batch sizes that are powers of two, timed against one sample less and one more",
 }
-ALL = "all"
+ALL, PAGE = "all", "page"
+_OTHERS = {
+    ALL: "all of these, each into a folder of its name, and one page",
+    PAGE: "the chapter as one page: widgets, questions, tables; `page FOLDER` shows measured results beside them",
+}
 _RECORD = "textbook.json"
 
 
@@ -47,11 +51,13 @@ def main(arguments: Sequence[str]) -> int:
     """`textbook NAME [KEY=VALUE ...]`. Returns the exit code, for `all` the worst one."""
     if arguments and arguments[0] == ALL:
         return _run_all(arguments[1:])
+    if arguments and arguments[0] == PAGE:
+        from largebatch.cli.textbook_page import main as write_page
+
+        return write_page(arguments[1:])
     if arguments and arguments[0] in EXPERIMENTS:
         return run_experiment(arguments[0], arguments[1:])
-    return list_choices(
-        "textbook", EXPERIMENTS | {ALL: "all of these, each into a folder of its name, and one page"}, arguments
-    )
+    return list_choices("textbook", EXPERIMENTS | _OTHERS, arguments)
 
 
 def run_experiment(name: str, arguments: Sequence[str]) -> int:
@@ -68,10 +74,12 @@ def _run_all(arguments: Sequence[str]) -> int:
         return run_experiment(next(iter(EXPERIMENTS)), others)
     folder = Path(given[-1]) if given else Path("runs", "textbook", time.strftime("%Y-%m-%d_%H-%M-%S"))
     code = max(run_experiment(name, [*others, f"run.dir={folder / name}"]) for name in EXPERIMENTS)
-    from largebatch.records.report.publish import write_result_page
-
     if records := [path for name in EXPERIMENTS if (path := folder / name / _RECORD).is_file()]:
-        write_result_page(folder, records, title="The textbook on batch size, run")
+        from largebatch.experiments.textbook.lesson.page import write_chapter
+        from largebatch.records.report.reading import read_records
+
+        write_chapter(read_records(records), folder / "page.html", title="Batch size: the chapter, run")
+        print(folder / "page.html")
     return code
 
 

@@ -15,7 +15,7 @@ VERBS = {
     "diff": "find the first step in which two runs differ: `diff A B`",
     "checkpoint": "check every byte: `checkpoint verify PATH`; export plain weights: `checkpoint export PATH`",
     "doctor": "check versions, devices, memory, disk, ports and launcher; report problems with their remedies",
-    "textbook": "run the textbook's experiments on batch size, each with figures and an answer: `textbook NAME|all`",
+    "textbook": "run the textbook's experiments on batch size, or write its chapter: `textbook NAME|all|page`",
     "help": "tell about one key, group, choice or word: `help batch.total`, `help optimizer`, `help warmup`",
     "completion": "print the script that completes by TAB: `completion bash|zsh|fish`",
     "bench": "measure speed on this machine: `bench loop|optim|diagnostics|rows|start`; count mistakes: `bench verify`",

@@ -91,7 +91,7 @@ RUNS = [
     (verb, arguments)
     for verb, arguments in commands()
     if verb not in OWN_ARGUMENTS
-    and arguments[:1] not in (("optim",), ("rows",), ("start",), ("analyze",), ("atlas",))
+    and arguments[:1] not in (("optim",), ("rows",), ("start",), ("analyze",), ("atlas",), ("page",))
     and (verb, arguments) != ("study", ())  # has no target of its own: a verb that a sentence names
     and not any(
         argument.startswith(ELSEWHERE) or "_target_=mine." in argument or "_target_: mine." in argument

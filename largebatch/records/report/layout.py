@@ -49,7 +49,7 @@ def page_sections(
     groups = grouped(evidence.compared)
     explored = explorers(groups, evidence)
     found = [
-        overview(evidence, groups, studies(evidence)),
+        *([overview(evidence, groups, studies(evidence))] if evidence else []),
         Section("explorer", "Batch-size explorer", options=list(map(_explorer_option, count(), explored))),
         *_run_sections(evidence.compared, groups),
         *of_records,

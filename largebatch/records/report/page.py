@@ -25,7 +25,7 @@ from largebatch.records.report.filters import filter_bar
 from largebatch.records.report.isolate_broken import draw_without_broken
 from largebatch.records.report.layout import page_sections
 from largebatch.records.report.result_sections import result_sections
-from largebatch.records.report.sections import Option, Section
+from largebatch.records.report.sections import Addition, Option, Section
 from largebatch.records.report.shared_legends import plotly_figures
 from largebatch.records.report.two_runs import comparison
 
@@ -45,30 +45,32 @@ class Written:
     evidence: Evidence
 
 
-def write_report(evidence: Evidence, path: Path, *, title: str) -> Written:
+_NOTHING = Addition(arrange=lambda found: found, scripts=(), style="", data={})
+
+
+def write_report(evidence: Evidence, path: Path, *, title: str, addition: Addition = _NOTHING) -> Written:
     """Write the page. A run or record that cannot be drawn is left out of it, and named there.
 
     Args:
         evidence: the runs and records.
         path: the HTML file; its folder is created if need be.
         title: its heading.
+        addition: sections that do not come from the evidence; without evidence they are the page.
 
     Raises:
         OSError: if it cannot be written.
     """
-    from plotly.offline import get_plotlyjs
-
-    drawn = draw_without_broken(evidence, lambda some: _draw(some, path))
+    drawn = draw_without_broken(evidence, lambda some: _draw(some, path, addition))
     content = _read("page.html").substitute(
         title=html_parts.escaped(printable(title)),
         made=time.strftime("%Y-%m-%d %H:%M"),
-        style=_read("page.css").template,
+        style=_read("page.css").template + addition.style,
         navigation=drawn.navigation,
         filters=drawn.filters,
         content=drawn.content,
         data=drawn.data,
-        plotly=get_plotlyjs().replace("</script", "<\\/script"),
-        scripts="\n".join(_read(name).template for name in _SCRIPTS),
+        plotly=_plotly_script() if drawn.figures else "",
+        scripts="\n".join([*(_read(name).template for name in _SCRIPTS), *addition.scripts]),
     )
     # Half of a pair of code units, as JSON may have them, is no text of UTF-8.
     write_whole(path, content.encode("utf-8", "backslashreplace"))
@@ -85,10 +87,17 @@ class _Drawn:
     evidence: Evidence
 
 
-def _draw(evidence: Evidence, path: Path) -> _Drawn:
+def _plotly_script() -> str:
+    from plotly.offline import get_plotlyjs
+
+    return str(get_plotlyjs().replace("</script", "<\\/script"))
+
+
+def _draw(evidence: Evidence, path: Path, addition: Addition) -> _Drawn:
     of_records, broken = result_sections(evidence, path)
     evidence = evidence.without(broken)
-    sections, explored = page_sections(evidence, of_records, path)
+    found, explored = page_sections(evidence, of_records, path)
+    sections = addition.arrange(found)
     keys = _figure_keys(sections)
     figures, legends = _plotly(sections, keys, _places(evidence))
     looked_up = {"explorers": [one.record() for one in explored], "comparison": comparison(evidence.runs)}
@@ -96,7 +105,7 @@ def _draw(evidence: Evidence, path: Path) -> _Drawn:
         navigation="".join(html_parts.anchor(part.key, part.title) for part in sections),
         filters=filter_bar(evidence),
         content="\n".join(_html(part, keys, legends) for part in sections),
-        data=html_parts.embedded_json({"figures": figures} | looked_up),
+        data=html_parts.embedded_json({"figures": figures} | looked_up | dict(addition.data)),
         figures=figures,
         evidence=evidence,
     )

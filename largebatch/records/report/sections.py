@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from largebatch.records.figures.figure import Figure
 
@@ -44,3 +45,20 @@ class Section:
     title: str
     before: str = ""
     options: Sequence[Option] = ()
+
+
+@dataclass(frozen=True)
+class Addition:
+    """What a verb adds to the page of its evidence.
+
+    Attributes:
+        arrange: the sections of the evidence -> all sections, in their order.
+        scripts: run after those of the page; they find `data` in DATA.
+        style: CSS behind that of the page.
+        data: values for JSON.
+    """
+
+    arrange: Callable[[Sequence[Section]], Sequence[Section]]
+    scripts: Sequence[str]
+    style: str
+    data: Mapping[str, Any]
