@@ -2,18 +2,20 @@ from __future__ import annotations
 
 import gc
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
+from _pytest.doctest import DoctestModule
 from xdist.scheduler import LoadFileScheduling
 
 from tests.faults import shown
 from tests.faults.table import FaultTable
 from tests.launcher import LAUNCHER
 from tests.multiprocess.pool import RankPool, RankProcesses
+from tests.parsed_once import parse_yaml_once
 
 FORKING = ("tests/faults/", "tests/end_to_end/test_leaving.py")
 # What takes longest comes first, so that no worker is left with a file of minutes when the others have ended.
@@ -21,11 +23,22 @@ LONG = (
     "tests/multiprocess/", "tests/faults/", "tests/end_to_end/", "tests/device/", "tests/browser/", "tests/unit/optim/",
     "tests/unit/experiments/", "tests/unit/run/test_prepare", "tests/unit/training/test_guard",
 )  # fmt: skip
-# Scripts for processes of their own: looking for doctests in them would import JAX into this one, and train.
-collect_ignore = ["reference/optax_trajectories.py", "warm.py"]
+
+
+class DoctestsWhereThereAreSome:
+    """Modules without a doctest are not imported to look for one: some load JAX or Lightning, some train."""
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_collect_file(self, file_path: Path) -> Generator[None, list[pytest.Collector], list[pytest.Collector]]:
+        found = yield
+        if found and ">>> " not in file_path.read_text(encoding="utf-8"):
+            return [one for one in found if not isinstance(one, DoctestModule)]
+        return found
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    parse_yaml_once()
+    config.pluginmanager.register(DoctestsWhereThereAreSome())
     config.pluginmanager.register(FaultTable(config.getoption("--write-fault-matrix")))
 
 

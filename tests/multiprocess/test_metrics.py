@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sklearn
 import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
-from sklearn.metrics import f1_score, mean_absolute_error, r2_score, top_k_accuracy_score
 from torch import Tensor, nn
 
 from largebatch.batch.order import SampleOrder
@@ -105,16 +105,20 @@ def truths(kind: str, dataset: Any, ids: Any, state: dict[str, Tensor]) -> dict[
     if kind == "numbers":
         given = targets.double().numpy(), outputs.numpy()
         root = float(np.mean((given[0] - given[1]) ** 2) ** 0.5)
-        return {"mae": mean_absolute_error(*given), "r2": r2_score(*given), "mine": root}
+        return {
+            "mae": sklearn.metrics.mean_absolute_error(*given),
+            "r2": sklearn.metrics.r2_score(*given),
+            "mine": root,
+        }
     outputs, targets = outputs.flatten(0, -2), targets.flatten()
     outputs, targets = outputs[targets != -100], targets[targets != -100]
     labels, best = targets.numpy(), outputs.argmax(-1).numpy()
     known = {
-        "top2": top_k_accuracy_score(labels, outputs.numpy(), k=2, labels=np.arange(outputs.shape[1])),
-        "f1": f1_score(labels, best, average="macro"),
+        "top2": sklearn.metrics.top_k_accuracy_score(labels, outputs.numpy(), k=2, labels=np.arange(outputs.shape[1])),
+        "f1": sklearn.metrics.f1_score(labels, best, average="macro"),
     }
     if kind == "classes":
-        return known | {"micro": f1_score(labels, best, average="micro")}
+        return known | {"micro": sklearn.metrics.f1_score(labels, best, average="micro")}
     return known | {"perplexity": float(torch.nn.functional.cross_entropy(outputs, targets).exp())}
 
 
@@ -146,13 +150,13 @@ def test_labels_are_read_as_the_loss_reads_them():
     logits, labels = torch.randn(7, 4, 5), torch.randint(0, 4, (7, 5))
     labels[0] = labels[3, 2] = -100
     flat, kept = logits.movedim(1, -1).reshape(-1, 4), labels.flatten() != -100
-    expected = top_k_accuracy_score(labels.flatten()[kept], flat[kept], k=2, labels=np.arange(4))
+    expected = sklearn.metrics.top_k_accuracy_score(labels.flatten()[kept], flat[kept], k=2, labels=np.arange(4))
     for loss in (CrossEntropy(), ModuleLoss(nn.CrossEntropyLoss())):
         assert total(TopK(2), loss, logits, labels) == pytest.approx(expected)
     assert total(TopK(2), NextToken(), logits.movedim(1, -1), labels) == pytest.approx(expected)
     shifted = torch.nn.functional.pad(labels, (1, 0), value=7)[:, :5]  # position t predicts label t + 1
     kept[4::5] = False
-    expected = top_k_accuracy_score(labels.flatten()[kept], flat[kept], k=2, labels=np.arange(4))
+    expected = sklearn.metrics.top_k_accuracy_score(labels.flatten()[kept], flat[kept], k=2, labels=np.arange(4))
     assert total(TopK(2), NextToken(shift=True), logits.movedim(1, -1), shifted) == pytest.approx(expected)
     probabilities = torch.nn.functional.one_hot(labels.clamp(min=0), 4).movedim(-1, 1).float()
     assert total(TopK(1), CrossEntropy(), logits, probabilities) == total(
@@ -166,7 +170,7 @@ def test_f1_of_binary_losses_is_that_of_scikit_learn(average: str):
     width = 1 if average == "binary" else 4
     logits, given = torch.randn(11, width), (torch.rand(11, width) > 0.6).float()
     loss = ModuleLoss(nn.BCEWithLogitsLoss())
-    expected = f1_score(given.numpy(), (logits > 0).numpy(), average=average)
+    expected = sklearn.metrics.f1_score(given.numpy(), (logits > 0).numpy(), average=average)
     assert total(F1(average), loss, logits, given) == pytest.approx(expected)  # type: ignore[arg-type]
     if average == "binary":
         two = torch.stack([-logits[:, 0], logits[:, 0]], 1)
@@ -184,7 +188,7 @@ def test_an_object_of_torchmetrics_with_summed_states_is_exact_over_batches_and_
     torch.manual_seed(5)
     logits, labels = torch.randn(11, 4), torch.randint(0, 4, (11,))
     metric = as_metric(classification.MulticlassF1Score(4))
-    expected = f1_score(labels, logits.argmax(-1), average="macro")
+    expected = sklearn.metrics.f1_score(labels, logits.argmax(-1), average="macro")
     assert total(metric, CrossEntropy(), logits, labels) == pytest.approx(expected, rel=1e-6)
     assert metric.higher_is_better
     with pytest.raises(ValueError, match="keeps preds by dim_zero_cat, not as a sum"):

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import numpy as np
+import scipy
 from pydantic import Field
-from scipy.stats import binom
 
 from largebatch.diagnostics.closed_forms import NoisyQuadratic
 from largebatch.diagnostics.intervals import LEAST_SEEDS
@@ -167,7 +167,7 @@ def _sentences(full: FullBatch, descents: list[Descent]) -> list[str]:
     share = (full.losses[-1] / full.losses[0]) ** (1 / (len(full.losses) - 1))
     known = (full.exact[-1] / full.exact[0]) ** (1 / (len(full.exact) - 1))
     agreeing, count = sum(one.agrees for one in descents), len(descents)
-    by_chance = agreeing >= binom.ppf(0.01, count, 0.95)
+    by_chance = agreeing >= scipy.stats.binom.ppf(0.01, count, 0.95)
     return [
         f"Steps grow with log(1/eps) on all samples: each step leaves {share:.4f} of the loss, by theory {known:.4f}.",
         f"With batches of {smallest} they grow like eps to the power {of_target['measured']:.2f}, by theory "

@@ -7,9 +7,9 @@ import tracemalloc
 
 import numpy as np
 import pytest
+import scipy
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
 
 from largebatch.batch.order import SampleOrder
 
@@ -39,7 +39,7 @@ def test_slices_of_a_huge_epoch_never_repeat_a_sample(num_samples: int):
     assert ids.max() < num_samples
     # 60,000 independent draws from 10^9 would repeat 1.8 times on average; the slices are of one permutation.
     assert len(np.unique(ids)) == 60_000
-    assert stats.kstest(ids / num_samples, "uniform").pvalue > 1e-4
+    assert scipy.stats.kstest(ids / num_samples, "uniform").pvalue > 1e-4
 
 
 def test_a_billion_samples_need_no_memory():
@@ -135,7 +135,7 @@ def test_every_sample_is_equally_often_in_every_place(small_sets: dict[int, np.n
     # Rows and columns of the table have fixed sums, so its n^2 cells have (n - 1)^2 degrees of freedom; a cell's
     # variance is E/n (1 - 1/n), and the covariances make (n - 1)/n times the usual statistic a chi-square.
     statistic = ((counts - expected) ** 2).sum() / expected * (n - 1) / n
-    assert stats.chi2.sf(statistic, (n - 1) ** 2) > 1e-4
+    assert scipy.stats.chi2.sf(statistic, (n - 1) ** 2) > 1e-4
 
 
 def covariance_of_neighbours(n: int) -> np.ndarray:
@@ -168,20 +168,20 @@ def test_every_pair_is_equally_often_neighbours(small_sets: dict[int, np.ndarray
     excess = (counts - len(orders) / n)[~np.eye(n, dtype=bool)]
     covariance = covariance_of_neighbours(n)
     statistic = excess @ np.linalg.pinv(covariance, hermitian=True) @ excess / len(orders)
-    assert stats.chi2.sf(statistic, np.linalg.matrix_rank(covariance, hermitian=True)) > 1e-4
+    assert scipy.stats.chi2.sf(statistic, np.linalg.matrix_rank(covariance, hermitian=True)) > 1e-4
 
 
 @pytest.mark.parametrize("n", [3, 4, 5])
 def test_every_one_of_the_orders_is_equally_likely(small_sets: dict[int, np.ndarray], n: int):
     _, counts = np.unique(small_sets[n], axis=0, return_counts=True)
     assert len(counts) == len(list(itertools.permutations(range(n))))
-    assert stats.chisquare(counts).pvalue > 1e-4
+    assert scipy.stats.chisquare(counts).pvalue > 1e-4
 
 
 def test_a_large_epoch_keeps_no_trace_of_the_original_order():
     count = 100_003
     ids = SampleOrder(count, seed=2).ids(0, count)
     cells = np.bincount(ids * 16 // count * 16 + np.arange(count) * 16 // count, minlength=256).reshape(16, 16)
-    assert stats.chi2_contingency(cells).pvalue > 1e-4
+    assert scipy.stats.chi2_contingency(cells).pvalue > 1e-4
     steps = np.diff(ids) % count * 64 // count
-    assert stats.chisquare(np.bincount(steps, minlength=64)).pvalue > 1e-4
+    assert scipy.stats.chisquare(np.bincount(steps, minlength=64)).pvalue > 1e-4

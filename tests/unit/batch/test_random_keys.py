@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy import stats
+import scipy
 
 from largebatch.batch.random_keys import keyed_bits, keyed_uniforms, mix64, stream_key
 
@@ -159,7 +159,7 @@ def test_uniforms_are_uniform_and_consecutive_ones_independent(consecutive: str)
     assert uniforms.min() >= 0
     assert uniforms.max() < 1
     # Six p-values in all, fixed once and for all: below 1e-4 by chance in 6 of 10^4 choices of a sound generator.
-    assert stats.kstest(uniforms, "uniform").pvalue > 1e-4
+    assert scipy.stats.kstest(uniforms, "uniform").pvalue > 1e-4
     cells = (uniforms * 16).astype(int)
     pairs = np.bincount(cells[:-1:2] * 16 + cells[1::2], minlength=256)
-    assert stats.chisquare(pairs).pvalue > 1e-4
+    assert scipy.stats.chisquare(pairs).pvalue > 1e-4

@@ -10,7 +10,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers.optimization import get_inverse_sqrt_schedule, get_wsd_schedule
 
 from largebatch.batch.decays import Cooldown, InverseSqrt, Restarts
 from largebatch.batch.schedule import DECAYS, Schedule
@@ -156,6 +155,8 @@ def factors_of(make: Any) -> list[float]:
 def test_wsd_is_that_of_transformers(shape: str):
     def make(optimizer: Any) -> Any:
         kind = {"linear": "linear", "sqrt": "1-sqrt"}[shape]
+        from transformers.optimization import get_wsd_schedule
+
         return get_wsd_schedule(optimizer, 20, 30, num_training_steps=100, decay_type=kind)
 
     ours = Schedule(total_samples=100, warmup_samples=20, decay=Cooldown(30, shape))
@@ -165,6 +166,8 @@ def test_wsd_is_that_of_transformers(shape: str):
 @pytest.mark.parametrize("timescale", [20, 7])
 def test_inverse_sqrt_is_that_of_transformers(timescale: int):
     def make(optimizer: Any) -> Any:
+        from transformers.optimization import get_inverse_sqrt_schedule
+
         return get_inverse_sqrt_schedule(optimizer, 20, timescale=timescale)
 
     ours = Schedule(total_samples=100, warmup_samples=20, decay=InverseSqrt(timescale))

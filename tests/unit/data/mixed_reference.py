@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import numpy as np
-from scipy.stats import beta
+import scipy
 
 from largebatch.batch.order import SampleOrder
 from largebatch.batch.random_keys import keyed_uniforms, stream_key
@@ -30,10 +30,10 @@ def mixed_sample(
     if is_mixed >= probability:
         return own, *ids, 1.0
     if not cutmix or (mixup and switch >= 0.5):
-        lam = round(float(beta.ppf(share, mixup, mixup)) * 65536) / 65536
+        lam = round(float(scipy.stats.beta.ppf(share, mixup, mixup)) * 65536) / 65536
         return lam * own + (1 - lam) * other, *ids, lam
     height, width = own.shape[-2:]
-    side = math.sqrt(1 - float(beta.ppf(share, cutmix, cutmix)))
+    side = math.sqrt(1 - float(scipy.stats.beta.ppf(share, cutmix, cutmix)))
     mixed: Any = own.copy()
     top, bottom = (min(max(int(row * height) + sign * (int(height * side) // 2), 0), height) for sign in (-1, 1))
     left, right = (min(max(int(column * width) + sign * (int(width * side) // 2), 0), width) for sign in (-1, 1))

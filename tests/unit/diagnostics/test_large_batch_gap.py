@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from scipy import stats
+import scipy
 
 from largebatch.diagnostics import Evaluations, large_batch_gap
 from largebatch.diagnostics.gap.large_batch_gap import merge_reruns, welch_difference
@@ -72,7 +72,7 @@ def test_seeds_are_replicates_with_welchs_interval():
     generator = np.random.default_rng(0)
     first, second = generator.normal(0, 1, 4), generator.normal(1, 3, 6)
     found = welch_difference(first.tolist(), second.tolist())
-    theirs = stats.ttest_ind(second, first, equal_var=False).confidence_interval(0.95)
+    theirs = scipy.stats.ttest_ind(second, first, equal_var=False).confidence_interval(0.95)
     assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high))
     for few, why in (([1.0, 2.0], "two seeds"), ([1.0, 1.0, 1.0], "no seed differs")):
         one = welch_difference(few, [2.0, 2.0, 2.0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from largebatch.batch import Schedule
 from largebatch.optim import LARS, ScheduleLR
 from tests.noise_by_hand import noise_by_hand
 
-pytest.importorskip("lightning")
+pytestmark = pytest.mark.skipif(find_spec("lightning") is None, reason="lightning is not installed")
 
 GENERATOR = torch.Generator().manual_seed(0)
 ROWS, CLASSES = torch.randn(31, 5, generator=GENERATOR), torch.randint(0, 3, (31,), generator=GENERATOR)

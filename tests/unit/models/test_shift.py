@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -15,31 +16,37 @@ from largebatch.losses import CrossEntropy, ModuleLoss, NextToken, require_no_dr
 from largebatch.models import GPT
 from largebatch.models.label_shift import require_decoder_inputs, with_shift
 
-transformers = pytest.importorskip("transformers")
-
 IDS = torch.randint(1, 17, (6, 9), generator=torch.Generator().manual_seed(0))
 SMALL = {"vocab_size": 17, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 T5 = {"vocab_size": 17, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
 
 
-def made(config: Any, kind: str) -> nn.Module:
+def made(name: str, kind: str, **fields: Any) -> nn.Module:
+    transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
+    config = getattr(transformers, f"{name}Config")(**fields)
     return getattr(transformers, f"AutoModelFor{kind}").from_config(config)
 
 
 def gpt2() -> nn.Module:
-    return made(transformers.GPT2Config(vocab_size=17, n_positions=9, n_embd=16, n_layer=1, n_head=2), "CausalLM")
+    return made("GPT2", "CausalLM", vocab_size=17, n_positions=9, n_embd=16, n_layer=1, n_head=2)
 
 
 def bert() -> nn.Module:
-    return made(transformers.BertConfig(**SMALL), "MaskedLM")
+    return made("Bert", "MaskedLM", **SMALL)
 
 
 def mixtral(**fields: Any) -> nn.Module:
-    config = transformers.MixtralConfig(
-        **SMALL, num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=1, max_position_embeddings=16, **fields
-    )
-    return made(config, "CausalLM")
+    experts = {"num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 1}
+    return made("Mixtral", "CausalLM", **SMALL, **experts, max_position_embeddings=16, **fields)
+
+
+def own(length: int) -> nn.Module:
+    return GPT(17, length, num_layers=1, num_heads=2, width=16)
+
+
+def adds_with_labels() -> nn.Module:
+    return AddsWithLabels(17, 17)
 
 
 def masked_prompt() -> Tensor:
@@ -51,24 +58,24 @@ def noise() -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("model", "inputs", "labels", "shift"),
+    ("build", "inputs", "labels", "shift"),
     [
-        (gpt2(), {"input_ids": IDS}, IDS, True),
-        (gpt2(), {"input_ids": IDS, "attention_mask": torch.ones_like(IDS)}, masked_prompt(), True),
-        (gpt2(), IDS, IDS, True),
-        (gpt2(), {"input_ids": IDS[:, :-1]}, IDS[:, 1:], False),
-        (bert(), {"input_ids": noise()}, masked_prompt(), False),
-        (mixtral(), {"input_ids": IDS}, IDS, True),
-        (GPT(17, 8, num_layers=1, num_heads=2, width=16), IDS[:, :-1], IDS[:, 1:], False),
-        (GPT(17, 9, num_layers=1, num_heads=2, width=16), noise(), IDS, False),
-        (nn.Identity(), {"words": noise(), "type_ids": torch.zeros_like(IDS)}, torch.zeros_like(IDS), False),
+        (gpt2, {"input_ids": IDS}, IDS, True),
+        (gpt2, {"input_ids": IDS, "attention_mask": torch.ones_like(IDS)}, masked_prompt(), True),
+        (gpt2, IDS, IDS, True),
+        (gpt2, {"input_ids": IDS[:, :-1]}, IDS[:, 1:], False),
+        (bert, {"input_ids": noise()}, masked_prompt(), False),
+        (mixtral, {"input_ids": IDS}, IDS, True),
+        (partial(own, 8), IDS[:, :-1], IDS[:, 1:], False),
+        (partial(own, 9), noise(), IDS, False),
+        (nn.Identity, {"words": noise(), "type_ids": torch.zeros_like(IDS)}, torch.zeros_like(IDS), False),
     ],
     ids=["labels=ids", "prompt", "tensor", "moved", "masked lm", "experts", "own, moved", "own, other", "all alike"],
 )
 def test_labels_are_shifted_where_the_model_shifts_them_and_the_data_do_not(
-    model: nn.Module, inputs: Any, labels: Tensor, shift: bool
+    build: Callable[[], nn.Module], inputs: Any, labels: Tensor, shift: bool
 ) -> None:
-    model.train()
+    model = build().train()
     settled = with_shift(NextToken(label_smoothing=0.1), model, inputs, labels)
     assert settled == NextToken(label_smoothing=0.1, shift=shift)
     assert model.training
@@ -112,33 +119,38 @@ class AddsWithLabels(nn.Embedding):
 
 
 @pytest.mark.parametrize(
-    ("model", "inputs", "labels", "message"),
+    ("build", "inputs", "labels", "message"),
     [
-        (GPT(17, 9, num_layers=1, num_heads=2, width=16), IDS, IDS, "GPT is not known to shift them.*loss.shift=true"),
-        (bert(), {"input_ids": IDS}, masked_prompt(), "BertForMaskedLM does not shift them"),
-        (gpt2(), {"input_ids": IDS}, noise(), "neither the inputs nor the inputs moved by one"),
+        (partial(own, 9), IDS, IDS, "GPT is not known to shift them.*loss.shift=true"),
+        (bert, {"input_ids": IDS}, masked_prompt(), "BertForMaskedLM does not shift them"),
+        (gpt2, {"input_ids": IDS}, noise(), "neither the inputs nor the inputs moved by one"),
         (
-            made(transformers.T5Config(**T5), "Seq2SeqLM"),
+            partial(made, "T5", "Seq2SeqLM", **T5),
             {"input_ids": IDS},
             noise(),
             "add decoder_input_ids|Add decoder",
         ),
-        (mixtral(output_router_logits=True, router_aux_loss_coef=1.0), {"input_ids": IDS}, IDS, "its loss has a term"),
-        (AddsWithLabels(17, 17), {"input_ids": IDS}, IDS, "its loss has a term"),
-        (AddsWithLabels(17, 17), {"input_ids": IDS[:, :-1]}, IDS[:, 1:], "its loss has a term"),
+        (
+            partial(mixtral, output_router_logits=True, router_aux_loss_coef=1.0),
+            {"input_ids": IDS},
+            IDS,
+            "its loss has a term",
+        ),
+        (adds_with_labels, {"input_ids": IDS}, IDS, "its loss has a term"),
+        (adds_with_labels, {"input_ids": IDS[:, :-1]}, IDS[:, 1:], "its loss has a term"),
     ],
     ids=["own copier", "masked lm copier", "unrelated", "decoder", "adds a loss", "adds with labels", "adds, moved"],
 )
 def test_what_would_train_a_copier_or_cannot_be_told_is_refused(
-    model: nn.Module, inputs: Any, labels: Tensor, message: str
+    build: Callable[[], nn.Module], inputs: Any, labels: Tensor, message: str
 ) -> None:
     ask = require_decoder_inputs if "decoder" in message else partial(with_shift, targets=labels)
     with pytest.raises(ValueError, match=message):
-        ask(NextToken(), model, inputs)
+        ask(NextToken(), build(), inputs)
 
 
 def test_a_decoder_with_inputs_of_its_own_has_labels_where_they_are_predicted() -> None:
-    model = made(transformers.T5Config(**T5, decoder_start_token_id=0), "Seq2SeqLM")
+    model = made("T5", "Seq2SeqLM", **T5, decoder_start_token_id=0)
     inputs = {"input_ids": noise(), "decoder_input_ids": model.prepare_decoder_input_ids_from_labels(labels=IDS)}
     assert with_shift(NextToken(), model, inputs, IDS) == NextToken(shift=False)
 

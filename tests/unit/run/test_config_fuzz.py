@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Iterator
@@ -46,13 +47,17 @@ def base(number: int) -> DictConfig:
     return config
 
 
-KEYS = [sorted(leaves(OmegaConf.to_container(base(number), resolve=False))) for number in range(len(CHOICES))]
+@functools.cache
+def keys(number: int) -> list[str]:
+    return sorted(leaves(OmegaConf.to_container(base(number), resolve=False)))
+
+
 # What a mutated config must not do to the machine that tests it: a folder is looked at, and none is written.
 CHANGES = st.integers(0, len(CHOICES) - 1).flatmap(
     lambda number: st.tuples(
         st.just(number),
         st.lists(
-            st.tuples(st.sampled_from([*KEYS[number], "nonsense", "optimizer.nonsense"]), st.sampled_from(NASTY)),
+            st.tuples(st.sampled_from([*keys(number), "nonsense", "optimizer.nonsense"]), st.sampled_from(NASTY)),
             min_size=1,
             max_size=3,
         ),
