@@ -47,7 +47,9 @@ def _warm_up() -> None:
     from tests.device import machine
     from tests.device.fake_cuda import GPU
     from tests.device.training import train_and_count
+    from tests.parsed_once import parse_yaml_once
 
+    parse_yaml_once()
     torch.set_num_threads(1)
     machine.install()
     with tempfile.TemporaryDirectory() as folder:
