@@ -75,7 +75,11 @@ def test_a_generated_block_is_that_of_its_source(name: str):
 
 def commands() -> list[tuple[str, tuple[str, ...]]]:
     """(verb, arguments) of everything in code that begins with `largebatch VERB`, whatever launcher stands before."""
-    lines = [line for text in TEXTS.values() for line in (*"".join(blocks(text, "bash")).splitlines(), *spans(text))]
+    lines = [
+        line
+        for text in TEXTS.values()
+        for line in (*"".join(blocks(text, "bash")).replace("\\\n", " ").splitlines(), *spans(text))
+    ]
     found = [COMMAND.search(line) for line in lines]
     return [(match[1], tuple(shlex.split(match[2]))) for match in found if match and match[1] != "VERB"]
 
@@ -145,9 +149,12 @@ def _study(overrides: list[str]) -> DictConfig:
 
 @every_readme
 def test_python_runs_as_printed(name: str):
-    """In the order of the file, with a model; a loop or a class of the text itself may come first."""
+    """In the order of the file, with a model; a loop or a class of the text itself may come first.
+
+    A walk-through runs from its first line to its last: tests/end_to_end/test_walkthroughs.py.
+    """
     names: dict[str, object] = {"model": Linear(4, 2)}
-    for code in blocks(TEXTS[name], "python"):
+    for code in blocks(TEXTS[name].partition("## Walk-through: ")[0], "python"):
         exec(compile(code, name, "exec"), names)
     assert name != "README.md" or names["lr"] == 3.2
 

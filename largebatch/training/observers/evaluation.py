@@ -32,7 +32,7 @@ from largebatch.training.weight_average import WeightAverage
 
 _ALWAYS = ("eval/train_loss", "eval/val_loss", "gap/loss")  # whatever becomes of them
 _BETTER: dict[str, Callable[[float, float], float]] = {"eval/val_loss": min, "eval/val_accuracy": max}
-_BETTER |= {name.replace("val", "ema_val"): better for name, better in _BETTER.items()}
+_BETTER |= {name.replace("/val_", "/ema_val_"): better for name, better in _BETTER.items()}
 
 
 @dataclass
