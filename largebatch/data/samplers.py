@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import numpy as np
@@ -11,7 +12,7 @@ from largebatch.batch.order import SampleOrder
 from largebatch.batch.plan import BatchPlan
 from largebatch.batch.ramp import BatchRamp
 from largebatch.data.micro_batch import requests_of_rank
-from largebatch.distributed.own_job import OwnJob
+from largebatch.distributed.own_job import rank_and_world_size
 
 _IDS_AT_ONCE = 4096
 
@@ -27,7 +28,7 @@ class OrderSampler(Sampler[int]):
 
     Args:
         order: of the samples.
-        rank, world_size: None: as torch.distributed says.
+        rank, world_size: of the ranks that share samples out; None: as torch.distributed says.
         samples_seen: position to begin at, over all ranks.
 
     Attributes:
@@ -49,26 +50,29 @@ class OrderSampler(Sampler[int]):
     def __init__(
         self, order: SampleOrder, rank: int | None = None, world_size: int | None = None, *, samples_seen: int = 0
     ) -> None:
-        self.order, self._job = order, OwnJob.of_process(rank, world_size)
-        if order.num_samples < self._job.world_size:
-            raise ValueError(f"{order.num_samples} samples for {self._job.world_size} ranks: each needs at least one.")
+        self.order, (self._rank, self._world_size) = order, _place(rank, world_size)
+        if order.num_samples < self._world_size:
+            raise ValueError(f"{order.num_samples} samples for {self._world_size} ranks: each needs at least one.")
         self.samples_seen = _position(samples_seen)
 
     def __len__(self) -> int:
         """Ids of the next iteration."""
         left = self.order.num_samples - self.samples_seen % self.order.num_samples
-        return (left // self._job.world_size) or (left + self.order.num_samples) // self._job.world_size
+        return (left // self._world_size) or (left + self.order.num_samples) // self._world_size
 
     def __iter__(self) -> Iterator[int]:
-        start, end = self.samples_seen, self.samples_seen + len(self) * self._job.world_size
-        own = range(start + self._job.rank, end, self._job.world_size)
+        start, end = self.samples_seen, self.samples_seen + len(self) * self._world_size
+        own = range(start + self._rank, end, self._world_size)
         for at in range(0, len(own), _IDS_AT_ONCE):
             yield from self.order.ids_at(np.array(own[at : at + _IDS_AT_ONCE], dtype=np.int64)).tolist()
         self.samples_seen = end
 
     def set_epoch(self, epoch: int) -> None:
-        """Begin the next iteration with this epoch, unless it begins inside of it anyway."""
-        self.samples_seen = _in_epoch(self.samples_seen, epoch, self.order)
+        """Begin the next iteration with this epoch, unless it begins inside of it anyway.
+
+        The last samples of an epoch, which are fewer than ranks, belong to the iteration of the next one.
+        """
+        self.samples_seen = _in_epoch(self.samples_seen, epoch, self.order, left_over=self._world_size - 1)
 
 
 class GlobalBatchSampler(Sampler[list[int]]):
@@ -110,9 +114,9 @@ class GlobalBatchSampler(Sampler[list[int]]):
     ) -> None:
         self.order, self.ramp = order, BatchRamp.of(plan)
         planned = self.ramp.at(0).world_size
-        self._job = OwnJob.of_process(rank, None if rank is None else planned)
-        if self._job.world_size != planned:
-            raise ValueError(f"The plan is for {planned} ranks, the job has {self._job.world_size}. Make one for them.")
+        self._rank, world_size = _place(rank, None if rank is None else planned)
+        if world_size != planned:
+            raise ValueError(f"The plan is for {planned} ranks, the job has {world_size}. Make one for them.")
         self.samples_seen, self._num_steps = _position(samples_seen), num_steps
 
     def _steps(self) -> list[BatchPlan]:
@@ -127,11 +131,11 @@ class GlobalBatchSampler(Sampler[list[int]]):
 
     def __len__(self) -> int:
         """Micro-batches of the next iteration on this rank."""
-        return sum(len(plan.micro_batches(self._job.rank)) for plan in self._steps())
+        return sum(len(plan.micro_batches(self._rank)) for plan in self._steps())
 
     def __iter__(self) -> Iterator[list[int]]:
         steps, start = self._steps(), self.samples_seen
-        for request in requests_of_rank(self.order, self.ramp, self._job.rank, start, len(steps)):
+        for request in requests_of_rank(self.order, self.ramp, self._rank, start, len(steps)):
             yield request.ids.tolist()
         self.samples_seen = start + sum(plan.global_batch_size for plan in steps)
 
@@ -140,11 +144,23 @@ class GlobalBatchSampler(Sampler[list[int]]):
         self.samples_seen = _in_epoch(self.samples_seen, epoch, self.order)
 
 
+def _place(rank: int | None, world_size: int | None) -> tuple[int, int]:
+    """Rank and their number as given, or those of the job. A framework that shares out by itself is given 0 of 1."""
+    if rank is None and world_size is None:
+        return rank_and_world_size(os.environ)
+    if rank is None or world_size is None:
+        raise ValueError(f"rank={rank}, world_size={world_size}: give both, or neither to ask torch.distributed.")
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank={rank} of world_size={world_size}: ranks count from 0 to world_size - 1.")
+    return rank, world_size
+
+
 def _position(samples_seen: int) -> int:
     if samples_seen < 0:
         raise ValueError(f"samples_seen={samples_seen}: samples from the start of the run, 0 or more.")
     return samples_seen
 
 
-def _in_epoch(samples_seen: int, epoch: int, order: SampleOrder) -> int:
-    return samples_seen if samples_seen // order.num_samples == epoch else epoch * order.num_samples
+def _in_epoch(samples_seen: int, epoch: int, order: SampleOrder, *, left_over: int = 0) -> int:
+    own = (samples_seen + left_over) // order.num_samples
+    return samples_seen if own == epoch else epoch * order.num_samples

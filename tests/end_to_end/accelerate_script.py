@@ -11,9 +11,9 @@ from accelerate import Accelerator
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
-from largebatch import GlobalBatches, Schedule, ScheduleLR
+from largebatch import GlobalBatches, OrderSampler, SampleOrder, Schedule, ScheduleLR
 
 SAMPLES, BATCH, STEPS = 41, 19, 6
 
@@ -48,8 +48,18 @@ def schedule() -> Schedule:
     return Schedule(total_samples=STEPS * BATCH, warmup_samples=2 * BATCH, decay="linear")
 
 
+def require_each_sample_of_an_epoch(accelerator: Accelerator) -> None:
+    """A loader that accelerate shares out gets the order of one process, and goes on behind an epoch."""
+    sampler = OrderSampler(SampleOrder(SAMPLES), rank=0, world_size=1)
+    loader = accelerator.prepare(DataLoader(range(SAMPLES), 4, sampler=sampler))
+    for epoch in range(2):
+        ids = torch.cat([accelerator.gather_for_metrics(batch) for batch in loader])
+        assert ids.tolist() == SampleOrder(SAMPLES).ids(epoch * SAMPLES, SAMPLES).tolist()
+
+
 def main(folder: Path) -> None:
     accelerator = Accelerator(cpu=True)
+    require_each_sample_of_an_epoch(accelerator)
     model = Net()
     optimizer = optimizer_of(model)
     stream = GlobalBatches(Waves(), BATCH, max_micro=4, length=STEPS * BATCH, device=accelerator.device, num_workers=1)

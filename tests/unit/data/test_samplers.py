@@ -49,6 +49,16 @@ def test_a_sampler_goes_on_from_a_position_and_at_an_epoch():
     assert list(sampler) == ORDER.ids(46, 23).tolist()
 
 
+def test_an_epoch_that_is_announced_loses_no_sample_of_the_one_before():
+    samplers, found = [OrderSampler(ORDER, rank, 5) for rank in range(5)], []
+    for epoch in range(5):
+        for one in samplers:
+            one.set_epoch(epoch)
+        found += np.stack([[*one] for one in samplers], axis=1).reshape(-1).tolist()
+    assert found == ORDER.ids(0, len(found)).tolist()
+    assert len(found) == 5 * SAMPLES
+
+
 @pytest.mark.parametrize("world_size", [1, 3])
 def test_micro_batches_are_those_of_the_loader(world_size: int):
     plans = [BatchPlan.solve(global_batch_size=size, world_size=world_size, max_micro_batch_size=2) for size in (7, 10)]
@@ -79,6 +89,7 @@ def test_an_order_alone_says_what_a_loader_takes():
     [
         (lambda: OrderSampler(SampleOrder(2), 0, 3), "2 samples for 3 ranks"),
         (lambda: OrderSampler(ORDER, samples_seen=-1), "samples_seen=-1"),
+        (lambda: OrderSampler(ORDER, rank=1), "rank=1, world_size=None: give both"),
         (lambda: GlobalBatchSampler(ORDER, BatchPlan.solve(global_batch_size=4, world_size=2)), "is for 2 ranks"),
         (
             lambda: GlobalBatchSampler(ORDER, BatchPlan.solve(global_batch_size=4, world_size=2), 2),
