@@ -74,7 +74,7 @@ class GlobalBatches:
             step, and begin there again; or use `state_dict` and `load_state_dict`.
 
     Raises:
-        ValueError: if a rank would have no sample, a setting would have no effect, or the data set has no samples by
+        ValueError: if a rank would have no sample, a length no step, a setting no effect, or the data set no samples by
             index. On iteration, if ranks differ in the arguments that decide a batch.
         RuntimeError: if a batch is asked for before all micro-batches of the last one were taken.
 
@@ -117,6 +117,7 @@ class GlobalBatches:
         self.num_samples, self._seed, job = len(dataset), _whole("seed", seed), OwnJob.of_process(rank, world_size)
         self.ramp = _solved(total, ramp or {}, job.world_size, max_micro=max_micro, micro=micro)
         self._end_at = None if length is None else _samples(length, self.num_samples, self.ramp)
+        self._require_a_step(length)
         self._begin_at(samples_seen)
         placed = None if device is None else torch.device(device)
         to_gpu, skips = placed is not None and placed.type == "cuda", on_bad_sample == "skip"
@@ -189,6 +190,13 @@ class GlobalBatches:
         if _whole("samples_seen", samples_seen) < 0:
             raise ValueError(f"samples_seen={samples_seen}: samples from the start of the run, 0 or more.")
         self._samples_seen, self._batch = index(samples_seen), None
+
+    def _require_a_step(self, length: int | str | None) -> None:
+        if self._end_at is not None and self.num_steps < 1:
+            raise ValueError(
+                f"length={length!r}: {self._end_at} samples do not fill one batch of "
+                f"{self.ramp.at(0).global_batch_size}. Make it longer, or the batch smaller."
+            )
 
     def _end(self) -> int:
         if self._end_at is None:
