@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from largebatch.optim.parameter_groups import named_trainable, parameters_by_name
@@ -17,6 +18,9 @@ DEPTH_PATTERN = r"(?:^|\.)(?:blocks|block|layers|layer|h)\.(\d+)\."
 def set_lr(optimizer: Optimizer, lr: float) -> None:
     """Give every group the rate `lr` times its own factor, see `keep_lr_ratios`.
 
+    Raises:
+        ValueError: if groups have different rates, and no factors that say so: they would lose them.
+
     >>> import torch
     >>> weight, bias = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
     >>> optimizer = torch.optim.SGD([{"params": [weight]}, {"params": [bias], "lr": 0.25}], lr=0.5)
@@ -25,8 +29,26 @@ def set_lr(optimizer: Optimizer, lr: float) -> None:
     >>> [group["lr"] for group in optimizer.param_groups]
     [10.0, 5.0]
     """
-    for group in optimizer.param_groups:
-        group["lr"] = lr * group.get("lr_factor", 1.0)
+    factors = [group.get("lr_factor", 1.0) for group in optimizer.param_groups]
+    rates = [float(group["lr"]) for group in optimizer.param_groups]
+    for number, (rate, factor) in enumerate(zip(rates, factors, strict=True)):
+        if not math.isclose(rate * factors[0], rates[0] * factor, rel_tol=1e-6):
+            raise ValueError(
+                f"Groups 0 and {number} of {type(optimizer).__name__} have the rates {rates[0]:g} and {rate:g}, and "
+                "would get the same one. Call largebatch.optim.keep_lr_ratios(optimizer) once, right after making it: "
+                f"then lr is the rate of a group without one of its own, {optimizer.defaults.get('lr')} so far, and "
+                "the others keep their ratio to it."
+            )
+    write_rates(optimizer, [lr * factor for factor in factors])
+
+
+def write_rates(optimizer: Optimizer, rates: Sequence[float]) -> None:
+    """Give each group its rate."""
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        if isinstance(group["lr"], Tensor):  # in place: a compiled step reads it there
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 def keep_lr_ratios(optimizer: Optimizer) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import index
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from largebatch.batch.plan import BatchPlan
 from largebatch.batch.ramp import BatchRamp
+from largebatch.optim.learning_rates import write_rates
 
 
 class HasPosition(Protocol):
@@ -37,7 +39,7 @@ class ScheduleLR(LRScheduler):
         schedule: samples seen -> factor of the peak rates, such as `Schedule`.
         stream: knows the position; or
         global_batch_size: samples per step of the optimizer, over all ranks and accumulated micro-batches, from which
-            the position follows by counting steps. A ramp counts by its stages.
+            the position follows by counting steps. A ramp counts by its stages; a plan by its global batch.
 
     Raises:
         ValueError: unless exactly one of `stream` and `global_batch_size` is given.
@@ -64,17 +66,15 @@ class ScheduleLR(LRScheduler):
         schedule: Callable[[int], float],
         stream: HasPosition | None = None,
         *,
-        global_batch_size: int | BatchRamp | None = None,
+        global_batch_size: int | BatchPlan | BatchRamp | None = None,
     ) -> None:
         if (stream is None) == (global_batch_size is None):
             raise ValueError(
                 "ScheduleLR needs the position of the run: give it a stream, such as GlobalBatches, or "
                 "global_batch_size, by which it counts the samples of the optimizer's steps; one of them."
             )
-        if isinstance(global_batch_size, int):
-            plan = BatchPlan.solve(global_batch_size=global_batch_size, world_size=1)
-            global_batch_size = BatchRamp.of(plan)
-        self._schedule, self._stream, self._ramp, self._counted = schedule, stream, global_batch_size, 0
+        self._ramp = None if global_batch_size is None else _ramp(global_batch_size)
+        self._schedule, self._stream, self._counted = schedule, stream, 0
         # A wrapper such as accelerate's has no hooks; its groups are those of the optimizer inside.
         has_hooks = hasattr(optimizer, "_optimizer_step_post_hooks")
         super().__init__(optimizer if has_hooks else getattr(optimizer, "optimizer", optimizer))
@@ -108,9 +108,15 @@ class ScheduleLR(LRScheduler):
         return [float(base) * factor for base in self.base_lrs]
 
     def _set(self, rates: list[float]) -> None:
-        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
-            if isinstance(group["lr"], Tensor):  # in place: a compiled step reads it there
-                group["lr"].fill_(rate)
-            else:
-                group["lr"] = rate
+        write_rates(self.optimizer, rates)
         self._last_lr = list(rates)
+
+
+def _ramp(size: int | BatchPlan | BatchRamp) -> BatchRamp:
+    if isinstance(size, (BatchPlan, BatchRamp)):
+        return BatchRamp.of(size)
+    try:
+        whole = index(size)  # also of numpy
+    except TypeError:
+        raise TypeError(f"global_batch_size={size!r}: give a whole number of samples, a plan or a ramp.") from None
+    return BatchRamp.of(BatchPlan.solve(global_batch_size=whole, world_size=1))

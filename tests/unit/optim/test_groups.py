@@ -237,6 +237,9 @@ def test_rates_that_an_optimizer_gives_its_groups_keep_their_ratios():
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     groups = [{"params": model[0].parameters(), "lr": 0.01}, {"params": model[1].parameters()}]
     optimizer = torch.optim.SGD(groups, lr=0.1)
+    with pytest.raises(ValueError, match=r"Groups 0 and 1 of SGD have the rates 0.01 and 0.1.*keep_lr_ratios"):
+        set_lr(optimizer, 3.0)
     keep_lr_ratios(optimizer)
-    set_lr(optimizer, 3.0)
+    for rate in (0.0, 7e-5, 3.0):
+        set_lr(optimizer, rate)
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.3, 3.0], rel=1e-15)

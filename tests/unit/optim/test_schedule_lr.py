@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from largebatch.batch import BatchPlan, BatchRamp, Schedule
-from largebatch.optim import ScheduleLR, set_lr
+from largebatch.optim import ScheduleLR, keep_lr_ratios, set_lr
 
 BATCH = 10
 SCHEDULE = Schedule(total_samples=100, warmup_samples=30, warmup_start_factor=0.1, decay="cosine", end_factor=0.01)
@@ -102,11 +103,24 @@ def test_a_rate_that_is_a_tensor_stays_the_same_tensor():
     optimizer.step()
     assert optimizer.param_groups[0]["lr"] is rate
     assert float(rate) == expected(2)[1][1]
+    set_lr(optimizer, 0.5)
+    assert optimizer.param_groups[0]["lr"] is rate
+    assert float(rate) == 0.5
+
+
+@pytest.mark.parametrize("size", [np.int64(BATCH), BatchPlan.solve(global_batch_size=BATCH, world_size=2)], ids=str)
+def test_a_batch_is_a_whole_number_of_any_library_or_a_plan(size: Any):
+    optimizer = torch.optim.SGD(groups(), lr=0.2)
+    scheduler = ScheduleLR(optimizer, SCHEDULE, global_batch_size=size)
+    optimizer.step()
+    assert scheduler.samples_seen == BATCH
+    with pytest.raises(TypeError, match=r"global_batch_size=10.5: give a whole number"):
+        ScheduleLR(optimizer, SCHEDULE, global_batch_size=10.5)
 
 
 def test_set_lr_gives_the_same_rates():
     one, other = torch.optim.SGD(groups(), lr=0.2), torch.optim.SGD(groups(), lr=0.2)
-    other.param_groups[0]["lr_factor"] = 0.25
+    keep_lr_ratios(other)
     ScheduleLR(one, SCHEDULE, global_batch_size=BATCH)
     for step in range(3):
         set_lr(other, 0.2 * SCHEDULE(step * BATCH))
