@@ -50,6 +50,9 @@ def test_the_arithmetic_is_that_of_the_closed_forms(visit: Visit):
         for lr in (0.01, 0.1, 0.2, 2 / 7, 0.3, 3.2 / 7, 0.5):
             kind = of(visit, f"{task}.kind(lr, m)", lr=lr, m=momentum)
             assert kind == expected_kind(TASK, lr, momentum), (lr, momentum)
+            steps = [[[1 - lr * h, -lr * momentum], [h, momentum]] for h in TASK.curvature]
+            radius = np.abs(np.linalg.eigvals(steps)).max()
+            assert of(visit, f"{task}.errorFactor(lr, m)", lr=lr, m=momentum) == pytest.approx(radius, rel=1e-7)
     epochs = TASK.epoch_second_moments(START, lr=0.1, num_epochs=6, global_batch_size=10, num_samples=400)
     found = of(visit, f"{task}.epochSecondMoments(start, {{lr: 0.1, numEpochs: 6, batch: 10, numSamples: 400}})")
     np.testing.assert_allclose(found, epochs, rtol=1e-9)

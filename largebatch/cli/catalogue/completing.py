@@ -77,7 +77,7 @@ def _candidates(words: Sequence[str], current: str) -> Iterator[Word]:
         yield from (Word(key, one.comment) for key, one in catalogue.settings("train", {}).items())
     elif verb in VERBS and (subjects := _subjects(verb)) and not others:
         yield from subjects
-    elif verb in _OF_FILES:
+    elif verb in _OF_FILES or (verb, *others[:1]) == ("textbook", "page"):
         raise PathsError
     elif verb in VERBS:
         yield from _of_config(verb, others, current)
@@ -89,7 +89,8 @@ def _subjects(verb: str) -> list[Word]:
     names = found[1].split("|") if found else []
     if "NAME" in names:
         experiments = Catalogue((Path(conf_dir()),)).choices(f"experiment/{verb}")
-        return [*(Word(name, about) for name, about in experiments.items()), Word("all")]
+        others = [Word(name) for name in names if name != "NAME"]
+        return [*(Word(name, about) for name, about in experiments.items()), *others]
     return list(map(Word, names))
 
 

@@ -49,6 +49,7 @@ def shell(environment: dict[str, str], *command: str) -> list[str]:
         ("measure s", ["sharpness"]),
         ("textbook textbook/", []),
         ("textbook grad", ["gradient_variance"]),
+        ("textbook pa", ["page"]),
         ("train --multi", ["--multirun"]),
         ("train seed", ["seed="]),
         ("train optimiz", ["optimizer=", "optimizer."]),

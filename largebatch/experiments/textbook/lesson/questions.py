@@ -104,7 +104,8 @@ def _check(one: Check, answers: Answers) -> str:
         f'<button type="button"{" data-right" if place == one.right else ""}>{escaped(text)}</button>'
         for place, text in enumerate(one.answers)
     )
-    reason = f"<p><b>{escaped(one.answers[one.right])}.</b> {prose(one.reason)}</p>{answers.line(one.experiment)}"
+    right = one.answers[one.right]
+    reason = f"<p><b>{escaped(right[0].upper() + right[1:])}.</b> {prose(one.reason)}</p>{answers.line(one.experiment)}"
     return (
         f'<div class="check" role="group" aria-label="{escaped(one.question)}"><h3>{escaped(one.question)}</h3>'
         f'<div class="options">{buttons}</div><div role="status"><b class="result"></b>'

@@ -60,7 +60,8 @@ def rates() -> str:
     """A learning rate from 0.01 to 1.5."""
     controls = _range("lr", "Learning rate", low="0.01", high="1.5", step="0.005", value="0.3")
     controls += _range("momentum", "Momentum", low="0", high="0.95", step="0.05", value="0")
-    numbers = (("limit", "largest stable rate"), ("share", "of this limit"), ("reached", "steps to 1 % of the loss"))
+    numbers = (("limit", "largest stable rate"), ("share", "rate over this limit"),
+               ("reached", "steps to 1 % of the loss"))  # fmt: skip
     pictures = _picture("path", "Path of the weights over the loss")
     pictures += _picture("curve", "Loss over steps, relative to the first one")
     state = '<p class="state" data-part="state" role="status"></p>'

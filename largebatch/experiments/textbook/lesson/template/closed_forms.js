@@ -59,7 +59,15 @@ textbook.quadratic = (curvature, noiseVariance) => {
     return h.some((value) => turns(1 + momentum - lr * value)) ? "oscillates" : "converges";
   }
 
-  return { loss, meanLoss, gradient, maxStableLr, path, stationaryVariance, epochSecondMoments, kind };
+  // The largest |r|: what a step does to the error in the long run.
+  function errorFactor(lr, momentum = 0) {
+    return Math.max(...h.map((value) => {
+      const middle = Math.abs(1 + momentum - lr * value), under = middle ** 2 - 4 * momentum;
+      return under < 0 ? Math.sqrt(momentum) : (middle + Math.sqrt(under)) / 2;
+    }));
+  }
+
+  return { loss, meanLoss, gradient, maxStableLr, path, stationaryVariance, epochSecondMoments, kind, errorFactor };
 };
 
 // Fewest steps S_min (1 + B_crit/B) to a target; a step of B samples takes 1 + B/P times as long as its fixed part.

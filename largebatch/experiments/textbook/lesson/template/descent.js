@@ -47,6 +47,6 @@ widget("descent", ({ get, tell, chosen, value }) => {
         : `No zig-zag: each step keeps ${short(factor)} of the steep coordinate, and ${short(1 - rate * curvature[0])} of the flat one.`;
     }
     const floor = rate === limit ? Infinity : quadratic.meanLoss(quadratic.stationaryVariance({ lr: rate, batch: size }));
-    return `Batch ${size} stays at a loss of ${short(floor)} on average, however long it runs. Twice the batch halves that; so does, nearly, half the rate.`;
+    return `Batch ${size} stays at a loss of ${short(floor)} on average, however long it runs. Twice the batch halves that; half the rate lowers it further, and slows the flat direction.`;
   }
 });

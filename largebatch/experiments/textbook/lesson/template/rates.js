@@ -43,7 +43,7 @@ widget("rates", ({ get, tell, value }) => {
 
   function sentence() {
     const rule = `2 (1 + momentum) / ${curvature[1]} = ${short(limit)}`;
-    if (kind === "diverges") return `Too large: every step multiplies the error of the steep direction; rates converge below ${rule}.`;
+    if (kind === "diverges") return `Too large: each step multiplies the error of the steep direction by ${short(task.errorFactor(lr, momentum))}. Rates converge below ${rule}.`;
     if (Math.abs(lr / limit - 1) < 1e-9) return `Exactly the limit, ${rule}: the steep direction neither shrinks nor grows.`;
     const pace = reached < 0 ? `1 % of the first loss is more than ${steps} steps away` : `1 % of the first loss takes ${reached} steps`;
     if (kind === "oscillates") return `It overshoots and comes back, since ${short(lr)} is below ${rule}; ${pace}.`;
