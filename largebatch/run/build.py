@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 
 from largebatch.data import EvaluationLoader
 from largebatch.distributed.runtime import Runtime
@@ -135,7 +134,7 @@ def open_run(prepared: Prepared, stop: Callable[[], bool], overrides: Sequence[s
             folder,
             start,
             runtime,
-            config_yaml=OmegaConf.to_yaml(prepared.public),
+            config=prepared.public,
             overrides=overrides,
             plan=plan_record(prepared),
         )

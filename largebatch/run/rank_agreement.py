@@ -52,7 +52,7 @@ def run_fingerprint(prepared: Prepared) -> dict[str, str]:
     packages = environment()["packages"]
     weights = {} if prepared.sends_weights else {"initial weights": _weights(prepared)}
     return values | {
-        "code of largebatch": _code_sha256(),
+        "code of largebatch": _code_sha256(_PACKAGE),
         "code of the model, data set and loss": _own_code_sha256(prepared),
         **{f"version of {name}": str(packages[name]) for name in _NUMERIC_PACKAGES},
         "length of the training set": str(num_samples_of(prepared.train)),
@@ -94,8 +94,10 @@ def _without_folder(text: str, value: str, path: str | None) -> str:
     return text
 
 
-def _code_sha256() -> str:
-    return _files_sha256({str(path.relative_to(_PACKAGE)): path for path in _PACKAGE.rglob("*.py")})
+@cache
+def _code_sha256(package: Path) -> str:
+    """Of all of its files, once per process: what a process has imported stays as it is."""
+    return _files_sha256({str(path.relative_to(package)): path for path in package.rglob("*.py")})
 
 
 def code_of(prepared: Prepared) -> dict[str, str]:
@@ -106,7 +108,7 @@ def code_of(prepared: Prepared) -> dict[str, str]:
     """
     names = {one for pair in _named_modules(prepared).values() for one in pair}
     files = {name: path for name in _with_own_modules(names) if (path := _file_of(name)) is not None}
-    return {"largebatch": _code_sha256()[:16]} | {
+    return {"largebatch": _code_sha256(_PACKAGE)[:16]} | {
         name: _files_sha256({"": path})[:16]
         for name, path in sorted(files.items())
         if name.partition(".")[0] not in _COMPARED_BY_VERSION

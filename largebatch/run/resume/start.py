@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from largebatch.distributed.gather import gather_texts
 from largebatch.distributed.rendezvous import LauncherError
 from largebatch.distributed.runtime import Runtime
@@ -200,7 +202,7 @@ def _notes_of_changes(checkpoint: Checkpoint, changes: Sequence[Change]) -> list
 
 
 def record_start(
-    folder: RunFolder, start: Start, runtime: Runtime, *, config_yaml: str, overrides: Sequence[str], plan: Any
+    folder: RunFolder, start: Start, runtime: Runtime, *, config: Any, overrides: Sequence[str], plan: Any
 ) -> list[str]:
     """Write config, overrides and plan, set aside records later than the checkpoint, and append to history.jsonl.
 
@@ -213,7 +215,7 @@ def record_start(
     notes, refusal = list[str](), None
     if runtime.is_main:
         try:
-            folder.write_inputs(config_yaml=config_yaml, overrides=overrides, plan=plan)
+            folder.write_inputs(config_yaml=OmegaConf.to_yaml(config), overrides=overrides, plan=plan)
             notes = _set_aside(folder, start)
             _append_history(folder, start, runtime.world_size)
             folder.come_back.append(lambda _: _append_history(folder, start, runtime.world_size))

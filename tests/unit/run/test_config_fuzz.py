@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from largebatch.run.config.reading import ConfigError
 from largebatch.run.prepare import Prepared, prepare
-from tests.unit.composing import compose_choices
+from tests.unit.composing import compose_run
 
 CHOICES = (
     ("model=mlp", "model.hidden=[4]"),
@@ -42,7 +42,7 @@ def leaves(node: Any, prefix: str = "") -> Iterator[str]:
 
 def base(number: int) -> DictConfig:
     choices = [one for one in CHOICES[number] if "." not in one]
-    config = OmegaConf.create(compose_choices(*choices))
+    config = compose_run(*choices)
     OmegaConf.set_struct(config, False)
     return config
 
