@@ -62,6 +62,8 @@ def _check(config: DictConfig, overrides: list[str], compose: Compose, *, joins:
         raise ConfigError(renamed)
     if hidden := hidden_choices():
         raise ConfigError(hidden)
+    if without_effect := _resume_without_effect(str(HydraConfig.get().job.config_name), str(config.get("resume"))):
+        raise ConfigError([without_effect])
     if joins and (copies := start_problems(os.environ, num_processes=expected)):
         raise ConfigError(copies)
     notes = overruled_choices(config, overrides, compose=compose)
@@ -69,6 +71,24 @@ def _check(config: DictConfig, overrides: list[str], compose: Compose, *, joins:
         raise ConfigError(wrong)
     for note in notes:
         print_once(note)
+
+
+_INSTEAD_OF_RESUME = {
+    "find_lr": "The test starts from model.weights=PATH.",
+    "measure": "It measures the weights of measure.checkpoint=PATH.",
+    "study": "The same command with the same run.dir continues it.",
+    "textbook": "Its runs are made anew.",
+    "verify": "It compares a few steps from the start, of the weights model.weights=PATH.",
+}
+
+
+def _resume_without_effect(config_name: str, resume: str) -> str:
+    """The error of a verb that is to resume, and resumes nothing; empty if there is none."""
+    instead = _INSTEAD_OF_RESUME.get(config_name)
+    if instead is None or resume in ("none", "None"):
+        return ""
+    verb = config_name.replace("_", "-")
+    return f"resume={resume}: `largebatch {verb}` resumes no run. {instead}"
 
 
 def _reporting(function: Verb, config: DictConfig, overrides: list[str]) -> int:

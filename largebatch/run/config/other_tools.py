@@ -95,6 +95,7 @@ _SENTENCES = {
     "run_name exp_name experiment_name": "Write run.name={value}.",
     "resume_from resume_from_checkpoint ckpt ckpt_path checkpoint load_path resume_path": (
         "Write resume={value} for a run or a checkpoint of ours; run.dir=FOLDER resume=auto continues in its folder."
+        " The verb measure has a key of its own for it."
     ),
     "gradient_checkpointing grad_checkpointing grad_checkpoint activation_checkpoint": (
         "Write precision.activation_checkpointing=true."

@@ -270,3 +270,20 @@ def test_a_choice_of_one_s_own_with_a_name_of_ours_is_refused_because_hydra_pass
     assert f"passes over {tmp_path}/model/mlp.yaml, which has the same name" in message
     assert main(["plan", "--config-dir", str(tmp_path), "model=mlp", "--cfg", "job"]) == 0
     assert main(["plan", "--config-dir", str(tmp_path), "model=linear", "plan.format=json"]) == 0  # ours alone
+
+
+@pytest.mark.parametrize(
+    ("verb", "instead"),
+    [
+        (["measure", "gap"], "measure.checkpoint=PATH"),
+        (["verify"], "model.weights=PATH"),
+        (["find-lr"], "model.weights=PATH"),
+        (["study"], "The same command with the same run.dir continues it."),
+    ],
+    ids=" ".join,
+)
+def test_a_verb_that_resumes_nothing_refuses_resume(
+    verb: list[str], instead: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*verb, "resume=runs/mine"]) == 2
+    assert instead in capsys.readouterr().err
