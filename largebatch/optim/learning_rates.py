@@ -54,14 +54,15 @@ def write_rates(optimizer: Optimizer, rates: Sequence[float]) -> None:
 def keep_lr_ratios(optimizer: Optimizer) -> None:
     """Store the ratio of every group's rate to `optimizer.defaults["lr"]` as its `lr_factor`, unless it is 1.
 
-    A factor from `parameter_groups` is kept to the last bit if the group's rate belongs to it.
+    A factor from `parameter_groups` is kept to the last bit if the group's rate belongs to it. Under a scheduler of
+    torch the group's rate is its `initial_lr`, the peak, whatever the scheduler has made of it by now.
 
     Raises:
         ValueError: if groups differ from a default rate of 0, or of none.
     """
     default = float(optimizer.defaults.get("lr", 0.0))
     for number, group in enumerate(optimizer.param_groups):
-        lr = float(group["lr"])
+        lr = float(group.get("initial_lr", group["lr"]))
         if lr == default * group.get("lr_factor", 1.0):
             continue
         if default == 0:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -76,11 +77,13 @@ def parse_row(text: bytes) -> Row | None:
 
 
 def read_metrics(path: str | Path) -> list[Row]:
-    """All rows of a file in the order of writing, non-finite numbers restored. Lines that are no whole row are skipped.
+    """All rows of a file, or of metrics.jsonl in the folder of a run, in the order of writing.
 
+    Numbers that are not finite are restored, lines that are no whole row skipped.
     `torn_lines` tells which; errors as of `read_lines`. Of a file of unknown size, read line by line instead.
     """
-    return [line.row for line in read_lines(path) if line.row is not None]
+    file = Path(path, "metrics.jsonl") if os.path.isdir(path) else path
+    return [line.row for line in read_lines(file) if line.row is not None]
 
 
 def torn_lines(path: str | Path) -> list[int]:

@@ -132,3 +132,12 @@ def test_set_lr_gives_the_same_rates():
 def test_the_position_comes_from_one_place(given: Any):
     with pytest.raises(ValueError, match=r"a stream, such as GlobalBatches, or global_batch_size.*; one of them"):
         ScheduleLR(torch.optim.SGD(groups(), lr=0.2), SCHEDULE, **given)
+
+
+def test_ratios_under_a_scheduler_are_those_of_the_peak_rates():
+    """The warmup begins at 0, where there is no ratio."""
+    optimizer = torch.optim.SGD(groups(), lr=0.2)
+    ScheduleLR(optimizer, Schedule(total_samples=100, warmup_samples=30), global_batch_size=BATCH)
+    keep_lr_ratios(optimizer)
+    set_lr(optimizer, 0.4)
+    assert rates_of(optimizer) == pytest.approx([0.1, 0.4], rel=1e-15)

@@ -46,6 +46,7 @@ def test_numbers_read_back_bit_for_bit_and_texts_as_they_were(tmp_path: Path) ->
     ]
     write(path, *rows)
     assert read_metrics(path) == rows
+    assert read_metrics(path.parent) == rows  # the folder of a run
     assert [type(value) for value in read_metrics(path)[1].values()] == [int, int, float, float]
 
 
