@@ -194,5 +194,6 @@ def _collate(samples: Sequence[Any], ids: Sequence[int]) -> Any:
         )
         raise DataError(
             f"{what}. A batch is one tensor: all samples need the same shape and type, "
-            "and numbers, arrays, tensors or lists of numbers in them."
+            "and numbers, arrays, tensors or lists of numbers in them. Samples of unequal length need data.collate_fn, "
+            "which pads them."
         ) from error

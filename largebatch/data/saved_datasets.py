@@ -40,11 +40,12 @@ def saved_dataset(
         split: "validation" is the split of that name, or else test. A folder of one set gives its first nine tenths to
             "train", and the others to "validation".
         packs: whether the `input_ids` of all rows are joined in order, and cut into windows of `context_length`; they
-            are then in memory.
+            are then in memory. Padding, where `attention_mask` is 0, is left out.
         context_length: of the windows, or of the padded rows of a text.
         vocab_size: of the tokenizer; needed by `packs`.
         columns: of a row that the model takes; None: those of input_ids, attention_mask, token_type_ids, position_ids
-            and labels that there are. A row without labels has its input_ids as labels (`loss.shift`).
+            and labels that there are. A row without labels has its input_ids as labels (`loss.shift`), and -100 where
+            `attention_mask` is 0.
         tokenizer: folder of a tokenizer of transformers, for rows of text, cut or padded to `context_length`.
         text_column: with the text of a row.
         end_of_document: with `packs`, see `TokenWindows`.
@@ -52,7 +53,7 @@ def saved_dataset(
         separates: see `TokenWindows`.
 
     Raises:
-        DataError: if the folder, the split or a column is missing.
+        DataError: if the folder, the split or a column is missing, or rows to be packed have labels of their own.
         ImportError: if `datasets` is missing, or `transformers` for a tokenizer.
         ValueError: if an argument is missing or has no effect.
     """
@@ -63,7 +64,10 @@ def saved_dataset(
     rows, notes = _rows(path, split)
     if packs:
         if tokenizer is not None or columns is not None or context_length is None or vocab_size is None:
-            raise ValueError("packs=true joins the column input_ids: it needs context_length and vocab_size alone.")
+            raise ValueError(
+                "packs=true joins the column input_ids: it needs context_length and vocab_size alone. Rows of text and "
+                "chosen columns are samples of their own: packs=false."
+            )
         return _packed(rows, path, notes, context_length=context_length, vocab_size=vocab_size, **of_documents)
     if tokenizer is not None:
         if context_length is None or columns is not None:
@@ -89,7 +93,10 @@ class Rows(Dataset[Any]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = dict(self._rows[index])
-        return row if "labels" in row or "input_ids" not in row else row | {"labels": row["input_ids"]}
+        if "labels" in row or "input_ids" not in row:
+            return row
+        labels = row["input_ids"].astype(np.int64)
+        return row | {"labels": np.where(row["attention_mask"], labels, MASKED) if "attention_mask" in row else labels}
 
 
 class TokenizedRows(Dataset[Any]):
@@ -141,9 +148,7 @@ def _rows(path: str | Path, split: Split) -> tuple[Any, list[str]]:
 
 def _packed(rows: Any, path: str | Path, notes: Sequence[str], **options: Any) -> TokenWindows:
     _require(rows, ["input_ids"], path)
-    column = rows.select_columns(["input_ids"]).with_format("arrow")[:].column("input_ids")
-    parts = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]
-    tokens = np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
+    tokens = _joined(rows, "input_ids")
     if tokens.dtype.kind not in "iu":
         raise DataError(f"{path}: input_ids hold {tokens.dtype}, not lists of integers.")
     vocab_size = options["vocab_size"]
@@ -152,7 +157,23 @@ def _packed(rows: Any, path: str | Path, notes: Sequence[str], **options: Any) -
             f"{path}: tokens from {tokens.min()} to {tokens.max()}, outside [0, {vocab_size}). Pass the vocab_size of "
             "the tokenizer that made them."
         )
+    if "labels" in rows.column_names and not np.array_equal(_joined(rows, "labels"), tokens):
+        raise DataError(
+            f"{path}: the labels of some rows are not their input_ids, and packed windows would learn what they mask. "
+            "Give packs=false, or remove the column labels."
+        )
+    if "attention_mask" in rows.column_names:
+        is_padding = _joined(rows, "attention_mask") == 0
+        tokens = tokens[~is_padding]
+        notes = [*notes, f"{path}: {is_padding.sum():,} tokens of padding are left out"] if is_padding.any() else notes
     return TokenWindows(tokens, plan_notes=notes, **options)
+
+
+def _joined(rows: Any, name: str) -> Any:
+    """The lists of a column, one after the other."""
+    column = rows.select_columns([name]).with_format("arrow")[:].column(name)
+    parts = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]
+    return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
 
 
 def _require(rows: Any, columns: Sequence[str], path: str | Path) -> None:

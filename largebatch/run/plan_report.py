@@ -43,7 +43,10 @@ def plan_rows(numbers: RunNumbers, optimizer: Optimizer) -> list[PlanRow]:
         (
             "steps",
             f"{numbers.num_steps:,}",
-            consumed + (f"; the last {unused:,} samples do not fill a batch" if unused else ""),
+            consumed
+            + {0: "", 1: "; the last sample does not fill a batch"}.get(
+                unused, f"; the last {unused:,} samples do not fill a batch"
+            ),
         ),
         ("peak LR", f"{numbers.peak_lrs[0].value:.6g}", _explained(numbers.peak_lrs[0])),
         *_factor_rows(optimizer),

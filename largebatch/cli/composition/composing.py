@@ -10,12 +10,12 @@ from functools import partial
 from pathlib import Path
 
 import hydra
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import CompactHydraException, HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from largebatch import conf_dir
 from largebatch.cli.catalogue.composed import Catalogue, typed_choices
@@ -23,7 +23,7 @@ from largebatch.cli.composition.calling import Verb, call
 from largebatch.cli.composition.flags import HELP, files_of, is_sweep, overrides_and_flags
 from largebatch.cli.composition.listed_hydra import NotListedError, held_to_the_list
 from largebatch.cli.composition.problems import as_one, with_the_others, wrong_before_hydra
-from largebatch.cli.composition.remedies import remedy, sweep_problem
+from largebatch.cli.composition.remedies import keys_of, remedy, sweep_problem
 from largebatch.cli.composition.withheld import secrets_of_files, variable_problems
 from largebatch.cli.composition.wrong import Wrong
 from largebatch.cli.process.held_screen import HeldScreen
@@ -169,12 +169,14 @@ class CommandLine:
         """The dotted names of the config with the choices that exist, sections included."""
         catalogue = self._catalogue()
         chosen = [one for one in self.arguments if not one.endswith("=null")]
-        return list(catalogue.settings(self._config_name, typed_choices(chosen, catalogue)))
+        settings = catalogue.settings(self._config_name, typed_choices(chosen, catalogue))
+        braces = {key: yaml.safe_load(one.value) for key, one in settings.items() if one.value.startswith("{")}
+        return [*settings, *(inner for key, value in braces.items() for inner in keys_of(value, f"{key}."))]
 
 
 def _refuse_as_hydra(line: CommandLine, error: BaseException | None, held: HeldScreen) -> int:
     """Replace Hydra's message: its advice for an unknown key, a plus, would lead to the next error."""
-    if isinstance(error, YAMLError):
+    if isinstance(error, yaml.YAMLError):
         held.drop()
         return refuse(
             f"a config file is not valid YAML: {' '.join(str(error).split())}. Quote texts that contain : ? * & % "

@@ -151,6 +151,8 @@ def _unknown_key(message: str, key: str, keys: Keys, arguments: Sequence[str], g
     section = key.rpartition(".")[0]
     siblings = [one.rpartition(".")[2] for one in names if one.rpartition(".")[0] == section]
     known = f"Known here: {', '.join(siblings)}." if siblings else f"There is no section {section} either."
+    if "_target_" in siblings and "=" in argument:
+        known += f" Another argument of the class takes a plus: +{argument}."
     search = f" `largebatch help {key.rpartition('.')[2]}` searches all comments."
     return Wrong(typed, f"{_place(message)}{argument}: there is no such key. {meant or known + search}")
 

@@ -96,7 +96,8 @@ class BatchConfig(Section):
         whole = isinstance(value, float) and value.is_integer()
         hint = f" Write {int(value)}." if whole else ""
         raise ValueError(
-            f"a batch is a whole number of samples, 1 or more, a number of tokens such as 0.5Mitokens, or `full`.{hint}"
+            "a batch is a whole number of samples, 1 or more, whole tokens such as 0.5Mitokens (524,288), or `full`."
+            f"{hint}"
         )
 
 

@@ -120,6 +120,20 @@ def test_no_verb_goes_on_without_the_choice_it_was_given_also_of_a_folder_of_one
     assert list(tmp_path.iterdir()) == [tmp_path / "mine"]
 
 
+def test_an_argument_that_a_class_of_ones_own_lacks_in_its_file_is_told_with_the_others_and_the_plus(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "mine.yaml").write_text("name: mine\ntrain: {_target_: mine.Images, split: a}\n", "utf-8")
+    assert main(["train", "--config-dir", str(tmp_path), "data=mine", "data.train.width=4", "data.train.splt=b"]) == 2
+    told = capsys.readouterr().err
+    assert (
+        f"data.train.width=4: {NO_KEY}Known here: _target_, split. Another argument of the class takes a plus: " in told
+    )
+    assert "+data.train.width=4. " in told
+    assert f"data.train.splt=b: {NO_KEY}Did you mean 'data.train.split'?" in told
+
+
 def test_a_misspelt_choice_inside_a_file_is_told_with_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "experiment").mkdir()
     text = "# @package _global_\ndefaults:\n  - override /optimizer: LARS\n"

@@ -49,6 +49,28 @@ def test_a_row_is_a_sample_of_the_columns_that_models_take(folder: Path):
     assert [len(validation), validation[0]["input_ids"].tolist()] == [1, ROWS[2]]
 
 
+def test_padding_of_saved_rows_is_neither_learned_nor_packed_and_labels_of_rows_are_not_passed_over(tmp_path: Path):
+    padded = {
+        "input_ids": [[*row, 0, 0] for row in ROWS],
+        "attention_mask": [[*([1] * len(row)), 0, 0] for row in ROWS],
+    }
+    datasets.Dataset.from_dict(padded).save_to_disk(tmp_path / "padded")
+    kept = ROWS[:4]  # the last tenth is for validation
+    rows: Any = saved_dataset(tmp_path / "padded", "train")
+    assert [rows[place]["labels"].tolist() for place in range(4)] == [[*row, -100, -100] for row in kept]
+    packed: Any = saved_dataset(tmp_path / "padded", "train", packs=True, context_length=10, vocab_size=13)
+    assert packed.fetch(np.array([0]))[0].flatten().tolist() == np.concatenate(kept)[:10].tolist()
+    assert any("8 tokens of padding are left out" in note for note in packed.plan_notes)
+    for labels in (ROWS, [[-100, *row[1:]] for row in ROWS]):  # as run_clm of transformers writes them; masked prompts
+        path = tmp_path / str(labels[0][0])
+        datasets.Dataset.from_dict({"input_ids": ROWS, "labels": labels}).save_to_disk(path)
+        if labels is ROWS:
+            assert len(saved_dataset(path, "train", packs=True, context_length=10, vocab_size=13)) == 1  # type: ignore[arg-type]
+        else:
+            with pytest.raises(DataError, match=r"labels of some rows are not their input_ids.*packs=false"):
+                saved_dataset(path, "train", packs=True, context_length=10, vocab_size=13)
+
+
 def test_one_set_without_splits_keeps_its_last_tenth_for_validation(tmp_path: Path):
     datasets.Dataset.from_dict({"input_ids": [[n] for n in range(20)]}).save_to_disk(tmp_path / "one")
     parts: list[Any] = [saved_dataset(tmp_path / "one", split) for split in ("train", "validation")]

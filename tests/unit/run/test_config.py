@@ -170,7 +170,7 @@ FOLDER = (
     "names a folder: 1 to 255 printable bytes, without /, without a blank at either end or a dot at the end, and no "
     "device name of Windows such as NUL. Use letters, digits, - and _; set run.dir for another place."
 )
-NUMBER = "a batch is a whole number of samples, 1 or more, a number of tokens such as 0.5Mitokens, or `full`."
+NUMBER = "a batch is a whole number of samples, 1 or more, whole tokens such as 0.5Mitokens (524,288), or `full`."
 LENGTH = (
     "a length is a number and a unit. Write 30ep, 500steps, 100000samples or 10Btokens (k, M, G or B: powers of ten; "
     "Ki, Mi, Gi: powers of two)."
