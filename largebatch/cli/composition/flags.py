@@ -51,7 +51,7 @@ def wrong_flags(arguments: Sequence[str], keys: Keys) -> list[Wrong]:
     >>> [(one.arguments, one.text[:40]) for one in wrong_flags(["--lr", "0.1", "seed=1"], lambda: ["seed"])]
     [(('--lr', '0.1'), '--lr 0.1: settings have no dashes, they ')]
     """
-    found = []
+    found, dashed = [], []
     for place, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")
         if not re.match(r"--?[A-Za-z]", name) or (place and _takes_value(arguments[place - 1])):
@@ -62,9 +62,23 @@ def wrong_flags(arguments: Sequence[str], keys: Keys) -> list[Wrong]:
         given: tuple[str, ...] = (argument,)
         if not equals and is_value(behind := "".join(arguments[place + 1 : place + 2])):
             given, value = (argument, behind), behind
-        text = f"{own}: {_OWN[own]}" if own else _unknown(name, value, " ".join(given), keys(), has_equals=bool(equals))
+        if not own and name.lstrip("-") in keys():
+            dashed.append((given, f"{name.lstrip('-')}={value or 'VALUE'}"))
+            continue
+        text = f"{own}: {_OWN[own]}" if own else _unknown(name, value, " ".join(given), keys())
         found.append(Wrong(given, text))
-    return found
+    return [*found, *_without_dashes(dashed)]
+
+
+def _without_dashes(dashed: Sequence[tuple[tuple[str, ...], str]]) -> list[Wrong]:
+    """One error for all keys of ours that were typed like flags, as `wandb agent` passes them."""
+    if not dashed:
+        return []
+    typed = tuple(one for given, _ in dashed for one in given)
+    is_agent = any("=" in given[0] for given, _ in dashed)
+    sweep = " In a W&B sweep, `command` has ${args_no_hyphens} in place of ${args}." if is_agent else ""
+    written = " ".join(key for _, key in dashed)
+    return [Wrong(typed, f"{' '.join(typed)}: settings have no dashes, write {written}.{sweep}")]
 
 
 def overrides_and_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -113,11 +127,8 @@ def _takes_value(name: str) -> bool:
     return action is not None and action.nargs is None and "=" not in name
 
 
-def _unknown(name: str, value: str, typed: str, keys: Sequence[str], *, has_equals: bool) -> str:
+def _unknown(name: str, value: str, typed: str, keys: Sequence[str]) -> str:
     key = name.lstrip("-")
-    if key in keys:
-        sweep = " In a W&B sweep, `command` has ${args_no_hyphens} in place of ${args}." if has_equals else ""
-        return f"{typed}: settings have no dashes, write {key}={value or 'VALUE'}.{sweep}"
     options = [one for one in _parser()._option_string_actions if one.startswith("--")]
     if slip := did_you_mean(name, options):
         return f"{name}: there is no such flag.{slip}"

@@ -301,3 +301,10 @@ def test_a_verb_that_resumes_nothing_refuses_resume(
 ) -> None:
     assert main([*verb, "resume=runs/mine"]) == 2
     assert instead in capsys.readouterr().err
+
+
+def test_the_keys_that_a_sweep_agent_passes_as_flags_are_one_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--scaling.base_lr=0.1", "--batch.total=32"]) == 2
+    message = capsys.readouterr().err
+    assert "write scaling.base_lr=0.1 batch.total=32. In a W&B sweep, `command` has ${args_no_hyphens}" in message
+    assert message.count("no dashes") == 1
