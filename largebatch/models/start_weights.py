@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -45,7 +46,7 @@ class FittedWeights:
         return [f"{len(names)} {kind} ({brief_names(names)})" for kind, names in kinds.items() if names]
 
 
-def fit_weights(model: nn.Module, tensors: Mapping[str, Tensor]) -> FittedWeights:
+def fit_weights(model: nn.Module, tensors: Mapping[str, Tensor], into: str = "") -> FittedWeights:
     """Copy tensors into the parameters and buffers of the same names; what does not fit stays as it is.
 
     Prefixes of wrappers (`module.`, `model.`, `net.`, `_orig_mod.`) are taken off where more names fit without them.
@@ -54,6 +55,7 @@ def fit_weights(model: nn.Module, tensors: Mapping[str, Tensor]) -> FittedWeight
     Args:
         model: unwrapped.
         tensors: by name, on the CPU.
+        into: the part of the model that the file is for, such as "backbone."; tensors outside of it are not missed.
 
     >>> source, model = nn.Linear(2, 1), nn.Linear(2, 1)
     >>> fitted = fit_weights(model, {f"module.{name}": one for name, one in source.state_dict().items()})
@@ -62,19 +64,20 @@ def fit_weights(model: nn.Module, tensors: Mapping[str, Tensor]) -> FittedWeight
     """
     own = {name: one for name, one in model.state_dict().items() if isinstance(one, Tensor)}
     named = {name.replace(_COMPILED, ""): one for name, one in tensors.items()}
-    prefix = _prefix(named, own)
-    named = {name.removeprefix(prefix): one for name, one in named.items()}
+    prefix = _prefix(named, [name.removeprefix(into) for name in own if name.startswith(into)])
+    named = {into + name.removeprefix(prefix): one for name, one in named.items()}
     misfits = {name: _misfit(one, own[name]) for name, one in named.items() if name in own}
     misfits = {name: text for name, text in misfits.items() if text}
     fitting = {name: one for name, one in named.items() if name not in misfits}
     missing, unexpected = model.load_state_dict(fitting, strict=False)
     filled = {own[name].data_ptr() for name in fitting if name in own}
     # A file may hold a shared tensor under one of its names only.
-    absent = [name for name in missing if name not in misfits and own[name].data_ptr() not in filled]
+    kept = [name for name in missing if name not in misfits and own[name].data_ptr() not in filled]
+    absent = [name for name in kept if name.startswith(into)]
     formats = {_format(one) for name, one in fitting.items() if name in own and one.dtype != own[name].dtype}
     fits_any = len(unexpected) < len(fitting)  # torch does not miss the counts of batch norms in files of before 2018
     return FittedWeights(
-        len(own) - len(absent) - len(misfits) if fits_any else 0,
+        len(own) - len(kept) - len(misfits) if fits_any else 0,
         len(own),
         prefix,
         tuple(absent),
@@ -84,15 +87,35 @@ def fit_weights(model: nn.Module, tensors: Mapping[str, Tensor]) -> FittedWeight
     )
 
 
+def part_of(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with a prefix, without it."""
+    return {name.removeprefix(prefix): one for name, one in tensors.items() if name.startswith(prefix)}
+
+
+def likely_prefixes(names: Iterable[str], own: Iterable[str]) -> list[tuple[str, int]]:
+    """Prefixes that turn names of the first kind into names of the second, with the number of these names.
+
+    Only the best and those equal to it; none if there is none.
+
+    >>> likely_prefixes(["q.stem.weight", "q.stem.bias", "queue"], ["stem.weight", "stem.bias", "head.bias"])
+    [('q.', 2)]
+    """
+    own, counts = set(own), Counter[str]()
+    for name in names:
+        parts = name.split(".")
+        counts.update(".".join(parts[:cut]) + "." for cut in range(1, len(parts)) if ".".join(parts[cut:]) in own)
+    return [(prefix, count) for prefix, count in counts.most_common() if count == max(counts.values())]
+
+
 def brief_names(names: Iterable[str], most: int = 4) -> str:
     """The first of some names, and how many there are beyond them."""
     listed = list(names)
     return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")
 
 
-def _prefix(names: Iterable[str], own: Mapping[str, Tensor]) -> str:
+def _prefix(names: Iterable[str], own: Iterable[str]) -> str:
     """The combination of known prefixes without which most names fit; "" unless another one is better."""
-    names, found = list(names), ""
+    names, own, found = list(names), set(own), ""
 
     def fitting(prefix: str) -> int:
         return sum(name.startswith(prefix) and name.removeprefix(prefix) in own for name in names)

@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from largebatch.models.start_weights import FittedWeights, brief_names, fit_weights
+from largebatch.distributed.checksums import tensors_sha256
+from largebatch.models.start_weights import FittedWeights, brief_names, fit_weights, likely_prefixes, part_of
 from largebatch.records.weights_file import read_weights
 from largebatch.run.config.model_node import WeightsSource, weights_of
 from largebatch.run.config.reading import ConfigError
@@ -21,7 +22,7 @@ class StartWeights:
     """The weights that a run starts from, to be told and compared.
 
     Attributes:
-        sha256: of the file's tensors.
+        sha256: of the file's tensors, or of those that its `prefix` and `into` name.
         value: how many were loaded, for the plan.
         why: from where, and what was left.
     """
@@ -44,18 +45,34 @@ def load_start_weights(config: TrainConfig, model: nn.Module) -> StartWeights | 
         found = read_weights(Path(source.file).expanduser(), source.entry)
     except ValueError as error:
         raise ConfigError([f"model.weights={source.file}: {error}. {_REMEDY}"]) from None
+    tensors = part_of(found.tensors, source.prefix)
+    _require_parts(model, source, tensors, found.tensors)
     try:
-        fitted = fit_weights(model, found.tensors)
+        fitted = fit_weights(model, tensors, source.into)
     except Exception as error:  # of a hook of the model's own
         raise ConfigError([f"model.weights={source.file}: loading failed with {error}"]) from error
-    _require_fit(model, source, fitted, found.tensors)
-    return StartWeights(found.sha256, f"{fitted.loaded} of {fitted.total} tensors", _told(source, fitted, found))
+    _require_fit(model, source, fitted, tensors)
+    is_part = source.prefix or source.into
+    sha256 = tensors_sha256((source.into + name, one) for name, one in tensors.items()) if is_part else found.sha256
+    told = _told(source, fitted, list(found.notes), sha256)
+    return StartWeights(sha256, f"{fitted.loaded} of {fitted.total} tensors", told)
 
 
 _REMEDY = (
     "Give a file of safetensors or of torch.save, a checkpoint, a run, or a folder of transformers; null: drawn weights"
     " (a run that goes on from its own checkpoint needs resume_allow=[start_weights] then)."
 )
+
+
+def _require_parts(
+    model: nn.Module, source: WeightsSource, tensors: Mapping[str, Any], of_file: Mapping[str, Any]
+) -> None:
+    own = model.state_dict()
+    wrong = [f"prefix={source.prefix}: no name of the file begins so: {brief_names(of_file)}"] * (not tensors)
+    if not any(name.startswith(source.into) for name in own):
+        wrong.append(f"into={source.into}: no tensor of {type(model).__name__} begins so: {brief_names(own)}")
+    if wrong:
+        raise ConfigError([f"model.weights={source.file}: {text}." for text in wrong])
 
 
 def _require_fit(model: nn.Module, source: WeightsSource, fitted: FittedWeights, tensors: Mapping[str, Any]) -> None:
@@ -68,13 +85,26 @@ def _require_fit(model: nn.Module, source: WeightsSource, fitted: FittedWeights,
     remedy = (
         f"To load what fits: 'model.weights={{file: {source.file}, strict: false}}'."
         if fitted.loaded
-        else (f"The file has {brief_names(tensors)}; the model {brief_names(model.state_dict())}.")
+        else _names_apart(source, tensors, model.state_dict())
     )
     raise ConfigError([f"model.weights={source.file}: {fact}. {remedy}"])
 
 
-def _told(source: WeightsSource, fitted: FittedWeights, found: Any) -> str:
-    clauses = [f"model.weights={source.file}", *found.notes]
+def _names_apart(source: WeightsSource, tensors: Mapping[str, Any], own: Mapping[str, Any]) -> str:
+    """What to write where names differ by a prefix; else some names of both."""
+    tried = {"prefix": likely_prefixes(tensors, own), "into": likely_prefixes(own, tensors)}
+    advice = [
+        f"With 'model.weights={{file: {source.file}, {key}: {source.prefix if key == 'prefix' else ''}{prefix}}}' "
+        f"{count} of them fit."
+        for key, found in tried.items()
+        for prefix, count in found[:3]
+    ]
+    return " ".join([*advice, f"The file has {brief_names(tensors)}; the model {brief_names(own)}."])
+
+
+def _told(source: WeightsSource, fitted: FittedWeights, notes: list[str], sha256: str) -> str:
+    clauses = [f"model.weights={source.file}", *notes]
+    clauses += [f"its tensors {source.prefix}*"] * bool(source.prefix) + [f"into {source.into}*"] * bool(source.into)
     clauses += [f"without the prefix {fitted.prefix}"] * bool(fitted.prefix)
     clauses += [f"converted from {', '.join(fitted.converted)}"] * bool(fitted.converted)
-    return "; ".join([*clauses, *fitted.left, f"SHA-256 {found.sha256[:12]}"])
+    return "; ".join([*clauses, *fitted.left, f"SHA-256 {sha256[:12]}"])

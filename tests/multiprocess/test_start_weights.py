@@ -90,6 +90,20 @@ def test_the_plan_tells_what_was_left_and_strict_refuses_it(tmp_path: Path):
         prepared(tmp_path / "x.safetensors", strict=False)
 
 
+def test_one_network_of_a_file_by_its_prefix_which_the_error_names(tmp_path: Path):
+    truth, file = written(tmp_path / "w.safetensors"), tmp_path / "two.safetensors"
+    save_file({f"{of}.{name}": one + (of == "k") for name, one in truth.items() for of in "qk"}, file)
+    with pytest.raises(ConfigError, match=rf"none of its tensors.*{{file: {file}, prefix: k.}}' 20 of them fit"):
+        prepare(compose_run(*SMALL, f"model.weights={file}"), {})
+    with pytest.raises(
+        ConfigError, match=r"prefix=v\.: no name of the file begins so: .*\n.*into=neck\.: no tensor of"
+    ):
+        prepare(compose_run(*SMALL, f"model.weights={{file: {file}, prefix: v., into: neck.}}"), {})
+    runs = {of: prepare(compose_run(*SMALL, f"model.weights={{file: {file}, prefix: {of}.}}"), {}) for of in "qk"}
+    assert torch.equal(runs["k"].model.head.weight, truth["head.weight"] + 1)
+    assert runs["k"].start_weights.sha256 != runs["q"].start_weights.sha256
+
+
 def test_a_constructor_that_takes_weights_keeps_a_text(tmp_path: Path):
     truth, own = written(tmp_path / "w.safetensors"), f"model._target_={HERE}.Own"
     run = prepare(compose_run(*SMALL, own, "model.weights=IMAGENET1K_V1"), {})

@@ -123,7 +123,10 @@ def _signs(argument: str) -> str:
         return f"the shell expands ~ only at the start of a word. Write {key}=$HOME{value[1:]}."
     if value.strip(",") != value:
         return "a value is missing beside a comma. " + QUOTING
-    quoted = f'{key}="{value}"'
+    # The shell has taken the quotes of KEY=['a','b']: inside of a list each text needs its own.
+    texts = value[1:-1].split(",") if re.fullmatch(r"\[.*\]", value) else [value]
+    quoted = ",".join(f'"{text.strip()}"' for text in texts)
+    quoted = f"{key}={quoted}" if texts == [value] else f"{key}=[{quoted}]"
     if '"' not in value and parsed(quoted):
         return f"a text with such signs needs double quotes. Write '{quoted}'."
     return "it cannot be read. " + QUOTING

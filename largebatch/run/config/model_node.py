@@ -22,11 +22,15 @@ class WeightsSource(Section):
         file: path of a file or folder, see `read_weights`.
         strict: whether every tensor of the model and of the file must fit.
         entry: part of the file; None: the weights.
+        prefix: takes the tensors of the file whose names begin with it, without it, such as "encoder_q."; "": all.
+        into: part of the model that they are for, such as "backbone."; the others keep their values. "": all of it.
     """
 
     file: str
     strict: bool = True
     entry: str | None = None
+    prefix: str = ""
+    into: str = ""
 
 
 def arguments_of_model(section: Mapping[str, Any]) -> dict[str, Any]:
@@ -51,7 +55,10 @@ def weights_of(section: Mapping[str, Any]) -> WeightsSource | None:
         return WeightsSource.model_validate({"file": given} if isinstance(given, str) else given)
     except ValidationError:
         raise ConfigError(
-            [f"model.weights={given}: is a path, or a group {{file: PATH, strict: true or false, entry: NAME}}."]
+            [
+                f"model.weights={given}: is a path, or a group {{file: PATH, strict: true or false, entry: NAME, "
+                "prefix: NAME., into: NAME.}."
+            ]
         ) from None
 
 

@@ -25,6 +25,9 @@ ACCUMULATION = "More accumulation at the same batch is a smaller batch.max_micro
 RANKS = "torchrun --nproc-per-node 8 -m largebatch"
 # Typed -> what the answer says. What stands behind `not:` it must not say: another experiment, or another thing.
 TYPED = {
+    r"parameters.freeze=[^stem\.,head]": (
+        r"""Write 'parameters.freeze=["^stem\.","head"]'""",
+    ),  # the shell took quotes
     "lr=0.1": (RATE, "not:+lr"),
     "learning_rate=0.1": (RATE,),
     "optimizer.lr=0.1": (RATE, "not:Did you mean"),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from largebatch.models.start_weights import fit_weights
+from largebatch.models.start_weights import fit_weights, likely_prefixes, part_of
 
 
 class Net(nn.Module):
@@ -59,3 +59,18 @@ def test_the_model_keeps_its_number_format(state: dict[str, Tensor]):
     fitted = fit_weights(model, {name: one.half() if one.is_floating_point() else one for name, one in state.items()})
     assert fitted.converted == ("float16",)
     assert torch.equal(model.stem.weight, state["stem.weight"].half().double())
+
+
+def test_one_of_several_networks_of_a_file_goes_into_a_part_of_the_model(state: dict[str, Tensor]):
+    other = {name: one + 1 for name, one in state.items()}
+    file = {f"q.{name}": one for name, one in state.items()} | {f"k.{name}": one for name, one in other.items()}
+    model = nn.ModuleDict({"backbone": Net(), "top": nn.Linear(3, 2)})
+    top = model["top"].weight.detach().clone()
+    assert likely_prefixes(file, state) == [("q.", len(state)), ("k.", len(state))]
+    assert likely_prefixes(model.state_dict(), state) == [("backbone.", len(state))]
+    fitted = fit_weights(model, part_of(file, "k."), into="backbone.")
+    assert (fitted.loaded, fitted.total, fitted.left) == (len(state), len(state) + 2, [])
+    assert torch.equal(model["backbone"].head.weight, other["head.weight"])
+    assert torch.equal(model["top"].weight, top)
+    lacks = {name: one for name, one in state.items() if name != "head.bias"}
+    assert fit_weights(model, lacks, into="backbone.").missing == ("backbone.head.bias",)
