@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from largebatch.losses.in_pieces import LOGITS_AT_ONCE, cross_entropy_in_pieces
 from largebatch.losses.label_rule import LabelRule
 from largebatch.losses.labels import correct_labels, label_units, labels_for, logits_of_classes
-from largebatch.losses.module_units import OF_ELEMENTS, OF_LABELS, candidates, units_of
+from largebatch.losses.module_units import OF_ELEMENTS, OF_LABELS, candidates, has_classes, units_of
 from largebatch.losses.protocol import float32_or_wider, prediction
 from largebatch.losses.regression import without_unit_column
 
@@ -119,7 +119,7 @@ class ModuleLoss:
 
     def correct_per_sample(self, outputs: Any, targets: Tensor) -> Tensor | None:
         """Number of labels with the largest output, or of elements on the right side of the threshold."""
-        if isinstance(self._mean, OF_LABELS):
+        if has_classes(self._mean, prediction(outputs), targets, self._units):
             return correct_labels(*self._arguments(outputs, targets), ignore_index=self.ignore_index)
         pair = self.decisions(outputs, targets)
         return None if pair is None else (pair[0] == pair[1]).reshape(len(targets), -1).sum(dim=1)
@@ -133,7 +133,7 @@ class ModuleLoss:
 
     def logits_and_labels(self, outputs: Any, targets: Tensor) -> tuple[Tensor, Tensor]:
         """What metrics of classes compare. Raises ValueError for a module without class numbers."""
-        if not isinstance(self._mean, (*OF_LABELS, nn.MultiMarginLoss)):
+        if not has_classes(self._mean, prediction(outputs), targets, self._units):
             raise ValueError(f"{self._name} has no class numbers. Choose another metric.")
         return self._arguments(outputs, targets)
 

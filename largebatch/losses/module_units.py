@@ -29,3 +29,17 @@ def candidates(module: nn.Module, targets: Tensor) -> list[Units]:
     """What the mean of a module might divide by, of a batch with these targets."""
     whole: list[Units] = ["element", "sample"] if targets.dim() > 1 else ["sample"]
     return [*whole, "label"] if hasattr(module, "ignore_index") or hasattr(module, "weight") else whole
+
+
+def has_classes(module: nn.Module, outputs: Tensor, targets: Tensor, units: Units | None) -> bool:
+    """Whether targets are class numbers of the dimension after the first of the outputs, so that there is accuracy.
+
+    Torch's modules say it by their kind. Of others, and of functions, by the shapes: integers [n, ...] beside outputs
+    [n, C, ...] with C > 1, as many as the mean counts.
+    """
+    if isinstance(module, (*OF_LABELS, nn.MultiMarginLoss)):
+        return True
+    if isinstance(module, (*OF_ELEMENTS, *_OF_SAMPLES)) or targets.is_floating_point() or outputs.dim() < 2:
+        return False
+    is_one_each = targets.dim() == 1 or units == "element"
+    return is_one_each and outputs.shape[1] > 1 and outputs.shape[:1] + outputs.shape[2:] == targets.shape

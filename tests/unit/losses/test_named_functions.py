@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from largebatch.losses.function_loss import FunctionLoss
+from largebatch.losses.module_loss import ModuleLoss
 from largebatch.run.config.reading import ConfigError
 from largebatch.run.prepare import prepare
 from tests.unit.composing import compose_run
@@ -79,3 +81,30 @@ def test_a_function_without_the_loss_of_each_sample_is_refused(name: str, messag
 def test_an_argument_that_the_function_lacks_is_refused():
     with pytest.raises(ConfigError, match=r"loss\.gama=2: .*Did you mean 'gamma'"):
         prepared(f"loss._target_={HERE}.focal", "+loss.gama=2")
+
+
+def test_a_function_of_class_numbers_has_accuracy_metrics_and_mixed_labels():
+    mixed = prepared(f"loss._target_={HERE}.focal", "metric=[top5,f1]", "data.augment.mixup=0.2").loss
+    outputs, targets = torch.eye(10)[[3, 1, 4, 1]], torch.tensor([3, 1, 4, 5])
+    assert mixed.of_one_label.correct_per_sample(outputs, targets).tolist() == [1, 1, 1, 0]
+    given = torch.tensor([[3, 5, 0.25], [2, 1, 0.25], [4, 4, 0.5], [1, 5, 1.0]])
+    assert mixed.correct_per_sample(outputs, given).tolist() == [0.25, 0.75, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("outputs", "targets", "correct"),
+    [
+        (torch.eye(3)[[0, 2]].unsqueeze(2).expand(2, 3, 4), torch.zeros(2, 4, dtype=torch.int64), [4, 0]),
+        (torch.ones(2, 1), torch.ones(2, dtype=torch.int64), None),  # one output: no classes to choose from
+        (torch.ones(2), torch.ones(2, dtype=torch.int64), None),
+        (torch.ones(2, 3), torch.ones(2, 3, dtype=torch.int64), None),  # several labels at once
+        (torch.ones(2, 3), torch.ones(2, 3), None),
+    ],
+)
+def test_which_targets_of_a_function_are_class_numbers(outputs: Tensor, targets: Tensor, correct: list[int] | None):
+    function = focal if correct else lambda o, t: o.square().reshape(len(t), -1).sum(1)
+    loss = ModuleLoss(FunctionLoss(function))
+    loss.examine(outputs, targets)
+    found = loss.correct_per_sample(outputs, targets)
+    assert (None if found is None else found.tolist()) == correct
+    assert correct is None or loss.counted_per_sample(targets).tolist() == [4, 4]
