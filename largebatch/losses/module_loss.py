@@ -69,27 +69,27 @@ class ModuleLoss:
         self._parts = copy.deepcopy(module)
         self._parts.reduction = "none"  # type: ignore[assignment]
         self._placed: dict[tuple[torch.device, torch.dtype], nn.Module] = {}
-        self._units = units_of(module, self._reduction)
+        self.units = units_of(module, self._reduction)  # None: unknown until `examine`
 
     @property
     def unit(self) -> str:
         """The unit of the module's mean."""
-        return self._units or "element"
+        return self.units or "element"
 
     @property
     def ignore_index(self) -> int | None:
         """The label that does not count."""
-        return getattr(self._mean, "ignore_index", None) if self._units == "label" else None
+        return getattr(self._mean, "ignore_index", None) if self.units == "label" else None
 
     @property
     def weight(self) -> Tensor | None:
         """Class weights; the mean divides by their sum over the labels."""
-        return getattr(self._mean, "weight", None) if self._units == "label" else None
+        return getattr(self._mean, "weight", None) if self.units == "label" else None
 
     @property
     def fixed_units(self) -> bool:
         """Whether every sample has the same number of units, with the same weight."""
-        return self._units != "label"
+        return self.units != "label"
 
     def loss_per_sample(self, outputs: Any, targets: Tensor) -> Tensor:
         """Sum of the module's losses of each sample, [n]."""
@@ -104,22 +104,22 @@ class ModuleLoss:
 
     def units_per_sample(self, targets: Tensor) -> Tensor:
         """Each sample's part of the divisor of the module's mean: int64 [n], or sums of class weights, float64 [n]."""
-        if self._units == "label":
+        if self.units == "label":
             return label_units(targets, ignore_index=self.ignore_index, weight=self.weight)
-        if self._units is None:
+        if self.units is None:
             raise ValueError(f"{self._name}: the divisor of its mean is unknown. Call `examine` with some samples.")
-        each = targets[:1].numel() if self._units == "element" else 1
+        each = targets[:1].numel() if self.units == "element" else 1
         return torch.full((len(targets),), each, dtype=torch.int64, device=targets.device)
 
     def counted_per_sample(self, targets: Tensor) -> Tensor:
         """The same without class weights."""
-        if self._units == "label":
+        if self.units == "label":
             return label_units(targets, ignore_index=self.ignore_index)
         return self.units_per_sample(targets)
 
     def correct_per_sample(self, outputs: Any, targets: Tensor) -> Tensor | None:
         """Number of labels with the largest output, or of elements on the right side of the threshold."""
-        if has_classes(self._mean, prediction(outputs), targets, self._units):
+        if has_classes(self._mean, prediction(outputs), targets, self.units):
             return correct_labels(*self._arguments(outputs, targets), ignore_index=self.ignore_index)
         pair = self.decisions(outputs, targets)
         return None if pair is None else (pair[0] == pair[1]).reshape(len(targets), -1).sum(dim=1)
@@ -133,7 +133,7 @@ class ModuleLoss:
 
     def logits_and_labels(self, outputs: Any, targets: Tensor) -> tuple[Tensor, Tensor]:
         """What metrics of classes compare. Raises ValueError for a module without class numbers."""
-        if not has_classes(self._mean, prediction(outputs), targets, self._units):
+        if not has_classes(self._mean, prediction(outputs), targets, self.units):
             raise ValueError(f"{self._name} has no class numbers. Choose another metric.")
         return self._arguments(outputs, targets)
 
@@ -169,8 +169,8 @@ class ModuleLoss:
         cases = [targets, *self._with_a_masked_label(targets)]
         known = units_of(self._mean, self._reduction)
         # Try the divisor found earlier first: a few samples may not tell two candidates apart.
-        for units in [known] if known else sorted(candidates(self._mean, targets), key=lambda one: one != self._units):
-            self._units = units
+        for units in [known] if known else sorted(candidates(self._mean, targets), key=lambda one: one != self.units):
+            self.units = units
             found = [self._means(outputs, one) for one in cases]
             if all(abs(own - ours) <= _CLOSE * size for own, ours, size in found):
                 break

@@ -13,6 +13,8 @@ from largebatch.gradient.accumulation import give_copies
 from largebatch.losses import LabelRule, Loss
 from largebatch.losses.cross_entropy import NextToken
 from largebatch.losses.metrics import Metric
+from largebatch.losses.module_loss import ModuleLoss
+from largebatch.losses.module_units import Units
 from largebatch.run.checks.dry_run import KeptState, Tried, UntriedRun, dry_run, sampled_content
 from largebatch.run.checks.machine import checkpoint_problems
 from largebatch.run.config.findings import Findings
@@ -72,6 +74,7 @@ class Word:
         state: of `Tried`.
         labels: of `Tried`.
         shift: of the loss, where the samples or the model decide it.
+        units: of the mean of the user's own loss, which the trial has determined.
         is_hollow: whether the other ranks need not draw the initial weights: they get them.
         start_weights: that were loaded in place of drawn ones, and are sent.
     """
@@ -81,6 +84,7 @@ class Word:
     state: KeptState | None = None
     labels: LabelRule | None = None
     shift: bool | None = None
+    units: Units | None = None
     is_hollow: bool = False
     start_weights: StartWeights | None = None
 
@@ -134,7 +138,8 @@ def try_parts(
     assert model is not None
     assert optimizer is not None
     is_hollow, shift = sends and _can_be_sent(config, model, findings), getattr(tried.loss, "shift", None)
-    word = Word((), tuple(findings.notes), tried.state, tried.labels, shift, is_hollow, start)
+    units = own_loss.units if (own_loss := _module_loss(tried.loss)) else None
+    word = Word((), tuple(findings.notes), tried.state, tried.labels, shift, units, is_hollow, start)
     return word, Own(model, optimizer, decisions, tried)
 
 
@@ -177,9 +182,17 @@ def as_told(parts: Parts, word: Word, device: torch.device | None) -> Own:
         give_copies(model)
     if isinstance(loss, NextToken) and loss.shift is None:
         loss = replace(loss, shift=word.shift)
+    if own_loss := _module_loss(loss):
+        own_loss.units = word.units
     _place(loss, device)
     tried = Tried(sampled_content(config, parts.sets.train), loss, word.labels, word.state)
     return Own(model, optimizer, decide(parts.kind, parts.given, model, parts.numbers), tried)
+
+
+def _module_loss(loss: Loss) -> ModuleLoss | None:
+    """A module or function of the user's, also below mixed labels."""
+    one = getattr(loss, "of_one_label", loss)
+    return one if isinstance(one, ModuleLoss) else None
 
 
 def _place(loss: Loss, device: torch.device | None) -> None:

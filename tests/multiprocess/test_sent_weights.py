@@ -217,7 +217,11 @@ def trained(folder: Path, overrides: tuple[str, ...], sends: bool | None) -> dic
         return members(opened.run.module)
 
 
-@pytest.mark.parametrize("overrides", [(*MODELS["running statistics"], "optimizer=lars"), MODELS["fp64"]])
+OWN_LOSS = (*MODELS["fp64"], "loss=module", "loss._target_=tests.unit.losses.test_named_functions.focal")
+
+
+@pytest.mark.parametrize("overrides", [(*MODELS["running statistics"], "optimizer=lars"), MODELS["fp64"], OWN_LOSS,
+                                       (*OWN_LOSS, "data.augment.mixup=0.2")])  # fmt: skip
 def test_a_run_is_the_same_bit_for_bit_whoever_makes_its_weights(ranks, tmp_path: Path, overrides: tuple[str, ...]):
     """Tried by each rank; tried by rank 0; tried and made by rank 0."""
     expected = ranks(3).run(trained, tmp_path / "each", overrides, None)
