@@ -125,10 +125,11 @@ def _result(
     headers = ("part", "loss", "95 % interval", "accuracy", "95 % interval", "meaning")
     is_mixed = prepared.config.data.augment.mixes
     rows = _rows(found, ghost, options.gap.draws, is_augmented=prepared.gap_is_augmented, is_mixed=is_mixed)
+    alike = "one side augmented by its set" if prepared.gap_is_augmented else "both sides evaluated alike"
     return Result(
         title="Generalization gap",
         sentences=[
-            _of_gap("The generalization gap of the loss", found.generalization_gap, "both sides evaluated alike"),
+            _of_gap("The generalization gap of the loss", found.generalization_gap, alike),
             _of_gap("The naive gap", found.naive, "validation against the training loss as it is printed"),
         ],
         tables=[Table(title, headers, rows)],

@@ -107,6 +107,8 @@ def test_measure_gap_tells_what_it_cannot_tell_apart_and_blames_no_mode_of_the_m
     assert found["is_augmented"]
     assert "data.train_plain={_target_" in said
     assert "augmentation inside a set is not separated: name data.train_plain" in said
+    assert ", one side augmented by its set." in said
+    assert "both sides evaluated alike" not in said
     plain = "data.train_plain={_target_: tests.unit.data.own_sets.Jittered, split: train}"
     found, said = measured_gap(tmp_path, plain), capsys.readouterr().out
     parts = {part["name"]: part["loss"] for part in found["parts"]}
