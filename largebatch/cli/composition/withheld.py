@@ -9,10 +9,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
+from largebatch.cli.composition.flags import files_of, overrides_and_flags
+from largebatch.cli.composition.listed_hydra import NotListedError
 from largebatch.records.credentials import hide_variables, is_secret_variable, redacted, variables_in
 from largebatch.records.durable_files import write_whole
 from largebatch.run.config.environment import NAMING, unset_variables
@@ -36,28 +40,27 @@ def variable_problems(arguments: Sequence[str]) -> list[str]:
     ]
 
 
-def secrets_of_files(arguments: Sequence[str], composed: Callable[..., DictConfig]) -> list[str]:
+def secrets_of_files(arguments: Sequence[str], composed: Callable[[Sequence[str]], DictConfig]) -> list[str]:
     """Errors for secrets in the user's own files: `--cfg` would print them, a sweep would write them to multirun.yaml.
 
     Args:
         arguments: command line after the verb.
-        composed: composes the config of overrides and of the flags that name files: `folder`, `name`, `more`.
+        composed: composes the config of a command line.
     """
-    if not any(argument.startswith(("--config-", "-cd", "-cp", "-cn")) for argument in arguments):
+    if not any(files_of(arguments).values()):
         return []
-    from largebatch.run.config.reading import ConfigError, require_no_secrets  # imports torch
+    from largebatch.run.config.reading import ConfigError, require_no_secrets
 
+    overrides, _ = overrides_and_flags(arguments)
     try:
         with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
-            given, _ = get_args_parser().parse_known_intermixed_args(list(arguments))
-            parsed = OverridesParser.create().parse_overrides(given.overrides)
-            overrides = [str(one.input_line) for one in parsed if not one.is_sweep_override()]
-            files = {"folder": given.config_path, "name": given.config_name, "more": given.config_dir}
-            require_no_secrets(composed(overrides, **files))
+            parsed = OverridesParser.create().parse_overrides(overrides)
+            swept = {str(one.input_line) for one in parsed if one.is_sweep_override()}
+            require_no_secrets(composed([one for one in arguments if one not in swept]))
     except ConfigError as error:
         return error.errors
-    except (SystemExit, Exception):  # Hydra reports it
-        return []
+    except (HydraException, OmegaConfBaseException, NotListedError, YAMLError, OSError, UnicodeError):
+        return []  # Hydra reports it
     return []
 
 

@@ -209,7 +209,7 @@ class Stream(IterableDataset[int]):
         ({"num_workers": 2}, "no effect: the data set is in memory"),
         ({"device": "cuda"}, "device=cuda: there is no CUDA GPU here"),
     ],
-    ids=str,
+    ids=lambda one: one if isinstance(one, str) else "+".join(one),
 )
 def test_wrong_arguments_are_refused(options: dict[str, Any], said: str):
     with pytest.raises(ValueError, match=re.escape(said)):

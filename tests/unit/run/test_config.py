@@ -170,6 +170,7 @@ FOLDER = (
     "names a folder: 1 to 255 printable bytes, without /, without a blank at either end or a dot at the end, and no "
     "device name of Windows such as NUL. Use letters, digits, - and _; set run.dir for another place."
 )
+GROUP = "must be a group of keys."
 NUMBER = "a batch is a whole number of samples, 1 or more, whole tokens such as 0.5Mitokens (524,288), or `full`."
 LENGTH = (
     "a length is a number and a unit. Write 30ep, 500steps, 100000samples or 10Btokens (k, M, G or B: powers of ten; "
@@ -257,8 +258,11 @@ LENGTH = (
         ("data.limit=0", "data.limit=0: must be at least 1."),
         ("data.augment.crop_padding=-1", "data.augment.crop_padding=-1: must be at least 0."),
         ("data.augment.flip=1", "data.augment.flip=1: must be true or false."),
-        ("data.augment=null", "data.augment=None: must be a group of keys."),
-        ("data.train=5", "data.train=5: must be a group of keys."),
+        (
+            "data.augment=null",
+            f"data.augment=None: {GROUP} Set one of them, such as data.augment.crop_padding.",
+        ),
+        ("data.train=5", f"data.train=5: {GROUP}"),
         ("observers.metrics.every=0", "observers.metrics.every=0: must be at least 1."),
         ("observers.evaluation.every=10", f"observers.evaluation.every=10: {LENGTH}"),
         ("observers.checkpoint.keep=0", "observers.checkpoint.keep=0: must be at least 1."),

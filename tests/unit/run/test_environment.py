@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from largebatch.__main__ import main
+from largebatch.batch.schedule import DECAYS
 from largebatch.run.config.environment import comparable
 from largebatch.run.config.reading import ConfigError, parse_config, public_values
 from largebatch.run.prepare import prepare
@@ -60,7 +61,7 @@ def test_below_a_name_of_secrets_a_number_stays_a_text_and_untold(monkeypatch: p
     ("override", "error"),
     [
         ("seed=@", "seed=@: must be a whole number."),
-        ("schedule.decay=@", "schedule.decay=@: choose one of constant, linear, cosine, step, polynomial."),
+        ("schedule.decay=@", f"schedule.decay=@: choose one of {', '.join(DECAYS)}."),
         ("+batch.totl=@", "batch.totl=@: there is no such key. Did you mean 'batch.total'?"),
         ("parameters.lr_factor={head: @}", "parameters.lr_factor.head=@: must be a number."),
         ("run.title='${oc.env:LB_NONE}'", "run.title: the environment has no variable LB_NONE. Export it before the "

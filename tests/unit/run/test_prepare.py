@@ -141,7 +141,7 @@ def test_kernels_for_a_gpu_need_triton(is_there: bool, monkeypatch):
     assert errors(*chosen) == [text]
 
 
-@pytest.mark.parametrize("choice", [f"schedule={name}" for name in GROUPS["schedule"]])
+@pytest.mark.parametrize("choice", [f"schedule={name}" for name in GROUPS["schedule"] if name != "own"])
 def test_every_schedule_starts_at_the_base_rate_and_peaks_after_the_warmup(choice: str):
     run = prepared(choice, "batch.total=128", "length=30ep")
     # The rule is linear from 0.05 at 32; the set has 512 samples.
@@ -483,7 +483,7 @@ SCHEDULE: dict[str, Row] = {
     "settings of another decay": (
         ["schedule=constant", "+schedule.end_factor=0.5", "+schedule.power=3"],
         {
-            "schedule.end_factor=0.5: has no effect with schedule.decay=constant": "linear, cosine, polynomial.",
+            "schedule.end_factor=0.5: has no effect with schedule.decay=constant": "linear, cosine, polynomial, wsd",
             "schedule.power=3.0: has no effect with schedule.decay=constant": "it belongs to polynomial. Remove it",
         },
     ),
@@ -618,10 +618,6 @@ MODEL: dict[str, Row] = {
     "sum of torch": (
         ["loss=module", "loss._target_=torch.nn.CrossEntropyLoss", "+loss.reduction=sum"],
         {"loss._target_=torch.nn.CrossEntropyLoss: CrossEntropyLoss has reduction='sum'": "Use reduction=mean"},
-    ),
-    "function of torch": (
-        ["loss=module", "loss._target_=torch.nn.functional.cross_entropy"],
-        {"loss._target_=torch.nn.functional.cross_entropy: a function of input, target": "torch.nn.CrossEntropyLoss"},
     ),
     "module without a reduction": (
         ["loss=module", "loss._target_=torch.nn.Identity"],
