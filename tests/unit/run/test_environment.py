@@ -61,7 +61,7 @@ def test_below_a_name_of_secrets_a_number_stays_a_text_and_untold(monkeypatch: p
     ("override", "error"),
     [
         ("seed=@", "seed=@: must be a whole number."),
-        ("schedule.decay=@", f"schedule.decay=@: choose one of {', '.join(DECAYS)}."),
+        ("schedule.decay=@", f"schedule.decay=@: choose one of {', '.join(DECAYS)}, wsd, restarts, inverse_sqrt."),
         ("+batch.totl=@", "batch.totl=@: there is no such key. Did you mean 'batch.total'?"),
         ("parameters.lr_factor={head: @}", "parameters.lr_factor.head=@: must be a number."),
         ("run.title='${oc.env:LB_NONE}'", "run.title: the environment has no variable LB_NONE. Export it before the "
