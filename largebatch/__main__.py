@@ -44,6 +44,8 @@ def _run_verb(arguments: list[str]) -> int:
 
         print("\n".join(version_lines()))
         return 0
+    if arguments[:1] in (["-h"], ["--help"]) and arguments[1:]:
+        arguments = ["help", *arguments[1:]]  # as git reads it
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage())
         return 0 if arguments else 2
@@ -62,7 +64,9 @@ def _run_verb(arguments: list[str]) -> int:
             if not rest:
                 main([RENAMED[verb]])  # starts nothing: each of them prints what it can be asked for
             return code
-        print(f"largebatch: {verb!r} is not a verb.{did_you_mean(verb, VERBS)}\n\n{_usage()}", file=sys.stderr)
+        said = f"largebatch: {verb!r} is not a verb.{did_you_mean(verb, VERBS)}"
+        # Without a near one the list is the remedy; with one it would only scroll the answer away.
+        print(f"{said}\n\n{_usage()}" if not did_you_mean(verb, VERBS) else said, file=sys.stderr)
         return 2
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.append(os.getcwd())  # as under `python -m`: makes the user's own models and data sets importable

@@ -105,7 +105,7 @@ class BatchPlan:
             raise ValueError(
                 f"A global batch of {global_batch_size} in micro-batches of {micro_batch_size} makes {len(sizes)}, "
                 f"fewer than the {world_size} ranks: a rank without a micro-batch would idle. Use at most {len(sizes)} "
-                f"ranks, a batch of at least {(world_size - 1) * micro_batch_size + 1}"
+                f"rank{'s' * (len(sizes) > 1)}, a batch of at least {(world_size - 1) * micro_batch_size + 1}"
                 + _smaller_micro_batch(global_batch_size, world_size)
             )
         shares = _split_evenly(len(sizes), world_size)

@@ -61,5 +61,6 @@ def _conclude(options: argparse.Namespace, config: TrainConfig) -> int:
 
         rows = [(one.subject, one.state, one.found) for one in found]
         print_table(("what", "state", "finding and remedy"), rows, title="this machine")
-        print(f"{counts['problem']} problems, {counts['note']} notes, {counts['ok']} fine")
+        told = (f"{counts[name]} {name}{'s' * (counts[name] != 1)}" for name in ("problem", "note"))
+        print(f"{', '.join(told)}, {counts['ok']} fine")
     return EXIT_FAILED if counts["problem"] else EXIT_DONE

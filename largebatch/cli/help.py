@@ -9,7 +9,7 @@ from pathlib import Path
 
 from largebatch import conf_dir
 from largebatch.cli.catalogue.composed import Catalogue
-from largebatch.cli.pages.key_page import Topics
+from largebatch.cli.pages.key_page import NoChoiceError, Topics
 from largebatch.cli.pages.layout import page_width
 from largebatch.cli.process.leaving import EXIT_DONE, EXIT_WRONG_INPUT
 from largebatch.cli.verbs import VERBS
@@ -33,7 +33,11 @@ def main(arguments: Sequence[str]) -> int:
     folder = Path(conf_dir())
     primaries = sorted(path.stem for path in folder.glob("*.yaml"))
     topics = Topics(Catalogue((folder,)), primaries, page_width())
-    pages = [topics.page(word) for word in words]
+    try:
+        pages = [topics.page(word) for word in words]
+    except NoChoiceError as error:
+        print(f"largebatch help: {error}", file=sys.stderr)
+        return EXIT_WRONG_INPUT
     if missing := [word for word, page in zip(words, pages, strict=True) if not page]:
         print(
             f"largebatch help: no key, choice or comment has {' or '.join(map(repr, missing))}. `largebatch train "

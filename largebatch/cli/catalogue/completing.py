@@ -23,6 +23,11 @@ _FLAGS = {
 _PATHS = {"dir", "root", "path", "resume", "weights", "checkpoint", "file"}  # last words of keys that name files
 _BESIDE_PATHS = {"resume": ("auto", "none")}
 _OF_FILES = ("compare", "report", "diff", "checkpoint", "launch")
+# WHAT of the verbs whose line in VERBS shows an example in place of the list.
+_SUBJECTS = {
+    "launch": ("torchrun", "accelerate", "multinode", "slurm", "show", "folder"),
+    "checkpoint": ("verify", "export"),
+}
 _SHELLS = ("bash", "zsh", "fish")
 
 
@@ -86,7 +91,7 @@ def _candidates(words: Sequence[str], current: str) -> Iterator[Word]:
 def _subjects(verb: str) -> list[Word]:
     """WHAT of `measure WHAT`, as the list of verbs names them, and the experiments of the textbook."""
     found = re.search(rf"`{verb} ([\w-]+(?:\|[\w-]+)+)`", VERBS[verb])
-    names = found[1].split("|") if found else []
+    names = found[1].split("|") if found else list(_SUBJECTS.get(verb, ()))
     if "NAME" in names:
         experiments = Catalogue((Path(conf_dir()),)).choices(f"experiment/{verb}")
         others = [Word(name) for name in names if name != "NAME"]

@@ -146,6 +146,8 @@ def _word(word: str, groups: Path) -> str:
             f" For settings of a file save them as FOLDER/experiment/{Path(word).stem}.yaml, with the first line "
             f"`# @package _global_`, and give --config-dir FOLDER experiment={Path(word).stem}."
         )
+    if word == "help":
+        return " Write --help for every key, or `largebatch help WORD` for one."
     choices = [f"{group}={word}" for group in _groups_with(word, groups)]
     return f" Write {' or '.join(choices)}." if choices else ""
 

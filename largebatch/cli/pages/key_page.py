@@ -9,12 +9,16 @@ from pathlib import Path
 from largebatch.cli.catalogue.composed import Catalogue
 from largebatch.cli.catalogue.files import Setting, comment_lines
 from largebatch.cli.pages.layout import setting_row, two_columns, wrapped
-from largebatch.run.config.did_you_mean import meant_by_key
+from largebatch.run.config.did_you_mean import did_you_mean, meant_by_key
 from largebatch.run.config.other_tools import sentence_for_key
 
 _MOST_FOUND = 40
 _WHOLE_RUNS = ("experiment=", "debug=")
 PRIMARY = "train"
+
+
+class NoChoiceError(ValueError):
+    """GROUP=CHOICE without such a choice: says which there are."""
 
 
 class Topics:
@@ -34,13 +38,23 @@ class Topics:
             self._settings = {**catalogue.settings(name, {}), **self._settings}
 
     def page(self, word: str) -> str:
-        """The page of a key, a group, or GROUP=CHOICE; else of all that holds the word; empty if nothing does."""
+        """The page of a key, a group, or GROUP=CHOICE; else of all that holds the word; empty if nothing does.
+
+        Raises:
+            NoChoiceError: for GROUP=CHOICE whose group has no such choice.
+        """
         name, equals, choice = word.partition("=")
         if name in self._catalogue.groups():
             is_choice = equals and choice in self._catalogue.choices(name)
+            if equals and not is_choice:
+                raise NoChoiceError(self._no_choice(name, choice))
             return "\n".join(self._choice(name, choice) if is_choice else self._group(name))
         key = self._key(name)
         return "\n".join(self._of_key(key) if key else self._found(name))
+
+    def _no_choice(self, group: str, choice: str) -> str:
+        names = sorted(self._catalogue.choices(group))
+        return f"{group}={choice}: there is no such choice.{did_you_mean(choice, names)} There are: {', '.join(names)}."
 
     def _key(self, word: str) -> str:
         """The key that a word names, whole or by its end; empty if there is none, or several."""

@@ -26,6 +26,7 @@ _MOST_DECADES = 7  # labels of a logarithmic axis
 _ALL_DIGITS = 3  # decades that are labelled at 1, 2 and 5
 _X_TITLE_WIDTH, _Y_TITLE_WIDTH = 42, 28  # letters of an axis title in a line
 _FEW_DECADES = 0.5  # labels at 1, 2 and 5 alone would be two or fewer
+_LESS_THAN_DIGITS, _STEPS = 0.3, 3  # decades with one digit or none: labels at equal steps, about so many
 _MOST_NAMES = 18  # of rows
 _ROOM = (0.05, 0.2)  # left and right of bars, as a share of their extent: texts stand on the right
 _PLAIN = (1e-4, 1e6)  # numbers between are written out
@@ -107,7 +108,7 @@ def axis_layout(
         width: letters of the title in a line.
     """
     is_counted = axis.is_counted and (extent is None or extent[0] >= 1)
-    is_time = axis.unit == "s"  # written at every tick
+    is_time = axis.unit == "s" and not axis.log  # written at every tick; Plotly leaves it out between powers of ten
     values: dict[str, Any] = {
         "title": {"text": wrapped(axis.label if is_time else str(axis), width), "standoff": 10},
         "type": "log" if axis.log else "linear",
@@ -126,10 +127,22 @@ def axis_layout(
         decades = math.log10(extent[1] / extent[0])
         # Plotly itself labels up to nine values per decade, which run into each other.
         digits = "D1" if decades < _FEW_DECADES else "D2"
+        if decades < _LESS_THAN_DIGITS:
+            digits = f"L{_round_step((extent[1] - extent[0]) / _STEPS):g}"
         values["dtick"] = math.ceil(decades / _MOST_DECADES) if decades > _ALL_DIGITS else digits
         if is_counted or decades <= _ALL_DIGITS or (_PLAIN[0] <= extent[0] and extent[1] <= _PLAIN[1]):
             values["tickformat"] = "~s" if is_counted else "~g"
     return values
+
+
+def _round_step(least: float) -> float:
+    """The next larger 1, 2 or 5 times a power of ten.
+
+    >>> _round_step(0.00024), _round_step(1.0), _round_step(6)
+    (0.0005, 1.0, 10.0)
+    """
+    power = 10.0 ** math.floor(math.log10(least))
+    return next(digit * power for digit in (1, 2, 5, 10) if digit * power >= least)
 
 
 def _extent(figure: Figure, key: str) -> tuple[float, float] | None:

@@ -92,7 +92,7 @@ def _of_experiment(groups: Sequence[Group]) -> list[str]:
     (quality,), (sizes,) = qualities, ends
     parts = sorted(((cost[-1], group.optimizer) for group, cost in costs.items()), key=lambda one: one[0].change.value)
     told = "; ".join(f"{name} {_cost(cost, quality)}" for cost, name in parts)
-    where = f"batch {sizes[-1]:,} against {sizes[0]:,}, at equal samples"
+    where = f"batch {sizes[-1]:,} against {sizes[0]:,}, at equal samples (of intervals, positive is worse)"
     return [f"{groups[0].experiment}: {quality.label} at {where}: {told}."]
 
 

@@ -50,6 +50,15 @@ def test_no_line_of_help_is_longer_than_the_terminal_unless_a_word_is(
         assert [line for line in long if len(line.split()) > 1 and " largebatch " not in line and "'" not in line] == []
 
 
+def test_a_choice_that_does_not_exist_is_not_answered_with_its_group(capsys: pytest.CaptureFixture[str]):
+    assert main(["help", "optimizer=larz"]) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.startswith(
+        "largebatch help: optimizer=larz: there is no such choice. Did you mean 'lars'? There are: "
+    )
+
+
 def test_help_shows_what_was_typed_beside_it_and_refuses_what_is_wrong(capsys: pytest.CaptureFixture[str]):
     page = said("train optimizer=lamb --help batch.total=96", capsys)
     assert "\n  batch.total=96 " in page

@@ -89,6 +89,7 @@ def known() -> list[str]:
         (["--optimizer", "lars"], f"--optimizer lars: {NO_DASHES}write optimizer=lars."),
         (["--scaling.base_lr=0.1"], "write scaling.base_lr=0.1. In a W&B sweep, `command` has ${args_no_hyphens} "),
         (["--help", "batch.totl=3"], f"batch.totl=3: {NO_KEY}Did you mean 'batch.total'?"),
+        (["help"], "help: an argument is KEY=VALUE. Write --help for every key, or `largebatch help WORD` for one."),
         (["--help", "words"], "largebatch: words: an argument is KEY=VALUE."),
         (["--hlp"], "--hlp: there is no such flag. Did you mean '--help'?"),
         (["--config", "mine.yaml"], "give --config-dir FOLDER experiment=NAME."),

@@ -38,14 +38,25 @@ def test_without_a_verb_the_list_is_printed_and_the_exit_code_is_two(capsys: pyt
         assert capsys.readouterr().out == listing
 
 
-def test_a_verb_that_does_not_exist_is_answered_with_the_nearest_and_the_list(capsys: pytest.CaptureFixture[str]):
+def test_a_verb_that_does_not_exist_is_answered_with_the_nearest_or_the_list(capsys: pytest.CaptureFixture[str]):
     assert main(["trian", "seed=1"]) == 2
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.startswith("largebatch: 'trian' is not a verb. Did you mean 'train'?\n")
-    assert "usage: largebatch VERB" in said.err
+    assert "usage:" not in said.err  # 20 lines would scroll the answer away
     assert main(["zzz"]) == 2
-    assert capsys.readouterr().err.startswith("largebatch: 'zzz' is not a verb.\n")
+    said = capsys.readouterr()
+    assert said.err.startswith("largebatch: 'zzz' is not a verb.\n")
+    assert "usage: largebatch VERB" in said.err
+
+
+def test_help_before_behind_and_as_a_verb_is_one_page(capsys: pytest.CaptureFixture[str]):
+    assert main(["diff", "--help"]) == 0
+    page = capsys.readouterr().out
+    assert main(["--help", "diff"]) == 0
+    assert capsys.readouterr().out == page
+    assert main(["help", "diff"]) == 0
+    assert capsys.readouterr().out == page
 
 
 def test_the_version_is_one_line(capsys: pytest.CaptureFixture[str]):

@@ -122,6 +122,7 @@ def test_bands_left_and_right_of_what_was_measured_are_two_areas():
     ("unit", "low", "high", "dtick", "tickformat"),
     [
         ("s", 0.02, 0.8, "D2", "~g"),  # not 2 and 5
+        ("s", 0.00166, 0.00262, "L0.0005", "~g"),  # not 0.002 alone
         ("", 1e-7, 1e-6, "D2", "~g"),  # a loss, not 100n to 1u
         ("", 1e-15, 1e14, 5, None),  # powers of ten
         ("samples", 16, 1296, "D2", "~s"),
@@ -135,6 +136,8 @@ def test_ticks_of_a_logarithmic_axis_are_whole_numbers_without_prefixes_but_of_c
     axis = plotly_figure(figure)["layout"]["yaxis"]
     assert (axis["dtick"], axis.get("tickformat")) == (dtick, tickformat)
     assert axis["exponentformat"] == ("SI" if unit == "samples" else "power")
+    assert axis["title"]["text"] == (f"y ({unit})" if unit else "y")  # a suffix would stand at powers of ten alone
+    assert "ticksuffix" not in axis
 
 
 def test_an_optimizer_has_one_colour_on_the_whole_page_and_figures_one_legend(tmp_path: Path):

@@ -61,6 +61,15 @@ def test_one_run_each_is_compared_by_the_errors_over_validation_samples(tmp_path
     )
 
 
+def test_two_optimizers_in_one_sentence_say_once_which_sign_is_worse(tmp_path: Path):
+    for optimizer, large in (("SGD", 0.8), ("LARS", 0.95)):
+        write_run(tmp_path / f"{optimizer}32", 32, accuracy=0.9, optimizer=optimizer)
+        write_run(tmp_path / f"{optimizer}512", 512, accuracy=large, optimizer=optimizer)
+    words, _ = said(read_evidence([tmp_path]))
+    assert "at equal samples (of intervals, positive is worse): LARS 5 points better (95 %" in words
+    assert "; SGD 10 points worse (95 %" in words
+
+
 def test_three_runs_of_one_seed_are_one_value_that_is_told(tmp_path: Path):
     for number in range(3):
         write_run(tmp_path / f"small{number}", 32, accuracy=0.9)
