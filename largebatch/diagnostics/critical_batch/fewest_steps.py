@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from largebatch.diagnostics.critical_batch.steps_to_target import StepsToTarget
+from largebatch.diagnostics.critical_batch.steps_to_target import StepsToTarget, steps_text
 from largebatch.diagnostics.intervals import LEAST_SEEDS
 
 # Optimizer -> its measurements, one per batch size.
@@ -37,6 +37,9 @@ class Ranking:
         >>> few, many = StepsToTarget(64, (9.0, 10.0, 11.0)), StepsToTarget(64, (18.0, 20.0, 22.0))
         >>> rankings({"SGD": [few], "LAMB": [many]})[0].sentence()
         'At batch 64 SGD needs 10 steps to the target, LAMB 20; ranges of seeds do not overlap.'
+        >>> close = {"SGD": [StepsToTarget(64, (5.29,))], "LARS": [StepsToTarget(64, (5.4,))]}
+        >>> rankings(close)[0].sentence()
+        'At batch 64 SGD needs 5.29 steps to the target, LARS 5.4; 1 seed: no interval.'
         """
         (best, first), *others = ((name, _steps(one)) for name, one in self.ordered)
         unit = "step" if first == "1" else "steps"
@@ -110,7 +113,7 @@ def _theirs(names: Sequence[str]) -> str:
 
 def _steps(one: StepsToTarget) -> str:
     median, hidden = one.median
-    return f"{'more than ' * hidden}{median:,.0f}"
+    return f"{'more than ' * hidden}{steps_text(median)}"
 
 
 def _least(one: StepsToTarget) -> float | None:

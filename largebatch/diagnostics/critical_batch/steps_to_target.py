@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from largebatch.diagnostics.intervals import LEAST_SEEDS
 
 _LEVEL = 0.95
+_WHOLE_FROM = 100  # steps, of which a fraction is less than a percent
 
 
 @dataclass(frozen=True)
@@ -98,3 +99,14 @@ def _cut(count: int) -> int:
 def _below(cut: int, count: int) -> float:
     """Probability that at most `cut` of `count` values lie below the median."""
     return sum(math.comb(count, number) for number in range(cut + 1)) / 2**count
+
+
+def steps_text(steps: float) -> str:
+    """A number of steps, which lies between two steps as a mean or where the target is crossed between evaluations.
+
+    Of few steps a rounded number would show a tie, and other samples than steps times batch size.
+
+    >>> steps_text(5.29), steps_text(37.0), steps_text(1234.5)
+    ('5.29', '37', '1,234')
+    """
+    return f"{steps:,.0f}" if steps >= _WHOLE_FROM or steps == round(steps) else f"{steps:.3g}"

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from largebatch.diagnostics.critical_batch.critical_batch import CriticalBatch
-from largebatch.diagnostics.critical_batch.steps_to_target import StepsToTarget
+from largebatch.diagnostics.critical_batch.steps_to_target import StepsToTarget, steps_text
 from largebatch.diagnostics.intervals import LEAST_SEEDS
 from largebatch.experiments.study.analysis import Analysis, estimate_text
 from largebatch.experiments.study.figures import study_figures
@@ -70,7 +70,7 @@ def _point_row(point: StudyPoint) -> tuple[str, ...]:
     return (
         optimizer_name(point.optimizer),
         f"{point.batch_size:,}",
-        f"{'> ' * hidden}{median:,.0f}",
+        f"{'> ' * hidden}{steps_text(median)}",
         _interval(point.measured),
         f"{'> ' * hidden}{median * point.batch_size:,.0f}",
         seeds,
@@ -85,7 +85,7 @@ def _interval(measured: StepsToTarget) -> str:
         few = count < LEAST_SEEDS and not measured.summarised and not measured.censored
         return f"{count} seed{'s' * (count > 1)}: no interval" if few else ""
     level = "" if measured.level >= 0.95 else f" ({measured.level:.0%}, the range)"
-    return f"{interval[0]:,.0f} to {interval[1]:,.0f}{level}"
+    return f"{steps_text(interval[0])} to {steps_text(interval[1])}{level}"
 
 
 def _fit_row(name: str, fit: CriticalBatch) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from largebatch.diagnostics.critical_batch.steps_to_target import StepsToTarget
 from largebatch.diagnostics.intervals import Interval
 from largebatch.experiments.study import StudyPoint, TableError, analyse, read_points
 from largebatch.experiments.study.figures import study_figures
+from largebatch.experiments.study.study_result import study_result
 from largebatch.records.figures.figure import from_record
 
 pytestmark = pytest.mark.usefixtures("in_a_folder")
@@ -236,3 +237,12 @@ def test_who_wins_changes_with_the_batch_and_a_bound_never_wins():
         "with LAMB's; ranges of seeds overlap with LARS's: no clear difference there."
     )
     assert smallest.startswith("At batch 16 LAMB needs 53 steps to the target, SGD 71, LARS 190; ranges of seeds")
+
+
+def test_the_table_of_few_steps_agrees_with_its_samples():
+    """A crossing between two evaluations is no whole step: 5 steps of 512 would not be 2,708 samples."""
+    Path("steps.csv").write_text("batch_size,steps\n512,5.29\n128,8\n32,16\n", encoding="utf-8")
+    rows = study_result(analyse(read_points(Path("steps.csv"))), title="t").tables[0].rows
+    assert {(row[1], row[2], row[4]) for row in rows} == {
+        ("32", "16", "512"), ("128", "8", "1,024"), ("512", "5.29", "2,708")
+    }  # fmt: skip
