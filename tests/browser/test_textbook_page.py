@@ -145,6 +145,12 @@ def test_the_explorer_recommends_the_smallest_batch_near_the_least_time(visit: V
     assert str(answer.text_content()).startswith("Too large: 80\u00a0% of the samples")
 
 
+def test_every_batch_at_a_slider_has_its_unit(visit: Visit):
+    texts = visit.page.locator("[data-part=batch-text], [data-part=parallel-text]").all_text_contents()
+    assert len(texts) == 5
+    assert all(text.endswith((" samples", " sample")) for text in texts), texts
+
+
 def test_a_click_on_an_answer_tells_whether_it_is_right_and_why(visit: Visit):
     check = visit.page.locator(".check").nth(3)
     assert not check.locator(".reason").is_visible()

@@ -28,7 +28,7 @@ widget("descent", ({ get, tell, chosen, value }) => {
   });
 
   tell("lr-text", short(lr));
-  tell("batch-text", `${batch}`);
+  tell("batch-text", `${batch} sample${batch === 1 ? "" : "s"}`);
   tell("place-text", `${place} of ${steps}`);
   tell("iteration", `${place}`);
   tell("loss", short(task.loss(point)));

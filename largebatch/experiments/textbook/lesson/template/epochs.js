@@ -34,8 +34,8 @@ widget("epochs", ({ get, tell, chosen, value, root }) => {
   });
 
   tell("place-text", `${place} of ${epochs}`);
-  tell("batch-text", `${size}`);
-  tell("parallel-text", `${parallel} samples`);
+  tell("batch-text", `${size} sample${size === 1 ? "" : "s"}`);
+  tell("parallel-text", `${parallel.toLocaleString("en")} samples`);
   const quickest = Math.min(...variants.map((one) => one.time));
   variants.forEach((one) => {
     const cells = root.querySelector(`[data-row="${one.name}"]`).children;
