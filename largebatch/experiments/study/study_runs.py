@@ -28,6 +28,7 @@ _LAST_DIGITS = (
     ("precision", "channels_last"),
     ("precision", "powersgd"),
     ("precision", "bucket_mb"),
+    ("precision", "peak_tflops"),
     ("data", "prefetch"),
     ("loss", "logits_at_once"),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,7 +44,7 @@ def causes_of_failure(prepared: Prepared, errors: Mapping[Case, Comparison], bou
     """The causes of failing cases, found by experiments; may be empty."""
     causes, probe = [], Probe(prepared)
     if prepared.config.batch.micro is None and prepared.config.batch_norm == "per_micro_batch":
-        causes += _split_dependence(probe, MOST[prepared.config.precision.compute])
+        causes += _split_dependence(probe, MOST[prepared.config.precision.compute], bounds.undecided)
     causes += _unequal_shares(errors, bounds)
     return causes + _compression(prepared, errors)
 
@@ -112,7 +112,7 @@ def _differ(one: Tensor, other: Tensor, terms: Tensor) -> bool:
     return not torch.allclose(one, other, rtol=0, atol=_MANY_ROUNDINGS * torch.finfo(one.dtype).eps * scale)
 
 
-def _split_dependence(probe: Probe, tolerance: float) -> list[Cause]:
+def _split_dependence(probe: Probe, tolerance: float, undecided: Collection[str]) -> list[Cause]:
     """Why the gradient depends on where the batch is cut, tested mode by mode."""
     if probe.count < 4:  # batch norm needs two samples on either side
         return []
@@ -122,7 +122,7 @@ def _split_dependence(probe: Probe, tolerance: float) -> list[Cause]:
 
     def error(mode: Callable[[], object]) -> float:
         mode()
-        return probe.split_error()
+        return probe.split_error(undecided=undecided)
 
     def only_norms() -> None:
         probe.model.eval()

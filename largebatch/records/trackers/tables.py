@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-_GAP = 3  # beside each column: blanks, and a line where the output has no Unicode
+_GAP = 3  # between columns: blanks, and a line where the output has no Unicode
 
 
 def screen(*, stderr: bool = False) -> Console:
@@ -41,9 +41,9 @@ def print_table(
     """
     console = console or screen()
     cells = [[*map(str, row)] for row in rows]
-    widths = column_widths([headers, *cells], console.width - _GAP * len(headers) - 1)
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    needed = sum(widths) + _GAP * len(headers) + 1
+    widths = column_widths([headers, *cells], console.width - _around(headers))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    needed = sum(widths) + _around(headers)
     is_fixed = needed <= console.width or not console.is_terminal
     for number, header in enumerate(headers):
         width = widths[number] if is_fixed else None
@@ -53,9 +53,14 @@ def print_table(
     before = console.width
     try:
         console.width = max(before, needed) if is_fixed else before
+        console.print(Text(title, "bold"))  # not the table's: that would be wrapped to its width
         console.print(table)
     finally:
         console.width = before
+
+
+def _around(headers: Sequence[str]) -> int:
+    return _GAP * (len(headers) - 1) + 2
 
 
 def column_widths(rows: Sequence[Sequence[str]], available: int) -> list[int]:

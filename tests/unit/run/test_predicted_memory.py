@@ -191,7 +191,10 @@ def test_the_largest_micro_batch_fits_and_one_more_sample_does_not():
     assert fit.peak == peaks[0]
 
 
-def test_plan_prints_the_memory_as_a_table_and_as_json(capsys: pytest.CaptureFixture[str]):
+def test_plan_prints_the_memory_as_a_table_and_as_json(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("COLUMNS", "200")
     overrides = ["model=mlp", "data=digits", "batch.total=64", "plan.memory=80 GiB"]
     assert main(["plan", *overrides]) == 0
     said = " ".join(capsys.readouterr().out.split())
