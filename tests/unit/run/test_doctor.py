@@ -211,7 +211,7 @@ def test_the_verb_shows_all_and_exits_by_the_worst(
     assert {"torch", "disk", "launcher", "two processes", "W&B key"} <= {one["subject"] for one in found}
     monkeypatch.setattr(connections, "meeting", lambda: [Finding("two processes", "problem", "no sum. An interface.")])
     assert doctor.main(["--folder", str(tmp_path)]) == 1
-    assert "1 problems" in capsys.readouterr().out
+    assert "1 problem," in capsys.readouterr().out
     assert doctor.main(["--fodler"]) == 2
 
 
