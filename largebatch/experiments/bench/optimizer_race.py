@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import random
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from largebatch.experiments.stopwatch import seconds_of
 from largebatch.models import resnet50
 from largebatch.optim import LAMB, LARS
 from largebatch.optim.kernels.working import reason_against
@@ -108,7 +108,7 @@ def race(
     for name, make in rivals:
         optimizer = make(params)
         step: Callable[[], object] = optimizer.step
-        results.append(Result(name, _seconds(step, device)))
+        results.append(Result(name, seconds_of(step, device)))
         results[-1].extra_memory = peak_extra_bytes(step, device) / (4 * num_params)
         steps.append(step)
     order = list(range(len(rivals)))
@@ -118,24 +118,11 @@ def race(
     for number in range(WARMUP_ROUNDS + rounds):
         shuffle(order)
         for place in order:
-            seconds = _seconds(steps[place], device, repeats)
+            seconds = seconds_of(steps[place], device, repeats)
             if number >= WARMUP_ROUNDS:
                 results[place].milliseconds.append(1000 * seconds)
     assert all(bool(param.isfinite().all()) for param in params), "a weight is not finite: the times mean nothing"
     return results, num_params
-
-
-def _seconds(step: Callable[[], object], device: str, repeats: int = 1) -> float:
-    def settle() -> None:
-        if device != "cpu":
-            torch.accelerator.synchronize(device)
-
-    settle()
-    started = time.perf_counter()
-    for _ in range(repeats):
-        step()
-    settle()
-    return (time.perf_counter() - started) / repeats
 
 
 def peak_extra_bytes(step: Callable[[], object], device: str = "cpu") -> int:

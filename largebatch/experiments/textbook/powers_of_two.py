@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -18,6 +17,7 @@ from largebatch.batch.random_keys import stream_key
 from largebatch.diagnostics.intervals import median_interval
 from largebatch.diagnostics.settings import PositiveFloat, Section
 from largebatch.diagnostics.sharpness.subset import FixedSubset
+from largebatch.experiments.stopwatch import seconds_of
 from largebatch.experiments.textbook.experiment import Experiment
 from largebatch.experiments.textbook.training_set import training_set
 from largebatch.gradient.snapshots import measuring
@@ -96,11 +96,11 @@ class Stopwatch(Observer):
             passes = {size: self._pass(run, size) for size in self.seconds}
             repeats = {}
             for size, one in passes.items():
-                _seconds(one, self.device, 3)  # warm: allocations, and what a library decides at the first call
-                repeats[size] = max(1, round(self._settings.seconds / _seconds(one, self.device, 3)))
+                seconds_of(one, self.device, 3)  # warm: allocations, and what a library decides at the first call
+                repeats[size] = max(1, round(self._settings.seconds / seconds_of(one, self.device, 3)))
             for _ in range(self._settings.rounds):
                 for size in rng.permutation(list(passes)).tolist():
-                    self.seconds[size].append(_seconds(passes[size], self.device, repeats[size]) / size)
+                    self.seconds[size].append(seconds_of(passes[size], self.device, repeats[size]) / size)
 
     def _pass(self, run: Run, size: int) -> Callable[[], object]:
         subset = FixedSubset.random(self._dataset, size, seed=self._seed, micro_batch_size=size)
@@ -132,19 +132,6 @@ def run(experiment: Experiment, settings: Settings) -> Result:
         figures=(_diagram(found),),
         numbers={"machine": machine, "timings": [_numbers(one) for one in found]},
     )
-
-
-def _seconds(one_pass: Callable[[], object], device: str, repeats: int) -> float:
-    def settle() -> None:
-        if device != "cpu":
-            torch.accelerator.synchronize()
-
-    settle()
-    started = time.perf_counter()
-    for _ in range(repeats):
-        one_pass()
-    settle()
-    return (time.perf_counter() - started) / repeats
 
 
 def _sentences(found: list[Timing], machine: str) -> list[str]:
