@@ -12,7 +12,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from largebatch.distributed.pending_sum import PendingSum, start_sum
-from largebatch.distributed.runtime import Inputs, Runtime
+from largebatch.distributed.placement import Inputs, placed, placed_tensor
+from largebatch.distributed.runtime import Runtime
 
 
 @dataclass(frozen=True)
@@ -70,14 +71,11 @@ class OwnJob:
 
     def place(self, value: Inputs) -> Inputs:
         """As `Runtime.place`."""
-        if isinstance(value, Mapping):
-            return {name: self.place_tensor(part) for name, part in value.items()}
-        return self.place_tensor(value)
+        return placed(value, self.device, self.precision)
 
     def place_tensor(self, value: Tensor) -> Tensor:
         """As `Runtime.place_tensor`."""
-        dtype = torch.float64 if self.precision == "fp64" and value.is_floating_point() else value.dtype
-        return value.to(self.device, dtype, non_blocking=True)
+        return placed_tensor(value, self.device, self.precision)
 
     def sum_in_place(self, values: Tensor) -> None:
         """Replace a tensor by its element-wise sum over ranks."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
@@ -21,14 +21,14 @@ from largebatch.distributed.generators import seed_generators
 from largebatch.distributed.membership import Membership, TimeLimits, join_process_group, require_same_job
 from largebatch.distributed.number_format import format_of_all_ranks
 from largebatch.distributed.pending_sum import PendingSum, start_sum
+from largebatch.distributed.placement import Inputs as Inputs
+from largebatch.distributed.placement import placed, placed_tensor
 from largebatch.distributed.process_group import own_device
 from largebatch.distributed.sending import sent
 from largebatch.distributed.wrapping import BUCKET_MB, wrap_model
 
 if TYPE_CHECKING:  # imported at run time only by `_accelerator`: verbs without a job start without accelerate
     from accelerate import Accelerator
-
-Inputs = Tensor | dict[str, Tensor]
 
 _ACCELERATE_PRECISION = {"fp64": "no", "fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
@@ -124,14 +124,11 @@ class Runtime(contextlib.AbstractContextManager["Runtime"]):
 
     def place(self, value: Inputs) -> Inputs:
         """Move a tensor or a dict of tensors to this rank's device, in double precision under fp64."""
-        if isinstance(value, Mapping):
-            return {name: self.place_tensor(part) for name, part in value.items()}
-        return self.place_tensor(value)
+        return placed(value, self.device, self.precision)
 
     def place_tensor(self, value: Tensor) -> Tensor:
         """As `place`, for one tensor."""
-        dtype = torch.float64 if self.precision == "fp64" and value.is_floating_point() else value.dtype
-        return value.to(self.device, dtype, non_blocking=True)
+        return placed_tensor(value, self.device, self.precision)
 
     def seed(self, key: int) -> None:
         """Seed the generators that models draw from (dropout, stochastic depth) with a 64-bit key."""
