@@ -71,7 +71,7 @@ class OwnJob:
 
     def place(self, value: Inputs) -> Inputs:
         """As `Runtime.place`."""
-        return placed(value, self.device, self.precision)
+        return placed(value, self.place_tensor)
 
     def place_tensor(self, value: Tensor) -> Tensor:
         """As `Runtime.place_tensor`."""

@@ -124,7 +124,7 @@ class Runtime(contextlib.AbstractContextManager["Runtime"]):
 
     def place(self, value: Inputs) -> Inputs:
         """Move a tensor or a dict of tensors to this rank's device, in double precision under fp64."""
-        return placed(value, self.device, self.precision)
+        return placed(value, self.place_tensor)
 
     def place_tensor(self, value: Tensor) -> Tensor:
         """As `place`, for one tensor."""
