@@ -21,7 +21,8 @@ from largebatch.run.precision.device import Device
 from largebatch.run.precision.number_format import number_format
 from largebatch.run.prepare import prepare
 
-_LOCAL = ("run", "logger", "launcher", "seed", "batch")  # sections that are not compared, or that the study sets
+# Sections that are not compared, or that the study sets.
+_LOCAL = ("run", "logger", "launcher", "seed", "batch", "cost")
 # Keys that change last digits at most, or act on several ranks only. Studies that began before these keys go on.
 _LAST_DIGITS = (
     ("precision", "deterministic"),

@@ -21,7 +21,7 @@ from largebatch.records.rows.columns import Column, Columns
 from largebatch.records.rows.row_file import Row
 
 # What differs between replicates, or follows from the batch size and the machine.
-EXPECTED = ("seed", "run.", "batch.", "launcher.", "logger.", "observers.", "resume")
+EXPECTED = ("seed", "run.", "batch.", "launcher.", "logger.", "observers.", "resume", "cost.")
 # The columns of metrics.jsonl that the page uses: others, however many, are not kept.
 COLUMNS = KEYS | {"memory/peak_bytes", "eval/val_accuracy_stderr", "noise_scale/trace"}
 MOST_LAYER_ROWS, MOST_LAYERS = 120, 1000  # of maps of layers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +16,8 @@ from largebatch.records.report.groups import Group
 from largebatch.records.report.quantities import quantities
 
 _PER_OCTAVE = 4  # places of the slider between a batch size and its double
+_SHOWN_UNITS = ("steps", "GiB", "samples", "kWh")
+_CURRENCY = re.compile(r"[A-Z]{3}|[^\w\s]")
 _BEYOND = 4  # the slider extends by this factor beyond the measured sizes
 
 
@@ -117,7 +120,7 @@ def _with_unit(value: float, unit: str) -> str:
             if abs(value) >= factor or name == "ms":
                 return f"{value / factor:.3g} {name}"
     text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-    return f"{text} {unit}" if unit in ("steps", "GiB", "samples") else text
+    return f"{text} {unit}" if unit in _SHOWN_UNITS or _CURRENCY.fullmatch(unit) else text
 
 
 def _figure(quantity: Quantity, sizes: Sequence[int], row: Sequence[Estimate], optimizer: str) -> Diagram:

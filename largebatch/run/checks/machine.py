@@ -145,6 +145,10 @@ def folder_problems(config: TrainConfig) -> list[str]:
             f"run.dir={config.run.dir}: already holds a run, and resume={config.resume} is another one: their "
             "records would mix. Continue this run with resume=auto, or the other one in a new run.dir."
         )
+    if (earlier := config.run.predict_from) not in ("auto", "none") and not Path(earlier).is_dir():
+        problems.append(
+            f"run.predict_from={earlier}: is no folder. Name one that holds folders of runs, or use auto or none."
+        )
     existing = existing_folder(config)
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         problems.append(f"run folder: {existing.resolve()} cannot be written to. Choose run.dir or run.root elsewhere.")

@@ -111,6 +111,7 @@ def combination_problems(config: TrainConfig, *, world_size: int) -> list[str]:
         *_compression_problems(config, world_size),
         *_limit_problems(config),
         *config.sam.problems(config.batch.micro),
+        *config.cost.problems(),
     ]
 
 

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, field_validator
 
 from largebatch.batch.scaling import SCALING_RULES
 from largebatch.diagnostics.outliers import FEWEST_VALUES
+from largebatch.diagnostics.predictions.cost import CostConfig
 from largebatch.diagnostics.settings import PositiveFloat, PositiveInt, Section
 from largebatch.run.config.augment import AugmentConfig
 from largebatch.run.config.averages import EmaConfig
@@ -192,6 +193,7 @@ class RunConfig(Section):
     title: FolderName | None
     dir: FolderPath | None
     root: FolderPath
+    predict_from: FolderPath
 
 
 class TrainConfig(Section):
@@ -220,6 +222,7 @@ class TrainConfig(Section):
     observers: ObserversConfig
     logger: LoggerConfig
     launcher: LauncherConfig
+    cost: CostConfig
 
     @property
     def shown_name(self) -> str:

@@ -307,7 +307,7 @@ LENGTH = (
         ("+data.augment.flop=true", "data.augment.flop=True: there is no such key. Did you mean 'data.augment.flip'?"),
         (
             "+run.foo=1",
-            "run.foo=1: there is no such key. Known here: name, title, dir, root.",
+            "run.foo=1: there is no such key. Known here: name, title, dir, root, predict_from.",
         ),
         ("data=cifar10", "data.path=???: has no default. Give data.path=VALUE."),
         (
