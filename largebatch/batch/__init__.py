@@ -1,5 +1,6 @@
 """What a step consumes: plan, ramp, sample order, learning-rate scaling, schedule, random keys. No torch."""
 
+from largebatch.batch.cooldown import CooledTrunk, cooled_from
 from largebatch.batch.decays import Cooldown, InverseSqrt, Restarts
 from largebatch.batch.duration import Duration
 from largebatch.batch.order import SampleOrder
@@ -14,6 +15,7 @@ __all__ = [
     "BatchPlan",
     "BatchRamp",
     "Cooldown",
+    "CooledTrunk",
     "Duration",
     "InverseSqrt",
     "MicroBatch",
@@ -23,5 +25,6 @@ __all__ = [
     "Schedule",
     "SequentialOrder",
     "WeightedOrder",
+    "cooled_from",
     "scale_lr",
 ]

@@ -30,6 +30,7 @@ from largebatch.run.precision.decisions import Decisions
 from largebatch.run.prepare import Prepared
 from largebatch.run.resume import begin, open_folder, record_start, run_identity
 from largebatch.run.trackers import open_trackers, wandb_variables
+from largebatch.run.trunk import Trunk
 from largebatch.run.utilisation import Utilisation, utilisation_of
 from largebatch.training.loop import Run
 from largebatch.training.observers import (
@@ -61,6 +62,7 @@ class OpenRun:
     metrics: MetricsObserver
     utilisation: Utilisation
     notes: list[str]
+    trunk: Trunk | None = None
 
     @property
     def columns(self) -> Columns:
@@ -85,6 +87,7 @@ class OpenRun:
         progress = self.run.progress
         return {
             "status": status,
+            **({} if self.trunk is None else {"trunk": self.trunk.record()}),
             **({} if self.run.end_reason is None else {"end_reason": self.run.end_reason}),
             "steps": progress.step,
             "samples_seen": progress.samples_seen,
@@ -181,4 +184,5 @@ def _connect(
     )
     every_tracker = [*trackers, *records.trackers]
     named = watch.evaluation, watch.checkpoints, watch.noise_scale, watch.communication, watch.skipped, watch.metrics
-    return OpenRun(run, prepared.decisions, folder, every_tracker, *named, utilisation, notes=[])
+    trunk = prepared.numbers.trunk
+    return OpenRun(run, prepared.decisions, folder, every_tracker, *named, utilisation, notes=[], trunk=trunk)

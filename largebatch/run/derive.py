@@ -16,6 +16,7 @@ from largebatch.run.config.reading import ConfigError
 from largebatch.run.config.schema import TrainConfig
 from largebatch.run.ramp_stages import Stages, solve_stages
 from largebatch.run.schedule import schedule_of, settings_of_another_decay
+from largebatch.run.trunk import Trunk, cooled_schedule, trunk_of
 from largebatch.training.weight_average import AverageSettings
 
 PROFILE_WARMUP_STEPS = 5
@@ -39,6 +40,7 @@ class RunNumbers:
         evaluate_every, checkpoint_every: in samples; None: only at the end.
         sharpness_every: in samples; None: never.
         tokens_per_sample, average: of every sample, of the weights; None: they differ; there is none.
+        trunk: the place at which the run leaves another one for a cooldown; None: it is a run of its own.
     """
 
     ramp: BatchRamp
@@ -50,6 +52,7 @@ class RunNumbers:
     sharpness_every: int | None = None
     tokens_per_sample: int | None = None
     average: AverageSettings | None = None
+    trunk: Trunk | None = None
 
     @property
     def plan(self) -> BatchPlan:
@@ -79,23 +82,13 @@ def derive(config: TrainConfig, *, num_samples: int, world_size: int) -> RunNumb
     """
     findings = Findings()
     total = num_samples if config.batch.total == "full" else config.batch.total
-    if total > num_samples:
-        findings.errors.append(
-            f"batch.total={total}: the training set has {num_samples} samples, and a step uses each at most once. "
-            "Use at most that many, or batch.total=full."
-        )
-
-    if config.batch.reduction == "ordered" and config.batch.micro is None:
-        findings.errors.append(
-            "batch.reduction=ordered: sums gradients in the order of the micro-batches, whose boundaries depend on the "
-            "number of ranks. Pin them with batch.micro=SIZE."
-        )
+    findings.errors += _batch_problems(config, total, num_samples)
     findings.errors += combination_problems(config, world_size=world_size)
 
     def samples(text: str) -> int:
         return Duration.parse(text).samples(num_samples=num_samples, global_batch_size=total)
 
-    length = samples(config.length)
+    length, trunk = samples(config.length), findings.attempt("cooldown", lambda: trunk_of(config))
     stages = findings.attempt(
         "batch.ramp",
         lambda: solve_stages(config, total, num_samples=num_samples, length=length, samples=samples),
@@ -110,7 +103,10 @@ def derive(config: TrainConfig, *, num_samples: int, world_size: int) -> RunNumb
             f"length={config.length}: {length} samples are less than one batch of {total}. Train longer."
         )
     findings.errors += settings_of_another_decay(config.schedule)
-    schedule = findings.attempt("schedule", lambda: schedule_of(config, peaks[0], length, samples)) if peaks else None
+    schedule = None
+    if peaks:
+        place = None if trunk is None else (trunk, ramp.at(trunk.samples_seen).global_batch_size if ramp else total)
+        schedule = findings.attempt("schedule", lambda: _schedule(config, peaks[0], length, samples, place))
     findings.errors += noise_scale_problems(config, ramp)
     findings.errors += _profile_problems(config, ramp.num_steps(length) if ramp else length // total)
     evaluate_every = findings.attempt("", lambda: _interval("evaluation", config.observers.evaluation.every, samples))
@@ -120,7 +116,35 @@ def derive(config: TrainConfig, *, num_samples: int, world_size: int) -> RunNumb
     assert ramp is not None
     assert peaks is not None
     assert schedule is not None
-    return RunNumbers(ramp, peaks, schedule, num_samples, evaluate_every, checkpoint_every, sharpness_every)
+    every = evaluate_every, checkpoint_every, sharpness_every
+    return RunNumbers(ramp, peaks, schedule, num_samples, *every, trunk=trunk)
+
+
+def _batch_problems(config: TrainConfig, total: int, num_samples: int) -> list[str]:
+    errors = []
+    if total > num_samples:
+        errors.append(
+            f"batch.total={total}: the training set has {num_samples} samples, and a step uses each at most once. "
+            "Use at most that many, or batch.total=full."
+        )
+    if config.batch.reduction == "ordered" and config.batch.micro is None:
+        errors.append(
+            "batch.reduction=ordered: sums gradients in the order of the micro-batches, whose boundaries depend on the "
+            "number of ranks. Pin them with batch.micro=SIZE."
+        )
+    return errors
+
+
+def _schedule(
+    config: TrainConfig,
+    peak: ScaledValue,
+    length: int,
+    samples: Callable[[str], int],
+    place: tuple[Trunk, int] | None,
+) -> Schedule:
+    """The schedule of a run that may leave a trunk at a place, at which its batch is so large."""
+    whole = schedule_of(config, peak, length, samples)
+    return whole if place is None else cooled_schedule(config, whole, *place, samples)
 
 
 def solve_plan(config: TrainConfig, total: int, world_size: int) -> BatchPlan:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from largebatch.batch.cooldown import CooledTrunk
 from largebatch.batch.decays import Cooldown
 from largebatch.batch.plan import BatchPlan
 from largebatch.batch.scaling import ScaledValue
@@ -50,6 +51,7 @@ def plan_rows(numbers: RunNumbers, optimizer: Optimizer) -> list[PlanRow]:
         ),
         ("peak LR", f"{numbers.peak_lrs[0].value:.6g}", _explained(numbers.peak_lrs[0])),
         *_factor_rows(optimizer),
+        *_trunk_rows(numbers),
         ("warmup", shown_samples(schedule.warmup_samples, tokens), _warmup_explained(numbers)),
         ("decay", _decay(numbers), f"to {numbers.lr_at(schedule.total_samples):.6g}"),
     ]
@@ -114,6 +116,17 @@ def _ramp_rows(numbers: RunNumbers) -> list[PlanRow]:
     return rows
 
 
+def _trunk_rows(numbers: RunNumbers) -> list[PlanRow]:
+    """Where a cooldown begins and how it goes down."""
+    trunk, decay = numbers.trunk, numbers.schedule.decay
+    if trunk is None or not isinstance(decay, CooledTrunk):
+        return []
+    lr, last = numbers.lr_at(trunk.samples_seen), numbers.ramp.num_steps(numbers.schedule.total_samples) - trunk.step
+    what = f"{shown_samples(decay.cooldown.samples, numbers.tokens_per_sample)}, {decay.cooldown.shape}"
+    where = f"step {trunk.step:,}, {trunk.samples_seen:,} samples"
+    return [("cooldown", what, f"{last:,} steps from LR {lr:.6g} of {trunk.checkpoint} ({where})")]
+
+
 def _factor_rows(optimizer: Optimizer) -> list[PlanRow]:
     """Factors of the learning rate per group, if they are not all 1."""
     counts = lr_factor_counts(optimizer)
@@ -132,6 +145,8 @@ def lr_factor_counts(optimizer: Optimizer) -> dict[float, int]:
 
 
 def _decay(numbers: RunNumbers) -> str:
+    if numbers.trunk is not None:
+        return numbers.schedule.decay_name
     return "by the batch" if numbers.peak_lrs[-1].rule == IN_PLACE_OF_DECAY else numbers.schedule.decay_name
 
 
@@ -160,6 +175,8 @@ def lr_rows(numbers: RunNumbers) -> list[PlanRow]:
     places |= {start for start, _, _ in stages}
     if isinstance(cooldown := numbers.schedule.decay, Cooldown):
         places.add(numbers.schedule.total_samples - cooldown.samples)
+    if numbers.trunk is not None:
+        places.add(numbers.trunk.samples_seen)
     return [(f"{samples:,} samples", f"{numbers.lr_at(samples):.6g}", "") for samples in sorted(places)]
 
 
@@ -190,6 +207,7 @@ def plan_record(prepared: Prepared) -> dict[str, Any]:
         "warmup_kind": schedule.warmup_kind,
         "warmup_start_lr": numbers.lr_at(0),
         "decay": schedule.decay_name,
+        **({} if numbers.trunk is None else {"trunk": numbers.trunk.record()}),
         "end_lr": numbers.lr_at(schedule.total_samples),
         "lr_factors": [
             {"factor": factor, "tensors": count} for factor, count in lr_factor_counts(prepared.optimizer).items()

@@ -43,6 +43,7 @@ from largebatch.run.precision.number_format import settled
 from largebatch.run.sample_order import sample_order
 from largebatch.run.start_weights import StartWeights
 from largebatch.run.token_counts import counted_in_samples
+from largebatch.run.trunk import branch_problems
 from largebatch.run.watched_keys import watched_problems
 from largebatch.training.loop import Observer
 
@@ -230,6 +231,7 @@ def _look_around(config: TrainConfig, environ: Mapping[str, str], device: Device
     findings.errors += _launcher_problems(config, environ)
     findings.errors += machine_problems(config, environ, device)
     findings.errors += findings.attempt("run folder", lambda: folder_problems(config)) or []
+    findings.errors += branch_problems(config)
 
 
 def _launcher_problems(config: TrainConfig, environ: Mapping[str, str]) -> list[str]:

@@ -122,6 +122,7 @@ def _durations(config: TrainConfig) -> list[tuple[str, str | None]]:
     return [
         ("length", config.length),
         ("schedule.warmup", config.schedule.warmup),
+        ("cooldown.length", config.cooldown.length),
         *((f"schedule.{name}", getattr(config.schedule, name)) for name in ("cooldown", "cycle", "timescale")),
         *(("schedule.milestones", text) for text in config.schedule.milestones or []),
         *(("batch.ramp.milestones", text) for text in config.batch.ramp.milestones),

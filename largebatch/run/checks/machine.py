@@ -130,7 +130,7 @@ def folder_problems(config: TrainConfig) -> list[str]:
     folder = None if config.run.dir is None else RunFolder(Path(config.run.dir))
     if config.resume == "auto" and folder is None:
         problems.append("resume=auto: looks into run.dir, which is not set. Give run.dir=FOLDER.")
-    if config.resume == "none" and config.resume_allow:
+    if config.resume == "none" and config.resume_allow and not config.cooldown.is_used:
         problems.append(
             f"resume_allow={config.resume_allow}: has no effect on a new run. Set resume=auto, or leave it empty."
         )

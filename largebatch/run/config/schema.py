@@ -13,6 +13,7 @@ from largebatch.diagnostics.predictions.cost import CostConfig
 from largebatch.diagnostics.settings import PositiveFloat, PositiveInt, Section
 from largebatch.run.config.augment import AugmentConfig
 from largebatch.run.config.averages import EmaConfig
+from largebatch.run.config.cooldown import CooldownConfig
 from largebatch.run.config.did_you_mean import did_you_mean
 from largebatch.run.config.logger import LoggerConfig
 from largebatch.run.config.observers import ObserversConfig
@@ -219,6 +220,7 @@ class TrainConfig(Section):
     metrics: dict[MetricName, Target]
     sam: SamConfig
     ema: EmaConfig
+    cooldown: CooldownConfig
     observers: ObserversConfig
     logger: LoggerConfig
     launcher: LauncherConfig

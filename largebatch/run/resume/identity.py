@@ -22,24 +22,16 @@ from largebatch.run.precision.speed import has_kernels
 from largebatch.run.prepare import Prepared
 from largebatch.run.rank_agreement import code_of
 from largebatch.run.resume.model_files import at_home, files_named
+from largebatch.run.trunk import branch_identity
 
 # A run with another value of one of these is another run: its checkpoints must not be resumed.
-_IDENTITY = (
-    "seed",
-    "length",
-    "clip_norm",
-    "batch_norm",
-    "scaling",
-    "schedule",
-    "optimizer",
-    "parameters",
-)
+_IDENTITY = ("seed", "length", "clip_norm", "batch_norm", "scaling", "schedule", "optimizer", "parameters")
 _MOST_SHOWN = 20  # changes
 
 # The behaviour of runs before these keys existed.
 _BEFORE: dict[str, Any] = {
     "batch_norm": "per_micro_batch",
-    **dict.fromkeys(("start_weights", "ema", "sam", "guard")),
+    **dict.fromkeys(("start_weights", "ema", "sam", "guard", "cooldown")),
     "ramp": {"milestones": [], "totals": [], "in_place_of_decay": False, "max_total": None},
 }
 _AUGMENT_BEFORE = AugmentConfig().model_dump()
@@ -62,6 +54,7 @@ def run_identity(prepared: Prepared) -> dict[str, Any]:
         "guard": plain["guard"] if config.guard.acts else None,
         "sam": plain["sam"] if config.sam.rho is not None else None,
         "ema": plain["ema"] if config.ema.is_used else None,
+        "cooldown": branch_identity(numbers.schedule),
         "precision": config.precision.compute,
         "arithmetic": {"tf32": config.precision.tf32, "compile": config.precision.compile}
         | prepared.decisions.values(),
