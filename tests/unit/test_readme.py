@@ -16,6 +16,7 @@ import yaml
 from omegaconf import DictConfig
 
 import largebatch
+from largebatch.cli.composition.advice_flags import with_overrides
 from largebatch.cli.composition.composing import compose_config
 from largebatch.cli.measure import MEASURES
 from largebatch.cli.textbook import EXPERIMENTS
@@ -113,7 +114,8 @@ def checked_once() -> dict[tuple[bool, tuple[str, ...]], str]:
     """(whether it is a study, overrides) of every command, once for all verbs that compose the same."""
     found = {}
     for verb, arguments in RUNS:
-        own = [one for one in arguments if one not in WORDS and not one.startswith(OF_A_VERB)]
+        given = with_overrides(arguments) if verb == "plan" else arguments
+        own = [one for one in given if one not in WORDS and not one.startswith(OF_A_VERB)]
         if verb == "launch":  # what stands before the overrides is the script's own
             own = [one for one in own if "=" in one and not one.startswith("-")]
         # Of a sweep the first value; the commas of a list are its own.

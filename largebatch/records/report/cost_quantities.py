@@ -13,6 +13,7 @@ from largebatch.records.report.evidence import RunRecord
 from largebatch.records.report.groups import Group
 from largebatch.records.report.shapes import usual_ranks
 
+_NO_STUDY = "no study tells how many steps a target takes. Run `largebatch study`"
 _HOUR, _KWH = 3600.0, 3.6e6  # seconds; joules
 
 
@@ -26,11 +27,13 @@ def cost_quantities(group: Group, found: Mapping[str, Quantity], cost: CostConfi
     """
     cost = cost_of(group.runs) if cost is None else cost
     timed = [run for run in group.runs if run.step_s]
-    ranks = usual_ranks(timed or group.runs)
+    ranks = usual_ranks(timed or group.runs) if group.runs else 1
     target = _time_to_target(found["step_time"], found["steps"])
     whole = {"": found["epoch_time"], "_to_target": target}
     quantities = [target]
     for suffix, time in whole.items():
+        if suffix and found["steps"].unit != "steps":
+            time = no_quantity(time.key, "time until the target", "s", _NO_STUDY)
         until = "until the target" if suffix else "of an epoch"
         quantities += [_price(f"price{suffix}", until, time, cost, ranks)]
         quantities += [_energy(f"energy{suffix}", until, time, cost, group.runs, ranks)]
@@ -52,8 +55,8 @@ def cost_of(runs: Sequence[RunRecord]) -> CostConfig:
 
 def _time_to_target(step: Quantity, steps: Quantity) -> Quantity:
     key, label = "time_to_target", "time until the target"
-    if steps.unit != "steps":
-        return no_quantity(key, label, "s", "no study tells how many steps a target takes. Run `largebatch study`")
+    if steps.unit != "steps":  # multiples of the fewest, whose number is not known
+        label += " over the fewest steps"
     source = f"{steps.source}; times the time of a step: {step.source}"
     return Quantity(key, label, "s", source, product(steps.at, step.at), {}, log=True)
 

@@ -69,7 +69,7 @@ def _explorer(group: Group, evidence: Evidence, *, is_only: bool) -> Explorer:
     sizes = slider_sizes(measured, most=max(counts) if counts else None)
     estimates = [[quantity.at(size) for size in sizes] for quantity in found]
     figures = [
-        _figure(quantity, sizes, row, group.optimizer)
+        quantity_figure(quantity, sizes, row, group.optimizer)
         for quantity, row in zip(found, estimates, strict=True)
         if any(one.value is not None for one in row)
     ]
@@ -123,8 +123,11 @@ def _with_unit(value: float, unit: str) -> str:
     return f"{text} {unit}" if unit in _SHOWN_UNITS or _CURRENCY.fullmatch(unit) else text
 
 
-def _figure(quantity: Quantity, sizes: Sequence[int], row: Sequence[Estimate], optimizer: str) -> Diagram:
-    """Solid where it is supported, dashed beyond, points where it was measured; in the optimizer's colour."""
+def quantity_figure(quantity: Quantity, sizes: Sequence[int], row: Sequence[Estimate], optimizer: str) -> Diagram:
+    """A quantity over batch sizes, in the optimizer's colour.
+
+    Solid where it is supported, dashed beyond, points where it was measured.
+    """
     beyond = [one.kind in (EXTRAPOLATED, NONE) for one in row]
     # A dashed part begins at its solid neighbour, so that no gap is left between them.
     dashed = [beyond[i] or any(beyond[j] for j in (i - 1, i + 1) if 0 <= j < len(row)) for i in range(len(row))]

@@ -25,6 +25,7 @@ from largebatch.records.report.evidence import Evidence
 from largebatch.records.report.groups import Group
 from largebatch.records.report.noise_quantities import noise_quantities
 from largebatch.records.report.shapes import micro_batch_limit, shape_of, shape_of_run, usual_ranks
+from largebatch.records.report.target_quantities import target_quantities
 from largebatch.records.report.time_quantities import time_quantities
 
 _GIB = 2**30
@@ -41,10 +42,11 @@ def quantities(group: Group, evidence: Evidence, *, is_only: bool, cost: CostCon
     """
     times = time_quantities(group, evidence, is_only=is_only)
     noise = noise_quantities(group, evidence, is_only=is_only)
-    costs = cost_quantities(group, {one.key: one for one in (*times, *noise)}, cost)
-    found = [_iterations(group), *times, *noise, _memory(group), *costs]
+    targets = target_quantities(group, evidence, is_only=is_only)
+    costs = cost_quantities(group, {one.key: one for one in (*times, *targets)}, cost)
+    found = [_iterations(group), *times, *noise, *targets, _memory(group), *costs]
     if not group.study:  # whose runs end at its target
-        found += [_outcome(group, quality) for quality in (ACCURACY, LOSS, ACCURACY_GAP, LOSS_GAP)]
+        found += [_outcome(group.furthest, quality) for quality in (ACCURACY, LOSS, ACCURACY_GAP, LOSS_GAP)]
     return [one for one in found if one]
 
 
