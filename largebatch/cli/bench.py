@@ -16,6 +16,7 @@ BENCHES = {
     "communication": "latency, bandwidth and the predicted step on more ranks: `largebatch measure communication`",
     "diagnostics": "the same loop with and without measuring the noise scale or communication",
     "data": "what loading images costs the training thread, with and without a thread that loads ahead",
+    "attribution": "parts of `attribute` against true ones, and the coverage of their intervals, on planted tasks",
     "verify": "false alarms and missed defects of `largebatch verify`, over models, optimizers and seeds",
     "rows": "memory and time of `report`, `compare`, `diff` and a resume on runs of a million rows",
     "start": "how long --help, errors, a plan and the first step take, as whole processes",
@@ -26,7 +27,7 @@ _OF_A_RUN = {"loop": (), "diagnostics": ("observers.noise_scale.every=10",)}
 
 
 def main(arguments: Sequence[str]) -> int:
-    """`bench communication|data|diagnostics|loop|optim|rows|start|verify [KEY=VALUE ...]`.
+    """`bench attribution|communication|data|diagnostics|loop|optim|rows|start|verify [KEY=VALUE ...]`.
 
     Returns 0; 1 if a measurement failed or `bench verify` counted a mistake; 2 for wrong input.
     """

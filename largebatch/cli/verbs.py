@@ -11,6 +11,7 @@ VERBS = {
     "study": "measure steps to a target against batch size; `study analyze FILE` fits a CSV; `study atlas`",
     "find-lr": "suggest a learning rate by a range test over seeds, with the reason; map rate x batch size",
     "compare": "estimate the cost of a larger batch from runs at different batch sizes: `compare RUN...`",
+    "attribute": "split the loss of a larger batch into fewer steps, less noise, unscaled hyper-parameters",
     "report": "write one interactive page of all runs and results below a folder: `report FOLDER...`",
     "diff": "find the first step in which two runs differ: `diff A B`",
     "checkpoint": "check every byte: `checkpoint verify PATH`; export plain weights: `checkpoint export PATH`",
@@ -18,5 +19,5 @@ VERBS = {
     "textbook": "run the textbook's experiments on batch size, or write its chapter: `textbook NAME|all|page`",
     "help": "tell about one key, group, choice or word: `help batch.total`, `help optimizer`, `help warmup`",
     "completion": "print the script that completes by TAB: `completion bash|zsh|fish`",
-    "bench": "measure speed on this machine: `bench loop|optim|diagnostics|rows|start`; count mistakes: `bench verify`",
+    "bench": "measure speed on this machine, or count mistakes on planted truths: `bench loop|optim|rows|verify|...`",
 }

@@ -23,6 +23,7 @@ FILES: dict[str, tuple[str, tuple[str, ...]]] = {
     "large_batch_gap.json": ("comparison", ("large_batch_gap",)),
     "variance.json": ("variance", ("noise", "with_replacement")),
     "gap.json": ("gap", ("parts", "train_loss")),
+    "attribution.json": ("attribution", ("parts", "total")),
     "communication.json": ("communication", ("medians", "fit")),
     "sharpness.json": ("sharpness", ("lambda_max",)),
     "verify.json": ("verify", ("cases", "causes")),

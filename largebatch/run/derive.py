@@ -166,9 +166,14 @@ def _ramp(config: TrainConfig, stages: Stages, world_size: int) -> BatchRamp:
 def _peak_lrs(config: TrainConfig, stages: Stages) -> tuple[ScaledValue, ...]:
     """Peak rate of each stage: scaled to its batch, or the rest of the decay that the batch does not replace."""
     scaling = config.scaling
+    if scaling.as_batch is not None and len(stages.totals) > 1:
+        raise ValueError(
+            f"scaling.as_batch={scaling.as_batch}: names one batch for all rules, and the batch changes over the run. "
+            "Leave out one of both."
+        )
     first, *others = (
         scale_lr(scaling.base_lr, base_batch_size=scaling.base_batch_size, global_batch_size=total, rule=scaling.rule)
-        for total in stages.totals
+        for total in ([scaling.as_batch] if scaling.as_batch else stages.totals)
     )
     if stages.decay is None:
         return (first, *others)

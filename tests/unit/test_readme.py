@@ -21,6 +21,8 @@ from largebatch.cli.composition.composing import compose_config
 from largebatch.cli.measure import MEASURES
 from largebatch.cli.textbook import EXPERIMENTS
 from largebatch.cli.verbs import VERBS
+from largebatch.diagnostics.settings import Section
+from largebatch.experiments.attribution.settings import AttributionConfig
 from largebatch.experiments.study.settings import StudyConfig
 from largebatch.models import Linear
 from largebatch.records.metric_keys import METRIC_FAMILIES, metric_key
@@ -91,6 +93,7 @@ ELSEWHERE = ("--config-dir", "data.path=", "model.weights=", "measure.checkpoint
 OWN_ARGUMENTS = {"checkpoint", "compare", "completion", "diff", "doctor", "help", "report"}
 WORDS = ("loop", "diagnostics", "verify", "--multirun", "WHAT", "NAME", "all", *MEASURES, *EXPERIMENTS)
 SECTIONS = ("measure.", "textbook.", "find_lr.", "plan.")  # each of one verb
+OWN_SECTIONS: dict[str, type[Section]] = {"study": StudyConfig, "attribute": AttributionConfig}
 OF_A_VERB = (*SECTIONS, "hydra/launcher=")
 RUNS = [
     (verb, arguments)
@@ -110,8 +113,8 @@ def test_commands_are_found():
     assert {verb for verb, _ in commands()} <= VERBS.keys()
 
 
-def checked_once() -> dict[tuple[bool, tuple[str, ...]], str]:
-    """(whether it is a study, overrides) of every command, once for all verbs that compose the same."""
+def checked_once() -> dict[tuple[str, tuple[str, ...]], str]:
+    """(verb whose section it has, overrides) of every command, once for all verbs that compose the same."""
     found = {}
     for verb, arguments in RUNS:
         given = with_overrides(arguments) if verb == "plan" else arguments
@@ -121,19 +124,20 @@ def checked_once() -> dict[tuple[bool, tuple[str, ...]], str]:
         # Of a sweep the first value; the commas of a list are its own.
         parts = [one.partition("=") for one in own]
         overrides = [f"{key}={value if value[:1] == '[' else value.split(',')[0]}" for key, _, value in parts]
-        found[verb == "study", tuple(overrides)] = " ".join((verb, *arguments))
+        section = verb if verb in OWN_SECTIONS else ""
+        found[section, tuple(overrides)] = " ".join((verb, *arguments))
     return found
 
 
-@pytest.mark.parametrize(("is_study", "overrides"), checked_once(), ids=checked_once().values())
+@pytest.mark.parametrize(("section", "overrides"), checked_once(), ids=checked_once().values())
 def test_a_command_passes_all_checks(
-    is_study: bool, overrides: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    section: str, overrides: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
     environ = {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"}
     if wanted := [one for one in overrides if one.startswith("launcher.num_processes=")]:
         environ |= {"WORLD_SIZE": wanted[0].partition("=")[2], "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
-    config = _study(list(overrides)) if is_study else compose_run(*overrides)
+    config = _with_section(section, list(overrides)) if section else compose_run(*overrides)
     assert prepare(config, environ).numbers.num_steps > 0
 
 
@@ -142,10 +146,10 @@ def test_settings_of_a_verb_exist():
     assert {key for key in own if key not in config_keys()} == set()
 
 
-def _study(overrides: list[str]) -> DictConfig:
-    """A study's experiments have a section that no other verb knows."""
-    config = compose_config([one for one in overrides if not one.startswith("study.")], config_name="study")
-    parse_section(config, "study", StudyConfig)
+def _with_section(verb: str, overrides: list[str]) -> DictConfig:
+    """Experiments of these verbs have a section that no other verb knows."""
+    config = compose_config([one for one in overrides if not one.startswith("study.")], config_name=verb)
+    parse_section(config, verb, OWN_SECTIONS[verb])
     return config
 
 

@@ -22,9 +22,9 @@ from largebatch.records.report.two_runs import comparison_html
 
 # Sections of results are named after their kind.
 _ORDER = (
-    "overview", "study", "atlas", "runs", "training", "batches", "comparison", "gap", "noise", "variance", "curvature",
-    "sharpness", "textbook", "explorer", "two-runs", "layers", "time", "communication", "find-lr", "verify", "damaged",
-    "left-out",
+    "overview", "study", "atlas", "runs", "training", "batches", "comparison", "attribution", "gap", "noise",
+    "variance", "curvature", "sharpness", "textbook", "explorer", "two-runs", "layers", "time", "communication",
+    "find-lr", "verify", "damaged", "left-out",
 )  # fmt: skip
 _TITLES = {
     "batches": "Against batch size",

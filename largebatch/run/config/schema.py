@@ -109,6 +109,7 @@ class ScalingConfig(Section):
     rule: Annotated[str, one_of(SCALING_RULES)]
     base_lr: PositiveFloat
     base_batch_size: SampleCount
+    as_batch: PositiveInt | None = None
 
 
 class ParametersConfig(Section):

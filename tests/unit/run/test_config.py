@@ -101,9 +101,17 @@ def test_every_experiment_and_debug_file_parses_with_nothing_but_its_data(choice
 def test_every_yaml_file_is_a_choice_of_a_group_that_the_run_composes():
     files = {path.relative_to(conf_dir()).as_posix() for path in Path(conf_dir()).rglob("*.yaml")}
     # tests/unit/test_chapter.py and test_study.py
-    apart = {file for file in files if file.startswith(("experiment/textbook/", "experiment/study/", "study/"))}
+    apart = {
+        file
+        for file in files
+        if file.startswith(
+            ("experiment/textbook/", "experiment/study/", "experiment/attribute/", "study/", "attribute/")
+        )
+    }
     apart |= {file for file in files if file.startswith("experiment/recipe/")}  # tests/multiprocess/test_recipes.py
-    of_verbs = {f"{verb}.yaml" for verb in ("textbook", "find_lr", "measure", "plan", "study", "train", "verify")}
+    of_verbs = {
+        f"{verb}.yaml" for verb in ("attribute", "textbook", "find_lr", "measure", "plan", "study", "train", "verify")
+    }
     assert files - apart == of_verbs | {f"{group}/{name}.yaml" for group, names in GROUPS.items() for name in names}
     defaults = Path(conf_dir(), "train.yaml").read_text()
     groups = GROUPS.keys() - PRESETS.keys()
