@@ -197,6 +197,8 @@ def _require_two_batches(sizes: Sequence[int], large: Prepared) -> None:
         )
     if large.config.batch.ramp.is_used:
         errors.append("batch.ramp: a run whose batch changes has no one noise. Leave it out.")
+    if large.config.cooldown.is_used:
+        errors.append("cooldown.checkpoint: runs of an attribution start from the same initial weights. Leave it out.")
     if Duration.parse(large.config.length).unit == "steps":
         errors.append(
             f"length={large.config.length}: both batches are compared after equal samples. Give the length in epochs, "

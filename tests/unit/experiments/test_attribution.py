@@ -145,3 +145,9 @@ def test_a_folder_of_other_settings_or_of_something_else_is_refused(tmp_path: Pa
     (begun / "attribution_settings.json").write_text(json.dumps(settings))
     assert main(["attribute", *TINY, f"run.dir={begun}"]) == 2
     assert "attribute.small=4: was 2 when" in capsys.readouterr().err
+
+
+def test_rules_that_name_one_batch_do_not_go_with_a_ramp():
+    ramp = ["batch.ramp.milestones=[1ep]", "batch.ramp.totals=[24]"]
+    with pytest.raises(ConfigError, match=r"scaling.as_batch=4: names one batch for all rules"):
+        prepare(compose_run(*TINY[1:6], *ramp, "+scaling.as_batch=4"), os.environ)
