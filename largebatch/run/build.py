@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,13 @@ from largebatch.distributed.word_of_rank0 import calling_off
 from largebatch.gradient.batch_stream import Loader
 from largebatch.records.credentials import redacted
 from largebatch.records.figures.run_metrics import is_drawn
+from largebatch.records.graded_runs import MEASURED, PREDICTIONS
 from largebatch.records.rows.columns import Columns, read_columns
 from largebatch.records.rows.row_file import read_lines
 from largebatch.records.run_folder import RunFolder
 from largebatch.records.trackers import JsonlTracker, Tracker
 from largebatch.run.failures import keep_findings
+from largebatch.run.forecast.forecast import Forecast, make_forecast
 from largebatch.run.loading import evaluation_loaders
 from largebatch.run.observers import Records, build_observers
 from largebatch.run.parts import as_agreed, build_loader, build_run, open_runtime
@@ -63,6 +65,7 @@ class OpenRun:
     utilisation: Utilisation
     notes: list[str]
     trunk: Trunk | None = None
+    forecast: Forecast = field(default_factory=Forecast)
 
     @property
     def columns(self) -> Columns:
@@ -84,7 +87,9 @@ class OpenRun:
 
     def summary(self, status: str) -> dict[str, Any]:
         """The values of summary.json; `status` as `train` returns it."""
-        progress = self.run.progress
+        progress, measured = self.run.progress, self.metrics.measured(self.run)
+        results = measured | {"final_loss": self.evaluation.last.get("eval/val_loss") if status == "finished" else None}
+        grades = self.forecast.graded(results)
         return {
             "status": status,
             **({} if self.trunk is None else {"trunk": self.trunk.record()}),
@@ -100,6 +105,8 @@ class OpenRun:
             **({"evaluated_after_step": self.evaluation.last_step} if self.evaluation.last else {}),
             **self.evaluation.last,
             **{f"best/{name}": value for name, value in self.evaluation.best.items()},
+            **({MEASURED: measured} if measured else {}),
+            **({PREDICTIONS: grades} if grades else {}),
         }
 
 
@@ -133,13 +140,14 @@ def open_run(prepared: Prepared, stop: Callable[[], bool], overrides: Sequence[s
         keep_findings(runtime, folder)
         identity = run_identity(prepared)
         start = begin(prepared, folder, runtime, identity)
+        forecast = make_forecast(prepared, folder.path) if runtime.is_main else Forecast()
         notes += record_start(
             folder,
             start,
             runtime,
             config=prepared.public,
             overrides=overrides,
-            plan=plan_record(prepared),
+            plan=plan_record(prepared) | forecast.plan_entries(),
         )
         trackers = open_trackers(prepared, folder, start, stack) if runtime.is_main else []
         records = Records(runtime)
@@ -147,7 +155,8 @@ def open_run(prepared: Prepared, stop: Callable[[], bool], overrides: Sequence[s
         for rows in (one for one in opened.trackers if isinstance(one, JsonlTracker)):
             folder.come_back.append(rows.come_back)
             folder.force.append(rows.force)
-        opened.notes += [*prepared.notes, *notes, *start.notes, *wandb_variables(opened.trackers)]
+        opened.forecast = forecast
+        opened.notes += [*prepared.notes, *notes, *start.notes, *wandb_variables(opened.trackers), *forecast.notes()]
         if (checkpoint := start.checkpoint) is not None:
             opened.notes += restore(opened.run, checkpoint, changed_options=start.changed_options)
             opened.notes += load_own_states(runtime, prepared.own_observers, checkpoint)

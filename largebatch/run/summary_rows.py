@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from largebatch.records.graded_runs import PREDICTIONS
 from largebatch.records.rows.augmented_gap import AUGMENTED_GAP, gap_remark
 from largebatch.run.build import OpenRun
+from largebatch.run.forecast.forecast import grade_row
 
 
 def summary_rows(opened: OpenRun, summary: dict[str, Any], hint: str | None) -> list[tuple[str, object]]:
@@ -47,6 +49,8 @@ def summary_rows(opened: OpenRun, summary: dict[str, Any], hint: str | None) -> 
     rows += _noise_scale_rows(opened)
     if opened.communication is not None and (communication := opened.communication.summary()) is not None:
         rows.append(("communication", communication))
+    if PREDICTIONS in summary:
+        rows.append(("predicted", grade_row(summary[PREDICTIONS])))
     if hint is not None:
         rows.append(("hint", hint))
     if opened.checkpoints.unsaved is not None:

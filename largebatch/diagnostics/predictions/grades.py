@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from largebatch.diagnostics.intervals import Interval
+from largebatch.diagnostics.predictions.chances import beta_quantile
 
 _LEVEL = 0.95
 MOST_GRADED = 200  # newest grades that widen an interval: a machine of long ago says nothing about today's
@@ -138,9 +139,7 @@ def share_interval(hits: int, number: int) -> Interval:
     >>> round(one.low, 4), one.high  # 0.025^(1 / 10)
     (0.6915, 1.0)
     """
-    from scipy.special import betaincinv
-
     tail = (1 - _LEVEL) / 2
-    low = float(betaincinv(hits, number - hits + 1, tail)) if hits else 0.0
-    high = float(betaincinv(hits + 1, number - hits, 1 - tail)) if hits < number else 1.0
+    low = beta_quantile(hits, number - hits + 1, tail) if hits else 0.0
+    high = beta_quantile(hits + 1, number - hits, 1 - tail) if hits < number else 1.0
     return Interval(hits / number, low, high)

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from largebatch.diagnostics.intervals import Interval
+from largebatch.diagnostics.predictions.chances import f_chance, student_quantile
 
 Array = npt.NDArray[np.float64]
 
@@ -56,8 +57,6 @@ class PositiveLaw:
         variance of the fit at these terms, per s^2 (Draper and Smith 1998, Applied Regression Analysis, section 3.1,
         on the logarithm). Around it lie the predictions of the laws that fit equally.
         """
-        from scipy.special import stdtrit
-
         row = np.asarray(terms, dtype=float)
         values = [float(row @ amounts) for amounts in self.laws]
         value = float(row @ self.amounts)
@@ -66,7 +65,7 @@ class PositiveLaw:
         own = row[list(self.basis)] / value
         leverage = float(own @ np.linalg.solve(self.information, own))
         spread = next(one for one in self.spreads if value <= one.most)
-        half = float(stdtrit(spread.freedom, 0.975)) * spread.deviation * math.sqrt(1 + leverage)
+        half = student_quantile(spread.freedom) * spread.deviation * math.sqrt(1 + leverage)
         return Interval(value, min(values) * math.exp(-half), max(values) * math.exp(half))
 
 
@@ -110,8 +109,6 @@ def _spreads(errors: Array, fitted: Array, rank: int) -> tuple[Spread, ...]:
     The test is that of Goldfeld and Quandt 1965, "Some tests for homoscedasticity", at 5 %: the F ratio of the mean
     squared errors of the lower and the upper half. Each half has its share of the freedom.
     """
-    from scipy.special import fdtr
-
     count = len(errors)
     if count <= rank:
         return ()
@@ -128,7 +125,7 @@ def _spreads(errors: Array, fitted: Array, rank: int) -> tuple[Spread, ...]:
                     for most, one in zip((limit, math.inf), halves, strict=True))  # fmt: skip
     if small.deviation == 0 or large.deviation == 0:
         return (whole,)
-    chance = float(fdtr(large.freedom, small.freedom, (large.deviation / small.deviation) ** 2))
+    chance = f_chance((large.deviation / small.deviation) ** 2, large.freedom, small.freedom)
     return (small, large) if min(chance, 1 - chance) < 0.025 else (whole,)
 
 
@@ -148,12 +145,10 @@ def _independent(columns: Array, used: Sequence[int]) -> tuple[int, ...]:
 
 
 def _least_squares(rows: Array, measured: Array) -> Array:
-    """Gauss-Newton on the logarithm, each step by non-negative least squares, shortened where it overshoots.
+    """Gauss-Newton on the logarithm: least squares without negative amounts, shortened where a step overshoots.
 
     At the fitted f the residual log(v / f') of a law f' is log(v / f) + 1 - f' / f, to first order.
     """
-    from scipy.optimize import nnls
-
     scale = np.maximum(rows.max(axis=0), 1e-300)
     columns = rows / scale
 
@@ -161,13 +156,13 @@ def _least_squares(rows: Array, measured: Array) -> Array:
         fitted = columns @ amounts
         return float((np.log(measured / fitted) ** 2).sum()) if (fitted > 0).all() else math.inf
 
-    amounts = nnls(columns / measured[:, None], np.ones(len(measured)))[0]
+    amounts = _not_negative(columns / measured[:, None], np.ones(len(measured)))
     if not (columns @ amounts > 0).all():  # a run whose every term got nothing: begin inside
         amounts = np.full(columns.shape[1], measured.mean() / columns.shape[1])
     reached = error(amounts)
     for _ in range(_MOST_ROUNDS):
         fitted, before = columns @ amounts, reached
-        target = nnls(columns / fitted[:, None], 1 + np.log(measured / fitted))[0]
+        target = _not_negative(columns / fitted[:, None], 1 + np.log(measured / fitted))
         for halved in range(_MOST_HALVED):
             tried = amounts + 0.5**halved * (target - amounts)
             if (found := error(tried)) < reached:
@@ -176,6 +171,22 @@ def _least_squares(rows: Array, measured: Array) -> Array:
         if before - reached <= _SETTLED * before:
             break
     return np.asarray(amounts / scale, dtype=float)
+
+
+def _not_negative(columns: Array, target: Array) -> Array:
+    """Least squares with no amount below 0: the best of those on some of the terms; of 3 terms there are 7 choices."""
+    count = columns.shape[1]
+    best, least = np.zeros(count), math.inf
+    for size in range(count, 0, -1):
+        for used in itertools.combinations(range(count), size):
+            solved, _, rank, _ = np.linalg.lstsq(columns[:, used], target, rcond=None)
+            error = float(((columns[:, used] @ solved - target) ** 2).sum())
+            if rank == size and (solved >= 0).all() and error < least:
+                best, least = np.zeros(count), error
+                best[list(used)] = solved
+        if size == count and least < math.inf:
+            break  # without the bound it is the same
+    return best
 
 
 def _equal_laws(rows: Array, fitted: Array) -> list[tuple[tuple[int, ...], Array]]:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from largebatch.diagnostics.intervals import Interval
+from largebatch.diagnostics.predictions.chances import beta_quantile, f_chance, student_quantile
 from largebatch.diagnostics.predictions.grades import Grade, calibrations, widened, widening
 from largebatch.diagnostics.predictions.positive_law import fit_positive_law
 
@@ -98,6 +99,17 @@ def test_what_runs_do_not_tell_apart_widens_the_interval_to_all_that_fits():
 def test_values_that_are_no_costs_are_refused(values: list[float]):
     with pytest.raises(ValueError, match="above 0"):
         fit_positive_law([[1.0]] * len(values), values)
+
+
+def test_quantiles_and_chances_are_those_of_scipy():
+    from scipy.special import betaincinv, fdtr, stdtrit
+
+    for freedom in (0.5, 1.0, 2.4, 7.0, 30.0, 400.0):
+        assert student_quantile(freedom) == pytest.approx(stdtrit(freedom, 0.975), rel=1e-9)
+    for ratio, above, below in ((0.01, 3.0, 4.5), (1.0, 2.0, 9.0), (8.0, 15.0, 3.0), (2.0, 200.0, 150.0)):
+        assert f_chance(ratio, above, below) == pytest.approx(fdtr(above, below, ratio), rel=1e-9)
+    for a, b in ((1, 30), (30, 1), (7, 12), (400, 20)):
+        assert beta_quantile(a, b, 0.025) == pytest.approx(betaincinv(a, b, 0.025), rel=1e-9)
 
 
 def graded(count: int, *, spread: float, claimed: float, seed: int = 0, factor: float = 1.0) -> list[Grade]:
