@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from largebatch.batch.duration import Duration
 from largebatch.batch.plan import BatchPlan
@@ -65,6 +67,12 @@ class RunNumbers:
         return self.ramp.num_steps(self.schedule.total_samples)
 
     @property
+    def steps_without_growth(self) -> int | None:
+        """Steps at the first batch throughout; None: the batch does not grow in place of a decay."""
+        grows = self.peak_lrs[-1].rule == IN_PLACE_OF_DECAY
+        return self.schedule.total_samples // self.plan.global_batch_size if grows else None
+
+    @property
     def num_consumed(self) -> int:
         """Samples that these steps consume."""
         return self.ramp.samples_after(self.schedule.total_samples)
@@ -89,10 +97,10 @@ def derive(config: TrainConfig, *, num_samples: int, world_size: int) -> RunNumb
         return Duration.parse(text).samples(num_samples=num_samples, global_batch_size=total)
 
     length, trunk = samples(config.length), findings.attempt("cooldown", lambda: trunk_of(config))
-    stages = findings.attempt(
-        "batch.ramp",
-        lambda: solve_stages(config, total, num_samples=num_samples, length=length, samples=samples),
-    )
+    peak, until = partial(_peak_lrs, config, Stages((total,))), None if trunk is None else trunk.samples_seen
+    given: dict[str, Any] = {"num_samples": num_samples, "length": length, "samples": samples, "until": until}
+    given["decaying"] = lambda: schedule_of(config, peak()[0], length, samples)
+    stages = findings.attempt("batch.ramp", lambda: solve_stages(config, total, **given))
     # Report errors of the first batch beside errors of the ramp.
     ramp = None
     if max((stages or Stages((total,))).totals) <= num_samples:  # an impossible batch could have billions of parts
@@ -182,18 +190,12 @@ def _peak_lrs(config: TrainConfig, stages: Stages) -> tuple[ScaledValue, ...]:
 
 def _left_of_decay(config: TrainConfig, first: ScaledValue, stages: Stages, number: int) -> ScaledValue:
     assert stages.decay is not None
-    return ScaledValue(
-        first.value * stages.decay[number],
-        IN_PLACE_OF_DECAY,
-        f"first_peak_lr * gamma^milestones * {_GROWTH[config.scaling.rule]}",
-        {
-            "first_peak_lr": first.value,
-            "gamma": config.schedule.gamma,
-            "milestones": number,
-            "global_batch_size": stages.totals[number],
-            "first_batch_size": stages.totals[0],
-        },
-    )
+    is_step = config.schedule.decay == "step"
+    of_decay = {"gamma": config.schedule.gamma, "milestones": number} if is_step else {}
+    sizes = {"global_batch_size": stages.totals[number], "first_batch_size": stages.totals[0]}
+    formula = f"first_peak_lr * {'gamma^milestones * ' if is_step else ''}{_GROWTH[config.scaling.rule]}"
+    inputs = {"first_peak_lr": first.value, **of_decay, **sizes}
+    return ScaledValue(first.value * stages.decay[number], IN_PLACE_OF_DECAY, formula, inputs)
 
 
 def _profile_problems(config: TrainConfig, num_steps: int) -> list[str]:

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from largebatch.batch.cooldown import CooledTrunk
 from largebatch.batch.decays import Cooldown
 from largebatch.batch.plan import BatchPlan
 from largebatch.batch.scaling import ScaledValue
@@ -20,6 +19,7 @@ from largebatch.run.derive import IN_PLACE_OF_DECAY, RunNumbers
 from largebatch.run.loading import prefetch_of
 from largebatch.run.method_rows import PlanRow, method_record
 from largebatch.run.prepare import Prepared
+from largebatch.run.ramp_rows import explained, growth_rows, ramp_rows, trunk_rows
 from largebatch.run.token_counts import shown_samples
 
 
@@ -39,7 +39,7 @@ def plan_rows(numbers: RunNumbers, optimizer: Optimizer) -> list[PlanRow]:
             f"{len(plan.micro_batch_sizes)} of {_span(plan.micro_batch_sizes)}",
             f"rank 0: {_shorten(first)}" + ("; one gradient all-reduce per step" if plan.world_size > 1 else ""),
         ),
-        *_ramp_rows(numbers),
+        *ramp_rows(numbers),
         ("training set", shown_samples(numbers.num_samples, tokens), _steps_per_epoch(numbers)),
         (
             "steps",
@@ -49,9 +49,10 @@ def plan_rows(numbers: RunNumbers, optimizer: Optimizer) -> list[PlanRow]:
                 unused, f"; the last {unused:,} samples do not fill a batch"
             ),
         ),
-        ("peak LR", f"{numbers.peak_lrs[0].value:.6g}", _explained(numbers.peak_lrs[0])),
+        *growth_rows(numbers),
+        ("peak LR", f"{numbers.peak_lrs[0].value:.6g}", explained(numbers.peak_lrs[0])),
         *_factor_rows(optimizer),
-        *_trunk_rows(numbers),
+        *trunk_rows(numbers),
         ("warmup", shown_samples(schedule.warmup_samples, tokens), _warmup_explained(numbers)),
         ("decay", _decay(numbers), f"to {numbers.lr_at(schedule.total_samples):.6g}"),
     ]
@@ -100,33 +101,6 @@ def reduction_record(config: TrainConfig) -> dict[str, Any]:
     return {"reduction": config.batch.reduction, "compression": compression, "bucket_mb": bucket_mb, "equals": equals}
 
 
-def _ramp_rows(numbers: RunNumbers) -> list[PlanRow]:
-    """The later stages of a ramp."""
-    rows = []
-    for position, plan, count in numbers.ramp.stages(numbers.schedule.total_samples)[1:]:
-        peak = numbers.peak_lrs[numbers.ramp.stage_at(position)]
-        rows.append(
-            (
-                f"from {position:,} samples",
-                shown_samples(plan.global_batch_size, numbers.tokens_per_sample),
-                f"{count:,} steps, each {len(plan.micro_batch_sizes)} micro-batch"
-                f"{'es' if len(plan.micro_batch_sizes) > 1 else ''}; peak LR {peak.value:.6g}, {_explained(peak)}",
-            )
-        )
-    return rows
-
-
-def _trunk_rows(numbers: RunNumbers) -> list[PlanRow]:
-    """Where a cooldown begins and how it goes down."""
-    trunk, decay = numbers.trunk, numbers.schedule.decay
-    if trunk is None or not isinstance(decay, CooledTrunk):
-        return []
-    lr, last = numbers.lr_at(trunk.samples_seen), numbers.ramp.num_steps(numbers.schedule.total_samples) - trunk.step
-    what = f"{shown_samples(decay.cooldown.samples, numbers.tokens_per_sample)}, {decay.cooldown.shape}"
-    where = f"step {trunk.step:,}, {trunk.samples_seen:,} samples"
-    return [("cooldown", what, f"{last:,} steps from LR {lr:.6g} of {trunk.checkpoint} ({where})")]
-
-
 def _factor_rows(optimizer: Optimizer) -> list[PlanRow]:
     """Factors of the learning rate per group, if they are not all 1."""
     counts = lr_factor_counts(optimizer)
@@ -147,11 +121,9 @@ def lr_factor_counts(optimizer: Optimizer) -> dict[float, int]:
 def _decay(numbers: RunNumbers) -> str:
     if numbers.trunk is not None:
         return numbers.schedule.decay_name
-    return "by the batch" if numbers.peak_lrs[-1].rule == IN_PLACE_OF_DECAY else numbers.schedule.decay_name
-
-
-def _explained(value: ScaledValue) -> str:
-    return f"{value.rule}: {value.explanation}"
+    if numbers.peak_lrs[-1].rule != IN_PLACE_OF_DECAY:
+        return numbers.schedule.decay_name
+    return "by the batch" if numbers.schedule.decay == "constant" else f"{numbers.schedule.decay_name}, by the batch"
 
 
 def _steps_per_epoch(numbers: RunNumbers) -> str:
@@ -191,6 +163,7 @@ def plan_record(prepared: Prepared) -> dict[str, Any]:
         "num_samples": numbers.num_samples,
         "tokens_per_sample": numbers.tokens_per_sample,
         "num_steps": numbers.num_steps,
+        **({} if (constant := numbers.steps_without_growth) is None else {"steps_without_growth": constant}),
         "steps_per_epoch": numbers.num_samples / plan.global_batch_size,
         "total_samples": schedule.total_samples,
         "peak_lr": _lr_record(numbers.peak_lrs[0]),

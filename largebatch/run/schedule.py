@@ -50,7 +50,7 @@ def schedule_of(config: TrainConfig, peak: ScaledValue, length: int, samples: Ca
         step_samples=decay_milestones(schedule, length, samples),
         **given,
     )
-    if config.batch.ramp.in_place_of_decay:
+    if config.batch.ramp.in_place_of_decay and schedule.decay == "step":  # its stages have the rest of the decay
         return dataclasses.replace(solved, decay="constant", step_samples=())
     if schedule.decay_name == "own":
         require_pure(solved)
@@ -111,7 +111,7 @@ def _usual_warmup(length: int, samples: Callable[[str], int]) -> int:
 
 # Settings of a schedule that only some decays have.
 _DECAYS_WITH = {
-    "end_factor": ("linear", "cosine", "polynomial", "wsd", "restarts"),
+    "end_factor": ("linear", "cosine", "quarter_cosine", "polynomial", "wsd", "restarts"),
     "power": ("polynomial",),
     "milestones": ("step",),
     "gamma": ("step",),

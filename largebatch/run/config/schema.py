@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator
 
+from largebatch.batch.growth import GROWTHS
 from largebatch.batch.scaling import SCALING_RULES
 from largebatch.diagnostics.outliers import FEWEST_VALUES
 from largebatch.diagnostics.predictions.cost import CostConfig
@@ -71,6 +72,8 @@ class RampConfig(Section):
     totals: list[SampleCount]
     in_place_of_decay: bool
     max_total: SampleCount | None
+    growth: Annotated[str, one_of(tuple(GROWTHS))] | None = None
+    stage_factor: Annotated[float, Field(gt=1, allow_inf_nan=False)] | None = None
 
     @property
     def is_used(self) -> bool:
