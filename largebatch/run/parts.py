@@ -29,7 +29,7 @@ from largebatch.run.config.combinations import gradient_options
 from largebatch.run.config.schema import TrainConfig
 from largebatch.run.initial_state import build_optimizer
 from largebatch.run.loading import prefetch_of
-from largebatch.run.model_settings import block_pattern, noise_scale_groups
+from largebatch.run.model_settings import block_pattern, noise_scale_geometry, noise_scale_groups
 from largebatch.run.precision.decisions import Decisions, decide
 from largebatch.run.precision.device import Decision
 from largebatch.run.precision.number_format import settled
@@ -205,6 +205,7 @@ def _gradient_options(prepared: Prepared) -> GradientOptions:
         gradient_options(config),
         fixed_units=has_fixed_units(prepared),
         groups=noise_scale_groups(config, prepared.model),
+        geometry=noise_scale_geometry(config, prepared.optimizer),
         step_buffers=prepared.state.by_step,
         skips_parameters=bool(prepared.state.choices),
     )

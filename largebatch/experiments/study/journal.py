@@ -99,6 +99,7 @@ class _Trial(BaseModel):
     status: Literal["reached", "beaten", "budget", "hopeless", "diverged"]
     steps: Count
     noise_scale: dict[Literal["value", "low", "high"], Finite] | None = None
+    optimizer_noise_scale: dict[Literal["value", "low", "high"], Finite] | None = None
     run: str
 
     @model_validator(mode="after")

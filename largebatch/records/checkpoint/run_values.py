@@ -119,10 +119,11 @@ class _NoiseScale(_Values):
 
     groups: list[Annotated[list[str | int], Field(min_length=2, max_length=2)]]
     measurements: list[list[Annotated[list[Finite], Field(min_length=2, max_length=2)]]]
+    of_optimizer: list[list[Annotated[list[Finite], Field(min_length=2, max_length=2)]]] | None = None
 
     @model_validator(mode="after")
     def _paired(self) -> _NoiseScale:
-        if len(self.measurements) != len(self.groups) + 1:
+        if any(len(one) != len(self.groups) + 1 for one in (self.measurements, self.of_optimizer) if one is not None):
             raise ValueError("as many measurements as groups, and those of all parameters")
         return self
 

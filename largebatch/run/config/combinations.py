@@ -144,10 +144,22 @@ def noise_scale_problems(config: TrainConfig, ramp: BatchRamp | None) -> list[st
     """Errors of `observers.noise_scale`; `ramp` is None if it could not be solved."""
     options = config.observers.noise_scale
     if options.every is None:
-        if options.groups is None:
-            return []
-        return ["observers.noise_scale.groups: has no effect without measurements. Set observers.noise_scale.every=10."]
+        unused = [
+            name
+            for name, is_set in (
+                ("groups", options.groups is not None),
+                (f"geometry={options.geometry}", options.geometry != "euclidean"),
+            )
+            if is_set
+        ]
+        remedy = "has no effect without measurements. Set observers.noise_scale.every=10."
+        return [f"observers.noise_scale.{name}: {remedy}" for name in unused]
     errors = []
+    if options.geometry == "optimizer" and "optimizer" in (options.groups or {}):
+        errors.append(
+            "observers.noise_scale.groups.optimizer: its keys, noise_scale/optimizer/*, are those of the optimizer's "
+            "geometry. Give the group another name, or leave observers.noise_scale.geometry at euclidean."
+        )
     single = [plan.global_batch_size for plan in ramp.plans if len(plan.micro_batch_sizes) == 1] if ramp else []
     if single and min(single) < _FEWEST_TO_SPLIT:
         errors.append(

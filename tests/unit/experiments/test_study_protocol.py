@@ -144,12 +144,14 @@ def test_the_steps_of_the_tuning_do_not_count_and_a_seed_that_diverges_is_censor
     final = [("reached", 55), ("diverged", 7), ("reached", 45)]
     for seed, (status, steps) in enumerate(final, start=1):
         rows.append(finished(Job(one, 1, seed, None), status, steps, noise_scale=scale))
+    rows[-1]["optimizer_noise_scale"] = {"value": 30.0, "low": 20.0, "high": 40.0}
     point = point_of(one, rows)
     assert point.by_seed == (55.0, None, 45.0)
     assert point.measured.censored == (500.0,)
     assert point.measured.median == (55.0, False)
     assert point.setting == one.settings[1]
     assert (point.noise_scale.value, point.noise_scale.low) == pytest.approx((100.0, 50.0))
+    assert point.optimizer_noise_scale.high == pytest.approx(40.0)
     assert point.runs == ("runs/sgd_b32_t1_s1", "runs/sgd_b32_t1_s2", "runs/sgd_b32_t1_s3")
 
 
