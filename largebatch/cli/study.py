@@ -106,15 +106,19 @@ def _print_row(row: Row) -> None:
 
 
 def _conclude(config: DictConfig, study: StudyConfig, folder: Path, rows: Sequence[Row], cells: Sequence[Cell]) -> None:
-    from largebatch.experiments.study import analyse
+    from largebatch.experiments.batch_costs import batch_costs
+    from largebatch.experiments.study import analyse, study_record
     from largebatch.experiments.study.protocol import point_of
     from largebatch.experiments.study.study_result import present, study_result
+    from largebatch.records.report.target_runs import runs_of_study
     from largebatch.run.config.reading import public_values
 
     target, name = study.target, config.run.name or config.run.title or config.data.name
     analysis = analyse([point_of(cell, rows) for cell in cells])
+    costs = batch_costs(runs_of_study(study_record(analysis)["points"], folder, resolution=study.resolution))
+    title = f"steps until {target.metric} is {target.direction} {target.value:g}, {name}"
     present(
-        study_result(analysis, title=f"steps until {target.metric} is {target.direction} {target.value:g}, {name}"),
+        study_result(analysis, title=title, costs=costs),
         folder,
         config=public_values(config) | {"study": study.model_dump()},
         more={"target": target.model_dump() | {"direction": target.direction}},

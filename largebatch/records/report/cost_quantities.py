@@ -74,7 +74,7 @@ def _price(key: str, until: str, time: Quantity, cost: CostConfig, ranks: int) -
 
 def _energy(key: str, until: str, time: Quantity, cost: CostConfig, runs: Sequence[RunRecord], ranks: int) -> Quantity:
     label, unit = f"energy {until}", "kWh"
-    measured = [watts for run in runs if (watts := _measured_watts(run)) is not None]
+    measured = [watts for run in runs if (watts := measured_watts(run)) is not None]
     if measured:
         watts, origin = statistics.median(measured), f"as {len(measured)} of the runs measured it on rank 0's GPU"
     elif cost.device_watts is not None:
@@ -90,7 +90,8 @@ def _energy(key: str, until: str, time: Quantity, cost: CostConfig, runs: Sequen
     )
 
 
-def _measured_watts(run: RunRecord) -> float | None:
+def measured_watts(run: RunRecord) -> float | None:
+    """Power of rank 0's device, as the run measured it; None: it did not."""
     measured = run.summary.get("measured")
     watts = measured.get("device_watts") if isinstance(measured, dict) else None
     return float(watts) if isinstance(watts, (int, float)) and 0 < watts < 1e6 else None
