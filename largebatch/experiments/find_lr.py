@@ -138,6 +138,8 @@ def _rewound(run: Run, prepared: Prepared, steps: Steps) -> Iterator[Run]:
     One gradient serves all tests: a distributed wrapper takes its hooks once.
     """
     optimizer = build_optimizer(prepared.config, run.module)
+    if run.scaled is not None:
+        run.scaled.write(optimizer, 0)
     test = replace(run, steps=steps, optimizer=optimizer, progress=Progress())
     test.agreement.begin(test.progress)
     loss_scale = run.runtime.loss_scale_state()

@@ -27,6 +27,7 @@ FILES: dict[str, tuple[str, tuple[str, ...]]] = {
     "communication.json": ("communication", ("medians", "fit")),
     "sharpness.json": ("sharpness", ("lambda_max",)),
     "verify.json": ("verify", ("cases", "causes")),
+    "scaling.json": ("scaling", ("found", "broken")),
     "textbook.json": ("textbook", ("title",)),
     "chapter.json": ("textbook", ("title",)),  # of before
     "atlas.json": ("atlas", ("title",)),

@@ -150,17 +150,17 @@ def open_run(prepared: Prepared, stop: Callable[[], bool], overrides: Sequence[s
             plan=plan_record(prepared) | forecast.plan_entries(),
         )
         trackers = open_trackers(prepared, folder, start, stack) if runtime.is_main else []
-        records = Records(runtime)
-        opened = _connect(prepared, runtime, folder, trackers, records, identity, loader, evaluated, stop)
+        opened = _connect(prepared, runtime, folder, trackers, Records(runtime), identity, loader, evaluated, stop)
         for rows in (one for one in opened.trackers if isinstance(one, JsonlTracker)):
             folder.come_back.append(rows.come_back)
             folder.force.append(rows.force)
         opened.forecast = forecast
         opened.notes += [*prepared.notes, *notes, *start.notes, *wandb_variables(opened.trackers), *forecast.notes()]
         if (checkpoint := start.checkpoint) is not None:
-            opened.notes += restore(opened.run, checkpoint, changed_options=start.changed_options)
+            opened.checkpoints.changed_options = changed = start.changed_options(prepared.scaled_groups)
+            opened.notes += restore(opened.run, checkpoint, changed_options=changed)
             opened.notes += load_own_states(runtime, prepared.own_observers, checkpoint)
-            opened.checkpoints.origin, opened.checkpoints.changed_options = checkpoint.path, start.changed_options
+            opened.checkpoints.origin = checkpoint.path
             opened.evaluation.is_owed = checkpoint.values.get("evaluation_owed", False)
             lines = read_lines(folder.metrics) if folder.metrics.exists() else ()
             opened.evaluation.recall(runtime, (line.row for line in lines if line.row is not None))

@@ -16,6 +16,7 @@ from largebatch.run.config.combinations import combination_problems, noise_scale
 from largebatch.run.config.findings import Findings
 from largebatch.run.config.reading import ConfigError
 from largebatch.run.config.schema import TrainConfig
+from largebatch.run.following import Following, Values, following_of, scaled_stages
 from largebatch.run.ramp_stages import Stages, solve_stages
 from largebatch.run.schedule import schedule_of, settings_of_another_decay
 from largebatch.run.trunk import Trunk, cooled_schedule, trunk_of
@@ -43,6 +44,8 @@ class RunNumbers:
         sharpness_every: in samples; None: never.
         tokens_per_sample, average: of every sample, of the weights; None: they differ; there is none.
         trunk: the place at which the run leaves another one for a cooldown; None: it is a run of its own.
+        scaled: of each plan of the ramp: what follows its batch besides the rate, by name.
+        following: the rule that it follows; None: nothing but the rate does.
     """
 
     ramp: BatchRamp
@@ -55,6 +58,8 @@ class RunNumbers:
     tokens_per_sample: int | None = None
     average: AverageSettings | None = None
     trunk: Trunk | None = None
+    scaled: tuple[Values, ...] = ()
+    following: Following | None = None
 
     @property
     def plan(self) -> BatchPlan:
@@ -97,24 +102,26 @@ def derive(config: TrainConfig, *, num_samples: int, world_size: int) -> RunNumb
         return Duration.parse(text).samples(num_samples=num_samples, global_batch_size=total)
 
     length, trunk = samples(config.length), findings.attempt("cooldown", lambda: trunk_of(config))
-    peak, until = partial(_peak_lrs, config, Stages((total,))), None if trunk is None else trunk.samples_seen
+    rate, until = partial(_rates, config, Stages((total,))), None if trunk is None else trunk.samples_seen
     given: dict[str, Any] = {"num_samples": num_samples, "length": length, "samples": samples, "until": until}
-    given["decaying"] = lambda: schedule_of(config, peak()[0], length, samples)
+    given["decaying"] = lambda: _schedule(config, rate()[0], config.scaling.base_lr, length, samples)
     stages = findings.attempt("batch.ramp", lambda: solve_stages(config, total, **given))
     # Report errors of the first batch beside errors of the ramp.
     ramp = None
     if max((stages or Stages((total,))).totals) <= num_samples:  # an impossible batch could have billions of parts
         ramp = findings.attempt("batch", lambda: _ramp(config, stages or Stages((total,)), world_size))
-    peaks = findings.attempt("scaling", lambda: _peak_lrs(config, stages or Stages((total,))))
+    followed = findings.attempt("scaling", lambda: _follow(config, stages or Stages((total,)), samples))
     if length < total:
         findings.errors.append(
             f"length={config.length}: {length} samples are less than one batch of {total}. Train longer."
         )
     findings.errors += settings_of_another_decay(config.schedule)
     schedule = None
-    if peaks:
+    if followed:
         place = None if trunk is None else (trunk, ramp.at(trunk.samples_seen).global_batch_size if ramp else total)
-        schedule = findings.attempt("schedule", lambda: _schedule(config, peaks[0], length, samples, place))
+        base = _base_lr(config, followed[0], total)
+        solved = partial(_schedule, config, followed[1][0], base, length, samples, place)
+        schedule = findings.attempt("schedule", solved)
     findings.errors += noise_scale_problems(config, ramp)
     findings.errors += _profile_problems(config, ramp.num_steps(length) if ramp else length // total)
     evaluate_every = findings.attempt("", lambda: _interval("evaluation", config.observers.evaluation.every, samples))
@@ -122,10 +129,10 @@ def derive(config: TrainConfig, *, num_samples: int, world_size: int) -> RunNumb
     sharpness_every = findings.attempt("", lambda: _interval("sharpness", config.observers.sharpness.every, samples))
     findings.raise_if_any()
     assert ramp is not None
-    assert peaks is not None
+    assert followed is not None
     assert schedule is not None
-    every = evaluate_every, checkpoint_every, sharpness_every
-    return RunNumbers(ramp, peaks, schedule, num_samples, *every, trunk=trunk)
+    (following, peaks, scaled), every = followed, (evaluate_every, checkpoint_every, sharpness_every)
+    return RunNumbers(ramp, peaks, schedule, num_samples, *every, trunk=trunk, scaled=scaled, following=following)
 
 
 def _batch_problems(config: TrainConfig, total: int, num_samples: int) -> list[str]:
@@ -146,12 +153,13 @@ def _batch_problems(config: TrainConfig, total: int, num_samples: int) -> list[s
 def _schedule(
     config: TrainConfig,
     peak: ScaledValue,
+    base: float,
     length: int,
     samples: Callable[[str], int],
-    place: tuple[Trunk, int] | None,
+    place: tuple[Trunk, int] | None = None,
 ) -> Schedule:
     """The schedule of a run that may leave a trunk at a place, at which its batch is so large."""
-    whole = schedule_of(config, peak, length, samples)
+    whole = schedule_of(config, peak, length, samples, base=base)
     return whole if place is None else cooled_schedule(config, whole, *place, samples)
 
 
@@ -171,8 +179,31 @@ def _ramp(config: TrainConfig, stages: Stages, world_size: int) -> BatchRamp:
     return BatchRamp(tuple(solve_plan(config, total, world_size) for total in stages.totals), stages.milestones)
 
 
-def _peak_lrs(config: TrainConfig, stages: Stages) -> tuple[ScaledValue, ...]:
-    """Peak rate of each stage: scaled to its batch, or the rest of the decay that the batch does not replace."""
+def _follow(
+    config: TrainConfig, stages: Stages, samples: Callable[[str], int]
+) -> tuple[Following | None, tuple[ScaledValue, ...], tuple[Values, ...]]:
+    """The rule by which values follow the batch, the peak rate of each stage, and its other values."""
+    following, rates = following_of(config, samples), _rates(config, stages)
+    if following is None:
+        return None, rates, tuple({} for _ in rates)
+    totals = _rule_totals(config, stages.totals)
+    peaks = tuple(following.with_momentum(rate, total) for rate, total in zip(rates, totals, strict=True))
+    return following, peaks, scaled_stages(following, totals, peaks)
+
+
+def _base_lr(config: TrainConfig, following: Following | None, total: int) -> float:
+    """The base rate for the momentum of the first batch."""
+    base, (first,) = ScaledValue(config.scaling.base_lr, "none", "base_lr"), _rule_totals(config, (total,))
+    return base.value if following is None else following.with_momentum(base, first).value
+
+
+def _rule_totals(config: TrainConfig, totals: tuple[int, ...]) -> tuple[int, ...]:
+    """The batch of each stage, as the scaling rules see it."""
+    return totals if config.scaling.as_batch is None else (config.scaling.as_batch,)
+
+
+def _rates(config: TrainConfig, stages: Stages) -> tuple[ScaledValue, ...]:
+    """Rate of each stage: scaled to its batch, or the rest of the decay that the batch does not replace."""
     scaling = config.scaling
     if scaling.as_batch is not None and len(stages.totals) > 1:
         raise ValueError(
@@ -181,7 +212,7 @@ def _peak_lrs(config: TrainConfig, stages: Stages) -> tuple[ScaledValue, ...]:
         )
     first, *others = (
         scale_lr(scaling.base_lr, base_batch_size=scaling.base_batch_size, global_batch_size=total, rule=scaling.rule)
-        for total in ([scaling.as_batch] if scaling.as_batch else stages.totals)
+        for total in _rule_totals(config, stages.totals)
     )
     if stages.decay is None:
         return (first, *others)

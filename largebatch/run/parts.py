@@ -179,6 +179,7 @@ def build_run(
         numbers.num_steps if num_steps is None else num_steps,
         seed=config.seed,
         clip_norm=config.clip_norm,
+        scaled=prepared.scaled_groups,
         agree_every=config.observers.metrics.every,
         guard=_guard(config) if is_guarded else None,
         roll_back=roll_back,
@@ -196,6 +197,8 @@ def own_copy(prepared: Prepared) -> Prepared:
     optimizer = build_optimizer(prepared.config, model, prepared.decisions.device)
     if prepared.decisions.compiled_optimizer.value is False:
         _keep_to_torch(optimizer)
+    if prepared.scaled_groups is not None:
+        prepared.scaled_groups.write(optimizer, 0)
     return replace(prepared, model=model, loss=loss, measured_loss=measured_loss, optimizer=optimizer)
 
 

@@ -19,7 +19,7 @@ from largebatch.run.derive import IN_PLACE_OF_DECAY, RunNumbers
 from largebatch.run.loading import prefetch_of
 from largebatch.run.method_rows import PlanRow, method_record
 from largebatch.run.prepare import Prepared
-from largebatch.run.ramp_rows import explained, growth_rows, ramp_rows, trunk_rows
+from largebatch.run.ramp_rows import explained, growth_rows, ramp_rows, scaled_rows, trunk_rows
 from largebatch.run.token_counts import shown_samples
 
 
@@ -51,6 +51,7 @@ def plan_rows(numbers: RunNumbers, optimizer: Optimizer) -> list[PlanRow]:
         ),
         *growth_rows(numbers),
         ("peak LR", f"{numbers.peak_lrs[0].value:.6g}", explained(numbers.peak_lrs[0])),
+        *scaled_rows(numbers, 0),
         *_factor_rows(optimizer),
         *trunk_rows(numbers),
         ("warmup", shown_samples(schedule.warmup_samples, tokens), _warmup_explained(numbers)),
@@ -167,12 +168,14 @@ def plan_record(prepared: Prepared) -> dict[str, Any]:
         "steps_per_epoch": numbers.num_samples / plan.global_batch_size,
         "total_samples": schedule.total_samples,
         "peak_lr": _lr_record(numbers.peak_lrs[0]),
+        "scaled": _scaled_record(numbers, 0),
         "ramp": [
             {
                 "from_samples": position,
                 "num_steps": count,
                 **_batch_record(later),
                 "peak_lr": _lr_record(numbers.peak_lrs[numbers.ramp.stage_at(position)]),
+                "scaled": _scaled_record(numbers, numbers.ramp.stage_at(position)),
             }
             for position, later, count in numbers.ramp.stages(schedule.total_samples)[1:]
         ],
@@ -199,6 +202,10 @@ def _batch_record(plan: BatchPlan) -> dict[str, Any]:
         "grad_accum_steps": plan.grad_accum_steps,
         "max_micro_batch_size": plan.max_micro_batch_size,
     }
+
+
+def _scaled_record(numbers: RunNumbers, stage: int) -> dict[str, Any]:
+    return {name: _lr_record(one) for name, one in (numbers.scaled[stage] if numbers.scaled else {}).items()}
 
 
 def _lr_record(value: ScaledValue) -> dict[str, Any]:

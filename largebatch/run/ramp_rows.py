@@ -1,4 +1,4 @@
-"""The stages of a ramp, what a growing batch saves, and the place of a cooldown, as rows of the plan."""
+"""The stages of a ramp, what follows the batch, what growth saves, and the place of a cooldown, as rows of the plan."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from largebatch.batch.scaling import ScaledValue
 from largebatch.run.derive import IN_PLACE_OF_DECAY, RunNumbers
 from largebatch.run.method_rows import PlanRow
 from largebatch.run.token_counts import shown_samples
+
+_SHOWN = {"weight_decay": "weight decay", "clip_norm": "clip norm", "ema": "kept by average"}
 
 
 def explained(value: ScaledValue) -> str:
@@ -27,7 +29,14 @@ def ramp_rows(numbers: RunNumbers) -> list[PlanRow]:
                 f"{'es' if len(plan.micro_batch_sizes) > 1 else ''}; {_of_stage(numbers, position, peak)}",
             )
         )
+        rows += scaled_rows(numbers, numbers.ramp.stage_at(position), when=f", from {position:,}")
     return rows
+
+
+def scaled_rows(numbers: RunNumbers, stage: int, when: str = "") -> list[PlanRow]:
+    """What follows the batch of a stage besides the rate."""
+    values = numbers.scaled[stage] if numbers.scaled else {}
+    return [(f"{_SHOWN.get(name, name)}{when}", f"{one.value:.6g}", explained(one)) for name, one in values.items()]
 
 
 def _of_stage(numbers: RunNumbers, position: int, peak: ScaledValue) -> str:

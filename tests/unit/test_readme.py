@@ -91,7 +91,7 @@ def commands() -> list[tuple[str, tuple[str, ...]]]:
 ELSEWHERE = ("--config-dir", "data.path=", "model.weights=", "measure.checkpoint=", "--help", "...")
 # No config; neither have some of `bench`.
 OWN_ARGUMENTS = {"checkpoint", "compare", "completion", "diff", "doctor", "help", "report"}
-WORDS = ("loop", "diagnostics", "verify", "--multirun", "WHAT", "NAME", "all", *MEASURES, *EXPERIMENTS)
+WORDS = ("loop", "diagnostics", "verify", "scaling", "--multirun", "WHAT", "NAME", "all", *MEASURES, *EXPERIMENTS)
 SECTIONS = ("measure.", "textbook.", "find_lr.", "plan.")  # each of one verb
 OWN_SECTIONS: dict[str, type[Section]] = {"study": StudyConfig, "attribute": AttributionConfig}
 OF_A_VERB = (*SECTIONS, "hydra/launcher=")

@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, field_validator
 
 from largebatch.batch.growth import GROWTHS
-from largebatch.batch.scaling import SCALING_RULES
 from largebatch.diagnostics.outliers import FEWEST_VALUES
 from largebatch.diagnostics.predictions.cost import CostConfig
 from largebatch.diagnostics.settings import PositiveFloat, PositiveInt, Section
@@ -20,6 +19,7 @@ from largebatch.run.config.logger import LoggerConfig
 from largebatch.run.config.observers import ObserversConfig
 from largebatch.run.config.precision import PrecisionConfig
 from largebatch.run.config.sam import SamConfig
+from largebatch.run.config.scaling import ScalingConfig
 from largebatch.run.config.schedule import ScheduleConfig
 from largebatch.run.config.types import (
     DurationText,
@@ -104,15 +104,6 @@ class BatchConfig(Section):
             "a batch is a whole number of samples, 1 or more, whole tokens such as 0.5Mitokens (524,288), or `full`."
             f"{hint}"
         )
-
-
-class ScalingConfig(Section):
-    """Peak learning rate from the base rate."""
-
-    rule: Annotated[str, one_of(SCALING_RULES)]
-    base_lr: PositiveFloat
-    base_batch_size: SampleCount
-    as_batch: PositiveInt | None = None
 
 
 class ParametersConfig(Section):
@@ -241,6 +232,12 @@ class TrainConfig(Section):
         return self.run.name or self.run.title or re.sub(r"[^\w+=-]+", "-", self.data.name).strip("-") or "run"
 
 
+class VerifyScalingConfig(Section):
+    """The section `verify.scaling`."""
+
+    factors: Annotated[list[Annotated[int, Field(ge=2)]], Field(min_length=1)]
+
+
 class VerifyConfig(Section):
     """The section `verify`."""
 
@@ -248,3 +245,4 @@ class VerifyConfig(Section):
     steps: PositiveInt
     precision: Literal["fp64", "fp32"]
     tolerance: PositiveFloat | None
+    scaling: VerifyScalingConfig

@@ -16,9 +16,10 @@ from largebatch.run.config.augment import AugmentConfig
 from largebatch.run.config.did_you_mean import did_you_mean
 from largebatch.run.config.environment import comparable
 from largebatch.run.config.model_node import arguments_of_model
+from largebatch.run.config.scaling import SCALING_BEFORE
 from largebatch.run.config.schema import CHANGEABLE, is_changeable
 from largebatch.run.config.targets import TargetError, find_target
-from largebatch.run.precision.speed import has_kernels
+from largebatch.run.precision.device import has_kernels
 from largebatch.run.prepare import Prepared
 from largebatch.run.rank_agreement import code_of
 from largebatch.run.resume.model_files import at_home, files_named
@@ -169,12 +170,6 @@ def _with_path(identity: dict[str, Any]) -> dict[str, Any]:
     return identity | {"optimizer": optimizer, "arithmetic": {"compiled_optimizer": False} | arithmetic}
 
 
-def changed_options(changes: Sequence[Change]) -> frozenset[str]:
-    """Options of the optimizer that have other values than in the checkpoint."""
-    keys = [change.key.split(".") for change in changes]
-    return frozenset(parts[1] for parts in keys if parts[0] == "optimizer" and len(parts) > 1)
-
-
 def _way_out(refused: Sequence[Change], allow: Sequence[str]) -> str:
     if fixed := [plain(change.key) for change in refused if change.permission is None]:
         of_format = [plain(change.was) for change in refused if change.key == "precision"]
@@ -220,7 +215,7 @@ def _completed(saved: dict[str, Any], given: dict[str, Any]) -> Iterator[dict[st
     """
     defaults = _defaults_of(given["optimizer"])
     for identity in (saved, given):
-        sections = {"schedule": _SCHEDULE_BEFORE, "parameters": _PARAMETERS_BEFORE}
+        sections = {"schedule": _SCHEDULE_BEFORE, "parameters": _PARAMETERS_BEFORE, "scaling": SCALING_BEFORE}
         if _last_name(identity["optimizer"].get("_target_")) == _last_name(given["optimizer"].get("_target_")):
             sections["optimizer"] = defaults
         data = identity["data"] | {"augment": _AUGMENT_BEFORE | identity["data"]["augment"]}

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 from largebatch.distributed.rendezvous import LauncherError
 from largebatch.distributed.runtime import Runtime
+from largebatch.optim.scaled_groups import ScaledGroups
 from largebatch.records.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -30,8 +31,8 @@ from largebatch.run.checks.machine import folder_problems
 from largebatch.run.config.schema import TrainConfig
 from largebatch.run.prepare import Prepared
 from largebatch.run.resume.finding import find_checkpoint
-from largebatch.run.resume.fitting import fits_run
-from largebatch.run.resume.identity import Change, changed_options, check_identity
+from largebatch.run.resume.fitting import changed_options, fits_run
+from largebatch.run.resume.identity import Change, check_identity
 from largebatch.run.trunk import Trunk
 
 _EFFECT = {True: "it may compute something else now", False: "last digits may differ from an uninterrupted run"}
@@ -61,10 +62,9 @@ class Start:
         """Last step whose records belong to this run; -1: no record does."""
         return -1 if self.checkpoint is None else int(self.checkpoint.values["step"])
 
-    @property
-    def changed_options(self) -> frozenset[str]:
-        """Options of the optimizer that have other values than in the checkpoint."""
-        return changed_options(self.changes)
+    def changed_options(self, scaled: ScaledGroups | None) -> frozenset[str]:
+        """Options of the optimizer that have other values than in the checkpoint; `scaled`: that follow the batch."""
+        return changed_options(self.changes, scaled)
 
 
 def open_folder(config: TrainConfig, runtime: Runtime, stack: contextlib.ExitStack) -> tuple[RunFolder, list[str]]:

@@ -85,6 +85,8 @@ def restore(run: Run, checkpoint: Checkpoint, *, changed_options: frozenset[str]
     values = checkpoint.values
     run.runtime.load_loss_scale_state(values["loss_scale"])
     run.progress.step, run.progress.samples_seen = values["step"], values["samples_seen"]
+    if run.scaled is not None and run.scaled.keys & changed_options:  # another rule made the saved values
+        run.scaled.write(run.optimizer, run.progress.samples_seen, carries=False)
     if run.guard is not None and "guard" in values:  # not in those of a run without one
         run.guard.load(values["guard"])
     return notes
@@ -118,7 +120,9 @@ def roll_back(run: Run, folder: Path, origin: Path | None, *, changed_options: f
     Returns:
         Whether there was a checkpoint.
     """
-    fits = partial(require_run_fit, module=run.module, optimizer=run.optimizer, keeps=changed_options)
+    fits = partial(
+        require_run_fit, module=run.module, optimizer=run.optimizer, keeps=changed_options, scaled=run.scaled
+    )
 
     def choose() -> tuple[Checkpoint | None, list[str]]:
         newest, _ = newest_valid(folder, up_to=run.progress.step, fits=fits)

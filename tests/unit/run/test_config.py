@@ -13,6 +13,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf, open_dict
 
 from largebatch import conf_dir
+from largebatch.batch.joint_scaling import JOINT_RULES
 from largebatch.optim import LAMB_PRESETS, LARS_PRESETS
 from largebatch.run.config.reading import ConfigError, parse_config, public_values
 from largebatch.run.config.schema import TrainConfig
@@ -77,7 +78,8 @@ def test_every_choice_of_every_group_parses(choices: tuple[str, ...]):
             config.data.setdefault(key, value)
     parsed = parse_config(config)
     chosen = dict(choice.split("=") for choice in choices)
-    assert (parsed.scaling.rule, parsed.schedule.decay_name) == (chosen["scaling"], chosen["schedule"])
+    rate = JOINT_RULES[chosen["scaling"]].lr
+    assert (parsed.scaling.rule, parsed.schedule.decay_name) == (rate, chosen["schedule"])
     assert parsed.precision.compute == chosen["precision"]
 
 
