@@ -6,6 +6,7 @@ VERBS = {
     "train": "train with an exact global batch on any number of processes",
     "launch": "start processes here or on a cluster: `launch torchrun 8 ...`, `launch slurm --nodes 4 ...`",
     "plan": "print what a run would do: batch plan, learning rates, steps, memory; starts nothing",
+    "advise": "measure within a budget, and answer: how large should my batch be, and what will it cost?",
     "verify": "prove on your model and data that ranks and accumulation change nothing; else name the cause",
     "measure": "measure weights on a fixed subset: `measure sharpness|variance|gap|communication|all`",
     "study": "measure steps to a target against batch size; `study analyze FILE` fits a CSV; `study atlas`",

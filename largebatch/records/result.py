@@ -31,6 +31,7 @@ FILES: dict[str, tuple[str, tuple[str, ...]]] = {
     "textbook.json": ("textbook", ("title",)),
     "chapter.json": ("textbook", ("title",)),  # of before
     "atlas.json": ("atlas", ("title",)),
+    "advice.json": ("advice", ("sentences",)),
 }
 _OF_RESULT = ("title", "question", "sentences", "tables", "figures", "runs", "numbers")
 _ABOUT = {"kind", "name", "config", "settings", "environment", "answer", "conclusions", *_OF_RESULT}

@@ -22,6 +22,7 @@ from largebatch.cli.measure import MEASURES
 from largebatch.cli.textbook import EXPERIMENTS
 from largebatch.cli.verbs import VERBS
 from largebatch.diagnostics.settings import Section
+from largebatch.experiments.advice.settings import AdviseConfig
 from largebatch.experiments.attribution.settings import AttributionConfig
 from largebatch.experiments.study.settings import StudyConfig
 from largebatch.models import Linear
@@ -93,7 +94,7 @@ ELSEWHERE = ("--config-dir", "data.path=", "model.weights=", "measure.checkpoint
 OWN_ARGUMENTS = {"checkpoint", "compare", "completion", "diff", "doctor", "help", "report"}
 WORDS = ("loop", "diagnostics", "verify", "scaling", "--multirun", "WHAT", "NAME", "all", *MEASURES, *EXPERIMENTS)
 SECTIONS = ("measure.", "textbook.", "find_lr.", "plan.")  # each of one verb
-OWN_SECTIONS: dict[str, type[Section]] = {"study": StudyConfig, "attribute": AttributionConfig}
+OWN_SECTIONS: dict[str, type[Section]] = {"advise": AdviseConfig, "study": StudyConfig, "attribute": AttributionConfig}
 OF_A_VERB = (*SECTIONS, "hydra/launcher=")
 RUNS = [
     (verb, arguments)
@@ -148,7 +149,7 @@ def test_settings_of_a_verb_exist():
 
 def _with_section(verb: str, overrides: list[str]) -> DictConfig:
     """Experiments of these verbs have a section that no other verb knows."""
-    config = compose_config([one for one in overrides if not one.startswith("study.")], config_name=verb)
+    config = compose_config([one for one in overrides if not one.startswith(("study.", "advise."))], config_name=verb)
     parse_section(config, verb, OWN_SECTIONS[verb])
     return config
 

@@ -74,6 +74,7 @@ def _check(config: DictConfig, overrides: list[str], compose: Compose, *, joins:
 
 
 _INSTEAD_OF_RESUME = {
+    "advise": "The same command with the same run.dir continues it.",
     "attribute": "The same command with the same run.dir continues it.",
     "find_lr": "The test starts from model.weights=PATH.",
     "measure": "It measures the weights of measure.checkpoint=PATH.",

@@ -18,6 +18,7 @@ from largebatch.records.report.explorer import interval_text, value_text
 from largebatch.records.report.headline import cost_interval, cost_text
 
 _FAR = 4  # a candidate that is further from the critical batch, by this factor, is not near it
+_USELESS = 1000  # an end of an interval over the other: so few runs tell nothing
 _NO_GAP = "the gap between both was not measured"
 _BRANCHED = "largebatch measure critical-batch"
 _STUDY = "largebatch study study.target.value=VALUE run.dir=runs/study"
@@ -90,7 +91,7 @@ def how_large(found: Assessment, choice: Recommendation | None) -> str:
         text += f"; the training set has only {found.planned.num_samples:,}"
     if choice.fastest is not None and choice.fastest < min(best.amount.value, found.sizes[-1]):
         text += (
-            f"; on {_processes(found)} like these no larger than {choice.fastest:,}, the candidate that reaches a "
+            f"; on {_processes(found)}, as measured, no larger than {choice.fastest:,}, the candidate that reaches a "
             "target soonest"
         )
     if choice.limit is not None:
@@ -148,7 +149,10 @@ def _times(found: Ratios) -> str:
 
 
 def _ratio(one: Interval) -> str:
-    interval = "no interval" if math.isnan(one.low) else f"{one.low:.2g} to {one.high:.2g}"
+    if math.isnan(one.low) or one.high > _USELESS * one.low:
+        interval = f"no {'' if math.isnan(one.low) else 'useful '}interval"
+    else:
+        interval = f"{one.low:.2g} to {one.high:.2g}"
     return f"{one.value:.2g} times ({interval})"
 
 
@@ -213,7 +217,10 @@ def _rests_on(found: Assessment) -> str:
     text = f"the critical batch is {'a noise scale, not a measurement of it' if best.is_noise else 'measured'}"
     value = round(best.amount.value)
     if best.sizes and kind_of(value, best.sizes) == EXTRAPOLATED:
-        text += f", and lies outside the batches {best.sizes[0]:,} to {best.sizes[-1]:,} that it was measured at"
+        low, high = best.sizes[0], best.sizes[-1]
+        text += f", and lies outside the batches that it was measured at, {low:,}" + (
+            f" to {high:,}" if high > low else ""
+        )
     if others := found.critical[1:]:
         text += f"; the {others[0].kind} says {others[0].amount.value:,.0f} ({span(others[0].amount)})"
     return text
@@ -230,8 +237,10 @@ def next_measurement(found: Assessment, chart: list[Branch]) -> str:
     by_key = {one.question.key: one for one in chart}
     sizes = {one.global_batch_size for one in found.group.runs if one.step_s}
     if not found.critical or len(sizes) < 2:
+        if not found.group.runs:
+            return f"next: `{_joined('largebatch advise', run)}` measures what is missing"
         noise = next(one for one in QUESTIONS if one.key == NOISE)
-        return f"next, at two batch sizes: `{noise.command(run, '')}`"
+        return f"next, at two batch sizes and for longer: `{noise.command(run, '')}`"
     if found.critical[0].is_noise:
         has_branches = find_spec("largebatch.experiments.measure.critical_batch") is not None
         command = _joined(_BRANCHED if has_branches else _STUDY, run)

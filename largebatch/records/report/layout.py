@@ -22,7 +22,7 @@ from largebatch.records.report.two_runs import comparison_html
 
 # Sections of results are named after their kind.
 _ORDER = (
-    "overview", "study", "atlas", "runs", "training", "batches", "comparison", "attribution", "gap", "noise",
+    "overview", "advice", "study", "atlas", "runs", "training", "batches", "comparison", "attribution", "gap", "noise",
     "variance", "curvature", "sharpness", "textbook", "explorer", "two-runs", "layers", "time", "communication",
     "find-lr", "verify", "damaged", "left-out",
 )  # fmt: skip

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.quick
 CATALOGUE = Catalogue((Path(conf_dir()),))
 PRIMARIES = sorted(path.stem for path in Path(conf_dir()).glob("*.yaml"))
 OF_VERBS = {
+    "advice/": "advise",
     "textbook/": "textbook",
     "study/": "study",
     "attribute/": "attribute",
@@ -42,7 +43,7 @@ def combinations() -> list[tuple[str, tuple[str, ...]]]:
             verb = next((verb for start, verb in OF_VERBS.items() if choice.startswith(start)), "train")
             if group in ("lars", "lamb"):
                 found.append((verb, (f"optimizer={group}", f"{group}={choice}")))
-            elif group not in ("study", "attribute"):
+            elif group not in ("study", "attribute", "advise"):
                 found.append((verb, (f"{group}={choice}",)))
     return [*found, ("train", ("experiment=digits_ramp", "debug=tiny", "optimizer=lamb", "lamb=timm"))]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ from largebatch.__main__ import main
 from largebatch.cli.plan_advice import read_measured
 from largebatch.diagnostics.intervals import Interval
 from largebatch.experiments.advice.answer import Advice, advise
+from largebatch.experiments.advice.begun import require_same_advice
 from largebatch.experiments.advice.costs import ratios
 from largebatch.experiments.advice.decision import NO, OPEN, UNMEASURED, YES
 from largebatch.experiments.advice.planned import Planned, PlannedMemory
 from largebatch.experiments.advice.questions import COMMUNICATION, GAP, MEMORY, NOISE, QUESTIONS, RATE, REACHED
 from largebatch.experiments.advice.sentences import recommended
+from largebatch.experiments.advice.short_runs import ShortRun, expected_seconds
 from largebatch.experiments.textbook.lesson.choice import flow_chart
 from largebatch.records.report.evidence import Evidence
 from largebatch.records.report.reading import read_evidence
@@ -119,7 +122,7 @@ def test_without_evidence_nothing_is_invented_and_every_question_has_its_command
     assert all("'data.path=my file'" in one for one in commands)
     assert "batch.total=16,64 seed=0,1,2" in commands[-1]
     assert commands[-1].count("batch.total=") == 1  # the sweep takes the place of the one that was typed
-    assert "`largebatch train batch.total=64 'data.path=my file' observers.noise_scale.every=10`" in advice.sentences[2]
+    assert "`largebatch advise batch.total=64 'data.path=my file'`" in advice.sentences[2]
     assert advice.record()["candidates"][0]["quantities"]["steps"]["kind"] == "no evidence"
     assert not any(character.isdigit() for character in advice.sentences[1])
     assert advice.result().figures == []
@@ -339,3 +342,54 @@ def test_measured_folders_without_any_run_are_refused(in_a_folder: None):
     with pytest.raises(ConfigError, match="nowhere: does not exist"):
         read_measured(["nowhere"])
     assert not read_measured([])
+
+
+def test_a_folder_of_other_settings_or_of_something_else_is_refused(tmp_path: Path):
+    config = {"seed": 0, "batch": {"total": 64}, "run": {"dir": "a"}, "model": {"width": 16}}
+    folder = tmp_path / "advice"
+    require_same_advice(folder, config)
+    require_same_advice(folder, config | {"run": {"dir": "b"}})
+    with pytest.raises(ConfigError, match=r"model.width=17: was 16 when .* was begun. Set it back"):
+        require_same_advice(folder, config | {"model": {"width": 17}})
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="holds something that is no advice"):
+        require_same_advice(tmp_path / "other", config)
+    (folder / "advise_settings.json").write_text("{")
+    with pytest.raises(ConfigError, match="so what it was begun with is not known"):
+        require_same_advice(folder, config)
+
+
+def test_a_run_is_expected_to_take_what_its_steps_do_by_the_runs_before(tmp_path: Path):
+    one = ShortRun(64, 0)
+    assert expected_seconds(one, tmp_path, total=8192, overheads=[]) is None
+    for size, step_s in ((16, 0.02), (256, 0.26)):  # 4 ms and 1 ms per sample
+        for seed in range(3):
+            write_run(tmp_path / "runs" / f"b{size}_s{seed}", size, seed=seed, step_s=step_s * (1 + 0.001 * seed))
+    expected = expected_seconds(one, tmp_path, total=8192, overheads=[1.0, 3.0])
+    assert expected == pytest.approx(8192 // 64 * 0.068 + 3, rel=0.1)
+
+
+LITTLE = ["data=digits", "model=mlp", "model.hidden=[4]", "batch.total=96", "length=2ep", "schedule.warmup=0ep"]
+
+
+def test_one_command_measures_and_answers_and_goes_on(in_a_folder: None, capsys: pytest.CaptureFixture[str]):
+    arguments = ["advise", *LITTLE, "advise.batch_sizes=[48,96]", "advise.find_lr=false", "run.dir=a"]
+    code = main(arguments)
+    first = capsys.readouterr().out
+    assert "batch 96, seed 0: finished, 29 steps" in first
+    assert "batch 48, seed 0: finished, 58 steps" in first
+    assert {one.name for one in Path("a").iterdir()} == {
+        "advice.json", "advice.png", "advise_settings.json", "page.html", "runs",
+    }  # fmt: skip
+    assert {one.name for one in Path().iterdir()} == {"a"}
+    record = json.loads(Path("a", "advice.json").read_text())
+    assert record["sentences"] == record["numbers"]["sentences"]
+    assert code == (0 if record["numbers"]["critical_batch"] else 1)
+    shutil.rmtree("a/runs/batch48_seed0")  # as if it had been interrupted
+    main([*arguments, "advise.minutes=0.0001"])
+    second = capsys.readouterr().out
+    assert "batch 96, seed 0: was made before" in second
+    assert "batch 48, seed 0: left out: no time left" in second
+    assert main([*arguments, "model.hidden=[5]"]) == 2
+    assert "was [4] when a was begun" in capsys.readouterr().err

@@ -1,0 +1,248 @@
+"""`largebatch advise`: measures what the answer needs within a budget, then answers as `plan --advise` does."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from omegaconf import DictConfig
+
+from largebatch.cli.composition.composing import compose_config, run_verb
+from largebatch.cli.process.leaving import EXIT_DONE, EXIT_FAILED, code_of
+
+if TYPE_CHECKING:
+    from largebatch.experiments.advice.settings import AdviseConfig
+    from largebatch.experiments.advice.short_runs import ShortRun, Spans
+    from largebatch.run.prepare import Prepared
+
+T = TypeVar("T")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Compose, measure, answer; returns 0, or 1 if nothing is known of the critical batch afterwards."""
+    return run_verb("advise", run, arguments, config_name="advise")
+
+
+def run(config: DictConfig, overrides: list[str]) -> int:
+    """Make the runs that are still missing in the folder, then the other measurements; rank 0 answers."""
+    from largebatch.cli.plan_advice import require_advisable
+    from largebatch.distributed.signals import StopRequest
+    from largebatch.experiments.advice.assessment import default_sizes
+    from largebatch.experiments.advice.settings import AdviseConfig
+    from largebatch.experiments.advice.short_runs import Spans, ordered
+    from largebatch.run.config.reading import parse_section
+    from largebatch.run.prepare import prepare
+
+    options = parse_section(config, "advise", AdviseConfig)
+    prepared = prepare(config, os.environ, joins=True)
+    require_advisable(prepared, options.batch_sizes, key="advise.batch_sizes")
+    numbers = prepared.numbers
+    batch = numbers.plan.global_batch_size
+    sizes = options.batch_sizes or default_sizes(batch, min(numbers.num_samples, numbers.num_consumed))
+    _require_splits(prepared, sizes)
+    folder = _folder(prepared)
+    spans = Spans(numbers.num_consumed, numbers.schedule.warmup_samples)
+    work = _Work(config, overrides, options, prepared, folder, spans)
+    work.say(f"{options.minutes:g} minutes at most, into {folder}")
+    for one in ordered(batch, sizes, seed=prepared.config.seed, seeds=options.seeds):
+        stop = StopRequest()
+        if not work.train(one, stop):
+            work.say(f"stopped; the same command with run.dir={folder} continues")
+            return code_of(stop.signal_name)
+    work.measure()
+    return work.agreed(lambda: work.conclude(sizes))
+
+
+class _Work:
+    """What the parts of the verb share."""
+
+    def __init__(
+        self,
+        config: DictConfig,
+        overrides: Sequence[str],
+        options: AdviseConfig,
+        prepared: Prepared,
+        folder: Path,
+        spans: Spans,
+    ) -> None:
+        self._config, self._overrides, self._options = config, overrides, options
+        self._prepared, self._folder, self._spans = prepared, folder, spans
+        self._end = time.monotonic() + 60 * options.minutes
+        self._overheads: list[float] = []
+        self.skipped: list[str] = []
+
+    def say(self, line: str) -> None:
+        """Print on rank 0."""
+        if _rank() == 0:
+            print(line, flush=True)
+
+    def agreed(self, find_out: Callable[[], T]) -> T:
+        """What rank 0 finds out, on every rank."""
+        return _of_rank0(self._prepared, find_out)
+
+    def train(self, one: ShortRun, stop: Any) -> bool:
+        """Make a run if there is time; returns whether to go on."""
+        from largebatch.experiments.advice.short_runs import config_of, expected_seconds, is_finished, make_run
+
+        total = self._spans.total
+
+        def look() -> tuple[str, float | None]:
+            if is_finished(one, self._folder):
+                return "done", None
+            expected = expected_seconds(one, self._folder, total=total, overheads=self._overheads)
+            left = self._end - time.monotonic()
+            return "skip" if left < (expected or 0.0) or left <= 0 else "make", expected
+
+        verdict, expected = self.agreed(look)
+        if verdict != "make":
+            why = "was made before" if verdict == "done" else f"left out: no time left ({_seconds(expected)} expected)"
+            self.say(f"{_named(one)}: {why}")
+            if verdict == "skip":
+                self.skipped.append(_named(one))
+            return True
+        started, end = time.monotonic(), self._end
+        made = config_of(one, self._config, self._spans)
+        with stop:
+            trained = make_run(one, made, self._folder, lambda: stop() or time.monotonic() > end)
+        seconds = time.monotonic() - started
+        steps = trained.summary.get("steps") or 0
+        times = [float(row["time/step_s"]) for row in trained.rows if "time/step_s" in row]
+        stepping = statistics.median(times) * steps if times else 0.0
+        self._overheads.append(max(seconds - stepping, 0.0))
+        about = "" if expected is None else f", {_seconds(expected)} at most expected"
+        self.say(f"{_named(one)}: {trained.status}, {steps:,} steps in {_seconds(seconds)}{about}")
+        is_over = self.agreed(lambda: time.monotonic() > end and not stop())
+        return trained.status != "stopped" or is_over
+
+    def measure(self) -> None:
+        """The other measurements, each if there is time and it is not there yet."""
+        from largebatch.cli import find_lr, measure
+
+        world_size = int(os.environ.get("WORLD_SIZE", "1"))
+        asked: list[tuple[str, Callable[[DictConfig, list[str]], int], str, list[str]]] = []
+        if self._options.communication and world_size > 1:
+            asked.append(("communication", lambda *given: measure.run("communication", *given), "measure", []))
+        if self._options.find_lr:
+            asked.append(("find_lr", find_lr.run, "find_lr", ["find_lr.seeds=1"]))
+        for name, call, config_name, more in asked:
+            path = self._folder / name / f"{name}.json"
+
+            def look(path: Path = path) -> str:
+                return "done" if path.exists() else "make" if time.monotonic() < self._end else "skip"
+
+            verdict = self.agreed(look)
+            if verdict == "make":
+                started = time.monotonic()
+                self._call(call, config_name, [*more, f"run.dir={path.parent}"])
+                self.say(f"{name}: {_seconds(time.monotonic() - started)}")
+            elif verdict == "skip":
+                self.skipped.append(name)
+                self.say(f"{name}: left out: no time left")
+
+    def _call(self, call: Callable[[DictConfig, list[str]], int], config_name: str, more: Sequence[str]) -> None:
+        """Call another verb with the settings of this one; what it prints is in its record."""
+        from omegaconf import open_dict
+
+        own = [one for one in self._overrides if not one.lstrip("+~").startswith(("advise.", "run.dir="))]
+        config = compose_config([*own, *more], config_name=config_name)
+        with open_dict(config):
+            config.pop("advise", None)
+        with contextlib.redirect_stdout(io.StringIO()):
+            call(config, [])
+
+    def conclude(self, sizes: Sequence[int]) -> int:
+        """Answer from the folder: print, and write advice.json, advice.png and page.html."""
+        from largebatch.cli.plan_advice import planned_of, show_advice
+        from largebatch.experiments.advice.answer import advise
+        from largebatch.records.report import read_evidence, write_report
+        from largebatch.records.report.publish import write_result
+        from largebatch.records.run_folder import environment
+
+        planned = planned_of(self._prepared, self._overrides, section="advise")
+        advice = advise(read_evidence([self._folder]), planned, sizes)
+        about = {
+            "config": self._prepared.public,
+            "settings": self._options.model_dump(),
+            "skipped": self.skipped,
+            "environment": environment(),
+        }
+        write_result(advice.result(), self._folder / "advice.json", about=about)
+        page = self._folder / "page.html"
+        write_report(read_evidence([self._folder]), page, title=advice.result().heading)
+        print(page, end="\n\n")
+        show_advice(advice)
+        return EXIT_DONE if advice.found.critical else EXIT_FAILED
+
+
+def _of_rank0(prepared: Prepared, find_out: Callable[[], T]) -> T:
+    """The value on rank 0, on every rank; between two runs there is no process group.
+
+    Raises:
+        LauncherError: on the other ranks, if rank 0 fails.
+    """
+    from largebatch.distributed.word_of_rank0 import word_of_rank0
+
+    timeout_s = prepared.config.launcher.rendezvous_timeout_s
+    told = word_of_rank0(os.environ, lambda: (find_out(),), is_final=lambda _: False, timeout_s=timeout_s)
+    return find_out() if told is None else told[0]
+
+
+def _folder(prepared: Prepared) -> Path:
+    """The folder of this advice, new or of the same settings, on every rank."""
+    from largebatch.experiments.advice.begun import require_same_advice
+    from largebatch.records.run_folder import chosen_folder
+    from largebatch.run.config.reading import ConfigError
+
+    def choose() -> tuple[str, list[str]]:
+        run = prepared.config.run
+        folder = chosen_folder(run.dir, run.root, "advice")
+        try:
+            require_same_advice(folder, prepared.public)
+        except ConfigError as error:
+            return str(folder), error.errors
+        return str(folder), []
+
+    folder, errors = _of_rank0(prepared, choose)
+    if errors:
+        raise ConfigError(errors)
+    return Path(folder)
+
+
+def _require_splits(prepared: Prepared, sizes: Sequence[int]) -> None:
+    """Refuse candidates that these ranks cannot split, before any run.
+
+    Raises:
+        ConfigError: with all of them.
+    """
+    from functools import partial
+
+    from largebatch.run.config.findings import Findings
+    from largebatch.run.derive import solve_plan
+
+    findings, world_size = Findings(), prepared.numbers.plan.world_size
+    for size in sizes:
+        findings.attempt(f"advise.batch_sizes: {size}", partial(solve_plan, prepared.config, size, world_size))
+        if size > prepared.numbers.num_consumed:
+            findings.errors.append(
+                f"advise.batch_sizes: {size} exceeds the {prepared.numbers.num_consumed:,} samples of a run. Raise "
+                "length, or use smaller ones."
+            )
+    findings.raise_if_any()
+
+
+def _named(one: ShortRun) -> str:
+    return f"batch {one.batch:,}, seed {one.seed}"
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def _seconds(value: float | None) -> str:
+    return "some time" if value is None else f"{value:.0f} s"

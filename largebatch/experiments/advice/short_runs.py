@@ -1,0 +1,123 @@
+"""The runs that `largebatch advise` makes: which, in what order, with which config, and how long the next one takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from largebatch.records.report.evidence import Evidence
+from largebatch.records.report.groups import grouped
+from largebatch.records.report.reading import read_evidence
+from largebatch.records.report.run_files import read_json
+from largebatch.records.report.time_quantities import time_quantities
+from largebatch.records.run_folder import RunFolder
+from largebatch.run.train_quietly import Trained, train_quietly
+
+_MOST_DOUBT = 2.0  # times the value: the interval of two runs may have no useful end
+_ROWS = 20  # of metrics at least, in a run that has as many steps
+_NOISE_ESTIMATES = 100  # of the noise scale at least, where there are as many steps: 20 are needed for an interval
+
+
+@dataclass(frozen=True)
+class ShortRun:
+    """A run to make.
+
+    Attributes:
+        batch: global, in samples.
+        seed: of the run.
+    """
+
+    batch: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return f"batch{self.batch}_seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Spans:
+    """What all runs have in common, in samples, whatever the batch.
+
+    Attributes:
+        total: of each run.
+        warmup: of the schedule.
+    """
+
+    total: int
+    warmup: int
+
+
+def ordered(batch: int, sizes: Sequence[int], *, seed: int, seeds: int) -> list[ShortRun]:
+    """The most telling first: the batch of the config, both ends, what lies between, then further seeds.
+
+    >>> [(one.batch, one.seed) for one in ordered(64, [16, 32, 64, 128], seed=0, seeds=2)]
+    [(64, 0), (16, 0), (128, 0), (32, 0), (64, 1), (16, 1), (128, 1)]
+    """
+    ends = [size for size in (min(sizes), max(sizes)) if size != batch]
+    between = [size for size in sorted(sizes) if size != batch and size not in ends]
+    first = [ShortRun(batch, seed), *(ShortRun(size, seed) for size in (*ends, *between))]
+    more = [ShortRun(size, other) for other in range(seed + 1, seed + seeds) for size in (batch, *ends)]
+    return [*first, *more]
+
+
+def config_of(run: ShortRun, config: DictConfig, spans: Spans) -> DictConfig:
+    """The config of a run: that of the plan with another batch and seed, over the same samples."""
+    config, steps = OmegaConf.create(config), spans.total // run.batch
+    changes: dict[str, Any] = {
+        "batch.total": run.batch,
+        "seed": run.seed,
+        "run.name": run.name,
+        "length": f"{spans.total}samples",
+        "schedule.warmup": f"{spans.warmup}samples",
+        "observers.evaluation.every": None,
+        "observers.noise_scale.every": max(1, min(10, steps // _NOISE_ESTIMATES)),
+        "observers.metrics.every": max(1, min(10, steps // _ROWS)),
+        "resume": "auto",
+    }
+    with open_dict(config):
+        for key, value in changes.items():
+            OmegaConf.update(config, key, value)
+    return config
+
+
+def make_run(run: ShortRun, config: DictConfig, folder: Path, stop: Callable[[], bool]) -> Trained:
+    """Train it, or continue it where it was stopped, on all ranks of the launcher."""
+    return train_quietly(config, folder / "runs" / run.name, stop=stop)
+
+
+def is_finished(run: ShortRun, folder: Path) -> bool:
+    """Whether its folder says so."""
+    summary = RunFolder(folder / "runs" / run.name).summary
+    try:
+        return read_json(summary).get("status") in ("finished", "diverged")
+    except (OSError, ValueError):
+        return False
+
+
+def expected_seconds(run: ShortRun, folder: Path, *, total: int, overheads: Sequence[float]) -> float | None:
+    """How long a run takes at most by those before it: its steps times the upper end of the report's time of a step.
+
+    Args:
+        run: the next one.
+        folder: of the advice.
+        total: samples of a run.
+        overheads: seconds that the runs before took besides their steps.
+
+    Returns:
+        None before the first run.
+    """
+    groups = grouped([one for one in read_evidence([folder / "runs"]).runs if one.step_s])
+    if not groups or not overheads:
+        return None
+    step = time_quantities(groups[0], Evidence(()), is_only=True)[0].at(run.batch)
+    if step.value is None:
+        return None
+    return total // run.batch * (step.value if step.high is None else min(step.high, _MOST_DOUBT * step.value)) + max(
+        overheads
+    )
