@@ -20,6 +20,7 @@ BENCHES = {
     "verify": "false alarms and missed defects of `largebatch verify`, over models, optimizers and seeds",
     "rows": "memory and time of `report`, `compare`, `diff` and a resume on runs of a million rows",
     "start": "how long --help, errors, a plan and the first step take, as whole processes",
+    "prediction": "time, memory and communication of held-out runs, predicted from others, against what they took",
     "optim": "a step of LAMB and LARS against torch's fused AdamW and SGD, and other packages that are installed",
 }
 # Benches that run a config, with their default overrides. The others have settings of their own.
@@ -27,7 +28,7 @@ _OF_A_RUN = {"loop": (), "diagnostics": ("observers.noise_scale.every=10",)}
 
 
 def main(arguments: Sequence[str]) -> int:
-    """`bench attribution|communication|data|diagnostics|loop|optim|rows|start|verify [KEY=VALUE ...]`.
+    """`bench attribution|communication|data|diagnostics|loop|optim|prediction|rows|start|verify [KEY=VALUE ...]`.
 
     Returns 0; 1 if a measurement failed or `bench verify` counted a mistake; 2 for wrong input.
     """

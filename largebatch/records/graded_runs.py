@@ -59,3 +59,14 @@ def calibration_table(found: Sequence[Calibration]) -> Table:
         for one in found
     ]
     return Table("predictions of runs, graded by what was measured; intervals are for 95 %", headers, rows)
+
+
+def calibration_lines(found: Sequence[Calibration]) -> list[str]:
+    """The same as a line for each quantity; one that says that nothing is known where no run was graded."""
+    if not found:
+        return ["predictions: no run has graded its own yet, so how far off they are is not known"]
+    return [
+        f"predictions of {LABELS[one.quantity][0]}: {one.number} graded, median error {one.median_error:.1%}; "
+        f"{one.inside} of {one.number} intervals held ({one.share.low:.0%} to {one.share.high:.0%}), of 95 % claimed"
+        for one in found
+    ]

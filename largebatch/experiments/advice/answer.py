@@ -8,12 +8,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from largebatch.diagnostics.predictions.grades import Calibration
 from largebatch.experiments.advice.assessment import Assessment, assess
 from largebatch.experiments.advice.decision import NO, YES, Branch, branches
 from largebatch.experiments.advice.picture import picture
 from largebatch.experiments.advice.planned import Planned
 from largebatch.experiments.advice.questions import END
 from largebatch.experiments.advice.sentences import recommended, sentences
+from largebatch.records.graded_runs import calibration_lines, calibration_of, calibration_table
 from largebatch.records.report.estimates import NONE, Estimate
 from largebatch.records.report.evidence import Evidence
 from largebatch.records.report.explorer import interval_text, value_text
@@ -55,6 +57,11 @@ class Advice:
     found: Assessment
     chart: list[Branch]
     sentences: list[str]
+
+    @property
+    def calibration(self) -> list[Calibration]:
+        """How the predictions did that the runs made of themselves: no plan without its error."""
+        return calibration_of(run.summary for run in self.found.group.runs)
 
     def tree(self) -> list[str]:
         """The chart as an indented tree of lines of at most 80 letters; commands stay whole."""
@@ -111,6 +118,7 @@ class Advice:
             ],
             "units": {key: one.unit for key, one in found.quantities.items()},
             "sources": {key: found.quantities[key].source for key, _ in self._rows() if key in found.quantities},
+            "calibration": [asdict(one) for one in self.calibration],
             "runs": [str(run.folder) for run in found.group.runs],
             "left_out": [{"path": str(one.path), "reason": one.reason} for one in found.evidence.left_out],
             "damaged": [{"path": str(one.path), "reason": one.reason} for one in found.evidence.damaged],
@@ -127,11 +135,15 @@ class Advice:
             ],
         )
         task = f"{self.found.planned.task}, {self.found.planned.optimizer}"
-        cells = self.table()
+        cells, graded = self.table(), self.calibration
         return Result(
             title=TITLE,
             sentences=self.sentences,
-            tables=(Table(f"{task}: {_LEGEND}", cells.headers, cells.rows), chart),
+            tables=(
+                Table(f"{task}: {_LEGEND}", cells.headers, cells.rows),
+                chart,
+                *([calibration_table(graded)] if graded else []),
+            ),
             figures=picture(self.found),
             numbers=self.record(),
             picture="advice.png",
@@ -141,7 +153,7 @@ class Advice:
     def text(self) -> Iterator[str]:
         """The lines behind the table: sources, and the answer."""
         yield from textwrap.wrap(_LEGEND, WIDTH)
-        for line in self.sources():
+        for line in [*self.sources(), *calibration_lines(self.calibration)]:
             yield from textwrap.wrap(line, WIDTH, subsequent_indent="  ")
         yield ""
         for number, sentence in enumerate(self.sentences, 1):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 
+from largebatch.records.graded_runs import calibration_of, calibration_table
 from largebatch.records.regular_files import printable
 from largebatch.records.report import html_parts
 from largebatch.records.report.batch_table import batch_table
@@ -23,8 +24,8 @@ from largebatch.records.report.two_runs import comparison_html
 # Sections of results are named after their kind.
 _ORDER = (
     "overview", "advice", "study", "atlas", "runs", "training", "batches", "comparison", "attribution", "gap", "noise",
-    "variance", "curvature", "sharpness", "textbook", "explorer", "two-runs", "layers", "time", "communication",
-    "find-lr", "verify", "damaged", "left-out",
+    "variance", "curvature", "sharpness", "textbook", "explorer", "predictions", "two-runs", "layers", "time",
+    "communication", "find-lr", "verify", "damaged", "left-out",
 )  # fmt: skip
 _TITLES = {
     "batches": "Against batch size",
@@ -51,6 +52,7 @@ def page_sections(
     found = [
         *([overview(evidence, groups, studies(evidence))] if evidence else []),
         Section("explorer", "Batch-size explorer", options=list(map(_explorer_option, count(), explored))),
+        Section("predictions", "Predictions, graded", _graded(evidence.runs)),
         *_run_sections(evidence.compared, groups),
         *of_records,
         Section("two-runs", "Two runs compared", comparison_html(evidence.runs) if len(evidence.runs) > 1 else ""),
@@ -73,6 +75,15 @@ def _place(section: Section) -> int:
 def _faults(what: str, why: str, found: Sequence[LeftOut]) -> str:
     rows = [(printable(one.path), printable(one.reason)) for one in found]
     return html_parts.table((what, why), rows) if rows else ""
+
+
+def _graded(runs: Sequence[RunRecord]) -> str:
+    """How the predictions did that runs made of themselves: no plan without its error."""
+    found = calibration_of(run.summary for run in runs)
+    if not found:
+        return ""
+    shown = calibration_table(found)
+    return html_parts.table(shown.headers, shown.rows, caption=shown.title)
 
 
 def _run_sections(runs: Sequence[RunRecord], groups: Sequence[Group]) -> list[Section]:

@@ -37,7 +37,13 @@ def conditions(prepared: Prepared) -> dict[str, str]:
     arithmetic |= {"reduction": config.batch.reduction, "guard": config.guard.policy}
     arithmetic |= {"clips": config.clip_norm is not None}
     watched = config.observers
-    measuring = [watched.metrics.every, watched.noise_scale.every, watched.recompute.every, watched.ledger.enabled]
+    measuring: list[Any] = [
+        watched.metrics.every,
+        watched.noise_scale.every,
+        watched.recompute.every,
+        watched.ledger.enabled,
+    ]
+    measuring.append(_coarse(watched.own))
     result = {key: value for key, value in plain.items() if key not in _NOT_OF_RESULT}
     result |= {"batch": {**plain["batch"], "max_micro": None}, "content": prepared.content}
     return {

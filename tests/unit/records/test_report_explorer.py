@@ -17,6 +17,7 @@ from largebatch.diagnostics.predictions.cost import CostConfig
 from largebatch.records.report.estimates import Estimate, Quantity, between, from_curve, inverse_law, product
 from largebatch.records.report.explorer import Explorer, explorers, slider_sizes
 from largebatch.records.report.groups import grouped
+from largebatch.records.report.layout import page_sections
 from largebatch.records.report.quantities import quantities
 from largebatch.records.report.reading import read_evidence
 from largebatch.records.report.time_quantities import exposed_on
@@ -235,3 +236,12 @@ def test_figures_are_solid_where_supported_and_dashed_beyond(explored: Explorer)
     assert {16, 64} <= set(beyond)  # where both meet
     assert (dashed.style, points.style, list(points.x)) == ("dashed", "points", [16, 64])
     assert all(re.match("From: ", shown.caption) for shown in explored.figures)
+
+
+def test_the_page_says_how_the_predictions_of_runs_did(tmp_path: Path):
+    write_run(tmp_path / "a", 32)
+    predicted = {"step_time": {"value": 1.0, "low": 0.9, "high": 1.1, "measured": 1.2}}
+    write_json(tmp_path / "a" / "summary.json", {"status": "finished", "predictions": predicted})
+    sections, _ = page_sections(read_evidence([tmp_path]), [], tmp_path / "report.html")
+    (shown,) = [one.before for one in sections if one.key == "predictions"]
+    assert "<td>time of a step</td><td>1</td><td>20.0%</td>" in shown
