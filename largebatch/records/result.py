@@ -26,6 +26,7 @@ FILES: dict[str, tuple[str, tuple[str, ...]]] = {
     "attribution.json": ("attribution", ("parts", "total")),
     "communication.json": ("communication", ("medians", "fit")),
     "sharpness.json": ("sharpness", ("lambda_max",)),
+    "critical_batch.json": ("critical_batch", ("b_crit",)),
     "verify.json": ("verify", ("cases", "causes")),
     "scaling.json": ("scaling", ("found", "broken")),
     "textbook.json": ("textbook", ("title",)),

@@ -175,6 +175,11 @@ def solve_plan(config: TrainConfig, total: int, world_size: int) -> BatchPlan:
     )
 
 
+def peak_lr(config: TrainConfig, total: int) -> ScaledValue:
+    """The peak learning rate that the rule of a config gives to a global batch of `total` samples."""
+    return _peak_lrs(config, Stages((total,)))[0]
+
+
 def _ramp(config: TrainConfig, stages: Stages, world_size: int) -> BatchRamp:
     return BatchRamp(tuple(solve_plan(config, total, world_size) for total in stages.totals), stages.milestones)
 

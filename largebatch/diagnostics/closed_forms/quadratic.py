@@ -94,9 +94,18 @@ class NoisyQuadratic:
         return np.stack(means)
 
     def second_moments(
-        self, theta: Numbers, *, lr: float, num_steps: int, global_batch_size: int, momentum: float = 0.0
+        self,
+        theta: Numbers,
+        *,
+        lr: float,
+        num_steps: int,
+        global_batch_size: float,
+        momentum: float = 0.0,
+        velocity: Numbers | float = 0.0,
     ) -> Float64Array:
         """E[theta^2] after 0, 1, ..., `num_steps` steps with fresh noise in every one, [num_steps + 1, d].
+
+        `velocity` is torch's momentum buffer v at the start, [d].
 
         Without momentum E' = (1 - lr h)^2 E + lr^2 c/B. With it the same holds for the matrix of second moments of
         (theta, v): M' = A M A' + b b' c/B, where A = [[1 - lr h, -lr m], [h, m]] and b = (-lr, 1).
@@ -105,8 +114,8 @@ class NoisyQuadratic:
         transition = self._transition(lr, momentum)
         enters = np.array([-lr, 1.0])
         noise = np.multiply.outer(self.noise_variance / global_batch_size, np.outer(enters, enters))
-        moments = np.zeros((len(self.curvature), 2, 2))
-        moments[:, 0, 0] = self._theta(theta) ** 2
+        state = np.stack([self._theta(theta), vector("velocity", velocity, length=len(self.curvature))], axis=1)
+        moments = state[:, :, None] * state[:, None, :]
         history = [moments[:, 0, 0]]
         for _ in range(num_steps):
             moments = transition @ moments @ transition.transpose(0, 2, 1) + noise
