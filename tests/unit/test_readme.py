@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 import largebatch
 from largebatch.cli.composition.advice_flags import with_overrides
 from largebatch.cli.composition.composing import compose_config
-from largebatch.cli.measure import MEASURES
+from largebatch.cli.measure import MEASURES, TRAINING
 from largebatch.cli.textbook import EXPERIMENTS
 from largebatch.cli.verbs import VERBS
 from largebatch.diagnostics.settings import Section
@@ -92,7 +92,10 @@ def commands() -> list[tuple[str, tuple[str, ...]]]:
 ELSEWHERE = ("--config-dir", "data.path=", "model.weights=", "measure.checkpoint=", "--help", "...")
 # No config; neither have some of `bench`.
 OWN_ARGUMENTS = {"checkpoint", "compare", "completion", "diff", "doctor", "help", "report"}
-WORDS = ("loop", "diagnostics", "verify", "scaling", "--multirun", "WHAT", "NAME", "all", *MEASURES, *EXPERIMENTS)
+WORDS = (
+    *("loop", "diagnostics", "verify", "scaling", "--multirun", "WHAT", "NAME", "all"),
+    *(*MEASURES, *TRAINING, *EXPERIMENTS),
+)
 SECTIONS = ("measure.", "textbook.", "find_lr.", "plan.")  # each of one verb
 OWN_SECTIONS: dict[str, type[Section]] = {"advise": AdviseConfig, "study": StudyConfig, "attribute": AttributionConfig}
 OF_A_VERB = (*SECTIONS, "hydra/launcher=")

@@ -84,7 +84,7 @@ def _cells(row: dict[str, Any], num_windows: int) -> tuple[str, ...]:
     diverged = f"{row['diverged']} of {num_windows}" if row["diverged"] else ""
     return (
         f"{row['batch_size']:,}", f"{row['steps']:,}", f"{row['lr']:.4g}", f"{row['loss']:.5g}",
-        f"{row['rise']:+.4g}", f"{row['low']:+.4g} to {row['high']:+.4g}", diverged,
+        f"{row['rise']:+.2g}", f"{row['low']:+.2g} to {row['high']:+.2g}", diverged,
     )  # fmt: skip
 
 
@@ -97,8 +97,8 @@ def _sentences(
     return [
         f"B_crit is {_text(found, doubling)}: a batch of B_crit needs twice the samples of {smallest} for the same "
         f"loss.{_no_progress(found, doubling)}",
-        f"On the same {found.num_samples:,} samples the loss is at most {tolerance:g} per {unit} above "
-        f"that of {smallest} up to a batch of {_text(found, tolerated)}.",
+        f"The largest batch whose loss after the same {found.num_samples:,} samples is at most {tolerance:g} per "
+        f"{unit} above that of {smallest} is {_text(found, tolerated)}.",
     ]
 
 
