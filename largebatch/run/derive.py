@@ -177,7 +177,7 @@ def solve_plan(config: TrainConfig, total: int, world_size: int) -> BatchPlan:
 
 def peak_lr(config: TrainConfig, total: int) -> ScaledValue:
     """The peak learning rate that the rule of a config gives to a global batch of `total` samples."""
-    return _peak_lrs(config, Stages((total,)))[0]
+    return _rates(config, Stages((total,)))[0]
 
 
 def _ramp(config: TrainConfig, stages: Stages, world_size: int) -> BatchRamp:

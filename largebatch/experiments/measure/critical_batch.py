@@ -66,6 +66,16 @@ def _require_branches(prepared: Prepared) -> None:
             f"{what}: does not go with precision.gradient_compression=powersgd: what it carries over from step to step "
             "would go from one branch into the next. Use precision.gradient_compression=null."
         )
+    if prepared.scaled_groups is not None:
+        problems.append(
+            f"{what}: does not go with scaling.momentum, betas, eps, weight_decay or clip_norm. They follow the batch "
+            "of a run, not that of a branch, which would have the values of the run's batch. Use 'none' for them."
+        )
+    if prepared.config.scaling.as_batch is not None:
+        problems.append(
+            f"{what}: scaling.as_batch={prepared.config.scaling.as_batch} gives all branches the rate of that batch. "
+            "Use scaling.as_batch=null."
+        )
     if problems:
         raise NotMeasurableError(problems)
 

@@ -14,7 +14,8 @@ from largebatch.records.checkpoint import Checkpoint, CheckpointError, Fits, req
 from largebatch.records.run_folder import RunFolder
 from largebatch.run.prepare import Prepared
 from largebatch.run.resume import find_checkpoint, run_identity
-from largebatch.run.resume.identity import changed_options, changes_of
+from largebatch.run.resume.fitting import changed_options
+from largebatch.run.resume.identity import changes_of
 from largebatch.training.loop import Run
 from largebatch.training.observers.restoring import names_of
 
