@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,15 @@ from largebatch.batch.plan import BatchPlan
 from largebatch.diagnostics import moments_of_step
 from largebatch.distributed.runtime import Runtime
 from largebatch.optim import LAMB, LARS, MuonWithAdamW, OptimizerGeometry, parameters_by_name
+from largebatch.records.trackers import read_metrics
+from largebatch.run.config.reading import ConfigError
+from largebatch.run.prepare import prepare
+from largebatch.run.train_quietly import train_quietly
 from largebatch.training.loop import train
 from tests.multiprocess.made_run import made_run
 from tests.multiprocess.test_contract import SEED, model_and_data
+from tests.unit.composing import compose_run
+from tests.unit.records.failing_disk import Death
 from tests.watching import AfterStep
 
 STEPS, BATCH, MICRO, LR, CLIP = 3, 24, 5, 0.01, 0.05
@@ -164,3 +171,54 @@ def test_the_mean_over_all_batches_of_a_small_set_is_the_exact_trace_and_signal(
     assert len(found) == 90
     assert np.mean(found, axis=0) == pytest.approx([trace, signal], rel=1e-11)
     assert trace > 0.1 * signal > 0
+
+
+SMALL = (
+    "model=mlp", "model.hidden=[8]", "data=synthetic", "optimizer=adamw", "batch.total=32", "batch.max_micro=8",
+    "length=8steps", "schedule.warmup=1steps", "observers.evaluation.every=null", "observers.checkpoint.every=4steps",
+    "observers.noise_scale.every=1", "observers.noise_scale.groups={biases: [bias]}",
+)  # fmt: skip
+
+
+def noise_rows(folder: Path) -> list[dict[str, float]]:
+    return [
+        {key: value for key, value in row.items() if key.startswith("noise_scale/")}
+        for row in read_metrics(folder / "metrics.jsonl")
+        if "noise_scale/trace" in row
+    ]
+
+
+def test_a_resumed_run_measures_on_from_what_it_had_and_euclidean_rows_are_those_of_a_run_without(tmp_path):
+    geometry = "observers.noise_scale.geometry=optimizer"
+    for name, more in (("whole", (geometry,)), ("euclidean", ())):
+        train_quietly(compose_run(*SMALL, *more), tmp_path / name)
+
+    def die(run: Any, report: Any) -> None:
+        raise Death
+
+    with pytest.raises(Death):
+        train_quietly(compose_run(*SMALL, geometry), tmp_path / "broken", observers=[AfterStep(die, only=6)])
+    train_quietly(compose_run(*SMALL, geometry, "resume=auto"), tmp_path / "broken")
+    whole, euclidean = noise_rows(tmp_path / "whole"), noise_rows(tmp_path / "euclidean")
+    assert noise_rows(tmp_path / "broken")[-4:] == whole[-4:]
+    assert {"noise_scale/optimizer/trace", "noise_scale/optimizer/biases/trace"} < whole[-1].keys()
+    own = "noise_scale/optimizer/"
+    assert [{key: row[key] for key in row if not key.startswith(own)} for row in whole] == euclidean
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (("optimizer._target_=torch.optim.Adadelta", "~optimizer.betas"), "preconditioner of Adadelta is not known"),
+        (
+            ("+observers.noise_scale.groups.optimizer=[bias]",),
+            "noise_scale/optimizer/*, are those of the optimizer's",
+        ),
+        (("observers.noise_scale.every=null", "observers.noise_scale.groups=null"), "no effect without measurements"),
+    ],
+)
+def test_a_geometry_that_cannot_be_measured_is_refused_before_the_run(overrides, words):
+    config = compose_run(*SMALL, "observers.noise_scale.geometry=optimizer", *overrides)
+    with pytest.raises(ConfigError) as refused:
+        prepare(config, {})
+    assert words in str(refused.value)
