@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from largebatch.cli.composition.calling import _resume_without_effect
 from largebatch.records.checkpoint import CheckpointError, newest_valid
+from largebatch.records.report.caveats import _trunk
 from largebatch.records.trackers import read_metrics
 from largebatch.run.config.reading import ConfigError
 from largebatch.run.train_quietly import train_quietly
@@ -163,3 +165,15 @@ def trunk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cooldown") / "trunk"
     stopped_after(str(folder), "optimizer=sgd", "schedule=constant", step=4)
     return folder
+
+
+def test_verbs_that_go_on_from_no_run_refuse_a_cooldown():
+    assert "goes on from no run" in _resume_without_effect("verify", "none", "runs/trunk/checkpoints/step_00000004")
+    assert _resume_without_effect("train", "none", "runs/trunk/checkpoints/step_00000004") == ""
+    assert _resume_without_effect("plan", "none", "runs/trunk/checkpoints/step_00000004") == ""
+
+
+def test_the_report_says_which_run_a_cooldown_left():
+    trunk = {"checkpoint": "runs/trunk/step_4", "step": 4, "samples_seen": 4800}
+    assert _trunk("mine", {"trunk": trunk}) == "mine leaves runs/trunk/step_4 after 4,800 samples"
+    assert _trunk("mine", {"trunk": {"samples_seen": "many"}}) == _trunk("mine", {}) == ""

@@ -62,7 +62,8 @@ def _check(config: DictConfig, overrides: list[str], compose: Compose, *, joins:
         raise ConfigError(renamed)
     if hidden := hidden_choices():
         raise ConfigError(hidden)
-    if without_effect := _resume_without_effect(str(HydraConfig.get().job.config_name), str(config.get("resume"))):
+    resume, trunk = str(config.get("resume")), OmegaConf.select(config, "cooldown.checkpoint")
+    if without_effect := _resume_without_effect(str(HydraConfig.get().job.config_name), resume, trunk):
         raise ConfigError([without_effect])
     if joins and (copies := start_problems(os.environ, num_processes=expected)):
         raise ConfigError(copies)
@@ -84,13 +85,15 @@ _INSTEAD_OF_RESUME = {
 }
 
 
-def _resume_without_effect(config_name: str, resume: str) -> str:
-    """The error of a verb that is to resume, and resumes nothing; empty if there is none."""
+def _resume_without_effect(config_name: str, resume: str, trunk: str | None = None) -> str:
+    """The error of a verb that is to resume or to leave a trunk, and goes on from nothing; empty if there is none."""
     instead = _INSTEAD_OF_RESUME.get(config_name)
-    if instead is None or resume in ("none", "None"):
-        return ""
     verb = config_name.replace("_", "-")
-    return f"resume={resume}: `largebatch {verb}` resumes no run. {instead}"
+    if instead is None:
+        return ""
+    if trunk is not None:
+        return f"cooldown.checkpoint={trunk}: `largebatch {verb}` goes on from no run. Use train or plan."
+    return "" if resume in ("none", "None") else f"resume={resume}: `largebatch {verb}` resumes no run. {instead}"
 
 
 def _reporting(function: Verb, config: DictConfig, overrides: list[str]) -> int:
