@@ -9,8 +9,16 @@ from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 
 from largebatch.diagnostics.intervals import Interval
+from largebatch.diagnostics.predictions import kinds
 
-EXACT, MEASURED, INTERPOLATED, EXTRAPOLATED, NONE = "exact", "measured", "interpolated", "extrapolated", "no evidence"
+EXACT, MEASURED, INTERPOLATED, EXTRAPOLATED, NONE = (
+    "exact",
+    kinds.MEASURED,
+    kinds.INTERPOLATED,
+    kinds.EXTRAPOLATED,
+    "no evidence",
+)
+kind_of = kinds.kind_of
 
 
 @dataclass(frozen=True)
@@ -54,17 +62,6 @@ class Quantity:
     at: AtBatch
     measured: Mapping[int, Interval]
     log: bool = False
-
-
-def kind_of(size: int, measured: Sequence[int]) -> str:
-    """Where a batch size lies among the measured ones.
-
-    >>> [kind_of(size, [32, 128]) for size in (32, 64, 256)]
-    ['measured', 'interpolated', 'extrapolated']
-    """
-    if size in measured:
-        return MEASURED
-    return INTERPOLATED if measured and min(measured) < size < max(measured) else EXTRAPOLATED
 
 
 def between(measured: Mapping[int, Interval]) -> AtBatch:

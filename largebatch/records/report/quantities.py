@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from largebatch.diagnostics.predictions.cost import CostConfig
 from largebatch.diagnostics.predictions.positive_law import fit_positive_law
+from largebatch.diagnostics.predictions.shape import shape_of
 from largebatch.records.report.batches import ACCURACY, ACCURACY_GAP, LOSS, LOSS_GAP, Quality, outcome
 from largebatch.records.report.cost_quantities import cost_quantities
 from largebatch.records.report.estimates import (
@@ -24,7 +25,7 @@ from largebatch.records.report.estimates import (
 from largebatch.records.report.evidence import Evidence
 from largebatch.records.report.groups import Group
 from largebatch.records.report.noise_quantities import noise_quantities
-from largebatch.records.report.shapes import micro_batch_limit, shape_of, shape_of_run, usual_ranks
+from largebatch.records.report.shapes import micro_batch_limit, shape_of_run, usual_ranks
 from largebatch.records.report.target_quantities import target_quantities
 from largebatch.records.report.time_quantities import time_quantities
 

@@ -12,6 +12,7 @@ from largebatch.diagnostics.communication.costs import TransferFit
 from largebatch.diagnostics.communication.prediction import predict_step
 from largebatch.diagnostics.intervals import Interval
 from largebatch.diagnostics.predictions.positive_law import PositiveLaw, fit_positive_law
+from largebatch.diagnostics.predictions.shape import shape_of
 from largebatch.records.report.estimates import (
     EXACT,
     EXTRAPOLATED,
@@ -28,7 +29,7 @@ from largebatch.records.report.estimates import (
 )
 from largebatch.records.report.evidence import Evidence, JsonRecord, RunRecord
 from largebatch.records.report.groups import Group
-from largebatch.records.report.shapes import micro_batch_limit, shape_of, shape_of_run, usual_ranks
+from largebatch.records.report.shapes import micro_batch_limit, shape_of_run, usual_ranks
 
 _ONE_MORE = "the interval is for one more run; "
 

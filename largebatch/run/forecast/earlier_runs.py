@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from largebatch.diagnostics.predictions.grades import Grade
+from largebatch.diagnostics.predictions.shape import Shape
 from largebatch.records.graded_runs import MEASURED, grades_in, positive
 from largebatch.records.regular_files import printable, read_regular
-from largebatch.records.report.shapes import Shape
 
 MOST_RUNS = 48  # newest ones that are read
 MOST_ENTRIES = 1000  # of the folder that are looked at

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from largebatch.diagnostics.predictions.shape import Shape
 from largebatch.records.graded_runs import LABELS, MEASURED, PREDICTIONS, positive
-from largebatch.records.report.shapes import Shape
 from largebatch.run.forecast.conditions import conditions
 from largebatch.run.forecast.earlier_runs import Earlier, read_earlier
 from largebatch.run.forecast.predictions import Coming, Prediction, predictions, record_of

@@ -9,10 +9,10 @@ from typing import Any
 
 from largebatch.diagnostics.intervals import Interval
 from largebatch.diagnostics.predictions.grades import widened, widening
+from largebatch.diagnostics.predictions.kinds import INTERPOLATED, MEASURED, kind_of
 from largebatch.diagnostics.predictions.positive_law import fit_positive_law
+from largebatch.diagnostics.predictions.shape import Shape
 from largebatch.records.graded_runs import LABELS
-from largebatch.records.report.estimates import INTERPOLATED, MEASURED, kind_of
-from largebatch.records.report.shapes import Shape
 from largebatch.run.forecast.conditions import OF_COST, OF_MACHINE, OF_RESULT
 from largebatch.run.forecast.earlier_runs import Earlier, EarlierRun
 

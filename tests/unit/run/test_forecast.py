@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import math
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from largebatch.diagnostics.predictions.shape import Shape
 from largebatch.records.graded_runs import calibration_of, calibration_table, grades_in
-from largebatch.records.report.shapes import Shape
 from largebatch.run.config.reading import ConfigError
 from largebatch.run.forecast import earlier_runs
 from largebatch.run.forecast.conditions import conditions
@@ -187,3 +189,11 @@ def test_the_summary_says_what_was_inside_and_the_table_counts_it(tmp_path: Path
     table = calibration_table(calibration_of([one, one, {}, {"predictions": {"step_time": {"value": "x"}, "mine": 3}}]))
     assert table.rows == [("time of a step", "2", "50.0%", "1.500", "100%", "16% to 100%")]
     assert grades_in({"predictions": {"step_time": PREDICTED["step_time"] | {"low": 3.0}}}) == []
+
+
+def test_a_run_waits_for_no_import_of_the_report_or_of_scipy():
+    names = (
+        "[name for name in sys.modules if name.startswith(('largebatch.records.report', 'scipy.special', 'plotly'))]"
+    )
+    told = f"import sys, largebatch.run.forecast.predictions, largebatch.run.forecast.earlier_runs; print({names})"
+    assert subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True).stdout == "[]\n"
