@@ -161,7 +161,8 @@ def _hyper_parameters(numbers: RunNumbers) -> tuple[Any, ...]:
     """What the rules give, and the share of the run that warms up, from which rate."""
     schedule = numbers.schedule
     peak = numbers.peak_lrs[0].value
-    return peak, schedule.warmup_samples / schedule.total_samples, schedule.warmup_start_factor * peak
+    scaled = [(name, one.value) for values in numbers.scaled for name, one in values.items()]
+    return peak, scaled, schedule.warmup_samples / schedule.total_samples, schedule.warmup_start_factor * peak
 
 
 def _schedule_of(corner: Corner, natural: Prepared) -> dict[str, Any]:

@@ -151,3 +151,15 @@ def test_rules_that_name_one_batch_do_not_go_with_a_ramp():
     ramp = ["batch.ramp.milestones=[1ep]", "batch.ramp.totals=[24]"]
     with pytest.raises(ConfigError, match=r"scaling.as_batch=4: names one batch for all rules"):
         prepare(compose_run(*TINY[1:6], *ramp, "+scaling.as_batch=4"), os.environ)
+
+
+def test_whatever_follows_the_batch_is_held_with_the_rate():
+    design, config, options = designed(*TINY, "scaling=none", "scaling.momentum=half_life", "schedule=constant",
+                                       "schedule.warmup=0ep")  # fmt: skip
+    assert design.is_scaled
+    found = {}
+    for changes, corner in design.corners.items():
+        numbers = prepare(design.config_of(corner, config, options, seed=0), os.environ).numbers
+        found[corner.rule_batch_size, UNSCALED in changes] = numbers.scaled[0]["momentum"].value
+    # 0.9 at batch 8: the half-life in samples stays.
+    assert found == pytest.approx({(4, False): 0.9**0.5, (12, False): 0.9**1.5, (4, True): 0.9**0.5})
