@@ -17,7 +17,7 @@ from largebatch.experiments.attribution.corners import Corner, Design
 from largebatch.experiments.attribution.settings import AttributionConfig
 from largebatch.records.checkpoint.reading import parse_json, reason
 from largebatch.records.durable_files import write_record
-from largebatch.records.flat_config import flat
+from largebatch.records.flat_config import changed_keys, flat
 from largebatch.records.regular_files import read_regular
 from largebatch.records.rows.row_file import MOST_BYTES
 from largebatch.records.run_folder import RunFolder
@@ -26,7 +26,7 @@ from largebatch.run.train_quietly import train_quietly
 
 SETTINGS = "attribution_settings.json"
 # Sections that do not change what a run computes, or that the experiment sets.
-_LOCAL = ("run", "logger", "launcher", "seed")
+_LOCAL = ("run", "logger", "launcher", "seed", "cost")
 _ENDED = ("finished", "diverged")
 
 
@@ -58,7 +58,7 @@ def require_same_attribution(folder: Path, config: DictConfig, options: Attribut
     if path.exists():
         before = _texts(_begun(path))
         now = _texts(asked)
-        if changed := [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]:
+        if changed := changed_keys(before, now):
             raise ConfigError(
                 [
                     f"{key}={now.get(key, 'nothing')}: was {before.get(key, 'nothing')} when {folder} was begun. Set "
