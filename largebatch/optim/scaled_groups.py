@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -84,6 +85,12 @@ class ScaledGroups:
             )
 
         self.values = tuple(tuple(values(group, stage) for group in optimizer.param_groups) for stage in self._stages)
+
+    def with_stages(self, stage_at: Callable[[int], int]) -> ScaledGroups:
+        """The same values of the same stages, in a run that comes to them at other positions."""
+        other = copy.copy(self)
+        other._stage_at = stage_at
+        return other
 
     @property
     def keys(self) -> frozenset[str]:

@@ -79,11 +79,7 @@ METRIC_FAMILIES = (
     _family(
         "observers.evaluation.every",
         "one forward pass over each of the two sets",
-        (
-            "eval/train_loss",
-            "loss per sample or token",
-            "mean on a fixed training subset, as large as validation",
-        ),
+        ("eval/train_loss", "loss per sample or token", "mean on a fixed training subset, as large as validation"),
         ("eval/val_loss", "loss per sample or token", "mean on the validation set, each example exactly once"),
         ("eval/train_accuracy", "share", "correct predictions on the training subset"),
         ("eval/val_accuracy", "share", "correct predictions on the validation set"),
@@ -170,11 +166,7 @@ METRIC_FAMILIES = (
         ("communication/straggler_wait_s", "s", "wait of the fastest rank for the slowest, no time of the network"),
         ("communication/slowest_rank", "rank", "the rank that the others waited for"),
         ("communication/gradient_bytes", "bytes", "size of the gradient that each rank sends"),
-        (
-            "communication/predicted_s",
-            "s",
-            "prediction by latency and bandwidth for these buckets in turn",
-        ),
+        ("communication/predicted_s", "s", "prediction by latency and bandwidth for these buckets in turn"),
         ("communication/latency_s", "s", "latency of an all-reduce, by a line through several sizes"),
         ("communication/bandwidth_bytes_per_s", "bytes/s", "bandwidth of an all-reduce, by the same line"),
     ),
@@ -209,6 +201,16 @@ METRIC_FAMILIES = (
         ("guard/loss_limit", "loss per sample or token", "above this a loss was bad in that step"),
         ("guard/grad_norm", "L2 norm", "gradient norm of a bad step"),
         ("guard/grad_norm_limit", "L2 norm", "above this a gradient norm was bad in that step"),
+    ),
+    _family(
+        "batch.ramp.by",
+        "a small broadcast per measurement of the noise scale",
+        ("batch/grown_to", "samples", "the batch from here on, as the run has decided (`by=noise_scale`)"),
+        ("batch/noise_scale", "samples", "the noise scale that decided; absent after a rollback of the guard"),
+        ("batch/ci_low", "samples", "lower end of its 95 % interval, which the batch is held against"),
+        ("batch/ci_high", "samples", "upper end of its 95 % interval"),
+        ("batch/num_measurements", "measurements", "in that estimate"),
+        ("batch/num_steps", "steps", "of the whole run, as decided so far"),
     ),
     _family(
         "batch.on_out_of_memory",

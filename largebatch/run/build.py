@@ -24,6 +24,7 @@ from largebatch.records.run_folder import RunFolder
 from largebatch.records.trackers import JsonlTracker, Tracker
 from largebatch.run.failures import keep_findings
 from largebatch.run.forecast.forecast import Forecast, make_forecast
+from largebatch.run.growth import decisions_of, go_on_as_decided
 from largebatch.run.loading import evaluation_loaders
 from largebatch.run.observers import Records, build_observers
 from largebatch.run.parts import as_agreed, build_loader, build_run, open_runtime
@@ -39,6 +40,7 @@ from largebatch.training.observers import (
     CheckpointObserver,
     CommunicationObserver,
     EvaluationObserver,
+    GrowthObserver,
     MetricsObserver,
     NoiseScaleObserver,
     SkippedObserver,
@@ -62,6 +64,7 @@ class OpenRun:
     communication: CommunicationObserver | None
     skipped: SkippedObserver | None
     metrics: MetricsObserver
+    growth: GrowthObserver | None
     utilisation: Utilisation
     notes: list[str]
     trunk: Trunk | None = None
@@ -75,7 +78,8 @@ class OpenRun:
     @property
     def problems(self) -> list[str]:
         """Problems that did not stop the run, except the trackers' own."""
-        return [*self.checkpoints.problems, *([] if self.skipped is None else self.skipped.problems)]
+        others = [one for one in (self.skipped, self.growth) if one is not None]
+        return [*self.checkpoints.problems, *(line for one in others for line in one.problems)]
 
     @property
     def checkpoint(self) -> Path | None:
@@ -102,6 +106,7 @@ class OpenRun:
             "checkpoint": None if self.checkpoint is None else str(self.checkpoint),
             **({} if self.checkpoints.unsaved is None else {"unsaved": self.checkpoints.unsaved}),
             **({} if self.run.guard is None else self.run.guard.counts.row()),
+            **({} if self.growth is None else {"batch_decisions": [one.record() for one in self.growth.decisions]}),
             **({"evaluated_after_step": self.evaluation.last_step} if self.evaluation.last else {}),
             **self.evaluation.last,
             **{f"best/{name}": value for name, value in self.evaluation.best.items()},
@@ -140,15 +145,10 @@ def open_run(prepared: Prepared, stop: Callable[[], bool], overrides: Sequence[s
         keep_findings(runtime, folder)
         identity = run_identity(prepared)
         start = begin(prepared, folder, runtime, identity)
+        prepared = go_on_as_decided(prepared, start.checkpoint, loader)
         forecast = make_forecast(prepared, folder.path) if runtime.is_main else Forecast()
-        notes += record_start(
-            folder,
-            start,
-            runtime,
-            config=prepared.public,
-            overrides=overrides,
-            plan=plan_record(prepared) | forecast.plan_entries(),
-        )
+        plan = plan_record(prepared, decisions_of(start.checkpoint)) | forecast.plan_entries()
+        notes += record_start(folder, start, runtime, config=prepared.public, overrides=overrides, plan=plan)
         trackers = open_trackers(prepared, folder, start, stack) if runtime.is_main else []
         opened = _connect(prepared, runtime, folder, trackers, Records(runtime), identity, loader, evaluated, stop)
         for rows in (one for one in opened.trackers if isinstance(one, JsonlTracker)):
@@ -194,4 +194,6 @@ def _connect(
     every_tracker = [*trackers, *records.trackers]
     named = watch.evaluation, watch.checkpoints, watch.noise_scale, watch.communication, watch.skipped, watch.metrics
     trunk = prepared.numbers.trunk
-    return OpenRun(run, prepared.decisions, folder, every_tracker, *named, utilisation, notes=[], trunk=trunk)
+    return OpenRun(
+        run, prepared.decisions, folder, every_tracker, *named, watch.growth, utilisation, notes=[], trunk=trunk
+    )

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from largebatch.batch.duration import Duration
+from largebatch.batch.noise_growth import GrowthRule
 from largebatch.batch.plan import BatchPlan
 from largebatch.batch.ramp import BatchRamp
 from largebatch.batch.scaling import ScaledValue, scale_lr
@@ -17,7 +18,7 @@ from largebatch.run.config.findings import Findings
 from largebatch.run.config.reading import ConfigError
 from largebatch.run.config.schema import TrainConfig
 from largebatch.run.following import Following, Values, following_of, scaled_stages
-from largebatch.run.ramp_stages import Stages, solve_stages
+from largebatch.run.ramp_stages import Stages, rule_until, solve_stages
 from largebatch.run.schedule import schedule_of, settings_of_another_decay
 from largebatch.run.trunk import Trunk, cooled_schedule, trunk_of
 from largebatch.training.weight_average import AverageSettings
@@ -46,6 +47,7 @@ class RunNumbers:
         trunk: the place at which the run leaves another one for a cooldown; None: it is a run of its own.
         scaled: of each plan of the ramp: what follows its batch besides the rate, by name.
         following: the rule that it follows; None: nothing but the rate does.
+        growth: lets the run choose among the plans of the ramp while it trains; None: the ramp is known beforehand.
     """
 
     ramp: BatchRamp
@@ -60,6 +62,7 @@ class RunNumbers:
     trunk: Trunk | None = None
     scaled: tuple[Values, ...] = ()
     following: Following | None = None
+    growth: GrowthRule | None = None
 
     @property
     def plan(self) -> BatchPlan:
@@ -68,7 +71,7 @@ class RunNumbers:
 
     @property
     def num_steps(self) -> int:
-        """Optimizer steps of the whole run; the samples left over do not fill a batch."""
+        """Optimizer steps of the run, whose last samples may not fill a batch; with `growth` the most it takes."""
         return self.ramp.num_steps(self.schedule.total_samples)
 
     @property
@@ -132,7 +135,8 @@ def derive(config: TrainConfig, *, num_samples: int, world_size: int) -> RunNumb
     assert followed is not None
     assert schedule is not None
     (following, peaks, scaled), every = followed, (evaluate_every, checkpoint_every, sharpness_every)
-    return RunNumbers(ramp, peaks, schedule, num_samples, *every, trunk=trunk, scaled=scaled, following=following)
+    growth, own = rule_until(schedule.total_samples, stages), (scaled, following)
+    return RunNumbers(ramp, peaks, schedule, num_samples, *every, None, None, trunk, *own, growth)
 
 
 def _batch_problems(config: TrainConfig, total: int, num_samples: int) -> list[str]:
@@ -181,7 +185,8 @@ def peak_lr(config: TrainConfig, total: int) -> ScaledValue:
 
 
 def _ramp(config: TrainConfig, stages: Stages, world_size: int) -> BatchRamp:
-    return BatchRamp(tuple(solve_plan(config, total, world_size) for total in stages.totals), stages.milestones)
+    plans = tuple(solve_plan(config, total, world_size) for total in stages.totals)
+    return BatchRamp(plans, stages.milestones, None if stages.growth is None else (0,))
 
 
 def _follow(

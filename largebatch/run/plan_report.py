@@ -11,11 +11,13 @@ from torch import nn
 from torch.optim import Optimizer
 
 from largebatch.batch.decays import Cooldown
+from largebatch.batch.noise_growth import GrowthDecision
 from largebatch.batch.plan import BatchPlan
 from largebatch.batch.scaling import ScaledValue
 from largebatch.run.checks.memory import state_of
 from largebatch.run.config.schema import TrainConfig
 from largebatch.run.derive import IN_PLACE_OF_DECAY, RunNumbers
+from largebatch.run.growth_report import candidate_rows, growth_record
 from largebatch.run.loading import prefetch_of
 from largebatch.run.method_rows import PlanRow, method_record
 from largebatch.run.prepare import Prepared
@@ -40,10 +42,11 @@ def plan_rows(numbers: RunNumbers, optimizer: Optimizer) -> list[PlanRow]:
             f"rank 0: {_shorten(first)}" + ("; one gradient all-reduce per step" if plan.world_size > 1 else ""),
         ),
         *ramp_rows(numbers),
+        *candidate_rows(numbers),
         ("training set", shown_samples(numbers.num_samples, tokens), _steps_per_epoch(numbers)),
         (
             "steps",
-            f"{numbers.num_steps:,}",
+            f"{numbers.num_steps:,}" if numbers.growth is None else f"at most {numbers.num_steps:,}",
             consumed
             + {0: "", 1: "; the last sample does not fill a batch"}.get(
                 unused, f"; the last {unused:,} samples do not fill a batch"
@@ -153,8 +156,8 @@ def lr_rows(numbers: RunNumbers) -> list[PlanRow]:
     return [(f"{samples:,} samples", f"{numbers.lr_at(samples):.6g}", "") for samples in sorted(places)]
 
 
-def plan_record(prepared: Prepared) -> dict[str, Any]:
-    """The plan of a run, its decisions and its notes as plain values."""
+def plan_record(prepared: Prepared, growth: Sequence[GrowthDecision] = ()) -> dict[str, Any]:
+    """The plan of a run, its decisions and notes as plain values; `growth`: the decisions about its batch so far."""
     numbers, decisions = prepared.numbers, prepared.decisions
     plan, schedule = numbers.plan, numbers.schedule
     return {
@@ -179,6 +182,7 @@ def plan_record(prepared: Prepared) -> dict[str, Any]:
             }
             for position, later, count in numbers.ramp.stages(schedule.total_samples)[1:]
         ],
+        **growth_record(numbers, growth),
         "warmup_samples": schedule.warmup_samples,
         "warmup_kind": schedule.warmup_kind,
         "warmup_start_lr": numbers.lr_at(0),

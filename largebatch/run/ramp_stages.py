@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from largebatch.batch.duration import Duration
 from largebatch.batch.growth import DEFAULT_STAGE_FACTOR, GROWTHS, Growth
+from largebatch.batch.noise_growth import GrowthRule
 from largebatch.batch.ramp import decay_left_over, totals_in_place_of_decay
 from largebatch.batch.scaling import RATE_EXPONENTS
 from largebatch.batch.schedule import Schedule
 from largebatch.run.config.reading import ConfigError
 from largebatch.run.config.schema import ScheduleConfig, TrainConfig
 from largebatch.run.config.targets import TargetError
+from largebatch.run.growth_rule import settings_without_growth, solve_growth
 
 DEFAULT_MILESTONES_IN_SIXTHS = (2, 4, 5)  # of the length
 
@@ -27,11 +29,14 @@ class Stages:
         decay: if the batch grows in place of a decay of the rate: factor of the first peak rate in each stage. Of a
             step decay, what remains of it; of any other, what the batch gives back, and the schedule goes on falling.
             None: the scaling rule acts on every batch.
+        growth: when the run goes on to the next of `totals`, where it decides that while it trains; there are no
+            milestones then.
     """
 
     totals: tuple[int, ...]
     milestones: tuple[int, ...] = ()
     decay: tuple[float, ...] | None = None
+    growth: GrowthRule | None = None
 
 
 def solve_stages(
@@ -62,6 +67,9 @@ def solve_stages(
     errors = _conflicts(config)
     if errors:
         raise ConfigError(errors)
+    if ramp.by == "noise_scale":
+        rule = solve_growth(config, total, num_samples=num_samples, length=length, samples=samples)
+        return Stages(rule.totals, growth=rule)
     if ramp.in_place_of_decay:
         largest = ramp.max_total or max(num_samples // 10, total)
         if schedule.decay == "step":
@@ -80,6 +88,12 @@ def solve_stages(
     if errors:
         raise ConfigError(errors)
     return stages
+
+
+def rule_until(end: int, stages: Stages | None) -> GrowthRule | None:
+    """The rule of a run that ends there, if its batch grows by it: a cooldown ends before the length of its trunk."""
+    rule = None if stages is None else stages.growth
+    return None if rule is None else replace(rule, total_samples=end)
 
 
 def growth_of(config: TrainConfig) -> Growth:
@@ -140,13 +154,13 @@ def decay_milestones(schedule: ScheduleConfig, length: int, samples: Callable[[s
 
 def _conflicts(config: TrainConfig) -> list[str]:
     ramp, schedule = config.batch.ramp, config.schedule
-    errors = []
-    if len(ramp.milestones) != len(ramp.totals):
+    errors = settings_without_growth(ramp) if ramp.by == "milestones" else []
+    if len(ramp.milestones) != len(ramp.totals) and ramp.by == "milestones":
         errors.append(
             f"batch.ramp: {len(ramp.milestones)} milestones and {len(ramp.totals)} totals: each milestone needs the "
             "batch size that begins there. Write as many milestones as totals."
         )
-    if ramp.in_place_of_decay and (ramp.milestones or ramp.totals):
+    if ramp.in_place_of_decay and ramp.by == "milestones" and (ramp.milestones or ramp.totals):
         errors.append(
             "batch.ramp.in_place_of_decay=true: the batch grows at schedule.milestones, by schedule.gamma. Leave "
             "batch.ramp.milestones and batch.ramp.totals empty, or in_place_of_decay false."
@@ -192,6 +206,7 @@ def _durations(config: TrainConfig) -> list[tuple[str, str | None]]:
         *((f"schedule.{name}", getattr(config.schedule, name)) for name in ("cooldown", "cycle", "timescale")),
         *(("schedule.milestones", text) for text in config.schedule.milestones or []),
         *(("batch.ramp.milestones", text) for text in config.batch.ramp.milestones),
+        ("batch.ramp.at_least", config.batch.ramp.at_least),
         ("observers.evaluation.every", config.observers.evaluation.every),
         ("observers.checkpoint.every", config.observers.checkpoint.every),
         ("observers.early_stopping.patience", config.observers.early_stopping.patience),

@@ -8,6 +8,7 @@ from largebatch.records.graded_runs import PREDICTIONS
 from largebatch.records.rows.augmented_gap import AUGMENTED_GAP, gap_remark
 from largebatch.run.build import OpenRun
 from largebatch.run.forecast.forecast import grade_row
+from largebatch.run.growth_report import decision_rows_of
 
 
 def summary_rows(opened: OpenRun, summary: dict[str, Any], hint: str | None) -> list[tuple[str, object]]:
@@ -47,6 +48,8 @@ def summary_rows(opened: OpenRun, summary: dict[str, Any], hint: str | None) -> 
         rows.append(("evaluated", f"after step {summary['evaluated_after_step']:,}, before the run was stopped"))
     rows += _guard_rows(opened)
     rows += _noise_scale_rows(opened)
+    if opened.growth is not None:
+        rows += decision_rows_of(opened.growth.totals, opened.growth.decisions)
     if opened.communication is not None and (communication := opened.communication.summary()) is not None:
         rows.append(("communication", communication))
     if PREDICTIONS in summary:

@@ -138,10 +138,28 @@ class _EarlyStopping(_Values):
     best_at: Count
 
 
+class _GrowthDecision(_Values):
+    """One change of the batch, with its evidence; see `GrowthDecision`."""
+
+    samples_seen: Annotated[int, Field(ge=1, lt=2**63)]
+    total: Annotated[int, Field(ge=1, lt=2**63)]
+    because: Literal["noise_scale", "rollback"]
+    value: Finite | None
+    low: Finite | None
+    high: Finite | None
+    num_measurements: Count
+
+
+class _Growth(_Values):
+    decisions: list[_GrowthDecision]
+    in_a_row: Count
+
+
 class _Observers(_Values, extra="allow"):
     NoiseScaleObserver: _NoiseScale = None  # type: ignore[assignment]  # absent, but never null
     SkippedObserver: _Skipped = None  # type: ignore[assignment]
     EarlyStoppingObserver: _EarlyStopping = None  # type: ignore[assignment]
+    GrowthObserver: _Growth = None  # type: ignore[assignment]
 
 
 class _Memory(_Values):

@@ -68,17 +68,21 @@ def _permission(value: str) -> str:
 class RampConfig(Section):
     """How the batch changes over the run."""
 
+    by: Literal["milestones", "noise_scale"]
     milestones: list[DurationText]
     totals: list[SampleCount]
     in_place_of_decay: bool
     max_total: SampleCount | None
+    factor: PositiveFloat
+    confirmations: PositiveInt
+    at_least: DurationText | None
     growth: Annotated[str, one_of(tuple(GROWTHS))] | None = None
     stage_factor: Annotated[float, Field(gt=1, allow_inf_nan=False)] | None = None
 
     @property
     def is_used(self) -> bool:
         """Whether the batch changes over the run."""
-        return bool(self.milestones or self.totals or self.in_place_of_decay)
+        return bool(self.milestones or self.totals or self.in_place_of_decay or self.by == "noise_scale")
 
 
 class BatchConfig(Section):

@@ -23,6 +23,7 @@ from largebatch.run.precision.device import has_kernels
 from largebatch.run.prepare import Prepared
 from largebatch.run.rank_agreement import code_of
 from largebatch.run.resume.model_files import at_home, files_named
+from largebatch.run.resume.ramp_identity import RAMP_BEFORE, ramp_identity
 from largebatch.run.trunk import branch_identity
 
 # A run with another value of one of these is another run: its checkpoints must not be resumed.
@@ -33,14 +34,11 @@ _MOST_SHOWN = 20  # changes
 _BEFORE: dict[str, Any] = {
     "batch_norm": "per_micro_batch",
     **dict.fromkeys(("start_weights", "ema", "sam", "guard", "cooldown")),
-    "ramp": {"milestones": [], "totals": [], "in_place_of_decay": False, "max_total": None},
 }
 _AUGMENT_BEFORE = AugmentConfig().model_dump()
 _SCHEDULE_BEFORE = {"warmup_kind": "gradual"}
-_PARAMETERS_BEFORE = {"lr_factor": None, "layer_decay": None, "layer_pattern": DEPTH_PATTERN} | {
-    "freeze": [],
-    "frozen_norms": "hold",
-}
+_PARAMETERS_BEFORE: dict[str, Any] = {"lr_factor": None, "layer_decay": None, "layer_pattern": DEPTH_PATTERN}
+_PARAMETERS_BEFORE |= {"freeze": [], "frozen_norms": "hold"}
 
 
 def run_identity(prepared: Prepared) -> dict[str, Any]:
@@ -51,7 +49,7 @@ def run_identity(prepared: Prepared) -> dict[str, Any]:
         # A row has the same loss and gradient in any piece.
         "loss": {key: value for key, value in plain["loss"].items() if key != "logits_at_once"},
         "global_batch_size": numbers.plan.global_batch_size,
-        "ramp": plain["batch"]["ramp"],
+        "ramp": ramp_identity(config, plain["batch"]["ramp"]),
         "guard": plain["guard"] if config.guard.acts else None,
         "sam": plain["sam"] if config.sam.rho is not None else None,
         "ema": plain["ema"] if config.ema.is_used else None,
@@ -218,8 +216,10 @@ def _completed(saved: dict[str, Any], given: dict[str, Any]) -> Iterator[dict[st
         sections = {"schedule": _SCHEDULE_BEFORE, "parameters": _PARAMETERS_BEFORE, "scaling": SCALING_BEFORE}
         if _last_name(identity["optimizer"].get("_target_")) == _last_name(given["optimizer"].get("_target_")):
             sections["optimizer"] = defaults
+        completed = {name: before | identity[name] for name, before in sections.items()}
+        completed["ramp"] = RAMP_BEFORE | (identity.get("ramp") or {})
         data = identity["data"] | {"augment": _AUGMENT_BEFORE | identity["data"]["augment"]}
-        yield _BEFORE | identity | {name: before | identity[name] for name, before in sections.items()} | {"data": data}
+        yield _BEFORE | identity | completed | {"data": data}
 
 
 def _defaults_of(node: dict[str, Any]) -> dict[str, Any]:

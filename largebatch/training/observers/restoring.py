@@ -41,6 +41,14 @@ class Remembering(Protocol):
         """Restore what `state` returned."""
 
 
+@runtime_checkable
+class Forgetting(Protocol):
+    """An observer that forgets what it learned of weights that a guard takes back."""
+
+    def forget_after(self, run: Run, samples_seen: int, memory: Mapping[str, Any]) -> None:
+        """The run has the weights of the checkpoint after `samples_seen` samples; `memory` is its, see `memory_of`."""
+
+
 def names_of(module: nn.Module) -> dict[Tensor, str]:
     """Name of every parameter."""
     return {parameter: name for name, parameter in module.named_parameters()}
@@ -134,6 +142,9 @@ def roll_back(run: Run, folder: Path, origin: Path | None, *, changed_options: f
     _restore_weights(run, checkpoint, changed_options)
     _restore_average(run, checkpoint)
     run.gradient.statistics.forget()
+    for one in run.observers:
+        if isinstance(one, Forgetting) and (memory := checkpoint.values.get("memory")) is not None:
+            one.forget_after(run, checkpoint.values["samples_seen"], memory)
     return True
 
 
