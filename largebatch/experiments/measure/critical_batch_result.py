@@ -14,6 +14,7 @@ from largebatch.records.result import Result, Table
 from largebatch.run.config.measure import MeasureConfig
 from largebatch.run.prepare import Prepared
 
+_WHOLE_FROM = 100
 _HEADERS = ("batch", "steps", "learning rate", "loss", "above the smallest batch", "95 % interval", "diverged")
 
 
@@ -116,14 +117,14 @@ def _text(found: Branches, one: Crossing) -> str:
     smallest, largest = found.batch_sizes[0], found.batch_sizes[-1]
     if one.low is None and one.high is None:
         return f"not known from batches of {smallest:,} to {largest:,}"
-    low = "below" if one.low is None else f"{one.low:,.0f}"
+    low = "below" if one.low is None else f"{_size(one.low)}"
     if one.value is None:
         if one.low is None:
-            return f"below {one.high:,.0f} samples (95 %)"
-        return f"above {low} samples (95 %)" if one.high is None else f"{low} to {one.high:,.0f} samples (95 %)"
+            return f"below {_size(one.high)} samples (95 %)"
+        return f"above {low} samples (95 %)" if one.high is None else f"{low} to {_size(one.high)} samples (95 %)"
     low = f"below {smallest:,}" if one.low is None else low
-    high = f"above {largest:,}" if one.high is None else f"{one.high:,.0f}"
-    return f"{one.value:,.0f} samples (95 %: {low} to {high})"
+    high = f"above {largest:,}" if one.high is None else f"{_size(one.high)}"
+    return f"{_size(one.value)} samples (95 %: {low} to {high})"
 
 
 def _rate_text(prepared: Prepared, design: Design, factors: tuple[float, ...]) -> str:
@@ -143,3 +144,9 @@ def _rate_text(prepared: Prepared, design: Design, factors: tuple[float, ...]) -
         f"{rates}. For batch {', '.join(at_end)} it is the first or last of them: name more "
         "measure.critical_batch.rate_factors."
     )
+
+
+def _size(samples: float | None) -> str:
+    """A batch size that need not be whole: small ones with a fraction, or an interval would seem to be a point."""
+    assert samples is not None
+    return f"{samples:,.0f}" if samples >= _WHOLE_FROM else f"{samples:.3g}"
