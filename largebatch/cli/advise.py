@@ -35,7 +35,7 @@ def run(config: DictConfig, overrides: list[str]) -> int:
     from largebatch.distributed.signals import StopRequest
     from largebatch.experiments.advice.assessment import default_sizes
     from largebatch.experiments.advice.settings import AdviseConfig
-    from largebatch.experiments.advice.short_runs import Spans, ordered
+    from largebatch.experiments.advice.short_runs import Spans, geometry_of, ordered
     from largebatch.run.config.reading import parse_section
     from largebatch.run.prepare import prepare
 
@@ -47,7 +47,7 @@ def run(config: DictConfig, overrides: list[str]) -> int:
     sizes = options.batch_sizes or default_sizes(batch, min(numbers.num_samples, numbers.num_consumed))
     _require_splits(prepared, sizes)
     folder = _folder(prepared)
-    spans = Spans(numbers.num_consumed, numbers.schedule.warmup_samples)
+    spans = Spans(numbers.num_consumed, numbers.schedule.warmup_samples, geometry_of(prepared.optimizer))
     work = _Work(config, overrides, options, prepared, folder, spans)
     work.say(f"{options.minutes:g} minutes at most, into {folder}")
     for one in ordered(batch, sizes, seed=prepared.config.seed, seeds=options.seeds):
@@ -88,7 +88,13 @@ class _Work:
 
     def train(self, one: ShortRun, stop: Any) -> bool:
         """Make a run if there is time; returns whether to go on."""
-        from largebatch.experiments.advice.short_runs import config_of, expected_seconds, is_finished, make_run
+        from largebatch.experiments.advice.short_runs import (
+            config_of,
+            expected_seconds,
+            has_two_sizes,
+            is_finished,
+            make_run,
+        )
 
         total = self._spans.total
 
@@ -97,7 +103,8 @@ class _Work:
                 return "done", None
             expected = expected_seconds(one, self._folder, total=total, overheads=self._overheads)
             left = self._end - time.monotonic()
-            return "skip" if left < (expected or 0.0) or left <= 0 else "make", expected
+            is_late = left < (expected or 0.0) and has_two_sizes(self._folder)
+            return "skip" if is_late or left <= 0 else "make", expected
 
         verdict, expected = self.agreed(look)
         if verdict != "make":

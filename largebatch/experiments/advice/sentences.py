@@ -10,11 +10,11 @@ from importlib.util import find_spec
 from largebatch.diagnostics.intervals import Interval
 from largebatch.experiments.advice.assessment import Assessment
 from largebatch.experiments.advice.costs import Ratios, ratios
-from largebatch.experiments.advice.decision import GAP, OPEN, UNMEASURED, Branch
+from largebatch.experiments.advice.decision import GAP, OPEN, UNMEASURED, Branch, number
 from largebatch.experiments.advice.questions import COMMUNICATION, NOISE, QUESTIONS, RATE
 from largebatch.records.report.batches import Difference
 from largebatch.records.report.estimates import EXTRAPOLATED, kind_of
-from largebatch.records.report.explorer import interval_text, value_text
+from largebatch.records.report.explorer import value_text
 from largebatch.records.report.headline import cost_interval, cost_text
 
 _FAR = 4  # a candidate that is further from the critical batch, by this factor, is not near it
@@ -160,8 +160,7 @@ def _money(found: Assessment, choice: Recommendation) -> str:
     one = found.at("price", choice.batch)
     if one.value is None:
         return "its price is not known (cost.device_hour)"
-    unit = found.quantities["price"].unit
-    return f"an epoch costs {value_text(one, unit)} {unit} ({interval_text(one, unit)})"
+    return f"an epoch costs {number(one, found.quantities['price'].unit)}"
 
 
 def _end(found: Assessment, choice: Recommendation) -> str:

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from largebatch.optim import OptimizerGeometry
 from largebatch.records.report.evidence import Evidence
 from largebatch.records.report.groups import grouped
 from largebatch.records.report.reading import read_evidence
@@ -42,15 +44,26 @@ class ShortRun:
 
 @dataclass(frozen=True)
 class Spans:
-    """What all runs have in common, in samples, whatever the batch.
+    """What all runs have in common, whatever the batch; in samples.
 
     Attributes:
         total: of each run.
         warmup: of the schedule.
+        geometry: that the noise scale is measured in: `optimizer` where its preconditioner is known.
     """
 
     total: int
     warmup: int
+    geometry: str = "euclidean"
+
+
+def geometry_of(optimizer: torch.optim.Optimizer) -> str:
+    """The better one that the noise scale can be measured in, as observers.noise_scale.geometry."""
+    try:
+        OptimizerGeometry(optimizer)
+    except ValueError:
+        return "euclidean"
+    return "optimizer"
 
 
 def ordered(batch: int, sizes: Sequence[int], *, seed: int, seeds: int) -> list[ShortRun]:
@@ -77,6 +90,7 @@ def config_of(run: ShortRun, config: DictConfig, spans: Spans) -> DictConfig:
         "schedule.warmup": f"{spans.warmup}samples",
         "observers.evaluation.every": None,
         "observers.noise_scale.every": max(1, min(10, steps // _NOISE_ESTIMATES)),
+        "observers.noise_scale.geometry": spans.geometry,
         "observers.metrics.every": max(1, min(10, steps // _ROWS)),
         "resume": "auto",
     }
@@ -98,6 +112,11 @@ def is_finished(run: ShortRun, folder: Path) -> bool:
         return read_json(summary).get("status") in ("finished", "diverged")
     except (OSError, ValueError):
         return False
+
+
+def has_two_sizes(folder: Path) -> bool:
+    """Whether step times of two batch sizes are known: with fewer there is no answer, and no time is too short to try."""
+    return len({one.global_batch_size for one in read_evidence([folder / "runs"]).runs if one.step_s}) > 1
 
 
 def expected_seconds(run: ShortRun, folder: Path, *, total: int, overheads: Sequence[float]) -> float | None:

@@ -14,6 +14,7 @@ import pytest
 from largebatch.__main__ import main
 from largebatch.cli.plan_advice import read_measured
 from largebatch.diagnostics.intervals import Interval
+from largebatch.diagnostics.predictions.cost import CostConfig
 from largebatch.experiments.advice.answer import Advice, advise
 from largebatch.experiments.advice.begun import require_same_advice
 from largebatch.experiments.advice.costs import ratios
@@ -257,6 +258,15 @@ def test_costs_against_the_smallest_follow_from_the_law(tmp_path: Path):
     steps, samples = (found.quantities[key].at for key in ("steps", "samples"))
     assert (steps(64).value or 0) / (steps(16).value or 1) == pytest.approx(one.steps.value)
     assert (samples(64).value or 0) / (samples(16).value or 1) == pytest.approx(one.samples.value)
+
+
+def test_the_price_is_quoted_where_a_device_has_one(tmp_path: Path):
+    write_seeds(tmp_path, {16: 0.95, 64: 0.95})
+    cost = CostConfig(device_hour=3.6, currency="EUR")  # a thousandth per second
+    second = advised(tmp_path, replace(PLANNED, cost=cost)).sentences[1]
+    assert "an epoch costs 0.0" in second
+    assert " EUR (" in second
+    assert "its price is not known" in advised(tmp_path).sentences[1]
 
 
 def test_runs_of_other_tasks_models_and_optimizers_are_left_out_by_name(tmp_path: Path):
