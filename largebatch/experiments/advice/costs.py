@@ -53,3 +53,14 @@ def step_ratio(b_crit: Interval, batch: int, base: int) -> Interval:
 
     ends = sorted((at(b_crit.low), at(b_crit.high)))
     return Interval(at(b_crit.value), *ends)
+
+
+def span(amount: Interval) -> str:
+    """An interval of samples whose ends may be open.
+
+    >>> span(Interval(64, 32, 128)), span(Interval(64, 32, math.inf)), span(Interval(64, 0, math.inf))
+    ('32 to 128', '32 or more', 'not bounded by the evidence')
+    """
+    if math.isinf(amount.high):
+        return f"{amount.low:,.0f} or more" if amount.low else "not bounded by the evidence"
+    return f"{amount.low:,.0f} to {amount.high:,.0f}" if amount.low else f"{amount.high:,.0f} or less"

@@ -5,23 +5,19 @@ from __future__ import annotations
 import math
 import statistics
 from dataclasses import dataclass
-from importlib.util import find_spec
 
 from largebatch.diagnostics.intervals import Interval
 from largebatch.experiments.advice.assessment import Assessment
-from largebatch.experiments.advice.costs import Ratios, ratios
-from largebatch.experiments.advice.decision import GAP, OPEN, UNMEASURED, Branch, number
-from largebatch.experiments.advice.questions import COMMUNICATION, NOISE, QUESTIONS, RATE
+from largebatch.experiments.advice.confidence import how_sure
+from largebatch.experiments.advice.costs import Ratios, ratios, span
+from largebatch.experiments.advice.decision import Branch, number
 from largebatch.records.report.batches import Difference
-from largebatch.records.report.estimates import EXTRAPOLATED, kind_of
 from largebatch.records.report.explorer import value_text
 from largebatch.records.report.headline import cost_interval, cost_text
 
 _FAR = 4  # a candidate that is further from the critical batch, by this factor, is not near it
 _USELESS = 1000  # an end of an interval over the other: so few runs tell nothing
 _NO_GAP = "the gap between both was not measured"
-_BRANCHED = "largebatch measure critical-batch"
-_STUDY = "largebatch study study.target.value=VALUE run.dir=runs/study"
 
 
 @dataclass(frozen=True)
@@ -102,17 +98,6 @@ def how_large(found: Assessment, choice: Recommendation | None) -> str:
 def _processes(found: Assessment) -> str:
     ranks = statistics.mode(run.world_size for run in found.group.runs if run.step_s)
     return f"{ranks} process{'es' * (ranks > 1)}"
-
-
-def span(amount: Interval) -> str:
-    """An interval of samples whose ends may be open.
-
-    >>> span(Interval(64, 32, 128)), span(Interval(64, 32, math.inf)), span(Interval(64, 0, math.inf))
-    ('32 to 128', '32 or more', 'not bounded by the evidence')
-    """
-    if math.isinf(amount.high):
-        return f"{amount.low:,.0f} or more" if amount.low else "not bounded by the evidence"
-    return f"{amount.low:,.0f} to {amount.high:,.0f}" if amount.low else f"{amount.high:,.0f} or less"
 
 
 def at_what_cost(found: Assessment, choice: Recommendation | None) -> str:
@@ -196,61 +181,3 @@ def _worse(one: Difference, *, is_share: bool) -> str:
     interval = cost_interval(change, is_share=is_share)
     over = f"; one seed, over {one.over}" if one.over and one.over != "seeds" else ""
     return f"{cost_text(change.value, is_share=is_share)} {word} ({interval}{over})"
-
-
-def how_sure(found: Assessment, chart: list[Branch]) -> str:
-    """What the answer rests on, what would change it, and the cheapest next measurement."""
-    parts = [_rests_on(found)]
-    if gaps := [one.question.key for one in chart if one.finding.taken in (UNMEASURED, OPEN)]:
-        words = {NOISE: "the noise scale", COMMUNICATION: "communication", RATE: "the learning rate", GAP: "the gap"}
-        if named := [words[key] for key in gaps if key in words]:
-            parts.append(f"not settled: {', '.join(named)}")
-    parts.append(next_measurement(found, chart))
-    return f"How sure: {'; '.join(parts)}."
-
-
-def _rests_on(found: Assessment) -> str:
-    if not found.critical:
-        return f"{_runs(found)} no critical batch"
-    best = found.critical[0]
-    text = f"the critical batch is {'a noise scale, not a measurement of it' if best.is_noise else 'measured'}"
-    value = round(best.amount.value)
-    if best.sizes and kind_of(value, best.sizes) == EXTRAPOLATED:
-        low, high = best.sizes[0], best.sizes[-1]
-        text += f", and lies outside the batches that it was measured at, {low:,}" + (
-            f" to {high:,}" if high > low else ""
-        )
-    if others := found.critical[1:]:
-        text += f"; the {others[0].kind} says {others[0].amount.value:,.0f} ({span(others[0].amount)})"
-    return text
-
-
-def _runs(found: Assessment) -> str:
-    count = len(found.group.runs)
-    return f"{count} run{'s' * (count != 1)} tell{'s' * (count == 1)}" if count else "there are no runs, and"
-
-
-def next_measurement(found: Assessment, chart: list[Branch]) -> str:
-    """The cheapest measurement that is missing, as a command, and what it would change."""
-    run = found.planned.command()
-    by_key = {one.question.key: one for one in chart}
-    sizes = {one.global_batch_size for one in found.group.runs if one.step_s}
-    if not found.critical or len(sizes) < 2:
-        if not found.group.runs:
-            return f"next: `{_joined('largebatch advise', run)}` measures what is missing"
-        noise = next(one for one in QUESTIONS if one.key == NOISE)
-        return f"next, at two batch sizes and for longer: `{noise.command(run, '')}`"
-    if found.critical[0].is_noise:
-        has_branches = find_spec("largebatch.experiments.measure.critical_batch") is not None
-        command = _joined(_BRANCHED if has_branches else _STUDY, run)
-        return f"a measured critical batch could change the answer by a factor: `{command}`"
-    if by_key[GAP].command:
-        return f"the gap could lower it: `{by_key[GAP].command}`"
-    rate = next(one for one in QUESTIONS if one.key == RATE)
-    if by_key[RATE].command:
-        return f"a tuned rate could raise it: `{rate.command(run, '')}`"
-    return "no cheap measurement is missing: more seeds make the intervals narrower"
-
-
-def _joined(command: str, run: str) -> str:
-    return f"{command} {run}".strip()

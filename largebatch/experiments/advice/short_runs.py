@@ -115,7 +115,7 @@ def is_finished(run: ShortRun, folder: Path) -> bool:
 
 
 def has_two_sizes(folder: Path) -> bool:
-    """Whether step times of two batch sizes are known: with fewer there is no answer, and no time is too short to try."""
+    """Whether step times of two batch sizes are known: with fewer there is no answer, however little time is left."""
     return len({one.global_batch_size for one in read_evidence([folder / "runs"]).runs if one.step_s}) > 1
 
 

@@ -118,6 +118,7 @@ def test_without_evidence_nothing_is_invented_and_every_question_has_its_command
         part in one for part, one in zip(("is not known", "is not known", "How sure"), advice.sentences, strict=True)
     ]
     assert recommended(advice.found) is None
+    assert "no prediction of this task was graded yet" in advice.sentences[2]
     assert set(taken(advice).values()) == {UNMEASURED}
     commands = [one.command for one in advice.chart]
     assert all("'data.path=my file'" in one for one in commands)
