@@ -68,6 +68,7 @@ class ScaledGroups:
         stage_at: Callable[[int], int],
     ) -> None:
         self._probed, self._stages, self._stage_at = probed, tuple(stages), stage_at
+        base = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
 
         def values(group: Mapping[str, Any], stage: StageBatch) -> dict[str, Any]:
             keys, factor = _scaled_keys(group, rule), float(group.get("lr_factor", 1.0))
@@ -84,12 +85,25 @@ class ScaledGroups:
                 {"betas": tuple(scaled[one].value for one in ("beta1", "beta2"))} if "betas" in keys else {}
             )
 
-        self.values = tuple(tuple(values(group, stage) for group in optimizer.param_groups) for stage in self._stages)
+        self._values_of = lambda stage: tuple(values(group, stage) for group in base)
+        self.values = tuple(self._values_of(stage) for stage in self._stages)
 
     def with_stages(self, stage_at: Callable[[int], int]) -> ScaledGroups:
         """The same values of the same stages, in a run that comes to them at other positions."""
         other = copy.copy(self)
         other._stage_at = stage_at
+        return other
+
+    def left_for(self, stage: StageBatch) -> ScaledGroups:
+        """Those of a run that leaves this one, at any place, for a stage of its own and stays there.
+
+        State comes from whatever stage it belongs to, at the first `write`.
+
+        Raises:
+            ValueError: if a rule has no value for a group.
+        """
+        other = self.with_stages(lambda _: len(self._stages))
+        other._stages, other.values = (*self._stages, stage), (*self.values, self._values_of(stage))
         return other
 
     @property

@@ -59,6 +59,11 @@ class Following:
             return rate
         return rate_with_momentum(rate, self.base["momentum"], self.values(global_batch_size)["momentum"])
 
+    def stage(self, global_batch_size: int, peak_lr: float) -> StageBatch:
+        """The stage of this batch and rate."""
+        clip_norm = self.values(global_batch_size, peak_lr)["clip_norm"].value if self.base["clip_norm"] else None
+        return StageBatch(global_batch_size, peak_lr, clip_norm)
+
     def shown(self, global_batch_size: int, lr: float) -> dict[str, ScaledValue]:
         """The values that follow this batch, without the rate."""
         return {
@@ -198,11 +203,7 @@ def scaled_groups(
     """
     if following is None:
         return None
-    base = following.base["clip_norm"]
-    stages = []
-    for size, peak in zip([as_batch or plan.global_batch_size for plan in ramp.plans], peaks, strict=True):
-        values = following.values(size, peak.value)
-        stages.append(StageBatch(size, peak.value, values["clip_norm"].value if base else None))
+    sizes = [as_batch or plan.global_batch_size for plan in ramp.plans]
     try:
         groups = ScaledGroups(
             optimizer,
@@ -210,7 +211,7 @@ def scaled_groups(
             following.probed,
             base_lr=following.base["lr"],
             base_batch_size=following.base_batch_size,
-            stages=stages,
+            stages=[following.stage(size, peak.value) for size, peak in zip(sizes, peaks, strict=True)],
             stage_at=ramp.stage_at,
         )
     except ValueError as error:

@@ -124,6 +124,19 @@ class Branches:
         return np.minimum(np.nan_to_num(differences, nan=np.inf, posinf=np.inf), worst)
 
 
+def doubling_without_noise(smallest: int, rate_exponent: float) -> float:
+    """What `doubling` finds where noise does not matter yet: a fact of the rates, not of the task.
+
+    A branch then comes as far as the sum of its rates. With N samples in batches of B, each at the rate (B / B_0)^a,
+    that is (B / B_0)^(a - 1) of what the smallest batch B_0 does: 1/2 of it at B = 2^(1 / (1 - a)) B_0. The linear
+    rule, a = 1, loses nothing. Derived here.
+
+    >>> doubling_without_noise(8, 0.5), doubling_without_noise(8, 0.0), doubling_without_noise(8, 1.0)
+    (32.0, 16.0, inf)
+    """
+    return 2 ** (1 / (1 - rate_exponent)) * smallest if rate_exponent < 1 else math.inf
+
+
 def _mean_interval(columns: Array) -> tuple[Array, Array, Array]:
     """Mean of each column and the ends of its 95 % interval, all [k].
 

@@ -108,7 +108,7 @@ class Advice:
             "recommended": None if choice is None else asdict(choice),
             "critical_batch": [
                 {"value": one.amount.value, "low": one.amount.low or None, "high": one.amount.high, "kind": one.kind,
-                 "source": one.source}
+                 "source": one.source, "bound": one.bound or None}
                 for one in found.critical
             ],
             "chart": [one.record() for one in self.chart],

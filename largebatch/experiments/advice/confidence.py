@@ -30,7 +30,8 @@ def _rests_on(found: Assessment) -> str:
     if not found.critical:
         return f"{_runs(found)} no critical batch"
     best = found.critical[0]
-    text = f"the critical batch is {'a noise scale, not a measurement of it' if best.is_noise else 'measured'}"
+    how = "a noise scale, not a measurement of it" if best.is_noise else "measured"
+    text = f"the critical batch is {'bounded on one side' if best.bound else how}"
     value = round(best.amount.value)
     if best.sizes and kind_of(value, best.sizes) == EXTRAPOLATED:
         low, high = best.sizes[0], best.sizes[-1]

@@ -78,11 +78,12 @@ def how_large(found: Assessment, choice: Recommendation | None) -> str:
         )
     best = found.critical[0]
     about = ", to an order of magnitude" if best.is_noise else ""
-    text = (
-        f"The batch should be about {best.amount.value:,.0f} samples, {span(best.amount)} (95 %){about}: "
-        "there a run takes twice the fewest steps and twice the fewest samples, by "
-        f"{'the ' * best.is_noise}{best.source}"
-    )
+    size, takes = f"{best.amount.value:,.0f} samples", "twice the fewest steps and twice the fewest samples"
+    if best.bound:
+        text = f"The batch should be {best.bound} {size} (95 %): where a run takes {takes} is only bounded, by "
+    else:
+        text = f"The batch should be about {size}, {span(best.amount)} (95 %){about}: there a run takes {takes}, by "
+    text += f"{'the ' * best.is_noise}{best.source}"
     if best.amount.value > found.planned.num_samples:
         text += f"; the training set has only {found.planned.num_samples:,}"
     if choice.fastest is not None and choice.fastest < min(best.amount.value, found.sizes[-1]):

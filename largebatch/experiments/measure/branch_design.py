@@ -9,6 +9,7 @@ import numpy as np
 
 from largebatch.batch.plan import BatchPlan
 from largebatch.diagnostics.sharpness.subset import FixedSubset
+from largebatch.optim.scaled_groups import ScaledGroups
 
 
 @dataclass(frozen=True)
@@ -18,10 +19,12 @@ class Branch:
     Attributes:
         plan: of its global batch.
         rate_scale: its learning rate over that of the run, at the same number of samples.
+        scaled: gives the groups of the optimizer what else follows its batch; None: only the rate does.
     """
 
     plan: BatchPlan
     rate_scale: float
+    scaled: ScaledGroups | None = None
 
 
 @dataclass(frozen=True)

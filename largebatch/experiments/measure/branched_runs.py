@@ -136,7 +136,7 @@ class _Trial:
             return self.design.lr_at(seen - position + self.start) * branch.rate_scale
 
         steps = Steps(batches, lr_at, _MANY, seed=self.seed, always=run.steps.always | measures)
-        test = replace(run, steps=steps, progress=Progress(samples_seen=position))
+        test = replace(run, steps=steps, progress=Progress(samples_seen=position), scaled=branch.scaled)
         loss_scale = run.runtime.loss_scale_state()
         try:
             with rolled_back(run.module, run.optimizer):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -21,9 +22,10 @@ from largebatch.gradient.choices import Ability
 from largebatch.records.result import Result
 from largebatch.run.config.combinations import refusals
 from largebatch.run.config.findings import Findings
-from largebatch.run.config.measure import MeasureConfig
+from largebatch.run.config.measure import CriticalBatchConfig, MeasureConfig
 from largebatch.run.config.reading import ConfigError
 from largebatch.run.derive import peak_lr, solve_plan
+from largebatch.run.growth import as_decided
 from largebatch.run.prepare import Prepared
 from largebatch.run.sample_order import sample_order
 
@@ -47,13 +49,13 @@ def plan(prepared: Prepared, options: MeasureConfig) -> Measurement:
     def measure(weights: Weights) -> Result | None:
         checkpoint = find_run_checkpoint(prepared, weights)
         start = 0 if checkpoint is None else int(checkpoint.values["samples_seen"])
-        base = prepared.numbers.ramp.at(start)
-        design = _design(prepared, options, base)
-        _require_samples(prepared, design, start=start)
-        branches, factors = run_branches(prepared, weights, design, checkpoint, say=partial(print, flush=True))
+        here = replace(prepared, numbers=as_decided(prepared.numbers, checkpoint))
+        design = _design(here, options, here.numbers.ramp.at(start))
+        _require_samples(here, design, start=start)
+        branches, factors = run_branches(here, weights, design, checkpoint, say=partial(print, flush=True))
         if not weights.runtime.is_main:
             return None
-        return result_of(prepared, options, weights, design, branches, factors, start=start)
+        return result_of(here, options, weights, design, branches, factors, start=start)
 
     return measure
 
@@ -66,15 +68,11 @@ def _require_branches(prepared: Prepared) -> None:
             f"{what}: does not go with precision.gradient_compression=powersgd: what it carries over from step to step "
             "would go from one branch into the next. Use precision.gradient_compression=null."
         )
-    if prepared.scaled_groups is not None:
-        problems.append(
-            f"{what}: does not go with scaling.momentum, betas, eps, weight_decay or clip_norm. They follow the batch "
-            "of a run, not that of a branch, which would have the values of the run's batch. Use 'none' for them."
-        )
     if prepared.config.scaling.as_batch is not None:
         problems.append(
-            f"{what}: scaling.as_batch={prepared.config.scaling.as_batch} gives all branches the rate of that batch. "
-            "Use scaling.as_batch=null."
+            f"{what}: scaling.as_batch={prepared.config.scaling.as_batch} gives every batch the values of that "
+            "one, and branches compare batches with their own. Leave it out, with resume_allow=[scaling.as_batch] "
+            "for a checkpoint: the branches of each batch then have the values of that batch."
         )
     if problems:
         raise NotMeasurableError(problems)
@@ -89,38 +87,55 @@ def _design(prepared: Prepared, options: MeasureConfig, base: BatchPlan) -> Desi
     chosen, findings = options.critical_batch, Findings()
     if len(set(chosen.rate_factors)) < len(chosen.rate_factors):
         findings.errors.append(f"{_KEY}.rate_factors={chosen.rate_factors}: one is listed twice. Name each once.")
-    plans = _plans(prepared, chosen.factors, base, findings)
+    branches = _branches(prepared, chosen, base, findings)
     subset = _evaluated(prepared, options, findings)
     findings.raise_if_any()
     assert subset is not None
-    config, numbers = prepared.config, prepared.numbers
-    own_rate = peak_lr(config, base.global_batch_size).value
+    numbers = prepared.numbers
     stage = numbers.ramp.plans.index(base)
-    sizes = [one.global_batch_size for one in plans]
+    sizes = [rates[0].plan.global_batch_size for rates in branches]
     whole = math.lcm(2 * sizes[0], *sizes)
     return Design(
-        branches=[
-            [Branch(one, peak_lr(config, one.global_batch_size).value / own_rate * factor)
-             for factor in sorted(chosen.rate_factors)]
-            for one in plans
-        ],
+        branches=branches,
         rate_factors=tuple(sorted(chosen.rate_factors)),
         num_samples=-(-chosen.steps * sizes[-1] // whole) * whole,
         num_windows=chosen.windows,
         num_pilots=_num_pilots(options),
         shares=shares_of(subset, chosen.windows + _num_pilots(options)),
         lr_at=lambda seen: numbers.peak_lrs[stage].value * numbers.schedule(seen),
-    )  # fmt: skip
+    )
 
 
-def _plans(prepared: Prepared, factors: Sequence[float] | None, base: BatchPlan, findings: Findings) -> list[BatchPlan]:
-    """A plan for each batch size, ascending; with errors as findings."""
-    key, total = f"{_KEY}.factors", base.global_batch_size
-    num_samples, world_size = prepared.numbers.num_samples, base.world_size
+def _rates(prepared: Prepared, base: BatchPlan, size: int, factors: Sequence[float]) -> list[Branch]:
+    """Branches of one batch size from a place where the run has the batch `base`; `factors` are of its rule's rate.
+
+    Raises:
+        ValueError: if the batch cannot be split, or something that follows it has no value there.
+    """
+    config, numbers, groups = prepared.config, prepared.numbers, prepared.scaled_groups
+    following, plan = numbers.following, solve_plan(config, size, base.world_size)
+
+    def rate(total: int) -> float:
+        peak = peak_lr(config, total)
+        return peak.value if following is None else following.with_momentum(peak, total).value
+
+    scales = [rate(size) / rate(base.global_batch_size) * factor for factor in factors]
+    if following is None or groups is None:
+        return [Branch(plan, scale) for scale in scales]
+    own = numbers.peak_lrs[numbers.ramp.plans.index(base)].value
+    return [Branch(plan, scale, groups.left_for(following.stage(size, own * scale))) for scale in scales]
+
+
+def _branches(
+    prepared: Prepared, chosen: CriticalBatchConfig, base: BatchPlan, findings: Findings
+) -> list[list[Branch]]:
+    """By batch size, ascending, and rate; with errors as findings."""
+    key, factors, total = f"{_KEY}.factors", chosen.factors, base.global_batch_size
+    num_samples = prepared.numbers.num_samples
     asked = sorted(set(factors or _FACTORS))
     if factors is not None and len(asked) < len(factors):
         findings.errors.append(f"{key}={factors}: one is listed twice. Name each once.")
-    plans = []
+    branches = list[list[Branch]]()
     for factor in asked:
         size = round(factor * total)
         own = Findings()
@@ -132,16 +147,16 @@ def _plans(prepared: Prepared, factors: Sequence[float] | None, base: BatchPlan,
                 "samples, which a step uses at most once. Leave it out."
             )
         else:
-            found = own.attempt(key, partial(solve_plan, prepared.config, size, world_size))
-            plans += [] if found is None else [found]
+            found = own.attempt(key, partial(_rates, prepared, base, size, sorted(chosen.rate_factors)))
+            branches += [] if found is None else [found]
         findings.errors += own.errors if factors is not None else []
-    if len(plans) < LEAST_SIZES and not findings.errors:
-        sizes = [one.global_batch_size for one in plans]
+    if len(branches) < LEAST_SIZES and not findings.errors:
+        sizes = [rates[0].plan.global_batch_size for rates in branches]
         findings.errors.append(
             f"{key}={factors}: of the batch {total} there are branches of {sizes}, and a curve needs {LEAST_SIZES}. "
             "Name more factors, or start from another batch."
         )
-    return plans
+    return branches
 
 
 def _evaluated(prepared: Prepared, options: MeasureConfig, findings: Findings) -> FixedSubset | None:

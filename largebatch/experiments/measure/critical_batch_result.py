@@ -6,7 +6,8 @@ import dataclasses
 import math
 from typing import Any
 
-from largebatch.diagnostics.critical_batch.branches import Branches, Crossing
+from largebatch.batch.scaling import RATE_EXPONENTS
+from largebatch.diagnostics.critical_batch.branches import Branches, Crossing, doubling_without_noise
 from largebatch.experiments.measure.branch_design import Design
 from largebatch.experiments.measure.weights import Weights
 from largebatch.records.figures.branch_figures import branch_figure
@@ -31,6 +32,7 @@ def result_of(
     """What the branches say; `factors` are of the rates of each batch size, `start` is in samples of the run."""
     chosen = options.critical_batch
     crossings = found.doubling(), found.tolerated(chosen.tolerance)
+    alone = _of_rates(prepared.config.scaling.rule, found, crossings[0], factors)
     name, count = chosen.evaluate_on, sum(one.num_samples for one in design.shares)
     title = (
         f"branches of {found.num_samples:,} samples from {weights.source}, mean of {design.num_windows} windows, on "
@@ -39,11 +41,15 @@ def result_of(
     rows = _rows(found, design, factors, start)
     return Result(
         title="Critical batch",
-        sentences=[*_sentences(prepared, found, crossings, chosen.tolerance), _rate_text(prepared, design, factors)],
+        sentences=[
+            *_sentences(prepared, found, crossings, chosen.tolerance),
+            _rate_text(prepared, design, factors) + _alone_text(found, alone),
+        ],
         tables=[Table(title, _HEADERS, [_cells(row, design.num_windows) for row in rows])],
         figures=[branch_figure(found, crossings, chosen.tolerance, unit=prepared.loss.unit)],
         numbers={
             "b_crit": dataclasses.asdict(crossings[0]),
+            "b_crit_of_rates": alone,
             "tolerated": dataclasses.asdict(crossings[1]) | {"tolerance": chosen.tolerance},
             "samples_seen": start,
             "batch_size": prepared.numbers.ramp.at(start).global_batch_size,
@@ -143,6 +149,22 @@ def _rate_text(prepared: Prepared, design: Design, factors: tuple[float, ...]) -
     return (
         f"{rates}. For batch {', '.join(at_end)} it is the first or last of them: name more "
         "measure.critical_batch.rate_factors."
+    )
+
+
+def _of_rates(rule: str, found: Branches, doubling: Crossing, factors: tuple[float, ...]) -> float | None:
+    """B_crit by the rule of the rate alone, without noise; None: the interval rules it out, or rates were chosen."""
+    alone = doubling_without_noise(found.batch_sizes[0], RATE_EXPONENTS[rule])
+    is_within = (doubling.low or 0.0) <= alone <= (math.inf if doubling.high is None else doubling.high)
+    return alone if is_within and math.isfinite(alone) and len(set(factors)) == 1 else None
+
+
+def _alone_text(found: Branches, alone: float | None) -> str:
+    if alone is None:
+        return ""
+    return (
+        f" Without any noise B_crit would be {_size(alone)} under this rule, where the sum of the rates is half that "
+        f"of batch {found.batch_sizes[0]:,}: what was measured may be the rule."
     )
 
 

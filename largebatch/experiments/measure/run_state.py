@@ -49,8 +49,9 @@ def _fits(prepared: Prepared) -> Fits:
                 "Branches go on from its optimizer, rate and schedule. Give the settings of its run, which are in its "
                 "config.yaml, or permit a change on purpose with resume_allow=[KEY]."
             )
-        keeps = changed_options(changes)
-        require_run_fit(checkpoint, prepared.model, prepared.optimizer, keeps=keeps)
+        scaled = prepared.scaled_groups
+        keeps = changed_options(changes, scaled)
+        require_run_fit(checkpoint, prepared.model, prepared.optimizer, keeps=keeps, scaled=scaled)
 
     return fits
 
@@ -64,7 +65,7 @@ def from_checkpoint(run: Run, prepared: Prepared, checkpoint: Checkpoint | None)
             if checkpoint is not None:
                 tensors, values = checkpoint.tensors["optimizer"], checkpoint.values["optimizer"]
                 fetch, names = partial(of_rank0, run.runtime), names_of(run.module)
-                keeps = changed_options(changes_of(checkpoint, run_identity(prepared)))
+                keeps = changed_options(changes_of(checkpoint, run_identity(prepared)), prepared.scaled_groups)
                 unpack_optimizer(run.optimizer, tensors, values, names, keeps=keeps, fetch=fetch)
                 run.runtime.load_loss_scale_state(checkpoint.values["loss_scale"])
             yield

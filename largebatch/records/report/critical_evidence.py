@@ -29,12 +29,14 @@ class CriticalBatch:
         kind: one of `RANKING`.
         source: the measurements that it rests on.
         sizes: the smallest and the largest batch that were measured for it; empty: not known.
+        bound: "at least" or "at most": one end alone is known, and the value is that end; empty: it is a value.
     """
 
     amount: Interval
     kind: str
     source: str
     sizes: tuple[int, ...] = ()
+    bound: str = ""
 
     @property
     def is_noise(self) -> bool:
@@ -86,14 +88,16 @@ def _branched(group: Group, evidence: Evidence, *, is_only: bool) -> CriticalBat
     best: tuple[float, CriticalBatch] | None = None
     for record in evidence.of("critical_batch"):
         numbers = record.result.numbers
-        amount = _bounded(numbers.get("b_crit"))
+        amount, bound = _value_or_bound(numbers.get("b_crit"))
         if amount is None or not (is_only or is_of(record, group)):
             continue
         seen = numbers.get("samples_seen")
         seen = float(seen) if isinstance(seen, (int, float)) and math.isfinite(seen) else 0.0
         if best is None or seen > best[0]:
             source = f"measure critical-batch in {record.name}, after {seen:,.0f} samples"
-            best = seen, CriticalBatch(amount, BRANCHED, source, ())
+            if isinstance(alone := numbers.get("b_crit_of_rates"), (int, float)):
+                source += f", at inherited rates, which alone would give {alone:,.0f}"
+            best = seen, CriticalBatch(amount, BRANCHED, source, (), bound)
     return None if best is None else best[1]
 
 
@@ -122,6 +126,22 @@ def _euclidean(group: Group, evidence: Evidence, *, is_only: bool) -> CriticalBa
 def _envelope(values: Sequence[Interval]) -> Interval:
     middle = statistics.median(one.value for one in values)
     return Interval(middle, min(one.low for one in values), max(one.high for one in values))
+
+
+def _value_or_bound(value: object) -> tuple[Interval | None, str]:
+    """A value with its ends; or the only end that is known, and which one it is: branches may all lie on one side.
+
+    >>> _value_or_bound({"value": None, "low": 512.0, "high": None})
+    (Interval(value=512.0, low=512.0, high=inf), 'at least')
+    >>> _value_or_bound({"value": None, "low": None, "high": 48.0})
+    (Interval(value=48.0, low=0.0, high=48.0), 'at most')
+    """
+    if not isinstance(value, Mapping) or value.get("value") is not None:
+        return _bounded(value), ""
+    for end, bound in (("low", "at least"), ("high", "at most")):
+        if (amount := _bounded({**value, "value": value.get(end)})) is not None:
+            return amount, bound
+    return None, ""
 
 
 def _bounded(value: object) -> Interval | None:

@@ -7,9 +7,10 @@ import math
 import numpy as np
 import pytest
 
+from largebatch.batch.scaling import RATE_EXPONENTS
 from largebatch.diagnostics.closed_forms import NoisyQuadratic
 from largebatch.diagnostics.closed_forms.branches import QuadraticBranches, point_of_run
-from largebatch.diagnostics.critical_batch.branches import Branches, Crossing, _mean_interval
+from largebatch.diagnostics.critical_batch.branches import Branches, Crossing, _mean_interval, doubling_without_noise
 
 CURVATURE = np.array([1.0, 0.5, 0.25, 0.125])
 TASK = NoisyQuadratic(CURVATURE, CURVATURE)
@@ -65,15 +66,23 @@ def test_the_interval_of_a_mean_is_right_for_skewed_values():
     assert 0.93 < covered < 0.96, "Student's own interval holds the mean in 87 %"
 
 
+@pytest.mark.parametrize(("rule", "expected"), [("sqrt", 32.0), ("none", 16.0)])
+def test_without_noise_the_doubling_is_that_of_the_rates(rule, expected):
+    quiet = NoisyQuadratic(CURVATURE, 1e-9 * CURVATURE)
+    exact = QuadraticBranches(quiet, np.ones(4), np.zeros(4), 0.0, 1e-3, rule, SIZES, 768)
+    assert exact.crossing(exact.halfway) == pytest.approx(expected, rel=0.01)  # steps of 0.1 % of the way
+    assert doubling_without_noise(8, RATE_EXPONENTS[rule]) == expected
+
+
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_simulated_branches_have_the_expected_losses(momentum):
     exact = quadratic(momentum=momentum, lr=0.1 * (1 - momentum))
-    drawn = exact.draw(np.random.default_rng(1), num_windows=1500, num_evaluated=64)
+    drawn = exact.draw(np.random.default_rng(1), num_windows=500, num_evaluated=64)
     for place, size in enumerate(SIZES):
         losses = drawn.losses[:, place]
         error = losses.std() / math.sqrt(len(losses))
         assert abs(losses.mean() - exact.expected_loss(384 // size)) < 4.5 * error, size
-    error = drawn.halfway.std() / math.sqrt(1500)
+    error = drawn.halfway.std() / math.sqrt(500)
     assert abs(drawn.halfway.mean() - exact.halfway) < 4.5 * error
     assert drawn.tolerated(0.01).value == pytest.approx(exact.crossing(exact.smallest + 0.01), rel=0.2)
 
