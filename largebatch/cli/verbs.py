@@ -11,6 +11,7 @@ VERBS = {
     "measure": "measure weights on a fixed subset: `measure sharpness|variance|gap|communication|all`",
     "study": "measure steps to a target against batch size; `study analyze FILE` fits a CSV; `study atlas`",
     "find-lr": "suggest a learning rate by a range test over seeds, with the reason; map rate x batch size",
+    "find-micro": "find the largest micro-batch that fits on all ranks, and the smallest that is as fast",
     "compare": "estimate the cost of a larger batch from runs at different batch sizes: `compare RUN...`",
     "attribute": "split the loss of a larger batch into fewer steps, less noise, unscaled hyper-parameters",
     "report": "write one interactive page of all runs and results below a folder: `report FOLDER...`",

@@ -20,6 +20,7 @@ from largebatch.records.regular_files import printable
 FILES: dict[str, tuple[str, tuple[str, ...]]] = {
     "study.json": ("study", ("points",)),
     "find_lr.json": ("find_lr", ("lr",)),
+    "find_micro.json": ("find_micro", ("tries",)),
     "large_batch_gap.json": ("comparison", ("large_batch_gap",)),
     "variance.json": ("variance", ("noise", "with_replacement")),
     "gap.json": ("gap", ("parts", "train_loss")),

@@ -96,7 +96,7 @@ WORDS = (
     *("loop", "diagnostics", "verify", "scaling", "--multirun", "WHAT", "NAME", "all"),
     *(*MEASURES, *TRAINING, *EXPERIMENTS),
 )
-SECTIONS = ("measure.", "textbook.", "find_lr.", "plan.")  # each of one verb
+SECTIONS = ("measure.", "textbook.", "find_lr.", "find_micro.", "plan.")  # each of one verb
 OWN_SECTIONS: dict[str, type[Section]] = {"advise": AdviseConfig, "study": StudyConfig, "attribute": AttributionConfig}
 OF_A_VERB = (*SECTIONS, "hydra/launcher=")
 RUNS = [

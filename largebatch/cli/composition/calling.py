@@ -78,6 +78,7 @@ _INSTEAD_OF_RESUME = {
     "advise": "The same command with the same run.dir continues it.",
     "attribute": "The same command with the same run.dir continues it.",
     "find_lr": "The test starts from model.weights=PATH.",
+    "find_micro": "It takes a few steps from the start, which leave no trace.",
     "measure": "It measures the weights of measure.checkpoint=PATH.",
     "study": "The same command with the same run.dir continues it.",
     "textbook": "Its runs are made anew.",

@@ -25,7 +25,7 @@ from largebatch.records.report.two_runs import comparison_html
 _ORDER = (
     "overview", "advice", "study", "atlas", "runs", "training", "batches", "comparison", "attribution", "gap", "noise",
     "variance", "curvature", "sharpness", "textbook", "explorer", "predictions", "two-runs", "layers", "time",
-    "communication", "find-lr", "verify", "damaged", "left-out",
+    "communication", "find-lr", "find-micro", "verify", "damaged", "left-out",
 )  # fmt: skip
 _TITLES = {
     "batches": "Against batch size",

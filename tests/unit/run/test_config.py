@@ -119,7 +119,7 @@ def test_every_yaml_file_is_a_choice_of_a_group_that_the_run_composes():
         )
     }
     apart |= {file for file in files if file.startswith("experiment/recipe/")}  # tests/multiprocess/test_recipes.py
-    verbs = ("advise", "attribute", "textbook", "find_lr", "measure", "plan", "study", "train", "verify")
+    verbs = ("advise", "attribute", "textbook", "find_lr", "find_micro", "measure", "plan", "study", "train", "verify")
     of_verbs = {f"{verb}.yaml" for verb in verbs}
     assert files - apart == of_verbs | {f"{group}/{name}.yaml" for group, names in GROUPS.items() for name in names}
     defaults = Path(conf_dir(), "train.yaml").read_text()
