@@ -8,6 +8,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -34,6 +35,7 @@ def run(config: DictConfig, overrides: list[str]) -> int:
     from largebatch.cli.plan_advice import require_advisable
     from largebatch.distributed.signals import StopRequest
     from largebatch.experiments.advice.assessment import default_sizes
+    from largebatch.experiments.advice.candidates import require_splits
     from largebatch.experiments.advice.settings import AdviseConfig
     from largebatch.experiments.advice.short_runs import Spans, geometry_of, ordered
     from largebatch.run.config.reading import parse_section
@@ -45,17 +47,18 @@ def run(config: DictConfig, overrides: list[str]) -> int:
     numbers = prepared.numbers
     batch = numbers.plan.global_batch_size
     sizes = options.batch_sizes or default_sizes(batch, min(numbers.num_samples, numbers.num_consumed))
-    _require_splits(prepared, sizes)
+    require_splits(prepared, sizes)
     folder = _folder(prepared)
     spans = Spans(numbers.num_consumed, numbers.schedule.warmup_samples, geometry_of(prepared.optimizer))
     work = _Work(config, overrides, options, prepared, folder, spans)
     work.say(f"{options.minutes:g} minutes at most, into {folder}")
-    for one in ordered(batch, sizes, seed=prepared.config.seed, seeds=options.seeds):
+    runs = ordered(batch, sizes, seed=prepared.config.seed, seeds=options.seeds)
+    for one in runs:
         stop = StopRequest()
-        if not work.train(one, stop):
+        if not work.train(one, stop, keeps_middle=one == runs[0]):
             work.say(f"stopped; the same command with run.dir={folder} continues")
             return code_of(stop.signal_name)
-    work.measure()
+    work.measure(runs[0])
     return work.agreed(lambda: work.conclude(sizes))
 
 
@@ -79,14 +82,14 @@ class _Work:
 
     def say(self, line: str) -> None:
         """Print on rank 0."""
-        if _rank() == 0:
+        if os.environ.get("RANK", "0") == "0":
             print(line, flush=True)
 
     def agreed(self, find_out: Callable[[], T]) -> T:
         """What rank 0 finds out, on every rank."""
         return _of_rank0(self._prepared, find_out)
 
-    def train(self, one: ShortRun, stop: Any) -> bool:
+    def train(self, one: ShortRun, stop: Any, *, keeps_middle: bool) -> bool:
         """Make a run if there is time; returns whether to go on."""
         from largebatch.experiments.advice.short_runs import (
             config_of,
@@ -114,7 +117,7 @@ class _Work:
                 self.skipped.append(_named(one))
             return True
         started, end = time.monotonic(), self._end
-        made = config_of(one, self._config, self._spans)
+        made = config_of(one, self._config, self._spans, keeps_middle=keeps_middle)
         with stop:
             trained = make_run(one, made, self._folder, lambda: stop() or time.monotonic() > end)
         seconds = time.monotonic() - started
@@ -122,35 +125,61 @@ class _Work:
         times = [float(row["time/step_s"]) for row in trained.rows if "time/step_s" in row]
         stepping = statistics.median(times) * steps if times else 0.0
         self._overheads.append(max(seconds - stepping, 0.0))
-        about = "" if expected is None else f", {_seconds(expected)} at most expected"
+        about = "" if expected is None else f", {_seconds(expected)} expected"
         self.say(f"{_named(one)}: {trained.status}, {steps:,} steps in {_seconds(seconds)}{about}")
         is_over = self.agreed(lambda: time.monotonic() > end and not stop())
         return trained.status != "stopped" or is_over
 
-    def measure(self) -> None:
-        """The other measurements, each if there is time and it is not there yet."""
+    def measure(self, middle: ShortRun) -> None:
+        """The other measurements, each if there is time and it is not there yet; branches are those of `middle`."""
         from largebatch.cli import find_lr, measure
+        from largebatch.experiments.advice import mid_run_branches as branches
+        from largebatch.experiments.advice.short_runs import middle_checkpoint
 
-        world_size = int(os.environ.get("WORLD_SIZE", "1"))
-        asked: list[tuple[str, Callable[[DictConfig, list[str]], int], str, list[str]]] = []
-        if self._options.communication and world_size > 1:
-            asked.append(("communication", lambda *given: measure.run("communication", *given), "measure", []))
-        if self._options.find_lr:
-            asked.append(("find_lr", find_lr.run, "find_lr", ["find_lr.seeds=1"]))
-        for name, call, config_name, more in asked:
-            path = self._folder / name / f"{name}.json"
+        world_size, options = int(os.environ.get("WORLD_SIZE", "1")), self._options
+        if options.communication and world_size > 1:
+            self._measure("communication", partial(measure.run, "communication"), "measure", [])
+        if options.critical_batch:
+            spans, left = self._spans, self._end - time.monotonic()
+            checkpoint = middle_checkpoint(middle, self._folder, spans) or Path()
+            why_not = partial(branches.why_not, middle, self._folder, spans, seconds_left=left)
+            more = branches.settings_of(middle, spans, checkpoint)
+            self._measure(branches.NAME, partial(measure.run, "critical-batch"), "measure", more, why_not)
+        if options.find_lr:
+            self._measure("find_lr", find_lr.run, "find_lr", ["find_lr.seeds=1"])
 
-            def look(path: Path = path) -> str:
-                return "done" if path.exists() else "make" if time.monotonic() < self._end else "skip"
+    def _measure(
+        self,
+        name: str,
+        call: Callable[[DictConfig, list[str]], int],
+        config_name: str,
+        more: Sequence[str],
+        why_not: Callable[[], str] = str,
+    ) -> None:
+        """Make the measurement if there is time, and nothing speaks against it."""
+        from largebatch.run.config.reading import ConfigError
 
-            verdict = self.agreed(look)
-            if verdict == "make":
-                started = time.monotonic()
-                self._call(call, config_name, [*more, f"run.dir={path.parent}"])
-                self.say(f"{name}: {_seconds(time.monotonic() - started)}")
-            elif verdict == "skip":
+        path = self._folder / name / f"{name}.json"
+
+        def look() -> str:
+            if path.exists():
+                return "was made before"
+            why = why_not() if time.monotonic() < self._end else "no time left"
+            return f"left out: {why}" if why else ""
+
+        if verdict := self.agreed(look):
+            if verdict.startswith("left out"):
                 self.skipped.append(name)
-                self.say(f"{name}: left out: no time left")
+            self.say(f"{name}: {verdict}")
+            return
+        started = time.monotonic()
+        try:
+            self._call(call, config_name, [*more, f"run.dir={path.parent}"])
+        except ConfigError as error:  # of the settings, alike on every rank: the runs are evidence without it
+            self.skipped.append(name)
+            self.say(f"{name}: left out: {' '.join(error.errors)}")
+        else:
+            self.say(f"{name}: {_seconds(time.monotonic() - started)}")
 
     def _call(self, call: Callable[[DictConfig, list[str]], int], config_name: str, more: Sequence[str]) -> None:
         """Call another verb with the settings of this one; what it prints is in its record."""
@@ -171,7 +200,7 @@ class _Work:
         from largebatch.records.report.publish import write_result
         from largebatch.records.run_folder import environment
 
-        planned = planned_of(self._prepared, self._overrides, section="advise")
+        planned = planned_of(self._prepared, self._overrides, section="advise", folder=str(self._folder))
         advice = advise(read_evidence([self._folder]), planned, sizes)
         about = {
             "config": self._prepared.public,
@@ -221,34 +250,8 @@ def _folder(prepared: Prepared) -> Path:
     return Path(folder)
 
 
-def _require_splits(prepared: Prepared, sizes: Sequence[int]) -> None:
-    """Refuse candidates that these ranks cannot split, before any run.
-
-    Raises:
-        ConfigError: with all of them.
-    """
-    from functools import partial
-
-    from largebatch.run.config.findings import Findings
-    from largebatch.run.derive import solve_plan
-
-    findings, world_size = Findings(), prepared.numbers.plan.world_size
-    for size in sizes:
-        findings.attempt(f"advise.batch_sizes: {size}", partial(solve_plan, prepared.config, size, world_size))
-        if size > prepared.numbers.num_consumed:
-            findings.errors.append(
-                f"advise.batch_sizes: {size} exceeds the {prepared.numbers.num_consumed:,} samples of a run. Raise "
-                "length, or use smaller ones."
-            )
-    findings.raise_if_any()
-
-
 def _named(one: ShortRun) -> str:
     return f"batch {one.batch:,}, seed {one.seed}"
-
-
-def _rank() -> int:
-    return int(os.environ.get("RANK", "0"))
 
 
 def _seconds(value: float | None) -> str:

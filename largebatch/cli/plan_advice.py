@@ -89,7 +89,7 @@ def require_advisable(prepared: Prepared, sizes: Sequence[int] | None, *, key: s
 
 
 def planned_of(
-    prepared: Prepared, overrides: Sequence[str], *, section: str, memory: PlannedMemory | None = None
+    prepared: Prepared, overrides: Sequence[str], *, section: str, memory: PlannedMemory | None = None, folder: str = ""
 ) -> Planned:
     """The planned run as advice takes it; the overrides of the verb's own section are no settings of the run."""
     from largebatch.experiments.advice.planned import Planned
@@ -108,6 +108,7 @@ def planned_of(
         flags=flags,
         memory=memory,
         cost=prepared.config.cost if any(prepared.config.cost.model_dump().values()) else None,
+        folder=folder,
     )
 
 

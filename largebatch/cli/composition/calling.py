@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from largebatch.cli.composition.hidden_choices import hidden_choices
@@ -38,11 +38,24 @@ def call(function: Verb, config: DictConfig, *, compose: Compose, joins: bool) -
 
     # Unresolved: overrides are recorded, and a value from the environment may be a secret.
     overrides: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+    _leave_to_its_verb(config, overrides)
     try:
         _check(config, overrides, compose, joins=joins)
     except ConfigError as error:
         return refuse(str(error), error.errors)
     return _reporting(function, config, overrides)
+
+
+def _leave_to_its_verb(config: DictConfig, overrides: Sequence[str]) -> None:
+    """Drop the settings of `advise` that an experiment of advice brings: its run is one for every verb.
+
+    Advice names commands of other verbs with the same experiment. Typed settings stay, and are refused.
+    """
+    name = "advise"
+    typed = any(one.lstrip("+~").startswith((f"{name}.", f"{name}=")) for one in overrides)
+    if name in config and str(HydraConfig.get().job.config_name) != name and not typed:
+        with open_dict(config):
+            del config[name]
 
 
 def _check(config: DictConfig, overrides: list[str], compose: Compose, *, joins: bool) -> None:

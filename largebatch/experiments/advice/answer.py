@@ -16,7 +16,7 @@ from largebatch.experiments.advice.planned import Planned
 from largebatch.experiments.advice.questions import END
 from largebatch.experiments.advice.sentences import recommended, sentences
 from largebatch.records.graded_runs import calibration_lines, calibration_of, calibration_table
-from largebatch.records.report.estimates import NONE, Estimate
+from largebatch.records.report.estimates import MOST_SPREAD, NONE, TOO_WIDE, Estimate
 from largebatch.records.report.evidence import Evidence
 from largebatch.records.report.explorer import interval_text, value_text
 from largebatch.records.result import Result, Table
@@ -40,7 +40,10 @@ ROWS = {
 _OVER_FEWEST = {"steps": "steps / fewest", "samples": "samples / fewest", "time_to_target": "time / fewest steps"}
 _GAPS = ("gap_accuracy", "gap_loss")
 _MARK = {"interpolated": "~", "extrapolated": "*", "predicted": "+"}
-_LEGEND = "measured or exact; ~ interpolated; * extrapolated; + predicted; below: 95 %, or the range of runs"
+_LEGEND = (
+    "measured or exact; ~ interpolated; * extrapolated; + predicted; below: 95 %, or the range of runs; not known: its "
+    f"ends are more than a factor of {MOST_SPREAD:.0f} apart, as too few runs, or too unequal ones, tell it"
+)
 _NBSP = "\N{NO-BREAK SPACE}"
 
 
@@ -200,7 +203,7 @@ def _cell(found: Assessment, key: str, size: int) -> str:
     interval = interval_text(one, quantity.unit)
     unit = quantity.unit
     value = value_text(one, unit).removesuffix(" steps").removesuffix(" samples")
-    interval = "" if interval in ("unknown", "exact") else interval
+    interval = {"unknown": "", "exact": "", TOO_WIDE: "not known"}.get(interval, interval)
     return f"{value}{_MARK.get(one.kind, '')}\n{_short(interval)}"
 
 

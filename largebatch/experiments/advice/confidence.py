@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
+import shlex
 
 from largebatch.experiments.advice.assessment import Assessment
 from largebatch.experiments.advice.costs import span
 from largebatch.experiments.advice.decision import GAP, OPEN, UNMEASURED, Branch
+from largebatch.experiments.advice.mid_run_branches import NUM_STEPS
 from largebatch.experiments.advice.questions import COMMUNICATION, NOISE, QUESTIONS, RATE
 from largebatch.records.graded_runs import LABELS, calibration_of
 from largebatch.records.report.estimates import EXTRAPOLATED, kind_of
 
-_BRANCHED = "largebatch measure critical-batch"
+_BRANCHED = "advise.critical_batch=true"
 _STUDY = "largebatch study study.target.value=VALUE run.dir=runs/study"
 
 
@@ -70,9 +71,15 @@ def next_measurement(found: Assessment, chart: list[Branch]) -> str:
         noise = next(one for one in QUESTIONS if one.key == NOISE)
         return f"next, at two batch sizes and for longer: `{noise.command(run, '')}`"
     if found.critical[0].is_noise:
-        has_branches = find_spec("largebatch.experiments.measure.critical_batch") is not None
-        command = _joined(_BRANCHED if has_branches else _STUDY, run)
-        return f"a measured critical batch could change the answer by a factor: `{command}`"
+        if found.evidence.of("critical_batch"):
+            command = _joined(_STUDY, run)
+            return f"measure critical-batch found no value; a study is next, and could change the answer: `{command}`"
+        where = f"run.dir={shlex.quote(found.planned.folder)}" if found.planned.folder else ""
+        command = _joined(_joined("largebatch advise", run), f"{where} {_BRANCHED}".strip())
+        return (
+            f"measure critical-batch was left out, which takes {NUM_STEPS:,} steps and could change the answer by a "
+            f"factor: `{command}`"
+        )
     if by_key[GAP].command:
         return f"the gap could lower it: `{by_key[GAP].command}`"
     rate = next(one for one in QUESTIONS if one.key == RATE)

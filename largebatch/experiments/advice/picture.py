@@ -30,7 +30,12 @@ def _over_batch(found: Assessment, quantity: Quantity) -> Diagram:
     sizes = slider_sizes(found.sizes, most=found.planned.num_samples)
     row = [quantity.at(size) for size in sizes]
     figure = quantity_figure(quantity, sizes, row, found.planned.optimizer)
-    ends = [end for one in row for end in (one.value, one.low, one.high) if end is not None and end > 0]
+    ends = [
+        end
+        for one in row
+        for end in ((one.value,) if one.is_too_wide else (one.value, one.low, one.high))
+        if end is not None and end > 0
+    ]
     lines = list(figure.lines)
     lines.append(Line(_CANDIDATES, found.sizes, [quantity.at(size).value for size in found.sizes], style="rings"))
     if found.critical:
@@ -57,7 +62,7 @@ def _pareto(found: Assessment) -> Diagram:
     lines = [Line("all batch sizes", [one for one, _ in pairs], [other for _, other in pairs])]
     for size in found.sizes:
         place, reached = samples.at(size), time.at(size)
-        has_ends = reached.low is not None and reached.high is not None
+        has_ends = reached.low is not None and reached.high is not None and not reached.is_too_wide
         low, high = ([reached.low], [reached.high]) if has_ends else (None, None)
         lines.append(Line(f"batch {size:,}", [place.value], [reached.value], low, high, style="points", batch=size))
     values = [value for line in lines for value in line.y if value is not None]

@@ -53,6 +53,7 @@ class Planned:
         flags: of Hydra, as typed.
         memory: predicted; None: it was not asked for, or cannot be.
         cost: of a device; None: what the runs say.
+        folder: of `largebatch advise`, which goes on there; empty: of another verb.
     """
 
     settings: Mapping[str, str]
@@ -65,6 +66,7 @@ class Planned:
     flags: Sequence[str] = ()
     memory: PlannedMemory | None = None
     cost: CostConfig | None = None
+    folder: str = ""
 
     @property
     def task(self) -> str:

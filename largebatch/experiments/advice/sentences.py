@@ -12,11 +12,11 @@ from largebatch.experiments.advice.confidence import how_sure
 from largebatch.experiments.advice.costs import Ratios, ratios, span
 from largebatch.experiments.advice.decision import Branch, number
 from largebatch.records.report.batches import Difference
+from largebatch.records.report.estimates import TOO_WIDE, is_too_wide
 from largebatch.records.report.explorer import value_text
 from largebatch.records.report.headline import cost_interval, cost_text
 
 _FAR = 4  # a candidate that is further from the critical batch, by this factor, is not near it
-_USELESS = 1000  # an end of an interval over the other: so few runs tell nothing
 _NO_GAP = "the gap between both was not measured"
 
 
@@ -135,8 +135,10 @@ def _times(found: Ratios) -> str:
 
 
 def _ratio(one: Interval) -> str:
-    if math.isnan(one.low) or one.high > _USELESS * one.low:
-        interval = f"no {'' if math.isnan(one.low) else 'useful '}interval"
+    if math.isnan(one.low):
+        interval = "no interval"
+    elif is_too_wide(one.low, one.high):
+        interval = f"interval {TOO_WIDE}"
     else:
         interval = f"{one.low:.2g} to {one.high:.2g}"
     return f"{one.value:.2g} times ({interval})"

@@ -15,6 +15,7 @@ class AdviseConfig(Section):
     minutes: PositiveFloat
     batch_sizes: Annotated[list[PositiveInt], Field(min_length=2)] | None
     seeds: PositiveInt
+    critical_batch: bool
     find_lr: bool
     communication: bool
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ from largebatch.run.train_quietly import Trained, train_quietly
 
 _MOST_DOUBT = 2.0  # times the value: the interval of two runs may have no useful end
 _ROWS = 20  # of metrics at least, in a run that has as many steps
-_NOISE_ESTIMATES = 100  # of the noise scale at least, where there are as many steps: 20 are needed for an interval
+_NOISE_ESTIMATES = 500  # of the noise scale at least, where there are as many steps: measuring costs little
+_LEAST_WINDOW = 40  # newest of them that count: fewer give no interval to rely on
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,17 @@ def ordered(batch: int, sizes: Sequence[int], *, seed: int, seeds: int) -> list[
     return [*first, *more]
 
 
-def config_of(run: ShortRun, config: DictConfig, spans: Spans) -> DictConfig:
-    """The config of a run: that of the plan with another batch and seed, over the same samples."""
+def config_of(run: ShortRun, config: DictConfig, spans: Spans, *, keeps_middle: bool = False) -> DictConfig:
+    """The config of a run: that of the plan with another batch and seed, over the same samples.
+
+    Args:
+        run: the run.
+        config: of the plan.
+        spans: what all runs have in common.
+        keeps_middle: whether it keeps a checkpoint in mid run, `middle_checkpoint`.
+    """
     config, steps = OmegaConf.create(config), spans.total // run.batch
+    every = max(1, min(10, steps // _NOISE_ESTIMATES))
     changes: dict[str, Any] = {
         "batch.total": run.batch,
         "seed": run.seed,
@@ -89,15 +98,30 @@ def config_of(run: ShortRun, config: DictConfig, spans: Spans) -> DictConfig:
         "length": f"{spans.total}samples",
         "schedule.warmup": f"{spans.warmup}samples",
         "observers.evaluation.every": None,
-        "observers.noise_scale.every": max(1, min(10, steps // _NOISE_ESTIMATES)),
+        "observers.noise_scale.every": every,
+        # The second half of the run: the noise scale grows by far at the start, and a trend leaves no interval.
+        "observers.noise_scale.window": max(steps // every // 2, _LEAST_WINDOW),
         "observers.noise_scale.geometry": spans.geometry,
         "observers.metrics.every": max(1, min(10, steps // _ROWS)),
         "resume": "auto",
     }
+    if keeps_middle:
+        changes |= {"observers.checkpoint.every": f"{_middle(steps)}steps", "observers.checkpoint.keep": 2}
     with open_dict(config):
         for key, value in changes.items():
             OmegaConf.update(config, key, value)
     return config
+
+
+def _middle(steps: int) -> int:
+    """Rounded up, so that its double is no step of the run: two checkpoints remain, this one and the last."""
+    return max((steps + 1) // 2, 1)
+
+
+def middle_checkpoint(run: ShortRun, folder: Path, spans: Spans) -> Path | None:
+    """The checkpoint in mid run; None if it was not kept."""
+    path = folder / "runs" / run.name / "checkpoints" / f"step_{_middle(spans.total // run.batch):08d}"
+    return path if path.exists() else None
 
 
 def make_run(run: ShortRun, config: DictConfig, folder: Path, stop: Callable[[], bool]) -> Trained:
@@ -131,12 +155,19 @@ def expected_seconds(run: ShortRun, folder: Path, *, total: int, overheads: Sequ
     Returns:
         None before the first run.
     """
+    seconds = seconds_of({run.batch: total // run.batch}, folder)
+    return None if seconds is None or not overheads else seconds + max(overheads)
+
+
+def seconds_of(steps: Mapping[int, int], folder: Path) -> float | None:
+    """How long steps of these batch sizes take at most, by the runs in the folder; None before the first one."""
     groups = grouped([one for one in read_evidence([folder / "runs"]).runs if one.step_s])
-    if not groups or not overheads:
+    if not groups:
         return None
-    step = time_quantities(groups[0], Evidence(()), is_only=True)[0].at(run.batch)
-    if step.value is None:
-        return None
-    return total // run.batch * (step.value if step.high is None else min(step.high, _MOST_DOUBT * step.value)) + max(
-        overheads
-    )
+    at, total = time_quantities(groups[0], Evidence(()), is_only=True)[0].at, 0.0
+    for size, count in steps.items():
+        step = at(size)
+        if step.value is None:
+            return None
+        total += count * (step.value if step.high is None else min(step.high, _MOST_DOUBT * step.value))
+    return total

@@ -11,7 +11,7 @@ from typing import Any
 from largebatch.diagnostics.intervals import Interval
 from largebatch.records.figures.optimizer_names import optimizer_name
 from largebatch.records.report.estimates import count_of
-from largebatch.records.report.evidence import OPTIMIZER_NOISE, Evidence, RunRecord
+from largebatch.records.report.evidence import Evidence, RunRecord
 from largebatch.records.report.groups import Group
 from largebatch.records.report.noise_quantities import is_of, measured_noise_scale, noise_sizes, variances_of
 
@@ -102,11 +102,7 @@ def _branched(group: Group, evidence: Evidence, *, is_only: bool) -> CriticalBat
 
 
 def _of_optimizer(runs: Sequence[RunRecord]) -> CriticalBatch | None:
-    found = []
-    for run in runs:
-        value, low, high = map(run.last, OPTIMIZER_NOISE)
-        if value is not None and low is not None and high is not None and value > 0:
-            found.append((run, Interval(value, low, high)))
+    found = [(run, one) for run in runs if (one := run.optimizer_noise_scale) is not None and one.value > 0]
     if not found:
         return None
     sizes = noise_sizes([run for run, _ in found])

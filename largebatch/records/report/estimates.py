@@ -19,6 +19,8 @@ EXACT, MEASURED, INTERPOLATED, EXTRAPOLATED, NONE = (
     "no evidence",
 )
 kind_of = kinds.kind_of
+MOST_SPREAD = 100.0  # upper end of an interval over its lower end
+TOO_WIDE = f"not known: over {MOST_SPREAD:.0f}-fold"
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,23 @@ class Estimate:
     low: float | None = None
     high: float | None = None
     kind: str = INTERPOLATED
+
+    @property
+    def is_too_wide(self) -> bool:
+        """Whether its interval tells nothing."""
+        return is_too_wide(self.low, self.high)
+
+
+def is_too_wide(low: float | None, high: float | None) -> bool:
+    """Whether the ends of an interval of a positive amount are more than a factor of `MOST_SPREAD` apart.
+
+    Such an interval comes from too few runs, or too unequal ones, and is shown as not known. An end of 0 or less is
+    that of an amount that may vanish: it is a bound from above, and no factor.
+
+    >>> is_too_wide(1.0, 100.0), is_too_wide(1.0, 101.0), is_too_wide(1.7e-18, 3.9e16), is_too_wide(0.0, 5.0)
+    (False, True, True, False)
+    """
+    return low is not None and high is not None and low > 0 and high > MOST_SPREAD * low
 
 
 NOTHING = Estimate(None, kind=NONE)

@@ -24,6 +24,7 @@ EXPECTED = ("seed", "run.", "batch.", "launcher.", "logger.", "observers.", "res
 # The columns of metrics.jsonl that the page uses: others, however many, are not kept.
 OPTIMIZER_NOISE = tuple(f"noise_scale/optimizer/{end}" for end in ("b_simple", "ci_low", "ci_high"))
 COLUMNS = KEYS | {"memory/peak_bytes", "eval/val_accuracy_stderr", "noise_scale/trace", *OPTIMIZER_NOISE}
+_END = 0.9  # of the samples that the noise was measured over: what follows is the end
 MOST_LAYER_ROWS, MOST_LAYERS = 120, 1000  # of maps of layers
 
 
@@ -141,9 +142,23 @@ class RunRecord:
 
     @property
     def noise_scale(self) -> Interval | None:
-        """The last gradient noise scale, in samples; None without an interval."""
-        value, low, high = map(self.last, NOISE_SCALE.keys)
-        return None if value is None or low is None or high is None else Interval(value, low, high)
+        """The gradient noise scale at the end, in samples; None if it has no interval there."""
+        return self._noise_at_end(NOISE_SCALE.keys)
+
+    @property
+    def optimizer_noise_scale(self) -> Interval | None:
+        """The same in the optimizer's geometry."""
+        return self._noise_at_end(OPTIMIZER_NOISE)
+
+    def _noise_at_end(self, keys: Sequence[str]) -> Interval | None:
+        """One that was known early and lost its interval is that of other weights: it grows as the loss falls."""
+        value, low, high = map(self.last, keys)
+        if value is None or low is None or high is None:
+            return None
+        known, measured = (self.column(key).samples for key in (keys[0], "noise_scale/trace"))
+        if len(measured) and known[-1] < _END * measured[-1]:
+            return None
+        return Interval(value, low, high)
 
     def series(self, key: str, against: str = "samples_seen") -> tuple[np.ndarray, np.ndarray]:
         """(x, y) of the rows that have `key`, ascending in x; empty where there is no finite value."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from largebatch.records.figures.diagram import Axis, Diagram, Line
 from largebatch.records.report.batches import interval_columns
-from largebatch.records.report.estimates import EXTRAPOLATED, NONE, Estimate, Quantity
+from largebatch.records.report.estimates import EXTRAPOLATED, NONE, TOO_WIDE, Estimate, Quantity
 from largebatch.records.report.evidence import Evidence
 from largebatch.records.report.groups import Group
 from largebatch.records.report.quantities import quantities
@@ -104,6 +104,8 @@ def interval_text(one: Estimate, unit: str) -> str:
 
     >>> interval_text(Estimate(1.0, 0.5, 2.0), "s"), interval_text(Estimate(3.0, kind="exact"), "")
     ('500 ms to 2 s', 'exact')
+    >>> interval_text(Estimate(1.0, 1e-18, 1e18), "s")
+    'not known: over 100-fold'
     """
     if one.value is None:
         return ""
@@ -111,6 +113,8 @@ def interval_text(one: Estimate, unit: str) -> str:
         return "exact"
     if one.low is None or one.high is None:
         return "unknown"
+    if one.is_too_wide:
+        return TOO_WIDE
     return f"{_with_unit(one.low, unit)} to {_with_unit(one.high, unit)}"
 
 
@@ -151,6 +155,9 @@ def _line(
     def column(key: str) -> list[float | None]:
         return [getattr(one, key) if keep else None for one, keep in zip(row, kept, strict=True)]
 
-    has_band = any(end is not None for end in column("low"))
-    low, high = (column("low"), column("high")) if has_band else (None, None)
+    def ends(key: str) -> list[float | None]:
+        return [None if one.is_too_wide else end for one, end in zip(row, column(key), strict=True)]
+
+    has_band = any(end is not None for end in ends("low"))
+    low, high = (ends("low"), ends("high")) if has_band else (None, None)
     return Line(label, sizes, column("value"), low, high, "dashed" if dashed else "line")

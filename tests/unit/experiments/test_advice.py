@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 from largebatch.__main__ import main
 from largebatch.cli.plan_advice import read_measured
@@ -22,9 +23,11 @@ from largebatch.experiments.advice.decision import NO, OPEN, UNMEASURED, YES
 from largebatch.experiments.advice.planned import Planned, PlannedMemory
 from largebatch.experiments.advice.questions import COMMUNICATION, GAP, MEMORY, NOISE, QUESTIONS, RATE, REACHED
 from largebatch.experiments.advice.sentences import recommended
-from largebatch.experiments.advice.short_runs import ShortRun, expected_seconds
+from largebatch.experiments.advice.short_runs import ShortRun, Spans, config_of, expected_seconds
 from largebatch.experiments.textbook.lesson.choice import flow_chart
+from largebatch.records.flat_config import flat
 from largebatch.records.report.evidence import Evidence
+from largebatch.records.report.explorer import quantity_figure
 from largebatch.records.report.reading import read_evidence
 from largebatch.records.result import Result
 from largebatch.run.config.reading import ConfigError
@@ -141,6 +144,40 @@ def test_a_batch_below_the_interval_of_the_noise_scale_has_not_reached_it(batch:
     reached = next(one for one in advice.chart if one.question.key == REACHED)
     assert f"{batch:,} is {batch / 96:.3g} times the gradient noise scale" in reached.finding.measured
     assert ("Double the batch" in reached.then) == (answer == NO)
+
+
+@pytest.mark.parametrize(("known_at", "is_evidence"), [(0.95, True), (0.5, False)])
+def test_a_noise_scale_that_lost_its_interval_before_the_end_is_no_evidence(
+    known_at: float, is_evidence: bool, tmp_path: Path
+):
+    """It grows as the loss falls: that of the first half is of other weights."""
+    run = write_run(tmp_path / "a", 64)
+    total = 1000
+    rows = [
+        {"step": step, "samples_seen": 64 * step, "noise_scale/trace": 1.0}
+        | (NOISE_OF_RUN | OF_OPTIMIZER if step <= known_at * total else {})
+        for step in range(50, total + 1, 50)
+    ]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    critical = advised(tmp_path).found.critical
+    assert [one.amount.value for one in critical] == ([40, 96] if is_evidence else [])
+
+
+def test_an_interval_over_a_factor_of_100_reads_not_known_in_table_sentence_and_figure(tmp_path: Path):
+    """One seed per size whose times differ wildly: Student's interval of a spread of e^2 spans decades."""
+    for batch, step_s in ((16, 0.2), (32, 0.002), (64, 0.2), (128, 0.002)):
+        write_run(tmp_path / f"b{batch}", batch, step_s=step_s, extra=NOISE_OF_RUN)
+    advice = advised(tmp_path)
+    one = advice.found.at("step_time", 64)
+    assert one.low is not None
+    assert one.high is not None
+    assert one.high > 100 * one.low
+    cells = next(row for row in advice.table().rows if row[0] == "step time")
+    assert all(str(cell).endswith("\nnot known") for cell in cells[1:])
+    assert "(interval not known: over 100-fold) the time" in advice.sentences[1]
+    quantity = advice.found.quantities["step_time"]
+    figure = quantity_figure(quantity, [16, 64], [quantity.at(16), quantity.at(64)], "LARS")
+    assert figure.lines[0].low is None
 
 
 @pytest.mark.parametrize(("doubled", "answer"), [(0.19, YES), (0.11, NO)])
@@ -373,6 +410,25 @@ def test_a_folder_of_other_settings_or_of_something_else_is_refused(tmp_path: Pa
         require_same_advice(folder, config)
 
 
+def test_a_noise_scale_is_of_the_second_half_and_the_middle_is_kept():
+    config = OmegaConf.create({"batch": {"total": 64}})
+    spans = Spans(6400, 640)
+    made = flat(OmegaConf.to_container(config_of(ShortRun(16, 0), config, spans, keeps_middle=True)))
+    assert (made["observers.noise_scale.every"], made["observers.noise_scale.window"]) == (1, 200)  # of 400 steps
+    assert (made["observers.checkpoint.every"], made["observers.checkpoint.keep"]) == ("200steps", 2)
+    short = flat(OmegaConf.to_container(config_of(ShortRun(128, 0), config, spans)))
+    assert short["observers.noise_scale.window"] == 40  # of 50 steps: half of them give no interval to rely on
+    assert "observers.checkpoint.every" not in short
+
+
+def test_the_run_of_an_advice_experiment_is_one_for_every_verb(in_a_folder: None, capsys: pytest.CaptureFixture[str]):
+    """Advice prints such commands; typed settings of another verb are refused as ever."""
+    assert main(["plan", "experiment=advice/digits", "plan.dry_run=false"]) == 0
+    capsys.readouterr()
+    assert main(["plan", "experiment=advice/digits", "+advise.minutes=1", "plan.dry_run=false"]) == 2
+    assert "advise" in capsys.readouterr().err
+
+
 def test_a_run_is_expected_to_take_what_its_steps_do_by_the_runs_before(tmp_path: Path):
     one = ShortRun(64, 0)
     assert expected_seconds(one, tmp_path, total=8192, overheads=[]) is None
@@ -386,7 +442,9 @@ def test_a_run_is_expected_to_take_what_its_steps_do_by_the_runs_before(tmp_path
 LITTLE = ["data=digits", "model=mlp", "model.hidden=[4]", "batch.total=96", "length=2ep", "schedule.warmup=0ep"]
 
 
-def test_one_command_measures_and_answers_and_goes_on(in_a_folder: None, capsys: pytest.CaptureFixture[str]):
+def test_one_command_measures_and_answers_and_goes_on(
+    in_a_folder: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
     arguments = ["advise", *LITTLE, "advise.batch_sizes=[48,96]", "advise.find_lr=false", "run.dir=a"]
     code = main(arguments)
     first = capsys.readouterr().out
@@ -399,6 +457,8 @@ def test_one_command_measures_and_answers_and_goes_on(in_a_folder: None, capsys:
     record = json.loads(Path("a", "advice.json").read_text())
     assert record["sentences"] == record["numbers"]["sentences"]
     assert code == (0 if record["numbers"]["critical_batch"] else 1)
+    monkeypatch.setattr("largebatch.records.report.write_report", lambda *_, **__: None)  # once is enough: it is slow
+    monkeypatch.setattr("largebatch.records.report.publish.write_result", lambda *_, **__: None)
     shutil.rmtree("a/runs/batch48_seed0")  # as if it had been interrupted
     main([*arguments, "advise.minutes=0.0001"])
     second = capsys.readouterr().out
