@@ -198,6 +198,11 @@ def _require_two_batches(sizes: Sequence[int], large: Prepared) -> None:
         )
     if large.config.batch.ramp.is_used:
         errors.append("batch.ramp: a run whose batch changes has no one noise. Leave it out.")
+    if (given := large.config.scaling.as_batch) is not None:
+        errors.append(
+            f"scaling.as_batch={given}: gives every batch the hyper-parameters of that one, and an attribution "
+            "compares batches with their own. Leave it out."
+        )
     if large.config.cooldown.is_used:
         errors.append("cooldown.checkpoint: runs of an attribution start from the same initial weights. Leave it out.")
     if Duration.parse(large.config.length).unit == "steps":

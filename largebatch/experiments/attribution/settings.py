@@ -35,4 +35,6 @@ class AttributionConfig(Section):
                 f"{wrong[0]} is no hyper-parameter of the optimization. Name keys of scaling, optimizer or schedule, "
                 "or clip_norm, such as {scaling.base_lr: 0.1}."
             )
+        if "scaling.as_batch" in (value or ()):
+            raise ValueError("scaling.as_batch is set by the experiment, for each run. Leave it out.")
         return value
