@@ -16,7 +16,7 @@ from largebatch import conf_dir
 GROUPS = {
     folder.name: sorted(file.stem for file in folder.glob("*.yaml"))
     for folder in sorted(Path(conf_dir()).iterdir())
-    if folder.is_dir() and folder.name not in ("study", "attribute")  # sections of other verbs
+    if folder.is_dir() and folder.name not in ("advise", "attribute", "study")  # sections of other verbs
 }
 
 

@@ -252,8 +252,8 @@ LENGTH = (
         ),
         (
             "schedule.decay=cosin",
-            "schedule.decay=cosin: choose one of constant, linear, cosine, step, polynomial, wsd, restarts, "
-            "inverse_sqrt. Did you mean 'cosine'?",
+            "schedule.decay=cosin: choose one of constant, linear, cosine, quarter_cosine, step, polynomial, wsd, "
+            "restarts, inverse_sqrt. Did you mean 'cosine'?",
         ),
         (
             "schedule.warmup_kind=gradul",
@@ -429,6 +429,7 @@ def test_values_of_environment_variables_never_reach_the_records(secret: str):
         "title": None,
         "dir": public["run"]["name"],
         "root": "runs",
+        "predict_from": "auto",
     }
     assert public["logger"]["wandb"]["tags"] == ["a", "${oc.env:LARGEBATCH_SECRET}", public["run"]["name"]]
 
