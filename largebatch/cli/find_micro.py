@@ -21,7 +21,7 @@ def run(config: DictConfig, overrides: list[str]) -> int:
     from largebatch.experiments.find_micro.predicted import predicted_fit
     from largebatch.experiments.find_micro.result import result_of
     from largebatch.experiments.find_micro.settings import FindMicroConfig, sizes_of
-    from largebatch.experiments.find_micro.tries import run_tries
+    from largebatch.experiments.find_micro.tries import run_tries, sizes_for
     from largebatch.experiments.measure.weights import open_weights
     from largebatch.records.report.publish import show_result, write_result
     from largebatch.records.run_folder import chosen_folder, environment
@@ -36,6 +36,7 @@ def run(config: DictConfig, overrides: list[str]) -> int:
     is_first = os.environ.get("RANK", "0") == "0"
     predicted = predicted_fit(prepared, options, sizes, is_on_gpu=is_on_gpu) if is_first else None
     with open_weights(prepared, None) as weights:
+        sizes = sizes_for(sizes, prepared, weights)
         tries = run_tries(prepared, weights, options, sizes)
         if weights.runtime.is_main:
             optimizer = str(prepared.config.optimizer["_target_"]).rpartition(".")[2]

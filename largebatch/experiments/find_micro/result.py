@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from largebatch.diagnostics.memory.budget import shown_bytes
@@ -40,14 +40,17 @@ def result_of(
         "share": sizes.share,
         "batch_size": sizes.global_batch_size,
         "tries": [asdict(one) | {"fits": one.fits} for one in ordered],
-        "predicted": None if predicted is None else asdict(predicted),
     }
     if fitting:
         as_fast, best = as_fast_as_best(fitting, options.near)
         sentences += _speeds(as_fast, best, sizes, options)
         numbers |= {"as_fast": as_fast.size, "fastest": best.size}
+    if sizes.least > 1:
+        sentences.append("The model fails on one sample alone, so that sizes that leave one by itself are out.")
     if predicted is not None:
+        predicted = replace(predicted, size=None if predicted.size is None else sizes.at_most(predicted.size))
         sentences.append(_against(predicted, fitting[-1] if fitting else None))
+    numbers["predicted"] = None if predicted is None else asdict(predicted)
     headers = ("micro-batch", "passes per step", "peak of a rank", "fits", "samples/s", "slowest to fastest step")
     table = Table(title, headers, [_row(one) for one in ordered])
     figures = [_speed_diagram(fitting, title), _memory_diagram(ordered, title)] if fitting else []

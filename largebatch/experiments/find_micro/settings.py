@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
@@ -55,6 +55,7 @@ class Sizes:
             split evenly.
         share: samples of a rank per step, the most of them.
         start: the first that is tried, one of `sizes`.
+        least: samples of the smallest micro-batch that the model takes, 1 or 2.
     """
 
     key: Literal["max_micro", "micro"]
@@ -64,6 +65,16 @@ class Sizes:
     config: TrainConfig
     global_batch_size: int
     world_size: int
+    least: int = 1
+
+    def in_pairs(self) -> Sizes:
+        """Those that leave no micro-batch of one sample, for a model that fails on it.
+
+        The run's own is among them: its dry run passed.
+        """
+        kept = tuple(size for size in self.sizes if min(self.plan(size).micro_batch_sizes) > 1)
+        start = max((size for size in kept if size <= self.start), default=kept[0])
+        return replace(self, sizes=kept, start=start, least=2)
 
     def plan(self, size: int) -> BatchPlan:
         """As the run has it with `key` at `size`."""

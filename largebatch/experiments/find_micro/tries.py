@@ -23,6 +23,7 @@ from largebatch.gradient.out_of_memory import Halving, MicroBatchTooLargeError, 
 from largebatch.gradient.rehearsal import Rehearsal
 from largebatch.gradient.step import Measures, Step
 from largebatch.models.modes import train_mode
+from largebatch.run.checks.dry_run import fails_alone
 from largebatch.run.parts import build_loader, build_run
 from largebatch.run.prepare import Prepared
 from largebatch.training.loop import Run, take_step
@@ -81,6 +82,14 @@ def run_tries(prepared: Prepared, weights: Weights, options: FindMicroConfig, si
 
     largest_fitting(sizes.sizes, sizes.start, fits)
     return tries
+
+
+def sizes_for(sizes: Sizes, prepared: Prepared, weights: Weights) -> Sizes:
+    """Those that the model takes; all ranks call this, and have the same."""
+    alone = fails_alone(
+        prepared.config, prepared.numbers, prepared.train, prepared.augment, weights.module, prepared.loss
+    )
+    return sizes.in_pairs() if any(row[0] for row in gather_floats(weights.runtime, [alone])) else sizes
 
 
 class _Trial:
@@ -150,7 +159,7 @@ class _Trial:
             step = test.steps.next()
             assert step is not None
             call = _Kept(partial(self._real, test, step, update))
-            own_s = seconds_of(call, "cpu" if device.type == "cpu" else str(device))
+            own_s = seconds_of(call, str(device))
             found, slowest = self._agreed(found, call.result, own_s)
             if not found.fits:
                 return found

@@ -43,6 +43,12 @@ def test_the_smallest_that_is_as_fast_is_judged_by_medians():
     assert as_fast_as_best([slow, near, best], 0.05) == (slow, best)
 
 
+NORMED = """
+from torch import nn
+
+def net():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 7), nn.BatchNorm1d(7), nn.ReLU(), nn.Linear(7, 10))
+"""
 TINY = ["data=digits", "data.limit=64", "model=mlp", "batch.total=24", "run.dir=out"]
 
 
@@ -62,6 +68,20 @@ def test_the_verb_names_the_key_to_use_and_grades_the_prediction(capsys: pytest.
     assert numbers["predicted"]["size"] == 40
     assert "The largest was predicted as 40 and measured as 40" in said
     assert Path("out/find_micro.png").stat().st_size > 5000
+
+
+@pytest.mark.usefixtures("in_a_folder")
+@pytest.mark.parametrize("micro", ["batch.micro=5", "batch.max_micro=5"])
+def test_a_model_that_fails_on_one_sample_is_never_given_one(micro: str, capsys: pytest.CaptureFixture[str]):
+    Path("normed.py").write_text(NORMED)
+    own = ["data=digits", "data.limit=64", "model=by_target", "model._target_=normed.net", "batch.total=13"]
+    asked = ["find_micro.memory=1GiB", "find_micro.start=1", "run.dir=out", micro, "batch_norm=per_micro_batch"]
+    assert main(["find-micro", *own, *asked]) == 0
+    tried = {one["size"] for one in json.loads(Path("out/find_micro.json").read_text())["numbers"]["tries"]}
+    # Pinned, 13 leaves one sample at 1, 2, 3, 4, 6 and 12; split evenly at 1 and 2.
+    assert min(tried) == (5 if micro == "batch.micro=5" else 3)
+    assert not tried & {6, 12} or micro == "batch.max_micro=5"
+    assert "The model fails on one sample alone" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("in_a_folder")
