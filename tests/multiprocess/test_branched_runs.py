@@ -14,7 +14,6 @@ import pytest
 import torch
 from torch import nn
 
-from largebatch.__main__ import main
 from largebatch.batch.order import SampleOrder
 from largebatch.batch.random_keys import stream_key
 from largebatch.experiments.measure import branched_runs, critical_batch
@@ -23,6 +22,7 @@ from largebatch.experiments.measure.weights import NotMeasurableError, open_weig
 from largebatch.records.checkpoint import load_checkpoint
 from largebatch.run.config.reading import ConfigError
 from largebatch.run.prepare import prepare
+from largebatch.run.train_quietly import train_quietly
 from tests.restless import bits
 from tests.unit.composing import compose_run
 
@@ -40,8 +40,7 @@ BRANCHES = ["measure.critical_batch.factors=[0.5,1,2]", "measure.critical_batch.
 
 
 def train(folder: str, overrides: list[str]) -> None:
-    with contextlib.redirect_stdout(io.StringIO()):
-        assert main(["train", *overrides, f"run.dir={folder}"]) == 0
+    assert train_quietly(compose_run(*overrides), folder).status == "finished"
 
 
 def traces(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -187,6 +186,7 @@ def test_branches_that_cannot_be_are_refused_with_every_reason():
         critical_batch.plan(replace(prepared, config=config), options)
 
 
-def test_a_setting_without_effect_on_branches_is_refused(capsys, tmp_path):
-    assert main(["measure", "critical-batch", *DIGITS, "measure.precision=fp64", f"run.dir={tmp_path}"]) == 2
-    assert "measure.precision=fp64: has no effect on `measure critical-batch`" in capsys.readouterr().err
+def test_a_setting_without_effect_on_branches_is_refused():
+    config = compose_run("measure.precision=fp64", config_name="measure")
+    with pytest.raises(ConfigError, match=r"measure\.precision=fp64: has no effect on `measure critical-batch`"):
+        parse_measure(config, keeps_format_for="critical-batch")

@@ -24,6 +24,7 @@ from largebatch.data import noisy_quadratic
 from largebatch.records.checkpoint import load_checkpoint
 from largebatch.run.train_quietly import train_quietly
 from tests.multiprocess.pool import RankPool
+from tests.multiprocess.test_branched_runs import measured
 from tests.unit.composing import compose_run
 
 HERE = "tests.multiprocess.test_growth"
@@ -215,3 +216,15 @@ def test_a_rollback_forgets_the_decisions_after_its_checkpoint(whole: dict[str, 
     resumed = trained(str(tmp_path / "again"), *guarded, "resume=auto")
     assert (resumed["decisions"], resumed["steps"]) == (run["decisions"], run["steps"])
     assert (resumed["before"][-1] == run["before"][-1]).all()
+
+
+def test_branches_leave_the_run_at_the_batch_that_it_has_decided_on(whole: dict[str, Any], tmp_path: Path):
+    sizes = dict(zip([0, *(seen for seen, _, _ in whole["steps"])], batches(whole), strict=False))
+    decided = list(sizes).index(whole["decisions"][0].samples_seen)
+    trained(str(tmp_path / "run"), *DRIVEN, ORDERED, stop_after=decided)
+    branches = ["factors=[1,2,3]", "steps=2"]
+    numbers = measured([*DRIVEN, ORDERED, f"measure.checkpoint={tmp_path / 'run'}",
+                        *(f"measure.critical_batch.{one}" for one in branches)])  # fmt: skip
+    size = sizes[numbers["samples_seen"]]
+    assert size > sizes[0]
+    assert [one["batch_size"] for one in numbers["branches"]] == [size, 2 * size, 3 * size]

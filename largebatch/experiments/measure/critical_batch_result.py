@@ -153,7 +153,9 @@ def _rate_text(prepared: Prepared, design: Design, factors: tuple[float, ...]) -
 
 
 def _of_rates(rule: str, found: Branches, doubling: Crossing, factors: tuple[float, ...]) -> float | None:
-    """B_crit by the rule of the rate alone, without noise; None: the interval rules it out, or rates were chosen."""
+    """B_crit by the rule of the rate alone; None: the interval rules it out, there is none, or rates were chosen."""
+    if doubling.low is None and doubling.high is None:
+        return None
     alone = doubling_without_noise(found.batch_sizes[0], RATE_EXPONENTS[rule])
     is_within = (doubling.low or 0.0) <= alone <= (math.inf if doubling.high is None else doubling.high)
     return alone if is_within and math.isfinite(alone) and len(set(factors)) == 1 else None

@@ -24,8 +24,8 @@ from largebatch.records.report.two_runs import comparison_html
 # Sections of results are named after their kind.
 _ORDER = (
     "overview", "advice", "study", "atlas", "runs", "training", "batches", "comparison", "attribution", "gap", "noise",
-    "variance", "curvature", "sharpness", "textbook", "explorer", "predictions", "two-runs", "layers", "time",
-    "communication", "find-lr", "find-micro", "verify", "damaged", "left-out",
+    "variance", "critical-batch", "curvature", "sharpness", "textbook", "explorer", "predictions", "two-runs", "layers",
+    "time", "communication", "find-lr", "find-micro", "verify", "scaling", "damaged", "left-out",
 )  # fmt: skip
 _TITLES = {
     "batches": "Against batch size",
@@ -60,14 +60,14 @@ def page_sections(
         Section("damaged", "Damaged", _faults("run", "fault", evidence.damaged)),
         Section("left-out", "Left out", _faults("left out", "reason", evidence.left_out)),
     ]
-    return sorted((one for one in found if one.before or one.options), key=_place), explored
+    return sorted((one for one in found if one.before or one.options), key=place), explored
 
 
 def _compared_first(runs: Sequence[RunRecord]) -> list[RunRecord]:
     return sorted(runs, key=lambda run: not run.is_compared)
 
 
-def _place(section: Section) -> int:
+def place(section: Section) -> int:
     """Several sections of one kind have numbers behind it, and keep their order."""
     return _ORDER.index(section.key.rstrip("0123456789").rstrip("-"))
 
