@@ -83,7 +83,7 @@ def test_every_kind_of_result_is_shown_alike(name: str, tmp_path: Path):
         assert text in option.before + option.after
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", EARLIER)  # kinds of later versions have had one form
 def test_a_record_of_an_earlier_version_has_its_sentences_figures_and_single_numbers(name: str, tmp_path: Path):
     values = EARLIER[name]
     (option,) = section_of(tmp_path, name, values).options
