@@ -20,6 +20,7 @@ BENCHES = {
     "attribution": "parts of `attribute` against true ones, and the coverage of their intervals, on planted tasks",
     "verify": "false alarms and missed defects of `largebatch verify`, over models, optimizers and seeds",
     "rows": "memory and time of `report`, `compare`, `diff` and a resume on runs of a million rows",
+    "scaling": "how far noise moves weights after equal samples at 2 to 20 times the batch, by several scaling rules",
     "start": "how long --help, errors, a plan and the first step take, as whole processes",
     "prediction": "time, memory and communication of held-out runs, predicted from others, against what they took",
     "optim": "a step of LAMB and LARS against torch's fused AdamW and SGD, and other packages that are installed",
