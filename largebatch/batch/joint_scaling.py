@@ -86,7 +86,6 @@ def scale_hyperparameters(
     global_batch_size: int,
     rule: str | JointRule,
     form: OptimizerForm = ADAMW_FORM,
-    lr: float | None = None,
 ) -> dict[str, ScaledValue]:
     """The hyperparameters of a batch, given those of the base batch.
 
@@ -97,7 +96,6 @@ def scale_hyperparameters(
         global_batch_size: samples per step.
         rule: a name of `JOINT_RULES`, or a rule.
         form: of the optimizer; `SGD_FORM`, `ADAMW_FORM`, or its own.
-        lr: peak rate of the batch, where the rule of the rate does not give it alone.
 
     Returns:
         `lr`, `momentum`, `beta1`, `beta2`, `eps`, `weight_decay`, `clip_norm`, as far as `base` has them.
@@ -120,8 +118,6 @@ def scale_hyperparameters(
     rate = scale_lr(base["lr"], rule=rules.lr, **sizes)
     if form.adds and "momentum" in scaled:
         rate = rate_with_momentum(rate, base["momentum"], scaled["momentum"])
-    if lr is not None and lr != rate.value:
-        rate = ScaledValue(lr, "given", "lr", {"lr": lr})
     scaled = {"lr": rate} | scaled
     for name, beta, one in zip(_BETAS, base.get("betas", ()), rules.betas, strict=False):
         scaled[name] = scale_memory(beta, rule=one, name=name, bounds=rules.beta_bounds, **sizes)

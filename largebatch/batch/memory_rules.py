@@ -44,7 +44,8 @@ def scale_memory(
         bounds: smallest and largest value of a rule's result; never of `none`.
 
     Raises:
-        ValueError: for an unknown rule, a base outside [0, 1), a batch below 1, or where `sde` has no value.
+        ValueError: for an unknown rule, a base outside [0, 1), a batch below 1, where `sde` has no value, or
+            where the value is 1 in float64.
 
     >>> scale_memory(0.9, base_batch_size=32, global_batch_size=64, rule="half_life").value
     0.81
@@ -80,6 +81,11 @@ def scale_memory(
     if tuple(bounds) != ANY_BETA:
         formula, inputs = f"min(max({formula}, smallest), largest)", inputs | {"smallest": low, "largest": high}
         value = min(max(value, low), high)
+    if value == 1:
+        raise ValueError(
+            f"{name}: {formula} is 1, and a step that keeps all takes nothing in. Take a shorter half-life, a larger "
+            "batch, or bounds below 1."
+        )
     return ScaledValue(value, shown, formula, inputs)
 
 

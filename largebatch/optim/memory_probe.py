@@ -47,6 +47,7 @@ class Probed:
         refusals: hyperparameter -> the reason why no rule is known to hold for it.
         velocities: names of the states that fade by the momentum.
         holds_rate: whether the rate is in the velocity, as in LARS, rather than outside.
+        moments: beta1 and beta2 -> names of the states that fade by it.
     """
 
     form: OptimizerForm
@@ -54,6 +55,7 @@ class Probed:
     refusals: dict[str, str] = field(default_factory=dict)
     velocities: tuple[str, ...] = ()
     holds_rate: bool = False
+    moments: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def respond(
@@ -116,6 +118,10 @@ def probe(make: MakeOptimizer) -> Probed:
     """What `make` makes: which states fade with momentum and betas, whether they add or average, how weights decay."""
     own = respond(make)
     values, refusals, adds, velocities = _values(own.groups), dict[str, str](), False, tuple[str, ...]()
+    moments = dict[str, tuple[str, ...]]()
+    if (count := len(values.get("betas", (0, 0)))) != 2:
+        refusals |= dict.fromkeys(("beta1", "beta2"), f"it has {count} betas, and the rules are those of Adam's two")
+        del values["betas"]
     for key, name, number in (("momentum", "momentum", 0), ("betas", "beta1", 0), ("betas", "beta2", 1)):
         if key not in values:
             continue
@@ -124,7 +130,9 @@ def probe(make: MakeOptimizer) -> Probed:
             refusals[name] = f"none of its states fades by {name} from step to step, so what it does is not known"
         elif key == "momentum":
             adds, velocities = kind == "adds", states
-        elif kind == "adds":
+        else:
+            moments[name] = states
+        if key == "betas" and kind == "adds":
             refusals[name] = f"a gradient enters its state whole and not times 1 - {name}, which the rate does not know"
     if adds and any(group.get("clip") for group in own.groups.values()):
         refusals["momentum"] = "with clip=true lr is a bound and no factor, so it cannot go with the momentum"
@@ -135,7 +143,7 @@ def probe(make: MakeOptimizer) -> Probed:
         )
     nesterov = adds and any(group.get("nesterov") for group in own.groups.values())
     holds = adds and _scales_with_rate(make, velocities)
-    return Probed(OptimizerForm(adds, decay == "coupled", nesterov), values, refusals, velocities, holds)
+    return Probed(OptimizerForm(adds, decay == "coupled", nesterov), values, refusals, velocities, holds, moments)
 
 
 def _values(groups: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

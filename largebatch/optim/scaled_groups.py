@@ -41,7 +41,9 @@ class ScaledGroups:
     - a velocity that adds gradients up is multiplied so that every past gradient still has the effect on the weights
       that it would have had: under v = m v + g, w = w - lr v, that is lr m / (1 - m) times the velocity;
     - the counter t of the bias correction 1 - beta^t becomes the number of steps of the new size that fade as much;
-    - averages, such as Adam's moments and Muon's momentum, are averages under any beta, and stay.
+      Where beta1 and beta2 fade by different rules, one counter cannot serve both: it goes with the slower one, and the
+      moment of the other is multiplied so that what its bias correction makes of it stays;
+    - other averages, such as Muon's momentum, are averages under any beta, and stay.
 
     Args:
         optimizer: with its groups as they are made, at the values of the base batch.
@@ -78,7 +80,6 @@ class ScaledGroups:
                 global_batch_size=stage.global_batch_size,
                 rule=rule,
                 form=probed.form,
-                lr=stage.peak_lr * factor,
             )
             found = {key: scaled[key].value for key in keys if key != "betas"}
             return found | (
@@ -128,8 +129,9 @@ class ScaledGroups:
             now = {key: group[key] for key in values}
             if now == values:
                 continue
-            before = next((one for one, groups in enumerate(self.values) if groups[place] == now), None)
-            if carries and before is not None:
+            fitting = [one for one, groups in enumerate(self.values) if groups[place] == now]
+            if carries and fitting:
+                before = max((one for one in fitting if one < number), default=fitting[0])
                 self._carry(optimizer, group, now, values, self._stages[before].peak_lr / self._stages[number].peak_lr)
             group.update(values)
 
@@ -141,18 +143,35 @@ class ScaledGroups:
         now: Mapping[str, Any],
         rates: float,
     ) -> None:
-        factor, share = 1.0, 1.0
+        factor = 1.0
         if self._probed.form.adds and "momentum" in now and was["momentum"] != now["momentum"]:
             factor = self._velocity_factor(was["momentum"], now["momentum"], rates)
-        if "betas" in now and f"{type(optimizer).__module__}.".startswith(_COUNTING):
-            share = _count_factor(was["betas"], now["betas"])
+        counts = "betas" in now and f"{type(optimizer).__module__}.".startswith(_COUNTING)
         for parameter in group["params"]:
             state = optimizer.state.get(parameter, {})
             for name in self._probed.velocities if factor != 1 else ():
                 if isinstance(state.get(name), Tensor):
                     state[name].mul_(factor)
-            if share != 1 and isinstance(state.get("step"), Tensor):
-                state["step"].mul_(share)
+            if counts and isinstance(state.get("step"), Tensor):
+                self._recount(group, state, was["betas"], now["betas"])
+
+    def _recount(
+        self, group: Mapping[str, Any], state: Mapping[str, Any], was: Sequence[float], now: Sequence[float]
+    ) -> None:
+        """Multiply t so that beta^t stays, of the slower beta, and the other moment so that m / (1 - beta^t) stays."""
+        pairs = [(a, b) for a, b in zip(was, now, strict=True) if 0 < a < 1 and 0 < b < 1]
+        if not pairs:
+            return
+        slower, after = max(pairs)
+        before, share = float(state["step"]), math.log(slower) / math.log(after)
+        if share != 1:
+            state["step"].mul_(share)
+        if before == 0 or not group.get("bias_correction", True) or "momentum_decay" in group:  # NAdam keeps a product
+            return
+        for name, a, b in zip(("beta1", "beta2"), was, now, strict=True):
+            if (a, b) in pairs and not math.isclose(math.log(a), share * math.log(b), rel_tol=1e-9):
+                for moment in set(self._probed.moments.get(name, ())) & state.keys():
+                    state[moment].mul_(math.expm1(share * before * math.log(b)) / math.expm1(before * math.log(a)))
 
     def _velocity_factor(self, was: float, now: float, rates: float) -> float:
         """A velocity has the effect lr m / (1 - m) times itself, and with Nesterov's step lr m^2 / (1 - m)."""
@@ -174,12 +193,3 @@ def _scaled_keys(group: Mapping[str, Any], rule: JointRule) -> list[str]:
     keys = [key for key in followed_keys(group) if asked[key]]
     # The decay of momentum SGD depends on the momentum, scaled or not.
     return keys + ["momentum"] * ("weight_decay" in keys and "momentum" not in keys and "momentum" in group)
-
-
-def _count_factor(was: Sequence[float], now: Sequence[float]) -> float:
-    """By which t is multiplied so that beta^t stays, of the slowest beta: the other one has faded by then."""
-    pairs = [(a, b) for a, b in zip(was, now, strict=True) if 0 < a < 1 and 0 < b < 1 and a != b]
-    if not pairs:
-        return 1.0
-    slowest, after = max(pairs)
-    return math.log(slowest) / math.log(after)

@@ -198,7 +198,7 @@ def _follow(
         return None, rates, tuple({} for _ in rates)
     totals = _rule_totals(config, stages.totals)
     peaks = tuple(following.with_momentum(rate, total) for rate, total in zip(rates, totals, strict=True))
-    return following, peaks, scaled_stages(following, totals, peaks)
+    return following, peaks, scaled_stages(following, totals)
 
 
 def _base_lr(config: TrainConfig, following: Following | None, total: int) -> float:

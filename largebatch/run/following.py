@@ -42,15 +42,14 @@ class Following:
     base_batch_size: int
     probed: Probed
 
-    def values(self, global_batch_size: int, lr: float | None = None) -> dict[str, ScaledValue]:
-        """All values at this batch; `lr`: its peak rate, where the rule of the rate does not give it alone."""
+    def values(self, global_batch_size: int) -> dict[str, ScaledValue]:
+        """All values at this batch; the rate is that of its rule, before any decay."""
         return scale_hyperparameters(
             self.base,
             base_batch_size=self.base_batch_size,
             global_batch_size=global_batch_size,
             rule=self.rule,
             form=self.probed.form,
-            lr=lr,
         )
 
     def with_momentum(self, rate: ScaledValue, global_batch_size: int) -> ScaledValue:
@@ -61,14 +60,13 @@ class Following:
 
     def stage(self, global_batch_size: int, peak_lr: float) -> StageBatch:
         """The stage of this batch and rate."""
-        clip_norm = self.values(global_batch_size, peak_lr)["clip_norm"].value if self.base["clip_norm"] else None
+        clip_norm = self.values(global_batch_size)["clip_norm"].value if self.base["clip_norm"] else None
         return StageBatch(global_batch_size, peak_lr, clip_norm)
 
-    def shown(self, global_batch_size: int, lr: float) -> dict[str, ScaledValue]:
+    def shown(self, global_batch_size: int) -> dict[str, ScaledValue]:
         """The values that follow this batch, without the rate."""
-        return {
-            name: one for name, one in self.values(global_batch_size, lr).items() if name != "lr" and one.rule != "none"
-        }
+        values = self.values(global_batch_size)
+        return {name: one for name, one in values.items() if name != "lr" and one.rule != "none"}
 
 
 def following_of(config: TrainConfig, samples: Callable[[str], int]) -> Following | None:
@@ -148,13 +146,15 @@ def _problems(scaling: ScalingConfig, base: Mapping[str, Any], probed: Probed, t
             continue
         value = base.get(key)
         value = value[name == "beta2"] if key == "betas" and value is not None else value
-        if value is None:
-            problems.append(f"scaling.{key}={rule}: {target} has no {key}, so nothing would follow. Set it to none.")
-        elif value == 0:
-            problems.append(f"scaling.{key}={rule}: has no effect, {name} is 0. Set it to none, or give a {name}.")
-        elif name in probed.refusals:
+        remedy = f"Set it to none{', or one rule for each beta' if key == 'betas' else ''}"
+        if name in probed.refusals and value != 0:
             problems.append(f"scaling.{key}={rule}: no rule is known to hold for {target}: {probed.refusals[name]}. "
-                            f"Set it to none{', or one rule for each beta' if key == 'betas' else ''}.")  # fmt: skip
+                            f"{remedy}.")  # fmt: skip
+        elif value is None:
+            what = "no betas with an eps beside their second moment" if key == "eps" else f"no {key}"
+            problems.append(f"scaling.{key}={rule}: {target} has {what}, so nothing would follow. Set it to none.")
+        elif value == 0:
+            problems.append(f"scaling.{key}={rule}: has no effect, {name} is 0. {remedy}, or give another {name}.")
     return list(dict.fromkeys(problems))
 
 
@@ -220,13 +220,9 @@ def scaled_groups(
     return groups
 
 
-def scaled_stages(
-    following: Following | None, totals: tuple[int, ...], peaks: tuple[ScaledValue, ...]
-) -> tuple[Values, ...]:
+def scaled_stages(following: Following | None, totals: tuple[int, ...]) -> tuple[Values, ...]:
     """What follows the batch in each stage, by name."""
-    if following is None:
-        return tuple({} for _ in totals)
-    return tuple(following.shown(total, peak.value) for total, peak in zip(totals, peaks, strict=True))
+    return tuple({} if following is None else following.shown(total) for total in totals)
 
 
 def with_average(

@@ -75,8 +75,8 @@ def test_values_follow_the_batch_and_stops_on_other_ranks_change_nothing(name: s
         assert (small["momentum"], large["momentum"]) == pytest.approx((0.9**0.5, 0.9 ** (43 / 32)))
         sums = [one["lr"] / (1 - one["momentum"]) for one in (small, large)]
         assert sums == pytest.approx([0.05 / 0.1 * 16 / 32, 0.05 / 0.1 * 43 / 32])
-    # Stopped at the end of the first stage, and inside the second one.
-    for number, last in ((2, 4), (3, 6), (1, 9)):
+    # Stopped at the end of the first stage, where state is carried over next, and for Adam inside the second one, too.
+    for number, last in ((2, 4), (3, 6), (1, 9)) if name == "adamw" else ((2, 4), (1, 9)):
         stopped = ranks(number).run(part, name, tmp_path / "stopped", last)
         assert stopped[0][0] == whole[last - len(stopped[0][0]) : last]
     assert largest(weights, stopped[0][1]) < 1e-12

@@ -10,7 +10,7 @@ from largebatch.batch.duration import Duration
 from largebatch.batch.memory_rules import MEMORY_RULES
 from largebatch.batch.scaling import SCALING_RULES
 from largebatch.diagnostics.settings import PositiveFloat, PositiveInt, Section
-from largebatch.run.config.types import HalfLife, SampleCount, one_of
+from largebatch.run.config.types import HalfLife, HalfLives, SampleCount, one_of
 
 _FOLLOWING = ("momentum", "betas", "eps", "weight_decay", "clip_norm")
 
@@ -23,7 +23,7 @@ class ScalingConfig(Section):
     base_batch_size: SampleCount
     as_batch: PositiveInt | None = None
     momentum: HalfLife = "none"
-    betas: HalfLife | Annotated[list[HalfLife], Field(min_length=2, max_length=2)] = "none"
+    betas: HalfLives = "none"
     eps: Literal["none", "sde"] = "none"
     weight_decay: Literal["none", "timescale"] = "none"
     clip_norm: Literal["none", "noise"] = "none"

@@ -31,6 +31,15 @@ def _rule_or_duration(text: Any) -> Any:
         raise ValueError(f"choose {_A_HALF_LIFE}.{did_you_mean(str(text), MEMORY_RULES)}") from None
 
 
+def _rules_or_durations(value: Any) -> Any:
+    """Checked as a whole: an error inside a union would name its types, which are no keys."""
+    if not isinstance(value, list):
+        return _rule_or_duration(value)
+    if len(value) != 2:
+        raise ValueError(f"a list has two rules, of beta1 and of beta2, and this one has {len(value)}.")
+    return [_rule_or_duration(one) for one in value]
+
+
 def is_in_tokens(value: Any) -> bool:
     """Whether it is a text such as `0.5Mitokens`."""
     try:
@@ -123,6 +132,12 @@ DurationText = Annotated[str, BeforeValidator(_duration), Field(description=_A_L
 _A_HALF_LIFE = f"{', '.join(MEMORY_RULES)}, or a half-life, such as 100000samples or 10Mtokens"
 # A rule of a momentum or beta, or its half-life.
 HalfLife = Annotated[str, BeforeValidator(_rule_or_duration), Field(description=_A_HALF_LIFE)]
+# One for both betas, or one each.
+HalfLives = Annotated[
+    HalfLife | list[HalfLife],
+    BeforeValidator(_rules_or_durations),
+    Field(description=f"{_A_HALF_LIFE}; or a list of two, for beta1 and beta2"),
+]
 # Samples of a batch; a text in tokens until the training set is known, see `in_samples`.
 SampleCount = Annotated[int, Field(ge=1), WrapValidator(_samples_or_tokens)]
 Target = dict[str, Any]

@@ -158,9 +158,9 @@ def test_a_value_that_a_rule_cannot_scale_is_refused(call: Any, message: str):
 
 
 def test_each_joint_rule_is_the_file_of_its_name():
-    from largebatch.cli.composition.composing import compose_config
     from largebatch.run.config.reading import parse_config
+    from tests.unit.composing import compose_run
 
     for name, rule in JOINT_RULES.items():
-        config = parse_config(compose_config([f"scaling={name}"])).scaling
+        config = parse_config(compose_run(f"scaling={name}")).scaling
         assert JointRule(config.rule, config.momentum, config.beta_rules, config.eps, config.weight_decay) == rule

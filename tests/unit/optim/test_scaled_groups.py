@@ -98,8 +98,10 @@ def test_without_its_rule_nothing_is_kept_and_a_broken_rule_is_seen(monkeypatch:
     assert isinstance(broken[0], Kept)
 
 
-def ramped(make: Callable[..., Optimizer], rule: JointRule, steps: tuple[int, int]) -> tuple[Any, ...]:
-    """A weight of 1 after a gradient, steps at a batch of 4, then steps at 12: with its optimizer, groups and probe."""
+def ramped(
+    make: Callable[..., Optimizer], rule: JointRule, steps: tuple[int, int], *, every: bool = False
+) -> tuple[Any, ...]:
+    """A weight of 1 after a gradient, or one in `every` step: steps at a batch of 4, then at 12; and what it had."""
     probed = probe(make)
     weight = nn.Parameter(torch.ones(2, dtype=torch.float64))
     optimizer = make([{"params": [weight], "adapts": False, "weight_decay": 0.0}])
@@ -109,7 +111,7 @@ def ramped(make: Callable[..., Optimizer], rule: JointRule, steps: tuple[int, in
     seen = 0
     for number in range(sum(steps)):
         stage = int(number >= steps[0])
-        weight.grad = torch.full_like(weight, float(number == 0))
+        weight.grad = torch.full_like(weight, float(every or number == 0))
         set_lr(optimizer, (0.01, peak(rule, probed))[stage])
         scaled.write(optimizer, seen)
         take_step(optimizer)
@@ -126,8 +128,8 @@ def peak(rule: JointRule, probed: Any) -> float:
 def test_a_velocity_moves_a_weight_as_far_when_its_batch_grows_on_the_way(name: str):
     make, *_ = OPTIMIZERS[name]
     rule = JointRule("linear", "half_life")
-    weight, *_ = ramped(make, rule, (7, 200))
-    small, *_ = ramped(make, rule, (400, 0))
+    weight, *_ = ramped(make, rule, (7, 110))
+    small, *_ = ramped(make, rule, (330, 0))
     assert torch.allclose(weight, small, rtol=1e-12, atol=0)
 
 
@@ -142,6 +144,36 @@ def test_the_bias_correction_of_adam_goes_on_where_its_batch_grows():
         assert beta**counted == pytest.approx(base ** (7 + 3 * 3), rel=1e-6)  # the count is in float32
         scaled.write(optimizer, 10_000)
         assert float(optimizer.state[weight]["step"]) == counted  # once per stage
+
+
+@pytest.mark.parametrize("betas", [("none", "half_life"), ("half_life", "none"), ("sde", "half_life"), (400, 60)])
+def test_where_betas_fade_by_different_rules_a_ramp_leaves_the_steps_of_adam_unbiased(betas: tuple[Any, Any]):
+    """Under a gradient that stays, both corrected moments are exact from the first step on: each step is lr long."""
+    rule = JointRule("sqrt", betas=betas)
+    for kind in ("adam", "adamw"):
+        weight, optimizer, *_ = ramped(OPTIMIZERS[kind][0], rule, (7, 3), every=True)
+        moved = 7 * 0.01 + 3 * 0.01 * 3**0.5
+        assert torch.allclose(1 - weight, torch.full_like(weight, moved), rtol=1e-6, atol=0)  # the count is in float32
+        if betas[1] == "half_life":  # the slower one: t is its own
+            fades = optimizer.param_groups[0]["betas"][1] ** float(optimizer.state[weight]["step"])
+            assert fades == pytest.approx((0.95 if kind == "adamw" else 0.999) ** (7 + 3 * 3), rel=1e-6)
+
+
+def test_behind_two_stages_whose_momentum_a_bound_holds_a_velocity_has_the_rate_of_the_later_one():
+    rule = JointRule("linear", "half_life", beta_bounds=(0.0, 0.9))
+    make = of(SGD, momentum=0.9)
+    weight, rates = nn.Parameter(torch.ones(1, dtype=torch.float64)), (0.005, 0.01, 0.03 * (1 - 0.9**3) / 0.1)
+    optimizer = make([{"params": [weight]}])
+    stages = [StageBatch(size, rate) for size, rate in zip((2, 4, 12), rates, strict=True)]
+    scaled = ScaledGroups(optimizer, rule, probe(make), base_lr=0.01, base_batch_size=4, stages=stages,
+                          stage_at=lambda seen: min(seen, 2))  # fmt: skip
+    assert [groups[0]["momentum"] for groups in scaled.values] == [0.9, 0.9, pytest.approx(0.729)]
+    for seen in range(150):
+        weight.grad = torch.full_like(weight, float(seen == 1))  # the gradient comes in the second stage
+        set_lr(optimizer, rates[min(seen, 2)])
+        scaled.write(optimizer, seen)
+        take_step(optimizer)
+    assert 1 - weight.item() == pytest.approx(0.01 / (1 - 0.9), rel=1e-12)
 
 
 def test_groups_keep_their_own_values_and_rates():
