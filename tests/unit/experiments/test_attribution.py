@@ -152,7 +152,7 @@ def test_a_folder_of_other_settings_or_of_something_else_is_refused(tmp_path: Pa
 def test_rules_that_name_one_batch_do_not_go_with_a_ramp():
     ramp = ["batch.ramp.milestones=[1ep]", "batch.ramp.totals=[24]"]
     with pytest.raises(ConfigError, match=r"scaling.as_batch=4: names one batch for all rules"):
-        prepare(compose_run(*TINY[1:6], *ramp, "+scaling.as_batch=4"), os.environ)
+        prepare(compose_run(*TINY[1:6], *ramp, "scaling.as_batch=4"), os.environ)
 
 
 def test_whatever_follows_the_batch_is_held_with_the_rate():
