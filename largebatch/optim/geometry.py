@@ -31,6 +31,7 @@ from largebatch.optim.forms import LambTerms, LarsTerms
 from largebatch.optim.lamb import LAMB, lamb_update
 from largebatch.optim.lars import LARS
 from largebatch.optim.muon import MuonWithAdamW
+from largebatch.optim.second_moments import adam_divisor, is_young, second_moment
 from largebatch.optim.state import wide_dtype
 from largebatch.optim.trust_ratio import l2_norm
 
@@ -67,6 +68,9 @@ class OptimizerGeometry:
     Momentum and weight decay do not enter: they are the same for any batch. A parameter that the optimizer does not
     hold, or that has no state yet, has the block 0.
 
+    The same holds for a second moment that is young, see `is_young`, and for an element that never had a gradient: its
+    1 / eps is not what it will be divided by, as the step that brings a gradient takes that one in first.
+
     Args:
         optimizer: of one of these classes; one that inherits may take another step.
 
@@ -94,7 +98,7 @@ class OptimizerGeometry:
 
     @torch.no_grad()
     def metrics(self, parameters: Sequence[Tensor]) -> list[Metric | None] | None:
-        """The blocks of P of these parameters at the next step; None before the first one of an optimizer with state.
+        """The blocks of P of these parameters at the next step; None while all are 0, as before the first step of Adam.
 
         It reads the state and keeps a tensor of the size of each parameter that Adam takes, and a square matrix of the
         smaller side of each that Muon takes.
@@ -103,11 +107,23 @@ class OptimizerGeometry:
         rates = [float(group["lr"]) for group in self._optimizer.param_groups]
         if not any(rates):  # at the start of a warmup from 0
             rates = [group.get("lr_factor", 1.0) for group in self._optimizer.param_groups]
+        if self._is_young():
+            return None
         for group, rate in zip(self._optimizer.param_groups, rates, strict=True):
             for one in group["params"]:
                 found[one] = self._metric(group, one, rate / max(rates))
         blocks = [found.get(one) for one in parameters]
         return blocks if any(one is not None for one in blocks) else None
+
+    def _is_young(self) -> bool:
+        """Whether no second moment is old enough: Muon, whose state has no age, waits for its AdamW."""
+        ages = [
+            is_young(state, group)
+            for group in self._optimizer.param_groups
+            for one in group["params"]
+            if "step" in (state := self._optimizer.state.get(one, {}))
+        ]
+        return bool(ages) and all(ages)
 
     def _metric(self, group: Mapping[str, Any], param: Tensor, rate: float) -> Metric | None:
         optimizer, state = self._optimizer, self._optimizer.state.get(param, {})
@@ -117,15 +133,17 @@ class OptimizerGeometry:
             terms = optimizer.terms(group)
             assert isinstance(terms, LarsTerms)
             return Metric(_scalar(rate).sq_norm, _lars_ratio(param, terms))
-        if not state:
+        if not state or ("step" in state and is_young(state, group)):
             return None
         if group.get("muon") or isinstance(optimizer, Muon):
             return _spectral(state["momentum_buffer"], group, rate)
         if isinstance(optimizer, LAMB):
             lamb = optimizer.terms(group)
             assert isinstance(lamb, LambTerms)
-            return _diagonal(_lamb_ratio(param, state, lamb) * rate / _lamb_divisor(state, lamb))
-        return _diagonal(rate / _adam_divisor(state, group))
+            weights = _lamb_ratio(param, state, lamb) * rate / _lamb_divisor(state, lamb)
+        else:
+            weights = rate / adam_divisor(state, group)
+        return _diagonal(weights.masked_fill_(second_moment(state, group) == 0, 0.0))
 
 
 def _scalar(rate: float) -> Metric:
@@ -136,18 +154,6 @@ def _diagonal(weights: Tensor) -> Metric:
     """P = diag(weights): |sqrt(P) g|^2, whose elements are no larger than they must be, then summed with care."""
     root = weights.sqrt_()
     return Metric(lambda gradient: l2_norm(gradient.to(root.dtype) * root).double().square())
-
-
-def _adam_divisor(state: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor:
-    """sqrt(v) + eps, with v as the latest step took it."""
-    if "square_avg" in state:  # RMSprop
-        square: Tensor = state["square_avg"]
-        if group["centered"]:
-            square = square.addcmul(state["grad_avg"], state["grad_avg"], value=-1)
-        return square.sqrt().add_(group["eps"])
-    correction = 1 - float(group["betas"][1]) ** float(state["step"])
-    square = state["max_exp_avg_sq"] if group.get("amsgrad") else state["exp_avg_sq"]
-    return square.div(correction).sqrt_().add_(group["eps"])
 
 
 def _lamb_divisor(state: Mapping[str, Any], terms: LambTerms) -> Tensor:
