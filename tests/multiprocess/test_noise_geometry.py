@@ -215,7 +215,8 @@ def test_a_resumed_run_measures_on_from_what_it_had_and_euclidean_rows_are_those
     [
         (("optimizer._target_=torch.optim.Adadelta", "~optimizer.betas"), "preconditioner of Adadelta is not known"),
         (
-            ("+observers.noise_scale.groups.optimizer=[bias]",),
+            # In the other geometry, too: a report could not tell.
+            ("+observers.noise_scale.groups.optimizer=[bias]", "observers.noise_scale.geometry=euclidean"),
             "noise_scale/optimizer/*, are those of the optimizer's",
         ),
         (("observers.noise_scale.every=null", "observers.noise_scale.groups=null"), "no effect without measurements"),

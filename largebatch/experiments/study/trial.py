@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from largebatch.experiments.study.protocol import REACHED, Job, Row
 from largebatch.experiments.study.settings import StudyConfig, TargetConfig
 from largebatch.gradient.step import Measures, Step
-from largebatch.records.figures.run_metrics import NOISE_SCALE
+from largebatch.records.figures.run_metrics import NOISE_SCALE, OPTIMIZER_NOISE_SCALE
 from largebatch.records.rows.placed_rows import Faults, placed_rows
 from largebatch.records.run_folder import RunFolder
 from largebatch.run.config.reading import ConfigError
@@ -193,7 +193,7 @@ _ENDS = ("value", "low", "high")
 # Key in a row of trials.jsonl -> keys in metrics.jsonl; in the optimizer's geometry only where it was asked for.
 _NOISE_SCALES = {
     "noise_scale": NOISE_SCALE.keys,
-    "optimizer_noise_scale": tuple(f"noise_scale/optimizer/{end}" for end in ("b_simple", "ci_low", "ci_high")),
+    "optimizer_noise_scale": OPTIMIZER_NOISE_SCALE.keys,
 }
 
 

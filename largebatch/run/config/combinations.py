@@ -155,10 +155,10 @@ def noise_scale_problems(config: TrainConfig, ramp: BatchRamp | None) -> list[st
         remedy = "has no effect without measurements. Set observers.noise_scale.every=10."
         return [f"observers.noise_scale.{name}: {remedy}" for name in unused]
     errors = []
-    if options.geometry == "optimizer" and "optimizer" in (options.groups or {}):
+    if "optimizer" in (options.groups or {}):
         errors.append(
             "observers.noise_scale.groups.optimizer: its keys, noise_scale/optimizer/*, are those of the optimizer's "
-            "geometry. Give the group another name, or leave observers.noise_scale.geometry at euclidean."
+            "geometry (observers.noise_scale.geometry). Give the group another name."
         )
     single = [plan.global_batch_size for plan in ramp.plans if len(plan.micro_batch_sizes) == 1] if ramp else []
     if single and min(single) < _FEWEST_TO_SPLIT:

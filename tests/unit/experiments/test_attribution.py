@@ -98,7 +98,7 @@ def test_without_a_rule_there_is_nothing_unscaled_and_one_order_needs_one_run_le
         ("attribute.small=12", "attribute.small=12: is not below batch.total=12"),
         ("length=40steps", "length=40steps: both batches are compared after equal samples"),
         ("batch.ramp={milestones: [1ep], totals: [24]}", "batch.ramp: a run whose batch changes"),
-        ("+scaling.as_batch=8", "scaling.as_batch=8: gives every batch the hyper-parameters of that one"),
+        ("scaling.as_batch=8", "scaling.as_batch=8: gives every batch the hyper-parameters of that one"),
         ("attribute.tuned={scaling.as_batch: 8}", "scaling.as_batch is set by the experiment"),
         ("length=1ep batch.total=40 attribute.small=30", "both take 1 steps"),
         ("attribute.tuned={model.width: 3}", "model.width is no hyper-parameter"),
