@@ -7,30 +7,26 @@ import math
 import numpy as np
 import pytest
 
-from largebatch.diagnostics.closed_forms import NoisyQuadratic, preconditioned
+from largebatch.diagnostics.closed_forms import NoisyQuadratic, best_rate, preconditioned
 
 CURVATURE = 1 / np.arange(1, 101)  # Zhang et al. 2019, section 3: h_i = 1/i, and noise of the same variance
 START = np.ones(100)
-TARGET = 0.03
-POWERS = (0.0, 0.5, 0.75)  # P = h^-p: from SGD past Adam's square root towards the inverse curvature
+TARGET = 0.01
 
 
-def fewest_steps(task: NoisyQuadratic, theta: np.ndarray, batch: int) -> float:
-    """At the best constant rate of a grid."""
-    target, found = TARGET * task.loss(theta), math.inf
-    for lr in np.geomspace(0.01, 0.98, 24) * task.max_stable_lr():
-        variance = task.stationary_variance(lr=lr, global_batch_size=batch)
-        if task.curvature @ variance / 2 < 0.95 * target:
-            steps = task.steps_to_target(target, theta, lr=lr, global_batch_size=batch, max_steps=2000)
-            found = min(found, math.inf if steps is None else steps)
-    return found
+def critical_batch(task: NoisyQuadratic, power: float) -> tuple[int, int]:
+    """(fewest steps to 1 % of the first loss, the batch that takes twice as many, to 2 %), at best constant rates."""
 
+    def steps(batch: int) -> int:
+        loss = TARGET * task.loss(START)
+        return best_rate(task, START, target_loss=loss, global_batch_size=batch, power=power)[1]
 
-def critical_batch(task: NoisyQuadratic, theta: np.ndarray) -> float:
-    """The batch that takes twice the fewest steps."""
-    most = 2 * fewest_steps(task, theta, 10**9)
-    sizes = np.unique(np.geomspace(10, 2000, 24).astype(int))
-    return float(next(size for size in sizes if fewest_steps(task, theta, int(size)) <= most))
+    fewest = steps(10**9)
+    low, high = 10, 2000
+    while high > 1.02 * low:
+        middle = round(math.sqrt(low * high))
+        low, high = (middle, high) if steps(middle) > 2 * fewest else (low, middle)
+    return fewest, high
 
 
 def test_in_the_coordinates_of_a_preconditioner_plain_noise_scales_are_the_optimizers():
@@ -54,13 +50,15 @@ def test_the_simple_noise_scale_of_one_step_is_exact_for_the_inverse_curvature_a
     assert euclidean == pytest.approx(rooted, rel=1e-12)
 
 
-def test_at_equal_weights_the_optimizers_noise_scale_follows_its_critical_batch_and_the_euclidean_one_cannot():
-    """B_crit grows with the power of the preconditioner. At one point the Euclidean noise scale is one number."""
-    plain, critical, scales = NoisyQuadratic(CURVATURE, CURVATURE), [], []
-    for power in POWERS:
-        task, place = preconditioned(plain, power), START * CURVATURE ** (power / 2)
-        critical.append(critical_batch(task, place))
-        scales.append(task.gradient_noise(place, num_samples=9).simple_noise_scale)
-    growth, followed = np.log(np.array(critical) / critical[0]), np.log(np.array(scales) / scales[0])
-    assert growth[-1] > math.log(3)
-    assert np.abs(followed - growth).max() < 0.5 * growth[-1]
+def test_at_equal_weights_b_crit_is_proportional_to_the_optimizers_noise_scale_and_the_euclidean_one_cannot_follow():
+    """The table of diagnostics/README.md; P = h^-p goes from SGD past Adam's square root towards Newton's method."""
+    task = NoisyQuadratic(CURVATURE, CURVATURE)
+    assert task.gradient_noise(START, num_samples=9).simple_noise_scale == pytest.approx(3.17, abs=0.01)  # for every p
+    ratios = []
+    for power, fewest, b_crit, scale in ((0.0, 51, 154, 3.17), (0.5, 7, 352, 7.70), (0.75, 3, 592, 12.46)):
+        inside, place = preconditioned(task, power), START * CURVATURE ** (power / 2)
+        assert inside.gradient_noise(place, num_samples=9).simple_noise_scale == pytest.approx(scale, abs=0.01)
+        # Both the search over rates and that over batches end at 1 to 2 %.
+        assert critical_batch(task, power) == (fewest, pytest.approx(b_crit, rel=0.03))
+        ratios.append(b_crit / scale)
+    assert max(ratios) < 1.07 * min(ratios)
