@@ -67,7 +67,7 @@ class MicroBatchNorms:
         scale: of the reduction; the sum of all micro-batches' gradients is divided by it to give g.
         groups: of parameters, whose norms are told from the others', too.
         geometry: of the optimizer, in which they are measured as well, at the price of one more pass; None: they are
-            not. The first step of an optimizer whose preconditioner is its state has none.
+            not. Steps of an optimizer whose preconditioner is a young state have none.
 
     Attributes:
         groups: their names.
@@ -95,6 +95,11 @@ class MicroBatchNorms:
         everything = [1.0] * len(self._parameters)
         rows = [everything, *([float(id(one) in group) for one in self._parameters] for group in members)]
         self._membership = torch.tensor(rows, dtype=torch.float64, device=self._runtime.device)
+
+    @property
+    def has_geometry(self) -> bool:
+        """Whether it measures in the optimizer's geometry, too."""
+        return self._geometry is not None
 
     def is_due(self, step: Step) -> bool:
         """In steps that measure norms and have several micro-batches."""

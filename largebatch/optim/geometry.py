@@ -107,26 +107,31 @@ class OptimizerGeometry:
         rates = [float(group["lr"]) for group in self._optimizer.param_groups]
         if not any(rates):  # at the start of a warmup from 0
             rates = [group.get("lr_factor", 1.0) for group in self._optimizer.param_groups]
-        if self._is_young():
+        states = self._states()
+        # Muon's state has no age: it waits for its AdamW.
+        members = [(one, group) for group in self._optimizer.param_groups for one in group["params"]]
+        ages = [is_young(states[one], group) for one, group in members if "step" in states[one]]
+        if ages and all(ages):
             return None
         for group, rate in zip(self._optimizer.param_groups, rates, strict=True):
             for one in group["params"]:
-                found[one] = self._metric(group, one, rate / max(rates))
+                found[one] = self._metric(group, one, states[one], rate / max(rates))
         blocks = [found.get(one) for one in parameters]
         return blocks if any(one is not None for one in blocks) else None
 
-    def _is_young(self) -> bool:
-        """Whether no second moment is old enough: Muon, whose state has no age, waits for its AdamW."""
-        ages = [
-            is_young(state, group)
-            for group in self._optimizer.param_groups
-            for one in group["params"]
-            if "step" in (state := self._optimizer.state.get(one, {}))
-        ]
-        return bool(ages) and all(ages)
+    def _states(self) -> dict[Tensor, dict[str, Any]]:
+        """Of every parameter, with its step as a number: those of fused optimizers lie on the device, read at once."""
+        members = [one for group in self._optimizer.param_groups for one in group["params"]]
+        states = {one: dict(self._optimizer.state.get(one, {})) for one in members}
+        steps = {one: torch.as_tensor(state["step"]) for one, state in states.items() if "step" in state}
+        if steps:
+            found = torch.stack([step.float() for step in steps.values()]).tolist()
+            for one, step in zip(steps, found, strict=True):
+                states[one]["step"] = step
+        return states
 
-    def _metric(self, group: Mapping[str, Any], param: Tensor, rate: float) -> Metric | None:
-        optimizer, state = self._optimizer, self._optimizer.state.get(param, {})
+    def _metric(self, group: Mapping[str, Any], param: Tensor, state: Mapping[str, Any], rate: float) -> Metric | None:
+        optimizer = self._optimizer
         if isinstance(optimizer, SGD):
             return _scalar(rate)
         if isinstance(optimizer, LARS):

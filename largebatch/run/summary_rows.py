@@ -94,8 +94,10 @@ def _noise_scale_rows(opened: OpenRun) -> list[tuple[str, object]]:
     batch = ramp.at(opened.run.progress.samples_seen).global_batch_size
     samples, steps = scale.sample_efficiency(batch), scale.step_efficiency(batch)
     groups = [(f"noise scale, {name}", str(one)) for name, one in opened.noise_scale.latest_of_groups.items()]
-    if (of_optimizer := opened.noise_scale.latest_of_optimizer) is not None:
-        groups.insert(0, ("noise scale in the optimizer's geometry", str(of_optimizer)))
+    if opened.run.gradient.norms.has_geometry:
+        missing = "not measured: the optimizer's state averages fewer than ten gradients yet"
+        text = str(opened.noise_scale.latest_of_optimizer or missing)
+        groups.insert(0, ("noise scale in the optimizer's geometry", text))
     if samples is None or steps is None:
         return [("noise scale", str(scale)), *groups]
     return [

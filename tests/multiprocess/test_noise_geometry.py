@@ -24,6 +24,7 @@ from largebatch.run.config.reading import ConfigError
 from largebatch.run.prepare import prepare
 from largebatch.run.train_quietly import train_quietly
 from largebatch.training.loop import train
+from largebatch.training.observers.noise_scale import NoiseScaleObserver
 from tests.multiprocess.made_run import made_run
 from tests.multiprocess.test_contract import SEED, model_and_data
 from tests.unit.composing import compose_run
@@ -208,6 +209,14 @@ def test_a_resumed_run_measures_on_from_what_it_had_and_euclidean_rows_are_those
     assert {"noise_scale/optimizer/trace", "noise_scale/optimizer/biases/trace"} < whole[-1].keys()
     own = "noise_scale/optimizer/"
     assert [{key: row[key] for key in row if not key.startswith(own)} for row in whole] == euclidean
+
+
+def test_what_was_loaded_is_known_before_the_next_measurement():
+    """A resumed run that stops before it measures again prints it."""
+    observer = NoiseScaleObserver(None, every=1, window=50)  # type: ignore[arg-type]
+    observer.load({"groups": [], "measurements": [[[4.0, 1.0]]], "of_optimizer": [[[6.0, 2.0]]]})
+    found = [(one.trace, one.grad_sq_norm) for one in (observer.latest, observer.latest_of_optimizer) if one]
+    assert found == [(4.0, 1.0), (6.0, 2.0)]
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,7 @@ class NoiseScaleObserver(Observer):
         nothing: list[Any] = [[]] * len(state["measurements"])
         self._load(self._estimators, state["groups"], state["measurements"])
         self._load(self._of_optimizer, state["groups"], state.get("of_optimizer") or nothing)
-        self.latest = self._estimators[0].estimate()
+        self.latest, self.latest_of_optimizer = self._estimators[0].estimate(), self._of_optimizer[0].estimate()
 
     def _load(self, estimators: Sequence[NoiseScaleEstimator], groups: Any, measurements: Any) -> None:
         whole, *of_groups = measurements

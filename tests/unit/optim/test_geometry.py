@@ -138,3 +138,21 @@ def test_an_optimizer_whose_preconditioner_is_not_known_is_refused():
         OptimizerGeometry(Own([param], lr=LR))
     with pytest.raises(ValueError, match="is not above 0"):
         OptimizerGeometry(Muon([param], ns_coefficients=(2.0, -5.0, 2.0)))
+
+
+@pytest.mark.parametrize("make", [AdamW, LAMB, RMSprop])
+def test_the_steps_of_all_parameters_are_read_at_once(make, monkeypatch):
+    """Those of fused optimizers lie on the device: a read of each would wait for it as often."""
+    params = [nn.Parameter(torch.ones(3)) for _ in range(4)]
+    optimizer = make(params)
+    for _ in range(10):
+        for one in params:
+            one.grad = torch.ones(3)
+        optimizer.step()
+
+    def wait(_: Tensor) -> float:
+        raise AssertionError("waits for the device")
+
+    monkeypatch.setattr(Tensor, "__float__", wait)
+    monkeypatch.setattr(Tensor, "item", wait)
+    assert None not in (OptimizerGeometry(optimizer).metrics(params) or [None])
