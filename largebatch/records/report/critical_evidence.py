@@ -10,7 +10,6 @@ from typing import Any
 
 from largebatch.diagnostics.intervals import Interval
 from largebatch.records.figures.optimizer_names import optimizer_name
-from largebatch.records.figures.run_metrics import OPTIMIZER_NOISE_SCALE as OPTIMIZER_NOISE_METRIC
 from largebatch.records.report.estimates import count_of
 from largebatch.records.report.evidence import Evidence, RunRecord
 from largebatch.records.report.groups import Group
