@@ -103,7 +103,8 @@ RUNS = [
     (verb, arguments)
     for verb, arguments in commands()
     if verb not in OWN_ARGUMENTS
-    and arguments[:1] not in (("optim",), ("rows",), ("start",), ("attribution",), ("analyze",), ("atlas",), ("page",))
+    and arguments[:1]
+    not in (("optim",), ("rows",), ("start",), ("prediction",), ("attribution",), ("analyze",), ("atlas",), ("page",))
     and (verb, arguments) not in (("study", ()), ("attribute", ()))  # verbs that a sentence names; they need a value
     and not any(
         argument.startswith(ELSEWHERE) or "_target_=mine." in argument or "_target_: mine." in argument
