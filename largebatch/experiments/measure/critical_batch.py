@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -24,6 +25,7 @@ from largebatch.run.config.findings import Findings
 from largebatch.run.config.measure import MeasureConfig
 from largebatch.run.config.reading import ConfigError
 from largebatch.run.derive import peak_lr, solve_plan
+from largebatch.run.growth import as_decided
 from largebatch.run.prepare import Prepared
 from largebatch.run.sample_order import sample_order
 
@@ -47,13 +49,13 @@ def plan(prepared: Prepared, options: MeasureConfig) -> Measurement:
     def measure(weights: Weights) -> Result | None:
         checkpoint = find_run_checkpoint(prepared, weights)
         start = 0 if checkpoint is None else int(checkpoint.values["samples_seen"])
-        base = prepared.numbers.ramp.at(start)
-        design = _design(prepared, options, base)
-        _require_samples(prepared, design, start=start)
-        branches, factors = run_branches(prepared, weights, design, checkpoint, say=partial(print, flush=True))
+        there = replace(prepared, numbers=as_decided(prepared.numbers, checkpoint))
+        design = _design(there, options, there.numbers.ramp.at(start))
+        _require_samples(there, design, start=start)
+        branches, factors = run_branches(there, weights, design, checkpoint, say=partial(print, flush=True))
         if not weights.runtime.is_main:
             return None
-        return result_of(prepared, options, weights, design, branches, factors, start=start)
+        return result_of(there, options, weights, design, branches, factors, start=start)
 
     return measure
 
