@@ -84,6 +84,8 @@ def model_of(kind: str) -> nn.Module:
 @pytest.mark.parametrize("kind", ["GPT", "GPT, checkpointed", "Llama, sdpa", "Llama, eager", "GPT2, sdpa"])
 def test_a_packed_document_is_scored_as_if_it_were_alone(kind: str):
     model = model_of(kind).double().eval()
+    # Eager attention of transformers takes its softmax in float32, even in a float64 model; rounding depends on the CPU.
+    exactness = {"rtol": 1e-4, "atol": 1e-6} if kind.endswith("eager") else {"rtol": 1e-10, "atol": 1e-12}
     inputs, _ = windows(separates=True).fetch(np.arange(2))
     outputs: Any = model(**inputs)
     packed = outputs if isinstance(outputs, Tensor) else outputs.logits
@@ -92,7 +94,7 @@ def test_a_packed_document_is_scored_as_if_it_were_alone(kind: str):
     for row, begin, end in parts:
         alone: Any = model(inputs["input_ids"][row : row + 1, begin:end])
         scores = alone if isinstance(alone, Tensor) else alone.logits
-        torch.testing.assert_close(packed[row, begin:end], scores[0], rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(packed[row, begin:end], scores[0], **exactness)
     crossing: Any = model(inputs["input_ids"])
     crossed = crossing if isinstance(crossing, Tensor) else crossing.logits
     assert (packed - crossed).abs().max() > 1e-4
