@@ -11,7 +11,17 @@ from collections.abc import Sequence
 from largebatch.cli.verbs import VERBS
 
 # These write their results to files: a closed stdout does not change their exit code.
-_LONG = (["train"], ["study"], ["textbook"], ["measure"], ["find-lr"], ["verify"])
+_LONG = (
+    ["train"],
+    ["study"],
+    ["textbook"],
+    ["measure"],
+    ["find-lr"],
+    ["find-micro"],
+    ["verify"],
+    ["attribute"],
+    ["advise"],
+)
 _SHOWING = {"--help", "-h", "--cfg", "-c", "--info", "-i"}
 
 

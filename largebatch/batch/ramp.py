@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from largebatch.batch.plan import BatchPlan
 
@@ -20,9 +20,12 @@ class BatchRamp:
     Attributes:
         plans: the first holds from sample 0 on.
         milestones: `plans[i + 1]` holds from `milestones[i]` samples on; positive and increasing.
+        chosen: place in `plans` of the plan of each stage, where a run chooses among them while it trains, see `then`;
+            None: one after the other.
 
     Raises:
-        ValueError: unless milestones are positive, increasing and one fewer than the plans.
+        ValueError: unless milestones are positive, increasing and one fewer than the stages, whose first plan is the
+            first one.
 
     >>> small, large = (BatchPlan.solve(global_batch_size=size, world_size=1) for size in (4, 10))
     >>> ramp = BatchRamp((small, large), (6,))
@@ -34,12 +37,16 @@ class BatchRamp:
 
     plans: tuple[BatchPlan, ...]
     milestones: tuple[int, ...] = ()
+    chosen: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        if len(self.plans) != len(self.milestones) + 1:
+        stages = range(len(self.plans)) if self.chosen is None else self.chosen
+        if len(stages) != len(self.milestones) + 1:
             raise ValueError(
-                f"{len(self.plans)} plans and {len(self.milestones)} milestones: each plan but the first has one."
+                f"{len(stages)} plans and {len(self.milestones)} milestones: each plan but the first has one."
             )
+        if stages[0] != 0 or not set(stages) <= set(range(len(self.plans))):
+            raise ValueError(f"chosen={list(stages)}: the places of {len(self.plans)} plans, the first of them first.")
         if list(self.milestones) != sorted(set(self.milestones)) or min(self.milestones, default=1) < 1:
             raise ValueError(f"milestones={list(self.milestones)}: they must be positive and increasing.")
 
@@ -70,7 +77,22 @@ class BatchRamp:
             )
             for plan in self.plans
         ]
-        return BatchRamp(tuple(plans), self.milestones)
+        return replace(self, plans=tuple(plans))
+
+    def undecided(self) -> BatchRamp:
+        """The same plans before a run has chosen among them: the first one, as long as `then` names no other."""
+        return replace(self, milestones=(), chosen=(0,))
+
+    def then(self, samples_seen: int, place: int) -> BatchRamp:
+        """The same ramp up to `samples_seen`, and `plans[place]` from there on.
+
+        >>> small, large = (BatchPlan.solve(global_batch_size=size, world_size=1) for size in (4, 10))
+        >>> ramp = BatchRamp((small, large), (6,)).undecided().then(8, 1)
+        >>> [ramp.at(position).global_batch_size for position in (0, 7, 8, 100)], ramp.num_steps(total_samples=29)
+        ([4, 4, 10, 10], 4)
+        """
+        stages = range(len(self.plans)) if self.chosen is None else self.chosen
+        return replace(self, milestones=(*self.milestones, samples_seen), chosen=(*stages, place))
 
     def at(self, samples_seen: int) -> BatchPlan:
         """The plan of the step that starts after `samples_seen` samples."""
@@ -78,7 +100,13 @@ class BatchRamp:
 
     def stage_at(self, samples_seen: int) -> int:
         """Index in `plans` of the plan at `samples_seen`."""
-        return bisect_right(self.milestones, samples_seen)
+        stage = bisect_right(self.milestones, samples_seen)
+        return stage if self.chosen is None else self.chosen[stage]
+
+    @property
+    def plans_in_order(self) -> tuple[BatchPlan, ...]:
+        """The plan of each stage."""
+        return self.plans if self.chosen is None else tuple(self.plans[place] for place in self.chosen)
 
     def steps(self, samples_seen: int, num_steps: int) -> Iterator[tuple[int, BatchPlan]]:
         """(samples consumed before it, plan) of `num_steps` steps, the first of which starts after `samples_seen`."""
@@ -95,7 +123,7 @@ class BatchRamp:
         [0, 8, 18, 28]
         """
         position = 0
-        for plan, end in zip(self.plans, (*self.milestones, None), strict=True):
+        for plan, end in zip(self.plans_in_order, (*self.milestones, None), strict=True):
             size = plan.global_batch_size
             count = num_steps if end is None else min(num_steps, max(-(-(end - position) // size), 0))
             position, num_steps = position + count * size, num_steps - count
@@ -115,6 +143,11 @@ class BatchRamp:
         position, plan, count = self.stages(total_samples)[-1]
         return position + count * plan.global_batch_size
 
+    @property
+    def plans_of_choice(self) -> tuple[BatchPlan, ...]:
+        """The plans that a run may still choose, whatever stage it is in; none where all is known beforehand."""
+        return () if self.chosen is None else self.plans
+
     def stages(self, total_samples: int, samples_seen: int = 0) -> list[tuple[int, BatchPlan, int]]:
         """(samples consumed before it, plan, steps) of each stage from `samples_seen` on.
 
@@ -122,7 +155,7 @@ class BatchRamp:
         """
         stages: list[tuple[int, BatchPlan, int]] = []
         position = samples_seen
-        for plan, end in zip(self.plans, (*self.milestones, total_samples), strict=True):
+        for plan, end in zip(self.plans_in_order, (*self.milestones, total_samples), strict=True):
             size = plan.global_batch_size
             # A step that begins before a milestone still uses this plan; no step may pass the end of the run.
             until_milestone = max(-(-(end - position) // size), 0)

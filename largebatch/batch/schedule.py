@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-DECAYS = ("constant", "linear", "cosine", "step", "polynomial")
+DECAYS = ("constant", "linear", "cosine", "quarter_cosine", "step", "polynomial")
 Decay = Callable[[int, int], float]
 """(samples since the warmup, samples from there to the end) -> factor in [0, 1]: see `decays`, or one's own."""
 WARMUP_KINDS = ("gradual", "constant")
@@ -31,6 +31,7 @@ class Schedule:
     - constant: 1
     - linear: 1 - p
     - cosine: (1 + cos(pi p)) / 2 (Loshchilov and Hutter 2017)
+    - quarter_cosine: cos(pi p / 2)
     - polynomial: (1 - p)^power (LARS: power 2)
     - step: `step_gamma` to the number of `step_samples` milestones passed, counted from sample 0, warmup included
       (Goyal et al. 2017)
@@ -150,5 +151,6 @@ _SHAPES: dict[str, Callable[[float, float], float]] = {
     "constant": lambda progress, power: 1.0,
     "linear": lambda progress, power: 1 - progress,
     "cosine": lambda progress, power: (1 + math.cos(math.pi * progress)) / 2,
+    "quarter_cosine": lambda progress, power: math.sin(math.pi * (1 - progress) / 2),  # exactly 0 at the end
     "polynomial": lambda progress, power: (1 - progress) ** power,
 }

@@ -15,10 +15,14 @@ BENCHES = {
     "loop": "our training loop against a hand-written DDP loop and accelerate's, on the model and batch of the config",
     "communication": "latency, bandwidth and the predicted step on more ranks: `largebatch measure communication`",
     "diagnostics": "the same loop with and without measuring the noise scale or communication",
+    "critical-batch": "how often the intervals of `measure critical-batch` hold the truth of a noisy quadratic",
     "data": "what loading images costs the training thread, with and without a thread that loads ahead",
+    "attribution": "parts of `attribute` against true ones, and the coverage of their intervals, on planted tasks",
     "verify": "false alarms and missed defects of `largebatch verify`, over models, optimizers and seeds",
     "rows": "memory and time of `report`, `compare`, `diff` and a resume on runs of a million rows",
+    "scaling": "how far noise moves weights after equal samples at 2 to 20 times the batch, by several scaling rules",
     "start": "how long --help, errors, a plan and the first step take, as whole processes",
+    "prediction": "time, memory and communication of held-out runs, predicted from others, against what they took",
     "optim": "a step of LAMB and LARS against torch's fused AdamW and SGD, and other packages that are installed",
 }
 # Benches that run a config, with their default overrides. The others have settings of their own.
@@ -26,7 +30,7 @@ _OF_A_RUN = {"loop": (), "diagnostics": ("observers.noise_scale.every=10",)}
 
 
 def main(arguments: Sequence[str]) -> int:
-    """`bench communication|data|diagnostics|loop|optim|rows|start|verify [KEY=VALUE ...]`.
+    """`bench WHAT [KEY=VALUE ...]`, with WHAT one of `BENCHES`.
 
     Returns 0; 1 if a measurement failed or `bench verify` counted a mistake; 2 for wrong input.
     """
@@ -35,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
     name, *given = arguments
     if name == "communication":  # a measurement of a run, with its table, picture and record
         return measure.main([name, *given])
-    bench = importlib.import_module(f"largebatch.experiments.bench.{name}")
+    bench = importlib.import_module(f"largebatch.experiments.bench.{name.replace('-', '_')}")
     if name in _OF_A_RUN:
         return run_verb("bench", bench.measure, ["length=100000steps", *_OF_A_RUN[name], *given])
     from largebatch.experiments.bench.settings import read_settings, usage

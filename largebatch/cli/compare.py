@@ -35,6 +35,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("runs", metavar="RUN", nargs="+", help="folder of a run")
     parser.add_argument(
+        "--target",
+        metavar="METRIC=VALUE",
+        help="such as eval/val_loss=0.2: also what each batch size takes to it, in steps, samples, time, price and "
+        "energy, and which batch sizes no other one beats in time and samples",
+    )
+    parser.add_argument(
         "--out", metavar="FOLDER", help="for large_batch_gap.json, gap.png and page.html; default: a new folder"
     )
     return parser
@@ -42,8 +48,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _read(options: argparse.Namespace) -> tuple[Result, list[str]]:
     from largebatch.experiments.large_batch_gap import compare_runs
+    from largebatch.experiments.target_costs import parse_target, with_costs
 
-    return compare_runs(options.runs, on_left_out=partial(print, file=sys.stderr))
+    target = None if options.target is None else parse_target(options.target)
+    result, left_out = compare_runs(options.runs, on_left_out=partial(print, file=sys.stderr))
+    return (result if target is None else with_costs(result, target)), left_out
 
 
 def _conclude(options: argparse.Namespace, found: tuple[Result, list[str]]) -> int:

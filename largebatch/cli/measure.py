@@ -27,6 +27,10 @@ MEASURES = {
     "communication": "a step with and without its all-reduces, exposed and hidden time, latency and bandwidth",
     "gap": "training loss to validation loss: augmentation, train mode, stale statistics, generalization",
 }
+# They train, in the run's own number format, and cost too much to be part of `all`.
+TRAINING = {
+    "critical-batch": "how large the batch may be now: short branches of several batch sizes from a checkpoint",
+}
 
 
 ALL = "all"
@@ -34,7 +38,8 @@ ALL = "all"
 
 def main(arguments: Sequence[str]) -> int:
     """`measure WHAT [KEY=VALUE ...]`. Returns the exit code."""
-    choices = MEASURES | {ALL: "all of these, and one page with their tables and figures"}
+    every = {ALL: f"{', '.join(MEASURES)}, and one page with their tables and figures"}
+    choices = MEASURES | TRAINING | every
     if arguments and arguments[0] in choices:
         what = arguments[0]
         return run_verb(f"measure {what}", partial(run, what), arguments[1:], config_name="measure")
@@ -47,7 +52,7 @@ def run(what: str, config: DictConfig, overrides: list[str]) -> int:
     from largebatch.records.report.publish import show_result, write_result
     from largebatch.run.prepare import prepare
 
-    options = parse_measure(config, times_training=what == "communication")
+    options = parse_measure(config, keeps_format_for=what if what == "communication" or what in TRAINING else None)
     prepared = prepare(config, os.environ, joins=True)
     measurements, left_out = _planned(what, prepared, options)
     with open_weights(prepared, options.checkpoint) as weights:
@@ -61,7 +66,7 @@ def run(what: str, config: DictConfig, overrides: list[str]) -> int:
                 seconds = time.perf_counter() - started
                 show_result(result)  # first: a disk may refuse the rest
                 folder = records[0].parent if records else _folder(prepared, what)
-                records.append(folder / f"{name}.json")
+                records.append(folder / f"{_module(name)}.json")
                 write_result(result, records[-1], about=_about(prepared, weights) | {"seconds": seconds})
                 print(f"{name} took {seconds:.1f} s")
         if what == ALL and records:
@@ -84,7 +89,7 @@ def _planned(
     measurements, left_out = {}, []
     for name in MEASURES if what == ALL else (what,):
         try:
-            measure = importlib.import_module(f"largebatch.experiments.measure.{name}")
+            measure = importlib.import_module(f"largebatch.experiments.measure.{_module(name)}")
             measurements[name] = measure.plan(prepared, options)
         except NotMeasurableError as reason:  # noqa: PERF203  at most five
             left_out.append((name, " ".join(reason.errors)))
@@ -95,6 +100,10 @@ def _planned(
     if errors:
         raise ConfigError(list(dict.fromkeys(errors)))  # an error that several share is reported once
     return measurements, left_out
+
+
+def _module(name: str) -> str:
+    return name.replace("-", "_")
 
 
 def _folder(prepared: Prepared, what: str) -> Path:

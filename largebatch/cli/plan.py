@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
+from largebatch.cli.composition.advice_flags import with_overrides
 from largebatch.cli.composition.composing import run_verb
+from largebatch.cli.process.refusing import refuse
 
 if TYPE_CHECKING:
     from largebatch.run.config.plan import PlanConfig
@@ -17,12 +19,22 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str]) -> int:
     """Compose, check, print the plan; returns the exit code."""
-    return run_verb("plan", run, arguments, config_name="plan", joins=False)
+    try:
+        given = with_overrides(arguments)
+    except ValueError as error:
+        return refuse(str(error))
+    return run_verb("plan", run, given, config_name="plan", joins=False)
 
 
 def run(config: DictConfig, overrides: list[str]) -> int:
-    """Print the plan for `launcher.num_processes` ranks, or for one."""
+    """Print the plan for `launcher.num_processes` ranks, or for one; with plan.advise advice on its batch."""
     prepared, options = prepare_plan(config)
+    if options.advise:
+        from largebatch.cli.plan_advice import print_advice
+
+        record = record_of(prepared, options) if options.format == "json" else None
+        memory = predicted_memory(prepared, options) if options.memory else None
+        return print_advice(prepared, options, overrides, record=record, memory=memory)
     if options.format == "json":
         import json
 
@@ -60,7 +72,7 @@ def record_of(prepared: Prepared, options: PlanConfig) -> dict[str, Any]:
     if options.memory:
         from largebatch.run.predicted_memory.report import memory_record
 
-        predicted = _memory(prepared, options)
+        predicted = predicted_memory(prepared, options)
         record["memory"] = {"not_predicted": predicted} if isinstance(predicted, str) else memory_record(predicted)
     return record
 
@@ -84,7 +96,7 @@ def _print_tables(prepared: Prepared, options: PlanConfig) -> None:
     print_plan([*how, *plan_rows(numbers, prepared.optimizer), *method_rows(prepared), *reduction, row])
     print_plan(lr_rows(numbers), title="learning rate at the step that starts after")
     if options.memory:
-        predicted = _memory(prepared, options)
+        predicted = predicted_memory(prepared, options)
         if isinstance(predicted, str):
             print(f"memory: not predicted. {predicted}")
         else:
@@ -95,7 +107,7 @@ def _print_tables(prepared: Prepared, options: PlanConfig) -> None:
         print(note)
 
 
-def _memory(prepared: Prepared, options: PlanConfig) -> PredictedMemory | str:
+def predicted_memory(prepared: Prepared, options: PlanConfig) -> PredictedMemory | str:
     """The prediction, or why there is none."""
     from largebatch.run.predicted_memory.prediction import NotPredictableError, predict_memory
 

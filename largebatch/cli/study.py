@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from largebatch.cli.composition.composing import compose_config, run_verb
 from largebatch.cli.process.leaving import code_of
 
 if TYPE_CHECKING:
+    from largebatch.experiments.study.joint_scaling import Joint
     from largebatch.experiments.study.protocol import Cell, Row
     from largebatch.experiments.study.settings import StudyConfig
 
@@ -49,6 +50,7 @@ def main(arguments: Sequence[str]) -> int:
 def run(config: DictConfig, overrides: list[str]) -> int:
     """Make the runs that are still missing in the study's folder; once complete, fit and present them."""
     from largebatch.distributed.signals import StopRequest
+    from largebatch.experiments.study.joint_scaling import jointly_scaled
     from largebatch.experiments.study.journal import Journal, require_same_study
     from largebatch.experiments.study.protocol import is_done
     from largebatch.experiments.study.settings import StudyConfig
@@ -59,8 +61,15 @@ def run(config: DictConfig, overrides: list[str]) -> int:
     require_one_process(os.environ, _ONE_PROCESS)
     folder = _folder(config, study)
     configs = {name: _config_of(name, overrides) for name in study.optimizers}
+    joint: dict[str, Joint] = {}
+    if study.joint_scaling:
+        scaled = {name: jointly_scaled(one, study.ranges(name)) for name, one in configs.items()}
+        configs, joint = ({name: both[place] for name, both in scaled.items()} for place in (0, 1))  # type: ignore[assignment]
     cells = plan_cells(configs, study)
-    require_same_study(folder, identity_of(configs, study))
+    usual = identity_of({name: _config_of(name, ()) for name in study.optimizers}, study)["optimizers"]
+    require_same_study(folder, identity_of(configs, study), usual)
+    for name, one in joint.items():
+        print(f"{name}: {one}", flush=True)
     with Journal(folder, share=study.share, shares=study.shares) as journal, StopRequest() as stop:
         print(f"{len(cells)} points of {study.trials} trials and {study.seeds} runs each, into {folder}", flush=True)
         journal.rows()
@@ -74,7 +83,7 @@ def run(config: DictConfig, overrides: list[str]) -> int:
     if not is_done(cells, rows):
         print(f"this share is done; others are still at work in {folder}")
         return 0
-    _conclude(config, study, folder, rows, cells)
+    _conclude(config, study, folder, rows, cells, joint)
     return 0
 
 
@@ -105,17 +114,31 @@ def _print_row(row: Row) -> None:
     print(f"{run} ({setting}): {row['status']} at step {row['steps']:,}, {row['seconds']:.1f} s", flush=True)
 
 
-def _conclude(config: DictConfig, study: StudyConfig, folder: Path, rows: Sequence[Row], cells: Sequence[Cell]) -> None:
-    from largebatch.experiments.study import analyse
+def _conclude(
+    config: DictConfig,
+    study: StudyConfig,
+    folder: Path,
+    rows: Sequence[Row],
+    cells: Sequence[Cell],
+    joint: Mapping[str, Joint],
+) -> None:
+    from largebatch.experiments.batch_costs import batch_costs
+    from largebatch.experiments.study import analyse, study_record
     from largebatch.experiments.study.protocol import point_of
     from largebatch.experiments.study.study_result import present, study_result
+    from largebatch.records.report.target_runs import runs_of_study
     from largebatch.run.config.reading import public_values
 
     target, name = study.target, config.run.name or config.run.title or config.data.name
     analysis = analyse([point_of(cell, rows) for cell in cells])
+    costs = batch_costs(runs_of_study(study_record(analysis)["points"], folder, resolution=study.resolution))
+    title = f"steps until {target.metric} is {target.direction} {target.value:g}, {name}"
     present(
-        study_result(analysis, title=f"steps until {target.metric} is {target.direction} {target.value:g}, {name}"),
+        study_result(analysis, title=title, costs=costs),
         folder,
         config=public_values(config) | {"study": study.model_dump()},
-        more={"target": target.model_dump() | {"direction": target.direction}},
+        more={
+            "target": target.model_dump() | {"direction": target.direction},
+            "joint_scaling": {name: one.record() for name, one in joint.items()},
+        },
     )

@@ -31,6 +31,7 @@ EXPERIMENTS = {
     "warmup": "none, constant and gradual before a large rate: which rates train, and the jump after a constant one",
     "lars": "SGD, LARS and LAMB from batch 32 to all samples, each with a rate tuned for every batch size",
     "noise_and_minima": "sharpness and generalization gap against batch size, at equal epochs and equal steps",
+    "quadratic_methods": "momentum, averages and preconditioners on the noisy quadratic: which matter at which batch",
     "powers_of_two": "batch sizes that are powers of two, timed against one sample less and one more",
 }
 ALL, PAGE = "all", "page"

@@ -7,12 +7,22 @@ from collections.abc import Sequence
 
 from omegaconf import DictConfig, OmegaConf
 
+from largebatch.cli.composition.choices import list_choices
 from largebatch.cli.composition.composing import run_verb
 from largebatch.cli.process.leaving import EXIT_DONE, EXIT_FAILED
 
+_SUBJECTS = {"scaling": "what each scaling rule keeps at other batches, measured on the optimizer of the config"}
+
 
 def main(arguments: Sequence[str]) -> int:
-    """Compose, compare, name causes; returns 0 if all factorizations agree, 1 if one differs, 2 for wrong input."""
+    """`verify [KEY=VALUE ...]` or `verify scaling [KEY=VALUE ...]`.
+
+    Returns 0 if all factorizations agree, or every scaling rule keeps what it promises; 1 if not; 2 for wrong input.
+    """
+    if arguments and arguments[0] == "scaling":
+        return run_verb("verify scaling", run_scaling, arguments[1:], config_name="verify", joins=False)
+    if arguments and arguments[0].isidentifier():
+        return list_choices("verify", _SUBJECTS, arguments)
     return run_verb("verify", run, arguments, config_name="verify")
 
 
@@ -40,4 +50,26 @@ def run(config: DictConfig, overrides: list[str]) -> int:
         precision = prepared.config.precision.compute
         about = {"precision": precision, "config": prepared.public, "environment": environment()}
         write_result(result, folder / "verify.json", about=about)
+    return EXIT_FAILED if outcome.failed else EXIT_DONE
+
+
+def run_scaling(config: DictConfig, overrides: list[str]) -> int:
+    """Drive the optimizer of the composed run at its base batch and at others."""
+    from largebatch.experiments.verify.scaling import verify_scaling
+    from largebatch.records.report.publish import show_result, write_result
+    from largebatch.records.run_folder import chosen_folder, environment
+    from largebatch.run.config.reading import parse_section, require_one_process
+    from largebatch.run.config.schema import VerifyConfig
+    from largebatch.run.prepare import prepare
+
+    require_one_process(os.environ, "verify scaling drives an optimizer on one process. Start it without a launcher.")
+    options = parse_section(config, "verify", VerifyConfig)
+    prepared = prepare(config, os.environ)
+    outcome = verify_scaling(prepared, options.scaling)
+    result = outcome.result()
+    show_result(result)
+    run = prepared.config.run
+    folder = chosen_folder(run.dir, run.root, "verify")
+    about = {"config": prepared.public, "environment": environment()}
+    write_result(result, folder / "scaling.json", about=about)
     return EXIT_FAILED if outcome.failed else EXIT_DONE

@@ -38,6 +38,25 @@ class Interval:
         return f"{self.value:{form}} (95 %: {self.low:{form}} to {self.high:{form}})"
 
 
+def mean_interval(values: Sequence[float]) -> Interval:
+    """Mean with Student's 95 % interval; NaN ends for fewer than 3 values, or if none differs from another.
+
+    >>> found = mean_interval([1.0, 2.0, 3.0])  # t(2) = 4.303, error sqrt(1/3)
+    >>> round(found.low, 3), found.value, round(found.high, 3)
+    (-0.484, 2.0, 4.484)
+    >>> mean_interval([1.0, 3.0])
+    Interval(value=2.0, low=nan, high=nan)
+    """
+    from scipy.special import stdtrit
+
+    count, mean = len(values), math.fsum(values) / len(values)
+    if count < LEAST_SEEDS or len(set(values)) == 1:
+        return Interval(mean, math.nan, math.nan)
+    spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1))
+    half = float(stdtrit(count - 1, 0.975)) * spread / math.sqrt(count)
+    return Interval(mean, mean - half, mean + half)
+
+
 def resampled_ratios(tops: Array, bottoms: Array, *, num_resamples: int, seed: int) -> Array:
     """sum(top) / sum(bottom) of every column over resamples of the rows, with replacement, as many as there are.
 

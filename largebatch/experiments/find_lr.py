@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from typing import Annotated, Any
@@ -18,19 +17,17 @@ from largebatch.diagnostics.learning_rate.range_test import Array, RangeCurve, R
 from largebatch.diagnostics.learning_rate.suggestion import Reading, Suggestion, read_curve, scaling_exponent, suggest
 from largebatch.diagnostics.settings import PositiveInt
 from largebatch.experiments.measure.weights import Weights
-from largebatch.gradient.snapshots import rolled_back
+from largebatch.experiments.rewound import rewound
 from largebatch.gradient.step import Measures
 from largebatch.models.modes import train_mode
 from largebatch.records.figures.diagram import Axis, Diagram, Line, Surface, Trail
 from largebatch.records.result import Result, Table
 from largebatch.run.config.findings import Findings
 from largebatch.run.derive import solve_plan
-from largebatch.run.initial_state import build_optimizer
 from largebatch.run.parts import build_loader, build_run
 from largebatch.run.prepare import Prepared
 from largebatch.run.sent_weights import draw_weights
 from largebatch.training.loop import Run, take_step
-from largebatch.training.progress import Progress
 from largebatch.training.steps import Steps
 
 _MANY = 2**31  # steps: more than a test takes
@@ -112,7 +109,7 @@ def run_range_tests(
         rates: list[float] = []
         measured = run.steps.always | Measures.LOSS
         steps = Steps(run.steps.batches, lambda _: rates[-1], _MANY, seed=seed, always=measured)
-        with _rewound(run, prepared, steps) as test:
+        with rewound(run, prepared, steps) as test:
             if weights.checkpoint is None:
                 draw_weights(weights.runtime, prepared.config, seed, prepared.train, test.module)
             train_mode(test.module)
@@ -129,23 +126,6 @@ def _step_at(run: Run, rates: list[float], lr: float) -> float:
     step = run.steps.next()
     assert step is not None
     return take_step(run, step).mean_loss
-
-
-@contextmanager
-def _rewound(run: Run, prepared: Prepared, steps: Steps) -> Iterator[Run]:
-    """The run at its start, with other steps and a fresh optimizer; everything is rolled back at the end.
-
-    One gradient serves all tests: a distributed wrapper takes its hooks once.
-    """
-    optimizer = build_optimizer(prepared.config, run.module)
-    test = replace(run, steps=steps, optimizer=optimizer, progress=Progress())
-    test.agreement.begin(test.progress)
-    loss_scale = run.runtime.loss_scale_state()
-    try:
-        with rolled_back(test.module, test.optimizer):
-            yield test
-    finally:
-        run.runtime.load_loss_scale_state(loss_scale)
 
 
 def result_of(tests: Sequence[RangeTests], *, title: str) -> Result:

@@ -12,7 +12,7 @@ def seconds_of(call: Callable[[], object], device: str, repeats: int = 1) -> flo
     """Mean seconds of `repeats` calls in a row, from an idle device to an idle device."""
 
     def settle() -> None:
-        if device != "cpu":
+        if torch.device(device).type != "cpu":
             torch.accelerator.synchronize(device)
 
     settle()

@@ -86,6 +86,11 @@ class BatchStream:
         self._micro_batches = self._loader.micro_batches(samples_seen, self._steps_left)
         return self.ramp.at(samples_seen)
 
+    def follow(self, ramp: BatchRamp) -> None:
+        """Cut other global batches from the next `begin` on; what is loaded ahead by then is loaded anew."""
+        self.ramp = ramp
+        self._loader.replan(ramp)
+
     def state(self) -> dict[str, Any]:
         """The most samples of a micro-batch, as planned and after shortages of memory."""
         return {"planned": self._planned, "lowered": self.ramp.max_micro_batch_size}
@@ -98,5 +103,4 @@ class BatchStream:
         return True
 
     def _replan(self, size: int) -> None:
-        self.ramp = self.ramp.capped(size)
-        self._loader.replan(self.ramp)
+        self.follow(self.ramp.capped(size))

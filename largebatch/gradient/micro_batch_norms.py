@@ -16,7 +16,8 @@ from largebatch.distributed.pending_sum import PendingSum
 from largebatch.distributed.runtime import Runtime
 from largebatch.distributed.sending import sent
 from largebatch.gradient.step import Measures, Step, Weight
-from largebatch.optim import l2_norm
+from largebatch.optim import OptimizerGeometry, l2_norm
+from largebatch.optim.geometry import Metric
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,13 @@ class StepNorms:
 
     def result(self) -> list[tuple[float, float]]:
         """(sum_i b_i |g_i|^2, |g|^2) of all parameters, then of each group; waits for the ranks."""
+        return self._pairs()[: 1 + len(self.groups)]
+
+    def of_optimizer(self) -> list[tuple[float, float]]:
+        """(sum_i b_i g_i'P g_i, g'P g) likewise, see `OptimizerGeometry`; nothing if it was not measured."""
+        return self._pairs()[1 + len(self.groups) :]
+
+    def _pairs(self) -> list[tuple[float, float]]:
         numbers = iter(self.pending.result())
         return list(zip(numbers, numbers, strict=True))
 
@@ -58,6 +66,8 @@ class MicroBatchNorms:
         module: the unwrapped model.
         scale: of the reduction; the sum of all micro-batches' gradients is divided by it to give g.
         groups: of parameters, whose norms are told from the others', too.
+        geometry: of the optimizer, in which they are measured as well, at the price of one more pass; None: they are
+            not. Steps of an optimizer whose preconditioner is a young state have none.
 
     Attributes:
         groups: their names.
@@ -65,18 +75,31 @@ class MicroBatchNorms:
     """
 
     def __init__(
-        self, runtime: Runtime, module: nn.Module, *, scale: float, groups: Mapping[str, Sequence[nn.Parameter]]
+        self,
+        runtime: Runtime,
+        module: nn.Module,
+        *,
+        scale: float,
+        groups: Mapping[str, Sequence[nn.Parameter]],
+        geometry: OptimizerGeometry | None = None,
     ) -> None:
-        self._runtime, self._scale = runtime, scale
+        self._runtime, self._scale, self._geometry = runtime, scale, geometry
         self._parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         self._number = -1  # of the micro-batch, among those of this rank
         self._norms: list[dict[int, Tensor]] = []
+        self._sq_norms: list[dict[int, Tensor]] = []  # in the optimizer's geometry
+        self._metrics: list[Metric | None] | None = None
         self.found: StepNorms | None = None
         self.groups = tuple(groups)
         members = [{id(parameter) for parameter in group} for group in groups.values()]
         everything = [1.0] * len(self._parameters)
         rows = [everything, *([float(id(one) in group) for one in self._parameters] for group in members)]
         self._membership = torch.tensor(rows, dtype=torch.float64, device=self._runtime.device)
+
+    @property
+    def has_geometry(self) -> bool:
+        """Whether it measures in the optimizer's geometry, too."""
+        return self._geometry is not None
 
     def is_due(self, step: Step) -> bool:
         """In steps that measure norms and have several micro-batches."""
@@ -86,6 +109,8 @@ class MicroBatchNorms:
     def around(self, step: Step, parts: Iterator[Any], weight: Weight) -> Iterator[Iterator[Any]]:
         """See `Instrument`: listens to the backward passes inside alone, also if the step is given up."""
         self._norms, self._number = [{} for _ in self._parameters], -1
+        self._sq_norms = [{} for _ in self._parameters]
+        self.prepare()
         handles = [one.register_hook(partial(self._take, place)) for place, one in enumerate(self._parameters)]
         try:
             yield self._counted(parts)
@@ -101,28 +126,63 @@ class MicroBatchNorms:
 
     def _take(self, place: int, gradient: Tensor) -> None:
         self._norms[place][self._number] = l2_norm(gradient)
+        if self._metrics is not None and (metric := self._metrics[place]) is not None:
+            self._sq_norms[place][self._number] = metric.sq_norm(gradient)
+
+    def prepare(self) -> None:
+        """Read the optimizer's state: at the begin of a step that is measured, on every rank alike."""
+        self._metrics = None if self._geometry is None else self._geometry.metrics(self._parameters)
 
     def _sum_of(self, plan: BatchPlan) -> StepNorms:
         sizes = [part.size for part in plan.micro_batches(self._runtime.rank)]
+        found = [self._table(self._norms, len(sizes)).square()]
+        if self._metrics is not None:
+            found.append(self._table(self._sq_norms, len(sizes)))
+        inverse_sizes = sent(1 / torch.tensor(sizes).double(), found[0].device)
+        by_size = torch.stack([one @ inverse_sizes for one in found], dim=1)
+        share = plan.global_batch_size / self._scale
+        own_part = self.sq_norms([one.grad for one in self._parameters]) / self._runtime.world_size
+        return self.sum(by_size * share**2, own_part, num_parts=len(plan.micro_batch_sizes))
+
+    def _table(self, numbers: Sequence[Mapping[int, Tensor]], count: int) -> Tensor:
+        """Of each parameter and micro-batch of this rank, float64 [parameters, count]."""
         # A parameter that is left out of a graph: its gradient there is 0.
         missing = torch.zeros((), device=self._runtime.device)
-        rows = [own.get(number, missing) for own in self._norms for number in range(len(sizes))]
-        norms = torch.stack(rows).double()
-        by_size = norms.square().view(len(self._parameters), len(sizes)) @ sent(
-            1 / torch.tensor(sizes).double(), norms.device
-        )
-        share = plan.global_batch_size / self._scale
-        own_part = sq_norms([one.grad for one in self._parameters], self._runtime) / self._runtime.world_size
-        by_parameter = torch.stack([by_size * share**2, own_part], dim=1)
-        return self.sum(by_parameter, num_parts=len(plan.micro_batch_sizes))
+        rows = [own.get(number, missing) for own in numbers for number in range(count)]
+        return torch.stack(rows).double().view(len(self._parameters), count)
 
-    def sum(self, by_parameter: Tensor, *, num_parts: int) -> StepNorms:
-        """Over parameters, groups and ranks, of this rank's [parameters, 2] in the units of `.grad`."""
-        rows = self._membership @ by_parameter / self._runtime.loss_scale**2
-        return StepNorms(self._runtime.start_sum(rows.flatten()), self.groups, num_parts)
+    def sq_norms(self, gradients: Sequence[Tensor | None]) -> Tensor:
+        """Squared norms of each, and in the optimizer's geometry, float64 [parameters, 1 or 2]; 0 without gradient."""
+        zero = torch.zeros((), device=self._runtime.device)
+        norms = torch.stack([zero if one is None else l2_norm(one) for one in gradients]).double().square()
+        if self._metrics is None:
+            return norms[:, None]
+        pairs = zip(gradients, self._metrics, strict=True)
+        in_geometry = [zero if one is None or metric is None else metric.sq_norm(one) for one, metric in pairs]
+        return torch.stack([norms, torch.stack([one.double() for one in in_geometry])], dim=1)
 
+    def sum(self, weighted: Tensor, whole: Tensor, *, num_parts: int) -> StepNorms:
+        """Over parameters, groups and ranks.
 
-def sq_norms(gradients: Sequence[Tensor | None], runtime: Runtime) -> Tensor:
-    """Squared norm of each, float64; 0 of what has no gradient."""
-    zero = torch.zeros((), device=runtime.device)
-    return torch.stack([zero if one is None else l2_norm(one) for one in gradients]).double().square()
+        Args:
+            weighted: this rank's part of sum_i b_i |g_i|^2, in units of `.grad`, [parameters, 1 or 2], see `sq_norms`.
+            whole: its part of |g|^2, likewise.
+            num_parts: see `StepNorms`.
+        """
+        if self._metrics is not None:
+            factors = torch.stack([torch.ones(len(whole), device=whole.device).double(), self._factors()], dim=1)
+            weighted, whole = weighted * factors, whole * factors
+        columns = torch.stack([weighted, whole], dim=-1).unbind(dim=1)
+        # Each by itself: a second geometry changes no bit of the first one's numbers.
+        rows = [self._membership @ column.contiguous() / self._runtime.loss_scale**2 for column in columns]
+        self._metrics = None  # as large as the model
+        return StepNorms(self._runtime.start_sum(torch.cat(rows).flatten()), self.groups, num_parts)
+
+    def _factors(self) -> Tensor:
+        """Of the blocks of the preconditioner that depend on the gradient of the whole batch, float64 [parameters]."""
+        assert self._metrics is not None
+        factors = [torch.ones((), dtype=torch.float64, device=self._runtime.device)] * len(self._parameters)
+        for place, (parameter, metric) in enumerate(zip(self._parameters, self._metrics, strict=True)):
+            if metric is not None and metric.factor is not None and parameter.grad is not None:
+                factors[place] = metric.factor(parameter.grad / self._runtime.loss_scale)
+        return torch.stack(factors)

@@ -38,6 +38,7 @@ from largebatch.gradient.step import Measures, Step
 from largebatch.gradient.units import Units
 from largebatch.losses import Loss
 from largebatch.losses.coupled import is_coupled
+from largebatch.optim import OptimizerGeometry
 
 Gradient = GlobalGradient | Halving
 OwnReduction = Callable[[Runtime, nn.Module, ReductionClock], Reduction]
@@ -59,6 +60,7 @@ class GradientOptions:
         step_buffers: names of buffers that move once per step, see `StepBuffers`.
         skips_parameters: whether passes may leave parameters out, see `SkippedParameters`.
         groups: of parameters whose noise is told apart, see `MicroBatchNorms`.
+        geometry: of the optimizer, in which the noise is measured, too.
         reduction: in place of those above.
         sharpness_aware: takes gradients where an ascent leads, see `SharpnessAware`; None: at the weights.
         bucket_mb: MiB of gradients that ranks send at once where DDP does not send them; see `Runtime.wrap`.
@@ -74,6 +76,7 @@ class GradientOptions:
     step_buffers: Sequence[str] = ()
     skips_parameters: bool = False
     groups: Mapping[str, Sequence[nn.Parameter]] = field(default_factory=dict)
+    geometry: OptimizerGeometry | None = None
     reduction: OwnReduction | None = None
     sharpness_aware: SharpnessAware | None = None
     bucket_mb: float = BUCKET_MB
@@ -150,7 +153,7 @@ def choose_gradient(
         local = IfItFits(runtime, module, local)
     statistics = RunningStatistics(runtime, module, exact=norms.norms if norms else ())
     computing = BeingComputed(together=local.is_joint)
-    noise = MicroBatchNorms(runtime, module, scale=reduction.scale, groups=options.groups)
+    noise = MicroBatchNorms(runtime, module, scale=reduction.scale, groups=options.groups, geometry=options.geometry)
     split, buckets = SplitMicroBatch(runtime, module, loss, noise), BucketOrder(reduction)
     buffers = StepBuffers(module, options.step_buffers)
     views = BucketViews(runtime, model, reduction, buckets)

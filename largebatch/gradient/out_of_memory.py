@@ -30,7 +30,7 @@ _TEXTS = (
     "CUDNN_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_INTERNAL_ERROR",  # of a work space that it could not have; releases before 9 have no other text
 )
-_RESERVE_BYTES = 2**25  # for the collective after a shortage, and for what NCCL allocates by itself
+RESERVE_BYTES = 2**25  # for the collective after a shortage, and for what NCCL allocates by itself
 
 
 class MicroBatchTooLargeError(RuntimeError):
@@ -92,7 +92,7 @@ class IfItFits:
             MicroBatchTooLargeError: on every rank, if a pass ran out of memory on any.
         """
         if self._reserve is None:
-            self._reserve = torch.empty(_RESERVE_BYTES, dtype=torch.uint8, device=self._runtime.device)
+            self._reserve = torch.empty(RESERVE_BYTES, dtype=torch.uint8, device=self._runtime.device)
         result = None
         try:
             result = self._local(step, parts, weight, reduction)
@@ -125,10 +125,13 @@ class Halving:
     Args:
         gradient: with a local pass that is `IfItFits`.
         module: the unwrapped model, whose buffers are put back before a step is taken again.
+
+    Attributes:
+        once: the gradient, which raises where a step does not fit.
     """
 
     def __init__(self, gradient: GlobalGradient, module: nn.Module) -> None:
-        self._gradient, self._module = gradient, module
+        self.once, self._module = gradient, module
         self.batches, self.local, self.reduction = gradient.batches, gradient.local, gradient.reduction
         self.clock, self.statistics, self.computing = gradient.clock, gradient.statistics, gradient.computing
         self.norms, self.state, self.load = gradient.norms, gradient.state, gradient.load
@@ -143,7 +146,7 @@ class Halving:
         while True:
             before = Buffers(self._module)
             try:
-                return self._gradient(step)._replace(shortages=tuple(shortages))
+                return self.once(step)._replace(shortages=tuple(shortages))
             except MicroBatchTooLargeError as error:
                 if error.next_size is None:
                     raise

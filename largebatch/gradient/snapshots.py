@@ -83,18 +83,20 @@ def preserving_buffers_and_rng(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def rolled_back(module: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+def rolled_back(module: nn.Module, optimizer: torch.optim.Optimizer, *, on_host: bool = False) -> Iterator[None]:
     """Train on a module for a while: on every way out all is as before, an exception or Ctrl-C included.
 
     Restored are weights, gradients, modes, the optimizer's state and settings, and what `preserving_buffers_and_rng`
     restores. Tensors that were there before keep their identity, so that whoever holds one (a distributed wrapper, a
-    fused optimizer) is right. Takes the memory of one copy of all of these.
+    fused optimizer) is right. Takes the memory of one copy of all of these; `on_host`: that of the host, so that the
+    device has as much room inside as without, but for buffers.
     """
-    parameters = [(one, one.detach().clone(), _kept(one.grad)) for one in module.parameters()]
+    parameters = [(one, _copied(one, on_host), _kept(one.grad, on_host)) for one in module.parameters()]
     before = Modes(module)
     settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     states = [
-        (one, state, {name: _kept(value) for name, value in state.items()}) for one, state in optimizer.state.items()
+        (one, state, {name: _kept(value, on_host) for name, value in state.items()})
+        for one, state in optimizer.state.items()
     ]
     with preserving_buffers_and_rng(module):
         try:
@@ -116,9 +118,13 @@ def rolled_back(module: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator
             before.restore()
 
 
-def _kept(value: Any) -> tuple[Any, Any]:
+def _kept(value: Any, on_host: bool) -> tuple[Any, Any]:
     """The value itself and, of a tensor, a copy of what it holds."""
-    return value, value.detach().clone() if isinstance(value, Tensor) else None
+    return value, _copied(value, on_host) if isinstance(value, Tensor) else None
+
+
+def _copied(value: Tensor, on_host: bool) -> Tensor:
+    return value.detach().to("cpu", copy=True) if on_host else value.detach().clone()
 
 
 def _restored(kept: tuple[Any, Any]) -> Any:

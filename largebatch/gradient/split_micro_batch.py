@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from largebatch.batch.random_keys import stream_key
 from largebatch.distributed.runtime import Runtime
 from largebatch.gradient.accumulation import forward
-from largebatch.gradient.micro_batch_norms import MicroBatchNorms, sq_norms
+from largebatch.gradient.micro_batch_norms import MicroBatchNorms
 from largebatch.gradient.snapshots import preserving_buffers_and_rng
 from largebatch.gradient.step import Measures, Step, Weight
 
@@ -60,11 +60,12 @@ class SplitMicroBatch:
         """See `Instrument`."""
         micro_batch = next(parts)
         yield iter([micro_batch])
-        by_parameter = self.measure(micro_batch, weight=weight, random_key=step.random_key)
-        self._norms.found = self._norms.sum(by_parameter, num_parts=2)
+        self._norms.prepare()
+        weighted, whole = self.measure(micro_batch, weight=weight, random_key=step.random_key)
+        self._norms.found = self._norms.sum(weighted, whole, num_parts=2)
 
-    def measure(self, micro_batch: Any, *, weight: Weight, random_key: int) -> Tensor:
-        """b_1 |g_1|^2 + b_2 |g_2|^2 and |g|^2 of each parameter, float64 [parameters, 2].
+    def measure(self, micro_batch: Any, *, weight: Weight, random_key: int) -> tuple[Tensor, Tensor]:
+        """b_1 |g_1|^2 + b_2 |g_2|^2 and |g|^2 of each parameter, as of `MicroBatchNorms.sq_norms`.
 
         `.grad` holds `weight` times the gradient of the loss sum (times the loss scale), and the result has its units.
 
@@ -89,29 +90,29 @@ class SplitMicroBatch:
         """Restore what `state` returned."""
         self._num_measured, self._adds_up = int(state["num_measured"]), bool(state["adds_up"])
 
-    def _from_small_part(self, micro_batch: Any, cut: int, weight: Weight, random_key: int) -> Tensor:
+    def _from_small_part(self, micro_batch: Any, cut: int, weight: Weight, random_key: int) -> tuple[Tensor, Tensor]:
         size = len(micro_batch.targets)
         part = self._gradient(micro_batch, slice(0, cut), weight, random_key)
         whole = self._sq_norms([one.grad for one in self._parameters])
         # As sums: g_1 - g = B / b_1 (part - b_1 / B sum).
         excess = self._sq_norms(_combined(part, [one.grad for one in self._parameters], factor=-cut / size))
-        return torch.stack([size**3 / (cut * (size - cut)) * excess + size * whole, whole], dim=1)
+        return size**3 / (cut * (size - cut)) * excess + size * whole, whole
 
-    def _from_halves(self, micro_batch: Any, cut: int, weight: Weight, random_key: int) -> Tensor:
+    def _from_halves(self, micro_batch: Any, cut: int, weight: Weight, random_key: int) -> tuple[Tensor, Tensor]:
         size = len(micro_batch.targets)
         one = self._gradient(micro_batch, slice(0, cut), weight, random_key)
         other = self._gradient(micro_batch, slice(cut, size), weight, random_key)
         whole = _combined(one, other, factor=1.0)
         weighted = size**2 * (self._sq_norms(one) / cut + self._sq_norms(other) / (size - cut))
-        result = torch.stack([weighted, self._sq_norms(whole)], dim=1)
+        sq_norms = self._sq_norms(whole)
         if self._adds_up:
-            noise = (weighted - size * result[:, 1]).sum() / size
-            left = self._sq_norms(_combined(whole, [each.grad for each in self._parameters], factor=-1.0)).sum()
+            noise = (weighted - size * sq_norms)[:, 0].sum() / size
+            left = self._sq_norms(_combined(whole, [each.grad for each in self._parameters], factor=-1.0))[:, 0].sum()
             self._adds_up = bool(left <= _UNEXPLAINED * noise)
-        return result
+        return weighted, sq_norms
 
     def _sq_norms(self, gradients: Sequence[Tensor | None]) -> Tensor:
-        return sq_norms(gradients, self._runtime)
+        return self._norms.sq_norms(gradients)
 
     def _gradient(self, micro_batch: Any, rows: slice, weight: Weight, random_key: int) -> list[Tensor | None]:
         inputs = micro_batch.inputs

@@ -1,5 +1,6 @@
 """Optimizers for large batches: LARS, LAMB, Muon with AdamW, and the parameter groups all of them take."""
 
+from largebatch.optim.geometry import OptimizerGeometry
 from largebatch.optim.lamb import LAMB
 from largebatch.optim.lars import LARS
 from largebatch.optim.learning_rates import keep_lr_ratios, lr_factors, set_lr
@@ -23,6 +24,7 @@ __all__ = [
     "LARS",
     "LARS_PRESETS",
     "MuonWithAdamW",
+    "OptimizerGeometry",
     "ScheduleLR",
     "StepTelemetry",
     "TensorStep",

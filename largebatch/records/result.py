@@ -20,15 +20,20 @@ from largebatch.records.regular_files import printable
 FILES: dict[str, tuple[str, tuple[str, ...]]] = {
     "study.json": ("study", ("points",)),
     "find_lr.json": ("find_lr", ("lr",)),
+    "find_micro.json": ("find_micro", ("tries",)),
     "large_batch_gap.json": ("comparison", ("large_batch_gap",)),
     "variance.json": ("variance", ("noise", "with_replacement")),
     "gap.json": ("gap", ("parts", "train_loss")),
+    "attribution.json": ("attribution", ("parts", "total")),
     "communication.json": ("communication", ("medians", "fit")),
     "sharpness.json": ("sharpness", ("lambda_max",)),
+    "critical_batch.json": ("critical_batch", ("b_crit",)),
     "verify.json": ("verify", ("cases", "causes")),
+    "scaling.json": ("scaling", ("found", "broken")),
     "textbook.json": ("textbook", ("title",)),
     "chapter.json": ("textbook", ("title",)),  # of before
     "atlas.json": ("atlas", ("title",)),
+    "advice.json": ("advice", ("sentences",)),
 }
 _OF_RESULT = ("title", "question", "sentences", "tables", "figures", "runs", "numbers")
 _ABOUT = {"kind", "name", "config", "settings", "environment", "answer", "conclusions", *_OF_RESULT}

@@ -97,6 +97,15 @@ class RunFolder:
             require_regular(record)
         self._write_inputs()
 
+    def write_plan(self, plan: dict[str, Any]) -> None:
+        """Write plan.json anew with these entries, for a run that has changed its plan; all others stay.
+
+        Raises:
+            OSError: if it cannot be written.
+        """
+        self._inputs["plan.json"] = _json(json.loads(self._inputs["plan.json"]) | plan)
+        write_whole(self.path / "plan.json", self._inputs["plan.json"])
+
     def force_rows(self) -> None:
         """Force what `force` names to the disk, before a checkpoint gets its name."""
         for force in self.force:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,14 @@ from largebatch.distributed.word_of_rank0 import calling_off
 from largebatch.gradient.batch_stream import Loader
 from largebatch.records.credentials import redacted
 from largebatch.records.figures.run_metrics import is_drawn
+from largebatch.records.graded_runs import MEASURED, PREDICTIONS
 from largebatch.records.rows.columns import Columns, read_columns
 from largebatch.records.rows.row_file import read_lines
 from largebatch.records.run_folder import RunFolder
 from largebatch.records.trackers import JsonlTracker, Tracker
 from largebatch.run.failures import keep_findings
+from largebatch.run.forecast.forecast import Forecast, make_forecast
+from largebatch.run.growth import decisions_of, go_on_as_decided
 from largebatch.run.loading import evaluation_loaders
 from largebatch.run.observers import Records, build_observers
 from largebatch.run.parts import as_agreed, build_loader, build_run, open_runtime
@@ -30,12 +33,14 @@ from largebatch.run.precision.decisions import Decisions
 from largebatch.run.prepare import Prepared
 from largebatch.run.resume import begin, open_folder, record_start, run_identity
 from largebatch.run.trackers import open_trackers, wandb_variables
+from largebatch.run.trunk import Trunk
 from largebatch.run.utilisation import Utilisation, utilisation_of
 from largebatch.training.loop import Run
 from largebatch.training.observers import (
     CheckpointObserver,
     CommunicationObserver,
     EvaluationObserver,
+    GrowthObserver,
     MetricsObserver,
     NoiseScaleObserver,
     SkippedObserver,
@@ -59,8 +64,11 @@ class OpenRun:
     communication: CommunicationObserver | None
     skipped: SkippedObserver | None
     metrics: MetricsObserver
+    growth: GrowthObserver | None
     utilisation: Utilisation
     notes: list[str]
+    trunk: Trunk | None = None
+    forecast: Forecast = field(default_factory=Forecast)
 
     @property
     def columns(self) -> Columns:
@@ -70,7 +78,8 @@ class OpenRun:
     @property
     def problems(self) -> list[str]:
         """Problems that did not stop the run, except the trackers' own."""
-        return [*self.checkpoints.problems, *([] if self.skipped is None else self.skipped.problems)]
+        others = [one for one in (self.skipped, self.growth) if one is not None]
+        return [*self.checkpoints.problems, *(line for one in others for line in one.problems)]
 
     @property
     def checkpoint(self) -> Path | None:
@@ -82,9 +91,12 @@ class OpenRun:
 
     def summary(self, status: str) -> dict[str, Any]:
         """The values of summary.json; `status` as `train` returns it."""
-        progress = self.run.progress
+        progress, measured = self.run.progress, self.metrics.measured(self.run)
+        results = measured | {"final_loss": self.evaluation.last.get("eval/val_loss") if status == "finished" else None}
+        grades = self.forecast.graded(results)
         return {
             "status": status,
+            **({} if self.trunk is None else {"trunk": self.trunk.record()}),
             **({} if self.run.end_reason is None else {"end_reason": self.run.end_reason}),
             "steps": progress.step,
             "samples_seen": progress.samples_seen,
@@ -94,9 +106,12 @@ class OpenRun:
             "checkpoint": None if self.checkpoint is None else str(self.checkpoint),
             **({} if self.checkpoints.unsaved is None else {"unsaved": self.checkpoints.unsaved}),
             **({} if self.run.guard is None else self.run.guard.counts.row()),
+            **({} if self.growth is None else {"batch_decisions": [one.record() for one in self.growth.decisions]}),
             **({"evaluated_after_step": self.evaluation.last_step} if self.evaluation.last else {}),
             **self.evaluation.last,
             **{f"best/{name}": value for name, value in self.evaluation.best.items()},
+            **({MEASURED: measured} if measured else {}),
+            **({PREDICTIONS: grades} if grades else {}),
         }
 
 
@@ -130,25 +145,22 @@ def open_run(prepared: Prepared, stop: Callable[[], bool], overrides: Sequence[s
         keep_findings(runtime, folder)
         identity = run_identity(prepared)
         start = begin(prepared, folder, runtime, identity)
-        notes += record_start(
-            folder,
-            start,
-            runtime,
-            config=prepared.public,
-            overrides=overrides,
-            plan=plan_record(prepared),
-        )
+        prepared = go_on_as_decided(prepared, start.checkpoint, loader)
+        forecast = make_forecast(prepared, folder.path) if runtime.is_main else Forecast()
+        plan = plan_record(prepared, decisions_of(start.checkpoint)) | forecast.plan_entries()
+        notes += record_start(folder, start, runtime, config=prepared.public, overrides=overrides, plan=plan)
         trackers = open_trackers(prepared, folder, start, stack) if runtime.is_main else []
-        records = Records(runtime)
-        opened = _connect(prepared, runtime, folder, trackers, records, identity, loader, evaluated, stop)
+        opened = _connect(prepared, runtime, folder, trackers, Records(runtime), identity, loader, evaluated, stop)
         for rows in (one for one in opened.trackers if isinstance(one, JsonlTracker)):
             folder.come_back.append(rows.come_back)
             folder.force.append(rows.force)
-        opened.notes += [*prepared.notes, *notes, *start.notes, *wandb_variables(opened.trackers)]
+        opened.forecast = forecast
+        opened.notes += [*prepared.notes, *notes, *start.notes, *wandb_variables(opened.trackers), *forecast.notes()]
         if (checkpoint := start.checkpoint) is not None:
-            opened.notes += restore(opened.run, checkpoint, changed_options=start.changed_options)
+            opened.checkpoints.changed_options = changed = start.changed_options(prepared.scaled_groups)
+            opened.notes += restore(opened.run, checkpoint, changed_options=changed)
             opened.notes += load_own_states(runtime, prepared.own_observers, checkpoint)
-            opened.checkpoints.origin, opened.checkpoints.changed_options = checkpoint.path, start.changed_options
+            opened.checkpoints.origin = checkpoint.path
             opened.evaluation.is_owed = checkpoint.values.get("evaluation_owed", False)
             lines = read_lines(folder.metrics) if folder.metrics.exists() else ()
             opened.evaluation.recall(runtime, (line.row for line in lines if line.row is not None))
@@ -181,4 +193,7 @@ def _connect(
     )
     every_tracker = [*trackers, *records.trackers]
     named = watch.evaluation, watch.checkpoints, watch.noise_scale, watch.communication, watch.skipped, watch.metrics
-    return OpenRun(run, prepared.decisions, folder, every_tracker, *named, utilisation, notes=[])
+    trunk = prepared.numbers.trunk
+    return OpenRun(
+        run, prepared.decisions, folder, every_tracker, *named, watch.growth, utilisation, notes=[], trunk=trunk
+    )

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from largebatch.batch.duration import Duration
+from largebatch.batch.noise_growth import GrowthRule
 from largebatch.batch.plan import BatchPlan
 from largebatch.batch.ramp import BatchRamp
 from largebatch.batch.scaling import ScaledValue, scale_lr
@@ -14,8 +17,10 @@ from largebatch.run.config.combinations import combination_problems, noise_scale
 from largebatch.run.config.findings import Findings
 from largebatch.run.config.reading import ConfigError
 from largebatch.run.config.schema import TrainConfig
-from largebatch.run.ramp_stages import Stages, solve_stages
+from largebatch.run.following import Following, Values, following_of, scaled_stages
+from largebatch.run.ramp_stages import Stages, rule_until, solve_stages
 from largebatch.run.schedule import schedule_of, settings_of_another_decay
+from largebatch.run.trunk import Trunk, cooled_schedule, trunk_of
 from largebatch.training.weight_average import AverageSettings
 
 PROFILE_WARMUP_STEPS = 5
@@ -39,6 +44,10 @@ class RunNumbers:
         evaluate_every, checkpoint_every: in samples; None: only at the end.
         sharpness_every: in samples; None: never.
         tokens_per_sample, average: of every sample, of the weights; None: they differ; there is none.
+        trunk: the place at which the run leaves another one for a cooldown; None: it is a run of its own.
+        scaled: of each plan of the ramp: what follows its batch besides the rate, by name.
+        following: the rule that it follows; None: nothing but the rate does.
+        growth: lets the run choose among the plans of the ramp while it trains; None: the ramp is known beforehand.
     """
 
     ramp: BatchRamp
@@ -50,6 +59,10 @@ class RunNumbers:
     sharpness_every: int | None = None
     tokens_per_sample: int | None = None
     average: AverageSettings | None = None
+    trunk: Trunk | None = None
+    scaled: tuple[Values, ...] = ()
+    following: Following | None = None
+    growth: GrowthRule | None = None
 
     @property
     def plan(self) -> BatchPlan:
@@ -58,8 +71,14 @@ class RunNumbers:
 
     @property
     def num_steps(self) -> int:
-        """Optimizer steps of the whole run; the samples left over do not fill a batch."""
+        """Optimizer steps of the run, whose last samples may not fill a batch; with `growth` the most it takes."""
         return self.ramp.num_steps(self.schedule.total_samples)
+
+    @property
+    def steps_without_growth(self) -> int | None:
+        """Steps at the first batch throughout; None: the batch does not grow in place of a decay."""
+        grows = self.peak_lrs[-1].rule == IN_PLACE_OF_DECAY
+        return self.schedule.total_samples // self.plan.global_batch_size if grows else None
 
     @property
     def num_consumed(self) -> int:
@@ -79,38 +98,33 @@ def derive(config: TrainConfig, *, num_samples: int, world_size: int) -> RunNumb
     """
     findings = Findings()
     total = num_samples if config.batch.total == "full" else config.batch.total
-    if total > num_samples:
-        findings.errors.append(
-            f"batch.total={total}: the training set has {num_samples} samples, and a step uses each at most once. "
-            "Use at most that many, or batch.total=full."
-        )
-
-    if config.batch.reduction == "ordered" and config.batch.micro is None:
-        findings.errors.append(
-            "batch.reduction=ordered: sums gradients in the order of the micro-batches, whose boundaries depend on the "
-            "number of ranks. Pin them with batch.micro=SIZE."
-        )
+    findings.errors += _batch_problems(config, total, num_samples)
     findings.errors += combination_problems(config, world_size=world_size)
 
     def samples(text: str) -> int:
         return Duration.parse(text).samples(num_samples=num_samples, global_batch_size=total)
 
-    length = samples(config.length)
-    stages = findings.attempt(
-        "batch.ramp",
-        lambda: solve_stages(config, total, num_samples=num_samples, length=length, samples=samples),
-    )
+    length, trunk = samples(config.length), findings.attempt("cooldown", lambda: trunk_of(config))
+    rate, until = partial(_rates, config, Stages((total,))), None if trunk is None else trunk.samples_seen
+    given: dict[str, Any] = {"num_samples": num_samples, "length": length, "samples": samples, "until": until}
+    given["decaying"] = lambda: _schedule(config, rate()[0], config.scaling.base_lr, length, samples)
+    stages = findings.attempt("batch.ramp", lambda: solve_stages(config, total, **given))
     # Report errors of the first batch beside errors of the ramp.
     ramp = None
     if max((stages or Stages((total,))).totals) <= num_samples:  # an impossible batch could have billions of parts
         ramp = findings.attempt("batch", lambda: _ramp(config, stages or Stages((total,)), world_size))
-    peaks = findings.attempt("scaling", lambda: _peak_lrs(config, stages or Stages((total,))))
+    followed = findings.attempt("scaling", lambda: _follow(config, stages or Stages((total,)), samples))
     if length < total:
         findings.errors.append(
             f"length={config.length}: {length} samples are less than one batch of {total}. Train longer."
         )
     findings.errors += settings_of_another_decay(config.schedule)
-    schedule = findings.attempt("schedule", lambda: schedule_of(config, peaks[0], length, samples)) if peaks else None
+    schedule = None
+    if followed:
+        place = None if trunk is None else (trunk, ramp.at(trunk.samples_seen).global_batch_size if ramp else total)
+        base = _base_lr(config, followed[0], total)
+        solved = partial(_schedule, config, followed[1][0], base, length, samples, place)
+        schedule = findings.attempt("schedule", solved)
     findings.errors += noise_scale_problems(config, ramp)
     findings.errors += _profile_problems(config, ramp.num_steps(length) if ramp else length // total)
     evaluate_every = findings.attempt("", lambda: _interval("evaluation", config.observers.evaluation.every, samples))
@@ -118,9 +132,39 @@ def derive(config: TrainConfig, *, num_samples: int, world_size: int) -> RunNumb
     sharpness_every = findings.attempt("", lambda: _interval("sharpness", config.observers.sharpness.every, samples))
     findings.raise_if_any()
     assert ramp is not None
-    assert peaks is not None
+    assert followed is not None
     assert schedule is not None
-    return RunNumbers(ramp, peaks, schedule, num_samples, evaluate_every, checkpoint_every, sharpness_every)
+    (following, peaks, scaled), every = followed, (evaluate_every, checkpoint_every, sharpness_every)
+    growth, own = rule_until(schedule.total_samples, stages), (scaled, following)
+    return RunNumbers(ramp, peaks, schedule, num_samples, *every, None, None, trunk, *own, growth)
+
+
+def _batch_problems(config: TrainConfig, total: int, num_samples: int) -> list[str]:
+    errors = []
+    if total > num_samples:
+        errors.append(
+            f"batch.total={total}: the training set has {num_samples} samples, and a step uses each at most once. "
+            "Use at most that many, or batch.total=full."
+        )
+    if config.batch.reduction == "ordered" and config.batch.micro is None:
+        errors.append(
+            "batch.reduction=ordered: sums gradients in the order of the micro-batches, whose boundaries depend on the "
+            "number of ranks. Pin them with batch.micro=SIZE."
+        )
+    return errors
+
+
+def _schedule(
+    config: TrainConfig,
+    peak: ScaledValue,
+    base: float,
+    length: int,
+    samples: Callable[[str], int],
+    place: tuple[Trunk, int] | None = None,
+) -> Schedule:
+    """The schedule of a run that may leave a trunk at a place, at which its batch is so large."""
+    whole = schedule_of(config, peak, length, samples, base=base)
+    return whole if place is None else cooled_schedule(config, whole, *place, samples)
 
 
 def solve_plan(config: TrainConfig, total: int, world_size: int) -> BatchPlan:
@@ -135,16 +179,50 @@ def solve_plan(config: TrainConfig, total: int, world_size: int) -> BatchPlan:
     )
 
 
+def peak_lr(config: TrainConfig, total: int) -> ScaledValue:
+    """The peak learning rate that the rule of a config gives to a global batch of `total` samples."""
+    return _rates(config, Stages((total,)))[0]
+
+
 def _ramp(config: TrainConfig, stages: Stages, world_size: int) -> BatchRamp:
-    return BatchRamp(tuple(solve_plan(config, total, world_size) for total in stages.totals), stages.milestones)
+    plans = tuple(solve_plan(config, total, world_size) for total in stages.totals)
+    return BatchRamp(plans, stages.milestones, None if stages.growth is None else (0,))
 
 
-def _peak_lrs(config: TrainConfig, stages: Stages) -> tuple[ScaledValue, ...]:
-    """Peak rate of each stage: scaled to its batch, or the rest of the decay that the batch does not replace."""
+def _follow(
+    config: TrainConfig, stages: Stages, samples: Callable[[str], int]
+) -> tuple[Following | None, tuple[ScaledValue, ...], tuple[Values, ...]]:
+    """The rule by which values follow the batch, the peak rate of each stage, and its other values."""
+    following, rates = following_of(config, samples), _rates(config, stages)
+    if following is None:
+        return None, rates, tuple({} for _ in rates)
+    totals = _rule_totals(config, stages.totals)
+    peaks = tuple(following.with_momentum(rate, total) for rate, total in zip(rates, totals, strict=True))
+    return following, peaks, scaled_stages(following, totals)
+
+
+def _base_lr(config: TrainConfig, following: Following | None, total: int) -> float:
+    """The base rate for the momentum of the first batch."""
+    base, (first,) = ScaledValue(config.scaling.base_lr, "none", "base_lr"), _rule_totals(config, (total,))
+    return base.value if following is None else following.with_momentum(base, first).value
+
+
+def _rule_totals(config: TrainConfig, totals: tuple[int, ...]) -> tuple[int, ...]:
+    """The batch of each stage, as the scaling rules see it."""
+    return totals if config.scaling.as_batch is None else (config.scaling.as_batch,)
+
+
+def _rates(config: TrainConfig, stages: Stages) -> tuple[ScaledValue, ...]:
+    """Rate of each stage: scaled to its batch, or the rest of the decay that the batch does not replace."""
     scaling = config.scaling
+    if scaling.as_batch is not None and len(stages.totals) > 1:
+        raise ValueError(
+            f"scaling.as_batch={scaling.as_batch}: names one batch for all rules, and the batch changes over the run. "
+            "Leave out one of both."
+        )
     first, *others = (
         scale_lr(scaling.base_lr, base_batch_size=scaling.base_batch_size, global_batch_size=total, rule=scaling.rule)
-        for total in stages.totals
+        for total in _rule_totals(config, stages.totals)
     )
     if stages.decay is None:
         return (first, *others)
@@ -153,18 +231,12 @@ def _peak_lrs(config: TrainConfig, stages: Stages) -> tuple[ScaledValue, ...]:
 
 def _left_of_decay(config: TrainConfig, first: ScaledValue, stages: Stages, number: int) -> ScaledValue:
     assert stages.decay is not None
-    return ScaledValue(
-        first.value * stages.decay[number],
-        IN_PLACE_OF_DECAY,
-        f"first_peak_lr * gamma^milestones * {_GROWTH[config.scaling.rule]}",
-        {
-            "first_peak_lr": first.value,
-            "gamma": config.schedule.gamma,
-            "milestones": number,
-            "global_batch_size": stages.totals[number],
-            "first_batch_size": stages.totals[0],
-        },
-    )
+    is_step = config.schedule.decay == "step"
+    of_decay = {"gamma": config.schedule.gamma, "milestones": number} if is_step else {}
+    sizes = {"global_batch_size": stages.totals[number], "first_batch_size": stages.totals[0]}
+    formula = f"first_peak_lr * {'gamma^milestones * ' if is_step else ''}{_GROWTH[config.scaling.rule]}"
+    inputs = {"first_peak_lr": first.value, **of_decay, **sizes}
+    return ScaledValue(first.value * stages.decay[number], IN_PLACE_OF_DECAY, formula, inputs)
 
 
 def _profile_problems(config: TrainConfig, num_steps: int) -> list[str]:

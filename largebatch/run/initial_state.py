@@ -22,7 +22,7 @@ from largebatch.run.config.model_node import arguments_of_model
 from largebatch.run.config.reading import ConfigError
 from largebatch.run.config.schema import TrainConfig
 from largebatch.run.config.targets import TargetError, check_arguments, make
-from largebatch.run.model_settings import as_configured
+from largebatch.run.model_settings import as_configured, noise_scale_geometry
 from largebatch.run.precision.device import Device
 from largebatch.run.precision.speed import compiled_optimizer, fused
 
@@ -147,6 +147,7 @@ def build_optimizer(config: TrainConfig, model: nn.Module, device: Device | None
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TargetError(f"optimizer._target_={node['_target_']}: made a {type(optimizer).__name__}, no Optimizer.")
     _keep_lr_ratios(optimizer, groups, lr)
+    noise_scale_geometry(config, optimizer)  # refused here, where it can be changed
     return optimizer
 
 

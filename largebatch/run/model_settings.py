@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from largebatch.gradient.exact_batch_norm import batch_norms
 from largebatch.models.checkpointing import BLOCKS, checkpoint_activations, matching_modules
 from largebatch.models.freezing import freeze
 from largebatch.models.layout import convolutions_2d
-from largebatch.optim import parameters_by_name
+from largebatch.optim import OptimizerGeometry, parameters_by_name
 from largebatch.run.config.reading import ConfigError
 from largebatch.run.config.schema import TrainConfig
 
@@ -69,3 +70,21 @@ def noise_scale_groups(config: TrainConfig, model: nn.Module) -> dict[str, list[
     """
     groups = config.observers.noise_scale.groups
     return parameters_by_name(model, groups) if groups else {}
+
+
+def noise_scale_geometry(config: TrainConfig, optimizer: torch.optim.Optimizer) -> OptimizerGeometry | None:
+    """The optimizer's geometry, if the noise scale is to be measured in it; None also where it is the Euclidean one.
+
+    Raises:
+        ConfigError: if the optimizer's preconditioner is not known.
+    """
+    options = config.observers.noise_scale
+    if options.every is None or options.geometry == "euclidean":
+        return None
+    try:
+        geometry = OptimizerGeometry(optimizer)
+    except ValueError as error:
+        raise ConfigError(
+            [f"observers.noise_scale.geometry=optimizer: {error} observers.noise_scale.geometry=euclidean is that."]
+        ) from None
+    return None if geometry.is_euclidean else geometry

@@ -15,6 +15,7 @@ from largebatch.records.run_folder import RunFolder
 from largebatch.records.trackers import JsonlTracker, Tracker
 from largebatch.run.config.schema import TrainConfig
 from largebatch.run.derive import PROFILE_WARMUP_STEPS
+from largebatch.run.growth import growth_observer
 from largebatch.run.model_settings import noise_scale_groups
 from largebatch.run.prepare import Prepared
 from largebatch.run.trackers import run_ids
@@ -25,6 +26,7 @@ from largebatch.training.observers import (
     CommunicationObserver,
     EarlyStoppingObserver,
     EvaluationObserver,
+    GrowthObserver,
     GuardObserver,
     LayersObserver,
     LedgerObserver,
@@ -74,6 +76,7 @@ class RunObservers:
     skipped: SkippedObserver | None
     metrics: MetricsObserver
     rows: RowLog
+    growth: GrowthObserver | None
 
 
 def build_observers(
@@ -93,9 +96,10 @@ def build_observers(
     checkpoints = _checkpoints(prepared, folder, trackers, identity, evaluation, rows)
     # Rank checks come first, so that weights that differ across ranks are neither logged nor saved.
     live = _noise_scale(prepared, rows), _communication(config, rows)
+    # Behind the measurement that it judges, before the checkpoint that has its decisions.
+    growth = growth_observer(prepared, folder, rows, live[0])
     of_ranks, metrics = _ranks(prepared, rows, throughput)
-    observers: list[Observer] = [*of_ranks, metrics]
-    observers += [one for one in (average, evaluation, *live) if one]
+    observers: list[Observer] = [*of_ranks, metrics, *(one for one in (average, evaluation, *live, growth) if one)]
     if config.batch.on_out_of_memory == "lower":
         observers.append(MicroBatchObserver(rows))
     if config.guard.policy != "off":
@@ -120,7 +124,7 @@ def build_observers(
     observers.append(checkpoints)  # last: a checkpoint has the rows of its own step on disk
     if config.observers.profile.steps:
         observers.insert(0, _profiler(prepared, folder))
-    return RunObservers(observers, evaluation, checkpoints, *live, skipped, metrics, rows)
+    return RunObservers(observers, evaluation, checkpoints, *live, skipped, metrics, rows, growth)
 
 
 def _ranks(prepared: Prepared, rows: RowLog, throughput: Throughput) -> tuple[list[Observer], MetricsObserver]:

@@ -15,12 +15,14 @@ from largebatch.losses.cross_entropy import NextToken
 from largebatch.losses.metrics import Metric
 from largebatch.losses.module_loss import ModuleLoss
 from largebatch.losses.module_units import Units
+from largebatch.optim.scaled_groups import ScaledGroups
 from largebatch.run.checks.dry_run import KeptState, Tried, UntriedRun, dry_run, sampled_content
 from largebatch.run.checks.machine import checkpoint_problems
 from largebatch.run.config.findings import Findings
 from largebatch.run.config.schema import TrainConfig
 from largebatch.run.data_sets import DataSets
 from largebatch.run.derive import RunNumbers
+from largebatch.run.following import scaled_groups
 from largebatch.run.initial_state import build_optimizer, initial_model
 from largebatch.run.precision.decisions import Decisions, decide
 from largebatch.run.precision.device import Device
@@ -62,6 +64,7 @@ class Own:
     optimizer: torch.optim.Optimizer
     decisions: Decisions
     tried: Tried
+    scaled_groups: ScaledGroups | None = None
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,9 @@ def try_parts(
     findings.errors[parts.place_of_model : parts.place_of_model] = making.errors
     if model is not None and optimizer is not None:
         findings.errors += findings.attempt("model", lambda: checkpoint_problems(config, model, optimizer)) or []
+    scaled = None
+    if optimizer is not None and numbers is not None:
+        scaled = findings.attempt("scaling", lambda: _scaled_groups(parts, optimizer))
     decisions, tried = decide(parts.kind, parts.given, model, numbers), None
     if not (numbers is None or model is None or loss is None or optimizer is None or findings.errors):
         _place(loss, device)
@@ -140,7 +146,7 @@ def try_parts(
     is_hollow, shift = sends and _can_be_sent(config, model, findings), getattr(tried.loss, "shift", None)
     units = own_loss.units if (own_loss := _module_loss(tried.loss)) else None
     word = Word((), tuple(findings.notes), tried.state, tried.labels, shift, units, is_hollow, start)
-    return word, Own(model, optimizer, decisions, tried)
+    return word, Own(model, optimizer, decisions, tried, scaled)
 
 
 def untried(parts: Parts) -> tuple[Word, Own]:
@@ -159,7 +165,8 @@ def untried(parts: Parts) -> tuple[Word, Own]:
     optimizer = build_optimizer(config, model)
     tried = Tried(sampled_content(config, parts.sets.train), loss, None, KeptState())
     word = Word((), (note,), tried.state)
-    return word, Own(model, optimizer, decide(parts.kind, parts.given, model, parts.numbers), tried)
+    decisions = decide(parts.kind, parts.given, model, parts.numbers)
+    return word, Own(model, optimizer, decisions, tried, _scaled_groups(parts, optimizer))
 
 
 def as_told(parts: Parts, word: Word, device: torch.device | None) -> Own:
@@ -186,7 +193,15 @@ def as_told(parts: Parts, word: Word, device: torch.device | None) -> Own:
         own_loss.units = word.units
     _place(loss, device)
     tried = Tried(sampled_content(config, parts.sets.train), loss, word.labels, word.state)
-    return Own(model, optimizer, decide(parts.kind, parts.given, model, parts.numbers), tried)
+    decisions = decide(parts.kind, parts.given, model, parts.numbers)
+    return Own(model, optimizer, decisions, tried, _scaled_groups(parts, optimizer))
+
+
+def _scaled_groups(parts: Parts, optimizer: torch.optim.Optimizer) -> ScaledGroups | None:
+    numbers, as_batch = parts.numbers, parts.config.scaling.as_batch
+    if numbers is None:
+        return None
+    return scaled_groups(numbers.following, optimizer, numbers.ramp, numbers.peak_lrs, as_batch)
 
 
 def _module_loss(loss: Loss) -> ModuleLoss | None:

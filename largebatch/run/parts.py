@@ -29,7 +29,7 @@ from largebatch.run.config.combinations import gradient_options
 from largebatch.run.config.schema import TrainConfig
 from largebatch.run.initial_state import build_optimizer
 from largebatch.run.loading import prefetch_of
-from largebatch.run.model_settings import block_pattern, noise_scale_groups
+from largebatch.run.model_settings import block_pattern, noise_scale_geometry, noise_scale_groups
 from largebatch.run.precision.decisions import Decisions, decide
 from largebatch.run.precision.device import Decision
 from largebatch.run.precision.number_format import settled
@@ -179,6 +179,7 @@ def build_run(
         numbers.num_steps if num_steps is None else num_steps,
         seed=config.seed,
         clip_norm=config.clip_norm,
+        scaled=prepared.scaled_groups,
         agree_every=config.observers.metrics.every,
         guard=_guard(config) if is_guarded else None,
         roll_back=roll_back,
@@ -196,6 +197,8 @@ def own_copy(prepared: Prepared) -> Prepared:
     optimizer = build_optimizer(prepared.config, model, prepared.decisions.device)
     if prepared.decisions.compiled_optimizer.value is False:
         _keep_to_torch(optimizer)
+    if prepared.scaled_groups is not None:
+        prepared.scaled_groups.write(optimizer, 0)
     return replace(prepared, model=model, loss=loss, measured_loss=measured_loss, optimizer=optimizer)
 
 
@@ -205,6 +208,7 @@ def _gradient_options(prepared: Prepared) -> GradientOptions:
         gradient_options(config),
         fixed_units=has_fixed_units(prepared),
         groups=noise_scale_groups(config, prepared.model),
+        geometry=noise_scale_geometry(config, prepared.optimizer),
         step_buffers=prepared.state.by_step,
         skips_parameters=bool(prepared.state.choices),
     )

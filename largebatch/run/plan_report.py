@@ -11,14 +11,17 @@ from torch import nn
 from torch.optim import Optimizer
 
 from largebatch.batch.decays import Cooldown
+from largebatch.batch.noise_growth import GrowthDecision
 from largebatch.batch.plan import BatchPlan
 from largebatch.batch.scaling import ScaledValue
 from largebatch.run.checks.memory import state_of
 from largebatch.run.config.schema import TrainConfig
 from largebatch.run.derive import IN_PLACE_OF_DECAY, RunNumbers
+from largebatch.run.growth_report import candidate_rows, growth_record
 from largebatch.run.loading import prefetch_of
 from largebatch.run.method_rows import PlanRow, method_record
 from largebatch.run.prepare import Prepared
+from largebatch.run.ramp_rows import explained, growth_rows, ramp_rows, scaled_rows, trunk_rows
 from largebatch.run.token_counts import shown_samples
 
 
@@ -38,18 +41,22 @@ def plan_rows(numbers: RunNumbers, optimizer: Optimizer) -> list[PlanRow]:
             f"{len(plan.micro_batch_sizes)} of {_span(plan.micro_batch_sizes)}",
             f"rank 0: {_shorten(first)}" + ("; one gradient all-reduce per step" if plan.world_size > 1 else ""),
         ),
-        *_ramp_rows(numbers),
+        *ramp_rows(numbers),
+        *candidate_rows(numbers),
         ("training set", shown_samples(numbers.num_samples, tokens), _steps_per_epoch(numbers)),
         (
             "steps",
-            f"{numbers.num_steps:,}",
+            f"{numbers.num_steps:,}" if numbers.growth is None else f"at most {numbers.num_steps:,}",
             consumed
             + {0: "", 1: "; the last sample does not fill a batch"}.get(
                 unused, f"; the last {unused:,} samples do not fill a batch"
             ),
         ),
-        ("peak LR", f"{numbers.peak_lrs[0].value:.6g}", _explained(numbers.peak_lrs[0])),
+        *growth_rows(numbers),
+        ("peak LR", f"{numbers.peak_lrs[0].value:.6g}", explained(numbers.peak_lrs[0])),
+        *scaled_rows(numbers, 0),
         *_factor_rows(optimizer),
+        *trunk_rows(numbers),
         ("warmup", shown_samples(schedule.warmup_samples, tokens), _warmup_explained(numbers)),
         ("decay", _decay(numbers), f"to {numbers.lr_at(schedule.total_samples):.6g}"),
     ]
@@ -98,22 +105,6 @@ def reduction_record(config: TrainConfig) -> dict[str, Any]:
     return {"reduction": config.batch.reduction, "compression": compression, "bucket_mb": bucket_mb, "equals": equals}
 
 
-def _ramp_rows(numbers: RunNumbers) -> list[PlanRow]:
-    """The later stages of a ramp."""
-    rows = []
-    for position, plan, count in numbers.ramp.stages(numbers.schedule.total_samples)[1:]:
-        peak = numbers.peak_lrs[numbers.ramp.stage_at(position)]
-        rows.append(
-            (
-                f"from {position:,} samples",
-                shown_samples(plan.global_batch_size, numbers.tokens_per_sample),
-                f"{count:,} steps, each {len(plan.micro_batch_sizes)} micro-batch"
-                f"{'es' if len(plan.micro_batch_sizes) > 1 else ''}; peak LR {peak.value:.6g}, {_explained(peak)}",
-            )
-        )
-    return rows
-
-
 def _factor_rows(optimizer: Optimizer) -> list[PlanRow]:
     """Factors of the learning rate per group, if they are not all 1."""
     counts = lr_factor_counts(optimizer)
@@ -132,11 +123,11 @@ def lr_factor_counts(optimizer: Optimizer) -> dict[float, int]:
 
 
 def _decay(numbers: RunNumbers) -> str:
-    return "by the batch" if numbers.peak_lrs[-1].rule == IN_PLACE_OF_DECAY else numbers.schedule.decay_name
-
-
-def _explained(value: ScaledValue) -> str:
-    return f"{value.rule}: {value.explanation}"
+    if numbers.trunk is not None:
+        return numbers.schedule.decay_name
+    if numbers.peak_lrs[-1].rule != IN_PLACE_OF_DECAY:
+        return numbers.schedule.decay_name
+    return "by the batch" if numbers.schedule.decay == "constant" else f"{numbers.schedule.decay_name}, by the batch"
 
 
 def _steps_per_epoch(numbers: RunNumbers) -> str:
@@ -160,11 +151,13 @@ def lr_rows(numbers: RunNumbers) -> list[PlanRow]:
     places |= {start for start, _, _ in stages}
     if isinstance(cooldown := numbers.schedule.decay, Cooldown):
         places.add(numbers.schedule.total_samples - cooldown.samples)
+    if numbers.trunk is not None:
+        places.add(numbers.trunk.samples_seen)
     return [(f"{samples:,} samples", f"{numbers.lr_at(samples):.6g}", "") for samples in sorted(places)]
 
 
-def plan_record(prepared: Prepared) -> dict[str, Any]:
-    """The plan of a run, its decisions and its notes as plain values."""
+def plan_record(prepared: Prepared, growth: Sequence[GrowthDecision] = ()) -> dict[str, Any]:
+    """The plan of a run, its decisions and notes as plain values; `growth`: the decisions about its batch so far."""
     numbers, decisions = prepared.numbers, prepared.decisions
     plan, schedule = numbers.plan, numbers.schedule
     return {
@@ -174,22 +167,27 @@ def plan_record(prepared: Prepared) -> dict[str, Any]:
         "num_samples": numbers.num_samples,
         "tokens_per_sample": numbers.tokens_per_sample,
         "num_steps": numbers.num_steps,
+        **({} if (constant := numbers.steps_without_growth) is None else {"steps_without_growth": constant}),
         "steps_per_epoch": numbers.num_samples / plan.global_batch_size,
         "total_samples": schedule.total_samples,
         "peak_lr": _lr_record(numbers.peak_lrs[0]),
+        "scaled": _scaled_record(numbers, 0),
         "ramp": [
             {
                 "from_samples": position,
                 "num_steps": count,
                 **_batch_record(later),
                 "peak_lr": _lr_record(numbers.peak_lrs[numbers.ramp.stage_at(position)]),
+                "scaled": _scaled_record(numbers, numbers.ramp.stage_at(position)),
             }
             for position, later, count in numbers.ramp.stages(schedule.total_samples)[1:]
         ],
+        **growth_record(numbers, growth),
         "warmup_samples": schedule.warmup_samples,
         "warmup_kind": schedule.warmup_kind,
         "warmup_start_lr": numbers.lr_at(0),
         "decay": schedule.decay_name,
+        **({} if numbers.trunk is None else {"trunk": numbers.trunk.record()}),
         "end_lr": numbers.lr_at(schedule.total_samples),
         "lr_factors": [
             {"factor": factor, "tensors": count} for factor, count in lr_factor_counts(prepared.optimizer).items()
@@ -208,6 +206,10 @@ def _batch_record(plan: BatchPlan) -> dict[str, Any]:
         "grad_accum_steps": plan.grad_accum_steps,
         "max_micro_batch_size": plan.max_micro_batch_size,
     }
+
+
+def _scaled_record(numbers: RunNumbers, stage: int) -> dict[str, Any]:
+    return {name: _lr_record(one) for name, one in (numbers.scaled[stage] if numbers.scaled else {}).items()}
 
 
 def _lr_record(value: ScaledValue) -> dict[str, Any]:

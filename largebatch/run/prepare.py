@@ -21,6 +21,7 @@ from largebatch.gradient.choices import conflicts
 from largebatch.losses import Loss
 from largebatch.losses.coupled import is_coupled
 from largebatch.losses.metrics import Metric, for_loss
+from largebatch.optim.scaled_groups import ScaledGroups
 from largebatch.records.credentials import redacted
 from largebatch.run.augmentation import augmentation, training_loss
 from largebatch.run.averaging import average_settings
@@ -33,6 +34,7 @@ from largebatch.run.config.reading import ConfigError, parse_config, public_valu
 from largebatch.run.config.schema import TrainConfig
 from largebatch.run.data_sets import data_sets
 from largebatch.run.derive import RunNumbers, derive
+from largebatch.run.following import with_average
 from largebatch.run.named_loss import named_loss, without_smoothing
 from largebatch.run.named_metrics import named_metrics
 from largebatch.run.one_trial import Own, Parts, Word, as_told, try_parts, untried
@@ -43,6 +45,7 @@ from largebatch.run.precision.number_format import settled
 from largebatch.run.sample_order import sample_order
 from largebatch.run.start_weights import StartWeights
 from largebatch.run.token_counts import counted_in_samples
+from largebatch.run.trunk import branch_problems
 from largebatch.run.watched_keys import watched_problems
 from largebatch.training.loop import Observer
 
@@ -64,6 +67,7 @@ class Prepared:
         gap_is_augmented: whether an evaluated set changes at random from read to read.
         sends_weights: whether only rank 0 has the initial weights until `open_runtime` sends them to the others.
         start_weights: that were loaded in place of drawn ones; None: none were.
+        scaled_groups: what the groups of the optimizer get in each stage; None: nothing but the rate follows the batch.
     """
 
     config: TrainConfig
@@ -86,6 +90,7 @@ class Prepared:
     metrics: dict[str, Metric] = field(default_factory=dict)
     sends_weights: bool = False
     start_weights: StartWeights | None = None
+    scaled_groups: ScaledGroups | None = None
 
     def place_losses(self, device: torch.device) -> None:
         """Move the buffers of losses that are modules, such as class weights."""
@@ -175,6 +180,7 @@ def _prepared(composed: DictConfig, parts: Parts, own: Own, word: Word) -> Prepa
         metrics={name: for_loss(one, measured_loss) for name, one in parts.metrics.items()},
         sends_weights=word.sends_weights,
         start_weights=word.start_weights,
+        scaled_groups=own.scaled_groups,
     )
 
 
@@ -202,7 +208,9 @@ def _parts(given: TrainConfig, environ: Mapping[str, str], findings: Findings) -
     numbers = None if counted is None else _numbers(config, environ, made.train, findings)
     if numbers is not None:
         numbers = replace(numbers, tokens_per_sample=tokens)
-        numbers = replace(numbers, average=findings.attempt("ema", partial(average_settings, config, numbers)))
+        average = findings.attempt("ema", partial(average_settings, config, numbers))
+        scaled = with_average(numbers.scaled, average, config, numbers.ramp)
+        numbers = replace(numbers, average=average, scaled=scaled)
     ramp = None if numbers is None else numbers.ramp
     if is_coupled(loss) and not findings.errors:
         findings.errors += coupled_problems(config, ramp, made.train_plain, made.validation)
@@ -230,6 +238,7 @@ def _look_around(config: TrainConfig, environ: Mapping[str, str], device: Device
     findings.errors += _launcher_problems(config, environ)
     findings.errors += machine_problems(config, environ, device)
     findings.errors += findings.attempt("run folder", lambda: folder_problems(config)) or []
+    findings.errors += branch_problems(config)
 
 
 def _launcher_problems(config: TrainConfig, environ: Mapping[str, str]) -> list[str]:

@@ -19,7 +19,9 @@ DEFAULT_COOLDOWN_PARTS = 5  # a fifth of the run after the warmup (Hagele et al.
 DEFAULT_CYCLES = 3
 
 
-def schedule_of(config: TrainConfig, peak: ScaledValue, length: int, samples: Callable[[str], int]) -> Schedule:
+def schedule_of(
+    config: TrainConfig, peak: ScaledValue, length: int, samples: Callable[[str], int], *, base: float
+) -> Schedule:
     """The schedule of a run of `length` samples.
 
     Args:
@@ -27,12 +29,13 @@ def schedule_of(config: TrainConfig, peak: ScaledValue, length: int, samples: Ca
         peak: rate of the first batch.
         length: of the run, in samples.
         samples: the samples of a duration.
+        base: the base rate for the momentum of the first batch.
 
     Raises:
         ConfigError, TargetError, ValueError: if it makes no sense, or a decay of the user's own is none.
     """
     schedule = config.schedule
-    warmup_samples, start_factor = _warmup(config, peak.value, length, samples)
+    warmup_samples, start_factor = _warmup(config, peak.value, base, length, samples)
     given = {
         name: value
         for name, decays in _DECAYS_WITH.items()
@@ -50,7 +53,7 @@ def schedule_of(config: TrainConfig, peak: ScaledValue, length: int, samples: Ca
         step_samples=decay_milestones(schedule, length, samples),
         **given,
     )
-    if config.batch.ramp.in_place_of_decay:
+    if config.batch.ramp.in_place_of_decay and schedule.decay == "step":  # its stages have the rest of the decay
         return dataclasses.replace(solved, decay="constant", step_samples=())
     if schedule.decay_name == "own":
         require_pure(solved)
@@ -75,12 +78,14 @@ def _decay(schedule: ScheduleConfig, length: int, warmup: int, samples: Callable
     return schedule.decay
 
 
-def _warmup(config: TrainConfig, peak: float, length: int, samples: Callable[[str], int]) -> tuple[int, float]:
+def _warmup(
+    config: TrainConfig, peak: float, base: float, length: int, samples: Callable[[str], int]
+) -> tuple[int, float]:
     """Samples of the warmup, and its first rate as a share of the peak.
 
     A default warmup without effect is left out; a configured one without effect is an error.
     """
-    schedule, base = config.schedule, config.scaling.base_lr
+    schedule = config.schedule
     rises = peak > base
     if schedule.warmup is not None:
         num_samples = samples(schedule.warmup)
@@ -111,7 +116,7 @@ def _usual_warmup(length: int, samples: Callable[[str], int]) -> int:
 
 # Settings of a schedule that only some decays have.
 _DECAYS_WITH = {
-    "end_factor": ("linear", "cosine", "polynomial", "wsd", "restarts"),
+    "end_factor": ("linear", "cosine", "quarter_cosine", "polynomial", "wsd", "restarts"),
     "power": ("polynomial",),
     "milestones": ("step",),
     "gamma": ("step",),

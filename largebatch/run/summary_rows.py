@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from largebatch.records.graded_runs import PREDICTIONS
 from largebatch.records.rows.augmented_gap import AUGMENTED_GAP, gap_remark
 from largebatch.run.build import OpenRun
+from largebatch.run.forecast.forecast import grade_row
+from largebatch.run.growth_report import decision_rows_of
 
 
 def summary_rows(opened: OpenRun, summary: dict[str, Any], hint: str | None) -> list[tuple[str, object]]:
@@ -45,8 +48,12 @@ def summary_rows(opened: OpenRun, summary: dict[str, Any], hint: str | None) -> 
         rows.append(("evaluated", f"after step {summary['evaluated_after_step']:,}, before the run was stopped"))
     rows += _guard_rows(opened)
     rows += _noise_scale_rows(opened)
+    if opened.growth is not None:
+        rows += decision_rows_of(opened.growth.totals, opened.growth.decisions)
     if opened.communication is not None and (communication := opened.communication.summary()) is not None:
         rows.append(("communication", communication))
+    if PREDICTIONS in summary:
+        rows.append(("predicted", grade_row(summary[PREDICTIONS])))
     if hint is not None:
         rows.append(("hint", hint))
     if opened.checkpoints.unsaved is not None:
@@ -87,6 +94,10 @@ def _noise_scale_rows(opened: OpenRun) -> list[tuple[str, object]]:
     batch = ramp.at(opened.run.progress.samples_seen).global_batch_size
     samples, steps = scale.sample_efficiency(batch), scale.step_efficiency(batch)
     groups = [(f"noise scale, {name}", str(one)) for name, one in opened.noise_scale.latest_of_groups.items()]
+    if opened.run.gradient.norms.has_geometry:
+        missing = "not measured: the optimizer's state averages fewer than ten gradients yet"
+        text = str(opened.noise_scale.latest_of_optimizer or missing)
+        groups.insert(0, ("noise scale in the optimizer's geometry", text))
     if samples is None or steps is None:
         return [("noise scale", str(scale)), *groups]
     return [

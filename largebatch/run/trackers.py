@@ -25,7 +25,7 @@ def open_trackers(prepared: Prepared, folder: RunFolder, start: Start, stack: co
     """The trackers that the config asks for; the first one writes metrics.jsonl."""
     config, numbers = prepared.config, prepared.numbers
     values: dict[str, Any] = start.checkpoint.values if start.checkpoint else {"samples_seen": None, "extra": {}}
-    extra = values["extra"]
+    extra = {} if start.is_branch else values["extra"]
     shown = {"config": prepared.public, "plan": plan_record(prepared)}
     trackers: list[Tracker] = [JsonlTracker(folder.metrics)]
     if config.logger.wandb.mode != "disabled":

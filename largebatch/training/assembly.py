@@ -16,6 +16,7 @@ from largebatch.gradient.batch_stream import BatchStream, Loader
 from largebatch.gradient.options import GradientOptions, choose_gradient
 from largebatch.gradient.step import Measures
 from largebatch.losses import Loss
+from largebatch.optim.scaled_groups import ScaledGroups
 from largebatch.training.guard import Guard
 from largebatch.training.loop import Observer, Run
 from largebatch.training.row_log import RowLog
@@ -36,6 +37,7 @@ def make_run(
     *,
     seed: int = 0,
     clip_norm: float | None = None,
+    scaled: ScaledGroups | None = None,
     guard: Guard | None = None,
     roll_back: Callable[[Any], bool] = lambda run: False,
     agree_every: int = 10,
@@ -58,6 +60,7 @@ def make_run(
         num_steps: optimizer steps of the whole run.
         seed: of the run; draws inside the model are keyed by (seed, samples seen, micro-batch).
         clip_norm: largest gradient norm; None: no clipping.
+        scaled: gives the groups of the optimizer, and `clip_norm`, what follows the batch; None: only the rate does.
         guard: judges every step before its update; None: a loss that is not a number ends the run.
         roll_back: puts the newest checkpoint into the run on every rank; returns whether there was one.
         agree_every: steps between the sums by which ranks learn of a stop, or of a loss that is not a number, where
@@ -88,6 +91,7 @@ def make_run(
         update,
         Agreement(runtime, every=agree_every, guard=guard, save_requested=save_requested),
         clip_norm,
+        scaled,
         observers,
         stop_requested,
         rows,

@@ -14,6 +14,7 @@ from largebatch.gradient.options import Gradient
 from largebatch.gradient.step import Measures, Step
 from largebatch.models.modes import train_mode
 from largebatch.optim import set_lr
+from largebatch.optim.scaled_groups import ScaledGroups
 from largebatch.training.guard import Guard
 from largebatch.training.progress import Progress
 from largebatch.training.row_log import RowLog, own_row
@@ -75,6 +76,7 @@ class Run:
         update: steps the optimizer, or leaves a bad step out.
         agreement: lets the ranks agree on how the run stands.
         clip_norm: largest gradient norm; None: no clipping.
+        scaled: gives the groups of the optimizer, and `clip_norm`, what follows the batch; None: only the rate does.
         observers: called in their order.
         stop_requested: whether this rank was asked to stop.
         rows: for the rows of `log`; None: there are none.
@@ -91,6 +93,7 @@ class Run:
     update: Update
     agreement: Agreement
     clip_norm: float | None = None
+    scaled: ScaledGroups | None = None
     observers: Sequence[Observer] = ()
     stop_requested: Callable[[], bool] = lambda: False
     rows: RowLog | None = None
@@ -190,11 +193,15 @@ def take_step(run: Run, step: Step) -> StepReport:
     progress = run.progress
     run.clock.begin()
     set_lr(run.optimizer, step.lr)  # keeps the ratios between groups
+    clip_norm = run.clip_norm
+    if run.scaled is not None:
+        run.scaled.write(run.optimizer, step.samples_seen)
+        clip_norm = run.scaled.clip_norm_at(step.samples_seen)
     run.optimizer.zero_grad()
     run.update.begin()
     batch = run.gradient(step)  # .grad: that of the mean over the global batch
     has_norm = Measures.GRAD_NORM in step.measures
-    grad_norm = run.runtime.grad_norm(run.optimizer, run.clip_norm) if has_norm else None  # and clips
+    grad_norm = run.runtime.grad_norm(run.optimizer, clip_norm) if has_norm else None  # and clips
     progress.advance(batch.plan.global_batch_size)
     sums = run.agreement.send(step, batch.loss_sum, grad_norm, progress, stop=run.stop_requested())
     decision = run.update(run, batch, sums)

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 class Progress:
     """The position of a run. `samples_seen` says everything; `step` is its count in optimizer steps.
 
+    The exception is a batch that grows by what its run measures: its decisions say how the position was reached, see
+    `GrowthObserver`.
+
     `train_s` is the time of the `timed_steps` steps that this process has made, observers left out. On a GPU the latest
     ones are still to come, see `StepClock`.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
+from largebatch.batch.ramp import BatchRamp
 from largebatch.batch.random_keys import stream_key
 from largebatch.gradient.batch_stream import BatchStream
 from largebatch.gradient.step import Measures, Step
@@ -45,16 +46,28 @@ class Steps:
         self.number = self._samples_seen = 0
         self.seed, self.always, self._refused = seed, always, refused or {}
         self._asks: tuple[Asks, ...] = ()
+        self._has_begun = False
 
     def begin(self, progress: Progress, asks: Iterable[Asks] = ()) -> None:
         """The next step is the one after `progress`; each of `asks` says what a step is to measure."""
         self.number, self._samples_seen = progress.step, progress.samples_seen
-        self._asks = tuple(asks)
+        self._asks, self._has_begun = tuple(asks), True
         self.batches.begin(self._samples_seen, self.num_steps - self.number)
 
     def end_after(self, num_steps: int) -> None:
         """Let the run go on, or end, after `num_steps` steps, counted from its beginning."""
         self.num_steps = num_steps
+
+    def follow(self, ramp: BatchRamp, lr_at: Callable[[int], float], num_steps: int) -> None:
+        """Go on by another ramp, its rates and its number of steps, from the next step on; on every rank alike.
+
+        The steps before it must be the same in both: what was loaded ahead for the old ramp is dropped, and the loader
+        begins again at the position of the next step, so no sample is left out or comes twice.
+        """
+        self.lr_at, self.num_steps = lr_at, num_steps
+        self.batches.follow(ramp)
+        if self._has_begun:
+            self.batches.begin(self._samples_seen, self.num_steps - self.number)
 
     def next(self) -> Step | None:
         """The next step; None: the run is done.

@@ -27,13 +27,16 @@ from tests.unit.data.faulty_data import BrokenFiles, broken_files
 QUIET = ("logger=none", "observers.progress=false", "schedule.warmup=0ep")
 # Every observer that can watch the same run. A guard with a threshold of nearly 0 finds bad steps in any run.
 ALL = (
-    *QUIET, "model=mlp", "model.hidden=[8]", "data=synthetic", "optimizer=lars",
-    "batch.total=16", "batch.max_micro=4", "length=26steps", "clip_norm=1", "observers.metrics.every=5",
+    *QUIET, "model=mlp", "model.hidden=[8]", "data=synthetic", "optimizer=lamb",
+    "batch.total=32", "batch.micro=4", "length=1280samples", "clip_norm=1", "observers.metrics.every=5",
     "guard.policy=log", "guard.window=20", "guard.threshold=1e-6", "observers.layers.every=5",
     "observers.noise_scale.every=1", "observers.noise_scale.groups={stem: ['^blocks']}",
-    "observers.communication.every=5", "observers.sharpness.every=20steps", "observers.sharpness.samples=32",
+    "observers.noise_scale.geometry=optimizer",
+    "observers.communication.every=5", "observers.sharpness.every=640samples", "observers.sharpness.samples=32",
     "observers.sharpness.micro=16", "observers.sharpness.m=16", "observers.sharpness.lanczos_iterations=4",
     "observers.sharpness.trace_samples=2", "metric=top5", "ema.half_life=1ep",
+    "batch.ramp.by=noise_scale", "batch.ramp.totals=[40]", "batch.ramp.factor=1e6",
+    "batch.ramp.confirmations=1", "observers.evaluation.every=640samples",
 )  # fmt: skip
 SKIPPING = (*QUIET, "data.on_bad_sample=skip", "batch.total=20", "batch.max_micro=8", "length=4steps",
             "batch.on_out_of_memory=lower", "observers.metrics.every=1")  # fmt: skip

@@ -16,7 +16,7 @@ from largebatch import conf_dir
 GROUPS = {
     folder.name: sorted(file.stem for file in folder.glob("*.yaml"))
     for folder in sorted(Path(conf_dir()).iterdir())
-    if folder.is_dir() and folder.name != "study"  # a section of conf/study.yaml, which is another verb's
+    if folder.is_dir() and folder.name not in ("advise", "attribute", "study")  # sections of other verbs
 }
 
 

@@ -16,10 +16,14 @@ import yaml
 from omegaconf import DictConfig
 
 import largebatch
+from largebatch.cli.composition.advice_flags import with_overrides
 from largebatch.cli.composition.composing import compose_config
-from largebatch.cli.measure import MEASURES
+from largebatch.cli.measure import MEASURES, TRAINING
 from largebatch.cli.textbook import EXPERIMENTS
 from largebatch.cli.verbs import VERBS
+from largebatch.diagnostics.settings import Section
+from largebatch.experiments.advice.settings import AdviseConfig
+from largebatch.experiments.attribution.settings import AttributionConfig
 from largebatch.experiments.study.settings import StudyConfig
 from largebatch.models import Linear
 from largebatch.records.metric_keys import METRIC_FAMILIES, metric_key
@@ -88,15 +92,20 @@ def commands() -> list[tuple[str, tuple[str, ...]]]:
 ELSEWHERE = ("--config-dir", "data.path=", "model.weights=", "measure.checkpoint=", "--help", "...")
 # No config; neither have some of `bench`.
 OWN_ARGUMENTS = {"checkpoint", "compare", "completion", "diff", "doctor", "help", "report"}
-WORDS = ("loop", "diagnostics", "verify", "--multirun", "WHAT", "NAME", "all", *MEASURES, *EXPERIMENTS)
-SECTIONS = ("measure.", "textbook.", "find_lr.", "plan.")  # each of one verb
+WORDS = (
+    *("loop", "diagnostics", "verify", "scaling", "--multirun", "WHAT", "NAME", "all"),
+    *(*MEASURES, *TRAINING, *EXPERIMENTS),
+)
+SECTIONS = ("measure.", "textbook.", "find_lr.", "find_micro.", "plan.")  # each of one verb
+OWN_SECTIONS: dict[str, type[Section]] = {"advise": AdviseConfig, "study": StudyConfig, "attribute": AttributionConfig}
 OF_A_VERB = (*SECTIONS, "hydra/launcher=")
 RUNS = [
     (verb, arguments)
     for verb, arguments in commands()
     if verb not in OWN_ARGUMENTS
-    and arguments[:1] not in (("optim",), ("rows",), ("start",), ("analyze",), ("atlas",), ("page",))
-    and (verb, arguments) != ("study", ())  # has no target of its own: a verb that a sentence names
+    and arguments[:1]
+    not in (("optim",), ("rows",), ("start",), ("prediction",), ("attribution",), ("analyze",), ("atlas",), ("page",))
+    and (verb, arguments) not in (("study", ()), ("attribute", ()))  # verbs that a sentence names; they need a value
     and not any(
         argument.startswith(ELSEWHERE) or "_target_=mine." in argument or "_target_: mine." in argument
         for argument in arguments
@@ -109,29 +118,31 @@ def test_commands_are_found():
     assert {verb for verb, _ in commands()} <= VERBS.keys()
 
 
-def checked_once() -> dict[tuple[bool, tuple[str, ...]], str]:
-    """(whether it is a study, overrides) of every command, once for all verbs that compose the same."""
+def checked_once() -> dict[tuple[str, tuple[str, ...]], str]:
+    """(verb whose section it has, overrides) of every command, once for all verbs that compose the same."""
     found = {}
     for verb, arguments in RUNS:
-        own = [one for one in arguments if one not in WORDS and not one.startswith(OF_A_VERB)]
+        given = with_overrides(arguments) if verb == "plan" else arguments
+        own = [one for one in given if one not in WORDS and not one.startswith(OF_A_VERB)]
         if verb == "launch":  # what stands before the overrides is the script's own
             own = [one for one in own if "=" in one and not one.startswith("-")]
         # Of a sweep the first value; the commas of a list are its own.
         parts = [one.partition("=") for one in own]
         overrides = [f"{key}={value if value[:1] == '[' else value.split(',')[0]}" for key, _, value in parts]
-        found[verb == "study", tuple(overrides)] = " ".join((verb, *arguments))
+        section = verb if verb in OWN_SECTIONS else ""
+        found[section, tuple(overrides)] = " ".join((verb, *arguments))
     return found
 
 
-@pytest.mark.parametrize(("is_study", "overrides"), checked_once(), ids=checked_once().values())
+@pytest.mark.parametrize(("section", "overrides"), checked_once(), ids=checked_once().values())
 def test_a_command_passes_all_checks(
-    is_study: bool, overrides: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    section: str, overrides: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
     environ = {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"}
     if wanted := [one for one in overrides if one.startswith("launcher.num_processes=")]:
         environ |= {"WORLD_SIZE": wanted[0].partition("=")[2], "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
-    config = _study(list(overrides)) if is_study else compose_run(*overrides)
+    config = _with_section(section, list(overrides)) if section else compose_run(*overrides)
     assert prepare(config, environ).numbers.num_steps > 0
 
 
@@ -140,10 +151,10 @@ def test_settings_of_a_verb_exist():
     assert {key for key in own if key not in config_keys()} == set()
 
 
-def _study(overrides: list[str]) -> DictConfig:
-    """A study's experiments have a section that no other verb knows."""
-    config = compose_config([one for one in overrides if not one.startswith("study.")], config_name="study")
-    parse_section(config, "study", StudyConfig)
+def _with_section(verb: str, overrides: list[str]) -> DictConfig:
+    """Experiments of these verbs have a section that no other verb knows."""
+    config = compose_config([one for one in overrides if not one.startswith(("study.", "advise."))], config_name=verb)
+    parse_section(config, verb, OWN_SECTIONS[verb])
     return config
 
 
@@ -246,7 +257,8 @@ def test_config_keys_that_are_named_exist(name: str):
         ):
             continue
         if key in GROUPS:
-            unknown += [one] if value not in GROUPS[key] and not value.startswith("largebatch") else []
+            file = ROOT / "conf" / key / f"{value}.yaml"  # its name may have a folder in it
+            unknown += [] if file.is_file() or value.startswith("largebatch") else [one]
         elif key.split(".")[0] in config_keys() and key not in config_keys():
             unknown.append(one)
     assert unknown == []

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from largebatch.cli.composition.hidden_choices import hidden_choices
@@ -38,11 +38,24 @@ def call(function: Verb, config: DictConfig, *, compose: Compose, joins: bool) -
 
     # Unresolved: overrides are recorded, and a value from the environment may be a secret.
     overrides: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+    _leave_to_its_verb(config, overrides)
     try:
         _check(config, overrides, compose, joins=joins)
     except ConfigError as error:
         return refuse(str(error), error.errors)
     return _reporting(function, config, overrides)
+
+
+def _leave_to_its_verb(config: DictConfig, overrides: Sequence[str]) -> None:
+    """Drop the settings of `advise` that an experiment of advice brings: its run is one for every verb.
+
+    Advice names commands of other verbs with the same experiment. Typed settings stay, and are refused.
+    """
+    name = "advise"
+    typed = any(one.lstrip("+~").startswith((f"{name}.", f"{name}=")) for one in overrides)
+    if name in config and str(HydraConfig.get().job.config_name) != name and not typed:
+        with open_dict(config):
+            del config[name]
 
 
 def _check(config: DictConfig, overrides: list[str], compose: Compose, *, joins: bool) -> None:
@@ -62,7 +75,8 @@ def _check(config: DictConfig, overrides: list[str], compose: Compose, *, joins:
         raise ConfigError(renamed)
     if hidden := hidden_choices():
         raise ConfigError(hidden)
-    if without_effect := _resume_without_effect(str(HydraConfig.get().job.config_name), str(config.get("resume"))):
+    resume, trunk = str(config.get("resume")), OmegaConf.select(config, "cooldown.checkpoint")
+    if without_effect := _resume_without_effect(str(HydraConfig.get().job.config_name), resume, trunk):
         raise ConfigError([without_effect])
     if joins and (copies := start_problems(os.environ, num_processes=expected)):
         raise ConfigError(copies)
@@ -74,7 +88,10 @@ def _check(config: DictConfig, overrides: list[str], compose: Compose, *, joins:
 
 
 _INSTEAD_OF_RESUME = {
+    "advise": "The same command with the same run.dir continues it.",
+    "attribute": "The same command with the same run.dir continues it.",
     "find_lr": "The test starts from model.weights=PATH.",
+    "find_micro": "It takes a few steps from the start, which leave no trace.",
     "measure": "It measures the weights of measure.checkpoint=PATH.",
     "study": "The same command with the same run.dir continues it.",
     "textbook": "Its runs are made anew.",
@@ -82,13 +99,15 @@ _INSTEAD_OF_RESUME = {
 }
 
 
-def _resume_without_effect(config_name: str, resume: str) -> str:
-    """The error of a verb that is to resume, and resumes nothing; empty if there is none."""
+def _resume_without_effect(config_name: str, resume: str, trunk: str | None = None) -> str:
+    """The error of a verb that is to resume or to leave a trunk, and goes on from nothing; empty if there is none."""
     instead = _INSTEAD_OF_RESUME.get(config_name)
-    if instead is None or resume in ("none", "None"):
-        return ""
     verb = config_name.replace("_", "-")
-    return f"resume={resume}: `largebatch {verb}` resumes no run. {instead}"
+    if instead is None:
+        return ""
+    if trunk is not None:
+        return f"cooldown.checkpoint={trunk}: `largebatch {verb}` goes on from no run. Use train or plan."
+    return "" if resume in ("none", "None") else f"resume={resume}: `largebatch {verb}` resumes no run. {instead}"
 
 
 def _reporting(function: Verb, config: DictConfig, overrides: list[str]) -> int:

@@ -5,5 +5,21 @@ from __future__ import annotations
 from largebatch.diagnostics.closed_forms.gradient_noise import GradientNoise
 from largebatch.diagnostics.closed_forms.least_squares import LeastSquares
 from largebatch.diagnostics.closed_forms.quadratic import NoisyQuadratic
+from largebatch.diagnostics.closed_forms.quadratic_descent import (
+    Descent,
+    best_rate,
+    expected_losses,
+    preconditioned,
+    steps_to_loss,
+)
 
-__all__ = ["GradientNoise", "LeastSquares", "NoisyQuadratic"]
+__all__ = [
+    "Descent",
+    "GradientNoise",
+    "LeastSquares",
+    "NoisyQuadratic",
+    "best_rate",
+    "expected_losses",
+    "preconditioned",
+    "steps_to_loss",
+]

@@ -33,7 +33,7 @@ def require_rate(lr: float) -> None:
         raise ValueError(f"lr={lr}: a learning rate must be positive.")
 
 
-def require_batch(global_batch_size: int, num_samples: int | None = None) -> None:
+def require_batch(global_batch_size: float, num_samples: int | None = None) -> None:
     """Raises ValueError unless the batch has a sample, and no more than `num_samples`."""
     if global_batch_size < 1 or (num_samples is not None and global_batch_size > num_samples):
         limit = "" if num_samples is None else f", and without replacement at most {num_samples}"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
-from largebatch.diagnostics.closed_forms.arrays import Float64Array, Numbers, require_rate, vector
+from largebatch.diagnostics.closed_forms.arrays import Float64Array, Numbers, require_batch, require_rate, vector
 from largebatch.diagnostics.closed_forms.gradient_noise import GradientNoise
 from largebatch.diagnostics.closed_forms.quadratic import NoisyQuadratic
 
@@ -130,6 +131,27 @@ class LeastSquares:
         start = self.eigenvectors.T @ (self._weights(weights) - self.minimiser)
         powers = (1 - lr * self.eigenvalues) ** np.arange(num_steps + 1)[:, None]
         return self.minimiser + (powers * start) @ self.eigenvectors.T
+
+    def scheduled_excess(self, weights: Numbers, *, lrs: Sequence[float], batch_sizes: Sequence[int]) -> Float64Array:
+        """E[L(w) - L(w*)] after 0, 1, ... steps of SGD, each with a rate and a batch of its own, [steps + 1].
+
+        Exact, for samples drawn with replacement. With d = w - w*, m = E[d], M = E[dd'] and e the residuals y - Zw*:
+        M' = M - lr (HM + MH) + lr^2 ((1 - 1/B) HMH + 1/B mean_i z_i z_i' (z_i'M z_i - 2 e_i z_i'm + e_i^2)), since
+        two draws of a batch are independent, and mean_i z_i e_i = 0.
+        """
+        design, hessian, errors = self.design, self.hessian, -self._residuals(self.minimiser)
+        mean = self._weights(weights) - self.minimiser
+        moments, found = np.outer(mean, mean), [self.excess(weights)]
+        for lr, size in zip(lrs, batch_sizes, strict=True):
+            require_rate(lr)
+            require_batch(size)
+            squares = np.einsum("ip,pq,iq->i", design, moments, design) - 2 * errors * (design @ mean) + errors**2
+            of_samples = (design * squares[:, None]).T @ design / len(design)
+            noise = (1 - 1 / size) * hessian @ moments @ hessian + of_samples / size
+            moments = moments - lr * (hessian @ moments + moments @ hessian) + lr**2 * noise
+            mean = mean - lr * hessian @ mean
+            found.append(0.5 * np.sum(hessian * moments))
+        return np.array(found)
 
     def _weights(self, weights: Numbers) -> Float64Array:
         return vector("weights", weights, length=self.design.shape[1])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -92,9 +94,18 @@ class NoisyQuadratic:
         return np.stack(means)
 
     def second_moments(
-        self, theta: Numbers, *, lr: float, num_steps: int, global_batch_size: int, momentum: float = 0.0
+        self,
+        theta: Numbers,
+        *,
+        lr: float,
+        num_steps: int,
+        global_batch_size: float,
+        momentum: float = 0.0,
+        velocity: Numbers | float = 0.0,
     ) -> Float64Array:
         """E[theta^2] after 0, 1, ..., `num_steps` steps with fresh noise in every one, [num_steps + 1, d].
+
+        `velocity` is torch's momentum buffer v at the start, [d].
 
         Without momentum E' = (1 - lr h)^2 E + lr^2 c/B. With it the same holds for the matrix of second moments of
         (theta, v): M' = A M A' + b b' c/B, where A = [[1 - lr h, -lr m], [h, m]] and b = (-lr, 1).
@@ -103,13 +114,35 @@ class NoisyQuadratic:
         transition = self._transition(lr, momentum)
         enters = np.array([-lr, 1.0])
         noise = np.multiply.outer(self.noise_variance / global_batch_size, np.outer(enters, enters))
-        moments = np.zeros((len(self.curvature), 2, 2))
-        moments[:, 0, 0] = self._theta(theta) ** 2
+        state = np.stack([self._theta(theta), vector("velocity", velocity, length=len(self.curvature))], axis=1)
+        moments = state[:, :, None] * state[:, None, :]
         history = [moments[:, 0, 0]]
         for _ in range(num_steps):
             moments = transition @ moments @ transition.transpose(0, 2, 1) + noise
             history.append(moments[:, 0, 0])
         return np.stack(history)
+
+    def scheduled_moments(
+        self, theta: Numbers, *, lrs: Sequence[float], batch_sizes: Sequence[int], normalised: bool = False
+    ) -> Float64Array:
+        """E[theta^2] after 0, 1, ... steps with fresh noise, each with a rate and a batch of its own, [steps + 1, d].
+
+        Without momentum: E' = (1 - e h)^2 E + e^2 c/B, with e the rate. `normalised`: the step is by g / sqrt(E|g|^2),
+        so e = lr / sqrt(sum h^2 E + sum c/B), and lr sqrt(B / sum c) where noise dominates: a proxy of adaptive methods
+        (Meterez et al. 2025).
+
+        >>> task = NoisyQuadratic([1.0], [1.0])
+        >>> task.scheduled_moments([0.0], lrs=[0.5, 0.5], batch_sizes=[1, 4])[:, 0].tolist()  # 1/4 * 1/4 + 1/4 * 1/4
+        [0.0, 0.25, 0.125]
+        """
+        moments = [self._theta(theta) ** 2]
+        for lr, size in zip(lrs, batch_sizes, strict=True):
+            require_rate(lr)
+            require_batch(size)
+            noise, now = self.noise_variance / size, moments[-1]
+            rate = lr / math.sqrt(float((self.curvature**2 * now + noise).sum())) if normalised else lr
+            moments.append((1 - rate * self.curvature) ** 2 * now + rate**2 * noise)
+        return np.stack(moments)
 
     def stationary_variance(self, *, lr: float, global_batch_size: int, momentum: float = 0.0) -> Float64Array:
         """E[theta^2] after very many steps with fresh noise, [d]: lr c / (B h (2 - lr h)) without momentum.

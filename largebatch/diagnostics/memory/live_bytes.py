@@ -33,6 +33,11 @@ class LiveBytes(TorchDispatchMode):
         live: bytes that are alive.
         peak: the most of them since `restart`.
         peak_operation: what reached it, such as "aten.mm".
+        limit: bytes of a device of which this is all the memory; None: there is no limit. It is lifted when it was
+            exceeded once, so that what tidies up behind the error is not refused, too.
+
+    Raises:
+        OutOfMemoryError: torch's, from the operation that exceeds the limit.
 
     >>> with LiveBytes() as memory:
     ...     total = (torch.ones(10) + torch.ones(10)).sum()
@@ -44,6 +49,7 @@ class LiveBytes(TorchDispatchMode):
         super().__init__()
         self.live = self.peak = 0
         self.peak_operation = ""
+        self.limit: int | None = None
         self._granule = granule
         self._known: dict[int, _Known] = {}
         self._num_born = self._num_born_at_peak = 0
@@ -76,6 +82,9 @@ class LiveBytes(TorchDispatchMode):
         self.live += num_bytes
         if self.live > self.peak:
             self.peak, self.peak_operation, self._num_born_at_peak = self.live, operation, self._num_born
+        if self.limit is not None and self.live > self.limit:
+            limit, self.limit = self.limit, None
+            raise torch.OutOfMemoryError(f"out of memory. {operation}: {self.live:,} bytes, of {limit:,}.")
 
     def _free(self, key: int) -> None:
         self.live -= self._known.pop(key).num_bytes

@@ -155,6 +155,7 @@ def _result(
         ],
         figures=_figures(steps, probe, found),
         numbers={
+            "ranks": num_ranks,
             "medians": {key: dataclasses.asdict(value) for key, value in found.items()},
             "fit": _fit_record(fit, steps),
             "predicted": [dataclasses.asdict(one) for one in predicted],

@@ -48,26 +48,26 @@ class NotMeasurableError(ConfigError):
     """The quantity does not exist for this loss or number of processes; `measure all` reports that and goes on."""
 
 
-def parse_measure(config: DictConfig, *, times_training: bool = False) -> MeasureConfig:
+def parse_measure(config: DictConfig, *, keeps_format_for: str | None = None) -> MeasureConfig:
     """Take the section `measure` out of a composed config, and set the precision that it asks for.
 
     Args:
         config: composed; changed.
-        times_training: whether steps are timed and nothing else is measured: they stay in the run's own precision.
+        keeps_format_for: the measurement whose steps stay in the run's own precision; None: another one is measured.
 
     Raises:
         ConfigError: with all that is wrong in it.
     """
     options = parse_section(config, "measure", MeasureConfig)
-    if not times_training:
+    if keeps_format_for is None:
         options = options.model_copy(update={"precision": options.precision or "fp32"})
         OmegaConf.update(config, "precision.compute", options.precision)
         OmegaConf.update(config, "precision.tf32", False)
     elif options.precision is not None:
         raise ConfigError(
             [
-                f"measure.precision={options.precision}: has no effect on `measure communication`, which times in "
-                f"the run's own format. Leave it null, or set precision={options.precision} to time such a run."
+                f"measure.precision={options.precision}: has no effect on `measure {keeps_format_for}`, whose steps "
+                f"are in the run's own format. Leave it null, or set precision={options.precision} for such a run."
             ]
         )
     return options

@@ -9,6 +9,7 @@ from itertools import combinations
 
 from largebatch.diagnostics.critical_batch.critical_batch import CriticalBatch, Estimate, fit_critical_batch
 from largebatch.diagnostics.critical_batch.fewest_steps import fewest_steps
+from largebatch.experiments.study.noise_scales import contests, sentences
 from largebatch.experiments.study.points import StudyPoint
 from largebatch.records.figures.optimizer_names import optimizer_name
 
@@ -45,6 +46,7 @@ def analyse(points: Sequence[StudyPoint]) -> Analysis:
     analysis = Analysis(tuple(points), fits, ())
     lines = fewest_steps({optimizer_name(name): [one.measured for one in analysis.of(name)] for name in names})
     lines += [_headline(fits)] if len(names) > 1 else []
+    lines += sentences(contests(fits, points), {name: optimizer_name(name) for name in names})
     lines += [line for name in names for line in _of_optimizer(analysis, name)]
     lines += [_between(one, fits[one], other, fits[other]) for one, other in combinations(names, 2)]
     return Analysis(tuple(points), fits, tuple(line for line in lines if line))

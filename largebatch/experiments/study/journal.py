@@ -24,6 +24,8 @@ from largebatch.records.rows.row_file import MOST_BYTES, read_lines
 from largebatch.run.config.reading import ConfigError
 
 SETTINGS = "study_settings.json"
+_FOLLOWING = {f"scaling.{name}" for name in ("momentum", "betas", "eps", "clip_norm")}
+_SET_BACK = "Nothing but the rate followed the batch by itself then: study.joint_scaling=false goes on so"
 
 
 class Journal:
@@ -99,6 +101,7 @@ class _Trial(BaseModel):
     status: Literal["reached", "beaten", "budget", "hopeless", "diverged"]
     steps: Count
     noise_scale: dict[Literal["value", "low", "high"], Finite] | None = None
+    optimizer_noise_scale: dict[Literal["value", "low", "high"], Finite] | None = None
     run: str
 
     @model_validator(mode="after")
@@ -133,7 +136,9 @@ class _Begun(BaseModel):
     optimizers: dict[str, dict[str, Any]]
 
 
-def require_same_study(folder: Path, identity: Mapping[str, Any]) -> None:
+def require_same_study(
+    folder: Path, identity: Mapping[str, Any], defaults: Mapping[str, Mapping[str, Any]] | None = None
+) -> None:
     """Record the identity of a new study; continue an old one only if their common settings agree.
 
     Batch sizes, optimizers and seeds may change, and trials may be added: finished runs stay valid. Fewer trials would
@@ -142,6 +147,8 @@ def require_same_study(folder: Path, identity: Mapping[str, Any]) -> None:
     Args:
         folder: of the study.
         identity: `trials`, their number; `study`, the requirements of every run; `optimizers`, the config of each.
+        defaults: of each optimizer the config that nobody has changed. A key that a study lacks is newer than the
+            study, and its default keeps what was before.
 
     Raises:
         ConfigError: with every setting that has changed, or if the folder holds something else.
@@ -154,9 +161,12 @@ def require_same_study(folder: Path, identity: Mapping[str, Any]) -> None:
         return
     before = _begun(path)
     shared = before["optimizers"].keys() & identity["optimizers"].keys()
-    parts = [(before["study"], identity["study"])]
-    parts += [(before["optimizers"][name], identity["optimizers"][name]) for name in sorted(shared)]
-    changed = [line for old, new in parts for line in _changes(folder, _texts(old), _texts(new))]
+    parts: list[tuple[Any, Any, Mapping[str, Any]]] = [(before["study"], identity["study"], {})]
+    parts += [
+        (before["optimizers"][name], identity["optimizers"][name], (defaults or {}).get(name, {}))
+        for name in sorted(shared)
+    ]
+    changed = [line for old, new, usual in parts for line in _changes(folder, *map(_texts, (old, new, usual)))]
     if before["trials"] > identity["trials"]:
         changed.append(
             f"study.trials={identity['trials']}: {folder} was begun with {before['trials']}, and early stopping "
@@ -182,11 +192,12 @@ def _begun(path: Path) -> dict[str, Any]:
     return before | {"optimizers": {name: with_new_names(one) for name, one in before["optimizers"].items()}}
 
 
-def _changes(folder: Path, before: dict[str, str], now: dict[str, str]) -> list[str]:
+def _changes(folder: Path, before: dict[str, str], now: dict[str, str], defaults: dict[str, str]) -> list[str]:
+    newer = {key for key in now.keys() - before.keys() if now[key] == defaults.get(key)}
     return [
-        f"{key}={now.get(key, 'nothing')}: was {before.get(key, 'nothing')} when {folder} was begun. Set it back, or "
-        "name another run.dir."
-        for key in sorted({*before, *now})
+        f"{key}={now.get(key, 'nothing')}: was {before.get(key, 'nothing')} when {folder} was begun. "
+        f"{_SET_BACK if key in _FOLLOWING else 'Set it back'}, or name another run.dir."
+        for key in sorted({*before, *now} - newer)
         if before.get(key) != now.get(key)
     ]
 

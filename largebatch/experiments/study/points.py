@@ -20,6 +20,7 @@ class StudyPoint:
         setting: the best one, by key of the config.
         border: a sentence for each key whose best value lies at a border of its range.
         noise_scale: in samples, measured during the runs of the best setting; None if it was not, or drowned in noise.
+        optimizer_noise_scale: the same in the optimizer's geometry; None too where that is the Euclidean one.
         trials: how many settings were tried.
         runs: folders of the runs of the best setting, relative to the study's.
     """
@@ -30,6 +31,7 @@ class StudyPoint:
     setting: dict[str, Any] = field(default_factory=dict)
     border: tuple[str, ...] = ()
     noise_scale: Interval | None = None
+    optimizer_noise_scale: Interval | None = None
     trials: int = 0
     runs: tuple[str, ...] = ()
 

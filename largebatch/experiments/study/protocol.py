@@ -136,7 +136,8 @@ def point_of(cell: Cell, rows: Sequence[Row]) -> StudyPoint:
         by_seed,
         setting=dict(best["setting"]),
         border=borders(best["setting"], cell.ranges),
-        noise_scale=_noise_scale(final),
+        noise_scale=_noise_scale(final, "noise_scale"),
+        optimizer_noise_scale=_noise_scale(final, "optimizer_noise_scale"),
         trials=len(_tuning(cell, rows)),
         runs=tuple(row["run"] for row in final),
     )
@@ -149,9 +150,9 @@ def _tuning(cell: Cell, rows: Sequence[Row]) -> list[Row]:
     ]
 
 
-def _noise_scale(rows: Sequence[Row]) -> Interval | None:
+def _noise_scale(rows: Sequence[Row], key: str) -> Interval | None:
     """The geometric mean over seeds of value and ends: the interval is a single run's."""
-    known = [row["noise_scale"] for row in rows if row.get("noise_scale")]
+    known = [row[key] for row in rows if row.get(key)]
     known = [scale for scale in known if all(0 < scale[end] < math.inf for end in ("value", "low", "high"))]
     if not known:
         return None

@@ -11,6 +11,7 @@ import numpy as np
 from largebatch.diagnostics.critical_batch.critical_batch import CriticalBatch, Estimate
 from largebatch.diagnostics.critical_batch.misfit import Misfit
 from largebatch.experiments.study.analysis import Analysis
+from largebatch.experiments.study.noise_scales import contests
 from largebatch.experiments.study.points import StudyPoint
 
 CURVE_POINTS = 33
@@ -23,7 +24,24 @@ def study_record(analysis: Analysis) -> dict[str, Any]:
         "optimizers": list(analysis.fits),
         "points": [_point(point) for name in analysis.fits for point in analysis.of(name)],
         "fits": [_fit(name, fit) for name, fit in analysis.fits.items()],
+        **_noise_scales(analysis),
     }
+
+
+def _noise_scales(analysis: Analysis) -> dict[str, Any]:
+    """Both noise scales of each optimizer beside B_crit; no key where nothing was measured in two geometries."""
+    rows = [
+        {
+            "optimizer": one.optimizer,
+            "b_crit": _estimate(one.b_crit),
+            "euclidean": dataclasses.asdict(one.euclidean),
+            "of_optimizer": dataclasses.asdict(one.of_optimizer),
+            "log_errors": list(one.errors),
+            "is_decided": one.is_decided,
+        }
+        for one in contests(analysis.fits, analysis.points)
+    ]
+    return {"noise_scales": rows} if rows else {}
 
 
 def curve_sizes(fit: CriticalBatch) -> list[float]:
@@ -49,6 +67,11 @@ def _point(point: StudyPoint) -> dict[str, Any]:
         "setting": point.setting,
         "border": list(point.border),
         "noise_scale": None if point.noise_scale is None else dataclasses.asdict(point.noise_scale),
+        **(
+            {}
+            if point.optimizer_noise_scale is None
+            else {"optimizer_noise_scale": dataclasses.asdict(point.optimizer_noise_scale)}
+        ),
         "trials": point.trials,
         "runs": list(point.runs),
     }

@@ -61,6 +61,7 @@ class StudyConfig(Section):
     resolution: Annotated[float, Field(gt=0, le=0.5)]
     hopeless: Annotated[float, Field(gt=0, le=1)] | None
     draw_seed: Annotated[int, Field(ge=0)]
+    joint_scaling: bool = True
     workers: PositiveInt
     shares: PositiveInt
     share: Annotated[int, Field(ge=0)]

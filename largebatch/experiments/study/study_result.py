@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from largebatch.diagnostics.critical_batch.critical_batch import CriticalBatch
 from largebatch.diagnostics.critical_batch.steps_to_target import StepsToTarget, steps_text
 from largebatch.diagnostics.intervals import LEAST_SEEDS
+from largebatch.experiments.batch_costs import BatchCost, cost_figures, cost_numbers, cost_sentences, cost_table
 from largebatch.experiments.study.analysis import Analysis, estimate_text
 from largebatch.experiments.study.figures import study_figures
 from largebatch.experiments.study.points import StudyPoint
@@ -20,24 +22,26 @@ _POINT_HEADERS = ("optimizer", "batch", "steps (median)", "its interval", "sampl
 _FIT_HEADERS = ("optimizer", "S_min (steps)", "E_min (samples)", "B_crit (samples)", "verdict")
 
 
-def study_result(analysis: Analysis, *, title: str) -> Result:
+def study_result(analysis: Analysis, *, title: str, costs: Sequence[BatchCost] = ()) -> Result:
     """The study as sentences, tables, figures and numbers.
 
     Args:
         analysis: fits and conclusions of the study.
         title: heading of the table of points: the target, and the run it is for.
+        costs: of its runs; empty: only their steps are known.
     """
     points = [point for name in analysis.fits for point in analysis.of(name)]
     fits = [_fit_row(name, fit) for name, fit in analysis.fits.items()]
     return Result(
         title="Steps to a target",
-        sentences=analysis.conclusions,
+        sentences=[*analysis.conclusions, *cost_sentences(costs)],
         tables=[
             Table(title, _POINT_HEADERS, [_point_row(point) for point in points]),
             Table("S = S_min (1 + B_crit/B)", _FIT_HEADERS, fits),
+            *([cost_table(costs)] if costs else []),
         ],
-        figures=study_figures(analysis),
-        numbers=study_record(analysis),
+        figures=[*study_figures(analysis), *cost_figures(costs)],
+        numbers=study_record(analysis) | ({"costs": cost_numbers(costs)} if costs else {}),
         runs=[run for point in points for run in point.runs],
         picture="study.png",
         heading=title,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -21,7 +22,8 @@ from largebatch.run.precision.device import Device
 from largebatch.run.precision.number_format import number_format
 from largebatch.run.prepare import prepare
 
-_LOCAL = ("run", "logger", "launcher", "seed", "batch")  # sections that are not compared, or that the study sets
+# Sections that are not compared, or that the study sets.
+_LOCAL = ("run", "logger", "launcher", "seed", "batch", "cost")
 # Keys that change last digits at most, or act on several ranks only. Studies that began before these keys go on.
 _LAST_DIGITS = (
     ("precision", "deterministic"),
@@ -31,6 +33,7 @@ _LAST_DIGITS = (
     ("precision", "peak_tflops"),
     ("data", "prefetch"),
     ("loss", "logits_at_once"),
+    ("observers", "noise_scale", "geometry"),  # acts on rows alone
 )
 
 
@@ -76,8 +79,8 @@ def _compared(config: DictConfig) -> dict[str, Any]:
     """The config as it is compared, with the number format of this device: shares of a study may run on others."""
     parsed = parse_config(config)
     public = {key: value for key, value in public_values(config).items() if key not in _LOCAL}
-    for section, key in _LAST_DIGITS:
-        public[section].pop(key, None)
+    for *sections, key in _LAST_DIGITS:
+        functools.reduce(dict.__getitem__, sections, public).pop(key, None)
     public["precision"]["compute"] = number_format(Device.own(), parsed.precision).value
     return public | {"seed": parsed.seed}
 

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from largebatch.experiments.study.protocol import REACHED, Job, Row
 from largebatch.experiments.study.settings import StudyConfig, TargetConfig
 from largebatch.gradient.step import Measures, Step
-from largebatch.records.figures.run_metrics import NOISE_SCALE
+from largebatch.records.figures.run_metrics import NOISE_SCALE, OPTIMIZER_NOISE_SCALE
 from largebatch.records.rows.placed_rows import Faults, placed_rows
 from largebatch.records.run_folder import RunFolder
 from largebatch.run.config.reading import ConfigError
@@ -162,7 +162,7 @@ def config_of(job: Job, config: DictConfig) -> DictConfig:
     }
     changes |= {"observers.evaluation.every": None, "observers.checkpoint.every": None, "resume": "none"}
     if job.is_tuning:
-        changes["observers.noise_scale.every"] = None
+        changes |= {"observers.noise_scale.every": None, "observers.noise_scale.geometry": "euclidean"}
     with open_dict(config):
         for key, value in changes.items():
             OmegaConf.update(config, key, value)
@@ -184,22 +184,27 @@ def _row(job: Job, verdict: Verdict, trained: Trained, relative: str) -> Row:
         "steps_before": verdict.before,
         "value": verdict.value,
         "budget_steps": job.cell.budget_steps,
-        "noise_scale": _noise_scale(trained),
+        **_noise_scales(trained),
         "run": relative,
     }
 
 
-# Key in a row of trials.jsonl -> key in metrics.jsonl.
-_NOISE_SCALE = dict(zip(("value", "low", "high"), NOISE_SCALE.keys, strict=True))
+_ENDS = ("value", "low", "high")
+# Key in a row of trials.jsonl -> keys in metrics.jsonl; in the optimizer's geometry only where it was asked for.
+_NOISE_SCALES = {
+    "noise_scale": NOISE_SCALE.keys,
+    "optimizer_noise_scale": OPTIMIZER_NOISE_SCALE.keys,
+}
 
 
-def _noise_scale(trained: Trained) -> dict[str, float] | None:
-    """The last one with an interval."""
-    found = None
+def _noise_scales(trained: Trained) -> dict[str, dict[str, float] | None]:
+    """The last one with an interval, in each geometry."""
+    found: dict[str, dict[str, float] | None] = {"noise_scale": None}
     if not (metrics := RunFolder(trained.folder).metrics).exists():
-        return None
+        return found
     for _, _, _, row in placed_rows(metrics, Faults()):
-        values = {end: row.get(key) for end, key in _NOISE_SCALE.items()}
-        if all(isinstance(value, float) and math.isfinite(value) for value in values.values()):
-            found = values
-    return found  # type: ignore[return-value]
+        for name, keys in _NOISE_SCALES.items():
+            values = [row.get(key) for key in keys]
+            if all(isinstance(value, float) and math.isfinite(value) for value in values):
+                found[name] = dict(zip(_ENDS, values, strict=True))  # type: ignore[arg-type]
+    return found

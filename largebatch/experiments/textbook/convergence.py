@@ -9,12 +9,11 @@ import numpy as np
 import scipy
 from pydantic import Field
 
-from largebatch.diagnostics.closed_forms import NoisyQuadratic
 from largebatch.diagnostics.intervals import LEAST_SEEDS
 from largebatch.diagnostics.settings import PositiveInt, Section
 from largebatch.experiments.textbook.convergence_runs import Descent, FullBatch, descend, descend_full_batch
 from largebatch.experiments.textbook.experiment import Experiment
-from largebatch.experiments.textbook.weight_path import Float64Array
+from largebatch.experiments.textbook.quadratic_task import quadratic_task
 from largebatch.records.figures.diagram import Axis, Diagram, Line
 from largebatch.records.result import Result, Table
 from largebatch.run.config.reading import ConfigError
@@ -33,8 +32,7 @@ class Settings(Section):
 
 def run(experiment: Experiment, settings: Settings) -> Result:
     """Train to every target at every batch size, and on all samples."""
-    task = _task(experiment)
-    start = _start(experiment, task)
+    task, start = quadratic_task(experiment)
     if errors := _problems(settings, int(experiment.config.data.train.num_samples)):
         raise ConfigError(errors)
     full = descend_full_batch(experiment, task, start, num_steps=settings.full_batch_steps)
@@ -53,28 +51,6 @@ def run(experiment: Experiment, settings: Settings) -> Result:
         figures=(_full_diagram(full), _over_targets(descents), _over_batches(descents)),
         numbers=_numbers(full, descents),
     )
-
-
-def _task(experiment: Experiment) -> NoisyQuadratic:
-    config = experiment.config
-    try:
-        curvature, noise = (
-            np.repeat(np.array(list(values), dtype=np.float64), copies)
-            for values, copies in (
-                (config.model.curvature, config.model.copies),
-                (config.data.train.noise_variance, config.data.train.copies),
-            )
-        )
-        return NoisyQuadratic(curvature, noise)
-    except (AttributeError, ValueError) as error:
-        raise ConfigError(
-            [f"data.train.noise_variance: {error} This experiment compares its runs with the closed forms of the noisy "
-             "quadratic. Leave data and model as they are."]
-        ) from None  # fmt: skip
-
-
-def _start(experiment: Experiment, task: NoisyQuadratic) -> Float64Array:
-    return np.ones(len(task.curvature)) * np.asarray(experiment.config.model.start, dtype=np.float64)
 
 
 def _problems(settings: Settings, num_samples: int) -> list[str]:

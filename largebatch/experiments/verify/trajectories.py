@@ -85,6 +85,10 @@ def _plain_steps(prepared: Prepared, model: nn.Module, plan: BatchPlan, num_step
         position = step * plan.global_batch_size
         for group in optimizer.param_groups:
             group["lr"] = prepared.numbers.lr_at(position) * group.get("lr_factor", 1.0)
+        clip_norm, scaled = config.clip_norm, prepared.scaled_groups
+        if scaled is not None:
+            scaled.write(optimizer, position)
+            clip_norm = scaled.clip_norm_at(position)
         optimizer.zero_grad()
         parts = [next(batches) for _ in plan.micro_batch_sizes]
         if is_coupled(prepared.loss):
@@ -95,8 +99,8 @@ def _plain_steps(prepared: Prepared, model: nn.Module, plan: BatchPlan, num_step
         for parameter in model.parameters():
             if parameter.grad is not None:
                 parameter.grad.div_(units or 1)
-        if config.clip_norm is not None:
-            nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+        if clip_norm is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
         if step == 0:
             result.gradient = gradients_of(model)
         optimizer.step()

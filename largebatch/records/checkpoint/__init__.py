@@ -9,6 +9,7 @@ from largebatch.records.checkpoint.loading import (
     find_valid,
     load_checkpoint,
     newest_valid,
+    position_of,
     verify_checkpoint,
 )
 from largebatch.records.checkpoint.manifest import FORMAT, CheckpointError, saved_versions
@@ -38,6 +39,7 @@ __all__ = [
     "load_weights",
     "newest_valid",
     "pack_optimizer",
+    "position_of",
     "require_model_fit",
     "require_run_fit",
     "require_run_values",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from largebatch.optim.scaled_groups import ScaledGroups
 from largebatch.records.checkpoint.first_state import form
 from largebatch.records.checkpoint.loading import Checkpoint
 from largebatch.records.checkpoint.manifest import CheckpointError
@@ -36,7 +37,12 @@ _RUNNING_STATISTICS = ("running_mean", "running_var")
 
 
 def require_run_fit(
-    checkpoint: Checkpoint, module: nn.Module, optimizer: Optimizer, *, keeps: frozenset[str] = frozenset()
+    checkpoint: Checkpoint,
+    module: nn.Module,
+    optimizer: Optimizer,
+    *,
+    keeps: frozenset[str] = frozenset(),
+    scaled: ScaledGroups | None = None,
 ) -> None:
     """Raise CheckpointError unless a run of this model and this optimizer could go on from the checkpoint.
 
@@ -45,6 +51,7 @@ def require_run_fit(
         module: the run's, never wrapped.
         optimizer: the run's.
         keeps: options of the optimizer that were changed on purpose.
+        scaled: the values of its groups that follow the batch; None: none do.
     """
     require_run_values(checkpoint)
     optional = {STATISTICS, COMPRESSION, OWN_OBSERVERS, EMA}
@@ -63,7 +70,10 @@ def require_run_fit(
     except CheckpointError as error:
         raise CheckpointError(f"{checkpoint.path}: {error}") from None
     if has_fixed_state(optimizer):
-        faults = [*_counted_too_far(checkpoint), *_other_options(optimizer, groups, keeps)]
+        moving = frozenset() if scaled is None else scaled.keys
+        most = checkpoint.values["samples_seen"] if "betas" in moving else checkpoint.step
+        faults = [*_counted_too_far(checkpoint, most), *_other_options(optimizer, groups, keeps | moving)]
+        faults += _of_no_stage(groups, keeps, scaled)
         if faults:
             raise CheckpointError(f"{checkpoint.path}: {'; '.join(faults[:3])}. Use an older checkpoint.")
 
@@ -205,13 +215,29 @@ def _check_memory(checkpoint: Checkpoint, module: nn.Module) -> None:
         raise CheckpointError(f"{checkpoint.path}: {'; '.join(faults[:3])}. Use an older checkpoint.")
 
 
-def _counted_too_far(checkpoint: Checkpoint) -> list[str]:
-    """Parameters that have seen more optimizer steps than the run."""
+def _counted_too_far(checkpoint: Checkpoint, most: int) -> list[str]:
+    """Parameters that count more optimizer steps than the run can have had."""
     return [
         f"{brief(key)} counts {value.item():g} steps, and the run had {checkpoint.step}"
         for key, value in checkpoint.tensors["optimizer"].items()
-        if key.endswith("/step") and value.numel() == 1 and not value.is_meta and value.item() > checkpoint.step
+        if key.endswith("/step") and value.numel() == 1 and not value.is_meta and value.item() > most
     ]
+
+
+def _of_no_stage(
+    groups: list[tuple[int, dict[str, Any]]], keeps: frozenset[str], scaled: ScaledGroups | None
+) -> list[str]:
+    """Groups whose values that follow the batch are those of no stage of the run."""
+    if scaled is None or scaled.keys & keeps:
+        return []
+    faults = []
+    for place, (_, saved) in enumerate(groups):
+        stages = [{key: listed(value) for key, value in stage[place].items()} for stage in scaled.values]
+        found = {key: saved["options"].get(key) for key in stages[0]}
+        if found not in stages:
+            faults.append(f"group {place} of the optimizer has {brief(found)}, which no batch of the run makes of the "
+                          "config's values")  # fmt: skip
+    return faults
 
 
 def _other_options(optimizer: Optimizer, groups: list[tuple[int, dict[str, Any]]], keeps: frozenset[str]) -> list[str]:

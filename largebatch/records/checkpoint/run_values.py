@@ -119,10 +119,11 @@ class _NoiseScale(_Values):
 
     groups: list[Annotated[list[str | int], Field(min_length=2, max_length=2)]]
     measurements: list[list[Annotated[list[Finite], Field(min_length=2, max_length=2)]]]
+    of_optimizer: list[list[Annotated[list[Finite], Field(min_length=2, max_length=2)]]] | None = None
 
     @model_validator(mode="after")
     def _paired(self) -> _NoiseScale:
-        if len(self.measurements) != len(self.groups) + 1:
+        if any(len(one) != len(self.groups) + 1 for one in (self.measurements, self.of_optimizer) if one is not None):
             raise ValueError("as many measurements as groups, and those of all parameters")
         return self
 
@@ -137,10 +138,28 @@ class _EarlyStopping(_Values):
     best_at: Count
 
 
+class _GrowthDecision(_Values):
+    """One change of the batch, with its evidence; see `GrowthDecision`."""
+
+    samples_seen: Annotated[int, Field(ge=1, lt=2**63)]
+    total: Annotated[int, Field(ge=1, lt=2**63)]
+    because: Literal["noise_scale", "rollback"]
+    value: Finite | None
+    low: Finite | None
+    high: Finite | None
+    num_measurements: Count
+
+
+class _Growth(_Values):
+    decisions: list[_GrowthDecision]
+    in_a_row: Count
+
+
 class _Observers(_Values, extra="allow"):
     NoiseScaleObserver: _NoiseScale = None  # type: ignore[assignment]  # absent, but never null
     SkippedObserver: _Skipped = None  # type: ignore[assignment]
     EarlyStoppingObserver: _EarlyStopping = None  # type: ignore[assignment]
+    GrowthObserver: _Growth = None  # type: ignore[assignment]
 
 
 class _Memory(_Values):

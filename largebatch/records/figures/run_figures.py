@@ -88,7 +88,8 @@ def _envelope(column: Column, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 def _figure(columns: Columns, one: RunFigure) -> Diagram:
     lines = tuple(line for metric in one.metrics for line in _lines(columns, metric))
     log = one.y.log or (one.log_if_wide and is_wide(value for line in lines for value in line.y))
-    captions = [one.caption] if one.caption else []
+    captions = [metric.meaning for metric in one.metrics if metric.meaning and columns.has(metric.key)]
+    captions += [one.caption] if one.caption else []
     if any(columns.has(metric.low) for metric in one.metrics if metric.low):
         captions.append(BANDS_OF_INTERVALS)
     if any(columns.has(metric.stderr) for metric in one.metrics if metric.stderr):

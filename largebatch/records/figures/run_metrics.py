@@ -21,6 +21,7 @@ class Metric:
         low, high: keys of the ends of its 95 % interval; empty: it has none.
         stderr: key of its standard error, whose 95 % are drawn; the last one is in the legend.
         style: of the line.
+        meaning: goes before the caption of a figure that draws it.
     """
 
     key: str
@@ -31,6 +32,7 @@ class Metric:
     high: str = ""
     stderr: str = ""
     style: Style = "both"
+    meaning: str = ""
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -70,6 +72,15 @@ NOISE_SCALE = Metric(
     "Gradient noise scale",
     low="noise_scale/ci_low",
     high="noise_scale/ci_high",
+    meaning="tr(Σ) / |G|²: the batch size at which noise and signal of the gradient are equal.",
+)
+OPTIMIZER_NOISE_SCALE = Metric(
+    "noise_scale/optimizer/b_simple",
+    "in the optimizer's geometry",
+    "Noise scale in the optimizer's geometry",
+    low="noise_scale/optimizer/ci_low",
+    high="noise_scale/optimizer/ci_high",
+    meaning="In the optimizer's geometry: tr(PΣ) / G'PG, with its preconditioner P.",
 )
 BATCH = "train/global_batch_size"
 # The parts of a step's time; the rest of it is "other".
@@ -131,9 +142,8 @@ FIGURES = (
     ),
     RunFigure(
         NOISE, "noise_scale", "Gradient noise scale", Axis("gradient noise scale", "samples", log=True),
-        (NOISE_SCALE,), (BATCH,),
-        "tr(Σ) / |G|²: the batch size at which noise and signal of the gradient are equal. Left out where there is not "
-        "enough evidence. An order of magnitude, not a recipe.",
+        (NOISE_SCALE, OPTIMIZER_NOISE_SCALE), (BATCH,),
+        "Left out where there is not enough evidence. An order of magnitude, not a recipe.",
     ),
     RunFigure(
         COMMUNICATION, "communication", "Communication of the gradient", Axis("time per step", "s", low=0),
@@ -188,8 +198,10 @@ def is_drawn(name: str) -> bool:
 def group_of(name: str) -> str | None:
     """The group of parameters whose noise scale a key is; None for other keys.
 
-    >>> group_of("noise_scale/head/b_simple"), group_of("noise_scale/b_simple")
-    ('head', None)
+    >>> [group_of(f"noise_scale/{key}") for key in ("head/b_simple", "b_simple", "optimizer/b_simple")]
+    ['head', None, None]
     """
+    if name == OPTIMIZER_NOISE_SCALE.key:
+        return None
     parts = name.split("/")
     return parts[1] if len(parts) == 3 and f"{parts[0]}/{parts[2]}" == NOISE_SCALE.key else None

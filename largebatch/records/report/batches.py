@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass
 
 from largebatch.diagnostics.gap.large_batch_gap import clipped, welch_difference
-from largebatch.diagnostics.intervals import LEAST_SEEDS, Interval
+from largebatch.diagnostics.intervals import Interval, mean_interval
 from largebatch.records.figures.diagram import Axis, Diagram, Line, Numbers, numbers
 from largebatch.records.metric_keys import stderr_key
 from largebatch.records.report.evidence import RunRecord
@@ -71,25 +71,6 @@ def outcome(runs: Sequence[RunRecord], quality: Quality) -> Interval | None:
     else:
         found = mean_interval(values)
     return clipped(found, quality.low, quality.high)
-
-
-def mean_interval(values: Sequence[float]) -> Interval:
-    """Mean with Student's 95 % interval; NaN ends for fewer than 3 values, or if none differs from another.
-
-    >>> found = mean_interval([1.0, 2.0, 3.0])  # t(2) = 4.303, error sqrt(1/3)
-    >>> round(found.low, 3), found.value, round(found.high, 3)
-    (-0.484, 2.0, 4.484)
-    >>> mean_interval([1.0, 3.0])
-    Interval(value=2.0, low=nan, high=nan)
-    """
-    from scipy.special import stdtrit
-
-    count, mean = len(values), math.fsum(values) / len(values)
-    if count < LEAST_SEEDS or len(set(values)) == 1:
-        return Interval(mean, math.nan, math.nan)
-    spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1))
-    half = float(stdtrit(count - 1, 0.975)) * spread / math.sqrt(count)
-    return Interval(mean, mean - half, mean + half)
 
 
 @dataclass(frozen=True)

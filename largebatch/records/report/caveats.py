@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+from largebatch.records.regular_files import printable
 from largebatch.records.report.batches import quality_of
 from largebatch.records.report.evidence import Evidence, differing
 from largebatch.records.report.groups import Group, num_seeds
@@ -11,6 +13,7 @@ from largebatch.records.report.seeds import merge_notes
 
 _NOT_FINISHED = ("diverged", "stopped", "unfinished")
 _MOST = 6  # of a kind that are named
+_MOST_OF_PATH = 200
 
 
 def caveats(evidence: Evidence, groups: Sequence[Group]) -> list[str]:
@@ -28,6 +31,9 @@ def caveats(evidence: Evidence, groups: Sequence[Group]) -> list[str]:
         *_kind("Data sets that augment by themselves", [
             run.name for group in groups for run in group.runs if run.is_gap_augmented
         ], "One side of the gap is augmented."),
+        *_kind("Cooldowns", [
+            place for group in groups for run in group.runs if (place := _trunk(run.name, run.plan))
+        ], "Their rows begin there; the steps before are the trunk's."),
     ]  # fmt: skip
     for status in _NOT_FINISHED:
         ended = [
@@ -52,6 +58,14 @@ def _kind(title: str, found: Sequence[str], meaning: str = "") -> list[str]:
         return []
     shown = "; ".join(found[:_MOST]) + (" ..." if len(found) > _MOST else "")
     return [f"{title} ({len(found):,}): {shown}.{f' {meaning}' if meaning else ''}"]
+
+
+def _trunk(name: str, plan: dict[str, Any]) -> str:
+    """Where a run left its trunk; empty if it has none, or does not say."""
+    trunk = plan.get("trunk")
+    if not isinstance(trunk, dict) or not isinstance(samples := trunk.get("samples_seen"), int):
+        return ""
+    return f"{name} leaves {printable(str(trunk.get('checkpoint')))[:_MOST_OF_PATH]} after {samples:,} samples"
 
 
 def _single(group: Group) -> list[int]:

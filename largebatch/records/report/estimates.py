@@ -8,11 +8,19 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 
-import numpy as np
-
 from largebatch.diagnostics.intervals import Interval
+from largebatch.diagnostics.predictions import kinds
 
-EXACT, MEASURED, INTERPOLATED, EXTRAPOLATED, NONE = "exact", "measured", "interpolated", "extrapolated", "no evidence"
+EXACT, MEASURED, INTERPOLATED, EXTRAPOLATED, NONE = (
+    "exact",
+    kinds.MEASURED,
+    kinds.INTERPOLATED,
+    kinds.EXTRAPOLATED,
+    "no evidence",
+)
+kind_of = kinds.kind_of
+MOST_SPREAD = 100.0  # upper end of an interval over its lower end
+TOO_WIDE = f"not known: over {MOST_SPREAD:.0f}-fold"
 
 
 @dataclass(frozen=True)
@@ -29,6 +37,23 @@ class Estimate:
     low: float | None = None
     high: float | None = None
     kind: str = INTERPOLATED
+
+    @property
+    def is_too_wide(self) -> bool:
+        """Whether its interval tells nothing."""
+        return is_too_wide(self.low, self.high)
+
+
+def is_too_wide(low: float | None, high: float | None) -> bool:
+    """Whether the ends of an interval of a positive amount are more than a factor of `MOST_SPREAD` apart.
+
+    Such an interval comes from too few runs, or too unequal ones, and is shown as not known. An end of 0 or less is
+    that of an amount that may vanish: it is a bound from above, and no factor.
+
+    >>> is_too_wide(1.0, 100.0), is_too_wide(1.0, 101.0), is_too_wide(1.7e-18, 3.9e16), is_too_wide(0.0, 5.0)
+    (False, True, True, False)
+    """
+    return low is not None and high is not None and low > 0 and high > MOST_SPREAD * low
 
 
 NOTHING = Estimate(None, kind=NONE)
@@ -56,17 +81,6 @@ class Quantity:
     at: AtBatch
     measured: Mapping[int, Interval]
     log: bool = False
-
-
-def kind_of(size: int, measured: Sequence[int]) -> str:
-    """Where a batch size lies among the measured ones.
-
-    >>> [kind_of(size, [32, 128]) for size in (32, 64, 256)]
-    ['measured', 'interpolated', 'extrapolated']
-    """
-    if size in measured:
-        return MEASURED
-    return INTERPOLATED if measured and min(measured) < size < max(measured) else EXTRAPOLATED
 
 
 def between(measured: Mapping[int, Interval]) -> AtBatch:
@@ -112,61 +126,6 @@ def inverse_law(amount: Interval, measured: Sequence[int], *, plus: float = 0.0)
     return at
 
 
-@dataclass(frozen=True)
-class StepTimeFit:
-    """Time of a step = fixed + per_sample * B, in seconds.
-
-    Attributes:
-        fixed: the cost of every step, such as communication.
-        per_sample: the cost of a sample.
-        sizes: batch sizes that it was fitted to.
-        covariance: of both, 2 x 2; None where no measurement is left over for the spread.
-        quantile: of Student's t for the interval.
-    """
-
-    fixed: float
-    per_sample: float
-    sizes: tuple[int, ...]
-    covariance: np.ndarray | None = None
-    quantile: float = math.nan
-
-    def at(self, size: int) -> Estimate:
-        """Seconds per step."""
-        value, kind = self.fixed + self.per_sample * size, kind_of(size, self.sizes)
-        # Not the same as measured: at a measured size the line passes beside the point.
-        kind = INTERPOLATED if kind == MEASURED and len(set(self.sizes)) > 1 else kind
-        if self.covariance is None:
-            return Estimate(value, kind=kind)
-        row = np.array([1.0, size])
-        half = self.quantile * math.sqrt(max(float(row @ self.covariance @ row), 0.0))
-        return Estimate(value, max(value - half, 0.0), value + half, kind)
-
-
-def fit_step_times(sizes: Sequence[int], seconds: Sequence[float]) -> StepTimeFit | None:
-    """Least squares of relative errors, neither part below 0; None for fewer than 2 batch sizes.
-
-    Relative, because the time of a long step varies more: sum ((fixed + per_sample B_i) / t_i - 1)^2. The interval of
-    the mean time takes Student's t with n - 2 degrees of freedom.
-
-    >>> fit = fit_step_times([10, 20, 40], [0.3, 0.5, 0.9])
-    >>> round(fit.fixed, 6), round(fit.per_sample, 6), round(fit.at(80).value, 6), fit.at(80).kind
-    (0.1, 0.02, 1.7, 'extrapolated')
-    """
-    from scipy.optimize import nnls
-    from scipy.special import stdtrit
-
-    if len(set(sizes)) < 2:
-        return None
-    weights = 1 / np.asarray(seconds, dtype=float)
-    columns = np.stack([np.ones(len(sizes)), np.asarray(sizes, dtype=float)], axis=1) * weights[:, None]
-    (fixed, per_sample), residual = nnls(columns, np.ones(len(sizes)))
-    freedom = len(sizes) - 2
-    if freedom < 1:
-        return StepTimeFit(float(fixed), float(per_sample), tuple(sizes))
-    covariance = np.linalg.inv(columns.T @ columns) * residual**2 / freedom
-    return StepTimeFit(float(fixed), float(per_sample), tuple(sizes), covariance, float(stdtrit(freedom, 0.975)))
-
-
 def from_curve(curve: Mapping[str, Sequence[float | None]], *, s_min: float | None, b_crit: float | None) -> AtBatch:
     """Steps to a target from a study's fitted curve: log-log between its points; outside by its law, no interval.
 
@@ -204,6 +163,42 @@ def scaled(at: AtBatch, factor: Callable[[int], float]) -> AtBatch:
         return Estimate(value, low, high, one.kind)
 
     return times
+
+
+_WORSE = (EXACT, MEASURED, INTERPOLATED, EXTRAPOLATED, NONE)
+
+
+def product(*factors: AtBatch, factor: float = 1.0) -> AtBatch:
+    """The product of independent estimates and of a number that is known exactly.
+
+    The logarithms add up, and with them the squares of their half widths, on either side. Where one interval is not
+    known, that of the product is not either; of one that is exact the width is 0. The kind is the worst one.
+
+    >>> wide = product(lambda size: Estimate(2.0, 1.0, 4.0), lambda size: Estimate(3.0, kind="exact"), factor=10.0)(8)
+    >>> wide.value, round(wide.low, 9), round(wide.high, 9), wide.kind
+    (60.0, 30.0, 120.0, 'interpolated')
+    """
+
+    def times(size: int) -> Estimate:
+        found = [one(size) for one in factors]
+        if any(one.value is None for one in found):
+            return NOTHING
+        value = factor * math.prod(one.value or 0.0 for one in found)
+        kind = max((one.kind for one in found), key=_WORSE.index)
+        halves = [(0.0, 0.0) if one.kind == EXACT else _log_halves(one) for one in found]
+        if any(half is None for half in halves) or value <= 0:
+            return Estimate(value, kind=kind)
+        low, high = (math.hypot(*(half[end] for half in halves if half is not None)) for end in (0, 1))
+        return Estimate(value, value * math.exp(-low), value * math.exp(high), kind)
+
+    return times
+
+
+def _log_halves(one: Estimate) -> tuple[float, float] | None:
+    """Half widths of the interval on the logarithm, the lower one and the upper one."""
+    if one.value is None or one.low is None or one.high is None or one.low <= 0:
+        return None
+    return math.log(one.value / one.low), math.log(one.high / one.value)
 
 
 def spread(values: Sequence[float]) -> Interval:

@@ -13,19 +13,19 @@ from typing import Any
 import numpy as np
 
 from largebatch.diagnostics.intervals import Interval
-from largebatch.records.figures.optimizer_names import optimizer_name
 from largebatch.records.figures.run_metrics import KEYS, NOISE_SCALE
-from largebatch.records.regular_files import printable
+from largebatch.records.report.task_names import optimizer_of, shortened, task_of
 from largebatch.records.result import Result
 from largebatch.records.rows.columns import Column, Columns
 from largebatch.records.rows.row_file import Row
 
 # What differs between replicates, or follows from the batch size and the machine.
-EXPECTED = ("seed", "run.", "batch.", "launcher.", "logger.", "observers.", "resume")
+EXPECTED = ("seed", "run.", "batch.", "launcher.", "logger.", "observers.", "resume", "cost.")
 # The columns of metrics.jsonl that the page uses: others, however many, are not kept.
-COLUMNS = KEYS | {"memory/peak_bytes", "eval/val_accuracy_stderr", "noise_scale/trace"}
+OPTIMIZER_NOISE = tuple(f"noise_scale/optimizer/{end}" for end in ("b_simple", "ci_low", "ci_high"))
+COLUMNS = KEYS | {"memory/peak_bytes", "eval/val_accuracy_stderr", "noise_scale/trace", *OPTIMIZER_NOISE}
+_END = 0.9  # of the samples that the noise was measured over: what follows is the end
 MOST_LAYER_ROWS, MOST_LAYERS = 120, 1000  # of maps of layers
-_MOST_LETTERS = 80
 
 
 @dataclass(frozen=True)
@@ -89,16 +89,12 @@ class RunRecord:
     @property
     def optimizer(self) -> str:
         """Its name for people."""
-        return optimizer_name(
-            shortened(self.settings.get("optimizer._target_", "unknown optimizer").rpartition(".")[2])
-        )
+        return optimizer_of(self.settings)
 
     @property
     def task(self) -> str:
         """Data set and model: runs of different tasks are not compared."""
-        data = self.settings.get("data.name") or self.settings.get("data.validation._target_", "unknown data")
-        model = self.settings.get("model._target_", "unknown model").rpartition(".")[2]
-        return f"{shortened(data)}, {shortened(model)}"
+        return task_of(self.settings)
 
     @property
     def experiment(self) -> str:
@@ -146,9 +142,23 @@ class RunRecord:
 
     @property
     def noise_scale(self) -> Interval | None:
-        """The last gradient noise scale, in samples; None without an interval."""
-        value, low, high = map(self.last, NOISE_SCALE.keys)
-        return None if value is None or low is None or high is None else Interval(value, low, high)
+        """The gradient noise scale at the end, in samples; None if it has no interval there."""
+        return self._noise_at_end(NOISE_SCALE.keys)
+
+    @property
+    def optimizer_noise_scale(self) -> Interval | None:
+        """The same in the optimizer's geometry."""
+        return self._noise_at_end(OPTIMIZER_NOISE)
+
+    def _noise_at_end(self, keys: Sequence[str]) -> Interval | None:
+        """One that was known early and lost its interval is that of other weights: it grows as the loss falls."""
+        value, low, high = map(self.last, keys)
+        if value is None or low is None or high is None:
+            return None
+        known, measured = (self.column(key).samples for key in (keys[0], "noise_scale/trace"))
+        if len(measured) and known[-1] < _END * measured[-1]:
+            return None
+        return Interval(value, low, high)
 
     def series(self, key: str, against: str = "samples_seen") -> tuple[np.ndarray, np.ndarray]:
         """(x, y) of the rows that have `key`, ascending in x; empty where there is no finite value."""
@@ -172,12 +182,14 @@ class JsonRecord:
         name: unique among its kind on the page.
         result: its content.
         checkpoint: whose weights were measured, as the file says; None: it does not.
+        settings: dotted key of the config in the file -> its value as a text; empty: it has none.
     """
 
     path: Path
     name: str
     result: Result
     checkpoint: object = None
+    settings: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -235,16 +247,6 @@ class Evidence:
 
     def __bool__(self) -> bool:
         return bool(self.runs or any(self.records.values()))
-
-
-def shortened(text: str) -> str:
-    """The beginning of a text that may be as long as a file.
-
-    >>> shortened("a" * 500)[-20:]
-    'aaa... (500 letters)'
-    """
-    shown = printable(text[:_MOST_LETTERS])
-    return shown if len(text) <= _MOST_LETTERS else f"{shown}... ({len(text):,} letters)"
 
 
 def differing(settings: Sequence[Mapping[str, str]]) -> list[str]:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from largebatch.records.figures.diagram import Axis, Diagram, Line
 from largebatch.records.report.batches import interval_columns
-from largebatch.records.report.estimates import EXTRAPOLATED, NONE, Estimate, Quantity
+from largebatch.records.report.estimates import EXTRAPOLATED, NONE, TOO_WIDE, Estimate, Quantity
 from largebatch.records.report.evidence import Evidence
 from largebatch.records.report.groups import Group
 from largebatch.records.report.quantities import quantities
 
 _PER_OCTAVE = 4  # places of the slider between a batch size and its double
+_SHOWN_UNITS = ("steps", "GiB", "samples", "kWh")
+_CURRENCY = re.compile(r"[A-Z]{3}|[^\w\s]")
 _BEYOND = 4  # the slider extends by this factor beyond the measured sizes
 
 
@@ -66,7 +69,7 @@ def _explorer(group: Group, evidence: Evidence, *, is_only: bool) -> Explorer:
     sizes = slider_sizes(measured, most=max(counts) if counts else None)
     estimates = [[quantity.at(size) for size in sizes] for quantity in found]
     figures = [
-        _figure(quantity, sizes, row, group.optimizer)
+        quantity_figure(quantity, sizes, row, group.optimizer)
         for quantity, row in zip(found, estimates, strict=True)
         if any(one.value is not None for one in row)
     ]
@@ -101,6 +104,8 @@ def interval_text(one: Estimate, unit: str) -> str:
 
     >>> interval_text(Estimate(1.0, 0.5, 2.0), "s"), interval_text(Estimate(3.0, kind="exact"), "")
     ('500 ms to 2 s', 'exact')
+    >>> interval_text(Estimate(1.0, 1e-18, 1e18), "s")
+    'not known: over 100-fold'
     """
     if one.value is None:
         return ""
@@ -108,6 +113,8 @@ def interval_text(one: Estimate, unit: str) -> str:
         return "exact"
     if one.low is None or one.high is None:
         return "unknown"
+    if one.is_too_wide:
+        return TOO_WIDE
     return f"{_with_unit(one.low, unit)} to {_with_unit(one.high, unit)}"
 
 
@@ -117,11 +124,14 @@ def _with_unit(value: float, unit: str) -> str:
             if abs(value) >= factor or name == "ms":
                 return f"{value / factor:.3g} {name}"
     text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-    return f"{text} {unit}" if unit in ("steps", "GiB", "samples") else text
+    return f"{text} {unit}" if unit in _SHOWN_UNITS or _CURRENCY.fullmatch(unit) else text
 
 
-def _figure(quantity: Quantity, sizes: Sequence[int], row: Sequence[Estimate], optimizer: str) -> Diagram:
-    """Solid where it is supported, dashed beyond, points where it was measured; in the optimizer's colour."""
+def quantity_figure(quantity: Quantity, sizes: Sequence[int], row: Sequence[Estimate], optimizer: str) -> Diagram:
+    """A quantity over batch sizes, in the optimizer's colour.
+
+    Solid where it is supported, dashed beyond, points where it was measured.
+    """
     beyond = [one.kind in (EXTRAPOLATED, NONE) for one in row]
     # A dashed part begins at its solid neighbour, so that no gap is left between them.
     dashed = [beyond[i] or any(beyond[j] for j in (i - 1, i + 1) if 0 <= j < len(row)) for i in range(len(row))]
@@ -145,6 +155,9 @@ def _line(
     def column(key: str) -> list[float | None]:
         return [getattr(one, key) if keep else None for one, keep in zip(row, kept, strict=True)]
 
-    has_band = any(end is not None for end in column("low"))
-    low, high = (column("low"), column("high")) if has_band else (None, None)
+    def ends(key: str) -> list[float | None]:
+        return [None if one.is_too_wide else end for one, end in zip(row, column(key), strict=True)]
+
+    has_band = any(end is not None for end in ends("low"))
+    low, high = (ends("low"), ends("high")) if has_band else (None, None)
     return Line(label, sizes, column("value"), low, high, "dashed" if dashed else "line")

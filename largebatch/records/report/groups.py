@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from largebatch.diagnostics.intervals import Interval
 from largebatch.records.figures.optimizer_names import optimizer_places
@@ -51,6 +51,15 @@ class Group:
         """Whether final values compare batch sizes: the runs saw equally many samples, and no target ended them."""
         least, most = self.samples_seen
         return not self.study and most <= _EQUAL * least
+
+    @property
+    def furthest(self) -> Group:
+        """The same without runs of a study and without those that saw fewer samples: their ends do not compare."""
+        free = [run for run in self.runs if not run.study]
+        least = max((run.samples_seen for run in free), default=0) / _EQUAL
+        kept = {size: [run for run in runs if not run.study and run.samples_seen >= least]
+                for size, runs in self.by_batch.items()}  # fmt: skip
+        return replace(self, by_batch={size: runs for size, runs in kept.items() if runs})
 
     @property
     def noise_scale(self) -> tuple[Interval, int, int] | None:

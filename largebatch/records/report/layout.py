@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 
+from largebatch.records.graded_runs import calibration_of, calibration_table
 from largebatch.records.regular_files import printable
 from largebatch.records.report import html_parts
 from largebatch.records.report.batch_table import batch_table
@@ -22,9 +23,9 @@ from largebatch.records.report.two_runs import comparison_html
 
 # Sections of results are named after their kind.
 _ORDER = (
-    "overview", "study", "atlas", "runs", "training", "batches", "comparison", "gap", "noise", "variance", "curvature",
-    "sharpness", "textbook", "explorer", "two-runs", "layers", "time", "communication", "find-lr", "verify", "damaged",
-    "left-out",
+    "overview", "advice", "study", "atlas", "runs", "training", "batches", "comparison", "attribution", "gap", "noise",
+    "variance", "critical-batch", "curvature", "sharpness", "textbook", "explorer", "predictions", "two-runs", "layers",
+    "time", "communication", "find-lr", "find-micro", "verify", "scaling", "damaged", "left-out",
 )  # fmt: skip
 _TITLES = {
     "batches": "Against batch size",
@@ -51,6 +52,7 @@ def page_sections(
     found = [
         *([overview(evidence, groups, studies(evidence))] if evidence else []),
         Section("explorer", "Batch-size explorer", options=list(map(_explorer_option, count(), explored))),
+        Section("predictions", "Predictions, graded", _graded(evidence.runs)),
         *_run_sections(evidence.compared, groups),
         *of_records,
         Section("two-runs", "Two runs compared", comparison_html(evidence.runs) if len(evidence.runs) > 1 else ""),
@@ -58,14 +60,14 @@ def page_sections(
         Section("damaged", "Damaged", _faults("run", "fault", evidence.damaged)),
         Section("left-out", "Left out", _faults("left out", "reason", evidence.left_out)),
     ]
-    return sorted((one for one in found if one.before or one.options), key=_place), explored
+    return sorted((one for one in found if one.before or one.options), key=place), explored
 
 
 def _compared_first(runs: Sequence[RunRecord]) -> list[RunRecord]:
     return sorted(runs, key=lambda run: not run.is_compared)
 
 
-def _place(section: Section) -> int:
+def place(section: Section) -> int:
     """Several sections of one kind have numbers behind it, and keep their order."""
     return _ORDER.index(section.key.rstrip("0123456789").rstrip("-"))
 
@@ -73,6 +75,15 @@ def _place(section: Section) -> int:
 def _faults(what: str, why: str, found: Sequence[LeftOut]) -> str:
     rows = [(printable(one.path), printable(one.reason)) for one in found]
     return html_parts.table((what, why), rows) if rows else ""
+
+
+def _graded(runs: Sequence[RunRecord]) -> str:
+    """How the predictions did that runs made of themselves: no plan without its error."""
+    found = calibration_of(run.summary for run in runs)
+    if not found:
+        return ""
+    shown = calibration_table(found)
+    return html_parts.table(shown.headers, shown.rows, caption=shown.title)
 
 
 def _run_sections(runs: Sequence[RunRecord], groups: Sequence[Group]) -> list[Section]:

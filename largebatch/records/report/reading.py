@@ -39,7 +39,7 @@ def read_evidence(folders: Sequence[str | Path]) -> Evidence:
             left_out.append(LeftOut(path.parent if path.name == _RUN else path, _reason(error)))
     named = {kind: _named_records(found) for kind, found in records.items()}
     chosen, trials = _without_trials(runs, named.get("study", []))
-    chosen = _with_owners(chosen, named.get("textbook", []))
+    chosen = _with_owners(chosen, [*named.get("textbook", []), *named.get("attribution", [])])
     return Evidence(_named_runs(chosen), named, tuple(left_out), trials)
 
 

@@ -137,7 +137,7 @@ def _captions(
     shown: Sequence[RunRecord], figure: RunFigure, metric: Metric, *, is_below: bool, num_settings: int
 ) -> list[str]:
     longest = max(run.metrics.column(metric.key).every for run in shown)
-    captions = [figure.caption] if figure.caption else []
+    captions = [text for text in (metric.meaning, figure.caption) if text]
     has_means, has_bands = num_settings < len(shown), num_settings <= _BANDS
     if has_means:
         captions.append(f"Lines: means over seeds{'; bands: from the least to the greatest' * has_bands}.")

@@ -131,7 +131,9 @@ def _require_plain(root: Any) -> None:
 def read_record(path: Path) -> JsonRecord:
     """The result in a file with a name among `FILES`; errors as of `read_run`."""
     values = read_json(path)
-    return JsonRecord(path, path.parent.name, read_result(path.name, values), values.get("checkpoint"))
+    config = values.get("config")
+    settings = {key: str(value) for key, value in flat(config).items()} if isinstance(config, dict) else {}
+    return JsonRecord(path, path.parent.name, read_result(path.name, values), values.get("checkpoint"), settings)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -12,9 +12,10 @@ from largebatch.records.figures.legends import colour_of
 from largebatch.records.figures.optimizer_names import optimizer_places
 from largebatch.records.figures.plotly_marks import rounded
 from largebatch.records.figures.run_metrics import compared_metrics
-from largebatch.records.report.evidence import RunRecord, shortened
+from largebatch.records.report.evidence import RunRecord
 from largebatch.records.report.html_parts import escaped, select, table
 from largebatch.records.report.run_figures import run_label
+from largebatch.records.report.task_names import shortened
 from largebatch.records.rows.placed_rows import thinned
 
 # Key of the rows -> its axis.

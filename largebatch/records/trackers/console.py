@@ -131,6 +131,7 @@ class ProgressLine:
     def log(self, row: Row) -> None:
         """Show one row: a training row moves the bar, an evaluation row stays on the screen as a line."""
         with self._problems.counted("a line was not shown"):
+            self._total_steps = int(row.get("batch/num_steps", self._total_steps))  # of a run that changes its batch
             parts = self._describe(row)
             if len(parts) == _PLACE:
                 return

@@ -130,7 +130,7 @@ def folder_problems(config: TrainConfig) -> list[str]:
     folder = None if config.run.dir is None else RunFolder(Path(config.run.dir))
     if config.resume == "auto" and folder is None:
         problems.append("resume=auto: looks into run.dir, which is not set. Give run.dir=FOLDER.")
-    if config.resume == "none" and config.resume_allow:
+    if config.resume == "none" and config.resume_allow and not config.cooldown.is_used:
         problems.append(
             f"resume_allow={config.resume_allow}: has no effect on a new run. Set resume=auto, or leave it empty."
         )
@@ -144,6 +144,10 @@ def folder_problems(config: TrainConfig) -> list[str]:
         problems.append(
             f"run.dir={config.run.dir}: already holds a run, and resume={config.resume} is another one: their "
             "records would mix. Continue this run with resume=auto, or the other one in a new run.dir."
+        )
+    if (earlier := config.run.predict_from) not in ("auto", "none") and not Path(earlier).is_dir():
+        problems.append(
+            f"run.predict_from={earlier}: is no folder. Name one that holds folders of runs, or use auto or none."
         )
     existing = existing_folder(config)
     if not existing.is_dir() or not os.access(existing, os.W_OK):

@@ -111,6 +111,7 @@ def combination_problems(config: TrainConfig, *, world_size: int) -> list[str]:
         *_compression_problems(config, world_size),
         *_limit_problems(config),
         *config.sam.problems(config.batch.micro),
+        *config.cost.problems(),
     ]
 
 
@@ -143,10 +144,22 @@ def noise_scale_problems(config: TrainConfig, ramp: BatchRamp | None) -> list[st
     """Errors of `observers.noise_scale`; `ramp` is None if it could not be solved."""
     options = config.observers.noise_scale
     if options.every is None:
-        if options.groups is None:
-            return []
-        return ["observers.noise_scale.groups: has no effect without measurements. Set observers.noise_scale.every=10."]
+        unused = [
+            name
+            for name, is_set in (
+                ("groups", options.groups is not None),
+                (f"geometry={options.geometry}", options.geometry != "euclidean"),
+            )
+            if is_set
+        ]
+        remedy = "has no effect without measurements. Set observers.noise_scale.every=10."
+        return [f"observers.noise_scale.{name}: {remedy}" for name in unused]
     errors = []
+    if "optimizer" in (options.groups or {}):
+        errors.append(
+            "observers.noise_scale.groups.optimizer: its keys, noise_scale/optimizer/*, are those of the optimizer's "
+            "geometry (observers.noise_scale.geometry). Give the group another name."
+        )
     single = [plan.global_batch_size for plan in ramp.plans if len(plan.micro_batch_sizes) == 1] if ramp else []
     if single and min(single) < _FEWEST_TO_SPLIT:
         errors.append(

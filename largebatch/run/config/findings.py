@@ -45,4 +45,4 @@ class Findings:
     def raise_if_any(self) -> None:
         """Raise ConfigError with all errors and notes, if there is an error."""
         if self.errors:
-            raise ConfigError(self.errors, self.notes)
+            raise ConfigError(list(dict.fromkeys(self.errors)), self.notes)  # two parts may try the same object

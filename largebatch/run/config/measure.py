@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from largebatch.diagnostics.settings import PositiveInt, Section
+from largebatch.diagnostics.critical_batch.branches import LEAST_WINDOWS
+from largebatch.diagnostics.settings import PositiveFloat, PositiveInt, Section
 from largebatch.diagnostics.sharpness.settings import LandscapeSettings, SharpnessSettings
 
 
@@ -38,6 +39,19 @@ class GapConfig(Section):
     resamples: Annotated[int, Field(ge=100)]  # fewer do not resolve the 2.5 % quantile
 
 
+class CriticalBatchConfig(Section):
+    """Branches of several batch sizes over the same samples."""
+
+    factors: list[PositiveFloat] | None
+    rate_factors: Annotated[list[PositiveFloat], Field(min_length=1)]
+    pilot_windows: PositiveInt
+    steps: Annotated[int, Field(ge=2)]  # one has no half
+    windows: Annotated[int, Field(ge=LEAST_WINDOWS)]
+    tolerance: PositiveFloat
+    evaluate_on: Literal["validation", "train"]
+    evaluation_samples: PositiveInt | None
+
+
 class MeasureConfig(Section):
     """Weights and samples."""
 
@@ -49,3 +63,4 @@ class MeasureConfig(Section):
     variance: VarianceConfig
     communication: CommunicationConfig
     gap: GapConfig
+    critical_batch: CriticalBatchConfig

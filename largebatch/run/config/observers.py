@@ -71,6 +71,7 @@ class NoiseScaleConfig(Section):
 
     every: PositiveInt | None
     window: Annotated[int, Field(ge=20)]
+    geometry: Literal["euclidean", "optimizer"]
     groups: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")], list[str]] | None
 
 

@@ -7,16 +7,19 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator
 
-from largebatch.batch.scaling import SCALING_RULES
+from largebatch.batch.growth import GROWTHS
 from largebatch.diagnostics.outliers import FEWEST_VALUES
+from largebatch.diagnostics.predictions.cost import CostConfig
 from largebatch.diagnostics.settings import PositiveFloat, PositiveInt, Section
 from largebatch.run.config.augment import AugmentConfig
 from largebatch.run.config.averages import EmaConfig
+from largebatch.run.config.cooldown import CooldownConfig
 from largebatch.run.config.did_you_mean import did_you_mean
 from largebatch.run.config.logger import LoggerConfig
 from largebatch.run.config.observers import ObserversConfig
 from largebatch.run.config.precision import PrecisionConfig
 from largebatch.run.config.sam import SamConfig
+from largebatch.run.config.scaling import ScalingConfig
 from largebatch.run.config.schedule import ScheduleConfig
 from largebatch.run.config.types import (
     DurationText,
@@ -65,15 +68,21 @@ def _permission(value: str) -> str:
 class RampConfig(Section):
     """How the batch changes over the run."""
 
+    by: Literal["milestones", "noise_scale"]
     milestones: list[DurationText]
     totals: list[SampleCount]
     in_place_of_decay: bool
     max_total: SampleCount | None
+    factor: PositiveFloat
+    confirmations: PositiveInt
+    at_least: DurationText | None
+    growth: Annotated[str, one_of(tuple(GROWTHS))] | None = None
+    stage_factor: Annotated[float, Field(gt=1, allow_inf_nan=False)] | None = None
 
     @property
     def is_used(self) -> bool:
         """Whether the batch changes over the run."""
-        return bool(self.milestones or self.totals or self.in_place_of_decay)
+        return bool(self.milestones or self.totals or self.in_place_of_decay or self.by == "noise_scale")
 
 
 class BatchConfig(Section):
@@ -99,14 +108,6 @@ class BatchConfig(Section):
             "a batch is a whole number of samples, 1 or more, whole tokens such as 0.5Mitokens (524,288), or `full`."
             f"{hint}"
         )
-
-
-class ScalingConfig(Section):
-    """Peak learning rate from the base rate."""
-
-    rule: Annotated[str, one_of(SCALING_RULES)]
-    base_lr: PositiveFloat
-    base_batch_size: SampleCount
 
 
 class ParametersConfig(Section):
@@ -192,6 +193,7 @@ class RunConfig(Section):
     title: FolderName | None
     dir: FolderPath | None
     root: FolderPath
+    predict_from: FolderPath
 
 
 class TrainConfig(Section):
@@ -217,9 +219,11 @@ class TrainConfig(Section):
     metrics: dict[MetricName, Target]
     sam: SamConfig
     ema: EmaConfig
+    cooldown: CooldownConfig
     observers: ObserversConfig
     logger: LoggerConfig
     launcher: LauncherConfig
+    cost: CostConfig
 
     @property
     def shown_name(self) -> str:
@@ -232,6 +236,12 @@ class TrainConfig(Section):
         return self.run.name or self.run.title or re.sub(r"[^\w+=-]+", "-", self.data.name).strip("-") or "run"
 
 
+class VerifyScalingConfig(Section):
+    """The section `verify.scaling`."""
+
+    factors: Annotated[list[Annotated[int, Field(ge=2)]], Field(min_length=1)]
+
+
 class VerifyConfig(Section):
     """The section `verify`."""
 
@@ -239,3 +249,4 @@ class VerifyConfig(Section):
     steps: PositiveInt
     precision: Literal["fp64", "fp32"]
     tolerance: PositiveFloat | None
+    scaling: VerifyScalingConfig

@@ -12,13 +12,13 @@ from pydantic.fields import FieldInfo
 from largebatch.batch.duration import Duration, samples_of_tokens
 from largebatch.diagnostics.settings import Section
 from largebatch.run.config.schema import BatchConfig
-from largebatch.run.config.types import DurationText, SampleCount, is_in_tokens
+from largebatch.run.config.types import DurationText, HalfLife, SampleCount, is_in_tokens
 
 AnySection = TypeVar("AnySection", bound=Section)
-# What tells the two types apart from other texts and numbers: their validators.
-_DURATION, _COUNT = (
+# What tells these types apart from other texts and numbers: their validators.
+_DURATION, _HALF_LIFE, _COUNT = (
     next(part for part in typing.get_args(one) if isinstance(part, (BeforeValidator, WrapValidator)))
-    for one in (DurationText, SampleCount)
+    for one in (DurationText, HalfLife, SampleCount)
 )
 
 
@@ -68,7 +68,7 @@ def _changed(section: AnySection, change: Callable[[str, str, bool], Any], prefi
                 changes[name] = inner
             continue
         is_size = _has(field, _COUNT) or (isinstance(section, BatchConfig) and name == "total")
-        if not is_size and not _has(field, _DURATION):
+        if not is_size and not (_has(field, _DURATION) or _has(field, _HALF_LIFE)):
             continue
         if isinstance(value, list) and any(map(is_in_tokens, value)):
             changes[name] = [change(key, one, is_size) if is_in_tokens(one) else one for one in value]

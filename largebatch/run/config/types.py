@@ -11,12 +11,33 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field, ValidatorFunctionWrapHandler, WrapValidator
 
 from largebatch.batch.duration import Duration
+from largebatch.batch.memory_rules import MEMORY_RULES
 from largebatch.run.config.did_you_mean import did_you_mean
 
 
 def _duration(text: Any) -> Any:
     Duration.parse(str(text))
     return text
+
+
+def _rule_or_duration(text: Any) -> Any:
+    if not isinstance(text, str):
+        raise ValueError(f"choose {_A_HALF_LIFE}.")
+    if text in MEMORY_RULES:
+        return text
+    try:
+        return _duration(text)
+    except ValueError:
+        raise ValueError(f"choose {_A_HALF_LIFE}.{did_you_mean(str(text), MEMORY_RULES)}") from None
+
+
+def _rules_or_durations(value: Any) -> Any:
+    """Checked as a whole: an error inside a union would name its types, which are no keys."""
+    if not isinstance(value, list):
+        return _rule_or_duration(value)
+    if len(value) != 2:
+        raise ValueError(f"a list has two rules, of beta1 and of beta2, and this one has {len(value)}.")
+    return [_rule_or_duration(one) for one in value]
 
 
 def is_in_tokens(value: Any) -> bool:
@@ -108,6 +129,15 @@ FolderName = Annotated[str, AfterValidator(folder_name)]
 FolderPath = Annotated[str, AfterValidator(folder_path)]
 _A_LENGTH = "a length, such as 30ep, 500steps, 100000samples or 10Btokens"  # as `largebatch help` shows it
 DurationText = Annotated[str, BeforeValidator(_duration), Field(description=_A_LENGTH)]
+_A_HALF_LIFE = f"{', '.join(MEMORY_RULES)}, or a half-life, such as 100000samples or 10Mtokens"
+# A rule of a momentum or beta, or its half-life.
+HalfLife = Annotated[str, BeforeValidator(_rule_or_duration), Field(description=_A_HALF_LIFE)]
+# One for both betas, or one each.
+HalfLives = Annotated[
+    HalfLife | list[HalfLife],
+    BeforeValidator(_rules_or_durations),
+    Field(description=f"{_A_HALF_LIFE}; or a list of two, for beta1 and beta2"),
+]
 # Samples of a batch; a text in tokens until the training set is known, see `in_samples`.
 SampleCount = Annotated[int, Field(ge=1), WrapValidator(_samples_or_tokens)]
 Target = dict[str, Any]

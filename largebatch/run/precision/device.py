@@ -10,6 +10,8 @@ import torch
 
 from largebatch.distributed.number_format import has_bf16
 
+_COMPILED = ("LARS", "LAMB")  # ours
+
 
 @dataclass(frozen=True)
 class Device:
@@ -46,3 +48,9 @@ class Decision:
 
     value: Any
     reason: str
+
+
+def has_kernels(optimizer: dict[str, Any]) -> bool:
+    """Whether the optimizer has compiled kernels."""
+    room, _, name = str(optimizer.get("_target_")).rpartition(".")
+    return room.startswith("largebatch.optim") and name in _COMPILED

@@ -13,7 +13,7 @@ from largebatch.optim.kernels.working import reason_against
 from largebatch.run.config.precision import PrecisionConfig
 from largebatch.run.config.schema import TrainConfig
 from largebatch.run.derive import RunNumbers
-from largebatch.run.precision.device import Decision, Device
+from largebatch.run.precision.device import Decision, Device, has_kernels
 
 _FEW_SIZES = 2
 # Optimizers that take fused kernels of torch for CUDA, and what these gain.
@@ -21,7 +21,6 @@ _FUSED = dict.fromkeys(
     ("torch.optim.Adam", "torch.optim.AdamW", "torch.optim.SGD"),
     "one launch for many parameters, and none of fp16 waits for the host",
 ) | {"largebatch.optim.MuonWithAdamW": "one launch for many parameters of AdamW; Muon has no fused kernels"}
-_COMPILED = ("LARS", "LAMB")  # ours
 
 
 def channels_last(device: Device, precision: PrecisionConfig, compute: str, model: nn.Module | None) -> Decision:
@@ -70,12 +69,6 @@ def fused(device: Device, optimizer: dict[str, Any], model: nn.Module | None) ->
     if not all(one.is_floating_point() for one in model.parameters()):
         return Decision(None, "parameters of the model are no real numbers")
     return Decision(True, f"{name} on a GPU: {_FUSED[name]}")
-
-
-def has_kernels(optimizer: dict[str, Any]) -> bool:
-    """Whether the optimizer has compiled kernels."""
-    room, _, name = str(optimizer.get("_target_")).rpartition(".")
-    return room.startswith("largebatch.optim") and name in _COMPILED
 
 
 def compiled_optimizer(device: Device, optimizer: dict[str, Any]) -> Decision:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from largebatch.optim.scaled_groups import ScaledGroups
 from largebatch.records.checkpoint import Checkpoint, CheckpointError, Fits, require_run_fit, require_run_values
 from largebatch.run.derive import RunNumbers
+from largebatch.run.growth import as_decided
 from largebatch.run.prepare import Prepared
-from largebatch.run.resume.identity import changed_options, changes_of
+from largebatch.run.resume.identity import Change, changes_of
 
 
 def fits_run(prepared: Prepared, identity: dict[str, Any]) -> Fits:
@@ -20,10 +23,30 @@ def fits_run(prepared: Prepared, identity: dict[str, Any]) -> Fits:
         if not all(change.is_allowed_by(allow) for change in changes):
             return  # `check_identity` refuses another run with all differences
         is_same = all(change.is_only_told for change in changes)
-        _require_position(checkpoint, prepared.numbers, is_same=is_same)
-        require_run_fit(checkpoint, prepared.model, prepared.optimizer, keeps=changed_options(changes))
+        _require_position(checkpoint, _decided(prepared.numbers, checkpoint), is_same=is_same)
+        scaled = prepared.scaled_groups
+        keeps = changed_options(changes, scaled)
+        require_run_fit(checkpoint, prepared.model, prepared.optimizer, keeps=keeps, scaled=scaled)
 
     return fits
+
+
+def changed_options(changes: Sequence[Change], scaled: ScaledGroups | None = None) -> frozenset[str]:
+    """Options of the optimizer that have other values than in the checkpoint; `scaled`: those that follow the batch."""
+    keys = [change.key.split(".") for change in changes]
+    named = frozenset(parts[1] for parts in keys if parts[0] == "optimizer" and len(parts) > 1)
+    rules = {parts[1] for parts in keys if parts[0] == "scaling" and len(parts) > 1}
+    follow = scaled.keys if rules and scaled is not None else frozenset()
+    return named | follow | (rules & {"momentum", "betas", "eps", "weight_decay"})
+
+
+def _decided(numbers: RunNumbers, checkpoint: Checkpoint) -> RunNumbers:
+    try:
+        return as_decided(numbers, checkpoint)
+    except ValueError as error:
+        raise CheckpointError(
+            f"{checkpoint.path}: its decisions about the batch are none of this run: {error}. Use an older checkpoint."
+        ) from error
 
 
 def _require_position(checkpoint: Checkpoint, numbers: RunNumbers, *, is_same: bool) -> None:

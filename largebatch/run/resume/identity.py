@@ -16,38 +16,29 @@ from largebatch.run.config.augment import AugmentConfig
 from largebatch.run.config.did_you_mean import did_you_mean
 from largebatch.run.config.environment import comparable
 from largebatch.run.config.model_node import arguments_of_model
+from largebatch.run.config.scaling import SCALING_BEFORE
 from largebatch.run.config.schema import CHANGEABLE, is_changeable
 from largebatch.run.config.targets import TargetError, find_target
-from largebatch.run.precision.speed import has_kernels
+from largebatch.run.precision.device import has_kernels
 from largebatch.run.prepare import Prepared
 from largebatch.run.rank_agreement import code_of
 from largebatch.run.resume.model_files import at_home, files_named
+from largebatch.run.resume.ramp_identity import RAMP_BEFORE, ramp_identity
+from largebatch.run.trunk import branch_identity
 
 # A run with another value of one of these is another run: its checkpoints must not be resumed.
-_IDENTITY = (
-    "seed",
-    "length",
-    "clip_norm",
-    "batch_norm",
-    "scaling",
-    "schedule",
-    "optimizer",
-    "parameters",
-)
+_IDENTITY = ("seed", "length", "clip_norm", "batch_norm", "scaling", "schedule", "optimizer", "parameters")
 _MOST_SHOWN = 20  # changes
 
 # The behaviour of runs before these keys existed.
 _BEFORE: dict[str, Any] = {
     "batch_norm": "per_micro_batch",
-    **dict.fromkeys(("start_weights", "ema", "sam", "guard")),
-    "ramp": {"milestones": [], "totals": [], "in_place_of_decay": False, "max_total": None},
+    **dict.fromkeys(("start_weights", "ema", "sam", "guard", "cooldown")),
 }
 _AUGMENT_BEFORE = AugmentConfig().model_dump()
 _SCHEDULE_BEFORE = {"warmup_kind": "gradual"}
-_PARAMETERS_BEFORE = {"lr_factor": None, "layer_decay": None, "layer_pattern": DEPTH_PATTERN} | {
-    "freeze": [],
-    "frozen_norms": "hold",
-}
+_PARAMETERS_BEFORE: dict[str, Any] = {"lr_factor": None, "layer_decay": None, "layer_pattern": DEPTH_PATTERN}
+_PARAMETERS_BEFORE |= {"freeze": [], "frozen_norms": "hold"}
 
 
 def run_identity(prepared: Prepared) -> dict[str, Any]:
@@ -58,10 +49,11 @@ def run_identity(prepared: Prepared) -> dict[str, Any]:
         # A row has the same loss and gradient in any piece.
         "loss": {key: value for key, value in plain["loss"].items() if key != "logits_at_once"},
         "global_batch_size": numbers.plan.global_batch_size,
-        "ramp": plain["batch"]["ramp"],
+        "ramp": ramp_identity(config, plain["batch"]["ramp"]),
         "guard": plain["guard"] if config.guard.acts else None,
         "sam": plain["sam"] if config.sam.rho is not None else None,
         "ema": plain["ema"] if config.ema.is_used else None,
+        "cooldown": branch_identity(numbers.schedule),
         "precision": config.precision.compute,
         "arithmetic": {"tf32": config.precision.tf32, "compile": config.precision.compile}
         | prepared.decisions.values(),
@@ -176,12 +168,6 @@ def _with_path(identity: dict[str, Any]) -> dict[str, Any]:
     return identity | {"optimizer": optimizer, "arithmetic": {"compiled_optimizer": False} | arithmetic}
 
 
-def changed_options(changes: Sequence[Change]) -> frozenset[str]:
-    """Options of the optimizer that have other values than in the checkpoint."""
-    keys = [change.key.split(".") for change in changes]
-    return frozenset(parts[1] for parts in keys if parts[0] == "optimizer" and len(parts) > 1)
-
-
 def _way_out(refused: Sequence[Change], allow: Sequence[str]) -> str:
     if fixed := [plain(change.key) for change in refused if change.permission is None]:
         of_format = [plain(change.was) for change in refused if change.key == "precision"]
@@ -227,11 +213,13 @@ def _completed(saved: dict[str, Any], given: dict[str, Any]) -> Iterator[dict[st
     """
     defaults = _defaults_of(given["optimizer"])
     for identity in (saved, given):
-        sections = {"schedule": _SCHEDULE_BEFORE, "parameters": _PARAMETERS_BEFORE}
+        sections = {"schedule": _SCHEDULE_BEFORE, "parameters": _PARAMETERS_BEFORE, "scaling": SCALING_BEFORE}
         if _last_name(identity["optimizer"].get("_target_")) == _last_name(given["optimizer"].get("_target_")):
             sections["optimizer"] = defaults
+        completed = {name: before | identity[name] for name, before in sections.items()}
+        completed["ramp"] = RAMP_BEFORE | (identity.get("ramp") or {})
         data = identity["data"] | {"augment": _AUGMENT_BEFORE | identity["data"]["augment"]}
-        yield _BEFORE | identity | {name: before | identity[name] for name, before in sections.items()} | {"data": data}
+        yield _BEFORE | identity | completed | {"data": data}
 
 
 def _defaults_of(node: dict[str, Any]) -> dict[str, Any]:

@@ -13,16 +13,12 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from largebatch.distributed.gather import gather_texts
 from largebatch.distributed.rendezvous import LauncherError
 from largebatch.distributed.runtime import Runtime
+from largebatch.optim.scaled_groups import ScaledGroups
 from largebatch.records.checkpoint import (
     Checkpoint,
     CheckpointError,
-    Fits,
-    chosen_by_rank0,
-    find_valid,
-    newest_valid,
     saved_versions,
     set_later_aside,
 )
@@ -34,8 +30,10 @@ from largebatch.records.trackers import Row, set_stale_rows_aside
 from largebatch.run.checks.machine import folder_problems
 from largebatch.run.config.schema import TrainConfig
 from largebatch.run.prepare import Prepared
-from largebatch.run.resume.fitting import fits_run
-from largebatch.run.resume.identity import Change, changed_options, check_identity
+from largebatch.run.resume.finding import find_checkpoint
+from largebatch.run.resume.fitting import changed_options, fits_run
+from largebatch.run.resume.identity import Change, check_identity
+from largebatch.run.trunk import Trunk
 
 _EFFECT = {True: "it may compute something else now", False: "last digits may differ from an uninterrupted run"}
 _ENDS_WITHIN_S = 60.0  # torchrun gives ranks 30 s to end before it kills them
@@ -50,22 +48,23 @@ class Start:
         changes: permitted differences from the run of the checkpoint.
         passed_over: reasons that newer checkpoints were not used, one line each.
         notes: facts to print, one line each.
+        is_branch: whether the checkpoint is another run's, which this one leaves: trackers begin runs of their own.
     """
 
     checkpoint: Checkpoint | None = None
     changes: Sequence[Change] = ()
     passed_over: Sequence[str] = ()
     notes: Sequence[str] = ()
+    is_branch: bool = False
 
     @property
     def step(self) -> int:
         """Last step whose records belong to this run; -1: no record does."""
         return -1 if self.checkpoint is None else int(self.checkpoint.values["step"])
 
-    @property
-    def changed_options(self) -> frozenset[str]:
-        """Options of the optimizer that have other values than in the checkpoint."""
-        return changed_options(self.changes)
+    def changed_options(self, scaled: ScaledGroups | None) -> frozenset[str]:
+        """Options of the optimizer that have other values than in the checkpoint; `scaled`: that follow the batch."""
+        return changed_options(self.changes, scaled)
 
 
 def open_folder(config: TrainConfig, runtime: Runtime, stack: contextlib.ExitStack) -> tuple[RunFolder, list[str]]:
@@ -117,6 +116,8 @@ def begin(prepared: Prepared, folder: RunFolder, runtime: Runtime, identity: dic
     """
     config = prepared.config
     checkpoint, passed_over = find_checkpoint(config.resume, folder, runtime, fits=fits_run(prepared, identity))
+    if checkpoint is None and prepared.numbers.trunk is not None:
+        return _branch(prepared, prepared.numbers.trunk, folder, runtime, identity)
     if checkpoint is None:
         notes = ["resume=auto: no checkpoint yet, starting from scratch"] if config.resume == "auto" else []
         return Start(notes=notes)
@@ -127,63 +128,25 @@ def begin(prepared: Prepared, folder: RunFolder, runtime: Runtime, identity: dic
     return Start(checkpoint, changes, passed_over, notes)
 
 
-def find_checkpoint(
-    resume: str, folder: RunFolder, runtime: Runtime, *, key: str = "resume", fits: Fits | None = None
-) -> tuple[Checkpoint | None, list[str]]:
-    """The checkpoint to continue from, and the reasons that newer ones were passed over.
-
-    Rank 0 alone reads and verifies; elsewhere the tensors lie on the device "meta", see `chosen_by_rank0`. With `auto`
-    and no checkpoint at all the result is (None, []). `key` is the name of `resume` in errors; `fits` refuses
-    checkpoints that must not be used, see `Fits`.
-
-    Raises:
-        CheckpointError: on every rank, if there are checkpoints and none can be used, if `resume` names a folder
-            without one, or if it does not fit the run of a rank.
-    """
-    if resume == "none":
-        return None, []
-
-    def choose() -> tuple[Checkpoint | None, list[str]]:
-        if resume == "auto":  # checkpoints/best may hold the only usable checkpoint
-            chosen, notes = newest_valid(folder.checkpoints, folder.checkpoints / "best", fits=fits)
-        else:
-            chosen, notes = find_valid(Path(resume), fits)
-        if chosen is None and (notes or resume != "auto"):
-            raise CheckpointError(_refusal(f"{key}={resume}", folder if resume == "auto" else None, notes))
-        return chosen, notes
-
-    checkpoint, notes = chosen_by_rank0(runtime, choose)
-    if checkpoint is not None and fits is not None and runtime.world_size > 1:
-        _require_fit_of_all(checkpoint, runtime, fits)
-    return checkpoint, notes
-
-
-def _require_fit_of_all(checkpoint: Checkpoint, runtime: Runtime, fits: Fits) -> None:
-    """Names, shapes and settings on every rank but 0, which has checked; if one differs, all fail together."""
-    failure = None
-    try:
-        if not runtime.is_main:
-            fits(checkpoint)
-    except CheckpointError as error:
-        failure = str(error)
-    failures = map(json.loads, gather_texts(runtime, json.dumps(failure)))
-    if reasons := "; ".join(f"rank {rank}: {one}" for rank, one in enumerate(failures) if one):
-        raise CheckpointError(
-            f"Rank 0 can go on from {checkpoint.path}, but not every rank can: {reasons} Start every rank with the "
-            "same code and config."
-        )
-
-
-def _refusal(asked: str, folder: RunFolder | None, notes: Sequence[str]) -> str:
-    if not notes:
-        return f"{asked}: no valid checkpoint there. There is none at all."
-    where = "there" if folder is None else f"in {folder.checkpoints}"
-    reasons = "".join(f"\n  - {note}" for note in notes)
-    return (
-        f"{asked}: no valid checkpoint {where}. None of {len(notes)} can be used, and nothing was started or "
-        f"changed:{reasons}\nMake one of them usable as its line says, or "
-        + ("name another one." if folder is None else "start a new run in another run.dir.")
+def _branch(prepared: Prepared, trunk: Trunk, folder: RunFolder, runtime: Runtime, identity: dict[str, Any]) -> Start:
+    """The start of a cooldown: the trunk's checkpoint, which must be of the same run but for the cooldown."""
+    identity = identity | {"cooldown": None}
+    found, _ = find_checkpoint(
+        str(trunk.checkpoint), folder, runtime, key="cooldown.checkpoint", fits=fits_run(prepared, identity)
     )
+    assert found is not None  # or it was refused
+    if (inside := found.values["identity"].get("cooldown")) is not None:
+        raise CheckpointError(
+            f"{found.path}: lies inside a cooldown ({plain(inside)}), and a cooldown begins at a checkpoint of its "
+            "trunk. Name one of these, or go on with this one by resume=auto."
+        )
+    changes = check_identity(found, identity, allow=prepared.config.resume_allow)
+    if found.values["samples_seen"] != trunk.samples_seen:
+        raise CheckpointError(f"{found.path}: another checkpoint has taken its place meanwhile. Start again.")
+    last = prepared.numbers.schedule.total_samples
+    where = f"after {trunk.samples_seen:,} samples, where the cooldown to {last:,} samples begins"
+    notes = [f"left the trunk at {found.path}, {where}", *_notes_of_changes(found, changes)]
+    return Start(found, changes, notes=notes, is_branch=True)
 
 
 def _notes_of_changes(checkpoint: Checkpoint, changes: Sequence[Change]) -> list[str]:

@@ -1,12 +1,13 @@
 """What watches a run: metrics, evaluation, noise scale, sharpness, communication, checkpoints, layers, ledger, ranks.
 
-Removing all of them leaves the weights bit-identical.
+Removing all of them leaves the weights bit-identical, but for those that end a run or let its batch grow.
 """
 
 from largebatch.training.observers.checkpoints import CheckpointObserver
 from largebatch.training.observers.communication import CommunicationObserver
 from largebatch.training.observers.early_stopping import EarlyStoppingObserver
 from largebatch.training.observers.evaluation import EvaluationObserver
+from largebatch.training.observers.growth import GrowthObserver
 from largebatch.training.observers.guard import GuardObserver
 from largebatch.training.observers.layers import LayersObserver
 from largebatch.training.observers.ledger import LedgerObserver
@@ -26,6 +27,7 @@ __all__ = [
     "CommunicationObserver",
     "EarlyStoppingObserver",
     "EvaluationObserver",
+    "GrowthObserver",
     "GuardObserver",
     "LayersObserver",
     "LedgerObserver",

@@ -11,6 +11,7 @@ from largebatch.records.trackers import Row
 from largebatch.training.loop import Observer, Run
 from largebatch.training.observers.memory import peak_memory
 from largebatch.training.observers.throughput import Throughput
+from largebatch.training.observers.typical_times import TypicalTimes
 from largebatch.training.progress import Progress
 from largebatch.training.row_log import RowLog
 from largebatch.training.step_report import StepReport
@@ -31,7 +32,12 @@ class MetricsObserver(Observer):
         every: steps between rows.
         more: what an observer called before this one has to add to the row of a step.
         throughput: units of it besides samples.
+
+    Attributes:
+        times: the usual ones of this process's steps; None before the first of them.
     """
+
+    _num_runs = 0  # of this process: the peak of its memory is that of all of them
 
     def __init__(
         self,
@@ -46,10 +52,15 @@ class MetricsObserver(Observer):
         self._began = Progress()
         self._data_s = 0.0
         self._window_start = Progress()
+        self.times: TypicalTimes | None = None
+        self._memory_is_own = False
 
     def on_start(self, run: Run) -> None:
         """Begin the first window."""
         self._began = replace(run.progress)
+        self.times = TypicalTimes(run.runtime.device)
+        MetricsObserver._num_runs += 1
+        self._memory_is_own = MetricsObserver._num_runs == 1
         self._begin_window(run)
 
     def asks(self, step: Step) -> Measures:
@@ -60,7 +71,9 @@ class MetricsObserver(Observer):
         """Log, if this step is due."""
         self._data_s += report.batch.data_s
         if report.taken.has_row(self._every):
-            self._rows.log(run.progress, self._row(run, report) | self._more())
+            row = self._row(run, report)
+            self._keep_times(row, report.step - self._window_start.step)
+            self._rows.log(run.progress, row | self._more())
             self._begin_window(run)
 
     def overall(self, run: Run) -> dict[str, Any]:
@@ -74,6 +87,23 @@ class MetricsObserver(Observer):
         if self._throughput.tokens_per_sample is not None:
             values["tokens_seen"] = progress.samples_seen * self._throughput.tokens_per_sample
         return values
+
+    def measured(self, run: Run) -> dict[str, Any]:
+        """What predictions are graded by: usual times, see `TypicalTimes`, and the peak of `memory` in bytes.
+
+        The peak is left out of a process that has trained another run before: it may be that run's.
+        """
+        if self.times is None or len(run.steps.batches.ramp.plans) > 1:
+            return {}
+        plan = run.steps.batches.ramp.at(run.progress.samples_seen)
+        found = self.times.values(steps_per_epoch=self._rows.num_samples / plan.global_batch_size)
+        peak = peak_memory(run.runtime.device) if self._memory_is_own and found else None
+        return found | ({} if peak is None else {"memory": peak})
+
+    def _keep_times(self, row: Row, num_steps: int) -> None:
+        assert self.times is not None
+        step_s, data_s, communication_s = (float(row[f"time/{key}_s"]) for key in ("step", "data", "communication"))
+        self.times.add(num_steps=num_steps, step_s=step_s, data_s=data_s, communication_s=communication_s)
 
     def _begin_window(self, run: Run) -> None:
         self._data_s = 0.0

@@ -22,6 +22,9 @@ class NoiseScaleObserver(Observer):
     `noise_scale/ci_high`, and the efficiencies at the present batch. `noise_scale/GROUP/...` are the same of groups of
     parameters, without the efficiencies, which belong to a batch and not to a group.
 
+    If the gradient was made with the optimizer's geometry, the row also has `noise_scale/optimizer/...`: the same in
+    the inner product of the preconditioner (`largebatch.optim.OptimizerGeometry`).
+
     Args:
         rows: for the rows.
         every: steps between measurements.
@@ -31,6 +34,7 @@ class NoiseScaleObserver(Observer):
     Attributes:
         latest: of all parameters; None before the first measurement.
         latest_of_groups: of each group.
+        latest_of_optimizer: of all parameters in the optimizer's geometry; None unless it is measured.
     """
 
     def __init__(
@@ -40,8 +44,10 @@ class NoiseScaleObserver(Observer):
         self._every = every
         self._groups = groups or {}
         self._estimators = [NoiseScaleEstimator(window) for _ in range(1 + len(self._groups))]
+        self._of_optimizer = [NoiseScaleEstimator(window) for _ in range(1 + len(self._groups))]
         self.latest: NoiseScale | None = None
         self.latest_of_groups: dict[str, NoiseScale] = {}
+        self.latest_of_optimizer: NoiseScale | None = None
 
     def on_start(self, run: Run) -> None:
         """Check that what is measured is what is expected.
@@ -65,7 +71,9 @@ class NoiseScaleObserver(Observer):
         norms = report.norms
         if norms is None:
             return
-        for estimator, (weighted_sq_norm, grad_sq_norm) in zip(self._estimators, norms.result(), strict=True):
+        found = norms.result()
+        pairs = zip([*self._estimators, *self._of_optimizer], [*found, *norms.of_optimizer()], strict=False)
+        for estimator, (weighted_sq_norm, grad_sq_norm) in pairs:
             moments = moments_of_step(
                 weighted_sq_norm,
                 grad_sq_norm,
@@ -81,23 +89,36 @@ class NoiseScaleObserver(Observer):
             row = self.latest.row(report.plan.global_batch_size)
             for name, scale in self.latest_of_groups.items():
                 row |= scale.row(prefix=f"noise_scale/{name}")
-            self._rows.log(run.progress, dict(row))
+            self._rows.log(run.progress, {**row, **self._row_of_optimizer()})
+
+    def _row_of_optimizer(self) -> dict[str, float]:
+        self.latest_of_optimizer, *of_groups = (estimator.estimate() for estimator in self._of_optimizer)
+        scales = {"noise_scale/optimizer": self.latest_of_optimizer}
+        scales |= {f"noise_scale/optimizer/{name}": one for name, one in zip(self._groups, of_groups, strict=True)}
+        return {key: value for prefix, one in scales.items() if one for key, value in one.row(prefix=prefix).items()}
 
     def state(self) -> dict[str, Any]:
         """The measurements of all parameters and of each group, as plain values."""
+        in_geometry = [estimator.values() for estimator in self._of_optimizer]
         return {
             "groups": [[name, size] for name, size in self._sizes().items()],
             "measurements": [estimator.values() for estimator in self._estimators],
+            **({"of_optimizer": in_geometry} if any(in_geometry) else {}),
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Restore what `state` returned; a group that was another one starts afresh."""
-        whole, *of_groups = state["measurements"]
-        self._estimators[0].load(whole)
-        saved = {(name, size): values for (name, size), values in zip(state["groups"], of_groups, strict=True)}
-        for one, estimator in zip(self._sizes().items(), self._estimators[1:], strict=True):
+        nothing: list[Any] = [[]] * len(state["measurements"])
+        self._load(self._estimators, state["groups"], state["measurements"])
+        self._load(self._of_optimizer, state["groups"], state.get("of_optimizer") or nothing)
+        self.latest, self.latest_of_optimizer = self._estimators[0].estimate(), self._of_optimizer[0].estimate()
+
+    def _load(self, estimators: Sequence[NoiseScaleEstimator], groups: Any, measurements: Any) -> None:
+        whole, *of_groups = measurements
+        estimators[0].load(whole)
+        saved = {(name, size): values for (name, size), values in zip(groups, of_groups, strict=True)}
+        for one, estimator in zip(self._sizes().items(), estimators[1:], strict=True):
             estimator.load(saved.get(one, []))
-        self.latest = self._estimators[0].estimate()
 
     def _sizes(self) -> dict[str, int]:
         return {name: sum(one.numel() for one in group) for name, group in self._groups.items()}

@@ -41,6 +41,14 @@ class Remembering(Protocol):
         """Restore what `state` returned."""
 
 
+@runtime_checkable
+class Forgetting(Protocol):
+    """An observer that forgets what it learned of weights that a guard takes back."""
+
+    def forget_after(self, run: Run, samples_seen: int, memory: Mapping[str, Any]) -> None:
+        """The run has the weights of the checkpoint after `samples_seen` samples; `memory` is its, see `memory_of`."""
+
+
 def names_of(module: nn.Module) -> dict[Tensor, str]:
     """Name of every parameter."""
     return {parameter: name for name, parameter in module.named_parameters()}
@@ -85,6 +93,8 @@ def restore(run: Run, checkpoint: Checkpoint, *, changed_options: frozenset[str]
     values = checkpoint.values
     run.runtime.load_loss_scale_state(values["loss_scale"])
     run.progress.step, run.progress.samples_seen = values["step"], values["samples_seen"]
+    if run.scaled is not None and run.scaled.keys & changed_options:  # another rule made the saved values
+        run.scaled.write(run.optimizer, run.progress.samples_seen, carries=False)
     if run.guard is not None and "guard" in values:  # not in those of a run without one
         run.guard.load(values["guard"])
     return notes
@@ -118,7 +128,9 @@ def roll_back(run: Run, folder: Path, origin: Path | None, *, changed_options: f
     Returns:
         Whether there was a checkpoint.
     """
-    fits = partial(require_run_fit, module=run.module, optimizer=run.optimizer, keeps=changed_options)
+    fits = partial(
+        require_run_fit, module=run.module, optimizer=run.optimizer, keeps=changed_options, scaled=run.scaled
+    )
 
     def choose() -> tuple[Checkpoint | None, list[str]]:
         newest, _ = newest_valid(folder, up_to=run.progress.step, fits=fits)
@@ -130,6 +142,9 @@ def roll_back(run: Run, folder: Path, origin: Path | None, *, changed_options: f
     _restore_weights(run, checkpoint, changed_options)
     _restore_average(run, checkpoint)
     run.gradient.statistics.forget()
+    for one in run.observers:
+        if isinstance(one, Forgetting) and (memory := checkpoint.values.get("memory")) is not None:
+            one.forget_after(run, checkpoint.values["samples_seen"], memory)
     return True
 
 

@@ -22,6 +22,7 @@ SHAPES = {
     "constant": lambda p: 1.0,
     "linear": lambda p: (T - (W + p * (T - W))) / (T - W),
     "cosine": lambda p: math.cos(math.pi * p / 2) ** 2,
+    "quarter_cosine": lambda p: math.cos(math.pi * p / 2),
     "polynomial": lambda p: math.exp(3 * math.log1p(-p)) if p < 1 else 0.0,
 }
 
@@ -239,7 +240,7 @@ def test_the_curve_keeps_its_shape_when_every_length_grows(decay: str, samples: 
 @pytest.mark.parametrize(
     ("decay", "changes", "message"),
     [
-        ("cosin", {}, "decay='cosin' is not a decay. Choose one of constant, linear, cosine, step, polynomial"),
+        ("cosin", {}, "decay='cosin' is not a decay. Choose one of constant, linear, cosine, quarter_cosine, step"),
         ("cosine", {"total_samples": 0}, "total_samples=0: a schedule needs at least 1 sample"),
         ("cosine", {"warmup_samples": T}, f"warmup of {T} samples does not fit into a run of {T}.*Shorten"),
         ("cosine", {"warmup_samples": T + 1}, f"warmup of {T + 1} samples does not fit"),

@@ -19,7 +19,12 @@ pytestmark = pytest.mark.quick
 
 CATALOGUE = Catalogue((Path(conf_dir()),))
 PRIMARIES = sorted(path.stem for path in Path(conf_dir()).glob("*.yaml"))
-OF_VERBS = {"textbook/": "textbook", "study/": "study"}  # experiments of verbs with a section of their own
+OF_VERBS = {
+    "advice/": "advise",
+    "textbook/": "textbook",
+    "study/": "study",
+    "attribute/": "attribute",
+}  # experiments of verbs with a section of their own
 
 
 def leaves(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -38,7 +43,7 @@ def combinations() -> list[tuple[str, tuple[str, ...]]]:
             verb = next((verb for start, verb in OF_VERBS.items() if choice.startswith(start)), "train")
             if group in ("lars", "lamb"):
                 found.append((verb, (f"optimizer={group}", f"{group}={choice}")))
-            elif group != "study":
+            elif group not in ("study", "attribute", "advise"):
                 found.append((verb, (f"{group}={choice}",)))
     return [*found, ("train", ("experiment=digits_ramp", "debug=tiny", "optimizer=lamb", "lamb=timm"))]
 

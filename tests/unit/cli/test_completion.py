@@ -65,7 +65,7 @@ def shell(environment: dict[str, str], *command: str) -> list[str]:
         ("train scaling.rule=s", ["scaling.rule=sqrt"]),
         ("train observers.progress=", ["observers.progress=true", "observers.progress=false"]),
         ("train resume=a", ["resume=auto"]),
-        ("train experiment=study/", ["experiment=study/digits", "experiment=study/quadratic"]),
+        ("train experiment=study/g", ["experiment=study/geometry"]),
         ("plan plan.form", ["plan.format="]),
         ("find-lr find_lr.see", ["find_lr.seeds="]),
         ("completion z", ["zsh"]),

@@ -16,7 +16,12 @@ from largebatch.run.config.schema import TrainConfig
 from tests.unit.cli.test_catalogue import PRIMARIES
 
 pytestmark = [pytest.mark.usefixtures("in_a_folder"), pytest.mark.quick]
-VERB_OF = {"find_lr": "find-lr", "measure": "measure sharpness", "textbook": "textbook lars"}
+VERB_OF = {
+    "find_lr": "find-lr",
+    "find_micro": "find-micro",
+    "measure": "measure sharpness",
+    "textbook": "textbook lars",
+}
 WIDTHS = (60, 80, 133)
 
 

@@ -105,7 +105,8 @@ def test_a_verb_says_it_in_one_line(arguments: list[str], told: str, capsys: pyt
 
 
 @pytest.mark.parametrize(
-    "verb", ["train", "plan", "verify", "study", "find-lr", "measure sharpness", "textbook lars", "bench loop"]
+    "verb",
+    ["train", "plan", "verify", "study", "find-lr", "find-micro", "measure sharpness", "textbook lars", "bench loop"],
 )
 def test_no_verb_goes_on_without_the_choice_it_was_given_also_of_a_folder_of_ones_own(
     verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -76,6 +76,25 @@ def test_tuned_steps_follow_the_closed_form_at_its_best_rate_over_the_batch_size
         assert 0.7 * best <= point["median_steps"] <= 1.1 * best, (size, point["median_steps"], best)
 
 
+def test_costs_are_those_of_the_runs_that_count(folder: Path):
+    numbers = json.loads((folder / "study.json").read_text())["numbers"]
+    for point, one in zip(numbers["points"], numbers["costs"], strict=True):
+        assert (one["batch_size"], one["num_seeds"], one["num_missed"]) == (point["batch_size"], 2, 0)
+        times = []
+        for steps, run in zip(point["steps"], point["runs"], strict=True):
+            rows = [json.loads(line) for line in (folder / run / "metrics.jsonl").read_text().splitlines()]
+            step_s = [row["time/step_s"] for row in rows if "time/step_s" in row]
+            times.append(steps * float(np.median(step_s[1:] or step_s)))
+            assert [row["eval/val_loss"] for row in rows if "eval/val_loss" in row][-1] <= 0.319
+        expected = {
+            "steps": point["steps"],
+            "samples": np.multiply(point["steps"], point["batch_size"]),
+            "seconds": times,
+        }
+        for key, values in expected.items():
+            assert one["costs"][key]["value"] == pytest.approx(float(np.exp(np.log(values).mean()))), key
+
+
 def test_at_a_small_rate_a_single_run_takes_the_steps_of_the_closed_form(folder: Path):
     small = [row for row in rows_of(folder) if row["setting"]["scaling.base_lr"] < 0.05 and row["status"] == "reached"]
     assert small

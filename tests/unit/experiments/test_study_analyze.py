@@ -185,6 +185,33 @@ def test_the_noise_scale_of_the_runs_is_set_beside_the_critical_batch():
     assert any(line.endswith("There is no B_crit to compare it with.") for line in alone.conclusions)
 
 
+def test_a_study_says_which_noise_scale_is_nearer_to_the_critical_batch_and_only_what_intervals_decide():
+    far, near = Interval(400.0, 350.0, 450.0), Interval(60.0, 50.0, 75.0)
+    decide = "The intervals decide for the optimizer's geometry each time: here it predicted better."
+
+    def verdict(*scales: tuple[Interval, Interval]) -> str:
+        names = ("adamw", "lamb", "muon")
+        points = curve(100, 50)  # SGD's geometry is the Euclidean one, so it takes no part
+        for name, (euclidean, own) in zip(names, scales, strict=False):
+            points += curve(50, 50, optimizer=name, noise_scale=euclidean, optimizer_noise_scale=own)
+        record = study_result(analyse(points), title="t").numbers
+        assert [one["optimizer"] for one in record.get("noise_scales", [])] == list(names[: len(scales)])
+        return next((one for one in analyse(points).conclusions if one.startswith("Noise scale as a prediction")), "")
+
+    assert verdict() == ""
+    both = verdict((far, near), (far, near))
+    assert "over 2 optimizers: the Euclidean one misses by a factor of 8, the one in the optimizer's geometry" in both
+    assert "by 1.2 (geometric means), and the latter is nearer for AdamW, LAMB." in both
+    assert both.endswith(decide)
+    assert verdict((near, far), (near, far)).endswith("the optimizer's geometry did not predict better.")
+    assert "decide 2 of 2, 1 for the optimizer's geometry: this evidence cannot tell" in verdict(
+        (far, near), (near, far)
+    )
+    assert "decide 0 of 1" in verdict((far, Interval(380.0, 340.0, 420.0))), "their intervals overlap"
+    wide = Interval(60.0, 2.0, 340.0)  # with the other its mean may lie below B_crit or above
+    assert "decide 0 of 1" in verdict((far, wide))
+
+
 def test_a_setting_at_the_border_of_its_range_is_a_conclusion():
     points = [*curve(100, 50)[1:], point(8, 725, border=("lr: at the upper border",))]
     assert "SGD, batch 8: lr: at the upper border" in analyse(points).conclusions

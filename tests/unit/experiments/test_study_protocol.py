@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from largebatch.experiments.study.joint_scaling import jointly_scaled
 from largebatch.experiments.study.journal import Journal, require_same_study
 from largebatch.experiments.study.protocol import Cell, Job, Row, best_trial, next_job, point_of
 from largebatch.experiments.study.search import borders, draw_settings
 from largebatch.experiments.study.settings import RangeConfig, StudyConfig, TargetConfig
 from largebatch.experiments.study.study_runs import identity_of
-from largebatch.run.config.reading import ConfigError, parse_section
+from largebatch.run.config.reading import ConfigError, parse_config, parse_section
 from largebatch.run.precision.device import Device
 from tests.unit.composing import compose_run
 
@@ -144,12 +145,14 @@ def test_the_steps_of_the_tuning_do_not_count_and_a_seed_that_diverges_is_censor
     final = [("reached", 55), ("diverged", 7), ("reached", 45)]
     for seed, (status, steps) in enumerate(final, start=1):
         rows.append(finished(Job(one, 1, seed, None), status, steps, noise_scale=scale))
+    rows[-1]["optimizer_noise_scale"] = {"value": 30.0, "low": 20.0, "high": 40.0}
     point = point_of(one, rows)
     assert point.by_seed == (55.0, None, 45.0)
     assert point.measured.censored == (500.0,)
     assert point.measured.median == (55.0, False)
     assert point.setting == one.settings[1]
     assert (point.noise_scale.value, point.noise_scale.low) == pytest.approx((100.0, 50.0))
+    assert point.optimizer_noise_scale.high == pytest.approx(40.0)
     assert point.runs == ("runs/sgd_b32_t1_s1", "runs/sgd_b32_t1_s2", "runs/sgd_b32_t1_s3")
 
 
@@ -251,6 +254,41 @@ def test_a_study_goes_on_that_was_begun_in_old_names(tmp_path: Path):
     now["optimizers"]["sgd"] |= {"batch_norm": "per_micro_batch", "observers": {"stragglers": {"ratio": 2}}}
     require_same_study(tmp_path / "study", before)
     require_same_study(tmp_path / "study", now)
+
+
+def test_a_study_goes_on_without_the_keys_that_came_later_at_their_defaults(tmp_path: Path):
+    now = identity()
+    now["optimizers"]["sgd"] |= {"scaling": {"betas": "none", "new": 1}}
+    defaults = {"sgd": {"scaling": {"betas": "none", "new": 1}}}
+    require_same_study(tmp_path / "study", identity())
+    with pytest.raises(ConfigError, match=r"scaling\.new=1: was nothing"):
+        require_same_study(tmp_path / "study", now)
+    require_same_study(tmp_path / "study", now, defaults)
+    require_same_study(tmp_path / "other", identity())
+    now["optimizers"]["sgd"]["scaling"]["betas"] = "half_life"
+    with pytest.raises(ConfigError, match=r'betas="half_life": was nothing .*study\.joint_scaling=false') as caught:
+        require_same_study(tmp_path / "other", now, defaults)
+    assert len(caught.value.errors) == 1
+
+
+def test_what_a_study_does_not_search_follows_the_batch():
+    def joint(*overrides: str, **ranges: RangeConfig) -> tuple[Any, Any]:
+        config = compose_run("scaling=none", *overrides)
+        found, how = jointly_scaled(config, ranges)
+        return parse_config(found).scaling, how
+
+    rate = RangeConfig(key="scaling.base_lr", low=0.1, high=1.0, scale="log")
+    momentum = RangeConfig(key="optimizer.momentum", low=0.1, high=0.9, scale="linear")
+    scaling, how = joint("optimizer=adamw", "clip_norm=1.0", lr=rate)
+    assert (scaling.rule, scaling.betas, scaling.eps, scaling.clip_norm) == ("none", "half_life", "sde", "noise")
+    assert scaling.weight_decay == "none"
+    assert "weight_decay stays" in str(how)
+    scaling, how = joint("optimizer=sgd", lr=rate, momentum=momentum)
+    assert scaling.following == {}
+    assert "momentum is searched" in str(how)
+    assert joint("optimizer=sgd", lr=rate)[0].following == {"momentum": "half_life"}
+    assert joint("optimizer=sgd", "optimizer.momentum=0.0", lr=rate)[0].following == {}
+    assert joint("optimizer=adamw", "scaling.betas=[none,half_life]", lr=rate)[0].betas == ["none", "half_life"]
 
 
 def test_a_study_has_one_number_format_and_goes_on_without_keys_of_speed(monkeypatch: pytest.MonkeyPatch):

@@ -47,6 +47,8 @@ SHORT = {
                           "textbook.batch_sizes=[1,10,100]", "textbook.replications=3"],
     "unbiasedness": ["length=1ep", "data.train.num_samples=100", "data.validation.num_samples=100",
                      "textbook.batch_sizes=[8,30]", "textbook.draws=200"],
+    "quadratic_methods": ["textbook.dimensions=20", "textbook.batch_sizes=[1,8,512]",
+                          "textbook.target_loss=0.05", "data.train.num_samples=1024", "textbook.trained.seeds=2"],
     "powers_of_two": ["model=mlp", "model.hidden=[8]", "textbook.powers=[8,16]", "textbook.rounds=6",
                       "textbook.seconds=0.001"],
     "linear_scaling": ["length=2ep", "data.limit=128", "model.hidden=[8]", "textbook.factors=[1,2,4]",

@@ -198,6 +198,14 @@ def test_the_noise_scale_has_its_interval_its_groups_and_the_batch_beside_it():
         "gradient noise scale": [20, 30], "head": [5], "global batch": [8, 8],
     }  # fmt: skip
     assert list(lines(figures([NOISE[0], of_group])["noise_scale"])) == ["head", "global batch"]
+    own = {
+        f"noise_scale/optimizer/{end}": value for end, value in (("b_simple", 9.0), ("ci_low", 4.0), ("ci_high", 15.0))
+    }
+    both = figures([*NOISE, {**of_group, **own}])["noise_scale"]
+    assert list(lines(both)) == ["gradient noise scale", "in the optimizer's geometry", "head", "global batch"]
+    assert (both.lines[1].low, both.lines[1].high) == ([4], [15])
+    assert "In the optimizer's geometry: tr(PΣ) / G'PG" in both.caption
+    assert "geometry" not in figure.caption
 
 
 COMMUNICATION: list[Row] = [

@@ -13,11 +13,14 @@ import pytest
 from scipy.optimize import curve_fit
 
 from largebatch.diagnostics.intervals import Interval
-from largebatch.records.report.estimates import Estimate, Quantity, between, fit_step_times, from_curve, inverse_law
+from largebatch.diagnostics.predictions.cost import CostConfig
+from largebatch.records.report.estimates import Estimate, Quantity, between, from_curve, inverse_law, product
 from largebatch.records.report.explorer import Explorer, explorers, slider_sizes
 from largebatch.records.report.groups import grouped
+from largebatch.records.report.layout import page_sections
 from largebatch.records.report.quantities import quantities
 from largebatch.records.report.reading import read_evidence
+from largebatch.records.report.time_quantities import exposed_on
 from tests.unit.records.report_folders import write_json, write_run
 
 NOISE = {
@@ -39,27 +42,31 @@ def test_iterations_per_epoch_are_exact(tmp_path: Path):
     assert of(tmp_path)["iterations"].at(96) == Estimate(1024 / 96, kind="exact")
 
 
-def test_step_times_of_several_batches_are_a_line_with_the_interval_of_weighted_least_squares(tmp_path: Path):
+def test_step_times_are_a_line_whose_interval_is_for_one_more_run(tmp_path: Path):
     sizes, seconds = [16, 32, 64, 128], [0.21, 0.29, 0.54, 0.95]
     for size, step_s in zip(sizes, seconds, strict=True):
+        # Micro-batches of 16 as those of the other sizes: their number tells nothing that the samples do not.
         write_run(tmp_path / str(size), size, step_s=step_s)
-    best, covariance = curve_fit(lambda x, a, b: a + b * x, sizes, seconds, sigma=seconds, absolute_sigma=False)
+    best, covariance = curve_fit(lambda x, a, b: np.log(a + b * x), sizes, np.log(seconds), p0=(0.1, 0.01))
     row = np.array([1.0, 256.0])
-    half = 4.302653 * math.sqrt(row @ covariance @ row)  # t(2)
+    value = float(row @ best)
+    spread = float(np.sum((np.log(seconds) - np.log(best[0] + best[1] * np.array(sizes))) ** 2)) / 2
+    half = 4.302653 * math.sqrt(row @ covariance @ row / value**2 + spread)  # t(2), of the mean and of one run
     found = of(tmp_path)
-    assert found["step_time"].at(256).value == pytest.approx(row @ best, rel=1e-6)
-    assert found["step_time"].at(256).high == pytest.approx(row @ best + half, rel=1e-5)
+    assert found["step_time"].at(256).value == pytest.approx(value, rel=1e-4)
+    assert found["step_time"].at(256).high == pytest.approx(value * math.exp(half), rel=1e-3)
+    assert found["step_time"].at(256).low == pytest.approx(value * math.exp(-half), rel=1e-3)
     assert [found["step_time"].at(size).kind for size in (48, 256)] == ["interpolated", "extrapolated"]
-    assert found["epoch_time"].at(256).value == pytest.approx((row @ best) * 4, rel=1e-6)
+    assert found["epoch_time"].at(256).value == pytest.approx(value * 4, rel=1e-4)
     assert found["step_time"].measured[64].value == 0.54
 
 
-def test_neither_part_of_a_step_takes_negative_time():
-    fit = fit_step_times([10, 20], [0.1, 0.3])
-    assert fit is not None
-    assert fit.fixed == 0.0
-    assert fit.at(20).low is None  # two sizes leave nothing over to tell the spread
-    assert fit_step_times([10, 10], [0.1, 0.3]) is None
+def test_two_runs_leave_nothing_over_to_tell_the_spread(tmp_path: Path):
+    for size, step_s in ((16, 0.1), (32, 0.3)):
+        write_run(tmp_path / str(size), size, step_s=step_s)
+    step = of(tmp_path)["step_time"]
+    assert (step.at(64).low, step.at(64).high) == (None, None)
+    assert "Repeat one of them" in step.source
 
 
 def test_of_one_batch_size_communication_stays_and_the_rest_grows(tmp_path: Path):
@@ -110,9 +117,51 @@ def test_memory_follows_the_micro_batch_and_not_the_batch(tmp_path: Path):
     for size, gib in ((8, 1.0), (16, 2.0), (64, 2.0)):
         write_run(tmp_path / str(size), size, extra={"memory/peak_bytes": gib * 2**30})
     memory = of(tmp_path)["memory"]
-    assert [memory.at(size).value for size in (8, 16, 64, 512)] == [1.0, 2.0, 2.0, 2.0]
+    assert [memory.at(size).value for size in (8, 16, 64, 512)] == pytest.approx([1.0, 2.0, 2.0, 2.0])
     assert [memory.at(size).kind for size in (8, 32, 512)] == ["measured", "interpolated", "extrapolated"]
-    assert memory.at(4).value is None
+    assert memory.at(4) == Estimate(pytest.approx(0.5), pytest.approx(0.5), pytest.approx(0.5), "extrapolated")
+
+
+def test_memory_of_other_micro_batches_than_the_only_known_one_is_no_evidence(tmp_path: Path):
+    write_run(tmp_path / "a", 64, extra={"memory/peak_bytes": 2**30})
+    assert [of(tmp_path)["memory"].at(size).value for size in (8, 64, 128)] == [None, 1.0, 1.0]
+
+
+def test_price_and_energy_are_the_time_of_an_epoch_with_its_interval(tmp_path: Path):
+    for seed, step_s in enumerate((0.5, 0.6)):
+        write_run(tmp_path / str(seed), 32, seed=seed, step_s=step_s)
+    found = of(tmp_path)
+    for key, remedy in (("price", "cost.device_hour"), ("energy", "cost.device_watts"), ("time_to_target", "study")):
+        assert found[key].at(32).value is None
+        assert remedy in found[key].source
+    evidence = read_evidence([tmp_path])
+    cost = CostConfig(device_hour=3.6, currency="EUR", device_watts=250.0)
+    (group,) = grouped(evidence.runs)
+    paid = {one.key: one for one in quantities(group, evidence, is_only=True, cost=cost)}
+    epoch = paid["epoch_time"].at(32)
+    assert (epoch.value, epoch.kind) == (pytest.approx(32 * math.sqrt(0.3)), "measured")
+    for part in ("value", "low", "high"):
+        assert getattr(paid["price"].at(32), part) == pytest.approx(getattr(epoch, part) * 1e-3)  # 3.6 / 3600
+        assert getattr(paid["energy"].at(32), part) == pytest.approx(getattr(epoch, part) * 250 / 3.6e6)
+    assert paid["price"].unit == "EUR"
+
+
+def test_half_widths_of_independent_factors_add_up_as_squares_on_the_logarithm():
+    both = product(
+        lambda size: Estimate(2.0, 2.0 / math.e**3, 2.0 * math.e**3), lambda size: Estimate(1.0, math.e**-4, math.e**4)
+    )
+    assert both(8).high == pytest.approx(2 * math.exp(5.0))  # 3, 4, 5
+    assert product(both, lambda size: Estimate(1.0))(8) == Estimate(2.0, None, None)
+    assert product(both, lambda size: Estimate(None, kind="no evidence"))(8).value is None
+
+
+def test_communication_on_more_ranks_comes_from_latency_and_bandwidth():
+    fit = {"latency_s": 2.0, "s_per_byte": 1.0, "latency_interval": [1.0, 3.0], "s_per_byte_interval": [0.5, 1.5],
+           "bandwidth_bytes_per_s": 1.0}  # fmt: skip
+    numbers = {"ranks": 2, "fit": fit, "steps": {"num_bytes": [4], "lead_s": [0.0]},
+               "medians": {"step_without": {"value": 20.0}}}  # fmt: skip
+    assert exposed_on(numbers, 4) == Estimate(12.0, 6.0, 18.0, "extrapolated")  # a ring: 6 messages and 6/4 of 4 bytes
+    assert exposed_on({"fit": {}}, 4) is None
 
 
 def test_gap_and_accuracy_are_interpolated_between_runs_and_unknown_outside(tmp_path: Path):
@@ -187,3 +236,12 @@ def test_figures_are_solid_where_supported_and_dashed_beyond(explored: Explorer)
     assert {16, 64} <= set(beyond)  # where both meet
     assert (dashed.style, points.style, list(points.x)) == ("dashed", "points", [16, 64])
     assert all(re.match("From: ", shown.caption) for shown in explored.figures)
+
+
+def test_the_page_says_how_the_predictions_of_runs_did(tmp_path: Path):
+    write_run(tmp_path / "a", 32)
+    predicted = {"step_time": {"value": 1.0, "low": 0.9, "high": 1.1, "measured": 1.2}}
+    write_json(tmp_path / "a" / "summary.json", {"status": "finished", "predictions": predicted})
+    sections, _ = page_sections(read_evidence([tmp_path]), [], tmp_path / "report.html")
+    (shown,) = [one.before for one in sections if one.key == "predictions"]
+    assert "<td>time of a step</td><td>1</td><td>20.0%</td>" in shown

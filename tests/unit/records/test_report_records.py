@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from largebatch.records.figures.diagram import Axis, Diagram, Line, Surface, Trail
+from largebatch.records.report.layout import place
 from largebatch.records.report.page import write_report
 from largebatch.records.report.publish import write_result_page
 from largebatch.records.report.reading import read_evidence
@@ -75,13 +76,14 @@ def test_every_kind_of_result_is_shown_alike(name: str, tmp_path: Path):
     section = section_of(tmp_path, name, RECORDS[name])
     (option,) = section.options
     assert (section.title, section.key, option.label) == ("Ravines", FILES[name][0].replace("_", "-"), "it")
+    assert place(section) < place(Section("damaged", ""))  # or the page would leave the whole record out
     assert [figure.record() for figure in option.figures] == [CURVE.record(), LANDSCAPE.record()]
     for text in ("Why &lt;b&gt;?", "Because it is &lt;i&gt;steep&lt;/i&gt;.", "<li>It was known.</li>",
                  "<caption>ends</caption>", "<td>0.5</td>", 'href="it/runs/x"', f'href="it/{name}"'):  # fmt: skip
         assert text in option.before + option.after
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", EARLIER)  # kinds of later versions have had one form
 def test_a_record_of_an_earlier_version_has_its_sentences_figures_and_single_numbers(name: str, tmp_path: Path):
     values = EARLIER[name]
     (option,) = section_of(tmp_path, name, values).options

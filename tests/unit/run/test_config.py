@@ -13,6 +13,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf, open_dict
 
 from largebatch import conf_dir
+from largebatch.batch.joint_scaling import JOINT_RULES
 from largebatch.optim import LAMB_PRESETS, LARS_PRESETS
 from largebatch.run.config.reading import ConfigError, parse_config, public_values
 from largebatch.run.config.schema import TrainConfig
@@ -77,7 +78,8 @@ def test_every_choice_of_every_group_parses(choices: tuple[str, ...]):
             config.data.setdefault(key, value)
     parsed = parse_config(config)
     chosen = dict(choice.split("=") for choice in choices)
-    assert (parsed.scaling.rule, parsed.schedule.decay_name) == (chosen["scaling"], chosen["schedule"])
+    rate = JOINT_RULES[chosen["scaling"]].lr
+    assert (parsed.scaling.rule, parsed.schedule.decay_name) == (rate, chosen["schedule"])
     assert parsed.precision.compute == chosen["precision"]
 
 
@@ -101,9 +103,24 @@ def test_every_experiment_and_debug_file_parses_with_nothing_but_its_data(choice
 def test_every_yaml_file_is_a_choice_of_a_group_that_the_run_composes():
     files = {path.relative_to(conf_dir()).as_posix() for path in Path(conf_dir()).rglob("*.yaml")}
     # tests/unit/test_chapter.py and test_study.py
-    apart = {file for file in files if file.startswith(("experiment/textbook/", "experiment/study/", "study/"))}
+    apart = {
+        file
+        for file in files
+        if file.startswith(
+            (
+                "experiment/advice/",
+                "experiment/attribute/",
+                "experiment/study/",
+                "experiment/textbook/",
+                "advise/",
+                "attribute/",
+                "study/",
+            )
+        )
+    }
     apart |= {file for file in files if file.startswith("experiment/recipe/")}  # tests/multiprocess/test_recipes.py
-    of_verbs = {f"{verb}.yaml" for verb in ("textbook", "find_lr", "measure", "plan", "study", "train", "verify")}
+    verbs = ("advise", "attribute", "textbook", "find_lr", "find_micro", "measure", "plan", "study", "train", "verify")
+    of_verbs = {f"{verb}.yaml" for verb in verbs}
     assert files - apart == of_verbs | {f"{group}/{name}.yaml" for group, names in GROUPS.items() for name in names}
     defaults = Path(conf_dir(), "train.yaml").read_text()
     groups = GROUPS.keys() - PRESETS.keys()
@@ -235,8 +252,8 @@ LENGTH = (
         ),
         (
             "schedule.decay=cosin",
-            "schedule.decay=cosin: choose one of constant, linear, cosine, step, polynomial, wsd, restarts, "
-            "inverse_sqrt. Did you mean 'cosine'?",
+            "schedule.decay=cosin: choose one of constant, linear, cosine, quarter_cosine, step, polynomial, wsd, "
+            "restarts, inverse_sqrt. Did you mean 'cosine'?",
         ),
         (
             "schedule.warmup_kind=gradul",
@@ -307,7 +324,7 @@ LENGTH = (
         ("+data.augment.flop=true", "data.augment.flop=True: there is no such key. Did you mean 'data.augment.flip'?"),
         (
             "+run.foo=1",
-            "run.foo=1: there is no such key. Known here: name, title, dir, root.",
+            "run.foo=1: there is no such key. Known here: name, title, dir, root, predict_from.",
         ),
         ("data=cifar10", "data.path=???: has no default. Give data.path=VALUE."),
         (
@@ -412,6 +429,7 @@ def test_values_of_environment_variables_never_reach_the_records(secret: str):
         "title": None,
         "dir": public["run"]["name"],
         "root": "runs",
+        "predict_from": "auto",
     }
     assert public["logger"]["wandb"]["tags"] == ["a", "${oc.env:LARGEBATCH_SECRET}", public["run"]["name"]]
 

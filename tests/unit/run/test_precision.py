@@ -214,12 +214,12 @@ def test_optimizers_of_torch_are_fused_on_a_gpu_unless_the_config_says_otherwise
     assert all(group.get("fused") is (value if given is None else given) for group in made.param_groups)
 
 
-@pytest.mark.parametrize(("times_training", "compute", "tf32"), [(True, "bf16", True), (False, "fp32", False)])
+@pytest.mark.parametrize(("keeps", "compute", "tf32"), [("communication", "bf16", True), (None, "fp32", False)])
 def test_steps_are_timed_in_the_format_of_the_run_and_small_differences_measured_in_fp32(
-    times_training: bool, compute: str, tf32: bool
+    keeps: str | None, compute: str, tf32: bool
 ):
     config = compose_run("precision=bf16", "precision.tf32=true", config_name="measure")
-    parse_measure(config, times_training=times_training)
+    parse_measure(config, keeps_format_for=keeps)
     assert (config.precision.compute, config.precision.tf32) == (compute, tf32)
 
 

@@ -483,7 +483,7 @@ SCHEDULE: dict[str, Row] = {
     "settings of another decay": (
         ["schedule=constant", "+schedule.end_factor=0.5", "+schedule.power=3"],
         {
-            "schedule.end_factor=0.5: has no effect with schedule.decay=constant": "linear, cosine, polynomial, wsd",
+            "schedule.end_factor=0.5: has no effect with schedule.decay=constant": "linear, cosine, quarter_cosine",
             "schedule.power=3.0: has no effect with schedule.decay=constant": "it belongs to polynomial. Remove it",
         },
     ),
@@ -1126,7 +1126,7 @@ def test_under_the_square_root_rule_the_batch_grows_by_the_square_and_the_rest_o
         (["batch.ramp.milestones=[1ep]", "batch.ramp.totals=[32]"], "32 follows 32, which has no effect"),
         (["batch.ramp.milestones=[1ep]", "batch.ramp.totals=[513]"], "a batch of 513 samples"),
         ([*RAMP, "schedule.warmup=3steps"], "schedule.warmup=3steps: with a ramp a number of steps"),
-        (["batch.ramp.in_place_of_decay=true"], "schedule.decay=cosine. Use schedule=step"),
+        (["batch.ramp.in_place_of_decay=true", "schedule=constant"], "schedule.decay=constant has none"),
         (["batch.ramp.max_total=64"], "has no effect without in_place_of_decay"),
         (
             ["batch.ramp.in_place_of_decay=true", "scaling=none", "schedule=step", "schedule.milestones=[2ep]"],

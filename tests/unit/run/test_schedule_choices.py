@@ -96,7 +96,12 @@ def test_an_own_decay_gets_all_samples_and_the_lengths_that_it_asks_for():
         (("schedule.decay=wds",), "Did you mean 'wsd'?"),
         (("schedule=wsd", "schedule.cooldown=50steps", "batch.ramp.milestones=[2ep]", "batch.ramp.totals=[20]"),
          "schedule.cooldown=50steps: with a ramp a number of steps is not a number of samples"),
-        (("schedule=wsd", "batch.ramp.in_place_of_decay=true", "scaling=linear"), "replaces a step decay"),
+        (("schedule=constant", "batch.ramp.in_place_of_decay=true", "scaling=linear"), "=constant has none"),
+        (("schedule=restarts", "batch.ramp.in_place_of_decay=true", "scaling=linear"), "The rate rises from"),
+        (("schedule=step", "batch.ramp.in_place_of_decay=true", "scaling=linear", "batch.ramp.stage_factor=3"),
+         "batch.ramp.stage_factor=3.0: has no effect with schedule=step"),
+        (("batch.ramp.growth=seesaw",), "batch.ramp.growth=seesaw: has no effect without in_place_of_decay"),
+        (("batch.ramp.in_place_of_decay=true", "scaling=linear", "batch.ramp.max_total=10"), "of 10 never grows"),
     ],
 )  # fmt: skip
 def test_what_makes_no_sense_is_refused_with_its_numbers(overrides: tuple[str, ...], expected: str):

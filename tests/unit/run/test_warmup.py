@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 
+from largebatch.batch.scaling import SCALING_RULES
 from largebatch.run.config.reading import parse_config
 from largebatch.run.derive import RunNumbers, derive
 from tests.unit.composing import GROUPS, compose_run
@@ -32,7 +33,7 @@ def derived(*overrides: str, totals: tuple[int, ...], lengths: tuple[str, ...] =
 @pytest.mark.parametrize("optimizer", GROUPS["optimizer"])
 def test_it_acts_with_every_optimizer_scaling_and_batch(optimizer: str):
     """LARS's base rate is that of batch 4096: below it, a warmup from the base rate did nothing."""
-    for rule in GROUPS["scaling"]:
+    for rule in SCALING_RULES:
         overrides = (f"optimizer={optimizer}", f"scaling={rule}", "length=20ep", "schedule=constant")
         totals = (8, 256, 4096, 8192)
         for run, total in zip(derived(*overrides, "schedule.warmup=5ep", totals=totals), totals, strict=True):
@@ -41,6 +42,14 @@ def test_it_acts_with_every_optimizer_scaling_and_batch(optimizer: str):
             assert all(before < after for before, after in itertools.pairwise(rates[: warm + 1]))
             assert set(rates[warm:]) == {run.peak_lrs[0].value}
             assert rates[0] in (0, 0.05)  # zero, or the base rate of SGD
+
+
+def test_it_starts_from_the_effect_of_the_base_rate_where_the_momentum_follows_the_batch():
+    (run,) = derived("scaling=linear_half_life", "length=20ep", totals=(64,))
+    momentum, first = run.scaled[0]["momentum"].value, run.lr_at(0)
+    assert momentum == pytest.approx(0.81)
+    assert first / (1 - momentum) == pytest.approx(0.05 / (1 - 0.9))
+    assert run.peak_lrs[0].value == pytest.approx(2 * first)
 
 
 @pytest.mark.parametrize("schedule", [one for one in GROUPS["schedule"] if one != "own"])

@@ -17,6 +17,7 @@ TITLES = {
     "warmup": "Warmup",
     "lars": "SGD, LARS and LAMB over batch sizes",
     "noise_and_minima": "Noise and minima",
+    "quadratic_methods": "Which choices matter at which batch sizes",
     "powers_of_two": "Powers of two",
 }
 

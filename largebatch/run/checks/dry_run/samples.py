@@ -127,7 +127,8 @@ def _is_without_singles(config: TrainConfig, total: int, world_size: int) -> boo
 def _extremes(numbers: RunNumbers) -> list[tuple[int, int, int]]:
     """(size, position of its first sample in the run, index) of the first smallest and the first largest one."""
     found: dict[int, tuple[int, int, int]] = {}
-    for position, plan, _ in numbers.ramp.stages(numbers.schedule.total_samples):
+    stages = [(position, plan) for position, plan, _ in numbers.ramp.stages(numbers.schedule.total_samples)]
+    for position, plan in [*stages, *((0, plan) for plan in numbers.ramp.plans_of_choice)]:
         offset = 0
         for index, size in enumerate(plan.micro_batch_sizes):
             found.setdefault(size, (size, position + offset, index))

@@ -78,6 +78,18 @@ def _try_batch(
     return dataclasses.replace(state, absent=tuple(absent), changes_inputs=changes_inputs)
 
 
+def fails_alone(
+    config: TrainConfig, numbers: RunNumbers, dataset: Any, augment: Augmentation | None, model: nn.Module, loss: Loss
+) -> bool:
+    """Whether a micro-batch of one sample fails where two of them pass, as with batch statistics."""
+    with as_before(model):
+        train_mode(model)
+        batch = next(tried_batches(config, numbers, dataset, augment, model, loss))
+        return not _passes(config, dataset, model, loss, repeated(batch, 1)) and _passes(
+            config, dataset, model, loss, repeated(batch, 2)
+        )
+
+
 def _passes(config: TrainConfig, dataset: Any, model: nn.Module, loss: Loss, batch: TriedBatch) -> bool:
     try:
         _backward(config, dataset, model, loss, batch, draw=0)

@@ -1,0 +1,1 @@
+"""How large the batch should be, and what it costs: the answer from the runs at hand."""

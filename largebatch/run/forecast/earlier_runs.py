@@ -1,0 +1,135 @@
+"""Reads earlier runs cheaply: two small files each, of the newest ones, whatever else lies in the folder."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from largebatch.diagnostics.predictions.grades import Grade
+from largebatch.diagnostics.predictions.shape import Shape
+from largebatch.records.graded_runs import MEASURED, grades_in, positive
+from largebatch.records.regular_files import printable, read_regular
+
+MOST_RUNS = 48  # newest ones that are read
+MOST_ENTRIES = 1000  # of the folder that are looked at
+_MOST_BYTES = 2**20
+_MOST_NAMED = 20  # broken runs
+
+
+@dataclass(frozen=True)
+class EarlierRun:
+    """What a run left that predicts another one.
+
+    Attributes:
+        name: of its folder.
+        conditions: as `conditions` gave them.
+        global_batch_size: in samples.
+        num_samples: of its training set.
+        shape: how a rank's part of the batch was cut up.
+        measured: of summary.json, numbers above 0.
+        final_loss: on the validation set, of a run that has finished; None: not known.
+        grades: of its own predictions.
+    """
+
+    name: str
+    conditions: Mapping[str, Any]
+    global_batch_size: int
+    num_samples: int
+    shape: Shape
+    measured: Mapping[str, float]
+    final_loss: float | None
+    grades: tuple[Grade, ...]
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """Earlier runs, oldest first; those that could not be read, each with its reason; how many were not looked at."""
+
+    runs: list[EarlierRun] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    num_more: int = 0
+
+
+def read_earlier(folder: Path, own: Path) -> Earlier:
+    """The newest runs whose folders lie in `folder`, without the run's own. A broken one is named, not raised.
+
+    Cost: a list of the folder, and two files of each of the newest `MOST_RUNS` runs.
+    """
+    found: list[tuple[float, str]] = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in islice(entries, MOST_ENTRIES):
+                if entry.is_dir(follow_symlinks=False) and entry.name != own.name:
+                    ended = _modified(f"{entry.path}/summary.json")
+                    found += [] if ended is None else [(ended, entry.name)]
+    except OSError as error:
+        return Earlier(left_out=[f"{folder.name}: {error.strerror or error}"])
+    found.sort()
+    earlier = Earlier(num_more=max(len(found) - MOST_RUNS, 0))
+    for _, name in found[-MOST_RUNS:]:
+        try:
+            run = read_earlier_run(folder / name)
+        except (OSError, ValueError) as error:
+            if len(earlier.left_out) < _MOST_NAMED:
+                earlier.left_out.append(printable(f"{name}: {error}".partition("\n")[0])[:200])
+            continue
+        if run is not None:
+            earlier.runs.append(run)
+    return earlier
+
+
+def _modified(path: str) -> float | None:
+    try:
+        return os.stat(path).st_mtime
+    except OSError:  # no run, one that goes on, or one that was killed
+        return None
+
+
+def read_earlier_run(folder: Path) -> EarlierRun | None:
+    """One run; None if it has nothing to predict from: of an older version, or with a batch that changes.
+
+    Raises:
+        OSError, ValueError: if its files are broken.
+    """
+    plan, summary = _read(folder / "plan.json"), _read(folder / "summary.json")
+    given, measured = plan.get("conditions"), summary.get(MEASURED)
+    if not isinstance(given, dict) or not isinstance(measured, dict) or plan.get("ramp"):
+        return None
+    counts = {
+        name: int(positive(plan, name) or 0)
+        for name in ("global_batch_size", "num_samples", "grad_accum_steps", "max_micro_batch_size", "world_size")
+    }
+    if wrong := [name for name, count in counts.items() if not 1 <= count < 2**53]:
+        raise ValueError(f"plan.json: {', '.join(wrong)} is no whole number above 0")
+    samples = -(-counts["global_batch_size"] // counts["world_size"])
+    numbers = {str(key): value for key in measured if (value := positive(measured, key)) is not None}
+    final_loss = positive(summary, "eval/val_loss") if summary.get("status") == "finished" else None
+    return EarlierRun(
+        folder.name,
+        given,
+        counts["global_batch_size"],
+        counts["num_samples"],
+        Shape(samples, counts["grad_accum_steps"], counts["max_micro_batch_size"]),
+        numbers,
+        final_loss,
+        tuple(grades_in(summary)),
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = read_regular(path, most=_MOST_BYTES, inside=path.parent)
+    except FileNotFoundError:
+        raise ValueError(f"{path.name} is missing") from None
+    try:
+        values = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path.name} is half written, or no JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path.name} is no JSON object")
+    return values

@@ -1,0 +1,155 @@
+"""Predictions of one run from earlier runs of the same kind: time, memory, communication, final loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from largebatch.diagnostics.intervals import Interval
+from largebatch.diagnostics.predictions.grades import widened, widening
+from largebatch.diagnostics.predictions.kinds import INTERPOLATED, MEASURED, kind_of
+from largebatch.diagnostics.predictions.positive_law import fit_positive_law
+from largebatch.diagnostics.predictions.shape import Shape
+from largebatch.records.graded_runs import LABELS
+from largebatch.run.forecast.conditions import OF_COST, OF_MACHINE, OF_RESULT
+from largebatch.run.forecast.earlier_runs import Earlier, EarlierRun
+
+_LEAST_SEEDS = 3
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A quantity of a run before it begins.
+
+    Attributes:
+        value, low, high: with the 95 % interval for one run.
+        unit: of all three.
+        kind: `measured`, `interpolated` or `extrapolated`: where the run lies among the earlier ones.
+        source: what it rests on.
+        widened_by: factor on the logarithm by which grades of earlier predictions have widened the interval.
+    """
+
+    value: float
+    low: float
+    high: float
+    unit: str
+    kind: str
+    source: str
+    widened_by: float = 1.0
+
+
+@dataclass(frozen=True)
+class Coming:
+    """The run that is predicted.
+
+    Attributes:
+        conditions: as of `conditions`.
+        global_batch_size, num_samples: of batch and training set.
+        shape: of a rank's part of the batch.
+    """
+
+    conditions: Mapping[str, str]
+    global_batch_size: int
+    num_samples: int
+    shape: Shape
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """Steps in which the run sees as many samples as the training set has."""
+        return self.num_samples / self.global_batch_size
+
+
+def predictions(coming: Coming, earlier: Earlier) -> dict[str, Prediction]:
+    """Quantity -> its prediction, for those with an interval: a value without one would be no prediction."""
+    alike = [run for run in earlier.runs if _share(run, coming, OF_COST)]
+    replicates = [run for run in earlier.runs if run.final_loss and _share(run, coming, OF_RESULT)]
+    found = {
+        "step_time": _of_step(coming, alike, "step_time", lambda run: 1.0),
+        "epoch_time": _of_step(
+            coming, alike, "epoch_time", lambda run: run.num_samples / run.global_batch_size, coming.steps_per_epoch
+        ),
+        "memory": _memory(coming, alike),
+        "exposed_communication": _constant(coming, alike, "exposed_communication"),
+        "final_loss": _final_loss(replicates),
+    }
+    named = {key: (one, source) for key, pair in found.items() if pair is not None for one, source in [pair]}
+    return {
+        key: made
+        for key, (one, source) in named.items()
+        if (made := _prediction(key, one, source, coming, alike, earlier)) is not None
+    }
+
+
+def _share(run: EarlierRun, coming: Coming, names: Sequence[str]) -> bool:
+    return all(run.conditions.get(name) == coming.conditions[name] for name in names)
+
+
+Found = tuple[Interval, str]
+
+
+def _of_step(coming: Coming, alike: Sequence[EarlierRun], key: str, per: Any, factor: float = 1.0) -> Found | None:
+    """A time that is a multiple of a step's: `per` steps of an earlier run, `factor` of the coming one."""
+    known = [run for run in alike if key in run.measured]
+    if not known:
+        return None
+    law = fit_positive_law([run.shape.time_terms for run in known], [run.measured[key] / per(run) for run in known])
+    one = law.at(coming.shape.time_terms)
+    return Interval(factor * one.value, factor * one.low, factor * one.high), _count(known)
+
+
+def _memory(coming: Coming, alike: Sequence[EarlierRun]) -> Found | None:
+    known = [run for run in alike if "memory" in run.measured]
+    sizes = {run.shape.micro_batch_size for run in known}
+    if not known or (len(sizes) == 1 and coming.shape.micro_batch_size not in sizes):
+        return None  # one size does not tell what grows with it
+    law = fit_positive_law([run.shape.memory_terms for run in known], [run.measured["memory"] for run in known])
+    return law.at(coming.shape.memory_terms), _count(known)
+
+
+def _constant(coming: Coming, alike: Sequence[EarlierRun], key: str) -> Found | None:
+    values = [run.measured[key] for run in alike if key in run.measured]
+    if not values or coming.conditions["ranks"] == "1":
+        return None
+    source = f"{_count(values)}, taken as the same at every batch size"
+    return fit_positive_law([[1.0]] * len(values), values).at([1.0]), source
+
+
+def _final_loss(replicates: Sequence[EarlierRun]) -> Found | None:
+    if len(replicates) < _LEAST_SEEDS:
+        return None
+    law = fit_positive_law([[1.0]] * len(replicates), [run.final_loss or 0.0 for run in replicates])
+    return law.at([1.0]), f"{_count(replicates)} that differ in the seed alone"
+
+
+def _prediction(
+    key: str, one: Interval, source: str, coming: Coming, alike: Sequence[EarlierRun], earlier: Earlier
+) -> Prediction | None:
+    grades = [
+        grade
+        for run in earlier.runs
+        if _share(run, coming, OF_MACHINE)
+        for grade in run.grades
+        if grade.quantity == key
+    ]
+    factor = widening(grades)
+    wide = widened(one, factor)
+    if not all(map(math.isfinite, (wide.value, wide.low, wide.high))):
+        return None
+    if factor > 1:
+        source += f"; the interval is {factor:.3g} times as wide as theirs, as {len(grades)} graded runs ask"
+    sizes = [run.global_batch_size for run in alike]
+    kind = MEASURED if key == "final_loss" else kind_of(coming.global_batch_size, sizes)
+    if kind == MEASURED and all(run.shape != coming.shape for run in alike) and key != "final_loss":
+        kind = INTERPOLATED
+    return Prediction(wide.value, wide.low, wide.high, LABELS[key][1], kind, source, factor)
+
+
+def _count(found: Sequence[Any]) -> str:
+    return f"{len(found)} earlier run{'' if len(found) == 1 else 's'}"
+
+
+def record_of(found: Mapping[str, Prediction]) -> dict[str, Any]:
+    """As plain values, for plan.json."""
+    return {key: asdict(one) for key, one in found.items()}
