@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -63,46 +64,59 @@ class Growth:
     ) -> list[tuple[int, int]]:
         """(first sample, batch) of each later stage of a run whose first batch is `total`.
 
-        Stage k begins at the first sample where the decay is at most stage_factor^-k. The batch is rounded there, and
-        at most `largest`; a stage is left out if its batch is that of the one before, or the run may end in one step.
+        Stage k begins at the first sample where the decay is at most stage_factor^-k of what it is at `start`. The
+        batch is rounded there, and at most `largest`; a stage is left out if its batch is that of the one before, or
+        the run may end in one step.
 
         Args:
-            decay: samples seen -> factor of the peak rate, 1 at `start` and never rising after it.
+            decay: samples seen -> factor of the peak rate, above 0 at `start` and never rising after it.
             total: samples per step of the first stage.
             start: of the decay: where the warmup ends.
             end: of the run.
             largest: batch allowed.
 
         Raises:
-            ValueError: if the decay rises.
+            ValueError: if the decay rises, or is 0 from the start.
 
         >>> growth = Growth(rate_exponent=1.0)
         >>> growth.stages(lambda samples: 1 - samples / 800, 10, start=0, end=800, largest=35)
         [(400, 20), (600, 35)]
         """
         self._require_falling(decay, start, end)
-        found: list[tuple[int, int]] = []
-        size, number = total, 1
+        first, found, size = decay(start), list[tuple[int, int]](), total
         while size < largest:
-            place = _first_at_most(decay, self.stage_factor**-number, start, end)
+            number = self._next(total, size, largest)
+            place = _first_at_most(decay, first * self.stage_factor**-number, start, end)
             if place is None:
                 break
-            grown = self._grown(total, number, largest)
-            while grown < largest and decay(place) <= self.stage_factor ** -(number + 1) * (1 + _ROUNDING):
-                number += 1  # the decay falls by several stages at once
-                grown = self._grown(total, number, largest)
+            left = decay(place) / first  # it may fall by several stages at once
+            grown = max(self._grown(total, number, largest), self._grown(total, self._begun(left), largest))
             if size + grown > end - place:  # the step under way at this place may end so much later
                 break
-            if grown > size:
-                found.append((place, grown))
-            size, number = grown, number + 1
+            found.append((place, grown))
+            size = grown
         return found
 
-    def _grown(self, total: int, number: int, largest: int) -> int:
+    def _next(self, total: int, size: int, largest: int) -> int:
+        """The first stage with a batch above `size`, which is below `largest`; thousands of small ones have none."""
+        number = max(math.floor(math.log((size + 0.5) / total) / self.exponent / math.log(self.stage_factor)) - 1, 1)
+        while self._grown(total, number, largest) <= size:
+            number += 1
+        return number
+
+    def _begun(self, left: float) -> float:
+        """The last stage that has begun where so much of the rate is left."""
+        return math.floor(math.log((1 + _ROUNDING) / left) / math.log(self.stage_factor)) if left > 0 else math.inf
+
+    def _grown(self, total: int, number: float, largest: int) -> int:
+        if number * self.exponent * math.log(self.stage_factor) > math.log(largest / total) + 1:  # may be beyond floats
+            return largest
         return min(round(total * self.stage_factor ** (number * self.exponent)), largest)
 
     @staticmethod
     def _require_falling(decay: Callable[[int], float], start: int, end: int) -> None:
+        if not decay(start) > 0:
+            raise ValueError(f"The rate is 0 from {start:,} samples on: a batch grows in place of a rate that falls.")
         places = [start + (end - 1 - start) * number // _PLACES for number in range(_PLACES + 1)]
         for before, after in itertools.pairwise(places):
             if decay(after) > decay(before) * (1 + _ROUNDING):

@@ -108,6 +108,9 @@ def _of_steps(config: TrainConfig, total: int, largest: int, milestones: tuple[i
     grown = totals_in_place_of_decay(
         total, num_milestones=count, gamma=gamma, max_total=largest, exponent=1 / growth.exponent
     )
+    if max(grown, default=total) == total:
+        at = f"at {count} milestones of schedule.gamma={gamma:g}"
+        raise ConfigError([_never_grows(total, largest, at, "lower schedule.gamma")])
     left = (1.0, *decay_left_over(total, grown, gamma=gamma, exponent=growth.rate_exponent))
     return Stages((total, *grown), milestones, left)
 
@@ -125,14 +128,18 @@ def _of_decay(config: TrainConfig, total: int, largest: int, decaying: Callable[
             [f"batch.ramp.in_place_of_decay=true: schedule.decay={schedule.decay_name}: {error}"]
         ) from None
     if not later:
-        raise ConfigError(
-            [f"batch.ramp.in_place_of_decay=true: the batch of {total} never grows: at most {largest} (batch.ramp."
-             f"max_total; null: a tenth of the training set), in stages of {growth.stage_factor:g} of the rate, within "
-             f"{length:,} samples. Raise max_total, lower batch.ramp.stage_factor, train longer, or let the rate fall."]
-        )  # fmt: skip
+        when = f"in stages of {growth.stage_factor:g} of the rate, within {length:,} samples"
+        raise ConfigError([_never_grows(total, largest, when, "lower batch.ramp.stage_factor, train longer")])
     milestones, totals = zip(*later, strict=True)
     back = tuple(growth.rate_factor(size, total) for size in totals)
     return Stages((total, *totals), milestones, (1.0, *back))
+
+
+def _never_grows(total: int, largest: int, when: str, remedy: str) -> str:
+    return (
+        f"batch.ramp.in_place_of_decay=true: the batch of {total} never grows: at most {largest} (batch.ramp."
+        f"max_total; null: a tenth of the training set), {when}. Raise max_total, {remedy}, or let the rate fall."
+    )
 
 
 def _without_later(stages: Stages, until: int | None) -> Stages:

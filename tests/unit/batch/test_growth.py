@@ -16,7 +16,7 @@ from largebatch.batch.decays import Cooldown
 from largebatch.batch.growth import GROWTHS, Growth
 from largebatch.batch.schedule import Schedule
 from largebatch.diagnostics.closed_forms import LeastSquares, NoisyQuadratic
-from largebatch.run.config.reading import parse_config
+from largebatch.run.config.reading import ConfigError, parse_config
 from largebatch.run.derive import derive
 from largebatch.run.trunk import Trunk
 from tests.unit.composing import compose_run
@@ -121,6 +121,26 @@ def test_a_decay_in_drops_takes_several_stages_at_once_and_one_that_rises_is_ref
         growth.stages(lambda at: 0.1 if 240 < at < 250 else 1.0, 2, start=0, end=501, largest=100)
 
 
+def test_stages_of_any_fineness_are_found_at_once_and_fall_from_where_the_decay_begins():
+    """A factor of 1 + 2^-52 has 2 * 10^15 stages, with 5 batches; one of 1e200 is beyond floats where it is squared."""
+    asked = []
+
+    def line(at: int) -> float:
+        asked.append(at)
+        return 1 - at / 10000
+
+    found = Growth(1.0, 1.0, math.nextafter(1, 2)).stages(line, 10, start=0, end=10000, largest=15)
+    for at, size in found:  # the first sample at which 10 / f rounds to it
+        assert line(at) * (size - 0.5) <= 10 * (1 + 1e-9) < line(at - 1) * (size - 0.5) * (1 + 2e-9)
+    assert [size for _, size in found] == [11, 12, 13, 14, 15]
+    assert len(asked) < 3000
+    assert Growth(0.5, 1.0, 1e200).stages(lambda at: float(at < 500), 2, start=0, end=999, largest=99) == [(500, 99)]
+    low = Growth(1.0, 1.0, 2.0).stages(lambda at: 0.3 * (1 - at / 800), 10, start=0, end=800, largest=35)
+    assert low == [(400, 20), (600, 35)]
+    with pytest.raises(ValueError, match="The rate is 0 from 5 samples on"):
+        Growth(1.0).stages(lambda at: 0.0, 2, start=5, end=99, largest=10)
+
+
 def end_loss(lrs: list[float], sizes: list[int], *, normalised: bool) -> float:
     used = [(lr, size) for lr, size in zip(lrs, sizes, strict=True) if lr > 0]
     rates, batches = zip(*used, strict=True)
@@ -138,7 +158,7 @@ def test_a_growing_batch_ends_at_the_loss_of_the_decay_to_first_order_in_the_rat
     """
     is_normalised = rule == 0.5
     differences = []
-    for rate in (0.05, 0.025, 0.0125):
+    for rate in (0.05, 0.025):
         schedule = Schedule(round(16 * 40 / rate), decay="cosine")
         peak = rate * math.sqrt(3 / 16) if is_normalised else rate
         losses = []
@@ -147,7 +167,7 @@ def test_a_growing_batch_ends_at_the_loss_of_the_decay_to_first_order_in_the_rat
             losses.append(end_loss([peak * one for one in rates], sizes, normalised=is_normalised))
         differences.append(abs(losses[1] / losses[0] - 1))
     assert differences[0] < 0.02
-    assert all(after < 0.75 * before for before, after in itertools.pairwise(differences))
+    assert differences[1] < 0.75 * differences[0]
 
 
 def test_a_normalised_method_stands_no_growth_beyond_seesaws():
@@ -192,7 +212,7 @@ def test_the_moments_of_linear_regression_are_the_mean_over_all_possible_runs():
 def test_on_linear_regression_growth_ends_at_the_loss_of_the_decay_to_first_order(growth: str):
     """Here the noise depends on the weights, too. At half the rate in twice the steps the difference is halved."""
     differences = []
-    for rate in (0.04, 0.02, 0.01):
+    for rate in (0.04, 0.02):
         schedule, losses = Schedule(round(8 * 20 / rate), decay="cosine"), []
         for chosen in (None, Growth(1.0, GROWTHS[growth])):
             factors, sizes = walk(schedule, 8, chosen, 64)
@@ -200,7 +220,13 @@ def test_on_linear_regression_growth_ends_at_the_loss_of_the_decay_to_first_orde
             losses.append(REGRESSION.scheduled_excess([1.0, 1.0, 1.0], lrs=rates, batch_sizes=sizes)[-1])
         differences.append(abs(losses[1] / losses[0] - 1))
     assert differences[0] < 0.02
-    assert all(after < 0.65 * before for before, after in itertools.pairwise(differences))
+    assert differences[1] < 0.65 * differences[0]
+
+
+def test_a_step_decay_in_place_of_which_no_batch_grows_is_refused():
+    given = ("schedule=step", "schedule.gamma=0.99", "batch.total=10", "batch.ramp.in_place_of_decay=true")
+    with pytest.raises(ConfigError, match=r"10 never grows: at most 100 .* at 3 milestones of schedule.gamma=0.99"):
+        derive(parse_config(compose_run(*given)), num_samples=1000, world_size=1)
 
 
 @pytest.mark.parametrize(("decay", "given"), [("step", ("schedule.gamma=0.5",)), ("cosine", ())])
