@@ -23,7 +23,8 @@ class StageBatch:
 
     Attributes:
         global_batch_size: samples per step.
-        peak_lr: rate of a group without a factor of its own, before the schedule.
+        peak_lr: that the rule gives to a group without a factor of its own: before any decay, by the schedule or by
+            what a growing batch leaves of one.
         clip_norm: largest gradient norm; None: no clipping.
     """
 

@@ -59,7 +59,7 @@ class Following:
         return rate_with_momentum(rate, self.base["momentum"], self.values(global_batch_size)["momentum"])
 
     def stage(self, global_batch_size: int, peak_lr: float) -> StageBatch:
-        """The stage of this batch and rate."""
+        """The stage of this batch and rate, before any decay: a velocity then fades by a decay as it does without growth."""
         clip_norm = self.values(global_batch_size)["clip_norm"].value if self.base["clip_norm"] else None
         return StageBatch(global_batch_size, peak_lr, clip_norm)
 
@@ -186,7 +186,6 @@ def scaled_groups(
     following: Following | None,
     optimizer: Optimizer,
     ramp: BatchRamp,
-    peaks: tuple[ScaledValue, ...],
     as_batch: int | None = None,
 ) -> ScaledGroups | None:
     """The values of the groups of a fresh optimizer in each stage, the first of which it gets; None: none follow.
@@ -195,7 +194,6 @@ def scaled_groups(
         following: the rule.
         optimizer: as it is made.
         ramp: of the run.
-        peaks: peak rate of each stage.
         as_batch: the batch that the rules see in place of the run's.
 
     Raises:
@@ -211,7 +209,7 @@ def scaled_groups(
             following.probed,
             base_lr=following.base["lr"],
             base_batch_size=following.base_batch_size,
-            stages=[following.stage(size, peak.value) for size, peak in zip(sizes, peaks, strict=True)],
+            stages=[following.stage(size, following.values(size)["lr"].value) for size in sizes],
             stage_at=ramp.stage_at,
         )
     except ValueError as error:

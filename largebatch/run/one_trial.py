@@ -201,7 +201,7 @@ def _scaled_groups(parts: Parts, optimizer: torch.optim.Optimizer) -> ScaledGrou
     numbers, as_batch = parts.numbers, parts.config.scaling.as_batch
     if numbers is None:
         return None
-    return scaled_groups(numbers.following, optimizer, numbers.ramp, numbers.peak_lrs, as_batch)
+    return scaled_groups(numbers.following, optimizer, numbers.ramp, as_batch)
 
 
 def _module_loss(loss: Loss) -> ModuleLoss | None:

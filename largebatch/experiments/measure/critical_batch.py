@@ -122,7 +122,7 @@ def _rates(prepared: Prepared, base: BatchPlan, size: int, factors: Sequence[flo
     scales = [rate(size) / rate(base.global_batch_size) * factor for factor in factors]
     if following is None or groups is None:
         return [Branch(plan, scale) for scale in scales]
-    own = numbers.peak_lrs[numbers.ramp.plans.index(base)].value
+    own = rate(base.global_batch_size)
     return [Branch(plan, scale, groups.left_for(following.stage(size, own * scale))) for scale in scales]
 
 
