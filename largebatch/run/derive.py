@@ -126,7 +126,8 @@ def derive(config: TrainConfig, *, num_samples: int, world_size: int) -> RunNumb
         solved = partial(_schedule, config, followed[1][0], base, length, samples, place)
         schedule = findings.attempt("schedule", solved)
     findings.errors += noise_scale_problems(config, ramp)
-    findings.errors += _profile_problems(config, ramp.num_steps(length) if ramp else length // total)
+    end, start = schedule.total_samples if schedule else length, trunk.samples_seen if trunk else 0
+    findings.errors += _profile_problems(config, ramp.num_steps(end, start) if ramp else (end - start) // total)
     evaluate_every = findings.attempt("", lambda: _interval("evaluation", config.observers.evaluation.every, samples))
     checkpoint_every = findings.attempt("", lambda: _interval("checkpoint", config.observers.checkpoint.every, samples))
     sharpness_every = findings.attempt("", lambda: _interval("sharpness", config.observers.sharpness.every, samples))
@@ -243,8 +244,9 @@ def _profile_problems(config: TrainConfig, num_steps: int) -> list[str]:
     steps = config.observers.profile.steps
     if not steps or num_steps >= steps + PROFILE_WARMUP_STEPS:
         return []
+    whose = "run has" if config.cooldown.checkpoint is None else "cooldown has"
     return [
-        f"observers.profile.steps={steps}: the run has {num_steps} steps, and {PROFILE_WARMUP_STEPS} warm up. "
+        f"observers.profile.steps={steps}: the {whose} {num_steps} steps, and {PROFILE_WARMUP_STEPS} warm up. "
         "Train longer or record fewer."
     ]
 

@@ -59,7 +59,7 @@ class Following:
         return rate_with_momentum(rate, self.base["momentum"], self.values(global_batch_size)["momentum"])
 
     def stage(self, global_batch_size: int, peak_lr: float) -> StageBatch:
-        """The stage of this batch and rate, before any decay: a velocity then fades by a decay as it does without growth."""
+        """The stage of this batch and rate, before any decay: past gradients fade by it as they do without growth."""
         clip_norm = self.values(global_batch_size)["clip_norm"].value if self.base["clip_norm"] else None
         return StageBatch(global_batch_size, peak_lr, clip_norm)
 

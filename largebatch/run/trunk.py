@@ -36,8 +36,8 @@ class Trunk:
 def trunk_of(config: TrainConfig) -> Trunk | None:
     """The place at which the run leaves its trunk; None: it leaves none.
 
-    The checkpoint says it. A branch that goes on by itself (resume=auto) may have lost it, since the trunk keeps only
-    its newest ones: then the branch's own plan.json says it.
+    The checkpoint says it, on every rank. A branch that goes on by itself (resume=auto) may have lost it, or lose it
+    just now, since the trunk keeps only its newest ones: then the branch's own plan.json says it.
 
     Raises:
         ConfigError: if neither can be read, or the section makes no sense.
@@ -48,15 +48,16 @@ def trunk_of(config: TrainConfig) -> Trunk | None:
     if cooldown.checkpoint is None:
         return None
     path = Path(cooldown.checkpoint)
-    if config.resume != "none" and not path.exists() and (known := _recorded(config, path)) is not None:
-        return known
     if problem := _path_problem(path):
-        raise ConfigError([f"cooldown.checkpoint={path}: {problem}"])
-    try:
-        step, samples_seen = position_of(path)
-    except CheckpointError as error:
-        raise ConfigError([f"cooldown.checkpoint: {error}"]) from error
-    return Trunk(path, step, samples_seen)
+        problem = f"cooldown.checkpoint={path}: {problem}"
+    else:
+        try:
+            return Trunk(path, *position_of(path))
+        except CheckpointError as error:
+            problem = f"cooldown.checkpoint: {error}"
+    if config.resume != "none" and (known := _recorded(config, path)) is not None:
+        return known
+    raise ConfigError([problem])
 
 
 def cooled_schedule(

@@ -29,6 +29,8 @@ from largebatch.run.trunk import branch_identity
 # A run with another value of one of these is another run: its checkpoints must not be resumed.
 _IDENTITY = ("seed", "length", "clip_norm", "batch_norm", "scaling", "schedule", "optimizer", "parameters")
 _MOST_SHOWN = 20  # changes
+_OF_RUN = "Resume with the same values, or start a new run with resume=none."
+_OF_TRUNK = "A cooldown has the values of its trunk: give the same, or leave out cooldown.checkpoint to train anew."
 
 # The behaviour of runs before these keys existed.
 _BEFORE: dict[str, Any] = {
@@ -120,13 +122,16 @@ class Change:
         return self.permission is not None and any(_names(entry, self.key) for entry in entries)
 
 
-def check_identity(checkpoint: Checkpoint, identity: dict[str, Any], *, allow: Sequence[str] = ()) -> list[Change]:
+def check_identity(
+    checkpoint: Checkpoint, identity: dict[str, Any], *, allow: Sequence[str] = (), of_trunk: bool = False
+) -> list[Change]:
     """Refuse to continue a run as another one.
 
     Args:
         checkpoint: to continue from.
         identity: of the run that resumes it.
         allow: sections of `CHANGEABLE`, or single values, that may differ; see `is_changeable`.
+        of_trunk: whether the checkpoint is that of a run which this one leaves.
 
     Returns:
         the permitted changes, code included.
@@ -141,7 +146,7 @@ def check_identity(checkpoint: Checkpoint, identity: dict[str, Any], *, allow: S
         more = f"; and {len(refused) - _MOST_SHOWN} more" if refused[_MOST_SHOWN:] else ""
         raise CheckpointError(
             f"{checkpoint.path} belongs to another run: {'; '.join(map(str, refused[:_MOST_SHOWN]))}{more}. "
-            f"Resume with the same values, or start a new run with resume=none.{_way_out(refused, allow)}"
+            f"{_OF_TRUNK if of_trunk else _OF_RUN}{_way_out(refused, allow)}"
         )
     _check_permissions(allow, checkpoint.values["identity"], identity)
     return changes

@@ -140,7 +140,7 @@ def _branch(prepared: Prepared, trunk: Trunk, folder: RunFolder, runtime: Runtim
             f"{found.path}: lies inside a cooldown ({plain(inside)}), and a cooldown begins at a checkpoint of its "
             "trunk. Name one of these, or go on with this one by resume=auto."
         )
-    changes = check_identity(found, identity, allow=prepared.config.resume_allow)
+    changes = check_identity(found, identity, allow=prepared.config.resume_allow, of_trunk=True)
     if found.values["samples_seen"] != trunk.samples_seen:
         raise CheckpointError(f"{found.path}: another checkpoint has taken its place meanwhile. Start again.")
     last = prepared.numbers.schedule.total_samples

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -27,7 +28,7 @@ from largebatch.training.loop import Run
 from largebatch.training.raised import error_text
 from largebatch.training.weight_average import average_of
 
-_REMEDY = "Resume with the config and the code of the run, or start anew in another run.dir with resume=none."
+_REMEDY = "Go on with the config and the code of its run, or start anew without it, in another run.dir."
 
 
 @runtime_checkable
@@ -88,7 +89,7 @@ def restore(run: Run, checkpoint: Checkpoint, *, changed_options: frozenset[str]
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{checkpoint.path} does not fit this run: {plain(error_text(error))}. Use an older checkpoint, or "
-            "start anew with resume=none."
+            "start anew without it."
         ) from error
     values = checkpoint.values
     run.runtime.load_loss_scale_state(values["loss_scale"])
@@ -122,7 +123,7 @@ def roll_back(run: Run, folder: Path, origin: Path | None, *, changed_options: f
     Args:
         run: goes on with the next batch.
         folder: of the run's checkpoints; those of later steps, which another process may have left, do not count.
-        origin: the checkpoint that the run was resumed from, if there is none yet in `folder`.
+        origin: the checkpoint that the run was resumed from, if there is none yet in `folder` and it is still there.
         changed_options: as for `restore`.
 
     Returns:
@@ -134,7 +135,11 @@ def roll_back(run: Run, folder: Path, origin: Path | None, *, changed_options: f
 
     def choose() -> tuple[Checkpoint | None, list[str]]:
         newest, _ = newest_valid(folder, up_to=run.progress.step, fits=fits)
-        return (load_checkpoint(origin, fits) if newest is None and origin is not None else newest), []
+        if newest is None and origin is not None:
+            # In the folder of another run, such as the trunk of a cooldown, which may have removed it by now.
+            with contextlib.suppress(CheckpointError):
+                newest = load_checkpoint(origin, fits)
+        return newest, []
 
     checkpoint, _ = chosen_by_rank0(run.runtime, choose)
     if checkpoint is None:

@@ -324,6 +324,13 @@ def test_a_run_that_was_resumed_into_another_folder_goes_back_to_where_it_came_f
     (back,) = [row for row in ledger(tmp_path / "second") if "guard" in row]
     assert (back["step"], back["guard"], back["parameters"]) == (7, "rollback", rows[5]["parameters"])
 
+    def gone() -> bool:
+        shutil.rmtree(tmp_path / "first", ignore_errors=True)
+        return False
+
+    train_quietly(faulty(*asked, *going_on, factors=factors), tmp_path / "third", stop=gone)
+    assert [row["guard"] for row in ledger(tmp_path / "third") if "guard" in row] == ["skip"]
+
 
 def test_a_rollback_without_checkpoints_on_the_way_is_refused(tmp_path: Path):
     with pytest.raises(ConfigError, match=r"guard\.policy=rollback: .*observers\.checkpoint\.every"):
