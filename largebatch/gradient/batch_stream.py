@@ -95,6 +95,11 @@ class BatchStream:
         """The most samples of a micro-batch, as planned and after shortages of memory."""
         return {"planned": self._planned, "lowered": self.ramp.max_micro_batch_size}
 
+    @property
+    def is_lowered(self) -> bool:
+        """Whether shortages of memory have made the micro-batches smaller than planned."""
+        return self.ramp.max_micro_batch_size < self._planned
+
     def load(self, state: Mapping[str, Any]) -> bool:
         """Go on in the smaller micro-batches of a process that had planned the same ones; whether there are such."""
         if not self._shrinks or state["planned"] != self._planned or state["lowered"] >= self._planned:

@@ -15,7 +15,9 @@ from largebatch.distributed.runtime import Runtime
 from largebatch.gradient.out_of_memory import MicroBatchTooLargeError
 from largebatch.losses import CrossEntropy
 from largebatch.training.loop import Observer, Run, train
+from largebatch.training.observers import MetricsObserver, RowLog
 from largebatch.training.observers.ledger import ids_over_ranks
+from largebatch.training.observers.typical_times import TypicalTimes
 from largebatch.training.step_report import StepReport
 from tests.multiprocess.made_run import made_run
 
@@ -104,6 +106,9 @@ def run_case(case: Case) -> dict[str, Any]:
             halves_micro_batches=case.survives,
             observers=[watcher],
         )
+        metrics = MetricsObserver(RowLog([], num_samples=len(data)))
+        metrics.times = TypicalTimes(runtime.device)
+        metrics.times.add(num_steps=1, step_s=1.0, data_s=0.0, communication_s=0.0)
         try:
             status = train(run)
         except MicroBatchTooLargeError as error:
@@ -115,6 +120,7 @@ def run_case(case: Case) -> dict[str, Any]:
             "sizes": watcher.sizes,
             "ids": watcher.ids,
             "refused": hungry.refused,
+            "measured": metrics.measured(run),
         }
 
 
@@ -135,6 +141,7 @@ def test_a_run_that_does_not_fit_is_bit_for_bit_the_one_that_began_with_smaller_
         assert one["sizes"] == other["sizes"] == [fits] * STEPS
         assert one["ids"] == other["ids"]
         assert equal(one, other)
+        assert (one["measured"], other["measured"]["step_time"]) == ({}, 1.0), "its time is of no planned micro-batch"
     assert [bool(one["refused"]) for one in found] == [False] * (world - 1) + [True]
     assert found[-1]["refused"][0] == max_micro
 

@@ -91,11 +91,13 @@ class MetricsObserver(Observer):
     def measured(self, run: Run) -> dict[str, Any]:
         """What predictions are graded by: usual times, see `TypicalTimes`, and the peak of `memory` in bytes.
 
-        The peak is left out of a process that has trained another run before: it may be that run's.
+        The peak is left out of a process that has trained another run before: it may be that run's. A run with a ramp,
+        or whose micro-batches became smaller than its plan says, has none: its times are of no one batch.
         """
-        if self.times is None or len(run.steps.batches.ramp.plans) > 1:
+        batches = run.steps.batches
+        if self.times is None or len(batches.ramp.plans) > 1 or batches.is_lowered:
             return {}
-        plan = run.steps.batches.ramp.at(run.progress.samples_seen)
+        plan = batches.ramp.at(run.progress.samples_seen)
         found = self.times.values(steps_per_epoch=self._rows.num_samples / plan.global_batch_size)
         peak = peak_memory(run.runtime.device) if self._memory_is_own and found else None
         return found | ({} if peak is None else {"memory": peak})
