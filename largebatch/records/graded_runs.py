@@ -46,13 +46,22 @@ def calibration_of(summaries: Iterable[Mapping[str, Any]]) -> list[Calibration]:
 
 def calibration_table(found: Sequence[Calibration]) -> Table:
     """The same as a table: no plan without its error."""
-    headers = ("quantity", "graded runs", "median error", "measured / predicted", "inside the interval", "95 %")
+    headers = (
+        "quantity",
+        "graded runs",
+        "median error",
+        "measured / predicted",
+        "high / low",
+        "inside the interval",
+        "95 %",
+    )
     rows = [
         (
             LABELS[one.quantity][0],
             f"{one.number}",
             f"{one.median_error:.1%}",
             f"{one.median_ratio:.3f}",
+            f"{one.median_width:.3g}",
             f"{one.share.value:.0%}" + ("; too seldom: later intervals are wider" if one.is_doubtful else ""),
             f"{one.share.low:.0%} to {one.share.high:.0%}",
         )
@@ -67,6 +76,7 @@ def calibration_lines(found: Sequence[Calibration]) -> list[str]:
         return ["predictions: no run has graded its own yet, so how far off they are is not known"]
     return [
         f"predictions of {LABELS[one.quantity][0]}: {one.number} graded, median error {one.median_error:.1%}; "
-        f"{one.inside} of {one.number} intervals held ({one.share.low:.0%} to {one.share.high:.0%}), of 95 % claimed"
+        f"{one.inside} of {one.number} intervals held ({one.share.low:.0%} to {one.share.high:.0%}), of 95 % claimed; "
+        f"their upper end is {one.median_width:.3g} times the lower one"
         for one in found
     ]

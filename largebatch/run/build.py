@@ -146,7 +146,8 @@ def open_run(prepared: Prepared, stop: Callable[[], bool], overrides: Sequence[s
         identity = run_identity(prepared)
         start = begin(prepared, folder, runtime, identity)
         prepared = go_on_as_decided(prepared, start.checkpoint, loader)
-        forecast = make_forecast(prepared, folder.path) if runtime.is_main else Forecast()
+        is_over = start.step >= prepared.numbers.num_steps
+        forecast = make_forecast(prepared, folder.path, is_over=is_over) if runtime.is_main else Forecast()
         plan = plan_record(prepared, decisions_of(start.checkpoint)) | forecast.plan_entries()
         notes += record_start(folder, start, runtime, config=prepared.public, overrides=overrides, plan=plan)
         trackers = open_trackers(prepared, folder, start, stack) if runtime.is_main else []

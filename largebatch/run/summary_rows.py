@@ -52,8 +52,8 @@ def summary_rows(opened: OpenRun, summary: dict[str, Any], hint: str | None) -> 
         rows += decision_rows_of(opened.growth.totals, opened.growth.decisions)
     if opened.communication is not None and (communication := opened.communication.summary()) is not None:
         rows.append(("communication", communication))
-    if PREDICTIONS in summary:
-        rows.append(("predicted", grade_row(summary[PREDICTIONS])))
+    if graded := grade_row(summary.get(PREDICTIONS, {})):
+        rows.append(("predicted", graded))
     if hint is not None:
         rows.append(("hint", hint))
     if opened.checkpoints.unsaved is not None:

@@ -127,6 +127,25 @@ def test_heavy_libraries_stay_in_their_rooms():
     assert of_every_module(strangers) == {}
 
 
+def test_a_run_waits_for_no_import_of_the_report_or_of_scipy():
+    left, found = ["largebatch.run.forecast.forecast"], set[str]()
+    while left:
+        if (module := left.pop()) not in found:
+            found.add(module)
+            left += [module.rpartition(".")[0], *_imported_at_once(module)]
+    assert {"largebatch.run.prepare", "numpy"} <= found
+    assert [one for one in found if one.startswith(("largebatch.records.report", "scipy.special", "plotly"))] == []
+
+
+def _imported_at_once(module: str) -> Iterator[str]:
+    """By what stands at the top of its file."""
+    for one in tree(MODULES[module]).body if module in MODULES else ():
+        if isinstance(one, ast.Import):
+            yield from (alias.name for alias in one.names)
+        elif isinstance(one, ast.ImportFrom):
+            yield from (str(one.module), *(f"{one.module}.{alias.name}" for alias in one.names))
+
+
 def test_a_file_can_be_read_in_one_go():
     lines = {module: len(path.read_text().splitlines()) for module, path in MODULES.items()}
     assert {module: count for module, count in lines.items() if count > MAX_FILE_LINES} == {}

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import cache
 
 _TINY, _SETTLED, _MOST_TERMS, _HALVINGS, _NARROW = 1e-300, 1e-15, 10_000, 1000, 1e-13
+_LARGEST = 700.0  # exponent whose power of e is a number
 
 
 def incomplete_beta(a: float, b: float, x: float) -> float:
@@ -75,6 +76,15 @@ def beta_quantile(a: float, b: float, share: float) -> float:
     0.5
     """
     return _root(lambda x: incomplete_beta(a, b, x), share)
+
+
+def e_to(exponent: float) -> float:
+    """e^exponent; infinite, and no OverflowError, where it is larger than any number: an end that is not known.
+
+    >>> e_to(0.0), e_to(1e6)
+    (1.0, inf)
+    """
+    return math.exp(exponent) if exponent < _LARGEST else math.inf
 
 
 def _root(rising: Callable[[float], float], value: float) -> float:

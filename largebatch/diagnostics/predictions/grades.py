@@ -8,9 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from largebatch.diagnostics.intervals import Interval
-from largebatch.diagnostics.predictions.chances import beta_quantile
+from largebatch.diagnostics.predictions.chances import beta_quantile, e_to
 
 _LEVEL = 0.95
+LEAST_HALF = 1e-3
+"""Least half width of an interval on the logarithm: a few runs that agree to the last digit, as the memory of a GPU
+does, do not prove that there is no spread, and no score is measured in widths of 0."""
 MOST_GRADED = 200  # newest grades that widen an interval: a machine of long ago says nothing about today's
 
 
@@ -50,10 +53,8 @@ class Grade:
         (2.0, 4.0)
         """
         distance = math.log(self.measured / self.value)
-        half = math.log(self.high / self.value) if distance > 0 else math.log(self.low / self.value)
-        if distance == 0:
-            return 0.0
-        return distance / half * self.widened_by if half else math.inf
+        half = math.log(self.high / self.value) if distance > 0 else math.log(self.value / self.low)
+        return abs(distance) / max(half / self.widened_by, LEAST_HALF)
 
 
 def widening(grades: Sequence[Grade]) -> float:
@@ -78,17 +79,19 @@ def widening(grades: Sequence[Grade]) -> float:
 
 
 def widened(one: Interval, factor: float) -> Interval:
-    """The interval, wider by a factor on the logarithm: value (end / value)^factor.
+    """The interval, wider by a factor on the logarithm: value (end / value)^factor; half of it is `LEAST_HALF` or more.
 
     >>> widened(Interval(1.0, 0.5, 2.0), 2.0)
     Interval(value=1.0, low=0.25, high=4.0)
     """
-    if factor == 1 or math.isnan(one.low):
+    if math.isnan(one.low) or math.isnan(one.high):
         return one
-    if math.isinf(factor):  # an interval without width was wrong: there is no telling
-        return Interval(one.value, math.nan, math.nan)
-    low, high = (one.value * math.exp(factor * math.log(end / one.value)) for end in (one.low, one.high))
-    return Interval(one.value, low, high)
+    ratios = [end / one.value for end in (one.low, one.high)]
+    halves = [max(abs(math.log(ratio)), LEAST_HALF) if ratio > 0 else math.inf for ratio in ratios]
+    if factor == 1 and min(halves) > LEAST_HALF:
+        return one
+    low, high = (factor * half for half in halves)
+    return Interval(one.value, one.value * math.exp(-low), one.value * e_to(high))
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,7 @@ class Calibration:
         number: of grades.
         median_error: median of |measured / predicted - 1|.
         median_ratio: of measured over predicted; above 1: predictions are too low.
+        median_width: of the upper over the lower end of the intervals: wide ones hold easily, and say little.
         inside: intervals that held.
         share: of them, with its 95 % interval (Clopper and Pearson 1934).
     """
@@ -108,6 +112,7 @@ class Calibration:
     number: int
     median_error: float
     median_ratio: float
+    median_width: float
     inside: int
     share: Interval
 
@@ -129,7 +134,8 @@ def _calibration(key: str, grades: Sequence[Grade]) -> Calibration:
     inside, number = sum(one.is_inside for one in grades), len(grades)
     errors = [abs(one.ratio - 1) for one in grades]
     ratio = statistics.median(one.ratio for one in grades)
-    return Calibration(key, number, statistics.median(errors), ratio, inside, share_interval(inside, number))
+    width = statistics.median(one.high / one.low for one in grades)
+    return Calibration(key, number, statistics.median(errors), ratio, width, inside, share_interval(inside, number))
 
 
 def share_interval(hits: int, number: int) -> Interval:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from largebatch.diagnostics.intervals import Interval
-from largebatch.diagnostics.predictions.chances import f_chance, student_quantile
+from largebatch.diagnostics.predictions.chances import e_to, f_chance, student_quantile
 
 Array = npt.NDArray[np.float64]
 
@@ -66,7 +66,7 @@ class PositiveLaw:
         leverage = float(own @ np.linalg.solve(self.information, own))
         spread = next(one for one in self.spreads if value <= one.most)
         half = student_quantile(spread.freedom) * spread.deviation * math.sqrt(1 + leverage)
-        return Interval(value, min(values) * math.exp(-half), max(values) * math.exp(half))
+        return Interval(value, min(values) * math.exp(-half), max(values) * e_to(half))
 
 
 def fit_positive_law(terms: Sequence[Sequence[float]], values: Sequence[float]) -> PositiveLaw:

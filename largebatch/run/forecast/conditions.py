@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from largebatch.run.config.environment import comparable
+from largebatch.run.config.schema import TrainConfig
 from largebatch.run.prepare import Prepared
 
 OF_MACHINE = ("device", "threads", "ranks")
@@ -22,9 +23,12 @@ OF_COST = ("model", "data", "loss", "optimizer", "arithmetic", "measuring", *OF_
 OF_RESULT = ("trajectory",)
 """Condition of the results: everything but the seed."""
 
-_PLACES = ("path", "root", "seed", "limit", "label_noise", "timeout_s", "validation", "train_plain", "order", "stream")
-_NOT_OF_RESULT = ("run", "logger", "launcher", "cost", "seed", "observers", "resume", "resume_allow")
+SEED = "seed"
+"""Is kept beside the conditions, and is none: runs of one seed are one draw, however often it was repeated."""
+_OTHER = ("seed", "limit", "label_noise", "timeout_s", "validation", "train_plain", "order", "stream")
+_NOT_OF_RESULT = ("run", "logger", "launcher", "cost", "seed", "observers", "resume")
 _ARITHMETIC = ("precision", "batch_norm", "sam", "ema", "parameters")
+_IN_STEPS = ("metrics", "layers", "noise_scale", "communication", "ledger", "replicas", "recompute", "profile")
 _LONGEST = 16  # letters of a hash
 
 
@@ -36,14 +40,6 @@ def conditions(prepared: Prepared) -> dict[str, str]:
     arithmetic |= {"decisions": prepared.decisions.values(), "compute": config.precision.compute}
     arithmetic |= {"reduction": config.batch.reduction, "guard": config.guard.policy}
     arithmetic |= {"clips": config.clip_norm is not None}
-    watched = config.observers
-    measuring: list[Any] = [
-        watched.metrics.every,
-        watched.noise_scale.every,
-        watched.recompute.every,
-        watched.ledger.enabled,
-    ]
-    measuring.append(_coarse(watched.own))
     result = {key: value for key, value in plain.items() if key not in _NOT_OF_RESULT}
     result |= {"batch": {**plain["batch"], "max_micro": None}, "content": prepared.content}
     return {
@@ -52,18 +48,42 @@ def conditions(prepared: Prepared) -> dict[str, str]:
         "loss": _hash(plain["loss"]),
         "optimizer": _hash(_coarse(plain["optimizer"])),
         "arithmetic": _hash(arithmetic),
-        "measuring": _hash(measuring),
+        "measuring": _hash(_measuring(config)),
         "device": prepared.decisions.device.name if prepared.decisions.device.is_gpu else _processor(),
         "threads": str(torch.get_num_threads()),
-        "ranks": str(world_size),
+        "ranks": _ranks(world_size),
         "trajectory": _hash(result),
+        SEED: str(config.seed),
     }
 
 
+def _measuring(config: TrainConfig) -> list[Any]:
+    """What a step computes besides the training, and what a process holds: memory of a CPU is that of all of it."""
+    watched, logger = config.observers, config.logger
+    in_steps = [getattr(watched, name).model_dump() for name in _IN_STEPS]
+    rare = None if watched.sharpness.every is None else watched.sharpness.model_dump()
+    held = [watched.evaluation.micro, watched.checkpoint.background, rare]
+    told = [logger.wandb.mode, logger.tensorboard, logger.mlflow.enabled, logger.trackio.enabled]
+    return [in_steps, held, told, _coarse(watched.own)]
+
+
+def _ranks(world_size: int) -> str:
+    """Their number, and how many of them share a node, where the launcher tells: the links of a node are faster.
+
+    >>> from unittest.mock import patch
+    >>> with patch.dict(os.environ, LOCAL_WORLD_SIZE="4"):
+    ...     _ranks(4), _ranks(8)
+    ('4', '8, 4 per node')
+    """
+    per_node = os.environ.get("LOCAL_WORLD_SIZE", "")
+    is_spread = per_node.isdecimal() and 0 < int(per_node) < world_size
+    return f"{world_size}, {int(per_node)} per node" if is_spread else str(world_size)
+
+
 def _coarse(value: Any) -> Any:
-    """Fractions as zero or not, as a momentum counts for time; paths, seeds and sizes of sets left out."""
+    """Fractions as zero or not, as a momentum counts for time; seeds and sizes of sets left out."""
     if isinstance(value, Mapping):
-        return {key: _coarse(part) for key, part in value.items() if key not in _PLACES}
+        return {key: _coarse(part) for key, part in value.items() if key not in _OTHER}
     if isinstance(value, (list, tuple)):
         return [_coarse(part) for part in value]
     if isinstance(value, bool) or not isinstance(value, (int, float)):

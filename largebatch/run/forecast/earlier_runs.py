@@ -14,9 +14,11 @@ from largebatch.diagnostics.predictions.grades import Grade
 from largebatch.diagnostics.predictions.shape import Shape
 from largebatch.records.graded_runs import MEASURED, grades_in, positive
 from largebatch.records.regular_files import printable, read_regular
+from largebatch.run.forecast.conditions import SEED
 
 MOST_RUNS = 48  # newest ones that are read
-MOST_ENTRIES = 1000  # of the folder that are looked at
+MOST_FOLDERS = 1000  # that are looked into for a run
+_MOST_ENTRIES = 20_000  # of the folder
 _MOST_BYTES = 2**20
 _MOST_NAMED = 20  # broken runs
 
@@ -27,6 +29,7 @@ class EarlierRun:
 
     Attributes:
         name: of its folder.
+        seed: of the run; None: not known.
         conditions: as `conditions` gave them.
         global_batch_size: in samples.
         num_samples: of its training set.
@@ -37,6 +40,7 @@ class EarlierRun:
     """
 
     name: str
+    seed: str | None
     conditions: Mapping[str, Any]
     global_batch_size: int
     num_samples: int
@@ -58,19 +62,26 @@ class Earlier:
 def read_earlier(folder: Path, own: Path) -> Earlier:
     """The newest runs whose folders lie in `folder`, without the run's own. A broken one is named, not raised.
 
-    Cost: a list of the folder, and two files of each of the newest `MOST_RUNS` runs.
+    Cost: a list of the folder, one look into each of `MOST_FOLDERS` folders at most, and two files of each of the
+    newest `MOST_RUNS` runs.
     """
     found: list[tuple[float, str]] = []
+    own_path, here = os.path.realpath(own), os.path.realpath(folder)
     try:
         with os.scandir(folder) as entries:
-            for entry in islice(entries, MOST_ENTRIES):
-                if entry.is_dir(follow_symlinks=False) and entry.name != own.name:
-                    ended = _modified(f"{entry.path}/summary.json")
-                    found += [] if ended is None else [(ended, entry.name)]
+            listed = list(islice(entries, _MOST_ENTRIES + 1))
+        folders = [one for one in listed if one.is_dir(follow_symlinks=False)]
+        for entry in folders[:MOST_FOLDERS]:
+            if os.path.join(here, entry.name) != own_path:  # a run of the same name elsewhere is another one
+                ended = _modified(f"{entry.path}/summary.json")
+                found += [] if ended is None else [(ended, entry.name)]
     except OSError as error:
         return Earlier(left_out=[f"{folder.name}: {error.strerror or error}"])
     found.sort()
     earlier = Earlier(num_more=max(len(found) - MOST_RUNS, 0))
+    if len(folders) > MOST_FOLDERS or len(listed) > _MOST_ENTRIES:
+        looked = min(len(folders), MOST_FOLDERS)
+        earlier.left_out.append(printable(f"{folder.name}: has more entries; {looked} folders of it were looked into"))
     for _, name in found[-MOST_RUNS:]:
         try:
             run = read_earlier_run(folder / name)
@@ -96,9 +107,15 @@ def read_earlier_run(folder: Path) -> EarlierRun | None:
     Raises:
         OSError, ValueError: if its files are broken.
     """
-    plan, summary = _read(folder / "plan.json"), _read(folder / "summary.json")
-    given, measured = plan.get("conditions"), summary.get(MEASURED)
-    if not isinstance(given, dict) or not isinstance(measured, dict) or plan.get("ramp"):
+    if not os.path.lexists(folder / "plan.json"):  # a summary of something else
+        return None
+    plan = _read(folder / "plan.json")
+    given = plan.get("conditions")
+    if not isinstance(given, dict) or plan.get("ramp"):
+        return None
+    summary = _read(folder / "summary.json")
+    measured = summary.get(MEASURED)
+    if not isinstance(measured, dict):
         return None
     counts = {
         name: int(positive(plan, name) or 0)
@@ -111,6 +128,7 @@ def read_earlier_run(folder: Path) -> EarlierRun | None:
     final_loss = positive(summary, "eval/val_loss") if summary.get("status") == "finished" else None
     return EarlierRun(
         folder.name,
+        None if given.get(SEED) is None else str(given[SEED]),
         given,
         counts["global_batch_size"],
         counts["num_samples"],

@@ -16,6 +16,8 @@ from largebatch.records.graded_runs import LABELS
 from largebatch.run.forecast.conditions import OF_COST, OF_MACHINE, OF_RESULT
 from largebatch.run.forecast.earlier_runs import Earlier, EarlierRun
 
+MOST_APART = 10.0
+"""Upper over lower end of an interval that is printed; wider ones are only recorded and graded."""
 _LEAST_SEEDS = 3
 
 
@@ -38,6 +40,11 @@ class Prediction:
     kind: str
     source: str
     widened_by: float = 1.0
+
+    @property
+    def is_told(self) -> bool:
+        """Whether it says enough to be printed: not that a step takes between 0.2 ms and 40 minutes."""
+        return self.high <= MOST_APART * self.low
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,7 @@ class Coming:
 def predictions(coming: Coming, earlier: Earlier) -> dict[str, Prediction]:
     """Quantity -> its prediction, for those with an interval: a value without one would be no prediction."""
     alike = [run for run in earlier.runs if _share(run, coming, OF_COST)]
-    replicates = [run for run in earlier.runs if run.final_loss and _share(run, coming, OF_RESULT)]
+    repeated = [run for run in earlier.runs if run.final_loss and _share(run, coming, OF_RESULT)]
     found = {
         "step_time": _of_step(coming, alike, "step_time", lambda run: 1.0),
         "epoch_time": _of_step(
@@ -72,7 +79,7 @@ def predictions(coming: Coming, earlier: Earlier) -> dict[str, Prediction]:
         ),
         "memory": _memory(coming, alike),
         "exposed_communication": _constant(coming, alike, "exposed_communication"),
-        "final_loss": _final_loss(replicates),
+        "final_loss": _final_loss(repeated),
     }
     named = {key: (one, source) for key, pair in found.items() if pair is not None for one, source in [pair]}
     return {
@@ -116,7 +123,8 @@ def _constant(coming: Coming, alike: Sequence[EarlierRun], key: str) -> Found | 
     return fit_positive_law([[1.0]] * len(values), values).at([1.0]), source
 
 
-def _final_loss(replicates: Sequence[EarlierRun]) -> Found | None:
+def _final_loss(alike: Sequence[EarlierRun]) -> Found | None:
+    replicates = list({run.seed: run for run in alike if run.seed is not None}.values())  # the newest of each seed
     if len(replicates) < _LEAST_SEEDS:
         return None
     law = fit_positive_law([[1.0]] * len(replicates), [run.final_loss or 0.0 for run in replicates])
@@ -135,7 +143,7 @@ def _prediction(
     ]
     factor = widening(grades)
     wide = widened(one, factor)
-    if not all(map(math.isfinite, (wide.value, wide.low, wide.high))):
+    if not all(map(math.isfinite, (wide.value, wide.low, wide.high))) or wide.low <= 0:
         return None
     if factor > 1:
         source += f"; the interval is {factor:.3g} times as wide as theirs, as {len(grades)} graded runs ask"

@@ -32,35 +32,44 @@ def noisier_when_small(size: int) -> float:
 
 
 def coverage(
-    sizes: Sequence[int], new: int, *, runs: int, noise: Callable[[int], float] = even, seed: int = 0
-) -> float:
-    """Share of new runs inside of their interval, over runs whose law and noise are known."""
+    sizes: Sequence[int], new: Sequence[int], *, runs: int, noise: Callable[[int], float] = even, seed: int = 0
+) -> list[float]:
+    """Share of new runs of each size inside of their interval, over runs whose law and noise are known."""
     draw = np.random.default_rng(seed)
-    inside = 0
+    inside = np.zeros(len(new))
     for _ in range(REPEATED):
         tried = [sizes[number % len(sizes)] for number in range(runs)]
-        *seconds, later = (
-            float(TRUTH @ terms(size)) * math.exp(noise(size) * draw.standard_normal()) for size in (*tried, new)
-        )
-        predicted = fit_positive_law([terms(size) for size in tried], seconds).at(terms(new))
-        inside += predicted.low <= later <= predicted.high
-    return inside / REPEATED
+        seconds = [
+            float(TRUTH @ terms(size)) * math.exp(noise(size) * draw.standard_normal()) for size in (*tried, *new)
+        ]
+        law = fit_positive_law([terms(size) for size in tried], seconds[:runs])
+        predicted = [law.at(terms(size)) for size in new]
+        inside += [one.low <= later <= one.high for one, later in zip(predicted, seconds[runs:], strict=True)]
+    return (inside / REPEATED).tolist()
 
 
 @pytest.mark.parametrize(
     ("sizes", "new", "runs", "noise"),
     [
-        ((64,), 64, 4, even),
-        ((16, 64), 48, 6, even),
-        ((16, 64, 256), 512, 8, even),
-        ((8, 16, 32, 64, 128, 256), 96, 12, even),
-        ((8, 16, 32, 64, 128, 256), 16, 30, noisier_when_small),
-        ((8, 16, 32, 64, 128, 256), 200, 30, noisier_when_small),
+        ((16, 64), (48,), 6, even),
+        ((16, 64, 256), (96, 512), 8, even),
+        ((8, 16, 32, 64, 128, 256), (16, 200), 30, noisier_when_small),
     ],
 )
-def test_95_percent_of_new_runs_are_inside(sizes: Sequence[int], new: int, runs: int, noise: Callable[[int], float]):
+def test_95_percent_of_new_runs_are_inside(
+    sizes: Sequence[int], new: Sequence[int], runs: int, noise: Callable[[int], float]
+):
     # Of 250 draws a share of 0.95 has a standard error of 0.014.
-    assert 0.91 <= coverage(sizes, new, runs=runs, noise=noise) <= 0.985
+    assert all(0.91 <= share <= 0.985 for share in coverage(sizes, new, runs=runs, noise=noise))
+
+
+def test_repetitions_of_one_size_have_the_prediction_interval_of_normal_values_on_the_logarithm():
+    values = [0.011, 0.009, 0.0105, 0.0099]
+    found = fit_positive_law([terms(64)] * 4, values).at(terms(64))
+    logs = np.log(values)
+    half = 3.182446305284263 * logs.std(ddof=1) * math.sqrt(1 + 1 / 4)  # Student's t of 3, 97.5 %
+    expected = [math.exp(logs.mean() + end) for end in (0, -half, half)]
+    assert [found.value, found.low, found.high] == pytest.approx(expected, rel=1e-9)
 
 
 def test_an_interval_of_the_mean_alone_would_not_hold():
@@ -146,6 +155,7 @@ def test_the_table_counts_and_its_share_has_the_interval_of_clopper_and_pearson(
     grades = [Grade("memory", 2.0, 1.9, 2.1, measured) for measured in (2.0, 2.05, 2.2, 1.8)]
     (found,) = calibrations(grades)
     assert (found.number, found.inside) == (4, 2)
+    assert found.median_width == pytest.approx(2.1 / 1.9)
     assert found.median_error == pytest.approx(0.0625)
     # 2 of 4: the roots of P(X >= 2) = 0.025 and P(X <= 2) = 0.025 of a binomial distribution.
     for share, tail in ((found.share.low, lambda p: 1 - (1 - p) ** 4 - 4 * p * (1 - p) ** 3),
