@@ -81,7 +81,7 @@ def require_advisable(prepared: Prepared, sizes: Sequence[int] | None, *, key: s
 
     errors, num_samples = [], prepared.numbers.num_samples
     if len(prepared.numbers.ramp.plans) > 1:
-        errors.append("batch.ramp: advice is about one batch size. Leave the ramp out: batch.ramp.stages=null.")
+        errors.append("batch.ramp: advice is about one batch size. Leave batch.ramp out.")
     if large := [size for size in sizes or () if size > num_samples]:
         errors.append(f"{key}: {large} exceed the training set of {num_samples:,} samples. Use smaller ones.")
     if errors:

@@ -21,6 +21,7 @@ from largebatch.run.following import Following, Values, following_of, scaled_sta
 from largebatch.run.ramp_stages import Stages, rule_until, solve_stages
 from largebatch.run.schedule import schedule_of, settings_of_another_decay
 from largebatch.run.trunk import Trunk, cooled_schedule, trunk_of
+from largebatch.training.observers.growth import decided
 from largebatch.training.weight_average import AverageSettings
 
 PROFILE_WARMUP_STEPS = 5
@@ -112,7 +113,7 @@ def derive(config: TrainConfig, *, num_samples: int, world_size: int) -> RunNumb
     # Report errors of the first batch beside errors of the ramp.
     ramp = None
     if max((stages or Stages((total,))).totals) <= num_samples:  # an impossible batch could have billions of parts
-        ramp = findings.attempt("batch", lambda: _ramp(config, stages or Stages((total,)), world_size))
+        ramp = findings.attempt("batch", lambda: _ramp(config, stages or Stages((total,)), world_size, trunk))
     followed = findings.attempt("scaling", lambda: _follow(config, stages or Stages((total,)), samples))
     if length < total:
         findings.errors.append(
@@ -185,9 +186,10 @@ def peak_lr(config: TrainConfig, total: int) -> ScaledValue:
     return _rates(config, Stages((total,)))[0]
 
 
-def _ramp(config: TrainConfig, stages: Stages, world_size: int) -> BatchRamp:
+def _ramp(config: TrainConfig, stages: Stages, world_size: int, trunk: Trunk | None) -> BatchRamp:
     plans = tuple(solve_plan(config, total, world_size) for total in stages.totals)
-    return BatchRamp(plans, stages.milestones, None if stages.growth is None else (0,))
+    ramp = BatchRamp(plans, stages.milestones, None if stages.growth is None else (0,))
+    return ramp if stages.growth is None or trunk is None else decided(ramp, trunk.decisions)
 
 
 def _follow(

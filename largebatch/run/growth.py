@@ -14,7 +14,7 @@ from largebatch.run.plan_report import plan_record
 from largebatch.run.prepare import Prepared
 from largebatch.training.loop import Run
 from largebatch.training.observers import GrowthObserver, NoiseScaleObserver, RowLog
-from largebatch.training.observers.growth import decided
+from largebatch.training.observers.growth import decided, decisions_in
 
 
 def growth_observer(
@@ -54,9 +54,7 @@ def as_decided(numbers: RunNumbers, checkpoint: Checkpoint | None) -> RunNumbers
 
 def decisions_of(checkpoint: Checkpoint | None) -> list[GrowthDecision]:
     """The decisions in a checkpoint; none in that of a run that made none."""
-    memory = None if checkpoint is None else checkpoint.values.get("memory")
-    observers = {} if memory is None else memory["observers"]
-    return [GrowthDecision.of(one) for one in observers.get(GrowthObserver.__name__, {}).get("decisions", ())]
+    return [] if checkpoint is None else decisions_in(checkpoint.values)
 
 
 def go_on_as_decided(prepared: Prepared, checkpoint: Checkpoint | None, loader: MicroBatchLoader) -> Prepared:

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from largebatch.batch.cooldown import CooledTrunk, cooled_from
+from largebatch.batch.noise_growth import GrowthDecision
 from largebatch.batch.schedule import Schedule
 from largebatch.records.checkpoint import CheckpointError, position_of
+from largebatch.records.checkpoint.reading import reason
 from largebatch.records.run_folder import RunFolder
 from largebatch.run.config.reading import ConfigError
 from largebatch.run.config.schema import TrainConfig
+from largebatch.training.observers.growth import decisions_in
 
 
 @dataclass(frozen=True)
@@ -22,11 +25,13 @@ class Trunk:
     Attributes:
         checkpoint: of the trunk.
         step, samples_seen: its position.
+        decisions: about the batch of a trunk that grows by its noise scale, up to there.
     """
 
     checkpoint: Path
     step: int
     samples_seen: int
+    decisions: tuple[GrowthDecision, ...] = ()
 
     def record(self) -> dict[str, Any]:
         """As plain values, for plan.json and summary.json."""
@@ -52,7 +57,8 @@ def trunk_of(config: TrainConfig) -> Trunk | None:
         problem = f"cooldown.checkpoint={path}: {problem}"
     else:
         try:
-            return Trunk(path, *position_of(path))
+            step, samples_seen, values = position_of(path)
+            return Trunk(path, step, samples_seen, _decisions(path, values))
         except CheckpointError as error:
             problem = f"cooldown.checkpoint: {error}"
     if config.resume != "none" and (known := _recorded(config, path)) is not None:
@@ -128,15 +134,27 @@ def _path_problem(path: Path) -> str | None:
     return f"is no checkpoint. The newest one of a run changes, and a cooldown begins at one place: name it{newest}."
 
 
+def _decisions(path: Path, values: dict[str, Any]) -> tuple[GrowthDecision, ...]:
+    try:
+        return tuple(decisions_in(values))
+    except (AttributeError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path}: its decisions about the batch cannot be read: {reason(error)}. Use an older checkpoint."
+        ) from error
+
+
 def _recorded(config: TrainConfig, path: Path) -> Trunk | None:
     from largebatch.records.report.run_files import read_json
 
     if config.run.dir is None:
         return None
     try:
-        known = read_json(RunFolder(Path(config.run.dir)).path / "plan.json")["trunk"]
+        plan = read_json(RunFolder(Path(config.run.dir)).path / "plan.json")
+        known = plan["trunk"]
         step, samples_seen = known["step"], known["samples_seen"]
+        decisions = [GrowthDecision.of(one) for one in plan.get("growth", {}).get("decisions", ())]
+        of_trunk = tuple(one for one in decisions if one.samples_seen <= samples_seen)
     except (OSError, ValueError, KeyError, TypeError):
         return None
     is_same = known.get("checkpoint") == str(path) and isinstance(step, int) and isinstance(samples_seen, int)
-    return Trunk(path, step, samples_seen) if is_same else None
+    return Trunk(path, step, samples_seen, of_trunk) if is_same else None

@@ -36,6 +36,11 @@ _LAST_DIGITS = (
     ("observers", "noise_scale", "geometry"),  # acts on rows alone
 )
 
+_DECIDES = (
+    "batch.ramp.by=noise_scale: a study counts the steps of each batch size, and such a run decides on its batches "
+    "itself. Leave batch.ramp out."
+)
+
 
 def plan_cells(configs: Mapping[str, DictConfig], study: StudyConfig) -> list[Cell]:
     """Every optimizer at every batch size, checked: each is prepared once, as its runs will be.
@@ -49,6 +54,9 @@ def plan_cells(configs: Mapping[str, DictConfig], study: StudyConfig) -> list[Ce
     """
     cells, errors = [], []
     for name, config in configs.items():
+        if parse_config(config).batch.ramp.by == "noise_scale":
+            errors.append(f"{name}: {_DECIDES}")
+            continue
         ranges = study.ranges(name)
         settings = tuple(draw_settings(ranges, study.trials, seed=study.draw_seed))
         first = parse_config(config).seed

@@ -136,17 +136,20 @@ def find_valid(path: Path, fits: Fits | None = None) -> tuple[Checkpoint | None,
     return newest_valid(path if candidates(path) else path / "checkpoints", fits=fits)
 
 
-def position_of(path: Path) -> tuple[int, int]:
-    """Step and samples seen of the checkpoint in the directory `path`; its tensors are neither read nor verified.
+def position_of(path: Path) -> tuple[int, int, dict[str, Any]]:
+    """Step, samples seen and all values of the checkpoint in the directory `path`; its tensors are not read.
+
+    Of the values, only the samples seen are checked; see `require_run_values`.
 
     Raises:
         CheckpointError: if its manifest or its values are missing or damaged, or it holds no run.
     """
     manifest = read_manifest(path)
-    samples = _read_values(path, manifest["files"][VALUES]["sha256"]).get("samples_seen")
+    values = _read_values(path, manifest["files"][VALUES]["sha256"])
+    samples = values.get("samples_seen")
     if not isinstance(samples, int) or isinstance(samples, bool) or samples < 0:
         raise CheckpointError(f"{path}: samples_seen={brief(samples)} is no position of a run. Use another checkpoint.")
-    return manifest["step"], samples
+    return manifest["step"], samples, values
 
 
 def _read_values(path: Path, sha256: str) -> dict[str, Any]:

@@ -30,6 +30,13 @@ def decided(ramp: BatchRamp, decisions: Sequence[GrowthDecision]) -> BatchRamp:
     return ramp
 
 
+def decisions_in(values: Mapping[str, Any]) -> list[GrowthDecision]:
+    """The decisions in the values of a checkpoint; none in those of a run that made none."""
+    memory = values.get("memory")
+    observers = {} if memory is None else memory["observers"]
+    return [GrowthDecision.of(one) for one in observers.get(GrowthObserver.__name__, {}).get("decisions", ())]
+
+
 class GrowthObserver(Observer):
     """Lets the batch grow after a step whose measurement confirms it, on every rank alike, and says why.
 
