@@ -58,7 +58,8 @@ class GrowthRule:
     measurements in a row have confirmed it.
 
     Why in a row: an interval that is looked at again and again is above the truth at some look far more often than in
-    2.5 % of runs. A single measurement that is off moves the mean of a window for one look, a real growth stays.
+    2.5 % of runs. Windows of successive measurements overlap, so a few in a row help little: `largebatch bench growth`
+    counts how often the batch grows too early.
 
     Why one candidate at a time: the next measurements are made at the new batch and rate before a further growth, and
     the rate never jumps by more than the list of candidates allows.
@@ -111,7 +112,7 @@ class GrowthRule:
             since: `samples_seen` of the latest decision; 0 before the first.
         """
         place = self.totals.index(total) + 1
-        if place == len(self.totals) or low is None or self.totals[place] > self.factor * low:
+        if place == len(self.totals) or low is None or not self.totals[place] <= self.factor * low:
             return Judged(0, None)
         in_a_row += 1
         fits = samples_seen + self.totals[place] <= self.total_samples

@@ -185,7 +185,7 @@ class NoiseScaleEstimator:
         pairs = np.array(self._pairs)
         trace, grad_sq_norm = pairs.mean(axis=0).tolist()
         unknown = NoiseScale(trace, grad_sq_norm, len(pairs))
-        if len(pairs) < _FEWEST or trace <= 0 or grad_sq_norm <= 0:
+        if len(pairs) < _FEWEST or not (0 < trace < math.inf and 0 < grad_sq_norm < math.inf):
             return unknown
         interval = _ratio_interval(pairs)
         if interval is None or interval[0] <= 0 or interval[1] > _WIDEST * interval[0]:
@@ -195,6 +195,8 @@ class NoiseScaleEstimator:
 
 def _ratio_interval(pairs: _Array) -> Pair | None:
     """95 % interval of the ratio of the means; None if it is unbounded or the autocorrelation is too strong."""
+    # The ratio has no scale, and squares of these products overflow in a run that diverges: exactly, by a power of two.
+    pairs = np.ldexp(pairs, -math.frexp(float(np.abs(pairs).max()))[1])
     num_waves = min(max(len(pairs) // _MEASUREMENTS_PER_WAVE, min(_T_QUANTILES)), max(_T_QUANTILES))
     top, bottom = pairs.mean(axis=0).tolist()
     seen = _share_seen(_lag_1_correlation(pairs @ np.array([1.0, -top / bottom])), len(pairs), num_waves)

@@ -161,3 +161,18 @@ def test_efficiencies_by_hand():
 def test_one_micro_batch_says_nothing_about_noise():
     with pytest.raises(ValueError, match="num_micro_batches=1"):
         moments_of_step(1.0, 1.0, num_micro_batches=1, global_batch_size=4)
+
+
+@pytest.mark.parametrize("power", [-300, 600])
+def test_the_ratio_and_its_interval_have_no_scale(power: int):
+    """Bit for bit, as powers of two are exact: gradients of a run that diverges in float64 have no squares."""
+    pairs = np.random.default_rng(3).normal([10.0, 0.2], [2.0, 0.02], (60, 2))
+    usual, scaled = NoiseScaleEstimator(), NoiseScaleEstimator()
+    for one, other in zip(pairs.tolist(), np.ldexp(pairs, power).tolist(), strict=True):
+        usual.add(*one)
+        scaled.add(*other)
+    known, found = usual.estimate(), scaled.estimate()
+    assert known is not None
+    assert found is not None
+    assert known.interval is not None
+    assert (found.value, found.interval) == (known.value, known.interval)
