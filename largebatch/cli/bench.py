@@ -16,6 +16,7 @@ BENCHES = {
     "communication": "latency, bandwidth and the predicted step on more ranks: `largebatch measure communication`",
     "diagnostics": "the same loop with and without measuring the noise scale or communication",
     "critical-batch": "how often the intervals of `measure critical-batch` hold the truth of a noisy quadratic",
+    "growth": "how often a batch grows by its noise scale although the next one is above the true one",
     "data": "what loading images costs the training thread, with and without a thread that loads ahead",
     "attribution": "parts of `attribute` against true ones, and the coverage of their intervals, on planted tasks",
     "verify": "false alarms and missed defects of `largebatch verify`, over models, optimizers and seeds",
