@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from largebatch.batch.noise_growth import GrowthDecision, GrowthRule, as_overrides
@@ -37,6 +37,7 @@ def rule(**options: object) -> GrowthRule:
         ({}, [20.0] * 3, [(30, 20)]),  # as large as the lower end is allowed
         ({}, [19.99] * 50, []),
         ({}, [25.0, 25.0, 19.0, 25.0, 25.0, None, 25.0, 25.0], []),  # one look, or no interval, begins anew
+        ({}, [float("nan")] * 9, []),
         ({}, [25.0, 25.0, None, 25.0, 25.0, 25.0], [(60, 20)]),
         ({}, [1e9] * 9, [(30, 20), (90, 40)]),  # one candidate at a time, each confirmed anew; then there is no other
         ({"confirmations": 1}, [1e9, None, 1e9], [(10, 20), (50, 40)]),
@@ -59,6 +60,7 @@ def test_a_rule_that_is_none_is_refused(options):
         rule(**options)
 
 
+@settings(max_examples=40)
 @given(st.lists(st.integers(0, 3), max_size=6), st.data())
 def test_a_ramp_decided_while_it_runs_is_the_fixed_ramp_of_its_decisions(places: list[int], data: st.DataObject):
     """Places may fall, as after a rollback. Earlier steps never change, and the fixed ramp has the same ones."""

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import re
+from types import SimpleNamespace
+from typing import cast
+
 import pytest
 
 from largebatch.batch.noise_growth import GrowthDecision, GrowthRule
-from largebatch.run.config.reading import ConfigError, parse_config
+from largebatch.cli.plan_advice import require_advisable
+from largebatch.experiments.study.settings import StudyConfig
+from largebatch.experiments.study.study_runs import plan_cells
+from largebatch.run.config.reading import ConfigError, parse_config, parse_section
 from largebatch.run.derive import RunNumbers, derive
 from largebatch.run.growth_report import candidate_rows, decision_rows_of, growth_record
+from largebatch.run.prepare import Prepared
 from tests.unit.composing import compose_run
 
 pytestmark = pytest.mark.quick
@@ -47,28 +55,52 @@ def test_the_plan_and_the_records_say_that_the_run_decides():
 
 
 @pytest.mark.parametrize(
-    ("overrides", "error"),
+    ("overrides", "errors"),
     [
-        (["batch.ramp.totals=[]"], "has no batch to grow to"),
-        (["batch.ramp.totals=[200,64]"], "Sort them"),
-        (["batch.ramp.totals=[64,64]"], "without repetition"),
-        (["batch.ramp.totals=[32,64]"], "all above 32"),
-        (["batch.ramp.totals=[64,1001]"], "Use at most 1000"),
-        (["length=220samples", "schedule.warmup=0ep"], "never fits into a run of 220 samples"),
-        (["batch.ramp.milestones=[1ep]"], "Leave milestones empty"),
-        (["batch.ramp.in_place_of_decay=true", "schedule=step", "schedule.milestones=[2ep]"], "Choose one of them"),
-        (["observers.noise_scale.every=null"], "Set observers.noise_scale.every=10"),
-        (["batch.micro=null"], "Pin them with batch.micro=SIZE"),
-        (["batch.ramp.max_total=64"], "has no effect without in_place_of_decay"),
-        (["batch.ramp.at_least=10ep"], "the batch could never grow"),
-        (["batch.ramp.at_least=20steps"], "Write it in ep or samples"),
-        (["length=500steps"], "Write it in ep or samples"),
-        (["batch.total=2", "batch.micro=2"], "needs 4 samples"),
-        (["batch.ramp.factor=0"], "batch.ramp.factor"),
-        (["batch.ramp.by=noise"], "batch.ramp.by"),
-        (["batch.ramp.by=milestones", "batch.ramp.milestones=[1ep,2ep]", "batch.ramp.factor=2"], "has no effect with"),
+        (
+            ["batch.ramp.totals=[]", "batch.ramp.milestones=[1ep]"],
+            ["has no batch to grow to", "Leave milestones empty"],
+        ),
+        (["batch.ramp.totals=[200,64]", "batch.micro=null"], ["Sort them", "Pin them with batch.micro=SIZE"]),
+        (["batch.ramp.totals=[64,64]"], ["without repetition"]),
+        (["batch.ramp.totals=[32,1001]"], ["all above 32", "Use at most 1000"]),
+        (
+            ["length=220samples", "schedule.warmup=0ep", "batch.ramp.at_least=220samples"],
+            ["never fits into a run of 220 samples", "the batch could never grow"],
+        ),
+        (
+            [
+                "batch.ramp.in_place_of_decay=true",
+                "schedule=step",
+                "schedule.milestones=[2ep]",
+                "observers.noise_scale.every=null",
+            ],
+            ["Choose one of them", "Set observers.noise_scale.every=10"],
+        ),
+        (["batch.ramp.max_total=64"], ["has no effect without in_place_of_decay"]),
+        (
+            ["batch.ramp.at_least=20steps", "length=500steps"],
+            ["at_least=20steps.*Write it in ep", "length=500steps.*Write it in ep"],
+        ),
+        (["batch.total=2", "batch.micro=2"], ["needs 4 samples"]),
+        (["batch.ramp.factor=0", "batch.ramp.by=noise"], ["batch.ramp.factor", "batch.ramp.by"]),
+        (
+            ["batch.ramp.by=milestones", "batch.ramp.milestones=[1ep,2ep]", "batch.ramp.factor=2"],
+            ["has no effect with"],
+        ),
     ],
 )
-def test_what_cannot_be_decided_or_measured_is_refused(overrides: list[str], error: str):
-    with pytest.raises(ConfigError, match=error.replace("[", r"\[")):
+def test_what_cannot_be_decided_or_measured_is_refused(overrides: list[str], errors: list[str]):
+    with pytest.raises(ConfigError) as refused:
         numbers(*overrides)
+    for error in errors:
+        assert re.search(error, str(refused.value)), error
+
+
+def test_verbs_about_one_batch_size_refuse_a_run_that_decides_on_its_batches():
+    config = compose_run(*DRIVEN, "study.target.value=0.1", config_name="study")
+    with pytest.raises(ConfigError, match=r"sgd: batch\.ramp\.by=noise_scale: a study counts") as refused:
+        plan_cells({"sgd": config}, parse_section(config, "study", StudyConfig))
+    assert len(refused.value.errors) == 1, "not one for each batch size"
+    with pytest.raises(ConfigError, match=r"advice is about one batch size\. Leave batch\.ramp out"):
+        require_advisable(cast(Prepared, SimpleNamespace(numbers=numbers())), None, key="advise.batch_sizes")
