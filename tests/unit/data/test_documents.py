@@ -84,7 +84,7 @@ def model_of(kind: str) -> nn.Module:
 @pytest.mark.parametrize("kind", ["GPT", "GPT, checkpointed", "Llama, sdpa", "Llama, eager", "GPT2, sdpa"])
 def test_a_packed_document_is_scored_as_if_it_were_alone(kind: str):
     model = model_of(kind).double().eval()
-    # Eager attention of transformers takes its softmax in float32, even in a float64 model; rounding depends on the CPU.
+    # Eager attention of transformers takes its softmax in float32, even in float64 models; each CPU rounds its own way.
     exactness = {"rtol": 1e-4, "atol": 1e-6} if kind.endswith("eager") else {"rtol": 1e-10, "atol": 1e-12}
     inputs, _ = windows(separates=True).fetch(np.arange(2))
     outputs: Any = model(**inputs)
