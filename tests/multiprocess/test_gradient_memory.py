@@ -64,7 +64,7 @@ def peaks_of(num_parts: int, options: dict[str, Any]) -> list[int]:
         size = MICRO * num_parts * runtime.world_size
         data = random_classification(STEPS * size, 3, (WIDTH,), "train")
         plan = BatchPlan.solve(global_batch_size=size, world_size=runtime.world_size, max_micro_batch_size=MICRO)
-        with Live() as live, mock.patch.object(out_of_memory, "_RESERVE_BYTES", 1):  # it is there in every step
+        with Live() as live, mock.patch.object(out_of_memory, "RESERVE_BYTES", 1):  # it is there in every step
             model = nn.Sequential(*(nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh()) for _ in range(LAYERS)))
             optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
             peaks = Peaks(live)
