@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from largebatch.experiments.advice.planned import Planned, PlannedMemory, matching
 from largebatch.records.report.batches import Difference, Quality, quality_of, worse_than_smallest
 from largebatch.records.report.critical_evidence import CriticalBatch, critical_batches
-from largebatch.records.report.estimates import EXACT, NONE, NOTHING, Estimate, Quantity
+from largebatch.records.report.estimates import EXACT, NONE, NOTHING, Estimate, Quantity, no_quantity
 from largebatch.records.report.evidence import Evidence
 from largebatch.records.report.groups import Group
 from largebatch.records.report.quantities import quantities
+from largebatch.records.report.shapes import usual_ranks
 
 PREDICTED = "predicted"
 _PER_SIDE = 2  # candidates below and above the batch of the config
@@ -66,6 +67,9 @@ def assess(evidence: Evidence, planned: Planned, sizes: Sequence[int] | None) ->
     found["iterations"] = _iterations(planned)
     if planned.memory is not None and found["memory"].at(planned.batch).kind == NONE:
         found["memory"] = _predicted_memory(planned, planned.memory)
+    timed = [run for run in group.runs if run.step_s]
+    if timed and (ranks := usual_ranks(timed)) != planned.world_size:
+        found["exposed_communication"] = _of_other_ranks(ranks, planned.world_size)
     quality = quality_of(group.furthest)
     worse = worse_than_smallest(group.furthest, quality) if quality and group.furthest.by_batch else {}
     candidates = sorted(set(sizes)) if sizes else default_sizes(planned.batch, planned.num_samples)
@@ -84,6 +88,15 @@ def default_sizes(batch: int, num_samples: int) -> list[int]:
         batch * 2**power for power in range(_PER_SIDE + 1)
     ]
     return sorted({size for size in scaled if 1 <= size <= num_samples})
+
+
+def _of_other_ranks(ranks: int, planned_ranks: int) -> Quantity:
+    on = f"{ranks} process{'es' * (ranks > 1)}"
+    if planned_ranks == 1:
+        why = f"the runs were on {on}, and the plan has one, which sends nothing"
+    else:
+        why = f"the runs were on {on}, and the plan has {planned_ranks}"
+    return no_quantity("exposed_communication", "exposed communication of a step", "s", why)
 
 
 def _iterations(planned: Planned) -> Quantity:

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import shlex
-
 from largebatch.experiments.advice.assessment import Assessment
+from largebatch.experiments.advice.commands import ADVISE, NOISE_COMMAND, STUDY, command_for, goes_on
 from largebatch.experiments.advice.costs import span
 from largebatch.experiments.advice.decision import GAP, OPEN, UNMEASURED, Branch
 from largebatch.experiments.advice.mid_run_branches import NUM_STEPS
-from largebatch.experiments.advice.questions import COMMUNICATION, NOISE, QUESTIONS, RATE
+from largebatch.experiments.advice.questions import COMMUNICATION, NOISE, RATE
 from largebatch.records.graded_runs import LABELS, calibration_of
+from largebatch.records.report.critical_evidence import has_progress
 from largebatch.records.report.estimates import EXTRAPOLATED, kind_of
+from largebatch.records.report.evidence import differing
+from largebatch.records.report.shapes import usual_ranks
 
-_BRANCHED = "advise.critical_batch=true"
-_STUDY = "largebatch study study.target.value=VALUE run.dir=runs/study"
+_MOST_DIFFERING = 3  # settings that are named
 
 
 def how_sure(found: Assessment, chart: list[Branch]) -> str:
     """What the answer rests on, what would change it, and the cheapest next measurement."""
-    parts = [_rests_on(found), _graded(found)]
+    parts = [_rests_on(found), *_unlike(found), _graded(found)]
     if gaps := [one.question.key for one in chart if one.finding.taken in (UNMEASURED, OPEN)]:
         words = {NOISE: "the noise scale", COMMUNICATION: "communication", RATE: "the learning rate", GAP: "the gap"}
         if named := [words[key] for key in gaps if key in words]:
@@ -29,15 +30,17 @@ def how_sure(found: Assessment, chart: list[Branch]) -> str:
 
 def _rests_on(found: Assessment) -> str:
     if not found.critical:
-        return f"{_runs(found)} no critical batch"
+        return f"{_runs(found)} no critical batch" if found.group.runs else "no run of this task and optimizer is known"
     best = found.critical[0]
     how = "a noise scale, not a measurement of it" if best.is_noise else "measured"
     text = f"the critical batch is {'bounded on one side' if best.bound else how}"
     value = round(best.amount.value)
     if best.sizes and kind_of(value, best.sizes) == EXTRAPOLATED:
         low, high = best.sizes[0], best.sizes[-1]
-        text += f", and lies outside the batches that it was measured at, {low:,}" + (
-            f" to {high:,}" if high > low else ""
+        text += (
+            f", from batch {low:,} alone"
+            if high == low
+            else f", outside of batches {low:,} to {high:,}, where it was measured"
         )
     if others := found.critical[1:]:
         text += f"; the {others[0].kind} says {others[0].amount.value:,.0f} ({span(others[0].amount)})"
@@ -57,36 +60,43 @@ def _graded(found: Assessment) -> str:
 
 def _runs(found: Assessment) -> str:
     count = len(found.group.runs)
-    return f"{count} run{'s' * (count != 1)} tell{'s' * (count == 1)}" if count else "there are no runs, and"
+    return f"{count} run{'s' * (count != 1)} tell{'s' * (count == 1)}"
+
+
+def _unlike(found: Assessment) -> list[str]:
+    """What the runs are besides the plan, or besides each other: numbers of such runs are of a mixture."""
+    told, timed = [], [run for run in found.group.runs if run.step_s]
+    if timed and (ranks := usual_ranks(timed)) != found.planned.world_size:
+        told.append(f"times are of {ranks} process{'es' * (ranks > 1)}, and the plan has {found.planned.world_size}")
+    if not found.group.study and (keys := differing([run.settings for run in found.group.runs])):
+        more = f" and {len(keys) - _MOST_DIFFERING} more" if len(keys) > _MOST_DIFFERING else ""
+        told.append(f"the runs differ besides the batch, in {', '.join(keys[:_MOST_DIFFERING])}{more}")
+    return told
 
 
 def next_measurement(found: Assessment, chart: list[Branch]) -> str:
     """The cheapest measurement that is missing, as a command, and what it would change."""
-    run = found.planned.command()
-    by_key = {one.question.key: one for one in chart}
+    planned, by_key = found.planned, {one.question.key: one for one in chart}
     sizes = {one.global_batch_size for one in found.group.runs if one.step_s}
     if not found.critical or len(sizes) < 2:
         if not found.group.runs:
-            return f"next: `{_joined('largebatch advise', run)}` measures what is missing"
-        noise = next(one for one in QUESTIONS if one.key == NOISE)
-        return f"next, at two batch sizes and for longer: `{noise.command(run, '')}`"
+            return f"next: `{command_for(ADVISE, planned)}` measures what is missing"
+        return f"next, at two batch sizes and for longer: `{command_for(NOISE_COMMAND, planned)}`"
     if found.critical[0].is_noise:
-        if found.evidence.of("critical_batch"):
-            command = _joined(_STUDY, run)
-            return f"measure critical-batch found no value; a study is next, and could change the answer: `{command}`"
-        where = f"run.dir={shlex.quote(found.planned.folder)}" if found.planned.folder else ""
-        command = _joined(_joined("largebatch advise", run), f"{where} {_BRANCHED}".strip())
+        if tried := found.evidence.of("critical_batch"):
+            why = "" if any(has_progress(one.result.numbers) for one in tried) else (
+                ", as the loss hardly falls within its branches"
+            )  # fmt: skip
+            return (
+                f"measure critical-batch found no value{why}; a study is next, and could change the answer: "
+                f"`{command_for(STUDY, planned)}`"
+            )
         return (
             f"measure critical-batch was left out, which takes {NUM_STEPS:,} steps and could change the answer by a "
-            f"factor: `{command}`"
+            f"factor: `{goes_on(planned)}`"
         )
     if by_key[GAP].command:
         return f"the gap could lower it: `{by_key[GAP].command}`"
-    rate = next(one for one in QUESTIONS if one.key == RATE)
     if by_key[RATE].command:
-        return f"a tuned rate could raise it: `{rate.command(run, '')}`"
+        return f"a tuned rate could raise it: `{by_key[RATE].command}`"
     return "no cheap measurement is missing: more seeds make the intervals narrower"
-
-
-def _joined(command: str, run: str) -> str:
-    return f"{command} {run}".strip()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from largebatch.experiments.advice.assessment import PREDICTED, Assessment
+from largebatch.experiments.advice.commands import command_for, sharper
 from largebatch.experiments.advice.questions import (
     COMMUNICATION,
     GAP,
@@ -89,8 +90,8 @@ def _branch(found: Assessment, question: Question, finding: Finding) -> Branch:
     command = ""
     if finding.taken in (UNMEASURED, OPEN):
         smallest = min(found.sizes)
-        sizes = f"{smallest},{planned.batch}" if smallest < planned.batch else f"{planned.batch},{max(found.sizes)}"
-        command = question.command(planned.command(sweeps_batch="{sizes}" in question.answered_by), sizes)
+        sizes = (smallest, planned.batch) if smallest < planned.batch else (planned.batch, max(found.sizes))
+        command = sharper(found) if question.key == REACHED else command_for(question.answered_by, planned, sizes)
     return Branch(question, question.text(planned.batch), finding, then, command)
 
 
@@ -107,10 +108,15 @@ def number(one: Estimate, unit: str) -> str:
 def _memory(found: Assessment) -> Finding:
     one, quantity = found.at("memory", found.planned.batch), found.quantities["memory"]
     if one.kind == NONE:
-        return Finding(UNMEASURED, source=quantity.source)
+        return Finding(UNMEASURED, source=quantity.source.removeprefix(f"{UNMEASURED}: "))
     text, memory = number(one, "GiB"), found.planned.memory
     if one.kind != PREDICTED:
-        return Finding(YES, f"{text}: these runs did", quantity.source, one)
+        micro = min(math.ceil(found.planned.batch / found.planned.world_size), found.planned.max_micro)
+        most = max(run.micro_batch_size or 1 for run in found.group.runs)
+        if micro > most:
+            return Finding(OPEN, f"{text}: no run had more than {most:,} of the {micro:,} samples at once",
+                           quantity.source, one)  # fmt: skip
+        return Finding(YES, f"{text}: runs with as many samples at once did", quantity.source, one)
     if memory is None or memory.fits is None or memory.budget is None:
         return Finding(OPEN, f"{text}; of how much, plan.memory=AMOUNT would say", quantity.source, one)
     taken = YES if memory.fits >= memory.micro_batch_size else NO
@@ -152,13 +158,20 @@ def _reached(found: Assessment) -> Finding:
 
 
 def _doubled(found: Assessment) -> float | None:
-    """How many times as long a step with twice the batch takes, by the measured sizes."""
-    one, twice = (found.at("step_time", size).value for size in (found.planned.batch, 2 * found.planned.batch))
+    """How many times as long a step with twice the batch takes, by two measured sizes; None: they do not tell."""
+    one, twice = (found.at("step_time", size) for size in (found.planned.batch, 2 * found.planned.batch))
     sizes = {run.global_batch_size for run in found.group.runs if run.step_s}
-    return None if one is None or twice is None or len(sizes) < 2 else twice / one
+    if one.value is None or twice.value is None or len(sizes) < 2 or one.is_too_wide or twice.is_too_wide:
+        return None
+    return twice.value / one.value
 
 
 def _communication(found: Assessment) -> Finding:
+    ranks = found.planned.world_size
+    if ranks == 1:
+        return Finding(
+            YES, "0: one process sends nothing", "the plan's number of processes", Estimate(0.0, kind="exact")
+        )
     for record in found.evidence.of("communication"):
         medians = record.result.numbers.get("medians")
         share = medians.get("share") if isinstance(medians, dict) else None
@@ -166,15 +179,15 @@ def _communication(found: Assessment) -> Finding:
         if None not in ends:
             value, low, high = (100 * (end or 0.0) for end in ends)
             one = Estimate(value / 100, low / 100, high / 100, "measured")
-            text = f"{value:.3g} % of a step ({low:.3g} to {high:.3g})"
-            return Finding(_below(one, SMALL_SHARE), text, f"measure communication in {record.name}", one)
-    if found.planned.world_size == 1:
-        return Finding(
-            YES, "0: one process sends nothing", "the plan's number of processes", Estimate(0.0, kind="exact")
-        )
+            text, measured = f"{value:.3g} % of a step ({low:.3g} to {high:.3g})", record.result.numbers.get("ranks")
+            is_of_plan = measured in (None, ranks)
+            text += "" if is_of_plan else f" on {measured} processes, and the plan has {ranks}"
+            taken = _below(one, SMALL_SHARE) if is_of_plan else OPEN
+            return Finding(taken, text, f"measure communication in {record.name}", one)
     exposed, step = (found.at(key, found.planned.batch) for key in ("exposed_communication", "step_time"))
     if exposed.value is None or not step.value:
-        return Finding(UNMEASURED, source="neither measure communication nor exposed communication of a run is known")
+        known = found.quantities["exposed_communication"].source if found.group.runs else "no run of it is known"
+        return Finding(UNMEASURED, source=known)
     ends = [None if end is None else end / step.value for end in (exposed.low, exposed.high)]
     one = Estimate(exposed.value / step.value, ends[0], ends[1], exposed.kind)
     quantity = found.quantities["exposed_communication"]

@@ -78,11 +78,24 @@ class Planned:
         """Its name for people."""
         return optimizer_of(self.settings)
 
-    def command(self, *, sweeps_batch: bool = False) -> str:
-        """The overrides as a shell takes them, for commands; with a swept batch, without its size and the seed."""
-        swept = ("batch.total=", "seed=") if sweeps_batch else ()
-        kept = [one for one in self.overrides if not (swept and one.startswith(swept))]
+    def command(self, *, without: Sequence[str] = ()) -> str:
+        """The overrides as a shell takes them: of a key that was typed twice the last one, which is what counted.
+
+        Args:
+            without: keys that the command sets by itself.
+        """
+        last = {_key(one): one for one in self.overrides}
+        kept = [one for one in dict.fromkeys(self.overrides) if last[_key(one)] == one and _key(one) not in without]
         return " ".join(map(shlex.quote, [*kept, *self.flags]))
+
+
+def _key(override: str) -> str:
+    """The key that an override sets.
+
+    >>> _key("++model.width=8"), _key("~data.validation")
+    ('model.width', '~data.validation')
+    """
+    return override.partition("=")[0].lstrip("+")
 
 
 def matching(evidence: Evidence, planned: Planned) -> tuple[Group, Evidence]:

@@ -54,7 +54,7 @@ QUESTIONS = (
     Question(
         REACHED,
         "Has the batch reached the noise scale, or the largest that your devices take at full speed?",
-        "largebatch plan --advise --measured runs {run}",
+        "largebatch advise {run}",
         "Double the batch. Below the noise scale, twice the batch takes nearly half the steps.",
         repeats=True,
     ),

@@ -51,10 +51,11 @@ def recommended(found: Assessment) -> Recommendation | None:
 
 
 def fastest_candidate(found: Assessment) -> int | None:
-    """By the time to the target; None where it is not known at every candidate."""
-    times = {size: found.at("time_to_target", size).value for size in found.sizes}
-    known = {size: value for size, value in times.items() if value is not None}
-    return min(known, key=lambda size: known[size]) if len(known) == len(times) > 1 else None
+    """By the time to the target; None where it is not known, with an interval that says something, at each of them."""
+    times = [found.at("time_to_target", size) for size in found.sizes]
+    if len(times) < 2 or any(None in (one.value, one.low, one.high) or one.is_too_wide for one in times):
+        return None
+    return min(zip(found.sizes, times, strict=True), key=lambda pair: pair[1].value or 0.0)[0]
 
 
 def quality_limit(found: Assessment) -> int | None:
@@ -72,10 +73,9 @@ def sentences(found: Assessment, chart: list[Branch]) -> list[str]:
 def how_large(found: Assessment, choice: Recommendation | None) -> str:
     """The range, its interval and its reason."""
     if choice is None:
-        return (
-            "How large the batch should be is not known: none of the evidence has a study, a measure critical-batch or "
-            "a noise scale of this task and optimizer."
-        )
+        lacks = "none of the evidence has a study, a measure critical-batch or a noise scale"
+        why = lacks if found.evidence else "there is no run and no measurement"
+        return f"How large the batch should be is not known: {why} of this task and optimizer."
     best = found.critical[0]
     about = ", to an order of magnitude" if best.is_noise else ""
     size, takes = f"{best.amount.value:,.0f} samples", "twice the fewest steps and twice the fewest samples"

@@ -84,12 +84,12 @@ def _of_study(fit: Mapping[str, Any] | None) -> CriticalBatch | None:
 
 
 def _branched(group: Group, evidence: Evidence, *, is_only: bool) -> CriticalBatch | None:
-    """The measurement at the most samples: the critical batch grows as the loss falls."""
+    """The measurement at the most samples that made progress: the critical batch grows as the loss falls."""
     best: tuple[float, CriticalBatch] | None = None
     for record in evidence.of("critical_batch"):
         numbers = record.result.numbers
         amount, bound = _value_or_bound(numbers.get("b_crit"))
-        if amount is None or not (is_only or is_of(record, group)):
+        if amount is None or not has_progress(numbers) or not (is_only or is_of(record, group)):
             continue
         seen = numbers.get("samples_seen")
         seen = float(seen) if isinstance(seen, (int, float)) and math.isfinite(seen) else 0.0
@@ -99,6 +99,21 @@ def _branched(group: Group, evidence: Evidence, *, is_only: bool) -> CriticalBat
                 source += f", at inherited rates, which alone would give {alone:,.0f}"
             best = seen, CriticalBatch(amount, BRANCHED, source, (), bound)
     return None if best is None else best[1]
+
+
+def has_progress(numbers: Mapping[str, Any]) -> bool:
+    """Whether the loss of the smallest batch fell by more than its noise: else no batch can need more samples for it.
+
+    >>> has_progress({"progress": {"value": 0.1, "low": 0.02, "high": 0.2}}), has_progress({})  # {}: an older record
+    (True, True)
+    >>> has_progress({"progress": {"value": 0.1, "low": -0.02, "high": 0.2}})
+    False
+    """
+    progress = numbers.get("progress")
+    if not isinstance(progress, Mapping):
+        return True
+    low = progress.get("low")
+    return isinstance(low, (int, float)) and low > 0
 
 
 def _of_optimizer(runs: Sequence[RunRecord]) -> CriticalBatch | None:

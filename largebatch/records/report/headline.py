@@ -154,10 +154,11 @@ def _compared(numbers: object) -> tuple[str, str, str] | None:
 def cost_text(change: float, *, is_share: bool) -> str:
     """A cost with its unit; percentage points for accuracies, whose share of a share would be misread.
 
-    >>> cost_text(0.05, is_share=True), cost_text(-0.0123, is_share=False)
-    ('5 points', '-0.0123 in loss')
+    >>> cost_text(0.05, is_share=True), cost_text(0.01, is_share=True), cost_text(-0.0123, is_share=False)
+    ('5 points', '1 point', '-0.0123 in loss')
     """
-    return f"{100 * change:.2g} points" if is_share else f"{change:.3g} in loss"
+    text = f"{100 * change:.2g}"
+    return f"{text} point{'s' * (text not in ('1', '-1'))}" if is_share else f"{change:.3g} in loss"
 
 
 def cost_interval(change: Interval, *, is_share: bool) -> str:

@@ -127,12 +127,84 @@ def test_without_evidence_nothing_is_invented_and_every_question_has_its_command
     assert set(taken(advice).values()) == {UNMEASURED}
     commands = [one.command for one in advice.chart]
     assert all("'data.path=my file'" in one for one in commands)
-    assert "batch.total=16,64 seed=0,1,2" in commands[-1]
-    assert commands[-1].count("batch.total=") == 1  # the sweep takes the place of the one that was typed
-    assert "`largebatch advise batch.total=64 'data.path=my file'`" in advice.sentences[2]
+    on_ranks = "torchrun --standalone --nproc-per-node 2 -m largebatch"
+    assert commands[-1] == (
+        f"for batch in 16 64; do for seed in 0 1 2; do {on_ranks} train 'data.path=my file' batch.total=$batch "
+        "seed=$seed; done; done"  # a launcher refuses a sweep
+    )
+    assert commands[0].endswith("plan.memory=80GiB launcher.num_processes=2")
+    assert f"`{on_ranks} advise batch.total=64 'data.path=my file'`" in advice.sentences[2]
     assert advice.record()["candidates"][0]["quantities"]["steps"]["kind"] == "no evidence"
     assert not any(character.isdigit() for character in advice.sentences[1])
     assert advice.result().figures == []
+
+
+def test_a_printed_command_names_each_key_once():
+    typed = ["batch.total=32", "seed=4", "observers.noise_scale.every=5", "++model.width=16", "batch.total=64"]
+    advice = advise(Evidence(()), replace(PLANNED, overrides=[*typed, "model.width=16"]))
+    for one in advice.chart:
+        keys = [part.partition("=")[0].lstrip("+") for part in one.command.split() if "=" in part]
+        assert len(set(keys)) == len(keys), one.command
+    by_key = {one.question.key: one.command for one in advice.chart}
+    assert by_key[RATE] == "largebatch find-lr seed=4 observers.noise_scale.every=5 batch.total=64 model.width=16"
+    assert by_key[NOISE].endswith("model.width=16 observers.noise_scale.every=10")
+    assert by_key[GAP].endswith("model.width=16 batch.total=16,64 seed=0,1,2")
+
+
+def branches_from(folder: Path, seen: int, value: float, progress: tuple[float, float]) -> None:
+    numbers = {
+        "b_crit": {"value": value, "low": value / 2, "high": value * 2}, "samples_seen": seen,
+        "progress": {"value": sum(progress) / 2, "low": progress[0], "high": progress[1]},
+    }  # fmt: skip
+    write_json(folder / f"at{seen}" / "critical_batch.json", record("critical_batch", numbers))
+
+
+def test_branches_that_made_no_progress_measure_no_critical_batch(tmp_path: Path):
+    """Where the loss does not fall, twice the samples to the same loss is a ratio of noise."""
+    write_run(tmp_path / "a", 64, extra=NOISE_OF_RUN)
+    write_run(tmp_path / "b", 32)
+    branches_from(tmp_path, 9000, 700, (-0.01, 0.02))
+    first, _, third = advised(tmp_path).sentences
+    assert first.startswith("The batch should be about 96 samples")
+    assert "found no value, as the loss hardly falls within its branches; a study is next" in third
+    branches_from(tmp_path, 4000, 200, (0.01, 0.02))
+    assert "about 200 samples, 100 to 400" in advised(tmp_path).sentences[0]
+
+
+def test_times_without_an_interval_limit_no_batch(tmp_path: Path):
+    """Two runs tell no spread: which candidate is the fastest is not known, however their steps compare."""
+    for batch in (16, 64):
+        write_run(tmp_path / f"b{batch}", batch, step_s=0.01 * batch, extra=NOISE_OF_RUN)
+    advice = advised(tmp_path)
+    choice = recommended(advice.found)
+    assert choice is not None
+    assert (choice.fastest, choice.batch) == (None, 128)
+    assert "soonest" not in advice.sentences[0]
+
+
+def test_what_other_ranks_and_other_settings_measured_is_said(tmp_path: Path):
+    write_run(tmp_path / "a", 64, extra=NOISE_OF_RUN)
+    other = write_run(tmp_path / "b", 32) / "config.yaml"
+    other.write_text(other.read_text().replace("momentum: 0.9", "momentum: 0.5"))
+    advice = advised(tmp_path, replace(PLANNED, world_size=4))
+    assert taken(advice)[COMMUNICATION] == UNMEASURED  # one process sends nothing, four do
+    assert advice.found.at("exposed_communication", 64).value is None
+    assert "times are of 1 process, and the plan has 4" in advice.sentences[2]
+    assert "the runs differ besides the batch, in optimizer.momentum" in advice.sentences[2]
+    share = {"value": 0.02, "low": 0.01, "high": 0.03}
+    numbers = {"medians": {"share": share}, "fit": {}, "ranks": 2}
+    write_json(tmp_path / "communication.json", record("communication", numbers))
+    assert taken(advised(tmp_path, replace(PLANNED, world_size=4)))[COMMUNICATION] == OPEN
+
+
+def test_memory_of_smaller_micro_batches_does_not_say_that_a_larger_one_fits(tmp_path: Path):
+    for batch in (8, 16):
+        write_run(tmp_path / f"b{batch}", batch, extra={"memory/peak_bytes": (1 + batch / 16) * 2.0**30})
+    assert taken(advised(tmp_path))[MEMORY] == YES
+    larger = advised(tmp_path, replace(PLANNED, max_micro=64))
+    assert taken(larger)[MEMORY] == OPEN
+    assert "no run had more than 16 of the 64 samples at once" in larger.chart[0].finding.measured
+    assert larger.chart[0].command.startswith("largebatch plan ")
 
 
 @pytest.mark.parametrize(("batch", "answer"), [(32, NO), (64, NO), (96, OPEN), (128, YES), (256, YES)])
