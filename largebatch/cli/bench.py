@@ -27,7 +27,7 @@ BENCHES = {
     "optim": "a step of LAMB and LARS against torch's fused AdamW and SGD, and other packages that are installed",
 }
 # Benches that run a config, with their default overrides. The others have settings of their own.
-_OF_A_RUN = {"loop": (), "diagnostics": ("observers.noise_scale.every=10",)}
+OF_A_RUN = {"loop": (), "diagnostics": ("observers.noise_scale.every=10",)}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -41,8 +41,8 @@ def main(arguments: Sequence[str]) -> int:
     if name == "communication":  # a measurement of a run, with its table, picture and record
         return measure.main([name, *given])
     bench = importlib.import_module(f"largebatch.experiments.bench.{name.replace('-', '_')}")
-    if name in _OF_A_RUN:
-        return run_verb("bench", bench.measure, ["length=100000steps", *_OF_A_RUN[name], *given])
+    if name in OF_A_RUN:
+        return run_verb("bench", bench.measure, ["length=100000steps", *OF_A_RUN[name], *given])
     from largebatch.experiments.bench.settings import read_settings, usage
 
     if {"-h", "--help"}.intersection(given):

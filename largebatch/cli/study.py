@@ -55,7 +55,8 @@ def run(config: DictConfig, overrides: list[str]) -> int:
     from largebatch.experiments.study.protocol import is_done
     from largebatch.experiments.study.settings import StudyConfig
     from largebatch.experiments.study.study_runs import identity_of, make_runs, plan_cells
-    from largebatch.run.config.reading import parse_section, require_one_process
+    from largebatch.run.config.reading import ConfigError, parse_section, require_one_process
+    from largebatch.run.config.targets import TargetError
 
     study = parse_section(config, "study", StudyConfig)
     require_one_process(os.environ, _ONE_PROCESS)
@@ -63,7 +64,11 @@ def run(config: DictConfig, overrides: list[str]) -> int:
     configs = {name: _config_of(name, overrides) for name in study.optimizers}
     joint: dict[str, Joint] = {}
     if study.joint_scaling:
-        scaled = {name: jointly_scaled(one, study.ranges(name)) for name, one in configs.items()}
+        try:
+            scaled = {name: jointly_scaled(one, study.ranges(name)) for name, one in configs.items()}
+        except (ConfigError, TargetError):
+            plan_cells(configs, study)  # says what is wrong at every point
+            raise
         configs, joint = ({name: both[place] for name, both in scaled.items()} for place in (0, 1))  # type: ignore[assignment]
     cells = plan_cells(configs, study)
     usual = identity_of({name: _config_of(name, ()) for name in study.optimizers}, study)["optimizers"]

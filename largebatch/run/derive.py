@@ -11,7 +11,7 @@ from largebatch.batch.duration import Duration
 from largebatch.batch.noise_growth import GrowthRule
 from largebatch.batch.plan import BatchPlan
 from largebatch.batch.ramp import BatchRamp
-from largebatch.batch.scaling import ScaledValue, scale_lr
+from largebatch.batch.scaling import ScaledValue
 from largebatch.batch.schedule import Schedule
 from largebatch.run.config.combinations import combination_problems, noise_scale_problems
 from largebatch.run.config.findings import Findings
@@ -20,17 +20,12 @@ from largebatch.run.config.schema import TrainConfig
 from largebatch.run.following import Following, Values, following_of, scaled_stages
 from largebatch.run.ramp_stages import Stages, rule_until, solve_stages
 from largebatch.run.schedule import schedule_of, settings_of_another_decay
+from largebatch.run.stage_rates import IN_PLACE_OF_DECAY, rule_totals, stage_rates
 from largebatch.run.trunk import Trunk, cooled_schedule, trunk_of
 from largebatch.training.observers.growth import decided
 from largebatch.training.weight_average import AverageSettings
 
 PROFILE_WARMUP_STEPS = 5
-IN_PLACE_OF_DECAY = "in_place_of_decay"  # rule of a rate that stays because the batch grows
-# The factor of the rate that the grown batch replaces, by scaling rule.
-_GROWTH = {
-    "linear": "global_batch_size / first_batch_size",
-    "sqrt": "sqrt(global_batch_size / first_batch_size)",
-}
 
 
 @dataclass(frozen=True)
@@ -106,7 +101,7 @@ def derive(config: TrainConfig, *, num_samples: int, world_size: int) -> RunNumb
         return Duration.parse(text).samples(num_samples=num_samples, global_batch_size=total)
 
     length, trunk = samples(config.length), findings.attempt("cooldown", lambda: trunk_of(config))
-    rate, until = partial(_rates, config, Stages((total,))), None if trunk is None else trunk.samples_seen
+    rate, until = partial(stage_rates, config, Stages((total,))), None if trunk is None else trunk.samples_seen
     given: dict[str, Any] = {"num_samples": num_samples, "length": length, "samples": samples, "until": until}
     given["decaying"] = lambda: _schedule(config, rate()[0], config.scaling.base_lr, length, samples)
     stages = findings.attempt("batch.ramp", lambda: solve_stages(config, total, **given))
@@ -183,7 +178,7 @@ def solve_plan(config: TrainConfig, total: int, world_size: int) -> BatchPlan:
 
 def peak_lr(config: TrainConfig, total: int) -> ScaledValue:
     """The peak learning rate that the rule of a config gives to a global batch of `total` samples."""
-    return _rates(config, Stages((total,)))[0]
+    return stage_rates(config, Stages((total,)))[0]
 
 
 def _ramp(config: TrainConfig, stages: Stages, world_size: int, trunk: Trunk | None) -> BatchRamp:
@@ -196,50 +191,18 @@ def _follow(
     config: TrainConfig, stages: Stages, samples: Callable[[str], int]
 ) -> tuple[Following | None, tuple[ScaledValue, ...], tuple[Values, ...]]:
     """The rule by which values follow the batch, the peak rate of each stage, and its other values."""
-    following, rates = following_of(config, samples), _rates(config, stages)
+    following, rates = following_of(config, samples), stage_rates(config, stages)
     if following is None:
         return None, rates, tuple({} for _ in rates)
-    totals = _rule_totals(config, stages.totals)
+    totals = rule_totals(config, stages.totals)
     peaks = tuple(following.with_momentum(rate, total) for rate, total in zip(rates, totals, strict=True))
     return following, peaks, scaled_stages(following, totals)
 
 
 def _base_lr(config: TrainConfig, following: Following | None, total: int) -> float:
     """The base rate for the momentum of the first batch."""
-    base, (first,) = ScaledValue(config.scaling.base_lr, "none", "base_lr"), _rule_totals(config, (total,))
+    base, (first,) = ScaledValue(config.scaling.base_lr, "none", "base_lr"), rule_totals(config, (total,))
     return base.value if following is None else following.with_momentum(base, first).value
-
-
-def _rule_totals(config: TrainConfig, totals: tuple[int, ...]) -> tuple[int, ...]:
-    """The batch of each stage, as the scaling rules see it."""
-    return totals if config.scaling.as_batch is None else (config.scaling.as_batch,)
-
-
-def _rates(config: TrainConfig, stages: Stages) -> tuple[ScaledValue, ...]:
-    """Rate of each stage: scaled to its batch, or the rest of the decay that the batch does not replace."""
-    scaling = config.scaling
-    if scaling.as_batch is not None and len(stages.totals) > 1:
-        raise ValueError(
-            f"scaling.as_batch={scaling.as_batch}: names one batch for all rules, and the batch changes over the run. "
-            "Leave out one of both."
-        )
-    first, *others = (
-        scale_lr(scaling.base_lr, base_batch_size=scaling.base_batch_size, global_batch_size=total, rule=scaling.rule)
-        for total in _rule_totals(config, stages.totals)
-    )
-    if stages.decay is None:
-        return (first, *others)
-    return (first, *(_left_of_decay(config, first, stages, number) for number in range(1, len(stages.totals))))
-
-
-def _left_of_decay(config: TrainConfig, first: ScaledValue, stages: Stages, number: int) -> ScaledValue:
-    assert stages.decay is not None
-    is_step = config.schedule.decay == "step"
-    of_decay = {"gamma": config.schedule.gamma, "milestones": number} if is_step else {}
-    sizes = {"global_batch_size": stages.totals[number], "first_batch_size": stages.totals[0]}
-    formula = f"first_peak_lr * {'gamma^milestones * ' if is_step else ''}{_GROWTH[config.scaling.rule]}"
-    inputs = {"first_peak_lr": first.value, **of_decay, **sizes}
-    return ScaledValue(first.value * stages.decay[number], IN_PLACE_OF_DECAY, formula, inputs)
 
 
 def _profile_problems(config: TrainConfig, num_steps: int) -> list[str]:

@@ -16,12 +16,13 @@ from largebatch.batch.plan import BatchPlan
 from largebatch.batch.scaling import ScaledValue
 from largebatch.run.checks.memory import state_of
 from largebatch.run.config.schema import TrainConfig
-from largebatch.run.derive import IN_PLACE_OF_DECAY, RunNumbers
+from largebatch.run.derive import RunNumbers
 from largebatch.run.growth_report import candidate_rows, growth_record
 from largebatch.run.loading import prefetch_of
 from largebatch.run.method_rows import PlanRow, method_record
 from largebatch.run.prepare import Prepared
 from largebatch.run.ramp_rows import explained, growth_rows, ramp_rows, scaled_rows, trunk_rows
+from largebatch.run.stage_rates import IN_PLACE_OF_DECAY
 from largebatch.run.token_counts import shown_samples
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from largebatch.batch.cooldown import CooledTrunk
 from largebatch.batch.scaling import ScaledValue
-from largebatch.run.derive import IN_PLACE_OF_DECAY, RunNumbers
+from largebatch.run.derive import RunNumbers
 from largebatch.run.method_rows import PlanRow
+from largebatch.run.stage_rates import IN_PLACE_OF_DECAY
 from largebatch.run.token_counts import shown_samples
 
 _SHOWN = {"weight_decay": "weight decay", "clip_norm": "clip norm", "ema": "kept by average"}

@@ -52,7 +52,7 @@ def test_a_run_with_loading_processes_ends_with_its_code_and_they_end_with_it(wa
     orders = tmp_path / "orders"
     orders.mkdir()
     before, fault = forked_processes(), replace(fault, folder=orders)
-    options = (*ordered(orders), "data.num_workers=2", "length=1000steps")
+    options = (*ordered(orders), "data.num_workers=2", "length=100000steps")
     ended = train_in_forks(tmp_path / "run", *options, fault=fault, deadline_s=DEADLINE_S)
     assert ended.codes == (code,), ended.output
     assert gone_after(before, 4.0) == set()

@@ -6,6 +6,7 @@ Commands are composed and their runs checked as far as `prepare` goes, which tri
 from __future__ import annotations
 
 import functools
+import importlib
 import pydoc
 import re
 import shlex
@@ -16,6 +17,7 @@ import yaml
 from omegaconf import DictConfig
 
 import largebatch
+from largebatch.cli.bench import BENCHES, OF_A_RUN
 from largebatch.cli.composition.advice_flags import with_overrides
 from largebatch.cli.composition.composing import compose_config
 from largebatch.cli.measure import MEASURES, TRAINING
@@ -24,6 +26,7 @@ from largebatch.cli.verbs import VERBS
 from largebatch.diagnostics.settings import Section
 from largebatch.experiments.advice.settings import AdviseConfig
 from largebatch.experiments.attribution.settings import AttributionConfig
+from largebatch.experiments.bench.settings import read_settings
 from largebatch.experiments.study.settings import StudyConfig
 from largebatch.models import Linear
 from largebatch.records.metric_keys import METRIC_FAMILIES, metric_key
@@ -90,8 +93,8 @@ def commands() -> list[tuple[str, tuple[str, ...]]]:
 
 # Of the user's own, or read from a copy of the data that the tests may not have.
 ELSEWHERE = ("--config-dir", "data.path=", "model.weights=", "measure.checkpoint=", "--help", "...")
-# No config; neither have some of `bench`.
-OWN_ARGUMENTS = {"checkpoint", "compare", "completion", "diff", "doctor", "help", "report"}
+OWN_BENCHES = BENCHES.keys() - {*OF_A_RUN, "communication"}  # settings of their own
+OWN_ARGUMENTS = {"checkpoint", "compare", "completion", "diff", "doctor", "help", "report"}  # no config
 WORDS = (
     *("loop", "diagnostics", "verify", "scaling", "--multirun", "WHAT", "NAME", "all"),
     *(*MEASURES, *TRAINING, *EXPERIMENTS),
@@ -103,8 +106,8 @@ RUNS = [
     (verb, arguments)
     for verb, arguments in commands()
     if verb not in OWN_ARGUMENTS
-    and arguments[:1]
-    not in (("optim",), ("rows",), ("start",), ("prediction",), ("attribution",), ("analyze",), ("atlas",), ("page",))
+    and arguments[:1] not in (("analyze",), ("atlas",), ("page",))
+    and not (verb == "bench" and not OWN_BENCHES.isdisjoint(arguments[:1]))
     and (verb, arguments) not in (("study", ()), ("attribute", ()))  # verbs that a sentence names; they need a value
     and not any(
         argument.startswith(ELSEWHERE) or "_target_=mine." in argument or "_target_: mine." in argument
@@ -144,6 +147,14 @@ def test_a_command_passes_all_checks(
         environ |= {"WORLD_SIZE": wanted[0].partition("=")[2], "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
     config = _with_section(section, list(overrides)) if section else compose_run(*overrides)
     assert prepare(config, environ).numbers.num_steps > 0
+
+
+def test_a_bench_knows_its_settings():
+    found = [given for verb, given in commands() if verb == "bench" and not OWN_BENCHES.isdisjoint(given[:1])]
+    assert len(found) > 3
+    for name, *given in found:
+        bench = importlib.import_module(f"largebatch.experiments.bench.{name.replace('-', '_')}")
+        read_settings(bench.Settings, [one for one in given if one != "device=cuda"])  # there is none
 
 
 def test_settings_of_a_verb_exist():

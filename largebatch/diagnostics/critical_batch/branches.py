@@ -95,7 +95,7 @@ class Branches:
         without an interval there.
 
         >>> losses = np.array([[1.0, 1.0, 1.2], [1.1, 1.1, 1.1], [1.2, 1.2, 1.6], [1.0, 1.0, 1.1]])
-        >>> Branches((8, 16, 32), losses, np.full(4, 2.0), 64).tolerated(1.0)
+        >>> Branches((8, 16, 32), losses, np.full(4, 2.0), 64).tolerated(5.0)
         Crossing(value=None, low=32.0, high=None)
         """
         if not 0 < tolerance < math.inf:

@@ -14,6 +14,7 @@ from largebatch.run.config.other_tools import normalised, same_choice, sentence_
 MOST_SUGGESTED = 3
 _SHORTEST_WORD = 3  # of which the beginning says enough
 
+_USUAL = "optimizer."  # `scaling.momentum` is the rule by which `optimizer.momentum` follows the batch
 _NO_SLIPS = {"adam"}  # other methods, one letter away from one of ours
 
 
@@ -61,7 +62,11 @@ def meant_by_key(given: str, names: Sequence[str], value: str = "") -> str:
     section, _, last = given.rpartition(".")
     inside = [name for name in names if name.endswith(f".{given}")]
     deeper = [name for name in names if name.endswith(f".{last}") and name.startswith(f"{section}.")] if section else []
-    close = inside if len(inside) == 1 else _closest(given, names) or (deeper if len(deeper) == 1 else [])
+    if len(inside) > 1 and (usual := [name for name in inside if name.startswith(_USUAL)]):
+        inside = usual
+    close = (
+        inside if 0 < len(inside) <= MOST_SUGGESTED else _closest(given, names) or (deeper if len(deeper) == 1 else [])
+    )
     return f"Did you mean {' or '.join(map(repr, close))}?" if 0 < len(close) <= MOST_SUGGESTED else ""
 
 

@@ -68,6 +68,7 @@ _CLAIMS = (
     ("A large rate needs a warmup", "warmup"),
     ("LARS holds accuracy at large batches", "lars"),
     ("Noise finds flatter minima, which generalize better", "noise_and_minima"),
+    ("Momentum pays at large batches, averages at small ones", "quadratic_methods"),
     ("Powers of two are faster", "powers_of_two"),
 )
 
