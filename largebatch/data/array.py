@@ -48,10 +48,11 @@ class ImageNormalisation:
 
         A product and a sum, each rounded: every device that follows IEEE 754 gives the same bits.
         """
-        if pixels.device not in self._constants:
+        device = pixels.device
+        if device not in self._constants:
             (scale, shift), *_ = self._constants.values()
-            self._constants[pixels.device] = scale.to(pixels.device), shift.to(pixels.device)
-        scale, shift = self._constants[pixels.device]
+            self._constants[device] = scale.to(device), shift.to(device)
+        scale, shift = self._constants[device]
         return pixels.to(torch.float32).mul_(scale).add_(shift)
 
 

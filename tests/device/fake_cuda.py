@@ -43,6 +43,7 @@ class FakeGpu(TorchDispatchMode):
         live: bytes of CUDA tensors that are alive.
         problems: operations that CUDA would refuse or that are a race, each with its place.
         kernel_s: time that the device takes for each kernel and copy.
+        one_thread: held during an operation.
         host_s: time on the host, which passes while it launches (`LAUNCH_S`) and while it waits for the device.
         said: objects that rank 0 broadcast; on other ranks, those that they are still to hear.
     """
@@ -53,7 +54,7 @@ class FakeGpu(TorchDispatchMode):
         self.said: list[list[Any]] = []
         self.launched = 0  # kernels and copies, ever: a position in the stream
         self.kernel_s, self.host_s, self._done_s = 1e-5, 0.0, [0.0]
-        self._fake, self._one_thread = FakeTensorMode(allow_non_fake_inputs=True), threading.RLock()
+        self._fake, self.one_thread = FakeTensorMode(allow_non_fake_inputs=True), threading.RLock()
         self._pinned: dict[int, int] = {}  # first and last address of each block
         self.reached = 0  # the position up to which the host knows that the device is done
         self._alive: dict[int, Any] = {}
@@ -81,13 +82,13 @@ class FakeGpu(TorchDispatchMode):
 
     def on_device(self, tensor: Tensor) -> Tensor:
         """A CUDA tensor whose numbers the host can read; nothing of it is counted."""
-        with self._one_thread, self._fake:
+        with self.one_thread, self._fake:
             fake = torch.empty(tensor.shape, dtype=tensor.dtype, device="cuda:0")
         self._sent[fake.untyped_storage()._cdata] = tensor.contiguous()
         return fake
 
     def _launch(self) -> None:
-        with self._one_thread:
+        with self.one_thread:
             self.counts.launches += 1
             self.launched += 1
             self._done_s.append(max(self._done_s[-1], self.host_s) + self.kernel_s)
@@ -253,7 +254,7 @@ class FakeGpu(TorchDispatchMode):
         """The operation on shapes alone; refused where CUDA refuses it: on tensors of several devices, for one."""
         shapes = SHAPES.get(func._schema.name)
         try:
-            with self._one_thread, self._fake:
+            with self.one_thread, self._fake:
                 if has_values:
                     args, kwargs = tree_map(_without_values, (args, kwargs))
                 if shapes is None:

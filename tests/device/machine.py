@@ -133,6 +133,7 @@ def install() -> None:
     torch._C._set_only_lift_cpu_tensors(True)  # type: ignore[attr-defined]  # torch.tensor(..., device="cuda") is then a copy that the mode sees
     torch.autograd.set_multithreading_enabled(False)
     threading.Thread.start = _start_in_mode  # type: ignore[method-assign]
+    FakeTensor.device = property(_device_at_rest)  # type: ignore[assignment,method-assign]
     _replace_methods_of_tensors()
     torch.nn.Module.to = _module_to  # type: ignore[assignment,method-assign]
     torch.optim.Optimizer.__init__ = _remembered(torch.optim.Optimizer.__init__)  # type: ignore[method-assign]
@@ -232,6 +233,14 @@ def _start_in_mode(thread: threading.Thread) -> None:
 
 
 _plain_start = threading.Thread.start
+_plain_device: Any = FakeTensor.device
+
+
+def _device_at_rest(tensor: FakeTensor) -> torch.device:
+    """Not while another thread is in an operation: all fake tensors are on the device `meta` then."""
+    with GPU.one_thread:
+        device: torch.device = _plain_device.fget(tensor)
+    return device
 
 
 def _nothing(*_: Any, **__: Any) -> None:

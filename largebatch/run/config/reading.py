@@ -34,6 +34,7 @@ class ConfigError(ValueError):
 
     def __init__(self, errors: Sequence[str], notes: Sequence[str] = ()) -> None:
         assert errors
+        errors = list(dict.fromkeys(errors))  # two checks may meet the same one
         self.errors, self.notes = list(map(redacted, errors)), list(map(redacted, notes))
         count = "1 error" if len(errors) == 1 else f"{len(errors)} errors"
         lines = [f"{count} in the configuration:", *(f"  - {error}" for error in errors)]
