@@ -8,7 +8,7 @@ VERBS = {
     "plan": "print what a run would do: batch plan, learning rates, steps, memory; starts nothing",
     "advise": "measure within a budget, and answer: how large should my batch be, and what will it cost?",
     "verify": "prove on your model and data that ranks and accumulation change nothing; else name the cause",
-    "measure": "measure weights on a fixed subset: `measure sharpness|variance|gap|communication|all`",
+    "measure": "measure trained weights: `measure sharpness|variance|gap|communication|critical-batch|all`",
     "study": "measure steps to a target against batch size; `study analyze FILE` fits a CSV; `study atlas`",
     "find-lr": "suggest a learning rate by a range test over seeds, with the reason; map rate x batch size",
     "find-micro": "find the largest micro-batch that fits on all ranks, and the smallest that is as fast",

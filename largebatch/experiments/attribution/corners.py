@@ -94,6 +94,7 @@ class Design:
             "scaling.as_batch": corner.rule_batch_size,
             "seed": seed,
             "run.name": f"{corner.name}_s{seed}",
+            "resume": "auto",  # from where a stop left it; nothing is removed, as another rank may be looking at it
             "observers.evaluation.every": None,  # at the end
             "observers.checkpoint.every": None,
         }
@@ -202,6 +203,11 @@ def _require_two_batches(sizes: Sequence[int], large: Prepared) -> None:
         errors.append(
             f"scaling.as_batch={given}: gives every batch the hyper-parameters of that one, and an attribution "
             "compares batches with their own. Leave it out."
+        )
+    if (resume := large.config.resume) not in ("none", "auto"):
+        errors.append(
+            f"resume={resume}: runs of an attribution start from the same initial weights. Leave it out: the same "
+            "command goes on with runs that were stopped."
         )
     if large.config.cooldown.is_used:
         errors.append("cooldown.checkpoint: runs of an attribution start from the same initial weights. Leave it out.")

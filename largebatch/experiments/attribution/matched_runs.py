@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from largebatch.run.train_quietly import train_quietly
 SETTINGS = "attribution_settings.json"
 # Sections that do not change what a run computes, or that the experiment sets.
 _LOCAL = ("run", "logger", "launcher", "seed", "cost")
+_OF_READING = ("seeds", "orders", "metric")  # of the section `attribute`: which runs there are, and what is read
 _ENDED = ("finished", "diverged")
 
 
@@ -46,18 +46,19 @@ class Ended:
 def require_same_attribution(folder: Path, config: DictConfig, options: AttributionConfig) -> None:
     """Record the settings of a new experiment, or refuse to continue one with others.
 
-    Seeds and orders may change: they use the same runs. Only rank 0 writes, and only it refuses a folder that holds
-    something else: the others may look while it writes.
+    Seeds, orders and the metric may change: they use the same runs. Only rank 0 writes, and only it refuses a folder
+    that holds something else: the others may look while it writes.
 
     Raises:
         ConfigError: with every setting that has changed, or if the folder holds something else.
     """
     asked = {key: value for key, value in public_values(config).items() if key not in _LOCAL}
-    asked["attribute"] = options.model_dump(exclude={"seeds", "orders"})
+    asked["attribute"] = options.model_dump(exclude=set(_OF_READING))
     path, is_main = folder / SETTINGS, os.environ.get("RANK", "0") == "0"
     if path.exists():
-        before = _texts(_begun(path))
-        now = _texts(asked)
+        before, now = _texts(_begun(path)), _texts(asked)
+        for key in _OF_READING:  # recorded by earlier versions
+            before.pop(f"attribute.{key}", None)
         if changed := changed_keys(before, now):
             raise ConfigError(
                 [
@@ -102,10 +103,8 @@ def make_matched_runs(
             relative = f"runs/{corner.name}_s{seed}"
             value = _value_of(folder / relative, options.metric)
             if value is None:
-                if os.environ.get("RANK", "0") == "0":
-                    shutil.rmtree(folder / relative, ignore_errors=True)  # of a run that was stopped
                 run_config = design.config_of(corner, config, options, seed=seed)
-                trained = train_quietly(run_config, folder / relative, stop=stop)
+                trained = train_quietly(run_config, folder / relative, stop=stop)  # goes on where it was stopped
                 if trained.status not in _ENDED:
                     return None
                 value = _value_of(trained.folder, options.metric)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +14,7 @@ from torch import nn
 
 from largebatch.diagnostics.sharpness.subset import FixedSubset
 from largebatch.distributed.runtime import Runtime
-from largebatch.records.checkpoint import Checkpoint, CheckpointError, load_weights, require_model_fit
+from largebatch.records.checkpoint import Checkpoint, CheckpointError, load_weights, require_model_fit, why_absent
 from largebatch.records.result import Result
 from largebatch.records.run_folder import RunFolder
 from largebatch.run.config.measure import MeasureConfig
@@ -84,6 +85,9 @@ def open_weights(prepared: Prepared, checkpoint: str | None, *, key: str = "meas
         CheckpointError: if there is no valid checkpoint, or it belongs to another model.
     """
     config = prepared.config
+    # Rank 0 alone reads checkpoints: another machine need not have them.
+    if checkpoint is not None and os.environ.get("RANK", "0") == "0" and (absent := why_absent(Path(checkpoint))):
+        raise CheckpointError(f"{key}={absent}")
     with open_runtime(prepared) as runtime:
         prepared.place_losses(runtime.device)
         module = prepared.model.double() if config.precision.compute == "fp64" else prepared.model

@@ -18,7 +18,7 @@ from largebatch.records.checkpoint.run_fit import Soundness, require_model_fit, 
 from largebatch.records.checkpoint.run_values import require_run_values
 from largebatch.records.checkpoint.sharing import chosen_by_rank0, load_weights
 from largebatch.records.checkpoint.staging import Staging
-from largebatch.records.checkpoint.step_folders import set_later_aside
+from largebatch.records.checkpoint.step_folders import set_later_aside, why_absent
 from largebatch.records.checkpoint.writing import NotSavedError, encode_values, require_storable
 
 __all__ = [
@@ -50,4 +50,5 @@ __all__ = [
     "unpack_optimizer",
     "unsound_weights",
     "verify_checkpoint",
+    "why_absent",
 ]

@@ -23,7 +23,7 @@ from largebatch.records.checkpoint.manifest import (
     verify_sizes,
 )
 from largebatch.records.checkpoint.reading import MOST_JSON_BYTES, brief, outline, parse_json, reason
-from largebatch.records.checkpoint.step_folders import STEP, candidates, step_of
+from largebatch.records.checkpoint.step_folders import STEP, candidates, step_of, why_absent
 from largebatch.records.regular_files import read_regular
 
 
@@ -60,7 +60,7 @@ def verify_checkpoint(path: Path, fits: Fits | None = None) -> Checkpoint:
     if STEP.fullmatch(path.name) and path.is_symlink():
         where = brief(os.readlink(path))
         raise CheckpointError(f"{path}: is a link, which may lead to another run. If you mean {where}, name that.")
-    manifest = read_manifest(path)
+    manifest = _manifest(path)
     verify_sizes(path, manifest)
     step = manifest["step"]
     named = STEP.fullmatch(path.name)
@@ -129,8 +129,9 @@ def find_valid(path: Path, fits: Fits | None = None) -> tuple[Checkpoint | None,
     means its newest valid one; None if there is none.
 
     Raises:
-        CheckpointError: if the path is a checkpoint's and that is not whole, or cannot be read.
+        CheckpointError: if there is no folder, or the path is a checkpoint's and that is not whole, or cannot be read.
     """
+    _require_folder(path)
     if path.name.startswith("step_") or os.path.lexists(path / MANIFEST):
         return load_checkpoint(path, fits), []
     return newest_valid(path if candidates(path) else path / "checkpoints", fits=fits)
@@ -144,12 +145,22 @@ def position_of(path: Path) -> tuple[int, int, dict[str, Any]]:
     Raises:
         CheckpointError: if its manifest or its values are missing or damaged, or it holds no run.
     """
-    manifest = read_manifest(path)
+    manifest = _manifest(path)
     values = _read_values(path, manifest["files"][VALUES]["sha256"])
     samples = values.get("samples_seen")
     if not isinstance(samples, int) or isinstance(samples, bool) or samples < 0:
         raise CheckpointError(f"{path}: samples_seen={brief(samples)} is no position of a run. Use another checkpoint.")
     return manifest["step"], samples, values
+
+
+def _require_folder(path: Path) -> None:
+    if absent := why_absent(path):
+        raise CheckpointError(absent)
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    _require_folder(path)
+    return read_manifest(path)
 
 
 def _read_values(path: Path, sha256: str) -> dict[str, Any]:

@@ -35,6 +35,19 @@ def candidates(folder: Path, up_to: int | None = None) -> list[Path]:
     return [entry for step, _, entry in sorted(found, reverse=True) if step >= 0 and (up_to is None or step <= up_to)]
 
 
+def why_absent(path: Path) -> str | None:
+    """Why there can be no checkpoint at the path, with the ones beside it; None where there is a folder."""
+    if path.is_dir():
+        return None
+    if os.path.lexists(path):
+        return f"{path}: is no folder, and a checkpoint is one. Name the folder of a checkpoint or of a run."
+    beside = sorted(one.name for one in candidates(path.parent) if STEP.fullmatch(one.name))
+    if not beside:
+        return f"{path}: there is no such folder. Name the folder of a checkpoint or of a run."
+    shown = beside[0] if len(beside) == 1 else f"{beside[0]} to {beside[-1]}, {len(beside)} in all"
+    return f"{path}: there is no such folder. {path.parent} has {shown}. Name one of them, or a run."
+
+
 def step_of(path: Path) -> int:
     """The step in a directory's name; -1 for a name that no checkpoint has."""
     match = STEP.fullmatch(path.name) or _OLD.fullmatch(path.name)

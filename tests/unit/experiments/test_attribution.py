@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from omegaconf import DictConfig
 from largebatch.__main__ import main
 from largebatch.diagnostics.closed_forms import NoisyQuadratic
 from largebatch.experiments.attribution.corners import NOISE, STEPS, UNSCALED, Design, plan_design
+from largebatch.experiments.attribution.matched_runs import make_matched_runs, require_same_attribution
 from largebatch.experiments.attribution.settings import AttributionConfig
 from largebatch.run.config.reading import ConfigError, parse_section
 from largebatch.run.prepare import prepare
@@ -98,6 +100,7 @@ def test_without_a_rule_there_is_nothing_unscaled_and_one_order_needs_one_run_le
         ("attribute.small=12", "attribute.small=12: is not below batch.total=12"),
         ("length=40steps", "length=40steps: both batches are compared after equal samples"),
         ("batch.ramp={milestones: [1ep], totals: [24]}", "batch.ramp: a run whose batch changes"),
+        ("resume=.", "resume=.: runs of an attribution start from the same initial weights"),
         ("scaling.as_batch=8", "scaling.as_batch=8: gives every batch the hyper-parameters of that one"),
         ("attribute.tuned={scaling.as_batch: 8}", "scaling.as_batch is set by the experiment"),
         ("length=1ep batch.total=40 attribute.small=30", "both take 1 steps"),
@@ -133,6 +136,32 @@ def test_runs_of_a_known_task_end_where_closed_forms_say_and_are_made_once(tmp_p
     after = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/summary.json")}
     assert before.items() <= after.items()
     assert len(after) == 10
+
+
+def test_a_stopped_run_goes_on_in_mid_run_and_another_metric_is_read_from_the_same_runs(tmp_path: Path):
+    design, config, options = designed(*TINY, "attribute.orders=noise_first", "attribute.seeds=1", "length=1ep")
+    design = replace(design, corners={frozenset(): design.small})  # one run is enough
+
+    def made(name: str, options: AttributionConfig, most_steps: int = 1000) -> tuple[dict[Any, Any] | None, int]:
+        require_same_attribution(tmp_path / name, config, options)
+        asks, trained = iter(range(1000)), []
+        found = make_matched_runs(
+            design, config, options, tmp_path / name, first_seed=0, stop=lambda: next(asks) >= most_steps,
+            on_run=lambda *one: trained.append(one),
+        )  # fmt: skip
+        return None if found is None else {key: one.value for key, one in found.items()}, len(trained)
+
+    whole = made("whole", options)
+    assert made("broken", options, design.small.num_steps // 2) == (None, 0)
+    assert made("broken", options) == whole
+    # In mid run, and nothing was removed before: another rank may look at the folder meanwhile.
+    (history,) = (tmp_path / "broken").glob("runs/*/history.jsonl")
+    first, second = (json.loads(line)["step"] for line in history.read_text().splitlines())
+    assert first == 0 < second < design.small.num_steps
+    accuracies, trained = made("broken", options.model_copy(update={"metric": "eval/val_accuracy"}))
+    assert trained == 0
+    assert accuracies is not None
+    assert 0 <= next(iter(accuracies.values())) <= 1
 
 
 def test_a_folder_of_other_settings_or_of_something_else_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pickle
+import re
 import resource
 import shutil
 from collections import namedtuple
@@ -25,9 +26,12 @@ from largebatch.records.checkpoint import (
     FORMAT,
     Checkpoint,
     CheckpointError,
+    find_valid,
     load_checkpoint,
     newest_valid,
+    position_of,
     save_checkpoint,
+    verify_checkpoint,
 )
 from largebatch.records.checkpoint.manifest import MANIFEST, build_manifest, encode_manifest
 from tests.unit.records.failing_disk import Death, FailingDisk
@@ -554,3 +558,21 @@ def test_steps_beyond_eight_digits_sort_by_number(tmp_path: Path) -> None:
     for step in (99_999_999, 100_000_000):
         save(tmp_path, step)
     assert_whole(newest_valid(tmp_path)[0], 100_000_000)
+
+
+def test_a_path_without_a_folder_is_said_to_be_absent_and_not_incomplete(tmp_path: Path):
+    folder = tmp_path / "checkpoints"
+    for name in ("step_00000010", "step_00000020"):
+        (folder / name).mkdir(parents=True)
+    (folder / "file").touch()
+    beside = "has step_00000010 to step_00000020, 2 in all"
+    for path, said in (
+        (folder / "step_00000030", f"there is no such folder. {folder} {beside}"),
+        (tmp_path / "run", "there is no such folder. Name the folder of a checkpoint or of a run"),
+        (folder / "file", "is no folder, and a checkpoint is one"),
+    ):
+        for read in (find_valid, verify_checkpoint, position_of):
+            with pytest.raises(CheckpointError, match=re.escape(f"{path}: {said}")):
+                read(path)
+    with pytest.raises(CheckpointError, match="incomplete"):
+        find_valid(folder / "step_00000010")
