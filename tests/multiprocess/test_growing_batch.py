@@ -125,7 +125,7 @@ def test_a_growing_batch_is_the_same_on_three_ranks_and_after_a_stop_and_in_a_co
     alone, three = tmp_path / "alone", tmp_path / "three"
     end = joint(str(alone))
     ranks(3).run(joint, str(three), stop_after=28)
-    step, start = position_of(at := sorted((three / "checkpoints").iterdir())[-1])
+    step, start, _ = position_of(at := sorted((three / "checkpoints").iterdir())[-1])
     branch = (f"cooldown.checkpoint={at}", "cooldown.length=170samples")
     for cooled in ranks(2).run(joint, str(tmp_path / "branch"), *branch):
         assert cooled == pytest.approx(by_hand(start, 170), rel=1e-12)
