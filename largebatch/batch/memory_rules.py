@@ -13,6 +13,7 @@ MEMORY_RULES = {
     "sde": "1 - (1 - base_{name}) * global_batch_size / base_batch_size",
 }
 ANY_BETA = (0.0, 1.0)
+_NOTHING = 1e-12  # far above the rounding of kappa (1 - beta) near 1, far below any beta that is set
 
 
 def scale_memory(
@@ -31,7 +32,7 @@ def scale_memory(
     - `half_life`: beta^kappa. The half-life in samples stays, exactly, and with it the share that any number of samples
       leaves. For the second moment: Marek et al. 2025 (arXiv 2507.07101).
     - `sde`: 1 - kappa (1 - beta), as Malladi et al. 2022 (arXiv 2205.10287) state it. It equals beta^kappa to first
-      order in kappa (1 - beta), and exists only where that is below 1. `half_life` is defined for every batch.
+      order in kappa (1 - beta), and exists only up to 1, where nothing is kept. `half_life` is defined for every batch.
     - a number: the half-life itself, in samples, whatever `base` was.
     - `none`: the base value, whatever the batch.
 
@@ -65,7 +66,7 @@ def scale_memory(
     sizes = {"global_batch_size": global_batch_size, "base_batch_size": base_batch_size}
     if isinstance(rule, str):
         formula, inputs = MEMORY_RULES[rule].format(name=name), inputs | sizes
-        value = base**kappa if rule == "half_life" else 1 - (1 - base) * global_batch_size / base_batch_size
+        value = base**kappa if rule == "half_life" else _left(1 - (1 - base) * global_batch_size / base_batch_size)
         shown = rule
     else:
         formula, inputs = (
@@ -87,6 +88,11 @@ def scale_memory(
             "batch, or bounds below 1."
         )
     return ScaledValue(value, shown, formula, inputs)
+
+
+def _left(value: float) -> float:
+    """The value, without the rounding of 1 - beta where nothing is left: in float64 1 - 20 (1 - 0.95) is -9e-16."""
+    return 0.0 if abs(value) < _NOTHING else value
 
 
 def _check(base: float, base_batch_size: int, global_batch_size: int, rule: str | int, name: str) -> None:

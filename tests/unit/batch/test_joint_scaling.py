@@ -103,6 +103,19 @@ def test_the_published_rule_meets_the_half_life_to_first_order_and_ends():
         beta("sde", 1001)
 
 
+@pytest.mark.parametrize(("beta", "kappa"), [(0.9, 10), (0.95, 20), (0.99, 100), (0.999, 1000), (0.6, 2.5), (0.0, 1)])
+def test_the_published_rule_ends_where_nothing_is_left_whichever_way_its_factors_are_rounded(beta: float, kappa: float):
+    """1 - 20 (1 - 0.95) is -9e-16 in float64, and 1 - 10 (1 - 0.9) is 2e-16."""
+
+    def left(new: int) -> float:
+        return scale_memory(beta, base_batch_size=10_000, global_batch_size=new, rule="sde").value
+
+    assert left(round(10_000 * kappa)) == 0.0
+    assert left(round(10_000 * kappa) - 1) == pytest.approx(1e-4 * (1 - beta), rel=1e-6)
+    with pytest.raises(ValueError, match="has no value beyond"):
+        left(round(10_000 * kappa) + 1)
+
+
 def test_a_half_life_in_samples_needs_no_base_and_bounds_hold_it():
     def beta(new: int, bounds: tuple[float, float]) -> float:
         return scale_memory(0.5, base_batch_size=7, global_batch_size=new, rule=1000, bounds=bounds).value
