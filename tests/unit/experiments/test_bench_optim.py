@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import statistics
 from pathlib import Path
 
@@ -11,11 +12,14 @@ import pytest
 import torch
 
 from largebatch.__main__ import main
+from largebatch.cli import bench
 from largebatch.cli.bench import BENCHES
 from largebatch.diagnostics.intervals import median_interval
 from largebatch.experiments.bench import optim, optimizer_race
 from largebatch.experiments.bench.optimizer_race import ALGORITHMS, peak_extra_bytes, shapes_of
 from largebatch.optim import LAMB, LARS
+
+CLI_README = Path(bench.__file__).with_name("README.md")
 
 
 @pytest.mark.parametrize(
@@ -58,6 +62,8 @@ def test_bench_without_a_known_name_lists_what_it_measures(capsys):
         assert said.out == ""
         assert all(f"bench {name}" in said.err for name in BENCHES)
     assert main(["bench", "--help"]) == 0
+    row = next(line for line in CLI_README.read_text().splitlines() if line.startswith("| `bench` |"))
+    assert {f"`{name}`" for name in BENCHES} == set(re.findall("`[a-z-]+`", row)) - {"`bench`"}
     assert main(["bench", "optim", "--help"]) == 0
     assert "rounds=N" in capsys.readouterr().out
 
