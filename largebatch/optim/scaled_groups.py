@@ -71,6 +71,7 @@ class ScaledGroups:
         stage_at: Callable[[int], int],
     ) -> None:
         self._probed, self._stages, self._stage_at = probed, tuple(stages), stage_at
+        self._left: int | None = None  # the stage in which another run leaves this one
         base = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
 
         def values(group: Mapping[str, Any], stage: StageBatch) -> dict[str, Any]:
@@ -96,15 +97,19 @@ class ScaledGroups:
         other._stage_at = stage_at
         return other
 
-    def left_for(self, stage: StageBatch) -> ScaledGroups:
-        """Those of a run that leaves this one, at any place, for a stage of its own and stays there.
+    def left_for(self, stage: StageBatch, samples_seen: int) -> ScaledGroups:
+        """Those of a run that leaves this one for a stage of its own and stays there.
 
-        State comes from whatever stage it belongs to, at the first `write`.
+        Args:
+            stage: of the other run.
+            samples_seen: where it leaves, whatever position it goes on with: state belongs to the stage there, or to an
+                earlier one where that has not yet begun to write its values.
 
         Raises:
             ValueError: if a rule has no value for a group.
         """
         other = self.with_stages(lambda _: len(self._stages))
+        other._left = self._stage_at(samples_seen)
         other._stages, other.values = (*self._stages, stage), (*self.values, self._values_of(stage))
         return other
 
@@ -132,9 +137,17 @@ class ScaledGroups:
                 continue
             fitting = [one for one, groups in enumerate(self.values) if groups[place] == now]
             if carries and fitting:
-                before = max((one for one in fitting if one < number), default=fitting[0])
-                self._carry(optimizer, group, now, values, self._stages[before].peak_lr / self._stages[number].peak_lr)
+                before = self._stages[self._origin(fitting, number, samples_seen)]
+                self._carry(optimizer, group, now, values, before.peak_lr / self._stages[number].peak_lr)
             group.update(values)
+
+    def _origin(self, fitting: Sequence[int], number: int, samples_seen: int) -> int:
+        """The stage that state belongs to, of those with its values: that of the last step, for whose rate it is."""
+        if self._left is not None:
+            return max((one for one in fitting if one <= self._left), default=fitting[0])
+        # A stage shorter than a step may have had none.
+        ended = [one for one in fitting if self._stage_at(samples_seen - self._stages[one].global_batch_size) == one]
+        return max((one for one in ended or fitting if one < number), default=fitting[0])
 
     def _carry(
         self,

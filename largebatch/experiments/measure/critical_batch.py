@@ -10,7 +10,6 @@ from functools import partial
 import numpy as np
 
 from largebatch.batch.order import SampleOrder
-from largebatch.batch.plan import BatchPlan
 from largebatch.diagnostics.critical_batch.branches import LEAST_SIZES
 from largebatch.diagnostics.sharpness.subset import FixedSubset
 from largebatch.experiments.measure.branch_design import Branch, Design, shares_of
@@ -42,15 +41,15 @@ def plan(prepared: Prepared, options: MeasureConfig) -> Measurement:
     """
     _require_branches(prepared)
     if len(prepared.numbers.ramp.plans) == 1:
-        _design(prepared, options, prepared.numbers.plan)
+        _design(prepared, options, start=0)
     if options.checkpoint is None:
-        _require_samples(prepared, _design(prepared, options, prepared.numbers.plan), start=0)
+        _require_samples(prepared, _design(prepared, options, start=0), start=0)
 
     def measure(weights: Weights) -> Result | None:
         checkpoint = find_run_checkpoint(prepared, weights)
         start = 0 if checkpoint is None else int(checkpoint.values["samples_seen"])
         here = replace(prepared, numbers=as_decided(prepared.numbers, checkpoint))
-        design = _design(here, options, here.numbers.ramp.at(start))
+        design = _design(here, options, start=start)
         _require_samples(here, design, start=start)
         branches, factors = run_branches(here, weights, design, checkpoint, say=partial(print, flush=True))
         if not weights.runtime.is_main:
@@ -78,8 +77,8 @@ def _require_branches(prepared: Prepared) -> None:
         raise NotMeasurableError(problems)
 
 
-def _design(prepared: Prepared, options: MeasureConfig, base: BatchPlan) -> Design:
-    """The branches from a place where the run has the batch `base`.
+def _design(prepared: Prepared, options: MeasureConfig, *, start: int) -> Design:
+    """The branches from a place: of the batch that the run has there, at the rate that it has there.
 
     Raises:
         ConfigError: with every problem.
@@ -87,12 +86,12 @@ def _design(prepared: Prepared, options: MeasureConfig, base: BatchPlan) -> Desi
     chosen, findings = options.critical_batch, Findings()
     if len(set(chosen.rate_factors)) < len(chosen.rate_factors):
         findings.errors.append(f"{_KEY}.rate_factors={chosen.rate_factors}: one is listed twice. Name each once.")
-    branches = _branches(prepared, chosen, base, findings)
+    branches = _branches(prepared, chosen, start, findings)
     subset = _evaluated(prepared, options, findings)
     findings.raise_if_any()
     assert subset is not None
     numbers = prepared.numbers
-    stage = numbers.ramp.plans.index(base)
+    stage = numbers.ramp.stage_at(start)  # the place of its plan may be another one: two stages may have equal batches
     sizes = [rates[0].plan.global_batch_size for rates in branches]
     whole = math.lcm(2 * sizes[0], *sizes)
     return Design(
@@ -106,14 +105,15 @@ def _design(prepared: Prepared, options: MeasureConfig, base: BatchPlan) -> Desi
     )
 
 
-def _rates(prepared: Prepared, base: BatchPlan, size: int, factors: Sequence[float]) -> list[Branch]:
-    """Branches of one batch size from a place where the run has the batch `base`; `factors` are of its rule's rate.
+def _rates(prepared: Prepared, start: int, size: int, factors: Sequence[float]) -> list[Branch]:
+    """Branches of one batch size from a place of the run; `factors` are of its rule's rate.
 
     Raises:
         ValueError: if the batch cannot be split, or something that follows it has no value there.
     """
     config, numbers, groups = prepared.config, prepared.numbers, prepared.scaled_groups
-    following, plan = numbers.following, solve_plan(config, size, base.world_size)
+    base, following = numbers.ramp.at(start), numbers.following
+    plan = solve_plan(config, size, base.world_size)
 
     def rate(total: int) -> float:
         peak = peak_lr(config, total)
@@ -123,14 +123,12 @@ def _rates(prepared: Prepared, base: BatchPlan, size: int, factors: Sequence[flo
     if following is None or groups is None:
         return [Branch(plan, scale) for scale in scales]
     own = rate(base.global_batch_size)
-    return [Branch(plan, scale, groups.left_for(following.stage(size, own * scale))) for scale in scales]
+    return [Branch(plan, scale, groups.left_for(following.stage(size, own * scale), start)) for scale in scales]
 
 
-def _branches(
-    prepared: Prepared, chosen: CriticalBatchConfig, base: BatchPlan, findings: Findings
-) -> list[list[Branch]]:
+def _branches(prepared: Prepared, chosen: CriticalBatchConfig, start: int, findings: Findings) -> list[list[Branch]]:
     """By batch size, ascending, and rate; with errors as findings."""
-    key, factors, total = f"{_KEY}.factors", chosen.factors, base.global_batch_size
+    key, factors, total = f"{_KEY}.factors", chosen.factors, prepared.numbers.ramp.at(start).global_batch_size
     num_samples = prepared.numbers.num_samples
     asked = sorted(set(factors or _FACTORS))
     if factors is not None and len(asked) < len(factors):
@@ -147,7 +145,7 @@ def _branches(
                 "samples, which a step uses at most once. Leave it out."
             )
         else:
-            found = own.attempt(key, partial(_rates, prepared, base, size, sorted(chosen.rate_factors)))
+            found = own.attempt(key, partial(_rates, prepared, start, size, sorted(chosen.rate_factors)))
             branches += [] if found is None else [found]
         findings.errors += own.errors if factors is not None else []
     if len(branches) < LEAST_SIZES and not findings.errors:

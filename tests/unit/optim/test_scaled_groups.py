@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable
 from typing import Any
 
@@ -166,14 +167,35 @@ def test_behind_two_stages_whose_momentum_a_bound_holds_a_velocity_has_the_rate_
     optimizer = make([{"params": [weight]}])
     stages = [StageBatch(size, rate) for size, rate in zip((2, 4, 12), rates, strict=True)]
     scaled = ScaledGroups(optimizer, rule, probe(make), base_lr=0.01, base_batch_size=4, stages=stages,
-                          stage_at=lambda seen: min(seen, 2))  # fmt: skip
+                          stage_at=lambda seen: bisect_right((2, 6), seen))  # fmt: skip
     assert [groups[0]["momentum"] for groups in scaled.values] == [0.9, 0.9, pytest.approx(0.729)]
-    for seen in range(150):
-        weight.grad = torch.full_like(weight, float(seen == 1))  # the gradient comes in the second stage
-        set_lr(optimizer, rates[min(seen, 2)])
+    for number, seen in enumerate([0, 2, *range(6, 1800, 12)]):
+        weight.grad = torch.full_like(weight, float(number == 1))  # the gradient comes in the second stage
+        set_lr(optimizer, rates[min(number, 2)])
         scaled.write(optimizer, seen)
         take_step(optimizer)
     assert 1 - weight.item() == pytest.approx(0.01 / (1 - 0.9), rel=1e-12)
+
+
+@pytest.mark.parametrize("case", ["left in the first stage", "left in the second", "the second is less than a step"])
+def test_a_velocity_whose_momentum_a_bound_held_has_the_rate_of_the_stage_that_it_comes_from(case: str):
+    """Two stages have the same values. Only the place says which rate the velocity was meant for."""
+    rule, make = JointRule("linear", "half_life", beta_bounds=(0.0, 0.9)), of(SGD, momentum=0.9)
+    weight, last = nn.Parameter(torch.ones(1, dtype=torch.float64)), StageBatch(12, 0.03 * (1 - 0.9**3) / 0.1)
+    optimizer, places = make([{"params": [weight]}]), (100, 101 if "less" in case else 200)
+    scaled = ScaledGroups(optimizer, rule, probe(make), base_lr=0.01, base_batch_size=4,
+                          stages=[StageBatch(2, 0.005), StageBatch(4, 0.01), last],
+                          stage_at=lambda seen: bisect_right(places, seen))  # fmt: skip
+    at, size, rate = (100, 4, 0.01) if "second" in case and "less" not in case else (99, 2, 0.005)
+    later = scaled if "less" in case else scaled.left_for(last, at)
+    # Branches go on from other positions, too.
+    steps = [(scaled, at, rate), *((later, at + size + 12 * number, last.peak_lr) for number in range(110))]
+    for number, (groups, seen, lr) in enumerate(steps):
+        weight.grad = torch.full_like(weight, float(number == 0))
+        set_lr(optimizer, lr)
+        groups.write(optimizer, seen)
+        take_step(optimizer)
+    assert 1 - weight.item() == pytest.approx(rate / (1 - 0.9), rel=1e-12)
 
 
 def test_groups_keep_their_own_values_and_rates():
