@@ -45,6 +45,17 @@ class JointRule:
         """Whether at most the rate follows."""
         return replace(self, lr="none") == JointRule()
 
+    @property
+    def followers(self) -> tuple[str, ...]:
+        """The names of what follows besides the rate.
+
+        >>> JointRule("sqrt", betas=("none", "half_life"), eps="sde").followers
+        ('beta2', 'eps')
+        """
+        rules = {"momentum": self.momentum} | dict(zip(_BETAS, self.betas, strict=True))
+        rules |= {"eps": self.eps, "weight_decay": self.weight_decay, "clip_norm": self.clip_norm}
+        return tuple(name for name, rule in rules.items() if rule != "none")
+
 
 JOINT_RULES = {
     "none": JointRule(),

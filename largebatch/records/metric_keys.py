@@ -2,53 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 
+from largebatch.records.metric_family import MetricFamily, MetricKey
+from largebatch.records.metric_family import family as _family
 
-@dataclass(frozen=True)
-class MetricKey:
-    """A key of the rows of metrics.jsonl, which W&B and TensorBoard show under the same name.
-
-    Attributes:
-        name: as in the rows; `GROUP` stands for the name of a group of parameters, `METRIC` for that of a metric.
-        unit: the value's; a dash for plain numbers.
-        meaning: one sentence without a full stop.
-    """
-
-    name: str
-    unit: str
-    meaning: str
-
-    def matches(self, key: str) -> bool:
-        """Whether `key` is this one.
-
-        >>> MetricKey("noise_scale/GROUP/trace", "-", "").matches("noise_scale/stem/trace")
-        True
-        """
-        pattern = re.escape(self.name).replace("GROUP", r"[^/]+").replace("METRIC", r"[^/]+(?<!_stderr)")
-        return re.fullmatch(pattern, key) is not None
-
-
-@dataclass(frozen=True)
-class MetricFamily:
-    """Keys that one observer writes.
-
-    Attributes:
-        asked_by: the config keys that turn them on; empty: every run has them.
-        cost: of a measurement or of a run, with the conditions it was measured under.
-        keys: in the order of the table.
-    """
-
-    asked_by: str
-    cost: str
-    keys: tuple[MetricKey, ...] = field(default=())
-
-
-def _family(asked_by: str, cost: str, *rows: tuple[str, str, str]) -> MetricFamily:
-    return MetricFamily(asked_by, cost, tuple(MetricKey(*row) for row in rows))
-
+_WHERE = ", where it follows the batch"
+_FOLLOWS = f"{_WHERE}; of the first parameter group that has one"
 
 METRIC_FAMILIES = (
     _family(
@@ -75,6 +35,20 @@ METRIC_FAMILIES = (
         ("time/communication_s", "s", "communication that no computation hides, in this row's step"),
         ("time/compute_s", "s", "the rest of `time/step_s`"),
         ("memory/peak_bytes", "bytes", "peak so far of rank 0: tensors on a GPU, the resident process on a CPU"),
+    ),
+    _family("scaling.momentum", "none", ("train/momentum", "share", f"that a step keeps of the velocity{_FOLLOWS}")),
+    _family(
+        "scaling.betas",
+        "none",
+        ("train/beta1", "share", f"that a step keeps of the first moment{_FOLLOWS}"),
+        ("train/beta2", "share", f"that a step keeps of the second moment{_FOLLOWS}"),
+    ),
+    _family("scaling.eps", "none", ("train/eps", "-", f"beside the root of the second moment{_FOLLOWS}")),
+    _family("scaling.weight_decay", "none", ("train/weight_decay", "-", f"weight decay of the step{_FOLLOWS}")),
+    _family(
+        "scaling.clip_norm",
+        "none",
+        ("train/clip_norm", "L2 norm", f"largest norm of the gradient{_WHERE}"),
     ),
     _family(
         "observers.evaluation.every",

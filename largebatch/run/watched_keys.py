@@ -18,7 +18,7 @@ _SET = "eval/(train|val|ema_val)_"
 _DOWN, _UP = (
     re.compile(f"{more}.+/(train_|val_|ema_val_)?{name}") for more, name in (("gap/.+|", "loss"), ("", "accuracy"))
 )
-_OFF = (None, "off", "stop", "euclidean", False)
+_OFF = (None, "off", "stop", "euclidean", "none", False)
 
 
 def is_of_evaluation(key: str) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from largebatch.records.trackers import read_metrics
 from largebatch.run.build import open_run
 from largebatch.run.prepare import prepare
 from largebatch.training.loop import Observer, Run, train
@@ -24,7 +25,9 @@ COMMON = (
     "precision=fp64", "batch.total=16", "batch.ramp.milestones=[60samples]", "batch.ramp.totals=[43]",
     "length=280samples", "schedule.warmup=0ep", "observers.evaluation.every=null", "clip_norm=3.0",
     "scaling.clip_norm=noise", "scaling.base_batch_size=32", "schedule=constant", "resume=auto",
+    "observers.metrics.every=1",
 )  # fmt: skip
+FOLLOWERS = ("momentum", "beta1", "beta2", "eps", "weight_decay")
 RUNS = {  # four steps of 16, five of 43
     "adamw": ("optimizer=adamw", "scaling=sde_timescale", "scaling.clip_norm=noise", "scaling.base_batch_size=32"),
     "sgd": ("optimizer=sgd", "scaling=linear_half_life", "scaling.clip_norm=noise", "scaling.base_batch_size=32"),
@@ -84,5 +87,14 @@ def test_values_follow_the_batch_and_stops_on_other_ranks_change_nothing(name: s
     scaled = record["ramp"][0]["scaled"]
     assert scaled["clip_norm"]["value"] == pytest.approx(3 / (43 / 32) ** 0.5)
     assert scaled["clip_norm"]["rule"] == "noise"
+    names = ("momentum",) if name == "sgd" else ("beta1", "beta2", "eps", "weight_decay")
+    rows = list(read_metrics(tmp_path / "whole" / "metrics.jsonl"))
+    assert len(rows) == 9
+    for row, one in zip(rows, whole, strict=True):  # what the optimizer stepped with, in the row of the step
+        shown = one | dict(zip(("beta1", "beta2"), one.get("betas", ()), strict=False))
+        assert {key: row.get(f"train/{key}") for key in FOLLOWERS} == {
+            key: shown[key] if key in names else None for key in FOLLOWERS
+        }
+        assert row["train/clip_norm"] == pytest.approx(3 / (row["train/global_batch_size"] / 32) ** 0.5)
     key = "momentum" if name == "sgd" else "beta2"
     assert scaled[key]["inputs"]["global_batch_size"] == 43

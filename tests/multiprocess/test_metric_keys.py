@@ -37,9 +37,11 @@ ALL = (
     "observers.sharpness.trace_samples=2", "metric=top5", "ema.half_life=1ep",
     "batch.ramp.by=noise_scale", "batch.ramp.totals=[40]", "batch.ramp.factor=1e6",
     "batch.ramp.confirmations=1", "observers.evaluation.every=640samples",
+    "scaling.betas=half_life", "scaling.eps=sde", "scaling.clip_norm=noise",
 )  # fmt: skip
 SKIPPING = (*QUIET, "data.on_bad_sample=skip", "batch.total=20", "batch.max_micro=8", "length=4steps",
-            "batch.on_out_of_memory=lower", "observers.metrics.every=1")  # fmt: skip
+            "batch.on_out_of_memory=lower", "observers.metrics.every=1", "scaling.momentum=half_life",
+            "scaling.weight_decay=timescale")  # fmt: skip
 
 
 class LittleRoom(nn.Linear):

@@ -25,7 +25,8 @@ class MetricsObserver(Observer):
     The loss is that of the step's whole global batch, summed over ranks. Times are rank 0's: `time/step_s` and
     `time/data_s` are means over the steps since the last row; `time/communication_s` is the exposed communication of
     the row's own step; `time/compute_s` is the rest. `memory/peak_bytes` is the most so far: on a GPU of tensors, on a
-    CPU of rank 0's whole process. With a numeric guard, `guard/*` are its counts.
+    CPU of rank 0's whole process. What follows the batch is that of the row's own step. With a numeric guard, `guard/*`
+    are its counts.
 
     Args:
         rows: for the rows.
@@ -133,6 +134,8 @@ class MetricsObserver(Observer):
             row["memory/peak_bytes"] = peak
         if report.grad_norm is not None:
             row["train/grad_norm"] = float(report.grad_norm)
+        if run.scaled is not None:
+            row |= {f"train/{name}": value for name, value in run.scaled.row_at(report.taken.samples_seen).items()}
         if run.guard is not None:
             row |= run.guard.counts.row()
         return row
