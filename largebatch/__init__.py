@@ -3,7 +3,7 @@
 For a program of your own, by room; a name is loaded when it is first used:
 
     batch        BatchPlan BatchRamp Duration SampleOrder Schedule scale_lr
-    optim        LAMB LARS MuonWithAdamW ScheduleLR parameter_groups set_lr
+    optim        LAMB LARS MuonWithAdamW ScheduleLR follow_batch parameter_groups set_lr
     losses       CrossEntropy InfoNCE ModuleLoss NextToken OutputIsLoss SquaredError
     distributed  Runtime
     models       GPT MLP ConvNet Linear ResNet TwoViews checkpoint_activations hugging_face resnet18 resnet50
@@ -73,6 +73,7 @@ if TYPE_CHECKING:
         resnet50,
     )
     from largebatch.optim import LAMB, LARS, MuonWithAdamW, ScheduleLR, set_lr
+    from largebatch.optim.follow_batch import follow_batch
     from largebatch.optim.parameter_groups import parameter_groups
     from largebatch.records.trackers import read_metrics
     from largebatch.run.config.reading import ConfigError
@@ -86,10 +87,10 @@ __all__ = [
     "Measures", "MicroBatchLoader", "ModuleLoss", "MuonWithAdamW", "NextToken", "NoiseScale", "NoiseScaleEstimator",
     "NoiseTracker", "Observer", "OrderSampler", "OutputIsLoss", "ResNet", "Run", "Runtime", "SampleOrder", "Schedule",
     "ScheduleLR", "SquaredError", "Step", "StepReport", "StepsToTarget", "TokenWindows", "TwoViews", "__version__",
-    "accumulate_gradients", "checkpoint_activations", "digits", "fit_critical_batch", "generalization_gap",
-    "hub_images", "hugging_face", "image_folder", "large_batch_gap", "lr_range_test", "make_run", "measure_gap",
-    "measure_sharpness", "measure_variance", "moments_of_step", "parameter_groups", "plan", "read_metrics",
-    "resnet18", "resnet50", "scale_lr", "set_lr", "token_stream", "track", "train",
+    "accumulate_gradients", "checkpoint_activations", "digits", "fit_critical_batch", "follow_batch",
+    "generalization_gap", "hub_images", "hugging_face", "image_folder", "large_batch_gap", "lr_range_test", "make_run",
+    "measure_gap", "measure_sharpness", "measure_variance", "moments_of_step", "parameter_groups", "plan",
+    "read_metrics", "resnet18", "resnet50", "scale_lr", "set_lr", "token_stream", "track", "train",
 ]  # fmt: skip
 
 
@@ -135,7 +136,7 @@ def lazy_names(package: str, modules: Mapping[str, str]) -> tuple[Callable[[str]
 
 _NAMES = {
     "batch": "BatchPlan BatchRamp Duration SampleOrder Schedule scale_lr",
-    "optim": "LAMB LARS MuonWithAdamW ScheduleLR parameter_groups set_lr",
+    "optim": "LAMB LARS MuonWithAdamW ScheduleLR follow_batch parameter_groups set_lr",
     "losses": "CrossEntropy InfoNCE ModuleLoss NextToken OutputIsLoss SquaredError",
     "distributed.runtime": "Runtime",
     "models": "GPT MLP ConvNet Linear ResNet TwoViews checkpoint_activations hugging_face resnet18 resnet50",

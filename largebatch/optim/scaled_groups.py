@@ -70,7 +70,8 @@ class ScaledGroups:
         stages: Sequence[StageBatch],
         stage_at: Callable[[int], int],
     ) -> None:
-        self._probed, self._stages, self._stage_at = probed, tuple(stages), stage_at
+        self._rule, self._probed, self._stages, self._stage_at = rule, probed, tuple(stages), stage_at
+        self._base_lr = base_lr
         self._left: int | None = None  # the stage in which another run leaves this one
         base = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
 
@@ -114,6 +115,11 @@ class ScaledGroups:
         return other
 
     @property
+    def clips(self) -> bool:
+        """Whether the largest gradient norm follows the batch."""
+        return self._rule.clip_norm != "none"
+
+    @property
     def keys(self) -> frozenset[str]:
         """The options of groups that it writes."""
         return frozenset(key for groups in self.values for group in groups for key in group)
@@ -121,6 +127,22 @@ class ScaledGroups:
     def clip_norm_at(self, samples_seen: int) -> float | None:
         """The largest gradient norm of the step that starts there."""
         return self._stages[self._stage_at(samples_seen)].clip_norm
+
+    def rate_factor_at(self, samples_seen: int) -> float:
+        """The peak rate of the step that starts there, over that of the base batch."""
+        return self._stages[self._stage_at(samples_seen)].peak_lr / self._base_lr
+
+    def row_at(self, samples_seen: int) -> dict[str, float]:
+        """What follows the batch, by name, in the step that starts there: each value that of the first group with it.
+
+        Without the rate, and without values that a rule leaves alone: `momentum`, `beta1`, `beta2`, `eps`,
+        `weight_decay`, `clip_norm`.
+        """
+        number, found = self._stage_at(samples_seen), dict[str, Any]()
+        for group in self.values[number]:
+            found = dict(zip(("beta1", "beta2"), group.get("betas", ()), strict=False)) | group | found
+        found["clip_norm"] = self._stages[number].clip_norm
+        return {name: float(found[name]) for name in self._rule.followers if found.get(name) is not None}
 
     def write(self, optimizer: Optimizer, samples_seen: int, *, carries: bool = True) -> None:
         """Give the groups their values for the step that starts after `samples_seen` samples.

@@ -13,7 +13,8 @@ from torch.optim import SGD, Adam, Adamax, AdamW, Optimizer, RMSprop
 
 from largebatch.batch.joint_scaling import JointRule
 from largebatch.experiments.verify.scaling import Kept, compare_batch
-from largebatch.optim import LAMB, LARS, MuonWithAdamW, keep_lr_ratios, set_lr
+from largebatch.optim import LAMB, LARS, MuonWithAdamW, follow_batch, keep_lr_ratios, set_lr
+from largebatch.optim.follow_batch import probed_of
 from largebatch.optim.memory_probe import probe
 from largebatch.optim.scaled_groups import ScaledGroups, StageBatch
 from largebatch.optim.uncompiled import without_compiler
@@ -83,6 +84,43 @@ def test_what_is_left_of_a_gradient_does_not_depend_on_the_batch(name: str):
         promised = [one for one in found if one.promised is not None]
         assert len(promised) == count, found
         assert not [one for one in promised if one.fails]
+
+
+@pytest.mark.parametrize("name", ["nesterov", "adamw", "lars outside", "lamb sums", "muon", "own"])
+def test_an_optimizer_is_known_by_itself_as_by_its_maker(name: str):
+    make, *_ = OPTIMIZERS[name]
+    weights = {"hidden.weight": nn.Parameter(torch.ones(2, 2)), "hidden.bias": nn.Parameter(torch.ones(2))}
+    groups = [{"params": [one], "param_names": [key], "adapts": True} for key, one in weights.items()]
+    assert probed_of(make(groups)) == probe(make)
+
+
+def test_what_follows_nothing_or_cannot_be_tried_is_refused_with_a_remedy():
+    def followed(optimizer: Optimizer, rule: Any, **options: Any) -> ScaledGroups:
+        return follow_batch(optimizer, 8, base_batch_size=4, rule=rule, **options)
+
+    weights = [nn.Parameter(torch.ones(2))]
+    for kind, rule, message in (
+        (SGD, "linear_half_life", "momentum: its rule has no effect, momentum is 0.0"),
+        (Adam, "sde_timescale", "weight_decay: its rule has no effect, weight_decay is 0.0"),
+        (OwnLion, "sde", "beta1: no rule is known to hold for OwnLion: none of its states fades by beta1"),
+        (RMSprop, "sde", "beta1: its rule has no effect, RMSprop has no beta1"),
+        (SGD, JointRule(clip_norm="noise"), "clip_norm: its rule has no effect, clip_norm is None"),
+        (SGD, "linaer", "rule='linaer': is no joint rule. Choose one of none, linear"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            followed(kind(weights, lr=0.1), rule)
+
+    class Named(SGD):
+        def __init__(self, groups: Any, model: str, **options: Any) -> None:
+            assert model == "mine"
+            super().__init__(groups, **options)
+
+    named = Named(weights, "mine", lr=0.1, momentum=0.9)
+    with pytest.raises(ValueError, match=r"Named could not be tried .*'model'\)\. Give make=, which makes one"):
+        followed(named, "linear_half_life")
+    scaled = followed(named, "linear_half_life", make=of(SGD, momentum=0.9))
+    assert named.param_groups[0]["momentum"] == pytest.approx(0.81)
+    assert scaled.rate_factor_at(0) == pytest.approx(2 * (1 - 0.81) / (1 - 0.9))
 
 
 def test_without_its_rule_nothing_is_kept_and_a_broken_rule_is_seen(monkeypatch: pytest.MonkeyPatch):
@@ -227,3 +265,5 @@ def test_groups_keep_their_own_values_and_rates():
     assert none["weight_decay"] == 0.0
     assert (scaled.clip_norm_at(0), scaled.clip_norm_at(8)) == (1.0, 0.5)
     assert scaled.keys == {"betas", "eps", "weight_decay"}
+    row = {"beta1": one["betas"][0], "beta2": one["betas"][1], "eps": 5e-9, "weight_decay": one["weight_decay"]}
+    assert scaled.row_at(8) == row | {"clip_norm": 0.5}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from typing import Any
 
@@ -10,8 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from largebatch.batch import BatchPlan, BatchRamp, Schedule
-from largebatch.optim import ScheduleLR, keep_lr_ratios, set_lr
+from largebatch.batch import BatchPlan, BatchRamp, JointRule, Schedule
+from largebatch.gradient import GlobalBatches
+from largebatch.optim import ScaledGroups, ScheduleLR, follow_batch, keep_lr_ratios, set_lr
 
 BATCH = 10
 SCHEDULE = Schedule(total_samples=100, warmup_samples=30, warmup_start_factor=0.1, decay="cosine", end_factor=0.01)
@@ -87,12 +89,74 @@ def test_a_state_goes_on_with_another_optimizer():
 def test_a_ramp_counts_by_its_stages():
     small, large = (BatchPlan.solve(global_batch_size=size, world_size=1) for size in (10, 30))
     optimizer = torch.optim.SGD(groups(), lr=0.2)
-    ScheduleLR(optimizer, SCHEDULE, global_batch_size=BatchRamp((small, large), (20,)))
-    found = []
+    ramp, found = BatchRamp((small, large), (20,)), []
+    stays = follow_batch(optimizer, ramp, base_batch_size=10, rule="none")
+    ScheduleLR(optimizer, SCHEDULE, global_batch_size=ramp, scaled=stays)
     for _ in range(4):
         found.append(rates_of(optimizer)[1])
         optimizer.step()
     assert found == [0.2 * SCHEDULE(samples) for samples in (0, 10, 20, 50)]
+
+
+@pytest.mark.parametrize("given", ["batch", "stream"])
+def test_a_batch_that_changes_needs_a_rule_for_what_follows_it(given: str):
+    ramp = BatchRamp(tuple(BatchPlan.solve(global_batch_size=size, world_size=1) for size in (10, 30)), (20,))
+    optimizer, stream = torch.optim.SGD(groups(), lr=0.2), GlobalBatches(torch.zeros(60, 1), 10, ramp={20: 30})
+    with pytest.raises(
+        ValueError, match=r"the batch changes \(10, 30 samples\), and nothing says .* scaled=follow_batch"
+    ):
+        ScheduleLR(optimizer, SCHEDULE, **({"global_batch_size": ramp} if given == "batch" else {"stream": stream}))
+
+
+def test_what_follows_the_batch_follows_under_a_scheduler_as_in_a_loop_and_after_a_stop():
+    """AdamW, a group with a rate of its own: the values of the joint rule at each batch, the same in both."""
+    ramp = BatchRamp(tuple(BatchPlan.solve(global_batch_size=size, world_size=1) for size in (10, 30)), (20,))
+
+    def made() -> tuple[torch.optim.Optimizer, ScaledGroups]:
+        optimizer = torch.optim.AdamW(groups(), lr=0.2, betas=(0.8, 0.9), weight_decay=0.1)
+        return optimizer, follow_batch(optimizer, ramp, base_batch_size=20, rule="sde_timescale")
+
+    def step(optimizer: torch.optim.Optimizer, found: list[Any]) -> None:
+        for group in optimizer.param_groups:
+            group["params"][0].grad = torch.ones_like(group["params"][0])
+        found.append([(g["lr"], g["betas"], g["eps"], g["weight_decay"]) for g in optimizer.param_groups])
+        optimizer.step()
+
+    (one, scaled), by_hand = made(), []
+    for seen in (0, 10, 20, 50):
+        scaled.write(one, seen)
+        set_lr(one, 0.2 * scaled.rate_factor_at(seen) * SCHEDULE(seen))
+        step(one, by_hand)
+    (other, scaled), found = made(), []
+    scheduler = ScheduleLR(other, SCHEDULE, global_batch_size=ramp, scaled=scaled)
+    for number in range(4):
+        step(other, found)
+        if number == 1:  # where the batch grows next
+            states = json.loads(json.dumps(scheduler.state_dict())), copy.deepcopy(other.state_dict())
+            weights = [group["params"][0].detach().clone() for group in other.param_groups]
+            (other, scaled) = made()
+            scheduler = ScheduleLR(other, SCHEDULE, global_batch_size=ramp, scaled=scaled)
+            for group, value in zip(other.param_groups, weights, strict=True):
+                group["params"][0].data.copy_(value)
+            other.load_state_dict(states[1])
+            scheduler.load_state_dict(states[0])
+    for rows, others in zip(by_hand, found, strict=True):
+        for row, another in zip(rows, others, strict=True):
+            assert row[1:] == another[1:]
+            assert row[0] == pytest.approx(another[0], rel=1e-15)
+    assert by_hand[-1][1][1] == pytest.approx((0.8**1.5, 0.9**1.5), rel=1e-12)
+    assert by_hand[-1][1][0] == pytest.approx(0.2 * 1.5**0.5 * SCHEDULE(50), rel=1e-12)
+    for a, b in zip(one.param_groups, other.param_groups, strict=True):
+        assert torch.allclose(a["params"][0], b["params"][0], rtol=1e-6)
+        assert one.state[a["params"][0]]["step"] == other.state[b["params"][0]]["step"]
+
+
+def test_a_scheduler_refuses_a_clip_norm_that_is_to_follow():
+    rule, optimizer = JointRule("linear", clip_norm="noise"), torch.optim.SGD(groups(), lr=0.2)
+    scaled = follow_batch(optimizer, 40, base_batch_size=10, rule=rule, clip_norm=1.0)
+    assert (scaled.clip_norm_at(0), scaled.rate_factor_at(0)) == (0.5, 4.0)
+    with pytest.raises(ValueError, match="a scheduler does not clip"):
+        ScheduleLR(optimizer, SCHEDULE, global_batch_size=40, scaled=scaled)
 
 
 def test_a_rate_that_is_a_tensor_stays_the_same_tensor():
