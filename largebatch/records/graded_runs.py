@@ -16,8 +16,11 @@ LABELS = {
     "memory": ("peak memory of a process", "bytes"),
     "exposed_communication": ("exposed communication of a step", "s"),
     "final_loss": ("validation loss at the end", ""),
+    "gap_ratio": ("validation over training loss at the end", ""),
 }
 """Key of what a run predicts -> its name and unit."""
+AT_THE_END = ("final_loss", "gap_ratio")
+"""Keys of what only a finished run has."""
 
 
 def positive(values: Any, key: str) -> float | None:
@@ -26,6 +29,24 @@ def positive(values: Any, key: str) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
         return None
     return float(value)
+
+
+def ends_of(summary: Mapping[str, Any]) -> dict[str, float]:
+    """What a finished run ended with; a loss that is not above 0 is left out, and so is the gap to it.
+
+    The gap is the ratio of both losses: as a difference it may be 0 or below, where no error is a share of it.
+
+    >>> ends_of({"status": "finished", "eval/val_loss": 0.6, "eval/train_loss": 0.5})
+    {'final_loss': 0.6, 'gap_ratio': 1.2}
+    >>> ends_of({"status": "stopped", "eval/val_loss": 0.6}), ends_of({"status": "finished", "eval/train_loss": 0.5})
+    ({}, {})
+    """
+    validation, training = (positive(summary, f"eval/{name}_loss") for name in ("val", "train"))
+    if summary.get("status") != "finished" or validation is None:
+        return {}
+    ends = {"final_loss": validation}
+    ratio = positive({"gap_ratio": validation / training}, "gap_ratio") if training is not None else None
+    return ends if ratio is None else ends | {"gap_ratio": ratio}
 
 
 def grades_in(summary: Mapping[str, Any]) -> list[Grade]:

@@ -17,7 +17,7 @@ from largebatch.distributed.word_of_rank0 import calling_off
 from largebatch.gradient.batch_stream import Loader
 from largebatch.records.credentials import redacted
 from largebatch.records.figures.run_metrics import is_drawn
-from largebatch.records.graded_runs import MEASURED, PREDICTIONS
+from largebatch.records.graded_runs import MEASURED, PREDICTIONS, ends_of
 from largebatch.records.rows.columns import Columns, read_columns
 from largebatch.records.rows.row_file import read_lines
 from largebatch.records.run_folder import RunFolder
@@ -92,8 +92,7 @@ class OpenRun:
     def summary(self, status: str) -> dict[str, Any]:
         """The values of summary.json; `status` as `train` returns it."""
         progress, measured = self.run.progress, self.metrics.measured(self.run)
-        results = measured | {"final_loss": self.evaluation.last.get("eval/val_loss") if status == "finished" else None}
-        grades = self.forecast.graded(results)
+        grades = self.forecast.graded(measured | ends_of({**self.evaluation.last, "status": status}))
         return {
             "status": status,
             **({} if self.trunk is None else {"trunk": self.trunk.record()}),

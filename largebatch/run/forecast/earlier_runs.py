@@ -12,7 +12,7 @@ from typing import Any
 
 from largebatch.diagnostics.predictions.grades import Grade
 from largebatch.diagnostics.predictions.shape import Shape
-from largebatch.records.graded_runs import MEASURED, grades_in, positive
+from largebatch.records.graded_runs import MEASURED, ends_of, grades_in, positive
 from largebatch.records.regular_files import printable, read_regular
 from largebatch.run.forecast.conditions import SEED
 
@@ -35,7 +35,7 @@ class EarlierRun:
         num_samples: of its training set.
         shape: how a rank's part of the batch was cut up.
         measured: of summary.json, numbers above 0.
-        final_loss: on the validation set, of a run that has finished; None: not known.
+        ends: what it ended with, as `ends_of`; empty of a run that has not finished.
         grades: of its own predictions.
     """
 
@@ -46,7 +46,7 @@ class EarlierRun:
     num_samples: int
     shape: Shape
     measured: Mapping[str, float]
-    final_loss: float | None
+    ends: Mapping[str, float]
     grades: tuple[Grade, ...]
 
 
@@ -125,7 +125,6 @@ def read_earlier_run(folder: Path) -> EarlierRun | None:
         raise ValueError(f"plan.json: {', '.join(wrong)} is no whole number above 0")
     samples = -(-counts["global_batch_size"] // counts["world_size"])
     numbers = {str(key): value for key in measured if (value := positive(measured, key)) is not None}
-    final_loss = positive(summary, "eval/val_loss") if summary.get("status") == "finished" else None
     return EarlierRun(
         folder.name,
         None if given.get(SEED) is None else str(given[SEED]),
@@ -134,7 +133,7 @@ def read_earlier_run(folder: Path) -> EarlierRun | None:
         counts["num_samples"],
         Shape(samples, counts["grad_accum_steps"], counts["max_micro_batch_size"]),
         numbers,
-        final_loss,
+        ends_of(summary),
         tuple(grades_in(summary)),
     )
 

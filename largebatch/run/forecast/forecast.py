@@ -19,6 +19,7 @@ _SHOWN = {
     "memory": "memory",
     "exposed_communication": "communication",
     "final_loss": "validation loss",
+    "gap_ratio": "validation / training loss",
 }
 """What is printed, and its short name."""
 _COLUMNS = 80

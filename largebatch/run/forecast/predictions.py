@@ -1,4 +1,4 @@
-"""Predictions of one run from earlier runs of the same kind: time, memory, communication, final loss."""
+"""Predictions of one run from earlier runs of the same kind: time, memory, communication, and its end."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from largebatch.diagnostics.predictions.grades import widened, widening
 from largebatch.diagnostics.predictions.kinds import INTERPOLATED, MEASURED, kind_of
 from largebatch.diagnostics.predictions.positive_law import fit_positive_law
 from largebatch.diagnostics.predictions.shape import Shape
-from largebatch.records.graded_runs import LABELS
+from largebatch.records.graded_runs import AT_THE_END, LABELS
 from largebatch.run.forecast.conditions import OF_COST, OF_MACHINE, OF_RESULT
 from largebatch.run.forecast.earlier_runs import Earlier, EarlierRun
 
@@ -71,7 +71,7 @@ class Coming:
 def predictions(coming: Coming, earlier: Earlier) -> dict[str, Prediction]:
     """Quantity -> its prediction, for those with an interval: a value without one would be no prediction."""
     alike = [run for run in earlier.runs if _share(run, coming, OF_COST)]
-    repeated = [run for run in earlier.runs if run.final_loss and _share(run, coming, OF_RESULT)]
+    repeated = [run for run in earlier.runs if run.ends and _share(run, coming, OF_RESULT)]
     found = {
         "step_time": _of_step(coming, alike, "step_time", lambda run: 1.0),
         "epoch_time": _of_step(
@@ -79,7 +79,7 @@ def predictions(coming: Coming, earlier: Earlier) -> dict[str, Prediction]:
         ),
         "memory": _memory(coming, alike),
         "exposed_communication": _constant(coming, alike, "exposed_communication"),
-        "final_loss": _final_loss(repeated),
+        **{key: _at_the_end(key, repeated) for key in AT_THE_END},
     }
     named = {key: (one, source) for key, pair in found.items() if pair is not None for one, source in [pair]}
     return {
@@ -123,11 +123,12 @@ def _constant(coming: Coming, alike: Sequence[EarlierRun], key: str) -> Found | 
     return fit_positive_law([[1.0]] * len(values), values).at([1.0]), source
 
 
-def _final_loss(alike: Sequence[EarlierRun]) -> Found | None:
-    replicates = list({run.seed: run for run in alike if run.seed is not None}.values())  # the newest of each seed
+def _at_the_end(key: str, alike: Sequence[EarlierRun]) -> Found | None:
+    known = [run for run in alike if run.seed is not None and key in run.ends]
+    replicates = list({run.seed: run for run in known}.values())  # the newest of each seed
     if len(replicates) < _LEAST_SEEDS:
         return None
-    law = fit_positive_law([[1.0]] * len(replicates), [run.final_loss or 0.0 for run in replicates])
+    law = fit_positive_law([[1.0]] * len(replicates), [run.ends[key] for run in replicates])
     return law.at([1.0]), f"{_count(replicates)} that differ in the seed alone"
 
 
@@ -148,8 +149,9 @@ def _prediction(
     if factor > 1:
         source += f"; the interval is {factor:.3g} times as wide as theirs, as {len(grades)} graded runs ask"
     sizes = [run.global_batch_size for run in alike]
-    kind = MEASURED if key == "final_loss" else kind_of(coming.global_batch_size, sizes)
-    if kind == MEASURED and all(run.shape != coming.shape for run in alike) and key != "final_loss":
+    is_end = key in AT_THE_END
+    kind = MEASURED if is_end else kind_of(coming.global_batch_size, sizes)
+    if kind == MEASURED and all(run.shape != coming.shape for run in alike) and not is_end:
         kind = INTERPOLATED
     return Prediction(wide.value, wide.low, wide.high, LABELS[key][1], kind, source, factor)
 
