@@ -52,13 +52,18 @@ def run(config: DictConfig, overrides: list[str]) -> int:
     spans = Spans(numbers.num_consumed, numbers.schedule.warmup_samples, geometry_of(prepared.optimizer))
     work = _Work(config, overrides, options, prepared, folder, spans)
     work.say(f"{options.minutes:g} minutes at most, into {folder}")
+    goes_on = f"stopped; the same command with run.dir={folder} continues"
     runs = ordered(batch, sizes, seed=prepared.config.seed, seeds=options.seeds)
     for one in runs:
         stop = StopRequest()
         if not work.train(one, stop, keeps_middle=one == runs[0]):
-            work.say(f"stopped; the same command with run.dir={folder} continues")
+            work.say(goes_on)
             return code_of(stop.signal_name)
-    work.measure(runs[0])
+    try:
+        work.measure(runs[0])
+    except KeyboardInterrupt:
+        work.say(goes_on)
+        raise
     return work.agreed(lambda: work.conclude(sizes))
 
 
@@ -208,11 +213,13 @@ class _Work:
             "skipped": self.skipped,
             "environment": environment(),
         }
-        write_result(advice.result(), self._folder / "advice.json", about=about)
-        page = self._folder / "page.html"
-        write_report(read_evidence([self._folder]), page, title=advice.result().heading)
-        print(page, end="\n\n")
-        show_advice(advice)
+        try:
+            write_result(advice.result(), self._folder / "advice.json", about=about)
+            page = self._folder / "page.html"
+            write_report(read_evidence([self._folder]), page, title=advice.result().heading)
+            print(page, end="\n\n")
+        finally:  # a full disk does not take the answer
+            show_advice(advice)
         return EXIT_DONE if advice.found.critical else EXIT_FAILED
 
 

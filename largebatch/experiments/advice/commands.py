@@ -12,7 +12,7 @@ from largebatch.experiments.advice.questions import NOISE, QUESTIONS
 ADVISE = "largebatch advise {run}"
 STUDY = "largebatch study {run} study.target.value=VALUE run.dir=runs/study"
 NOISE_COMMAND = next(one.answered_by for one in QUESTIONS if one.key == NOISE)
-_BRANCHED = "advise.critical_batch=true"
+BRANCHED = "advise.critical_batch=true"
 _SWEEP, _SEEDS = "--multirun", "seed=0,1,2"
 
 
@@ -47,10 +47,10 @@ def _on_ranks(template: str, ranks: int) -> str:
     return f"for batch in SIZES; do for seed in 0 1 2; do {launcher} largebatch {one}; done; done"
 
 
-def goes_on(planned: Planned) -> str:
-    """`largebatch advise` in the folder of this advice, or in a new one, with branches from mid run."""
+def goes_on(planned: Planned, more: str = "") -> str:
+    """`largebatch advise` in the folder of this advice, or in a new one, with another setting."""
     where = f" run.dir={shlex.quote(planned.folder)}" if planned.folder else ""
-    return command_for(f"{ADVISE}{where} {_BRANCHED}", planned)
+    return command_for(f"{ADVISE}{where} {more}", planned)
 
 
 def sharper(found: Assessment) -> str:
@@ -58,4 +58,4 @@ def sharper(found: Assessment) -> str:
     planned, tried = found.planned, found.evidence.of("critical_batch")
     if not found.critical:
         return command_for(NOISE_COMMAND if found.group.runs else ADVISE, planned)
-    return goes_on(planned) if found.critical[0].is_noise and not tried else command_for(STUDY, planned)
+    return goes_on(planned, BRANCHED) if found.critical[0].is_noise and not tried else command_for(STUDY, planned)

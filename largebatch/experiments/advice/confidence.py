@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from largebatch.experiments.advice.assessment import Assessment
-from largebatch.experiments.advice.commands import ADVISE, NOISE_COMMAND, STUDY, command_for, goes_on
+from largebatch.experiments.advice.commands import ADVISE, BRANCHED, NOISE_COMMAND, STUDY, command_for, goes_on
 from largebatch.experiments.advice.costs import span
 from largebatch.experiments.advice.decision import GAP, OPEN, UNMEASURED, Branch
 from largebatch.experiments.advice.mid_run_branches import NUM_STEPS
@@ -81,6 +81,8 @@ def next_measurement(found: Assessment, chart: list[Branch]) -> str:
     if not found.critical or len(sizes) < 2:
         if not found.group.runs:
             return f"next: `{command_for(ADVISE, planned)}` measures what is missing"
+        if planned.folder and len(sizes) < 2:
+            return f"the budget ended before a second batch size; `{goes_on(planned)}` makes it"
         return f"next, at two batch sizes and for longer: `{command_for(NOISE_COMMAND, planned)}`"
     if found.critical[0].is_noise:
         if tried := found.evidence.of("critical_batch"):
@@ -93,7 +95,7 @@ def next_measurement(found: Assessment, chart: list[Branch]) -> str:
             )
         return (
             f"measure critical-batch was left out, which takes {NUM_STEPS:,} steps and could change the answer by a "
-            f"factor: `{goes_on(planned)}`"
+            f"factor: `{goes_on(planned, BRANCHED)}`"
         )
     if by_key[GAP].command:
         return f"the gap could lower it: `{by_key[GAP].command}`"

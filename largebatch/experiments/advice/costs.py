@@ -30,7 +30,8 @@ def ratios(found: Assessment, batch: int, base: int) -> Ratios:
     steps = step_ratio(amount, batch, base)
     samples = Interval(*(end * batch / base for end in (steps.value, steps.low, steps.high)))
     one, other = found.at("step_time", batch), found.at("step_time", base)
-    if not one.value or not other.value:
+    timed = {run.global_batch_size for run in found.group.runs if run.step_s}
+    if not one.value or not other.value or len(timed) < 2:  # one size does not tell what a step of another one takes
         return Ratios(steps, samples, None)
     low, high = math.nan, math.nan
     if None not in (one.low, one.high, other.low, other.high) and other.low:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from largebatch.experiments.advice.questions import COMMUNICATION, GAP, MEMORY, 
 from largebatch.experiments.advice.sentences import recommended
 from largebatch.experiments.advice.short_runs import ShortRun, Spans, config_of, expected_seconds
 from largebatch.experiments.textbook.lesson.choice import flow_chart
+from largebatch.records.durable_files import NotWrittenError
 from largebatch.records.flat_config import flat
 from largebatch.records.report.evidence import Evidence
 from largebatch.records.report.explorer import quantity_figure
@@ -180,6 +183,13 @@ def test_times_without_an_interval_limit_no_batch(tmp_path: Path):
     assert choice is not None
     assert (choice.fastest, choice.batch) == (None, 128)
     assert "soonest" not in advice.sentences[0]
+
+
+def test_one_batch_size_tells_no_time_of_another_and_a_budget_that_ended_goes_on(tmp_path: Path):
+    write_run(tmp_path / "b64", 64, extra=NOISE_OF_RUN)
+    _, second, third = advised(tmp_path, replace(PLANNED, folder="my advice")).sentences
+    assert "in an unknown time" in second
+    assert "`largebatch advise batch.total=64 run.dir='my advice'` makes it" in third
 
 
 def test_what_other_ranks_and_other_settings_measured_is_said(tmp_path: Path):
@@ -511,6 +521,13 @@ def test_a_run_is_expected_to_take_what_its_steps_do_by_the_runs_before(tmp_path
     assert expected == pytest.approx(8192 // 64 * 0.068 + 3, rel=0.1)
 
 
+def fails_with(error: BaseException) -> Callable[..., None]:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    return fail
+
+
 LITTLE = ["data=digits", "model=mlp", "model.hidden=[4]", "batch.total=96", "length=2ep", "schedule.warmup=0ep"]
 
 
@@ -531,6 +548,14 @@ def test_one_command_measures_and_answers_and_goes_on(
     assert code == (0 if record["numbers"]["critical_batch"] else 1)
     monkeypatch.setattr("largebatch.records.report.write_report", lambda *_, **__: None)  # once is enough: it is slow
     monkeypatch.setattr("largebatch.records.report.publish.write_result", lambda *_, **__: None)
+    with monkeypatch.context() as full:
+        full.setattr("largebatch.records.report.publish.write_result", fails_with(NotWrittenError("a/advice.json")))
+        full.setattr("largebatch.cli.find_lr.run", fails_with(KeyboardInterrupt()))
+        assert main(arguments) == 1
+        assert "3. How sure: " in capsys.readouterr().out, "a full disk does not take the answer"
+        with contextlib.suppress(KeyboardInterrupt):
+            main([*arguments, "advise.find_lr=true"])
+        assert "the same command with run.dir=a continues" in capsys.readouterr().out
     shutil.rmtree("a/runs/batch48_seed0")  # as if it had been interrupted
     main([*arguments, "advise.minutes=0.0001"])
     second = capsys.readouterr().out
