@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch.utils.data import Dataset
 
 from largebatch.batch import Schedule
 from largebatch.diagnostics.sharpness.subset import FixedSubset
-from largebatch.optim import LAMB, ScheduleLR
+from largebatch.optim import LAMB, ScheduleLR, follow_batch
 from tests.noise_by_hand import noise_by_hand
 
 SAMPLES = 22  # the last batch, and the last step, of an epoch are smaller
@@ -176,24 +177,29 @@ def test_a_callback_needs_the_trainer_that_logs():
         LargeBatchCallback(nn.Linear(1, 1))
 
 
-def scheduled(folder: str) -> list[float]:
-    """The rates of the optimizer's steps under a schedule over samples."""
+def scheduled(folder: str) -> list[tuple[float, float]]:
+    """Rate and momentum of each step under a schedule over samples; the half-life is that of 2 samples per step."""
     from transformers import Trainer, TrainingArguments
 
     model, found = Means(0.0), []
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.2)
-    optimizer.register_step_pre_hook(lambda *_: found.append(optimizer.param_groups[0]["lr"]))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9)
+    stepped = itemgetter("lr", "momentum")  # of the group of then: accelerate makes new ones
+    optimizer.register_step_pre_hook(lambda *_: found.append(stepped(optimizer.param_groups[0])))
     arguments = TrainingArguments(
         output_dir=folder, per_device_train_batch_size=2, gradient_accumulation_steps=2, max_steps=5, use_cpu=True,
         report_to=[], save_strategy="no", disable_tqdm=True,
     )  # fmt: skip
     size = 4 * (dist.get_world_size() if dist.is_initialized() else 1)
-    scheduler = ScheduleLR(optimizer, RAMP_UP_AND_DOWN, global_batch_size=size)
+    scaled = follow_batch(optimizer, size, base_batch_size=2, rule="linear_half_life")
+    scheduler = ScheduleLR(optimizer, RAMP_UP_AND_DOWN, global_batch_size=size, scaled=scaled)
     Trainer(model, arguments, train_dataset=Rows(0, SAMPLES), optimizers=(optimizer, scheduler)).train()
     return found
 
 
-def test_the_trainer_follows_a_schedule_over_samples_on_any_number_of_ranks(ranks: Any, tmp_path: Path):
+def test_the_trainer_follows_a_schedule_and_the_batch_on_any_number_of_ranks(ranks: Any, tmp_path: Path):
     for world_size in (1, 2):
-        expected = [0.2 * RAMP_UP_AND_DOWN(4 * world_size * step) for step in range(5)]
-        assert ranks(world_size).run(scheduled, str(tmp_path)) == [expected] * world_size
+        momentum = 0.9 ** (2 * world_size)
+        peak = 0.2 * 2 * world_size * (1 - momentum) / (1 - 0.9)
+        expected = [(peak * RAMP_UP_AND_DOWN(4 * world_size * step), momentum) for step in range(5)]
+        for found in ranks(world_size).run(scheduled, str(tmp_path)):
+            assert np.array(found) == pytest.approx(np.array(expected), rel=1e-12)

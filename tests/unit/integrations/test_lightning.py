@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from importlib.util import find_spec
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from largebatch.batch import Schedule
-from largebatch.optim import LARS, ScheduleLR
+from largebatch.optim import LARS, ScheduleLR, follow_batch
 from tests.noise_by_hand import noise_by_hand
 
 pytestmark = pytest.mark.skipif(find_spec("lightning") is None, reason="lightning is not installed")
@@ -139,12 +140,15 @@ def test_a_schedule_over_samples_is_followed_whenever_lightning_steps_it(tmp_pat
             return F.cross_entropy(self.net(batch[0]), batch[1])
 
         def configure_optimizers(self) -> Any:
-            optimizer = torch.optim.SGD(self.parameters(), lr=0.2)
-            optimizer.register_step_pre_hook(lambda *_: found.append(optimizer.param_groups[0]["lr"]))
-            scheduler = ScheduleLR(optimizer, schedule, global_batch_size=6)
+            optimizer = torch.optim.SGD(self.parameters(), lr=0.2, momentum=0.9)
+            stepped = itemgetter("lr", "momentum")  # of the group of then: accelerate makes new ones
+            optimizer.register_step_pre_hook(lambda *_: found.append(stepped(optimizer.param_groups[0])))
+            scaled = follow_batch(optimizer, 6, base_batch_size=3, rule="linear_half_life")
+            scheduler = ScheduleLR(optimizer, schedule, global_batch_size=6, scaled=scaled)
             return [optimizer], [{"scheduler": scheduler, "interval": interval}]
 
     quiet: Any = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = pl.Trainer(max_epochs=2, accelerator="cpu", enable_checkpointing=False, **quiet)
     trainer.fit(Module(), DataLoader(TRAIN, batch_size=6, drop_last=True))
-    assert found == [0.2 * schedule(6 * step) for step in range(6)]
+    peak = 0.2 * 2 * (1 - 0.81) / (1 - 0.9)
+    assert found == [pytest.approx((peak * schedule(6 * step), 0.81), rel=1e-12) for step in range(6)]
