@@ -13,7 +13,6 @@ from largebatch.experiments.advice.costs import Ratios, ratios, span
 from largebatch.experiments.advice.decision import Branch, number
 from largebatch.records.report.batches import Difference
 from largebatch.records.report.estimates import TOO_WIDE, is_too_wide
-from largebatch.records.report.explorer import value_text
 from largebatch.records.report.headline import cost_interval, cost_text
 
 _FAR = 4  # a candidate that is further from the critical batch, by this factor, is not near it
@@ -104,12 +103,9 @@ def _processes(found: Assessment) -> str:
 def at_what_cost(found: Assessment, choice: Recommendation | None) -> str:
     """Steps, samples, time, money and the end of the recommended candidate against the smallest one."""
     if choice is None:
-        known = [
-            f"a step at batch {size:,} takes {value_text(one, 's')}"
-            for size in found.sizes
-            if (one := found.at("step_time", size)).value is not None
-        ]
-        measured = f"; {known[0]}, and {known[-1].removeprefix('a step ')}" if len(known) > 1 else ""
+        timed = sorted({run.global_batch_size for run in found.group.runs if run.step_s})
+        known = [f"{number(found.at('step_time', size), 's')} at batch {size:,}" for size in timed]
+        measured = f"; a step takes {known[0]}, and {known[-1]}" if len(known) > 1 else ""
         return f"What it costs in steps and samples is not known without that{measured}."
     value = found.critical[0].amount.value
     far = max(choice.batch / value, value / choice.batch) > _FAR

@@ -192,6 +192,16 @@ def test_one_batch_size_tells_no_time_of_another_and_a_budget_that_ended_goes_on
     assert "`largebatch advise batch.total=64 run.dir='my advice'` makes it" in third
 
 
+def test_measured_steps_are_told_with_their_intervals_where_nothing_else_is_known(tmp_path: Path):
+    for batch in (16, 64):
+        for seed in range(3):
+            write_run(tmp_path / f"b{batch}_{seed}", batch, seed=seed, step_s=0.001 * batch * (1 + 0.01 * seed))
+    second = advised(tmp_path).sentences[1]
+    assert "a step takes 16.2 ms (" in second
+    assert " ms) at batch 16, and 64." in second
+    assert second.endswith(" ms) at batch 64.")
+
+
 def test_what_other_ranks_and_other_settings_measured_is_said(tmp_path: Path):
     write_run(tmp_path / "a", 64, extra=NOISE_OF_RUN)
     other = write_run(tmp_path / "b", 32) / "config.yaml"
